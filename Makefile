@@ -1,0 +1,63 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need into this checkout first; warm, that costs nothing.
+export PATH := $(CURDIR)/tools/node_modules/.bin:$(CURDIR)/node_modules/.bin:$(CURDIR)/.venv/bin:$(PATH)
+REPORTS := .cache/reports
+VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
+
+.PHONY: help setup demo up test bench check fmt generate clean test-unit test-integration test-python test-e2e test-faults
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: ## install Node, packages, the Python environment and the base model into this checkout
+	@$(MAKE) --no-print-directory -j2 node_modules/.stamp .loraline/bases/.stamp
+
+demo: setup ## a real dataset becomes a proven, answering adapter
+	@./loraline demo
+
+up: setup ## run the line in the foreground on one port
+	@./loraline up
+
+bench: setup ## measure; figures in README
+	@node --conditions=@loraline/source tests/bench/main.ts
+
+test: setup ## everything: lint, types, unit, integration, Python, end to end, faults
+	@rm -rf $(REPORTS)
+	@$(MAKE) --no-print-directory --keep-going check test-unit test-integration test-python test-e2e test-faults
+
+check: ## lint, format and types
+	pnpm -s lint
+	pnpm -s fmt:check
+	pnpm -s typecheck
+
+test-unit: ; $(VITEST) --project unit
+test-integration: ; $(VITEST) --project integration
+test-python: ; python -m pytest -q --junitxml=$(REPORTS)/$@.xml services/train/trainer
+test-e2e: ; $(VITEST) --project e2e
+test-faults: ; $(VITEST) --project faults
+
+fmt: ## format the sources
+	pnpm -s fmt
+
+generate: ## AsyncAPI and JSON Schema from the contracts
+	pnpm --filter @loraline/contracts run generate
+
+clean: ## remove all that was installed or made here
+	rm -rf node_modules packages/*/node_modules services/*/node_modules tools/node_modules tools/uv .venv .cache .loraline
+
+# --- what setup makes: each folder holds the stamp that says it is complete ---
+tools/node_modules/.stamp: tools/package.json
+	@sh tools/require.sh node npm
+	npm install --prefix tools --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@
+
+node_modules/.stamp: tools/node_modules/.stamp pnpm-lock.yaml pnpm-workspace.yaml package.json $(wildcard packages/*/package.json services/*/package.json)
+	pnpm install --frozen-lockfile --reporter=append-only --loglevel=warn
+	@touch $@
+
+.venv/.stamp: services/train/trainer/requirements.lock
+	@sh tools/require.sh python
+	sh tools/python-env.sh $<
+	@touch $@
+
+.loraline/bases/.stamp: packages/local/prepare-base.py | .venv/.stamp
+	.venv/bin/python $<
+	@touch $@

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Makes .venv hold exactly what the lock file names. usage: python-env.sh LOCK
+# uv does it in seconds; it gets an environment of its own, so that syncing .venv cannot remove it.
+set -e
+lock=$1
+uv=tools/uv/bin/uv
+if ! [ -x "$uv" ]; then
+  python3 -m venv --clear tools/uv
+  tools/uv/bin/pip install --quiet uv==0.13.9
+fi
+# uv must be told the interpreter, or it tries to download one.
+[ -x .venv/bin/python ] || "$uv" venv --quiet --python "$(command -v python3)" .venv
+"$uv" pip sync --python .venv/bin/python --require-hashes "$lock"

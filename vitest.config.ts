@@ -1,0 +1,53 @@
+import { defineConfig } from "vitest/config";
+
+const excluded = ["**/node_modules/**", "**/dist/**", ".venv/**", ".loraline/**", ".cache/**", "tools/**"];
+const wholeLine = ["tests/e2e/**/*.test.ts", "tests/faults/**/*.test.ts"];
+
+// Workspace packages resolve to their sources. With `resolve.conditions` alone vitest would silently test `dist`.
+const ssr = { resolve: { conditions: ["@loraline/source", "node", "import", "module", "default"] } };
+
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        ssr,
+        test: {
+          name: "unit",
+          include: ["**/*.test.ts"],
+          exclude: [...excluded, ...wholeLine, "**/*.integration.test.ts"],
+        },
+      },
+      {
+        ssr,
+        test: {
+          name: "integration",
+          include: ["**/*.integration.test.ts"],
+          exclude: [...excluded, ...wholeLine],
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+        },
+      },
+      // These two start the whole line, engine included: one at a time, so that a small machine can hold it.
+      {
+        ssr,
+        test: {
+          name: "e2e",
+          include: ["tests/e2e/**/*.test.ts"],
+          fileParallelism: false,
+          testTimeout: 600_000,
+          hookTimeout: 600_000,
+        },
+      },
+      {
+        ssr,
+        test: {
+          name: "faults",
+          include: ["tests/faults/**/*.test.ts"],
+          fileParallelism: false,
+          testTimeout: 900_000,
+          hookTimeout: 600_000,
+        },
+      },
+    ],
+  },
+});
