@@ -1,0 +1,46 @@
+/** One connection that outlives its server. */
+import type { ConnectionOptions, NatsConnection } from "@nats-io/transport-node";
+import { connect } from "@nats-io/transport-node";
+import { PermanentError } from "@loraline/runtime";
+
+export interface ConnectBusOptions {
+  servers: string | string[];
+  name: string;
+  token?: string | undefined;
+  user?: string | undefined;
+  pass?: string | undefined;
+}
+
+/**
+ * Connects to NATS and keeps reconnecting for ever afterwards.
+ * @throws PermanentError NATS_UNREACHABLE or NATS_UNAUTHORIZED when the first connection fails.
+ */
+export async function connectBus({ servers, name, ...auth }: ConnectBusOptions): Promise<NatsConnection> {
+  const options: ConnectionOptions = {
+    servers,
+    name,
+    maxReconnectAttempts: -1,
+    reconnectTimeWait: 250,
+    reconnectJitter: 250,
+    pingInterval: 10_000,
+    ...(auth.token === undefined ? {} : { token: auth.token }),
+    ...(auth.user === undefined ? {} : { user: auth.user }),
+    ...(auth.pass === undefined ? {} : { pass: auth.pass }),
+  };
+  try {
+    return await connect(options);
+  } catch (error) {
+    const where = Array.isArray(servers) ? servers.join(", ") : servers;
+    const message = error instanceof Error ? error.message : String(error);
+    if (/authoriz|credential/i.test(message)) {
+      throw new PermanentError(
+        "NATS_UNAUTHORIZED",
+        `NATS at ${where} refused the credentials of "${name}": ${message}. Check NATS_USER, NATS_PASS or NATS_TOKEN.`,
+        { cause: error },
+      );
+    }
+    throw new PermanentError("NATS_UNREACHABLE", `cannot reach NATS at ${where}: ${message}. Is it running, and is NATS_URL right?`, {
+      cause: error,
+    });
+  }
+}

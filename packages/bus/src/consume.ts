@@ -1,0 +1,178 @@
+/** Pull consumer with bounded concurrency, heartbeats, the disposition table and dead letters. */
+import type { ConsumerDef, EventDef } from "@loraline/contracts";
+import { parseSubject } from "@loraline/contracts";
+import { dispositionOf, type Log, PermanentError, type Telemetry } from "@loraline/runtime";
+import { type Consumer, jetstream, type JsMsg } from "@nats-io/jetstream";
+import type { NatsConnection } from "@nats-io/transport-node";
+import { buryLetter } from "./dead-letters.ts";
+import { open, type Received } from "./envelope.ts";
+
+export interface HandlerContext {
+  log: Log;
+  /** Aborted when the process shuts down; the message is then delivered again. */
+  signal: AbortSignal;
+  deliveries: number;
+}
+
+type EventsOf<C extends ConsumerDef> = C["events"][number];
+
+/**
+ * One handler per event type of the consumer. Must be idempotent: JetStream delivers at least once, and dying at any
+ * line must be harmless.
+ */
+export type Handlers<C extends ConsumerDef> = {
+  [E in EventsOf<C> as E["type"]]: (
+    received: Received<Extract<EventsOf<C>, { type: E["type"] }>>,
+    context: HandlerContext,
+  ) => Promise<void>;
+};
+
+export interface ConsumeOptions<C extends ConsumerDef> {
+  consumer: C;
+  handlers: Handlers<C>;
+  /** Called before a message becomes a dead letter, so that whoever waits for the entity learns why. */
+  onDeadLetter?: (letter: {
+    tenant: string;
+    id: string;
+    type: string;
+    code: string;
+    message: string;
+    param: string | null;
+  }) => Promise<void>;
+  /** false: no span per message (projections). */
+  traced?: boolean;
+}
+
+export interface ConsumeDeps {
+  nc: NatsConnection;
+  log: Log;
+  telemetry: Telemetry;
+}
+
+/** A pull waits this long for a message; also how long stopping may have to wait. */
+const pullMs = 1000;
+
+/** Starts consuming; disposing stops pulling, lets running handlers finish, and gives back what came too late. */
+export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options: ConsumeOptions<C>): Promise<AsyncDisposable> {
+  const { consumer: def } = options;
+  const js = jetstream(deps.nc);
+  let consumer: Consumer;
+  try {
+    consumer = await js.consumers.get(def.stream.name, def.durable);
+  } catch (error) {
+    throw new PermanentError(
+      "STREAMS_MISSING",
+      `consumer ${def.durable} of stream ${def.stream.name} is not there: ${(error as Error).message}. Run \`loraline ensure-streams\` against this NATS first.`,
+      { cause: error },
+    );
+  }
+  const stopping = new AbortController();
+  const log = deps.log.child({ consumer: def.durable });
+
+  const worker = async (): Promise<void> => {
+    while (!stopping.signal.aborted) {
+      let message: JsMsg | null = null;
+      try {
+        message = await consumer.next({ expires: pullMs });
+      } catch (error) {
+        if (stopping.signal.aborted || deps.nc.isClosed()) return;
+        log.debug({ err: error }, "pull failed; trying again");
+        await new Promise((resolve) => setTimeout(resolve, 250));
+      }
+      if (message === null) continue;
+      if (stopping.signal.aborted) {
+        message.nak();
+        return;
+      }
+      await settle(deps, options, message, log, stopping.signal).catch((error: unknown) => {
+        // Not acknowledged, so the broker delivers it again.
+        log.error({ err: error }, "message not settled; it will be delivered again");
+      });
+    }
+  };
+  const workers = Array.from({ length: def.concurrency }, worker);
+  return {
+    async [Symbol.asyncDispose]() {
+      stopping.abort();
+      await Promise.all(workers);
+    },
+  };
+}
+
+async function settle<C extends ConsumerDef>(
+  deps: ConsumeDeps,
+  options: ConsumeOptions<C>,
+  message: JsMsg,
+  log: Log,
+  signal: AbortSignal,
+): Promise<void> {
+  const { consumer: def, onDeadLetter, traced = true } = options;
+  const deliveries = message.info.deliveryCount;
+  const heartbeat = setInterval(() => message.working(), def.ackWaitMs / 3);
+  try {
+    // A handler that takes its process down never throws here; the count is what tells.
+    if (deliveries > def.maxDeliver * 2) {
+      throw new PermanentError(
+        "MAX_DELIVERIES",
+        `delivered ${deliveries} times without an answer; the handler may be crashing its process`,
+      );
+    }
+    const received = open({
+      subject: message.subject,
+      headers: message.headers,
+      data: message.data,
+      seq: message.seq,
+      storedAt: new Date(Number(message.info.timestampNanos / 1_000_000)).toISOString(),
+    });
+    // `open` checked the payload against the schema of its own type, so the handler of that type may have it.
+    const handlers = options.handlers as unknown as Record<string, (received: Received, context: HandlerContext) => Promise<void>>;
+    const handler = handlers[received.type];
+    if (handler === undefined) throw new PermanentError("NO_HANDLER", `${def.durable} has no handler for ${received.type}`);
+    const context = { log: log.child({ [`${received.event.noun}Id`]: received.at.id, tenant: received.at.tenant }), signal, deliveries };
+    if (traced) {
+      await deps.telemetry.span(
+        `process ${received.type}`,
+        {
+          kind: "consumer",
+          parent: received.trace,
+          attributes: {
+            "messaging.system": "nats",
+            "messaging.destination.name": message.subject,
+            "messaging.message.id": received.id,
+            "messaging.consumer.group.name": def.durable,
+            "loraline.deliveries": deliveries,
+          },
+        },
+        () => handler(received, context),
+      );
+    } else {
+      await handler(received, context);
+    }
+    message.ack();
+  } catch (error) {
+    if (signal.aborted && !(error instanceof PermanentError)) {
+      message.nak();
+      return;
+    }
+    const disposition = dispositionOf(error, { deliveries, maxDeliver: def.maxDeliver });
+    if (disposition.kind === "retry") {
+      log.warn({ err: error, subject: message.subject, deliveries, afterMs: disposition.afterMs }, "will be delivered again");
+      message.nak(disposition.afterMs);
+      return;
+    }
+    log.error({ err: error, subject: message.subject, deliveries, code: disposition.code }, "dead letter");
+    const address = parseSubject(message.subject);
+    if (address !== undefined) {
+      await onDeadLetter?.({
+        ...address,
+        code: disposition.code,
+        message: disposition.message,
+        param: error instanceof PermanentError ? error.param : null,
+      });
+    }
+    await buryLetter(deps.nc, { def, message, code: disposition.code, reason: disposition.message, deliveries });
+    message.term(disposition.code);
+  } finally {
+    clearInterval(heartbeat);
+  }
+}

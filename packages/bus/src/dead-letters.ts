@@ -1,0 +1,118 @@
+/** Dead letters: copies of messages that could not be processed, kept in the stream DLQ until somebody redrives them. */
+import { type ConsumerDef, type DeadLetterView, streams } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
+import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
+import { headers, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
+
+const prefix = "Loraline-Dlq-";
+
+/** Copies a message into the DLQ and waits until it is stored; only then may the original be terminated. */
+export async function buryLetter(
+  nc: NatsConnection,
+  letter: { def: ConsumerDef; message: JsMsg; code: string; reason: string; deliveries: number },
+): Promise<void> {
+  const { def, message } = letter;
+  const copy = headers();
+  for (const [key, values] of message.headers ?? []) for (const value of values) copy.append(key, value);
+  const id = `dlq.${def.stream.name}.${def.durable}.${message.seq}`;
+  copy.set(`${prefix}Original-Msg-Id`, copy.get("Nats-Msg-Id"));
+  copy.set("Nats-Msg-Id", id);
+  copy.set(`${prefix}Subject`, message.subject);
+  copy.set(`${prefix}Code`, letter.code);
+  copy.set(`${prefix}Message`, encodeURIComponent(letter.reason));
+  copy.set(`${prefix}Deliveries`, String(letter.deliveries));
+  await jetstream(nc).publish(id, message.data, { headers: copy, msgID: id });
+}
+
+export interface DeadLetters {
+  /** Newest first. */
+  list(tenant?: string): Promise<DeadLetterView[]>;
+  get(seq: number): Promise<DeadLetterView | undefined>;
+  /**
+   * Publishes the original message again and removes the letter. Dying in between leaves the letter, and handlers are
+   * idempotent, so redriving twice is harmless.
+   * @throws PermanentError LETTER_UNKNOWN
+   */
+  redrive(seq: number): Promise<void>;
+}
+
+export function createDeadLetters(nc: NatsConnection): DeadLetters {
+  const stream = streams.DLQ.name;
+  const stored = async (seq: number): Promise<StoredMsg | null> => {
+    const jsm = await jetstreamManager(nc);
+    return jsm.streams.getMessage(stream, { seq }).catch((error: unknown) => {
+      if (/no message found|not found/i.test((error as Error).message)) return null;
+      throw error;
+    });
+  };
+  return {
+    async list(tenant) {
+      const letters: DeadLetterView[] = [];
+      const jsm = await jetstreamManager(nc);
+      const { state } = await jsm.streams.info(stream);
+      if (state.messages === 0) return [];
+      const consumer = await jetstream(nc).consumers.get(stream);
+      const messages = await consumer.fetch({ max_messages: state.messages, expires: 5000 });
+      for await (const message of messages) {
+        letters.push(
+          view({
+            seq: message.seq,
+            headers: message.headers,
+            data: message.data,
+            subject: message.subject,
+            at: new Date(Number(message.info.timestampNanos / 1_000_000)),
+          }),
+        );
+        if (message.info.pending === 0) break;
+      }
+      return letters.filter((letter) => tenant === undefined || letter.subject.split(".")[1] === tenant).reverse();
+    },
+    async get(seq) {
+      const message = await stored(seq);
+      return message === null
+        ? undefined
+        : view({ seq, headers: message.header, data: message.data, subject: message.subject, at: message.time });
+    },
+    async redrive(seq) {
+      const message = await stored(seq);
+      if (message === null) {
+        throw new PermanentError("LETTER_UNKNOWN", `there is no dead letter ${seq}. \`loraline dlq ls\` lists those there are.`, {
+          status: 404,
+          param: "seq",
+        });
+      }
+      const original = headers();
+      for (const [key, values] of message.header) {
+        if (!key.startsWith(prefix) && key !== "Nats-Msg-Id") for (const value of values) original.append(key, value);
+      }
+      const subject = message.header.get(`${prefix}Subject`);
+      // Its own id: the original's may still be in the stream's dedupe window.
+      await jetstream(nc).publish(subject, message.data, { headers: original, msgID: `redrive.${message.subject}` });
+      const jsm = await jetstreamManager(nc);
+      await jsm.streams.deleteMessage(stream, seq);
+    },
+  };
+}
+
+function view(letter: { seq: number; headers: MsgHdrs | undefined; data: Uint8Array; subject: string; at: Date }): DeadLetterView {
+  const [, stream = "", durable = ""] = letter.subject.split(".");
+  const text = new TextDecoder().decode(letter.data);
+  let data: unknown = text;
+  try {
+    data = JSON.parse(text);
+  } catch {
+    // Shown as text: not being JSON may be the very reason it is here.
+  }
+  const header = (name: string): string => letter.headers?.get(`${prefix}${name}`) ?? "";
+  return {
+    seq: letter.seq,
+    stream,
+    durable,
+    subject: header("Subject"),
+    code: header("Code"),
+    message: decodeURIComponent(header("Message")),
+    deliveries: Number(header("Deliveries")) || 0,
+    at: letter.at.toISOString(),
+    data,
+  };
+}

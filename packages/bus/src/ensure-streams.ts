@@ -1,0 +1,49 @@
+/** Creates or updates every stream, consumer and bucket. Idempotent; never deletes. */
+import { buckets, consumers, filterFor, streams } from "@loraline/contracts";
+import { AckPolicy, DeliverPolicy, jetstreamManager, RetentionPolicy, StorageType } from "@nats-io/jetstream";
+import { Kvm } from "@nats-io/kv";
+import { type NatsConnection, nanos } from "@nats-io/transport-node";
+
+export interface EnsureStreamsOptions {
+  /** Copies of each stream: 1, or 3 and 5 on a cluster of that size. */
+  replicas?: number;
+}
+
+export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: EnsureStreamsOptions = {}): Promise<void> {
+  const jsm = await jetstreamManager(nc);
+  for (const def of Object.values(streams)) {
+    const config = {
+      name: def.name,
+      description: def.description,
+      subjects: [...def.subjects],
+      retention: RetentionPolicy.Limits,
+      storage: StorageType.File,
+      max_age: nanos(def.maxAgeMs),
+      duplicate_window: nanos(def.dedupeMs),
+      num_replicas: replicas,
+      allow_direct: true,
+    };
+    const exists = await jsm.streams.info(def.name).then(
+      () => true,
+      () => false,
+    );
+    if (exists) await jsm.streams.update(def.name, config);
+    else await jsm.streams.add(config);
+  }
+  for (const def of Object.values(consumers)) {
+    await jsm.consumers.add(def.stream.name, {
+      durable_name: def.durable,
+      filter_subjects: def.events.map((event) => filterFor(event)),
+      ack_policy: AckPolicy.Explicit,
+      deliver_policy: DeliverPolicy.All,
+      ack_wait: nanos(def.ackWaitMs),
+      max_ack_pending: def.maxAckPending,
+      // The limit on deliveries is ours (`consume`), so that a message that reaches it becomes a dead letter first.
+      max_deliver: -1,
+    });
+  }
+  const kvm = new Kvm(nc);
+  for (const def of Object.values(buckets)) {
+    await kvm.create(def.name, { description: def.description, ttl: def.ttlMs, history: 1, replicas });
+  }
+}

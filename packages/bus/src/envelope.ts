@@ -1,0 +1,112 @@
+/** CloudEvents 1.0 in NATS headers (binary mode), with the W3C trace context and a deterministic message id. */
+import { eventOfType, type EventDef, type EventAddress, parseSubject, problemsOf, subjectFor } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
+import { headers, type MsgHdrs } from "@nats-io/transport-node";
+
+/** What a handler or fold gets: the parsed event and where it came from. */
+export interface Received<E extends EventDef = EventDef> {
+  event: E;
+  type: E["type"];
+  at: EventAddress;
+  data: E["data"]["_zod"]["output"];
+  /** ISO 8601; the producer's clock. */
+  time: string;
+  id: string;
+  /** Sequence in the stream. */
+  seq: number;
+  trace: string | null;
+}
+
+/** The parts of a JetStream message that the envelope reads. */
+export interface RawMessage {
+  subject: string;
+  headers?: MsgHdrs | undefined;
+  data: Uint8Array;
+  seq: number;
+  /** ISO 8601; when the stream took it. */
+  storedAt: string;
+}
+
+/** Message id: equal for every attempt to say the same thing. `key` tells apart what an entity says more than once. */
+export const messageId = (event: EventDef, at: EventAddress, key?: string): string =>
+  [at.tenant, event.noun, at.id, event.tail, ...(key === undefined ? [] : [key])].join("/");
+
+export function seal(input: {
+  event: EventDef;
+  at: EventAddress;
+  data: unknown;
+  key?: string | undefined;
+  source: string;
+  now: Date;
+  traceparent?: string | undefined;
+}): {
+  subject: string;
+  headers: MsgHdrs;
+  body: string;
+  id: string;
+} {
+  const { event, at } = input;
+  const id = messageId(event, at, input.key);
+  const parsed = event.data.safeParse(input.data);
+  if (!parsed.success) {
+    const problems = problemsOf(parsed.error, "CONTRACT_VIOLATION");
+    throw new PermanentError("CONTRACT_VIOLATION", `refusing to publish ${event.type}: ${problems.map((p) => p.message).join("; ")}`, {
+      param: problems[0]?.param,
+      cause: parsed.error,
+    });
+  }
+  const h = headers();
+  h.set("Nats-Msg-Id", id);
+  h.set("content-type", "application/json");
+  h.set("ce-specversion", "1.0");
+  h.set("ce-id", id);
+  h.set("ce-source", `/loraline/${input.source}`);
+  h.set("ce-type", event.type);
+  h.set("ce-subject", `${at.tenant}/${at.id}`);
+  h.set("ce-time", input.now.toISOString());
+  if (input.traceparent !== undefined) h.set("traceparent", input.traceparent);
+  return { subject: subjectFor(event, at), headers: h, body: JSON.stringify(parsed.data), id };
+}
+
+/**
+ * Opens a message. The subject decides the type, so a plain NATS client need not set `ce-` headers.
+ * @throws PermanentError CONTRACT_VIOLATION, or the first problem's own code, with every problem in the message.
+ */
+export function open(raw: RawMessage): Received {
+  const subject = parseSubject(raw.subject);
+  const event = subject === undefined ? undefined : eventOfType(subject.type);
+  if (subject === undefined || event === undefined) {
+    throw new PermanentError(
+      "CONTRACT_VIOLATION",
+      `subject "${raw.subject}" names no event. See docs/asyncapi.json for the subjects there are.`,
+    );
+  }
+  let body: unknown;
+  try {
+    body = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(raw.data));
+  } catch (error) {
+    throw new PermanentError("CONTRACT_VIOLATION", `the body of ${event.type} is not JSON in UTF-8: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+  const parsed = event.data.safeParse(body);
+  if (!parsed.success) {
+    const problems = problemsOf(parsed.error, "CONTRACT_VIOLATION");
+    throw new PermanentError(problems[0]?.code ?? "CONTRACT_VIOLATION", `${event.type}: ${problems.map((p) => p.message).join("; ")}`, {
+      param: problems[0]?.param,
+      cause: parsed.error,
+    });
+  }
+  const time = raw.headers?.get("ce-time") ?? "";
+  const trace = raw.headers?.get("traceparent") ?? "";
+  return {
+    event,
+    type: event.type,
+    at: { tenant: subject.tenant, id: subject.id },
+    data: parsed.data,
+    time: Number.isNaN(Date.parse(time)) ? raw.storedAt : new Date(time).toISOString(),
+    id: raw.headers?.get("ce-id") || `${raw.subject}#${raw.seq}`,
+    seq: raw.seq,
+    trace: /^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/.test(trace) ? trace : null,
+  };
+}

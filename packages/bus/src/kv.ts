@@ -1,0 +1,117 @@
+/** Typed KV buckets with compare-and-set. */
+import { type BucketDef, problemsOf } from "@loraline/contracts";
+import { type Log, PermanentError } from "@loraline/runtime";
+import type { z } from "zod";
+import { Kvm, type KV } from "@nats-io/kv";
+import type { NatsConnection } from "@nats-io/transport-node";
+
+export interface KvEntry<T> {
+  key: string;
+  value: T;
+  revision: number;
+}
+
+export interface KvBucket<T> {
+  get(key: string): Promise<KvEntry<T> | undefined>;
+  /** Writes whatever was there before. */
+  put(key: string, value: T): Promise<number>;
+  delete(key: string): Promise<void>;
+  /**
+   * Compare-and-set until it holds: reads, asks `change`, writes. `change` may run several times; returning undefined
+   * leaves the entry as it is.
+   */
+  change(key: string, change: (current: T | undefined) => T | undefined): Promise<T | undefined>;
+  /** All entries whose key matches `filter` (NATS wildcards); no order. */
+  entries(filter?: string): Promise<KvEntry<T>[]>;
+  /**
+   * Calls back with every entry there is, then `onReady`, then with each change; value undefined = deleted.
+   * Survives reconnects. Ends with the signal.
+   */
+  watch(options: {
+    filter?: string;
+    signal: AbortSignal;
+    onChange(key: string, value: T | undefined, revision: number): void;
+    onReady?(): void;
+  }): Promise<void>;
+}
+
+export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: BucketDef<T>, log: Log): Promise<KvBucket<z.output<T>>> {
+  type Value = z.output<T>;
+  let kv: KV;
+  try {
+    kv = await new Kvm(nc).open(def.name);
+    await kv.status();
+  } catch (error) {
+    throw new PermanentError(
+      "BUCKET_MISSING",
+      `KV bucket "${def.name}" is not there: ${(error as Error).message}. Run \`loraline ensure-streams\` against this NATS first.`,
+      { cause: error },
+    );
+  }
+
+  const parse = (key: string, bytes: Uint8Array): Value => {
+    const parsed = def.value.safeParse(JSON.parse(new TextDecoder().decode(bytes)));
+    if (parsed.success) return parsed.data;
+    throw new PermanentError(
+      "STATE_INVALID",
+      `KV ${def.name}/${key} does not match its contract: ${problemsOf(parsed.error)
+        .map((p) => p.message)
+        .join("; ")}`,
+    );
+  };
+  const encode = (value: Value): string => JSON.stringify(def.value.parse(value));
+
+  const bucket: KvBucket<Value> = {
+    async get(key) {
+      const entry = await kv.get(key);
+      if (entry === null || entry.operation !== "PUT") return undefined;
+      return { key, value: parse(key, entry.value), revision: entry.revision };
+    },
+    put: (key, value) => kv.put(key, encode(value)),
+    delete: (key) => kv.purge(key),
+    async change(key, change) {
+      for (let attempt = 0; ; attempt++) {
+        const raw = await kv.get(key);
+        const current = raw === null || raw.operation !== "PUT" ? undefined : parse(key, raw.value);
+        const next = change(current);
+        if (next === undefined) return current;
+        try {
+          // A deleted key still has a revision, and its successor must name it.
+          await kv.put(key, encode(next), { previousSeq: raw?.revision ?? 0 });
+          return next;
+        } catch (error) {
+          if (!isWrongRevision(error) || attempt >= 50) throw error;
+        }
+      }
+    },
+    async entries(filter = ">") {
+      const found: KvEntry<Value>[] = [];
+      const keys: string[] = [];
+      for await (const key of await kv.keys(filter)) keys.push(key);
+      for (const key of keys) {
+        const entry = await bucket.get(key);
+        if (entry !== undefined) found.push(entry);
+      }
+      return found;
+    },
+    async watch({ filter = ">", signal, onChange, onReady }) {
+      const pending = await kv.status().then((status) => status.values);
+      const iterator = await kv.watch({ key: filter, ...(onReady === undefined ? {} : { initializedFn: onReady }) });
+      if (pending === 0) onReady?.();
+      signal.addEventListener("abort", () => iterator.stop(), { once: true });
+      void (async () => {
+        for await (const entry of iterator) {
+          if (signal.aborted) return;
+          try {
+            onChange(entry.key, entry.operation === "PUT" ? parse(entry.key, entry.value) : undefined, entry.revision);
+          } catch (error) {
+            log.error({ err: error, bucket: def.name, key: entry.key }, "watch: entry skipped");
+          }
+        }
+      })().catch((error: unknown) => log.error({ err: error, bucket: def.name }, "watch ended"));
+    },
+  };
+  return bucket;
+}
+
+const isWrongRevision = (error: unknown): boolean => /wrong last sequence/i.test((error as Error).message);

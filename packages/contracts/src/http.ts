@@ -1,0 +1,200 @@
+/**
+ * HTTP shapes. Files, fine-tuning and inference follow OpenAI's wire format (SDK 6/7 read in their sources);
+ * what OpenAI has no word for lives under the extension field `loraline` or below `/v1/loraline/`.
+ */
+import { z } from "zod";
+import { isoTime, problem } from "./names.ts";
+import { loraSpec, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
+import { adapterState, replicaState, runState } from "./state.ts";
+
+const unix = z.int().describe("Unix seconds.");
+const autoOr = <T extends z.ZodType>(schema: T) => z.union([z.literal("auto"), schema]);
+
+export const errorBody = z.object({
+  error: z.object({ message: z.string(), type: z.string(), param: z.string().nullable(), code: z.string().nullable() }),
+});
+export type ErrorBody = z.infer<typeof errorBody>;
+
+export const fileObject = z.object({
+  id: z.string().regex(/^file-/),
+  object: z.literal("file"),
+  bytes: z.int(),
+  created_at: unix,
+  filename: z.string(),
+  purpose: z.string(),
+  status: z.enum(["uploaded", "processed", "error"]).describe("Deprecated by OpenAI, but `files.waitForProcessing` polls it."),
+  status_details: z.string().nullable().optional(),
+  loraline: z
+    .object({ sha256: z.string(), records: z.int().nullable(), rejections: z.int().nullable(), error: problem.nullable() })
+    .optional(),
+});
+export type FileObject = z.infer<typeof fileObject>;
+
+export const fileDeleted = z.object({ id: z.string(), object: z.literal("file"), deleted: z.literal(true) });
+
+export const listOf = <T extends z.ZodType>(item: T) =>
+  z.object({
+    object: z.literal("list"),
+    data: z.array(item),
+    has_more: z.boolean(),
+    first_id: z.string().nullable().optional(),
+    last_id: z.string().nullable().optional(),
+  });
+
+const hyperparameters = z.object({
+  n_epochs: autoOr(z.number().positive()).optional(),
+  batch_size: autoOr(z.int().positive()).optional(),
+  learning_rate_multiplier: autoOr(z.number().positive()).optional(),
+});
+
+/** Body of `POST /v1/fine_tuning/jobs`. Field by field OpenAI's; `loraline` takes the run spec's sections. */
+export const createJobBody = z.object({
+  model: z.string(),
+  training_file: z.string(),
+  validation_file: z.string().nullish(),
+  suffix: z
+    .string()
+    .min(1)
+    .max(64)
+    .nullish()
+    .describe("Name of the adapter, made a slug. Without it the name derives from the file's name."),
+  seed: z.int().nonnegative().nullish(),
+  hyperparameters: hyperparameters.nullish().describe("Deprecated by OpenAI in favour of `method`."),
+  method: z
+    .object({
+      type: z.literal("supervised", { error: 'method.type must be "supervised": dpo and reinforcement are not offered' }),
+      supervised: z.object({ hyperparameters: hyperparameters.nullish() }).nullish(),
+    })
+    .nullish(),
+  integrations: z.array(z.unknown()).max(0, "integrations are not supported: remove them").nullish(),
+  metadata: z.record(z.string().max(64), z.string().max(512)).nullish(),
+  loraline: z
+    .strictObject({
+      adapter: runSpec.shape.adapter.optional(),
+      lora: loraSpec.optional(),
+      training: trainingSpec.partial().optional(),
+      tokenize: tokenizeSpec.partial().optional(),
+      holdout: z.number().optional(),
+      min_records: z.int().optional(),
+      gate: z.enum(["better-than-base", "none"]).optional(),
+      promote: z.enum(["auto", "manual"]).optional(),
+      max_attempts: z.int().optional(),
+    })
+    .nullish()
+    .describe("Loraline's own settings: the sections of the run spec."),
+});
+export type CreateJobBody = z.infer<typeof createJobBody>;
+
+export const jobStatuses = ["validating_files", "queued", "running", "succeeded", "failed", "cancelled"] as const;
+
+export const jobObject = z.object({
+  id: z.string().regex(/^ftjob-/),
+  object: z.literal("fine_tuning.job"),
+  created_at: unix,
+  finished_at: unix.nullable(),
+  estimated_finish: unix.nullable(),
+  model: z.string(),
+  fine_tuned_model: z.string().nullable().describe("`ft:<base>:<tenant>:<adapter>:<version>`"),
+  organization_id: z.string(),
+  result_files: z.array(z.string()),
+  seed: z.int(),
+  status: z.enum(jobStatuses),
+  trained_tokens: z.int().nullable(),
+  training_file: z.string(),
+  validation_file: z.string().nullable(),
+  hyperparameters: z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() }),
+  method: z.object({
+    type: z.literal("supervised"),
+    supervised: z.object({
+      hyperparameters: z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() }),
+    }),
+  }),
+  integrations: z.array(z.unknown()),
+  metadata: z.record(z.string(), z.string()).nullable(),
+  error: z.object({ code: z.string(), message: z.string(), param: z.string().nullable() }).nullable(),
+  loraline: z.object({ run: runState }).optional(),
+});
+export type JobObject = z.infer<typeof jobObject>;
+
+export const jobEventObject = z.object({
+  id: z.string().regex(/^ftevent-/),
+  object: z.literal("fine_tuning.job.event"),
+  created_at: unix,
+  level: z.enum(["info", "warn", "error"]),
+  message: z.string(),
+  type: z.enum(["message", "metrics"]),
+  data: z.record(z.string(), z.unknown()),
+});
+export type JobEventObject = z.infer<typeof jobEventObject>;
+
+export const jobCheckpointObject = z.object({
+  id: z.string().regex(/^ftckpt-/),
+  object: z.literal("fine_tuning.job.checkpoint"),
+  created_at: unix,
+  fine_tuned_model_checkpoint: z.string(),
+  fine_tuning_job_id: z.string(),
+  step_number: z.int(),
+  metrics: z.object({
+    step: z.number().optional(),
+    train_loss: z.number().optional(),
+    valid_loss: z.number().optional(),
+  }),
+});
+export type JobCheckpointObject = z.infer<typeof jobCheckpointObject>;
+
+export const modelObject = z.object({
+  id: z.string(),
+  object: z.literal("model"),
+  created: unix,
+  owned_by: z.string(),
+  loraline: z
+    .object({
+      base: z.string(),
+      adapter: z.string().nullable(),
+      version: z.int().nullable(),
+      digest: z.string().nullable(),
+      provenReplicas: z.int(),
+      readyReplicas: z.int(),
+    })
+    .optional(),
+});
+export type ModelObject = z.infer<typeof modelObject>;
+
+/* below /v1/loraline/ */
+
+/** One span of a trace, in milliseconds since the epoch. */
+export const spanView = z.object({
+  traceId: z.string(),
+  spanId: z.string(),
+  parentSpanId: z.string().nullable(),
+  service: z.string(),
+  name: z.string(),
+  startMs: z.number(),
+  durationMs: z.number(),
+  status: z.enum(["ok", "error"]),
+  attributes: z.record(z.string(), z.unknown()),
+  links: z.array(z.object({ traceId: z.string(), spanId: z.string() })),
+});
+export type SpanView = z.infer<typeof spanView>;
+
+export const runList = z.object({ data: z.array(runState) });
+export const adapterView = z.object({ adapter: adapterState, replicas: z.array(replicaState) });
+export const adapterList = z.object({ data: z.array(adapterView) });
+export const traceView = z.object({ traceId: z.string(), spans: z.array(spanView) });
+
+export const promoteBody = z.strictObject({ version: z.int().min(1) });
+export const rollbackBody = z.strictObject({ version: z.int().min(1).optional() });
+
+export const deadLetterView = z.object({
+  seq: z.int().describe("Sequence in the DLQ stream; names the letter in `dlq show` and `dlq redrive`."),
+  stream: z.string(),
+  durable: z.string(),
+  subject: z.string(),
+  code: z.string(),
+  message: z.string(),
+  deliveries: z.int(),
+  at: isoTime,
+  data: z.unknown(),
+});
+export type DeadLetterView = z.infer<typeof deadLetterView>;
+export const deadLetterList = z.object({ data: z.array(deadLetterView) });

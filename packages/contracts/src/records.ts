@@ -1,0 +1,130 @@
+/** The canonical record `lrec/1` and what ingest and tokenize store about many of them. */
+import { z } from "zod";
+import { baseRef } from "./engine.ts";
+import { blobRef, digest, ulid } from "./names.ts";
+
+export const message = z.object({
+  role: z.enum(["system", "user", "assistant", "tool"]),
+  content: z.string(),
+  name: z.string().optional(),
+  tool_calls: z.string().optional().describe("Verbatim JSON, so that numbers and key order survive."),
+  tool_call_id: z.string().optional(),
+  train: z.boolean().optional().describe("Whether an assistant turn is trained; absent: yes."),
+  weight: z
+    .union([z.literal(0), z.literal(1)])
+    .optional()
+    .describe("OpenAI's spelling of `train`."),
+});
+export type Message = z.infer<typeof message>;
+
+export const recordMeta = z.object({
+  file: z.string(),
+  line: z.int().describe("1-based line (JSONL) or element number (JSON array)."),
+  format: z.string().describe("Name of the signature that matched, such as `instruction`."),
+  unusedKeys: z.array(z.string()).optional(),
+  /** Original columns that the profile `seed` joins without a newline. */
+  seed: z.object({ instruction: z.string(), input: z.string(), output: z.string() }).optional(),
+});
+
+/** One training example in canonical form. `id` = sha256 over everything but `meta`. */
+export const record = z.object({
+  v: z.literal("lrec/1"),
+  id: digest,
+  kind: z.enum(["chat", "completion", "text"]),
+  task: z.string(),
+  messages: z.array(message).min(1).optional(),
+  prompt: z.string().optional(),
+  completion: z.string().optional(),
+  text: z.string().optional(),
+  tools: z.string().optional(),
+  meta: recordMeta,
+});
+export type Rec = z.infer<typeof record>;
+
+export const rejection = z.object({
+  file: z.string(),
+  line: z.int(),
+  code: z.string(),
+  message: z.string(),
+});
+export type Rejection = z.infer<typeof rejection>;
+
+export const datasetReport = z.object({
+  rows: z.int(),
+  records: z.int(),
+  rejections: z.int(),
+  formats: z.record(z.string(), z.int()),
+  reasons: z.record(z.string(), z.int()).describe("Rejection code to count."),
+  exactDuplicates: z.int(),
+  warnings: z.array(z.object({ code: z.string(), count: z.int(), message: z.string(), lines: z.array(z.int()) })),
+  firstRejections: z.array(rejection).describe("The first 100."),
+  allRejections: blobRef.nullable().describe("Every rejection, JSONL; null when there is none."),
+});
+export type DatasetReport = z.infer<typeof datasetReport>;
+
+/** JSON object of kind `dataset`; written last, so its existence means that the dataset is complete. */
+export const datasetManifest = z.object({
+  version: z.literal(1),
+  source: blobRef,
+  filename: z.string(),
+  records: z.int(),
+  rejections: z.int(),
+  formats: z.record(z.string(), z.int()),
+  chunks: z.array(z.object({ blob: blobRef, records: z.int() })).describe("Canonical records, JSONL."),
+  report: blobRef,
+  code: z.string().describe("Version of the ingest code."),
+});
+export type DatasetManifest = z.infer<typeof datasetManifest>;
+
+export const tokenShard = z.object({
+  blob: blobRef,
+  rows: z.int().describe("Arrow rows: packed sequences, or one sequence each."),
+  sequences: z.int(),
+  tokens: z.int(),
+  supervised: z.int().describe("Tokens whose label is not -100."),
+});
+
+export const probePrompt = z.object({
+  name: z.string(),
+  input_ids: z.array(z.int().nonnegative()).min(1),
+});
+export type ProbePrompt = z.infer<typeof probePrompt>;
+
+export const droppedRecord = z.object({
+  id: digest,
+  line: z.int(),
+  code: z.string(),
+  tokens: z.int(),
+  message: z.string(),
+});
+
+export const tokenTotals = z.object({
+  sequences: z.int(),
+  tokens: z.int(),
+  supervised: z.int(),
+  evalSequences: z.int(),
+  evalSupervised: z.int(),
+  dropped: z.int(),
+});
+
+/** JSON object of kind `tokens`; written last. */
+export const tokenManifest = z.object({
+  version: z.literal(1),
+  cacheKey: digest,
+  base: baseRef,
+  tokenizerDigest: digest,
+  templateDigest: digest,
+  profile: z.string(),
+  maxLength: z.int(),
+  packed: z.boolean(),
+  seed: z.int(),
+  code: z.string(),
+  train: z.array(tokenShard),
+  eval: z.array(tokenShard),
+  totals: tokenTotals,
+  dropped: z.array(droppedRecord).describe("The first 1000."),
+  probes: z.array(probePrompt),
+});
+export type TokenManifest = z.infer<typeof tokenManifest>;
+
+export const datasetId = ulid;

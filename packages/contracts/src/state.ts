@@ -1,0 +1,162 @@
+/** What the KV buckets hold. Everything here can be rebuilt from the streams (runs, datasets) or is written by one service. */
+import { z } from "zod";
+import { proof } from "./events.ts";
+import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
+import { tokenTotals } from "./records.ts";
+import { runSpec } from "./run-spec.ts";
+import { evaluation } from "./trainer.ts";
+
+export const datasetState = z.object({
+  tenant: tenantName,
+  datasetId: ulid,
+  status: z.enum(["received", "ingested", "rejected", "deleted"]),
+  filename: z.string(),
+  blob: blobRef,
+  receivedAt: isoTime,
+  settledAt: isoTime.nullable(),
+  manifest: blobRef.nullable(),
+  report: blobRef.nullable(),
+  records: z.int().nullable(),
+  rejections: z.int().nullable(),
+  error: problem.nullable(),
+  trace: traceparent.nullable().describe("Trace context of the upload."),
+  seq: z.int().describe("Last stream sequence folded in; makes folding twice harmless."),
+});
+export type DatasetState = z.infer<typeof datasetState>;
+
+export const runPhases = ["requested", "tokenized", "queued", "running", "trained", "served", "rejected", "failed", "cancelled"] as const;
+export type RunPhase = (typeof runPhases)[number];
+export const terminalPhases: ReadonlySet<RunPhase> = new Set(["served", "rejected", "failed", "cancelled"]);
+
+export const runCheckpoint = z.object({
+  attempt: z.int(),
+  step: z.int(),
+  checkpoint: blobRef,
+  trainLoss: z.number().nullable(),
+  at: isoTime,
+});
+
+export const runState = z.object({
+  tenant: tenantName,
+  runId: ulid,
+  spec: runSpec,
+  phase: z.enum(runPhases),
+  requestedAt: isoTime,
+  startedAt: isoTime.nullable(),
+  updatedAt: isoTime,
+  finishedAt: isoTime.nullable(),
+  trace: traceparent.nullable().describe("Trace context of the newest event of the run's main path; later work continues it."),
+  cancelRequested: z.boolean(),
+  attempt: z.int().describe("Newest attempt that started; 0 before the first."),
+  lostAttempts: z.int().describe("Attempts that ended without a result."),
+  queue: z.object({ reason: z.string(), message: z.string() }).nullable(),
+  tokens: z.object({ manifest: blobRef, totals: tokenTotals, packed: z.boolean(), cacheHit: z.boolean(), at: isoTime }).nullable(),
+  progress: z
+    .object({
+      attempt: z.int(),
+      phase: z.string(),
+      step: z.int(),
+      totalSteps: z.int(),
+      epoch: z.number().nullable(),
+      loss: z.number().nullable(),
+      learningRate: z.number().nullable(),
+      tokensPerSecond: z.number().nullable(),
+      etaSeconds: z.number().nullable(),
+      at: isoTime,
+    })
+    .nullable(),
+  checkpoints: z.array(runCheckpoint).describe("Newest first, at most 50."),
+  trained: z
+    .object({
+      adapter: blobRef,
+      evidence: blobRef,
+      rank: z.int(),
+      parameters: z.int(),
+      steps: z.int(),
+      trainLoss: z.number().nullable(),
+      trainedTokens: z.int(),
+      tokensPerSecond: z.number().nullable(),
+      evaluation: evaluation.nullable(),
+      lastStepAt: isoTime,
+      at: isoTime,
+    })
+    .nullable(),
+  served: z
+    .object({ version: z.int(), digest, replicas: z.int(), promoted: z.boolean(), lastStepToProvenMs: z.number(), at: isoTime })
+    .nullable(),
+  error: problem.nullable(),
+  seq: z.int().describe("Last sequence of RUNS folded in."),
+});
+export type RunState = z.infer<typeof runState>;
+
+export const adapterVersion = z.object({
+  version: z.int().min(1),
+  digest,
+  manifest: blobRef,
+  evidence: blobRef,
+  runId: ulid,
+  rank: z.int(),
+  engineName: z.string().describe("Immutable name under which replicas load it; holds the digest."),
+  status: z
+    .enum(["desired", "refused", "retired"])
+    .describe("desired: replicas must hold it. refused: it will never be served. retired: let go to make room."),
+  reason: problem.nullable(),
+  promote: z.enum(["auto", "manual"]),
+  evaluation: evaluation.nullable(),
+  lastStepAt: isoTime,
+  createdAt: isoTime,
+  servedAt: isoTime.nullable().describe("When every ready replica had it proven for the first time."),
+  trace: traceparent.nullable(),
+});
+export type AdapterVersion = z.infer<typeof adapterVersion>;
+
+export const adapterState = z.object({
+  tenant: tenantName,
+  adapter: adapterName,
+  engine: z.string(),
+  base: z.string(),
+  versions: z.array(adapterVersion).describe("Oldest first."),
+  alias: z.int().nullable().describe("The promoted version."),
+  history: z
+    .array(
+      z.object({
+        from: z.int().nullable(),
+        to: z.int(),
+        kind: z.enum(["promoted", "rolledback"]),
+        by: z.string().nullable(),
+        reason: z.string(),
+        at: isoTime,
+      }),
+    )
+    .describe("Alias moves, oldest first."),
+});
+export type AdapterState = z.infer<typeof adapterState>;
+
+export const replicaAdapter = z.object({
+  tenant: tenantName,
+  adapter: adapterName,
+  version: z.int(),
+  digest,
+  engineName: z.string(),
+  state: z
+    .enum(["loading", "proven", "refused", "retrying"])
+    .describe("refused: these bytes can never be proven here. retrying: a fault that may pass."),
+  proof: proof.nullable(),
+  error: problem.nullable(),
+  at: isoTime,
+});
+export type ReplicaAdapter = z.infer<typeof replicaAdapter>;
+
+export const replicaState = z.object({
+  engine: z.string(),
+  base: z.string(),
+  replica: z.string().describe("Pod UID, or the local process's slot."),
+  incarnation: z
+    .string()
+    .describe("Changes whenever the engine process restarts; nothing is proven before it was proven in this incarnation."),
+  url: z.string().describe("Base URL of the replica, reachable from the gateway."),
+  ready: z.boolean(),
+  adapters: z.array(replicaAdapter),
+  at: isoTime,
+});
+export type ReplicaState = z.infer<typeof replicaState>;

@@ -1,0 +1,122 @@
+/** The trainer's contract of files (design §5): `spec.json` in; `progress.jsonl` and `result.json` out. */
+import { z } from "zod";
+import { baseRef } from "./engine.ts";
+import { blobRef, digest, fileRef, problem } from "./names.ts";
+import { probePrompt } from "./records.ts";
+import { loraSpec, trainingSpec } from "./run-spec.ts";
+
+export const trainerSpec = z.object({
+  version: z.literal(1),
+  run_id: z.string(),
+  attempt: z.int(),
+  base: baseRef,
+  lora: loraSpec,
+  training: trainingSpec,
+  probes: z.array(probePrompt),
+  probe_tokens: z.int().default(16).describe("Greedy tokens recorded for each probe."),
+});
+export type TrainerSpec = z.infer<typeof trainerSpec>;
+
+export const trainerPhases = ["load_base", "self_test", "train", "evaluate", "probe", "save"] as const;
+
+const at = { time: z.number().describe("Unix seconds.") };
+export const progressLine = z.discriminatedUnion("type", [
+  z.object({ type: z.literal("phase"), phase: z.string(), state: z.enum(["start", "end"]), ...at }),
+  z.object({
+    type: z.literal("step"),
+    ...at,
+    step: z.int(),
+    total_steps: z.int(),
+    epoch: z.number(),
+    loss: z.number(),
+    grad_norm: z.number().nullish(),
+    learning_rate: z.number(),
+    tokens_per_second: z.number(),
+    tokens_seen: z.int(),
+    examples_seen: z.int(),
+    eta_seconds: z.number(),
+  }),
+  z.object({ type: z.literal("eval"), ...at, step: z.int(), eval_loss: z.number() }),
+  z.object({ type: z.literal("checkpoint"), ...at, step: z.int(), path: z.string() }),
+  z.object({ type: z.literal("warning"), ...at, code: z.string(), message: z.string() }),
+]);
+export type ProgressLine = z.infer<typeof progressLine>;
+
+export const evaluation = z.object({
+  base_loss: z.number(),
+  adapter_loss: z.number(),
+  rows: z.int(),
+  supervised_tokens: z.int(),
+});
+export type Evaluation = z.infer<typeof evaluation>;
+
+/** What base and adapter said to one probe prompt when the trainer still held both. Logprobs are natural logarithms. */
+export const probeRecord = z.object({
+  name: z.string(),
+  input_ids: z.array(z.int()),
+  base: z.object({ tokens: z.array(z.int()), logprobs: z.array(z.number()) }),
+  adapter: z.object({
+    tokens: z.array(z.int()).describe("Greedy continuation with the adapter."),
+    logprobs: z.array(z.number()).describe("The adapter's logprobs of these tokens."),
+    base_logprobs: z.array(z.number()).describe("The base's logprobs of the same tokens, teacher-forced."),
+  }),
+});
+export type ProbeRecord = z.infer<typeof probeRecord>;
+
+export const trainerResult = z.object({
+  status: z.enum(["succeeded", "failed", "preempted"]),
+  error: problem.nullable(),
+  steps: z.int(),
+  total_steps: z.int(),
+  train_loss: z.number().nullable(),
+  tokens_seen: z.int(),
+  train_tokens_per_second: z.number().nullable(),
+  loss_history: z.array(z.tuple([z.int(), z.number()])),
+  evaluation: evaluation.nullable(),
+  probes: z.array(probeRecord),
+  adapter: z
+    .object({
+      rank: z.int(),
+      target_modules: z.array(z.string()),
+      parameters: z.int(),
+      files: z.array(z.object({ path: z.string(), size: z.int(), sha256: z.string() })),
+    })
+    .nullable(),
+  phases: z.record(z.string(), z.number()).describe("Phase to seconds."),
+});
+export type TrainerResult = z.infer<typeof trainerResult>;
+
+/** JSON object of kind `checkpoint`; written after its files. */
+export const checkpointManifest = z.object({
+  version: z.literal(1),
+  step: z.int(),
+  files: z.array(fileRef),
+});
+export type CheckpointManifest = z.infer<typeof checkpointManifest>;
+
+/**
+ * JSON object of kind `adapter`; its own digest is the version's digest, so it holds nothing that differs between
+ * two trainings that gave the same bytes (no run id, no time).
+ */
+export const adapterManifest = z.object({
+  version: z.literal(1),
+  base: baseRef,
+  rank: z.int(),
+  targetModules: z.array(z.string()),
+  parameters: z.int(),
+  files: z.array(fileRef),
+});
+export type AdapterManifest = z.infer<typeof adapterManifest>;
+
+/** JSON object of kind `evidence`: what proves an adapter on a replica, and where it came from. */
+export const evidence = z.object({
+  version: z.literal(1),
+  runId: z.string(),
+  adapter: digest,
+  tokens: blobRef.describe("Manifest of the shards it was trained on."),
+  templateDigest: digest,
+  evaluation: evaluation.nullable(),
+  probes: z.array(probeRecord),
+  lossHistory: z.array(z.tuple([z.int(), z.number()])),
+});
+export type Evidence = z.infer<typeof evidence>;

@@ -1,0 +1,23 @@
+export { loadEnv } from "./env.ts";
+export {
+  backoffMs,
+  type Disposition,
+  dispositionOf,
+  explainSystemError,
+  PermanentError,
+  type PermanentErrorOptions,
+  problemOf,
+  RetryLaterError,
+} from "./errors.ts";
+export { createLog, type Log, type LogOptions } from "./log.ts";
+export { type HostProcess, runService, type ServiceContext, type ServiceOptions } from "./service.ts";
+export {
+  createTelemetry,
+  readSpans,
+  type SpanOptions,
+  type StoredSpan,
+  type Telemetry,
+  type TelemetryOptions,
+  traceIdOf,
+  traceparentOf,
+} from "./telemetry.ts";
