@@ -1,0 +1,106 @@
+import { globSync, readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { findViolations, type Manifest, mayImport } from "./architecture.ts";
+
+const root = join(import.meta.dirname, "..");
+const read = (path: string) => readFileSync(join(root, path), "utf8");
+const glob = (pattern: string) => globSync(pattern, { cwd: root }).map((path) => path.replaceAll("\\", "/"));
+
+describe("this repository", () => {
+  const paths = glob("{packages,services}/*/src/**/*.{ts,tsx}");
+  const folders = glob("{packages,services}/*/package.json").map((path) => dirname(path));
+  const manifests = new Map(["", ...folders].map((folder) => [folder, JSON.parse(read(join(folder, "package.json"))) as Manifest]));
+
+  it("keeps its boundaries", () => {
+    const sources = paths.map((path) => ({ path, text: read(path) }));
+    expect(findViolations({ sources, manifests })).toEqual([]);
+  });
+
+  it("has every source file looked at", () => {
+    expect(folders.toSorted()).toEqual(
+      Object.keys(mayImport)
+        .filter((folder) => folders.includes(folder))
+        .toSorted(),
+    );
+    for (const folder of folders) expect(paths.filter((path) => path.startsWith(`${folder}/`))).not.toEqual([]);
+  });
+
+  it("declares no dependency between packages that the directions forbid", () => {
+    for (const folder of folders) {
+      const ours = Object.keys(manifests.get(folder)?.dependencies ?? {}).filter((name) => name.startsWith("@loraline/"));
+      expect(mayImport[folder], folder).toEqual(expect.arrayContaining(ours.map((name) => name.replace("@loraline/", ""))));
+    }
+  });
+});
+
+describe("the checker", () => {
+  const everything = ["zod", "@loraline/contracts", "@loraline/runtime", "@loraline/bus", "@loraline/serve", "@loraline/local", "pino"];
+  const manifest: Manifest = { dependencies: Object.fromEntries(everything.map((name) => [name, "*"])) };
+  const manifests = new Map(Object.keys(mayImport).map((folder) => [folder, manifest]));
+  const check = (files: Record<string, string>) =>
+    findViolations({ sources: Object.entries(files).map(([path, text]) => ({ path, text })), manifests });
+
+  it.each<[string, Record<string, string>, RegExp]>([
+    ["a service imports another", { "services/train/src/a.ts": `import { x } from "@loraline/serve";` }, /may not import @loraline\/serve/],
+    ["also as a type", { "services/train/src/a.ts": `import type { X } from "@loraline/serve";` }, /may not import @loraline\/serve/],
+    ["also by export", { "services/train/src/a.ts": `export * from "@loraline/serve";` }, /may not import @loraline\/serve/],
+    ["also on demand", { "services/train/src/a.ts": `const x = await import("@loraline/serve");` }, /may not import @loraline\/serve/],
+    ["also deep", { "services/train/src/a.ts": `import "@loraline/serve/src/x.ts";` }, /may not import @loraline\/serve/],
+    ["also in a test", { "services/train/src/a.test.ts": `import "@loraline/serve";` }, /may not import @loraline\/serve/],
+    ["contracts import another library", { "packages/contracts/src/a.ts": `import { pino } from "pino";` }, /only zod/],
+    ["contracts import the platform", { "packages/contracts/src/a.ts": `import { readFile } from "node:fs/promises";` }, /only zod/],
+    ["runtime imports ours", { "packages/runtime/src/a.ts": `import "@loraline/contracts";` }, /may not import @loraline\/contracts/],
+    ["cli imports a service", { "packages/cli/src/a.ts": `import "@loraline/serve";` }, /may not import @loraline\/serve/],
+    ["testkit in a product file", { "services/train/src/a.ts": `import "@loraline/testkit";` }, /may not import @loraline\/testkit/],
+    [
+      "a relative import across packages",
+      { "services/train/src/a.ts": `import "../../serve/src/b.ts";` },
+      /reaches out of services\/train/,
+    ],
+    ["an undeclared dependency", { "services/train/src/a.ts": `import _ from "lodash";` }, /"lodash" is not declared/],
+    ["a package nobody entered", { "packages/extra/src/a.ts": "export {};" }, /packages\/extra is unknown/],
+    [
+      "process outside of main.ts",
+      { "packages/bus/src/a.ts": "export const f = () => process.env.HOME;" },
+      /a\.ts:1: only main\.ts may touch/,
+    ],
+    ["process by import", { "packages/bus/src/a.ts": `import { env } from "node:process";` }, /only main\.ts may import/],
+    [
+      "a decider reads a file",
+      { "services/train/src/decide-run.ts": `import { readFileSync } from "node:fs";` },
+      /readFileSync from "node:fs"/,
+    ],
+    ["a decider reads the clock", { "services/train/src/decide-run.ts": "export const now = () => Date.now();" }, /Date\.now/],
+    ["a fold makes a date of now", { "packages/contracts/src/fold-run.ts": "export const now = () => new Date();" }, /new Date\(\)/],
+    ["a manifest reads the environment", { "services/train/src/job-manifest.ts": "export const e = process.env;" }, /process \(/],
+    ["pack rolls dice", { "services/tokenize/src/pack.ts": "export const r = Math.random();" }, /Math\.random/],
+    ["detect logs", { "services/ingest/src/detect.ts": `import { createLogger } from "@loraline/runtime";` }, /createLogger/],
+    [
+      "a decider is impure through another file",
+      {
+        "services/serve/src/decide-x.ts": `import { y } from "./y.ts";`,
+        "services/serve/src/y.ts": `export const y = await fetch("http://x");`,
+      },
+      /y\.ts:1: fetch \(decide-x\.ts → y\.ts must be pure\)/,
+    ],
+  ])("finds: %s", (_, files, expected) => {
+    expect(check(files).join("\n")).toMatch(expected);
+  });
+
+  it.each<[string, Record<string, string>]>([
+    ["a service imports packages", { "services/train/src/a.ts": `import { x } from "@loraline/bus"; import { z } from "zod";` }],
+    ["main.ts touches process", { "services/train/src/main.ts": "process.exitCode = 1;" }],
+    ["process as a name of one's own", { "packages/bus/src/a.ts": "export const o = { process: 1 }; export const n = o.process;" }],
+    ["process in a comment or text", { "packages/bus/src/a.ts": "// process.env\nexport const s = `process.env`;" }],
+    [
+      "a pure file with types of impure ones",
+      {
+        "services/serve/src/decide-x.ts": `import type { Y } from "./y.ts"; import { type Z, PermanentError } from "@loraline/runtime"; export const d = (now: Date): Y => new Date(now);`,
+        "services/serve/src/y.ts": "export type Y = Date; export const y = Date.now();",
+      },
+    ],
+  ])("allows: %s", (_, files) => {
+    expect(check(files)).toEqual([]);
+  });
+});

@@ -1,0 +1,240 @@
+/**
+ * Reads sources and says where they break the boundaries of the design: who may import whom, which files are pure, and
+ * where `process` may be touched. Pure itself: files in, findings out.
+ */
+import { posix } from "node:path";
+import { parseSync, Visitor } from "oxc-parser";
+
+export interface SourceFile {
+  /** Relative to the repository root, with forward slashes. */
+  path: string;
+  text: string;
+}
+
+export interface Manifest {
+  dependencies?: Record<string, string>;
+  devDependencies?: Record<string, string>;
+}
+
+export interface Repository {
+  sources: readonly SourceFile[];
+  /** package.json by folder; "" is the root. */
+  manifests: ReadonlyMap<string, Manifest>;
+}
+
+const workerMayImport = ["contracts", "runtime", "bus", "objects", "kube"];
+
+/** The direction of imports: every package and which of ours it may import. A new package has to be entered here. */
+export const mayImport: Readonly<Record<string, readonly string[]>> = {
+  "packages/contracts": [],
+  "packages/runtime": [],
+  "packages/bus": ["contracts", "runtime"],
+  "packages/objects": ["contracts", "runtime"],
+  "packages/kube": ["runtime"],
+  "packages/testkit": ["contracts", "runtime", "bus", "objects", "kube"],
+  "packages/console": ["contracts"],
+  "packages/local": [...workerMayImport, "gateway", "ingest", "tokenize", "train", "serve"],
+  "packages/cli": ["contracts", "local"],
+  "services/gateway": workerMayImport,
+  "services/ingest": workerMayImport,
+  "services/tokenize": workerMayImport,
+  "services/train": workerMayImport,
+  "services/serve": workerMayImport,
+};
+
+/** The only packages from outside that contracts may import. */
+const contractsMayUse = ["zod"];
+
+const pureName = /^(decide-[^/]+|fold-[^/]+|[^/]+-manifest|pack|detect)\.ts$/;
+/** What a pure file may import as a value; types may come from anywhere. */
+const pureMayUse: Readonly<Record<string, readonly string[] | "all">> = {
+  zod: "all",
+  "@loraline/contracts": "all",
+  "@loraline/runtime": ["PermanentError", "RetryLaterError"],
+};
+const impureGlobals = new Set([
+  "process",
+  "performance",
+  "fetch",
+  "console",
+  "setTimeout",
+  "setInterval",
+  "setImmediate",
+  "queueMicrotask",
+  "globalThis",
+  "crypto",
+]);
+
+interface Import {
+  specifier: string;
+  line: number;
+  /** Value names imported; "*" for a namespace, a dynamic import or an import for its effects. Empty: types only. */
+  values: readonly string[];
+}
+
+interface Parsed {
+  imports: readonly Import[];
+  /** Where a global of the platform is used: `process`, `Date.now`, `new Date()`, ... */
+  globals: readonly { name: string; line: number }[];
+}
+
+const isTest = (path: string) => path.endsWith(".test.ts");
+
+export function findViolations({ sources, manifests }: Repository): string[] {
+  const found: string[] = [];
+  const parsed = new Map(sources.map((file) => [file.path, parse(file)]));
+
+  for (const { path } of sources) {
+    const owner = /^((?:packages|services)\/[^/]+)\//.exec(path)?.[1];
+    if (owner === undefined) continue;
+    const allowed = mayImport[owner];
+    if (allowed === undefined) {
+      found.push(`${path}: ${owner} is unknown; enter it in tests/architecture.ts and in the design`);
+      continue;
+    }
+    const { imports, globals } = parsed.get(path) as Parsed;
+    const manifest = manifests.get(owner) ?? {};
+
+    for (const { specifier, line } of imports) {
+      const at = `${path}:${line}`;
+      if (specifier.startsWith(".")) {
+        const target = posix.join(posix.dirname(path), specifier);
+        if (!target.startsWith(`${owner}/`)) found.push(`${at}: "${specifier}" reaches out of ${owner}; import the package by its name`);
+        continue;
+      }
+      if (specifier === "node:process" || specifier === "process") {
+        if (!isMain(path) && !mayTouchProcess(path)) found.push(`${at}: only main.ts may import "${specifier}"`);
+        continue;
+      }
+      if (specifier.startsWith("node:")) {
+        if (owner === "packages/contracts" && !isTest(path)) found.push(`${at}: contracts may import only ${contractsMayUse.join(", ")}`);
+        continue;
+      }
+      const name = packageOf(specifier);
+      const ours = /^@loraline\/(.+)$/.exec(name)?.[1];
+      if (ours !== undefined) {
+        const own = owner.endsWith(`/${ours}`);
+        if (!own && !allowed.includes(ours) && !(isTest(path) && ours === "testkit"))
+          found.push(`${at}: ${owner} may not import ${name} (allowed: ${allowed.join(", ") || "none of ours"})`);
+      } else if (owner === "packages/contracts" && !contractsMayUse.includes(name) && !isTest(path)) {
+        found.push(`${at}: contracts may import only ${contractsMayUse.join(", ")}`);
+      }
+      const declared =
+        name in (manifest.dependencies ?? {}) ||
+        (isTest(path) && (name in (manifest.devDependencies ?? {}) || name in (manifests.get("")?.devDependencies ?? {})));
+      if (!declared && ours !== owner.split("/")[1]) found.push(`${at}: "${name}" is not declared in ${owner}/package.json`);
+    }
+
+    if (!isMain(path) && !mayTouchProcess(path))
+      for (const { name, line } of globals) if (name === "process") found.push(`${path}:${line}: only main.ts may touch process`);
+
+    if (pureName.test(posix.basename(path))) found.push(...impurities(path, parsed, [path]));
+  }
+  return [...new Set(found)];
+}
+
+const isMain = (path: string) => posix.basename(path) === "main.ts";
+/** Fixtures belong to tests, and tests start and kill processes. */
+const mayTouchProcess = (path: string) => isTest(path) || path.startsWith("packages/testkit/");
+
+/** A pure file is only as pure as the files whose values it imports: follows them. */
+function impurities(path: string, parsed: ReadonlyMap<string, Parsed>, chain: readonly string[]): string[] {
+  const { imports, globals } = parsed.get(path) as Parsed;
+  const why = `(${chain.map((step) => posix.basename(step)).join(" → ")} must be pure)`;
+  const found = globals.map(({ name, line }) => `${path}:${line}: ${name} ${why}`);
+  for (const { specifier, line, values } of imports) {
+    if (values.length === 0) continue;
+    if (specifier.startsWith(".")) {
+      const target = posix.join(posix.dirname(path), specifier);
+      if (parsed.has(target) && !chain.includes(target)) found.push(...impurities(target, parsed, [...chain, target]));
+      continue;
+    }
+    const allowed = pureMayUse[specifier];
+    const refused = allowed === undefined ? values : allowed === "all" ? [] : values.filter((value) => !allowed.includes(value));
+    if (refused.length > 0) found.push(`${path}:${line}: ${refused.join(", ")} from "${specifier}" ${why}`);
+  }
+  return found;
+}
+
+/** `@scope/name/deep` → `@scope/name`. */
+function packageOf(specifier: string): string {
+  return specifier
+    .split("/")
+    .slice(0, specifier.startsWith("@") ? 2 : 1)
+    .join("/");
+}
+
+function parse({ path, text }: SourceFile): Parsed {
+  const { program, module, errors } = parseSync(path, text);
+  if (errors.length > 0) throw new Error(`${path}: ${errors[0]?.message}`);
+  const line = (offset: number) => text.slice(0, offset).split("\n").length;
+
+  const imports: Import[] = module.staticImports.map(({ moduleRequest, entries, start }) => ({
+    specifier: moduleRequest.value,
+    line: line(start),
+    values: /^import\s+type\b/.test(text.slice(start)) ? [] : valueNames(entries),
+  }));
+  for (const { start, entries } of module.staticExports)
+    for (const { moduleRequest, isType, importName } of entries)
+      if (moduleRequest)
+        imports.push({ specifier: moduleRequest.value, line: line(start), values: isType ? [] : [importName.name ?? "*"] });
+
+  const globals: { name: string; line: number }[] = [];
+  /** Identifiers that are names of something here (a property, a parameter), not uses of the global. */
+  const notAUse = new Set<unknown>();
+  const declared = new Set<string>();
+  new Visitor({
+    ImportExpression({ source, start }) {
+      if (source.type === "Literal" && typeof source.value === "string")
+        imports.push({ specifier: source.value, line: line(start), values: ["*"] });
+    },
+    MemberExpression(node) {
+      if (!node.computed) notAUse.add(node.property);
+      const { object, property } = node;
+      if (object.type !== "Identifier" || property.type !== "Identifier") return;
+      const name = `${object.name}.${property.name}`;
+      if (name === "Date.now" || name === "Math.random") globals.push({ name, line: line(node.start) });
+    },
+    Property(node) {
+      if (!node.computed && !node.shorthand) notAUse.add(node.key);
+    },
+    MethodDefinition(node) {
+      if (!node.computed) notAUse.add(node.key);
+    },
+    PropertyDefinition(node) {
+      if (!node.computed) notAUse.add(node.key);
+    },
+    TSPropertySignature(node) {
+      if (!node.computed) notAUse.add(node.key);
+    },
+    TSMethodSignature(node) {
+      if (!node.computed) notAUse.add(node.key);
+    },
+    LabeledStatement(node) {
+      notAUse.add(node.label);
+    },
+    VariableDeclarator({ id }) {
+      if (id.type === "Identifier") declared.add(id.name);
+    },
+    FunctionDeclaration({ id, params }) {
+      if (id) declared.add(id.name);
+      for (const param of params) if (param.type === "Identifier") declared.add(param.name);
+    },
+    ArrowFunctionExpression({ params }) {
+      for (const param of params) if (param.type === "Identifier") declared.add(param.name);
+    },
+    NewExpression({ callee, arguments: given, start }) {
+      if (callee.type === "Identifier" && callee.name === "Date" && given.length === 0)
+        globals.push({ name: "new Date()", line: line(start) });
+    },
+    Identifier(node) {
+      if (impureGlobals.has(node.name) && !notAUse.has(node)) globals.push({ name: node.name, line: line(node.start) });
+    },
+  }).visit(program);
+  return { imports, globals: globals.filter(({ name }) => !declared.has(name)) };
+}
+
+function valueNames(entries: readonly { isType: boolean; importName: { name?: string | null; kind: string } }[]): string[] {
+  if (entries.length === 0) return ["*"];
+  return entries.filter(({ isType }) => !isType).map(({ importName }) => importName.name ?? "*");
+}
