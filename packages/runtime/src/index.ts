@@ -11,6 +11,7 @@ export {
 } from "./errors.ts";
 export { createLog, type Log, type LogOptions } from "./log.ts";
 export { type HostProcess, runService, type ServiceContext, type ServiceOptions } from "./service.ts";
+export { type Exit, type GuardedChild, killGroup, processIdentity, spawnGuarded, type SpawnGuardedOptions } from "./spawn-guarded.ts";
 export {
   createTelemetry,
   readSpans,
