@@ -129,7 +129,7 @@ export function findViolations({ sources, manifests }: Repository): string[] {
     if (!isMain(path) && !mayTouchProcess(path))
       for (const { name, line } of globals) if (name === "process") found.push(`${path}:${line}: only main.ts may touch process`);
 
-    if (pureName.test(posix.basename(path))) found.push(...impurities(path, parsed, [path]));
+    if (pureName.test(posix.basename(path)) && !isTest(path)) found.push(...impurities(path, parsed, [path]));
   }
   return [...new Set(found)];
 }

@@ -9,14 +9,14 @@ let dir: string;
 beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), "loraline-guarded-"));
 });
+const soon = { timeout: 5000 };
 const env = { PATH: process.env.PATH };
 const sh = (script: string, options = {}) => spawnGuarded("sh", ["-c", script], { env, cwd: dir, ...options });
 const pidIn = (file: string) =>
   expect
-    .poll(() => readFileSync(join(dir, file), "utf8"), { timeout: 5000 })
+    .poll(() => readFileSync(join(dir, file), "utf8"), soon)
     .toMatch(/^\d+\n$/)
     .then(() => Number(readFileSync(join(dir, file), "utf8")));
-const gone = (pid: number) => expect.poll(() => processIdentity(pid), { timeout: 5000 }).toBeUndefined();
 
 describe("spawnGuarded", () => {
   it("gives the exit code, both outputs, arguments, folder and only the given environment", async () => {
@@ -44,14 +44,14 @@ describe("spawnGuarded", () => {
     const grandchild = await pidIn("pid");
     child.kill("SIGKILL");
     expect(await child.exited).toEqual({ code: null, signal: "SIGKILL" });
-    await gone(grandchild);
+    await expect.poll(() => processIdentity(grandchild), soon).toBeUndefined();
   });
 
   it("leaves nothing of a child that ended by itself", async () => {
     const child = sh("sleep 60 & echo $! > pid");
     const grandchild = await pidIn("pid");
     expect(await child.exited).toEqual({ code: 0, signal: null });
-    await gone(grandchild);
+    await expect.poll(() => processIdentity(grandchild), soon).toBeUndefined();
   });
 
   it("ends the whole tree, nested ones included, when the parent is killed with SIGKILL", async () => {
@@ -71,7 +71,7 @@ describe("spawnGuarded", () => {
     const parent = spawn(process.execPath, ["--conditions=@loraline/source", "outer.mjs"], { cwd: dir, stdio: "inherit" });
     const pids = [await pidIn("grandchild"), await pidIn("innermost")];
     parent.kill("SIGKILL");
-    for (const pid of pids) await gone(pid);
+    await expect.poll(() => pids.map(processIdentity), soon).toEqual([undefined, undefined]);
   });
 
   it("ends with a clear error when there is no such program or folder", () => {
