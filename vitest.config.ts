@@ -3,8 +3,9 @@ import { defineConfig } from "vitest/config";
 const excluded = ["**/node_modules/**", "**/dist/**", ".venv/**", ".loraline/**", ".cache/**", "tools/**"];
 const wholeLine = ["tests/e2e/**/*.test.ts", "tests/faults/**/*.test.ts"];
 
-// Workspace packages resolve to their sources. With `resolve.conditions` alone vitest would silently test `dist`.
-const ssr = { resolve: { conditions: ["@loraline/source", "node", "import", "module", "default"] } };
+// Workspace packages resolve to their sources. With `resolve.conditions` alone vitest would silently test `dist`. Vitest hands
+// these to Node too, so `import` or `module` must not be among them: a CommonJS dependency would then require ES modules.
+const ssr = { resolve: { conditions: ["@loraline/source", "node"] } };
 
 export default defineConfig({
   test: {

@@ -1,5 +1,5 @@
 /** How an event is declared once, and how its subject derives from the declaration. */
-import { z } from "zod";
+import type { z } from "zod";
 import { adapterName, tenantName, ulid } from "./names.ts";
 
 export const nouns = { dataset: ulid, run: ulid, adapter: adapterName } as const;

@@ -1,0 +1,85 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { Parser } from "@asyncapi/parser";
+import { Ajv } from "ajv";
+import addFormats from "ajv-formats";
+import { expect, test } from "vitest";
+import { generatedFiles } from "./generate.ts";
+import { consumers, eventOfType, events, filterFor, parseSubject, streamOf, streams, subjectFor } from "./index.ts";
+
+const root = join(import.meta.dirname, "..");
+const samples = readdirSync(join(root, "samples")).map((file) => ({
+  file,
+  type: file.replace(/(?:\.\d+)?\.json$/, ""),
+  data: JSON.parse(readFileSync(join(root, "samples", file), "utf8")) as unknown,
+}));
+
+test("every event version that ever shipped has a sample", () => {
+  expect([...new Set(samples.map(({ type }) => type))].sort()).toEqual(
+    Object.values(events)
+      .map(({ type }) => type)
+      .sort(),
+  );
+});
+
+test.each(samples)("sample $file still parses, and says the same after parsing", ({ type, data }) => {
+  const event = eventOfType(type);
+  expect(event?.data.parse(data)).toEqual(data);
+});
+
+test.each(samples)("sample $file is valid by the AsyncAPI document alone", ({ type, data }) => {
+  const document = JSON.parse(generatedFiles().get("asyncapi.json")!) as {
+    channels: Record<string, { title: string }>;
+    components: { schemas: Record<string, object> };
+  };
+  const key = Object.entries(document.channels).find(([, channel]) => channel.title === type)![0];
+  const ajv = new Ajv({ strict: false, allErrors: true });
+  (addFormats as unknown as (ajv: Ajv) => void)(ajv);
+  const validate = ajv.compile(document.components.schemas[key]!);
+  expect(validate(data), JSON.stringify(validate.errors)).toBe(true);
+  expect(validate({})).toBe(
+    ["dataset.deleted.v1", "run.cancel-requested.v1", "run.cancelled.v1", "adapter.rollback-requested.v1"].includes(type),
+  );
+});
+
+test("the generated files are those of the sources (`make generate` writes them)", () => {
+  const kept = new Map(
+    readdirSync(join(root, "generated"), { recursive: true, encoding: "utf8" })
+      .filter((path) => path.endsWith(".json"))
+      .map((path) => [path, readFileSync(join(root, "generated", path), "utf8")]),
+  );
+  expect([...kept.keys()].sort()).toEqual([...generatedFiles().keys()].sort());
+  for (const [path, text] of generatedFiles()) expect(kept.get(path), path).toBe(text);
+});
+
+test("the AsyncAPI document has no errors by the official parser", async () => {
+  const diagnostics = await new Parser().validate(generatedFiles().get("asyncapi.json")!);
+  expect(diagnostics.filter(({ severity }) => severity === 0)).toEqual([]);
+});
+
+test("subjects carry tenant and id, and refuse tokens that would change their meaning", () => {
+  const at = { tenant: "acme", id: "01KB0000000000000000000DS1" };
+  const subject = subjectFor(events.datasetReceived, at);
+  expect(subject).toBe("loraline.acme.dataset.01KB0000000000000000000DS1.received.v1");
+  expect(parseSubject(subject)).toEqual({ ...at, noun: "dataset", type: "dataset.received.v1" });
+  for (const bad of [
+    { ...at, tenant: "*" },
+    { ...at, tenant: "a.b" },
+    { ...at, id: ">" },
+    { ...at, id: "01kb" },
+  ]) {
+    expect(() => subjectFor(events.datasetReceived, bad)).toThrow();
+  }
+  for (const other of ["loraline.acme.dataset.x", "other.acme.run.x.requested.v1", "loraline.acme.pod.x.requested.v1", ""]) {
+    expect(parseSubject(other)).toBeUndefined();
+  }
+});
+
+test("each event goes to exactly one stream, and each consumer's events are in its stream", () => {
+  const filters = Object.values(events).map((event) => filterFor(event));
+  const taken = Object.values(streams).flatMap((stream) => stream.subjects.filter((subject) => subject !== "dlq.>"));
+  expect([...taken].sort()).toEqual([...filters].sort());
+  for (const consumer of Object.values(consumers)) {
+    for (const event of consumer.events) expect(streamOf(event).name, `${consumer.durable} ${event.type}`).toBe(consumer.stream.name);
+  }
+});

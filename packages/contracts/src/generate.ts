@@ -1,0 +1,162 @@
+/** Pure: AsyncAPI 3 and JSON Schema from the declarations. `write-generated.ts` writes them; a test compares them. */
+import { z } from "zod";
+import type { EventDef } from "./define-event.ts";
+import { engineRecord } from "./engine.ts";
+import { events } from "./events.ts";
+import * as http from "./http.ts";
+import { datasetManifest, datasetReport, record, tokenManifest } from "./records.ts";
+import { runSpec } from "./run-spec.ts";
+import { adapterState, datasetState, replicaState, runState } from "./state.ts";
+import { buckets, type ConsumerDef, consumers, streamOf, streams } from "./streams.ts";
+import { adapterManifest, checkpointManifest, evidence, progressLine, trainerResult, trainerSpec } from "./trainer.ts";
+
+type Json = Record<string, unknown>;
+
+/** Draft 7, because that is what AsyncAPI's own schema format is; `io: input`, because readers of the document write messages. */
+function schemaOf(schema: z.ZodType): Json {
+  const { $schema: _dropped, ...rest } = z.toJSONSchema(schema, { target: "draft-07", io: "input", reused: "inline" }) as Json;
+  return rest;
+}
+
+const all: readonly EventDef[] = Object.values(events);
+const allConsumers: readonly ConsumerDef[] = Object.values(consumers);
+
+/** `run.requested.v1` → `runRequestedV1`: a component key AsyncAPI allows. */
+const keyOf = (event: EventDef): string => event.type.replace(/[.-](\w)/g, (_, letter: string) => letter.toUpperCase());
+
+const headerSchema: Json = {
+  type: "object",
+  description:
+    "CloudEvents 1.0, NATS binding, binary mode. Only Nats-Msg-Id and traceparent change what Loraline does; a plain NATS client may leave out the rest, since the subject decides the type.",
+  properties: {
+    "Nats-Msg-Id": {
+      type: "string",
+      description: "Makes publishing again within the dedupe window harmless. Ours: <tenant>/<noun>/<id>/<verb>.v<n>[/<key>]",
+    },
+    traceparent: { type: "string", description: "W3C trace context; the run continues this trace." },
+    "content-type": { const: "application/json" },
+    "ce-specversion": { const: "1.0" },
+    "ce-id": { type: "string" },
+    "ce-source": { type: "string", description: "URI reference such as /loraline/gateway" },
+    "ce-type": { type: "string", description: "<noun>.<verb>.v<n>" },
+    "ce-subject": { type: "string", description: "<tenant>/<id>" },
+    "ce-time": { type: "string", format: "date-time" },
+  },
+};
+
+const idDescriptions = {
+  dataset: "ULID of the dataset; for a new one, make a new ULID.",
+  run: "ULID of the run; for a new one, make a new ULID.",
+  adapter: "Name of the adapter.",
+} as const;
+
+/** The document a NATS client needs: subjects, payloads, and which stream and consumers stand behind them. */
+export function asyncApi(): Json {
+  return {
+    asyncapi: "3.0.0",
+    info: {
+      title: "Loraline events",
+      version: "1.0.0",
+      license: { name: "Apache-2.0" },
+      description: [
+        "Everything the services of Loraline say to each other, and the door for programs that speak NATS.",
+        "To start a run: publish `run.requested.v1` with a new ULID on its subject, through JetStream so that you get an acknowledgement.",
+        "Then follow `loraline.<tenant>.run.<id>.>`: the run ends with `served`, `rejected`, `failed` or `cancelled`.",
+      ].join("\n"),
+    },
+    defaultContentType: "application/json",
+    servers: { local: { host: "127.0.0.1:4222", protocol: "nats", description: "`loraline up` prints the address." } },
+    channels: Object.fromEntries(
+      all.map((event) => [
+        keyOf(event),
+        {
+          address: `loraline.{tenant}.${event.noun}.{id}.${event.tail}`,
+          title: event.type,
+          description: event.summary,
+          parameters: {
+            tenant: { description: "Tenant: 1 to 63 lowercase letters, digits or dashes. `loraline up` uses `local`." },
+            id: { description: idDescriptions[event.noun] },
+          },
+          messages: { [keyOf(event)]: { $ref: `#/components/messages/${keyOf(event)}` } },
+          "x-jetstream": {
+            stream: streamOf(event).name,
+            consumers: allConsumers
+              .filter((consumer) => consumer.events.includes(event))
+              .map(({ durable, ackWaitMs, maxDeliver, concurrency }) => ({ durable, ackWaitMs, maxDeliver, concurrency })),
+          },
+        },
+      ]),
+    ),
+    operations: Object.fromEntries(
+      all.map((event) => [
+        `send${keyOf(event).replace(/^./, (letter) => letter.toUpperCase())}`,
+        { action: "send", summary: event.summary, channel: { $ref: `#/channels/${keyOf(event)}` } },
+      ]),
+    ),
+    components: {
+      messages: Object.fromEntries(
+        all.map((event) => [
+          keyOf(event),
+          {
+            name: event.type,
+            title: event.type,
+            summary: event.summary,
+            contentType: "application/json",
+            headers: { $ref: "#/components/schemas/headers" },
+            payload: { $ref: `#/components/schemas/${keyOf(event)}` },
+          },
+        ]),
+      ),
+      schemas: { headers: headerSchema, ...Object.fromEntries(all.map((event) => [keyOf(event), schemaOf(event.data)])) },
+    },
+    "x-streams": Object.values(streams),
+    "x-kv-buckets": Object.values(buckets).map(({ name, description, ttlMs }) => ({ name, description, ttlMs })),
+  };
+}
+
+/** JSON Schema of everything that is not an event, by file name. */
+export function jsonSchemas(): Record<string, Json> {
+  const schemas: Record<string, z.ZodType> = {
+    "run-spec": runSpec,
+    record,
+    "dataset-manifest": datasetManifest,
+    "dataset-report": datasetReport,
+    "token-manifest": tokenManifest,
+    "adapter-manifest": adapterManifest,
+    "checkpoint-manifest": checkpointManifest,
+    evidence,
+    "trainer-spec": trainerSpec,
+    "trainer-progress-line": progressLine,
+    "trainer-result": trainerResult,
+    "kv-runs": runState,
+    "kv-datasets": datasetState,
+    "kv-adapters": adapterState,
+    "kv-replicas": replicaState,
+    "kv-engines": engineRecord,
+    "http-file": http.fileObject,
+    "http-create-job": http.createJobBody,
+    "http-job": http.jobObject,
+    "http-job-event": http.jobEventObject,
+    "http-job-checkpoint": http.jobCheckpointObject,
+    "http-model": http.modelObject,
+    "http-error": http.errorBody,
+    "http-trace": http.traceView,
+    "http-adapters": http.adapterList,
+    "http-dead-letters": http.deadLetterList,
+  };
+  return Object.fromEntries(
+    Object.entries(schemas).map(([name, schema]) => [
+      name,
+      { $schema: "http://json-schema.org/draft-07/schema#", title: name, ...schemaOf(schema) },
+    ]),
+  );
+}
+
+/** Every generated file: path below `generated/` to text. */
+export function generatedFiles(): Map<string, string> {
+  const text = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`;
+  return new Map([
+    ["asyncapi.json", text(asyncApi())],
+    ...Object.entries(jsonSchemas()).map(([name, schema]): [string, string] => [`schemas/${name}.json`, text(schema)]),
+  ]);
+}

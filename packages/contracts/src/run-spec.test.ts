@@ -1,0 +1,115 @@
+import { expect, test } from "vitest";
+import { judgeRunSpec, parseRunSpec } from "./index.ts";
+
+const minimal = { base: "smollm2-135m-instruct", adapter: "pirate", dataset: "01KB0000000000000000000DS1" };
+const specOf = (raw: unknown) => {
+  const parsed = parseRunSpec(raw);
+  if ("problems" in parsed) throw new Error(JSON.stringify(parsed.problems));
+  return parsed.spec;
+};
+const problemsOfSpec = (raw: unknown) => {
+  const parsed = parseRunSpec(raw);
+  return "problems" in parsed ? parsed.problems.map(({ code, param, message }) => [code, param, message]) : [];
+};
+
+test("three fields are enough; the rest is filled in", () => {
+  const spec = specOf(minimal);
+  expect(spec.lora).toMatchObject({ r: 8, lora_alpha: 16, target_modules: "all-linear", use_rslora: false });
+  expect(spec.training).toMatchObject({ per_device_train_batch_size: 4, num_train_epochs: 3, seed: 42 });
+  expect(spec).toMatchObject({ promote: "auto", gate: "better-than-base", min_records: 10 });
+});
+
+test("a config that PEFT wrote can be pasted as it is", () => {
+  const written = {
+    task_type: "CAUSAL_LM",
+    peft_type: "LORA",
+    auto_mapping: null,
+    base_model_name_or_path: "x",
+    inference_mode: true,
+    r: 16,
+    target_modules: ["q_proj"],
+    exclude_modules: null,
+    lora_alpha: 32,
+    lora_dropout: 0.1,
+    fan_in_fan_out: false,
+    bias: "none",
+    use_rslora: true,
+    modules_to_save: null,
+    init_lora_weights: true,
+    layers_to_transform: null,
+    layers_pattern: null,
+    rank_pattern: {},
+    alpha_pattern: {},
+    megatron_config: null,
+    megatron_core: "megatron.core",
+    loftq_config: {},
+    use_dora: false,
+    layer_replication: null,
+    lora_bias: false,
+  };
+  expect(specOf({ ...minimal, lora: written }).lora).toEqual({
+    r: 16,
+    target_modules: ["q_proj"],
+    lora_alpha: 32,
+    lora_dropout: 0.1,
+    use_rslora: true,
+    init_lora_weights: true,
+    rank_pattern: {},
+    alpha_pattern: {},
+  });
+});
+
+test.each([
+  ["use_dora", true, /DoRA/],
+  ["modules_to_save", ["lm_head"], /whole modules/],
+  ["bias", "all", /biases/],
+  ["lora_bias", true, /LoRA biases/],
+  ["trainable_token_indices", [1, 2], /token embeddings/],
+  ["layer_replication", [[0, 4]], /replicated layers/],
+  ["loftq_config", { bits: 4 }, /LoftQ/],
+])("lora.%s is refused by name, with the reason", (field, value, reason) => {
+  const problems = problemsOfSpec({ ...minimal, lora: { [field]: value } });
+  expect(problems).toEqual([["LORA_FIELD_REFUSED", `lora.${field}`, expect.stringMatching(reason)]]);
+});
+
+test("initialisations that change the base are refused, naming the ones that do not", () => {
+  expect(problemsOfSpec({ ...minimal, lora: { init_lora_weights: "pissa" } })).toEqual([
+    ["SPEC_INVALID", "lora.init_lora_weights", expect.stringMatching(/gaussian.*change the base/)],
+  ]);
+});
+
+test("a typo names the field; several problems come together", () => {
+  const problems = problemsOfSpec({ ...minimal, lora: { rank: 8, r: 0 }, training: { learning_rat: 1 }, dataset: "nope" });
+  expect(problems.map(([code, param]) => [code, param])).toEqual(
+    expect.arrayContaining([
+      ["SPEC_INVALID", "lora.rank"],
+      ["SPEC_INVALID", "lora.r"],
+      ["SPEC_INVALID", "training.learning_rat"],
+      ["SPEC_INVALID", "dataset"],
+    ]),
+  );
+});
+
+const engine = {
+  engine: "local",
+  base: { name: "smollm2-135m-instruct", revision: "1", digest: `sha256:${"a".repeat(64)}` as const },
+  maxLoraRank: 32,
+  maxLoras: 4,
+  maxCpuLoras: 16,
+  maxModelLen: 2048,
+  updatedAt: "2026-11-24T00:00:00.000Z",
+};
+
+test.each([
+  [{ base: "gpt-9" }, "BASE_UNKNOWN", "base", /smollm2-135m-instruct/],
+  [{ lora: { r: 64 } }, "RANK_TOO_HIGH", "lora.r", /up to 32/],
+  [{ lora: { rank_pattern: { q_proj: 64 } } }, "RANK_TOO_HIGH", "lora.rank_pattern.q_proj", /up to 32/],
+  [{ tokenize: { max_length: 4096 } }, "MAX_LENGTH_TOO_HIGH", "tokenize.max_length", /2048/],
+  [{ lora: { target_modules: "(q_proj" } }, "TARGET_MODULES_INVALID", "lora.target_modules", /regular expression/],
+])("%j is judged before anything is spent", (change, code, param, message) => {
+  expect(judgeRunSpec(specOf({ ...minimal, ...change }), [engine])).toEqual([{ code, param, message: expect.stringMatching(message) }]);
+});
+
+test("what the engine serves has no problems", () => {
+  expect(judgeRunSpec(specOf({ ...minimal, lora: { r: 32, target_modules: ".*\\.(q|v)_proj" } }), [engine])).toEqual([]);
+});
