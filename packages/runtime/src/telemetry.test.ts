@@ -1,0 +1,68 @@
+import { appendFile, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, expect, test } from "vitest";
+import { createLog, createTelemetry, readSpans, traceIdOf } from "./index.ts";
+
+const dirs: string[] = [];
+const tempDir = async (): Promise<string> => {
+  const dir = await mkdtemp(join(tmpdir(), "loraline-telemetry-"));
+  dirs.push(dir);
+  return dir;
+};
+afterEach(async () => {
+  for (const dir of dirs.splice(0)) await rm(dir, { recursive: true });
+});
+
+test("spans of two services that share a trace come back together, with parents, links, errors and times", async () => {
+  const spansDir = await tempDir();
+  const gateway = createTelemetry({ service: "gateway", spansDir });
+  const train = createTelemetry({ service: "train", spansDir });
+  const elsewhere = `00-${"b".repeat(32)}-${"c".repeat(16)}-01`;
+
+  let carried: string | undefined;
+  await gateway.span("POST /v1/files", { parent: null, links: [elsewhere] }, async () => {
+    carried = gateway.traceparent();
+  });
+  await expect(
+    train.span("process", { parent: carried, attributes: { attempt: 1 } }, async () => {
+      train.record("load_base", { startMs: 1_000_000, endMs: 1_000_250 });
+      throw new Error("broke");
+    }),
+  ).rejects.toThrow("broke");
+  await gateway[Symbol.asyncDispose]();
+  await train[Symbol.asyncDispose]();
+
+  const traceId = traceIdOf(carried)!;
+  await appendFile(join(spansDir, `${traceId}.jsonl`), '{"traceId": "cut by a kill'); // the last line of a killed process
+  const spans = await readSpans(spansDir, traceId);
+  expect(spans.map(({ service, name, status }) => [service, name, status])).toEqual([
+    ["train", "load_base", "ok"],
+    ["gateway", "POST /v1/files", "ok"],
+    ["train", "process", "error"],
+  ]);
+  const [phase, upload, processed] = spans;
+  expect(phase).toMatchObject({ startMs: 1_000_000, durationMs: 250, parentSpanId: processed!.spanId });
+  expect(upload).toMatchObject({ parentSpanId: null, links: [{ traceId: "b".repeat(32), spanId: "c".repeat(16) }] });
+  expect(processed).toMatchObject({ parentSpanId: upload!.spanId, attributes: { attempt: 1, "error.message": "broke" } });
+});
+
+test("a trace that is not there, or a name that is no trace id, is empty", async () => {
+  const spansDir = await tempDir();
+  expect(await readSpans(spansDir, "a".repeat(32))).toEqual([]);
+  expect(await readSpans(spansDir, "../../etc/passwd")).toEqual([]);
+});
+
+test("log lines carry the active trace", async () => {
+  const lines: string[] = [];
+  const log = createLog({ service: "ingest", destination: { write: (line: string) => void lines.push(line) } });
+  const telemetry = createTelemetry({ service: "ingest" });
+  await telemetry.span("work", { parent: `00-${"d".repeat(32)}-${"e".repeat(16)}-01` }, async () => {
+    log.child({ runId: "R" }).info("inside");
+  });
+  log.info("outside");
+  expect(lines.map((line) => JSON.parse(line) as object)).toEqual([
+    expect.objectContaining({ service: "ingest", runId: "R", trace_id: "d".repeat(32), msg: "inside" }),
+    expect.not.objectContaining({ trace_id: expect.anything() }),
+  ]);
+});
