@@ -1,0 +1,157 @@
+/** Blobs in a JetStream Object Store: the default, because NATS is there already. */
+import type { BlobKind, BlobRef } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
+import { jetstream, JetStreamApiError, type JetStreamManager, jetstreamManager, type StoredMsg, StorageType } from "@nats-io/jetstream";
+import { type ObjectInfo, type ObjectStore, Objm, setSha256Backend } from "@nats-io/obj";
+import type { NatsConnection } from "@nats-io/transport-node";
+import { prepare, verified } from "./digest.ts";
+import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeFull } from "./objects.ts";
+
+/** Larger than the default of 128 KiB: three times the throughput, and still below NATS' default of 1 MiB a message. */
+const chunkBytes = 512 * 1024;
+const chunkTimeoutMs = 30_000;
+
+export interface JetStreamObjectsOptions {
+  /** Name of the object store. Default `objects`. */
+  bucket?: string | undefined;
+  /** Copies of every blob, when the store is created here. Default 1. */
+  replicas?: number | undefined;
+  /** Limit of the whole store in bytes, when it is created here. Default none. */
+  maxBytes?: number | undefined;
+  /** Where streams of unknown digest are spooled. Default: the system's temporary directory. */
+  spoolDir?: string | undefined;
+}
+
+/** Opens the store, creating it if it does not exist. The connection stays the caller's. */
+export async function createJetStreamObjects(nc: NatsConnection, options: JetStreamObjectsOptions = {}): Promise<Objects> {
+  setSha256Backend("native");
+  const { bucket = "objects", replicas = 1, maxBytes, spoolDir } = options;
+  const store = await new Objm(jetstream(nc, { timeout: chunkTimeoutMs })).create(bucket, {
+    description: "Blobs by digest: <tenant>/<kind>/sha256/<hex>",
+    storage: StorageType.File,
+    replicas,
+    ...(maxBytes === undefined ? {} : { max_bytes: maxBytes }),
+  });
+  const jsm = await jetstreamManager(nc, { timeout: chunkTimeoutMs });
+
+  const find = async (key: string): Promise<ObjectInfo | undefined> => {
+    const info = await store.info(key);
+    return info === null || info.deleted ? undefined : info;
+  };
+
+  return {
+    async put(tenant, kind, source, { digest } = {}) {
+      await using prepared = await prepare(source, { digest, spoolDir });
+      const ref = { kind, digest: prepared.digest };
+      const key = objectKey(tenant, ref);
+      const before = await store.info(key);
+      if (before !== null && !before.deleted) return { ...ref, size: before.size };
+      try {
+        const info = await store.put({ name: key, options: { max_chunk_size: chunkBytes } }, ReadableStream.from(prepared.stream()), {
+          timeout: chunkTimeoutMs,
+          // The first writer wins; a second put over a live name would purge the chunks from under its readers.
+          previousRevision: before?.revision ?? 0,
+        });
+        return { ...ref, size: info.size };
+      } catch (error) {
+        if (isStoreFull(error)) throw storeFull(key, error);
+        const winner = isWrongRevision(error) ? await find(key) : undefined;
+        if (winner !== undefined) return { ...ref, size: winner.size };
+        throw error;
+      }
+    },
+
+    async get(tenant, ref) {
+      const key = objectKey(tenant, ref);
+      const info = await find(key);
+      if (info === undefined) throw missing(key);
+      return verified(
+        chunks(jsm, bucket, info),
+        ref.digest,
+        (actual, bytes) =>
+          new PermanentError("OBJECT_CORRUPT", `${key} is corrupt: its ${bytes} bytes are ${actual}; delete it and store it again`),
+      );
+    },
+
+    async head(tenant, ref) {
+      const info = await find(objectKey(tenant, ref));
+      return info && { size: info.size };
+    },
+
+    async *list(tenant, kind) {
+      const prefix = keyPrefix(tenant, kind);
+      yield* refsIn(await store.list(), prefix, kind);
+    },
+
+    async delete(tenant, ref) {
+      await store.delete(objectKey(tenant, ref));
+    },
+  };
+}
+
+function* refsIn(infos: readonly ObjectInfo[], prefix: string, kind: BlobKind): Generator<BlobRef> {
+  for (const { name, size, deleted } of infos) {
+    const ref = deleted ? undefined : refOfKey(prefix, name, kind, size);
+    if (ref !== undefined) yield ref;
+  }
+}
+
+/**
+ * Reads chunk by chunk, one ahead of the consumer. The client library's own `get` pushes a blob into memory as fast as the
+ * server sends it, however slowly it is read; this holds two chunks, needs no consumer on the server, and cannot hang.
+ */
+async function* chunks(jsm: JetStreamManager, bucket: string, info: ObjectInfo): AsyncGenerator<Uint8Array, void, undefined> {
+  const stream = `OBJ_${bucket}`;
+  const query = (seq: number) => ({ seq, next_by_subj: `$O.${bucket}.C.${info.nuid}` });
+  const read = async (index: number, seq: number): Promise<StoredMsg> => {
+    // A replica that answers direct reads may lag behind the stream's leader, which is asked second.
+    const found = (await jsm.direct.getMessage(stream, query(seq))) ?? (await jsm.streams.getMessage(stream, query(seq)));
+    if (found === null) throw new Error(`chunk ${index + 1} of ${info.chunks} of ${info.name} is not there; it may be being deleted`);
+    return found;
+  };
+
+  let next = info.chunks > 0 ? read(0, 1) : undefined;
+  for (let index = 0; next !== undefined; index++) {
+    const message: StoredMsg = await next;
+    next = index + 1 < info.chunks ? read(index + 1, message.seq + 1) : undefined;
+    next?.catch(() => undefined); // reported when awaited; a reader who stops early must not leave it unhandled
+    yield message.data;
+  }
+}
+
+/**
+ * Removes chunks that no object refers to: what a writer left that was killed before its last step. Chunks younger than
+ * `olderThanMs` are left alone, because a writer may still be at work.
+ *
+ * @returns how many unfinished blobs were removed.
+ */
+export async function removeUnfinishedBlobs(
+  nc: NatsConnection,
+  options: { bucket?: string; olderThanMs?: number; now?: number } = {},
+): Promise<number> {
+  const { bucket = "objects", olderThanMs = 60 * 60_000, now = Date.now() } = options;
+  const stream = `OBJ_${bucket}`;
+  const jsm = await jetstreamManager(nc);
+  const { state } = await jsm.streams.info(stream, { subjects_filter: `$O.${bucket}.C.>` });
+  // Listed after the chunks: a blob that is completed in between must count as complete.
+  const complete = await nuidsOf(await new Objm(nc).open(bucket));
+  let removed = 0;
+  for (const subject of Object.keys(state.subjects ?? {})) {
+    if (complete.has(subject.slice(`$O.${bucket}.C.`.length))) continue;
+    const last = await jsm.streams.getMessage(stream, { last_by_subj: subject });
+    if (last === null || now - last.time.getTime() < olderThanMs) continue;
+    await jsm.streams.purge(stream, { filter: subject });
+    removed++;
+  }
+  return removed;
+}
+
+async function nuidsOf(store: ObjectStore): Promise<Set<string>> {
+  return new Set((await store.list()).filter(({ deleted }) => !deleted).map(({ nuid }) => nuid));
+}
+
+// Error codes of the server: https://github.com/nats-io/nats-server/blob/main/server/errors.json
+const storeFullCodes = new Set([10002, 10023, 10047, 10077, 10122]);
+const isStoreFull = (error: unknown): boolean =>
+  error instanceof JetStreamApiError && (storeFullCodes.has(error.code) || /maximum bytes|no space|resource/i.test(error.message));
+const isWrongRevision = (error: unknown): boolean => error instanceof JetStreamApiError && error.code === 10071;
