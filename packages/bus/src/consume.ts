@@ -1,6 +1,5 @@
 /** Pull consumer with bounded concurrency, heartbeats, the disposition table and dead letters. */
-import type { ConsumerDef, EventDef } from "@loraline/contracts";
-import { parseSubject } from "@loraline/contracts";
+import { type ConsumerDef, parseSubject } from "@loraline/contracts";
 import { dispositionOf, type Log, PermanentError, type Telemetry } from "@loraline/runtime";
 import { type Consumer, jetstream, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";

@@ -5,6 +5,8 @@ import type { z } from "zod";
 import { Kvm, type KV } from "@nats-io/kv";
 import type { NatsConnection } from "@nats-io/transport-node";
 
+type KvWatch = Awaited<ReturnType<KV["watch"]>>;
+
 export interface KvEntry<T> {
   key: string;
   value: T;
@@ -25,7 +27,8 @@ export interface KvBucket<T> {
   entries(filter?: string): Promise<KvEntry<T>[]>;
   /**
    * Calls back with every entry there is, then `onReady`, then with each change; value undefined = deleted.
-   * Survives reconnects. Ends with the signal.
+   * Survives reconnects (and then calls back with everything again). Ends with the signal.
+   * An entry that expires by its bucket's TTL is not reported: look at its age.
    */
   watch(options: {
     filter?: string;
@@ -95,11 +98,12 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       return found;
     },
     async watch({ filter = ">", signal, onChange, onReady }) {
-      const pending = await kv.status().then((status) => status.values);
-      const iterator = await kv.watch({ key: filter, ...(onReady === undefined ? {} : { initializedFn: onReady }) });
-      if (pending === 0) onReady?.();
-      signal.addEventListener("abort", () => iterator.stop(), { once: true });
-      void (async () => {
+      let ready = false;
+      const becomeReady = (): void => {
+        if (!ready) onReady?.();
+        ready = true;
+      };
+      const follow = async (iterator: KvWatch): Promise<void> => {
         for await (const entry of iterator) {
           if (signal.aborted) return;
           try {
@@ -107,8 +111,40 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           } catch (error) {
             log.error({ err: error, bucket: def.name, key: entry.key }, "watch: entry skipped");
           }
+          if (entry.delta === 0) becomeReady();
         }
-      })().catch((error: unknown) => log.error({ err: error, bucket: def.name }, "watch ended"));
+      };
+      let current: KvWatch | undefined;
+      const start = async (): Promise<KvWatch> => {
+        let empty = true;
+        for await (const _key of await kv.keys(filter)) empty = false;
+        const iterator = await kv.watch({ key: filter });
+        if (empty) becomeReady();
+        return iterator;
+      };
+      const keepFollowing = async (): Promise<void> => {
+        while (!signal.aborted && !nc.isClosed()) {
+          try {
+            current ??= await start();
+            await follow(current);
+          } catch (error) {
+            if (!signal.aborted && !nc.isClosed()) log.warn({ err: error, bucket: def.name }, "watch broke; starting it again");
+          }
+          current = undefined;
+          if (!signal.aborted) await new Promise((resolve) => setTimeout(resolve, 200));
+        }
+      };
+      // A server that restarted has forgotten the watch, and its client would notice only by missing heartbeats.
+      const restartOnReconnect = async (): Promise<void> => {
+        for await (const status of nc.status()) {
+          if (signal.aborted) return;
+          if (status.type === "reconnect") current?.stop();
+        }
+      };
+      current = await start();
+      signal.addEventListener("abort", () => current?.stop(), { once: true });
+      keepFollowing().catch((error: unknown) => log.error({ err: error, bucket: def.name }, "watch ended"));
+      restartOnReconnect().catch((error: unknown) => log.error({ err: error, bucket: def.name }, "watch lost sight of the connection"));
     },
   };
   return bucket;
