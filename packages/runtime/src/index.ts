@@ -9,6 +9,7 @@ export {
   problemOf,
   RetryLaterError,
 } from "./errors.ts";
+export { createKeyedQueue, type KeyedQueue, type KeyedQueueOptions } from "./keyed-queue.ts";
 export { createLog, type Log, type LogOptions } from "./log.ts";
 export { type HostProcess, runService, type ServiceContext, type ServiceOptions } from "./service.ts";
 export { type Exit, type GuardedChild, killGroup, processIdentity, spawnGuarded, type SpawnGuardedOptions } from "./spawn-guarded.ts";

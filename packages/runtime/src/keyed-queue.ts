@@ -1,0 +1,81 @@
+/**
+ * Work queue of keys for reconcilers: a key is never worked on twice at once, adding a waiting key changes nothing, and a
+ * key added while it is being worked on runs once more afterwards. Holds keys, not events: whoever works on one looks at how things are now.
+ */
+import { backoffMs } from "./errors.ts";
+import type { Log } from "./log.ts";
+
+export interface KeyedQueue extends AsyncDisposable {
+  add(key: string): void;
+  /** Adds the key after `afterMs`, unless an earlier wake-up is planned for it. */
+  addAfter(key: string, afterMs: number): void;
+}
+
+export interface KeyedQueueOptions {
+  /** Keys in work at once. */
+  concurrency: number;
+  /** What it throws is logged, and the key comes back after a growing delay (0.5 s to 60 s). */
+  work(key: string): Promise<void>;
+  log: Log;
+}
+
+/** Disposing waits for what is being worked on and drops the rest. */
+export function createKeyedQueue({ concurrency, work, log }: KeyedQueueOptions): KeyedQueue {
+  const waiting = new Set<string>();
+  const running = new Map<string, Promise<void>>();
+  const timers = new Map<string, { timer: NodeJS.Timeout; at: number }>();
+  const failures = new Map<string, number>();
+  let stopped = false;
+
+  const next = (): void => {
+    for (const key of waiting) {
+      if (stopped || running.size >= concurrency) return;
+      if (running.has(key)) continue;
+      waiting.delete(key);
+      running.set(key, run(key));
+    }
+  };
+
+  const run = async (key: string): Promise<void> => {
+    try {
+      await work(key);
+      failures.delete(key);
+    } catch (error) {
+      const failed = (failures.get(key) ?? 0) + 1;
+      failures.set(key, failed);
+      log.warn({ err: error, key, failed, afterMs: backoffMs(failed) }, "reconcile failed; it will be tried again");
+      queue.addAfter(key, backoffMs(failed));
+    } finally {
+      running.delete(key);
+      next();
+    }
+  };
+
+  const queue: KeyedQueue = {
+    add(key) {
+      if (stopped) return;
+      waiting.add(key);
+      next();
+    },
+    addAfter(key, afterMs) {
+      if (stopped) return;
+      const at = performance.now() + afterMs;
+      const planned = timers.get(key);
+      if (planned !== undefined && planned.at <= at) return;
+      clearTimeout(planned?.timer);
+      const timer = setTimeout(() => {
+        timers.delete(key);
+        queue.add(key);
+      }, afterMs);
+      timers.set(key, { timer, at });
+    },
+    async [Symbol.asyncDispose]() {
+      stopped = true;
+      waiting.clear();
+      for (const { timer } of timers.values()) clearTimeout(timer);
+      timers.clear();
+      await Promise.all(running.values());
+    },
+  };
+  return queue;
+}
