@@ -88,14 +88,13 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       }
     },
     async entries(filter = ">") {
-      const found: KvEntry<Value>[] = [];
-      const keys: string[] = [];
-      for await (const key of await kv.keys(filter)) keys.push(key);
-      for (const key of keys) {
-        const entry = await bucket.get(key);
-        if (entry !== undefined) found.push(entry);
+      // One pass over the values instead of a read per key; a key that changes meanwhile comes twice, and the last one counts.
+      const found = new Map<string, KvEntry<Value>>();
+      for await (const { key, operation, value, revision } of await kv.history({ key: filter })) {
+        if (operation === "PUT") found.set(key, { key, value: parse(key, value), revision });
+        else found.delete(key);
       }
-      return found;
+      return [...found.values()];
     },
     async watch({ filter = ">", signal, onChange, onReady }) {
       let ready = false;

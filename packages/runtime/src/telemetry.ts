@@ -46,6 +46,8 @@ export interface SpanOptions {
   parent?: string | null | undefined;
   /** W3C traceparents of work in other traces that this joins. */
   links?: readonly string[];
+  /** When it began, in milliseconds since the epoch; absent: now. */
+  startMs?: number;
 }
 
 export interface Telemetry {
@@ -100,7 +102,7 @@ export function createTelemetry({ service, spansDir, otlpEndpoint }: TelemetryOp
   });
   const tracer = (provider as TracerProvider).getTracer("loraline");
 
-  const start = (name: string, options: SpanOptions, startTime?: number): Span => {
+  const start = (name: string, options: SpanOptions): Span => {
     const parent =
       options.parent === undefined ? context.active() : options.parent === null ? ROOT_CONTEXT : fromTraceparent(options.parent);
     const links: Link[] = (options.links ?? []).flatMap((link) => {
@@ -113,7 +115,7 @@ export function createTelemetry({ service, spansDir, otlpEndpoint }: TelemetryOp
         kind: kinds[options.kind ?? "internal"],
         links,
         ...(options.attributes === undefined ? {} : { attributes: options.attributes }),
-        ...(startTime === undefined ? {} : { startTime }),
+        ...(options.startMs === undefined ? {} : { startTime: options.startMs }),
       },
       parent,
     );
@@ -132,8 +134,8 @@ export function createTelemetry({ service, spansDir, otlpEndpoint }: TelemetryOp
         span.end();
       }
     },
-    record(name, { startMs, endMs, error, ...options }) {
-      const span = start(name, options, startMs);
+    record(name, { endMs, error, ...options }) {
+      const span = start(name, options);
       if (error !== undefined) span.setStatus({ code: SpanStatusCode.ERROR, message: error });
       span.end(endMs);
     },
