@@ -1,0 +1,252 @@
+/** One contract, kept by both stores, against real servers. */
+import { createReadStream } from "node:fs";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { PutObjectCommand, S3Client } from "@aws-sdk/client-s3";
+import type { BlobRef, Digest } from "@loraline/contracts";
+import { spawnNatsServer, test as fixtures } from "@loraline/testkit";
+import { jetstreamManager } from "@nats-io/jetstream";
+import { Objm } from "@nats-io/obj";
+import { describe, expect } from "vitest";
+import {
+  createJetStreamObjects,
+  createS3Objects,
+  digestOf,
+  getBytes,
+  getJson,
+  getToFile,
+  objectKey,
+  putJson,
+  removeUnfinishedBlobs,
+} from "./index.ts";
+
+const test = fixtures
+  .extend("dir", async ({}, { onCleanup }) => {
+    const dir = await mkdtemp(join(tmpdir(), "loraline-objects-"));
+    onCleanup(() => rm(dir, { recursive: true }));
+    return dir;
+  })
+  .extend("jetStream", async ({ nc, dir }) => ({
+    objects: await createJetStreamObjects(nc, { spoolDir: dir }),
+    /** Puts other bytes under a key, behind the back of the store. */
+    tamper: async (key: string, bytes: Uint8Array) => {
+      await (await new Objm(nc).open("objects")).putBlob({ name: key }, bytes);
+    },
+  }))
+  .extend("overS3", async ({ s3, dir }, { onCleanup }) => {
+    const objects = createS3Objects({ ...s3, spoolDir: dir });
+    const { endpoint, region, credentials, bucket } = s3;
+    const client = new S3Client({ endpoint, region, credentials, forcePathStyle: true });
+    onCleanup(() => {
+      objects[Symbol.dispose]();
+      client.destroy();
+    });
+    return {
+      objects,
+      tamper: async (key: string, bytes: Uint8Array) => {
+        await client.send(new PutObjectCommand({ Bucket: bucket, Key: key, Body: bytes }));
+      },
+    };
+  });
+
+const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
+  const all: T[] = [];
+  for await (const item of items) all.push(item);
+  return all;
+};
+async function* stream(...parts: (string | Error)[]): AsyncGenerator<Uint8Array> {
+  for (const part of parts) {
+    await sleep(1);
+    if (part instanceof Error) throw part;
+    yield new TextEncoder().encode(part);
+  }
+}
+/** Different in every place, so that a chunk lost or swapped shows. */
+async function* megabytes(count: number): AsyncGenerator<Uint8Array> {
+  for (let index = 0; index < count; index++) {
+    const block = Buffer.alloc(1024 * 1024);
+    for (let at = 0; at < block.length; at += 4) block.writeUInt32LE((index * 2_654_435_761 + at) >>> 0, at);
+    yield block;
+    await sleep(0);
+  }
+}
+const nowhere: Digest = `sha256:${"0".repeat(64)}`;
+
+for (const backend of ["jetStream", "overS3"] as const) {
+  // A fixture is asked for by its name, so each store has its own entry to the same tests.
+  const it = test.extend("store", backend === "jetStream" ? async ({ jetStream }) => jetStream : async ({ overS3 }) => overS3);
+
+  describe(`objects ${backend === "jetStream" ? "in JetStream" : "over S3"}`, () => {
+    it("stores bytes, text, streams and files, and gives them back", async ({ store: { objects }, tenant, dir }) => {
+      const file = join(dir, "file");
+      await writeFile(file, "from a file");
+      const cases = [
+        [new TextEncoder().encode("bytes"), "bytes"],
+        ["täxt", "täxt"],
+        [stream("from ", "a ", "stream"), "from a stream"],
+        [createReadStream(new URL(import.meta.url)), await readFile(new URL(import.meta.url), "utf8")],
+        [{ file }, "from a file"],
+        ["", ""],
+      ] as const;
+      for (const [source, expected] of cases) {
+        const ref = await objects.put(tenant, "raw", source);
+        expect(ref).toEqual({ kind: "raw", digest: digestOf(expected), size: Buffer.byteLength(expected) });
+        expect(text(await getBytes(objects, tenant, ref))).toBe(expected);
+        expect(await objects.head(tenant, ref)).toEqual({ size: ref.size });
+      }
+      expect((await readdir(dir)).filter((name) => name !== "file")).toEqual([]); // nothing spooled is left
+    });
+
+    it("carries a blob of many parts both ways, as a stream", { timeout: 120_000 }, async ({ store: { objects }, tenant }) => {
+      const ref = await objects.put(tenant, "raw", megabytes(33));
+      expect(ref.size).toBe(33 * 1024 * 1024);
+      let read = 0;
+      for await (const chunk of await objects.get(tenant, ref)) read += chunk.byteLength;
+      expect(read).toBe(ref.size); // and the digest was right, or the loop had thrown
+    });
+
+    it("reads no faster than its reader", { timeout: 120_000 }, async ({ store: { objects }, tenant }) => {
+      const ref = await objects.put(tenant, "raw", megabytes(96));
+      const before = process.memoryUsage().arrayBuffers;
+      let highest = 0;
+      let chunks = 0;
+      for await (const _ of await objects.get(tenant, ref)) {
+        if (++chunks > 20) continue;
+        await sleep(20);
+        highest = Math.max(highest, process.memoryUsage().arrayBuffers - before);
+      }
+      expect(highest).toBeLessThan(48 * 1024 * 1024);
+    });
+
+    it("does no work for a blob that exists", async ({ store: { objects }, tenant }) => {
+      const ref = await objects.put(tenant, "shard", "the same");
+      const unreadable = stream(new Error("was read"));
+      expect(await objects.put(tenant, "shard", unreadable, { digest: ref.digest })).toEqual(ref);
+      expect(await objects.put(tenant, "shard", stream("the ", "same"))).toEqual(ref);
+    });
+
+    it("keeps one of several equal blobs written at once", async ({ store: { objects }, tenant }) => {
+      const refs = await Promise.all(Array.from({ length: 5 }, () => objects.put(tenant, "shard", stream("equal", " content"))));
+      for (const ref of refs) expect(ref).toEqual(refs[0]);
+      // As a set: rclone lists a key twice when two writers put it at the same moment.
+      expect(new Set((await collect(objects.list(tenant, "shard"))).map(({ digest }) => digest))).toEqual(new Set([refs[0]?.digest]));
+      expect(text(await getBytes(objects, tenant, refs[0] as BlobRef))).toBe("equal content");
+    });
+
+    it("checks a digest that it is told, and stores nothing that differs", async ({ store: { objects }, tenant }) => {
+      const digest = digestOf("expected");
+      expect(await objects.put(tenant, "raw", stream("expec", "ted"), { digest })).toMatchObject({ digest, size: 8 });
+      for (const source of ["other", stream("ot", "her")]) {
+        await expect(objects.put(tenant, "raw", source, { digest: nowhere })).rejects.toMatchObject({ code: "DIGEST_MISMATCH" });
+      }
+      expect(await objects.head(tenant, { kind: "raw", digest: nowhere })).toBeUndefined();
+    });
+
+    it("keeps nothing of a source that fails", async ({ store: { objects }, tenant, dir }) => {
+      const failing = () => stream("begun ", new Error("connection lost"));
+      await expect(objects.put(tenant, "raw", failing())).rejects.toThrow("connection lost");
+      await expect(objects.put(tenant, "raw", failing(), { digest: nowhere })).rejects.toThrow("connection lost");
+      expect(await collect(objects.list(tenant, "raw"))).toEqual([]);
+      expect(await readdir(dir)).toEqual([]);
+    });
+
+    it("says what is missing", async ({ store: { objects }, tenant }) => {
+      const ref = { kind: "adapter", digest: nowhere } as const;
+      await expect(objects.get(tenant, ref)).rejects.toMatchObject({
+        code: "OBJECT_MISSING",
+        message: expect.stringContaining(objectKey(tenant, ref)),
+      });
+      expect(await objects.head(tenant, ref)).toBeUndefined();
+      await objects.delete(tenant, ref); // no error
+    });
+
+    it("detects content that is not what its name says", async ({ store: { objects, tamper }, tenant, dir }) => {
+      const ref = { kind: "adapter-file", digest: digestOf("good") } as const;
+      await tamper(objectKey(tenant, ref), new TextEncoder().encode("evil"));
+      await expect(getBytes(objects, tenant, ref)).rejects.toMatchObject({ code: "OBJECT_CORRUPT" });
+      await expect(getToFile(objects, tenant, ref, join(dir, "adapter/model"))).rejects.toMatchObject({ code: "OBJECT_CORRUPT" });
+      expect(await readdir(join(dir, "adapter"))).toEqual([]);
+    });
+
+    it("lists what one tenant has of one kind", async ({ store: { objects }, tenant }) => {
+      const refs = await Promise.all(Array.from({ length: 12 }, (_, index) => objects.put(tenant, "records", `record ${index}`)));
+      await objects.put(tenant, "report", "another kind");
+      await objects.put(`${tenant}-2`, "records", "another tenant");
+      const byDigest = (a: BlobRef, b: BlobRef) => a.digest.localeCompare(b.digest);
+      expect((await collect(objects.list(tenant, "records"))).toSorted(byDigest)).toEqual(refs.toSorted(byDigest));
+    });
+
+    it("deletes, and stores again what was deleted", async ({ store: { objects }, tenant }) => {
+      const ref = await objects.put(tenant, "checkpoint", "come back");
+      await objects.delete(tenant, ref);
+      expect(await objects.head(tenant, ref)).toBeUndefined();
+      expect(await collect(objects.list(tenant, "checkpoint"))).toEqual([]);
+      expect(await objects.put(tenant, "checkpoint", "come back")).toEqual(ref);
+      expect(text(await getBytes(objects, tenant, ref))).toBe("come back");
+    });
+
+    it("lets no name reach out of its tenant", async ({ store: { objects }, tenant }) => {
+      const ref = await objects.put(tenant, "raw", "mine");
+      for (const wrong of ["..", "", "a/b", `${tenant}/raw`]) {
+        await expect(objects.get(wrong, ref)).rejects.toMatchObject({ code: "BAD_TENANT" });
+      }
+      const digest = "sha256:../../secret" as Digest;
+      await expect(objects.get(tenant, { kind: "raw", digest })).rejects.toMatchObject({ code: "BAD_REFERENCE" });
+    });
+
+    it("reads and writes JSON and files", async ({ store: { objects }, tenant, dir }) => {
+      const ref = await putJson(objects, tenant, "report", { rows: 3 });
+      expect(await getJson(objects, tenant, ref)).toEqual({ rows: 3 });
+      const refuse = {
+        parse: () => {
+          throw new Error("rows: expected at least 4");
+        },
+      };
+      await expect(getJson(objects, tenant, ref, refuse)).rejects.toMatchObject({
+        code: "OBJECT_INVALID",
+        message: expect.stringContaining("rows: expected at least 4"),
+      });
+      await getToFile(objects, tenant, ref, join(dir, "deep/er/report.json"));
+      expect(await readdir(join(dir, "deep/er"))).toEqual(["report.json"]);
+      expect(await readFile(join(dir, "deep/er/report.json"), "utf8")).toBe(`{"rows":3}`);
+    });
+  });
+}
+
+describe("jetStream only", () => {
+  test("a blob survives the server's death", async ({ tenant, onTestFinished }) => {
+    const server = await spawnNatsServer();
+    onTestFinished(() => server[Symbol.asyncDispose]());
+    const nc = await server.connect({ reconnectTimeWait: 50, maxReconnectAttempts: -1 });
+    onTestFinished(() => nc.close());
+    const objects = await createJetStreamObjects(nc);
+    const ref = await objects.put(tenant, "raw", megabytes(3));
+    await server.kill();
+    await server.start();
+    await expect.poll(() => objects.head(tenant, ref).catch(() => undefined), { timeout: 10_000 }).toEqual({ size: ref.size });
+    expect((await getBytes(objects, tenant, ref)).byteLength).toBe(ref.size);
+  });
+
+  test("a full store says so, and keeps nothing half-made", async ({ nc, tenant, dir }) => {
+    const objects = await createJetStreamObjects(nc, { bucket: "small", maxBytes: 4 * 1024 * 1024, spoolDir: dir });
+    await expect(objects.put(tenant, "raw", megabytes(8))).rejects.toMatchObject({ code: "STORE_FULL", status: 507 });
+    const small = await objects.put(tenant, "raw", megabytes(2)); // there is room again
+    expect((await getBytes(objects, tenant, small)).byteLength).toBe(small.size);
+  });
+
+  test("chunks of a writer that was killed are removed, and only those", async ({ nc, tenant }) => {
+    const objects = await createJetStreamObjects(nc, { bucket: "crashed" });
+    const kept = await objects.put(tenant, "raw", megabytes(2));
+    const jsm = await jetstreamManager(nc);
+    // What a process leaves that died between its first chunk and the last step of its put.
+    await jsm.jetstream().publish("$O.crashed.C.ABANDONED", new Uint8Array(1000));
+    expect(await removeUnfinishedBlobs(nc, { bucket: "crashed" })).toBe(0); // too young: its writer may be alive
+    expect(await removeUnfinishedBlobs(nc, { bucket: "crashed", now: Date.now() + 2 * 60 * 60_000 })).toBe(1);
+    const { state } = await jsm.streams.info("OBJ_crashed", { subjects_filter: "$O.crashed.C.ABANDONED" });
+    expect(state.subjects ?? {}).toEqual({});
+    expect((await getBytes(objects, tenant, kept)).byteLength).toBe(kept.size);
+  });
+});

@@ -1,0 +1,50 @@
+/** Whether fixtures come from containers: where an engine answers, or where its absence is a failure. */
+import { existsSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import type { StartedTestContainer } from "testcontainers";
+
+const required = process.env["LORALINE_REQUIRE_DOCKER"] === "1";
+
+const sockets = [
+  "/var/run/docker.sock",
+  join(homedir(), ".docker/run/docker.sock"),
+  join(process.env["XDG_RUNTIME_DIR"] ?? "/run/user/0", "docker.sock"),
+];
+
+/** How to run one server in a container, with the image as a setting, so that a machine without a registry can name its own. */
+export interface ContainerSpec {
+  image: string;
+  command: string[];
+  port: number;
+  /** Logged when it is ready. */
+  ready: RegExp;
+}
+
+/**
+ * Starts the container; undefined if there is no Docker engine here, or no such image to be had.
+ *
+ * @throws if `LORALINE_REQUIRE_DOCKER=1` and either is missing.
+ */
+export async function startContainer({ image, command, port, ready }: ContainerSpec): Promise<StartedTestContainer | undefined> {
+  if (!required && process.env["DOCKER_HOST"] === undefined && !sockets.some((path) => existsSync(path))) return undefined;
+  const { GenericContainer, getContainerRuntimeClient, Wait } = await import("testcontainers"); // half a second, only where needed
+  try {
+    await getContainerRuntimeClient();
+  } catch (cause) {
+    if (required) throw new Error("LORALINE_REQUIRE_DOCKER=1, but no Docker engine answers. Start one, or unset it.", { cause });
+    return undefined;
+  }
+  try {
+    return await new GenericContainer(image)
+      .withCommand(command)
+      .withExposedPorts(port)
+      .withWaitStrategy(Wait.forLogMessage(ready))
+      .withStartupTimeout(60_000)
+      .start();
+  } catch (cause) {
+    if (required) throw new Error(`LORALINE_REQUIRE_DOCKER=1, but a container of ${image} does not start`, { cause });
+    console.warn(`Docker answers, but a container of ${image} does not start; taking the bundled server. ${String(cause)}`);
+    return undefined;
+  }
+}
