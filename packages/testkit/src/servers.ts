@@ -1,0 +1,4 @@
+/** The servers without vitest: for benchmarks and scripts. */
+export { type NatsFixture, spawnNatsServer, startNats } from "./nats-server.ts";
+export { type S3Fixture, spawnS3Server, startS3 } from "./s3-server.ts";
+export type { ServerProcess } from "./server-process.ts";
