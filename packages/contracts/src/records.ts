@@ -17,6 +17,9 @@ export const message = z.object({
 });
 export type Message = z.infer<typeof message>;
 
+/** Whether a turn is trained on: an assistant's, unless `train` or `weight` says no. */
+export const isTrainedTurn = (turn: Message): boolean => turn.role === "assistant" && turn.train !== false && turn.weight !== 0;
+
 export const recordMeta = z.object({
   file: z.string(),
   line: z.int().describe("1-based line (JSONL) or element number (JSON array)."),
@@ -123,6 +126,7 @@ export const tokenManifest = z.object({
   eval: z.array(tokenShard),
   totals: tokenTotals,
   dropped: z.array(droppedRecord).describe("The first 1000."),
+  trimmed: z.array(droppedRecord).default([]).describe("Kept without their oldest turns (`too_long: trim-prompt`); the first 1000."),
   probes: z.array(probePrompt),
 });
 export type TokenManifest = z.infer<typeof tokenManifest>;

@@ -143,7 +143,7 @@ export const tokenizeSpec = z
     packing: z
       .union([z.literal("auto"), z.boolean()])
       .default("auto")
-      .describe("`auto` packs when at least 64 optimizer steps per epoch remain afterwards; packing changes the effective batch."),
+      .describe("`auto` packs when at least 64 optimizer steps per epoch remain afterwards (`seed` only when asked to); packing changes the effective batch."),
   })
   .describe("How records become tokens.");
 
