@@ -115,9 +115,10 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       };
       let current: KvWatch | undefined;
       const start = async (): Promise<KvWatch> => {
+        const iterator = await kv.watch({ key: filter });
+        // Asked after the watch began: a key that is there now is sure to come, one that expired before is not waited for.
         let empty = true;
         for await (const _key of await kv.keys(filter)) empty = false;
-        const iterator = await kv.watch({ key: filter });
         if (empty) becomeReady();
         return iterator;
       };
