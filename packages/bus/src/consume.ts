@@ -20,15 +20,12 @@ type EventsOf<C extends ConsumerDef> = C["events"][number];
  * line must be harmless.
  */
 export type Handlers<C extends ConsumerDef> = {
-  [E in EventsOf<C> as E["type"]]: (
-    received: Received<Extract<EventsOf<C>, { type: E["type"] }>>,
-    context: HandlerContext,
-  ) => Promise<void>;
+  [T in EventsOf<C>["type"]]: (received: Received<Extract<EventsOf<C>, { type: T }>>, context: HandlerContext) => Promise<void>;
 };
 
 export interface ConsumeOptions<C extends ConsumerDef> {
   consumer: C;
-  handlers: Handlers<C>;
+  handlers: Handlers<NoInfer<C>>;
   /** Called before a message becomes a dead letter, so that whoever waits for the entity learns why. */
   onDeadLetter?: (letter: {
     tenant: string;

@@ -1,0 +1,265 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { buckets, consumers, type EngineRecord, events } from "@loraline/contracts";
+import { createLog, createTelemetry, PermanentError, RetryLaterError, traceIdOf } from "@loraline/runtime";
+import { spawnNatsServer, test } from "@loraline/testkit";
+import type { NatsConnection } from "@nats-io/transport-node";
+import { ulid } from "ulid";
+import { describe, expect } from "vitest";
+import { connectBus, createBus, ensureStreams } from "./index.ts";
+
+const blob = { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 3 } as const;
+const silent = createLog({ service: "test", level: "silent" });
+const telemetry = createTelemetry({ service: "test" });
+const busOver = async (nc: NatsConnection) => {
+  await ensureStreams(nc);
+  return createBus({ nc, log: silent, telemetry, source: "test" });
+};
+const newDataset = (tenant: string) => ({ tenant, id: ulid() });
+
+describe("publish", () => {
+  test("says the same thing once", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const first = await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    const again = await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    expect([first.duplicate, again.duplicate]).toEqual([false, true]);
+    expect(again.seq).toBe(first.seq);
+    expect(await bus.history([events.datasetReceived, events.datasetIngested], at)).toHaveLength(1);
+  });
+
+  test("refuses what the contract does not allow, naming the field", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const publishing = bus.publish(events.datasetReceived, newDataset(tenant), { blob, filename: "" });
+    await expect(publishing).rejects.toMatchObject({ code: "CONTRACT_VIOLATION", param: "filename" });
+  });
+});
+
+describe("consume", () => {
+  test("carries the trace, and a handler's publish continues it", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    let seen: string | null = null;
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async (received) => {
+          if (received.at.id !== at.id) return;
+          seen = received.trace;
+          await bus.publish(events.datasetDeleted, at, {});
+        },
+      },
+    });
+    let published: string | undefined;
+    await telemetry.span("upload", { parent: null }, async () => {
+      published = telemetry.traceparent();
+      await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    });
+    await expect.poll(() => bus.last(events.datasetDeleted, at)).toBeDefined();
+    expect(seen).toBe(published);
+    const answer = await bus.last(events.datasetDeleted, at);
+    expect(traceIdOf(answer?.trace)).toBe(traceIdOf(published));
+    expect(answer?.trace).not.toBe(published);
+  });
+
+  test("retries, and does not block the next message meanwhile", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const [slow, quick] = [newDataset(tenant), newDataset(tenant)];
+    const order: string[] = [];
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async ({ at }, { deliveries }) => {
+          if (at.tenant !== tenant) return;
+          order.push(`${at.id === slow.id ? "slow" : "quick"} ${deliveries}`);
+          if (at.id === slow.id && deliveries === 1) throw new RetryLaterError("BUSY", 300, "wait");
+          if (at.id === slow.id && deliveries === 2) throw new Error("unknown");
+        },
+      },
+    });
+    await bus.publish(events.datasetReceived, slow, { blob, filename: "slow" });
+    await bus.publish(events.datasetReceived, quick, { blob, filename: "quick" });
+    await expect.poll(() => order, { timeout: 10_000 }).toEqual(["slow 1", "quick 1", "slow 2", "slow 3"]);
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+
+  test("buries what can never work, tells who waits for it, and redrives it on request", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const told: string[] = [];
+    let broken = true;
+    let handled = 0;
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async (received) => {
+          if (received.at.id !== at.id) return;
+          if (broken) throw new PermanentError("BAD_ROW", "line 3: ünïcode\nand a newline", { param: "a.jsonl" });
+          handled++;
+        },
+      },
+      onDeadLetter: async (letter) => void told.push(`${letter.tenant} ${letter.code} ${letter.param}`),
+    });
+    await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    await expect.poll(() => bus.deadLetters.list(tenant)).toHaveLength(1);
+    const [letter] = await bus.deadLetters.list(tenant);
+    expect(letter).toMatchObject({
+      stream: "DATASETS",
+      durable: "ingest-dataset-received",
+      code: "BAD_ROW",
+      message: "line 3: ünïcode\nand a newline",
+      deliveries: 1,
+      data: { filename: "a.jsonl" },
+    });
+    expect(told).toEqual([`${tenant} BAD_ROW a.jsonl`]);
+    expect(await bus.deadLetters.get(letter!.seq)).toEqual(letter);
+
+    broken = false;
+    await bus.deadLetters.redrive(letter!.seq);
+    await expect.poll(() => handled).toBe(1);
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+    await expect(bus.deadLetters.redrive(letter!.seq)).rejects.toMatchObject({ code: "LETTER_UNKNOWN" });
+  });
+
+  test.for([
+    ["{", /not JSON/],
+    ["[]", /expected object/],
+    ['{"filename":"x"}', /blob/],
+    ["\xff\xfe", /not JSON in UTF-8|not valid/],
+  ] as const)("a plain client's broken body %j becomes a dead letter that says why", async ([body, why], { nc, tenant }) => {
+    const bus = await busOver(nc);
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: { "dataset.received.v1": async () => {} },
+    });
+    nc.publish(`loraline.${tenant}.dataset.${ulid()}.received.v1`, Buffer.from(body, "latin1"));
+    await expect
+      .poll(() => bus.deadLetters.list(tenant))
+      .toEqual([expect.objectContaining({ code: "CONTRACT_VIOLATION", message: expect.stringMatching(why) })]);
+  });
+
+  test("a handler longer than the ack wait is not run twice", { timeout: 40_000 }, async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    let runs = 0;
+    await using _consuming = await bus.consume({
+      consumer: { ...consumers.ingestDatasetReceived, concurrency: 2 },
+      handlers: {
+        "dataset.received.v1": async (received) => {
+          if (received.at.id !== at.id) return;
+          runs++;
+          await sleep(consumers.ingestDatasetReceived.ackWaitMs + 3000);
+        },
+      },
+    });
+    await bus.publish(events.datasetReceived, at, { blob, filename: "long" });
+    await sleep(consumers.ingestDatasetReceived.ackWaitMs + 6000);
+    expect(runs).toBe(1);
+  });
+
+  test("names the remedy when the streams are not there", async () => {
+    await using server = await spawnNatsServer();
+    const nc = await connectBus({ servers: server.url, name: "test" });
+    const bus = createBus({ nc, log: silent, telemetry, source: "test" });
+    const consuming = bus.consume({ consumer: consumers.ingestDatasetReceived, handlers: { "dataset.received.v1": async () => {} } });
+    await expect(consuming).rejects.toMatchObject({ code: "STREAMS_MISSING", message: expect.stringContaining("ensure-streams") });
+    await expect(bus.bucket(buckets.engines)).rejects.toMatchObject({ code: "BUCKET_MISSING" });
+    await nc.close();
+  });
+});
+
+const engine = (maxLoras: number): EngineRecord => ({
+  engine: "e",
+  base: { name: "b", revision: "1", digest: blob.digest },
+  maxLoraRank: 8,
+  maxLoras,
+  maxCpuLoras: 8,
+  maxModelLen: 1024,
+  updatedAt: "2026-11-24T00:00:00.000Z",
+});
+
+describe("kv", () => {
+  test("concurrent changes are all kept; a deleted key can be written again", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const kv = await bus.bucket(buckets.engines);
+    await Promise.all(Array.from({ length: 12 }, () => kv.change(tenant, (current) => engine((current?.maxLoras ?? 0) + 1))));
+    expect((await kv.get(tenant))?.value.maxLoras).toBe(12);
+    await kv.delete(tenant);
+    expect(await kv.get(tenant)).toBeUndefined();
+    await kv.change(tenant, (current) => (current === undefined ? engine(1) : undefined));
+    expect((await kv.get(tenant))?.value.maxLoras).toBe(1);
+  });
+
+  test("a watch gives what is there, says when it has, and follows changes", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const kv = await bus.bucket(buckets.engines);
+    const stop = new AbortController();
+    await kv.put(`${tenant}.a`, engine(1));
+    for (const [filter, expected] of [
+      [`${tenant}.>`, ["a 1", "ready", "b 2", "a gone"]],
+      [`${tenant}.none.>`, ["ready"]],
+    ] as const) {
+      const seen: string[] = [];
+      await kv.watch({
+        filter,
+        signal: stop.signal,
+        onChange: (key, value) => void seen.push(`${key.split(".")[1]} ${value?.maxLoras ?? "gone"}`),
+        onReady: () => void seen.push("ready"),
+      });
+      await expect.poll(() => seen.includes("ready")).toBe(true);
+      if (expected.length > 1) {
+        await kv.put(`${tenant}.b`, engine(2));
+        await kv.delete(`${tenant}.a`);
+      }
+      await expect.poll(() => seen).toEqual(expected);
+    }
+    stop.abort();
+  });
+});
+
+describe("when nats-server is killed", () => {
+  test("what was acknowledged is still there, consumers and watches go on", { timeout: 60_000 }, async () => {
+    await using server = await spawnNatsServer();
+    const nc = await connectBus({ servers: server.url, name: "test" });
+    const bus = await busOver(nc);
+    const kv = await bus.bucket(buckets.engines);
+    const stop = new AbortController();
+    const watched: number[] = [];
+    await kv.watch({ signal: stop.signal, onChange: (_key, value) => void watched.push(value?.maxLoras ?? 0) });
+    const handled: string[] = [];
+    const consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: { "dataset.received.v1": async ({ data }) => void handled.push(data.filename) },
+    });
+    await bus.publish(events.datasetReceived, newDataset("acme"), { blob, filename: "before" });
+    await kv.put("e", engine(1));
+    await expect.poll(() => handled).toEqual(["before"]);
+
+    await server.kill();
+    await sleep(1500);
+    await server.start();
+
+    await expect
+      .poll(
+        () =>
+          bus.publish(events.datasetReceived, newDataset("acme"), { blob, filename: "after" }).then(
+            () => true,
+            () => false,
+          ),
+        { timeout: 20_000 },
+      )
+      .toBe(true);
+    await expect.poll(() => handled, { timeout: 20_000 }).toEqual(["before", "after"]);
+    await kv.put("e", engine(2));
+    await expect.poll(() => watched.at(-1), { timeout: 5000 }).toBe(2);
+    stop.abort();
+    await consuming[Symbol.asyncDispose]();
+    await nc.close();
+  });
+
+  test("a first connection that fails says where and what to check", async () => {
+    await expect(connectBus({ servers: "nats://127.0.0.1:1", name: "test" })).rejects.toMatchObject({
+      code: "NATS_UNREACHABLE",
+      message: expect.stringMatching(/127\.0\.0\.1:1.*NATS_URL/),
+    });
+  });
+});
