@@ -68,7 +68,7 @@ test("subjects carry tenant and id, and refuse tokens that would change their me
     { ...at, id: ">" },
     { ...at, id: "01kb" },
   ]) {
-    expect(() => subjectFor(events.datasetReceived, bad)).toThrow();
+    expect(() => subjectFor(events.datasetReceived, bad)).toThrow(/must be a ULID|use 1 to 63/);
   }
   for (const other of ["loraline.acme.dataset.x", "other.acme.run.x.requested.v1", "loraline.acme.pod.x.requested.v1", ""]) {
     expect(parseSubject(other)).toBeUndefined();
