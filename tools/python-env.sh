@@ -9,5 +9,5 @@ if ! [ -x "$uv" ]; then
   tools/uv/bin/pip install --quiet uv==0.13.9
 fi
 # uv must be told the interpreter, or it tries to download one.
-[ -x .venv/bin/python ] || "$uv" venv --quiet --python "$(command -v python3)" .venv
+[ -x .venv/bin/python ] || "$uv" venv --quiet --clear --python "$(command -v python3)" .venv
 "$uv" pip sync --python .venv/bin/python --require-hashes "$lock"

@@ -10,7 +10,7 @@ import type { Digest } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import type { BlobSource } from "./objects.ts";
 
-const readChunk = 1024 * 1024;
+const readChunk = 128 * 1024;
 
 /** Passes bytes through; at the end throws what `onMismatch` makes of the digest found, if it is not `expected`. */
 export async function* verified(

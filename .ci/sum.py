@@ -1,0 +1,37 @@
+"""Sums the JUnit reports of vitest and pytest. usage: sum.py REPORTS_DIR EXIT_STATUS_OF_MAKE_TEST"""
+
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+SUITES = ["test-unit", "test-integration", "test-python", "test-e2e", "test-faults"]
+
+
+def main(reports: Path, make_status: int) -> int:
+    total = {"passed": 0, "failed": 0, "skipped": 0}
+    for suite in SUITES:
+        report = reports / f"{suite}.xml"
+        try:
+            cases = list(ET.parse(report).getroot().iter("testcase"))
+        except (OSError, ET.ParseError) as error:
+            print(f"{suite}: no report, counted as failed ({error})")
+            total["failed"] += 1
+            continue
+        found = {"passed": 0, "failed": 0, "skipped": 0}
+        for case in cases:
+            outcomes = {child.tag for child in case}
+            outcome = "failed" if outcomes & {"failure", "error"} else "skipped" if "skipped" in outcomes else "passed"
+            found[outcome] += 1
+            if outcome == "failed":
+                print(f"FAILED {suite}: {case.get('classname')} > {case.get('name')}")
+        print(f"{suite}: " + ", ".join(f"{count} {name}" for name, count in found.items()))
+        for name, count in found.items():
+            total[name] += count
+    if make_status != 0 and total["failed"] == 0:
+        print(f"make test ended with {make_status} although no test failed (lint, types or a crash); counted as failed")
+        total["failed"] = 1
+    sys.stdout.write("{passed} passed, {failed} failed, {skipped} skipped\n".format(**total))
+    return 1 if total["failed"] or make_status else 0
+
+
+sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
