@@ -1,0 +1,22 @@
+/** `make bench`: prints a Markdown table and writes it to .cache/bench.md. Run it on an otherwise idle machine. */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { cpus, loadavg, totalmem } from "node:os";
+import { benchBus } from "./bus.ts";
+import { benchLine } from "./line.ts";
+import { benchObjects } from "./objects.ts";
+import { type Row, tableOf } from "./table.ts";
+
+const only = process.argv.slice(2);
+const benches: Record<string, () => Promise<Row[]>> = { bus: benchBus, objects: benchObjects, line: benchLine };
+const load = loadavg()[0]!.toFixed(1);
+const machine = `${cpus().length} × ${cpus()[0]?.model ?? "unknown CPU"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}, load before the start ${load}`;
+const rows: Row[] = [];
+for (const [name, bench] of Object.entries(benches)) {
+  if (only.length > 0 && !only.includes(name)) continue;
+  console.error(`bench: ${name} …`);
+  rows.push(...(await bench()));
+}
+const report = `${machine}\n\n${tableOf(rows)}\n`;
+mkdirSync(".cache", { recursive: true });
+writeFileSync(".cache/bench.md", report);
+console.log(report);
