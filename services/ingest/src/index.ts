@@ -1,1 +1,3 @@
-export {};
+export { defaultIngestSettings, ingestCode, type IngestSettings } from "./ingest-dataset.ts";
+export { createIngestService, type IngestServiceDeps } from "./ingest-service.ts";
+export { type Batch, readRecords, type ReadRecordsOptions } from "./read-records.ts";

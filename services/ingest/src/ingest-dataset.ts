@@ -1,0 +1,161 @@
+/** One upload to chunks of canonical records, rejections, report and manifest; or the reason why it gives nothing. */
+import { createHash, randomUUID } from "node:crypto";
+import { type FileHandle, open, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type BlobRef, type DatasetManifest, type DatasetReport, type Problem, type Rejection } from "@loraline/contracts";
+import { digestOf, type Objects, putJson } from "@loraline/objects";
+import { explainSystemError, PermanentError } from "@loraline/runtime";
+import { canonicalJson } from "./canonical-json.ts";
+import { createReport } from "./dataset-report.ts";
+import { readRecords } from "./read-records.ts";
+
+/** Raise it whenever the same bytes would give other records: results cached by older code are then not used. */
+export const ingestCode = "ingest/1";
+
+export interface IngestSettings {
+  /** A row with more bytes is rejected. */
+  maxRowBytes: number;
+  /** Size at which a chunk of records is closed, in bytes. */
+  chunkBytes: number;
+}
+export const defaultIngestSettings: IngestSettings = { maxRowBytes: 8 * 1024 * 1024, chunkBytes: 4 * 1024 * 1024 };
+
+export interface Upload {
+  tenant: string;
+  blob: BlobRef;
+  filename: string;
+}
+
+export type IngestResult =
+  | { kind: "ingested"; manifest: BlobRef; report: BlobRef; records: number; rejections: number; formats: Record<string, number> }
+  | { kind: "rejected"; problem: Problem; report: BlobRef | null; rejections: number };
+
+/** Hash of everything that decides the result: hex. */
+export const ingestKey = ({ blob, filename }: Upload, settings: IngestSettings): string =>
+  digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, filename, settings })).slice("sha256:".length);
+
+/**
+ * Equal uploads give equal bytes. Objects are content-addressed and the manifest is written last, so dying anywhere leaves
+ * nothing that looks complete, and running again continues where the last attempt ended.
+ * @throws PermanentError OBJECT_MISSING, OBJECT_CORRUPT, STORE_FULL, DISK_FULL
+ */
+export async function ingestDataset(
+  { objects, settings, signal }: { objects: Objects; settings: IngestSettings; signal: AbortSignal },
+  upload: Upload,
+): Promise<IngestResult> {
+  const { tenant, blob, filename } = upload;
+  const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
+
+  let reading: Awaited<ReturnType<typeof readRecords>>;
+  try {
+    reading = await readRecords(await objects.get(tenant, blob), { filename, maxRowBytes: settings.maxRowBytes });
+  } catch (error) {
+    if (!(error instanceof PermanentError) || error.code !== "CONTAINER_UNSUPPORTED") throw error;
+    return nothing({ code: error.code, message: `${filename}: ${error.message}`, param: "file" });
+  }
+  if (reading === undefined) {
+    return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
+  }
+
+  const counts = createReport();
+  const chunks: DatasetManifest["chunks"] = [];
+  await using rejected = new RejectionSpool();
+  let lines: string[] = [];
+  let size = 0;
+  const closeChunk = async (): Promise<void> => {
+    if (lines.length === 0) return;
+    chunks.push({ blob: await objects.put(tenant, "records", lines.join("")), records: lines.length });
+    lines = [];
+    size = 0;
+  };
+  for await (const batch of reading.batches) {
+    signal.throwIfAborted();
+    counts.add(batch);
+    await rejected.add(batch.rejections);
+    for (const record of batch.records) {
+      const line = `${JSON.stringify(record)}\n`;
+      lines.push(line);
+      size += Buffer.byteLength(line);
+      if (size >= settings.chunkBytes) await closeChunk();
+    }
+  }
+  await closeChunk();
+
+  const report = counts.report(await rejected.store(objects, tenant));
+  const reportRef = await putJson(objects, tenant, "report", report);
+  if (report.records === 0) {
+    return { kind: "rejected", problem: explainNoRecords(filename, report), report: reportRef, rejections: report.rejections };
+  }
+  const { records, rejections, formats } = report;
+  const manifest: DatasetManifest = {
+    version: 1,
+    source: blob,
+    filename,
+    records,
+    rejections,
+    formats,
+    chunks,
+    report: reportRef,
+    code: ingestCode,
+  };
+  return {
+    kind: "ingested",
+    manifest: await putJson(objects, tenant, "dataset", manifest),
+    report: reportRef,
+    records,
+    rejections,
+    formats,
+  };
+}
+
+function explainNoRecords(filename: string, report: DatasetReport): Problem {
+  const [first] = report.firstRejections;
+  if (first === undefined) return { code: "EMPTY_FILE", message: `${filename} holds an empty list: there is no row in it.`, param: "file" };
+  const rows = `${report.rows} ${report.rows === 1 ? "row" : "rows"}`;
+  if (report.reasons.NOT_JSON === report.rejections) {
+    const message = `${filename} is not JSON Lines (one JSON object per line) and not a JSON array. ${first.message}`;
+    return { code: "NOT_JSON", message, param: "file" };
+  }
+  const reasons = Object.entries(report.reasons)
+    .map(([code, count]) => `${code}: ${count}`)
+    .join(", ");
+  return {
+    code: "ALL_ROWS_REJECTED",
+    message: `none of the ${rows} of ${filename} can be trained on (${reasons}). The first reason, ${first.message}`,
+    param: "file",
+  };
+}
+
+/** Rejections may be as many as rows, so they wait in a file. It has no name from the start, so nothing is left of it. */
+class RejectionSpool {
+  #file: FileHandle | undefined;
+  readonly #hash = createHash("sha256");
+  async add(rejections: readonly Rejection[]): Promise<void> {
+    if (rejections.length === 0) return;
+    const lines = rejections.map((rejection) => `${JSON.stringify(rejection)}\n`).join("");
+    this.#hash.update(lines);
+    try {
+      this.#file ??= await openNameless();
+      await this.#file.appendFile(lines);
+    } catch (error) {
+      throw explainSystemError(error, "keeping rejections in the temporary directory");
+    }
+  }
+  /** null when there is none. */
+  async store(objects: Objects, tenant: string): Promise<BlobRef | null> {
+    if (this.#file === undefined) return null;
+    const bytes: AsyncIterable<Uint8Array> = this.#file.createReadStream({ start: 0, autoClose: false });
+    return objects.put(tenant, "report", bytes, { digest: `sha256:${this.#hash.digest("hex")}` });
+  }
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#file?.close();
+  }
+}
+
+async function openNameless(): Promise<FileHandle> {
+  const path = join(tmpdir(), `loraline-${randomUUID()}`);
+  const file = await open(path, "wx+");
+  await rm(path);
+  return file;
+}

@@ -1,0 +1,75 @@
+/** `dataset.received` → `dataset.ingested` or `dataset.rejected`. */
+import type { Bus, HandlerContext, Received } from "@loraline/bus";
+import {
+  type BlobRef,
+  buckets,
+  datasetDeleted,
+  datasetIngested,
+  datasetManifest,
+  type datasetReceived,
+  datasetRejected,
+} from "@loraline/contracts";
+import { getJson, type Objects } from "@loraline/objects";
+import { PermanentError, type Telemetry } from "@loraline/runtime";
+import { ingestDataset, ingestKey, type IngestResult, type IngestSettings, type Upload } from "./ingest-dataset.ts";
+
+export interface OnDatasetReceivedDeps {
+  bus: Bus;
+  objects: Objects;
+  telemetry: Telemetry;
+  settings: IngestSettings;
+}
+
+/**
+ * Each step is harmless when repeated: objects and the cache entry are functions of the upload, and the event has one id.
+ * The order is objects, manifest, cache entry, event, acknowledgement.
+ */
+export function onDatasetReceived({ bus, objects, telemetry, settings }: OnDatasetReceivedDeps) {
+  return async (received: Received<typeof datasetReceived>, { log, signal }: HandlerContext): Promise<void> => {
+    const { at } = received;
+    const upload: Upload = { tenant: at.tenant, blob: received.data.blob, filename: received.data.filename };
+    if ((await bus.last(datasetIngested, at)) !== undefined) return;
+    const deleted = await bus.last(datasetDeleted, at);
+    if (deleted !== undefined && deleted.seq > received.seq) return;
+
+    const cache = await bus.bucket(buckets.cache);
+    const key = `ingest.${at.tenant}.${ingestKey(upload, settings)}`;
+    const cached = await readCached(objects, at.tenant, await cache.get(key));
+    const result =
+      cached ??
+      (await telemetry.span("read rows", { attributes: { "loraline.bytes": upload.blob.size } }, async (span) => {
+        const read = await ingestDataset({ objects, settings, signal }, upload);
+        span.setAttribute("loraline.rejections", read.rejections);
+        if (read.kind === "ingested") span.setAttribute("loraline.records", read.records);
+        return read;
+      }));
+
+    if (result.kind === "rejected") {
+      const { problem, report, rejections } = result;
+      log.info({ code: problem.code, rejections }, "dataset rejected");
+      await bus.publish(datasetRejected, at, { ...problem, report, rejections });
+      return;
+    }
+    const { manifest, report, records, rejections, formats } = result;
+    if (cached === undefined) await cache.put(key, { manifest, at: new Date().toISOString() });
+    log.info({ records, rejections, formats, cacheHit: cached !== undefined }, "dataset ingested");
+    await bus.publish(datasetIngested, at, { manifest, report, records, rejections, formats, cacheHit: cached !== undefined });
+  };
+}
+
+/** What an earlier upload of the same bytes gave; undefined when there was none or its manifest is gone. */
+async function readCached(
+  objects: Objects,
+  tenant: string,
+  entry: { value: { manifest: BlobRef } } | undefined,
+): Promise<(IngestResult & { kind: "ingested" }) | undefined> {
+  if (entry === undefined) return undefined;
+  const ref = entry.value.manifest;
+  try {
+    const { report, records, rejections, formats } = await getJson(objects, tenant, ref, datasetManifest);
+    return { kind: "ingested", manifest: ref, report, records, rejections, formats };
+  } catch (error) {
+    if (error instanceof PermanentError && error.code === "OBJECT_MISSING") return undefined;
+    throw error;
+  }
+}

@@ -1,0 +1,182 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { record } from "@loraline/contracts";
+import { type Batch, readRecords } from "./read-records.ts";
+
+const options = { filename: "data.jsonl", maxRowBytes: 2000 };
+const good = (n: number): string => JSON.stringify({ instruction: `q${n}`, output: `a${n} 你好 🙂` });
+
+/** Reads `text` in pieces of `step` bytes, so that every boundary falls inside of something. */
+async function read(text: string | Uint8Array, step = 7, settings = options) {
+  const bytes = typeof text === "string" ? new TextEncoder().encode(text) : text;
+  async function* pieces() {
+    for (let at = 0; at < bytes.length; at += step) yield bytes.subarray(at, at + step);
+  }
+  const reading = await readRecords(pieces(), settings);
+  if (reading === undefined) return undefined;
+  const all: Batch = { records: [], rejections: [] };
+  for await (const batch of reading.batches) {
+    all.records.push(...batch.records);
+    all.rejections.push(...batch.rejections);
+  }
+  return { container: reading.container, ...all };
+}
+
+describe("JSON Lines", () => {
+  it("gives records that keep the contract, with file, line and format", async () => {
+    const all = await read(`${good(1)}\n\n${good(2)}\r\n`);
+    expect(all?.container).toBe("jsonl");
+    expect(all?.rejections).toEqual([]);
+    expect(all?.records.map((one) => record.parse(one).meta)).toMatchObject([
+      { file: "data.jsonl", line: 1, format: "instruction", seed: { instruction: "q1", input: "", output: "a1 你好 🙂" } },
+      { file: "data.jsonl", line: 3, format: "instruction" },
+    ]);
+  });
+
+  it("reads a byte order mark, and a last line without an end", async () => {
+    expect(await read(`\uFEFF${good(1)}\n${good(2)}`)).toMatchObject({ records: [{}, {}], rejections: [] });
+  });
+
+  it("says at which line and column the JSON is wrong, and goes on", async () => {
+    const all = await read(`${good(1)}\n{"instruction": "a" "output": "b"}\n${good(3)}\n{"instr`);
+    expect(all?.records.map((one) => one.meta.line)).toEqual([1, 3]);
+    expect(all?.rejections).toEqual([
+      { file: "data.jsonl", line: 2, code: "NOT_JSON", message: "line 2: not JSON: Expected ',' or '}' after property value at column 21" },
+      { file: "data.jsonl", line: 4, code: "NOT_JSON", message: "line 4: not JSON: Unterminated string at column 8" },
+    ]);
+  });
+
+  it("rejects what is no UTF-8, one row only", async () => {
+    const all = await read(
+      Buffer.concat([Buffer.from(`${good(1)}\n{"instruction":"`), Buffer.from([0xff]), Buffer.from(`"}\n${good(3)}`)]),
+    );
+    expect(all?.records.map((one) => one.meta.line)).toEqual([1, 3]);
+    expect(all?.rejections).toMatchObject([{ line: 2, code: "NOT_UTF8", message: /^line 2/ }]);
+  });
+
+  it("rejects a row above the limit without keeping it", async () => {
+    const all = await read(`${good(1)}\n${JSON.stringify({ instruction: "x".repeat(3000), output: "y" })}\n${good(3)}`, 64);
+    expect(all?.records.map((one) => one.meta.line)).toEqual([1, 3]);
+    expect(all?.rejections).toMatchObject([{ line: 2, code: "ROW_TOO_LARGE", message: /line 2 has 30\d\d bytes; a row may have 2000/ }]);
+  });
+
+  it("survives nesting that no stack holds", async () => {
+    const bomb = `{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","tool_calls":[${"[".repeat(200_000)}${"]".repeat(200_000)}]}]}`;
+    const all = await read(`${bomb}\n${good(2)}`, 65_536, { ...options, maxRowBytes: 1_000_000 });
+    expect(all?.records.map((one) => one.meta.line)).toEqual([2]);
+    expect(all?.rejections).toMatchObject([{ line: 1, code: "NESTED_TOO_DEEPLY" }]);
+  });
+});
+
+describe("JSON array", () => {
+  it("numbers elements and names their line", async () => {
+    const all = await read(` [\n${good(1)},\n\n{"instruction": "a",\n "output" "b"},\n"x", ${good(4)}\n]\n`);
+    expect(all?.container).toBe("json-array");
+    expect(all?.records.map((one) => one.meta.line)).toEqual([1, 4]);
+    expect(all?.rejections).toEqual([
+      {
+        file: "data.jsonl",
+        line: 2,
+        code: "NOT_JSON",
+        message: "element 2 (line 4): not JSON: Expected ':' after property name at line 5, column 11",
+      },
+      { file: "data.jsonl", line: 3, code: "NOT_AN_OBJECT", message: "element 3 (line 6): the row is text; a JSON object is expected" },
+    ]);
+  });
+
+  it("is not misled by brackets, commas and escaped quotes inside of text", async () => {
+    const row = { instruction: 'a "],[{" \\', output: '}],\\"' };
+    const all = await read(JSON.stringify([row, row]), 3);
+    expect(all?.rejections).toEqual([]);
+    expect(all?.records.map((one) => one.meta.seed)).toEqual([
+      { ...row, input: "" },
+      { ...row, input: "" },
+    ]);
+  });
+
+  it.each([
+    ["cut inside of an element", `[${good(1)}, {"instruction": "a`, /element 2 \(line 1\): the file ends inside/],
+    ["cut after a comma", `[${good(1)},`, /ends before the JSON array/],
+    ["text after the end", `[${good(1)}]\n[`, /line 2: there is text after the end/],
+    ["a comma too many", `[${good(1)},\n]`, /element 2 \(line 2\) is empty/],
+    ["a missing comma", `[${good(1)}, ${good(2)} ${good(3)}]`, /element 2 \(line 1\): not JSON: .*after JSON/],
+  ])("reports %s and keeps the rest", async (_, text, message) => {
+    const all = await read(text);
+    expect(all?.records.map((one) => one.meta.line)).toEqual([1]);
+    expect(all?.rejections).toMatchObject([{ code: "NOT_JSON", message }]);
+  });
+
+  it("rejects an element above the limit without keeping it", async () => {
+    const all = await read(`[${good(1)},{"instruction":"${"x".repeat(3000)}","output":"y"},${good(3)}]`, 64);
+    expect(all?.records.map((one) => one.meta.line)).toEqual([1, 3]);
+    expect(all?.rejections).toMatchObject([{ line: 2, code: "ROW_TOO_LARGE", message: /element 2 \(line 1\) has 30\d\d bytes/ }]);
+  });
+});
+
+describe("any file", () => {
+  it.each(["", " \n\t\r\n", "\uFEFF", "\uFEFF\n "])("is empty: %j", async (text) => {
+    expect(await read(text)).toBeUndefined();
+  });
+
+  it.each([
+    ["gzip", [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 1]],
+    ["Parquet", [...Buffer.from("PAR1abcdef")]],
+    ["UTF-16", [0xff, 0xfe, 0x7b, 0, 0x22, 0, 0x61, 0]],
+  ])("that is %s is refused by name", async (name, bytes) => {
+    await expect(read(new Uint8Array(bytes))).rejects.toMatchObject({
+      code: "CONTAINER_UNSUPPORTED",
+      message: expect.stringContaining(name) as string,
+    });
+  });
+
+  it("gives as many records and rejections as it has rows, however it is cut into pieces, in both containers", async () => {
+    const row = fc.oneof(
+      fc.record({ instruction: fc.string({ unit: "grapheme" }), output: fc.string({ unit: "grapheme" }) }),
+      fc.record({ prompt: fc.string(), completion: fc.string() }),
+      fc.record({
+        messages: fc.array(fc.record({ role: fc.constantFrom("user", "assistant", "x"), content: fc.string() }), { maxLength: 3 }),
+      }),
+      fc.jsonValue(),
+    );
+    await fc.assert(
+      fc.asyncProperty(fc.array(row, { maxLength: 20 }), fc.integer({ min: 1, max: 50 }), async (more, step) => {
+        const rows = [{ first: "a first row that is a list would make the file an array" }, ...more];
+        const settings = { ...options, maxRowBytes: 100_000 };
+        const lines = await read(rows.map((one) => JSON.stringify(one)).join("\n"), step, settings);
+        const array = await read(JSON.stringify(rows, null, 1), step, settings);
+        const counted = (all: typeof lines): number => (all?.records.length ?? 0) + (all?.rejections.length ?? 0);
+        expect([counted(lines), counted(array)]).toEqual([rows.length, rows.length]);
+        expect(array?.records.map((one) => one.id)).toEqual(lines?.records.map((one) => one.id));
+      }),
+      { numRuns: 200 },
+    );
+  });
+
+  it("gives a result or a named error on damaged text", async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.uint8Array({ maxLength: 60 }), fc.constantFrom("", "[", '{"a":', '[{"instruction":"'), async (bytes, start) => {
+        const outcome = await read(Buffer.concat([Buffer.from(start), bytes])).then(
+          () => "read",
+          (error: { code?: string }) => error.code,
+        );
+        expect(["read", "CONTAINER_UNSUPPORTED"]).toContain(outcome);
+      }),
+      { numRuns: 500 },
+    );
+  });
+});
+
+describe("a record's id", () => {
+  it("depends on what it says, and not on file, line or the order of keys", async () => {
+    const all = await read(`{"instruction":"a","output":"b"}\n{"output":"b","instruction":"a","note":1}\n{"instruction":"a","output":"c"}`);
+    const [one, two, three] = all?.records.map((each) => each.id) ?? [];
+    expect(one).toBe(two);
+    expect(one).not.toBe(three);
+  });
+
+  it("stays what it was", async () => {
+    const all = await read(`{"instruction":"回答","input":"1+1","output":"2"}`);
+    // sha256 of {"kind":"chat","messages":[{"content":"回答\n1+1","role":"user"},{"content":"2","role":"assistant"}],"task":"instruct","v":"lrec/1"}
+    expect(all?.records[0]?.id).toBe("sha256:a895a8228cc576441abf1d9da73bc774f2504526a58837e083c90ab2a5e77657");
+  });
+});
