@@ -1,1 +1,3 @@
-export {};
+export { courierCommand, createProcessLauncher, type ProcessLauncherOptions } from "./process-launcher.ts";
+export type { Attempt, AttemptPhase, Launcher, Outcome, TrainJob } from "./launcher.ts";
+export { createTrainService, type TrainServiceDeps } from "./service.ts";
