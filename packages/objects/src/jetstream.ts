@@ -9,7 +9,8 @@ import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeFull } from
 
 /** Larger than the default of 128 KiB: three times the throughput, and still below NATS' default of 1 MiB a message. */
 const chunkBytes = 512 * 1024;
-const chunkTimeoutMs = 30_000;
+/** For each request, so that one lost in a restart of the server is tried again soon; a chunk takes milliseconds. */
+const timeoutMs = 10_000;
 
 export interface JetStreamObjectsOptions {
   /** Name of the object store. Default `objects`. */
@@ -26,13 +27,13 @@ export interface JetStreamObjectsOptions {
 export async function createJetStreamObjects(nc: NatsConnection, options: JetStreamObjectsOptions = {}): Promise<Objects> {
   setSha256Backend("native");
   const { bucket = "objects", replicas = 1, maxBytes, spoolDir } = options;
-  const store = await new Objm(jetstream(nc, { timeout: chunkTimeoutMs })).create(bucket, {
+  const store = await new Objm(jetstream(nc, { timeout: timeoutMs })).create(bucket, {
     description: "Blobs by digest: <tenant>/<kind>/sha256/<hex>",
     storage: StorageType.File,
     replicas,
     ...(maxBytes === undefined ? {} : { max_bytes: maxBytes }),
   });
-  const jsm = await jetstreamManager(nc, { timeout: chunkTimeoutMs });
+  const jsm = await jetstreamManager(nc, { timeout: timeoutMs });
 
   const find = async (key: string): Promise<ObjectInfo | undefined> => {
     const info = await store.info(key);
@@ -48,7 +49,7 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
       if (before !== null && !before.deleted) return { ...ref, size: before.size };
       try {
         const info = await store.put({ name: key, options: { max_chunk_size: chunkBytes } }, ReadableStream.from(prepared.stream()), {
-          timeout: chunkTimeoutMs,
+          timeout: timeoutMs,
           // The first writer wins; a second put over a live name would purge the chunks from under its readers.
           previousRevision: before?.revision ?? 0,
         });

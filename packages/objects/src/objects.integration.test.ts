@@ -226,7 +226,7 @@ describe("jetStream only", () => {
     const ref = await objects.put(tenant, "raw", megabytes(3));
     await server.kill();
     await server.start();
-    await expect.poll(() => objects.head(tenant, ref).catch(() => undefined), { timeout: 10_000 }).toEqual({ size: ref.size });
+    await expect.poll(() => objects.head(tenant, ref).catch(() => undefined), { timeout: 40_000 }).toEqual({ size: ref.size });
     expect((await getBytes(objects, tenant, ref)).byteLength).toBe(ref.size);
   });
 
