@@ -3,12 +3,12 @@ export PATH := $(CURDIR)/tools/node_modules/.bin:$(CURDIR)/node_modules/.bin:$(C
 REPORTS := .cache/reports
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
-.PHONY: help setup demo up test bench check fmt generate clean test-unit test-integration test-python test-e2e test-faults
+.PHONY: help setup installed demo up test bench check fmt generate clean test-unit test-integration test-python test-e2e test-faults
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: ## install Node, packages, the Python environment and the base model into this checkout
-	@$(MAKE) --no-print-directory -j2 node_modules/.stamp .loraline/bases/.stamp
+	@$(MAKE) --no-print-directory -j2 installed
 
 demo: setup ## a real dataset becomes a proven, answering adapter
 	@./loraline demo
@@ -44,6 +44,9 @@ clean: ## remove all that was installed or made here
 	rm -rf node_modules packages/*/node_modules services/*/node_modules tools/node_modules tools/uv .venv .cache .loraline
 
 # --- what setup makes: each folder holds the stamp that says it is complete ---
+installed: node_modules/.stamp .loraline/bases/.stamp
+	@:
+
 tools/node_modules/.stamp: tools/package.json
 	@sh tools/require.sh node npm
 	npm install --prefix tools --no-package-lock --no-audit --no-fund --loglevel=error

@@ -224,9 +224,13 @@ describe("jetStream only", () => {
     onTestFinished(() => nc.close());
     const objects = await createJetStreamObjects(nc);
     const ref = await objects.put(tenant, "raw", megabytes(3));
+    const reconnected = (async () => {
+      for await (const { type } of nc.status()) if (type === "reconnect") return;
+    })();
     await server.kill();
     await server.start();
-    await expect.poll(() => objects.head(tenant, ref).catch(() => undefined), { timeout: 40_000 }).toEqual({ size: ref.size });
+    await reconnected;
+    expect(await objects.head(tenant, ref)).toEqual({ size: ref.size });
     expect((await getBytes(objects, tenant, ref)).byteLength).toBe(ref.size);
   });
 
