@@ -1,1 +1,3 @@
-export {};
+export { createApiKey, hashApiKey } from "./auth.ts";
+export { createProjector } from "./projector.ts";
+export { createGateway, type Gateway, type GatewayOptions } from "./server.ts";

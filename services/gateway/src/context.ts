@@ -1,0 +1,37 @@
+/** What every route of the gateway works with. */
+import type { Bus } from "@loraline/bus";
+import type { SpanView } from "@loraline/contracts";
+import type { Objects } from "@loraline/objects";
+import type { Log, Telemetry } from "@loraline/runtime";
+import type { Caller } from "./auth.ts";
+import type { RouteDecision } from "./decide-route.ts";
+import type { RoutingTable } from "./routing-table.ts";
+import type { StateReader } from "./state-reader.ts";
+import type { JoinTrace } from "./tracing.ts";
+
+export interface GatewayContext {
+  bus: Bus;
+  objects: Objects;
+  log: Log;
+  telemetry: Telemetry;
+  state: StateReader;
+  table: RoutingTable;
+  /** Spans of one trace, oldest first; empty when none are kept here. */
+  readTrace: (traceId: string) => Promise<SpanView[]>;
+  uploadLimitBytes: number;
+  /** Aborted when the gateway gives up on requests that outlived its shutdown. */
+  signal: AbortSignal;
+}
+
+declare module "fastify" {
+  interface FastifyRequest {
+    /** Set by the key check on every route below /v1. */
+    caller: Caller;
+    /** What the trace rules of inference found out; the handler keeps to it. */
+    routed: RouteDecision | null;
+  }
+  interface FastifyContextConfig {
+    /** Which trace the request's span joins when there is more to say than its own `traceparent`. */
+    join?: JoinTrace;
+  }
+}

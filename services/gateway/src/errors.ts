@@ -1,0 +1,87 @@
+/** OpenAI's error body for everything that can go wrong, so that its SDKs show the real reason. */
+import type { ErrorBody, Problem } from "@loraline/contracts";
+import { PermanentError, RetryLaterError } from "@loraline/runtime";
+
+export interface ErrorReply {
+  status: number;
+  body: ErrorBody;
+  retryAfterSeconds?: number;
+}
+
+const typeOf = (status: number): string => (status >= 500 ? "server_error" : "invalid_request_error");
+
+export function errorBodyOf(status: number, message: string, code: string | null, param: string | null = null): ErrorBody {
+  return { error: { message, type: typeOf(status), param, code } };
+}
+
+/** A request that is wrong, in the caller's own words for the field. */
+export const badRequest = (code: string, message: string, param: string | null = null): PermanentError =>
+  new PermanentError(code, message, { status: 400, param });
+
+/** One error for several problems: code and param of the first, every message. */
+export const badRequestOf = (problems: readonly [Problem, ...Problem[]]): PermanentError =>
+  badRequest(problems[0].code, problems.map(({ message }) => message).join(" "), problems[0].param ?? null);
+
+/** The same words whether a thing does not exist or belongs to another tenant. */
+export const notFound = (what: string, id: string, param: string): PermanentError =>
+  new PermanentError("not_found", `No such ${what}: ${id}.`, { status: 404, param });
+
+interface FastifyFailure extends Error {
+  statusCode: number;
+  code: string;
+}
+const isFastifyFailure = (error: unknown): error is FastifyFailure =>
+  error instanceof Error && typeof (error as Partial<FastifyFailure>).statusCode === "number";
+
+/** What fastify's own errors mean to a caller; anything else below 500 keeps fastify's message. */
+const fastifyFailures: Readonly<Record<string, { status: number; code: string; message?: string }>> = {
+  FST_ERR_CTP_BODY_TOO_LARGE: { status: 413, code: "body_too_large", message: "The body is larger than this gateway accepts for JSON." },
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: { status: 415, code: "unsupported_media_type" },
+  FST_FILES_LIMIT: { status: 400, code: "too_many_files", message: "Send exactly one file per upload." },
+  FST_FIELDS_LIMIT: { status: 400, code: "too_many_fields", message: "The upload has too many form fields: send `file` and `purpose`." },
+  FST_PARTS_LIMIT: { status: 400, code: "too_many_fields", message: "The upload has too many parts: send `file` and `purpose`." },
+  FST_MP_PREMATURE_CLOSE: {
+    status: 400,
+    code: "upload_aborted",
+    message: "The upload ended before the file was complete; nothing was stored.",
+  },
+};
+
+// By name, because the gateway sees NATS only through the bus.
+const busIsAway = new Set([
+  "TimeoutError",
+  "NoRespondersError",
+  "RequestError",
+  "ConnectionError",
+  "ClosedConnectionError",
+  "DrainingConnectionError",
+]);
+
+/** Pure: status, body and Retry-After of anything that was thrown. */
+export function errorReplyOf(error: unknown): ErrorReply {
+  if (error instanceof PermanentError) {
+    return { status: error.status, body: errorBodyOf(error.status, error.message, error.code, error.param) };
+  }
+  if (error instanceof RetryLaterError) {
+    return {
+      status: 503,
+      body: errorBodyOf(503, error.message, error.code),
+      retryAfterSeconds: Math.max(1, Math.ceil(error.afterMs / 1000)),
+    };
+  }
+  if (isFastifyFailure(error) && error.statusCode < 500) {
+    const known = fastifyFailures[error.code];
+    const status = known?.status ?? error.statusCode;
+    const code = known?.code ?? (error.code ?? "bad_request").replace(/^FST_(ERR_)?/, "").toLowerCase();
+    return { status, body: errorBodyOf(status, known?.message ?? error.message, code) };
+  }
+  if (error instanceof Error && error.name === "JetStreamApiError" && /resource|maximum bytes|no space|insufficient/i.test(error.message)) {
+    const message = `The event store has no room left: ${error.message}. Free disk space (or raise JetStream's limits) and try again.`;
+    return { status: 507, body: errorBodyOf(507, message, "STORE_FULL") };
+  }
+  if (error instanceof Error && busIsAway.has(error.name)) {
+    const message = `The message bus does not answer (${error.message}). Nothing is lost; try again.`;
+    return { status: 503, body: errorBodyOf(503, message, "bus_unavailable"), retryAfterSeconds: 2 };
+  }
+  return { status: 500, body: errorBodyOf(500, "The gateway failed on this request; its log has the reason.", "internal_error") };
+}

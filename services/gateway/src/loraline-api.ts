@@ -1,0 +1,137 @@
+/** `/v1/loraline/`: what OpenAI's API has no word for. */
+import {
+  type AdapterState,
+  adapterPromoteRequested,
+  adapterRollbackRequested,
+  buckets,
+  type DeadLetterView,
+  problemsOf,
+  promoteBody,
+  type ReplicaState,
+  rollbackBody,
+  type RunState,
+} from "@loraline/contracts";
+import { traceIdOf } from "@loraline/runtime";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import type { z } from "zod";
+import type { GatewayContext } from "./context.ts";
+import { badRequest, badRequestOf, notFound } from "./errors.ts";
+import { idempotencyKeyOf } from "./idempotency.ts";
+
+/** How long promote and rollback wait for the controller to move the alias. */
+const aliasWithinMs = 3000;
+
+export async function loralineRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
+  const { bus, state, table, readTrace } = context;
+  const adapters = await bus.bucket(buckets.adapters);
+
+  const existingRun = async (request: FastifyRequest): Promise<RunState> => {
+    const { runId } = request.params as { runId: string };
+    const run = await state.run(request.caller.tenant, runId);
+    if (run === undefined) throw notFound("run", runId, "runId");
+    return run;
+  };
+
+  const existingAdapter = async (request: FastifyRequest): Promise<AdapterState> => {
+    const { adapter } = request.params as { adapter: string };
+    const entry = /^[a-z0-9-]+$/.test(adapter) ? await adapters.get(`${request.caller.tenant}.${adapter}`) : undefined;
+    if (entry === undefined) throw notFound("adapter", adapter, "adapter");
+    return entry.value;
+  };
+
+  /** Replicas hold adapters of other tenants too, and where they listen is nobody's business. */
+  const replicasOf = (adapter: AdapterState): ReplicaState[] =>
+    table
+      .view()
+      .replicas.filter(({ state: replica, fresh }) => fresh && replica.engine === adapter.engine)
+      .map(({ state: replica }) => ({
+        ...replica,
+        url: "",
+        adapters: replica.adapters.filter((held) => held.tenant === adapter.tenant && held.adapter === adapter.adapter),
+      }));
+  const viewOf = (adapter: AdapterState) => ({ adapter, replicas: replicasOf(adapter) });
+
+  /** Waits a little for the alias to be where it should; the answer shows where it is. */
+  const viewWhen = async (request: FastifyRequest, holds: (adapter: AdapterState) => boolean) => {
+    for (const end = performance.now() + aliasWithinMs; ;) {
+      const adapter = await existingAdapter(request);
+      if (holds(adapter) || performance.now() >= end) return viewOf(adapter);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  };
+
+  const letterOf = async (request: FastifyRequest): Promise<DeadLetterView> => {
+    const { seq } = request.params as { seq: string };
+    const letter = /^[1-9]\d{0,14}$/.test(seq) ? await bus.deadLetters.get(Number(seq)) : undefined;
+    if (letter === undefined || letter.subject.split(".")[1] !== request.caller.tenant) throw notFound("dead letter", seq, "seq");
+    return letter;
+  };
+
+  return (app) => {
+    app.get("/loraline/runs", async (request) => ({ data: await state.runs(request.caller.tenant) }));
+    app.get("/loraline/runs/:runId", existingRun);
+    app.get("/loraline/runs/:runId/trace", async (request) => {
+      const { runId, trace } = await existingRun(request);
+      const traceId = traceIdOf(trace);
+      if (traceId === undefined) throw notFound("trace of run", runId, "runId");
+      return { traceId, spans: await readTrace(traceId) };
+    });
+
+    app.get("/loraline/adapters", async (request) => {
+      const entries = await adapters.entries(`${request.caller.tenant}.*`);
+      return { data: entries.map(({ value }) => viewOf(value)).toSorted((a, b) => (a.adapter.adapter < b.adapter.adapter ? -1 : 1)) };
+    });
+    app.get("/loraline/adapters/:adapter", async (request) => viewOf(await existingAdapter(request)));
+
+    app.post("/loraline/adapters/:adapter/promote", async (request) => {
+      const { tenant, by } = request.caller;
+      const adapter = await existingAdapter(request);
+      const { version } = bodyOf(promoteBody, request.body);
+      checkVersion(adapter, version);
+      if (adapter.alias === version) return viewOf(adapter);
+      const key = idempotencyKeyOf(request.headers) ?? ulid();
+      await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
+      return viewWhen(request, ({ alias }) => alias === version);
+    });
+
+    app.post("/loraline/adapters/:adapter/rollback", async (request) => {
+      const { tenant, by } = request.caller;
+      const adapter = await existingAdapter(request);
+      const { version } = bodyOf(rollbackBody, request.body ?? {});
+      if (adapter.alias === null) throw badRequest("nothing_promoted", `${adapter.adapter} has no promoted version to go back from.`);
+      if (version !== undefined) checkVersion(adapter, version);
+      if (version === adapter.alias) return viewOf(adapter);
+      const key = idempotencyKeyOf(request.headers) ?? ulid();
+      await bus.publish(adapterRollbackRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
+      return viewWhen(request, ({ alias }) => (version === undefined ? alias !== adapter.alias : alias === version));
+    });
+
+    app.get("/loraline/dlq", async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
+    app.get("/loraline/dlq/:seq", letterOf);
+    app.post("/loraline/dlq/:seq/redrive", async (request) => {
+      const letter = await letterOf(request);
+      await bus.deadLetters.redrive(letter.seq);
+      return letter;
+    });
+  };
+}
+
+function bodyOf<T extends z.ZodType>(schema: T, body: unknown): z.output<T> {
+  const parsed = schema.safeParse(body);
+  if (parsed.success) return parsed.data;
+  const [first, ...others] = problemsOf(parsed.error, "invalid_body");
+  throw first === undefined ? parsed.error : badRequestOf([first, ...others]);
+}
+
+function checkVersion(adapter: AdapterState, number: number): void {
+  const version = adapter.versions.find((candidate) => candidate.version === number);
+  if (version === undefined) {
+    const known = adapter.versions.map((candidate) => candidate.version).join(", ") || "none";
+    throw badRequest("version_unknown", `${adapter.adapter} has no version ${number}. Its versions: ${known}.`, "version");
+  }
+  if (version.status !== "desired") {
+    const why = version.reason === null ? "" : `: ${version.reason.message}`;
+    throw badRequest("version_not_servable", `Version ${number} of ${adapter.adapter} is ${version.status}${why}.`, "version");
+  }
+}

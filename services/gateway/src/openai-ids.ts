@@ -1,0 +1,32 @@
+/** OpenAI's names for our things: `file-<dataset>`, `ftjob-<run>`, `ft:<base>:<tenant>:<adapter>:<version>`. */
+import { ulid } from "@loraline/contracts";
+
+const suffixAfter =
+  (prefix: string) =>
+  (id: string): string | undefined => {
+    const rest = id.startsWith(prefix) ? id.slice(prefix.length) : undefined;
+    return rest !== undefined && ulid.safeParse(rest).success ? rest : undefined;
+  };
+
+export const fileIdOf = (datasetId: string): string => `file-${datasetId}`;
+/** undefined when it is none of our file ids. */
+export const datasetIdOf = suffixAfter("file-");
+
+export const jobIdOf = (runId: string): string => `ftjob-${runId}`;
+/** undefined when it is none of our job ids. */
+export const runIdOf = suffixAfter("ftjob-");
+
+export interface VersionName {
+  base: string;
+  tenant: string;
+  adapter: string;
+  version: number;
+}
+
+export const fineTunedModel = ({ base, tenant, adapter, version }: VersionName): string => `ft:${base}:${tenant}:${adapter}:${version}`;
+
+export function parseFineTunedModel(model: string): VersionName | undefined {
+  const [, base, tenant, adapter, version] = /^ft:(.+):([^:]+):([^:]+):([1-9]\d{0,8})$/.exec(model) ?? [];
+  if (base === undefined || tenant === undefined || adapter === undefined) return undefined;
+  return { base, tenant, adapter, version: Number(version) };
+}

@@ -1,0 +1,72 @@
+/** The one writer of KV `runs` and `datasets`: folds the streams' events into them. */
+import type { Bus, HandlerContext, Handlers, Received } from "@loraline/bus";
+import { buckets, consumers, type DatasetEvent, foldDataset, foldRun, type RunEvent, runRequested } from "@loraline/contracts";
+import { type Log, RetryLaterError } from "@loraline/runtime";
+
+/** Progress that is this many deliveries ahead of its run is let go: it is for display only. */
+const progressPatience = 5;
+
+/**
+ * Several may run at once: the consumers hand out one event at a time, writes are compare-and-set, and folding an event
+ * twice changes nothing.
+ */
+export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Promise<AsyncDisposable> {
+  const runs = await bus.bucket(buckets.runs);
+  const datasets = await bus.bucket(buckets.datasets);
+
+  const onDataset = async (received: Received, { log: eventLog }: HandlerContext): Promise<void> => {
+    const { tenant, id } = received.at;
+    let known = true;
+    await datasets.change(`${tenant}.${id}`, (state) => {
+      // The consumer declares which events it takes, so the type is one of the fold's.
+      const next = foldDataset(state, received as unknown as DatasetEvent);
+      known = next !== undefined;
+      return next === state ? undefined : next;
+    });
+    if (!known) eventLog.warn({ type: received.type }, "event about a dataset that was never received; dropped");
+  };
+
+  const foldIntoRun = async (received: Received): Promise<{ known: boolean }> => {
+    const { tenant, id } = received.at;
+    let known = true;
+    await runs.change(`${tenant}.${id}`, (state) => {
+      const next = foldRun(state, received as unknown as RunEvent);
+      known = next !== undefined;
+      return next === state ? undefined : next;
+    });
+    return { known };
+  };
+
+  const onRun = async (received: Received, { log: eventLog }: HandlerContext): Promise<void> => {
+    const { known } = await foldIntoRun(received);
+    if (!known) eventLog.warn({ type: received.type }, "event about a run that was never requested; dropped");
+  };
+
+  const onProgress = async (received: Received, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
+    const { known } = await foldIntoRun(received);
+    if (known) return;
+    // Progress has a stream of its own and may be read before the request of its run.
+    if (deliveries < progressPatience && (await bus.last(runRequested, received.at)) !== undefined) {
+      throw new RetryLaterError("RUN_NOT_FOLDED", 500, "the run's request is not folded yet");
+    }
+    eventLog.warn({ type: received.type }, "progress of a run that was never requested; dropped");
+  };
+
+  const forAll = <C extends (typeof consumers)[keyof typeof consumers]>(
+    consumer: C,
+    handle: (received: Received, context: HandlerContext) => Promise<void>,
+  ): Handlers<C> => Object.fromEntries(consumer.events.map(({ type }) => [type, handle])) as unknown as Handlers<C>;
+
+  const { projectorDatasets, projectorProgress, projectorRuns } = consumers;
+  const consuming = new AsyncDisposableStack();
+  try {
+    consuming.use(await bus.consume({ consumer: projectorDatasets, handlers: forAll(projectorDatasets, onDataset), traced: false }));
+    consuming.use(await bus.consume({ consumer: projectorRuns, handlers: forAll(projectorRuns, onRun), traced: false }));
+    consuming.use(await bus.consume({ consumer: projectorProgress, handlers: forAll(projectorProgress, onProgress), traced: false }));
+  } catch (error) {
+    await consuming.disposeAsync();
+    throw error;
+  }
+  log.debug("projector is folding");
+  return consuming;
+}

@@ -1,0 +1,92 @@
+/** What the gateway knows about engines, adapters and replicas, kept in memory by watching their KV buckets. */
+import type { Bus } from "@loraline/bus";
+import { type AdapterState, buckets, type EngineRecord, type ReplicaState } from "@loraline/contracts";
+import type { ReplicaView, RoutingView } from "./decide-route.ts";
+
+/** Agents write every 3 s. */
+const silentAfterMs = 15_000;
+/** A replica that was silent for this long is not asked any more; its address may be somebody else's by now. */
+const forgottenAfterMs = 10 * 60_000;
+
+interface Replica {
+  state: ReplicaState;
+  proven: ReadonlySet<string>;
+  /** When this gateway last heard of it; its own clock, since clocks of other machines may differ. */
+  heardAt: number;
+}
+
+export interface RoutingTable {
+  view(): RoutingView;
+  /** Counts a request as in flight on a replica until the returned function is called; calling it again does nothing. */
+  begin(replica: ReplicaView): () => void;
+}
+
+/** Resolves when the table holds everything that was in the buckets. Ends with the signal. */
+export async function createRoutingTable({
+  bus,
+  signal,
+  now = () => performance.now(),
+}: {
+  bus: Pick<Bus, "bucket">;
+  signal: AbortSignal;
+  now?: () => number;
+}): Promise<RoutingTable> {
+  const engines = new Map<string, EngineRecord>();
+  const adapters = new Map<string, AdapterState>();
+  const replicas = new Map<string, Replica>();
+  const inFlight = new Map<string, number>();
+
+  await Promise.all([
+    follow<EngineRecord>(await bus.bucket(buckets.engines), signal, engines),
+    follow<AdapterState>(await bus.bucket(buckets.adapters), signal, adapters),
+    follow<ReplicaState>(await bus.bucket(buckets.replicas), signal, {
+      set: (key, state) => {
+        const proven = state.adapters.filter((adapter) => adapter.state === "proven").map(({ engineName }) => engineName);
+        replicas.set(key, { state, proven: new Set(proven), heardAt: now() });
+      },
+      delete: (key) => replicas.delete(key),
+    }),
+  ]);
+
+  const keyOf = (state: ReplicaState): string => `${state.engine}.${state.replica}`;
+  return {
+    view() {
+      const time = now();
+      const views: ReplicaView[] = [];
+      for (const [key, { state, proven, heardAt }] of replicas) {
+        // The bucket's TTL removes entries without telling watchers.
+        if (time - heardAt > forgottenAfterMs) replicas.delete(key);
+        else views.push({ state, proven, fresh: time - heardAt <= silentAfterMs, inFlight: inFlight.get(key) ?? 0 });
+      }
+      return { engines: [...engines.values()], adapters, replicas: views };
+    },
+    begin({ state }) {
+      const key = keyOf(state);
+      inFlight.set(key, (inFlight.get(key) ?? 0) + 1);
+      let ended = false;
+      return () => {
+        if (ended) return;
+        ended = true;
+        const left = (inFlight.get(key) ?? 1) - 1;
+        if (left > 0) inFlight.set(key, left);
+        else inFlight.delete(key);
+      };
+    },
+  };
+}
+
+/** Keeps `into` equal to the bucket. */
+async function follow<T>(
+  bucket: Awaited<ReturnType<Bus["bucket"]>>,
+  signal: AbortSignal,
+  into: { set(key: string, value: T): unknown; delete(key: string): unknown },
+): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const onChange = (key: string, value: unknown): void => {
+      // The bucket has parsed it with the schema that T comes from.
+      if (value === undefined) into.delete(key);
+      else into.set(key, value as T);
+    };
+    bucket.watch({ signal, onChange, onReady: resolve }).catch(reject);
+  });
+}

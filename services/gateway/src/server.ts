@@ -1,0 +1,231 @@
+/** The one HTTP door. */
+import multipart from "@fastify/multipart";
+import type { Bus } from "@loraline/bus";
+import { buckets, type SpanView } from "@loraline/contracts";
+import type { Objects } from "@loraline/objects";
+import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
+import Fastify, { type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import { createKeyCheck } from "./auth.ts";
+import type { GatewayContext } from "./context.ts";
+import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
+import { fileRoutes } from "./files.ts";
+import { fineTuningRoutes } from "./fine-tuning.ts";
+import { inferenceRoutes } from "./inference.ts";
+import { loralineRoutes } from "./loraline-api.ts";
+import { modelRoutes } from "./models.ts";
+import { createRoutingTable } from "./routing-table.ts";
+import { createStateReader } from "./state-reader.ts";
+import { traced } from "./tracing.ts";
+
+export interface GatewayOptions {
+  bus: Bus;
+  objects: Objects;
+  log: Log;
+  telemetry: Telemetry;
+  host: string;
+  /** 0: any free one. */
+  port: number;
+  /** Spans of one trace, oldest first. Absent: traces are kept elsewhere, and the API shows none. */
+  readTrace?: (traceId: string) => Promise<SpanView[]>;
+  /** Largest file that may be uploaded, in bytes. Default 1 GiB. */
+  uploadLimitBytes?: number;
+  /** Largest JSON body, in bytes. Default 32 MiB, which holds a few images. */
+  bodyLimitBytes?: number;
+  /** How long requests in flight may go on after shutdown began. Default 10 s. */
+  drainMs?: number;
+}
+
+export type Gateway = AsyncDisposable & { readonly url: string };
+
+/** A refused upload is read on for this long, so that its sender sees the reason instead of a broken connection. */
+const lingerMs = 30_000;
+
+/**
+ * Starts the gateway; it listens when the promise resolves. Disposing stops new requests, lets those in flight end for
+ * `drainMs`, then aborts them.
+ * @throws PermanentError PORT_TAKEN, ADDRESS_UNUSABLE.
+ */
+export async function createGateway(options: GatewayOptions): Promise<Gateway> {
+  const { bus, objects, log, telemetry, host, port, drainMs = 10_000 } = options;
+  const { uploadLimitBytes = 1024 ** 3, bodyLimitBytes = 32 * 1024 ** 2, readTrace = () => Promise.resolve([]) } = options;
+  const watching = new AbortController();
+  const abandoning = new AbortController();
+  const owned = new AsyncDisposableStack();
+  owned.defer(() => watching.abort());
+  try {
+    const checkKey = await createKeyCheck({ bus, signal: watching.signal });
+    const context: GatewayContext = {
+      bus,
+      objects,
+      log,
+      telemetry,
+      state: await createStateReader({ bus }),
+      table: await createRoutingTable({ bus, signal: watching.signal }),
+      readTrace,
+      uploadLimitBytes,
+      signal: abandoning.signal,
+    };
+    const inference = owned.use(inferenceRoutes(context));
+    const loraline = await loralineRoutes(context);
+    const keys = await bus.bucket(buckets.keys);
+
+    const loggerInstance: FastifyBaseLogger = log;
+    const app = Fastify({
+      loggerInstance,
+      disableRequestLogging: true,
+      bodyLimit: bodyLimitBytes,
+      genReqId: () => ulid(),
+      forceCloseConnections: "idle",
+      return503OnClosing: false,
+      routerOptions: { maxParamLength: 300 },
+      frameworkErrors: (error, _request, reply) => {
+        void (reply as FastifyReply).code(400).send(errorBodyOf(400, error.message, "bad_request"));
+      },
+      clientErrorHandler: (_error, socket) => {
+        const body = JSON.stringify(errorBodyOf(400, "The request is not valid HTTP.", "bad_request"));
+        if (socket.writable) {
+          socket.write(
+            `HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+          );
+        }
+        socket.destroy();
+      },
+    });
+    parseJsonBodies(app);
+    const known = collectRoutes(app);
+    let draining = false;
+    app.addHook("onRequest", async (request, reply) => {
+      void reply.header("x-request-id", request.id);
+      if (draining) throw new RetryLaterError("shutting_down", 1000, "The gateway is shutting down. Ask again.");
+    });
+    app.setErrorHandler((error, request, reply) => replyWithError(error, request, reply, log));
+    app.setNotFoundHandler(async (request, reply) => {
+      const path = request.url.split("?", 1)[0] ?? "";
+      const allowed = known.methodsOf(path);
+      if (allowed.length === 0) {
+        const message = `Unknown request URL: ${request.method} ${path}. Check the path and the /v1 in front of it.`;
+        return reply.code(404).send(errorBodyOf(404, message, "unknown_url"));
+      }
+      const message = `${request.method} is not allowed here: ${path} takes ${allowed.join(", ")}.`;
+      return reply
+        .code(405)
+        .header("allow", allowed.join(", "))
+        .send(errorBodyOf(405, message, "method_not_allowed"));
+    });
+
+    app.get("/healthz", async () => ({ status: "ok" }));
+    app.get("/readyz", async (_request, reply) => {
+      const reason = await busProblem(() => keys.get("readyz"));
+      return reason === undefined ? { status: "ready" } : reply.code(503).send({ status: "not ready", reason });
+    });
+
+    await app.register(
+      async (v1) => {
+        await v1.register(multipart, {
+          // The gateway counts bytes itself, and refuses instead of truncating.
+          limits: { fileSize: Number.POSITIVE_INFINITY, files: 1, fields: 20, fieldSize: 16 * 1024, parts: 30 },
+        });
+        v1.decorateRequest("caller");
+        v1.decorateRequest("routed", null);
+        v1.addHook("onRequest", async (request) => {
+          request.caller = await checkKey(request.headers.authorization);
+        });
+        v1.addHook("onRoute", (route) => {
+          route.handler = traced(telemetry, route.handler, route.config?.join);
+        });
+        for (const routes of [fileRoutes(context), fineTuningRoutes(context), modelRoutes(context), inference, loraline]) routes(v1);
+      },
+      { prefix: "/v1" },
+    );
+
+    const url = await listen(app, host, port);
+    log.info({ url }, "gateway is listening");
+    owned.defer(async () => {
+      draining = true;
+      const giveUp = setTimeout(() => {
+        log.warn({ drainMs }, "requests outlived the shutdown; aborting them");
+        abandoning.abort();
+        app.server.closeAllConnections();
+      }, drainMs);
+      await app.close();
+      clearTimeout(giveUp);
+    });
+    return { url, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  } catch (error) {
+    await owned.disposeAsync();
+    throw error;
+  }
+}
+
+/** Empty bodies are none: the Python SDK names JSON as the type of bodies it does not send. */
+function parseJsonBodies(app: FastifyInstance): void {
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
+    const text = body.toString();
+    if (text.trim() === "") return done(null, undefined);
+    try {
+      return done(null, JSON.parse(text));
+    } catch (error) {
+      return done(badRequest("invalid_json", `The body is not valid JSON: ${(error as Error).message}.`));
+    }
+  });
+}
+
+/** Remembers what was registered, so that a wrong method is told from a wrong path. */
+function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[] } {
+  const routes: { pattern: RegExp; methods: string[] }[] = [];
+  app.addHook("onRoute", ({ url, method }) => {
+    const parts = url
+      .split("/")
+      .map((part) => (part.startsWith(":") ? "[^/]+" : part === "*" ? ".+" : part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")));
+    routes.push({ pattern: new RegExp(`^${parts.join("/")}/?$`), methods: [method].flat() });
+  });
+  return {
+    methodsOf: (path) => [...new Set(routes.filter(({ pattern }) => pattern.test(path)).flatMap(({ methods }) => methods))].toSorted(),
+  };
+}
+
+async function replyWithError(error: unknown, request: FastifyRequest, reply: FastifyReply, log: Log): Promise<FastifyReply> {
+  const { status, body, retryAfterSeconds } = errorReplyOf(error);
+  const told = { err: error, requestId: request.id, method: request.method, url: request.url, status };
+  if (status >= 500 && status !== 503) log.error(told, "request failed");
+  else log.debug(told, body.error.message);
+  if (retryAfterSeconds !== undefined) void reply.header("retry-after", retryAfterSeconds);
+  lingerOver(request);
+  return reply.code(status).send(body);
+}
+
+/** Node reads on what was not read of a refused body; without an end of its own a sender could go on for ever. */
+function lingerOver({ raw }: FastifyRequest): void {
+  if (raw.complete) return;
+  const timer = setTimeout(() => raw.socket.destroy(), lingerMs);
+  timer.unref();
+  raw.once("close", () => clearTimeout(timer));
+}
+
+async function busProblem(read: () => Promise<unknown>): Promise<string | undefined> {
+  const timeout = new Promise<never>((_resolve, reject) => {
+    setTimeout(() => reject(new Error("no answer within 1 s")), 1000).unref();
+  });
+  return Promise.race([read(), timeout]).then(
+    () => undefined,
+    (error: unknown) => `the message bus does not answer: ${(error as Error).message}`,
+  );
+}
+
+async function listen(app: FastifyInstance, host: string, port: number): Promise<string> {
+  try {
+    return await app.listen({ host, port });
+  } catch (error) {
+    await app.close();
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === "EADDRINUSE") {
+      throw new PermanentError("PORT_TAKEN", `port ${port} of ${host} is taken by another process. Stop it, or choose another port.`, {
+        cause: error,
+        param: "port",
+      });
+    }
+    throw new PermanentError("ADDRESS_UNUSABLE", `cannot listen on ${host}:${port}: ${message}`, { cause: error, param: "host" });
+  }
+}

@@ -1,0 +1,66 @@
+/** Runs and datasets as the projector folded them, and as the streams say where it has not come that far yet. */
+import type { Bus } from "@loraline/bus";
+import { buckets, type DatasetState, datasetReceived, foldDataset, foldRun, runRequested, type RunState, ulid } from "@loraline/contracts";
+
+const pollMs = 20;
+
+export interface StateReader {
+  /** undefined: there is none of this id, or it is another tenant's. A run is there as soon as its request is stored. */
+  run(tenant: string, runId: string): Promise<RunState | undefined>;
+  /** Also those that were deleted. */
+  dataset(tenant: string, datasetId: string): Promise<DatasetState | undefined>;
+  /** Newest first. */
+  runs(tenant: string): Promise<RunState[]>;
+  /** Newest first, deleted ones included. */
+  datasets(tenant: string): Promise<DatasetState[]>;
+  /** Waits until the projector's view of it fulfils `holds`, but not longer than `withinMs`; true when it did. */
+  runFolded(tenant: string, runId: string, holds: (run: RunState) => boolean, withinMs: number): Promise<boolean>;
+  datasetFolded(tenant: string, datasetId: string, holds: (dataset: DatasetState) => boolean, withinMs: number): Promise<boolean>;
+}
+
+export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "last"> }): Promise<StateReader> {
+  const runs = await bus.bucket(buckets.runs);
+  const datasets = await bus.bucket(buckets.datasets);
+
+  const folded = async <T>(read: () => Promise<{ value: T } | undefined>, holds: (value: T) => boolean, withinMs: number) => {
+    for (const end = performance.now() + withinMs; ;) {
+      const entry = await read();
+      if (entry !== undefined && holds(entry.value)) return true;
+      if (performance.now() >= end) return false;
+      await new Promise((resolve) => setTimeout(resolve, pollMs));
+    }
+  };
+  const newestFirst = (a: { at: string; id: string }, b: { at: string; id: string }): number =>
+    a.at === b.at ? (a.id < b.id ? 1 : -1) : a.at < b.at ? 1 : -1;
+
+  return {
+    async run(tenant, runId) {
+      if (!ulid.safeParse(runId).success) return undefined;
+      const entry = await runs.get(`${tenant}.${runId}`);
+      if (entry !== undefined) return entry.value;
+      const requested = await bus.last(runRequested, { tenant, id: runId });
+      return requested && foldRun(undefined, { ...requested, type: runRequested.type });
+    },
+    async dataset(tenant, datasetId) {
+      if (!ulid.safeParse(datasetId).success) return undefined;
+      const entry = await datasets.get(`${tenant}.${datasetId}`);
+      if (entry !== undefined) return entry.value;
+      const received = await bus.last(datasetReceived, { tenant, id: datasetId });
+      return received && foldDataset(undefined, { ...received, type: datasetReceived.type });
+    },
+    async runs(tenant) {
+      const entries = await runs.entries(`${tenant}.*`);
+      return entries
+        .map(({ value }) => value)
+        .toSorted((a, b) => newestFirst({ at: a.requestedAt, id: a.runId }, { at: b.requestedAt, id: b.runId }));
+    },
+    async datasets(tenant) {
+      const entries = await datasets.entries(`${tenant}.*`);
+      return entries
+        .map(({ value }) => value)
+        .toSorted((a, b) => newestFirst({ at: a.receivedAt, id: a.datasetId }, { at: b.receivedAt, id: b.datasetId }));
+    },
+    runFolded: (tenant, runId, holds, withinMs) => folded(() => runs.get(`${tenant}.${runId}`), holds, withinMs),
+    datasetFolded: (tenant, datasetId, holds, withinMs) => folded(() => datasets.get(`${tenant}.${datasetId}`), holds, withinMs),
+  };
+}

@@ -1,0 +1,62 @@
+/** One server span per request, in the trace the request belongs to. */
+import { type Telemetry, traceparentOf } from "@loraline/runtime";
+import { context, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
+import type { FastifyReply, FastifyRequest, RouteHandlerMethod } from "fastify";
+
+export interface JoinedTrace {
+  /** traceparent of the trace to continue, when the request brings none itself. */
+  parent?: string | null;
+  /** traceparents of other traces the request has to do with. */
+  links?: readonly string[];
+}
+
+/** Called with the parsed request, before its span starts. `incoming` is the request's own traceparent. */
+export type JoinTrace = (request: FastifyRequest, incoming: string | undefined) => Promise<JoinedTrace>;
+
+/** A valid incoming `traceparent`; undefined otherwise. */
+export function incomingTraceparent(request: FastifyRequest): string | undefined {
+  const header = request.headers["traceparent"];
+  return typeof header === "string" && /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/.test(header) ? header : undefined;
+}
+
+/**
+ * Runs the handler inside the request's span, which ends when the response has left or its reader has. The response
+ * carries the span's `traceparent`. Reading (GET) without a `traceparent` gets no span: it would be a trace of one span
+ * for each poll.
+ */
+export function traced(telemetry: Telemetry, handler: RouteHandlerMethod, join?: JoinTrace): RouteHandlerMethod {
+  return async function (request, reply) {
+    const incoming = incomingTraceparent(request);
+    if (incoming === undefined && (request.method === "GET" || request.method === "HEAD")) return handler.call(this, request, reply);
+    const startMs = Date.now() - reply.elapsedTime;
+    const joined = (await join?.(request, incoming)) ?? {};
+    const span = telemetry.startSpan(`${request.method} ${request.routeOptions.url ?? request.url}`, {
+      kind: "server",
+      startMs,
+      parent: incoming ?? joined.parent ?? null,
+      links: joined.links ?? [],
+      attributes: {
+        "http.request.method": request.method,
+        "http.route": request.routeOptions.url ?? "",
+        "loraline.tenant": request.caller.tenant,
+        "loraline.request.id": request.id,
+      },
+    });
+    endWithResponse(span, reply);
+    void reply.header("traceparent", traceparentOf(span));
+    return context.with(trace.setSpan(context.active(), span), () => handler.call(this, request, reply));
+  };
+}
+
+function endWithResponse(span: Span, reply: FastifyReply): void {
+  reply.raw.once("close", () => {
+    const { statusCode, writableFinished } = reply.raw;
+    span.setAttribute("http.response.status_code", statusCode);
+    if (!writableFinished) span.setAttribute("loraline.client.gone", true);
+    if (statusCode >= 500) span.setStatus({ code: SpanStatusCode.ERROR, message: `HTTP ${statusCode}` });
+    span.end();
+  });
+}
+
+/** The active request span. */
+export const requestSpan = (): Span | undefined => trace.getActiveSpan();
