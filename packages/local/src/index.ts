@@ -1,1 +1,3 @@
-export {};
+export { applyStreams } from "./apply-streams.ts";
+export { type Line, type LineNews, type LineOptions, startLine } from "./start-line.ts";
+export { clearStateDir, findLine, type LineFile } from "./state-dir.ts";

@@ -1,0 +1,285 @@
+/**
+ * The whole line in one process, with what it cannot be itself as supervised children:
+ *
+ *   this process ── gateway, projector, ingest, tokenize, train, serve (controller and agent)
+ *      ├── nats-server      state/nats
+ *      ├── vLLM             one engine for one base; needs half a minute, and nothing waits for it but serving
+ *      └── courier ── trainer    one per attempt, by train's process launcher
+ *
+ * Every child dies with this process, however it dies; and what it left is found and ended by the next start.
+ */
+import { createHash } from "node:crypto";
+import { createWriteStream } from "node:fs";
+import { access, constants, mkdir, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { createBus, ensureStreams } from "@loraline/bus";
+import { type BaseRef, baseRef, buckets, type EngineRecord } from "@loraline/contracts";
+import { createGateway, createProjector } from "@loraline/gateway";
+import { createIngestService } from "@loraline/ingest";
+import { createJetStreamObjects, removeUnfinishedBlobs } from "@loraline/objects";
+import { createLog, createTelemetry, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
+import { createServeAgent, createServeController } from "@loraline/serve";
+import { createTokenizeService } from "@loraline/tokenize";
+import { courierCommand, createProcessLauncher, createTrainService } from "@loraline/train";
+import { engineLimits, startEngine } from "./engine.ts";
+import { freePort, isFree } from "./free-port.ts";
+import { startNats } from "./nats.ts";
+import { announceLine, ensureApiKey, killLeftovers, lockStateDir } from "./state-dir.ts";
+
+export interface LineOptions {
+  /** Everything the line keeps; belongs to one line at a time. */
+  stateDir: string;
+  /** Bases in Hugging Face's layout, each with a base.json: `<basesDir>/<base>/`. */
+  basesDir: string;
+  /** What can be made again at any time, such as vLLM's findings about this machine. */
+  cacheDir: string;
+  base: string;
+  host: string;
+  /** 0: any free one. */
+  port: number;
+  tenant: string;
+  /** Trainings at once. */
+  slots: number;
+  /** Program paths. */
+  node: string;
+  python: string;
+  nats: string;
+  /** Environment of the children. */
+  env: Record<string, string | undefined>;
+  /** Of this process. */
+  pid: number;
+  otlpEndpoint?: string | undefined;
+  logLevel?: string | undefined;
+  /** What a person at the terminal wants to know. */
+  onNews(news: LineNews): void;
+}
+
+export type LineNews =
+  | { kind: "leftovers-killed"; names: string[] }
+  | { kind: "up"; url: string }
+  | { kind: "engine-ready"; afterMs: number }
+  | { kind: "child-ended"; name: "nats-server" | "engine"; why: string; restartInMs: number; logFile: string };
+
+export interface Line extends AsyncDisposable {
+  url: string;
+  natsUrl: string;
+  engineUrl: string;
+  apiKey: string;
+  tenant: string;
+  base: string;
+}
+
+const engineName = "local";
+/** A courier gets this long to save a checkpoint when the line stops. */
+const courierGraceMs = 8000;
+
+/** Resolves when every door is open; the engine may still be starting. Disposing ends all children. */
+export async function startLine(options: LineOptions): Promise<Line> {
+  const { stateDir, cacheDir, host, tenant, env, onNews } = options;
+  const base = await checkInstallation(options);
+  await using starting = new AsyncDisposableStack();
+  starting.use(await lockStateDir(stateDir, options.pid));
+
+  const dirs = {
+    logs: join(stateDir, "logs"),
+    traces: join(stateDir, "traces"),
+    spool: join(stateDir, "spool"),
+    adapters: join(stateDir, "adapters"),
+    train: join(stateDir, "train"),
+  };
+  await rm(dirs.spool, { recursive: true, force: true });
+  for (const dir of [...Object.values(dirs), cacheDir]) await mkdir(dir, { recursive: true });
+  const logFile = (name: string): string => join(dirs.logs, `${name}.log`);
+
+  const logStream = createWriteStream(logFile("line"), { flags: "a" });
+  logStream.on("error", () => {}); // a full disk must not take the line down
+  starting.defer(() => new Promise<void>((resolve) => logStream.end(resolve)));
+  const logOf = (service: string): Log =>
+    createLog({
+      service,
+      destination: { write: (line) => void logStream.write(line) },
+      ...(options.logLevel === undefined ? {} : { level: options.logLevel }),
+    });
+  const log = logOf("local");
+
+  const killed = await killLeftovers(stateDir);
+  if (killed.length > 0) onNews({ kind: "leftovers-killed", names: killed });
+  // Asked before any child starts, so that the answer comes at once.
+  if (!(await isFree(host, options.port))) throw portTaken(host, options.port);
+
+  const childEnded = (name: "nats-server" | "engine", file: string) => (end: { why: string; restartInMs: number }) =>
+    onNews({ kind: "child-ended", name, logFile: file, ...end });
+  const nats = starting.use(
+    await startNats({
+      stateDir,
+      nats: options.nats,
+      env,
+      logFile: logFile("nats"),
+      log,
+      onEnded: childEnded("nats-server", logFile("nats")),
+    }),
+  );
+  const { nc, url: natsUrl } = nats;
+
+  const enginePort = await freePort("127.0.0.1", []);
+  const engineUrl = `http://127.0.0.1:${enginePort}`;
+  // It takes longest, so it comes before everything else.
+  const engine = await startEngine({
+    stateDir,
+    cacheDir,
+    python: options.python,
+    base: { name: base.name, dir: join(options.basesDir, options.base) },
+    port: enginePort,
+    env,
+    logFile: logFile("engine"),
+    log,
+    onReady: (afterMs) => onNews({ kind: "engine-ready", afterMs }),
+    onEnded: childEnded("engine", logFile("engine")),
+  });
+  const telemetries = starting.use(new AsyncDisposableStack());
+  /** Ended side by side, while NATS still runs: each may need a second or two. */
+  const workers: AsyncDisposable[] = [engine];
+  starting.defer(async () => {
+    const ends = await Promise.allSettled(workers.map((worker) => worker[Symbol.asyncDispose]()));
+    for (const end of ends) if (end.status === "rejected") log.error({ err: end.reason }, "a part did not stop in order");
+  });
+  await ensureStreams(nc);
+  const objects = await createJetStreamObjects(nc, { spoolDir: dirs.spool });
+  await removeUnfinishedBlobs(nc, { olderThanMs: 60_000 });
+
+  /** What every service gets: its own name in logs, spans and events, on one connection. */
+  const service = (name: string) => {
+    const telemetry = telemetries.use(createTelemetry({ service: name, spansDir: dirs.traces, otlpEndpoint: options.otlpEndpoint }));
+    const serviceLog = logOf(name);
+    return { bus: createBus({ nc, log: serviceLog, telemetry, source: name }), objects, log: serviceLog, telemetry };
+  };
+
+  const local = service("local");
+  const apiKey = await ensureApiKey(stateDir);
+  const keys = await local.bus.bucket(buckets.keys);
+  await keys.put(createHash("sha256").update(apiKey).digest("hex"), { tenant, name: "local", createdAt: new Date().toISOString() });
+
+  const { bus: projectorBus, log: projectorLog } = service("projector");
+  workers.push(await createProjector({ bus: projectorBus, log: projectorLog }));
+
+  const record: EngineRecord = { engine: engineName, base, ...engineLimits, updatedAt: new Date().toISOString() };
+  workers.push(await createServeController({ ...service("serve"), engines: [record] }));
+  workers.push(
+    await createServeAgent({
+      ...service("agent"),
+      engine: engineName,
+      base: base.name,
+      replica: "local",
+      engineUrl,
+      publicUrl: engineUrl,
+      adaptersDir: dirs.adapters,
+    }),
+  );
+
+  const launcher = await createProcessLauncher({
+    dir: dirs.train,
+    slots: options.slots,
+    courierCommand: courierCommand(options.node),
+    env: {
+      ...env,
+      NATS_URL: natsUrl,
+      LORALINE_SPANS_DIR: dirs.traces,
+      LORALINE_BASES_DIR: options.basesDir,
+      LORALINE_PYTHON: options.python,
+      OTEL_EXPORTER_OTLP_ENDPOINT: options.otlpEndpoint,
+    },
+    log,
+    stopGraceMs: courierGraceMs,
+  });
+  const train = await createTrainService({ ...service("train"), launcher }).catch(async (error: unknown) => {
+    await launcher[Symbol.asyncDispose]();
+    throw error;
+  });
+  workers.push({
+    async [Symbol.asyncDispose]() {
+      await train[Symbol.asyncDispose]();
+      await launcher[Symbol.asyncDispose]();
+    },
+  });
+  workers.push(await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir }));
+  workers.push(await createIngestService(service("ingest")));
+
+  const gateway = starting.use(
+    await createGateway({
+      ...service("gateway"),
+      host,
+      port: options.port,
+      readTrace: (traceId) => readSpans(dirs.traces, traceId),
+    }).catch((error: unknown) => {
+      throw (error as NodeJS.ErrnoException).code === "EADDRINUSE" ? portTaken(host, options.port) : error;
+    }),
+  );
+  starting.use(
+    await announceLine(stateDir, {
+      url: gateway.url,
+      natsUrl,
+      engineUrl,
+      pid: options.pid,
+      identity: processIdentity(options.pid) ?? "",
+      base: base.name,
+      tenant,
+    }),
+  );
+  log.info({ url: gateway.url, natsUrl, engineUrl }, "the line is up");
+  onNews({ kind: "up", url: gateway.url });
+
+  const running = starting.move();
+  return {
+    url: gateway.url,
+    natsUrl,
+    engineUrl,
+    apiKey,
+    tenant,
+    base: base.name,
+    [Symbol.asyncDispose]: () => running.disposeAsync(),
+  };
+}
+
+const portTaken = (host: string, port: number): PermanentError =>
+  new PermanentError("PORT_TAKEN", `port ${port} on ${host} is taken by another program. Stop it, or choose another port with --port.`, {
+    param: "--port",
+  });
+
+/** @throws PermanentError PYTHON_MISSING, NATS_MISSING, BASE_MISSING: each says what to run. */
+async function checkInstallation({ python, nats, basesDir, base }: LineOptions): Promise<BaseRef> {
+  await access(python, constants.X_OK).catch((error: unknown) => {
+    throw new PermanentError("PYTHON_MISSING", `there is no Python environment: ${python} is missing. Run \`make setup\`.`, {
+      param: "LORALINE_PYTHON",
+      cause: error,
+    });
+  });
+  await access(nats, constants.X_OK).catch((error: unknown) => {
+    throw new PermanentError("NATS_MISSING", `nats-server is missing: ${nats}. Run \`make setup\`.`, {
+      param: "LORALINE_NATS_SERVER",
+      cause: error,
+    });
+  });
+  const file = join(basesDir, base, "base.json");
+  const text = await readFile(file, "utf8").catch((error: unknown) => {
+    throw new PermanentError(
+      "BASE_MISSING",
+      `base "${base}" is not in ${basesDir}: ${file} is missing. Run \`make setup\`, or name another with --base.`,
+      {
+        param: "--base",
+        cause: error,
+      },
+    );
+  });
+  try {
+    return baseRef.parse(JSON.parse(text));
+  } catch (error) {
+    throw new PermanentError(
+      "BASE_INVALID",
+      `${file} is not a base's description (name, revision, digest). Remove ${join(basesDir, base)} and run \`make setup\`.`,
+      {
+        param: "--base",
+        cause: error,
+      },
+    );
+  }
+}

@@ -1,0 +1,190 @@
+/**
+ * The state directory of a line belongs to one process at a time.
+ *
+ *   line.lock      pid and identity of the owner
+ *   line.json      where the line answers; no secrets
+ *   api-key        the key that was made for this line (0600)
+ *   children/      pid and identity of every child, so that the next start ends what a killed line left running
+ *   nats/ work/ adapters/ traces/ logs/
+ */
+import { randomBytes } from "node:crypto";
+import { link, mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { explainSystemError, killGroup, PermanentError, processIdentity } from "@loraline/runtime";
+import { z } from "zod";
+
+const processRecord = z.object({ pid: z.int(), identity: z.string() });
+
+export const lineFile = z.object({
+  url: z.string(),
+  natsUrl: z.string(),
+  engineUrl: z.string(),
+  pid: z.int(),
+  identity: z.string().describe("Tells the process apart from a later one with the same pid."),
+  base: z.string(),
+  tenant: z.string(),
+});
+/** `line.json`: how other programs find a running line. */
+export type LineFile = z.infer<typeof lineFile>;
+
+const isRunning = ({ pid, identity }: z.infer<typeof processRecord>): boolean => processIdentity(pid) === identity;
+
+/**
+ * Takes the directory for the process `pid`; a lock whose owner is dead is taken over.
+ * @throws PermanentError LINE_RUNNING when a living process has it; STATE_DIR_UNUSABLE, DISK_FULL.
+ */
+export async function lockStateDir(stateDir: string, pid: number): Promise<AsyncDisposable> {
+  const lock = join(stateDir, "line.lock");
+  try {
+    await mkdir(stateDir, { recursive: true, mode: 0o700 });
+    const mine = `${lock}.${pid}`;
+    await writeWhole(mine, { pid, identity: processIdentity(pid) });
+    try {
+      while (!(await linked(mine, lock))) await removeStaleLock(stateDir, lock, pid);
+    } finally {
+      await rm(mine, { force: true });
+    }
+  } catch (error) {
+    if (error instanceof PermanentError) throw error;
+    const explained = explainSystemError(error, `taking the state directory ${stateDir}`);
+    if (explained instanceof PermanentError) throw explained;
+    throw new PermanentError(
+      "STATE_DIR_UNUSABLE",
+      `cannot use the state directory ${stateDir}: ${explained.message}. Choose another with --state.`,
+      {
+        param: "--state",
+        cause: error,
+      },
+    );
+  }
+  return {
+    async [Symbol.asyncDispose]() {
+      await rm(lock, { force: true });
+    },
+  };
+}
+
+/** Linking is atomic and fails when the name is taken; the lock is never seen half-written. */
+const linked = (from: string, to: string): Promise<boolean> =>
+  link(from, to).then(
+    () => true,
+    (error: NodeJS.ErrnoException) => {
+      if (error.code === "EEXIST") return false;
+      throw error;
+    },
+  );
+
+async function removeStaleLock(stateDir: string, lock: string, pid: number): Promise<void> {
+  const owner = await readRecord(lock, processRecord);
+  if (owner !== undefined && isRunning(owner)) {
+    throw new PermanentError(
+      "LINE_RUNNING",
+      `a line already runs on ${stateDir} (pid ${owner.pid}). Use it, stop it with \`kill ${owner.pid}\`, or choose another directory with --state.`,
+      { param: "--state" },
+    );
+  }
+  // Two starts at once: only one can move the stale lock away, and it puts back what turns out to be a new owner's.
+  const aside = `${lock}.stale.${pid}`;
+  await rename(lock, aside).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== "ENOENT") throw error;
+  });
+  const moved = await readRecord(aside, processRecord);
+  if (moved !== undefined && isRunning(moved)) await linked(aside, lock);
+  await rm(aside, { force: true });
+}
+
+/** Remembers a child until it has ended. */
+export async function recordChild(stateDir: string, name: string, pid: number): Promise<void> {
+  await mkdir(join(stateDir, "children"), { recursive: true });
+  await writeWhole(join(stateDir, "children", `${name}.json`), { pid, identity: processIdentity(pid) ?? "gone" });
+}
+
+export const forgetChild = (stateDir: string, name: string): Promise<void> =>
+  rm(join(stateDir, "children", `${name}.json`), { force: true });
+
+/** Ends children of an earlier line that outlived it. Returns their names. */
+export async function killLeftovers(stateDir: string): Promise<string[]> {
+  const killed: string[] = [];
+  const dir = join(stateDir, "children");
+  for (const file of await readdir(dir).catch(() => [])) {
+    const child = await readRecord(join(dir, file), processRecord);
+    if (child !== undefined && isRunning(child)) {
+      killGroup(child.pid);
+      killed.push(file.replace(/\.json$/, ""));
+      while (isRunning(child)) await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    await rm(join(dir, file), { force: true });
+  }
+  return killed;
+}
+
+/** Empties the directory, after ending whatever an earlier line left running on it. Throws like `lockStateDir`. */
+export async function clearStateDir(stateDir: string, pid: number): Promise<void> {
+  await using _lock = await lockStateDir(stateDir, pid);
+  await killLeftovers(stateDir);
+  for (const entry of await readdir(stateDir)) {
+    if (!entry.startsWith("line.lock")) await rm(join(stateDir, entry), { recursive: true, force: true });
+  }
+}
+
+/** The line that runs on this directory; undefined when none does. */
+export async function findLine(stateDir: string): Promise<(LineFile & { apiKey: string | undefined }) | undefined> {
+  const line = await readRecord(join(stateDir, "line.json"), lineFile);
+  if (line === undefined || !isRunning(line)) return undefined;
+  return { ...line, apiKey: await readApiKey(stateDir) };
+}
+
+export async function announceLine(stateDir: string, line: LineFile): Promise<AsyncDisposable> {
+  const file = join(stateDir, "line.json");
+  await writeWhole(file, line, 0o644);
+  return {
+    async [Symbol.asyncDispose]() {
+      await rm(file, { force: true });
+    },
+  };
+}
+
+const readApiKey = async (stateDir: string): Promise<string | undefined> => {
+  const key = await readFile(join(stateDir, "api-key"), "utf8").catch(() => "");
+  return key.trim() === "" ? undefined : key.trim();
+};
+
+/** The line's own API key; made once. */
+export async function ensureApiKey(stateDir: string): Promise<string> {
+  const known = await readApiKey(stateDir);
+  if (known !== undefined) return known;
+  const key = `ll-${randomBytes(24).toString("base64url")}`;
+  await writeWhole(join(stateDir, "api-key"), key);
+  return key;
+}
+
+/** A port that stays the same over restarts while it can; undefined before the first. */
+export const readPort = async (stateDir: string, name: string): Promise<number | undefined> =>
+  (await readRecord(join(stateDir, "ports.json"), z.record(z.string(), z.int())))?.[name];
+
+export async function keepPort(stateDir: string, name: string, port: number): Promise<void> {
+  const ports = (await readRecord(join(stateDir, "ports.json"), z.record(z.string(), z.int()))) ?? {};
+  if (ports[name] !== port) await writeWhole(join(stateDir, "ports.json"), { ...ports, [name]: port });
+}
+
+/** What cannot be read or is not what it should be counts as absent: it was cut off, or is none of ours. */
+async function readRecord<T extends z.ZodType>(path: string, schema: T): Promise<z.output<T> | undefined> {
+  try {
+    return schema.parse(JSON.parse(await readFile(path, "utf8")));
+  } catch {
+    return undefined;
+  }
+}
+
+/** Appears whole or not at all. */
+async function writeWhole(path: string, value: unknown, mode = 0o600): Promise<void> {
+  const partial = `${path}.partial`;
+  const file = await open(partial, "w", mode);
+  try {
+    await file.writeFile(typeof value === "string" ? `${value}\n` : `${JSON.stringify(value, null, 2)}\n`);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await rename(partial, path);
+}
