@@ -25,14 +25,22 @@ export interface EngineOptions {
 
 const engineArgs = ({ base, port }: EngineOptions): string[] => [
   join(import.meta.dirname, "../engine.py"),
-  ...["--model", base.dir, "--served-model-name", base.name],
-  ...["--host", host, "--port", String(port)],
-  ...["--enable-lora", "--max-lora-rank", String(engineLimits.maxLoraRank), "--max-loras", String(engineLimits.maxLoras)],
-  ...["--max-cpu-loras", String(engineLimits.maxCpuLoras), "--max-model-len", String(engineLimits.maxModelLen)],
-  ...["--dtype", "bfloat16", "--enforce-eager", "--max-num-seqs", "16"],
+  `--model=${base.dir}`,
+  `--served-model-name=${base.name}`,
+  `--host=${host}`,
+  `--port=${port}`,
+  "--enable-lora",
+  `--max-lora-rank=${engineLimits.maxLoraRank}`,
+  `--max-loras=${engineLimits.maxLoras}`,
+  `--max-cpu-loras=${engineLimits.maxCpuLoras}`,
+  `--max-model-len=${engineLimits.maxModelLen}`,
+  "--max-num-seqs=16",
+  "--dtype=bfloat16",
+  "--enforce-eager",
   // One process less: the model runs in the engine process, not in a worker of it.
-  ...["--distributed-executor-backend", "uni"],
-  ...["--disable-log-stats", "--disable-uvicorn-access-log"],
+  "--distributed-executor-backend=uni",
+  "--disable-log-stats",
+  "--disable-uvicorn-access-log",
 ];
 
 /**

@@ -1,0 +1,107 @@
+/** A run, its proof and its adapter, in words for a person. */
+import type { adapterView, Proof, RunState } from "@loraline/contracts";
+import type { z } from "zod";
+import { bold, cyan, duration, green, pairs, red, table, yellow } from "./terminal.ts";
+import { doing, figures } from "./follow-run.ts";
+
+export type AdapterView = z.output<typeof adapterView>;
+
+export const modelOf = (run: RunState): string => `${run.tenant}/${run.spec.adapter}`;
+
+/** Proof of a version on the replica that gave it last; undefined when no replica holds it proven. */
+export function proofOf(view: AdapterView, version: number): Proof | undefined {
+  const held = view.replicas.flatMap(({ adapters }) => adapters).filter((adapter) => adapter.version === version && adapter.proof !== null);
+  return held.at(-1)?.proof ?? undefined;
+}
+
+export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected }: Proof): string =>
+  `${probes} prompts, ${tokens} tokens: engine and trainer differ by ${agreement.toFixed(4)} nats (limit ${agreementLimit.toFixed(2)}); ` +
+  `the adapter moves the base by ${effect.toFixed(2)} (trainer: ${effectExpected.toFixed(2)})`;
+
+const phaseColor = (run: RunState): string => {
+  if (run.phase === "served") return green(run.phase);
+  return run.phase === "failed" || run.phase === "rejected" ? red(run.phase) : yellow(run.phase);
+};
+
+/** Everything worth knowing about one run. */
+export function describeRun(run: RunState, view: AdapterView | undefined): string[] {
+  const { tokens, trained, served, error, spec } = run;
+  const proof = served === null || view === undefined ? undefined : proofOf(view, served.version);
+  const evaluation = trained?.evaluation ?? null;
+  const rows: ([string, string] | undefined)[] = [
+    ["run", `${bold(run.runId)}  ${phaseColor(run)}`],
+    error === null ? undefined : ["error", red(`${error.code}: ${error.message}`)],
+    run.finishedAt === null ? ["now", [doing(run), stepsOf(run), figures(run)].filter((part) => part !== "").join(" · ")] : undefined,
+    ["base", `${spec.base}, LoRA r ${spec.lora.r}`],
+    ["dataset", spec.dataset],
+    tokens === null
+      ? undefined
+      : [
+          "tokens",
+          `${tokens.totals.tokens} in ${tokens.totals.sequences} sequences, ${tokens.totals.supervised} trained on` +
+            `; held out ${tokens.totals.evalSequences}` +
+            (tokens.totals.dropped === 0 ? "; none dropped" : yellow(`; ${tokens.totals.dropped} dropped`)) +
+            (tokens.packed ? "; packed" : "") +
+            (tokens.cacheHit ? "; from cache" : ""),
+        ],
+    run.attempt > 1 ? ["attempts", `${run.attempt}, of which ${run.lostAttempts} lost`] : undefined,
+    trained === null
+      ? undefined
+      : [
+          "training",
+          `${trained.steps} steps, ${trained.trainedTokens} tokens` +
+            (trained.tokensPerSecond === null ? "" : `, ${Math.round(trained.tokensPerSecond)} tokens/s`) +
+            (trained.trainLoss === null ? "" : `, loss ${trained.trainLoss.toFixed(3)}`),
+        ],
+    evaluation === null
+      ? undefined
+      : [
+          "evaluation",
+          `held-out loss ${evaluation.base_loss.toFixed(3)} (base) → ${evaluation.adapter_loss.toFixed(3)} (adapter) on ${evaluation.rows} rows`,
+        ],
+    served === null ? undefined : ["version", `${modelOf(run)}@${served.version}  ${served.digest}`],
+    served === null ? undefined : ["proof", proof === undefined ? yellow("no replica holds it proven just now") : green(proofLine(proof))],
+    served === null
+      ? undefined
+      : ["served", `${duration(served.lastStepToProvenMs)} after the last step, on ${served.replicas} replica(s)`],
+    run.finishedAt === null ? undefined : ["took", duration(Date.parse(run.finishedAt) - Date.parse(run.requestedAt))],
+  ];
+  if (served !== null) {
+    rows.push([
+      "model",
+      `${cyan(modelOf(run))}${served.promoted ? "" : `@${served.version} (not promoted: loraline promote ${spec.adapter} ${served.version})`}`,
+    ]);
+  }
+  return pairs(rows);
+}
+
+const stepsOf = ({ progress }: RunState): string =>
+  progress === null || progress.totalSteps === 0 ? "" : `step ${progress.step}/${progress.totalSteps}`;
+
+export function listRuns(runs: readonly RunState[]): string[] {
+  const rows = runs.map((run) => [
+    run.runId,
+    run.phase,
+    modelOf(run) + (run.served === null ? "" : `@${run.served.version}`),
+    stepsOf(run) || "-",
+    run.requestedAt.replace("T", " ").slice(0, 19),
+    run.error?.message ?? run.queue?.message ?? "",
+  ]);
+  return table([["RUN", "PHASE", "ADAPTER", "STEPS", "REQUESTED (UTC)", ""], ...rows]);
+}
+
+export function listAdapters(views: readonly AdapterView[]): string[] {
+  const rows = views.flatMap((view) => {
+    const { adapter } = view;
+    return adapter.versions.map((version) => [
+      `${adapter.tenant}/${adapter.adapter}`,
+      `${version.version}${adapter.alias === version.version ? " *" : ""}`,
+      version.status,
+      proofOf(view, version.version) === undefined ? "-" : "proven",
+      version.evaluation === null ? "-" : `${version.evaluation.base_loss.toFixed(2)} → ${version.evaluation.adapter_loss.toFixed(2)}`,
+      version.digest.slice(0, 19),
+      version.reason?.message ?? "",
+    ]);
+  });
+  return table([["ADAPTER", "VERSION", "STATUS", "PROOF", "HELD-OUT LOSS", "DIGEST", ""], ...rows]);
+}

@@ -1,0 +1,69 @@
+/** Where the CLI writes; handed in by main.ts, so that commands can be tested. */
+import type { Writable } from "node:stream";
+import pc from "picocolors";
+
+export interface Terminal {
+  /** The result; with --json the only thing written to it is JSON. */
+  out: Writable;
+  /** Progress and remarks. */
+  err: Writable & { isTTY?: boolean; columns?: number };
+  /** Questions of an interactive chat, or a prompt from a pipe. */
+  in: NodeJS.ReadableStream & { isTTY?: boolean };
+  columns: number;
+  /** Aborted by Ctrl-C and SIGTERM. */
+  signal: AbortSignal;
+}
+
+export const bold = pc.bold;
+export const dim = pc.dim;
+export const green = pc.green;
+export const red = pc.red;
+export const yellow = pc.yellow;
+export const cyan = pc.cyan;
+
+export const writeLine = (to: Writable, line = ""): void => void to.write(`${line}\n`);
+export const writeJson = (to: Writable, value: unknown): void => void to.write(`${JSON.stringify(value, null, 2)}\n`);
+
+export function duration(ms: number): string {
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(1)} s`;
+  const seconds = Math.round(ms / 1000);
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
+}
+
+/** `label   value` lines with one left edge. */
+export function pairs(rows: readonly (readonly [string, string] | undefined)[]): string[] {
+  const present = rows.filter((row) => row !== undefined);
+  const width = Math.max(...present.map(([label]) => label.length));
+  return present.map(([label, value]) => `${dim(label.padEnd(width))}  ${value}`);
+}
+
+/** Columns as wide as their widest cell; the first row is the head. */
+export function table(rows: readonly (readonly string[])[]): string[] {
+  const [head] = rows;
+  if (head === undefined) return [];
+  const widths = head.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
+  return rows.map((row, index) => {
+    const line = row.map((cell, column) => (column === row.length - 1 ? cell : cell.padEnd(widths[column] ?? 0))).join("  ");
+    return index === 0 ? dim(line) : line;
+  });
+}
+
+/** Breaks at spaces; no line is longer than `width` unless a word is. */
+export function wrap(text: string, width: number): string[] {
+  const lines: string[] = [];
+  for (const paragraph of text.split("\n")) {
+    let line = "";
+    for (const word of paragraph.split(" ")) {
+      if (line !== "" && line.length + 1 + word.length > width) {
+        lines.push(line);
+        line = word;
+      } else {
+        line = line === "" ? word : `${line} ${word}`;
+      }
+    }
+    lines.push(line);
+  }
+  return lines;
+}
