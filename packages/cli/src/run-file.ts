@@ -1,11 +1,20 @@
 /** `run.yaml`: the sections of the run spec that are not already said on the command line. */
 import { readFile } from "node:fs/promises";
-import { createJobBody, problemsOf } from "@loraline/contracts";
+import { problemsOf, runSpec } from "@loraline/contracts";
 import { isMap, isNode, LineCounter, parseDocument } from "yaml";
 import type { z } from "zod";
 import { exitCodes, Failure } from "./failure.ts";
 
-const sections = createJobBody.shape.loraline.unwrap().unwrap();
+const sections = runSpec.pick({
+  lora: true,
+  training: true,
+  tokenize: true,
+  holdout: true,
+  min_records: true,
+  gate: true,
+  promote: true,
+  max_attempts: true,
+});
 /** As written: defaults are the line's business. */
 export type RunFile = z.input<typeof sections>;
 

@@ -14,7 +14,8 @@ export function waterfall(spans: readonly SpanView[], columns: number): string[]
   const scale = barWidth / Math.max(1, endMs - startMs);
   return ordered.map(({ span, depth }) => {
     const from = Math.min(barWidth - 1, Math.floor((span.startMs - startMs) * scale));
-    const length = Math.max(1, Math.min(barWidth - from, Math.round(span.durationMs * scale)));
+    const to = Math.min(barWidth, Math.round((span.startMs + span.durationMs - startMs) * scale));
+    const length = Math.max(1, to - from);
     const bar = " ".repeat(from) + "█".repeat(length) + " ".repeat(barWidth - from - length);
     const label = `${"  ".repeat(depth)}${span.name}`;
     const name = label.length > nameWidth ? `${label.slice(0, nameWidth - 1)}…` : label.padEnd(nameWidth);
