@@ -1,1 +1,10 @@
-export {};
+export { createTokenizeService, type TokenizeServiceDeps } from "./tokenize-service.ts";
+export { type Base, createBases, loadBase } from "./load-base.ts";
+export {
+  tokenizeCode,
+  tokenizeDataset,
+  type TokenizeJob,
+  type TokenizeJobDeps,
+  tokenizeKey,
+  type TokenizeResult,
+} from "./tokenize-dataset.ts";

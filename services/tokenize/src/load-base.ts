@@ -1,0 +1,87 @@
+/** What tokenizing needs of a base: tokenizer, chat template, the names of its special tokens. */
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
+import { digestOf } from "@loraline/objects";
+import { PermanentError } from "@loraline/runtime";
+import { z } from "zod";
+import { createEncoder, type Encoder } from "./encoder.ts";
+
+export interface SpecialTokens {
+  bos: string | null;
+  eos: string | null;
+  pad: string | null;
+  unk: string | null;
+}
+
+export interface Base {
+  readonly ref: BaseRef;
+  readonly encoder: Encoder;
+  /** Jinja source; null when the base has none. */
+  readonly template: string | null;
+  /** sha256 of the template's text; of the empty text when there is none. */
+  readonly templateDigest: Digest;
+  readonly special: SpecialTokens;
+}
+
+/** `"<|im_end|>"`, or the same as an object with flags. */
+const tokenName = z
+  .union([z.string(), z.object({ content: z.string() })])
+  .nullish()
+  .transform((token) => (typeof token === "string" ? token : (token?.content ?? null)));
+const tokenizerConfig = z.object({
+  bos_token: tokenName,
+  eos_token: tokenName,
+  pad_token: tokenName,
+  unk_token: tokenName,
+  chat_template: z.union([z.string(), z.array(z.object({ name: z.string(), template: z.string() }))]).nullish(),
+});
+
+/**
+ * Reads `<dir>/{base.json, tokenizer.json, tokenizer_config.json, chat_template.jinja}`.
+ * @throws PermanentError BASE_FILES_MISSING, TOKENIZER_INVALID
+ */
+export async function loadBase(dir: string): Promise<Base> {
+  const [base, tokenizer, config, jinja] = await Promise.all([
+    readFile(join(dir, "base.json"), "utf8").catch(missing(dir, "base.json")),
+    readFile(join(dir, "tokenizer.json"), "utf8").catch(missing(dir, "tokenizer.json")),
+    readFile(join(dir, "tokenizer_config.json"), "utf8").catch(() => "{}"),
+    readFile(join(dir, "chat_template.jinja"), "utf8").catch(() => null),
+  ]);
+  const { chat_template: inline, ...tokens } = tokenizerConfig.parse(JSON.parse(config));
+  // As transformers does: the file first, then the field, which may hold several by name.
+  const template = jinja ?? (typeof inline === "string" ? inline : (inline?.find(({ name }) => name === "default")?.template ?? null));
+  return {
+    ref: baseRef.parse(JSON.parse(base)),
+    encoder: await createEncoder(tokenizer),
+    template,
+    templateDigest: digestOf(template ?? ""),
+    special: { bos: tokens.bos_token, eos: tokens.eos_token, pad: tokens.pad_token, unk: tokens.unk_token },
+  };
+}
+
+const missing = (dir: string, file: string) => (error: unknown) => {
+  throw new PermanentError(
+    "BASE_FILES_MISSING",
+    `${join(dir, file)} cannot be read: ${(error as Error).message}. Put the base's files there.`,
+    {
+      param: "base",
+      cause: error,
+    },
+  );
+};
+
+/** Bases by name, loaded once for as long as their `base.json` stays what it is. */
+export function createBases(basesDir: string): (name: string) => Promise<Base> {
+  const loaded = new Map<string, { version: number; base: Promise<Base> }>();
+  return async (name) => {
+    const dir = join(basesDir, name);
+    const { mtimeMs } = await stat(join(dir, "base.json")).catch(missing(dir, "base.json"));
+    const known = loaded.get(name);
+    if (known?.version === mtimeMs) return known.base;
+    const base = loadBase(dir);
+    loaded.set(name, { version: mtimeMs, base });
+    base.catch(() => loaded.delete(name));
+    return base;
+  };
+}

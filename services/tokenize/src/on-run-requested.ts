@@ -1,0 +1,181 @@
+/** `run.requested` → `run.tokenized` or `run.rejected`. */
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Bus, HandlerContext, Received } from "@loraline/bus";
+import {
+  type BlobRef,
+  buckets,
+  type DatasetManifest,
+  datasetDeleted,
+  datasetIngested,
+  datasetManifest,
+  datasetReceived,
+  datasetRejected,
+  type EventAddress,
+  judgeRunSpec,
+  type Problem,
+  runCancelled,
+  runRejected,
+  type runRequested,
+  runTokenized,
+  type RunSpec,
+  terminalPhases,
+  type TokenManifest,
+  tokenManifest,
+} from "@loraline/contracts";
+import { getJson, type Objects } from "@loraline/objects";
+import { PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
+import type { Base } from "./load-base.ts";
+import { tokenizeDataset, tokenizeKey, type TokenizeJob, type TokenizeResult } from "./tokenize-dataset.ts";
+
+export interface OnRunRequestedDeps {
+  bus: Bus;
+  objects: Objects;
+  telemetry: Telemetry;
+  loadBase: (name: string) => Promise<Base>;
+  shardBytes: number;
+}
+
+const pollMs = 100;
+/** A dataset may take so long to be read before the message goes back to the queue. */
+const patienceMs = 10 * 60_000;
+/** Deliveries during which an engine may still be registering. */
+const engineDeliveries = 5;
+
+/** Outcomes of a run, not faults of the line. */
+const rejecting = new Set([
+  "BASE_FILES_MISSING",
+  "TEMPLATE_MISSING",
+  "TEMPLATE_UNSUPPORTED",
+  "PAD_TOKEN_MISSING",
+  "EOS_TOKEN_MISSING",
+  "TOKENIZER_INVALID",
+]);
+
+/**
+ * Each step is harmless when repeated: shards, manifest and cache entry are functions of records, base and settings, and
+ * the event has one id. The order is shards, manifest, cache entry, event, acknowledgement.
+ */
+export function onRunRequested(deps: OnRunRequestedDeps) {
+  const { bus } = deps;
+  return async (received: Received<typeof runRequested>, context: HandlerContext): Promise<void> => {
+    const { at } = received;
+    const { log } = context;
+    if (await isSettled(bus, at)) return;
+    const outcome = await tokenizeRun(deps, received, context).catch((error: unknown) => {
+      if (!(error instanceof PermanentError) || !rejecting.has(error.code)) throw error;
+      return { kind: "rejected" as const, problem: { code: error.code, message: error.message, param: error.param } };
+    });
+    switch (outcome.kind) {
+      case "settled":
+        return;
+      case "rejected":
+        log.info({ code: outcome.problem.code }, "run rejected");
+        await bus.publish(runRejected, at, outcome.problem);
+        return;
+      case "tokenized": {
+        const { ref, manifest, cacheHit } = outcome;
+        log.info({ ...manifest.totals, packed: manifest.packed, cacheHit }, "run tokenized");
+        await bus.publish(runTokenized, at, { manifest: ref, totals: manifest.totals, packed: manifest.packed, cacheHit });
+        return;
+      }
+    }
+  };
+}
+
+type Outcome =
+  | { kind: "settled" }
+  | (TokenizeResult & { kind: "rejected" })
+  | (TokenizeResult & { kind: "tokenized" } & { cacheHit: boolean });
+
+async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof runRequested>, context: HandlerContext): Promise<Outcome> {
+  const { bus, objects, telemetry, loadBase, shardBytes } = deps;
+  const { at } = received;
+  const { spec } = received.data;
+  const [problem] = await judge(bus, at.tenant, spec, context.deliveries);
+  if (problem !== undefined) return { kind: "rejected", problem };
+
+  const dataset = await findDataset(deps, at, spec.dataset, "dataset", context.signal);
+  if (dataset.kind !== "found") return dataset;
+  let validation: DatasetManifest | null = null;
+  if (spec.validation !== undefined) {
+    const found = await findDataset(deps, at, spec.validation, "validation", context.signal);
+    if (found.kind !== "found") return found;
+    validation = found.manifest;
+  }
+
+  const job: TokenizeJob = { tenant: at.tenant, base: await loadBase(spec.base), spec, dataset: dataset.manifest, validation };
+  const cache = await bus.bucket(buckets.cache);
+  const key = `tokenize.${at.tenant}.${tokenizeKey(job).slice("sha256:".length)}`;
+  const entry = await cache.get(key);
+  const manifest = entry === undefined ? undefined : await readComplete(objects, at.tenant, entry.value.manifest);
+  // The minimum is no part of the key: the tokens are the same whatever it is.
+  const usable = manifest === undefined ? 0 : manifest.totals.sequences + (validation === null ? manifest.totals.evalSequences : 0);
+  if (entry !== undefined && manifest !== undefined && usable >= spec.min_records) {
+    return { kind: "tokenized", ref: entry.value.manifest, manifest, cacheHit: true };
+  }
+  const result = await tokenizeDataset({ objects, telemetry, signal: context.signal, shardBytes }, job);
+  if (result.kind === "rejected") return result;
+  await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
+  return { ...result, cacheHit: false };
+}
+
+/** Nothing is to be done for a run that has its tokens or has ended, and nothing for one that somebody wants stopped. */
+async function isSettled(bus: Bus, at: EventAddress): Promise<boolean> {
+  const state = (await (await bus.bucket(buckets.runs)).get(`${at.tenant}.${at.id}`))?.value;
+  if (state !== undefined && (state.cancelRequested || state.tokens !== null || terminalPhases.has(state.phase))) return true;
+  // The state is a fold and may lag behind.
+  for (const event of [runTokenized, runRejected, runCancelled]) if ((await bus.last(event, at)) !== undefined) return true;
+  return false;
+}
+
+async function judge(bus: Bus, tenant: string, spec: RunSpec, deliveries: number): Promise<Problem[]> {
+  const engines = (await (await bus.bucket(buckets.engines)).entries()).map((entry) => entry.value);
+  // No engine at all means that serve has not come up yet, rather than that every base is unknown.
+  if (engines.length === 0 && deliveries <= engineDeliveries) {
+    throw new RetryLaterError("NO_ENGINE", 2000, "no engine is registered yet");
+  }
+  return judgeRunSpec(
+    spec,
+    engines.filter((engine) => engine.tenants?.includes(tenant) ?? true),
+  );
+}
+
+/** The dataset's manifest, once it is there; or why there will be none; or that the run ended meanwhile. */
+async function findDataset(
+  { bus, objects }: OnRunRequestedDeps,
+  run: EventAddress,
+  id: string,
+  param: "dataset" | "validation",
+  signal: AbortSignal,
+): Promise<{ kind: "found"; manifest: DatasetManifest } | { kind: "rejected"; problem: Problem } | { kind: "settled" }> {
+  const refuse = (code: string, message: string) => ({ kind: "rejected" as const, problem: { code, message, param } });
+  const at = { tenant: run.tenant, id };
+  for (let waitedMs = 0; waitedMs < patienceMs; waitedMs += pollMs) {
+    const [ingested, rejected, deleted] = await Promise.all([
+      bus.last(datasetIngested, at),
+      bus.last(datasetRejected, at),
+      bus.last(datasetDeleted, at),
+    ]);
+    if (deleted !== undefined) return refuse("DATASET_UNKNOWN", `dataset ${id} was deleted. Upload it again.`);
+    // A dataset that was rejected and then redriven may have both; the newer one counts.
+    if (ingested !== undefined && ingested.seq > (rejected?.seq ?? 0))
+      return { kind: "found", manifest: await getJson(objects, run.tenant, ingested.data.manifest, datasetManifest) };
+    if (rejected !== undefined) return refuse(rejected.data.code, rejected.data.message);
+    if (waitedMs % 2000 === 0) {
+      if ((await bus.last(datasetReceived, at)) === undefined) {
+        return refuse("DATASET_UNKNOWN", `there is no dataset ${id}. Upload a file first, and use the id it gets.`);
+      }
+      if (await isSettled(bus, run)) return { kind: "settled" };
+    }
+    await sleep(pollMs, undefined, { signal });
+  }
+  throw new RetryLaterError("DATASET_NOT_READY", 1000, `dataset ${id} is still being read`);
+}
+
+/** The manifest, if it and everything that it refers to is there. */
+async function readComplete(objects: Objects, tenant: string, ref: BlobRef): Promise<TokenManifest | undefined> {
+  if ((await objects.head(tenant, ref)) === undefined) return undefined;
+  const manifest = await getJson(objects, tenant, ref, tokenManifest);
+  const there = await Promise.all([...manifest.train, ...manifest.eval].map((shard) => objects.head(tenant, shard.blob)));
+  return there.every((shard) => shard !== undefined) ? manifest : undefined;
+}

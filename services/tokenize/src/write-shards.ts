@@ -1,0 +1,107 @@
+/** Rows of sequences to Arrow IPC streams of a limited size, as the trainer reads them. */
+import { setImmediate as nextTurn } from "node:timers/promises";
+import type { BlobRef, tokenShard } from "@loraline/contracts";
+import { Field, Int32, List, makeData, RecordBatch, RecordBatchStreamWriter, Schema, Struct } from "apache-arrow";
+import type { z } from "zod";
+import type { SequenceStore } from "./sequence-store.ts";
+
+export type TokenShard = z.infer<typeof tokenShard>;
+
+export interface ShardOptions {
+  store: SequenceStore;
+  /** Sequences of each row, by their index in the store. */
+  rows: Iterable<ArrayLike<number> & Iterable<number>>;
+  /** Written into each shard's schema. */
+  metadata: ReadonlyMap<string, string>;
+  /** Bytes of token data after which a shard is closed; also about what is held in memory. */
+  shardBytes: number;
+  put(bytes: AsyncIterable<Uint8Array>): Promise<BlobRef>;
+  signal: AbortSignal;
+}
+
+/** Tokens per record batch: the part of a shard that a reader maps at once. */
+const batchTokens = 128 * 1024;
+const bytesPerToken = 8;
+
+const list = (): List<Int32> => new List(new Field("item", new Int32(), true));
+type Columns = { input_ids: List<Int32>; labels: List<Int32>; seq_lengths: List<Int32> };
+
+/** Equal sequences and rows give equal bytes. */
+export async function writeShards({ store, rows, metadata, shardBytes, put, signal }: ShardOptions): Promise<TokenShard[]> {
+  const schema = new Schema<Columns>(
+    [new Field("input_ids", list(), true), new Field("labels", list(), true), new Field("seq_lengths", list(), true)],
+    new Map(metadata),
+  );
+  const shards: TokenShard[] = [];
+  let writer = new RecordBatchStreamWriter<Columns>();
+  let shard = { rows: 0, sequences: 0, tokens: 0, supervised: 0 };
+  let batch: (readonly number[])[] = [];
+  let waiting = 0;
+
+  const closeBatch = async (): Promise<void> => {
+    if (batch.length === 0) return;
+    writer.write(toRecordBatch(schema, store, batch, waiting));
+    batch = [];
+    waiting = 0;
+    signal.throwIfAborted();
+    await nextTurn();
+  };
+  const closeShard = async (): Promise<void> => {
+    await closeBatch();
+    if (shard.rows === 0) return;
+    writer.finish();
+    // The writer queues whatever is written to it, so a shard is in memory until it is stored; that is what bounds it.
+    shards.push({ blob: await put(writer), ...shard });
+    writer = new RecordBatchStreamWriter<Columns>();
+    shard = { rows: 0, sequences: 0, tokens: 0, supervised: 0 };
+  };
+
+  for (const row of rows) {
+    const sequences = [...row];
+    batch.push(sequences);
+    shard.rows++;
+    for (const index of sequences) {
+      shard.sequences++;
+      shard.tokens += store.length(index);
+      shard.supervised += store.supervised(index);
+      waiting += store.length(index);
+    }
+    if (waiting >= batchTokens) await closeBatch();
+    if (shard.tokens * bytesPerToken >= shardBytes) await closeShard();
+  }
+  await closeShard();
+  return shards;
+}
+
+function toRecordBatch(
+  schema: Schema<Columns>,
+  store: SequenceStore,
+  rows: readonly (readonly number[])[],
+  tokens: number,
+): RecordBatch<Columns> {
+  const ids = new Int32Array(tokens);
+  const labels = new Int32Array(tokens);
+  const lengths: number[] = [];
+  const tokenOffsets = new Int32Array(rows.length + 1);
+  const sequenceOffsets = new Int32Array(rows.length + 1);
+  let at = 0;
+  for (const [index, row] of rows.entries()) {
+    for (const sequence of row) {
+      store.read(sequence, ids, labels, at);
+      at += store.length(sequence);
+      lengths.push(store.length(sequence));
+    }
+    tokenOffsets[index + 1] = at;
+    sequenceOffsets[index + 1] = lengths.length;
+  }
+  const column = (values: Int32Array, valueOffsets: Int32Array) =>
+    makeData({
+      type: list(),
+      length: rows.length,
+      nullCount: 0,
+      valueOffsets,
+      child: makeData({ type: new Int32(), length: values.length, nullCount: 0, data: values }),
+    });
+  const children = [column(ids, tokenOffsets), column(labels, tokenOffsets), column(Int32Array.from(lengths), sequenceOffsets)];
+  return new RecordBatch(schema, makeData({ type: new Struct<Columns>(schema.fields), length: rows.length, nullCount: 0, children }));
+}
