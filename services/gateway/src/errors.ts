@@ -40,11 +40,6 @@ const fastifyFailures: Readonly<Record<string, { status: number; code: string; m
   FST_FILES_LIMIT: { status: 400, code: "too_many_files", message: "Send exactly one file per upload." },
   FST_FIELDS_LIMIT: { status: 400, code: "too_many_fields", message: "The upload has too many form fields: send `file` and `purpose`." },
   FST_PARTS_LIMIT: { status: 400, code: "too_many_fields", message: "The upload has too many parts: send `file` and `purpose`." },
-  FST_MP_PREMATURE_CLOSE: {
-    status: 400,
-    code: "upload_aborted",
-    message: "The upload ended before the file was complete; nothing was stored.",
-  },
 };
 
 // By name, because the gateway sees NATS only through the bus.

@@ -177,6 +177,9 @@ async function readUpload(request: FastifyRequest, store: (file: AsyncIterable<U
       stored = { blob: await store(part.file), filename: nameOf(part) };
     }
   } catch (error) {
+    if (request.raw.destroyed && !request.raw.complete) {
+      throw badRequest("upload_aborted", "The upload ended before the file was complete; nothing was stored.", "file");
+    }
     throw isMalformedForm(error) ? badRequest("invalid_multipart", `The form data is broken: ${(error as Error).message}.`) : error;
   }
   if (stored === undefined) throw badRequest("missing_file", 'The upload has no file. Send it in the field "file".', "file");

@@ -58,15 +58,20 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
   ): Handlers<C> => Object.fromEntries(consumer.events.map(({ type }) => [type, handle])) as unknown as Handlers<C>;
 
   const { projectorDatasets, projectorProgress, projectorRuns } = consumers;
-  const consuming = new AsyncDisposableStack();
-  try {
-    consuming.use(await bus.consume({ consumer: projectorDatasets, handlers: forAll(projectorDatasets, onDataset), traced: false }));
-    consuming.use(await bus.consume({ consumer: projectorRuns, handlers: forAll(projectorRuns, onRun), traced: false }));
-    consuming.use(await bus.consume({ consumer: projectorProgress, handlers: forAll(projectorProgress, onProgress), traced: false }));
-  } catch (error) {
-    await consuming.disposeAsync();
-    throw error;
+  const started = await Promise.allSettled([
+    bus.consume({ consumer: projectorDatasets, handlers: forAll(projectorDatasets, onDataset), traced: false }),
+    bus.consume({ consumer: projectorRuns, handlers: forAll(projectorRuns, onRun), traced: false }),
+    bus.consume({ consumer: projectorProgress, handlers: forAll(projectorProgress, onProgress), traced: false }),
+  ]);
+  // All at once: each waits for its pull to end.
+  const stop = async (): Promise<void> => {
+    await Promise.all(started.map((one) => (one.status === "fulfilled" ? one.value[Symbol.asyncDispose]() : undefined)));
+  };
+  const failed = started.find((one) => one.status === "rejected");
+  if (failed !== undefined) {
+    await stop();
+    throw failed.reason;
   }
   log.debug("projector is folding");
-  return consuming;
+  return { [Symbol.asyncDispose]: stop };
 }

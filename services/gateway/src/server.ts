@@ -4,7 +4,7 @@ import type { Bus } from "@loraline/bus";
 import { buckets, type SpanView } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
-import Fastify, { type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { createKeyCheck } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
@@ -73,7 +73,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
     const loggerInstance: FastifyBaseLogger = log;
     const app = Fastify({
       loggerInstance,
-      disableRequestLogging: true,
+      logController: new LogController({ disableRequestLogging: true }),
       bodyLimit: bodyLimitBytes,
       genReqId: () => ulid(),
       forceCloseConnections: "idle",

@@ -1,0 +1,361 @@
+/** Chat and completions through the gateway: routing, pinned names, streams, broken engines, readers that leave. */
+import { once } from "node:events";
+import { mkdtemp, rm } from "node:fs/promises";
+import { request as httpRequest } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type AdapterState, buckets } from "@loraline/contracts";
+import { traceIdOf } from "@loraline/runtime";
+import { test as testWithNats } from "@loraline/testkit";
+import type { APIError } from "openai";
+import { describe, expect } from "vitest";
+import {
+  adapterOf,
+  base,
+  chunkOf,
+  type Engine,
+  type GatewayUnderTest,
+  heldBy,
+  putAdapter,
+  putReplica,
+  registerEngine,
+  replicaOf,
+  startEngine,
+  startGateway,
+  versionOf,
+} from "./gateway-under-test.ts";
+
+interface Serving {
+  line: GatewayUnderTest;
+  engine: Engine;
+  /** `<tenant>/pirate`, promoted version 2 of two that are proven. */
+  alias: string;
+  adapter: AdapterState;
+  /** Engine name of version 2. */
+  engineName: string;
+}
+
+const test = testWithNats
+  .extend("spansDir", async ({}, { onCleanup }) => {
+    const dir = await mkdtemp(join(tmpdir(), "loraline-spans-"));
+    onCleanup(() => rm(dir, { recursive: true, force: true }));
+    return dir;
+  })
+  .extend("serving", async ({ nc, tenant, spansDir }, { onCleanup }): Promise<Serving> => {
+    const owned = new AsyncDisposableStack();
+    onCleanup(() => owned.disposeAsync());
+    const line = owned.use(await startGateway({ nc, tenant, spansDir, projector: false }));
+    const versions = [versionOf(tenant, "pirate", 1), versionOf(tenant, "pirate", 2)];
+    const adapter = adapterOf(tenant, "pirate", versions);
+    const engine = owned.use(await startEngine(base, ...versions.map(({ engineName }) => engineName)));
+    await registerEngine(line.bus);
+    await putAdapter(line.bus, adapter);
+    const held = versions.map((version) => heldBy(adapter, version));
+    await putReplica(line.bus, replicaOf("r1", engine.url, held));
+    owned.defer(async () => (await line.bus.bucket(buckets.replicas)).delete("local.r1"));
+    const alias = `${tenant}/pirate`;
+    await expect.poll(async () => (await line.openai.models.list()).data.map(({ id }) => id)).toContain(alias);
+    return { line, engine, alias, adapter, engineName: versions[1]?.engineName ?? "" };
+  });
+
+const messages = [{ role: "user" as const, content: "ahoy" }];
+
+describe("answers", () => {
+  test("come from the promoted version, under its pinned name", async ({ serving: { line, engine, alias, engineName } }) => {
+    const { data, response } = await line.openai.chat.completions
+      .create({ model: alias, messages, max_tokens: 5, logprobs: true })
+      .withResponse();
+    expect(data.model).toBe(`${alias}@2`);
+    expect(data.choices[0]?.message.content).toBe("Arr, matey ☠");
+    expect(response.headers.get("x-loraline-version")).toBe("2");
+    expect(response.headers.get("x-loraline-replica")).toBe("r1");
+    expect(response.headers.get("x-request-id")).toMatch(/^[0-9A-Z]{26}$/);
+    expect(engine.requests[0]).toMatchObject({
+      path: "/v1/chat/completions",
+      body: { model: engineName, messages, max_tokens: 5, logprobs: true },
+    });
+    expect(engine.requests[0]?.headers).not.toHaveProperty("authorization");
+
+    const completion = await line.openai.completions.create({ model: alias, prompt: "ahoy" });
+    expect([completion.model, completion.choices[0]?.text]).toEqual([`${alias}@2`, "Arr, matey ☠"]);
+  });
+
+  test("come from whatever the request names: pinned, ft: form, base", async ({ serving: { line, engine, alias } }) => {
+    const asked = async (model: string) => (await line.openai.chat.completions.create({ model, messages })).model;
+    expect(await asked(`${alias}@1`)).toBe(`${alias}@1`);
+    expect(await asked(`ft:${base}:${line.tenant}:pirate:1`)).toBe(`${alias}@1`);
+    expect(await asked(base)).toBe(base);
+    expect(engine.requests.map(({ body }) => body["model"])).toEqual([
+      expect.stringContaining(".v1."),
+      expect.stringContaining(".v1."),
+      base,
+    ]);
+  });
+
+  test("stream as they are made", async ({ serving: { line, engine, alias } }) => {
+    const stream = await line.openai.chat.completions.create({ model: alias, messages, stream: true });
+    const chunks = await Array.fromAsync(stream);
+    expect(chunks.map(({ choices }) => choices[0]?.delta.content)).toEqual(["Arr", ", mat", "ey ☠", ""]);
+    expect(new Set(chunks.map(({ model }) => model))).toEqual(new Set([`${alias}@2`]));
+    expect(engine.requests[0]?.body).toMatchObject({ stream: true });
+
+    // The first chunk arrives while the engine still holds back the second.
+    let go = (): void => {};
+    const held = new Promise<void>((resolve) => {
+      go = resolve;
+    });
+    engine.answer = async (body, response) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.write(chunkOf(String(body["model"]), "one"));
+      await held;
+      response.end(`${chunkOf(String(body["model"]), "two")}data: [DONE]\n\n`);
+    };
+    const iterator = (await line.openai.chat.completions.create({ model: alias, messages, stream: true }))[Symbol.asyncIterator]();
+    expect((await iterator.next()).value.choices[0]?.delta.content).toBe("one");
+    go();
+    expect((await iterator.next()).value.choices[0]?.delta.content).toBe("two");
+    expect((await iterator.next()).done).toBe(true);
+  });
+
+  test("carry an engine's own refusal in OpenAI's shape", async ({ serving: { line, alias } }) => {
+    await expect(line.openai.chat.completions.create({ model: alias, messages, max_tokens: -1 })).rejects.toMatchObject({
+      status: 400,
+      type: "invalid_request_error",
+      param: "max_tokens",
+      code: null,
+      message: `400 max_tokens must be at least 1, got -1 for ${alias}@2.`,
+    });
+  });
+});
+
+describe("models", () => {
+  test("are the bases and what of the tenant is proven", async ({ serving: { line, alias, adapter, engine } }) => {
+    const ids = async () => (await line.openai.models.list()).data.map(({ id }) => id);
+    expect(await ids()).toEqual([base, `${alias}@1`, alias, `${alias}@2`]);
+    expect(await line.openai.models.retrieve(`${alias}@2`)).toMatchObject({
+      id: `${alias}@2`,
+      object: "model",
+      owned_by: line.tenant,
+      loraline: { base, adapter: "pirate", version: 2, provenReplicas: 1, readyReplicas: 1 },
+    });
+    expect(await line.openai.models.retrieve(`ft:${base}:${line.tenant}:pirate:1`)).toMatchObject({ id: `${alias}@1` });
+    await expect(line.openai.models.retrieve("nobody/nothing")).rejects.toMatchObject({
+      status: 404,
+      code: "model_not_found",
+      param: "model",
+    });
+
+    const [first] = adapter.versions;
+    if (first === undefined) throw new Error("no version");
+    await putReplica(line.bus, replicaOf("r1", engine.url, [heldBy(adapter, first)]));
+    await expect.poll(ids).toEqual([base, `${alias}@1`]);
+  });
+
+  test("that nobody knows are 404, that nobody has proven are 503 with the reason", async ({
+    serving: { line, alias, adapter, engine },
+  }) => {
+    const chat = (model: string) => line.openai.chat.completions.create({ model, messages });
+    for (const model of ["gpt-4o", "nobody/pirate", `${alias}@9`, `ft:other:${line.tenant}:pirate:1`, "pirate"]) {
+      await expect(chat(model)).rejects.toMatchObject({
+        status: 404,
+        code: "model_not_found",
+        param: "model",
+        type: "invalid_request_error",
+      });
+    }
+    const error = { code: "PROOF_FAILED", message: "agreement 2.1 over 0.3" };
+    const held = adapter.versions.map((version) => heldBy(adapter, version, { state: "retrying", error }));
+    await putReplica(line.bus, replicaOf("r1", engine.url, held));
+    await expect.poll(() => chat(alias).catch((failure: InstanceType<typeof APIError>) => failure.status)).toBe(503);
+    const failure = await chat(alias).catch((thrown: InstanceType<typeof APIError>) => thrown);
+    expect(failure).toMatchObject({ code: "model_not_ready", message: expect.stringContaining("agreement 2.1 over 0.3") });
+    expect((failure as InstanceType<typeof APIError>).headers?.get("retry-after")).toBe("2");
+  });
+
+  test("that are refused or not promoted say so", async ({ serving: { line, alias, adapter } }) => {
+    const chat = (model: string) => line.openai.chat.completions.create({ model, messages });
+    const reason = { code: "GATE", message: "held-out loss is not below the base's" };
+    const [first, second] = adapter.versions;
+    if (first === undefined || second === undefined) throw new Error("no versions");
+    await putAdapter(line.bus, {
+      ...adapter,
+      versions: [
+        { ...first, promote: "manual" },
+        { ...second, status: "refused", reason },
+      ],
+      alias: null,
+    });
+    await expect.poll(() => chat(`${alias}@2`).catch(String)).toMatch(/404 Version 2 .* is refused: held-out loss/);
+    await expect(chat(alias)).rejects.toThrow(/No version .* is promoted. Promote one, or ask for .*@1/);
+    expect((await chat(`${alias}@1`)).model).toBe(`${alias}@1`);
+  });
+});
+
+describe("replicas", () => {
+  test("that restarted and forgot the adapter are passed over", async ({ serving: { line, engine, alias, adapter } }) => {
+    await using other = await startEngine(base, ...adapter.versions.map(({ engineName }) => engineName));
+    engine.models = new Set([base]);
+    const held = adapter.versions.map((version) => heldBy(adapter, version));
+    await putReplica(line.bus, replicaOf("r2", other.url, held));
+    await expect.poll(async () => (await line.openai.models.retrieve(alias)) as unknown).toMatchObject({ loraline: { provenReplicas: 2 } });
+    for (let i = 0; i < 8; i++) {
+      const { response } = await line.openai.chat.completions.create({ model: `${alias}@${(i % 2) + 1}`, messages }).withResponse();
+      expect(response.headers.get("x-loraline-replica")).toBe("r2");
+    }
+    other.models = new Set([base]);
+    await expect(line.openai.chat.completions.create({ model: alias, messages })).rejects.toMatchObject({
+      status: 503,
+      code: "model_not_ready",
+      message: expect.stringContaining("does not exist"),
+    });
+    expect((await line.openai.chat.completions.create({ model: base, messages })).model).toBe(base);
+    await (await line.bus.bucket(buckets.replicas)).delete("local.r2");
+  });
+
+  test("that are gone are passed over; when all are, the answer is 503", async ({ serving: { line, engine, alias, adapter } }) => {
+    const held = adapter.versions.map((version) => heldBy(adapter, version));
+    await using gone = await startEngine();
+    await putReplica(line.bus, replicaOf("r0", gone.url, held));
+    await gone[Symbol.asyncDispose]();
+    await expect.poll(async () => (await line.openai.models.retrieve(alias)) as unknown).toMatchObject({ loraline: { provenReplicas: 2 } });
+    for (let i = 0; i < 4; i++) {
+      const { response } = await line.openai.chat.completions.create({ model: alias, messages }).withResponse();
+      expect(response.headers.get("x-loraline-replica")).toBe("r1");
+    }
+    await engine[Symbol.asyncDispose]();
+    await expect(line.openai.chat.completions.create({ model: alias, messages })).rejects.toMatchObject({
+      status: 503,
+      message: expect.stringContaining("cannot be reached"),
+    });
+    await (await line.bus.bucket(buckets.replicas)).delete("local.r0");
+  });
+
+  test("share what comes at once, the least busy first", async ({ serving: { line, engine, alias, adapter } }) => {
+    await using other = await startEngine(base, ...adapter.versions.map(({ engineName }) => engineName));
+    await putReplica(
+      line.bus,
+      replicaOf(
+        "r2",
+        other.url,
+        adapter.versions.map((version) => heldBy(adapter, version)),
+      ),
+    );
+    await expect.poll(async () => (await line.openai.models.retrieve(alias)) as unknown).toMatchObject({ loraline: { provenReplicas: 2 } });
+    const chats = Array.from({ length: 10 }, () => line.openai.chat.completions.create({ model: alias, messages, stream: true }));
+    await Promise.all(chats.map(async (chat) => Array.fromAsync(await chat)));
+    expect([engine.requests.length, other.requests.length]).toEqual([5, 5]);
+    await (await line.bus.bucket(buckets.replicas)).delete("local.r2");
+  });
+
+  test("that break off while they answer are told to the reader", async ({ serving: { line, engine, alias } }) => {
+    engine.answer = (body, response) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.write(chunkOf(String(body["model"]), "Arr"), () => response.destroy());
+    };
+    const words: unknown[] = [];
+    const reading = (async () => {
+      for await (const chunk of await line.openai.chat.completions.create({ model: alias, messages, stream: true })) {
+        words.push(chunk.choices[0]?.delta.content);
+      }
+    })();
+    await expect(reading).rejects.toThrow(/broke off/);
+    expect(words).toEqual(["Arr"]);
+    expect(engine.requests).toHaveLength(1); // never again after the first byte
+  });
+});
+
+describe("readers", () => {
+  test("that leave stop the engine, before and while it answers", async ({ serving: { line, engine, alias } }) => {
+    const leaving = new AbortController();
+    const stream = await line.openai.chat.completions.create({ model: alias, messages, stream: true }, { signal: leaving.signal });
+    engine.words = Array.from({ length: 10_000 }, () => "la ");
+    const endless = await line.openai.chat.completions.create({ model: alias, messages, stream: true }, { signal: leaving.signal });
+    await Array.fromAsync(stream);
+    await endless[Symbol.asyncIterator]().next();
+    leaving.abort();
+    await expect.poll(() => engine.requests[1]?.aborted).toBe(true);
+
+    engine.answer = () => {}; // never answers
+    const waiting = new AbortController();
+    const asked = line.openai.chat.completions.create({ model: alias, messages }, { signal: waiting.signal });
+    await expect.poll(() => engine.requests.length).toBe(3);
+    waiting.abort();
+    await expect(asked).rejects.toThrow();
+    await expect.poll(() => engine.requests[2]?.aborted).toBe(true);
+    expect(line.logged.filter(({ level }) => Number(level) >= 50)).toEqual([]);
+  });
+
+  test("that are slow slow the engine down, instead of filling the gateway's memory", async ({ serving: { line, engine, alias } }) => {
+    const total = 64 * 1024 * 1024;
+    const piece = `: ${"x".repeat(64 * 1024 - 4)}\n\n`;
+    let ended = false;
+    engine.answer = async (body, response, request) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.write(chunkOf(String(body["model"]), "Arr"));
+      const left = once(response, "close");
+      while (request.bytesSent < total && !response.destroyed) {
+        request.bytesSent += piece.length;
+        if (!response.write(piece)) await Promise.race([once(response, "drain"), left]);
+      }
+      ended = !response.destroyed;
+      response.end("data: [DONE]\n\n");
+    };
+    const { hostname, port } = new URL(line.url);
+    const reading = httpRequest({
+      hostname,
+      port,
+      path: "/v1/chat/completions",
+      method: "POST",
+      headers: { authorization: `Bearer ${line.key}`, "content-type": "application/json" },
+    });
+    reading.end(JSON.stringify({ model: alias, messages, stream: true }));
+    const response = await new Promise<import("node:http").IncomingMessage>((resolve) => {
+      reading.once("response", resolve);
+    });
+    // Nobody reads: what is under way is what sockets and buffers hold.
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    const stuckAt = engine.requests[0]?.bytesSent ?? 0;
+    expect(ended).toBe(false);
+    expect(stuckAt).toBeLessThan(total / 2);
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    expect(engine.requests[0]?.bytesSent).toBe(stuckAt);
+    let bytes = 0;
+    for await (const part of response) bytes += (part as Buffer).length;
+    expect(bytes).toBeGreaterThanOrEqual(total);
+    expect(ended).toBe(true);
+  });
+});
+
+describe("traces", () => {
+  test("the first request on a newly served version ends the upload's trace, later ones link to it", async ({ serving }) => {
+    const { line, engine, alias, adapter } = serving;
+    const trace = "00-55555555555555555555555555555555-6666666666666666-01";
+    await putAdapter(line.bus, { ...adapter, versions: adapter.versions.map((version) => ({ ...version, trace })) });
+    await expect
+      .poll(async () => {
+        const response = await line.fetch("/v1/loraline/adapters/pirate");
+        return ((await response.json()) as { adapter: AdapterState }).adapter.versions[1]?.trace;
+      })
+      .toBe(trace);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    const ask = async (headers: Record<string, string> = {}) => {
+      const { response } = await line.openai.chat.completions.create({ model: alias, messages }, { headers }).withResponse();
+      return traceIdOf(response.headers.get("traceparent"));
+    };
+    expect(await ask()).toBe("5".repeat(32));
+    expect(traceIdOf(String(engine.requests[0]?.headers["traceparent"]))).toBe("5".repeat(32));
+    const second = (await ask()) ?? "";
+    expect(second).not.toBe("5".repeat(32));
+    await expect.poll(() => line.spans(second)).toMatchObject([{ links: [{ traceId: "5".repeat(32) }] }]);
+    expect(await ask({ traceparent: "00-77777777777777777777777777777777-8888888888888888-01" })).toBe("7".repeat(32));
+    await expect
+      .poll(() => line.spans("5".repeat(32)))
+      .toMatchObject([
+        {
+          name: "POST /v1/chat/completions",
+          parentSpanId: "6666666666666666",
+          attributes: { "http.response.status_code": 200, "gen_ai.response.model": `${alias}@2`, "loraline.replica": "r1" },
+        },
+      ]);
+  });
+});
