@@ -1,6 +1,6 @@
 /** The line as the CLI sees it: OpenAI's own client for what OpenAI has a word for, plain HTTP for the rest. */
 import { adapterList, adapterView, deadLetterList, deadLetterView, errorBody, runList, runState, traceView } from "@loraline/contracts";
-import { findLine } from "@loraline/local";
+import { findLine } from "@loraline/local/state-dir";
 import OpenAI from "openai";
 import type { z } from "zod";
 import { causeOf, exitCodeOfStatus, exitCodes, Failure } from "./failure.ts";

@@ -1,15 +1,15 @@
-/** The commands and their words. Everything of the process comes in through `Context`. */
+/**
+ * The commands and their words. Everything of the process comes in through `Context`. What only `up` and `demo` need, the whole
+ * line, is loaded only then.
+ */
 import { join, resolve } from "node:path";
-import { applyStreams } from "@loraline/local";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { chatCommand } from "./chat.ts";
 import { connectLine, findAddress, type LineClient } from "./connect-line.ts";
-import { demoCommand } from "./demo.ts";
 import { exitCodes, Failure } from "./failure.ts";
 import { describeRun, listAdapters, listRuns } from "./show-run.ts";
 import { followCommand, runCommand, showRun } from "./start-run.ts";
 import { table, type Terminal, writeJson, writeLine } from "./terminal.ts";
-import { upCommand } from "./up.ts";
 import { waterfall } from "./waterfall.ts";
 
 export interface Context {
@@ -37,10 +37,12 @@ Examples:
 `;
 
 const wholeNumber =
-  (least: number) =>
+  (least: number, most = Number.MAX_SAFE_INTEGER) =>
   (text: string): number => {
     const value = Number(text);
-    if (!Number.isInteger(value) || value < least) throw new InvalidArgumentError(`Give a whole number from ${least}.`);
+    if (text.trim() === "" || !Number.isInteger(value) || value < least || value > most) {
+      throw new InvalidArgumentError(`Give a whole number from ${least}${most === Number.MAX_SAFE_INTEGER ? "" : ` to ${most}`}.`);
+    }
     return value;
   };
 const decimal = (text: string): number => {
@@ -128,15 +130,19 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
     ]),
   )
     .addOption(new Option("--host <address>", "address to listen on").env("LORALINE_HOST").default("127.0.0.1"))
-    .addOption(new Option("--port <n>", "port to listen on; 0: any free one").env("LORALINE_PORT").default(8420).argParser(wholeNumber(0)))
+    .addOption(
+      new Option("--port <n>", "port to listen on; 0: any free one").env("LORALINE_PORT").default(8420).argParser(wholeNumber(0, 65_535)),
+    )
     .action(async (flags: LineFlags & { host: string; port: number }) => {
       const { state, json } = globals();
+      const { upCommand } = await import("./up.ts");
       onExit(await upCommand({ ...startOptions(flags), stateDir: resolve(state), host: flags.host, port: flags.port, json }, terminal));
     });
 
   lineOptions(
     command("demo", "train the sample persona and check every claim; its state is made anew each time", ["loraline demo --json"]),
   ).action(async (flags: LineFlags) => {
+    const { demoCommand } = await import("./demo.ts");
     const demoDir = join(root, ".loraline/demo");
     const options = { ...startOptions(flags), stateDir: join(demoDir, "state"), host: "127.0.0.1", port: 0 };
     onExit(await demoCommand({ ...options, demoDir, sample: join(root, "samples/persona.jsonl"), json: globals().json }, terminal));
@@ -276,6 +282,7 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
     .addOption(new Option("--nats <url>", "address of NATS").env("NATS_URL").makeOptionMandatory())
     .option("--replicas <n>", "copies of each stream", wholeNumber(1), 1)
     .action(async ({ nats, replicas }: { nats: string; replicas: number }) => {
+      const { applyStreams } = await import("@loraline/local");
       await applyStreams({ natsUrl: nats, replicas, user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN });
       print({ nats, replicas }, () => [`streams, consumers and buckets are in place on ${nats}`]);
     });

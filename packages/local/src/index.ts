@@ -1,3 +1,3 @@
 export { applyStreams } from "./apply-streams.ts";
 export { type Line, type LineNews, type LineOptions, startLine } from "./start-line.ts";
-export { clearStateDir, findLine, type LineFile } from "./state-dir.ts";
+export { clearStateDir } from "./state-dir.ts";
