@@ -1,6 +1,6 @@
 /** `loraline demo`: a real dataset becomes a proven, answering adapter, before your eyes; and every claim is checked. */
 import { mkdir, rm, writeFile } from "node:fs/promises";
-import { join, relative } from "node:path";
+import { join } from "node:path";
 import type { Proof, RunState, SpanView } from "@loraline/contracts";
 import { clearStateDir, type LineOptions, startLine } from "@loraline/local";
 import { connectLine, type LineClient } from "./connect-line.ts";
@@ -9,7 +9,7 @@ import { followRun } from "./follow-run.ts";
 import type { RunFile } from "./run-file.ts";
 import { describeRun, modelOf, proofLine, proofOf } from "./show-run.ts";
 import { startRun } from "./start-run.ts";
-import { bold, dim, duration, green, red, type Terminal, wrap, writeJson, writeLine } from "./terminal.ts";
+import { bold, dim, duration, green, red, shortPath, type Terminal, wrap, writeJson, writeLine } from "./terminal.ts";
 import { newsLine } from "./up.ts";
 import { spanOf, waterfall } from "./waterfall.ts";
 
@@ -87,7 +87,7 @@ export async function demoCommand(
   });
   say(`   ${server.url}; NATS and vLLM are its children, vLLM is still starting`);
 
-  say(bold(`\n2. ${relative("", sample)} becomes the adapter ${adapter}`));
+  say(bold(`\n2. ${shortPath(sample)} becomes the adapter ${adapter}`));
   const line = connectLine(server);
   const runId = await startRun(line, { file: sample, base: server.base, adapter, settings });
   const run = await followRun(line, runId, terminal);
@@ -96,7 +96,7 @@ export async function demoCommand(
   say();
   for (const text of describeRun(run, view)) say(`   ${text}`);
   if (run.served === null || run.trained === null || view === undefined) {
-    say(red(`\nThe demo failed. Logs: ${relative("", join(lineOptions.stateDir, "logs"))}`));
+    say(red(`\nThe demo failed. Logs: ${shortPath(join(lineOptions.stateDir, "logs"))}`));
     return exitCodes.failed;
   }
 
@@ -142,7 +142,7 @@ export async function demoCommand(
   for (const { claim, holds } of checks) say(`   ${holds ? green("yes") : red("NO ")}  ${claim}`);
   const all = checks.every(({ holds }) => holds);
   if (json) writeJson(terminal.out, summary);
-  else say(`\n   ${dim(`summary in ${relative("", summaryFile)}; \`loraline up\` starts a line of your own`)}`);
+  else say(`\n   ${dim(`summary in ${shortPath(summaryFile)}; \`loraline up\` starts a line of your own`)}`);
   return all ? exitCodes.ok : exitCodes.failed;
 }
 

@@ -1,4 +1,5 @@
 /** Where the CLI writes; handed in by main.ts, so that commands can be tested. */
+import { relative } from "node:path";
 import type { Writable } from "node:stream";
 import pc from "picocolors";
 
@@ -20,6 +21,12 @@ export const green = pc.green;
 export const red = pc.red;
 export const yellow = pc.yellow;
 export const cyan = pc.cyan;
+
+/** As a person at this place would write it. */
+export function shortPath(path: string): string {
+  const short = relative("", path);
+  return short === "" || short.startsWith("..") ? path : short;
+}
 
 export const writeLine = (to: Writable, line = ""): void => void to.write(`${line}\n`);
 export const writeJson = (to: Writable, value: unknown): void => void to.write(`${JSON.stringify(value, null, 2)}\n`);

@@ -1,8 +1,7 @@
 /** `loraline up`: the line in the foreground, until Ctrl-C. */
-import { relative } from "node:path";
 import { type LineNews, type LineOptions, startLine } from "@loraline/local";
 import { exitCodes } from "./failure.ts";
-import { bold, cyan, dim, duration, green, pairs, type Terminal, writeLine, yellow } from "./terminal.ts";
+import { bold, cyan, dim, duration, green, pairs, shortPath, type Terminal, writeLine, yellow } from "./terminal.ts";
 
 export async function upCommand(options: Omit<LineOptions, "onNews"> & { json: boolean }, terminal: Terminal): Promise<number> {
   const { json, ...lineOptions } = options;
@@ -10,7 +9,7 @@ export async function upCommand(options: Omit<LineOptions, "onNews"> & { json: b
     if (json) writeLine(terminal.out, JSON.stringify({ time: new Date().toISOString(), ...news }));
     else if (news.kind !== "up") writeLine(terminal.out, newsLine(news));
   };
-  if (!json) writeLine(terminal.out, dim(`starting; everything is kept in ${relative("", options.stateDir) || "."}`));
+  if (!json) writeLine(terminal.out, dim(`starting; everything is kept in ${shortPath(options.stateDir)}`));
   const line = await startLine({ ...lineOptions, onNews: say });
   if (!json) {
     const example = `loraline run samples/persona.jsonl --base ${line.base} --name persona`;
@@ -40,6 +39,6 @@ export function newsLine(news: Exclude<LineNews, { kind: "up" }>): string {
     case "engine-ready":
       return green(`engine answers (${duration(news.afterMs)} after its start)`);
     case "child-ended":
-      return yellow(`${news.name} ended (${news.why}); started again in ${duration(news.restartInMs)}. Log: ${relative("", news.logFile)}`);
+      return yellow(`${news.name} ended (${news.why}); started again in ${duration(news.restartInMs)}. Log: ${shortPath(news.logFile)}`);
   }
 }
