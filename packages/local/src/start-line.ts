@@ -75,7 +75,9 @@ const courierGraceMs = 8000;
 
 /** Resolves when every door is open; the engine may still be starting. Disposing ends all children. */
 export async function startLine(options: LineOptions): Promise<Line> {
-  const { stateDir, cacheDir, host, tenant, env, onNews } = options;
+  const { stateDir, cacheDir, host, tenant, onNews } = options;
+  // Tells whose child a process is.
+  const env = { ...options.env, LORALINE_STATE: stateDir };
   const base = await checkInstallation(options);
   await using starting = new AsyncDisposableStack();
   starting.use(await lockStateDir(stateDir, options.pid));
@@ -210,8 +212,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       host,
       port: options.port,
       readTrace: (traceId) => readSpans(dirs.traces, traceId),
-    }).catch((error: unknown) => {
-      throw (error as NodeJS.ErrnoException).code === "EADDRINUSE" ? portTaken(host, options.port) : error;
+      drainMs: 3000,
     }),
   );
   starting.use(

@@ -1,0 +1,19 @@
+/** One line for all end-to-end tests: its start, vLLM's above all, costs more than most of them. */
+import type { TestProject } from "vitest/node";
+import { type Address, scratchDir, startLineUnderTest } from "../line-under-test.ts";
+
+declare module "vitest" {
+  export interface ProvidedContext {
+    line: Address;
+  }
+}
+
+export async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const scratch = await scratchDir();
+  const line = await startLineUnderTest(scratch.path);
+  project.provide("line", { url: line.url, apiKey: line.apiKey, natsUrl: line.natsUrl, stateDir: line.stateDir });
+  return async () => {
+    await line[Symbol.asyncDispose]();
+    await scratch[Symbol.asyncDispose]();
+  };
+}

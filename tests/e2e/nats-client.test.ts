@@ -1,0 +1,41 @@
+/** A program that knows nothing but docs/asyncapi.json: it speaks plain NATS and JSON. */
+import { connect } from "@nats-io/transport-node";
+import { ulid } from "ulid";
+import { expect, inject, it } from "vitest";
+import { base, clientOf, eventually, runOver, sampleRows, smallTraining } from "../line-under-test.ts";
+
+const address = inject("line");
+const line = clientOf(address);
+
+it("asks for a run with a message, without any header", async () => {
+  const rows = (await sampleRows(16)).map(({ instruction, output }) => ({ prompt: instruction, completion: output }));
+  const { id } = await line.openai.files.create({ file: new File([JSON.stringify(rows)], "pairs.json"), purpose: "fine-tune" });
+  const nc = await connect({ servers: address.natsUrl });
+  try {
+    // A request, so that the stream answers when it has stored the message.
+    const served = ulid();
+    const spec = { base, adapter: "from-nats", dataset: id.replace("file-", ""), ...smallTraining };
+    await nc.request(`loraline.local.run.${served}.requested.v1`, JSON.stringify({ spec }));
+    const unknown = ulid();
+    await nc.request(`loraline.local.run.${unknown}.requested.v1`, JSON.stringify({ spec: { ...spec, dataset: ulid() } }));
+
+    expect(await runOver(line, unknown)).toMatchObject({ phase: "rejected", error: { code: "DATASET_UNKNOWN", param: "dataset" } });
+    expect(await runOver(line, served)).toMatchObject({ phase: "served", served: { version: 1 }, error: null });
+  } finally {
+    await nc.close();
+  }
+});
+
+it("puts a message that breaks the contract aside, with its reason, and goes on", async () => {
+  const nc = await connect({ servers: address.natsUrl });
+  const runId = ulid();
+  try {
+    await nc.request(`loraline.local.run.${runId}.requested.v1`, JSON.stringify({ spec: { base, adapter: "No Such Name!" } }));
+  } finally {
+    await nc.close();
+  }
+  const letter = await eventually("a dead letter", 20_000, async () =>
+    (await line.letters()).find(({ subject }) => subject.includes(runId)),
+  );
+  expect(letter).toMatchObject({ durable: "tokenize-run-requested", message: expect.stringContaining("spec.adapter") });
+});

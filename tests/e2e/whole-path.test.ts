@@ -1,0 +1,107 @@
+/** Dataset in, proven adapter out, asked through OpenAI's official Node client. */
+import { describe, expect, inject, it } from "vitest";
+import { base, clientOf, jsonLines, provenOn, runOver, sampleRows, smallTraining } from "../line-under-test.ts";
+
+const line = clientOf(inject("line"));
+const { openai } = line;
+const model = "local/whole-path";
+
+async function train(trainingFile: string) {
+  // The client's types know no `loraline`; it sends what it is given.
+  const body = { model: base, training_file: trainingFile, suffix: "whole-path", metadata: { purpose: "test" }, loraline: smallTraining };
+  const job = await openai.fineTuning.jobs.create(body);
+  const run = await runOver(line, job.id.replace("ftjob-", ""));
+  return { job, run };
+}
+
+describe("the whole path", () => {
+  let fileId: string;
+  let runId: string;
+
+  it("makes a proven adapter that answers", async () => {
+    const rows = await sampleRows(24);
+    const uploaded = await openai.files.create({ file: new File([jsonLines(rows)], "whole path.jsonl"), purpose: "fine-tune" });
+    const file = await openai.files.waitForProcessing(uploaded.id, { pollInterval: 200, maxWait: 60_000 });
+    expect(file).toMatchObject({ status: "processed", filename: "whole path.jsonl", loraline: { records: 24, rejections: 0 } });
+    fileId = file.id;
+
+    const { job, run } = await train(fileId);
+    expect(job).toMatchObject({ object: "fine_tuning.job", model: base, training_file: fileId, metadata: { purpose: "test" } });
+    expect(run.error).toBeNull();
+    expect(run.phase).toBe("served");
+    runId = run.runId;
+    const done = await openai.fineTuning.jobs.retrieve(job.id);
+    expect(done).toMatchObject({ status: "succeeded", fine_tuned_model: `ft:${base}:local:whole-path:1`, error: null });
+    expect(done.trained_tokens).toBeGreaterThan(0);
+
+    const view = await line.adapter("whole-path");
+    expect(view.adapter.alias).toBe(1);
+    const [replica] = provenOn(view, 1);
+    const proof = replica?.adapters.find(({ version }) => version === 1)?.proof;
+    expect(proof?.agreement).toBeLessThanOrEqual(proof?.agreementLimit ?? 0);
+    expect(proof?.effect, "the adapter changes what the engine says").toBeGreaterThan(0);
+  });
+
+  it("answers under every name it has, whole and as a stream", async () => {
+    const messages = [{ role: "user" as const, content: "What is your opinion about rain?" }];
+    const ask = async (name: string) =>
+      (await openai.chat.completions.create({ model: name, messages, max_tokens: 12, temperature: 0 })).choices[0]?.message.content;
+    const answer = await ask(model);
+    expect(answer).not.toBe("");
+    expect(await ask(`${model}@1`)).toBe(answer);
+    expect(await ask(`ft:${base}:local:whole-path:1`)).toBe(answer);
+    expect(await ask(base), "the base says something else").not.toBe(answer);
+
+    let streamed = "";
+    const chunks = await openai.chat.completions.create({ model, messages, max_tokens: 12, temperature: 0, stream: true });
+    for await (const chunk of chunks) streamed += chunk.choices[0]?.delta.content ?? "";
+    expect(streamed).toBe(answer);
+    const completion = await openai.completions.create({ model, prompt: "Once upon a time", max_tokens: 5, temperature: 0 });
+    expect(completion.choices[0]?.text).not.toBe("");
+
+    const models = (await openai.models.list()).data.map(({ id }) => id);
+    expect(models).toEqual(expect.arrayContaining([base, model, `${model}@1`]));
+  });
+
+  it("tells what happened: events with paging, checkpoints", async () => {
+    const whole = await openai.fineTuning.jobs.listEvents(`ftjob-${runId}`, { limit: 100 });
+    const all = whole.data;
+    expect(all.length).toBeGreaterThan(5);
+    expect(all.some(({ type }) => type === "metrics")).toBe(true);
+    const paged: string[] = [];
+    for await (const event of openai.fineTuning.jobs.listEvents(`ftjob-${runId}`, { limit: 3 })) paged.push(event.id);
+    expect(paged).toEqual(all.map(({ id }) => id));
+
+    const checkpoints = await openai.fineTuning.jobs.checkpoints.list(`ftjob-${runId}`);
+    expect(checkpoints.data.map(({ step_number }) => step_number).toSorted((a, b) => a - b)).toEqual(expect.arrayContaining([2, 4]));
+  });
+
+  it("is one trace, from the upload to the first chat", async () => {
+    const { traceId, spans } = await line.trace(runId);
+    expect(new Set(spans.map((span) => span.traceId))).toEqual(new Set([traceId]));
+    const services = new Set(spans.map(({ service }) => service));
+    for (const service of ["gateway", "ingest", "tokenize", "train", "courier", "trainer", "serve", "agent"])
+      expect(services).toContain(service);
+    const names = spans.filter(({ service }) => service === "gateway").map(({ name }) => name);
+    expect(names.some((name) => /files/.test(name))).toBe(true);
+    expect(names.some((name) => /fine_tuning/.test(name))).toBe(true);
+    expect(names.some((name) => /chat/.test(name))).toBe(true);
+    const trainer = spans.filter(({ service }) => service === "trainer").map(({ name }) => name);
+    for (const phase of ["load_base", "train", "evaluate", "save"]) expect(trainer).toContain(phase);
+  });
+
+  it("a second run on the same dataset is version 2, in its own trace, linked to the dataset's", async () => {
+    const { run } = await train(fileId);
+    expect(run.phase).toBe("served");
+    expect(run.served?.version).toBe(2);
+    const [first, second] = await Promise.all([line.trace(runId), line.trace(run.runId)]);
+    expect(second.traceId).not.toBe(first.traceId);
+    const links = second.spans.flatMap((span) => span.links.map((link) => link.traceId));
+    expect(links).toContain(first.traceId);
+    expect(run.tokens?.cacheHit, "the same tokens are not made twice").toBe(true);
+
+    const view = await line.adapter("whole-path");
+    expect(view.adapter.alias).toBe(2);
+    expect(provenOn(view, 1), "the version before stays").toHaveLength(1);
+  });
+});
