@@ -78,7 +78,8 @@ interface Parsed {
   globals: readonly { name: string; line: number }[];
 }
 
-const isTest = (path: string) => path.endsWith(".test.ts");
+/** `x-under-test.ts` is what several test files of a package share. */
+const isTest = (path: string) => /(?:\.test|-under-test)\.ts$/.test(path);
 
 export function findViolations({ sources, manifests }: Repository): string[] {
   const found: string[] = [];

@@ -154,9 +154,8 @@ describe("jobs", () => {
   test("are cancelled, again and again, until they are trained", async ({ line }) => {
     const job = await created(line);
     const at = { tenant: line.tenant, id: idOf(job.id) };
-    const controller = expect.poll(() => line.bus.last(events.runCancelRequested, at)).toBeDefined();
     const cancelling = line.openai.fineTuning.jobs.cancel(job.id);
-    await controller;
+    await expect.poll(() => line.bus.last(events.runCancelRequested, at)).toBeDefined();
     await line.bus.publish(events.runCancelled, at, { by: "test" });
     expect(await cancelling).toMatchObject({ id: job.id, status: "cancelled" });
     expect(await line.openai.fineTuning.jobs.cancel(job.id)).toMatchObject({ status: "cancelled" });

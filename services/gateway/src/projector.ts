@@ -65,7 +65,7 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
   ]);
   // All at once: each waits for its pull to end.
   const stop = async (): Promise<void> => {
-    await Promise.all(started.map((one) => (one.status === "fulfilled" ? one.value[Symbol.asyncDispose]() : undefined)));
+    await Promise.all(started.filter((one) => one.status === "fulfilled").map(({ value }) => value[Symbol.asyncDispose]()));
   };
   const failed = started.find((one) => one.status === "rejected");
   if (failed !== undefined) {

@@ -213,7 +213,9 @@ describe("loraline's own routes", () => {
     expect(await goingBack).toMatchObject({ adapter: { alias: 1 } });
 
     expect(await ask("promote", { version: 9 })).toMatchObject({ error: { code: "version_unknown", param: "version" } });
-    expect(await ask("promote", { verson: 2 })).toMatchObject({ error: { code: "invalid_body", message: expect.stringContaining("verson") } });
+    expect(await ask("promote", { verson: 2 })).toMatchObject({
+      error: { code: "invalid_body", message: expect.stringContaining("verson") },
+    });
     expect(await ask("promote", {})).toMatchObject({ error: { param: "version" } });
   });
 
@@ -279,6 +281,6 @@ describe("shutdown", () => {
     expect(whole).toHaveLength(41);
     expect(aborted).toBe("aborted");
     await expect.poll(() => engine.requests.at(-1)?.aborted).toBe(true);
-    await expect(fetch(`${line.url}/healthz`)).rejects.toThrow();
+    await expect(fetch(`${line.url}/healthz`)).rejects.toThrow("fetch failed");
   });
 });
