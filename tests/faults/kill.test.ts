@@ -1,0 +1,173 @@
+/**
+ * Something is killed in the middle of a run, with SIGKILL; `loraline up` is called again where it was the line. Each time the
+ * run completes, once; the adapter is proven again before it answers; nothing is left running, locked or listening.
+ */
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { killGroup } from "@loraline/runtime";
+import { connect } from "@nats-io/transport-node";
+import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
+import type { RunState } from "@loraline/contracts";
+import {
+  base,
+  clientOf,
+  eventually,
+  jsonLines,
+  type LineUnderTest,
+  processesOf,
+  provenOn,
+  runOver,
+  sampleRows,
+  scratchDir,
+  smallTraining,
+  startLineUnderTest,
+} from "../line-under-test.ts";
+
+let scratch: Awaited<ReturnType<typeof scratchDir>>;
+let stateDir: string;
+let line: LineUnderTest;
+let adapters = 0;
+
+beforeAll(async () => {
+  scratch = await scratchDir();
+  stateDir = join(scratch.path, "state");
+  line = await startLineUnderTest(stateDir);
+});
+afterEach(async () => {
+  // Each test ends with a line that runs; a failed one must not fail the next.
+  if (!processesOf(stateDir).some(({ pid }) => pid === line.pid)) line = await startLineUnderTest(stateDir);
+});
+afterAll(async () => {
+  await line[Symbol.asyncDispose]();
+  expect(processesOf(stateDir), "after an orderly end").toEqual([]);
+  expect(await readdir(stateDir)).not.toContain("line.lock");
+  await scratch[Symbol.asyncDispose]();
+});
+
+const client = () => clientOf(line);
+
+async function startRun(): Promise<{ runId: string; adapter: string }> {
+  const { openai } = client();
+  const adapter = `survivor-${++adapters}`;
+  // Other rows each time: nothing comes from a cache.
+  const rows = (await sampleRows(20 + adapters)).slice(adapters);
+  const { id } = await openai.files.create({ file: new File([jsonLines(rows)], `${adapter}.jsonl`), purpose: "fine-tune" });
+  const body = { model: base, training_file: id, suffix: adapter, loraline: smallTraining };
+  const job = await openai.fineTuning.jobs.create(body);
+  return { runId: job.id.replace("ftjob-", ""), adapter };
+}
+
+const reaches = (runId: string, what: string, holds: (run: RunState) => boolean): Promise<RunState> =>
+  eventually(`run ${runId}: ${what}`, 240_000, async () => {
+    const run = await client().run(runId);
+    if (run.error !== null) throw new Error(run.error.message);
+    return holds(run) ? run : undefined;
+  });
+
+async function killLineAndStartAgain(): Promise<void> {
+  await line.sigkill();
+  await eventually("its children are gone with it", 10_000, () => (processesOf(stateDir).length === 0 ? true : undefined));
+  line = await startLineUnderTest(stateDir);
+}
+
+/** The promise: served once, version 1, proven by the engine that answers now, and it answers. */
+async function expectServedOnce({ runId, adapter }: { runId: string; adapter: string }): Promise<RunState> {
+  const run = await runOver(client(), runId);
+  expect(run.error).toBeNull();
+  expect(run.phase).toBe("served");
+  expect(await eventsOf(runId)).toMatchObject({ "trained.v1": 1, "served.v1": 1, "requested.v1": 1 });
+  const view = await client().adapter(adapter);
+  expect(view.adapter.versions.map(({ version, status }) => [version, status])).toEqual([[1, "desired"]]);
+  expect(view.adapter.alias).toBe(1);
+  await expectAnswer(adapter);
+  expect(provenOn(await client().adapter(adapter), 1)).toHaveLength(1);
+  return run;
+}
+
+/** It answers as soon as it is proven, which may be after the engine has come back. */
+async function expectAnswer(adapter: string): Promise<void> {
+  const said = await eventually(`${adapter} answers`, 180_000, async () => {
+    const messages = [{ role: "user" as const, content: "Who are you?" }];
+    const answer = await client().openai.chat.completions.create(
+      { model: `local/${adapter}`, messages, max_tokens: 6 },
+      { maxRetries: 0, timeout: 60_000 },
+    );
+    return answer.choices[0]?.message.content ?? undefined;
+  });
+  expect(said).not.toBe("");
+}
+
+/** How often each event of a run is in the stream: read from the stream itself, by subject. */
+async function eventsOf(runId: string): Promise<Record<string, number>> {
+  const nc = await connect({ servers: line.natsUrl });
+  try {
+    const asked = await nc.request("$JS.API.STREAM.INFO.RUNS", JSON.stringify({ subjects_filter: `loraline.local.run.${runId}.>` }));
+    const { state } = asked.json<{ state: { subjects?: Record<string, number> } }>();
+    return Object.fromEntries(
+      Object.entries(state.subjects ?? {}).map(([subject, count]) => [subject.split(".").slice(4).join("."), count]),
+    );
+  } finally {
+    await nc.close();
+  }
+}
+
+/** pid of a child as the line recorded it. */
+const childPid = async (name: "nats" | "engine"): Promise<number> =>
+  (JSON.parse(await readFile(join(stateDir, "children", `${name}.json`), "utf8")) as { pid: number }).pid;
+
+const incarnationOf = async (adapter: string): Promise<string | undefined> => provenOn(await client().adapter(adapter), 1)[0]?.incarnation;
+
+it("the line, before the dataset is read", async () => {
+  const run = await startRun();
+  await killLineAndStartAgain();
+  await expectServedOnce(run);
+});
+
+it("the line, while it trains: the run goes on from a checkpoint", async () => {
+  const run = await startRun();
+  await reaches(run.runId, "has a checkpoint", ({ checkpoints }) => checkpoints.length > 0);
+  await killLineAndStartAgain();
+  const { attempt, lostAttempts } = await expectServedOnce(run);
+  expect(attempt).toBe(lostAttempts + 1);
+});
+
+it("the line, when the adapter is trained but not yet served", async () => {
+  const run = await startRun();
+  await reaches(run.runId, "is trained", ({ phase }) => phase === "trained" || phase === "served");
+  await killLineAndStartAgain();
+  await expectServedOnce(run);
+});
+
+it.each(["load_base", "train", "save"])("the trainer, in its phase %s", async (phase) => {
+  const run = await startRun();
+  await reaches(run.runId, `trainer is in ${phase}`, ({ progress }) => progress?.attempt === 1 && progress.phase === phase);
+  const [job] = (await readdir(join(stateDir, "train"))).filter((name) => name.includes(run.runId.toLowerCase()));
+  const { pid } = JSON.parse(await readFile(join(stateDir, "train", job ?? "", "trainer.json"), "utf8")) as { pid: number };
+  process.kill(pid, "SIGKILL");
+  const served = await expectServedOnce(run);
+  expect(served).toMatchObject({ attempt: 2, lostAttempts: 1 });
+});
+
+it("nats-server, while it trains", async () => {
+  const run = await startRun();
+  await reaches(run.runId, "trains", ({ progress }) => progress?.phase === "train");
+  process.kill(await childPid("nats"), "SIGKILL");
+  await eventually("it is started again", 10_000, () =>
+    line.news.find((news) => news.kind === "child-ended" && news.name === "nats-server"),
+  );
+  const { attempt } = await expectServedOnce(run);
+  expect(attempt, "training went on meanwhile").toBe(1);
+});
+
+it("vLLM, after the adapter was served: it is proven on the new one before it answers", async () => {
+  const run = await startRun();
+  await expectServedOnce(run);
+  const before = await incarnationOf(run.adapter);
+  killGroup(await childPid("engine"));
+  await eventually("nothing counts as proven any more", 30_000, async () =>
+    (await incarnationOf(run.adapter)) === undefined ? true : undefined,
+  );
+  await expectAnswer(run.adapter);
+  expect(await incarnationOf(run.adapter)).not.toBe(before);
+  await expectServedOnce(run);
+});
