@@ -138,14 +138,16 @@ export function processesOf(stateDir: string): { pid: number; command: string }[
     .flatMap((name) => {
       try {
         const command = readFileSync(`/proc/${name}/cmdline`, "utf8").replaceAll("\0", " ").trim();
-        const cwd = readFileSync(`/proc/${name}/environ`, "utf8");
+        const environment = readFileSync(`/proc/${name}/environ`, "utf8");
         const [, state, parent, group] = /\) (\S) (\d+) (\d+)/.exec(readFileSync(`/proc/${name}/stat`, "utf8")) ?? [];
-        return state === "Z" ? [] : [{ pid: Number(name), parent: Number(parent), group: Number(group), command, cwd }];
+        return state === "Z" ? [] : [{ pid: Number(name), parent: Number(parent), group: Number(group), command, environment }];
       } catch {
         return []; // it ended meanwhile
       }
     });
-  const found = new Set(all.filter(({ command, cwd }) => command.includes(stateDir) || cwd.includes(stateDir)).map(({ pid }) => pid));
+  const found = new Set(
+    all.filter(({ command, environment }) => command.includes(stateDir) || environment.includes(stateDir)).map(({ pid }) => pid),
+  );
   for (let before = -1; before !== found.size;) {
     before = found.size;
     for (const { pid, parent, group } of all) if (found.has(parent) || found.has(group)) found.add(pid);

@@ -120,7 +120,7 @@ const incarnationOf = async (adapter: string): Promise<string | undefined> => pr
 it("the line, before the dataset is read", async () => {
   const run = await startRun();
   await killLineAndStartAgain();
-  await expectServedOnce(run);
+  expect((await expectServedOnce(run)).attempt).toBe(1);
 });
 
 it("the line, while it trains: the run goes on from a checkpoint", async () => {
@@ -135,10 +135,10 @@ it("the line, when the adapter is trained but not yet served", async () => {
   const run = await startRun();
   await reaches(run.runId, "is trained", ({ phase }) => phase === "trained" || phase === "served");
   await killLineAndStartAgain();
-  await expectServedOnce(run);
+  expect((await expectServedOnce(run)).attempt, "it is not trained again").toBe(1);
 });
 
-it.each(["load_base", "train", "save"])("the trainer, in its phase %s", async (phase) => {
+it.each(["load_base", "train", "evaluate"])("the trainer, in its phase %s", async (phase) => {
   const run = await startRun();
   await reaches(run.runId, `trainer is in ${phase}`, ({ progress }) => progress?.attempt === 1 && progress.phase === phase);
   const [job] = (await readdir(join(stateDir, "train"))).filter((name) => name.includes(run.runId.toLowerCase()));
