@@ -1,0 +1,574 @@
+/** The worker against a real NATS server and the real base. */
+import { spawnSync } from "node:child_process";
+import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Bus, createBus, ensureStreams } from "@loraline/bus";
+import {
+  buckets,
+  type DatasetManifest,
+  datasetDeleted,
+  datasetIngested,
+  datasetReceived,
+  datasetRejected,
+  type DatasetReport,
+  type EngineRecord,
+  type Rec,
+  runCancelled,
+  runRejected,
+  runRequested,
+  type RunSpecInput,
+  runTokenized,
+  type TokenManifest,
+  tokenManifest,
+} from "@loraline/contracts";
+import { createJetStreamObjects, digestOf, getJson, getToFile, type Objects, putJson } from "@loraline/objects";
+import { createLog, createTelemetry } from "@loraline/runtime";
+import { test as base } from "@loraline/testkit";
+import { tableFromIPC } from "apache-arrow";
+import { ulid } from "ulid";
+import { describe, expect, vi } from "vitest";
+import { createTokenizeService } from "./tokenize-service.ts";
+
+const root = join(import.meta.dirname, "../../..");
+const basesDir = join(root, ".loraline/bases");
+const baseName = "smollm2-135m-instruct";
+const log = createLog({ service: "tokenize", level: "silent" });
+const telemetry = createTelemetry({ service: "tokenize" });
+
+const engine: EngineRecord = {
+  engine: "local",
+  base: { name: baseName, revision: "r", digest: `sha256:${"0".repeat(64)}` },
+  maxLoraRank: 32,
+  maxLoras: 4,
+  maxCpuLoras: 16,
+  maxModelLen: 2048,
+  updatedAt: "2026-11-24T00:00:00.000Z",
+};
+
+const test = base
+  .extend("bus", async ({ nc }) => {
+    await ensureStreams(nc);
+    const bus = createBus({ nc, log, telemetry, source: "test" });
+    await (await bus.bucket(buckets.engines)).put(engine.engine, engine);
+    return bus;
+  })
+  .extend("objects", async ({ nc, bus }) => {
+    expect(bus).toBeDefined();
+    return createJetStreamObjects(nc);
+  })
+  .extend("dir", async ({}, { onCleanup }) => {
+    const dir = await mkdtemp(join(tmpdir(), "tokenize-test-"));
+    onCleanup(() => rm(dir, { recursive: true }));
+    return dir;
+  });
+
+interface Line {
+  bus: Bus;
+  objects: Objects;
+  tenant: string;
+}
+
+const chatRecord = (line: number, question: string, answer: string): Rec => {
+  const messages = [
+    { role: "user" as const, content: question },
+    { role: "assistant" as const, content: answer },
+  ];
+  return {
+    v: "lrec/1",
+    id: digestOf(JSON.stringify(messages)),
+    kind: "chat",
+    task: "instruct",
+    messages,
+    meta: { file: "d.jsonl", line, format: "instruction", seed: { instruction: question, input: "", output: answer } },
+  };
+};
+const someRecords = (n: number): Rec[] =>
+  Array.from({ length: n }, (_, index) =>
+    chatRecord(index + 1, `Question number ${index}: 你好?`, `Answer ${index} 🙂. `.repeat(1 + (index % 5))),
+  );
+
+/** As ingest leaves a dataset behind. */
+async function storeDataset({ objects, tenant }: Line, records: readonly Rec[], chunkSize = 20) {
+  const reasons = { NOT_JSON: 3 };
+  const report: DatasetReport = {
+    rows: records.length + 3,
+    records: records.length,
+    rejections: 3,
+    formats: {},
+    reasons,
+    exactDuplicates: 0,
+    warnings: [],
+    firstRejections: [],
+    allRejections: null,
+  };
+  const chunks: DatasetManifest["chunks"] = [];
+  for (let start = 0; start < records.length; start += chunkSize) {
+    const part = records.slice(start, start + chunkSize);
+    chunks.push({
+      blob: await objects.put(tenant, "records", part.map((one) => `${JSON.stringify(one)}\n`).join("")),
+      records: part.length,
+    });
+  }
+  const manifest: DatasetManifest = {
+    version: 1,
+    source: await objects.put(tenant, "raw", "x"),
+    filename: "d.jsonl",
+    records: records.length,
+    rejections: 3,
+    formats: {},
+    chunks,
+    report: await putJson(objects, tenant, "report", report),
+    code: "test",
+  };
+  return { ref: await putJson(objects, tenant, "dataset", manifest), manifest };
+}
+
+async function receive({ bus, objects, tenant }: Line): Promise<string> {
+  const id = ulid();
+  await bus.publish(datasetReceived, { tenant, id }, { blob: await objects.put(tenant, "raw", "x"), filename: "d.jsonl" });
+  return id;
+}
+async function ingest(line: Line, id: string, records: readonly Rec[]): Promise<void> {
+  const { ref, manifest } = await storeDataset(line, records);
+  await line.bus.publish(
+    datasetIngested,
+    { tenant: line.tenant, id },
+    { manifest: ref, report: manifest.report, records: records.length, rejections: 3, formats: {}, cacheHit: false },
+  );
+}
+async function dataset(line: Line, records: readonly Rec[]): Promise<string> {
+  const id = await receive(line);
+  await ingest(line, id, records);
+  return id;
+}
+
+const specOf = (datasetId: string, more: Partial<RunSpecInput> = {}): RunSpecInput => ({
+  base: baseName,
+  adapter: "wren",
+  dataset: datasetId,
+  ...more,
+});
+async function request({ bus, tenant }: Line, spec: RunSpecInput): Promise<string> {
+  const id = ulid();
+  await bus.publish(runRequested, { tenant, id }, { spec });
+  return id;
+}
+async function outcome({ bus, tenant }: Line, id: string) {
+  return vi.waitFor(
+    async () => {
+      const [tokenized, rejected] = await Promise.all([bus.last(runTokenized, { tenant, id }), bus.last(runRejected, { tenant, id })]);
+      if (tokenized !== undefined) return { tokenized: tokenized.data };
+      if (rejected !== undefined) return { rejected: rejected.data };
+      throw new Error("not yet");
+    },
+    { timeout: 30_000, interval: 50 },
+  );
+}
+async function tokenized(line: Line, id: string) {
+  const result = await outcome(line, id);
+  expect(result).toHaveProperty("tokenized");
+  const data = result.tokenized as NonNullable<typeof result.tokenized>;
+  return { data, manifest: await getJson(line.objects, line.tenant, data.manifest, tokenManifest) };
+}
+const rejected = async (line: Line, id: string) => {
+  const result = await outcome(line, id);
+  expect(result).toHaveProperty("rejected");
+  return result.rejected;
+};
+
+/** Every row of the shards: its sequences' ids and labels, as numbers. */
+async function rowsOf({ objects, tenant }: Line, shards: TokenManifest["train"], dir: string) {
+  const rows: { ids: number[]; labels: number[]; lengths: number[] }[] = [];
+  for (const [index, shard] of shards.entries()) {
+    const path = join(dir, `${ulid()}-${index}.arrow`);
+    await getToFile(objects, tenant, shard.blob, path);
+    for (const row of tableFromIPC(await readFile(path))) {
+      const list = (name: string): number[] => [...(row[name] as Iterable<number>)];
+      rows.push({ ids: list("input_ids"), labels: list("labels"), lengths: list("seq_lengths") });
+    }
+  }
+  return rows;
+}
+
+describe("the tokenize service", () => {
+  test("turns records into shards, held-out rows and probes", async ({ bus, objects, tenant, dir }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const records = someRecords(50);
+    const { data, manifest } = await tokenized(line, await request(line, specOf(await dataset(line, records))));
+    expect(data).toMatchObject({ packed: false, cacheHit: false, totals: { sequences: 45, evalSequences: 5, dropped: 0 } });
+    expect(manifest).toMatchObject({ profile: "chatml", maxLength: 1024, packed: false, seed: 42, dropped: [], trimmed: [] });
+    expect(manifest.base.name).toBe(baseName);
+
+    const train = await rowsOf(line, manifest.train, dir);
+    const evaluation = await rowsOf(line, manifest.eval, dir);
+    expect([train.length, evaluation.length]).toEqual([45, 5]);
+    for (const row of [...train, ...evaluation]) {
+      expect(row.lengths).toEqual([row.ids.length]);
+      expect(row.labels[0]).toBe(-100);
+      expect(row.labels.filter((label) => label === 2)).toHaveLength(1);
+    }
+    const supervised = train.flatMap((row) => row.labels).filter((label) => label !== -100).length;
+    expect(manifest.totals).toMatchObject({ supervised, tokens: train.flatMap((row) => row.ids).length });
+    const seen = new Set(train.map((row) => row.ids.join()));
+    expect(evaluation.filter((row) => seen.has(row.ids.join()))).toEqual([]);
+
+    expect(manifest.probes.map((probe) => probe.name)).toEqual([
+      expect.stringMatching(/^line-/),
+      expect.stringMatching(/^line-/),
+      "neutral-1",
+      "neutral-2",
+    ]);
+    const generation = [1, 520, 9531, 198]; // <|im_start|>assistant\n
+    for (const probe of manifest.probes) expect(probe.input_ids.slice(-4)).toEqual(generation);
+    for (const probe of manifest.probes.slice(0, 2)) {
+      const start = probe.input_ids.join();
+      expect(train.filter((row) => row.ids.join().startsWith(start))).toHaveLength(1);
+      expect(evaluation.filter((row) => row.ids.join().startsWith(start))).toHaveLength(0);
+    }
+  });
+
+  test("packs whole sequences when asked to, and by itself when enough steps remain", async ({ bus, objects, tenant, dir }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const id = await dataset(line, someRecords(400));
+    const tokenize = { max_length: 128 };
+    const training = { per_device_train_batch_size: 1 };
+    const asked = await tokenized(line, await request(line, specOf(id, { tokenize: { ...tokenize, packing: true } })));
+    const unpacked = await tokenized(line, await request(line, specOf(id, { tokenize: { ...tokenize, packing: false } })));
+    const auto = await tokenized(line, await request(line, specOf(id, { tokenize, training })));
+    const autoLarge = await tokenized(line, await request(line, specOf(id, { tokenize })));
+    expect([asked, unpacked, auto, autoLarge].map((each) => each.data.packed)).toEqual([true, false, true, false]);
+
+    const rows = await rowsOf(line, asked.manifest.train, dir);
+    const single = await rowsOf(line, unpacked.manifest.train, dir);
+    expect(rows.length).toBeLessThan(single.length / 1.5);
+    const taken: string[] = [];
+    for (const row of rows) {
+      expect(row.ids.length).toBeLessThanOrEqual(128);
+      let at = 0;
+      for (const length of row.lengths) {
+        taken.push(JSON.stringify([row.ids.slice(at, at + length), row.labels.slice(at, at + length)]));
+        expect(row.labels[at]).toBe(-100);
+        at += length;
+      }
+      expect(at).toBe(row.ids.length);
+    }
+    expect(taken.sort()).toEqual(single.map((row) => JSON.stringify([row.ids, row.labels])).sort());
+    // Evaluation is never packed.
+    expect((await rowsOf(line, asked.manifest.eval, dir)).every((row) => row.lengths.length === 1)).toBe(true);
+  });
+
+  test("gives the same bytes for the same work, and does it once", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const records = someRecords(30);
+    const first = await tokenized(line, await request(line, specOf(await dataset(line, records))));
+    const again = await tokenized(line, await request(line, specOf(await dataset(line, records), { adapter: "other", lora: { r: 4 } })));
+    expect(again.data).toEqual({ ...first.data, cacheHit: true });
+
+    // Without the cache and its objects: the same bytes from the start.
+    const cache = await bus.bucket(buckets.cache);
+    for (const { key } of await cache.entries(`tokenize.${tenant}.*`)) await cache.delete(key);
+    for (const shard of [...first.manifest.train, ...first.manifest.eval]) await objects.delete(tenant, shard.blob);
+    const anew = await tokenized(line, await request(line, specOf(await dataset(line, records))));
+    expect(anew.data).toEqual({ ...first.data, cacheHit: false });
+
+    // A shard is gone, the cache entry is not.
+    for (const shard of first.manifest.train) await objects.delete(tenant, shard.blob);
+    const mended = await tokenized(line, await request(line, specOf(await dataset(line, records))));
+    expect(mended.data).toEqual({ ...first.data, cacheHit: false });
+
+    const other = await tokenized(line, await request(line, specOf(await dataset(line, records), { tokenize: { system: "Be Wren." } })));
+    expect(other.data.cacheHit).toBe(false);
+    expect(other.data.manifest).not.toEqual(first.data.manifest);
+  });
+
+  test("writes shards of a limited size that Python maps", async ({ bus, objects, tenant, dir }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir, shardBytes: 8000 });
+    expect(service).toBeDefined();
+    const { manifest } = await tokenized(line, await request(line, specOf(await dataset(line, someRecords(60)))));
+    expect(manifest.train.length).toBeGreaterThan(2);
+    const [shard] = manifest.train;
+    if (shard === undefined) throw new Error("no shard");
+    const path = join(dir, "shard.arrow");
+    await getToFile(objects, tenant, shard.blob, path);
+    const script = join(import.meta.dirname, "../testdata/python_reference.py");
+    const python = spawnSync(join(root, ".venv/bin/python"), [script], {
+      input: JSON.stringify({ shard: path }),
+      encoding: "utf8",
+    });
+    expect(python.stderr).not.toContain("Traceback");
+    const read = JSON.parse(python.stdout) as { rows: Record<string, number[][]>; metadata: Record<string, string> };
+    const ours = await rowsOf(line, [shard], dir);
+    expect(read.rows).toEqual({
+      input_ids: ours.map((row) => row.ids),
+      labels: ours.map((row) => row.labels),
+      seq_lengths: ours.map((row) => row.lengths),
+    });
+    expect(read.metadata).toEqual({
+      "loraline.code": manifest.code,
+      "loraline.records": "lrec/1",
+      "loraline.tokenizer": manifest.tokenizerDigest,
+      "loraline.template": manifest.templateDigest,
+      "loraline.profile": "chatml",
+      "loraline.max_length": "1024",
+      "loraline.packed": "false",
+      "loraline.seed": "42",
+    });
+    expect(shard).toMatchObject({ rows: ours.length, sequences: ours.length, tokens: ours.flatMap((row) => row.ids).length });
+  });
+
+  test("keeps one row per record in the profile seed, in their order", async ({ bus, objects, tenant, dir }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const id = await dataset(line, someRecords(200));
+    const tokenize = { profile: "seed" as const, max_length: 384 };
+    const spec = specOf(id, { tokenize, holdout: 0, training: { per_device_train_batch_size: 1 } });
+    const { data, manifest } = await tokenized(line, await request(line, spec));
+    expect(data).toMatchObject({ packed: false, totals: { sequences: 200, evalSequences: 0 } });
+    const rows = await rowsOf(line, manifest.train, dir);
+    expect(rows.map((row) => row.labels.at(-1))).toEqual(rows.map(() => 2)); // the pad token ends each row, trained
+    const lengths = rows.map((row) => row.labels.filter((label) => label !== -100).length);
+    expect(lengths.slice(0, 5)).toEqual(lengths.slice(0, 5).toSorted((a, b) => a - b)); // answers of rising length
+    expect(manifest.probes.map((probe) => probe.name).slice(2)).toEqual(["neutral-1", "neutral-2"]);
+  });
+
+  test("evaluates on the validation dataset, and never trains on its records", async ({ bus, objects, tenant, dir }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const records = someRecords(40);
+    const spec = specOf(await dataset(line, records), { validation: await dataset(line, records.slice(0, 7)) });
+    const { data, manifest } = await tokenized(line, await request(line, spec));
+    expect(data.totals).toMatchObject({ sequences: 33, evalSequences: 7, dropped: 7 });
+    expect(manifest.dropped.map((one) => [one.line, one.code])).toEqual([1, 2, 3, 4, 5, 6, 7].map((n) => [n, "IN_VALIDATION"]));
+    const train = new Set((await rowsOf(line, manifest.train, dir)).map((row) => row.ids.join()));
+    expect((await rowsOf(line, manifest.eval, dir)).filter((row) => train.has(row.ids.join()))).toEqual([]);
+  });
+
+  test("keeps equal records on one side of the split", async ({ bus, objects, tenant, dir }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const records = someRecords(12);
+    const spec = specOf(await dataset(line, [...records, ...records, ...records]), { holdout: 0.5 });
+    const { manifest } = await tokenized(line, await request(line, spec));
+    expect(manifest.totals).toMatchObject({ sequences: 18, evalSequences: 18 });
+    const train = new Set((await rowsOf(line, manifest.train, dir)).map((row) => row.ids.join()));
+    expect((await rowsOf(line, manifest.eval, dir)).filter((row) => train.has(row.ids.join()))).toEqual([]);
+  });
+
+  test("trains completions, with probes of their own", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const records = Array.from({ length: 20 }, (_, index): Rec => {
+      const body = { kind: "completion" as const, task: "completion", prompt: `Once upon a time ${index}`, completion: " there was." };
+      return {
+        v: "lrec/1",
+        id: digestOf(JSON.stringify(body)),
+        ...body,
+        meta: { file: "d", line: index + 1, format: "prompt-completion" },
+      };
+    });
+    const { manifest } = await tokenized(line, await request(line, specOf(await dataset(line, records))));
+    expect(manifest.probes).toHaveLength(4);
+    expect(manifest.probes.every((probe) => probe.name.startsWith("line-"))).toBe(true);
+  });
+
+  test("waits for a dataset that is still being read", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const id = await receive(line);
+    const run = await request(line, specOf(id));
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    expect(await bus.last(runRejected, { tenant, id: run })).toBeUndefined();
+    await ingest(line, id, someRecords(20));
+    expect((await tokenized(line, run)).data.totals.sequences).toBe(18);
+  });
+});
+
+describe("a run that cannot start is rejected, saying what and why:", () => {
+  test.for<[string, Partial<RunSpecInput>, object]>([
+    ["an unknown base", { base: "gpt-5" }, { code: "BASE_UNKNOWN", param: "base", message: expect.stringContaining(baseName) as string }],
+    ["a rank above the engine's", { lora: { r: 64 } }, { code: "RANK_TOO_HIGH", param: "lora.r" }],
+    [
+      "a bad regular expression",
+      { lora: { target_modules: "q_proj|(" } },
+      { code: "TARGET_MODULES_INVALID", param: "lora.target_modules" },
+    ],
+    ["sequences beyond the engine's", { tokenize: { max_length: 4096 } }, { code: "MAX_LENGTH_TOO_HIGH", param: "tokenize.max_length" }],
+    [
+      "too few records",
+      { min_records: 100 },
+      {
+        code: "TOO_FEW_RECORDS",
+        param: "dataset",
+        message:
+          "20 of the 20 records can be trained on, and min_records is 100. 3 of 23 rows were rejected before: NOT_JSON 3. Add records, or lower min_records.",
+      },
+    ],
+    [
+      "records that are too long",
+      { tokenize: { max_length: 40 } },
+      {
+        code: "TOO_FEW_RECORDS",
+        param: "tokenize.max_length",
+        message: expect.stringMatching(/Dropped: TOO_LONG \d+\..*Raise tokenize\.max_length \(now 40\)/) as string,
+      },
+    ],
+    [
+      "nothing to train on",
+      { tokenize: { profile: "seed", max_length: 40 } },
+      { code: "NO_SUPERVISED_TOKENS", param: "tokenize.max_length" },
+    ],
+    ["an unknown dataset", { dataset: ulid() }, { code: "DATASET_UNKNOWN", param: "dataset" }],
+    ["an unknown validation dataset", { validation: ulid() }, { code: "DATASET_UNKNOWN", param: "validation" }],
+  ])("%s", async ([, spec, problem], { bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const run = await request(line, specOf(await dataset(line, someRecords(20)), spec));
+    expect(await rejected(line, run)).toMatchObject(problem);
+    expect(await (await bus.bucket(buckets.cache)).entries(`tokenize.${tenant}.*`)).toEqual([]);
+  });
+
+  test("a dataset that was rejected or deleted, or is nothing but the validation dataset", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const bad = await receive(line);
+    await bus.publish(datasetRejected, { tenant, id: bad }, { code: "EMPTY_FILE", message: "d.jsonl is empty.", rejections: 0 });
+    expect(await rejected(line, await request(line, specOf(bad)))).toMatchObject({
+      code: "EMPTY_FILE",
+      param: "dataset",
+      message: "d.jsonl is empty.",
+    });
+    const gone = await dataset(line, someRecords(20));
+    await bus.publish(datasetDeleted, { tenant, id: gone }, {});
+    expect(await rejected(line, await request(line, specOf(gone)))).toMatchObject({
+      code: "DATASET_UNKNOWN",
+      message: expect.stringContaining("deleted") as string,
+    });
+    const both = await dataset(line, someRecords(20));
+    expect(await rejected(line, await request(line, specOf(both, { validation: both })))).toMatchObject({
+      code: "TOO_FEW_RECORDS",
+      message: expect.stringContaining("IN_VALIDATION 20") as string,
+    });
+  });
+
+  test("a message that breaks the contract, from any NATS client", async ({ bus, objects, tenant, nc }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const run = ulid();
+    const spec = { ...specOf(ulid()), lora: { use_dora: true } };
+    await nc.request(`loraline.${tenant}.run.${run}.requested.v1`, JSON.stringify({ spec }));
+    expect(await rejected(line, run)).toMatchObject({
+      code: "LORA_FIELD_REFUSED",
+      param: "spec.lora.use_dora",
+      message: expect.stringContaining("DoRA") as string,
+    });
+    await expect.poll(async () => (await bus.deadLetters.list(tenant)).map((letter) => letter.code)).toEqual(["LORA_FIELD_REFUSED"]);
+    // Whoever cannot be answered must not stop the others.
+    await nc.request(`loraline.${tenant}.run.nobody.requested.v1`, "{}");
+    expect((await tokenized(line, await request(line, specOf(await dataset(line, someRecords(20)))))).data.cacheHit).toBe(false);
+  });
+
+  test("a base whose template is of another family, with both renderings", async ({ bus, objects, tenant, dir }) => {
+    const line = { bus, objects, tenant };
+    for (const file of ["base.json", "tokenizer.json", "tokenizer_config.json"]) {
+      await cp(join(basesDir, baseName, file), join(dir, baseName, file));
+    }
+    await writeFile(join(dir, baseName, "chat_template.jinja"), "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}");
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir: dir });
+    expect(service).toBeDefined();
+    expect(await rejected(line, await request(line, specOf(await dataset(line, someRecords(20)))))).toMatchObject({
+      code: "TEMPLATE_UNSUPPORTED",
+      param: "base",
+      message: expect.stringMatching(/\[system\] SYS.*<\|im_start\|>system/) as string,
+    });
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+});
+
+describe("a process that dies", () => {
+  test("anywhere leaves work that the next one finishes, with the same bytes and one event", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    const cache = await bus.bucket(buckets.cache);
+    const deaths: number[] = [];
+    const digests = new Set<string>();
+    for (let survived = 0; survived < 7; survived++) {
+      // Another length is another cache key, so that each turn does all of the work; the tokens stay the same.
+      const id = await request(line, specOf(await dataset(line, someRecords(20)), { tokenize: { max_length: 1000 + survived } }));
+      // From the write after `survived` others, nothing that the service writes arrives: that is what dying there means.
+      let left = survived;
+      const dying = <A extends unknown[], R>(write: (...args: A) => Promise<R>) => {
+        return (...args: A): Promise<R> => (left-- > 0 ? write(...args) : Promise.reject(new Error("killed")));
+      };
+      const first = await createTokenizeService({
+        bus: {
+          ...bus,
+          publish: dying<Parameters<Bus["publish"]>, Awaited<ReturnType<Bus["publish"]>>>(bus.publish),
+          bucket: (async (def: { name: string }) =>
+            def.name === "cache" ? { ...cache, put: dying(cache.put) } : bus.bucket(def as never)) as unknown as Bus["bucket"],
+        },
+        objects: { ...objects, put: dying(objects.put) },
+        log,
+        telemetry,
+        basesDir,
+      });
+      await expect
+        .poll(async () => left < 0 || (await bus.last(runTokenized, { tenant, id })) !== undefined, { timeout: 20_000 })
+        .toBe(true);
+      if (left < 0) deaths.push(survived);
+      await first[Symbol.asyncDispose]();
+
+      await using second = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+      expect(second).toBeDefined();
+      const { manifest } = await tokenized(line, id);
+      expect(await bus.history([runTokenized, runRejected], { tenant, id })).toHaveLength(1);
+      digests.add(JSON.stringify(manifest.totals));
+    }
+    // Two shards, manifest, cache entry, event: all of them were died before, and the last tries came through.
+    expect(deaths).toEqual([0, 1, 2, 3, 4]);
+    expect(digests.size).toBe(1);
+  });
+
+  test("after its event makes the same message harmless when it comes again", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    const id = await dataset(line, someRecords(20));
+    const run = ulid();
+    const at = { tenant, id: run };
+    {
+      await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+      expect(service).toBeDefined();
+      await bus.publish(runRequested, at, { spec: specOf(id) });
+      await tokenized(line, run);
+      // The same request under another message id, as after the dedupe window or a redrive.
+      await bus.publish(runRequested, at, { spec: specOf(id) }, { key: "again" });
+      await tokenized(line, await request(line, specOf(id)));
+    }
+    expect(await bus.history([runTokenized], at)).toHaveLength(1);
+  });
+
+  test("finds nothing to do for a run that was cancelled", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    const id = await dataset(line, someRecords(20));
+    const cancelled = ulid();
+    await bus.publish(runRequested, { tenant, id: cancelled }, { spec: specOf(id) });
+    await bus.publish(runCancelled, { tenant, id: cancelled }, {});
+    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    expect(service).toBeDefined();
+    await tokenized(line, await request(line, specOf(id)));
+    expect(await bus.history([runTokenized, runRejected], { tenant, id: cancelled })).toEqual([]);
+  });
+});
