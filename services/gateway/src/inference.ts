@@ -17,6 +17,7 @@ const maxTries = 3;
 /** A version is "newly served" for this long; what comes first within it ends the trace that began with the upload. */
 const newlyServedMs = 60 * 60_000;
 const maxErrorBytes = 64 * 1024;
+const watchLagMs = 50;
 
 type Routed = Extract<RouteDecision, { kind: "route" }>;
 type Answer = Dispatcher.ResponseData & { replica: ReplicaView };
@@ -33,10 +34,18 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
   /** Engine names whose first request this gateway has seen. */
   const greeted = new Set<string>();
 
+  const routeOf = async (tenant: string, model: string): Promise<RouteDecision> => {
+    const decision = decideRoute(table.view(), { tenant, model });
+    if (decision.kind === "route") return decision;
+    // Who saw a job succeed a moment ago may be ahead of our watches.
+    await new Promise((resolve) => setTimeout(resolve, watchLagMs));
+    return decideRoute(table.view(), { tenant, model });
+  };
+
   const joinVersion: JoinTrace = async (request, incoming) => {
     const { model } = (request.body ?? {}) as { model?: unknown };
     if (typeof model !== "string") return {};
-    request.routed = decideRoute(table.view(), { tenant: request.caller.tenant, model });
+    request.routed = await routeOf(request.caller.tenant, model);
     const version = request.routed.kind === "route" ? request.routed.version : null;
     const trace = version?.trace ?? null;
     if (version === null || trace === null) return {};
@@ -102,7 +111,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     for (const path of ["chat/completions", "completions"]) {
       app.post(`/${path}`, { config: { join: joinVersion } }, async (request, reply) => {
         const body = bodyOf(request.body);
-        const routed = request.routed ?? decideRoute(table.view(), { tenant: request.caller.tenant, model: body.model });
+        const routed = request.routed ?? (await routeOf(request.caller.tenant, body.model));
         if (routed.kind === "unknown") throw modelNotFound(body.model, routed.reason);
         if (routed.kind === "unavailable") throw new RetryLaterError("model_not_ready", routed.retryAfterMs, routed.reason);
 

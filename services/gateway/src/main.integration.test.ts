@@ -85,7 +85,9 @@ describe("main.ts", () => {
 
       await uploadLarge(gateway.url, key, 8); // what any upload needs
       const before = await peakMemory(gateway);
+      const began = performance.now();
       const { id, sha256 } = await uploadLarge(gateway.url, key, 200);
+      const uploaded = performance.now();
       const afterUpload = await peakMemory(gateway);
 
       const content = await fetch(`${gateway.url}/v1/files/${id}/content`, { headers: { authorization: `Bearer ${key}` } });
@@ -93,7 +95,10 @@ describe("main.ts", () => {
       const hash = createHash("sha256");
       for await (const part of content.body ?? []) hash.update(part);
       expect(hash.digest("hex")).toBe(sha256);
+      const downloaded = performance.now();
       const afterDownload = await peakMemory(gateway);
+      const speed = (ms: number): string => `${Math.round(200_000 / ms)} MiB/s`;
+      console.log(`200 MiB: in ${speed(uploaded - began)}, out ${speed(downloaded - uploaded)}`);
       console.log(`peak memory: ${[before, afterUpload, afterDownload].map((bytes) => `${Math.round(bytes / megabyte)} MiB`).join(" → ")}`);
       expect(afterUpload - before).toBeLessThan(64 * megabyte);
       expect(afterDownload - before).toBeLessThan(64 * megabyte);
