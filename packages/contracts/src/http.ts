@@ -41,14 +41,17 @@ export const listOf = <T extends z.ZodType>(item: T) =>
     last_id: z.string().nullable().optional(),
   });
 
-const hyperparameters = z.object({
+const hyperparameters = z.strictObject({
   n_epochs: autoOr(z.number().positive()).optional(),
   batch_size: autoOr(z.int().positive()).optional(),
   learning_rate_multiplier: autoOr(z.number().positive()).optional(),
 });
 
-/** Body of `POST /v1/fine_tuning/jobs`. Field by field OpenAI's; `loraline` takes the run spec's sections. */
-export const createJobBody = z.object({
+/**
+ * Body of `POST /v1/fine_tuning/jobs`. Field by field OpenAI's; `loraline` takes the run spec's sections. Strict, as OpenAI's is:
+ * a setting that is misspelt or in the wrong place must not be ignored.
+ */
+export const createJobBody = z.strictObject({
   model: z.string(),
   training_file: z.string(),
   validation_file: z.string().nullish(),
