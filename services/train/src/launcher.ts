@@ -16,17 +16,13 @@ export const trainJob = z.object({
 });
 export type TrainJob = z.infer<typeof trainJob>;
 
-/** Written by the courier when it ends without having said the last word about its run: `outcome.json` in its folder. */
-export const outcome = z.object({ code: z.string(), message: z.string() });
-export type Outcome = z.infer<typeof outcome>;
-
 /** Exit codes of the courier; any other is a crash. */
 export const courierExit = {
   /** `run.trained` is stored. */
   trained: 0,
   /** `run.failed` is stored: trying again is useless. */
   failed: 10,
-  /** Try again; `outcome.json` says why. EX_TEMPFAIL of sysexits. */
+  /** Try again; `outcome.json` in its folder says why. EX_TEMPFAIL of sysexits. */
   retry: 75,
 } as const;
 

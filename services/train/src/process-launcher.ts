@@ -1,14 +1,5 @@
-/**
- * Attempts as child processes of this one, in `<dir>/<jobName>/`:
- *
- *   job.json       what to do; written before the start, so an attempt exists from here on
- *   process.json   pid and identity of the courier
- *   trainer.json   the same of the trainer, written by the courier
- *   outcome.json   written by the courier when the attempt should be tried again
- *   exit.json      how it ended; its absence, with no process alive, means that this process was killed
- *   courier.log, trainer.log, work/ (the trainer's files)
- */
-import { mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
+/** Attempts as child processes of this one, each in `<dir>/<jobName>/`; see `job-files.ts` for what is in there. */
+import { mkdir, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import {
   type Exit,
@@ -20,8 +11,8 @@ import {
   RetryLaterError,
   spawnGuarded,
 } from "@loraline/runtime";
-import { z } from "zod";
-import { type Attempt, type AttemptPhase, courierExit, type Launcher, outcome, trainJob } from "./launcher.ts";
+import { type ExitRecord, exitRecord, outcomeRecord, processRecord, readJson, tailOf, writeJson } from "./job-files.ts";
+import { type Attempt, type AttemptPhase, courierExit, type Launcher, trainJob } from "./launcher.ts";
 
 export interface ProcessLauncherOptions {
   /** Folder of all attempts; created. Belongs to this launcher alone. */
@@ -36,13 +27,6 @@ export interface ProcessLauncherOptions {
   /** How long a courier may take after SIGTERM before SIGKILL; it saves a checkpoint in this time. Default 30 s. */
   stopGraceMs?: number;
 }
-
-const processRecord = z.object({ pid: z.int(), identity: z.string() });
-const exitRecord = z.discriminatedUnion("phase", [
-  z.object({ phase: z.literal("settled") }),
-  z.object({ phase: z.literal("failed"), code: z.string(), message: z.string(), endedAt: z.number() }),
-]);
-type ExitRecord = z.infer<typeof exitRecord>;
 
 /** Command of the courier in this package, run by `node` (a path): from sources, or from what was built of them. */
 export const courierCommand = (node: string): [string, ...string[]] =>
@@ -64,14 +48,17 @@ interface Known {
  * and are then known as failed with ATTEMPT_LOST. Disposing lets running attempts save a checkpoint, then ends them.
  */
 export async function createProcessLauncher(options: ProcessLauncherOptions): Promise<Launcher & AsyncDisposable> {
-  const { dir, slots = 1, courierCommand: command, env, stopGraceMs = 30_000 } = options;
+  const { dir, slots = 1, courierCommand: command, stopGraceMs = 30_000 } = options;
   const log = options.log.child({ launcher: "process" });
   const known = new Map<string, Known>();
   const listeners = new Set<(run: { tenant: string; runId: string }) => void>();
   let closing = false;
 
   await mkdir(dir, { recursive: true });
+  // Halves what the courier's start costs: 0.3 s instead of 0.6 s of CPU.
+  const env = { NODE_COMPILE_CACHE: join(dir, ".compile-cache"), ...options.env };
   for (const name of await readdir(dir)) {
+    if (name.startsWith(".")) continue;
     const adopted = await adopt(join(dir, name), log);
     if (adopted === undefined) await rm(join(dir, name), { recursive: true, force: true });
     else known.set(name, adopted);
@@ -85,7 +72,7 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
   const settle = async (attempt: Known, exit: Exit): Promise<void> => {
     clearTimeout(attempt.stopping);
     const folder = join(dir, attempt.job.jobName);
-    const state = await stateAfter(folder, exit);
+    const state = await stateAfter(folder, exit, attempt.stopping !== undefined);
     if (state.phase === "failed") {
       const tail = await tailOf(join(folder, "courier.log"));
       log.warn({ ...attempt.job, exit, code: state.code, reason: state.message, tail }, "attempt ended without a result");
@@ -190,49 +177,16 @@ async function adopt(folder: string, log: Log): Promise<Known | undefined> {
   return { ...entry, state: { phase: "failed", code: "ATTEMPT_LOST", message, endedAt: Date.now() } };
 }
 
-async function stateAfter(folder: string, { code, signal }: Exit): Promise<ExitRecord> {
+async function stateAfter(folder: string, { code, signal }: Exit, stopped: boolean): Promise<ExitRecord> {
   if (code === courierExit.trained || code === courierExit.failed) return { phase: "settled" };
-  const said = code === courierExit.retry ? await readJson(join(folder, "outcome.json"), outcome) : undefined;
+  const said = code === courierExit.retry ? await readJson(join(folder, "outcome.json"), outcomeRecord) : undefined;
   const why =
     said ??
-    (code === courierExit.retry
+    (code === courierExit.retry || (stopped && signal !== null)
       ? { code: "PREEMPTED", message: "the attempt was asked to stop" }
       : {
           code: "COURIER_CRASHED",
           message: `the courier ended with ${signal === null ? `exit code ${code}` : signal}: ${(await tailOf(join(folder, "courier.log"), 300)) || "it wrote no log"}`,
         });
   return { phase: "failed", ...why, endedAt: Date.now() };
-}
-
-/** Whole or not at all. */
-async function writeJson(path: string, value: unknown): Promise<void> {
-  const part = `${path}.part`;
-  await using file = await open(part, "w");
-  await file.writeFile(JSON.stringify(value));
-  await rename(part, path);
-}
-
-/** undefined when the file is missing or, being half-written by something that was killed, not what it should be. */
-async function readJson<T extends z.ZodType>(path: string, schema: T): Promise<z.output<T> | undefined> {
-  try {
-    return schema.safeParse(JSON.parse(await readFile(path, "utf8"))).data;
-  } catch (error) {
-    if (error instanceof SyntaxError || ["ENOENT", "ENOTDIR"].includes((error as NodeJS.ErrnoException).code ?? "")) return undefined;
-    throw explainSystemError(error, `reading ${path}`);
-  }
-}
-
-/** The last characters of a file; empty when there is none. */
-async function tailOf(path: string, characters = 2000): Promise<string> {
-  try {
-    await using file = await open(path);
-    const { size } = await file.stat();
-    const { buffer, bytesRead } = await file.read({
-      position: Math.max(0, size - characters),
-      buffer: Buffer.alloc(Math.min(size, characters)),
-    });
-    return buffer.toString("utf8", 0, bytesRead).trim();
-  } catch {
-    return "";
-  }
 }

@@ -1,0 +1,45 @@
+/** What is stored about a finished training: the adapter, free of everything that differs between equal trainings, and its evidence. */
+import type { AdapterManifest, BlobRef, Digest, Evidence, FileRef, TokenManifest, TrainerResult } from "@loraline/contracts";
+
+type TrainedAdapter = NonNullable<TrainerResult["adapter"]>;
+
+const byCodePoint = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
+
+/** Equal adapters give equal JSON, hence equal digests: keys in fixed order, lists sorted. */
+export function adapterManifestFor(
+  tokens: Pick<TokenManifest, "base">,
+  adapter: TrainedAdapter,
+  files: readonly FileRef[],
+): AdapterManifest {
+  const { name, revision, digest } = tokens.base;
+  return {
+    version: 1,
+    base: { name, revision, digest },
+    rank: adapter.rank,
+    targetModules: adapter.target_modules.toSorted(byCodePoint),
+    parameters: adapter.parameters,
+    files: files
+      .toSorted((a, b) => byCodePoint(a.path, b.path))
+      .map(({ path, blob }) => ({ path, blob: { kind: blob.kind, digest: blob.digest, size: blob.size } })),
+  };
+}
+
+export function evidenceFor(input: {
+  runId: string;
+  adapter: Digest;
+  tokensRef: BlobRef;
+  tokens: Pick<TokenManifest, "templateDigest">;
+  result: TrainerResult;
+}): Evidence {
+  const { runId, adapter, tokensRef, tokens, result } = input;
+  return {
+    version: 1,
+    runId,
+    adapter,
+    tokens: tokensRef,
+    templateDigest: tokens.templateDigest,
+    evaluation: result.evaluation,
+    probes: result.probes,
+    lossHistory: result.loss_history,
+  };
+}

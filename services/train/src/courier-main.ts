@@ -1,0 +1,93 @@
+/** The courier as a process: `courier-main.ts FOLDER`, with the attempt's job.json in FOLDER. Exit codes: `courierExit`. */
+import { join } from "node:path";
+import { connectBus, createBus } from "@loraline/bus";
+import { createJetStreamObjects, createS3Objects, type Objects } from "@loraline/objects";
+import { createLog, createTelemetry, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
+import { z } from "zod";
+import { runCourier } from "./courier.ts";
+import { readJson } from "./job-files.ts";
+import { courierExit, trainJob } from "./launcher.ts";
+import { patiently } from "./outbox.ts";
+
+const log = createLog({ service: "courier", level: process.env.LOG_LEVEL ?? "info" });
+
+/** Not for the trainer: it knows nothing of the servers, and should not hold their credentials. */
+const notForTrainer = /^(NATS|S3|AWS|OTEL|LORALINE)_/;
+
+async function main(): Promise<number> {
+  const env = loadEnv(
+    z.object({
+      NATS_URL: z.string().default("nats://127.0.0.1:4222"),
+      NATS_USER: z.string().optional(),
+      NATS_PASS: z.string().optional(),
+      NATS_TOKEN: z.string().optional(),
+      S3_BUCKET: z.string().optional().describe("Absent: blobs are in JetStream's object store."),
+      S3_ENDPOINT: z.url().optional(),
+      S3_REGION: z.string().optional(),
+      LORALINE_BASES_DIR: z.string(),
+      LORALINE_PYTHON: z.string().default("python3"),
+      LORALINE_TRAINER: z.string().default(join(import.meta.dirname, "../trainer/train.py")),
+      LORALINE_SPANS_DIR: z.string().optional(),
+      OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
+    }),
+    process.env,
+  );
+  const [dir] = process.argv.slice(2);
+  const job = dir === undefined ? undefined : await readJson(join(dir, "job.json"), trainJob);
+  if (dir === undefined || job === undefined) {
+    throw new PermanentError("JOB_MISSING", `usage: courier FOLDER, with a job.json in FOLDER; there is none that can be read in ${dir}`);
+  }
+  const stop = new AbortController();
+  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => stop.abort());
+
+  const nc = await patiently("connect", () => connect(env), { log });
+  const options = { spansDir: env.LORALINE_SPANS_DIR, otlpEndpoint: env.OTEL_EXPORTER_OTLP_ENDPOINT };
+  const telemetry = createTelemetry({ service: "courier", ...options });
+  const trainerTelemetry = createTelemetry({ service: "trainer", ...options });
+  const bus = createBus({ nc, log, telemetry, source: "courier" });
+  const objects: Objects =
+    env.S3_BUCKET === undefined
+      ? await patiently("open the object store", () => createJetStreamObjects(nc, { spoolDir: dir }), { log })
+      : createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION, spoolDir: dir });
+  const code = await runCourier({
+    job,
+    dir,
+    bus,
+    objects,
+    telemetry,
+    trainerTelemetry,
+    log,
+    basesDir: env.LORALINE_BASES_DIR,
+    python: env.LORALINE_PYTHON,
+    trainerPath: env.LORALINE_TRAINER,
+    trainerEnv: Object.fromEntries(Object.entries(process.env).filter(([name]) => !notForTrainer.test(name))),
+    stop: stop.signal,
+  });
+  // Spans are worth a moment, and not a hanging collector.
+  const flushed = Promise.all([telemetry[Symbol.asyncDispose](), trainerTelemetry[Symbol.asyncDispose]()]);
+  await Promise.race([flushed, new Promise((resolve) => setTimeout(resolve, 2000))]).catch((error: unknown) =>
+    log.warn({ err: error }, "spans not kept"),
+  );
+  return code;
+
+  function connect({ NATS_URL, NATS_USER, NATS_PASS, NATS_TOKEN }: typeof env) {
+    if (stop.signal.aborted) throw new PermanentError("STOPPED", "asked to stop before NATS answered");
+    return connectBus({ servers: NATS_URL, name: "courier", user: NATS_USER, pass: NATS_PASS, token: NATS_TOKEN }).catch(
+      (error: unknown) => {
+        // It may only be restarting.
+        if (error instanceof PermanentError && error.code === "NATS_UNREACHABLE")
+          throw new RetryLaterError(error.code, 1000, error.message);
+        throw error;
+      },
+    );
+  }
+}
+
+main().then(
+  (code) => process.exit(code),
+  (error: unknown) => {
+    const stopped = error instanceof PermanentError && error.code === "STOPPED";
+    log[stopped ? "warn" : "fatal"]({ err: error }, error instanceof Error ? error.message : String(error));
+    process.exit(stopped ? courierExit.retry : 1);
+  },
+);

@@ -1,0 +1,129 @@
+"""Stands in for train.py in tests of the courier: the same contract of files, no model, and faults on request.
+
+    python scripted-trainer.py DIR          with SCRIPT='{"steps": 20, "save_steps": 5, ...}' in the environment
+
+Its "weights" are a chain of hashes over the shards and the steps, so the adapter's bytes tell whether a resumed
+training did exactly what an uninterrupted one does.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+work = Path(sys.argv[1])
+script = json.loads(os.environ.get("SCRIPT", "{}"))
+spec = json.loads((work / "spec.json").read_text())
+steps, save_steps, step_s = script.get("steps", 20), script.get("save_steps", 5), script.get("step_ms", 10) / 1000
+fault = script.get("faults", {}).get(str(spec["attempt"]), {})  # by attempt: {"kind": ..., "at": step}
+
+stop = False
+
+
+def on_term(*_):
+    global stop
+    stop = True
+
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN if fault.get("kind") == "deaf" else on_term)
+
+progress = open(work / "progress.jsonl", "a", buffering=1)
+
+
+def say(type, **more):
+    progress.write(json.dumps({"type": type, "time": time.time(), **more}) + "\n")
+
+
+def write(path, value):
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value))
+    part.rename(path)
+
+
+def result(status, step, error=None, adapter=None):
+    write(work / "result.json", {
+        "status": status, "error": error, "steps": step, "total_steps": steps, "train_loss": loss(step), "tokens_seen": step * 100,
+        "train_tokens_per_second": 1000.0, "loss_history": history, "probes": [], "adapter": adapter, "phases": {"train": 1.0},
+        "evaluation": {"base_loss": 4.0, "adapter_loss": loss(step), "rows": 2, "supervised_tokens": 20} if adapter else None,
+    })
+
+
+def loss(step):
+    return 4.0 / (1 + step)
+
+
+def checkpoint(step):
+    final = work / "checkpoints" / f"step-{step:08d}"
+    part = work / "checkpoints" / f".part-{step}"
+    part.mkdir(parents=True)
+    (part / "state.bin").write_text(state)
+    (part / "nested").mkdir()
+    (part / "nested" / "optimizer.bin").write_text(state * 100)
+    (part / "checkpoint.json").write_text(json.dumps({"step": step, "history": history}))
+    if fault.get("kind") == "kill-in-checkpoint" and step >= fault["at"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    part.rename(final)
+    if fault.get("kind") == "kill-after-checkpoint" and step >= fault["at"]:
+        os.kill(os.getpid(), signal.SIGKILL)  # before it is told
+    say("checkpoint", step=step, path=f"checkpoints/{final.name}")
+
+
+say("phase", phase="load_base", state="start")
+assert (work / "base" / "base.json").exists()
+step, history = 0, []
+shards = sorted((work / "shards").rglob("*.arrow"))
+state = hashlib.sha256(b"".join(s.read_bytes() for s in shards) + json.dumps(spec["lora"]).encode()).hexdigest()
+if (work / "resume" / "checkpoint.json").exists():
+    saved = json.loads((work / "resume" / "checkpoint.json").read_text())
+    step, history = saved["step"], saved["history"]
+    state = (work / "resume" / "state.bin").read_text()
+    assert (work / "resume" / "nested" / "optimizer.bin").read_text() == state * 100
+say("phase", phase="load_base", state="end")
+
+say("phase", phase="train", state="start")
+while step < steps:
+    if stop:
+        checkpoint(step)
+        result("preempted", step)
+        sys.exit(75)
+    time.sleep(step_s)
+    step += 1
+    state = hashlib.sha256(f"{state}/{step}".encode()).hexdigest()
+    history.append([step, loss(step)])
+    say("step", step=step, total_steps=steps, epoch=step / steps, loss=loss(step), grad_norm=1.0, learning_rate=1e-4,
+        tokens_per_second=1000.0, tokens_seen=step * 100, examples_seen=step, eta_seconds=(steps - step) * step_s)
+    if fault.get("at") == step:
+        if fault["kind"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault["kind"] == "crash":
+            raise RuntimeError("as scripted")
+        if fault["kind"] == "no-space":
+            sys.exit("OSError: [Errno 28] No space left on device")
+        if fault["kind"] == "fail":
+            result("failed", step, error=fault["error"])
+            sys.exit(1)
+        if fault["kind"] == "noise":
+            progress.write('{"type": "step", "loss": NaN}\nnot json\n{"type": "new-in-2027"}\n\n{"type": "war')
+            progress.flush()
+            time.sleep(0.3)
+            progress.write(f'ning", "time": {time.time()}, "code": "FEW_ROWS", "message": "only a few rows"}}\n')
+    if step % save_steps == 0:
+        checkpoint(step)
+say("phase", phase="train", state="end")
+say("phase", phase="save", state="start")
+(work / "adapter").mkdir()
+files = {"adapter_model.safetensors": state, "adapter_config.json": json.dumps({"r": spec["lora"]["r"]})}
+for name, text in files.items():
+    (work / "adapter" / name).write_text(text)
+say("phase", phase="save", state="end")
+result("succeeded", step, adapter={
+    "rank": spec["lora"]["r"], "target_modules": ["v_proj", "q_proj"], "parameters": 123,
+    "files": [{"path": n, "size": len(t), "sha256": hashlib.sha256(t.encode()).hexdigest()} for n, t in files.items()],
+})
+if script.get("linger_s"):
+    time.sleep(script["linger_s"])  # as Python does when it tears torch down
+shutil.rmtree(work / "checkpoints", ignore_errors=True) if script.get("tidy") else None

@@ -1,0 +1,551 @@
+/** The whole of train over a real NATS: controller, process launcher, courier processes; a scripted trainer that has faults on request. */
+import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { type Bus, createBus, ensureStreams } from "@loraline/bus";
+import {
+  adapterManifest,
+  type BaseRef,
+  buckets,
+  consumers,
+  events,
+  evidence,
+  foldRun,
+  type RunEvent,
+  runSpec,
+  type RunSpecInput,
+  type RunState,
+  type TokenManifest,
+  tokenManifest,
+} from "@loraline/contracts";
+import { createJetStreamObjects, getBytes, getJson, type Objects, putJson } from "@loraline/objects";
+import { createLog, createTelemetry, processIdentity, readSpans, traceIdOf } from "@loraline/runtime";
+import { spawnNatsServer } from "@loraline/testkit";
+import { ulid } from "ulid";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { courierCommand, createProcessLauncher, type ProcessLauncherOptions } from "./process-launcher.ts";
+import { createTrainService } from "./service.ts";
+
+const root = join(import.meta.dirname, "../../..");
+const python = join(root, ".venv/bin/python");
+const log = createLog({ service: "test", level: process.env.TEST_LOG ?? "silent" });
+const tenant = "acme";
+const base: BaseRef = { name: "tiny", revision: "r1", digest: `sha256:${"b".repeat(64)}` };
+const traceparent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01";
+const runEvents = Object.values(events).filter((event) => event.noun === "run" && event !== events.runProgress);
+const within = { timeout: 30_000, interval: 20 };
+
+interface Script {
+  steps?: number;
+  save_steps?: number;
+  step_ms?: number;
+  linger_s?: number;
+  faults?: Record<number, { kind: string; at?: number; error?: object }> | undefined;
+}
+
+let stack: AsyncDisposableStack;
+let dir: string;
+let nats: Awaited<ReturnType<typeof spawnNatsServer>>;
+let bus: Bus;
+let objects: Objects;
+
+beforeEach(async () => {
+  stack = new AsyncDisposableStack();
+  dir = mkdtempSync(join(tmpdir(), "loraline-train-"));
+  stack.defer(() => rmSync(dir, { recursive: true, force: true }));
+  mkdirSync(join(dir, "bases", base.name), { recursive: true });
+  writeFileSync(join(dir, "bases", base.name, "base.json"), JSON.stringify(base));
+  nats = stack.use(await spawnNatsServer());
+  const nc = await nats.connect({ maxReconnectAttempts: -1, reconnectTimeWait: 100 });
+  stack.defer(() => nc.close());
+  await ensureStreams(nc);
+  objects = await createJetStreamObjects(nc);
+  bus = createBus({ nc, log, telemetry: stack.use(createTelemetry({ service: "test" })), source: "test" });
+  // The projector belongs to the gateway, and services do not import each other.
+  const runs = await bus.bucket(buckets.runs);
+  const project = async (received: { at: { tenant: string; id: string } }): Promise<void> => {
+    await runs.change(`${received.at.tenant}.${received.at.id}`, (state) => foldRun(state, received as RunEvent));
+  };
+  const handlers = Object.fromEntries(runEvents.map(({ type }) => [type, project]));
+  stack.use(await bus.consume({ consumer: consumers.projectorRuns, handlers, traced: false }));
+});
+afterEach(async () => {
+  await stack.disposeAsync();
+});
+
+const jobsDir = () => join(dir, "jobs");
+const courierEnv = (script: Script, more: Record<string, string> = {}) => ({
+  PATH: process.env.PATH,
+  NATS_URL: nats.url,
+  LORALINE_BASES_DIR: join(dir, "bases"),
+  LORALINE_PYTHON: python,
+  LORALINE_TRAINER: join(import.meta.dirname, "scripted-trainer.py"),
+  LORALINE_SPANS_DIR: join(dir, "spans"),
+  SCRIPT: JSON.stringify(script),
+  ...more,
+});
+
+async function startTrain(script: Script, options: Partial<ProcessLauncherOptions> = {}, more: Record<string, string> = {}) {
+  const started = new AsyncDisposableStack();
+  const telemetry = started.use(createTelemetry({ service: "train", spansDir: join(dir, "spans") }));
+  const launcher = started.use(
+    await createProcessLauncher({
+      dir: jobsDir(),
+      courierCommand: courierCommand(process.execPath),
+      env: courierEnv(script, more),
+      log,
+      ...options,
+    }),
+  );
+  started.use(await createTrainService({ bus, log, telemetry, launcher, resyncMs: 500 }));
+  stack.defer(() => started.disposeAsync());
+  return { launcher, stop: () => started.disposeAsync() };
+}
+
+async function tokens(content = "shard"): Promise<{ manifest: TokenManifest; ref: Awaited<ReturnType<typeof putJson>> }> {
+  const zero = `sha256:${"0".repeat(64)}` as const;
+  const shard = async (text: string) => ({
+    blob: await objects.put(tenant, "shard", text),
+    rows: 1,
+    sequences: 1,
+    tokens: 1,
+    supervised: 1,
+  });
+  const manifest = tokenManifest.parse({
+    version: 1,
+    cacheKey: zero,
+    base,
+    tokenizerDigest: zero,
+    templateDigest: `sha256:${"7".repeat(64)}`,
+    profile: "chatml",
+    maxLength: 128,
+    packed: false,
+    seed: 1,
+    code: "1",
+    train: [await shard(`${content}-1`), await shard(`${content}-2`)],
+    eval: [await shard(`${content}-eval`)],
+    totals: { sequences: 3, tokens: 3, supervised: 3, evalSequences: 1, evalSupervised: 1, dropped: 0 },
+    dropped: [],
+    trimmed: [],
+    probes: [{ name: "p", input_ids: [1, 2] }],
+  });
+  return { manifest, ref: await putJson(objects, tenant, "tokens", manifest) };
+}
+
+async function request(more: Partial<RunSpecInput> = {}) {
+  const at = { tenant, id: ulid() };
+  const spec = runSpec.parse({ base: base.name, adapter: "pirate", dataset: ulid(), ...more });
+  await bus.publish(events.runRequested, at, { spec }, { traceparent });
+  return {
+    at,
+    tokenized: async (ref?: Awaited<ReturnType<typeof putJson>>) => {
+      const { manifest, ref: made } = await tokens();
+      const data = { manifest: ref ?? made, totals: manifest.totals, packed: false, cacheHit: false };
+      await bus.publish(events.runTokenized, at, data, { traceparent });
+    },
+  };
+}
+async function newRun(more: Partial<RunSpecInput> = {}) {
+  const { at, tokenized } = await request(more);
+  await tokenized();
+  return at;
+}
+type At = { tenant: string; id: string };
+const told = (at: At) => bus.history(runEvents, at);
+const types = async (at: At) => (await told(at)).map(({ type }) => type.replace(/^run\.|\.v1$/g, ""));
+const data = async (at: At, type: string) => (await told(at)).filter((event) => event.type === `run.${type}.v1`).map((event) => event.data);
+const state = async (at: At) => (await (await bus.bucket(buckets.runs)).get(`${at.tenant}.${at.id}`))?.value as RunState;
+const ended = (at: At, phase: RunState["phase"] = "trained") => expect.poll(async () => (await state(at)).phase, within).toBe(phase);
+const progress = async (at: At) => (await bus.history([events.runProgress], at)).map((event) => event.data as Record<string, unknown>);
+const steps = async (at: At) =>
+  (await progress(at)).filter(({ loss }) => typeof loss === "number").map(({ attempt, step }) => [attempt, step]);
+const reachesStep = (at: At, step: number) =>
+  expect.poll(async () => Math.max(0, ...(await progress(at)).map((told) => Number(told.step))), within).toBeGreaterThanOrEqual(step);
+const jobFile = (at: At, attempt: number, name: string) => join(jobsDir(), `train-${at.id.toLowerCase()}-${attempt}`, name);
+const pidOf = (at: At, attempt: number, of: "process" | "trainer"): number =>
+  (JSON.parse(readFileSync(jobFile(at, attempt, `${of}.json`), "utf8")) as { pid: number }).pid;
+const cleanedUp = () => expect.poll(() => readdirSync(jobsDir()).filter((name) => !name.startsWith(".")), within).toEqual([]);
+const adapterOf = async (at: At) => ((await data(at, "trained"))[0] as { adapter: { digest: string } }).adapter.digest;
+const range = (attempt: number, from: number, to: number) => Array.from({ length: to - from + 1 }, (_, n) => [attempt, from + n]);
+
+/** The digest of what a training ends with that nothing interrupts: `scripted-trainer.py` in other words. */
+function expectedWeights(count: number): string {
+  const hex = (text: string) => createHash("sha256").update(text).digest("hex");
+  const lora = runSpec.parse({ base: "b", adapter: "a", dataset: ulid() }).lora;
+  // Python's json.dumps puts a space behind colons and commas.
+  let chain = hex(`shard-evalshard-1shard-2${JSON.stringify(lora).replaceAll(":", ": ").replaceAll(",", ", ")}`);
+  for (let step = 1; step <= count; step++) chain = hex(`${chain}/${step}`);
+  return chain;
+}
+
+describe("a run that nothing disturbs", () => {
+  test("tells everything, stores adapter and evidence, and leaves nothing", async () => {
+    await startTrain({ steps: 10, save_steps: 4 });
+    const at = await newRun();
+    await ended(at);
+    await cleanedUp();
+    // Checkpoints do not hold up anything, so they come when they come.
+    expect((await types(at)).filter((type) => type !== "checkpointed")).toEqual(["requested", "tokenized", "started", "trained"]);
+    expect(await data(at, "checkpointed")).toMatchObject([
+      { attempt: 1, step: 4, trainLoss: 4 / 5 },
+      { attempt: 1, step: 8, trainLoss: 4 / 9 },
+    ]);
+    expect(await steps(at)).toEqual(range(1, 1, 10));
+    expect((await progress(at)).filter(({ loss }) => typeof loss !== "number").map(({ phase }) => phase)).toEqual([
+      "load_base",
+      "train",
+      "save",
+    ]);
+    expect((await progress(at)).at(-2)).toMatchObject({
+      phase: "train",
+      step: 10,
+      totalSteps: 10,
+      epoch: 1,
+      loss: 4 / 11,
+      tokensPerSecond: 1000,
+      tokensSeen: 1000,
+      etaSeconds: 0,
+    });
+
+    const trained = await bus.last(events.runTrained, at);
+    const parsed = events.runTrained.data.parse(trained?.data);
+    expect(parsed).toMatchObject({
+      attempt: 1,
+      rank: 8,
+      parameters: 123,
+      steps: 10,
+      trainLoss: 4 / 11,
+      trainedTokens: 1000,
+      tokensPerSecond: 1000,
+    });
+    const manifest = await getJson(objects, tenant, parsed.adapter, adapterManifest);
+    expect(manifest).toMatchObject({ version: 1, base, rank: 8, targetModules: ["q_proj", "v_proj"], parameters: 123 });
+    expect(manifest.files.map(({ path }) => path)).toEqual(["adapter_config.json", "adapter_model.safetensors"]);
+    const weights = await getBytes(objects, tenant, manifest.files[1]?.blob as never);
+    expect(Buffer.from(weights).toString()).toBe(expectedWeights(10));
+    expect(await getJson(objects, tenant, parsed.evidence, evidence)).toMatchObject({
+      runId: at.id,
+      adapter: parsed.adapter.digest,
+      templateDigest: `sha256:${"7".repeat(64)}`,
+      evaluation: { base_loss: 4 },
+      lossHistory: Array.from({ length: 10 }, (_, n) => [n + 1, 4 / (n + 2)]),
+    });
+
+    const traceId = traceIdOf(traceparent) as string;
+    expect(traceIdOf(trained?.trace)).toBe(traceId);
+    const spans = () => readSpans(join(dir, "spans"), traceId);
+    await expect
+      .poll(async () => (await spans()).map(({ service, name }) => `${service} ${name}`).sort(), within)
+      .toEqual([
+        "courier fetch inputs",
+        "courier store adapter",
+        "courier train",
+        "train launch",
+        "trainer load_base",
+        "trainer save",
+        "trainer train",
+      ]);
+    const all = await spans();
+    const train = all.find(({ name, service }) => name === "train" && service === "courier");
+    expect(train?.parentSpanId).toBe(all.find(({ name }) => name === "launch")?.spanId);
+    expect(all.filter(({ service }) => service === "trainer").map(({ parentSpanId }) => parentSpanId)).toEqual(
+      Array(3).fill(train?.spanId),
+    );
+    expect(trained?.trace?.split("-")[2]).toBe(train?.spanId);
+  });
+
+  test("two trainings of the same give the same digest", async () => {
+    await startTrain({ steps: 3 }, { slots: 2 });
+    const [a, b] = [await newRun(), await newRun()];
+    await ended(a);
+    await ended(b);
+    expect(await adapterOf(a)).toBe(await adapterOf(b));
+  });
+
+  test("is trained as soon as the result is there, though Python takes its time to end", async () => {
+    await startTrain({ steps: 1, linger_s: 3 });
+    const at = await newRun();
+    await ended(at);
+    const courier = pidOf(at, 1, "process");
+    expect(processIdentity(courier)).toBeDefined();
+    await cleanedUp();
+    expect((await told(at)).map(({ type }) => type)).not.toContain("run.preempted.v1");
+  });
+
+  test("survives lines it does not understand, and passes warnings on", async () => {
+    await startTrain({ steps: 4, faults: { 1: { kind: "noise", at: 2 } } });
+    const at = await newRun();
+    await ended(at);
+    expect((await progress(at)).filter(({ warning }) => typeof warning === "object" && warning !== null)).toMatchObject([
+      { warning: { code: "FEW_ROWS", message: "only a few rows" } },
+    ]);
+  });
+});
+
+describe("in line for a device", () => {
+  test("runs go in the order they came, and know their place", async () => {
+    await startTrain({ steps: 30, step_ms: 30 });
+    const first = await newRun();
+    await reachesStep(first, 1);
+    const second = await newRun();
+    const third = await newRun();
+    await expect
+      .poll(async () => (await state(third)).queue, within)
+      .toEqual({
+        reason: "WAITING_FOR_DEVICE",
+        message: "1 run waits before this one; the device is busy",
+      });
+    expect((await state(second)).queue?.message).toBe("next in line; the device is busy");
+    for (const at of [first, second, third]) await ended(at);
+    const startedAt = async (at: At) => (await state(at)).startedAt as string;
+    const [a, b, c] = [(await state(first)).trained?.at as string, await startedAt(second), await startedAt(third)];
+    expect([a, b, c].toSorted()).toEqual([a, b, c]);
+  });
+});
+
+describe("cancelling", () => {
+  test("before anything started, while waiting, and while it trains", async () => {
+    await startTrain({ steps: 1000, step_ms: 20 });
+    const early = (await request()).at;
+    await bus.publish(events.runCancelRequested, early, {});
+    await ended(early, "cancelled");
+
+    const training = await newRun();
+    await reachesStep(training, 7);
+    const waiting = await newRun();
+    await expect.poll(async () => (await state(waiting)).phase, within).toBe("queued");
+    const trainer = pidOf(training, 1, "trainer");
+    await bus.publish(events.runCancelRequested, waiting, {});
+    await ended(waiting, "cancelled");
+    await bus.publish(events.runCancelRequested, training, {});
+    await ended(training, "cancelled");
+    expect(processIdentity(trainer)).toBeUndefined();
+    const said = (await types(training)).filter((type) => type !== "checkpointed");
+    expect(said).toEqual(["requested", "tokenized", "started", "cancel-requested", "cancelled"]);
+    await cleanedUp();
+  });
+});
+
+describe("what can never work", () => {
+  test.each<[string, object, Record<string, string>, string, RegExp]>([
+    [
+      "the trainer says so",
+      {
+        faults: {
+          1: { kind: "fail", at: 2, error: { code: "TARGET_MODULES_INVALID", message: "none of them", param: "lora.target_modules" } },
+        },
+      },
+      {},
+      "TARGET_MODULES_INVALID",
+      /none of them/,
+    ],
+    ["Python is missing", {}, { LORALINE_PYTHON: "/no/such/python" }, "PYTHON_MISSING", /cannot start \/no\/such\/python/],
+    ["the trainer is missing", {}, { LORALINE_TRAINER: "/no/such/train.py" }, "TRAINER_MISSING", /\/no\/such\/train\.py is missing/],
+    [
+      "the base is missing",
+      {},
+      { LORALINE_BASES_DIR: "/no/bases" },
+      "BASE_MISSING",
+      /base "tiny" is not here: \/no\/bases\/tiny\/base\.json is missing/,
+    ],
+  ])("fails at once: %s", async (_, script, env, code, message) => {
+    await startTrain(script, {}, env);
+    const at = await newRun();
+    await ended(at, "failed");
+    expect((await state(at)).error).toMatchObject({ code, message: expect.stringMatching(message) });
+    expect(await types(at)).not.toContain("preempted");
+    await cleanedUp();
+  });
+
+  test("fails at once: another base than the one it was tokenized for, or tokens that are not there", async () => {
+    await startTrain({});
+    const { manifest } = await tokens();
+    const other = await request();
+    await other.tokenized(await putJson(objects, tenant, "tokens", { ...manifest, base: { ...base, digest: `sha256:${"c".repeat(64)}` } }));
+    const gone = await request();
+    await gone.tokenized({ kind: "tokens", digest: `sha256:${"d".repeat(64)}`, size: 5 });
+    await ended(other.at, "failed");
+    await ended(gone.at, "failed");
+    expect((await state(other.at)).error?.code).toBe("BASE_MISMATCH");
+    expect((await state(gone.at)).error?.code).toBe("OBJECT_MISSING");
+  });
+});
+
+describe("faults", () => {
+  const script = { steps: 20, save_steps: 4, step_ms: 30 };
+
+  test.each<[string, Script["faults"], number, string]>([
+    ["killed in the middle", { 1: { kind: "kill", at: 10 } }, 8, "TRAINER_KILLED"],
+    ["killed while it writes a checkpoint", { 1: { kind: "kill-in-checkpoint", at: 12 } }, 8, "TRAINER_KILLED"],
+    ["killed before it could tell of a checkpoint", { 1: { kind: "kill-after-checkpoint", at: 12 } }, 12, "TRAINER_KILLED"],
+    ["killed before the first checkpoint", { 1: { kind: "kill", at: 3 } }, 0, "TRAINER_KILLED"],
+    ["crashed", { 1: { kind: "crash", at: 9 } }, 8, "TRAINER_CRASHED"],
+    ["out of disk", { 1: { kind: "no-space", at: 9 } }, 8, "DISK_FULL"],
+  ])("the trainer is %s: the next attempt goes on, to the same bytes", async (_, faults, from, code) => {
+    await startTrain({ ...script, faults });
+    const at = await newRun();
+    await ended(at);
+    expect(await data(at, "preempted")).toMatchObject([{ attempt: 1, step: from, code }]);
+    expect(await data(at, "started")).toMatchObject([
+      { attempt: 1, resumedFromStep: null },
+      { attempt: 2, resumedFromStep: from === 0 ? null : from },
+    ]);
+    expect((await steps(at)).filter(([attempt]) => attempt === 2)).toEqual(range(2, from + 1, 20));
+    const [{ adapter, evidence: proof }] = (await data(at, "trained")) as [{ adapter: never; evidence: never }];
+    const manifest = await getJson(objects, tenant, adapter, adapterManifest);
+    expect(Buffer.from(await getBytes(objects, tenant, manifest.files[1]?.blob as never)).toString()).toBe(expectedWeights(20));
+    expect((await getJson(objects, tenant, proof, evidence)).lossHistory).toEqual(
+      Array.from({ length: 20 }, (_, n) => [n + 1, 4 / (n + 2)]),
+    );
+    await cleanedUp();
+  });
+
+  test("attempts are used up: the run fails with the last reason", async () => {
+    await startTrain({ ...script, faults: { 1: { kind: "kill", at: 2 }, 2: { kind: "crash", at: 2 } } });
+    const at = await newRun({ max_attempts: 2 });
+    await ended(at, "failed");
+    expect((await state(at)).error).toMatchObject({
+      code: "ATTEMPTS_EXHAUSTED",
+      message: expect.stringMatching(
+        /^all 2 attempts ended without a result; the last reason was TRAINER_CRASHED: .*RuntimeError: as scripted/,
+      ),
+    });
+    await cleanedUp();
+  });
+
+  test("the courier is killed: trainer gone, the next attempt goes on", async () => {
+    await startTrain(script);
+    const at = await newRun();
+    await reachesStep(at, 10);
+    const trainer = pidOf(at, 1, "trainer");
+    process.kill(pidOf(at, 1, "process"), "SIGKILL");
+    await ended(at);
+    expect(processIdentity(trainer)).toBeUndefined();
+    expect(await data(at, "preempted")).toMatchObject([{ attempt: 1, code: "COURIER_CRASHED" }]);
+    expect((await steps(at)).at(-1)).toEqual([2, 20]);
+  });
+
+  test("the controller's process is killed and started again: the run completes, once, with no process left over", async () => {
+    const start = () =>
+      spawn(process.execPath, ["--conditions=@loraline/source", join(import.meta.dirname, "main.ts")], {
+        env: { ...courierEnv(script), TRAIN_JOBS_DIR: jobsDir(), LOG_LEVEL: "warn" },
+        stdio: log.level === "silent" ? "ignore" : "inherit",
+      });
+    const at = await newRun();
+    let main = start();
+    for (const step of [3, 9, 14]) {
+      await reachesStep(at, step);
+      const attempt = (await state(at)).attempt;
+      const pids = (["process", "trainer"] as const).map((of) => pidOf(at, attempt, of));
+      main.kill("SIGKILL");
+      await expect.poll(() => pids.map(processIdentity), within).toEqual([undefined, undefined]);
+      main = start();
+      await expect.poll(async () => (await state(at)).attempt, within).toBe(attempt + 1);
+    }
+    await ended(at);
+    expect(await data(at, "preempted")).toMatchObject([1, 2, 3].map((attempt) => ({ attempt, code: "ATTEMPT_LOST" })));
+    expect(await data(at, "trained")).toHaveLength(1);
+    await cleanedUp();
+    const gone = new Promise((resolve) => main.once("exit", (code) => resolve(code)));
+    main.kill("SIGTERM");
+    expect(await gone).toBe(0);
+  });
+
+  test("stopped orderly: it saves a checkpoint where it is, and goes on from there", async () => {
+    const { stop } = await startTrain({ ...script, save_steps: 100 });
+    const at = await newRun();
+    await reachesStep(at, 6);
+    await stop();
+    const [{ step, code }] = (await data(at, "preempted")) as [{ step: number; code: string }];
+    expect(code).toBe("PREEMPTED");
+    expect(step).toBeGreaterThanOrEqual(6);
+    await startTrain(script);
+    await ended(at);
+    expect((await steps(at)).filter(([attempt]) => attempt === 2)).toEqual(range(2, step + 1, 20));
+    expect((await state(at)).lostAttempts).toBe(1);
+  });
+
+  test("stopped, but the trainer does not listen: killed, and it counts as stopped", async () => {
+    const { stop } = await startTrain({ ...script, step_ms: 100, faults: { 1: { kind: "deaf" } } }, { stopGraceMs: 500 });
+    const at = await newRun({ max_attempts: 1 });
+    await reachesStep(at, 5);
+    const trainer = pidOf(at, 1, "trainer");
+    await stop();
+    await expect.poll(() => processIdentity(trainer), within).toBeUndefined();
+    await startTrain(script);
+    await ended(at);
+    expect(await data(at, "preempted")).toMatchObject([{ attempt: 1, code: "PREEMPTED" }]);
+  });
+
+  test("NATS is killed and comes back: nothing is lost", async () => {
+    await startTrain({ steps: 60, save_steps: 10, step_ms: 50 });
+    const at = await newRun();
+    await reachesStep(at, 12);
+    await nats.kill();
+    await sleep(1500);
+    await nats.start();
+    await ended(at);
+    expect(await steps(at)).toEqual(range(1, 1, 60));
+    expect(await data(at, "checkpointed")).toMatchObject([10, 20, 30, 40, 50, 60].map((step) => ({ step })));
+    expect(await types(at)).not.toContain("preempted");
+  });
+
+  test("NATS is away when training ends, and for a while: the result waits for it", async () => {
+    await startTrain({ steps: 20, save_steps: 100, step_ms: 30 });
+    const at = await newRun();
+    await reachesStep(at, 12);
+    await nats.kill();
+    await expect.poll(() => existsSync(jobFile(at, 1, "work/result.json")), within).toBe(true);
+    await sleep(3000);
+    await nats.start();
+    await ended(at);
+    expect(await steps(at)).toEqual(range(1, 1, 20));
+    expect((await state(at)).lostAttempts).toBe(0);
+    await cleanedUp();
+  });
+
+  test("the checkpoint to go on from is gone: it trains again from the start, and says so", async () => {
+    await startTrain({ ...script, faults: { 1: { kind: "kill", at: 10 } } }, {}, {});
+    const at = await newRun();
+    await expect.poll(() => data(at, "checkpointed"), within).toHaveLength(2);
+    for (const { checkpoint } of (await data(at, "checkpointed")) as { checkpoint: never }[]) await objects.delete(tenant, checkpoint);
+    await ended(at);
+    expect((await progress(at)).filter(({ warning }) => typeof warning === "object" && warning !== null)).toMatchObject([
+      { attempt: 2, warning: { code: "RESUME_LOST" } },
+    ]);
+    expect((await steps(at)).filter(([attempt]) => attempt === 2)).toEqual(range(2, 1, 20));
+  });
+
+  test("an attempt of a run that is over already does nothing", async () => {
+    const at = (await request()).at;
+    await startTrain(script);
+    await bus.publish(events.runFailed, at, { code: "X", message: "x" });
+    const { manifest, ref } = await tokens();
+    // As a controller would that had not heard of it yet.
+    const launcher = await createProcessLauncher({
+      dir: join(dir, "jobs2"),
+      courierCommand: courierCommand(process.execPath),
+      env: courierEnv(script),
+      log,
+    });
+    stack.use(launcher);
+    const spec = runSpec.parse({ base: base.name, adapter: "pirate", dataset: ulid() });
+    await launcher.launch({
+      version: 1,
+      tenant,
+      runId: at.id,
+      attempt: 1,
+      jobName: "train-x-1",
+      spec,
+      tokens: ref,
+      resume: null,
+      traceparent: null,
+    });
+    await expect.poll(() => launcher.observe(), within).toMatchObject([{ phase: "settled" }]);
+    expect(await types(at)).toEqual(["requested", "failed"]);
+    expect(manifest.version).toBe(1);
+  });
+});
