@@ -124,7 +124,12 @@ describe("detect", () => {
     ["null", null, "NOT_AN_OBJECT", /null/],
     ["a list", [], "NOT_AN_OBJECT", /a list/],
     ["unknown keys", { foo: 1, bar: 2 }, "FORMAT_UNKNOWN", /foo, bar.*instruction \+ output/],
-    ["a missing answer", { instruction: "a" }, "FORMAT_UNKNOWN", /almost a instruction.*`output` is missing|`output` is missing/],
+    [
+      "a missing answer",
+      { instruction: "a" },
+      "FORMAT_UNKNOWN",
+      /close to the format "instruction", but `output` is missing\. Keys found: instruction/,
+    ],
     ["an answer that is a number", { instruction: "a", output: 2 }, "FORMAT_UNKNOWN", /`output` is a number; it must be text/],
     ["an input that is a number", { instruction: "a", input: 1, output: "2" }, "FORMAT_UNKNOWN", /`input` is a number/],
     ["messages that are text", { messages: "a" }, "FORMAT_UNKNOWN", /`messages` is text; it must be a list/],
@@ -151,6 +156,7 @@ describe("detect", () => {
     ["a trained user", { messages: [{ ...user, train: true }, assistant] }, "MESSAGE_INVALID", /message 1 is not the assistant's/],
     ["a weight of 0.5", { messages: [user, { ...assistant, weight: 0.5 }] }, "MESSAGE_INVALID", /weight/],
     ["a function call that is no JSON", { conversations: [{ from: "function_call", value: "{" }] }, "MESSAGE_INVALID", /not JSON/],
+    ["tools that are no JSON", { messages: [user, assistant], tools: "search" }, "TOOLS_INVALID", /not JSON/],
     ["half a character", { instruction: "a", output: "b\ud83d" }, "LONE_SURROGATE", /half of a character/],
     ["one key twice", { Output: "a", output: "b", instruction: "c" }, "KEY_TWICE", /`output`/],
   ])("refuses %s", (_, row, code, message) => {

@@ -168,6 +168,7 @@ function convertConversation(
   const problem = judgeMessages(messages);
   if (problem !== undefined) return problem;
   const body: Body = { kind: "chat", task: "chat", messages };
+  if (typeof tools === "string" && tools !== "" && !isJson(tools)) return refuse("TOOLS_INVALID", "`tools` is text, but not JSON");
   if (tools !== undefined && tools.length > 0) body.tools = typeof tools === "string" ? tools : JSON.stringify(exact().tools);
   return { body, unusedKeys: [...unusedKeys] };
 }
@@ -234,7 +235,7 @@ export function detect(value: unknown, exact: ExactRow): Detected | Refusal {
   if (first === undefined) return explainMiss(row);
   const other = matches.find((match) => match.kind !== first.kind);
   if (other !== undefined) {
-    const message = `the row is a complete ${first.format} and a complete ${other.format} (${keysOf(first)}; ${keysOf(other)}). Remove the columns that are not meant.`;
+    const message = `the row fits two formats, "${first.format}" and "${other.format}" (${keysOf(first)}; ${keysOf(other)}). Remove the columns that are not meant.`;
     return refuse("AMBIGUOUS", message);
   }
   const values = Object.fromEntries(Object.entries(first.fields).map(([name, field]) => [name, valueOf(field, row)]));
@@ -300,7 +301,7 @@ function explainMiss(row: Row): Refusal {
     if (value === undefined) return field.optional ? [] : [`\`${field.keys[0]}\` is missing`];
     return field.type.is(value) ? [] : [`\`${keyOf(field, row)}\` is ${nameOf(value)}; it must be ${field.type.called}`];
   });
-  return refuse("FORMAT_UNKNOWN", `almost a ${near.candidate.format}, but ${faults.join(", and ")}. Keys found: ${found}.`);
+  return refuse("FORMAT_UNKNOWN", `close to the format "${near.candidate.format}", but ${faults.join(", and ")}. Keys found: ${found}.`);
 }
 
 const keysOf = (candidate: Signature): string =>

@@ -80,7 +80,7 @@ describe("the ingest service", () => {
         line: 21,
         code: "FORMAT_UNKNOWN",
         message:
-          "line 21: almost a instruction, but `instruction` is a number; it must be text, and `output` is missing. Keys found: instruction.",
+          'line 21: close to the format "instruction", but `instruction` is a number; it must be text, and `output` is missing. Keys found: instruction.',
       },
       { line: 25, code: "NOT_JSON" },
     ]);

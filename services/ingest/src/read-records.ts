@@ -1,5 +1,5 @@
 /** Rows of a file to canonical records and rejections. No services: the same code answers `loraline data check`. */
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import type { Digest, Rec, Rejection } from "@loraline/contracts";
 import { canonicalJson } from "./canonical-json.ts";
 import { type Body, detect, isRefusal, type Refusal } from "./detect.ts";
@@ -74,10 +74,7 @@ function readRow(row: RawRow, container: Container, file: string): Rec | Refusal
 }
 
 /** sha256 over everything but `meta`, as canonical JSON (RFC 8785). */
-export const recordId = (body: Body): Digest =>
-  `sha256:${createHash("sha256")
-    .update(canonicalJson({ v: "lrec/1", ...body }))
-    .digest("hex")}`;
+export const recordId = (body: Body): Digest => `sha256:${hash("sha256", canonicalJson({ v: "lrec/1", ...body }))}`;
 
 /** V8's message, with the position as a person counts it. */
 function explainSyntax(error: Error, firstLine: number): string {

@@ -359,6 +359,14 @@ describe("the base's own template", () => {
     });
   });
 
+  it("must end turns with a token at which the engine stops", async () => {
+    await expect(recogniseTemplate({ ...base, stopIds: new Set([0]) })).rejects.toMatchObject({
+      code: "TEMPLATE_UNSUPPORTED",
+      message: expect.stringMatching(/ends with "<\|im_end\|>", but the engine would not stop there.*id 2/) as string,
+    });
+    expect(base.stopIds).toEqual(new Set([2]));
+  });
+
   it("is needed for conversations only", async () => {
     const none = { ...base, template: null };
     await expect(createRecordEncoder(none, tokenizeSpec.parse({})).encode([chat([user("a"), assistant("b")])])).rejects.toMatchObject({

@@ -22,6 +22,8 @@ export interface Base {
   /** sha256 of the template's text; of the empty text when there is none. */
   readonly templateDigest: Digest;
   readonly special: SpecialTokens;
+  /** Ids at which an engine stops: the tokenizer's EOS, and those of generation_config.json. */
+  readonly stopIds: ReadonlySet<number>;
 }
 
 /** `"<|im_end|>"`, or the same as an object with flags. */
@@ -37,26 +39,34 @@ const tokenizerConfig = z.object({
   chat_template: z.union([z.string(), z.array(z.object({ name: z.string(), template: z.string() }))]).nullish(),
 });
 
+const generationConfig = z.object({ eos_token_id: z.union([z.int().transform((id) => [id]), z.array(z.int())]).nullish() });
+
 /**
- * Reads `<dir>/{base.json, tokenizer.json, tokenizer_config.json, chat_template.jinja}`.
+ * Reads `<dir>/{base.json, tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json}`; the last
+ * three may be absent.
  * @throws PermanentError BASE_FILES_MISSING, TOKENIZER_INVALID
  */
 export async function loadBase(dir: string): Promise<Base> {
-  const [base, tokenizer, config, jinja] = await Promise.all([
+  const [base, tokenizer, config, jinja, generation] = await Promise.all([
     readFile(join(dir, "base.json"), "utf8").catch(missing(dir, "base.json")),
     readFile(join(dir, "tokenizer.json"), "utf8").catch(missing(dir, "tokenizer.json")),
     readFile(join(dir, "tokenizer_config.json"), "utf8").catch(() => "{}"),
     readFile(join(dir, "chat_template.jinja"), "utf8").catch(() => null),
+    readFile(join(dir, "generation_config.json"), "utf8").catch(() => "{}"),
   ]);
   const { chat_template: inline, ...tokens } = tokenizerConfig.parse(JSON.parse(config));
   // As transformers does: the file first, then the field, which may hold several by name.
   const template = jinja ?? (typeof inline === "string" ? inline : (inline?.find(({ name }) => name === "default")?.template ?? null));
+  const encoder = await createEncoder(tokenizer);
+  const eos = tokens.eos_token === null ? undefined : encoder.addedId(tokens.eos_token);
+  const stops = generationConfig.parse(JSON.parse(generation)).eos_token_id ?? [];
   return {
     ref: baseRef.parse(JSON.parse(base)),
-    encoder: await createEncoder(tokenizer),
+    encoder,
     template,
     templateDigest: digestOf(template ?? ""),
     special: { bos: tokens.bos_token, eos: tokens.eos_token, pad: tokens.pad_token, unk: tokens.unk_token },
+    stopIds: new Set(eos === undefined ? stops : [eos, ...stops]),
   };
 }
 

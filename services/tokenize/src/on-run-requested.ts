@@ -103,7 +103,8 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
     validation = found.manifest;
   }
 
-  const job: TokenizeJob = { tenant: at.tenant, base: await loadBase(spec.base), spec, dataset: dataset.manifest, validation };
+  const base = await telemetry.span("load tokenizer", {}, () => loadBase(spec.base));
+  const job: TokenizeJob = { tenant: at.tenant, base, spec, dataset: dataset.manifest, validation };
   const cache = await bus.bucket(buckets.cache);
   const key = `tokenize.${at.tenant}.${tokenizeKey(job).slice("sha256:".length)}`;
   const entry = await cache.get(key);

@@ -30,7 +30,7 @@ const proofs: readonly (readonly Message[])[] = [
  * @throws PermanentError TEMPLATE_MISSING; TEMPLATE_UNSUPPORTED with both renderings.
  */
 export async function recogniseTemplate(base: Base): Promise<Chatml> {
-  const { ref, template, encoder } = base;
+  const { ref, template, encoder, stopIds } = base;
   if (template === null) {
     const message = `base "${ref.name}" has no chat template, so it cannot be trained on conversations. Use prompt/completion rows, or a base with a template.`;
     throw new PermanentError("TEMPLATE_MISSING", message, { param: "base" });
@@ -43,6 +43,11 @@ export async function recogniseTemplate(base: Base): Promise<Chatml> {
   const render = createRender(base, unsupported);
 
   const chatml = findMarkers(base, render, unsupported);
+  if (!stopIds.has(chatml.end.id)) {
+    throw unsupported(
+      `a turn ends with ${quote(chatml.end.text)}, but the engine would not stop there. Add id ${chatml.end.id} to eos_token_id in its generation_config.json.`,
+    );
+  }
   for (const messages of proofs) {
     for (const forGeneration of [false, true]) {
       const theirs = render(messages, forGeneration);

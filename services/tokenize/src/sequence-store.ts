@@ -23,9 +23,7 @@ export interface SequenceStore extends Disposable {
 const bufferBytes = 1024 * 1024;
 
 export function createSequenceStore(): SequenceStore {
-  const path = join(tmpdir(), `loraline-${randomUUID()}`);
-  const file = openSync(path, "wx+", 0o600);
-  rmSync(path);
+  const file = openNameless();
   const sequences: { offset: number; length: number; supervised: number }[] = [];
   let written = 0;
   let pending: Buffer[] = [];
@@ -81,4 +79,15 @@ export function createSequenceStore(): SequenceStore {
     },
     [Symbol.dispose]: () => closeSync(file),
   };
+}
+
+function openNameless(): number {
+  const path = join(tmpdir(), `loraline-${randomUUID()}`);
+  try {
+    const file = openSync(path, "wx+", 0o600);
+    rmSync(path);
+    return file;
+  } catch (error) {
+    throw explainSystemError(error, `opening ${path}`);
+  }
 }
