@@ -1,0 +1,156 @@
+"""
+The one form in which an adapter is published, whatever it was trained with:
+
+    adapter_model.safetensors   bf16, PEFT's names, one rank, the scaling folded into lora_B
+    adapter_config.json         lora_alpha = r, use_rslora false, no patterns, sorted target_modules, base and revision
+    README.md                   what it is and how to use it
+
+Older engines read `rank_pattern` and `alpha_pattern` as if they were not there and would scale such an adapter wrongly
+without a word; in this form there is nothing to get wrong. The same weights always give the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save
+
+from spec import TrainerError
+
+ADAPTER = "default"
+
+
+def lora_layers(model) -> dict[str, LoraLayer]:
+    """Every adapted module by its name in the base, such as `model.layers.0.self_attn.q_proj`."""
+    return {name: module for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
+
+
+@torch.no_grad()
+def canonical_tensors(model) -> dict[str, torch.Tensor]:
+    """PEFT model to the tensors to publish. Raises ADAPTER_INVALID for weights that are not finite or did nothing."""
+    layers = lora_layers(model)
+    rank = max(layer.r[ADAPTER] for layer in layers.values())
+    tensors = {}
+    for name, layer in layers.items():
+        a = layer.lora_A[ADAPTER].weight.float()  # [r, in]
+        b = layer.lora_B[ADAPTER].weight.float() * layer.scaling[ADAPTER]  # [out, r]; rsLoRA and patterns are in the scaling
+        padding = rank - a.shape[0]
+        a = torch.nn.functional.pad(a, (0, 0, 0, padding))
+        b = torch.nn.functional.pad(b, (0, padding))
+        for part, weight in (("lora_A", a), ("lora_B", b)):
+            weight = weight.to(torch.bfloat16).cpu().contiguous()
+            if not torch.isfinite(weight).all():
+                raise TrainerError("ADAPTER_INVALID", f"{name}.{part} holds NaN or infinite values. Lower training.learning_rate.", "training.learning_rate")
+            tensors[f"base_model.model.{name}.{part}.weight"] = weight
+    if len(tensors) != 2 * len(layers):
+        raise TrainerError("ADAPTER_INVALID", f"{len(tensors)} tensors for {len(layers)} adapted modules; there must be two for each.")
+    if not any(weight.any() for name, weight in tensors.items() if ".lora_B." in name):
+        raise TrainerError("ADAPTER_INVALID", "Every lora_B is zero: training changed nothing. Check training.learning_rate and the dataset.", "training.learning_rate")
+    return tensors
+
+
+@torch.no_grad()
+def wear(model, tensors: dict[str, torch.Tensor]) -> None:
+    """Puts the published tensors into the model, so that what is evaluated and recorded is what will be served."""
+    for name, layer in lora_layers(model).items():
+        for part in ("lora_A", "lora_B"):
+            linear = getattr(layer, part)[ADAPTER]
+            weight = tensors[f"base_model.model.{name}.{part}.weight"].to(linear.weight.device)
+            linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+        layer.scaling[ADAPTER] = 1.0
+
+
+def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], spec: dict, number_of_layers: int, evaluation: dict | None) -> dict:
+    """Writes the directory whole (a temporary one, renamed). Returns `adapter` of result.json."""
+    modules = sorted({name.split(".")[-3] for name in tensors})
+    rank = next(weight.shape[0] for name, weight in tensors.items() if ".lora_A." in name)
+    parameters = sum(weight.numel() for weight in tensors.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": spec["base"]["name"],
+        "revision": spec["base"]["revision"],
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": modules,
+        "layers_to_transform": layers_of(tensors, number_of_layers),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "inference_mode": True,
+    }
+    contents = {
+        "adapter_config.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        "adapter_model.safetensors": save(tensors, metadata={"format": "pt"}),
+        "README.md": model_card(spec, config, parameters, evaluation).encode(),
+    }
+    partial = directory.with_name(f".{directory.name}.partial")
+    for leftover in (partial, directory):
+        if leftover.exists():
+            for path in leftover.iterdir():
+                path.unlink()
+            leftover.rmdir()
+    partial.mkdir()
+    for name, content in contents.items():
+        path = partial / name
+        path.write_bytes(content)
+        path.chmod(0o644)  # an engine may run as another user
+    os.rename(partial, directory)
+    files = [{"path": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in sorted(contents.items())]
+    return {"rank": rank, "target_modules": modules, "parameters": parameters, "files": files}
+
+
+def layers_of(tensors: dict[str, torch.Tensor], number_of_layers: int) -> list[int] | None:
+    """The adapted layers, when all modules share them and they are not all layers: PEFT then adds no empty ones elsewhere."""
+    layers = {}
+    for name in tensors:
+        if match := re.search(r"\.(\d+)\.", name):
+            layers.setdefault(name.split(".")[-3], set()).add(int(match[1]))
+    first, *others = layers.values() or [set()]
+    partial = all(other == first for other in others) and first != set(range(number_of_layers))
+    return sorted(first) if partial and first else None
+
+
+def model_card(spec: dict, config: dict, parameters: int, evaluation: dict | None) -> str:
+    base = spec["base"]
+    lines = [
+        "---",
+        f"base_model: {base['name']}",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [lora]",
+        "---",
+        "",
+        f"# LoRA adapter for {base['name']}",
+        "",
+        f"Base: `{base['name']}`, revision `{base['revision']}`, `{base['digest']}`.",
+        f"Rank {config['r']} on {', '.join(f'`{module}`' for module in config['target_modules'])}: {parameters:,} parameters in bf16, the scaling folded into `lora_B`.",
+    ]
+    if evaluation:
+        lines += [
+            "",
+            f"Held-out loss per supervised token: {evaluation['adapter_loss']:.4f}, the base's {evaluation['base_loss']:.4f}"
+            f" ({evaluation['rows']} rows, {evaluation['supervised_tokens']} tokens).",
+        ]
+    lines += [
+        "",
+        "```sh",
+        f"vllm serve BASE --enable-lora --max-lora-rank {config['r']} --lora-modules NAME=DIR",
+        "```",
+        "",
+        "```python",
+        "model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(BASE), DIR)",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

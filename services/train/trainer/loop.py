@@ -1,0 +1,180 @@
+"""
+transformers.Trainer, and what Loraline adds to it: exact counters that survive a resume, an end at the first loss that
+is not finite, checkpoints that are complete or absent, and a stop after the current step on SIGTERM.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import distributed
+from transformers import Trainer, TrainerCallback
+
+from spec import TrainerError
+
+MANIFEST = "checkpoint.json"
+METER = "meter.json"
+
+
+@dataclass
+class Meter:
+    """Counts over the whole run, not over this process: a checkpoint carries them."""
+
+    tokens_seen: int = 0
+    examples_seen: int = 0  # sequences
+    loss_history: list = field(default_factory=list)  # [step, mean loss since the entry before]
+    open_loss: float = 0.0  # sum of the losses of the steps that are not in the history yet
+    open_steps: int = 0
+
+
+class LoraTrainer(Trainer):
+    meter: Meter
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.meter.tokens_seen += inputs["input_ids"].numel()
+        self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        value = loss.item()  # already a share of the optimizer step's loss: normalised by the step's supervised tokens
+        if not math.isfinite(value):
+            raise TrainerError(
+                "NON_FINITE_LOSS",
+                f"The loss of step {self.state.global_step + 1} is {value}. Lower training.learning_rate or training.max_grad_norm, or add warmup_steps.",
+                "training.learning_rate",
+            )
+        self.meter.open_loss += value
+        return loss
+
+
+class Reporter(TrainerCallback):
+    """
+    Progress lines, evaluation during training, checkpoints, and the stop on SIGTERM.
+
+    emit(line): appends to progress.jsonl. evaluate(): the loss on the evaluation rows, or None if there are none.
+    stop_wanted(): whether this process got SIGTERM. fingerprint: what a checkpoint must share with a run to continue it.
+    """
+
+    def __init__(self, trainer: LoraTrainer, directory: Path, emit, evaluate, eval_steps, save_total_limit, stop_wanted, fingerprint):
+        self.trainer, self.directory, self.emit, self.evaluate = trainer, directory, emit, evaluate
+        self.eval_steps, self.save_total_limit = eval_steps, save_total_limit
+        self.stop_wanted, self.fingerprint = stop_wanted, fingerprint
+        self.stopped = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = self.last_time = time.monotonic()
+        self.first_step = state.global_step
+        self.first_tokens = self.last_tokens = self.trainer.meter.tokens_seen
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.meter.open_steps += 1
+        last = state.global_step >= state.max_steps
+        if last:
+            control.should_log = True
+            control.should_save = False  # the adapter itself follows at once
+        # All ranks must stop at the same step, or the others wait for ever in the next all-reduce.
+        elif sum_over_ranks(self.stop_wanted()) > 0:
+            self.stopped = control.should_log = control.should_save = control.should_training_stop = True
+        if self.eval_steps and state.global_step % self.eval_steps == 0 and not last:
+            loss = self.evaluate()
+            if loss is not None:
+                self.emit({"type": "eval", "step": state.global_step, "eval_loss": loss})
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        meter = self.trainer.meter
+        if "loss" not in logs or not meter.open_steps:
+            return
+        ranks = sum_over_ranks(1)
+        loss = sum_over_ranks(meter.open_loss) / ranks / meter.open_steps
+        meter.open_loss, meter.open_steps = 0.0, 0
+        meter.loss_history.append([state.global_step, loss])
+        now = time.monotonic()
+        tokens = int(sum_over_ranks(meter.tokens_seen))
+        seconds_a_step = (now - self.started) / (state.global_step - self.first_step)
+        self.emit(
+            {
+                "type": "step",
+                "step": state.global_step,
+                "total_steps": state.max_steps,
+                "epoch": round(state.epoch, 4),
+                "loss": loss,
+                "grad_norm": finite_or_none(logs.get("grad_norm")),
+                "learning_rate": logs["learning_rate"],
+                "tokens_per_second": round((meter.tokens_seen - self.last_tokens) * ranks / max(now - self.last_time, 1e-9), 1),
+                "tokens_seen": tokens,
+                "examples_seen": int(sum_over_ranks(meter.examples_seen)),
+                "eta_seconds": round(seconds_a_step * (state.max_steps - state.global_step), 1),
+            }
+        )
+        self.last_time, self.last_tokens = now, meter.tokens_seen
+
+    def on_save(self, args, state, control, **kwargs):
+        """transformers has written everything under a temporary name; make it a checkpoint."""
+        if distributed.is_initialized():
+            distributed.barrier()
+        if state.is_world_process_zero:
+            partial = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            name = commit_checkpoint(partial, self.directory, state.global_step, asdict(self.trainer.meter), self.fingerprint)
+            self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
+            for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:
+                shutil.rmtree(old)
+
+    def tokens_per_second(self) -> float:
+        """Over the steps of this process, all ranks, checkpoints and evaluations during training included."""
+        return (self.trainer.meter.tokens_seen - self.first_tokens) * sum_over_ranks(1) / max(time.monotonic() - self.started, 1e-9)
+
+
+def commit_checkpoint(partial: Path, directory: Path, step: int, meter: dict, fingerprint: str) -> str:
+    """Adds our state, then the manifest with every file's digest, then renames. Returns the checkpoint's name."""
+    for unwanted in ("training_args.bin", "README.md"):  # a pickle of this process; an empty model card
+        (partial / unwanted).unlink(missing_ok=True)
+    (partial / METER).write_text(json.dumps(meter))
+    files = []
+    for path in sorted(partial.rglob("*")):
+        if path.is_file():
+            files.append({"path": str(path.relative_to(partial)), "size": path.stat().st_size, "sha256": digest(path)})
+    with open(partial / MANIFEST, "w") as file:
+        json.dump({"version": 1, "step": step, "fingerprint": fingerprint, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    target = directory / f"step-{step:08d}"
+    if target.exists():  # an earlier process got here too; the same step of the same run
+        shutil.rmtree(target)
+    os.rename(partial, target)
+    return target.name
+
+
+def check_checkpoint(path: Path, fingerprint: str) -> int:
+    """The step of a complete checkpoint of this run. Raises ValueError that says what is wrong with it."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"it is incomplete: {MANIFEST} cannot be read ({error})") from error
+    for file in manifest["files"]:
+        if not (path / file["path"]).is_file() or digest(path / file["path"]) != file["sha256"]:
+            raise ValueError(f"{file['path']} is missing or does not match its digest")
+    if manifest.get("fingerprint") != fingerprint:
+        raise ValueError("it belongs to a run with another base, other data or other settings")
+    return manifest["step"]
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sum_over_ranks(value):
+    if not distributed.is_initialized():
+        return value
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(float(value), device=device, dtype=torch.float64)
+    distributed.all_reduce(total)
+    return total.item()
+
+
+def finite_or_none(value):
+    return value if value is not None and math.isfinite(value) else None

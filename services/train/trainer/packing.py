@@ -1,0 +1,228 @@
+"""
+Packed rows: how they are read, flattened into one forward pass, kept apart by attention, and proven to be kept apart.
+
+A shard is an Arrow IPC stream with the columns `input_ids`, `labels` and `seq_lengths` (list<int32>). A row holds whole
+sequences one after the other; the first label of each is -100. A batch is flattened: one line of tokens, no padding.
+Sequences stay apart because attention runs on each of them by itself, which is exact and needs no L x L mask.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.nn.functional import cross_entropy
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+
+from spec import TrainerError
+
+COLUMNS = ("input_ids", "labels", "seq_lengths")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+class Rows(torch.utils.data.Dataset):
+    """Rows of the shards `<kind>-*.arrow`, memory-mapped. A row is a dict of int32 arrays, one per column."""
+
+    def __init__(self, directory: Path, kind: str, vocabulary: int):
+        self.batches = [batch for path in sorted(directory.glob(f"{kind}-*.arrow")) for batch in read_shard(path, vocabulary)]
+        # A row without a supervised token teaches nothing, and a batch of such rows would divide by zero.
+        self.kept, self.dropped, self.supervised_tokens = [], 0, 0
+        for number, (values, bounds) in enumerate(self.batches):
+            so_far = np.concatenate([[0], np.cumsum(values["labels"] != -100)])
+            supervised = np.diff(so_far[bounds["labels"]])
+            self.kept += [(number, int(index)) for index in np.flatnonzero(supervised)]
+            self.dropped += int((supervised == 0).sum())
+            self.supervised_tokens += int(supervised.sum())
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> dict:
+        number, row = self.kept[index]
+        values, bounds = self.batches[number]
+        return {name: values[name][bounds[name][row] : bounds[name][row + 1]] for name in COLUMNS}
+
+    def sequences(self):
+        """Every sequence as (input_ids, labels), in order."""
+        for index in range(len(self)):
+            row = self[index]
+            for start, end in pairwise([0, *np.cumsum(row["seq_lengths"]).tolist()]):
+                yield row["input_ids"][start:end], row["labels"][start:end]
+
+
+def read_shard(path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
+    """Each record batch as flat values and row bounds, by column. Raises SHARD_INVALID."""
+    batches = []
+    try:
+        for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
+            values, bounds = {}, {}
+            for name in COLUMNS:
+                column = batch.column(name).cast(pa.list_(pa.int32()))
+                offsets = column.offsets.to_numpy()
+                values[name], bounds[name] = column.flatten().to_numpy(), offsets - offsets[0]
+            ends = np.concatenate([[0], np.cumsum(values["seq_lengths"])])  # of the sequences; those of the rows are among them
+            if not (bounds["input_ids"] == bounds["labels"]).all() or not (ends[bounds["seq_lengths"]] == bounds["labels"]).all():
+                raise ValueError("input_ids, labels and the sum of seq_lengths differ in length")
+            if len(values["labels"]):
+                if (values["seq_lengths"] < 1).any() or (values["labels"][ends[:-1]] != -100).any():
+                    raise ValueError("a sequence is empty, or its first label is not -100")
+                if not 0 <= values["input_ids"].min() <= max(values["input_ids"].max(), values["labels"].max()) < vocabulary:
+                    raise ValueError(f"a token id is outside the base's vocabulary of {vocabulary}")
+            batches.append((values, bounds))
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise TrainerError("SHARD_INVALID", f"shards/{path.name}: {error}", f"shards/{path.name}") from error
+    return batches
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+def flatten(rows: list[dict]) -> dict:
+    """
+    The collator. Rows to one batch of one line of tokens: `input_ids` and `position_ids` [1, tokens], `cu_seq_lens_*`
+    [sequences + 1]. The head over the vocabulary, a fifth of a small model's work, runs only where a supervised token
+    is predicted: `logits_to_keep` [n], and what must be predicted there in `labels` [1 + n]. (Its first is always -100,
+    as transformers counts supervised tokens from the second on.)
+    """
+    input_ids = np.concatenate([row["input_ids"] for row in rows])
+    labels = np.concatenate([row["labels"] for row in rows])
+    lengths = np.concatenate([row["seq_lengths"] for row in rows])
+    ends = np.cumsum(lengths)
+    supervised = np.flatnonzero(labels != -100)  # never a sequence's first token, so position - 1 is of the same sequence
+    bounds = torch.tensor([0, *ends], dtype=torch.int32)
+    return {
+        "input_ids": torch.from_numpy(input_ids.astype(np.int64))[None],
+        "position_ids": torch.from_numpy(np.arange(len(input_ids)) - np.repeat(ends - lengths, lengths))[None],
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": int(lengths.max()),
+        "max_length_k": int(lengths.max()),
+        "logits_to_keep": torch.from_numpy(supervised - 1),
+        "labels": torch.from_numpy(np.concatenate([[-100], labels[supervised]]).astype(np.int64)),
+    }
+
+
+def sum_of_losses(outputs, labels, num_items_in_batch=None):
+    """Cross entropy, summed, over the supervised tokens of the whole optimizer step (not over this micro-batch)."""
+    loss = cross_entropy(outputs.logits[0].float(), labels[1:], reduction="sum")
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def forward(model, batch: dict):
+    """One forward pass over a flattened batch, without the cache: with one, packed sequences would see each other."""
+    batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+    labels = batch.pop("labels")
+    return model(**batch, use_cache=False), labels
+
+
+@torch.no_grad()
+def mean_loss(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, int]:
+    """Mean loss per supervised token over (input_ids, labels) pairs, and the number of those tokens."""
+    was_training = model.training
+    model.eval()
+    total, count, waiting, size = 0.0, 0, [], 0
+
+    def flush():
+        nonlocal total, count, waiting, size
+        if waiting:
+            outputs, labels = forward(model, flatten(waiting))
+            total += sum_of_losses(outputs, labels).item()
+            count += labels.numel() - 1
+        waiting, size = [], 0
+
+    for input_ids, labels in sequences:
+        if size + len(input_ids) > tokens_per_pass:
+            flush()
+        waiting.append({"input_ids": input_ids, "labels": labels, "seq_lengths": np.array([len(input_ids)])})
+        size += len(input_ids)
+    flush()
+    model.train(was_training)
+    return total / max(count, 1), count
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def attend_by_sequence(module, query, key, value, attention_mask, cu_seq_lens_q=None, sliding_window=None, **kwargs):
+    """Causal attention on each sequence by itself. query, key, value: [1, heads, tokens, head size]."""
+    if cu_seq_lens_q is None or attention_mask is not None:
+        raise ValueError("attend_by_sequence needs cu_seq_lens_q and no mask: anything else would let sequences see each other")
+    outputs = []
+    for start, end in pairwise(cu_seq_lens_q.tolist()):
+        mask = None
+        if sliding_window is not None and end - start > sliding_window:
+            age = torch.arange(end - start, device=query.device)
+            age = age[:, None] - age[None, :]
+            mask = ((age >= 0) & (age < sliding_window))[None, None]
+        part = slice(start, end)
+        outputs.append(sdpa_attention_forward(module, query[:, :, part], key[:, :, part], value[:, :, part], mask, **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register("by_sequence", attend_by_sequence)
+AttentionMaskInterface.register("by_sequence", lambda *args, **kwargs: None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Proof
+
+
+@torch.no_grad()
+def prove_packing(model, rows: Rows, batch_size: int, max_rows: int, max_tokens: int) -> float:
+    """
+    Runs up to `max_rows` rows in batches as training does and, with transformers' own attention, one sequence at a
+    time: the loss of every sequence must be the same. Returns the largest difference; raises PACKING_SELF_TEST_FAILED.
+    """
+    # Whole sequences from the start of each row; on a slow machine a few of them.
+    sampled, size = [], 0
+    for row in (rows[index] for index in range(min(max_rows, len(rows)))):
+        sequences = []
+        for start, end in pairwise([0, *np.cumsum(row["seq_lengths"]).tolist()]):
+            if (row["labels"][start:end] != -100).any() and (size == 0 or size + end - start <= max_tokens):
+                sequences.append({"input_ids": row["input_ids"][start:end], "labels": row["labels"][start:end], "seq_lengths": np.array([end - start])})
+                size += end - start
+        if sequences:
+            sampled.append(sequences)
+
+    def losses(logits, targets, counts):
+        return [each.mean().item() for each in cross_entropy(logits.float(), targets, reduction="none").split(counts)]
+
+    was_training = model.training
+    model.eval()
+    packed = []
+    for first in range(0, len(sampled), batch_size):
+        sequences = [sequence for row in sampled[first : first + batch_size] for sequence in row]
+        outputs, labels = forward(model, flatten(sequences))
+        packed += losses(outputs.logits[0], labels[1:], [int((sequence["labels"] != -100).sum()) for sequence in sequences])
+
+    base, implementation = model.get_base_model(), model.config._attn_implementation
+    base.set_attn_implementation("sdpa")
+    alone = []
+    for sequence in (sequence for row in sampled for sequence in row):
+        input_ids = torch.from_numpy(sequence["input_ids"].astype(np.int64))[None].to(model.device)
+        targets = torch.from_numpy(sequence["labels"][1:].astype(np.int64)).to(model.device)
+        logits = model(input_ids=input_ids, use_cache=False).logits[0, :-1]
+        alone += losses(logits[targets != -100], targets[targets != -100], [int((targets != -100).sum())])
+    base.set_attn_implementation(implementation)
+    model.train(was_training)
+
+    # In bf16, products of other shapes are rounded otherwise; a leak between sequences moves a loss by more than that.
+    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
+    worst = max(abs(a - b) / max(1.0, b) for a, b in zip(packed, alone, strict=True))
+    if not worst <= tolerance:
+        raise TrainerError(
+            "PACKING_SELF_TEST_FAILED",
+            f"Packed sequences see each other: their losses differ from those of the same sequences alone by up to {worst:.2g}"
+            f" (allowed: {tolerance:g}). This base's attention does not keep them apart; train it with tokenize.packing: false"
+            " and training.per_device_train_batch_size: 1.",
+            "tokenize.packing",
+        )
+    return worst

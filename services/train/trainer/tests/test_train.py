@@ -1,0 +1,423 @@
+"""What a user of the directory sees: results, errors, kills and resumes."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import time
+
+import pytest
+from conftest import TRAINER, make_rows, write_shard
+
+
+def sha256(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def failure(run) -> dict:
+    assert run.run() == 1
+    assert run.result["status"] == "failed"
+    assert not (run.path / "adapter").exists()
+    return run.result["error"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that succeeds
+
+
+def test_a_run_leaves_progress_adapter_and_result(directory):
+    run = directory(training={"eval_steps": 5})
+    assert run.run() == 0
+    result = run.result
+
+    assert result["status"] == "succeeded" and result["error"] is None
+    assert result["steps"] == result["total_steps"] == 12  # 12 rows, 2 at a time, 2 epochs
+    steps = run.lines("step")
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    assert result["loss_history"] == [[step["step"], step["loss"]] for step in steps]
+    assert steps[-1]["loss"] < steps[0]["loss"] and result["train_loss"] == steps[-1]["loss"]
+    assert steps[-1]["epoch"] == 2 and steps[-1]["eta_seconds"] == 0
+    tokens = sum(len(tokens) for row in make_rows(12, seed=1) for tokens, _ in row)
+    assert steps[-1]["tokens_seen"] == result["tokens_seen"] == 2 * tokens
+    assert steps[-1]["examples_seen"] == 2 * 12 * 3
+    assert [line["step"] for line in run.lines("eval")] == [5, 10, 12]
+
+    assert result["evaluation"]["adapter_loss"] < result["evaluation"]["base_loss"]
+    assert result["evaluation"]["rows"] == 4
+    assert result["evaluation"]["supervised_tokens"] == sum(len(l) - 4 for row in make_rows(4, seed=2, packed=1) for _, l in row)
+
+    phases = [(line["phase"], line["state"]) for line in run.lines("phase")]
+    assert {name for name, _ in phases} == {"load_base", "self_test", "train", "evaluate", "probe", "save"} == set(result["phases"])
+    assert all(phases[i][0] == phases[i + 1][0] for i in range(0, len(phases), 2))  # start, end, start, end, …
+
+    assert sorted(os.listdir(run.path / "adapter")) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    for file in result["adapter"]["files"]:
+        path = run.path / "adapter" / file["path"]
+        assert (sha256(path), path.stat().st_size, path.stat().st_mode & 0o777) == (file["sha256"], file["size"], 0o644)
+    assert os.listdir(run.path / "checkpoints/.partial") == []
+
+
+def test_the_same_run_gives_the_same_bytes(directory):
+    first, second = directory("first"), directory("second")
+    assert first.run() == second.run() == 0
+    assert first.result["adapter"] == second.result["adapter"]
+    assert first.result["loss_history"] == second.result["loss_history"]
+
+
+def test_probes_record_what_the_published_adapter_says(directory):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    prompts = [{"name": "a", "input_ids": [1, 5, 9, 12]}, {"name": "b", "input_ids": [7, 40, 11, 3, 20, 33]}]
+    run = directory(probes=prompts)
+    assert run.run() == 0
+
+    base = AutoModelForCausalLM.from_pretrained(run.path / "base", dtype=torch.bfloat16)
+    adapted = PeftModel.from_pretrained(base, run.path / "adapter", autocast_adapter_dtype=False).eval()
+
+    def logprobs(prompt, tokens):
+        with torch.no_grad():
+            logits = adapted(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].float()
+        return logits.argmax(-1).tolist(), logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+
+    for probe in run.result["probes"]:
+        prompt, said = probe["input_ids"], probe["adapter"]
+        assert len(said["tokens"]) == 6 or said["tokens"][-1] == 2
+        greedy, expected = logprobs(prompt, said["tokens"])
+        assert greedy == said["tokens"]
+        assert said["logprobs"] == pytest.approx(expected, abs=0.03)
+        with adapted.disable_adapter():
+            assert said["base_logprobs"] == pytest.approx(logprobs(prompt, said["tokens"])[1], abs=0.03)
+            greedy, expected = logprobs(prompt, probe["base"]["tokens"])
+        assert greedy == probe["base"]["tokens"] and probe["base"]["logprobs"] == pytest.approx(expected, abs=0.03)
+        assert said["logprobs"] != pytest.approx(said["base_logprobs"], abs=0.1)
+        first = probe["first"]
+        with torch.no_grad():
+            now = adapted(torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)
+            with adapted.disable_adapter():
+                before = adapted(torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)
+        assert {now.argmax().item(), before.argmax().item()} <= set(first["tokens"]) and len(first["tokens"]) >= 8
+        assert first["adapter"] == pytest.approx(now[first["tokens"]].tolist(), abs=0.03)
+        assert first["base"] == pytest.approx(before[first["tokens"]].tolist(), abs=0.03)
+
+
+def test_accumulation_counts_tokens_not_batches(directory):
+    """One batch of 4 rows, or 4 of 1: the same steps, as the loss is normalised by the supervised tokens of a step."""
+    rows = make_rows(8, seed=3, packed=1) + make_rows(8, seed=4, packed=4)
+    common = {"num_train_epochs": 1, "bf16": False}
+    whole = directory("whole", rows=rows, lora={"lora_dropout": 0}, training={**common, "per_device_train_batch_size": 4})
+    parts = directory("parts", rows=rows, lora={"lora_dropout": 0}, training={**common, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4})
+    assert whole.run() == parts.run() == 0
+    for (_, a), (_, b) in zip(whole.result["loss_history"], parts.result["loss_history"], strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"gradient_checkpointing": True},
+        {"bf16": False, "lr_scheduler_type": "cosine", "warmup_steps": 0.25, "weight_decay": 0.1, "max_grad_norm": 0.3},
+        {"max_steps": 3, "logging_steps": 2, "warmup_steps": 2},
+    ],
+    ids=["gradient_checkpointing", "fp32-cosine", "max_steps"],
+)
+def test_training_settings_are_honoured(directory, training):
+    run = directory(training=training)
+    assert run.run() == 0
+    if "max_steps" in training:
+        assert [step for step, _ in run.result["loss_history"]] == [2, 3]
+    if "warmup_steps" in training:
+        rates = [line["learning_rate"] for line in run.lines("step")]
+        assert rates[0] < 0.02
+
+
+def test_rows_without_supervised_tokens_are_left_out_and_told(directory):
+    silent = [[([1, 2, 3], [-100, -100, -100])]]
+    run = directory(rows=make_rows(6, seed=1) + silent * 2, training={"num_train_epochs": 1})
+    assert run.run() == 0
+    assert run.result["steps"] == 3
+    assert [line["code"] for line in run.lines("warning")] == ["ROWS_WITHOUT_LABELS"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kills and resumes
+
+LONG = {"training": {"num_train_epochs": 3, "save_steps": 4, "logging_steps": 1}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_base):
+    from conftest import Directory
+
+    run = Directory(tmp_path_factory.mktemp("undisturbed") / "run", tiny_base, **LONG)
+    assert run.run() == 0
+    return run.result
+
+
+def die_after_step(step):
+    def wire():
+        import train
+
+        emit = train.Job.emit
+
+        def emit_and_die(job, line):
+            emit(job, line)
+            if line["type"] == "step" and line["step"] == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        train.Job.emit = emit_and_die
+
+    return wire
+
+
+@pytest.mark.parametrize("step", [2, 4, 7, 13, 18])
+def test_killed_at_any_step_it_ends_with_the_same_curve_and_bytes(directory, undisturbed, step):
+    run = directory(**LONG)
+    run.run_and_die(die_after_step(step))
+    assert not (run.path / "result.json").exists()
+    assert run.run() == 0
+    assert run.result["loss_history"] == undisturbed["loss_history"]  # bit for bit, dropout included
+    assert run.result["adapter"] == undisturbed["adapter"]
+    assert run.result["tokens_seen"] == undisturbed["tokens_seen"]
+    again = [line["step"] for line in run.lines("step")]
+    assert again == list(range(1, step + 1)) + list(range((step - 1) // 4 * 4 + 1, 19))
+
+
+def test_killed_twice_and_continued_elsewhere_from_an_uploaded_checkpoint(directory, undisturbed):
+    first = directory("first", **LONG)
+    first.run_and_die(die_after_step(6))
+    second = directory("second", **LONG)
+    shutil.copytree(first.path / "checkpoints/step-00000004", second.path / "resume")
+    second.run_and_die(die_after_step(11))
+    third = directory("third", **LONG)
+    shutil.copytree(second.path / "checkpoints/step-00000008", third.path / "resume")
+    assert third.run() == 0
+    assert third.result["loss_history"] == undisturbed["loss_history"]
+    assert third.result["adapter"] == undisturbed["adapter"]
+
+
+@pytest.mark.parametrize("function", ["digest", "rename"])
+def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_one_before(directory, undisturbed, function):
+    def wire():
+        import loop
+
+        commit = loop.commit_checkpoint
+
+        def commit_or_die(partial, target, step, *rest):
+            if step == 8 and function == "digest":
+                loop.digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+            if step == 8 and function == "rename":
+                loop.os.rename = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+            return commit(partial, target, step, *rest)
+
+        loop.commit_checkpoint = commit_or_die
+
+    run = directory(**LONG)
+    run.run_and_die(wire)
+    assert sorted(path.name for path in (run.path / "checkpoints").glob("step-*")) == ["step-00000004"]
+    assert run.run() == 0
+    assert run.result["loss_history"] == undisturbed["loss_history"]
+    assert [line["step"] for line in run.lines("step")][8] == 5  # after the eighth it began again behind the fourth
+
+
+def test_incomplete_and_damaged_checkpoints_are_left_aside(directory, undisturbed):
+    run = directory(**LONG)
+    run.run_and_die(die_after_step(9))
+    (run.path / "checkpoints/step-00000008/optimizer.pt").write_bytes(b"damaged")
+    shutil.copytree(run.path / "checkpoints/step-00000004", run.path / "checkpoints/step-00000012")
+    (run.path / "checkpoints/step-00000012/checkpoint.json").unlink()
+    assert run.run() == 0
+    assert run.result["loss_history"] == undisturbed["loss_history"]
+    ignored = {line["message"].split()[0] for line in run.lines("warning") if line["code"] == "CHECKPOINT_IGNORED"}
+    assert ignored == {"checkpoints/step-00000008", "checkpoints/step-00000012"}
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "damaged file", "other run"])
+def test_a_resume_that_cannot_be_continued_is_refused(directory, damage):
+    donor = directory("donor", training={"learning_rate": 0.01} if damage == "other run" else {})
+    donor.run_and_die(die_after_step(5))
+    run = directory()
+    shutil.copytree(donor.path / "checkpoints/step-00000003", run.path / "resume")
+    if damage == "no manifest":
+        (run.path / "resume/checkpoint.json").unlink()
+    if damage == "damaged file":
+        (run.path / "resume/scheduler.pt").write_bytes(b"")
+    error = failure(run)
+    assert (error["code"], error["param"]) == ("RESUME_INVALID", "resume")
+
+
+def test_checkpoints_hold_no_pickle_of_the_process_and_are_rotated(directory):
+    run = directory(training={"save_steps": 2, "save_total_limit": 3})
+    assert run.run() == 0
+    names = sorted(path.name for path in (run.path / "checkpoints").glob("step-*"))
+    assert names == ["step-00000006", "step-00000008", "step-00000010"]  # 12 is the last step: the adapter itself
+    manifest = json.loads((run.path / "checkpoints" / names[0] / "checkpoint.json").read_text())
+    assert manifest["step"] == 6
+    files = {file["path"] for file in manifest["files"]}
+    assert files == set(os.listdir(run.path / "checkpoints" / names[0])) - {"checkpoint.json"}
+    assert "training_args.bin" not in files and {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "meter.json"} <= files
+
+
+def test_sigterm_checkpoints_after_the_current_step_and_exits_75(directory, undisturbed):
+    """A real process with a real signal."""
+    run = directory(**LONG)
+    process = run.start()
+    progress = run.path / "progress.jsonl"
+    deadline = time.monotonic() + 90
+    while not (progress.exists() and run.lines("step")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.terminate()
+    assert process.wait(60) == 75
+    result = run.result
+    assert result["status"] == "preempted" and result["error"] is None and result["adapter"] is None
+    step = result["steps"]
+    assert 1 <= step < 18 and (run.path / f"checkpoints/step-{step:08d}/checkpoint.json").exists()
+    assert run.lines("checkpoint")[-1]["step"] == step
+    assert run.run() == 0
+    assert run.result["loss_history"] == undisturbed["loss_history"]
+    assert run.result["adapter"] == undisturbed["adapter"]
+
+
+def test_sigterm_before_the_first_step_stops_at_once(directory):
+    run = directory()
+
+    import train
+
+    original, train.read_spec = train.read_spec, lambda path: (os.kill(os.getpid(), signal.SIGTERM), original(path))[1]
+    try:
+        assert run.run() == 75
+    finally:
+        train.read_spec = original
+    assert run.result["status"] == "preempted" and run.result["steps"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Failures
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_at_once(directory):
+    run = directory(training={"learning_rate": 1e30, "max_grad_norm": 1e30, "num_train_epochs": 50})
+    error = failure(run)
+    assert error["code"] == "NON_FINITE_LOSS" and error["param"] == "training.learning_rate"
+    assert run.result["steps"] < 10
+    assert all(math.isfinite(loss) for _, loss in run.result["loss_history"])
+
+
+def test_an_adapter_that_learnt_nothing_is_refused(directory):
+    assert failure(directory(training={"learning_rate": 0.0}))["code"] == "ADAPTER_INVALID"
+
+
+def test_no_supervised_token_at_all(directory):
+    rows = [[(tokens, [-100] * len(tokens)) for tokens, _ in row] for row in make_rows(4, seed=1)]
+    assert failure(directory(rows=rows))["code"] == "NO_SUPERVISED_TOKENS"
+
+
+@pytest.mark.parametrize(
+    "lora, code, param",
+    [
+        ({"target_modules": "("}, "NO_TARGET_MODULES", "lora.target_modules"),
+        ({"target_modules": r".*\.nowhere"}, "NO_TARGET_MODULES", "lora.target_modules"),
+        ({"target_modules": ["q_proj", "k_prj"]}, "NO_TARGET_MODULES", "lora.target_modules"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [9]}, "NO_TARGET_MODULES", "lora.target_modules"),
+        ({"target_modules": ["lm_head"]}, "TARGET_MODULE_UNSUPPORTED", "lora.target_modules"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "TARGET_MODULE_UNSUPPORTED", "lora.target_modules"),
+        ({"target_modules": ["input_layernorm"]}, "TARGET_MODULE_UNSUPPORTED", "lora.target_modules"),
+        ({"use_dora": True}, "LORA_FIELD_REFUSED", "lora.use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "LORA_FIELD_REFUSED", "lora.modules_to_save"),
+        ({"bias": "all"}, "LORA_FIELD_REFUSED", "lora.bias"),
+        ({"lora_bias": True}, "LORA_FIELD_REFUSED", "lora.lora_bias"),
+        ({"trainable_token_indices": [1]}, "LORA_FIELD_REFUSED", "lora.trainable_token_indices"),
+        ({"layer_replication": [[0, 2]]}, "LORA_FIELD_REFUSED", "lora.layer_replication"),
+        ({"target_parameters": ["x"]}, "LORA_FIELD_REFUSED", "lora.target_parameters"),
+        ({"megatron_config": {"a": 1}}, "LORA_FIELD_REFUSED", "lora.megatron_config"),
+        *(({"init_lora_weights": init}, "LORA_FIELD_REFUSED", "lora.init_lora_weights") for init in ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")),
+        ({"rr": 8}, "SPEC_INVALID", "lora.rr"),
+        ({"r": 0}, "SPEC_INVALID", "lora.r"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_served_is_refused_by_name(directory, lora, code, param):
+    error = failure(directory(lora=lora))
+    assert (error["code"], error["param"]) == (code, param)
+    if code == "NO_TARGET_MODULES":
+        assert "q_proj" in error["message"]  # the names that do exist
+
+
+def test_every_field_of_the_installed_peft_is_known():
+    """A new PEFT brings new fields; each must be served or refused, never ignored."""
+    from dataclasses import fields
+
+    import spec
+    from peft import LoraConfig
+
+    known = set(spec.LORA_DEFAULTS) | spec.LORA_IGNORED | set(spec.LORA_REFUSED)
+    assert {field.name for field in fields(LoraConfig)} <= known
+
+
+def test_a_config_that_peft_wrote_can_be_pasted(directory):
+    from peft import LoraConfig
+
+    config = json.loads(json.dumps(LoraConfig(r=4, target_modules=["q_proj"]).to_dict(), default=sorted))
+    assert directory(lora=config, training={"max_steps": 1}).run() == 0
+
+
+def test_bad_inputs(directory, tmp_path):
+    run = directory("no-base", base=tmp_path)
+    assert (failure(run)["code"], failure(run)["param"]) == ("BASE_UNREADABLE", "base")
+
+    run = directory("bad-shard")
+    (run.path / "shards/train-00001.arrow").write_bytes(b"not arrow")
+    error = failure(run)
+    assert (error["code"], error["param"]) == ("SHARD_INVALID", "shards/train-00001.arrow")
+
+    run = directory("outside-the-vocabulary", rows=[[([1, 999], [-100, 999])]])
+    assert failure(run)["code"] == "SHARD_INVALID"
+
+    run = directory("leaking-label", rows=[[([1, 5], [-100, 5]), ([6, 7], [6, 7])]])
+    assert failure(run)["code"] == "SHARD_INVALID"
+
+    run = directory("bad-json")
+    (run.path / "spec.json").write_text("{")
+    assert failure(run)["code"] == "SPEC_INVALID"
+
+    run = directory("unknown-field", training={"learning_rte": 1})
+    assert failure(run)["param"] == "training.learning_rte"
+
+
+def test_machine_failures_have_codes():
+    import torch
+    import train
+
+    assert train.explain(OSError(28, "No space left on device")).code == "DISK_FULL"
+    assert train.explain(torch.OutOfMemoryError("CUDA out of memory")).code == "OUT_OF_MEMORY"
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert train.explain(caught.value).code == "OUT_OF_MEMORY"
+    assert train.explain(KeyError("x")).code == "INTERNAL"
+
+
+def test_a_full_disk(directory, tmp_path):
+    """On a real, tiny file system, where this machine lets us make one."""
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    if os.system(f"mount -t tmpfs -o size=160k tmpfs {mounted} 2>/dev/null") != 0:
+        pytest.skip("may not mount a file system here")
+    try:
+        run = directory("small/run")
+        error = failure(run)
+        assert error["code"] == "DISK_FULL"
+        assert list((run.path / "checkpoints").glob("step-*")) == []
+    finally:
+        os.system(f"umount -l {mounted}")
+
+
+def test_every_error_code_is_documented():
+    source = "".join(path.read_text() for path in TRAINER.glob("*.py"))
+    raised = set(re.findall(r'TrainerError\(\s*"([A-Z_]+)"', source))
+    documented = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bINTERNAL\b", (TRAINER / "train.py").read_text().split('"""')[1]))
+    assert raised == documented

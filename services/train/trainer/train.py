@@ -1,0 +1,386 @@
+"""
+Trains one LoRA adapter with PEFT: a directory in, a directory out. It knows nothing of queues, object stores or clusters.
+
+    python train.py DIR
+    torchrun --nproc-per-node N train.py DIR        (rank 0 writes)
+
+In:
+    DIR/spec.json       what to train; see spec.py
+    DIR/base/           the base, a Hugging Face directory
+    DIR/shards/         train-*.arrow and, if there are held-out rows, eval-*.arrow; see packing.py
+    DIR/resume/         a complete checkpoint of the same run, optional
+
+Out:
+    DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens
+    DIR/checkpoints/    step-NNNNNNNN/, complete as soon as it has this name; checkpoint.json lists the digests
+    DIR/adapter/        what a server loads; see canonicalise.py
+    DIR/result.json     last of all, whole or not at all
+
+Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to go on. 1: failed, result.json says why:
+
+    SPEC_INVALID  LORA_FIELD_REFUSED  NO_TARGET_MODULES  TARGET_MODULE_UNSUPPORTED      the spec
+    BASE_UNREADABLE  SHARD_INVALID  NO_SUPERVISED_TOKENS  RESUME_INVALID                the inputs
+    PACKING_SELF_TEST_FAILED  NON_FINITE_LOSS  ADAPTER_INVALID                          the training
+    OUT_OF_MEMORY  DISK_FULL  INTERNAL                                                  the machine, or a bug
+
+A process that is killed leaves nothing that the next one would trip over. Started again in the same directory it goes on
+from the newest complete checkpoint, and on a CPU the losses are bit for bit those of a run that nobody disturbed.
+
+After the last step SIGTERM is no longer heeded: what is left takes seconds, less than training again from a checkpoint.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from spec import TrainerError, read_spec
+
+# Before torch and transformers are imported, which is late (in `train`): they take seconds, a wrong spec none.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if "LOCAL_RANK" not in os.environ:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process, one GPU; more of them through torchrun
+IS_WRITER = int(os.environ.get("RANK", "0")) == 0
+
+PREEMPTED = 75  # EX_TEMPFAIL
+
+
+def main(directory: Path) -> int:
+    job = Job(directory)
+    try:
+        train(job)
+        job.result["status"] = "succeeded"
+        code = 0
+    except Preempted:
+        job.result["status"] = "preempted"
+        code = PREEMPTED
+    except Exception as error:
+        traceback.print_exc()
+        shutil.rmtree(directory / "checkpoints/.partial", ignore_errors=True)  # also makes room for result.json
+        job.result |= {"status": "failed", "error": explain(error).as_dict()}
+        code = 1
+    job.write_result()
+    return code
+
+
+class Preempted(Exception):
+    pass
+
+
+class Job:
+    """The directory's outgoing side: progress lines, phases, the result; and whether SIGTERM came."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.stop_wanted = False
+        signal.signal(signal.SIGTERM, self.on_sigterm)
+        for stale in ("result.json", ".result.json.partial"):
+            (directory / stale).unlink(missing_ok=True)
+        self.progress = open(directory / "progress.jsonl" if IS_WRITER else os.devnull, "ab", buffering=0)
+        self.result = {
+            "status": "failed",
+            "error": None,
+            "steps": 0,
+            "total_steps": 0,
+            "train_loss": None,
+            "tokens_seen": 0,
+            "train_tokens_per_second": None,
+            "loss_history": [],
+            "evaluation": None,
+            "probes": [],
+            "adapter": None,
+            "phases": {},
+        }
+
+    def on_sigterm(self, signum, frame):
+        self.stop_wanted = True
+
+    def emit(self, line: dict) -> None:
+        """One write for one line, so that a reader or a kill never sees half of one (the next writer starts a new line)."""
+        self.progress.write((json.dumps({"type": line["type"], "time": time.time(), **line}) + "\n").encode())
+
+    @contextmanager
+    def phase(self, name: str):
+        """Names what is being done now. A phase may come more than once; its seconds add up."""
+        if self.stop_wanted and name != "save" and not self.result["steps"]:
+            raise Preempted
+        started = time.monotonic()
+        self.emit({"type": "phase", "phase": name, "state": "start"})
+        try:
+            yield
+        finally:
+            self.emit({"type": "phase", "phase": name, "state": "end"})
+            phases = self.result["phases"]
+            phases[name] = round(phases.get(name, 0) + time.monotonic() - started, 3)
+
+    def write_result(self) -> None:
+        if IS_WRITER:
+            partial = self.directory / ".result.json.partial"
+            partial.write_text(json.dumps(self.result))
+            os.replace(partial, self.directory / "result.json")
+        self.progress.close()
+
+
+def train(job: Job) -> None:
+    directory = job.directory
+    spec = read_spec(directory / "spec.json")
+    lora, settings = spec["lora"], spec["training"]
+    (directory / "checkpoints/.partial").mkdir(parents=True, exist_ok=True)
+
+    with job.phase("load_base"):
+        import torch
+        from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArguments
+        from transformers.utils.logging import disable_progress_bar
+
+        import canonicalise
+        import loop
+        import packing
+        import probes
+
+        disable_progress_bar()
+        on_gpu = torch.cuda.is_available()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                directory / "base", dtype=torch.bfloat16, attn_implementation="by_sequence", local_files_only=True
+            )
+        except Exception as error:
+            raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error
+        vocabulary = model.get_input_embeddings().num_embeddings
+        rows = packing.Rows(directory / "shards", "train", vocabulary)
+        held_out = packing.Rows(directory / "shards", "eval", vocabulary)
+        if rows.dropped:
+            job.emit({"type": "warning", "code": "ROWS_WITHOUT_LABELS", "message": f"{rows.dropped} rows have no supervised token and are left out."})
+        if not rows.supervised_tokens:
+            raise TrainerError("NO_SUPERVISED_TOKENS", "No token of the training shards is supervised (all labels are -100): there is nothing to learn.")
+
+        model = add_lora(model, lora, settings["seed"])
+        if on_gpu:
+            model.to("cuda")
+        model.config.use_cache = False
+        stop_tokens = as_set(model.generation_config.eos_token_id)
+
+    with job.phase("self_test"):
+        # Exact on whole rows where there is a GPU; on a CPU on a few sequences of each, as this costs training time.
+        packing.prove_packing(model, rows, settings["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 384)
+
+    # What the base says and how well it does, now, as after the last step every second counts.
+    prompts = [probe["input_ids"] for probe in spec["probes"]]
+    with model.disable_adapter():
+        with job.phase("evaluate"):
+            base_loss, supervised_tokens = packing.mean_loss(model, held_out.sequences())
+        with job.phase("probe"):
+            base_tokens = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
+            base_logprobs = probes.logprobs(model, prompts, base_tokens)
+            base_first = probes.after_prompt(model, prompts)
+
+    with job.phase("train"):
+        served = [(parameter, parameter.dtype) for parameter in model.parameters()]
+        if not settings["bf16"]:
+            for parameter in model.parameters():  # not model.float(): buffers have dtypes of their own
+                parameter.data = parameter.data.float()
+        if settings["gradient_checkpointing"]:
+            model.enable_input_require_grads()
+        trainer = loop.LoraTrainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=str(directory / "checkpoints/.partial"),
+                **{name: settings[name] for name in settings if name not in ("eval_steps", "save_total_limit")},
+                gradient_checkpointing_kwargs={"use_reentrant": False} if settings["gradient_checkpointing"] else None,
+                use_cpu=not on_gpu,
+                remove_unused_columns=False,  # the collator makes its own
+                logging_nan_inf_filter=False,  # or a loss of NaN would be logged as 0
+                save_on_each_node=False,
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=on_gpu,
+                ddp_find_unused_parameters=False,
+            ),
+            train_dataset=rows,
+            data_collator=packing.flatten,
+            compute_loss_func=packing.sum_of_losses,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.meter = loop.Meter()
+        fingerprint = fingerprint_of(spec, directory / "shards")
+        reporter = loop.Reporter(
+            trainer=trainer,
+            directory=directory / "checkpoints",
+            emit=job.emit,
+            evaluate=lambda: packing.mean_loss(model, held_out.sequences())[0] if len(held_out) else None,
+            eval_steps=settings["eval_steps"],
+            save_total_limit=settings["save_total_limit"],
+            stop_wanted=lambda: job.stop_wanted,
+            fingerprint=fingerprint,
+        )
+        trainer.add_callback(reporter)
+        checkpoint = newest_checkpoint(job, fingerprint)
+        if checkpoint is not None:
+            trainer.meter = loop.Meter(**json.loads((checkpoint / loop.METER).read_text()))
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            meter = trainer.meter
+            job.result |= {
+                "steps": trainer.state.global_step,
+                "total_steps": trainer.state.max_steps,
+                "train_loss": meter.loss_history[-1][1] if meter.loss_history else None,
+                "tokens_seen": int(loop.sum_over_ranks(meter.tokens_seen)),
+                "loss_history": meter.loss_history,
+            }
+        job.result["train_tokens_per_second"] = round(reporter.tokens_per_second(), 1)
+        if reporter.stopped:
+            raise Preempted
+    if not IS_WRITER:
+        return
+
+    with job.phase("save"):
+        # From here on as it will be served: bf16 without autocast, the adapter as published.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        for parameter, dtype in served:
+            parameter.data = parameter.data.to(dtype)
+        tensors = canonicalise.canonical_tensors(model)
+        canonicalise.wear(model, tensors)
+
+    with job.phase("evaluate"):
+        if len(held_out):
+            adapter_loss, _ = packing.mean_loss(model, held_out.sequences())
+            job.emit({"type": "eval", "step": trainer.state.global_step, "eval_loss": adapter_loss})
+            job.result["evaluation"] = {
+                "base_loss": base_loss,
+                "adapter_loss": adapter_loss,
+                "rows": len(held_out),
+                "supervised_tokens": supervised_tokens,
+            }
+
+    with job.phase("probe"):
+        adapter_tokens = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
+        adapter_logprobs = probes.logprobs(model, prompts, adapter_tokens)
+        adapter_first = probes.after_prompt(model, prompts)
+        with model.disable_adapter():
+            base_logprobs_of_adapter = probes.logprobs(model, prompts, adapter_tokens)
+        job.result["probes"] = [
+            {
+                "name": probe["name"],
+                "input_ids": probe["input_ids"],
+                "base": {"tokens": base_tokens[i], "logprobs": base_logprobs[i]},
+                "adapter": {"tokens": adapter_tokens[i], "logprobs": adapter_logprobs[i], "base_logprobs": base_logprobs_of_adapter[i]},
+                "first": probes.first_tokens(base_first[i], adapter_first[i]),
+            }
+            for i, probe in enumerate(spec["probes"])
+        ]
+
+    with job.phase("save"):
+        job.result["adapter"] = canonicalise.write_adapter(
+            directory / "adapter", tensors, spec, model.config.num_hidden_layers, job.result["evaluation"]
+        )
+
+
+def add_lora(model, lora: dict, seed: int):
+    """The PEFT model. Raises NO_TARGET_MODULES or TARGET_MODULE_UNSUPPORTED, naming what the base does have."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    param = "lora.target_modules"
+    exist = f"Names in this base: {', '.join(known)}."
+
+    target = lora["target_modules"]
+    if target == "all-linear":
+        target = known
+    elif isinstance(target, str):
+        try:
+            re.compile(target)
+        except re.error as error:
+            raise TrainerError("NO_TARGET_MODULES", f"{param} {target!r} is not a regular expression: {error}. {exist}", param) from error
+        if target in known:  # one name
+            target = [target]
+    if not isinstance(target, str):
+        names = [name for name, _ in model.named_modules()]
+        unknown = [each for each in target if not any(name == each or name.endswith(f".{each}") for name in names)]
+        if unknown or not target:
+            raise TrainerError("NO_TARGET_MODULES", f"{param}: nothing in the base is called {', '.join(map(repr, unknown)) or '(an empty list)'}. {exist}", param)
+
+    chosen = {name: value for name, value in lora.items() if value is not None} | {"target_modules": target}
+    torch.manual_seed(seed)  # lora_A is drawn here
+    try:
+        config = LoraConfig(task_type="CAUSAL_LM", **chosen)
+        model = get_peft_model(model, config)
+    except re.error as error:
+        raise TrainerError("NO_TARGET_MODULES", f"lora: not a regular expression: {error}. {exist}", param) from error
+    except (ValueError, TypeError) as error:
+        if "arget modules" in str(error) or "No modules were targeted" in str(error):
+            raise TrainerError("NO_TARGET_MODULES", f"{param} matches nothing: {error} {exist}", param) from error
+        if "is not supported" in str(error):
+            raise TrainerError("TARGET_MODULE_UNSUPPORTED", f"{param}: {error} {exist}", param) from error
+        raise TrainerError("SPEC_INVALID", f"lora: PEFT refuses this: {error}", "lora") from error
+
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, LoraLayer) and (not isinstance(module.base_layer, torch.nn.Linear) or module.base_layer is head):
+            raise TrainerError("TARGET_MODULE_UNSUPPORTED", f"{param}: {name} is not a linear layer inside the model, so vLLM cannot serve an adapter on it. {exist}", param)
+    return model
+
+
+def newest_checkpoint(job: Job, fingerprint: str) -> Path | None:
+    """The complete checkpoint with the highest step, of resume/ and of what an earlier process left in checkpoints/."""
+    from loop import check_checkpoint
+
+    found = {}
+    given = job.directory / "resume"
+    if given.exists():
+        try:
+            found[check_checkpoint(given, fingerprint)] = given
+        except ValueError as error:
+            raise TrainerError("RESUME_INVALID", f"resume/ cannot be continued: {error}. Start without it, or from another checkpoint.", "resume") from error
+    for path in (job.directory / "checkpoints").glob("step-*"):
+        try:
+            found.setdefault(check_checkpoint(path, fingerprint), path)
+        except ValueError as error:
+            job.emit({"type": "warning", "code": "CHECKPOINT_IGNORED", "message": f"checkpoints/{path.name} is left aside: {error}."})
+    for leftover in (job.directory / "checkpoints/.partial").glob("*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return found[max(found)] if found else None
+
+
+def fingerprint_of(spec: dict, shards: Path) -> str:
+    """What decides the course of training, so that a checkpoint is never continued with something else."""
+    deciding = {"base": spec["base"]["digest"], "lora": spec["lora"], "training": spec["training"]}
+    files = [f"{path.name} {path.stat().st_size}" for path in sorted(shards.glob("train-*.arrow"))]
+    return hashlib.sha256(json.dumps([deciding, files], sort_keys=True).encode()).hexdigest()
+
+
+def as_set(token_ids) -> set[int]:
+    return set(token_ids) if isinstance(token_ids, list) else {token_ids} - {None}
+
+
+def explain(error: Exception) -> TrainerError:
+    """Any failure as one with a stable code."""
+    if isinstance(error, TrainerError):
+        return error
+    text = str(error)
+    # torch and safetensors tell of a failed write in words of their own.
+    words = f"{text} {error.__context__}"
+    if getattr(error, "errno", None) == errno.ENOSPC or re.search("No space left|PytorchStreamWriter|iostream error|unexpected pos", words):
+        return TrainerError("DISK_FULL", f"The disk is full: {text}. A checkpoint needs about 12 bytes for each trained parameter; free some space and start again.")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or re.search("not enough memory|can't allocate memory", text):
+        message = "Out of memory. Lower training.per_device_train_batch_size or tokenize.max_length, or set training.gradient_checkpointing."
+        return TrainerError("OUT_OF_MEMORY", f"{message} ({text})", "training.per_device_train_batch_size")
+    return TrainerError("INTERNAL", f"{type(error).__name__}: {text}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit("usage: python train.py DIR (see the top of this file for what DIR holds)")
+    sys.exit(main(Path(sys.argv[1])))
