@@ -79,7 +79,7 @@ export const createJobBody = z.strictObject({
       tokenize: tokenizeSpec.partial().optional(),
       holdout: z.number().optional(),
       min_records: z.int().optional(),
-      gate: z.enum(["better-than-base", "none"]).optional(),
+      gate: z.enum(["better-than-base", "better-than-promoted", "none"]).optional(),
       promote: z.enum(["auto", "manual"]).optional(),
       max_attempts: z.int().optional(),
     })

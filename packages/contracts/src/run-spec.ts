@@ -143,7 +143,9 @@ export const tokenizeSpec = z
     packing: z
       .union([z.literal("auto"), z.boolean()])
       .default("auto")
-      .describe("`auto` packs when at least 64 optimizer steps per epoch remain afterwards (`seed` only when asked to); packing changes the effective batch."),
+      .describe(
+        "`auto` packs when at least 64 optimizer steps per epoch remain afterwards (`seed` only when asked to); packing changes the effective batch.",
+      ),
   })
   .describe("How records become tokens.");
 
@@ -164,9 +166,11 @@ export const runSpec = z
     training: trainingSpec.prefault({}),
     tokenize: tokenizeSpec.prefault({}),
     gate: z
-      .enum(["better-than-base", "none"])
+      .enum(["better-than-base", "better-than-promoted", "none"])
       .default("better-than-base")
-      .describe("`better-than-base` refuses a version whose held-out loss is not below the base's."),
+      .describe(
+        "`better-than-base` refuses a version whose held-out loss is not below the base's; `better-than-promoted` also one that does worse on the same held-out rows than the version it would replace.",
+      ),
     promote: z.enum(["auto", "manual"]).default("auto").describe("`auto` moves the alias when the version is proven on every replica."),
     max_attempts: z.int().min(1).max(20).default(5).describe("Attempts (starts of the trainer) before the run fails."),
     metadata: z.record(z.string().max(64), z.string().max(512)).optional(),

@@ -125,6 +125,12 @@ export const adapterState = z.object({
         kind: z.enum(["promoted", "rolledback"]),
         by: z.string().nullable(),
         reason: z.string(),
+        command: z
+          .int()
+          .nullish()
+          .describe(
+            "Sequence in ADAPTERS of the command that asked for it, so that a command that is delivered again moves nothing twice.",
+          ),
         at: isoTime,
       }),
     )

@@ -60,6 +60,11 @@ export const probeRecord = z.object({
     logprobs: z.array(z.number()).describe("The adapter's logprobs of these tokens."),
     base_logprobs: z.array(z.number()).describe("The base's logprobs of the same tokens, teacher-forced."),
   }),
+  first: z
+    .object({ tokens: z.array(z.int()).min(1), base: z.array(z.number()), adapter: z.array(z.number()) })
+    .describe(
+      "The likeliest tokens right after the prompt, those of base and adapter together, with both models' logprobs. This is what a replica is asked: one token of work, and unlike the greedy tokens of a well-trained adapter (logprob near 0 at any scale) it tells a wrong scale.",
+    ),
 });
 export type ProbeRecord = z.infer<typeof probeRecord>;
 
