@@ -93,6 +93,9 @@ describe("the ingest service", () => {
     const first = await ingested(line, await upload(line, rows(5)));
     const second = await ingested(line, await upload(line, rows(5)));
     expect(second.data).toEqual({ ...first.data, cacheHit: true });
+    // Whoever changes what comes out, and so this digest, raises `ingestCode`, or old results would be served for new.
+    const { code, chunks } = await getJson(objects, tenant, first.data.manifest, datasetManifest);
+    expect([code, chunks[0]?.blob.digest]).toEqual(["ingest/1", "sha256:1410546717c4448ad7840817a788de08424715937c0c292effbd10f1e36cf267"]);
     const renamed = await ingested(line, await upload(line, rows(5), "other.jsonl"));
     expect(renamed.data.cacheHit).toBe(false);
   });

@@ -28,6 +28,7 @@ import { test as base } from "@loraline/testkit";
 import { tableFromIPC } from "apache-arrow";
 import { ulid } from "ulid";
 import { describe, expect, vi } from "vitest";
+import { tokenizeCode } from "./tokenize-dataset.ts";
 import { createTokenizeService } from "./tokenize-service.ts";
 
 const root = join(import.meta.dirname, "../../..");
@@ -270,6 +271,11 @@ describe("the tokenize service", () => {
     const first = await tokenized(line, await request(line, specOf(await dataset(line, records))));
     const again = await tokenized(line, await request(line, specOf(await dataset(line, records), { adapter: "other", lora: { r: 4 } })));
     expect(again.data).toEqual({ ...first.data, cacheHit: true });
+    // Whoever changes what comes out, and so this digest, raises `tokenizeCode`, or old results would be served for new.
+    expect([tokenizeCode, first.manifest.train[0]?.blob.digest]).toEqual([
+      "tokenize/1",
+      "sha256:64e859dfa4a8bd0cb51992e2f4f8904afb82bbdc956cf9b5578f694f92dba948",
+    ]);
 
     // Without the cache and its objects: the same bytes from the start.
     const cache = await bus.bucket(buckets.cache);
