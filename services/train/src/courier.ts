@@ -120,11 +120,27 @@ async function isOver(bus: Bus, at: EventAddress): Promise<boolean> {
 }
 
 async function runAttempt(attempt: Attempt): Promise<End> {
-  const { job, telemetry, objects, outbox, log, work, stop } = attempt;
+  const { telemetry, work, stop } = attempt;
   const inputs = await telemetry.span("fetch inputs", {}, () => fetchInputs({ ...attempt, work }));
-  const { resumedFromStep, resumeLost } = inputs;
   if (stop.aborted) return { kind: "retry", code: "PREEMPTED", message: "the attempt was asked to stop before it began" };
+  let { end, lastStepAt } = await train(attempt, inputs);
+  if (end.kind === "failed" && end.problem.code === "RESUME_INVALID" && inputs.resumedFromStep !== null) {
+    // As after an update of the trainer. Training again from the start is slower, and better than a run that can never go on.
+    for (const name of ["resume", "checkpoints", "progress.jsonl", "result.json"]) {
+      await rm(join(work, name), { recursive: true, force: true });
+    }
+    ({ end, lastStepAt } = await train(attempt, { resumedFromStep: null, resumeLost: end.problem.message }));
+  }
+  if (end.kind === "trained") await storeAdapter(attempt, inputs, end.result, lastStepAt);
+  return end;
+}
 
+/** Runs the trainer in its folder, once. */
+async function train(
+  attempt: Attempt,
+  { resumedFromStep, resumeLost }: Pick<Inputs, "resumedFromStep" | "resumeLost">,
+): Promise<{ end: End; lastStepAt: string }> {
+  const { job, objects, outbox, log, work, stop } = attempt;
   const trainer = await startTrainer(attempt);
   attempt.trainer = trainer;
   void outbox.send(runStarted, { attempt: job.attempt, job: job.jobName, resumedFromStep }, `attempt-${job.attempt}`);
@@ -140,7 +156,6 @@ async function runAttempt(attempt: Attempt): Promise<End> {
   attempt.uploads = uploads;
   const relay = createRelay(attempt, uploads, resumedFromStep ?? 0);
   if (resumeLost !== null) {
-    log.warn({ reason: resumeLost }, "checkpoint lost; training again from the start");
     relay.line({ type: "warning", time: Date.now() / 1000, code: "RESUME_LOST", message: `training again from the start: ${resumeLost}` });
   }
 
@@ -148,8 +163,7 @@ async function runAttempt(attempt: Attempt): Promise<End> {
   const tail = await tailOf(join(attempt.dir, "trainer.log"));
   const end = decideEnd({ exit: exit ?? { code: 0, signal: null }, result, tail, stopped: stop.aborted });
   relay.end(end.kind === "trained" ? undefined : end.kind === "retry" ? end.code : end.problem.code);
-  if (end.kind === "trained") await storeAdapter(attempt, inputs, end.result, relay.lastStepAt());
-  return end;
+  return { end, lastStepAt: relay.lastStepAt() };
 }
 
 async function startTrainer({ dir, work, python, trainerPath, trainerEnv, stop, bus, at, log }: Attempt): Promise<GuardedChild> {
@@ -240,6 +254,8 @@ function createRelay(attempt: Attempt, uploads: CheckpointUploads, fromStep: num
   let step = fromStep;
   let totalSteps = 0;
   let loss: number | null = null;
+  /** Tells apart what comes more than once, as the phase `save` does. */
+  let phases = 0;
   let warnings = 0;
   let lastStep: number | undefined;
   let trainEnded: number | undefined;
@@ -275,7 +291,7 @@ function createRelay(attempt: Attempt, uploads: CheckpointUploads, fromStep: num
           if (line.state === "start") {
             phase = line.phase;
             phaseSince = line.time * 1000;
-            progress(`phase-${phase}`);
+            progress(`phase-${++phases}-${phase}`);
           } else if (phaseSince > 0 && line.phase === phase) {
             phaseSpan(line.time * 1000);
             phaseSince = 0;

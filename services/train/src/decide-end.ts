@@ -9,7 +9,7 @@ export type End =
   | { kind: "retry"; code: string; message: string };
 
 /** Failures that a trainer reports and that may be gone the next time; all others it would meet again. */
-const passing: ReadonlySet<string> = new Set(["DISK_FULL", "INTERNAL"]);
+const passing: ReadonlySet<string> = new Set(["DISK_FULL", "OUT_OF_MEMORY", "INTERNAL"]);
 
 /**
  * @param result - the trainer's `result.json`, when there is one that can be read.
@@ -59,4 +59,10 @@ export function decideEnd(trainer: {
   };
 }
 
-const lastLines = (tail: string): string => tail.trim().split("\n").slice(-3).join(" | ").slice(-500);
+const lastLines = (tail: string): string => {
+  const lines = tail.trim().split("\n").slice(-3);
+  return lines
+    .map((line) => line.trim())
+    .join(" | ")
+    .slice(-500);
+};

@@ -81,6 +81,9 @@ if (work / "resume" / "checkpoint.json").exists():
     saved = json.loads((work / "resume" / "checkpoint.json").read_text())
     step, history = saved["step"], saved["history"]
     state = (work / "resume" / "state.bin").read_text()
+    if fault.get("kind") == "refuse-resume":
+        result("failed", 0, error={"code": "RESUME_INVALID", "message": "another trainer wrote it"})
+        sys.exit(1)
     assert (work / "resume" / "nested" / "optimizer.bin").read_text() == state * 100
 say("phase", phase="load_base", state="end")
 

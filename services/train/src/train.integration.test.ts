@@ -24,6 +24,7 @@ import {
 import { createJetStreamObjects, getBytes, getJson, type Objects, putJson } from "@loraline/objects";
 import { createLog, createTelemetry, processIdentity, readSpans, traceIdOf } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
+import { Field, Int32, List, Table, tableToIPC, vectorFromArray } from "apache-arrow";
 import { ulid } from "ulid";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { courierCommand, createProcessLauncher, type ProcessLauncherOptions } from "./process-launcher.ts";
@@ -105,10 +106,13 @@ async function startTrain(script: Script, options: Partial<ProcessLauncherOption
   return { launcher, stop: () => started.disposeAsync() };
 }
 
-async function tokens(content = "shard"): Promise<{ manifest: TokenManifest; ref: Awaited<ReturnType<typeof putJson>> }> {
+async function tokens(
+  of: BaseRef = base,
+  contents: { train: (string | Uint8Array)[]; eval: (string | Uint8Array)[] } = { train: ["shard-1", "shard-2"], eval: ["shard-eval"] },
+): Promise<{ manifest: TokenManifest; ref: Awaited<ReturnType<typeof putJson>> }> {
   const zero = `sha256:${"0".repeat(64)}` as const;
-  const shard = async (text: string) => ({
-    blob: await objects.put(tenant, "shard", text),
+  const shard = async (content: string | Uint8Array) => ({
+    blob: await objects.put(tenant, "shard", content),
     rows: 1,
     sequences: 1,
     tokens: 1,
@@ -117,7 +121,7 @@ async function tokens(content = "shard"): Promise<{ manifest: TokenManifest; ref
   const manifest = tokenManifest.parse({
     version: 1,
     cacheKey: zero,
-    base,
+    base: of,
     tokenizerDigest: zero,
     templateDigest: `sha256:${"7".repeat(64)}`,
     profile: "chatml",
@@ -125,8 +129,8 @@ async function tokens(content = "shard"): Promise<{ manifest: TokenManifest; ref
     packed: false,
     seed: 1,
     code: "1",
-    train: [await shard(`${content}-1`), await shard(`${content}-2`)],
-    eval: [await shard(`${content}-eval`)],
+    train: await Promise.all(contents.train.map(shard)),
+    eval: await Promise.all(contents.eval.map(shard)),
     totals: { sequences: 3, tokens: 3, supervised: 3, evalSequences: 1, evalSupervised: 1, dropped: 0 },
     dropped: [],
     trimmed: [],
@@ -519,6 +523,16 @@ describe("faults", () => {
     expect((await steps(at)).filter(([attempt]) => attempt === 2)).toEqual(range(2, 1, 20));
   });
 
+  test("the trainer refuses the checkpoint: it trains again from the start, and says so", async () => {
+    await startTrain({ ...script, faults: { 1: { kind: "kill", at: 10 }, 2: { kind: "refuse-resume" } } });
+    const at = await newRun();
+    await ended(at);
+    expect((await progress(at)).filter(({ warning }) => typeof warning === "object" && warning !== null)).toMatchObject([
+      { attempt: 2, warning: { code: "RESUME_LOST", message: "training again from the start: another trainer wrote it" } },
+    ]);
+    expect((await steps(at)).filter(([attempt]) => attempt === 2)).toEqual(range(2, 1, 20));
+  });
+
   test("an attempt of a run that is over already does nothing", async () => {
     const at = (await request()).at;
     await startTrain(script);
@@ -548,4 +562,57 @@ describe("faults", () => {
     expect(await types(at)).toEqual(["requested", "failed"]);
     expect(manifest.version).toBe(1);
   });
+});
+
+describe("the real trainer and the real base", () => {
+  const bases = join(root, ".loraline/bases");
+  const name = "smollm2-135m-instruct";
+
+  /** Sequences that count up: something a model can learn in a few steps. */
+  function shardOf(rows: number, from: number): Uint8Array {
+    const list = new List(new Field("item", new Int32()));
+    const ids = Array.from({ length: rows }, (_, row) => Array.from({ length: 16 }, (__, n) => 1000 + from + row + n));
+    const columns = {
+      input_ids: vectorFromArray(ids, list),
+      labels: vectorFromArray(
+        ids.map((row) => row.map((id, n) => (n < 4 ? -100 : id))),
+        list,
+      ),
+      seq_lengths: vectorFromArray(
+        ids.map((row) => [row.length]),
+        list,
+      ),
+    };
+    return tableToIPC(new Table(columns), "stream");
+  }
+
+  test("killed with SIGKILL in the middle, it goes on to the same loss curve and the same adapter as undisturbed", async () => {
+    const real = JSON.parse(readFileSync(join(bases, name, "base.json"), "utf8")) as BaseRef;
+    await startTrain({}, {}, { LORALINE_TRAINER: join(import.meta.dirname, "../trainer/train.py"), LORALINE_BASES_DIR: bases });
+    const { ref } = await tokens(real, { train: [shardOf(8, 0), shardOf(4, 100)], eval: [shardOf(2, 200)] });
+    const training = { per_device_train_batch_size: 2, num_train_epochs: 2, save_steps: 3, learning_rate: 1e-3 };
+    const [undisturbed, disturbed] = [await request({ base: name, training }), await request({ base: name, training })];
+    const slow = { timeout: 200_000, interval: 20 };
+
+    await undisturbed.tokenized(ref);
+    await expect.poll(async () => (await state(undisturbed.at)).phase, slow).toBe("trained");
+    await disturbed.tokenized(ref);
+    await expect
+      .poll(async () => Math.max(0, ...(await progress(disturbed.at)).map((told) => Number(told.step))), slow)
+      .toBeGreaterThanOrEqual(7);
+    process.kill(pidOf(disturbed.at, 1, "trainer"), "SIGKILL");
+    await expect.poll(async () => (await state(disturbed.at)).phase, slow).toBe("trained");
+
+    expect(await data(disturbed.at, "preempted")).toMatchObject([{ attempt: 1, code: "TRAINER_KILLED" }]);
+    expect(await data(disturbed.at, "started")).toMatchObject([{ attempt: 1 }, { attempt: 2, resumedFromStep: 6 }]);
+    const proofOf = async (at: At) => getJson(objects, tenant, (await state(at)).trained?.evidence as never, evidence);
+    const [a, b] = [await proofOf(undisturbed.at), await proofOf(disturbed.at)];
+    expect(a.lossHistory).toHaveLength(12);
+    expect(b.lossHistory).toEqual(a.lossHistory);
+    expect(b.evaluation).toEqual(a.evaluation);
+    expect(a.evaluation?.adapter_loss).toBeLessThan(a.evaluation?.base_loss ?? 0);
+    expect(b.probes).toEqual(a.probes);
+    expect(await adapterOf(disturbed.at)).toBe(await adapterOf(undisturbed.at));
+    expect((await state(undisturbed.at)).trained?.lastStepAt).toMatch(/^20/);
+  }, 600_000);
 });
