@@ -76,8 +76,14 @@ const courierGraceMs = 8000;
 /** Resolves when every door is open; the engine may still be starting. Disposing ends all children. */
 export async function startLine(options: LineOptions): Promise<Line> {
   const { stateDir, cacheDir, host, tenant, onNews } = options;
-  // Tells whose child a process is.
-  const env = { ...options.env, LORALINE_STATE: stateDir };
+  const env = {
+    ...options.env,
+    // Tells whose child a process is.
+    LORALINE_STATE: stateDir,
+    // Trainer and engine share the cores. Threads that spin while they wait for each other, OpenMP's default, then bring
+    // everything to a standstill: a training step took ten times as long.
+    OMP_WAIT_POLICY: options.env.OMP_WAIT_POLICY ?? "PASSIVE",
+  };
   const base = await checkInstallation(options);
   await using starting = new AsyncDisposableStack();
   starting.use(await lockStateDir(stateDir, options.pid));
