@@ -1,1 +1,3 @@
-export {};
+export { createServeAgent, type ServeAgentDeps } from "./agent.ts";
+export { createServeController, type ServeControllerDeps } from "./controller.ts";
+export { engineNameOf } from "./engine-names.ts";

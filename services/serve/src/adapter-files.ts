@@ -1,0 +1,141 @@
+/**
+ * Adapters on the disk beside an engine: `<dir>/<hex of the digest>/`, whole or not there, read-only, checked before each use.
+ * Only what the engine reads is fetched; nothing that could run code (pickles) ever arrives here.
+ */
+import { createHash, randomUUID } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { chmod, mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { adapterManifest, type BlobRef, type Digest } from "@loraline/contracts";
+import { getJson, getToFile, type Objects } from "@loraline/objects";
+import { explainSystemError, PermanentError } from "@loraline/runtime";
+import { hexOf } from "./engine-names.ts";
+import { adapterFiles, type AdapterParts } from "./judge-adapter.ts";
+import { scanTensors } from "./safetensors.ts";
+
+const needed = [adapterFiles.config, adapterFiles.weights];
+
+type Adapter = { tenant: string; digest: Digest; manifest: BlobRef };
+
+export interface AdapterFiles {
+  pathOf(adapter: { digest: Digest }): string;
+  /**
+   * Makes the files be there, fetching what is missing or wrong. Only for an adapter that the engine does not list.
+   * @throws PermanentError OBJECT_MISSING, OBJECT_CORRUPT, ADAPTER_FILES_MISSING, DISK_FULL
+   */
+  ensure(adapter: Adapter): Promise<string>;
+  /** Reads every byte: are these the adapter's files? */
+  verify(adapter: Adapter): Promise<boolean>;
+  /** Cheap: has something touched the files since they were last verified here? */
+  touched(adapter: { digest: Digest }): Promise<boolean>;
+  read(adapter: { digest: Digest }): Promise<AdapterParts>;
+  /** Removes what is neither in `keep` (hex digests) nor was there less than `graceMs` ago. */
+  collect(keep: ReadonlySet<string>, now: number, graceMs: number): Promise<void>;
+}
+
+export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pick<Objects, "get"> }): AdapterFiles {
+  const pathOf = ({ digest }: { digest: Digest }): string => join(dir, hexOf(digest));
+  /** What `stat` said of the files when they were verified. */
+  const stamps = new Map<string, string>();
+  const unneededSince = new Map<string, number>();
+
+  const stampOf = async (path: string): Promise<string> => {
+    const stats = await Promise.all(needed.map((name) => stat(join(path, name), { bigint: true })));
+    return stats.map(({ ino, size, mtimeNs, ctimeNs }) => `${ino}/${size}/${mtimeNs}/${ctimeNs}`).join(" ");
+  };
+
+  const filesOf = async ({ tenant, manifest }: Adapter): Promise<{ name: string; blob: BlobRef }[]> => {
+    const { files } = await getJson(objects, tenant, manifest, adapterManifest);
+    return needed.map((name) => {
+      const blob = files.find(({ path }) => path === name)?.blob;
+      if (blob === undefined) {
+        throw new PermanentError("ADAPTER_FILES_MISSING", `adapter ${manifest.digest} has no ${name}; it needs ${needed.join(" and ")}.`, {
+          param: name,
+        });
+      }
+      return { name, blob };
+    });
+  };
+
+  const verify = async (adapter: Adapter): Promise<boolean> => {
+    const path = pathOf(adapter);
+    try {
+      const before = await stampOf(path);
+      for (const { name, blob } of await filesOf(adapter)) {
+        const file = join(path, name);
+        if ((await stat(file)).size !== blob.size || (await digestOfFile(file)) !== blob.digest) return false;
+      }
+      stamps.set(path, before);
+      return true;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return false;
+      throw error;
+    }
+  };
+
+  return {
+    pathOf,
+    verify,
+    async ensure(adapter) {
+      const path = pathOf(adapter);
+      if (await verify(adapter)) return path;
+      const partial = `${path}.${randomUUID()}.partial`;
+      try {
+        await mkdir(partial, { recursive: true });
+        for (const { name, blob } of await filesOf(adapter)) {
+          // Verified on the way: a blob that is not what its digest says never gets its name.
+          await getToFile(objects, adapter.tenant, blob, join(partial, name));
+          await chmod(join(partial, name), 0o444);
+        }
+        // Two agents of one machine must not share a folder; but should they, the second finds what it wanted.
+        await rm(path, { recursive: true, force: true });
+        await rename(partial, path);
+      } catch (error) {
+        await rm(partial, { recursive: true, force: true });
+        throw error instanceof PermanentError ? error : explainSystemError(error, `fetching adapter ${adapter.digest} to ${path}`);
+      }
+      if (!(await verify(adapter))) throw new Error(`adapter ${adapter.digest} was written to ${path} but reads back differently`);
+      return path;
+    },
+    async touched(adapter) {
+      const path = pathOf(adapter);
+      const stamp = stamps.get(path);
+      return stamp !== undefined && (await stampOf(path).catch(() => "missing")) !== stamp;
+    },
+    async read(adapter) {
+      const path = pathOf(adapter);
+      let config: unknown;
+      try {
+        config = JSON.parse(await readFile(join(path, adapterFiles.config), "utf8"));
+      } catch (error) {
+        throw new PermanentError("ADAPTER_CONFIG_INVALID", `${adapterFiles.config} is not JSON: ${(error as Error).message}`, {
+          param: adapterFiles.config,
+          cause: error,
+        });
+      }
+      return { config, tensors: await scanTensors(join(path, adapterFiles.weights)) };
+    },
+    async collect(keep, now, graceMs) {
+      const entries = await readdir(dir).catch(() => []);
+      for (const entry of entries) {
+        const [hex = ""] = entry.split(".");
+        if (entry === hex && keep.has(hex)) {
+          unneededSince.delete(entry);
+          continue;
+        }
+        const since = unneededSince.get(entry) ?? now;
+        unneededSince.set(entry, since);
+        if (now - since < graceMs || !/^[0-9a-f]{64}(\.[0-9a-f-]+\.partial)?$/.test(entry)) continue;
+        await rm(join(dir, entry), { recursive: true, force: true });
+        unneededSince.delete(entry);
+        stamps.delete(join(dir, entry));
+      }
+    },
+  };
+}
+
+async function digestOfFile(path: string): Promise<Digest> {
+  const hash = createHash("sha256");
+  for await (const chunk of createReadStream(path)) hash.update(chunk as Uint8Array);
+  return `sha256:${hash.digest("hex")}`;
+}

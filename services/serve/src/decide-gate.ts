@@ -1,0 +1,125 @@
+/** Pure: may a trained version be served? Static facts first, then what was measured on held-out rows. */
+import type { AdapterManifest, AdapterState, Digest, EngineRecord, Evaluation, Evidence, Problem, RunSpec } from "@loraline/contracts";
+import { adapterFiles } from "./judge-adapter.ts";
+import { proofLimits, recordedEffect } from "./proof.ts";
+
+export interface GateInput {
+  spec: Pick<RunSpec, "base" | "adapter" | "gate">;
+  digest: Digest;
+  manifest: AdapterManifest;
+  evidence: Evidence;
+  evaluation: Evaluation | null;
+  /** undefined: no engine serves this base. */
+  engine: EngineRecord | undefined;
+  /** undefined: the first version. */
+  adapter: AdapterState | undefined;
+}
+
+type Judge = (input: GateInput) => Problem | undefined;
+
+const nats = (value: number): string => value.toFixed(4);
+
+const engineServesBase: Judge = ({ spec, engine }) =>
+  engine === undefined ? { code: "BASE_UNKNOWN", param: "base", message: `no engine serves base "${spec.base}" any more.` } : undefined;
+
+const sameBase: Judge = ({ manifest, engine }) =>
+  engine !== undefined && (manifest.base.name !== engine.base.name || manifest.base.digest !== engine.base.digest)
+    ? {
+        code: "ADAPTER_BASE_MISMATCH",
+        param: "base",
+        message: `trained on base "${manifest.base.name}" (${manifest.base.digest}), but engine "${engine.engine}" serves "${engine.base.name}" (${engine.base.digest}). Train it again on the base that is served.`,
+      }
+    : undefined;
+
+const oneBasePerAdapter: Judge = ({ spec, adapter }) =>
+  adapter !== undefined && adapter.base !== spec.base
+    ? {
+        code: "ADAPTER_BASE_CHANGED",
+        param: "adapter",
+        message: `adapter "${spec.adapter}" is one of base "${adapter.base}"; versions of one adapter share their base. Choose another name.`,
+      }
+    : undefined;
+
+const rankFits: Judge = ({ manifest, engine }) =>
+  engine !== undefined && manifest.rank > engine.maxLoraRank
+    ? {
+        code: "ADAPTER_RANK_TOO_HIGH",
+        param: "lora.r",
+        message: `rank ${manifest.rank} is above the ${engine.maxLoraRank} that engine "${engine.engine}" serves. Lower lora.r, or raise the engine's max_lora_rank.`,
+      }
+    : undefined;
+
+const filesAreThere: Judge = ({ manifest }) => {
+  const missing = Object.values(adapterFiles).filter((name) => !manifest.files.some(({ path }) => path === name));
+  return missing.length > 0
+    ? { code: "ADAPTER_FILES_MISSING", param: missing[0], message: `the adapter has no ${missing.join(" and no ")}.` }
+    : undefined;
+};
+
+const evidenceIsIts: Judge = ({ evidence, digest }) =>
+  evidence.adapter === digest
+    ? undefined
+    : { code: "EVIDENCE_MISMATCH", param: "evidence", message: `the evidence is of adapter ${evidence.adapter}, not of ${digest}.` };
+
+const canBeProven: Judge = ({ evidence }) => {
+  if (evidence.probes.length === 0) {
+    return {
+      code: "PROOF_WITHOUT_PROBES",
+      param: "evidence",
+      message: "the trainer recorded no probes, so no replica could be proven to apply it.",
+    };
+  }
+  const effect = recordedEffect(evidence.probes);
+  return effect < proofLimits.leastEffect
+    ? {
+        code: "NO_EFFECT",
+        message: `the adapter answers like the base (difference ${nats(effect)} nats on the probes): training changed nothing. Raise training.learning_rate or the number of steps, or look at the dataset.`,
+      }
+    : undefined;
+};
+
+const betterThanBase: Judge = ({ spec, evaluation }) =>
+  spec.gate !== "none" && evaluation !== null && !(evaluation.adapter_loss < evaluation.base_loss)
+    ? {
+        code: "NOT_BETTER_THAN_BASE",
+        param: "gate",
+        message: `held-out loss is ${nats(evaluation.adapter_loss)} with the adapter and ${nats(evaluation.base_loss)} without it (${evaluation.rows} rows). More or better data, fewer epochs or a lower learning rate may help; gate: none serves it anyway.`,
+      }
+    : undefined;
+
+/** Losses are comparable only on the same rows, and the base's loss on them tells whether they are the same. */
+const sameRows = (a: Evaluation, b: Evaluation): boolean =>
+  a.rows === b.rows && a.supervised_tokens === b.supervised_tokens && Math.abs(a.base_loss - b.base_loss) <= 1e-3 * a.base_loss;
+
+const betterThanPromoted: Judge = ({ spec, evaluation, adapter }) => {
+  const promoted = adapter?.versions.find(({ version }) => version === adapter.alias);
+  if (spec.gate !== "better-than-promoted" || evaluation === null || !promoted?.evaluation) return undefined;
+  return sameRows(evaluation, promoted.evaluation) && evaluation.adapter_loss > promoted.evaluation.adapter_loss
+    ? {
+        code: "NOT_BETTER_THAN_PROMOTED",
+        param: "gate",
+        message: `held-out loss is ${nats(evaluation.adapter_loss)}, that of the promoted version ${promoted.version} on the same ${evaluation.rows} rows ${nats(promoted.evaluation.adapter_loss)}. gate: better-than-base serves it anyway.`,
+      }
+    : undefined;
+};
+
+const chain: readonly Judge[] = [
+  engineServesBase,
+  oneBasePerAdapter,
+  sameBase,
+  rankFits,
+  filesAreThere,
+  evidenceIsIts,
+  canBeProven,
+  betterThanBase,
+  betterThanPromoted,
+];
+
+/** The first reason not to serve it; undefined: accepted. */
+export function decideGate(input: GateInput): Problem | undefined {
+  for (const judge of chain) {
+    const problem = judge(input);
+    if (problem !== undefined) return problem;
+  }
+  return undefined;
+}

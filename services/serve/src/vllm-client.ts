@@ -1,0 +1,238 @@
+/**
+ * What Loraline asks of a vLLM process. Measured on vLLM 0.32 (CPU build), two cores, SmolLM2-135M:
+ *
+ * - Start with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True` and `--enable-lora`, or the load routes do not exist (404
+ *   `{"detail":"Not Found"}`). `--api-server-count` must stay 1, or the server refuses to start with it.
+ * - Never send `prompt_logprobs` (or `echo` with `logprobs`) to an engine with LoRA on the CPU: as soon as another request is in the
+ *   same batch, `punica_cpu.add_lora_logits` fails on a shape and the whole engine dies. Hence the proof below asks for the token
+ *   after the prompt, which needs no prompt logprobs.
+ * - The first request for logprobs compiles a kernel with g++ (23 s, 2.5 s from its cache), unless `TORCHDYNAMO_DISABLE=1` is set.
+ * - A prompt costs 1.5 ms a token on the base and 8 (`--max-lora-rank 16`) to 12 ms (32) with an adapter of any rank: CPU LoRA
+ *   kernels work at the engine's maximum rank.
+ * - `OMP_NUM_THREADS` above what is idle makes it several times slower: its threads wait for each other at every small step.
+ * - Loading an adapter takes 30–50 ms. `/v1/models` shows the front-end's list, not what is resident; an adapter that was evicted
+ *   from memory is read again from its path, so files stay while the name is listed.
+ * - When the inner engine dies, `/health` says 503 (or the whole process ends) while `/v1/models` may still answer 200.
+ * - SIGTERM with a request in flight hangs unless `--shutdown-timeout` is set.
+ */
+import { Agent, request } from "undici";
+import { z } from "zod";
+
+export interface LoadedModel {
+  id: string;
+  /** Path it was loaded from; for the base, the model's. */
+  root: string | null;
+  /** null: a base. */
+  parent: string | null;
+}
+
+/** No answer, or one that says nothing about the adapter: what the engine holds is not known. */
+export class EngineUnknownError extends Error {
+  override readonly name = "EngineUnknownError";
+  /** The process does not even accept connections; a time-out may just mean that it is busy. */
+  readonly gone: boolean;
+  constructor(message: string, options: ErrorOptions & { gone?: boolean } = {}) {
+    super(message, options);
+    this.gone = options.gone ?? false;
+  }
+}
+
+/** What became of a load or unload. Only a look at `models()` decides what is loaded: messages differ between versions. */
+export type LoadOutcome =
+  | { kind: "done" }
+  | { kind: "refused"; status: number; message: string }
+  /** Started without VLLM_ALLOW_RUNTIME_LORA_UPDATING. */
+  | { kind: "feature-off" }
+  | { kind: "unknown"; message: string };
+
+export interface VllmClient {
+  /** `away`: refused the connection, or says that its engine is dead. `silent`: no answer in time. */
+  health(): Promise<"ready" | "away" | "silent">;
+  /** @throws EngineUnknownError */
+  models(): Promise<LoadedModel[]>;
+  /**
+   * Start time of the process, which changes with every restart.
+   * @throws EngineUnknownError
+   */
+  startTime(): Promise<string>;
+  load(name: string, path: string): Promise<LoadOutcome>;
+  unload(name: string): Promise<LoadOutcome>;
+  /**
+   * Logprobs (natural, before temperature and penalties) of `tokens` right after each prompt: one map per prompt.
+   * @throws EngineUnknownError when there was no answer; EngineRefusedError when the engine said no.
+   */
+  nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]): Promise<Map<number, number>[]>;
+}
+
+/** The engine understood the question and said no. */
+export class EngineRefusedError extends Error {
+  override readonly name = "EngineRefusedError";
+  readonly status: number;
+  constructor(status: number, message: string) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export interface VllmClientOptions {
+  url: string;
+  healthTimeoutMs?: number;
+  readTimeoutMs?: number;
+  /** A load blocks until the engine has read the adapter, and waits behind the step it is in. */
+  loadTimeoutMs?: number;
+  probeTimeoutMs?: number;
+}
+
+const modelList = z.object({
+  data: z.array(z.object({ id: z.string(), root: z.string().nullish(), parent: z.string().nullish() })),
+});
+
+const completion = z.object({
+  choices: z.array(
+    z.object({
+      index: z.int(),
+      logprobs: z.object({ top_logprobs: z.array(z.record(z.string(), z.number()).nullable()).min(1) }),
+    }),
+  ),
+});
+
+export function createVllmClient(options: VllmClientOptions): VllmClient & Disposable {
+  const { url, healthTimeoutMs = 2000, readTimeoutMs = 5000, loadTimeoutMs = 60_000, probeTimeoutMs = 60_000 } = options;
+  // Its own pool: what users' requests do must not keep a health check waiting.
+  const dispatcher = new Agent({ connections: 8, keepAliveTimeout: 4000 });
+
+  const call = async (
+    method: "GET" | "POST",
+    path: string,
+    timeoutMs: number,
+    body?: unknown,
+  ): Promise<{ status: number; text: string }> => {
+    try {
+      const response = await request(`${url}${path}`, {
+        method,
+        dispatcher,
+        signal: AbortSignal.timeout(timeoutMs),
+        headersTimeout: 0,
+        bodyTimeout: 0,
+        ...(body === undefined ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
+      });
+      return { status: response.statusCode, text: await response.body.text() };
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException;
+      const gone = code === "ECONNREFUSED" || code === "ECONNRESET" || code === "UND_ERR_SOCKET" || code === "EPIPE";
+      throw new EngineUnknownError(
+        gone ? `the engine at ${url} does not accept connections (${code})` : `the engine at ${url} gave no answer to ${path}: ${message}`,
+        { cause: error, gone },
+      );
+    }
+  };
+
+  const change = async (path: string, body: Record<string, string>): Promise<LoadOutcome> => {
+    try {
+      const { status, text } = await call("POST", path, loadTimeoutMs, body);
+      if (status === 200) return { kind: "done" };
+      const problem = parseError(text);
+      if (problem === undefined && status === 404) return { kind: "feature-off" };
+      if (status === 503 || isDead(problem?.message ?? "")) return { kind: "unknown", message: problem?.message ?? `HTTP ${status}` };
+      return { kind: "refused", status, message: problem?.message ?? `HTTP ${status}: ${text.slice(0, 300)}` };
+    } catch (error) {
+      if (error instanceof EngineUnknownError) return { kind: "unknown", message: error.message };
+      throw error;
+    }
+  };
+
+  const read = async (path: string): Promise<string> => {
+    const { status, text } = await call("GET", path, readTimeoutMs);
+    if (status !== 200) throw new EngineUnknownError(`the engine at ${url} answered ${path} with HTTP ${status}: ${text.slice(0, 300)}`);
+    return text;
+  };
+
+  return {
+    async health() {
+      try {
+        const { status } = await call("GET", "/health", healthTimeoutMs);
+        return status === 200 ? "ready" : "away";
+      } catch (error) {
+        if (error instanceof EngineUnknownError) return error.gone ? "away" : "silent";
+        throw error;
+      }
+    },
+    async models() {
+      const parsed = modelList.safeParse(parseJson(await read("/v1/models")));
+      if (!parsed.success)
+        throw new EngineUnknownError(`the engine at ${url} answered /v1/models with something else than a list of models`);
+      return parsed.data.data.map(({ id, root = null, parent = null }) => ({ id, root, parent }));
+    },
+    async startTime() {
+      const value = /^process_start_time_seconds (\S+)$/m.exec(await read("/metrics"))?.[1];
+      if (value === undefined) {
+        throw new EngineUnknownError(
+          `the engine at ${url} does not tell its start time: /metrics has no process_start_time_seconds (PROMETHEUS_MULTIPROC_DIR hides it). Give the agent an \`incarnation\`.`,
+        );
+      }
+      return value;
+    },
+    load: (name, path) => change("/v1/load_lora_adapter", { lora_name: name, lora_path: path }),
+    unload: (name) => change("/v1/unload_lora_adapter", { lora_name: name }),
+    async nextTokenLogprobs(model, prompts, tokens) {
+      const { status, text } = await call("POST", "/v1/completions", probeTimeoutMs, {
+        model,
+        prompt: prompts,
+        max_tokens: 1,
+        temperature: 0,
+        logprobs: 1,
+        logprob_token_ids: tokens,
+        return_tokens_as_token_ids: true,
+      });
+      if (status !== 200) {
+        const message = parseError(text)?.message ?? `HTTP ${status}: ${text.slice(0, 300)}`;
+        if (status >= 500) throw new EngineUnknownError(`the engine at ${url} failed on a probe: ${message}`);
+        throw new EngineRefusedError(status, message);
+      }
+      const parsed = completion.safeParse(parseJson(text));
+      if (!parsed.success || parsed.data.choices.length !== prompts.length) {
+        throw new EngineRefusedError(
+          status,
+          "the answer to a probe holds no logprobs for each prompt; this version of vLLM cannot be proven",
+        );
+      }
+      return parsed.data.choices
+        .toSorted((a, b) => a.index - b.index)
+        .map(({ logprobs }) => {
+          const found = new Map<number, number>();
+          for (const [token, logprob] of Object.entries(logprobs.top_logprobs[0] ?? {}))
+            found.set(Number(token.replace("token_id:", "")), logprob);
+          const absent = tokens.filter((token) => !found.has(token));
+          if (absent.length > 0) {
+            throw new EngineRefusedError(
+              status,
+              `the answer to a probe lacks the logprobs of tokens ${absent.slice(0, 5).join(", ")}; vLLM must know \`logprob_token_ids\``,
+            );
+          }
+          return found;
+        });
+    },
+    [Symbol.dispose]() {
+      void dispatcher.destroy();
+    },
+  };
+}
+
+/** A dead inner engine answers every request with this, as HTTP 500: nothing about the adapter follows from it. */
+const isDead = (message: string): boolean => /EngineCore encountered an issue|EngineDeadError/.test(message);
+
+/** Both shapes: `{"error": {"message", "type", …}}`, and the older one with the fields at the top. Undefined: not vLLM's own error. */
+export function parseError(text: string): { message: string; type: string } | undefined {
+  const fields = z.object({ message: z.string(), type: z.string().nullish() });
+  const body = parseJson(text);
+  const parsed = z.union([z.object({ error: fields }).transform(({ error }) => error), fields]).safeParse(body);
+  return parsed.success ? { message: parsed.data.message, type: parsed.data.type ?? "" } : undefined;
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    return undefined;
+  }
+}
