@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { buckets, consumers, type EngineRecord, events } from "@loraline/contracts";
 import { createLog, createTelemetry, PermanentError, RetryLaterError, traceIdOf } from "@loraline/runtime";
 import { spawnNatsServer, test } from "@loraline/testkit";
+import { jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { describe, expect } from "vitest";
@@ -25,6 +26,17 @@ describe("publish", () => {
     expect([first.duplicate, again.duplicate]).toEqual([false, true]);
     expect(again.seq).toBe(first.seq);
     expect(await bus.history([events.datasetReceived, events.datasetIngested], at)).toHaveLength(1);
+  });
+
+  test("reading a history leaves nothing behind on the server", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const consumersOf = async () => (await (await jetstreamManager(nc)).streams.info("DATASETS")).state.consumer_count;
+    const before = await consumersOf();
+    expect(await bus.history([events.datasetReceived], at)).toEqual([]);
+    await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    expect(await bus.history([events.datasetReceived], at)).toHaveLength(1);
+    expect(await consumersOf()).toBe(before);
   });
 
   test("refuses what the contract does not allow, naming the field", async ({ nc, tenant }) => {

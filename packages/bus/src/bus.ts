@@ -86,21 +86,25 @@ export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
       const [first] = events;
       if (first === undefined) return [];
       const consumer = await js.consumers.get(streamOf(first).name, { filter_subjects: events.map((event) => filterFor(event, at)) });
-      const { num_pending: pending } = await consumer.info();
-      if (pending === 0) return [];
       const received: Received[] = [];
-      const messages = await consumer.fetch({ max_messages: pending, expires: 5000 });
-      for await (const message of messages) {
-        received.push(
-          open({
-            subject: message.subject,
-            headers: message.headers,
-            data: message.data,
-            seq: message.seq,
-            storedAt: new Date(Number(message.info.timestampNanos / 1_000_000)).toISOString(),
-          }),
-        );
-        if (received.length >= pending) break;
+      try {
+        const { num_pending: pending } = await consumer.info();
+        const messages = pending === 0 ? [] : await consumer.fetch({ max_messages: pending, expires: 5000 });
+        for await (const message of messages) {
+          received.push(
+            open({
+              subject: message.subject,
+              headers: message.headers,
+              data: message.data,
+              seq: message.seq,
+              storedAt: new Date(Number(message.info.timestampNanos / 1_000_000)).toISOString(),
+            }),
+          );
+          if (received.length >= pending) break;
+        }
+      } finally {
+        // Left alone it would stay for minutes, and a stream holds only so many.
+        await consumer.delete().catch((error: unknown) => log.debug({ err: error }, "history: consumer not removed"));
       }
       return received;
     },
