@@ -1,14 +1,15 @@
 import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { killGroup, processIdentity, spawnGuarded } from "./spawn-guarded.ts";
 
 let dir: string;
 beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), "loraline-guarded-"));
 });
+afterEach(() => rmSync(dir, { recursive: true, force: true }));
 const soon = { timeout: 5000 };
 const env = { PATH: process.env.PATH };
 const sh = (script: string, options = {}) => spawnGuarded("sh", ["-c", script], { env, cwd: dir, ...options });

@@ -10,7 +10,7 @@ import { createProcessLauncher, type ProcessLauncherOptions } from "./process-la
 
 const runId = "01JD0000000000000000000001";
 const log = createLog({ service: "test", level: "silent" });
-const soon = { timeout: 8000 };
+const soon = { timeout: 4000 };
 const hex = "0".repeat(64);
 
 const jobOf = (attempt: number, id = runId): TrainJob => ({
@@ -32,6 +32,7 @@ beforeEach(() => {
 });
 afterEach(async () => {
   for (const one of opened.splice(0)) await one[Symbol.asyncDispose]();
+  rmSync(dir, { recursive: true, force: true });
 });
 
 /** A launcher whose courier is this shell script; `$1` is the attempt's folder. */
@@ -80,6 +81,11 @@ describe("process launcher", () => {
       "echo TypeError: x >&2; exit 1",
       { phase: "failed", code: "COURIER_CRASHED", message: "the courier ended with exit code 1: TypeError: x" },
     ],
+    [
+      "a crash in words",
+      `echo '{"level":60,"msg":"NATS refused"}'; exit 1`,
+      { phase: "failed", code: "COURIER_CRASHED", message: "the courier ended with exit code 1: NATS refused" },
+    ],
     ["a kill", "kill -9 $$", { phase: "failed", code: "COURIER_CRASHED", message: "the courier ended with SIGKILL: it wrote no log" }],
   ])("understands %s, also after a restart", async (_, script, expected) => {
     const { launcher, only } = await launcherOf(script);
@@ -121,7 +127,7 @@ describe("process launcher", () => {
       .poll(() => launcher.observe(), soon)
       .toMatchObject([
         { attempt: 1, phase: "failed", code: "PREEMPTED" },
-        { attempt: 2, phase: "failed", code: "COURIER_CRASHED" },
+        { attempt: 2, phase: "failed", code: "PREEMPTED" },
       ]);
   });
 
@@ -162,7 +168,7 @@ describe("after a kill -9 of the launcher's process", () => {
     const module = JSON.stringify(join(import.meta.dirname, "process-launcher.ts"));
     const runtime = JSON.stringify(join(import.meta.dirname, "../../../packages/runtime/src/index.ts"));
     const options = JSON.stringify({ dir, courierCommand: ["sh", "-c", courier, "courier"], env: { PATH: process.env.PATH } });
-    const script = join(dir, "../", `launch-${Date.now()}-${Math.random()}.mjs`);
+    const script = join(dir, ".launch.mjs");
     writeFileSync(
       script,
       `import { createProcessLauncher } from ${module};

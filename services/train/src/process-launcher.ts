@@ -186,7 +186,17 @@ async function stateAfter(folder: string, { code, signal }: Exit, stopped: boole
       ? { code: "PREEMPTED", message: "the attempt was asked to stop" }
       : {
           code: "COURIER_CRASHED",
-          message: `the courier ended with ${signal === null ? `exit code ${code}` : signal}: ${(await tailOf(join(folder, "courier.log"), 300)) || "it wrote no log"}`,
+          message: `the courier ended with ${signal === null ? `exit code ${code}` : signal}: ${lastWords(await tailOf(join(folder, "courier.log")))}`,
         });
   return { phase: "failed", ...why, endedAt: Date.now() };
+}
+
+/** What the last line of a log says; most of ours are JSON. */
+function lastWords(tail: string): string {
+  const line = tail.split("\n").at(-1) ?? "";
+  try {
+    return String((JSON.parse(line) as { msg: unknown }).msg);
+  } catch {
+    return line.slice(-300) || "it wrote no log";
+  }
 }

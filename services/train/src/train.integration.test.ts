@@ -37,7 +37,7 @@ const tenant = "acme";
 const base: BaseRef = { name: "tiny", revision: "r1", digest: `sha256:${"b".repeat(64)}` };
 const traceparent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01";
 const runEvents = Object.values(events).filter((event) => event.noun === "run" && event !== events.runProgress);
-const within = { timeout: 30_000, interval: 20 };
+const within = { timeout: 30_000, interval: 50 };
 
 interface Script {
   steps?: number;
@@ -589,25 +589,25 @@ describe("the real trainer and the real base", () => {
   test("killed with SIGKILL in the middle, it goes on to the same loss curve and the same adapter as undisturbed", async () => {
     const real = JSON.parse(readFileSync(join(bases, name, "base.json"), "utf8")) as BaseRef;
     await startTrain({}, {}, { LORALINE_TRAINER: join(import.meta.dirname, "../trainer/train.py"), LORALINE_BASES_DIR: bases });
-    const { ref } = await tokens(real, { train: [shardOf(8, 0), shardOf(4, 100)], eval: [shardOf(2, 200)] });
-    const training = { per_device_train_batch_size: 2, num_train_epochs: 2, save_steps: 3, learning_rate: 1e-3 };
+    const { ref } = await tokens(real, { train: [shardOf(4, 0), shardOf(2, 100)], eval: [shardOf(1, 200)] });
+    const training = { per_device_train_batch_size: 2, num_train_epochs: 2, save_steps: 2, learning_rate: 1e-3 };
     const [undisturbed, disturbed] = [await request({ base: name, training }), await request({ base: name, training })];
-    const slow = { timeout: 200_000, interval: 20 };
+    const slow = { timeout: 250_000, interval: 50 };
 
     await undisturbed.tokenized(ref);
     await expect.poll(async () => (await state(undisturbed.at)).phase, slow).toBe("trained");
     await disturbed.tokenized(ref);
     await expect
       .poll(async () => Math.max(0, ...(await progress(disturbed.at)).map((told) => Number(told.step))), slow)
-      .toBeGreaterThanOrEqual(7);
+      .toBeGreaterThanOrEqual(3);
     process.kill(pidOf(disturbed.at, 1, "trainer"), "SIGKILL");
     await expect.poll(async () => (await state(disturbed.at)).phase, slow).toBe("trained");
 
     expect(await data(disturbed.at, "preempted")).toMatchObject([{ attempt: 1, code: "TRAINER_KILLED" }]);
-    expect(await data(disturbed.at, "started")).toMatchObject([{ attempt: 1 }, { attempt: 2, resumedFromStep: 6 }]);
+    expect(await data(disturbed.at, "started")).toMatchObject([{ attempt: 1 }, { attempt: 2, resumedFromStep: 2 }]);
     const proofOf = async (at: At) => getJson(objects, tenant, (await state(at)).trained?.evidence as never, evidence);
     const [a, b] = [await proofOf(undisturbed.at), await proofOf(disturbed.at)];
-    expect(a.lossHistory).toHaveLength(12);
+    expect(a.lossHistory).toHaveLength(6);
     expect(b.lossHistory).toEqual(a.lossHistory);
     expect(b.evaluation).toEqual(a.evaluation);
     expect(a.evaluation?.adapter_loss).toBeLessThan(a.evaluation?.base_loss ?? 0);
