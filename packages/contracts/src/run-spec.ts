@@ -172,7 +172,12 @@ export const runSpec = z
         "`better-than-base` refuses a version whose held-out loss is not below the base's; `better-than-promoted` also one that does worse on the same held-out rows than the version it would replace.",
       ),
     promote: z.enum(["auto", "manual"]).default("auto").describe("`auto` moves the alias when the version is proven on every replica."),
-    max_attempts: z.int().min(1).max(20).default(5).describe("Attempts (starts of the trainer) before the run fails."),
+    max_attempts: z
+      .int()
+      .min(1)
+      .max(20)
+      .default(5)
+      .describe("Attempts that may end by a fault of their own before the run fails. Preemption and a killed machine do not count."),
     metadata: z.record(z.string().max(64), z.string().max(512)).optional(),
   })
   .describe("What a user asks for: one fine-tuning run.");
