@@ -1,6 +1,6 @@
 /** One line for all end-to-end tests: its start, vLLM's above all, costs more than most of them. */
 import type { TestProject } from "vitest/node";
-import { type Address, scratchDir, startLineUnderTest } from "../line-under-test.ts";
+import { type Address, scratchDir, startLineUnderTest } from "../line-process.ts";
 
 declare module "vitest" {
   export interface ProvidedContext {
