@@ -1,2 +1,3 @@
 export { test } from "./fixtures.ts";
 export * from "./servers.ts";
+export * from "./simulated-engine.ts";

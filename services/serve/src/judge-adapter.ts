@@ -160,7 +160,7 @@ function judgeTensors(tensors: readonly ScannedTensor[], rank: number, base: Ser
   }
   if (pairs.size === 0) {
     report("ADAPTER_EMPTY", adapterFiles.weights, `${adapterFiles.weights} holds no low-rank weights.`);
-  } else if ([...pairs.values()].every(({ B }) => B === undefined || B.allZero)) {
+  } else if ([...pairs.values()].every(({ B }) => B?.allZero === true)) {
     report(
       "ADAPTER_ZERO",
       adapterFiles.weights,

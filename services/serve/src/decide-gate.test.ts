@@ -1,0 +1,113 @@
+import type { AdapterState, Evaluation, ProbeRecord } from "@loraline/contracts";
+import { describe, expect, it } from "vitest";
+import { decideGate, type GateInput } from "./decide-gate.ts";
+
+const digest = `sha256:${"a".repeat(64)}` as const;
+const base = { name: "small", revision: "1", digest: `sha256:${"b".repeat(64)}` as const };
+const blob = { kind: "adapter-file" as const, digest, size: 1 };
+const probe: ProbeRecord = {
+  name: "p",
+  input_ids: [1],
+  base: { tokens: [], logprobs: [] },
+  adapter: { tokens: [], logprobs: [], base_logprobs: [] },
+  first: { tokens: [1, 2], base: [-1, -2], adapter: [-3, -1] },
+};
+const evaluation: Evaluation = { base_loss: 3, adapter_loss: 2, rows: 10, supervised_tokens: 200 };
+const input: GateInput = {
+  spec: { base: "small", adapter: "pirate", gate: "better-than-base" },
+  digest,
+  manifest: {
+    version: 1,
+    base,
+    rank: 8,
+    targetModules: ["q_proj"],
+    parameters: 1,
+    files: [
+      { path: "adapter_config.json", blob },
+      { path: "adapter_model.safetensors", blob },
+    ],
+  },
+  evidence: {
+    version: 1,
+    runId: "r",
+    adapter: digest,
+    tokens: { ...blob, kind: "tokens" },
+    templateDigest: digest,
+    evaluation,
+    probes: [probe],
+    lossHistory: [],
+  },
+  evaluation,
+  engine: { engine: "local", base, maxLoraRank: 16, maxLoras: 1, maxCpuLoras: 1, maxModelLen: 2048, updatedAt: "2026-01-01T00:00:00.000Z" },
+  adapter: undefined,
+};
+const promoted = (loss: number, over: Partial<Evaluation> = {}): AdapterState => ({
+  tenant: "acme",
+  adapter: "pirate",
+  engine: "local",
+  base: "small",
+  alias: 1,
+  history: [],
+  versions: [
+    {
+      version: 1,
+      digest,
+      manifest: { ...blob, kind: "adapter" },
+      evidence: { ...blob, kind: "evidence" },
+      runId: "r0",
+      rank: 8,
+      engineName: "e",
+      status: "desired",
+      reason: null,
+      promote: "auto",
+      evaluation: { ...evaluation, adapter_loss: loss, ...over },
+      lastStepAt: "",
+      createdAt: "",
+      servedAt: null,
+      trace: null,
+    },
+  ],
+});
+const verdict = (over: Partial<GateInput>) => decideGate({ ...input, ...over })?.code ?? "accepted";
+
+describe("decideGate", () => {
+  it("accepts what is better than the base, and what nobody evaluated", () => {
+    expect(verdict({})).toBe("accepted");
+    expect(verdict({ evaluation: null })).toBe("accepted");
+  });
+
+  it.each<[string, Partial<GateInput>, string]>([
+    ["no engine serves the base", { engine: undefined }, "BASE_UNKNOWN"],
+    ["the base has other bytes", { manifest: { ...input.manifest, base: { ...base, digest } } }, "ADAPTER_BASE_MISMATCH"],
+    ["the adapter has another base", { adapter: { ...promoted(1), base: "large" } }, "ADAPTER_BASE_CHANGED"],
+    ["its rank is too high", { manifest: { ...input.manifest, rank: 32 } }, "ADAPTER_RANK_TOO_HIGH"],
+    ["a file is missing", { manifest: { ...input.manifest, files: [{ path: "adapter_model.bin", blob }] } }, "ADAPTER_FILES_MISSING"],
+    ["the evidence is another adapter's", { evidence: { ...input.evidence, adapter: base.digest } }, "EVIDENCE_MISMATCH"],
+    ["there are no probes", { evidence: { ...input.evidence, probes: [] } }, "PROOF_WITHOUT_PROBES"],
+    [
+      "training changed nothing",
+      { evidence: { ...input.evidence, probes: [{ ...probe, first: { tokens: [1], base: [-1], adapter: [-1.001] } }] } },
+      "NO_EFFECT",
+    ],
+    ["it is no better than the base", { evaluation: { ...evaluation, adapter_loss: 3 } }, "NOT_BETTER_THAN_BASE"],
+    ["its loss is not a number", { evaluation: { ...evaluation, adapter_loss: Number.NaN } }, "NOT_BETTER_THAN_BASE"],
+  ])("refuses when %s", (_when, over, code) => {
+    expect(verdict(over)).toBe(code);
+  });
+
+  it("gate: none asks for no evaluation, but still for the facts", () => {
+    const none = { spec: { ...input.spec, gate: "none" as const } };
+    expect(verdict({ ...none, evaluation: { ...evaluation, adapter_loss: 9 } })).toBe("accepted");
+    expect(verdict({ ...none, manifest: { ...input.manifest, rank: 99 } })).toBe("ADAPTER_RANK_TOO_HIGH");
+  });
+
+  it("compares with the promoted version only when asked, and only on the same rows", () => {
+    const strict = { spec: { ...input.spec, gate: "better-than-promoted" as const } };
+    expect(verdict({ adapter: promoted(1.5) })).toBe("accepted");
+    expect(verdict({ ...strict, adapter: promoted(1.5) })).toBe("NOT_BETTER_THAN_PROMOTED");
+    expect(verdict({ ...strict, adapter: promoted(2.5) })).toBe("accepted");
+    expect(verdict({ ...strict, adapter: promoted(1.5, { rows: 11 }) })).toBe("accepted");
+    expect(verdict({ ...strict, adapter: promoted(1.5, { base_loss: 2.5 }) })).toBe("accepted");
+    expect(verdict({ ...strict, adapter: undefined })).toBe("accepted");
+  });
+});

@@ -1,0 +1,86 @@
+import { describe, expect, it } from "vitest";
+import { type AdapterParts, judgeAdapter, type ServedBase } from "./judge-adapter.ts";
+import type { ScannedTensor } from "./safetensors.ts";
+
+const q = "model.layers.0.self_attn.q_proj";
+const base: ServedBase = { name: "small", maxLoraRank: 16, tensors: [{ name: `${q}.weight`, dtype: "BF16", shape: [32, 64] }] };
+const tensor = (name: string, shape: number[], over: Partial<ScannedTensor> = {}): ScannedTensor => ({
+  name,
+  dtype: "BF16",
+  shape,
+  notFinite: 0,
+  allZero: false,
+  ...over,
+});
+const a = (over: Partial<ScannedTensor> = {}, shape = [8, 64]) => tensor(`base_model.model.${q}.lora_A.weight`, shape, over);
+const b = (over: Partial<ScannedTensor> = {}, shape = [32, 8]) => tensor(`base_model.model.${q}.lora_B.weight`, shape, over);
+const good = {
+  peft_type: "LORA",
+  r: 8,
+  lora_alpha: 8,
+  target_modules: ["q_proj"],
+  base_model_name_or_path: "small",
+  bias: "none",
+  use_dora: false,
+  modules_to_save: null,
+  rank_pattern: {},
+  alpha_pattern: {},
+};
+const judge = (over: Partial<AdapterParts> & { config?: Record<string, unknown> } = {}, served = base) =>
+  judgeAdapter({ tensors: over.tensors ?? [a(), b()], config: { ...good, ...over.config } }, served).map(({ code, param }) => [
+    code,
+    param,
+  ]);
+
+describe("judgeAdapter", () => {
+  it("finds nothing wrong with what the trainer publishes", () => {
+    expect(judge()).toEqual([]);
+    expect(judge({}, { name: "small", maxLoraRank: 8 })).toEqual([]);
+  });
+
+  it.each([
+    ["another base by name", { base_model_name_or_path: "large" }, "ADAPTER_BASE_MISMATCH", "base_model_name_or_path"],
+    ["a rank above the engine's", { r: 32 }, "ADAPTER_RANK_TOO_HIGH", "r"],
+    ["DoRA", { use_dora: true }, "ADAPTER_FEATURE_UNSUPPORTED", "use_dora"],
+    ["whole modules", { modules_to_save: ["lm_head"] }, "ADAPTER_FEATURE_UNSUPPORTED", "modules_to_save"],
+    ["biases", { bias: "all" }, "ADAPTER_FEATURE_UNSUPPORTED", "bias"],
+    ["scalings per module", { alpha_pattern: { q_proj: 4 } }, "ADAPTER_NOT_CANONICAL", "alpha_pattern"],
+    ["no rank", { r: undefined }, "ADAPTER_CONFIG_INVALID", "adapter_config.json: r"],
+    ["another method", { peft_type: "IA3" }, "ADAPTER_CONFIG_INVALID", "adapter_config.json: peft_type"],
+  ])("refuses %s in the config", (_what, config, code, param) => {
+    expect(judge({ config })[0]).toEqual([code, param]);
+  });
+
+  it.each([
+    ["NaN", [a({ notFinite: 3 }), b()], "ADAPTER_NAN"],
+    ["only zeros in lora_B", [a(), b({ allZero: true })], "ADAPTER_ZERO"],
+    ["no weights", [], "ADAPTER_EMPTY"],
+    ["half a pair", [a()], "ADAPTER_TENSOR_MISSING"],
+    ["another rank than its config", [a({}, [4, 64]), b({}, [32, 4])], "ADAPTER_SHAPE_MISMATCH"],
+    ["other inputs than the base has", [a({}, [8, 128]), b()], "ADAPTER_BASE_MISMATCH"],
+    ["a type that is no float", [a({ dtype: "I8" }), b()], "ADAPTER_DTYPE"],
+    [
+      "a module the base lacks",
+      [
+        a(),
+        b(),
+        tensor("base_model.model.model.layers.9.mlp.lora_A.weight", [8, 64]),
+        tensor("base_model.model.model.layers.9.mlp.lora_B.weight", [64, 8]),
+      ],
+      "ADAPTER_MODULE_UNKNOWN",
+    ],
+    ["a DoRA magnitude", [a(), b(), tensor(`base_model.model.${q}.lora_magnitude_vector`, [32])], "ADAPTER_TENSOR_UNKNOWN"],
+    ["a whole embedding", [a(), b(), tensor("base_model.model.model.embed_tokens.weight", [100, 64])], "ADAPTER_TENSOR_UNKNOWN"],
+  ])("refuses tensors with %s", (_what, tensors, code) => {
+    expect(judge({ tensors }).map(([found]) => found)).toContain(code);
+  });
+
+  it("names the tensor, and says each kind of problem once", () => {
+    const many = Array.from({ length: 40 }, (_, i) =>
+      tensor(`base_model.model.model.layers.${i}.x.lora_A.weight`, [8, 64], { notFinite: 1 }),
+    );
+    const problems = judgeAdapter({ tensors: many, config: good }, { name: "small", maxLoraRank: 16 });
+    expect(problems.map(({ code }) => code)).toEqual(["ADAPTER_NAN", "ADAPTER_TENSOR_MISSING"]);
+    expect(problems[0]?.message).toContain("layers.0.x.lora_A");
+  });
+});

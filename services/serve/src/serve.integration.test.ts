@@ -1,0 +1,426 @@
+import { createHash } from "node:crypto";
+import { chmod, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Bus } from "@loraline/bus";
+import {
+  adapterAccepted,
+  adapterLoaded,
+  adapterPromoted,
+  adapterPromoteRequested,
+  adapterRefused,
+  adapterRollbackRequested,
+  adapterRolledBack,
+  adapterUnloaded,
+  type BaseRef,
+  runCancelled,
+  runFailed,
+  runServed,
+  runTrained,
+} from "@loraline/contracts";
+import { readSpans } from "@loraline/runtime";
+import { createSimulatedEngine, simulatedAdapter, type SimulatedAdapterOptions, simulatedProbes, test as it } from "@loraline/testkit";
+import { describe, expect } from "vitest";
+import { type AdapterBytes, type ServeUnderTest, serveUnderTest } from "./serve-under-test.ts";
+
+const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
+
+const test = it
+  .extend("dir", async ({}, { onCleanup }) => {
+    const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
+    onCleanup(() => rm(dir, { recursive: true, force: true }));
+    return dir;
+  })
+  .extend("engine", async ({}, { onCleanup }) => {
+    const engine = await createSimulatedEngine({ base: base.name });
+    onCleanup(() => engine[Symbol.asyncDispose]());
+    return engine;
+  })
+  .extend("serve", async ({ nc, tenant, dir }, { onCleanup }) => {
+    const serve = await serveUnderTest({ nc, tenant, dir, base, spansDir: join(dir, "spans") });
+    onCleanup(() => serve[Symbol.asyncDispose]());
+    return serve;
+  })
+  .extend("start", async ({ serve, engine }, { onCleanup }) => {
+    const running: AsyncDisposable[] = [];
+    onCleanup(async () => {
+      for (const each of running.reverse()) await each[Symbol.asyncDispose]();
+    });
+    return async () => {
+      running.push(await serve.startController(), await serve.startAgent(engine.url));
+    };
+  })
+  .extend(
+    "make",
+    ({ dir }) =>
+      async (over: Partial<SimulatedAdapterOptions> = {}, record: Partial<SimulatedAdapterOptions> = over): Promise<AdapterBytes> => ({
+        ...simulatedAdapter({ base: base.name, ...over }),
+        probes: await simulatedProbes(join(dir, "scratch"), { base: base.name, ...record }),
+      }),
+  );
+
+const until = { timeout: 10_000, interval: 20 };
+const codeOf = async (serve: ServeUnderTest, runId: string): Promise<string | undefined> => {
+  const [failed] = await serve.history([runFailed], runId);
+  return (failed?.data as { code?: string } | undefined)?.code;
+};
+const servedBy = async (serve: ServeUnderTest, runId: string) => {
+  await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
+  const [event] = await serve.history([runServed], runId);
+  return event?.data as Record<string, unknown>;
+};
+const held = async (serve: ServeUnderTest, version: number, replica?: string) =>
+  (await serve.replica(replica))?.adapters.find((each) => each.version === version)?.state;
+
+describe("a trained run", () => {
+  test("becomes a proven version with the alias on it, in one trace, at once", async ({ serve, engine, start, make, dir }) => {
+    await start();
+    const traceId = "0af7651916cd43dd8448eb211c80319c";
+    const runId = await serve.train("pirate", await make(), { traceparent: `00-${traceId}-b7ad6b7169203331-01` });
+    const served = await servedBy(serve, runId);
+    expect(served).toMatchObject({ adapter: "pirate", version: 1, replicas: 1, promoted: true });
+    expect(served["lastStepToProvenMs"]).toBeLessThan(2000);
+
+    const state = await serve.adapter("pirate");
+    const [version] = state?.versions ?? [];
+    expect(state).toMatchObject({ engine: serve.engine, base: base.name, alias: 1, history: [{ from: null, to: 1, kind: "promoted" }] });
+    expect(version?.engineName).toMatch(new RegExp(`^${serve.tenant}\\.pirate\\.v1\\.[0-9a-f]{12}$`));
+    expect(engine.loaded.get(version?.engineName ?? "")).toBe(join(dir, "a", (version?.digest ?? "").slice(7)));
+
+    const told = await serve.history([adapterAccepted, adapterLoaded, adapterPromoted, adapterRefused], "pirate");
+    expect(told.map(({ type }) => type)).toEqual(["adapter.accepted.v1", "adapter.loaded.v1", "adapter.promoted.v1"]);
+    expect(told[1]?.data).toMatchObject({ version: 1, replica: "a", proof: { agreement: 0, effect: expect.any(Number) } });
+    const trace = [...told, ...(await serve.history([runServed], runId))].map((event) => event.trace?.slice(3, 35));
+    expect(new Set(trace)).toEqual(new Set([traceId]));
+    await serve.telemetry.flush();
+    const spans = (await readSpans(join(dir, "spans"), traceId)).map(({ name }) => name);
+    for (const name of ["gate", "load", "proof", "promote"]) expect(spans).toContain(name);
+  });
+
+  test("keeps its files whole and read-only under their digest", async ({ serve, start, make, dir }) => {
+    await start();
+    await servedBy(serve, await serve.train("pirate", await make()));
+    const [version] = (await serve.adapter("pirate"))?.versions ?? [];
+    const path = join(dir, "a", (version?.digest ?? "").slice(7));
+    expect((await readdir(join(dir, "a"))).length).toBe(1);
+    expect(await readdir(path)).toEqual(["adapter_config.json", "adapter_model.safetensors"]);
+    expect((await stat(join(path, "adapter_model.safetensors"))).mode & 0o777).toBe(0o444);
+  });
+
+  test("delivered again, it is the same version", async ({ serve, start, make }) => {
+    await start();
+    const runId = await serve.train("pirate", await make());
+    await servedBy(serve, runId);
+    const [event] = await serve.history([runTrained], runId);
+    await serve.publishTrained(runId, runTrained.data.parse(event?.data));
+    const next = await serve.train("pirate", await make({ seed: 2 }));
+    await servedBy(serve, next);
+    expect((await serve.adapter("pirate"))?.versions.map(({ runId: of }) => of)).toEqual([runId, next]);
+    expect(await serve.history([adapterAccepted], "pirate")).toHaveLength(2);
+  });
+
+  test("that was cancelled meanwhile is left alone", async ({ serve, engine, start, make }) => {
+    const cancelled = await serve.train("pirate", await make());
+    await serve.bus.publish(runCancelled, { tenant: serve.tenant, id: cancelled }, {});
+    await start();
+    await servedBy(serve, await serve.train("parrot", await make()));
+    expect(await serve.adapter("pirate")).toBeUndefined();
+    expect(engine.calls.filter((call) => call.includes("pirate"))).toEqual([]);
+  });
+
+  test("that nobody requested becomes a dead letter", async ({ serve, start, make }) => {
+    await start();
+    const runId = await serve.train("pirate", await make());
+    const [event] = await serve.history([runTrained], runId);
+    const stray = "01JZZZZZZZZZZZZZZZZZZZZZZZ";
+    await serve.publishTrained(stray, runTrained.data.parse(event?.data));
+    await expect.poll(() => codeOf(serve, stray), until).toBe("RUN_UNKNOWN");
+    await expect.poll(async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code), until).toEqual(["RUN_UNKNOWN"]);
+  });
+
+  test("with promote: manual is served, and the alias waits for a person", async ({ serve, start, make }) => {
+    await start();
+    const runId = await serve.train("pirate", await make(), { spec: { promote: "manual" } });
+    expect(await servedBy(serve, runId)).toMatchObject({ promoted: false });
+    expect(await serve.adapter("pirate")).toMatchObject({ alias: null });
+    await serve.bus.publish(adapterPromoteRequested, { tenant: serve.tenant, id: "pirate" }, { version: 1, by: "ann" });
+    await expect.poll(async () => (await serve.adapter("pirate"))?.alias, until).toBe(1);
+    await expect.poll(() => serve.history([adapterPromoted], "pirate"), until).toMatchObject([{ data: { from: null, to: 1, by: "ann" } }]);
+  });
+});
+
+describe("what is not served", () => {
+  test("a version that the gate refuses is never loaded", async ({ serve, engine, start, make }) => {
+    await start();
+    const runId = await serve.train("pirate", await make(), {
+      evaluation: { base_loss: 2, adapter_loss: 2.5, rows: 4, supervised_tokens: 40 },
+    });
+    await expect.poll(() => codeOf(serve, runId), until).toBe("NOT_BETTER_THAN_BASE");
+    expect(await serve.history([adapterRefused], "pirate")).toMatchObject([{ data: { code: "NOT_BETTER_THAN_BASE", runId } }]);
+    expect(engine.calls).toEqual([]);
+  });
+
+  const q = "model.layers.0.self_attn.q_proj";
+  const faults: [string, Partial<SimulatedAdapterOptions>, Partial<SimulatedAdapterOptions>, string][] = [
+    ["only zeros", { size: 0 }, {}, "ADAPTER_ZERO"],
+    ["not-a-number", { size: Number.NaN }, {}, "ADAPTER_NAN"],
+    ["modules that the model does not have", { modules: ["model.blocks.0.q_proj"] }, { modules: [q] }, "PROOF_WITHOUT_EFFECT"],
+    ["twice the scaling", { alpha: 8 }, { alpha: 4 }, "PROOF_SCALING"],
+    ["half the scaling", { alpha: 2 }, { alpha: 4 }, "PROOF_SCALING"],
+    ["other weights", { seed: 2 }, { seed: 1 }, "PROOF_DISAGREES"],
+    ["another base's name", { config: { base_model_name_or_path: "huge" } }, {}, "ADAPTER_BASE_MISMATCH"],
+    ["DoRA", { config: { use_dora: true } }, {}, "ADAPTER_FEATURE_UNSUPPORTED"],
+    ["a rank above the engine's", { rank: 64 }, {}, "ADAPTER_RANK_TOO_HIGH"],
+  ];
+  for (const [what, bytes, record, code] of faults) {
+    test(`an adapter with ${what} is refused with its own reason: ${code}`, async ({ serve, engine, start, make }) => {
+      await start();
+      const runId = await serve.train("pirate", await make(bytes, record));
+      await expect.poll(() => codeOf(serve, runId), until).toBe(code);
+      await expect.poll(() => [...engine.loaded], until).toEqual([]);
+      expect(await serve.history([runServed, adapterPromoted], runId)).toEqual([]);
+      await expect.poll(() => serve.history([adapterRefused], "pirate"), until).toMatchObject([{ data: { code } }]);
+    });
+  }
+
+  test("an engine that says 200 and applies nothing", async ({ serve, engine, start, make }) => {
+    engine.behaviour.lies = true;
+    await start();
+    const runId = await serve.train("pirate", await make());
+    await expect.poll(() => codeOf(serve, runId), until).toBe("PROOF_WITHOUT_EFFECT");
+    await expect.poll(() => [...engine.loaded], until).toEqual([]);
+    expect(await serve.adapter("pirate")).toMatchObject({
+      alias: null,
+      versions: [{ status: "refused", reason: { code: "PROOF_WITHOUT_EFFECT" } }],
+    });
+  });
+
+  for (const oldErrors of [false, true]) {
+    test(
+      `an adapter that the engine refuses to load, said in ${oldErrors ? "old" : "new"} words`,
+      { timeout: 30_000 },
+      async ({ serve, engine, start, make }) => {
+        Object.assign(engine.behaviour, { oldErrors, refuseLoad: () => "no room" });
+        await start();
+        const runId = await serve.train("pirate", await make());
+        await expect.poll(() => codeOf(serve, runId), { timeout: 20_000 }).toBe("ENGINE_REFUSED");
+        const [failed] = await serve.history([runFailed], runId);
+        expect(failed?.data).toMatchObject({ message: expect.stringContaining("no room") });
+        expect(engine.calls.length).toBe(5);
+      },
+    );
+  }
+
+  test("an engine started without run-time loading is waited for, not blamed on the adapter", async ({ serve, engine, start, make }) => {
+    engine.behaviour.loadingOff = true;
+    await start();
+    await serve.train("pirate", await make());
+    await expect
+      .poll(async () => (await serve.replica())?.adapters[0], until)
+      .toMatchObject({ state: "retrying", error: { code: "ENGINE_WITHOUT_RUNTIME_LORA" } });
+  });
+});
+
+describe("an engine", () => {
+  test("that restarts has everything proven again before it counts", async ({ serve, engine, start, make }) => {
+    await start();
+    await servedBy(serve, await serve.train("pirate", await make()));
+    const before = (await serve.replica())?.incarnation;
+    await engine.stop();
+    await expect.poll(async () => (await serve.replica())?.ready, until).toBe(false);
+    engine.behaviour.probeDelayMs = 300;
+    await engine.start();
+    await expect.poll(async () => (await serve.replica())?.ready, until).toBe(true);
+    expect(await held(serve, 1)).toBe("loading");
+    await expect.poll(() => held(serve, 1), until).toBe("proven");
+    expect((await serve.replica())?.incarnation).not.toBe(before);
+    expect(await serve.history([adapterLoaded], "pirate")).toHaveLength(2);
+    expect((await serve.adapter("pirate"))?.history).toHaveLength(1);
+  });
+
+  test("whose core died is away although it still lists its models", async ({ serve, engine, start, make }) => {
+    await start();
+    await servedBy(serve, await serve.train("pirate", await make()));
+    engine.behaviour.coreDead = true;
+    await expect.poll(async () => (await serve.replica())?.ready, until).toBe(false);
+    expect(engine.calls.filter((call) => call.startsWith("unload"))).toEqual([]);
+  });
+
+  test("that restarts between two health checks is noticed by its start time", async ({ serve, engine, make }) => {
+    await using _controller = await serve.startController();
+    await using _agent = await serve.startAgent(engine.url, { healthMs: 60_000 });
+    await servedBy(serve, await serve.train("pirate", await make()));
+    await engine.stop();
+    await engine.start();
+    await expect.poll(() => engine.loaded.size, until).toBe(1);
+    await expect.poll(() => held(serve, 1), until).toBe("proven");
+  });
+
+  test("is not unloaded by an agent that cannot read what is wanted, and one that starts anew proves without loading", async ({
+    serve,
+    engine,
+    make,
+  }) => {
+    await using _controller = await serve.startController();
+    const first = await serve.startAgent(engine.url);
+    await servedBy(serve, await serve.train("pirate", await make()));
+    await first[Symbol.asyncDispose]();
+    expect(await serve.replica()).toBeUndefined();
+    await using _second = await serve.startAgent(engine.url);
+    await expect.poll(() => held(serve, 1), until).toBe("proven");
+    expect(engine.calls).toHaveLength(1);
+  });
+
+  test("with one bad and one slow adapter serves the others at once", async ({ serve, engine, start, make }) => {
+    await start();
+    engine.behaviour.refuseLoad = (name) => (name.includes(".bad.") ? "broken" : undefined);
+    await serve.train("bad", await make({ seed: 9 }));
+    await expect.poll(() => engine.calls.some((call) => call.includes(".bad.")), until).toBe(true);
+    const started = performance.now();
+    await servedBy(serve, await serve.train("pirate", await make()));
+    expect(performance.now() - started).toBeLessThan(2000);
+  });
+
+  test("whose adapter files are swapped loads them anew from what was published", async ({ serve, engine, start, make, dir }) => {
+    await start();
+    await servedBy(serve, await serve.train("pirate", await make()));
+    const [version] = (await serve.adapter("pirate"))?.versions ?? [];
+    const file = join(dir, "a", (version?.digest ?? "").slice(7), "adapter_model.safetensors");
+    const bytes = await readFile(file);
+    const digest = createHash("sha256").update(bytes).digest("hex");
+    await chmod(file, 0o644);
+    bytes.writeUInt8(bytes.readUInt8(bytes.length - 2) ^ 0x40, bytes.length - 2);
+    await writeFile(file, bytes);
+    await expect.poll(() => engine.calls.length, until).toBe(3);
+    await expect.poll(() => held(serve, 1), until).toBe("proven");
+    expect(engine.calls.map((call) => call.split(" ")[0])).toEqual(["load", "unload", "load"]);
+    expect(
+      createHash("sha256")
+        .update(await readFile(file))
+        .digest("hex"),
+    ).toBe(digest);
+  });
+
+  test("beside another: a version is served when both have it proven", async ({ serve, engine, start, make }) => {
+    await using other = await createSimulatedEngine({ base: base.name });
+    other.behaviour.probeDelayMs = 700;
+    await start();
+    await using _agent = await serve.startAgent(other.url, { replica: "b" });
+    await expect.poll(async () => (await serve.replica("b"))?.ready, until).toBe(true);
+    const runId = await serve.train("pirate", await make());
+    await expect.poll(() => held(serve, 1), until).toBe("proven");
+    expect(await held(serve, 1, "b")).toBe("loading");
+    expect((await serve.adapter("pirate"))?.alias).toBeNull();
+    expect(await servedBy(serve, runId)).toMatchObject({ replicas: 2 });
+    expect(engine.loaded.size + other.loaded.size).toBe(2);
+  });
+});
+
+describe("aliases and versions", () => {
+  const versions = async (
+    serve: ServeUnderTest,
+    make: (over?: Partial<SimulatedAdapterOptions>) => Promise<AdapterBytes>,
+    count: number,
+  ): Promise<void> => {
+    for (let seed = 1; seed <= count; seed++) await servedBy(serve, await serve.train("pirate", await make({ seed })));
+  };
+
+  test("promote and roll back, once per command", async ({ serve, start, make }) => {
+    await start();
+    await versions(serve, make, 3);
+    const at = { tenant: serve.tenant, id: "pirate" };
+    await serve.bus.publish(adapterRollbackRequested, at, { by: "ann" }, { key: "1" });
+    await expect.poll(async () => (await serve.adapter("pirate"))?.alias, until).toBe(2);
+    await serve.bus.publish(adapterRollbackRequested, at, { by: "ann" }, { key: "2" });
+    await expect.poll(async () => (await serve.adapter("pirate"))?.alias, until).toBe(1);
+    await serve.bus.publish(adapterPromoteRequested, at, { version: 3 }, { key: "3" });
+    await expect.poll(async () => (await serve.adapter("pirate"))?.alias, until).toBe(3);
+    await expect.poll(() => serve.history([adapterPromoted, adapterRolledBack], "pirate"), until).toHaveLength(6);
+    const moves = await serve.history([adapterPromoted, adapterRolledBack], "pirate");
+    expect(moves.map(({ type, data }) => [type.split(".")[1], (data as { to: number }).to])).toEqual([
+      ["promoted", 1],
+      ["promoted", 2],
+      ["promoted", 3],
+      ["rolledback", 2],
+      ["rolledback", 1],
+      ["promoted", 3],
+    ]);
+  });
+
+  test("a command that cannot be followed is rejected with the reason", async ({ serve, start, make, engine }) => {
+    await start();
+    await versions(serve, make, 1);
+    const at = { tenant: serve.tenant, id: "pirate" };
+    const rejected = async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code).sort();
+    await serve.bus.publish(adapterPromoteRequested, at, { version: 7 });
+    await serve.bus.publish(adapterRollbackRequested, at, {});
+    await expect.poll(rejected, until).toEqual(["NO_EARLIER_VERSION", "VERSION_UNKNOWN"]);
+    engine.behaviour.probeDelayMs = 60_000;
+    await serve.train("pirate", await make({ seed: 2 }));
+    await expect.poll(() => engine.loaded.size, until).toBe(2);
+    await serve.bus.publish(adapterPromoteRequested, at, { version: 2 }, { key: "again" });
+    await expect.poll(rejected, until).toContain("VERSION_NOT_PROVEN");
+    expect((await serve.adapter("pirate"))?.alias).toBe(1);
+  });
+
+  test("old versions are let go of and unloaded", { timeout: 40_000 }, async ({ serve, engine, start, make }) => {
+    await start();
+    await versions(serve, make, 5);
+    expect((await serve.adapter("pirate"))?.versions.map(({ status }) => status)).toEqual([
+      "retired",
+      "retired",
+      "desired",
+      "desired",
+      "desired",
+    ]);
+    await expect
+      .poll(() => [...engine.loaded.keys()].map((name) => name.split(".")[2]).sort(), { timeout: 15_000 })
+      .toEqual(["v3", "v4", "v5"]);
+    expect((await serve.replica())?.adapters.map(({ version }) => version).sort()).toEqual([3, 4, 5]);
+    await expect.poll(() => serve.history([adapterUnloaded], "pirate"), until).toHaveLength(2);
+  });
+});
+
+describe("a controller that dies", () => {
+  /** Publishes `allowed` events, then fails as if the process had ended there. */
+  const dyingAfter = (bus: Bus, allowed: number): Bus => {
+    let left = allowed;
+    return {
+      ...bus,
+      publish: async (...args) => {
+        if (left <= 0) throw new Error("dead");
+        left -= 1;
+        return bus.publish(...args);
+      },
+    };
+  };
+  for (const allowed of [0, 1, 2]) {
+    test(`after ${allowed} of its events is followed by one that tells the rest, once`, async ({ serve, engine, make }) => {
+      await using _agent = await serve.startAgent(engine.url);
+      const dying = await serve.startController(dyingAfter(serve.bus, allowed));
+      const runId = await serve.train("pirate", await make());
+      if (allowed === 0) await sleep(500);
+      else await expect.poll(async () => (await serve.adapter("pirate"))?.alias, until).toBe(1);
+      await dying[Symbol.asyncDispose]();
+      await using _controller = await serve.startController();
+      await servedBy(serve, runId);
+      await expect
+        .poll(async () => (await serve.history([adapterAccepted, adapterPromoted], "pirate")).map(({ type }) => type).sort(), until)
+        .toEqual(["adapter.accepted.v1", "adapter.promoted.v1"]);
+      expect(await serve.adapter("pirate")).toMatchObject({ alias: 1, versions: [{ version: 1 }], history: [{ to: 1 }] });
+    });
+  }
+
+  test("before it tells of a refusal is followed by one that does", async ({ serve, engine, make }) => {
+    engine.behaviour.lies = true;
+    await using _agent = await serve.startAgent(engine.url);
+    const dying = await serve.startController(dyingAfter(serve.bus, 1));
+    const runId = await serve.train("pirate", await make());
+    await expect.poll(async () => (await serve.adapter("pirate"))?.versions[0]?.status, until).toBe("refused");
+    await dying[Symbol.asyncDispose]();
+    expect(await codeOf(serve, runId)).toBeUndefined();
+    await using _controller = await serve.startController();
+    await expect.poll(() => codeOf(serve, runId), until).toBe("PROOF_WITHOUT_EFFECT");
+  });
+});

@@ -1,0 +1,152 @@
+/** The same promises on a real vLLM with real PEFT adapters; one start, a kill and a second start for the whole file. */
+import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
+import { access, mkdir, mkdtemp, readFile, rename, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { baseRef, probeRecord, runFailed, runServed } from "@loraline/contracts";
+import { test as it } from "@loraline/testkit";
+import { afterAll, beforeAll, describe, expect } from "vitest";
+import { z } from "zod";
+import { type AdapterBytes, serveUnderTest, startVllm } from "./serve-under-test.ts";
+import { createVllmClient } from "./vllm-client.ts";
+
+const root = join(import.meta.dirname, "../../..");
+const baseDir = join(root, ".loraline/bases/smollm2-135m-instruct");
+const base = baseRef.parse(JSON.parse(await readFile(join(baseDir, "base.json"), "utf8")));
+const startMs = 300_000;
+const until = { timeout: 60_000, interval: 50 };
+
+let vllm: Awaited<ReturnType<typeof startVllm>>;
+let adapters = "";
+let logs = "";
+
+/** Made once for this script and base; made whole or not at all. */
+async function makeAdapters(): Promise<string> {
+  const script = join(import.meta.dirname, "adapters-under-test.py");
+  const key = createHash("sha256")
+    .update(await readFile(script))
+    .update(base.digest)
+    .digest("hex")
+    .slice(0, 16);
+  const dir = join(root, ".cache/serve-adapters", key);
+  const there = await access(join(dir, "probes.json")).then(
+    () => true,
+    () => false,
+  );
+  if (there) return dir;
+  const partial = `${dir}.${process.pid}`;
+  await mkdir(partial, { recursive: true });
+  await promisify(execFile)(join(root, ".venv/bin/python"), [script, baseDir, partial]);
+  await rm(dir, { recursive: true, force: true });
+  await rename(partial, dir);
+  return dir;
+}
+
+beforeAll(async () => {
+  logs = await mkdtemp(join(tmpdir(), "loraline-vllm-"));
+  [vllm, adapters] = await Promise.all([startVllm({ root, base, logFile: join(logs, "vllm.log") }), makeAdapters()]);
+}, startMs);
+afterAll(async () => {
+  await vllm?.[Symbol.asyncDispose]();
+  await rm(logs, { recursive: true, force: true });
+});
+
+async function bytesOf(kind: string): Promise<AdapterBytes> {
+  const probes = z.array(probeRecord).parse(JSON.parse(await readFile(join(adapters, "probes.json"), "utf8")));
+  return {
+    config: await readFile(join(adapters, kind, "adapter_config.json")),
+    weights: await readFile(join(adapters, kind, "adapter_model.safetensors")),
+    probes,
+  };
+}
+
+const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
+  const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
+  const serve = await serveUnderTest({ nc, tenant, dir, base });
+  const controller = await serve.startController();
+  const agent = await serve.startAgent(vllm.url, { healthMs: 200 });
+  onCleanup(async () => {
+    await agent[Symbol.asyncDispose]();
+    await controller[Symbol.asyncDispose]();
+    await serve[Symbol.asyncDispose]();
+    await rm(dir, { recursive: true, force: true });
+  });
+  return serve;
+});
+
+describe("vLLM's endpoints", () => {
+  test("say what the client takes them to say", async () => {
+    using client = createVllmClient({ url: vllm.url });
+    expect(await client.health()).toBe("ready");
+    expect(await client.startTime()).toMatch(/^[\d.e+]+$/);
+    expect(await client.models()).toEqual([{ id: base.name, root: baseDir, parent: null }]);
+    expect(await client.load("x.y.v1.000000000000", "/not/there")).toMatchObject({ kind: "refused", status: 404 });
+    expect(await client.unload("x.y.v1.000000000000")).toMatchObject({ kind: "refused", status: 404 });
+    const path = join(adapters, "right");
+    expect(await client.load("x.y.v1.000000000000", path)).toEqual({ kind: "done" });
+    expect(await client.load("x.y.v1.000000000000", path)).toMatchObject({
+      kind: "refused",
+      message: expect.stringMatching(/already been loaded/),
+    });
+    expect(await client.models()).toContainEqual({ id: "x.y.v1.000000000000", root: path, parent: base.name });
+    expect(await client.unload("x.y.v1.000000000000")).toEqual({ kind: "done" });
+    await expect(client.nextTokenLogprobs("nobody", [[1]], [1])).rejects.toMatchObject({ name: "EngineRefusedError", status: 404 });
+  });
+
+  test("answer the same whatever else is in the batch and however it is sampled", async () => {
+    using client = createVllmClient({ url: vllm.url });
+    const alone = await client.nextTokenLogprobs(base.name, [[1, 2, 3]], [10, 20, 30]);
+    const busy = fetch(`${vllm.url}/v1/completions`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ model: base.name, prompt: [[5, 6, 7, 8]], max_tokens: 20, temperature: 1.3, top_p: 0.5 }),
+    });
+    const [beside] = await client.nextTokenLogprobs(
+      base.name,
+      [
+        [1, 2, 3],
+        [9, 9],
+      ],
+      [10, 20, 30],
+    );
+    expect((await busy).status).toBe(200);
+    for (const [token, logprob] of alone[0] ?? []) expect(beside?.get(token)).toBeCloseTo(logprob, 0);
+  });
+});
+
+describe("on a real engine", () => {
+  test("the right bytes are proven within seconds, and again after the process was killed", { timeout: startMs }, async ({ serve }) => {
+    await expect.poll(async () => (await serve.replica())?.ready, until).toBe(true);
+    const runId = await serve.train("pirate", await bytesOf("right"));
+    await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
+    const [served] = await serve.history([runServed], runId);
+    const { lastStepToProvenMs } = runServed.data.parse(served?.data);
+    const proof = (await serve.replica())?.adapters[0]?.proof;
+    console.log(`last step to proven: ${lastStepToProvenMs} ms`, proof);
+    expect(proof?.agreement).toBeLessThan(proof?.agreementLimit ?? 0);
+    expect(proof?.effect).toBeGreaterThan(0.5);
+
+    await vllm.restart();
+    await expect.poll(async () => (await serve.replica())?.adapters[0]?.state, until).toBe("loading");
+    await expect.poll(async () => (await serve.replica())?.adapters[0]?.state, until).toBe("proven");
+    expect((await serve.adapter("pirate"))?.history).toHaveLength(1);
+  });
+
+  for (const [kind, code] of [
+    ["zero", "ADAPTER_ZERO"],
+    ["nan", "ADAPTER_NAN"],
+    ["misnamed", "ADAPTER_MODULE_UNKNOWN"],
+    ["double", "PROOF_SCALING"],
+    ["half", "PROOF_SCALING"],
+    ["other", "PROOF_DISAGREES"],
+  ] as const) {
+    test(`${kind} is refused: ${code}`, { timeout: 120_000 }, async ({ serve }) => {
+      const runId = await serve.train("pirate", await bytesOf(kind));
+      await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
+      const [failed] = await serve.history([runFailed, runServed], runId);
+      expect(failed?.data).toMatchObject({ code });
+    });
+  }
+});
