@@ -87,7 +87,9 @@ export function figures(run: RunState): string {
   const said = [
     progress.loss === null ? undefined : `loss ${progress.loss.toFixed(3)}`,
     progress.tokensPerSecond === null ? undefined : `${Math.round(progress.tokensPerSecond)} tokens/s`,
-    progress.etaSeconds === null || run.phase !== "running" ? undefined : `ETA ${duration(progress.etaSeconds * 1000)}`,
+    progress.etaSeconds === null || progress.step >= progress.totalSteps || run.phase !== "running"
+      ? undefined
+      : `ETA ${duration(progress.etaSeconds * 1000)}`,
   ];
   return said.filter((part) => part !== undefined).join(" · ");
 }
@@ -136,16 +138,16 @@ function lines({ err }: Terminal): Show {
   return {
     update(run) {
       const { progress } = run;
-      const training = run.phase === "running" && progress?.phase === "train" && progress.step > 0;
-      if (!training) {
-        say(doing(run));
-        return;
+      const step = progress?.step ?? 0;
+      const training = run.phase === "running" && progress?.phase === "train" && step > 0;
+      // Every few seconds while it trains, and the last step whenever it is seen.
+      const due = training ? step === progress.totalSteps || performance.now() - saidAt >= 5000 : saidStep >= 0;
+      if (step > saidStep && step > 0 && due) {
+        saidStep = step;
+        saidAt = performance.now();
+        say(`training: step ${step}/${progress?.totalSteps} · ${figures(run)}`);
       }
-      const { step, totalSteps } = progress;
-      if (step === saidStep || (step < totalSteps && performance.now() - saidAt < 5000)) return;
-      saidStep = step;
-      saidAt = performance.now();
-      say(`training: step ${step}/${totalSteps} · ${figures(run)}`);
+      if (!training) say(doing(run));
     },
     away: () => say("the line does not answer; waiting"),
     end() {},

@@ -83,7 +83,7 @@ export function listRuns(runs: readonly RunState[]): string[] {
     run.runId,
     run.phase,
     modelOf(run) + (run.served === null ? "" : `@${run.served.version}`),
-    stepsOf(run) || "-",
+    stepsOf(run).replace("step ", "") || "-",
     run.requestedAt.replace("T", " ").slice(0, 19),
     run.error?.message ?? run.queue?.message ?? "",
   ]);
