@@ -10,4 +10,5 @@ if ! [ -x "$uv" ]; then
 fi
 # uv must be told the interpreter, or it tries to download one.
 [ -x .venv/bin/python ] || "$uv" venv --quiet --clear --python "$(command -v python3)" .venv
-"$uv" pip sync --python .venv/bin/python --require-hashes "$lock"
+echo "python: $(grep -c '^[a-z0-9].*==' "$lock") packages into .venv (6 GB the first time: torch and vLLM)"
+"$uv" pip sync --quiet --python .venv/bin/python --require-hashes "$lock"
