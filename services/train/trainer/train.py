@@ -47,7 +47,7 @@ from spec import TrainerError, read_spec
 # Before torch and transformers are imported, which is late (in `train`): they take seconds, a wrong spec none.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make a step five times slower on a busy machine
 if "LOCAL_RANK" not in os.environ:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process, one GPU; more of them through torchrun
 IS_WRITER = int(os.environ.get("RANK", "0")) == 0
