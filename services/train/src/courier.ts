@@ -75,6 +75,8 @@ export interface CourierDeps {
 const pollMs = 250;
 /** A trainer that has written its result and does not end is not waited for longer. */
 const lingerMs = 20_000;
+/** What a finished run's checkpoints may still take. */
+const lastUploadsMs = 60_000;
 const patienceMs = 30 * 60_000;
 
 /** Runs one attempt to its end; returns the exit code (`courierExit`). */
@@ -393,7 +395,8 @@ async function conclude(attempt: Attempt, end: End): Promise<number> {
 
   switch (end.kind) {
     case "trained":
-      await uploads?.done();
+      // Nothing resumes from them any more; the device is worth more than to wait long for them.
+      await Promise.race([uploads?.done(), new Promise((resolve) => setTimeout(resolve, lastUploadsMs))]);
       return courierExit.trained;
     case "failed": {
       const { code, message, param } = end.problem;
