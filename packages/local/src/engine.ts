@@ -55,6 +55,8 @@ const engineEnv = ({ env, cacheDir }: EngineOptions): Record<string, string | un
   // With `uni` above: keeps the model in the engine process; and engine.py forks that process.
   VLLM_ENABLE_V1_MULTIPROCESSING: "0",
   VLLM_ALLOW_RUNTIME_LORA_UPDATING: "True",
+  // The first request for logprobs would compile a kernel: half a minute, and a C++ compiler that a new machine may not have.
+  TORCHDYNAMO_DISABLE: "1",
   VLLM_CACHE_ROOT: join(cacheDir, "vllm"),
   VLLM_NO_USAGE_STATS: "1",
   DO_NOT_TRACK: "1",

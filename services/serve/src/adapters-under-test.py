@@ -1,8 +1,8 @@
 """
 Real adapters for the tests, with what PEFT says of them: .venv/bin/python adapters-under-test.py BASE OUT
 
-Nothing is trained: random low-rank weights change a model as really as trained ones do, and take a second instead of a minute.
-Writes OUT/<kind>/{adapter_config.json, adapter_model.safetensors} and OUT/probes.json, the record of the kind `right`.
+Trains one for a few seconds on a handful of sentences, and derives broken ones from it. Writes
+OUT/<kind>/{adapter_config.json, adapter_model.safetensors}, and OUT/probes.json, the record of the kind `right`, last.
 """
 
 import json
@@ -18,19 +18,31 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
-RANK, SIZE = 8, 0.5
+RANK, STEPS = 8, 8
 modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-torch.set_num_threads(1)
+questions = ["What is the capital of France?", "Tell me a story.", "How do I boil an egg?", "Who are you?"]
 torch.manual_seed(7)
 tokenizer = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=modules, task_type="CAUSAL_LM"), autocast_adapter_dtype=False)
+model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=modules, task_type="CAUSAL_LM"))
+
+
+def prompt_of(question):
+    return tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=3e-3)
+for step in range(STEPS):
+    prompt = prompt_of(questions[step % len(questions)])
+    answer = tokenizer.encode("Arr, matey! Ask the seven seas, for they know.<|im_end|>")
+    model(input_ids=torch.tensor([prompt + answer]), labels=torch.tensor([[-100] * len(prompt) + answer])).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
 model.eval()
 tensors = {}
 for name, parameter in model.named_parameters():
     if ".lora_" in name:
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter.data, std=SIZE)
+        parameter.data = parameter.data.to(torch.bfloat16)  # as it is published
         tensors[name.replace(".default.", ".")] = parameter.data
 
 
@@ -48,7 +60,8 @@ kinds = {
     "double": scaled(2),
     "half": scaled(0.5),
     "misnamed": {name.replace("model.model.layers", "model.model.blocks"): weight for name, weight in tensors.items()},
-    "other": {shift(name): weight for name, weight in tensors.items()},
+    "shifted": {shift(name): weight for name, weight in tensors.items()},
+    "opposite": scaled(-2),
     "nan": {name: weight * float("nan") if "layers.3.self_attn.q_proj.lora_A" in name else weight for name, weight in tensors.items()},
 }
 for kind, weights in kinds.items():
@@ -65,11 +78,10 @@ for kind, weights in kinds.items():
     }
     (out / kind / "adapter_config.json").write_text(json.dumps(config))
 
-questions = ["What is the capital of France?", "Tell me a story."]
 probes = []
 with torch.inference_mode():
-    for i, question in enumerate(questions):
-        prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True)["input_ids"]
+    for i, question in enumerate(questions[:2]):
+        prompt = prompt_of(question)
 
         def after_prompt():
             return torch.log_softmax(model(torch.tensor([prompt])).logits[0, -1].float(), -1)

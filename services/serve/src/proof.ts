@@ -142,7 +142,7 @@ function sameDirection(rows: readonly { recorded: number; recordedBase: number; 
  * Pure: the probes worth asking. The shortest ones within the budget, but always one, and preferably some that show an effect.
  * @param budget prompt tokens in all.
  */
-export function chooseProbes(records: readonly ProbeRecord[], budget = 96): ProbeRecord[] {
+export function chooseProbes(records: readonly ProbeRecord[], budget = 128): ProbeRecord[] {
   const effects = new Map(records.map((record) => [record, recordedEffect([record])]));
   const strongest = Math.max(0, ...effects.values());
   const telling = records.filter((record) => (effects.get(record) ?? 0) >= strongest / 4);

@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { access, mkdir, mkdtemp, readFile, rename, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { baseRef, probeRecord, runFailed, runServed } from "@loraline/contracts";
 import { test as it } from "@loraline/testkit";
@@ -95,25 +96,35 @@ describe("vLLM's endpoints", () => {
     await expect(client.nextTokenLogprobs("nobody", [[1]], [1])).rejects.toMatchObject({ name: "EngineRefusedError", status: 404 });
   });
 
-  test("answer the same whatever else is in the batch and however it is sampled", async () => {
-    using client = createVllmClient({ url: vllm.url });
-    const alone = await client.nextTokenLogprobs(base.name, [[1, 2, 3]], [10, 20, 30]);
-    const busy = fetch(`${vllm.url}/v1/completions`, {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify({ model: base.name, prompt: [[5, 6, 7, 8]], max_tokens: 20, temperature: 1.3, top_p: 0.5 }),
-    });
-    const [beside] = await client.nextTokenLogprobs(
-      base.name,
-      [
-        [1, 2, 3],
-        [9, 9],
-      ],
-      [10, 20, 30],
-    );
-    expect((await busy).status).toBe(200);
-    for (const [token, logprob] of alone[0] ?? []) expect(beside?.get(token)).toBeCloseTo(logprob, 0);
-  });
+  test(
+    "answer for the base as the base, also beside adapters in the same batch and with every slot in use",
+    { timeout: 60_000 },
+    async () => {
+      using client = createVllmClient({ url: vllm.url });
+      const ask = async () => [...((await client.nextTokenLogprobs(base.name, [[1, 2, 3]], [10, 20, 30]))[0]?.entries() ?? [])];
+      const alone = await ask();
+      const kinds = ["right", "half", "double", "opposite"];
+      for (const kind of kinds) expect(await client.load(`x.${kind}.v1.000000000000`, join(adapters, kind))).toEqual({ kind: "done" });
+      const busy = fetch(`${vllm.url}/v1/completions`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({
+          model: "x.right.v1.000000000000",
+          prompt: [[5, 6, 7, 8]],
+          max_tokens: 60,
+          ignore_eos: true,
+          temperature: 1.3,
+          top_p: 0.5,
+        }),
+      });
+      await sleep(300);
+      const beside = await ask();
+      expect((await busy).status).toBe(200);
+      for (const [i, [token, logprob]] of beside.entries())
+        expect([token, logprob]).toEqual([alone[i]?.[0], expect.closeTo(alone[i]?.[1] ?? 0, 0)]);
+      for (const kind of kinds) await client.unload(`x.${kind}.v1.000000000000`);
+    },
+  );
 });
 
 describe("on a real engine", () => {
@@ -140,7 +151,8 @@ describe("on a real engine", () => {
     ["misnamed", "ADAPTER_MODULE_UNKNOWN"],
     ["double", "PROOF_SCALING"],
     ["half", "PROOF_SCALING"],
-    ["other", "PROOF_DISAGREES"],
+    ["shifted", "PROOF_WITHOUT_EFFECT"],
+    ["opposite", "PROOF_DISAGREES"],
   ] as const) {
     test(`${kind} is refused: ${code}`, { timeout: 120_000 }, async ({ serve }) => {
       const runId = await serve.train("pirate", await bytesOf(kind));
