@@ -81,11 +81,12 @@ describe("decideProof", () => {
           pairs.map(([x]) => x),
           pairs.map(([, y]) => y),
         );
-        const decision = decideProof([said(of, { adapter: of.first.adapter.map((x) => x + off) })], at);
-        if (decision.kind === "proven") expect(decision.proof.agreement).toBeLessThanOrEqual(decision.proof.agreementLimit + 1e-4);
-        else if (decision.problem.code.startsWith("PROOF_SC") || decision.problem.code === "PROOF_DISAGREES") {
-          expect(decision.proof.agreement).toBeGreaterThan(decision.proof.agreementLimit - 1e-4);
-        }
+        const { kind, proof, ...rest } = decideProof([said(of, { adapter: of.first.adapter.map((x) => x + off) })], at);
+        // Close to the limit rounding decides; an adapter without an effect has a reason of its own.
+        fc.pre(Math.abs(proof.agreement - proof.agreementLimit) > 1e-3);
+        const about = "problem" in rest ? rest.problem.code : "proven";
+        fc.pre(kind === "proven" || about === "PROOF_SCALING" || about === "PROOF_DISAGREES");
+        expect(kind === "proven").toBe(proof.agreement < proof.agreementLimit);
       }),
     );
   });

@@ -352,7 +352,7 @@ describe("aliases and versions", () => {
     await start();
     await versions(serve, make, 1);
     const at = { tenant: serve.tenant, id: "pirate" };
-    const rejected = async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code).sort();
+    const rejected = async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code).toSorted();
     await serve.bus.publish(adapterPromoteRequested, at, { version: 7 });
     await serve.bus.publish(adapterRollbackRequested, at, {});
     await expect.poll(rejected, until).toEqual(["NO_EARLIER_VERSION", "VERSION_UNKNOWN"]);
@@ -375,9 +375,11 @@ describe("aliases and versions", () => {
       "desired",
     ]);
     await expect
-      .poll(() => [...engine.loaded.keys()].map((name) => name.split(".")[2]).sort(), { timeout: 15_000 })
+      .poll(() => [...engine.loaded.keys()].map((name) => name.split(".")[2] ?? "").toSorted((a, b) => a.localeCompare(b)), {
+        timeout: 15_000,
+      })
       .toEqual(["v3", "v4", "v5"]);
-    expect((await serve.replica())?.adapters.map(({ version }) => version).sort()).toEqual([3, 4, 5]);
+    expect((await serve.replica())?.adapters.map(({ version }) => version).toSorted()).toEqual([3, 4, 5]);
     await expect.poll(() => serve.history([adapterUnloaded], "pirate"), until).toHaveLength(2);
   });
 });
@@ -406,7 +408,7 @@ describe("a controller that dies", () => {
       await using _controller = await serve.startController();
       await servedBy(serve, runId);
       await expect
-        .poll(async () => (await serve.history([adapterAccepted, adapterPromoted], "pirate")).map(({ type }) => type).sort(), until)
+        .poll(async () => (await serve.history([adapterAccepted, adapterPromoted], "pirate")).map(({ type }) => type).toSorted(), until)
         .toEqual(["adapter.accepted.v1", "adapter.promoted.v1"]);
       expect(await serve.adapter("pirate")).toMatchObject({ alias: 1, versions: [{ version: 1 }], history: [{ to: 1 }] });
     });
