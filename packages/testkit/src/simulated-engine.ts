@@ -25,6 +25,8 @@ export interface SimulatedBehaviour {
   healthDelayMs: number;
   /** Loads with 200 and lists the adapter, but answers like the base. */
   lies: boolean;
+  /** So many of the next probes of an adapter are answered by the base. */
+  glitches: number;
   /** Errors with their fields at the top, as older versions sent them. */
   oldErrors: boolean;
   /** Started without VLLM_ALLOW_RUNTIME_LORA_UPDATING. */
@@ -59,6 +61,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     probeDelayMs: 0,
     healthDelayMs: 0,
     lies: false,
+    glitches: 0,
     oldErrors: false,
     loadingOff: false,
     coreDead: false,
@@ -109,6 +112,8 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     if (behaviour.coreDead)
       return fail(response, 500, "InternalServerError", "EngineCore encountered an issue. See stack trace (above) for the root cause.");
     await sleep(behaviour.probeDelayMs);
+    const glitch = adapter !== undefined && behaviour.glitches > 0;
+    if (glitch) behaviour.glitches -= 1;
     const tokens = (body["logprob_token_ids"] ?? []) as number[];
     const prompts = body["prompt"] as number[][];
     json(response, 200, {
@@ -120,7 +125,9 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
         finish_reason: "length",
         logprobs: {
           top_logprobs: [
-            Object.fromEntries(tokens.map((token) => [`token_id:${token}`, simulatedLogprob(base, prompt, token, adapter?.weights)])),
+            Object.fromEntries(
+              tokens.map((token) => [`token_id:${token}`, simulatedLogprob(base, prompt, token, glitch ? undefined : adapter?.weights)]),
+            ),
           ],
         },
       })),

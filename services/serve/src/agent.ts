@@ -23,7 +23,7 @@ import { createAdapterFiles } from "./adapter-files.ts";
 import { type AgentAction, decideAdapters, type HeldAdapter, type ObservedEngine, type WantedAdapter } from "./decide-adapters.ts";
 import { hexOf } from "./engine-names.ts";
 import { judgeAdapter } from "./judge-adapter.ts";
-import { chooseProbes, decideProof, measureProbes } from "./proof.ts";
+import { chooseProbes, decideProof, measureProbes, type ProofDecision } from "./proof.ts";
 import { readTensors, type Tensor } from "./safetensors.ts";
 import { createVllmClient, EngineRefusedError, EngineUnknownError, type LoadOutcome } from "./vllm-client.ts";
 
@@ -267,8 +267,11 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
         );
       }
       const { probes } = await evidenceOf(adapter);
-      const measured = await measureProbes(client, { base, engineName, probes: chooseProbes(probes) });
-      const decision = decideProof(measured, new Date().toISOString());
+      const measure = async (): Promise<ProofDecision> =>
+        decideProof(await measureProbes(client, { base, engineName, probes: chooseProbes(probes) }), new Date().toISOString());
+      let decision = await measure();
+      // A refusal is for good, so it is not said after one look: what else the engine computes must not decide it.
+      if (decision.kind === "refused") decision = await measure();
       span.setAttributes({
         "loraline.proof.probes": decision.proof.probes,
         "loraline.proof.agreement": decision.proof.agreement,
@@ -432,7 +435,12 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
 
   const rebuildWanted = (): void => {
     wanted = new Map([...wantedByKey.values()].flat().map((adapter) => [adapter.engineName, adapter]));
-    for (const name of held.keys()) if (!wanted.has(name)) held.delete(name);
+    for (const [name, { state }] of held) {
+      if (wanted.has(name)) continue;
+      // Nobody was ever sent to it.
+      if (state === "refused") unwantedSince.set(name, 0);
+      held.delete(name);
+    }
   };
   const watching = Promise.withResolvers<void>();
   await adapters.watch({

@@ -22,7 +22,7 @@
  *
  * So rounding costs 0.1 nats plus 1 % of the effect: the limit is 0.25 + 1.5 % of the recorded effect. Below an effect of about half a
  * nat a wrong scale drowns in rounding; then only a missing effect is caught, which is exact (zero or misnamed: identical logits).
- * With three of the six probes the figures are the same, so few are asked: one prompt token costs an adapter 8–12 ms on a CPU.
+ * With three of the six probes the figures are the same, so few are asked: one prompt token costs an adapter 3 to 12 ms on a CPU.
  */
 import type { ProbeRecord, Problem, Proof } from "@loraline/contracts";
 import type { VllmClient } from "./vllm-client.ts";

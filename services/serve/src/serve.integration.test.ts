@@ -196,6 +196,13 @@ describe("what is not served", () => {
     });
   });
 
+  test("one wrong answer is not enough to refuse an adapter for good", async ({ serve, engine, start, make }) => {
+    engine.behaviour.glitches = 1;
+    await start();
+    await servedBy(serve, await serve.train("pirate", await make()));
+    expect(engine.behaviour.glitches).toBe(0);
+  });
+
   for (const oldErrors of [false, true]) {
     test(
       `an adapter that the engine refuses to load, said in ${oldErrors ? "old" : "new"} words`,
