@@ -29,7 +29,7 @@ export class Failure extends Error {
 export const exitCodeOfStatus = (status: number): number => {
   if (status === 404) return exitCodes.notFound;
   if (status === 401 || status === 403) return exitCodes.unauthorized;
-  return status >= 500 ? exitCodes.unreachable : exitCodes.failed;
+  return [502, 503, 504].includes(status) ? exitCodes.unreachable : exitCodes.failed;
 };
 
 interface Worded {

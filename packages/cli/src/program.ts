@@ -27,7 +27,7 @@ const defaultBase = "smollm2-135m-instruct";
 const footer = `
 Finding the line: --url and --key, or LORALINE_URL and LORALINE_API_KEY, or the line that runs on the state directory.
 
-Exit codes: 0 done · 1 the run failed, or the line refused · 2 wrong usage or file · 3 the line cannot be reached
+Exit codes: 0 done · 1 the run failed, or the line refused · 2 wrong usage or file · 3 the line cannot be reached or is not ready
             4 no such thing · 5 API key missing or refused · 130 interrupted
 
 Examples:

@@ -38,6 +38,8 @@ export function newsLine(news: Exclude<LineNews, { kind: "up" }>): string {
       return yellow(`ended what an earlier line left running: ${news.names.join(", ")}`);
     case "engine-ready":
       return green(`engine answers (${duration(news.afterMs)} after its start)`);
+    case "disk-full":
+      return yellow(`the disk is full: nothing can be stored in ${shortPath(news.stateDir)}. Free space; the line then goes on by itself.`);
     case "child-ended":
       return yellow(`${news.name} ended (${news.why}); started again in ${duration(news.restartInMs)}. Log: ${shortPath(news.logFile)}`);
   }

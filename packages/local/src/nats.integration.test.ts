@@ -22,6 +22,7 @@ const start = (ends: string[]) =>
     logFile: join(stateDir, "nats.log"),
     log: createLog({ service: "test", level: "silent" }),
     onEnded: ({ why }) => void ends.push(why),
+    onDiskFull() {},
   });
 
 const childPid = async (): Promise<number> =>
@@ -80,6 +81,7 @@ it("says why it does not start", async () => {
     logFile: join(stateDir, "nats.log"),
     log: createLog({ service: "test", level: "silent" }),
     onEnded() {},
+    onDiskFull() {},
   });
   await expect(failing).rejects.toMatchObject({ code: "NATS_NOT_STARTED", message: expect.stringMatching(/exit code 1.*nats\.log/) });
   await vi.waitFor(async () => expect(await readFile(join(stateDir, "children/nats.json"), "utf8").catch(() => "gone")).toBe("gone"));

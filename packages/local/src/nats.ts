@@ -1,5 +1,5 @@
 /** nats-server as a child: JetStream in the state directory, on loopback only. */
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir, open, stat, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { connectBus } from "@loraline/bus";
 import { type Log, PermanentError } from "@loraline/runtime";
@@ -10,6 +10,10 @@ import { supervise } from "./supervise.ts";
 
 const host = "127.0.0.1";
 const startMs = 20_000;
+/** So much must be free again before a server that met a full disk is started anew. */
+const roomBytes = 16 * 1024 ** 2;
+/** Writes may have failed when only so much is left. */
+const nothingBytes = 64 * 1024;
 
 /**
  * A message is acknowledged after nats-server has written it to its file, so killing the server loses nothing. The file is
@@ -40,6 +44,7 @@ export async function startNats(options: {
   logFile: string;
   log: Log;
   onEnded(end: { why: string; restartInMs: number }): void;
+  onDiskFull(): void;
 }): Promise<NatsChild> {
   const { stateDir, nats, env, logFile, log } = options;
   const dir = join(stateDir, "nats");
@@ -49,6 +54,7 @@ export async function startNats(options: {
   await writeFile(join(dir, "nats-server.conf"), config(port, dir));
 
   let ended: string | undefined;
+  const stopping = new AbortController();
   const server = await supervise({
     name: "nats",
     command: nats,
@@ -58,6 +64,12 @@ export async function startNats(options: {
     stateDir,
     stopMs: 5000,
     log,
+    onStarted(child, signal) {
+      restartAfterFullDisk({ dir, logFile, signal: AbortSignal.any([signal, stopping.signal]), onDiskFull: options.onDiskFull }).then(
+        (restart) => restart && child.kill("SIGTERM"),
+        (error: unknown) => log.error({ err: error }, "nats-server's log is not watched any more"),
+      );
+    },
     onEnded(end) {
       ended = end.why;
       options.onEnded(end);
@@ -72,12 +84,14 @@ export async function startNats(options: {
         url,
         nc,
         async [Symbol.asyncDispose]() {
+          stopping.abort();
           await nc.close();
           await server[Symbol.asyncDispose]();
         },
       };
     } catch (error) {
       if (performance.now() > deadline || ended !== undefined) {
+        stopping.abort();
         await server[Symbol.asyncDispose]();
         throw new PermanentError(
           "NATS_NOT_STARTED",
@@ -89,5 +103,33 @@ export async function startNats(options: {
       }
       await new Promise((resolve) => setTimeout(resolve, 25));
     }
+  }
+}
+
+/**
+ * A stream that once could not be written refuses everything until nats-server is started anew, also when there is room again.
+ * Resolves with true when that is due. The server's log tells, and the disk itself, since a full one keeps no log either.
+ */
+async function restartAfterFullDisk(options: { dir: string; logFile: string; signal: AbortSignal; onDiskFull(): void }): Promise<boolean> {
+  const { dir, logFile, signal, onDiskFull } = options;
+  let read = (await stat(logFile)).size;
+  for (let full = false; ;) {
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, 1000);
+      signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    });
+    if (signal.aborted) return false;
+    const { bavail, bsize } = await statfs(dir);
+    const free = bavail * bsize;
+    if (full && free > roomBytes) return true;
+    if (full) continue;
+
+    await using log = await open(logFile, "r");
+    const { size } = await log.stat();
+    const from = Math.max(read, size - 1024 ** 2);
+    const { buffer } = await log.read(Buffer.alloc(size - from), 0, size - from, from);
+    read = size;
+    full = free < nothingBytes || buffer.includes("no space left on device");
+    if (full) onDiskFull();
   }
 }

@@ -58,6 +58,7 @@ export type LineNews =
   | { kind: "leftovers-killed"; names: string[] }
   | { kind: "up"; url: string }
   | { kind: "engine-ready"; afterMs: number }
+  | { kind: "disk-full"; stateDir: string }
   | { kind: "child-ended"; name: "nats-server" | "engine"; why: string; restartInMs: number; logFile: string };
 
 export interface Line extends AsyncDisposable {
@@ -125,6 +126,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       logFile: logFile("nats"),
       log,
       onEnded: childEnded("nats-server", logFile("nats")),
+      onDiskFull: () => onNews({ kind: "disk-full", stateDir }),
     }),
   );
   const { nc, url: natsUrl } = nats;

@@ -41,11 +41,13 @@ it("takes over the lock of a dead process, also when its pid is somebody else's 
   await (await lockStateDir(stateDir, process.pid))[Symbol.asyncDispose]();
   await writeFile(join(stateDir, "line.lock"), JSON.stringify({ pid: process.pid, identity: dead.identity }));
   await using _lock = await lockStateDir(stateDir, process.pid);
+  expect(await readFile(join(stateDir, "line.lock"), "utf8")).toContain(processIdentity(process.pid));
 });
 
 it("takes over a lock that was cut off while it was written", async () => {
   await writeFile(join(stateDir, "line.lock"), '{"pid":');
   await using _lock = await lockStateDir(stateDir, process.pid);
+  expect(await readFile(join(stateDir, "line.lock"), "utf8")).toContain(processIdentity(process.pid));
 });
 
 it("gives a stale lock to one of many that start at once", async () => {

@@ -35,16 +35,23 @@ export async function supervise(options: SuperviseOptions): Promise<AsyncDisposa
   const start = async (): Promise<GuardedChild> => {
     const started = spawnGuarded(options.command, options.args, { env: options.env, stdout: logFile, stderr: logFile });
     child = started;
-    await recordChild(stateDir, name, started.pid);
+    try {
+      await recordChild(stateDir, name, started.pid);
+    } catch (error) {
+      started.kill("SIGKILL"); // nobody would find it
+      await started.exited;
+      throw error;
+    }
     log.info({ child: name, pid: started.pid }, "child started");
     return started;
   };
 
+  let notStarted = "";
   const keep = async (first: GuardedChild): Promise<void> => {
     let delayMs = firstDelayMs;
     for (let running: GuardedChild | undefined = first; ;) {
       const startedAt = performance.now();
-      let why = "it could not be started";
+      let why = notStarted;
       if (running !== undefined) {
         const ended = new AbortController();
         options.onStarted?.(running, ended.signal);
@@ -62,6 +69,7 @@ export async function supervise(options: SuperviseOptions): Promise<AsyncDisposa
       delayMs = Math.min(delayMs * 3, longestDelayMs);
       running = await start().catch((error: unknown) => {
         log.error({ err: error, child: name }, "child could not be started");
+        notStarted = `it could not be started: ${error instanceof Error ? error.message : String(error)}`;
         return undefined;
       });
     }

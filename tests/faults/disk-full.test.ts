@@ -1,0 +1,63 @@
+/** A disk that fills up: one clear message, nothing half-made, and the line goes on by itself when there is room again. */
+import { execFileSync } from "node:child_process";
+import { open, readdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, it } from "vitest";
+import {
+  base,
+  clientOf,
+  eventually,
+  fileWith,
+  jsonLines,
+  loraline,
+  sampleRows,
+  scratchDir,
+  startLineUnderTest,
+} from "../line-under-test.ts";
+
+let scratch: Awaited<ReturnType<typeof scratchDir>>;
+let disk: string;
+beforeEach(async () => {
+  scratch = await scratchDir();
+  disk = scratch.path;
+  // A disk of its own, so that filling it hurts nobody else. Needs root, as CI is.
+  execFileSync("mount", ["-t", "tmpfs", "-o", "size=120m", "tmpfs", disk]);
+});
+afterEach(async () => {
+  execFileSync("umount", ["--lazy", disk]);
+  await scratch[Symbol.asyncDispose]();
+});
+
+/** Takes every byte that is left. */
+async function fill(path: string): Promise<void> {
+  await using file = await open(path, "w");
+  for (let size = 1024 ** 2; size >= 1; size = Math.floor(size / 2)) {
+    try {
+      for (;;) await file.write(Buffer.alloc(size));
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
+    }
+  }
+}
+
+it("is said, and survived", async () => {
+  const stateDir = join(disk, "state");
+  const dataset = await fileWith("/tmp", `loraline-disk-full-${process.pid}.jsonl`, jsonLines(await sampleRows(20)));
+  await using line = await startLineUnderTest(stateDir);
+  const run = ["run", dataset, "--base", base, "--name", "later", "--no-follow"];
+
+  await fill(join(disk, "filler"));
+  const refused = await loraline(line, run);
+  expect(refused).toMatchObject({ code: 1, out: "", err: expect.stringMatching(/^loraline: the disk is full .*Free space/) });
+  expect(refused.err.trim().split("\n")).toHaveLength(1);
+  await eventually("the terminal of the line says it, too", 30_000, () => line.news.find(({ kind }) => kind === "disk-full"));
+  expect(await readdir(join(stateDir, "spool")), "nothing half-made").toEqual([]);
+
+  await rm(join(disk, "filler"));
+  const runId = await eventually("the line takes work again", 60_000, async () => {
+    const { code, out } = await loraline(line, run);
+    return code === 0 ? out.trim() : undefined;
+  });
+  await eventually("the run goes on", 60_000, async () => ((await clientOf(line).run(runId)).phase === "running" ? true : undefined));
+  await rm(dataset);
+});
