@@ -80,6 +80,10 @@ const trainerWords: Readonly<Record<string, string>> = {
   save: "saving the adapter",
 };
 
+/** `step 3/42`; empty while nobody knows how many there will be. */
+export const stepsOf = ({ progress }: RunState): string =>
+  progress === null || progress.totalSteps === 0 ? "" : `step ${progress.step}/${progress.totalSteps}`;
+
 /** `loss 1.234 · 210 tokens/s · ETA 12 s` */
 export function figures(run: RunState): string {
   const { progress } = run;
@@ -103,7 +107,7 @@ interface Show {
 
 function bar({ err, columns }: Terminal): Show {
   const options: Options = {
-    format: "{doing}  {bar}  step {value}/{total}  {figures}",
+    format: "{doing}  {bar}  {figures}",
     stream: err,
     hideCursor: true,
     clearOnComplete: false,
@@ -120,7 +124,10 @@ function bar({ err, columns }: Terminal): Show {
     update(run) {
       const total = run.progress?.totalSteps ?? 0;
       shown.setTotal(Math.max(1, total));
-      shown.update(run.progress?.step ?? 0, { doing: say(doing(run)), figures: figures(run) });
+      shown.update(run.progress?.step ?? 0, {
+        doing: say(doing(run)),
+        figures: [stepsOf(run), figures(run)].filter((part) => part !== "").join(" · "),
+      });
     },
     away: () => shown.update({ doing: say("the line does not answer; waiting") }),
     end: () => shown.stop(),
@@ -145,7 +152,7 @@ function lines({ err }: Terminal): Show {
       if (step > saidStep && step > 0 && due) {
         saidStep = step;
         saidAt = performance.now();
-        say(`training: step ${step}/${progress?.totalSteps} · ${figures(run)}`);
+        say(`training: ${stepsOf(run)} · ${figures(run)}`);
       }
       if (!training) say(doing(run));
     },

@@ -2,7 +2,7 @@
 import type { adapterView, Proof, RunState } from "@loraline/contracts";
 import type { z } from "zod";
 import { bold, cyan, duration, green, pairs, red, table, yellow } from "./terminal.ts";
-import { doing, figures } from "./follow-run.ts";
+import { doing, figures, stepsOf } from "./follow-run.ts";
 
 export type AdapterView = z.output<typeof adapterView>;
 
@@ -74,9 +74,6 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
   }
   return pairs(rows);
 }
-
-const stepsOf = ({ progress }: RunState): string =>
-  progress === null || progress.totalSteps === 0 ? "" : `step ${progress.step}/${progress.totalSteps}`;
 
 export function listRuns(runs: readonly RunState[]): string[] {
   const rows = runs.map((run) => [
