@@ -23,6 +23,9 @@ export const engineRecord = z.object({
 });
 export type EngineRecord = z.infer<typeof engineRecord>;
 
+/** What Python's regular expressions have and JavaScript's do not; the trainer, which applies them, judges these. */
+const onlyInPython = /\(\?(?:P[<=>]|[aiLmsux]|\(|#|>)|\\[AZ]|[*+?}]\+/;
+
 /** Pure: what of this spec the engines can never serve. Empty: nothing found. */
 export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): Problem[] {
   const engine = engines.find((candidate) => candidate.base.name === spec.base);
@@ -59,7 +62,7 @@ export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): P
     ["lora.target_modules", spec.lora.target_modules],
     ["lora.exclude_modules", spec.lora.exclude_modules],
   ] as const) {
-    if (typeof value !== "string") continue;
+    if (typeof value !== "string" || onlyInPython.test(value)) continue;
     try {
       new RegExp(value);
     } catch (error) {

@@ -110,6 +110,11 @@ test.each([
   expect(judgeRunSpec(specOf({ ...minimal, ...change }), [engine])).toEqual([{ code, param, message: expect.stringMatching(message) }]);
 });
 
+test("a regular expression that only Python knows is left to the trainer", () => {
+  const spec = specOf({ ...minimal, lora: { target_modules: String.raw`(?i).*\.(?P<which>q|v)_proj\Z` } });
+  expect(judgeRunSpec(spec, [engine])).toEqual([]);
+});
+
 test("what the engine serves has no problems", () => {
   expect(judgeRunSpec(specOf({ ...minimal, lora: { r: 32, target_modules: ".*\\.(q|v)_proj" } }), [engine])).toEqual([]);
 });
