@@ -179,9 +179,7 @@ def train(job: Job) -> None:
         with job.phase("evaluate"):
             base_loss, supervised_tokens = packing.mean_loss(model, held_out.sequences())
         with job.phase("probe"):
-            base_tokens = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
-            base_logprobs = probes.logprobs(model, prompts, base_tokens)
-            base_first = probes.after_prompt(model, prompts)
+            base_tokens, base_logprobs, base_first = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
 
     with job.phase("train"):
         served = [(parameter, parameter.dtype) for parameter in model.parameters()]
@@ -263,11 +261,9 @@ def train(job: Job) -> None:
             }
 
     with job.phase("probe"):
-        adapter_tokens = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
-        adapter_logprobs = probes.logprobs(model, prompts, adapter_tokens)
-        adapter_first = probes.after_prompt(model, prompts)
+        adapter_tokens, adapter_logprobs, adapter_first = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
         with model.disable_adapter():
-            base_logprobs_of_adapter = probes.logprobs(model, prompts, adapter_tokens)
+            base_logprobs_of_adapter = probes.teacher_forced(model, prompts, adapter_tokens)
         job.result["probes"] = [
             {
                 "name": probe["name"],

@@ -95,6 +95,13 @@ def test_probes_record_what_the_published_adapter_says(directory):
             greedy, expected = logprobs(prompt, probe["base"]["tokens"])
         assert greedy == probe["base"]["tokens"] and probe["base"]["logprobs"] == pytest.approx(expected, abs=0.03)
         assert said["logprobs"] != pytest.approx(said["base_logprobs"], abs=0.1)
+
+        first = probe["first"]
+        assert len(first["tokens"]) == len(set(first["tokens"])) >= 8 and said["tokens"][0] in first["tokens"]
+        every = [logprobs(prompt, [token])[1][0] for token in first["tokens"]]
+        assert first["adapter"] == pytest.approx(every, abs=0.03)
+        with adapted.disable_adapter():
+            assert first["base"] == pytest.approx([logprobs(prompt, [token])[1][0] for token in first["tokens"]], abs=0.03)
         first = probe["first"]
         with torch.no_grad():
             now = adapted(torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)
