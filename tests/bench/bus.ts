@@ -13,7 +13,12 @@ export async function benchBus(): Promise<Row[]> {
   await using server = await spawnNatsServer();
   const nc = await connectBus({ servers: server.url, name: "bench" });
   await ensureStreams(nc);
-  const bus = createBus({ nc, log: createLog({ service: "bench", level: "silent" }), telemetry: createTelemetry({ service: "bench" }), source: "bench" });
+  const bus = createBus({
+    nc,
+    log: createLog({ service: "bench", level: "silent" }),
+    telemetry: createTelemetry({ service: "bench" }),
+    source: "bench",
+  });
 
   const data = { blob: { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 1 }, filename: "bench.jsonl" } as const;
   const publishMs: number[] = [];
@@ -69,8 +74,20 @@ export async function benchBus(): Promise<Row[]> {
   await consuming[Symbol.asyncDispose]();
   await nc.close();
   return [
-    { what: `bus: publish, ${inFlight} in flight`, value: `${Math.round(count / publishSeconds)} events/s`, detail: `p50 ${percentile(publishMs, 50)} ms, p99 ${percentile(publishMs, 99)} ms` },
-    { what: "bus: publish, one at a time", value: `${Math.round(1000 / (singleMs.reduce((a, b) => a + b, 0) / 1000))} events/s`, detail: `p50 ${percentile(singleMs, 50)} ms, p99 ${percentile(singleMs, 99)} ms` },
-    { what: "bus: consume and acknowledge, 64 at once", value: `${Math.round((count + 1000) / consumeSeconds)} events/s`, detail: `publish → handler: p50 ${percentile(arrivals, 50)} ms, p99 ${percentile(arrivals, 99)} ms` },
+    {
+      what: `bus: publish, ${inFlight} in flight`,
+      value: `${Math.round(count / publishSeconds)} events/s`,
+      detail: `p50 ${percentile(publishMs, 50)} ms, p99 ${percentile(publishMs, 99)} ms`,
+    },
+    {
+      what: "bus: publish, one at a time",
+      value: `${Math.round(1000 / (singleMs.reduce((a, b) => a + b, 0) / 1000))} events/s`,
+      detail: `p50 ${percentile(singleMs, 50)} ms, p99 ${percentile(singleMs, 99)} ms`,
+    },
+    {
+      what: "bus: consume and acknowledge, 64 at once",
+      value: `${Math.round((count + 1000) / consumeSeconds)} events/s`,
+      detail: `publish → handler: p50 ${percentile(arrivals, 50)} ms, p99 ${percentile(arrivals, 99)} ms`,
+    },
   ];
 }

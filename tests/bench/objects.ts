@@ -26,7 +26,11 @@ async function measure(name: string, objects: Objects, file: string): Promise<Ro
   const growth = `RSS grew by ${Math.max(0, Math.round((peak - before) / 1e6))} MB at most`;
   return [
     { what: `objects: put ${megabytes} MB, ${name}`, value: `${Math.round(megabytes / putSeconds)} MB/s`, detail: growth },
-    { what: `objects: get ${megabytes} MB, ${name}`, value: `${Math.round(megabytes / getSeconds)} MB/s`, detail: "digest verified while streaming" },
+    {
+      what: `objects: get ${megabytes} MB, ${name}`,
+      value: `${Math.round(megabytes / getSeconds)} MB/s`,
+      detail: "digest verified while streaming",
+    },
   ];
 }
 
