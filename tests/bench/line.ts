@@ -4,8 +4,8 @@ import { readFile } from "node:fs/promises";
 import { base, clientOf, eventually, root, runOver, scratchDir, startLineUnderTest } from "../line-under-test.ts";
 import { percentile, type Row } from "./table.ts";
 
-/** What a run is for; everything else is overhead. Phases of the trainer. */
-const work = new Set(["load_base", "train", "evaluate"]);
+/** What a run is for; everything else is overhead. Phases of the trainer: probing is evaluating on the probe prompts. */
+const work = new Set(["load_base", "train", "evaluate", "probe"]);
 const runs = 3;
 
 export async function benchLine(): Promise<Row[]> {
@@ -55,7 +55,7 @@ export async function benchLine(): Promise<Row[]> {
     {
       what: "Line: pipeline overhead of a run",
       value: `${figure(overheads)} s`,
-      detail: `upload to served, without loading the base, training and evaluating; ${all(overheads)}`,
+      detail: `upload to served, without loading the base, training and evaluating (held-out rows and probes); ${all(overheads)}`,
     },
     { what: "Line: last training step to first proven answer", value: `${figure(proofs)} s`, detail: `engine up; ${all(proofs)}` },
     {

@@ -15,8 +15,8 @@ import { explainSystemError, type Log, PermanentError } from "@loraline/runtime"
 import type { TrainJob } from "./launcher.ts";
 import { patiently } from "./outbox.ts";
 
-/** Greedy tokens recorded for each probe: enough for a proof, and few next to what an evaluation costs. */
-const probeTokens = 16;
+/** Greedy tokens recorded for each probe. The proof needs the first; the others show a person what was learnt, and delay serving. */
+const probeTokens = 4;
 const downloadsAtOnce = 4;
 const patienceMs = 30 * 60_000;
 

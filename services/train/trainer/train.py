@@ -171,7 +171,7 @@ def train(job: Job) -> None:
 
     with job.phase("self_test"):
         # Exact on whole rows where there is a GPU; on a CPU on a few sequences of each, as this costs training time.
-        packing.prove_packing(model, rows, settings["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 384)
+        packing.prove_packing(model, rows, settings["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
 
     # What the base says and how well it does, now, as after the last step every second counts.
     prompts = [probe["input_ids"] for probe in spec["probes"]]
