@@ -70,7 +70,11 @@ export function errorReplyOf(error: unknown): ErrorReply {
     const code = known?.code ?? (error.code ?? "bad_request").replace(/^FST_(ERR_)?/, "").toLowerCase();
     return { status, body: errorBodyOf(status, known?.message ?? error.message, code) };
   }
-  if (error instanceof Error && error.name === "JetStreamApiError" && /resource|maximum bytes|no space|insufficient|creating store/i.test(error.message)) {
+  if (
+    error instanceof Error &&
+    error.name === "JetStreamApiError" &&
+    /resource|maximum bytes|no space|insufficient|creating store/i.test(error.message)
+  ) {
     const message = `The event store has no room left: ${error.message}. Free disk space (or raise JetStream's limits) and try again.`;
     return { status: 507, body: errorBodyOf(507, message, "STORE_FULL") };
   }
