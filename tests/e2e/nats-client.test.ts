@@ -2,7 +2,7 @@
 import { connect } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { expect, inject, it } from "vitest";
-import { base, clientOf, eventually, runOver, sampleRows, smallTraining } from "../line-under-test.ts";
+import { base, clientOf, eventually, loraline, runOver, sampleRows, smallTraining } from "../line-under-test.ts";
 
 const address = inject("line");
 const line = clientOf(address);
@@ -35,7 +35,13 @@ it("puts a message that breaks the contract aside, with its reason, and goes on"
     await nc.close();
   }
   const letter = await eventually("a dead letter", 20_000, async () =>
-    (await line.letters()).find(({ subject }) => subject.includes(runId)),
+    (await line.letters()).find(({ subject, durable }) => subject.includes(runId) && durable === "tokenize-run-requested"),
   );
-  expect(letter).toMatchObject({ durable: "tokenize-run-requested", message: expect.stringContaining("spec.adapter") });
+  expect(letter.message).toContain("spec.adapter");
+
+  const seq = String(letter.seq);
+  expect((await loraline(address, ["dlq", "ls"])).out).toMatch(new RegExp(`^${seq} +tokenize-run-requested .*spec\\.adapter`, "m"));
+  expect(JSON.parse((await loraline(address, ["dlq", "show", seq])).out)).toEqual(letter);
+  expect(await loraline(address, ["dlq", "redrive", seq])).toMatchObject({ code: 0, out: expect.stringContaining(runId) });
+  expect((await loraline(address, ["dlq", "show", seq])).code, "it went back to its stream").toBe(4);
 });
