@@ -171,3 +171,47 @@ it("vLLM, after the adapter was served: it is proven on the new one before it an
   expect(await incarnationOf(run.adapter)).not.toBe(before);
   await expectServedOnce(run);
 });
+
+it("anything, at random moments", async () => {
+  const seed = Number(process.env.LORALINE_SEED ?? Date.now() % 100_000);
+  console.log(`LORALINE_SEED=${seed}`);
+  const random = numbersFrom(seed);
+  const run = await startRun();
+  const killed: string[] = [];
+  for (let kills = 0; kills < 4; kills++) {
+    await new Promise((resolve) => setTimeout(resolve, 500 + random() * 12_000));
+    const victims = ["line", "nats", "engine", "courier", "trainer"] as const;
+    const victim = victims[Math.floor(random() * victims.length)] ?? "line";
+    killed.push(victim);
+    if (victim === "line") await killLineAndStartAgain();
+    else if (victim === "nats" || victim === "engine") killGroup(await childPid(victim));
+    else for (const pid of await attemptPids(victim)) killGroup(pid);
+  }
+  const { attempt, lostAttempts } = await expectServedOnce(run);
+  expect(attempt, `killed: ${killed.join(", ")}`).toBe(lostAttempts + 1);
+});
+
+/** Of the attempts that run now. A process that has just ended or not yet started is none. */
+async function attemptPids(which: "courier" | "trainer"): Promise<number[]> {
+  const file = which === "courier" ? "process.json" : "trainer.json";
+  const alive = new Set(processesOf(stateDir).map(({ pid }) => pid));
+  const jobs = await readdir(join(stateDir, "train")).catch(() => []);
+  const pids = await Promise.all(
+    jobs.map(async (job) => {
+      const text = await readFile(join(stateDir, "train", job, file), "utf8").catch(() => '{"pid":0}');
+      return (JSON.parse(text) as { pid: number }).pid;
+    }),
+  );
+  return pids.filter((pid) => alive.has(pid));
+}
+
+/** Numbers from 0 to 1 that follow from the seed (mulberry32). */
+function numbersFrom(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296;
+  };
+}
