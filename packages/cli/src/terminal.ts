@@ -1,6 +1,7 @@
 /** Where the CLI writes; handed in by main.ts, so that commands can be tested. */
 import { relative } from "node:path";
 import type { Writable } from "node:stream";
+import { isatty } from "node:tty";
 import pc from "picocolors";
 
 export interface Terminal {
@@ -15,12 +16,8 @@ export interface Terminal {
   signal: AbortSignal;
 }
 
-export const bold = pc.bold;
-export const dim = pc.dim;
-export const green = pc.green;
-export const red = pc.red;
-export const yellow = pc.yellow;
-export const cyan = pc.cyan;
+// Only for people: picocolors alone would also colour what a script reads wherever CI is set.
+export const { bold, dim, green, red, yellow, cyan } = pc.createColors(pc.isColorSupported && isatty(1));
 
 /** As a person at this place would write it. */
 export function shortPath(path: string): string {
