@@ -1,7 +1,17 @@
-/** One connection that outlives its server. */
+/** One connection that outlives its server, and where a process finds it. */
 import type { ConnectionOptions, NatsConnection } from "@nats-io/transport-node";
 import { connect } from "@nats-io/transport-node";
 import { PermanentError } from "@loraline/runtime";
+import { z } from "zod";
+
+/** Settings of a process that speaks NATS: part of its schema for `loadEnv`. */
+export const natsEnv = {
+  NATS_URL: z.string().default("nats://127.0.0.1:4222"),
+  NATS_USER: z.string().optional(),
+  NATS_PASS: z.string().optional(),
+  NATS_TOKEN: z.string().optional(),
+};
+export type NatsEnv = z.output<z.ZodObject<typeof natsEnv>>;
 
 export interface ConnectBusOptions {
   servers: string | string[];
@@ -44,3 +54,7 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
     });
   }
 }
+
+/** `connectBus` with the settings of `natsEnv`; `name` is what the server shows. */
+export const connectFromEnv = (env: NatsEnv, name: string): Promise<NatsConnection> =>
+  connectBus({ servers: env.NATS_URL, name, user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN });

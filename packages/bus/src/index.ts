@@ -1,5 +1,5 @@
 export { type Bus, type BusDeps, createBus, type PublishOptions } from "./bus.ts";
-export { connectBus, type ConnectBusOptions } from "./connect.ts";
+export { connectBus, type ConnectBusOptions, connectFromEnv, natsEnv } from "./connect.ts";
 export type { ConsumeOptions, HandlerContext, Handlers } from "./consume.ts";
 export type { DeadLetters } from "./dead-letters.ts";
 export { ensureStreams, type EnsureStreamsOptions } from "./ensure-streams.ts";

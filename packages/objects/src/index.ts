@@ -1,5 +1,6 @@
 export { digestOf } from "./digest.ts";
 export { createJetStreamObjects, type JetStreamObjectsOptions, removeUnfinishedBlobs } from "./jetstream.ts";
 export { type BlobSource, objectKey, type Objects } from "./objects.ts";
+export { objectsEnv, objectsFromEnv } from "./objects-from-env.ts";
 export { createS3Objects, type S3ObjectsOptions } from "./s3.ts";
 export { getBytes, getJson, getToFile, putJson } from "./whole-blobs.ts";

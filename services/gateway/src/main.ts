@@ -1,6 +1,6 @@
 /** The gateway as a process of its own, with the projector. */
-import { connectBus, createBus } from "@loraline/bus";
-import { createJetStreamObjects, createS3Objects } from "@loraline/objects";
+import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { readSpans, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { createProjector } from "./projector.ts";
@@ -12,13 +12,8 @@ await runService({
   service: "gateway",
   host: process,
   env: z.object({
-    NATS_URL: z.string().default("nats://127.0.0.1:4222"),
-    NATS_USER: z.string().optional(),
-    NATS_PASS: z.string().optional(),
-    NATS_TOKEN: z.string().optional(),
-    S3_BUCKET: z.string().optional().describe("Absent: blobs are in JetStream's object store."),
-    S3_ENDPOINT: z.url().optional(),
-    S3_REGION: z.string().optional(),
+    ...natsEnv,
+    ...objectsEnv,
     HOST: z.string().default("0.0.0.0"),
     PORT: z.coerce.number().int().min(0).max(65_535).default(8080),
     UPLOAD_LIMIT_BYTES: bytes.optional(),
@@ -27,19 +22,10 @@ await runService({
   }),
   async start({ env, log, telemetry }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectBus({
-      servers: env.NATS_URL,
-      name: "gateway",
-      user: env.NATS_USER,
-      pass: env.NATS_PASS,
-      token: env.NATS_TOKEN,
-    });
+    const nc = await connectFromEnv(env, "gateway");
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "gateway" });
-    const objects =
-      env.S3_BUCKET === undefined
-        ? await createJetStreamObjects(nc)
-        : running.use(createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION }));
+    const objects = running.use(await objectsFromEnv(env, nc));
     running.use(await createProjector({ bus, log }));
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
     const gateway = await createGateway({

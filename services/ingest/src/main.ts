@@ -1,6 +1,6 @@
 /** The ingest worker as a process of its own. */
-import { connectBus, createBus } from "@loraline/bus";
-import { createJetStreamObjects, createS3Objects } from "@loraline/objects";
+import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
 import { createIngestService } from "./ingest-service.ts";
@@ -9,29 +9,15 @@ await runService({
   service: "ingest",
   host: process,
   env: z.object({
-    NATS_URL: z.string().default("nats://127.0.0.1:4222"),
-    NATS_USER: z.string().optional(),
-    NATS_PASS: z.string().optional(),
-    NATS_TOKEN: z.string().optional(),
-    S3_BUCKET: z.string().optional().describe("Absent: blobs are in JetStream's object store."),
-    S3_ENDPOINT: z.url().optional(),
-    S3_REGION: z.string().optional(),
+    ...natsEnv,
+    ...objectsEnv,
   }),
   async start({ env, log, telemetry }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectBus({
-      servers: env.NATS_URL,
-      name: "ingest",
-      user: env.NATS_USER,
-      pass: env.NATS_PASS,
-      token: env.NATS_TOKEN,
-    });
+    const nc = await connectFromEnv(env, "ingest");
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "ingest" });
-    const objects =
-      env.S3_BUCKET === undefined
-        ? await createJetStreamObjects(nc)
-        : running.use(createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION }));
+    const objects = running.use(await objectsFromEnv(env, nc));
     running.use(await createIngestService({ bus, objects, log, telemetry }));
     return running;
   },

@@ -1,6 +1,6 @@
 /** The serve agent as a process of its own, beside one vLLM process. */
-import { connectBus, createBus } from "@loraline/bus";
-import { createJetStreamObjects, createS3Objects } from "@loraline/objects";
+import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
 import { createServeAgent } from "./agent.ts";
@@ -12,13 +12,8 @@ await runService({
   service: "agent",
   host: process,
   env: z.object({
-    NATS_URL: z.string().default("nats://127.0.0.1:4222"),
-    NATS_USER: z.string().optional(),
-    NATS_PASS: z.string().optional(),
-    NATS_TOKEN: z.string().optional(),
-    S3_BUCKET: z.string().optional().describe("Absent: blobs are in JetStream's object store."),
-    S3_ENDPOINT: z.url().optional(),
-    S3_REGION: z.string().optional(),
+    ...natsEnv,
+    ...objectsEnv,
     AGENT_ENGINE: token.describe("Name of the engine, as in KV engines."),
     AGENT_REPLICA: token.describe("Identity of this replica: the pod's UID."),
     AGENT_BASE: z.string().describe("The engine's --served-model-name."),
@@ -28,19 +23,10 @@ await runService({
   }),
   async start({ env, log, telemetry }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectBus({
-      servers: env.NATS_URL,
-      name: `agent ${env.AGENT_REPLICA}`,
-      user: env.NATS_USER,
-      pass: env.NATS_PASS,
-      token: env.NATS_TOKEN,
-    });
+    const nc = await connectFromEnv(env, `agent ${env.AGENT_REPLICA}`);
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "agent" });
-    const objects =
-      env.S3_BUCKET === undefined
-        ? await createJetStreamObjects(nc)
-        : running.use(createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION }));
+    const objects = running.use(await objectsFromEnv(env, nc));
     running.use(
       await createServeAgent({
         bus,

@@ -1,7 +1,7 @@
 /** The courier as a process: `courier-main.ts FOLDER`, with the attempt's job.json in FOLDER. Exit codes: `courierExit`. */
 import { join } from "node:path";
-import { connectBus, createBus } from "@loraline/bus";
-import { createJetStreamObjects, createS3Objects, type Objects } from "@loraline/objects";
+import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { createLog, createTelemetry, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
 import { runCourier } from "./courier.ts";
@@ -17,13 +17,8 @@ const notForTrainer = /^(NATS|S3|AWS|OTEL|LORALINE)_/;
 async function main(): Promise<number> {
   const env = loadEnv(
     z.object({
-      NATS_URL: z.string().default("nats://127.0.0.1:4222"),
-      NATS_USER: z.string().optional(),
-      NATS_PASS: z.string().optional(),
-      NATS_TOKEN: z.string().optional(),
-      S3_BUCKET: z.string().optional().describe("Absent: blobs are in JetStream's object store."),
-      S3_ENDPOINT: z.url().optional(),
-      S3_REGION: z.string().optional(),
+      ...natsEnv,
+      ...objectsEnv,
       LORALINE_BASES_DIR: z.string(),
       LORALINE_PYTHON: z.string().default("python3"),
       LORALINE_TRAINER: z.string().default(join(import.meta.dirname, "../trainer/train.py")),
@@ -40,15 +35,12 @@ async function main(): Promise<number> {
   const stop = new AbortController();
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => stop.abort());
 
-  const nc = await patiently("connect", () => connect(env), { log });
+  const nc = await patiently("connect", connect, { log });
   const options = { spansDir: env.LORALINE_SPANS_DIR, otlpEndpoint: env.OTEL_EXPORTER_OTLP_ENDPOINT };
   const telemetry = createTelemetry({ service: "courier", ...options });
   const trainerTelemetry = createTelemetry({ service: "trainer", ...options });
   const bus = createBus({ nc, log, telemetry, source: "courier" });
-  const objects: Objects =
-    env.S3_BUCKET === undefined
-      ? await patiently("open the object store", () => createJetStreamObjects(nc, { spoolDir: dir }), { log })
-      : createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION, spoolDir: dir });
+  const objects = await patiently("open the object store", () => objectsFromEnv(env, nc, { spoolDir: dir }), { log });
   const code = await runCourier({
     job,
     dir,
@@ -70,16 +62,13 @@ async function main(): Promise<number> {
   );
   return code;
 
-  function connect({ NATS_URL, NATS_USER, NATS_PASS, NATS_TOKEN }: typeof env) {
+  function connect() {
     if (stop.signal.aborted) throw new PermanentError("STOPPED", "asked to stop before NATS answered");
-    return connectBus({ servers: NATS_URL, name: "courier", user: NATS_USER, pass: NATS_PASS, token: NATS_TOKEN }).catch(
-      (error: unknown) => {
-        // It may only be restarting.
-        if (error instanceof PermanentError && error.code === "NATS_UNREACHABLE")
-          throw new RetryLaterError(error.code, 1000, error.message);
-        throw error;
-      },
-    );
+    return connectFromEnv(env, "courier").catch((error: unknown) => {
+      // It may only be restarting.
+      if (error instanceof PermanentError && error.code === "NATS_UNREACHABLE") throw new RetryLaterError(error.code, 1000, error.message);
+      throw error;
+    });
   }
 }
 

@@ -1,5 +1,5 @@
 /** The train controller as a process of its own, with attempts as its child processes. */
-import { connectBus, createBus } from "@loraline/bus";
+import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
 import { courierCommand, createProcessLauncher } from "./process-launcher.ts";
@@ -11,10 +11,7 @@ await runService({
   // A stopping attempt saves a checkpoint first.
   shutdownMs: 40_000,
   env: z.object({
-    NATS_URL: z.string().default("nats://127.0.0.1:4222"),
-    NATS_USER: z.string().optional(),
-    NATS_PASS: z.string().optional(),
-    NATS_TOKEN: z.string().optional(),
+    ...natsEnv,
     TRAIN_JOBS_DIR: z.string().describe("Folder of the attempts; belongs to this process alone."),
     TRAIN_SLOTS: z.coerce.number().int().min(1).default(1).describe("Attempts at once: the number of devices."),
     LORALINE_BASES_DIR: z
@@ -23,13 +20,7 @@ await runService({
   }),
   async start({ env, log, telemetry }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectBus({
-      servers: env.NATS_URL,
-      name: "train",
-      user: env.NATS_USER,
-      pass: env.NATS_PASS,
-      token: env.NATS_TOKEN,
-    });
+    const nc = await connectFromEnv(env, "train");
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "train" });
     const launcher = await createProcessLauncher({
