@@ -29,7 +29,9 @@ def greedy(model, prompts: list[list[int]], new_tokens: int, stop: set[int]) -> 
     model.eval()
     input_ids = padded
     for step in range(max(1, new_tokens)):
-        outputs = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        # A tensor, not 1: the slice that 1 makes is not contiguous, and for it the head's weights would be copied per prompt.
+        last = torch.tensor([input_ids.shape[1] - 1], device=model.device)
+        outputs = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
         cache = outputs.past_key_values
         distribution = outputs.logits[:, -1].float().log_softmax(-1)
         if step == 0:

@@ -165,6 +165,7 @@ def train(job: Job) -> None:
 
         model = add_lora(model, lora, settings["seed"])
         if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             model.to("cuda")
         model.config.use_cache = False
         stop_tokens = as_set(model.generation_config.eos_token_id)
