@@ -7,12 +7,18 @@ import { red, writeJson, writeLine } from "./terminal.ts";
 
 const { stdin, stdout, stderr, env, argv, pid, execPath } = process;
 const interrupted = new AbortController();
+/** An orderly end takes a few seconds; what does not end in this time is ended, which loses nothing: children die with this process. */
+const endWithinMs = 20_000;
 let signals = 0;
 const interrupt = (): void => {
   signals += 1;
   interrupted.abort();
-  // Whoever asks again does not want to wait for an orderly end. Children die with this process.
+  // Whoever asks again does not want to wait for an orderly end.
   if (signals > 1) process.exit(130);
+  setTimeout(() => {
+    writeLine(stderr, `${red("loraline:")} not ended in order after ${endWithinMs / 1000} s; ended at once. Nothing stored is lost.`);
+    process.exit(130);
+  }, endWithinMs).unref();
 };
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, interrupt);
 // `loraline runs | head -1` is no error.

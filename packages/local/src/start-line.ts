@@ -148,10 +148,18 @@ export async function startLine(options: LineOptions): Promise<Line> {
   });
   const telemetries = starting.use(new AsyncDisposableStack());
   /** Ended side by side, while NATS still runs: each may need a second or two. */
-  const workers: AsyncDisposable[] = [engine];
+  const workers = new Map<string, AsyncDisposable>([["engine", engine]]);
   starting.defer(async () => {
-    const ends = await Promise.allSettled(workers.map((worker) => worker[Symbol.asyncDispose]()));
-    for (const end of ends) if (end.status === "rejected") log.error({ err: end.reason }, "a part did not stop in order");
+    await Promise.all(
+      workers.entries().map(async ([name, worker]) => {
+        try {
+          await worker[Symbol.asyncDispose]();
+          log.info({ worker: name }, "stopped");
+        } catch (error) {
+          log.error({ err: error, worker: name }, "did not stop in order");
+        }
+      }),
+    );
   });
   await ensureStreams(nc);
   const objects = await createJetStreamObjects(nc, { spoolDir: dirs.spool });
@@ -170,11 +178,12 @@ export async function startLine(options: LineOptions): Promise<Line> {
   await keys.put(createHash("sha256").update(apiKey).digest("hex"), { tenant, name: "local", createdAt: new Date().toISOString() });
 
   const { bus: projectorBus, log: projectorLog } = service("projector");
-  workers.push(await createProjector({ bus: projectorBus, log: projectorLog }));
+  workers.set("projector", await createProjector({ bus: projectorBus, log: projectorLog }));
 
   const record: EngineRecord = { engine: engineName, base, ...engineLimits, updatedAt: new Date().toISOString() };
-  workers.push(await createServeController({ ...service("serve"), engines: [record] }));
-  workers.push(
+  workers.set("serve", await createServeController({ ...service("serve"), engines: [record] }));
+  workers.set(
+    "agent",
     await createServeAgent({
       ...service("agent"),
       engine: engineName,
@@ -205,14 +214,14 @@ export async function startLine(options: LineOptions): Promise<Line> {
     await launcher[Symbol.asyncDispose]();
     throw error;
   });
-  workers.push({
+  workers.set("train", {
     async [Symbol.asyncDispose]() {
       await train[Symbol.asyncDispose]();
       await launcher[Symbol.asyncDispose]();
     },
   });
-  workers.push(await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir }));
-  workers.push(await createIngestService(service("ingest")));
+  workers.set("tokenize", await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir }));
+  workers.set("ingest", await createIngestService(service("ingest")));
 
   const gateway = starting.use(
     await createGateway({
