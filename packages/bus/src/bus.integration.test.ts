@@ -39,6 +39,18 @@ describe("publish", () => {
     expect(await consumersOf()).toBe(before);
   });
 
+  test("a history leaves out what breaks the contract; the first of two requests counts", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, "{}");
+    await bus.publish(events.datasetReceived, at, { blob, filename: "first" });
+    await bus.publish(events.datasetReceived, at, { blob, filename: "second" }, { key: "again" });
+    const filenames = (await bus.history([events.datasetReceived], at)).map(({ data }) => (data as { filename: string }).filename);
+    expect(filenames).toEqual(["first", "second"]);
+    expect((await bus.first(events.datasetReceived, at))?.data.filename).toBe("first");
+    expect((await bus.last(events.datasetReceived, at))?.data.filename).toBe("second");
+  });
+
   test("refuses what the contract does not allow, naming the field", async ({ nc, tenant }) => {
     const bus = await busOver(nc);
     const publishing = bus.publish(events.datasetReceived, newDataset(tenant), { blob, filename: "" });
@@ -147,6 +159,39 @@ describe("consume", () => {
     await expect
       .poll(() => bus.deadLetters.list(tenant))
       .toEqual([expect.objectContaining({ code: "CONTRACT_VIOLATION", message: expect.stringMatching(why) })]);
+  });
+
+  test("a reason with half a character, and nobody who can be told: the message is buried all the same", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async (received) => {
+          if (received.at.id === at.id) throw new PermanentError("BAD_ROW", `half: \ud83d ${"x".repeat(100_000)}`);
+        },
+      },
+      onDeadLetter: async () => {
+        throw new PermanentError("CONTRACT_VIOLATION", "cannot be told");
+      },
+    });
+    await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    await expect
+      .poll(() => bus.deadLetters.list(tenant))
+      .toEqual([expect.objectContaining({ code: "BAD_ROW", message: expect.stringMatching(/^half: \ufffd x+$/) })]);
+  });
+
+  test("a subject whose id can be nobody's is buried, and nobody is told", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const told: string[] = [];
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: { "dataset.received.v1": async ({ at }) => void told.push(at.id) },
+      onDeadLetter: async ({ id }) => void told.push(id),
+    });
+    nc.publish(`loraline.${tenant}.dataset.not-a-ulid.received.v1`, JSON.stringify({ blob, filename: "a" }));
+    await expect.poll(() => bus.deadLetters.list(tenant)).toEqual([expect.objectContaining({ code: "CONTRACT_VIOLATION" })]);
+    expect(told).not.toContain("not-a-ulid");
   });
 
   test("a handler longer than the ack wait is not run twice", { timeout: 40_000 }, async ({ nc, tenant }) => {

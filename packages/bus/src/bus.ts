@@ -9,7 +9,7 @@ import {
   streamOf,
   subjectFor,
 } from "@loraline/contracts";
-import type { Log, Telemetry } from "@loraline/runtime";
+import { type Log, PermanentError, type Telemetry } from "@loraline/runtime";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import type { z } from "zod";
@@ -39,9 +39,14 @@ export interface Bus {
   ): Promise<{ seq: number; duplicate: boolean }>;
   consume<C extends ConsumerDef>(options: ConsumeOptions<C>): Promise<AsyncDisposable>;
   bucket<T extends z.ZodType>(def: BucketDef<T>): Promise<KvBucket<z.output<T>>>;
+  /** Oldest stored event of this kind about this entity that keeps the contract: of a request that was made twice, the one that counts. */
+  first<E extends EventDef>(event: E, at: EventAddress): Promise<Received<E> | undefined>;
   /** Newest stored event of this kind about this entity. */
   last<E extends EventDef>(event: E, at: EventAddress): Promise<Received<E> | undefined>;
-  /** Every stored event about one entity, oldest first; all from one stream. */
+  /**
+   * Every stored event about one entity, oldest first; all from one stream. What breaks the contract is left out, as it
+   * is where events are consumed. Throws rather than return a part.
+   */
   history(events: readonly EventDef[], at: EventAddress): Promise<Received[]>;
   deadLetters: DeadLetters;
 }
@@ -56,7 +61,7 @@ export interface BusDeps {
 
 export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
   const js = jetstream(nc);
-  return {
+  const bus: Bus = {
     async publish(event, at, data, options = {}) {
       const traceparent = options.traceparent ?? telemetry.traceparent();
       const sealed = seal({ event, at, data, key: options.key, source, now: new Date(), traceparent });
@@ -66,21 +71,13 @@ export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
     consume: (options) => consume({ nc, log, telemetry }, options),
     bucket: (def) => openBucket(nc, def, log),
     async last<E extends EventDef>(event: E, at: EventAddress) {
-      const jsm = await jetstreamManager(nc);
-      try {
-        const message = await jsm.streams.getMessage(streamOf(event).name, { last_by_subj: subjectFor(event, at) });
-        if (message === null) return undefined;
-        return open({
-          subject: message.subject,
-          headers: message.header,
-          data: message.data,
-          seq: message.seq,
-          storedAt: message.time.toISOString(),
-        }) as Received<E>;
-      } catch (error) {
-        if (/no message found|not found/i.test((error as Error).message)) return undefined;
-        throw error;
-      }
+      const message = await (await jetstreamManager(nc)).streams.getMessage(streamOf(event).name, { last_by_subj: subjectFor(event, at) });
+      if (message === null) return undefined;
+      const { subject, header, data, seq, time } = message;
+      return open({ subject, headers: header, data, seq, storedAt: time.toISOString() }) as Received<E>;
+    },
+    async first<E extends EventDef>(event: E, at: EventAddress) {
+      return (await bus.history([event], at))[0] as Received<E> | undefined;
     },
     async history(events, at) {
       const [first] = events;
@@ -90,18 +87,19 @@ export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
       try {
         const { num_pending: pending } = await consumer.info();
         const messages = pending === 0 ? [] : await consumer.fetch({ max_messages: pending, expires: 5000 });
+        let read = 0;
         for await (const message of messages) {
-          received.push(
-            open({
-              subject: message.subject,
-              headers: message.headers,
-              data: message.data,
-              seq: message.seq,
-              storedAt: new Date(Number(message.info.timestampNanos / 1_000_000)).toISOString(),
-            }),
-          );
-          if (received.length >= pending) break;
+          const { subject, headers, data, seq, info } = message;
+          try {
+            received.push(open({ subject, headers, data, seq, storedAt: new Date(Number(info.timestampNanos / 1_000_000)).toISOString() }));
+          } catch (error) {
+            if (!(error instanceof PermanentError)) throw error;
+            log.warn({ err: error, subject, seq }, "history: event left out");
+          }
+          read += 1;
+          if (read >= pending) break;
         }
+        if (read < pending) throw new Error(`history of ${at.tenant}/${at.id}: only ${read} of ${pending} events could be read`);
       } finally {
         // Left alone it would stay for minutes, and a stream holds only so many.
         await consumer.delete().catch((error: unknown) => log.debug({ err: error }, "history: consumer not removed"));
@@ -110,4 +108,5 @@ export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
     },
     deadLetters: createDeadLetters(nc),
   };
+  return bus;
 }

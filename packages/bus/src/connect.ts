@@ -30,6 +30,8 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
     servers,
     name,
     maxReconnectAttempts: -1,
+    // Or it would close for good, and its services would go on doing nothing, while a server has no accounts yet.
+    ignoreAuthErrorAbort: true,
     reconnectTimeWait: 250,
     reconnectJitter: 250,
     pingInterval: 10_000,

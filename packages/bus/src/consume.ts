@@ -65,14 +65,18 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   const stopping = new AbortController();
   const log = deps.log.child({ consumer: def.durable });
 
+  let failedPulls = 0;
   const worker = async (): Promise<void> => {
     while (!stopping.signal.aborted) {
       let message: JsMsg | null = null;
       try {
         message = await consumer.next({ expires: pullMs });
+        failedPulls = 0;
       } catch (error) {
         if (stopping.signal.aborted || deps.nc.isClosed()) return;
-        log.debug({ err: error }, "pull failed; trying again");
+        // A few are a restart of the server; many are a consumer that is gone, or rights that are missing.
+        const level = ++failedPulls % 40 === 0 ? "error" : "debug";
+        log[level]({ err: error, failedPulls }, "pull failed; trying again");
         await new Promise((resolve) => setTimeout(resolve, 250));
       }
       if (message === null) continue;
@@ -159,11 +163,16 @@ async function settle<C extends ConsumerDef>(
     log.error({ err: error, subject: message.subject, deliveries, code: disposition.code }, "dead letter");
     const address = parseSubject(message.subject);
     if (address !== undefined) {
-      await onDeadLetter?.({
+      const letter = {
         ...address,
         code: disposition.code,
         message: disposition.message,
         param: error instanceof PermanentError ? error.param : null,
+      };
+      await onDeadLetter?.(letter).catch((failure: unknown) => {
+        // What can never be told must not keep the message, and all behind it, for ever.
+        if (!(failure instanceof PermanentError)) throw failure;
+        log.error({ err: failure, subject: message.subject }, "nobody could be told of the dead letter");
       });
     }
     await buryLetter(deps.nc, { def, message, code: disposition.code, reason: disposition.message, deliveries });

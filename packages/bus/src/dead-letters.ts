@@ -5,6 +5,8 @@ import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-i
 import { headers, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
 
 const prefix = "Loraline-Dlq-";
+/** Characters. */
+const longestReason = 8000;
 
 /** Copies a message into the DLQ and waits until it is stored; only then may the original be terminated. */
 export async function buryLetter(
@@ -19,7 +21,8 @@ export async function buryLetter(
   copy.set("Nats-Msg-Id", id);
   copy.set(`${prefix}Subject`, message.subject);
   copy.set(`${prefix}Code`, letter.code);
-  copy.set(`${prefix}Message`, encodeURIComponent(letter.reason));
+  // It may quote anything, also half a character, which cannot be encoded; and a header is no place for a book.
+  copy.set(`${prefix}Message`, encodeURIComponent(letter.reason.slice(0, longestReason).toWellFormed()));
   copy.set(`${prefix}Deliveries`, String(letter.deliveries));
   await jetstream(nc).publish(id, message.data, { headers: copy, msgID: id });
 }
@@ -40,10 +43,7 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
   const stream = streams.DLQ.name;
   const stored = async (seq: number): Promise<StoredMsg | null> => {
     const jsm = await jetstreamManager(nc);
-    return jsm.streams.getMessage(stream, { seq }).catch((error: unknown) => {
-      if (/no message found|not found/i.test((error as Error).message)) return null;
-      throw error;
-    });
+    return jsm.streams.getMessage(stream, { seq });
   };
   return {
     async list(tenant) {
@@ -52,18 +52,23 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
       const { state } = await jsm.streams.info(stream);
       if (state.messages === 0) return [];
       const consumer = await jetstream(nc).consumers.get(stream);
-      const messages = await consumer.fetch({ max_messages: state.messages, expires: 5000 });
-      for await (const message of messages) {
-        letters.push(
-          view({
-            seq: message.seq,
-            headers: message.headers,
-            data: message.data,
-            subject: message.subject,
-            at: new Date(Number(message.info.timestampNanos / 1_000_000)),
-          }),
-        );
-        if (message.info.pending === 0) break;
+      try {
+        const messages = await consumer.fetch({ max_messages: state.messages, expires: 5000 });
+        for await (const message of messages) {
+          letters.push(
+            view({
+              seq: message.seq,
+              headers: message.headers,
+              data: message.data,
+              subject: message.subject,
+              at: new Date(Number(message.info.timestampNanos / 1_000_000)),
+            }),
+          );
+          if (message.info.pending === 0) break;
+        }
+      } finally {
+        // Left alone it would stay for minutes, and a stream holds only so many; it expires if this fails.
+        await consumer.delete().catch(() => false);
       }
       return letters.filter((letter) => tenant === undefined || letter.subject.split(".")[1] === tenant).reverse();
     },

@@ -1,5 +1,5 @@
 /** CloudEvents 1.0 in NATS headers (binary mode), with the W3C trace context and a deterministic message id. */
-import { eventOfType, type EventDef, type EventAddress, parseSubject, problemsOf, subjectFor } from "@loraline/contracts";
+import { eventOfType, type EventDef, type EventAddress, parseSubject, type Problem, problemsOf, subjectFor } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { headers, type MsgHdrs } from "@nats-io/transport-node";
 
@@ -27,6 +27,14 @@ export interface RawMessage {
   storedAt: string;
 }
 
+/** Whoever breaks the contract in a thousand places hears of the first ones: reasons travel in headers and events. */
+const reasonOf = (problems: readonly Problem[]): string =>
+  problems
+    .slice(0, 10)
+    .map(({ message }) => (message.length > 500 ? `${message.slice(0, 500)}…` : message))
+    .join("; ")
+    .toWellFormed();
+
 /** Message id: equal for every attempt to say the same thing. `key` tells apart what an entity says more than once. */
 export const messageId = (event: EventDef, at: EventAddress, key?: string): string =>
   [at.tenant, event.noun, at.id, event.tail, ...(key === undefined ? [] : [key])].join("/");
@@ -50,7 +58,7 @@ export function seal(input: {
   const parsed = event.data.safeParse(input.data);
   if (!parsed.success) {
     const problems = problemsOf(parsed.error, "CONTRACT_VIOLATION");
-    throw new PermanentError("CONTRACT_VIOLATION", `refusing to publish ${event.type}: ${problems.map((p) => p.message).join("; ")}`, {
+    throw new PermanentError("CONTRACT_VIOLATION", `refusing to publish ${event.type}: ${reasonOf(problems)}`, {
       param: problems[0]?.param,
       cause: parsed.error,
     });
@@ -78,7 +86,7 @@ export function open(raw: RawMessage): Received {
   if (subject === undefined || event === undefined) {
     throw new PermanentError(
       "CONTRACT_VIOLATION",
-      `subject "${raw.subject}" names no event. See docs/asyncapi.json for the subjects there are.`,
+      `subject "${raw.subject}" names no event, or its tenant or id cannot be one. See docs/asyncapi.json for the subjects there are.`,
     );
   }
   let body: unknown;
@@ -92,7 +100,7 @@ export function open(raw: RawMessage): Received {
   const parsed = event.data.safeParse(body);
   if (!parsed.success) {
     const problems = problemsOf(parsed.error, "CONTRACT_VIOLATION");
-    throw new PermanentError(problems[0]?.code ?? "CONTRACT_VIOLATION", `${event.type}: ${problems.map((p) => p.message).join("; ")}`, {
+    throw new PermanentError(problems[0]?.code ?? "CONTRACT_VIOLATION", `${event.type}: ${reasonOf(problems)}`, {
       param: problems[0]?.param,
       cause: parsed.error,
     });

@@ -70,7 +70,16 @@ test("subjects carry tenant and id, and refuse tokens that would change their me
   ]) {
     expect(() => subjectFor(events.datasetReceived, bad)).toThrow(/must be a ULID|use 1 to 63/);
   }
-  for (const other of ["loraline.acme.dataset.x", "other.acme.run.x.requested.v1", "loraline.acme.pod.x.requested.v1", ""]) {
+  const others = [
+    "loraline.acme.dataset.x",
+    `other.acme.dataset.${at.id}.received.v1`,
+    `loraline.acme.pod.${at.id}.received.v1`,
+    `loraline.acme.constructor.${at.id}.received.v1`,
+    `loraline.ACME.dataset.${at.id}.received.v1`,
+    "loraline.acme.dataset.x.received.v1",
+    "",
+  ];
+  for (const other of others) {
     expect(parseSubject(other)).toBeUndefined();
   }
 });

@@ -49,10 +49,11 @@ export function filterFor(event: EventDef, at: Partial<EventAddress> = {}): stri
   return `loraline.${at.tenant ?? "*"}.${event.noun}.${at.id ?? "*"}.${event.tail}`;
 }
 
-/** Takes a subject apart; undefined when it is none of ours. */
+/** Takes a subject apart; undefined when it is none of ours, or its tenant or id can be nobody's. */
 export function parseSubject(subject: string): (EventAddress & { type: string; noun: Noun }) | undefined {
   const [root, tenant, noun, id, ...tail] = subject.split(".");
-  if (root !== "loraline" || tenant === undefined || id === undefined || noun === undefined || !(noun in nouns)) return undefined;
-  if (tail.length !== 2) return undefined;
+  if (root !== "loraline" || tenant === undefined || id === undefined || noun === undefined || !Object.hasOwn(nouns, noun))
+    return undefined;
+  if (tail.length !== 2 || !tenantName.safeParse(tenant).success || !nouns[noun as Noun].safeParse(id).success) return undefined;
   return { tenant, id, noun: noun as Noun, type: `${noun}.${tail.join(".")}` };
 }

@@ -48,7 +48,7 @@ export const backoffMs = (deliveries: number): number => Math.min(60_000, 500 * 
 
 /** Pure: what happens to a message whose handler threw. */
 export function dispositionOf(error: unknown, delivery: { deliveries: number; maxDeliver: number }): Disposition {
-  const message = error instanceof Error ? error.message : String(error);
+  const message = messageOf(error);
   if (error instanceof PermanentError) return { kind: "dead-letter", code: error.code, message };
   if (error instanceof RetryLaterError) return { kind: "retry", afterMs: error.afterMs, code: error.code };
   if (delivery.deliveries >= delivery.maxDeliver) return { kind: "dead-letter", code: "MAX_DELIVERIES", message };
@@ -59,7 +59,13 @@ export function dispositionOf(error: unknown, delivery: { deliveries: number; ma
 export function problemOf(error: unknown): { code: string; message: string; param: string | null } {
   if (error instanceof PermanentError) return { code: error.code, message: error.message, param: error.param };
   if (error instanceof RetryLaterError) return { code: error.code, message: error.message, param: null };
-  return { code: "INTERNAL", message: error instanceof Error ? error.message : String(error), param: null };
+  return { code: "INTERNAL", message: messageOf(error), param: null };
+}
+
+/** Never empty, as is the message of an AggregateError, which Node throws for a refused connection. */
+function messageOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error) || "unknown error";
+  return error.message || (error as NodeJS.ErrnoException).code || error.name;
 }
 
 /** Node's codes for a full or exhausted disk, in words that say what to do. */

@@ -49,7 +49,7 @@ const rows = (n: number): string => Array.from({ length: n }, (_, index) => `${r
 describe("the ingest service", () => {
   test("turns an upload into chunks, rejections, a report and a manifest", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createIngestService({ bus, objects, log, telemetry, settings: { chunkBytes: 1000 } });
+    await using service = await createIngestService({ bus, objects, telemetry, settings: { chunkBytes: 1000 } });
     expect(service).toBeDefined();
     const id = await upload(line, `${rows(20)}{"instruction": 1}\n${rows(3)}not json\n`);
     const { data } = await ingested(line, id);
@@ -88,7 +88,7 @@ describe("the ingest service", () => {
 
   test("answers a second upload of the same bytes from the cache, with the same objects", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createIngestService({ bus, objects, log, telemetry });
+    await using service = await createIngestService({ bus, objects, telemetry });
     expect(service).toBeDefined();
     const first = await ingested(line, await upload(line, rows(5)));
     const second = await ingested(line, await upload(line, rows(5)));
@@ -102,7 +102,7 @@ describe("the ingest service", () => {
 
   test("does the work again when the cached manifest is gone", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createIngestService({ bus, objects, log, telemetry });
+    await using service = await createIngestService({ bus, objects, telemetry });
     expect(service).toBeDefined();
     const first = await ingested(line, await upload(line, rows(5)));
     await objects.delete(tenant, first.data.manifest);
@@ -126,7 +126,7 @@ describe("the ingest service", () => {
     ["a gzip file", "\u001f\u008b", "CONTAINER_UNSUPPORTED", /^data\.jsonl: .*gzip/],
   ])("rejects %s", async ([, content, code, message], { bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createIngestService({ bus, objects, log, telemetry });
+    await using service = await createIngestService({ bus, objects, telemetry });
     expect(service).toBeDefined();
     const id = ulid();
     // Bytes, not UTF-8: the magic of gzip is no text.
@@ -140,7 +140,7 @@ describe("the ingest service", () => {
 
   test("says so when the upload is not in the store, and leaves a dead letter", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createIngestService({ bus, objects, log, telemetry });
+    await using service = await createIngestService({ bus, objects, telemetry });
     expect(service).toBeDefined();
     const id = ulid();
     const blob = { kind: "raw", digest: `sha256:${"0".repeat(64)}`, size: 3 } as const;
@@ -151,7 +151,7 @@ describe("the ingest service", () => {
 
   test("answers a message that breaks the contract with dataset.rejected", async ({ bus, objects, tenant, nc }) => {
     const line = { bus, objects, tenant };
-    await using service = await createIngestService({ bus, objects, log, telemetry });
+    await using service = await createIngestService({ bus, objects, telemetry });
     expect(service).toBeDefined();
     const id = ulid();
     await nc.request(`loraline.${tenant}.dataset.${id}.received.v1`, JSON.stringify({ filename: "x" }));
@@ -182,7 +182,6 @@ describe("the ingest service", () => {
           bucket: (async () => ({ ...cache, put: dying(cache.put) })) as unknown as Bus["bucket"],
         },
         objects: { ...objects, put: dying(objects.put) },
-        log,
         telemetry,
         settings,
       });
@@ -190,7 +189,7 @@ describe("the ingest service", () => {
       if (left < 0) deaths.push(survived);
       await first[Symbol.asyncDispose]();
 
-      await using second = await createIngestService({ bus, objects, log, telemetry, settings });
+      await using second = await createIngestService({ bus, objects, telemetry, settings });
       expect(second).toBeDefined();
       const { data } = await ingested(line, id);
       expect(await bus.history([datasetIngested, datasetRejected], { tenant, id })).toHaveLength(1);

@@ -18,7 +18,7 @@ await runService({
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "ingest" });
     const objects = running.use(await objectsFromEnv(env, nc));
-    running.use(await createIngestService({ bus, objects, log, telemetry }));
+    running.use(await createIngestService({ bus, objects, telemetry }));
     return running;
   },
 });

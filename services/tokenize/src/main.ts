@@ -19,7 +19,7 @@ await runService({
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "tokenize" });
     const objects = running.use(await objectsFromEnv(env, nc));
-    running.use(await createTokenizeService({ bus, objects, log, telemetry, basesDir: env.LORALINE_BASES_DIR }));
+    running.use(await createTokenizeService({ bus, objects, telemetry, basesDir: env.LORALINE_BASES_DIR }));
     return running;
   },
 });

@@ -195,7 +195,7 @@ async function rowsOf({ objects, tenant }: Line, shards: TokenManifest["train"],
 describe("the tokenize service", () => {
   test("turns records into shards, held-out rows and probes", async ({ bus, objects, tenant, dir }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const records = someRecords(50);
     const { data, manifest } = await tokenized(line, await request(line, specOf(await dataset(line, records))));
@@ -233,7 +233,7 @@ describe("the tokenize service", () => {
 
   test("packs whole sequences when asked to, and by itself when enough steps remain", async ({ bus, objects, tenant, dir }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const id = await dataset(line, someRecords(400));
     const tokenize = { max_length: 128 };
@@ -265,7 +265,7 @@ describe("the tokenize service", () => {
 
   test("gives the same bytes for the same work, and does it once", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const records = someRecords(30);
     const first = await tokenized(line, await request(line, specOf(await dataset(line, records))));
@@ -296,7 +296,7 @@ describe("the tokenize service", () => {
 
   test("writes shards of a limited size that Python maps", async ({ bus, objects, tenant, dir }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir, shardBytes: 8000 });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir, shardBytes: 8000 });
     expect(service).toBeDefined();
     const { manifest } = await tokenized(line, await request(line, specOf(await dataset(line, someRecords(60)))));
     expect(manifest.train.length).toBeGreaterThan(2);
@@ -332,7 +332,7 @@ describe("the tokenize service", () => {
 
   test("keeps one row per record in the profile seed, in their order", async ({ bus, objects, tenant, dir }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const id = await dataset(line, someRecords(200));
     const tokenize = { profile: "seed" as const, max_length: 384 };
@@ -348,7 +348,7 @@ describe("the tokenize service", () => {
 
   test("evaluates on the validation dataset, and never trains on its records", async ({ bus, objects, tenant, dir }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const records = someRecords(40);
     const spec = specOf(await dataset(line, records), { validation: await dataset(line, records.slice(0, 7)) });
@@ -361,7 +361,7 @@ describe("the tokenize service", () => {
 
   test("keeps equal records on one side of the split", async ({ bus, objects, tenant, dir }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const records = someRecords(12);
     const spec = specOf(await dataset(line, [...records, ...records, ...records]), { holdout: 0.5 });
@@ -373,7 +373,7 @@ describe("the tokenize service", () => {
 
   test("trains completions, with probes of their own", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const records = Array.from({ length: 20 }, (_, index): Rec => {
       const body = { kind: "completion" as const, task: "completion", prompt: `Once upon a time ${index}`, completion: " there was." };
@@ -391,7 +391,7 @@ describe("the tokenize service", () => {
 
   test("waits for a dataset that is still being read", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const id = await receive(line);
     const run = await request(line, specOf(id));
@@ -440,7 +440,7 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
     ["an unknown validation dataset", { validation: ulid() }, { code: "DATASET_UNKNOWN", param: "validation" }],
   ])("%s", async ([, spec, problem], { bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const run = await request(line, specOf(await dataset(line, someRecords(20)), spec));
     expect(await rejected(line, run)).toMatchObject(problem);
@@ -449,7 +449,7 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
 
   test("a dataset that was rejected or deleted, or is nothing but the validation dataset", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const bad = await receive(line);
     await bus.publish(datasetRejected, { tenant, id: bad }, { code: "EMPTY_FILE", message: "d.jsonl is empty.", rejections: 0 });
@@ -473,7 +473,7 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
 
   test("a message that breaks the contract, from any NATS client", async ({ bus, objects, tenant, nc }) => {
     const line = { bus, objects, tenant };
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const run = ulid();
     const spec = { ...specOf(ulid()), lora: { use_dora: true } };
@@ -495,7 +495,7 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
       await cp(join(basesDir, baseName, file), join(dir, baseName, file));
     }
     await writeFile(join(dir, baseName, "chat_template.jinja"), "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}");
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir: dir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir: dir });
     expect(service).toBeDefined();
     expect(await rejected(line, await request(line, specOf(await dataset(line, someRecords(20)))))).toMatchObject({
       code: "TEMPLATE_UNSUPPORTED",
@@ -528,7 +528,6 @@ describe("a process that dies", () => {
             def.name === "cache" ? { ...cache, put: dying(cache.put) } : bus.bucket(def as never)) as unknown as Bus["bucket"],
         },
         objects: { ...objects, put: dying(objects.put) },
-        log,
         telemetry,
         basesDir,
       });
@@ -538,7 +537,7 @@ describe("a process that dies", () => {
       if (left < 0) deaths.push(survived);
       await first[Symbol.asyncDispose]();
 
-      await using second = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+      await using second = await createTokenizeService({ bus, objects, telemetry, basesDir });
       expect(second).toBeDefined();
       const { manifest } = await tokenized(line, id);
       expect(await bus.history([runTokenized, runRejected], { tenant, id })).toHaveLength(1);
@@ -555,7 +554,7 @@ describe("a process that dies", () => {
     const run = ulid();
     const at = { tenant, id: run };
     {
-      await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+      await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
       expect(service).toBeDefined();
       await bus.publish(runRequested, at, { spec: specOf(id) });
       await tokenized(line, run);
@@ -572,7 +571,7 @@ describe("a process that dies", () => {
     const cancelled = ulid();
     await bus.publish(runRequested, { tenant, id: cancelled }, { spec: specOf(id) });
     await bus.publish(runCancelled, { tenant, id: cancelled }, {});
-    await using service = await createTokenizeService({ bus, objects, log, telemetry, basesDir });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     await tokenized(line, await request(line, specOf(id)));
     expect(await bus.history([runTokenized, runRejected], { tenant, id: cancelled })).toEqual([]);

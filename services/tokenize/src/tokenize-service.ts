@@ -1,15 +1,14 @@
 /** The worker: judges what is asked for and turns records into tokens. */
 import type { Bus } from "@loraline/bus";
-import { consumers, runRejected, tenantName, ulid } from "@loraline/contracts";
+import { consumers, runRejected } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
-import type { Log, Telemetry } from "@loraline/runtime";
+import type { Telemetry } from "@loraline/runtime";
 import { createBases } from "./load-base.ts";
 import { onRunRequested } from "./on-run-requested.ts";
 
 export interface TokenizeServiceDeps {
   bus: Bus;
   objects: Objects;
-  log: Log;
   telemetry: Telemetry;
   /** Directory of bases, one folder each, named like the base. */
   basesDir: string;
@@ -19,16 +18,11 @@ export interface TokenizeServiceDeps {
 
 /** Starts consuming `run.requested`; disposing gives back what is not finished. */
 export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<AsyncDisposable> {
-  const { bus, objects, log, telemetry, basesDir, shardBytes = 64 * 1024 * 1024 } = deps;
+  const { bus, objects, telemetry, basesDir, shardBytes = 64 * 1024 * 1024 } = deps;
   return bus.consume({
     consumer: consumers.tokenizeRunRequested,
     handlers: { "run.requested.v1": onRunRequested({ bus, objects, telemetry, loadBase: createBases(basesDir), shardBytes }) },
     async onDeadLetter({ tenant, id, code, message, param }) {
-      // A name that no run can have: nobody could be told, and the dead letter says it.
-      if (!tenantName.safeParse(tenant).success || !ulid.safeParse(id).success) {
-        log.warn({ tenant, id, code }, "dead letter without a run");
-        return;
-      }
       await bus.publish(runRejected, { tenant, id }, { code, message, param });
     },
   });
