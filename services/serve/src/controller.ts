@@ -74,13 +74,18 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   /** Adapters with a version that is not served yet, by engine: only these wait for a replica's report. */
   const open = new Map<string, Set<string>>();
 
+  /** Adapters whose state may have been written without its events: the bus went away in between. */
+  const untold = new Set<string>();
   const queue = createKeyedQueue({
     concurrency: 4,
     log,
     async work(key) {
       const entry = await adapterBucket.get(key);
       if (entry === undefined) return;
+      if (untold.has(key)) await publishWhatWasLost(entry.value, deps);
+      untold.add(key);
       for (const settled of decideConvergence(entry.value, replicas.values(), Date.now())) await settle(key, settled, deps, adapterBucket);
+      untold.delete(key);
     },
   });
 
@@ -168,7 +173,7 @@ async function onRunTrained(
   const { bus, objects, log, telemetry } = deps;
   const { at, data } = received;
   const { tenant, id: runId } = at;
-  const requested = await bus.last(runRequested, at);
+  const requested = await bus.first(runRequested, at);
   if (requested === undefined)
     throw new PermanentError("RUN_UNKNOWN", `run ${runId} of tenant "${tenant}" was trained, but nobody requested it.`);
   const { spec } = requested.data;
@@ -376,7 +381,7 @@ async function publishRefused(
   );
 }
 
-/** After a crash between a write and its events. What the stream has is not said again. */
+/** After a crash, or an absence of the bus, between a write and its events. What the stream has is not said again. */
 async function publishWhatWasLost(state: AdapterState, deps: ServeControllerDeps): Promise<void> {
   const { bus, log } = deps;
   const lastMove = state.history.length - 1;

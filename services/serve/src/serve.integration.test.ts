@@ -421,6 +421,20 @@ describe("a controller that dies", () => {
     });
   }
 
+  test("does not have to: when the bus was away between a write and its events, it tells them later", async ({ serve, engine, make }) => {
+    await using _agent = await serve.startAgent(engine.url);
+    let failures = 0;
+    const publish: Bus["publish"] = async (...args) => {
+      if (args[0] === runServed && failures++ === 0) throw new Error("no answer from the bus");
+      return serve.bus.publish(...args);
+    };
+    await using _controller = await serve.startController({ ...serve.bus, publish });
+    const runId = await serve.train("pirate", await make());
+    await servedBy(serve, runId);
+    expect(failures).toBe(2);
+    expect(await serve.adapter("pirate")).toMatchObject({ alias: 1, versions: [{ version: 1 }], history: [{ to: 1 }] });
+  });
+
   test("before it tells of a refusal is followed by one that does", async ({ serve, engine, make }) => {
     engine.behaviour.lies = true;
     await using _agent = await serve.startAgent(engine.url);

@@ -1,5 +1,6 @@
 /** `run.requested` → `run.tokenized` or `run.rejected`. */
 import { setTimeout as sleep } from "node:timers/promises";
+import { isDeepStrictEqual } from "node:util";
 import type { Bus, HandlerContext, Received } from "@loraline/bus";
 import {
   type BlobRef,
@@ -15,7 +16,7 @@ import {
   type Problem,
   runCancelled,
   runRejected,
-  type runRequested,
+  runRequested,
   runTokenized,
   type RunSpec,
   terminalPhases,
@@ -61,6 +62,12 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
     const { at } = received;
     const { log } = context;
     if (await isSettled(bus, at)) return;
+    // A second request under the same id is none, as the state says too; a redriven one stands behind its own first.
+    const first = await bus.first(runRequested, at);
+    if (first !== undefined && first.seq < received.seq && !isDeepStrictEqual(first.data.spec, received.data.spec)) {
+      log.warn({ seq: received.seq, first: first.seq }, "the run was requested before with another spec, which counts");
+      return;
+    }
     const outcome = await tokenizeRun(deps, received, context).catch((error: unknown) => {
       if (!(error instanceof PermanentError) || !rejecting.has(error.code)) throw error;
       return { kind: "rejected" as const, problem: { code: error.code, message: error.message, param: error.param } };
