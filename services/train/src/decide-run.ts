@@ -147,11 +147,11 @@ export function lineFor(
   slots: { total: number; free: number },
   now: number,
 ): Line {
-  const byRun = Map.groupBy(attempts, ({ runId }) => runId);
+  const byRun = Map.groupBy(attempts, ({ tenant, runId }) => `${tenant}.${runId}`);
   let ahead = 0;
   for (const other of runs) {
     if (!cameBefore(other, run) || !mayStillTrain(other) || other.tokens === null || other.cancelRequested) continue;
-    const its = byRun.get(other.runId) ?? [];
+    const its = byRun.get(`${other.tenant}.${other.runId}`) ?? [];
     if (its.every(({ phase }) => phase === "failed") && readyAt(newestOf(its)) <= now) ahead++;
   }
   return { ...slots, ahead };

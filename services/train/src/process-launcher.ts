@@ -7,6 +7,7 @@ import {
   type GuardedChild,
   killGroup,
   type Log,
+  PermanentError,
   processIdentity,
   RetryLaterError,
   spawnGuarded,
@@ -93,7 +94,14 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
     async launch(raw) {
       const job = trainJob.parse(raw);
       const { tenant, runId, attempt, jobName } = job;
-      if (known.has(jobName)) return true;
+      const same = known.get(jobName)?.job;
+      if (same !== undefined && same.tenant !== tenant) {
+        throw new PermanentError(
+          "RUN_ID_TAKEN",
+          `the run id ${runId} is in use by another tenant. Request the run again under a new ULID.`,
+        );
+      }
+      if (same !== undefined) return true;
       if (closing || running().length >= slots) return false;
       const entry: Known = { job: { tenant, runId, attempt, jobName }, state: { phase: "running" } };
       known.set(jobName, entry); // takes the slot before anything is awaited

@@ -100,7 +100,7 @@ async function gather(
   // Nothing is known of it, as when the projector has still to fold it again: then nothing is concluded either.
   if (run === undefined) return undefined;
   const all = await deps.launcher.observe();
-  const attempts = all.filter(({ runId }) => runId === run.runId);
+  const attempts = all.filter(({ tenant, runId }) => tenant === run.tenant && runId === run.runId);
   const early = run.attempt === 0 && attempts.length === 0 && !run.cancelRequested;
   const idle = !early && !terminalPhases.has(run.phase) && attempts.every(({ phase }) => phase === "failed");
   const history = idle ? await historyOf(deps.bus, addressOf(key)) : nothing;
