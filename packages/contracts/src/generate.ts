@@ -1,4 +1,4 @@
-/** Pure: AsyncAPI 3 and JSON Schema from the declarations. `write-generated.ts` writes them; a test compares them. */
+/** Pure: AsyncAPI 3 and JSON Schema from the declarations. `write-generated-main.ts` writes them; a test compares them. */
 import { z } from "zod";
 import type { EventDef } from "./define-event.ts";
 import { engineRecord } from "./engine.ts";

@@ -205,7 +205,7 @@ function checkPurpose(given: string | undefined): void {
   );
 }
 
-const nameOf = (part: MultipartFile): string => (part.filename || "upload").slice(-512);
+const nameOf = (part: MultipartFile): string => (part.filename || "upload").slice(-512).toWellFormed();
 
 /** Busboy's errors are plain ones; ours and fastify's have a code. */
 const isMalformedForm = (error: unknown): boolean =>

@@ -1,4 +1,4 @@
-/** Rows of a file to canonical records and rejections. No services: the same code answers `loraline data check`. */
+/** Rows of a file to canonical records and rejections. No services: bytes in, records out. */
 import { hash } from "node:crypto";
 import type { Digest, Rec, Rejection } from "@loraline/contracts";
 import { canonicalJson } from "./canonical-json.ts";

@@ -52,7 +52,7 @@ import { type CheckpointUploads, createCheckpointUploads } from "./upload-checkp
 
 export interface CourierDeps {
   job: TrainJob;
-  /** The attempt's folder; see `process-launcher.ts` for what is in it. */
+  /** The attempt's folder; see `job-files.ts` for what is in it. */
   dir: string;
   bus: Bus;
   objects: Objects;
