@@ -15,7 +15,7 @@ import { prepare, verified } from "./digest.ts";
 import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeFull } from "./objects.ts";
 
 /** Parts in memory at once, times their size, bounds what one `put` holds: 24 MiB. */
-const partsInFlight = 3;
+const partsInFlight = 2;
 const partBytes = 8 * 1024 * 1024;
 /** S3 allows 10,000 parts; larger blobs get larger parts. */
 const partBytesFor = (size: number | undefined): number => Math.max(partBytes, Math.ceil((size ?? 0) / 9_000));
