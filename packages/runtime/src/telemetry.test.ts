@@ -1,4 +1,6 @@
 import { appendFile, mkdtemp, rm } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, expect, test } from "vitest";
@@ -65,4 +67,24 @@ test("log lines carry the active trace", async () => {
     expect.objectContaining({ service: "ingest", runId: "R", trace_id: "d".repeat(32), msg: "inside" }),
     expect.not.objectContaining({ trace_id: expect.anything() }),
   ]);
+});
+
+test("spans go to an OTLP endpoint when one is set", async () => {
+  const received: { path: string | undefined; body: string }[] = [];
+  const collector = createServer((request, response) => {
+    let body = "";
+    request.setEncoding("utf8").on("data", (chunk: string) => (body += chunk));
+    request.on("end", () => {
+      received.push({ path: request.url, body });
+      response.end("{}");
+    });
+  });
+  await new Promise<void>((resolve) => collector.listen(0, "127.0.0.1", resolve));
+  const { port } = collector.address() as AddressInfo;
+  const telemetry = createTelemetry({ service: "gateway", otlpEndpoint: `http://127.0.0.1:${port}/` });
+  await telemetry.span("POST /v1/files", { parent: `00-${"f".repeat(32)}-${"e".repeat(16)}-01` }, async () => {});
+  await telemetry[Symbol.asyncDispose]();
+  await new Promise((resolve) => collector.close(resolve));
+  expect(received.map(({ path }) => path)).toEqual(["/v1/traces"]);
+  for (const part of ["f".repeat(32), "POST /v1/files", "gateway"]) expect(received[0]?.body).toContain(part);
 });
