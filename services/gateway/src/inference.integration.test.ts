@@ -241,6 +241,13 @@ describe("replicas", () => {
       ),
     );
     await expect.poll(async () => (await line.openai.models.retrieve(alias)) as unknown).toMatchObject({ loraline: { provenReplicas: 2 } });
+    const allAsked = Promise.withResolvers<void>();
+    engine.answer = other.answer = async (body, response) => {
+      if (engine.requests.length + other.requests.length === 10) allAsked.resolve();
+      await allAsked.promise; // nobody becomes free meanwhile
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      response.end(`${chunkOf(String(body["model"]), "Arr")}data: [DONE]\n\n`);
+    };
     const chats = Array.from({ length: 10 }, () => line.openai.chat.completions.create({ model: alias, messages, stream: true }));
     await Promise.all(chats.map(async (chat) => Array.fromAsync(await chat)));
     expect([engine.requests.length, other.requests.length]).toEqual([5, 5]);

@@ -111,7 +111,10 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     for (const path of ["chat/completions", "completions"]) {
       app.post(`/${path}`, { config: { join: joinVersion } }, async (request, reply) => {
         const body = bodyOf(request.body);
-        const routed = request.routed ?? (await routeOf(request.caller.tenant, body.model));
+        const first = request.routed ?? (await routeOf(request.caller.tenant, body.model));
+        // Decided again without a pause before `ask` counts this request, so that requests that come at once see each other.
+        const now = decideRoute(table.view(), { tenant: request.caller.tenant, model: body.model });
+        const routed = first.kind === "route" && now.kind === "route" && now.engineModel === first.engineModel ? now : first;
         if (routed.kind === "unknown") throw modelNotFound(body.model, routed.reason);
         if (routed.kind === "unavailable") throw new RetryLaterError("model_not_ready", routed.retryAfterMs, routed.reason);
 

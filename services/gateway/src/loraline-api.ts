@@ -11,7 +11,7 @@ import {
   rollbackBody,
   type RunState,
 } from "@loraline/contracts";
-import { traceIdOf } from "@loraline/runtime";
+import { RetryLaterError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import type { z } from "zod";
@@ -52,11 +52,22 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       }));
   const viewOf = (adapter: AdapterState) => ({ adapter, replicas: replicasOf(adapter) });
 
-  /** Waits a little for the alias to be where it should; the answer shows where it is. */
+  /**
+   * Waits a little for the alias to be where it should.
+   * @throws RetryLaterError `alias_not_moved`: a success would be a lie, for a command that cannot be followed is never taken up again.
+   */
   const viewWhen = async (request: FastifyRequest, holds: (adapter: AdapterState) => boolean) => {
     for (const end = performance.now() + aliasWithinMs; ;) {
       const adapter = await existingAdapter(request);
-      if (holds(adapter) || performance.now() >= end) return viewOf(adapter);
+      if (holds(adapter)) return viewOf(adapter);
+      if (performance.now() >= end) {
+        const where = adapter.alias === null ? "no version" : `version ${adapter.alias}`;
+        throw new RetryLaterError(
+          "alias_not_moved",
+          2000,
+          `The alias of ${adapter.adapter} still points to ${where}: the version asked for is proven on no ready replica now, or the serve controller is away. Ask again; if it was refused, the dead letters say why (\`loraline dlq ls\`).`,
+        );
+      }
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
   };

@@ -217,6 +217,10 @@ describe("loraline's own routes", () => {
       error: { code: "invalid_body", message: expect.stringContaining("verson") },
     });
     expect(await ask("promote", {})).toMatchObject({ error: { param: "version" } });
+    // Nobody moves it.
+    expect(await ask("promote", { version: 2 })).toMatchObject({
+      error: { code: "alias_not_moved", message: expect.stringContaining("still points to version 1") },
+    });
   });
 
   test("show and redrive dead letters", async ({ line, nc }) => {
