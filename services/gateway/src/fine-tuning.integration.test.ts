@@ -23,7 +23,7 @@ import { datasetIdOf, runIdOf } from "./openai-ids.ts";
 const test = testWithNats
   .extend("spansDir", async ({}, { onCleanup }) => {
     const dir = await mkdtemp(join(tmpdir(), "loraline-spans-"));
-    onCleanup(() => rm(dir, { recursive: true, force: true }));
+    onCleanup(() => rm(dir, { recursive: true, force: true, maxRetries: 5 })); // a span may still be on its way
     return dir;
   })
   .extend("line", async ({ nc, tenant, spansDir }, { onCleanup }): Promise<GatewayUnderTest> => {

@@ -38,7 +38,7 @@ interface Serving {
 const test = testWithNats
   .extend("spansDir", async ({}, { onCleanup }) => {
     const dir = await mkdtemp(join(tmpdir(), "loraline-spans-"));
-    onCleanup(() => rm(dir, { recursive: true, force: true }));
+    onCleanup(() => rm(dir, { recursive: true, force: true, maxRetries: 5 })); // a span may still be on its way
     return dir;
   })
   .extend("serving", async ({ nc, tenant, spansDir }, { onCleanup }): Promise<Serving> => {
