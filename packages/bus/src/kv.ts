@@ -52,17 +52,18 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     );
   }
 
-  const parse = (key: string, bytes: Uint8Array): Value => {
-    const parsed = def.value.safeParse(JSON.parse(new TextDecoder().decode(bytes)));
+  const check = (key: string, value: unknown): Value => {
+    const parsed = def.value.safeParse(value);
     if (parsed.success) return parsed.data;
+    const problems = problemsOf(parsed.error);
     throw new PermanentError(
       "STATE_INVALID",
-      `KV ${def.name}/${key} does not match its contract: ${problemsOf(parsed.error)
-        .map((p) => p.message)
-        .join("; ")}`,
+      `KV ${def.name}/${key} does not match its contract: ${problems.map((p) => p.message).join("; ")}`,
+      { param: problems[0]?.param },
     );
   };
-  const encode = (value: Value): string => JSON.stringify(def.value.parse(value));
+  const parse = (key: string, bytes: Uint8Array): Value => check(key, JSON.parse(new TextDecoder().decode(bytes)));
+  const encode = (key: string, value: Value): string => JSON.stringify(check(key, value));
 
   const bucket: KvBucket<Value> = {
     async get(key) {
@@ -70,7 +71,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       if (entry === null || entry.operation !== "PUT") return undefined;
       return { key, value: parse(key, entry.value), revision: entry.revision };
     },
-    put: (key, value) => kv.put(key, encode(value)),
+    put: (key, value) => kv.put(key, encode(key, value)),
     delete: (key) => kv.purge(key),
     async change(key, change) {
       for (let attempt = 0; ; attempt++) {
@@ -80,7 +81,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
         if (next === undefined) return current;
         try {
           // A deleted key still has a revision, and its successor must name it.
-          await kv.put(key, encode(next), { previousSeq: raw?.revision ?? 0 });
+          await kv.put(key, encode(key, next), { previousSeq: raw?.revision ?? 0 });
           return next;
         } catch (error) {
           if (!isWrongRevision(error) || attempt >= 50) throw error;

@@ -200,8 +200,6 @@ export const events = {
   adapterRolledBack,
 } as const;
 
-export type LoralineEvent = (typeof events)[keyof typeof events];
-
 const byType = new Map<string, EventDef>(Object.values(events).map((event) => [event.type, event]));
 
 /** The declaration of an event type such as `run.requested.v1`; undefined when there is none. */

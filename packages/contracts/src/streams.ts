@@ -4,7 +4,7 @@ import type { EventDef } from "./define-event.ts";
 import { filterFor } from "./define-event.ts";
 import { engineRecord } from "./engine.ts";
 import { events } from "./events.ts";
-import { blobRef, isoTime } from "./names.ts";
+import { blobRef, isoTime, tenantName } from "./names.ts";
 import { adapterState, datasetState, replicaState, runState } from "./state.ts";
 
 const day = 24 * 60 * 60 * 1000;
@@ -160,7 +160,7 @@ export const cacheEntry = z.object({ manifest: blobRef, at: isoTime });
 
 /** One accepted API key. Only its hash is stored. */
 export const apiKeyRecord = z.object({
-  tenant: z.string(),
+  tenant: tenantName,
   name: z.string(),
   createdAt: isoTime,
 });

@@ -38,7 +38,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     const env = loadEnv(options.env, host.env);
     const telemetry = createTelemetry({
       service,
-      spansDir: host.env.LORALINE_SPANS_DIR,
+      spansDir: host.env.LORALINE_SPANS_DIR || undefined, // empty is unset, as for `loadEnv`
       otlpEndpoint: host.env.OTEL_EXPORTER_OTLP_ENDPOINT,
     });
     const running = await options.start({ env, log, telemetry });
