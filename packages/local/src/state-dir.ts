@@ -5,7 +5,8 @@
  *   line.json      where the line answers; no secrets
  *   api-key        the key that was made for this line (0600)
  *   children/      pid and identity of every child, so that the next start ends what a killed line left running
- *   nats/ work/ adapters/ traces/ logs/
+ *   ports.json     the ports of its servers, so that they are the same after a restart
+ *   nats/ train/ adapters/ traces/ spool/ logs/
  */
 import { randomBytes } from "node:crypto";
 import { link, mkdir, open, readdir, readFile, rename, rm } from "node:fs/promises";
