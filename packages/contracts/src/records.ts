@@ -14,6 +14,8 @@ export const message = z.object({
     .union([z.literal(0), z.literal(1)])
     .optional()
     .describe("OpenAI's spelling of `train`."),
+  reasoning: z.string().optional().describe("The assistant's thinking, apart from its answer (`reasoning_content`, `<think>`)."),
+  media: z.array(z.int().nonnegative()).optional().describe("Indexes into the record's `media`, shown before the content."),
 });
 export type Message = z.infer<typeof message>;
 
@@ -24,22 +26,50 @@ export const recordMeta = z.object({
   file: z.string(),
   line: z.int().describe("1-based line (JSONL) or element number (JSON array)."),
   format: z.string().describe("Name of the signature that matched, such as `instruction`."),
+  slice: z.string().optional().describe("Part of the dataset that is evaluated for itself, such as `adversarial`."),
   unusedKeys: z.array(z.string()).optional(),
   /** Original columns that the profile `seed` joins without a newline. */
   seed: z.object({ instruction: z.string(), input: z.string(), output: z.string() }).optional(),
 });
 
-/** One training example in canonical form. `id` = sha256 over everything but `meta`. */
+export const recordKinds = ["chat", "completion", "text", "preference", "ranked", "unpaired", "pretokenized"] as const;
+
+/**
+ * One training example in canonical form. `id` = sha256 over everything but `meta`.
+ *
+ * | kind | fields | trained by supervised fine-tuning |
+ * |---|---|---|
+ * | chat | messages, tools?, media? | yes (with media: only where the base can see) |
+ * | completion | prompt, completion | yes, without a chat template |
+ * | text | text | yes |
+ * | pretokenized | input_ids, labels | yes |
+ * | preference | messages (the common prompt), chosen, rejected | no: kept as records |
+ * | ranked | messages, candidates | no: kept as records |
+ * | unpaired | messages (with the answer), label | no: kept as records |
+ */
 export const record = z.object({
   v: z.literal("lrec/1"),
   id: digest,
-  kind: z.enum(["chat", "completion", "text"]),
+  kind: z.enum(recordKinds),
   task: z.string(),
   messages: z.array(message).min(1).optional(),
   prompt: z.string().optional(),
   completion: z.string().optional(),
   text: z.string().optional(),
-  tools: z.string().optional(),
+  tools: z.string().optional().describe("Verbatim JSON."),
+  chosen: z.array(message).min(1).optional(),
+  rejected: z.array(message).min(1).optional(),
+  candidates: z
+    .array(z.object({ content: z.string(), score: z.number().optional() }))
+    .min(1)
+    .optional(),
+  label: z.boolean().optional().describe("unpaired: whether the answer is wanted."),
+  media: z
+    .array(z.object({ type: z.enum(["image", "audio", "video"]), ref: z.string() }))
+    .optional()
+    .describe("`ref`: URL, path or data URI as the row gives it."),
+  input_ids: z.array(z.int().nonnegative()).min(1).optional(),
+  labels: z.array(z.int()).min(1).optional().describe("As long as input_ids; -100 is not trained on."),
   meta: recordMeta,
 });
 export type Rec = z.infer<typeof record>;

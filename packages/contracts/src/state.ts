@@ -166,3 +166,31 @@ export const replicaState = z.object({
   at: isoTime,
 });
 export type ReplicaState = z.infer<typeof replicaState>;
+
+/**
+ * What one gateway serves, for whoever has to know about requests without being on their way: draining before an unload, the
+ * judgement of a canary, advice about the working set. Only engine names with a request in flight or in the window are listed.
+ */
+export const trafficState = z.object({
+  gateway: z.string(),
+  at: isoTime,
+  windowMs: z.int().describe("What `window` covers, ending at `at`."),
+  engines: z.array(
+    z.object({
+      engineName: z.string().describe("The adapter's immutable engine name, or the base's name."),
+      engine: z.string(),
+      inFlight: z.record(z.string(), z.int()).describe("Replica to requests that it is answering for this gateway."),
+      total: z
+        .object({
+          requests: z.int(),
+          errors: z.int().describe("Answers of 5xx, and answers that broke off; not what the client did wrong."),
+          firstByteMs: z.number().describe("Sum over the requests, milliseconds."),
+          promptTokens: z.int(),
+          completionTokens: z.int(),
+        })
+        .describe("Since the gateway started; a smaller number than before means that it started anew."),
+      window: z.object({ requests: z.int(), firstByteP50Ms: z.number().nullable(), firstByteP95Ms: z.number().nullable() }),
+    }),
+  ),
+});
+export type TrafficState = z.infer<typeof trafficState>;

@@ -5,7 +5,7 @@ import { filterFor } from "./define-event.ts";
 import { engineRecord } from "./engine.ts";
 import { events } from "./events.ts";
 import { blobRef, isoTime, tenantName } from "./names.ts";
-import { adapterState, datasetState, replicaState, runState } from "./state.ts";
+import { adapterState, datasetState, replicaState, runState, trafficState } from "./state.ts";
 
 const day = 24 * 60 * 60 * 1000;
 const all: readonly EventDef[] = Object.values(events);
@@ -158,11 +158,17 @@ export interface BucketDef<T extends z.ZodType = z.ZodType> {
 /** Pointer from the hash of all inputs to what they gave; losing it costs time only. */
 export const cacheEntry = z.object({ manifest: blobRef, at: isoTime });
 
+/** What a key may do: ask models; files, datasets and runs; move aliases; keys, limits and usage of its tenant. */
+export const scopes = ["infer", "train", "promote", "admin"] as const;
+export type Scope = (typeof scopes)[number];
+
 /** One accepted API key. Only its hash is stored. */
 export const apiKeyRecord = z.object({
   tenant: tenantName,
   name: z.string(),
   createdAt: isoTime,
+  scopes: z.array(z.enum(scopes)).min(1).nullish().describe("Absent: all of them."),
+  expiresAt: isoTime.nullish(),
 });
 
 export const buckets = {
@@ -177,5 +183,12 @@ export const buckets = {
   replicas: { name: "replicas", description: "What each agent observes; key <engine>.<replica>", value: replicaState, ttlMs: 15_000 },
   engines: { name: "engines", description: "What each engine can serve; key <engine>", value: engineRecord, ttlMs: 0 },
   cache: { name: "cache", description: "Content-addressed results; key <stage>.<tenant>.<hex>", value: cacheEntry, ttlMs: 0 },
+  traffic: {
+    name: "traffic",
+    description:
+      "What each gateway is serving; key = the gateway's own id; written every second while anything changes, at least every 5 s",
+    value: trafficState,
+    ttlMs: 15_000,
+  },
   keys: { name: "keys", description: "API keys; key = sha256 of the key, hex", value: apiKeyRecord, ttlMs: 0 },
 } as const satisfies Record<string, BucketDef>;
