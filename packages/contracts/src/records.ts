@@ -82,13 +82,67 @@ export const rejection = z.object({
 });
 export type Rejection = z.infer<typeof rejection>;
 
+/** A distribution in few numbers. `histogram`: how many lie above the bar before and at most at `upTo`. */
+export const lengths = z.object({
+  count: z.int(),
+  total: z.int(),
+  p50: z.int(),
+  p95: z.int(),
+  max: z.int(),
+  histogram: z.array(z.object({ upTo: z.int(), count: z.int() })),
+});
+export type Lengths = z.infer<typeof lengths>;
+
+/** Text as the trainer sees it: what stands in a trained span is learned, the rest is only read. */
+export const sample = z.object({
+  line: z.int(),
+  format: z.string(),
+  segments: z.array(z.object({ text: z.string(), trained: z.boolean() })),
+});
+export type Sample = z.infer<typeof sample>;
+
+/** Places of something found in texts: how many records, and the lines of the first of them. */
+const finding = z.object({ count: z.int(), lines: z.array(z.int()) });
+
+/** What a base makes of the records; only where a base is known when the report is made. */
+export const tokenReport = z.object({
+  base: z.string(),
+  profile: z.string(),
+  maxLength: z.int(),
+  lengths,
+  supervised: z.int().describe("Tokens that are trained on, of `lengths.total`."),
+  dropped: z.record(z.string(), z.int()).describe("Reason to records that give no tokens at `maxLength`."),
+  atMaxLength: z
+    .array(z.object({ maxLength: z.int(), tooLong: z.int() }))
+    .describe("How many records would be dropped or cut at other lengths."),
+});
+export type TokenReport = z.infer<typeof tokenReport>;
+
 export const datasetReport = z.object({
   rows: z.int(),
   records: z.int(),
   rejections: z.int(),
   formats: z.record(z.string(), z.int()),
+  kinds: z.record(z.string(), z.int()).default({}),
   reasons: z.record(z.string(), z.int()).describe("Rejection code to count."),
   exactDuplicates: z.int(),
+  nearDuplicates: z
+    .object({
+      examined: z.int().describe("Records compared: the first ones."),
+      count: z.int().describe("Records that say nearly what an earlier one says, exact duplicates not counted."),
+      examples: z.array(z.object({ line: z.int(), of: z.int(), similarity: z.number() })),
+    })
+    .nullish(),
+  overlap: z.object({ exact: finding, near: finding }).nullish().describe("Records that the validation file holds too; null without one."),
+  characters: lengths.nullish().describe("Length of each record's text."),
+  labels: z.record(z.string(), z.int()).nullish().describe("Classification labels to records; null when there are none."),
+  languages: z
+    .object({ examined: z.int(), counts: z.record(z.string(), z.int()).describe("ISO 639-1 code, or `?`, to records.") })
+    .nullish(),
+  controlTokens: z.record(z.string(), finding).nullish().describe("Spellings of control tokens inside texts; trained as plain text."),
+  secrets: z.record(z.string(), finding).nullish().describe("Kind of secret to where it was seen."),
+  personalData: z.record(z.string(), finding).nullish(),
+  samples: z.array(sample).nullish().describe("Twenty records, chosen by their hash."),
   warnings: z.array(z.object({ code: z.string(), count: z.int(), message: z.string(), lines: z.array(z.int()) })),
   firstRejections: z.array(rejection).describe("The first 100."),
   allRejections: blobRef.nullable().describe("Every rejection, JSONL; null when there is none."),
