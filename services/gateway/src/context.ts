@@ -8,6 +8,7 @@ import type { RouteDecision } from "./decide-route.ts";
 import type { RoutingTable } from "./routing-table.ts";
 import type { StateReader } from "./state-reader.ts";
 import type { JoinTrace } from "./tracing.ts";
+import type { Traffic } from "./traffic.ts";
 
 export interface GatewayContext {
   bus: Bus;
@@ -16,6 +17,7 @@ export interface GatewayContext {
   telemetry: Telemetry;
   state: StateReader;
   table: RoutingTable;
+  traffic: Traffic;
   /** Spans of one trace, oldest first; empty when none are kept here. */
   readTrace: (traceId: string) => Promise<SpanView[]>;
   uploadLimitBytes: number;

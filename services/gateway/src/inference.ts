@@ -23,7 +23,7 @@ type Routed = Extract<RouteDecision, { kind: "route" }>;
 type Answer = Dispatcher.ResponseData & { replica: ReplicaView };
 
 export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance) => void) & AsyncDisposable {
-  const { table, log } = context;
+  const { table, traffic, log } = context;
   // One request per connection: an engine's answers are long, and must not wait for one another.
   const engines = new Agent({
     connect: { timeout: connectWithinMs },
@@ -72,7 +72,13 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     const tries = routed.replicas.length === 1 ? [routed.replicas[0], routed.replicas[0]] : routed.replicas.slice(0, maxTries);
     let why = "";
     for (const replica of tries) {
-      const release = table.begin(replica);
+      const { engine, replica: name } = replica.state;
+      const counted = traffic.begin({ engineName: routed.engineModel, engine, replica: name });
+      const leave = table.begin(replica);
+      const release = (): void => {
+        leave();
+        counted.end("ignored");
+      };
       try {
         const answer = await engines.request({
           origin: new URL(replica.state.url).origin,
@@ -88,7 +94,11 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
           signal,
         });
         if (answer.statusCode !== 404 && answer.statusCode !== 503) {
-          reply.raw.once("close", release);
+          counted.firstByte();
+          reply.raw.once("close", () => {
+            counted.end(answer.statusCode >= 500 ? "failed" : answer.statusCode >= 400 ? "ignored" : "served");
+            leave();
+          });
           return Object.assign(answer, { replica });
         }
         why = `replica ${replica.state.replica} answered ${answer.statusCode}: ${engineErrorOf(answer.statusCode, await textOf(answer), renamingOf(routed)).error.message}`;

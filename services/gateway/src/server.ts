@@ -17,6 +17,7 @@ import { modelRoutes } from "./models.ts";
 import { createRoutingTable } from "./routing-table.ts";
 import { createStateReader } from "./state-reader.ts";
 import { traced } from "./tracing.ts";
+import { createTraffic } from "./traffic.ts";
 
 export interface GatewayOptions {
   bus: Bus;
@@ -62,6 +63,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       telemetry,
       state: await createStateReader({ bus }),
       table: await createRoutingTable({ bus, signal: watching.signal }),
+      traffic: owned.use(await createTraffic({ bus, log })),
       readTrace,
       uploadLimitBytes,
       signal: abandoning.signal,
