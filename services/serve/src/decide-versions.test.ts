@@ -1,17 +1,9 @@
 import type { AdapterState, ReplicaAdapter, ReplicaState } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import {
-  addVersion,
-  type AliasCommand,
-  applyRefused,
-  applyServed,
-  decideAlias,
-  decideConvergence,
-  type NewVersion,
-  replicaFreshMs,
-  retireOld,
-} from "./decide-versions.ts";
+import { type AliasCommand, decideAlias } from "./decide-alias.ts";
+import { decideConvergence, replicaFreshMs } from "./decide-convergence.ts";
+import { addVersion, applyRefused, applyServed, type NewVersion, retireOld } from "./decide-versions.ts";
 
 const now = Date.parse("2026-01-01T00:01:00.000Z");
 const time = (agoMs = 0): string => new Date(now - agoMs).toISOString();

@@ -1,0 +1,101 @@
+/** A trained version: through the gate into KV `adapters`, or refused. */
+import type { KvBucket, Received } from "@loraline/bus";
+import {
+  adapterManifest,
+  adapterRefused,
+  type AdapterState,
+  type EngineRecord,
+  evidence as evidenceShape,
+  runCancelled,
+  runFailed,
+  runRequested,
+  type runTrained,
+} from "@loraline/contracts";
+import { getJson } from "@loraline/objects";
+import { PermanentError } from "@loraline/runtime";
+import { nameOf, publishAccepted } from "./adapter-events.ts";
+import type { ServeControllerDeps } from "./controller.ts";
+import { decideGate } from "./decide-gate.ts";
+import { addVersion, versionOfRun } from "./decide-versions.ts";
+
+/** Gates what a run trained; a version that passes is desired from then on. */
+export async function onRunTrained(
+  received: Received<typeof runTrained>,
+  deps: ServeControllerDeps,
+  adapters: KvBucket<AdapterState>,
+  engines: KvBucket<EngineRecord>,
+): Promise<void> {
+  const { bus, objects, log, telemetry } = deps;
+  const { at, data } = received;
+  const { tenant, id: runId } = at;
+  const requested = await bus.first(runRequested, at);
+  if (requested === undefined)
+    throw new PermanentError("RUN_UNKNOWN", `run ${runId} of tenant "${tenant}" was trained, but nobody requested it.`);
+  const { spec } = requested.data;
+  // It may have been called off while its last attempt was ending; and a failed run has failed for good.
+  const over = (await bus.last(runCancelled, at)) ?? (await bus.last(runFailed, at));
+  if (over !== undefined) {
+    log.info({ runId, because: over.type }, "run is over; its adapter is not served");
+    return;
+  }
+
+  const key = `${tenant}.${spec.adapter}`;
+  const name = { tenant, id: spec.adapter };
+  const known = (await adapters.get(key))?.value;
+  let version = versionOfRun(known, runId);
+  if (version === undefined) {
+    const [manifest, evidence] = await Promise.all([
+      getJson(objects, tenant, data.adapter, adapterManifest),
+      getJson(objects, tenant, data.evidence, evidenceShape),
+    ]);
+    const candidates = (await engines.entries())
+      .map(({ value }) => value)
+      .filter(({ base, tenants }) => base.name === spec.base && (tenants?.includes(tenant) ?? true));
+    const engine = candidates.find((candidate) => candidate.engine === known?.engine) ?? candidates[0];
+    const problem = await telemetry.span(
+      "gate",
+      { attributes: { "loraline.adapter": spec.adapter, "loraline.digest": data.adapter.digest } },
+      async (span) => {
+        const found = decideGate({
+          spec,
+          digest: data.adapter.digest,
+          manifest,
+          evidence,
+          evaluation: data.evaluation,
+          engine,
+          adapter: known,
+        });
+        span.setAttribute("loraline.gate", found?.code ?? "accepted");
+        return found;
+      },
+    );
+    if (problem !== undefined || engine === undefined) {
+      const why = problem ?? { code: "BASE_UNKNOWN", message: `no engine serves base "${spec.base}".` };
+      log.warn({ runId, adapter: nameOf(name), ...why }, "version refused by the gate");
+      await bus.publish(adapterRefused, name, { ...why, version: null, digest: data.adapter.digest, runId }, { key: runId });
+      await bus.publish(runFailed, at, why);
+      return;
+    }
+    const state = await adapters.change(key, (current) =>
+      addVersion(current, {
+        tenant,
+        adapter: spec.adapter,
+        engine: engine.engine,
+        base: spec.base,
+        digest: data.adapter.digest,
+        manifest: data.adapter,
+        evidence: data.evidence,
+        runId,
+        rank: data.rank,
+        promote: spec.promote,
+        evaluation: data.evaluation,
+        lastStepAt: data.lastStepAt,
+        createdAt: new Date().toISOString(),
+        trace: telemetry.traceparent() ?? received.trace,
+      }),
+    );
+    version = versionOfRun(state, runId);
+  }
+  if (version === undefined) throw new Error(`run ${runId} has no version in KV adapters/${key} after it was added`);
+  await publishAccepted(name, spec.base, version, deps);
+}
