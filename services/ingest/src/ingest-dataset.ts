@@ -71,7 +71,7 @@ export async function ingestDataset(
   };
   for await (const batch of reading.batches) {
     signal.throwIfAborted();
-    counts.add(batch);
+    await counts.add(batch);
     await rejected.add(batch.rejections);
     for (const record of batch.records) {
       const line = `${JSON.stringify(record)}\n`;

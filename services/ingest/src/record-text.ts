@@ -1,0 +1,45 @@
+/** What a record says, as text. Pure. */
+import { isTrainedTurn, type Rec, type Sample } from "@loraline/contracts";
+
+type Segments = Sample["segments"];
+
+/** Every text of a record, in reading order. */
+export function textsOf(record: Rec): string[] {
+  const turns = [...(record.messages ?? []), ...(record.chosen ?? []), ...(record.rejected ?? [])];
+  return [
+    ...turns.flatMap(({ content, reasoning, tool_calls: calls }) => [reasoning, content, calls].filter((text) => text !== undefined)),
+    ...(record.candidates ?? []).map(({ content }) => content),
+    ...[record.prompt, record.completion, record.text, record.tools].filter((text) => text !== undefined),
+  ].filter((text) => text !== "");
+}
+
+/** The record as turns, without any base's template: what is trained and what is only read. */
+export function segmentsOf(record: Rec): Segments {
+  switch (record.kind) {
+    case "completion":
+      return [segment(record.prompt ?? "", false), segment(record.completion ?? "", true)];
+    case "text":
+      return [segment(record.text ?? "", true)];
+    case "pretokenized":
+      return [segment(`${record.input_ids?.length ?? 0} token ids`, false)];
+    case "preference":
+      return [...turnsOf(record.messages), ...turnsOf(record.chosen, "chosen "), ...turnsOf(record.rejected, "rejected ")].map(untrained);
+    case "ranked":
+      return [
+        ...turnsOf(record.messages),
+        ...(record.candidates ?? []).map(({ content }) => segment(`candidate: ${content}\n`, false)),
+      ].map(untrained);
+    case "unpaired":
+      return [...turnsOf(record.messages), segment(`label: ${String(record.label)}`, false)].map(untrained);
+    case "chat":
+      return turnsOf(record.messages);
+  }
+}
+
+const turnsOf = (messages: Rec["messages"] = [], before = ""): Segments =>
+  messages.flatMap((message) => {
+    const said = [message.reasoning, message.content, message.tool_calls].filter((text) => text !== undefined && text !== "").join("\n");
+    return [segment(`${before}${message.role}: `, false), segment(said, isTrainedTurn(message)), segment("\n", false)];
+  });
+const segment = (text: string, trained: boolean): Segments[number] => ({ text, trained });
+const untrained = ({ text }: Segments[number]): Segments[number] => segment(text, false);
