@@ -19,6 +19,15 @@ export const engineRecord = z.object({
   maxCpuLoras: z.int(),
   maxModelLen: z.int().describe("Tokens, prompt and answer together."),
   tenants: z.array(tenantName).nullish().describe("Tenants that may use it; absent: all."),
+  tasks: z
+    .array(z.enum(["generate", "embed"]))
+    .min(1)
+    .nullish()
+    .describe("What it answers: chat and completions, embeddings. Absent: generate."),
+  promptLogprobs: z
+    .boolean()
+    .nullish()
+    .describe("Whether requests for logprobs of the prompt are safe: there are engines that stop on one. Absent: they are."),
   updatedAt: isoTime,
 });
 export type EngineRecord = z.infer<typeof engineRecord>;

@@ -6,7 +6,7 @@ import { events } from "./events.ts";
 import * as http from "./http.ts";
 import { datasetManifest, datasetReport, record, tokenManifest } from "./records.ts";
 import { runSpec } from "./run-spec.ts";
-import { adapterState, datasetState, replicaState, runState } from "./state.ts";
+import { adapterState, budgetState, datasetState, limitState, replicaState, runState, trafficState, usageState } from "./state.ts";
 import { buckets, type ConsumerDef, consumers, streamOf, streams } from "./streams.ts";
 import { adapterManifest, checkpointManifest, evidence, progressLine, trainerResult, trainerSpec } from "./trainer.ts";
 
@@ -133,6 +133,10 @@ export function jsonSchemas(): Record<string, Json> {
     "kv-adapters": adapterState,
     "kv-replicas": replicaState,
     "kv-engines": engineRecord,
+    "kv-traffic": trafficState,
+    "kv-limits": limitState,
+    "kv-budgets": budgetState,
+    "kv-usage": usageState,
     "http-file": http.fileObject,
     "http-create-job": http.createJobBody,
     "http-job": http.jobObject,

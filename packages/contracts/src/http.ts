@@ -5,7 +5,8 @@
 import { z } from "zod";
 import { isoTime, problem } from "./names.ts";
 import { loraSpec, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
-import { adapterState, replicaState, runState } from "./state.ts";
+import { adapterState, limitState, replicaState, runState, usageRow } from "./state.ts";
+import { scopes } from "./streams.ts";
 
 const unix = z.int().describe("Unix seconds.");
 const autoOr = <T extends z.ZodType>(schema: T) => z.union([z.literal("auto"), schema]);
@@ -201,3 +202,34 @@ export const deadLetterView = z.object({
 });
 export type DeadLetterView = z.infer<typeof deadLetterView>;
 export const deadLetterList = z.object({ data: z.array(deadLetterView) });
+
+export const createKeyBody = z.strictObject({
+  name: z
+    .string()
+    .regex(/^[\w.@-][\w.@ -]{0,62}$/, "use 1 to 63 letters, digits, spaces, dots, dashes, underscores or @")
+    .describe("Shown wherever the key did something."),
+  scopes: z.array(z.enum(scopes)).min(1).optional().describe("Absent: all of them."),
+  expires_at: isoTime.optional().describe("Absent: never."),
+});
+export const keyView = z.object({
+  id: z.string().describe("Names the key in `keys revoke`; says nothing about the key itself."),
+  name: z.string(),
+  scopes: z.array(z.enum(scopes)),
+  createdAt: isoTime,
+  createdBy: z.string().nullable(),
+  expiresAt: isoTime.nullable(),
+});
+export type KeyView = z.infer<typeof keyView>;
+export const keyList = z.object({ data: z.array(keyView) });
+export const createdKey = keyView.extend({ key: z.string().describe("Shown this once; only its hash is kept.") });
+
+const limit = z.int().min(1).nullable().optional();
+export const limitBody = z.strictObject({ requests_per_minute: limit, tokens_per_minute: limit, concurrency: limit });
+export const limitView = limitState.extend({ adapter: z.string().nullable().describe("null: of the whole tenant.") });
+export const limitList = z.object({ data: z.array(limitView) });
+
+export const usageView = z.object({
+  from: z.iso.date(),
+  to: z.iso.date(),
+  data: z.array(usageRow.extend({ day: z.iso.date() })).describe("One row for each day and model, oldest first."),
+});

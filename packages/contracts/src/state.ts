@@ -194,3 +194,55 @@ export const trafficState = z.object({
   ),
 });
 export type TrafficState = z.infer<typeof trafficState>;
+
+/** Most that a tenant, or one adapter of it, may use. Absent: no limit of this kind. */
+export const limitState = z.object({
+  requestsPerMinute: z.int().min(1).nullish(),
+  tokensPerMinute: z.int().min(1).nullish().describe("Prompt and answer together."),
+  concurrency: z.int().min(1).nullish().describe("Requests in flight at once."),
+  fixed: z.boolean().nullish().describe("Set by the operator; the tenant's own admins cannot change it."),
+  by: z.string().nullable(),
+  at: isoTime,
+});
+export type LimitState = z.infer<typeof limitState>;
+
+/**
+ * What gateways have taken of one limit. Each takes a slice by compare-and-set and spends it without asking again, so all of them
+ * together never spend more than the limit, and a request costs no round trip.
+ */
+export const budgetState = z.object({
+  window: z.int().describe("Minutes since the epoch. The newest that any gateway has seen counts for all."),
+  requests: z.int().nonnegative().describe("Taken in this window."),
+  tokens: z.int().nonnegative().describe("Taken in this window."),
+  slots: z
+    .record(z.string(), z.object({ count: z.int().min(1), until: isoTime }))
+    .describe("Gateway to the requests that it may have in flight, until it renews them or they are free again."),
+});
+export type BudgetState = z.infer<typeof budgetState>;
+
+export const usageRow = z.object({
+  model: z.string().describe("`<tenant>/<adapter>@<version>`, or the base."),
+  base: z.string(),
+  adapter: z.string().nullable(),
+  version: z.int().nullable(),
+  requests: z.int(),
+  failed: z.int().describe("Of these: answered with 5xx, or broken off by the engine."),
+  promptTokens: z.int().describe("As the engine counted them."),
+  completionTokens: z.int(),
+  estimated: z
+    .int()
+    .describe(
+      "Of these requests: their client or the engine left before the engine's count, so that theirs is an estimate from what was sent.",
+    ),
+});
+export type UsageRow = z.infer<typeof usageRow>;
+
+/** What one gateway has counted for one tenant on one day (UTC): absolute, so that writing it twice is harmless. */
+export const usageState = z.object({
+  tenant: tenantName,
+  day: z.iso.date(),
+  at: isoTime,
+  rows: z.array(usageRow),
+  merged: z.array(z.string()).nullish().describe("Of the day's total: the gateways whose counts are in it."),
+});
+export type UsageState = z.infer<typeof usageState>;

@@ -5,7 +5,7 @@ import { filterFor } from "./define-event.ts";
 import { engineRecord } from "./engine.ts";
 import { events } from "./events.ts";
 import { blobRef, isoTime, tenantName } from "./names.ts";
-import { adapterState, datasetState, replicaState, runState, trafficState } from "./state.ts";
+import { adapterState, budgetState, datasetState, limitState, replicaState, runState, trafficState, usageState } from "./state.ts";
 
 const day = 24 * 60 * 60 * 1000;
 const all: readonly EventDef[] = Object.values(events);
@@ -169,6 +169,7 @@ export const apiKeyRecord = z.object({
   createdAt: isoTime,
   scopes: z.array(z.enum(scopes)).min(1).nullish().describe("Absent: all of them."),
   expiresAt: isoTime.nullish(),
+  createdBy: z.string().nullish().describe("Name of the key or subject that made it."),
 });
 
 export const buckets = {
@@ -189,6 +190,24 @@ export const buckets = {
       "What each gateway is serving; key = the gateway's own id; written every second while anything changes, at least every 5 s",
     value: trafficState,
     ttlMs: 15_000,
+  },
+  limits: {
+    name: "limits",
+    description: "Limits on requests; written by the gateway for its tenants' admins; key <tenant> or <tenant>.<adapter>",
+    value: limitState,
+    ttlMs: 0,
+  },
+  budgets: {
+    name: "budgets",
+    description: "What gateways have taken of each limit; key as in limits",
+    value: budgetState,
+    ttlMs: 3 * 60_000,
+  },
+  usage: {
+    name: "usage",
+    description: "Tokens used; key <tenant>.<day>.<gateway>, and <tenant>.<day>.total of days that are over",
+    value: usageState,
+    ttlMs: 0,
   },
   keys: { name: "keys", description: "API keys; key = sha256 of the key, hex", value: apiKeyRecord, ttlMs: 0 },
 } as const satisfies Record<string, BucketDef>;
