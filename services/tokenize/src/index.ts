@@ -8,3 +8,10 @@ export {
   tokenizeKey,
   type TokenizeResult,
 } from "./tokenize-dataset.ts";
+export {
+  type TokenFolderManifest,
+  tokenFolderManifest,
+  type TokenizedDrop,
+  tokenizeRecords,
+  type TokenizeRecordsOptions,
+} from "./tokenize-records.ts";

@@ -1,6 +1,6 @@
 /** What tokenizing needs of a base: tokenizer, chat template, the names of its special tokens. */
 import { readFile, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
 import { digestOf } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
@@ -43,12 +43,12 @@ const generationConfig = z.object({ eos_token_id: z.union([z.int().transform((id
 
 /**
  * Reads `<dir>/{base.json, tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json}`; the last
- * three may be absent.
+ * three may be absent, and so may base.json where nothing but tokens is wanted of the base.
  * @throws PermanentError BASE_FILES_MISSING, TOKENIZER_INVALID
  */
 export async function loadBase(dir: string): Promise<Base> {
   const [base, tokenizer, config, jinja, generation] = await Promise.all([
-    readFile(join(dir, "base.json"), "utf8").catch(missing(dir, "base.json")),
+    readFile(join(dir, "base.json"), "utf8").catch(() => null),
     readFile(join(dir, "tokenizer.json"), "utf8").catch(missing(dir, "tokenizer.json")),
     readFile(join(dir, "tokenizer_config.json"), "utf8").catch(() => "{}"),
     readFile(join(dir, "chat_template.jinja"), "utf8").catch(() => null),
@@ -61,7 +61,7 @@ export async function loadBase(dir: string): Promise<Base> {
   const eos = tokens.eos_token === null ? undefined : encoder.addedId(tokens.eos_token);
   const stops = generationConfig.parse(JSON.parse(generation)).eos_token_id ?? [];
   return {
-    ref: baseRef.parse(JSON.parse(base)),
+    ref: base === null ? { name: basename(resolve(dir)), revision: "unknown", digest: encoder.digest } : baseRef.parse(JSON.parse(base)),
     encoder,
     template,
     templateDigest: digestOf(template ?? ""),
