@@ -13,6 +13,7 @@ const sections = runSpec.pick({
   min_records: true,
   gate: true,
   promote: true,
+  canary: true,
   max_attempts: true,
 });
 /** As written: defaults are the line's business. */

@@ -49,6 +49,13 @@ export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): P
     ];
   }
   const problems: Problem[] = [];
+  if (spec.canary !== undefined && spec.promote !== "canary") {
+    problems.push({
+      code: "CANARY_UNUSED",
+      param: "canary",
+      message: `canary has settings, but promote is "${spec.promote}", which does not use them. Set promote: canary, or remove canary.`,
+    });
+  }
   const ranks: [string, number][] = [["lora.r", spec.lora.r]];
   for (const [pattern, rank] of Object.entries(spec.lora.rank_pattern ?? {})) ranks.push([`lora.rank_pattern.${pattern}`, rank]);
   for (const [param, rank] of ranks) {

@@ -3,7 +3,7 @@ import { z } from "zod";
 import { defineEvent, type EventDef } from "./define-event.ts";
 import { adapterName, blobRef, digest, isoTime, problem } from "./names.ts";
 import { tokenTotals } from "./records.ts";
-import { runSpec } from "./run-spec.ts";
+import { canarySettings, runSpec } from "./run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
 const actor = z.string().max(200).nullish().describe("Who asked, for the audit trail.");
@@ -161,16 +161,44 @@ export const adapterUnloaded = defineEvent(
 export const adapterPromoteRequested = defineEvent(
   "adapter.promote-requested.v1",
   "Somebody wants the alias on this version",
-  z.object({ version, by: actor }),
+  z.object({ version, canary: canarySettings.nullish().describe("Step by step, instead of at once."), by: actor }),
 );
 export const adapterRollbackRequested = defineEvent(
   "adapter.rollback-requested.v1",
   "Somebody wants the alias back on an earlier version",
-  z.object({ version: version.nullish().describe("Absent: the version before the current one."), by: actor }),
+  z.object({
+    version: version.nullish().describe("Absent: the version before the current one, or, while a canary is under way, the current one."),
+    by: actor,
+  }),
 );
 const aliasMove = z.object({ from: version.nullable(), to: version, by: actor, reason: z.string() });
 export const adapterPromoted = defineEvent("adapter.promoted.v1", "The alias moved forward", aliasMove);
 export const adapterRolledBack = defineEvent("adapter.rolledback.v1", "The alias moved back", aliasMove);
+
+const share = z.number().describe("Percent of the alias's users.");
+const canaryMove = { version, from: version.describe("The promoted version."), share, by: actor, reason: z.string() };
+export const adapterCanaryStarted = defineEvent(
+  "adapter.canary-started.v1",
+  "A version gets its first share of the alias's users",
+  z.object({ ...canaryMove, settings: canarySettings.nullish() }),
+);
+export const adapterCanaryStepped = defineEvent(
+  "adapter.canary-stepped.v1",
+  "The canary did well and gets a larger share",
+  z.object(canaryMove),
+);
+export const adapterCanaryEnded = defineEvent(
+  "adapter.canary-ended.v1",
+  "The canary is over: the alias moves to it, or everybody is back on the promoted version",
+  z.object({
+    version,
+    from: version.describe("The version that was promoted meanwhile."),
+    outcome: z.enum(["promoted", "rolledback", "superseded"]),
+    code: z.string().nullish(),
+    by: actor,
+    reason: z.string(),
+  }),
+);
 
 export const events = {
   datasetReceived,
@@ -198,6 +226,9 @@ export const events = {
   adapterRollbackRequested,
   adapterPromoted,
   adapterRolledBack,
+  adapterCanaryStarted,
+  adapterCanaryStepped,
+  adapterCanaryEnded,
 } as const;
 
 const byType = new Map<string, EventDef>(Object.values(events).map((event) => [event.type, event]));

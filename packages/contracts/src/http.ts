@@ -4,7 +4,7 @@
  */
 import { z } from "zod";
 import { isoTime, problem } from "./names.ts";
-import { loraSpec, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
+import { canarySettings, loraSpec, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
 import { adapterState, limitState, replicaState, runState, usageRow } from "./state.ts";
 import { scopes } from "./streams.ts";
 
@@ -81,7 +81,8 @@ export const createJobBody = z.strictObject({
       holdout: z.number().optional(),
       min_records: z.int().optional(),
       gate: z.enum(["better-than-base", "better-than-promoted", "none"]).optional(),
-      promote: z.enum(["auto", "manual"]).optional(),
+      promote: runSpec.shape.promote.unwrap().optional(),
+      canary: canarySettings.optional(),
       max_attempts: z.int().optional(),
     })
     .nullish()
@@ -186,7 +187,10 @@ export const adapterView = z.object({ adapter: adapterState, replicas: z.array(r
 export const adapterList = z.object({ data: z.array(adapterView) });
 export const traceView = z.object({ traceId: z.string(), spans: z.array(spanView) });
 
-export const promoteBody = z.strictObject({ version: z.int().min(1) });
+export const promoteBody = z.strictObject({
+  version: z.int().min(1),
+  canary: canarySettings.optional().describe("Step by step, instead of at once; `{}`: with the defaults."),
+});
 export const rollbackBody = z.strictObject({ version: z.int().min(1).optional() });
 
 export const deadLetterView = z.object({

@@ -149,6 +149,43 @@ export const tokenizeSpec = z
   })
   .describe("How records become tokens.");
 
+const percent = z.number().gt(0).lt(100);
+
+/** How a version takes over step by step. Times in seconds; what is compared is measured since the step began. */
+export const canarySettings = z
+  .strictObject({
+    steps: z
+      .array(percent)
+      .min(1)
+      .max(20)
+      .refine((steps) => steps.every((share, i) => i === 0 || share > (steps[i - 1] ?? 0)), "each step must be above the one before it")
+      .default([5, 25, 50])
+      .describe("Percent of the alias's users that get the new version, ascending. After the last step the alias moves."),
+    interval_s: z.number().min(1).max(604_800).default(60).describe("Shortest time of a step."),
+    min_requests: z.int().min(0).max(1_000_000).default(50).describe("Answers of the new version that a step takes at least."),
+    max_error_rate: z
+      .number()
+      .min(0)
+      .max(1)
+      .default(0.01)
+      .describe("Failed answers per answer, at most this much above the current version's; more rolls back."),
+    max_latency_ratio: z
+      .number()
+      .min(1)
+      .max(1000)
+      .default(2)
+      .describe("95th percentile of the time to the first byte, at most this many times the current version's; more rolls back."),
+    max_loss_increase: z
+      .number()
+      .min(0)
+      .optional()
+      .describe(
+        "Held-out loss, at most this much above the current version's on the same rows, in nats per token. A canary that cannot be judged so does not begin. Absent: not asked.",
+      ),
+  })
+  .describe("Canary: the new version gets a growing share of the alias's users, and loses it again when it does worse.");
+export type CanarySettings = z.infer<typeof canarySettings>;
+
 export const runSpec = z
   .strictObject({
     base: z.string().min(1).max(200).describe("Name of the base, as `GET /v1/models` shows it."),
@@ -171,7 +208,13 @@ export const runSpec = z
       .describe(
         "`better-than-base` refuses a version whose held-out loss is not below the base's; `better-than-promoted` also one that does worse on the same held-out rows than the version it would replace.",
       ),
-    promote: z.enum(["auto", "manual"]).default("auto").describe("`auto` moves the alias when the version is proven on every replica."),
+    promote: z
+      .enum(["auto", "manual", "canary"])
+      .default("auto")
+      .describe(
+        "When the version is proven on every replica: `auto` moves the alias, `canary` moves it step by step and back when the version does worse, `manual` leaves it.",
+      ),
+    canary: canarySettings.optional().describe("Settings of `promote: canary`."),
     max_attempts: z
       .int()
       .min(1)

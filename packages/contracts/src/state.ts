@@ -3,7 +3,7 @@ import { z } from "zod";
 import { proof } from "./events.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { tokenTotals } from "./records.ts";
-import { runSpec } from "./run-spec.ts";
+import { canarySettings, runSpec } from "./run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
 export const datasetState = z.object({
@@ -101,14 +101,40 @@ export const adapterVersion = z.object({
     .enum(["desired", "refused", "retired"])
     .describe("desired: replicas must hold it. refused: it will never be served. retired: let go to make room."),
   reason: problem.nullable(),
-  promote: z.enum(["auto", "manual"]),
+  promote: z.enum(["auto", "manual", "canary"]),
+  canary: canarySettings.nullish().describe("Settings of its canary, when its run asked for one."),
   evaluation: evaluation.nullable(),
   lastStepAt: isoTime,
   createdAt: isoTime,
   servedAt: isoTime.nullable().describe("When every ready replica had it proven for the first time."),
+  servedOn: z.int().nullish().describe("Replicas that had it proven then."),
   trace: traceparent.nullable(),
 });
 export type AdapterVersion = z.infer<typeof adapterVersion>;
+
+/** What a gateway had counted of one engine name when a step began: totals as in `trafficState`. */
+const counted = z.object({ requests: z.int(), errors: z.int() });
+
+/** A version on its way to the alias. Lives in the entry of the alias, so that every move is one compare-and-set. */
+export const canaryState = z.object({
+  version: z.int(),
+  from: z.int().describe("The promoted version, which it is compared with."),
+  step: z.int().describe("Index into the settings' steps."),
+  share: z.number().describe("Percent of users; the settings' step."),
+  since: isoTime.describe("When this step began, or went on after a pause."),
+  startedAt: isoTime,
+  by: z.string().nullable(),
+  settings: canarySettings,
+  baseline: z
+    .record(z.string(), z.object({ version: counted.nullish(), from: counted.nullish() }))
+    .describe("Gateway to what it had counted of either version when the step began; what it counts afterwards is judged."),
+  unprovenSince: isoTime
+    .nullish()
+    .describe("Since when no ready replica has the version proven: the canary is paused, and everybody gets the promoted version."),
+});
+export type CanaryState = z.infer<typeof canaryState>;
+
+export const moveKinds = ["promoted", "rolledback", "canary-started", "canary-stepped", "canary-ended"] as const;
 
 export const adapterState = z.object({
   tenant: tenantName,
@@ -117,14 +143,18 @@ export const adapterState = z.object({
   base: z.string(),
   versions: z.array(adapterVersion).describe("Oldest first."),
   alias: z.int().nullable().describe("The promoted version."),
+  canary: canaryState.nullish().describe("Absent or null: none is under way."),
   history: z
     .array(
       z.object({
         from: z.int().nullable(),
-        to: z.int(),
-        kind: z.enum(["promoted", "rolledback"]),
+        to: z.int().describe("The version that the alias moved to, or that the canary is of."),
+        kind: z.enum(moveKinds),
         by: z.string().nullable(),
         reason: z.string(),
+        share: z.number().nullish().describe("Percent of users that the canary has from then on."),
+        outcome: z.enum(["promoted", "rolledback", "superseded"]).nullish().describe("How a canary ended."),
+        code: z.string().nullish().describe("Why a canary was rolled back, as a code."),
         command: z
           .int()
           .nullish()
@@ -134,7 +164,7 @@ export const adapterState = z.object({
         at: isoTime,
       }),
     )
-    .describe("Alias moves, oldest first."),
+    .describe("Moves of the alias and of canaries, oldest first."),
 });
 export type AdapterState = z.infer<typeof adapterState>;
 
@@ -187,6 +217,7 @@ export const trafficState = z.object({
           firstByteMs: z.number().describe("Sum over the requests, milliseconds."),
           promptTokens: z.int(),
           completionTokens: z.int(),
+          since: isoTime.nullish().describe("When the counting of this name began."),
         })
         .describe("Since the gateway started; a smaller number than before means that it started anew."),
       window: z.object({ requests: z.int(), firstByteP50Ms: z.number().nullable(), firstByteP95Ms: z.number().nullable() }),
