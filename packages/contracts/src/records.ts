@@ -200,7 +200,8 @@ export const tokenManifest = z.object({
   cacheKey: digest,
   base: baseRef,
   tokenizerDigest: digest,
-  templateDigest: digest,
+  templateDigest: digest.describe("sha256 of the chat template's text, as the engine must apply it."),
+  templateFamily: z.string().nullable().default(null).describe("What the template was recognised as; null: none was needed."),
   profile: z.string(),
   maxLength: z.int(),
   packed: z.boolean(),
@@ -210,7 +211,12 @@ export const tokenManifest = z.object({
   eval: z.array(tokenShard),
   totals: tokenTotals,
   dropped: z.array(droppedRecord).describe("The first 1000."),
-  trimmed: z.array(droppedRecord).default([]).describe("Kept without their oldest turns (`too_long: trim-prompt`); the first 1000."),
+  reasons: z.record(z.string(), z.int()).default({}).describe("Code to how many records were dropped for it."),
+  noted: z
+    .array(droppedRecord)
+    .default([])
+    .describe("Kept, with something to know about them, such as PROMPT_TRIMMED or NO_SUPERVISED (profile `seed`); the first 1000."),
+  notes: z.record(z.string(), z.int()).default({}).describe("Code to how many records it was noted of."),
   probes: z.array(probePrompt),
 });
 export type TokenManifest = z.infer<typeof tokenManifest>;

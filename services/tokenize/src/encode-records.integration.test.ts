@@ -6,7 +6,7 @@ import type { Readable, Writable } from "node:stream";
 import { type Message, type Rec, tokenizeSpec } from "@loraline/contracts";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { createRecordEncoder, ignored, isDropped, type Kept } from "./encode-records.ts";
+import { createRecordEncoder, type Encoded, ignored, type Sequence } from "./encode-records.ts";
 import { type Base, loadBase } from "./load-base.ts";
 import { recogniseTemplate } from "./recognise-template.ts";
 
@@ -73,12 +73,17 @@ const assistant = (content: string, more: Partial<Message> = {}): Message => ({ 
 async function encode(records: readonly Rec[], spec: object = {}): Promise<{ ids: number[]; labels: number[] }[]> {
   const results = await createRecordEncoder(base, tokenizeSpec.parse({ max_length: 4096, ...spec })).encode(records);
   return results.map((result) => {
-    expect(result).toHaveProperty("sequence");
-    const { sequence } = result as Kept;
+    const sequence = onlySample(result);
     return { ids: [...sequence.ids], labels: [...sequence.labels] };
   });
 }
-const one = async (record: Rec, spec: object = {}) => (await createRecordEncoder(base, tokenizeSpec.parse(spec)).encode([record]))[0];
+const one = async (record: Rec, spec: object = {}): Promise<Encoded> =>
+  (await createRecordEncoder(base, tokenizeSpec.parse(spec)).encode([record]))[0] as Encoded;
+function onlySample(result: Encoded | undefined): Sequence {
+  expect(result?.dropped).toBeNull();
+  expect(result?.samples).toHaveLength(1);
+  return result?.samples[0] as Sequence;
+}
 /** What is trained, as text. */
 const trainedText = (row: { labels: number[] }): Promise<string> => base.encoder.decode(row.labels.filter((label) => label !== ignored));
 const wholeText = (row: { ids: number[] }): Promise<string> => base.encoder.decode(row.ids);
@@ -188,18 +193,18 @@ describe("token ids and masks", { timeout: 180_000 }, () => {
     const results = await createRecordEncoder(base, tokenizeSpec.parse({ profile: "seed", max_length: seedLength })).encode(
       rows.map((seed) => chat([user("unused"), assistant("unused")], seed)),
     );
-    let cut = 0;
+    let [cut, lost] = [0, 0];
     for (const [index, result] of results.entries()) {
       const answer = answers[index] as Answer;
       if (answer.ids.length === seedLength) cut++;
-      // Nothing of the answer is left: process_func would keep the row, and training would see a loss of zero.
-      const expected = answer.labels.every((label) => label === ignored) ? "dropped" : { ids: answer.ids, labels: answer.labels };
-      const ours = isDropped(result) ? "dropped" : { ids: [...result.sequence.ids], labels: [...result.sequence.labels] };
-      expect(ours, JSON.stringify(rows[index])).toEqual(expected);
+      const { ids, labels } = onlySample(result);
+      expect({ ids: [...ids], labels: [...labels] }, JSON.stringify(rows[index])).toEqual({ ids: answer.ids, labels: answer.labels });
+      const untrained = answer.labels.every((label) => label === ignored);
+      expect(result.notes.map((note) => note.code)).toEqual(untrained ? ["NO_SUPERVISED"] : []);
+      if (untrained) lost++;
     }
     expect(cut).toBeGreaterThan(10);
-    expect(results.filter(isDropped).length).toBeGreaterThan(0);
-    expect(results.filter(isDropped).length).toBeLessThan(results.length / 2);
+    expect(lost).toBeGreaterThan(0);
   });
 
   it("equal Python's for raw and plain text", async () => {
@@ -277,8 +282,7 @@ describe("too long", () => {
 
   it("drops by default, with the count", async () => {
     expect(await one(chat(turns), { max_length: 40 })).toMatchObject({
-      code: "TOO_LONG",
-      message: expect.stringMatching(/^\d+ tokens; tokenize\.max_length is 40/) as string,
+      dropped: { code: "TOO_LONG", message: expect.stringMatching(/^\d+ tokens; tokenize\.max_length is 40/) as string },
     });
   });
 
@@ -286,34 +290,34 @@ describe("too long", () => {
     const spec = { too_long: "trim-prompt" };
     const whole = (await encode([chat([system("S"), ...turns])]))[0]?.ids.length ?? 0;
     const result = await one(chat([system("S"), ...turns]), { ...spec, max_length: whole - 1 });
-    expect(result).toMatchObject({ trimmed: { message: "the 2 oldest turns were left out" } });
-    const { sequence } = result as Kept;
-    expect(await wholeText({ ids: [...sequence.ids] })).toBe(
+    expect(result).toMatchObject({ notes: [{ code: "PROMPT_TRIMMED", message: "the 2 oldest turns were left out" }] });
+    expect(await wholeText({ ids: [...onlySample(result).ids] })).toBe(
       "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nthe second question<|im_end|>\n<|im_start|>assistant\nthe second answer<|im_end|>\n",
     );
-    expect(await one(chat([system("S"), ...turns]), { ...spec, max_length: 12 })).toMatchObject({ code: "TOO_LONG" });
+    expect(await one(chat([system("S"), ...turns]), { ...spec, max_length: 12 })).toMatchObject({ dropped: { code: "TOO_LONG" } });
   });
 
   it("cuts the beginning of a raw prompt when asked to, never the completion", async () => {
     const record = completion("one two three four five six seven eight nine ten eleven twelve", " end");
-    const result = (await one(record, { too_long: "trim-prompt", max_length: 8 })) as Kept;
-    expect(result.sequence.ids).toHaveLength(8);
-    expect(await wholeText({ ids: [...result.sequence.ids] })).toMatch(/eleven twelve end<\|im_end\|>$/);
-    expect(await trainedText({ labels: [...result.sequence.labels] })).toBe(" end<|im_end|>");
-    expect(await one(completion("p", "word ".repeat(20)), { too_long: "trim-prompt", max_length: 8 })).toMatchObject({ code: "TOO_LONG" });
+    const sequence = onlySample(await one(record, { too_long: "trim-prompt", max_length: 8 }));
+    expect(sequence.ids).toHaveLength(8);
+    expect(await wholeText({ ids: [...sequence.ids] })).toMatch(/eleven twelve end<\|im_end\|>$/);
+    expect(await trainedText({ labels: [...sequence.labels] })).toBe(" end<|im_end|>");
+    expect(await one(completion("p", "word ".repeat(20)), { too_long: "trim-prompt", max_length: 8 })).toMatchObject({
+      dropped: { code: "TOO_LONG" },
+    });
   });
 
   it("names tools, which it does not render, and what the profile seed cannot hold", async () => {
     expect(await one(chat([user("a"), assistant("", { tool_calls: "[]" }), { role: "tool", content: "x" }, assistant("b")]))).toMatchObject(
       {
-        code: "TOOLS_UNSUPPORTED",
+        dropped: { code: "TOOLS_UNSUPPORTED" },
       },
     );
     expect(await one(chat(turns), { profile: "seed" })).toMatchObject({
-      code: "SEED_UNSUITABLE",
-      message: expect.stringContaining("more than one question") as string,
+      dropped: { code: "SEED_UNSUITABLE", message: expect.stringContaining("more than one question") as string },
     });
-    expect(await one(completion("a", "b"), { profile: "seed" })).toMatchObject({ code: "SEED_UNSUITABLE" });
+    expect(await one(completion("a", "b"), { profile: "seed" })).toMatchObject({ dropped: { code: "SEED_UNSUITABLE" } });
   });
 });
 
@@ -372,7 +376,7 @@ describe("the base's own template", () => {
     await expect(createRecordEncoder(none, tokenizeSpec.parse({})).encode([chat([user("a"), assistant("b")])])).rejects.toMatchObject({
       code: "TEMPLATE_MISSING",
     });
-    expect(await createRecordEncoder(none, tokenizeSpec.parse({})).encode([completion("a", "b")])).toMatchObject([{ sequence: {} }]);
+    expect(await createRecordEncoder(none, tokenizeSpec.parse({})).encode([completion("a", "b")])).toMatchObject([{ dropped: null }]);
   });
 
   it("must name the tokens that sequences end with", async () => {

@@ -16,25 +16,29 @@ export interface Sequence {
   /** As long as `ids`: the id where it is trained on, `ignored` elsewhere. The first one is always `ignored`. */
   readonly labels: Int32Array;
 }
-export interface Kept {
-  readonly sequence: Sequence;
-  /** What was left out to make it fit. */
-  readonly trimmed?: { readonly tokens: number; readonly message: string };
-}
-export interface Dropped {
+export interface Reason {
   readonly code: string;
   readonly message: string;
   readonly tokens: number;
 }
+/** What became of one record. */
+export interface Encoded {
+  /** Usually one. A template that strips thoughts from earlier turns gives one per trained turn; a dropped record gives none. */
+  readonly samples: readonly Sequence[];
+  /** Why there are no samples; null exactly when there are some. */
+  readonly dropped: Reason | null;
+  /** What is worth telling about a record that is kept; each code at most once. */
+  readonly notes: readonly Reason[];
+}
 
 export interface RecordEncoder {
   /** One result per record, in their order. */
-  encode(records: readonly Rec[]): Promise<(Kept | Dropped)[]>;
+  encode(records: readonly Rec[]): Promise<Encoded[]>;
   /** Ids of a question as the server would present it; undefined when the records were not conversations. */
   ask(question: string): Promise<Int32Array | undefined>;
+  /** What the base's template was recognised as; null as long as no record needed it. */
+  readonly family: string | null;
 }
-
-export const isDropped = (result: Kept | Dropped): result is Dropped => "code" in result;
 
 /** @throws PermanentError (also from `encode`) TEMPLATE_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING */
 export function createRecordEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
@@ -55,15 +59,19 @@ function seedEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
         if (row === undefined) {
           const what = records[index]?.kind === "chat" ? "more than one question and one answer" : `a ${records[index]?.kind}`;
           const message = `the profile seed trains one question and one answer; this record is ${what}. Use the profile chatml.`;
-          return { code: "SEED_UNSUITABLE", message, tokens: 0 };
+          return drop("SEED_UNSUITABLE", message);
         }
         const prompt = encoded.next().value as Int32Array;
         const answer = encoded.next().value as Int32Array;
         const ids = Int32Array.of(...prompt, ...answer, pad);
         const labels = ids.slice().fill(ignored, 0, prompt.length);
-        return judge({ ids: ids.slice(0, spec.max_length), labels: labels.slice(0, spec.max_length) }, ids.length);
+        const sample = { ids: ids.slice(0, spec.max_length), labels: labels.slice(0, spec.max_length) };
+        // process_func keeps such a row too, and every row is to equal its.
+        const notes = isTrained(sample) ? [] : [nothingTrained(ids.length)];
+        return { samples: [sample], dropped: null, notes };
       });
     },
+    family: null,
     async ask(question) {
       return (await base.encoder.encode([seedPrompt(question, system)], "raw"))[0];
     },
@@ -84,12 +92,12 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
   const template = (): Promise<Chatml> => (recognised ??= recogniseTemplate(base));
   const known = new Map<string, Int32Array>();
 
-  const draft = async (record: Rec): Promise<Draft | Dropped> => {
+  const draft = async (record: Rec): Promise<Draft | Encoded> => {
     if (record.kind === "chat") {
       const messages = record.messages ?? [];
       if (record.tools !== undefined || messages.some((message) => message.tool_calls !== undefined || message.role === "tool")) {
         const message = "the record uses tools, which this version does not render. Remove them, or leave the record out.";
-        return { code: "TOOLS_UNSUPPORTED", message, tokens: 0 };
+        return drop("TOOLS_UNSUPPORTED", message);
       }
       const chatml = await template();
       return { kind: "chat", turns: renderChatml(withSystem(messages, chatml, spec.system), chatml) };
@@ -115,7 +123,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
 
   return {
     async encode(records) {
-      const drafts: (Draft | Dropped)[] = [];
+      const drafts: (Draft | Encoded)[] = [];
       for (const record of records) drafts.push(await draft(record));
       const pieces = drafts.flatMap((one) => ("turns" in one ? one.turns.flatMap((turn) => turn.pieces) : []));
       await learn(base, known, pieces);
@@ -128,6 +136,9 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
       const pieces = [...turns.flatMap((turn) => turn.pieces), ...generationPrompt(chatml)];
       await learn(base, known, pieces);
       return Int32Array.from(pieces.flatMap((piece) => [...idsOf(piece, known)]));
+    },
+    get family() {
+      return recognised === undefined ? null : "chatml";
     },
   };
 }
@@ -145,15 +156,15 @@ const idsOf = (piece: Piece, known: ReadonlyMap<string, Int32Array>): ArrayLike<
   "token" in piece ? [piece.token] : (known.get(piece.text) as Int32Array);
 
 /** Puts a draft together and makes it fit, or drops it. */
-function fit(draft: Draft, spec: TokenizeSpec, known: ReadonlyMap<string, Int32Array>): Kept | Dropped {
+function fit(draft: Draft, spec: TokenizeSpec, known: ReadonlyMap<string, Int32Array>): Encoded {
   const sizes = draft.turns.map((turn) => turn.pieces.reduce((sum, piece) => sum + idsOf(piece, known).length, 0));
   const total = sizes.reduce((sum, size) => sum + size, 0);
   if (total <= spec.max_length) return judge(assemble(draft.turns, known), total);
-  const tooLong: Dropped = {
-    code: "TOO_LONG",
-    message: `${total} tokens; tokenize.max_length is ${spec.max_length}. Raise it, or set tokenize.too_long to trim-prompt.`,
-    tokens: total,
-  };
+  const tooLong = drop(
+    "TOO_LONG",
+    `${total} tokens; tokenize.max_length is ${spec.max_length}. Raise it, or set tokenize.too_long to trim-prompt.`,
+    total,
+  );
   if (spec.too_long === "drop") return tooLong;
 
   if (draft.kind === "completion") {
@@ -199,15 +210,20 @@ function assemble(turns: Draft["turns"], known: ReadonlyMap<string, Int32Array>)
 }
 
 /** A sequence without anything to train on would pass through the trainer unseen, with a loss of zero (M10). */
-function judge({ ids, labels }: Sequence, total: number, trimmed?: { tokens: number; message: string }): Kept | Dropped {
+function judge(sample: Sequence, total: number, trimmed?: { tokens: number; message: string }): Encoded {
   // No token predicts the first one; in a packed row its label would be predicted by the sequence before.
-  if (labels.length > 0) labels[0] = ignored;
-  if (labels.every((label) => label === ignored)) {
-    const message = `none of the ${total} tokens is trained on: the answer is empty, or it lies beyond tokenize.max_length`;
-    return { code: "NO_SUPERVISED", message, tokens: total };
-  }
-  return { sequence: { ids, labels }, ...(trimmed === undefined ? {} : { trimmed }) };
+  if (sample.labels.length > 0) sample.labels[0] = ignored;
+  if (!isTrained(sample)) return { samples: [], dropped: nothingTrained(total), notes: [] };
+  return { samples: [sample], dropped: null, notes: trimmed === undefined ? [] : [{ code: "PROMPT_TRIMMED", ...trimmed }] };
 }
+
+const isTrained = ({ labels }: Sequence): boolean => labels.some((label) => label !== ignored);
+const nothingTrained = (tokens: number): Reason => ({
+  code: "NO_SUPERVISED",
+  message: `none of the ${tokens} tokens is trained on: the answer is empty, or it lies beyond tokenize.max_length`,
+  tokens,
+});
+const drop = (code: string, message: string, tokens = 0): Encoded => ({ samples: [], dropped: { code, message, tokens }, notes: [] });
 
 function idOf({ ref, special, encoder }: Base, name: "pad" | "eos"): number {
   const token = special[name];

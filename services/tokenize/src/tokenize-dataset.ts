@@ -14,7 +14,7 @@ import {
 import { digestOf, getBytes, getJson, type Objects, putJson } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import type { z } from "zod";
-import { createRecordEncoder, ignored, isDropped, type RecordEncoder } from "./encode-records.ts";
+import { createRecordEncoder, ignored, type RecordEncoder } from "./encode-records.ts";
 import type { Base } from "./load-base.ts";
 import { type Bins, pack } from "./pack.ts";
 import { createSequenceStore, type SequenceStore } from "./sequence-store.ts";
@@ -99,6 +99,10 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
   if (usable < spec.min_records || train.sequences.length === 0) {
     return { kind: "rejected", problem: await explainTooFew(objects, job, usable, train.reasons) };
   }
+  if (!train.sequences.some((one) => store.supervised(one.index) > 0)) {
+    const message = `no token of the ${train.sequences.length} sequences would be trained on. Raise tokenize.max_length (now ${spec.tokenize.max_length}).`;
+    return { kind: "rejected", problem: { code: "NO_SUPERVISED_TOKENS", message, param: "tokenize.max_length" } };
+  }
   if (validation !== null && evaluation.sequences.length === 0) {
     const message = `none of the ${validation.records} records of the validation dataset can be used: ${listed(evaluation.reasons)}.`;
     return { kind: "rejected", problem: { code: "VALIDATION_EMPTY", message, param: "validation" } };
@@ -135,6 +139,7 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
       base: base.ref,
       tokenizerDigest: base.encoder.digest,
       templateDigest: base.templateDigest,
+      templateFamily: encoder.family,
       profile: spec.tokenize.profile,
       maxLength: spec.tokenize.max_length,
       packed: bins !== undefined,
@@ -151,7 +156,9 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
         dropped: droppedCount,
       },
       dropped: sides.flatMap((side) => side.dropped).slice(0, shownRecords),
-      trimmed: sides.flatMap((side) => side.trimmed).slice(0, shownRecords),
+      reasons: totalled(sides.map((side) => side.reasons)),
+      noted: sides.flatMap((side) => side.noted).slice(0, shownRecords),
+      notes: totalled(sides.map((side) => side.notes)),
       probes: await choosePrompts(encoder, store, train.sequences, spec.training.seed),
     };
     span.setAttributes({ "loraline.tokens": manifest.totals.tokens, "loraline.packed": manifest.packed });
@@ -168,9 +175,11 @@ interface Stored {
 interface Encoded {
   sequences: Stored[];
   dropped: DroppedRecord[];
-  trimmed: DroppedRecord[];
+  noted: DroppedRecord[];
   /** Drop code to count. */
   reasons: Map<string, number>;
+  /** Code of a note to count. */
+  notes: Map<string, number>;
 }
 const counted = ({ reasons }: Encoded): number => [...reasons.values()].reduce((total, count) => total + count, 0);
 
@@ -182,7 +191,7 @@ async function encodeAll(
   store: SequenceStore,
   validation?: Encoded,
 ): Promise<Encoded> {
-  const encoded: Encoded = { sequences: [], dropped: [], trimmed: [], reasons: new Map() };
+  const encoded: Encoded = { sequences: [], dropped: [], noted: [], reasons: new Map(), notes: new Map() };
   const unseen = new Set(validation?.sequences.map((one) => one.id));
   const drop = (record: Rec, reason: { code: string; message: string; tokens: number }): void => {
     encoded.reasons.set(reason.code, (encoded.reasons.get(reason.code) ?? 0) + 1);
@@ -197,21 +206,28 @@ async function encodeAll(
       for (const [at, result] of (await encoder.encode(records)).entries()) {
         const record = records[at] as Rec;
         const id = shortId(record.id);
-        if (isDropped(result)) drop(record, result);
+        if (result.dropped !== null) drop(record, result.dropped);
         else if (unseen.has(id)) {
           const message = "the validation dataset holds the same record, and it must not be trained on";
-          drop(record, { code: "IN_VALIDATION", message, tokens: result.sequence.ids.length });
+          const tokens = result.samples.reduce((sum, sample) => sum + sample.ids.length, 0);
+          drop(record, { code: "IN_VALIDATION", message, tokens });
         } else {
-          encoded.sequences.push({ index: store.add(result.sequence), id, line: record.meta.line });
-          if (result.trimmed !== undefined && encoded.trimmed.length < shownRecords) {
-            const { tokens, message } = result.trimmed;
-            encoded.trimmed.push({ id: record.id, line: record.meta.line, code: "PROMPT_TRIMMED", tokens, message });
+          for (const sample of result.samples) encoded.sequences.push({ index: store.add(sample), id, line: record.meta.line });
+          for (const note of result.notes) {
+            encoded.notes.set(note.code, (encoded.notes.get(note.code) ?? 0) + 1);
+            if (encoded.noted.length < shownRecords) encoded.noted.push({ id: record.id, line: record.meta.line, ...note });
           }
         }
       }
     }
   }
   return encoded;
+}
+
+function totalled(sides: readonly ReadonlyMap<string, number>[]): Record<string, number> {
+  const total: Record<string, number> = {};
+  for (const side of sides) for (const [code, count] of side) total[code] = (total[code] ?? 0) + count;
+  return total;
 }
 
 /** undefined: one sequence per row. */

@@ -10,7 +10,7 @@ import { pipeline } from "node:stream/promises";
 import { type BlobRef, type Rec, tokenizeSpec } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
-import { createRecordEncoder, isDropped } from "./encode-records.ts";
+import { createRecordEncoder } from "./encode-records.ts";
 import { loadBase } from "./load-base.ts";
 import { pack } from "./pack.ts";
 import { createSequenceStore } from "./sequence-store.ts";
@@ -43,6 +43,7 @@ export const tokenFolderManifest = z.object({
   base: z.object({ dir: z.string().describe("As it was given."), name: z.string() }),
   tokenizerDigest: z.string(),
   templateDigest: z.string(),
+  templateFamily: z.string().nullable(),
   profile: z.string(),
   system: z.string().nullable(),
   maxLength: z.int(),
@@ -68,10 +69,11 @@ export const tokenFolderManifest = z.object({
     tokens: z.int(),
     supervised: z.int(),
     dropped: z.int(),
-    trimmed: z.int(),
   }),
   /** Reason to how many; each record stands in dropped.jsonl. */
   dropped: z.record(z.string(), z.int()),
+  /** What is worth knowing about records that were kept, such as PROMPT_TRIMMED, to how many. */
+  notes: z.record(z.string(), z.int()),
 });
 export type TokenFolderManifest = z.infer<typeof tokenFolderManifest>;
 
@@ -91,21 +93,24 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   const lines: number[] = [];
   const dropped: TokenizedDrop[] = [];
   const reasons: Record<string, number> = {};
-  const totals = { records: 0, rows: 0, sequences: 0, tokens: 0, supervised: 0, dropped: 0, trimmed: 0 };
+  const notes: Record<string, number> = {};
+  const totals = { records: 0, rows: 0, sequences: 0, tokens: 0, supervised: 0, dropped: 0 };
   for await (const { records } of batches) {
     signal.throwIfAborted();
     for (const [at, result] of (await encoder.encode(records)).entries()) {
       const { id, meta } = records[at] as Rec;
       totals.records++;
-      if (isDropped(result)) {
-        const one = { id, line: meta.line, code: result.code, message: result.message, tokens: result.tokens };
+      if (result.dropped !== null) {
+        const one = { id, line: meta.line, ...result.dropped };
         dropped.push(one);
         onDropped?.(one);
         reasons[one.code] = (reasons[one.code] ?? 0) + 1;
       } else {
-        store.add(result.sequence);
-        lines.push(meta.line);
-        if (result.trimmed !== undefined) totals.trimmed++;
+        for (const sample of result.samples) {
+          store.add(sample);
+          lines.push(meta.line);
+        }
+        for (const { code } of result.notes) notes[code] = (notes[code] ?? 0) + 1;
       }
     }
   }
@@ -154,6 +159,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
     base: { dir: baseDir, name: base.ref.name },
     tokenizerDigest: base.encoder.digest,
     templateDigest: base.templateDigest,
+    templateFamily: encoder.family,
     profile: spec.profile,
     system: spec.system ?? null,
     maxLength: spec.max_length,
@@ -168,6 +174,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
     })),
     totals,
     dropped: reasons,
+    notes,
   };
   await writeFile(join(outDir, "manifest.json.part"), `${JSON.stringify(manifest, null, 2)}\n`);
   await rename(join(outDir, "manifest.json.part"), join(outDir, "manifest.json"));

@@ -201,7 +201,7 @@ describe("the tokenize service", () => {
     const records = someRecords(50);
     const { data, manifest } = await tokenized(line, await request(line, specOf(await dataset(line, records))));
     expect(data).toMatchObject({ packed: false, cacheHit: false, totals: { sequences: 45, evalSequences: 5, dropped: 0 } });
-    expect(manifest).toMatchObject({ profile: "chatml", maxLength: 1024, packed: false, seed: 42, dropped: [], trimmed: [] });
+    expect(manifest).toMatchObject({ profile: "chatml", maxLength: 1024, packed: false, seed: 42, dropped: [], noted: [] });
     expect(manifest.base.name).toBe(baseName);
 
     const train = await rowsOf(line, manifest.train, dir);

@@ -133,7 +133,10 @@ async function tokens(
     eval: await Promise.all(contents.eval.map(shard)),
     totals: { sequences: 3, tokens: 3, supervised: 3, evalSequences: 1, evalSupervised: 1, dropped: 0 },
     dropped: [],
-    trimmed: [],
+    reasons: {},
+    noted: [],
+    notes: {},
+    templateFamily: null,
     probes: [{ name: "p", input_ids: [1, 2] }],
   });
   return { manifest, ref: await putJson(objects, tenant, "tokens", manifest) };
