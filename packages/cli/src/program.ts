@@ -5,6 +5,7 @@
 import { join, resolve } from "node:path";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { chatCommand } from "./chat.ts";
+import { addDataCommands } from "./data-commands.ts";
 import { connectLine, findAddress, type LineClient } from "./connect-line.ts";
 import { exitCodes, Failure } from "./failure.ts";
 import { describeRun, listAdapters, listRuns } from "./show-run.ts";
@@ -268,6 +269,9 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
       const letter = await (await line()).redrive(seq);
       print(letter, () => [`redriven: ${letter.subject}`]);
     });
+
+  const data = command("data", "datasets in files: look at them before they cost a training", []);
+  addDataCommands(program, data, { root, terminal, json: () => globals().json, onExit });
 
   command("ensure-streams", "create or update streams, consumers and buckets on a NATS of your own; never deletes", [
     "loraline ensure-streams --nats nats://nats:4222 --replicas 3",

@@ -17,7 +17,10 @@ export interface Terminal {
 }
 
 // Only for people: picocolors alone would also colour what a script reads wherever CI is set.
-export const { bold, dim, green, red, yellow, cyan } = pc.createColors(pc.isColorSupported && isatty(1));
+const coloured = pc.isColorSupported && isatty(1);
+export const { bold, dim, green, red, yellow, cyan } = pc.createColors(coloured);
+/** Whether colour tells trained text from the rest; without it, brackets do. */
+export const marksTrained = coloured;
 
 /** As a person at this place would write it. */
 export function shortPath(path: string): string {

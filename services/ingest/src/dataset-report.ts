@@ -18,6 +18,8 @@ export interface ReportBuilder {
   add(batch: { records: readonly Rec[]; rejections: readonly Rejection[] }): Promise<void>;
   /** The report so far; `allRejections` refers to every rejection. */
   report(allRejections: BlobRef | null): DatasetReport;
+  /** The records that are shown as samples. */
+  samples(): Rec[];
 }
 
 /** What one file says, for comparing another with it. */
@@ -108,6 +110,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
         if (firstRejections.length < shownRejections) firstRejections.push(rejection);
       }
     },
+    samples: () => samples.records,
     report(allRejections) {
       const said = {
         rows: records + rejections,

@@ -1,3 +1,4 @@
+export { createRecordEncoder, type Encoded, ignored, type RecordEncoder } from "./encode-records.ts";
 export { createTokenizeService, type TokenizeServiceDeps } from "./tokenize-service.ts";
 export { type Base, createBases, loadBase } from "./load-base.ts";
 export {
@@ -15,3 +16,4 @@ export {
   tokenizeRecords,
   type TokenizeRecordsOptions,
 } from "./tokenize-records.ts";
+export { decodeMasked, readTokenFolder, showTokenRows, type TokenRow } from "./read-shards.ts";

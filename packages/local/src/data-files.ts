@@ -1,0 +1,243 @@
+/** Datasets in files, without a line: the same code as ingest and tokenize run, on a path instead of a message. */
+import { createReadStream } from "node:fs";
+import { stat } from "node:fs/promises";
+import { basename, join } from "node:path";
+import {
+  type DatasetReport,
+  type Problem,
+  type Rec,
+  type Rejection,
+  type Sample,
+  type TokenReport,
+  tokenizeSpec,
+} from "@loraline/contracts";
+import {
+  type Batch,
+  type Contents,
+  countLengths,
+  createReport,
+  defaultIngestSettings,
+  readContents,
+  readRecords,
+  type ReadRecordsOptions,
+} from "@loraline/ingest";
+import { PermanentError } from "@loraline/runtime";
+import {
+  type Base,
+  createRecordEncoder,
+  decodeMasked,
+  type Encoded,
+  ignored,
+  loadBase,
+  readTokenFolder,
+  showTokenRows,
+  type TokenFolderManifest,
+  type TokenizedDrop,
+  tokenizeRecords,
+  type TokenRow,
+} from "@loraline/tokenize";
+import type { z } from "zod";
+
+export type { TokenFolderManifest, TokenizedDrop, TokenRow } from "@loraline/tokenize";
+
+type TokenizeSettings = z.input<typeof tokenizeSpec>;
+type Mapping = ReadRecordsOptions extends { mapping?: infer M } ? M : undefined;
+
+export interface CheckDataOptions {
+  file: string;
+  mapping?: Mapping;
+  /** File that is evaluated on: what both hold is reported. */
+  validation?: string | undefined;
+  /** Folder of a base; without it no tokens are counted. */
+  baseDir?: string | undefined;
+  tokenize?: TokenizeSettings;
+}
+
+export interface CheckedData {
+  report: DatasetReport;
+  /** All of them. */
+  rejections: Rejection[];
+  tokens: TokenReport | undefined;
+  /** Why nothing can be trained on; null otherwise. */
+  problem: Problem | null;
+}
+
+/**
+ * Reads a dataset as ingest would, and says what tokenize would make of it.
+ * @throws PermanentError FILE_MISSING, CONTAINER_UNSUPPORTED and what else `readRecords` throws; BASE_FILES_MISSING and what else `loadBase` throws
+ */
+export async function checkData({ file, mapping, validation, baseDir, tokenize }: CheckDataOptions): Promise<CheckedData> {
+  const base = baseDir === undefined ? undefined : await loadBase(baseDir);
+  const contents = validation === undefined ? undefined : await contentsOf(validation, mapping);
+  const builder = createReport({ validation: contents });
+  const counter = base === undefined ? undefined : countTokens(base, tokenizeSpec.parse(tokenize ?? {}));
+  const rejections: Rejection[] = [];
+  for await (const batch of await batchesOf(file, mapping)) {
+    await builder.add(batch);
+    await counter?.add(batch.records);
+    for (const rejection of batch.rejections) rejections.push(rejection);
+  }
+  const report = builder.report(null);
+  const tokens = counter?.report();
+  if (counter !== undefined) report.samples = await counter.decode(builder.samples());
+  return { report, rejections, tokens, problem: problemOf(file, report, tokens) };
+}
+
+function problemOf(file: string, { rows, records, reasons }: DatasetReport, tokens: TokenReport | undefined): Problem | null {
+  if (rows === 0) return { code: "EMPTY_FILE", message: `${file} is empty: there is no row in it.`, param: "file" };
+  const why = (counts: Record<string, number>): string =>
+    Object.entries(counts)
+      .map(([code, count]) => `${code} ${count}`)
+      .join(", ");
+  if (records === 0)
+    return { code: "ALL_ROWS_REJECTED", message: `none of the ${rows} rows of ${file} can be read: ${why(reasons)}.`, param: "file" };
+  if (tokens !== undefined && tokens.supervised === 0) {
+    return {
+      code: "NO_SUPERVISED_TOKENS",
+      message: `no token of ${file} would be learned with ${tokens.base}: ${why(tokens.dropped)}.`,
+      param: "file",
+    };
+  }
+  return null;
+}
+
+async function* nothing(): AsyncGenerator<Batch> {}
+
+async function batchesOf(file: string, mapping?: Mapping): Promise<AsyncIterable<Batch>> {
+  const found = await stat(file).catch((error: unknown) => {
+    throw new PermanentError("FILE_MISSING", `${file} cannot be read: ${(error as Error).message}`, { cause: error, param: "file" });
+  });
+  if (!found.isFile()) throw new PermanentError("FILE_MISSING", `${file} is not a file.`, { param: "file" });
+  const options = {
+    filename: basename(file),
+    maxRowBytes: defaultIngestSettings.maxRowBytes,
+    ...(mapping === undefined ? {} : { mapping }),
+  };
+  return (await readRecords(createReadStream(file), options))?.batches ?? nothing();
+}
+
+const contentsOf = async (file: string, mapping?: Mapping): Promise<Contents> => readContents(await batchesOf(file, mapping));
+
+/* --- tokens of a file that is only looked at --- */
+
+/** Lengths at which people cut. */
+const usualLengths = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768];
+const uncut = 1_048_576;
+
+function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
+  // Measured uncut, so that one pass tells what every length would lose.
+  const encoder = createRecordEncoder(base, { ...spec, max_length: uncut });
+  const asCut = createRecordEncoder(base, spec);
+  const counter = countLengths();
+  const dropped: Record<string, number> = {};
+  const tooLong = new Map([...new Set([...usualLengths, spec.max_length])].sort((a, b) => a - b).map((length) => [length, 0]));
+  let supervised = 0;
+  const drop = (code: string): void => void (dropped[code] = (dropped[code] ?? 0) + 1);
+
+  return {
+    async add(records: readonly Rec[]): Promise<void> {
+      for (const { samples, dropped: reason } of await encoder.encode(records)) {
+        if (reason !== null) drop(reason.code);
+        for (const { ids, labels } of samples) {
+          counter.add(ids.length);
+          for (const [length, count] of tooLong) if (ids.length > length) tooLong.set(length, count + 1);
+          const seen = spec.profile === "seed" ? labels.subarray(0, spec.max_length) : labels;
+          const learned = seen.reduce((sum, label) => sum + Number(label !== ignored), 0);
+          supervised += learned;
+          if (spec.profile === "seed" ? learned === 0 : ids.length > spec.max_length) drop(learned === 0 ? "NO_SUPERVISED" : "TOO_LONG");
+        }
+      }
+    },
+    report(): TokenReport {
+      const lengths = counter.lengths() ?? { count: 0, total: 0, p50: 0, p95: 0, max: 0, histogram: [] };
+      const telling = usualLengths.find((length) => length >= lengths.max) ?? uncut;
+      return {
+        base: base.ref.name,
+        profile: spec.profile,
+        maxLength: spec.max_length,
+        lengths,
+        supervised,
+        dropped,
+        atMaxLength: [...tooLong]
+          .filter(([length]) => length <= telling || length === spec.max_length)
+          .map(([maxLength, count]) => ({ maxLength, tooLong: count })),
+      };
+    },
+    /** The samples as the model would see them. */
+    async decode(records: readonly Rec[]): Promise<Sample[]> {
+      const encoded = await asCut.encode(records);
+      return Promise.all(
+        records.map(async ({ meta }, index) => ({
+          line: meta.line,
+          format: meta.format,
+          segments: await segmentsOf(encoded[index], base),
+        })),
+      );
+    },
+  };
+}
+
+async function segmentsOf(encoded: Encoded | undefined, base: Base): Promise<Sample["segments"]> {
+  const segments: Sample["segments"] = [];
+  for (const [index, { ids, labels }] of (encoded?.samples ?? []).entries()) {
+    if (index > 0) segments.push({ text: "\n", trained: false });
+    segments.push(...(await decodeMasked(base.encoder, ids, labels)).segments);
+  }
+  const reason = encoded?.dropped;
+  return reason === null || reason === undefined ? segments : [{ text: `left out: ${reason.message}`, trained: false }];
+}
+
+/* --- tokens in a folder --- */
+
+export interface TokenizeFileOptions {
+  file: string;
+  mapping?: Mapping;
+  baseDir: string;
+  outDir: string;
+  tokenize: TokenizeSettings;
+  signal: AbortSignal;
+  onRejected(rejection: Rejection): void;
+  onDropped(record: TokenizedDrop): void;
+}
+
+/** @throws PermanentError as `checkData` and `tokenizeRecords` do; NOTHING_TO_TOKENIZE when no row gives a record. */
+export async function tokenizeFile({ file, mapping, onRejected, ...options }: TokenizeFileOptions): Promise<TokenFolderManifest> {
+  const batches = await batchesOf(file, mapping);
+  let first: Rejection | undefined;
+  const told = async function* (): AsyncGenerator<Batch> {
+    for await (const batch of batches) {
+      first ??= batch.rejections[0];
+      for (const rejection of batch.rejections) onRejected(rejection);
+      yield batch;
+    }
+  };
+  const manifest = await tokenizeRecords({ ...options, batches: told() });
+  if (manifest.totals.records > 0) return manifest;
+  const why = first === undefined ? "it holds no row" : `no row can be read. The first, ${first.message}`;
+  throw new PermanentError("NOTHING_TO_TOKENIZE", `${file}: ${why}`, { param: "file" });
+}
+
+/**
+ * @param row - one row; undefined: the first 20.
+ * @param baseDir - folder of the tokenizer; undefined: the one it was made with.
+ */
+export async function showTokens(
+  dir: string,
+  { row, baseDir }: { row: number | undefined; baseDir: string | undefined },
+): Promise<{ manifest: TokenFolderManifest; rows: TokenRow[] }> {
+  const manifest = await readTokenFolder(dir);
+  const base = await loadBase(baseDir ?? manifest.base.dir);
+  if (base.encoder.digest !== manifest.tokenizerDigest) {
+    throw new PermanentError(
+      "TOKENIZER_DIFFERS",
+      `${join(baseDir ?? manifest.base.dir, "tokenizer.json")} is not the tokenizer that ${dir} was made with. Name its folder with --base.`,
+      { param: "base" },
+    );
+  }
+  const rows: TokenRow[] = [];
+  if (manifest.totals.rows > 0 || row !== undefined) {
+    const range: [number, number] = row === undefined ? [0, 20] : [row, row + 1];
+    for await (const shown of showTokenRows(dir, manifest, base.encoder, range)) rows.push(shown);
+  }
+  return { manifest, rows };
+}
