@@ -1,5 +1,16 @@
 /** The line as the CLI sees it: OpenAI's own client for what OpenAI has a word for, plain HTTP for the rest. */
-import { adapterList, adapterView, deadLetterList, deadLetterView, errorBody, runList, runState, traceView } from "@loraline/contracts";
+import {
+  adapterList,
+  adapterView,
+  datasetList,
+  datasetReport,
+  deadLetterList,
+  deadLetterView,
+  errorBody,
+  runList,
+  runState,
+  traceView,
+} from "@loraline/contracts";
 import { findLine } from "@loraline/local/state-dir";
 import OpenAI from "openai";
 import type { z } from "zod";
@@ -15,6 +26,8 @@ export interface LineClient extends LineAddress {
   runs(): Promise<z.output<typeof runList>["data"]>;
   run(id: string): Promise<z.output<typeof runState>>;
   trace(runId: string): Promise<z.output<typeof traceView>>;
+  datasets(): Promise<z.output<typeof datasetList>["data"]>;
+  report(datasetId: string): Promise<z.output<typeof datasetReport>>;
   adapters(): Promise<z.output<typeof adapterList>["data"]>;
   adapter(name: string): Promise<z.output<typeof adapterView>>;
   promote(name: string, version: number): Promise<z.output<typeof adapterView>>;
@@ -83,6 +96,8 @@ export function connectLine({ url, apiKey }: LineAddress): LineClient {
     runs: async () => (await ask(runList, "runs")).data,
     run: (id) => ask(runState, `runs/${part(id)}`),
     trace: (id) => ask(traceView, `runs/${part(id)}/trace`),
+    datasets: async () => (await ask(datasetList, "datasets")).data,
+    report: (id) => ask(datasetReport, `datasets/${part(id)}/report`),
     adapters: async () => (await ask(adapterList, "adapters")).data,
     adapter: (name) => ask(adapterView, `adapters/${part(name)}`),
     promote: (name, version) => ask(adapterView, `adapters/${part(name)}/promote`, { version }),

@@ -1,15 +1,17 @@
-/** `loraline data …` and `loraline tokenize`: datasets in files, read and tokenized here, without any line. */
+/** `loraline data …` and `loraline tokenize`: datasets in files, read and tokenized here without any line; and what a line found in its own. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
+import type { LineClient } from "./connect-line.ts";
 import { describeData, describeSample } from "./data-report.ts";
-import { exitCodes } from "./failure.ts";
-import { dim, green, pairs, red, shortPath, type Terminal, writeJson, writeLine, yellow } from "./terminal.ts";
+import { exitCodes, Failure } from "./failure.ts";
+import { dim, green, pairs, red, shortPath, table, type Terminal, writeJson, writeLine, yellow } from "./terminal.ts";
 
 export interface DataCommandsContext {
   /** Of the checkout: bases are looked for by name in its `.loraline/bases`. */
   root: string;
   terminal: Terminal;
+  line: () => Promise<LineClient>;
   json: () => boolean;
   onExit: (code: number) => void;
 }
@@ -48,7 +50,7 @@ const tokenizeOf = ({ profile, maxLength, system, tooLong }: TokenizeFlags) => (
   ...(system === undefined ? {} : { system }),
 });
 
-export function addDataCommands(program: Command, data: Command, { root, terminal, json, onExit }: DataCommandsContext): void {
+export function addDataCommands(program: Command, data: Command, { root, terminal, line, json, onExit }: DataCommandsContext): void {
   const { out, err } = terminal;
   /** A folder, or the name of a base of this checkout. */
   const baseDir = (given: string): string => {
@@ -112,6 +114,41 @@ export function addDataCommands(program: Command, data: Command, { root, termina
       }
       const more = manifest.totals.rows - rows.length;
       if (flags.row === undefined && more > 0) writeLine(err, dim(`${more} more rows: --row N shows one`));
+    });
+
+  data
+    .command("ls")
+    .description("list the line's datasets, newest first")
+    .action(async () => {
+      const datasets = await (await line()).datasets();
+      if (json()) writeJson(out, datasets);
+      else if (datasets.length === 0) writeLine(out, "no datasets yet");
+      else {
+        const rows = datasets.map((one) => [
+          one.datasetId,
+          one.status,
+          one.filename,
+          String(one.records ?? "-"),
+          String(one.rejections ?? "-"),
+          one.error?.message ?? "",
+        ]);
+        for (const text of table([["DATASET", "STATUS", "FILE", "RECORDS", "REJECTED", ""], ...rows])) writeLine(out, text);
+      }
+    });
+
+  data
+    .command("report")
+    .description("what the line found in one of its datasets: the page of `data check`")
+    .argument("<dataset>", "its id in `data ls`, the file's id, or `last`")
+    .action(async (given: string) => {
+      const client = await line();
+      const id = given === "last" ? (await client.datasets())[0]?.datasetId : given;
+      if (id === undefined) throw new Failure(exitCodes.notFound, "not_found", "there is no dataset yet.", { param: "dataset" });
+      const report = await client.report(id);
+      if (json()) writeJson(out, report);
+      else
+        for (const text of describeData(id, { report, rejections: report.firstRejections, tokens: undefined }, terminal.columns))
+          writeLine(out, text);
     });
 
   tokenizeOptions(

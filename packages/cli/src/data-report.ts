@@ -13,14 +13,14 @@ const shownRejections = 10;
 const barWidth = 24;
 
 export function describeData(file: string, { report, rejections, tokens }: CheckedData, columns: number): string[] {
-  const { rows, records } = report;
+  const { rows, records, rejections: refused } = report;
   const lines = [
-    `${bold(file)}: ${count(rows, "row")} = ${green(count(records, "record"))} + ${(rejections.length > 0 ? red : dim)(count(rejections.length, "rejection"))}`,
+    `${bold(file)}: ${count(rows, "row")} = ${green(count(records, "record"))} + ${(refused > 0 ? red : dim)(count(refused, "rejection"))}`,
     "",
     ...section("formats", [listOf(report.formats) || "none"]),
-    ...section("rejected", describeRejections(report.reasons, rejections, columns)),
+    ...section("rejected", describeRejections(report, rejections, columns)),
     ...section("length", describeLengths(report.characters ?? null, "characters")),
-    ...section("tokens", tokens === undefined ? [dim("name a base to count them: --base DIR|NAME")] : describeTokens(tokens)),
+    ...section("tokens", tokens === undefined ? [dim("`loraline data check FILE --base DIR|NAME` counts them")] : describeTokens(tokens)),
     ...section("repeated", describeDuplicates(report)),
     ...section("labels", describeShares(report.labels ?? {}, report.records)),
     ...section("languages", describeShares(report.languages?.counts ?? {}, report.languages?.examined ?? 0)),
@@ -75,15 +75,15 @@ const linesOf = (lines: readonly number[]): string =>
     ? ""
     : dim(` (${lines.length === 1 ? "line" : "lines"} ${lines.slice(0, 8).join(", ")}${lines.length > 8 ? ", …" : ""})`);
 
-function describeRejections(reasons: Record<string, number>, rejections: readonly Rejection[], columns: number): string[] {
-  if (rejections.length === 0) return ["none"];
+function describeRejections(report: DatasetReport, rejections: readonly Rejection[], columns: number): string[] {
+  if (report.rejections === 0) return ["none"];
   const shown = rejections.slice(0, shownRejections).map(({ line, code, message }) => {
     // The place stands in front already.
     const said = message.replace(/^(?:line|row|element) \d+(?: \(line \d+\))?: /, "");
     return `line ${line}  ${red(code)}  ${clip(said, Math.max(40, columns - 30 - code.length))}`;
   });
-  const more = rejections.length - shown.length;
-  return [listOf(reasons), ...shown, ...(more > 0 ? [dim(`… and ${more.toLocaleString("en")} more: --json lists all`)] : [])];
+  const more = report.rejections - shown.length;
+  return [listOf(report.reasons), ...shown, ...(more > 0 ? [dim(`… and ${more.toLocaleString("en")} more: --json lists all`)] : [])];
 }
 
 function describeLengths(lengths: Lengths | null, unit: string): string[] {

@@ -271,7 +271,7 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
     });
 
   const data = command("data", "datasets in files: look at them before they cost a training", []);
-  addDataCommands(program, data, { root, terminal, json: () => globals().json, onExit });
+  addDataCommands(program, data, { root, terminal, line, json: () => globals().json, onExit });
 
   command("ensure-streams", "create or update streams, consumers and buckets on a NATS of your own; never deletes", [
     "loraline ensure-streams --nats nats://nats:4222 --replicas 3",

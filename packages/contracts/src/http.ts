@@ -4,8 +4,8 @@
  */
 import { z } from "zod";
 import { isoTime, problem } from "./names.ts";
-import { canarySettings, loraSpec, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
-import { adapterState, limitState, replicaState, runState, usageRow } from "./state.ts";
+import { canarySettings, loraSpec, placement, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
+import { adapterState, datasetState, limitState, replicaState, runState, usageRow } from "./state.ts";
 import { scopes } from "./streams.ts";
 
 const unix = z.int().describe("Unix seconds.");
@@ -83,6 +83,7 @@ export const createJobBody = z.strictObject({
       gate: z.enum(["better-than-base", "better-than-promoted", "none"]).optional(),
       promote: runSpec.shape.promote.unwrap().optional(),
       canary: canarySettings.optional(),
+      placement: placement.optional(),
       max_attempts: z.int().optional(),
     })
     .nullish()
@@ -182,6 +183,7 @@ export const spanView = z.object({
 });
 export type SpanView = z.infer<typeof spanView>;
 
+export const datasetList = z.object({ data: z.array(datasetState) });
 export const runList = z.object({ data: z.array(runState) });
 export const adapterView = z.object({ adapter: adapterState, replicas: z.array(replicaState) });
 export const adapterList = z.object({ data: z.array(adapterView) });

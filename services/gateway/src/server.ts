@@ -9,6 +9,7 @@ import { ulid } from "ulid";
 import { createKeyCheck } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
 import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
+import { datasetRoutes } from "./datasets.ts";
 import { fileRoutes } from "./files.ts";
 import { fineTuningRoutes } from "./fine-tuning.ts";
 import { inferenceRoutes } from "./inference.ts";
@@ -33,6 +34,8 @@ export interface GatewayOptions {
   uploadLimitBytes?: number;
   /** Largest JSON body, in bytes. Default 32 MiB, which holds a few images. */
   bodyLimitBytes?: number;
+  /** For benchmarks: replicas are chosen at random instead of by affinity and load. */
+  routeAtRandom?: boolean;
   /** How long requests in flight may go on after shutdown began. Default 10 s. */
   drainMs?: number;
 }
@@ -62,7 +65,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       log,
       telemetry,
       state: await createStateReader({ bus }),
-      table: await createRoutingTable({ bus, signal: watching.signal }),
+      table: await createRoutingTable({ bus, signal: watching.signal, random: options.routeAtRandom === true ? Math.random : undefined }),
       traffic: owned.use(await createTraffic({ bus, log })),
       readTrace,
       uploadLimitBytes,
@@ -136,7 +139,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
         v1.addHook("onRoute", (route) => {
           route.handler = traced(telemetry, route.handler, route.config?.join);
         });
-        for (const routes of [fileRoutes(context), fineTuningRoutes(context), modelRoutes(context), inference, loraline]) routes(v1);
+        for (const routes of [fileRoutes(context), datasetRoutes(context), fineTuningRoutes(context), modelRoutes(context), inference, loraline]) routes(v1);
       },
       { prefix: "/v1" },
     );
