@@ -5,3 +5,4 @@ export type { DeadLetters } from "./dead-letters.ts";
 export { ensureStreams, type EnsureStreamsOptions } from "./ensure-streams.ts";
 export { messageId, open, type RawMessage, type Received, seal } from "./envelope.ts";
 export type { KvBucket, KvEntry } from "./kv.ts";
+export { createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";

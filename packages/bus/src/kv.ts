@@ -2,6 +2,7 @@
 import { type BucketDef, problemsOf } from "@loraline/contracts";
 import { type Log, PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
+import { jetstreamManager } from "@nats-io/jetstream";
 import { Kvm, type KV } from "@nats-io/kv";
 import type { NatsConnection } from "@nats-io/transport-node";
 
@@ -18,6 +19,8 @@ export interface KvBucket<T> {
   /** Writes whatever was there before. */
   put(key: string, value: T): Promise<number>;
   delete(key: string): Promise<void>;
+  /** Removes every entry whose key matches `filter` (NATS wildcards) and leaves no markers; watchers are not told. */
+  clear(filter: string): Promise<void>;
   /**
    * Compare-and-set until it holds: reads, asks `change`, writes. `change` may run several times; returning undefined
    * leaves the entry as it is.
@@ -73,6 +76,10 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     },
     put: (key, value) => kv.put(key, encode(key, value)),
     delete: (key) => kv.purge(key),
+    async clear(filter) {
+      const jsm = await jetstreamManager(nc);
+      await jsm.streams.purge(`KV_${def.name}`, { filter: `$KV.${def.name}.${filter}` });
+    },
     async change(key, change) {
       for (let attempt = 0; ; attempt++) {
         const raw = await kv.get(key);

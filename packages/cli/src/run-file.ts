@@ -14,6 +14,7 @@ const sections = runSpec.pick({
   gate: true,
   promote: true,
   canary: true,
+  placement: true,
   max_attempts: true,
 });
 /** As written: defaults are the line's business. */

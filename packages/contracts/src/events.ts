@@ -3,7 +3,7 @@ import { z } from "zod";
 import { defineEvent, type EventDef } from "./define-event.ts";
 import { adapterName, blobRef, digest, isoTime, problem } from "./names.ts";
 import { tokenTotals } from "./records.ts";
-import { canarySettings, runSpec } from "./run-spec.ts";
+import { canarySettings, placement, runSpec } from "./run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
 const actor = z.string().max(200).nullish().describe("Who asked, for the audit trail.");
@@ -121,6 +121,7 @@ export const runServed = defineEvent(
     version,
     digest,
     replicas: z.int().describe("Replicas that hold it proven."),
+    of: z.int().nullish().describe("Replicas that should; fewer hold it when some are quarantined or far too slow."),
     promoted: z.boolean(),
     lastStepToProvenMs: z.number().describe("From the last optimizer step to the proof on the last replica, in milliseconds."),
   }),
@@ -170,6 +171,11 @@ export const adapterRollbackRequested = defineEvent(
     version: version.nullish().describe("Absent: the version before the current one, or, while a canary is under way, the current one."),
     by: actor,
   }),
+);
+export const adapterPlaceRequested = defineEvent(
+  "adapter.place-requested.v1",
+  "Somebody wants the adapter on other replicas",
+  z.object({ placement, by: actor }),
 );
 const aliasMove = z.object({ from: version.nullable(), to: version, by: actor, reason: z.string() });
 export const adapterPromoted = defineEvent("adapter.promoted.v1", "The alias moved forward", aliasMove);
@@ -224,6 +230,7 @@ export const events = {
   adapterUnloaded,
   adapterPromoteRequested,
   adapterRollbackRequested,
+  adapterPlaceRequested,
   adapterPromoted,
   adapterRolledBack,
   adapterCanaryStarted,

@@ -6,7 +6,17 @@ import { events } from "./events.ts";
 import * as http from "./http.ts";
 import { datasetManifest, datasetReport, record, tokenManifest } from "./records.ts";
 import { runSpec } from "./run-spec.ts";
-import { adapterState, budgetState, datasetState, limitState, replicaState, runState, trafficState, usageState } from "./state.ts";
+import {
+  adapterState,
+  budgetState,
+  datasetState,
+  limitState,
+  replicaHolding,
+  replicaReport,
+  runState,
+  trafficState,
+  usageState,
+} from "./state.ts";
 import { buckets, type ConsumerDef, consumers, streamOf, streams } from "./streams.ts";
 import { adapterManifest, checkpointManifest, evidence, progressLine, trainerResult, trainerSpec } from "./trainer.ts";
 
@@ -131,7 +141,8 @@ export function jsonSchemas(): Record<string, Json> {
     "kv-runs": runState,
     "kv-datasets": datasetState,
     "kv-adapters": adapterState,
-    "kv-replicas": replicaState,
+    "kv-replicas": replicaReport,
+    "kv-holdings": replicaHolding,
     "kv-engines": engineRecord,
     "kv-traffic": trafficState,
     "kv-limits": limitState,

@@ -167,7 +167,7 @@ export const canarySettings = z
       .number()
       .min(0)
       .max(1)
-      .default(0.01)
+      .default(0.02)
       .describe("Failed answers per answer, at most this much above the current version's; more rolls back."),
     max_latency_ratio: z
       .number()
@@ -185,6 +185,18 @@ export const canarySettings = z
   })
   .describe("Canary: the new version gets a growing share of the alias's users, and loses it again when it does worse.");
 export type CanarySettings = z.infer<typeof canarySettings>;
+
+export const placement = z
+  .discriminatedUnion("mode", [
+    z.strictObject({ mode: z.literal("all") }),
+    z.strictObject({ mode: z.literal("spread"), replicas: z.int().min(1).max(10_000).describe("On so many replicas.") }),
+    z.strictObject({
+      mode: z.literal("pinned"),
+      pins: z.array(z.string().min(1).max(253)).min(1).max(1000).describe("On these replicas and no others."),
+    }),
+  ])
+  .describe("Which replicas hold an adapter. `all` means as many as have room, which is all of them until max_cpu_loras is reached.");
+export type Placement = z.infer<typeof placement>;
 
 export const runSpec = z
   .strictObject({
@@ -215,6 +227,7 @@ export const runSpec = z
         "When the version is proven on every replica: `auto` moves the alias, `canary` moves it step by step and back when the version does worse, `manual` leaves it.",
       ),
     canary: canarySettings.optional().describe("Settings of `promote: canary`."),
+    placement: placement.optional().describe("Sets the adapter's placement; absent: as it is (at first: all replicas)."),
     max_attempts: z
       .int()
       .min(1)

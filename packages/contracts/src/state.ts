@@ -3,7 +3,7 @@ import { z } from "zod";
 import { proof } from "./events.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { tokenTotals } from "./records.ts";
-import { canarySettings, runSpec } from "./run-spec.ts";
+import { canarySettings, placement, runSpec } from "./run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
 export const datasetState = z.object({
@@ -97,6 +97,11 @@ export const adapterVersion = z.object({
   runId: ulid,
   rank: z.int(),
   engineName: z.string().describe("Immutable name under which replicas load it; holds the digest."),
+  replicas: z
+    .array(z.string())
+    .nullish()
+    .describe("Replicas that should hold it, as placement decided. Absent: every one. Empty: none; `unplaced` says why."),
+  unplaced: problem.nullish().describe("Why it is on fewer replicas than were asked for, or on none."),
   status: z
     .enum(["desired", "refused", "retired"])
     .describe("desired: replicas must hold it. refused: it will never be served. retired: let go to make room."),
@@ -141,6 +146,7 @@ export const adapterState = z.object({
   adapter: adapterName,
   engine: z.string(),
   base: z.string(),
+  placement: placement.nullish().describe("Absent: `all`."),
   versions: z.array(adapterVersion).describe("Oldest first."),
   alias: z.int().nullable().describe("The promoted version."),
   canary: canaryState.nullish().describe("Absent or null: none is under way."),
@@ -175,26 +181,52 @@ export const replicaAdapter = z.object({
   digest,
   engineName: z.string(),
   state: z
-    .enum(["loading", "proven", "refused", "retrying"])
-    .describe("refused: these bytes can never be proven here. retrying: a fault that may pass."),
+    .enum(["loading", "proven", "draining", "refused", "retrying", "quarantined"])
+    .describe(
+      "draining: not wanted here any more, unloaded when no request is in flight. refused: this replica cannot be proven to apply these bytes. retrying: a fault that may pass. quarantined: a fault that did not pass; tried again now and then, and nobody waits for it.",
+    ),
+  blame: z
+    .enum(["adapter", "replica"])
+    .nullish()
+    .describe("adapter: found in the files alone, so it is so on every replica. replica: this replica's trouble. Absent: not known."),
   proof: proof.nullable(),
   error: problem.nullable(),
   at: isoTime,
 });
 export type ReplicaAdapter = z.infer<typeof replicaAdapter>;
 
-export const replicaState = z.object({
+/** KV `replicas`: the heartbeat of a replica's agent. What the replica holds is in KV `holdings`, so that this stays small. */
+export const replicaReport = z.object({
   engine: z.string(),
   base: z.string(),
   replica: z.string().describe("Pod UID, or the local process's slot."),
   incarnation: z
     .string()
     .describe("Changes whenever the engine process restarts; nothing is proven before it was proven in this incarnation."),
+  agent: z.string().nullish().describe("Changes whenever the agent restarts; what an earlier agent reported does not count."),
   url: z.string().describe("Base URL of the replica, reachable from the gateway."),
   ready: z.boolean(),
-  adapters: z.array(replicaAdapter),
+  counts: z
+    .object({ wanted: z.int(), proven: z.int(), retrying: z.int(), quarantined: z.int(), refused: z.int(), draining: z.int() })
+    .nullish()
+    .describe("Adapter versions by state."),
   at: isoTime,
 });
+export type ReplicaReport = z.infer<typeof replicaReport>;
+
+/**
+ * KV `holdings`: what one replica says about one adapter's versions. It counts while incarnation and agent are those of the
+ * replica's heartbeat. A version that is not listed has not been begun.
+ */
+export const replicaHolding = z.object({
+  incarnation: z.string(),
+  agent: z.string().nullish(),
+  adapters: z.array(replicaAdapter),
+});
+export type ReplicaHolding = z.infer<typeof replicaHolding>;
+
+/** A replica with what it holds: heartbeat and holdings together. */
+export const replicaState = replicaReport.extend({ adapters: z.array(replicaAdapter) });
 export type ReplicaState = z.infer<typeof replicaState>;
 
 /**

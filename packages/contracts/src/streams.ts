@@ -5,7 +5,17 @@ import { filterFor } from "./define-event.ts";
 import { engineRecord } from "./engine.ts";
 import { events } from "./events.ts";
 import { blobRef, isoTime, tenantName } from "./names.ts";
-import { adapterState, budgetState, datasetState, limitState, replicaState, runState, trafficState, usageState } from "./state.ts";
+import {
+  adapterState,
+  budgetState,
+  datasetState,
+  limitState,
+  replicaHolding,
+  replicaReport,
+  runState,
+  trafficState,
+  usageState,
+} from "./state.ts";
 
 const day = 24 * 60 * 60 * 1000;
 const all: readonly EventDef[] = Object.values(events);
@@ -112,7 +122,7 @@ export const consumers = {
   serveAdapterCommands: {
     durable: "serve-adapter-commands",
     stream: streams.ADAPTERS,
-    events: [events.adapterPromoteRequested, events.adapterRollbackRequested],
+    events: [events.adapterPromoteRequested, events.adapterRollbackRequested, events.adapterPlaceRequested],
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 1,
@@ -181,7 +191,13 @@ export const buckets = {
     value: adapterState,
     ttlMs: 0,
   },
-  replicas: { name: "replicas", description: "What each agent observes; key <engine>.<replica>", value: replicaState, ttlMs: 15_000 },
+  replicas: { name: "replicas", description: "Heartbeat of each agent; key <engine>.<replica>", value: replicaReport, ttlMs: 15_000 },
+  holdings: {
+    name: "holdings",
+    description: "What each replica holds of each adapter, proven or not; key <engine>.<replica>.<tenant>.<adapter>",
+    value: replicaHolding,
+    ttlMs: 0,
+  },
   engines: { name: "engines", description: "What each engine can serve; key <engine>", value: engineRecord, ttlMs: 0 },
   cache: { name: "cache", description: "Content-addressed results; key <stage>.<tenant>.<hex>", value: cacheEntry, ttlMs: 0 },
   traffic: {
@@ -205,7 +221,7 @@ export const buckets = {
   },
   usage: {
     name: "usage",
-    description: "Tokens used; key <tenant>.<day>.<gateway>, and <tenant>.<day>.total of days that are over",
+    description: "Tokens used; key <tenant>.<day>.<adapter, or - for bases>.<gateway>, and ….total of days that are over",
     value: usageState,
     ttlMs: 0,
   },

@@ -17,6 +17,7 @@ import {
 import { createJetStreamObjects, type Objects } from "@loraline/objects";
 import { createLog, createTelemetry, readSpans, type StoredSpan } from "@loraline/runtime";
 import OpenAI from "openai";
+import { ulid } from "ulid";
 import { createApiKey } from "./auth.ts";
 import { createProjector } from "./projector.ts";
 import { createGateway, type GatewayOptions } from "./server.ts";
@@ -244,8 +245,16 @@ export async function putAdapter(bus: Bus, state: AdapterState): Promise<void> {
   await (await bus.bucket(buckets.adapters)).put(`${state.tenant}.${state.adapter}`, state);
 }
 
-export async function putReplica(bus: Bus, state: ReplicaState): Promise<void> {
-  await (await bus.bucket(buckets.replicas)).put(`${state.engine}.${state.replica}`, state);
+/** Its agent is a new one each time, so that this is all it holds. */
+export async function putReplica(bus: Bus, { adapters, ...report }: ReplicaState): Promise<void> {
+  const key = `${report.engine}.${report.replica}`;
+  const agent = ulid();
+  const holdings = await bus.bucket(buckets.holdings);
+  const byAdapter = Map.groupBy(adapters, ({ tenant, adapter }) => `${tenant}.${adapter}`);
+  for (const [adapter, held] of byAdapter) {
+    await holdings.put(`${key}.${adapter}`, { incarnation: report.incarnation, agent, adapters: held });
+  }
+  await (await bus.bucket(buckets.replicas)).put(key, { ...report, agent });
 }
 
 /* an engine that answers as vLLM does */

@@ -1,5 +1,5 @@
 /** What the gateway knows about engines, adapters and replicas, kept in memory by watching their KV buckets. */
-import type { Bus } from "@loraline/bus";
+import { type Bus, createReplicaTable } from "@loraline/bus";
 import { type AdapterState, buckets, type EngineRecord, type ReplicaState } from "@loraline/contracts";
 import type { ReplicaView, RoutingView } from "./decide-route.ts";
 
@@ -7,13 +7,6 @@ import type { ReplicaView, RoutingView } from "./decide-route.ts";
 const silentAfterMs = 15_000;
 /** A replica that was silent for this long is not asked any more; its address may be somebody else's by now. */
 const forgottenAfterMs = 10 * 60_000;
-
-interface Replica {
-  state: ReplicaState;
-  proven: ReadonlySet<string>;
-  /** When this gateway last heard of it; its own clock, since clocks of other machines may differ. */
-  heardAt: number;
-}
 
 export interface RoutingTable {
   view(): RoutingView;
@@ -26,26 +19,22 @@ export async function createRoutingTable({
   bus,
   signal,
   now = () => performance.now(),
+  random,
 }: {
   bus: Pick<Bus, "bucket">;
   signal: AbortSignal;
   now?: () => number;
+  /** For benchmarks: replicas are chosen by these numbers from 0 to 1 instead of by affinity and load. */
+  random?: (() => number) | undefined;
 }): Promise<RoutingTable> {
   const engines = new Map<string, EngineRecord>();
   const adapters = new Map<string, AdapterState>();
-  const replicas = new Map<string, Replica>();
   const inFlight = new Map<string, number>();
 
-  await Promise.all([
+  const [replicas] = await Promise.all([
+    createReplicaTable({ bus, signal, now }),
     follow<EngineRecord>(await bus.bucket(buckets.engines), signal, engines),
     follow<AdapterState>(await bus.bucket(buckets.adapters), signal, adapters),
-    follow<ReplicaState>(await bus.bucket(buckets.replicas), signal, {
-      set: (key, state) => {
-        const proven = state.adapters.filter((adapter) => adapter.state === "proven").map(({ engineName }) => engineName);
-        replicas.set(key, { state, proven: new Set(proven), heardAt: now() });
-      },
-      delete: (key) => replicas.delete(key),
-    }),
   ]);
 
   const keyOf = (state: ReplicaState): string => `${state.engine}.${state.replica}`;
@@ -53,12 +42,12 @@ export async function createRoutingTable({
     view() {
       const time = now();
       const views: ReplicaView[] = [];
-      for (const [key, { state, proven, heardAt }] of replicas) {
+      for (const { key, state, proven, heardAt } of replicas.entries()) {
         // The bucket's TTL removes entries without telling watchers.
-        if (time - heardAt > forgottenAfterMs) replicas.delete(key);
+        if (time - heardAt > forgottenAfterMs) replicas.forget(key);
         else views.push({ state, proven, fresh: time - heardAt <= silentAfterMs, inFlight: inFlight.get(key) ?? 0 });
       }
-      return { engines: [...engines.values()], adapters, replicas: views };
+      return { engines: [...engines.values()], adapters, replicas: views, random };
     },
     begin({ state }) {
       const key = keyOf(state);

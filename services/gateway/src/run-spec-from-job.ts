@@ -70,7 +70,7 @@ export function runSpecFromJob(
   }
   wish("seed", body.seed, "seed");
 
-  const { lora, tokenize, holdout, min_records, gate, promote, canary, max_attempts } = loraline ?? {};
+  const { lora, tokenize, holdout, min_records, gate, promote, canary, placement, max_attempts } = loraline ?? {};
   const validation = body.validation_file ?? undefined;
   const parsed = parseRunSpec(
     withoutUndefined({
@@ -86,6 +86,7 @@ export function runSpecFromJob(
       gate,
       promote,
       canary,
+      placement,
       max_attempts,
       metadata: body.metadata ?? undefined,
     }),

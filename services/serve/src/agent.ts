@@ -19,6 +19,7 @@ import {
 } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
 import { backoffMs, type Log, PermanentError, problemOf, RetryLaterError, type Telemetry } from "@loraline/runtime";
+import { ulid } from "ulid";
 import { createAdapterFiles } from "./adapter-files.ts";
 import { type AgentAction, decideAdapters, type HeldAdapter, type ObservedEngine, type WantedAdapter } from "./decide-adapters.ts";
 import { hexOf } from "./engine-names.ts";
@@ -71,9 +72,10 @@ interface Held extends HeldAdapter {
 export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDisposable> {
   const { bus, objects, telemetry, engine, base, replica, engineUrl, publicUrl, healthMs = 500, heartbeatMs = 3000 } = deps;
   const log = deps.log.child({ engine, replica });
-  const [adapters, replicas, engines] = await Promise.all([
+  const [adapters, replicas, holdings, engines] = await Promise.all([
     bus.bucket(buckets.adapters),
     bus.bucket(buckets.replicas),
+    bus.bucket(buckets.holdings),
     bus.bucket(buckets.engines),
   ]);
   const client = createVllmClient({ url: engineUrl });
@@ -411,6 +413,8 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
   });
 
   const key = `${engine}.${replica}`;
+  const agent = ulid();
+  const written = new Map<string, string>();
   let writing: Promise<void> = Promise.resolve();
   let writesWaiting = 0;
   /** Writes what is true when its turn comes; those that wait for the same turn are one write. */
@@ -420,7 +424,16 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     writing = writing.then(async () => {
       writesWaiting -= 1;
       try {
-        await replicas.put(key, reportNow());
+        const { adapters: heldNow, ...heartbeat } = reportNow();
+        const byAdapter = Map.groupBy(heldNow, (each) => `${each.tenant}.${each.adapter}`);
+        for (const [adapterKey, versions] of byAdapter) {
+          const holding = { incarnation, agent, adapters: versions };
+          const text = JSON.stringify(versions.map(({ at: _at, ...rest }) => rest)) + incarnation;
+          if (written.get(adapterKey) === text) continue;
+          await holdings.put(`${key}.${adapterKey}`, holding);
+          written.set(adapterKey, text);
+        }
+        await replicas.put(key, { ...heartbeat, agent });
       } catch (error) {
         if (!stopping.signal.aborted) log.warn({ err: error }, "report not written; the next heartbeat tries again");
       }

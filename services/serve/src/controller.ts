@@ -6,8 +6,9 @@
  *
  * State first, event after: an event that was lost to a crash is published at the next start, with the id it would have had.
  */
-import type { Bus } from "@loraline/bus";
+import { type Bus, createReplicaTable, type ReplicaTable } from "@loraline/bus";
 import {
+  adapterPlaceRequested,
   adapterPromoteRequested,
   adapterRollbackRequested,
   type AdapterState,
@@ -19,8 +20,8 @@ import {
   runFailed,
 } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
-import { createKeyedQueue, type Log, type Telemetry } from "@loraline/runtime";
-import { publishWhatWasLost } from "./adapter-events.ts";
+import { createKeyedQueue, type Log, PermanentError, type Telemetry } from "@loraline/runtime";
+import { keyOf, nameOf, publishWhatWasLost } from "./adapter-events.ts";
 import type { AliasCommand } from "./decide-alias.ts";
 import { decideConvergence } from "./decide-convergence.ts";
 import { followAliasCommand } from "./follow-alias-command.ts";
@@ -42,15 +43,12 @@ const isOpen = ({ versions }: AdapterState): boolean => versions.some(({ status,
 
 export async function createServeController(deps: ServeControllerDeps): Promise<AsyncDisposable> {
   const { bus, log, engines, resyncMs = 2000 } = deps;
-  const [adapterBucket, replicaBucket, engineBucket] = await Promise.all([
-    bus.bucket(buckets.adapters),
-    bus.bucket(buckets.replicas),
-    bus.bucket(buckets.engines),
-  ]);
+  const [adapterBucket, engineBucket] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.engines)]);
   for (const record of engines) await engineBucket.put(record.engine, record);
 
   const stopping = new AbortController();
-  const replicas = new Map<string, ReplicaState>();
+  let table: ReplicaTable | undefined;
+  const replicaStates = (): ReplicaState[] => [...(table?.entries() ?? [])].map(({ state }) => state);
   /** Adapters with a version that is not served yet, by engine: only these wait for a replica's report. */
   const open = new Map<string, Set<string>>();
 
@@ -64,7 +62,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
       if (entry === undefined) return;
       if (untold.has(key)) await publishWhatWasLost(entry.value, deps);
       untold.add(key);
-      for (const settled of decideConvergence(entry.value, replicas.values(), Date.now())) await settle(key, settled, deps, adapterBucket);
+      for (const settled of decideConvergence(entry.value, replicaStates(), Date.now())) await settle(key, settled, deps, adapterBucket);
       untold.delete(key);
     },
   });
@@ -92,18 +90,16 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     },
     onReady: watchedAdapters.resolve,
   });
-  const watchedReplicas = Promise.withResolvers<void>();
-  await replicaBucket.watch({
+  table = await createReplicaTable({
+    bus,
     signal: stopping.signal,
-    onChange(key, state) {
-      const before = replicas.get(key);
-      if (state === undefined) replicas.delete(key);
-      else replicas.set(key, state);
-      wakeEngine(state?.engine ?? before?.engine ?? "");
+    onReplica: (key) => wakeEngine(key.split(".")[0] ?? ""),
+    onHolding(_key, adapterKey) {
+      const state = states.get(adapterKey);
+      if (state !== undefined && isOpen(state)) queue.add(adapterKey);
     },
-    onReady: watchedReplicas.resolve,
   });
-  await Promise.all([watchedAdapters.promise, watchedReplicas.promise]);
+  await watchedAdapters.promise;
 
   for (const state of states.values()) await publishWhatWasLost(state, deps);
 
@@ -116,7 +112,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     },
   });
   const onCommand = async (at: EventAddress, command: AliasCommand): Promise<void> => {
-    await followAliasCommand(at, command, deps, adapterBucket, () => replicas.values());
+    await followAliasCommand(at, command, deps, adapterBucket, () => replicaStates());
   };
   const commands = await bus.consume({
     consumer: consumers.serveAdapterCommands,
@@ -125,6 +121,11 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
         onCommand(at, { kind: "promote", version: data.version, by: data.by ?? null, seq }),
       [adapterRollbackRequested.type]: ({ at, data, seq }) =>
         onCommand(at, { kind: "rollback", version: data.version ?? null, by: data.by ?? null, seq }),
+      async [adapterPlaceRequested.type]({ at, data: { placement, by } }) {
+        const state = await adapterBucket.change(keyOf(at), (current) => current && { ...current, placement });
+        if (state === undefined) throw new PermanentError("ADAPTER_UNKNOWN", `there is no adapter "${nameOf(at)}".`);
+        log.info({ adapter: nameOf(at), placement, by }, "placement set");
+      },
     },
   });
   // A replica that vanished sends no report; its last one ages.

@@ -83,6 +83,7 @@ export async function serveUnderTest(given: {
     updatedAt: new Date().toISOString(),
   };
   const replicas = await bus.bucket(buckets.replicas);
+  const holdings = await bus.bucket(buckets.holdings);
   const adapters = await bus.bucket(buckets.adapters);
   return {
     bus,
@@ -163,7 +164,13 @@ export async function serveUnderTest(given: {
         ...over,
       }),
     adapter: async (name) => (await adapters.get(`${tenant}.${name}`))?.value,
-    replica: async (name = "a") => (await replicas.get(`${engine}.${name}`))?.value,
+    async replica(name = "a") {
+      const report = (await replicas.get(`${engine}.${name}`))?.value;
+      if (report === undefined) return undefined;
+      const found = await holdings.entries(`${engine}.${name}.>`);
+      const current = found.filter(({ value }) => value.incarnation === report.incarnation && value.agent === report.agent);
+      return { ...report, adapters: current.flatMap(({ value }) => value.adapters) };
+    },
     history: (events, id) => bus.history(events, { tenant, id }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
