@@ -106,6 +106,27 @@ describe("consume", () => {
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
   });
 
+  test("a message may be put off as often as its dependency wants; only failures are counted", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const { maxDeliver } = consumers.ingestDatasetReceived;
+    const seen: number[] = [];
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async (received, { deliveries }) => {
+          if (received.at.id !== at.id) return;
+          seen.push(deliveries);
+          if (deliveries <= maxDeliver * 2 + 2) throw new RetryLaterError("STORE_FULL", 1, "wait");
+          if (deliveries === maxDeliver * 2 + 3) throw new Error("unknown");
+        },
+      },
+    });
+    await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    await expect.poll(() => seen.length, { timeout: 15_000 }).toBe(maxDeliver * 2 + 4);
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+
   test("buries what can never work, tells who waits for it, and redrives it on request", async ({ nc, tenant }) => {
     const bus = await busOver(nc);
     const at = newDataset(tenant);

@@ -1,10 +1,12 @@
 /** Pull consumer with bounded concurrency, heartbeats, the disposition table and dead letters. */
-import { type ConsumerDef, parseSubject } from "@loraline/contracts";
-import { dispositionOf, type Log, PermanentError, type Telemetry } from "@loraline/runtime";
+import { buckets, type ConsumerDef, parseSubject, type waitedState } from "@loraline/contracts";
+import { dispositionOf, type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import { type Consumer, jetstream, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { buryLetter } from "./dead-letters.ts";
+import type { z } from "zod";
 import { open, type Received } from "./envelope.ts";
+import { type KvBucket, openBucket } from "./kv.ts";
 
 export interface HandlerContext {
   log: Log;
@@ -64,6 +66,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   }
   const stopping = new AbortController();
   const log = deps.log.child({ consumer: def.durable });
+  const waited = await openBucket(deps.nc, buckets.waited, log);
 
   let failedPulls = 0;
   const worker = async (): Promise<void> => {
@@ -84,7 +87,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
         message.nak();
         return;
       }
-      await settle(deps, options, message, log, stopping.signal).catch((error: unknown) => {
+      await settle({ ...deps, waited }, options, message, log, stopping.signal).catch((error: unknown) => {
         // Not acknowledged, so the broker delivers it again.
         log.error({ err: error }, "message not settled; it will be delivered again");
       });
@@ -100,7 +103,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
 }
 
 async function settle<C extends ConsumerDef>(
-  deps: ConsumeDeps,
+  deps: ConsumeDeps & { waited: KvBucket<z.output<typeof waitedState>> },
   options: ConsumeOptions<C>,
   message: JsMsg,
   log: Log,
@@ -108,13 +111,21 @@ async function settle<C extends ConsumerDef>(
 ): Promise<void> {
   const { consumer: def, onDeadLetter, traced = true } = options;
   const deliveries = message.info.deliveryCount;
+  const key = `${def.durable}.${message.seq}`;
+  let waits = 0;
+  /** Before the nak: dying in between then counts as waiting, which costs a delivery and loses nothing. */
+  const putOff = async (afterMs?: number): Promise<void> => {
+    await deps.waited.put(key, { deliveries: waits + 1 }).catch((error: unknown) => log.debug({ err: error, key }, "wait not counted"));
+    message.nak(afterMs);
+  };
   const heartbeat = setInterval(() => message.working(), def.ackWaitMs / 3);
   try {
+    if (deliveries > 1) waits = (await deps.waited.get(key))?.value.deliveries ?? 0;
     // A handler that takes its process down never throws here; the count is what tells.
-    if (deliveries > def.maxDeliver * 2) {
+    if (deliveries - waits > def.maxDeliver * 2) {
       throw new PermanentError(
         "MAX_DELIVERIES",
-        `delivered ${deliveries} times without an answer; the handler may be crashing its process`,
+        `delivered ${deliveries - waits} times without an answer; the handler may be crashing its process`,
       );
     }
     const received = open({
@@ -151,13 +162,14 @@ async function settle<C extends ConsumerDef>(
     message.ack();
   } catch (error) {
     if (signal.aborted && !(error instanceof PermanentError)) {
-      message.nak();
+      await putOff();
       return;
     }
-    const disposition = dispositionOf(error, { deliveries, maxDeliver: def.maxDeliver });
+    const disposition = dispositionOf(error, { deliveries: deliveries - waits, maxDeliver: def.maxDeliver });
     if (disposition.kind === "retry") {
       log.warn({ err: error, subject: message.subject, deliveries, afterMs: disposition.afterMs }, "will be delivered again");
-      message.nak(disposition.afterMs);
+      if (error instanceof RetryLaterError) await putOff(disposition.afterMs);
+      else message.nak(disposition.afterMs);
       return;
     }
     log.error({ err: error, subject: message.subject, deliveries, code: disposition.code }, "dead letter");

@@ -182,6 +182,9 @@ export const apiKeyRecord = z.object({
   createdBy: z.string().nullish().describe("Name of the key or subject that made it."),
 });
 
+/** Deliveries of a message that ended in order although it was not done: they do not count towards giving it up. */
+export const waitedState = z.object({ deliveries: z.int().min(1) });
+
 export const buckets = {
   runs: { name: "runs", description: "Fold of run events; key <tenant>.<runId>", value: runState, ttlMs: 0 },
   datasets: { name: "datasets", description: "Fold of dataset events; key <tenant>.<datasetId>", value: datasetState, ttlMs: 0 },
@@ -199,6 +202,12 @@ export const buckets = {
     ttlMs: 0,
   },
   engines: { name: "engines", description: "What each engine can serve; key <engine>", value: engineRecord, ttlMs: 0 },
+  waited: {
+    name: "waited",
+    description: "Messages that were put off; key <durable>.<sequence>",
+    value: waitedState,
+    ttlMs: 7 * day,
+  },
   cache: { name: "cache", description: "Content-addressed results; key <stage>.<tenant>.<hex>", value: cacheEntry, ttlMs: 0 },
   traffic: {
     name: "traffic",
