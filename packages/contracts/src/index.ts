@@ -1,3 +1,4 @@
+export * from "./canary-traffic.ts";
 export * from "./define-event.ts";
 export * from "./engine.ts";
 export * from "./events.ts";

@@ -131,14 +131,14 @@ export const tokenizeSpec = z
     profile: z
       .enum(["chatml", "seed"])
       .default("chatml")
-      .describe("`chatml`: the base's own template, the end-of-turn token is trained. `seed`: the well-known process_func, bit for bit."),
+      .describe("`chatml`: the base's own chat template, of whatever family; the end-of-turn token is trained. `seed`: the well-known process_func, bit for bit."),
     system: z.string().max(100_000).optional().describe("System prompt for records that have none; `seed` puts it on every record."),
     max_length: z.int().min(8).max(1_048_576).default(1024).describe("Tokens per sequence."),
     too_long: z
-      .enum(["drop", "trim-prompt"])
+      .enum(["drop", "trim-prompt", "split"])
       .default("drop")
       .describe(
-        "What happens to a longer record. `drop` reports it; `trim-prompt` removes the oldest turns first. (`seed` always cuts on the right.)",
+        "What happens to a longer record. `drop` reports it; `trim-prompt` removes the oldest turns first; `split` makes several sequences of raw text and drops anything else. (`seed` always cuts on the right.)",
       ),
     packing: z
       .union([z.literal("auto"), z.boolean()])

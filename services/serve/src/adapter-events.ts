@@ -1,6 +1,9 @@
 /** Events about an adapter, each with an id that follows from the state it tells. */
 import {
   adapterAccepted,
+  adapterCanaryEnded,
+  adapterCanaryStarted,
+  adapterCanaryStepped,
   adapterPromoted,
   adapterRefused,
   adapterRolledBack,
@@ -27,29 +30,37 @@ export const publishAccepted = async (
   await bus.publish(adapterAccepted, at, { version: version.version, digest, base, runId, engineName }, { key: runId });
 };
 
-/** Index in the history of the move that came with the proof. */
-export const movedTo = ({ history }: AdapterState, { version }: AdapterVersion): number | undefined => {
+/** Index in the history of the first move that came with the proof: of the alias, or a canary's beginning. */
+export const movedWithProof = ({ history }: AdapterState, { version }: AdapterVersion): number | undefined => {
   const index = history.findIndex(({ to, command }) => to === version && (command ?? null) === null);
   return index === -1 ? undefined : index;
 };
 
 const moveKey = (index: number): string => `move-${index + 1}`;
+const moveEvents = [adapterPromoted, adapterRolledBack, adapterCanaryStarted, adapterCanaryStepped, adapterCanaryEnded];
 
+/** Tells one line of the history: a move of the alias, or of its canary. */
 export async function publishMove(state: AdapterState, index: number, { bus }: ServeControllerDeps): Promise<void> {
   const move = state.history[index];
   if (move === undefined) return;
   const { kind, from, to, by, reason } = move;
-  const event = kind === "promoted" ? adapterPromoted : adapterRolledBack;
-  await bus.publish(event, addressOf(state), { from, to, by, reason }, { key: moveKey(index) });
+  const at = addressOf(state);
+  const options = { key: moveKey(index) };
+  if (kind === "promoted") await bus.publish(adapterPromoted, at, { from, to, by, reason }, options);
+  else if (kind === "rolledback") await bus.publish(adapterRolledBack, at, { from, to, by, reason }, options);
+  else {
+    // A canary has a promoted version that it is compared with.
+    const canary = { version: to, from: from ?? to, by, reason };
+    const share = move.share ?? 0;
+    if (kind === "canary-started") await bus.publish(adapterCanaryStarted, at, { ...canary, share }, options);
+    else if (kind === "canary-stepped") await bus.publish(adapterCanaryStepped, at, { ...canary, share }, options);
+    else await bus.publish(adapterCanaryEnded, at, { ...canary, outcome: move.outcome ?? "rolledback", code: move.code }, options);
+  }
 }
 
-export async function publishServed(
-  state: AdapterState,
-  version: AdapterVersion,
-  replicas: number,
-  { bus, telemetry }: ServeControllerDeps,
-): Promise<void> {
-  const { runId, digest, servedAt, lastStepAt, trace } = version;
+export async function publishServed(state: AdapterState, version: AdapterVersion, { bus, telemetry }: ServeControllerDeps): Promise<void> {
+  const { runId, digest, servedAt, servedOn, lastStepAt, trace } = version;
+  const move = state.history[movedWithProof(state, version) ?? -1];
   await bus.publish(
     runServed,
     { tenant: state.tenant, id: runId },
@@ -57,8 +68,8 @@ export async function publishServed(
       adapter: state.adapter,
       version: version.version,
       digest,
-      replicas,
-      promoted: movedTo(state, version) !== undefined,
+      replicas: servedOn ?? 1,
+      promoted: move?.kind === "promoted",
       // Two machines' clocks.
       lastStepToProvenMs: Math.max(0, Date.parse(servedAt ?? "") - Date.parse(lastStepAt)),
     },
@@ -91,12 +102,13 @@ export async function publishRefused(
 /** After a crash, or an absence of the bus, between a write and its events. What the stream has is not said again. */
 export async function publishWhatWasLost(state: AdapterState, deps: ServeControllerDeps): Promise<void> {
   const { bus, log } = deps;
-  const lastMove = state.history.length - 1;
-  if (lastMove >= 0) {
-    const told = await Promise.all([bus.last(adapterPromoted, addressOf(state)), bus.last(adapterRolledBack, addressOf(state))]);
-    if (!told.some((event) => event?.id.endsWith(`/${moveKey(lastMove)}`))) {
-      log.warn({ adapter: nameOf(addressOf(state)), move: lastMove + 1 }, "publishing a move of the alias that was not told");
-      await publishMove(state, lastMove, deps);
+  if (state.history.length > 0) {
+    const told = await bus.history(moveEvents, addressOf(state));
+    const keys = new Set(told.map(({ id }) => id.slice(id.lastIndexOf("/") + 1)));
+    for (const [index] of state.history.entries()) {
+      if (keys.has(moveKey(index))) continue;
+      log.warn({ adapter: nameOf(addressOf(state)), move: index + 1 }, "publishing a move that was not told");
+      await publishMove(state, index, deps);
     }
   }
   for (const version of state.versions) {
@@ -105,7 +117,7 @@ export async function publishWhatWasLost(state: AdapterState, deps: ServeControl
       await publishRefused(state, version, version.reason ?? { code: "REFUSED", message: "refused" }, deps);
     }
     if (version.servedAt !== null && version.status !== "retired" && (await bus.last(runServed, at)) === undefined) {
-      await publishServed(state, version, 1, deps);
+      await publishServed(state, version, deps);
     }
   }
 }

@@ -2,7 +2,7 @@
  * Decides what is served: gates trained versions, writes what engines must hold into KV `adapters`, watches them converge, moves the alias.
  *
  *   run.trained ─► gate ─► accepted: desired ─► proven on every ready replica: served, alias moves (auto) ─► run.served
- *                   └────► refused ◄── a replica cannot be proven                                       └─► run.failed
+ *                   └────► refused ◄── a replica cannot be proven                       or its canary begins └─► run.failed
  *
  * State first, event after: an event that was lost to a crash is published at the next start, with the id it would have had.
  */
@@ -22,6 +22,7 @@ import {
 import type { Objects } from "@loraline/objects";
 import { createKeyedQueue, type Log, PermanentError, type Telemetry } from "@loraline/runtime";
 import { keyOf, nameOf, publishWhatWasLost } from "./adapter-events.ts";
+import { type Canaries, createCanaries } from "./canary.ts";
 import type { AliasCommand } from "./decide-alias.ts";
 import { decideConvergence } from "./decide-convergence.ts";
 import { followAliasCommand } from "./follow-alias-command.ts";
@@ -47,8 +48,9 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   for (const record of engines) await engineBucket.put(record.engine, record);
 
   const stopping = new AbortController();
-  let table: ReplicaTable | undefined;
-  const replicaStates = (): ReplicaState[] => [...(table?.entries() ?? [])].map(({ state }) => state);
+  /** What is there only after the watches have begun. */
+  const late: { table?: ReplicaTable; canaries?: Canaries } = {};
+  const replicaStates = (): ReplicaState[] => [...(late.table?.entries() ?? [])].map(({ state }) => state);
   /** Adapters with a version that is not served yet, by engine: only these wait for a replica's report. */
   const open = new Map<string, Set<string>>();
 
@@ -63,6 +65,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
       if (untold.has(key)) await publishWhatWasLost(entry.value, deps);
       untold.add(key);
       for (const settled of decideConvergence(entry.value, replicaStates(), Date.now())) await settle(key, settled, deps, adapterBucket);
+      await late.canaries?.move(key);
       untold.delete(key);
     },
   });
@@ -78,6 +81,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     onChange(key, state) {
       const before = states.get(key);
       if (before !== undefined) open.get(before.engine)?.delete(key);
+      late.canaries?.see(key, state);
       if (state === undefined) states.delete(key);
       else {
         states.set(key, state);
@@ -90,7 +94,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     },
     onReady: watchedAdapters.resolve,
   });
-  table = await createReplicaTable({
+  late.table = await createReplicaTable({
     bus,
     signal: stopping.signal,
     onReplica: (key) => wakeEngine(key.split(".")[0] ?? ""),
@@ -102,6 +106,16 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   await watchedAdapters.promise;
 
   for (const state of states.values()) await publishWhatWasLost(state, deps);
+  // Not before the replicas are known, or every canary would seem to be proven nowhere.
+  const canaries = await createCanaries({
+    deps,
+    adapters: adapterBucket,
+    replicas: replicaStates,
+    wake: (key) => queue.add(key),
+    signal: stopping.signal,
+  });
+  late.canaries = canaries;
+  for (const [key, state] of states) canaries.see(key, state);
 
   const trained = await bus.consume({
     consumer: consumers.serveRunTrained,
@@ -118,7 +132,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     consumer: consumers.serveAdapterCommands,
     handlers: {
       [adapterPromoteRequested.type]: ({ at, data, seq }) =>
-        onCommand(at, { kind: "promote", version: data.version, by: data.by ?? null, seq }),
+        onCommand(at, { kind: "promote", version: data.version, canary: data.canary, by: data.by ?? null, seq }),
       [adapterRollbackRequested.type]: ({ at, data, seq }) =>
         onCommand(at, { kind: "rollback", version: data.version ?? null, by: data.by ?? null, seq }),
       async [adapterPlaceRequested.type]({ at, data: { placement, by } }) {

@@ -1,5 +1,5 @@
 /** Pure: what the replicas' reports settle about the versions of one adapter. */
-import type { AdapterState, Problem, ReplicaState } from "@loraline/contracts";
+import type { AdapterState, AdapterVersion, Problem, ReplicaState } from "@loraline/contracts";
 
 /** A report older than this is of an agent that is gone; the TTL of KV `replicas`. */
 export const replicaFreshMs = 15_000;
@@ -11,6 +11,12 @@ export type Convergence =
 /** Replicas of an engine that count now: ready, and heard of lately. */
 export const readyReplicas = (engine: string, replicas: Iterable<ReplicaState>, now: number): ReplicaState[] =>
   [...replicas].filter((replica) => replica.engine === engine && replica.ready && now - Date.parse(replica.at) < replicaFreshMs);
+
+/** How many of these replicas have the very bytes proven under the version's name. */
+export const provenOn = ({ engineName, digest }: AdapterVersion, replicas: readonly ReplicaState[]): number =>
+  replicas.filter(({ adapters }) =>
+    adapters.some((held) => held.engineName === engineName && held.digest === digest && held.state === "proven"),
+  ).length;
 
 /**
  * What the replicas' reports settle. A version is served when every ready replica has these bytes proven, and refused when one

@@ -88,7 +88,7 @@ const betterThanBase: Judge = ({ spec, evaluation }) =>
     : undefined;
 
 /** Losses are comparable only on the same rows, and the base's loss on them tells whether they are the same. */
-const sameRows = (a: Evaluation, b: Evaluation): boolean =>
+export const sameRows = (a: Evaluation, b: Evaluation): boolean =>
   a.rows === b.rows && a.supervised_tokens === b.supervised_tokens && Math.abs(a.base_loss - b.base_loss) <= 1e-3 * a.base_loss;
 
 const betterThanPromoted: Judge = ({ spec, evaluation, adapter }) => {

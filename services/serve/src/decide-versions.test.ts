@@ -1,9 +1,10 @@
 import type { AdapterState, ReplicaAdapter, ReplicaState } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { retireOld } from "./alias-moves.ts";
 import { type AliasCommand, decideAlias } from "./decide-alias.ts";
 import { decideConvergence, replicaFreshMs } from "./decide-convergence.ts";
-import { addVersion, applyRefused, applyServed, type NewVersion, retireOld } from "./decide-versions.ts";
+import { addVersion, applyRefused, applyServed, type NewVersion } from "./decide-versions.ts";
 
 const now = Date.parse("2026-01-01T00:01:00.000Z");
 const time = (agoMs = 0): string => new Date(now - agoMs).toISOString();

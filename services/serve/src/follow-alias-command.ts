@@ -1,4 +1,4 @@
-/** Commands that move the alias of an adapter. */
+/** Commands that move the alias of an adapter, or begin or end its canary. */
 import type { KvBucket } from "@loraline/bus";
 import type { AdapterState, EventAddress, Problem, ReplicaState } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
@@ -6,7 +6,7 @@ import { keyOf, nameOf, publishMove } from "./adapter-events.ts";
 import type { ServeControllerDeps } from "./controller.ts";
 import { type AliasCommand, decideAlias } from "./decide-alias.ts";
 
-/** Follows a command that moves the alias: one compare-and-set, then its event. */
+/** Follows a command that moves the alias: one compare-and-set, then its events. */
 export async function followAliasCommand(
   at: EventAddress,
   command: AliasCommand,
@@ -28,13 +28,13 @@ export async function followAliasCommand(
         return decision.kind === "move" ? decision.state : undefined;
       });
       if (rejected !== undefined) throw new PermanentError(rejected.code, rejected.message, { param: rejected.param });
-      const index = state?.history.findIndex((move) => move.command === command.seq) ?? -1;
-      if (state === undefined || index === -1) {
+      const moves = (state?.history ?? []).flatMap((move, index) => (move.command === command.seq ? [index] : []));
+      if (state === undefined || moves.length === 0) {
         log.info({ adapter: nameOf(at), ...command, why: nothing }, "alias stays");
         return;
       }
       log.info({ adapter: nameOf(at), ...command, alias: state.alias }, "alias moved");
-      await publishMove(state, index, deps);
+      for (const index of moves) await publishMove(state, index, deps);
     },
   );
 }

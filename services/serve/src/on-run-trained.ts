@@ -88,6 +88,7 @@ export async function onRunTrained(
         runId,
         rank: data.rank,
         promote: spec.promote,
+        canary: spec.canary,
         evaluation: data.evaluation,
         lastStepAt: data.lastStepAt,
         createdAt: new Date().toISOString(),
