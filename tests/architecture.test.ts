@@ -26,6 +26,20 @@ describe("this repository", () => {
     for (const folder of folders) expect(paths.filter((path) => path.startsWith(`${folder}/`))).not.toEqual([]);
   });
 
+  it("declares nothing that it does not import", () => {
+    const unused = folders.flatMap((folder) => {
+      const text = paths
+        .filter((path) => path.startsWith(`${folder}/`))
+        .map(read)
+        .join("\n");
+      const { dependencies = {}, devDependencies = {} } = manifests.get(folder) ?? {};
+      return Object.keys({ ...dependencies, ...devDependencies })
+        .filter((name) => !name.startsWith("@types/") && !new RegExp(`["']${name}(?:/[^"']*)?["']`).test(text))
+        .map((name) => `${folder}: ${name}`);
+    });
+    expect(unused).toEqual([]);
+  });
+
   it("declares no dependency between packages that the directions forbid", () => {
     for (const folder of folders) {
       const ours = Object.keys(manifests.get(folder)?.dependencies ?? {}).filter((name) => name.startsWith("@loraline/"));
