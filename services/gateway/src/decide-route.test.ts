@@ -1,5 +1,7 @@
+import { canarySettings, type CanaryState } from "@loraline/contracts";
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { decideRoute, parseModel, type ReplicaView, type RoutingView } from "./decide-route.ts";
+import { decideRoute, parseModel, type ReplicaView, type RoutingView, stickyKeyOf } from "./decide-route.ts";
 import { adapterOf, base, engineRecord, heldBy, replicaOf, versionOf } from "./gateway-under-test.ts";
 import { modelsOf } from "./models.ts";
 
@@ -70,14 +72,52 @@ describe("decideRoute", () => {
     expect(route([replica("a", [v1]), notReady, replica("c")], "acme/pirate")).toMatchObject({ replicas: ["c"] });
   });
 
-  it("chooses the least busy, and a silent one last", () => {
-    const replicas = [
-      replica("a", undefined, { inFlight: 2 }),
-      replica("b", undefined, { fresh: false }),
-      replica("c", undefined, { inFlight: 1 }),
-    ];
-    expect(route(replicas, "acme/pirate")).toMatchObject({ replicas: ["c", "a", "b"] });
+  it("keeps to the favourite while its load is bearable, then takes the next, and a silent one last", () => {
+    const names = ["a", "b", "c", "d"];
+    const order = (loads: Record<string, number>, over: Record<string, Partial<ReplicaView>> = {}): string[] => {
+      const decision = route(
+        names.map((name) => replica(name, undefined, { inFlight: loads[name] ?? 0, ...over[name] })),
+        "acme/pirate",
+      );
+      return decision.kind === "route" ? decision.replicas : [];
+    };
+    const [first = "", second = "", third = "", last = ""] = order({});
+    expect(order({ [first]: 1, [second]: 1, [third]: 1, [last]: 1 })).toEqual([first, second, third, last]);
+    // 5 requests on 4 replicas: 1.25 times the average, rounded up, is 2.
+    expect(order({ [first]: 2, [second]: 1, [third]: 1 })).toEqual([second, third, last, first]);
+    expect(order({ [first]: 9, [second]: 9, [third]: 9 })[0]).toBe(last);
+    expect(order({}, { [first]: { fresh: false } })).toEqual([second, third, last, first]);
     expect(route([replica("b", undefined, { fresh: false })], "acme/pirate")).toMatchObject({ replicas: ["b"] });
+  });
+
+  it("loads no replica above 1.25 times the average and one (property)", () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 1, max: 12 }),
+        fc.integer({ min: 1, max: 200 }),
+        fc.integer({ min: 1, max: 20 }),
+        (n, requests, versions) => {
+          const many = Array.from({ length: versions }, (_, i) => versionOf("acme", "pirate", i + 1));
+          const adapters = new Map([["acme.pirate", adapterOf("acme", "pirate", many)]]);
+          const replicas = Array.from({ length: n }, (_, i) => replica(`r${i}`, many));
+          for (let i = 0; i < requests; i++) {
+            const decision = decideRoute(view(replicas, { adapters }), { tenant: "acme", model: `acme/pirate@${(i % versions) + 1}` });
+            if (decision.kind !== "route") throw new Error("no route");
+            decision.replicas[0].inFlight += 1;
+          }
+          for (const { inFlight } of replicas) expect(inFlight).toBeLessThanOrEqual(Math.ceil((1.25 * requests) / n));
+        },
+      ),
+      { numRuns: 30 },
+    );
+  });
+
+  it("chooses at random when a benchmark asks for it", () => {
+    const replicas = [replica("a", undefined, { inFlight: 9 }), replica("b")];
+    const numbers = [0.9, 0.1, 0.1, 0.9];
+    const random = () => numbers.shift() ?? 0;
+    expect(route(replicas, "acme/pirate", { random })).toMatchObject({ replicas: ["a", "b"] });
+    expect(route(replicas, "acme/pirate", { random })).toMatchObject({ replicas: ["b", "a"] });
   });
 
   it("keeps to one replica for one version when all are idle, and spreads versions over them", () => {
@@ -123,6 +163,98 @@ describe("decideRoute", () => {
       kind: "unknown",
       reason: "Version 1 of acme/pirate is refused: worse than the base",
     });
+  });
+});
+
+describe("a canary", () => {
+  const canary = (share: number, over: Partial<CanaryState> = {}): CanaryState => ({
+    version: 2,
+    from: 1,
+    step: 0,
+    share,
+    since: "2026-01-01T00:00:00.000Z",
+    startedAt: "2026-01-01T00:00:00.000Z",
+    by: null,
+    settings: canarySettings.parse({}),
+    baseline: {},
+    ...over,
+  });
+  const versionFor = (
+    sticky: string | undefined,
+    state: CanaryState | null,
+    { replicas = [replica("a")], alias = 1, model = "acme/pirate", versions = [v1, v2] } = {},
+  ): string | undefined => {
+    const adapters = new Map([["acme.pirate", adapterOf("acme", "pirate", versions, { alias, canary: state })]]);
+    const decision = decideRoute(view(replicas, { adapters }), {
+      tenant: "acme",
+      model,
+      sticky: sticky === undefined ? undefined : () => sticky,
+    });
+    return decision.kind === "route" ? decision.model : undefined;
+  };
+  const users = Array.from({ length: 4000 }, (_, i) => `user-${i}`);
+
+  it.each([0.5, 5, 25, 50, 90])("gets %d percent of the users, the others stay", (share) => {
+    const moved = users.filter((user) => versionFor(user, canary(share)) === "acme/pirate@2");
+    // Three standard deviations.
+    expect(Math.abs(moved.length / users.length - share / 100)).toBeLessThan(
+      3 * Math.sqrt(((share / 100) * (1 - share / 100)) / users.length),
+    );
+    expect(users.every((user) => /@[12]$/.test(versionFor(user, canary(share)) ?? ""))).toBe(true);
+  });
+
+  it("shows one user one version, and a growing share never moves a user back (property)", () => {
+    const share = fc.double({ min: 0, max: 100, noNaN: true });
+    fc.assert(
+      fc.property(fc.string(), share, share, (user, a, b) => {
+        const [less, more] = a < b ? [a, b] : [b, a];
+        const before = versionFor(user, canary(less));
+        expect(versionFor(user, canary(less), { replicas: [replica("x"), replica("a")] })).toBe(before);
+        if (before === "acme/pirate@2") expect(versionFor(user, canary(more))).toBe("acme/pirate@2");
+      }),
+    );
+  });
+
+  it("takes other users first for another version", () => {
+    const first = users.filter((user) => versionFor(user, canary(10)) === "acme/pirate@2");
+    const v3 = versionOf("acme", "pirate", 3);
+    const replicas = [replica("a", [v1, v2, v3])];
+    const again = first.filter(
+      (user) => versionFor(user, canary(10, { version: 3 }), { replicas, versions: [v1, v2, v3] }) === "acme/pirate@3",
+    );
+    expect(again.length / first.length).toBeLessThan(0.2);
+  });
+
+  it("leaves pinned versions, and whoever has no sticky key, alone", () => {
+    const user = users.find((candidate) => versionFor(candidate, canary(50)) === "acme/pirate@2") ?? "";
+    expect(versionFor(user, canary(50), { model: "acme/pirate@1" })).toBe("acme/pirate@1");
+    expect(versionFor(undefined, canary(99.9))).toBe("acme/pirate@1");
+    expect(versionFor(user, null)).toBe("acme/pirate@1");
+  });
+
+  it("that is proven nowhere, refused, or of another alias, takes nobody", () => {
+    const user = users.find((candidate) => versionFor(candidate, canary(50)) === "acme/pirate@2") ?? "";
+    expect(versionFor(user, canary(50), { replicas: [replica("a", [v1])] })).toBe("acme/pirate@1");
+    expect(versionFor(user, canary(50), { versions: [v1, { ...v2, status: "refused" }] })).toBe("acme/pirate@1");
+    expect(versionFor(user, canary(50, { version: 1, from: 1 }), { alias: 2 })).toBe("acme/pirate@2");
+  });
+});
+
+describe("stickyKeyOf", () => {
+  const chat = (...contents: string[]) => ({
+    messages: [{ role: "system", content: "s" }, ...contents.map((content, i) => ({ role: i % 2 === 0 ? "user" : "assistant", content }))],
+  });
+  it("is the header, else the user, else the conversation's beginning with the key", () => {
+    expect(stickyKeyOf({ header: "h", by: "k", body: { user: "u" } })).toBe("h");
+    expect(stickyKeyOf({ by: "k", body: { user: "u", safety_identifier: "s" } })).toBe("u");
+    expect(stickyKeyOf({ by: "k", body: { user: "", safety_identifier: "s" } })).toBe("s");
+    const one = stickyKeyOf({ by: "k", body: chat("hello") });
+    expect(stickyKeyOf({ by: "k", body: chat("hello", "arr", "again?") })).toBe(one);
+    expect(stickyKeyOf({ by: "k", body: chat("bye") })).not.toBe(one);
+    expect(stickyKeyOf({ by: "other", body: chat("hello") })).not.toBe(one);
+    expect(stickyKeyOf({ by: "k", body: { prompt: [1, 2] } })).not.toBe(stickyKeyOf({ by: "k", body: { prompt: [1, 3] } }));
+    for (const body of [{}, { messages: [] }, { messages: [null] }, { messages: "x" }])
+      expect(stickyKeyOf({ by: "k", body })).toContain("k");
   });
 });
 

@@ -1,9 +1,11 @@
 /**
  * Pure: which replica answers for a model name.
  *
- *   name ──► base ──────────────────────────────► replicas of its engine, ready
+ *   name ──► base ─────────────────────────────────────────────► replicas of its engine, ready
  *     │
- *     └────► alias ──► version ──► engine name ──► replicas that have it proven, ready
+ *     ├────► alias ──► canary's share, by sticky key ──► version ──► engine name ──► replicas that have it proven, ready
+ *     │                                                    ▲
+ *     └────► pinned version ───────────────────────────────┘
  *
  * A request keeps the version that was decided when it began.
  */
@@ -25,6 +27,18 @@ export interface RoutingView {
   /** Key `<tenant>.<adapter>`. */
   adapters: ReadonlyMap<string, AdapterState>;
   replicas: readonly ReplicaView[];
+  /** For benchmarks: replicas are chosen by these numbers from 0 to 1 instead of by affinity and load. */
+  random?: (() => number) | undefined;
+}
+
+export interface RouteRequest {
+  tenant: string;
+  model: string;
+  /**
+   * Names whoever should see one version while a canary is under way; asked for only then. Absent: the promoted version.
+   * @see stickyKeyOf
+   */
+  sticky?: (() => string) | undefined;
 }
 
 export type RouteDecision =
@@ -43,11 +57,11 @@ export type RouteDecision =
 
 const unknown: RouteDecision = { kind: "unknown", reason: null };
 
-export function decideRoute(view: RoutingView, { tenant, model }: { tenant: string; model: string }): RouteDecision {
+export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteRequest): RouteDecision {
   const engine = enginesFor(view, tenant).find((candidate) => candidate.base.name === model);
   if (engine !== undefined) {
     const ready = view.replicas.filter(({ state }) => state.base === model && state.engine === engine.engine && state.ready);
-    const [best, ...others] = inOrderOfChoice(ready, model);
+    const [best, ...others] = inOrderOfChoice(ready, model, view.random);
     if (best === undefined) {
       return { kind: "unavailable", reason: `No replica of the base "${model}" is ready.`, retryAfterMs: 5000 };
     }
@@ -57,12 +71,11 @@ export function decideRoute(view: RoutingView, { tenant, model }: { tenant: stri
   const adapter = named?.tenant === tenant ? view.adapters.get(`${tenant}.${named.adapter}`) : undefined;
   if (named === undefined || adapter === undefined) return unknown;
   if (named.base !== undefined && named.base !== adapter.base) return unknown;
-  return decideVersion(view, adapter, named.version);
+  return decideVersion(view, adapter, named.version ?? aliasFor(view, adapter, sticky));
 }
 
-function decideVersion(view: RoutingView, adapter: AdapterState, pinned: number | undefined): RouteDecision {
+function decideVersion(view: RoutingView, adapter: AdapterState, number: number | null): RouteDecision {
   const name = `${adapter.tenant}/${adapter.adapter}`;
-  const number = pinned ?? adapter.alias;
   if (number === null) return notPromoted(name, adapter);
   const version = adapter.versions.find((candidate) => candidate.version === number);
   if (version === undefined) return unknown;
@@ -70,14 +83,50 @@ function decideVersion(view: RoutingView, adapter: AdapterState, pinned: number 
     const why = version.reason === null ? "" : `: ${version.reason.message}`;
     return { kind: "unknown", reason: `Version ${number} of ${name} is ${version.status}${why}` };
   }
-  const proven = view.replicas.filter(({ state, proven: names }) => state.ready && names.has(version.engineName));
-  const [best, ...others] = inOrderOfChoice(proven, version.engineName);
+  const [best, ...others] = inOrderOfChoice(provenOn(view, version), version.engineName, view.random);
   if (best === undefined) return notProven(view, adapter, version);
   return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others] };
 }
 
+const provenOn = ({ replicas }: RoutingView, { engineName }: AdapterVersion): ReplicaView[] =>
+  replicas.filter(({ state, proven: names }) => state.ready && names.has(engineName));
+
+/**
+ * The version that the alias means for this sticky key. A canary that no replica has proven takes nobody: the promoted version
+ * is the better answer than none.
+ */
+function aliasFor(view: RoutingView, { alias, canary, versions }: AdapterState, sticky: RouteRequest["sticky"]): number | null {
+  if (!canary || canary.from !== alias || sticky === undefined) return alias;
+  const version = versions.find((candidate) => candidate.version === canary.version && candidate.status === "desired");
+  if (version === undefined || positionOf(sticky(), version.engineName) >= canary.share) return alias;
+  return provenOn(view, version).length > 0 ? version.version : alias;
+}
+
+/**
+ * Where a sticky key stands, from 0 to 100: a canary has those below its share, so a growing share only adds. Each version
+ * shuffles anew, or the same users would be the first to meet every new version.
+ */
+const positionOf = (sticky: string, engineName: string): number => (hash(`${engineName} ${sticky}`) / 2 ** 32) * 100;
+
+/** Characters of a conversation's beginning that tell it from others. */
+const beginningLength = 512;
+
+/**
+ * Who should see one version while a canary is under way: what the header `x-loraline-sticky` says, else the body's `user` or
+ * `safety_identifier`, else the API key together with the conversation's beginning, for the turns of one conversation repeat it.
+ * (The key alone would put all users of one application on the same version.)
+ */
+export function stickyKeyOf({ header, by, body }: { header?: unknown; by: string; body: Readonly<Record<string, unknown>> }): string {
+  for (const given of [header, body["user"], body["safety_identifier"]]) if (typeof given === "string" && given !== "") return given;
+  const { messages, prompt } = body;
+  const isUsers = (message: unknown): boolean => (message as { role?: unknown } | null)?.role === "user";
+  const beginning: unknown = Array.isArray(messages) ? (messages.find(isUsers) ?? messages[0]) : prompt;
+  return `${by} ${(JSON.stringify(beginning) ?? "").slice(0, beginningLength)}`;
+}
+
 function notPromoted(name: string, adapter: AdapterState): RouteDecision {
-  const coming = adapter.versions.findLast(({ status, promote }) => status === "desired" && promote === "auto");
+  // Where nothing is promoted yet, there is nothing a canary could be compared with: it is promoted at once.
+  const coming = adapter.versions.findLast(({ status, promote }) => status === "desired" && promote !== "manual");
   if (coming !== undefined) {
     const reason = `Version ${coming.version} of ${name} is being loaded and proven; no version is promoted yet.`;
     return { kind: "unavailable", reason, retryAfterMs: 2000 };
@@ -107,16 +156,25 @@ function notProven(view: RoutingView, adapter: AdapterState, version: AdapterVer
   return { kind: "unavailable", reason: `${name} is proven nowhere now: ${told.join("; ")}.`, retryAfterMs: 2000 };
 }
 
+/** A name's favourite is passed over while its load is above this many times the replicas' average. */
+const loadBound = 1.25;
+
 /**
- * Fresh before silent, then least busy. Among equals each name has its own favourite, so that an adapter's requests
- * meet a warm cache; that choice moves little when replicas come and go (highest random weight).
+ * Rendezvous hashing with bounded loads: each name has its own order of replicas, which moves little when replicas come and go,
+ * and takes the first whose load is bearable. So an adapter's requests meet a replica that has it in the GPU's memory and
+ * its prefixes in the cache, and many adapters do not push each other out everywhere. Fresh replicas before silent ones.
  */
-function inOrderOfChoice(replicas: readonly ReplicaView[], name: string): ReplicaView[] {
+function inOrderOfChoice(replicas: readonly ReplicaView[], name: string, random: (() => number) | undefined): ReplicaView[] {
   if (replicas.length < 2) return [...replicas];
-  const weight = new Map(replicas.map((replica) => [replica, hash(`${name} ${replica.state.replica}`)]));
-  return replicas.toSorted(
-    (a, b) => Number(b.fresh) - Number(a.fresh) || a.inFlight - b.inFlight || (weight.get(b) ?? 0) - (weight.get(a) ?? 0),
-  );
+  const ranked = replicas.map((replica) => ({ replica, weight: random?.() ?? hash(`${name} ${replica.state.replica}`) }));
+  const fresh = ranked.filter(({ replica }) => replica.fresh);
+  const counted = fresh.length > 0 ? fresh : ranked;
+  const load = counted.reduce((sum, { replica }) => sum + replica.inFlight, 1);
+  const bound = random === undefined ? Math.ceil((loadBound * load) / counted.length) : Number.POSITIVE_INFINITY;
+  const excess = ({ inFlight }: ReplicaView): number => Math.max(0, inFlight + 1 - bound);
+  return ranked
+    .toSorted((a, b) => Number(b.replica.fresh) - Number(a.replica.fresh) || excess(a.replica) - excess(b.replica) || b.weight - a.weight)
+    .map(({ replica }) => replica);
 }
 
 /** FNV-1a, 32 bits, with a final mix so that names that differ in the last letter spread too. */

@@ -65,7 +65,7 @@ export async function createTraffic({
   const countedOf = (engineName: string, engine: string): Counted => {
     let counted = names.get(engineName);
     if (counted === undefined) {
-      const total = { requests: 0, errors: 0, firstByteMs: 0, promptTokens: 0, completionTokens: 0 };
+      const total = { requests: 0, errors: 0, firstByteMs: 0, promptTokens: 0, completionTokens: 0, since: new Date().toISOString() };
       counted = { engine, inFlight: new Map(), total, samples: [], next: 0, usedAt: now() };
       names.set(engineName, counted);
     }
