@@ -1,63 +1,131 @@
-/** Bearer keys. Only their sha256 is kept, in KV `keys`. */
-import { createHash, randomBytes } from "node:crypto";
+/** Who asks: bearer keys, of which only the sha256 is kept (KV `keys`), and tokens of an OIDC issuer when one is trusted. */
+import { hash as digestOf, randomBytes } from "node:crypto";
 import type { Bus } from "@loraline/bus";
-import { type apiKeyRecord, buckets } from "@loraline/contracts";
+import { type apiKeyRecord, buckets, type Scope, scopes } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
 
 export interface Caller {
   tenant: string;
-  /** Name of the key, for the audit trail. */
+  /** Name of the key, or `oidc:<subject>`: for the audit trail. */
   by: string;
+  scopes: ReadonlySet<Scope>;
 }
 
-export const hashApiKey = (key: string): string => createHash("sha256").update(key).digest("hex");
+export type ApiKeyRecord = z.infer<typeof apiKeyRecord>;
+
+export const hashApiKey = (key: string): string => digestOf("sha256", key);
+
+/** What names a key in lists and in `revoke`: enough of the hash to be unique, and no use to anybody. */
+export const keyIdOf = (hash: string): string => hash.slice(0, 16);
 
 /**
  * Makes a key valid for a tenant. Doing it again with the same key changes nothing.
  * @param options.key - absent: a new random one.
+ * @param options.scopes - absent: all of them.
  * @returns the key itself, which cannot be had again from the store.
  */
 export async function createApiKey(
   { bus }: { bus: Pick<Bus, "bucket"> },
-  { tenant, name, key = `ll-${randomBytes(32).toString("base64url")}` }: { tenant: string; name: string; key?: string },
+  {
+    key = `ll-${randomBytes(32).toString("base64url")}`,
+    ...record
+  }: { tenant: string; name: string; key?: string; scopes?: readonly Scope[]; expiresAt?: string; createdBy?: string },
 ): Promise<string> {
   const keys = await bus.bucket(buckets.keys);
-  await keys.change(hashApiKey(key), (known) => known ?? { tenant, name, createdAt: new Date().toISOString() });
+  const { scopes: given, ...rest } = record;
+  const made: ApiKeyRecord = { ...rest, ...(given === undefined ? {} : { scopes: [...given] }), createdAt: new Date().toISOString() };
+  await keys.change(hashApiKey(key), (known) => known ?? made);
   return key;
 }
 
-export type KeyCheck = (authorization: string | undefined) => Promise<Caller>;
+export interface KeyCheck {
+  /**
+   * A promise only where something has to be asked first.
+   * @throws PermanentError 401 `invalid_api_key`.
+   */
+  (authorization: string | undefined): Caller | Promise<Caller>;
+  /** Keys of a tenant, by hash. */
+  keysOf(tenant: string): [string, ApiKeyRecord][];
+}
+
+const everyScope: ReadonlySet<Scope> = new Set(scopes);
 
 /**
  * Watches the keys, so that a check costs no round trip and a revoked key ends at once.
- * The check throws PermanentError 401 `invalid_api_key`.
+ * @param deps.checkToken - judges what looks like a JSON Web Token; absent: there is no issuer.
  */
-export async function createKeyCheck({ bus, signal }: { bus: Pick<Bus, "bucket">; signal: AbortSignal }): Promise<KeyCheck> {
+export async function createKeyCheck({
+  bus,
+  signal,
+  checkToken,
+}: {
+  bus: Pick<Bus, "bucket">;
+  signal: AbortSignal;
+  checkToken?: ((token: string) => Caller | Promise<Caller>) | undefined;
+}): Promise<KeyCheck> {
   const keys = await bus.bucket(buckets.keys);
-  const known = new Map<string, z.infer<typeof apiKeyRecord>>();
+  interface Known {
+    record: ApiKeyRecord;
+    caller: Caller;
+    /** Milliseconds since the epoch. */
+    expiresAt: number;
+  }
+  const known = new Map<string, Known>();
+  const knownOf = (record: ApiKeyRecord): Known => ({
+    record,
+    caller: { tenant: record.tenant, by: record.name, scopes: record.scopes ? new Set(record.scopes) : everyScope },
+    expiresAt: record.expiresAt ? Date.parse(record.expiresAt) : Number.POSITIVE_INFINITY,
+  });
   await keys.watch({
     signal,
     onChange: (hash, record) => {
       if (record === undefined) known.delete(hash);
-      else known.set(hash, record);
+      else known.set(hash, knownOf(record));
     },
   });
-  return async (authorization) => {
-    const key = /^Bearer +(\S+) *$/i.exec(authorization ?? "")?.[1];
-    if (key === undefined) {
-      throw new PermanentError("invalid_api_key", "You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`.", {
-        status: 401,
-      });
+
+  const judge = (found: Known | undefined, key: string): Caller => {
+    if (found === undefined) throw refused(`Incorrect API key provided: ${masked(key)}.`);
+    if (Date.now() >= found.expiresAt) {
+      throw refused(`The API key "${found.record.name}" has expired (${found.record.expiresAt}). Make a new one.`);
     }
-    const hash = hashApiKey(key);
-    // A key made a moment ago may not have reached the watch yet.
-    const record = known.get(hash) ?? (await keys.get(hash))?.value;
-    if (record === undefined) {
-      throw new PermanentError("invalid_api_key", `Incorrect API key provided: ${masked(key)}.`, { status: 401 });
-    }
-    return { tenant: record.tenant, by: record.name };
+    return found.caller;
   };
+  const check = (authorization: string | undefined): Caller | Promise<Caller> => {
+    const key = /^Bearer +(\S+) *$/i.exec(authorization ?? "")?.[1];
+    if (key === undefined) throw refused("You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`.");
+    if (checkToken !== undefined && looksLikeToken.test(key)) return checkToken(key);
+    const hash = hashApiKey(key);
+    const found = known.get(hash);
+    if (found !== undefined) return judge(found, key);
+    // A key made a moment ago may not have reached the watch yet.
+    return keys.get(hash).then((entry) => judge(entry && knownOf(entry.value), key));
+  };
+  return Object.assign(check, {
+    keysOf: (tenant: string) =>
+      [...known].filter(([, { record }]) => record.tenant === tenant).map(([hash, { record }]): [string, ApiKeyRecord] => [hash, record]),
+  });
 }
+
+/** Three base64url parts, the first a JSON object. */
+const looksLikeToken = /^eyJ[\w-]*\.[\w-]+\.[\w-]*$/;
+
+export const refused = (message: string): PermanentError => new PermanentError("invalid_api_key", message, { status: 401 });
+
+/** @throws PermanentError 403 `insufficient_scope` unless the caller has one of `needed`. */
+export function checkScope({ by, scopes: has }: Caller, needed: readonly Scope[]): void {
+  for (const scope of needed) if (has.has(scope)) return;
+  const words = needed.map((scope) => `\`${scope}\``).join(" or ");
+  const holds = has.size === 0 ? "none" : [...has].map((scope) => `\`${scope}\``).join(", ");
+  throw new PermanentError(
+    "insufficient_scope",
+    `This needs the scope ${words}, which "${by}" does not have (it has ${holds}). Use another key, or have one made with \`loraline keys create --scopes\`.`,
+    { status: 403 },
+  );
+}
+
+/** Options of a route below /v1: a caller with any of these scopes may use it. */
+export const needs = (...scope: Scope[]): { config: { scope: readonly Scope[] } } => ({ config: { scope } });
 
 const masked = (key: string): string => (key.length < 12 ? "***" : `${key.slice(0, 4)}***${key.slice(-4)}`);

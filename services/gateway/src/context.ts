@@ -1,14 +1,17 @@
 /** What every route of the gateway works with. */
 import type { Bus } from "@loraline/bus";
-import type { SpanView } from "@loraline/contracts";
+import type { Scope, SpanView } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import type { Log, Telemetry } from "@loraline/runtime";
-import type { Caller } from "./auth.ts";
+import type { Caller, KeyCheck } from "./auth.ts";
 import type { RouteDecision } from "./decide-route.ts";
+import type { Limits } from "./limits.ts";
+import type { Metrics } from "./metrics.ts";
 import type { RoutingTable } from "./routing-table.ts";
 import type { StateReader } from "./state-reader.ts";
 import type { JoinTrace } from "./tracing.ts";
 import type { Traffic } from "./traffic.ts";
+import type { Usage } from "./usage.ts";
 
 export interface GatewayContext {
   bus: Bus;
@@ -18,6 +21,10 @@ export interface GatewayContext {
   state: StateReader;
   table: RoutingTable;
   traffic: Traffic;
+  limits: Limits;
+  usage: Usage;
+  metrics: Metrics;
+  keysOf: KeyCheck["keysOf"];
   /** Spans of one trace, oldest first; empty when none are kept here. */
   readTrace: (traceId: string) => Promise<SpanView[]>;
   uploadLimitBytes: number;
@@ -33,6 +40,10 @@ declare module "fastify" {
     routed: RouteDecision | null;
   }
   interface FastifyContextConfig {
+    /** Any of these lets a caller in. Every route below /v1 has it. */
+    scope?: readonly Scope[];
+    /** Without a `traceparent` of its own, only a share of the requests gets a span. */
+    sampled?: boolean;
     /** Which trace the request's span joins when there is more to say than its own `traceparent`. */
     join?: JoinTrace;
   }

@@ -3,6 +3,7 @@ import { Readable } from "node:stream";
 import { datasetReport, type DatasetReport, type DatasetState } from "@loraline/contracts";
 import { getJson } from "@loraline/objects";
 import type { FastifyInstance, FastifyRequest } from "fastify";
+import { needs } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
 import { notFound } from "./errors.ts";
 import { datasetIdOf } from "./openai-ids.ts";
@@ -22,13 +23,13 @@ export function datasetRoutes({ objects, state }: GatewayContext): (app: Fastify
   };
 
   return (app) => {
-    app.get("/loraline/datasets", async (request) => ({
+    app.get("/loraline/datasets", needs("train"), async (request) => ({
       data: (await state.datasets(request.caller.tenant)).filter(({ status }) => status !== "deleted"),
     }));
-    app.get("/loraline/datasets/:id", existing);
-    app.get("/loraline/datasets/:id/report", reportOf);
+    app.get("/loraline/datasets/:id", needs("train"), existing);
+    app.get("/loraline/datasets/:id/report", needs("train"), reportOf);
     // JSON Lines: there may be as many as the file has rows.
-    app.get("/loraline/datasets/:id/rejections", async (request, reply) => {
+    app.get("/loraline/datasets/:id/rejections", needs("train"), async (request, reply) => {
       const { allRejections } = await reportOf(request);
       const lines = allRejections === null ? [] : await objects.get(request.caller.tenant, allRejections);
       return reply.header("content-type", "application/jsonl").send(Readable.from(lines, { objectMode: false }));

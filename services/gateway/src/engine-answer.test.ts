@@ -1,11 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { engineErrorOf, renameEvents, renameModel } from "./engine-answer.ts";
+import { createEventFilter, engineErrorOf, renameModel, usageOf } from "./engine-answer.ts";
 
 const renaming = { from: "acme.pirate.v1.abc", to: "acme/pirate@1" };
-const text = (parts: Uint8Array[]): string => Buffer.concat(parts).toString();
-async function* chunked(bytes: Buffer, size: number): AsyncGenerator<Uint8Array> {
-  for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size);
-}
 
 describe("renameModel", () => {
   it("changes the field and leaves every other byte as the engine wrote it", () => {
@@ -21,33 +17,57 @@ describe("renameModel", () => {
   });
 });
 
-describe("renameEvents", () => {
-  const events = ["Arr ☠", "é", ""].map((content) => `data: ${JSON.stringify({ model: renaming.from, content })}\n\n`).join("");
-  const stream = Buffer.from(`${events}data: [DONE]\n\n`);
+describe("createEventFilter", () => {
+  const lines = [
+    ...["Arr ☠", "é", ""].map((content) => ({ model: renaming.from, choices: [{ delta: { content } }] })),
+    { model: renaming.from, choices: [], usage: { prompt_tokens: 7, total_tokens: 10, completion_tokens: 3, details: { cached: 2 } } },
+  ];
+  const eventOf = (value: object): string => `data: ${JSON.stringify(value)}\n\n`;
+  const stream = Buffer.from(`${lines.map(eventOf).join("")}data: [DONE]\n\n`);
+  const filtered = (bytes: Buffer, size: number, hideUsage: boolean, names = renaming) => {
+    const filter = createEventFilter(names, { hideUsage });
+    let out = "";
+    for (let at = 0; at < bytes.length; at += size) out += filter.push(bytes.subarray(at, at + size)).toString();
+    out += filter.end().toString();
+    return { out, usage: filter.usage, events: filter.events };
+  };
 
-  it("gives the same whatever way the bytes are cut", async () => {
-    const expected = stream.toString().replaceAll(renaming.from, renaming.to);
+  it("gives the same whatever way the bytes are cut, and counts", () => {
+    const renamed = stream.toString().replaceAll(renaming.from, renaming.to);
+    const [, , , last] = lines.map((line) => eventOf(line).replace(renaming.from, renaming.to));
     for (let size = 1; size <= stream.length; size++) {
-      const parts = await Array.fromAsync(renameEvents(chunked(stream, size), renaming, () => {}));
-      expect(text(parts)).toBe(expected);
+      const usage = { prompt: 7, completion: 3 };
+      expect(filtered(stream, size, false)).toEqual({ out: renamed, usage, events: 5 });
+      expect(filtered(stream, size, true)).toEqual({ out: renamed.replace(last ?? "", ""), usage, events: 4 });
     }
   });
 
-  it("passes a base's events on untouched", async () => {
+  it("keeps back nothing but the event that holds only the count", () => {
+    const withWords = eventOf({ choices: [{ delta: { content: "la" } }], usage: { prompt_tokens: 1, completion_tokens: 1 } });
+    const quoted = eventOf({ choices: [{ delta: { content: '"usage":{"prompt_tokens":9,"completion_tokens":9},"choices":[]' } }] });
+    const without = eventOf({ choices: [{ delta: {} }], usage: null });
+    const bytes = Buffer.from(withWords + quoted + without);
+    expect(filtered(bytes, 11, true)).toEqual({ out: bytes.toString(), usage: { prompt: 1, completion: 1 }, events: 3 });
+  });
+
+  it("passes a base's events on untouched, and lines that end as HTTP's do", () => {
     const same = { from: "base", to: "base" };
-    expect(text(await Array.fromAsync(renameEvents(chunked(stream, 7), same, () => {})))).toBe(stream.toString());
+    expect(filtered(stream, 7, false, same).out).toBe(stream.toString());
+    const other = Buffer.from(stream.toString().replaceAll("\n", "\r\n"));
+    expect(filtered(other, 7, true, same).out).toBe(`${lines.slice(0, 3).map(eventOf).join("")}data: [DONE]\n\n`.replaceAll("\n", "\r\n"));
   });
+});
 
-  it("ends with an error event when the engine breaks off", async () => {
-    async function* broken(): AsyncGenerator<Uint8Array> {
-      yield Buffer.from(`data: {"model":"${renaming.from}","content":"half`);
-      throw new Error("socket hang up");
-    }
-    const causes: unknown[] = [];
-    const parts = await Array.fromAsync(renameEvents(broken(), renaming, (error) => causes.push(error)));
-    const last = text(parts).trim().split("\n").at(-1) ?? "";
-    expect(JSON.parse(last.slice("data: ".length))).toMatchObject({ error: { code: "engine_broke_off", type: "server_error" } });
-    expect(causes).toMatchObject([{ message: "socket hang up" }]);
+describe("usageOf", () => {
+  it.each([
+    ['{"choices":[],"usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2}}', { prompt: 3, completion: 2 }],
+    ['{"usage": {"prompt_tokens":3,"x":{"y":1},"total_tokens":3},"id":"e"}', { prompt: 3, completion: 0 }],
+    ['{"usage":null}', undefined],
+    ['{"content":"\\"usage\\":{\\"prompt_tokens\\":3}"}', undefined],
+    ['{"usage":{"prompt_tokens":', undefined],
+    ["not json", undefined],
+  ])("%s", (json, expected) => {
+    expect(usageOf(json)).toEqual(expected);
   });
 });
 

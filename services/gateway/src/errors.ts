@@ -6,6 +6,26 @@ export interface ErrorReply {
   status: number;
   body: ErrorBody;
   retryAfterSeconds?: number;
+  headers?: Readonly<Record<string, string>>;
+}
+
+/** A limit is reached: 429, with what OpenAI's clients look at. */
+export class RateLimitError extends PermanentError {
+  /** Seconds. */
+  readonly retryAfter: number;
+  readonly headers: Readonly<Record<string, string>>;
+  /** What there was not enough of. */
+  readonly kind: "requests" | "tokens" | "concurrency";
+  constructor(
+    kind: RateLimitError["kind"],
+    message: string,
+    { retryAfter, headers }: { retryAfter: number; headers: Record<string, string> },
+  ) {
+    super("rate_limit_exceeded", message, { status: 429 });
+    this.kind = kind;
+    this.retryAfter = retryAfter;
+    this.headers = headers;
+  }
 }
 
 const typeOf = (status: number): string => (status >= 500 ? "server_error" : "invalid_request_error");
@@ -54,6 +74,10 @@ const busIsAway = new Set([
 
 /** Pure: status, body and Retry-After of anything that was thrown. */
 export function errorReplyOf(error: unknown): ErrorReply {
+  if (error instanceof RateLimitError) {
+    const { code, message, kind, retryAfter, headers } = error;
+    return { status: 429, body: { error: { message, type: kind, param: null, code } }, retryAfterSeconds: retryAfter, headers };
+  }
   if (error instanceof PermanentError) {
     return { status: error.status, body: errorBodyOf(error.status, error.message, error.code, error.param) };
   }

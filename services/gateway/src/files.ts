@@ -5,7 +5,7 @@ import { type BlobRef, type DatasetState, datasetDeleted, datasetReceived, type 
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
-import type { Caller } from "./auth.ts";
+import { type Caller, needs } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
 import { badRequest, notFound } from "./errors.ts";
 import { idempotencyKeyOf, idsOfKey } from "./idempotency.ts";
@@ -87,7 +87,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
   };
 
   return (app) => {
-    app.post("/files", async (request, reply) => {
+    app.post("/files", needs("train"), async (request, reply) => {
       if (!request.isMultipart()) {
         throw badRequest("invalid_content_type", "Upload as multipart/form-data with the fields `file` and `purpose`.");
       }
@@ -105,7 +105,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       return reply.send(fileObjectOf(dataset));
     });
 
-    app.get("/files", async (request) => {
+    app.get("/files", needs("train"), async (request) => {
       const query = request.query as { purpose?: string; order?: string };
       if (query.order !== undefined && query.order !== "asc" && query.order !== "desc") {
         throw badRequest("invalid_order", `order must be "asc" or "desc", not "${query.order}".`, "order");
@@ -121,9 +121,9 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       });
     });
 
-    app.get("/files/:id", async (request) => fileObjectOf(await existing(request)));
+    app.get("/files/:id", needs("train"), async (request) => fileObjectOf(await existing(request)));
 
-    app.get("/files/:id/content", async (request, reply) => {
+    app.get("/files/:id/content", needs("train"), async (request, reply) => {
       const { blob, filename } = await existing(request);
       const bytes = await objects.get(request.caller.tenant, blob);
       return reply
@@ -133,7 +133,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
         .send(Readable.from(bytes, { objectMode: false }));
     });
 
-    app.delete("/files/:id", async (request) => {
+    app.delete("/files/:id", needs("train"), async (request) => {
       const { tenant, by } = request.caller;
       const { datasetId, blob } = await existing(request);
       await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });

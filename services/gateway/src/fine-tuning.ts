@@ -15,7 +15,7 @@ import {
 import { RetryLaterError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
-import type { Caller } from "./auth.ts";
+import { type Caller, needs } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
 import { enginesFor } from "./decide-route.ts";
 import { badRequest, badRequestOf, notFound } from "./errors.ts";
@@ -100,7 +100,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
   };
 
   return (app) => {
-    app.post("/fine_tuning/jobs", { config: { join: joinDataset } }, async (request) => {
+    app.post("/fine_tuning/jobs", { config: { scope: ["train"], join: joinDataset } }, async (request) => {
       const { tenant, by } = request.caller;
       const parsed = parseJobBody(request.body);
       if ("problems" in parsed) throw badRequestOf(parsed.problems);
@@ -129,7 +129,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       return jobObjectOf(run);
     });
 
-    app.get("/fine_tuning/jobs", async (request) => {
+    app.get("/fine_tuning/jobs", needs("train"), async (request) => {
       const query = request.query as Record<string, string>;
       const page = pageQueryOf(query, { limit: 20, max: 100 });
       const wanted = Object.entries(query).flatMap(([name, value]) => {
@@ -144,9 +144,9 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       });
     });
 
-    app.get("/fine_tuning/jobs/:id", async (request) => jobObjectOf(await existing(request)));
+    app.get("/fine_tuning/jobs/:id", needs("train"), async (request) => jobObjectOf(await existing(request)));
 
-    app.post("/fine_tuning/jobs/:id/cancel", async (request) => {
+    app.post("/fine_tuning/jobs/:id/cancel", needs("train"), async (request) => {
       const { tenant, by } = request.caller;
       const run = await existing(request);
       if (run.phase === "cancelled") return jobObjectOf(run);
@@ -166,13 +166,13 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
     });
 
     for (const verb of ["pause", "resume"]) {
-      app.post(`/fine_tuning/jobs/:id/${verb}`, async (request) => {
+      app.post(`/fine_tuning/jobs/:id/${verb}`, needs("train"), async (request) => {
         await existing(request);
         throw badRequest("unsupported", `Jobs cannot be ${verb}d here. Cancel the job and create it again, or let it run.`);
       });
     }
 
-    app.get("/fine_tuning/jobs/:id/events", async (request) => {
+    app.get("/fine_tuning/jobs/:id/events", needs("train"), async (request) => {
       const page = pageQueryOf(request.query, { limit: 20, max: 1000 });
       const { tenant, runId, spec } = await existing(request);
       const at = { tenant, id: runId };
@@ -181,7 +181,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       return pageOf(jobEventsOf(history.flat() as unknown as RunEvent[], spec.base), page, identified());
     });
 
-    app.get("/fine_tuning/jobs/:id/checkpoints", async (request) => {
+    app.get("/fine_tuning/jobs/:id/checkpoints", needs("train"), async (request) => {
       const page = pageQueryOf(request.query, { limit: 10, max: 100 });
       return pageOf(checkpointObjectsOf(await existing(request)), page, identified());
     });

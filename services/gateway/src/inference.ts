@@ -1,12 +1,21 @@
-/** `/v1/chat/completions` and `/v1/completions`: to the replica that has the version proven, streamed through. */
-import { Readable } from "node:stream";
+/**
+ * `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`: to the replica that has the version proven, streamed through.
+ *
+ *   model name ──► decideRoute ──► limits ──► replica ──► answer, renamed ──► reader
+ *                                                └──► traffic, usage, metrics: once, when the request is over
+ *
+ * Nothing else of an engine can be reached: its path is one of these three, whatever the request's was.
+ */
+import { type EngineRecord } from "@loraline/contracts";
 import { PermanentError, RetryLaterError, traceIdOf, traceparentOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
-import { Agent, type Dispatcher } from "undici";
 import type { GatewayContext } from "./context.ts";
-import { decideRoute, type ReplicaView, type RouteDecision } from "./decide-route.ts";
-import { engineErrorOf, type Renaming, renameEvents, renameModel } from "./engine-answer.ts";
-import { badRequest } from "./errors.ts";
+import { decideRoute, type RouteDecision, type RouteRequest, stickyKeyOf } from "./decide-route.ts";
+import { brokeOffEvent, createEventFilter, engineErrorOf, type Renaming, renameModel, type TokenCount, usageOf } from "./engine-answer.ts";
+import { createEngineClient, type EngineReader, type RunningQuestion } from "./engine-client.ts";
+import { badRequest, RateLimitError } from "./errors.ts";
+import { judgeInferenceBody, mostTokensOf } from "./judge-inference-body.ts";
+import type { Admission } from "./limits.ts";
 import { modelNotFound } from "./models.ts";
 import { type JoinTrace, requestSpan } from "./tracing.ts";
 
@@ -16,36 +25,37 @@ const connectWithinMs = 2000;
 const maxTries = 3;
 /** A version is "newly served" for this long; what comes first within it ends the trace that began with the upload. */
 const newlyServedMs = 60 * 60_000;
-const maxErrorBytes = 64 * 1024;
+const maxErrorLength = 64 * 1024;
 const watchLagMs = 50;
 
+export const inferencePaths = ["chat/completions", "completions", "embeddings"] as const;
+export type InferencePath = (typeof inferencePaths)[number];
+export type InferenceBody = Record<string, unknown> & { model: string };
+
 type Routed = Extract<RouteDecision, { kind: "route" }>;
-type Answer = Dispatcher.ResponseData & { replica: ReplicaView };
 
 export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance) => void) & AsyncDisposable {
-  const { table, traffic, log } = context;
-  // One request per connection: an engine's answers are long, and must not wait for one another.
-  const engines = new Agent({
-    connect: { timeout: connectWithinMs },
-    headersTimeout: answerWithinMs,
-    bodyTimeout: answerWithinMs,
-    pipelining: 1,
-  });
+  const { table, traffic, limits, usage, metrics, log } = context;
+  const engines = createEngineClient({ answerWithinMs, connectWithinMs });
   /** Engine names whose first request this gateway has seen. */
   const greeted = new Set<string>();
+  const running = new Set<RunningQuestion>();
+  context.signal.addEventListener("abort", () => {
+    for (const question of running) question.abort(new Error("the gateway is shutting down"));
+  });
 
-  const routeOf = async (tenant: string, model: string): Promise<RouteDecision> => {
-    const decision = decideRoute(table.view(), { tenant, model });
+  const routeOf = async (asked: RouteRequest): Promise<RouteDecision> => {
+    const decision = decideRoute(table.view(), asked);
     if (decision.kind === "route") return decision;
     // Who saw a job succeed a moment ago may be ahead of our watches.
     await new Promise((resolve) => setTimeout(resolve, watchLagMs));
-    return decideRoute(table.view(), { tenant, model });
+    return decideRoute(table.view(), asked);
   };
 
   const joinVersion: JoinTrace = async (request, incoming) => {
-    const { model } = (request.body ?? {}) as { model?: unknown };
-    if (typeof model !== "string") return {};
-    request.routed = await routeOf(request.caller.tenant, model);
+    const body = request.body as Partial<InferenceBody> | null | undefined;
+    if (typeof body?.model !== "string") return {};
+    request.routed = await routeOf(askedOf(request, body as InferenceBody));
     const version = request.routed.kind === "route" ? request.routed.version : null;
     const trace = version?.trace ?? null;
     if (version === null || trace === null) return {};
@@ -55,134 +65,281 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     return isFirst ? { parent: trace } : { links: [trace] };
   };
 
+  /** Counts a request once, whoever ends it: the engine, its reader, or the gateway. */
+  const begin = (routed: Routed, request: FastifyRequest, admission: Admission | undefined) => {
+    const { tenant } = request.caller;
+    const named = nameOf(routed, tenant);
+    const measured = metrics.model({ tenant, ...named, engineName: routed.engineModel });
+    const beganAt = performance.now();
+    measured.begin();
+    let over = false;
+    return {
+      firstByte: () => measured.firstByte(performance.now() - beganAt),
+      /** @param tokens - the engine's count; else what was passed on, as an estimate. */
+      end(outcome: "served" | "failed" | "ignored", tokens: TokenCount | { events: number } | null): void {
+        if (over) return;
+        over = true;
+        measured.end(outcome, performance.now() - beganAt);
+        const count = tokens === null || "prompt" in tokens ? tokens : estimated(request, tokens.events);
+        // Nobody knows what a broken answer has cost, so it is the most it could.
+        admission?.settle(tokens === null ? 0 : "prompt" in tokens ? tokens.prompt + tokens.completion : Number.POSITIVE_INFINITY);
+        if (outcome === "ignored" && tokens === null) return;
+        const { prompt: promptTokens, completion: completionTokens } = count ?? { prompt: 0, completion: 0 };
+        measured.tokens(promptTokens, completionTokens);
+        const isEstimate = tokens !== null && "events" in tokens;
+        const failed = outcome === "failed";
+        usage.count({ tenant, model: routed.model, ...named, promptTokens, completionTokens, failed, estimated: isEstimate });
+      },
+    };
+  };
+
   /**
    * Asks replica after replica until one answers with a status that is its own to give. A replica that does not know the
    * engine name (it restarted, and its agent has not noticed yet) is not proven, whatever the table says.
    */
-  const ask = async (path: string, body: Record<string, unknown>, routed: Routed, request: FastifyRequest, reply: FastifyReply) => {
-    const gone = new AbortController();
-    const clientLeft = (): void => gone.abort();
-    reply.raw.once("close", clientLeft);
-    const signal = AbortSignal.any([gone.signal, context.signal]);
+  const answer = async (path: InferencePath, body: InferenceBody, routed: Routed, admission: Admission | undefined, at: Exchange) => {
+    const { request, reply } = at;
     const span = requestSpan();
-    const sent = JSON.stringify({ ...body, model: routed.engineModel });
+    const askedFor = asksForUsage(body);
+    const counted = begin(routed, request, admission);
+    const sent = JSON.stringify({
+      ...body,
+      model: routed.engineModel,
+      // The tokens are counted by the engine, also for who does not want to know.
+      ...(body["stream"] === true && path !== "embeddings" ? { stream_options: { ...optionsOf(body), include_usage: true } } : {}),
+    });
+    const headers: Record<string, string> = { "content-type": "application/json", "x-request-id": request.id };
+    if (span !== undefined) headers["traceparent"] = traceparentOf(span);
     const { tracestate } = request.headers;
+    if (typeof tracestate === "string") headers["tracestate"] = tracestate;
 
     // A single replica is asked again: an idle connection may have ended just when it was taken.
     const tries = routed.replicas.length === 1 ? [routed.replicas[0], routed.replicas[0]] : routed.replicas.slice(0, maxTries);
     let why = "";
-    for (const replica of tries) {
-      const { engine, replica: name } = replica.state;
-      const counted = traffic.begin({ engineName: routed.engineModel, engine, replica: name });
-      const leave = table.begin(replica);
-      const release = (): void => {
-        leave();
-        counted.end("ignored");
-      };
-      try {
-        const answer = await engines.request({
-          origin: new URL(replica.state.url).origin,
-          path: new URL(path, withSlash(replica.state.url)).pathname,
-          method: "POST",
-          headers: {
-            "content-type": "application/json",
-            "x-request-id": request.id,
-            ...(span === undefined ? {} : { traceparent: traceparentOf(span) }),
-            ...(typeof tracestate === "string" ? { tracestate } : {}),
-          },
+    let left = false;
+    try {
+      for (const replica of tries) {
+        const { engine, replica: name } = replica.state;
+        const inTraffic = traffic.begin({ engineName: routed.engineModel, engine, replica: name });
+        const leave = table.begin(replica);
+        const askedAt = performance.now();
+        const question: RunningQuestion = engines.ask({
+          url: replica.state.url,
+          path: `v1/${path}`,
+          headers,
           body: sent,
-          signal,
+          onAnswer(status, contentType) {
+            inTraffic.firstByte();
+            if (!isFinal(status)) return undefined;
+            span?.setAttributes({
+              "loraline.replica": name,
+              "loraline.engine.first_byte_ms": Math.round((performance.now() - askedAt) * 10) / 10,
+            });
+            counted.firstByte();
+            void reply
+              .header("x-loraline-version", routed.version === null ? "base" : String(routed.version.version))
+              .header("x-loraline-replica", name);
+            if (status !== 200 || !contentType.startsWith("text/event-stream")) return undefined;
+            return streamTo(reply, contentType, {
+              renaming: renamingOf(routed),
+              hideUsage: !askedFor,
+              onEnd(outcome, tokens) {
+                running.delete(question);
+                reply.raw.off("close", clientLeft);
+                inTraffic.end(outcome, "prompt" in tokens ? tokens : undefined);
+                leave();
+                counted.end(outcome, tokens);
+              },
+              onBroken(error) {
+                log.warn({ err: error, model: routed.model, replica: name }, "the engine broke off while it answered");
+                span?.setAttribute("loraline.engine.broke_off", true);
+              },
+            });
+          },
         });
-        if (answer.statusCode !== 404 && answer.statusCode !== 503) {
-          counted.firstByte();
-          reply.raw.once("close", () => {
-            counted.end(answer.statusCode >= 500 ? "failed" : answer.statusCode >= 400 ? "ignored" : "served");
+        running.add(question);
+        const clientLeft = (): void => {
+          left = true;
+          question.abort(new Error("the client went away"));
+        };
+        reply.raw.once("close", clientLeft);
+        let outcome: "served" | "failed" | "ignored" = "ignored";
+        let tokens: TokenCount | null = null;
+        try {
+          const { status, contentType, text } = await question.answer;
+          if (reply.raw.headersSent) return reply; // streamed; it ends by itself
+          if (!isFinal(status)) {
+            why = `replica ${name} answered ${status}: ${engineErrorOf(status, text.slice(0, maxErrorLength), renamingOf(routed)).error.message}`;
+            continue;
+          }
+          if (status >= 400) {
+            outcome = status >= 500 ? "failed" : "ignored";
+            counted.end(outcome, null);
+            // The engine's own door is closed to us: nothing the caller could mend.
+            const told = status === 401 || status === 403 ? 502 : status;
+            return reply.code(told).send(engineErrorOf(told, text.slice(0, maxErrorLength), renamingOf(routed)));
+          }
+          outcome = "served";
+          tokens = usageOf(text) ?? null;
+          counted.end(outcome, tokens ?? { events: 0 });
+          return reply
+            .code(status)
+            .header("content-type", contentType)
+            .send(renameModel(text, renamingOf(routed)));
+        } catch (error) {
+          if (left) throw new PermanentError("client_closed_request", "The client went away.", { status: 499 });
+          if (context.signal.aborted) throw new RetryLaterError("shutting_down", 1000, "The gateway is shutting down. Ask again.");
+          const { code = "" } = error as NodeJS.ErrnoException;
+          if (/TIMEOUT/.test(code) && !/CONNECT/.test(code)) {
+            outcome = "failed";
+            throw new PermanentError("engine_timeout", `The engine did not answer within ${answerWithinMs / 1000} s.`, { status: 504 });
+          }
+          why = `replica ${name} cannot be reached: ${(error as Error).message}`;
+        } finally {
+          if (!reply.raw.headersSent || outcome !== "ignored") {
+            running.delete(question);
+            reply.raw.off("close", clientLeft);
+            inTraffic.end(outcome, tokens ?? undefined);
             leave();
-          });
-          return Object.assign(answer, { replica });
+          }
         }
-        why = `replica ${replica.state.replica} answered ${answer.statusCode}: ${engineErrorOf(answer.statusCode, await textOf(answer), renamingOf(routed)).error.message}`;
-      } catch (error) {
-        if (gone.signal.aborted) throw new PermanentError("client_closed_request", "The client went away.", { status: 499 });
-        if (context.signal.aborted) throw new RetryLaterError("shutting_down", 1000, "The gateway is shutting down. Ask again.");
-        if (/TIMEOUT/.test((error as NodeJS.ErrnoException).code ?? "") && !/CONNECT/.test((error as NodeJS.ErrnoException).code ?? "")) {
-          release();
-          throw new PermanentError("engine_timeout", `The engine did not answer within ${answerWithinMs / 1000} s.`, { status: 504 });
-        }
-        why = `replica ${replica.state.replica} cannot be reached: ${(error as Error).message}`;
+        metrics.retried();
+        log.warn({ model: routed.model, replica: name, engineModel: routed.engineModel }, `trying elsewhere: ${why}`);
       }
-      release();
-      log.warn({ model: routed.model, replica: replica.state.replica, engineModel: routed.engineModel }, `trying elsewhere: ${why}`);
+      throw new RetryLaterError("model_not_ready", 2000, `${routed.model} is answered by no replica now: ${why}`);
+    } catch (error) {
+      // Who leaves before the first byte has still made the engine work, nobody knows how much.
+      if (left) counted.end("ignored", { events: 0 });
+      else counted.end("failed", null);
+      throw error;
     }
-    throw new RetryLaterError("model_not_ready", 2000, `${routed.model} is answered by no replica now: ${why}`);
   };
 
-  const routes = (app: FastifyInstance): void => {
-    for (const path of ["chat/completions", "completions"]) {
-      app.post(`/${path}`, { config: { join: joinVersion } }, async (request, reply) => {
-        const body = bodyOf(request.body);
-        const first = request.routed ?? (await routeOf(request.caller.tenant, body.model));
-        // Decided again without a pause before `ask` counts this request, so that requests that come at once see each other.
-        const now = decideRoute(table.view(), { tenant: request.caller.tenant, model: body.model });
-        const routed = first.kind === "route" && now.kind === "route" && now.engineModel === first.engineModel ? now : first;
-        if (routed.kind === "unknown") throw modelNotFound(body.model, routed.reason);
-        if (routed.kind === "unavailable") throw new RetryLaterError("model_not_ready", routed.retryAfterMs, routed.reason);
+  const admitted = async (path: InferencePath, body: InferenceBody, routed: Routed, request: FastifyRequest) => {
+    const { tenant } = request.caller;
+    const { adapter } = nameOf(routed, tenant);
+    const mostTokens = (): number => mostTokensOf(path, body, { bytes: bytesOf(request), maxModelLen: engineOf(routed)?.maxModelLen ?? 0 });
+    try {
+      return await limits.admit({ tenant, adapter, mostTokens });
+    } catch (error) {
+      if (error instanceof RateLimitError) metrics.limited(error.kind);
+      throw error;
+    }
+  };
+  const engineOf = ({ replicas: [{ state }] }: Routed): EngineRecord | undefined =>
+    table.view().engines.find(({ engine }) => engine === state.engine);
 
-        const version = routed.version === null ? "base" : String(routed.version.version);
+  const routes = (app: FastifyInstance): void => {
+    for (const path of inferencePaths) {
+      app.post(`/${path}`, { config: { scope: ["infer"], join: joinVersion, sampled: true } }, async (request, reply) => {
+        const body = bodyOf(request.body);
+        const asked = askedOf(request, body);
+        const first = request.routed ?? (await routeOf(asked));
+        if (first.kind === "unknown") throw modelNotFound(body.model, first.reason);
+        if (first.kind === "unavailable") throw new RetryLaterError("model_not_ready", first.retryAfterMs, first.reason);
+        judgeInferenceBody(path, body, engineOf(first));
+        const admission = await admitted(path, body, first, request);
+        if (admission !== undefined) void reply.headers(admission.headers);
+        // Decided again without a pause before `answer` counts this request, so that requests that come at once see each other.
+        const now = decideRoute(table.view(), asked);
+        const routed = now.kind === "route" && now.engineModel === first.engineModel ? now : first;
         requestSpan()?.setAttributes({
           "gen_ai.request.model": body.model,
           "gen_ai.response.model": routed.model,
           "loraline.stream": body["stream"] === true,
         });
-        const askedAt = performance.now();
-        const answer: Answer = await ask(`v1/${path}`, body, routed, request, reply);
-        requestSpan()?.setAttributes({
-          "loraline.replica": answer.replica.state.replica,
-          "loraline.engine.first_byte_ms": Math.round((performance.now() - askedAt) * 10) / 10,
-        });
-        void reply.header("x-loraline-version", version).header("x-loraline-replica", answer.replica.state.replica);
-
-        const contentType = headerOf(answer, "content-type") ?? "application/json";
-        if (answer.statusCode >= 400) {
-          // The engine's own door is closed to us: nothing the caller could mend.
-          const status = answer.statusCode === 401 || answer.statusCode === 403 ? 502 : answer.statusCode;
-          return reply.code(status).send(engineErrorOf(status, await textOf(answer), renamingOf(routed)));
-        }
-        void reply.code(answer.statusCode).header("content-type", contentType);
-        if (!contentType.startsWith("text/event-stream")) return reply.send(renameModel(await answer.body.text(), renamingOf(routed)));
-
-        const onBroken = (error: unknown): void => {
-          if (reply.raw.destroyed) return;
-          log.warn({ err: error, model: routed.model, replica: answer.replica.state.replica }, "the engine broke off while it answered");
-          requestSpan()?.setAttribute("loraline.engine.broke_off", true);
-        };
-        return reply
-          .header("cache-control", "no-cache")
-          .header("x-accel-buffering", "no")
-          .send(Readable.from(renameEvents(answer.body, renamingOf(routed), onBroken), { objectMode: false }));
+        return answer(path, body, routed, admission, { request, reply });
       });
     }
   };
-  return Object.assign(routes, { [Symbol.asyncDispose]: () => engines.destroy() });
+  return Object.assign(routes, { [Symbol.asyncDispose]: () => engines[Symbol.asyncDispose]() });
+}
+
+const askedOf = ({ caller: { tenant, by }, headers }: FastifyRequest, body: InferenceBody): RouteRequest => ({
+  tenant,
+  model: body.model,
+  sticky: () => stickyKeyOf({ header: headers["x-loraline-sticky"], by, body }),
+});
+
+interface Exchange {
+  request: FastifyRequest;
+  reply: FastifyReply;
+}
+
+/** Not the replica's to give: it does not know the name (any more), or is not ready. */
+const isFinal = (status: number): boolean => status !== 404 && status !== 503;
+
+/** Writes the engine's events to the reader as they come, and slows the engine down to the reader's pace. */
+function streamTo(
+  reply: FastifyReply,
+  contentType: string,
+  {
+    renaming,
+    hideUsage,
+    onEnd,
+    onBroken,
+  }: {
+    renaming: Renaming;
+    hideUsage: boolean;
+    onEnd(outcome: "served" | "failed", tokens: TokenCount | { events: number }): void;
+    onBroken(error: Error): void;
+  },
+): EngineReader {
+  const { raw } = reply;
+  const filter = createEventFilter(renaming, { hideUsage });
+  reply.hijack();
+  raw.writeHead(200, {
+    ...(reply.getHeaders() as Record<string, string>),
+    "content-type": contentType,
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+  });
+  const tokens = (): TokenCount | { events: number } => filter.usage ?? { events: filter.events };
+  return {
+    read(chunk, resume) {
+      const bytes = filter.push(chunk);
+      if (bytes.length === 0 || raw.write(bytes)) return true;
+      raw.once("drain", resume);
+      return false;
+    },
+    end() {
+      const bytes = filter.end();
+      onEnd("served", tokens());
+      raw.end(bytes);
+    },
+    broken(error) {
+      const left = raw.destroyed;
+      if (!left) onBroken(error);
+      onEnd(left ? "served" : "failed", tokens());
+      if (!left) raw.end(brokeOffEvent("The engine broke off while it answered. Ask again."));
+    },
+  };
 }
 
 const renamingOf = ({ engineModel, model }: Routed): Renaming => ({ from: engineModel, to: model });
-const withSlash = (url: string): string => (url.endsWith("/") ? url : `${url}/`);
 
-function bodyOf(raw: unknown): Record<string, unknown> & { model: string } {
+/** What the request is counted under. */
+function nameOf({ version, model, replicas: [{ state }] }: Routed, tenant: string) {
+  const adapter = version === null ? null : model.slice(tenant.length + 1, model.lastIndexOf("@"));
+  return { base: state.base, adapter, version: version?.version ?? null };
+}
+
+/** Bytes of the body as it was sent. */
+const bytesOf = ({ headers, body }: FastifyRequest): number => Number(headers["content-length"]) || Buffer.byteLength(JSON.stringify(body));
+const estimated = (request: FastifyRequest, events: number): TokenCount => ({
+  prompt: Math.ceil(bytesOf(request) / 4),
+  completion: events,
+});
+
+const optionsOf = (body: InferenceBody): Record<string, unknown> => {
+  const options = body["stream_options"];
+  return typeof options === "object" && options !== null ? { ...options } : {};
+};
+const asksForUsage = (body: InferenceBody): boolean => optionsOf(body)["include_usage"] === true;
+
+function bodyOf(raw: unknown): InferenceBody {
   if (typeof raw !== "object" || raw === null || Array.isArray(raw)) throw badRequest("invalid_body", "The body must be a JSON object.");
   const { model } = raw as { model?: unknown };
   if (typeof model !== "string" || model === "") throw badRequest("missing_model", "model: say which model is to answer.", "model");
-  return { ...raw, model };
-}
-
-const headerOf = (answer: Dispatcher.ResponseData, name: string): string | undefined => {
-  const value = answer.headers[name];
-  return Array.isArray(value) ? value[0] : value;
-};
-
-/** The first part of a body that explains a failure. */
-async function textOf(answer: Dispatcher.ResponseData): Promise<string> {
-  const text = await answer.body.text().catch(() => "");
-  return text.slice(0, maxErrorBytes);
+  return raw as InferenceBody;
 }

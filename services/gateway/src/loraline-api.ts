@@ -5,7 +5,6 @@ import {
   adapterRollbackRequested,
   buckets,
   type DeadLetterView,
-  problemsOf,
   promoteBody,
   type ReplicaState,
   rollbackBody,
@@ -14,9 +13,10 @@ import {
 import { RetryLaterError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
-import type { z } from "zod";
+import { needs } from "./auth.ts";
+import { parsedBody } from "./body.ts";
 import type { GatewayContext } from "./context.ts";
-import { badRequest, badRequestOf, notFound } from "./errors.ts";
+import { badRequest, notFound } from "./errors.ts";
 import { idempotencyKeyOf } from "./idempotency.ts";
 
 /** How long promote and rollback wait for the controller to move the alias. */
@@ -80,25 +80,25 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   };
 
   return (app) => {
-    app.get("/loraline/runs", async (request) => ({ data: await state.runs(request.caller.tenant) }));
-    app.get("/loraline/runs/:runId", existingRun);
-    app.get("/loraline/runs/:runId/trace", async (request) => {
+    app.get("/loraline/runs", needs("train"), async (request) => ({ data: await state.runs(request.caller.tenant) }));
+    app.get("/loraline/runs/:runId", needs("train"), existingRun);
+    app.get("/loraline/runs/:runId/trace", needs("train"), async (request) => {
       const { runId, trace } = await existingRun(request);
       const traceId = traceIdOf(trace);
       if (traceId === undefined) throw notFound("trace of run", runId, "runId");
       return { traceId, spans: await readTrace(traceId) };
     });
 
-    app.get("/loraline/adapters", async (request) => {
+    app.get("/loraline/adapters", needs("infer", "train", "promote"), async (request) => {
       const entries = await adapters.entries(`${request.caller.tenant}.*`);
       return { data: entries.map(({ value }) => viewOf(value)).toSorted((a, b) => (a.adapter.adapter < b.adapter.adapter ? -1 : 1)) };
     });
-    app.get("/loraline/adapters/:adapter", async (request) => viewOf(await existingAdapter(request)));
+    app.get("/loraline/adapters/:adapter", needs("infer", "train", "promote"), async (request) => viewOf(await existingAdapter(request)));
 
-    app.post("/loraline/adapters/:adapter/promote", async (request) => {
+    app.post("/loraline/adapters/:adapter/promote", needs("promote"), async (request) => {
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
-      const { version } = bodyOf(promoteBody, request.body);
+      const { version } = parsedBody(promoteBody, request.body);
       checkVersion(adapter, version);
       if (adapter.alias === version) return viewOf(adapter);
       const key = idempotencyKeyOf(request.headers) ?? ulid();
@@ -106,10 +106,10 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return viewWhen(request, ({ alias }) => alias === version);
     });
 
-    app.post("/loraline/adapters/:adapter/rollback", async (request) => {
+    app.post("/loraline/adapters/:adapter/rollback", needs("promote"), async (request) => {
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
-      const { version } = bodyOf(rollbackBody, request.body ?? {});
+      const { version } = parsedBody(rollbackBody, request.body ?? {});
       if (adapter.alias === null) throw badRequest("nothing_promoted", `${adapter.adapter} has no promoted version to go back from.`);
       if (version !== undefined) checkVersion(adapter, version);
       if (version === adapter.alias) return viewOf(adapter);
@@ -118,21 +118,14 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return viewWhen(request, ({ alias }) => (version === undefined ? alias !== adapter.alias : alias === version));
     });
 
-    app.get("/loraline/dlq", async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
-    app.get("/loraline/dlq/:seq", letterOf);
-    app.post("/loraline/dlq/:seq/redrive", async (request) => {
+    app.get("/loraline/dlq", needs("admin"), async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
+    app.get("/loraline/dlq/:seq", needs("admin"), letterOf);
+    app.post("/loraline/dlq/:seq/redrive", needs("admin"), async (request) => {
       const letter = await letterOf(request);
       await bus.deadLetters.redrive(letter.seq);
       return letter;
     });
   };
-}
-
-function bodyOf<T extends z.ZodType>(schema: T, body: unknown): z.output<T> {
-  const parsed = schema.safeParse(body);
-  if (parsed.success) return parsed.data;
-  const [first, ...others] = problemsOf(parsed.error, "invalid_body");
-  throw first === undefined ? parsed.error : badRequestOf([first, ...others]);
 }
 
 function checkVersion(adapter: AdapterState, number: number): void {

@@ -1,6 +1,7 @@
 /** `GET /v1/models`: the bases, and the tenant's own aliases and versions that are proven. */
 import type { AdapterState, AdapterVersion, EngineRecord, ModelObject } from "@loraline/contracts";
 import type { FastifyInstance } from "fastify";
+import { needs } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
 import { enginesFor, parseModel, type ReplicaView, type RoutingView } from "./decide-route.ts";
 import { PermanentError } from "@loraline/runtime";
@@ -58,10 +59,13 @@ function adapterModels(view: RoutingView, adapter: AdapterState): ModelObject[] 
 
 export function modelRoutes({ table }: GatewayContext): (app: FastifyInstance) => void {
   return (app) => {
-    app.get("/models", async (request) => ({ object: "list", data: modelsOf(table.view(), request.caller.tenant) }));
+    app.get("/models", needs("infer", "train"), async (request) => ({
+      object: "list",
+      data: modelsOf(table.view(), request.caller.tenant),
+    }));
 
     // Names have slashes, and the SDKs send them both escaped and plain.
-    app.get("/models/*", async (request) => {
+    app.get("/models/*", needs("infer", "train"), async (request) => {
       const { "*": name } = request.params as { "*": string };
       const asked = parseModel(name);
       const models = modelsOf(table.view(), request.caller.tenant);

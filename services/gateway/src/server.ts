@@ -6,19 +6,24 @@ import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { ulid } from "ulid";
-import { createKeyCheck } from "./auth.ts";
+import { checkScope, createKeyCheck } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
 import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
 import { datasetRoutes } from "./datasets.ts";
 import { fileRoutes } from "./files.ts";
+import { adminRoutes } from "./admin-api.ts";
 import { fineTuningRoutes } from "./fine-tuning.ts";
 import { inferenceRoutes } from "./inference.ts";
+import { createLimits } from "./limits.ts";
 import { loralineRoutes } from "./loraline-api.ts";
+import { createMetrics, serveMetrics } from "./metrics.ts";
 import { modelRoutes } from "./models.ts";
+import { createTokenCheck, type OidcOptions } from "./oidc.ts";
 import { createRoutingTable } from "./routing-table.ts";
 import { createStateReader } from "./state-reader.ts";
 import { traced } from "./tracing.ts";
 import { createTraffic } from "./traffic.ts";
+import { createUsage } from "./usage.ts";
 
 export interface GatewayOptions {
   bus: Bus;
@@ -38,9 +43,15 @@ export interface GatewayOptions {
   routeAtRandom?: boolean;
   /** How long requests in flight may go on after shutdown began. Default 10 s. */
   drainMs?: number;
+  /** Tokens of this issuer are accepted beside keys. */
+  oidc?: OidcOptions | undefined;
+  /** Where `GET /metrics` is answered, without keys. Absent: nowhere. */
+  metrics?: { host: string; port: number } | undefined;
+  /** Share, from 0 to 1, of the chats that begin a trace of their own. Default 1. */
+  chatTraceShare?: number | undefined;
 }
 
-export type Gateway = AsyncDisposable & { readonly url: string };
+export type Gateway = AsyncDisposable & { readonly url: string; readonly metricsUrl: string | undefined };
 
 /** A refused upload is read on for this long, so that its sender sees the reason instead of a broken connection. */
 const lingerMs = 30_000;
@@ -52,13 +63,23 @@ const lingerMs = 30_000;
  */
 export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const { bus, objects, log, telemetry, host, port, drainMs = 10_000 } = options;
-  const { uploadLimitBytes = 1024 ** 3, bodyLimitBytes = 32 * 1024 ** 2, readTrace = () => Promise.resolve([]) } = options;
+  const {
+    uploadLimitBytes = 1024 ** 3,
+    bodyLimitBytes = 32 * 1024 ** 2,
+    readTrace = () => Promise.resolve([]),
+    chatTraceShare = 1,
+  } = options;
   const watching = new AbortController();
   const abandoning = new AbortController();
   const owned = new AsyncDisposableStack();
   owned.defer(() => watching.abort());
   try {
-    const checkKey = await createKeyCheck({ bus, signal: watching.signal });
+    const checkToken = options.oidc === undefined ? undefined : createTokenCheck(options.oidc);
+    const checkKey = await createKeyCheck({ bus, signal: watching.signal, checkToken });
+    const traffic = owned.use(await createTraffic({ bus, log }));
+    const { gateway } = traffic;
+    const metrics = createMetrics();
+    const metricsServer = options.metrics === undefined ? undefined : owned.use(await serveMetrics(metrics, options.metrics));
     const context: GatewayContext = {
       bus,
       objects,
@@ -66,13 +87,18 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       telemetry,
       state: await createStateReader({ bus }),
       table: await createRoutingTable({ bus, signal: watching.signal, random: options.routeAtRandom === true ? Math.random : undefined }),
-      traffic: owned.use(await createTraffic({ bus, log })),
+      traffic,
+      limits: owned.use(await createLimits({ bus, log, gateway, signal: watching.signal })),
+      usage: owned.use(await createUsage({ bus, log, gateway })),
+      metrics,
+      keysOf: checkKey.keysOf,
       readTrace,
       uploadLimitBytes,
       signal: abandoning.signal,
     };
     const inference = owned.use(inferenceRoutes(context));
     const loraline = await loralineRoutes(context);
+    const admin = await adminRoutes(context);
     const keys = await bus.bucket(buckets.keys);
 
     const loggerInstance: FastifyBaseLogger = log;
@@ -134,12 +160,27 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
         v1.decorateRequest("caller");
         v1.decorateRequest("routed", null);
         v1.addHook("onRequest", async (request) => {
-          request.caller = await checkKey(request.headers.authorization);
+          const caller = checkKey(request.headers.authorization);
+          request.caller = caller instanceof Promise ? await caller : caller;
+          checkScope(request.caller, request.routeOptions.config.scope ?? []);
         });
         v1.addHook("onRoute", (route) => {
-          route.handler = traced(telemetry, route.handler, route.config?.join);
+          const { scope, join, sampled = false } = route.config ?? {};
+          if (scope === undefined)
+            throw new Error(`${String(route.method)} ${route.url}: say which scope it needs, with \`needs\` of auth.ts`);
+          route.handler = traced(telemetry, route.handler, { join, ...(sampled ? { share: chatTraceShare } : {}) });
         });
-        for (const routes of [fileRoutes(context), datasetRoutes(context), fineTuningRoutes(context), modelRoutes(context), inference, loraline]) routes(v1);
+        for (const routes of [
+          fileRoutes(context),
+          datasetRoutes(context),
+          fineTuningRoutes(context),
+          modelRoutes(context),
+          inference,
+          loraline,
+          admin,
+        ]) {
+          routes(v1);
+        }
       },
       { prefix: "/v1" },
     );
@@ -156,7 +197,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       await app.close();
       clearTimeout(giveUp);
     });
-    return { url, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+    return { url, metricsUrl: metricsServer?.url, [Symbol.asyncDispose]: () => owned.disposeAsync() };
   } catch (error) {
     await owned.disposeAsync();
     throw error;
@@ -192,11 +233,12 @@ function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[
 }
 
 async function replyWithError(error: unknown, request: FastifyRequest, reply: FastifyReply, log: Log): Promise<FastifyReply> {
-  const { status, body, retryAfterSeconds } = errorReplyOf(error);
+  const { status, body, retryAfterSeconds, headers } = errorReplyOf(error);
   const told = { err: error, requestId: request.id, method: request.method, url: request.url, status };
   if (status >= 500 && status !== 503) log.error(told, "request failed");
   else log.debug(told, body.error.message);
   if (retryAfterSeconds !== undefined) void reply.header("retry-after", retryAfterSeconds);
+  if (headers !== undefined) void reply.headers(headers);
   lingerOver(request);
   return reply.code(status).send(body);
 }

@@ -21,15 +21,22 @@ export function incomingTraceparent(request: FastifyRequest): string | undefined
 
 /**
  * Runs the handler inside the request's span, which ends when the response has left or its reader has. The response
- * carries the span's `traceparent`. Reading (GET) without a `traceparent` gets no span: it would be a trace of one span
- * for each poll.
+ * carries the span's `traceparent`. Who sends a `traceparent` always gets a span in that trace. Without one, reading (GET) gets none:
+ * it would be a trace of one span for each poll. And of requests that begin a trace of their own only `share` get one; what
+ * belongs to a trace of ours (the first answer of a new version ends the upload's) always does.
  */
-export function traced(telemetry: Telemetry, handler: RouteHandlerMethod, join?: JoinTrace): RouteHandlerMethod {
+export function traced(
+  telemetry: Telemetry,
+  handler: RouteHandlerMethod,
+  { join, share = 1 }: { join?: JoinTrace | undefined; share?: number } = {},
+): RouteHandlerMethod {
   return async function (request, reply) {
     const incoming = incomingTraceparent(request);
     if (incoming === undefined && (request.method === "GET" || request.method === "HEAD")) return handler.call(this, request, reply);
     const startMs = Date.now() - reply.elapsedTime;
     const joined = (await join?.(request, incoming)) ?? {};
+    const begins = incoming === undefined && (joined.parent ?? null) === null;
+    if (begins && share < 1 && Math.random() >= share) return handler.call(this, request, reply);
     const span = telemetry.startSpan(`${request.method} ${request.routeOptions.url ?? request.url}`, {
       kind: "server",
       startMs,

@@ -1,0 +1,12 @@
+/** JSON bodies against their contract. */
+import { problemsOf } from "@loraline/contracts";
+import type { z } from "zod";
+import { badRequestOf } from "./errors.ts";
+
+/** @throws PermanentError 400 with every problem. */
+export function parsedBody<T extends z.ZodType>(schema: T, body: unknown): z.output<T> {
+  const parsed = schema.safeParse(body);
+  if (parsed.success) return parsed.data;
+  const [first, ...others] = problemsOf(parsed.error, "invalid_body");
+  throw first === undefined ? parsed.error : badRequestOf([first, ...others]);
+}

@@ -1,0 +1,182 @@
+/**
+ * Tokens used, per tenant, day (UTC) and model: counted in memory, written to KV `usage` every second.
+ *
+ *   <tenant>.<day>.<adapter or ->.<gateway>   absolute counts of one gateway process; writing them again changes nothing
+ *   <tenant>.<day>.<adapter or ->.total       of days that are over, with the gateways whose counts are in it
+ *
+ * A gateway that is stopped writes before it ends; one that is killed loses what ended in its last second, or since the bus went.
+ * Tokens are the engine's own counts. Where an answer was broken off before the engine counted, the row says so (`estimated`): a
+ * quarter of the request's bytes for the prompt, and one token for each event that was passed on.
+ */
+import type { Bus } from "@loraline/bus";
+import { buckets, type UsageRow, type UsageState } from "@loraline/contracts";
+import type { Log } from "@loraline/runtime";
+
+const everyMs = 1000;
+/** Days are read side by side, so many at once. */
+const readAtOnce = 8;
+const total = "total";
+
+export interface Used {
+  tenant: string;
+  /** `<tenant>/<adapter>@<version>`, or the base. */
+  model: string;
+  base: string;
+  adapter: string | null;
+  version: number | null;
+  promptTokens: number;
+  completionTokens: number;
+  failed: boolean;
+  estimated: boolean;
+}
+
+export type DailyUsage = UsageRow & { day: string };
+
+export interface Usage extends AsyncDisposable {
+  count(used: Used): void;
+  /** Rows of the days from `from` to `to` (YYYY-MM-DD, both included), oldest first. Other gateways' last second may be missing. */
+  read(tenant: string, days: { from: string; to: string }): Promise<DailyUsage[]>;
+}
+
+export const dayOf = (ms: number): string => new Date(ms).toISOString().slice(0, 10);
+const dayMs = 24 * 60 * 60_000;
+
+/** Adds up what gateways of the past have left, then counts. */
+export async function createUsage({
+  bus,
+  log,
+  gateway,
+  now = () => Date.now(),
+}: {
+  bus: Pick<Bus, "bucket">;
+  log: Log;
+  /** Names this process in the keys; new with each start. */
+  gateway: string;
+  now?: () => number;
+}): Promise<Usage> {
+  const bucket = await bus.bucket(buckets.usage);
+  interface Counted {
+    tenant: string;
+    day: string;
+    rows: Map<string, UsageRow>;
+    dirty: boolean;
+  }
+  const counted = new Map<string, Counted>();
+  let today = { day: dayOf(now()), endsAt: Math.ceil((now() + 1) / dayMs) * dayMs };
+
+  const flush = async (): Promise<void> => {
+    for (const [prefix, entry] of counted) {
+      const { tenant, day, rows } = entry;
+      if (!entry.dirty) {
+        if (day < dayOf(now() - dayMs)) counted.delete(prefix);
+        continue;
+      }
+      entry.dirty = false;
+      try {
+        await bucket.put(`${prefix}.${gateway}`, { tenant, day, at: new Date(now()).toISOString(), rows: [...rows.values()] });
+      } catch (error) {
+        entry.dirty = true;
+        throw error;
+      }
+    }
+  };
+  let flushing: Promise<void> | undefined;
+  /** Never two at once, and the one that is awaited began after it was asked for. */
+  const flushNow = async (): Promise<void> => {
+    while (flushing !== undefined) await flushing;
+    flushing = flush().finally(() => {
+      flushing = undefined;
+    });
+    await flushing;
+  };
+  const timer = setInterval(() => {
+    if (flushing !== undefined) return;
+    flushNow().catch((error: unknown) => log.warn({ err: error }, "usage was not written; trying again"));
+  }, everyMs);
+  timer.unref();
+
+  /**
+   * Entries of days that are over, into one for each adapter. Dying on any line counts nothing twice and loses nothing: whose
+   * counts are in a total is written with it, and readers pass over what is.
+   */
+  const mergeOldDays = async (): Promise<void> => {
+    const before = dayOf(now() - dayMs);
+    for (const { key, value } of await bucket.entries()) {
+      const [tenant = "", day = "", adapter = "", holder = ""] = key.split(".");
+      if (holder === total || day >= before) continue;
+      await bucket.change(`${tenant}.${day}.${adapter}.${total}`, (sum) => {
+        const merged = sum?.merged ?? [];
+        if (merged.includes(holder)) return undefined;
+        const rows = sumOf([...(sum?.rows ?? []), ...value.rows]);
+        return { tenant, day, at: new Date(now()).toISOString(), rows, merged: [...merged, holder] };
+      });
+      await bucket.delete(key);
+    }
+  };
+  await mergeOldDays().catch((error: unknown) => log.warn({ err: error }, "usage of past days was not added up; the next start does it"));
+
+  return {
+    count({ tenant, model, base, adapter, version, failed, estimated, promptTokens, completionTokens }) {
+      const time = now();
+      if (time >= today.endsAt) today = { day: dayOf(time), endsAt: Math.ceil((time + 1) / dayMs) * dayMs };
+      const prefix = `${tenant}.${today.day}.${adapter ?? "-"}`;
+      let entry = counted.get(prefix);
+      if (entry === undefined) {
+        entry = { tenant, day: today.day, rows: new Map(), dirty: true };
+        counted.set(prefix, entry);
+      }
+      entry.dirty = true;
+      let row = entry.rows.get(model);
+      if (row === undefined) {
+        row = { model, base, adapter, version, requests: 0, failed: 0, promptTokens: 0, completionTokens: 0, estimated: 0 };
+        entry.rows.set(model, row);
+      }
+      row.requests += 1;
+      row.promptTokens += promptTokens;
+      row.completionTokens += completionTokens;
+      if (failed) row.failed += 1;
+      if (estimated) row.estimated += 1;
+    },
+    async read(tenant, { from, to }) {
+      await flushNow();
+      const days: string[] = [];
+      for (let at = Date.parse(from); at <= Date.parse(to); at += dayMs) days.push(dayOf(at));
+      const rows: DailyUsage[] = [];
+      for (let at = 0; at < days.length; at += readAtOnce) {
+        const some = days.slice(at, at + readAtOnce);
+        const found = await Promise.all(some.map((day) => bucket.entries(`${tenant}.${day}.>`)));
+        some.forEach((day, index) => {
+          const counts = unmergedOf(found[index] ?? []);
+          rows.push(...sumOf(counts.flatMap(({ rows: of }) => of)).map((row) => ({ ...row, day })));
+        });
+      }
+      return rows;
+    },
+    async [Symbol.asyncDispose]() {
+      clearInterval(timer);
+      await flushNow().catch((error: unknown) => log.error({ err: error }, "the last usage could not be written"));
+    },
+  };
+}
+
+/** Without the entries that are in their day's total already. */
+function unmergedOf(entries: readonly { key: string; value: UsageState }[]): UsageState[] {
+  const prefixOf = (key: string): string => key.slice(0, key.lastIndexOf("."));
+  const merged = new Map(
+    entries.filter(({ key }) => key.endsWith(`.${total}`)).map(({ key, value }) => [prefixOf(key), value.merged ?? []]),
+  );
+  return entries
+    .filter(({ key }) => !(merged.get(prefixOf(key))?.includes(key.slice(key.lastIndexOf(".") + 1)) ?? false))
+    .map(({ value }) => value);
+}
+
+/** One row for each model, by name. */
+function sumOf(rows: readonly UsageRow[]): UsageRow[] {
+  const sums = new Map<string, UsageRow>();
+  for (const row of rows) {
+    const sum = sums.get(row.model);
+    if (sum === undefined) sums.set(row.model, { ...row });
+    else for (const field of ["requests", "failed", "promptTokens", "completionTokens", "estimated"] as const) sum[field] += row[field];
+  }
+  return [...sums.values()].toSorted((a, b) => (a.model < b.model ? -1 : 1));
+}
