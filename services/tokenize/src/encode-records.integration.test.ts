@@ -308,12 +308,14 @@ describe("too long", () => {
     });
   });
 
-  it("names tools, which it does not render, and what the profile seed cannot hold", async () => {
-    expect(await one(chat([user("a"), assistant("", { tool_calls: "[]" }), { role: "tool", content: "x" }, assistant("b")]))).toMatchObject(
-      {
-        dropped: { code: "TOOLS_UNSUPPORTED" },
-      },
-    );
+  it("names tool calls that the base's template does not show, and what the profile seed cannot hold", async () => {
+    expect(
+      await one(
+        chat([user("a"), assistant("", { tool_calls: '[{"name":"f","arguments":{}}]' }), { role: "tool", content: "x" }, assistant("b")]),
+      ),
+    ).toMatchObject({
+      dropped: { code: "TOOLS_UNSUPPORTED" },
+    });
     expect(await one(chat(turns), { profile: "seed" })).toMatchObject({
       dropped: { code: "SEED_UNSUITABLE", message: expect.stringContaining("more than one question") as string },
     });
@@ -322,47 +324,6 @@ describe("too long", () => {
 });
 
 describe("the base's own template", () => {
-  const chatml = (more = "", role = "message['role']", content = "message['content']") =>
-    `{% for message in messages %}${more}{{'<|im_start|>' + ${role} + '\n' + ${content} + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}`;
-
-  it("is recognised with its markers and its default system prompt", async () => {
-    expect(await recogniseTemplate(base)).toEqual({
-      family: "chatml",
-      start: { text: "<|im_start|>", id: 1 },
-      end: { text: "<|im_end|>", id: 2 },
-      defaultSystem: "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-    });
-    expect(await recogniseTemplate({ ...base, template: chatml() })).toMatchObject({ defaultSystem: null });
-  });
-
-  it.each([
-    [
-      "trims what is said",
-      chatml("", "message['role']", "message['content'] | trim"),
-      /renders .*What is 1 \+ 1\?<.*where ChatML is .* {2}What is 1 \+ 1\? \\n</,
-    ],
-    [
-      "calls roles differently",
-      chatml("", "('model' if message['role'] == 'assistant' else message['role'])"),
-      /it renders .*model.*where ChatML is .*assistant/,
-    ],
-    [
-      "is of another family",
-      "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}",
-      /it renders "\[system\] SYS\[user\] USR"/,
-    ],
-    ["adds something now and then", chatml("{% if loop.index == 3 %}{{ 'hm' }}{% endif %}"), /hm<\|im_start\|>/],
-    ["cannot be parsed", "{% for", /cannot be parsed/],
-    ["refuses a system prompt", `{{ raise_exception('no system') }}`, /cannot render.*no system/],
-    ["has markers that are no tokens", chatml().replaceAll("<|im_", "<|my_"), /are not control tokens/],
-  ])("is refused with both texts when it %s", async (_, template, message) => {
-    await expect(recogniseTemplate({ ...base, template })).rejects.toMatchObject({
-      code: "TEMPLATE_UNSUPPORTED",
-      param: "base",
-      message: expect.stringMatching(message) as string,
-    });
-  });
-
   it("must end turns with a token at which the engine stops", async () => {
     await expect(recogniseTemplate({ ...base, stopIds: new Set([0]) })).rejects.toMatchObject({
       code: "TEMPLATE_UNSUPPORTED",

@@ -22,8 +22,8 @@ export interface Base {
   /** sha256 of the template's text; of the empty text when there is none. */
   readonly templateDigest: Digest;
   readonly special: SpecialTokens;
-  /** Ids at which an engine stops: the tokenizer's EOS, and those of generation_config.json. */
-  readonly stopIds: ReadonlySet<number>;
+  /** Ids at which an engine stops: the tokenizer's EOS, and those of generation_config.json. null: a folder of a tokenizer only does not say. */
+  readonly stopIds: ReadonlySet<number> | null;
 }
 
 /** `"<|im_end|>"`, or the same as an object with flags. */
@@ -52,21 +52,21 @@ export async function loadBase(dir: string): Promise<Base> {
     readFile(join(dir, "tokenizer.json"), "utf8").catch(missing(dir, "tokenizer.json")),
     readFile(join(dir, "tokenizer_config.json"), "utf8").catch(() => "{}"),
     readFile(join(dir, "chat_template.jinja"), "utf8").catch(() => null),
-    readFile(join(dir, "generation_config.json"), "utf8").catch(() => "{}"),
+    readFile(join(dir, "generation_config.json"), "utf8").catch(() => null),
   ]);
   const { chat_template: inline, ...tokens } = tokenizerConfig.parse(JSON.parse(config));
   // As transformers does: the file first, then the field, which may hold several by name.
   const template = jinja ?? (typeof inline === "string" ? inline : (inline?.find(({ name }) => name === "default")?.template ?? null));
   const encoder = await createEncoder(tokenizer);
   const eos = tokens.eos_token === null ? undefined : encoder.addedId(tokens.eos_token);
-  const stops = generationConfig.parse(JSON.parse(generation)).eos_token_id ?? [];
+  const stops = generationConfig.parse(JSON.parse(generation ?? "{}")).eos_token_id ?? [];
   return {
     ref: base === null ? { name: basename(resolve(dir)), revision: "unknown", digest: encoder.digest } : baseRef.parse(JSON.parse(base)),
     encoder,
     template,
     templateDigest: digestOf(template ?? ""),
     special: { bos: tokens.bos_token, eos: tokens.eos_token, pad: tokens.pad_token, unk: tokens.unk_token },
-    stopIds: new Set(eos === undefined ? stops : [eos, ...stops]),
+    stopIds: base === null && generation === null ? null : new Set(eos === undefined ? stops : [eos, ...stops]),
   };
 }
 
