@@ -1,12 +1,14 @@
 /** Every event of the line, once. Subjects, types, AsyncAPI and JSON Schema derive from this table. */
 import { z } from "zod";
+import { datasetMapping } from "./dataset-mapping.ts";
 import { defineEvent, type EventDef } from "./define-event.ts";
-import { adapterName, blobRef, digest, isoTime, problem } from "./names.ts";
+import { adapterName, blobRef, digest, isoTime, problem, ulid } from "./names.ts";
 import { tokenTotals } from "./records.ts";
 import { canarySettings, placement, runSpec } from "./run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
 const actor = z.string().max(200).nullish().describe("Who asked, for the audit trail.");
+const note = z.string().nullish().describe("What the gate was asked to judge and could not.");
 const version = z.int().min(1).describe("Version of the adapter: 1, 2, 3…");
 
 /* dataset */
@@ -17,6 +19,7 @@ export const datasetReceived = defineEvent(
   z.object({
     blob: blobRef,
     filename: z.string().min(1).max(512),
+    mapping: datasetMapping.nullish().describe("How its rows are read; absent: each row's format is detected."),
     by: actor,
   }),
 );
@@ -122,8 +125,21 @@ export const runServed = defineEvent(
     digest,
     replicas: z.int().describe("Replicas that hold it proven."),
     of: z.int().nullish().describe("Replicas that should; fewer hold it when some are quarantined or far too slow."),
-    promoted: z.boolean(),
+    promoted: z.boolean().describe("Whether the alias moved to it with that."),
+    note,
     lastStepToProvenMs: z.number().describe("From the last optimizer step to the proof on the last replica, in milliseconds."),
+  }),
+);
+
+/* chunk: work inside of tokenize; its id is the hex of the hash of all that decides the result, which is kept under it in KV `cache` */
+
+export const chunkRequested = defineEvent(
+  "chunk.requested.v1",
+  "A part of a run's records is to be tokenized, by any replica",
+  z.object({
+    run: ulid.describe("For whom; nothing is done once it has ended."),
+    chunk: blobRef.describe("Canonical records, JSONL."),
+    settings: blobRef.describe("Base and settings of tokenizing, JSON."),
   }),
 );
 
@@ -146,7 +162,7 @@ const held = { version, digest, engine: z.string(), replica: z.string(), incarna
 export const adapterAccepted = defineEvent(
   "adapter.accepted.v1",
   "A version passed the gate and is desired on its engine",
-  z.object({ version, digest, base: z.string(), runId: z.string(), engineName: z.string() }),
+  z.object({ version, digest, base: z.string(), runId: z.string(), engineName: z.string(), note }),
 );
 export const adapterRefused = defineEvent(
   "adapter.refused.v1",
@@ -224,6 +240,7 @@ export const events = {
   runCancelRequested,
   runCancelled,
   runServed,
+  chunkRequested,
   adapterAccepted,
   adapterRefused,
   adapterLoaded,

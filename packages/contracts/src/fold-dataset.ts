@@ -28,6 +28,7 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
       datasetId: event.at.id,
       status: "received",
       filename: event.data.filename,
+      mapping: event.data.mapping ?? null,
       blob: event.data.blob,
       receivedAt: event.time,
       settledAt: null,

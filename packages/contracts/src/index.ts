@@ -1,4 +1,5 @@
 export * from "./canary-traffic.ts";
+export * from "./dataset-mapping.ts";
 export * from "./define-event.ts";
 export * from "./engine.ts";
 export * from "./events.ts";

@@ -23,9 +23,13 @@ export type Message = z.infer<typeof message>;
 export const isTrainedTurn = (turn: Message): boolean => turn.role === "assistant" && turn.train !== false && turn.weight !== 0;
 
 export const recordMeta = z.object({
-  file: z.string(),
+  file: z
+    .string()
+    .optional()
+    .describe("Where an upload holds several files: the one among them. An upload's own name is no part of its records."),
   line: z.int().describe("1-based line (JSONL) or element number (JSON array)."),
-  format: z.string().describe("Name of the signature that matched, such as `instruction`."),
+  format: z.string().describe("Name of the format that the row was read as, such as `instruction`."),
+  template: z.string().optional().describe("Name and version of the prompt that ingest wrote around the row, such as `translation.zh/1`."),
   slice: z.string().optional().describe("Part of the dataset that is evaluated for itself, such as `adversarial`."),
   unusedKeys: z.array(z.string()).optional(),
   /** Original columns that the profile `seed` joins without a newline. */
@@ -75,7 +79,7 @@ export const record = z.object({
 export type Rec = z.infer<typeof record>;
 
 export const rejection = z.object({
-  file: z.string(),
+  file: z.string().optional().describe("Where an upload holds several files: the one among them."),
   line: z.int(),
   code: z.string(),
   message: z.string(),
@@ -153,7 +157,7 @@ export type DatasetReport = z.infer<typeof datasetReport>;
 export const datasetManifest = z.object({
   version: z.literal(1),
   source: blobRef,
-  filename: z.string(),
+  filename: z.string().optional().describe("Written by older code; an upload's name is no part of what its bytes give."),
   records: z.int(),
   rejections: z.int(),
   formats: z.record(z.string(), z.int()),

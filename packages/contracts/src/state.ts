@@ -1,5 +1,6 @@
 /** What the KV buckets hold. Everything here can be rebuilt from the streams (runs, datasets) or is written by one service. */
 import { z } from "zod";
+import { datasetMapping } from "./dataset-mapping.ts";
 import { proof } from "./events.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { tokenTotals } from "./records.ts";
@@ -11,6 +12,7 @@ export const datasetState = z.object({
   datasetId: ulid,
   status: z.enum(["received", "ingested", "rejected", "deleted"]),
   filename: z.string(),
+  mapping: datasetMapping.nullable().default(null).describe("How its rows are read; null: each row's format is detected."),
   blob: blobRef,
   receivedAt: isoTime,
   settledAt: isoTime.nullable(),
@@ -82,7 +84,15 @@ export const runState = z.object({
     })
     .nullable(),
   served: z
-    .object({ version: z.int(), digest, replicas: z.int(), promoted: z.boolean(), lastStepToProvenMs: z.number(), at: isoTime })
+    .object({
+      version: z.int(),
+      digest,
+      replicas: z.int(),
+      promoted: z.boolean(),
+      note: z.string().nullish(),
+      lastStepToProvenMs: z.number(),
+      at: isoTime,
+    })
     .nullable(),
   error: problem.nullable(),
   seq: z.int().describe("Last sequence of RUNS folded in."),
@@ -106,6 +116,7 @@ export const adapterVersion = z.object({
     .enum(["desired", "refused", "retired"])
     .describe("desired: replicas must hold it. refused: it will never be served. retired: let go to make room."),
   reason: problem.nullable(),
+  note: z.string().nullish().describe("What the gate was asked to judge and could not."),
   promote: z.enum(["auto", "manual", "canary"]),
   canary: canarySettings.nullish().describe("Settings of its canary, when its run asked for one."),
   evaluation: evaluation.nullable(),
@@ -113,6 +124,7 @@ export const adapterVersion = z.object({
   createdAt: isoTime,
   servedAt: isoTime.nullable().describe("When every ready replica had it proven for the first time."),
   servedOn: z.int().nullish().describe("Replicas that had it proven then."),
+  servedOf: z.int().nullish().describe("Replicas that should have had it proven then."),
   trace: traceparent.nullable(),
 });
 export type AdapterVersion = z.infer<typeof adapterVersion>;
