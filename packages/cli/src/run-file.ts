@@ -1,11 +1,11 @@
 /** `run.yaml`: the sections of the run spec that are not already said on the command line. */
 import { readFile } from "node:fs/promises";
-import { problemsOf, runSpec } from "@loraline/contracts";
+import { problemsOf, runSpecFields } from "@loraline/contracts";
 import { isMap, isNode, LineCounter, parseDocument } from "yaml";
 import type { z } from "zod";
 import { exitCodes, Failure } from "./failure.ts";
 
-const sections = runSpec.pick({
+const sections = runSpecFields.pick({
   lora: true,
   training: true,
   tokenize: true,

@@ -32,8 +32,8 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
     ["run", `${bold(run.runId)}  ${phaseColor(run)}`],
     error === null ? undefined : ["error", red(`${error.code}: ${error.message}`)],
     run.finishedAt === null ? ["now", [doing(run), stepsOf(run), figures(run)].filter((part) => part !== "").join(" · ")] : undefined,
-    ["base", `${spec.base}, LoRA r ${spec.lora.r}`],
-    ["dataset", spec.dataset],
+    spec.import === undefined ? ["base", `${spec.base}, LoRA r ${spec.lora.r}`] : ["base", spec.base],
+    spec.import === undefined ? ["dataset", spec.dataset ?? ""] : ["imported from", spec.import.source],
     tokens === null
       ? undefined
       : [

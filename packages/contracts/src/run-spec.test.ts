@@ -118,3 +118,22 @@ test("a regular expression that only Python knows is left to the trainer", () =>
 test("what the engine serves has no problems", () => {
   expect(judgeRunSpec(specOf({ ...minimal, lora: { r: 32, target_modules: ".*\\.(q|v)_proj" } }), [engine])).toEqual([]);
 });
+
+const file = (letter: string) => ({ kind: "adapter-file", digest: `sha256:${letter.repeat(64)}`, size: 3 });
+const imported = {
+  base: "smollm2-135m-instruct",
+  adapter: "pirate",
+  import: { source: "./pirate", config: file("a"), weights: file("b") },
+};
+
+test("an adapter is trained on a dataset or imported, and nothing else", () => {
+  expect(specOf(imported)).toMatchObject({ import: { source: "./pirate" }, promote: "auto" });
+  expect(problemsOfSpec({ base: "b", adapter: "a" })).toEqual([["SPEC_INVALID", "dataset", expect.stringMatching(/missing/)]]);
+  expect(problemsOfSpec({ ...imported, dataset: minimal.dataset })).toEqual([
+    ["SPEC_INVALID", "import", expect.stringMatching(/remove one/)],
+  ]);
+  expect(problemsOfSpec({ ...imported, validation: minimal.dataset })).toEqual([["SPEC_INVALID", "validation", expect.anything()]]);
+  expect(problemsOfSpec({ ...imported, import: { ...imported.import, weights: { ...file("b"), kind: "raw" } } })).toEqual([
+    ["SPEC_INVALID", "import.weights.kind", expect.anything()],
+  ]);
+});

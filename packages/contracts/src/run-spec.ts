@@ -1,6 +1,6 @@
 /** The run spec: what a user asks for. One schema for HTTP, NATS, `run.yaml` and the `FineTune` resource. */
 import { z } from "zod";
-import { adapterName, type Problem, ulid } from "./names.ts";
+import { adapterName, blobRef, type Problem, ulid } from "./names.ts";
 
 /**
  * Fields of PEFT's `LoraConfig` that Loraline refuses, with the reason. A value that changes nothing
@@ -131,7 +131,9 @@ export const tokenizeSpec = z
     profile: z
       .enum(["chatml", "seed"])
       .default("chatml")
-      .describe("`chatml`: the base's own chat template, of whatever family; the end-of-turn token is trained. `seed`: the well-known process_func, bit for bit."),
+      .describe(
+        "`chatml`: the base's own chat template, of whatever family; the end-of-turn token is trained. `seed`: the well-known process_func, bit for bit.",
+      ),
     system: z.string().max(100_000).optional().describe("System prompt for records that have none; `seed` puts it on every record."),
     max_length: z.int().min(8).max(1_048_576).default(1024).describe("Tokens per sequence."),
     too_long: z
@@ -198,11 +200,30 @@ export const placement = z
   .describe("Which replicas hold an adapter. `all` means as many as have room, which is all of them until max_cpu_loras is reached.");
 export type Placement = z.infer<typeof placement>;
 
-export const runSpec = z
+const adapterFile = blobRef.extend({ kind: z.literal("adapter-file") });
+
+/** An adapter that was trained elsewhere. Its files are in the object store already: whoever asks has put them there. */
+export const adapterImport = z
+  .strictObject({
+    source: z.string().min(1).max(2000).describe("Where it came from, for a person to read: a folder, a hub id, a URL."),
+    config: adapterFile.describe("PEFT's `adapter_config.json`."),
+    weights: adapterFile.describe("PEFT's `adapter_model.safetensors`."),
+    probes: z
+      .array(z.string().min(1).max(4000))
+      .max(16)
+      .optional()
+      .describe("Prompts on which the adapter is expected to show; it is proven by these and by neutral ones."),
+  })
+  .describe("A LoRA in PEFT's layout, served instead of training one: it is judged, made canonical, and proven by probes made here.");
+export type AdapterImport = z.infer<typeof adapterImport>;
+
+/** Every field of a run spec, without the rule that spans two of them. */
+export const runSpecFields = z
   .strictObject({
     base: z.string().min(1).max(200).describe("Name of the base, as `GET /v1/models` shows it."),
     adapter: adapterName,
-    dataset: ulid.describe("Dataset to train on."),
+    dataset: ulid.optional().describe("Dataset to train on."),
+    import: adapterImport.optional().describe("Instead of `dataset`: nothing is trained."),
     validation: ulid.optional().describe("Dataset to evaluate on. Without it `holdout` rows are held out."),
     holdout: z
       .number()
@@ -236,7 +257,17 @@ export const runSpec = z
       .describe("Attempts that may end by a fault of their own before the run fails. Preemption and a killed machine do not count."),
     metadata: z.record(z.string().max(64), z.string().max(512)).optional(),
   })
-  .describe("What a user asks for: one fine-tuning run.");
+  .describe("What a user asks for: one fine-tuning run, or the import of an adapter.");
+
+export const runSpec = runSpecFields
+  .superRefine((spec, context) => {
+    const wrong = (path: string, message: string): void => context.addIssue({ code: "custom", path: [path], message });
+    if (spec.dataset === undefined && spec.import === undefined) wrong("dataset", "is missing: name the dataset to train on");
+    if (spec.import === undefined) return;
+    if (spec.dataset !== undefined) wrong("import", "an adapter is either trained on `dataset` or imported; remove one of the two");
+    if (spec.validation !== undefined) wrong("validation", "an imported adapter is not evaluated; remove it");
+  })
+  .meta({ oneOf: [{ required: ["dataset"] }, { required: ["import"] }] });
 export type RunSpec = z.infer<typeof runSpec>;
 export type RunSpecInput = z.input<typeof runSpec>;
 

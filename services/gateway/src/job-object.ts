@@ -58,7 +58,7 @@ export function jobObjectOf(run: RunState): JobObject {
     seed: spec.training.seed,
     status: jobStatusOf[run.phase],
     trained_tokens: run.trained?.trainedTokens ?? null,
-    training_file: fileIdOf(spec.dataset),
+    training_file: spec.dataset === undefined ? `import:${spec.import?.source}` : fileIdOf(spec.dataset),
     validation_file: spec.validation === undefined ? null : fileIdOf(spec.validation),
     hyperparameters,
     method: { type: "supervised", supervised: { hyperparameters } },

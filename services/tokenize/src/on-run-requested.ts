@@ -27,6 +27,7 @@ import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import type { Base } from "./load-base.ts";
 import { tokenizeDataset, tokenizeKey, type TokenizeJob, type TokenizeResult } from "./tokenize-dataset.ts";
+import { tokenizeImport } from "./tokenize-import.ts";
 
 export interface OnRunRequestedDeps {
   bus: Bus;
@@ -100,6 +101,7 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   const { spec } = received.data;
   const [problem] = await judge(bus, at.tenant, spec, context.deliveries);
   if (problem !== undefined) return { kind: "rejected", problem };
+  if (spec.import !== undefined || spec.dataset === undefined) return tokenizeAdapter(deps, at.tenant, spec);
 
   const dataset = await findDataset(deps, at, spec.dataset, "dataset", context.signal);
   if (dataset.kind !== "found") return dataset;
@@ -125,6 +127,14 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   if (result.kind === "rejected") return result;
   await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
   return { ...result, cacheHit: false };
+}
+
+/** Nothing is trained: there are only probes to be made ready. */
+async function tokenizeAdapter({ objects, telemetry, loadBase }: OnRunRequestedDeps, tenant: string, spec: RunSpec): Promise<Outcome> {
+  if (spec.import === undefined) throw new PermanentError("SPEC_INVALID", "the run names neither a dataset nor an adapter to import");
+  const base = await telemetry.span("load tokenizer", {}, () => loadBase(spec.base));
+  const result = await tokenizeImport({ objects }, { tenant, base, spec, adapter: spec.import });
+  return result.kind === "rejected" ? result : { ...result, cacheHit: false };
 }
 
 /** Nothing is to be done for a run that has its tokens or has ended, and nothing for one that somebody wants stopped. */

@@ -1,0 +1,49 @@
+/** An imported adapter has no records: only its probes are tokens, with the base and the template they were made for. */
+import type { AdapterImport, RunSpec } from "@loraline/contracts";
+import { digestOf, type Objects, putJson } from "@loraline/objects";
+import { PermanentError } from "@loraline/runtime";
+import { createRecordEncoder } from "./encode-records.ts";
+import type { Base } from "./load-base.ts";
+import { neutralQuestions, plainPromptsFor, promptsFor } from "./probe-prompts.ts";
+import { tokenizeCode, type TokenizeResult } from "./tokenize-dataset.ts";
+
+/**
+ * Equal imports give equal bytes.
+ * @throws PermanentError TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING, STORE_FULL
+ */
+export async function tokenizeImport(
+  { objects }: { objects: Objects },
+  { tenant, base, spec, adapter }: { tenant: string; base: Base; spec: RunSpec; adapter: AdapterImport },
+): Promise<TokenizeResult> {
+  // The default profile shows prompts as the engine does.
+  const encoder = createRecordEncoder(base, { ...spec.tokenize, profile: "chatml", too_long: "drop" });
+  const own = adapter.probes ?? [];
+  const probes = await Promise.all([promptsFor(encoder, "own", own), promptsFor(encoder, "neutral", neutralQuestions)]).catch(
+    (error: unknown) => {
+      if (!(error instanceof PermanentError) || error.code !== "TEMPLATE_MISSING") throw error;
+      return Promise.all([plainPromptsFor(encoder, "own", own), plainPromptsFor(encoder, "neutral", neutralQuestions)]);
+    },
+  );
+  const manifest = {
+    version: 1 as const,
+    cacheKey: digestOf(JSON.stringify([tokenizeCode, "import", base.ref, base.encoder.digest, base.templateDigest, own])),
+    base: base.ref,
+    tokenizerDigest: base.encoder.digest,
+    templateDigest: base.templateDigest,
+    templateFamily: encoder.family,
+    profile: "chatml",
+    maxLength: spec.tokenize.max_length,
+    packed: false,
+    seed: spec.training.seed,
+    code: tokenizeCode,
+    train: [],
+    eval: [],
+    totals: { sequences: 0, tokens: 0, supervised: 0, evalSequences: 0, evalSupervised: 0, dropped: 0 },
+    dropped: [],
+    reasons: {},
+    noted: [],
+    notes: {},
+    probes: probes.flat(),
+  };
+  return { kind: "tokenized", ref: await putJson(objects, tenant, "tokens", manifest), manifest };
+}
