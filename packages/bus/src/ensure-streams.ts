@@ -1,5 +1,5 @@
 /** Creates or updates every stream, consumer and bucket. Idempotent; never deletes. */
-import { buckets, consumers, filterFor, streams } from "@loraline/contracts";
+import { buckets, consumers, filterFor, streams, type StreamDef } from "@loraline/contracts";
 import { AckPolicy, DeliverPolicy, jetstreamManager, RetentionPolicy, StorageType } from "@nats-io/jetstream";
 import { Kvm } from "@nats-io/kv";
 import { type NatsConnection, nanos } from "@nats-io/transport-node";
@@ -11,12 +11,12 @@ export interface EnsureStreamsOptions {
 
 export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: EnsureStreamsOptions = {}): Promise<void> {
   const jsm = await jetstreamManager(nc);
-  for (const def of Object.values(streams)) {
+  for (const def of Object.values<StreamDef>(streams)) {
     const config = {
       name: def.name,
       description: def.description,
       subjects: [...def.subjects],
-      retention: RetentionPolicy.Limits,
+      retention: def.queue === true ? RetentionPolicy.Workqueue : RetentionPolicy.Limits,
       storage: StorageType.File,
       max_age: nanos(def.maxAgeMs),
       duplicate_window: nanos(def.dedupeMs),

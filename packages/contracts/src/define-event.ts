@@ -1,8 +1,8 @@
 /** How an event is declared once, and how its subject derives from the declaration. */
 import type { z } from "zod";
-import { adapterName, tenantName, ulid } from "./names.ts";
+import { adapterName, digestHex, tenantName, ulid } from "./names.ts";
 
-export const nouns = { dataset: ulid, run: ulid, adapter: adapterName } as const;
+export const nouns = { dataset: ulid, run: ulid, adapter: adapterName, chunk: digestHex } as const;
 export type Noun = keyof typeof nouns;
 
 export interface EventDef<Type extends string = string, Data extends z.ZodType = z.ZodType> {
@@ -21,7 +21,7 @@ export type EventInput<E extends EventDef> = z.input<E["data"]>;
 /** Who an event is about: the two variable tokens of its subject. */
 export interface EventAddress {
   readonly tenant: string;
-  /** ULID of the dataset or run, or the adapter's name. */
+  /** ULID of the dataset or run, the adapter's name, or the hex digits that name a chunk's work. */
   readonly id: string;
 }
 

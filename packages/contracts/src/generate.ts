@@ -58,6 +58,7 @@ const idDescriptions = {
   dataset: "ULID of the dataset; for a new one, make a new ULID.",
   run: "ULID of the run; for a new one, make a new ULID.",
   adapter: "Name of the adapter.",
+  chunk: "Hash of all that decides the result, in hex.",
 } as const;
 
 /** The document a NATS client needs: subjects, payloads, and which stream and consumers stand behind them. */

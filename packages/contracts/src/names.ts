@@ -22,12 +22,17 @@ export const ulid = z
 export const digest = z.templateLiteral(["sha256:", z.string().regex(/^[0-9a-f]{64}$/)]).describe("`sha256:` and 64 lowercase hex digits.");
 export type Digest = z.infer<typeof digest>;
 
+/** The hex digits of a digest, where the colon must not be: in subjects and KV keys. */
+export const digestHex = z.string().regex(/^[0-9a-f]{64}$/, "must be 64 lowercase hex digits");
+
 /** What an object is; the second segment of its key. */
 export const blobKinds = [
   "raw",
   "records",
   "dataset",
   "report",
+  "settings",
+  "encoded",
   "shard",
   "tokens",
   "checkpoint-file",

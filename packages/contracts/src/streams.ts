@@ -28,6 +28,8 @@ export interface StreamDef {
   readonly maxAgeMs: number;
   /** Window in which a message id is published once. */
   readonly dedupeMs: number;
+  /** A queue: what is done is gone. Absent: a history. */
+  readonly queue?: true;
 }
 
 const subjectsOf = (pick: (event: EventDef) => boolean): string[] => all.filter(pick).map((event) => filterFor(event));
@@ -53,6 +55,14 @@ export const streams = {
     subjects: [filterFor(events.runProgress)],
     maxAgeMs: 7 * day,
     dedupeMs: 10 * 60_000,
+  },
+  CHUNKS: {
+    name: "CHUNKS",
+    description: "Parts of runs that wait to be tokenized",
+    subjects: subjectsOf((event) => event.noun === "chunk"),
+    maxAgeMs: day,
+    dedupeMs: 10 * 60_000,
+    queue: true,
   },
   ADAPTERS: {
     name: "ADAPTERS",
@@ -110,10 +120,29 @@ export const consumers = {
     concurrency: 8,
     maxAckPending: 256,
   },
+  tokenizeChunkRequested: {
+    durable: "tokenize-chunk-requested",
+    stream: streams.CHUNKS,
+    events: [events.chunkRequested],
+    // Short, so that what a dead replica had in hand is soon in another's; it is work for a second or two.
+    ackWaitMs: 5_000,
+    maxDeliver: 6,
+    concurrency: 2,
+    maxAckPending: 256,
+  },
   serveRunTrained: {
     durable: "serve-run-trained",
     stream: streams.RUNS,
     events: [events.runTrained],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 1,
+    maxAckPending: 1,
+  },
+  serveRunCancelRequested: {
+    durable: "serve-run-cancel-requested",
+    stream: streams.RUNS,
+    events: [events.runCancelRequested],
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 1,
