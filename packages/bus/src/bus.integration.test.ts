@@ -51,6 +51,28 @@ describe("publish", () => {
     expect((await bus.last(events.datasetReceived, at))?.data.filename).toBe("second");
   });
 
+  test("the newest are read from the end, whatever lies between", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const [at, other] = [newDataset(tenant), newDataset(tenant)];
+    const namesOf = async (range: Parameters<typeof bus.newest>[2]) =>
+      (await bus.newest(events.datasetReceived, at, range)).map(({ data }) => data.filename);
+    expect(await namesOf({ limit: 3 })).toEqual([]);
+    const seqs: number[] = [];
+    for (let n = 0; n < 30; n++) {
+      const { seq } = await bus.publish(events.datasetReceived, at, { blob, filename: String(n) }, { key: String(n) });
+      seqs.push(seq);
+      if (n === 15) await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, "{}");
+      if (n % 10 === 0)
+        for (let m = 0; m < 20; m++) await bus.publish(events.datasetReceived, other, { blob, filename: "o" }, { key: `${n} ${m}` });
+    }
+    const names = Array.from({ length: 30 }, (_, index) => String(29 - index));
+    for (const limit of [1, 3, 29, 30, 500]) expect(await namesOf({ limit })).toEqual(names.slice(0, limit));
+    expect(await namesOf({ before: seqs[20] ?? 0, limit: 4 })).toEqual(["19", "18", "17", "16"]);
+    expect(await namesOf({ before: seqs[0] ?? 0, limit: 4 })).toEqual([]);
+    expect(await namesOf({ until: new Date(), limit: 2 })).toEqual(["29", "28"]);
+    expect(await namesOf({ until: new Date(Date.now() - 60_000), limit: 2 })).toEqual([]);
+  });
+
   test("refuses what the contract does not allow, naming the field", async ({ nc, tenant }) => {
     const bus = await busOver(nc);
     const publishing = bus.publish(events.datasetReceived, newDataset(tenant), { blob, filename: "" });

@@ -10,7 +10,7 @@ import {
   subjectFor,
 } from "@loraline/contracts";
 import { type Log, PermanentError, type Telemetry } from "@loraline/runtime";
-import { jetstream, jetstreamManager } from "@nats-io/jetstream";
+import { jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import type { z } from "zod";
 import { consume, type ConsumeOptions } from "./consume.ts";
@@ -48,6 +48,13 @@ export interface Bus {
    * is where events are consumed. Throws rather than return a part.
    */
   history(events: readonly EventDef[], at: EventAddress): Promise<Received[]>;
+  /**
+   * Newest stored events of one kind about one entity, newest first; reads little more than it returns. What breaks the contract is
+   * left out.
+   * @param range.before - only those with a smaller sequence.
+   * @param range.until - only those that were stored by then.
+   */
+  newest<E extends EventDef>(event: E, at: EventAddress, range: { before?: number; until?: Date; limit: number }): Promise<Received<E>[]>;
   deadLetters: DeadLetters;
 }
 
@@ -105,6 +112,49 @@ export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
         await consumer.delete().catch((error: unknown) => log.debug({ err: error }, "history: consumer not removed"));
       }
       return received;
+    },
+    async newest<E extends EventDef>(
+      event: E,
+      at: EventAddress,
+      { before, until, limit }: { before?: number; until?: Date; limit: number },
+    ) {
+      const { direct } = await jetstreamManager(nc);
+      const stream = streamOf(event).name;
+      const subject = subjectFor(event, at);
+      const read = async (reading: Promise<AsyncIterable<StoredMsg>>): Promise<StoredMsg[]> => {
+        try {
+          return await Array.fromAsync(await reading);
+        } catch (error) {
+          if (/no messages|message not found|404/i.test((error as Error).message)) return [];
+          throw error;
+        }
+      };
+      const bound = { ...(before === undefined ? {} : { up_to_seq: before - 1 }), ...(until === undefined ? {} : { up_to_time: until }) };
+      const [last] = before === 1 ? [] : await read(direct.getLastMessagesFor(stream, { multi_last: [subject], ...bound }));
+      if (last === undefined) return [];
+      // Streams are read forwards only: stretches of growing length before the newest one, until there are enough.
+      const found: Received<E>[] = [];
+      for (let end = last.seq, length = limit * 2; end >= 1 && found.length < limit; end -= length, length *= 4) {
+        const stretch: Received<E>[] = [];
+        for (let seq = Math.max(1, end - length + 1); seq <= end;) {
+          const some = await read(direct.getBatch(stream, { seq, next_by_subj: subject, batch: Math.min(length, 1000) }));
+          for (const message of some) {
+            if (message.seq > end) break;
+            try {
+              const { header: headers, data, time } = message;
+              stretch.push(
+                open({ subject: message.subject, headers, data, seq: message.seq, storedAt: time.toISOString() }) as Received<E>,
+              );
+            } catch (error) {
+              if (!(error instanceof PermanentError)) throw error;
+              log.warn({ err: error, subject: message.subject, seq: message.seq }, "event left out");
+            }
+          }
+          seq = (some.at(-1)?.seq ?? end) + 1;
+        }
+        found.unshift(...stretch);
+      }
+      return found.slice(-limit).reverse();
     },
     deadLetters: createDeadLetters(nc),
   };

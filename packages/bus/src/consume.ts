@@ -151,6 +151,7 @@ async function settle<C extends ConsumerDef>(
             "messaging.destination.name": message.subject,
             "messaging.message.id": received.id,
             "messaging.consumer.group.name": def.durable,
+            "loraline.tenant": received.at.tenant,
             "loraline.deliveries": deliveries,
           },
         },

@@ -20,7 +20,7 @@ import type { GatewayContext } from "./context.ts";
 import { enginesFor } from "./decide-route.ts";
 import { badRequest, badRequestOf, notFound } from "./errors.ts";
 import { idempotencyKeyOf, idsOfKey } from "./idempotency.ts";
-import { jobEventsOf } from "./job-events.ts";
+import { cursorOf, jobEventsOf } from "./job-events.ts";
 import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
 import { datasetIdOf, jobIdOf, runIdOf } from "./openai-ids.ts";
 import { pageOf, pageQueryOf } from "./paging.ts";
@@ -31,6 +31,8 @@ const foldWithinMs = 1000;
 const cancelWithinMs = 2000;
 /** A retry of the SDKs carries no key; an equal request of the last minutes is taken for the first try. */
 const retryWindowMs = 2 * 60_000;
+/** Between the time in an event and its storing. */
+const publishingTakesMs = 5000;
 
 const runEvents = Object.values(events).filter((event) => streamOf(event) === streams.RUNS);
 const identified = <T extends { id: string }>(): { idOf: (item: T) => string; view: (item: T) => T } => ({
@@ -150,19 +152,18 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       const { tenant, by } = request.caller;
       const run = await existing(request);
       if (run.phase === "cancelled") return jobObjectOf(run);
-      if (run.phase === "trained") {
-        throw badRequest(
-          "job_not_cancellable",
-          "The job has finished training and its adapter is being loaded; it can no longer be cancelled.",
-        );
-      }
-      if (run.finishedAt !== null) {
-        const { status } = jobObjectOf(run);
+      const refuseEnded = (ended: RunState): void => {
+        if (ended.finishedAt === null || ended.phase === "cancelled") return;
+        const { status } = jobObjectOf(ended);
         throw badRequest("job_not_cancellable", `The job has already ended (${status}); there is nothing to cancel.`);
-      }
+      };
+      refuseEnded(run);
       await bus.publish(runCancelRequested, { tenant, id: run.runId }, { by }, { traceparent: run.trace });
       await state.runFolded(tenant, run.runId, ({ finishedAt }) => finishedAt !== null, cancelWithinMs);
-      return jobObjectOf(await existing(request));
+      const after = await existing(request);
+      // Its end may have come first.
+      refuseEnded(after);
+      return jobObjectOf(after);
     });
 
     for (const verb of ["pause", "resume"]) {
@@ -176,9 +177,24 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       const page = pageQueryOf(request.query, { limit: 20, max: 1000 });
       const { tenant, runId, spec } = await existing(request);
       const at = { tenant, id: runId };
-      const history = await Promise.all([bus.history(runEvents, at), bus.history([runProgress], at)]);
-      // The filters name run events only.
-      return pageOf(jobEventsOf(history.flat() as unknown as RunEvent[], spec.base), page, identified());
+      // The run's own events are few; of its progress only what the page needs is read.
+      const told = (await bus.history(runEvents, at)) as unknown as RunEvent[];
+      const cursor = page.after === undefined ? undefined : cursorOf(page.after);
+      const cursorTime = told.find(({ seq }) => cursor?.stream === "runs" && seq === cursor.seq)?.time;
+      const range =
+        cursor?.stream === "progress"
+          ? { before: cursor.seq + 1 }
+          : cursorTime === undefined
+            ? {}
+            : { until: new Date(Date.parse(cursorTime) + publishingTakesMs) };
+      for (let limit = page.limit + 2; ; limit *= 4) {
+        const progress = await bus.newest(runProgress, at, { ...range, limit });
+        const events = jobEventsOf([...told, ...(progress as unknown as RunEvent[])], spec.base);
+        const after = events.slice(events.findIndex(({ id }) => id === page.after) + 1);
+        // With more progress behind the cursor than the page holds, older progress that was not read cannot belong into it.
+        const enough = after.filter(({ id }) => cursorOf(id)?.stream === "progress").length > page.limit;
+        if (enough || progress.length < limit) return pageOf(events, page, identified());
+      }
     });
 
     app.get("/fine_tuning/jobs/:id/checkpoints", needs("train"), async (request) => {

@@ -117,6 +117,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     const tries = routed.replicas.length === 1 ? [routed.replicas[0], routed.replicas[0]] : routed.replicas.slice(0, maxTries);
     let why = "";
     let left = false;
+    let streaming = false;
     try {
       for (const replica of tries) {
         const { engine, replica: name } = replica.state;
@@ -140,6 +141,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
               .header("x-loraline-version", routed.version === null ? "base" : String(routed.version.version))
               .header("x-loraline-replica", name);
             if (status !== 200 || !contentType.startsWith("text/event-stream")) return undefined;
+            streaming = true;
             return streamTo(reply, contentType, {
               renaming: renamingOf(routed),
               hideUsage: !askedFor,
@@ -167,7 +169,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
         let tokens: TokenCount | null = null;
         try {
           const { status, contentType, text } = await question.answer;
-          if (reply.raw.headersSent) return reply; // streamed; it ends by itself
+          if (streaming) return reply; // it ends by itself
           if (!isFinal(status)) {
             why = `replica ${name} answered ${status}: ${engineErrorOf(status, text.slice(0, maxErrorLength), renamingOf(routed)).error.message}`;
             continue;
@@ -196,7 +198,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
           }
           why = `replica ${name} cannot be reached: ${(error as Error).message}`;
         } finally {
-          if (!reply.raw.headersSent || outcome !== "ignored") {
+          if (!streaming) {
             running.delete(question);
             reply.raw.off("close", clientLeft);
             inTraffic.end(outcome, tokens ?? undefined);

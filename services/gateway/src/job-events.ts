@@ -54,10 +54,10 @@ function tell(event: RunEvent, base: string): Told {
     case "run.cancelled.v1":
       return { message: "Fine-tuning job cancelled" };
     case "run.served.v1": {
-      const { adapter, version, replicas } = event.data;
+      const { adapter, version, replicas, note } = event.data;
       const model = fineTunedModel({ base, tenant: event.at.tenant, adapter, version });
       return {
-        message: `The job has successfully completed: ${model} is proven on ${count(replicas, "replica")}`,
+        message: `The job has successfully completed: ${model} is proven on ${count(replicas, "replica")}${note ? `. The gate: ${note}` : ""}`,
         data: { ...event.data, fine_tuned_model: model },
       };
     }
@@ -122,4 +122,10 @@ export function jobEventsOf(events: readonly RunEvent[], base: string): JobEvent
       data,
     };
   });
+}
+
+/** The stream and sequence that an event's id names; undefined when it is none of ours. */
+export function cursorOf(id: string): { stream: "progress" | "runs"; seq: number } | undefined {
+  const [, stream, seq] = /^ftevent-(progress|runs)-([1-9]\d{0,15})$/.exec(id) ?? [];
+  return seq === undefined ? undefined : { stream: stream === "runs" ? "runs" : "progress", seq: Number(seq) };
 }

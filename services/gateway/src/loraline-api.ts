@@ -5,12 +5,13 @@ import {
   adapterRollbackRequested,
   buckets,
   type DeadLetterView,
+  parseSubject,
   promoteBody,
   type ReplicaState,
   rollbackBody,
   type RunState,
 } from "@loraline/contracts";
-import { RetryLaterError, traceIdOf } from "@loraline/runtime";
+import { PermanentError, RetryLaterError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { needs } from "./auth.ts";
@@ -18,12 +19,13 @@ import { parsedBody } from "./body.ts";
 import type { GatewayContext } from "./context.ts";
 import { badRequest, notFound } from "./errors.ts";
 import { idempotencyKeyOf } from "./idempotency.ts";
+import { spansOfTenant } from "./spans-of-tenant.ts";
 
 /** How long promote and rollback wait for the controller to move the alias. */
 const aliasWithinMs = 3000;
 
 export async function loralineRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
-  const { bus, state, table, readTrace } = context;
+  const { bus, state, table, readTrace, log } = context;
   const adapters = await bus.bucket(buckets.adapters);
 
   const existingRun = async (request: FastifyRequest): Promise<RunState> => {
@@ -79,6 +81,22 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     return letter;
   };
 
+  /**
+   * Services leave alone what belongs to a run that has ended, so redriving it would be a success that does nothing.
+   * @throws PermanentError 409 `run_ended`.
+   */
+  const checkRedrive = async ({ subject, durable }: DeadLetterView): Promise<void> => {
+    const at = parseSubject(subject);
+    if (at?.noun !== "run" || durable.startsWith("projector-")) return;
+    const run = await state.run(at.tenant, at.id);
+    if (run === undefined || run.finishedAt === null) return;
+    throw new PermanentError(
+      "run_ended",
+      `Run ${at.id} has ended (${run.phase}), so this message would change nothing. Mend what the letter says and request the run again.`,
+      { status: 409 },
+    );
+  };
+
   return (app) => {
     app.get("/loraline/runs", needs("train"), async (request) => ({ data: await state.runs(request.caller.tenant) }));
     app.get("/loraline/runs/:runId", needs("train"), existingRun);
@@ -86,7 +104,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       const { runId, trace } = await existingRun(request);
       const traceId = traceIdOf(trace);
       if (traceId === undefined) throw notFound("trace of run", runId, "runId");
-      return { traceId, spans: await readTrace(traceId) };
+      return { traceId, spans: spansOfTenant(await readTrace(traceId), request.caller.tenant) };
     });
 
     app.get("/loraline/adapters", needs("infer", "train", "promote"), async (request) => {
@@ -122,7 +140,9 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     app.get("/loraline/dlq/:seq", needs("admin"), letterOf);
     app.post("/loraline/dlq/:seq/redrive", needs("admin"), async (request) => {
       const letter = await letterOf(request);
+      await checkRedrive(letter);
       await bus.deadLetters.redrive(letter.seq);
+      log.info({ letter: letter.seq, subject: letter.subject, by: request.caller.by }, "dead letter redriven");
       return letter;
     });
   };

@@ -1,7 +1,7 @@
 /** The one HTTP door. */
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
-import { buckets, type SpanView } from "@loraline/contracts";
+import { buckets, type Scope, type SpanView } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
@@ -51,7 +51,18 @@ export interface GatewayOptions {
   chatTraceShare?: number | undefined;
 }
 
-export type Gateway = AsyncDisposable & { readonly url: string; readonly metricsUrl: string | undefined };
+export interface Gateway extends AsyncDisposable {
+  readonly url: string;
+  readonly metricsUrl: string | undefined;
+  /** Every route there is, with the scopes that let a caller in; none: open to all. */
+  readonly routes: readonly Route[];
+}
+
+export interface Route {
+  method: string;
+  url: string;
+  scope: readonly Scope[];
+}
 
 /** A refused upload is read on for this long, so that its sender sees the reason instead of a broken connection. */
 const lingerMs = 30_000;
@@ -197,7 +208,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       await app.close();
       clearTimeout(giveUp);
     });
-    return { url, metricsUrl: metricsServer?.url, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+    return { url, metricsUrl: metricsServer?.url, routes: known.routes, [Symbol.asyncDispose]: () => owned.disposeAsync() };
   } catch (error) {
     await owned.disposeAsync();
     throw error;
@@ -219,15 +230,18 @@ function parseJsonBodies(app: FastifyInstance): void {
 }
 
 /** Remembers what was registered, so that a wrong method is told from a wrong path. */
-function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[] } {
+function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[]; routes: Route[] } {
   const routes: { pattern: RegExp; methods: string[] }[] = [];
-  app.addHook("onRoute", ({ url, method }) => {
+  const listed: Route[] = [];
+  app.addHook("onRoute", ({ url, method, config }) => {
+    for (const one of [method].flat()) listed.push({ method: one, url, scope: config?.scope ?? [] });
     const parts = url
       .split("/")
       .map((part) => (part.startsWith(":") ? "[^/]+" : part === "*" ? ".+" : part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")));
     routes.push({ pattern: new RegExp(`^${parts.join("/")}/?$`), methods: [method].flat() });
   });
   return {
+    routes: listed,
     methodsOf: (path) => [...new Set(routes.filter(({ pattern }) => pattern.test(path)).flatMap(({ methods }) => methods))].toSorted(),
   };
 }

@@ -1,6 +1,7 @@
 /** Runs and datasets as the projector folded them, and as the streams say where it has not come that far yet. */
 import type { Bus } from "@loraline/bus";
 import { buckets, type DatasetState, datasetReceived, foldDataset, foldRun, runRequested, type RunState, ulid } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
 
 const pollMs = 20;
 
@@ -38,14 +39,14 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
       if (!ulid.safeParse(runId).success) return undefined;
       const entry = await runs.get(`${tenant}.${runId}`);
       if (entry !== undefined) return entry.value;
-      const requested = await bus.last(runRequested, { tenant, id: runId });
+      const requested = await lastKept(bus.last(runRequested, { tenant, id: runId }));
       return requested && foldRun(undefined, { ...requested, type: runRequested.type });
     },
     async dataset(tenant, datasetId) {
       if (!ulid.safeParse(datasetId).success) return undefined;
       const entry = await datasets.get(`${tenant}.${datasetId}`);
       if (entry !== undefined) return entry.value;
-      const received = await bus.last(datasetReceived, { tenant, id: datasetId });
+      const received = await lastKept(bus.last(datasetReceived, { tenant, id: datasetId }));
       return received && foldDataset(undefined, { ...received, type: datasetReceived.type });
     },
     async runs(tenant) {
@@ -64,3 +65,10 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
     datasetFolded: (tenant, datasetId, holds, withinMs) => folded(() => datasets.get(`${tenant}.${datasetId}`), holds, withinMs),
   };
 }
+
+/** What breaks the contract is no request: it is a dead letter, and nothing came of it. */
+const lastKept = <T>(reading: Promise<T | undefined>): Promise<T | undefined> =>
+  reading.catch((error: unknown) => {
+    if (error instanceof PermanentError) return undefined;
+    throw error;
+  });
