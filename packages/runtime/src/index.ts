@@ -9,6 +9,16 @@ export {
   problemOf,
   RetryLaterError,
 } from "./errors.ts";
+export {
+  allowListOf,
+  createGuardedFetch,
+  type GuardedFetch,
+  type GuardedFetchOptions,
+  type GuardedRequest,
+  type GuardedResponse,
+  nonPublicRange,
+} from "./fetch-guarded.ts";
+export { defaultHubEndpoint, type HubFile, hubFileUrl, hubHeaders, hubName, type HubRepository, listHubFiles } from "./hub.ts";
 export { createKeyedQueue, type KeyedQueue, type KeyedQueueOptions } from "./keyed-queue.ts";
 export { createLog, type Log, type LogOptions } from "./log.ts";
 export { type HostProcess, runService, type ServiceContext, type ServiceOptions } from "./service.ts";
