@@ -10,7 +10,9 @@ import {
   type AdapterState,
   type AdapterVersion,
   type EventAddress,
+  type EventDef,
   type Problem,
+  runCancelled,
   runFailed,
   runServed,
 } from "@loraline/contracts";
@@ -26,8 +28,8 @@ export const publishAccepted = async (
   version: AdapterVersion,
   { bus }: ServeControllerDeps,
 ): Promise<void> => {
-  const { digest, runId, engineName } = version;
-  await bus.publish(adapterAccepted, at, { version: version.version, digest, base, runId, engineName }, { key: runId });
+  const { digest, runId, engineName, note } = version;
+  await bus.publish(adapterAccepted, at, { version: version.version, digest, base, runId, engineName, note }, { key: runId });
 };
 
 /** Index in the history of the first move that came with the proof: of the alias, or a canary's beginning. */
@@ -35,6 +37,9 @@ export const movedWithProof = ({ history }: AdapterState, { version }: AdapterVe
   const index = history.findIndex(({ to, command }) => to === version && (command ?? null) === null);
   return index === -1 ? undefined : index;
 };
+
+/** Reason of a version that is refused because its run was called off. */
+export const cancelledCode = "CANCELLED";
 
 const moveKey = (index: number): string => `move-${index + 1}`;
 const moveEvents = [adapterPromoted, adapterRolledBack, adapterCanaryStarted, adapterCanaryStepped, adapterCanaryEnded];
@@ -59,7 +64,7 @@ export async function publishMove(state: AdapterState, index: number, { bus }: S
 }
 
 export async function publishServed(state: AdapterState, version: AdapterVersion, { bus, telemetry }: ServeControllerDeps): Promise<void> {
-  const { runId, digest, servedAt, servedOn, lastStepAt, trace } = version;
+  const { runId, digest, servedAt, servedOn, servedOf, lastStepAt, trace } = version;
   const move = state.history[movedWithProof(state, version) ?? -1];
   await bus.publish(
     runServed,
@@ -69,7 +74,9 @@ export async function publishServed(state: AdapterState, version: AdapterVersion
       version: version.version,
       digest,
       replicas: servedOn ?? 1,
+      of: servedOf,
       promoted: move?.kind === "promoted",
+      note: version.note,
       // Two machines' clocks.
       lastStepToProvenMs: Math.max(0, Date.parse(servedAt ?? "") - Date.parse(lastStepAt)),
     },
@@ -91,12 +98,10 @@ export async function publishRefused(
     { code, message, param, version: version.version, digest, runId },
     { key: runId, traceparent: telemetry.traceparent() ?? trace },
   );
-  await bus.publish(
-    runFailed,
-    { tenant: state.tenant, id: runId },
-    { code, message, param },
-    { traceparent: telemetry.traceparent() ?? trace },
-  );
+  const at = { tenant: state.tenant, id: runId };
+  const options = { traceparent: telemetry.traceparent() ?? trace };
+  if (code === cancelledCode) await bus.publish(runCancelled, at, {}, options);
+  else await bus.publish(runFailed, at, { code, message, param }, options);
 }
 
 /** After a crash, or an absence of the bus, between a write and its events. What the stream has is not said again. */
@@ -113,7 +118,8 @@ export async function publishWhatWasLost(state: AdapterState, deps: ServeControl
   }
   for (const version of state.versions) {
     const at = { tenant: state.tenant, id: version.runId };
-    if (version.status === "refused" && (await bus.last(runFailed, at)) === undefined) {
+    const end = version.reason?.code === cancelledCode ? runCancelled : runFailed;
+    if (version.status === "refused" && (await bus.last<EventDef>(end, at)) === undefined) {
       await publishRefused(state, version, version.reason ?? { code: "REFUSED", message: "refused" }, deps);
     }
     if (version.servedAt !== null && version.status !== "retired" && (await bus.last(runServed, at)) === undefined) {

@@ -16,6 +16,10 @@ import {
   buckets,
   type CanarySettings,
   canarySettings,
+  type Evaluation,
+  runCancelled,
+  runCancelRequested,
+  runFailed,
   runServed,
   type RunSpecInput,
 } from "@loraline/contracts";
@@ -30,11 +34,13 @@ const moveEvents = [adapterCanaryStarted, adapterCanaryStepped, adapterCanaryEnd
 
 interface Line extends AsyncDisposable {
   serve: ServeUnderTest;
+  /** Of the gateway that is played. */
+  gateway: string;
   engine: Awaited<ReturnType<typeof createSimulatedEngine>>;
   /** Plays a training of `pirate`; returns the run. */
-  train(seed: number, spec?: Partial<RunSpecInput>): Promise<string>;
+  train(seed: number, spec?: Partial<RunSpecInput>, evaluation?: Evaluation): Promise<string>;
   /** The same, and waits until its version is served. */
-  version(seed: number, spec?: Partial<RunSpecInput>): Promise<void>;
+  version(seed: number, spec?: Partial<RunSpecInput>, evaluation?: Evaluation): Promise<void>;
   promote(version: number, canary?: Partial<CanarySettings>): Promise<void>;
   /** Plays a gateway: what it has counted of each version until now. */
   count(counts: Record<number, [requests: number, errors: number]>): Promise<void>;
@@ -55,16 +61,21 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Li
   owned.defer(() => traffic.delete(gateway));
   const startedAt = new Date().toISOString();
   const state = () => serve.adapter("pirate");
-  const train = async (seed: number, spec: Partial<RunSpecInput> = {}): Promise<string> => {
+  const train = async (seed: number, spec: Partial<RunSpecInput> = {}, evaluation?: Evaluation): Promise<string> => {
     const probes = await simulatedProbes(join(dir, "scratch"), { base: base.name, seed });
-    return serve.train("pirate", { ...simulatedAdapter({ base: base.name, seed }), probes }, { spec });
+    return serve.train(
+      "pirate",
+      { ...simulatedAdapter({ base: base.name, seed }), probes },
+      { spec, ...(evaluation === undefined ? {} : { evaluation }) },
+    );
   };
   return {
     serve,
     engine,
+    gateway,
     train,
-    async version(seed, spec) {
-      const runId = await train(seed, spec);
+    async version(seed, spec, evaluation) {
+      const runId = await train(seed, spec, evaluation);
       await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
     },
     async promote(version, canary) {
@@ -108,6 +119,9 @@ test("takes its steps, whoever of several controllers decides, and goes on after
   await line.count({ 1: [500, 1], 2: [90, 9] }); // pinned requests, before
   await line.promote(2, {});
   await expect.poll(line.state, until).toMatchObject({ alias: 1, canary: { version: 2, from: 1, step: 0, share: 10, by: "ann" } });
+  await expect
+    .poll(line.state, until)
+    .toMatchObject({ canary: { baseline: { [line.gateway]: { version: { requests: 90 }, from: { requests: 500 } } } } });
   await line.count({ 1: [510, 1], 2: [95, 9] });
   await expect.poll(line.state, until).toMatchObject({ canary: { step: 1, share: 50 } });
   await first[Symbol.asyncDispose]();
@@ -138,7 +152,7 @@ test("of a run with promote: canary is rolled back when it fails more often", as
   await line.version(2, { promote: "canary", canary: { steps: [20], interval_s: 60, min_requests: 10, max_error_rate: 0.2 } });
   await expect.poll(line.state, until).toMatchObject({ alias: 1, canary: { version: 2, share: 20, by: null } });
   await line.count({ 1: [50, 0], 2: [0, 0] });
-  await expect.poll(async () => Object.keys((await line.state())?.canary?.baseline ?? {}).length, until).toBe(1);
+  await expect.poll(line.state, until).toMatchObject({ canary: { baseline: { [line.gateway]: {} } } });
   await line.count({ 1: [60, 0], 2: [4, 3] });
   await expect.poll(line.state, until).toMatchObject({ alias: 1, canary: null });
   await expect.poll(line.told, until).toEqual(["promoted 1", "canary-started 2 20", "canary-ended 2 rolledback"]);
@@ -161,6 +175,46 @@ test("waits while no replica has its version proven, and a rollback ends it", as
   await expect.poll(line.state, until).toMatchObject({ alias: 1, canary: null });
   await expect.poll(line.told, until).toEqual(["promoted 1", "canary-started 2 10", "canary-ended 2 rolledback"]);
   expect((await line.state())?.history.at(-1)).toMatchObject({ by: "bob", reason: "rollback requested" });
+});
+
+test("a run that is cancelled after its training is not served, whenever serve hears of it", async ({ line }) => {
+  const { serve } = line;
+  const ends = [runServed, runCancelled, runFailed];
+  const cancel = (runId: string) => serve.bus.publish(runCancelRequested, { tenant: serve.tenant, id: runId }, { by: "ann" });
+  const endsOf = async (runId: string) => (await serve.history(ends, runId)).map(({ type }) => type);
+  // Before it is taken up: nothing is loaded.
+  const early = await line.train(1);
+  await cancel(early);
+  await using _controller = await serve.startController();
+  await expect.poll(() => endsOf(early), until).toEqual(["run.cancelled.v1"]);
+  expect(await line.state()).toBeUndefined();
+  // While replicas load it: the version is withdrawn.
+  line.engine.behaviour.probeDelayMs = 1000;
+  const late = await line.train(2);
+  await expect.poll(async () => (await line.state())?.versions.length, until).toBe(1);
+  await cancel(late);
+  await expect.poll(() => endsOf(late), until).toEqual(["run.cancelled.v1"]);
+  expect(await line.state()).toMatchObject({ alias: null, versions: [{ status: "refused", reason: { code: "CANCELLED" } }] });
+  // When it is served: too late, and nothing is said to the contrary.
+  line.engine.behaviour.probeDelayMs = 0;
+  await line.version(3);
+  const served = (await line.state())?.versions.at(-1)?.runId ?? "";
+  await cancel(served);
+  await line.version(4);
+  expect(await endsOf(served)).toEqual(["run.served.v1"]);
+  expect(await line.state()).toMatchObject({ alias: 3, versions: [{}, { status: "desired" }, { status: "desired" }] });
+});
+
+test("a version that the gate could not compare with the promoted one is left to a person", async ({ line }) => {
+  await using _controller = await line.serve.startController();
+  await line.version(1);
+  await line.version(2, { gate: "better-than-promoted" }, { base_loss: 3, adapter_loss: 0.5, rows: 7, supervised_tokens: 70 });
+  expect(await line.state()).toMatchObject({
+    alias: 1,
+    versions: [{}, { promote: "manual", note: expect.stringContaining("other rows") }],
+  });
+  await line.version(3, { gate: "better-than-promoted" }, { base_loss: 3, adapter_loss: 0.5, rows: 4, supervised_tokens: 40 });
+  expect(await line.state()).toMatchObject({ alias: 3 });
 });
 
 test("a move that was not told is told later, though a later one was, and with the replicas there were", async ({ line }) => {

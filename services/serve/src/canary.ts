@@ -26,7 +26,7 @@ export async function createCanaries({
 }: {
   deps: ServeControllerDeps;
   adapters: KvBucket<AdapterState>;
-  replicas: () => Iterable<ReplicaState>;
+  replicas: (of: AdapterState) => Iterable<ReplicaState>;
   wake: (key: string) => void;
   signal: AbortSignal;
 }): Promise<Canaries> {
@@ -37,7 +37,7 @@ export async function createCanaries({
 
   const decide = (state: AdapterState): CanaryDecision => {
     const now = Date.now();
-    const ready = readyReplicas(state.engine, replicas(), now);
+    const ready = readyReplicas(state.engine, replicas(state), now);
     return decideCanary(state, { traffic: [...reports.values()], provenOn: (version) => provenOn(version, ready), now });
   };
   const look = (): void => {

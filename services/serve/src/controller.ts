@@ -24,8 +24,9 @@ import { createKeyedQueue, type Log, PermanentError, type Telemetry } from "@lor
 import { keyOf, nameOf, publishWhatWasLost } from "./adapter-events.ts";
 import { type Canaries, createCanaries } from "./canary.ts";
 import type { AliasCommand } from "./decide-alias.ts";
-import { decideConvergence } from "./decide-convergence.ts";
+import { decideConvergence, replicaFreshMs } from "./decide-convergence.ts";
 import { followAliasCommand } from "./follow-alias-command.ts";
+import { onCancelRequested } from "./on-cancel-requested.ts";
 import { onRunTrained } from "./on-run-trained.ts";
 import { settle } from "./settle-version.ts";
 
@@ -50,21 +51,33 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   const stopping = new AbortController();
   /** What is there only after the watches have begun. */
   const late: { table?: ReplicaTable; canaries?: Canaries } = {};
-  const replicaStates = (): ReplicaState[] => [...(late.table?.entries() ?? [])].map(({ state }) => state);
+  /** Replicas of its engine that were heard of lately, with what they hold of this adapter alone: they hold a thousand others. */
+  const replicasOf = ({ engine, versions }: AdapterState): ReplicaState[] => {
+    const time = performance.now();
+    const at = new Date().toISOString();
+    return [...(late.table?.entries() ?? [])]
+      .filter(({ report, heardAt }) => report.engine === engine && time - heardAt < replicaFreshMs)
+      .map(({ report, held }) => ({ ...report, at, adapters: versions.flatMap(({ engineName }) => held(engineName) ?? []) }));
+  };
   /** Adapters with a version that is not served yet, by engine: only these wait for a replica's report. */
   const open = new Map<string, Set<string>>();
 
   /** Adapters whose state may have been written without its events: the bus went away in between. */
   const untold = new Set<string>();
   const queue = createKeyedQueue({
-    concurrency: 4,
+    concurrency: 16,
     log,
     async work(key) {
+      const seen = states.get(key);
+      if (seen === undefined) return;
+      // A hundred replicas report each version; only the last of them settles something.
+      if (!untold.has(key) && !seen.canary && decideConvergence(seen, replicasOf(seen), Date.now()).length === 0) return;
       const entry = await adapterBucket.get(key);
       if (entry === undefined) return;
       if (untold.has(key)) await publishWhatWasLost(entry.value, deps);
       untold.add(key);
-      for (const settled of decideConvergence(entry.value, replicaStates(), Date.now())) await settle(key, settled, deps, adapterBucket);
+      for (const settled of decideConvergence(entry.value, replicasOf(entry.value), Date.now()))
+        await settle(key, settled, deps, adapterBucket);
       await late.canaries?.move(key);
       untold.delete(key);
     },
@@ -110,7 +123,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   const canaries = await createCanaries({
     deps,
     adapters: adapterBucket,
-    replicas: replicaStates,
+    replicas: replicasOf,
     wake: (key) => queue.add(key),
     signal: stopping.signal,
   });
@@ -125,8 +138,12 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
       await bus.publish(runFailed, { tenant, id }, { code, message, param });
     },
   });
+  const cancels = await bus.consume({
+    consumer: consumers.serveRunCancelRequested,
+    handlers: { "run.cancel-requested.v1": (received) => onCancelRequested(received, deps, adapterBucket) },
+  });
   const onCommand = async (at: EventAddress, command: AliasCommand): Promise<void> => {
-    await followAliasCommand(at, command, deps, adapterBucket, () => replicaStates());
+    await followAliasCommand(at, command, deps, adapterBucket, replicasOf);
   };
   const commands = await bus.consume({
     consumer: consumers.serveAdapterCommands,
@@ -150,7 +167,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   return {
     async [Symbol.asyncDispose]() {
       clearInterval(resync);
-      await Promise.all([trained[Symbol.asyncDispose](), commands[Symbol.asyncDispose]()]);
+      await Promise.all([trained[Symbol.asyncDispose](), cancels[Symbol.asyncDispose](), commands[Symbol.asyncDispose]()]);
       stopping.abort();
       await queue[Symbol.asyncDispose]();
     },

@@ -233,7 +233,7 @@ describe("judged loss", () => {
 });
 
 describe("a run with promote: canary", () => {
-  const settled = { kind: "served" as const, version: 2, replicas: 3, provenAt: iso(1000) };
+  const settled = { kind: "served" as const, version: 2, replicas: 3, of: 3, provenAt: iso(1000) };
   const trained = (over: Partial<AdapterVersion> = {}, alias: number | null = 1) =>
     adapter([versionOf(1), versionOf(2, { promote: "canary", canary: settings(), servedAt: null, ...over })], alias);
   it("begins its canary when it is proven, with its own settings", () => {

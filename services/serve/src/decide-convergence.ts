@@ -5,7 +5,14 @@ import type { AdapterState, AdapterVersion, Problem, ReplicaState } from "@loral
 export const replicaFreshMs = 15_000;
 
 export type Convergence =
-  | { kind: "served"; version: number; replicas: number; provenAt: string }
+  | {
+      kind: "served";
+      version: number;
+      /** Replicas that have it proven, of so many that should. */
+      replicas: number;
+      of: number;
+      provenAt: string;
+    }
   | { kind: "refused"; version: number; problem: Problem };
 
 /** Replicas of an engine that count now: ready, and heard of lately. */
@@ -18,24 +25,43 @@ export const provenOn = ({ engineName, digest }: AdapterVersion, replicas: reado
     adapters.some((held) => held.engineName === engineName && held.digest === digest && held.state === "proven"),
   ).length;
 
+/** A replica that has not settled is not waited for any more, once another had the version proven for this long. */
+export const laggardMs = 60_000;
+
+/** Ready replicas that should hold a version: where placement put it, or all. */
+export const holdersOf = ({ replicas: placed }: AdapterVersion, ready: readonly ReplicaState[]): ReplicaState[] =>
+  placed == null ? [...ready] : ready.filter(({ replica }) => placed.includes(replica));
+
 /**
- * What the replicas' reports settle. A version is served when every ready replica has these bytes proven, and refused when one
- * says that it never will; after that it stays served, and a replica that cannot hold it is simply not asked.
+ * What the replicas' reports settle about versions that are not served yet.
+ *
+ * Served: every ready replica that should hold it has these bytes proven, except those that are in quarantine, that refuse what
+ * another has proven (then it is the replica, not the bytes), or that are still at it a minute after the first.
+ *
+ * Refused: none has it proven, and either one found the fault in the files alone, or every replica that can tell says no. A replica
+ * whose own trouble keeps it from telling (disk, network) has no vote.
  */
 export function decideConvergence(state: AdapterState, replicas: Iterable<ReplicaState>, now: number): Convergence[] {
   const ready = readyReplicas(state.engine, replicas, now);
   return state.versions.flatMap((version): Convergence[] => {
     if (version.status !== "desired" || version.servedAt !== null) return [];
-    const reports = ready.map(({ adapters }) =>
+    const holders = holdersOf(version, ready);
+    const reports = holders.map(({ adapters }) =>
       adapters.find(({ engineName, digest }) => engineName === version.engineName && digest === version.digest),
     );
-    const refusal = reports.find((report) => report?.state === "refused");
-    if (refusal !== undefined) {
-      const problem = refusal.error ?? { code: "REFUSED", message: "a replica refused it without saying why" };
-      return [{ kind: "refused", version: version.version, problem }];
+    const proofs = reports
+      .flatMap((report) => (report?.state === "proven" && report.proof !== null ? [report.proof.provenAt] : []))
+      .toSorted();
+    const pending = reports.filter((report) => report === undefined || ["loading", "retrying", "draining"].includes(report.state));
+    const [first] = proofs;
+    if (first !== undefined) {
+      if (pending.length > 0 && now - Date.parse(first) < laggardMs) return [];
+      return [{ kind: "served", version: version.version, replicas: proofs.length, of: holders.length, provenAt: proofs.at(-1) ?? first }];
     }
-    const proofs = reports.flatMap((report) => (report?.state === "proven" && report.proof !== null ? [report.proof.provenAt] : []));
-    if (ready.length === 0 || proofs.length < ready.length) return [];
-    return [{ kind: "served", version: version.version, replicas: proofs.length, provenAt: proofs.toSorted().at(-1) ?? "" }];
+    const noes = reports.filter((report) => report?.state === "refused" || (report?.state === "quarantined" && report.blame !== "replica"));
+    const told = noes.find((report) => report?.blame === "adapter") ?? (pending.length === 0 ? noes[0] : undefined);
+    if (told === undefined) return [];
+    const problem = told.error ?? { code: "REFUSED", message: "a replica refused it without saying why" };
+    return [{ kind: "refused", version: version.version, problem }];
   });
 }

@@ -1,6 +1,6 @@
 import type { AdapterState, Evaluation, ProbeRecord } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
-import { decideGate, type GateInput } from "./decide-gate.ts";
+import { decideGate, gateDoubt, type GateInput } from "./decide-gate.ts";
 
 const digest = `sha256:${"a".repeat(64)}` as const;
 const base = { name: "small", revision: "1", digest: `sha256:${"b".repeat(64)}` as const };
@@ -109,5 +109,21 @@ describe("decideGate", () => {
     expect(verdict({ ...strict, adapter: promoted(1.5, { rows: 11 }) })).toBe("accepted");
     expect(verdict({ ...strict, adapter: promoted(1.5, { base_loss: 2.5 }) })).toBe("accepted");
     expect(verdict({ ...strict, adapter: undefined })).toBe("accepted");
+  });
+
+  it("says what it could not judge", () => {
+    const doubt = (over: Partial<GateInput>) => gateDoubt({ ...input, ...over });
+    const strict = { spec: { ...input.spec, gate: "better-than-promoted" as const } };
+    expect(doubt({})).toBeUndefined();
+    expect(doubt({ adapter: promoted(1.5, { rows: 11 }) })).toBeUndefined(); // not asked
+    expect(doubt({ ...strict, adapter: promoted(1.5) })).toBeUndefined();
+    expect(doubt({ ...strict, adapter: undefined })).toBeUndefined();
+    expect(doubt({ evaluation: null })).toContain("no rows were held out");
+    expect(doubt({ evaluation: null, spec: { ...input.spec, gate: "none" } })).toBeUndefined();
+    expect(doubt({ ...strict, adapter: promoted(1.5, { rows: 11 }) })).toMatch(/on other rows \(11 rows, .*; this one: 10 rows/);
+    expect(doubt({ ...strict, adapter: promoted(1.5, { base_loss: 2.5 }) })).toContain("base loss 2.5");
+    const [version] = promoted(1.5).versions;
+    const unjudged = { ...promoted(1.5), versions: version === undefined ? [] : [{ ...version, evaluation: null }] };
+    expect(doubt({ ...strict, adapter: unjudged })).toContain("which was not evaluated");
   });
 });

@@ -1,5 +1,15 @@
 /** Pure: may a trained version be served? Static facts first, then what was measured on held-out rows. */
-import type { AdapterManifest, AdapterState, Digest, EngineRecord, Evaluation, Evidence, Problem, RunSpec } from "@loraline/contracts";
+import type {
+  AdapterManifest,
+  AdapterState,
+  AdapterVersion,
+  Digest,
+  EngineRecord,
+  Evaluation,
+  Evidence,
+  Problem,
+  RunSpec,
+} from "@loraline/contracts";
 import { adapterFiles } from "./judge-adapter.ts";
 import { proofLimits, recordedEffect } from "./proof.ts";
 
@@ -91,8 +101,11 @@ const betterThanBase: Judge = ({ spec, evaluation }) =>
 export const sameRows = (a: Evaluation, b: Evaluation): boolean =>
   a.rows === b.rows && a.supervised_tokens === b.supervised_tokens && Math.abs(a.base_loss - b.base_loss) <= 1e-3 * a.base_loss;
 
+const promotedOf = (adapter: AdapterState | undefined): AdapterVersion | undefined =>
+  adapter?.versions.find(({ version }) => version === adapter.alias);
+
 const betterThanPromoted: Judge = ({ spec, evaluation, adapter }) => {
-  const promoted = adapter?.versions.find(({ version }) => version === adapter.alias);
+  const promoted = promotedOf(adapter);
   if (spec.gate !== "better-than-promoted" || evaluation === null || !promoted?.evaluation) return undefined;
   return sameRows(evaluation, promoted.evaluation) && evaluation.adapter_loss > promoted.evaluation.adapter_loss
     ? {
@@ -122,4 +135,21 @@ export function decideGate(input: GateInput): Problem | undefined {
     if (problem !== undefined) return problem;
   }
   return undefined;
+}
+
+/**
+ * What the gate was asked to judge and could not, in words; undefined: nothing. A version that the promoted one could not be
+ * compared with is served under its number, and promoted only by a person.
+ */
+export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" | "evaluation" | "adapter">): string | undefined {
+  if (spec.gate === "none") return undefined;
+  if (evaluation === null) return "nothing was judged: no rows were held out, and there is no validation file.";
+  const promoted = promotedOf(adapter);
+  if (spec.gate !== "better-than-promoted" || promoted === undefined) return undefined;
+  const cannot = `its held-out loss cannot be compared with that of the promoted version ${promoted.version}`;
+  const { evaluation: other } = promoted;
+  if (!other) return `${cannot}, which was not evaluated.`;
+  if (sameRows(evaluation, other)) return undefined;
+  const of = (one: Evaluation): string => `${one.rows} rows, ${one.supervised_tokens} tokens, base loss ${nats(one.base_loss)}`;
+  return `${cannot}, which was evaluated on other rows (${of(other)}; this one: ${of(evaluation)}). Give both runs the same validation file.`;
 }

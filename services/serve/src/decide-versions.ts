@@ -6,7 +6,18 @@ import { engineNameOf } from "./engine-names.ts";
 
 export type NewVersion = Pick<
   AdapterVersion,
-  "digest" | "manifest" | "evidence" | "runId" | "rank" | "promote" | "canary" | "evaluation" | "lastStepAt" | "createdAt" | "trace"
+  | "digest"
+  | "manifest"
+  | "evidence"
+  | "runId"
+  | "rank"
+  | "note"
+  | "promote"
+  | "canary"
+  | "evaluation"
+  | "lastStepAt"
+  | "createdAt"
+  | "trace"
 > & {
   tenant: string;
   adapter: string;
@@ -46,13 +57,13 @@ export function applyServed(state: AdapterState, settled: Extract<Convergence, {
   const served: AdapterState = {
     ...state,
     versions: state.versions.map((known) =>
-      known === found ? { ...known, servedAt: settled.provenAt, servedOn: settled.replicas } : known,
+      known === found ? { ...known, servedAt: settled.provenAt, servedOn: settled.replicas, servedOf: settled.of } : known,
     ),
   };
   // Not the alias but the highest it ever was: whoever rolled back from 4 to 2 does not want 3, which only took longer.
   const highest = Math.max(0, ...state.history.map(({ to }) => to));
   if (found.promote === "manual" || found.version <= highest) return retireOld(served);
-  const replicas = `${settled.replicas} ${settled.replicas === 1 ? "replica" : "replicas"}`;
+  const replicas = `${settled.replicas === settled.of ? "" : `${settled.replicas} of `}${settled.of} ${settled.of === 1 ? "replica" : "replicas"}`;
   const cause = { by: null, reason: `proven on ${replicas}`, at };
   if (found.promote === "auto") return moveAlias(served, found.version, cause);
   const settings = found.canary ?? canarySettings.parse({});

@@ -12,7 +12,7 @@ export async function followAliasCommand(
   command: AliasCommand,
   deps: ServeControllerDeps,
   adapters: KvBucket<AdapterState>,
-  replicas: () => Iterable<ReplicaState>,
+  replicas: (of: AdapterState) => Iterable<ReplicaState>,
 ): Promise<void> {
   const { log, telemetry } = deps;
   await telemetry.span(
@@ -22,7 +22,11 @@ export async function followAliasCommand(
       let rejected: Problem | undefined;
       let nothing: string | undefined;
       const state = await adapters.change(keyOf(at), (current) => {
-        const decision = decideAlias(current, command, { name: nameOf(at), replicas: replicas(), now: Date.now() });
+        const decision = decideAlias(current, command, {
+          name: nameOf(at),
+          replicas: current === undefined ? [] : replicas(current),
+          now: Date.now(),
+        });
         rejected = decision.kind === "reject" ? decision.problem : undefined;
         nothing = decision.kind === "nothing" ? decision.why : undefined;
         return decision.kind === "move" ? decision.state : undefined;

@@ -7,6 +7,7 @@ import {
   type EngineRecord,
   evidence as evidenceShape,
   runCancelled,
+  runCancelRequested,
   runFailed,
   runRequested,
   type runTrained,
@@ -15,8 +16,9 @@ import { getJson } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
 import { nameOf, publishAccepted } from "./adapter-events.ts";
 import type { ServeControllerDeps } from "./controller.ts";
-import { decideGate } from "./decide-gate.ts";
+import { decideGate, gateDoubt } from "./decide-gate.ts";
 import { addVersion, versionOfRun } from "./decide-versions.ts";
+import { onCancelRequested } from "./on-cancel-requested.ts";
 
 /** Gates what a run trained; a version that passes is desired from then on. */
 export async function onRunTrained(
@@ -32,7 +34,7 @@ export async function onRunTrained(
   if (requested === undefined)
     throw new PermanentError("RUN_UNKNOWN", `run ${runId} of tenant "${tenant}" was trained, but nobody requested it.`);
   const { spec } = requested.data;
-  // It may have been called off while its last attempt was ending; and a failed run has failed for good.
+  // A failed run has failed for good.
   const over = (await bus.last(runCancelled, at)) ?? (await bus.last(runFailed, at));
   if (over !== undefined) {
     log.info({ runId, because: over.type }, "run is over; its adapter is not served");
@@ -43,6 +45,13 @@ export async function onRunTrained(
   const name = { tenant, id: spec.adapter };
   const known = (await adapters.get(key))?.value;
   let version = versionOfRun(known, runId);
+  // Called off while its last attempt was ending.
+  const calledOff = version === undefined ? await bus.last(runCancelRequested, at) : undefined;
+  if (calledOff !== undefined) {
+    log.info({ runId }, "run was cancelled before its adapter was taken up; it is not served");
+    await bus.publish(runCancelled, at, { by: calledOff.data.by });
+    return;
+  }
   if (version === undefined) {
     const [manifest, evidence] = await Promise.all([
       getJson(objects, tenant, data.adapter, adapterManifest),
@@ -76,6 +85,8 @@ export async function onRunTrained(
       await bus.publish(runFailed, at, why);
       return;
     }
+    const note = gateDoubt({ spec, evaluation: data.evaluation, adapter: known });
+    if (note !== undefined) log.warn({ runId, adapter: nameOf(name), note }, "the gate could not judge everything it was asked to");
     const state = await adapters.change(key, (current) =>
       addVersion(current, {
         tenant,
@@ -87,7 +98,8 @@ export async function onRunTrained(
         evidence: data.evidence,
         runId,
         rank: data.rank,
-        promote: spec.promote,
+        note,
+        promote: note !== undefined && spec.gate === "better-than-promoted" ? "manual" : spec.promote,
         canary: spec.canary,
         evaluation: data.evaluation,
         lastStepAt: data.lastStepAt,
@@ -99,4 +111,7 @@ export async function onRunTrained(
   }
   if (version === undefined) throw new Error(`run ${runId} has no version in KV adapters/${key} after it was added`);
   await publishAccepted(name, spec.base, version, deps);
+  // Whoever called it off a moment ago found no version to withdraw.
+  const calledOffSince = await bus.last(runCancelRequested, at);
+  if (calledOffSince !== undefined) await onCancelRequested(calledOffSince, deps, adapters);
 }
