@@ -20,7 +20,7 @@ import OpenAI from "openai";
 import { ulid } from "ulid";
 import { createApiKey } from "./auth.ts";
 import { createProjector } from "./projector.ts";
-import { createGateway, type GatewayOptions } from "./server.ts";
+import { createGateway, type Gateway, type GatewayOptions } from "./server.ts";
 
 type Connection = Parameters<typeof createBus>[0]["nc"];
 
@@ -32,6 +32,8 @@ export const quietLog = createLog({ service: "test", level: "silent" });
 
 export interface GatewayUnderTest extends AsyncDisposable {
   url: string;
+  metricsUrl: string | undefined;
+  routes: Gateway["routes"];
   tenant: string;
   key: string;
   bus: Bus;
@@ -88,6 +90,8 @@ export async function startGateway(
   const clientFor = (apiKey: string) => new OpenAI({ apiKey, baseURL: `${gateway.url}/v1`, maxRetries: 0 });
   return {
     url: gateway.url,
+    metricsUrl: gateway.metricsUrl,
+    routes: gateway.routes,
     tenant,
     key,
     bus,
