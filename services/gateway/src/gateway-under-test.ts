@@ -328,7 +328,13 @@ export async function startEngine(...models: string[]): Promise<Engine> {
             response.write(chunkOf(model, word));
             await new Promise((resolve) => setTimeout(resolve, 5));
           }
-          response.end(`${chunkOf(model, "", "stop")}data: [DONE]\n\n`);
+          const { include_usage: counts = false } = (body["stream_options"] ?? {}) as { include_usage?: boolean };
+          const count = {
+            ...JSON.parse(chunkOf(model, "").slice("data: ".length)),
+            choices: [],
+            usage: { prompt_tokens: 3, total_tokens: 6, completion_tokens: 3 },
+          };
+          response.end(`${chunkOf(model, "", "stop")}${counts ? `data: ${JSON.stringify(count)}\n\n` : ""}data: [DONE]\n\n`);
           return;
         }
         const content = engine.words.join("");

@@ -3,17 +3,22 @@ import {
   type AdapterState,
   adapterPromoteRequested,
   adapterRollbackRequested,
+  type adapterView,
   buckets,
+  canaryTraffic,
+  consumers,
   type DeadLetterView,
   parseSubject,
   promoteBody,
   type ReplicaState,
   rollbackBody,
   type RunState,
+  type TrafficState,
 } from "@loraline/contracts";
 import { PermanentError, RetryLaterError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
+import type { z } from "zod";
 import { needs } from "./auth.ts";
 import { parsedBody } from "./body.ts";
 import type { GatewayContext } from "./context.ts";
@@ -26,7 +31,7 @@ const aliasWithinMs = 3000;
 
 export async function loralineRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
   const { bus, state, table, readTrace, log } = context;
-  const adapters = await bus.bucket(buckets.adapters);
+  const [adapters, traffic] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.traffic)]);
 
   const existingRun = async (request: FastifyRequest): Promise<RunState> => {
     const { runId } = request.params as { runId: string };
@@ -52,22 +57,30 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
         url: "",
         adapters: replica.adapters.filter((held) => held.tenant === adapter.tenant && held.adapter === adapter.adapter),
       }));
-  const viewOf = (adapter: AdapterState) => ({ adapter, replicas: replicasOf(adapter) });
+  /** What the gateways have counted is read only when some adapter has a canary. */
+  const viewsOf = async (states: readonly AdapterState[]): Promise<z.output<typeof adapterView>[]> => {
+    const reports = states.some(({ canary }) => canary) ? (await traffic.entries()).map(({ value }) => value) : [];
+    return states.map((adapter) => ({ adapter, replicas: replicasOf(adapter), canary: canaryCounts(adapter, reports) }));
+  };
+  const viewOf = async (adapter: AdapterState) => (await viewsOf([adapter]))[0];
 
   /**
-   * Waits a little for the alias to be where it should.
-   * @throws RetryLaterError `alias_not_moved`: a success would be a lie, for a command that cannot be followed is never taken up again.
+   * Waits a little until the controller has followed the command, which is the message of this sequence.
+   * @throws PermanentError 409 with the controller's reason when it was refused.
+   * @throws RetryLaterError `alias_not_moved`: a success would be a lie.
    */
-  const viewWhen = async (request: FastifyRequest, holds: (adapter: AdapterState) => boolean) => {
+  const viewWhen = async (request: FastifyRequest, command: number, holds: (adapter: AdapterState) => boolean) => {
     for (const end = performance.now() + aliasWithinMs; ;) {
       const adapter = await existingAdapter(request);
-      if (holds(adapter)) return viewOf(adapter);
+      if (adapter.history.some((move) => move.command === command) || holds(adapter)) return viewOf(adapter);
+      const letter = await bus.deadLetters.of(consumers.serveAdapterCommands, command);
+      if (letter !== undefined) throw new PermanentError(letter.code, letter.message, { status: 409 });
       if (performance.now() >= end) {
         const where = adapter.alias === null ? "no version" : `version ${adapter.alias}`;
         throw new RetryLaterError(
           "alias_not_moved",
           2000,
-          `The alias of ${adapter.adapter} still points to ${where}: the version asked for is proven on no ready replica now, or the serve controller is away. Ask again; if it was refused, the dead letters say why (\`loraline dlq ls\`).`,
+          `The alias of ${adapter.adapter} still points to ${where}: the serve controller has not answered. It will follow the command when it is back.`,
         );
       }
       await new Promise((resolve) => setTimeout(resolve, 50));
@@ -109,19 +122,20 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
 
     app.get("/loraline/adapters", needs("infer", "train", "promote"), async (request) => {
       const entries = await adapters.entries(`${request.caller.tenant}.*`);
-      return { data: entries.map(({ value }) => viewOf(value)).toSorted((a, b) => (a.adapter.adapter < b.adapter.adapter ? -1 : 1)) };
+      const states = entries.map(({ value }) => value).toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1));
+      return { data: await viewsOf(states) };
     });
     app.get("/loraline/adapters/:adapter", needs("infer", "train", "promote"), async (request) => viewOf(await existingAdapter(request)));
 
     app.post("/loraline/adapters/:adapter/promote", needs("promote"), async (request) => {
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
-      const { version } = parsedBody(promoteBody, request.body);
+      const { version, canary } = parsedBody(promoteBody, request.body);
       checkVersion(adapter, version);
-      if (adapter.alias === version) return viewOf(adapter);
+      if (adapter.alias === version && !adapter.canary) return viewOf(adapter);
       const key = idempotencyKeyOf(request.headers) ?? ulid();
-      await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
-      return viewWhen(request, ({ alias }) => alias === version);
+      const { seq } = await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, canary, by }, { key });
+      return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
     });
 
     app.post("/loraline/adapters/:adapter/rollback", needs("promote"), async (request) => {
@@ -130,10 +144,10 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       const { version } = parsedBody(rollbackBody, request.body ?? {});
       if (adapter.alias === null) throw badRequest("nothing_promoted", `${adapter.adapter} has no promoted version to go back from.`);
       if (version !== undefined) checkVersion(adapter, version);
-      if (version === adapter.alias) return viewOf(adapter);
+      if (version === adapter.alias && !adapter.canary) return viewOf(adapter);
       const key = idempotencyKeyOf(request.headers) ?? ulid();
-      await bus.publish(adapterRollbackRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
-      return viewWhen(request, ({ alias }) => (version === undefined ? alias !== adapter.alias : alias === version));
+      const { seq } = await bus.publish(adapterRollbackRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
+      return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
     });
 
     app.get("/loraline/dlq", needs("admin"), async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
@@ -146,6 +160,13 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return letter;
     });
   };
+}
+
+function canaryCounts({ canary, versions }: AdapterState, reports: readonly TrafficState[]): z.output<typeof adapterView>["canary"] {
+  const [version, from] = [canary?.version, canary?.from].map((number) => versions.find((known) => known.version === number)?.engineName);
+  if (!canary || version === undefined || from === undefined) return null;
+  const { unknown: _unknown, ...counts } = canaryTraffic(canary, { version, from }, reports, Date.now());
+  return counts;
 }
 
 function checkVersion(adapter: AdapterState, number: number): void {

@@ -207,10 +207,32 @@ describe("loraline's own routes", () => {
     await putAdapter(bus, { ...adapter, alias: 2 });
     expect(await promoting).toMatchObject({ adapter: { alias: 2 } });
 
+    const followed = async (event: EventDef, over: Partial<AdapterState>, kind: AdapterState["history"][number]["kind"]) => {
+      let command: number | undefined;
+      await expect.poll(async () => (command = (await bus.last(event, { tenant, id: "pirate" }))?.seq) ?? -1).toBeGreaterThan(told);
+      told = command ?? 0;
+      const line_ = { from: 1, to: 2, kind, by: "test", reason: "asked", command, at: new Date().toISOString() };
+      await putAdapter(bus, { ...adapter, history: [line_], ...over });
+    };
+    let told = 0;
     const goingBack = ask("rollback", {});
-    await expect.poll(() => bus.last(events.adapterRollbackRequested, { tenant, id: "pirate" })).toBeDefined();
-    await putAdapter(bus, adapter);
-    expect(await goingBack).toMatchObject({ adapter: { alias: 1 } });
+    await followed(events.adapterRollbackRequested, {}, "rolledback");
+    expect(await goingBack).toMatchObject({ adapter: { alias: 1 }, canary: null });
+
+    told = (await bus.last(events.adapterPromoteRequested, { tenant, id: "pirate" }))?.seq ?? 0;
+    const settings = canarySettings.parse({ steps: [10, 90] });
+    const at = new Date().toISOString();
+    const canary = { version: 2, from: 1, step: 0, share: 10, since: at, startedAt: at, by: "test", settings, baseline: {} };
+    const starting = ask("promote", { version: 2, canary: { steps: [10, 90] } });
+    await followed(events.adapterPromoteRequested, { canary }, "canary-started");
+    expect(await starting).toMatchObject({ adapter: { alias: 1, canary: { share: 10 } }, canary: { version: { requests: 0 } } });
+    expect((await bus.last(events.adapterPromoteRequested, { tenant, id: "pirate" }))?.data.canary).toEqual(settings);
+    const ending = ask("rollback", {});
+    await followed(events.adapterRollbackRequested, { canary: null }, "canary-ended");
+    expect(await ending).toMatchObject({ adapter: { alias: 1, canary: null } });
+    expect(await ask("promote", { version: 2, canary: { steps: [50, 10] } })).toMatchObject({
+      error: { code: "invalid_body", message: expect.stringContaining("each step must be above the one before it") },
+    });
 
     expect(await ask("promote", { version: 9 })).toMatchObject({ error: { code: "version_unknown", param: "version" } });
     expect(await ask("promote", { verson: 2 })).toMatchObject({
