@@ -9,7 +9,8 @@ import type { Bus } from "./bus.ts";
 export interface ReplicaEntry {
   /** `<engine>.<replica>` */
   readonly key: string;
-  /** `adapters` is made when it is read: not for every request. */
+  readonly report: ReplicaReport;
+  /** The heartbeat and what is held; `adapters` is made when it is read, which is not for every request. */
   readonly state: ReplicaState;
   /** When its last heartbeat came, by `now`: clocks of other machines may differ. */
   readonly heardAt: number;
@@ -103,7 +104,7 @@ export async function createReplicaTable({
       enumerable: true,
       get: () => [...held.values()],
     });
-    kept.entry = { key, state, heardAt: now(), proven, held: (engineName) => held.get(engineName) };
+    kept.entry = { key, report, state, heardAt: now(), proven, held: (engineName) => held.get(engineName) };
     if (!sameProcess || before.ready !== report.ready || before.url !== report.url) onReplica(key, kept.entry);
   };
 
@@ -123,9 +124,9 @@ export async function createReplicaTable({
         each.engineName = share(each.engineName);
         each.digest = share(each.digest);
       }
-      const kind = { ...holding, incarnation: share(holding.incarnation), agent: holding.agent == null ? null : share(holding.agent) };
-      kept.holdings.set(adapterKey, kind);
-      if (counts(kept, kind)) take(kept, kind);
+      const shared = { ...holding, incarnation: share(holding.incarnation), agent: share(holding.agent ?? "") || null };
+      kept.holdings.set(adapterKey, shared);
+      if (counts(kept, shared)) take(kept, shared);
     }
     onHolding(key, adapterKey);
   };

@@ -1,9 +1,10 @@
 /**
- * Beside each engine: makes it hold what KV `adapters` wants, proves it, and reports in KV `replicas`. Engine name by engine name, so that
- * one bad or slow adapter delays no other; decided in decide-adapters.ts, done here.
+ * Beside each engine: makes it hold what KV `adapters` wants of this replica, proves it, and tells in KV `replicas` and `holdings`.
+ *
+ *   KV adapters ─► wanted ─┐
+ *   engine ──────► observed ├─► decide-adapters.ts, name by name ─► adapter-steps.ts ─► replica-report.ts
+ *   KV traffic ──► requests ┘
  */
-import { readdir } from "node:fs/promises";
-import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
 import {
@@ -11,22 +12,33 @@ import {
   type AdapterState,
   adapterUnloaded,
   buckets,
-  type Evidence,
-  evidence as evidenceShape,
+  type Digest,
+  type EngineRecord,
   type Problem,
   type Proof,
-  type ReplicaState,
+  type ReplicaAdapter,
 } from "@loraline/contracts";
-import { getJson, type Objects } from "@loraline/objects";
-import { backoffMs, type Log, PermanentError, problemOf, RetryLaterError, type Telemetry } from "@loraline/runtime";
+import type { Objects } from "@loraline/objects";
+import { type Log, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import { ulid } from "ulid";
-import { createAdapterFiles } from "./adapter-files.ts";
-import { type AgentAction, decideAdapters, type HeldAdapter, type ObservedEngine, type WantedAdapter } from "./decide-adapters.ts";
-import { hexOf } from "./engine-names.ts";
-import { judgeAdapter } from "./judge-adapter.ts";
-import { chooseProbes, decideProof, measureProbes, type ProofDecision } from "./proof.ts";
-import { readTensors, type Tensor } from "./safetensors.ts";
-import { createVllmClient, EngineRefusedError, EngineUnknownError, type LoadOutcome } from "./vllm-client.ts";
+import { type AdapterFiles, createAdapterFiles } from "./adapter-files.ts";
+import { createAdapterSteps, faultOf } from "./adapter-steps.ts";
+import {
+  type AgentAction,
+  decideAdapter,
+  decideFault,
+  type DrainLimits,
+  drainLimits,
+  type Fault,
+  type HeldAdapter,
+  type Leaving,
+  type WantedAdapter,
+} from "./decide-adapters.ts";
+import { createEngineObserver } from "./engine-observer.ts";
+import { hexOf, isEngineName } from "./engine-names.ts";
+import { createReplicaReporter } from "./replica-report.ts";
+import { createTrafficView } from "./traffic-view.ts";
+import { createVllmClient } from "./vllm-client.ts";
 
 export interface ServeAgentDeps {
   bus: Pick<Bus, "bucket" | "publish">;
@@ -45,269 +57,317 @@ export interface ServeAgentDeps {
   publicUrl: string;
   /** Belongs to this agent alone; the engine must see it under the same path. */
   adaptersDir: string;
+  /** For agents of one process that share a folder; default: `adaptersDir`. */
+  files?: AdapterFiles;
   /** Ranks the engine was started for. Default: what KV `engines` says. */
   maxLoraRank?: number;
   /** Changes with each start of the engine process. Default: its start time from /metrics. */
   incarnation?: () => Promise<string>;
+  drain?: Partial<DrainLimits>;
   healthMs?: number;
   heartbeatMs?: number;
+  loadTimeoutMs?: number;
 }
 
 /** Adapters worked on at once; the engine itself takes one step at a time. */
 const concurrency = 4;
-/** A load that the engine refuses this often, between growing pauses, will not work with this engine. */
-const engineRefusals = 5;
-/** A busy engine may leave a health check unanswered; a dead one does not come back. */
-const silentMs = 10_000;
+/** Of these, so many may be ones that had a fault before: those that had none are never kept waiting by them. */
+const retriesAtOnce = 2;
+/** Work that takes longer does not keep others waiting any more… */
+const slowMs = 5000;
+/** …but so much at most is under way. */
+const mostAtOnce = 16;
 /** Files stay this long after their adapter is not listed any more: a request in flight may still make the engine read them. */
 const fileGraceMs = 60_000;
+/** Adapters whose files are looked at per heartbeat. */
+const filesPerHeartbeat = 256;
 
 interface Held extends HeldAdapter {
   attempts: number;
+  blame: ReplicaAdapter["blame"];
   proof: Proof | null;
   error: Problem | null;
   at: string;
 }
 
 export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDisposable> {
-  const { bus, objects, telemetry, engine, base, replica, engineUrl, publicUrl, healthMs = 500, heartbeatMs = 3000 } = deps;
-  const log = deps.log.child({ engine, replica });
-  const [adapters, replicas, holdings, engines] = await Promise.all([
+  const { bus, objects, telemetry, engine: engineName, base, replica, publicUrl, healthMs = 500, heartbeatMs = 3000 } = deps;
+  const log = deps.log.child({ engine: engineName, replica });
+  const [adapterBucket, replicas, holdings, engines] = await Promise.all([
     bus.bucket(buckets.adapters),
     bus.bucket(buckets.replicas),
     bus.bucket(buckets.holdings),
     bus.bucket(buckets.engines),
   ]);
-  const client = createVllmClient({ url: engineUrl });
-  const files = createAdapterFiles({ dir: deps.adaptersDir, objects });
   const stopping = new AbortController();
+  const client = createVllmClient({
+    url: deps.engineUrl,
+    ...(deps.loadTimeoutMs === undefined ? {} : { loadTimeoutMs: deps.loadTimeoutMs }),
+  });
+  const files = deps.files ?? createAdapterFiles({ dir: deps.adaptersDir, objects });
+  const traffic = await createTrafficView({ bus, replica, signal: stopping.signal });
+  const limits: DrainLimits = { ...drainLimits, ...deps.drain };
+  const engine = createEngineObserver({ client, base, log, incarnation: deps.incarnation, onChange: engineChanged });
+  const steps = createAdapterSteps({ client, engine, files, objects, telemetry, base, limits: engineLimits });
 
-  /* what is wanted */
-  const wantedByKey = new Map<string, WantedAdapter[]>();
-  let wanted: ReadonlyMap<string, WantedAdapter> | undefined;
+  /* ---- what is wanted, and what is known ---- */
 
-  /* what is there */
-  let ready = false;
-  let incarnation = "";
-  let observed: ObservedEngine | undefined;
-  let baseTensors: Tensor[] | undefined;
-  let silentSince: number | undefined;
+  /** Engine names of each adapter, `<tenant>.<adapter>`. */
+  const namesOf = new Map<string, string[]>();
+  const wanted = new Map<string, WantedAdapter>();
+  let wantedIsRead = false;
   const held = new Map<string, Held>();
-  const unwantedSince = new Map<string, number>();
-  const spoiled = new Set<string>();
-  const inWork = new Map<string, Promise<void>>();
+  const leaving = new Map<string, Leaving & { attempts: number; error: Problem | null }>();
+  const spoiled = new Map<string, number>();
+  const inWork = new Map<string, { since: number; retry: boolean; done: Promise<void> }>();
 
-  /* ---- observing ---- */
+  function currentOf(name: string): Held | undefined {
+    const known = held.get(name);
+    return known?.incarnation === engine.incarnation ? known : undefined;
+  }
 
-  const engineAway = (why: string): void => {
-    observed = undefined;
-    if (!ready) return;
-    ready = false;
-    log.warn({ why }, "engine away");
-    report();
-  };
-
-  /** One at a time, so that an older look never overwrites a newer one. */
-  let lastLook: Promise<void> = Promise.resolve();
-  const look = (): Promise<void> => {
-    lastLook = lastLook.then(lookNow);
-    return lastLook;
-  };
-  const lookNow = async (): Promise<void> => {
-    if (stopping.signal.aborted) return;
-    try {
-      const now = await (deps.incarnation ?? client.startTime)();
-      const models = await client.models();
-      if (now !== incarnation || !ready) await greet(now, models.find(({ id }) => id === base)?.root ?? null);
-      observed = { incarnation: now, listed: new Map(models.filter(({ parent }) => parent !== null).map(({ id, root }) => [id, root])) };
-      for (const name of observed.listed.keys()) {
-        if (wanted === undefined || wanted.has(name)) unwantedSince.delete(name);
-        else if (!unwantedSince.has(name)) unwantedSince.set(name, Date.now());
-      }
-      for (const name of unwantedSince.keys()) if (!observed.listed.has(name)) unwantedSince.delete(name);
-    } catch (error) {
-      observed = undefined;
-      if (error instanceof EngineUnknownError && error.gone) engineAway(error.message);
-      else log.warn({ err: error }, "engine could not be read; nothing is concluded from that");
+  function takeAdapter(key: string, state: AdapterState | undefined): void {
+    const now = state === undefined || state.engine !== engineName ? [] : wantedOf(state, replica);
+    const before = namesOf.get(key) ?? [];
+    if (now.length === 0 && before.length === 0) return;
+    const names = new Set(now.map(({ engineName: name }) => name));
+    for (const name of before) {
+      if (names.has(name)) continue;
+      wanted.delete(name);
+      // Nobody was ever sent to what was not proven.
+      if (engine.observed?.listed.has(name)) leave(name, currentOf(name)?.state === "proven" ? Date.now() : 0);
+      held.delete(name);
+      spoiled.delete(name);
     }
-  };
-
-  /** A process that is new to us: nothing is proven in it, and its first step is slow. */
-  const greet = async (now: string, modelPath: string | null): Promise<void> => {
-    if (now !== incarnation) {
-      log.info({ before: incarnation, now }, "engine process started; everything is proven again");
-      baseTensors = modelPath === null ? undefined : await readBaseTensors(modelPath);
+    for (const adapter of now) {
+      wanted.set(adapter.engineName, adapter);
+      leaving.delete(adapter.engineName);
     }
-    try {
-      await client.nextTokenLogprobs(base, [[1]], [1]);
-    } catch (error) {
-      if (!(error instanceof EngineRefusedError)) throw error;
-      log.error({ err: error }, "the engine cannot answer probes: no adapter can be proven on it");
-    }
-    incarnation = now;
-    ready = true;
-    report();
-  };
+    if (now.length === 0) namesOf.delete(key);
+    else namesOf.set(key, [...names]);
+    if (!wantedIsRead) return;
+    void reporter.changed(key);
+    consider([...before, ...names]);
+  }
 
-  const checkHealth = async (): Promise<void> => {
-    const health = await client.health();
-    if (health === "silent") {
-      silentSince ??= Date.now();
-      if (Date.now() - silentSince > silentMs) engineAway("no answer to health checks");
+  function leave(name: string, since: number): void {
+    if (!leaving.has(name)) leaving.set(name, { since, retryAt: 0, attempts: 0, error: null });
+  }
+
+  function engineChanged(what: "ready" | "away" | "listed"): void {
+    if (what !== "listed") {
+      if (what === "ready") spoiled.clear();
+      void reporter.heartbeat();
       return;
     }
-    silentSince = undefined;
-    if (health === "away") engineAway("its health check fails");
-    else if (observed === undefined) {
-      await look();
-      reconcile();
+    const listed = engine.observed?.listed ?? new Map<string, string | null>();
+    if (wantedIsRead) for (const name of listed.keys()) if (!wanted.has(name) && isEngineName(name)) leave(name, Date.now());
+    for (const name of leaving.keys()) {
+      if (listed.has(name)) continue;
+      leaving.delete(name);
+      tellHolding(name);
     }
-  };
-
-  const checkFiles = async (): Promise<void> => {
-    for (const [name, adapter] of wanted ?? []) {
-      if (observed?.listed.has(name) && !inWork.has(name) && (await files.touched(adapter))) {
-        log.error({ engineName: name, path: files.pathOf(adapter) }, "files of a loaded adapter changed on disk; loading it anew");
-        spoiled.add(name);
-        held.delete(name);
-        report();
-      }
-    }
-    if (wanted === undefined || observed === undefined) return;
-    const listedHex = [...observed.listed.values()].map((root) => root?.split("/").at(-1) ?? "");
-    await files.collect(new Set([...[...wanted.values()].map(({ digest }) => hexOf(digest)), ...listedHex]), Date.now(), fileGraceMs);
-  };
+    consider(wanted.keys());
+    consider(leaving.keys());
+  }
 
   /* ---- deciding and doing ---- */
 
-  let wakeAt = Number.POSITIVE_INFINITY;
-  let wakeTimer: NodeJS.Timeout | undefined;
-  const wake = (at: number): void => {
-    if (at >= wakeAt) return;
-    clearTimeout(wakeTimer);
-    wakeAt = at;
-    wakeTimer = setTimeout(
-      () => {
-        wakeAt = Number.POSITIVE_INFINITY;
-        reconcile();
-      },
-      Math.max(0, at - Date.now()),
-    );
-  };
+  /** Names to decide about, by rank. */
+  const due = [new Set<string>(), new Set<string>(), new Set<string>()] as const;
+  let deciding = false;
+  function consider(names: Iterable<string>): void {
+    for (const name of names) due[wanted.get(name)?.rank ?? 2].add(name);
+    if (deciding || stopping.signal.aborted) return;
+    deciding = true;
+    // What changes together is decided once.
+    queueMicrotask(() => {
+      deciding = false;
+      decide();
+    });
+  }
 
-  const reconcile = (): void => {
+  function decide(): void {
     if (stopping.signal.aborted) return;
-    const view = { wanted, engine: observed, held, inWork: new Set(inWork.keys()), unwantedSince, spoiled, pathOf: files.pathOf };
-    for (const action of decideAdapters(view, Date.now())) {
-      if (action.kind === "wake") wake(action.at);
-      else if (inWork.size < concurrency) start(action);
+    const now = Date.now();
+    let free = concurrency;
+    let retries = 0;
+    for (const { since, retry } of inWork.values()) {
+      if (now - since < slowMs) free -= 1;
+      if (retry) retries += 1;
     }
-  };
+    if (inWork.size > 0 && free <= 0) wake("", now + slowMs);
+    const view = {
+      wanted: wantedIsRead ? wanted : undefined,
+      engine: engine.observed,
+      held,
+      inWork,
+      leaving,
+      spoiled,
+      pathOf: files.pathOf,
+      requests: traffic.requests,
+    };
+    for (const names of due) {
+      for (const name of names) {
+        const action = decideAdapter(view, name, now, limits);
+        if (action === undefined || action.kind === "wake") {
+          names.delete(name);
+          if (action !== undefined) wake(name, action.at);
+          continue;
+        }
+        const retry = (currentOf(name)?.attempts ?? 0) > 0;
+        if (free <= 0 || inWork.size >= mostAtOnce) return;
+        if (retry && retries >= retriesAtOnce) continue;
+        names.delete(name);
+        free -= 1;
+        retries += retry ? 1 : 0;
+        start(name, action, retry);
+      }
+    }
+  }
 
-  const start = (action: Exclude<AgentAction, { kind: "wake" }>): void => {
-    const name = action.kind === "unload" ? action.engineName : action.wanted.engineName;
+  const alarms = new Map<string, number>();
+  let alarm: NodeJS.Timeout | undefined;
+  let alarmAt = Number.POSITIVE_INFINITY;
+  /** Decides about a name then; the name "" only looks for room. */
+  function wake(name: string, at: number): void {
+    alarms.set(name, Math.min(at, alarms.get(name) ?? Number.POSITIVE_INFINITY));
+    if (at >= alarmAt) return;
+    clearTimeout(alarm);
+    alarmAt = at;
+    alarm = setTimeout(
+      () => {
+        alarmAt = Number.POSITIVE_INFINITY;
+        const now = Date.now();
+        const rung: string[] = [];
+        let next = Number.POSITIVE_INFINITY;
+        for (const [each, when] of alarms) {
+          if (when <= now) {
+            alarms.delete(each);
+            if (each !== "") rung.push(each);
+          } else next = Math.min(next, when);
+        }
+        if (next < Number.POSITIVE_INFINITY) wake("", next);
+        consider(rung);
+      },
+      Math.max(1, at - Date.now()),
+    );
+  }
+
+  function start(name: string, action: Exclude<AgentAction, { kind: "wake" }>, retry: boolean): void {
     const work = async (): Promise<void> => {
       try {
         if (action.kind === "unload") await unload(name, action.reason);
-        else await (action.kind === "load" ? load : prove)(action.wanted);
+        else if (action.kind === "load") {
+          spoiled.delete(name);
+          await steps.load(action.wanted);
+        } else await prove(action.wanted);
       } catch (error) {
         if (stopping.signal.aborted) return;
-        if (action.kind === "unload") log.warn({ err: error, engineName: name }, "unload failed; it will be tried again");
-        else fault(action.wanted, error);
+        if (action.kind === "unload") unloadFailed(name, { code: "UNLOAD_FAILED", message: String(error) });
+        else fault(action.wanted, faultOf(error, name), error);
+        // What the engine holds is seen anew before it is decided anew.
+        await engine.look();
       }
-      // Seen anew before it is decided anew.
-      await look();
     };
-    inWork.set(
-      name,
-      work().finally(() => {
-        inWork.delete(name);
-        report();
-        reconcile();
-      }),
-    );
-  };
-
-  const load = (adapter: WantedAdapter): Promise<void> =>
-    telemetry.span("load", { parent: adapter.trace ?? undefined, attributes: attributesOf(adapter) }, async () => {
-      spoiled.delete(adapter.engineName);
-      const path = await files.ensure(adapter);
-      const [problem] = judgeAdapter(await files.read(adapter), { name: base, maxLoraRank: await rankLimit(), tensors: baseTensors });
-      if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { param: problem.param });
-      refuseUnlessDone(await client.load(adapter.engineName, path), adapter);
+    const done = work().finally(() => {
+      inWork.delete(name);
+      // Not wanted any more since it was begun.
+      if (engine.observed?.listed.has(name) && !wanted.has(name)) leave(name, 0);
+      tellHolding(name);
+      consider([name]);
     });
+    inWork.set(name, { since: Date.now(), retry, done });
+  }
 
-  /** A refusal is only that: what is loaded is read from the engine afterwards. */
-  const refuseUnlessDone = (outcome: LoadOutcome, { engineName }: WantedAdapter): void => {
-    switch (outcome.kind) {
-      case "done":
-        return;
-      case "feature-off":
-        throw new RetryLaterError(
-          "ENGINE_WITHOUT_RUNTIME_LORA",
-          30_000,
-          `the engine at ${engineUrl} has no route to load adapters. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora.`,
-        );
-      case "unknown":
-        throw new RetryLaterError("ENGINE_UNKNOWN", 1000, `whether ${engineName} is loaded is not known: ${outcome.message}`);
-      case "refused":
-        if (/already been loaded/i.test(outcome.message)) return;
-        throw new EngineRefusedError(outcome.status, outcome.message);
-    }
-  };
-
-  const prove = (adapter: WantedAdapter): Promise<void> =>
-    telemetry.span("proof", { parent: adapter.trace ?? undefined, attributes: attributesOf(adapter) }, async (span) => {
-      const { engineName } = adapter;
-      const before = incarnation;
-      if (!(await files.verify(adapter))) {
-        spoiled.add(engineName);
-        throw new RetryLaterError(
-          "ADAPTER_FILES_SPOILED",
-          0,
-          `the files of ${engineName} on disk are not what was published; they are fetched again`,
-        );
-      }
-      const { probes } = await evidenceOf(adapter);
-      const measure = async (): Promise<ProofDecision> =>
-        decideProof(await measureProbes(client, { base, engineName, probes: chooseProbes(probes) }), new Date().toISOString());
-      let decision = await measure();
-      // A refusal is for good, so it is not said after one look: what else the engine computes must not decide it.
-      if (decision.kind === "refused") decision = await measure();
-      span.setAttributes({
-        "loraline.proof.probes": decision.proof.probes,
-        "loraline.proof.agreement": decision.proof.agreement,
-        "loraline.proof.agreement_limit": decision.proof.agreementLimit,
-        "loraline.proof.effect": decision.proof.effect,
-        "loraline.proof.effect_expected": decision.proof.effectExpected,
-      });
-      const now = await (deps.incarnation ?? client.startTime)();
-      if (now !== before) throw new RetryLaterError("ENGINE_RESTARTED", 0, `the engine restarted while ${engineName} was being proven`);
-      if (decision.kind === "refused") {
-        remember(adapter, { state: "refused", proof: decision.proof, error: decision.problem });
-        log.error({ engineName, ...decision.problem, proof: decision.proof }, "adapter refused");
-        span.setAttribute("loraline.refused", decision.problem.code);
-        await writeReport();
-        return;
-      }
-      remember(adapter, { state: "proven", proof: decision.proof, error: null });
-      log.info({ engineName, proof: decision.proof }, "adapter proven");
-      await writeReport();
-      const { proof } = decision;
-      const traceparent = telemetry.traceparent();
-      await tell(`${engineName}/${engine}/${replica}/${now}`, (key) =>
-        bus.publish(
-          adapterLoaded,
-          { tenant: adapter.tenant, id: adapter.adapter },
-          { version: adapter.version, digest: adapter.digest, engine, replica, incarnation: now, engineName, proof },
-          { key, traceparent },
-        ),
+  async function prove(adapter: WantedAdapter): Promise<void> {
+    const { engineName: name } = adapter;
+    const result = await steps.prove(adapter);
+    if (result.kind === "spoiled") {
+      spoiled.set(name, 0);
+      throw new RetryLaterError(
+        "ADAPTER_FILES_SPOILED",
+        0,
+        `the files of ${name} on disk are not what was published; they are fetched again`,
       );
-    });
+    }
+    if (!wanted.has(name)) return;
+    const { proof, problem, incarnation } = result;
+    remember(adapter, { state: result.kind, proof, error: problem, blame: null, attempts: 0, retryAt: 0 }, incarnation);
+    if (problem !== null) log.error({ engineName: name, ...problem, proof }, "adapter refused");
+    else log.info({ engineName: name, proof }, "adapter proven");
+    await reporter.changed(adapterKeyOf(adapter));
+    if (problem !== null) return;
+    const { tenant, adapter: id, version, digest } = adapter;
+    const traceparent = telemetry.traceparent() ?? adapter.trace;
+    await tell(`${name}/${engineName}/${replica}/${incarnation}`, (key) =>
+      bus.publish(
+        adapterLoaded,
+        { tenant, id },
+        { version, digest, engine: engineName, replica, incarnation, engineName: name, proof },
+        { key, traceparent },
+      ),
+    );
+  }
+
+  async function unload(name: string, reason: string): Promise<void> {
+    const digest = digestOfPath(engine.observed?.listed.get(name));
+    const outcome = await steps.unload(name);
+    log.info({ engineName: name, reason, outcome }, "adapter unloaded");
+    if (outcome.kind !== "done") {
+      await engine.look();
+      // 404: it was not listed; 500 with some versions: it was evicted. Only what is listed still counts.
+      if (engine.observed === undefined || engine.observed.listed.has(name)) {
+        unloadFailed(name, {
+          code: "UNLOAD_FAILED",
+          message: `the engine did not unload ${name}: ${"message" in outcome ? outcome.message : outcome.kind}`,
+        });
+        return;
+      }
+    }
+    leaving.delete(name);
+    spoiled.delete(name);
+    const [tenant = "", id = "", version = ""] = name.split(".");
+    if (digest === undefined) return;
+    const { incarnation } = engine;
+    await tell(`${name}/${engineName}/${replica}/${incarnation}/${Date.now()}`, (key) =>
+      bus.publish(
+        adapterUnloaded,
+        { tenant, id },
+        { version: Number(version.slice(1)), digest, engine: engineName, replica, incarnation, engineName: name, reason },
+        { key },
+      ),
+    );
+  }
+
+  /** Never wedges anything: it is tried again, and told meanwhile. */
+  function unloadFailed(name: string, error: Problem): void {
+    const known = leaving.get(name);
+    const attempts = (known?.attempts ?? 0) + 1;
+    const { afterMs } = decideFault({ of: "replica", problem: error }, attempts);
+    leaving.set(name, { since: known?.since ?? 0, retryAt: Date.now() + afterMs, attempts, error });
+    log.warn({ engineName: name, ...error, attempts, afterMs }, "not unloaded; it will be tried again");
+  }
+
+  function fault(adapter: WantedAdapter, found: Fault, error: unknown): void {
+    const { engineName: name } = adapter;
+    if (!wanted.has(name)) return;
+    const attempts = (currentOf(name)?.attempts ?? 0) + 1;
+    const { state, blame, afterMs } = decideFault(found, attempts);
+    const { problem } = found;
+    remember(adapter, { state, proof: null, error: problem, blame, attempts, retryAt: Date.now() + afterMs }, engine.incarnation);
+    if (state === "retrying")
+      log.warn({ err: error, engineName: name, attempts, afterMs }, "adapter not proven yet; it will be tried again");
+    else log.error({ engineName: name, ...problem, blame, afterMs }, `adapter ${state}`);
+  }
+
+  function remember({ engineName: name }: WantedAdapter, what: Omit<Held, "incarnation" | "at">, incarnation: string): void {
+    held.set(name, { ...what, incarnation, at: new Date().toISOString() });
+  }
 
   /** Events that could not be published yet; what they say is true already. The heartbeat tries again. */
   const untold = new Map<string, (key: string) => Promise<unknown>>();
-  const tell = async (key: string, publish: (key: string) => Promise<unknown>): Promise<void> => {
+  async function tell(key: string, publish: (key: string) => Promise<unknown>): Promise<void> {
     untold.set(key, publish);
     try {
       await publish(key);
@@ -315,205 +375,166 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     } catch (error) {
       log.warn({ err: error, key }, "event not published yet");
     }
-  };
+  }
 
-  const unload = async (engineName: string, reason: string): Promise<void> => {
-    const [tenant = "", id = "", version = ""] = engineName.split(".");
-    const outcome = await client.unload(engineName);
-    log.info({ engineName, reason, outcome }, "adapter unloaded");
-    // 404: it was not listed; 500 with some versions: it was evicted. The next look decides.
-    if (outcome.kind === "unknown" || outcome.kind === "feature-off") return;
-    spoiled.delete(engineName);
-    const digest = rootDigest(engineName);
-    if (digest === undefined) return;
-    await tell(`${engineName}/${engine}/${replica}/${incarnation}/${Date.now()}`, (key) =>
-      bus.publish(
-        adapterUnloaded,
-        { tenant, id },
-        { version: Number(version.slice(1)), digest, engine, replica, incarnation, engineName, reason },
-        { key },
-      ),
-    );
-  };
-
-  const rootDigest = (engineName: string): `sha256:${string}` | undefined => {
-    const hex = observed?.listed.get(engineName)?.split("/").at(-1) ?? "";
-    return /^[0-9a-f]{64}$/.test(hex) ? `sha256:${hex}` : undefined;
-  };
-
-  const fault = (adapter: WantedAdapter, error: unknown): void => {
-    const attempts = (held.get(adapter.engineName)?.attempts ?? 0) + 1;
-    const problem =
-      error instanceof EngineRefusedError
-        ? { code: "ENGINE_REFUSED", message: `the engine refused ${adapter.engineName} (HTTP ${error.status}): ${error.message}` }
-        : error instanceof EngineUnknownError
-          ? { code: "ENGINE_UNKNOWN", message: error.message }
-          : problemOf(error);
-    const passes = ["DISK_FULL", "STORE_FULL"].includes(problem.code);
-    const permanent = (error instanceof PermanentError && !passes) || (error instanceof EngineRefusedError && attempts >= engineRefusals);
-    const afterMs =
-      error instanceof RetryLaterError ? Math.max(error.afterMs, attempts > 3 ? backoffMs(attempts) : 0) : backoffMs(attempts);
-    remember(adapter, { state: permanent ? "refused" : "retrying", proof: null, error: problem }, attempts, Date.now() + afterMs);
-    if (permanent) log.error({ engineName: adapter.engineName, ...problem }, "adapter refused");
-    else log.warn({ err: error, engineName: adapter.engineName, attempts, afterMs }, "adapter not proven yet; it will be tried again");
-  };
-
-  const remember = (adapter: WantedAdapter, what: Pick<Held, "state" | "proof" | "error">, attempts = 0, retryAt = 0): void => {
-    held.set(adapter.engineName, { ...what, attempts, retryAt, incarnation, at: new Date().toISOString() });
-  };
-
-  let knownLimit = deps.maxLoraRank;
-  const rankLimit = async (): Promise<number> => {
-    knownLimit ??= (await engines.get(engine))?.value.maxLoraRank;
-    if (knownLimit === undefined)
+  let record: Pick<EngineRecord, "maxLoraRank"> | undefined =
+    deps.maxLoraRank === undefined ? undefined : { maxLoraRank: deps.maxLoraRank };
+  async function engineLimits(): Promise<Pick<EngineRecord, "maxLoraRank">> {
+    record ??= (await engines.get(engineName))?.value;
+    if (record === undefined)
       throw new RetryLaterError(
         "ENGINE_UNREGISTERED",
         1000,
-        `KV engines has no "${engine}" yet; the serve controller writes it when it starts`,
+        `KV engines has no "${engineName}" yet; the serve controller writes it when it starts`,
       );
-    return knownLimit;
-  };
+    return record;
+  }
 
-  const evidenceCache = new Map<string, Evidence>();
-  const evidenceOf = async ({ tenant, evidence }: WantedAdapter): Promise<Evidence> => {
-    const known = evidenceCache.get(evidence.digest);
-    if (known !== undefined) return known;
-    const read = await getJson(objects, tenant, evidence, evidenceShape);
-    if (evidenceCache.size >= 256) evidenceCache.clear();
-    evidenceCache.set(evidence.digest, read);
-    return read;
-  };
+  /* ---- files ---- */
 
-  /* ---- reporting ---- */
+  let filesFrom = 0;
+  /** A slice of them per heartbeat: a look costs two system calls an adapter. */
+  async function checkFiles(): Promise<void> {
+    const names = [...wanted.keys()];
+    const slice = names.slice(filesFrom, filesFrom + filesPerHeartbeat);
+    filesFrom = filesFrom + filesPerHeartbeat >= names.length ? 0 : filesFrom + filesPerHeartbeat;
+    for (const name of slice) {
+      const adapter = wanted.get(name);
+      if (adapter === undefined || !engine.observed?.listed.has(name) || inWork.has(name) || spoiled.has(name)) continue;
+      if (!(await files.touched(adapter))) continue;
+      log.error({ engineName: name, path: files.pathOf(adapter) }, "files of a loaded adapter changed on disk; loading it anew");
+      spoiled.set(name, Date.now());
+      held.delete(name);
+      tellHolding(name);
+      consider([name]);
+    }
+    if (engine.observed === undefined || filesFrom !== 0) return;
+    const listed = [...engine.observed.listed.values()].map((root) => root?.split("/").at(-1) ?? "");
+    await files.collect(new Set([...[...wanted.values()].map(({ digest }) => hexOf(digest)), ...listed]), Date.now(), fileGraceMs);
+  }
 
-  const reportNow = (): ReplicaState => ({
-    engine,
-    base,
-    replica,
-    incarnation,
-    url: publicUrl,
-    ready,
-    at: new Date().toISOString(),
-    adapters: [...(wanted?.values() ?? [])].map((adapter) => {
-      const { tenant, version, digest, engineName } = adapter;
-      const known = held.get(engineName);
-      const current = known?.incarnation === incarnation ? known : undefined;
-      return {
+  /* ---- telling ---- */
+
+  const key = `${engineName}.${replica}`;
+  const agent = ulid();
+
+  function tellHolding(name: string): void {
+    const [tenant = "", adapter = ""] = name.split(".");
+    if (!stopping.signal.aborted) void reporter.changed(`${tenant}.${adapter}`);
+  }
+
+  /** What has not been begun is not told: it would be a message that says nothing. */
+  function holdingOf(adapterKey: string): ReplicaAdapter[] {
+    const told: ReplicaAdapter[] = [];
+    for (const name of namesOf.get(adapterKey) ?? []) {
+      const adapter = wanted.get(name);
+      if (adapter === undefined) continue;
+      const { tenant, adapter: id, version, digest } = adapter;
+      const work = inWork.get(name);
+      const known = currentOf(name);
+      const common = { tenant, adapter: id, version, digest, engineName: name };
+      if (known !== undefined) {
+        const { state, proof, error, blame, at } = known;
+        told.push({ ...common, state, blame, proof, error, at });
+      } else if (work !== undefined && Date.now() - work.since >= heartbeatMs) {
+        told.push({ ...common, state: "loading", proof: null, error: null, at: new Date(work.since).toISOString() });
+      }
+    }
+    for (const [name, { since, error }] of leaving) {
+      const [tenant = "", id = "", version = ""] = name.split(".");
+      const digest = digestOfPath(engine.observed?.listed.get(name));
+      if (`${tenant}.${id}` !== adapterKey || wanted.has(name) || digest === undefined) continue;
+      const at = new Date(since === 0 ? Date.now() : since).toISOString();
+      told.push({
         tenant,
-        adapter: adapter.adapter,
-        version,
+        adapter: id,
+        version: Number(version.slice(1)),
         digest,
-        engineName,
-        state: current?.state ?? "loading",
-        proof: current?.proof ?? null,
-        error: current?.error ?? null,
-        at: current?.at ?? new Date().toISOString(),
-      };
+        engineName: name,
+        state: "draining",
+        proof: null,
+        error,
+        at,
+      });
+    }
+    return told;
+  }
+
+  function counts() {
+    const found = { wanted: wanted.size, proven: 0, retrying: 0, quarantined: 0, refused: 0, draining: leaving.size };
+    for (const name of wanted.keys()) {
+      const known = currentOf(name);
+      if (known !== undefined) found[known.state] += 1;
+    }
+    return found;
+  }
+
+  const reporter = await createReplicaReporter({
+    replicas,
+    holdings,
+    log,
+    key,
+    held: holdingOf,
+    report: () => ({
+      engine: engineName,
+      base,
+      replica,
+      incarnation: engine.incarnation,
+      agent,
+      url: publicUrl,
+      ready: engine.ready,
+      counts: counts(),
+      at: new Date().toISOString(),
     }),
   });
 
-  const key = `${engine}.${replica}`;
-  const agent = ulid();
-  const written = new Map<string, string>();
-  let writing: Promise<void> = Promise.resolve();
-  let writesWaiting = 0;
-  /** Writes what is true when its turn comes; those that wait for the same turn are one write. */
-  const writeReport = (): Promise<void> => {
-    if (writesWaiting > 0) return writing;
-    writesWaiting += 1;
-    writing = writing.then(async () => {
-      writesWaiting -= 1;
-      try {
-        const { adapters: heldNow, ...heartbeat } = reportNow();
-        const byAdapter = Map.groupBy(heldNow, (each) => `${each.tenant}.${each.adapter}`);
-        for (const [adapterKey, versions] of byAdapter) {
-          const holding = { incarnation, agent, adapters: versions };
-          const text = JSON.stringify(versions.map(({ at: _at, ...rest }) => rest)) + incarnation;
-          if (written.get(adapterKey) === text) continue;
-          await holdings.put(`${key}.${adapterKey}`, holding);
-          written.set(adapterKey, text);
-        }
-        await replicas.put(key, { ...heartbeat, agent });
-      } catch (error) {
-        if (!stopping.signal.aborted) log.warn({ err: error }, "report not written; the next heartbeat tries again");
-      }
-    });
-    return writing;
-  };
-  const report = (): void => {
-    if (!stopping.signal.aborted) void writeReport();
-  };
-
   /* ---- starting ---- */
 
-  const rebuildWanted = (): void => {
-    wanted = new Map([...wantedByKey.values()].flat().map((adapter) => [adapter.engineName, adapter]));
-    for (const [name, { state }] of held) {
-      if (wanted.has(name)) continue;
-      // Nobody was ever sent to it.
-      if (state === "refused") unwantedSince.set(name, 0);
-      held.delete(name);
+  const watching = Promise.withResolvers<void>();
+  await adapterBucket.watch({ signal: stopping.signal, onChange: takeAdapter, onReady: watching.resolve });
+  await watching.promise;
+  wantedIsRead = true;
+  await reporter.heartbeat();
+
+  const every = async (ms: number, work: () => Promise<void>): Promise<void> => {
+    while (!stopping.signal.aborted) {
+      await work().catch((error: unknown) => {
+        if (!stopping.signal.aborted) log.error({ err: error }, "agent loop");
+      });
+      await sleep(ms, undefined, { signal: stopping.signal }).catch(() => {});
     }
   };
-  const watching = Promise.withResolvers<void>();
-  await adapters.watch({
-    signal: stopping.signal,
-    onChange(changedKey, state) {
-      const now = state === undefined || state.engine !== engine ? [] : wantedOf(state);
-      if (now.length === 0 && !wantedByKey.has(changedKey)) return;
-      wantedByKey.set(changedKey, now);
-      if (wanted === undefined) return;
-      rebuildWanted();
-      report();
-      reconcile();
-    },
-    onReady() {
-      rebuildWanted();
-      watching.resolve();
-    },
-  });
-  await watching.promise;
-  await writeReport();
-
-  const every = (ms: number, work: () => Promise<void>): Promise<void> =>
-    (async () => {
-      while (!stopping.signal.aborted) {
-        await work().catch((error: unknown) => {
-          if (!stopping.signal.aborted) log.error({ err: error }, "agent loop");
-        });
-        await sleep(ms, undefined, { signal: stopping.signal }).catch(() => {});
-      }
-    })();
   const loops = [
-    every(healthMs, checkHealth),
+    every(healthMs, () => engine.checkHealth()),
     every(heartbeatMs, async () => {
-      if (ready) {
-        await look();
+      if (engine.ready) {
+        await engine.look();
         await checkFiles();
-        reconcile();
+        for (const name of inWork.keys()) tellHolding(name);
       }
-      await writeReport();
-      for (const [key, publish] of untold) await tell(key, publish);
+      await reporter.heartbeat();
+      for (const [eventKey, publish] of untold) await tell(eventKey, publish);
     }),
   ];
 
   return {
     async [Symbol.asyncDispose]() {
       stopping.abort();
-      clearTimeout(wakeTimer);
+      clearTimeout(alarm);
       client[Symbol.dispose]();
-      await Promise.all([...loops, ...inWork.values(), lastLook]);
-      await writing;
-      // Gone in order: nobody needs to wait until its last report has aged.
-      await replicas.delete(key).catch((error: unknown) => log.warn({ err: error }, "report not removed; it ages away"));
+      await Promise.all([...loops, ...[...inWork.values()].map(({ done }) => done)]);
+      await reporter.close();
     },
   };
 }
 
-const wantedOf = ({ tenant, adapter, versions }: AdapterState): WantedAdapter[] =>
+const adapterKeyOf = ({ tenant, adapter }: WantedAdapter): string => `${tenant}.${adapter}`;
+
+/** What a state wants of one replica. */
+const wantedOf = ({ tenant, adapter, versions, alias, canary }: AdapterState, replica: string): WantedAdapter[] =>
   versions
-    .filter(({ status }) => status === "desired")
-    .map(({ version, digest, engineName, manifest, evidence, trace }) => ({
+    .filter(({ status, replicas }) => status === "desired" && (replicas?.includes(replica) ?? true))
+    .map(({ version, digest, engineName, manifest, evidence, trace, servedAt }) => ({
       tenant,
       adapter,
       version,
@@ -522,23 +543,11 @@ const wantedOf = ({ tenant, adapter, versions }: AdapterState): WantedAdapter[] 
       manifest,
       evidence,
       trace,
+      rank: version === alias || version === canary?.version ? 0 : servedAt === null ? 1 : 2,
     }));
 
-const attributesOf = ({ tenant, adapter, version, digest, engineName }: WantedAdapter): Record<string, string | number> => ({
-  "loraline.tenant": tenant,
-  "loraline.adapter": adapter,
-  "loraline.version": version,
-  "loraline.digest": digest,
-  "loraline.engine_name": engineName,
-});
-
-/** Undefined when the model's files are not to be seen from here: then the adapter's shapes are not compared with them. */
-async function readBaseTensors(dir: string): Promise<Tensor[] | undefined> {
-  try {
-    const shards = (await readdir(dir)).filter((name) => name.endsWith(".safetensors"));
-    if (shards.length === 0) return undefined;
-    return (await Promise.all(shards.map((name) => readTensors(join(dir, name))))).flat();
-  } catch {
-    return undefined;
-  }
-}
+/** Adapters are loaded from `<dir>/<hex of the digest>`. */
+const digestOfPath = (path: string | null | undefined): Digest | undefined => {
+  const hex = path?.split("/").at(-1) ?? "";
+  return /^[0-9a-f]{64}$/.test(hex) ? `sha256:${hex}` : undefined;
+};

@@ -1,13 +1,23 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type AgentView, decideAdapters, type HeldAdapter, unloadGraceMs, type WantedAdapter } from "./decide-adapters.ts";
+import {
+  type AgentView,
+  decideAdapter,
+  decideAdapters,
+  decideFault,
+  drainLimits,
+  type HeldAdapter,
+  type Leaving,
+  quarantineAfter,
+  type WantedAdapter,
+} from "./decide-adapters.ts";
 import { engineNameOf } from "./engine-names.ts";
 
 const adapter = (n: number, version = 1): WantedAdapter => {
   const digest = `sha256:${String(n).padStart(64, "0")}` as const;
   const ref = { kind: "adapter" as const, digest, size: 1 };
   const id = { tenant: "acme", adapter: `a${n}`, version, digest };
-  return { ...id, engineName: engineNameOf(id), manifest: ref, evidence: { ...ref, kind: "evidence" }, trace: null };
+  return { ...id, engineName: engineNameOf(id), manifest: ref, evidence: { ...ref, kind: "evidence" }, trace: null, rank: 0 };
 };
 const pathOf = ({ digest }: { digest: string }): string => `/adapters/${digest}`;
 const now = 1_000_000;
@@ -16,8 +26,9 @@ const view = (over: Partial<AgentView> = {}): AgentView => ({
   engine: { incarnation: "i1", listed: new Map() },
   held: new Map(),
   inWork: new Set(),
-  unwantedSince: new Map(),
-  spoiled: new Set(),
+  leaving: new Map(),
+  spoiled: new Map(),
+  requests: () => "none",
   pathOf,
   ...over,
 });
@@ -26,6 +37,7 @@ const wanted = new Map([[one.engineName, one]]);
 const listed = { incarnation: "i1", listed: new Map([[one.engineName, pathOf(one)]]) };
 const held = (state: HeldAdapter["state"], over: Partial<HeldAdapter> = {}) =>
   new Map([[one.engineName, { incarnation: "i1", state, retryAt: 0, ...over }]]);
+const leaving = (since: number, retryAt = 0) => new Map([[one.engineName, { since, retryAt }]]);
 const kinds = (over: Partial<AgentView>) => decideAdapters(view(over), now).map(({ kind }) => kind);
 
 describe("decideAdapters", () => {
@@ -36,95 +48,227 @@ describe("decideAdapters", () => {
   });
 
   it("does nothing about what it could not read", () => {
-    expect(kinds({ wanted: undefined, engine: listed })).toEqual([]);
+    expect(kinds({ wanted: undefined, engine: listed, leaving: leaving(0) })).toEqual([]);
     expect(kinds({ wanted, engine: undefined, held: held("proven") })).toEqual([]);
   });
 
   it("proves again what another incarnation had proven", () => {
     expect(kinds({ wanted, engine: { ...listed, incarnation: "i2" }, held: held("proven") })).toEqual(["prove"]);
-    expect(kinds({ wanted, engine: { incarnation: "i2", listed: new Map() }, held: held("refused") })).toEqual(["load"]);
+    for (const state of ["refused", "quarantined"] as const) {
+      const before = held(state, { retryAt: now + 99_999 });
+      expect(kinds({ wanted, engine: { incarnation: "i2", listed: new Map() }, held: before })).toEqual(["load"]);
+    }
   });
 
   it("loads again what the engine lost", () => {
     expect(kinds({ wanted, held: held("proven") })).toEqual(["load"]);
   });
 
-  it("rests between attempts, and lets a refused one be", () => {
-    expect(decideAdapters(view({ wanted, held: held("retrying", { retryAt: now + 500 }) }), now)).toEqual([
-      { kind: "wake", at: now + 500 },
-    ]);
-    expect(kinds({ wanted, held: held("retrying", { retryAt: now }) })).toEqual(["load"]);
+  it.each(["retrying", "quarantined"] as const)("rests between attempts while %s", (state) => {
+    expect(decideAdapters(view({ wanted, held: held(state, { retryAt: now + 500 }) }), now)).toEqual([{ kind: "wake", at: now + 500 }]);
+    expect(kinds({ wanted, held: held(state, { retryAt: now }) })).toEqual(["load"]);
+  });
+
+  it("lets a refused one be, unloaded", () => {
     expect(kinds({ wanted, held: held("refused") })).toEqual([]);
     expect(kinds({ wanted, engine: listed, held: held("refused") })).toEqual(["unload"]);
   });
 
   it("unloads what came from another path or whose files changed, before it loads it anew", () => {
     expect(kinds({ wanted, engine: { incarnation: "i1", listed: new Map([[one.engineName, "/elsewhere"]]) } })).toEqual(["unload"]);
-    expect(kinds({ wanted, engine: listed, held: held("proven"), spoiled: new Set([one.engineName]) })).toEqual(["unload"]);
+    const changed = { wanted, engine: listed, held: held("proven") };
+    expect(kinds({ ...changed, spoiled: new Map([[one.engineName, now]]) })).toEqual(["unload"]);
+    const busy = { ...changed, requests: () => "some" as const };
+    expect(kinds({ ...busy, spoiled: new Map([[one.engineName, now]]) })).toEqual(["wake"]);
+    expect(kinds({ ...busy, spoiled: new Map([[one.engineName, now - drainLimits.spoiledMs]]) })).toEqual(["unload"]);
   });
 
-  it("unloads what nobody wants, after a grace; and leaves alone what is not its own", () => {
-    const since = (at: number) => new Map([[one.engineName, at]]);
-    expect(decideAdapters(view({ engine: listed, unwantedSince: since(now) }), now)).toEqual([{ kind: "wake", at: now + unloadGraceMs }]);
-    expect(kinds({ engine: listed, unwantedSince: since(now - unloadGraceMs) })).toEqual(["unload"]);
+  it("unloads what nobody wants after a grace, when no request is in flight", () => {
+    const { graceMs, unknownMs, mostMs, pollMs } = drainLimits;
+    const unwanted = (age: number, requests: "none" | "some" | "unknown") =>
+      decideAdapters(view({ engine: listed, leaving: leaving(now - age), requests: () => requests }), now);
+    const unload = [{ kind: "unload", engineName: one.engineName, reason: expect.any(String) as string }];
+    for (const requests of ["none", "some", "unknown"] as const) {
+      expect(unwanted(0, requests)).toEqual([{ kind: "wake", at: now + graceMs }]);
+    }
+    expect(unwanted(graceMs, "none")).toEqual(unload);
+    expect(unwanted(graceMs, "some")).toEqual([{ kind: "wake", at: now + pollMs }]);
+    expect(unwanted(unknownMs, "some")).toEqual([{ kind: "wake", at: now + pollMs }]);
+    expect(unwanted(mostMs, "some")).toEqual(unload);
+    expect(unwanted(unknownMs - 1, "unknown")).toEqual([{ kind: "wake", at: now + 1 }]);
+    expect(unwanted(unknownMs, "unknown")).toEqual(unload);
+  });
+
+  it("asks only for what gateways said after the name was taken out of routing", () => {
+    const asked: number[] = [];
+    const requests = (_: string, since: number) => (asked.push(since), "none" as const);
+    decideAdapters(view({ engine: listed, leaving: leaving(now - 60_000), requests }), now);
+    expect(asked).toEqual([now - 60_000]);
+  });
+
+  it("rests after an unload that the engine refused", () => {
+    expect(decideAdapters(view({ engine: listed, leaving: leaving(0, now + 700) }), now)).toEqual([{ kind: "wake", at: now + 700 }]);
+    const refused = view({ wanted, engine: listed, held: held("refused"), leaving: leaving(0, now + 700) });
+    expect(decideAdapters(refused, now)).toEqual([{ kind: "wake", at: now + 700 }]);
+  });
+
+  it("leaves alone what is not its own", () => {
     expect(kinds({ engine: { incarnation: "i1", listed: new Map([["sql-lora", "/x"]]) } })).toEqual([]);
   });
+});
 
-  /** An engine and an agent as simple as can be: what is decided is done, some of it fails. */
-  it("converges from any state: everything wanted and able is proven, nothing else is listed (property)", () => {
-    const all = Array.from({ length: 6 }, (_, n) => adapter(n));
-    const names = all.map(({ engineName }) => engineName);
-    const subset = fc.subarray(names);
+describe("decideFault", () => {
+  const problem = { code: "X", message: "x" };
+  it("takes what the files say as true everywhere, and quarantines what does not pass", () => {
+    expect(decideFault({ of: "adapter", problem }, 1)).toEqual({ state: "refused", blame: "adapter", afterMs: 0 });
+    for (const of of ["replica", "unknown"] as const) {
+      const states = Array.from({ length: quarantineAfter + 1 }, (_, i) => decideFault({ of, problem }, i + 1));
+      expect(states.map(({ state }) => state)).toEqual([...Array(quarantineAfter - 1).fill("retrying"), "quarantined", "quarantined"]);
+      expect(states.every(({ blame }) => blame === (of === "replica" ? "replica" : null))).toBe(true);
+    }
+  });
+  it("never spins, and never waits for ever (property)", () => {
     fc.assert(
       fc.property(
-        subset,
-        subset,
-        subset,
-        subset,
-        subset,
-        subset,
-        fc.infiniteStream(fc.boolean()),
-        (want, list, misplaced, proven, spoiledNames, hopeless, luck) => {
-          const wantedNow = new Map(all.filter(({ engineName }) => want.includes(engineName)).map((each) => [each.engineName, each]));
-          const path = (name: string) => pathOf(all.find(({ engineName }) => engineName === name) as WantedAdapter);
-          const engine = {
-            incarnation: "i1",
+        fc.integer({ min: 1, max: 10_000 }),
+        fc.option(fc.integer({ min: 0, max: 60_000 }), { nil: undefined }),
+        (attempts, asked) => {
+          const fault = asked === undefined ? { of: "unknown" as const, problem } : { of: "replica" as const, problem, afterMs: asked };
+          const { afterMs } = decideFault(fault, attempts);
+          expect(afterMs).toBeLessThanOrEqual(300_000);
+          expect(attempts <= 3 || afterMs >= 500).toBe(true);
+        },
+      ),
+    );
+  });
+});
+
+/**
+ * An engine that fails in every way there is, and an agent as simple as can be: what is decided is done, one thing at a time per
+ * name. Luck is a stream of numbers; from some time on the engine behaves, and then everything must come right.
+ */
+describe("an agent that follows the decisions", () => {
+  const all = Array.from({ length: 5 }, (_, n) => adapter(n));
+  const names = all.map(({ engineName }) => engineName);
+  const byName = new Map(all.map((each) => [each.engineName, each]));
+  const path = (name: string) => pathOf(byName.get(name) as WantedAdapter);
+  const subset = fc.subarray(names);
+  type Outcome = "done" | "refused" | "lost-done" | "lost";
+  const outcomes: Outcome[] = ["done", "refused", "lost-done", "lost"];
+
+  it("converges from any state, whatever fails on the way: never two loads of a name, never unloads the wanted and proven (property)", () => {
+    fc.assert(
+      fc.property(
+        fc.record({ want: subset, list: subset, misplaced: subset, believed: subset, spoiledNames: subset, hopeless: subset }),
+        fc.array(fc.nat({ max: 1_000_000 }), { minLength: 400, maxLength: 400 }),
+        fc.integer({ min: 0, max: 60 }),
+        ({ want, list, misplaced, believed, spoiledNames, hopeless }, luck, badRounds) => {
+          const violations: string[] = [];
+          const check = (holds: boolean, otherwise: string): void => {
+            if (!holds) violations.push(otherwise);
+          };
+          let drawn = 0;
+          const draw = (of: number): number => (luck[drawn++ % luck.length] ?? 0) % of;
+          const truth = {
+            incarnation: 1,
             listed: new Map(list.map((name) => [name, misplaced.includes(name) ? "/elsewhere" : path(name)])),
           };
-          const memory = new Map<string, HeldAdapter>(
-            proven.map((name, i) => [name, { incarnation: i % 2 === 0 ? "i1" : "i0", state: "proven", retryAt: 0 }]),
+          const wantedNow = new Map(want.map((name) => [name, byName.get(name) as WantedAdapter]));
+          const memory = new Map<string, HeldAdapter & { attempts: number }>(
+            believed.map((name, i) => [name, { incarnation: String(i % 2), state: "proven", retryAt: 0, attempts: 0 }]),
           );
-          const spoiled = new Set(spoiledNames.filter((name) => list.includes(name)));
-          const unwantedSince = new Map(names.map((name) => [name, 0]));
+          const spoiled = new Map(spoiledNames.filter((name) => list.includes(name)).map((name) => [name, 0]));
+          const leavingNow = new Map<string, Leaving & { attempts: number }>();
+          let seen: AgentView["engine"];
           let time = now;
-          for (let round = 0; round < 200; round++) {
-            const actions = decideAdapters(view({ wanted: wantedNow, engine, held: memory, spoiled, unwantedSince }), time);
-            if (actions.length === 0) break;
-            time += 1000;
+          /** Names whose proof in this process is true; unloading one that is wanted and unspoiled would be a fault of ours. */
+          const trulyProven = () =>
+            new Set(
+              [...memory]
+                .filter(([, { incarnation, state }]) => incarnation === String(truth.incarnation) && state === "proven")
+                .map(([name]) => name),
+            );
+
+          const read = (): void => {
+            seen = { incarnation: String(truth.incarnation), listed: new Map(truth.listed) };
+            for (const name of truth.listed.keys())
+              if (!wantedNow.has(name) && !leavingNow.has(name)) leavingNow.set(name, { since: time, retryAt: 0, attempts: 0 });
+            for (const name of leavingNow.keys()) if (!truth.listed.has(name)) leavingNow.delete(name);
+          };
+          const fail = (name: string, of: "unknown" | "replica"): void => {
+            const known = memory.get(name);
+            const attempts = (known?.incarnation === seen?.incarnation ? (known?.attempts ?? 0) : 0) + 1;
+            const { state, afterMs } = decideFault({ of, problem: { code: "X", message: "x" } }, attempts);
+            memory.set(name, { incarnation: seen?.incarnation ?? "", state, retryAt: time + afterMs, attempts });
+          };
+
+          for (let round = 0; round < 400; round++) {
+            const bad = round < badRounds;
+            if (bad && draw(12) === 0) {
+              truth.incarnation += 1;
+              truth.listed.clear();
+            }
+            if (bad && draw(3) === 0) seen = undefined;
+            else read();
+            const now_ = view({
+              wanted: bad && draw(10) === 0 ? undefined : wantedNow,
+              engine: seen,
+              held: memory,
+              leaving: leavingNow,
+              spoiled,
+            });
+            const requests = (): "none" | "some" | "unknown" => (bad ? (["none", "some", "unknown"] as const)[draw(3)]! : "none");
+            const actions = decideAdapters({ ...now_, requests }, time);
+            if (now_.wanted === undefined || seen === undefined) check(actions.length === 0, "acts on what it could not read");
             for (const action of actions) {
-              if (action.kind === "wake") continue;
-              if (action.kind === "unload") {
-                engine.listed.delete(action.engineName);
-                spoiled.delete(action.engineName);
+              if (action.kind === "wake") {
+                check(action.at > time, "wakes at once");
                 continue;
               }
-              const name = action.wanted.engineName;
-              const lucky = luck.next().value;
+              const name = action.kind === "unload" ? action.engineName : action.wanted.engineName;
+              // The process may have been replaced between the look and the step.
+              const sameProcess = seen?.incarnation === String(truth.incarnation);
+              const outcome: Outcome = bad ? outcomes[draw(4)]! : "done";
               if (action.kind === "load") {
-                if (hopeless.includes(name)) memory.set(name, { incarnation: "i1", state: "refused", retryAt: 0 });
-                else if (lucky) engine.listed.set(name, path(name));
-                else memory.set(name, { incarnation: "i1", state: "retrying", retryAt: time + 1500 });
-              } else memory.set(name, { incarnation: "i1", state: lucky ? "proven" : "retrying", retryAt: time + 1500 });
+                check(!(sameProcess && truth.listed.has(name)), "loads what is loaded");
+                check(wantedNow.has(name), "loads what nobody wants");
+                if (hopeless.includes(name)) fail(name, "unknown");
+                else {
+                  if (outcome === "done" || outcome === "lost-done") truth.listed.set(name, path(name));
+                  spoiled.delete(name);
+                  if (outcome !== "done") fail(name, outcome === "refused" ? "unknown" : "replica");
+                }
+              } else if (action.kind === "prove") {
+                if (outcome !== "done" || !truth.listed.has(name)) fail(name, "replica");
+                else memory.set(name, { incarnation: String(truth.incarnation), state: "proven", retryAt: 0, attempts: 0 });
+              } else {
+                const fine = wantedNow.has(name) && trulyProven().has(name) && truth.listed.get(name) === path(name) && !spoiled.has(name);
+                check(!fine, "unloads what is wanted and proven");
+                if (outcome === "done" || outcome === "lost-done") {
+                  truth.listed.delete(name);
+                  spoiled.delete(name);
+                  leavingNow.delete(name);
+                } else {
+                  const attempts = (leavingNow.get(name)?.attempts ?? 0) + 1;
+                  const { afterMs } = decideFault({ of: "replica", problem: { code: "X", message: "x" } }, attempts);
+                  leavingNow.set(name, { since: leavingNow.get(name)?.since ?? 0, retryAt: time + afterMs, attempts });
+                }
+              }
+              // What a step changed, or may have changed, is seen before more is decided about it: one step per name and look.
             }
+            time += bad ? 1000 : 30_000;
+            if (!bad && actions.length === 0) break;
           }
-          expect(decideAdapters(view({ wanted: wantedNow, engine, held: memory, spoiled, unwantedSince }), time)).toEqual([]);
+          read();
           for (const name of want) {
-            const state = memory.get(name)?.state;
-            expect(state === "proven" ? engine.listed.get(name) === path(name) : state === "refused" && !engine.listed.has(name)).toBe(
-              true,
-            );
+            const known = memory.get(name);
+            const given = hopeless.includes(name) && !truth.listed.has(name);
+            const proven =
+              known?.state === "proven" && known.incarnation === String(truth.incarnation) && truth.listed.get(name) === path(name);
+            check(given ? known?.state === "retrying" || known?.state === "quarantined" : proven, `does not converge on ${name}`);
           }
-          for (const name of engine.listed.keys()) expect(want).toContain(name);
+          for (const name of truth.listed.keys()) check(want.includes(name), `leaves ${name} loaded`);
+          expect(violations).toEqual([]);
         },
       ),
       { numRuns: 300 },
@@ -132,22 +276,25 @@ describe("decideAdapters", () => {
   });
 
   it("one adapter's state never changes what is done about another (property)", () => {
-    const state = fc.constantFrom<HeldAdapter["state"]>("proven", "refused", "retrying");
+    const state = fc.constantFrom<HeldAdapter["state"]>("proven", "refused", "retrying", "quarantined");
+    const two = adapter(2);
     fc.assert(
-      fc.property(state, state, fc.boolean(), fc.boolean(), (first, second, isListed, busy) => {
-        const two = adapter(2);
-        const both = new Map([...wanted, [two.engineName, two]]);
-        const heldBoth = (state1: HeldAdapter["state"]) =>
-          new Map<string, HeldAdapter>([
-            [one.engineName, { incarnation: "i1", state: state1, retryAt: now + 99 }],
-            [two.engineName, { incarnation: "i1", state: second, retryAt: 0 }],
-          ]);
-        const engine = { incarnation: "i1", listed: new Map(isListed ? [[two.engineName, pathOf(two)]] : []) };
-        const about = (state1: HeldAdapter["state"]) =>
-          decideAdapters(view({ wanted: both, engine, held: heldBoth(state1), inWork: new Set(busy ? [one.engineName] : []) }), now).filter(
-            (action) => action.kind !== "wake" && ("wanted" in action ? action.wanted.engineName : action.engineName) === two.engineName,
+      fc.property(state, state, state, fc.boolean(), fc.boolean(), (first, other, second, isListed, busy) => {
+        const about = (of: HeldAdapter["state"], inWork: boolean) =>
+          decideAdapter(
+            view({
+              wanted: new Map([...wanted, [two.engineName, two]]),
+              engine: { incarnation: "i1", listed: new Map(isListed ? [[two.engineName, pathOf(two)]] : []) },
+              held: new Map<string, HeldAdapter>([
+                [one.engineName, { incarnation: "i1", state: of, retryAt: now + 99 }],
+                [two.engineName, { incarnation: "i1", state: second, retryAt: 0 }],
+              ]),
+              inWork: new Set(inWork ? [one.engineName] : []),
+            }),
+            two.engineName,
+            now,
           );
-        expect(about(first)).toEqual(about("proven"));
+        expect(about(first, busy)).toEqual(about(other, !busy));
       }),
     );
   });

@@ -30,7 +30,7 @@ export const laggardMs = 60_000;
 
 /** Ready replicas that should hold a version: where placement put it, or all. */
 export const holdersOf = ({ replicas: placed }: AdapterVersion, ready: readonly ReplicaState[]): ReplicaState[] =>
-  placed == null ? [...ready] : ready.filter(({ replica }) => placed.includes(replica));
+  placed === null || placed === undefined ? [...ready] : ready.filter(({ replica }) => placed.includes(replica));
 
 /**
  * What the replicas' reports settle about versions that are not served yet.

@@ -3,73 +3,8 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { retireOld } from "./alias-moves.ts";
 import { type AliasCommand, decideAlias } from "./decide-alias.ts";
-import { decideConvergence, replicaFreshMs } from "./decide-convergence.ts";
-import { addVersion, applyRefused, applyServed, type NewVersion } from "./decide-versions.ts";
-
-const now = Date.parse("2026-01-01T00:01:00.000Z");
-const time = (agoMs = 0): string => new Date(now - agoMs).toISOString();
-const hex = (n: number): string => n.toString(16).padStart(64, "0");
-const added = (n: number, over: Partial<NewVersion> = {}): NewVersion => ({
-  tenant: "acme",
-  adapter: "pirate",
-  engine: "local",
-  base: "small",
-  digest: `sha256:${hex(n)}`,
-  manifest: { kind: "adapter", digest: `sha256:${hex(n)}`, size: 1 },
-  evidence: { kind: "evidence", digest: `sha256:${hex(n)}`, size: 1 },
-  runId: `run-${n}`,
-  rank: 8,
-  promote: "auto",
-  evaluation: null,
-  lastStepAt: time(2000),
-  createdAt: time(1500),
-  trace: null,
-  ...over,
-});
-const withVersions = (count: number, over: Partial<NewVersion> = {}): AdapterState => {
-  let state: AdapterState | undefined;
-  for (let n = 1; n <= count; n++) state = addVersion(state, added(n, over));
-  return state as AdapterState;
-};
-const served = (version: number, provenAt = time()) => ({ kind: "served" as const, version, replicas: 1, provenAt });
-const serve = (state: AdapterState, ...versions: number[]): AdapterState =>
-  versions.reduce((current, version) => applyServed(current, served(version), time()), state);
-const statuses = (state: AdapterState) => state.versions.map(({ version, status }) => `${version}:${status}`);
-
-const proof = (provenAt: string) => ({ probes: 1, tokens: 1, agreement: 0, agreementLimit: 1, effect: 1, effectExpected: 1, provenAt });
-const replica = (
-  name: string,
-  state: AdapterState,
-  held: Record<number, ReplicaAdapter["state"]>,
-  over: Partial<ReplicaState> = {},
-): ReplicaState => ({
-  engine: "local",
-  base: "small",
-  replica: name,
-  incarnation: "1",
-  url: "http://x",
-  ready: true,
-  at: time(),
-  adapters: state.versions.flatMap(({ version, digest, engineName }) => {
-    const is = held[version];
-    return is === undefined
-      ? []
-      : [
-          {
-            tenant: "acme",
-            adapter: "pirate",
-            version,
-            digest,
-            engineName,
-            state: is,
-            proof: is === "proven" ? proof(time(version)) : null,
-            error: is === "refused" ? { code: "BAD", message: "bad" } : null,
-            at: time(),
-          },
-        ];
-  }),
-  ...over,
-});
+import { addVersion, applyRefused } from "./decide-versions.ts";
+import { added, hex, now, replica, serve, statuses, time, withVersions } from "./versions-under-test.ts";
 
 describe("addVersion", () => {
   it("counts from 1, names the digest, and adds a run's version once", () => {
@@ -79,57 +14,6 @@ describe("addVersion", () => {
       [2, `acme.pirate.v2.${hex(2).slice(0, 12)}`],
     ]);
     expect(addVersion(two, added(2, { digest: `sha256:${hex(99)}` }))).toBe(two);
-  });
-});
-
-describe("decideConvergence", () => {
-  const state = withVersions(1);
-  it("waits for every ready replica", () => {
-    expect(decideConvergence(state, [], now)).toEqual([]);
-    expect(decideConvergence(state, [replica("a", state, { 1: "proven" }), replica("b", state, { 1: "loading" })], now)).toEqual([]);
-    expect(decideConvergence(state, [replica("a", state, { 1: "proven" }), replica("b", state, {})], now)).toEqual([]);
-    expect(decideConvergence(state, [replica("a", state, { 1: "proven" }), replica("b", state, { 1: "proven" })], now)).toMatchObject([
-      { kind: "served", version: 1, replicas: 2 },
-    ]);
-  });
-  it("does not wait for replicas that are away, silent for long, or another engine's", () => {
-    const proven = replica("a", state, { 1: "proven" });
-    for (const other of [{ ready: false }, { at: time(replicaFreshMs) }, { engine: "other" }]) {
-      expect(decideConvergence(state, [proven, replica("b", state, {}, other)], now)).toMatchObject([{ kind: "served", replicas: 1 }]);
-      expect(decideConvergence(state, [replica("b", state, { 1: "proven" }, other)], now)).toEqual([]);
-    }
-  });
-  it("counts only these bytes under this name", () => {
-    const wrong = replica("a", state, { 1: "proven" });
-    wrong.adapters = wrong.adapters.map((held) => ({ ...held, digest: `sha256:${hex(77)}` as const }));
-    expect(decideConvergence(state, [wrong], now)).toEqual([]);
-  });
-  it("refuses what one replica says will never work, but not what is served already", () => {
-    const refusing = [replica("a", state, { 1: "proven" }), replica("b", state, { 1: "refused" })];
-    const [settled] = decideConvergence(state, refusing, now);
-    expect(settled).toEqual({ kind: "refused", version: 1, problem: { code: "BAD", message: "bad" } });
-    const refused = applyRefused(state, settled as Extract<typeof settled, { kind: "refused" }>);
-    expect(refused.versions[0]).toMatchObject({ status: "refused", reason: { code: "BAD" } });
-    expect(decideConvergence(serve(state, 1), refusing, now)).toEqual([]);
-  });
-  it("has nothing left to settle once it is applied (property)", () => {
-    const states = fc.constantFrom<ReplicaAdapter["state"]>("proven", "loading", "refused", "retrying");
-    fc.assert(
-      fc.property(fc.array(fc.tuple(states, states, states, fc.boolean()), { minLength: 1, maxLength: 4 }), (reports) => {
-        let current = withVersions(3);
-        const replicas = reports.map(([one, two, three, ready], i) => replica(`r${i}`, current, { 1: one, 2: two, 3: three }, { ready }));
-        for (const settled of decideConvergence(current, replicas, now)) {
-          current = settled.kind === "served" ? applyServed(current, settled, time()) : applyRefused(current, settled);
-        }
-        expect(decideConvergence(current, replicas, now)).toEqual([]);
-        // The alias is on nothing, or on what every ready replica has proven.
-        const target = current.versions.find(({ version }) => version === current.alias);
-        const holding = replicas.filter(
-          ({ ready, adapters }) => ready && adapters.find((held) => held.engineName === target?.engineName)?.state === "proven",
-        );
-        expect(target === undefined || holding.length === replicas.filter(({ ready }) => ready).length).toBe(true);
-      }),
-    );
   });
 });
 

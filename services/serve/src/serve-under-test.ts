@@ -161,6 +161,7 @@ export async function serveUnderTest(given: {
         adaptersDir: join(dir, over.replica ?? "a"),
         healthMs: 50,
         heartbeatMs: 300,
+        drain: { graceMs: 300, unknownMs: 1000, pollMs: 100 },
         ...over,
       }),
     adapter: async (name) => (await adapters.get(`${tenant}.${name}`))?.value,

@@ -239,7 +239,7 @@ describe("an engine", () => {
     engine.behaviour.probeDelayMs = 300;
     await engine.start();
     await expect.poll(async () => (await serve.replica())?.ready, until).toBe(true);
-    expect(await held(serve, 1)).toBe("loading");
+    expect(await held(serve, 1)).not.toBe("proven");
     await expect.poll(() => held(serve, 1), until).toBe("proven");
     expect((await serve.replica())?.incarnation).not.toBe(before);
     expect(await serve.history([adapterLoaded], "pirate")).toHaveLength(2);
@@ -317,7 +317,7 @@ describe("an engine", () => {
     await expect.poll(async () => (await serve.replica("b"))?.ready, until).toBe(true);
     const runId = await serve.train("pirate", await make());
     await expect.poll(() => held(serve, 1), until).toBe("proven");
-    expect(await held(serve, 1, "b")).toBe("loading");
+    expect(await held(serve, 1, "b")).not.toBe("proven");
     expect((await serve.adapter("pirate"))?.alias).toBeNull();
     expect(await servedBy(serve, runId)).toMatchObject({ replicas: 2 });
     expect(engine.loaded.size + other.loaded.size).toBe(2);

@@ -140,7 +140,7 @@ describe("on a real engine", () => {
     expect(proof?.effect).toBeGreaterThan(0.5);
 
     await vllm.restart();
-    await expect.poll(async () => (await serve.replica())?.adapters[0]?.state, until).toBe("loading");
+    await expect.poll(async () => (await serve.replica())?.adapters[0]?.state, until).not.toBe("proven");
     await expect.poll(async () => (await serve.replica())?.adapters[0]?.state, until).toBe("proven");
     expect((await serve.adapter("pirate"))?.history).toHaveLength(1);
   });

@@ -1,0 +1,162 @@
+/**
+ * What one engine process holds, as last seen: whether it answers, which process it is, and which adapters it lists. Steps that
+ * the agent takes are entered at once; everything else is read from the engine, and what could not be read is not known.
+ */
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import type { Log } from "@loraline/runtime";
+import type { ObservedEngine } from "./decide-adapters.ts";
+import { readTensors, type Tensor } from "./safetensors.ts";
+import { EngineRefusedError, EngineUnknownError, type VllmClient } from "./vllm-client.ts";
+
+/** A busy engine may leave a health check unanswered; a dead one does not come back. */
+const silentMs = 10_000;
+
+export interface EngineObserver {
+  /** The process answers, and its first slow step is behind it. */
+  readonly ready: boolean;
+  /** Of the process that was last seen; empty before the first. */
+  readonly incarnation: string;
+  /** undefined: away, or could not be read. */
+  readonly observed: ObservedEngine | undefined;
+  /** The base's own tensors, where its files are to be seen from here. */
+  readonly baseTensors: readonly Tensor[] | undefined;
+  /** Reads the engine. Calls that wait for the same look share it; one that came later gets one that began later. */
+  look(): Promise<void>;
+  checkHealth(): Promise<void>;
+  /** Which process answers now. @throws EngineUnknownError */
+  startTime(): Promise<string>;
+  /** A step about this name ended; `path` when it is known to be listed, null when it is known not to be. */
+  stepped(engineName: string, path?: string | null): void;
+}
+
+export function createEngineObserver({
+  client,
+  base,
+  log,
+  incarnation: ownIncarnation,
+  onChange,
+}: {
+  client: VllmClient;
+  base: string;
+  log: Log;
+  incarnation?: (() => Promise<string>) | undefined;
+  /** It came, went, became another process, or what it lists was read. */
+  onChange(what: "ready" | "away" | "listed"): void;
+}): EngineObserver {
+  const startTime = ownIncarnation ?? client.startTime;
+  let ready = false;
+  let incarnation = "";
+  let listed: Map<string, string | null> | undefined;
+  let baseTensors: Tensor[] | undefined;
+  let silentSince: number | undefined;
+  /** Names that a step was taken about since the look in progress began: what it read of them may be from before. */
+  let stepped = new Set<string>();
+
+  const away = (why: string): void => {
+    listed = undefined;
+    if (!ready) return;
+    ready = false;
+    log.warn({ why }, "engine away");
+    onChange("away");
+  };
+
+  /** A process that is new to us: nothing is proven in it, and its first step is slow. */
+  const greet = async (now: string, modelPath: string | null): Promise<void> => {
+    if (now !== incarnation) {
+      log.info({ before: incarnation, now }, "engine process started; everything is proven again");
+      baseTensors = modelPath === null ? undefined : await readBaseTensors(modelPath);
+    }
+    try {
+      await client.nextTokenLogprobs(base, [[1]], [1]);
+    } catch (error) {
+      if (!(error instanceof EngineRefusedError)) throw error;
+      log.error({ err: error }, "the engine cannot answer probes: no adapter can be proven on it");
+    }
+    incarnation = now;
+    ready = true;
+    onChange("ready");
+  };
+
+  const lookNow = async (): Promise<void> => {
+    stepped = new Set();
+    try {
+      const now = await startTime();
+      const models = await client.models();
+      const seen = new Map(models.filter(({ parent }) => parent !== null).map(({ id, root }) => [id, root]));
+      if (now !== incarnation || !ready) await greet(now, models.find(({ id }) => id === base)?.root ?? null);
+      else {
+        for (const name of stepped) {
+          const known = listed?.get(name);
+          if (known === undefined) seen.delete(name);
+          else seen.set(name, known);
+        }
+      }
+      listed = seen;
+      onChange("listed");
+    } catch (error) {
+      listed = undefined;
+      if (error instanceof EngineUnknownError && error.gone) away(error.message);
+      else log.warn({ err: error }, "engine could not be read; nothing is concluded from that");
+    }
+  };
+
+  let running: Promise<void> | undefined;
+  let next: Promise<void> | undefined;
+  const look = (): Promise<void> => {
+    if (running === undefined) {
+      running = lookNow().finally(() => (running = undefined));
+      return running;
+    }
+    next ??= running.then(() => {
+      next = undefined;
+      return look();
+    });
+    return next;
+  };
+
+  return {
+    get ready() {
+      return ready;
+    },
+    get incarnation() {
+      return incarnation;
+    },
+    get observed() {
+      return listed === undefined ? undefined : { incarnation, listed };
+    },
+    get baseTensors() {
+      return baseTensors;
+    },
+    look,
+    startTime,
+    async checkHealth() {
+      const health = await client.health();
+      if (health === "silent") {
+        silentSince ??= Date.now();
+        if (Date.now() - silentSince > silentMs) away("no answer to health checks");
+        return;
+      }
+      silentSince = undefined;
+      if (health === "away") away("its health check fails");
+      else if (listed === undefined) await look();
+    },
+    stepped(engineName, path) {
+      if (path === undefined) return;
+      stepped.add(engineName);
+      if (path === null) listed?.delete(engineName);
+      else listed?.set(engineName, path);
+    },
+  };
+}
+
+/** Undefined when the model's files are not to be seen from here: then the adapter's shapes are not compared with them. */
+async function readBaseTensors(dir: string): Promise<Tensor[] | undefined> {
+  try {
+    const shards = (await readdir(dir)).filter((name) => name.endsWith(".safetensors"));
+    if (shards.length === 0) return undefined;
+    return (await Promise.all(shards.map((name) => readTensors(join(dir, name))))).flat();
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,67 @@
+/** What gateways say of requests in flight on one replica, from KV `traffic`: an adapter is not unloaded under a request. */
+import type { Bus } from "@loraline/bus";
+import { buckets } from "@loraline/contracts";
+
+/** A gateway that is routing writes every second while anything changes, and at least every 5 s. */
+const silentAfterMs = 11_000;
+/** An entry that its gateway did not remove when it went: the bucket's TTL does, without telling. */
+const forgottenAfterMs = 60_000;
+/** A gateway follows the alias within this. */
+const routingLagMs = 1000;
+
+export interface TrafficView {
+  /**
+   * Requests to an engine name on this replica. `none` only when every gateway has said so, in a report from after `since` (when
+   * the name was taken out of routing, ms since the epoch); `unknown` when one has not yet, fell silent, or none is known.
+   */
+  requests(engineName: string, since: number): "none" | "some" | "unknown";
+}
+
+/** Resolves when it has read what there was; ends with the signal. */
+export async function createTrafficView({
+  bus,
+  replica,
+  signal,
+  now = Date.now,
+}: {
+  bus: Pick<Bus, "bucket">;
+  replica: string;
+  signal: AbortSignal;
+  now?: () => number;
+}): Promise<TrafficView> {
+  const gateways = new Map<string, { heardAt: number; inFlight: Set<string> }>();
+  // What was there before us may be seconds old, or a dead gateway's: it counts as heard before anything we want to know.
+  let heardAt = (): number => 0;
+  const read = Promise.withResolvers<void>();
+  const bucket = await bus.bucket(buckets.traffic);
+  await bucket.watch({
+    signal,
+    onChange(key, state) {
+      if (state === undefined) gateways.delete(key);
+      else {
+        const here = state.engines.filter(({ inFlight }) => (inFlight[replica] ?? 0) > 0);
+        gateways.set(key, { heardAt: heardAt(), inFlight: new Set(here.map(({ engineName }) => engineName)) });
+      }
+    },
+    onReady() {
+      const readAt = now();
+      for (const gateway of gateways.values()) gateway.heardAt = readAt - silentAfterMs;
+      heardAt = now;
+      read.resolve();
+    },
+  });
+  await read.promise;
+  return {
+    requests(engineName, since) {
+      const time = now();
+      let answer: "none" | "unknown" | undefined;
+      for (const [key, { heardAt: at, inFlight }] of gateways) {
+        if (time - at > forgottenAfterMs) gateways.delete(key);
+        else if (time - at > silentAfterMs || at < since + routingLagMs) answer = "unknown";
+        else if (inFlight.has(engineName)) return "some";
+        else answer ??= "none";
+      }
+      return answer ?? "unknown";
+    },
+  };
+}
