@@ -59,6 +59,7 @@ const test = testWithNats
   });
 
 const messages = [{ role: "user" as const, content: "ahoy" }];
+const adapterDigest = versionOf("t", "a", 1).digest;
 
 describe("answers", () => {
   test("come from the promoted version, under its pinned name", async ({ serving: { line, engine, alias, engineName } }) => {
@@ -125,6 +126,174 @@ describe("answers", () => {
       code: null,
       message: `400 max_tokens must be at least 1, got -1 for ${alias}@2.`,
     });
+  });
+});
+
+const post = (line: GatewayUnderTest, path: string, body: object) =>
+  line.fetch(`/v1/${path}`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+const errorOf = async (response: Response) => ({ status: response.status, ...((await response.json()) as { error?: object }) });
+
+describe("requests", () => {
+  test("reach the engine as they are, also what OpenAI does not know", async ({ serving: { line, engine, alias, engineName } }) => {
+    const rest = {
+      messages,
+      tools: [{ type: "function", function: { name: "sail", parameters: { type: "object", properties: { to: { type: "string" } } } } }],
+      tool_choice: { type: "function", function: { name: "sail" } },
+      response_format: { type: "json_schema", json_schema: { name: "x", schema: { type: "object" } } },
+      structured_outputs: { regex: "a+" },
+      guided_choice: ["a", "b"],
+      logprobs: true,
+      top_logprobs: 5,
+      top_k: 3,
+      min_p: 0.1,
+      repetition_penalty: 1.1,
+      chat_template_kwargs: { enable_thinking: false },
+      seed: 12345678901234,
+      user: "u",
+      nested: { a: [1, 2.5, null, true, "ü☠"] },
+    };
+    engine.answer = (_body, response) => {
+      const calls = [{ id: "c", type: "function", function: { name: "sail", arguments: '{"to":"\\"model\\":"}' } }];
+      const choices = [
+        { index: 0, message: { role: "assistant", content: null, tool_calls: calls, reasoning: "hm" }, logprobs: { content: [] } },
+      ];
+      response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify({ model: engineName, choices, kv: { x: 1 } }));
+    };
+    const answer = await (await post(line, "chat/completions", { model: alias, ...rest })).json();
+    expect(engine.requests[0]?.body).toEqual({ model: engineName, ...rest });
+    expect(answer).toMatchObject({
+      model: `${alias}@2`,
+      kv: { x: 1 },
+      choices: [
+        { message: { tool_calls: [{ function: { arguments: '{"to":"\\"model\\":"}' } }], reasoning: "hm" }, logprobs: { content: [] } },
+      ],
+    });
+  });
+
+  test("for logprobs of the prompt are only for engines that bear them", async ({ serving: { line, engine, alias } }) => {
+    const asks: [string, object][] = [
+      ["chat/completions", { messages, prompt_logprobs: 1 }],
+      ["chat/completions", { messages, prompt_logprobs: 0 }],
+      ["completions", { prompt: "x", prompt_logprobs: 1 }],
+      ["completions", { prompt: "x", echo: true, logprobs: 1 }],
+    ];
+    for (const [path, body] of asks) expect((await post(line, path, { model: alias, ...body })).status).toBe(200);
+    await registerEngine(line.bus, { promptLogprobs: false });
+    await expect.poll(async () => (await post(line, "completions", { model: base, prompt: "x", prompt_logprobs: 1 })).status).toBe(400);
+    const before = engine.requests.length;
+    for (const [path, body] of asks) {
+      expect(await errorOf(await post(line, path, { model: alias, ...body }))).toMatchObject({
+        status: 400,
+        error: { code: "unsupported" },
+      });
+    }
+    expect(engine.requests.length).toBe(before);
+    for (const body of [{ echo: true }, { logprobs: 2 }, { echo: true, logprobs: null }, { prompt_logprobs: null }]) {
+      expect((await post(line, "completions", { model: alias, prompt: "x", ...body })).status).toBe(200);
+    }
+    await registerEngine(line.bus);
+  });
+
+  test("for embeddings go to an engine that offers them, and to no other", async ({ serving: { line, engine, alias } }) => {
+    for (const model of [base, alias]) {
+      expect(await errorOf(await post(line, "embeddings", { model, input: "ahoy" }))).toMatchObject({
+        status: 400,
+        error: { code: "unsupported_task", param: "model", message: expect.stringContaining("does not offer embeddings") },
+      });
+    }
+    expect(engine.requests).toEqual([]);
+    await using embedder = await startEngine("e5");
+    await registerEngine(line.bus, { engine: "embedder", base: { name: "e5", revision: "1", digest: adapterDigest }, tasks: ["embed"] });
+    await putReplica(line.bus, replicaOf("e1", embedder.url, [], { engine: "embedder", base: "e5" }));
+    embedder.answer = (body, response) => {
+      const data = [{ object: "embedding", index: 0, embedding: [0.5, -0.25] }];
+      const usage = { prompt_tokens: 2, total_tokens: 2 };
+      response
+        .writeHead(200, { "content-type": "application/json" })
+        .end(JSON.stringify({ object: "list", model: body["model"], data, usage }));
+    };
+    await expect
+      .poll(() =>
+        line.openai.embeddings
+          .create({ model: "e5", input: ["ahoy"], encoding_format: "float" })
+          .then(({ data }) => data[0]?.embedding, String),
+      )
+      .toEqual([0.5, -0.25]);
+    expect(embedder.requests.at(-1)).toMatchObject({ path: "/v1/embeddings", body: { model: "e5", input: ["ahoy"] } });
+    expect(await errorOf(await post(line, "chat/completions", { model: "e5", messages }))).toMatchObject({
+      status: 400,
+      error: { code: "unsupported_task" },
+    });
+    const used = (await (await line.fetch("/v1/loraline/usage")).json()) as { data: object[] };
+    expect(used.data).toContainEqual(expect.objectContaining({ model: "e5", promptTokens: expect.any(Number), completionTokens: 0 }));
+    await (await line.bus.bucket(buckets.engines)).delete("embedder");
+    await (await line.bus.bucket(buckets.replicas)).delete("embedder.e1");
+  });
+
+  test("can reach nothing else of the engine, however the path is written", async ({ serving: { line, engine } }) => {
+    const { hostname, port } = new URL(line.url);
+    /** As it stands: fetch would tidy the path. */
+    const ask = (method: string, path: string) =>
+      new Promise<number>((resolve, reject) => {
+        const headers = { authorization: `Bearer ${line.key}`, "content-type": "application/json" };
+        const asking = httpRequest({ hostname, port, path, method, headers }, (response) => {
+          response.resume();
+          resolve(response.statusCode ?? 0);
+        });
+        asking.on("error", reject);
+        asking.end(method === "POST" ? JSON.stringify({ model: base, lora_name: "x", lora_path: "/etc" }) : undefined);
+      });
+    const doors = [
+      "load_lora_adapter",
+      "unload_lora_adapter",
+      "adapters",
+      "metrics",
+      "docs",
+      "openapi.json",
+      "tokenize",
+      "detokenize",
+      "pause",
+      "sleep",
+      "reset_prefix_cache",
+      "collective_rpc",
+      "server_info",
+      "version",
+      "health",
+      "ping",
+      "invocations",
+    ];
+    const tricks = (door: string) => [
+      `/v1/${door}`,
+      `/${door}`,
+      `//${door}`,
+      `/v1//${door}`,
+      `//v1/${door}`,
+      `/v1/chat/completions/../../${door}`,
+      `/v1/chat/completions/%2e%2e/%2e%2e/${door}`,
+      `/v1/chat%2fcompletions/..%2f..%2f${door}`,
+      `/v1/./${door}`,
+      `/v1/%2e/${door}`,
+      `/v1/completions/%2E%2E/${door}`,
+      `/v1/completions;/${door}`,
+      `/v1/completions/${door}`,
+      `/v1/completions%00/${door}`,
+      `/V1/${door}`,
+      `/v1/${door}%2f`,
+      `/v1/${door}?x=/v1/completions`,
+      `/v1/${[...door].map((letter) => `%${letter.charCodeAt(0).toString(16)}`).join("")}`,
+    ];
+    for (const door of doors) {
+      for (const path of tricks(door))
+        for (const method of ["GET", "POST"])
+          expect([path, [400, 404, 405]]).toEqual([path, expect.arrayContaining([await ask(method, path)])]);
+    }
+    for (const model of ["../../load_lora_adapter", "x/../../y", "http://127.0.0.1/x", "%2e%2e"]) {
+      expect((await post(line, "chat/completions", { model, messages })).status).toBe(404);
+    }
+    expect(engine.requests).toEqual([]);
+    // What is reached by an odd spelling of an allowed path is still the allowed path.
+    await ask("POST", "/v1/chat/completions?x=/../metrics");
+    expect(engine.requests.every(({ path }) => path === "/v1/chat/completions")).toBe(true);
   });
 });
 
