@@ -8,6 +8,8 @@ const prefix = "Loraline-Dlq-";
 /** Characters. */
 const longestReason = 8000;
 
+const subjectOf = (def: ConsumerDef, seq: number): string => `dlq.${def.stream.name}.${def.durable}.${seq}`;
+
 /** Copies a message into the DLQ and waits until it is stored; only then may the original be terminated. */
 export async function buryLetter(
   nc: NatsConnection,
@@ -16,7 +18,7 @@ export async function buryLetter(
   const { def, message } = letter;
   const copy = headers();
   for (const [key, values] of message.headers ?? []) for (const value of values) copy.append(key, value);
-  const id = `dlq.${def.stream.name}.${def.durable}.${message.seq}`;
+  const id = subjectOf(def, message.seq);
   copy.set(`${prefix}Original-Msg-Id`, copy.get("Nats-Msg-Id"));
   copy.set("Nats-Msg-Id", id);
   copy.set(`${prefix}Subject`, message.subject);
@@ -31,6 +33,8 @@ export interface DeadLetters {
   /** Newest first. */
   list(tenant?: string): Promise<DeadLetterView[]>;
   get(seq: number): Promise<DeadLetterView | undefined>;
+  /** The letter of the message that has this sequence in the consumer's stream. */
+  of(consumer: ConsumerDef, seq: number): Promise<DeadLetterView | undefined>;
   /**
    * Publishes the original message again and removes the letter. Dying in between leaves the letter, and handlers are
    * idempotent, so redriving twice is harmless.
@@ -41,10 +45,14 @@ export interface DeadLetters {
 
 export function createDeadLetters(nc: NatsConnection): DeadLetters {
   const stream = streams.DLQ.name;
-  const stored = async (seq: number): Promise<StoredMsg | null> => {
+  const stored = async (query: { seq: number } | { last_by_subj: string }): Promise<StoredMsg | null> => {
     const jsm = await jetstreamManager(nc);
-    return jsm.streams.getMessage(stream, { seq });
+    return jsm.streams.getMessage(stream, query);
   };
+  const viewOf = (message: StoredMsg | null): DeadLetterView | undefined =>
+    message === null
+      ? undefined
+      : view({ seq: message.seq, headers: message.header, data: message.data, subject: message.subject, at: message.time });
   return {
     async list(tenant) {
       const letters: DeadLetterView[] = [];
@@ -72,14 +80,10 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
       }
       return letters.filter((letter) => tenant === undefined || letter.subject.split(".")[1] === tenant).reverse();
     },
-    async get(seq) {
-      const message = await stored(seq);
-      return message === null
-        ? undefined
-        : view({ seq, headers: message.header, data: message.data, subject: message.subject, at: message.time });
-    },
+    get: async (seq) => viewOf(await stored({ seq })),
+    of: async (consumer, seq) => viewOf(await stored({ last_by_subj: subjectOf(consumer, seq) })),
     async redrive(seq) {
-      const message = await stored(seq);
+      const message = await stored({ seq });
       if (message === null) {
         throw new PermanentError("LETTER_UNKNOWN", `there is no dead letter ${seq}. \`loraline dlq ls\` lists those there are.`, {
           status: 404,

@@ -185,7 +185,19 @@ export type SpanView = z.infer<typeof spanView>;
 
 export const datasetList = z.object({ data: z.array(datasetState) });
 export const runList = z.object({ data: z.array(runState) });
-export const adapterView = z.object({ adapter: adapterState, replicas: z.array(replicaState) });
+const canarySide = z.object({
+  requests: z.int().describe("Answers since the step began."),
+  errors: z.int(),
+  firstByteP95Ms: z.number().nullable().describe("Of the last minute."),
+});
+export const adapterView = z.object({
+  adapter: adapterState,
+  replicas: z.array(replicaState),
+  canary: z
+    .object({ version: canarySide, from: canarySide })
+    .nullish()
+    .describe("What all gateways have counted of the canary under way, and of the promoted version."),
+});
 export const adapterList = z.object({ data: z.array(adapterView) });
 export const traceView = z.object({ traceId: z.string(), spans: z.array(spanView) });
 

@@ -1,6 +1,6 @@
 /** The door itself: keys, errors, tenants kept apart, the bus away, shutdown. */
 import { connect } from "node:net";
-import { buckets, events } from "@loraline/contracts";
+import { type AdapterState, buckets, canarySettings, type EventDef, events } from "@loraline/contracts";
 import { spawnNatsServer, test as testWithNats } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
@@ -211,8 +211,8 @@ describe("loraline's own routes", () => {
       let command: number | undefined;
       await expect.poll(async () => (command = (await bus.last(event, { tenant, id: "pirate" }))?.seq) ?? -1).toBeGreaterThan(told);
       told = command ?? 0;
-      const line_ = { from: 1, to: 2, kind, by: "test", reason: "asked", command, at: new Date().toISOString() };
-      await putAdapter(bus, { ...adapter, history: [line_], ...over });
+      const move = { from: 1, to: 2, kind, by: "test", reason: "asked", command, at: new Date().toISOString() };
+      await putAdapter(bus, { ...adapter, history: [move], ...over });
     };
     let told = 0;
     const goingBack = ask("rollback", {});
