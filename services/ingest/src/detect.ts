@@ -1,342 +1,349 @@
 /**
  * What one row is, and what it becomes. Pure.
  *
- * Formats are an ordered list of typed signatures: a signature matches when every field it needs is there with its type.
- * The first match wins; matches of different kinds make the row ambiguous. A new format is one entry in `signatures`.
+ * A signature matches when every field it needs is there with its type. The first match wins; another match of another kind that
+ * reads something else of the row makes it ambiguous, unless it is a text that only spells out what the first one says. Which signatures match is a
+ * function of the row's shape (its keys and the types of their values), so it is worked out once for each shape.
  */
-import { isTrainedTurn, type Message, type Rec } from "@loraline/contracts";
+import type { DatasetMapping, Rec } from "@loraline/contracts";
+import { parseTemplate } from "./prompt-templates.ts";
+import {
+  type Body,
+  type Context,
+  type Converted,
+  isObject,
+  nameOf,
+  needsLabels,
+  type Refusal,
+  refuse,
+  type Row,
+  shorten,
+  type Signature,
+  tagOf,
+} from "./signature.ts";
+import { labelText, signatures } from "./signatures.ts";
 
-export type Body = Pick<Rec, "kind" | "task" | "messages" | "prompt" | "completion" | "text" | "tools">;
-/** Why a row gives no record. */
-export interface Refusal {
-  readonly code: string;
-  readonly message: string;
-}
+export type { Body, Refusal } from "./signature.ts";
+export { needsLabels } from "./signature.ts";
+export { signatures } from "./signatures.ts";
+
 export interface Detected {
   readonly format: string;
   readonly body: Body;
   readonly unusedKeys: readonly string[];
   /** The columns that the profile `seed` joins by itself. */
-  readonly seed?: { instruction: string; input: string; output: string };
+  readonly seed?: NonNullable<Rec["meta"]["seed"]>;
+  /** Name of the prompt that was written around the row. */
+  readonly template?: string;
+  readonly slice?: string;
 }
 export const isRefusal = (value: Detected | Refusal): value is Refusal => "code" in value;
 
-type Row = Readonly<Record<string, unknown>>;
-
-/* --- fields --- */
-
-interface Type<T> {
-  readonly called: string;
-  readonly is: (value: unknown) => value is T;
-}
-const text: Type<string> = { called: "text", is: (value) => typeof value === "string" };
-const list: Type<readonly unknown[]> = { called: "a list", is: (value) => Array.isArray(value) };
-const textOrList: Type<string | readonly unknown[]> = {
-  called: "a list or JSON text",
-  is: (value) => typeof value === "string" || Array.isArray(value),
-};
-
-interface Field<T = unknown, Optional extends boolean = boolean> {
-  /** Names that mean this field; the first that is there counts. */
-  readonly keys: readonly [string, ...string[]];
-  readonly type: Type<T>;
-  readonly optional: Optional;
-}
-const needs = <T>(type: Type<T>, ...keys: [string, ...string[]]): Field<T, false> => ({ keys, type, optional: false });
-const may = <T>(type: Type<T>, ...keys: [string, ...string[]]): Field<T, true> => ({ keys, type, optional: true });
-
-type Fields = Readonly<Record<string, Field>>;
-type Values<F extends Fields> = {
-  readonly [K in keyof F]: F[K] extends Field<infer T, infer Optional> ? (Optional extends true ? T | undefined : T) : never;
-};
-
 /** The row again, with numbers as they were written; only JSON that is kept as text needs it. */
-export type ExactRow = () => Row;
+export type ExactRow = () => unknown;
 
-interface Converted {
-  readonly body: Body;
-  readonly seed?: NonNullable<Detected["seed"]>;
-  readonly unusedKeys?: readonly string[];
+export interface DetectorOptions {
+  readonly mapping?: DatasetMapping | null | undefined;
+  /**
+   * Classes of the file, which a classification's prompt lists; null: too many to list; undefined: they have not been counted, and
+   * the first row that asks for them gives {@link needsLabels}.
+   */
+  readonly labels?: readonly string[] | null | undefined;
 }
 
-export interface Signature {
-  readonly format: string;
-  readonly kind: Rec["kind"];
-  readonly fields: Fields;
-  readonly convert: (values: never, exact: ExactRow) => Converted | Refusal;
+export interface Detector {
+  /** Tells what `value` (one parsed row) is and converts it. Takes any JSON value and never throws. */
+  detect(value: unknown, exact: ExactRow): Detected | Refusal | typeof needsLabels;
+  /** The class of a classification; undefined for other rows. */
+  labelOf(value: unknown): string | undefined;
 }
-const signature = <F extends Fields>(
-  def: Omit<Signature, "fields" | "convert"> & {
-    readonly fields: F;
-    readonly convert: (values: Values<F>, exact: ExactRow) => Converted | Refusal;
-  },
-): Signature => def;
 
-/* --- the formats --- */
+/** A signature and where its fields are in rows of one shape. */
+interface Match {
+  readonly signature: Signature;
+  readonly names: Readonly<Record<string, string>>;
+  readonly reads: readonly (readonly [field: string, key: string])[];
+  readonly unused: readonly string[];
+}
+/** What is known of every row of one shape. */
+type Plan = Refusal | { readonly first: Match; readonly rivals: readonly Match[] };
 
-export const signatures: readonly Signature[] = [
-  signature({
-    format: "conversation",
-    kind: "chat",
-    fields: {
-      turns: needs(list, "messages", "conversation", "conversations"),
-      system: may(text, "system"),
-      tools: may(textOrList, "tools"),
-    },
-    convert: convertConversation,
-  }),
-  signature({
-    format: "instruction",
-    kind: "chat",
-    fields: {
-      instruction: needs(text, "instruction"),
-      output: needs(text, "output"),
-      input: may(text, "input"),
-      system: may(text, "system"),
-    },
-    convert({ instruction, input = "", output, system }) {
-      if (isBlank(output)) return refuse("EMPTY_ANSWER", "`output` is empty: there is nothing to learn from it");
-      if (isBlank(instruction) && isBlank(input)) return refuse("EMPTY_PROMPT", "`instruction` and `input` are both empty");
-      const messages: Message[] = [];
-      if (system !== undefined) messages.push({ role: "system", content: system });
-      messages.push(
-        { role: "user", content: input === "" ? instruction : `${instruction}\n${input}` },
-        { role: "assistant", content: output },
-      );
-      return { body: { kind: "chat", task: "instruct", messages }, seed: { instruction, input, output } };
-    },
-  }),
-  signature({
-    format: "prompt-completion",
-    kind: "completion",
-    fields: { prompt: needs(text, "prompt"), completion: needs(text, "completion") },
-    convert({ prompt, completion }) {
-      if (isBlank(completion)) return refuse("EMPTY_ANSWER", "`completion` is empty: there is nothing to learn from it");
-      return { body: { kind: "completion", task: "completion", prompt, completion } };
-    },
-  }),
-];
+const mostShapes = 2000;
+const mostKeys = 64;
+/** Marks a column that stands aside for a mapped one of its name. */
+const aside = "\u0000";
 
-const roles: Readonly<Record<string, Message["role"] | "function_call">> = {
-  system: "system",
-  developer: "system",
-  user: "user",
-  human: "user",
-  assistant: "assistant",
-  gpt: "assistant",
-  bot: "assistant",
-  model: "assistant",
-  chatgpt: "assistant",
-  tool: "tool",
-  observation: "tool",
-  function_response: "tool",
-  function_call: "function_call",
-};
-const turnKeys = new Set(["role", "content", "from", "value", "name", "tool_calls", "tool_call_id", "train", "weight"]);
+export function createDetector({ mapping, labels: counted }: DetectorOptions = {}): Detector {
+  const { format, columns, system, instruction_template: source } = mapping ?? {};
+  const candidates = format === undefined ? signatures : signatures.filter((candidate) => candidate.format === format);
+  const template = source === undefined ? undefined : parseTemplate(source);
+  const labels = mapping?.labels ?? counted;
+  const known = { language: mapping?.language ?? "auto", roles: mapping?.roles, labels: mapping?.labels } as Context["mapping"];
+  const view = columns === undefined ? (row: Row) => row : renamed(Object.entries(columns));
+  const plans = new Map<string, Plan>();
 
-function convertConversation(
-  { turns, system, tools }: { turns: readonly unknown[]; system: string | undefined; tools: string | readonly unknown[] | undefined },
-  exact: ExactRow,
-): Converted | Refusal {
-  const messages: Message[] = [];
-  const unusedKeys = new Set<string>();
-  for (const [index, turn] of turns.entries()) {
-    const place = `message ${index + 1}`;
-    if (!isObject(turn)) return refuse("MESSAGE_INVALID", `${place} is ${nameOf(turn)}; an object with role and content is expected`);
-    // One object for a question and its answer.
-    if (typeof turn.human === "string" && typeof turn.assistant === "string") {
-      messages.push({ role: "user", content: turn.human }, { role: "assistant", content: turn.assistant });
-      for (const key of Object.keys(turn)) if (key !== "human" && key !== "assistant") unusedKeys.add(`messages[].${key}`);
-      continue;
+  const planFor = (row: Row): Plan => {
+    const keys = Object.keys(row);
+    let shape = "";
+    for (const key of keys) {
+      const value = row[key];
+      if (value !== null && value !== undefined) shape += `${key}\u0001${tagOf(value)}`;
     }
-    for (const key of Object.keys(turn)) if (!turnKeys.has(key)) unusedKeys.add(`messages[].${key}`);
-    const read = convertTurn(
-      turn,
-      place,
-      () => ((exact().messages ?? exact().conversation ?? exact().conversations) as Row[])[index] as Row,
-    );
-    if ("code" in read) return read;
-    messages.push(read);
-  }
-  if (system !== undefined) {
-    const first = messages[0];
-    if (first?.role !== "system") messages.unshift({ role: "system", content: system });
-    else if (first.content !== system) {
-      return refuse("SYSTEM_TWICE", "`system` and the first message are two different system prompts. Keep one.");
+    const kept = plans.get(shape);
+    if (kept !== undefined) return kept;
+    const made = planOf(row, candidates, format);
+    if (keys.length <= mostKeys && shape.length <= 4096) {
+      if (plans.size >= mostShapes) plans.clear();
+      plans.set(shape, made);
     }
-  }
-  const problem = judgeMessages(messages);
-  if (problem !== undefined) return problem;
-  const body: Body = { kind: "chat", task: "chat", messages };
-  if (typeof tools === "string" && tools !== "" && !isJson(tools)) return refuse("TOOLS_INVALID", "`tools` is text, but not JSON");
-  if (tools !== undefined && tools.length > 0) body.tools = typeof tools === "string" ? tools : JSON.stringify(exact().tools);
-  return { body, unusedKeys: [...unusedKeys] };
-}
+    return made;
+  };
 
-function convertTurn(turn: Row, place: string, exact: () => Row): Message | Refusal {
-  const speaker = turn.role ?? turn.from;
-  if (typeof speaker !== "string") return refuse("MESSAGE_INVALID", `${place} has no role (\`role\` or \`from\`)`);
-  const role = Object.hasOwn(roles, speaker.toLowerCase()) ? roles[speaker.toLowerCase()] : undefined;
-  if (role === undefined) {
-    return refuse("ROLE_UNKNOWN", `${place} has the role "${shorten(speaker)}". Known roles: ${Object.keys(roles).join(", ")}.`);
-  }
-  const written = turn.content ?? turn.value;
-  const hasCalls = Array.isArray(turn.tool_calls) && turn.tool_calls.length > 0;
-  const content = written ?? (hasCalls ? "" : undefined);
-  if (typeof content !== "string") {
-    return refuse("CONTENT_NOT_TEXT", `the content of ${place} is ${nameOf(written)}; it must be text`);
-  }
-  if (role === "function_call") {
-    if (!isJson(content)) return refuse("MESSAGE_INVALID", `${place} is a function call, but its content is not JSON`);
-    return { role: "assistant", content: "", tool_calls: content };
-  }
-  const message: Message = { role, content };
-  if (typeof turn.name === "string") message.name = turn.name;
-  if (typeof turn.tool_call_id === "string") message.tool_call_id = turn.tool_call_id;
-  if (hasCalls) message.tool_calls = JSON.stringify(exact().tool_calls);
-  const { train, weight } = turn;
-  if ((train !== undefined && typeof train !== "boolean") || (weight !== undefined && weight !== 0 && weight !== 1)) {
-    return refuse("MESSAGE_INVALID", `${place}: \`train\` must be true or false, \`weight\` must be 0 or 1`);
-  }
-  if (role !== "assistant") {
-    if (train === true || weight === 1) return refuse("MESSAGE_INVALID", `${place} is not the assistant's, so it cannot be trained on`);
-    return message;
-  }
-  if (train !== undefined) message.train = train;
-  if (weight !== undefined) message.weight = weight;
-  return message;
-}
+  const convert = ({ signature, names, reads, unused }: Match, row: Row, original: Row, exact: ExactRow) => {
+    const values: Record<string, unknown> = {};
+    for (const [field, key] of reads) values[field] = row[key];
+    const context: Context = {
+      mapping: known,
+      template,
+      labels,
+      row: original,
+      names,
+      exact: (field) => view(exact() as Row)[names[field] as string],
+    };
+    const converted = signature.convert(values as never, context);
+    if (typeof converted === "string" || "code" in converted) return converted;
+    return detectedOf(signature.format, converted, unused, system);
+  };
 
-function judgeMessages(messages: readonly Message[]): Refusal | undefined {
-  const users = messages.filter((message) => message.role === "user");
-  if (users.length === 0) return refuse("NO_USER_TURN", "the conversation has no user turn");
-  if (!messages.some((message) => message.role === "assistant"))
-    return refuse("NO_ASSISTANT_TURN", "the conversation has no assistant turn");
-  const last = messages.findLast(isTrainedTurn);
-  if (last === undefined)
-    return refuse("NOTHING_TRAINED", "every assistant turn has `train: false` or `weight: 0`: nothing would be learned");
-  if (isBlank(last.content) && last.tool_calls === undefined) {
-    return refuse("EMPTY_ANSWER", "the last assistant turn is empty: there is nothing to learn from it");
-  }
-  if (users.every((user) => isBlank(user.content))) return refuse("EMPTY_PROMPT", "every user turn is empty");
-  return undefined;
-}
-
-/* --- detection --- */
-
-/** Tells what `value` (one parsed row) is and converts it. */
-export function detect(value: unknown, exact: ExactRow): Detected | Refusal {
-  if (!isObject(value)) return refuse("NOT_AN_OBJECT", `the row is ${nameOf(value)}; a JSON object is expected`);
-  const normal = normaliseKeys(value);
-  if (!("row" in normal)) return normal;
-  const { row } = normal;
-  const matches = signatures.filter((candidate) => Object.values(candidate.fields).every((field) => fits(field, row)));
-  const [first] = matches;
-  if (first === undefined) return explainMiss(row);
-  const other = matches.find((match) => match.kind !== first.kind);
-  if (other !== undefined) {
-    const message = `the row fits two formats, "${first.format}" and "${other.format}" (${keysOf(first)}; ${keysOf(other)}). Remove the columns that are not meant.`;
-    return refuse("AMBIGUOUS", message);
-  }
-  const values = Object.fromEntries(Object.entries(first.fields).map(([name, field]) => [name, valueOf(field, row)]));
-  const converted = first.convert(values as never, () => (normaliseKeys(exact()) as { row: Row }).row);
-  if ("code" in converted) return converted;
-  const broken = textsOf(converted.body).find((part) => !part.isWellFormed());
-  if (broken !== undefined) {
-    return refuse("LONE_SURROGATE", `"${shorten(broken)}" holds half of a character (a lone surrogate escape). Repair the escape.`);
-  }
-  const used = new Set(Object.values(first.fields).map((field) => keyOf(field, row)));
-  const unusedKeys = Object.keys(row).filter((key) => !used.has(key) && row[key] !== null);
   return {
-    format: first.format,
-    body: converted.body,
-    unusedKeys: [...unusedKeys, ...(converted.unusedKeys ?? [])],
-    ...(converted.seed === undefined ? {} : { seed: converted.seed }),
+    detect(value, exact) {
+      if (!isObject(value)) return refuse("NOT_AN_OBJECT", `the row is ${nameOf(value)}; a JSON object is expected`);
+      const row = view(value);
+      const plan = planFor(row);
+      if ("code" in plan) return plan;
+      const { first, rivals } = plan;
+      if (rivals.length === 0) return convert(first, row, value, exact);
+
+      // A rival that says nothing, or only what the first one says, is not meant.
+      let winner: { match: Match; detected: Detected | Refusal | typeof needsLabels } | undefined;
+      let empty: Refusal | undefined;
+      for (const match of [first, ...rivals]) {
+        const detected = convert(match, row, value, exact);
+        if (typeof detected === "object" && "code" in detected && detected.code.startsWith("EMPTY_")) empty ??= detected;
+        else if (winner === undefined) winner = { match, detected };
+        else if (!spellsOut(match, winner.match, row)) return ambiguous(winner.match, match);
+      }
+      return winner?.detected ?? (empty as Refusal);
+    },
+    labelOf(value) {
+      if (!isObject(value)) return undefined;
+      const row = view(value);
+      const plan = planFor(row);
+      if ("code" in plan || plan.first.signature.format !== "classification") return undefined;
+      return labelText(row[plan.first.names.label as string] as string, mapping?.labels);
+    },
   };
 }
 
-const keyOf = (field: Field, row: Row): string | undefined => field.keys.find((key) => Object.hasOwn(row, key) && row[key] !== null);
-const valueOf = (field: Field, row: Row): unknown => {
-  const key = keyOf(field, row);
-  return key === undefined ? undefined : row[key];
-};
-const fits = (field: Field, row: Row): boolean => {
-  const value = valueOf(field, row);
-  return value === undefined ? field.optional : field.type.is(value);
-};
+function detectedOf(
+  format: string,
+  { body, seed, template, slice, unusedKeys }: Converted,
+  unused: readonly string[],
+  system: string | undefined,
+): Detected | Refusal {
+  if (system !== undefined && body.messages !== undefined && body.messages[0]?.role !== "system") {
+    body.messages.unshift({ role: "system", content: system });
+  }
+  const broken = brokenText(body);
+  if (broken !== undefined) {
+    return refuse("LONE_SURROGATE", `"${shorten(broken)}" holds half of a character (a lone surrogate escape). Repair the escape.`);
+  }
+  return {
+    format,
+    body,
+    unusedKeys: unusedKeys === undefined || unusedKeys.length === 0 ? unused : [...unused, ...unusedKeys],
+    ...(seed === undefined ? {} : { seed }),
+    ...(template === undefined ? {} : { template }),
+    ...(slice === undefined ? {} : { slice }),
+  };
+}
+
+/* --- shapes --- */
+
+function planOf(row: Row, candidates: readonly Signature[], wanted: string | undefined): Plan {
+  const names = new Map<string, string>();
+  const twice = new Set<string>();
+  for (const key of Object.keys(row)) {
+    if (row[key] === null || row[key] === undefined) continue;
+    const name = plain(key);
+    if (names.has(name)) twice.add(name);
+    else names.set(name, key);
+  }
+  const matches: Match[] = [];
+  for (const candidate of candidates) {
+    const match = matchOf(candidate, row, names, wanted !== undefined);
+    if (match !== undefined) matches.push(match);
+  }
+  const [first, ...others] = matches;
+  if (first === undefined) return explainMiss(row, names, candidates, wanted);
+  const doubled = first.reads.map(([, key]) => plain(key)).find((name) => twice.has(name));
+  if (doubled !== undefined) return refuse("KEY_TWICE", `two keys mean \`${shorten(doubled)}\`. Keep one.`);
+  const read = new Set(first.reads.map(([, key]) => key));
+  const rivals = others.filter(
+    ({ signature, reads }) =>
+      signature.kind !== first.signature.kind &&
+      reads.some(([field, key]) => signature.fields[field]?.optional === false && !read.has(key)),
+  );
+  return { first, rivals };
+}
+
+function matchOf(signature: Signature, row: Row, names: ReadonlyMap<string, string>, isForced: boolean): Match | undefined {
+  if (!isForced && signature.unless?.some((name) => names.has(name)) === true) return undefined;
+  const reads: [field: string, key: string][] = [];
+  for (const [name, field] of Object.entries(signature.fields)) {
+    const { key, fits } = find(name, field, row, names);
+    if (key === undefined ? !field.optional : !fits) return undefined;
+    if (key !== undefined) reads.push([name, key]);
+  }
+  const used = new Set(reads.map(([, key]) => key));
+  const unused = [...Object.keys(row)].filter((key) => !used.has(key) && row[key] !== null && row[key] !== undefined);
+  return {
+    signature,
+    reads,
+    names: Object.fromEntries(reads),
+    unused: unused.map((key) => (key.endsWith(aside) ? key.slice(0, -aside.length) : plain(key))),
+  };
+}
+
+/** The first spelling whose value has the type; without one, the first that is there. */
+function find(
+  name: string,
+  { spellings, type }: Signature["fields"][string],
+  row: Row,
+  names: ReadonlyMap<string, string>,
+): { key: string | undefined; fits: boolean } {
+  let there: string | undefined;
+  for (const spelling of [name, ...spellings]) {
+    const key = names.get(spelling);
+    if (key === undefined) continue;
+    if (type.tags.includes(tagOf(row[key]))) return { key, fits: true };
+    there ??= key;
+  }
+  return { key: there, fits: false };
+}
 
 const plainKey = /^[a-z0-9_]+$/;
-/** ` Instruction` is `instruction`. Two keys that become one are refused. */
-function normaliseKeys(row: Row): { row: Row } | Refusal {
-  const keys = Object.keys(row);
-  if (keys.every((key) => plainKey.test(key))) return { row };
-  const normal = new Map<string, unknown>();
-  for (const key of keys) {
-    const name = key
-      .replace(/^\uFEFF/, "")
-      .normalize("NFKC")
-      .trim()
-      .toLowerCase();
-    if (normal.has(name)) return refuse("KEY_TWICE", `two keys mean \`${shorten(name)}\`. Keep one.`);
-    normal.set(name, row[key]);
-  }
-  return { row: Object.fromEntries(normal) };
+/** ` Instruction` is `instruction`. */
+const plain = (key: string): string =>
+  plainKey.test(key)
+    ? key
+    : key
+        .replace(/^\uFEFF/, "")
+        .normalize("NFKC")
+        .trim()
+        .toLowerCase();
+
+/** Rows with the mapping's columns under the names of their fields. */
+function renamed(columns: readonly (readonly [field: string, column: string])[]): (row: Row) => Row {
+  const taken = new Set(columns.map(([, column]) => column));
+  const fields = new Set(columns.map(([field]) => field));
+  return (row) => {
+    const seen = Object.create(null) as Record<string, unknown>;
+    for (const [field, column] of columns) seen[field] = valueAt(row, column);
+    for (const key of Object.keys(row)) {
+      if (!taken.has(key)) seen[fields.has(plain(key)) ? key + aside : key] = row[key];
+    }
+    return seen;
+  };
 }
+
+/** `a.b` is member b of column a, unless there is a column of that name. */
+function valueAt(row: Row, column: string): unknown {
+  if (Object.hasOwn(row, column)) return row[column];
+  let value: unknown = row;
+  for (const part of column.split(".")) {
+    if (!isObject(value) || !Object.hasOwn(value, part)) return undefined;
+    value = value[part];
+  }
+  return value;
+}
+
+/* --- rows that fit nothing, or too much --- */
 
 /** The signature that comes closest decides what the row is told to change. */
-function explainMiss(row: Row): Refusal {
-  const near = signatures
-    .map((candidate) => {
-      const needed = Object.values(candidate.fields).filter((field) => !field.optional);
-      return { candidate, share: needed.filter((field) => keyOf(field, row) !== undefined).length / needed.length };
-    })
-    .reduce((best, next) => (next.share > best.share ? next : best));
+function explainMiss(row: Row, names: ReadonlyMap<string, string>, candidates: readonly Signature[], wanted: string | undefined): Refusal {
+  const share = ({ fields }: Signature): number => {
+    const needed = Object.entries(fields).filter(([, field]) => !field.optional);
+    const found = needed.filter(([name, field]) => find(name, field, row, names).key !== undefined);
+    // A field by its own name is a better sign than one by a spelling that several formats know.
+    return (found.length + found.filter(([name]) => names.has(name)).length / 100) / needed.length;
+  };
+  const [near, part] = candidates
+    .map((candidate) => [candidate, share(candidate)] as const)
+    .reduce((best, next) => (next[1] > best[1] ? next : best));
   const found = Object.keys(row).slice(0, 12).map(shorten).join(", ") || "none";
-  if (near.share === 0) {
+  if (part === 0 && wanted === undefined) {
     const known = signatures.map((candidate) => keysOf(candidate)).join("; ");
-    return refuse("FORMAT_UNKNOWN", `no known format. Keys found: ${found}. Known: ${known}.`);
+    return refuse("FORMAT_UNKNOWN", `no known format. Keys found: ${found}. Known: ${known}. Others need a mapping.`);
   }
-  const faults = Object.values(near.candidate.fields).flatMap((field) => {
-    const value = valueOf(field, row);
-    if (value === undefined) return field.optional ? [] : [`\`${field.keys[0]}\` is missing`];
-    return field.type.is(value) ? [] : [`\`${keyOf(field, row)}\` is ${nameOf(value)}; it must be ${field.type.called}`];
+  const faults = Object.entries(near.fields).flatMap(([name, field]) => {
+    const { key, fits } = find(name, field, row, names);
+    if (key === undefined) return field.optional ? [] : [`\`${name}\` is missing`];
+    return fits ? [] : [`\`${shorten(plain(key))}\` is ${nameOf(row[key])}; it must be ${field.type.called}`];
   });
-  return refuse("FORMAT_UNKNOWN", `close to the format "${near.candidate.format}", but ${faults.join(", and ")}. Keys found: ${found}.`);
+  const beside =
+    near.unless?.filter((name) => names.has(name)).map((name) => `\`${name}\` stands beside it, whose meaning is unknown`) ?? [];
+  const why = [...faults, ...(wanted === undefined ? beside : [])].join(", and ");
+  return wanted === undefined
+    ? refuse("FORMAT_UNKNOWN", `close to the format "${near.format}", but ${why}. Keys found: ${found}.`)
+    : refuse("FORMAT_MISMATCH", `not of the mapping's format "${wanted}": ${why}. Keys found: ${found}.`);
 }
 
-const keysOf = (candidate: Signature): string =>
-  Object.values(candidate.fields)
-    .filter((field) => !field.optional)
-    .map((field) => field.keys.join("|"))
+const keysOf = ({ fields }: Signature): string =>
+  Object.keys(fields)
+    .filter((name) => fields[name]?.optional === false)
     .join(" + ");
 
-function textsOf(body: Body): string[] {
-  const texts = [body.prompt, body.completion, body.text, body.tools].filter((part) => part !== undefined);
-  for (const message of body.messages ?? []) {
-    texts.push(message.content);
-    if (message.tool_calls !== undefined) texts.push(message.tool_calls);
-    if (message.name !== undefined) texts.push(message.name);
-  }
-  return texts;
+function ambiguous(one: Match, other: Match): Refusal {
+  const message = `the row fits two formats, "${one.signature.format}" and "${other.signature.format}" (${keysOf(one.signature)}; ${keysOf(other.signature)}). Remove the columns that are not meant, or choose with the mapping's \`format\`.`;
+  return refuse("AMBIGUOUS", message);
 }
 
-const refuse = (code: string, message: string): Refusal => ({ code, message });
-const isObject = (value: unknown): value is Row => typeof value === "object" && value !== null && !Array.isArray(value);
-const isBlank = (value: string): boolean => value.trim() === "";
-const shorten = (value: string): string => (value.length > 60 ? `${value.slice(0, 60)}…` : value).toWellFormed();
-const isJson = (value: string): boolean => {
-  try {
-    JSON.parse(value);
-    return true;
-  } catch {
-    return false;
+/** Texts of a match as they stand in the row. */
+function textsRead({ reads }: Match, row: Row): string[] {
+  const texts: string[] = [];
+  const gather = (value: unknown, levels: number): void => {
+    if (typeof value === "string") texts.push(value);
+    else if (Array.isArray(value) && levels > 0) for (const item of value) gather(item, levels - 1);
+    else if (isObject(value) && levels > 0) gather(value.content ?? value.value ?? value.text, levels - 1);
+  };
+  for (const [, key] of reads) gather(row[key], 4);
+  return texts.map((each) => each.trim()).filter((each) => each !== "");
+}
+
+/** Whether a text is a rendering of what another match reads: it holds all of it. */
+function spellsOut(rendering: Match, match: Match, row: Row): boolean {
+  if (rendering.signature.kind !== "text") return false;
+  const whole = textsRead(rendering, row).join("\n");
+  return textsRead(match, row).every((part) => whole.includes(part));
+}
+
+/** A text that is no Unicode, of those that a body holds. */
+function brokenText(body: Body): string | undefined {
+  const { messages, chosen, rejected, candidates, media, prompt, completion, text, tools } = body;
+  for (const part of [prompt, completion, text, tools]) if (part !== undefined && !part.isWellFormed()) return part;
+  for (const turns of [messages, chosen, rejected]) {
+    if (turns === undefined) continue;
+    for (const { content, reasoning, tool_calls: calls, name, tool_call_id: id } of turns) {
+      if (!content.isWellFormed()) return content;
+      for (const part of [reasoning, calls, name, id]) if (part !== undefined && !part.isWellFormed()) return part;
+    }
   }
-};
-const nameOf = (value: unknown): string => {
-  if (value === undefined) return "missing";
-  if (value === null) return "null";
-  if (Array.isArray(value)) return "a list";
-  if (typeof value === "object") return "an object";
-  if (typeof value === "string") return "text";
-  return typeof value === "number" ? "a number" : typeof value === "boolean" ? "true or false" : typeof value;
-};
+  for (const { content } of candidates ?? []) if (!content.isWellFormed()) return content;
+  for (const { ref } of media ?? []) if (!ref.isWellFormed()) return ref;
+  return undefined;
+}
+
+const plainDetector = createDetector({ labels: null });
+/** Without a mapping, and without the classes of the file. */
+export const detect = (value: unknown, exact: ExactRow): Detected | Refusal => plainDetector.detect(value, exact) as Detected | Refusal;

@@ -1,0 +1,181 @@
+/** Preferences: which of several answers is wanted. Kept as records; supervised fine-tuning does not train them. Pure. */
+import type { Message, Rec } from "@loraline/contracts";
+import { convertTurns, judgeMessages, putSystem, readTurns, type Turns } from "./convert-conversation.ts";
+import { type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row } from "./signature.ts";
+
+const user = (content: string): Message => ({ role: "user", content });
+const assistant = (content: string): Message => ({ role: "assistant", content });
+const joined = (prompt: string, input = ""): string => (input === "" ? prompt : `${prompt}\n${input}`);
+
+/* --- chosen and rejected --- */
+
+interface PreferenceValues {
+  readonly prompt: string | readonly unknown[] | undefined;
+  readonly input: string | undefined;
+  readonly system: string | undefined;
+  readonly messages: string | readonly unknown[] | undefined;
+  readonly chosen: string | readonly unknown[] | Row;
+  readonly rejected: string | readonly unknown[] | Row;
+}
+
+export function convertPreference(values: PreferenceValues, context: Context): Conversion {
+  const unused = new Set<string>();
+  const read = (given: string | readonly unknown[] | Row, field: string): Message[] | Refusal => {
+    if (typeof given === "string") return turnsOfTranscript(given) ?? [assistant(given)];
+    const turns: Turns | Refusal = convertTurns(Array.isArray(given) ? (given as unknown[]) : [given], field, context, () => {
+      const exact = context.exact(field);
+      return Array.isArray(exact) ? exact : [exact];
+    });
+    if ("code" in turns) return { code: turns.code, message: `\`${context.names[field] ?? field}\`: ${turns.message}` };
+    if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", `\`${context.names[field] ?? field}\` holds images; text is expected`);
+    for (const key of turns.unusedKeys) unused.add(key);
+    return turns.messages;
+  };
+  const chosen = read(values.chosen, "chosen");
+  if ("code" in chosen) return chosen;
+  const rejected = read(values.rejected, "rejected");
+  if ("code" in rejected) return rejected;
+
+  // What both begin with is the question, unless it is only a repetition of one that stands apart.
+  let shared = 0;
+  while (shared < Math.min(chosen.length, rejected.length) - 1 && isSame(chosen[shared], rejected[shared])) shared++;
+  let prompt = chosen.slice(0, shared);
+  if (!prompt.some(({ role }) => role === "user")) {
+    const apart = values.prompt ?? values.messages;
+    if (typeof apart === "string" && values.prompt !== undefined) {
+      prompt = isBlank(apart) && isBlank(values.input ?? "") ? [] : (turnsOfTranscript(apart) ?? [user(joined(apart, values.input))]);
+    } else if (apart !== undefined) {
+      const turns = readTurns(apart, values.prompt === undefined ? "messages" : "prompt", context);
+      if ("code" in turns) return turns;
+      prompt = withoutAnswer(turns.messages);
+    }
+  }
+  const problem = putSystem(values.system, prompt);
+  if (problem !== undefined) return problem;
+  if (!prompt.some(({ role, content }) => role === "user" && !isBlank(content))) {
+    return refuse("EMPTY_PROMPT", "there is no question: `prompt` is missing or empty, and `chosen` and `rejected` do not begin with one");
+  }
+  const answers = [chosen.slice(shared), rejected.slice(shared)] as const;
+  for (const [index, field] of (["chosen", "rejected"] as const).entries()) {
+    const said = answers[index] as Message[];
+    if (!said.some(({ content, tool_calls: calls }) => !isBlank(content) || calls !== undefined)) {
+      return refuse("EMPTY_ANSWER", `\`${context.names[field] ?? field}\` is empty: it cannot be compared`);
+    }
+    if (said.some(({ role }) => role === "system"))
+      return refuse("MESSAGE_INVALID", `\`${context.names[field] ?? field}\` ends in a system prompt`);
+  }
+  if (answers[0].length === answers[1].length && answers[0].every((message, index) => isSame(message, answers[1][index]))) {
+    return refuse("SAME_ANSWERS", "`chosen` and `rejected` say the same: nothing can be told from it");
+  }
+  return {
+    body: { kind: "preference", task: "preference", messages: prompt, chosen: answers[0], rejected: answers[1] },
+    unusedKeys: [...unused],
+  };
+}
+
+/** A conversation whose last turn is an answer is a question without it. */
+const withoutAnswer = (messages: Message[]): Message[] => (messages.at(-1)?.role === "assistant" ? messages.slice(0, -1) : messages);
+
+const isSame = (a: Message | undefined, b: Message | undefined): boolean =>
+  a !== undefined && b !== undefined && a.role === b.role && a.content === b.content && a.tool_calls === b.tool_calls;
+
+/** Anthropic's spelling of conversations: `\n\nHuman: …\n\nAssistant: …`; undefined: it is none. */
+function turnsOfTranscript(text: string): Message[] | undefined {
+  if (!/^\s*Human:/.test(text)) return undefined;
+  return text
+    .replace(/^\s*/, "\n\n")
+    .split(/\n\n(?=Human:|Assistant:)/)
+    .slice(1)
+    .map((turn) =>
+      turn.startsWith("Human:") ? user(turn.slice("Human:".length).trim()) : assistant(turn.slice("Assistant:".length).trim()),
+    );
+}
+
+/* --- several responses --- */
+
+interface RankedValues {
+  readonly prompt: string;
+  readonly system: string | undefined;
+  readonly responses: readonly unknown[];
+  readonly scores: readonly unknown[] | undefined;
+}
+type Candidates = NonNullable<Rec["candidates"]>;
+
+export function convertRanked({ prompt, system, responses, scores }: RankedValues, { names }: Context): Conversion {
+  if (isBlank(prompt)) return refuse("EMPTY_PROMPT", `\`${names.prompt ?? "prompt"}\` is empty`);
+  if (scores !== undefined && (scores.length !== responses.length || !scores.every((score) => typeof score === "number"))) {
+    return refuse("LENGTHS_DIFFER", `there are ${responses.length} responses and ${scores.length} scores; one number for each is expected`);
+  }
+  const candidates: Candidates = [];
+  for (const [index, response] of responses.entries()) {
+    const [content, own] = isObject(response)
+      ? [response.content ?? response.text ?? response.response, response.score ?? response.rating]
+      : [response, undefined];
+    if (typeof content !== "string") {
+      return refuse(
+        "RESPONSE_INVALID",
+        `response ${index + 1} is ${nameOf(content)}; text, or an object with \`content\` and \`score\`, is expected`,
+      );
+    }
+    if (isBlank(content)) return refuse("EMPTY_ANSWER", `response ${index + 1} is empty`);
+    const score = scores?.[index] ?? own;
+    candidates.push(typeof score === "number" ? { content, score } : { content });
+  }
+  if (candidates.length === 0) return refuse("EMPTY_ANSWER", `\`${names.responses ?? "responses"}\` is empty`);
+  return { body: { kind: "ranked", task: "preference", messages: questionOf(prompt, system), candidates } };
+}
+
+interface PreferredValues {
+  readonly prompt: string;
+  readonly system: string | undefined;
+  readonly responses: readonly string[];
+  readonly preferred_response: string;
+}
+
+/** One other response makes a pair; several are ranked below the preferred one. */
+export function convertPreferred({ prompt, system, responses, preferred_response: wanted }: PreferredValues, context: Context): Conversion {
+  const { names } = context;
+  if (isBlank(wanted)) return refuse("EMPTY_ANSWER", `\`${names.preferred_response ?? "preferred_response"}\` is empty`);
+  const others = [...new Set(responses)].filter((response) => response !== wanted);
+  const [only, ...more] = others;
+  if (only === undefined) return refuse("SAME_ANSWERS", "no response differs from the preferred one: nothing can be told from it");
+  if (more.length > 0) {
+    const all = [wanted, ...others];
+    return convertRanked({ prompt, system, responses: all, scores: all.map((response) => (response === wanted ? 1 : 0)) }, context);
+  }
+  return convertPreference({ prompt, system, input: undefined, messages: undefined, chosen: wanted, rejected: only }, context);
+}
+
+function questionOf(prompt: string, system: string | undefined): Message[] {
+  const messages = [user(prompt)];
+  if (system !== undefined && system !== "") messages.unshift({ role: "system", content: system });
+  return messages;
+}
+
+/* --- one answer with a label --- */
+
+export function convertUnpaired(
+  values: { prompt: string; input: string | undefined; system: string | undefined; completion: string; label: boolean },
+  { names }: Context,
+): Conversion {
+  const { prompt, input, system, completion, label } = values;
+  if (isBlank(prompt) && isBlank(input ?? "")) return refuse("EMPTY_PROMPT", `\`${names.prompt ?? "prompt"}\` is empty`);
+  if (isBlank(completion)) return refuse("EMPTY_ANSWER", `\`${names.completion ?? "completion"}\` is empty`);
+  const messages = [...questionOf(joined(prompt, input), system), assistant(completion)];
+  return { body: { kind: "unpaired", task: "preference", messages, label } };
+}
+
+export function convertUnpairedConversation(
+  values: { messages: string | readonly unknown[]; system: string | undefined; label: boolean },
+  context: Context,
+): Conversion {
+  const turns = readTurns(values.messages, "messages", context);
+  if ("code" in turns) return turns;
+  if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", "the messages hold images; text is expected");
+  const problem = putSystem(values.system, turns.messages) ?? judgeMessages(turns.messages);
+  if (problem !== undefined) return problem;
+  return {
+    body: { kind: "unpaired", task: "preference", messages: turns.messages, label: values.label },
+    unusedKeys: [...turns.unusedKeys],
+  };
+}

@@ -1,0 +1,18 @@
+/** JSON whose numbers survive being written again. Pure. */
+
+/** Each number is kept as it is written, so that `1.0` and integers beyond 2^53 come out of `JSON.stringify` as they went in. */
+export function parseExact(text: string): unknown {
+  const { rawJSON } = JSON as unknown as { rawJSON(source: string): unknown };
+  const keep = (_key: string, value: unknown, context?: { source?: string }): unknown =>
+    typeof value === "number" && context?.source !== undefined ? rawJSON(context.source) : value;
+  return JSON.parse(text, keep);
+}
+
+/** undefined when it is not JSON. */
+export function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

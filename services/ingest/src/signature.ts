@@ -1,0 +1,181 @@
+/** What a format is made of: typed fields with their spellings, and how its values become a record's body. Pure. */
+import type { DatasetFormat, DatasetMapping, Message, Rec } from "@loraline/contracts";
+import { fillTemplate, type Template } from "./prompt-templates.ts";
+
+export type Body = Omit<Rec, "v" | "id" | "meta">;
+/** Why a row gives no record. */
+export interface Refusal {
+  readonly code: string;
+  readonly message: string;
+}
+export const refuse = (code: string, message: string): Refusal => ({ code, message });
+
+export type Row = Readonly<Record<string, unknown>>;
+
+/* --- types of values --- */
+
+/**
+ * A value in one letter, so that rows of one shape are told by one string: `s` text, `i` integer, `n` other number, `b` boolean,
+ * `o` object; lists: `e` empty, `S` of texts, `I` of integers, `l` of anything else.
+ */
+export function tagOf(value: unknown): string {
+  switch (typeof value) {
+    case "string":
+      return "s";
+    case "number":
+      return Number.isInteger(value) ? "i" : "n";
+    case "boolean":
+      return "b";
+    default:
+  }
+  if (!Array.isArray(value)) return "o";
+  if (value.length === 0) return "e";
+  const first = typeof value[0];
+  if (first === "string") return value.every((item) => typeof item === "string") ? "S" : "l";
+  if (first === "number") return value.every((item) => Number.isInteger(item)) ? "I" : "l";
+  return "l";
+}
+
+export interface Type<T> {
+  readonly called: string;
+  /** Tags of the values that are of this type. */
+  readonly tags: string;
+  readonly example?: T;
+}
+const type = <T>(called: string, tags: string): Type<T> => ({ called, tags });
+export const text = type<string>("text", "s");
+export const flag = type<boolean>("true or false", "b");
+export const integers = type<readonly number[]>("a list of integers", "Ie");
+export const texts = type<readonly string[]>("a list of texts", "Se");
+export const list = type<readonly unknown[]>("a list", "eSIl");
+export const object = type<Row>("an object", "o");
+export const textsOrIntegers = type<readonly (string | number)[]>("a list of texts", "SIe");
+export const textOrNumber = type<string | number | boolean>("text or a number", "sib");
+/** In CSV a list can only stand as JSON text. */
+export const textOrList = type<string | readonly unknown[]>("a list, or one as JSON text", "seSIl");
+export const textListOrObject = type<string | readonly unknown[] | Row>("text, a list or an object", "seSIlo");
+
+/* --- signatures --- */
+
+export interface Field<T = unknown, Optional extends boolean = boolean> {
+  /** Further spellings of the field's name. */
+  readonly spellings: readonly string[];
+  readonly type: Type<T>;
+  readonly optional: Optional;
+}
+export const needs = <T>(of: Type<T>, ...spellings: string[]): Field<T, false> => ({ spellings, type: of, optional: false });
+export const may = <T>(of: Type<T>, ...spellings: string[]): Field<T, true> => ({ spellings, type: of, optional: true });
+
+type Fields = Readonly<Record<string, Field>>;
+type Values<F extends Fields> = {
+  readonly [K in keyof F]: F[K] extends Field<infer T, infer Optional> ? (Optional extends true ? T | undefined : T) : never;
+};
+
+/** What a conversion knows besides the values of its fields. */
+export interface Context {
+  readonly mapping: Pick<DatasetMapping, "language" | "roles" | "labels">;
+  /** The mapping's `instruction_template`. */
+  readonly template: Template | undefined;
+  /** Classes of the whole file; null: too many for a prompt, or nobody knows; undefined: they have not been counted yet. */
+  readonly labels: readonly string[] | null | undefined;
+  /** As it stands in the file. */
+  readonly row: Row;
+  /** Field to the key that was read. */
+  readonly names: Readonly<Record<string, string>>;
+  /** A field's value with numbers as they were written; only JSON that is kept as text needs it. */
+  readonly exact: (field: string) => unknown;
+}
+
+export interface Converted {
+  readonly body: Body;
+  readonly seed?: NonNullable<Rec["meta"]["seed"]>;
+  readonly template?: string | undefined;
+  readonly slice?: string | undefined;
+  readonly unusedKeys?: readonly string[];
+}
+/** The file's classes have to be counted before this row can be converted. */
+export const needsLabels = "needs-labels";
+export type Conversion = Converted | Refusal | typeof needsLabels;
+
+export interface Signature {
+  readonly format: DatasetFormat;
+  readonly kind: Rec["kind"];
+  readonly fields: Fields;
+  /** Keys beside which the row is not of this format: it would lose what they say. */
+  readonly unless?: readonly string[];
+  readonly convert: (values: never, context: Context) => Conversion;
+}
+export const signature = <F extends Fields>(
+  def: Omit<Signature, "fields" | "convert"> & {
+    readonly fields: F;
+    readonly convert: (values: Values<F>, context: Context) => Conversion;
+  },
+): Signature => def;
+
+/* --- one question, one answer --- */
+
+interface Question {
+  readonly task: string;
+  /** The user's turn, unless the mapping has a template for it. */
+  readonly user: string;
+  /** Fields that the user's turn is made of: one of them has to say something. */
+  readonly asks: readonly string[];
+  readonly answer: string;
+  readonly answers: string;
+  /** Values by field, for the mapping's template. */
+  readonly values: Readonly<Record<string, unknown>>;
+  readonly system?: string | undefined;
+  readonly history?: readonly Message[] | undefined;
+  readonly media?: Rec["media"];
+}
+
+/** A conversation of one question and its answer. */
+export function ask(question: Question, { template, row, names }: Context): { body: Body } | Refusal {
+  const { task, asks, answer, answers, values, system, history, media } = question;
+  if (isBlank(answer)) return refuse("EMPTY_ANSWER", `\`${names[answers] ?? answers}\` is empty: there is nothing to learn from it`);
+  if (asks.length > 0 && asks.every((field) => isBlankValue(values[field]))) {
+    const said = asks.flatMap((field) => names[field] ?? []).map((name) => `\`${name}\``);
+    return refuse("EMPTY_PROMPT", `${said.join(" and ")} ${said.length === 1 ? "is" : "are both"} empty`);
+  }
+  let { user } = question;
+  if (template !== undefined) {
+    const filled = fillTemplate(template, values, row);
+    if (typeof filled !== "string") return refuse("COLUMN_MISSING", filled.message);
+    user = filled;
+  }
+  const messages: Message[] = [];
+  if (system !== undefined && system !== "") messages.push({ role: "system", content: system });
+  if (history !== undefined) messages.push(...history);
+  messages.push({ role: "user", content: user }, { role: "assistant", content: answer });
+  const body: Body = { kind: "chat", task, messages };
+  if (media !== undefined && media.length > 0) {
+    body.media = media;
+    (messages.at(-2) as Message).media = media.map((_, index) => index);
+  }
+  return { body };
+}
+
+/* --- words --- */
+
+export const isObject = (value: unknown): value is Row => typeof value === "object" && value !== null && !Array.isArray(value);
+const visible = /\S/;
+export const isBlank = (value: string): boolean => !visible.test(value);
+const isBlankValue = (value: unknown): boolean => value === undefined || value === null || (typeof value === "string" && isBlank(value));
+export const shorten = (value: string): string => (value.length > 60 ? `${value.slice(0, 60)}…` : value).toWellFormed();
+export const nameOf = (value: unknown): string => {
+  if (value === undefined) return "missing";
+  if (value === null) return "null";
+  if (Array.isArray(value)) return "a list";
+  if (typeof value === "object") return "an object";
+  if (typeof value === "string") return "text";
+  return typeof value === "number" ? "a number" : typeof value === "boolean" ? "true or false" : typeof value;
+};
+
+/** Far more than any schema of a tool has; deeper values are not written as JSON, which recurses. */
+export const deepest = 64;
+export function isDeeperThan(value: unknown, levels: number): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  if (levels === 0) return true;
+  const members: readonly unknown[] = Array.isArray(value) ? value : Object.values(value);
+  return members.some((member) => isDeeperThan(member, levels - 1));
+}
