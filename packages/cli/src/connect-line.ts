@@ -2,6 +2,7 @@
 import {
   adapterList,
   adapterView,
+  type canarySettings,
   datasetList,
   datasetReport,
   deadLetterList,
@@ -23,6 +24,8 @@ export interface LineAddress {
 
 export interface LineClient extends LineAddress {
   openai: OpenAI;
+  /** Any route below /v1/loraline/. */
+  call<T extends z.ZodType>(schema: T, method: "GET" | "POST" | "PUT" | "DELETE", path: string, body?: unknown): Promise<z.output<T>>;
   runs(): Promise<z.output<typeof runList>["data"]>;
   run(id: string): Promise<z.output<typeof runState>>;
   trace(runId: string): Promise<z.output<typeof traceView>>;
@@ -30,7 +33,8 @@ export interface LineClient extends LineAddress {
   report(datasetId: string): Promise<z.output<typeof datasetReport>>;
   adapters(): Promise<z.output<typeof adapterList>["data"]>;
   adapter(name: string): Promise<z.output<typeof adapterView>>;
-  promote(name: string, version: number): Promise<z.output<typeof adapterView>>;
+  /** @param canary - step by step; `{}`: with the line's defaults. */
+  promote(name: string, version: number, canary?: z.input<typeof canarySettings>): Promise<z.output<typeof adapterView>>;
   rollback(name: string, version: number | undefined): Promise<z.output<typeof adapterView>>;
   letters(): Promise<z.output<typeof deadLetterList>["data"]>;
   letter(seq: number): Promise<z.output<typeof deadLetterView>>;
@@ -60,9 +64,9 @@ export async function findAddress(given: { url?: string | undefined; key?: strin
 }
 
 export function connectLine({ url, apiKey }: LineAddress): LineClient {
-  const ask = async <T extends z.ZodType>(schema: T, path: string, body?: unknown): Promise<z.output<T>> => {
+  const call: LineClient["call"] = async (schema, method, path, body) => {
     const response = await fetch(`${url}/v1/loraline/${path}`, {
-      method: body === undefined ? "GET" : "POST",
+      method,
       headers: { authorization: `Bearer ${apiKey}`, ...(body === undefined ? {} : { "content-type": "application/json" }) },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     }).catch((error: unknown) => {
@@ -88,11 +92,14 @@ export function connectLine({ url, apiKey }: LineAddress): LineClient {
       : { code: null, message: `${response.status} ${text.slice(0, 200)}`, param: null };
     throw new Failure(exitCodeOfStatus(response.status), code ?? "HTTP_ERROR", message, { param });
   };
+  const ask = <T extends z.ZodType>(schema: T, path: string, body?: unknown): Promise<z.output<T>> =>
+    call(schema, body === undefined ? "GET" : "POST", path, body);
   const part = encodeURIComponent;
   return {
     url,
     apiKey,
     openai: new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 2 }),
+    call,
     runs: async () => (await ask(runList, "runs")).data,
     run: (id) => ask(runState, `runs/${part(id)}`),
     trace: (id) => ask(traceView, `runs/${part(id)}/trace`),
@@ -100,7 +107,8 @@ export function connectLine({ url, apiKey }: LineAddress): LineClient {
     report: (id) => ask(datasetReport, `datasets/${part(id)}/report`),
     adapters: async () => (await ask(adapterList, "adapters")).data,
     adapter: (name) => ask(adapterView, `adapters/${part(name)}`),
-    promote: (name, version) => ask(adapterView, `adapters/${part(name)}/promote`, { version }),
+    promote: (name, version, canary) =>
+      ask(adapterView, `adapters/${part(name)}/promote`, { version, ...(canary === undefined ? {} : { canary }) }),
     rollback: (name, version) => ask(adapterView, `adapters/${part(name)}/rollback`, version === undefined ? {} : { version }),
     letters: async () => (await ask(deadLetterList, "dlq")).data,
     letter: (seq) => ask(deadLetterView, `dlq/${seq}`),

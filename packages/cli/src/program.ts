@@ -4,11 +4,13 @@
  */
 import { join, resolve } from "node:path";
 import { Command, InvalidArgumentError, Option } from "commander";
+import { addAdminCommands } from "./admin-commands.ts";
 import { chatCommand } from "./chat.ts";
 import { addDataCommands } from "./data-commands.ts";
 import { connectLine, findAddress, type LineClient } from "./connect-line.ts";
 import { exitCodes, Failure } from "./failure.ts";
-import { describeRun, listAdapters, listRuns } from "./show-run.ts";
+import { listAdapters, listHistory } from "./show-adapter.ts";
+import { describeRun, listRuns } from "./show-run.ts";
 import { followCommand, runCommand, showRun } from "./start-run.ts";
 import { table, type Terminal, writeJson, writeLine } from "./terminal.ts";
 import { waterfall } from "./waterfall.ts";
@@ -51,6 +53,8 @@ const decimal = (text: string): number => {
   if (text.trim() === "" || !Number.isFinite(value) || value < 0) throw new InvalidArgumentError("Give a number from 0.");
   return value;
 };
+
+const numbers = (text: string): number[] => text.split(",").map((part) => decimal(part));
 
 /** @param onExit - gets the command's exit code. */
 export function createProgram({ root, env, pid, node, terminal }: Context, onExit: (code: number) => void): Command {
@@ -197,22 +201,62 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
       print(run, () => describeRun(run, undefined));
     });
 
-  command("adapters", "list adapters, their versions and proofs; * marks the promoted one", []).action(async () => {
-    const views = await (await line()).adapters();
-    print(views, () => (views.length === 0 ? ["no adapters yet"] : listAdapters(views)));
-  });
+  command("adapters", "list adapters, their versions, proofs and canaries; * marks the promoted one", [
+    "loraline adapters",
+    "loraline adapters pirate --history",
+  ])
+    .argument("[adapter]", "only this one", ownName)
+    .option("--history", "who moved the alias, when and why, with the steps of canaries", false)
+    .action(async (adapter: string | undefined, { history }: { history: boolean }) => {
+      const client = await line();
+      const views = adapter === undefined ? await client.adapters() : [await client.adapter(adapter)];
+      print(views, () => (views.length === 0 ? ["no adapters yet"] : history ? listHistory(views) : listAdapters(views)));
+    });
 
-  command("promote", "move the alias of an adapter to a version", ["loraline promote pirate 2"])
-    .argument("<adapter>", "name of the adapter", ownName)
-    .argument("<version>", "its version", wholeNumber(1))
-    .action(async (adapter: string, version: number) => {
-      const view = await (await line()).promote(adapter, version);
+  interface CanaryFlags {
+    canary: boolean;
+    steps?: number[];
+    interval?: number;
+    minRequests?: number;
+    maxErrorRate?: number;
+    maxLatencyRatio?: number;
+    maxLossIncrease?: number;
+  }
+  command("promote", "move the alias of an adapter to a version, at once or step by step", [
+    "loraline promote pirate@2",
+    "loraline promote pirate@2 --canary",
+    "loraline promote pirate@2 --canary --steps 5,25,50 --interval 60 --max-error-rate 0.01",
+  ])
+    .argument("<adapter>", "name of the adapter, with its version: pirate@2", ownName)
+    .argument("[version]", "its version, when the name does not say it", wholeNumber(1))
+    .option("--canary", "give it a growing share of the users, and take it back when it does worse", false)
+    .option("--steps <list>", "with --canary: percent of the users, step by step (5,25,50)", numbers)
+    .option("--interval <seconds>", "with --canary: shortest time of a step (60)", decimal)
+    .option("--min-requests <n>", "with --canary: answers that a step takes at least (50)", wholeNumber(0))
+    .option("--max-error-rate <share>", "with --canary: failed answers per answer above the promoted version's (0.02)", decimal)
+    .option("--max-latency-ratio <times>", "with --canary: p95 of the first byte against the promoted version's (2)", decimal)
+    .option("--max-loss-increase <nats>", "with --canary: held-out loss above the promoted version's (not asked)", decimal)
+    .action(async (name: string, given: number | undefined, { canary, ...flags }: CanaryFlags) => {
+      const { adapter, version } = versionNamed(name, given);
+      const { steps, interval, minRequests, maxErrorRate, maxLatencyRatio, maxLossIncrease } = flags;
+      if (!canary && Object.keys(flags).length > 0) {
+        throw new Failure(exitCodes.usage, "CANARY_MISSING", "settings of a canary need --canary.", { param: "--canary" });
+      }
+      const settings = {
+        ...(steps === undefined ? {} : { steps }),
+        ...(interval === undefined ? {} : { interval_s: interval }),
+        ...(minRequests === undefined ? {} : { min_requests: minRequests }),
+        ...(maxErrorRate === undefined ? {} : { max_error_rate: maxErrorRate }),
+        ...(maxLatencyRatio === undefined ? {} : { max_latency_ratio: maxLatencyRatio }),
+        ...(maxLossIncrease === undefined ? {} : { max_loss_increase: maxLossIncrease }),
+      };
+      const view = await (await line()).promote(adapter, version, canary ? settings : undefined);
       print(view, () => listAdapters([view]));
     });
 
-  command("rollback", "move the alias back", ["loraline rollback pirate", "loraline rollback pirate --to 1"])
+  command("rollback", "move the alias back, or end a canary", ["loraline rollback pirate", "loraline rollback pirate --to 1"])
     .argument("<adapter>", "name of the adapter", ownName)
-    .option("--to <version>", "this version instead of the one before", wholeNumber(1))
+    .option("--to <version>", "this version; without it: the one before, or, while a canary is under way, the promoted one", wholeNumber(1))
     .action(async (adapter: string, { to }: { to?: number }) => {
       const view = await (await line()).rollback(adapter, to);
       print(view, () => listAdapters([view]));
@@ -273,6 +317,8 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
   const data = command("data", "datasets in files: look at them before they cost a training", []);
   addDataCommands(program, data, { root, terminal, line, json: () => globals().json, onExit });
 
+  addAdminCommands(program, { env, line, print });
+
   command("ensure-streams", "create or update streams, consumers and buckets on a NATS of your own; never deletes", [
     "loraline ensure-streams --nats nats://nats:4222 --replicas 3",
   ])
@@ -289,6 +335,18 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
 
 /** `local/pirate` and `pirate` name the same adapter of the key's tenant. */
 const ownName = (name: string): string => name.replace(/^[^/]*\//, "");
+
+/** `pirate@2`, or `pirate` and `2`. */
+function versionNamed(name: string, given: number | undefined): { adapter: string; version: number } {
+  const [, adapter = name, own] = /^(.*)@([1-9]\d{0,8})$/.exec(name) ?? [];
+  const version = own === undefined ? given : Number(own);
+  if (version === undefined || (given !== undefined && given !== version)) {
+    throw new Failure(exitCodes.usage, "VERSION_MISSING", `which version of ${adapter}? Say \`loraline promote ${adapter}@VERSION\`.`, {
+      param: "version",
+    });
+  }
+  return { adapter, version };
+}
 
 async function findRun(line: LineClient, given: string) {
   const id = given.replace(/^ftjob-/, "").toUpperCase();

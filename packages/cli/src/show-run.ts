@@ -1,18 +1,10 @@
 /** A run, its proof and its adapter, in words for a person. */
-import type { adapterView, Proof, RunState } from "@loraline/contracts";
-import type { z } from "zod";
+import type { Proof, RunState } from "@loraline/contracts";
 import { bold, cyan, duration, green, pairs, red, table, yellow } from "./terminal.ts";
+import { type AdapterView, proofOf } from "./show-adapter.ts";
 import { doing, figures, stepsOf } from "./follow-run.ts";
 
-export type AdapterView = z.output<typeof adapterView>;
-
 export const modelOf = (run: RunState): string => `${run.tenant}/${run.spec.adapter}`;
-
-/** Proof of a version on the replica that gave it last; undefined when no replica holds it proven. */
-export function proofOf(view: AdapterView, version: number): Proof | undefined {
-  const held = view.replicas.flatMap(({ adapters }) => adapters).filter((adapter) => adapter.version === version && adapter.proof !== null);
-  return held.at(-1)?.proof ?? undefined;
-}
 
 export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected }: Proof): string =>
   `${probes} prompts, ${tokens} tokens: engine and trainer differ by ${agreement.toFixed(4)} nats (limit ${agreementLimit.toFixed(2)}); ` +
@@ -69,8 +61,9 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
   if (served !== null) {
     rows.push([
       "model",
-      `${cyan(modelOf(run))}${served.promoted ? "" : `@${served.version} (not promoted: loraline promote ${spec.adapter} ${served.version})`}`,
+      `${cyan(modelOf(run))}${served.promoted ? "" : `@${served.version} (not promoted: loraline promote ${spec.adapter}@${served.version})`}`,
     ]);
+    if (served.note) rows.push(["gate", yellow(served.note)]);
   }
   return pairs(rows);
 }
@@ -85,20 +78,4 @@ export function listRuns(runs: readonly RunState[]): string[] {
     run.error?.message ?? run.queue?.message ?? "",
   ]);
   return table([["RUN", "PHASE", "ADAPTER", "STEPS", "REQUESTED (UTC)", ""], ...rows]);
-}
-
-export function listAdapters(views: readonly AdapterView[]): string[] {
-  const rows = views.flatMap((view) => {
-    const { adapter } = view;
-    return adapter.versions.map((version) => [
-      `${adapter.tenant}/${adapter.adapter}`,
-      `${version.version}${adapter.alias === version.version ? " *" : ""}`,
-      version.status,
-      proofOf(view, version.version) === undefined ? "-" : "proven",
-      version.evaluation === null ? "-" : `${version.evaluation.base_loss.toFixed(2)} → ${version.evaluation.adapter_loss.toFixed(2)}`,
-      version.digest.slice(0, 19),
-      version.reason?.message ?? "",
-    ]);
-  });
-  return table([["ADAPTER", "VERSION", "STATUS", "PROOF", "HELD-OUT LOSS", "DIGEST", ""], ...rows]);
 }

@@ -104,7 +104,7 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Li
     state,
     told: async () =>
       (await serve.history(moveEvents, "pirate")).map(({ type, data }) => {
-        const { version, to, share, outcome } = data as Record<string, unknown>;
+        const { version, to, share, outcome } = data as Record<string, string | number | undefined>;
         return [type.split(".")[1], version ?? to, share ?? outcome].filter((part) => part !== undefined).join(" ");
       }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
