@@ -3,7 +3,8 @@ export PATH := $(CURDIR)/tools/node_modules/.bin:$(CURDIR)/node_modules/.bin:$(C
 REPORTS := .cache/reports
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
-.PHONY: help setup installed demo up test bench check fmt generate clean test-unit test-integration test-python test-e2e test-faults
+.PHONY: help setup installed demo up test bench check fmt generate clean test-unit test-integration test-python test-e2e test-faults \
+  test-cluster cluster-up cluster-down
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -22,6 +23,17 @@ bench: setup ## measure; figures in README
 test: setup ## everything: lint, types, unit, integration, Python, end to end, faults
 	@rm -rf $(REPORTS)
 	@$(MAKE) --no-print-directory --keep-going check test-unit test-integration test-python test-e2e test-faults
+
+cluster-up: ## a real one-node Kubernetes on this machine, built once; KUBECONFIG=.cache/cluster/admin.conf
+	@bash infra/cluster/build.sh
+	@bash infra/cluster/up.sh .cache/cluster
+
+cluster-down: ## stop it
+	@bash infra/cluster/down.sh .cache/cluster
+
+test-cluster: setup ## what needs Kubernetes: built once from Go modules, then started by the tests
+	@bash infra/cluster/build.sh
+	$(VITEST) --project cluster
 
 check: ## lint, format and types
 	pnpm -s lint

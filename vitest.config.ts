@@ -15,7 +15,7 @@ export default defineConfig({
         test: {
           name: "unit",
           include: ["**/*.test.ts"],
-          exclude: [...excluded, ...wholeLine, "**/*.integration.test.ts"],
+          exclude: [...excluded, ...wholeLine, "**/*.integration.test.ts", "**/*.cluster.test.ts"],
         },
       },
       {
@@ -26,6 +26,17 @@ export default defineConfig({
           exclude: [...excluded, ...wholeLine],
           testTimeout: 60_000,
           hookTimeout: 60_000,
+        },
+      },
+      // Needs the Kubernetes that infra/cluster/build.sh builds.
+      {
+        ssr,
+        test: {
+          name: "cluster",
+          include: ["**/*.cluster.test.ts"],
+          exclude: excluded,
+          testTimeout: 60_000,
+          hookTimeout: 120_000,
         },
       },
       // These two start the whole line, engine included: one at a time, so that a small machine can hold it.

@@ -1,0 +1,104 @@
+/**
+ * One of several processes holds a Lease and acts; the others wait. As client-go's leader election: times are measured by one's own
+ * clock from when a change was seen, so that clocks need not agree, and a holder that could not renew stops before others may begin.
+ */
+import { setTimeout as sleep } from "node:timers/promises";
+import type { V1Lease } from "@kubernetes/client-node";
+import type { Log } from "@loraline/runtime";
+import { type Kube, KubeError, resource } from "./kube.ts";
+
+const leases = resource<V1Lease>("coordination.k8s.io/v1", "Lease", "leases");
+
+export interface LeaseOptions {
+  namespace: string;
+  name: string;
+  /** Of this process, unique. */
+  identity: string;
+  log: Log;
+  signal: AbortSignal;
+  /** Others take over so long after the last renewal. Default 15 s. */
+  durationMs?: number;
+  /** Runs while the lease is held; `lost` is aborted when it no longer is, and `work` must then end soon. */
+  work(lost: AbortSignal): Promise<void>;
+}
+
+/** Until the signal is aborted: waits for the lease, works while it is held, waits again. Gives it back at the end. */
+export async function withLease(kube: Kube, options: LeaseOptions): Promise<void> {
+  const { namespace, name, identity, log, signal, durationMs = 15_000, work } = options;
+  const renewEveryMs = durationMs / 5;
+  const at = { namespace, name };
+  /** The state in which the lease was last seen, and when by this clock. */
+  let seen = { version: "", at: 0 };
+
+  /** True: it is held from now on. */
+  const take = async (): Promise<boolean> => {
+    const now = microTime();
+    const spec = { holderIdentity: identity, leaseDurationSeconds: Math.ceil(durationMs / 1000), renewTime: now as never };
+    const lease = await kube.get(leases, at);
+    if (lease === undefined) {
+      await kube.create(leases, { metadata: at, spec: { ...spec, acquireTime: now as never, leaseTransitions: 0 } });
+      return true;
+    }
+    const { holderIdentity = "", acquireTime, leaseTransitions = 0, leaseDurationSeconds = 0 } = lease.spec ?? {};
+    const version = lease.metadata?.resourceVersion ?? "";
+    if (version !== seen.version) seen = { version, at: performance.now() };
+    const mine = holderIdentity === identity;
+    const free = holderIdentity === "" || performance.now() - seen.at > Math.max(durationMs, leaseDurationSeconds * 1000);
+    if (!mine && !free) return false;
+    await kube.replace(leases, {
+      ...lease,
+      spec: {
+        ...spec,
+        acquireTime: mine ? (acquireTime as never) : (now as never),
+        leaseTransitions: mine ? leaseTransitions : leaseTransitions + 1,
+      },
+    });
+    return true;
+  };
+  /** A conflict means that another one was quicker; anything else, that nothing is known. */
+  const tryToTake = async (): Promise<boolean | undefined> => {
+    try {
+      return await take();
+    } catch (error) {
+      if (error instanceof KubeError && error.status === 409) return false;
+      log.debug({ err: error, lease: name }, "lease: not answered");
+      return undefined;
+    }
+  };
+  const giveBack = async (): Promise<void> => {
+    const lease = await kube.get(leases, at);
+    if (lease?.spec?.holderIdentity === identity) await kube.replace(leases, { ...lease, spec: { ...lease.spec, holderIdentity: "" } });
+  };
+
+  while (!signal.aborted) {
+    if ((await tryToTake()) !== true) {
+      await sleep(renewEveryMs, undefined, { signal }).catch(() => {});
+      continue;
+    }
+    log.info({ lease: name, identity }, "lease held");
+    const lost = new AbortController();
+    const working = work(AbortSignal.any([lost.signal, signal]));
+    let workEnded = false;
+    void working.then(
+      () => (workEnded = true),
+      () => (workEnded = true),
+    );
+    let renewedAt = performance.now();
+    while (!signal.aborted && !workEnded) {
+      await sleep(renewEveryMs, undefined, { signal }).catch(() => {});
+      if (signal.aborted) break;
+      const asked = performance.now();
+      const held = await Promise.race([tryToTake(), sleep(renewEveryMs * 2).then(() => undefined)]);
+      if (held === true) renewedAt = asked;
+      // Before others may begin, by a margin of two renewals.
+      if (held === false || performance.now() - renewedAt > durationMs - 2 * renewEveryMs) break;
+    }
+    if (!signal.aborted && !workEnded) log.warn({ lease: name, identity }, "lease lost");
+    lost.abort();
+    await working.catch((error: unknown) => log.error({ err: error, lease: name }, "work under the lease failed"));
+    await giveBack().catch((error: unknown) => log.debug({ err: error, lease: name }, "lease not given back; it expires"));
+  }
+}
+
+/** Kubernetes' MicroTime. */
+const microTime = (): string => new Date().toISOString().replace("Z", "000Z");
