@@ -3,11 +3,21 @@
  * clock from when a change was seen, so that clocks need not agree, and a holder that could not renew stops before others may begin.
  */
 import { setTimeout as sleep } from "node:timers/promises";
-import type { V1Lease } from "@kubernetes/client-node";
+import type { KubernetesObject } from "@kubernetes/client-node";
 import type { Log } from "@loraline/runtime";
 import { type Kube, KubeError, resource } from "./kube.ts";
 
-const leases = resource<V1Lease>("coordination.k8s.io/v1", "Lease", "leases");
+/** The part of a Lease that matters here; times are Kubernetes' MicroTime. */
+interface Lease extends KubernetesObject {
+  spec?: {
+    holderIdentity?: string;
+    leaseDurationSeconds?: number;
+    acquireTime?: string;
+    renewTime?: string;
+    leaseTransitions?: number;
+  };
+}
+const leases = resource<Lease>("coordination.k8s.io/v1", "Lease", "leases");
 
 export interface LeaseOptions {
   namespace: string;
@@ -33,10 +43,10 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
   /** True: it is held from now on. */
   const take = async (): Promise<boolean> => {
     const now = microTime();
-    const spec = { holderIdentity: identity, leaseDurationSeconds: Math.ceil(durationMs / 1000), renewTime: now as never };
+    const spec = { holderIdentity: identity, leaseDurationSeconds: Math.ceil(durationMs / 1000), renewTime: now };
     const lease = await kube.get(leases, at);
     if (lease === undefined) {
-      await kube.create(leases, { metadata: at, spec: { ...spec, acquireTime: now as never, leaseTransitions: 0 } });
+      await kube.create(leases, { metadata: at, spec: { ...spec, acquireTime: now, leaseTransitions: 0 } });
       return true;
     }
     const { holderIdentity = "", acquireTime, leaseTransitions = 0, leaseDurationSeconds = 0 } = lease.spec ?? {};
@@ -49,7 +59,7 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
       ...lease,
       spec: {
         ...spec,
-        acquireTime: mine ? (acquireTime as never) : (now as never),
+        acquireTime: mine ? (acquireTime ?? now) : now,
         leaseTransitions: mine ? leaseTransitions : leaseTransitions + 1,
       },
     });

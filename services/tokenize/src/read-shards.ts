@@ -67,7 +67,7 @@ export async function* showTokenRows(
       for await (const batch of await openShard(join(dir, shard.file))) {
         for (let index = Math.max(first - seen, 0); index < Math.min(last - seen, batch.numRows); index++) {
           const row = before + seen + index;
-          const column = (name: string): number[] => [...(batch.getChild(name)?.get(index) as Vector)].map(Number);
+          const column = (name: string): number[] => Array.from((batch.getChild(name) as Vector).get(index) as Vector, Number);
           const sequences: TokenRow["sequences"] = [];
           const [ids, labels] = [column("input_ids"), column("labels")];
           let start = 0;
