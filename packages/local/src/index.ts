@@ -1,3 +1,4 @@
 export { applyStreams } from "./apply-streams.ts";
+export { createTenantKey } from "./create-tenant-key.ts";
 export { type Line, type LineNews, type LineOptions, startLine } from "./start-line.ts";
 export { clearStateDir } from "./state-dir.ts";

@@ -21,7 +21,7 @@ interface Running extends AsyncDisposable {
 /** Starts `main.ts`; resolves when it says where it listens. */
 async function startMain(env: Record<string, string>): Promise<Running> {
   const child = spawn(process.execPath, ["--conditions=@loraline/source", join(import.meta.dirname, "main.ts")], {
-    env: { ...env, HOST: "127.0.0.1", PORT: "0" },
+    env: { ...env, HOST: "127.0.0.1", PORT: "0", METRICS_PORT: "0" },
     stdio: ["ignore", "pipe", "inherit"],
   });
   const said: string[] = [];
@@ -111,7 +111,7 @@ describe("main.ts", () => {
 
   testWithNats("says what is wrong with its settings and ends with 1", async ({ nats }) => {
     const child = spawn(process.execPath, ["--conditions=@loraline/source", join(import.meta.dirname, "main.ts")], {
-      env: { NATS_URL: nats.url, PORT: "eighty", UPLOAD_LIMIT_BYTES: "-1" },
+      env: { NATS_URL: nats.url, PORT: "eighty", UPLOAD_LIMIT_BYTES: "-1", TRACE_CHAT_SHARE: "2" },
     });
     let said = "";
     child.stdout.on("data", (part: Buffer) => {
@@ -120,5 +120,6 @@ describe("main.ts", () => {
     expect(await once(child, "exit")).toEqual([1, null]);
     expect(said).toMatch(/PORT/);
     expect(said).toMatch(/UPLOAD_LIMIT_BYTES/);
+    expect(said).toMatch(/TRACE_CHAT_SHARE/);
   });
 });

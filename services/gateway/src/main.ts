@@ -1,8 +1,9 @@
 /** The gateway as a process of its own, with the projector. */
 import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
-import { readSpans, runService } from "@loraline/runtime";
+import { PermanentError, readSpans, runService } from "@loraline/runtime";
 import { z } from "zod";
+import type { OidcOptions } from "./oidc.ts";
 import { createProjector } from "./projector.ts";
 import { createGateway } from "./server.ts";
 
@@ -19,6 +20,14 @@ await runService({
     UPLOAD_LIMIT_BYTES: bytes.optional(),
     BODY_LIMIT_BYTES: bytes.optional(),
     LORALINE_SPANS_DIR: z.string().optional(),
+    /** Prometheus; without keys, so only inside the cluster. */
+    METRICS_PORT: z.coerce.number().int().min(0).max(65_535).default(9464),
+    TRACE_CHAT_SHARE: z.coerce.number().min(0).max(1).default(1),
+    OIDC_ISSUER: z.url().optional(),
+    OIDC_AUDIENCE: z.string().optional(),
+    OIDC_TENANT_CLAIM: z.string().optional(),
+    OIDC_SCOPE_CLAIM: z.string().optional(),
+    OIDC_CLOCK_TOLERANCE_S: z.coerce.number().min(0).max(600).optional(),
   }),
   async start({ env, log, telemetry }) {
     const running = new AsyncDisposableStack();
@@ -29,6 +38,9 @@ await runService({
     running.use(await createProjector({ bus, log }));
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
     const gateway = await createGateway({
+      oidc: oidcOf(env),
+      metrics: { host: env.HOST, port: env.METRICS_PORT },
+      chatTraceShare: env.TRACE_CHAT_SHARE,
       bus,
       objects,
       log,
@@ -43,3 +55,22 @@ await runService({
     return running;
   },
 });
+
+/** @throws PermanentError SETTING_MISSING: an issuer without an audience would accept tokens that were made for others. */
+function oidcOf(env: {
+  OIDC_ISSUER?: string | undefined;
+  OIDC_AUDIENCE?: string | undefined;
+  OIDC_TENANT_CLAIM?: string | undefined;
+  OIDC_SCOPE_CLAIM?: string | undefined;
+  OIDC_CLOCK_TOLERANCE_S?: number | undefined;
+}): OidcOptions | undefined {
+  const { OIDC_ISSUER: issuer, OIDC_AUDIENCE: audience } = env;
+  if (issuer === undefined) return undefined;
+  if (audience === undefined) {
+    throw new PermanentError("SETTING_MISSING", "OIDC_ISSUER is set, but OIDC_AUDIENCE is not: set what the tokens' `aud` must hold.", {
+      param: "OIDC_AUDIENCE",
+    });
+  }
+  const { OIDC_TENANT_CLAIM: tenantClaim, OIDC_SCOPE_CLAIM: scopeClaim, OIDC_CLOCK_TOLERANCE_S: clockToleranceS } = env;
+  return { issuer, audience, tenantClaim, scopeClaim, clockToleranceS };
+}

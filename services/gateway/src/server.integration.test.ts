@@ -10,7 +10,6 @@ import {
   base,
   type GatewayUnderTest,
   heldBy,
-  playTrained,
   putAdapter,
   putReplica,
   registerEngine,
@@ -19,7 +18,6 @@ import {
   startGateway,
   versionOf,
 } from "./gateway-under-test.ts";
-import { runIdOf } from "./openai-ids.ts";
 
 const test = testWithNats.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<GatewayUnderTest> => {
   const line = await startGateway({ nc, tenant, bodyLimitBytes: 10_000 });
@@ -98,74 +96,6 @@ describe("errors", () => {
 });
 
 describe("tenants", () => {
-  test("cannot reach one another on any route", async ({ line, nc }) => {
-    const { bus, tenant } = line;
-    await registerEngine(bus);
-    const file = await line.openai.files.create({ file: await toFile(Buffer.from(rows), "a.jsonl"), purpose: "fine-tune" });
-    const job = await line.openai.fineTuning.jobs.create({ model: base, training_file: file.id });
-    const runId = runIdOf(job.id) ?? "";
-    await playTrained(bus, tenant, runId);
-    const version = versionOf(tenant, "pirate", 1);
-    const adapter = adapterOf(tenant, "pirate", [version]);
-    await using engine = await startEngine(base, version.engineName);
-    await putAdapter(bus, adapter);
-    await putReplica(bus, replicaOf("r1", engine.url, [heldBy(adapter, version)]));
-    await expect.poll(async () => (await line.openai.models.list()).data.length).toBe(3);
-    const letter = await deadLetter(line, nc);
-
-    const otherKey = await line.keyFor(`${tenant}-other`);
-    const other = line.clientFor(otherKey);
-    const ask = (method: string, path: string, body?: object) =>
-      fetch(`${line.url}/v1${path}`, {
-        method,
-        headers: { authorization: `Bearer ${otherKey}`, ...(body === undefined ? {} : json) },
-        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      });
-    const attempts: [string, string, object?][] = [
-      ["GET", `/files/${file.id}`],
-      ["GET", `/files/${file.id}/content`],
-      ["DELETE", `/files/${file.id}`],
-      ["GET", `/fine_tuning/jobs/${job.id}`],
-      ["POST", `/fine_tuning/jobs/${job.id}/cancel`],
-      ["POST", `/fine_tuning/jobs/${job.id}/pause`],
-      ["POST", `/fine_tuning/jobs/${job.id}/resume`],
-      ["GET", `/fine_tuning/jobs/${job.id}/events`],
-      ["GET", `/fine_tuning/jobs/${job.id}/checkpoints`],
-      ["GET", `/models/${tenant}%2Fpirate`],
-      ["GET", `/models/${tenant}/pirate@1`],
-      ["POST", "/chat/completions", { model: `${tenant}/pirate`, messages: [] }],
-      ["POST", "/chat/completions", { model: `ft:${base}:${tenant}:pirate:1`, messages: [] }],
-      ["POST", "/chat/completions", { model: version.engineName, messages: [] }],
-      ["POST", "/completions", { model: `${tenant}/pirate@1`, prompt: "x" }],
-      ["GET", `/loraline/runs/${runId}`],
-      ["GET", `/loraline/runs/${runId}/trace`],
-      ["GET", "/loraline/adapters/pirate"],
-      ["POST", "/loraline/adapters/pirate/promote", { version: 1 }],
-      ["POST", "/loraline/adapters/pirate/rollback", {}],
-      ["GET", `/loraline/dlq/${letter}`],
-      ["POST", `/loraline/dlq/${letter}/redrive`],
-    ];
-    for (const [method, path, body] of attempts) {
-      expect({ path, status: (await ask(method, path, body)).status }).toEqual({ path, status: 404 });
-    }
-    await expect(other.fineTuning.jobs.create({ model: base, training_file: file.id })).rejects.toMatchObject({
-      status: 400,
-      code: "invalid_training_file",
-    });
-    expect((await other.files.list()).data).toEqual([]);
-    expect((await other.fineTuning.jobs.list()).data).toEqual([]);
-    expect((await other.models.list()).data.map(({ id }) => id)).toEqual([base]);
-    for (const list of ["runs", "adapters", "dlq"]) expect(await (await ask("GET", `/loraline/${list}`)).json()).toEqual({ data: [] });
-
-    // The owner still has all of it, and nothing was asked of the engine.
-    expect(engine.requests).toEqual([]);
-    expect((await line.openai.files.retrieve(file.id)).id).toBe(file.id);
-    expect((await line.openai.fineTuning.jobs.retrieve(job.id)).status).toBe("running");
-    const lists = await Promise.all(["runs", "adapters", "dlq"].map((list) => line.fetch(`/v1/loraline/${list}`).then((r) => r.json())));
-    expect(lists.map((list) => (list as { data: unknown[] }).data.length)).toEqual([1, 1, 1]);
-    await (await bus.bucket(buckets.replicas)).delete("local.r1");
-  });
-
   test("use only the engines that are theirs", async ({ line }) => {
     await registerEngine(line.bus, { tenants: ["somebody-else"] });
     await expect.poll(async () => (await line.openai.models.list()).data).toEqual([]);

@@ -1,0 +1,51 @@
+/** The first key of a tenant, made at NATS: there is nobody yet who could ask a gateway for it. */
+import { connectBus, createBus } from "@loraline/bus";
+import { type Scope, tenantName } from "@loraline/contracts";
+import { createApiKey } from "@loraline/gateway";
+import { createLog, createTelemetry, PermanentError } from "@loraline/runtime";
+
+/** @returns the key. @throws PermanentError TENANT_INVALID, NATS_UNREACHABLE, BUCKET_MISSING. */
+export async function createTenantKey({
+  natsUrl,
+  user,
+  pass,
+  token,
+  tenant,
+  name,
+  scopes,
+  expiresAt,
+}: {
+  natsUrl: string;
+  user?: string | undefined;
+  pass?: string | undefined;
+  token?: string | undefined;
+  tenant: string;
+  name: string;
+  scopes?: readonly Scope[] | undefined;
+  expiresAt?: string | undefined;
+}): Promise<string> {
+  const parsed = tenantName.safeParse(tenant);
+  if (!parsed.success) {
+    throw new PermanentError("TENANT_INVALID", `"${tenant}" is no tenant's name: ${parsed.error.issues[0]?.message}.`, {
+      param: "--tenant",
+    });
+  }
+  const nc = await connectBus({ servers: natsUrl, name: "loraline keys", user, pass, token });
+  try {
+    const log = createLog({ service: "cli", level: "warn" });
+    await using telemetry = createTelemetry({ service: "cli" });
+    const bus = createBus({ nc, log, telemetry, source: "cli" });
+    return await createApiKey(
+      { bus },
+      {
+        tenant,
+        name,
+        createdBy: "operator",
+        ...(scopes === undefined ? {} : { scopes }),
+        ...(expiresAt === undefined ? {} : { expiresAt }),
+      },
+    );
+  } finally {
+    await nc.close();
+  }
+}
