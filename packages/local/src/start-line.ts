@@ -24,6 +24,7 @@ import { courierCommand, createProcessLauncher, createTrainService } from "@lora
 import { engineLimits, startEngine } from "./engine.ts";
 import { freePort, isFree } from "./free-port.ts";
 import { startNats } from "./nats.ts";
+import { keepTracesSwept } from "./sweep-traces.ts";
 import { announceLine, ensureApiKey, killLeftovers, lockStateDir } from "./state-dir.ts";
 
 export interface LineOptions {
@@ -111,6 +112,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     });
   const log = logOf("local");
 
+  starting.use(keepTracesSwept({ dir: dirs.traces, log }));
   const killed = await killLeftovers(stateDir);
   if (killed.length > 0) onNews({ kind: "leftovers-killed", names: killed });
   // Asked before any child starts, so that the answer comes at once.
@@ -180,7 +182,14 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const { bus: projectorBus, log: projectorLog } = service("projector");
   workers.set("projector", await createProjector({ bus: projectorBus, log: projectorLog }));
 
-  const record: EngineRecord = { engine: engineName, base, ...engineLimits, updatedAt: new Date().toISOString() };
+  const record: EngineRecord = {
+    engine: engineName,
+    base,
+    ...engineLimits,
+    // engine.py mends what vLLM does wrong there, but for adapters on the output layer, with which a shared batch still stops it.
+    promptLogprobs: false,
+    updatedAt: new Date().toISOString(),
+  };
   workers.set("serve", await createServeController({ ...service("serve"), engines: [record] }));
   workers.set(
     "agent",
