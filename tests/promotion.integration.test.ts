@@ -1,0 +1,263 @@
+/**
+ * Promotion as users meet it: two gateways under load, a controller, agents, a real NATS; only the engines are simulated. Every
+ * answer has to come from a version that was valid when its request began.
+ */
+import { mkdtemp, rm } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { type AdapterState, type BaseRef, runServed, type RunSpecInput } from "@loraline/contracts";
+import { createSimulatedEngine, simulatedAdapter, simulatedProbes, test as it } from "@loraline/testkit";
+import { expect } from "vitest";
+import { type GatewayUnderTest, startGateway } from "../services/gateway/src/gateway-under-test.ts";
+import { type ServeUnderTest, serveUnderTest } from "../services/serve/src/serve-under-test.ts";
+
+const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
+const until = { timeout: 15_000, interval: 20 };
+/** Every gateway follows a move within this. */
+const followWithinMs = 1000;
+
+/** The engine's door for chats: knows what the simulated engine has loaded, and fails and dawdles when told to. */
+async function startChats(loaded: () => ReadonlyMap<string, string>) {
+  const behaviour = { failing: (_model: string): boolean => false, delayMs: 5 };
+  const server = createServer((request, response) => {
+    const parts: Buffer[] = [];
+    request.on("data", (part: Buffer) => parts.push(part));
+    request.on("end", () => {
+      const { model } = JSON.parse(Buffer.concat(parts).toString()) as { model: string };
+      const answer = (status: number, body: unknown): void => {
+        response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(body));
+      };
+      setTimeout(() => {
+        if (!loaded().has(model)) return answer(404, { error: { message: `no ${model}`, type: "NotFoundError", code: 404 } });
+        if (behaviour.failing(model)) return answer(500, { error: { message: "broken", type: "InternalServerError", code: 500 } });
+        const message = { role: "assistant", content: "Arr" };
+        return answer(200, {
+          id: "1",
+          object: "chat.completion",
+          created: 1,
+          model,
+          choices: [{ index: 0, message, finish_reason: "stop" }],
+        });
+      }, behaviour.delayMs);
+    });
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    behaviour,
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+}
+
+interface Answer {
+  user: string;
+  gateway: number;
+  beganAt: number;
+  status: number;
+  /** 0: none. */
+  version: number;
+}
+
+interface Line {
+  serve: ServeUnderTest;
+  gateways: GatewayUnderTest[];
+  chats: Awaited<ReturnType<typeof startChats>>;
+  answers: Answer[];
+  /** Asks through both gateways, user after user, until the test ends. */
+  load(users: number): void;
+  ask(gateway: number, user: string, model?: string): Promise<Answer>;
+  command(verb: string, body: object): Promise<{ adapter: AdapterState }>;
+  version(seed: number, spec?: Partial<RunSpecInput>): Promise<void>;
+  state(): Promise<AdapterState | undefined>;
+}
+
+const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Line> => {
+  const owned = new AsyncDisposableStack();
+  onCleanup(() => owned.disposeAsync());
+  const dir = await mkdtemp(join(tmpdir(), "loraline-promotion-"));
+  owned.defer(() => rm(dir, { recursive: true, force: true }));
+  const engine = owned.use(await createSimulatedEngine({ base: base.name }));
+  const chats = owned.use(await startChats(() => engine.loaded));
+  const serve = owned.use(await serveUnderTest({ nc, tenant, dir, base }));
+  owned.use(await serve.startController());
+  owned.use(await serve.startAgent(engine.url, { publicUrl: chats.url }));
+  const gateways = [
+    owned.use(await startGateway({ nc, tenant, projector: false })),
+    owned.use(await startGateway({ nc, tenant, projector: false })),
+  ];
+  const answers: Answer[] = [];
+  const running: Promise<void>[] = [];
+  let over = false;
+  owned.defer(async () => {
+    over = true;
+    await Promise.all(running);
+  });
+  const ask = async (gateway: number, user: string, model = `${tenant}/pirate`): Promise<Answer> => {
+    const beganAt = Date.now();
+    const response = await gateways[gateway]?.fetch("/v1/chat/completions", {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ model, user, messages: [{ role: "user", content: "Who are you?" }] }),
+    });
+    const body = (await response?.json()) as { model?: string };
+    // What the header says and what the engine was asked for are the same version.
+    const version = Number(response?.headers.get("x-loraline-version") ?? 0);
+    if (response?.status === 200) expect(body.model).toBe(`${tenant}/pirate@${version}`);
+    return { user, gateway, beganAt, status: response?.status ?? 0, version };
+  };
+  return {
+    serve,
+    gateways,
+    chats,
+    answers,
+    ask,
+    load(users) {
+      for (let client = 0; client < 8; client++) {
+        running.push(
+          (async () => {
+            for (let i = client; !over; i += 8) {
+              answers.push(await ask(i % 2, `user-${i % users}`));
+              await sleep(2);
+            }
+          })(),
+        );
+      }
+    },
+    async command(verb, body) {
+      const response = await gateways[0]?.fetch(`/v1/loraline/adapters/pirate/${verb}`, {
+        method: "POST",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify(body),
+      });
+      const json = (await response?.json()) as { adapter: AdapterState };
+      expect(response?.status, JSON.stringify(json)).toBe(200);
+      return json;
+    },
+    async version(seed, spec = {}) {
+      const probes = await simulatedProbes(join(dir, "scratch"), { base: base.name, seed });
+      const runId = await serve.train("pirate", { ...simulatedAdapter({ base: base.name, seed }), probes }, { spec });
+      await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
+    },
+    state: () => serve.adapter("pirate"),
+  };
+});
+
+/** Versions that a request of this time may be answered by: what was promoted, or had a canary, at some moment of the second before. */
+function validAt(state: AdapterState, time: number): Set<number> {
+  const valid = new Set<number>();
+  let alias: number | null = null;
+  let canary: number | null = null;
+  const periods: { from: number; versions: (number | null)[] }[] = [];
+  for (const { at, kind, to } of state.history) {
+    if (kind === "promoted" || kind === "rolledback") alias = to;
+    else canary = kind === "canary-ended" ? null : to;
+    periods.push({ from: Date.parse(at), versions: [alias, canary] });
+  }
+  periods.forEach(({ from, versions }, index) => {
+    const end = periods[index + 1]?.from ?? Number.POSITIVE_INFINITY;
+    if (from <= time + 50 && end >= time - followWithinMs) for (const version of versions) if (version !== null) valid.add(version);
+  });
+  return valid;
+}
+
+test(
+  "moves of the alias under load: every answer is of a version that was valid when its request began",
+  { timeout: 60_000 },
+  async ({ line }) => {
+    await line.version(1);
+    await line.version(2, { promote: "manual" });
+    await line.version(3, { promote: "manual" });
+    await expect.poll(async () => (await line.ask(1, "x")).version, until).toBe(1);
+    line.load(40);
+    const moves: [string, object, number][] = [
+      ["promote", { version: 2 }, 2],
+      ["rollback", {}, 1],
+      ["promote", { version: 3 }, 3],
+      ["rollback", { version: 1 }, 1],
+    ];
+    for (const [verb, body, version] of moves) {
+      const { adapter } = await line.command(verb, body);
+      expect(adapter.alias).toBe(version);
+      const movedAt = Date.parse(adapter.history.at(-1)?.at ?? "");
+      await expect
+        .poll(() => [0, 1].map((gateway) => line.answers.findLast((answer) => answer.gateway === gateway)?.version), until)
+        .toEqual([version, version]);
+      // A second later nobody gets another version.
+      await sleep(movedAt + followWithinMs + 250 - Date.now());
+      const since = line.answers.filter(({ beganAt }) => beganAt > movedAt + followWithinMs);
+      expect(since.length).toBeGreaterThan(10);
+      expect(since.filter((answer) => answer.version !== version)).toEqual([]);
+    }
+    const state = await line.state();
+    expect(line.answers.length).toBeGreaterThan(200);
+    expect(line.answers.filter(({ status }) => status !== 200)).toEqual([]);
+    expect(line.answers.filter(({ version, beganAt }) => !validAt(state as AdapterState, beganAt).has(version))).toEqual([]);
+    // Both gateways were on every version.
+    for (const gateway of [0, 1])
+      expect(new Set(line.answers.filter((answer) => answer.gateway === gateway).map(({ version }) => version))).toEqual(
+        new Set([1, 2, 3]),
+      );
+  },
+);
+
+test("a canary under load: its share of users, then all of them, or none when it fails", { timeout: 60_000 }, async ({ line }) => {
+  await line.version(1);
+  await line.version(2, { promote: "manual" });
+  await line.version(3, { promote: "manual" });
+  await expect.poll(async () => (await line.ask(1, "x")).version, until).toBe(1);
+  line.load(200);
+  const canary = { steps: [20, 60], interval_s: 1, min_requests: 20, max_error_rate: 0.1, max_latency_ratio: 1000 };
+  const share = (answers: Answer[], version: number): number =>
+    answers.filter((answer) => answer.version === version).length / answers.length;
+  const during = (step: AdapterState["history"][number] | undefined, end: string | undefined) => {
+    // Gateways follow within the second; this much into the step they have.
+    const [from, to] = [Date.parse(step?.at ?? "") + 300, Date.parse(end ?? "")];
+    return line.answers.filter(({ beganAt }) => beganAt > from && beganAt < to);
+  };
+
+  await line.command("promote", { version: 2, canary });
+  await expect.poll(line.state, until).toMatchObject({ alias: 2, canary: null });
+  const { history = [] } = (await line.state()) ?? {};
+  expect(history.map(({ kind }) => kind)).toEqual(["promoted", "canary-started", "canary-stepped", "canary-ended", "promoted"]);
+  const steps = [during(history[1], history[2]?.at), during(history[2], history[3]?.at)];
+  steps.forEach((answers, i) => expect(Math.abs(share(answers, 2) - (canary.steps[i] ?? 0) / 100), `step ${i + 1}`).toBeLessThan(0.12));
+  // One user sees one version, on both gateways, and is never moved back.
+  for (const answers of steps) {
+    for (const its of Map.groupBy(answers, ({ user }) => user).values()) expect(new Set(its.map(({ version }) => version)).size).toBe(1);
+  }
+  const [first = [], second = []] = steps.map((answers) => new Set(answers.filter(({ version }) => version === 2).map(({ user }) => user)));
+  const seen = new Set(steps[1]?.map(({ user }) => user));
+  expect([...first].filter((user) => seen.has(user) && !new Set(second).has(user))).toEqual([]);
+  expect(line.answers.filter(({ status }) => status !== 200)).toEqual([]);
+
+  // The next one fails for half of its users' requests.
+  let n = 0;
+  line.chats.behaviour.failing = (model) => model.includes(".v3.") && n++ % 2 === 0;
+  const begun = line.answers.length;
+  await line.command("promote", { version: 3, canary });
+  await expect.poll(line.state, until).toMatchObject({ alias: 2, canary: null });
+  const ended = (await line.state())?.history.at(-1);
+  expect(ended).toMatchObject({ kind: "canary-ended", outcome: "rolledback", code: "CANARY_ERRORS" });
+  const after = Date.parse(ended?.at ?? "") + followWithinMs;
+  await expect.poll(() => line.answers.filter(({ beganAt }) => beganAt > after).length, until).toBeGreaterThan(50);
+  expect(line.answers.filter(({ beganAt, version, status }) => beganAt > after && (version !== 2 || status !== 200))).toEqual([]);
+  // Nobody but the canary's users noticed.
+  expect(line.answers.slice(begun).filter(({ version, status }) => version === 2 && status !== 200)).toEqual([]);
+  const state = await line.state();
+  expect(line.answers.filter(({ version, beganAt }) => version !== 0 && !validAt(state as AdapterState, beganAt).has(version))).toEqual([]);
+});
+
+test("what a command is refused for is the answer", async ({ line }) => {
+  await line.version(1);
+  const response = await line.gateways[0]?.fetch("/v1/loraline/adapters/pirate/rollback", { method: "POST" });
+  expect([response?.status, await response?.json()]).toMatchObject([
+    409,
+    { error: { code: "NO_EARLIER_VERSION", message: expect.stringContaining("no served version before version 1") } },
+  ]);
+});
