@@ -1,7 +1,7 @@
 /** Preferences: which of several answers is wanted. Kept as records; supervised fine-tuning does not train them. Pure. */
 import type { Message, Rec } from "@loraline/contracts";
 import { convertTurns, judgeMessages, putSystem, readTurns, type Turns } from "./convert-conversation.ts";
-import { type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row } from "./signature.ts";
+import { ask, type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row } from "./signature.ts";
 
 const user = (content: string): Message => ({ role: "user", content });
 const assistant = (content: string): Message => ({ role: "assistant", content });
@@ -101,7 +101,7 @@ interface RankedValues {
 }
 type Candidates = NonNullable<Rec["candidates"]>;
 
-export function convertRanked({ prompt, system, responses, scores }: RankedValues, { names }: Context): Conversion {
+export function convertRanked({ prompt, system, responses, scores }: RankedValues, { names, answered }: Context): Conversion {
   if (isBlank(prompt)) return refuse("EMPTY_PROMPT", `\`${names.prompt ?? "prompt"}\` is empty`);
   if (scores !== undefined && (scores.length !== responses.length || !scores.every((score) => typeof score === "number"))) {
     return refuse("LENGTHS_DIFFER", `there are ${responses.length} responses and ${scores.length} scores; one number for each is expected`);
@@ -122,6 +122,8 @@ export function convertRanked({ prompt, system, responses, scores }: RankedValue
     candidates.push(typeof score === "number" ? { content, score } : { content });
   }
   if (candidates.length === 0) return refuse("EMPTY_ANSWER", `\`${names.responses ?? "responses"}\` is empty`);
+  const said = candidates.map(({ content }) => content);
+  answered.set(plainQuestion(prompt), said);
   return { body: { kind: "ranked", task: "preference", messages: questionOf(prompt, system), candidates } };
 }
 
@@ -145,6 +147,23 @@ export function convertPreferred({ prompt, system, responses, preferred_response
   }
   return convertPreference({ prompt, system, input: undefined, messages: undefined, chosen: wanted, rejected: only }, context);
 }
+
+/**
+ * A preferred response by itself. Where an earlier row has the responses to its question, they were what it was preferred to.
+ * Otherwise all that can be learned from it is the answer.
+ */
+export function convertPreferredAlone(values: Omit<PreferredValues, "responses">, context: Context): Conversion {
+  const { prompt, system, preferred_response: answer } = values;
+  const responses = context.answered.get(plainQuestion(prompt));
+  if (responses?.some((response) => response !== answer) === true) {
+    const compared = convertPreferred({ ...values, responses }, context);
+    return typeof compared === "string" || "code" in compared ? compared : { ...compared, format: "preferred-of-responses" };
+  }
+  const question = { task: "qa", user: prompt, asks: ["prompt"], answer, answers: "preferred_response", values, system };
+  return ask(question, { ...context, template: undefined });
+}
+
+const plainQuestion = (question: string): string => question.normalize("NFKC").trim().replace(/\s+/g, " ");
 
 function questionOf(prompt: string, system: string | undefined): Message[] {
   const messages = [user(prompt)];

@@ -70,6 +70,8 @@ type Plan = Refusal | { readonly first: Match; readonly rivals: readonly Match[]
 
 const mostShapes = 2000;
 const mostKeys = 64;
+/** Characters of responses that wait for the row that prefers one of them. */
+const mostRemembered = 8 * 1024 * 1024;
 /** Marks a column that stands aside for a mapped one of its name. */
 const aside = "\u0000";
 
@@ -81,6 +83,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
   const known = { language: mapping?.language ?? "auto", roles: mapping?.roles, labels: mapping?.labels } as Context["mapping"];
   const view = columns === undefined ? (row: Row) => row : renamed(Object.entries(columns));
   const plans = new Map<string, Plan>();
+  const answered = recentResponses();
 
   const planFor = (row: Row): Plan => {
     const keys = Object.keys(row);
@@ -108,6 +111,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
       labels,
       row: original,
       names,
+      answered,
       exact: (field) => view(exact() as Row)[names[field] as string],
     };
     const converted = signature.convert(values as never, context);
@@ -147,7 +151,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
 
 function detectedOf(
   format: string,
-  { body, seed, template, slice, unusedKeys }: Converted,
+  { body, format: better, seed, template, slice, unusedKeys }: Converted,
   unused: readonly string[],
   system: string | undefined,
 ): Detected | Refusal {
@@ -159,12 +163,34 @@ function detectedOf(
     return refuse("LONE_SURROGATE", `"${shorten(broken)}" holds half of a character (a lone surrogate escape). Repair the escape.`);
   }
   return {
-    format,
+    format: better ?? format,
     body,
     unusedKeys: unusedKeys === undefined || unusedKeys.length === 0 ? unused : [...unused, ...unusedKeys],
     ...(seed === undefined ? {} : { seed }),
     ...(template === undefined ? {} : { template }),
     ...(slice === undefined ? {} : { slice }),
+  };
+}
+
+/** Responses to the last questions that have several, so that a later row's preferred response is compared with them. */
+function recentResponses(): Context["answered"] {
+  const kept = new Map<string, readonly string[]>();
+  let characters = 0;
+  const sizeOf = (question: string): number => (kept.get(question) ?? []).reduce((sum, response) => sum + response.length, question.length);
+  return {
+    get: (question) => kept.get(question),
+    set(question, responses) {
+      if (kept.has(question)) characters -= sizeOf(question);
+      kept.delete(question);
+      kept.set(question, responses);
+      characters += sizeOf(question);
+      for (const oldest of kept.keys()) {
+        if (characters <= mostRemembered) break;
+        characters -= sizeOf(oldest);
+        kept.delete(oldest);
+      }
+      return kept;
+    },
   };
 }
 

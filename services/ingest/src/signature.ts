@@ -82,12 +82,16 @@ export interface Context {
   readonly row: Row;
   /** Field to the key that was read. */
   readonly names: Readonly<Record<string, string>>;
+  /** Responses to questions of earlier rows. */
+  readonly answered: Pick<Map<string, readonly string[]>, "get" | "set">;
   /** A field's value with numbers as they were written; only JSON that is kept as text needs it. */
   readonly exact: (field: string) => unknown;
 }
 
 export interface Converted {
   readonly body: Body;
+  /** Where another format says better what the row was, with what earlier rows say. */
+  readonly format?: DatasetFormat;
   readonly seed?: NonNullable<Rec["meta"]["seed"]>;
   readonly template?: string | undefined;
   readonly slice?: string | undefined;

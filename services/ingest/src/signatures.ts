@@ -4,7 +4,14 @@
  */
 import type { Message } from "@loraline/contracts";
 import { convertConversation, judgeMessages, mediaOf, readHistory, readTurns, toolsOf } from "./convert-conversation.ts";
-import { convertPreference, convertPreferred, convertRanked, convertUnpaired, convertUnpairedConversation } from "./convert-preference.ts";
+import {
+  convertPreference,
+  convertPreferred,
+  convertPreferredAlone,
+  convertRanked,
+  convertUnpaired,
+  convertUnpairedConversation,
+} from "./convert-preference.ts";
 import { convertTags } from "./convert-tags.ts";
 import { languageByScript, languageCode, languageName, languageOf, namesIn, prompt } from "./prompt-templates.ts";
 import {
@@ -80,14 +87,7 @@ export const signatures: readonly Signature[] = [
     format: "preferred-response",
     kind: "chat",
     fields: { prompt: needs(text, ...prompts), system, preferred_response: needs(text, ...preferred) },
-    // What it was preferred to is not in the row, so all that can be learned from it is the answer itself.
-    convert({ prompt: asked, system: own, preferred_response: answer }, context) {
-      const values = { prompt: asked };
-      return ask(
-        { task: "qa", user: asked, asks: ["prompt"], answer, answers: "preferred_response", values, system: own },
-        { ...context, template: undefined },
-      );
-    },
+    convert: convertPreferredAlone,
   }),
   signature({
     format: "ranked",
