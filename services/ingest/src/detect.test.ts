@@ -132,7 +132,7 @@ describe("detect", () => {
     ],
     ["an answer that is a number", { instruction: "a", output: 2 }, "FORMAT_UNKNOWN", /`output` is a number; it must be text/],
     ["an input that is a number", { instruction: "a", input: 1, output: "2" }, "FORMAT_UNKNOWN", /`input` is a number/],
-    ["messages that are text", { messages: "a" }, "MESSAGE_INVALID", /`messages` is text; it must be a list/],
+    ["messages that are text", { messages: "a" }, "FORMAT_UNKNOWN", /`messages` is text; it must be a list/],
     ["an empty answer", { instruction: "a", output: " \n" }, "EMPTY_ANSWER", /output/],
     ["an empty prompt", { instruction: " ", output: "a" }, "EMPTY_PROMPT", /instruction/],
     ["an empty completion", { prompt: "a", completion: "" }, "EMPTY_ANSWER", /completion/],

@@ -11,6 +11,7 @@ import {
   type Body,
   type Context,
   type Converted,
+  isNothing,
   isObject,
   nameOf,
   needsLabels,
@@ -81,6 +82,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
   const template = source === undefined ? undefined : parseTemplate(source);
   const labels = mapping?.labels ?? counted;
   const known = { language: mapping?.language ?? "auto", roles: mapping?.roles, labels: mapping?.labels } as Context["mapping"];
+  const fixed = new Set(Object.keys(columns ?? {}));
   const view = columns === undefined ? (row: Row) => row : renamed(Object.entries(columns));
   const plans = new Map<string, Plan>();
   const answered = recentResponses();
@@ -94,7 +96,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
     }
     const kept = plans.get(shape);
     if (kept !== undefined) return kept;
-    const made = planOf(row, candidates, format);
+    const made = planOf(row, candidates, format, fixed);
     if (keys.length <= mostKeys && shape.length <= 4096) {
       if (plans.size >= mostShapes) plans.clear();
       plans.set(shape, made);
@@ -104,6 +106,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
 
   const convert = ({ signature, names, reads, unused }: Match, row: Row, original: Row, exact: ExactRow) => {
     const values: Record<string, unknown> = {};
+    for (const field in signature.fields) values[field] = undefined;
     for (const [field, key] of reads) values[field] = row[key];
     const context: Context = {
       mapping: known,
@@ -196,7 +199,8 @@ function recentResponses(): Context["answered"] {
 
 /* --- shapes --- */
 
-function planOf(row: Row, candidates: readonly Signature[], wanted: string | undefined): Plan {
+/** @param fixed - fields that the mapping gives a column: no other spelling of theirs counts. */
+function planOf(row: Row, candidates: readonly Signature[], wanted: string | undefined, fixed: ReadonlySet<string>): Plan {
   const names = new Map<string, string>();
   const twice = new Set<string>();
   for (const key of Object.keys(row)) {
@@ -207,11 +211,11 @@ function planOf(row: Row, candidates: readonly Signature[], wanted: string | und
   }
   const matches: Match[] = [];
   for (const candidate of candidates) {
-    const match = matchOf(candidate, row, names, wanted !== undefined);
+    const match = matchOf(candidate, row, { names, fixed }, wanted !== undefined);
     if (match !== undefined) matches.push(match);
   }
   const [first, ...others] = matches;
-  if (first === undefined) return explainMiss(row, names, candidates, wanted);
+  if (first === undefined) return explainMiss(row, { names, fixed }, candidates, wanted);
   const doubled = first.reads.map(([, key]) => plain(key)).find((name) => twice.has(name));
   if (doubled !== undefined) return refuse("KEY_TWICE", `two keys mean \`${shorten(doubled)}\`. Keep one.`);
   const read = new Set(first.reads.map(([, key]) => key));
@@ -223,16 +227,22 @@ function planOf(row: Row, candidates: readonly Signature[], wanted: string | und
   return { first, rivals };
 }
 
-function matchOf(signature: Signature, row: Row, names: ReadonlyMap<string, string>, isForced: boolean): Match | undefined {
-  if (!isForced && signature.unless?.some((name) => names.has(name)) === true) return undefined;
+/** Where a row's keys are, by their plain spelling. */
+interface Keys {
+  readonly names: ReadonlyMap<string, string>;
+  readonly fixed: ReadonlySet<string>;
+}
+
+function matchOf(signature: Signature, row: Row, keys: Keys, isForced: boolean): Match | undefined {
+  if (!isForced && besideOf(signature, row, keys).length > 0) return undefined;
   const reads: [field: string, key: string][] = [];
   for (const [name, field] of Object.entries(signature.fields)) {
-    const { key, fits } = find(name, field, row, names);
+    const { key, fits } = find(name, field, row, keys);
     if (key === undefined ? !field.optional : !fits) return undefined;
     if (key !== undefined) reads.push([name, key]);
   }
   const used = new Set(reads.map(([, key]) => key));
-  const unused = [...Object.keys(row)].filter((key) => !used.has(key) && row[key] !== null && row[key] !== undefined);
+  const unused = Object.keys(row).filter((key) => !used.has(key) && !isNothing(row[key]));
   return {
     signature,
     reads,
@@ -244,19 +254,26 @@ function matchOf(signature: Signature, row: Row, names: ReadonlyMap<string, stri
 /** The first spelling whose value has the type; without one, the first that is there. */
 function find(
   name: string,
-  { spellings, type }: Signature["fields"][string],
+  { spellings, type, optional }: Signature["fields"][string],
   row: Row,
-  names: ReadonlyMap<string, string>,
+  { names, fixed }: Keys,
 ): { key: string | undefined; fits: boolean } {
   let there: string | undefined;
-  for (const spelling of [name, ...spellings]) {
+  for (const spelling of fixed.has(name) ? [name] : spellings.includes(name) ? spellings : [name, ...spellings]) {
     const key = names.get(spelling);
     if (key === undefined) continue;
     if (type.tags.includes(tagOf(row[key]))) return { key, fits: true };
-    there ??= key;
+    if (!optional || row[key] !== "") there ??= key;
   }
   return { key: there, fits: false };
 }
+
+/** What stands beside the fields and forbids the format. */
+const besideOf = ({ unless = [] }: Signature, row: Row, { names }: Keys): string[] =>
+  unless.filter((name) => {
+    const key = names.get(name);
+    return key !== undefined && !isNothing(row[key]);
+  });
 
 const plainKey = /^[a-z0-9_]+$/;
 /** ` Instruction` is `instruction`. */
@@ -297,12 +314,12 @@ function valueAt(row: Row, column: string): unknown {
 /* --- rows that fit nothing, or too much --- */
 
 /** The signature that comes closest decides what the row is told to change. */
-function explainMiss(row: Row, names: ReadonlyMap<string, string>, candidates: readonly Signature[], wanted: string | undefined): Refusal {
+function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wanted: string | undefined): Refusal {
   const share = ({ fields }: Signature): number => {
     const needed = Object.entries(fields).filter(([, field]) => !field.optional);
-    const found = needed.filter(([name, field]) => find(name, field, row, names).key !== undefined);
+    const found = needed.filter(([name, field]) => find(name, field, row, keys).key !== undefined);
     // A field by its own name is a better sign than one by a spelling that several formats know.
-    return (found.length + found.filter(([name]) => names.has(name)).length / 100) / needed.length;
+    return (found.length + found.filter(([name]) => keys.names.has(name)).length / 100) / needed.length;
   };
   const [near, part] = candidates
     .map((candidate) => [candidate, share(candidate)] as const)
@@ -313,12 +330,11 @@ function explainMiss(row: Row, names: ReadonlyMap<string, string>, candidates: r
     return refuse("FORMAT_UNKNOWN", `no known format. Keys found: ${found}. Known: ${known}. Others need a mapping.`);
   }
   const faults = Object.entries(near.fields).flatMap(([name, field]) => {
-    const { key, fits } = find(name, field, row, names);
+    const { key, fits } = find(name, field, row, keys);
     if (key === undefined) return field.optional ? [] : [`\`${name}\` is missing`];
     return fits ? [] : [`\`${shorten(plain(key))}\` is ${nameOf(row[key])}; it must be ${field.type.called}`];
   });
-  const beside =
-    near.unless?.filter((name) => names.has(name)).map((name) => `\`${name}\` stands beside it, whose meaning is unknown`) ?? [];
+  const beside = besideOf(near, row, keys).map((name) => `\`${name}\` stands beside it, whose meaning is unknown`);
   const why = [...faults, ...(wanted === undefined ? beside : [])].join(", and ");
   return wanted === undefined
     ? refuse("FORMAT_UNKNOWN", `close to the format "${near.format}", but ${why}. Keys found: ${found}.`)
@@ -351,7 +367,8 @@ function textsRead({ reads }: Match, row: Row): string[] {
 function spellsOut(rendering: Match, match: Match, row: Row): boolean {
   if (rendering.signature.kind !== "text") return false;
   const whole = textsRead(rendering, row).join("\n");
-  return textsRead(match, row).every((part) => whole.includes(part));
+  const parts = textsRead(match, row);
+  return parts.length > 0 && parts.every((part) => whole.includes(part));
 }
 
 /** A text that is no Unicode, of those that a body holds. */

@@ -15,13 +15,13 @@ export type Row = Readonly<Record<string, unknown>>;
 /* --- types of values --- */
 
 /**
- * A value in one letter, so that rows of one shape are told by one string: `s` text, `i` integer, `n` other number, `b` boolean,
- * `o` object; lists: `e` empty, `S` of texts, `I` of integers, `l` of anything else.
+ * A value in one letter, so that rows of one shape are told by one string: `z` empty text, `s` text, `j` text that may be the JSON of
+ * a list, `i` integer, `n` other number, `b` boolean, `o` object; lists: `e` empty, `S` of texts, `I` of integers, `l` of anything else.
  */
 export function tagOf(value: unknown): string {
   switch (typeof value) {
     case "string":
-      return "s";
+      return value === "" ? "z" : value.startsWith("[") ? "j" : "s";
     case "number":
       return Number.isInteger(value) ? "i" : "n";
     case "boolean":
@@ -35,6 +35,8 @@ export function tagOf(value: unknown): string {
   if (first === "number") return value.every((item) => Number.isInteger(item)) ? "I" : "l";
   return "l";
 }
+/** In CSV, what is not there is empty text. */
+export const isNothing = (value: unknown): boolean => value === undefined || value === null || value === "";
 
 export interface Type<T> {
   readonly called: string;
@@ -43,22 +45,23 @@ export interface Type<T> {
   readonly example?: T;
 }
 const type = <T>(called: string, tags: string): Type<T> => ({ called, tags });
-export const text = type<string>("text", "s");
+export const text = type<string>("text", "zsj");
 export const flag = type<boolean>("true or false", "b");
 export const integers = type<readonly number[]>("a list of integers", "Ie");
 export const texts = type<readonly string[]>("a list of texts", "Se");
 export const list = type<readonly unknown[]>("a list", "eSIl");
 export const object = type<Row>("an object", "o");
 export const textsOrIntegers = type<readonly (string | number)[]>("a list of texts", "SIe");
-export const textOrNumber = type<string | number | boolean>("text or a number", "sib");
+export const textOrNumber = type<string | number | boolean>("text or a number", "zsjib");
 /** In CSV a list can only stand as JSON text. */
-export const textOrList = type<string | readonly unknown[]>("a list, or one as JSON text", "seSIl");
-export const textListOrObject = type<string | readonly unknown[] | Row>("text, a list or an object", "seSIlo");
+export const listOrJson = type<string | readonly unknown[]>("a list, or one as JSON text", "jeSIl");
+export const textOrList = type<string | readonly unknown[]>("text or a list", "zsjeSIl");
+export const textListOrObject = type<string | readonly unknown[] | Row>("text, a list or an object", "zsjeSIlo");
 
 /* --- signatures --- */
 
 export interface Field<T = unknown, Optional extends boolean = boolean> {
-  /** Further spellings of the field's name. */
+  /** Further spellings of the field's name; the name itself may be among them, where others say better what is meant. */
   readonly spellings: readonly string[];
   readonly type: Type<T>;
   readonly optional: Optional;

@@ -24,6 +24,7 @@ import {
   isBlank,
   isObject,
   list,
+  listOrJson,
   may,
   nameOf,
   needs,
@@ -44,7 +45,7 @@ import {
 const system = may(text, "system_prompt", "系统提示");
 const history = may(list);
 const image = may(textListOrObject, "images", "image_url", "image_path");
-const turns = needs(textOrList, "conversation", "conversations", "dialogue", "dialog", "对话");
+const turns = needs(listOrJson, "conversation", "conversations", "dialogue", "dialog", "对话");
 const prompts = ["question", "instruction", "query"] as const;
 const preferred = ["preferred", "preferred_answer"] as const;
 
@@ -71,7 +72,7 @@ export const signatures: readonly Signature[] = [
       prompt: may(textOrList, ...prompts),
       input: may(text),
       system,
-      messages: may(textOrList, "conversation", "conversations"),
+      messages: may(listOrJson, "conversation", "conversations"),
       chosen: needs(textListOrObject),
       rejected: needs(textListOrObject),
     },
@@ -325,7 +326,7 @@ export const signatures: readonly Signature[] = [
     kind: "chat",
     fields: {
       text: needs(text, "sentence", "content", "review", "文本"),
-      label: needs(textOrNumber, "label_text", "label_name", "sentiment", "intent", "标签"),
+      label: needs(textOrNumber, "label_text", "label_name", "label", "sentiment", "intent", "标签"),
     },
     convert: convertClassification,
   }),
