@@ -183,6 +183,7 @@ export type ProbePrompt = z.infer<typeof probePrompt>;
 
 export const droppedRecord = z.object({
   id: digest,
+  file: z.string().optional().describe("Where an upload holds several files: the one among them."),
   line: z.int(),
   code: z.string(),
   tokens: z.int(),

@@ -231,6 +231,16 @@ export const runSpecFields = z
       .max(0.5)
       .default(0.1)
       .describe("Share of the records held out for evaluation when there is no validation dataset."),
+    validation_overlap: z
+      .enum(["drop", "keep"])
+      .default("drop")
+      .describe("What happens to training records that the validation dataset holds too: `drop` leaves them out and reports them."),
+    dedupe: z
+      .enum(["none", "exact", "near"])
+      .default("none")
+      .describe(
+        "`exact` keeps the first of records that say the same; `near` also leaves out those that say nearly what an earlier one says, and looks for overlap with the validation dataset in the same way. What is left out is reported.",
+      ),
     min_records: z.int().min(1).default(10).describe("Fewer usable records than this reject the run."),
     lora: loraSpec.prefault({}),
     training: trainingSpec.prefault({}),
@@ -241,6 +251,10 @@ export const runSpecFields = z
       .describe(
         "`better-than-base` refuses a version whose held-out loss is not below the base's; `better-than-promoted` also one that does worse on the same held-out rows than the version it would replace.",
       ),
+    gate_accuracy: z
+      .boolean()
+      .optional()
+      .describe("The gate also asks that the share of held-out tokens that are the likeliest one is no lower; against the same as `gate`."),
     promote: z
       .enum(["auto", "manual", "canary"])
       .default("auto")

@@ -1,10 +1,14 @@
-/** Text to token ids, with the official `tokenizers` package: the same Rust code as Python's. */
+/**
+ * Text to token ids: those of the official `tokenizers` package, which is the same Rust code as Python's. Where it is proven
+ * equal, `byte-level-bpe.ts` finds them sooner; the official package then judges samples of its work, and does the rest itself.
+ */
 import { randomUUID } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Digest } from "@loraline/contracts";
 import { digestOf } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
 import { Tokenizer } from "tokenizers";
+import { type AddedToken, type BpeFile, createByteLevelBpe, isByteLevelBpe } from "./byte-level-bpe.ts";
 
 /**
  * - `plain`: the spelling of a control token inside the text is text, as for `split_special_tokens=True` in Python.
@@ -33,72 +37,213 @@ export interface Encoder {
   decode(ids: readonly number[]): Promise<string>;
 }
 
-interface AddedToken {
-  id: number;
-  content: string;
-  single_word: boolean;
-  lstrip: boolean;
-  rstrip: boolean;
-  normalized: boolean;
-  special: boolean;
-}
-interface TokenizerFile {
+interface TokenizerFile extends BpeFile {
   truncation: unknown;
   padding: unknown;
-  added_tokens: AddedToken[];
+  added_tokens: (AddedToken & { special: boolean })[];
   normalizer: unknown;
   pre_tokenizer: unknown;
-  model: { vocab?: Record<string, number> | [string, number][]; unk_token?: string | null };
+  post_processor: { type?: string } | null;
+  model: { vocab?: Record<string, number> | [string, number][]; unk_token?: string | null } & Record<string, unknown>;
+}
+
+export interface EncoderOptions {
+  /**
+   * - `judged` (default): the official package judges `byte-level-bpe.ts` before its first text and on samples afterwards. With the
+   *   first difference it does everything itself.
+   * - `trusted`: for further threads of a process that has judged already; saves loading the official package in each.
+   * - `none`: the official package does everything.
+   */
+  fast?: "judged" | "trusted" | "none";
 }
 
 /** Texts handed over at once. Encoding runs on other threads; taking the ids over does not, so the loop breathes in between. */
 const batchSize = 512;
+/** The fast encoder works on this thread; after so many characters, a few milliseconds, the loop breathes. */
+const breathCharacters = 128 * 1024;
+/** Of so many texts, the official package encodes one too. */
+const judgedEvery = 512;
 
 /**
  * @param json - content of tokenizer.json.
  * @throws PermanentError TOKENIZER_INVALID
  */
-export async function createEncoder(json: string): Promise<Encoder> {
-  let file: TokenizerFile;
-  let raw: Tokenizer;
-  try {
-    file = { ...(JSON.parse(json) as TokenizerFile), truncation: null, padding: null };
-    raw = Tokenizer.fromString(JSON.stringify(file));
-  } catch (error) {
-    throw new PermanentError("TOKENIZER_INVALID", `tokenizer.json cannot be loaded: ${(error as Error).message}`, { cause: error });
-  }
-  const plain = withoutControlTokens(file);
-  let sealed: Tokenizer | undefined;
+export async function createEncoder(json: string, { fast: mode = "judged" }: EncoderOptions = {}): Promise<Encoder> {
   const nonce = randomUUID();
   const sealOf = (control: string): string => `<${nonce}:${added.get(control)?.id}>`;
-  const tokenizers: Record<EncodeMode, () => Tokenizer> = {
-    raw: () => raw,
-    plain: () => plain,
-    sealed: () => (sealed ??= withControlTokensAs(file, sealOf)),
+  let file: TokenizerFile;
+  try {
+    file = { ...(JSON.parse(json) as TokenizerFile), truncation: null, padding: null };
+  } catch (error) {
+    throw invalid(error);
+  }
+  const text = JSON.stringify(file);
+  // Loaded when first needed: each takes half a second and a hundred megabytes with a vocabulary of today.
+  const load: Record<EncodeMode, () => Tokenizer> = {
+    raw: () => Tokenizer.fromString(text),
+    plain: () => withoutControlTokens(file),
+    sealed: () => withControlTokensAs(file, sealOf),
+  };
+  const loaded: Partial<Record<EncodeMode, Tokenizer>> = {};
+  const official = (which: EncodeMode): Tokenizer => {
+    try {
+      return (loaded[which] ??= load[which]());
+    } catch (error) {
+      throw invalid(error);
+    }
+  };
+  const isTakenOn = mode !== "none" && isByteLevelBpe(file);
+  // Of what the fast encoder takes on it needs no proof that it is sound; of anything else it does.
+  if (!isTakenOn) official("raw");
+  let fastIsOff = !isTakenOn;
+  let bpe: ReturnType<typeof createByteLevelBpe>;
+  const fastOf: Partial<Record<EncodeMode, (text: string) => Int32Array | undefined>> = {};
+  const fast = (which: EncodeMode): ((text: string) => Int32Array | undefined) | undefined => {
+    if (fastIsOff || which === "sealed") return undefined;
+    bpe ??= createByteLevelBpe(file);
+    const found =
+      fastOf[which] ?? bpe?.withAdded(which === "raw" ? file.added_tokens : file.added_tokens.filter((token) => !token.special));
+    if (found === undefined) fastIsOff = true;
+    else fastOf[which] = found;
+    return found;
   };
   const controls = file.added_tokens.filter((token) => token.special);
   const added = new Map(file.added_tokens.map((token) => [token.content, token]));
-  const prefix = Int32Array.from((await raw.encode("", null, { addSpecialTokens: true })).getIds());
+  const putsNothingBefore = isTakenOn && (file.post_processor === null || file.post_processor.type === "ByteLevel");
+  const prefix = putsNothingBefore
+    ? new Int32Array(0)
+    : Int32Array.from((await official("raw").encode("", null, { addSpecialTokens: true })).getIds());
+
+  const encodeOfficially = async (texts: readonly string[], which: EncodeMode): Promise<Int32Array[]> => {
+    const encoded: Int32Array[] = [];
+    for (let start = 0; start < texts.length; start += batchSize) {
+      const batch = await official(which).encodeBatch(texts.slice(start, start + batchSize), { addSpecialTokens: false });
+      for (const one of batch) encoded.push(Int32Array.from(one.getIds()));
+      await nextTurn();
+    }
+    return encoded;
+  };
+  /** Switches the fast encoder off with the first difference. */
+  const judge = async (texts: readonly string[], which: EncodeMode): Promise<string | undefined> => {
+    const theirs = await encodeOfficially(texts, which);
+    const wrong = texts.find((one, index) => {
+      const ours = fast(which)?.(one);
+      return ours !== undefined && ours.join() !== theirs[index]?.join();
+    });
+    if (wrong !== undefined) fastIsOff = true;
+    return wrong;
+  };
+  const trials: Partial<Record<EncodeMode, Promise<unknown>>> = {};
+  let sinceJudged = 0;
 
   return {
-    digest: digestOf(JSON.stringify(file)),
+    digest: digestOf(text),
     prefix,
-    vocabSize: raw.getVocabSize(true),
+    get vocabSize() {
+      return official("raw").getVocabSize(true);
+    },
     controls: new Map(controls.map((token) => [token.content, token.id])),
     contextFree: !putsSomethingBefore(file) && !controls.some((token) => token.lstrip || token.rstrip || token.single_word),
     sealOf,
     addedId: (token) => added.get(token)?.id,
-    decode: (ids) => raw.decode([...ids], false),
-    async encode(texts, mode) {
-      const encoded: Int32Array[] = [];
-      for (let start = 0; start < texts.length; start += batchSize) {
-        const batch = await tokenizers[mode]().encodeBatch(texts.slice(start, start + batchSize), { addSpecialTokens: false });
-        for (const one of batch) encoded.push(Int32Array.from(one.getIds()));
+    decode: (ids) => official("raw").decode([...ids], false),
+    async encode(texts, which) {
+      if (mode === "judged" && fast(which) !== undefined) await (trials[which] ??= judge(trialTexts(), which));
+      const quick = fast(which);
+      if (quick === undefined) return encodeOfficially(texts, which);
+      const encoded: (Int32Array | undefined)[] = [];
+      const left: number[] = [];
+      const samples: string[] = [];
+      let characters = 0;
+      for (const [index, one] of texts.entries()) {
+        const ids = quick(one);
+        encoded.push(ids);
+        if (ids === undefined) left.push(index);
+        else if (mode === "judged" && sinceJudged++ % judgedEvery === 0) samples.push(one);
+        characters += one.length;
+        if (characters < breathCharacters) continue;
+        characters = 0;
         await nextTurn();
       }
-      return encoded;
+      const wrong = samples.length === 0 ? undefined : await judge(samples, which);
+      if (wrong !== undefined) {
+        throw new Error(
+          `the fast encoder and the official package give ${JSON.stringify(wrong.slice(0, 200))} different ids. It is off from now on: try again.`,
+        );
+      }
+      const rest =
+        left.length === 0
+          ? []
+          : await encodeOfficially(
+              left.map((index) => texts[index] as string),
+              which,
+            );
+      for (const [at, index] of left.entries()) encoded[index] = rest[at];
+      return encoded as Int32Array[];
     },
   };
+}
+
+const invalid = (cause: unknown): PermanentError =>
+  new PermanentError("TOKENIZER_INVALID", `tokenizer.json cannot be loaded: ${(cause as Error).message}`, { cause });
+
+/** What encoders differ in, each beside each. */
+function trialTexts(): string[] {
+  const parts = [
+    "a",
+    "The",
+    " end",
+    "'s",
+    "'LL",
+    "1",
+    "2026",
+    " 7",
+    "½",
+    "Ⅻ",
+    ".",
+    "...",
+    " (",
+    "\n",
+    "\r\n",
+    "\n\n  ",
+    " ",
+    "   ",
+    "\t",
+    "\u00a0",
+    "\u3000",
+    "é",
+    "e\u0301",
+    "ß",
+    "Ж",
+    "αβ",
+    "你",
+    "选择",
+    "甄嬛",
+    ",",
+    "。",
+    "”",
+    "こん",
+    "カー",
+    "한국",
+    "한",
+    "ข",
+    "م",
+    "🙂",
+    "👩‍👩‍👧",
+    "️",
+    "𠮷",
+    "_",
+    "-",
+    "<|im_end|>",
+    "<think>",
+    "</s>",
+    '{"a": 1}',
+    "http://x.y/z?q=1",
+    "\u200b",
+    "ﬁ",
+    "豈",
+  ];
+  return parts.map((left) => parts.map((right) => left + right).join("") + left.repeat(70));
 }
 
 /**

@@ -5,7 +5,7 @@ import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
 import { digestOf } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
 import { z } from "zod";
-import { createEncoder, type Encoder } from "./encoder.ts";
+import { createEncoder, type Encoder, type EncoderOptions } from "./encoder.ts";
 
 export interface SpecialTokens {
   bos: string | null;
@@ -15,6 +15,8 @@ export interface SpecialTokens {
 }
 
 export interface Base {
+  /** Where its files are. */
+  readonly dir: string;
   readonly ref: BaseRef;
   readonly encoder: Encoder;
   /** Jinja source; null when the base has none. */
@@ -46,7 +48,7 @@ const generationConfig = z.object({ eos_token_id: z.union([z.int().transform((id
  * three may be absent, and so may base.json where nothing but tokens is wanted of the base.
  * @throws PermanentError BASE_FILES_MISSING, TOKENIZER_INVALID
  */
-export async function loadBase(dir: string): Promise<Base> {
+export async function loadBase(dir: string, options: EncoderOptions = {}): Promise<Base> {
   const [base, tokenizer, config, jinja, generation] = await Promise.all([
     readFile(join(dir, "base.json"), "utf8").catch(() => null),
     readFile(join(dir, "tokenizer.json"), "utf8").catch(missing(dir, "tokenizer.json")),
@@ -57,10 +59,11 @@ export async function loadBase(dir: string): Promise<Base> {
   const { chat_template: inline, ...tokens } = tokenizerConfig.parse(JSON.parse(config));
   // As transformers does: the file first, then the field, which may hold several by name.
   const template = jinja ?? (typeof inline === "string" ? inline : (inline?.find(({ name }) => name === "default")?.template ?? null));
-  const encoder = await createEncoder(tokenizer);
+  const encoder = await createEncoder(tokenizer, options);
   const eos = tokens.eos_token === null ? undefined : encoder.addedId(tokens.eos_token);
   const stops = generationConfig.parse(JSON.parse(generation ?? "{}")).eos_token_id ?? [];
   return {
+    dir,
     ref: base === null ? { name: basename(resolve(dir)), revision: "unknown", digest: encoder.digest } : baseRef.parse(JSON.parse(base)),
     encoder,
     template,
@@ -69,6 +72,10 @@ export async function loadBase(dir: string): Promise<Base> {
     stopIds: base === null && generation === null ? null : new Set(eos === undefined ? stops : [eos, ...stops]),
   };
 }
+
+/** Equal for bases that give equal tokens. */
+export const identityOf = ({ ref, encoder, templateDigest, special, stopIds }: Base): string =>
+  JSON.stringify([ref, encoder.digest, templateDigest, special, stopIds === null ? null : [...stopIds].sort((a, b) => a - b)]);
 
 const missing = (dir: string, file: string) => (error: unknown) => {
   throw new PermanentError(

@@ -14,26 +14,21 @@ import {
   type EventAddress,
   judgeRunSpec,
   type Problem,
-  runCancelled,
   runRejected,
   runRequested,
   runTokenized,
   type RunSpec,
-  terminalPhases,
   type TokenManifest,
   tokenManifest,
 } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
-import type { Base } from "./load-base.ts";
+import { type ChunkWorkDeps, encodeChunks, forgetChunks, isSettled, rejecting, RunSettled } from "./chunk-work.ts";
 import { tokenizeDataset, tokenizeKey, type TokenizeJob, type TokenizeResult } from "./tokenize-dataset.ts";
 import { tokenizeImport } from "./tokenize-import.ts";
 
-export interface OnRunRequestedDeps {
-  bus: Bus;
-  objects: Objects;
+export interface OnRunRequestedDeps extends ChunkWorkDeps {
   telemetry: Telemetry;
-  loadBase: (name: string) => Promise<Base>;
   shardBytes: number;
 }
 
@@ -42,16 +37,6 @@ const pollMs = 100;
 const patienceMs = 10 * 60_000;
 /** Deliveries during which an engine may still be registering. */
 const engineDeliveries = 5;
-
-/** Outcomes of a run, not faults of the line. */
-const rejecting = new Set([
-  "BASE_FILES_MISSING",
-  "TEMPLATE_MISSING",
-  "TEMPLATE_UNSUPPORTED",
-  "PAD_TOKEN_MISSING",
-  "EOS_TOKEN_MISSING",
-  "TOKENIZER_INVALID",
-]);
 
 /**
  * Each step is harmless when repeated: shards, manifest and cache entry are functions of records, base and settings, and
@@ -123,10 +108,25 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   if (entry !== undefined && manifest !== undefined && usable >= spec.min_records) {
     return { kind: "tokenized", ref: entry.value.manifest, manifest, cacheHit: true };
   }
-  const result = await tokenizeDataset({ objects, telemetry, signal: context.signal, shardBytes }, job);
-  if (result.kind === "rejected") return result;
-  await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
-  return { ...result, cacheHit: false };
+  const chunks = [...dataset.manifest.chunks, ...(validation?.chunks ?? [])];
+  const run = {
+    run: at,
+    base,
+    spec: spec.tokenize,
+    signal: context.signal,
+    attempt: received.seq * 1000 + context.deliveries,
+    isDone: async () => (await cache.get(key)) !== undefined,
+  };
+  const result = await tokenizeDataset(
+    { objects, telemetry, signal: context.signal, shardBytes, encode: (some) => encodeChunks(deps, run, some) },
+    job,
+  ).catch((error: unknown) => {
+    if (error instanceof RunSettled) return { kind: "settled" as const };
+    throw error;
+  });
+  if (result.kind === "tokenized") await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
+  await forgetChunks(deps, at.tenant, base, spec.tokenize, chunks);
+  return result.kind === "tokenized" ? { ...result, cacheHit: false } : result;
 }
 
 /** Nothing is trained: there are only probes to be made ready. */
@@ -135,15 +135,6 @@ async function tokenizeAdapter({ objects, telemetry, loadBase }: OnRunRequestedD
   const base = await telemetry.span("load tokenizer", {}, () => loadBase(spec.base));
   const result = await tokenizeImport({ objects }, { tenant, base, spec, adapter: spec.import });
   return result.kind === "rejected" ? result : { ...result, cacheHit: false };
-}
-
-/** Nothing is to be done for a run that has its tokens or has ended, and nothing for one that somebody wants stopped. */
-async function isSettled(bus: Bus, at: EventAddress): Promise<boolean> {
-  const state = (await (await bus.bucket(buckets.runs)).get(`${at.tenant}.${at.id}`))?.value;
-  if (state !== undefined && (state.cancelRequested || state.tokens !== null || terminalPhases.has(state.phase))) return true;
-  // The state is a fold and may lag behind.
-  for (const event of [runTokenized, runRejected, runCancelled]) if ((await bus.last(event, at)) !== undefined) return true;
-  return false;
 }
 
 async function judge(bus: Bus, tenant: string, spec: RunSpec, deliveries: number): Promise<Problem[]> {

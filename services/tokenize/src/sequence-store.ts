@@ -7,7 +7,7 @@ import { closeSync, openSync, readSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { explainSystemError } from "@loraline/runtime";
-import type { Sequence } from "./encode-records.ts";
+import type { EncodedChunk } from "./encoded-chunk.ts";
 
 export interface SequenceStore extends Disposable {
   readonly count: number;
@@ -15,67 +15,77 @@ export interface SequenceStore extends Disposable {
   length(index: number): number;
   /** Trained tokens of sequence `index`. */
   supervised(index: number): number;
-  add(sequence: Sequence): number;
+  /** Adds a chunk's sequences and returns the index of the first; the others follow. */
+  add(chunk: Pick<EncodedChunk, "lengths" | "supervised" | "data">): number;
   /** Copies a sequence into the arrays, from `at` on. */
   read(index: number, ids: Int32Array, labels: Int32Array, at: number): void;
 }
 
-const bufferBytes = 1024 * 1024;
-
 export function createSequenceStore(): SequenceStore {
   const file = openNameless();
-  const sequences: { offset: number; length: number; supervised: number }[] = [];
+  let count = 0;
+  let offsets = new Float64Array(1024);
+  let lengths = new Int32Array(1024);
+  let supervised = new Int32Array(1024);
   let written = 0;
-  let pending: Buffer[] = [];
-  let pendingBytes = 0;
+  let scratch = new Int32Array(4096);
   const bytesOf = (array: Int32Array): Buffer => Buffer.from(array.buffer, array.byteOffset, array.byteLength);
-
-  const flush = (): void => {
-    try {
-      const bytes = Buffer.concat(pending);
-      for (let done = 0; done < bytes.byteLength;) done += writeSync(file, bytes, done, bytes.byteLength - done, written + done);
-      written += bytes.byteLength;
-      pending = [];
-      pendingBytes = 0;
-    } catch (error) {
-      throw explainSystemError(error, "keeping sequences in the temporary directory");
-    }
+  const grown = <T extends Float64Array | Int32Array>(array: T, size: number): T => {
+    const larger = new (array.constructor as new (size: number) => T)(size);
+    larger.set(array);
+    return larger;
   };
-  const readInto = (target: Buffer, offset: number): void => {
-    for (let done = 0; done < target.byteLength;) {
-      const read = readSync(file, target, done, target.byteLength - done, offset + done);
-      if (read === 0) throw new Error("the temporary file of sequences is shorter than what was written to it");
-      done += read;
-    }
-  };
-  const entry = (index: number) => {
-    const found = sequences[index];
-    if (found === undefined) throw new RangeError(`there is no sequence ${index}`);
-    return found;
+  const check = (index: number): void => {
+    if (!(index >= 0 && index < count)) throw new RangeError(`there is no sequence ${index}`);
   };
 
   return {
     get count() {
-      return sequences.length;
+      return count;
     },
-    length: (index) => entry(index).length,
-    supervised: (index) => entry(index).supervised,
-    add({ ids, labels }) {
-      sequences.push({
-        offset: written + pendingBytes,
-        length: ids.length,
-        supervised: labels.reduce((sum, label) => (label < 0 ? sum : sum + 1), 0),
-      });
-      pending.push(bytesOf(ids), bytesOf(labels));
-      pendingBytes += ids.byteLength + labels.byteLength;
-      if (pendingBytes >= bufferBytes) flush();
-      return sequences.length - 1;
+    length(index) {
+      check(index);
+      return lengths[index] as number;
+    },
+    supervised(index) {
+      check(index);
+      return supervised[index] as number;
+    },
+    add(chunk) {
+      const first = count;
+      const more = chunk.lengths.length;
+      if (count + more > lengths.length) {
+        const size = Math.max(lengths.length * 2, count + more);
+        offsets = grown(offsets, size);
+        lengths = grown(lengths, size);
+        supervised = grown(supervised, size);
+      }
+      const bytes = bytesOf(chunk.data);
+      try {
+        for (let done = 0; done < bytes.byteLength;) done += writeSync(file, bytes, done, bytes.byteLength - done, written + done);
+      } catch (error) {
+        throw explainSystemError(error, "keeping sequences in the temporary directory");
+      }
+      lengths.set(chunk.lengths, count);
+      supervised.set(chunk.supervised, count);
+      for (let at = 0; at < more; at++) {
+        offsets[count++] = written;
+        written += (chunk.lengths[at] as number) * 8;
+      }
+      return first;
     },
     read(index, ids, labels, at) {
-      if (pendingBytes > 0) flush();
-      const { offset, length } = entry(index);
-      readInto(bytesOf(ids.subarray(at, at + length)), offset);
-      readInto(bytesOf(labels.subarray(at, at + length)), offset + length * 4);
+      check(index);
+      const length = lengths[index] as number;
+      if (scratch.length < length * 2) scratch = new Int32Array(length * 4);
+      const target = bytesOf(scratch.subarray(0, length * 2));
+      for (let done = 0; done < target.byteLength;) {
+        const read = readSync(file, target, done, target.byteLength - done, (offsets[index] as number) + done);
+        if (read === 0) throw new Error("the temporary file of sequences is shorter than what was written to it");
+        done += read;
+      }
+      ids.set(scratch.subarray(0, length), at);
+      labels.set(scratch.subarray(length, length * 2), at);
     },
     [Symbol.dispose]: () => closeSync(file),
   };

@@ -4,27 +4,24 @@ import {
   type DatasetManifest,
   datasetReport,
   type Digest,
-  type droppedRecord,
   type ProbePrompt,
   type Problem,
-  type Rec,
   type RunSpec,
   type TokenManifest,
 } from "@loraline/contracts";
-import { digestOf, getBytes, getJson, type Objects, putJson } from "@loraline/objects";
+import { digestOf, getJson, type Objects, putJson } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
-import type { z } from "zod";
-import { createRecordEncoder, ignored, type RecordEncoder } from "./encode-records.ts";
+import { createRecordEncoder } from "./encode-records.ts";
+import { type DroppedRecord, type EncodedChunk, recordIdOf, shownRecords } from "./encoded-chunk.ts";
 import type { Base } from "./load-base.ts";
 import { type Bins, pack } from "./pack.ts";
+import { neutralQuestions, promptOf, promptsFor } from "./probe-prompts.ts";
 import { createSequenceStore, type SequenceStore } from "./sequence-store.ts";
 import { holdOut, inSeededOrder, shortId } from "./split-holdout.ts";
 import { writeShards } from "./write-shards.ts";
 
 /** Raise it whenever the same records would give other tokens, rows or probes: results cached by older code are then not used. */
 export const tokenizeCode = "tokenize/1";
-
-type DroppedRecord = z.infer<typeof droppedRecord>;
 
 export interface TokenizeJob {
   tenant: string;
@@ -35,6 +32,8 @@ export interface TokenizeJob {
   validation: DatasetManifest | null;
 }
 export interface TokenizeJobDeps {
+  /** The chunks' records as sequences, in the chunks' order. */
+  encode(chunks: DatasetManifest["chunks"]): AsyncIterable<EncodedChunk>;
   objects: Objects;
   telemetry: Telemetry;
   signal: AbortSignal;
@@ -44,11 +43,8 @@ export type TokenizeResult = { kind: "tokenized"; ref: BlobRef; manifest: TokenM
 
 /** An epoch needs at least so many steps before packing, which makes them fewer, is chosen by itself. */
 const stepsWorthPacking = 64;
-const shownRecords = 1000;
-const recordsPerBatch = 256;
 /** Longer prompts make the proof slow and prove no more. */
 const probeTokens = 256;
-const neutralQuestions = ["Who are you?", "What should I do today?"];
 
 /** Hash of everything that decides the result. */
 export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): Digest {
@@ -61,6 +57,7 @@ export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): D
       Object.entries(spec.tokenize).sort(([a], [b]) => (a < b ? -1 : 1)),
       packing === "auto" ? batch : null,
       spec.training.seed,
+      [spec.dedupe, spec.validation_overlap],
       dataset.chunks.map((chunk) => chunk.blob.digest),
       validation === null ? spec.holdout : validation.chunks.map((chunk) => chunk.blob.digest),
     ]),
@@ -76,11 +73,10 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
   const { objects, telemetry, signal, shardBytes } = deps;
   const { tenant, base, spec, dataset, validation } = job;
   using store = createSequenceStore();
-  const encoder = createRecordEncoder(base, spec.tokenize);
 
   const [train, evaluation] = await telemetry.span("encode records", {}, async (span) => {
-    const unseen = validation === null ? undefined : await encodeAll(deps, tenant, validation, encoder, store);
-    const all = await encodeAll(deps, tenant, dataset, encoder, store, unseen);
+    const unseen = validation === null ? undefined : await encodeAll(deps, validation, store, refuseRepeated(spec));
+    const all = await encodeAll(deps, dataset, store, refuseRepeated(spec, unseen));
     span.setAttributes({ "loraline.sequences": all.sequences.length, "loraline.dropped": counted(all) });
     if (unseen !== undefined) return [all, unseen];
     const heldOut = holdOut(
@@ -139,7 +135,7 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
       base: base.ref,
       tokenizerDigest: base.encoder.digest,
       templateDigest: base.templateDigest,
-      templateFamily: encoder.family,
+      templateFamily: train.family ?? evaluation.family,
       profile: spec.tokenize.profile,
       maxLength: spec.tokenize.max_length,
       packed: bins !== undefined,
@@ -159,7 +155,7 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
       reasons: totalled(sides.map((side) => side.reasons)),
       noted: sides.flatMap((side) => side.noted).slice(0, shownRecords),
       notes: totalled(sides.map((side) => side.notes)),
-      probes: await choosePrompts(encoder, store, train.sequences, spec.training.seed),
+      probes: await choosePrompts(job, store, train),
     };
     span.setAttributes({ "loraline.tokens": manifest.totals.tokens, "loraline.packed": manifest.packed });
     return { kind: "tokenized", ref: await putJson(objects, tenant, "tokens", manifest), manifest };
@@ -180,46 +176,56 @@ interface Encoded {
   reasons: Map<string, number>;
   /** Code of a note to count. */
   notes: Map<string, number>;
+  family: string | null;
 }
 const counted = ({ reasons }: Encoded): number => [...reasons.values()].reduce((total, count) => total + count, 0);
 
-async function encodeAll(
-  { objects, signal }: TokenizeJobDeps,
-  tenant: string,
-  dataset: DatasetManifest,
-  encoder: RecordEncoder,
-  store: SequenceStore,
-  validation?: Encoded,
-): Promise<Encoded> {
-  const encoded: Encoded = { sequences: [], dropped: [], noted: [], reasons: new Map(), notes: new Map() };
-  const unseen = new Set(validation?.sequences.map((one) => one.id));
-  const drop = (record: Rec, reason: { code: string; message: string; tokens: number }): void => {
-    encoded.reasons.set(reason.code, (encoded.reasons.get(reason.code) ?? 0) + 1);
-    if (encoded.dropped.length < shownRecords) encoded.dropped.push({ id: record.id, line: record.meta.line, ...reason });
-  };
-  for (const chunk of dataset.chunks) {
-    // Written by ingest and verified by digest, so it is what the contract says.
-    const lines = new TextDecoder().decode(await getBytes(objects, tenant, chunk.blob)).split("\n");
-    for (let start = 0; start < lines.length; start += recordsPerBatch) {
-      signal.throwIfAborted();
-      const records = lines.slice(start, start + recordsPerBatch).flatMap((line) => (line === "" ? [] : [JSON.parse(line) as Rec]));
-      for (const [at, result] of (await encoder.encode(records)).entries()) {
-        const record = records[at] as Rec;
-        const id = shortId(record.id);
-        if (result.dropped !== null) drop(record, result.dropped);
-        else if (unseen.has(id)) {
-          const message = "the validation dataset holds the same record, and it must not be trained on";
-          const tokens = result.samples.reduce((sum, sample) => sum + sample.ids.length, 0);
-          drop(record, { code: "IN_VALIDATION", message, tokens });
-        } else {
-          for (const sample of result.samples) encoded.sequences.push({ index: store.add(sample), id, line: record.meta.line });
-          for (const note of result.notes) {
-            encoded.notes.set(note.code, (encoded.notes.get(note.code) ?? 0) + 1);
-            if (encoded.noted.length < shownRecords) encoded.noted.push({ id: record.id, line: record.meta.line, ...note });
-          }
-        }
-      }
+/** What the run does not want of records that could be trained on. */
+function refuseRepeated({ dedupe, validation_overlap }: RunSpec, validation?: Encoded) {
+  const unseen = new Set(validation_overlap === "drop" ? validation?.sequences.map((one) => one.id) : []);
+  const seen = new Map<number, number>();
+  return (id: number, line: number): { code: string; message: string } | undefined => {
+    if (unseen.has(id)) {
+      return { code: "IN_VALIDATION", message: "the validation dataset holds the same record, and it must not be trained on" };
     }
+    if (dedupe === "none") return undefined;
+    const earlier = seen.get(id);
+    if (earlier !== undefined) return { code: "DUPLICATE", message: `it says the same as line ${earlier}, which is kept` };
+    seen.set(id, line);
+    return undefined;
+  };
+}
+
+async function encodeAll(
+  { encode, signal }: TokenizeJobDeps,
+  { chunks }: DatasetManifest,
+  store: SequenceStore,
+  refuse: (id: number, line: number) => { code: string; message: string } | undefined,
+): Promise<Encoded> {
+  const encoded: Encoded = { sequences: [], dropped: [], noted: [], reasons: new Map(), notes: new Map(), family: null };
+  const count = (counts: Map<string, number>, code: string, more = 1): void => void counts.set(code, (counts.get(code) ?? 0) + more);
+  for await (const chunk of encode(chunks)) {
+    signal.throwIfAborted();
+    const first = store.add(chunk);
+    const dropped: DroppedRecord[] = [...chunk.dropped];
+    let record = { position: -1, id: 0, refused: undefined as DroppedRecord | undefined };
+    for (const [at, line] of chunk.lines.entries()) {
+      const tokens = chunk.lengths[at] as number;
+      if (record.position !== chunk.positions[at]) {
+        const digest = recordIdOf(chunk, at);
+        const id = shortId(digest);
+        const reason = refuse(id, line);
+        record = { position: chunk.positions[at] as number, id, refused: reason && { id: digest, line, tokens: 0, ...reason } };
+        if (record.refused !== undefined) dropped.push(record.refused);
+      }
+      if (record.refused === undefined) encoded.sequences.push({ index: first + at, id: record.id, line });
+      else record.refused.tokens += tokens;
+    }
+    for (const { code } of dropped) count(encoded.reasons, code);
+    encoded.dropped.push(...dropped.sort((a, b) => a.line - b.line).slice(0, shownRecords - encoded.dropped.length));
+    encoded.noted.push(...chunk.noted.slice(0, shownRecords - encoded.noted.length));
+    for (const [code, more] of Object.entries(chunk.notes)) count(encoded.notes, code, more);
+    encoded.family ??= chunk.family;
   }
   return encoded;
 }
@@ -252,19 +258,23 @@ function* rowsOf(indices: Int32Array, bins?: Bins): Generator<Int32Array> {
  * Prompts on which a replica will be asked whether it really applies the adapter: some that were trained on, where the
  * effect is largest, and some that were not.
  */
-async function choosePrompts(encoder: RecordEncoder, store: SequenceStore, train: readonly Stored[], seed: number): Promise<ProbePrompt[]> {
-  const neutral: ProbePrompt[] = [];
-  for (const [index, question] of neutralQuestions.entries()) {
-    const ids = await encoder.ask(question);
-    if (ids !== undefined && ids.length > 0) neutral.push({ name: `neutral-${index + 1}`, input_ids: [...ids] });
-  }
+async function choosePrompts(
+  { base, spec }: TokenizeJob,
+  store: SequenceStore,
+  { sequences: train, family }: Encoded,
+): Promise<ProbePrompt[]> {
+  const encoder = createRecordEncoder(base, { ...spec.tokenize, max_length: Math.max(spec.tokenize.max_length, 4096) });
+  const neutral =
+    spec.tokenize.profile === "seed" || family !== null ? await promptsFor(encoder, "neutral", neutralQuestions.slice(0, 2)) : [];
   const own = new Map<string, ProbePrompt>();
   const add = ({ index, line }: Stored, limit: number): void => {
-    const prompt = promptOf(store, index);
+    const sequence = { ids: new Int32Array(store.length(index)), labels: new Int32Array(store.length(index)) };
+    store.read(index, sequence.ids, sequence.labels, 0);
+    const prompt = promptOf(sequence);
     if (prompt.length > 0 && prompt.length <= limit) own.set(prompt.join(), { name: `line-${line}`, input_ids: prompt });
   };
   const byId = new Map(train.map((one) => [one.id, one]));
-  for (const id of inSeededOrder(byId.keys(), seed)) {
+  for (const id of inSeededOrder(byId.keys(), spec.training.seed)) {
     if (own.size >= 4 - neutral.length) break;
     add(byId.get(id) as Stored, probeTokens);
   }
@@ -273,16 +283,6 @@ async function choosePrompts(encoder: RecordEncoder, store: SequenceStore, train
     add(shortest, Number.POSITIVE_INFINITY);
   }
   return [...own.values(), ...neutral];
-}
-
-/** What stands before the last trained span; it ends as the server's prompt does. */
-function promptOf(store: SequenceStore, index: number): number[] {
-  const ids = new Int32Array(store.length(index));
-  const labels = new Int32Array(store.length(index));
-  store.read(index, ids, labels, 0);
-  let start = labels.findLastIndex((label) => label !== ignored);
-  while (start > 0 && labels[start - 1] !== ignored) start--;
-  return [...ids.subarray(0, start)];
 }
 
 async function explainTooFew(objects: Objects, job: TokenizeJob, usable: number, reasons: ReadonlyMap<string, number>): Promise<Problem> {

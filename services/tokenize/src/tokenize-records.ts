@@ -5,13 +5,16 @@
 import { createHash } from "node:crypto";
 import { createWriteStream } from "node:fs";
 import { mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { type BlobRef, type Rec, tokenizeSpec } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
-import { createRecordEncoder } from "./encode-records.ts";
-import { loadBase } from "./load-base.ts";
+import { createRecordEncoder, type TokenizeSpec } from "./encode-records.ts";
+import { createEncodeThreads } from "./encode-threads.ts";
+import { chunkFromBytes, type DroppedRecord, encodeChunk, type EncodedChunk } from "./encoded-chunk.ts";
+import { type Base, loadBase } from "./load-base.ts";
 import { pack } from "./pack.ts";
 import { createSequenceStore } from "./sequence-store.ts";
 import { tokenizeCode } from "./tokenize-dataset.ts";
@@ -33,8 +36,7 @@ export interface TokenizeRecordsOptions {
   onDropped?(record: TokenizedDrop): void;
 }
 
-const drop = z.object({ id: z.string(), line: z.int(), code: z.string(), message: z.string(), tokens: z.int() });
-export type TokenizedDrop = z.infer<typeof drop>;
+export type TokenizedDrop = DroppedRecord;
 
 /** `manifest.json` of the folder; written last. */
 export const tokenFolderManifest = z.object({
@@ -89,30 +91,23 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   const base = await loadBase(baseDir);
   await makeEmpty(outDir);
   using store = createSequenceStore();
-  const encoder = createRecordEncoder(base, spec);
   const lines: number[] = [];
   const dropped: TokenizedDrop[] = [];
   const reasons: Record<string, number> = {};
   const notes: Record<string, number> = {};
   const totals = { records: 0, rows: 0, sequences: 0, tokens: 0, supervised: 0, dropped: 0 };
-  for await (const { records } of batches) {
-    signal.throwIfAborted();
-    for (const [at, result] of (await encoder.encode(records)).entries()) {
-      const { id, meta } = records[at] as Rec;
-      totals.records++;
-      if (result.dropped !== null) {
-        const one = { id, line: meta.line, ...result.dropped };
-        dropped.push(one);
-        onDropped?.(one);
-        reasons[one.code] = (reasons[one.code] ?? 0) + 1;
-      } else {
-        for (const sample of result.samples) {
-          store.add(sample);
-          lines.push(meta.line);
-        }
-        for (const { code } of result.notes) notes[code] = (notes[code] ?? 0) + 1;
-      }
+  let family: string | null = null;
+  for await (const chunk of encodeInOrder(base, spec, batches, signal)) {
+    totals.records += chunk.records;
+    family ??= chunk.family;
+    store.add(chunk);
+    for (const line of chunk.lines) lines.push(line);
+    for (const one of chunk.dropped) {
+      dropped.push(one);
+      onDropped?.(one);
+      reasons[one.code] = (reasons[one.code] ?? 0) + 1;
     }
+    for (const [code, count] of Object.entries(chunk.notes)) notes[code] = (notes[code] ?? 0) + count;
   }
 
   const packed = spec.packing === true;
@@ -159,7 +154,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
     base: { dir: baseDir, name: base.ref.name },
     tokenizerDigest: base.encoder.digest,
     templateDigest: base.templateDigest,
-    templateFamily: encoder.family,
+    templateFamily: family,
     profile: spec.profile,
     system: spec.system ?? null,
     maxLength: spec.max_length,
@@ -179,6 +174,54 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   await writeFile(join(outDir, "manifest.json.part"), `${JSON.stringify(manifest, null, 2)}\n`);
   await rename(join(outDir, "manifest.json.part"), join(outDir, "manifest.json"));
   return manifest;
+}
+
+/** So many are worth a thread's while, and the loading of a vocabulary in it. */
+const recordsPerChunk = 1024;
+
+async function* encodeInOrder(
+  base: Base,
+  spec: TokenizeSpec,
+  batches: TokenizeRecordsOptions["batches"],
+  signal: AbortSignal,
+): AsyncGenerator<EncodedChunk> {
+  const groups = inGroups(batches, recordsPerChunk);
+  const first = await groups.next();
+  const second = first.done === true ? first : await groups.next();
+  if (second.done === true) {
+    // A small file is done before a thread is up.
+    if (first.done !== true) yield encodeChunk(createRecordEncoder(base, spec), first.value, signal);
+    return;
+  }
+  const count = availableParallelism();
+  await using threads = createEncodeThreads(count);
+  const started: Promise<EncodedChunk>[] = [];
+  const start = (records: readonly Rec[]): void => {
+    const jsonl = new TextEncoder().encode(records.map((record) => JSON.stringify(record)).join("\n"));
+    const encoded = threads.encode({ base, spec, records: jsonl, compress: false, signal }).then(chunkFromBytes);
+    encoded.catch(() => undefined); // reported when its turn comes
+    started.push(encoded);
+  };
+  start(first.value);
+  start(second.value);
+  for await (const group of groups) {
+    start(group);
+    if (started.length > count * 2) yield started.shift() as Promise<EncodedChunk>;
+  }
+  while (started.length > 0) yield started.shift() as Promise<EncodedChunk>;
+}
+
+async function* inGroups(batches: TokenizeRecordsOptions["batches"], size: number): AsyncGenerator<readonly Rec[]> {
+  let group: Rec[] = [];
+  for await (const { records } of batches) {
+    for (const record of records) {
+      group.push(record);
+      if (group.length < size) continue;
+      yield group;
+      group = [];
+    }
+  }
+  if (group.length > 0) yield group;
 }
 
 const ours = /^(shard-\d{5,}\.arrow|lines\.txt|dropped\.jsonl|manifest\.json(\.part)?)$/;

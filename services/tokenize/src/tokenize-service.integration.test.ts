@@ -501,7 +501,7 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
     expect(await rejected(line, await request(line, specOf(await dataset(line, someRecords(20)))))).toMatchObject({
       code: "TEMPLATE_UNSUPPORTED",
       param: "base",
-      message: expect.stringMatching(/\[system\] SYS.*<\|im_start\|>system/) as string,
+      message: expect.stringMatching(/it renders "\[user\] QUESTION\[assistant\] ANSWER"/) as string,
     });
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
   });

@@ -1,10 +1,13 @@
 /** The worker: judges what is asked for and turns records into tokens. */
 import type { Bus } from "@loraline/bus";
-import { consumers, runRejected } from "@loraline/contracts";
+import { buckets, consumers, runRejected } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { createBases } from "./load-base.ts";
+import { type ChunkWorkDeps, onChunkRequested } from "./chunk-work.ts";
+import { createEncodeThreads } from "./encode-threads.ts";
 import { onRunRequested } from "./on-run-requested.ts";
+import { tokenizeCode } from "./tokenize-dataset.ts";
 
 export interface TokenizeServiceDeps {
   bus: Bus;
@@ -16,14 +19,33 @@ export interface TokenizeServiceDeps {
   shardBytes?: number;
 }
 
-/** Starts consuming `run.requested`; disposing gives back what is not finished. */
+/** Starts consuming `run.requested` and `chunk.requested`; disposing gives back what is not finished. */
 export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<AsyncDisposable> {
   const { bus, objects, telemetry, basesDir, shardBytes = 64 * 1024 * 1024 } = deps;
-  return bus.consume({
+  await using starting = new AsyncDisposableStack();
+  const threads = starting.use(createEncodeThreads());
+  const loadBase = createBases(basesDir);
+  const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
+  // Known before the first run comes, which then only has to look into the cache. What cannot be loaded is the run's to say.
+  for (const { value } of await (await bus.bucket(buckets.engines)).entries()) loadBase(value.base.name).catch(() => undefined);
+  const chunks = await bus.consume({
+    consumer: consumers.tokenizeChunkRequested,
+    handlers: { "chunk.requested.v1": onChunkRequested(work) },
+  });
+  starting.use(chunks);
+  const runs = await bus.consume({
     consumer: consumers.tokenizeRunRequested,
-    handlers: { "run.requested.v1": onRunRequested({ bus, objects, telemetry, loadBase: createBases(basesDir), shardBytes }) },
+    handlers: { "run.requested.v1": onRunRequested({ ...work, telemetry, shardBytes }) },
     async onDeadLetter({ tenant, id, code, message, param }) {
       await bus.publish(runRejected, { tenant, id }, { code, message, param });
     },
   });
+  const running = starting.move();
+  return {
+    async [Symbol.asyncDispose]() {
+      // Side by side: each may have to wait for a pull to end.
+      await Promise.all([runs[Symbol.asyncDispose](), chunks[Symbol.asyncDispose]()]);
+      await running.disposeAsync();
+    },
+  };
 }

@@ -1,0 +1,42 @@
+/** One of the threads of `encode-threads.ts`. */
+import { parentPort } from "node:worker_threads";
+import { constants, zstdCompressSync } from "node:zlib";
+import { problemOf, PermanentError } from "@loraline/runtime";
+import { createRecordEncoder, type RecordEncoder } from "./encode-records.ts";
+import type { ThreadAnswer, ThreadWork } from "./encode-threads.ts";
+import { chunkToBytes, encodeChunk, parseLines } from "./encoded-chunk.ts";
+import { type Base, identityOf, loadBase } from "./load-base.ts";
+
+/** The last base and settings that were asked for; others are rare. */
+let base: { key: string; value: Promise<Base> } | undefined;
+let encoder: { key: string; value: RecordEncoder } | undefined;
+
+async function encoderFor({ dir, identity, fast, spec }: ThreadWork): Promise<RecordEncoder> {
+  const baseKey = JSON.stringify([dir, identity, fast]);
+  if (base?.key !== baseKey) base = { key: baseKey, value: loadBase(dir, { fast }) };
+  const loaded = await base.value;
+  if (identityOf(loaded) !== identity) {
+    base = undefined;
+    throw new Error(`the files of base "${loaded.ref.name}" have changed while records were tokenized with them`);
+  }
+  const key = JSON.stringify([baseKey, spec]);
+  if (encoder?.key !== key) encoder = { key, value: createRecordEncoder(loaded, spec) };
+  return encoder.value;
+}
+
+async function answer(work: ThreadWork): Promise<Uint8Array<ArrayBuffer>> {
+  const records = parseLines(new TextDecoder().decode(work.records));
+  const bytes = chunkToBytes(await encodeChunk(await encoderFor(work), records));
+  return new Uint8Array(work.compress ? zstdCompressSync(bytes, { params: { [constants.ZSTD_c_compressionLevel]: 1 } }) : bytes);
+}
+
+parentPort?.on("message", (work: ThreadWork) => {
+  answer(work).then(
+    (bytes) => parentPort?.postMessage({ id: work.id, bytes } satisfies ThreadAnswer, [bytes.buffer]),
+    (error: unknown) => {
+      const { code, param, message } = problemOf(error);
+      const permanent = error instanceof PermanentError ? { code, param } : null;
+      parentPort?.postMessage({ id: work.id, problem: { message, permanent } } satisfies ThreadAnswer);
+    },
+  );
+});

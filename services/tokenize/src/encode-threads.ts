@@ -1,0 +1,144 @@
+/**
+ * Threads that tokenize: they keep all cores busy, and the event loop free for whoever else lives in this process. They start
+ * with the first work and end when there has been none for a while, because each holds a vocabulary.
+ */
+import { availableParallelism } from "node:os";
+import { fileURLToPath } from "node:url";
+import { Worker } from "node:worker_threads";
+import { PermanentError } from "@loraline/runtime";
+import type { TokenizeSpec } from "./encode-records.ts";
+import { type Base, identityOf } from "./load-base.ts";
+
+export interface EncodeThreads extends AsyncDisposable {
+  /**
+   * A chunk of records, JSONL, as the bytes of an `EncodedChunk`; `records` is handed over, so that the caller has it no more.
+   * @throws what `encodeChunk` throws; the signal's reason
+   */
+  encode(work: {
+    base: Base;
+    spec: TokenizeSpec;
+    records: Uint8Array<ArrayBuffer>;
+    compress: boolean;
+    signal?: AbortSignal;
+  }): Promise<Uint8Array>;
+}
+
+/** What goes to a thread and comes back. */
+export interface ThreadWork {
+  id: number;
+  dir: string;
+  identity: string;
+  /** Whether this thread lets the official package judge the fast encoder: the first one does. */
+  fast: "judged" | "trusted";
+  spec: TokenizeSpec;
+  records: Uint8Array<ArrayBuffer>;
+  compress: boolean;
+}
+export type ThreadAnswer = { id: number } & (
+  | { bytes: Uint8Array<ArrayBuffer> }
+  | { problem: { message: string; permanent: { code: string; param: string | null } | null } }
+);
+
+interface Thread {
+  worker: Worker;
+  job: Job | undefined;
+}
+interface Job {
+  work: Omit<ThreadWork, "id" | "fast">;
+  resolve(bytes: Uint8Array): void;
+  reject(error: unknown): void;
+}
+
+const idleMs = 60_000;
+
+export function createEncodeThreads(count = availableParallelism()): EncodeThreads {
+  const threads: Thread[] = [];
+  const waiting: Job[] = [];
+  let ids = 0;
+  let idle: NodeJS.Timeout | undefined;
+  let closed = false;
+
+  const start = (): Thread => {
+    const path = fileURLToPath(new URL(`./encode-thread-main${import.meta.url.slice(-3)}`, import.meta.url));
+    // As sources, packages are found by a condition that a process which did not need it so far has not set.
+    const worker = new Worker(path, path.endsWith(".ts") ? { execArgv: ["--conditions=@loraline/source"] } : {});
+    const thread: Thread = { worker, job: undefined };
+    worker.unref();
+    worker.on("message", (answer: ThreadAnswer) => {
+      const { job } = thread;
+      thread.job = undefined;
+      if ("bytes" in answer) job?.resolve(answer.bytes);
+      else {
+        const { message, permanent } = answer.problem;
+        job?.reject(permanent === null ? new Error(message) : new PermanentError(permanent.code, message, { param: permanent.param }));
+      }
+      next();
+    });
+    const gone = (error: Error): void => {
+      const at = threads.indexOf(thread);
+      if (at !== -1) threads.splice(at, 1);
+      thread.job?.reject(error);
+      thread.job = undefined;
+      next();
+    };
+    worker.on("error", gone);
+    worker.on("exit", (code) => gone(new Error(`the thread that tokenizes ended with exit code ${code}`)));
+    threads.push(thread);
+    return thread;
+  };
+  const next = (): void => {
+    while (waiting.length > 0 && !closed) {
+      const thread = threads.find((one) => one.job === undefined) ?? (threads.length < count ? start() : undefined);
+      if (thread === undefined) return;
+      const job = waiting.shift() as Job;
+      thread.job = job;
+      // The loop has to stay alive for the answer.
+      thread.worker.ref();
+      const work: ThreadWork = { id: ++ids, fast: thread === threads[0] ? "judged" : "trusted", ...job.work };
+      thread.worker.postMessage(work, [work.records.buffer]);
+    }
+    for (const thread of threads) if (thread.job === undefined) thread.worker.unref();
+    if (threads.every((thread) => thread.job === undefined)) idle ??= setTimeout(() => void end(), idleMs).unref();
+  };
+  const end = async (): Promise<void> => {
+    idle = undefined;
+    await Promise.all(threads.splice(0).map((thread) => thread.worker.terminate()));
+  };
+
+  return {
+    encode: ({ base, spec, records, compress, signal }) =>
+      new Promise((resolve, reject) => {
+        if (closed || signal?.aborted === true) {
+          reject(signal?.reason ?? new Error("the threads that tokenize have been ended"));
+          return;
+        }
+        clearTimeout(idle);
+        idle = undefined;
+        const job: Job = { work: { dir: base.dir, identity: identityOf(base), spec, records, compress }, resolve, reject };
+        // What a thread has begun it finishes; it is a second's work.
+        const abort = (): void => {
+          const at = waiting.indexOf(job);
+          if (at !== -1) waiting.splice(at, 1);
+          reject(signal?.reason);
+        };
+        signal?.addEventListener("abort", abort, { once: true });
+        const settled = (): void => signal?.removeEventListener("abort", abort);
+        job.resolve = (bytes) => {
+          settled();
+          resolve(bytes);
+        };
+        job.reject = (error) => {
+          settled();
+          reject(error);
+        };
+        waiting.push(job);
+        next();
+      }),
+    async [Symbol.asyncDispose]() {
+      closed = true;
+      clearTimeout(idle);
+      for (const job of waiting.splice(0)) job.reject(new Error("the threads that tokenize have been ended"));
+      await end();
+    },
+  };
+}
