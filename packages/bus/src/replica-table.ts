@@ -22,8 +22,10 @@ export interface ReplicaEntry {
 export interface ReplicaTable {
   entries(): IterableIterator<ReplicaEntry>;
   get(key: string): ReplicaEntry | undefined;
-  /** Drops a replica that was silent for too long; its bucket's TTL removes heartbeats without telling. */
+  /** Drops the heartbeat of a replica that was silent for too long: its bucket's TTL removes them without telling. */
   forget(key: string): void;
+  /** Drops all that is known of a replica. */
+  drop(key: string): void;
   /** Replicas that left holdings but have no heartbeat, with the time since when, by `now`. */
   orphans(): { key: string; since: number }[];
 }
@@ -145,6 +147,10 @@ export async function createReplicaTable({
     },
     get: (key) => replicas.get(key)?.entry,
     forget: (key) => onReport(key, undefined),
+    drop(key) {
+      onReport(key, undefined);
+      replicas.delete(key);
+    },
     orphans: () =>
       [...replicas]
         .filter(([, { entry, holdings: left }]) => entry === undefined && left.size > 0)

@@ -35,6 +35,10 @@ export interface SimulatedBehaviour {
   coreDead: boolean;
   /** Message of the HTTP 500 that a load of this name gets. */
   refuseLoad?: ((name: string) => string | undefined) | undefined;
+  /** The same for an unload. */
+  refuseUnload?: ((name: string) => string | undefined) | undefined;
+  /** A load of this name never gets an answer, and loads nothing. */
+  hangLoad?: ((name: string) => boolean) | undefined;
 }
 
 export interface SimulatedEngine extends AsyncDisposable {
@@ -87,6 +91,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     if (adapters.has(name)) return fail(response, 400, "InvalidUserInput", `The lora adapter '${name}' has already been loaded.`);
     const refusal = behaviour.refuseLoad?.(name);
     if (refusal !== undefined) return fail(response, 500, "InternalServerError", refusal);
+    if (behaviour.hangLoad?.(name) === true) return;
     const process = adapters;
     await sleep(behaviour.loadDelayMs);
     let weights: SimulatedWeights;
@@ -160,6 +165,8 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     if (path === "/v1/unload_lora_adapter") {
       const name = String(body["lora_name"]);
       calls.push(`unload ${name}`);
+      const refusal = behaviour.refuseUnload?.(name);
+      if (refusal !== undefined) return fail(response, 500, "InternalServerError", refusal);
       if (!adapters.delete(name)) return fail(response, 404, "NotFoundError", `The lora adapter '${name}' cannot be found.`);
       response.end(`Success: LoRA adapter '${name}' removed successfully.`);
       return;

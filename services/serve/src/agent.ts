@@ -259,6 +259,9 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
       try {
         if (action.kind === "unload") await unload(name, action.reason);
         else if (action.kind === "load") {
+          // An earlier load that gave no answer may have gone through meanwhile.
+          if (retry) await engine.look();
+          if (retry && engine.observed?.listed.has(name) !== false) return;
           spoiled.delete(name);
           await steps.load(action.wanted);
         } else await prove(action.wanted);

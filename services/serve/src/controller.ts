@@ -28,6 +28,7 @@ import { decideConvergence, replicaFreshMs } from "./decide-convergence.ts";
 import { followAliasCommand } from "./follow-alias-command.ts";
 import { onCancelRequested } from "./on-cancel-requested.ts";
 import { onRunTrained } from "./on-run-trained.ts";
+import { createPlacer, type Placer } from "./place-versions.ts";
 import { settle } from "./settle-version.ts";
 
 export interface ServeControllerDeps {
@@ -39,18 +40,23 @@ export interface ServeControllerDeps {
   engines: readonly EngineRecord[];
   /** How often versions that are not served yet are looked at although no report came. Default 2 s. */
   resyncMs?: number;
+  /** What a replica held is placed elsewhere after so long without a sign of it. Default 30 s. */
+  replicaAwayMs?: number;
 }
+
+/** A replica that was silent this long has another name when it comes back; if it does not, it tells everything again. */
+const replicaGoneMs = 10 * 60_000;
 
 const isOpen = ({ versions }: AdapterState): boolean => versions.some(({ status, servedAt }) => status === "desired" && servedAt === null);
 
 export async function createServeController(deps: ServeControllerDeps): Promise<AsyncDisposable> {
-  const { bus, log, engines, resyncMs = 2000 } = deps;
+  const { bus, log, engines, resyncMs = 2000, replicaAwayMs = 30_000 } = deps;
   const [adapterBucket, engineBucket] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.engines)]);
   for (const record of engines) await engineBucket.put(record.engine, record);
 
   const stopping = new AbortController();
   /** What is there only after the watches have begun. */
-  const late: { table?: ReplicaTable; canaries?: Canaries } = {};
+  const late: { table?: ReplicaTable; canaries?: Canaries; placer?: Placer } = {};
   /** Replicas of its engine that were heard of lately, with what they hold of this adapter alone: they hold a thousand others. */
   const replicasOf = ({ engine, versions }: AdapterState): ReplicaState[] => {
     const time = performance.now();
@@ -98,6 +104,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
       if (state === undefined) states.delete(key);
       else {
         states.set(key, state);
+        late.placer?.see(state);
         if (isOpen(state)) {
           if (!open.has(state.engine)) open.set(state.engine, new Set());
           open.get(state.engine)?.add(key);
@@ -110,15 +117,47 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   late.table = await createReplicaTable({
     bus,
     signal: stopping.signal,
-    onReplica: (key) => wakeEngine(key.split(".")[0] ?? ""),
+    onReplica(key) {
+      const engine = key.slice(0, key.indexOf("."));
+      wakeEngine(engine);
+      late.placer?.wake(engine, "replicas");
+    },
     onHolding(_key, adapterKey) {
       const state = states.get(adapterKey);
-      if (state !== undefined && isOpen(state)) queue.add(adapterKey);
+      if (state === undefined) return;
+      if (isOpen(state)) queue.add(adapterKey);
+      late.placer?.wake(state.engine, "holdings");
     },
   });
-  await watchedAdapters.promise;
+  const engineRecords = new Map<string, EngineRecord>();
+  const watchedEngines = Promise.withResolvers<void>();
+  await engineBucket.watch({
+    signal: stopping.signal,
+    onChange(engine, record) {
+      if (record === undefined) engineRecords.delete(engine);
+      else engineRecords.set(engine, record);
+      late.placer?.wake(engine, "limits");
+    },
+    onReady: watchedEngines.resolve,
+  });
+  await Promise.all([watchedAdapters.promise, watchedEngines.promise]);
+  const placer = createPlacer({
+    adapters: adapterBucket,
+    states,
+    table: late.table,
+    engineOf: (engine) => engineRecords.get(engine),
+    awayMs: replicaAwayMs,
+    log,
+    signal: stopping.signal,
+  });
+  late.placer = placer;
+  for (const state of states.values()) placer.see(state);
 
-  for (const state of states.values()) await publishWhatWasLost(state, deps);
+  const unchecked = [...states.values()];
+  const tellLost = async (): Promise<void> => {
+    for (let state = unchecked.pop(); state !== undefined; state = unchecked.pop()) await publishWhatWasLost(state, deps);
+  };
+  await Promise.all(Array.from({ length: 16 }, tellLost));
   // Not before the replicas are known, or every canary would seem to be proven nowhere.
   const canaries = await createCanaries({
     deps,
@@ -132,7 +171,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
 
   const trained = await bus.consume({
     consumer: consumers.serveRunTrained,
-    handlers: { "run.trained.v1": (received) => onRunTrained(received, deps, adapterBucket, engineBucket) },
+    handlers: { "run.trained.v1": (received) => onRunTrained(received, deps, adapterBucket, engineBucket, placer) },
     // Whoever waits for the run learns why it is not served.
     async onDeadLetter({ tenant, id, code, message, param }) {
       await bus.publish(runFailed, { tenant, id }, { code, message, param });
@@ -159,9 +198,19 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
       },
     },
   });
-  // A replica that vanished sends no report; its last one ages.
+  // A replica that vanished sends no report; its last one ages, and what it held is cleared away in the end.
+  const holdingBucket = await bus.bucket(buckets.holdings);
+  const table = late.table;
   const resync = setInterval(() => {
     for (const engine of open.keys()) wakeEngine(engine);
+    const time = performance.now();
+    for (const { key, heardAt } of table.entries()) if (time - heardAt > replicaFreshMs) table.forget(key);
+    for (const { key, since } of table.orphans()) {
+      if (time - since < replicaGoneMs) continue;
+      table.drop(key);
+      log.info({ replica: key }, "replica is gone for good; what it told is removed");
+      void holdingBucket.clear(`${key}.>`).catch((error: unknown) => log.warn({ err: error, replica: key }, "not removed"));
+    }
   }, resyncMs);
 
   return {

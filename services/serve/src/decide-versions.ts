@@ -1,5 +1,5 @@
 /** Pure: how the versions of one adapter come, go, and carry its alias. Every function may be applied again to its own result. */
-import { type AdapterState, type AdapterVersion, canarySettings } from "@loraline/contracts";
+import { type AdapterState, type AdapterVersion, canarySettings, type Placement } from "@loraline/contracts";
 import { judgeCanaryLoss, moveAlias, refuseCanary, retireOld, startCanary } from "./alias-moves.ts";
 import type { Convergence } from "./decide-convergence.ts";
 import { engineNameOf } from "./engine-names.ts";
@@ -18,18 +18,22 @@ export type NewVersion = Pick<
   | "lastStepAt"
   | "createdAt"
   | "trace"
+  | "replicas"
 > & {
   tenant: string;
   adapter: string;
   engine: string;
   base: string;
+  /** Absent: as it is. */
+  placement?: Placement | undefined;
 };
 
 /** Adds the version of a run, once: a run that has one keeps it. */
 export function addVersion(state: AdapterState | undefined, added: NewVersion): AdapterState {
-  const { tenant, adapter, engine, base, ...facts } = added;
-  const current: AdapterState = state ?? { tenant, adapter, engine, base, versions: [], alias: null, history: [] };
-  if (versionOfRun(current, added.runId) !== undefined) return current;
+  const { tenant, adapter, engine, base, placement, ...facts } = added;
+  const before: AdapterState = state ?? { tenant, adapter, engine, base, versions: [], alias: null, history: [] };
+  const current = placement === undefined ? before : { ...before, placement };
+  if (versionOfRun(before, added.runId) !== undefined) return before;
   const version = Math.max(0, ...current.versions.map((known) => known.version)) + 1;
   const entry: AdapterVersion = {
     version,

@@ -18,6 +18,7 @@ import { nameOf, publishAccepted } from "./adapter-events.ts";
 import type { ServeControllerDeps } from "./controller.ts";
 import { decideGate, gateDoubt } from "./decide-gate.ts";
 import { addVersion, versionOfRun } from "./decide-versions.ts";
+import type { Placer } from "./place-versions.ts";
 import { onCancelRequested } from "./on-cancel-requested.ts";
 
 /** Gates what a run trained; a version that passes is desired from then on. */
@@ -26,6 +27,7 @@ export async function onRunTrained(
   deps: ServeControllerDeps,
   adapters: KvBucket<AdapterState>,
   engines: KvBucket<EngineRecord>,
+  placer: Pick<Placer, "initial">,
 ): Promise<void> {
   const { bus, objects, log, telemetry } = deps;
   const { at, data } = received;
@@ -98,8 +100,10 @@ export async function onRunTrained(
         evidence: data.evidence,
         runId,
         rank: data.rank,
+        placement: spec.placement,
+        replicas: placer.initial(engine.engine, current, spec.placement),
         note,
-        promote: note !== undefined && spec.gate === "better-than-promoted" ? "manual" : spec.promote,
+        promote: note !== undefined && (spec.gate === "better-than-promoted" || spec.gate_accuracy === true) ? "manual" : spec.promote,
         canary: spec.canary,
         evaluation: data.evaluation,
         lastStepAt: data.lastStepAt,

@@ -8,6 +8,8 @@ import type { Log } from "@loraline/runtime";
 
 /** Writes on their way at once; those of one adapter never overtake each other. */
 const concurrency = 16;
+/** After so long without a heartbeat the controller may have cleared away what was told. */
+const retellAfterMs = 5 * 60_000;
 
 export interface ReplicaReporter {
   /** What is held of this adapter (`<tenant>.<adapter>`) may have changed. Resolves when what was true then is written, or could not be. */
@@ -41,7 +43,7 @@ export async function createReplicaReporter({
   const written = new Map<string, string>();
   const waiting = new Map<string, PromiseWithResolvers<void>>();
   const writing = new Map<string, Promise<void>>();
-  const failed = new Set<string>();
+  let failed = new Set<string>();
   let closed = false;
 
   const write = async (adapterKey: string): Promise<void> => {
@@ -90,6 +92,7 @@ export async function createReplicaReporter({
 
   let beating: Promise<void> = Promise.resolve();
   let beatsWaiting = 0;
+  let beatAt = Date.now();
   return {
     changed,
     heartbeat() {
@@ -97,9 +100,14 @@ export async function createReplicaReporter({
       beatsWaiting += 1;
       beating = beating.then(async () => {
         beatsWaiting -= 1;
+        if (Date.now() - beatAt > retellAfterMs) {
+          failed = new Set([...failed, ...written.keys()]);
+          written.clear();
+        }
         for (const adapterKey of failed) void changed(adapterKey);
         try {
           await replicas.put(key, report());
+          beatAt = Date.now();
         } catch (error) {
           if (!closed) log.warn({ err: error }, "heartbeat not written; the next one tries again");
         }

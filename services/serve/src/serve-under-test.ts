@@ -62,8 +62,9 @@ export async function serveUnderTest(given: {
   base: BaseRef;
   spansDir?: string;
   maxLoraRank?: number;
+  maxCpuLoras?: number;
 }): Promise<ServeUnderTest> {
-  const { nc, tenant, dir, base, spansDir, maxLoraRank = 32 } = given;
+  const { nc, tenant, dir, base, spansDir, maxLoraRank = 32, maxCpuLoras = 16 } = given;
   const owned = new AsyncDisposableStack();
   const log = createLog({ service: "serve", level: process.env["LOG_LEVEL"] ?? "silent" });
   const telemetry = owned.use(createTelemetry({ service: "serve", spansDir }));
@@ -76,7 +77,7 @@ export async function serveUnderTest(given: {
     base,
     maxLoraRank,
     maxLoras: 4,
-    maxCpuLoras: 16,
+    maxCpuLoras,
     maxModelLen: 2048,
     // Other tests on this server have engines for the same base.
     tenants: [tenant],
@@ -146,7 +147,8 @@ export async function serveUnderTest(given: {
     async publishTrained(runId, data) {
       await bus.publish(runTrained, { tenant, id: runId }, data, { key: randomBytes(4).toString("hex") });
     },
-    startController: (with_ = bus) => createServeController({ bus: with_, objects, log, telemetry, engines: [record], resyncMs: 200 }),
+    startController: (with_ = bus) =>
+      createServeController({ bus: with_, objects, log, telemetry, engines: [record], resyncMs: 200, replicaAwayMs: 500 }),
     startAgent: (url, over = {}) =>
       createServeAgent({
         bus,
@@ -161,7 +163,7 @@ export async function serveUnderTest(given: {
         adaptersDir: join(dir, over.replica ?? "a"),
         healthMs: 50,
         heartbeatMs: 300,
-        drain: { graceMs: 300, unknownMs: 1000, pollMs: 100 },
+        drain: { graceMs: 300, unknownMs: 1500, pollMs: 100 },
         ...over,
       }),
     adapter: async (name) => (await adapters.get(`${tenant}.${name}`))?.value,
