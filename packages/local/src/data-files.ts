@@ -1,5 +1,4 @@
 /** Datasets in files, without a line: the same code as ingest and tokenize run, on a path instead of a message. */
-import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import {
@@ -113,7 +112,7 @@ async function batchesOf(file: string, mapping?: Mapping): Promise<AsyncIterable
     maxRowBytes: defaultIngestSettings.maxRowBytes,
     ...(mapping === undefined ? {} : { mapping }),
   };
-  return (await readRecords(createReadStream(file), options))?.batches ?? nothing();
+  return (await readRecords({ file }, options))?.batches ?? nothing();
 }
 
 const contentsOf = async (file: string, mapping?: Mapping): Promise<Contents> => readContents(await batchesOf(file, mapping));

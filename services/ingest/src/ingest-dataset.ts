@@ -1,14 +1,13 @@
 /** One upload to chunks of canonical records, rejections, report and manifest; or the reason why it gives nothing. */
-import { createHash, randomUUID } from "node:crypto";
-import { type FileHandle, open, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { createHash } from "node:crypto";
+import type { FileHandle } from "node:fs/promises";
 import { type BlobRef, type DatasetManifest, type DatasetReport, type Problem, type Rejection } from "@loraline/contracts";
 import { digestOf, type Objects, putJson } from "@loraline/objects";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { canonicalJson } from "./canonical-json.ts";
 import { createReport } from "./dataset-report.ts";
-import { readRecords } from "./read-records.ts";
+import { isFileFault, readRecords } from "./read-records.ts";
+import { openNameless } from "./spool.ts";
 
 /** Raise it whenever the same bytes would give other records: results cached by older code are then not used. */
 export const ingestCode = "ingest/1";
@@ -40,20 +39,26 @@ export const ingestKey = ({ blob, filename }: Upload, settings: IngestSettings):
  * nothing that looks complete, and running again continues where the last attempt ended.
  * @throws PermanentError OBJECT_MISSING, OBJECT_CORRUPT, STORE_FULL, DISK_FULL
  */
-export async function ingestDataset(
-  { objects, settings, signal }: { objects: Objects; settings: IngestSettings; signal: AbortSignal },
-  upload: Upload,
-): Promise<IngestResult> {
-  const { tenant, blob, filename } = upload;
-  const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
-
-  let reading: Awaited<ReturnType<typeof readRecords>>;
+export async function ingestDataset(deps: IngestDeps, upload: Upload): Promise<IngestResult> {
   try {
-    reading = await readRecords(await objects.get(tenant, blob), { filename, maxRowBytes: settings.maxRowBytes });
+    return await readAndStore(deps, upload);
   } catch (error) {
-    if (!(error instanceof PermanentError) || error.code !== "CONTAINER_UNSUPPORTED") throw error;
-    return nothing({ code: error.code, message: `${filename}: ${error.message}`, param: "file" });
+    // A file that breaks off in the middle is rejected whole: nobody would see that the rest is missing from what is trained on.
+    if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;
+    return nothing({ code: error.code, message: `${upload.filename}: ${error.message}`, param: "file" });
   }
+}
+
+interface IngestDeps {
+  objects: Objects;
+  settings: IngestSettings;
+  signal: AbortSignal;
+}
+
+const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
+
+async function readAndStore({ objects, settings, signal }: IngestDeps, { tenant, blob, filename }: Upload): Promise<IngestResult> {
+  const reading = await readRecords(await objects.get(tenant, blob), { filename, maxRowBytes: settings.maxRowBytes });
   if (reading === undefined) {
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
   }
@@ -114,7 +119,7 @@ function explainNoRecords(filename: string, report: DatasetReport): Problem {
   if (first === undefined) return { code: "EMPTY_FILE", message: `${filename} holds an empty list: there is no row in it.`, param: "file" };
   const rows = `${report.rows} ${report.rows === 1 ? "row" : "rows"}`;
   if (report.reasons.NOT_JSON === report.rejections) {
-    const message = `${filename} is not JSON Lines (one JSON object per line) and not a JSON array. ${first.message}`;
+    const message = `${filename} is not JSON Lines (one JSON object per line), not a JSON array and not CSV (columns named in the first line). ${first.message}`;
     return { code: "NOT_JSON", message, param: "file" };
   }
   const reasons = Object.entries(report.reasons)
@@ -151,11 +156,4 @@ class RejectionSpool {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#file?.close();
   }
-}
-
-async function openNameless(): Promise<FileHandle> {
-  const path = join(tmpdir(), `loraline-${randomUUID()}`);
-  const file = await open(path, "wx+");
-  await rm(path);
-  return file;
 }

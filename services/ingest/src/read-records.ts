@@ -1,14 +1,19 @@
 /** Rows of a file to canonical records and rejections. No services: bytes in, records out. */
 import { hash } from "node:crypto";
 import type { Digest, Rec, Rejection } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
 import { canonicalJson } from "./canonical-json.ts";
 import { type Body, detect, isRefusal, type Refusal } from "./detect.ts";
-import { type Container, type RawRow, splitRows } from "./split-rows.ts";
+import { parseExact } from "./exact-json.ts";
+import { type FileSource, openContainer } from "./open-container.ts";
+import type { Container, RawRow } from "./raw-rows.ts";
+import type { UnpackLimits } from "./unpack.ts";
 
 export interface ReadRecordsOptions {
   /** Named in every record and rejection. */
   filename: string;
   maxRowBytes: number;
+  unpackLimits?: UnpackLimits;
 }
 
 /** A chunk's worth of rows, in their order: rows = records + rejections. */
@@ -18,41 +23,57 @@ export interface Batch {
 }
 
 /**
+ * Reads any file that people upload (see `openContainer`): a path, or its bytes once, without any service.
+ *
+ * What is wrong with one row is a rejection. What nothing can be read after is an error of the iteration: FILE_TRUNCATED,
+ * FILE_CORRUPT, FILE_TOO_LARGE, CSV_HEADER, CSV_QUOTES; its message says how many rows were read until there.
+ *
  * @returns undefined when the file is empty or blank.
- * @throws PermanentError CONTAINER_UNSUPPORTED
+ * @throws PermanentError CONTAINER_UNSUPPORTED, and those of the iteration where the beginning is broken already.
  */
 export async function readRecords(
-  source: AsyncIterable<Uint8Array>,
-  { filename, maxRowBytes }: ReadRecordsOptions,
+  source: FileSource,
+  { filename, ...options }: ReadRecordsOptions,
 ): Promise<{ container: Container; batches: AsyncIterable<Batch> } | undefined> {
-  const rows = await splitRows(source, maxRowBytes);
+  const rows = await openContainer(source, options);
   if (rows === undefined) return undefined;
-  const { container } = rows;
   async function* batches(raw: AsyncIterable<RawRow[]>): AsyncGenerator<Batch> {
-    for await (const rowsOfChunk of raw) {
-      const batch: Batch = { records: [], rejections: [] };
-      for (const row of rowsOfChunk) {
-        const read = readRow(row, container, filename);
-        if ("v" in read) batch.records.push(read);
-        else batch.rejections.push({ file: filename, line: row.number, code: read.code, message: read.message });
+    let count = 0;
+    try {
+      for await (const rowsOfChunk of raw) {
+        const batch: Batch = { records: [], rejections: [] };
+        for (const row of rowsOfChunk) {
+          const read = readRow(row, filename);
+          if ("v" in read) batch.records.push(read);
+          else batch.rejections.push({ file: filename, line: row.line, code: read.code, message: read.message });
+        }
+        count += rowsOfChunk.length;
+        yield batch;
       }
-      yield batch;
+    } catch (error) {
+      if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;
+      const { code, param, status } = error;
+      throw new PermanentError(code, `${error.message} (Rows read until there: ${count}.)`, { param, status, cause: error });
     }
   }
-  return { container, batches: batches(rows.batches) };
+  return { container: rows.container, batches: batches(rows.batches) };
 }
 
-function readRow(row: RawRow, container: Container, file: string): Rec | Refusal {
-  if (!("text" in row)) return row;
-  const place = container === "jsonl" ? `line ${row.number}` : `element ${row.number} (line ${row.firstLine})`;
+/** Says something about the uploaded file, and nothing about where it is kept. */
+export const isFileFault = ({ code }: { code: string }): boolean =>
+  code.startsWith("FILE_") || code.startsWith("CSV_") || code === "CONTAINER_UNSUPPORTED";
+
+function readRow(row: RawRow, file: string): Rec | Refusal {
+  if ("refusal" in row) return row.refusal;
+  const { line, place } = row;
   let value: unknown;
   try {
-    value = JSON.parse(row.text);
+    value = "text" in row ? JSON.parse(row.text) : row.value;
   } catch (error) {
-    return { code: "NOT_JSON", message: `${place}: not JSON: ${explainSyntax(error as Error, row.firstLine)}` };
+    return { code: "NOT_JSON", message: `${place}: not JSON: ${explainSyntax(error as Error, (row as { firstLine: number }).firstLine)}` };
   }
   try {
-    const detected = detect(value, () => parseExact(row.text));
+    const detected = detect(value, "text" in row ? () => parseExact(row.text) : row.exact);
     if (isRefusal(detected)) return { code: detected.code, message: `${place}: ${detected.message}` };
     const { body, format, unusedKeys, seed } = detected;
     return {
@@ -61,7 +82,7 @@ function readRow(row: RawRow, container: Container, file: string): Rec | Refusal
       ...body,
       meta: {
         file,
-        line: row.number,
+        line,
         format,
         ...(unusedKeys.length === 0 ? {} : { unusedKeys: [...unusedKeys] }),
         ...(seed === undefined ? {} : { seed }),
@@ -82,12 +103,4 @@ function explainSyntax(error: Error, firstLine: number): string {
   if (position === null) return error.message;
   const [, what, line, column] = position;
   return Number(line) === 1 ? `${what} at column ${column}` : `${what} at line ${firstLine + Number(line) - 1}, column ${column}`;
-}
-
-/** JSON with each number kept as it is written, so that `1.0` and integers beyond 2^53 survive being written again. */
-function parseExact(text: string): Readonly<Record<string, unknown>> {
-  const { rawJSON } = JSON as unknown as { rawJSON(source: string): unknown };
-  const keep = (_key: string, value: unknown, context?: { source?: string }): unknown =>
-    typeof value === "number" && context?.source !== undefined ? rawJSON(context.source) : value;
-  return JSON.parse(text, keep) as Readonly<Record<string, unknown>>;
 }

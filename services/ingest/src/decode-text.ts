@@ -1,0 +1,48 @@
+/** Text in any encoding that is known for sure, as UTF-8 bytes. */
+import { isUtf8 } from "node:buffer";
+import type { Encoding } from "./recognise-file.ts";
+
+/** What no UTF-8 holds: marks where the text was broken before, so that the row it is in is rejected and no other. */
+const broken = Buffer.from([0xff]);
+
+export async function* toUtf8(source: AsyncIterable<Uint8Array>, encoding: Encoding): AsyncGenerator<Uint8Array, void, undefined> {
+  if (encoding === "utf-8") {
+    yield* source;
+    return;
+  }
+  let rest: Buffer = Buffer.alloc(0);
+  for await (const chunk of source) {
+    const bytes = Buffer.concat([rest, chunk]);
+    // Whole code units, and never half of a surrogate pair.
+    let end = bytes.length & ~1;
+    const last = end >= 2 ? (encoding === "utf-16le" ? bytes.readUInt16LE(end - 2) : bytes.readUInt16BE(end - 2)) : 0;
+    if (last >= 0xd800 && last < 0xdc00) end -= 2;
+    yield recoded(bytes.subarray(0, end), encoding);
+    rest = Buffer.from(bytes.subarray(end));
+  }
+  if (rest.length >= 2) yield recoded(rest.subarray(0, rest.length & ~1), encoding);
+  if (rest.length % 2 === 1) yield broken;
+}
+
+function recoded(bytes: Buffer, encoding: Encoding): Uint8Array {
+  if (encoding === "utf-16be") bytes = Buffer.from(bytes).swap16();
+  const text = bytes.toString("utf16le");
+  if (text.isWellFormed()) return Buffer.from(text, "utf8");
+  const parts = text.split(/(?:[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff])/);
+  return Buffer.concat(parts.flatMap((part, index) => (index === 0 ? [Buffer.from(part, "utf8")] : [broken, Buffer.from(part, "utf8")])));
+}
+
+/** Line ends of the Macintosh of long ago, and of some spreadsheets: only where no other line end is. */
+export const hasOnlyCarriageReturns = (head: Uint8Array): boolean => head.includes(0x0d) && !head.includes(0x0a);
+
+export async function* withLineFeeds(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void, undefined> {
+  for await (const chunk of source) {
+    const copy = Buffer.from(chunk);
+    for (let at = copy.indexOf(0x0d); at !== -1; at = copy.indexOf(0x0d, at + 1)) copy[at] = 0x0a;
+    yield copy;
+  }
+}
+
+/** undefined when it is not UTF-8. A byte order mark stays. */
+export const decodeUtf8 = (bytes: Uint8Array): string | undefined =>
+  isUtf8(bytes) ? Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8") : undefined;

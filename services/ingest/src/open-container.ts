@@ -1,0 +1,136 @@
+/** Any file that people upload to its rows: unpacked, decoded and split by what its first bytes say. Memory stays bounded at any size. */
+import { createReadStream } from "node:fs";
+import { PermanentError } from "@loraline/runtime";
+import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./decode-text.ts";
+import type { RawRows } from "./raw-rows.ts";
+import { readArrow } from "./read-arrow.ts";
+import { readCsv, recogniseCsv } from "./read-csv.ts";
+import { readParquet } from "./read-parquet.ts";
+import { recognise, recogniseBytes } from "./recognise-file.ts";
+import { isBlank, splitArray, splitLines } from "./split-rows.ts";
+import { defaultUnpackLimits, unpack, type UnpackLimits } from "./unpack.ts";
+
+/** Bytes of an upload, or a file on disk, which spares a copy where a format is read at any place. */
+export type FileSource = AsyncIterable<Uint8Array> | { readonly file: string };
+
+export interface OpenOptions {
+  maxRowBytes: number;
+  unpackLimits?: UnpackLimits;
+}
+
+/** gzip in zstd in gzip is nobody's dataset. */
+const mostPackings = 2;
+
+/**
+ * @returns undefined when the file is empty or blank.
+ * @throws PermanentError CONTAINER_UNSUPPORTED, FILE_TRUNCATED, FILE_CORRUPT, FILE_TOO_LARGE
+ */
+export async function openContainer(
+  source: FileSource,
+  { maxRowBytes, unpackLimits = defaultUnpackLimits }: OpenOptions,
+): Promise<RawRows | undefined> {
+  let file = "file" in source ? source : undefined;
+  let bytes = file === undefined ? (source as AsyncIterable<Uint8Array>) : createReadStream(file.file, { highWaterMark: 256 * 1024 });
+  for (let packings = 0; ; packings++) {
+    const peeked = await peek(bytes, recogniseBytes);
+    const { head } = peeked;
+    const found = recognise(head);
+    switch (found.is) {
+      case "gzip":
+      case "zstd": {
+        if (packings === mostPackings) {
+          await peeked.close();
+          throw new PermanentError(
+            "CONTAINER_UNSUPPORTED",
+            `the file is packed more than ${mostPackings} times. Unpack it, or pack it once.`,
+          );
+        }
+        bytes = unpack(peeked.all(), found.is, unpackLimits);
+        file = undefined;
+        continue;
+      }
+      case "parquet": {
+        if (file !== undefined) await peeked.close();
+        return { container: "parquet", batches: readParquet(file ?? peeked.all(), { maxRowBytes, unpackLimits }) };
+      }
+      case "arrow-file":
+      case "arrow-stream": {
+        return { container: "arrow", batches: readArrow(peeked.all(), { maxRowBytes, unpackLimits, asFile: found.is === "arrow-file" }) };
+      }
+      case "other": {
+        await peeked.close();
+        const expected = "JSON Lines, a JSON array, CSV, TSV, Parquet or Arrow, plain or packed with gzip or zstd, is expected";
+        throw new PermanentError("CONTAINER_UNSUPPORTED", `the file is ${found.name}; ${expected}. ${found.advice}`);
+      }
+      case "text": {
+        let text = toUtf8(skipBytes(peeked.all(), found.skip), found.encoding);
+        if (found.encoding === "utf-8" && hasOnlyCarriageReturns(head)) text = withLineFeeds(text);
+        return splitText(text, maxRowBytes);
+      }
+    }
+  }
+}
+
+async function splitText(text: AsyncIterable<Uint8Array>, maxRowBytes: number): Promise<RawRows | undefined> {
+  // What comes before the first row may be any number of blank lines.
+  const peeked = await peek(text, recogniseBytes, (head) => head.byteLength > maxRowBytes || !head.every(isBlank));
+  const { head } = peeked;
+  const start = head.findIndex((byte) => !isBlank(byte));
+  if (start === -1 && peeked.ended) return undefined;
+  if (head[start] === 0x5b) return { container: "json-array", batches: splitArray(peeked.all(), maxRowBytes) };
+  const delimiter = recogniseCsv(Buffer.from(head.buffer, head.byteOffset, head.byteLength).toString("utf8"));
+  if (delimiter !== undefined) {
+    return { container: delimiter === "\t" ? "tsv" : "csv", batches: readCsv(peeked.all(), { delimiter, maxRowBytes }) };
+  }
+  return { container: "jsonl", batches: splitLines(peeked.all(), maxRowBytes) };
+}
+
+interface Peeked {
+  head: Uint8Array;
+  /** The head is all there is. */
+  ended: boolean;
+  /** Everything, from the beginning. Once. */
+  all(): AsyncIterable<Uint8Array>;
+  /** Instead of `all`. */
+  close(): Promise<void>;
+}
+
+/** Reads until there are `size` bytes and `enough` of them. */
+async function peek(source: AsyncIterable<Uint8Array>, size: number, enough: (head: Uint8Array) => boolean = () => true): Promise<Peeked> {
+  const iterator = source[Symbol.asyncIterator]();
+  let head: Uint8Array = new Uint8Array(0);
+  let ended = false;
+  while (head.byteLength < size || !enough(head)) {
+    const next = await iterator.next();
+    if (next.done === true) {
+      ended = true;
+      break;
+    }
+    head = head.byteLength === 0 ? next.value : Buffer.concat([head, next.value]);
+  }
+  async function* all(): AsyncGenerator<Uint8Array> {
+    try {
+      if (head.byteLength > 0) yield head;
+      for (let next = await iterator.next(); next.done !== true; next = await iterator.next()) yield next.value;
+    } finally {
+      await iterator.return?.();
+    }
+  }
+  return {
+    head,
+    ended,
+    all,
+    async close() {
+      await iterator.return?.();
+    },
+  };
+}
+
+async function* skipBytes(source: AsyncIterable<Uint8Array>, count: number): AsyncGenerator<Uint8Array, void, undefined> {
+  let left = count;
+  for await (const chunk of source) {
+    const skipped = Math.min(left, chunk.byteLength);
+    left -= skipped;
+    if (skipped < chunk.byteLength) yield chunk.subarray(skipped);
+  }
+}

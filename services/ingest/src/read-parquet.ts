@@ -1,0 +1,261 @@
+/**
+ * Parquet to rows, page by page.
+ *
+ * hyparquet reads a row group at once, and many files have only one. Here each column goes through its pages with hyparquet's own
+ * decoders, and rows are put together as soon as every column has them: memory is a page for each column, whatever the file's size.
+ */
+import { brotliDecompressSync, gunzipSync, zstdDecompressSync } from "node:zlib";
+import { PermanentError } from "@loraline/runtime";
+import {
+  type ColumnMetaData,
+  type Compressors,
+  type DecodedArray,
+  type FileMetaData,
+  parquetMetadataAsync,
+  parquetSchema,
+  type SchemaTree,
+} from "hyparquet";
+import { compressors as portable } from "hyparquet-compressors";
+import { assembleNested } from "hyparquet/src/assemble.js";
+import { parquetHeader, readPage } from "hyparquet/src/column.js";
+import { convert, DEFAULT_PARSERS } from "hyparquet/src/convert.js";
+import { getTreePath, isFlatColumn } from "hyparquet/src/schema.js";
+import type { RawRow } from "./raw-rows.ts";
+import { brokenText, dayOf, decimalOf, JsonText, textOf, textOrBinary, timeOf, valueRow } from "./row-values.ts";
+import { openRandomAccess, type RandomAccess } from "./spool.ts";
+import type { UnpackLimits } from "./unpack.ts";
+
+/** Of one page, unpacked. Writers make pages of about 1 MiB. */
+const maxPageBytes = 128 * 1024 * 1024;
+/** Of one page. Equal values take nearly no bytes, so the size does not bound them. */
+const maxPageValues = 8_000_000;
+/** The table of contents. */
+const maxFooterBytes = 128 * 1024 * 1024;
+/** A file that has more rows than this, and than a hundred for each byte, was made to be one. */
+const freeRows = 1_000_000;
+const batchBytes = 4 * 1024 * 1024;
+const mostRowsOfBatch = 1000;
+
+const compressors: Compressors = {
+  ...portable,
+  GZIP: (input, length) => gunzipSync(input, { maxOutputLength: Math.max(1, length) }),
+  ZSTD: (input, length) => zstdDecompressSync(input, { maxOutputLength: Math.max(1, length) }),
+  BROTLI: (input, length) => brotliDecompressSync(input, { maxOutputLength: Math.max(1, length) }),
+};
+
+/** @throws PermanentError FILE_TRUNCATED, FILE_CORRUPT, FILE_TOO_LARGE from the iteration. */
+export async function* readParquet(
+  source: AsyncIterable<Uint8Array> | { readonly file: string },
+  { maxRowBytes, unpackLimits }: { maxRowBytes: number; unpackLimits: UnpackLimits },
+): AsyncGenerator<RawRow[], void, undefined> {
+  await using file = await openRandomAccess(source);
+  let line = 0;
+  try {
+    const metadata = await readMetadata(file);
+    const tree = parquetSchema(metadata);
+    const budget = {
+      left: Math.min(unpackLimits.maxUnpackedBytes, Math.max(unpackLimits.ratioFromBytes, file.size * unpackLimits.maxRatio)),
+    };
+    for (const { columns, num_rows, total_byte_size } of metadata.row_groups) {
+      const groupRows = Number(num_rows);
+      const open = columns.map(({ meta_data, file_path }) => {
+        if (meta_data === undefined || file_path !== undefined) throw new Error("a column is encrypted, or lies in another file");
+        return openColumn(file, meta_data, tree, budget);
+      });
+      const rowBytes = Math.max(1, Number(total_byte_size) / Math.max(1, groupRows));
+      const step = Math.max(1, Math.min(mostRowsOfBatch, Math.floor(batchBytes / rowBytes)));
+      for (let done = 0; done < groupRows;) {
+        const wanted = Math.min(step, groupRows - done);
+        const leaves = new Map<string, DecodedArray>();
+        for (const column of open) leaves.set(column.path, await column.take(wanted));
+        const rows = assembleRows(tree, leaves, wanted);
+        yield rows.map((row, index) => valueRow(line + index + 1, row, maxRowBytes));
+        line += wanted;
+        done += wanted;
+      }
+    }
+  } catch (error) {
+    if (error instanceof PermanentError || isSystemError(error)) throw error;
+    const message = `the Parquet file cannot be read after row ${line}: ${(error as Error).message}. Write it again.`;
+    throw new PermanentError("FILE_CORRUPT", message, { cause: error });
+  }
+}
+
+/** A full disk or a lost handle says nothing about the file. */
+const isSystemError = (error: unknown): boolean => typeof (error as NodeJS.ErrnoException).syscall === "string";
+
+async function readMetadata(file: RandomAccess): Promise<FileMetaData> {
+  const tail = file.size >= 12 ? Buffer.from(await file.read(file.size - 8, file.size)) : Buffer.alloc(8);
+  const magic = tail.toString("latin1", 4);
+  if (magic === "PARE") throw new PermanentError("CONTAINER_UNSUPPORTED", "the Parquet file is encrypted. Write it without encryption.");
+  if (magic !== "PAR1") {
+    throw new PermanentError(
+      "FILE_TRUNCATED",
+      "the Parquet file ends too early: its table of contents, which stands at the end, is missing. Upload it again, whole.",
+    );
+  }
+  const footer = tail.readUInt32LE(0);
+  if (footer > file.size - 12 || footer > maxFooterBytes) {
+    throw new PermanentError(
+      "FILE_CORRUPT",
+      `the Parquet file's table of contents is said to have ${footer} bytes, which cannot be. Write it again.`,
+    );
+  }
+  const metadata = await parquetMetadataAsync(
+    { byteLength: file.size, slice: (start, end = file.size) => file.read(start, end) },
+    { geoparquet: false },
+  );
+  const rows = Number(metadata.num_rows);
+  const inGroups = metadata.row_groups.reduce((sum, group) => sum + Number(group.num_rows), 0);
+  if (!(rows >= 0) || rows !== inGroups || metadata.row_groups.some((group) => group.num_rows < 0)) {
+    throw new Error(`it is said to have ${rows} rows, and ${inGroups} in its row groups`);
+  }
+  if (rows > freeRows && rows > file.size * 100) {
+    throw new PermanentError(
+      "FILE_TOO_LARGE",
+      `the Parquet file has ${rows} rows in ${file.size} bytes, as bombs do. Leave out the equal rows.`,
+    );
+  }
+  return metadata;
+}
+
+interface Column {
+  path: string;
+  /** The next rows, exactly so many. */
+  take(rows: number): Promise<DecodedArray>;
+}
+
+function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, budget: { left: number }): Column {
+  const schemaPath = getTreePath(tree, meta.path_in_schema);
+  const leaf = schemaPath.at(-1) as SchemaTree;
+  const flat = isFlatColumn(schemaPath);
+  const { decoder, finish } = decoderOf(meta, schemaPath, leaf);
+  const path = meta.path_in_schema.join(".");
+  let offset = Number(meta.dictionary_page_offset ?? 0n) || Number(meta.data_page_offset);
+  if (offset > Number(meta.data_page_offset)) offset = Number(meta.data_page_offset);
+  const end = offset + Number(meta.total_compressed_size);
+  let dictionary: DecodedArray | undefined;
+  /** Rows that are read and not taken yet. Of a nested column the last may go on in the next page. */
+  let pending: unknown[] = [];
+  let taken = 0;
+
+  /** @returns false at the end of the column. */
+  async function readNext(): Promise<boolean> {
+    if (offset >= end) return false;
+    let header: ReturnType<typeof parquetHeader> | undefined;
+    let headerBytes = 0;
+    // Headers may hold statistics, and so be of any length.
+    for (let window = 16 * 1024; header === undefined; window *= 16) {
+      const reader = { view: new DataView(await file.read(offset, Math.min(end, offset + window))), offset: 0 };
+      try {
+        header = parquetHeader(reader);
+        headerBytes = reader.offset;
+      } catch (error) {
+        if (offset + window >= end || window > maxFooterBytes) throw error;
+      }
+    }
+    const { compressed_page_size: packed, uncompressed_page_size: unpacked, type } = header;
+    const values =
+      header.data_page_header?.num_values ?? header.data_page_header_v2?.num_values ?? header.dictionary_page_header?.num_values ?? 0;
+    if (!(packed >= 0) || !(unpacked >= 0) || !(values >= 0) || offset + headerBytes + packed > end)
+      throw new Error(`a page of column "${path}" does not fit`);
+    if (unpacked > maxPageBytes || values > maxPageValues) {
+      throw new PermanentError(
+        "FILE_TOO_LARGE",
+        `a page of column "${path}" has ${values} values in ${unpacked} bytes; the limits are ${maxPageValues} and ${maxPageBytes}. Write smaller pages.`,
+      );
+    }
+    budget.left -= unpacked;
+    if (budget.left < 0)
+      throw new PermanentError(
+        "FILE_TOO_LARGE",
+        "the Parquet file unpacks to far more than its size, as bombs do. Write it again without compression.",
+      );
+    const page = { view: new DataView(await file.read(offset + headerBytes, offset + headerBytes + packed)), offset: 0 };
+    offset += headerBytes + packed;
+    if (type === "INDEX_PAGE") return true;
+    if (type === "DICTIONARY_PAGE") {
+      const { data } = readPage(page, header, decoder, undefined, undefined, 0);
+      dictionary = data === undefined ? undefined : convert(data, decoder);
+      return true;
+    }
+    const before = pending.length;
+    const { data = [] } = readPage(page, header, decoder, dictionary, flat ? undefined : pending, 0);
+    if (data !== pending) for (const value of data) pending.push(value);
+    if (pending.length - before > values + 1) throw new Error(`a page of column "${path}" has more rows than values`);
+    return true;
+  }
+
+  return {
+    path,
+    async take(rows) {
+      // What belongs to the last row is known only when the next one begins, or nothing follows.
+      let more = true;
+      while (more && pending.length < rows + (flat ? 0 : 1)) more = await readNext();
+      if (pending.length < rows) throw new Error(`column "${path}" ends after row ${taken + pending.length}`);
+      taken += rows;
+      const out = pending.slice(0, rows);
+      pending = pending.slice(rows);
+      return finish === undefined ? out : out.map(finish);
+    },
+  };
+}
+
+/** hyparquet's parameters, with values that lose nothing: hyparquet makes decimals, dates and broken text JavaScript's. */
+function decoderOf(meta: ColumnMetaData, schemaPath: SchemaTree[], leaf: SchemaTree) {
+  const { element } = leaf;
+  const scale =
+    element.logical_type?.type === "DECIMAL"
+      ? element.logical_type.scale
+      : element.converted_type === "DECIMAL"
+        ? (element.scale ?? 0)
+        : undefined;
+  const isText = ["UTF8", "ENUM"].includes(element.converted_type ?? "") || ["STRING", "ENUM"].includes(element.logical_type?.type ?? "");
+  const read = isText ? textOf : textOrBinary;
+  const { converted_type: _converted, logical_type: _logical, ...bare } = element;
+  const decoder = {
+    ...meta,
+    pathInSchema: meta.path_in_schema,
+    schemaPath,
+    element: scale === undefined ? element : bare,
+    compressors,
+    utf8: scale === undefined,
+    parsers: {
+      ...DEFAULT_PARSERS,
+      stringFromBytes: read,
+      jsonFromBytes(bytes: Uint8Array) {
+        const text = textOf(bytes);
+        return text === brokenText ? text : new JsonText(text);
+      },
+      geometryFromBytes: textOrBinary,
+      geographyFromBytes: textOrBinary,
+      dateFromDays: dayOf,
+      timestampFromMilliseconds: (count: bigint) => timeOf(BigInt(count), "milli"),
+      timestampFromMicroseconds: (count: bigint) => timeOf(BigInt(count), "micro"),
+      timestampFromNanoseconds: (count: bigint) => timeOf(BigInt(count), "nano"),
+    },
+  };
+  const asDecimal = (value: unknown): unknown => {
+    if (Array.isArray(value)) return value.map(asDecimal);
+    if (typeof value === "number" || typeof value === "bigint") return decimalOf(BigInt(value), scale ?? 0);
+    if (!(value instanceof Uint8Array)) return value;
+    return decimalOf(
+      value.byteLength === 0 ? 0n : BigInt.asIntN(value.byteLength * 8, BigInt(`0x${Buffer.from(value).toString("hex")}`)),
+      scale ?? 0,
+    );
+  };
+  return { decoder, finish: scale === undefined ? undefined : asDecimal };
+}
+
+function assembleRows(tree: SchemaTree, leaves: Map<string, DecodedArray>, count: number): Record<string, unknown>[] {
+  // Without a prototype any name of a column is only a name.
+  const rows = Array.from({ length: count }, () => Object.create(null) as Record<string, unknown>);
+  for (const child of tree.children) {
+    const { name } = child.element;
+    if (child.children.length > 0) assembleNested(leaves, child, DEFAULT_PARSERS);
+    const values = leaves.get(name);
+    if (values === undefined || values.length !== count) throw new Error(`column "${name}" has other rows than the file`);
+    for (let index = 0; index < count; index++) (rows[index] as Record<string, unknown>)[name] = values[index];
+  }
+  return rows;
+}

@@ -1,0 +1,123 @@
+/** Values of typed columns (Parquet, Arrow) as JSON has them; numbers that no JavaScript number holds keep their digits. */
+import { decodeUtf8 } from "./decode-text.ts";
+import { parseExact } from "./exact-json.ts";
+import { type RawRow, rowTooLarge } from "./raw-rows.ts";
+import { notText } from "./split-rows.ts";
+
+/** A number by its digits: a decimal, or an integer of any size. */
+export class Digits {
+  readonly text: string;
+  constructor(text: string) {
+    this.text = text;
+  }
+}
+/** Bytes that are no text, such as an image. A row that is read for text finds an object here. */
+export class Binary {
+  readonly bytes: number;
+  constructor(bytes: number) {
+    this.bytes = bytes;
+  }
+}
+/** A column of JSON. */
+export class JsonText {
+  readonly text: string;
+  constructor(text: string) {
+    this.text = text;
+  }
+}
+/** What a column of text holds where it is not UTF-8. */
+export const brokenText: unique symbol = Symbol("not UTF-8");
+
+export const textOf = (bytes: Uint8Array): string | typeof brokenText => decodeUtf8(bytes) ?? brokenText;
+/** Writers of long ago did not say which bytes are text. */
+export const textOrBinary = (bytes: Uint8Array): string | Binary => decodeUtf8(bytes) ?? new Binary(bytes.byteLength);
+
+/** `unscaled` / 10^scale, with all its digits. */
+export function decimalOf(unscaled: bigint, scale: number): Digits {
+  if (scale <= 0) return new Digits(String(unscaled * 10n ** BigInt(-scale)));
+  const digits = String(unscaled < 0n ? -unscaled : unscaled).padStart(scale + 1, "0");
+  return new Digits(`${unscaled < 0n ? "-" : ""}${digits.slice(0, -scale)}.${digits.slice(-scale)}`);
+}
+
+const perSecond = { second: 1n, milli: 1000n, micro: 1_000_000n, nano: 1_000_000_000n } as const;
+
+/** ISO 8601 in UTC, with as many digits of the second as there are; the number itself where no calendar has that day. */
+export function timeOf(count: bigint, unit: keyof typeof perSecond): string | Digits {
+  const scale = perSecond[unit];
+  const fraction = ((count % scale) + scale) % scale;
+  const date = new Date(Number((count - fraction) / scale) * 1000);
+  if (Number.isNaN(date.getTime())) return new Digits(String(count));
+  const digits =
+    unit === "second"
+      ? ""
+      : String(fraction)
+          .padStart(String(scale).length - 1, "0")
+          .replace(/0+$/, "");
+  return `${date.toISOString().slice(0, -5)}${digits === "" ? "" : `.${digits}`}Z`;
+}
+
+export function dayOf(days: number): string | Digits {
+  const date = new Date(days * 86_400_000);
+  return Number.isNaN(date.getTime()) ? new Digits(String(days)) : date.toISOString().replace(/T.*/, "");
+}
+
+interface Seen {
+  size: number;
+  broken: boolean;
+}
+
+/** A row of column values. */
+export function valueRow(line: number, columns: Readonly<Record<string, unknown>>, maxRowBytes: number): RawRow {
+  const place = `row ${line}`;
+  const seen: Seen = { size: 0, broken: false };
+  const value = toJson(columns, (text) => Number(text), JSON.parse, seen) as Readonly<Record<string, unknown>>;
+  if (seen.broken) return notText(line, place);
+  if (seen.size > maxRowBytes) return rowTooLarge(line, place, seen.size, maxRowBytes);
+  return { line, place, value, exact: () => toJson(columns, asWritten, parseExact, { size: 0, broken: false }) };
+}
+
+const asWritten = (text: string): unknown => (JSON as unknown as { rawJSON(source: string): unknown }).rawJSON(text);
+
+function toJson(value: unknown, number: (text: string) => unknown, json: (text: string) => unknown, seen: Seen): unknown {
+  seen.size += 8;
+  switch (typeof value) {
+    case "string": {
+      seen.size += value.length;
+      return value;
+    }
+    case "number":
+      return Number.isFinite(value) ? value : null;
+    case "boolean":
+      return value;
+    case "bigint":
+      return number(String(value));
+    case "symbol": {
+      seen.broken = true;
+      return null;
+    }
+    case "object":
+      break;
+    default:
+      return null;
+  }
+  if (value === null) return null;
+  if (Array.isArray(value)) return value.map((item) => toJson(item, number, json, seen));
+  if (value instanceof Digits) return number(value.text);
+  if (value instanceof Binary) return { bytes: value.bytes };
+  if (value instanceof JsonText) {
+    seen.size += value.text.length;
+    try {
+      return json(value.text);
+    } catch {
+      return value.text;
+    }
+  }
+  if (value instanceof Uint8Array) return { bytes: value.byteLength };
+  const row: Record<string, unknown> = {};
+  for (const [name, item] of Object.entries(value)) {
+    const converted = toJson(item, number, json, seen);
+    if (name === "__proto__") Object.defineProperty(row, name, { value: converted, enumerable: true });
+    else row[name] = converted;
+  }
+  return row;
+}
