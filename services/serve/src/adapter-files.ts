@@ -6,7 +6,7 @@ import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { chmod, mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { adapterManifest, type BlobRef, type Digest } from "@loraline/contracts";
+import { type AdapterManifest, adapterManifest, type BlobRef, type Digest } from "@loraline/contracts";
 import { getJson, getToFile, type Objects } from "@loraline/objects";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { hexOf } from "./engine-names.ts";
@@ -44,8 +44,18 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
     return stats.map(({ ino, size, mtimeNs, ctimeNs }) => `${ino}/${size}/${mtimeNs}/${ctimeNs}`).join(" ");
   };
 
-  const filesOf = async ({ tenant, manifest }: Adapter): Promise<{ name: string; blob: BlobRef }[]> => {
-    const { files } = await getJson(objects, tenant, manifest, adapterManifest);
+  /** Immutable, and asked for at each proof. */
+  const manifests = new Map<string, AdapterManifest>();
+  const manifestOf = async ({ tenant, manifest }: Adapter): Promise<AdapterManifest> => {
+    const key = `${tenant}/${manifest.digest}`;
+    const known = manifests.get(key) ?? (await getJson(objects, tenant, manifest, adapterManifest));
+    if (manifests.size >= 2048) manifests.clear();
+    manifests.set(key, known);
+    return known;
+  };
+  const filesOf = async (adapter: Adapter): Promise<{ name: string; blob: BlobRef }[]> => {
+    const { manifest } = adapter;
+    const { files } = await manifestOf(adapter);
     return needed.map((name) => {
       const blob = files.find(({ path }) => path === name)?.blob;
       if (blob === undefined) {
@@ -73,29 +83,38 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
     }
   };
 
+  const making = new Map<string, Promise<string>>();
+  const make = async (adapter: Adapter): Promise<string> => {
+    const path = pathOf(adapter);
+    if (await verify(adapter)) return path;
+    const partial = `${path}.${randomUUID()}.partial`;
+    try {
+      await mkdir(partial, { recursive: true });
+      for (const { name, blob } of await filesOf(adapter)) {
+        // Verified on the way: a blob that is not what its digest says never gets its name.
+        await getToFile(objects, adapter.tenant, blob, join(partial, name));
+        await chmod(join(partial, name), 0o444);
+      }
+      // Two agents of one machine must not share a folder; but should they, the second finds what it wanted.
+      await rm(path, { recursive: true, force: true });
+      await rename(partial, path);
+    } catch (error) {
+      await rm(partial, { recursive: true, force: true });
+      throw error instanceof PermanentError ? error : explainSystemError(error, `fetching adapter ${adapter.digest} to ${path}`);
+    }
+    if (!(await verify(adapter))) throw new Error(`adapter ${adapter.digest} was written to ${path} but reads back differently`);
+    return path;
+  };
+
   return {
     pathOf,
     verify,
-    async ensure(adapter) {
+    ensure(adapter) {
+      // Two versions may have the same bytes, and agents of one process may share the folder.
       const path = pathOf(adapter);
-      if (await verify(adapter)) return path;
-      const partial = `${path}.${randomUUID()}.partial`;
-      try {
-        await mkdir(partial, { recursive: true });
-        for (const { name, blob } of await filesOf(adapter)) {
-          // Verified on the way: a blob that is not what its digest says never gets its name.
-          await getToFile(objects, adapter.tenant, blob, join(partial, name));
-          await chmod(join(partial, name), 0o444);
-        }
-        // Two agents of one machine must not share a folder; but should they, the second finds what it wanted.
-        await rm(path, { recursive: true, force: true });
-        await rename(partial, path);
-      } catch (error) {
-        await rm(partial, { recursive: true, force: true });
-        throw error instanceof PermanentError ? error : explainSystemError(error, `fetching adapter ${adapter.digest} to ${path}`);
-      }
-      if (!(await verify(adapter))) throw new Error(`adapter ${adapter.digest} was written to ${path} but reads back differently`);
-      return path;
+      const made = making.get(path) ?? make(adapter).finally(() => making.delete(path));
+      making.set(path, made);
+      return made;
     },
     async touched(adapter) {
       const path = pathOf(adapter);
