@@ -233,13 +233,15 @@ export const runSpecFields = z
       .describe("Share of the records held out for evaluation when there is no validation dataset."),
     validation_overlap: z
       .enum(["drop", "keep"])
-      .default("drop")
-      .describe("What happens to training records that the validation dataset holds too: `drop` leaves them out and reports them."),
+      .optional()
+      .describe(
+        "What happens to training records that the validation dataset holds too: `drop` (default) leaves them out and reports them.",
+      ),
     dedupe: z
       .enum(["none", "exact", "near"])
-      .default("none")
+      .optional()
       .describe(
-        "`exact` keeps the first of records that say the same; `near` also leaves out those that say nearly what an earlier one says, and looks for overlap with the validation dataset in the same way. What is left out is reported.",
+        "`none` is the default; `exact` keeps the first of records that say the same; `near` also leaves out those that say nearly what an earlier one says, and looks for overlap with the validation dataset in the same way. What is left out is reported.",
       ),
     min_records: z.int().min(1).default(10).describe("Fewer usable records than this reject the run."),
     lora: loraSpec.prefault({}),

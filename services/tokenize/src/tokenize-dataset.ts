@@ -57,7 +57,7 @@ export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): D
       Object.entries(spec.tokenize).sort(([a], [b]) => (a < b ? -1 : 1)),
       packing === "auto" ? batch : null,
       spec.training.seed,
-      [spec.dedupe, spec.validation_overlap],
+      [spec.dedupe ?? "none", spec.validation_overlap ?? "drop"],
       dataset.chunks.map((chunk) => chunk.blob.digest),
       validation === null ? spec.holdout : validation.chunks.map((chunk) => chunk.blob.digest),
     ]),
@@ -182,13 +182,13 @@ const counted = ({ reasons }: Encoded): number => [...reasons.values()].reduce((
 
 /** What the run does not want of records that could be trained on. */
 function refuseRepeated({ dedupe, validation_overlap }: RunSpec, validation?: Encoded) {
-  const unseen = new Set(validation_overlap === "drop" ? validation?.sequences.map((one) => one.id) : []);
+  const unseen = new Set(validation_overlap !== "keep" ? validation?.sequences.map((one) => one.id) : []);
   const seen = new Map<number, number>();
   return (id: number, line: number): { code: string; message: string } | undefined => {
     if (unseen.has(id)) {
       return { code: "IN_VALIDATION", message: "the validation dataset holds the same record, and it must not be trained on" };
     }
-    if (dedupe === "none") return undefined;
+    if (dedupe === undefined || dedupe === "none") return undefined;
     const earlier = seen.get(id);
     if (earlier !== undefined) return { code: "DUPLICATE", message: `it says the same as line ${earlier}, which is kept` };
     seen.set(id, line);
