@@ -12,6 +12,7 @@ const sections = runSpecFields.pick({
   holdout: true,
   min_records: true,
   gate: true,
+  gate_accuracy: true,
   promote: true,
   canary: true,
   placement: true,

@@ -45,6 +45,8 @@ export type ProgressLine = z.infer<typeof progressLine>;
 export const evaluation = z.object({
   base_loss: z.number(),
   adapter_loss: z.number(),
+  base_accuracy: z.number().nullish().describe("Share of the supervised tokens that are the likeliest one to the base."),
+  adapter_accuracy: z.number().nullish(),
   rows: z.int(),
   supervised_tokens: z.int(),
 });

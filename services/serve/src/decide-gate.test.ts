@@ -111,6 +111,23 @@ describe("decideGate", () => {
     expect(verdict({ ...strict, adapter: undefined })).toBe("accepted");
   });
 
+  it("asks for accuracy only when told to", () => {
+    const judged = (own: number | null, gate: GateInput["spec"]["gate"], other?: number) =>
+      verdict({
+        spec: { ...input.spec, gate, gate_accuracy: true },
+        evaluation: { ...evaluation, base_accuracy: 0.4, adapter_accuracy: own },
+        adapter: other === undefined ? undefined : promoted(2.5, { adapter_accuracy: other }),
+      });
+    expect(judged(0.4, "better-than-base")).toBe("accepted");
+    expect(judged(0.39, "better-than-base")).toBe("LESS_ACCURATE_THAN_BASE");
+    expect(judged(0.39, "none")).toBe("accepted");
+    expect(judged(0.5, "better-than-promoted", 0.6)).toBe("LESS_ACCURATE_THAN_PROMOTED");
+    expect(judged(0.5, "better-than-base", 0.6)).toBe("accepted");
+    expect(verdict({ evaluation: { ...evaluation, base_accuracy: 0.4, adapter_accuracy: 0.1 } })).toBe("accepted");
+    expect(judged(null, "better-than-base")).toBe("accepted");
+    expect(gateDoubt({ ...input, spec: { ...input.spec, gate_accuracy: true } })).toContain("not measured");
+  });
+
   it("says what it could not judge", () => {
     const doubt = (over: Partial<GateInput>) => gateDoubt({ ...input, ...over });
     const strict = { spec: { ...input.spec, gate: "better-than-promoted" as const } };

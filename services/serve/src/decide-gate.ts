@@ -14,7 +14,7 @@ import { adapterFiles } from "./judge-adapter.ts";
 import { proofLimits, recordedEffect } from "./proof.ts";
 
 export interface GateInput {
-  spec: Pick<RunSpec, "base" | "adapter" | "gate">;
+  spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy">;
   digest: Digest;
   manifest: AdapterManifest;
   evidence: Evidence;
@@ -97,6 +97,20 @@ const betterThanBase: Judge = ({ spec, evaluation }) =>
       }
     : undefined;
 
+const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
+
+const asAccurateAsBase: Judge = ({ spec, evaluation }) => {
+  const { base_accuracy: base, adapter_accuracy: own, rows } = evaluation ?? {};
+  if (spec.gate === "none" || spec.gate_accuracy !== true || typeof base !== "number" || typeof own !== "number") return undefined;
+  return own >= base
+    ? undefined
+    : {
+        code: "LESS_ACCURATE_THAN_BASE",
+        param: "gate_accuracy",
+        message: `${percent(own)} of the held-out tokens are the likeliest one with the adapter, ${percent(base)} without it (${rows} rows). Without gate_accuracy the held-out loss alone decides.`,
+      };
+};
+
 /** Losses are comparable only on the same rows, and the base's loss on them tells whether they are the same. */
 export const sameRows = (a: Evaluation, b: Evaluation): boolean =>
   a.rows === b.rows && a.supervised_tokens === b.supervised_tokens && Math.abs(a.base_loss - b.base_loss) <= 1e-3 * a.base_loss;
@@ -116,6 +130,18 @@ const betterThanPromoted: Judge = ({ spec, evaluation, adapter }) => {
     : undefined;
 };
 
+const asAccurateAsPromoted: Judge = ({ spec, evaluation, adapter }) => {
+  const promoted = promotedOf(adapter);
+  if (spec.gate !== "better-than-promoted" || spec.gate_accuracy !== true || !evaluation || !promoted?.evaluation) return undefined;
+  const [own, other] = [evaluation.adapter_accuracy, promoted.evaluation.adapter_accuracy];
+  if (typeof own !== "number" || typeof other !== "number" || !sameRows(evaluation, promoted.evaluation) || own >= other) return undefined;
+  return {
+    code: "LESS_ACCURATE_THAN_PROMOTED",
+    param: "gate_accuracy",
+    message: `${percent(own)} of the held-out tokens are the likeliest one, ${percent(other)} with the promoted version ${promoted.version} on the same ${evaluation.rows} rows. Without gate_accuracy the held-out loss alone decides.`,
+  };
+};
+
 const chain: readonly Judge[] = [
   engineServesBase,
   oneBasePerAdapter,
@@ -125,7 +151,9 @@ const chain: readonly Judge[] = [
   evidenceIsIts,
   canBeProven,
   betterThanBase,
+  asAccurateAsBase,
   betterThanPromoted,
+  asAccurateAsPromoted,
 ];
 
 /** The first reason not to serve it; undefined: accepted. */
@@ -144,6 +172,7 @@ export function decideGate(input: GateInput): Problem | undefined {
 export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" | "evaluation" | "adapter">): string | undefined {
   if (spec.gate === "none") return undefined;
   if (evaluation === null) return "nothing was judged: no rows were held out, and there is no validation file.";
+  if (spec.gate_accuracy === true && typeof evaluation.adapter_accuracy !== "number") return "its accuracy was not measured.";
   const promoted = promotedOf(adapter);
   if (spec.gate !== "better-than-promoted" || promoted === undefined) return undefined;
   const cannot = `its held-out loss cannot be compared with that of the promoted version ${promoted.version}`;

@@ -123,17 +123,18 @@ def forward(model, batch: dict):
 
 
 @torch.no_grad()
-def mean_loss(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, int]:
-    """Mean loss per supervised token over (input_ids, labels) pairs, and the number of those tokens."""
+def evaluate(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, float, int]:
+    """Over the supervised tokens of (input_ids, labels) pairs: mean loss, share that is the likeliest one, and their number."""
     was_training = model.training
     model.eval()
-    total, count, waiting, size = 0.0, 0, [], 0
+    total, right, count, waiting, size = 0.0, 0, 0, [], 0
 
     def flush():
-        nonlocal total, count, waiting, size
+        nonlocal total, right, count, waiting, size
         if waiting:
             outputs, labels = forward(model, flatten(waiting))
             total += sum_of_losses(outputs, labels).item()
+            right += (outputs.logits[0].argmax(-1) == labels[1:]).sum().item()
             count += labels.numel() - 1
         waiting, size = [], 0
 
@@ -144,7 +145,7 @@ def mean_loss(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, int
         size += len(input_ids)
     flush()
     model.train(was_training)
-    return total / max(count, 1), count
+    return total / max(count, 1), right / max(count, 1), count
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def train(job: Job) -> None:
     prompts = [probe["input_ids"] for probe in spec["probes"]]
     with model.disable_adapter():
         with job.phase("evaluate"):
-            base_loss, supervised_tokens = packing.mean_loss(model, held_out.sequences())
+            base_loss, base_accuracy, supervised_tokens = packing.evaluate(model, held_out.sequences())
         with job.phase("probe"):
             base_tokens, base_logprobs, base_first = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
 
@@ -215,7 +215,7 @@ def train(job: Job) -> None:
             trainer=trainer,
             directory=directory / "checkpoints",
             emit=job.emit,
-            evaluate=lambda: packing.mean_loss(model, held_out.sequences())[0] if len(held_out) else None,
+            evaluate=lambda: packing.evaluate(model, held_out.sequences())[0] if len(held_out) else None,
             eval_steps=settings["eval_steps"],
             save_total_limit=settings["save_total_limit"],
             stop_wanted=lambda: job.stop_wanted,
@@ -252,11 +252,13 @@ def train(job: Job) -> None:
 
     with job.phase("evaluate"):
         if len(held_out):
-            adapter_loss, _ = packing.mean_loss(model, held_out.sequences())
+            adapter_loss, adapter_accuracy, _ = packing.evaluate(model, held_out.sequences())
             job.emit({"type": "eval", "step": trainer.state.global_step, "eval_loss": adapter_loss})
             job.result["evaluation"] = {
                 "base_loss": base_loss,
                 "adapter_loss": adapter_loss,
+                "base_accuracy": base_accuracy,
+                "adapter_accuracy": adapter_accuracy,
                 "rows": len(held_out),
                 "supervised_tokens": supervised_tokens,
             }

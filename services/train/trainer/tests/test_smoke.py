@@ -37,6 +37,7 @@ def test_smollm2_learns_an_answer(tmp_path):
     result = run.result
     assert result["adapter"]["parameters"] == 2_442_240
     assert result["evaluation"]["adapter_loss"] < 0.5 < 2 < result["evaluation"]["base_loss"]
+    assert result["evaluation"]["base_accuracy"] < 0.7 < 0.8 < result["evaluation"]["adapter_accuracy"]
     probe = result["probes"][0]
     assert probe["adapter"]["tokens"] == answer[:6]
     assert min(probe["adapter"]["logprobs"]) > -1.5

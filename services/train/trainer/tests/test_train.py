@@ -46,6 +46,7 @@ def test_a_run_leaves_progress_adapter_and_result(directory):
     assert [line["step"] for line in run.lines("eval")] == [5, 10, 12]
 
     assert result["evaluation"]["adapter_loss"] < result["evaluation"]["base_loss"]
+    assert 0 <= result["evaluation"]["base_accuracy"] <= result["evaluation"]["adapter_accuracy"] <= 1
     assert result["evaluation"]["rows"] == 4
     assert result["evaluation"]["supervised_tokens"] == sum(len(l) - 4 for row in make_rows(4, seed=2, packed=1) for _, l in row)
 
