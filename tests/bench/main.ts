@@ -2,12 +2,21 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, totalmem } from "node:os";
 import { benchBus } from "./bus.ts";
+import { benchConverge } from "./converge.ts";
+import { benchGateway, benchGatewayOnVllm } from "./gateway.ts";
 import { benchLine } from "./line.ts";
 import { benchObjects } from "./objects.ts";
 import { type Row, tableOf } from "./table.ts";
 
 const only = process.argv.slice(2);
-const benches: Record<string, () => Promise<Row[]>> = { bus: benchBus, objects: benchObjects, line: benchLine };
+const benches: Record<string, () => Promise<Row[]>> = {
+  bus: benchBus,
+  objects: benchObjects,
+  gateway: benchGateway,
+  converge: benchConverge,
+  "gateway-vllm": benchGatewayOnVllm,
+  line: benchLine,
+};
 const load = loadavg()[0]!.toFixed(1);
 const machine = `${cpus().length} × ${cpus()[0]?.model ?? "unknown CPU"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}, load before the start ${load}`;
 const rows: Row[] = [];

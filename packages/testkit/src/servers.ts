@@ -1,4 +1,5 @@
-/** The servers without vitest: for benchmarks and scripts. */
+/** The servers, and the simulated engine, without vitest: for benchmarks and scripts. */
 export { type NatsFixture, spawnNatsServer, startNats } from "./nats-server.ts";
 export { type S3Fixture, spawnS3Server, startS3 } from "./s3-server.ts";
 export type { ServerProcess } from "./server-process.ts";
+export * from "./simulated-engine.ts";

@@ -1,0 +1,96 @@
+/**
+ * Many replicas in one process, for the benchmark: the real agents, each with a simulated engine of its own. What a machine would have to
+ * itself they share: the process, its connection to NATS, and the folder of adapter files.
+ */
+import { connectBus, createBus } from "@loraline/bus";
+import type { BlobRef } from "@loraline/contracts";
+import { createJetStreamObjects, type Objects } from "@loraline/objects";
+import { createLog, createTelemetry } from "@loraline/runtime";
+import { createAdapterFiles, createServeAgent } from "@loraline/serve";
+import { createSimulatedEngine, type SimulatedEngine } from "@loraline/testkit/servers";
+
+export interface AgentsSettings {
+  servers: string;
+  engine: string;
+  base: string;
+  dir: string;
+  from: number;
+  count: number;
+}
+export type AgentsCommand = { kind: "restart"; replica: number } | { kind: "usage" } | { kind: "stop" };
+export interface AgentsUsage {
+  rss: number;
+  cpuMs: number;
+  messages: number;
+  bytes: number;
+}
+
+const settings = JSON.parse(process.argv[2] ?? "{}") as AgentsSettings;
+const { servers, engine, base, dir, from, count } = settings;
+const nc = await connectBus({ servers, name: `agents from ${from}` });
+const log = createLog({ service: "agent", level: process.env["LOG_LEVEL"] ?? "silent" });
+const telemetry = createTelemetry({ service: "agent" });
+const bus = createBus({ nc, log, telemetry, source: "agent" });
+const objects = inMemory(await createJetStreamObjects(nc));
+const files = { ...createAdapterFiles({ dir, objects }), collect: async () => {} };
+
+const engines = new Map<number, SimulatedEngine>();
+const agents: AsyncDisposable[] = [];
+for (let n = from; n < from + count; n++) {
+  const simulated = await createSimulatedEngine({ base });
+  engines.set(n, simulated);
+  agents.push(
+    await createServeAgent({
+      ...{ bus, objects, log, telemetry, engine, base, files, adaptersDir: dir },
+      replica: `r${n}`,
+      engineUrl: simulated.url,
+      publicUrl: simulated.url,
+      maxLoraRank: 32,
+      healthMs: 1000,
+    }),
+  );
+}
+
+process.on("message", (command: AgentsCommand) => {
+  void (async () => {
+    if (command.kind === "restart") {
+      const simulated = engines.get(command.replica);
+      await simulated?.stop();
+      await simulated?.start();
+      process.send?.({ at: Date.now() });
+    } else if (command.kind === "usage") {
+      const { user, system } = process.cpuUsage();
+      const { inMsgs, outMsgs, inBytes, outBytes } = nc.stats();
+      const usage: AgentsUsage = {
+        rss: process.memoryUsage.rss(),
+        cpuMs: (user + system) / 1000,
+        messages: inMsgs + outMsgs,
+        bytes: inBytes + outBytes,
+      };
+      process.send?.(usage);
+    } else {
+      await Promise.all(agents.map((agent) => agent[Symbol.asyncDispose]()));
+      await Promise.all([...engines.values()].map((simulated) => simulated[Symbol.asyncDispose]()));
+      await nc.close();
+      process.disconnect?.();
+    }
+  })();
+});
+process.send?.({ ready: true });
+
+/** A blob is fetched once per process, where each replica would fetch it once. */
+function inMemory({ get }: Pick<Objects, "get">): Pick<Objects, "get"> {
+  const blobs = new Map<string, Promise<Uint8Array>>();
+  const read = async (tenant: string, ref: BlobRef): Promise<Uint8Array> => Buffer.concat(await Array.fromAsync(await get(tenant, ref)));
+  return {
+    async get(tenant, ref) {
+      const key = `${tenant}/${ref.digest}`;
+      const blob = blobs.get(key) ?? read(tenant, ref as BlobRef);
+      blobs.set(key, blob);
+      const bytes = await blob;
+      return (async function* () {
+        yield bytes;
+      })();
+    },
+  };
+}

@@ -1,0 +1,331 @@
+/**
+ * Convergence at scale: real controller and agents on a real NATS, engines simulated (`packages/testkit/src/simulated-engine.ts`
+ * answers loads and probes over HTTP, and computes hashes where a model would compute). Every proof is asked and judged as ever.
+ * One machine plays a hundred, so the times are those of a hundred agents on these cores; messages and bytes are what they are.
+ */
+import { fork } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { connectBus, createBus, createReplicaTable, ensureStreams } from "@loraline/bus";
+import { adapterManifest, buckets, events, type EngineRecord, type RunSpecInput } from "@loraline/contracts";
+import { createJetStreamObjects, putJson } from "@loraline/objects";
+import { createLog, createTelemetry } from "@loraline/runtime";
+import { createServeController } from "@loraline/serve";
+import { simulatedAdapter, simulatedProbes, spawnNatsServer } from "@loraline/testkit/servers";
+import { ulid } from "ulid";
+import { base as realBase, clientOf, eventually, root, runOver, scratchDir, startLineUnderTest } from "../line-under-test.ts";
+import type { AgentsCommand, AgentsSettings, AgentsUsage } from "./converge-agents-main.ts";
+import { percentile, type Row } from "./table.ts";
+
+const replicas = Number(process.env["BENCH_REPLICAS"] ?? 100);
+const fewAdapters = Number(process.env["BENCH_FEW_ADAPTERS"] ?? 100);
+const manyAdapters = Number(process.env["BENCH_ADAPTERS"] ?? 1000);
+const processes = 2;
+const changes = 15;
+const restarts = 10;
+const tenant = "bench";
+const base = "simulated";
+const engine = "bench";
+
+export async function benchConverge(): Promise<Row[]> {
+  return [...(await simulatedFleet()), ...(process.env["BENCH_REAL"] === "0" ? [] : await realEngine())];
+}
+
+async function simulatedFleet(): Promise<Row[]> {
+  await using owned = new AsyncDisposableStack();
+  const nats = owned.use(await spawnNatsServer());
+  const dir = await mkdtemp(join(tmpdir(), "loraline-bench-"));
+  owned.defer(() => rm(dir, { recursive: true, force: true }));
+  const nc = await connectBus({ servers: nats.url, name: "bench" });
+  owned.defer(() => nc.close());
+  await ensureStreams(nc);
+  const log = createLog({ service: "bench", level: process.env["LOG_LEVEL"] ?? "silent" });
+  const telemetry = createTelemetry({ service: "bench" });
+  const bus = createBus({ nc, log, telemetry, source: "bench" });
+  const objects = await createJetStreamObjects(nc);
+
+  /* the controller, on a connection of its own so that its messages can be told apart */
+  const serveNc = await connectBus({ servers: nats.url, name: "serve" });
+  owned.defer(() => serveNc.close());
+  const record: EngineRecord = {
+    engine,
+    base: { name: base, revision: "1", digest: `sha256:${"b".repeat(64)}` },
+    maxLoraRank: 32,
+    maxLoras: 8,
+    maxCpuLoras: 4 * manyAdapters,
+    maxModelLen: 2048,
+    updatedAt: new Date().toISOString(),
+  };
+  const serveBus = createBus({ nc: serveNc, log, telemetry, source: "serve" });
+  owned.use(await createServeController({ bus: serveBus, objects, log, telemetry, engines: [record] }));
+
+  /* trained adapters */
+  const config = simulatedAdapter({ base }).config;
+  const configRef = await objects.put(tenant, "adapter-file", config);
+  const trained = async (adapter: string, seed: number) => {
+    const runId = ulid();
+    const at = { tenant, id: runId };
+    const spec: RunSpecInput = { base, adapter, dataset: ulid(), gate: "none" };
+    const { weights } = simulatedAdapter({ base, seed });
+    const weightsRef = await objects.put(tenant, "adapter-file", weights);
+    const manifest = await putJson(
+      objects,
+      tenant,
+      "adapter",
+      adapterManifest.parse({
+        version: 1,
+        base: record.base,
+        rank: 4,
+        targetModules: ["q_proj", "v_proj"],
+        parameters: 1,
+        files: [
+          { path: "adapter_config.json", blob: configRef },
+          { path: "adapter_model.safetensors", blob: weightsRef },
+        ],
+      }),
+    );
+    const evidence = await putJson(objects, tenant, "evidence", {
+      version: 1,
+      runId,
+      adapter: manifest.digest,
+      tokens: manifest,
+      templateDigest: manifest.digest,
+      evaluation: null,
+      probes: await simulatedProbes(join(dir, `scratch-${seed}`), { base, seed }),
+      lossHistory: [],
+    });
+    await bus.publish(events.runRequested, at, { spec });
+    const lastStepAt = new Date().toISOString();
+    await bus.publish(events.runTrained, at, {
+      ...{ attempt: 1, adapter: manifest, evidence, rank: 4, targetModules: ["q_proj", "v_proj"], parameters: 1, steps: 1 },
+      ...{ trainLoss: 1, trainedTokens: 1, tokensPerSecond: 1, evaluation: null, lastStepAt },
+    });
+    return runId;
+  };
+  const train = async (from: number, to: number): Promise<void> => {
+    let next = from;
+    await Promise.all(
+      Array.from({ length: 8 }, async () => {
+        for (let n = next++; n < to; n = next++) await trained(`a${n}`, n + 1);
+      }),
+    );
+    const adapters = await bus.bucket(buckets.adapters);
+    await eventually(`${to} adapters are desired`, 600_000, async () => ((await adapters.entries()).length >= to ? true : undefined));
+  };
+
+  /* a gateway's view of it all */
+  const stopping = new AbortController();
+  owned.defer(() => stopping.abort());
+  global.gc?.();
+  const heapBefore = process.memoryUsage().heapUsed;
+  const table = await createReplicaTable({ bus, signal: stopping.signal });
+  const provenEverywhere = (): number => [...table.entries()].reduce((sum, { proven }) => sum + proven.size, 0);
+
+  /* agents */
+  const started: ReturnType<typeof fork>[] = [];
+  const startAgents = async (): Promise<void> => {
+    for (let p = 0; p < processes; p++) {
+      const count = Math.floor(replicas / processes);
+      const settings: AgentsSettings = { servers: nats.url, engine, base, dir: join(dir, `agents-${p}`), from: p * count, count };
+      const child = fork(join(import.meta.dirname, "converge-agents-main.ts"), [JSON.stringify(settings)], {
+        execArgv: ["--conditions=@loraline/source"],
+      });
+      started.push(child);
+      owned.defer(() => void child.kill("SIGKILL"));
+    }
+    await Promise.all(started.map((child) => once(child, "message")));
+  };
+  const ask = async <T>(child: ReturnType<typeof fork>, command: AgentsCommand): Promise<T> => {
+    const answer = once(child, "message") as Promise<[T]>;
+    child.send(command);
+    return (await answer)[0];
+  };
+  const usage = async (): Promise<AgentsUsage & { serveMessages: number; serveBytes: number }> => {
+    const each = await Promise.all(started.map((child) => ask<AgentsUsage>(child, { kind: "usage" })));
+    const sum = (pick: (of: AgentsUsage) => number): number => each.reduce((total, of) => total + pick(of), 0);
+    const { inMsgs, outMsgs, inBytes, outBytes } = serveNc.stats();
+    return {
+      ...{ rss: sum(({ rss }) => rss), cpuMs: sum(({ cpuMs }) => cpuMs), messages: sum((of) => of.messages), bytes: sum((of) => of.bytes) },
+      ...{ serveMessages: inMsgs + outMsgs, serveBytes: inBytes + outBytes },
+    };
+  };
+  const converged = async (adapters: number): Promise<number> => {
+    const from = performance.now();
+    await eventually(`${adapters} adapters on ${replicas} replicas`, 1_200_000, () =>
+      provenEverywhere() >= adapters * replicas ? true : undefined,
+    );
+    return performance.now() - from;
+  };
+
+  /** Trains one adapter after the other, and waits until each is proven everywhere. */
+  const oneByOne = async (from: number) => {
+    // What heartbeats cost is not a change's.
+    const quietBefore = await usage();
+    const quietFrom = performance.now();
+    await new Promise((resolve) => setTimeout(resolve, 6000));
+    const before = await usage();
+    const perMs = (pick: (of: typeof before) => number): number => (pick(before) - pick(quietBefore)) / (performance.now() - quietFrom);
+    const start = performance.now();
+    const latencies: number[] = [];
+    for (let n = 0; n < changes; n++) {
+      const runId = await trained(`a${from + n}`, from + n + 1);
+      const served = await eventually("the run is served", 60_000, () => bus.last(events.runServed, { tenant, id: runId }));
+      if (served.data.replicas !== replicas) throw new Error(`served on ${served.data.replicas} of ${replicas}`);
+      latencies.push(served.data.lastStepToProvenMs);
+    }
+    const after = await usage();
+    const ms = performance.now() - start;
+    const cost = (pick: (of: typeof before) => number): number => (pick(after) - pick(before) - perMs(pick) * ms) / changes;
+    return {
+      latencies,
+      messages: cost(({ messages, serveMessages }) => messages + serveMessages),
+      bytes: cost(({ bytes, serveBytes }) => bytes + serveBytes),
+      cpuMs: cost(({ cpuMs }) => cpuMs),
+      quietPerSecond: 1000 * perMs(({ messages, serveMessages }) => messages + serveMessages),
+    };
+  };
+
+  console.error(`bench: ${fewAdapters} adapters on ${replicas} replicas …`);
+  await train(0, fewAdapters);
+  await startAgents();
+  await converged(fewAdapters);
+  const few = await oneByOne(fewAdapters);
+
+  console.error(`bench: ${manyAdapters} adapters on ${replicas} replicas …`);
+  for (const child of started) {
+    const gone = once(child, "exit");
+    child.send({ kind: "stop" });
+    await gone;
+  }
+  started.length = 0;
+  await train(fewAdapters + changes, manyAdapters);
+  const wanted = manyAdapters;
+  const serveBefore = serveNc.stats();
+  const from = performance.now();
+  await startAgents();
+  const agentsUpMs = performance.now() - from;
+  await converged(wanted);
+  const bulkMs = performance.now() - from;
+  const bulk = await usage();
+  global.gc?.();
+  const tableMb = (process.memoryUsage().heapUsed - heapBefore) / 1e6;
+  const serveMessages = bulk.serveMessages - serveBefore.inMsgs - serveBefore.outMsgs;
+  const many = await oneByOne(manyAdapters);
+
+  console.error("bench: restarts …");
+  const again: number[] = [];
+  for (let n = 0; n < restarts; n++) {
+    const replica = Math.floor((n * replicas) / restarts);
+    const child = started[Math.floor(replica / Math.floor(replicas / processes))]!;
+    const all = table.get(`${engine}.r${replica}`)?.proven.size ?? 0;
+    const before = table.get(`${engine}.r${replica}`)?.report.incarnation;
+    const { at } = await ask<{ at: number }>(child, { kind: "restart", replica });
+    await eventually("everything is proven again", 120_000, () => {
+      const entry = table.get(`${engine}.r${replica}`);
+      return entry !== undefined && entry.report.incarnation !== before && entry.proven.size >= all ? true : undefined;
+    });
+    again.push(Date.now() - at);
+  }
+  for (const child of started) {
+    const gone = once(child, "exit");
+    child.send({ kind: "stop" });
+    await gone;
+  }
+
+  const proofs = wanted * replicas;
+  const seconds = (values: readonly number[], rank: number): string => (Number(percentile(values, rank)) / 1000).toFixed(2);
+  const cost = (of: typeof few): string => `${Math.round(of.messages)} messages, ${Math.round(of.bytes / 1000)} kB`;
+  return [
+    {
+      what: `Converge: ${wanted} adapters × ${replicas} replicas (simulated engines), from nothing`,
+      value: `${(bulkMs / 1000).toFixed(0)} s`,
+      detail: `${Math.round(proofs / (bulkMs / 1000))} loads and proofs/s on this machine, which plays all ${replicas} (${processes} processes, up after ${(agentsUpMs / 1000).toFixed(0)} s)`,
+    },
+    {
+      what: "Converge: messages for that",
+      value: `${((bulk.messages + serveMessages) / proofs).toFixed(1)} per load and proof`,
+      detail: `in and out of agents and controller, heartbeats and acknowledgements included; ${(bulk.bytes / proofs / 1000).toFixed(1)} kB`,
+    },
+    {
+      what: "Converge: memory",
+      value: `${(bulk.rss / replicas / 1e6).toFixed(1)} MB per agent`,
+      detail: `agent and simulated engine, ${wanted} adapters each; a gateway's table of all ${proofs} holdings: ${tableMb.toFixed(0)} MB of heap`,
+    },
+    {
+      what: `Converge: one adapter more among ${fewAdapters}`,
+      value: cost(few),
+      detail: `for ${replicas} replicas, without heartbeats (${few.quietPerSecond.toFixed(0)} messages/s); ${few.cpuMs.toFixed(0)} ms of CPU in all agents and engines`,
+    },
+    {
+      what: `Converge: one adapter more among ${wanted}`,
+      value: cost(many),
+      detail: `for ${replicas} replicas, without heartbeats (${many.quietPerSecond.toFixed(0)} messages/s); ${many.cpuMs.toFixed(0)} ms of CPU in all agents and engines`,
+    },
+    {
+      what: `Converge: last training step → proven on all ${replicas} replicas (simulated engines)`,
+      value: `p50 ${seconds(many.latencies, 50)} s, p95 ${seconds(many.latencies, 95)} s`,
+      detail: `${wanted} adapters there before; among ${fewAdapters}: p50 ${seconds(few.latencies, 50)} s, p95 ${seconds(few.latencies, 95)} s`,
+    },
+    {
+      what: `Converge: engine restart → ${wanted} adapters proven again (simulated engine)`,
+      value: `p50 ${seconds(again, 50)} s, p95 ${seconds(again, 95)} s`,
+      detail: `${restarts} restarts, one at a time, from the new process' first answer`,
+    },
+  ];
+}
+
+/** The local line with its real vLLM: killed three times. */
+async function realEngine(): Promise<Row[]> {
+  await using scratch = await scratchDir();
+  const state = join(scratch.path, "state");
+  await using line = await startLineUnderTest(state);
+  await eventually("the engine answers", 300_000, () => line.news.find((news) => news.kind === "engine-ready"));
+  const client = clientOf(line);
+  const file = new File([await readFile(join(root, "samples/persona.jsonl"))], "converge.jsonl");
+  const { id } = await client.openai.files.create({ file, purpose: "fine-tune" });
+  const body = { model: realBase, training_file: id, suffix: "converge", loraline: { training: { max_steps: 10, learning_rate: 1e-3 } } };
+  const job = await client.openai.fineTuning.jobs.create(body);
+  const run = await runOver(client, job.id.replace("ftjob-", ""));
+  if (run.served === null) throw new Error(`the run ended as ${run.phase}: ${run.error?.message}`);
+  const fromDeath: number[] = [];
+  const fromAnswer: number[] = [];
+  for (let n = 0; n < 3; n++) {
+    const before = (await client.adapter("converge")).replicas[0]?.incarnation;
+    const { pid } = JSON.parse(await readFile(join(state, "children/engine.json"), "utf8")) as { pid: number };
+    const killedAt = performance.now();
+    process.kill(pid, "SIGKILL");
+    const health = `${(JSON.parse(await readFile(join(state, "line.json"), "utf8")) as { engineUrl: string }).engineUrl}/health`;
+    await eventually("the engine is gone", 30_000, () =>
+      fetch(health).then(
+        () => undefined,
+        () => true,
+      ),
+    );
+    let answeredAt = 0;
+    await eventually("it is proven again", 300_000, async () => {
+      if (
+        answeredAt === 0 &&
+        (await fetch(health).then(
+          ({ ok }) => ok,
+          () => false,
+        ))
+      )
+        answeredAt = performance.now();
+      const [replica] = (await client.adapter("converge")).replicas;
+      const proven = replica?.ready === true && replica.incarnation !== before && replica.adapters.some(({ state: is }) => is === "proven");
+      return proven ? true : undefined;
+    });
+    fromDeath.push((performance.now() - killedAt) / 1000);
+    fromAnswer.push((performance.now() - answeredAt) / 1000);
+  }
+  const all = (values: readonly number[]): string => values.map((value) => value.toFixed(1)).join(", ");
+  return [
+    {
+      what: "Converge: vLLM killed → adapter proven again (real engine)",
+      value: `p50 ${percentile(fromDeath, 50)} s, p95 ${percentile(fromDeath, 95)} s`,
+      detail: `${all(fromDeath)}; of which after the new process answers its health check: ${all(fromAnswer)}`,
+    },
+  ];
+}
