@@ -119,8 +119,9 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     let left = false;
     let streaming = false;
     try {
-      for (const replica of tries) {
+      for (const [index, replica] of tries.entries()) {
         const { engine, replica: name } = replica.state;
+        const isLastTry = index === tries.length - 1;
         const inTraffic = traffic.begin({ engineName: routed.engineModel, engine, replica: name });
         const leave = table.begin(replica);
         const askedAt = performance.now();
@@ -171,6 +172,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
           const { status, contentType, text } = await question.answer;
           if (streaming) return reply; // it ends by itself
           if (!isFinal(status)) {
+            if (isLastTry) outcome = "failed";
             why = `replica ${name} answered ${status}: ${engineErrorOf(status, text.slice(0, maxErrorLength), renamingOf(routed)).error.message}`;
             continue;
           }
@@ -196,6 +198,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
             outcome = "failed";
             throw new PermanentError("engine_timeout", `The engine did not answer within ${answerWithinMs / 1000} s.`, { status: 504 });
           }
+          if (isLastTry) outcome = "failed";
           why = `replica ${name} cannot be reached: ${(error as Error).message}`;
         } finally {
           if (!streaming) {
