@@ -2,7 +2,7 @@ import { datasetReport, type Rec } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
 import { createReport, readContents } from "./dataset-report.ts";
 import { type Body } from "./detect.ts";
-import { recordId } from "./read-records.ts";
+import { recordId } from "./record-id.ts";
 
 const chat = (line: number, question: string, answer: string, task = "instruct"): Rec => {
   const body: Body = {
@@ -13,7 +13,7 @@ const chat = (line: number, question: string, answer: string, task = "instruct")
       { role: "assistant", content: answer },
     ],
   };
-  return { v: "lrec/1", id: recordId(body), ...body, meta: { file: "f.jsonl", line, format: "instruction" } };
+  return { v: "lrec/1", id: recordId(body), ...body, meta: { line, format: "instruction" } };
 };
 const long = "The ship leaves the harbour of Saint-Malo at dawn, with forty sailors, two cooks and a parrot that nobody admits to own.";
 

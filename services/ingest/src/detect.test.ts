@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { detect, signatures } from "./detect.ts";
+import { createDetector, signatures } from "./detect.ts";
 
+const { detect } = createDetector({ labels: null });
 const read = (row: unknown) => detect(row, () => row as Record<string, unknown>);
 const turn = (role: string, content: string) => ({ role, content });
 

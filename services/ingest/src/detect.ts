@@ -386,7 +386,3 @@ function brokenText(body: Body): string | undefined {
   for (const { ref } of media ?? []) if (!ref.isWellFormed()) return ref;
   return undefined;
 }
-
-const plainDetector = createDetector({ labels: null });
-/** Without a mapping, and without the classes of the file. */
-export const detect = (value: unknown, exact: ExactRow): Detected | Refusal => plainDetector.detect(value, exact) as Detected | Refusal;

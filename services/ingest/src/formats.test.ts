@@ -2,10 +2,10 @@
 import fc from "fast-check";
 import { type DatasetFormat, datasetFormats, datasetMapping, record } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
-import { createDetector, type Detected, detect, isRefusal, needsLabels, type Refusal, signatures } from "./detect.ts";
+import { createDetector, type Detected, isRefusal, needsLabels, type Refusal, signatures } from "./detect.ts";
 import { parseExact } from "./exact-json.ts";
 import { prompts } from "./prompt-templates.ts";
-import { recordId } from "./read-records.ts";
+import { recordId } from "./record-id.ts";
 
 const read = (row: unknown) => createDetector({ labels: null }).detect(row, () => row) as Detected | Refusal;
 const user = (content: string) => ({ role: "user", content });
@@ -13,7 +13,7 @@ const assistant = (content: string) => ({ role: "assistant", content });
 const system = (content: string) => ({ role: "system", content });
 const turns = [user("hi"), assistant("ho")];
 /** From the source text, so that numbers are seen as written. */
-const readText = (json: string) => detect(JSON.parse(json), () => parseExact(json));
+const readText = (json: string) => createDetector({ labels: null }).detect(JSON.parse(json), () => parseExact(json));
 const mapped = (mapping: object, row: unknown, labels: readonly string[] | null = null): Detected | Refusal =>
   createDetector({ mapping: datasetMapping.parse(mapping), labels }).detect(row, () => row) as Detected | Refusal;
 
@@ -445,7 +445,7 @@ describe("classes", () => {
       template: "classification.en/1",
       body: { messages: [user("Classify the following text. Answer with exactly one of: bad, good.\nGreat"), assistant("good")] },
     });
-    expect(detect(row, () => row)).toMatchObject({
+    expect(read(row)).toMatchObject({
       template: "open-classification.en/1",
       body: { messages: [user("Classify the following text. Answer with the name of its class only.\nGreat"), {}] },
     });

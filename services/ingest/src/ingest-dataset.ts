@@ -1,16 +1,17 @@
 /** One upload to chunks of canonical records, rejections, report and manifest; or the reason why it gives nothing. */
 import { createHash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
-import { type BlobRef, type DatasetManifest, type DatasetReport, type Problem, type Rejection } from "@loraline/contracts";
+import type { BlobRef, DatasetManifest, DatasetMapping, Problem, Rejection } from "@loraline/contracts";
 import { digestOf, type Objects, putJson } from "@loraline/objects";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { canonicalJson } from "./canonical-json.ts";
 import { createReport } from "./dataset-report.ts";
+import { judgeDataset } from "./judge-dataset.ts";
 import { isFileFault, readRecords } from "./read-records.ts";
 import { openNameless } from "./spool.ts";
 
 /** Raise it whenever the same bytes would give other records: results cached by older code are then not used. */
-export const ingestCode = "ingest/1";
+export const ingestCode = "ingest/2";
 
 export interface IngestSettings {
   /** A row with more bytes is rejected. */
@@ -24,15 +25,16 @@ export interface Upload {
   tenant: string;
   blob: BlobRef;
   filename: string;
+  mapping: DatasetMapping | null;
 }
 
 export type IngestResult =
   | { kind: "ingested"; manifest: BlobRef; report: BlobRef; records: number; rejections: number; formats: Record<string, number> }
   | { kind: "rejected"; problem: Problem; report: BlobRef | null; rejections: number };
 
-/** Hash of everything that decides the result: hex. */
-export const ingestKey = ({ blob, filename }: Upload, settings: IngestSettings): string =>
-  digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, filename, settings })).slice("sha256:".length);
+/** Hash of everything that decides the result: hex. What the file is called is not among it. */
+export const ingestKey = ({ blob, mapping }: Omit<Upload, "filename">, settings: IngestSettings): string =>
+  digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, mapping, settings })).slice("sha256:".length);
 
 /**
  * Equal uploads give equal bytes. Objects are content-addressed and the manifest is written last, so dying anywhere leaves
@@ -57,8 +59,10 @@ interface IngestDeps {
 
 const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
 
-async function readAndStore({ objects, settings, signal }: IngestDeps, { tenant, blob, filename }: Upload): Promise<IngestResult> {
-  const reading = await readRecords(await objects.get(tenant, blob), { filename, maxRowBytes: settings.maxRowBytes });
+async function readAndStore({ objects, settings, signal }: IngestDeps, upload: Upload): Promise<IngestResult> {
+  const { tenant, blob, filename, mapping } = upload;
+  const open = () => objects.get(tenant, blob);
+  const reading = await readRecords(await open(), { mapping, reopen: open, maxRowBytes: settings.maxRowBytes });
   if (reading === undefined) {
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
   }
@@ -89,14 +93,12 @@ async function readAndStore({ objects, settings, signal }: IngestDeps, { tenant,
 
   const report = counts.report(await rejected.store(objects, tenant));
   const reportRef = await putJson(objects, tenant, "report", report);
-  if (report.records === 0) {
-    return { kind: "rejected", problem: explainNoRecords(filename, report), report: reportRef, rejections: report.rejections };
-  }
+  const problem = judgeDataset(filename, report, mapping);
+  if (problem !== null) return { kind: "rejected", problem, report: reportRef, rejections: report.rejections };
   const { records, rejections, formats } = report;
   const manifest: DatasetManifest = {
     version: 1,
     source: blob,
-    filename,
     records,
     rejections,
     formats,
@@ -111,24 +113,6 @@ async function readAndStore({ objects, settings, signal }: IngestDeps, { tenant,
     records,
     rejections,
     formats,
-  };
-}
-
-function explainNoRecords(filename: string, report: DatasetReport): Problem {
-  const [first] = report.firstRejections;
-  if (first === undefined) return { code: "EMPTY_FILE", message: `${filename} holds an empty list: there is no row in it.`, param: "file" };
-  const rows = `${report.rows} ${report.rows === 1 ? "row" : "rows"}`;
-  if (report.reasons.NOT_JSON === report.rejections) {
-    const message = `${filename} is not JSON Lines (one JSON object per line), not a JSON array and not CSV (columns named in the first line). ${first.message}`;
-    return { code: "NOT_JSON", message, param: "file" };
-  }
-  const reasons = Object.entries(report.reasons)
-    .map(([code, count]) => `${code}: ${count}`)
-    .join(", ");
-  return {
-    code: "ALL_ROWS_REJECTED",
-    message: `none of the ${rows} of ${filename} can be trained on (${reasons}). The first reason, ${first.message}`,
-    param: "file",
   };
 }
 

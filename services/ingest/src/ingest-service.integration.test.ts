@@ -1,10 +1,20 @@
 import { type Bus, createBus, ensureStreams } from "@loraline/bus";
-import { buckets, datasetIngested, datasetManifest, datasetReceived, datasetRejected, datasetReport, record } from "@loraline/contracts";
+import {
+  buckets,
+  datasetIngested,
+  datasetManifest,
+  type datasetMapping,
+  datasetReceived,
+  datasetRejected,
+  datasetReport,
+  record,
+} from "@loraline/contracts";
 import { createJetStreamObjects, getBytes, getJson, type Objects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { test as base } from "@loraline/testkit";
 import { ulid } from "ulid";
 import { describe, expect, vi } from "vitest";
+import type { z } from "zod";
 import { createIngestService } from "./ingest-service.ts";
 
 const log = createLog({ service: "ingest", level: "silent" });
@@ -26,9 +36,13 @@ interface Line {
   tenant: string;
 }
 
-async function upload({ bus, objects, tenant }: Line, content: string, filename = "data.jsonl"): Promise<string> {
+async function upload(
+  { bus, objects, tenant }: Line,
+  content: string,
+  { filename = "data.jsonl", mapping }: { filename?: string; mapping?: z.input<typeof datasetMapping> } = {},
+): Promise<string> {
   const id = ulid();
-  await bus.publish(datasetReceived, { tenant, id }, { blob: await objects.put(tenant, "raw", content), filename });
+  await bus.publish(datasetReceived, { tenant, id }, { blob: await objects.put(tenant, "raw", content), filename, mapping });
   return id;
 }
 
@@ -95,9 +109,40 @@ describe("the ingest service", () => {
     expect(second.data).toEqual({ ...first.data, cacheHit: true });
     // Whoever changes what comes out, and so this digest, raises `ingestCode`, or old results would be served for new.
     const { code, chunks } = await getJson(objects, tenant, first.data.manifest, datasetManifest);
-    expect([code, chunks[0]?.blob.digest]).toEqual(["ingest/1", "sha256:64e859dfa4a8bd0cb51992e2f4f8904afb82bbdc956cf9b5578f694f92dba948"]);
-    const renamed = await ingested(line, await upload(line, rows(5), "other.jsonl"));
-    expect(renamed.data.cacheHit).toBe(false);
+    expect([code, chunks[0]?.blob.digest]).toEqual(["ingest/2", "sha256:e62c6d8ec5fbd2b4bee206cdc351b79be8f7bd81feadad8928672d5a89f7b05d"]);
+    const renamed = await ingested(line, await upload(line, rows(5), { filename: "other.jsonl" }));
+    expect(renamed.data).toEqual(second.data);
+    const mapped = await ingested(line, await upload(line, rows(5), { mapping: { system: "s" } }));
+    expect(mapped.data.cacheHit).toBe(false);
+    expect(mapped.data.manifest).not.toEqual(first.data.manifest);
+  });
+
+  test("reads as the mapping says, with the file's classes in the prompts", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createIngestService({ bus, objects, telemetry });
+    expect(service).toBeDefined();
+    const mapping = { format: "classification", columns: { text: "tweet", label: "mood" } } as const;
+    const id = await upload(line, '{"tweet":"a","mood":"sad"}\n{"tweet":"b","mood":"glad"}\n', { mapping });
+    const { data } = await ingested(line, id);
+    const { chunks } = await getJson(objects, tenant, data.manifest, datasetManifest);
+    const text = new TextDecoder().decode(await getBytes(objects, tenant, chunks[0]?.blob ?? data.manifest));
+    expect(text).toContain("exactly one of: glad, sad.");
+  });
+
+  test("rejects a file that it mostly did not understand, unless told to drop those rows", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createIngestService({ bus, objects, telemetry });
+    expect(service).toBeDefined();
+    const content = rows(20) + '{"foo":1}\n'.repeat(21);
+    const { data } = await rejected(line, await upload(line, content));
+    expect(data).toMatchObject({
+      code: "TOO_MANY_UNKNOWN",
+      rejections: 21,
+      message: expect.stringMatching(/^21 of the 41 rows.*line 21.*on_unknown/) as string,
+    });
+    expect(data.report).not.toBeNull();
+    const kept = await ingested(line, await upload(line, content, { mapping: { on_unknown: "drop" } }));
+    expect(kept.data).toMatchObject({ records: 20, rejections: 21 });
   });
 
   test("does the work again when the cached manifest is gone", async ({ bus, objects, tenant }) => {
@@ -114,8 +159,8 @@ describe("the ingest service", () => {
   test.for<[string, string, string, RegExp]>([
     ["an empty file", "", "EMPTY_FILE", /^data\.jsonl is empty/],
     ["a blank file", "\n \n", "EMPTY_FILE", /^data\.jsonl is empty/],
-    ["an empty list", "[]", "EMPTY_FILE", /empty list/],
-    ["a CSV", "a,b\n1,2\n", "NOT_JSON", /not JSON Lines.*line 1: not JSON/],
+    ["an empty list", "[]", "EMPTY_FILE", /no row in it/],
+    ["a CSV of unknown columns", "a,b\n1,2\n", "ALL_ROWS_REJECTED", /line 2: no known format\. Keys found: a, b/],
     ["one object over many lines", '{\n"instruction": "a",\n"output": "b"\n}', "NOT_JSON", /line 1/],
     [
       "only bad rows",
@@ -123,7 +168,7 @@ describe("the ingest service", () => {
       "ALL_ROWS_REJECTED",
       /none of the 2 rows.*EMPTY_ANSWER: 1, FORMAT_UNKNOWN: 1.*line 1: no known format/,
     ],
-    ["a gzip file", "\u001f\u008b", "CONTAINER_UNSUPPORTED", /^data\.jsonl: .*gzip/],
+    ["a gzip file that is cut off", "\u001f\u008b", "FILE_TRUNCATED", /^data\.jsonl: .*gzip/],
   ])("rejects %s", async ([, content, code, message], { bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
     await using service = await createIngestService({ bus, objects, telemetry });
@@ -169,7 +214,7 @@ describe("the ingest service", () => {
     const deaths: number[] = [];
     const cache = await bus.bucket(buckets.cache);
     for (let survived = 0; survived < 8; survived++) {
-      const id = await upload(line, rows(30), `${survived}.jsonl`);
+      const id = await upload(line, rows(30) + "\n".repeat(survived));
       // From the write after `survived` others, nothing that the service writes arrives: that is what dying there means.
       let left = survived;
       const dying = <A extends unknown[], R>(write: (...args: A) => Promise<R>) => {

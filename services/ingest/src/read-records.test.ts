@@ -1,9 +1,9 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { record } from "@loraline/contracts";
-import { type Batch, readRecords } from "./read-records.ts";
+import { datasetMapping, record } from "@loraline/contracts";
+import { type Batch, readRecords, type ReadRecordsOptions } from "./read-records.ts";
 
-const options = { filename: "data.jsonl", maxRowBytes: 2000 };
+const options: ReadRecordsOptions = { maxRowBytes: 2000 };
 const good = (n: number): string => JSON.stringify({ instruction: `q${n}`, output: `a${n} 你好 🙂` });
 
 /** Reads `text` in pieces of `step` bytes, so that every boundary falls inside of something. */
@@ -23,13 +23,13 @@ async function read(text: string | Uint8Array, step = 7, settings = options) {
 }
 
 describe("JSON Lines", () => {
-  it("gives records that keep the contract, with file, line and format", async () => {
+  it("gives records that keep the contract, with line and format", async () => {
     const all = await read(`${good(1)}\n\n${good(2)}\r\n`);
     expect(all?.container).toBe("jsonl");
     expect(all?.rejections).toEqual([]);
     expect(all?.records.map((one) => record.parse(one).meta)).toMatchObject([
-      { file: "data.jsonl", line: 1, format: "instruction", seed: { instruction: "q1", input: "", output: "a1 你好 🙂" } },
-      { file: "data.jsonl", line: 3, format: "instruction" },
+      { line: 1, format: "instruction", seed: { instruction: "q1", input: "", output: "a1 你好 🙂" } },
+      { line: 3, format: "instruction" },
     ]);
   });
 
@@ -41,8 +41,8 @@ describe("JSON Lines", () => {
     const all = await read(`${good(1)}\n{"instruction": "a" "output": "b"}\n${good(3)}\n{"instr`);
     expect(all?.records.map((one) => one.meta.line)).toEqual([1, 3]);
     expect(all?.rejections).toEqual([
-      { file: "data.jsonl", line: 2, code: "NOT_JSON", message: "line 2: not JSON: Expected ',' or '}' after property value at column 21" },
-      { file: "data.jsonl", line: 4, code: "NOT_JSON", message: "line 4: not JSON: Unterminated string at column 8" },
+      { line: 2, code: "NOT_JSON", message: "line 2: not JSON: Expected ',' or '}' after property value at column 21" },
+      { line: 4, code: "NOT_JSON", message: "line 4: not JSON: Unterminated string at column 8" },
     ]);
   });
 
@@ -75,12 +75,11 @@ describe("JSON array", () => {
     expect(all?.records.map((one) => one.meta.line)).toEqual([1, 4]);
     expect(all?.rejections).toEqual([
       {
-        file: "data.jsonl",
         line: 2,
         code: "NOT_JSON",
         message: "element 2 (line 4): not JSON: Expected ':' after property name at line 5, column 11",
       },
-      { file: "data.jsonl", line: 3, code: "NOT_AN_OBJECT", message: "element 3 (line 6): the row is text; a JSON object is expected" },
+      { line: 3, code: "NOT_AN_OBJECT", message: "element 3 (line 6): the row is text; a JSON object is expected" },
     ]);
   });
 
@@ -157,6 +156,58 @@ describe("any file", () => {
       { numRuns: 500 },
     );
   });
+});
+
+describe("classes", () => {
+  const rows = [
+    { question: "q", answer: "a" },
+    { text: "Great", label: "good" },
+    { text: "Bad", label: "bad" },
+    { text: "", label: "" },
+  ];
+  const text = rows.map((row) => JSON.stringify(row)).join("\n");
+  const answers = (all: Awaited<ReturnType<typeof read>>) => all?.records.map(({ messages }) => messages?.[0]?.content);
+  const bytes = async function* (given: string) {
+    yield new TextEncoder().encode(given);
+  };
+
+  it("are counted where the first row needs them, and stand in every prompt", async () => {
+    const reopened: number[] = [];
+    const reopen = async () => {
+      reopened.push(1);
+      return bytes(text);
+    };
+    expect(answers(await read(text, 7, { ...options, reopen }))).toEqual([
+      "q",
+      "Classify the following text. Answer with exactly one of: bad, good.\nGreat",
+      "Classify the following text. Answer with exactly one of: bad, good.\nBad",
+    ]);
+    expect(reopened).toHaveLength(1);
+  });
+  it("are not listed when nobody can count them, or when they are many", async () => {
+    expect(answers(await read(text))?.[1]).toBe("Classify the following text. Answer with the name of its class only.\nGreat");
+    const many = Array.from({ length: 51 }, (_, n) => JSON.stringify({ text: "t", label: n })).join("\n");
+    expect(answers(await read(many, 7, { ...options, reopen: async () => bytes(many) }))?.[0]).toMatch(/the name of its class only/);
+  });
+  it("are never asked for in files without them", async () => {
+    const reopen = () => Promise.reject(new Error("was read twice"));
+    expect((await read(`${good(1)}\n{"text":"t"}`, 7, { ...options, reopen }))?.records).toHaveLength(2);
+  });
+});
+
+it("a mapping decides how rows are read, and rows of other formats are rejected with their line", async () => {
+  const mapping = datasetMapping.parse({ format: "question-answer", columns: { question: "Frage", answer: "Antwort" } });
+  const all = await read('{"Frage":"q","Antwort":"a"}\n{"instruction":"a","output":"b"}', 7, { ...options, mapping });
+  expect(all?.records).toMatchObject([{ meta: { line: 1, format: "question-answer" } }]);
+  expect(all?.rejections).toMatchObject([{ line: 2, code: "FORMAT_MISMATCH", message: /^line 2: .*`question` is missing/ }]);
+});
+
+it("prompts and slices are named", async () => {
+  const all = await read('{"article":"a","summary":"b"}\n{"sentence":"s","question":"q","answer":"a"}');
+  expect(all?.records.map(({ meta }) => meta)).toEqual([
+    { line: 1, format: "summary", template: "summary.en/1" },
+    { line: 2, format: "adversarial", slice: "adversarial" },
+  ]);
 });
 
 describe("a record's id", () => {

@@ -1,17 +1,22 @@
 /** Rows of a file to canonical records and rejections. No services: bytes in, records out. */
-import { hash } from "node:crypto";
-import type { Digest, Rec, Rejection } from "@loraline/contracts";
+import type { DatasetMapping, Rec, Rejection } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import { canonicalJson } from "./canonical-json.ts";
-import { type Body, detect, isRefusal, type Refusal } from "./detect.ts";
+import { createDetector, type Detector, isRefusal, needsLabels, type Refusal } from "./detect.ts";
 import { parseExact } from "./exact-json.ts";
+import { countLabels } from "./label-inventory.ts";
 import { type FileSource, openContainer } from "./open-container.ts";
 import type { Container, RawRow } from "./raw-rows.ts";
+import { recordId } from "./record-id.ts";
 import type { UnpackLimits } from "./unpack.ts";
 
 export interface ReadRecordsOptions {
-  /** Named in every record and rejection. */
-  filename: string;
+  /** How the rows are read; absent: each row's format is detected. */
+  mapping?: DatasetMapping | null | undefined;
+  /**
+   * The same bytes once more, for counting the classes of a classification before its prompts are written; a file on disk needs
+   * none. Without it prompts do not list the classes.
+   */
+  reopen?: () => Promise<AsyncIterable<Uint8Array>>;
   maxRowBytes: number;
   unpackLimits?: UnpackLimits;
 }
@@ -33,19 +38,29 @@ export interface Batch {
  */
 export async function readRecords(
   source: FileSource,
-  { filename, ...options }: ReadRecordsOptions,
+  { mapping, reopen, ...options }: ReadRecordsOptions,
 ): Promise<{ container: Container; batches: AsyncIterable<Batch> } | undefined> {
   const rows = await openContainer(source, options);
   if (rows === undefined) return undefined;
+  const again = "file" in source ? async () => source : reopen;
+  let detector = createDetector({ mapping, labels: again === undefined ? null : undefined });
+  const withLabels = async (): Promise<Detector> => {
+    const all = await openContainer((await again?.()) as FileSource, options);
+    return createDetector({ mapping, labels: all === undefined ? null : await countLabels(all.batches, detector) });
+  };
   async function* batches(raw: AsyncIterable<RawRow[]>): AsyncGenerator<Batch> {
     let count = 0;
     try {
       for await (const rowsOfChunk of raw) {
         const batch: Batch = { records: [], rejections: [] };
         for (const row of rowsOfChunk) {
-          const read = readRow(row, filename);
+          let read = readRow(row, detector);
+          if (read === needsLabels) {
+            detector = await withLabels();
+            read = readRow(row, detector) as Rec | Refusal;
+          }
           if ("v" in read) batch.records.push(read);
-          else batch.rejections.push({ file: filename, line: row.line, code: read.code, message: read.message });
+          else batch.rejections.push({ line: row.line, code: read.code, message: read.message });
         }
         count += rowsOfChunk.length;
         yield batch;
@@ -63,7 +78,7 @@ export async function readRecords(
 export const isFileFault = ({ code }: { code: string }): boolean =>
   code.startsWith("FILE_") || code.startsWith("CSV_") || code === "CONTAINER_UNSUPPORTED";
 
-function readRow(row: RawRow, file: string): Rec | Refusal {
+function readRow(row: RawRow, { detect }: Detector): Rec | Refusal | typeof needsLabels {
   if ("refusal" in row) return row.refusal;
   const { line, place } = row;
   let value: unknown;
@@ -74,16 +89,18 @@ function readRow(row: RawRow, file: string): Rec | Refusal {
   }
   try {
     const detected = detect(value, "text" in row ? () => parseExact(row.text) : row.exact);
+    if (detected === needsLabels) return detected;
     if (isRefusal(detected)) return { code: detected.code, message: `${place}: ${detected.message}` };
-    const { body, format, unusedKeys, seed } = detected;
+    const { body, format, template, slice, unusedKeys, seed } = detected;
     return {
       v: "lrec/1",
       id: recordId(body),
       ...body,
       meta: {
-        file,
         line,
         format,
+        ...(template === undefined ? {} : { template }),
+        ...(slice === undefined ? {} : { slice }),
         ...(unusedKeys.length === 0 ? {} : { unusedKeys: [...unusedKeys] }),
         ...(seed === undefined ? {} : { seed }),
       },
@@ -93,9 +110,6 @@ function readRow(row: RawRow, file: string): Rec | Refusal {
     return { code: "NESTED_TOO_DEEPLY", message: `${place}: the row is nested too deeply to be read` };
   }
 }
-
-/** sha256 over everything but `meta`, as canonical JSON (RFC 8785). */
-export const recordId = (body: Body): Digest => `sha256:${hash("sha256", canonicalJson({ v: "lrec/1", ...body }))}`;
 
 /** V8's message, with the position as a person counts it. */
 function explainSyntax(error: Error, firstLine: number): string {

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { record } from "@loraline/contracts";
 import { expect, it } from "vitest";
 import { createDetector } from "./detect.ts";
-import { recordId } from "./read-records.ts";
+import { recordId } from "./record-id.ts";
 
 const rows = readFileSync(join(import.meta.dirname, "../../../samples/seed-formats.jsonl"), "utf8")
   .trimEnd()
