@@ -100,7 +100,6 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     onChange(key, state) {
       const before = states.get(key);
       if (before !== undefined) open.get(before.engine)?.delete(key);
-      late.canaries?.see(key, state);
       if (state === undefined) states.delete(key);
       else {
         states.set(key, state);
@@ -111,6 +110,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
           queue.add(key);
         }
       }
+      late.canaries?.see(key, state);
     },
     onReady: watchedAdapters.resolve,
   });

@@ -32,8 +32,11 @@ export type CanaryDecision =
   /** Changes the entry: `note` and `pause` and `resume` only remember something, the others have a line in the history. */
   | { kind: "note" | "pause" | "resume" | "step" | "promote" | "rollback"; state: AdapterState };
 
-/** A version that is proven nowhere for this long, while the promoted one is, will hardly come back by itself. */
-export const provenWithinMs = 30_000;
+/**
+ * A version that is proven nowhere for this long, while the promoted one is, will hardly come back by itself. Longer than an engine
+ * takes that restarted and loads one adapter after the other; to be paused costs nobody anything.
+ */
+export const provenWithinMs = 5 * 60_000;
 /** Fewer answers than this in the gateways' windows say nothing about a 95th percentile. */
 const enoughForPercentile = 10;
 /** Differences below this are the machine's, not the version's. Milliseconds. */
