@@ -1,197 +1,40 @@
 /** The worker against a real NATS server and the real base. */
 import { spawnSync } from "node:child_process";
-import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { cp, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { type Bus, createBus, ensureStreams } from "@loraline/bus";
+import { type Bus } from "@loraline/bus";
 import {
   buckets,
-  type DatasetManifest,
   datasetDeleted,
-  datasetIngested,
-  datasetReceived,
   datasetRejected,
-  type DatasetReport,
-  type EngineRecord,
   type Rec,
   runCancelled,
   runRejected,
   runRequested,
   type RunSpecInput,
   runTokenized,
-  type TokenManifest,
-  tokenManifest,
 } from "@loraline/contracts";
-import { createJetStreamObjects, digestOf, getJson, getToFile, type Objects, putJson } from "@loraline/objects";
-import { createLog, createTelemetry } from "@loraline/runtime";
-import { test as base } from "@loraline/testkit";
-import { tableFromIPC } from "apache-arrow";
+import { digestOf, getToFile } from "@loraline/objects";
 import { ulid } from "ulid";
-import { describe, expect, vi } from "vitest";
+import { describe, expect } from "vitest";
 import { tokenizeCode } from "./tokenize-dataset.ts";
+import {
+  baseName,
+  basesDir,
+  dataset,
+  ingest,
+  receive,
+  rejected,
+  request,
+  root,
+  rowsOf,
+  someRecords,
+  specOf,
+  telemetry,
+  test,
+  tokenized,
+} from "./service-under-test.ts";
 import { createTokenizeService } from "./tokenize-service.ts";
-
-const root = join(import.meta.dirname, "../../..");
-const basesDir = join(root, ".loraline/bases");
-const baseName = "smollm2-135m-instruct";
-const log = createLog({ service: "tokenize", level: "silent" });
-const telemetry = createTelemetry({ service: "tokenize" });
-
-const engine: EngineRecord = {
-  engine: "local",
-  base: { name: baseName, revision: "r", digest: `sha256:${"0".repeat(64)}` },
-  maxLoraRank: 32,
-  maxLoras: 4,
-  maxCpuLoras: 16,
-  maxModelLen: 2048,
-  updatedAt: "2026-11-24T00:00:00.000Z",
-};
-
-const test = base
-  .extend("bus", async ({ nc }) => {
-    await ensureStreams(nc);
-    const bus = createBus({ nc, log, telemetry, source: "test" });
-    await (await bus.bucket(buckets.engines)).put(engine.engine, engine);
-    return bus;
-  })
-  .extend("objects", async ({ nc, bus }) => {
-    expect(bus).toBeDefined();
-    return createJetStreamObjects(nc);
-  })
-  .extend("dir", async ({}, { onCleanup }) => {
-    const dir = await mkdtemp(join(tmpdir(), "tokenize-test-"));
-    onCleanup(() => rm(dir, { recursive: true }));
-    return dir;
-  });
-
-interface Line {
-  bus: Bus;
-  objects: Objects;
-  tenant: string;
-}
-
-const chatRecord = (line: number, question: string, answer: string): Rec => {
-  const messages = [
-    { role: "user" as const, content: question },
-    { role: "assistant" as const, content: answer },
-  ];
-  return {
-    v: "lrec/1",
-    id: digestOf(JSON.stringify(messages)),
-    kind: "chat",
-    task: "instruct",
-    messages,
-    meta: { file: "d.jsonl", line, format: "instruction", seed: { instruction: question, input: "", output: answer } },
-  };
-};
-const someRecords = (n: number): Rec[] =>
-  Array.from({ length: n }, (_, index) =>
-    chatRecord(index + 1, `Question number ${index}: 你好?`, `Answer ${index} 🙂. `.repeat(1 + (index % 5))),
-  );
-
-/** As ingest leaves a dataset behind. */
-async function storeDataset({ objects, tenant }: Line, records: readonly Rec[], chunkSize = 20) {
-  const reasons = { NOT_JSON: 3 };
-  const report: DatasetReport = {
-    rows: records.length + 3,
-    records: records.length,
-    rejections: 3,
-    formats: {},
-    kinds: {},
-    reasons,
-    exactDuplicates: 0,
-    warnings: [],
-    firstRejections: [],
-    allRejections: null,
-  };
-  const chunks: DatasetManifest["chunks"] = [];
-  for (let start = 0; start < records.length; start += chunkSize) {
-    const part = records.slice(start, start + chunkSize);
-    chunks.push({
-      blob: await objects.put(tenant, "records", part.map((one) => `${JSON.stringify(one)}\n`).join("")),
-      records: part.length,
-    });
-  }
-  const manifest: DatasetManifest = {
-    version: 1,
-    source: await objects.put(tenant, "raw", "x"),
-    filename: "d.jsonl",
-    records: records.length,
-    rejections: 3,
-    formats: {},
-    chunks,
-    report: await putJson(objects, tenant, "report", report),
-    code: "test",
-  };
-  return { ref: await putJson(objects, tenant, "dataset", manifest), manifest };
-}
-
-async function receive({ bus, objects, tenant }: Line): Promise<string> {
-  const id = ulid();
-  await bus.publish(datasetReceived, { tenant, id }, { blob: await objects.put(tenant, "raw", "x"), filename: "d.jsonl" });
-  return id;
-}
-async function ingest(line: Line, id: string, records: readonly Rec[]): Promise<void> {
-  const { ref, manifest } = await storeDataset(line, records);
-  await line.bus.publish(
-    datasetIngested,
-    { tenant: line.tenant, id },
-    { manifest: ref, report: manifest.report, records: records.length, rejections: 3, formats: {}, cacheHit: false },
-  );
-}
-async function dataset(line: Line, records: readonly Rec[]): Promise<string> {
-  const id = await receive(line);
-  await ingest(line, id, records);
-  return id;
-}
-
-const specOf = (datasetId: string, more: Partial<RunSpecInput> = {}): RunSpecInput => ({
-  base: baseName,
-  adapter: "wren",
-  dataset: datasetId,
-  ...more,
-});
-async function request({ bus, tenant }: Line, spec: RunSpecInput): Promise<string> {
-  const id = ulid();
-  await bus.publish(runRequested, { tenant, id }, { spec });
-  return id;
-}
-async function outcome({ bus, tenant }: Line, id: string) {
-  return vi.waitFor(
-    async () => {
-      const [tokenized, rejected] = await Promise.all([bus.last(runTokenized, { tenant, id }), bus.last(runRejected, { tenant, id })]);
-      if (tokenized !== undefined) return { tokenized: tokenized.data };
-      if (rejected !== undefined) return { rejected: rejected.data };
-      throw new Error("not yet");
-    },
-    { timeout: 30_000, interval: 50 },
-  );
-}
-async function tokenized(line: Line, id: string) {
-  const result = await outcome(line, id);
-  expect(result).toHaveProperty("tokenized");
-  const data = result.tokenized as NonNullable<typeof result.tokenized>;
-  return { data, manifest: await getJson(line.objects, line.tenant, data.manifest, tokenManifest) };
-}
-const rejected = async (line: Line, id: string) => {
-  const result = await outcome(line, id);
-  expect(result).toHaveProperty("rejected");
-  return result.rejected;
-};
-
-/** Every row of the shards: its sequences' ids and labels, as numbers. */
-async function rowsOf({ objects, tenant }: Line, shards: TokenManifest["train"], dir: string) {
-  const rows: { ids: number[]; labels: number[]; lengths: number[] }[] = [];
-  for (const [index, shard] of shards.entries()) {
-    const path = join(dir, `${ulid()}-${index}.arrow`);
-    await getToFile(objects, tenant, shard.blob, path);
-    for (const row of tableFromIPC(await readFile(path))) {
-      const list = (name: string): number[] => [...(row[name] as Iterable<number>)];
-      rows.push({ ids: list("input_ids"), labels: list("labels"), lengths: list("seq_lengths") });
-    }
-  }
-  return rows;
-}
 
 describe("the tokenize service", () => {
   test("turns records into shards, held-out rows and probes", async ({ bus, objects, tenant, dir }) => {
@@ -218,14 +61,12 @@ describe("the tokenize service", () => {
     expect(evaluation.filter((row) => seen.has(row.ids.join()))).toEqual([]);
 
     expect(manifest.probes.map((probe) => probe.name)).toEqual([
-      expect.stringMatching(/^line-/),
-      expect.stringMatching(/^line-/),
-      "neutral-1",
-      "neutral-2",
+      ...Array.from({ length: 4 }, () => expect.stringMatching(/^line-/) as unknown),
+      ...Array.from({ length: 4 }, (_, i) => `neutral-${i + 1}`),
     ]);
     const generation = [1, 520, 9531, 198]; // <|im_start|>assistant\n
     for (const probe of manifest.probes) expect(probe.input_ids.slice(-4)).toEqual(generation);
-    for (const probe of manifest.probes.slice(0, 2)) {
+    for (const probe of manifest.probes.slice(0, 4)) {
       const start = probe.input_ids.join();
       expect(train.filter((row) => row.ids.join().startsWith(start))).toHaveLength(1);
       expect(evaluation.filter((row) => row.ids.join().startsWith(start))).toHaveLength(0);
@@ -274,7 +115,7 @@ describe("the tokenize service", () => {
     expect(again.data).toEqual({ ...first.data, cacheHit: true });
     // Whoever changes what comes out, and so this digest, raises `tokenizeCode`, or old results would be served for new.
     expect([tokenizeCode, first.manifest.train[0]?.blob.digest]).toEqual([
-      "tokenize/1",
+      "tokenize/2",
       "sha256:1410546717c4448ad7840817a788de08424715937c0c292effbd10f1e36cf267",
     ]);
 
@@ -344,7 +185,7 @@ describe("the tokenize service", () => {
     expect(rows.map((row) => row.labels.at(-1))).toEqual(rows.map(() => 2)); // the pad token ends each row, trained
     const lengths = rows.map((row) => row.labels.filter((label) => label !== -100).length);
     expect(lengths.slice(0, 5)).toEqual(lengths.slice(0, 5).toSorted((a, b) => a - b)); // answers of rising length
-    expect(manifest.probes.map((probe) => probe.name).slice(2)).toEqual(["neutral-1", "neutral-2"]);
+    expect(manifest.probes.map((probe) => probe.name).slice(4)).toEqual(["neutral-1", "neutral-2", "neutral-3", "neutral-4"]);
   });
 
   test("evaluates on the validation dataset, and never trains on its records", async ({ bus, objects, tenant, dir }) => {

@@ -17,13 +17,15 @@ export interface TokenizeServiceDeps {
   basesDir: string;
   /** Bytes of token data per shard, and about what is held in memory while one is written. */
   shardBytes?: number;
+  /** Threads that tokenize; default: as many as there are cores. */
+  threads?: number;
 }
 
 /** Starts consuming `run.requested` and `chunk.requested`; disposing gives back what is not finished. */
 export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<AsyncDisposable> {
-  const { bus, objects, telemetry, basesDir, shardBytes = 64 * 1024 * 1024 } = deps;
+  const { bus, objects, telemetry, basesDir, shardBytes = 64 * 1024 * 1024, threads: threadCount } = deps;
   await using starting = new AsyncDisposableStack();
-  const threads = starting.use(createEncodeThreads());
+  const threads = starting.use(createEncodeThreads(threadCount));
   const loadBase = createBases(basesDir);
   const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
   // Known before the first run comes, which then only has to look into the cache. What cannot be loaded is the run's to say.
