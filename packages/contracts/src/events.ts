@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { datasetMapping } from "./dataset-mapping.ts";
 import { defineEvent, type EventDef } from "./define-event.ts";
+import { importSource } from "./import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, ulid } from "./names.ts";
 import { tokenTotals } from "./records.ts";
 import { canarySettings, placement, runSpec } from "./run-spec.ts";
@@ -13,12 +14,26 @@ const version = z.int().min(1).describe("Version of the adapter: 1, 2, 3…");
 
 /* dataset */
 
+export const datasetImportRequested = defineEvent(
+  "dataset.import-requested.v1",
+  "Somebody wants a file from elsewhere as a dataset; ingest fetches it",
+  z.object({
+    source: importSource,
+    mapping: datasetMapping.nullish().describe("Handed on to `dataset.received`."),
+    by: actor,
+  }),
+);
 export const datasetReceived = defineEvent(
   "dataset.received.v1",
   "An upload is complete in the object store",
   z.object({
     blob: blobRef,
     filename: z.string().min(1).max(512),
+    parts: z
+      .array(z.object({ blob: blobRef, filename: z.string().min(1).max(512) }))
+      .max(1000)
+      .nullish()
+      .describe("More files of the same dataset, read after it: the shards of a split."),
     mapping: datasetMapping.nullish().describe("How its rows are read; absent: each row's format is detected."),
     by: actor,
   }),
@@ -153,6 +168,11 @@ export const proof = z.object({
   agreementLimit: z.number(),
   effect: z.number().describe("Mean |logprob with the adapter − logprob of the base| on the replica."),
   effectExpected: z.number().describe("The same difference as the trainer recorded it."),
+  baseAgreement: z.number().nullish().describe("Mean |logprob on the replica − logprob in the trainer| of the base: what rounding costs."),
+  scale: z
+    .object({ value: z.number(), error: z.number().describe("One standard error.") })
+    .nullish()
+    .describe("By how much of the recorded effect the replica moves: 1 where all is right. Null: the effect is too small to tell."),
   provenAt: isoTime,
 });
 export type Proof = z.infer<typeof proof>;
@@ -223,6 +243,7 @@ export const adapterCanaryEnded = defineEvent(
 );
 
 export const events = {
+  datasetImportRequested,
   datasetReceived,
   datasetIngested,
   datasetRejected,

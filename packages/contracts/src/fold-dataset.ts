@@ -1,6 +1,7 @@
 /** Pure fold of dataset events into what KV `datasets` holds. */
 import type { EventAddress, EventData } from "./define-event.ts";
-import type { datasetDeleted, datasetIngested, datasetReceived, datasetRejected } from "./events.ts";
+import type { datasetDeleted, datasetImportRequested, datasetIngested, datasetReceived, datasetRejected } from "./events.ts";
+import type { ImportSource } from "./import-source.ts";
 import type { DatasetState } from "./state.ts";
 
 interface Seen<Type extends string, Data> {
@@ -13,6 +14,7 @@ interface Seen<Type extends string, Data> {
 }
 
 export type DatasetEvent =
+  | Seen<"dataset.import-requested.v1", EventData<typeof datasetImportRequested>>
   | Seen<"dataset.received.v1", EventData<typeof datasetReceived>>
   | Seen<"dataset.ingested.v1", EventData<typeof datasetIngested>>
   | Seen<"dataset.rejected.v1", EventData<typeof datasetRejected>>
@@ -22,14 +24,17 @@ export type DatasetEvent =
 export function foldDataset(state: DatasetState | undefined, event: DatasetEvent): DatasetState | undefined {
   if (state !== undefined && event.seq <= state.seq) return state;
   if (state === undefined) {
-    if (event.type !== "dataset.received.v1") return undefined;
+    if (event.type !== "dataset.received.v1" && event.type !== "dataset.import-requested.v1") return undefined;
+    const fetched = event.type === "dataset.received.v1" ? event.data : undefined;
     return {
       tenant: event.at.tenant,
       datasetId: event.at.id,
-      status: "received",
-      filename: event.data.filename,
+      status: fetched === undefined ? "importing" : "received",
+      filename: fetched?.filename ?? nameOfSource((event.data as EventData<typeof datasetImportRequested>).source),
       mapping: event.data.mapping ?? null,
-      blob: event.data.blob,
+      blob: fetched?.blob ?? null,
+      parts: fetched?.parts ?? [],
+      source: event.type === "dataset.import-requested.v1" ? event.data.source : null,
       receivedAt: event.time,
       settledAt: null,
       manifest: null,
@@ -44,8 +49,13 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
   const next = { ...state, seq: event.seq };
   if (state.status === "deleted") return next;
   switch (event.type) {
-    case "dataset.received.v1":
+    case "dataset.import-requested.v1":
       return next;
+    case "dataset.received.v1": {
+      if (state.blob !== null) return next;
+      const { blob, filename, parts } = event.data;
+      return { ...next, status: state.status === "importing" ? "received" : state.status, blob, filename, parts: parts ?? [] };
+    }
     case "dataset.ingested.v1":
       return {
         ...next,
@@ -73,3 +83,7 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
       return { ...next, status: "deleted" };
   }
 }
+
+/** What an import is called until its file has a name. */
+const nameOfSource = (source: ImportSource): string =>
+  ("url" in source ? (source.url.split(/[?#]/)[0] ?? source.url) : source.hub).slice(-512);

@@ -3,6 +3,8 @@
  * what OpenAI has no word for lives under the extension field `loraline` or below `/v1/loraline/`.
  */
 import { z } from "zod";
+import { datasetMapping } from "./dataset-mapping.ts";
+import { hubSource, urlSource } from "./import-source.ts";
 import { isoTime, problem } from "./names.ts";
 import { canarySettings, loraSpec, placement, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
 import { adapterState, datasetState, limitState, replicaState, runState, usageRow } from "./state.ts";
@@ -26,7 +28,12 @@ export const fileObject = z.object({
   status: z.enum(["uploaded", "processed", "error"]).describe("Deprecated by OpenAI, but `files.waitForProcessing` polls it."),
   status_details: z.string().nullable().optional(),
   loraline: z
-    .object({ sha256: z.string(), records: z.int().nullable(), rejections: z.int().nullable(), error: problem.nullable() })
+    .object({
+      sha256: z.string().nullable().describe("null while an import is fetched."),
+      records: z.int().nullable(),
+      rejections: z.int().nullable(),
+      error: problem.nullable(),
+    })
     .optional(),
 });
 export type FileObject = z.infer<typeof fileObject>;
@@ -81,6 +88,7 @@ export const createJobBody = z.strictObject({
       holdout: z.number().optional(),
       min_records: z.int().optional(),
       gate: z.enum(["better-than-base", "better-than-promoted", "none"]).optional(),
+      gate_accuracy: z.boolean().optional(),
       promote: runSpec.shape.promote.unwrap().optional(),
       canary: canarySettings.optional(),
       placement: placement.optional(),
@@ -183,6 +191,11 @@ export const spanView = z.object({
 });
 export type SpanView = z.infer<typeof spanView>;
 
+/** Body of `POST /v1/loraline/datasets/import`: `url`, or `hub` with what narrows it down. */
+export const importBody = z.union(
+  [urlSource.extend({ mapping: datasetMapping.optional() }), hubSource.extend({ mapping: datasetMapping.optional() })],
+  { error: "give `url`, or `hub` (organisation/name) with `file`, `config`, `split` or `revision`; and `mapping` with either" },
+);
 export const datasetList = z.object({ data: z.array(datasetState) });
 export const runList = z.object({ data: z.array(runState) });
 const canarySide = z.object({

@@ -6,6 +6,7 @@ export * from "./events.ts";
 export * from "./fold-dataset.ts";
 export * from "./fold-run.ts";
 export * from "./http.ts";
+export * from "./import-source.ts";
 export * from "./names.ts";
 export * from "./records.ts";
 export * from "./run-spec.ts";

@@ -265,6 +265,7 @@ export const runSpecFields = z
       ),
     canary: canarySettings.optional().describe("Settings of `promote: canary`."),
     placement: placement.optional().describe("Sets the adapter's placement; absent: as it is (at first: all replicas)."),
+    gpus: z.int().min(0).max(64).optional().describe("GPUs of an attempt, on Kubernetes. Absent: as the installation says."),
     max_attempts: z
       .int()
       .min(1)

@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { datasetMapping } from "./dataset-mapping.ts";
 import { proof } from "./events.ts";
+import { importSource } from "./import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { tokenTotals } from "./records.ts";
 import { canarySettings, placement, runSpec } from "./run-spec.ts";
@@ -10,10 +11,15 @@ import { evaluation } from "./trainer.ts";
 export const datasetState = z.object({
   tenant: tenantName,
   datasetId: ulid,
-  status: z.enum(["received", "ingested", "rejected", "deleted"]),
+  status: z.enum(["importing", "received", "ingested", "rejected", "deleted"]),
   filename: z.string(),
   mapping: datasetMapping.nullable().default(null).describe("How its rows are read; null: each row's format is detected."),
-  blob: blobRef,
+  blob: blobRef.nullable().describe("null until an import is fetched."),
+  parts: z
+    .array(z.object({ blob: blobRef, filename: z.string() }))
+    .default([])
+    .describe("More files of the same dataset, read after it."),
+  source: importSource.nullable().default(null).describe("Where it was imported from; null: it was uploaded."),
   receivedAt: isoTime,
   settledAt: isoTime.nullable(),
   manifest: blobRef.nullable(),

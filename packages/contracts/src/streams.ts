@@ -111,6 +111,15 @@ export const consumers = {
     concurrency: 2,
     maxAckPending: 64,
   },
+  ingestDatasetImportRequested: {
+    durable: "ingest-dataset-import-requested",
+    stream: streams.DATASETS,
+    events: [events.datasetImportRequested],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 2,
+    maxAckPending: 64,
+  },
   tokenizeRunRequested: {
     durable: "tokenize-run-requested",
     stream: streams.RUNS,
@@ -160,7 +169,7 @@ export const consumers = {
   projectorDatasets: {
     durable: "projector-datasets",
     stream: streams.DATASETS,
-    events: [events.datasetReceived, events.datasetIngested, events.datasetRejected, events.datasetDeleted],
+    events: all.filter((event) => event.noun === "dataset"),
     ackWaitMs: 15_000,
     maxDeliver: 20,
     concurrency: 1,

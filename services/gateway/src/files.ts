@@ -19,20 +19,22 @@ const multipartOverhead = 64 * 1024;
 /** How long an answer waits for the projector; it is right without it, but lists would not show it yet. */
 const foldWithinMs = 1000;
 
-const statusOf = { received: "uploaded", ingested: "processed", rejected: "error", deleted: "error" } as const;
+const statusOf = { importing: "uploaded", received: "uploaded", ingested: "processed", rejected: "error", deleted: "error" } as const;
+
+const blobsOf = ({ blob, parts }: DatasetState): BlobRef[] => (blob === null ? [] : [blob, ...parts.map((part) => part.blob)]);
 
 export function fileObjectOf(dataset: DatasetState): FileObject {
   return {
     id: fileIdOf(dataset.datasetId),
     object: "file",
-    bytes: dataset.blob.size,
+    bytes: blobsOf(dataset).reduce((sum, { size }) => sum + size, 0),
     created_at: Math.floor(Date.parse(dataset.receivedAt) / 1000),
     filename: dataset.filename,
     purpose,
     status: statusOf[dataset.status],
-    status_details: dataset.error?.message ?? null,
+    status_details: dataset.error?.message ?? (dataset.status === "importing" ? "The file is being fetched." : null),
     loraline: {
-      sha256: dataset.blob.digest.slice("sha256:".length),
+      sha256: dataset.blob?.digest.slice("sha256:".length) ?? null,
       records: dataset.records,
       rejections: dataset.rejections,
       error: dataset.error,
@@ -54,7 +56,9 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
   /** Removes bytes that no dataset of the tenant refers to. */
   const removeUnreferenced = async (tenant: string, blob: BlobRef): Promise<void> => {
     const datasets = await state.datasets(tenant);
-    const needed = datasets.some((dataset) => dataset.status !== "deleted" && dataset.blob.digest === blob.digest);
+    const needed = datasets.some(
+      (dataset) => dataset.status !== "deleted" && blobsOf(dataset).some(({ digest }) => digest === blob.digest),
+    );
     if (!needed) await objects.delete(tenant, blob);
   };
 
@@ -65,7 +69,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
     for (const id of key === undefined ? [] : ids) {
       const known = await state.dataset(tenant, id);
       if (known === undefined) continue;
-      if (known.blob.digest === upload.blob.digest && known.status !== "deleted") return known;
+      if (known.blob?.digest === upload.blob.digest && known.status !== "deleted") return known;
       throw badRequest(
         "idempotency_key_reused",
         "This Idempotency-Key was used for another file. Use a new key for a new file.",
@@ -124,7 +128,9 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
     app.get("/files/:id", needs("train"), async (request) => fileObjectOf(await existing(request)));
 
     app.get("/files/:id/content", needs("train"), async (request, reply) => {
-      const { blob, filename } = await existing(request);
+      const dataset = await existing(request);
+      const { blob, filename } = dataset;
+      if (blob === null) throw notFound("content of file", fileIdOf(dataset.datasetId), "id");
       const bytes = await objects.get(request.caller.tenant, blob);
       return reply
         .header("content-type", "application/octet-stream")
@@ -135,12 +141,13 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
 
     app.delete("/files/:id", needs("train"), async (request) => {
       const { tenant, by } = request.caller;
-      const { datasetId, blob } = await existing(request);
+      const dataset = await existing(request);
+      const { datasetId } = dataset;
       await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
       const folded = await state.datasetFolded(tenant, datasetId, ({ status }) => status === "deleted", foldWithinMs);
       // Without the fold the dataset itself would still count as needing its bytes.
-      if (folded) await removeUnreferenced(tenant, blob);
-      else log.warn({ datasetId, digest: blob.digest }, "the projector is behind; the deleted file's bytes stay");
+      if (folded) for (const blob of blobsOf(dataset)) await removeUnreferenced(tenant, blob);
+      else log.warn({ datasetId }, "the projector is behind; the deleted file's bytes stay");
       return { id: fileIdOf(datasetId), object: "file", deleted: true };
     });
   };

@@ -1,6 +1,16 @@
 /** Runs and datasets as the projector folded them, and as the streams say where it has not come that far yet. */
 import type { Bus } from "@loraline/bus";
-import { buckets, type DatasetState, datasetReceived, foldDataset, foldRun, runRequested, type RunState, ulid } from "@loraline/contracts";
+import {
+  buckets,
+  type DatasetState,
+  datasetImportRequested,
+  datasetReceived,
+  foldDataset,
+  foldRun,
+  runRequested,
+  type RunState,
+  ulid,
+} from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 
 const pollMs = 20;
@@ -46,8 +56,13 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
       if (!ulid.safeParse(datasetId).success) return undefined;
       const entry = await datasets.get(`${tenant}.${datasetId}`);
       if (entry !== undefined) return entry.value;
-      const received = await lastKept(bus.last(datasetReceived, { tenant, id: datasetId }));
-      return received && foldDataset(undefined, { ...received, type: datasetReceived.type });
+      const at = { tenant, id: datasetId };
+      const [requested, received] = await Promise.all([
+        lastKept(bus.last(datasetImportRequested, at)),
+        lastKept(bus.last(datasetReceived, at)),
+      ]);
+      const state = requested && foldDataset(undefined, { ...requested, type: datasetImportRequested.type });
+      return received === undefined ? state : foldDataset(state, { ...received, type: datasetReceived.type });
     },
     async runs(tenant) {
       const entries = await runs.entries(`${tenant}.*`);

@@ -7,6 +7,7 @@ import {
   buckets,
   type DatasetManifest,
   datasetDeleted,
+  datasetImportRequested,
   datasetIngested,
   datasetManifest,
   datasetReceived,
@@ -171,7 +172,7 @@ async function findDataset(
       return { kind: "found", manifest: await getJson(objects, run.tenant, ingested.data.manifest, datasetManifest) };
     if (rejected !== undefined) return refuse(rejected.data.code, rejected.data.message);
     if (waitedMs % 2000 === 0) {
-      if ((await bus.last(datasetReceived, at)) === undefined) {
+      if ((await bus.last(datasetReceived, at)) === undefined && (await bus.last(datasetImportRequested, at)) === undefined) {
         return refuse("DATASET_UNKNOWN", `there is no dataset ${id}. Upload a file first, and use the id it gets.`);
       }
       if (await isSettled(bus, run)) return { kind: "settled" };
