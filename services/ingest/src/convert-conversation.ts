@@ -44,10 +44,11 @@ export const roles: Readonly<Record<string, Message["role"] | "function_call">> 
   function_call: "function_call",
   tool_call: "function_call",
 };
-const turnKeys = new Set([
-  ...["role", "from", "speaker", "content", "value", "text", "name", "reasoning_content", "reasoning", "thinking"],
-  ...["tool_calls", "tool_call_id", "function_call", "train", "loss", "weight"],
-]);
+const turnKeys = new Set(
+  "role from speaker content value text name reasoning_content reasoning thinking tool_calls tool_call_id function_call train loss weight".split(
+    " ",
+  ),
+);
 /** Two turns in one object. */
 const pairs = [
   ["human", "assistant"],
@@ -108,8 +109,8 @@ function convertTurn(turn: Row, place: string, context: TurnContext): Message | 
       `${place} has the role "${shorten(speaker)}". Known roles: ${Object.keys(roles).join(", ")}. Name others in the mapping's \`roles\`.`,
     );
   }
-  const key = turn.content != null ? "content" : turn.value != null ? "value" : turn.text != null ? "text" : undefined;
-  const written = key === undefined ? (turn.content ?? turn.value) : turn[key];
+  const key = (["content", "value", "text"] as const).find((each) => turn[each] !== undefined && turn[each] !== null);
+  const written = key === undefined ? turn.content : turn[key];
   const calls = callsOf(turn, place, context.exact);
   if (typeof calls === "object") return calls;
   const images: number[] = [];

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { createDetector, signatures } from "./detect.ts";
 
 const { detect } = createDetector({ labels: null });
-const read = (row: unknown) => detect(row, () => row as Record<string, unknown>);
+const read = (row: unknown) => detect(row, () => row);
 const turn = (role: string, content: string) => ({ role, content });
 
 describe("detect", () => {

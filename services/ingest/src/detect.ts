@@ -14,7 +14,7 @@ import {
   isNothing,
   isObject,
   nameOf,
-  needsLabels,
+  type needsLabels,
   type Refusal,
   refuse,
   type Row,

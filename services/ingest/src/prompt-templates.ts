@@ -49,11 +49,11 @@ export function fillTemplate(
     if (!known && (row === undefined || !Object.hasOwn(row, name))) {
       return { message: `the mapping's instruction_template asks for {${name}}, and the row has no such column` };
     }
-    const value = known ? values[name] : row?.[name];
-    if (typeof value === "object" && value !== null) {
+    const value = (known ? values[name] : row?.[name]) ?? "";
+    if (typeof value === "object") {
       return { message: `the mapping's instruction_template asks for {${name}}, which is no text in this row` };
     }
-    filled += `${value === undefined || value === null ? "" : String(value as string | number | boolean)}${parts[index + 1]}`;
+    filled += `${value as string | number | boolean}${parts[index + 1]}`;
   }
   return filled;
 }

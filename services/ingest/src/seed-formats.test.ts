@@ -115,6 +115,13 @@ const golden: [category: string, format: string, body: Record<string, unknown>, 
       task: "instruct",
       messages: [user("将以下英文句子翻译成中文。\nThe quick brown fox jumps over the lazy dog."), assistant("敏捷的棕色狐狸跳过懒狗。")],
     },
+    {
+      seed: {
+        instruction: "将以下英文句子翻译成中文。",
+        input: "The quick brown fox jumps over the lazy dog.",
+        output: "敏捷的棕色狐狸跳过懒狗。",
+      },
+    },
   ],
   [
     "7. 多模态",
@@ -162,7 +169,6 @@ it.each(golden.map((entry, index) => [...entry.slice(0, 1), index] as [string, n
     format,
     body,
     unusedKeys: [],
-    ...(format === "instruction" ? { seed: expect.anything() as unknown } : {}),
     ...rest,
   });
   record.parse({ v: "lrec/1", id: recordId(body as never), ...body, meta: { line: 1, format } });

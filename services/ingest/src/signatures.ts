@@ -334,10 +334,10 @@ export const signatures: readonly Signature[] = [
     format: "text",
     kind: "text",
     fields: { text: needs(text, "content", "文本") },
-    unless: [
-      ...["prompt", "instruction", "question", "query", "answer", "answers", "response", "responses", "output", "completion"],
-      ...["label", "labels", "entities", "tags", "spans", "summary", "chosen", "rejected"],
-    ],
+    unless:
+      "prompt instruction question query answer answers response responses output completion label labels entities tags spans summary chosen rejected".split(
+        " ",
+      ),
     convert(values, { names }) {
       if (isBlank(values.text)) return refuse("EMPTY_TEXT", `\`${names.text ?? "text"}\` is empty: there is nothing to learn from it`);
       return { body: { kind: "text", task: "text", text: values.text } };
