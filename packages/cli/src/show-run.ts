@@ -6,9 +6,10 @@ import { doing, figures, stepsOf } from "./follow-run.ts";
 
 export const modelOf = (run: RunState): string => `${run.tenant}/${run.spec.adapter}`;
 
-export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected }: Proof): string =>
+export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected, scale }: Proof): string =>
   `${probes} prompts, ${tokens} tokens: engine and trainer differ by ${agreement.toFixed(4)} nats (limit ${agreementLimit.toFixed(2)}); ` +
-  `the adapter moves the base by ${effect.toFixed(2)} (trainer: ${effectExpected.toFixed(2)})`;
+  `the adapter moves the base by ${effect.toFixed(2)} (trainer: ${effectExpected.toFixed(2)}` +
+  (scale ? `; scale ${scale.value.toFixed(2)} ± ${scale.error.toFixed(2)})` : scale === null ? "; too little to tell its scale)" : ")");
 
 const phaseColor = (run: RunState): string => {
   if (run.phase === "served") return green(run.phase);

@@ -1,7 +1,9 @@
 import type { ProbeRecord } from "@loraline/contracts";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { chooseProbes, decideProof, type Measured, proofLimits } from "./proof.ts";
+import { chooseProbes, decideProof, type Measured, measureProbes, proofLimits } from "./proof.ts";
 
 const at = "2026-01-01T00:00:00.000Z";
 const record = (base: number[], adapter: number[], tokens = base.map((_, i) => i), length = 4): ProbeRecord => ({
@@ -35,6 +37,8 @@ describe("decideProof", () => {
       agreementLimit: expect.closeTo(proofLimits.agreement + proofLimits.agreementShare * 5.725, 3),
       effect: 5.725,
       effectExpected: 5.725,
+      baseAgreement: 0,
+      scale: null,
       provenAt: at,
     });
   });
@@ -92,17 +96,87 @@ describe("decideProof", () => {
   });
 });
 
+/** What a trainer recorded and a real vLLM answered, both in bf16; how it was made stands in proof.ts. */
+type Answers = number[][];
+type Adapter = { recorded: ProbeRecord["first"][]; base: Answers } & Record<"right" | "x2" | "x0.5" | "shifted", Answers>;
+const effects = JSON.parse(await readFile(join(import.meta.dirname, "../testdata/effects-in-bf16.json"), "utf8")) as Record<
+  string,
+  Adapter
+>;
+const real = (strength: string, kind: "right" | "x2" | "x0.5" | "shifted" | "base", of = strength) => {
+  const { recorded, base } = effects[strength] as Adapter;
+  const records = recorded.map((first) => ({ ...record([], []), first }));
+  return decideProof(
+    records.map((one, i) => ({ record: one, base: base[i] ?? [], adapter: effects[of]?.[kind][i] ?? [] })),
+    at,
+  );
+};
+const codeOf = (decision: ReturnType<typeof decideProof>): string => (decision.kind === "proven" ? "proven" : decision.problem.code);
+
+describe("answers of a real engine", () => {
+  it.each(["strong", "medium", "weak", "faint"])("%s: half and twice the scale, other layers and the base are told", (strength) => {
+    const right = real(strength, "right");
+    expect(codeOf(right)).toBe("proven");
+    expect(right.proof.scale?.value).toBeGreaterThan(0.75);
+    expect(right.proof.scale?.value).toBeLessThan(1.1);
+    expect(codeOf(real(strength, "x2"))).toBe("PROOF_SCALING");
+    expect(codeOf(real(strength, "x0.5"))).toBe("PROOF_SCALING");
+    expect(codeOf(real(strength, "shifted"))).toMatch(/PROOF_(WITHOUT_EFFECT|DISAGREES)/);
+    expect(codeOf(real(strength, "base"))).toBe("PROOF_WITHOUT_EFFECT");
+  });
+
+  it("what hardly trained is proven to be there, and its scale is not claimed", () => {
+    const right = real("hardly", "right");
+    expect(codeOf(right)).toBe("proven");
+    expect(right.proof.scale).toBeNull();
+    expect(codeOf(real("hardly", "base"))).toBe("PROOF_WITHOUT_EFFECT");
+  });
+});
+
+describe("measureProbes", () => {
+  it("never asks for more tokens at once than vLLM answers for, and keeps the order", async () => {
+    const probes = [0, 1, 2, 3].map((n) => {
+      const tokens = Array.from({ length: 60 }, (_, i) => n * 60 + i);
+      return record(
+        tokens.map(() => -1),
+        tokens.map(() => -2),
+        tokens,
+        4 + n,
+      );
+    });
+    const asked: [string, number, number][] = [];
+    const client = {
+      async nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]) {
+        asked.push([model, prompts.length, tokens.length]);
+        return prompts.map(() => new Map(tokens.map((token) => [token, model === "base" ? token : -token])));
+      },
+    };
+    const measured = await measureProbes(client, { base: "base", engineName: "adapter", probes });
+    expect(asked).toEqual([
+      ["base", 2, 120],
+      ["base", 2, 120],
+      ["adapter", 2, 120],
+      ["adapter", 2, 120],
+    ]);
+    for (const [n, one] of measured.entries()) {
+      expect(one.record).toBe(probes[n]);
+      expect(one.base).toEqual(one.record.first.tokens);
+      expect(one.adapter).toEqual(one.record.first.tokens.map((token) => -token));
+    }
+  });
+});
+
 describe("chooseProbes", () => {
   const long = record([-1], [-9], [0], 80);
   const short = record([-1], [-8], [0], 10);
   const mute = record([-1], [-1.01], [0], 2);
   it("takes short ones within the budget, and none that shows nothing", () => {
-    expect(chooseProbes([long, mute, short], 96)).toEqual([short, long]);
-    expect(chooseProbes([long, short], 60)).toEqual([short]);
+    expect(chooseProbes([long, mute, short], { strong: 96, weak: 0 })).toEqual([short, long]);
+    expect(chooseProbes([long, short], { strong: 60, weak: 0 })).toEqual([short]);
   });
   it("always asks one", () => {
-    expect(chooseProbes([long], 10)).toEqual([long]);
-    expect(chooseProbes([mute], 10)).toEqual([mute]);
-    expect(chooseProbes([], 10)).toEqual([]);
+    expect(chooseProbes([long], { strong: 10, weak: 10 })).toEqual([long]);
+    expect(chooseProbes([mute], { strong: 10, weak: 10 })).toEqual([mute]);
+    expect(chooseProbes([])).toEqual([]);
   });
 });

@@ -1,28 +1,37 @@
 /**
  * The proof that a replica applies an adapter: it is asked for the logprobs of the first token after some prompts, of the same
- * tokens that the trainer recorded while it held both models. Two requests: all prompts to the adapter, all to the base.
+ * tokens that the trainer recorded while it held both models, once with the adapter and once without.
  *
- * Where the limits come from. PEFT in bf16 against vLLM 0.32 in bf16, both on the CPU, SmolLM2-135M, six probes, the union of the 8
- * likeliest tokens of base and adapter; mean over tokens in nats. Adapters: persona r = 8 (two of them) and r = 16 overfitted, all
- * linear modules, recorded effect 10.6, 13.5 and 13.6; and one hardly trained (r = 4, four steps), recorded effect 0.08.
+ * Two questions are put to the answers. How far are they from the record (mean over tokens, in nats)? And by how much of the recorded
+ * effect does the replica move: the slope of the replica's effect against the recorded one? Both are measured with the same rounding,
+ * so the slope is that of total least squares (neither is the cause of the other), as an angle: 45° is the right scale. Each probe is
+ * centred first, as a common shift of its logprobs says nothing. How sure it is, is told by leaving out one probe at a time.
  *
- *                                agreement                        effect on the replica
- *                                r8     r8'    r16    hardly     r8     r8'    r16    hardly
- *   the right bytes              0.13   0.21   0.22   0.06       10.7   13.6   13.6   0.06
- *   lora_B zero                  10.6   13.6   13.6   0.07       0      0      0      0
- *   modules misnamed             10.6   13.6   13.6   0.07       0      0      0      0         (vLLM loads it without a word)
- *   scaling × 2                  3.9    3.5    3.2    0.09       10.5   13.6   13.9   0.10
- *   scaling × 0.5                3.1    4.0    2.9    0.07       8.2    9.8    11.0   0.06
- *   scaling × 1.25               1.0    2.7    1.3    0.08
- *   scaling × 0.8                1.1    2.4    1.4    0.09
- *   layers shifted by one        10.6   13.5   13.6   0.08       0.4    0.4    0.5    0.07
- *   one layer of 30 zeroed       0.46   1.06   1.13   0.06
- *   another adapter              ≥ 3.7                ≥ 16
- *   replica's base               0.10 (at most 0.15 on one probe)
+ * Where the limits come from. PEFT in bf16 against vLLM 0.32 in bf16, both on the CPU, SmolLM2-135M; the union of the 32 likeliest tokens
+ * of base and adapter; eight prompts for weak adapters, four for strong ones. Adapters by training: persona, all linear modules, r = 8
+ * and 16 (strong: effect 8.8 and 5.5; medium: 1.6 and 1.2; weak: 0.36), q and v only, r = 4 (0.15), hardly trained (five of 0.06 to 0.07).
  *
- * So rounding costs 0.1 nats plus 1 % of the effect: the limit is 0.25 + 1.5 % of the recorded effect. Below an effect of about half a
- * nat a wrong scale drowns in rounding; then only a missing effect is caught, which is exact (zero or misnamed: identical logits).
- * With three of the six probes the figures are the same, so few are asked: one prompt token costs an adapter 3 to 12 ms on a CPU.
+ *                          agreement, nats                       angle, degrees ± standard error
+ *   recorded effect        8.8   5.5   1.6   1.2   0.36  0.15    8.8    5.5    1.6    1.2    0.36    0.15
+ *   the right bytes        0.09  0.12  0.06  0.07  0.06  0.07    45±0   45±0   45±0   45±0   45±0    39±2
+ *   scaling × 2            2.3   3.8   0.45  0.80  0.43  0.18    53±0   54±1   48±1   52±2   67±3    65±2
+ *   scaling × 0.5          4.3   2.5   0.65  0.65  0.28  0.11    34±1   33±1   33±2   25±2   19±1    19±2
+ *   scaling × 1.25         0.90  1.7   0.16  0.25  0.13  0.08    48±0   48±0   46±0   48±1   53±1    53±3
+ *   scaling × 0.8          1.2   1.2   0.18  0.23  0.12  0.09    42±0   41±0   43±1   41±0   37±1    38±4
+ *   layers shifted by one  8.8   5.8   1.7   1.2   0.38  0.16    1±0    0±0    0±0    1±1    3±2     0±5
+ *   one layer of 30 zero   0.38  0.56  0.08  0.08  0.06  0.08    44±0   44±0   44±0   44±0   44±0    36±3
+ *   lora_B zero, misnamed  the effect is exactly 0 (vLLM loads misnamed modules without a word)
+ *   the replica's base     0.075 to 0.084 (root mean square 0.10); another request for the same says the same to the last bit
+ *
+ * Agreement: rounding costs 0.1 nats and 1 % of the effect, so the limit is 0.25 + 1.5 %. Angle: 3° + 4 standard errors + what rounding
+ * bends it by when it is not far below the effect (10° at equality). Told are: half and twice the scale from an effect of 0.15 nats on,
+ * a quarter more or less for strong adapters and for 0.2 to 0.5 nats, hardly in between, where a trained persona saturates.
+ *
+ * Below about 0.15 nats nothing can be told, and not for want of tokens: the recorded effect is then rounding itself. Adapters hardly
+ * trained have an effect of 0.03 to 0.12 in float32, and both PEFT and vLLM in bf16 show of it 0.07 ± 0.1 in directions that agree with
+ * neither float32 nor each other (slope 0.28 for an effect of 0.12), as what the adapter adds is less than the last bit of what it is
+ * added to. Recording in float32 makes it worse for the same reason: at 0.63 the replica shows 0.6 of it. So such an adapter is proven to
+ * have an effect, its scale is told as null, and whoever looks can see that.
  */
 import type { ProbeRecord, Problem, Proof } from "@loraline/contracts";
 import type { VllmClient } from "./vllm-client.ts";
@@ -37,9 +46,23 @@ export interface ProofLimits {
   effectShare: number;
   /** Nats: a recorded effect below this is none. */
   leastEffect: number;
+  /** Degrees that the angle may be away from 45: in any case, for each standard error, and where rounding is as large as the effect. */
+  angle: { least: number; perError: number; atNoise: number };
+  /** How many times larger than rounding a recorded effect is for its scale to be told (root mean squares), and on how many probes. */
+  scaleAboveNoise: number;
+  scaleProbes: number;
 }
 
-export const proofLimits: ProofLimits = { agreement: 0.25, agreementShare: 0.015, base: 0.35, effectShare: 0.25, leastEffect: 0.005 };
+export const proofLimits: ProofLimits = {
+  agreement: 0.25,
+  agreementShare: 0.015,
+  base: 0.35,
+  effectShare: 0.25,
+  leastEffect: 0.005,
+  angle: { least: 3, perError: 4, atNoise: 10 },
+  scaleAboveNoise: 1.6,
+  scaleProbes: 3,
+};
 
 /** Logprobs of `record.first.tokens` on the replica, in their order. */
 export interface Measured {
@@ -73,6 +96,7 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
   const effect = mean(rows.map((row) => Math.abs(row.adapter - row.base)));
   const effectExpected = mean(rows.map((row) => Math.abs(row.recorded - row.recordedBase)));
   const agreementLimit = limits.agreement + limits.agreementShare * effectExpected;
+  const slope = slopeOf(measured, limits);
   const proof: Proof = {
     probes: measured.length,
     tokens: rows.length,
@@ -80,6 +104,8 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
     agreementLimit: rounded(agreementLimit),
     effect: finite(effect),
     effectExpected: finite(effectExpected),
+    baseAgreement: finite(baseAgreement),
+    scale: slope === undefined ? null : { value: finite(slope.scale), error: finite(slope.error) },
     provenAt: at,
   };
   const refused = (code: string, message: string): ProofDecision => ({ kind: "refused", problem: { code, message }, proof });
@@ -111,9 +137,19 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
       `the replica lists the adapter but answers like the base: it changes logprobs by ${nats(effect)}, in the trainer it was ${nats(effectExpected)}. Are its module names those of the served model?`,
     );
   }
+  const rightDirection = sameDirection(rows) >= 0.86 || slope?.straight === true;
   if (agreement > agreementLimit) {
     const how = `logprobs differ from the trainer's by ${nats(agreement)} (limit ${nats(agreementLimit)})`;
-    return sameDirection(rows) >= 0.9
+    return rightDirection
+      ? refused(
+          "PROOF_SCALING",
+          `the replica applies the adapter in the right direction but not by the right amount: ${how}. Wrong lora_alpha, rank or scaling?`,
+        )
+      : refused("PROOF_DISAGREES", `the replica answers like another adapter: ${how}.`);
+  }
+  if (slope !== undefined && slope.off > slope.limit) {
+    const how = `it moves the base by ${slope.scale.toFixed(2)} ± ${slope.error.toFixed(2)} of what the trainer recorded`;
+    return rightDirection
       ? refused(
           "PROOF_SCALING",
           `the replica applies the adapter in the right direction but not by the right amount: ${how}. Wrong lora_alpha, rank or scaling?`,
@@ -123,9 +159,71 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
   return { kind: "proven", proof };
 }
 
+interface Slope {
+  /** 1: the replica moves the base by as much as the trainer recorded. */
+  scale: number;
+  error: number;
+  /** Degrees away from the right angle, and how many may be. */
+  off: number;
+  limit: number;
+  /** What lies beside the line is no more than rounding: the same effect in another strength. */
+  straight: boolean;
+}
+
+/** The replica's effect against the recorded one; undefined where rounding hides it or too few probes would tell how sure it is. */
+function slopeOf(measured: readonly Measured[], limits: ProofLimits): Slope | undefined {
+  const effects = measured.map(({ record: { first }, base, adapter }) => {
+    const there = centred(first.tokens.map((_, i) => (first.adapter[i] ?? Number.NaN) - (first.base[i] ?? Number.NaN)));
+    const here = centred(first.tokens.map((_, i) => (adapter[i] ?? Number.NaN) - (base[i] ?? Number.NaN)));
+    return { there: sum(there, there), here: sum(here, here), both: sum(there, here), tokens: first.tokens.length };
+  });
+  const total = effects.reduce(added, nothing);
+  const noise = Math.sqrt(
+    mean(measured.flatMap(({ record: { first }, base }) => first.tokens.map((_, i) => ((base[i] ?? 0) - (first.base[i] ?? 0)) ** 2))),
+  );
+  const recorded = Math.sqrt(total.there / total.tokens);
+  if (effects.length < limits.scaleProbes || !(recorded > limits.scaleAboveNoise * noise) || !(total.here > 0)) return undefined;
+
+  const angle = angleOf(total);
+  const without = effects.map((left) =>
+    angleOf(added(total, { there: -left.there, here: -left.here, both: -left.both, tokens: -left.tokens })),
+  );
+  const error = Math.sqrt(((effects.length - 1) / effects.length) * without.reduce((squares, one) => squares + (one - angle) ** 2, 0));
+  const beside = (total.there + total.here - Math.hypot(total.there - total.here, 2 * total.both)) / 2;
+  const degrees = 180 / Math.PI;
+  return {
+    scale: Math.tan(angle),
+    error: error / Math.cos(angle) ** 2,
+    off: Math.abs(angle * degrees - 45),
+    limit: limits.angle.least + limits.angle.perError * error * degrees + limits.angle.atNoise * (noise / recorded) ** 2,
+    straight: angle * degrees > 8 && Math.sqrt(beside / total.tokens) <= 1.7 * noise,
+  };
+}
+
+interface Sums {
+  there: number;
+  here: number;
+  both: number;
+  tokens: number;
+}
+const nothing: Sums = { there: 0, here: 0, both: 0, tokens: 0 };
+const added = (a: Sums, b: Sums): Sums => ({
+  there: a.there + b.there,
+  here: a.here + b.here,
+  both: a.both + b.both,
+  tokens: a.tokens + b.tokens,
+});
+/** Radians, −π/2 … π/2: of the line through the origin that all points are nearest to. */
+const angleOf = ({ there, here, both }: Sums): number => Math.atan2(2 * both, there - here) / 2;
+const sum = (a: readonly number[], b: readonly number[]): number => a.reduce((total, value, i) => total + value * (b[i] ?? 0), 0);
+function centred(values: readonly number[]): number[] {
+  const middle = mean(values);
+  return values.map((value) => value - middle);
+}
+
 const finite = (value: number): number => (Number.isFinite(value) ? rounded(value) : 1e6);
 
-/** Cosine between the effect on the replica and the recorded one: 1 for the right adapter at any scale. (Measured: × 0.5 … × 2 ≥ 0.91, other adapters ≤ 0.85, of the same data 0.98.) */
+/** Cosine between the effect on the replica and the recorded one: 1 for the right adapter at any scale. (Measured: × 0.5 … × 2 ≥ 0.87, other adapters ≤ 0.85, but of the same data 0.98.) */
 function sameDirection(rows: readonly { recorded: number; recordedBase: number; adapter: number; base: number }[]): number {
   let dot = 0;
   let there = 0;
@@ -139,37 +237,68 @@ function sameDirection(rows: readonly { recorded: number; recordedBase: number; 
 }
 
 /**
- * Pure: the probes worth asking. The shortest ones within the budget, but always one, and preferably some that show an effect.
- * @param budget prompt tokens in all.
+ * Pure: the probes worth asking. The shortest ones within the budget, but always one, and preferably some that show an effect. Whatever
+ * is wrong with a strong adapter shows on a few; a weak one takes more of them, as its effect has to be told from rounding.
+ * @param budget prompt tokens in all: one costs an adapter 3 to 12 ms on a CPU.
  */
-export function chooseProbes(records: readonly ProbeRecord[], budget = 128): ProbeRecord[] {
+export function chooseProbes(records: readonly ProbeRecord[], budget = { strong: 128, weak: 384 }): ProbeRecord[] {
   const effects = new Map(records.map((record) => [record, recordedEffect([record])]));
   const strongest = Math.max(0, ...effects.values());
   const telling = records.filter((record) => (effects.get(record) ?? 0) >= strongest / 4);
+  const most = recordedEffect(telling) >= strongEffect ? budget.strong : budget.weak;
   const chosen: ProbeRecord[] = [];
   let tokens = 0;
   for (const record of telling.toSorted((a, b) => a.input_ids.length - b.input_ids.length)) {
-    if (chosen.length > 0 && tokens + record.input_ids.length > budget) break;
+    if (chosen.length > 0 && tokens + record.input_ids.length > most) break;
     chosen.push(record);
     tokens += record.input_ids.length;
   }
   return chosen;
 }
 
+/** Nats. */
+const strongEffect = 2;
+
+/** vLLM refuses requests for the logprobs of more tokens than that. */
+const tokensAtOnce = 128;
+
+/** Puts prompts together whose tokens an engine answers for in one request. Each fits by itself, as the trainer records no more. */
+function grouped(probes: readonly ProbeRecord[]): { probes: ProbeRecord[]; tokens: number[] }[] {
+  const groups: { probes: ProbeRecord[]; tokens: Set<number> }[] = [];
+  for (const probe of probes) {
+    const last = groups.at(-1);
+    const together = new Set([...(last?.tokens ?? []), ...probe.first.tokens]);
+    if (last !== undefined && together.size <= tokensAtOnce) {
+      last.probes.push(probe);
+      last.tokens = together;
+    } else groups.push({ probes: [probe], tokens: new Set(probe.first.tokens) });
+  }
+  return groups.map((group) => ({ probes: group.probes, tokens: [...group.tokens] }));
+}
+
 /**
  * Asks the replica. The base's answers are asked for each time: they cost little beside the adapter's, and they must come from the
- * same process. One after the other, because an engine computes both in one batch anyway.
+ * same process. Base and adapter one after the other, as there are engines that mix them up within a batch.
  */
 export async function measureProbes(
   client: Pick<VllmClient, "nextTokenLogprobs">,
   { base, engineName, probes }: { base: string; engineName: string; probes: readonly ProbeRecord[] },
 ): Promise<Measured[]> {
-  if (probes.length === 0) return [];
-  const tokens = [...new Set(probes.flatMap(({ first }) => first.tokens))];
-  const prompts = probes.map(({ input_ids }) => input_ids);
-  const ofBase = await client.nextTokenLogprobs(base, prompts, tokens);
-  const ofAdapter = await client.nextTokenLogprobs(engineName, prompts, tokens);
-  const pick = (answer: ReadonlyMap<number, number> | undefined, record: ProbeRecord): number[] =>
-    record.first.tokens.map((token) => answer?.get(token) ?? Number.NaN);
-  return probes.map((record, i) => ({ record, base: pick(ofBase[i], record), adapter: pick(ofAdapter[i], record) }));
+  const groups = grouped(probes);
+  const ask = async (model: string): Promise<number[][]> => {
+    const answers = await Promise.all(
+      groups.map(async ({ probes: asked, tokens }) => {
+        const found = await client.nextTokenLogprobs(
+          model,
+          asked.map(({ input_ids }) => input_ids),
+          tokens,
+        );
+        return asked.map(({ first }, i) => first.tokens.map((token) => found[i]?.get(token) ?? Number.NaN));
+      }),
+    );
+    return answers.flat();
+  };
+  const ofBase = await ask(base);
+  const ofAdapter = await ask(engineName);
+  return probes.map((record, i) => ({ record, base: ofBase[i] ?? [], adapter: ofAdapter[i] ?? [] }));
 }

@@ -21,7 +21,7 @@ import { holdOut, inSeededOrder, shortId } from "./split-holdout.ts";
 import { writeShards } from "./write-shards.ts";
 
 /** Raise it whenever the same records would give other tokens, rows or probes: results cached by older code are then not used. */
-export const tokenizeCode = "tokenize/1";
+export const tokenizeCode = "tokenize/2";
 
 export interface TokenizeJob {
   tenant: string;
@@ -45,6 +45,9 @@ export type TokenizeResult = { kind: "tokenized"; ref: BlobRef; manifest: TokenM
 const stepsWorthPacking = 64;
 /** Longer prompts make the proof slow and prove no more. */
 const probeTokens = 256;
+/** Own prompts, and neutral ones: enough to tell a weak adapter's effect from rounding (services/serve/src/proof.ts). */
+const probesOfEach = 4;
+const probeCandidates = 16;
 
 /** Hash of everything that decides the result. */
 export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): Digest {
@@ -265,7 +268,9 @@ async function choosePrompts(
 ): Promise<ProbePrompt[]> {
   const encoder = createRecordEncoder(base, { ...spec.tokenize, max_length: Math.max(spec.tokenize.max_length, 4096) });
   const neutral =
-    spec.tokenize.profile === "seed" || family !== null ? await promptsFor(encoder, "neutral", neutralQuestions.slice(0, 2)) : [];
+    spec.tokenize.profile === "seed" || family !== null
+      ? await promptsFor(encoder, "neutral", neutralQuestions.slice(0, probesOfEach))
+      : [];
   const own = new Map<string, ProbePrompt>();
   const add = ({ index, line }: Stored, limit: number): void => {
     const sequence = { ids: new Int32Array(store.length(index)), labels: new Int32Array(store.length(index)) };
@@ -275,14 +280,16 @@ async function choosePrompts(
   };
   const byId = new Map(train.map((one) => [one.id, one]));
   for (const id of inSeededOrder(byId.keys(), spec.training.seed)) {
-    if (own.size >= 4 - neutral.length) break;
+    if (own.size >= probeCandidates) break;
     add(byId.get(id) as Stored, probeTokens);
   }
   if (own.size === 0 && neutral.length === 0) {
     const shortest = train.reduce((best, one) => (store.length(one.index) < store.length(best.index) ? one : best));
     add(shortest, Number.POSITIVE_INFINITY);
   }
-  return [...own.values(), ...neutral];
+  // Short ones tell as much as long ones, and are asked faster.
+  const shortest = [...own.values()].sort((a, b) => a.input_ids.length - b.input_ids.length).slice(0, probesOfEach);
+  return [...shortest, ...neutral];
 }
 
 async function explainTooFew(objects: Objects, job: TokenizeJob, usable: number, reasons: ReadonlyMap<string, number>): Promise<Problem> {

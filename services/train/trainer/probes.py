@@ -69,7 +69,11 @@ def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) ->
     return [each.tolist() for each in chosen.split([len(answer) for answer in answers])]
 
 
-def first_tokens(base: torch.Tensor, adapter: torch.Tensor, likeliest: int = 8) -> dict:
-    """What a replica is asked: the likeliest first tokens of base and adapter together, with the logprobs of both."""
+def first_tokens(base: torch.Tensor, adapter: torch.Tensor, likeliest: int = 32) -> dict:
+    """
+    What a replica is asked: the likeliest first tokens of base and adapter together, with the logprobs of both. Many, as the
+    effect of an adapter that was hardly trained has to be told from rounding; not more than vLLM answers for at once (128).
+    """
+    likeliest = min(likeliest, len(base))
     tokens = torch.unique(torch.cat([base.topk(likeliest).indices, adapter.topk(likeliest).indices]))
     return {"tokens": tokens.tolist(), "base": base[tokens].tolist(), "adapter": adapter[tokens].tolist()}
