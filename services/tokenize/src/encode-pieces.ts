@@ -51,8 +51,10 @@ function bordersOf(pieces: readonly Piece[]): { before: string; after: string }[
     const [left, right] = [pieces[index - 1] as Piece, pieces[index] as Piece];
     if (left.trained || !right.trained || !("text" in left) || !("text" in right)) continue;
     // Blanks join blanks only: a newline at the end of a header takes in the newlines that an answer begins with.
-    if (/\s$/.test(left.text.slice(-1)) && !/^\s/.test(right.text)) continue;
-    found.push({ before: left.text.slice(-borderLength), after: right.text.slice(0, borderLength) });
+    if (/\s/.test(left.text.slice(-1)) && !/^\s/.test(right.text)) continue;
+    const [before, after] = [left.text.slice(-borderLength), right.text.slice(0, borderLength)];
+    // Half a character is none.
+    found.push({ before: before.replace(/^[\uDC00-\uDFFF]/, ""), after: after.replace(/[\uD800-\uDBFF]$/, "") });
   }
   return found;
 }

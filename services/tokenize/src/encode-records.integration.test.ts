@@ -1,74 +1,33 @@
 /** Against the real tokenizer of the demo base, and against Python on the same rows. */
-import { type ChildProcessByStdio, spawn } from "node:child_process";
-import { join } from "node:path";
-import { createInterface } from "node:readline";
-import type { Readable, Writable } from "node:stream";
 import { type Message, type Rec, tokenizeSpec } from "@loraline/contracts";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createRecordEncoder, type Encoded, ignored, type Sequence } from "./encode-records.ts";
 import { type Base, loadBase } from "./load-base.ts";
 import { recogniseTemplate } from "./recognise-template.ts";
+import {
+  type Answer,
+  assistant,
+  chat,
+  completion,
+  fuzzFactor,
+  type Python,
+  smollm2Dir,
+  startPython,
+  system,
+  text,
+  user,
+} from "./tokenize-under-test.ts";
 
-const root = join(import.meta.dirname, "../../..");
-const baseDir = join(root, ".loraline/bases/smollm2-135m-instruct");
 const seedLength = 128;
 
 let base: Base;
-
-type Asked =
-  | { seed: { instruction: string; input: string; output: string } }
-  | { messages: readonly Message[] }
-  | { raw: string }
-  | { plain: string };
-interface Answer {
-  ids: number[];
-  labels: number[];
-  whole: number[];
-}
-
-/** One Python process for the whole file: it takes long to start. */
-let reference: ChildProcessByStdio<Writable, Readable, null>;
-let answers: AsyncIterator<string>;
+let python: Python;
 beforeAll(async () => {
-  base = await loadBase(baseDir);
-  const script = join(import.meta.dirname, "../testdata/python_reference.py");
-  reference = spawn(join(root, ".venv/bin/python"), [script, baseDir, String(seedLength)], { stdio: ["pipe", "pipe", "inherit"] });
-  answers = createInterface({ input: reference.stdout })[Symbol.asyncIterator]();
+  python = startPython(seedLength);
+  base = await loadBase(smollm2Dir);
 });
-afterAll(() => reference.stdin.end());
-
-async function python(asked: readonly Asked[]): Promise<Answer[]> {
-  reference.stdin.write(asked.map((one) => `${JSON.stringify(one)}\n`).join(""));
-  const given: Answer[] = [];
-  while (given.length < asked.length) {
-    const next = await answers.next();
-    if (next.done === true) throw new Error("the Python reference ended; its reason is above");
-    given.push(JSON.parse(next.value) as Answer);
-  }
-  return given;
-}
-
-const chat = (messages: readonly Message[], seed?: Rec["meta"]["seed"]): Rec => ({
-  v: "lrec/1",
-  id: `sha256:${"0".repeat(64)}`,
-  kind: "chat",
-  task: "chat",
-  messages: [...messages],
-  meta: { file: "f", line: 1, format: "x", ...(seed === undefined ? {} : { seed }) },
-});
-const completion = (prompt: string, text: string): Rec => ({
-  v: "lrec/1",
-  id: `sha256:${"0".repeat(64)}`,
-  kind: "completion",
-  task: "completion",
-  prompt,
-  completion: text,
-  meta: { file: "f", line: 1, format: "x" },
-});
-const system = (content: string): Message => ({ role: "system", content });
-const user = (content: string): Message => ({ role: "user", content });
-const assistant = (content: string, more: Partial<Message> = {}): Message => ({ role: "assistant", content, ...more });
+afterAll(() => python[Symbol.asyncDispose]());
 
 async function encode(records: readonly Rec[], spec: object = {}): Promise<{ ids: number[]; labels: number[] }[]> {
   const results = await createRecordEncoder(base, tokenizeSpec.parse({ max_length: 4096, ...spec })).encode(records);
@@ -88,59 +47,6 @@ function onlySample(result: Encoded | undefined): Sequence {
 const trainedText = (row: { labels: number[] }): Promise<string> => base.encoder.decode(row.labels.filter((label) => label !== ignored));
 const wholeText = (row: { ids: number[] }): Promise<string> => base.encoder.decode(row.ids);
 
-/** Texts with what tokenizers stumble over. */
-const text = fc
-  .array(
-    fc.oneof(
-      {
-        weight: 4,
-        arbitrary: fc.constantFrom(
-          "Hello",
-          " world",
-          "What is",
-          "你好",
-          "世界",
-          "甄嬛",
-          "こんにちは",
-          "안녕",
-          "🙂",
-          "👩‍👩‍👧",
-          "é",
-          "e\u0301",
-          "ﬁ",
-          "1234",
-          "3.14",
-          "\n",
-          "\n\n",
-          "\t",
-          "  ",
-          "   ",
-          " ",
-          ".",
-          "...",
-          "'s",
-          "don't",
-          '{"a":1}',
-          "def f(x):\n    return x",
-          "\r\n",
-          "\u00a0",
-          "\u200b",
-          "\uFEFF",
-          "ــ",
-          "مرحبا",
-          "<",
-          "|>",
-          "<|",
-          "im_end",
-        ),
-      },
-      { weight: 1, arbitrary: fc.string({ unit: "binary", maxLength: 8 }) },
-      { weight: 1, arbitrary: fc.string({ unit: "grapheme", maxLength: 12 }) },
-    ),
-    { minLength: 1, maxLength: 12 },
-  )
-  .map((parts) => parts.join(""));
-
 describe("token ids and masks", { timeout: 180_000 }, () => {
   const golden: readonly (readonly Message[])[] = [
     [user("Who are you?"), assistant("This humble lady is Wren.")],
@@ -153,31 +59,10 @@ describe("token ids and masks", { timeout: 180_000 }, () => {
   ];
 
   it("equal Python's on golden conversations, and its rendering of the whole", async () => {
-    const answers = await python(golden.map((messages) => ({ messages })));
+    const answers = await python.ask(golden.map((messages) => ({ messages })));
     const rows = await encode(golden.map((messages) => chat(messages)));
-    expect(rows).toEqual(answers.map(({ ids, labels }) => ({ ids, labels })));
-    expect(rows.map((row) => row.ids)).toEqual(answers.map((answer) => answer.whole));
-  });
-
-  it("equal Python's on random conversations", async () => {
-    const conversation = fc
-      .tuple(fc.option(text, { nil: undefined }), fc.array(fc.tuple(text, text, fc.boolean()), { minLength: 1, maxLength: 4 }))
-      .map(([prompt, turns]) => [
-        ...(prompt === undefined ? [] : [system(prompt)]),
-        ...turns.flatMap(([question, answer, train], index) => [
-          user(question),
-          assistant(answer, index === turns.length - 1 || train ? {} : { train }),
-        ]),
-      ])
-      // A blank answer is not trained, which the reference does not know.
-      .filter((messages) => messages.every((message) => message.content.trim() !== ""));
-    const conversations = fc.sample(conversation, { numRuns: 400, seed: 20261124 });
-    const answers = await python(conversations.map((messages) => ({ messages })));
-    const rows = await encode(conversations.map((messages) => chat(messages)));
-    const different = rows.flatMap((row, index) =>
-      JSON.stringify(row) === JSON.stringify({ ids: answers[index]?.ids, labels: answers[index]?.labels }) ? [] : [conversations[index]],
-    );
-    expect(different).toEqual([]);
+    expect(rows).toEqual(answers.map(({ samples: [sample] }) => ({ ids: sample?.ids, labels: sample?.labels })));
+    expect(rows.map((row) => row.ids)).toEqual(answers.map(({ samples: [sample] }) => sample?.whole));
   });
 
   it("equal process_func's in the profile seed, cut rows and control tokens in the data included", async () => {
@@ -187,11 +72,14 @@ describe("token ids and masks", { timeout: 180_000 }, () => {
       { instruction: "Say it.", input: "Now <|im_end|> or never", output: "never <|endoftext|>!" },
       { instruction: "long", input: "", output: "word ".repeat(60) },
       { instruction: "too long ".repeat(60), input: "", output: "lost" },
-      ...fc.sample(fc.record({ instruction: text, input: fc.oneof(fc.constant(""), text), output: text }), { numRuns: 500, seed: 7 }),
+      ...fc.sample(fc.record({ instruction: text, input: fc.oneof(fc.constant(""), text), output: text }), {
+        numRuns: 500 * fuzzFactor,
+        seed: 7,
+      }),
     ];
-    const answers = await python(rows.map((seed) => ({ seed })));
+    const answers = await python.ask(rows.map((seed) => ({ seed })));
     const results = await createRecordEncoder(base, tokenizeSpec.parse({ profile: "seed", max_length: seedLength })).encode(
-      rows.map((seed) => chat([user("unused"), assistant("unused")], seed)),
+      rows.map((seed) => chat([user("unused"), assistant("unused")], { meta: { file: "f", line: 1, format: "x", seed } })),
     );
     let [cut, lost] = [0, 0];
     for (const [index, result] of results.entries()) {
@@ -209,8 +97,8 @@ describe("token ids and masks", { timeout: 180_000 }, () => {
 
   it("equal Python's for raw and plain text", async () => {
     const spelled = fc.tuple(text, fc.constantFrom("<|im_end|>", "<|im_start|>", "<|endoftext|>", ""), text).map((parts) => parts.join(""));
-    const texts = fc.sample(spelled, { numRuns: 800, seed: 3 });
-    const answers = await python(texts.flatMap((each) => [{ raw: each }, { plain: each }]));
+    const texts = fc.sample(spelled, { numRuns: 800 * fuzzFactor, seed: 3 });
+    const answers = await python.ask(texts.flatMap((each) => [{ raw: each }, { plain: each }]));
     const [raw, plain] = [await base.encoder.encode(texts, "raw"), await base.encoder.encode(texts, "plain")];
     const different = texts.filter(
       (_, index) => raw[index]?.join() !== answers[2 * index]?.ids.join() || plain[index]?.join() !== answers[2 * index + 1]?.ids.join(),

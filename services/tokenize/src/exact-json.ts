@@ -26,7 +26,7 @@ export function parseExact(text: string): Json {
   return JSON.parse(sealedKeys, (_, value: unknown, context?: { source?: string }) => {
     if (typeof value !== "number" || context?.source === undefined) return value;
     const python = pythonNumber(context.source);
-    return python === String(value) ? value : `${seal}${python}\u0001`;
+    return python === JSON.stringify(value) ? value : `${seal}${python}\u0001`;
   }) as Json;
 }
 

@@ -313,18 +313,21 @@ async function proveIds(
   }
 }
 
-/** Matches a content in which the template may look for something: any text in its source, but for names and blanks. */
+/** Matches a content in which the template may look for something: any text in its source that is not just a name or a blank, and names that contents are searched for. */
 function wordsOf(template: string): RegExp | undefined {
   const found = new Set<string>();
-  for (const [whole, , inner = ""] of template.matchAll(/(["'])((?:(?!\1)[^\\]|\\.)*)\1/gs)) {
-    const at = template.indexOf(whole);
+  for (const { 0: whole, 2: inner = "", index } of template.matchAll(/(["'])((?:(?!\1)[^\\]|\\.)*)\1/gs)) {
     const text = inner.replaceAll(/\\(.)/gs, (_, letter: string) => ({ n: "\n", t: "\t", r: "\r" })[letter] ?? letter).trim();
-    const before = template.slice(Math.max(0, at - 14), at);
-    const lookedFor = /(?:startswith|endswith|split|replace|strip)\(\s*$/.test(before);
-    if (text !== "" && (lookedFor || /\W/.test(text))) found.add(text);
+    const [before, after] = [
+      template.slice(Math.max(0, index - 14), index),
+      template.slice(index + whole.length, index + whole.length + 10),
+    ];
+    const searched = /(?:with|split|replace|strip|find|count)\(\s*$|[=!]=\s*$/.test(before) || /^\s*(?:not\s+)?in\b/.test(after);
+    if (text !== "" && (/\W/.test(text) || (searched && !roleNames.has(text)))) found.add(text);
   }
   return found.size === 0 ? undefined : new RegExp([...found].map((text) => RegExp.escape(text)).join("|"));
 }
+const roleNames = new Set(["system", "user", "assistant", "tool"]);
 
 /** Told by what stands around an answer. */
 function familyOf({ toAnswer, toQuestion }: Turns, bos: string | null): string {

@@ -56,7 +56,8 @@ export function createJinja(
   // As Python's jinja reads it: whatever the line ends are.
   const source = (template ?? "").replaceAll(/\r\n?/g, "\n").replaceAll(/\bstrftime_now\b/g, "loraline_today");
   const parsed = new Template(source);
-  const writesJson = source.includes("tojson");
+  // Such as DeepSeek's `'\n' + tool['function']['arguments'] + '\n'`, which takes a text only.
+  const argumentsAreText = !source.includes("tojson") && /\+[^+|{}]*\barguments\b['"\]]*\s*(?:\+|-?\}\}|-?%\})/.test(source);
   const names = Object.fromEntries(Object.entries(special).map(([name, token]) => [`${name}_token`, token ?? ""]));
   const split = createSplit(encoder.controls);
   const controls = controlPattern(encoder.controls);
@@ -76,6 +77,7 @@ export function createJinja(
     return value;
   };
 
+  /** In OpenAI's form, whatever the row has. @throws SyntaxError: arguments that are no JSON */
   const calls = (message: Message): Json => {
     const parsedCalls = parseExact(message.tool_calls ?? "[]");
     return (Array.isArray(parsedCalls) ? parsedCalls : [parsedCalls]).map((call: Json): Json => {
@@ -83,7 +85,7 @@ export function createJinja(
       const { function: own, ...rest } = call;
       const { arguments: given = {}, ...name } = isObject(own) ? own : rest;
       // The engine parses them before it renders, whatever the client sent.
-      const args = writesJson ? (typeof given === "string" ? parseExact(given === "" ? "{}" : given) : given) : given;
+      const args = typeof given === "string" && !argumentsAreText ? parseExact(given.trim() === "" ? "{}" : given) : given;
       return { ...(isObject(own) ? rest : {}), type: rest.type ?? "function", function: { ...name, arguments: args } };
     });
   };

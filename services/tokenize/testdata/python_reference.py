@@ -47,24 +47,74 @@ def encode(text, **options):
     return tokenizer(text, add_special_tokens=False, **options)["input_ids"]
 
 
-def render(messages, generation):
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+tokenizers = {}
 
 
-def chat(messages):
-    """The template's text, cut after each generation prompt behind which a trained turn stands; content and end of such a turn are trained."""
-    whole = render(messages, False)
-    cuts = [(len(render(messages[:i], True)), m["content"]) for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("train", True)]
+def tokenizer_of(asked):
+    directory = asked.get("dir", sys.argv[1])
+    if directory not in tokenizers:
+        tokenizers[directory] = AutoTokenizer.from_pretrained(directory)
+    return tokenizers[directory]
+
+
+def as_the_engine_does(message):
+    """vLLM parses the arguments of calls before it renders; `train` and `weight` are ours."""
+    message = {key: value for key, value in message.items() if key not in ("train", "weight")}
+    if "reasoning" in message:
+        message["reasoning_content"] = message["reasoning"]
+    if "tool_calls" in message:
+        message["tool_calls"] = json.loads(message["tool_calls"])
+        for call in message["tool_calls"]:
+            if isinstance(call["function"]["arguments"], str):
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return message
+
+
+def chat(asked):
+    """
+    Trained is what stands behind the prompt that makes the model answer, up to the token at which it stops. Where a later turn
+    changes how an earlier one is rendered, each trained turn is the end of a sequence of its own.
+    """
+    tok = tokenizer_of(asked)
+    stops = asked.get("stops") or [tok.eos_token]
+    messages = [as_the_engine_does(message) for message in asked["messages"]]
+    tools = json.loads(asked["tools"]) if "tools" in asked else None
+
+    def render(part, generation):
+        return tok.apply_chat_template(part, tools=tools, tokenize=False, add_generation_prompt=generation)
+
+    try:
+        whole = render(messages, False)
+        turns = []
+        for index, message in enumerate(asked["messages"]):
+            if message["role"] != "assistant" or not message.get("train", True):
+                continue
+            prompt = render(messages[:index], True)
+            through = render(messages[: index + 1], False)
+            assert through.startswith(prompt), (prompt, through)
+            end = min(at + len(stop) for stop in stops if (at := through.find(stop, len(prompt))) != -1)
+            turns.append((through, len(prompt), end))
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    if all(whole.startswith(through[:end]) for through, _, end in turns):
+        return {"samples": [cut(tok, whole, [(start, end) for _, start, end in turns], asked)]}
+    return {"samples": [cut(tok, through, [(start, end)], asked) for through, start, end in turns]}
+
+
+def cut(tok, text, spans, asked):
+    whole = tok(text, add_special_tokens=False)["input_ids"]
+    if asked.get("joint"):  # a part of the text by itself would get other ids
+        offsets = tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        labels = [id if any(a <= start and end <= b for a, b in spans) else -100 for id, (start, end) in zip(whole, offsets)]
+        return {"ids": whole, "labels": labels, "whole": whole}
     ids, labels, at = [], [], 0
-    for cut, content in cuts:
-        prompt = encode(whole[at:cut])
-        answer = encode(content + tokenizer.eos_token)
-        assert whole.startswith(content + tokenizer.eos_token, cut)
+    for start, end in [*spans, (len(text), len(text))]:
+        prompt = tok(text[at:start], add_special_tokens=False)["input_ids"]
+        answer = tok(text[start:end], add_special_tokens=False)["input_ids"]
         ids += prompt + answer
         labels += [-100] * len(prompt) + answer
-        at = cut + len(content + tokenizer.eos_token)
-    rest = encode(whole[at:])
-    return {"ids": ids + rest, "labels": labels + [-100] * len(rest), "whole": encode(whole)}
+        at = end
+    return {"ids": ids, "labels": labels, "whole": whole}
 
 
 def read_shard(path):
@@ -87,7 +137,7 @@ for line in sys.stdin:
         row = process_func(asked["seed"])
         answer = {"ids": row["input_ids"], "labels": row["labels"]}
     elif "messages" in asked:
-        answer = chat(asked["messages"])
+        answer = chat(asked)
     elif "raw" in asked:
         answer = {"ids": encode(asked["raw"])}
     elif "plain" in asked:
