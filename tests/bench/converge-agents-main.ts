@@ -41,7 +41,14 @@ for (let n = from; n < from + count; n++) {
   engines.set(n, simulated);
   agents.push(
     await createServeAgent({
-      ...{ bus, objects, log, telemetry, engine, base, files, adaptersDir: dir },
+      bus,
+      objects,
+      log,
+      telemetry,
+      engine,
+      base,
+      files,
+      adaptersDir: dir,
       replica: `r${n}`,
       engineUrl: simulated.url,
       publicUrl: simulated.url,

@@ -8,6 +8,8 @@ import { once } from "node:events";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { connectBus, createBus, createReplicaTable, ensureStreams } from "@loraline/bus";
 import { adapterManifest, buckets, events, type EngineRecord, type RunSpecInput } from "@loraline/contracts";
 import { createJetStreamObjects, putJson } from "@loraline/objects";
@@ -99,8 +101,18 @@ async function simulatedFleet(): Promise<Row[]> {
     await bus.publish(events.runRequested, at, { spec });
     const lastStepAt = new Date().toISOString();
     await bus.publish(events.runTrained, at, {
-      ...{ attempt: 1, adapter: manifest, evidence, rank: 4, targetModules: ["q_proj", "v_proj"], parameters: 1, steps: 1 },
-      ...{ trainLoss: 1, trainedTokens: 1, tokensPerSecond: 1, evaluation: null, lastStepAt },
+      attempt: 1,
+      adapter: manifest,
+      evidence,
+      rank: 4,
+      targetModules: ["q_proj", "v_proj"],
+      parameters: 1,
+      steps: 1,
+      trainLoss: 1,
+      trainedTokens: 1,
+      tokensPerSecond: 1,
+      evaluation: null,
+      lastStepAt,
     });
     return runId;
   };
@@ -118,8 +130,6 @@ async function simulatedFleet(): Promise<Row[]> {
   /* a gateway's view of it all */
   const stopping = new AbortController();
   owned.defer(() => stopping.abort());
-  global.gc?.();
-  const heapBefore = process.memoryUsage().heapUsed;
   const table = await createReplicaTable({ bus, signal: stopping.signal });
   const provenEverywhere = (): number => [...table.entries()].reduce((sum, { proven }) => sum + proven.size, 0);
 
@@ -147,8 +157,12 @@ async function simulatedFleet(): Promise<Row[]> {
     const sum = (pick: (of: AgentsUsage) => number): number => each.reduce((total, of) => total + pick(of), 0);
     const { inMsgs, outMsgs, inBytes, outBytes } = serveNc.stats();
     return {
-      ...{ rss: sum(({ rss }) => rss), cpuMs: sum(({ cpuMs }) => cpuMs), messages: sum((of) => of.messages), bytes: sum((of) => of.bytes) },
-      ...{ serveMessages: inMsgs + outMsgs, serveBytes: inBytes + outBytes },
+      rss: sum(({ rss }) => rss),
+      cpuMs: sum(({ cpuMs }) => cpuMs),
+      messages: sum(({ messages }) => messages),
+      bytes: sum(({ bytes }) => bytes),
+      serveMessages: inMsgs + outMsgs,
+      serveBytes: inBytes + outBytes,
     };
   };
   const converged = async (adapters: number): Promise<number> => {
@@ -209,8 +223,12 @@ async function simulatedFleet(): Promise<Row[]> {
   await converged(wanted);
   const bulkMs = performance.now() - from;
   const bulk = await usage();
-  global.gc?.();
-  const tableMb = (process.memoryUsage().heapUsed - heapBefore) / 1e6;
+  const heapBefore = heapUsed();
+  const another = new AbortController();
+  const same = await createReplicaTable({ bus, signal: another.signal });
+  const tableMb = (heapUsed() - heapBefore) / 1e6;
+  if ([...same.entries()].length !== replicas) throw new Error("the table is not complete");
+  another.abort();
   const serveMessages = bulk.serveMessages - serveBefore.inMsgs - serveBefore.outMsgs;
   const many = await oneByOne(manyAdapters);
 
@@ -274,6 +292,13 @@ async function simulatedFleet(): Promise<Row[]> {
       detail: `${restarts} restarts, one at a time, from the new process' first answer`,
     },
   ];
+}
+
+/** Bytes, after the garbage was collected. */
+function heapUsed(): number {
+  setFlagsFromString("--expose-gc");
+  (runInNewContext("gc") as () => void)();
+  return process.memoryUsage().heapUsed;
 }
 
 /** The local line with its real vLLM: killed three times. */

@@ -478,6 +478,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     log,
     key,
     held: holdingOf,
+    holder: () => ({ incarnation: engine.incarnation, agent }),
     report: () => ({
       engine: engineName,
       base,

@@ -27,6 +27,7 @@ export async function createReplicaReporter({
   log,
   key,
   report,
+  holder,
   held,
 }: {
   replicas: KvBucket<ReplicaReport>;
@@ -35,6 +36,8 @@ export async function createReplicaReporter({
   /** `<engine>.<replica>` */
   key: string;
   report(): ReplicaReport;
+  /** Of which processes it is told. */
+  holder(): { incarnation: string; agent: string };
   /** What there is to tell of an adapter now. */
   held(adapterKey: string): ReplicaAdapter[];
 }): Promise<ReplicaReporter> {
@@ -47,7 +50,7 @@ export async function createReplicaReporter({
   let closed = false;
 
   const write = async (adapterKey: string): Promise<void> => {
-    const { incarnation, agent = null } = report();
+    const { incarnation, agent } = holder();
     const adapters = held(adapterKey);
     const text = JSON.stringify([incarnation, adapters.map(({ at: _at, ...rest }) => rest)]);
     if (adapters.length === 0 ? !written.has(adapterKey) : written.get(adapterKey) === text) return;
