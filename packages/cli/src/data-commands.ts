@@ -5,6 +5,7 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import type { LineClient } from "./connect-line.ts";
 import { describeData, describeSample } from "./data-report.ts";
 import { exitCodes, Failure } from "./failure.ts";
+import { readMapping } from "./mapping-file.ts";
 import { dim, green, pairs, red, shortPath, table, type Terminal, writeJson, writeLine, yellow } from "./terminal.ts";
 
 export interface DataCommandsContext {
@@ -50,6 +51,9 @@ const tokenizeOf = ({ profile, maxLength, system, tooLong }: TokenizeFlags) => (
   ...(system === undefined ? {} : { system }),
 });
 
+const mappingHelp = "how the rows are read, instead of by detection (docs/formats.md)";
+const mappingOf = async (path: string | undefined) => (path === undefined ? undefined : readMapping(path));
+
 export function addDataCommands(program: Command, data: Command, { root, terminal, line, json, onExit }: DataCommandsContext): void {
   const { out, err } = terminal;
   /** A folder, or the name of a base of this checkout. */
@@ -65,14 +69,16 @@ export function addDataCommands(program: Command, data: Command, { root, termina
       .argument("<file>", "JSON Lines, JSON, CSV, TSV, Parquet or Arrow; plain, gzip or zstd")
       .option("--base <dir|name>", "count tokens and show the mask with this base (a folder with its tokenizer's files)")
       .option("--validation <file>", "say what this evaluation file holds too")
+      .option("--mapping <mapping.yaml>", mappingHelp)
       .addHelpText(
         "after",
         "\nExit code 1 when nothing in the file can be trained on.\n\nExamples:\n  loraline data check pirate.jsonl --base smollm2-135m-instruct\n  loraline data check pirate.csv --json\n",
       ),
-  ).action(async (file: string, flags: TokenizeFlags & { base?: string; validation?: string }) => {
+  ).action(async (file: string, flags: TokenizeFlags & { base?: string; validation?: string; mapping?: string }) => {
     const { checkData } = await offline();
     const checked = await checkData({
       file,
+      mapping: await mappingOf(flags.mapping),
       validation: flags.validation,
       baseDir: flags.base === undefined ? undefined : baseDir(flags.base),
       tokenize: tokenizeOf(flags),
@@ -158,17 +164,19 @@ export function addDataCommands(program: Command, data: Command, { root, termina
       .argument("<file>", "the dataset")
       .requiredOption("--base <dir|name>", "folder with tokenizer.json and tokenizer_config.json, or a base of this checkout")
       .requiredOption("--out <dir>", "where the shards go: an empty or a new folder")
+      .option("--mapping <mapping.yaml>", mappingHelp)
       .option("--packing", "put several sequences into a row of --max-length tokens", false)
       .addHelpText(
         "after",
         "\nRows stand in the file's order (unless packed). manifest.json says what was made, dropped.jsonl which record gave none and why.\nPython reads a shard with datasets.Dataset.from_file(DIR/shard-00000.arrow).\n\nExample:\n  loraline tokenize pirate.jsonl --base smollm2-135m-instruct --profile seed --max-length 384 --out tokens\n",
       ),
-  ).action(async (file: string, flags: TokenizeFlags & { base: string; out: string; packing: boolean }) => {
+  ).action(async (file: string, flags: TokenizeFlags & { base: string; out: string; packing: boolean; mapping?: string }) => {
     const { tokenizeFile } = await offline();
     const rejections: { line: number; code: string; message: string }[] = [];
     const dropped: { line: number; code: string; message: string; tokens: number }[] = [];
     const manifest = await tokenizeFile({
       file,
+      mapping: await mappingOf(flags.mapping),
       baseDir: baseDir(flags.base),
       outDir: flags.out,
       tokenize: { ...tokenizeOf(flags), packing: flags.packing },

@@ -167,11 +167,17 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
     .requiredOption("--base <name>", "base to train on")
     .requiredOption("--name <adapter>", "name of the adapter: lowercase letters, digits, dashes")
     .option("--validation <file>", "dataset to evaluate on, instead of held-out rows")
+    .option("--mapping <mapping.yaml>", "how the rows of the files are read, instead of by detection (docs/formats.md)")
     .option("-f, --settings <run.yaml>", "sections of the run spec")
     .option("--no-follow", "print the run's id and return")
-    .action(async (file: string, flags: { base: string; name: string; validation?: string; settings?: string; follow: boolean }) => {
-      onExit(await runCommand(await line(), { file, ...flags, json: globals().json }, terminal));
-    });
+    .action(
+      async (
+        file: string,
+        flags: { base: string; name: string; validation?: string; mapping?: string; settings?: string; follow: boolean },
+      ) => {
+        onExit(await runCommand(await line(), { file, ...flags, json: globals().json }, terminal));
+      },
+    );
 
   command("runs", "list runs, newest first", []).action(async () => {
     const runs = (await (await line()).runs()).toSorted((a, b) => (a.runId < b.runId ? 1 : -1));

@@ -2,10 +2,11 @@
 import { openAsBlob } from "node:fs";
 import { stat } from "node:fs/promises";
 import { basename } from "node:path";
-import type { RunState } from "@loraline/contracts";
+import type { DatasetMapping, RunState } from "@loraline/contracts";
 import type { LineClient } from "./connect-line.ts";
 import { exitCodes, Failure } from "./failure.ts";
 import { followRun } from "./follow-run.ts";
+import { readMapping } from "./mapping-file.ts";
 import { readRunFile, type RunFile } from "./run-file.ts";
 import { describeRun, modelOf } from "./show-run.ts";
 import { type Terminal, writeJson, writeLine } from "./terminal.ts";
@@ -13,6 +14,8 @@ import { type Terminal, writeJson, writeLine } from "./terminal.ts";
 export interface RunRequest {
   file: string;
   validation?: string | undefined;
+  /** Of both files. */
+  mapping?: DatasetMapping | undefined;
   base: string;
   adapter: string;
   settings: RunFile;
@@ -23,8 +26,8 @@ export interface RunRequest {
  * @returns id of the run.
  */
 export async function startRun(line: LineClient, request: RunRequest): Promise<string> {
-  const training = await upload(line, request.file);
-  const validation = request.validation === undefined ? undefined : await upload(line, request.validation);
+  const training = await upload(line, request.file, request.mapping);
+  const validation = request.validation === undefined ? undefined : await upload(line, request.validation, request.mapping);
   const body = {
     model: request.base,
     training_file: training,
@@ -35,7 +38,7 @@ export async function startRun(line: LineClient, request: RunRequest): Promise<s
   return job.id.replace(/^ftjob-/, "");
 }
 
-async function upload(line: LineClient, path: string): Promise<string> {
+async function upload(line: LineClient, path: string, mapping: DatasetMapping | undefined): Promise<string> {
   const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
     throw new Failure(
       exitCodes.usage,
@@ -50,19 +53,30 @@ async function upload(line: LineClient, path: string): Promise<string> {
   if (!info.isFile()) throw new Failure(exitCodes.usage, "FILE_UNREADABLE", `${path} is not a file.`, { param: path });
   // Read from the disk while it is sent, whatever its size.
   const file = new File([await openAsBlob(path)], basename(path));
-  const { id } = await line.openai.files.create({ file, purpose: "fine-tune" });
+  const fields = mapping === undefined ? {} : { mapping: JSON.stringify(mapping) };
+  const { id } = await line.openai.files.create({ file, purpose: "fine-tune", ...fields });
   return id;
 }
 
 export async function runCommand(
   line: LineClient,
-  options: { file: string; validation?: string; base: string; name: string; settings?: string; follow: boolean; json: boolean },
+  options: {
+    file: string;
+    validation?: string;
+    mapping?: string;
+    base: string;
+    name: string;
+    settings?: string;
+    follow: boolean;
+    json: boolean;
+  },
   terminal: Terminal,
 ): Promise<number> {
   const settings = options.settings === undefined ? {} : await readRunFile(options.settings);
   const runId = await startRun(line, {
     file: options.file,
     validation: options.validation,
+    mapping: options.mapping === undefined ? undefined : await readMapping(options.mapping),
     base: options.base,
     adapter: options.name,
     settings,

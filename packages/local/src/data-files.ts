@@ -1,6 +1,6 @@
 /** Datasets in files, without a line: the same code as ingest and tokenize run, on a path instead of a message. */
 import { stat } from "node:fs/promises";
-import { basename, join } from "node:path";
+import { join } from "node:path";
 import {
   type DatasetReport,
   type Problem,
@@ -17,6 +17,7 @@ import {
   createReport,
   defaultIngestSettings,
   readContents,
+  judgeDataset,
   readRecords,
   type ReadRecordsOptions,
 } from "@loraline/ingest";
@@ -40,7 +41,7 @@ import type { z } from "zod";
 export type { TokenFolderManifest, TokenizedDrop, TokenRow } from "@loraline/tokenize";
 
 type TokenizeSettings = z.input<typeof tokenizeSpec>;
-type Mapping = ReadRecordsOptions extends { mapping?: infer M } ? M : undefined;
+type Mapping = ReadRecordsOptions["mapping"];
 
 export interface CheckDataOptions {
   file: string;
@@ -79,25 +80,16 @@ export async function checkData({ file, mapping, validation, baseDir, tokenize }
   const report = builder.report(null);
   const tokens = counter?.report();
   if (counter !== undefined) report.samples = await counter.decode(builder.samples());
-  return { report, rejections, tokens, problem: problemOf(file, report, tokens) };
+  return { report, rejections, tokens, problem: problemOf(file, report, tokens, mapping) };
 }
 
-function problemOf(file: string, { rows, records, reasons }: DatasetReport, tokens: TokenReport | undefined): Problem | null {
-  if (rows === 0) return { code: "EMPTY_FILE", message: `${file} is empty: there is no row in it.`, param: "file" };
-  const why = (counts: Record<string, number>): string =>
-    Object.entries(counts)
-      .map(([code, count]) => `${code} ${count}`)
-      .join(", ");
-  if (records === 0)
-    return { code: "ALL_ROWS_REJECTED", message: `none of the ${rows} rows of ${file} can be read: ${why(reasons)}.`, param: "file" };
-  if (tokens !== undefined && tokens.supervised === 0) {
-    return {
-      code: "NO_SUPERVISED_TOKENS",
-      message: `no token of ${file} would be learned with ${tokens.base}: ${why(tokens.dropped)}.`,
-      param: "file",
-    };
-  }
-  return null;
+function problemOf(file: string, report: DatasetReport, tokens: TokenReport | undefined, mapping: Mapping): Problem | null {
+  const problem = judgeDataset(file, report, mapping);
+  if (problem !== null || tokens === undefined || tokens.supervised > 0) return problem;
+  const why = Object.entries(tokens.dropped)
+    .map(([code, count]) => `${code} ${count}`)
+    .join(", ");
+  return { code: "NO_SUPERVISED_TOKENS", message: `no token of ${file} would be learned with ${tokens.base}: ${why}.`, param: "file" };
 }
 
 async function* nothing(): AsyncGenerator<Batch> {}
@@ -107,12 +99,7 @@ async function batchesOf(file: string, mapping?: Mapping): Promise<AsyncIterable
     throw new PermanentError("FILE_MISSING", `${file} cannot be read: ${(error as Error).message}`, { cause: error, param: "file" });
   });
   if (!found.isFile()) throw new PermanentError("FILE_MISSING", `${file} is not a file.`, { param: "file" });
-  const options = {
-    filename: basename(file),
-    maxRowBytes: defaultIngestSettings.maxRowBytes,
-    ...(mapping === undefined ? {} : { mapping }),
-  };
-  return (await readRecords({ file }, options))?.batches ?? nothing();
+  return (await readRecords({ file }, { mapping, maxRowBytes: defaultIngestSettings.maxRowBytes }))?.batches ?? nothing();
 }
 
 const contentsOf = async (file: string, mapping?: Mapping): Promise<Contents> => readContents(await batchesOf(file, mapping));

@@ -39,6 +39,28 @@ describe("files", () => {
     expect(await rawBlobs(line)).toEqual([]);
   });
 
+  test("carry a mapping, which is checked before anything is announced", async ({ line }) => {
+    const send = async (mapping: string, key?: string) => {
+      const file = await toFile(Buffer.from(rows), "pirate.jsonl");
+      const body = { file, purpose: "fine-tune" as const, mapping };
+      return line.openai.files.create(body, key === undefined ? {} : { headers: { "Idempotency-Key": key } });
+    };
+    const mapping = { format: "question-answer", columns: { question: "Frage" } };
+    const file = await send(JSON.stringify(mapping), "one");
+    const at = { tenant: line.tenant, id: datasetIdOf(file.id) ?? "" };
+    expect((await line.bus.last(events.datasetReceived, at))?.data.mapping).toMatchObject(mapping);
+    expect((await send(JSON.stringify(mapping), "one")).id).toBe(file.id);
+    await expect(send("{}", "one")).rejects.toMatchObject({ code: "idempotency_key_reused" });
+
+    const before = (await line.openai.files.list()).data.length;
+    await expect(send("{")).rejects.toMatchObject({ status: 400, code: "invalid_mapping", param: "mapping" });
+    const wrong = send('{"format":"code","columns":{"answer":"a"}}');
+    await expect(wrong).rejects.toMatchObject({ status: 400, code: "invalid_mapping", param: "mapping.columns.answer" });
+    const parts = line.openai.files.create({ file: await toFile(Buffer.from(rows), "a.jsonl"), purpose: "fine-tune", ...{ mapping } });
+    await expect(parts).rejects.toMatchObject({ status: 400, message: expect.stringMatching(/as JSON text/) as string });
+    expect((await line.openai.files.list()).data).toHaveLength(before);
+  });
+
   test("become processed when ingest has read them", async ({ line }) => {
     const file = await upload(line);
     const waiting = line.openai.files.waitForProcessing(file.id, { pollInterval: 50, maxWait: 10_000 });

@@ -1,13 +1,24 @@
 /** `/v1/files`: datasets come in as a stream, and are shown with OpenAI's file object. */
 import { Readable } from "node:stream";
+import { isDeepStrictEqual } from "node:util";
 import type { MultipartFile } from "@fastify/multipart";
-import { type BlobRef, type DatasetState, datasetDeleted, datasetReceived, type FileObject } from "@loraline/contracts";
+import {
+  type BlobRef,
+  datasetDeleted,
+  type DatasetMapping,
+  datasetMapping,
+  datasetReceived,
+  type DatasetState,
+  type FileObject,
+  type Problem,
+  problemsOf,
+} from "@loraline/contracts";
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { type Caller, needs } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
-import { badRequest, notFound } from "./errors.ts";
+import { badRequest, badRequestOf, notFound } from "./errors.ts";
 import { idempotencyKeyOf, idsOfKey } from "./idempotency.ts";
 import { datasetIdOf, fileIdOf } from "./openai-ids.ts";
 import { pageOf, pageQueryOf } from "./paging.ts";
@@ -63,16 +74,21 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
   };
 
   /** Announces a stored upload, once for each idempotency key. */
-  const receive = async (caller: Caller, key: string | undefined, upload: { blob: BlobRef; filename: string }): Promise<DatasetState> => {
+  const receive = async (
+    caller: Caller,
+    key: string | undefined,
+    upload: { blob: BlobRef; filename: string; mapping: DatasetMapping | null },
+  ): Promise<DatasetState> => {
     const { tenant, by } = caller;
     const ids = key === undefined ? ([ulid()] as const) : idsOfKey({ tenant, key, nowMs: Date.now() });
     for (const id of key === undefined ? [] : ids) {
       const known = await state.dataset(tenant, id);
       if (known === undefined) continue;
-      if (known.blob?.digest === upload.blob.digest && known.status !== "deleted") return known;
+      const isSame = known.blob?.digest === upload.blob.digest && isDeepStrictEqual(known.mapping, upload.mapping);
+      if (isSame && known.status !== "deleted") return known;
       throw badRequest(
         "idempotency_key_reused",
-        "This Idempotency-Key was used for another file. Use a new key for a new file.",
+        "This Idempotency-Key was used for another file or mapping. Use a new key for a new file.",
         "Idempotency-Key",
       );
     }
@@ -99,13 +115,14 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       const { tenant } = request.caller;
       const key = idempotencyKeyOf(request.headers);
       const upload = await readUpload(request, async (file) => objects.put(tenant, "raw", counted(file, uploadLimitBytes)));
+      let mapping: DatasetMapping | null;
       try {
-        checkFields(upload.fields);
+        mapping = checkFields(upload.fields);
       } catch (error) {
         await removeUnreferenced(tenant, upload.blob);
         throw error;
       }
-      const dataset = await receive(request.caller, key, { blob: upload.blob, filename: upload.filename });
+      const dataset = await receive(request.caller, key, { blob: upload.blob, filename: upload.filename, mapping });
       return reply.send(fileObjectOf(dataset));
     });
 
@@ -176,6 +193,7 @@ async function readUpload(request: FastifyRequest, store: (file: AsyncIterable<U
         fields.set(part.fieldname, String(part.value));
         // What is already known to be wrong is refused before the bytes come.
         if (part.fieldname === "purpose" && stored === undefined) checkPurpose(String(part.value));
+        if (part.fieldname === "mapping" && stored === undefined) mappingOf(String(part.value));
         continue;
       }
       if (part.fieldname !== "file") {
@@ -193,12 +211,31 @@ async function readUpload(request: FastifyRequest, store: (file: AsyncIterable<U
   return { ...stored, fields };
 }
 
-function checkFields(fields: ReadonlyMap<string, string>): void {
+/** @returns how the rows are to be read; null: by detection. */
+function checkFields(fields: ReadonlyMap<string, string>): DatasetMapping | null {
   checkPurpose(fields.get("purpose"));
   const expiry = [...fields.keys()].find((name) => name.startsWith("expires_after"));
   if (expiry !== undefined) {
     throw badRequest("unsupported", "expires_after is not supported: files stay until they are deleted. Remove it.", "expires_after");
   }
+  const inParts = [...fields.keys()].find((name) => name.startsWith("mapping["));
+  if (inParts !== undefined) {
+    throw badRequest("invalid_mapping", `Send the whole mapping as JSON text in the field "mapping", not as "${inParts}".`, "mapping");
+  }
+  return mappingOf(fields.get("mapping"));
+}
+
+function mappingOf(given: string | undefined): DatasetMapping | null {
+  if (given === undefined || given.trim() === "") return null;
+  let raw: unknown;
+  try {
+    raw = JSON.parse(given);
+  } catch (error) {
+    throw badRequest("invalid_mapping", `mapping is not JSON: ${(error as Error).message}.`, "mapping");
+  }
+  const parsed = datasetMapping.safeParse(raw);
+  if (parsed.success) return parsed.data;
+  throw badRequestOf(problemsOf(parsed.error, "invalid_mapping", "mapping") as [Problem, ...Problem[]]);
 }
 
 function checkPurpose(given: string | undefined): void {
