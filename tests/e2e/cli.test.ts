@@ -1,6 +1,6 @@
 /** The commands a person types, in the order a person would. */
 import { beforeAll, afterAll, describe, expect, inject, it } from "vitest";
-import { base, clientOf, fileWith, jsonLines, loraline, sampleRows, scratchDir } from "../line-under-test.ts";
+import { base, clientOf, fileWith, jsonLines, eventually, loraline, sampleRows, scratchDir } from "../line-under-test.ts";
 
 const address = inject("line");
 const line = clientOf(address);
@@ -35,7 +35,7 @@ describe("loraline", () => {
     expect(err).toMatch(/training: step 4\/4 · loss \d/);
     expect(out).toMatch(/proof +\d+ prompts/);
     expect(out).toContain("local/typed@1");
-    expect(out).toContain("loraline promote typed 1");
+    expect(out).toContain("loraline promote typed@1");
   });
 
   it("runs, show, adapters, trace: words and JSON", async () => {
@@ -64,6 +64,38 @@ describe("loraline", () => {
     expect(await loraline(address, ["rollback", "typed"])).toMatchObject({ code: 0, out: expect.stringMatching(/ 1 \*/) });
     expect(await loraline(address, ["promote", "typed", "9"])).toMatchObject({ code: 1, err: expect.stringMatching(/no version 9/) });
     expect((await line.adapter("typed")).adapter.alias).toBe(1);
+  });
+
+  it("a canary gets its share, and takes the alias or gives it back; the history tells who did what", async () => {
+    const settings = ["--canary", "--steps", "40,80", "--interval", "1", "--min-requests", "4", "--max-latency-ratio", "1000"];
+    expect(await loraline(address, ["promote", "typed@2", ...settings])).toMatchObject({
+      code: 0,
+      out: expect.stringMatching(/canary of version 2 beside 1.*step 1 of 2 \(40 %\)/),
+    });
+    const ask = async (user: string) => {
+      const messages = [{ role: "user" as const, content: "Who are you?" }];
+      return (await line.openai.chat.completions.create({ model: "local/typed", messages, user, max_tokens: 1 })).model;
+    };
+    const users = Array.from({ length: 20 }, (_, i) => `user-${i}`);
+    const seen = new Map<string, string>();
+    for (const user of users) seen.set(user, await ask(user));
+    expect(new Set(seen.values())).toEqual(new Set(["local/typed@1", "local/typed@2"]));
+    await eventually("the canary has the alias", 60_000, async () => {
+      await Promise.all(users.map(ask));
+      return (await line.adapter("typed")).adapter.alias === 2 ? true : undefined;
+    });
+    expect(await loraline(address, ["promote", "typed@1", ...settings.slice(0, 3), "--interval", "600"])).toMatchObject({ code: 0 });
+    expect(await loraline(address, ["rollback", "typed"])).toMatchObject({ code: 0, out: expect.stringMatching(/ 2 \*/) });
+    const { out } = await loraline(address, ["adapters", "typed", "--history"]);
+    const told = out.split("\n").filter((row) => row.includes("canary"));
+    for (const [row, what] of [
+      [0, /canary 2 began, 40 % .*canary requested/],
+      [1, /canary 2 now 80 % .*step 1 of 2 \(40 %\) passed/],
+      [2, /canary 2 promoted/],
+      [3, /canary 1 began/],
+      [4, /canary 1 rolled back .*rollback requested/],
+    ] as const)
+      expect(told[row]).toMatch(what);
   });
 
   it("cancel stops a run that trains", async () => {

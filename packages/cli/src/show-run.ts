@@ -60,10 +60,12 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
     run.finishedAt === null ? undefined : ["took", duration(Date.parse(run.finishedAt) - Date.parse(run.requestedAt))],
   ];
   if (served !== null) {
-    rows.push([
-      "model",
-      `${cyan(modelOf(run))}${served.promoted ? "" : `@${served.version} (not promoted: loraline promote ${spec.adapter}@${served.version})`}`,
-    ]);
+    const own = `@${served.version}`;
+    const next =
+      spec.promote === "canary" && !served.note
+        ? `${own} (step by step: loraline adapters ${spec.adapter} --history)`
+        : `${own} (not promoted: loraline promote ${spec.adapter}${own})`;
+    rows.push(["model", `${cyan(modelOf(run))}${served.promoted ? "" : next}`]);
     if (served.note) rows.push(["gate", yellow(served.note)]);
   }
   return pairs(rows);
