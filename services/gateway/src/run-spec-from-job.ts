@@ -70,7 +70,7 @@ export function runSpecFromJob(
   }
   wish("seed", body.seed, "seed");
 
-  const { lora, tokenize, holdout, min_records, gate, promote, canary, placement, max_attempts } = loraline ?? {};
+  const { lora, tokenize, holdout, min_records, gate, gate_accuracy, promote, canary, placement, max_attempts } = loraline ?? {};
   const validation = body.validation_file ?? undefined;
   const parsed = parseRunSpec(
     withoutUndefined({
@@ -84,6 +84,7 @@ export function runSpecFromJob(
       holdout,
       min_records,
       gate,
+      gate_accuracy,
       promote,
       canary,
       placement,
