@@ -15,12 +15,13 @@ import { join } from "node:path";
 import { createBus, ensureStreams } from "@loraline/bus";
 import { type BaseRef, baseRef, buckets, type EngineRecord } from "@loraline/contracts";
 import { createGateway, createProjector } from "@loraline/gateway";
-import { createIngestService } from "@loraline/ingest";
+import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects, removeUnfinishedBlobs } from "@loraline/objects";
-import { createLog, createTelemetry, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
+import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
 import { createServeAgent, createServeController } from "@loraline/serve";
 import { createTokenizeService } from "@loraline/tokenize";
 import { courierCommand, createProcessLauncher, createTrainService } from "@loraline/train";
+import { z } from "zod";
 import { engineLimits, startEngine } from "./engine.ts";
 import { freePort, isFree } from "./free-port.ts";
 import { startNats } from "./nats.ts";
@@ -230,7 +231,10 @@ export async function startLine(options: LineOptions): Promise<Line> {
     },
   });
   workers.set("tokenize", await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir }));
-  workers.set("ingest", await createIngestService(service("ingest")));
+  workers.set(
+    "ingest",
+    await createIngestService({ ...service("ingest"), imports: importSettingsOf(loadEnv(z.object(importEnv), options.env)) }),
+  );
 
   const gateway = starting.use(
     await createGateway({

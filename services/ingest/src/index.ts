@@ -4,6 +4,7 @@ export { createDetector, type Detected, type Detector, needsLabels } from "./det
 export { judgeDataset } from "./judge-dataset.ts";
 export { prompts } from "./prompt-templates.ts";
 export { countLengths } from "./measure-lengths.ts";
+export { importEnv, importSettingsOf } from "./import-env.ts";
 export { createIngestService, type IngestServiceDeps } from "./ingest-service.ts";
 export type { FileSource } from "./open-container.ts";
 export { recordId } from "./record-id.ts";

@@ -25,6 +25,8 @@ export interface Upload {
   tenant: string;
   blob: BlobRef;
   filename: string;
+  /** Read after it, as one file. */
+  parts: readonly { blob: BlobRef; filename: string }[];
   mapping: DatasetMapping | null;
 }
 
@@ -33,8 +35,10 @@ export type IngestResult =
   | { kind: "rejected"; problem: Problem; report: BlobRef | null; rejections: number };
 
 /** Hash of everything that decides the result: hex. What the file is called is not among it. */
-export const ingestKey = ({ blob, mapping }: Omit<Upload, "filename">, settings: IngestSettings): string =>
-  digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, mapping, settings })).slice("sha256:".length);
+export const ingestKey = ({ blob, parts, mapping }: Omit<Upload, "filename">, settings: IngestSettings): string => {
+  const more = parts.length === 0 ? {} : { parts: parts.map((part) => part.blob.digest) };
+  return digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, ...more, mapping, settings })).slice("sha256:".length);
+};
 
 /**
  * Equal uploads give equal bytes. Objects are content-addressed and the manifest is written last, so dying anywhere leaves
@@ -60,9 +64,13 @@ interface IngestDeps {
 const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
 
 async function readAndStore({ objects, settings, signal }: IngestDeps, upload: Upload): Promise<IngestResult> {
-  const { tenant, blob, filename, mapping } = upload;
+  const { tenant, blob, filename, parts, mapping } = upload;
   const open = () => objects.get(tenant, blob);
-  const reading = await readRecords(await open(), { mapping, reopen: open, maxRowBytes: settings.maxRowBytes });
+  const source =
+    parts.length === 0
+      ? await open()
+      : [{ blob, filename }, ...parts].map((part) => ({ name: part.filename, open: () => objects.get(tenant, part.blob) }));
+  const reading = await readRecords(source, { mapping, reopen: open, maxRowBytes: settings.maxRowBytes });
   if (reading === undefined) {
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
   }

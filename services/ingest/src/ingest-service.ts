@@ -2,26 +2,56 @@
 import type { Bus } from "@loraline/bus";
 import { consumers, datasetRejected } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
-import type { Telemetry } from "@loraline/runtime";
+import { defaultHubEndpoint, type Telemetry } from "@loraline/runtime";
 import { defaultIngestSettings, type IngestSettings } from "./ingest-dataset.ts";
 import { onDatasetReceived } from "./on-dataset-received.ts";
+import { createImportFetch, type ImportSettings, onImportRequested } from "./on-import-requested.ts";
 
 export interface IngestServiceDeps {
   bus: Bus;
   objects: Objects;
   telemetry: Telemetry;
   settings?: Partial<IngestSettings>;
+  imports?: Partial<ImportSettings>;
 }
 
-/** Starts consuming `dataset.received`; disposing lets the file in work finish its current chunk. */
-export async function createIngestService({ bus, objects, telemetry, settings }: IngestServiceDeps): Promise<AsyncDisposable> {
-  return bus.consume({
-    consumer: consumers.ingestDatasetReceived,
-    handlers: {
-      "dataset.received.v1": onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings } }),
-    },
-    async onDeadLetter({ tenant, id, code, message, param }) {
-      await bus.publish(datasetRejected, { tenant, id }, { code, message, param, report: null, rejections: 0 });
-    },
-  });
+export const defaultImportSettings: ImportSettings = {
+  allow: [],
+  hubEndpoint: defaultHubEndpoint,
+  maxBytes: 20 * 1024 ** 3,
+  timeoutMs: 2 * 60 * 60_000,
+};
+
+/** Starts consuming `dataset.received` and `dataset.import-requested`; disposing lets the file in work finish its current chunk. */
+export async function createIngestService({ bus, objects, telemetry, settings, imports }: IngestServiceDeps): Promise<AsyncDisposable> {
+  const importSettings = { ...defaultImportSettings, ...imports };
+  const onDeadLetter: NonNullable<Parameters<Bus["consume"]>[0]["onDeadLetter"]> = async ({ tenant, id, code, message, param }) => {
+    await bus.publish(datasetRejected, { tenant, id }, { code, message, param, report: null, rejections: 0 });
+  };
+  const fetch = createImportFetch(importSettings);
+  const started = await Promise.allSettled([
+    bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings } }),
+      },
+      onDeadLetter,
+    }),
+    bus.consume({
+      consumer: consumers.ingestDatasetImportRequested,
+      handlers: { "dataset.import-requested.v1": onImportRequested({ bus, objects, telemetry, fetch, settings: importSettings }) },
+      onDeadLetter,
+    }),
+  ]);
+  // Side by side: each waits for its pull to end.
+  const stop = async (): Promise<void> => {
+    await Promise.all(started.filter((one) => one.status === "fulfilled").map(({ value }) => value[Symbol.asyncDispose]()));
+    await fetch[Symbol.asyncDispose]();
+  };
+  const failed = started.find((one) => one.status === "rejected");
+  if (failed !== undefined) {
+    await stop();
+    throw failed.reason;
+  }
+  return { [Symbol.asyncDispose]: stop };
 }

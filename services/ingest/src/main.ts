@@ -3,6 +3,7 @@ import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
+import { importEnv, importSettingsOf } from "./import-env.ts";
 import { createIngestService } from "./ingest-service.ts";
 
 await runService({
@@ -11,6 +12,7 @@ await runService({
   env: z.object({
     ...natsEnv,
     ...objectsEnv,
+    ...importEnv,
   }),
   async start({ env, log, telemetry }) {
     const running = new AsyncDisposableStack();
@@ -18,7 +20,7 @@ await runService({
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "ingest" });
     const objects = running.use(await objectsFromEnv(env, nc));
-    running.use(await createIngestService({ bus, objects, telemetry }));
+    running.use(await createIngestService({ bus, objects, telemetry, imports: importSettingsOf(env) }));
     return running;
   },
 });

@@ -27,8 +27,8 @@ export interface OnDatasetReceivedDeps {
 export function onDatasetReceived({ bus, objects, telemetry, settings }: OnDatasetReceivedDeps) {
   return async (received: Received<typeof datasetReceived>, { log, signal }: HandlerContext): Promise<void> => {
     const { at } = received;
-    const { blob, filename, mapping } = received.data;
-    const upload: Upload = { tenant: at.tenant, blob, filename, mapping: mapping ?? null };
+    const { blob, filename, parts, mapping } = received.data;
+    const upload: Upload = { tenant: at.tenant, blob, filename, parts: parts ?? [], mapping: mapping ?? null };
     if ((await bus.last(datasetIngested, at)) !== undefined) return;
     const deleted = await bus.last(datasetDeleted, at);
     if (deleted !== undefined && deleted.seq > received.seq) return;

@@ -2,7 +2,7 @@
 import { createReadStream } from "node:fs";
 import { PermanentError } from "@loraline/runtime";
 import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./decode-text.ts";
-import type { RawRows } from "./raw-rows.ts";
+import type { RawRow, RawRows } from "./raw-rows.ts";
 import { readArrow } from "./read-arrow.ts";
 import { readCsv, recogniseCsv } from "./read-csv.ts";
 import { readParquet } from "./read-parquet.ts";
@@ -69,6 +69,60 @@ export async function openContainer(
       }
     }
   }
+}
+
+/** One of several files that are read as one, such as the shards of a split. */
+export interface Part {
+  readonly name: string;
+  open(): Promise<FileSource>;
+}
+
+/**
+ * Several files, one after the other. Lines are counted on through all of them, and every message names the file.
+ * @returns undefined when all of them are empty or blank.
+ */
+export async function openParts(parts: readonly Part[], options: OpenOptions): Promise<RawRows | undefined> {
+  let begin = 0;
+  let first = await openPart(parts[0] as Part, options);
+  while (first === undefined && ++begin < parts.length) first = await openPart(parts[begin] as Part, options);
+  if (first === undefined) return undefined;
+  const { container, batches } = first;
+  async function* all(): AsyncGenerator<RawRow[]> {
+    let before = 0;
+    for (const [index, part] of parts.slice(begin).entries()) {
+      const opened = index === 0 ? batches : (await openPart(part, options))?.batches;
+      let last = 0;
+      try {
+        for await (const batch of opened ?? []) {
+          last = batch.at(-1)?.line ?? last;
+          yield batch.map((row) => inPart(row, part.name, before));
+        }
+      } catch (error) {
+        throw faultOf(error, part.name);
+      }
+      before += last;
+    }
+  }
+  return { container, batches: all() };
+}
+
+const openPart = (part: Part, options: OpenOptions): Promise<RawRows | undefined> =>
+  part
+    .open()
+    .then((source) => openContainer(source, options))
+    .catch((error: unknown) => {
+      throw faultOf(error, part.name);
+    });
+
+const faultOf = (error: unknown, name: string): unknown =>
+  error instanceof PermanentError && !error.code.startsWith("OBJECT_")
+    ? new PermanentError(error.code, `${name}: ${error.message}`, { param: error.param, status: error.status, cause: error })
+    : error;
+
+function inPart(row: RawRow, name: string, before: number): RawRow {
+  const moved = { ...row, line: row.line + before, place: `${name}, ${row.place}` };
+  if (!("refusal" in row)) return moved;
+  return { ...moved, refusal: { code: row.refusal.code, message: `${name}, ${row.refusal.message}` } };
 }
 
 async function splitText(text: AsyncIterable<Uint8Array>, maxRowBytes: number): Promise<RawRows | undefined> {

@@ -4,7 +4,7 @@ import { PermanentError } from "@loraline/runtime";
 import { createDetector, type Detector, isRefusal, needsLabels, type Refusal } from "./detect.ts";
 import { parseExact } from "./exact-json.ts";
 import { countLabels } from "./label-inventory.ts";
-import { type FileSource, openContainer } from "./open-container.ts";
+import { type FileSource, openContainer, openParts, type Part } from "./open-container.ts";
 import type { Container, RawRow } from "./raw-rows.ts";
 import { recordId } from "./record-id.ts";
 import type { UnpackLimits } from "./unpack.ts";
@@ -28,7 +28,7 @@ export interface Batch {
 }
 
 /**
- * Reads any file that people upload (see `openContainer`): a path, or its bytes once, without any service.
+ * Reads any file that people upload (see `openContainer`): a path, its bytes once, or several files as one; without any service.
  *
  * What is wrong with one row is a rejection. What nothing can be read after is an error of the iteration: FILE_TRUNCATED,
  * FILE_CORRUPT, FILE_TOO_LARGE, CSV_HEADER, CSV_QUOTES; its message says how many rows were read until there.
@@ -37,15 +37,16 @@ export interface Batch {
  * @throws PermanentError CONTAINER_UNSUPPORTED, and those of the iteration where the beginning is broken already.
  */
 export async function readRecords(
-  source: FileSource,
+  source: FileSource | readonly Part[],
   { mapping, reopen, ...options }: ReadRecordsOptions,
 ): Promise<{ container: Container; batches: AsyncIterable<Batch> } | undefined> {
-  const rows = await openContainer(source, options);
+  const open = (from: FileSource | readonly Part[]) => (isParts(from) ? openParts(from, options) : openContainer(from, options));
+  const rows = await open(source);
   if (rows === undefined) return undefined;
-  const again = "file" in source ? async () => source : reopen;
+  const again = isParts(source) || "file" in source ? async () => source : reopen;
   let detector = createDetector({ mapping, labels: again === undefined ? null : undefined });
   const withLabels = async (): Promise<Detector> => {
-    const all = await openContainer((await again?.()) as FileSource, options);
+    const all = await open((await again?.()) as FileSource | readonly Part[]);
     return createDetector({ mapping, labels: all === undefined ? null : await countLabels(all.batches, detector) });
   };
   async function* batches(raw: AsyncIterable<RawRow[]>): AsyncGenerator<Batch> {
@@ -73,6 +74,8 @@ export async function readRecords(
   }
   return { container: rows.container, batches: batches(rows.batches) };
 }
+
+const isParts = (source: FileSource | readonly Part[]): source is readonly Part[] => Array.isArray(source);
 
 /** Says something about the uploaded file, and nothing about where it is kept. */
 export const isFileFault = ({ code }: { code: string }): boolean =>

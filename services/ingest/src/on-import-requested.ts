@@ -1,0 +1,145 @@
+/** `dataset.import-requested` → `dataset.received`, after which everything is as for an upload; or `dataset.rejected`. */
+import type { Bus, HandlerContext, Received } from "@loraline/bus";
+import {
+  type BlobRef,
+  datasetDeleted,
+  type datasetImportRequested,
+  datasetReceived,
+  datasetRejected,
+  type ImportSource,
+} from "@loraline/contracts";
+import type { Objects } from "@loraline/objects";
+import {
+  createGuardedFetch,
+  type GuardedFetch,
+  hubFileUrl,
+  hubHeaders,
+  listHubFiles,
+  PermanentError,
+  RetryLaterError,
+  type Telemetry,
+} from "@loraline/runtime";
+import { decideHubFiles } from "./decide-hub-files.ts";
+
+export interface ImportSettings {
+  /** `host:port` that may be reached although they are not public. */
+  allow: readonly string[];
+  hubEndpoint: string;
+  /** Reads what its owner may read, for every tenant. */
+  hubToken?: string | undefined;
+  /** Of one import, all its files together. */
+  maxBytes: number;
+  /** For one file, in milliseconds. */
+  timeoutMs: number;
+}
+
+export interface OnImportRequestedDeps {
+  bus: Bus;
+  objects: Objects;
+  telemetry: Telemetry;
+  fetch: GuardedFetch;
+  settings: ImportSettings;
+}
+
+/** Deliveries after which a server that does not answer is given up: with the delays in between about a minute. */
+const mostTries = 5;
+
+/** What is to be fetched for a source. */
+interface Wanted {
+  url: string;
+  filename: string;
+  sha256: string | undefined;
+  headers: Record<string, string>;
+}
+
+export const createImportFetch = ({ allow }: ImportSettings): GuardedFetch => createGuardedFetch({ allow });
+
+/** Each step is harmless when repeated: a blob is named by its content, and the events have one id. */
+export function onImportRequested({ bus, objects, telemetry, fetch, settings }: OnImportRequestedDeps) {
+  return async (received: Received<typeof datasetImportRequested>, { log, signal, deliveries }: HandlerContext): Promise<void> => {
+    const { at, data } = received;
+    const ended = async (): Promise<boolean> =>
+      (await Promise.all([bus.last(datasetReceived, at), bus.last(datasetRejected, at), bus.last(datasetDeleted, at)])).some(
+        (event) => event !== undefined,
+      );
+    if (await ended()) return;
+    const attributes = { "loraline.source": "url" in data.source ? (URL.parse(data.source.url)?.host ?? "no URL") : data.source.hub };
+    try {
+      const files = await telemetry.span("fetch dataset", { attributes }, async (span) => {
+        const fetched = await fetchAll(await locate(data.source), at.tenant);
+        span.setAttribute(
+          "loraline.bytes",
+          fetched.reduce((sum, { blob }) => sum + blob.size, 0),
+        );
+        return fetched;
+      });
+      const [first, ...parts] = files;
+      if (first === undefined || (await ended())) return;
+      log.info({ files: files.length, bytes: files.reduce((sum, { blob }) => sum + blob.size, 0) }, "dataset fetched");
+      await bus.publish(datasetReceived, at, { ...first, parts: parts.length === 0 ? null : parts, mapping: data.mapping, by: data.by });
+    } catch (error) {
+      if (signal.aborted) throw error;
+      const gaveUp = error instanceof RetryLaterError && deliveries >= mostTries;
+      if (!(gaveUp || (error instanceof PermanentError && saysWhy(error)))) throw error;
+      log.info({ err: error }, "import refused");
+      const tried = gaveUp ? ` Tried ${deliveries} times; import it again later.` : "";
+      const param = error instanceof PermanentError ? error.param : null;
+      await bus.publish(datasetRejected, at, { code: error.code, message: `${error.message}${tried}`, param, report: null, rejections: 0 });
+    }
+
+    async function locate(source: ImportSource): Promise<Wanted[]> {
+      if ("url" in source) return [{ url: source.url, filename: fileOf(source.url), sha256: undefined, headers: {} }];
+      const repository = {
+        endpoint: settings.hubEndpoint,
+        kind: "datasets",
+        name: source.hub,
+        revision: source.revision ?? "main",
+        token: settings.hubToken,
+      } as const;
+      const { commit, files } = await listHubFiles(fetch, repository, signal);
+      const chosen = decideHubFiles(files, source);
+      const bytes = chosen.reduce((sum, { size }) => sum + size, 0);
+      if (bytes > settings.maxBytes) {
+        throw new PermanentError(
+          "FETCH_TOO_LARGE",
+          `"${source.hub}" has ${bytes} bytes to fetch; the limit is ${settings.maxBytes}. Name one file with \`file\`.`,
+        );
+      }
+      return chosen.map(({ path, sha256 }) => ({
+        url: hubFileUrl({ ...repository, revision: commit }, path),
+        filename: fileOf(path),
+        sha256,
+        headers: hubHeaders(repository),
+      }));
+    }
+
+    async function fetchAll(wanted: readonly Wanted[], tenant: string): Promise<{ blob: BlobRef; filename: string }[]> {
+      const fetched: { blob: BlobRef; filename: string }[] = [];
+      let left = settings.maxBytes;
+      for (const { url, filename, sha256, headers } of wanted) {
+        const { body } = await fetch.get(url, { maxBytes: left, timeoutMs: settings.timeoutMs, signal, headers });
+        const blob = await objects.put(tenant, "raw", body, sha256 === undefined ? {} : { digest: `sha256:${sha256}` });
+        left -= blob.size;
+        fetched.push({ blob, filename });
+      }
+      return fetched;
+    }
+  };
+}
+
+/** Codes that say something of the source; others are the store's, and end as dead letters. */
+const saysWhy = ({ code }: PermanentError): boolean =>
+  /^(?:URL_|HUB_|FETCH_|ADDRESS_REFUSED$|TOO_MANY_REDIRECTS$|DIGEST_MISMATCH$)/.test(code);
+
+/** Last part of a path or URL, as a file's name. */
+function fileOf(location: string): string {
+  const path = URL.parse(location)?.pathname ?? location;
+  const last = path.split("/").findLast((part) => part !== "") ?? "";
+  let name = last;
+  try {
+    name = decodeURIComponent(last);
+  } catch {
+    // It stays as it is written.
+  }
+  return (name.replaceAll(/[/\\\p{Cc}]/gu, "_").slice(-512) || "import").toWellFormed();
+}
