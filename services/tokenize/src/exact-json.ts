@@ -1,44 +1,48 @@
 /**
- * JSON as Python would print it again. Pure.
+ * JSON as Python reads it, for templates that print it again. Pure.
  *
- * `json.loads` and `json.dumps` keep `1.0`, integers of any size and the order of all keys; JavaScript keeps none of the three,
- * and a model that saw `{"minimum": 1}` in training gets `{"minimum": 1.0}` from the server. What would change is carried through
- * the template as a sealed text, and put in its place afterwards.
+ * `json.loads` and `json.dumps` keep `1.0`, integers of any size and the order of all keys; JavaScript's JSON keeps none of the three,
+ * and a model that saw `{"minimum": 1}` in training gets `{"minimum": 1.0}` from the server.
  */
 import { randomUUID } from "node:crypto";
 
-export type Json = string | number | boolean | null | readonly Json[] | { readonly [key: string]: Json };
+export type Json =
+  | string
+  | number
+  | boolean
+  | null
+  | PythonNumber
+  | readonly Json[]
+  | { readonly [key: string]: Json }
+  | ReadonlyMap<string, Json>;
 
-/** Which nobody can know, so that nothing in the data can be taken for a seal. JSON escapes the control character, so that it shows whether a value was printed as JSON. */
-const seal = `\u0001${randomUUID()}:`;
-const jsonSeal = JSON.stringify(seal).slice(1, -1);
-const printed = new RegExp(`"${jsonSeal.replaceAll("\\", "\\\\")}([^"]*)"`, "g");
-const bare = new RegExp(`${seal}([^\u0001]*)\u0001`, "g");
-const keySeal = `\u0001${randomUUID()}-`;
-const jsonKeySeal = JSON.stringify(keySeal).slice(1, -1);
+/** What our patch of @huggingface/jinja looks for; see patches/. */
+const written = Symbol.for("loraline.pythonNumber");
+/** A number that JavaScript cannot hold, or would print otherwise: as Python prints it. */
+export interface PythonNumber {
+  readonly [written]: string;
+}
+export const isPythonNumber = (value: Json): value is PythonNumber => typeof value === "object" && value !== null && written in value;
+
+/** Keys that look like integers would move to the front of an object; nobody can know this mark. */
+const mark = `${randomUUID()}-`;
 
 /** @throws SyntaxError */
 export function parseExact(text: string): Json {
-  // Keys that look like integers would move to the front of an object.
-  const sealedKeys = text.replaceAll(/"((?:[^"\\]|\\.)*)"(\s*:)?/g, (whole, inner: string, colon: string | undefined) =>
-    colon !== undefined && /^\d+$/.test(inner) ? `"${jsonKeySeal}${inner}"${colon}` : whole,
+  const marked = text.replaceAll(/"((?:[^"\\]|\\.)*)"(\s*:)?/g, (whole, inner: string, colon: string | undefined) =>
+    colon !== undefined && /^\d+$/.test(inner) ? `"${mark}${inner}"${colon}` : whole,
   );
-  return JSON.parse(sealedKeys, (_, value: unknown, context?: { source?: string }) => {
-    if (typeof value !== "number" || context?.source === undefined) return value;
-    const python = pythonNumber(context.source);
-    return python === JSON.stringify(value) ? value : `${seal}${python}\u0001`;
+  return JSON.parse(marked, (_, value: unknown, context?: { source?: string }): unknown => {
+    if (typeof value === "number" && context?.source !== undefined) {
+      const python = pythonNumber(context.source);
+      return python === JSON.stringify(value) ? value : { [written]: python };
+    }
+    if (typeof value === "object" && value !== null && !Array.isArray(value) && Object.keys(value).some((key) => key.startsWith(mark))) {
+      return new Map(Object.entries(value).map(([key, item]) => [key.startsWith(mark) ? key.slice(mark.length) : key, item as Json]));
+    }
+    return value;
   }) as Json;
 }
-
-/** A rendered text with everything in its place again. */
-export const unsealNumbers = (text: string): string =>
-  text.includes("\u0001") || text.includes("\\u0001")
-    ? text
-        .replaceAll(printed, (_, number: string) => number.slice(0, number.lastIndexOf("\\u0001")))
-        .replaceAll(bare, "$1")
-        .replaceAll(jsonKeySeal, "")
-        .replaceAll(keySeal, "")
-    : text;
 
 /** A number of a JSON text as Python's `repr` gives it. */
 export function pythonNumber(source: string): string {

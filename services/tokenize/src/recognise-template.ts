@@ -331,7 +331,7 @@ const roleNames = new Set(["system", "user", "assistant", "tool"]);
 
 /** Told by what stands around an answer. */
 function familyOf({ toAnswer, toQuestion }: Turns, bos: string | null): string {
-  if (/^(\S+)\n(\S+)assistant\n$/.test(toAnswer) && /^(\S+)\n(\S+)user\n$/.test(toQuestion)) return "chatml";
+  if (/^(\S+)\n(\S+)assistant\n(<think>\s*(<\/think>\s*)?)?$/.test(toAnswer) && /^(\S+)\n(\S+)user\n$/.test(toQuestion)) return "chatml";
   if (/^\S+assistant\S+\n\n$/.test(toAnswer)) return "llama3";
   if (/^\S+\n\S+model\n$/.test(toAnswer)) return "gemma";
   if (/\[\/INST\]\s*$/.test(toAnswer)) return bos !== null && toQuestion.includes(bos) ? "llama2" : "mistral";

@@ -5,7 +5,7 @@
 import { randomUUID } from "node:crypto";
 import { Template } from "@huggingface/jinja";
 import { isTrainedTurn, type Message } from "@loraline/contracts";
-import { type Json, parseExact, unsealNumbers } from "./exact-json.ts";
+import { isPythonNumber, type Json, parseExact } from "./exact-json.ts";
 import type { Base } from "./load-base.ts";
 import { controlPattern, createSplit, type Piece } from "./pieces.ts";
 
@@ -65,15 +65,14 @@ export function createJinja(
   // Stands inside of what spells a control token in the data; in the rendered text it is taken out again.
   const mark = `\uFDD0${randomUUID()}`;
 
-  const unseal = (text: string): string => unsealNumbers(text.includes(mark) ? text.replaceAll(mark, "") : text);
+  const unseal = (text: string): string => (text.includes(mark) ? text.replaceAll(mark, "") : text);
   const sealed = (text: string): string =>
     controls === undefined ? text : text.replace(controls, (token) => token.slice(0, 1) + mark + token.slice(1));
   const seal = (value: Json): Json => {
     if (typeof value === "string") return sealed(value);
     if (Array.isArray(value)) return value.map(seal);
-    if (typeof value === "object" && value !== null) {
-      return Object.fromEntries(Object.entries(value).map(([key, item]) => [sealed(key), seal(item)]));
-    }
+    if (value instanceof Map) return new Map([...(value as ReadonlyMap<string, Json>)].map(([key, item]) => [sealed(key), seal(item)]));
+    if (isObject(value)) return Object.fromEntries(Object.entries(value).map(([key, item]) => [sealed(key), seal(item)]));
     return value;
   };
 
@@ -190,7 +189,7 @@ function endOf(text: string, from: number, stops: RegExp | undefined): number | 
 }
 
 const isObject = (value: Json | undefined): value is { readonly [key: string]: Json } =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
+  typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Map) && !isPythonNumber(value);
 
 /** Python's `strftime`, as far as templates use it. */
 function onDay(day: Date, format: string): string {
