@@ -165,7 +165,7 @@ export const adapterState = z.object({
   engine: z.string(),
   base: z.string(),
   placement: placement.nullish().describe("Absent: `all`."),
-  versions: z.array(adapterVersion).describe("Oldest first."),
+  versions: z.array(adapterVersion).describe("Oldest first; of those that were refused or let go, the newest hundred."),
   alias: z.int().nullable().describe("The promoted version."),
   canary: canaryState.nullish().describe("Absent or null: none is under way."),
   history: z
@@ -174,6 +174,7 @@ export const adapterState = z.object({
         from: z.int().nullable(),
         to: z.int().describe("The version that the alias moved to, or that the canary is of."),
         kind: z.enum(moveKinds),
+        n: z.int().nullish().describe("Counts the moves from 1, also those that are not kept any more."),
         by: z.string().nullable(),
         reason: z.string(),
         share: z.number().nullish().describe("Percent of users that the canary has from then on."),
@@ -188,7 +189,7 @@ export const adapterState = z.object({
         at: isoTime,
       }),
     )
-    .describe("Moves of the alias and of canaries, oldest first."),
+    .describe("Moves of the alias and of canaries, oldest first: the newest few hundred. The stream ADAPTERS has all."),
 });
 export type AdapterState = z.infer<typeof adapterState>;
 

@@ -16,6 +16,7 @@ import {
   runFailed,
   runServed,
 } from "@loraline/contracts";
+import { lastMove } from "./alias-moves.ts";
 import type { ServeControllerDeps } from "./controller.ts";
 
 export const keyOf = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
@@ -41,7 +42,7 @@ export const movedWithProof = ({ history }: AdapterState, { version }: AdapterVe
 /** Reason of a version that is refused because its run was called off. */
 export const cancelledCode = "CANCELLED";
 
-const moveKey = (index: number): string => `move-${index + 1}`;
+const moveKey = ({ history }: AdapterState, index: number): string => `move-${history[index]?.n ?? index + 1}`;
 const moveEvents = [adapterPromoted, adapterRolledBack, adapterCanaryStarted, adapterCanaryStepped, adapterCanaryEnded];
 
 /** Tells one line of the history: a move of the alias, or of its canary. */
@@ -50,7 +51,7 @@ export async function publishMove(state: AdapterState, index: number, { bus }: S
   if (move === undefined) return;
   const { kind, from, to, by, reason } = move;
   const at = addressOf(state);
-  const options = { key: moveKey(index) };
+  const options = { key: moveKey(state, index) };
   if (kind === "promoted") await bus.publish(adapterPromoted, at, { from, to, by, reason }, options);
   else if (kind === "rolledback") await bus.publish(adapterRolledBack, at, { from, to, by, reason }, options);
   else {
@@ -61,6 +62,12 @@ export async function publishMove(state: AdapterState, index: number, { bus }: S
     else if (kind === "canary-stepped") await bus.publish(adapterCanaryStepped, at, { ...canary, share }, options);
     else await bus.publish(adapterCanaryEnded, at, { ...canary, outcome: move.outcome ?? "rolledback", code: move.code }, options);
   }
+}
+
+/** Tells what was added to the history after the move of this number. */
+export async function publishMovesAfter(state: AdapterState, known: number, deps: ServeControllerDeps): Promise<void> {
+  const first = Math.max(0, state.history.length - Math.max(0, lastMove(state) - known));
+  for (let index = first; index < state.history.length; index++) await publishMove(state, index, deps);
 }
 
 export async function publishServed(state: AdapterState, version: AdapterVersion, { bus, telemetry }: ServeControllerDeps): Promise<void> {
@@ -111,8 +118,8 @@ export async function publishWhatWasLost(state: AdapterState, deps: ServeControl
     const told = await bus.history(moveEvents, addressOf(state));
     const keys = new Set(told.map(({ id }) => id.slice(id.lastIndexOf("/") + 1)));
     for (const [index] of state.history.entries()) {
-      if (keys.has(moveKey(index))) continue;
-      log.warn({ adapter: nameOf(addressOf(state)), move: index + 1 }, "publishing a move that was not told");
+      if (keys.has(moveKey(state, index))) continue;
+      log.warn({ adapter: nameOf(addressOf(state)), move: moveKey(state, index) }, "publishing a move that was not told");
       await publishMove(state, index, deps);
     }
   }

@@ -27,7 +27,10 @@ export function retireOld(state: AdapterState): AdapterState {
   for (const version of [state.alias, rollbackTarget(state), state.canary?.version]) if (typeof version === "number") kept.add(version);
   const retired = new Set(served.filter(({ version }) => !kept.has(version)).map(({ version }) => version));
   if (retired.size === 0) return state;
-  return { ...state, versions: state.versions.map((known) => (retired.has(known.version) ? { ...known, status: "retired" } : known)) };
+  const versions = state.versions.map((known): AdapterVersion => (retired.has(known.version) ? { ...known, status: "retired" } : known));
+  const over = versions.filter(({ status }) => status !== "desired");
+  const forgotten = new Set(over.slice(0, Math.max(0, over.length - overKept)));
+  return { ...state, versions: versions.filter((known) => !forgotten.has(known)) };
 }
 
 /** The version before the promoted one. */
@@ -36,7 +39,17 @@ export const rollbackTarget = ({ alias, versions }: AdapterState): number | unde
     ? undefined
     : versions.findLast(({ version, status, servedAt }) => version < alias && status === "desired" && servedAt !== null)?.version;
 
-const withLine = (state: AdapterState, line: Move): AdapterState => ({ ...state, history: [...state.history, line] });
+/** Lines that are kept of the history, and versions that are kept though they are over: an entry must not grow for ever. */
+export const linesKept = 300;
+export const overKept = 100;
+
+/** Number of the last move, from 1; what was written before moves had numbers has all of them. */
+export const lastMove = ({ history }: AdapterState): number => history.at(-1)?.n ?? history.length;
+
+export const withLine = (state: AdapterState, line: Move): AdapterState => ({
+  ...state,
+  history: [...state.history, { ...line, n: lastMove(state) + 1 }].slice(-linesKept),
+});
 
 /** The alias on another version. A canary that is under way is over with that. */
 export function moveAlias(state: AdapterState, to: number, cause: Cause): AdapterState {

@@ -1,7 +1,8 @@
 /** Follows the canaries: hears what the gateways count, and writes what `decideCanary` decides. */
 import type { KvBucket } from "@loraline/bus";
 import { type AdapterState, buckets, type ReplicaState, type TrafficState } from "@loraline/contracts";
-import { publishMove } from "./adapter-events.ts";
+import { publishMovesAfter } from "./adapter-events.ts";
+import { lastMove } from "./alias-moves.ts";
 import type { ServeControllerDeps } from "./controller.ts";
 import { type CanaryDecision, decideCanary } from "./decide-canary.ts";
 import { provenOn, readyReplicas } from "./decide-convergence.ts";
@@ -75,16 +76,16 @@ export async function createCanaries({
       let decision: CanaryDecision | undefined;
       let known = 0;
       const state = await adapters.change(key, (current) => {
-        known = current?.history.length ?? 0;
+        known = current === undefined ? 0 : lastMove(current);
         decision = current && decide(current);
         return decision === undefined || decision.kind === "wait" ? undefined : decision.state;
       });
       if (state === undefined || decision === undefined || decision.kind === "wait" || decision.kind === "note") return;
-      const reason = state.history.length > known ? state.history.at(-1)?.reason : undefined;
+      const reason = lastMove(state) > known ? state.history.at(-1)?.reason : undefined;
       log.info({ adapter: key, canary: state.canary ?? null, reason }, `canary: ${decision.kind}`);
       const attributes = { "loraline.tenant": state.tenant, "loraline.adapter": state.adapter, "loraline.canary": decision.kind };
       await telemetry.span("canary", { attributes }, async () => {
-        for (let index = known; index < state.history.length; index++) await publishMove(state, index, deps);
+        await publishMovesAfter(state, known, deps);
       });
     },
   };

@@ -375,6 +375,22 @@ describe("commands while a canary is under way", () => {
   });
 });
 
+it("an adapter that lives long stays small, and its moves keep their numbers", () => {
+  let state = adapter([versionOf(1)]);
+  for (let number = 2; number <= 1500; number++) {
+    const versions = [...state.versions, versionOf(number, { servedAt: null, promote: "canary", canary: settings() })];
+    state = applyServed({ ...state, versions }, { kind: "served", version: number, replicas: 1, of: 1, provenAt: iso(0) }, iso(0));
+    state = moveAlias(state, number, cause);
+  }
+  // NATS takes messages of 1 MB.
+  expect(JSON.stringify(state).length).toBeLessThan(300_000);
+  expect(state).toMatchObject({ alias: 1500, canary: null });
+  const numbers = state.history.map(({ n }) => n ?? 0);
+  expect(numbers).toEqual(numbers.map((_, i) => (numbers[0] ?? 0) + i));
+  expect(numbers.at(-1)).toBe(1 + 3 * 1499);
+  expect(state.versions.filter(({ status }) => status === "desired").map(({ version }) => version)).toEqual([1498, 1499, 1500]);
+});
+
 it("a canary's version is not let go of, however many come after it", () => {
   const versions = [1, 2, 3, 4, 5, 6].map((version) => versionOf(version));
   const state = startCanary(adapter(versions), 2, settings(), cause);

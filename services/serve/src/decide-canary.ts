@@ -17,7 +17,7 @@ import {
   canaryTraffic,
   type TrafficState,
 } from "@loraline/contracts";
-import { endCanary, moveAlias } from "./alias-moves.ts";
+import { endCanary, moveAlias, withLine } from "./alias-moves.ts";
 
 export interface CanaryView {
   /** The newest report of each gateway, those of gateways that are gone included. */
@@ -95,7 +95,7 @@ export function decideCanary(state: AdapterState, { traffic, provenOn, now }: Ca
   if (share === undefined) return { kind: "promote", state: moveAlias(state, canary.version, { by: canary.by, reason: passed, at }) };
   const next: CanaryState = { ...canary, step: canary.step + 1, share, since: at, baseline: canaryBaseline(names, traffic) };
   const line = { from: canary.from, to: canary.version, kind: "canary-stepped" as const, share, by: canary.by, reason: passed, at };
-  return { kind: "step", state: { ...state, canary: next, history: [...state.history, line] } };
+  return { kind: "step", state: withLine({ ...state, canary: next }, line) };
 }
 
 const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;

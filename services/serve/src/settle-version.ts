@@ -1,7 +1,8 @@
 /** What the replicas settled about a version, in KV `adapters` and in events. */
 import type { KvBucket } from "@loraline/bus";
 import type { AdapterState } from "@loraline/contracts";
-import { movedWithProof, publishMove, publishRefused, publishServed } from "./adapter-events.ts";
+import { movedWithProof, publishMove, publishMovesAfter, publishRefused, publishServed } from "./adapter-events.ts";
+import { lastMove } from "./alias-moves.ts";
 import type { ServeControllerDeps } from "./controller.ts";
 import type { Convergence } from "./decide-convergence.ts";
 import { applyRefused, applyServed } from "./decide-versions.ts";
@@ -29,18 +30,19 @@ export async function settle(
     "promote",
     { parent: trace ?? undefined, attributes: { "loraline.version": settled.version } },
     async (span) => {
-      let known = before?.history.length ?? 0;
+      let known = 0;
       const state = await adapters.change(key, (current) => {
-        known = current?.history.length ?? 0;
+        known = current === undefined ? 0 : lastMove(current);
         return current && changed(current, applyServed(current, settled, now));
       });
       const version = state?.versions.find((known) => known.version === settled.version);
       if (state === undefined || version === undefined || version.servedAt === null) return;
       span.setAttributes({ "loraline.tenant": state.tenant, "loraline.adapter": state.adapter, "loraline.alias": state.alias ?? 0 });
       log.info({ adapter: key, version: settled.version, alias: state.alias, replicas: settled.replicas }, "version is served");
+      const move = movedWithProof(state, version);
       // One line, or two: a version that moves the alias, or begins its canary, ends the canary of another.
-      const last = movedWithProof(state, version) ?? -1;
-      for (let index = Math.min(known, last); index >= 0 && index <= last; index++) await publishMove(state, index, deps);
+      if (lastMove(state) > known) await publishMovesAfter(state, known, deps);
+      else if (move !== undefined) await publishMove(state, move, deps);
       await publishServed(state, version, deps);
     },
   );
