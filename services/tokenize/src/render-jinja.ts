@@ -95,7 +95,7 @@ export function createJinja(
       content: sealed(content),
       ...(name !== undefined && { name: sealed(name) }),
       ...(tool_call_id !== undefined && { tool_call_id: sealed(tool_call_id) }),
-      ...(reasoning !== undefined && { reasoning_content: sealed(reasoning), reasoning: sealed(reasoning), thinking: sealed(reasoning) }),
+      ...(reasoning !== undefined && { reasoning_content: sealed(reasoning), reasoning: sealed(reasoning) }),
       ...(message.tool_calls !== undefined && { tool_calls: seal(calls(message)) }),
     };
   };
