@@ -4,14 +4,18 @@ import { cpus, loadavg, totalmem } from "node:os";
 import { benchBus } from "./bus.ts";
 import { benchConverge } from "./converge.ts";
 import { benchGateway, benchGatewayOnVllm } from "./gateway.ts";
+import { benchIngest } from "./ingest.ts";
 import { benchLine } from "./line.ts";
 import { benchObjects } from "./objects.ts";
 import { type Row, tableOf } from "./table.ts";
+import { benchTokenize } from "./tokenize.ts";
 
 const only = process.argv.slice(2);
 const benches: Record<string, () => Promise<Row[]>> = {
   bus: benchBus,
   objects: benchObjects,
+  ingest: benchIngest,
+  tokenize: benchTokenize,
   gateway: benchGateway,
   converge: benchConverge,
   "gateway-vllm": benchGatewayOnVllm,
