@@ -47,6 +47,20 @@ describe("dataset report", () => {
     expect(report.warnings).toEqual([]);
   });
 
+  it("tells triples with several objects, and preferred responses that are preferred to nothing", async () => {
+    const { warnings } = await reportOn([
+      chat(1, "What is the child of Marie?", "Irène", "kg"),
+      chat(2, "What is the child of Marie?", "Ève", "kg"),
+      chat(3, "What is the child of Marie?", "Irène", "kg"),
+      { ...chat(4, "q", "a", "qa"), meta: { line: 4, format: "preferred-response" } },
+    ]);
+    expect(warnings).toMatchObject([
+      { code: "EXACT_DUPLICATES" },
+      { code: "SEVERAL_OBJECTS", count: 1, lines: [2] },
+      { code: "PREFERRED_ALONE", count: 1 },
+    ]);
+  });
+
   it("tells exact from near duplicates, and neither from what is different", async () => {
     const report = await reportOn([
       chat(1, "Tell me a story.", `${long} It returned late.`),

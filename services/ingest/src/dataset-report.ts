@@ -13,6 +13,8 @@ const shownSamples = 20;
 const sampleCharacters = 2000;
 /** Languages are told on so many records: telling them costs more than reading them. */
 const languageRecords = 20_000;
+/** Questions of triples that are compared with later ones. */
+const mostTriples = 200_000;
 
 export interface ReportBuilder {
   add(batch: { records: readonly Rec[]; rejections: readonly Rejection[] }): Promise<void>;
@@ -64,6 +66,9 @@ export function createReport({ validation }: { validation?: Contents | undefined
   const characters = countLengths();
   const samples = new LeastByHash(shownSamples);
   let examinedLanguages = 0;
+  /** Question of a triple to its first answer. */
+  const objects = new Map<string, string>();
+  const severalObjects = new Finding();
 
   const addRecord = (record: Rec, text: string): void => {
     const { line, format, unusedKeys } = record.meta;
@@ -83,6 +88,12 @@ export function createReport({ validation }: { validation?: Contents | undefined
     if (validation?.ids.has(id) === true) overlap.exact.add(line);
     else if (validation?.near.find(text) !== undefined) overlap.near.add(line);
     if (record.task === "classification") labels.add(record.messages?.findLast(({ role }) => role === "assistant")?.content ?? "");
+    if (record.task === "kg") {
+      const [question, answer] = [record.messages?.at(-2)?.content ?? "", record.messages?.at(-1)?.content ?? ""];
+      const first = objects.get(question);
+      if (first !== undefined && first !== answer) severalObjects.add(line);
+      else if (objects.size < mostTriples) objects.set(question, answer);
+    }
     if (examinedLanguages < languageRecords) {
       examinedLanguages++;
       languages.add(eld.detect(text.slice(0, 1000)).language || "?");
@@ -132,7 +143,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
         firstRejections,
         allRejections,
       };
-      return { ...said, warnings: warningsOf(said, { lines: unused.lines.value, keys: unused.keys.largest(50) }) };
+      return { ...said, warnings: warningsOf(said, { lines: unused.lines.value, keys: unused.keys.largest(50) }, severalObjects.value) };
     },
   };
 }
@@ -153,6 +164,7 @@ function sampleOf(record: Rec): Sample {
 function warningsOf(
   report: Omit<DatasetReport, "warnings">,
   unused: { lines: { count: number; lines: number[] }; keys: Record<string, number> },
+  severalObjects: { count: number; lines: number[] },
 ): DatasetReport["warnings"] {
   const warnings: DatasetReport["warnings"] = [];
   const warn = (code: string, count: number, message: string, lines: number[] = []): void => {
@@ -216,6 +228,18 @@ function warningsOf(
   if (most !== undefined && least !== undefined && classes.length > 1 && most[1] >= 10 * least[1]) {
     warn("LABELS_UNBALANCED", most[1], `label "${most[0]}" is ${Math.round(most[1] / least[1])} times as frequent as "${least[0]}"`);
   }
+  warn(
+    "SEVERAL_OBJECTS",
+    severalObjects.count,
+    `${severalObjects.count} triples answer the question of an earlier one otherwise. Put all objects of a subject and predicate into one row.`,
+    severalObjects.lines,
+  );
+  const alone = report.formats["preferred-response"] ?? 0;
+  warn(
+    "PREFERRED_ALONE",
+    alone,
+    `${alone} rows have a preferred response without what it was preferred to: they are trained as plain answers. Put \`responses\` before them to keep them as preferences.`,
+  );
   const untrained = ["preference", "ranked", "unpaired"].reduce((sum, kind) => sum + (report.kinds[kind] ?? 0), 0);
   warn("NOT_FOR_SFT", untrained, `${untrained} records are preferences: they are kept, but supervised fine-tuning leaves them out`);
   return warnings;
