@@ -7,10 +7,13 @@ import {
   datasetReport,
   deadLetterList,
   deadLetterView,
+  engineList,
+  type EngineView,
   errorBody,
   runList,
   runState,
   traceView,
+  type Placement,
 } from "@loraline/contracts";
 import { findLine } from "@loraline/local/state-dir";
 import OpenAI from "openai";
@@ -36,6 +39,8 @@ export interface LineClient extends LineAddress {
   /** @param canary - step by step; `{}`: with the line's defaults. */
   promote(name: string, version: number, canary?: z.input<typeof canarySettings>): Promise<z.output<typeof adapterView>>;
   rollback(name: string, version: number | undefined): Promise<z.output<typeof adapterView>>;
+  place(name: string, placement: Placement): Promise<z.output<typeof adapterView>>;
+  engines(): Promise<EngineView[]>;
   letters(): Promise<z.output<typeof deadLetterList>["data"]>;
   letter(seq: number): Promise<z.output<typeof deadLetterView>>;
   redrive(seq: number): Promise<z.output<typeof deadLetterView>>;
@@ -110,6 +115,8 @@ export function connectLine({ url, apiKey }: LineAddress): LineClient {
     promote: (name, version, canary) =>
       ask(adapterView, `adapters/${part(name)}/promote`, { version, ...(canary === undefined ? {} : { canary }) }),
     rollback: (name, version) => ask(adapterView, `adapters/${part(name)}/rollback`, version === undefined ? {} : { version }),
+    place: (name, placement) => ask(adapterView, `adapters/${part(name)}/place`, placement),
+    engines: async () => (await ask(engineList, "engines")).data,
     letters: async () => (await ask(deadLetterList, "dlq")).data,
     letter: (seq) => ask(deadLetterView, `dlq/${seq}`),
     redrive: (seq) => ask(deadLetterView, `dlq/${seq}/redrive`, {}),

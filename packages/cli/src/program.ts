@@ -3,6 +3,7 @@
  * line, is loaded only then.
  */
 import { join, resolve } from "node:path";
+import type { Placement } from "@loraline/contracts";
 import { Command, InvalidArgumentError, Option } from "commander";
 import { addAdminCommands } from "./admin-commands.ts";
 import { chatCommand } from "./chat.ts";
@@ -10,6 +11,7 @@ import { addDataCommands } from "./data-commands.ts";
 import { connectLine, findAddress, type LineClient } from "./connect-line.ts";
 import { exitCodes, Failure } from "./failure.ts";
 import { listAdapters, listHistory } from "./show-adapter.ts";
+import { listEngines } from "./show-engine.ts";
 import { describeRun, listRuns } from "./show-run.ts";
 import { followCommand, runCommand, showRun } from "./start-run.ts";
 import { table, type Terminal, writeJson, writeLine } from "./terminal.ts";
@@ -207,10 +209,12 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
       print(run, () => describeRun(run, undefined));
     });
 
-  command("adapters", "list adapters, their versions, proofs and canaries; * marks the promoted one", [
+  const adaptersCommand = command("adapters", "list adapters, their versions, proofs and canaries; * marks the promoted one", [
     "loraline adapters",
     "loraline adapters pirate --history",
-  ])
+    "loraline adapters place pirate --spread 3",
+  ]);
+  adaptersCommand
     .argument("[adapter]", "only this one", ownName)
     .option("--history", "who moved the alias, when and why, with the steps of canaries", false)
     .action(async (adapter: string | undefined, { history }: { history: boolean }) => {
@@ -218,6 +222,33 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
       const views = adapter === undefined ? await client.adapters() : [await client.adapter(adapter)];
       print(views, () => (views.length === 0 ? ["no adapters yet"] : history ? listHistory(views) : listAdapters(views)));
     });
+
+  adaptersCommand
+    .command("place")
+    .description("choose the replicas that hold an adapter; at first all do, as far as there is room")
+    .argument("<adapter>", "name of the adapter", ownName)
+    .addOption(new Option("--all", "as many replicas as have room").conflicts(["spread", "pin"]))
+    .addOption(new Option("--spread <n>", "so many replicas").argParser(wholeNumber(1, 10_000)).conflicts("pin"))
+    .option("--pin <replica...>", "these replicas and no others; `loraline engines` lists them")
+    .action(async (adapter: string, { all, spread, pin }: { all?: boolean; spread?: number; pin?: string[] }) => {
+      const placement: Placement | undefined =
+        pin !== undefined
+          ? { mode: "pinned", pins: pin }
+          : spread !== undefined
+            ? { mode: "spread", replicas: spread }
+            : all === true
+              ? { mode: "all" }
+              : undefined;
+      if (placement === undefined)
+        throw new Failure(exitCodes.usage, "PLACEMENT_MISSING", "say where: --all, --spread <n> or --pin <replica>.");
+      const view = await (await line()).place(adapter, placement);
+      print(view, () => listAdapters([view]));
+    });
+
+  command("engines", "list engines, their replicas, and what would make them serve better", ["loraline engines"]).action(async () => {
+    const engines = await (await line()).engines();
+    print(engines, () => (engines.length === 0 ? ["no engines yet"] : listEngines(engines)));
+  });
 
   interface CanaryFlags {
     canary: boolean;

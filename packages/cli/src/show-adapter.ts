@@ -22,7 +22,7 @@ export function listAdapters(views: readonly AdapterView[], now = Date.now()): s
         `${adapter.tenant}/${adapter.adapter}`,
         `${version.version}${adapter.alias === version.version ? " *" : ""}${share}`,
         version.status,
-        proofOf(view, version.version) === undefined ? "-" : "proven",
+        provenOn(view, version),
         version.evaluation === null ? "-" : `${version.evaluation.base_loss.toFixed(2)} → ${version.evaluation.adapter_loss.toFixed(2)}`,
         version.digest.slice(0, 19),
         version.reason?.message ?? version.note ?? "",
@@ -30,7 +30,29 @@ export function listAdapters(views: readonly AdapterView[], now = Date.now()): s
     });
   });
   const canaries = views.flatMap((view) => (view.adapter.canary ? [canaryLine(view, now)] : []));
-  return [...table([["ADAPTER", "VERSION", "STATUS", "PROOF", "HELD-OUT LOSS", "DIGEST", ""], ...rows]), ...canaries];
+  const troubles = views.flatMap(troublesOf);
+  return [...table([["ADAPTER", "VERSION", "STATUS", "PROOF", "HELD-OUT LOSS", "DIGEST", ""], ...rows]), ...canaries, ...troubles];
+}
+
+/** `proven 2/3`: replicas that have it proven, of those that should. */
+function provenOn({ replicas }: AdapterView, { version, replicas: placed }: AdapterView["adapter"]["versions"][number]): string {
+  const holders = replicas.filter(({ ready, replica }) => ready && (placed?.includes(replica) ?? true));
+  const proven = holders.filter(({ adapters }) => adapters.some((held) => held.version === version && held.state === "proven"));
+  return proven.length === 0 ? "-" : `proven ${proven.length}/${holders.length}`;
+}
+
+/** What keeps versions from being where they should be, with the reason. */
+function troublesOf({ adapter, replicas }: AdapterView): string[] {
+  const name = `${adapter.tenant}/${adapter.adapter}`;
+  const unplaced = adapter.versions.flatMap(({ version, status, unplaced: problem }) =>
+    status === "desired" && problem ? [yellow(`${name}@${version}: ${problem.message}`)] : [],
+  );
+  const held = replicas.flatMap(({ replica, adapters }) =>
+    adapters.flatMap(({ version, state, error }) =>
+      error === null ? [] : [yellow(`${name}@${version} on replica ${replica}: ${state}: ${error.message} [${error.code}]`)],
+    ),
+  );
+  return [...unplaced, ...held];
 }
 
 /** Where a canary stands and what it waits for. */

@@ -7,7 +7,7 @@ import { datasetMapping } from "./dataset-mapping.ts";
 import { hubSource, urlSource } from "./import-source.ts";
 import { isoTime, problem } from "./names.ts";
 import { canarySettings, loraSpec, placement, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
-import { adapterState, datasetState, limitState, replicaState, runState, usageRow } from "./state.ts";
+import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "./state.ts";
 import { scopes } from "./streams.ts";
 
 const unix = z.int().describe("Unix seconds.");
@@ -218,7 +218,27 @@ export const promoteBody = z.strictObject({
   version: z.int().min(1),
   canary: canarySettings.optional().describe("Step by step, instead of at once; `{}`: with the defaults."),
 });
+export const placeBody = placement;
 export const rollbackBody = z.strictObject({ version: z.int().min(1).optional() });
+
+/** An engine as a tenant that may use it sees it: other tenants' adapters only as numbers. */
+export const engineView = z.object({
+  engine: z.string(),
+  base: z.string(),
+  maxLoraRank: z.int(),
+  maxLoras: z.int(),
+  maxCpuLoras: z.int(),
+  maxModelLen: z.int(),
+  replicas: z.array(replicaReport.pick({ replica: true, ready: true, incarnation: true, counts: true })),
+  versions: z.int().describe("Adapter versions that are wanted on it, of all tenants."),
+  asked: z.object({
+    adapters: z.int().describe("Adapter versions that were asked for, of all tenants."),
+    windowMs: z.int().describe("How long was looked; less than five minutes after a start of the gateway."),
+  }),
+  advice: z.array(z.object({ level: z.enum(["warn", "info"]), code: z.string(), message: z.string() })).describe("Most pressing first."),
+});
+export type EngineView = z.infer<typeof engineView>;
+export const engineList = z.object({ data: z.array(engineView) });
 
 export const deadLetterView = z.object({
   seq: z.int().describe("Sequence in the DLQ stream; names the letter in `dlq show` and `dlq redrive`."),

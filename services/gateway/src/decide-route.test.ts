@@ -1,4 +1,4 @@
-import { canarySettings, type CanaryState } from "@loraline/contracts";
+import { canarySettings, type CanaryState, type ReplicaAdapter } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { decideRoute, parseModel, type ReplicaView, type RoutingView, stickyKeyOf } from "./decide-route.ts";
@@ -9,12 +9,13 @@ const v1 = versionOf("acme", "pirate", 1);
 const v2 = versionOf("acme", "pirate", 2);
 const adapter = adapterOf("acme", "pirate", [v1, v2]);
 
+const holding =
+  (...held: ReplicaAdapter[]): ReplicaView["held"] =>
+  (name) =>
+    held.find(({ engineName }) => engineName === name);
 const replica = (name: string, versions = [v1, v2], over: Partial<ReplicaView> = {}): ReplicaView => ({
-  state: replicaOf(
-    name,
-    `http://${name}`,
-    versions.map((version) => heldBy(adapter, version)),
-  ),
+  state: replicaOf(name, `http://${name}`),
+  held: holding(...versions.map((version) => heldBy(adapter, version))),
   proven: new Set(versions.map(({ engineName }) => engineName)),
   fresh: true,
   inFlight: 0,
@@ -141,11 +142,21 @@ describe("decideRoute", () => {
     expect(route([], base)).toMatchObject({ kind: "unavailable", reason: expect.stringContaining("No replica") });
     expect(route([], "acme/pirate")).toMatchObject({ kind: "unavailable", reason: expect.stringContaining("has no replica now") });
     const error = { code: "X", message: "digest differs" };
-    const loading = replica("a", []);
-    loading.state = { ...loading.state, adapters: [heldBy(adapter, v2, { state: "retrying", error })] };
+    const loading = replica("a", [], { held: holding(heldBy(adapter, v2, { state: "retrying", error })) });
     expect(route([loading, replica("b", [])], "acme/pirate")).toMatchObject({
       kind: "unavailable",
       reason: "acme/pirate@2 is proven nowhere now: replica a: retrying (digest differs); replica b has not begun to load it.",
+    });
+    const placed = (over: Parameters<typeof versionOf>[3]) => ({
+      adapters: new Map([["acme.pirate", adapterOf("acme", "pirate", [versionOf("acme", "pirate", 1, over)])]]),
+    });
+    expect(route([loading, replica("b", [])], "acme/pirate", placed({ replicas: ["b"] }))).toMatchObject({
+      reason: "acme/pirate@1 is proven nowhere now: replica b has not begun to load it.",
+    });
+    const unplaced = { code: "NO_ROOM", message: "it fits on no replica." };
+    expect(route([replica("b", [])], "acme/pirate", placed({ replicas: [], unplaced }))).toMatchObject({
+      kind: "unavailable",
+      reason: "acme/pirate@1 is not loaded: it fits on no replica.",
     });
   });
 

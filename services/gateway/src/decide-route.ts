@@ -9,13 +9,15 @@
  *
  * A request keeps the version that was decided when it began.
  */
-import type { AdapterState, AdapterVersion, EngineRecord, ReplicaState } from "@loraline/contracts";
+import type { AdapterState, AdapterVersion, EngineRecord, ReplicaAdapter, ReplicaReport } from "@loraline/contracts";
 import { parseFineTunedModel } from "./openai-ids.ts";
 
 export interface ReplicaView {
-  state: ReplicaState;
+  state: ReplicaReport;
   /** Engine names that are proven in the replica's present incarnation. */
   proven: ReadonlySet<string>;
+  /** What it says of an engine name; undefined: it has not begun to load it. */
+  held(engineName: string): ReplicaAdapter | undefined;
   /** Its heartbeat is recent. A replica that fell silent is asked last, not never: the silence may be the bus's. */
   fresh: boolean;
   /** Requests of this gateway that it is answering. */
@@ -147,13 +149,18 @@ function notProven(view: RoutingView, adapter: AdapterState, version: AdapterVer
   if (ofEngine.length === 0) {
     return { kind: "unavailable", reason: `${name} is proven nowhere: its engine has no replica now.`, retryAfterMs: 5000 };
   }
-  const told = ofEngine.map(({ state }) => {
-    const held = state.adapters.find(({ engineName }) => engineName === version.engineName);
+  const { replicas: placed, unplaced } = version;
+  if (placed?.length === 0 && unplaced)
+    return { kind: "unavailable", reason: `${name} is not loaded: ${unplaced.message}`, retryAfterMs: 30_000 };
+  const told = ofEngine.flatMap(({ state, held: heldOf }) => {
+    const held = heldOf(version.engineName);
+    if (placed && !placed.includes(state.replica) && held === undefined) return [];
     if (!state.ready) return `replica ${state.replica} is not ready`;
     if (held === undefined) return `replica ${state.replica} has not begun to load it`;
     return `replica ${state.replica}: ${held.state}${held.error === null ? "" : ` (${held.error.message})`}`;
   });
-  return { kind: "unavailable", reason: `${name} is proven nowhere now: ${told.join("; ")}.`, retryAfterMs: 2000 };
+  const why = told.length === 0 ? "none of the replicas that should hold it is there" : told.join("; ");
+  return { kind: "unavailable", reason: `${name} is proven nowhere now: ${why}.`, retryAfterMs: 2000 };
 }
 
 /** A name's favourite is passed over while its load is above this many times the replicas' average. */

@@ -1,6 +1,7 @@
 /** `/v1/loraline/`: what OpenAI's API has no word for. */
 import {
   type AdapterState,
+  adapterPlaceRequested,
   adapterPromoteRequested,
   adapterRollbackRequested,
   type adapterView,
@@ -9,6 +10,7 @@ import {
   consumers,
   type DeadLetterView,
   parseSubject,
+  placeBody,
   promoteBody,
   type ReplicaState,
   rollbackBody,
@@ -22,9 +24,11 @@ import type { z } from "zod";
 import { needs } from "./auth.ts";
 import { parsedBody } from "./body.ts";
 import type { GatewayContext } from "./context.ts";
+import { enginesOf } from "./engines-view.ts";
 import { badRequest, notFound } from "./errors.ts";
 import { idempotencyKeyOf } from "./idempotency.ts";
 import { spansOfTenant } from "./spans-of-tenant.ts";
+import { createWorkingSet } from "./working-set.ts";
 
 /** How long promote and rollback wait for the controller to move the alias. */
 const aliasWithinMs = 3000;
@@ -32,6 +36,7 @@ const aliasWithinMs = 3000;
 export async function loralineRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
   const { bus, state, table, readTrace, log } = context;
   const [adapters, traffic] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.traffic)]);
+  const workingSet = await createWorkingSet({ bus, signal: context.signal });
 
   const existingRun = async (request: FastifyRequest): Promise<RunState> => {
     const { runId } = request.params as { runId: string };
@@ -52,10 +57,10 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     table
       .view()
       .replicas.filter(({ state: replica, fresh }) => fresh && replica.engine === adapter.engine)
-      .map(({ state: replica }) => ({
+      .map(({ state: replica, held }) => ({
         ...replica,
         url: "",
-        adapters: replica.adapters.filter((held) => held.tenant === adapter.tenant && held.adapter === adapter.adapter),
+        adapters: adapter.versions.flatMap(({ engineName }) => held(engineName) ?? []),
       }));
   /** What the gateways have counted is read only when some adapter has a canary. */
   const viewsOf = async (states: readonly AdapterState[]): Promise<z.output<typeof adapterView>[]> => {
@@ -120,6 +125,10 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return { traceId, spans: spansOfTenant(await readTrace(traceId), request.caller.tenant) };
     });
 
+    app.get("/loraline/engines", needs("infer", "train", "promote"), (request) => ({
+      data: enginesOf(table.view(), workingSet, request.caller.tenant),
+    }));
+
     app.get("/loraline/adapters", needs("infer", "train", "promote"), async (request) => {
       const entries = await adapters.entries(`${request.caller.tenant}.*`);
       const states = entries.map(({ value }) => value).toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1));
@@ -136,6 +145,15 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       const key = idempotencyKeyOf(request.headers) ?? ulid();
       const { seq } = await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, canary, by }, { key });
       return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
+    });
+
+    app.post("/loraline/adapters/:adapter/place", needs("promote"), async (request) => {
+      const { tenant, by } = request.caller;
+      const adapter = await existingAdapter(request);
+      const wished = parsedBody(placeBody, request.body);
+      const key = idempotencyKeyOf(request.headers) ?? ulid();
+      const { seq } = await bus.publish(adapterPlaceRequested, { tenant, id: adapter.adapter }, { placement: wished, by }, { key });
+      return viewWhen(request, seq, ({ placement }) => JSON.stringify(placement) === JSON.stringify(wished));
     });
 
     app.post("/loraline/adapters/:adapter/rollback", needs("promote"), async (request) => {

@@ -1,6 +1,6 @@
 /** What the gateway knows about engines, adapters and replicas, kept in memory by watching their KV buckets. */
 import { type Bus, createReplicaTable } from "@loraline/bus";
-import { type AdapterState, buckets, type EngineRecord, type ReplicaState } from "@loraline/contracts";
+import { type AdapterState, buckets, type EngineRecord, type ReplicaReport } from "@loraline/contracts";
 import type { ReplicaView, RoutingView } from "./decide-route.ts";
 
 /** Agents write every 3 s. */
@@ -37,15 +37,15 @@ export async function createRoutingTable({
     follow<AdapterState>(await bus.bucket(buckets.adapters), signal, adapters),
   ]);
 
-  const keyOf = (state: ReplicaState): string => `${state.engine}.${state.replica}`;
+  const keyOf = (state: ReplicaReport): string => `${state.engine}.${state.replica}`;
   return {
     view() {
       const time = now();
       const views: ReplicaView[] = [];
-      for (const { key, state, proven, heardAt } of replicas.entries()) {
+      for (const { key, report: state, proven, held, heardAt } of replicas.entries()) {
         // The bucket's TTL removes entries without telling watchers.
         if (time - heardAt > forgottenAfterMs) replicas.forget(key);
-        else views.push({ state, proven, fresh: time - heardAt <= silentAfterMs, inFlight: inFlight.get(key) ?? 0 });
+        else views.push({ state, proven, held, fresh: time - heardAt <= silentAfterMs, inFlight: inFlight.get(key) ?? 0 });
       }
       return { engines: [...engines.values()], adapters, replicas: views, random };
     },

@@ -89,6 +89,7 @@ const bodies = ({ line: { tenant }, file, engineName }: Owner): Record<string, {
     "PUT /v1/loraline/limits": [{ body: { requests_per_minute: 1 }, status: 200 }],
     "PUT /v1/loraline/limits/:adapter": [{ body: { requests_per_minute: 1 }, status: 200 }],
     "POST /v1/loraline/adapters/:adapter/promote": [{ body: { version: 1 }, status: 404 }],
+    "POST /v1/loraline/adapters/:adapter/place": [{ body: { mode: "all" }, status: 404 }],
   };
 };
 /** Made by the other tenant a moment before, in its own name. */

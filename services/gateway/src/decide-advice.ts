@@ -1,0 +1,85 @@
+/** Pure: what would make an engine serve its adapters better, in words an operator can act on. */
+import type { EngineRecord } from "@loraline/contracts";
+
+export interface Advice {
+  level: "warn" | "info";
+  code: string;
+  message: string;
+}
+
+export interface EngineSight {
+  engine: EngineRecord;
+  replicas: readonly { ready: boolean; quarantined: number }[];
+  /** Desired versions of all tenants. */
+  versions: readonly { rank: number; unplaced: boolean }[];
+  /** Adapters that were asked for within the window, all tenants and gateways together. */
+  asked: number;
+  /** How long was looked. */
+  windowMs: number;
+}
+
+/** Most pressing first; empty: nothing to say. */
+export function decideAdvice({ engine, replicas, versions, asked, windowMs }: EngineSight): Advice[] {
+  const { maxLoras, maxCpuLoras, maxLoraRank } = engine;
+  const ready = replicas.filter((replica) => replica.ready).length;
+  const found: Advice[] = [];
+  const say = (level: Advice["level"], code: string, message: string): void => void found.push({ level, code, message });
+
+  if (ready === 0) {
+    say("warn", "NO_REPLICA", `no replica of engine "${engine.engine}" is ready: nothing of base "${engine.base.name}" is answered.`);
+    return found;
+  }
+  const unplaced = versions.filter((version) => version.unplaced).length;
+  if (unplaced > 0) {
+    const each = Math.ceil(versions.length / ready);
+    say(
+      "warn",
+      "NO_ROOM",
+      `${unplaced} of ${versions.length} adapter versions are not placed as asked: ${inAll(ready, maxCpuLoras, "max_cpu_loras")}. Raise max_cpu_loras to ${each} or more, or add replicas.`,
+    );
+  }
+  const slots = maxLoras * ready;
+  if (asked > slots) {
+    say(
+      "warn",
+      "WORKING_SET_TOO_BIG",
+      `${asked} adapters were asked in the last ${minutes(windowMs)}, and ${inAll(ready, maxLoras, "max_loras")}: adapters are swapped in and out between requests. Raise max_loras to ${Math.ceil(asked / ready)}, or add replicas.`,
+    );
+  }
+  if (versions.length > maxCpuLoras && unplaced === 0) {
+    say(
+      "info",
+      "SPREAD",
+      `${versions.length} adapter versions are wanted and max_cpu_loras is ${maxCpuLoras}, so each replica holds only some of them. For all on every replica raise it to ${versions.length}.`,
+    );
+  }
+  const quarantined = replicas.filter((replica) => replica.quarantined > 0).length;
+  if (quarantined > 0) {
+    say(
+      "warn",
+      "QUARANTINE",
+      `${quarantined} of ${replicas.length} replicas cannot hold some adapters, which are answered by others. \`loraline adapters\` says which, and why.`,
+    );
+  }
+  const highest = Math.max(0, ...versions.map(({ rank }) => rank));
+  if (highest > 0 && highest * 2 <= maxLoraRank) {
+    say(
+      "info",
+      "RANK_TOO_ROOMY",
+      `max_lora_rank is ${maxLoraRank}, and the highest rank among ${versions.length} versions is ${highest}: every slot takes ${Math.floor(maxLoraRank / highest)} times the memory it needs.`,
+    );
+  }
+  if (windowMs >= 5 * 60_000 && maxLoras >= 8 && asked * 4 <= maxLoras) {
+    say(
+      "info",
+      "SLOTS_UNUSED",
+      `max_loras is ${maxLoras}, and ${asked} adapters were asked in the last ${minutes(windowMs)}: fewer slots leave more memory to the KV cache.`,
+    );
+  }
+  return found;
+}
+
+const inAll = (replicas: number, each: number, setting: string): string =>
+  replicas === 1 ? `${setting} is ${each}` : `${setting} is ${each}, which makes ${replicas * each} on ${replicas} replicas`;
+
+const minutes = (ms: number): string => (ms >= 60_000 ? `${Math.round(ms / 60_000)} min` : `${Math.round(ms / 1000)} s`);

@@ -1,0 +1,53 @@
+/** Which engine names were asked for lately, by what all gateways tell in KV `traffic`. Known since this gateway started. */
+import type { Bus } from "@loraline/bus";
+import { buckets } from "@loraline/contracts";
+
+/** The working set is what was asked within this. */
+export const workingSetMs = 5 * 60_000;
+
+export interface WorkingSet {
+  /** Engine names by engine, asked for within `workingSetMs`; the base's own name is none. */
+  asked(engine: string): ReadonlySet<string>;
+  /** How long this gateway has been looking, at most `workingSetMs`. */
+  readonly windowMs: number;
+}
+
+/** Ends with the signal. */
+export async function createWorkingSet({
+  bus,
+  signal,
+  now = () => performance.now(),
+}: {
+  bus: Pick<Bus, "bucket">;
+  signal: AbortSignal;
+  now?: () => number;
+}): Promise<WorkingSet> {
+  const startedAt = now();
+  /** Engine to engine name to when it was last asked for. */
+  const askedAt = new Map<string, Map<string, number>>();
+  const read = Promise.withResolvers<void>();
+  const traffic = await bus.bucket(buckets.traffic);
+  await traffic.watch({
+    signal,
+    onChange(_gateway, state) {
+      for (const { engine, engineName, inFlight, window } of state?.engines ?? []) {
+        if (window.requests === 0 && Object.keys(inFlight).length === 0) continue;
+        if (!askedAt.has(engine)) askedAt.set(engine, new Map());
+        askedAt.get(engine)?.set(engineName, now());
+      }
+    },
+    onReady: read.resolve,
+  });
+  await read.promise;
+  return {
+    asked(engine) {
+      const names = askedAt.get(engine);
+      const since = now() - workingSetMs;
+      for (const [name, at] of names ?? []) if (at < since) names?.delete(name);
+      return new Set(names?.keys());
+    },
+    get windowMs() {
+      return Math.min(workingSetMs, Math.round(now() - startedAt));
+    },
+  };
+}
