@@ -73,9 +73,7 @@ export async function* readArrow(
     judged.throwFault();
   } catch (error) {
     judged.throwFault();
-    if (error instanceof PermanentError || typeof (error as NodeJS.ErrnoException).syscall === "string") throw error;
-    const message = `the Arrow file cannot be read after row ${line}: ${(error as Error).message}. Write it again.`;
-    throw new PermanentError("FILE_CORRUPT", message, { cause: error });
+    throw faultOf(error as Error, ` after row ${line}`);
   } finally {
     await judged.messages.return();
   }
@@ -88,6 +86,7 @@ function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { max
   let bytesRead = 0;
   let unpacked = 0;
   let fault: unknown;
+  let lost: { error: unknown } | undefined;
 
   const cutOff = (): PermanentError =>
     new PermanentError(
@@ -97,7 +96,11 @@ function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { max
   /** At most `count` bytes; undefined at the end. */
   const some = async (count: number): Promise<Uint8Array | undefined> => {
     while (chunk.byteLength === 0) {
-      const next = await iterator.next();
+      const next = await iterator.next().catch((error: unknown) => {
+        // Says nothing about the file.
+        lost = { error };
+        throw error;
+      });
       if (next.done === true) return undefined;
       chunk = next.value;
     }
@@ -177,17 +180,16 @@ function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { max
     messages: noted(),
     bytesRead: () => bytesRead,
     throwFault(): void {
-      if (fault !== undefined) throw asFault(fault);
+      if (lost !== undefined) throw lost.error;
+      if (fault !== undefined) throw faultOf(fault as Error, "");
     },
   };
 }
 
-const asFault = (fault: unknown): Error =>
-  fault instanceof PermanentError ||
-  typeof (fault as NodeJS.ErrnoException).syscall === "string" ||
-  (fault as { code?: unknown }).code !== undefined
-    ? (fault as Error)
-    : new PermanentError("FILE_CORRUPT", `the Arrow file cannot be read: ${(fault as Error).message}. Write it again.`, { cause: fault });
+const faultOf = (error: Error, where: string): Error =>
+  error instanceof PermanentError
+    ? error
+    : new PermanentError("FILE_CORRUPT", `the Arrow file cannot be read${where}: ${error.message}. Write it again.`, { cause: error });
 
 const batchTooLarge = (bytes: number): PermanentError =>
   new PermanentError(
