@@ -137,3 +137,46 @@ test("an adapter is trained on a dataset or imported, and nothing else", () => {
     ["SPEC_INVALID", "import.weights.kind", expect.anything()],
   ]);
 });
+
+const layers = "model.layers.{0-29}";
+const described = {
+  ...engine,
+  modules: [
+    { names: `${layers}.self_attn.q_proj`, shape: [576, 576] as [number, number] },
+    { names: `${layers}.self_attn.v_proj`, shape: [192, 576] as [number, number] },
+    { names: `${layers}.mlp.down_proj`, shape: [576, 1536] as [number, number] },
+  ],
+};
+const problemsWith = (lora: object) =>
+  judgeRunSpec(specOf({ ...minimal, lora }), [described]).map(({ code, param, message }) => [code, param, message]);
+
+test.each([
+  [{ target_modules: ["q_proj", "q_prj"] }, "NO_TARGET_MODULES", "lora.target_modules", /"q_prj".*down_proj, q_proj, v_proj/],
+  [{ target_modules: "q_prj" }, "NO_TARGET_MODULES", "lora.target_modules", /matches nothing/],
+  [{ target_modules: String.raw`.*\.attn\.(q|v)_proj` }, "NO_TARGET_MODULES", "lora.target_modules", /matches nothing/],
+  [{ target_modules: ["lm_head"] }, "NO_TARGET_MODULES", "lora.target_modules", /no linear module/],
+  [{ target_modules: ["q_proj"], exclude_modules: ["q_proj"] }, "NO_TARGET_MODULES", "lora.exclude_modules", /leaves out everything/],
+  [{ layers_to_transform: [0, 30] }, "LAYERS_UNKNOWN", "lora.layers_to_transform", /no layer 30; its layers are 0 to 29/],
+  [{ layers_to_transform: [0], layers_pattern: "blocks" }, "LAYERS_UNKNOWN", "lora.layers_to_transform", /no layer 0/],
+  [{ layers_pattern: "layers" }, "LAYERS_NEED_NAMES", "lora.layers_pattern", /together/],
+  [{ target_modules: ".*_proj", layers_to_transform: 1 }, "LAYERS_NEED_NAMES", "lora.layers_to_transform", /list of names/],
+  [{ rank_pattern: { k_proj: 4 } }, "PATTERN_UNUSED", "lora.rank_pattern.k_proj", /ignored/],
+  [{ target_modules: ["q_proj"], alpha_pattern: { v_proj: 4 } }, "PATTERN_UNUSED", "lora.alpha_pattern.v_proj", /ignored/],
+  [{ target_modules: "(.+)+_proj" }, "PATTERN_TOO_COSTLY", "lora.target_modules", /repetitions/],
+  [{ rank_pattern: { "(a|b)+": 4 } }, "PATTERN_TOO_COSTLY", "lora.rank_pattern.(a|b)+", /repetitions/],
+])("%j finds nothing in the base, which is said at once", (lora, code, param, message) => {
+  expect(problemsWith(lora)).toEqual([[code, param, expect.stringMatching(message)]]);
+});
+
+test.each([
+  {},
+  { target_modules: "q_proj" },
+  { target_modules: ["self_attn.q_proj", "model.layers.3.mlp.down_proj"] },
+  { target_modules: String.raw`.*\.(q|v)_proj`, exclude_modules: String.raw`model\.layers\.0\..*` },
+  { layers_to_transform: [0, 29], layers_pattern: "layers" },
+  { layers_to_transform: 29 },
+  { rank_pattern: { "layers.0.self_attn.q_proj": 4, "mlp.*": 8 }, alpha_pattern: { v_proj: 4 } },
+  { target_modules: String.raw`(?i).*\.Q_proj`, layers_pattern: "(?i)layers", layers_to_transform: [0] },
+])("%j means modules of the base", (lora) => {
+  expect(problemsWith(lora).filter(([code]) => code !== "LAYERS_NEED_NAMES")).toEqual([]);
+});

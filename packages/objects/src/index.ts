@@ -1,3 +1,4 @@
+export { readAdapterHead } from "./adapter-head.ts";
 export { digestOf } from "./digest.ts";
 export { createJetStreamObjects, type JetStreamObjectsOptions, removeUnfinishedBlobs } from "./jetstream.ts";
 export { type BlobSource, objectKey, type Objects } from "./objects.ts";

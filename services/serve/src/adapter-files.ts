@@ -6,11 +6,10 @@ import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { chmod, mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { type AdapterManifest, adapterManifest, type BlobRef, type Digest } from "@loraline/contracts";
+import { adapterFiles, type AdapterManifest, adapterManifest, type AdapterParts, type BlobRef, type Digest } from "@loraline/contracts";
 import { getJson, getToFile, type Objects } from "@loraline/objects";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { hexOf } from "./engine-names.ts";
-import { adapterFiles, type AdapterParts } from "./judge-adapter.ts";
 import { scanTensors } from "./safetensors.ts";
 
 const needed = [adapterFiles.config, adapterFiles.weights];

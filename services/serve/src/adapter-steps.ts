@@ -1,11 +1,10 @@
 /** The three steps an agent takes about one adapter on its engine: load, prove, unload. What is to be done is decided elsewhere. */
-import { type EngineRecord, type Evidence, evidence as evidenceShape, type Proof, type Problem } from "@loraline/contracts";
+import { type EngineRecord, type Evidence, evidence as evidenceShape, judgeAdapter, type Proof, type Problem } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, problemOf, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import type { AdapterFiles } from "./adapter-files.ts";
 import type { Fault, WantedAdapter } from "./decide-adapters.ts";
 import type { EngineObserver } from "./engine-observer.ts";
-import { judgeAdapter } from "./judge-adapter.ts";
 import { chooseProbes, decideProof, measureProbes, type ProofDecision } from "./proof.ts";
 import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type VllmClient } from "./vllm-client.ts";
 
@@ -53,7 +52,7 @@ export function createAdapterSteps({
       telemetry.span("load", { parent: adapter.trace ?? undefined, attributes: attributesOf(adapter) }, async () => {
         const path = await files.ensure(adapter);
         const { maxLoraRank } = await limits();
-        const [problem] = judgeAdapter(await files.read(adapter), { name: base, maxLoraRank, tensors: engine.baseTensors });
+        const [problem] = judgeAdapter(await files.read(adapter), { name: base, maxLoraRank, modules: engine.baseModules });
         if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { param: problem.param });
         const outcome = await client.load(adapter.engineName, path);
         refuseUnlessDone(outcome, adapter);

@@ -1,4 +1,4 @@
-import type { AdapterState, Evaluation, ProbeRecord } from "@loraline/contracts";
+import type { AdapterState, EngineRecord, Evaluation, ProbeRecord } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
 import { decideGate, gateDoubt, type GateInput } from "./decide-gate.ts";
 
@@ -12,6 +12,15 @@ const probe: ProbeRecord = {
   adapter: { tokens: [], logprobs: [], base_logprobs: [] },
   first: { tokens: [1, 2], base: [-1, -2], adapter: [-3, -1] },
 };
+const module = "model.layers.0.self_attn.q_proj";
+const weight = (part: "A" | "B", shape: number[], over: object = {}) => ({
+  name: `base_model.model.${module}.lora_${part}.weight`,
+  dtype: "BF16",
+  shape,
+  ...over,
+});
+const config = { peft_type: "LORA", r: 8, lora_alpha: 8, target_modules: ["q_proj"], base_model_name_or_path: "small" };
+const parts = { config, tensors: [weight("A", [8, 64]), weight("B", [32, 8])] };
 const evaluation: Evaluation = { base_loss: 3, adapter_loss: 2, rows: 10, supervised_tokens: 200 };
 const input: GateInput = {
   spec: { base: "small", adapter: "pirate", gate: "better-than-base" },
@@ -27,6 +36,7 @@ const input: GateInput = {
       { path: "adapter_model.safetensors", blob },
     ],
   },
+  parts,
   evidence: {
     version: 1,
     runId: "r",
@@ -38,7 +48,17 @@ const input: GateInput = {
     lossHistory: [],
   },
   evaluation,
-  engine: { engine: "local", base, maxLoraRank: 16, maxLoras: 1, maxCpuLoras: 1, maxModelLen: 2048, updatedAt: "2026-01-01T00:00:00.000Z" },
+  engine: {
+    engine: "local",
+    base,
+    maxLoraRank: 16,
+    maxLoras: 1,
+    maxCpuLoras: 1,
+    maxModelLen: 2048,
+    modules: [{ names: "model.layers.{0-3}.self_attn.q_proj", shape: [32, 64] }],
+    templateDigest: digest,
+    updatedAt: "2026-01-01T00:00:00.000Z",
+  },
   adapter: undefined,
 };
 const promoted = (loss: number, over: Partial<Evaluation> = {}): AdapterState => ({
@@ -93,6 +113,30 @@ describe("decideGate", () => {
     ["its loss is not a number", { evaluation: { ...evaluation, adapter_loss: Number.NaN } }, "NOT_BETTER_THAN_BASE"],
   ])("refuses when %s", (_when, over, code) => {
     expect(verdict(over)).toBe(code);
+  });
+
+  it.each<[string, GateInput["parts"], string]>([
+    ["DoRA", { ...parts, config: { ...config, use_dora: true } }, "ADAPTER_FEATURE_UNSUPPORTED"],
+    ["whole modules", { ...parts, config: { ...config, modules_to_save: ["lm_head"] } }, "ADAPTER_FEATURE_UNSUPPORTED"],
+    ["biases", { ...parts, config: { ...config, bias: "all" } }, "ADAPTER_FEATURE_UNSUPPORTED"],
+    ["scalings of its own for a module", { ...parts, config: { ...config, alpha_pattern: { q_proj: 4 } } }, "ADAPTER_NOT_CANONICAL"],
+    ["a rank in its file that no engine serves", { ...parts, config: { ...config, r: 32 } }, "ADAPTER_RANK_TOO_HIGH"],
+    ["integers", { ...parts, tensors: [weight("A", [8, 64], { dtype: "I8" }), weight("B", [32, 8])] }, "ADAPTER_DTYPE"],
+    ["shapes of another base", { ...parts, tensors: [weight("A", [8, 63]), weight("B", [32, 8])] }, "ADAPTER_BASE_MISMATCH"],
+    [
+      "modules that the base lacks",
+      { ...parts, tensors: parts.tensors.map((one) => ({ ...one, name: one.name.replace(".0.", ".4.") })) },
+      "ADAPTER_MODULE_UNKNOWN",
+    ],
+    ["a file that cannot be read", { code: "ADAPTER_UNREADABLE", message: "it has 3 bytes" }, "ADAPTER_UNREADABLE"],
+  ])("refuses %s by the headers of its files, before any replica loads it", (_what, found, code) => {
+    expect(verdict({ parts: found })).toBe(code);
+  });
+
+  it("refuses what was made for another chat template than the engine applies, where it is known", () => {
+    const applies = (templateDigest: typeof digest | null) => verdict({ engine: { ...(input.engine as EngineRecord), templateDigest } });
+    expect(applies(`sha256:${"c".repeat(64)}`)).toBe("TEMPLATE_MISMATCH");
+    expect(applies(null)).toBe("accepted");
   });
 
   it("gate: none asks for no evaluation, but still for the facts", () => {

@@ -1,22 +1,27 @@
 /** Pure: may a trained version be served? Static facts first, then what was measured on held-out rows. */
-import type {
-  AdapterManifest,
-  AdapterState,
-  AdapterVersion,
-  Digest,
-  EngineRecord,
-  Evaluation,
-  Evidence,
-  Problem,
-  RunSpec,
+import {
+  adapterFiles,
+  type AdapterManifest,
+  type AdapterParts,
+  type AdapterState,
+  type AdapterVersion,
+  type Digest,
+  type EngineRecord,
+  type Evaluation,
+  type Evidence,
+  expandModules,
+  judgeAdapter,
+  type Problem,
+  type RunSpec,
 } from "@loraline/contracts";
-import { adapterFiles } from "./judge-adapter.ts";
 import { proofLimits, recordedEffect } from "./proof.ts";
 
 export interface GateInput {
   spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy">;
   digest: Digest;
   manifest: AdapterManifest;
+  /** What its files say of themselves, or why they cannot be read. */
+  parts: AdapterParts | Problem;
   evidence: Evidence;
   evaluation: Evaluation | null;
   /** undefined: no engine serves this base. */
@@ -63,6 +68,25 @@ const filesAreThere: Judge = ({ manifest }) => {
   const missing = Object.values(adapterFiles).filter((name) => !manifest.files.some(({ path }) => path === name));
   return missing.length > 0
     ? { code: "ADAPTER_FILES_MISSING", param: missing[0], message: `the adapter has no ${missing.join(" and no ")}.` }
+    : undefined;
+};
+
+/** By the headers alone, before any replica fetches a byte; the values are looked at by each agent. */
+const filesAreRight: Judge = ({ parts, engine }) => {
+  if ("code" in parts) return parts;
+  if (engine === undefined) return undefined;
+  const modules = engine.modules ? expandModules(engine.modules) : undefined;
+  return judgeAdapter(parts, { name: engine.base.name, maxLoraRank: engine.maxLoraRank, modules })[0];
+};
+
+const sameTemplate: Judge = ({ evidence, engine }) => {
+  const applied = engine?.templateDigest;
+  return typeof applied === "string" && applied !== evidence.templateDigest
+    ? {
+        code: "TEMPLATE_MISMATCH",
+        param: "tokenize",
+        message: `it was made with the chat template ${evidence.templateDigest}, but engine "${engine?.engine}" applies ${applied}: it would be asked in a form it has never seen. Start the engine with the base's own template, or train again with the engine's.`,
+      }
     : undefined;
 };
 
@@ -148,7 +172,9 @@ const chain: readonly Judge[] = [
   sameBase,
   rankFits,
   filesAreThere,
+  filesAreRight,
   evidenceIsIts,
+  sameTemplate,
   canBeProven,
   betterThanBase,
   asAccurateAsBase,

@@ -2,11 +2,10 @@
  * What one engine process holds, as last seen: whether it answers, which process it is, and which adapters it lists. Steps that
  * the agent takes are entered at once; everything else is read from the engine, and what could not be read is not known.
  */
-import { readdir } from "node:fs/promises";
-import { join } from "node:path";
+import type { ModuleShapes, Problem } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 import type { ObservedEngine } from "./decide-adapters.ts";
-import { readTensors, type Tensor } from "./safetensors.ts";
+import { readBaseModules } from "./base-files.ts";
 import { EngineRefusedError, EngineUnknownError, type VllmClient } from "./vllm-client.ts";
 
 /** A busy engine may leave a health check unanswered; a dead one does not come back. */
@@ -15,12 +14,14 @@ const silentMs = 10_000;
 export interface EngineObserver {
   /** The process answers, and its first slow step is behind it. */
   readonly ready: boolean;
+  /** Why it is not ready although it answers. */
+  readonly problem: Problem | null;
   /** Of the process that was last seen; empty before the first. */
   readonly incarnation: string;
   /** undefined: away, or could not be read. */
   readonly observed: ObservedEngine | undefined;
-  /** The base's own tensors, where its files are to be seen from here. */
-  readonly baseTensors: readonly Tensor[] | undefined;
+  /** The base's own modules, where its files are to be seen from here. */
+  readonly baseModules: ModuleShapes | undefined;
   /** Reads the engine. Calls that wait for the same look share it; one that came later gets one that began later. */
   look(): Promise<void>;
   checkHealth(): Promise<void>;
@@ -35,20 +36,24 @@ export function createEngineObserver({
   base,
   log,
   incarnation: ownIncarnation,
+  check,
   onChange,
 }: {
   client: VllmClient;
   base: string;
   log: Log;
   incarnation?: (() => Promise<string>) | undefined;
+  /** Asked of each process that is new to us: a problem keeps the replica from being ready. */
+  check?: (() => Promise<Problem | null>) | undefined;
   /** It came, went, became another process, or what it lists was read. */
   onChange(what: "ready" | "away" | "listed"): void;
 }): EngineObserver {
   const startTime = ownIncarnation ?? client.startTime;
   let ready = false;
+  let problem: Problem | null = null;
   let incarnation = "";
   let listed: Map<string, string | null> | undefined;
-  let baseTensors: Tensor[] | undefined;
+  let baseModules: ModuleShapes | undefined;
   let silentSince: number | undefined;
   /** Names that a step was taken about since the look in progress began: what it read of them may be from before. */
   let stepped = new Set<string>();
@@ -62,10 +67,18 @@ export function createEngineObserver({
   };
 
   /** A process that is new to us: nothing is proven in it, and its first step is slow. */
-  const greet = async (now: string, modelPath: string | null): Promise<void> => {
+  const greet = async (now: string, modelPath: string | null): Promise<boolean> => {
     if (now !== incarnation) {
       log.info({ before: incarnation, now }, "engine process started; everything is proven again");
-      baseTensors = modelPath === null ? undefined : await readBaseTensors(modelPath);
+      baseModules = modelPath === null ? undefined : await readBaseModules(modelPath);
+    }
+    const found = (await check?.()) ?? null;
+    if (found !== null) {
+      if (problem?.message !== found.message) log.error(found, "the replica does not become ready");
+      problem = found;
+      incarnation = now;
+      away(found.message);
+      return false;
     }
     try {
       await client.nextTokenLogprobs(base, [[1]], [1]);
@@ -73,9 +86,11 @@ export function createEngineObserver({
       if (!(error instanceof EngineRefusedError)) throw error;
       log.error({ err: error }, "the engine cannot answer probes: no adapter can be proven on it");
     }
+    problem = null;
     incarnation = now;
     ready = true;
     onChange("ready");
+    return true;
   };
 
   const lookNow = async (): Promise<void> => {
@@ -84,8 +99,9 @@ export function createEngineObserver({
       const now = await startTime();
       const models = await client.models();
       const seen = new Map(models.filter(({ parent }) => parent !== null).map(({ id, root }) => [id, root]));
-      if (now !== incarnation || !ready) await greet(now, models.find(({ id }) => id === base)?.root ?? null);
-      else {
+      if (now !== incarnation || !ready) {
+        if (!(await greet(now, models.find(({ id }) => id === base)?.root ?? null))) return;
+      } else {
         for (const name of stepped) {
           const known = listed?.get(name);
           if (known === undefined) seen.delete(name);
@@ -119,14 +135,17 @@ export function createEngineObserver({
     get ready() {
       return ready;
     },
+    get problem() {
+      return problem;
+    },
     get incarnation() {
       return incarnation;
     },
     get observed() {
       return listed === undefined ? undefined : { incarnation, listed };
     },
-    get baseTensors() {
-      return baseTensors;
+    get baseModules() {
+      return baseModules;
     },
     look,
     startTime,
@@ -148,15 +167,4 @@ export function createEngineObserver({
       else listed?.set(engineName, path);
     },
   };
-}
-
-/** Undefined when the model's files are not to be seen from here: then the adapter's shapes are not compared with them. */
-async function readBaseTensors(dir: string): Promise<Tensor[] | undefined> {
-  try {
-    const shards = (await readdir(dir)).filter((name) => name.endsWith(".safetensors"));
-    if (shards.length === 0) return undefined;
-    return (await Promise.all(shards.map((name) => readTensors(join(dir, name))))).flat();
-  } catch {
-    return undefined;
-  }
 }

@@ -1,10 +1,12 @@
 /** The serve controller as a process of its own. */
 import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
 import { engineRecord } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
+import { describeBase } from "./base-files.ts";
 import { createServeController } from "./controller.ts";
 
 const engineList = z.array(engineRecord.omit({ updatedAt: true })).min(1);
@@ -15,6 +17,10 @@ await runService({
   env: z.object({
     ...natsEnv,
     ...objectsEnv,
+    SERVE_BASES_DIR: z
+      .string()
+      .optional()
+      .describe("Bases in Hugging Face's layout, by name: what is asked for is then judged by their modules before anything is spent."),
     SERVE_ENGINES_FILE: z.string().describe("JSON list of engines: engine, base {name, revision, digest}, maxLoraRank, maxLoras, …"),
   }),
   async start({ env, log, telemetry }) {
@@ -24,7 +30,15 @@ await runService({
     const bus = createBus({ nc, log, telemetry, source: "serve" });
     const objects = running.use(await objectsFromEnv(env, nc));
     const updatedAt = new Date().toISOString();
-    const engines = (await readEngines(env.SERVE_ENGINES_FILE)).map((record) => ({ ...record, updatedAt }));
+    const dir = env.SERVE_BASES_DIR;
+    const modulesOf = async (base: string) => (dir === undefined ? undefined : await describeBase(join(dir, base)));
+    const engines = await Promise.all(
+      (await readEngines(env.SERVE_ENGINES_FILE)).map(async (record) => ({
+        ...record,
+        modules: record.modules ?? (await modulesOf(record.base.name)),
+        updatedAt,
+      })),
+    );
     running.use(await createServeController({ bus, objects, log, telemetry, engines }));
     return running;
   },

@@ -1,19 +1,23 @@
 /** A trained version: through the gate into KV `adapters`, or refused. */
 import type { KvBucket, Received } from "@loraline/bus";
 import {
+  adapterFiles,
+  type AdapterManifest,
   adapterManifest,
+  type AdapterParts,
   adapterRefused,
   type AdapterState,
   type EngineRecord,
   evidence as evidenceShape,
+  type Problem,
   runCancelled,
   runCancelRequested,
   runFailed,
   runRequested,
   type runTrained,
 } from "@loraline/contracts";
-import { getJson } from "@loraline/objects";
-import { PermanentError } from "@loraline/runtime";
+import { getJson, type Objects, readAdapterHead } from "@loraline/objects";
+import { PermanentError, problemOf } from "@loraline/runtime";
 import { nameOf, publishAccepted } from "./adapter-events.ts";
 import type { ServeControllerDeps } from "./controller.ts";
 import { decideGate, gateDoubt } from "./decide-gate.ts";
@@ -59,6 +63,7 @@ export async function onRunTrained(
       getJson(objects, tenant, data.adapter, adapterManifest),
       getJson(objects, tenant, data.evidence, evidenceShape),
     ]);
+    const parts = await partsOf(objects, tenant, manifest);
     const candidates = (await engines.entries())
       .map(({ value }) => value)
       .filter(({ base, tenants }) => base.name === spec.base && (tenants?.includes(tenant) ?? true));
@@ -71,6 +76,7 @@ export async function onRunTrained(
           spec,
           digest: data.adapter.digest,
           manifest,
+          parts,
           evidence,
           evaluation: data.evaluation,
           engine,
@@ -118,4 +124,19 @@ export async function onRunTrained(
   // Whoever called it off a moment ago found no version to withdraw.
   const calledOffSince = await bus.last(runCancelRequested, at);
   if (calledOffSince !== undefined) await onCancelRequested(calledOffSince, deps, adapters);
+}
+
+/** What the headers of its files say, or why they cannot be read. */
+async function partsOf(objects: Pick<Objects, "get">, tenant: string, { files }: AdapterManifest): Promise<AdapterParts | Problem> {
+  const [config, weights] = [adapterFiles.config, adapterFiles.weights].map((name) => files.find(({ path }) => path === name)?.blob);
+  if (config === undefined || weights === undefined) {
+    const missing = config === undefined ? adapterFiles.config : adapterFiles.weights;
+    return { code: "ADAPTER_FILES_MISSING", param: missing, message: `the adapter has no ${missing}.` };
+  }
+  try {
+    return await readAdapterHead(objects, tenant, { config, weights });
+  } catch (error) {
+    if (error instanceof PermanentError && error.code.startsWith("ADAPTER_")) return problemOf(error);
+    throw error;
+  }
 }

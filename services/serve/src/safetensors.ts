@@ -1,14 +1,7 @@
-/** The safetensors format, as far as an adapter needs it: header and a scan of the values. */
+/** The safetensors format on the disk: header and a scan of the values. */
 import { open } from "node:fs/promises";
+import { type LocatedTensor, parseSafetensorsHeader, safetensorsHeaderLength, safetensorsPrefix, type Tensor } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import { z } from "zod";
-
-export interface Tensor {
-  name: string;
-  /** `BF16`, `F16`, `F32` … */
-  dtype: string;
-  shape: readonly number[];
-}
 
 export interface ScannedTensor extends Tensor {
   /** Values that are NaN or infinite. */
@@ -16,58 +9,22 @@ export interface ScannedTensor extends Tensor {
   allZero: boolean;
 }
 
-const header = z.record(
-  z.string(),
-  z.object({
-    dtype: z.string(),
-    shape: z.array(z.int().nonnegative()),
-    data_offsets: z.tuple([z.int().nonnegative(), z.int().nonnegative()]),
-  }),
-);
-
-/** Headers of real adapters have some hundred KB. */
-const longestHeader = 16 * 1024 * 1024;
-
-interface Located extends Tensor {
-  /** Bytes in the file. */
-  start: number;
-  end: number;
-}
-
-const broken = (path: string, what: string): PermanentError =>
-  new PermanentError("ADAPTER_UNREADABLE", `${path} is not a valid safetensors file: ${what}`, { param: path.split("/").at(-1) });
-
-async function locate(path: string, file: Awaited<ReturnType<typeof open>>): Promise<Located[]> {
+async function locate(path: string, file: Awaited<ReturnType<typeof open>>): Promise<LocatedTensor[]> {
   const { size } = await file.stat();
-  const prefix = Buffer.alloc(8);
-  if (size < 8) throw broken(path, `it has ${size} bytes`);
-  await file.read(prefix, 0, 8, 0);
-  const length = Number(prefix.readBigUInt64LE());
-  if (length > longestHeader || 8 + length > size) throw broken(path, `its header would have ${length} bytes, the file has ${size}`);
-  const raw = Buffer.alloc(length);
-  await file.read(raw, 0, length, 8);
-  let parsed: z.infer<typeof header>;
   try {
-    const { __metadata__: _metadata, ...tensors } = JSON.parse(raw.toString("utf8")) as Record<string, unknown>;
-    parsed = header.parse(tensors);
+    const prefix = Buffer.alloc(Math.min(safetensorsPrefix, size));
+    await file.read(prefix, 0, prefix.length, 0);
+    const header = Buffer.alloc(safetensorsHeaderLength(prefix, size));
+    await file.read(header, 0, header.length, safetensorsPrefix);
+    return parseSafetensorsHeader(header, size);
   } catch (error) {
-    throw broken(path, `its header cannot be read (${(error as Error).message})`);
+    if ((error as NodeJS.ErrnoException).code !== undefined) throw error;
+    throw unreadable(path.split("/").at(-1) ?? path, error as Error);
   }
-  return Object.entries(parsed).map(
-    ([
-      name,
-      {
-        dtype,
-        shape,
-        data_offsets: [from, to],
-      },
-    ]) => {
-      const [start, end] = [8 + length + from, 8 + length + to];
-      if (end < start || end > size) throw broken(path, `tensor ${name} would end at byte ${end}, the file has ${size}`);
-      return { name, dtype, shape, start, end };
-    },
-  );
 }
+
+export const unreadable = (name: string, why: Error): PermanentError =>
+  new PermanentError("ADAPTER_UNREADABLE", `${name} is not a valid safetensors file: ${why.message}`, { param: name, cause: why });
 
 /** Names, types and shapes; reads nothing but the header. */
 export async function readTensors(path: string): Promise<Tensor[]> {

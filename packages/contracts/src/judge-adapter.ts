@@ -1,22 +1,41 @@
 /** Pure: what is wrong with an adapter before any engine has seen it. What vLLM would ignore in silence is refused here. */
-import { refusedLoraFields, type Problem } from "@loraline/contracts";
 import { z } from "zod";
-import type { ScannedTensor, Tensor } from "./safetensors.ts";
+import type { ModuleShapes } from "./base-modules.ts";
+import type { Problem } from "./names.ts";
+import { refusedLoraFields } from "./run-spec.ts";
+import type { Tensor } from "./safetensors-header.ts";
 
 export const adapterFiles = { config: "adapter_config.json", weights: "adapter_model.safetensors" } as const;
+
+/** A tensor whose values were looked at, or one of which only the header is known. */
+export interface JudgedTensor extends Tensor {
+  /** Values that are NaN or infinite. */
+  notFinite?: number;
+  allZero?: boolean;
+}
 
 export interface AdapterParts {
   /** Parsed adapter_config.json. */
   config: unknown;
-  tensors: readonly ScannedTensor[];
+  tensors: readonly JudgedTensor[];
 }
 
 export interface ServedBase {
   name: string;
   /** Ranks the engine was started for. */
   maxLoraRank: number;
-  /** The base's own tensors, where they are at hand: names and shapes are then compared with them. */
-  tensors?: readonly Tensor[] | undefined;
+  /** The base's own modules, where they are known: names and shapes are then compared with them. */
+  modules?: ModuleShapes | undefined;
+}
+
+export interface JudgeOptions {
+  /**
+   * It was trained elsewhere and is still to be made canonical: scalings and ranks of its own for some modules are no problem then, and
+   * its base may go by a longer name (`HuggingFaceTB/SmolLM2-135M-Instruct`).
+   */
+  imported?: boolean;
+  /** The name of the base in its config does not count. */
+  anyBase?: boolean;
 }
 
 const configShape = z.looseObject({
@@ -41,8 +60,16 @@ const isSet = (value: unknown): boolean =>
     (typeof value === "object" && Object.keys(value).length === 0)
   );
 
+/** `HuggingFaceTB/SmolLM2-135M-Instruct`, `/models/smollm2_135m_instruct/` → `smollm2-135m-instruct` */
+const bareName = (name: string): string =>
+  (name.split(/[\\/]/).findLast((part) => part !== "") ?? name).toLowerCase().replaceAll(/[^a-z0-9]+/g, "-");
+
 /** Everything that is wrong, most basic first; empty: nothing found. */
-export function judgeAdapter({ config: raw, tensors }: AdapterParts, base: ServedBase): Problem[] {
+export function judgeAdapter(
+  { config: raw, tensors }: AdapterParts,
+  base: ServedBase,
+  { imported = false, anyBase = false }: JudgeOptions = {},
+): Problem[] {
   const parsed = configShape.safeParse(raw);
   if (!parsed.success) {
     const [issue] = parsed.error.issues;
@@ -58,14 +85,16 @@ export function judgeAdapter({ config: raw, tensors }: AdapterParts, base: Serve
   const problems: Problem[] = [];
 
   const named = config.base_model_name_or_path;
-  if (named !== null && named !== undefined && named !== base.name) {
+  const isBase = typeof named !== "string" || named === base.name || (imported && bareName(named) === bareName(base.name));
+  if (!isBase && !anyBase) {
     problems.push({
       code: "ADAPTER_BASE_MISMATCH",
       param: "base_model_name_or_path",
-      message: `the adapter was trained on "${named}", but this engine serves "${base.name}". Serve it on an engine of its own base.`,
+      message: `the adapter was trained on "${named}", but this engine serves "${base.name}". ${imported ? "If these are two names of one base, say so (--any-base); otherwise serve" : "Serve"} it on an engine of its own base.`,
     });
   }
-  const rank = Math.max(config.r, ...Object.values(config.rank_pattern ?? {}));
+  const ranks = tensors.flatMap(({ name, shape }) => (name.includes(".lora_A.") ? shape.slice(0, 1) : []));
+  const rank = imported && ranks.length > 0 ? Math.max(...ranks) : Math.max(config.r, ...Object.values(config.rank_pattern ?? {}));
   if (rank > base.maxLoraRank) {
     problems.push({
       code: "ADAPTER_RANK_TOO_HIGH",
@@ -78,7 +107,7 @@ export function judgeAdapter({ config: raw, tensors }: AdapterParts, base: Serve
       problems.push({ code: "ADAPTER_FEATURE_UNSUPPORTED", param: field, message: `${adapterFiles.config} sets ${field}: ${reason}.` });
     }
   }
-  if (isSet(config.rank_pattern) || isSet(config.alpha_pattern)) {
+  if (!imported && (isSet(config.rank_pattern) || isSet(config.alpha_pattern))) {
     problems.push({
       code: "ADAPTER_NOT_CANONICAL",
       param: isSet(config.rank_pattern) ? "rank_pattern" : "alpha_pattern",
@@ -86,20 +115,19 @@ export function judgeAdapter({ config: raw, tensors }: AdapterParts, base: Serve
         "the adapter has ranks or scalings per module, which some versions of vLLM ignore without a word. Fold the scaling into lora_B and pad to one rank.",
     });
   }
-  return [...problems, ...judgeTensors(tensors, config.r, base)];
+  return [...problems, ...judgeTensors(tensors, imported && isSet(config.rank_pattern) ? undefined : config.r, base)];
 }
 
 /** One problem of each kind, for the first tensor that has it: an adapter has hundreds. */
-function judgeTensors(tensors: readonly ScannedTensor[], rank: number, base: ServedBase): Problem[] {
+function judgeTensors(tensors: readonly JudgedTensor[], expected: number | undefined, base: ServedBase): Problem[] {
   const found = new Map<string, Problem>();
   const report = (code: string, param: string, message: string): void => {
     if (!found.has(code)) found.set(code, { code, param, message });
   };
-  const shapes = new Map(base.tensors?.map(({ name, shape }) => [name, shape]));
-  const pairs = new Map<string, { A?: ScannedTensor; B?: ScannedTensor }>();
+  const pairs = new Map<string, { A?: JudgedTensor; B?: JudgedTensor }>();
 
   for (const tensor of tensors) {
-    const { name, dtype, notFinite } = tensor;
+    const { name, dtype, notFinite = 0 } = tensor;
     const [, module, part] = loraWeight.exec(name) ?? [];
     if (module === undefined || part === undefined) {
       report(
@@ -134,6 +162,7 @@ function judgeTensors(tensors: readonly ScannedTensor[], rank: number, base: Ser
     }
     const [rankA, inputs] = A.shape;
     const [outputs, rankB] = B.shape;
+    const rank = expected ?? rankA;
     if (A.shape.length !== 2 || B.shape.length !== 2 || rankA !== rank || rankB !== rank) {
       report(
         "ADAPTER_SHAPE_MISMATCH",
@@ -142,13 +171,13 @@ function judgeTensors(tensors: readonly ScannedTensor[], rank: number, base: Ser
       );
       continue;
     }
-    if (base.tensors === undefined) continue;
-    const weight = shapes.get(`${module}.weight`);
+    if (base.modules === undefined) continue;
+    const weight = base.modules.get(module);
     if (weight === undefined) {
       report(
         "ADAPTER_MODULE_UNKNOWN",
         module,
-        `base "${base.name}" has no module "${module}": vLLM would ignore these weights without a word.`,
+        `base "${base.name}" has no linear module "${module}": vLLM would ignore these weights without a word.`,
       );
     } else if (weight[0] !== outputs || weight[1] !== inputs) {
       report(

@@ -1,10 +1,9 @@
 import { describe, expect, it } from "vitest";
-import { type AdapterParts, judgeAdapter, type ServedBase } from "./judge-adapter.ts";
-import type { ScannedTensor } from "./safetensors.ts";
+import { type AdapterParts, judgeAdapter, type JudgedTensor, type JudgeOptions, type ServedBase } from "./judge-adapter.ts";
 
 const q = "model.layers.0.self_attn.q_proj";
-const base: ServedBase = { name: "small", maxLoraRank: 16, tensors: [{ name: `${q}.weight`, dtype: "BF16", shape: [32, 64] }] };
-const tensor = (name: string, shape: number[], over: Partial<ScannedTensor> = {}): ScannedTensor => ({
+const base: ServedBase = { name: "small", maxLoraRank: 16, modules: new Map([[q, [32, 64]]]) };
+const tensor = (name: string, shape: number[], over: Partial<JudgedTensor> = {}): JudgedTensor => ({
   name,
   dtype: "BF16",
   shape,
@@ -12,8 +11,8 @@ const tensor = (name: string, shape: number[], over: Partial<ScannedTensor> = {}
   allZero: false,
   ...over,
 });
-const a = (over: Partial<ScannedTensor> = {}, shape = [8, 64]) => tensor(`base_model.model.${q}.lora_A.weight`, shape, over);
-const b = (over: Partial<ScannedTensor> = {}, shape = [32, 8]) => tensor(`base_model.model.${q}.lora_B.weight`, shape, over);
+const a = (over: Partial<JudgedTensor> = {}, shape = [8, 64]) => tensor(`base_model.model.${q}.lora_A.weight`, shape, over);
+const b = (over: Partial<JudgedTensor> = {}, shape = [32, 8]) => tensor(`base_model.model.${q}.lora_B.weight`, shape, over);
 const good = {
   peft_type: "LORA",
   r: 8,
@@ -26,8 +25,8 @@ const good = {
   rank_pattern: {},
   alpha_pattern: {},
 };
-const judge = (over: Partial<AdapterParts> & { config?: Record<string, unknown> } = {}, served = base) =>
-  judgeAdapter({ tensors: over.tensors ?? [a(), b()], config: { ...good, ...over.config } }, served).map(({ code, param }) => [
+const judge = (over: Partial<AdapterParts> & { config?: Record<string, unknown> } = {}, served = base, options?: JudgeOptions) =>
+  judgeAdapter({ tensors: over.tensors ?? [a(), b()], config: { ...good, ...over.config } }, served, options).map(({ code, param }) => [
     code,
     param,
   ]);
@@ -82,5 +81,22 @@ describe("judgeAdapter", () => {
     const problems = judgeAdapter({ tensors: many, config: good }, { name: "small", maxLoraRank: 16 });
     expect(problems.map(({ code }) => code)).toEqual(["ADAPTER_NAN", "ADAPTER_TENSOR_MISSING"]);
     expect(problems[0]?.message).toContain("layers.0.x.lora_A");
+  });
+
+  it("takes from elsewhere what can be made canonical, and nothing else", () => {
+    const imported = { imported: true };
+    const patterns = { rank_pattern: { q_proj: 4 }, alpha_pattern: { q_proj: 4 }, use_rslora: true };
+    expect(judge({ config: patterns, tensors: [a({}, [4, 64]), b({}, [32, 4])] }, base, imported)).toEqual([]);
+    const named = (name: string, options: JudgeOptions) => judge({ config: { base_model_name_or_path: name } }, base, options);
+    expect(named("Some-Org/Small", imported)).toEqual([]);
+    expect(named("/models/small/", imported)).toEqual([]);
+    expect(named("Some-Org/Small", {})).toEqual([["ADAPTER_BASE_MISMATCH", "base_model_name_or_path"]]);
+    expect(named("Some-Org/Small-Instruct", imported)).toEqual([["ADAPTER_BASE_MISMATCH", "base_model_name_or_path"]]);
+    expect(named("Some-Org/Small-Instruct", { imported: true, anyBase: true })).toEqual([]);
+    expect(judge({ config: { r: 32 }, tensors: [a({}, [32, 64]), b({}, [32, 32])] }, base, imported)).toEqual([
+      ["ADAPTER_RANK_TOO_HIGH", "r"],
+    ]);
+    expect(judge({ config: { use_dora: true } }, base, imported)).toEqual([["ADAPTER_FEATURE_UNSUPPORTED", "use_dora"]]);
+    expect(judge({ tensors: [a({}, [8, 63]), b()] }, base, imported)).toEqual([["ADAPTER_BASE_MISMATCH", q]]);
   });
 });
