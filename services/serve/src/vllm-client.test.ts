@@ -85,7 +85,7 @@ describe("a load or unload", () => {
 describe("what is read", () => {
   it("never becomes an empty list by mistake", async ({ engine }) => {
     for (const answer of [says(500, "x"), says(200, "not json"), says(200, { data: "x" }), says(200, {}), () => {}]) {
-      await expect((await engine(answer as RequestListener)).models()).rejects.toMatchObject({ name: "EngineUnknownError", gone: false });
+      await expect((await engine(answer)).models()).rejects.toMatchObject({ name: "EngineUnknownError", gone: false });
     }
     expect(await (await engine(says(200, { data: [{ id: "b", object: "model" }] }))).models()).toEqual([
       { id: "b", root: null, parent: null },
