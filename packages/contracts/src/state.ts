@@ -225,6 +225,7 @@ export const replicaReport = z.object({
   agent: z.string().nullish().describe("Changes whenever the agent restarts; what an earlier agent reported does not count."),
   url: z.string().describe("Base URL of the replica, reachable from the gateway."),
   ready: z.boolean(),
+  problem: problem.nullish().describe("Why the replica is not ready although it answers, such as TEMPLATE_MISMATCH."),
   counts: z
     .object({ wanted: z.int(), proven: z.int(), retrying: z.int(), quarantined: z.int(), refused: z.int(), draining: z.int() })
     .nullish()

@@ -14,7 +14,8 @@ export interface EngineOptions {
   /** Outlives the state: what vLLM found out about this machine. */
   cacheDir: string;
   python: string;
-  base: { name: string; dir: string };
+  /** `templateFile`: the chat template to apply; without it, what the base's folder has. */
+  base: { name: string; dir: string; templateFile?: string | null };
   port: number;
   env: Record<string, string | undefined>;
   logFile: string;
@@ -29,6 +30,7 @@ const engineArgs = ({ base, port }: EngineOptions): string[] => [
   `--served-model-name=${base.name}`,
   `--host=${host}`,
   `--port=${port}`,
+  ...(base.templateFile === null || base.templateFile === undefined ? [] : [`--chat-template=${base.templateFile}`]),
   "--enable-lora",
   `--max-lora-rank=${engineLimits.maxLoraRank}`,
   `--max-loras=${engineLimits.maxLoras}`,

@@ -10,7 +10,7 @@
  */
 import { createHash } from "node:crypto";
 import { createWriteStream } from "node:fs";
-import { access, constants, mkdir, readFile, rm } from "node:fs/promises";
+import { access, constants, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createBus, ensureStreams } from "@loraline/bus";
 import { type BaseRef, baseRef, buckets, type EngineRecord } from "@loraline/contracts";
@@ -18,8 +18,8 @@ import { createGateway, createProjector } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects, removeUnfinishedBlobs } from "@loraline/objects";
 import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
-import { createServeAgent, createServeController } from "@loraline/serve";
-import { createTokenizeService } from "@loraline/tokenize";
+import { createServeAgent, createServeController, describeBase } from "@loraline/serve";
+import { createTokenizeService, describeTemplate, loadBase, readTemplate } from "@loraline/tokenize";
 import { courierCommand, createProcessLauncher, createTrainService } from "@loraline/train";
 import { z } from "zod";
 import { engineLimits, startEngine } from "./engine.ts";
@@ -136,12 +136,14 @@ export async function startLine(options: LineOptions): Promise<Line> {
 
   const enginePort = await freePort("127.0.0.1", []);
   const engineUrl = `http://127.0.0.1:${enginePort}`;
+  const baseDir = join(options.basesDir, options.base);
+  const templateFile = await keepTemplate(stateDir, await readTemplate(baseDir));
   // It takes longest, so it comes before everything else.
   const engine = await startEngine({
     stateDir,
     cacheDir,
     python: options.python,
-    base: { name: base.name, dir: join(options.basesDir, options.base) },
+    base: { name: base.name, dir: baseDir, templateFile },
     port: enginePort,
     env,
     logFile: logFile("engine"),
@@ -149,6 +151,8 @@ export async function startLine(options: LineOptions): Promise<Line> {
     onReady: (afterMs) => onNews({ kind: "engine-ready", afterMs }),
     onEnded: childEnded("engine", logFile("engine")),
   });
+  const template = loadBase(baseDir).then(describeTemplate);
+  template.catch(() => {}); // told where it is waited for
   const telemetries = starting.use(new AsyncDisposableStack());
   /** Ended side by side, while NATS still runs: each may need a second or two. */
   const workers = new Map<string, AsyncDisposable>([["engine", engine]]);
@@ -189,6 +193,8 @@ export async function startLine(options: LineOptions): Promise<Line> {
     ...engineLimits,
     // engine.py mends what vLLM does wrong there, but for adapters on the output layer, with which a shared batch still stops it.
     promptLogprobs: false,
+    ...(await template),
+    modules: await describeBase(join(options.basesDir, base.name)),
     updatedAt: new Date().toISOString(),
   };
   workers.set("serve", await createServeController({ ...service("serve"), engines: [record] }));
@@ -269,6 +275,14 @@ export async function startLine(options: LineOptions): Promise<Line> {
     base: base.name,
     [Symbol.asyncDispose]: () => running.disposeAsync(),
   };
+}
+
+/** The engine is started with the very template that is trained with; null: the base has none. */
+async function keepTemplate(stateDir: string, template: string | null): Promise<string | null> {
+  if (template === null) return null;
+  const file = join(stateDir, "chat_template.jinja");
+  await writeFile(file, template);
+  return file;
 }
 
 const portTaken = (host: string, port: number): PermanentError =>

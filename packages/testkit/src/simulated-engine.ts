@@ -33,6 +33,8 @@ export interface SimulatedBehaviour {
   loadingOff: boolean;
   /** The inner engine died: /health says 503, /v1/models still answers. */
   coreDead: boolean;
+  /** Ids that any conversation is presented as; undefined: an engine that does not say. */
+  presents?: readonly number[] | undefined;
   /** Message of the HTTP 500 that a load of this name gets. */
   refuseLoad?: ((name: string) => string | undefined) | undefined;
   /** The same for an unload. */
@@ -160,6 +162,10 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     }
     const body = JSON.parse((await readBody(request)) || "{}") as Record<string, unknown>;
     if (path === "/v1/completions") return complete(body, response);
+    if (path === "/tokenize" && behaviour.presents !== undefined) return json(response, 200, { tokens: behaviour.presents });
+    if (path === "/detokenize" && behaviour.presents !== undefined) {
+      return json(response, 200, { prompt: (body["tokens"] as number[]).map((id) => `<${id}>`).join("") });
+    }
     if (behaviour.loadingOff) return json(response, 404, { detail: "Not Found" });
     if (path === "/v1/load_lora_adapter") return load(body, response);
     if (path === "/v1/unload_lora_adapter") {

@@ -22,6 +22,7 @@ import type { Objects } from "@loraline/objects";
 import { type Log, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import { ulid } from "ulid";
 import { type AdapterFiles, createAdapterFiles } from "./adapter-files.ts";
+import { checkTemplate } from "./check-template.ts";
 import { createAdapterSteps, faultOf } from "./adapter-steps.ts";
 import {
   type AgentAction,
@@ -107,7 +108,8 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
   const files = deps.files ?? createAdapterFiles({ dir: deps.adaptersDir, objects });
   const traffic = await createTrafficView({ bus, replica, signal: stopping.signal });
   const limits: DrainLimits = { ...drainLimits, ...deps.drain };
-  const engine = createEngineObserver({ client, base, log, incarnation: deps.incarnation, onChange: engineChanged });
+  const check = () => checkTemplate({ client, base, log, engine: async () => (await engines.get(engineName))?.value });
+  const engine = createEngineObserver({ client, base, log, incarnation: deps.incarnation, check, onChange: engineChanged });
   const steps = createAdapterSteps({ client, engine, files, objects, telemetry, base, limits: engineLimits });
 
   /* ---- what is wanted, and what is known ---- */
@@ -487,6 +489,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
       agent,
       url: publicUrl,
       ready: engine.ready,
+      problem: engine.problem,
       counts: counts(),
       at: new Date().toISOString(),
     }),

@@ -62,6 +62,13 @@ export interface VllmClient {
    * @throws EngineUnknownError when there was no answer; EngineRefusedError when the engine said no.
    */
   nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]): Promise<Map<number, number>[]>;
+  /**
+   * Ids of a conversation as the engine presents it to the model, ready to be answered.
+   * @throws EngineUnknownError, EngineRefusedError (also by an engine that does not know the route)
+   */
+  present(model: string, messages: readonly { role: string; content: string }[]): Promise<number[]>;
+  /** @throws EngineUnknownError, EngineRefusedError */
+  detokenize(model: string, ids: readonly number[]): Promise<string>;
 }
 
 /** The engine understood the question and said no. */
@@ -147,7 +154,27 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
     return text;
   };
 
+  const ask = async (path: string, body: unknown): Promise<unknown> => {
+    const { status, text } = await call("POST", path, readTimeoutMs, body);
+    const message = (): string => parseError(text)?.message ?? `HTTP ${status}: ${text.slice(0, 300)}`;
+    if (status >= 500 && status !== 501) throw new EngineUnknownError(`the engine at ${url} failed on ${path}: ${message()}`);
+    if (status !== 200) throw new EngineRefusedError(status, message());
+    return parseJson(text);
+  };
+  const understood = <T>(path: string, parsed: z.ZodSafeParseResult<T>): T => {
+    if (parsed.success) return parsed.data;
+    throw new EngineRefusedError(200, `the engine at ${url} answered ${path} with something else than was asked for`);
+  };
+
   return {
+    async present(model, messages) {
+      const answer = await ask("/tokenize", { model, messages, add_generation_prompt: true });
+      return understood("/tokenize", z.object({ tokens: z.array(z.int()) }).safeParse(answer)).tokens;
+    },
+    async detokenize(model, ids) {
+      const answer = await ask("/detokenize", { model, tokens: ids });
+      return understood("/detokenize", z.object({ prompt: z.string() }).safeParse(answer)).prompt;
+    },
     async health() {
       try {
         const { status } = await call("GET", "/health", healthTimeoutMs);

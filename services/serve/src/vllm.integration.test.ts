@@ -7,10 +7,12 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import { baseRef, probeRecord, runFailed, runServed } from "@loraline/contracts";
+import { createLog } from "@loraline/runtime";
 import { test as it } from "@loraline/testkit";
 import { afterAll, beforeAll, describe, expect } from "vitest";
 import { z } from "zod";
 import { type AdapterBytes, serveUnderTest, startVllm } from "./serve-under-test.ts";
+import { checkTemplate } from "./check-template.ts";
 import { createVllmClient } from "./vllm-client.ts";
 
 const root = join(import.meta.dirname, "../../..");
@@ -96,6 +98,37 @@ describe("vLLM's endpoints", () => {
     await expect(client.nextTokenLogprobs("nobody", [[1]], [1])).rejects.toMatchObject({ name: "EngineRefusedError", status: 404 });
   });
 
+  test("present a conversation by the base's own template; an engine that is registered with another is told apart", async () => {
+    using client = createVllmClient({ url: vllm.url });
+    // Python's apply_chat_template of the same; services/tokenize gives the same ids, which the whole line's tests show.
+    const probe = {
+      messages: [
+        { role: "system" as const, content: "Be brief." },
+        { role: "user" as const, content: "  What is 1 + 1? \n" },
+        { role: "assistant" as const, content: "2" },
+        { role: "user" as const, content: "你好 🦊" },
+      ],
+      text: "as trained",
+      input_ids: [
+        1, 9690, 198, 6077, 5453, 30, 2, 198, 1, 4093, 3805, 1812, 314, 216, 33, 1232, 216, 33, 47, 3717, 2, 198, 1, 520, 9531, 198, 34, 2,
+        198, 1, 4093, 198, 18645, 250, 48392, 138, 15107, 116, 228, 2, 198, 1, 520, 9531, 198,
+      ],
+    };
+    const check = (templateProbe: typeof probe | null) =>
+      checkTemplate({
+        client,
+        base: base.name,
+        log: createLog({ service: "test", level: "silent" }),
+        engine: async () => ({ engine: "e", templateDigest: null, templateProbe }),
+      });
+    expect(await check(probe)).toBeNull();
+    expect(await check(null)).toBeNull();
+    expect(await check({ ...probe, input_ids: probe.input_ids.slice(7) })).toMatchObject({
+      code: "TEMPLATE_MISMATCH",
+      message: expect.stringMatching(/makes "<\|im_start\|>system\\nBe brief\..*, where "as trained" was trained/) as string,
+    });
+  });
+
   test(
     "answer for the base as the base, also beside adapters in the same batch and with every slot in use",
     { timeout: 60_000 },
@@ -143,6 +176,21 @@ describe("on a real engine", () => {
     await expect.poll(async () => (await serve.replica())?.adapters[0]?.state, until).not.toBe("proven");
     await expect.poll(async () => (await serve.replica())?.adapters[0]?.state, until).toBe("proven");
     expect((await serve.adapter("pirate"))?.history).toHaveLength(1);
+
+    // A second replica comes: it proves what there is before it counts. It dies: the first goes on, and nothing is unloaded there.
+    const logFile = join(logs, "second.log");
+    await using second = await startVllm({ root, base, logFile });
+    await using _agent = await serve.startAgent(second.url, { replica: "b", healthMs: 200 });
+    await expect.poll(async () => (await serve.replica("b"))?.adapters[0], until).toMatchObject({ state: "proven", error: null });
+    const later = await serve.train("parrot", await bytesOf("right"));
+    await expect.poll(() => serve.history([runServed], later), until).toHaveLength(1);
+    expect((await serve.history([runServed], later))[0]?.data).toMatchObject({ replicas: 2, of: 2 });
+    await second[Symbol.asyncDispose]();
+    await expect.poll(async () => (await serve.replica("b"))?.ready, until).toBe(false);
+    const last = await serve.train("parakeet", await bytesOf("right"));
+    await expect.poll(() => serve.history([runServed], last), until).toHaveLength(1);
+    expect((await serve.history([runServed], last))[0]?.data).toMatchObject({ replicas: 1, of: 1 });
+    expect((await serve.replica())?.counts).toMatchObject({ wanted: 3, proven: 3 });
   });
 
   for (const [kind, code] of [

@@ -1,6 +1,8 @@
 export { createRecordEncoder, type Encoded, ignored, type RecordEncoder } from "./encode-records.ts";
+export { describeTemplate, type EngineTemplate } from "./engine-template.ts";
 export { createTokenizeService, type TokenizeServiceDeps } from "./tokenize-service.ts";
-export { type Base, createBases, loadBase } from "./load-base.ts";
+export { type Base, createBases, loadBase, readTemplate } from "./load-base.ts";
+export { type Bins, pack } from "./pack.ts";
 export {
   tokenizeCode,
   tokenizeDataset,

@@ -49,16 +49,14 @@ const generationConfig = z.object({ eos_token_id: z.union([z.int().transform((id
  * @throws PermanentError BASE_FILES_MISSING, TOKENIZER_INVALID
  */
 export async function loadBase(dir: string, options: EncoderOptions = {}): Promise<Base> {
-  const [base, tokenizer, config, jinja, generation] = await Promise.all([
+  const [base, tokenizer, config, template, generation] = await Promise.all([
     readFile(join(dir, "base.json"), "utf8").catch(() => null),
     readFile(join(dir, "tokenizer.json"), "utf8").catch(missing(dir, "tokenizer.json")),
     readFile(join(dir, "tokenizer_config.json"), "utf8").catch(() => "{}"),
-    readFile(join(dir, "chat_template.jinja"), "utf8").catch(() => null),
+    readTemplate(dir),
     readFile(join(dir, "generation_config.json"), "utf8").catch(() => null),
   ]);
-  const { chat_template: inline, ...tokens } = tokenizerConfig.parse(JSON.parse(config));
-  // As transformers does: the file first, then the field, which may hold several by name.
-  const template = jinja ?? (typeof inline === "string" ? inline : (inline?.find(({ name }) => name === "default")?.template ?? null));
+  const tokens = tokenizerConfig.parse(JSON.parse(config));
   const encoder = await createEncoder(tokenizer, options);
   const eos = tokens.eos_token === null ? undefined : encoder.addedId(tokens.eos_token);
   const stops = generationConfig.parse(JSON.parse(generation ?? "{}")).eos_token_id ?? [];
@@ -71,6 +69,16 @@ export async function loadBase(dir: string, options: EncoderOptions = {}): Promi
     special: { bos: tokens.bos_token, eos: tokens.eos_token, pad: tokens.pad_token, unk: tokens.unk_token },
     stopIds: base === null && generation === null ? null : new Set(eos === undefined ? stops : [eos, ...stops]),
   };
+}
+
+/** A base's chat template; null when it has none. As transformers does: the file first, then the field, which may hold several by name. */
+export async function readTemplate(dir: string): Promise<string | null> {
+  const [jinja, config] = await Promise.all([
+    readFile(join(dir, "chat_template.jinja"), "utf8").catch(() => null),
+    readFile(join(dir, "tokenizer_config.json"), "utf8").catch(() => "{}"),
+  ]);
+  const { chat_template: inline } = tokenizerConfig.parse(JSON.parse(config));
+  return jinja ?? (typeof inline === "string" ? inline : (inline?.find(({ name }) => name === "default")?.template ?? null));
 }
 
 /** Equal for bases that give equal tokens. */

@@ -12,6 +12,7 @@ import {
   datasetManifest,
   datasetReceived,
   datasetRejected,
+  type EngineRecord,
   type EventAddress,
   judgeRunSpec,
   type Problem,
@@ -25,6 +26,7 @@ import {
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import { type ChunkWorkDeps, encodeChunks, forgetChunks, isSettled, rejecting, RunSettled } from "./chunk-work.ts";
+import { judgeTemplate } from "./engine-template.ts";
 import { tokenizeDataset, tokenizeKey, type TokenizeJob, type TokenizeResult } from "./tokenize-dataset.ts";
 import { tokenizeImport } from "./tokenize-import.ts";
 
@@ -99,6 +101,8 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   }
 
   const base = await telemetry.span("load tokenizer", {}, () => loadBase(spec.base));
+  const mismatch = judgeTemplate(base, (await enginesOf(bus)).filter(isFor(at.tenant)));
+  if (mismatch !== undefined) return { kind: "rejected", problem: mismatch };
   const job: TokenizeJob = { tenant: at.tenant, base, spec, dataset: dataset.manifest, validation };
   const cache = await bus.bucket(buckets.cache);
   const key = `tokenize.${at.tenant}.${tokenizeKey(job).slice("sha256:".length)}`;
@@ -139,16 +143,20 @@ async function tokenizeAdapter({ objects, telemetry, loadBase }: OnRunRequestedD
 }
 
 async function judge(bus: Bus, tenant: string, spec: RunSpec, deliveries: number): Promise<Problem[]> {
-  const engines = (await (await bus.bucket(buckets.engines)).entries()).map((entry) => entry.value);
+  const engines = await enginesOf(bus);
   // No engine at all means that serve has not come up yet, rather than that every base is unknown.
   if (engines.length === 0 && deliveries <= engineDeliveries) {
     throw new RetryLaterError("NO_ENGINE", 2000, "no engine is registered yet");
   }
-  return judgeRunSpec(
-    spec,
-    engines.filter((engine) => engine.tenants?.includes(tenant) ?? true),
-  );
+  return judgeRunSpec(spec, engines.filter(isFor(tenant)));
 }
+
+const enginesOf = async (bus: Bus): Promise<EngineRecord[]> =>
+  (await (await bus.bucket(buckets.engines)).entries()).map((entry) => entry.value);
+const isFor =
+  (tenant: string) =>
+  ({ tenants }: EngineRecord): boolean =>
+    tenants?.includes(tenant) ?? true;
 
 /** The dataset's manifest, once it is there; or why there will be none; or that the run ended meanwhile. */
 async function findDataset(

@@ -261,21 +261,20 @@ function isProven(turns: TurnRenderer, jinja: Jinja): boolean {
   };
   const conversation = (say: (slot: string) => string): Message[] => [
     user(say("U")),
-    assistant(say("A")),
+    { ...assistant(say("A")), train: false },
     user(say("V")),
     assistant(say("B")),
   ];
   for (const content of contents) {
     for (const slot of ["S", "U", "A", "V", "B"]) {
       const say = (name: string): string => (name === slot ? content : (words[name] as string));
-      const long = conversation(say);
-      for (const messages of [long, long.slice(0, 2), [...long, ...long]]) {
-        if (!same(messages) || !same([system(say("S")), ...messages])) return false;
-      }
+      if (!same([system(say("S")), ...conversation(say)])) return false;
     }
+    const everywhere = conversation(() => content);
+    if (!same(everywhere) || !same(everywhere.slice(2))) return false;
   }
-  const [first, ...rest] = conversation((name) => words[name] as string);
-  return same([first as Message, { ...(rest[0] as Message), train: false }, ...rest.slice(1)]);
+  const plain = conversation((name) => words[name] as string).map(({ role, content }) => ({ role, content }));
+  return same(plain) && same([...plain, ...plain]) && same([system(S), ...plain, ...plain]);
 }
 
 const spoken: readonly (readonly Message[])[] = [
