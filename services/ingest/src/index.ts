@@ -1,6 +1,7 @@
 export { type Contents, createReport, readContents, type ReportBuilder } from "./dataset-report.ts";
 export { defaultIngestSettings, ingestCode, type IngestSettings } from "./ingest-dataset.ts";
-export { createDetector, type Detected, type Detector, needsLabels } from "./detect.ts";
+export { createDetector, type Detected, type Detector, needsLabels, signatures } from "./detect.ts";
+export { roles } from "./convert-conversation.ts";
 export { judgeDataset } from "./judge-dataset.ts";
 export { prompts } from "./prompt-templates.ts";
 export { countLengths } from "./measure-lengths.ts";

@@ -1,0 +1,26 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { expect, it } from "vitest";
+import { docPath, writeFormatsDoc } from "./formats-doc.ts";
+
+it("docs/formats.md shows what the code does (`vitest run tests/formats-doc -u` writes it anew)", async () => {
+  await expect(await writeFormatsDoc(await readFile(docPath, "utf8"))).toMatchFileSnapshot(docPath);
+});
+
+/** Codes that a program has for itself, and no person's file. */
+const notOfFiles = new Set(["OBJECT_MISSING", "DICTIONARY_PAGE", "INDEX_PAGE"]);
+
+it.each([
+  ["ingest", /"([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|AMBIGUOUS)"/g, /^import|^fetch|^guarded/],
+  ["tokenize", /drop\(\s*"([A-Z_]+)"/g, /^(?!encode-records|render)/],
+] as const)("docs/formats.md has a line for every code of %s", (service, pattern, except) => {
+  const folder = join(import.meta.dirname, "../services", service, "src");
+  const doc = readFileSync(docPath, "utf8");
+  const codes = readdirSync(folder)
+    .filter((file) => file.endsWith(".ts") && !/\.test\.ts$|-main\.ts$/.test(file) && !except.test(file))
+    .flatMap((file) => [...readFileSync(join(folder, file), "utf8").matchAll(pattern)].map(([, code]) => code as string))
+    .filter((code) => !notOfFiles.has(code) && !/^(?:FETCH|HUB|IMPORT|Z)_/.test(code));
+  expect(codes.length).toBeGreaterThan(3);
+  expect([...new Set(codes)].filter((code) => !doc.includes(`\`${code}\``))).toEqual([]);
+});
