@@ -2,7 +2,7 @@
 import type { V1ConfigMap } from "@kubernetes/client-node";
 import { createLog } from "@loraline/runtime";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type ApiServer, startApiServer } from "./api-server-under-test.ts";
+import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { createKube, type Kube, KubeError, resource } from "./kube.ts";
 import { withLease } from "./lease.ts";
 import { watch } from "./watch.ts";
@@ -101,7 +101,7 @@ describe("watch", () => {
     await expect.poll(() => followed.seen.toSorted()).toEqual(["doomed 1", "killed 1", "ready"]);
     await api.kill();
     api.start();
-    await api.ready(kube);
+    await api.ready();
     await followed.put(2);
     await kube.delete(configMaps, { namespace, name: "doomed" });
     await expect.poll(() => followed.seen.slice(3).toSorted(), { timeout: 30_000 }).toEqual(["doomed gone", "killed 2"]);
@@ -208,7 +208,7 @@ describe("lease", () => {
     await expect.poll(() => state, { timeout: 5000 }).toBe("stopped");
     expect(performance.now() - killedAt).toBeLessThan(2000);
     api.start();
-    await api.ready(kube);
+    await api.ready();
     await expect.poll(() => state, { timeout: 15_000 }).toBe("working");
     stop.abort();
     await done;

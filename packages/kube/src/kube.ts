@@ -43,6 +43,7 @@ export interface ListOptions {
   /** Absent: all namespaces. */
   namespace?: string | undefined;
   labelSelector?: string | undefined;
+  fieldSelector?: string | undefined;
 }
 
 export interface Kube {
@@ -127,7 +128,7 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
 
   return {
     get: (of, at) => found(ask({ method: "GET", path: pathOf(of, at) })),
-    async list(of, { namespace, labelSelector } = {}) {
+    async list(of, { namespace, labelSelector, fieldSelector } = {}) {
       const items: never[] = [];
       let next: string | undefined;
       let resourceVersion = "";
@@ -136,7 +137,7 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
         const page: { items: never[]; metadata: { resourceVersion: string; continue?: string } } = await ask({
           method: "GET",
           path: pathOf(of, { namespace }),
-          query: { labelSelector, limit: "500", continue: next },
+          query: { labelSelector, fieldSelector, limit: "500", continue: next },
         });
         items.push(...page.items);
         resourceVersion = page.metadata.resourceVersion;
@@ -170,13 +171,20 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
         throw error;
       }
     },
-    async *events(of, { namespace, labelSelector, resourceVersion, timeoutSeconds, signal }) {
+    async *events(of, { namespace, labelSelector, fieldSelector, resourceVersion, timeoutSeconds, signal }) {
       // A connection that died without a word would be waited for for ever, so silence beyond the watch's own end is its end.
       const late = AbortSignal.timeout((timeoutSeconds + 15) * 1000);
       const response = await send({
         method: "GET",
         path: pathOf(of, { namespace }),
-        query: { watch: "true", allowWatchBookmarks: "true", resourceVersion, labelSelector, timeoutSeconds: String(timeoutSeconds) },
+        query: {
+          watch: "true",
+          allowWatchBookmarks: "true",
+          resourceVersion,
+          labelSelector,
+          fieldSelector,
+          timeoutSeconds: String(timeoutSeconds),
+        },
         signal: AbortSignal.any([signal, late]),
       });
       if (response.body === null) return;

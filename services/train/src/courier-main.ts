@@ -1,18 +1,23 @@
-/** The courier as a process: `courier-main.ts FOLDER`, with the attempt's job.json in FOLDER. Exit codes: `courierExit`. */
+/**
+ * The courier as a process: `courier-main.ts FOLDER`, with the attempt's job.json in FOLDER, or its content in COURIER_JOB (a pod's
+ * folder is empty). Exit codes: `courierExit`; why it should be tried again stands in outcome.json, in a pod also in its
+ * termination message.
+ */
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { createLog, createTelemetry, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
 import { runCourier } from "./courier.ts";
-import { readJson } from "./job-files.ts";
+import { outcomeRecord, readJson, writeJson } from "./job-files.ts";
 import { courierExit, trainJob } from "./launcher.ts";
 import { patiently } from "./outbox.ts";
 
 const log = createLog({ service: "courier", level: process.env.LOG_LEVEL ?? "info" });
 
 /** Not for the trainer: it knows nothing of the servers, and should not hold their credentials. */
-const notForTrainer = /^(NATS|S3|AWS|OTEL|LORALINE)_/;
+const notForTrainer = /^(NATS|S3|AWS|OTEL|LORALINE|COURIER)_/;
 
 async function main(): Promise<number> {
   const env = loadEnv(
@@ -23,11 +28,14 @@ async function main(): Promise<number> {
       LORALINE_PYTHON: z.string().default("python3"),
       LORALINE_TRAINER: z.string().default(join(import.meta.dirname, "../trainer/train.py")),
       LORALINE_SPANS_DIR: z.string().optional(),
+      COURIER_JOB: z.string().optional(),
+      COURIER_TERMINATION_LOG: z.string().default("/dev/termination-log"),
       OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
     }),
     process.env,
   );
   const [dir] = process.argv.slice(2);
+  if (dir !== undefined && env.COURIER_JOB !== undefined) await writeJson(join(dir, "job.json"), JSON.parse(env.COURIER_JOB));
   const job = dir === undefined ? undefined : await readJson(join(dir, "job.json"), trainJob);
   if (dir === undefined || job === undefined) {
     throw new PermanentError("JOB_MISSING", `usage: courier FOLDER, with a job.json in FOLDER; there is none that can be read in ${dir}`);
@@ -55,6 +63,10 @@ async function main(): Promise<number> {
     trainerEnv: Object.fromEntries(Object.entries(process.env).filter(([name]) => !notForTrainer.test(name))),
     stop: stop.signal,
   });
+  if (code === courierExit.retry && env.COURIER_JOB !== undefined) {
+    const outcome = await readJson(join(dir, "outcome.json"), outcomeRecord);
+    if (outcome !== undefined) await writeFile(env.COURIER_TERMINATION_LOG, JSON.stringify(outcome).slice(0, 4000)).catch(() => {});
+  }
   // Spans are worth a moment, and not a hanging collector.
   const flushed = Promise.all([telemetry[Symbol.asyncDispose](), trainerTelemetry[Symbol.asyncDispose]()]);
   await Promise.race([flushed, new Promise((resolve) => setTimeout(resolve, 2000))]).catch((error: unknown) =>

@@ -56,12 +56,13 @@ export type Action =
   | { kind: "wake"; afterMs: number };
 
 /** Ends that come from outside and say nothing about the run, so they do not use up its attempts. */
-const fromOutside: ReadonlySet<string> = new Set(["PREEMPTED", "ATTEMPT_LOST"]);
+const fromOutside: ReadonlySet<string> = new Set(["PREEMPTED", "EVICTED", "NODE_LOST", "ATTEMPT_LOST"]);
 /** A run that takes its machine down each time must end some day, though every single end came from outside. */
 const outsidePerAttempt = 10;
 
 export function decideRun({ run, attempts, history, line }: Observed, now: number): Action[] {
-  const running = attempts.filter(({ phase }) => phase === "running");
+  /** They have a device, or wait for one. */
+  const running = attempts.filter(({ phase }) => phase === "running" || phase === "pending");
   const stop = (those: readonly Attempt[]): Action[] => those.map(({ jobName }) => ({ kind: "stop", jobName }));
   const remove = (those: readonly Attempt[]): Action[] => those.map(({ jobName }) => ({ kind: "remove", jobName }));
 
@@ -77,7 +78,7 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
 
   const newest = newestOf(attempts);
   // One at a time: whatever is older than the newest has been given up on.
-  if (running.length > 0) return stop(running.filter(({ attempt }) => attempt !== newest?.attempt));
+  if (running.length > 0) return [...stop(running.filter(({ attempt }) => attempt !== newest?.attempt)), ...sayWhyPending(run, newest)];
 
   const resume = newestCheckpoint(run, history);
   const actions: Action[] = [];
@@ -117,6 +118,14 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
 }
 
 const waiting = "WAITING_FOR_DEVICE";
+
+/** Once for each reason; that a pod is starting is none. */
+function sayWhyPending(run: RunState, newest: Attempt | undefined): Action[] {
+  if (newest?.phase !== "pending" || newest.reason === "STARTING") return [];
+  const { attempt, reason, message } = newest;
+  if (run.queue?.reason === reason && run.queue.message === message) return [];
+  return [{ kind: "queued", attempt, reason, message }];
+}
 
 const mayStillTrain = (run: RunState): boolean => run.phase !== "trained" && !terminalPhases.has(run.phase);
 

@@ -30,6 +30,8 @@ export const courierExit = {
 export const jobNameOf = (runId: string, attempt: number): string => `train-${runId.toLowerCase()}-${attempt}`;
 
 export type AttemptPhase =
+  /** It exists and waits for something, such as a device: `message` says for what. */
+  | { phase: "pending"; reason: string; message: string }
   | { phase: "running" }
   /** It said the last word: `run.trained` or `run.failed` is stored, if not yet folded. */
   | { phase: "settled" }

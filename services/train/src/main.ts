@@ -1,30 +1,50 @@
-/** The train controller as a process of its own, with attempts as its child processes. */
+/** The train controller as a process of its own, with attempts as its child processes or as Jobs of a Kubernetes cluster. */
+import { readFile } from "node:fs/promises";
 import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
-import { runService } from "@loraline/runtime";
+import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { courierCommand, createProcessLauncher } from "./process-launcher.ts";
-import { createTrainService } from "./service.ts";
+import { createTrainService, type TrainServiceDeps } from "./service.ts";
+
+const trainEnv = z.object({
+  ...natsEnv,
+  TRAIN_LAUNCHER: z.enum(["process", "kubernetes"]).default("process").describe("What runs attempts: child processes, or Jobs."),
+  TRAIN_JOBS_DIR: z.string().optional().describe("process: folder of the attempts; belongs to this process alone."),
+  TRAIN_SLOTS: z.coerce.number().int().min(1).default(1).describe("process: attempts at once, the number of devices."),
+  LORALINE_BASES_DIR: z
+    .string()
+    .optional()
+    .describe("process: bases in Hugging Face's layout, each with a base.json. For the courier, which reads its own settings."),
+  TRAIN_POD_FILE: z.string().optional().describe("kubernetes: JSON file that says how pods of attempts look; see job-manifest.ts."),
+  TRAIN_LEASE: z.string().default("loraline-train").describe("kubernetes: Lease of the one controller that acts."),
+  POD_NAME: z.string().optional().describe("kubernetes: who holds the lease."),
+});
+type TrainEnv = z.infer<typeof trainEnv>;
+
+const needed = (env: TrainEnv, name: "TRAIN_JOBS_DIR" | "LORALINE_BASES_DIR" | "TRAIN_POD_FILE"): string => {
+  const value = env[name];
+  if (value !== undefined) return value;
+  throw new PermanentError("ENV_INVALID", `${name} is not set, and TRAIN_LAUNCHER=${env.TRAIN_LAUNCHER} needs it.`, { param: name });
+};
 
 await runService({
   service: "train",
   host: process,
   // A stopping attempt saves a checkpoint first.
   shutdownMs: 40_000,
-  env: z.object({
-    ...natsEnv,
-    TRAIN_JOBS_DIR: z.string().describe("Folder of the attempts; belongs to this process alone."),
-    TRAIN_SLOTS: z.coerce.number().int().min(1).default(1).describe("Attempts at once: the number of devices."),
-    LORALINE_BASES_DIR: z
-      .string()
-      .describe("Bases in Hugging Face's layout, each with a base.json. For the courier, which reads its own settings."),
-  }),
+  env: trainEnv,
   async start({ env, log, telemetry }) {
     const running = new AsyncDisposableStack();
     const nc = await connectFromEnv(env, "train");
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "train" });
+    if (env.TRAIN_LAUNCHER === "kubernetes") {
+      running.use(await actUnderLease(env, { bus, log, telemetry }));
+      return running;
+    }
+    needed(env, "LORALINE_BASES_DIR");
     const launcher = await createProcessLauncher({
-      dir: env.TRAIN_JOBS_DIR,
+      dir: needed(env, "TRAIN_JOBS_DIR"),
       slots: env.TRAIN_SLOTS,
       courierCommand: courierCommand(process.execPath),
       env: process.env,
@@ -35,3 +55,43 @@ await runService({
     return running;
   },
 });
+
+/** Of several controllers one acts; the others wait for its lease. */
+async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainServiceDeps, "launcher">): Promise<AsyncDisposable> {
+  // Only here: it takes half a second to load.
+  const [{ createKube, withLease }, { createKubeLauncher }, { trainPodSettings }] = await Promise.all([
+    import("@loraline/kube"),
+    import("./kube-launcher.ts"),
+    import("./job-manifest.ts"),
+  ]);
+  const path = needed(env, "TRAIN_POD_FILE");
+  const settings = trainPodSettings.safeParse(JSON.parse(await readFile(path, "utf8")));
+  if (!settings.success) {
+    throw new PermanentError("ENV_INVALID", `${path} does not say how pods look: ${z.prettifyError(settings.error)}`, {
+      param: "TRAIN_POD_FILE",
+    });
+  }
+  const kube = createKube();
+  const stopping = new AbortController();
+  const holding = withLease(kube, {
+    namespace: settings.data.namespace,
+    name: env.TRAIN_LEASE,
+    identity: env.POD_NAME ?? `train-${process.pid}`,
+    log,
+    signal: stopping.signal,
+    async work(lost) {
+      await using launcher = await createKubeLauncher({ kube, settings: settings.data, log });
+      await using _service = await createTrainService({ bus, log, telemetry, launcher });
+      await new Promise<void>((resolve) => {
+        if (lost.aborted) resolve();
+        lost.addEventListener("abort", () => resolve(), { once: true });
+      });
+    },
+  });
+  return {
+    async [Symbol.asyncDispose]() {
+      stopping.abort();
+      await holding;
+    },
+  };
+}

@@ -1,19 +1,18 @@
-/** A real Kubernetes API server with its etcd, and nothing else: what the tests of this package need of a cluster. */
+/** A real Kubernetes API server with its etcd, and nothing else: what most tests need of a cluster. */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { createKube, type Kube } from "./kube.ts";
 
 /** Where infra/cluster/build.sh puts what it built. */
 const binDir = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
 
 export interface ApiServer extends AsyncDisposable {
   kubeconfig: string;
-  /** Ready for work, or an error after a minute. */
-  ready(kube: Kube): Promise<void>;
+  /** Resolves when it is ready for work. */
+  ready(): Promise<void>;
   /** Killed without warning. */
   kill(): Promise<void>;
   start(): void;
@@ -148,10 +147,10 @@ export async function startApiServer(): Promise<ApiServer> {
       );
       server.stderr?.on("data", (text: Buffer) => (log = (log + text.toString()).slice(-4000)));
     },
-    async ready(kube) {
+    async ready() {
       for (const end = Date.now() + 60_000; ;) {
         try {
-          await kube.list({ apiVersion: "v1", kind: "Namespace", plural: "namespaces", namespaced: false });
+          await run(join(binDir, "kubectl"), ["--kubeconfig", kubeconfig, "get", "--raw", "/readyz"]);
           return;
         } catch (error) {
           if (Date.now() > end) throw new Error(`the API server does not answer: ${String(error)}\n${log}`, { cause: error });
@@ -167,7 +166,7 @@ export async function startApiServer(): Promise<ApiServer> {
     },
   };
   api.start();
-  await api.ready(createKube({ kubeconfig }));
+  await api.ready();
   return api;
 }
 

@@ -1,0 +1,154 @@
+/** One attempt as a Kubernetes Job. Pure. */
+import type { V1Job, V1PodSpec, V1PodTemplateSpec } from "@kubernetes/client-node";
+import { z } from "zod";
+import { type TrainJob } from "./launcher.ts";
+
+/** How pods of attempts look on this cluster: the chart's `train` values, mounted as a file. Kubernetes' own names and meanings. */
+export const trainPodSettings = z.strictObject({
+  namespace: z.string().min(1),
+  image: z.string().min(1).describe("Courier and trainer."),
+  imagePullPolicy: z.enum(["Always", "IfNotPresent", "Never"]).default("IfNotPresent"),
+  imagePullSecrets: z.array(z.string()).default([]),
+  gpuResource: z.string().default("nvidia.com/gpu"),
+  gpus: z.int().min(0).default(1).describe("GPUs of an attempt whose run names no number."),
+  cpu: z.string().default("4"),
+  memory: z.string().default("32Gi"),
+  ephemeralStorage: z.string().default("50Gi").describe("Shards, checkpoints and the adapter, while they are made."),
+  serviceAccountName: z.string().default("default"),
+  nodeSelector: z.record(z.string(), z.string()).default({}),
+  tolerations: z.array(z.record(z.string(), z.unknown())).default([]),
+  priorityClassName: z.string().optional(),
+  activeDeadlineSeconds: z.int().min(1).optional().describe("An attempt that takes longer is ended; the next one resumes."),
+  ttlSecondsAfterFinished: z.int().min(0).default(3600).describe("How long an ended Job is kept although nobody removed it."),
+  terminationGracePeriodSeconds: z.int().min(1).default(120).describe("For the checkpoint that an attempt saves when it is told to end."),
+  queueName: z.string().optional().describe("Kueue's LocalQueue: Jobs are made suspended, and Kueue admits them."),
+  env: z.array(z.record(z.string(), z.unknown())).default([]).describe("The courier's environment, as in a container."),
+  envFrom: z.array(z.record(z.string(), z.unknown())).default([]),
+  volumes: z.array(z.record(z.string(), z.unknown())).default([]),
+  volumeMounts: z.array(z.record(z.string(), z.unknown())).default([]),
+  podTemplate: z
+    .record(z.string(), z.unknown())
+    .default({})
+    .describe("Laid over the pod template last: objects merge, everything else replaces."),
+});
+export type TrainPodSettings = z.infer<typeof trainPodSettings>;
+
+export const labels = {
+  component: "app.kubernetes.io/component",
+  tenant: "loraline.dev/tenant",
+  run: "loraline.dev/run",
+  attempt: "loraline.dev/attempt",
+  queue: "kueue.x-k8s.io/queue-name",
+} as const;
+/** On every Job of an attempt. */
+export const component = "train-attempt";
+export const container = "courier";
+
+/** Where the attempt works: see job-files.ts. */
+const workDir = "/work";
+
+/**
+ * `backoffLimit: 0`: a Job is one attempt, and whether there is another is decided in `decide-run.ts`. The job travels in an
+ * environment variable, so that there is one object to make and to lose.
+ */
+export function jobManifest(job: TrainJob, settings: TrainPodSettings): V1Job {
+  const gpus = job.spec.gpus ?? settings.gpus;
+  const resources = { cpu: settings.cpu, memory: settings.memory, "ephemeral-storage": settings.ephemeralStorage };
+  const named = {
+    "app.kubernetes.io/name": "loraline",
+    [labels.component]: component,
+    [labels.tenant]: job.tenant,
+    [labels.run]: job.runId.toLowerCase(),
+    [labels.attempt]: String(job.attempt),
+  };
+  const annotations = {
+    "loraline.dev/adapter": `${job.tenant}/${job.spec.adapter}`,
+    ...(job.traceparent === null ? {} : { "loraline.dev/traceparent": job.traceparent }),
+  };
+  const spec: V1PodSpec = {
+    restartPolicy: "Never",
+    serviceAccountName: settings.serviceAccountName,
+    automountServiceAccountToken: false,
+    enableServiceLinks: false,
+    terminationGracePeriodSeconds: settings.terminationGracePeriodSeconds,
+    nodeSelector: settings.nodeSelector,
+    tolerations: settings.tolerations,
+    ...(settings.priorityClassName === undefined ? {} : { priorityClassName: settings.priorityClassName }),
+    imagePullSecrets: settings.imagePullSecrets.map((name) => ({ name })),
+    securityContext: { runAsNonRoot: true, fsGroup: 65532, seccompProfile: { type: "RuntimeDefault" } },
+    containers: [
+      {
+        name: container,
+        image: settings.image,
+        imagePullPolicy: settings.imagePullPolicy,
+        args: [workDir],
+        env: [
+          ...(settings.env as never[]),
+          { name: "COURIER_JOB", value: JSON.stringify(job) },
+          // Nothing outside of the work folder can be written.
+          { name: "HOME", value: workDir },
+          { name: "TMPDIR", value: workDir },
+        ],
+        envFrom: settings.envFrom,
+        resources: {
+          requests: { ...resources, ...(gpus === 0 ? {} : { [settings.gpuResource]: String(gpus) }) },
+          limits: {
+            memory: settings.memory,
+            "ephemeral-storage": settings.ephemeralStorage,
+            ...(gpus === 0 ? {} : { [settings.gpuResource]: String(gpus) }),
+          },
+        },
+        // The reason why it should be tried again; or the last lines of the log.
+        terminationMessagePolicy: "FallbackToLogsOnError",
+        securityContext: {
+          allowPrivilegeEscalation: false,
+          readOnlyRootFilesystem: true,
+          capabilities: { drop: ["ALL"] },
+        },
+        volumeMounts: [
+          { name: "work", mountPath: workDir },
+          // Data loaders share tensors through it; the default of 64 MiB is too little for several GPUs.
+          { name: "shm", mountPath: "/dev/shm" },
+          ...(settings.volumeMounts as never[]),
+        ],
+      },
+    ],
+    volumes: [{ name: "work", emptyDir: {} }, { name: "shm", emptyDir: { medium: "Memory" } }, ...(settings.volumes as never[])],
+  };
+  const template: V1PodTemplateSpec = { metadata: { labels: named, annotations }, spec };
+  return {
+    metadata: {
+      name: job.jobName,
+      namespace: settings.namespace,
+      labels: { ...named, ...(settings.queueName === undefined ? {} : { [labels.queue]: settings.queueName }) },
+      annotations,
+    },
+    spec: {
+      backoffLimit: 0,
+      ...(settings.queueName === undefined ? {} : { suspend: true }),
+      ...(settings.activeDeadlineSeconds === undefined ? {} : { activeDeadlineSeconds: settings.activeDeadlineSeconds }),
+      ttlSecondsAfterFinished: settings.ttlSecondsAfterFinished,
+      template: merged(template, settings.podTemplate) as V1PodTemplateSpec,
+    },
+  };
+}
+
+/** Objects merge field by field, lists of named things by their name; everything else replaces. */
+export function merged(under: unknown, over: unknown): unknown {
+  if (over === undefined) return under;
+  if (isNamedList(under) && isNamedList(over)) {
+    const names = [...new Set([...under, ...over].map(({ name }) => name))];
+    return names.map((name) =>
+      merged(
+        under.find((item) => item.name === name),
+        over.find((item) => item.name === name),
+      ),
+    );
+  }
+  if (!isObject(under) || !isObject(over)) return over;
+  const keys = [...new Set([...Object.keys(under), ...Object.keys(over)])];
+  return Object.fromEntries(keys.map((key) => [key, merged(under[key], over[key])]));
+}
+const isObject = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
+const isNamedList = (value: unknown): value is { name: string }[] =>
+  Array.isArray(value) && value.length > 0 && value.every((item) => isObject(item) && typeof item.name === "string");
