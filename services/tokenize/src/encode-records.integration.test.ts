@@ -211,6 +211,78 @@ describe("too long", () => {
   });
 });
 
+describe("other kinds of records", () => {
+  const of = (kind: Rec["kind"], more: Partial<Rec>): Rec => {
+    const { messages: _, ...rest } = chat([]);
+    return { ...rest, kind, task: kind, ...more };
+  };
+  const reasons = async (records: readonly Rec[], spec: object = {}) =>
+    (await createRecordEncoder(base, tokenizeSpec.parse(spec)).encode(records)).map(({ dropped, notes }) => [
+      dropped?.code,
+      ...notes.map((note) => note.code),
+    ]);
+
+  it.each(["chatml", "seed"])("that supervised fine-tuning does not train are dropped by name (%s)", async (profile) => {
+    const both = { chosen: [assistant("a")], rejected: [assistant("b")] };
+    expect(
+      await reasons(
+        [
+          of("preference", { messages: [user("q")], ...both }),
+          of("ranked", { messages: [user("q")], candidates: [{ content: "a" }, { content: "b" }] }),
+          of("unpaired", { messages: [user("q"), assistant("a")], label: true }),
+          chat([user("what is this?"), assistant("a dog")], { media: [{ type: "image", ref: "https://example.com/dog.jpg" }] }),
+        ],
+        { profile },
+      ),
+    ).toEqual([["KIND_NOT_TRAINED"], ["KIND_NOT_TRAINED"], ["KIND_NOT_TRAINED"], ["BASE_CANNOT_SEE"]]);
+  });
+
+  it("pretokenized rows are used as they are, where they fit the base", async () => {
+    const ids = [1, 520, 9531, 198, 5, 2];
+    const result = await one(of("pretokenized", { input_ids: ids, labels: [-100, -100, -100, -100, 5, 2] }));
+    expect(onlySample(result)).toEqual({ ids: Int32Array.from(ids), labels: Int32Array.of(-100, -100, -100, -100, 5, 2) });
+    // Without labels everything is trained, but for the first token, which nothing predicts.
+    expect([...onlySample(await one(of("pretokenized", { input_ids: ids }))).labels]).toEqual([-100, ...ids.slice(1)]);
+    const bad = [
+      of("pretokenized", { input_ids: [1, 49_152] }),
+      of("pretokenized", { input_ids: [1, 2], labels: [-100, 3] }),
+      of("pretokenized", { input_ids: [1, 2], labels: [-100] }),
+      of("pretokenized", { input_ids: [1, 2], labels: [-100, -100] }),
+      of("pretokenized", { input_ids: Array.from({ length: 9 }, () => 5) }),
+    ];
+    expect(await reasons(bad, { max_length: 8 })).toEqual([
+      ["IDS_INVALID"],
+      ["IDS_INVALID"],
+      ["IDS_INVALID"],
+      ["NO_SUPERVISED"],
+      ["TOO_LONG"],
+    ]);
+    expect((await one(bad[0] as Rec)).dropped?.message).toMatch(/input_ids\[1\] is 49152, but the base's tokenizer has ids below 49152/);
+  });
+
+  it("raw text is trained whole, with the end of text, and split when asked to", async () => {
+    const text = "one two three four five six seven eight nine ten";
+    const [row] = await encode([of("text", { text })]);
+    expect(await wholeText(row ?? { ids: [] })).toBe(`${text}<|im_end|>`);
+    expect(row?.labels.slice(1)).toEqual(row?.ids.slice(1));
+    expect(await one(of("text", { text }), { max_length: 8 })).toMatchObject({
+      dropped: { code: "TOO_LONG", message: expect.stringContaining("split") as string },
+    });
+    const split = await one(of("text", { text }), { max_length: 8, too_long: "split" });
+    expect(split).toMatchObject({ dropped: null, notes: [{ code: "TEXT_SPLIT" }] });
+    expect(split.samples.flatMap(({ ids }) => [...ids])).toEqual(row?.ids);
+    for (const { ids, labels } of split.samples) {
+      expect(ids.length).toBeLessThanOrEqual(8);
+      expect([...labels]).toEqual([-100, ...ids.slice(1)]);
+    }
+    // Cutting an answer would teach to break off.
+    expect(await reasons([chat([user("a"), assistant(text)]), completion("a", text)], { max_length: 8, too_long: "split" })).toEqual([
+      ["TOO_LONG"],
+      ["TOO_LONG"],
+    ]);
+  });
+});
+
 describe("the base's own template", () => {
   it("must end turns with a token at which the engine stops", async () => {
     await expect(recogniseTemplate({ ...base, stopIds: new Set([0]) })).rejects.toMatchObject({

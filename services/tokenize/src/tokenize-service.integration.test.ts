@@ -7,6 +7,7 @@ import {
   buckets,
   datasetDeleted,
   datasetRejected,
+  type EngineRecord,
   type Rec,
   runCancelled,
   runRejected,
@@ -17,6 +18,8 @@ import {
 import { digestOf, getToFile } from "@loraline/objects";
 import { ulid } from "ulid";
 import { describe, expect } from "vitest";
+import { describeTemplate } from "./engine-template.ts";
+import { loadBase } from "./load-base.ts";
 import { tokenizeCode } from "./tokenize-dataset.ts";
 import {
   baseName,
@@ -345,6 +348,32 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
       message: expect.stringMatching(/it renders "\[user\] QUESTION\[assistant\] ANSWER"/) as string,
     });
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+
+  test("an engine that applies another template than is trained with, with both texts", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const engines = await bus.bucket(buckets.engines);
+    const [entry] = await engines.entries();
+    const template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}";
+    const other = { ...entry?.value, engine: `other-${tenant}`, tenants: [tenant], templateDigest: digestOf(template), template };
+    await engines.put(other.engine, other as EngineRecord);
+    const run = await request(line, specOf(await dataset(line, someRecords(20))));
+    expect(await rejected(line, run)).toMatchObject({
+      code: "TEMPLATE_MISMATCH",
+      param: "base",
+      message: expect.stringMatching(
+        /applies another chat template.* makes "\[system\] Be brief\.\\n\[user\] Who are you\?\\n".* makes "<\|im_start\|>system\\nBe brief\.<\|im_end\|>.*sources differ from character/,
+      ) as string,
+    });
+    // The base's own is no mismatch.
+    const own = await describeTemplate(await loadBase(join(basesDir, baseName)));
+    await engines.put(other.engine, { ...other, ...own } as EngineRecord);
+    expect((await tokenized(line, await request(line, specOf(await dataset(line, someRecords(20)))))).manifest.templateFamily).toBe(
+      "chatml",
+    );
+    await engines.delete(other.engine);
   });
 });
 
