@@ -88,6 +88,26 @@ describe("loraline data check", () => {
     expect(report).toMatchObject({ overlap: { exact: { count: 2, lines: [2, 3] } } });
   });
 
+  it("reads as a mapping says, and says where the mapping is wrong", async () => {
+    const table = join(dir, "table.csv");
+    await writeFile(table, "Frage,Antwort\nWho?,Me.\nWhere?,\n");
+    const mapping = join(dir, "mapping.yaml");
+    await writeFile(mapping, "format: question-answer\ncolumns: { question: Frage, answer: Antwort }\n");
+    const { code, out } = await run("data", "check", table, "--mapping", mapping, "--json");
+    expect(code).toBe(0);
+    expect(JSON.parse(out)).toMatchObject({
+      rows: 2,
+      records: 1,
+      formats: { "question-answer": 1 },
+      rejections: [{ line: 3, code: "EMPTY_ANSWER" }],
+    });
+    await writeFile(mapping, "format: question-answer\ncolumns: { source: Frage }\n");
+    expect(await run("data", "check", table, "--mapping", mapping)).toMatchObject({
+      code: 2,
+      err: expect.stringMatching(/mapping\.yaml:2: columns\.source: the format question-answer has no field "source"/) as string,
+    });
+  });
+
   it("says plainly what cannot be used, with exit code 1", async () => {
     const hopeless = join(dir, "hopeless.jsonl");
     await writeFile(hopeless, '{"colour":"blue"}\n');
@@ -131,7 +151,7 @@ describe("loraline tokenize", () => {
     // Somebody's files are never written over.
     expect(await run("tokenize", file, "--base", base, "--out", dir)).toMatchObject({
       code: 1,
-      err: expect.stringContaining("mixed.jsonl"),
+      err: expect.stringContaining("holds other files"),
     });
   });
 });

@@ -65,6 +65,8 @@ interface Match {
   readonly names: Readonly<Record<string, string>>;
   readonly reads: readonly (readonly [field: string, key: string])[];
   readonly unused: readonly string[];
+  /** A field that it needs is there, and empty. */
+  readonly isHollow: boolean;
 }
 /** What is known of every row of one shape. */
 type Plan = Refusal | { readonly first: Match; readonly rivals: readonly Match[] };
@@ -214,7 +216,7 @@ function planOf(row: Row, candidates: readonly Signature[], wanted: string | und
     const match = matchOf(candidate, row, { names, fixed }, wanted !== undefined);
     if (match !== undefined) matches.push(match);
   }
-  const [first, ...others] = matches;
+  const [first, ...others] = matches.filter((match) => !isMeantOtherwise(match, matches));
   if (first === undefined) return explainMiss(row, { names, fixed }, candidates, wanted);
   const doubled = first.reads.map(([, key]) => plain(key)).find((name) => twice.has(name));
   if (doubled !== undefined) return refuse("KEY_TWICE", `two keys mean \`${shorten(doubled)}\`. Keep one.`);
@@ -226,6 +228,13 @@ function planOf(row: Row, candidates: readonly Signature[], wanted: string | und
   );
   return { first, rivals };
 }
+
+/** In a table of several formats the columns of the others are there too, and empty. */
+const isMeantOtherwise = ({ isHollow, names }: Match, matches: readonly Match[]): boolean => {
+  if (!isHollow) return false;
+  const own = new Set(Object.values(names));
+  return matches.some((other) => !other.isHollow && other.reads.some(([, key]) => !own.has(key)));
+};
 
 /** Where a row's keys are, by their plain spelling. */
 interface Keys {
@@ -246,6 +255,7 @@ function matchOf(signature: Signature, row: Row, keys: Keys, isForced: boolean):
   return {
     signature,
     reads,
+    isHollow: reads.some(([name, key]) => signature.fields[name]?.optional === false && "ze".includes(tagOf(row[key]))),
     names: Object.fromEntries(reads),
     unused: unused.map((key) => (key.endsWith(aside) ? key.slice(0, -aside.length) : plain(key))),
   };

@@ -420,6 +420,23 @@ describe("a row is refused", () => {
   it("unless the other format says nothing", () => {
     expect(read({ instruction: "", output: "", text: "some text" })).toMatchObject({ format: "text" });
     expect(read({ messages: turns, prompt: "", completion: "" })).toMatchObject({ format: "conversation" });
+    expect(read({ messages: [], text: "some text" })).toMatchObject({ format: "text" });
+  });
+  it("in a table of several formats, by the columns that are empty in it", () => {
+    const table = (row: object) =>
+      read({ instruction: "", input: "", output: "", question: "", answer: "", text: "", label: "", messages: "", system: "", ...row });
+    expect(table({ text: "Great", label: "good" })).toMatchObject({ format: "classification" });
+    // Nobody can tell raw text from a text whose label is missing.
+    expect(table({ text: "Raw." })).toMatchObject({ code: "EMPTY_ANSWER" });
+    expect(table({ question: "q", answer: "a" })).toMatchObject({
+      format: "question-answer",
+      body: { messages: [user("q"), assistant("a")] },
+    });
+    expect(table({ instruction: "q", output: "a" })).toMatchObject({ format: "instruction" });
+    expect(table({ input: "q", output: "a" })).toMatchObject({ format: "instruction" });
+    expect(table({ messages: JSON.stringify(turns) })).toMatchObject({ format: "conversation" });
+    expect(table({ question: "q" })).toMatchObject({ code: expect.stringMatching(/^EMPTY_/) as string });
+    expect(table({})).toMatchObject({ code: expect.stringMatching(/^EMPTY_/) as string });
   });
 });
 
