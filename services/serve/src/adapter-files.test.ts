@@ -1,0 +1,91 @@
+import { createHash } from "node:crypto";
+import { chmod, mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { BlobRef, Digest } from "@loraline/contracts";
+import { describe, expect, it as base } from "vitest";
+import { createAdapterFiles } from "./adapter-files.ts";
+
+const it = base.extend<{ dir: string }>({
+  dir: async ({}, use) => {
+    const dir = await mkdtemp(join(tmpdir(), "loraline-files-"));
+    await use(dir);
+    await rm(dir, { recursive: true, force: true });
+  },
+});
+
+/** A store of blobs in memory that counts what is asked of it. */
+function store() {
+  const blobs = new Map<string, Buffer>();
+  const asked: string[] = [];
+  const put = (kind: BlobRef["kind"], bytes: Buffer): BlobRef => {
+    const digest: Digest = `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
+    blobs.set(digest, bytes);
+    return { kind, digest, size: bytes.length };
+  };
+  return {
+    asked,
+    get: async (_tenant: string, { digest, kind }: Pick<BlobRef, "kind" | "digest">) => {
+      asked.push(kind);
+      const bytes = blobs.get(digest);
+      if (bytes === undefined) throw new Error("missing");
+      return (async function* () {
+        yield bytes;
+      })();
+    },
+    adapter(seed: string) {
+      const files = ["adapter_config.json", "adapter_model.safetensors"].map((path) => ({
+        path,
+        blob: put("adapter-file", Buffer.from(`{"${path}":"${seed}"}`)),
+      }));
+      const about = {
+        version: 1,
+        base: { name: "b", revision: "1", digest: `sha256:${"b".repeat(64)}` },
+        rank: 4,
+        targetModules: ["q"],
+        parameters: 1,
+      };
+      const manifest = put("adapter", Buffer.from(JSON.stringify({ ...about, files })));
+      return { tenant: "acme", digest: manifest.digest, manifest };
+    },
+  };
+}
+
+describe("adapter files", () => {
+  it("are fetched once, however many ask at once, and again only when they are not whole", async ({ dir }) => {
+    const objects = store();
+    const adapter = objects.adapter("one");
+    const files = createAdapterFiles({ dir, objects });
+    const [path] = await Promise.all([files.ensure(adapter), files.ensure(adapter), files.ensure(adapter)]);
+    expect(objects.asked.toSorted()).toEqual(["adapter", "adapter-file", "adapter-file"]);
+    await files.ensure(adapter);
+    expect(objects.asked).toHaveLength(3);
+    expect(await files.touched(adapter)).toBe(false);
+    await chmod(join(path, "adapter_config.json"), 0o644);
+    await writeFile(join(path, "adapter_config.json"), "{}");
+    expect([await files.touched(adapter), await files.verify(adapter)]).toEqual([true, false]);
+    await files.ensure(adapter);
+    expect([await files.touched(adapter), await files.verify(adapter)]).toEqual([false, true]);
+  });
+
+  it("stay while they are needed and for the grace after, then go, with what a dead agent left half-made", async ({ dir }) => {
+    const objects = store();
+    const files = createAdapterFiles({ dir, objects });
+    const [kept, old] = [objects.adapter("kept"), objects.adapter("old")];
+    for (const adapter of [kept, old]) await files.ensure(adapter);
+    const hex = ({ digest }: { digest: string }) => digest.slice(7);
+    const partial = `${hex(old)}.0a1b-2c.partial`;
+    await mkdir(join(dir, partial));
+    await mkdir(join(dir, "not-ours"));
+    const keep = new Set([hex(kept)]);
+    const names = async () => (await readdir(dir)).toSorted();
+    await files.collect(keep, 1000, 500);
+    expect(await names()).toHaveLength(4);
+    // Needed once more in between: its time begins anew.
+    await files.collect(new Set([hex(kept), hex(old)]), 1400, 500);
+    await files.collect(keep, 1600, 500);
+    expect(await names()).toEqual([hex(kept), hex(old), "not-ours"].toSorted());
+    await files.collect(keep, 2200, 500);
+    expect(await names()).toEqual([hex(kept), "not-ours"].toSorted());
+  });
+});
