@@ -85,6 +85,7 @@ const bodies = ({ line: { tenant }, file, engineName }: Owner): Record<string, {
       { body: { model: base, training_file: file }, status: 400 },
       { body: { model: `${tenant}/pirate`, training_file: file }, status: 400 },
     ],
+    "POST /v1/loraline/datasets/import": [{ body: { file }, status: 400 }],
     "POST /v1/loraline/keys": [{ body: { name: "x", tenant }, status: 400 }],
     "PUT /v1/loraline/limits": [{ body: { requests_per_minute: 1 }, status: 200 }],
     "PUT /v1/loraline/limits/:adapter": [{ body: { requests_per_minute: 1 }, status: 200 }],
