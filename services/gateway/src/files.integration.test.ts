@@ -56,8 +56,11 @@ describe("files", () => {
     await expect(send("{")).rejects.toMatchObject({ status: 400, code: "invalid_mapping", param: "mapping" });
     const wrong = send('{"format":"code","columns":{"answer":"a"}}');
     await expect(wrong).rejects.toMatchObject({ status: 400, code: "invalid_mapping", param: "mapping.columns.answer" });
-    const parts = line.openai.files.create({ file: await toFile(Buffer.from(rows), "a.jsonl"), purpose: "fine-tune", ...{ mapping } });
-    await expect(parts).rejects.toMatchObject({ status: 400, message: expect.stringMatching(/as JSON text/) as string });
+    const inParts = { file: await toFile(Buffer.from(rows), "a.jsonl"), purpose: "fine-tune" as const, mapping };
+    await expect(line.openai.files.create(inParts)).rejects.toMatchObject({
+      status: 400,
+      message: expect.stringMatching(/as JSON text/) as string,
+    });
     expect((await line.openai.files.list()).data).toHaveLength(before);
   });
 

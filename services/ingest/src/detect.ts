@@ -325,15 +325,20 @@ function valueAt(row: Row, column: string): unknown {
 
 /** The signature that comes closest decides what the row is told to change. */
 function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wanted: string | undefined): Refusal {
-  const share = ({ fields }: Signature): number => {
-    const needed = Object.entries(fields).filter(([, field]) => !field.optional);
-    const found = needed.filter(([name, field]) => find(name, field, row, keys).key !== undefined);
-    // A field by its own name is a better sign than one by a spelling that several formats know.
-    return (found.length + found.filter(([name]) => keys.names.has(name)).length / 100) / needed.length;
+  const share = (candidate: Signature): number => {
+    const needed = Object.entries(candidate.fields).filter(([, field]) => !field.optional);
+    const signs = needed.map(([name, field]) => {
+      const { key, fits } = find(name, field, row, keys);
+      // A field by its own name is a better sign than one by a spelling that several formats know.
+      return key === undefined ? 0 : (fits ? 1 : 0.5) + (keys.names.has(name) ? 0.01 : 0);
+    });
+    // Closer is a format that the column is of than one that it forbids.
+    const weight = besideOf(candidate, row, keys).length === 0 ? 1 : 0.7;
+    return (weight * signs.reduce((sum, sign) => sum + sign, 0)) / needed.length;
   };
   const [near, part] = candidates
     .map((candidate) => [candidate, share(candidate)] as const)
-    .reduce((best, next) => (next[1] > best[1] ? next : best));
+    .reduce((best, next) => (next[1] >= best[1] ? next : best));
   const found = Object.keys(row).slice(0, 12).map(shorten).join(", ") || "none";
   if (part === 0 && wanted === undefined) {
     const known = signatures.map((candidate) => keysOf(candidate)).join("; ");

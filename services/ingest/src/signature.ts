@@ -53,6 +53,7 @@ export const list = type<readonly unknown[]>("a list", "eSIl");
 export const object = type<Row>("an object", "o");
 export const textsOrIntegers = type<readonly (string | number)[]>("a list of texts", "SIe");
 export const textOrNumber = type<string | number | boolean>("text or a number", "zsjib");
+export const textOrTexts = type<string | readonly string[]>("text or a list of texts", "zsjSe");
 /** In CSV a list can only stand as JSON text. */
 export const listOrJson = type<string | readonly unknown[]>("a list, or one as JSON text", "jeSIl");
 export const textOrList = type<string | readonly unknown[]>("text or a list", "zsjeSIl");

@@ -38,6 +38,7 @@ import {
   textListOrObject,
   textOrList,
   textOrNumber,
+  textOrTexts,
   texts,
   textsOrIntegers,
 } from "./signature.ts";
@@ -126,11 +127,13 @@ export const signatures: readonly Signature[] = [
     fields: {
       subject: needs(text, "head", "主语", "头实体"),
       predicate: needs(text, "relation", "谓语", "关系"),
-      object: needs(text, "tail", "宾语", "尾实体"),
+      object: needs(textOrTexts, "tail", "宾语", "尾实体"),
     },
     convert(values, context) {
-      const { subject, predicate, object: answer } = values;
-      const { user, template } = prompt("triple", { subject, predicate }, languageOf(context.mapping.language, subject + predicate));
+      const { subject, predicate } = values;
+      const language = languageOf(context.mapping.language, subject + predicate);
+      const { user, template } = prompt("triple", { subject, predicate }, language);
+      const answer = typeof values.object === "string" ? values.object : values.object.join(language === "zh" ? "、" : ", ");
       const blank = isBlank(subject) ? "subject" : isBlank(predicate) ? "predicate" : undefined;
       if (blank !== undefined) return refuse("EMPTY_PROMPT", `\`${context.names[blank] ?? blank}\` is empty`);
       return written(ask({ task: "kg", user, asks: [], answer, answers: "object", values }, context), context, template);
@@ -261,8 +264,8 @@ export const signatures: readonly Signature[] = [
     format: "question-answer",
     kind: "chat",
     fields: {
-      question: needs(text, "query", "prompt", "problem", "问题"),
-      answer: needs(text, "response", "output", "solution", "答案", "回答"),
+      question: needs(text, "query", "prompt", "problem", "human", "user", "问题"),
+      answer: needs(text, "response", "output", "solution", "assistant", "答案", "回答"),
       system,
       history,
       image,
@@ -405,7 +408,7 @@ function convertTranslation(
   const isSame = from !== undefined && to !== undefined && (languageCode(from) ?? from) === (languageCode(to) ?? to);
   if (isAsked && (from === undefined || to === undefined || isSame) && !isBlank(source) && !isBlank(target)) {
     const why = isSame
-      ? `both sides look like ${languageName(from, "en")}`
+      ? `the scripts of both sides tell only one language, ${languageName(from, "en")}`
       : `the script of the ${from === undefined ? "source" : "target"} does not tell its language`;
     const message = `${why}. Add the columns source_lang and target_lang, or give the mapping an instruction_template.`;
     return refuse("LANGUAGE_UNKNOWN", message);
