@@ -134,8 +134,8 @@ export function createJinja(
         const [inputs, tools] = [messages.map(toInput), toolsOf(conversation)];
         const whole = renderInput(inputs, tools, false);
         if (messages.some((message) => message.tool_calls !== undefined)) {
-          const silent = messages.map(({ tool_calls: _, ...message }) => toInput(message));
-          if (whole === renderInput(silent, tools, false)) {
+          const spoken = messages.map(({ tool_calls: _calls, ...message }) => toInput(message));
+          if (whole === renderInput(spoken, tools, false)) {
             const message =
               "the base's chat template does not show tool calls, so the model could not learn any. Use a base whose template does.";
             return { code: "TOOLS_UNSUPPORTED", message };

@@ -105,7 +105,7 @@ def cut(tok, text, spans, asked):
     whole = tok(text, add_special_tokens=False)["input_ids"]
     if asked.get("joint"):  # a part of the text by itself would get other ids
         offsets = tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        labels = [id if any(a <= start and end <= b for a, b in spans) else -100 for id, (start, end) in zip(whole, offsets)]
+        labels = [id if any(a <= start < b for a, b in spans) else -100 for id, (start, end) in zip(whole, offsets)]
         return {"ids": whole, "labels": labels, "whole": whole}
     ids, labels, at = [], [], 0
     for start, end in [*spans, (len(text), len(text))]:
