@@ -93,14 +93,28 @@ export async function* splitArray(source: AsyncIterable<Uint8Array>, maxRowBytes
   for await (const chunk of source) {
     const rows: RawRow[] = [];
     let start = 0;
+    /** The next line end from `at` on: most strings have none. */
+    let lineEnd = chunk.indexOf(newline);
     for (let at = 0; at < chunk.byteLength; at++) {
-      const byte = chunk[at] as number;
-      if (byte === newline) line++;
       if (inString) {
-        if (escaped) escaped = false;
-        else if (byte === backslash) escaped = true;
-        else if (byte === quote) inString = false;
+        // Most bytes are in strings: from here to the quote that ends it, unless an odd number of backslashes stands before it.
+        const from = at;
+        let end = chunk.indexOf(quote, from);
+        while (end !== -1 && isEscaped(chunk, from, end, escaped)) end = chunk.indexOf(quote, end + 1);
+        const to = end === -1 ? chunk.byteLength : end;
+        while (lineEnd !== -1 && lineEnd < to) {
+          line++;
+          lineEnd = chunk.indexOf(newline, lineEnd + 1);
+        }
+        escaped = end === -1 && isEscaped(chunk, from, to, escaped);
+        inString = end === -1;
+        at = to;
         continue;
+      }
+      const byte = chunk[at] as number;
+      if (byte === newline) {
+        line++;
+        lineEnd = chunk.indexOf(newline, at + 1);
       }
       if (isBlank(byte)) continue;
       if (state === "before") {
@@ -147,4 +161,12 @@ export async function* splitArray(source: AsyncIterable<Uint8Array>, maxRowBytes
         : `${place()}: the file ends inside of this element. It may have been cut off.`;
     yield [refused(element, place(), "NOT_JSON", message)];
   }
+}
+
+/** Whether the byte at `end` has an odd number of backslashes before it, from `from` on; `before`: one stood before `from`. */
+function isEscaped(chunk: Uint8Array, from: number, end: number, before: boolean): boolean {
+  let start = end;
+  while (start > from && chunk[start - 1] === backslash) start--;
+  const count = end - start + (start === from && before ? 1 : 0);
+  return count % 2 === 1;
 }
