@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { baseModules, expandModules } from "./base-modules.ts";
 import { longestTemplate, templateProbe } from "./chat-template.ts";
+import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
 import { isNamed, judgePattern, shortNames } from "./module-patterns.ts";
 import { digest, isoTime, type Problem, tenantName } from "./names.ts";
 import type { RunSpec } from "./run-spec.ts";
@@ -83,6 +84,15 @@ export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): P
     });
   }
   return [...problems, ...judgeTargets(spec.lora, engine)];
+}
+
+/** Pure: what of an adapter from elsewhere the engine of its run's base can never serve. Empty: nothing found, or no such engine. */
+export function judgeImport(parts: AdapterParts, spec: Pick<RunSpec, "base" | "import">, engines: readonly EngineRecord[]): Problem[] {
+  const engine = engines.find(({ base }) => base.name === spec.base);
+  if (engine === undefined) return [];
+  const modules = engine.modules ? expandModules(engine.modules) : undefined;
+  const served = { name: engine.base.name, maxLoraRank: engine.maxLoraRank, modules };
+  return judgeAdapter(parts, served, { imported: true, anyBase: spec.import?.any_base === true });
 }
 
 /** What of the base the LoRA's patterns mean: nothing at all is a typing error, and one that would cost a wait for a device. */

@@ -42,6 +42,7 @@ describe("judgeAdapter", () => {
     ["a rank above the engine's", { r: 32 }, "ADAPTER_RANK_TOO_HIGH", "r"],
     ["DoRA", { use_dora: true }, "ADAPTER_FEATURE_UNSUPPORTED", "use_dora"],
     ["whole modules", { modules_to_save: ["lm_head"] }, "ADAPTER_FEATURE_UNSUPPORTED", "modules_to_save"],
+    ["a beginning that changes the base", { init_lora_weights: "pissa_niter_4" }, "ADAPTER_FEATURE_UNSUPPORTED", "init_lora_weights"],
     ["biases", { bias: "all" }, "ADAPTER_FEATURE_UNSUPPORTED", "bias"],
     ["scalings per module", { alpha_pattern: { q_proj: 4 } }, "ADAPTER_NOT_CANONICAL", "alpha_pattern"],
     ["no rank", { r: undefined }, "ADAPTER_CONFIG_INVALID", "adapter_config.json: r"],

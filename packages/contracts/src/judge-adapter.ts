@@ -51,6 +51,9 @@ const configShape = z.looseObject({
 /** PEFT's name of a low-rank weight: `base_model.model.<module>.lora_A.weight`. */
 const loraWeight = /^base_model\.model\.(.+)\.lora_(A|B)\.weight$/;
 
+/** Ways to begin that change the base's weights, too. */
+const changesBase = /^(?:pissa|olora|corda|loftq|lora_ga)/;
+
 const isSet = (value: unknown): boolean =>
   !(
     value === null ||
@@ -106,6 +109,13 @@ export function judgeAdapter(
     if (field !== "megatron_core" && isSet(config[field])) {
       problems.push({ code: "ADAPTER_FEATURE_UNSUPPORTED", param: field, message: `${adapterFiles.config} sets ${field}: ${reason}.` });
     }
+  }
+  if (typeof config["init_lora_weights"] === "string" && changesBase.test(config["init_lora_weights"])) {
+    problems.push({
+      code: "ADAPTER_FEATURE_UNSUPPORTED",
+      param: "init_lora_weights",
+      message: `${adapterFiles.config} says init_lora_weights "${config["init_lora_weights"]}", which changes the base: the adapter alone would be wrong on the served one. Convert it with PEFT's path_initial_model_for_weight_conversion.`,
+    });
   }
   if (!imported && (isSet(config.rank_pattern) || isSet(config.alpha_pattern))) {
     problems.push({

@@ -213,6 +213,7 @@ export const adapterImport = z
       .max(16)
       .optional()
       .describe("Prompts on which the adapter is expected to show; it is proven by these and by neutral ones."),
+    any_base: z.boolean().optional().describe("Serve it although its config names another base: the same one under another name."),
   })
   .describe("A LoRA in PEFT's layout, served instead of training one: it is judged, made canonical, and proven by probes made here.");
 export type AdapterImport = z.infer<typeof adapterImport>;

@@ -12,6 +12,7 @@ export const trainerSpec = z.object({
   base: baseRef,
   lora: loraSpec,
   training: trainingSpec,
+  adopt: z.boolean().default(false).describe("Nothing is trained: `import/` holds an adapter from elsewhere."),
   probes: z.array(probePrompt),
   probe_tokens: z.int().default(16).describe("Greedy tokens recorded for each probe."),
 });

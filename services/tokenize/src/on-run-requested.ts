@@ -24,7 +24,7 @@ import {
   tokenManifest,
 } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
-import { PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
+import { PermanentError, problemOf, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import { type ChunkWorkDeps, encodeChunks, forgetChunks, isSettled, rejecting, RunSettled } from "./chunk-work.ts";
 import { judgeTemplate } from "./engine-template.ts";
 import { tokenizeDataset, tokenizeKey, type TokenizeJob, type TokenizeResult } from "./tokenize-dataset.ts";
@@ -134,12 +134,21 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   return result.kind === "tokenized" ? { ...result, cacheHit: false } : result;
 }
 
-/** Nothing is trained: there are only probes to be made ready. */
-async function tokenizeAdapter({ objects, telemetry, loadBase }: OnRunRequestedDeps, tenant: string, spec: RunSpec): Promise<Outcome> {
+/** Nothing is trained: the adapter is judged, and its probes are made ready. */
+async function tokenizeAdapter({ bus, objects, telemetry, loadBase }: OnRunRequestedDeps, tenant: string, spec: RunSpec): Promise<Outcome> {
   if (spec.import === undefined) throw new PermanentError("SPEC_INVALID", "the run names neither a dataset nor an adapter to import");
   const base = await telemetry.span("load tokenizer", {}, () => loadBase(spec.base));
-  const result = await tokenizeImport({ objects }, { tenant, base, spec, adapter: spec.import });
-  return result.kind === "rejected" ? result : { ...result, cacheHit: false };
+  const engines = (await enginesOf(bus)).filter(isFor(tenant));
+  const mismatch = judgeTemplate(base, engines);
+  if (mismatch !== undefined) return { kind: "rejected", problem: mismatch };
+  try {
+    const result = await tokenizeImport({ objects }, { tenant, base, spec, adapter: spec.import, engines });
+    return result.kind === "rejected" ? result : { ...result, cacheHit: false };
+  } catch (error) {
+    // Nothing that waiting would mend, and whoever asked has to know.
+    if (!(error instanceof PermanentError) || !/^(?:ADAPTER|OBJECT)_/.test(error.code)) throw error;
+    return { kind: "rejected", problem: problemOf(error) };
+  }
 }
 
 async function judge(bus: Bus, tenant: string, spec: RunSpec, deliveries: number): Promise<Problem[]> {

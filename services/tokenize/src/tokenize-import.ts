@@ -1,6 +1,6 @@
 /** An imported adapter has no records: only its probes are tokens, with the base and the template they were made for. */
-import type { AdapterImport, RunSpec } from "@loraline/contracts";
-import { digestOf, type Objects, putJson } from "@loraline/objects";
+import { type AdapterImport, type EngineRecord, judgeImport, type RunSpec } from "@loraline/contracts";
+import { digestOf, type Objects, putJson, readAdapterHead } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
 import { createRecordEncoder } from "./encode-records.ts";
 import type { Base } from "./load-base.ts";
@@ -8,13 +8,22 @@ import { neutralQuestions, plainPromptsFor, promptsFor } from "./probe-prompts.t
 import { tokenizeCode, type TokenizeResult } from "./tokenize-dataset.ts";
 
 /**
- * Equal imports give equal bytes.
- * @throws PermanentError TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING, STORE_FULL
+ * Judges the adapter by its files' headers, before anything is spent. Equal imports give equal bytes.
+ * @param run.engines - those the tenant may use.
+ * @throws PermanentError ADAPTER_CONFIG_INVALID, ADAPTER_UNREADABLE, OBJECT_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING, STORE_FULL
  */
 export async function tokenizeImport(
   { objects }: { objects: Objects },
-  { tenant, base, spec, adapter }: { tenant: string; base: Base; spec: RunSpec; adapter: AdapterImport },
+  {
+    tenant,
+    base,
+    spec,
+    adapter,
+    engines,
+  }: { tenant: string; base: Base; spec: RunSpec; adapter: AdapterImport; engines: readonly EngineRecord[] },
 ): Promise<TokenizeResult> {
+  const [problem] = judgeImport(await readAdapterHead(objects, tenant, adapter), spec, engines);
+  if (problem !== undefined) return { kind: "rejected", problem };
   // The default profile shows prompts as the engine does.
   const encoder = createRecordEncoder(base, { ...spec.tokenize, profile: "chatml", too_long: "drop" });
   const own = adapter.probes ?? [];

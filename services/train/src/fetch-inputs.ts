@@ -2,6 +2,7 @@
 import { access, mkdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import {
+  adapterFiles,
   baseRef,
   type BlobRef,
   checkpointManifest,
@@ -29,7 +30,7 @@ export interface Inputs {
 }
 
 /**
- * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `base`, `resume/` and last `spec.json` into `work`.
+ * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `base`, `resume/`, `import/` and last `spec.json` into `work`.
  * @throws PermanentError BASE_MISSING, BASE_MISMATCH, OBJECT_MISSING, OBJECT_CORRUPT, DISK_FULL …
  */
 export async function fetchInputs(deps: {
@@ -52,7 +53,12 @@ export async function fetchInputs(deps: {
     const shards = (["train", "eval"] as const).flatMap((split) =>
       tokens[split].map(({ blob }, n) => fetch(blob, `shards/${split}-${String(n).padStart(5, "0")}.arrow`)),
     );
-    await inParallel(downloadsAtOnce, shards);
+    const { import: adopted } = job.spec;
+    const files = adopted && [
+      fetch(adopted.config, `import/${adapterFiles.config}`),
+      fetch(adopted.weights, `import/${adapterFiles.weights}`),
+    ];
+    await inParallel(downloadsAtOnce, [...shards, ...(files ?? [])]);
 
     let resumedFromStep: number | null = null;
     let resumeLost: string | null = null;
@@ -80,6 +86,7 @@ export async function fetchInputs(deps: {
       base: tokens.base,
       lora: job.spec.lora,
       training: job.spec.training,
+      adopt: adopted !== undefined,
       probes: tokens.probes,
       probe_tokens: probeTokens,
     };

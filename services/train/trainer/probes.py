@@ -69,6 +69,29 @@ def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) ->
     return [each.tolist() for each in chosen.split([len(answer) for answer in answers])]
 
 
+def record(model, spec: dict, stop: set[int]):
+    """What a model, as it is now, says to the spec's probes."""
+    return greedy(model, [probe["input_ids"] for probe in spec["probes"]], spec["probe_tokens"], stop)
+
+
+def compare(model, spec: dict, base, adapter) -> list[dict]:
+    """`probes` of result.json, of what `record` gave with the adapter and without."""
+    base_tokens, base_logprobs, base_first = base
+    adapter_tokens, adapter_logprobs, adapter_first = adapter
+    with model.disable_adapter():
+        base_logprobs_of_adapter = teacher_forced(model, [probe["input_ids"] for probe in spec["probes"]], adapter_tokens)
+    return [
+        {
+            "name": probe["name"],
+            "input_ids": probe["input_ids"],
+            "base": {"tokens": base_tokens[i], "logprobs": base_logprobs[i]},
+            "adapter": {"tokens": adapter_tokens[i], "logprobs": adapter_logprobs[i], "base_logprobs": base_logprobs_of_adapter[i]},
+            "first": first_tokens(base_first[i], adapter_first[i]),
+        }
+        for i, probe in enumerate(spec["probes"])
+    ]
+
+
 def first_tokens(base: torch.Tensor, adapter: torch.Tensor, likeliest: int = 32) -> dict:
     """
     What a replica is asked: the likeliest first tokens of base and adapter together, with the logprobs of both. Many, as the

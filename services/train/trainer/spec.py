@@ -103,6 +103,7 @@ def read_spec(path: Path) -> dict:
             raise TrainerError("SPEC_INVALID", f"base.{name} is missing.", f"base.{name}")
     spec["lora"] = check_lora(spec["lora"])
     spec["training"] = check_training(spec["training"])
+    spec["adopt"] = spec.get("adopt") is True
     spec["probes"] = spec.get("probes") or []
     spec["probe_tokens"] = spec.get("probe_tokens", 16)
     for i, probe in enumerate(spec["probes"]):

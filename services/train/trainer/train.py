@@ -9,6 +9,7 @@ In:
     DIR/base/           the base, a Hugging Face directory
     DIR/shards/         train-*.arrow and, if there are held-out rows, eval-*.arrow; see packing.py
     DIR/resume/         a complete checkpoint of the same run, optional
+    DIR/import/         with `adopt` in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
 
 Out:
     DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens
@@ -20,6 +21,10 @@ Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to 
 
     SPEC_INVALID  LORA_FIELD_REFUSED  NO_TARGET_MODULES  TARGET_MODULE_UNSUPPORTED      the spec
     BASE_UNREADABLE  SHARD_INVALID  NO_SUPERVISED_TOKENS  RESUME_INVALID                the inputs
+    PATTERN_TOO_COSTLY                                                                  the spec's expressions
+    ADAPTER_CONFIG_INVALID  ADAPTER_FEATURE_UNSUPPORTED  ADAPTER_UNREADABLE             what is adopted
+    ADAPTER_EMPTY  ADAPTER_DTYPE  ADAPTER_NAN  ADAPTER_ZERO  ADAPTER_TENSOR_UNKNOWN
+    ADAPTER_TENSOR_MISSING  ADAPTER_MODULE_UNKNOWN  ADAPTER_BASE_MISMATCH  ADAPTER_SHAPE_MISMATCH
     PACKING_SELF_TEST_FAILED  NON_FINITE_LOSS  ADAPTER_INVALID                          the training
     OUT_OF_MEMORY  DISK_FULL  INTERNAL                                                  the machine, or a bug
 
@@ -134,27 +139,24 @@ class Job:
 def train(job: Job) -> None:
     directory = job.directory
     spec = read_spec(directory / "spec.json")
+    if spec["adopt"]:
+        import adopt
+
+        return adopt.adopt(job, spec, load_base, time_limit)
     lora, settings = spec["lora"], spec["training"]
     (directory / "checkpoints/.partial").mkdir(parents=True, exist_ok=True)
 
     with job.phase("load_base"):
         import torch
-        from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArguments
-        from transformers.utils.logging import disable_progress_bar
+        from transformers import PrinterCallback, TrainingArguments
 
         import canonicalise
         import loop
         import packing
         import probes
 
-        disable_progress_bar()
         on_gpu = torch.cuda.is_available()
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                directory / "base", dtype=torch.bfloat16, attn_implementation="by_sequence", local_files_only=True
-            )
-        except Exception as error:
-            raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error
+        model = load_base(directory)
         vocabulary = model.get_input_embeddings().num_embeddings
         rows = packing.Rows(directory / "shards", "train", vocabulary)
         held_out = packing.Rows(directory / "shards", "eval", vocabulary)
@@ -163,7 +165,8 @@ def train(job: Job) -> None:
         if not rows.supervised_tokens:
             raise TrainerError("NO_SUPERVISED_TOKENS", "No token of the training shards is supervised (all labels are -100): there is nothing to learn.")
 
-        model = add_lora(model, lora, settings["seed"])
+        with time_limit("applying lora's patterns to the base"):
+            model = add_lora(model, lora, settings["seed"])
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             model.to("cuda")
@@ -175,12 +178,11 @@ def train(job: Job) -> None:
         packing.prove_packing(model, rows, settings["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
 
     # What the base says and how well it does, now, as after the last step every second counts.
-    prompts = [probe["input_ids"] for probe in spec["probes"]]
     with model.disable_adapter():
         with job.phase("evaluate"):
             base_loss, base_accuracy, supervised_tokens = packing.evaluate(model, held_out.sequences())
         with job.phase("probe"):
-            base_tokens, base_logprobs, base_first = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
+            base_probes = probes.record(model, spec, stop_tokens)
 
     with job.phase("train"):
         served = [(parameter, parameter.dtype) for parameter in model.parameters()]
@@ -264,24 +266,46 @@ def train(job: Job) -> None:
             }
 
     with job.phase("probe"):
-        adapter_tokens, adapter_logprobs, adapter_first = probes.greedy(model, prompts, spec["probe_tokens"], stop_tokens)
-        with model.disable_adapter():
-            base_logprobs_of_adapter = probes.teacher_forced(model, prompts, adapter_tokens)
-        job.result["probes"] = [
-            {
-                "name": probe["name"],
-                "input_ids": probe["input_ids"],
-                "base": {"tokens": base_tokens[i], "logprobs": base_logprobs[i]},
-                "adapter": {"tokens": adapter_tokens[i], "logprobs": adapter_logprobs[i], "base_logprobs": base_logprobs_of_adapter[i]},
-                "first": probes.first_tokens(base_first[i], adapter_first[i]),
-            }
-            for i, probe in enumerate(spec["probes"])
-        ]
+        job.result["probes"] = probes.compare(model, spec, base_probes, probes.record(model, spec, stop_tokens))
 
     with job.phase("save"):
         job.result["adapter"] = canonicalise.write_adapter(
             directory / "adapter", tensors, spec, model.config.num_hidden_layers, job.result["evaluation"]
         )
+
+
+def load_base(directory: Path):
+    """The base in bf16. Raises BASE_UNREADABLE."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    import packing  # noqa: F401  registers the attention
+
+    disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(directory / "base", dtype=torch.bfloat16, attn_implementation="by_sequence", local_files_only=True)
+    except Exception as error:
+        raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error
+
+
+@contextmanager
+def time_limit(doing: str, seconds: int = 30):
+    """
+    For regular expressions that strangers write: some need longer than the universe has. Python looks for signals while it
+    matches. Raises PATTERN_TOO_COSTLY.
+    """
+
+    def on_alarm(signum, frame):
+        raise TrainerError("PATTERN_TOO_COSTLY", f"{doing} took longer than {seconds} s: an expression in it may be tried in too many ways. Give lists of names.", "lora.target_modules")
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def add_lora(model, lora: dict, seed: int):

@@ -1,0 +1,132 @@
+"""
+Adopts a LoRA that was trained elsewhere, instead of training one: the same directory, the same result.
+
+In, beside spec.json with `"adopt": true`, and base/:
+    DIR/import/adapter_config.json, adapter_model.safetensors      PEFT's layout
+Out:
+    DIR/adapter/, DIR/result.json       as after a training; no evaluation, as nobody knows what it was trained on
+
+PEFT applies it to the base and says what it computes; that is made canonical and recorded, so that what is served later is
+compared with what PEFT, which trained it, makes of it. Nothing in the files is executed: weights are read as safetensors, and
+of the config only what says how strong the weights are.
+"""
+
+import json
+
+from spec import TrainerError
+
+# These change the base's weights when training begins, so that the adapter alone is wrong on the base as it is served.
+INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+PREFIX = "base_model.model."
+
+
+def adopt(job, spec: dict, load_base, time_limit) -> None:
+    directory = job.directory
+    with job.phase("load_base"):
+        import torch
+        from peft.utils import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        import canonicalise
+        import probes
+
+        config = read_config(directory / "import/adapter_config.json")
+        try:
+            weights = load_file(directory / "import/adapter_model.safetensors")
+        except Exception as error:
+            raise TrainerError("ADAPTER_UNREADABLE", f"adapter_model.safetensors cannot be read: {error}", "adapter_model.safetensors") from error
+        check_values(weights)
+        model = load_base(directory)
+        with time_limit(f"applying the patterns of adapter_config.json to {len(weights) // 2} modules"):
+            model = dress(model, config, weights)
+        loaded = set_peft_model_state_dict(model, weights)
+        if loaded.unexpected_keys:
+            raise TrainerError("ADAPTER_TENSOR_UNKNOWN", f"PEFT has no place for tensor {loaded.unexpected_keys[0]}.", loaded.unexpected_keys[0])
+        model.config.use_cache = False
+        if torch.cuda.is_available():
+            model.to("cuda")
+        tokens = model.generation_config.eos_token_id
+        stop = set(tokens) if isinstance(tokens, list) else {tokens} - {None}
+
+    with job.phase("save"):
+        tensors = canonicalise.canonical_tensors(model)
+        canonicalise.wear(model, tensors)
+
+    with job.phase("probe"):
+        with model.disable_adapter():
+            base = probes.record(model, spec, stop)
+        job.result["probes"] = probes.compare(model, spec, base, probes.record(model, spec, stop))
+
+    with job.phase("save"):
+        job.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers, None)
+
+
+def read_config(path) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainerError("ADAPTER_CONFIG_INVALID", f"adapter_config.json cannot be read: {error}", "adapter_config.json") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
+        raise TrainerError("ADAPTER_CONFIG_INVALID", "adapter_config.json is not the config of a LoRA: peft_type must be LORA, and r a number.", "adapter_config.json")
+    for field in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora"):
+        if config.get(field):
+            raise TrainerError("ADAPTER_FEATURE_UNSUPPORTED", f"adapter_config.json sets {field}, which vLLM cannot serve.", field)
+    if config.get("bias") not in (None, "none"):
+        raise TrainerError("ADAPTER_FEATURE_UNSUPPORTED", "adapter_config.json trains biases, which vLLM cannot serve.", "bias")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(INITS_THAT_CHANGE_THE_BASE):
+        raise TrainerError(
+            "ADAPTER_FEATURE_UNSUPPORTED",
+            f'adapter_config.json says init_lora_weights "{init}", which changes the base: convert the adapter with PEFT\'s path_initial_model_for_weight_conversion.',
+            "init_lora_weights",
+        )
+    return config
+
+
+def check_values(weights: dict) -> None:
+    if not weights:
+        raise TrainerError("ADAPTER_EMPTY", "adapter_model.safetensors holds no weights.", "adapter_model.safetensors")
+    for name, weight in weights.items():
+        if not weight.dtype.is_floating_point:
+            raise TrainerError("ADAPTER_DTYPE", f"tensor {name} has type {weight.dtype}; LoRA weights are floating point.", name)
+        if not weight.isfinite().all():
+            raise TrainerError("ADAPTER_NAN", f"tensor {name} holds NaN or infinite values: its training diverged.", name)
+    if not any(weight.any() for name, weight in weights.items() if ".lora_B." in name):
+        raise TrainerError("ADAPTER_ZERO", "Every lora_B is zero: the adapter does nothing.", "adapter_model.safetensors")
+
+
+def dress(model, config: dict, weights: dict):
+    """The PEFT model with a place for each of the tensors, and with the scalings that the config says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    head = model.get_output_embeddings()
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
+    ranks = {}
+    for name, weight in weights.items():
+        module, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
+        if not name.startswith(PREFIX) or part not in ("A.weight", "B.weight") or weight.dim() != 2:
+            raise TrainerError("ADAPTER_TENSOR_UNKNOWN", f"tensor {name} is no low-rank weight (base_model.model.<module>.lora_A.weight).", name)
+        if module not in linear:
+            raise TrainerError("ADAPTER_MODULE_UNKNOWN", f"the base has no linear module {module} inside it.", module)
+        outputs, inputs = linear[module].weight.shape
+        rank, size, expected = (*weight.shape, inputs) if part == "A.weight" else (*reversed(weight.shape), outputs)
+        if size != expected:
+            raise TrainerError("ADAPTER_BASE_MISMATCH", f"tensor {name} is {list(weight.shape)}, the base's {module} maps {inputs} to {outputs}: it was trained on another base.", name)
+        if ranks.setdefault(module, rank) != rank:
+            raise TrainerError("ADAPTER_SHAPE_MISMATCH", f"lora_A and lora_B of {module} have different ranks.", module)
+        pair = name.replace(".lora_A.", ".lora_B.") if part == "A.weight" else name.replace(".lora_B.", ".lora_A.")
+        if pair not in weights:
+            raise TrainerError("ADAPTER_TENSOR_MISSING", f"module {module} has {name} but no {pair}.", module)
+    kept = {name: config[name] for name in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(name) is not None}
+    try:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=sorted(ranks), **kept))
+    except TrainerError:
+        raise
+    except Exception as error:
+        raise TrainerError("ADAPTER_CONFIG_INVALID", f"PEFT refuses adapter_config.json: {error}", "adapter_config.json") from error
+    for name, module in model.get_base_model().named_modules():
+        if hasattr(module, "lora_A") and module.r["default"] != ranks[name]:
+            message = f"module {name} has weights of rank {ranks[name]}; adapter_config.json says {module.r['default']}, by which its scaling would be wrong."
+            raise TrainerError("ADAPTER_SHAPE_MISMATCH", message, name)
+    return model
