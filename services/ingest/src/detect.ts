@@ -57,6 +57,8 @@ export interface Detector {
   detect(value: unknown, exact: ExactRow): Detected | Refusal | typeof needsLabels;
   /** The class of a classification; undefined for other rows. */
   labelOf(value: unknown): string | undefined;
+  /** Says which classes the file has; null: too many to list. */
+  useLabels(labels: readonly string[] | null): void;
 }
 
 /** A signature and where its fields are in rows of one shape. */
@@ -82,7 +84,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
   const { format, columns, system, instruction_template: source } = mapping ?? {};
   const candidates = format === undefined ? signatures : signatures.filter((candidate) => candidate.format === format);
   const template = source === undefined ? undefined : parseTemplate(source);
-  const labels = mapping?.labels ?? counted;
+  let labels = mapping?.labels ?? counted;
   const known = { language: mapping?.language ?? "auto", roles: mapping?.roles, labels: mapping?.labels } as Context["mapping"];
   const fixed = new Set(Object.keys(columns ?? {}));
   const view = columns === undefined ? (row: Row) => row : renamed(Object.entries(columns));
@@ -143,6 +145,9 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
         else if (!spellsOut(match, winner.match, row)) return ambiguous(winner.match, match);
       }
       return winner?.detected ?? (empty as Refusal);
+    },
+    useLabels(all) {
+      labels = mapping?.labels ?? all;
     },
     labelOf(value) {
       if (!isObject(value)) return undefined;

@@ -44,10 +44,10 @@ export async function readRecords(
   const rows = await open(source);
   if (rows === undefined) return undefined;
   const again = isParts(source) || "file" in source ? async () => source : reopen;
-  let detector = createDetector({ mapping, labels: again === undefined ? null : undefined });
-  const withLabels = async (): Promise<Detector> => {
+  const detector = createDetector({ mapping, labels: again === undefined ? null : undefined });
+  const learnLabels = async (): Promise<void> => {
     const all = await open((await again?.()) as FileSource | readonly Part[]);
-    return createDetector({ mapping, labels: all === undefined ? null : await countLabels(all.batches, detector) });
+    detector.useLabels(all === undefined ? null : await countLabels(all.batches, detector));
   };
   async function* batches(raw: AsyncIterable<RawRow[]>): AsyncGenerator<Batch> {
     let count = 0;
@@ -57,7 +57,7 @@ export async function readRecords(
         for (const row of rowsOfChunk) {
           let read = readRow(row, detector);
           if (read === needsLabels) {
-            detector = await withLabels();
+            await learnLabels();
             read = readRow(row, detector) as Rec | Refusal;
           }
           if ("v" in read) batch.records.push(read);
