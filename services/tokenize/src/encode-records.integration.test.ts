@@ -213,7 +213,7 @@ describe("too long", () => {
 
 describe("other kinds of records", () => {
   const of = (kind: Rec["kind"], more: Partial<Rec>): Rec => {
-    const { messages: _, ...rest } = chat([]);
+    const { messages: _messages, ...rest } = chat([]);
     return { ...rest, kind, task: kind, ...more };
   };
   const reasons = async (records: readonly Rec[], spec: object = {}) =>
