@@ -494,6 +494,13 @@ describe("classes", () => {
     expect(mapped({ labels: ["O", "B-PER"] }, { tokens: ["Tom", "ran"], ner_tags: [1, 0] })).toMatchObject({
       body: { messages: [{}, assistant('[{"text":"Tom","type":"PER"}]')] },
     });
+    const many = Array.from({ length: 51 }, (_, n) => `class ${n}`);
+    expect(mapped({ labels: many }, { text: "Great", label: 50 })).toMatchObject({ template: "open-classification.en/1" });
+    const listing = { instruction_template: "{text} [{labels}]" };
+    expect(mapped({ ...listing, labels: many }, { text: "Great", label: 50 })).toMatchObject({
+      body: { messages: [user(`Great [${many.join(", ")}]`), assistant("class 50")] },
+    });
+    expect(mapped(listing, { text: "Great", label: 50 })).toMatchObject({ code: "LABEL_NAMES_MISSING" });
     expect(mapped({ labels: ["O"] }, { tokens: ["Tom"], ner_tags: [1] })).toMatchObject({ code: "LABEL_NAMES_MISSING" });
   });
 });
@@ -544,7 +551,7 @@ describe("a mapping", () => {
     expect(mapped(mapping, { premise: "p", hypothesis: "h", label: 0 }, ["0", "1"])).toMatchObject({
       body: { messages: [user("p\n{h}? [0, 1]"), assistant("0")] },
     });
-    expect(mapped(mapping, { premise: "p", label: 0 })).toMatchObject({
+    expect(mapped(mapping, { premise: "p", label: 0 }, ["0"])).toMatchObject({
       code: "COLUMN_MISSING",
       message: expect.stringContaining("{hypothesis}") as string,
     });

@@ -1,9 +1,7 @@
 /** Which classes a file has: a classification's prompt lists them, so they are counted before its first row is converted. */
 import type { Detector } from "./detect.ts";
+import { mostLabels } from "./prompt-templates.ts";
 import type { RawRow } from "./raw-rows.ts";
-
-/** More classes than a prompt should list. */
-export const mostLabels = 50;
 
 /**
  * Reads a whole file once; memory is that of the classes, time that of parsing.

@@ -63,6 +63,9 @@ const both = (name: string, version: number, zh: string, en: string) => ({
   en: { name: `${name}.en/${version}`, ...parseTemplate(en) },
 });
 
+/** More classes than this are not listed in a prompt. */
+export const mostLabels = 50;
+
 /** Every prompt by its name; docs/formats.md lists them. */
 export const prompts = {
   entities: both(

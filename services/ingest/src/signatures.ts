@@ -13,7 +13,7 @@ import {
   convertUnpairedConversation,
 } from "./convert-preference.ts";
 import { convertTags } from "./convert-tags.ts";
-import { languageByScript, languageCode, languageName, languageOf, namesIn, prompt } from "./prompt-templates.ts";
+import { languageByScript, languageCode, languageName, languageOf, mostLabels, namesIn, prompt } from "./prompt-templates.ts";
 import {
   ask,
   type Body,
@@ -419,15 +419,21 @@ function convertTranslation(
 
 function convertClassification({ text: given, label }: { text: string; label: string | number | boolean }, context: Context): Conversion {
   const { mapping, labels, template: own } = context;
-  const listed = own === undefined || namesIn(own).includes("labels");
-  if (listed && labels === undefined) return needsLabels;
+  const isAsked = own === undefined || namesIn(own).includes("labels");
+  if (isAsked && labels === undefined) return needsLabels;
   const answer = labelText(label, mapping.labels);
   if (answer === undefined) {
     const message = `the label is ${nameOf(label)}, ${String(label)}, which is none of the ${mapping.labels?.length} \`labels\` of the mapping`;
     return refuse("LABEL_UNKNOWN", message);
   }
   const language = languageOf(mapping.language, given);
-  const classes = labels === null || labels === undefined ? undefined : labels.join(language === "zh" ? "、" : ", ");
+  // Our prompts list a few classes; a template that asks for them gets all that have names.
+  const isListed = labels !== null && labels !== undefined && (own !== undefined || labels.length <= mostLabels);
+  const classes = isListed ? labels.join(language === "zh" ? "、" : ", ") : undefined;
+  if (own !== undefined && isAsked && classes === undefined) {
+    const message = `the mapping's instruction_template asks for {labels}, and the file has more than ${mostLabels}. Name them in the mapping's \`labels\`, or leave {labels} out.`;
+    return refuse("LABEL_NAMES_MISSING", message);
+  }
   const { user, template } =
     classes === undefined
       ? prompt("open-classification", { text: given }, language)
