@@ -12,6 +12,7 @@ export * from "./import-source.ts";
 export * from "./judge-adapter.ts";
 export * from "./module-patterns.ts";
 export * from "./names.ts";
+export * from "./near-duplicates.ts";
 export * from "./records.ts";
 export * from "./run-spec.ts";
 export * from "./safetensors-header.ts";

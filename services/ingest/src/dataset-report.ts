@@ -1,9 +1,17 @@
 /** What came out of a file, counted and looked at while it is read. Memory does not grow with the file (bounds at each counter). */
-import type { BlobRef, DatasetReport, Rec, Rejection, Sample } from "@loraline/contracts";
-import { eld } from "eld/small";
+import {
+  type BlobRef,
+  comparedText,
+  createNearDuplicates,
+  type DatasetReport,
+  type NearDuplicates,
+  type Rec,
+  type Rejection,
+  type Sample,
+} from "@loraline/contracts";
+import { eld } from "eld/extrasmall";
 import { findControlTokens, findPersonalData, findSecrets, type Hit } from "./inspect-text.ts";
 import { countLengths } from "./measure-lengths.ts";
-import { createNearDuplicates, type NearDuplicates } from "./near-duplicates.ts";
 import { segmentsOf, textsOf } from "./record-text.ts";
 
 const shownRejections = 100;
@@ -40,7 +48,7 @@ export async function readContents(batches: AsyncIterable<{ records: readonly Re
   for await (const { records } of batches) {
     for (const record of records) {
       ids.add(shortId(record.id));
-      near.add(textsOf(record).join("\n"), record.meta.line);
+      near.add(comparedText(record), record.meta.line);
     }
   }
   return { ids, near };
@@ -80,13 +88,14 @@ export function createReport({ validation }: { validation?: Contents | undefined
     const exact = seen.has(id);
     if (exact) exactDuplicates++;
     else seen.add(id);
-    const like = near.add(text, line);
+    const compared = comparedText(record);
+    const like = near.add(compared, line);
     if (like !== undefined && !exact) {
       nearDuplicates.count++;
       if (nearDuplicates.examples.length < shownLines) nearDuplicates.examples.push({ line, ...like });
     }
     if (validation?.ids.has(id) === true) overlap.exact.add(line);
-    else if (validation?.near.find(text) !== undefined) overlap.near.add(line);
+    else if (validation?.near.find(compared) !== undefined) overlap.near.add(line);
     if (record.task === "classification") labels.add(record.messages?.findLast(({ role }) => role === "assistant")?.content ?? "");
     if (record.task === "kg") {
       const [question, answer] = [record.messages?.at(-2)?.content ?? "", record.messages?.at(-1)?.content ?? ""];

@@ -38,7 +38,7 @@ import { type Base, identityOf } from "./load-base.ts";
 type Chunk = DatasetManifest["chunks"][number];
 
 /** The object of kind `settings`. */
-const chunkSettings = z.object({ code: z.string(), base: z.string(), tokenize: tokenizeSpec });
+const chunkSettings = z.object({ code: z.string(), base: z.string(), tokenize: tokenizeSpec, signed: z.boolean() });
 
 export interface ChunkWorkDeps {
   bus: Bus;
@@ -50,9 +50,13 @@ export interface ChunkWorkDeps {
 }
 
 /** All that decides what becomes of a chunk. Packing comes afterwards. */
-export function chunkKey(code: string, base: Base, { packing: _later, ...spec }: TokenizeSpec, chunk: Digest): string {
+export function chunkKey(
+  code: string,
+  { base, spec: { packing: _later, ...spec }, signed }: Pick<EncodeRun, "base" | "spec" | "signed">,
+  chunk: Digest,
+): string {
   const settings = Object.entries(spec).sort(([a], [b]) => (a < b ? -1 : 1));
-  return digestOf(JSON.stringify([code, "chunk", identityOf(base), settings, chunk])).slice("sha256:".length);
+  return digestOf(JSON.stringify([code, "chunk", identityOf(base), settings, signed, chunk])).slice("sha256:".length);
 }
 
 const cacheKey = (tenant: string, key: string): string => `chunk.${tenant}.${key}`;
@@ -82,6 +86,8 @@ export interface EncodeRun {
   run: EventAddress;
   base: Base;
   spec: TokenizeSpec;
+  /** Whether records are to be compared with each other. */
+  signed: boolean;
   signal: AbortSignal;
   /** Tells this request apart from one that an earlier delivery made. */
   attempt: number;
@@ -95,16 +101,16 @@ export class RunSettled extends Error {}
 /** Chunks as sequences, in their order. @throws RunSettled; RetryLaterError; what `encodeChunk` throws; the signal's reason */
 export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chunks: readonly Chunk[]): AsyncGenerator<EncodedChunk> {
   const { bus, objects, code } = deps;
-  const { run, base, spec, signal, attempt, isDone } = options;
+  const { run, base, spec, signed, signal, attempt, isDone } = options;
   const { tenant } = run;
   if (chunks.reduce((sum, chunk) => sum + chunk.records, 0) <= fewRecords) {
     const encoder = createRecordEncoder(base, spec);
-    for (const { blob } of chunks) yield encodeChunk(encoder, parseLines(await getText(objects, tenant, blob)), signal);
+    for (const { blob } of chunks) yield encodeChunk(encoder, parseLines(await getText(objects, tenant, blob)), { signed, signal });
     return;
   }
   const cache = await bus.bucket(buckets.cache);
-  const settings = await putJson(objects, tenant, "settings", { code, base: base.ref.name, tokenize: spec });
-  const keys = chunks.map((chunk) => chunkKey(code, base, spec, chunk.blob.digest));
+  const settings = await putJson(objects, tenant, "settings", { code, base: base.ref.name, tokenize: spec, signed });
+  const keys = chunks.map((chunk) => chunkKey(code, options, chunk.blob.digest));
   const find = async (key: string): Promise<BlobRef | undefined> => (await cache.get(cacheKey(tenant, key)))?.value.manifest;
   /** Asks for what is neither there nor asked for already, be it by an earlier delivery or by another run. */
   const ask = async (from: number, round: number): Promise<void> => {
@@ -142,16 +148,11 @@ export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chu
 }
 
 /** Removes what was kept between chunks and shards. */
-export async function forgetChunks(
-  { bus, objects, code }: ChunkWorkDeps,
-  tenant: string,
-  base: Base,
-  spec: TokenizeSpec,
-  chunks: readonly Chunk[],
-): Promise<void> {
+export async function forgetChunks({ bus, objects, code }: ChunkWorkDeps, run: EncodeRun, chunks: readonly Chunk[]): Promise<void> {
+  const { tenant } = run.run;
   const cache = await bus.bucket(buckets.cache);
   for (const { blob } of chunks) {
-    const key = cacheKey(tenant, chunkKey(code, base, spec, blob.digest));
+    const key = cacheKey(tenant, chunkKey(code, run, blob.digest));
     const entry = await cache.get(key);
     if (entry === undefined) continue;
     // The entry first: without its object it would be a promise that nobody keeps.
@@ -191,11 +192,11 @@ export function onChunkRequested(deps: ChunkWorkDeps) {
     if (await isSettled(bus, { tenant, id: run })) return;
     const wanted = await getJson(objects, tenant, settings, chunkSettings);
     const base = await loadBase(wanted.base);
-    if (wanted.code !== code || chunkKey(code, base, wanted.tokenize, chunk.digest) !== key) {
+    if (wanted.code !== code || chunkKey(code, { base, spec: wanted.tokenize, signed: wanted.signed }, chunk.digest) !== key) {
       throw new RetryLaterError("OTHER_BASE", 2000, `this replica has another version of the code or of base "${wanted.base}"`);
     }
     const records = new Uint8Array(await getBytes(objects, tenant, chunk));
-    const bytes = await threads.encode({ base, spec: wanted.tokenize, records, compress: true, signal });
+    const bytes = await threads.encode({ base, spec: wanted.tokenize, records, signed: wanted.signed, compress: true, signal });
     const ref = await objects.put(tenant, "encoded", bytes);
     await cache.put(cacheKey(tenant, key), { manifest: ref, at: new Date().toISOString() });
     log.debug({ records: chunk.digest, bytes: ref.size }, "chunk tokenized");

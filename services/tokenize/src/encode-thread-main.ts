@@ -26,7 +26,7 @@ async function encoderFor({ dir, identity, fast, spec }: ThreadWork): Promise<Re
 
 async function answer(work: ThreadWork): Promise<Uint8Array<ArrayBuffer>> {
   const records = parseLines(new TextDecoder().decode(work.records));
-  const bytes = chunkToBytes(await encodeChunk(await encoderFor(work), records));
+  const bytes = chunkToBytes(await encodeChunk(await encoderFor(work), records, { signed: work.signed }));
   return new Uint8Array(work.compress ? zstdCompressSync(bytes, { params: { [constants.ZSTD_c_compressionLevel]: 1 } }) : bytes);
 }
 

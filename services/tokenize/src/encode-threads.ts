@@ -18,6 +18,8 @@ export interface EncodeThreads extends AsyncDisposable {
     base: Base;
     spec: TokenizeSpec;
     records: Uint8Array<ArrayBuffer>;
+    /** Whether records are to be compared with each other. */
+    signed?: boolean;
     compress: boolean;
     signal?: AbortSignal;
   }): Promise<Uint8Array>;
@@ -32,6 +34,7 @@ export interface ThreadWork {
   fast: "judged" | "trusted";
   spec: TokenizeSpec;
   records: Uint8Array<ArrayBuffer>;
+  signed: boolean;
   compress: boolean;
 }
 export type ThreadAnswer = { id: number } & (
@@ -106,7 +109,7 @@ export function createEncodeThreads(count = availableParallelism()): EncodeThrea
   };
 
   return {
-    encode: ({ base, spec, records, compress, signal }) =>
+    encode: ({ base, spec, records, signed = false, compress, signal }) =>
       new Promise((resolve, reject) => {
         if (closed || signal?.aborted === true) {
           reject(signal?.reason ?? new Error("the threads that tokenize have been ended"));
@@ -114,7 +117,7 @@ export function createEncodeThreads(count = availableParallelism()): EncodeThrea
         }
         clearTimeout(idle);
         idle = undefined;
-        const job: Job = { work: { dir: base.dir, identity: identityOf(base), spec, records, compress }, resolve, reject };
+        const job: Job = { work: { dir: base.dir, identity: identityOf(base), spec, records, signed, compress }, resolve, reject };
         // What a thread has begun it finishes; it is a second's work.
         const abort = (): void => {
           const at = waiting.indexOf(job);

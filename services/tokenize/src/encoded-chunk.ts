@@ -1,5 +1,5 @@
 /** What tokenizing made of some records: sequences and reasons, in the records' order, in memory and as bytes. */
-import type { Digest, droppedRecord, Rec } from "@loraline/contracts";
+import { comparedText, type Digest, type droppedRecord, type Rec, signatureOf, signatureSize } from "@loraline/contracts";
 import type { z } from "zod";
 import { ignored, type RecordEncoder } from "./encode-records.ts";
 
@@ -15,6 +15,8 @@ export interface EncodedChunk {
   readonly lines: Int32Array;
   readonly lengths: Int32Array;
   readonly supervised: Int32Array;
+  /** Of each sequence, what its record is compared by (`signatureOf`; zeros: too short for that); empty when that was not asked for. */
+  readonly signatures: Uint32Array;
   /** Of each sequence its token ids, and then its labels. */
   readonly data: Int32Array;
   /** Records that gave no sequence, all of them. */
@@ -29,11 +31,16 @@ export const shownRecords = 1000;
 const recordsPerBatch = 256;
 
 /** Equal records give equal chunks. @throws what `encode` throws; the signal's reason */
-export async function encodeChunk(encoder: RecordEncoder, records: Iterable<Rec>, signal?: AbortSignal): Promise<EncodedChunk> {
+export async function encodeChunk(
+  encoder: RecordEncoder,
+  records: Iterable<Rec>,
+  { signed = false, signal }: { signed?: boolean; signal?: AbortSignal } = {},
+): Promise<EncodedChunk> {
   const digests: string[] = [];
   const positions: number[] = [];
   const lines: number[] = [];
   const parts: Int32Array[] = [];
+  const signatures: Uint32Array[] = [];
   const dropped: DroppedRecord[] = [];
   const noted: DroppedRecord[] = [];
   const notes: Record<string, number> = {};
@@ -42,12 +49,15 @@ export async function encodeChunk(encoder: RecordEncoder, records: Iterable<Rec>
   for (const batch of inBatches(records)) {
     signal?.throwIfAborted();
     for (const [at, result] of (await encoder.encode(batch)).entries()) {
-      const { id, kind, meta } = batch[at] as Rec;
+      const record = batch[at] as Rec;
+      const { id, kind, meta } = record;
       const place = { id, ...(meta.file === undefined ? {} : { file: meta.file }), line: meta.line };
       // Not what the encoder knows: it may have met conversations in other chunks.
       needsTemplate ||= kind === "chat" && result.dropped?.code !== "BASE_CANNOT_SEE";
       if (result.dropped !== null) dropped.push({ ...place, ...result.dropped });
+      const signature = signed && result.samples.length > 0 ? (signatureOf(comparedText(record)) ?? unsigned) : unsigned;
       for (const sample of result.samples) {
+        if (signed) signatures.push(signature);
         digests.push(id.slice("sha256:".length));
         positions.push(count);
         lines.push(meta.line);
@@ -78,11 +88,26 @@ export async function encodeChunk(encoder: RecordEncoder, records: Iterable<Rec>
     lines: Int32Array.from(lines),
     lengths,
     supervised,
+    signatures: concatenated(signatures),
     data,
     dropped,
     noted,
     notes,
   };
+}
+
+const unsigned = new Uint32Array(signatureSize);
+
+function concatenated(parts: readonly Uint32Array[]): Uint32Array {
+  const whole = new Uint32Array(parts.length * signatureSize);
+  for (const [index, part] of parts.entries()) whole.set(part, index * signatureSize);
+  return whole;
+}
+
+/** What the record of a sequence is compared by; undefined when it is too short, or that was not asked for. */
+export function signatureOfSequence({ signatures }: EncodedChunk, sequence: number): Uint32Array | undefined {
+  const signature = signatures.subarray(sequence * signatureSize, (sequence + 1) * signatureSize);
+  return signature.some((value) => value !== 0) ? signature : undefined;
 }
 
 function* inBatches(records: Iterable<Rec>): Generator<Rec[]> {
@@ -114,17 +139,32 @@ export function* parseLines(jsonl: string): Generator<Rec> {
 /*
  * As bytes, in this computer's order, which is little-endian wherever Node runs:
  *
- *   Uint32 bytes of the header | header, JSON, filled up with blanks to a multiple of 4 | digests | positions | lines | lengths | supervised | data
+ *   Uint32 bytes of the header | header, JSON, filled up with blanks to a multiple of 4 | digests | positions | lines | lengths | supervised | signatures | data
  */
 
-type Header = Pick<EncodedChunk, "records" | "family" | "dropped" | "noted" | "notes"> & { v: 1; sequences: number; numbers: number };
+type Header = Pick<EncodedChunk, "records" | "family" | "dropped" | "noted" | "notes"> & {
+  v: 1;
+  sequences: number;
+  signed: boolean;
+  numbers: number;
+};
 
 export function chunkToBytes(chunk: EncodedChunk): Uint8Array {
-  const { records, family, dropped, noted, notes, digests, positions, lines, lengths, supervised, data } = chunk;
-  const header: Header = { v: 1, records, family, sequences: lengths.length, numbers: data.length, dropped, noted, notes };
+  const { records, family, dropped, noted, notes, digests, positions, lines, lengths, supervised, signatures, data } = chunk;
+  const header: Header = {
+    v: 1,
+    records,
+    family,
+    sequences: lengths.length,
+    signed: signatures.length > 0,
+    numbers: data.length,
+    dropped,
+    noted,
+    notes,
+  };
   const json = new TextEncoder().encode(JSON.stringify(header));
   const start = Math.ceil((4 + json.length) / 4) * 4;
-  const arrays = [digests, positions, lines, lengths, supervised, data];
+  const arrays = [digests, positions, lines, lengths, supervised, signatures, data];
   const bytes = new Uint8Array(arrays.reduce((sum, array) => sum + array.byteLength, start)).fill(0x20, 4, start);
   new DataView(bytes.buffer).setUint32(0, start - 4, true);
   bytes.set(json, 4);
@@ -140,7 +180,13 @@ export function chunkToBytes(chunk: EncodedChunk): Uint8Array {
 export function chunkFromBytes(given: Uint8Array): EncodedChunk {
   const bytes = given.byteOffset % 4 === 0 ? given : given.slice();
   const size = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
-  const { sequences, numbers, v: _version, ...header } = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + size))) as Header;
+  const {
+    sequences,
+    signed,
+    numbers,
+    v: _version,
+    ...header
+  } = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + size))) as Header;
   let at = bytes.byteOffset + 4 + size;
   const next = <T>(array: new (buffer: ArrayBufferLike, at: number, length: number) => T & { byteLength: number }, length: number): T => {
     const view = new array(bytes.buffer, at, length);
@@ -154,6 +200,7 @@ export function chunkFromBytes(given: Uint8Array): EncodedChunk {
     lines: next(Int32Array, sequences),
     lengths: next(Int32Array, sequences),
     supervised: next(Int32Array, sequences),
+    signatures: next(Uint32Array, signed ? sequences * signatureSize : 0),
     data: next(Int32Array, numbers),
   };
 }

@@ -118,6 +118,7 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
     run: at,
     base,
     spec: spec.tokenize,
+    signed: spec.dedupe === "near",
     signal: context.signal,
     attempt: received.seq * 1000 + context.deliveries,
     isDone: async () => (await cache.get(key)) !== undefined,
@@ -130,7 +131,7 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
     throw error;
   });
   if (result.kind === "tokenized") await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
-  await forgetChunks(deps, at.tenant, base, spec.tokenize, chunks);
+  await forgetChunks(deps, run, chunks);
   return result.kind === "tokenized" ? { ...result, cacheHit: false } : result;
 }
 

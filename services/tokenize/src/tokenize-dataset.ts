@@ -1,9 +1,11 @@
 /** Records of a dataset to Arrow shards and their manifest; or the reason why they cannot be trained on. */
 import {
   type BlobRef,
+  createNearDuplicates,
   type DatasetManifest,
   datasetReport,
   type Digest,
+  type NearDuplicates,
   type ProbePrompt,
   type Problem,
   type RunSpec,
@@ -12,7 +14,7 @@ import {
 import { digestOf, getJson, type Objects, putJson } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { createRecordEncoder } from "./encode-records.ts";
-import { type DroppedRecord, type EncodedChunk, recordIdOf, shownRecords } from "./encoded-chunk.ts";
+import { type DroppedRecord, type EncodedChunk, recordIdOf, shownRecords, signatureOfSequence } from "./encoded-chunk.ts";
 import type { Base } from "./load-base.ts";
 import { type Bins, pack } from "./pack.ts";
 import { neutralQuestions, promptOf, promptsFor } from "./probe-prompts.ts";
@@ -78,8 +80,9 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
   using store = createSequenceStore();
 
   const [train, evaluation] = await telemetry.span("encode records", {}, async (span) => {
-    const unseen = validation === null ? undefined : await encodeAll(deps, validation, store, refuseRepeated(spec));
-    const all = await encodeAll(deps, dataset, store, refuseRepeated(spec, unseen));
+    const evaluated = createRefuse(spec);
+    const unseen = validation === null ? undefined : await encodeAll(deps, validation, store, evaluated.refuse);
+    const all = await encodeAll(deps, dataset, store, createRefuse(spec, evaluated.kept).refuse);
     span.setAttributes({ "loraline.sequences": all.sequences.length, "loraline.dropped": counted(all) });
     if (unseen !== undefined) return [all, unseen];
     const heldOut = holdOut(
@@ -183,27 +186,46 @@ interface Encoded {
 }
 const counted = ({ reasons }: Encoded): number => [...reasons.values()].reduce((total, count) => total + count, 0);
 
+type Refuse = (id: number, line: number, signature: Uint32Array | undefined) => { code: string; message: string } | undefined;
+
 /** What the run does not want of records that could be trained on. */
-function refuseRepeated({ dedupe, validation_overlap }: RunSpec, validation?: Encoded) {
-  const unseen = new Set(validation_overlap !== "keep" ? validation?.sequences.map((one) => one.id) : []);
-  const seen = new Map<number, number>();
-  return (id: number, line: number): { code: string; message: string } | undefined => {
-    if (unseen.has(id)) {
+function createRefuse({ dedupe, validation_overlap }: RunSpec, validation?: Contents): { refuse: Refuse; kept: Contents } {
+  const kept: Contents = { lines: new Map(), near: createNearDuplicates(Number.POSITIVE_INFINITY) };
+  const unseen = validation_overlap === "keep" ? undefined : validation;
+  const refuse: Refuse = (id, line, signature) => {
+    const like = (contents: Contents): number | undefined =>
+      signature === undefined ? undefined : contents.near.findSigned(signature)?.of;
+    if (unseen?.lines.has(id) === true) {
       return { code: "IN_VALIDATION", message: "the validation dataset holds the same record, and it must not be trained on" };
     }
-    if (dedupe === undefined || dedupe === "none") return undefined;
-    const earlier = seen.get(id);
+    const [near, earlier] = [unseen && like(unseen), dedupe === "exact" || dedupe === "near" ? kept.lines.get(id) : undefined];
+    if (near !== undefined) {
+      return {
+        code: "NEAR_VALIDATION",
+        message: `line ${near} of the validation dataset says nearly the same, and must not be trained on`,
+      };
+    }
     if (earlier !== undefined) return { code: "DUPLICATE", message: `it says the same as line ${earlier}, which is kept` };
-    seen.set(id, line);
+    const alike = dedupe === "near" ? like(kept) : undefined;
+    if (alike !== undefined) return { code: "NEAR_DUPLICATE", message: `it says nearly the same as line ${alike}, which is kept` };
+    kept.lines.set(id, kept.lines.get(id) ?? line);
+    if (dedupe === "near" && signature !== undefined) kept.near.addSigned(signature, line);
     return undefined;
   };
+  return { refuse, kept };
+}
+
+/** Records by id, with their lines, and by what they say. */
+interface Contents {
+  lines: Map<number, number>;
+  near: NearDuplicates;
 }
 
 async function encodeAll(
   { encode, signal }: TokenizeJobDeps,
   { chunks }: DatasetManifest,
   store: SequenceStore,
-  refuse: (id: number, line: number) => { code: string; message: string } | undefined,
+  refuse: Refuse,
 ): Promise<Encoded> {
   const encoded: Encoded = { sequences: [], dropped: [], noted: [], reasons: new Map(), notes: new Map(), family: null };
   const count = (counts: Map<string, number>, code: string, more = 1): void => void counts.set(code, (counts.get(code) ?? 0) + more);
@@ -217,7 +239,7 @@ async function encodeAll(
       if (record.position !== chunk.positions[at]) {
         const digest = recordIdOf(chunk, at);
         const id = shortId(digest);
-        const reason = refuse(id, line);
+        const reason = refuse(id, line, signatureOfSequence(chunk, at));
         record = { position: chunk.positions[at] as number, id, refused: reason && { id: digest, line, tokens: 0, ...reason } };
         if (record.refused !== undefined) dropped.push(record.refused);
       }

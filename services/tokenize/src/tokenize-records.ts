@@ -190,7 +190,7 @@ async function* encodeInOrder(
   const second = first.done === true ? first : await groups.next();
   if (second.done === true) {
     // A small file is done before a thread is up.
-    if (first.done !== true) yield encodeChunk(createRecordEncoder(base, spec), first.value, signal);
+    if (first.done !== true) yield encodeChunk(createRecordEncoder(base, spec), first.value, { signal });
     return;
   }
   const count = availableParallelism();

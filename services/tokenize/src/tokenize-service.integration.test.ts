@@ -24,6 +24,7 @@ import { tokenizeCode } from "./tokenize-dataset.ts";
 import {
   baseName,
   basesDir,
+  chatRecord,
   dataset,
   ingest,
   receive,
@@ -202,6 +203,49 @@ describe("the tokenize service", () => {
     expect(manifest.dropped.map((one) => [one.line, one.code])).toEqual([1, 2, 3, 4, 5, 6, 7].map((n) => [n, "IN_VALIDATION"]));
     const train = new Set((await rowsOf(line, manifest.train, dir)).map((row) => row.ids.join()));
     expect((await rowsOf(line, manifest.eval, dir)).filter((row) => train.has(row.ids.join()))).toEqual([]);
+  });
+
+  test("leaves out what says the same, or nearly, as asked, and reports it", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const long = (n: number, end: string): [string, string] => [
+      `Describe ship number ${n * 7919} to me.`,
+      `It crosses the ${["northern", "southern", "inner", "outer"][n % 4]} sea ${n * 104_729} in winter, and its captain ${n * 31} eats ${end}.`,
+    ];
+    const records = Array.from({ length: 20 }, (_, n) => chatRecord(n + 1, ...long(n, "herring")));
+    const [first, second] = [records[0], records[1]] as [Rec, Rec];
+    // Line 21 repeats line 1; line 22 says nearly what line 2 says.
+    const repeated = [...records, { ...first, meta: { ...first.meta, line: 21 } }, chatRecord(22, ...long(1, "herrings"))];
+    const id = await dataset(line, repeated);
+    const totals = async (more: Partial<RunSpecInput>) => {
+      const { manifest } = await tokenized(line, await request(line, specOf(id, { holdout: 0, ...more })));
+      return [manifest.totals.sequences, manifest.dropped.map((one) => [one.line, one.code, one.id]), manifest.reasons];
+    };
+    expect(await totals({})).toEqual([22, [], {}]);
+    expect(await totals({ dedupe: "exact" })).toEqual([21, [[21, "DUPLICATE", first.id]], { DUPLICATE: 1 }]);
+    const near = repeated[21]?.id;
+    expect(await totals({ dedupe: "near" })).toEqual([
+      20,
+      [
+        [21, "DUPLICATE", first.id],
+        [22, "NEAR_DUPLICATE", near],
+      ],
+      { DUPLICATE: 1, NEAR_DUPLICATE: 1 },
+    ]);
+
+    const validation = await dataset(line, [second, ...someRecords(20)]);
+    expect(await totals({ validation })).toEqual([21, [[2, "IN_VALIDATION", second.id]], { IN_VALIDATION: 1 }]);
+    expect(await totals({ validation, validation_overlap: "keep" })).toEqual([22, [], {}]);
+    expect(await totals({ validation, dedupe: "near" })).toEqual([
+      19,
+      [
+        [2, "IN_VALIDATION", second.id],
+        [21, "DUPLICATE", first.id],
+        [22, "NEAR_VALIDATION", near],
+      ],
+      { IN_VALIDATION: 1, DUPLICATE: 1, NEAR_VALIDATION: 1 },
+    ]);
   });
 
   test("keeps equal records on one side of the split", async ({ bus, objects, tenant, dir }) => {

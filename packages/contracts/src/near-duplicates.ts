@@ -5,7 +5,11 @@
  * in 99; a meeting counts when at least `least` of the bins agree.
  */
 
-const bins = 64;
+import type { Rec } from "./records.ts";
+
+/** Numbers in a signature. */
+export const signatureSize = 64;
+const bins = signatureSize;
 const bands = 8;
 const gram = 5;
 /** An ideograph says about as much as two letters. */
@@ -17,7 +21,28 @@ export interface NearDuplicates {
   add(text: string, line: number): { of: number; similarity: number } | undefined;
   /** The same without adding. */
   find(text: string): { of: number; similarity: number } | undefined;
+  /** The same two with what `signatureOf` gave for a text. */
+  addSigned(signature: Uint32Array, line: number): { of: number; similarity: number } | undefined;
+  findSigned(signature: Uint32Array): { of: number; similarity: number } | undefined;
   readonly examined: number;
+}
+
+/** What of a record is compared with others: all but system prompts, which many records have in common. */
+export function comparedText(record: Rec): string {
+  const turns = [...(record.messages ?? []), ...(record.chosen ?? []), ...(record.rejected ?? [])].filter(({ role }) => role !== "system");
+  return [
+    ...turns.flatMap(({ reasoning, content, tool_calls: calls }) => [reasoning, content, calls]),
+    ...(record.candidates ?? []).map(({ content }) => content),
+    ...[record.prompt, record.completion, record.text],
+  ]
+    .filter((text) => text !== undefined && text !== "")
+    .join("\n");
+}
+
+/** A text in 64 numbers, of which two texts share about as many as their grams; undefined when it is too short to compare. */
+export function signatureOf(text: string): Uint32Array | undefined {
+  const signature = new Uint32Array(bins);
+  return sign(text, signature) ? signature : undefined;
 }
 
 /** @param capacity - texts that are remembered; about 150 bytes each. */
@@ -30,7 +55,6 @@ export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDupli
   let slots = 4096;
   let keys = new Uint32Array(bands * slots);
   let values = new Int32Array(bands * slots);
-  const signature = new Uint32Array(bins);
 
   const bandHash = (of: Uint32Array, start: number, band: number): number => {
     let h = 0x811c9dc5;
@@ -69,7 +93,7 @@ export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDupli
     for (let i = 0; i < count; i++) for (let band = 0; band < bands; band++) insert(band, bandHash(signatures, i * bins, band), i + 1);
   };
 
-  const best = (): { of: number; similarity: number } | undefined => {
+  const best = (signature: Uint32Array): { of: number; similarity: number } | undefined => {
     let found: { of: number; similarity: number } | undefined;
     for (let band = 0; band < bands; band++) {
       const value = lookUp(band, bandHash(signature, 0, band));
@@ -82,16 +106,22 @@ export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDupli
     return found;
   };
 
-  return {
+  const index: NearDuplicates = {
     get examined() {
       return count;
     },
     find(text) {
-      return sign(text, signature) ? best() : undefined;
+      const signature = signatureOf(text);
+      return signature && best(signature);
     },
     add(text, line) {
-      if (count >= capacity || !sign(text, signature)) return undefined;
-      const found = best();
+      const signature = count >= capacity ? undefined : signatureOf(text);
+      return signature && index.addSigned(signature, line);
+    },
+    findSigned: best,
+    addSigned(signature, line) {
+      const found = best(signature);
+      if (count >= capacity) return found;
       if (count === size) grow();
       signatures.set(signature, count * bins);
       lines[count] = line;
@@ -100,6 +130,7 @@ export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDupli
       return found;
     },
   };
+  return index;
 }
 
 /** The least hash of the text's grams in each bin; false when the text is too short to compare. Blanks and case do not count. */
