@@ -51,7 +51,7 @@ export function decideHubFiles(files: readonly ListedFile[], { hub, file, config
   }
   const sets = new Map<string, ListedFile[]>();
   for (const one of found) {
-    const set = one.path.replace(/\d+[-_]of[-_]\d+|(?<=[-_])\d{3,}(?=\.)/gi, "#");
+    const set = one.path.replace(/\d+[-_]of[-_]\d+|(?<=[-_/])\d{3,}(?=\.)/gi, "#");
     sets.set(set, [...(sets.get(set) ?? []), one]);
   }
   const [only] = sets.values();

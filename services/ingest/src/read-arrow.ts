@@ -148,7 +148,7 @@ function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { max
       yield prefix;
       yield head;
       const batch = message.isRecordBatch() ? message.header() : message.isDictionaryBatch() ? message.header().data : undefined;
-      if (batch?.compression == null) yield* pieces(bodyLength);
+      if (batch === undefined || batch.compression === null) yield* pieces(bodyLength);
       else {
         const body = await exactly(bodyLength);
         unpacked += judgePacked(body, batch.buffers, codecs[batch.compression.type]);

@@ -1,0 +1,198 @@
+/** Imports through the real service and real NATS, from a hub and a web server on this machine. */
+import { createHash } from "node:crypto";
+import { createServer, type RequestListener } from "node:http";
+import type { AddressInfo } from "node:net";
+import { gzipSync } from "node:zlib";
+import { type Bus, createBus, ensureStreams } from "@loraline/bus";
+import {
+  datasetDeleted,
+  datasetImportRequested,
+  datasetIngested,
+  datasetReceived,
+  datasetRejected,
+  datasetReport,
+} from "@loraline/contracts";
+import { createJetStreamObjects, getBytes, getJson, type Objects } from "@loraline/objects";
+import { createLog, createTelemetry } from "@loraline/runtime";
+import { test as base } from "@loraline/testkit";
+import { ulid } from "ulid";
+import { describe, expect, vi } from "vitest";
+import { createIngestService } from "./ingest-service.ts";
+import type { ImportSettings } from "./on-import-requested.ts";
+
+const log = createLog({ service: "ingest", level: "silent" });
+const telemetry = createTelemetry({ service: "ingest" });
+
+const test = base
+  .extend("bus", async ({ nc }) => {
+    await ensureStreams(nc);
+    return createBus({ nc, log, telemetry, source: "test" });
+  })
+  .extend("objects", async ({ nc, bus }) => {
+    expect(bus).toBeDefined();
+    return createJetStreamObjects(nc);
+  });
+
+const row = (n: number): string => `${JSON.stringify({ question: `question ${n}`, answer: `answer ${n}` })}\n`;
+const rows = (from: number, to: number): string => Array.from({ length: to - from }, (_, n) => row(from + n)).join("");
+const sha256 = (text: string): string => createHash("sha256").update(text).digest("hex");
+const commit = "c".repeat(40);
+
+/** Files by path, under a hub's addresses for `acme/pirates` and as they are below /files. */
+async function serve(files: Record<string, string | Buffer>, special: Record<string, RequestListener> = {}) {
+  const asked: string[] = [];
+  const server = createServer((request, response) => {
+    const url = request.url ?? "";
+    asked.push(url);
+    const own = special[url];
+    if (own !== undefined) own(request, response);
+    else if (url === "/api/datasets/acme/pirates/revision/main") response.end(JSON.stringify({ sha: commit }));
+    else if (url.startsWith(`/api/datasets/acme/pirates/tree/${commit}`)) {
+      const list = Object.entries(files).map(([path, content]) => ({
+        type: "file",
+        path,
+        size: content.length,
+        ...(path.endsWith(".bad.jsonl")
+          ? { lfs: { oid: "0".repeat(64) } }
+          : typeof content === "string"
+            ? { lfs: { oid: sha256(content) } }
+            : {}),
+      }));
+      response.end(JSON.stringify(list));
+    } else {
+      const path = decodeURIComponent(
+        (url.split("?")[0] as string).replace(`/datasets/acme/pirates/resolve/${commit}/`, "").replace("/files/", ""),
+      );
+      const content = files[path];
+      if (content === undefined) response.writeHead(404).end();
+      else if (url.startsWith("/datasets/")) response.writeHead(302, { location: `/files/${encodeURIComponent(path)}` }).end();
+      else response.end(content);
+    }
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const { port } = server.address() as AddressInfo;
+  const url = `http://127.0.0.1:${port}`;
+  return {
+    url,
+    asked,
+    imports: { allow: [`127.0.0.1:${port}`], hubEndpoint: url } satisfies Partial<ImportSettings>,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+}
+
+interface Line {
+  bus: Bus;
+  objects: Objects;
+  tenant: string;
+}
+
+async function request({ bus, tenant }: Line, source: Record<string, unknown>): Promise<string> {
+  const id = ulid();
+  await bus.publish(datasetImportRequested, { tenant, id }, { source: source as never, by: "test" });
+  return id;
+}
+/** How the import ended: the first of the two events that comes. */
+const outcome = ({ bus, tenant }: Line, id: string) =>
+  vi.waitFor(
+    async () => {
+      const at = { tenant, id };
+      const [ingested, rejected] = await Promise.all([bus.last(datasetIngested, at), bus.last(datasetRejected, at)]);
+      if (ingested !== undefined) return { records: ingested.data.records, rejections: ingested.data.rejections };
+      if (rejected !== undefined) return { code: rejected.data.code, message: rejected.data.message };
+      throw new Error("not yet");
+    },
+    { timeout: 30_000, interval: 50 },
+  );
+
+describe("an import", () => {
+  test("by URL becomes a dataset as an upload does", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using web = await serve({ "pirates 海盗.jsonl.gz": gzipSync(rows(0, 20)) });
+    await using service = await createIngestService({ bus, objects, telemetry, imports: web.imports });
+    expect(service).toBeDefined();
+    const id = await request(line, { url: `${web.url}/files/${encodeURIComponent("pirates 海盗.jsonl.gz")}?token=secret` });
+    expect(await outcome(line, id)).toEqual({ records: 20, rejections: 0 });
+    const received = await bus.last(datasetReceived, { tenant, id });
+    expect(received?.data).toMatchObject({ filename: "pirates 海盗.jsonl.gz", by: "test" });
+    expect(await getBytes(objects, tenant, received?.data.blob as never)).toEqual(gzipSync(rows(0, 20)));
+    expect(await bus.history([datasetReceived, datasetRejected], { tenant, id })).toHaveLength(1);
+  });
+
+  test("by hub id takes the train split, all shards of it, at one commit", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using hub = await serve({
+      "README.md": "# pirates",
+      "data/train-00001-of-00002.jsonl": `${rows(10, 15)}not json\n`,
+      "data/train-00000-of-00002.jsonl": rows(0, 10),
+      "data/test-00000-of-00001.jsonl": rows(50, 60),
+    });
+    await using service = await createIngestService({ bus, objects, telemetry, imports: hub.imports });
+    expect(service).toBeDefined();
+    const id = await request(line, { hub: "acme/pirates" });
+    expect(await outcome(line, id)).toEqual({ records: 15, rejections: 1 });
+    const ingested = await bus.last(datasetIngested, { tenant, id });
+    const report = await getJson(objects, tenant, ingested?.data.report as never, datasetReport);
+    expect(report.firstRejections).toMatchObject([
+      { line: 16, code: "NOT_JSON", message: expect.stringMatching(/^train-00001-of-00002\.jsonl, line 6: not JSON/) as string },
+    ]);
+    expect(hub.asked).toContain(`/datasets/acme/pirates/resolve/${commit}/data/train-00001-of-00002.jsonl`);
+    expect(await outcome(line, await request(line, { hub: "acme/pirates", split: "test" }))).toEqual({ records: 10, rejections: 0 });
+    expect(await outcome(line, await request(line, { hub: "acme/pirates", file: "data/test-00000-of-00001.jsonl" }))).toMatchObject({
+      records: 10,
+    });
+  });
+
+  test("that may not or cannot be fetched is a rejected dataset with code and remedy", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using web = await serve(
+      { "a.jsonl": rows(0, 3), "b.jsonl": rows(0, 3), "c.bad.jsonl": rows(0, 3), "page.html": "<!DOCTYPE html><html></html>" },
+      {
+        "/inward": (_, response) => void response.writeHead(302, { location: "http://169.254.169.254/latest/meta-data/" }).end(),
+        "/endless": (_, response) => {
+          const timer = setInterval(() => response.write("x".repeat(10_000)), 2);
+          response.on("close", () => clearInterval(timer));
+        },
+      },
+    );
+    await using service = await createIngestService({ bus, objects, telemetry, imports: { ...web.imports, maxBytes: 50_000 } });
+    expect(service).toBeDefined();
+    const cases: [Record<string, string>, string, RegExp][] = [
+      [{ url: "https://127.0.0.1/a" }, "ADDRESS_REFUSED", /loopback.*LORALINE_IMPORT_ALLOW/],
+      [{ url: "http://10.0.0.1/a" }, "URL_REFUSED", /only https/],
+      [{ url: "nonsense" }, "URL_INVALID", /not a URL/],
+      [{ url: `${web.url}/inward` }, "URL_REFUSED", /169\.254\.169\.254\/latest\/meta-data\/ is refused: only https/],
+      [{ url: `${web.url}/endless` }, "FETCH_TOO_LARGE", /larger than 50000 bytes/],
+      [{ url: `${web.url}/files/gone.jsonl` }, "FETCH_REFUSED", /404: there is no such file/],
+      [{ url: `${web.url}/files/page.html` }, "CONTAINER_UNSUPPORTED", /web page.*Download the file itself/],
+      [{ hub: "acme/nobody" }, "HUB_NOT_FOUND", /no dataset "acme\/nobody"/],
+      [{ hub: "acme/pirates" }, "HUB_FILE_AMBIGUOUS", /a\.jsonl, b\.jsonl, c\.bad\.jsonl\. Name one with `file`/],
+      [{ hub: "acme/pirates", file: "x.jsonl" }, "HUB_FILE_MISSING", /no file "x\.jsonl"\. Its data files: a\.jsonl/],
+      [{ hub: "acme/pirates", file: "c.bad.jsonl" }, "DIGEST_MISMATCH", /nothing was stored/],
+    ];
+    const asked = await Promise.all(cases.map(async ([source]) => request(line, source)));
+    for (const [index, [, code, message]] of cases.entries()) {
+      expect(await outcome(line, asked[index] as string)).toEqual({ code, message: expect.stringMatching(message) as string });
+    }
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+
+  test("tries again while the server is overloaded, and leaves alone what was deleted meanwhile", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    let tries = 0;
+    await using web = await serve(
+      {},
+      { "/busy": (_, response) => void (++tries === 1 ? response.writeHead(503).end() : response.end(rows(0, 2))) },
+    );
+    const deleted = ulid();
+    await bus.publish(datasetImportRequested, { tenant, id: deleted }, { source: { url: `${web.url}/gone` } });
+    await bus.publish(datasetDeleted, { tenant, id: deleted }, {});
+    await using service = await createIngestService({ bus, objects, telemetry, imports: web.imports });
+    expect(service).toBeDefined();
+    expect(await outcome(line, await request(line, { url: `${web.url}/busy` }))).toEqual({ records: 2, rejections: 0 });
+    expect(tries).toBe(2);
+    expect(web.asked).not.toContain("/gone");
+  });
+});
