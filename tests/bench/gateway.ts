@@ -154,32 +154,33 @@ async function askOnce({ url, headers, model }: Target, body: object): Promise<{
   return { first, last: performance.now() - began };
 }
 
-/** The same requests to both, in turns, so that whatever else the machine does meets both alike. */
+/**
+ * The same requests to both, in turns, so that whatever else the machine does meets both alike. Times are without what the null
+ * engine was told to wait.
+ * @param load.delayMs - about how long; each request another, or all would be answered in the same millisecond.
+ */
 async function measureLatency(
   targets: readonly [Target, Target],
   body: object,
-  { streams, rounds, each }: { streams: number; rounds: number; each: number },
+  { streams, rounds, each, delayMs }: { streams: number; rounds: number; each: number; delayMs: number },
 ) {
-  const times = targets.map(() => ({ first: [] as number[], last: [] as number[] }));
+  const times: [number[], number[]] = [[], []];
   for (let round = -1; round < rounds; round++) {
-    for (const [index, target] of targets.entries()) {
+    for (const index of [0, 1] as const) {
       await Promise.all(
-        Array.from({ length: streams }, async () => {
+        Array.from({ length: streams }, async (_, stream) => {
           for (let n = 0; n < each; n++) {
-            const { first, last } = await askOnce(target, body);
-            if (round < 0) continue; // to warm up
-            times[index]?.first.push(first);
-            times[index]?.last.push(last);
+            const wait = Math.round(delayMs * (0.5 + ((stream * 37 + n * 61 + round * 17) % 100) / 100));
+            const { first } = await askOnce(targets[index], wait === 0 ? body : { ...body, seed: wait });
+            if (round >= 0) times[index].push(first - wait); // the first round is to warm up
           }
         }),
       );
     }
   }
   const [direct, through] = times;
-  if (direct === undefined || through === undefined) throw new Error("two targets");
-  const added = (field: "first" | "last", rank: number) =>
-    Number(percentile(through[field], rank)) - Number(percentile(direct[field], rank));
-  return { p50: added("first", 50), p99: added("first", 99), direct50: Number(percentile(direct.first, 50)), count: through.first.length };
+  const added = (rank: number) => Number(percentile(through, rank)) - Number(percentile(direct, rank));
+  return { p50: added(50), p99: added(99), direct50: Number(percentile(direct, 50)), count: through.length };
 }
 
 /** autocannon in a process of its own. */
@@ -226,16 +227,17 @@ async function addedLatency(pair: readonly [Target, Target]): Promise<Row[]> {
     { streams: 64, delayMs: 150, rounds: 4, each: 6 },
   ]) {
     for (const stream of [false, true]) {
-      const body = { messages, stream, max_tokens: stream ? 8 : 1, ...(delayMs === 0 ? {} : { seed: delayMs }) };
+      const body = { messages, stream, max_tokens: stream ? 8 : 1 };
       const { p50, p99, direct50, count } = await measureLatency(pair, body, {
         streams,
         rounds,
+        delayMs,
         each: stream && delayMs > 0 ? Math.ceil(each / 4) : each,
       });
       rows.push({
         what: `Gateway: added latency, ${streams} at once, ${stream ? "streamed, first byte" : "whole answers"}`,
         value: `p50 ${ms(p50)}, p99 ${ms(p99)}`,
-        detail: `null engine that answers after ${delayMs} ms; percentiles of ${count} requests each, in turns; direct p50 ${ms(direct50)}`,
+        detail: `null engine that answers ${delayMs === 0 ? "at once" : `after ${delayMs / 2} to ${delayMs * 1.5} ms, which do not count`}; ${count} requests each, in turns; direct p50 ${ms(direct50)}`,
       });
     }
   }
@@ -334,7 +336,7 @@ export async function benchGatewayOnVllm(): Promise<Row[]> {
     const { p50, p99, direct50, count } = await measureLatency(
       [direct, through],
       { messages, stream: true, max_tokens: 1, temperature: 0 },
-      { streams, rounds, each },
+      { streams, rounds, each, delayMs: 0 },
     );
     rows.push({
       what: `Gateway on vLLM: added latency to the first token, ${streams} at once`,

@@ -1,5 +1,5 @@
 /** `loraline keys`, `limits` and `usage`: what an admin of a tenant does; and the first key of a tenant, made at NATS. */
-import { createdKey, keyList, keyView, limitList, limitView, type Scope, scopes, usageView } from "@loraline/contracts";
+import { createdKey, keyList, type keyView, limitList, limitView, type Scope, scopes, usageView } from "@loraline/contracts";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { z } from "zod";
 import type { LineClient } from "./connect-line.ts";

@@ -169,7 +169,7 @@ async function startIssuer() {
     setAway: (value: boolean) => {
       away = value;
     },
-    token: (claims: JWTPayload, { key = "own" as keyof typeof keys, alg = "RS256" } = {}) =>
+    token: (claims: JWTPayload, { key = "own", alg = "RS256" }: { key?: keyof typeof keys; alg?: string } = {}) =>
       new SignJWT({ iss: url, aud: "loraline", sub: "alice", exp: now() + 60, ...claims })
         .setProtectedHeader({ alg, kid: "1" })
         .sign(alg === "HS256" ? new TextEncoder().encode(JSON.stringify(jwk)) : keys[key].privateKey),

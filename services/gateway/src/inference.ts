@@ -97,7 +97,13 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
    * Asks replica after replica until one answers with a status that is its own to give. A replica that does not know the
    * engine name (it restarted, and its agent has not noticed yet) is not proven, whatever the table says.
    */
-  const answer = async (path: InferencePath, body: InferenceBody, routed: Routed, admission: Admission | undefined, at: Exchange) => {
+  const answer = async (
+    path: InferencePath,
+    body: InferenceBody,
+    routed: Routed,
+    admission: Admission | undefined,
+    at: Exchange,
+  ): Promise<void> => {
     const { request, reply } = at;
     const span = requestSpan();
     const askedFor = asksForUsage(body);
@@ -170,7 +176,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
         let tokens: TokenCount | null = null;
         try {
           const { status, contentType, text } = await question.answer;
-          if (streaming) return reply; // it ends by itself
+          if (streaming) return; // it ends by itself
           if (!isFinal(status)) {
             if (isLastTry) outcome = "failed";
             why = `replica ${name} answered ${status}: ${engineErrorOf(status, text.slice(0, maxErrorLength), renamingOf(routed)).error.message}`;
@@ -181,15 +187,17 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
             counted.end(outcome, null);
             // The engine's own door is closed to us: nothing the caller could mend.
             const told = status === 401 || status === 403 ? 502 : status;
-            return reply.code(told).send(engineErrorOf(told, text.slice(0, maxErrorLength), renamingOf(routed)));
+            void reply.code(told).send(engineErrorOf(told, text.slice(0, maxErrorLength), renamingOf(routed)));
+            return;
           }
           outcome = "served";
           tokens = usageOf(text) ?? null;
           counted.end(outcome, tokens ?? { events: 0 });
-          return reply
+          void reply
             .code(status)
             .header("content-type", contentType)
             .send(renameModel(text, renamingOf(routed)));
+          return;
         } catch (error) {
           if (left) throw new PermanentError("client_closed_request", "The client went away.", { status: 499 });
           if (context.signal.aborted) throw new RetryLaterError("shutting_down", 1000, "The gateway is shutting down. Ask again.");
@@ -231,8 +239,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
       throw error;
     }
   };
-  const engineOf = ({ replicas: [{ state }] }: Routed): EngineRecord | undefined =>
-    table.view().engines.find(({ engine }) => engine === state.engine);
+  const engineOf = ({ replicas: [{ state }] }: Routed): EngineRecord | undefined => table.engine(state.engine);
 
   const routes = (app: FastifyInstance): void => {
     for (const path of inferencePaths) {
@@ -253,7 +260,8 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
           "gen_ai.response.model": routed.model,
           "loraline.stream": body["stream"] === true,
         });
-        return answer(path, body, routed, admission, { request, reply });
+        await answer(path, body, routed, admission, { request, reply });
+        return reply;
       });
     }
   };

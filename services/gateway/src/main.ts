@@ -1,7 +1,7 @@
 /** The gateway as a process of its own, with the projector. */
 import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
-import { PermanentError, readSpans, runService } from "@loraline/runtime";
+import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
 import { z } from "zod";
 import type { OidcOptions } from "./oidc.ts";
 import { createProjector } from "./projector.ts";
@@ -22,7 +22,13 @@ await runService({
     LORALINE_SPANS_DIR: z.string().optional(),
     /** Prometheus; without keys, so only inside the cluster. */
     METRICS_PORT: z.coerce.number().int().min(0).max(65_535).default(9464),
-    TRACE_CHAT_SHARE: z.coerce.number().min(0).max(1).default(1),
+    /** Default: all of them where spans go anywhere, else none. */
+    TRACE_CHAT_SHARE: z.coerce.number().min(0).max(1).optional(),
+    OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
+    HF_ENDPOINT: z.url().optional(),
+    HF_TOKEN: z.string().optional(),
+    /** host:port, separated by commas: internal hosts that adapters may be fetched from. */
+    LORALINE_IMPORT_ALLOW: z.string().optional(),
     OIDC_ISSUER: z.url().optional(),
     OIDC_AUDIENCE: z.string().optional(),
     OIDC_TENANT_CLAIM: z.string().optional(),
@@ -39,8 +45,13 @@ await runService({
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
     const gateway = await createGateway({
       oidc: oidcOf(env),
+      imports: {
+        allow: allowListOf(env.LORALINE_IMPORT_ALLOW),
+        hubToken: env.HF_TOKEN,
+        ...(env.HF_ENDPOINT === undefined ? {} : { hubEndpoint: env.HF_ENDPOINT }),
+      },
       metrics: { host: env.HOST, port: env.METRICS_PORT },
-      chatTraceShare: env.TRACE_CHAT_SHARE,
+      chatTraceShare: env.TRACE_CHAT_SHARE ?? (spansDir === undefined && env.OTEL_EXPORTER_OTLP_ENDPOINT === undefined ? 0 : 1),
       bus,
       objects,
       log,

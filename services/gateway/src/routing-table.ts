@@ -10,6 +10,7 @@ const forgottenAfterMs = 10 * 60_000;
 
 export interface RoutingTable {
   view(): RoutingView;
+  engine(name: string): EngineRecord | undefined;
   /** Counts a request as in flight on a replica until the returned function is called; calling it again does nothing. */
   begin(replica: ReplicaView): () => void;
 }
@@ -49,6 +50,7 @@ export async function createRoutingTable({
       }
       return { engines: [...engines.values()], adapters, replicas: views, random };
     },
+    engine: (name) => engines.get(name),
     begin({ state }) {
       const key = keyOf(state);
       inFlight.set(key, (inFlight.get(key) ?? 0) + 1);

@@ -1,4 +1,5 @@
 /** The one HTTP door. */
+import { randomFillSync } from "node:crypto";
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
 import { buckets, type Scope, type SpanView } from "@loraline/contracts";
@@ -6,6 +7,7 @@ import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { ulid } from "ulid";
+import { addAdapterRoutes, type ImportOptions } from "./add-adapter.ts";
 import { checkScope, createKeyCheck } from "./auth.ts";
 import type { GatewayContext } from "./context.ts";
 import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
@@ -47,6 +49,8 @@ export interface GatewayOptions {
   oidc?: OidcOptions | undefined;
   /** Where `GET /metrics` is answered, without keys. Absent: nowhere. */
   metrics?: { host: string; port: number } | undefined;
+  /** How adapters are fetched that were trained elsewhere. */
+  imports?: ImportOptions;
   /** Share, from 0 to 1, of the chats that begin a trace of their own. Default 1. */
   chatTraceShare?: number | undefined;
 }
@@ -63,6 +67,19 @@ export interface Route {
   url: string;
   scope: readonly Scope[];
 }
+
+/** From 0 to 1, a byte each: with the library's own source of randomness an id takes longer than the rest of a request. */
+const random = ((): (() => number) => {
+  const bytes = new Uint8Array(4096);
+  let next = bytes.length;
+  return () => {
+    if (next === bytes.length) {
+      randomFillSync(bytes);
+      next = 0;
+    }
+    return (bytes[next++] ?? 0) / 256;
+  };
+})();
 
 /** A refused upload is read on for this long, so that its sender sees the reason instead of a broken connection. */
 const lingerMs = 30_000;
@@ -117,7 +134,9 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       loggerInstance,
       logController: new LogController({ disableRequestLogging: true }),
       bodyLimit: bodyLimitBytes,
-      genReqId: () => ulid(),
+      genReqId: () => ulid(undefined, random),
+      // Nobody logs with the request's own.
+      childLoggerFactory: (logger) => logger,
       forceCloseConnections: "idle",
       return503OnClosing: false,
       routerOptions: { maxParamLength: 300 },
@@ -188,6 +207,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
           modelRoutes(context),
           inference,
           loraline,
+          addAdapterRoutes(context, options.imports ?? {}),
           admin,
         ]) {
           routes(v1);
