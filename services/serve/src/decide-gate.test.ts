@@ -186,5 +186,11 @@ describe("decideGate", () => {
     const [version] = promoted(1.5).versions;
     const unjudged = { ...promoted(1.5), versions: version === undefined ? [] : [{ ...version, evaluation: null }] };
     expect(doubt({ ...strict, adapter: unjudged })).toContain("which was not evaluated");
+    const accurate = {
+      spec: { ...strict.spec, gate_accuracy: true },
+      evaluation: { ...evaluation, base_accuracy: 0.4, adapter_accuracy: 0.5 },
+    };
+    expect(doubt({ ...accurate, adapter: promoted(2.5) })).toContain("accuracy of the promoted version 1 was not measured");
+    expect(doubt({ ...accurate, adapter: promoted(2.5, { adapter_accuracy: 0.1 }) })).toBeUndefined();
   });
 });

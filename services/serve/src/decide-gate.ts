@@ -204,7 +204,12 @@ export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" 
   const cannot = `its held-out loss cannot be compared with that of the promoted version ${promoted.version}`;
   const { evaluation: other } = promoted;
   if (!other) return `${cannot}, which was not evaluated.`;
-  if (sameRows(evaluation, other)) return undefined;
+  if (sameRows(evaluation, other)) {
+    const unmeasured = spec.gate_accuracy === true && typeof other.adapter_accuracy !== "number";
+    return unmeasured
+      ? `its accuracy cannot be compared: the accuracy of the promoted version ${promoted.version} was not measured.`
+      : undefined;
+  }
   const of = (one: Evaluation): string => `${one.rows} rows, ${one.supervised_tokens} tokens, base loss ${nats(one.base_loss)}`;
   return `${cannot}, which was evaluated on other rows (${of(other)}; this one: ${of(evaluation)}). Give both runs the same validation file.`;
 }

@@ -39,6 +39,22 @@ describe("applyServed", () => {
   });
 });
 
+describe("applyRefused", () => {
+  const problem = { code: "CANCELLED", message: "the run was cancelled" };
+  it("leaves the version that a person promoted before every replica had it: the alias would lead nowhere", () => {
+    const state = serve(withVersions(2), 1);
+    const early = decideAlias(
+      state,
+      { kind: "promote", version: 2, by: "me", seq: 9 },
+      { name: "x", replicas: [replica("a", state, { 2: "proven" })], now },
+    );
+    if (early.kind !== "move") throw new Error("expected a move");
+    expect(early.state.versions[1]?.servedAt).toBeNull();
+    expect(statuses(applyRefused(early.state, { kind: "refused", version: 2, problem }))).toEqual(["1:desired", "2:desired"]);
+    expect(statuses(applyRefused(state, { kind: "refused", version: 2, problem }))).toEqual(["1:desired", "2:refused"]);
+  });
+});
+
 describe("retireOld", () => {
   it("keeps the newest three, the promoted one, the one before it, and all that are still waited for", () => {
     expect(statuses(serve(withVersions(6), 1, 2, 3, 4, 5))).toEqual([

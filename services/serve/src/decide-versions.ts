@@ -77,11 +77,12 @@ export function applyServed(state: AdapterState, settled: Extract<Convergence, {
     : retireOld(refuseCanary(served, found.version, problem, cause));
 }
 
+/** Not the promoted one: a person may have moved the alias to it before every replica had it, and users would be left with none. */
 export function applyRefused(state: AdapterState, settled: Extract<Convergence, { kind: "refused" }>): AdapterState {
   return {
     ...state,
     versions: state.versions.map((known) =>
-      known.version === settled.version && known.status === "desired" && known.servedAt === null
+      known.version === settled.version && known.status === "desired" && known.servedAt === null && known.version !== state.alias
         ? { ...known, status: "refused", reason: settled.problem }
         : known,
     ),
