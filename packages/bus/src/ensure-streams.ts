@@ -4,6 +4,9 @@ import { AckPolicy, DeliverPolicy, jetstreamManager, RetentionPolicy, StorageTyp
 import { Kvm } from "@nats-io/kv";
 import { type NatsConnection, nanos } from "@nats-io/transport-node";
 
+/** Every replica's agent and every gateway watches some buckets; a server of 2.15 allows a thousand unless told otherwise. */
+const watchersAtMost = 100_000;
+
 export interface EnsureStreamsOptions {
   /** Copies of each stream: 1, or 3 and 5 on a cluster of that size. */
   replicas?: number;
@@ -45,5 +48,10 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: Ensure
   const kvm = new Kvm(nc);
   for (const def of Object.values(buckets)) {
     await kvm.create(def.name, { description: def.description, ttl: def.ttlMs, history: 1, replicas });
+    // The client's types say that it cannot be changed; older servers say so too, and have no limit of their own.
+    const limit: object = { max_consumers: watchersAtMost };
+    await jsm.streams.update(`KV_${def.name}`, limit).catch((error: unknown) => {
+      if (!/max ?consumers/i.test((error as Error).message)) throw error;
+    });
   }
 }

@@ -1,5 +1,6 @@
-/** Replicas as their heartbeats and holdings tell them, in whichever order they come. */
+/** Replicas as their heartbeats and holdings tell them, in whichever order they come; and reading a bucket leaves nothing behind. */
 import { buckets, type ReplicaAdapter, type ReplicaReport } from "@loraline/contracts";
+import { jetstreamManager } from "@nats-io/jetstream";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
 import { expect } from "vitest";
@@ -117,4 +118,22 @@ test("heartbeats alone wake nobody, and what is cleared away leaves nothing", as
   await holdings.clear(`${key}.>`);
   expect(table.orphans().map((each) => each.key)).not.toContain(key);
   expect(await holdings.entries(`${key}.>`)).toEqual([]);
+});
+
+test("entries are read whole, filtered, without what was deleted, and leave no consumer on the stream", async ({ fleet, nc, tenant }) => {
+  const { holdings, adapter } = fleet;
+  const value = { incarnation: "i", agent: null, adapters: [adapter(1)] };
+  for (let n = 0; n < 50; n++) await holdings.put(`e-${tenant}.x.${tenant}.a${n}`, value);
+  await holdings.put(`e-${tenant}.x.${tenant}.a3`, { ...value, incarnation: "newer" });
+  await holdings.delete(`e-${tenant}.x.${tenant}.a4`);
+  const stream = async () => (await jetstreamManager(nc)).streams.info("KV_holdings");
+  const before = (await stream()).state.consumer_count;
+  const read = await holdings.entries(`e-${tenant}.x.>`);
+  expect(read).toHaveLength(49);
+  expect(read.find(({ key }) => key.endsWith(".a3"))?.value.incarnation).toBe("newer");
+  expect(await holdings.entries(`e-${tenant}.y.>`)).toEqual([]);
+  const { state, config } = await stream();
+  expect(state.consumer_count).toBeLessThanOrEqual(before);
+  // The server's own limit would be a thousand, and every agent and gateway watches.
+  expect(config.max_consumers).toBeGreaterThan(10_000);
 });
