@@ -1,9 +1,9 @@
 /**
  * What one row is, and what it becomes. Pure.
  *
- * A signature matches when every field it needs is there with its type. The first match wins; another match of another kind that
- * reads something else of the row makes it ambiguous, unless it is a text that only spells out what the first one says. Which signatures match is a
- * function of the row's shape (its keys and the types of their values), so it is worked out once for each shape.
+ * A signature matches when every field it needs is there with its type. The first match wins. Another match of another kind that
+ * reads something else of the row makes it ambiguous, unless it is a text that only spells out what the first one says. Which
+ * signatures match depends on the row's shape alone (its keys and the types of their values), so it is worked out once for each.
  */
 import type { DatasetMapping, Rec } from "@loraline/contracts";
 import { parseTemplate } from "./prompt-templates.ts";
@@ -86,7 +86,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
   const template = source === undefined ? undefined : parseTemplate(source);
   let labels = mapping?.labels ?? counted;
   const known = { language: mapping?.language ?? "auto", roles: mapping?.roles, labels: mapping?.labels } as Context["mapping"];
-  const fixed = new Set(Object.keys(columns ?? {}));
+  const fixed = new Map(Object.entries(columns ?? {}));
   const view = columns === undefined ? (row: Row) => row : renamed(Object.entries(columns));
   const plans = new Map<string, Plan>();
   const answered = recentResponses();
@@ -96,7 +96,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
     let shape = "";
     for (const key of keys) {
       const value = row[key];
-      if (value !== null && value !== undefined) shape += `${key}\u0001${tagOf(value)}`;
+      if (value !== null && value !== undefined) shape += `${key.length}:${key}${tagOf(value)}`;
     }
     const kept = plans.get(shape);
     if (kept !== undefined) return kept;
@@ -206,8 +206,8 @@ function recentResponses(): Context["answered"] {
 
 /* --- shapes --- */
 
-/** @param fixed - fields that the mapping gives a column: no other spelling of theirs counts. */
-function planOf(row: Row, candidates: readonly Signature[], wanted: string | undefined, fixed: ReadonlySet<string>): Plan {
+/** @param fixed - fields that the mapping gives a column, with it: no other spelling of theirs counts. */
+function planOf(row: Row, candidates: readonly Signature[], wanted: string | undefined, fixed: ReadonlyMap<string, string>): Plan {
   const names = new Map<string, string>();
   const twice = new Set<string>();
   for (const key of Object.keys(row)) {
@@ -244,7 +244,7 @@ const isMeantOtherwise = ({ isHollow, names }: Match, matches: readonly Match[])
 /** Where a row's keys are, by their plain spelling. */
 interface Keys {
   readonly names: ReadonlyMap<string, string>;
-  readonly fixed: ReadonlySet<string>;
+  readonly fixed: ReadonlyMap<string, string>;
 }
 
 function matchOf(signature: Signature, row: Row, keys: Keys, isForced: boolean): Match | undefined {
@@ -351,7 +351,9 @@ function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wan
   }
   const faults = Object.entries(near.fields).flatMap(([name, field]) => {
     const { key, fits } = find(name, field, row, keys);
-    if (key === undefined) return field.optional ? [] : [`\`${name}\` is missing`];
+    const column = keys.fixed.get(name);
+    const from = column === undefined ? "" : ` (its column is "${shorten(column)}")`;
+    if (key === undefined) return field.optional ? [] : [`\`${name}\` is missing${from}`];
     return fits ? [] : [`\`${shorten(plain(key))}\` is ${nameOf(row[key])}; it must be ${field.type.called}`];
   });
   const beside = besideOf(near, row, keys).map((name) => `\`${name}\` stands beside it, whose meaning is unknown`);

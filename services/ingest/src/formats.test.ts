@@ -523,6 +523,12 @@ describe("a mapping", () => {
       message: expect.stringMatching(/`description` is missing/) as string,
     });
   });
+  it("says which column a row has not", () => {
+    const mapping = { columns: { question: "Frage" } };
+    const message =
+      'close to the format "question-answer", but `question` is missing (its column is "Frage"). Keys found: question, answer.';
+    expect(mapped(mapping, { Frage: null, answer: "a" })).toMatchObject({ code: "FORMAT_UNKNOWN", message });
+  });
   it("puts a system prompt where there is none", () => {
     expect(mapped({ system: "s" }, { question: "q", answer: "a" })).toMatchObject({
       body: { messages: [system("s"), user("q"), assistant("a")] },
@@ -594,7 +600,7 @@ describe("any JSON value", () => {
   );
   const key = fc.oneof(
     { weight: 8, arbitrary: fc.constantFrom(...names) },
-    fc.constantFrom("__proto__", "constructor", " Text ", "\uFEFFmessages"),
+    fc.constantFrom("__proto__", "constructor", " Text ", "\uFEFFmessages", "4:texts"),
     fc.string(),
   );
   const row = fc.oneof({ weight: 6, arbitrary: fc.dictionary(key, value, { maxKeys: 7 }) }, fc.jsonValue());
