@@ -1,6 +1,6 @@
 /** What `data check` found, as a page for somebody who knows nothing of the project. Pure. */
 import type { DatasetReport, Lengths, Rejection, Sample, TokenReport } from "@loraline/contracts";
-import { bold, dim, green, marksTrained, red, yellow } from "./terminal.ts";
+import { bold, dim, green, marksTrained, red, wrap, yellow } from "./terminal.ts";
 
 export interface CheckedData {
   report: DatasetReport;
@@ -22,7 +22,13 @@ export function describeData(file: string, { report, rejections, tokens }: Check
     ...section("length", describeLengths(report.characters ?? null, "characters")),
     ...section("tokens", tokens === undefined ? [dim("`loraline data check FILE --base DIR|NAME` counts them")] : describeTokens(tokens)),
     ...section("repeated", describeDuplicates(report)),
-    ...section("labels", describeShares(report.labels ?? {}, report.records)),
+    ...section(
+      "labels",
+      describeShares(
+        report.labels ?? {},
+        Object.values(report.labels ?? {}).reduce((sum, many) => sum + many, 0),
+      ),
+    ),
     ...section("languages", describeShares(report.languages?.counts ?? {}, report.languages?.examined ?? 0)),
     ...section(
       "warnings",
@@ -77,12 +83,12 @@ const linesOf = (lines: readonly number[]): string =>
 
 function describeRejections(report: DatasetReport, rejections: readonly Rejection[], columns: number): string[] {
   if (report.rejections === 0) return ["none"];
-  const shown = rejections.slice(0, shownRejections).map(({ line, code, message }) => {
+  const shown = rejections.slice(0, shownRejections).flatMap(({ line, code, message }) => {
     // The place stands in front already.
     const said = message.replace(/^(?:line|row|element) \d+(?: \(line \d+\))?: /, "");
-    return `line ${line}  ${red(code)}  ${clip(said, Math.max(40, columns - 30 - code.length))}`;
+    return [`line ${line}  ${red(code)}`, ...wrap(clip(said, 400), Math.max(40, columns - 14)).map((text) => `  ${text}`)];
   });
-  const more = report.rejections - shown.length;
+  const more = report.rejections - Math.min(rejections.length, shownRejections);
   return [listOf(report.reasons), ...shown, ...(more > 0 ? [dim(`… and ${more.toLocaleString("en")} more: --json lists all`)] : [])];
 }
 

@@ -250,7 +250,11 @@ function warningsOf(
     `${alone} rows have a preferred response without what it was preferred to: they are trained as plain answers. Put \`responses\` before them to keep them as preferences.`,
   );
   const untrained = ["preference", "ranked", "unpaired"].reduce((sum, kind) => sum + (report.kinds[kind] ?? 0), 0);
-  warn("NOT_FOR_SFT", untrained, `${untrained} records are preferences: they are kept, but supervised fine-tuning leaves them out`);
+  warn(
+    "NOT_FOR_SFT",
+    untrained,
+    `${untrained} ${untrained === 1 ? "record is a preference" : "records are preferences"}: kept, but left out by supervised fine-tuning`,
+  );
   return warnings;
 }
 
