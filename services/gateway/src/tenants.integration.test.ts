@@ -2,6 +2,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Readable } from "node:stream";
 import { buckets, consumers, events } from "@loraline/contracts";
 import { traceIdOf } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
@@ -34,6 +35,8 @@ interface Owner {
   letter: number;
   keyId: string;
   engineName: string;
+  /** Digest of an object in the owner's store. */
+  stored: string;
   /** traceparent of the owner's upload and run. */
   trace: string;
 }
@@ -70,12 +73,13 @@ const test = testWithNats.extend("owner", async ({ nc, tenant }, { onCleanup }):
     .toHaveLength(1);
   const keys = ((await (await line.fetch("/v1/loraline/keys")).json()) as { data: { id: string }[] }).data;
   await expect.poll(async () => (await line.openai.fineTuning.jobs.retrieve(job)).status).toBe("running");
+  const stored = (await line.objects.put(tenant, "adapter", Readable.from([Buffer.from("{}")]))).digest;
   const trace = (await line.bus.last(events.runRequested, { tenant, id: runId }))?.trace ?? "";
-  return { line, engine, file, job, runId, letter, keyId: keys[0]?.id ?? "", engineName: version.engineName, trace };
+  return { line, engine, file, job, runId, letter, keyId: keys[0]?.id ?? "", engineName: version.engineName, stored, trace };
 });
 
 /** Bodies that name what is the owner's, for routes that name it nowhere else. */
-const bodies = ({ line: { tenant }, file, engineName }: Owner): Record<string, { body: object; status: number }[]> => {
+const bodies = ({ line: { tenant }, file, engineName, stored }: Owner): Record<string, { body: object; status: number }[]> => {
   const models = [`${tenant}/pirate`, `${tenant}/pirate@1`, `ft:${base}:${tenant}:pirate:1`, engineName];
   return {
     "POST /v1/chat/completions": models.map((model) => ({ body: { model, messages: [] }, status: 404 })),
@@ -86,6 +90,7 @@ const bodies = ({ line: { tenant }, file, engineName }: Owner): Record<string, {
       { body: { model: `${tenant}/pirate`, training_file: file }, status: 400 },
     ],
     "POST /v1/loraline/datasets/import": [{ body: { file }, status: 400 }],
+    "POST /v1/loraline/adapters": [{ body: { base, name: "x", from: { object: stored } }, status: 400 }],
     "POST /v1/loraline/keys": [{ body: { name: "x", tenant }, status: 400 }],
     "PUT /v1/loraline/limits": [{ body: { requests_per_minute: 1 }, status: 200 }],
     "PUT /v1/loraline/limits/:adapter": [{ body: { requests_per_minute: 1 }, status: 200 }],
