@@ -50,6 +50,23 @@ describe("createEventFilter", () => {
     expect(filtered(bytes, 11, true)).toEqual({ out: bytes.toString(), usage: { prompt: 1, completion: 1 }, events: 3 });
   });
 
+  it("tells a failure of the engine in the middle from what the caller did wrong, and from what the model says", () => {
+    const failureIn = (text: string, size = 5): string | undefined => {
+      const filter = createEventFilter(renaming, { hideUsage: true });
+      const bytes = Buffer.from(text);
+      for (let at = 0; at < bytes.length; at += size) filter.push(bytes.subarray(at, at + size));
+      filter.end();
+      return filter.failure;
+    };
+    // As vLLM writes it: Python's spaces.
+    const failed = (code: number): string =>
+      `data: {"error": {"message": "CUDA error", "type": "InternalServerError", "param": null, "code": ${code}}}\n\n`;
+    expect(failureIn(stream.toString())).toBeUndefined();
+    expect(failureIn(`${eventOf(lines[0] ?? {})}${failed(500)}data: [DONE]\n\n`)).toBe("CUDA error");
+    expect(failureIn(failed(400))).toBeUndefined();
+    expect(failureIn(eventOf({ choices: [{ delta: { content: failed(500) } }] }))).toBeUndefined();
+  });
+
   it("passes a base's events on untouched, and lines that end as HTTP's do", () => {
     const same = { from: "base", to: "base" };
     expect(filtered(stream, 7, false, same).out).toBe(stream.toString());

@@ -58,12 +58,15 @@ export interface EventFilter {
   readonly usage: TokenCount | undefined;
   /** Events that were passed on: about the tokens, should the engine's count never come. */
   readonly events: number;
+  /** What the engine said when it failed in the middle: it still ends such a stream in order, under status 200. */
+  readonly failure: string | undefined;
 }
 
 const newline = 0x0a;
 const nothing: Buffer = Buffer.alloc(0);
 const dataMark = Buffer.from("data:");
 const usageMark = Buffer.from('"usage":');
+const errorMark = Buffer.from('data: {"error":');
 
 /**
  * Passes server-sent events on as they come, line by line, with the pinned name in them.
@@ -78,6 +81,7 @@ export function createEventFilter({ from, to }: Renaming, { hideUsage }: { hideU
   let rest = nothing;
   let usage: TokenCount | undefined;
   let events = 0;
+  let failure: string | undefined;
   /** The line before was kept back: so is the empty one that ends its event. */
   let skipBlank = false;
 
@@ -119,6 +123,8 @@ export function createEventFilter({ from, to }: Renaming, { hideUsage }: { hideU
 
   const pass = (bytes: Buffer): Buffer => {
     const judged = skipBlank || bytes.includes(usageMark) ? judgeLines(bytes) : bytes;
+    const failedAt = failure === undefined ? judged.indexOf(errorMark) : -1;
+    if (failedAt >= 0) failure = failureOf(judged.toString("utf8", failedAt).split("\n", 1)[0] ?? "");
     for (let at = judged.indexOf(dataMark); at >= 0; at = judged.indexOf(dataMark, at + dataMark.length)) events += 1;
     return rename(judged);
   };
@@ -145,6 +151,9 @@ export function createEventFilter({ from, to }: Renaming, { hideUsage }: { hideU
     get events() {
       return events;
     },
+    get failure() {
+      return failure;
+    },
   };
 }
 
@@ -154,6 +163,16 @@ function holdsOnlyUsage(line: string): boolean {
     return Array.isArray(choices) && choices.length === 0;
   } catch {
     return false;
+  }
+}
+
+/** undefined: not the engine's failure, but what the caller asked for. */
+function failureOf(line: string): string | undefined {
+  try {
+    const { code, message } = fieldsOf(fieldsOf(JSON.parse(line.slice(line.indexOf("{"))))["error"]);
+    return typeof code === "number" && code < 500 ? undefined : String(message);
+  } catch {
+    return line;
   }
 }
 

@@ -4,8 +4,9 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { type IncomingMessage, request as httpRequest } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createBus } from "@loraline/bus";
 import { type AdapterState, buckets } from "@loraline/contracts";
-import { traceIdOf } from "@loraline/runtime";
+import { createTelemetry, traceIdOf } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
 import type { APIError } from "openai";
 import { describe, expect } from "vitest";
@@ -18,6 +19,7 @@ import {
   heldBy,
   putAdapter,
   putReplica,
+  quietLog,
   registerEngine,
   replicaOf,
   startEngine,
@@ -460,6 +462,41 @@ describe("readers", () => {
     await expect(asked).rejects.toThrow(/abort/i);
     await expect.poll(() => engine.requests[2]?.aborted).toBe(true);
     expect(line.logged.filter(({ level }) => Number(level) >= 50)).toEqual([]);
+  });
+
+  test("that leave before an engine is asked cost nothing, and hold nothing", async ({ nc, nats, tenant, serving: { engine, alias } }) => {
+    await using owned = new AsyncDisposableStack();
+    const other = await nats.connect();
+    owned.defer(() => other.close());
+    const bus = createBus({ nc: other, log: quietLog, telemetry: createTelemetry({ service: "test" }), source: "test" });
+    let asking = 0;
+    const gate = Promise.withResolvers<void>();
+    const bucket: typeof bus.bucket = async (def) => {
+      const opened = await bus.bucket(def);
+      if (def.name !== buckets.budgets.name) return opened;
+      const change: typeof opened.change = async (...args) => {
+        asking += 1;
+        await gate.promise;
+        return opened.change(...args);
+      };
+      return { ...opened, change };
+    };
+    await (await bus.bucket(buckets.limits)).put(tenant, { concurrency: 1, by: "test", at: new Date().toISOString() });
+    const line = owned.use(await startGateway({ nc, tenant, projector: false, bus: { ...bus, bucket } }));
+    owned.defer(async () => (await bus.bucket(buckets.limits)).delete(tenant));
+
+    const { hostname, port } = new URL(line.url);
+    const headers = { authorization: `Bearer ${line.key}`, "content-type": "application/json" };
+    const leaving = httpRequest({ hostname, port, path: "/v1/chat/completions", method: "POST", headers });
+    leaving.on("error", () => {});
+    leaving.end(JSON.stringify({ model: alias, messages, stream: true }));
+    await expect.poll(() => asking).toBe(1);
+    leaving.destroy();
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    gate.resolve();
+    // The only slot is free again.
+    await expect.poll(() => line.openai.chat.completions.create({ model: alias, messages }).then(({ model }) => model)).toBe(`${alias}@2`);
+    expect(engine.requests.map(({ body }) => body["stream"] ?? false)).toEqual([false]);
   });
 
   test("that are slow slow the engine down, instead of filling the gateway's memory", async ({ serving: { line, engine, alias } }) => {

@@ -105,6 +105,11 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     at: Exchange,
   ): Promise<void> => {
     const { request, reply } = at;
+    // Its "close" is over: nobody would stop the engine, and a stream that nobody takes would never end.
+    if (reply.raw.destroyed) {
+      admission?.settle(0);
+      throw clientWentAway();
+    }
     const span = requestSpan();
     const askedFor = asksForUsage(body);
     const counted = begin(routed, request, admission);
@@ -128,6 +133,10 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
       for (const [index, replica] of tries.entries()) {
         const { engine, replica: name } = replica.state;
         const isLastTry = index === tries.length - 1;
+        if (index > 0) {
+          metrics.retried();
+          log.warn({ model: routed.model, engineModel: routed.engineModel }, `trying elsewhere: ${why}`);
+        }
         const inTraffic = traffic.begin({ engineName: routed.engineModel, engine, replica: name });
         const leave = table.begin(replica);
         const askedAt = performance.now();
@@ -199,7 +208,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
             .send(renameModel(text, renamingOf(routed)));
           return;
         } catch (error) {
-          if (left) throw new PermanentError("client_closed_request", "The client went away.", { status: 499 });
+          if (left) throw clientWentAway();
           if (context.signal.aborted) throw new RetryLaterError("shutting_down", 1000, "The gateway is shutting down. Ask again.");
           const { code = "" } = error as NodeJS.ErrnoException;
           if (/TIMEOUT/.test(code) && !/CONNECT/.test(code)) {
@@ -216,8 +225,6 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
             leave();
           }
         }
-        metrics.retried();
-        log.warn({ model: routed.model, replica: name, engineModel: routed.engineModel }, `trying elsewhere: ${why}`);
       }
       throw new RetryLaterError("model_not_ready", 2000, `${routed.model} is answered by no replica now: ${why}`);
     } catch (error) {
@@ -279,6 +286,8 @@ interface Exchange {
   reply: FastifyReply;
 }
 
+const clientWentAway = (): PermanentError => new PermanentError("client_closed_request", "The client went away.", { status: 499 });
+
 /** Not the replica's to give: it does not know the name (any more), or is not ready. */
 const isFinal = (status: number): boolean => status !== 404 && status !== 503;
 
@@ -317,7 +326,9 @@ function streamTo(
     },
     end() {
       const bytes = filter.end();
-      onEnd("served", tokens());
+      const { failure } = filter;
+      if (failure !== undefined) onBroken(new Error(failure));
+      onEnd(failure === undefined ? "served" : "failed", tokens());
       raw.end(bytes);
     },
     broken(error) {

@@ -123,19 +123,30 @@ describe("usage", () => {
     expect(row).toMatchObject({ requests: 2, failed: 2, estimated: 1, completionTokens: 2 });
     expect(row?.promptTokens).toBeGreaterThan(5);
 
+    // vLLM ends a stream in order, under status 200, also when it fails in the middle.
+    engine.answer = (body, response) => {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      const failure = { error: { message: "CUDA error", type: "InternalServerError", param: null, code: 500 } };
+      response.end(`${chunkOf(String(body["model"]), "Arr")}data: ${JSON.stringify(failure)}\n\ndata: [DONE]\n\n`);
+    };
+    await expect(line.openai.chat.completions.create({ model: alias, messages, stream: true }).then(Array.fromAsync)).rejects.toThrow(
+      /CUDA/,
+    );
+    expect((await usage())[0]).toMatchObject({ requests: 3, failed: 3, estimated: 2 });
+
     engine.answer = undefined;
     engine.words = Array.from({ length: 10_000 }, () => "la ");
     const leaving = new AbortController();
     const endless = await line.openai.chat.completions.create({ model: alias, messages, stream: true }, { signal: leaving.signal });
     await endless[Symbol.asyncIterator]().next();
     leaving.abort();
-    await expect.poll(async () => (await usage())[0]).toMatchObject({ requests: 3, failed: 2, estimated: 2 });
+    await expect.poll(async () => (await usage())[0]).toMatchObject({ requests: 4, failed: 3, estimated: 3 });
     const traffic = await line.bus.bucket(buckets.traffic);
     await expect
       .poll(async () =>
         (await traffic.entries()).flatMap(({ value }) => value.engines).find(({ engineName }) => engineName.startsWith(line.tenant)),
       )
-      .toMatchObject({ inFlight: {}, total: { requests: 3, errors: 2 } });
+      .toMatchObject({ inFlight: {}, total: { requests: 4, errors: 3 } });
   });
 
   test("outlives gateways, and is only its own tenant's", async ({ serving: { line, alias, usage }, nats }) => {
@@ -204,9 +215,13 @@ testWithNats("days that are over are added up once, whoever does it and dies mea
 });
 
 describe("metrics", () => {
-  test("count requests, tokens and times by tenant, adapter and version, apart from the API", async ({ serving: { line, alias } }) => {
+  test("count requests, tokens and times by tenant, adapter and version, apart from the API", async ({
+    serving: { line, engine, alias },
+  }) => {
     await line.openai.chat.completions.create({ model: alias, messages });
     await line.openai.chat.completions.create({ model: base, messages });
+    engine.models.delete(base);
+    await expect(line.openai.chat.completions.create({ model: base, messages })).rejects.toThrow(/503/);
     await expect(line.openai.chat.completions.create({ model: alias, messages, max_tokens: -1 })).rejects.toThrow(/400/);
     const text = await (await fetch(line.metricsUrl ?? "")).text();
     const labels = `tenant="${line.tenant}",base="${base}",adapter="pirate",version="1"`;
@@ -215,6 +230,8 @@ describe("metrics", () => {
     expect(text).toContain(`loraline_gateway_tokens_total{${labels},kind="completion"} 3`);
     expect(text).toContain(`loraline_gateway_in_flight{${labels}} 0`);
     expect(text).toMatch(new RegExp(`loraline_gateway_first_byte_seconds_count\\{${labels}\\} 2`));
+    // A single replica is asked twice.
+    expect(text).toContain("loraline_gateway_retries_total 1\n");
     expect(text).toContain("process_resident_memory_bytes");
     expect((await line.fetch("/metrics")).status).toBe(404);
     expect((await line.fetch("/v1/metrics")).status).toBe(404);
