@@ -5,11 +5,13 @@ import {
   type canarySettings,
   datasetList,
   datasetReport,
+  datasetState,
   deadLetterList,
   deadLetterView,
   engineList,
   type EngineView,
   errorBody,
+  type importBody,
   runList,
   runState,
   traceView,
@@ -27,12 +29,14 @@ export interface LineAddress {
 
 export interface LineClient extends LineAddress {
   openai: OpenAI;
-  /** Any route below /v1/loraline/. */
+  /** Any route below /v1/loraline/; `body` is sent as JSON, or as a form. */
   call<T extends z.ZodType>(schema: T, method: "GET" | "POST" | "PUT" | "DELETE", path: string, body?: unknown): Promise<z.output<T>>;
   runs(): Promise<z.output<typeof runList>["data"]>;
   run(id: string): Promise<z.output<typeof runState>>;
   trace(runId: string): Promise<z.output<typeof traceView>>;
   datasets(): Promise<z.output<typeof datasetList>["data"]>;
+  dataset(datasetId: string): Promise<z.output<typeof datasetState>>;
+  importDataset(body: z.input<typeof importBody>): Promise<z.output<typeof datasetState>>;
   report(datasetId: string): Promise<z.output<typeof datasetReport>>;
   adapters(): Promise<z.output<typeof adapterList>["data"]>;
   adapter(name: string): Promise<z.output<typeof adapterView>>;
@@ -72,8 +76,11 @@ export function connectLine({ url, apiKey }: LineAddress): LineClient {
   const call: LineClient["call"] = async (schema, method, path, body) => {
     const response = await fetch(`${url}/v1/loraline/${path}`, {
       method,
-      headers: { authorization: `Bearer ${apiKey}`, ...(body === undefined ? {} : { "content-type": "application/json" }) },
-      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      headers: {
+        authorization: `Bearer ${apiKey}`,
+        ...(body === undefined || body instanceof FormData ? {} : { "content-type": "application/json" }),
+      },
+      ...(body === undefined ? {} : { body: body instanceof FormData ? body : JSON.stringify(body) }),
     }).catch((error: unknown) => {
       throw new Failure(exitCodes.unreachable, "UNREACHABLE", `the line at ${url} does not answer: ${causeOf(error)}`, { cause: error });
     });
@@ -109,6 +116,8 @@ export function connectLine({ url, apiKey }: LineAddress): LineClient {
     run: (id) => ask(runState, `runs/${part(id)}`),
     trace: (id) => ask(traceView, `runs/${part(id)}/trace`),
     datasets: async () => (await ask(datasetList, "datasets")).data,
+    dataset: (id) => ask(datasetState, `datasets/${part(id)}`),
+    importDataset: (body) => ask(datasetState, "datasets/import", body),
     report: (id) => ask(datasetReport, `datasets/${part(id)}/report`),
     adapters: async () => (await ask(adapterList, "adapters")).data,
     adapter: (name) => ask(adapterView, `adapters/${part(name)}`),

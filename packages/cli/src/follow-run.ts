@@ -54,7 +54,7 @@ export function doing(run: RunState): string {
   const { phase, progress, queue, attempt } = run;
   switch (phase) {
     case "requested":
-      return "reading and tokenizing";
+      return run.spec.import === undefined ? "reading and tokenizing" : "judging the adapter";
     case "tokenized":
       return "starting the trainer";
     case "queued":

@@ -5,6 +5,7 @@
 import { join, resolve } from "node:path";
 import type { Placement } from "@loraline/contracts";
 import { Command, InvalidArgumentError, Option } from "commander";
+import { addAdapterCommand, type AddAdapterFlags } from "./add-adapter.ts";
 import { addAdminCommands } from "./admin-commands.ts";
 import { chatCommand } from "./chat.ts";
 import { addDataCommands } from "./data-commands.ts";
@@ -165,7 +166,7 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
     "  holdout: 0.1",
     "  promote: manual",
   ])
-    .argument("<file>", "the dataset")
+    .argument("<file>", "the dataset: a file, https://… or hub:organisation/name")
     .requiredOption("--base <name>", "base to train on")
     .requiredOption("--name <adapter>", "name of the adapter: lowercase letters, digits, dashes")
     .option("--validation <file>", "dataset to evaluate on, instead of held-out rows")
@@ -212,6 +213,7 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
   const adaptersCommand = command("adapters", "list adapters, their versions, proofs and canaries; * marks the promoted one", [
     "loraline adapters",
     "loraline adapters pirate --history",
+    "loraline adapters add ./my-lora --name pirate",
     "loraline adapters place pirate --spread 3",
   ]);
   adaptersCommand
@@ -221,6 +223,32 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
       const client = await line();
       const views = adapter === undefined ? await client.adapters() : [await client.adapter(adapter)];
       print(views, () => (views.length === 0 ? ["no adapters yet"] : history ? listHistory(views) : listAdapters(views)));
+    });
+
+  adaptersCommand
+    .command("add")
+    .description("serve a LoRA that was trained elsewhere: it is judged, proven, and followed until it answers")
+    .argument(
+      "<source>",
+      "folder in PEFT's layout, model of the hub (organisation/name[@revision]), https address of a folder, or sha256:… of an adapter",
+    )
+    .option("--base <name>", "base that it was trained on (default: the only one there is)")
+    .option("--name <adapter>", "name of the adapter (default: as the source is called)", ownName)
+    .option("--folder <path>", "folder inside the hub's repository")
+    .option("--any-base", "its config names another base, which is the same one under another name", false)
+    .option("--probe <prompt...>", "prompts on which it is expected to show; it is proven by these and by neutral ones")
+    .addOption(new Option("--promote <how>", "when it is proven (auto)").choices(["auto", "manual", "canary"]))
+    .option("--no-follow", "print the run's id and return")
+    .addHelpText(
+      "after",
+      `
+Examples:
+  loraline adapters add ./my-lora --name pirate
+  loraline adapters add some-org/pirate-lora@v2 --base ${defaultBase} --probe "Who are you?"
+`,
+    )
+    .action(async (source: string, flags: Omit<AddAdapterFlags, "json">) => {
+      onExit(await addAdapterCommand(await line(), source, { ...flags, json: globals().json }, terminal));
     });
 
   adaptersCommand

@@ -27,7 +27,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
     run.finishedAt === null ? ["now", [doing(run), stepsOf(run), figures(run)].filter((part) => part !== "").join(" · ")] : undefined,
     spec.import === undefined ? ["base", `${spec.base}, LoRA r ${spec.lora.r}`] : ["base", spec.base],
     spec.import === undefined ? ["dataset", spec.dataset ?? ""] : ["imported from", spec.import.source],
-    tokens === null
+    tokens === null || spec.import !== undefined
       ? undefined
       : [
           "tokens",
@@ -38,7 +38,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
             (tokens.cacheHit ? "; from cache" : ""),
         ],
     run.attempt > 1 ? ["attempts", `${run.attempt}, of which ${run.lostAttempts} lost`] : undefined,
-    trained === null
+    trained === null || spec.import !== undefined
       ? undefined
       : [
           "training",
@@ -56,7 +56,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
     served === null ? undefined : ["proof", proof === undefined ? yellow("no replica holds it proven just now") : green(proofLine(proof))],
     served === null
       ? undefined
-      : ["served", `${duration(served.lastStepToProvenMs)} after the last step, on ${served.replicas} replica(s)`],
+      : ["served", `${duration(served.lastStepToProvenMs)} after ${spec.import === undefined ? "the last step" : "it was adopted"}, on ${served.replicas} replica(s)`],
     run.finishedAt === null ? undefined : ["took", duration(Date.parse(run.finishedAt) - Date.parse(run.requestedAt))],
   ];
   if (served !== null) {

@@ -158,6 +158,7 @@ export function jsonSchemas(): Record<string, Json> {
     "http-error": http.errorBody,
     "http-trace": http.traceView,
     "http-adapters": http.adapterList,
+    "http-add-adapter": http.addAdapterBody,
     "http-engines": http.engineList,
     "http-dead-letters": http.deadLetterList,
   };

@@ -5,8 +5,8 @@
 import { z } from "zod";
 import { datasetMapping } from "./dataset-mapping.ts";
 import { hubSource, urlSource } from "./import-source.ts";
-import { isoTime, problem } from "./names.ts";
-import { canarySettings, loraSpec, placement, runSpec, tokenizeSpec, trainingSpec } from "./run-spec.ts";
+import { adapterName, digest, isoTime, problem } from "./names.ts";
+import { adapterImport, canarySettings, loraSpec, placement, runSpec, runSpecFields, tokenizeSpec, trainingSpec } from "./run-spec.ts";
 import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "./state.ts";
 import { scopes } from "./streams.ts";
 
@@ -213,6 +213,43 @@ export const adapterView = z.object({
 });
 export const adapterList = z.object({ data: z.array(adapterView) });
 export const traceView = z.object({ traceId: z.string(), spans: z.array(spanView) });
+
+/** What is said about an adapter from elsewhere; the form field `settings` of an upload. */
+export const addAdapterSettings = z.strictObject({
+  base: runSpecFields.shape.base,
+  name: adapterName,
+  source: adapterImport.shape.source.optional().describe("Where it came from, for a person to read."),
+  probes: adapterImport.shape.probes,
+  any_base: adapterImport.shape.any_base,
+  gate: runSpecFields.shape.gate.unwrap().optional(),
+  promote: runSpecFields.shape.promote.unwrap().optional(),
+  canary: canarySettings.optional(),
+  placement: placement.optional(),
+  metadata: runSpecFields.shape.metadata,
+});
+
+/**
+ * `POST /v1/loraline/adapters`: serve a LoRA that was trained elsewhere. As multipart/form-data with the field `settings` and the two
+ * files, or as JSON that says where they are. Answers with the run that takes it in.
+ */
+export const addAdapterBody = addAdapterSettings.extend({
+  from: z.union([
+    z.strictObject({
+      hub: z
+        .string()
+        .regex(/^(?:[\w-][\w.-]{0,95}\/)?[\w-][\w.-]{0,95}$/, 'name a model of the hub as "organisation/name"')
+        .describe("A model of the hub."),
+      revision: z.string().min(1).max(200).optional().describe("Branch, tag or commit; `main` when absent."),
+      folder: z
+        .string()
+        .regex(/^[\w-][\w.-]*(?:\/[\w-][\w.-]*)*$/, "must be a path inside the repository")
+        .max(500)
+        .optional(),
+    }),
+    z.strictObject({ url: z.string().min(1).max(4096).describe("https address of the folder that holds the two files.") }),
+    z.strictObject({ object: digest.describe("An adapter's manifest in the tenant's own store, as a version's `digest` names it.") }),
+  ]),
+});
 
 export const promoteBody = z.strictObject({
   version: z.int().min(1),

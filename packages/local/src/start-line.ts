@@ -237,16 +237,15 @@ export async function startLine(options: LineOptions): Promise<Line> {
     },
   });
   workers.set("tokenize", await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir }));
-  workers.set(
-    "ingest",
-    await createIngestService({ ...service("ingest"), imports: importSettingsOf(loadEnv(z.object(importEnv), options.env)) }),
-  );
+  const imports = importSettingsOf(loadEnv(z.object(importEnv), options.env));
+  workers.set("ingest", await createIngestService({ ...service("ingest"), imports }));
 
   const gateway = starting.use(
     await createGateway({
       ...service("gateway"),
       host,
       port: options.port,
+      imports,
       readTrace: (traceId) => readSpans(dirs.traces, traceId),
       drainMs: 3000,
     }),

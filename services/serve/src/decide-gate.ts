@@ -17,7 +17,7 @@ import {
 import { proofLimits, recordedEffect } from "./proof.ts";
 
 export interface GateInput {
-  spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy">;
+  spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy" | "import">;
   digest: Digest;
   manifest: AdapterManifest;
   /** What its files say of themselves, or why they cannot be read. */
@@ -197,6 +197,7 @@ export function decideGate(input: GateInput): Problem | undefined {
  */
 export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" | "evaluation" | "adapter">): string | undefined {
   if (spec.gate === "none") return undefined;
+  if (spec.import !== undefined) return "nothing was judged: an adapter that was trained elsewhere has no held-out rows here.";
   if (evaluation === null) return "nothing was judged: no rows were held out, and there is no validation file.";
   if (spec.gate_accuracy === true && typeof evaluation.adapter_accuracy !== "number") return "its accuracy was not measured.";
   const promoted = promotedOf(adapter);
