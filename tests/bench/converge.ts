@@ -2,6 +2,7 @@
  * Convergence at scale: real controller and agents on a real NATS, engines simulated (`packages/testkit/src/simulated-engine.ts`
  * answers loads and probes over HTTP, and computes hashes where a model would compute). Every proof is asked and judged as ever.
  * One machine plays a hundred, so the times are those of a hundred agents on these cores; messages and bytes are what they are.
+ * BENCH_REPLICAS, BENCH_ADAPTERS and BENCH_FEW_ADAPTERS make it smaller; BENCH_REAL=0 leaves out the real engine at the end.
  */
 import { fork } from "node:child_process";
 import { once } from "node:events";
