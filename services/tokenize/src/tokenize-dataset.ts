@@ -201,11 +201,11 @@ function createRefuse({ dedupe, validation_overlap }: RunSpec, validation?: Cont
     const [near, earlier] = [unseen && like(unseen), dedupe === "exact" || dedupe === "near" ? kept.lines.get(id) : undefined];
     if (near !== undefined) {
       return {
-        code: "NEAR_VALIDATION",
+        code: "NEARLY_IN_VALIDATION",
         message: `line ${near} of the validation dataset says nearly the same, and must not be trained on`,
       };
     }
-    if (earlier !== undefined) return { code: "DUPLICATE", message: `it says the same as line ${earlier}, which is kept` };
+    if (earlier !== undefined) return { code: "EXACT_DUPLICATE", message: `it says the same as line ${earlier}, which is kept` };
     const alike = dedupe === "near" ? like(kept) : undefined;
     if (alike !== undefined) return { code: "NEAR_DUPLICATE", message: `it says nearly the same as line ${alike}, which is kept` };
     kept.lines.set(id, kept.lines.get(id) ?? line);

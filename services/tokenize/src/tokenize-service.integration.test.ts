@@ -223,15 +223,15 @@ describe("the tokenize service", () => {
       return [manifest.totals.sequences, manifest.dropped.map((one) => [one.line, one.code, one.id]), manifest.reasons];
     };
     expect(await totals({})).toEqual([22, [], {}]);
-    expect(await totals({ dedupe: "exact" })).toEqual([21, [[21, "DUPLICATE", first.id]], { DUPLICATE: 1 }]);
+    expect(await totals({ dedupe: "exact" })).toEqual([21, [[21, "EXACT_DUPLICATE", first.id]], { EXACT_DUPLICATE: 1 }]);
     const near = repeated[21]?.id;
     expect(await totals({ dedupe: "near" })).toEqual([
       20,
       [
-        [21, "DUPLICATE", first.id],
+        [21, "EXACT_DUPLICATE", first.id],
         [22, "NEAR_DUPLICATE", near],
       ],
-      { DUPLICATE: 1, NEAR_DUPLICATE: 1 },
+      { EXACT_DUPLICATE: 1, NEAR_DUPLICATE: 1 },
     ]);
 
     const validation = await dataset(line, [second, ...someRecords(20)]);
@@ -241,10 +241,10 @@ describe("the tokenize service", () => {
       19,
       [
         [2, "IN_VALIDATION", second.id],
-        [21, "DUPLICATE", first.id],
-        [22, "NEAR_VALIDATION", near],
+        [21, "EXACT_DUPLICATE", first.id],
+        [22, "NEARLY_IN_VALIDATION", near],
       ],
-      { IN_VALIDATION: 1, DUPLICATE: 1, NEAR_VALIDATION: 1 },
+      { IN_VALIDATION: 1, EXACT_DUPLICATE: 1, NEARLY_IN_VALIDATION: 1 },
     ]);
   });
 
