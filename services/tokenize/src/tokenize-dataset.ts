@@ -324,7 +324,7 @@ async function explainTooFew(objects: Objects, job: TokenizeJob, usable: number,
     const report = await getJson(objects, tenant, dataset.report, datasetReport);
     message += ` ${rejections} of ${records + rejections} rows were rejected before: ${listed(new Map(Object.entries(report.reasons)))}.`;
     const [first] = report.firstRejections;
-    if (first !== undefined) message += ` The first: ${first.file}, line ${first.line}: ${first.message}`;
+    if (first !== undefined) message += ` The first, ${first.file === undefined ? "" : `${first.file}, `}${first.message}`;
   }
   if (nothingTrained) {
     return {
