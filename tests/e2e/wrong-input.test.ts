@@ -38,6 +38,22 @@ describe("a dataset", () => {
     expect(file).toMatchObject({ status: "processed", loraline: { records: 12, rejections: 1 } });
   });
 
+  it("is read by its mapping, and says what of it the mapping does not find", async () => {
+    const path = await fileWith(scratch.path, "mapped.jsonl", `${row}\n`.repeat(12));
+    const mapping = await fileWith(scratch.path, "mapping.yaml", "format: question-answer\ncolumns: { question: Frage, answer: output }\n");
+    const { code, err, out } = await loraline(address, ["run", path, "--base", base, "--name", "never", "--mapping", mapping]);
+    expect(code).toBe(1);
+    expect(out + err).toMatch(/FORMAT_MISMATCH: 12.*`question` is missing/);
+  });
+
+  it("of nothing but preferences fails the run and says that they are not trained", async () => {
+    const rows = Array.from({ length: 12 }, (_, n) => JSON.stringify({ prompt: `q${n}`, chosen: "yes", rejected: "no" }));
+    const path = await fileWith(scratch.path, "preferences.jsonl", rows.join("\n"));
+    const { code, err, out } = await loraline(address, ["run", path, "--base", base, "--name", "never"]);
+    expect(code).toBe(1);
+    expect(out + err).toMatch(/KIND_NOT_TRAINED/);
+  });
+
   it("that does not exist is refused at once", async () => {
     const asked = openai.fineTuning.jobs.create({ model: base, training_file: "file-01ARZ3NDEKTSV4RRFFQ69G5FAV" });
     await expect(asked).rejects.toMatchObject({ param: "training_file", status: expect.any(Number) });
