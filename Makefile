@@ -17,7 +17,7 @@ demo: setup ## a real dataset becomes a proven, answering adapter
 up: setup ## run the line in the foreground on one port
 	@./loraline up
 
-bench: setup ## measure; figures in README
+bench: setup .cache/bench-litellm/.stamp ## measure; figures in README
 	@node --conditions=@loraline/source tests/bench/main.ts
 
 test: setup ## everything: lint, types, unit, integration, Python, end to end, faults
@@ -54,6 +54,10 @@ generate: ## AsyncAPI and JSON Schema from the contracts
 
 clean: ## remove all that was installed or made here
 	rm -rf node_modules packages/*/node_modules services/*/node_modules tools/node_modules tools/uv .venv .cache .loraline
+
+.cache/bench-litellm/.stamp: tests/bench/litellm.lock | .venv/.stamp
+	sh tests/bench/litellm-env.sh
+	@touch $@
 
 # --- what setup makes: each folder holds the stamp that says it is complete ---
 installed: node_modules/.stamp .loraline/bases/.stamp

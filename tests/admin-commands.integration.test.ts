@@ -1,0 +1,35 @@
+/** `loraline keys`, `limits` and `usage`, as a person types them, against a gateway. */
+import { test } from "@loraline/testkit";
+import { expect } from "vitest";
+import { startGateway } from "../services/gateway/src/gateway-under-test.ts";
+import { loraline } from "./line-under-test.ts";
+
+test("an admin makes and revokes keys, sets limits and reads usage; the first key comes from NATS", async ({ nats, nc, tenant }) => {
+  await using line = await startGateway({ nc, tenant: `${tenant}-other`, projector: false });
+  const first = await loraline(undefined, ["keys", "create", "--nats", nats.url, "--tenant", tenant, "--name", "boss", "--json"]);
+  expect(first.code, first.err).toBe(0);
+  const boss = { url: line.url, apiKey: (JSON.parse(first.out) as { key: string }).key };
+
+  const made = await loraline(boss, ["keys", "create", "--name", "ci", "--scopes", "train,infer", "--expires", "90d", "--json"]);
+  const { id, key } = JSON.parse(made.out) as { id: string; key: string };
+  const ci = { url: line.url, apiKey: key };
+  expect((await loraline(boss, ["keys", "list"])).out).toMatch(new RegExp(`${id} +ci +train,infer .* boss `));
+  expect(await loraline(ci, ["limits", "set", "--requests", "5"])).toMatchObject({ code: 5, err: expect.stringContaining("`admin`") });
+
+  expect((await loraline(boss, ["limits", "set", `${tenant}/pirate`, "--requests", "5", "--tokens", "1000"])).out).toMatch(
+    /pirate +5 +1000 +- +boss/,
+  );
+  await expect.poll(async () => (await loraline(boss, ["limits", "list"])).out, { timeout: 20_000 }).toMatch(/pirate +5/);
+  expect((await loraline(boss, ["limits", "remove", "pirate"])).code).toBe(0);
+  expect((await loraline(boss, ["usage"])).out).toContain("nothing was used");
+
+  expect((await loraline(boss, ["keys", "revoke", id])).code).toBe(0);
+  await expect.poll(async () => (await loraline(ci, ["runs"])).code, { timeout: 20_000 }).toBe(5);
+  const wrong = [
+    ["keys", "create", "--name", "x", "--scopes", "root"],
+    ["keys", "create", "--name", "x", "--expires", "soon"],
+    ["keys", "create", "--name", "x", "--tenant", "y"],
+    ["limits", "set", "--requests", "0"],
+  ];
+  expect(await Promise.all(wrong.map(async (args) => (await loraline(boss, args)).code))).toEqual([2, 2, 2, 2]);
+}, 180_000);
