@@ -170,6 +170,34 @@ describe("three gateways together", () => {
     });
   });
 
+  test("refuse nothing while there is plenty, whoever takes what another one has asked for", async ({
+    gateways: { limits, ...gateways },
+    tenant,
+  }) => {
+    await gateways.set(tenant, limitOf({ requestsPerMinute: 100_000, tokensPerMinute: 1_000_000 }));
+    for (let round = 0; round < 60; round++) {
+      const needs = [300, 1, 900, 1, 1, 2000, 1];
+      const asked = needs.map((tokens) => limits[0]?.admit({ tenant, adapter: null, mostTokens: () => tokens }));
+      for (const admission of await Promise.all(asked)) admission?.settle(Number.POSITIVE_INFINITY);
+    }
+  });
+
+  test("charge what a request used beyond what it reserved", async ({ gateways: { limits, ...gateways }, tenant }) => {
+    await gateways.set(tenant, limitOf({ tokensPerMinute: 1000 }));
+    const admit = (tokens: number) => limits[0]?.admit({ tenant, adapter: null, mostTokens: () => tokens });
+    (await admit(10))?.settle(300);
+    let used = 300;
+    await expect(
+      (async () => {
+        for (;;) {
+          (await admit(100))?.settle(100);
+          used += 100;
+        }
+      })(),
+    ).rejects.toThrow(RateLimitError);
+    expect(used).toBe(1000);
+  });
+
   test("share slots: so many at once, wherever they are asked", async ({ gateways, tenant }) => {
     await gateways.set(tenant, limitOf({ concurrency: 6 }));
     const { admitted, refused } = await flood(gateways, 30, { tenant });
@@ -179,6 +207,7 @@ describe("three gateways together", () => {
     await expect
       .poll(
         async () => {
+          gateways.clock.now += 250; // a gateway that was refused asks again after a moment of this clock
           held.push(...(await flood(gateways, 3, { tenant })).admitted);
           return held.length;
         },
@@ -191,6 +220,7 @@ describe("three gateways together", () => {
     await expect
       .poll(
         async () => {
+          gateways.clock.now += 250; // a gateway that was refused asks again after a moment of this clock
           held.push(...(await flood(gateways, 3, { tenant })).admitted);
           return held.length;
         },

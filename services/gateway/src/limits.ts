@@ -32,7 +32,11 @@ type Amounts = Record<Kind, number>;
 export interface Admission {
   /** OpenAI's `x-ratelimit-*`, as far as this gateway knows: others may have taken more since. */
   headers: Record<string, string>;
-  /** The request is over. `tokens`: what it used, at most what was reserved. Later calls do nothing. */
+  /**
+   * The request is over; later calls do nothing.
+   * @param tokens - what it used; more than it reserved is owed, and taken from the minute before the next request is admitted.
+   * Infinity: nobody knows, so it is what it reserved.
+   */
   settle(tokens: number): void;
 }
 
@@ -58,7 +62,7 @@ export interface Limits extends AsyncDisposable {
 interface Lease {
   key: string;
   window: number;
-  /** Taken and not spent. */
+  /** Taken and not spent; below zero: spent and not taken yet. */
   left: Amounts;
   slice: Amounts;
   /** Requests in flight. */
@@ -143,6 +147,7 @@ export async function createLimits({
     const most = mostOf(limit);
     const short = { ...need };
     for (const kind of kinds) short[kind] = Math.max(0, need[kind] - lease.left[kind]);
+    let needed = short;
     let granted = none();
     let taken = none();
     let window = lease.window;
@@ -151,7 +156,7 @@ export async function createLimits({
       const entry = currentEntry(current, { window: windowNow(), now: now() });
       window = entry.window;
       // A new minute, and nothing of the old one counts any more.
-      const needed = window === lease.window ? short : { ...need, concurrency: short.concurrency };
+      needed = window === lease.window ? short : { ...need, concurrency: short.concurrency };
       // Its own slots by its own account: the entry's may have run out while the bus was away.
       const others = Object.values(without(entry.slots, gateway)).reduce((sum, { count }) => sum + count, 0);
       taken = { requests: entry.requests, tokens: entry.tokens, concurrency: others + lease.held + lease.left.concurrency };
@@ -176,7 +181,8 @@ export async function createLimits({
       lease.left[kind] += granted[kind];
       lease.taken[kind] = taken[kind] + granted[kind];
       if (granted[kind] > 0) lease.slice[kind] = Math.max(1, granted[kind] * 2);
-      else if (lease.left[kind] < need[kind]) {
+      // What was not asked for, because there was enough, others may have spent meanwhile: that is no refusal.
+      else if (needed[kind] > 0 && lease.left[kind] < need[kind]) {
         lease.refusedUntil[kind] = now() + refusedForMs;
         lease.refusedNeed[kind] = need[kind];
       }
@@ -217,8 +223,9 @@ export async function createLimits({
   const giveBack = (lease: Lease, spent: Amounts, window: number, tokens: number): void => {
     lease.held -= spent.concurrency;
     lease.left.concurrency += spent.concurrency;
-    if (lease.window !== window) return;
-    lease.left.tokens += Math.max(0, spent.tokens - tokens);
+    // Nothing was reserved where tokens are not limited.
+    if (lease.window !== window || spent.tokens === 0 || tokens === Number.POSITIVE_INFINITY) return;
+    lease.left.tokens += spent.tokens - tokens;
   };
 
   /** Gives back what nobody here needs, and renews the slots. */
