@@ -155,3 +155,11 @@ describe("loraline tokenize", () => {
     });
   });
 });
+
+describe("loraline data import", () => {
+  it("needs a line, also where a file would do without one", async () => {
+    const { code, err } = await run("--state", join(dir, "none"), "data", "import", "acme/pirates");
+    expect(code).toBe(3);
+    expect(err).toMatch(/no line runs on/);
+  });
+});

@@ -6,6 +6,7 @@ import type { LineClient } from "./connect-line.ts";
 import { describeData, describeSample } from "./data-report.ts";
 import { exitCodes, Failure } from "./failure.ts";
 import { readMapping } from "./mapping-file.ts";
+import { followDataset, importDataset, type Narrowed, requiredSource } from "./import-source.ts";
 import { dim, green, pairs, red, shortPath, table, type Terminal, writeJson, writeLine, yellow } from "./terminal.ts";
 
 export interface DataCommandsContext {
@@ -120,6 +121,35 @@ export function addDataCommands(program: Command, data: Command, { root, termina
       }
       const more = manifest.totals.rows - rows.length;
       if (flags.row === undefined && more > 0) writeLine(err, dim(`${more} more rows: --row N shows one`));
+    });
+
+  data
+    .command("import")
+    .description("let the line fetch a dataset by its URL or its name on the hub")
+    .argument("<source>", "https://…, or organisation/name of a dataset on the hub (HF_ENDPOINT of the line)")
+    .option("--file <path>", "one file of the hub's dataset; default: the files of the split, when they are plain to see")
+    .option("--config <name>", "subset of the hub's dataset")
+    .option("--split <name>", "split of the hub's dataset; default: train")
+    .option("--revision <name>", "branch, tag or commit of the hub's dataset; default: main")
+    .option("--mapping <mapping.yaml>", mappingHelp)
+    .option("--no-follow", "print the dataset's id and return")
+    .addHelpText(
+      "after",
+      "\nThe line fetches over https from public addresses only; LORALINE_IMPORT_ALLOW=host:port,… of the line names internal mirrors.\n`loraline run` takes https://… and hub:organisation/name in place of a file.\n\nExamples:\n  loraline data import https://example.org/pirate.jsonl.gz\n  loraline data import organisation/name --config en --split train\n",
+    )
+    .action(async (given: string, flags: Narrowed & { mapping?: string; follow: boolean }) => {
+      const client = await line();
+      const started = await importDataset(client, requiredSource(given, flags), await mappingOf(flags.mapping));
+      const { datasetId } = started;
+      const dataset = flags.follow ? await followDataset(client, datasetId, terminal.signal) : started;
+      if (json()) writeJson(out, dataset);
+      else if (!flags.follow) writeLine(out, datasetId);
+      else if (dataset.error === null) {
+        const { records, rejections, filename } = dataset;
+        writeLine(out, `${green("imported")} ${filename} as ${datasetId}: ${records} records, ${rejections} rejected`);
+        writeLine(out, dim(`loraline data report ${datasetId}`));
+      } else writeLine(err, red(`${dataset.error.code}: ${dataset.error.message}`));
+      onExit(dataset.error === null ? exitCodes.ok : exitCodes.failed);
     });
 
   data

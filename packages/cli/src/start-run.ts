@@ -6,6 +6,7 @@ import type { DatasetMapping, RunState } from "@loraline/contracts";
 import type { LineClient } from "./connect-line.ts";
 import { exitCodes, Failure } from "./failure.ts";
 import { followRun } from "./follow-run.ts";
+import { importDataset, importSourceOf } from "./import-source.ts";
 import { readMapping } from "./mapping-file.ts";
 import { readRunFile, type RunFile } from "./run-file.ts";
 import { describeRun, modelOf } from "./show-run.ts";
@@ -39,6 +40,8 @@ export async function startRun(line: LineClient, request: RunRequest): Promise<s
 }
 
 async function upload(line: LineClient, path: string, mapping: DatasetMapping | undefined): Promise<string> {
+  const source = importSourceOf(path);
+  if (source !== undefined) return `file-${(await importDataset(line, source, mapping)).datasetId}`;
   const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
     throw new Failure(
       exitCodes.usage,
