@@ -9,11 +9,18 @@ import { createRequire } from "node:module";
 import { availableParallelism } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { promisify } from "node:util";
-import { readRecords } from "@loraline/ingest";
+import { setTimeout as sleep } from "node:timers/promises";
+import { createBus, ensureStreams } from "@loraline/bus";
+import { buckets, datasetIngested, datasetReceived, runRejected, runRequested, runTokenized } from "@loraline/contracts";
+import { createIngestService, readRecords } from "@loraline/ingest";
 import { tokenizeFile } from "@loraline/local/data-files";
-import { pack } from "@loraline/tokenize";
+import { createJetStreamObjects } from "@loraline/objects";
+import { createLog, createTelemetry } from "@loraline/runtime";
+import { spawnNatsServer } from "@loraline/testkit/servers";
+import { createTokenizeService, pack } from "@loraline/tokenize";
+import { ulid } from "ulid";
 import { writeInstructionRows } from "./instruction-rows.ts";
-import type { Row } from "./table.ts";
+import { percentile, type Row } from "./table.ts";
 
 const run = promisify(execFile);
 const dir = ".cache/bench-tokenize";
@@ -30,6 +37,7 @@ export async function benchTokenize(): Promise<Row[]> {
   return [
     ...(await sideBySide("Qwen3", qwen3, vocabulary, 40_000)),
     ...(await sideBySide("SmolLM2", ".loraline/bases/smollm2-135m-instruct", vocabulary, 10_000)),
+    ...(await benchCache(vocabulary, 20_000)),
     ...benchPacking(),
   ];
 }
@@ -92,6 +100,57 @@ async function sideBySide(name: string, base: string, vocabulary: Record<string,
       detail: `${count} rows half Chinese half English, ${Math.round(bytes / 1e6)} MB, ${(two.tokens / 1e6).toFixed(1)} M tokens, ${availableParallelism()} cores, ${ours.toFixed(1)} s with loading the tokenizer; ${((user + system) / 1e6).toFixed(1)} s of CPU, ${(reads / 1000).toFixed(1)} s of it reading and canonical records. datasets.map, without loading: ${rate(one.seconds)} with num_proc 1, ${rate(two.seconds)} with 2. Every id and label equal`,
     },
   ];
+}
+
+/** The service: a run on new data, and the same data again. */
+async function benchCache(vocabulary: Record<string, number>, count: number): Promise<Row[]> {
+  const file = join(dir, "run.jsonl");
+  await writeInstructionRows(file, vocabulary, count);
+  await using nats = await spawnNatsServer();
+  const nc = await nats.connect();
+  const log = createLog({ service: "bench", level: "silent" });
+  const telemetry = createTelemetry({ service: "bench" });
+  await ensureStreams(nc);
+  const objects = await createJetStreamObjects(nc);
+  const bus = createBus({ nc, log, telemetry, source: "bench" });
+  const base = { name: "smollm2-135m-instruct", revision: "r", digest: `sha256:${"0".repeat(64)}` as const };
+  const limits = { maxLoraRank: 32, maxLoras: 4, maxCpuLoras: 16, maxModelLen: 2048, updatedAt: new Date().toISOString() };
+  await (await bus.bucket(buckets.engines)).put("local", { engine: "local", base, ...limits });
+  const tenant = "bench";
+  {
+    await using ingest = await createIngestService({ bus, objects, telemetry });
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir: ".loraline/bases" });
+    if (ingest === undefined || service === undefined) throw new Error("no service");
+    const id = ulid();
+    await bus.publish(datasetReceived, { tenant, id }, { blob: await objects.put(tenant, "raw", { file }), filename: "run.jsonl" });
+    while ((await bus.last(datasetIngested, { tenant, id })) === undefined) await sleep(20);
+    const ask = async (adapter: string): Promise<{ ms: number; cacheHit: boolean }> => {
+      const at = { tenant, id: ulid() };
+      const started = performance.now();
+      await bus.publish(runRequested, at, { spec: { base: base.name, adapter, dataset: id } });
+      for (;;) {
+        const done = await bus.last(runTokenized, at);
+        if (done !== undefined) return { ms: performance.now() - started, cacheHit: done.data.cacheHit };
+        if ((await bus.last(runRejected, at)) !== undefined) throw new Error("the run was rejected");
+        await sleep(2);
+      }
+    };
+    const first = await ask("first");
+    const hits: number[] = [];
+    for (let n = 0; n < 20; n++) {
+      const hit = await ask(`again-${n}`);
+      if (first.cacheHit || !hit.cacheHit) throw new Error("the second run was no cache hit");
+      hits.push(hit.ms);
+    }
+    await nc.close();
+    return [
+      {
+        what: "tokenize: a run with data that was tokenized before",
+        value: `${percentile(hits, 50)} ms`,
+        detail: `from run.requested to run.tokenized, p95 ${percentile(hits, 95)} ms; ${count} rows, the first run ${(first.ms / 1000).toFixed(1)} s, by chunks over the work queue and packed`,
+      },
+    ];
+  }
 }
 
 function benchPacking(): Row[] {
