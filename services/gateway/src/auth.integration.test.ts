@@ -206,6 +206,9 @@ describe("OIDC", () => {
     expect((await ask(await issuer.token({ org, scope: ["train"] }), "GET", "/v1/files")).status).toBe(200);
     expect((await ask(await issuer.token({ org }), "GET", "/v1/models")).body.error?.message).toContain("it has none");
     expect((await ask(line.key, "GET", "/v1/models")).status, "keys go on working").toBe(200);
+    // OIDC allows for 255 characters, the events' audit trail for 200.
+    const long = await issuer.token({ org, scope: "admin", sub: "a".repeat(255) });
+    expect((await ask(long, "POST", "/v1/loraline/keys", { name: "by-a" })).body).toMatchObject({ createdBy: `oidc:${"a".repeat(195)}` });
     const stranger = await issuer.token({ org: { tenant: `${line.tenant}-other` }, scope: "admin" });
     expect((await ask(stranger, "GET", "/v1/loraline/keys")).body).toEqual({ data: [] });
   });

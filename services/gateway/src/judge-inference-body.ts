@@ -5,8 +5,16 @@ import { badRequest } from "./errors.ts";
 type Body = Readonly<Record<string, unknown>>;
 type Path = "chat/completions" | "completions" | "embeddings";
 
+/** What tokens are counted by. An engine takes "8" for 8, so that what is reserved here and what is made there would differ. */
+const counted = { n: "number", best_of: "number", max_tokens: "number", max_completion_tokens: "number", stream: "boolean" } as const;
+
 /** @throws PermanentError 400 with the field. An engine without a record is taken to generate, and not to bear prompt logprobs. */
 export function judgeInferenceBody(path: Path, body: Body, engine: Pick<EngineRecord, "tasks" | "promptLogprobs"> | undefined): void {
+  for (const [field, type] of Object.entries(counted)) {
+    const value = body[field] ?? undefined;
+    if (value !== undefined && typeof value !== type)
+      throw badRequest("invalid_type", `${field} must be a ${type}, not ${JSON.stringify(value).slice(0, 50)}.`, field);
+  }
   const task = path === "embeddings" ? "embed" : "generate";
   if (!(engine?.tasks ?? ["generate"]).includes(task)) {
     const offers = task === "embed" ? "embeddings" : "chat and completions";
@@ -53,7 +61,11 @@ export function mostTokensOf(path: Path, body: Body, { bytes, maxModelLen }: { b
   const answers = Math.max(1, wholeNumber(body["n"]) ?? 1, wholeNumber(body["best_of"]) ?? 1);
   const { prompt, messages } = body;
   const prompts = Array.isArray(prompt) && typeof prompt[0] !== "number" ? Math.max(1, prompt.length) : 1;
-  const asked = wholeNumber(body["max_completion_tokens"]) ?? wholeNumber(body["max_tokens"]) ?? (path === "completions" ? 16 : undefined);
+  // Completions know only the old name.
+  const asked =
+    path === "completions"
+      ? (wholeNumber(body["max_tokens"]) ?? 16)
+      : (wholeNumber(body["max_completion_tokens"]) ?? wholeNumber(body["max_tokens"]));
   // What stands for an image or a sound in the text says nothing about its tokens.
   const hasMedia =
     Array.isArray(messages) && messages.some((message: unknown) => Array.isArray((message as { content?: unknown } | null)?.content));

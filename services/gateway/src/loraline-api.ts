@@ -30,8 +30,16 @@ import { idempotencyKeyOf } from "./idempotency.ts";
 import { spansOfTenant } from "./spans-of-tenant.ts";
 import { createWorkingSet } from "./working-set.ts";
 
-/** How long promote and rollback wait for the controller to move the alias. */
-const aliasWithinMs = 3000;
+/** How long promote, rollback and place wait for the controller. */
+const followedWithinMs = 3000;
+
+/** Code and words for a command that nobody followed in time. */
+type Unfollowed = (adapter: AdapterState) => { code: string; message: string };
+const aliasStays: Unfollowed = ({ adapter, alias }) => ({
+  code: "alias_not_moved",
+  message: `The alias of ${adapter} still points to ${alias === null ? "no version" : `version ${alias}`}`,
+});
+const placementStays: Unfollowed = ({ adapter }) => ({ code: "not_placed", message: `The placement of ${adapter} is as it was` });
 
 export async function loralineRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
   const { bus, state, table, readTrace, log } = context;
@@ -72,20 +80,20 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   /**
    * Waits a little until the controller has followed the command, which is the message of this sequence.
    * @throws PermanentError 409 with the controller's reason when it was refused.
-   * @throws RetryLaterError `alias_not_moved`: a success would be a lie.
+   * @throws RetryLaterError `alias_not_moved`, `not_placed`: a success would be a lie.
    */
-  const viewWhen = async (request: FastifyRequest, command: number, holds: (adapter: AdapterState) => boolean) => {
-    for (const end = performance.now() + aliasWithinMs; ;) {
+  const viewWhen = async (request: FastifyRequest, command: number, holds: (adapter: AdapterState) => boolean, unfollowed = aliasStays) => {
+    for (const end = performance.now() + followedWithinMs; ;) {
       const adapter = await existingAdapter(request);
       if (adapter.history.some((move) => move.command === command) || holds(adapter)) return viewOf(adapter);
       const letter = await bus.deadLetters.of(consumers.serveAdapterCommands, command);
       if (letter !== undefined) throw new PermanentError(letter.code, letter.message, { status: 409 });
       if (performance.now() >= end) {
-        const where = adapter.alias === null ? "no version" : `version ${adapter.alias}`;
+        const { code, message } = unfollowed(adapter);
         throw new RetryLaterError(
-          "alias_not_moved",
+          code,
           2000,
-          `The alias of ${adapter.adapter} still points to ${where}: the serve controller has not answered. It will follow the command when it is back.`,
+          `${message}: the serve controller has not answered. It will follow the command when it is back.`,
         );
       }
       await new Promise((resolve) => setTimeout(resolve, 50));
@@ -153,7 +161,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       const wished = parsedBody(placeBody, request.body);
       const key = idempotencyKeyOf(request.headers) ?? ulid();
       const { seq } = await bus.publish(adapterPlaceRequested, { tenant, id: adapter.adapter }, { placement: wished, by }, { key });
-      return viewWhen(request, seq, ({ placement }) => JSON.stringify(placement) === JSON.stringify(wished));
+      return viewWhen(request, seq, ({ placement }) => JSON.stringify(placement) === JSON.stringify(wished), placementStays);
     });
 
     app.post("/loraline/adapters/:adapter/rollback", needs("promote"), async (request) => {

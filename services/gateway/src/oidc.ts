@@ -105,7 +105,8 @@ function callerOf(payload: JWTPayload, { tenantClaim, scopeClaim }: { tenantClai
   const has = new Set(words.map((word) => String(word).replace(/^loraline:/, "")));
   return {
     tenant: tenant.data,
-    by: `oidc:${String(payload.sub).slice(0, 200)}`,
+    // No longer than events let it be.
+    by: `oidc:${String(payload.sub)}`.slice(0, 200),
     scopes: new Set<Scope>(scopes.filter((scope) => has.has(scope))),
   };
 }

@@ -37,6 +37,23 @@ const failureOf = async (response: Response): Promise<Failure> => ({
   ...((await response.json()) as Pick<Failure, "error">),
 });
 
+test("a gateway that is disposed watches nothing any more", async ({ line, nc, tenant }) => {
+  const signals: AbortSignal[] = [];
+  const bucket: typeof line.bus.bucket = async (def) => {
+    const opened = await line.bus.bucket(def);
+    const watch: typeof opened.watch = (options) => {
+      signals.push(options.signal);
+      return opened.watch(options);
+    };
+    return { ...opened, watch };
+  };
+  const gateway = await startGateway({ nc, tenant, projector: false, bus: { ...line.bus, bucket } });
+  expect(signals.filter(({ aborted }) => aborted)).toEqual([]);
+  await gateway[Symbol.asyncDispose]();
+  expect(signals.length).toBeGreaterThan(4);
+  expect(signals.filter(({ aborted }) => !aborted)).toEqual([]);
+});
+
 describe("keys", () => {
   test("open only with the right one; only their hash is kept", async ({ line }) => {
     for (const authorization of [undefined, "", "Bearer", "Basic abc", `Bearer ${line.key}x`, `Bearer ${hashApiKey(line.key)}`]) {
@@ -170,9 +187,10 @@ describe("loraline's own routes", () => {
     });
     expect(await ask("promote", {})).toMatchObject({ error: { param: "version" } });
     // Nobody moves it.
-    expect(await ask("promote", { version: 2 })).toMatchObject({
-      error: { code: "alias_not_moved", message: expect.stringContaining("still points to version 1") },
-    });
+    expect(await Promise.all([ask("promote", { version: 2 }), ask("place", { mode: "spread", replicas: 2 })])).toMatchObject([
+      { error: { code: "alias_not_moved", message: expect.stringContaining("still points to version 1") } },
+      { error: { code: "not_placed", message: expect.stringContaining("placement of pirate is as it was") } },
+    ]);
   });
 
   test("show and redrive dead letters", async ({ line, nc }) => {

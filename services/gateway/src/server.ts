@@ -100,7 +100,10 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
   const watching = new AbortController();
   const abandoning = new AbortController();
   const owned = new AsyncDisposableStack();
-  owned.defer(() => watching.abort());
+  owned.defer(() => {
+    watching.abort();
+    abandoning.abort();
+  });
   try {
     const checkToken = options.oidc === undefined ? undefined : createTokenCheck(options.oidc);
     const checkKey = await createKeyCheck({ bus, signal: watching.signal, checkToken });
