@@ -154,8 +154,13 @@ async function peek(source: AsyncIterable<Uint8Array>, size: number, enough: (he
   const iterator = source[Symbol.asyncIterator]();
   let head: Uint8Array = new Uint8Array(0);
   let ended = false;
+  let broken: { error: unknown } | undefined;
   while (head.byteLength < size || !enough(head)) {
-    const next = await iterator.next();
+    // What came before it breaks off is told apart and counted as anywhere else in the file.
+    const next = await iterator.next().catch((error: unknown): IteratorResult<Uint8Array> => {
+      broken = { error };
+      return { done: true, value: undefined };
+    });
     if (next.done === true) {
       ended = true;
       break;
@@ -165,14 +170,16 @@ async function peek(source: AsyncIterable<Uint8Array>, size: number, enough: (he
   async function* all(): AsyncGenerator<Uint8Array> {
     try {
       if (head.byteLength > 0) yield head;
+      if (broken !== undefined) throw broken.error;
       for (let next = await iterator.next(); next.done !== true; next = await iterator.next()) yield next.value;
     } finally {
       await iterator.return?.();
     }
   }
+  if (broken !== undefined && head.byteLength === 0) throw broken.error;
   return {
     head,
-    ended,
+    ended: ended && broken === undefined,
     all,
     async close() {
       await iterator.return?.();
