@@ -177,7 +177,7 @@ describe("three gateways together", () => {
     await gateways.set(tenant, limitOf({ requestsPerMinute: 100_000, tokensPerMinute: 1_000_000 }));
     for (let round = 0; round < 60; round++) {
       const needs = [300, 1, 900, 1, 1, 2000, 1];
-      const asked = needs.map((tokens) => limits[0]?.admit({ tenant, adapter: null, mostTokens: () => tokens }));
+      const asked = needs.map(async (tokens) => limits[0]?.admit({ tenant, adapter: null, mostTokens: () => tokens }));
       for (const admission of await Promise.all(asked)) admission?.settle(Number.POSITIVE_INFINITY);
     }
   });
