@@ -56,6 +56,13 @@ describe("decideRoute", () => {
     expect(route([replica("a")], model)).toMatchObject({ kind: "unknown" });
   });
 
+  it("asks a base on every engine that serves it", () => {
+    const engines = [engineRecord(), engineRecord({ engine: "other" }), engineRecord({ engine: "closed", tenants: ["globex"] })];
+    const on = (engine: string, name: string) => replica(name, [], { state: replicaOf(name, `http://${name}`, [], { engine }) });
+    expect(route([on("other", "b"), on("closed", "c")], base, { engines })).toMatchObject({ kind: "route", replicas: ["b"] });
+    expect(route([on("closed", "c")], base, { engines })).toMatchObject({ kind: "unavailable" });
+  });
+
   it("does not know other tenants' adapters, however they are named", () => {
     for (const model of ["acme/pirate", "acme/pirate@1", `ft:${base}:acme:pirate:1`]) {
       expect(route([replica("a")], model, {}, "other")).toEqual({ kind: "unknown", reason: null });

@@ -1,7 +1,7 @@
 /**
  * Pure: which replica answers for a model name.
  *
- *   name ──► base ─────────────────────────────────────────────► replicas of its engine, ready
+ *   name ──► base ─────────────────────────────────────────────► replicas of its engines, ready
  *     │
  *     ├────► alias ──► canary's share, by sticky key ──► version ──► engine name ──► replicas that have it proven, ready
  *     │                                                    ▲
@@ -60,9 +60,10 @@ export type RouteDecision =
 const unknown: RouteDecision = { kind: "unknown", reason: null };
 
 export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteRequest): RouteDecision {
-  const engine = enginesFor(view, tenant).find((candidate) => candidate.base.name === model);
-  if (engine !== undefined) {
-    const ready = view.replicas.filter(({ state }) => state.base === model && state.engine === engine.engine && state.ready);
+  const engines = enginesFor(view, tenant).filter(({ base }) => base.name === model);
+  if (engines.length > 0) {
+    const names = new Set(engines.map(({ engine }) => engine));
+    const ready = view.replicas.filter(({ state }) => state.base === model && names.has(state.engine) && state.ready);
     const [best, ...others] = inOrderOfChoice(ready, model, view.random);
     if (best === undefined) {
       return { kind: "unavailable", reason: `No replica of the base "${model}" is ready.`, retryAfterMs: 5000 };

@@ -1,4 +1,5 @@
 /** `/v1/loraline/`: what OpenAI's API has no word for. */
+import { hash } from "node:crypto";
 import {
   type AdapterState,
   adapterPlaceRequested,
@@ -150,7 +151,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       const { version, canary } = parsedBody(promoteBody, request.body);
       checkVersion(adapter, version);
       if (adapter.alias === version && !adapter.canary) return viewOf(adapter);
-      const key = idempotencyKeyOf(request.headers) ?? ulid();
+      const key = commandKeyOf(request);
       const { seq } = await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, canary, by }, { key });
       return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
     });
@@ -159,7 +160,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
       const wished = parsedBody(placeBody, request.body);
-      const key = idempotencyKeyOf(request.headers) ?? ulid();
+      const key = commandKeyOf(request);
       const { seq } = await bus.publish(adapterPlaceRequested, { tenant, id: adapter.adapter }, { placement: wished, by }, { key });
       return viewWhen(request, seq, ({ placement }) => JSON.stringify(placement) === JSON.stringify(wished), placementStays);
     });
@@ -171,7 +172,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       if (adapter.alias === null) throw badRequest("nothing_promoted", `${adapter.adapter} has no promoted version to go back from.`);
       if (version !== undefined) checkVersion(adapter, version);
       if (version === adapter.alias && !adapter.canary) return viewOf(adapter);
-      const key = idempotencyKeyOf(request.headers) ?? ulid();
+      const key = commandKeyOf(request);
       const { seq } = await bus.publish(adapterRollbackRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
       return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
     });
@@ -193,6 +194,12 @@ function canaryCounts({ canary, versions }: AdapterState, reports: readonly Traf
   if (!canary || version === undefined || from === undefined) return null;
   const { unknown: _unknown, ...counts } = canaryTraffic(canary, { version, from }, reports, Date.now());
   return counts;
+}
+
+/** A request that is tried again is the same command; another body under the same `Idempotency-Key` is another one. */
+function commandKeyOf({ headers, body }: FastifyRequest): string {
+  const given = idempotencyKeyOf(headers);
+  return given === undefined ? ulid() : hash("sha256", `${given}\n${JSON.stringify(body ?? {})}`);
 }
 
 function checkVersion(adapter: AdapterState, number: number): void {

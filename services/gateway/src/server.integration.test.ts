@@ -144,8 +144,10 @@ describe("loraline's own routes", () => {
     const versions = [1, 2].map((number) => versionOf(tenant, "pirate", number));
     const adapter = adapterOf(tenant, "pirate", versions, { alias: 1 });
     await putAdapter(bus, adapter);
-    const ask = async (verb: string, body: object) =>
-      (await line.fetch(`/v1/loraline/adapters/pirate/${verb}`, { method: "POST", headers: json, body: JSON.stringify(body) })).json();
+    const ask = async (verb: string, body: object, headers = {}) => {
+      const asked = { method: "POST", headers: { ...json, ...headers }, body: JSON.stringify(body) };
+      return (await line.fetch(`/v1/loraline/adapters/pirate/${verb}`, asked)).json();
+    };
 
     const promoting = ask("promote", { version: 2 });
     await expect
@@ -187,10 +189,17 @@ describe("loraline's own routes", () => {
     });
     expect(await ask("promote", {})).toMatchObject({ error: { param: "version" } });
     // Nobody moves it.
+    const promotions = () => bus.history([events.adapterPromoteRequested], { tenant, id: "pirate" });
+    const before = (await promotions()).length;
+    const key = { "idempotency-key": "again" };
+    const twice = [{ version: 2 }, { version: 2 }, { version: 2, canary: {} }].map((body) => ask("promote", body, key));
     expect(await Promise.all([ask("promote", { version: 2 }), ask("place", { mode: "spread", replicas: 2 })])).toMatchObject([
       { error: { code: "alias_not_moved", message: expect.stringContaining("still points to version 1") } },
       { error: { code: "not_placed", message: expect.stringContaining("placement of pirate is as it was") } },
     ]);
+    await Promise.all(twice);
+    // One without a key, one with it that came twice, and another body under that key, which asks for something else.
+    expect((await promotions()).length - before).toBe(3);
   });
 
   test("show and redrive dead letters", async ({ line, nc }) => {

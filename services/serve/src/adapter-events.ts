@@ -111,6 +111,8 @@ export async function publishRefused(
   else await bus.publish(runFailed, at, { code, message, param }, options);
 }
 
+const dayMs = 24 * 60 * 60_000;
+
 /** After a crash, or an absence of the bus, between a write and its events. What the stream has is not said again. */
 export async function publishWhatWasLost(state: AdapterState, deps: ServeControllerDeps): Promise<void> {
   const { bus, log } = deps;
@@ -129,7 +131,9 @@ export async function publishWhatWasLost(state: AdapterState, deps: ServeControl
     if (version.status === "refused" && (await bus.last<EventDef>(end, at)) === undefined) {
       await publishRefused(state, version, version.reason ?? { code: "REFUSED", message: "refused" }, deps);
     }
-    if (version.servedAt !== null && version.status !== "retired" && (await bus.last(runServed, at)) === undefined) {
+    // Of those that were let go of, a hundred, only the latest are asked for: the same write may have served one and let go of it.
+    const isOld = version.status === "retired" && Date.now() - Date.parse(version.servedAt ?? "") > dayMs;
+    if (version.servedAt !== null && !isOld && (await bus.last(runServed, at)) === undefined) {
       await publishServed(state, version, deps);
     }
   }
