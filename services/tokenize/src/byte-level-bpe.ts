@@ -144,33 +144,40 @@ const byteCharacters: readonly string[] = (() => {
   return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : next++));
 })();
 
-/** Pairs of ids to the rank of their merge, by open addressing; the three numbers of a slot lie side by side, in one line of the CPU's cache. */
+/** Ids and ranks are below it, so that a slot of `PairRanks` holds three of them in two numbers; the largest vocabularies of today fit. */
+const mostIds = 1 << 18;
+
+/** Pairs of ids to the rank of their merge, by open addressing; as small as can be, because what look-ups cost is meeting memory. */
 class PairRanks {
+  /** Two numbers each: left and the low 14 bits of right; the high 4 bits of right and the rank. -1: free. */
   readonly #slots: Int32Array;
   readonly #mask: number;
   constructor(count: number) {
-    const size = 2 ** Math.ceil(Math.log2(count * 2 + 16));
-    this.#slots = new Int32Array(size * 4).fill(-1);
+    const size = 2 ** Math.ceil(Math.log2(count * 1.5 + 16));
+    this.#slots = new Int32Array(size * 2).fill(-1);
     this.#mask = size - 1;
   }
   set(left: number, right: number, rank: number): void {
     const slots = this.#slots;
+    const low = left | (right << 18);
+    const high = right >>> 14;
     let slot = hashOf(left, right) & this.#mask;
     // Of a pair that is listed twice the later rank counts, as in a map.
-    while (slots[slot * 4] !== -1 && !(slots[slot * 4] === left && slots[slot * 4 + 1] === right)) slot = (slot + 1) & this.#mask;
-    slots[slot * 4] = left;
-    slots[slot * 4 + 1] = right;
-    slots[slot * 4 + 2] = rank;
+    while (slots[slot * 2 + 1] !== -1 && !(slots[slot * 2] === low && ((slots[slot * 2 + 1] as number) & 15) === high)) {
+      slot = (slot + 1) & this.#mask;
+    }
+    slots[slot * 2] = low;
+    slots[slot * 2 + 1] = (rank << 4) | high;
   }
   /** `noMerge` when the two do not merge. */
   get(left: number, right: number): number {
     const slots = this.#slots;
-    let slot = hashOf(left, right) & this.#mask;
-    for (;;) {
-      const found = slots[slot * 4];
-      if (found === left && slots[slot * 4 + 1] === right) return slots[slot * 4 + 2] as number;
-      if (found === -1) return noMerge;
-      slot = (slot + 1) & this.#mask;
+    const low = left | (right << 18);
+    const high = right >>> 14;
+    for (let slot = hashOf(left, right) & this.#mask; ; slot = (slot + 1) & this.#mask) {
+      const second = slots[slot * 2 + 1] as number;
+      if (second === -1) return noMerge;
+      if (slots[slot * 2] === low && (second & 15) === high) return second >> 4;
     }
   }
 }
@@ -281,19 +288,28 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
   const { ignore_merges } = model;
   const vocab = new Map(Object.entries(model["vocab"] as Readonly<Record<string, number>>));
   const merges = model["merges"] as readonly (string | readonly [string, string])[];
+  if (vocab.values().some((id) => !(id >= 0 && id < mostIds)) || merges.length >= mostIds) return undefined;
   /** -1: the vocabulary lacks the byte. Some do, of those that no text of their languages holds. */
   const byteIds = Int32Array.from(byteCharacters, (character) => vocab.get(character) ?? -1);
   const ranks = new PairRanks(merges.length);
   const merged = new Int32Array(merges.length);
+  const tokens: string[] = [];
+  for (const [token, id] of vocab) tokens[id] = token;
+  let guess = 0;
   for (const [rank, merge] of merges.entries()) {
-    const [left, right] = typeof merge === "string" ? merge.split(" ") : merge;
-    const ids = [vocab.get(left as string), vocab.get(right as string), vocab.get(`${left}${right}`)];
-    if (ids.some((id) => id === undefined)) return undefined;
-    ranks.set(ids[0] as number, ids[1] as number, rank);
-    merged[rank] = ids[2] as number;
+    const [left, right] = typeof merge === "string" ? (merge.split(" ") as [string, string]) : merge;
+    const [leftId, rightId] = [vocab.get(left), vocab.get(right)];
+    // Merges usually stand in the order of their ids. Looking is faster than joining the two and asking the map.
+    guess++;
+    const token = tokens[guess];
+    const isIt = token?.length === left.length + right.length && token.startsWith(left) && token.endsWith(right);
+    const id = isIt ? guess : vocab.get(left + right);
+    if (leftId === undefined || rightId === undefined || id === undefined) return undefined;
+    ranks.set(leftId, rightId, rank);
+    merged[rank] = guess = id;
   }
 
-  const joins = findJoins(vocab.keys());
+  const joins = findJoins([...vocab.keys()]);
   /** Of each character of three bytes: how many symbols it becomes by itself (0: not looked at yet), and which. */
   const ownCounts = new Uint8Array(0x10000);
   const ownSymbols = new Int32Array(0x10000 * 3);
@@ -493,34 +509,39 @@ const byteSpelling = (word: string): string => Array.from(new TextEncoder().enco
  * Whether some entry of the vocabulary holds a part of a character together with bytes of its neighbours. Where none does, the
  * merges inside of the character and those around it cannot get into each other's way, and its own may all come first.
  */
-function findJoins(entries: Iterable<string>): { touch(code: number, before: number, after: number): boolean } {
-  const byteOf = new Map(byteCharacters.map((character, byte) => [character, byte]));
+function findJoins(entries: readonly string[]): { touch(code: number, before: number, after: number): boolean } {
+  /** By code unit. */
+  const byteOf: number[] = [];
+  for (const [byte, character] of byteCharacters.entries()) byteOf[character.charCodeAt(0)] = byte;
   const isContinuation = (byte: number): boolean => byte >= 0x80 && byte < 0xc0;
-  // By the first two bytes of a character, the last bytes before it; by its last two bytes, the first bytes behind it.
-  const fronts: (Uint8Array | undefined)[] = Array.from({ length: 0x400 });
-  const backs: (Uint8Array | undefined)[] = Array.from({ length: 0x1000 });
-  const mark = (table: (Uint8Array | undefined)[], index: number, neighbour: number): void => {
-    (table[index] ??= new Uint8Array(256))[neighbour] = 1;
+  // Bits, so that they stay in the CPU's cache: by the last byte before a character and its own first two; by the first byte behind
+  // it and its own last two.
+  const fronts = new Uint32Array((256 * 0x400) / 32);
+  const backs = new Uint32Array((256 * 0x1000) / 32);
+  const mark = (bits: Uint32Array, index: number): void => {
+    bits[index >> 5] = (bits[index >> 5] as number) | (1 << (index & 31));
   };
+  const isMarked = (bits: Uint32Array, index: number): boolean => (((bits[index >> 5] as number) >>> (index & 31)) & 1) === 1;
+  const bytes = new Uint8Array(entries.reduce((longest, entry) => Math.max(longest, entry.length), 0));
   for (const entry of entries) {
-    if (!/[^\x21-\x7e]/.test(entry)) continue;
-    const bytes = Array.from(entry, (character) => byteOf.get(character) ?? 0);
+    const length = entry.length;
+    for (let at = 0; at < length; at++) bytes[at] = byteOf[entry.charCodeAt(at)] ?? 0;
     let first = 0;
-    while (first < bytes.length && isContinuation(bytes[first] as number)) first++;
-    if (first > 0 && first < bytes.length) {
+    while (first < length && isContinuation(bytes[first] as number)) first++;
+    if (first > 0 && first < length) {
       const next = bytes[first] as number;
       const last = (bytes[first - 1] as number) & 63;
-      if (first > 1) mark(backs, (((bytes[first - 2] as number) & 63) << 6) | last, next);
-      else for (let middle = 0; middle < 64; middle++) mark(backs, (middle << 6) | last, next);
+      if (first > 1) mark(backs, (next << 12) | (((bytes[first - 2] as number) & 63) << 6) | last);
+      else for (let middle = 0; middle < 64; middle++) mark(backs, (next << 12) | (middle << 6) | last);
     }
-    let start = bytes.length - 1;
+    let start = length - 1;
     while (start > 0 && isContinuation(bytes[start] as number)) start--;
     const lead = bytes[start] as number;
-    if (start > 0 && lead >= 0xe0 && lead < 0xf0 && bytes.length - start < 3) {
+    if (start > 0 && lead >= 0xe0 && lead < 0xf0 && length - start < 3) {
       const previous = bytes[start - 1] as number;
       const row = (lead & 15) << 6;
-      if (bytes.length - start === 2) mark(fronts, row | ((bytes[start + 1] as number) & 63), previous);
-      else for (let middle = 0; middle < 64; middle++) mark(fronts, row | middle, previous);
+      if (length - start === 2) mark(fronts, (previous << 10) | row | ((bytes[start + 1] as number) & 63));
+      else for (let middle = 0; middle < 64; middle++) mark(fronts, (previous << 10) | row | middle);
     }
   }
   // The neighbours' code units are enough: both halves of a pair of surrogates tell all that is needed of their bytes.
@@ -528,7 +549,8 @@ function findJoins(entries: Iterable<string>): { touch(code: number, before: num
   const firstByte = (unit: number): number =>
     unit < 0x80 ? unit : unit < 0x800 ? 0xc0 | (unit >> 6) : unit < 0xd800 || unit > 0xdfff ? 0xe0 | (unit >> 12) : 0xf0;
   return {
-    touch: (code, before, after) => fronts[code >> 6]?.[lastByte(before)] === 1 || backs[code & 0xfff]?.[firstByte(after)] === 1,
+    touch: (code, before, after) =>
+      isMarked(fronts, (lastByte(before) << 10) | (code >> 6)) || isMarked(backs, (firstByte(after) << 12) | (code & 0xfff)),
   };
 }
 
