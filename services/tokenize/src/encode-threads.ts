@@ -49,7 +49,7 @@ interface Thread {
 interface Job {
   work: Omit<ThreadWork, "id" | "fast">;
   resolve(bytes: Uint8Array): void;
-  reject(error: unknown): void;
+  reject(error: Error): void;
 }
 
 const idleMs = 60_000;
@@ -112,7 +112,7 @@ export function createEncodeThreads(count = availableParallelism()): EncodeThrea
     encode: ({ base, spec, records, signed = false, compress, signal }) =>
       new Promise((resolve, reject) => {
         if (closed || signal?.aborted === true) {
-          reject(signal?.reason ?? new Error("the threads that tokenize have been ended"));
+          reject((signal?.reason as Error | undefined) ?? new Error("the threads that tokenize have been ended"));
           return;
         }
         clearTimeout(idle);
@@ -122,7 +122,7 @@ export function createEncodeThreads(count = availableParallelism()): EncodeThrea
         const abort = (): void => {
           const at = waiting.indexOf(job);
           if (at !== -1) waiting.splice(at, 1);
-          reject(signal?.reason);
+          reject(signal?.reason as Error);
         };
         signal?.addEventListener("abort", abort, { once: true });
         const settled = (): void => signal?.removeEventListener("abort", abort);
@@ -130,7 +130,7 @@ export function createEncodeThreads(count = availableParallelism()): EncodeThrea
           settled();
           resolve(bytes);
         };
-        job.reject = (error) => {
+        job.reject = (error: Error) => {
           settled();
           reject(error);
         };
