@@ -94,15 +94,21 @@ function decideVersion(view: RoutingView, adapter: AdapterState, number: number 
 const provenOn = ({ replicas }: RoutingView, { engineName }: AdapterVersion): ReplicaView[] =>
   replicas.filter(({ state, proven: names }) => state.ready && names.has(engineName));
 
+/** 2: a replica that was heard of lately has it proven. 1: one that fell silent has. */
+const reachOf = (view: RoutingView, version: AdapterVersion): number =>
+  provenOn(view, version).reduce((best, { fresh }) => Math.max(best, fresh ? 2 : 1), 0);
+
 /**
- * The version that the alias means for this sticky key. A canary that no replica has proven takes nobody: the promoted version
- * is the better answer than none.
+ * The version that the alias means for this sticky key. A canary that no replica has proven, or only silent ones while the promoted
+ * version is better off, takes nobody: the promoted version is the better answer than none.
  */
 function aliasFor(view: RoutingView, { alias, canary, versions }: AdapterState, sticky: RouteRequest["sticky"]): number | null {
   if (!canary || canary.from !== alias || sticky === undefined) return alias;
   const version = versions.find((candidate) => candidate.version === canary.version && candidate.status === "desired");
   if (version === undefined || positionOf(sticky(), version.engineName) >= canary.share) return alias;
-  return provenOn(view, version).length > 0 ? version.version : alias;
+  const reach = reachOf(view, version);
+  const promoted = versions.find((candidate) => candidate.version === alias);
+  return reach > 0 && (promoted === undefined || reach >= reachOf(view, promoted)) ? version.version : alias;
 }
 
 /**

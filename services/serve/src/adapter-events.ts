@@ -58,7 +58,9 @@ export async function publishMove(state: AdapterState, index: number, { bus }: S
     // A canary has a promoted version that it is compared with.
     const canary = { version: to, from: from ?? to, by, reason };
     const share = move.share ?? 0;
-    if (kind === "canary-started") await bus.publish(adapterCanaryStarted, at, { ...canary, share }, options);
+    // Told late, when it is over, its settings are not known any more.
+    const settings = state.canary?.startedAt === move.at ? state.canary.settings : undefined;
+    if (kind === "canary-started") await bus.publish(adapterCanaryStarted, at, { ...canary, share, settings }, options);
     else if (kind === "canary-stepped") await bus.publish(adapterCanaryStepped, at, { ...canary, share }, options);
     else await bus.publish(adapterCanaryEnded, at, { ...canary, outcome: move.outcome ?? "rolledback", code: move.code }, options);
   }
