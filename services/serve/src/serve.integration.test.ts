@@ -184,6 +184,25 @@ describe("what is not served", () => {
     });
   }
 
+  test("an adapter whose file is cut off, by the header that it no longer keeps", async ({ serve, engine, start, make }) => {
+    await start();
+    const bytes = await make();
+    const runId = await serve.train("pirate", { ...bytes, weights: bytes.weights.subarray(0, -6) });
+    await expect.poll(() => codeOf(serve, runId), until).toBe("ADAPTER_UNREADABLE");
+    expect(engine.calls).toEqual([]);
+  });
+
+  test("an adapter of a base that goes by the same name and answers otherwise", async ({ serve, start, make }) => {
+    await start();
+    const bytes = await make();
+    const probes = bytes.probes.map((probe) => ({
+      ...probe,
+      first: { ...probe.first, base: probe.first.base.map((logprob, i) => logprob + (i % 2 === 0 ? 1 : -1)) },
+    }));
+    const runId = await serve.train("pirate", { ...bytes, probes });
+    await expect.poll(() => codeOf(serve, runId), until).toBe("PROOF_BASE_DIFFERS");
+  });
+
   test("an engine that says 200 and applies nothing", async ({ serve, engine, start, make }) => {
     engine.behaviour.lies = true;
     await start();
