@@ -33,7 +33,9 @@ export function comparedText(record: Rec): string {
   return [
     ...turns.flatMap(({ reasoning, content, tool_calls: calls }) => [reasoning, content, calls]),
     ...(record.candidates ?? []).map(({ content }) => content),
-    ...[record.prompt, record.completion, record.text],
+    record.prompt,
+    record.completion,
+    record.text,
   ]
     .filter((text) => text !== undefined && text !== "")
     .join("\n");
