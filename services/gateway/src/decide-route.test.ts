@@ -61,6 +61,8 @@ describe("decideRoute", () => {
     const on = (engine: string, name: string) => replica(name, [], { state: replicaOf(name, `http://${name}`, [], { engine }) });
     expect(route([on("other", "b"), on("closed", "c")], base, { engines })).toMatchObject({ kind: "route", replicas: ["b"] });
     expect(route([on("closed", "c")], base, { engines })).toMatchObject({ kind: "unavailable" });
+    const listed = modelsOf(view([on("local", "a"), on("other", "b"), on("closed", "c")], { engines }), "acme");
+    expect(listed).toMatchObject([{ id: base, loraline: { readyReplicas: 2 } }]);
   });
 
   it("does not know other tenants' adapters, however they are named", () => {

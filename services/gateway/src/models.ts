@@ -10,7 +10,9 @@ const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
 
 /** Pure: what a tenant may name in a request and get an answer from. */
 export function modelsOf(view: RoutingView, tenant: string): ModelObject[] {
-  const bases = enginesFor(view, tenant).map((engine) => baseModel(view, engine));
+  const bases = [...Map.groupBy(enginesFor(view, tenant), ({ base }) => base.name)].map(([base, engines]) =>
+    baseModel(view, base, engines),
+  );
   const adapters = [...view.adapters.values()]
     .filter((adapter) => adapter.tenant === tenant)
     .toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1))
@@ -21,14 +23,15 @@ export function modelsOf(view: RoutingView, tenant: string): ModelObject[] {
 const readyReplicas = ({ replicas }: RoutingView, engine: string): ReplicaView[] =>
   replicas.filter(({ state, fresh }) => fresh && state.ready && state.engine === engine);
 
-function baseModel(view: RoutingView, engine: EngineRecord): ModelObject {
-  const ready = readyReplicas(view, engine.engine).length;
+/** A base is one model, however many engines serve it. */
+function baseModel(view: RoutingView, base: string, engines: readonly EngineRecord[]): ModelObject {
+  const ready = engines.flatMap(({ engine }) => readyReplicas(view, engine)).length;
   return {
-    id: engine.base.name,
+    id: base,
     object: "model",
-    created: unix(engine.updatedAt),
+    created: Math.min(...engines.map(({ updatedAt }) => unix(updatedAt))),
     owned_by: "loraline",
-    loraline: { base: engine.base.name, adapter: null, version: null, digest: null, provenReplicas: ready, readyReplicas: ready },
+    loraline: { base, adapter: null, version: null, digest: null, provenReplicas: ready, readyReplicas: ready },
   };
 }
 
