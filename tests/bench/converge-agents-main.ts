@@ -94,6 +94,8 @@ function inMemory({ get }: Pick<Objects, "get">): Pick<Objects, "get"> {
       const key = `${tenant}/${ref.digest}`;
       const blob = blobs.get(key) ?? read(tenant, ref as BlobRef);
       blobs.set(key, blob);
+      // A failure is only this one's, not everybody's for ever.
+      blob.catch(() => blobs.delete(key));
       const bytes = await blob;
       return (async function* () {
         yield bytes;
