@@ -33,4 +33,8 @@ it("lists engines, their replicas where there is more to say, and the advice", (
     "local | b | ready | 2/3 proven | 1 quarantined",
     "local: do it",
   ]);
+  const problem = { code: "TEMPLATE_MISMATCH", message: "this replica applies another template" };
+  expect(plain([engine({ replicas: [{ replica: "a", ready: false, incarnation: "1", problem }] })]).at(-1)).toBe(
+    "a: TEMPLATE_MISMATCH: this replica applies another template",
+  );
 });

@@ -18,6 +18,9 @@ export function listEngines(engines: readonly EngineView[]): string[] {
   return [
     ...table([["ENGINE", "BASE", "READY", "VERSIONS", "ASKED", "MAX LORAS/CPU", "MAX RANK"], ...rows]),
     ...replicaLines(engines),
+    ...engines.flatMap(({ replicas }) =>
+      replicas.flatMap(({ replica, problem }) => (problem ? [yellow(`${replica}: ${problem.code}: ${problem.message}`)] : [])),
+    ),
     ...advice,
   ];
 }

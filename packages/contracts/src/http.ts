@@ -266,7 +266,7 @@ export const engineView = z.object({
   maxLoras: z.int(),
   maxCpuLoras: z.int(),
   maxModelLen: z.int(),
-  replicas: z.array(replicaReport.pick({ replica: true, ready: true, incarnation: true, counts: true })),
+  replicas: z.array(replicaReport.pick({ replica: true, ready: true, incarnation: true, counts: true, problem: true })),
   versions: z.int().describe("Adapter versions that are wanted on it, of all tenants."),
   asked: z.object({
     adapters: z.int().describe("Adapter versions that were asked for, of all tenants."),

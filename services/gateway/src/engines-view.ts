@@ -8,7 +8,7 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
   return enginesFor(view, tenant).map((engine) => {
     const replicas = view.replicas
       .filter(({ state, fresh }) => fresh && state.engine === engine.engine)
-      .map(({ state: { replica, ready, incarnation, counts } }) => ({ replica, ready, incarnation, counts }))
+      .map(({ state: { replica, ready, incarnation, counts, problem } }) => ({ replica, ready, incarnation, counts, problem }))
       .toSorted((a, b) => (a.replica < b.replica ? -1 : 1));
     const versions = [...view.adapters.values()]
       .filter((adapter) => adapter.engine === engine.engine)
