@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import type { Digest } from "@loraline/contracts";
-import { explainSystemError, PermanentError } from "@loraline/runtime";
+import { explainSystemError, PermanentError } from "@loraline/runtime/errors";
 import type { BlobSource } from "./objects.ts";
 
 const readChunk = 128 * 1024;

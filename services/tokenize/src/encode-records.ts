@@ -1,6 +1,6 @@
 /** Records to sequences of ids with their labels, a batch at a time. */
 import type { Message, Rec, RunSpec } from "@loraline/contracts";
-import { PermanentError } from "@loraline/runtime";
+import { PermanentError } from "@loraline/runtime/errors";
 import { type EncodedPieces, encodePieces, ignored, type Known } from "./encode-pieces.ts";
 import type { Base } from "./load-base.ts";
 import type { Piece } from "./pieces.ts";

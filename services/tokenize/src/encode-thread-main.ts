@@ -1,7 +1,7 @@
-/** One of the threads of `encode-threads.ts`. */
+/** One of the threads of `encode-threads.ts`. What it imports is loaded by each of them, so it names parts of packages where the whole is large. */
 import { parentPort } from "node:worker_threads";
 import { constants, zstdCompressSync } from "node:zlib";
-import { problemOf, PermanentError } from "@loraline/runtime";
+import { problemOf, PermanentError } from "@loraline/runtime/errors";
 import { createRecordEncoder, type RecordEncoder } from "./encode-records.ts";
 import type { ThreadAnswer, ThreadWork } from "./encode-threads.ts";
 import { chunkToBytes, encodeChunk, parseLines } from "./encoded-chunk.ts";

@@ -5,8 +5,8 @@
 import { randomUUID } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { Digest } from "@loraline/contracts";
-import { digestOf } from "@loraline/objects";
-import { PermanentError } from "@loraline/runtime";
+import { digestOf } from "@loraline/objects/digest";
+import { PermanentError } from "@loraline/runtime/errors";
 import { Tokenizer } from "tokenizers";
 import { type AddedToken, type BpeFile, createByteLevelBpe, isByteLevelBpe } from "./byte-level-bpe.ts";
 

