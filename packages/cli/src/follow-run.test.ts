@@ -9,13 +9,14 @@ type Progress = NonNullable<RunState["progress"]>;
 const at = (phase: RunState["phase"], progress?: Partial<Progress>): RunState =>
   ({
     phase,
+    spec: {},
     attempt: 1,
     queue: null,
     progress:
       progress === undefined
         ? null
         : { attempt: 1, phase: "train", totalSteps: 4, loss: 2, tokensPerSecond: 100, etaSeconds: 3, ...progress },
-  }) as RunState;
+  }) as unknown as RunState;
 
 /** Follows what a line would answer, one answer after the other. */
 async function follow(answers: (RunState | Failure)[], signal = new AbortController().signal) {

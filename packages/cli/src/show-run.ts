@@ -56,7 +56,10 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
     served === null ? undefined : ["proof", proof === undefined ? yellow("no replica holds it proven just now") : green(proofLine(proof))],
     served === null
       ? undefined
-      : ["served", `${duration(served.lastStepToProvenMs)} after ${spec.import === undefined ? "the last step" : "it was adopted"}, on ${served.replicas} replica(s)`],
+      : [
+          "served",
+          `${duration(served.lastStepToProvenMs)} after ${spec.import === undefined ? "the last step" : "it was adopted"}, on ${served.replicas} replica(s)`,
+        ],
     run.finishedAt === null ? undefined : ["took", duration(Date.parse(run.finishedAt) - Date.parse(run.requestedAt))],
   ];
   if (served !== null) {
