@@ -196,45 +196,49 @@ export function addDataCommands(program: Command, data: Command, { root, termina
       .requiredOption("--out <dir>", "where the shards go: an empty or a new folder")
       .option("--mapping <mapping.yaml>", mappingHelp)
       .option("--packing", "put several sequences into a row of --max-length tokens", false)
+      .option("--exact", "let the official tokenizers package encode everything (slower; the ids are the same)", false)
       .addHelpText(
         "after",
         "\nRows stand in the file's order (unless packed). manifest.json says what was made, dropped.jsonl which record gave none and why.\nPython reads a shard with datasets.Dataset.from_file(DIR/shard-00000.arrow).\n\nExample:\n  loraline tokenize pirate.jsonl --base smollm2-135m-instruct --profile seed --max-length 384 --out tokens\n",
       ),
-  ).action(async (file: string, flags: TokenizeFlags & { base: string; out: string; packing: boolean; mapping?: string }) => {
-    const { tokenizeFile } = await offline();
-    const rejections: { line: number; code: string; message: string }[] = [];
-    const dropped: { line: number; code: string; message: string; tokens: number }[] = [];
-    const manifest = await tokenizeFile({
-      file,
-      mapping: await mappingOf(flags.mapping),
-      baseDir: baseDir(flags.base),
-      outDir: flags.out,
-      tokenize: { ...tokenizeOf(flags), packing: flags.packing },
-      signal: terminal.signal,
-      onRejected: ({ line, code, message }) => void rejections.push({ line, code, message }),
-      onDropped: ({ line, code, message, tokens }) => void dropped.push({ line, code, message, tokens }),
-    });
-    const { totals, shards } = manifest;
-    if (json()) {
-      writeJson(out, { ...manifest, rejections, droppedRecords: dropped });
-    } else {
-      for (const { line, code, message } of [...rejections, ...dropped].slice(0, 10))
-        writeLine(err, `${yellow(code)} line ${line}: ${message}`);
-      const left = rejections.length + dropped.length;
-      for (const line of pairs([
-        [
-          "rows",
-          `${totals.records + rejections.length} read, ${rejections.length} rejected, ${totals.dropped} dropped${left > 10 ? " (the first 10 above)" : ""}`,
-        ],
-        ["tokens", `${totals.tokens} in ${totals.sequences} sequences (${totals.rows} rows), ${totals.supervised} learned`],
-        ["shards", `${shards.length} in ${shortPath(flags.out)}`],
-        ["show", `loraline data show ${shortPath(flags.out)} --row 0`],
-      ])) {
-        writeLine(out, line);
+  ).action(
+    async (file: string, flags: TokenizeFlags & { base: string; out: string; packing: boolean; exact: boolean; mapping?: string }) => {
+      const { tokenizeFile } = await offline();
+      const rejections: { line: number; code: string; message: string }[] = [];
+      const dropped: { line: number; code: string; message: string; tokens: number }[] = [];
+      const manifest = await tokenizeFile({
+        file,
+        mapping: await mappingOf(flags.mapping),
+        baseDir: baseDir(flags.base),
+        outDir: flags.out,
+        tokenize: { ...tokenizeOf(flags), packing: flags.packing },
+        exact: flags.exact,
+        signal: terminal.signal,
+        onRejected: ({ line, code, message }) => void rejections.push({ line, code, message }),
+        onDropped: ({ line, code, message, tokens }) => void dropped.push({ line, code, message, tokens }),
+      });
+      const { totals, shards } = manifest;
+      if (json()) {
+        writeJson(out, { ...manifest, rejections, droppedRecords: dropped });
+      } else {
+        for (const { line, code, message } of [...rejections, ...dropped].slice(0, 10))
+          writeLine(err, `${yellow(code)} line ${line}: ${message}`);
+        const left = rejections.length + dropped.length;
+        for (const line of pairs([
+          [
+            "rows",
+            `${totals.records + rejections.length} read, ${rejections.length} rejected, ${totals.dropped} dropped${left > 10 ? " (the first 10 above)" : ""}`,
+          ],
+          ["tokens", `${totals.tokens} in ${totals.sequences} sequences (${totals.rows} rows), ${totals.supervised} learned`],
+          ["shards", `${shards.length} in ${shortPath(flags.out)}`],
+          ["show", `loraline data show ${shortPath(flags.out)} --row 0`],
+        ])) {
+          writeLine(out, line);
+        }
       }
-    }
-    onExit(totals.supervised === 0 ? exitCodes.failed : exitCodes.ok);
-  });
+      onExit(totals.supervised === 0 ? exitCodes.failed : exitCodes.ok);
+    },
+  );
 }
 
 function verdict(records: number, tokens: { lengths: { count: number } } | undefined): string {

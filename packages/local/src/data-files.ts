@@ -181,6 +181,8 @@ export interface TokenizeFileOptions {
   baseDir: string;
   outDir: string;
   tokenize: TokenizeSettings;
+  /** The official tokenizers package encodes everything. */
+  exact?: boolean;
   signal: AbortSignal;
   onRejected(rejection: Rejection): void;
   onDropped(record: TokenizedDrop): void;

@@ -31,7 +31,7 @@ export interface ThreadWork {
   dir: string;
   identity: string;
   /** Whether this thread lets the official package judge the fast encoder: the first one does. */
-  fast: "judged" | "trusted";
+  fast: "judged" | "trusted" | "none";
   spec: TokenizeSpec;
   records: Uint8Array<ArrayBuffer>;
   signed: boolean;
@@ -54,7 +54,8 @@ interface Job {
 
 const idleMs = 60_000;
 
-export function createEncodeThreads(count = availableParallelism()): EncodeThreads {
+/** @param options.exact - the official package does everything. */
+export function createEncodeThreads(count = availableParallelism(), { exact = false }: { exact?: boolean } = {}): EncodeThreads {
   const threads: Thread[] = [];
   const waiting: Job[] = [];
   let ids = 0;
@@ -97,7 +98,7 @@ export function createEncodeThreads(count = availableParallelism()): EncodeThrea
       thread.job = job;
       // The loop has to stay alive for the answer.
       thread.worker.ref();
-      const work: ThreadWork = { id: ++ids, fast: thread === threads[0] ? "judged" : "trusted", ...job.work };
+      const work: ThreadWork = { id: ++ids, fast: exact ? "none" : thread === threads[0] ? "judged" : "trusted", ...job.work };
       thread.worker.postMessage(work, [work.records.buffer]);
     }
     for (const thread of threads) if (thread.job === undefined) thread.worker.unref();

@@ -168,7 +168,7 @@ export async function createEncoder(json: string, { fast: mode = "judged" }: Enc
       const wrong = samples.length === 0 ? undefined : await judge(samples, which);
       if (wrong !== undefined) {
         throw new Error(
-          `the fast encoder and the official package give ${JSON.stringify(wrong.slice(0, 200))} different ids. It is off from now on: try again.`,
+          `the fast encoder and the official package give ${JSON.stringify(wrong.slice(0, 200))} different ids. It is off from now on: try again (loraline tokenize --exact).`,
         );
       }
       const rest =

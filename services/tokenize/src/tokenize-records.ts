@@ -31,6 +31,8 @@ export interface TokenizeRecordsOptions {
   tokenize?: z.input<typeof tokenizeSpec>;
   /** Decides which of equally long sequences meet when packing, and the order of the packed rows. */
   seed?: number;
+  /** The official package encodes everything: several times as slow, and the way out should it ever differ from the fast encoder. */
+  exact?: boolean;
   shardBytes?: number;
   signal?: AbortSignal;
   onDropped?(record: TokenizedDrop): void;
@@ -88,7 +90,8 @@ export type TokenFolderManifest = z.infer<typeof tokenFolderManifest>;
 export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<TokenFolderManifest> {
   const { batches, baseDir, outDir, seed = 42, shardBytes = 64 * 1024 * 1024, signal = new AbortController().signal, onDropped } = options;
   const spec = tokenizeSpec.parse(options.tokenize ?? {});
-  const base = await loadBase(baseDir);
+  const { exact = false } = options;
+  const base = await loadBase(baseDir, { fast: exact ? "none" : "judged" });
   await makeEmpty(outDir);
   using store = createSequenceStore();
   const lines: number[] = [];
@@ -97,7 +100,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   const notes: Record<string, number> = {};
   const totals = { records: 0, rows: 0, sequences: 0, tokens: 0, supervised: 0, dropped: 0 };
   let family: string | null = null;
-  for await (const chunk of encodeInOrder(base, spec, batches, signal)) {
+  for await (const chunk of encodeInOrder(base, spec, batches, { exact, signal })) {
     totals.records += chunk.records;
     family ??= chunk.family;
     store.add(chunk);
@@ -183,7 +186,7 @@ async function* encodeInOrder(
   base: Base,
   spec: TokenizeSpec,
   batches: TokenizeRecordsOptions["batches"],
-  signal: AbortSignal,
+  { exact, signal }: { exact: boolean; signal: AbortSignal },
 ): AsyncGenerator<EncodedChunk> {
   const groups = inGroups(batches, recordsPerChunk);
   const first = await groups.next();
@@ -194,7 +197,7 @@ async function* encodeInOrder(
     return;
   }
   const count = availableParallelism();
-  await using threads = createEncodeThreads(count);
+  await using threads = createEncodeThreads(count, { exact });
   const started: Promise<EncodedChunk>[] = [];
   const start = (records: readonly Rec[]): void => {
     const jsonl = new TextEncoder().encode(records.map((record) => JSON.stringify(record)).join("\n"));
