@@ -5,6 +5,7 @@ import { benchBus } from "./bus.ts";
 import { benchConverge } from "./converge.ts";
 import { benchGateway, benchGatewayOnVllm } from "./gateway.ts";
 import { benchIngest } from "./ingest.ts";
+import { benchIngestMemory } from "./ingest-memory.ts";
 import { benchLine } from "./line.ts";
 import { benchObjects } from "./objects.ts";
 import { type Row, tableOf } from "./table.ts";
@@ -15,6 +16,7 @@ const benches: Record<string, () => Promise<Row[]>> = {
   bus: benchBus,
   objects: benchObjects,
   ingest: benchIngest,
+  "ingest-memory": benchIngestMemory,
   tokenize: benchTokenize,
   gateway: benchGateway,
   converge: benchConverge,

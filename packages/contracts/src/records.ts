@@ -27,7 +27,11 @@ export const recordMeta = z.object({
     .string()
     .optional()
     .describe("Where an upload holds several files: the one among them. An upload's own name is no part of its records."),
-  line: z.int().describe("1-based line (JSONL) or element number (JSON array)."),
+  line: z
+    .int()
+    .describe(
+      "1-based line (JSON Lines; CSV: where the row begins), or number of the element or row (JSON array, Parquet, Arrow); runs on through the parts of a dataset.",
+    ),
   format: z.string().describe("Name of the format that the row was read as, such as `instruction`."),
   template: z.string().optional().describe("Name and version of the prompt that ingest wrote around the row, such as `translation.zh/1`."),
   slice: z.string().optional().describe("Part of the dataset that is evaluated for itself, such as `adversarial`."),
