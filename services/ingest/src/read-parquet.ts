@@ -33,7 +33,7 @@ const maxPageValues = 8_000_000;
 const maxFooterBytes = 128 * 1024 * 1024;
 /** A file that has more rows than this, and than a hundred for each byte, was made to be one. */
 const freeRows = 1_000_000;
-const batchBytes = 4 * 1024 * 1024;
+const batchBytes = 256 * 1024;
 const mostRowsOfBatch = 1000;
 
 const compressors: Compressors = {
