@@ -3,7 +3,7 @@ import { parentPort } from "node:worker_threads";
 import { constants, zstdCompressSync } from "node:zlib";
 import { problemOf, PermanentError } from "@loraline/runtime/errors";
 import { createRecordEncoder, type RecordEncoder } from "./encode-records.ts";
-import type { ThreadAnswer, ThreadWork } from "./encode-threads.ts";
+import type { ThreadAnswer, ThreadWarning, ThreadWork } from "./encode-threads.ts";
 import { chunkToBytes, encodeChunk, parseLines } from "./encoded-chunk.ts";
 import { type Base, identityOf, loadBase } from "./load-base.ts";
 
@@ -11,15 +11,20 @@ import { type Base, identityOf, loadBase } from "./load-base.ts";
 let base: { key: string; value: Promise<Base> } | undefined;
 let encoder: { key: string; value: RecordEncoder } | undefined;
 
-async function encoderFor({ dir, identity, fast, spec }: ThreadWork): Promise<RecordEncoder> {
-  const baseKey = JSON.stringify([dir, identity, fast]);
-  if (base?.key !== baseKey) base = { key: baseKey, value: loadBase(dir, { fast }) };
-  const loaded = await base.value;
+async function load({ dir, fast }: Pick<ThreadWork, "dir" | "fast">, anew = false): Promise<Base> {
+  const key = JSON.stringify([dir, fast]);
+  if (base?.key !== key || anew) base = { key, value: loadBase(dir, { fast }) };
+  return base.value;
+}
+
+async function encoderFor(work: ThreadWork): Promise<RecordEncoder> {
+  const { dir, identity, fast, spec } = work;
+  let loaded = await load(work);
+  if (identityOf(loaded) !== identity) loaded = await load(work, true);
   if (identityOf(loaded) !== identity) {
-    base = undefined;
     throw new Error(`the files of base "${loaded.ref.name}" have changed while records were tokenized with them`);
   }
-  const key = JSON.stringify([baseKey, spec]);
+  const key = JSON.stringify([dir, identity, fast, spec]);
   if (encoder?.key !== key) encoder = { key, value: createRecordEncoder(loaded, spec) };
   return encoder.value;
 }
@@ -30,7 +35,12 @@ async function answer(work: ThreadWork): Promise<Uint8Array<ArrayBuffer>> {
   return new Uint8Array(work.compress ? zstdCompressSync(bytes, { params: { [constants.ZSTD_c_compressionLevel]: 1 } }) : bytes);
 }
 
-parentPort?.on("message", (work: ThreadWork) => {
+parentPort?.on("message", (work: ThreadWork | ThreadWarning) => {
+  if ("warm" in work) {
+    // Whoever sends the first work hears of it, if the base cannot be loaded.
+    load(work).catch(() => undefined);
+    return;
+  }
   answer(work).then(
     (bytes) => parentPort?.postMessage({ id: work.id, bytes } satisfies ThreadAnswer, [bytes.buffer]),
     (error: unknown) => {

@@ -10,6 +10,8 @@ import type { TokenizeSpec } from "./encode-records.ts";
 import { type Base, identityOf } from "./load-base.ts";
 
 export interface EncodeThreads extends AsyncDisposable {
+  /** Lets all threads load the base in this folder now, because work for it is about to come. */
+  warm(dir: string): void;
   /**
    * A chunk of records, JSONL, as the bytes of an `EncodedChunk`; `records` is handed over, so that the caller has it no more.
    * @throws what `encodeChunk` throws; the signal's reason
@@ -37,6 +39,8 @@ export interface ThreadWork {
   signed: boolean;
   compress: boolean;
 }
+/** What is about to come. */
+export type ThreadWarning = Pick<ThreadWork, "dir" | "fast"> & { warm: true };
 export type ThreadAnswer = { id: number } & (
   | { bytes: Uint8Array<ArrayBuffer> }
   | { problem: { message: string; permanent: { code: string; param: string | null } | null } }
@@ -98,7 +102,7 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
       thread.job = job;
       // The loop has to stay alive for the answer.
       thread.worker.ref();
-      const work: ThreadWork = { id: ++ids, fast: exact ? "none" : thread === threads[0] ? "judged" : "trusted", ...job.work };
+      const work: ThreadWork = { id: ++ids, fast: fastOf(thread), ...job.work };
       thread.worker.postMessage(work, [work.records.buffer]);
     }
     for (const thread of threads) if (thread.job === undefined) thread.worker.unref();
@@ -109,7 +113,13 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
     await Promise.all(threads.splice(0).map((thread) => thread.worker.terminate()));
   };
 
+  const fastOf = (thread: Thread): ThreadWork["fast"] => (exact ? "none" : thread === threads[0] ? "judged" : "trusted");
+
   return {
+    warm(dir) {
+      while (threads.length < count) start();
+      for (const thread of threads) thread.worker.postMessage({ warm: true, dir, fast: fastOf(thread) } satisfies ThreadWarning);
+    },
     encode: ({ base, spec, records, signed = false, compress, signal }) =>
       new Promise((resolve, reject) => {
         if (closed || signal?.aborted === true) {

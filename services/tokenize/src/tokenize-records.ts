@@ -12,7 +12,7 @@ import { type BlobRef, type Rec, tokenizeSpec } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
 import { createRecordEncoder, type TokenizeSpec } from "./encode-records.ts";
-import { createEncodeThreads } from "./encode-threads.ts";
+import { createEncodeThreads, type EncodeThreads } from "./encode-threads.ts";
 import { chunkFromBytes, type DroppedRecord, encodeChunk, type EncodedChunk } from "./encoded-chunk.ts";
 import { type Base, loadBase } from "./load-base.ts";
 import { pack } from "./pack.ts";
@@ -91,6 +91,13 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   const { batches, baseDir, outDir, seed = 42, shardBytes = 64 * 1024 * 1024, signal = new AbortController().signal, onDropped } = options;
   const spec = tokenizeSpec.parse(options.tokenize ?? {});
   const { exact = false } = options;
+  const groups = inGroups(batches, recordsPerChunk);
+  const first = await groups.next();
+  const second = first.done === true ? first : await groups.next();
+  const count = availableParallelism();
+  await using threads = createEncodeThreads(count, { exact });
+  // A small file is done before a thread is up. For a large one they load the base while this thread does.
+  if (second.done !== true) threads.warm(baseDir);
   const base = await loadBase(baseDir, { fast: exact ? "none" : "judged" });
   await makeEmpty(outDir);
   using store = createSequenceStore();
@@ -100,7 +107,9 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   const notes: Record<string, number> = {};
   const totals = { records: 0, rows: 0, sequences: 0, tokens: 0, supervised: 0, dropped: 0 };
   let family: string | null = null;
-  for await (const chunk of encodeInOrder(base, spec, batches, { exact, signal })) {
+  const all = chained(second === first ? [first] : [first, second], groups);
+  const chunks = second.done === true ? alone(base, spec, all, signal) : withThreads(threads, count, base, spec, all, signal);
+  for await (const chunk of chunks) {
     totals.records += chunk.records;
     family ??= chunk.family;
     store.add(chunk);
@@ -182,39 +191,37 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
 /** So many are worth a thread's while, and the loading of a vocabulary in it. */
 const recordsPerChunk = 1024;
 
-async function* encodeInOrder(
+type Group = readonly Rec[];
+
+async function* withThreads(
+  threads: EncodeThreads,
+  count: number,
   base: Base,
   spec: TokenizeSpec,
-  batches: TokenizeRecordsOptions["batches"],
-  { exact, signal }: { exact: boolean; signal: AbortSignal },
+  groups: AsyncIterable<Group>,
+  signal: AbortSignal,
 ): AsyncGenerator<EncodedChunk> {
-  const groups = inGroups(batches, recordsPerChunk);
-  const first = await groups.next();
-  const second = first.done === true ? first : await groups.next();
-  if (second.done === true) {
-    // A small file is done before a thread is up.
-    if (first.done !== true) yield encodeChunk(createRecordEncoder(base, spec), first.value, { signal });
-    return;
-  }
-  const count = availableParallelism();
-  await using threads = createEncodeThreads(count, { exact });
   const started: Promise<EncodedChunk>[] = [];
-  const start = (records: readonly Rec[]): void => {
+  for await (const records of groups) {
     const jsonl = new TextEncoder().encode(records.map((record) => JSON.stringify(record)).join("\n"));
     const encoded = threads.encode({ base, spec, records: jsonl, compress: false, signal }).then(chunkFromBytes);
     encoded.catch(() => undefined); // reported when its turn comes
     started.push(encoded);
-  };
-  start(first.value);
-  start(second.value);
-  for await (const group of groups) {
-    start(group);
     if (started.length > count * 2) yield started.shift() as Promise<EncodedChunk>;
   }
   while (started.length > 0) yield started.shift() as Promise<EncodedChunk>;
 }
 
-async function* inGroups(batches: TokenizeRecordsOptions["batches"], size: number): AsyncGenerator<readonly Rec[]> {
+async function* alone(base: Base, spec: TokenizeSpec, groups: AsyncIterable<Group>, signal: AbortSignal): AsyncGenerator<EncodedChunk> {
+  for await (const records of groups) yield encodeChunk(createRecordEncoder(base, spec), records, { signal });
+}
+
+async function* chained(read: readonly IteratorResult<Group, void>[], rest: AsyncIterable<Group>): AsyncGenerator<Group> {
+  for (const one of read) if (one.done !== true) yield one.value;
+  yield* rest;
+}
+
+async function* inGroups(batches: TokenizeRecordsOptions["batches"], size: number): AsyncGenerator<Group, void> {
   let group: Rec[] = [];
   for await (const { records } of batches) {
     for (const record of records) {
