@@ -29,7 +29,7 @@ test("a base's linear modules fit in a few lines, and come back as they were", (
     ["layers.3.experts.1.w", [1, 2]],
     ["head", [3, 4]],
   ]);
-  expect(new Map([...expandModules(compactModules(odd))].toSorted())).toEqual(new Map([...odd].toSorted()));
+  expect(Object.fromEntries(expandModules(compactModules(odd)))).toEqual(Object.fromEntries(odd));
 });
 
 test("where files do not say what modules there are, none are claimed", () => {

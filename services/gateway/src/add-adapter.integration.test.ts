@@ -47,7 +47,7 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }) => {
   };
   await (await line.bus.bucket(buckets.engines)).put(engine.engine, engine);
   await expect
-    .poll(async () => (await add(line, {}, {}).then((response) => response.json() as Promise<object>)) as object)
+    .poll(async () => add(line, {}, {}).then((response) => response.json()))
     .not.toMatchObject({
       error: { code: "NO_ENGINE" },
     });

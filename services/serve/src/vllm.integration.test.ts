@@ -57,7 +57,8 @@ afterAll(async () => {
 });
 
 async function bytesOf(kind: string): Promise<AdapterBytes> {
-  const probes = z.array(probeRecord).parse(JSON.parse(await readFile(join(adapters, "probes.json"), "utf8")));
+  const record = kind.startsWith("weak") ? "weak-probes.json" : "probes.json";
+  const probes = z.array(probeRecord).parse(JSON.parse(await readFile(join(adapters, record), "utf8")));
   return {
     config: await readFile(join(adapters, kind, "adapter_config.json")),
     weights: await readFile(join(adapters, kind, "adapter_model.safetensors")),
@@ -193,12 +194,26 @@ describe("on a real engine", () => {
     expect((await serve.replica())?.counts).toMatchObject({ wanted: 3, proven: 3 });
   });
 
+  test("an adapter that was hardly trained is proven, and its scale with it", { timeout: 120_000 }, async ({ serve }) => {
+    const runId = await serve.train("pirate", await bytesOf("weak"));
+    await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
+    const proof = (await serve.replica())?.adapters[0]?.proof;
+    expect(proof?.effectExpected).toBeLessThan(0.6);
+    expect(proof?.probes).toBeGreaterThan(3);
+    expect(proof?.scale?.value).toBeGreaterThan(0.85);
+    expect(proof?.scale?.value).toBeLessThan(1.15);
+  });
+
   for (const [kind, code] of [
     ["zero", "ADAPTER_ZERO"],
     ["nan", "ADAPTER_NAN"],
     ["misnamed", "ADAPTER_MODULE_UNKNOWN"],
     ["double", "PROOF_SCALING"],
     ["half", "PROOF_SCALING"],
+    ["alpha", "PROOF_SCALING"],
+    ["weak-double", "PROOF_SCALING"],
+    ["weak-half", "PROOF_SCALING"],
+    ["other", "PROOF_DISAGREES"],
     ["shifted", "PROOF_WITHOUT_EFFECT"],
     ["opposite", "PROOF_DISAGREES"],
   ] as const) {
