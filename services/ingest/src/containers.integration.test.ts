@@ -93,7 +93,13 @@ afterAll(() => rmSync(dir, { recursive: true, force: true }));
 const names = [
   ...Object.keys(texts),
   ...["none", "snappy", "gzip", "brotli", "zstd", "lz4", "v2", "one-group"].map((name) => `${name}.parquet`),
-  ...["uncompressed.feather", "lz4.feather", "zstd.feather", "stream.arrow", "dictionary.arrow", "large.arrow", "views.arrow"],
+  "uncompressed.feather",
+  "lz4.feather",
+  "zstd.feather",
+  "stream.arrow",
+  "dictionary.arrow",
+  "large.arrow",
+  "views.arrow",
 ];
 
 describe.each(names)("%s", (name) => {
