@@ -32,7 +32,7 @@ cluster-down: ## stop it
 	@bash infra/cluster/down.sh .cache/cluster
 
 test-cluster: setup ## what needs Kubernetes: built once from Go modules, then started by the tests
-	@bash infra/cluster/build.sh
+	@bash infra/cluster/build.sh --api-server
 	$(VITEST) --project cluster
 
 check: ## lint, format and types
