@@ -100,7 +100,7 @@ describe("decideRoute", () => {
     expect(route([replica("b", undefined, { fresh: false })], "acme/pirate")).toMatchObject({ replicas: ["b"] });
   });
 
-  it("loads no replica above 1.25 times the average and one (property)", () => {
+  it("loads no replica above 1.25 times the average and one, and four more where adapters outnumber slots (property)", () => {
     fc.assert(
       fc.property(
         fc.integer({ min: 1, max: 12 }),
@@ -115,7 +115,8 @@ describe("decideRoute", () => {
             if (decision.kind !== "route") throw new Error("no route");
             decision.replicas[0].inFlight += 1;
           }
-          for (const { inFlight } of replicas) expect(inFlight).toBeLessThanOrEqual(Math.ceil((1.25 * requests) / n));
+          const slack = versions > engineRecord().maxLoras ? 4 : 0;
+          for (const { inFlight } of replicas) expect(inFlight).toBeLessThanOrEqual(Math.ceil((1.25 * requests) / n) + slack);
         },
       ),
       { numRuns: 30 },

@@ -86,7 +86,7 @@ function decideVersion(view: RoutingView, adapter: AdapterState, number: number 
     const why = version.reason === null ? "" : `: ${version.reason.message}`;
     return { kind: "unknown", reason: `Version ${number} of ${name} is ${version.status}${why}` };
   }
-  const [best, ...others] = inOrderOfChoice(provenOn(view, version), version.engineName, view.random);
+  const [best, ...others] = inOrderOfChoice(provenOn(view, version), version.engineName, view.random, slotsOf(view, adapter));
   if (best === undefined) return notProven(view, adapter, version);
   return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others] };
 }
@@ -172,24 +172,39 @@ function notProven(view: RoutingView, adapter: AdapterState, version: AdapterVer
 
 /** A name's favourite is passed over while its load is above this many times the replicas' average. */
 const loadBound = 1.25;
+/**
+ * And some more where replicas hold more adapters than they have slots: an engine answers a few requests at once as fast as one, but
+ * an adapter that takes another one's slot costs both.
+ */
+const crowdedSlack = 4;
 
 /**
  * Rendezvous hashing with bounded loads: each name has its own order of replicas, which moves little when replicas come and go,
  * and takes the first whose load is bearable. So an adapter's requests meet a replica that has it in the GPU's memory and
  * its prefixes in the cache, and many adapters do not push each other out everywhere. Fresh replicas before silent ones.
  */
-function inOrderOfChoice(replicas: readonly ReplicaView[], name: string, random: (() => number) | undefined): ReplicaView[] {
+function inOrderOfChoice(
+  replicas: readonly ReplicaView[],
+  name: string,
+  random: (() => number) | undefined,
+  slots = Number.POSITIVE_INFINITY,
+): ReplicaView[] {
   if (replicas.length < 2) return [...replicas];
   const ranked = replicas.map((replica) => ({ replica, weight: random?.() ?? hash(`${name} ${replica.state.replica}`) }));
   const fresh = ranked.filter(({ replica }) => replica.fresh);
   const counted = fresh.length > 0 ? fresh : ranked;
   const load = counted.reduce((sum, { replica }) => sum + replica.inFlight, 1);
-  const bound = random === undefined ? Math.ceil((loadBound * load) / counted.length) : Number.POSITIVE_INFINITY;
+  const slack = counted.some(({ replica }) => replica.proven.size > slots) ? crowdedSlack : 0;
+  const bound = random === undefined ? Math.ceil((loadBound * load) / counted.length) + slack : Number.POSITIVE_INFINITY;
   const excess = ({ inFlight }: ReplicaView): number => Math.max(0, inFlight + 1 - bound);
   return ranked
     .toSorted((a, b) => Number(b.replica.fresh) - Number(a.replica.fresh) || excess(a.replica) - excess(b.replica) || b.weight - a.weight)
     .map(({ replica }) => replica);
 }
+
+/** Adapters that a replica of the adapter's engine computes with at once. */
+const slotsOf = ({ engines }: RoutingView, adapter: AdapterState): number | undefined =>
+  engines.find(({ engine }) => engine === adapter.engine)?.maxLoras;
 
 /** FNV-1a, 32 bits, with a final mix so that names that differ in the last letter spread too. */
 function hash(text: string): number {

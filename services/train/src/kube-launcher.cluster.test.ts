@@ -60,7 +60,7 @@ async function playPod(job: TrainJob, status: V1Pod["status"]): Promise<void> {
     const template = made?.spec?.template;
     await kube.create(pods, {
       metadata: { name, namespace, labels: { ...template?.metadata?.labels, "batch.kubernetes.io/job-name": job.jobName } },
-      spec: { ...template?.spec, serviceAccountName: undefined } as never,
+      spec: Object.assign({}, template?.spec, { serviceAccountName: undefined }) as never,
     });
   }
   await kube.apply(pods, { metadata: { name, namespace }, status } as V1Pod, { manager: "kubelet", subresource: "status" });
