@@ -7,7 +7,7 @@ import type { Row } from "./table.ts";
 
 const total = 1_000_000_000;
 /** Without them V8 lets garbage lie, because this machine has room for it. */
-const heapFlags = ["--max-semi-space-size=8", "--max-old-space-size=1024"];
+const heapFlags = ["--max-semi-space-size=2", "--max-old-space-size=512"];
 
 const root = join(import.meta.dirname, "../..");
 
