@@ -29,6 +29,7 @@ describe("judgePattern", () => {
     expect(judgePattern("(?i)(a+)+").kind).toBe("costly");
     expect(judgePattern("(q_proj").kind).toBe("invalid");
     expect(judgePattern("q_proj)").kind).toBe("invalid");
+    expect(judgePattern("a*)+(").kind, "not even where the parentheses around it would mend it").toBe("invalid");
   });
 
   it("answers at once about whatever it lets through (property)", { timeout: 60_000 }, () => {

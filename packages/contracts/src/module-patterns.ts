@@ -25,6 +25,8 @@ export function judgePattern(source: string, wrap: (source: string) => string = 
   }
   if (onlyInPython.test(source)) return { kind: "only-python" };
   try {
+    // By itself: a parenthesis too many would pair with the one that is put around it, and make another expression.
+    new RegExp(source);
     const expression = new RegExp(wrap(source));
     return { kind: "usable", test: (name) => expression.test(name) };
   } catch (error) {
