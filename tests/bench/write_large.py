@@ -1,5 +1,7 @@
-"""Writes about a gigabyte of instruction rows as Parquet (one row group, as pyarrow does by itself) or as an Arrow stream."""
+"""Writes about a gigabyte of rows as Parquet (one row group, as pyarrow does by itself), an Arrow stream or packed JSON Lines."""
 
+import gzip
+import json
 import sys
 
 import pyarrow as pa
@@ -29,6 +31,10 @@ batches = range(0, total // 1000, rows)
 if kind == "parquet":
     # All columns of one row group are written together, so that it is as large as the file.
     pq.write_table(pa.Table.from_batches([batch(at) for at in batches]), path, compression="none", use_dictionary=False, row_group_size=10**9)
+elif kind == "jsonl.gz":
+    with gzip.open(path, "wt", compresslevel=1) as writer:
+        for at in batches:
+            writer.writelines(json.dumps(row) + "\n" for row in batch(at).to_pylist())
 else:
     with ipc.new_stream(path, schema) as writer:
         for at in batches:

@@ -37,7 +37,7 @@ export async function* unpack(
       yield chunk;
     }
   }
-  const options = { chunkSize: 128 * 1024 };
+  const options = { chunkSize: 32 * 1024 };
   const engine: Transform & { bytesWritten: number } = packing === "gzip" ? createGunzip(options) : createZstdDecompress(options);
   const input = Readable.from(counted(), { objectMode: false });
   // Its error comes out of the engine too, where it is caught.
