@@ -53,6 +53,7 @@ describe("loraline", () => {
   it("promote and rollback move the alias; chat follows it", async () => {
     const before = await loraline(address, ["chat", "local/typed", "Hello"]);
     expect(before.code, "not promoted yet").not.toBe(0);
+    expect(await loraline(address, ["promote", "other/typed", "1"]), "another tenant's").toMatchObject({ code: 4 });
     const promoted = await loraline(address, ["promote", "local/typed", "1"]);
     expect(promoted).toMatchObject({ code: 0, out: expect.stringMatching(/local\/typed +1 \*/) });
     const said = await loraline(address, ["chat", "local/typed", "--max-tokens", "8"], "Who are you?");

@@ -35,7 +35,6 @@ const amount = (text: string): number => {
 };
 
 const deleted = z.object({ deleted: z.literal(true) });
-const ownName = (name: string): string => name.replace(/^[^/]*\//, "");
 
 export function addAdminCommands(program: Command, { env, line, print }: AdminCommandsContext): void {
   const keys = program.command("keys").description("API keys of the tenant");
@@ -117,7 +116,7 @@ export function addAdminCommands(program: Command, { env, line, print }: AdminCo
   limits
     .command("set")
     .description("set the limits of the tenant or of one adapter; what is not given is not limited")
-    .argument("[adapter]", "name of the adapter; default: the whole tenant", ownName)
+    .argument("[adapter]", "name of the adapter; default: the whole tenant")
     .option("--requests <n>", "requests per minute", amount)
     .option("--tokens <n>", "tokens per minute, prompt and answer", amount)
     .option("--concurrency <n>", "requests in flight at once", amount)
@@ -134,7 +133,7 @@ export function addAdminCommands(program: Command, { env, line, print }: AdminCo
     .command("remove")
     .alias("rm")
     .description("lift the limits of the tenant or of one adapter")
-    .argument("[adapter]", "name of the adapter; default: the whole tenant", ownName)
+    .argument("[adapter]", "name of the adapter; default: the whole tenant")
     .action(async (adapter: string | undefined) => {
       const answer = await (await line()).call(deleted, "DELETE", limitPath(adapter));
       print(answer, () => [`no limit any more: ${adapter ?? "the tenant"}`]);

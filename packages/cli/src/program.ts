@@ -217,7 +217,7 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
     "loraline adapters place pirate --spread 3",
   ]);
   adaptersCommand
-    .argument("[adapter]", "only this one", ownName)
+    .argument("[adapter]", "only this one")
     .option("--history", "who moved the alias, when and why, with the steps of canaries", false)
     .action(async (adapter: string | undefined, { history }: { history: boolean }) => {
       const client = await line();
@@ -254,7 +254,7 @@ Examples:
   adaptersCommand
     .command("place")
     .description("choose the replicas that hold an adapter; at first all do, as far as there is room")
-    .argument("<adapter>", "name of the adapter", ownName)
+    .argument("<adapter>", "name of the adapter")
     .addOption(new Option("--all", "as many replicas as have room").conflicts(["spread", "pin"]))
     .addOption(new Option("--spread <n>", "so many replicas").argParser(wholeNumber(1, 10_000)).conflicts("pin"))
     .option("--pin <replica...>", "these replicas and no others; `loraline engines` lists them")
@@ -292,7 +292,7 @@ Examples:
     "loraline promote pirate@2 --canary",
     "loraline promote pirate@2 --canary --steps 5,25,50 --interval 60 --max-error-rate 0.01",
   ])
-    .argument("<adapter>", "name of the adapter, with its version: pirate@2", ownName)
+    .argument("<adapter>", "name of the adapter, with its version: pirate@2")
     .argument("[version]", "its version, when the name does not say it", wholeNumber(1))
     .option("--canary", "give it a growing share of the users, and take it back when it does worse", false)
     .option("--steps <list>", "with --canary: percent of the users, step by step (5,25,50)", numbers)
@@ -320,7 +320,7 @@ Examples:
     });
 
   command("rollback", "move the alias back, or end a canary", ["loraline rollback pirate", "loraline rollback pirate --to 1"])
-    .argument("<adapter>", "name of the adapter", ownName)
+    .argument("<adapter>", "name of the adapter")
     .option("--to <version>", "this version; without it: the one before, or, while a canary is under way, the promoted one", wholeNumber(1))
     .action(async (adapter: string, { to }: { to?: number }) => {
       const view = await (await line()).rollback(adapter, to);

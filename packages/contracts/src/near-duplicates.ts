@@ -47,18 +47,20 @@ export function signatureOf(text: string): Uint32Array | undefined {
   return sign(text, signature) ? signature : undefined;
 }
 
-/** @param capacity - texts that are remembered; about 150 bytes each. */
+/** @param capacity - texts that are remembered; at most 300 bytes each. */
 export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDuplicates {
   let size = 1024;
-  let signatures = new Uint32Array(size * bins);
+  // Half of each number: two texts that differ agree in one by chance once in 65,536 times.
+  let signatures = new Uint16Array(size * bins);
+  const halves = new Uint16Array(bins);
   let lines = new Int32Array(size);
   let count = 0;
   // Open addressing, one table per band: the key is the band's hash, the value a text's number + 1.
-  let slots = 4096;
+  let slots = 2048;
   let keys = new Uint32Array(bands * slots);
   let values = new Int32Array(bands * slots);
 
-  const bandHash = (of: Uint32Array, start: number, band: number): number => {
+  const bandHash = (of: Uint16Array, start: number, band: number): number => {
     let h = 0x811c9dc5;
     for (let i = 0; i < bins / bands; i++) h = Math.imul(h ^ (of[start + band * (bins / bands) + i] as number), 0x01000193);
     return mix(h);
@@ -83,7 +85,7 @@ export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDupli
   };
   const grow = (): void => {
     size *= 2;
-    const moreSignatures = new Uint32Array(size * bins);
+    const moreSignatures = new Uint16Array(size * bins);
     moreSignatures.set(signatures);
     signatures = moreSignatures;
     const moreLines = new Int32Array(size);
@@ -97,11 +99,12 @@ export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDupli
 
   const best = (signature: Uint32Array): { of: number; similarity: number } | undefined => {
     let found: { of: number; similarity: number } | undefined;
+    for (const [i, number] of signature.entries()) halves[i] = number ^ (number >>> 16);
     for (let band = 0; band < bands; band++) {
-      const value = lookUp(band, bandHash(signature, 0, band));
+      const value = lookUp(band, bandHash(halves, 0, band));
       if (value === 0) continue;
       let same = 0;
-      for (let i = 0; i < bins; i++) if (signature[i] === signatures[(value - 1) * bins + i]) same++;
+      for (let i = 0; i < bins; i++) if (halves[i] === signatures[(value - 1) * bins + i]) same++;
       const similarity = same / bins;
       if (similarity >= least && similarity > (found?.similarity ?? 0)) found = { of: lines[value - 1] as number, similarity };
     }
@@ -125,10 +128,10 @@ export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDupli
       const found = best(signature);
       if (count >= capacity) return found;
       if (count === size) grow();
-      signatures.set(signature, count * bins);
+      signatures.set(halves, count * bins);
       lines[count] = line;
       count++;
-      for (let band = 0; band < bands; band++) insert(band, bandHash(signature, 0, band), count);
+      for (let band = 0; band < bands; band++) insert(band, bandHash(halves, 0, band), count);
       return found;
     },
   };

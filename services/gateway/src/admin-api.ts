@@ -7,6 +7,7 @@ import { type ApiKeyRecord, createApiKey, hashApiKey, keyIdOf, needs } from "./a
 import { parsedBody } from "./body.ts";
 import type { GatewayContext } from "./context.ts";
 import { badRequest, notFound } from "./errors.ts";
+import { ownAdapterName } from "./openai-ids.ts";
 import { type DailyUsage, dayOf } from "./usage.ts";
 
 const dayMs = 24 * 60 * 60_000;
@@ -20,8 +21,9 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
 
   /** `<tenant>` or `<tenant>.<adapter>`. */
   const limitKeyOf = ({ caller: { tenant }, params }: FastifyRequest): { key: string; adapter: string | null } => {
-    const { adapter } = params as { adapter?: string };
-    if (adapter === undefined) return { key: tenant, adapter: null };
+    const { adapter: given } = params as { adapter?: string };
+    if (given === undefined) return { key: tenant, adapter: null };
+    const adapter = ownAdapterName(tenant, given);
     if (!/^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(adapter))
       throw badRequest("invalid_adapter", `"${adapter}" is no adapter's name.`, "adapter");
     return { key: `${tenant}.${adapter}`, adapter };

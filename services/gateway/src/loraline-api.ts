@@ -28,6 +28,7 @@ import type { GatewayContext } from "./context.ts";
 import { enginesOf } from "./engines-view.ts";
 import { badRequest, notFound } from "./errors.ts";
 import { idempotencyKeyOf } from "./idempotency.ts";
+import { ownAdapterName } from "./openai-ids.ts";
 import { spansOfTenant } from "./spans-of-tenant.ts";
 import { createWorkingSet } from "./working-set.ts";
 
@@ -56,7 +57,9 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
 
   const existingAdapter = async (request: FastifyRequest): Promise<AdapterState> => {
     const { adapter } = request.params as { adapter: string };
-    const entry = /^[a-z0-9-]+$/.test(adapter) ? await adapters.get(`${request.caller.tenant}.${adapter}`) : undefined;
+    const { tenant } = request.caller;
+    const name = ownAdapterName(tenant, adapter);
+    const entry = /^[a-z0-9-]+$/.test(name) ? await adapters.get(`${tenant}.${name}`) : undefined;
     if (entry === undefined) throw notFound("adapter", adapter, "adapter");
     return entry.value;
   };

@@ -30,3 +30,7 @@ export function parseFineTunedModel(model: string): VersionName | undefined {
   if (base === undefined || tenant === undefined || adapter === undefined) return undefined;
   return { base, tenant, adapter, version: Number(version) };
 }
+
+/** `acme/pirate` and `pirate` name the same adapter to acme's keys; another tenant's stays as it is, and is nobody's. */
+export const ownAdapterName = (tenant: string, name: string): string =>
+  name.startsWith(`${tenant}/`) ? name.slice(tenant.length + 1) : name;

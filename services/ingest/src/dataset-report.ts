@@ -65,7 +65,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
   const labels = new Counts(10_000);
   const languages = new Counts();
   const firstRejections: Rejection[] = [];
-  const seen = new Set<number>();
+  const seen = new NumberSet();
   const near = createNearDuplicates();
   const nearDuplicates: NonNullable<DatasetReport["nearDuplicates"]> = { examined: 0, count: 0, examples: [] };
   const unused = { lines: new Finding(), keys: new Counts(50) };
@@ -85,9 +85,8 @@ export function createReport({ validation }: { validation?: Contents | undefined
     kinds.add(record.kind);
     characters.add(text.length);
     const id = shortId(record.id);
-    const exact = seen.has(id);
+    const exact = !seen.add(id);
     if (exact) exactDuplicates++;
-    else seen.add(id);
     const compared = comparedText(record);
     const like = near.add(compared, line);
     if (like !== undefined && !exact) {
@@ -256,6 +255,32 @@ function warningsOf(
     `${untrained} ${untrained === 1 ? "record is a preference" : "records are preferences"}: kept, but left out by supervised fine-tuning`,
   );
   return warnings;
+}
+
+/** Positive numbers in 16 to 32 bytes each, where a Set takes 50. */
+class NumberSet {
+  #slots = new Float64Array(4096);
+  #count = 0;
+  /** False: it was there. */
+  add(value: number): boolean {
+    if (this.#count * 2 >= this.#slots.length) {
+      const before = this.#slots;
+      this.#slots = new Float64Array(before.length * 2);
+      for (const one of before) if (one !== 0) this.#slots[this.#slotOf(one)] = one;
+    }
+    const slot = this.#slotOf(value);
+    if (this.#slots[slot] === value) return false;
+    this.#slots[slot] = value;
+    this.#count++;
+    return true;
+  }
+  #slotOf(value: number): number {
+    const last = this.#slots.length - 1;
+    // Ids are hashes already.
+    let slot = Math.floor(value / 2 ** 20) & last;
+    while (this.#slots[slot] !== 0 && this.#slots[slot] !== value) slot = (slot + 1) & last;
+    return slot;
+  }
 }
 
 /* --- counters with bounds --- */
