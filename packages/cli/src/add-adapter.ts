@@ -131,8 +131,9 @@ function nameOf(source: string, folder: string | undefined): string {
     : last
         .toLowerCase()
         .replace(/[^a-z0-9]+/g, "-")
-        .replace(/^-+|-+$/g, "")
-        .slice(0, 63);
+        .replace(/^-+/, "")
+        .slice(0, 63)
+        .replace(/-+$/, "");
   if (name === "") throw usage("NAME_MISSING", "say the adapter's name with --name.", "--name");
   return name;
 }

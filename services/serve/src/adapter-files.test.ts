@@ -88,4 +88,23 @@ describe("adapter files", () => {
     await files.collect(keep, 2200, 500);
     expect(await names()).toEqual([hex(kept), "not-ours"].toSorted());
   });
+
+  it("are not swept away while they are still being fetched, however long that takes", async ({ dir }) => {
+    const objects = store();
+    const adapter = objects.adapter("slow");
+    const go = Promise.withResolvers<void>();
+    const get = async (tenant: string, ref: Pick<BlobRef, "kind" | "digest">) => {
+      const bytes = await objects.get(tenant, ref);
+      // The second file of the two.
+      if (objects.asked.length === 3) await go.promise;
+      return bytes;
+    };
+    const files = createAdapterFiles({ dir, objects: { get } });
+    const made = files.ensure(adapter);
+    await expect.poll(() => objects.asked).toHaveLength(3);
+    await files.collect(new Set([adapter.digest.slice(7)]), 1000, 500);
+    await files.collect(new Set([adapter.digest.slice(7)]), 2000, 500);
+    go.resolve();
+    expect(await readdir(await made)).toEqual(["adapter_config.json", "adapter_model.safetensors"]);
+  });
 });

@@ -5,7 +5,7 @@
 import { createHash, randomUUID } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { chmod, mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { adapterFiles, type AdapterManifest, adapterManifest, type AdapterParts, type BlobRef, type Digest } from "@loraline/contracts";
 import { getJson, getToFile, type Objects } from "@loraline/objects";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
@@ -83,10 +83,13 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
   };
 
   const making = new Map<string, Promise<string>>();
+  /** Folders that are being filled now, however long it takes. */
+  const filling = new Set<string>();
   const make = async (adapter: Adapter): Promise<string> => {
     const path = pathOf(adapter);
     if (await verify(adapter)) return path;
     const partial = `${path}.${randomUUID()}.partial`;
+    filling.add(basename(partial));
     try {
       await mkdir(partial, { recursive: true });
       for (const { name, blob } of await filesOf(adapter)) {
@@ -100,6 +103,8 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
     } catch (error) {
       await rm(partial, { recursive: true, force: true });
       throw error instanceof PermanentError ? error : explainSystemError(error, `fetching adapter ${adapter.digest} to ${path}`);
+    } finally {
+      filling.delete(basename(partial));
     }
     if (!(await verify(adapter))) throw new Error(`adapter ${adapter.digest} was written to ${path} but reads back differently`);
     return path;
@@ -137,7 +142,7 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
       const entries = await readdir(dir).catch(() => []);
       for (const entry of entries) {
         const [hex = ""] = entry.split(".");
-        if (entry === hex && keep.has(hex)) {
+        if (filling.has(entry) || (entry === hex && keep.has(hex))) {
           unneededSince.delete(entry);
           continue;
         }

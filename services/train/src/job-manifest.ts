@@ -84,7 +84,7 @@ export function jobManifest(job: TrainJob, settings: TrainPodSettings): V1Job {
         args: [workDir],
         env: [
           ...(settings.env as never[]),
-          { name: "COURIER_JOB", value: JSON.stringify(job) },
+          { name: "COURIER_JOB", value: literal(JSON.stringify(forCourier(job))) },
           // Nothing outside of the work folder can be written.
           { name: "HOME", value: workDir },
           { name: "TMPDIR", value: workDir },
@@ -131,6 +131,16 @@ export function jobManifest(job: TrainJob, settings: TrainPodSettings): V1Job {
       template: merged(template, settings.podTemplate) as V1PodTemplateSpec,
     },
   };
+}
+
+/** Kubernetes puts other variables' values, secrets among them, where a value says `$(NAME)`: a run's own text must not ask for that. */
+const literal = (value: string): string => value.replaceAll("$", "$$$$");
+
+/** Without what only other stages read, which may be longer than Linux lets a variable be (128 KiB). */
+function forCourier({ spec, ...job }: TrainJob): TrainJob {
+  const { placement: _placement, metadata: _metadata, import: adopted, ...rest } = spec;
+  const slim = { ...rest, tokenize: { ...spec.tokenize, system: undefined } };
+  return { ...job, spec: adopted === undefined ? slim : { ...slim, import: { ...adopted, probes: undefined } } };
 }
 
 /** Objects merge field by field, lists of named things by their name; everything else replaces. */

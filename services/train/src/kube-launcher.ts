@@ -10,6 +10,8 @@ export interface KubeLauncherOptions {
   kube: Kube;
   settings: TrainPodSettings;
   log: Log;
+  /** Ends it, also while it still waits for the API server: what it knows then may be nothing. */
+  signal?: AbortSignal;
 }
 
 export const jobs = resource<V1Job>("batch/v1", "Job", "jobs");
@@ -21,12 +23,18 @@ const unlimited = 1_000_000;
 const jobNamePattern = /^train-[0-9a-z]{26}-[1-9]\d*$/;
 
 /** Resolves when every Job, pod and warning that exists has been seen. */
-export async function createKubeLauncher({ kube, settings, log: parentLog }: KubeLauncherOptions): Promise<Launcher & AsyncDisposable> {
+export async function createKubeLauncher({
+  kube,
+  settings,
+  log: parentLog,
+  signal,
+}: KubeLauncherOptions): Promise<Launcher & AsyncDisposable> {
   const { namespace } = settings;
   const log = parentLog.child({ launcher: "kubernetes", namespace });
   const known = { jobs: new Map<string, V1Job>(), pods: new Map<string, V1Pod>(), events: new Map<string, CoreV1Event>() };
   const listeners = new Set<(run: { tenant: string; runId: string }) => void>();
   const stopping = new AbortController();
+  const until = signal === undefined ? stopping.signal : AbortSignal.any([stopping.signal, signal]);
 
   const changed = (jobName: string): void => {
     const job = known.jobs.get(jobName);
@@ -44,7 +52,7 @@ export async function createKubeLauncher({ kube, settings, log: parentLog }: Kub
     const watching = watch(kube, of as ReturnType<typeof resource<T>>, {
       namespace,
       ...which,
-      signal: stopping.signal,
+      signal: until,
       log,
       onChange(_key, object) {
         const name = _key.split("/").at(-1) ?? _key;
@@ -58,7 +66,7 @@ export async function createKubeLauncher({ kube, settings, log: parentLog }: Kub
       },
       onReady: ready.resolve,
     });
-    await ready.promise;
+    await Promise.race([ready.promise, watching]);
     return { ended: watching };
   };
   const ours = { labelSelector: `${labels.component}=${component}` };

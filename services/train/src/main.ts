@@ -1,4 +1,5 @@
 /** The train controller as a process of its own, with attempts as its child processes or as Jobs of a Kubernetes cluster. */
+import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
@@ -76,11 +77,13 @@ async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainS
   const holding = withLease(kube, {
     namespace: settings.data.namespace,
     name: env.TRAIN_LEASE,
-    identity: env.POD_NAME ?? `train-${process.pid}`,
+    // Not the process id: in containers all have the same.
+    identity: env.POD_NAME ?? `train-${randomUUID()}`,
     log,
     signal: stopping.signal,
     async work(lost) {
-      await using launcher = await createKubeLauncher({ kube, settings: settings.data, log });
+      await using launcher = await createKubeLauncher({ kube, settings: settings.data, log, signal: lost });
+      if (lost.aborted) return;
       await using _service = await createTrainService({ bus, log, telemetry, launcher });
       await new Promise<void>((resolve) => {
         if (lost.aborted) resolve();

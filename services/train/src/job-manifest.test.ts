@@ -1,0 +1,44 @@
+import { runSpec } from "@loraline/contracts";
+import { describe, expect, it } from "vitest";
+import { jobManifest, trainPodSettings } from "./job-manifest.ts";
+import { trainJob, type TrainJob } from "./launcher.ts";
+
+const settings = trainPodSettings.parse({ namespace: "line", image: "trainer:1", env: [{ name: "SECRET", value: "s3cret" }] });
+const jobOf = (spec: object): TrainJob =>
+  trainJob.parse({
+    version: 1,
+    tenant: "acme",
+    runId: "01KB0000000000000000000000",
+    attempt: 1,
+    jobName: "train-01kb0000000000000000000000-1",
+    spec: runSpec.parse({ base: "b", adapter: "pirate", ...spec }),
+    tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
+    resume: null,
+    traceparent: null,
+  });
+const carried = (job: TrainJob): string =>
+  jobManifest(job, settings).spec?.template.spec?.containers[0]?.env?.find(({ name }) => name === "COURIER_JOB")?.value ?? "";
+
+/** What a kubelet makes of a value (k8s.io/kubernetes/third_party/forked/golang/expansion): `$$` is a dollar, `$(NAME)` a variable. */
+const expanded = (value: string): string =>
+  value.replaceAll(/\$\$|\$\((\w+)\)/g, (all, name?: string) => (all === "$$" ? "$" : name === "SECRET" ? "s3cret" : all));
+
+describe("the job in a pod's environment", () => {
+  it("comes to the courier as it was, whatever a run's own text looks like to Kubernetes", () => {
+    const job = jobOf({ dataset: "01KB0000000000000000000001", lora: { target_modules: ["$(SECRET)", "q_proj$$"] } });
+    expect(trainJob.parse(JSON.parse(expanded(carried(job))))).toEqual(job);
+  });
+
+  it("is no longer than Linux lets a variable be, whatever prompts a run brings along", () => {
+    const blob = { kind: "adapter-file", digest: `sha256:${"a".repeat(64)}`, size: 1 };
+    const trained = jobOf({ dataset: "01KB0000000000000000000001", tokenize: { system: "海".repeat(100_000) } });
+    const adopted = jobOf({
+      import: { source: "x", config: blob, weights: blob, probes: Array.from({ length: 16 }, () => "海".repeat(4000)) },
+    });
+    for (const job of [trained, adopted]) {
+      expect(Buffer.byteLength(carried(job))).toBeLessThan(100 * 1024);
+      const { spec } = trainJob.parse(JSON.parse(expanded(carried(job))));
+      expect([spec.lora, spec.training, spec.import?.weights]).toEqual([job.spec.lora, job.spec.training, job.spec.import?.weights]);
+    }
+  });
+});
