@@ -117,8 +117,10 @@ export async function createReplicaTable({
     const kept = keptOf(key);
     const before = kept.holdings.get(adapterKey);
     if (before !== undefined && counts(kept, before)) drop(kept, before);
-    if (holding === undefined) kept.holdings.delete(adapterKey);
-    else {
+    if (holding === undefined) {
+      kept.holdings.delete(adapterKey);
+      if (kept.holdings.size === 0 && kept.report === undefined) replicas.delete(key);
+    } else {
       // A hundred replicas name the same thousand adapters.
       for (const each of holding.adapters) {
         each.tenant = share(each.tenant);

@@ -38,10 +38,16 @@ export async function createRoutingTable({
     follow<AdapterState>(await bus.bucket(buckets.adapters), signal, adapters),
   ]);
 
+  let sweptAt = now();
   const keyOf = (state: ReplicaReport): string => `${state.engine}.${state.replica}`;
   return {
     view() {
       const time = now();
+      // Replicas that went leave what they held: nobody tells that it was removed.
+      if (time - sweptAt > forgottenAfterMs) {
+        sweptAt = time;
+        for (const { key, since } of replicas.orphans()) if (time - since > forgottenAfterMs) replicas.drop(key);
+      }
       const views: ReplicaView[] = [];
       for (const { key, report: state, proven, held, heardAt } of replicas.entries()) {
         // The bucket's TTL removes entries without telling watchers.

@@ -121,6 +121,8 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
   const held = new Map<string, Held>();
   const leaving = new Map<string, Leaving & { attempts: number; error: Problem | null }>();
   const spoiled = new Map<string, number>();
+  /** Loaded by this agent and never proven: nobody was ever sent to them. Of others, an agent before this one may have said it. */
+  const unused = new Set<string>();
   const inWork = new Map<string, { since: number; retry: boolean; done: Promise<void> }>();
 
   function currentOf(name: string): Held | undefined {
@@ -136,8 +138,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     for (const name of before) {
       if (names.has(name)) continue;
       wanted.delete(name);
-      // Nobody was ever sent to what was not proven.
-      if (engine.observed?.listed.has(name)) leave(name, currentOf(name)?.state === "proven" ? Date.now() : 0);
+      if (engine.observed?.listed.has(name)) leave(name);
       held.delete(name);
       spoiled.delete(name);
     }
@@ -152,18 +153,27 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     consider([...before, ...names]);
   }
 
-  function leave(name: string, since: number): void {
-    if (!leaving.has(name)) leaving.set(name, { since, retryAt: 0, attempts: 0, error: null });
+  function leave(name: string): void {
+    if (!leaving.has(name)) leaving.set(name, { since: unused.has(name) ? 0 : Date.now(), retryAt: 0, attempts: 0, error: null });
   }
 
   function engineChanged(what: "ready" | "away" | "listed"): void {
     if (what !== "listed") {
-      if (what === "ready") spoiled.clear();
+      if (what === "ready") {
+        spoiled.clear();
+        unused.clear();
+      }
       void reporter.heartbeat();
       return;
     }
     const listed = engine.observed?.listed ?? new Map<string, string | null>();
-    if (wantedIsRead) for (const name of listed.keys()) if (!wanted.has(name) && isEngineName(name)) leave(name, Date.now());
+    if (wantedIsRead) for (const name of listed.keys()) if (!wanted.has(name) && isEngineName(name)) leave(name);
+    // Somebody else unloaded it.
+    for (const [name, { state }] of held) {
+      if (state !== "proven" || listed.has(name)) continue;
+      held.delete(name);
+      tellHolding(name);
+    }
     for (const name of leaving.keys()) {
       if (listed.has(name)) continue;
       leaving.delete(name);
@@ -266,6 +276,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
           if (retry && engine.observed?.listed.has(name) !== false) return;
           spoiled.delete(name);
           await steps.load(action.wanted);
+          unused.add(name);
         } else await prove(action.wanted);
       } catch (error) {
         if (stopping.signal.aborted) return;
@@ -278,7 +289,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     const done = work().finally(() => {
       inWork.delete(name);
       // Not wanted any more since it was begun.
-      if (engine.observed?.listed.has(name) && !wanted.has(name)) leave(name, 0);
+      if (engine.observed?.listed.has(name) && !wanted.has(name)) leave(name);
       tellHolding(name);
       consider([name]);
     });
@@ -298,6 +309,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     }
     if (!wanted.has(name)) return;
     const { proof, problem, incarnation } = result;
+    if (result.kind === "proven") unused.delete(name);
     remember(adapter, { state: result.kind, proof, error: problem, blame: null, attempts: 0, retryAt: 0 }, incarnation);
     if (problem !== null) log.error({ engineName: name, ...problem, proof }, "adapter refused");
     else log.info({ engineName: name, proof }, "adapter proven");
@@ -332,6 +344,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     }
     leaving.delete(name);
     spoiled.delete(name);
+    unused.delete(name);
     const [tenant = "", id = "", version = ""] = name.split(".");
     if (digest === undefined) return;
     const { incarnation } = engine;

@@ -42,15 +42,15 @@ export interface ServeControllerDeps {
   resyncMs?: number;
   /** What a replica held is placed elsewhere after so long without a sign of it. Default 30 s. */
   replicaAwayMs?: number;
+  /** What a replica told is removed after so long without a sign of it. Default 10 min. */
+  replicaGoneMs?: number;
 }
-
-/** A replica that was silent this long has another name when it comes back; if it does not, it tells everything again. */
-const replicaGoneMs = 10 * 60_000;
 
 const isOpen = ({ versions }: AdapterState): boolean => versions.some(({ status, servedAt }) => status === "desired" && servedAt === null);
 
 export async function createServeController(deps: ServeControllerDeps): Promise<AsyncDisposable> {
-  const { bus, log, engines, resyncMs = 2000, replicaAwayMs = 30_000 } = deps;
+  // A replica that was silent for ten minutes has another name when it comes back; if it does not, it tells everything again.
+  const { bus, log, engines, resyncMs = 2000, replicaAwayMs = 30_000, replicaGoneMs = 10 * 60_000 } = deps;
   const [adapterBucket, engineBucket] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.engines)]);
   for (const record of engines) await engineBucket.put(record.engine, record);
 
@@ -199,17 +199,30 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     },
   });
   // A replica that vanished sends no report; its last one ages, and what it held is cleared away in the end.
-  const holdingBucket = await bus.bucket(buckets.holdings);
+  const [replicaBucket, holdingBucket] = await Promise.all([bus.bucket(buckets.replicas), bus.bucket(buckets.holdings)]);
   const table = late.table;
+  const removing = new Set<string>();
+  const remove = async (key: string): Promise<void> => {
+    removing.add(key);
+    try {
+      // Who was cut off itself has heard of nobody: the bucket is asked, and a replica that is there would not tell its holdings again.
+      if ((await replicaBucket.get(key)) !== undefined) return;
+      await holdingBucket.clear(`${key}.>`);
+      table.drop(key);
+      log.info({ replica: key }, "replica is gone for good; what it told is removed");
+    } catch (error) {
+      if (!stopping.signal.aborted) log.warn({ err: error, replica: key }, "what a replica told that is gone is not removed yet");
+    } finally {
+      removing.delete(key);
+    }
+  };
   const resync = setInterval(() => {
     for (const engine of open.keys()) wakeEngine(engine);
     const time = performance.now();
     for (const { key, heardAt } of table.entries()) if (time - heardAt > replicaFreshMs) table.forget(key);
     for (const { key, since } of table.orphans()) {
       if (time - since < replicaGoneMs) continue;
-      table.drop(key);
-      log.info({ replica: key }, "replica is gone for good; what it told is removed");
-      void holdingBucket.clear(`${key}.>`).catch((error: unknown) => log.warn({ err: error, replica: key }, "not removed"));
+      if (!removing.has(key)) void remove(key);
     }
   }, resyncMs);
 

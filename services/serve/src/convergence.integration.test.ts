@@ -14,6 +14,7 @@ import {
 } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import type { ServeAgentDeps } from "./agent.ts";
+import { createServeController } from "./controller.ts";
 import { type AdapterBytes, type ServeUnderTest, serveUnderTest } from "./serve-under-test.ts";
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
@@ -170,6 +171,84 @@ describe("an unload", () => {
       clearInterval(tell);
       await traffic.delete(gateway);
     }
+  });
+});
+
+describe("an unload by a new agent", () => {
+  test("waits for requests that were sent while another agent was there", { timeout: 30_000 }, async ({ fleet }) => {
+    const { engines, serve, bytes, served, place, agents } = await fleet(["a", "b"]);
+    await served(await serve.train("pirate", await bytes()));
+    const [version] = (await serve.adapter("pirate"))?.versions ?? [];
+    const traffic = await serve.bus.bucket(buckets.traffic);
+    const total = { requests: 1, errors: 0, firstByteMs: 1, promptTokens: 1, completionTokens: 1 };
+    const window = { requests: 1, firstByteP50Ms: 1, firstByteP95Ms: 1 };
+    const gateway = `gateway-${serve.tenant}`;
+    let inFlight: Record<string, number> = { b: 1 };
+    const tell = setInterval(() => {
+      const engines_ = [{ engineName: version?.engineName ?? "", engine: serve.engine, inFlight, total, window }];
+      void traffic.put(gateway, { gateway, at: new Date().toISOString(), windowMs: 60_000, engines: engines_ });
+    }, 200);
+    try {
+      await agents["b"]![Symbol.asyncDispose]();
+      // It cannot prove anything before the version is taken away from it.
+      engines["b"]!.behaviour.probeDelayMs = 1000;
+      await using _next = await serve.startAgent(engines["b"]!.url, { replica: "b" });
+      await expect.poll(async () => (await serve.replica("b"))?.ready, until).toBe(true);
+      await place("pirate", { mode: "pinned", pins: ["a"] });
+      await expect.poll(async () => (await serve.adapter("pirate"))?.versions[0]?.replicas, until).toEqual(["a"]);
+      await sleep(4000);
+      expect(engines["b"]!.loaded.size).toBe(1);
+      inFlight = {};
+      await expect.poll(() => engines["b"]!.loaded.size, until).toBe(0);
+    } finally {
+      clearInterval(tell);
+      await traffic.delete(gateway);
+    }
+  });
+});
+
+describe("what is told", () => {
+  test("an adapter that somebody else unloaded is not proven any more, however long it takes to load it anew", async ({ fleet }) => {
+    const { engines, serve, bytes, served, held } = await fleet(["a"]);
+    await served(await serve.train("pirate", await bytes()));
+    engines["a"]!.behaviour.hangLoad = () => true;
+    const [name] = [...engines["a"]!.loaded.keys()];
+    await fetch(`${engines["a"]!.url}/v1/unload_lora_adapter`, { method: "POST", body: JSON.stringify({ lora_name: name }) });
+    await expect.poll(async () => (await held("a", "pirate"))?.state, { timeout: 5000 }).not.toBe("proven");
+  });
+
+  test("stays when an agent ends whose place another has taken already", async ({ fleet }) => {
+    const { engines, serve, bytes, served, held, agents } = await fleet(["a"]);
+    await served(await serve.train("pirate", await bytes()));
+    await using _next = await serve.startAgent(engines["a"]!.url, { replica: "a" });
+    await expect.poll(async () => (await held("a", "pirate"))?.state, until).toBe("proven");
+    await agents["a"]![Symbol.asyncDispose]();
+    expect((await held("a", "pirate"))?.state).toBe("proven");
+  });
+
+  test("is not cleared away by a controller that was cut off itself", async ({ fleet }) => {
+    const { serve, bytes, served, held } = await fleet(["a"]);
+    await served(await serve.train("pirate", await bytes()));
+    // Its watch of the heartbeats has brought nothing.
+    const deaf = {
+      ...serve.bus,
+      bucket: async (def: Parameters<typeof serve.bus.bucket>[0]) => {
+        const bucket = await serve.bus.bucket(def);
+        return def !== buckets.replicas ? bucket : { ...bucket, watch: async ({ onReady }: { onReady?(): void }) => onReady?.() };
+      },
+    } as typeof serve.bus;
+    const { objects, log, telemetry } = serve;
+    await using _cutOff = await createServeController({
+      bus: deaf,
+      objects,
+      log,
+      telemetry,
+      engines: [],
+      resyncMs: 50,
+      replicaGoneMs: 100,
+    });
+    await sleep(1000);
+    expect((await held("a", "pirate"))?.state).toBe("proven");
   });
 });
 

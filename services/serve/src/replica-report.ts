@@ -121,6 +121,9 @@ export async function createReplicaReporter({
       closed = true;
       while (writing.size > 0) await Promise.all(writing.values());
       await beating;
+      const there = await replicas.get(key).catch(() => undefined);
+      // Another agent has taken this one's place already: what stands there is its own, and it would not tell it again.
+      if (there !== undefined && there.value.agent !== holder().agent) return;
       // Gone in order: nobody needs to wait until its last heartbeat has aged.
       await replicas.delete(key).catch((error: unknown) => log.warn({ err: error }, "heartbeat not removed; it ages away"));
       await holdings
