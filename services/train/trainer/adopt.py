@@ -99,6 +99,7 @@ def dress(model, config: dict, weights: dict):
     """The PEFT model with a place for each of the tensors, and with the scalings that the config says."""
     import torch
     from peft import LoraConfig, get_peft_model
+    from peft.utils.other import get_pattern_key
 
     head = model.get_output_embeddings()
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
@@ -120,13 +121,15 @@ def dress(model, config: dict, weights: dict):
             raise TrainerError("ADAPTER_TENSOR_MISSING", f"module {module} has {name} but no {pair}.", module)
     kept = {name: config[name] for name in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(name) is not None}
     try:
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=sorted(ranks), **kept))
+        # Before PEFT makes room for them: a config may say any rank.
+        patterns = config.get("rank_pattern") or {}
+        for name, rank in ranks.items():
+            said = patterns.get(get_pattern_key(patterns, name), config["r"])
+            if said != rank:
+                message = f"module {name} has weights of rank {rank}; adapter_config.json says {said}, by which its scaling would be wrong."
+                raise TrainerError("ADAPTER_SHAPE_MISMATCH", message, name)
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=sorted(ranks), **kept))
     except TrainerError:
         raise
     except Exception as error:
         raise TrainerError("ADAPTER_CONFIG_INVALID", f"PEFT refuses adapter_config.json: {error}", "adapter_config.json") from error
-    for name, module in model.get_base_model().named_modules():
-        if hasattr(module, "lora_A") and module.r["default"] != ranks[name]:
-            message = f"module {name} has weights of rank {ranks[name]}; adapter_config.json says {module.r['default']}, by which its scaling would be wrong."
-            raise TrainerError("ADAPTER_SHAPE_MISMATCH", message, name)
-    return model

@@ -96,6 +96,7 @@ REFUSED = {
     "another base at heart": ({"init_lora_weights": "pissa_niter_4"}, None, "ADAPTER_FEATURE_UNSUPPORTED"),
     "another method": ({"peft_type": "IA3"}, None, "ADAPTER_CONFIG_INVALID"),
     "another rank than its weights": ({"r": 8}, None, "ADAPTER_SHAPE_MISMATCH"),
+    "more rank than fits into any memory": ({"r": 2**40, "rank_pattern": {"v_proj": 2, "up_proj": 4}}, None, "ADAPTER_SHAPE_MISMATCH"),
     "NaN": (None, with_nan, "ADAPTER_NAN"),
     "zeros": (None, lambda weights: {name: weight * 0 if ".lora_B." in name else weight for name, weight in weights.items()}, "ADAPTER_ZERO"),
     "modules the base lacks": (None, lambda weights: {name.replace("layers.2.", "layers.9."): weight for name, weight in weights.items()}, "ADAPTER_MODULE_UNKNOWN"),
