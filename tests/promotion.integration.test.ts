@@ -212,12 +212,11 @@ test("a canary under load: its share of users, then all of them, or none when it
   await line.version(3, { promote: "manual" });
   await expect.poll(async () => (await line.ask(1, "x")).version, until).toBe(1);
   line.load(200);
-  const canary = { steps: [20, 60], interval_s: 1, min_requests: 20, max_error_rate: 0.1, max_latency_ratio: 1000 };
+  const canary = { steps: [20, 60], interval_s: 2, min_requests: 20, max_error_rate: 0.1, max_latency_ratio: 1000 };
   const share = (answers: Answer[], version: number): number =>
     answers.filter((answer) => answer.version === version).length / answers.length;
   const during = (step: AdapterState["history"][number] | undefined, end: string | undefined) => {
-    // Gateways follow within the second; this much into the step they have.
-    const [from, to] = [Date.parse(step?.at ?? "") + 300, Date.parse(end ?? "")];
+    const [from, to] = [Date.parse(step?.at ?? "") + followWithinMs, Date.parse(end ?? "")];
     return line.answers.filter(({ beganAt }) => beganAt > from && beganAt < to);
   };
 
