@@ -97,6 +97,9 @@ describe("judgeAdapter", () => {
     expect(judge({ config: { r: 32 }, tensors: [a({}, [32, 64]), b({}, [32, 32])] }, base, imported)).toEqual([
       ["ADAPTER_RANK_TOO_HIGH", "r"],
     ]);
+    // A header may hold any number of tensors.
+    const many = Array.from({ length: 200_000 }, (_, n) => tensor(`base_model.model.m${n}.lora_A.weight`, [8, 64]));
+    expect(judge({ tensors: many }, base, imported)).toContainEqual(["ADAPTER_TENSOR_MISSING", "m0"]);
     expect(judge({ config: { use_dora: true } }, base, imported)).toEqual([["ADAPTER_FEATURE_UNSUPPORTED", "use_dora"]]);
     expect(judge({ tensors: [a({}, [8, 63]), b()] }, base, imported)).toEqual([["ADAPTER_BASE_MISMATCH", q]]);
   });

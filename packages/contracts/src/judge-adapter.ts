@@ -97,7 +97,10 @@ export function judgeAdapter(
     });
   }
   const ranks = tensors.flatMap(({ name, shape }) => (name.includes(".lora_A.") ? shape.slice(0, 1) : []));
-  const rank = imported && ranks.length > 0 ? Math.max(...ranks) : Math.max(config.r, ...Object.values(config.rank_pattern ?? {}));
+  const rank =
+    imported && ranks.length > 0
+      ? ranks.reduce((most, one) => Math.max(most, one), 0)
+      : Math.max(config.r, ...Object.values(config.rank_pattern ?? {}));
   if (rank > base.maxLoraRank) {
     problems.push({
       code: "ADAPTER_RANK_TOO_HIGH",

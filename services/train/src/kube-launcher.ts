@@ -79,13 +79,15 @@ export async function createKubeLauncher({
     }),
   ]);
 
-  const observeJob = (job: V1Job): Attempt | undefined => {
+  /** By the name of what they are about: a long line has a thousand Jobs, and each is looked at for each. */
+  type Seen = { pods: Map<string | undefined, V1Pod[]>; warnings: Map<string | undefined, CoreV1Event[]> };
+  const observeJob = (job: V1Job, seen: Seen): Attempt | undefined => {
     const run = runOf(job);
     const jobName = job.metadata?.name;
     if (run === undefined || jobName === undefined) return undefined;
-    const its = [...known.pods.values()].filter((pod) => jobNameOfPod(pod) === jobName);
+    const its = seen.pods.get(jobName) ?? [];
     const names = new Set([jobName, ...its.map(({ metadata }) => metadata?.name)]);
-    const warnings = [...known.events.values()].filter(({ involvedObject }) => names.has(involvedObject.name));
+    const warnings = [...names].flatMap((name) => seen.warnings.get(name) ?? []);
     return {
       ...run,
       attempt: Number(job.metadata?.labels?.[labels.attempt]),
@@ -136,7 +138,11 @@ export async function createKubeLauncher({
     },
 
     async observe() {
-      return [...known.jobs.values()].flatMap((job) => observeJob(job) ?? []);
+      const seen = {
+        pods: Map.groupBy(known.pods.values(), jobNameOfPod),
+        warnings: Map.groupBy(known.events.values(), ({ involvedObject }) => involvedObject.name),
+      };
+      return [...known.jobs.values()].flatMap((job) => observeJob(job, seen) ?? []);
     },
 
     async slots() {
