@@ -191,7 +191,7 @@ describe("on a real engine", () => {
     const last = await serve.train("parakeet", await bytesOf("right"));
     await expect.poll(() => serve.history([runServed], last), until).toHaveLength(1);
     expect((await serve.history([runServed], last))[0]?.data).toMatchObject({ replicas: 1, of: 1 });
-    expect((await serve.replica())?.counts).toMatchObject({ wanted: 3, proven: 3 });
+    await expect.poll(async () => (await serve.replica())?.counts, until).toMatchObject({ wanted: 3, proven: 3 });
   });
 
   test("an adapter that was hardly trained is proven, and its scale with it", { timeout: 120_000 }, async ({ serve }) => {
