@@ -33,7 +33,11 @@ function recoded(bytes: Buffer, encoding: Encoding): Uint8Array {
 }
 
 /** Line ends of the Macintosh of long ago, and of some spreadsheets: only where no other line end is. */
-export const hasOnlyCarriageReturns = (head: Uint8Array): boolean => head.includes(0x0d) && !head.includes(0x0a);
+export const hasOnlyCarriageReturns = (head: Uint8Array): boolean => {
+  const first = head.indexOf(0x0d);
+  // What follows the last byte may be the other half of CRLF.
+  return first !== -1 && first < head.length - 1 && !head.includes(0x0a);
+};
 
 export async function* withLineFeeds(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void, undefined> {
   for await (const chunk of source) {

@@ -215,6 +215,8 @@ async function* splitCsv(source: AsyncIterable<Uint8Array>, delimiter: number, m
   let rescans = 0;
   /** Bytes of a row that is too large and was let go; its rest is skipped up to the line end. */
   let skipped = 0;
+  /** Line ends in the part of it that was let go. */
+  let skippedLines = 0;
   let ended = false;
   /** Where the scan of the row stands, so that a row in many chunks is scanned once. */
   let scan = startOfScan();
@@ -231,9 +233,10 @@ async function* splitCsv(source: AsyncIterable<Uint8Array>, delimiter: number, m
           break;
         }
         rows.push({ line, size: skipped + end - start });
-        skipped = 0;
-        line++;
+        line += skippedLines + 1;
+        skipped = skippedLines = 0;
         start = end + 1;
+        scan = startOfScan(start);
         continue;
       }
       advance(scan, buffer, start, delimiter);
@@ -268,6 +271,7 @@ async function* splitCsv(source: AsyncIterable<Uint8Array>, delimiter: number, m
       }
       if (size > maxRowBytes) {
         skipped = size;
+        skippedLines = scan.lines;
         start = buffer.length;
         scan = startOfScan(start);
       }
