@@ -249,7 +249,8 @@ export function readTurns(given: string | readonly unknown[], field: string, con
   if (!Array.isArray(parsed)) {
     return refuse("MESSAGE_INVALID", `\`${context.names[field] ?? field}\` is text; it must be a list of messages, or one as JSON text`);
   }
-  return convertTurns(parsed, field, context, () => parseExact(given));
+  let exact: unknown;
+  return convertTurns(parsed, field, context, () => (exact ??= parseExact(given)));
 }
 
 export function convertConversation(values: ConversationValues, context: Context): Conversion {
@@ -353,5 +354,7 @@ export function readHistory(history: readonly unknown[] | undefined, context: Co
     return messages;
   }
   const turns = convertTurns(history, "history", context);
-  return "code" in turns ? turns : turns.messages;
+  if ("code" in turns) return turns;
+  if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", "`history` holds images; text is expected there");
+  return turns.messages;
 }

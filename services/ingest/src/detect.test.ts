@@ -94,6 +94,26 @@ describe("detect", () => {
     });
   });
 
+  it.each([
+    ["as lists", (messages: unknown) => messages],
+    ["as JSON text", (messages: unknown) => JSON.stringify(messages)],
+  ])("reads a row's numbers once, however many of its turns call tools, %s", (_, written) => {
+    const call = { role: "assistant", content: null, tool_calls: [{ x: 1 }] };
+    const messages = [turn("user", "a"), ...Array.from({ length: 4000 }, () => call), turn("assistant", "b")];
+    const row = { messages: written(messages) };
+    let reads = 0;
+    const begun = performance.now();
+    expect(
+      detect(row, () => {
+        reads++;
+        return row;
+      }),
+    ).toMatchObject({ format: "conversation" });
+    expect(reads).toBeLessThanOrEqual(1);
+    // Each turn by itself takes a minute.
+    expect(performance.now() - begun).toBeLessThan(5000);
+  });
+
   it("takes a prompt and its completion raw", () => {
     expect(read({ prompt: "从前有一只小狐狸,它", completion: "在森林中快乐地生活着。" })).toMatchObject({
       format: "prompt-completion",

@@ -112,6 +112,8 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
     const values: Record<string, unknown> = {};
     for (const field in signature.fields) values[field] = undefined;
     for (const [field, key] of reads) values[field] = row[key];
+    // Once for a row: each of its turns may ask for it.
+    let written: Row | undefined;
     const context: Context = {
       mapping: known,
       template,
@@ -119,7 +121,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
       row: original,
       names,
       answered,
-      exact: (field) => view(exact() as Row)[names[field] as string],
+      exact: (field) => (written ??= view(exact() as Row))[names[field] as string],
     };
     const converted = signature.convert(values as never, context);
     if (typeof converted === "string" || "code" in converted) return converted;

@@ -431,6 +431,19 @@ describe("a row is refused", () => {
     ],
     ["an empty text", { text: " " }, "EMPTY_TEXT", /`text` is empty/],
     ["an empty subject", { subject: "", predicate: "p", object: "o" }, "EMPTY_PROMPT", /`subject` is empty/],
+    [
+      "a history that shows images, which nothing would keep",
+      {
+        instruction: "a",
+        output: "b",
+        history: [
+          { role: "user", content: [{ type: "image_url", image_url: { url: "https://a.test/x.png" } }] },
+          { role: "assistant", content: "y" },
+        ],
+      },
+      "CONTENT_NOT_TEXT",
+      /`history` holds images/,
+    ],
     ["a history that is none", { instruction: "a", output: "b", history: [["x"]] }, "HISTORY_INVALID", /`history` 1/],
     ["tools nested without end", { messages: turns, tools: [{ a: deep(100) }] }, "NESTED_TOO_DEEPLY", /64/],
   ])("with %s", (_, row, code, message) => {
