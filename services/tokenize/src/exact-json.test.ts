@@ -50,4 +50,13 @@ describe("our patch of @huggingface/jinja", () => {
       expect(() => new Template(template).render({ value: { a: 1 } })).toThrow(/Python's own notation|concatenate|filter: string/);
     },
   );
+
+  it("of a text that is no JSON is an error at once, and a long string none", () => {
+    const begun = performance.now();
+    // A call's arguments are any text that a row holds.
+    expect(() => parseExact(`"${'\\"'.repeat(100_000)}`)).toThrow(SyntaxError);
+    expect(performance.now() - begun).toBeLessThan(2000);
+    const long = { a: `"${"\\x".repeat(2_000_000)}` };
+    expect(parseExact(JSON.stringify(long))).toEqual(long);
+  });
 });

@@ -29,7 +29,9 @@ const mark = `${randomUUID()}-`;
 
 /** @throws SyntaxError */
 export function parseExact(text: string): Json {
-  const marked = text.replaceAll(/"((?:[^"\\]|\\.)*)"(\s*:)?/g, (whole, inner: string, colon: string | undefined) =>
+  // First, because of what is no JSON the search below could take the square of its length.
+  JSON.parse(text);
+  const marked = text.replaceAll(/"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?/g, (whole, inner: string, colon: string | undefined) =>
     colon !== undefined && /^\d+$/.test(inner) ? `"${mark}${inner}"${colon}` : whole,
   );
   return JSON.parse(marked, (_, value: unknown, context?: { source?: string }): unknown => {
