@@ -1,12 +1,29 @@
 /** A run's chunks divided among replicas, against a real NATS server: whoever does them, and whoever dies, the bytes are the same. */
 import { spawn } from "node:child_process";
 import { join } from "node:path";
-import { buckets, runCancelled, runRejected, runTokenized, type TokenManifest } from "@loraline/contracts";
+import { buckets, runCancelled, runRejected, runTokenized, type TokenManifest, tokenizeSpec } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
+import { ulid } from "ulid";
 import { describe, expect } from "vitest";
-import { basesDir, dataset, type Line, rejected, request, someRecords, specOf, telemetry, test, tokenized } from "./service-under-test.ts";
+import { encodeChunks } from "./chunk-work.ts";
+import { createEncodeThreads } from "./encode-threads.ts";
+import { createBases } from "./load-base.ts";
+import {
+  baseName,
+  basesDir,
+  dataset,
+  type Line,
+  rejected,
+  request,
+  someRecords,
+  specOf,
+  storeDataset,
+  telemetry,
+  test,
+  tokenized,
+} from "./service-under-test.ts";
 import { createTokenizeService } from "./tokenize-service.ts";
 
 /** So many that a replica does not do them by itself. */
@@ -120,6 +137,26 @@ describe("the work queue of chunks", () => {
     await bus.publish(runCancelled, { tenant, id: cancelled }, {});
     await expect.poll(() => leftOver(line, nc), { timeout: 20_000 }).toEqual({ entries: 0, blobs: 0, messages: 0 });
     expect(await bus.history([runTokenized, runRejected], { tenant, id: cancelled })).toEqual([]);
+  });
+
+  test("waits for its chunks however long others stand before them", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    const { manifest } = await storeDataset(line, records, 3000);
+    await using threads = createEncodeThreads(1);
+    const loadBase = createBases(basesDir);
+    const base = await loadBase(baseName);
+    const spec = tokenizeSpec.parse({});
+    const stop = new AbortController();
+    let looks = 0;
+    const isDone = async (): Promise<boolean> => {
+      // Nobody takes chunks: it has looked often enough to have given up, and has not.
+      if (++looks === 40) stop.abort(new Error("waited long enough"));
+      return false;
+    };
+    const run = { run: { tenant, id: ulid() }, base, spec, signed: false, signal: stop.signal, attempt: 1, lookMs: 50, isDone };
+    const waiting = encodeChunks({ bus, objects, threads, code: "test", loadBase }, run, manifest.chunks).next();
+    await expect(waiting).rejects.toThrow(/waited long enough|aborted/);
+    expect(looks).toBe(40);
   });
 
   test("rejects the run whose chunk cannot be done, saying why", async ({ bus, objects, tenant, nc }) => {

@@ -77,10 +77,9 @@ export const rejecting: ReadonlySet<string> = new Set([
 /** Fewer records than this the coordinator does itself: they are done before another replica would have begun. */
 const fewRecords = 2000;
 const pollMs = 50;
-/** How often it is asked whether the run has ended meanwhile. */
-const lookMs = 2000;
-/** A chunk that was given up so often, without the run being told why, will not come. */
-const mostRounds = 20;
+const usualLookMs = 2000;
+/** A chunk that was given up so often, without the run being told why, will not come. Waiting its turn behind others is no giving up. */
+const mostTimesGivenUp = 20;
 
 export interface EncodeRun {
   run: EventAddress;
@@ -91,6 +90,8 @@ export interface EncodeRun {
   signal: AbortSignal;
   /** Tells this request apart from one that an earlier delivery made. */
   attempt: number;
+  /** How often it is asked whether the run has ended meanwhile, in milliseconds. */
+  lookMs?: number;
   /** Whether another request for the same tokens has got them meanwhile, and cleaned up behind it. */
   isDone(): Promise<boolean>;
 }
@@ -101,7 +102,7 @@ export class RunSettled extends Error {}
 /** Chunks as sequences, in their order. @throws RunSettled; RetryLaterError; what `encodeChunk` throws; the signal's reason */
 export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chunks: readonly Chunk[]): AsyncGenerator<EncodedChunk> {
   const { bus, objects, code } = deps;
-  const { run, base, spec, signed, signal, attempt, isDone } = options;
+  const { run, base, spec, signed, signal, attempt, lookMs = usualLookMs, isDone } = options;
   const { tenant } = run;
   if (chunks.reduce((sum, chunk) => sum + chunk.records, 0) <= fewRecords) {
     const encoder = createRecordEncoder(base, spec);
@@ -112,21 +113,25 @@ export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chu
   const settings = await putJson(objects, tenant, "settings", { code, base: base.ref.name, tokenize: spec, signed });
   const keys = chunks.map((chunk) => chunkKey(code, options, chunk.blob.digest));
   const find = async (key: string): Promise<BlobRef | undefined> => (await cache.get(cacheKey(tenant, key)))?.value.manifest;
-  /** Asks for what is neither there nor asked for already, be it by an earlier delivery or by another run. */
-  const ask = async (from: number, round: number): Promise<void> => {
+  /** Asks for what is neither there nor asked for already, be it by an earlier delivery or by another run. @returns the keys it asked for */
+  const ask = async (from: number, round: number): Promise<ReadonlySet<string>> => {
+    const asked = new Set<string>();
     const wanted = new Map(keys.slice(from).map((key, at) => [key, (chunks[from + at] as Chunk).blob]));
     const askFor = async ([key, chunk]: [string, BlobRef]): Promise<void> => {
       const at = { tenant, id: key };
       if ((await bus.last(chunkRequested, at)) !== undefined || (await find(key)) !== undefined) return;
       await bus.publish(chunkRequested, at, { run: run.id, chunk, settings }, { key: `${run.id}-${attempt}-${round}` });
+      asked.add(key);
     };
     // Many at once: one after the other would take a millisecond each.
     const all = [...wanted];
     for (let start = 0; start < all.length; start += 64) await Promise.all(all.slice(start, start + 64).map(askFor));
+    return asked;
   };
   let round = 0;
   await ask(0, round);
   for (const [index, key] of keys.entries()) {
+    let givenUp = 0;
     for (let waitedMs = 0; ; waitedMs += pollMs) {
       const ref = await find(key);
       const bytes = ref === undefined ? undefined : await getBytes(objects, tenant, ref).catch(nothingThere);
@@ -139,8 +144,9 @@ export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chu
         if (await isSettled(bus, run)) throw new RunSettled();
         if (await isDone()) throw new RetryLaterError("CHUNKS_GONE", 1, "another run has got the same tokens and removed the chunks");
         // Given up because the run that asked had ended, or removed by one that was done with it: then it is asked for again.
-        if (round >= mostRounds) throw new Error(`chunk ${chunks[index]?.blob.digest} was given up ${round} times`);
-        await ask(index, ++round);
+        if ((await ask(index, ++round)).has(key) && ++givenUp > mostTimesGivenUp) {
+          throw new Error(`chunk ${chunks[index]?.blob.digest} was given up ${givenUp} times`);
+        }
       }
       await sleep(pollMs, undefined, { signal });
     }
