@@ -3,6 +3,7 @@ import { parentPort } from "node:worker_threads";
 import { constants, zstdCompressSync } from "node:zlib";
 import { problemOf, PermanentError } from "@loraline/runtime/errors";
 import { createRecordEncoder, type RecordEncoder } from "./encode-records.ts";
+import { EncodersDiffer } from "./encoder.ts";
 import type { ThreadAnswer, ThreadWarning, ThreadWork } from "./encode-threads.ts";
 import { chunkToBytes, encodeChunk, parseLines } from "./encoded-chunk.ts";
 import { type Base, identityOf, loadBase } from "./load-base.ts";
@@ -46,7 +47,8 @@ parentPort?.on("message", (work: ThreadWork | ThreadWarning) => {
     (error: unknown) => {
       const { code, param, message } = problemOf(error);
       const permanent = error instanceof PermanentError ? { code, param } : null;
-      parentPort?.postMessage({ id: work.id, problem: { message, permanent } } satisfies ThreadAnswer);
+      const differs = error instanceof EncodersDiffer;
+      parentPort?.postMessage({ id: work.id, problem: { message, permanent, differs } } satisfies ThreadAnswer);
     },
   );
 });

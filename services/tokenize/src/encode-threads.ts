@@ -43,7 +43,7 @@ export interface ThreadWork {
 export type ThreadWarning = Pick<ThreadWork, "dir" | "fast"> & { warm: true };
 export type ThreadAnswer = { id: number } & (
   | { bytes: Uint8Array<ArrayBuffer> }
-  | { problem: { message: string; permanent: { code: string; param: string | null } | null } }
+  | { problem: { message: string; permanent: { code: string; param: string | null } | null; differs: boolean } }
 );
 
 interface Thread {
@@ -63,6 +63,8 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
   const threads: Thread[] = [];
   const waiting: Job[] = [];
   let ids = 0;
+  /** The threads that trust the judging one must hear of it when the fast encoder was found wrong. */
+  let withoutFast = exact;
   let idle: NodeJS.Timeout | undefined;
   let closed = false;
 
@@ -77,7 +79,8 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
       thread.job = undefined;
       if ("bytes" in answer) job?.resolve(answer.bytes);
       else {
-        const { message, permanent } = answer.problem;
+        const { message, permanent, differs } = answer.problem;
+        withoutFast ||= differs;
         job?.reject(permanent === null ? new Error(message) : new PermanentError(permanent.code, message, { param: permanent.param }));
       }
       next();
@@ -113,7 +116,7 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
     await Promise.all(threads.splice(0).map((thread) => thread.worker.terminate()));
   };
 
-  const fastOf = (thread: Thread): ThreadWork["fast"] => (exact ? "none" : thread === threads[0] ? "judged" : "trusted");
+  const fastOf = (thread: Thread): ThreadWork["fast"] => (withoutFast ? "none" : thread === threads[0] ? "judged" : "trusted");
 
   return {
     warm(dir) {

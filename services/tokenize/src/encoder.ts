@@ -57,6 +57,9 @@ export interface EncoderOptions {
   fast?: "judged" | "trusted" | "none";
 }
 
+/** The fast encoder was found wrong. Trying again is right: whoever found it does without from then on. */
+export class EncodersDiffer extends Error {}
+
 /** Texts handed over at once. Encoding runs on other threads; taking the ids over does not, so the loop breathes in between. */
 const batchSize = 512;
 /** The fast encoder works on this thread; after so many characters, a few milliseconds, the loop breathes. */
@@ -167,7 +170,7 @@ export async function createEncoder(json: string, { fast: mode = "judged" }: Enc
       }
       const wrong = samples.length === 0 ? undefined : await judge(samples, which);
       if (wrong !== undefined) {
-        throw new Error(
+        throw new EncodersDiffer(
           `the fast encoder and the official package give ${JSON.stringify(wrong.slice(0, 200))} different ids. It is off from now on: try again (loraline tokenize --exact).`,
         );
       }
