@@ -133,6 +133,7 @@ describe("a guarded fetch", () => {
         "/closed": target.url,
         "/file": "file:///etc/passwd",
         "/round": "/round",
+        "/nowhere": "https://[",
         "/good": `${target.url}/a`,
       };
       response.writeHead(302, { location: to[request.url ?? ""] ?? "/" }).end();
@@ -142,6 +143,7 @@ describe("a guarded fetch", () => {
     expect(await codeOf(`${server.url}/secure-metadata`, { allow })).toBe("ADDRESS_REFUSED");
     expect(await codeOf(`${server.url}/closed`, { allow })).toBe("URL_REFUSED");
     expect(await codeOf(`${server.url}/file`, { allow })).toBe("URL_REFUSED");
+    expect(await codeOf(`${server.url}/nowhere`, { allow })).toBe("FETCH_REFUSED");
     expect(await codeOf(`${server.url}/round`, { allow })).toBe("TOO_MANY_REDIRECTS");
     await using guarded = createGuardedFetch({ allow: [...allow, ...target.allow] });
     const { body, url } = await guarded.get(`${server.url}/good`, { ...limits, headers: { authorization: "Bearer t" } });

@@ -126,7 +126,9 @@ export function createGuardedFetch({
         if (redirects === maxRedirects) {
           throw new PermanentError("TOO_MANY_REDIRECTS", `${first.host} redirects more than ${maxRedirects} times. Give the last URL.`);
         }
-        url = judgeUrl(new URL(String(answered.location), url).href, isAllowed);
+        const next = URL.parse(String(answered.location), url.href);
+        if (next === null) throw new PermanentError("FETCH_REFUSED", `${url.host} redirects to what is no URL. Check ${nameOf(url)}.`);
+        url = judgeUrl(next.href, isAllowed);
         continue;
       }
       if (statusCode !== 200) {
@@ -176,20 +178,34 @@ export function createGuardedFetch({
 }
 
 /** A URL without what may be secret in it. */
-const nameOf = (url: URL): string => `${url.origin}${url.pathname}`;
+const nameOf = ({ protocol, host, pathname }: URL): string => `${protocol}//${host}${pathname}`;
 
-function judgeUrl(given: string, isAllowed: (url: URL) => boolean): URL {
+/**
+ * What of a URL is wrong whoever asks: for saying no at once to what will be fetched later.
+ * @throws PermanentError URL_INVALID, URL_REFUSED
+ */
+export function parseFetchUrl(given: string): URL {
   const url = URL.parse(given);
   if (url === null)
     throw new PermanentError("URL_INVALID", `"${given.slice(0, 200)}" is not a URL. Give one such as https://host/data.jsonl.`, {
       param: "url",
+      status: 400,
     });
-  const refuse = (why: string): PermanentError => new PermanentError("URL_REFUSED", `${nameOf(url)} is refused: ${why}`, { param: "url" });
-  if (url.username !== "" || url.password !== "") throw refuse("it holds a user name or a password. Remove them.");
-  if (url.protocol !== "https:" && url.protocol !== "http:") throw refuse(`only https is fetched, not ${url.protocol.slice(0, -1)}.`);
+  if (url.username !== "" || url.password !== "") throw urlRefused(url, "it holds a user name or a password. Remove them.");
+  if (url.protocol !== "https:" && url.protocol !== "http:") {
+    throw urlRefused(url, `only https is fetched, not ${url.protocol.slice(0, -1)}.`);
+  }
+  return url;
+}
+
+const urlRefused = (url: URL, why: string): PermanentError =>
+  new PermanentError("URL_REFUSED", `${nameOf(url)} is refused: ${why}`, { param: "url", status: 400 });
+
+function judgeUrl(given: string, isAllowed: (url: URL) => boolean): URL {
+  const url = parseFetchUrl(given);
   if (isAllowed(url)) return url;
   if (url.protocol !== "https:") {
-    throw refuse(`only https is fetched. An operator can allow ${url.hostname}:${url.port || "80"} with LORALINE_IMPORT_ALLOW.`);
+    throw urlRefused(url, `only https is fetched. An operator can allow ${url.hostname}:${url.port || "80"} with LORALINE_IMPORT_ALLOW.`);
   }
   // A literal address is never looked up, so it is judged here.
   const literal = url.hostname.replace(/^\[(.*)\]$/, "$1");

@@ -17,6 +17,7 @@ export {
   type GuardedRequest,
   type GuardedResponse,
   nonPublicRange,
+  parseFetchUrl,
 } from "./fetch-guarded.ts";
 export { defaultHubEndpoint, type HubFile, hubFileUrl, hubHeaders, hubName, type HubRepository, listHubFiles } from "./hub.ts";
 export { createKeyedQueue, type KeyedQueue, type KeyedQueueOptions } from "./keyed-queue.ts";

@@ -204,7 +204,7 @@ describe("POST /v1/loraline/adapters", () => {
       // Where nobody allowed it, an internal address is not reached.
       expect(await codeOf(await json(line, { from: { url: `https://127.0.0.1:${port}/plain` } }))).toEqual([422, "ADDRESS_REFUSED"]);
       expect(await codeOf(await json(line, { from: { url: "https://169.254.169.254/latest" } }))).toEqual([422, "ADDRESS_REFUSED"]);
-      expect(await codeOf(await json(line, { from: { url: "file:///etc" } }))).toEqual([422, "URL_REFUSED"]);
+      expect(await codeOf(await json(line, { from: { url: "file:///etc" } }))).toEqual([400, "URL_REFUSED"]);
     } finally {
       await open[Symbol.asyncDispose]();
       hub.closeAllConnections();

@@ -68,6 +68,19 @@ describe("datasets", () => {
         body: { error: { code: "invalid_body" } },
       });
     }
+    for (const [url, code] of [
+      ["file:///etc/passwd", "URL_REFUSED"],
+      ["ftp://a.test/x", "URL_REFUSED"],
+      ["https://me:secret@a.test/x", "URL_REFUSED"],
+      ["a.jsonl", "URL_INVALID"],
+    ]) {
+      const refused = await post({ url });
+      expect({ url, status: refused.status, body: await refused.json() }).toMatchObject({
+        url,
+        status: 400,
+        body: { error: { code, param: "url" } },
+      });
+    }
     const body = { hub: "acme/pirates", split: "train", mapping: { columns: { question: "Frage" } } };
     const asked = await post(body, "k1");
     expect(asked.status).toBe(202);

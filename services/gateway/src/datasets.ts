@@ -3,6 +3,7 @@ import { Readable } from "node:stream";
 import { isDeepStrictEqual } from "node:util";
 import { datasetImportRequested, datasetReport, type DatasetReport, type DatasetState, importBody } from "@loraline/contracts";
 import { getJson } from "@loraline/objects";
+import { parseFetchUrl } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { needs } from "./auth.ts";
@@ -37,6 +38,8 @@ export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: Fa
     app.post("/loraline/datasets/import", needs("train"), async (request, reply) => {
       const { tenant, by } = request.caller;
       const { mapping, ...source } = parsedBody(importBody, request.body);
+      // What may be reached ingest knows; what nobody may ask for is refused here.
+      if ("url" in source) parseFetchUrl(source.url);
       const key = idempotencyKeyOf(request.headers);
       const ids = key === undefined ? ([ulid()] as const) : idsOfKey({ tenant, key, nowMs: Date.now() });
       for (const id of key === undefined ? [] : ids) {
