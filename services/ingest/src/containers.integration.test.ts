@@ -164,6 +164,29 @@ describe("lines", () => {
   });
 });
 
+describe("more values than bytes", () => {
+  beforeAll(() => python("write_bombs.py"));
+
+  test("pages of many columns side by side are refused before memory is taken for them", async () => {
+    await expect(read({ file: join(dir, "wide.parquet") })).rejects.toMatchObject({
+      code: "FILE_TOO_LARGE",
+      message: expect.stringMatching(/side by side hold more than 16000000 values\. Write smaller pages/) as string,
+    });
+  });
+
+  test.each(["same.parquet", "same.arrow"])("rows of %s that refer to one large value come a few at a time", async (name) => {
+    const opened = await openContainer({ file: join(dir, name) }, { maxRowBytes: 1_000_000 });
+    const sizes: number[] = [];
+    for await (const batch of opened?.batches ?? []) sizes.push(batch.length);
+    expect(sizes.reduce((sum, size) => sum + size, 0)).toBe(400);
+    expect(Math.max(...sizes)).toBeLessThanOrEqual(3);
+    // What they would be as text is limited as for packed files.
+    const small = { maxUnpackedBytes: 50_000_000, maxRatio: 200, ratioFromBytes: 1_000_000 };
+    const limited = await openContainer({ file: join(dir, name) }, { maxRowBytes: 1_000_000, unpackLimits: small });
+    await expect(Array.fromAsync(limited?.batches ?? [])).rejects.toMatchObject({ code: "FILE_TOO_LARGE" });
+  });
+});
+
 describe("types", () => {
   test.each(["types.parquet", "types.arrow"])("of %s keep every digit", async (name) => {
     const opened = await openContainer({ file: join(dir, name) }, options);

@@ -18,7 +18,7 @@ import {
 } from "apache-arrow";
 import { decodeLz4Frame } from "./lz4-frame.ts";
 import type { RawRow } from "./raw-rows.ts";
-import { dayOf, decimalOf, textOf, textOrBinary, timeOf, valueRow } from "./row-values.ts";
+import { createRowBatch, dayOf, decimalOf, textOf, textOrBinary, timeOf } from "./row-values.ts";
 import type { UnpackLimits } from "./unpack.ts";
 
 /** Of one batch, unpacked: apache-arrow needs the whole of it in memory. */
@@ -43,6 +43,7 @@ export async function* readArrow(
   { maxRowBytes, unpackLimits, asFile }: { maxRowBytes: number; unpackLimits: UnpackLimits; asFile: boolean },
 ): AsyncGenerator<RawRow[], void, undefined> {
   const judged = judgeMessages(source, asFile, unpackLimits);
+  const rows = createRowBatch({ maxRowBytes, maxBytes: unpackLimits.maxUnpackedBytes });
   let line = 0;
   try {
     const reader = await RecordBatchReader.from(judged.messages);
@@ -55,19 +56,14 @@ export async function* readArrow(
         );
       }
       const columns = batch.schema.fields.map(({ name }, index) => ({ name, vector: batch.getChildAt(index) as Vector }));
-      let rows: RawRow[] = [];
       for (let index = 0; index < numRows; index++) {
         // Without a prototype any name of a column is only a name.
         const row = Object.create(null) as Record<string, unknown>;
         for (const { name, vector } of columns) row[name] = valueAt(vector, index);
         line++;
-        rows.push(valueRow(line, row, maxRowBytes));
-        if (rows.length === rowsOfBatch) {
-          yield rows;
-          rows = [];
-        }
+        if (rows.add(line, row) || line % rowsOfBatch === 0) yield rows.take();
       }
-      yield rows;
+      yield rows.take();
     }
     // apache-arrow takes whatever ends for the end.
     judged.throwFault();

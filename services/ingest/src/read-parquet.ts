@@ -21,7 +21,7 @@ import { parquetHeader, readPage } from "hyparquet/src/column.js";
 import { convert, DEFAULT_PARSERS } from "hyparquet/src/convert.js";
 import { getTreePath, isFlatColumn } from "hyparquet/src/schema.js";
 import type { RawRow } from "./raw-rows.ts";
-import { brokenText, dayOf, decimalOf, JsonText, textOf, textOrBinary, timeOf, valueRow } from "./row-values.ts";
+import { brokenText, createRowBatch, dayOf, decimalOf, JsonText, textOf, textOrBinary, timeOf } from "./row-values.ts";
 import { openRandomAccess, type RandomAccess } from "./spool.ts";
 import type { UnpackLimits } from "./unpack.ts";
 
@@ -29,6 +29,8 @@ import type { UnpackLimits } from "./unpack.ts";
 const maxPageBytes = 128 * 1024 * 1024;
 /** Of one page. Equal values take nearly no bytes, so the size does not bound them. */
 const maxPageValues = 8_000_000;
+/** Of the pages of all columns that are being read. Each takes eight bytes or more. */
+const maxHeldValues = 16_000_000;
 /** The table of contents. */
 const maxFooterBytes = 128 * 1024 * 1024;
 /** A file that has more rows than this, and than a hundred for each byte, was made to be one. */
@@ -53,7 +55,9 @@ export async function* readParquet(
   try {
     const metadata = await readMetadata(file);
     const tree = parquetSchema(metadata);
+    const batch = createRowBatch({ maxRowBytes, maxBytes: unpackLimits.maxUnpackedBytes });
     const budget = {
+      held: 0,
       left: Math.min(unpackLimits.maxUnpackedBytes, Math.max(unpackLimits.ratioFromBytes, file.size * unpackLimits.maxRatio)),
     };
     for (const { columns, num_rows, total_byte_size } of metadata.row_groups) {
@@ -68,9 +72,10 @@ export async function* readParquet(
         const wanted = Math.min(step, groupRows - done);
         const leaves = new Map<string, DecodedArray>();
         for (const column of open) leaves.set(column.path, await column.take(wanted));
-        const rows = assembleRows(tree, leaves, wanted);
-        yield rows.map((row, index) => valueRow(line + index + 1, row, maxRowBytes));
-        line += wanted;
+        for (const row of assembleRows(tree, leaves, wanted)) {
+          if (batch.add(++line, row)) yield batch.take();
+        }
+        yield batch.take();
         done += wanted;
       }
     }
@@ -125,7 +130,7 @@ interface Column {
   take(rows: number): Promise<DecodedArray>;
 }
 
-function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, budget: { left: number }): Column {
+function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, budget: { left: number; held: number }): Column {
   const schemaPath = getTreePath(tree, meta.path_in_schema);
   const leaf = schemaPath.at(-1) as SchemaTree;
   const flat = isFlatColumn(schemaPath);
@@ -137,6 +142,8 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
   let dictionary: DecodedArray | undefined;
   /** Rows that are read and not taken yet. Of a nested column the last may go on in the next page. */
   let pending: unknown[] = [];
+  /** Where in `pending` they begin: a page is many takes, and moving its rest up for each would take the square of its rows. */
+  let begin = 0;
   let taken = 0;
 
   /** @returns false at the end of the column. */
@@ -165,6 +172,12 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
         `a page of column "${path}" has ${values} values in ${unpacked} bytes; the limits are ${maxPageValues} and ${maxPageBytes}. Write smaller pages.`,
       );
     }
+    if (budget.held + values > maxHeldValues) {
+      throw new PermanentError(
+        "FILE_TOO_LARGE",
+        `the pages of the columns up to "${path}" that have to be read side by side hold more than ${maxHeldValues} values. Write smaller pages or row groups.`,
+      );
+    }
     budget.left -= unpacked;
     if (budget.left < 0)
       throw new PermanentError(
@@ -182,6 +195,7 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
     const before = pending.length;
     const { data = [] } = readPage(page, header, decoder, dictionary, flat ? undefined : pending, 0);
     if (data !== pending) for (const value of data) pending.push(value);
+    budget.held += pending.length - before;
     if (pending.length - before > values + 1) throw new Error(`a page of column "${path}" has more rows than values`);
     return true;
   }
@@ -191,11 +205,16 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
     async take(rows) {
       // What belongs to the last row is known only when the next one begins, or nothing follows.
       let more = true;
-      while (more && pending.length < rows + (flat ? 0 : 1)) more = await readNext();
-      if (pending.length < rows) throw new Error(`column "${path}" ends after row ${taken + pending.length}`);
+      while (more && pending.length - begin < rows + (flat ? 0 : 1)) more = await readNext();
+      if (pending.length - begin < rows) throw new Error(`column "${path}" ends after row ${taken + pending.length - begin}`);
       taken += rows;
-      const out = pending.slice(0, rows);
-      pending = pending.slice(rows);
+      const out = pending.slice(begin, begin + rows);
+      begin += rows;
+      budget.held -= rows;
+      if (begin * 2 >= pending.length) {
+        pending = pending.slice(begin);
+        begin = 0;
+      }
       return finish === undefined ? out : out.map(finish);
     },
   };

@@ -1,4 +1,5 @@
 /** Values of typed columns (Parquet, Arrow) as JSON has them; numbers that no JavaScript number holds keep their digits. */
+import { PermanentError } from "@loraline/runtime";
 import { decodeUtf8 } from "./decode-text.ts";
 import { parseExact } from "./exact-json.ts";
 import { type RawRow, rowTooLarge } from "./raw-rows.ts";
@@ -66,10 +67,37 @@ interface Seen {
   broken: boolean;
 }
 
-/** A row of column values. */
-export function valueRow(line: number, columns: Readonly<Record<string, unknown>>, maxRowBytes: number): RawRow {
+/** Bytes of values after which a batch of rows is handed on: rows may refer to one large value again and again. */
+const batchBytes = 1024 * 1024;
+
+/** Collects rows of column values, of which there may be far more bytes than the file has. */
+export function createRowBatch({ maxRowBytes, maxBytes }: { maxRowBytes: number; maxBytes: number }) {
+  let rows: RawRow[] = [];
+  let size = 0;
+  let total = 0;
+  return {
+    /** @returns whether the batch is full. @throws PermanentError FILE_TOO_LARGE */
+    add(line: number, columns: Readonly<Record<string, unknown>>): boolean {
+      const seen: Seen = { size: 0, broken: false };
+      rows.push(valueRow(line, columns, maxRowBytes, seen));
+      size += seen.size;
+      total += seen.size;
+      if (total > maxBytes) {
+        throw new PermanentError("FILE_TOO_LARGE", `the rows up to row ${line} hold more than ${maxBytes} bytes. Split the file.`);
+      }
+      return size >= batchBytes;
+    },
+    take(): RawRow[] {
+      const taken = rows;
+      rows = [];
+      size = 0;
+      return taken;
+    },
+  };
+}
+
+function valueRow(line: number, columns: Readonly<Record<string, unknown>>, maxRowBytes: number, seen: Seen): RawRow {
   const place = `row ${line}`;
-  const seen: Seen = { size: 0, broken: false };
   const value = toJson(columns, (text) => Number(text), JSON.parse, seen) as Readonly<Record<string, unknown>>;
   if (seen.broken) return notText(line, place);
   if (seen.size > maxRowBytes) return rowTooLarge(line, place, seen.size, maxRowBytes);
