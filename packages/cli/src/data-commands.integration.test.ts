@@ -81,6 +81,26 @@ describe("loraline data check", () => {
     expect(page.trimEnd().endsWith("5 of 5 records can be trained on with this base.")).toBe(true);
   });
 
+  it("counts what is too long at this length as what cannot be trained on, unless it is to be trimmed", async () => {
+    const short = await run("data", "check", file, "--base", base, "--max-length", "48");
+    expect(short.out.trimEnd().endsWith("3 of 5 records can be trained on with this base.")).toBe(true);
+    const none = await run("data", "check", file, "--base", base, "--max-length", "8", "--json");
+    expect(none.code).toBe(1);
+    expect(JSON.parse(none.out)).toMatchObject({ tokens: { supervised: 0 }, problem: { code: "NO_SUPERVISED_TOKENS" } });
+
+    const long = join(dir, "long.jsonl");
+    const turns = [0, 1, 2, 3].flatMap((n) => [
+      { role: "user", content: `Question ${n} ${"word ".repeat(20)}` },
+      { role: "assistant", content: `Answer ${n}` },
+    ]);
+    await writeFile(long, `${JSON.stringify({ messages: turns })}\n`);
+    const check = ["data", "check", long, "--base", base, "--max-length", "100", "--json"];
+    expect(JSON.parse((await run(...check)).out)).toMatchObject({ tokens: { dropped: { TOO_LONG: 1 }, supervised: 0 } });
+    const { tokens } = JSON.parse((await run(...check, "--too-long", "trim-prompt")).out) as { tokens: { supervised: number } };
+    expect(tokens).toMatchObject({ dropped: {} });
+    expect(tokens.supervised).toBeGreaterThan(0);
+  });
+
   it("compares with a validation file", async () => {
     const validation = join(dir, "validation.jsonl");
     await writeFile(validation, '{"instruction":"Who are you?","output":"I am the captain."}\n');

@@ -241,7 +241,7 @@ export function addDataCommands(program: Command, data: Command, { root, termina
   );
 }
 
-function verdict(records: number, tokens: { lengths: { count: number } } | undefined): string {
-  const usable = tokens?.lengths.count ?? records;
+function verdict(records: number, tokens: { dropped: Record<string, number> } | undefined): string {
+  const usable = Object.values(tokens?.dropped ?? {}).reduce((left, lost) => left - lost, records);
   return `${usable} of ${records} ${records === 1 ? "record" : "records"} can be trained on${tokens === undefined ? "" : " with this base"}.`;
 }

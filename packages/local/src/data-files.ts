@@ -122,16 +122,23 @@ function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
 
   return {
     async add(records: readonly Rec[]): Promise<void> {
-      for (const { samples, dropped: reason } of await encoder.encode(records)) {
-        if (reason !== null) drop(reason.code);
-        for (const { ids, labels } of samples) {
+      const whole = await encoder.encode(records);
+      for (const { samples } of whole) {
+        for (const { ids } of samples) {
           counter.add(ids.length);
           for (const [length, count] of tooLong) if (ids.length > length) tooLong.set(length, count + 1);
-          const seen = spec.profile === "seed" ? labels.subarray(0, spec.max_length) : labels;
-          const learned = seen.reduce((sum, label) => sum + Number(label !== ignored), 0);
-          supervised += learned;
-          if (spec.profile === "seed" ? learned === 0 : ids.length > spec.max_length) drop(learned === 0 ? "NO_SUPERVISED" : "TOO_LONG");
         }
+      }
+      // What becomes of longer ones at this length, the encoder of this length knows.
+      const isLong = ({ samples }: Encoded): boolean => samples.some(({ ids }) => ids.length > spec.max_length);
+      const cut = (await asCut.encode(records.filter((_, index) => isLong(whole[index] as Encoded)))).values();
+      for (const one of whole) {
+        const { samples, dropped: reason } = isLong(one) ? (cut.next().value as Encoded) : one;
+        const learned = samples.reduce((sum, { labels }) => sum + labels.reduce((many, label) => many + Number(label !== ignored), 0), 0);
+        supervised += learned;
+        if (reason !== null) drop(reason.code);
+        // Profile seed keeps the row, and nothing in it is learned.
+        else if (learned === 0) drop("NO_SUPERVISED");
       }
     },
     report(): TokenReport {
