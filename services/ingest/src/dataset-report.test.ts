@@ -61,6 +61,11 @@ describe("dataset report", () => {
     ]);
   });
 
+  it("cuts labels that are no names, which would keep their rows", async () => {
+    const { labels } = await reportOn([chat(1, "q", "x".repeat(10_000), "classification"), chat(2, "q", "good", "classification")]);
+    expect(labels).toEqual({ good: 1, [`${"x".repeat(200)}…`]: 1 });
+  });
+
   it("tells exact from near duplicates, and neither from what is different", async () => {
     const report = await reportOn([
       chat(1, "Tell me a story.", `${long} It returned late.`),

@@ -1,4 +1,5 @@
-/** What came out of a file, counted and looked at while it is read. Memory does not grow with the file (bounds at each counter). */
+/** What came out of a file, counted and looked at while it is read. Memory does not grow with the file, but for 16 to 32 bytes a record (bounds at each counter). */
+import { hash } from "node:crypto";
 import {
   type BlobRef,
   comparedText,
@@ -74,7 +75,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
   const characters = countLengths();
   const samples = new LeastByHash(shownSamples);
   let examinedLanguages = 0;
-  /** Question of a triple to its first answer. */
+  /** Question of a triple to its first answer, both as hashes: they may be of any length. */
   const objects = new Map<string, string>();
   const severalObjects = new Finding();
 
@@ -97,7 +98,10 @@ export function createReport({ validation }: { validation?: Contents | undefined
     else if (validation?.near.find(compared) !== undefined) overlap.near.add(line);
     if (record.task === "classification") labels.add(record.messages?.findLast(({ role }) => role === "assistant")?.content ?? "");
     if (record.task === "kg") {
-      const [question, answer] = [record.messages?.at(-2)?.content ?? "", record.messages?.at(-1)?.content ?? ""];
+      const [question, answer] = [-2, -1].map((at) => hash("sha256", record.messages?.at(at)?.content ?? "", "base64").slice(0, 12)) as [
+        string,
+        string,
+      ];
       const first = objects.get(question);
       if (first !== undefined && first !== answer) severalObjects.add(line);
       else if (objects.size < mostTriples) objects.set(question, answer);
@@ -285,6 +289,9 @@ class NumberSet {
 
 /* --- counters with bounds --- */
 
+/** Labels and names of columns that are longer are cut. */
+const longestKey = 200;
+
 class Counts {
   readonly #counts = new Map<string, number>();
   readonly #most: number;
@@ -295,7 +302,9 @@ class Counts {
   get size(): number {
     return this.#counts.size;
   }
-  add(key: string): void {
+  add(given: string): void {
+    // Keys come from the file, and a long one would keep all of its row.
+    const key = given.length <= longestKey ? given : Buffer.from(`${given.slice(0, longestKey).toWellFormed()}…`).toString();
     if (this.#counts.size < this.#most || this.#counts.has(key)) this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
   }
   sorted(): Record<string, number> {

@@ -15,7 +15,7 @@ import { digestOf, getJson, type Objects, putJson } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { createRecordEncoder } from "./encode-records.ts";
 import { type DroppedRecord, type EncodedChunk, recordIdOf, shownRecords, signatureOfSequence } from "./encoded-chunk.ts";
-import type { Base } from "./load-base.ts";
+import { type Base, identityOf } from "./load-base.ts";
 import { type Bins, pack } from "./pack.ts";
 import { neutralQuestions, promptOf, promptsFor } from "./probe-prompts.ts";
 import { createSequenceStore, type SequenceStore } from "./sequence-store.ts";
@@ -58,7 +58,7 @@ export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): D
   return digestOf(
     JSON.stringify([
       tokenizeCode,
-      [base.ref, base.encoder.digest, base.templateDigest, base.special],
+      identityOf(base),
       Object.entries(spec.tokenize).sort(([a], [b]) => (a < b ? -1 : 1)),
       packing === "auto" ? batch : null,
       spec.training.seed,
@@ -80,9 +80,9 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
   using store = createSequenceStore();
 
   const [train, evaluation] = await telemetry.span("encode records", {}, async (span) => {
-    const evaluated = createRefuse(spec);
+    const evaluated = createRefuse(spec, { remembers: validation !== null });
     const unseen = validation === null ? undefined : await encodeAll(deps, validation, store, evaluated.refuse);
-    const all = await encodeAll(deps, dataset, store, createRefuse(spec, evaluated.kept).refuse);
+    const all = await encodeAll(deps, dataset, store, createRefuse(spec, { validation: evaluated.kept }).refuse);
     span.setAttributes({ "loraline.sequences": all.sequences.length, "loraline.dropped": counted(all) });
     if (unseen !== undefined) return [all, unseen];
     const heldOut = holdOut(
@@ -189,7 +189,12 @@ const counted = ({ reasons }: Encoded): number => [...reasons.values()].reduce((
 type Refuse = (id: number, line: number, signature: Uint32Array | undefined) => { code: string; message: string } | undefined;
 
 /** What the run does not want of records that could be trained on. */
-function createRefuse({ dedupe, validation_overlap }: RunSpec, validation?: Contents): { refuse: Refuse; kept: Contents } {
+function createRefuse(
+  { dedupe, validation_overlap }: RunSpec,
+  { validation, remembers = false }: { validation?: Contents; remembers?: boolean },
+): { refuse: Refuse; kept: Contents } {
+  // A hundred bytes a record, so only where they are looked at.
+  const isCompared = remembers || dedupe === "exact" || dedupe === "near";
   const kept: Contents = { lines: new Map(), near: createNearDuplicates(Number.POSITIVE_INFINITY) };
   const unseen = validation_overlap === "keep" ? undefined : validation;
   const refuse: Refuse = (id, line, signature) => {
@@ -208,7 +213,7 @@ function createRefuse({ dedupe, validation_overlap }: RunSpec, validation?: Cont
     if (earlier !== undefined) return { code: "EXACT_DUPLICATE", message: `it says the same as line ${earlier}, which is kept` };
     const alike = dedupe === "near" ? like(kept) : undefined;
     if (alike !== undefined) return { code: "NEAR_DUPLICATE", message: `it says nearly the same as line ${alike}, which is kept` };
-    kept.lines.set(id, kept.lines.get(id) ?? line);
+    if (isCompared) kept.lines.set(id, kept.lines.get(id) ?? line);
     if (dedupe === "near" && signature !== undefined) kept.near.addSigned(signature, line);
     return undefined;
   };
