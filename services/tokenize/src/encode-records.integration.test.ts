@@ -292,6 +292,16 @@ describe("the base's own template", () => {
     expect(base.stopIds).toEqual(new Set([2]));
   });
 
+  it("a conversation of thousands of messages is left out at once: rendering it takes the square of them", async () => {
+    const messages = Array.from({ length: 20_000 }, (_, index) => (index % 2 === 0 ? user("a") : assistant("b")));
+    const begun = performance.now();
+    expect((await one({ ...chat(messages), tools: '[{"name":"f"}]' })).dropped).toMatchObject({
+      code: "TOO_LONG",
+      message: "the conversation has 20000 messages; at most 2000 are taken. Split it.",
+    });
+    expect(performance.now() - begun).toBeLessThan(10_000);
+  });
+
   it("is needed for conversations only", async () => {
     const none = { ...base, template: null };
     await expect(createRecordEncoder(none, tokenizeSpec.parse({})).encode([chat([user("a"), assistant("b")])])).rejects.toMatchObject({

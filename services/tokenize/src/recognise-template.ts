@@ -15,6 +15,13 @@ export interface ChatTemplate {
   prompt(conversation: Conversation): Piece[];
 }
 
+/** Each trained turn is rendered with all that stands before it, so time goes with the square: ten seconds at this many. */
+const mostMessages = 2000;
+const tooMany = ({ messages }: Conversation): Refused => ({
+  code: "TOO_LONG",
+  message: `the conversation has ${messages.length} messages; at most ${mostMessages} are taken. Split it.`,
+});
+
 const user = (content: string): Message => ({ role: "user", content });
 const assistant = (content: string): Message => ({ role: "assistant", content });
 const system = (content: string): Message => ({ role: "system", content });
@@ -58,17 +65,23 @@ async function recognise(base: Base): Promise<ChatTemplate> {
   const fast = turns === undefined ? undefined : createTurnRenderer(turns, split, isStop);
   const regular = fast !== undefined && isProven(fast, jinja) ? fast : undefined;
   await proveIds(base, jinja, regular ?? jinja, unsupported);
-  if (regular === undefined || turns === undefined) return { family: "jinja", render: jinja.render, prompt: jinja.prompt };
+  const isTooMany = ({ messages }: Conversation): boolean => messages.length > mostMessages;
+  if (regular === undefined || turns === undefined) {
+    const render: ChatTemplate["render"] = (conversation) => (isTooMany(conversation) ? tooMany(conversation) : jinja.render(conversation));
+    return { family: "jinja", render, prompt: jinja.prompt };
+  }
 
   // What the proof says of contents holds as long as they have none of the words in them that the template itself knows.
   const known = wordsOf(template);
   return {
     family: familyOf(turns, base.special.bos),
     prompt: jinja.prompt,
-    render: (conversation) =>
-      regular.takes(conversation) && !conversation.messages.some(({ content }) => known?.test(content) === true)
+    render: (conversation) => {
+      if (isTooMany(conversation)) return tooMany(conversation);
+      return regular.takes(conversation) && !conversation.messages.some(({ content }) => known?.test(content) === true)
         ? regular.render(conversation)
-        : jinja.render(conversation),
+        : jinja.render(conversation);
+    },
   };
 }
 
