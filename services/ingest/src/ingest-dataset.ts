@@ -34,9 +34,9 @@ export type IngestResult =
   | { kind: "ingested"; manifest: BlobRef; report: BlobRef; records: number; rejections: number; formats: Record<string, number> }
   | { kind: "rejected"; problem: Problem; report: BlobRef | null; rejections: number };
 
-/** Hash of everything that decides the result: hex. What the file is called is not among it. */
-export const ingestKey = ({ blob, parts, mapping }: Omit<Upload, "filename">, settings: IngestSettings): string => {
-  const more = parts.length === 0 ? {} : { parts: parts.map((part) => part.blob.digest) };
+/** Hash of everything that decides the result: hex. What a file is called is among it only where there are several, which the report names. */
+export const ingestKey = ({ blob, filename, parts, mapping }: Omit<Upload, "tenant">, settings: IngestSettings): string => {
+  const more = parts.length === 0 ? {} : { filename, parts: parts.map((part) => [part.blob.digest, part.filename]) };
   return digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, ...more, mapping, settings })).slice("sha256:".length);
 };
 
