@@ -8,13 +8,12 @@
  *
  * Every child dies with this process, however it dies; and what it left is found and ended by the next start.
  */
-import { createHash } from "node:crypto";
 import { createWriteStream } from "node:fs";
 import { access, constants, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createBus, ensureStreams } from "@loraline/bus";
 import { type BaseRef, baseRef, buckets, type EngineRecord } from "@loraline/contracts";
-import { createGateway, createProjector } from "@loraline/gateway";
+import { createGateway, createProjector, hashApiKey } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects, removeUnfinishedBlobs } from "@loraline/objects";
 import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
@@ -182,7 +181,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const local = service("local");
   const apiKey = await ensureApiKey(stateDir);
   const keys = await local.bus.bucket(buckets.keys);
-  await keys.put(createHash("sha256").update(apiKey).digest("hex"), { tenant, name: "local", createdAt: new Date().toISOString() });
+  await keys.put(hashApiKey(apiKey), { tenant, name: "local", createdAt: new Date().toISOString() });
 
   const { bus: projectorBus, log: projectorLog } = service("projector");
   workers.set("projector", await createProjector({ bus: projectorBus, log: projectorLog }));
