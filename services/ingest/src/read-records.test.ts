@@ -6,7 +6,7 @@ import { type Batch, readRecords, type ReadRecordsOptions } from "./read-records
 const options: ReadRecordsOptions = { maxRowBytes: 2000 };
 const good = (n: number): string => JSON.stringify({ instruction: `q${n}`, output: `a${n} 你好 🙂` });
 
-/** Reads `text` in pieces of `step` bytes, so that every boundary falls inside of something. */
+/** Reads `text` in pieces of `step` bytes. The reader joins the first 64 KiB; boundaries are cut in chunk-boundaries.test.ts. */
 async function read(text: string | Uint8Array, step = 7, settings = options) {
   const bytes = typeof text === "string" ? new TextEncoder().encode(text) : text;
   async function* pieces() {
