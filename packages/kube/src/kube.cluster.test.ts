@@ -195,7 +195,7 @@ describe("lease", () => {
       identity: "a",
       log,
       signal: stop.signal,
-      durationMs: 2000,
+      durationMs: 6000,
       async work(lost) {
         state = "working";
         await new Promise<void>((resolve) => lost.addEventListener("abort", () => resolve(), { once: true }));
@@ -205,8 +205,8 @@ describe("lease", () => {
     await expect.poll(() => state).toBe("working");
     await api.kill();
     const killedAt = performance.now();
-    await expect.poll(() => state, { timeout: 5000 }).toBe("stopped");
-    expect(performance.now() - killedAt).toBeLessThan(2000);
+    await expect.poll(() => state, { timeout: 10_000 }).toBe("stopped");
+    expect(performance.now() - killedAt).toBeLessThan(6000);
     api.start();
     await api.ready();
     await expect.poll(() => state, { timeout: 15_000 }).toBe("working");
