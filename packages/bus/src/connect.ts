@@ -1,8 +1,9 @@
 /** One connection that outlives its server, and where a process finds it. */
 import type { ConnectionOptions, NatsConnection } from "@nats-io/transport-node";
 import { connect } from "@nats-io/transport-node";
-import { PermanentError } from "@loraline/runtime";
+import { type Health, type Log, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
+import { streamsInPlace } from "./ensure-streams.ts";
 
 /** Settings of a process that speaks NATS: part of its schema for `loadEnv`. */
 export const natsEnv = {
@@ -60,3 +61,45 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
 /** `connectBus` with the settings of `natsEnv`; `name` is what the server shows. */
 export const connectFromEnv = (env: NatsEnv, name: string): Promise<NatsConnection> =>
   connectBus({ servers: env.NATS_URL, name, user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN });
+
+/**
+ * `connectFromEnv` for a service that may start before its servers: waits for NATS, and until the streams are in place, and says what it
+ * waits for. Once connected, readiness follows the connection.
+ * @throws PermanentError NATS_UNAUTHORIZED at once: waiting does not mend credentials.
+ */
+export async function connectService(
+  env: NatsEnv,
+  name: string,
+  { log, health, stopping }: { log: Log; health: Health; stopping: AbortSignal },
+): Promise<NatsConnection> {
+  let problem: string | undefined = `connecting to ${env.NATS_URL}`;
+  health.check("nats", () => problem);
+  const patiently = async <T>(ask: () => Promise<T | undefined>): Promise<T> => {
+    for (let said: string | undefined; ;) {
+      const given = await ask().catch((error: unknown) => {
+        if (!(error instanceof PermanentError) || error.code !== "NATS_UNREACHABLE") throw error;
+        problem = error.message;
+      });
+      if (given !== undefined) return given;
+      if (problem !== said) log.warn(`waiting: ${problem}`);
+      said = problem;
+      if (stopping.aborted) throw new PermanentError("STOPPED", `asked to stop while waiting: ${problem}`);
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+  };
+  const nc = await patiently(() => connectFromEnv(env, name));
+  await patiently(async () => {
+    problem = await streamsInPlace(nc);
+    return problem === undefined ? true : undefined;
+  }).catch(async (error: unknown) => {
+    await nc.close();
+    throw error;
+  });
+  (async () => {
+    for await (const { type } of nc.status()) {
+      if (type === "disconnect" || type === "staleConnection") problem = `the connection to ${env.NATS_URL} is lost; connecting again`;
+      if (type === "reconnect") problem = undefined;
+    }
+  })().catch((error: unknown) => log.warn({ err: error }, "the state of the connection is not followed any more"));
+  return nc;
+}

@@ -1,6 +1,15 @@
 /** Creates or updates every stream, consumer and bucket. Idempotent; never deletes. */
+import { createHash } from "node:crypto";
 import { buckets, consumers, filterFor, streams, type StreamDef } from "@loraline/contracts";
-import { AckPolicy, DeliverPolicy, jetstreamManager, RetentionPolicy, StorageType } from "@nats-io/jetstream";
+import {
+  AckPolicy,
+  DeliverPolicy,
+  JetStreamApiCodes,
+  JetStreamApiError,
+  jetstreamManager,
+  RetentionPolicy,
+  StorageType,
+} from "@nats-io/jetstream";
 import { Kvm } from "@nats-io/kv";
 import { type NatsConnection, nanos } from "@nats-io/transport-node";
 
@@ -53,5 +62,34 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: Ensure
     await jsm.streams.update(`KV_${def.name}`, limit).catch((error: unknown) => {
       if (!/max ?consumers/i.test((error as Error).message)) throw error;
     });
+    await jsm.streams.update(`KV_${def.name}`, { num_replicas: replicas });
+  }
+  // Last, so that whoever sees it finds everything.
+  await jsm.streams.update(streams.DLQ.name, { metadata: { [mark]: markOf() } });
+}
+
+/** On the stream DLQ: which definitions were applied here. */
+const mark = "loraline-streams";
+const markOf = (): string => {
+  const shape = {
+    streams,
+    consumers: Object.values(consumers).map(({ events, ...rest }) => ({ ...rest, events: events.map(({ type }) => type) })),
+    buckets: Object.values(buckets).map(({ name, ttlMs }) => ({ name, ttlMs })),
+  };
+  return createHash("sha256").update(JSON.stringify(shape)).digest("hex").slice(0, 16);
+};
+
+/** Undefined when everything that this version needs is there; else what is missing. */
+export async function streamsInPlace(nc: NatsConnection): Promise<string | undefined> {
+  const where = nc.getServer();
+  try {
+    const { config } = await (await jetstreamManager(nc, { checkAPI: false })).streams.info(streams.DLQ.name);
+    if (config.metadata?.[mark] === markOf()) return undefined;
+    return `the streams on ${where} are those of another version. Run \`loraline ensure-streams\` of this one against it.`;
+  } catch (error) {
+    if (error instanceof JetStreamApiError && error.code === JetStreamApiCodes.StreamNotFound) {
+      return `there are no streams on ${where}. Run \`loraline ensure-streams\` against it.`;
+    }
+    return `the streams on ${where} cannot be read: ${(error as Error).message}`;
   }
 }

@@ -384,15 +384,15 @@ Examples:
 
   addAdminCommands(program, { env, line, print });
 
-  command("ensure-streams", "create or update streams, consumers and buckets on a NATS of your own; never deletes", [
+  command("ensure-streams", "create or update streams, consumers, buckets and the object store on a NATS of your own; never deletes", [
     "loraline ensure-streams --nats nats://nats:4222 --replicas 3",
   ])
     .addOption(new Option("--nats <url>", "address of NATS").env("NATS_URL").makeOptionMandatory())
-    .option("--replicas <n>", "copies of each stream", wholeNumber(1), 1)
+    .addOption(new Option("--replicas <n>", "copies of each stream").env("NATS_REPLICAS").argParser(wholeNumber(1)).default(1))
     .action(async ({ nats, replicas }: { nats: string; replicas: number }) => {
       const { applyStreams } = await import("@loraline/local");
       await applyStreams({ natsUrl: nats, replicas, user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN });
-      print({ nats, replicas }, () => [`streams, consumers and buckets are in place on ${nats}`]);
+      print({ nats, replicas }, () => [`streams, consumers, buckets and the object store are in place on ${nats}`]);
     });
 
   return program;

@@ -1,5 +1,6 @@
-/** Streams, consumers and buckets on a NATS that is not the line's own child. */
+/** Streams, consumers, buckets and the object store on a NATS that is not the line's own child. */
 import { connectBus, ensureStreams, type EnsureStreamsOptions } from "@loraline/bus";
+import { createJetStreamObjects } from "@loraline/objects";
 
 export async function applyStreams(
   options: EnsureStreamsOptions & { natsUrl: string; user?: string | undefined; pass?: string | undefined; token?: string | undefined },
@@ -7,6 +8,8 @@ export async function applyStreams(
   const { natsUrl, user, pass, token, ...rest } = options;
   const nc = await connectBus({ servers: natsUrl, name: "loraline ensure-streams", user, pass, token });
   try {
+    // First: services wait for the streams only.
+    await createJetStreamObjects(nc, rest);
     await ensureStreams(nc, rest);
   } finally {
     await nc.close();

@@ -1,6 +1,7 @@
 /** Frame of a service process: settings, log, telemetry, signals, orderly end. */
-import type { z } from "zod";
+import { z } from "zod";
 import { loadEnv } from "./env.ts";
+import { createHealth, type Health } from "./health.ts";
 import { createLog, type Log } from "./log.ts";
 import { createTelemetry, type Telemetry } from "./telemetry.ts";
 
@@ -8,6 +9,9 @@ export interface ServiceContext<Env> {
   env: Env;
   log: Log;
   telemetry: Telemetry;
+  health: Health;
+  /** Aborted when the process is to end; for a start that still waits for something. */
+  stopping: AbortSignal;
 }
 
 /** The parts of `process` that a service's `main.ts` hands over; only `main.ts` touches `process`. */
@@ -24,8 +28,14 @@ export interface ServiceOptions<Schema extends z.ZodType> {
   host: HostProcess;
   /** Hard end after a signal; keep it below the pod's grace period. */
   shutdownMs?: number;
+  /** May wait for what is not there yet, saying so by `health`. */
   start(context: ServiceContext<z.output<Schema>>): Promise<AsyncDisposable>;
 }
+
+/** What every service takes from its environment besides its own settings. */
+const commonEnv = z.object({
+  HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).optional().describe("Where /livez and /readyz are answered; absent: nowhere."),
+});
 
 /**
  * Starts a service and keeps it until SIGTERM or SIGINT. A failing start says why on one line and exits with 1.
@@ -34,34 +44,43 @@ export interface ServiceOptions<Schema extends z.ZodType> {
 export async function runService<Schema extends z.ZodType>(options: ServiceOptions<Schema>): Promise<void> {
   const { service, host, shutdownMs = 20_000 } = options;
   const log = createLog({ service, level: host.env.LOG_LEVEL ?? "info" });
+  const stopping = new AbortController();
+  let running: AsyncDisposable | undefined;
+  let telemetry: Telemetry | undefined;
+  const stop = async (): Promise<void> => {
+    log.info("stopping");
+    setTimeout(() => {
+      log.error({ shutdownMs }, "did not stop in time");
+      host.exit(1);
+    }, shutdownMs).unref();
+    stopping.abort();
+    await running?.[Symbol.asyncDispose]();
+    await telemetry?.[Symbol.asyncDispose]();
+    host.exit(0);
+  };
+  for (const signal of ["SIGTERM", "SIGINT"] as const) {
+    host.once(signal, () => {
+      stop().catch((error: unknown) => {
+        log.error({ err: error }, "stopping failed");
+        host.exit(1);
+      });
+    });
+  }
   try {
+    const { HEALTH_PORT: port } = loadEnv(commonEnv, host.env);
     const env = loadEnv(options.env, host.env);
-    const telemetry = createTelemetry({
+    telemetry = createTelemetry({
       service,
       spansDir: host.env.LORALINE_SPANS_DIR || undefined, // empty is unset, as for `loadEnv`
       otlpEndpoint: host.env.OTEL_EXPORTER_OTLP_ENDPOINT,
     });
-    const running = await options.start({ env, log, telemetry });
-    const stop = async (): Promise<void> => {
-      log.info("stopping");
-      setTimeout(() => {
-        log.error({ shutdownMs }, "did not stop in time");
-        host.exit(1);
-      }, shutdownMs).unref();
-      await running[Symbol.asyncDispose]();
-      await telemetry[Symbol.asyncDispose]();
-      host.exit(0);
-    };
-    for (const signal of ["SIGTERM", "SIGINT"] as const) {
-      host.once(signal, () => {
-        stop().catch((error: unknown) => {
-          log.error({ err: error }, "stopping failed");
-          host.exit(1);
-        });
-      });
-    }
+    // Answers until the very end: a probe that fails while the service still drains would have it killed.
+    const health = await createHealth({ port });
+    running = await options.start({ env, log, telemetry, health, stopping: stopping.signal });
+    health.started();
     log.info("ready");
   } catch (error) {
+    if (stopping.signal.aborted) return;
     log.fatal({ err: error }, error instanceof Error ? error.message : String(error));
     host.exit(1);
   }

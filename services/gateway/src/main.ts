@@ -1,5 +1,5 @@
 /** The gateway as a process of its own, with the projector. */
-import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -35,9 +35,9 @@ await runService({
     OIDC_SCOPE_CLAIM: z.string().optional(),
     OIDC_CLOCK_TOLERANCE_S: z.coerce.number().min(0).max(600).optional(),
   }),
-  async start({ env, log, telemetry }) {
+  async start({ env, log, telemetry, health, stopping }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectFromEnv(env, "gateway");
+    const nc = await connectService(env, "gateway", { log, health, stopping });
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "gateway" });
     const objects = running.use(await objectsFromEnv(env, nc));

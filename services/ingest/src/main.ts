@@ -1,5 +1,5 @@
 /** The ingest worker as a process of its own. */
-import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -14,9 +14,9 @@ await runService({
     ...objectsEnv,
     ...importEnv,
   }),
-  async start({ env, log, telemetry }) {
+  async start({ env, log, telemetry, health, stopping }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectFromEnv(env, "ingest");
+    const nc = await connectService(env, "ingest", { log, health, stopping });
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "ingest" });
     const objects = running.use(await objectsFromEnv(env, nc));

@@ -1,5 +1,5 @@
 /** The serve agent as a process of its own, beside one vLLM process. */
-import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -21,9 +21,9 @@ await runService({
     AGENT_PUBLIC_URL: z.url().describe("Where the gateway reaches vLLM."),
     AGENT_ADAPTERS_DIR: z.string().describe("Belongs to this process alone; vLLM sees it under the same path."),
   }),
-  async start({ env, log, telemetry }) {
+  async start({ env, log, telemetry, health, stopping }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectFromEnv(env, `agent ${env.AGENT_REPLICA}`);
+    const nc = await connectService(env, `agent ${env.AGENT_REPLICA}`, { log, health, stopping });
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "agent" });
     const objects = running.use(await objectsFromEnv(env, nc));

@@ -1,7 +1,7 @@
 /** The serve controller as a process of its own. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, natsEnv } from "@loraline/bus";
 import { engineRecord } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { PermanentError, runService } from "@loraline/runtime";
@@ -23,9 +23,9 @@ await runService({
       .describe("Bases in Hugging Face's layout, by name: what is asked for is then judged by their modules before anything is spent."),
     SERVE_ENGINES_FILE: z.string().describe("JSON list of engines: engine, base {name, revision, digest}, maxLoraRank, maxLoras, …"),
   }),
-  async start({ env, log, telemetry }) {
+  async start({ env, log, telemetry, health, stopping }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectFromEnv(env, "serve");
+    const nc = await connectService(env, "serve", { log, health, stopping });
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "serve" });
     const objects = running.use(await objectsFromEnv(env, nc));

@@ -1,5 +1,5 @@
 /** The tokenize worker as a process of its own. */
-import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -13,9 +13,9 @@ await runService({
     ...objectsEnv,
     LORALINE_BASES_DIR: z.string().describe("Bases in Hugging Face's layout, each with a base.json."),
   }),
-  async start({ env, log, telemetry }) {
+  async start({ env, log, telemetry, health, stopping }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectFromEnv(env, "tokenize");
+    const nc = await connectService(env, "tokenize", { log, health, stopping });
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "tokenize" });
     const objects = running.use(await objectsFromEnv(env, nc));

@@ -1,7 +1,7 @@
 /** The train controller as a process of its own, with attempts as its child processes or as Jobs of a Kubernetes cluster. */
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, natsEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { courierCommand, createProcessLauncher } from "./process-launcher.ts";
@@ -34,9 +34,9 @@ await runService({
   // A stopping attempt saves a checkpoint first.
   shutdownMs: 40_000,
   env: trainEnv,
-  async start({ env, log, telemetry }) {
+  async start({ env, log, telemetry, health, stopping }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectFromEnv(env, "train");
+    const nc = await connectService(env, "train", { log, health, stopping });
     running.defer(() => nc.drain());
     const bus = createBus({ nc, log, telemetry, source: "train" });
     if (env.TRAIN_LAUNCHER === "kubernetes") {
