@@ -4,7 +4,7 @@ import { Parser } from "@asyncapi/parser";
 import { Ajv } from "ajv";
 import addFormats from "ajv-formats";
 import { expect, test } from "vitest";
-import { generatedFiles } from "./generate.ts";
+import { crdFiles, generatedFiles } from "./generate.ts";
 import { consumers, eventOfType, events, filterFor, parseSubject, streamOf, streams, subjectFor } from "./index.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -45,11 +45,13 @@ test.each(samples)("sample $file is valid by the AsyncAPI document alone", ({ ty
 test("the generated files are those of the sources (`make generate` writes them)", () => {
   const kept = new Map(
     readdirSync(join(root, "generated"), { recursive: true, encoding: "utf8" })
-      .filter((path) => path.endsWith(".json"))
+      .filter((path) => /\.(?:json|yaml)$/.test(path))
       .map((path) => [path, readFileSync(join(root, "generated", path), "utf8")]),
   );
   expect([...kept.keys()].sort()).toEqual([...generatedFiles().keys()].sort());
   for (const [path, text] of generatedFiles()) expect(kept.get(path), path).toBe(text);
+  const chart = join(root, "../../helm/loraline");
+  for (const [path, text] of crdFiles()) expect(readFileSync(join(chart, path), "utf8"), path).toBe(text);
 });
 
 test("the AsyncAPI document has no errors by the official parser", async () => {

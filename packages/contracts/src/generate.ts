@@ -1,5 +1,6 @@
 /** Pure: AsyncAPI 3 and JSON Schema from the declarations. `write-generated-main.ts` writes them; a test compares them. */
 import { z } from "zod";
+import { crds } from "./crds.ts";
 import type { EventDef } from "./define-event.ts";
 import { engineRecord } from "./engine.ts";
 import { events } from "./events.ts";
@@ -176,5 +177,30 @@ export function generatedFiles(): Map<string, string> {
   return new Map([
     ["asyncapi.json", text(asyncApi())],
     ...Object.entries(jsonSchemas()).map(([name, schema]): [string, string] => [`schemas/${name}.json`, text(schema)]),
+    ...crdFiles(),
   ]);
+}
+
+/** Path to text; below `generated/`, and below the chart's folder. */
+export const crdFiles = (): Map<string, string> =>
+  new Map(
+    Object.entries(crds()).map(([name, crd]) => [
+      `crds/${name}`,
+      `# Generated from packages/contracts/src/crds.ts by \`make generate\`.\n${yamlOf(crd)}`,
+    ]),
+  );
+
+/** Plain data as YAML in block style; strings are quoted wherever they could be taken for something else. */
+function yamlOf(value: unknown, indent = ""): string {
+  const scalar = (one: unknown): string =>
+    typeof one === "string" && /^[A-Za-z][\w./-]*$/.test(one) && !/^(?:true|false|null|yes|no|on|off|y|n)$/i.test(one)
+      ? one
+      : JSON.stringify(one);
+  const isBlock = (one: unknown): one is object => typeof one === "object" && one !== null && Object.keys(one).length > 0;
+  if (!isBlock(value)) return `${indent}${scalar(value)}\n`;
+  if (Array.isArray(value))
+    return value.map((item) => `${indent}- ${(isBlock(item) ? yamlOf(item, `${indent}  `) : yamlOf(item)).trimStart()}`).join("");
+  return Object.entries(value)
+    .map(([key, one]) => `${indent}${scalar(key)}:${isBlock(one) ? `\n${yamlOf(one, `${indent}  `)}` : ` ${scalar(one)}\n`}`)
+    .join("");
 }

@@ -1,6 +1,7 @@
 export * from "./base-modules.ts";
 export * from "./canary-traffic.ts";
 export * from "./chat-template.ts";
+export * from "./crds.ts";
 export * from "./dataset-mapping.ts";
 export * from "./define-event.ts";
 export * from "./engine.ts";

@@ -45,6 +45,9 @@ const alwaysIgnoredLoraFields = new Set([
   "qalora_group_size",
 ]);
 
+/** Fields that may stand in a config and say nothing. */
+export const ignoredLoraFields: readonly string[] = [...Object.keys(impliedLoraFields), ...alwaysIgnoredLoraFields];
+
 const isNeutral = (value: unknown): boolean =>
   value === null ||
   value === undefined ||

@@ -1,11 +1,18 @@
-/** `make generate`: writes `generated/` anew. */
+/** `make generate`: writes `generated/` anew, and the chart's CRDs. */
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { generatedFiles } from "./generate.ts";
+import { crdFiles, generatedFiles } from "./generate.ts";
 
 const root = join(import.meta.dirname, "../generated");
+const chart = join(import.meta.dirname, "../../../helm/loraline");
 rmSync(root, { recursive: true, force: true });
-for (const [path, text] of generatedFiles()) {
-  mkdirSync(dirname(join(root, path)), { recursive: true });
-  writeFileSync(join(root, path), text);
+rmSync(join(chart, "crds"), { recursive: true, force: true });
+write(root, generatedFiles());
+write(chart, crdFiles());
+
+function write(folder: string, files: ReadonlyMap<string, string>): void {
+  for (const [path, text] of files) {
+    mkdirSync(dirname(join(folder, path)), { recursive: true });
+    writeFileSync(join(folder, path), text);
+  }
 }
