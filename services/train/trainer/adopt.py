@@ -43,7 +43,7 @@ def adopt(job, spec: dict, load_base, time_limit) -> None:
         if loaded.unexpected_keys:
             raise TrainerError("ADAPTER_TENSOR_UNKNOWN", f"PEFT has no place for tensor {loaded.unexpected_keys[0]}.", loaded.unexpected_keys[0])
         model.config.use_cache = False
-        if torch.cuda.is_available():
+        if spec["device"] != "cpu" and torch.cuda.is_available():
             model.to("cuda")
         tokens = model.generation_config.eos_token_id
         stop = set(tokens) if isinstance(tokens, list) else {tokens} - {None}

@@ -20,6 +20,7 @@ from spec import TrainerError
 
 MANIFEST = "checkpoint.json"
 METER = "meter.json"
+RANK = int(os.environ.get("RANK", "0"))
 
 
 @dataclass
@@ -33,10 +34,27 @@ class Meter:
     open_steps: int = 0
 
 
+    def of_all_ranks(self) -> "Meter":
+        """What all ranks counted together. Every rank must ask."""
+        return Meter(
+            int(sum_over_ranks(self.tokens_seen)),
+            int(sum_over_ranks(self.examples_seen)),
+            self.loss_history,  # means over the ranks already
+            sum_over_ranks(self.open_loss),
+            self.open_steps,
+        )
+
+    def of_this_rank(self) -> "Meter":
+        """The inverse, for a resume: the first rank takes over what all had counted."""
+        return self if RANK == 0 else Meter(0, 0, self.loss_history, 0.0, self.open_steps)
+
+
 class LoraTrainer(Trainer):
     meter: Meter
+    beat = staticmethod(lambda: None)  # called in each forward and backward pass: a sign of life
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        self.beat()
         self.meter.tokens_seen += inputs["input_ids"].numel()
         self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -114,14 +132,15 @@ class Reporter(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """transformers has written everything under a temporary name; make it a checkpoint."""
-        if distributed.is_initialized():
-            distributed.barrier()
+        meter = self.trainer.meter.of_all_ranks()  # also waits until all ranks have written
+        partial = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
-            partial = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            name = commit_checkpoint(partial, self.directory, state.global_step, asdict(self.trainer.meter), self.fingerprint)
+            name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint)
             self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
             for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:
                 shutil.rmtree(old)
+        elif state.is_local_process_zero:  # another machine's random state, which nobody collects
+            shutil.rmtree(partial, ignore_errors=True)
 
     def tokens_per_second(self) -> float:
         """Over the steps of this process, all ranks, checkpoints and evaluations during training included."""

@@ -106,6 +106,9 @@ def read_spec(path: Path) -> dict:
     spec["adopt"] = spec.get("adopt") is True
     spec["probes"] = spec.get("probes") or []
     spec["probe_tokens"] = spec.get("probe_tokens", 16)
+    spec["device"] = spec.get("device", "auto")
+    if spec["device"] not in ("auto", "cuda", "cpu"):
+        raise TrainerError("SPEC_INVALID", f"device must be auto, cuda or cpu, not {spec['device']!r}.", "device")
     for i, probe in enumerate(spec["probes"]):
         if not isinstance(probe.get("name"), str) or not probe.get("input_ids"):
             raise TrainerError("SPEC_INVALID", f"probes.{i} needs a name and a list of token ids.", f"probes.{i}")

@@ -2,7 +2,10 @@
 Trains one LoRA adapter with PEFT: a directory in, a directory out. It knows nothing of queues, object stores or clusters.
 
     python train.py DIR
-    torchrun --nproc-per-node N train.py DIR        (rank 0 writes)
+    torchrun --nproc-per-node N train.py DIR
+
+With torchrun each rank trains on its share of every batch. Rank 0 writes whatever is written; only a failure is told by the
+rank that met it, the first one. On several machines each has a DIR of its own, and that of rank 0 gets the results.
 
 In:
     DIR/spec.json       what to train; see spec.py
@@ -12,7 +15,8 @@ In:
     DIR/import/         with `adopt` in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
 
 Out:
-    DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens
+    DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens; while it trains
+                        its time of modification is that of the last forward pass
     DIR/checkpoints/    step-NNNNNNNN/, complete as soon as it has this name; checkpoint.json lists the digests
     DIR/adapter/        what a server loads; see canonicalise.py
     DIR/result.json     last of all, whole or not at all
@@ -26,7 +30,7 @@ Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to 
     ADAPTER_EMPTY  ADAPTER_DTYPE  ADAPTER_NAN  ADAPTER_ZERO  ADAPTER_TENSOR_UNKNOWN
     ADAPTER_TENSOR_MISSING  ADAPTER_MODULE_UNKNOWN  ADAPTER_BASE_MISMATCH  ADAPTER_SHAPE_MISMATCH
     PACKING_SELF_TEST_FAILED  NON_FINITE_LOSS  ADAPTER_INVALID                          the training
-    OUT_OF_MEMORY  DISK_FULL  INTERNAL                                                  the machine, or a bug
+    DEVICE_MISSING  OUT_OF_MEMORY  DISK_FULL  INTERNAL                                  the machine, or a bug
 
 A process that is killed leaves nothing that the next one would trip over. Started again in the same directory it goes on
 from the newest complete checkpoint, and on a CPU the losses are bit for bit those of a run that nobody disturbed.
@@ -44,7 +48,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spec import TrainerError, read_spec
@@ -56,6 +60,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while t
 if "LOCAL_RANK" not in os.environ:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process, one GPU; more of them through torchrun
 IS_WRITER = int(os.environ.get("RANK", "0")) == 0
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 
 PREEMPTED = 75  # EX_TEMPFAIL
 
@@ -88,9 +93,10 @@ class Job:
     def __init__(self, directory: Path):
         self.directory = directory
         self.stop_wanted = False
+        self.last_beat = 0.0
         signal.signal(signal.SIGTERM, self.on_sigterm)
-        for stale in ("result.json", ".result.json.partial"):
-            (directory / stale).unlink(missing_ok=True)
+        if IS_WRITER:  # the other ranks may be late
+            (directory / "result.json").unlink(missing_ok=True)
         self.progress = open(directory / "progress.jsonl" if IS_WRITER else os.devnull, "ab", buffering=0)
         self.result = {
             "status": "failed",
@@ -114,6 +120,12 @@ class Job:
         """One write for one line, so that a reader or a kill never sees half of one (the next writer starts a new line)."""
         self.progress.write((json.dumps({"type": line["type"], "time": time.time(), **line}) + "\n").encode())
 
+    def beat(self) -> None:
+        """A sign of life: steps may be long, and logged rarely."""
+        if IS_WRITER and time.monotonic() - self.last_beat > 1:
+            self.last_beat = time.monotonic()
+            os.utime(self.progress.fileno())
+
     @contextmanager
     def phase(self, name: str):
         """Names what is being done now. A phase may come more than once; its seconds add up."""
@@ -129,10 +141,17 @@ class Job:
             phases[name] = round(phases.get(name, 0) + time.monotonic() - started, 3)
 
     def write_result(self) -> None:
-        if IS_WRITER:
-            partial = self.directory / ".result.json.partial"
+        """Of ranks that fail, the first one knows why; the others only see that it went away."""
+        failed = self.result["status"] == "failed"
+        if IS_WRITER or failed:
+            partial = self.directory / f".result.json.partial-{os.getpid()}"
             partial.write_text(json.dumps(self.result))
-            os.replace(partial, self.directory / "result.json")
+            if failed:
+                with suppress(FileExistsError):
+                    os.link(partial, self.directory / "result.json")
+                partial.unlink()
+            else:
+                os.replace(partial, self.directory / "result.json")
         self.progress.close()
 
 
@@ -155,7 +174,13 @@ def train(job: Job) -> None:
         import packing
         import probes
 
-        on_gpu = torch.cuda.is_available()
+        on_gpu = spec["device"] != "cpu" and torch.cuda.is_available()
+        if spec["device"] == "cuda" and not on_gpu:
+            raise TrainerError(
+                "DEVICE_MISSING",
+                "A GPU was asked for, and torch finds none. Is the driver there, and does the container get the device? On a CPU it"
+                " would take days; to train there anyway, ask for device cpu.",
+            )
         model = load_base(directory)
         vocabulary = model.get_input_embeddings().num_embeddings
         rows = packing.Rows(directory / "shards", "train", vocabulary)
@@ -198,6 +223,7 @@ def train(job: Job) -> None:
                 **{name: settings[name] for name in settings if name not in ("eval_steps", "save_total_limit")},
                 gradient_checkpointing_kwargs={"use_reentrant": False} if settings["gradient_checkpointing"] else None,
                 use_cpu=not on_gpu,
+                ddp_backend=None if on_gpu or WORLD_SIZE == 1 else "gloo",
                 remove_unused_columns=False,  # the collator makes its own
                 logging_nan_inf_filter=False,  # or a loss of NaN would be logged as 0
                 save_on_each_node=False,
@@ -211,7 +237,7 @@ def train(job: Job) -> None:
             compute_loss_func=packing.sum_of_losses,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.meter = loop.Meter()
+        trainer.meter, trainer.beat = loop.Meter(), job.beat
         fingerprint = fingerprint_of(spec, directory / "shards")
         reporter = loop.Reporter(
             trainer=trainer,
@@ -226,16 +252,17 @@ def train(job: Job) -> None:
         trainer.add_callback(reporter)
         checkpoint = newest_checkpoint(job, fingerprint)
         if checkpoint is not None:
-            trainer.meter = loop.Meter(**json.loads((checkpoint / loop.METER).read_text()))
+            trainer.meter = loop.Meter(**json.loads((checkpoint / loop.METER).read_text())).of_this_rank()
+        meter = trainer.meter
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            meter = meter.of_all_ranks()  # not after a failure: the others may not answer any more
         finally:
-            meter = trainer.meter
             job.result |= {
                 "steps": trainer.state.global_step,
                 "total_steps": trainer.state.max_steps,
                 "train_loss": meter.loss_history[-1][1] if meter.loss_history else None,
-                "tokens_seen": int(loop.sum_over_ranks(meter.tokens_seen)),
+                "tokens_seen": meter.tokens_seen,
                 "loss_history": meter.loss_history,
             }
         job.result["train_tokens_per_second"] = round(reporter.tokens_per_second(), 1)
@@ -380,6 +407,8 @@ def newest_checkpoint(job: Job, fingerprint: str) -> Path | None:
 def fingerprint_of(spec: dict, shards: Path) -> str:
     """What decides the course of training, so that a checkpoint is never continued with something else."""
     deciding = {"base": spec["base"]["digest"], "lora": spec["lora"], "training": spec["training"]}
+    if WORLD_SIZE > 1:
+        deciding["ranks"] = WORLD_SIZE
     files = [f"{path.name} {path.stat().st_size}" for path in sorted(shards.glob("train-*.arrow"))]
     return hashlib.sha256(json.dumps([deciding, files], sort_keys=True).encode()).hexdigest()
 
