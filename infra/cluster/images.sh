@@ -43,8 +43,8 @@ layer() {
 }
 tool() { python3 "$here/mkimage.py" "$@"; }
 
-# --- Debian: what torch and vLLM link to, and a name for the user ---
-packages=libgomp1,libnuma1,libstdc++6,libsqlite3-0,libreadline8,libssl3,libffi8,libbz2-1.0,liblzma5,zlib1g,ca-certificates
+# --- Debian: what Node, torch and vLLM link to, and a name for the user ---
+packages=libatomic1,libgomp1,libnuma1,libstdc++6,libsqlite3-0,libreadline8,libssl3,libffi8,libbz2-1.0,liblzma5,zlib1g,ca-certificates
 # An environment of Debian's own Python needs that Python; any other one is mounted.
 [ "$(sed -n 's/^home = //p' .venv/pyvenv.cfg 2>/dev/null)" = /usr/bin ] && packages+=,python3
 debian() {
@@ -72,12 +72,12 @@ node=$(layer node "$(stat -c '%s %Y' "$node_bin" | key)" node)
 manifests=(package.json pnpm-lock.yaml pnpm-workspace.yaml packages/*/package.json services/*/package.json)
 modules() {
   cp --parents -r "${manifests[@]}" patches "$work"/modules
-  ( cd "$work/modules" && pnpm install --prod --frozen-lockfile --prefer-offline --filter-prod './services/*...' --loglevel=warn >&2 ) || return 1
+  ( cd "$work/modules" && pnpm install --prod --frozen-lockfile --prefer-offline --filter-prod '{./services/*}...' --loglevel=warn >&2 ) || return 1
   ( cd "$work/modules" && rm -rf "${manifests[@]}" patches && find packages services -type d -empty -delete )
   tool layer "$blobs" "$work/modules=/app"
 }
 mkdir "$work/modules"
-modules=$(layer modules "$(cat "${manifests[@]}" patches/* | key)" modules)
+modules=$(layer modules "$(cat "${manifests[@]}" patches/* "$here/images.sh" | key)" modules)
 
 # What an image runs, and nothing that only tests do.
 sources() {
