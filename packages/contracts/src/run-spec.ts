@@ -269,7 +269,18 @@ export const runSpecFields = z
       ),
     canary: canarySettings.optional().describe("Settings of `promote: canary`."),
     placement: placement.optional().describe("Sets the adapter's placement; absent: as it is (at first: all replicas)."),
-    gpus: z.int().min(0).max(64).optional().describe("GPUs of an attempt, on Kubernetes. Absent: as the installation says."),
+    gpus: z
+      .int()
+      .min(0)
+      .max(64)
+      .optional()
+      .describe("GPUs of an attempt, on Kubernetes; of each of its `nodes`. Absent: as the installation says."),
+    nodes: z
+      .int()
+      .min(1)
+      .max(64)
+      .optional()
+      .describe("Machines of an attempt, on a Kubernetes with JobSet: one training over the GPUs of all of them. Absent: one."),
     max_attempts: z
       .int()
       .min(1)

@@ -15,6 +15,7 @@ export const trainerSpec = z.object({
   adopt: z.boolean().default(false).describe("Nothing is trained: `import/` holds an adapter from elsewhere."),
   probes: z.array(probePrompt),
   probe_tokens: z.int().default(16).describe("Greedy tokens recorded for each probe."),
+  device: z.enum(["auto", "cuda", "cpu"]).default("auto").describe("`cuda`: without a GPU it is an error. `auto`: a GPU if there is one."),
 });
 export type TrainerSpec = z.infer<typeof trainerSpec>;
 
