@@ -1,13 +1,13 @@
 /**
- * Many replicas in one process, for the benchmark: the real agents, each with a simulated engine of its own. What a machine would have to
- * itself they share: the process, its connection to NATS, and the folder of adapter files.
+ * Many agents in one process, for the benchmark: each with a simulated engine of its own, which runs elsewhere. What a machine would have
+ * to itself they share: the process, its connection to NATS, and the folder of adapter files.
  */
 import { connectBus, createBus } from "@loraline/bus";
 import type { BlobRef } from "@loraline/contracts";
 import { createJetStreamObjects, type Objects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { createAdapterFiles, createServeAgent } from "@loraline/serve";
-import { createSimulatedEngine, type SimulatedEngine } from "@loraline/testkit/servers";
+import { cpuMs } from "./table.ts";
 
 export interface AgentsSettings {
   servers: string;
@@ -15,9 +15,10 @@ export interface AgentsSettings {
   base: string;
   dir: string;
   from: number;
-  count: number;
+  /** Of the engines, one for each agent. */
+  urls: string[];
 }
-export type AgentsCommand = { kind: "restart"; replica: number } | { kind: "usage" } | { kind: "stop" };
+export type AgentsCommand = { kind: "usage" } | { kind: "stop" };
 export interface AgentsUsage {
   rss: number;
   cpuMs: number;
@@ -26,7 +27,7 @@ export interface AgentsUsage {
 }
 
 const settings = JSON.parse(process.argv[2] ?? "{}") as AgentsSettings;
-const { servers, engine, base, dir, from, count } = settings;
+const { servers, engine, base, dir, from, urls } = settings;
 const nc = await connectBus({ servers, name: `agents from ${from}` });
 const log = createLog({ service: "agent", level: process.env["LOG_LEVEL"] ?? "silent" });
 const telemetry = createTelemetry({ service: "agent" });
@@ -34,11 +35,8 @@ const bus = createBus({ nc, log, telemetry, source: "agent" });
 const objects = inMemory(await createJetStreamObjects(nc));
 const files = { ...createAdapterFiles({ dir, objects }), collect: async () => {} };
 
-const engines = new Map<number, SimulatedEngine>();
 const agents: AsyncDisposable[] = [];
-for (let n = from; n < from + count; n++) {
-  const simulated = await createSimulatedEngine({ base });
-  engines.set(n, simulated);
+for (const [n, url] of urls.entries()) {
   agents.push(
     await createServeAgent({
       bus,
@@ -49,9 +47,9 @@ for (let n = from; n < from + count; n++) {
       base,
       files,
       adaptersDir: dir,
-      replica: `r${n}`,
-      engineUrl: simulated.url,
-      publicUrl: simulated.url,
+      replica: `r${from + n}`,
+      engineUrl: url,
+      publicUrl: url,
       maxLoraRank: 32,
       healthMs: 1000,
     }),
@@ -60,24 +58,17 @@ for (let n = from; n < from + count; n++) {
 
 process.on("message", (command: AgentsCommand) => {
   void (async () => {
-    if (command.kind === "restart") {
-      const simulated = engines.get(command.replica);
-      await simulated?.stop();
-      await simulated?.start();
-      process.send?.({ at: Date.now() });
-    } else if (command.kind === "usage") {
-      const { user, system } = process.cpuUsage();
+    if (command.kind === "usage") {
       const { inMsgs, outMsgs, inBytes, outBytes } = nc.stats();
       const usage: AgentsUsage = {
         rss: process.memoryUsage.rss(),
-        cpuMs: (user + system) / 1000,
+        cpuMs: cpuMs(),
         messages: inMsgs + outMsgs,
         bytes: inBytes + outBytes,
       };
       process.send?.(usage);
     } else {
       await Promise.all(agents.map((agent) => agent[Symbol.asyncDispose]()));
-      await Promise.all([...engines.values()].map((simulated) => simulated[Symbol.asyncDispose]()));
       await nc.close();
       process.disconnect?.();
     }

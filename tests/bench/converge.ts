@@ -1,11 +1,12 @@
 /**
  * Convergence at scale: real controller and agents on a real NATS, engines simulated (`packages/testkit/src/simulated-engine.ts`
  * answers loads and probes over HTTP, and computes hashes where a model would compute). Every proof is asked and judged as ever.
- * One machine plays a hundred, so the times are those of a hundred agents on these cores; messages and bytes are what they are.
+ * One machine plays a hundred, so the times are those of a hundred agents on these cores; CPU, messages and bytes are told by part.
  * BENCH_REPLICAS, BENCH_ADAPTERS and BENCH_FEW_ADAPTERS make it smaller; BENCH_REAL=0 leaves out the real engine at the end.
  */
 import { fork } from "node:child_process";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,12 +16,13 @@ import { connectBus, createBus, createReplicaTable, ensureStreams } from "@loral
 import { adapterManifest, buckets, events, type EngineRecord, type RunSpecInput } from "@loraline/contracts";
 import { createJetStreamObjects, putJson } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
-import { createServeController } from "@loraline/serve";
 import { simulatedAdapter, simulatedProbes, spawnNatsServer } from "@loraline/testkit/servers";
 import { ulid } from "ulid";
 import { base as realBase, clientOf, eventually, root, runOver, scratchDir, startLineUnderTest } from "../line-under-test.ts";
 import type { AgentsCommand, AgentsSettings, AgentsUsage } from "./converge-agents-main.ts";
-import { percentile, type Row } from "./table.ts";
+import type { ControllerSettings, ControllerUsage } from "./converge-controller-main.ts";
+import type { EnginesCommand, EnginesSettings } from "./converge-engines-main.ts";
+import { cpuMs, percentile, type Row } from "./table.ts";
 
 const replicas = Number(process.env["BENCH_REPLICAS"] ?? 100);
 const fewAdapters = Number(process.env["BENCH_FEW_ADAPTERS"] ?? 100);
@@ -36,7 +38,10 @@ export async function benchConverge(): Promise<Row[]> {
   return [...(await simulatedFleet()), ...(process.env["BENCH_REAL"] === "0" ? [] : await realEngine())];
 }
 
-async function simulatedFleet(): Promise<Row[]> {
+/** Only how a whole fleet converges from nothing, and what it costs each part. */
+export const benchReconcile = (): Promise<Row[]> => simulatedFleet({ bulkOnly: true });
+
+async function simulatedFleet({ bulkOnly = false } = {}): Promise<Row[]> {
   await using owned = new AsyncDisposableStack();
   const nats = owned.use(await spawnNatsServer());
   const dir = await mkdtemp(join(tmpdir(), "loraline-bench-"));
@@ -49,9 +54,21 @@ async function simulatedFleet(): Promise<Row[]> {
   const bus = createBus({ nc, log, telemetry, source: "bench" });
   const objects = await createJetStreamObjects(nc);
 
-  /* the controller, on a connection of its own so that its messages can be told apart */
-  const serveNc = await connectBus({ servers: nats.url, name: "serve" });
-  owned.defer(() => serveNc.close());
+  const forked: ReturnType<typeof fork>[] = [];
+  const start = async <T>(main: string, settings: unknown): Promise<{ child: ReturnType<typeof fork>; said: T }> => {
+    const child = fork(join(import.meta.dirname, main), [JSON.stringify(settings)], { execArgv: ["--conditions=@loraline/source"] });
+    forked.push(child);
+    const [said] = (await once(child, "message")) as [T];
+    return { child, said };
+  };
+  owned.defer(() => forked.forEach((child) => child.kill("SIGKILL")));
+  const ask = async <T>(child: ReturnType<typeof fork>, command: unknown): Promise<T> => {
+    const answer = once(child, "message") as Promise<[T]>;
+    child.send(command as object);
+    return (await answer)[0];
+  };
+
+  /* the controller, in a process of its own so that its work can be told apart */
   const record: EngineRecord = {
     engine,
     base: { name: base, revision: "1", digest: `sha256:${"b".repeat(64)}` },
@@ -61,8 +78,10 @@ async function simulatedFleet(): Promise<Row[]> {
     maxModelLen: 2048,
     updatedAt: new Date().toISOString(),
   };
-  const serveBus = createBus({ nc: serveNc, log, telemetry, source: "serve" });
-  owned.use(await createServeController({ bus: serveBus, objects, log, telemetry, engines: [record] }));
+  const controllerSettings: ControllerSettings = { servers: nats.url, record };
+  const { child: controller } = await start("converge-controller-main.ts", controllerSettings);
+  const enginesSettings: EnginesSettings = { base, count: replicas };
+  const { child: engines, said } = await start<{ urls: string[] }>("converge-engines-main.ts", enginesSettings);
 
   /* trained adapters */
   const config = simulatedAdapter({ base }).config;
@@ -135,37 +154,43 @@ async function simulatedFleet(): Promise<Row[]> {
   const provenEverywhere = (): number => [...table.entries()].reduce((sum, { proven }) => sum + proven.size, 0);
 
   /* agents */
-  const started: ReturnType<typeof fork>[] = [];
+  let agents: ReturnType<typeof fork>[] = [];
   const startAgents = async (): Promise<void> => {
-    for (let p = 0; p < processes; p++) {
-      const count = Math.floor(replicas / processes);
-      const settings: AgentsSettings = { servers: nats.url, engine, base, dir: join(dir, `agents-${p}`), from: p * count, count };
-      const child = fork(join(import.meta.dirname, "converge-agents-main.ts"), [JSON.stringify(settings)], {
-        execArgv: ["--conditions=@loraline/source"],
-      });
-      started.push(child);
-      owned.defer(() => void child.kill("SIGKILL"));
+    const count = Math.ceil(replicas / processes);
+    const begun = Array.from({ length: processes }, async (_, p) => {
+      const from = p * count;
+      const urls = said.urls.slice(from, from + count);
+      const settings: AgentsSettings = { servers: nats.url, engine, base, dir: join(dir, `agents-${p}`), from, urls };
+      return (await start("converge-agents-main.ts", settings)).child;
+    });
+    agents = await Promise.all(begun);
+  };
+  const stopAgents = async (): Promise<void> => {
+    for (const child of agents) {
+      const gone = once(child, "exit");
+      child.send({ kind: "stop" } satisfies AgentsCommand);
+      await gone;
     }
-    await Promise.all(started.map((child) => once(child, "message")));
+    agents = [];
   };
-  const ask = async <T>(child: ReturnType<typeof fork>, command: AgentsCommand): Promise<T> => {
-    const answer = once(child, "message") as Promise<[T]>;
-    child.send(command);
-    return (await answer)[0];
-  };
-  const usage = async (): Promise<AgentsUsage & { serveMessages: number; serveBytes: number }> => {
-    const each = await Promise.all(started.map((child) => ask<AgentsUsage>(child, { kind: "usage" })));
+  const usage = async () => {
+    const each = await Promise.all(agents.map((child) => ask<AgentsUsage>(child, { kind: "usage" })));
     const sum = (pick: (of: AgentsUsage) => number): number => each.reduce((total, of) => total + pick(of), 0);
-    const { inMsgs, outMsgs, inBytes, outBytes } = serveNc.stats();
     return {
-      rss: sum(({ rss }) => rss),
-      cpuMs: sum(({ cpuMs }) => cpuMs),
-      messages: sum(({ messages }) => messages),
-      bytes: sum(({ bytes }) => bytes),
-      serveMessages: inMsgs + outMsgs,
-      serveBytes: inBytes + outBytes,
+      agents: {
+        rss: sum(({ rss }) => rss),
+        cpuMs: sum((of) => of.cpuMs),
+        messages: sum((of) => of.messages),
+        bytes: sum((of) => of.bytes),
+      },
+      controller: await ask<ControllerUsage>(controller, {}),
+      engines: await ask<{ cpuMs: number; rss: number }>(engines, { kind: "usage" }),
+      natsCpuMs: cpuMsOf(nats.pid),
+      benchCpuMs: cpuMs(),
     };
   };
+  type Usage = Awaited<ReturnType<typeof usage>>;
+  const messagesOf = ({ agents: a, controller: c }: Usage): number => a.messages + c.messages;
   const converged = async (adapters: number): Promise<number> => {
     const from = performance.now();
     await eventually(`${adapters} adapters on ${replicas} replicas`, 1_200_000, () =>
@@ -181,7 +206,7 @@ async function simulatedFleet(): Promise<Row[]> {
     const quietFrom = performance.now();
     await new Promise((resolve) => setTimeout(resolve, 6000));
     const before = await usage();
-    const perMs = (pick: (of: typeof before) => number): number => (pick(before) - pick(quietBefore)) / (performance.now() - quietFrom);
+    const perMs = (pick: (of: Usage) => number): number => (pick(before) - pick(quietBefore)) / (performance.now() - quietFrom);
     const start = performance.now();
     const latencies: number[] = [];
     for (let n = 0; n < changes; n++) {
@@ -192,32 +217,31 @@ async function simulatedFleet(): Promise<Row[]> {
     }
     const after = await usage();
     const ms = performance.now() - start;
-    const cost = (pick: (of: typeof before) => number): number => (pick(after) - pick(before) - perMs(pick) * ms) / changes;
+    const cost = (pick: (of: Usage) => number): number => (pick(after) - pick(before) - perMs(pick) * ms) / changes;
     return {
       latencies,
-      messages: cost(({ messages, serveMessages }) => messages + serveMessages),
-      bytes: cost(({ bytes, serveBytes }) => bytes + serveBytes),
-      cpuMs: cost(({ cpuMs }) => cpuMs),
-      quietPerSecond: 1000 * perMs(({ messages, serveMessages }) => messages + serveMessages),
+      messages: cost(messagesOf),
+      bytes: cost(({ agents: a, controller: c }) => a.bytes + c.bytes),
+      cpuMs: cost(({ agents: a }) => a.cpuMs),
+      quietPerSecond: 1000 * perMs(messagesOf),
     };
   };
 
-  console.error(`bench: ${fewAdapters} adapters on ${replicas} replicas …`);
-  await train(0, fewAdapters);
-  await startAgents();
-  await converged(fewAdapters);
-  const few = await oneByOne(fewAdapters);
+  const amongFew = async () => {
+    console.error(`bench: ${fewAdapters} adapters on ${replicas} replicas …`);
+    await train(0, fewAdapters);
+    await startAgents();
+    await converged(fewAdapters);
+    const changed = await oneByOne(fewAdapters);
+    await stopAgents();
+    return changed;
+  };
+  const few = bulkOnly ? undefined : await amongFew();
 
   console.error(`bench: ${manyAdapters} adapters on ${replicas} replicas …`);
-  for (const child of started) {
-    const gone = once(child, "exit");
-    child.send({ kind: "stop" });
-    await gone;
-  }
-  started.length = 0;
-  await train(fewAdapters + changes, manyAdapters);
+  await train(few === undefined ? 0 : fewAdapters + changes, manyAdapters);
   const wanted = manyAdapters;
-  const serveBefore = serveNc.stats();
+  const before = await usage();
   const from = performance.now();
   await startAgents();
   const agentsUpMs = performance.now() - from;
@@ -230,57 +254,72 @@ async function simulatedFleet(): Promise<Row[]> {
   const tableMb = (heapUsed() - heapBefore) / 1e6;
   if ([...same.entries()].length !== replicas) throw new Error("the table is not complete");
   another.abort();
-  const serveMessages = bulk.serveMessages - serveBefore.inMsgs - serveBefore.outMsgs;
-  const many = await oneByOne(manyAdapters);
-
-  console.error("bench: restarts …");
-  const again: number[] = [];
-  for (let n = 0; n < restarts; n++) {
-    const replica = Math.floor((n * replicas) / restarts);
-    const child = started[Math.floor(replica / Math.floor(replicas / processes))]!;
-    const all = table.get(`${engine}.r${replica}`)?.proven.size ?? 0;
-    const before = table.get(`${engine}.r${replica}`)?.report.incarnation;
-    const { at } = await ask<{ at: number }>(child, { kind: "restart", replica });
-    await eventually("everything is proven again", 120_000, () => {
-      const entry = table.get(`${engine}.r${replica}`);
-      return entry !== undefined && entry.report.incarnation !== before && entry.proven.size >= all ? true : undefined;
-    });
-    again.push(Date.now() - at);
-  }
-  for (const child of started) {
-    const gone = once(child, "exit");
-    child.send({ kind: "stop" });
-    await gone;
-  }
-
   const proofs = wanted * replicas;
-  const seconds = (values: readonly number[], rank: number): string => (Number(percentile(values, rank)) / 1000).toFixed(2);
-  const cost = (of: typeof few): string => `${Math.round(of.messages)} messages, ${Math.round(of.bytes / 1000)} kB`;
-  return [
+  const spent = (pick: (of: Usage) => number): number => pick(bulk) - pick(before);
+  const each = (pick: (of: Usage) => number): string => (spent(pick) / proofs).toFixed(2);
+  const mb = (bytes: number): string => (bytes / 1e6).toFixed(0);
+  const bulkRows: Row[] = [
     {
       what: `Converge: ${wanted} adapters × ${replicas} replicas (simulated engines), from nothing`,
       value: `${(bulkMs / 1000).toFixed(0)} s`,
       detail: `${Math.round(proofs / (bulkMs / 1000))} loads and proofs/s on this machine, which plays all ${replicas} (${processes} processes, up after ${(agentsUpMs / 1000).toFixed(0)} s)`,
     },
     {
+      what: "Converge: CPU for that",
+      value: `${each(({ agents: a }) => a.cpuMs)} ms per load and proof in the agents`,
+      detail: `simulated engines ${each(({ engines: e }) => e.cpuMs)}, nats-server ${each(({ natsCpuMs }) => natsCpuMs)}, controller ${each(({ controller: c }) => c.cpuMs)}, a gateway's table ${each(({ benchCpuMs }) => benchCpuMs)}`,
+    },
+    {
+      what: `Converge: the controller's part of that (${proofs} holdings observed, ${wanted} versions served)`,
+      value: `${(spent(({ controller: c }) => c.cpuMs) / 1000).toFixed(1)} s of CPU`,
+      detail: `its memory ${mb(before.controller.rss)} MB before, ${mb(bulk.controller.rss)} MB after`,
+    },
+    {
       what: "Converge: messages for that",
-      value: `${((bulk.messages + serveMessages) / proofs).toFixed(1)} per load and proof`,
-      detail: `in and out of agents and controller, heartbeats and acknowledgements included; ${(bulk.bytes / proofs / 1000).toFixed(1)} kB`,
+      value: `${(spent(messagesOf) / proofs).toFixed(1)} per load and proof`,
+      detail: `in and out of agents and controller, heartbeats and acknowledgements included; ${(spent(({ agents: a, controller: c }) => a.bytes + c.bytes) / proofs / 1000).toFixed(1)} kB`,
     },
     {
       what: "Converge: memory",
-      value: `${(bulk.rss / replicas / 1e6).toFixed(1)} MB per agent`,
-      detail: `agent and simulated engine, ${wanted} adapters each; a gateway's table of all ${proofs} holdings: ${tableMb.toFixed(0)} MB of heap`,
+      value: `${(bulk.agents.rss / replicas / 1e6).toFixed(1)} MB per agent`,
+      detail: `${wanted} adapters each; a gateway's table of all ${proofs} holdings: ${tableMb.toFixed(0)} MB of heap`,
     },
+  ];
+
+  if (few === undefined) {
+    await stopAgents();
+    return bulkRows;
+  }
+  const many = await oneByOne(manyAdapters);
+
+  console.error("bench: restarts …");
+  const again: number[] = [];
+  for (let n = 0; n < restarts; n++) {
+    const replica = Math.floor((n * replicas) / restarts);
+    const all = table.get(`${engine}.r${replica}`)?.proven.size ?? 0;
+    const before = table.get(`${engine}.r${replica}`)?.report.incarnation;
+    const { at } = await ask<{ at: number }>(engines, { kind: "restart", engine: replica } satisfies EnginesCommand);
+    await eventually("everything is proven again", 120_000, () => {
+      const entry = table.get(`${engine}.r${replica}`);
+      return entry !== undefined && entry.report.incarnation !== before && entry.proven.size >= all ? true : undefined;
+    });
+    again.push(Date.now() - at);
+  }
+  await stopAgents();
+
+  const seconds = (values: readonly number[], rank: number): string => (Number(percentile(values, rank)) / 1000).toFixed(2);
+  const cost = (of: typeof many): string => `${Math.round(of.messages)} messages, ${Math.round(of.bytes / 1000)} kB`;
+  return [
+    ...bulkRows,
     {
       what: `Converge: one adapter more among ${fewAdapters}`,
       value: cost(few),
-      detail: `for ${replicas} replicas, without heartbeats (${few.quietPerSecond.toFixed(0)} messages/s); ${few.cpuMs.toFixed(0)} ms of CPU in all agents and engines`,
+      detail: `for ${replicas} replicas, without heartbeats (${few.quietPerSecond.toFixed(0)} messages/s); ${few.cpuMs.toFixed(0)} ms of CPU in all agents`,
     },
     {
       what: `Converge: one adapter more among ${wanted}`,
       value: cost(many),
-      detail: `for ${replicas} replicas, without heartbeats (${many.quietPerSecond.toFixed(0)} messages/s); ${many.cpuMs.toFixed(0)} ms of CPU in all agents and engines`,
+      detail: `for ${replicas} replicas, without heartbeats (${many.quietPerSecond.toFixed(0)} messages/s); ${many.cpuMs.toFixed(0)} ms of CPU in all agents`,
     },
     {
       what: `Converge: last training step → proven on all ${replicas} replicas (simulated engines)`,
@@ -293,6 +332,12 @@ async function simulatedFleet(): Promise<Row[]> {
       detail: `${restarts} restarts, one at a time, from the new process' first answer`,
     },
   ];
+}
+
+/** CPU time of another process so far, in milliseconds; clock ticks are 10 ms. */
+function cpuMsOf(pid = 0): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
+  return 10 * (Number(fields[11]) + Number(fields[12]));
 }
 
 /** Bytes, after the garbage was collected. */

@@ -2,7 +2,7 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, totalmem } from "node:os";
 import { benchBus } from "./bus.ts";
-import { benchConverge } from "./converge.ts";
+import { benchConverge, benchReconcile } from "./converge.ts";
 import { benchGateway, benchGatewayOnVllm } from "./gateway.ts";
 import { benchIngest } from "./ingest.ts";
 import { benchIngestMemory } from "./ingest-memory.ts";
@@ -23,11 +23,13 @@ const benches: Record<string, () => Promise<Row[]>> = {
   "gateway-vllm": benchGatewayOnVllm,
   line: benchLine,
 };
+/** Asked for by name only. */
+const others: Record<string, () => Promise<Row[]>> = { reconcile: benchReconcile };
 const load = loadavg()[0]!.toFixed(1);
 const machine = `${cpus().length} × ${cpus()[0]?.model ?? "unknown CPU"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}, load before the start ${load}`;
 const rows: Row[] = [];
-for (const [name, bench] of Object.entries(benches)) {
-  if (only.length > 0 && !only.includes(name)) continue;
+for (const [name, bench] of Object.entries({ ...benches, ...others })) {
+  if (only.length > 0 ? !only.includes(name) : name in others) continue;
   console.error(`bench: ${name} …`);
   rows.push(...(await bench()));
 }

@@ -14,3 +14,9 @@ export function percentile(values: readonly number[], rank: number): string {
 /** A Markdown table, so that figures can be pasted as they are. */
 export const tableOf = (rows: readonly Row[]): string =>
   ["| what | figure | detail |", "|---|---|---|", ...rows.map((row) => `| ${row.what} | ${row.value} | ${row.detail} |`)].join("\n");
+
+/** CPU time of this process so far, in milliseconds. */
+export function cpuMs(): number {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1000;
+}

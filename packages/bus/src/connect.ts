@@ -1,9 +1,10 @@
 /** One connection that outlives its server, and where a process finds it. */
 import type { ConnectionOptions, NatsConnection } from "@nats-io/transport-node";
 import { connect } from "@nats-io/transport-node";
-import { type Health, type Log, PermanentError } from "@loraline/runtime";
+import { PermanentError, type ServiceContext } from "@loraline/runtime";
 import { z } from "zod";
 import { streamsInPlace } from "./ensure-streams.ts";
+import { spanSink } from "./spans.ts";
 
 /** Settings of a process that speaks NATS: part of its schema for `loadEnv`. */
 export const natsEnv = {
@@ -36,6 +37,8 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
     reconnectTimeWait: 250,
     reconnectJitter: 250,
     pingInterval: 10_000,
+    // Errors name the subject; a stack captured beforehand for each request costs more than the request.
+    noAsyncTraces: true,
     ...(auth.token === undefined ? {} : { token: auth.token }),
     ...(auth.user === undefined ? {} : { user: auth.user }),
     ...(auth.pass === undefined ? {} : { pass: auth.pass }),
@@ -70,7 +73,7 @@ export const connectFromEnv = (env: NatsEnv, name: string): Promise<NatsConnecti
 export async function connectService(
   env: NatsEnv,
   name: string,
-  { log, health, stopping }: { log: Log; health: Health; stopping: AbortSignal },
+  { log, health, stopping, keepSpans }: Omit<ServiceContext<unknown>, "env" | "telemetry">,
 ): Promise<NatsConnection> {
   let problem: string | undefined = `connecting to ${env.NATS_URL}`;
   health.check("nats", () => problem);
@@ -95,6 +98,7 @@ export async function connectService(
     await nc.close();
     throw error;
   });
+  keepSpans(spanSink(nc));
   (async () => {
     for await (const { type } of nc.status()) {
       if (type === "disconnect" || type === "staleConnection") problem = `the connection to ${env.NATS_URL} is lost; connecting again`;

@@ -6,6 +6,7 @@
  * lora_B and scaling. So zeroed, misnamed, swapped and wrongly scaled adapters behave as they do in the real one.
  */
 import { createHash } from "node:crypto";
+import { statSync } from "node:fs";
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -241,12 +242,35 @@ interface SimulatedWeights {
 /** 0 to 1, the same for the same words. */
 const noise = (...words: (string | number)[]): number => createHash("sha256").update(words.join("|")).digest().readUInt32LE(0) / 2 ** 32;
 
+/** The base's are asked for at each proof, and never change. */
+const plainLogprobs = new Map<string, number>();
+
 function simulatedLogprob(base: string, prompt: readonly number[], token: number, weights: SimulatedWeights | undefined): number {
-  const plain = -12 * noise(base, prompt.join(), token);
-  return weights === undefined ? plain : plain + weights.size * (noise(weights.direction, prompt.join(), token) - 0.5) * 2;
+  const text = prompt.join();
+  const key = `${base}|${text}|${token}`;
+  const plain = plainLogprobs.get(key) ?? -12 * noise(base, text, token);
+  if (plainLogprobs.size < 100_000) plainLogprobs.set(key, plain);
+  return weights === undefined ? plain : plain + weights.size * (noise(weights.direction, text, token) - 0.5) * 2;
 }
 
+/** What was read of files that are still the same: a hundred simulated engines of one process load the same adapters. */
+const readBefore = new Map<string, { stamp: string; weights: SimulatedWeights }>();
+
 async function readSimulatedWeights(dir: string): Promise<SimulatedWeights> {
+  const stamp = ["adapter_config.json", "adapter_model.safetensors"]
+    .map((name) => {
+      const { ino, size, mtimeNs, ctimeNs } = statSync(join(dir, name), { bigint: true });
+      return `${ino}/${size}/${mtimeNs}/${ctimeNs}`;
+    })
+    .join(" ");
+  const known = readBefore.get(dir);
+  if (known?.stamp === stamp) return known.weights;
+  const weights = await readWeights(dir);
+  readBefore.set(dir, { stamp, weights });
+  return weights;
+}
+
+async function readWeights(dir: string): Promise<SimulatedWeights> {
   const config = JSON.parse(await readFile(join(dir, "adapter_config.json"), "utf8")) as { r: number; lora_alpha: number };
   const file = await readFile(join(dir, "adapter_model.safetensors"));
   const length = Number(file.readBigUInt64LE());

@@ -419,7 +419,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     for (const name of slice) {
       const adapter = wanted.get(name);
       if (adapter === undefined || !engine.observed?.listed.has(name) || inWork.has(name) || spoiled.has(name)) continue;
-      if (!(await files.touched(adapter))) continue;
+      if (!files.touched(adapter)) continue;
       log.error({ engineName: name, path: files.pathOf(adapter) }, "files of a loaded adapter changed on disk; loading it anew");
       spoiled.set(name, Date.now());
       held.delete(name);

@@ -25,7 +25,7 @@ export interface EngineObserver {
   /** Reads the engine. Calls that wait for the same look share it; one that came later gets one that began later. */
   look(): Promise<void>;
   checkHealth(): Promise<void>;
-  /** Which process answers now. @throws EngineUnknownError */
+  /** Which process answers now: read after the call, and shared as looks are. @throws EngineUnknownError */
   startTime(): Promise<string>;
   /** A step about this name ended; `path` when it is known to be listed, null when it is known not to be. */
   stepped(engineName: string, path?: string | null): void;
@@ -117,19 +117,7 @@ export function createEngineObserver({
     }
   };
 
-  let running: Promise<void> | undefined;
-  let next: Promise<void> | undefined;
-  const look = (): Promise<void> => {
-    if (running === undefined) {
-      running = lookNow().finally(() => (running = undefined));
-      return running;
-    }
-    next ??= running.then(() => {
-      next = undefined;
-      return look();
-    });
-    return next;
-  };
+  const look = shared(lookNow);
 
   return {
     get ready() {
@@ -148,7 +136,7 @@ export function createEngineObserver({
       return baseModules;
     },
     look,
-    startTime,
+    startTime: shared(startTime),
     async checkHealth() {
       const health = await client.health();
       if (health === "silent") {
@@ -167,4 +155,23 @@ export function createEngineObserver({
       else listed?.set(engineName, path);
     },
   };
+}
+
+/** Calls that wait for the same reading share it; one that came later gets one that began later. */
+function shared<T>(read: () => Promise<T>): () => Promise<T> {
+  let running: Promise<T> | undefined;
+  let next: Promise<T> | undefined;
+  const ask = (): Promise<T> => {
+    if (running === undefined) {
+      running = read().finally(() => (running = undefined));
+      return running;
+    }
+    const again = (): Promise<T> => {
+      next = undefined;
+      return ask();
+    };
+    next ??= running.then(again, again);
+    return next;
+  };
+  return ask;
 }
