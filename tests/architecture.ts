@@ -40,6 +40,7 @@ export const mayImport: Readonly<Record<string, readonly string[]>> = {
   "services/tokenize": workerMayImport,
   "services/train": workerMayImport,
   "services/serve": workerMayImport,
+  "services/operator": workerMayImport,
 };
 
 /** The only packages from outside that contracts may import. */

@@ -264,6 +264,8 @@ function structural(node: Json): Json {
   if (minimum !== undefined && minimum !== Number.MIN_SAFE_INTEGER) schema["minimum"] = minimum;
   if (maximum !== undefined && maximum !== Number.MAX_SAFE_INTEGER) schema["maximum"] = maximum;
   if (schema["type"] === "integer") schema["format"] = "int64";
+  // The format says it, in fewer than 300 characters.
+  if (schema["format"] === "date-time") delete schema["pattern"];
   if (properties !== undefined)
     schema["properties"] = Object.fromEntries(
       Object.entries(properties as Record<string, Json>).map(([name, value]) => [name, structural(value)]),

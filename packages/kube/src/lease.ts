@@ -26,6 +26,8 @@ export interface LeaseOptions {
   identity: string;
   log: Log;
   signal: AbortSignal;
+  /** Another one holds it; told once for each holder. */
+  onHeldBy?(holder: string, lease: KubernetesObject): void;
   /** Others take over so long after the last renewal. Default 15 s. */
   durationMs?: number;
   /** Runs while the lease is held; `lost` is aborted when it no longer is, and `work` must then end soon. */
@@ -34,11 +36,12 @@ export interface LeaseOptions {
 
 /** Until the signal is aborted: waits for the lease, works while it is held, waits again. Gives it back at the end. */
 export async function withLease(kube: Kube, options: LeaseOptions): Promise<void> {
-  const { namespace, name, identity, log, signal, durationMs = 15_000, work } = options;
+  const { namespace, name, identity, log, signal, durationMs = 15_000, work, onHeldBy } = options;
   const renewEveryMs = durationMs / 5;
   const at = { namespace, name };
   /** The state in which the lease was last seen, and when by this clock. */
   let seen = { version: "", at: 0 };
+  let toldOf: string | undefined;
 
   /** True: it is held from now on. */
   const take = async (): Promise<boolean> => {
@@ -54,7 +57,15 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
     if (version !== seen.version) seen = { version, at: performance.now() };
     const mine = holderIdentity === identity;
     const free = holderIdentity === "" || performance.now() - seen.at > Math.max(durationMs, leaseDurationSeconds * 1000);
-    if (!mine && !free) return false;
+    if (!mine && !free) {
+      if (toldOf !== holderIdentity) {
+        log.info({ lease: name, holder: holderIdentity }, "lease held by another; waiting");
+        onHeldBy?.(holderIdentity, lease);
+      }
+      toldOf = holderIdentity;
+      return false;
+    }
+    toldOf = undefined;
     await kube.replace(leases, {
       ...lease,
       spec: {

@@ -1,0 +1,147 @@
+/** Reconciles the Adapters of one namespace: makes them, asks for what their specs say, and says how the adapters are. */
+import { type Bus, messageId } from "@loraline/bus";
+import {
+  type AdapterState,
+  adapterPlaceRequested,
+  adapterPromoteRequested,
+  adapterRollbackRequested,
+  type AdapterStatus,
+  consumers,
+  type Problem,
+} from "@loraline/contracts";
+import { type Kube, KubeError } from "@loraline/kube";
+import { createKeyedQueue, type KeyedQueue, type Log, type Telemetry } from "@loraline/runtime";
+import { type Command, decideAdapter, madeBy, tenantLabel } from "./decide-adapter.ts";
+import { tell } from "./kube-events.ts";
+import type { LineView } from "./line-view.ts";
+import { type Adapter, adapters } from "./resources.ts";
+import { createStatusWriter } from "./write-status.ts";
+
+export interface AdaptersDeps {
+  kube: Kube;
+  bus: Bus;
+  line: LineView;
+  log: Log;
+  telemetry: Telemetry;
+  tenant: string;
+  namespace: string;
+  /** By adapter's name. */
+  states: ReadonlyMap<string, AdapterState>;
+}
+
+export interface Adapters extends AsyncDisposable {
+  onResource(key: string, object: Adapter | undefined): void;
+  /** Its versions, its alias, or where they are changed. */
+  onAdapter(adapter: string): void;
+  start(): void;
+}
+
+const gatherMs = 200;
+/** How soon a command is looked after that nobody has answered. */
+const lookAgainMs = 1500;
+
+export function createAdapters({ kube, bus, line, log, telemetry, tenant, namespace, states }: AdaptersDeps): Adapters {
+  const objects = new Map<string, Adapter>();
+  const writer = createStatusWriter(kube, adapters);
+  let started = false;
+  const keyFor = (adapter: string): string => `${namespace}/${adapter}`;
+
+  const reconcile = async (key: string): Promise<void> => {
+    const name = key.slice(namespace.length + 1);
+    const state = states.get(name);
+    const object = objects.get(key);
+    if (object === undefined) {
+      if (state !== undefined && state.versions.length > 0) await make(name);
+      return;
+    }
+    if (object.metadata?.deletionTimestamp !== undefined) return;
+    const at = { tenant, id: name };
+    const { generation = 1, uid = "" } = object.metadata ?? {};
+    const { asked } = object.status ?? {};
+    const refusalOf = async (seq: number | undefined): Promise<Problem | undefined> => {
+      const letter = seq === undefined ? undefined : await bus.deadLetters.of(consumers.serveAdapterCommands, seq);
+      return letter && { code: letter.code, message: letter.message };
+    };
+    const isAsked = {
+      version: state?.alias !== asked?.version,
+      placement: JSON.stringify(state?.placement ?? { mode: "all" }) !== asked?.placement,
+    };
+    const [version, placement, last] = await Promise.all([
+      isAsked.version ? refusalOf(asked?.versionSeq) : undefined,
+      isAsked.placement ? refusalOf(asked?.placementSeq) : undefined,
+      isAsked.placement && asked?.placementSeq !== undefined ? bus.last(adapterPlaceRequested, at) : undefined,
+    ]);
+    const { status, commands, milestones, unanswered } = decideAdapter({
+      tenant,
+      generation,
+      spec: object.spec ?? {},
+      before: object.status,
+      state,
+      held: (of) => line.held(state?.engine ?? "", of),
+      refusals: { version, placement },
+      lastPlaced: last?.seq,
+      now: new Date().toISOString(),
+    });
+    for (const command of commands) {
+      const seq = await ask(at, command, `${uid}-${generation}`);
+      status.asked = { ...status.asked, [`${command.part}Seq`]: seq };
+      log.info({ adapter: key, ...command, seq }, "asked for what the Adapter says");
+    }
+    await tell(kube, adapters, object, milestones);
+    const { written, afterMs } = await writer.write(object, status satisfies AdapterStatus);
+    if (written !== undefined && objects.get(key)?.metadata?.uid === uid) objects.set(key, written);
+    if (afterMs !== undefined) queue.addAfter(key, afterMs);
+    if (unanswered) queue.addAfter(key, lookAgainMs);
+  };
+
+  /** Once for each edit, also when the process died before it wrote that down. @returns the command's sequence */
+  const ask = async (at: { tenant: string; id: string }, command: Command, key: string): Promise<number> => {
+    const by = `adapter/${namespace}/${at.id}`;
+    return telemetry.span(
+      `adapter ${at.id}`,
+      { parent: null, attributes: { "loraline.tenant": at.tenant, "loraline.adapter": at.id } },
+      async () => {
+        const event =
+          command.part === "placement"
+            ? adapterPlaceRequested
+            : command.kind === "promote"
+              ? adapterPromoteRequested
+              : adapterRollbackRequested;
+        const published = (await bus.newest(event, at, { limit: 20 })).find(({ id }) => id === messageId(event, at, key));
+        if (published !== undefined) return published.seq;
+        if (command.part === "placement")
+          return (await bus.publish(adapterPlaceRequested, at, { placement: command.placement, by }, { key })).seq;
+        const { version, canary } = command;
+        if (command.kind === "promote") return (await bus.publish(adapterPromoteRequested, at, { version, canary, by }, { key })).seq;
+        return (await bus.publish(adapterRollbackRequested, at, { version, by }, { key })).seq;
+      },
+    );
+  };
+
+  const make = async (name: string): Promise<void> => {
+    try {
+      await kube.create(adapters, { metadata: { namespace, name, labels: { ...madeBy, [tenantLabel]: tenant } }, spec: {} });
+    } catch (error) {
+      if (!(error instanceof KubeError) || error.reason !== "AlreadyExists") throw error;
+    }
+  };
+
+  const queue: KeyedQueue = createKeyedQueue({ concurrency: 8, log, work: reconcile });
+  return {
+    onResource(key, object) {
+      const before = objects.get(key);
+      if (object === undefined) objects.delete(key);
+      else objects.set(key, object);
+      if (before !== undefined && before.metadata?.uid !== object?.metadata?.uid) writer.forget(before.metadata?.uid ?? "");
+      if (started) queue.add(key);
+    },
+    onAdapter(adapter) {
+      if (started) queue.addAfter(keyFor(adapter), gatherMs);
+    },
+    start() {
+      started = true;
+      for (const key of new Set([...objects.keys(), ...[...states.keys()].map(keyFor)])) queue.add(key);
+    },
+    [Symbol.asyncDispose]: () => queue[Symbol.asyncDispose](),
+  };
+}

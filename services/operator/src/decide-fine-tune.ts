@@ -1,0 +1,247 @@
+/** Pure: which run a FineTune asks for, and what its status says of it. */
+import {
+  type AdapterVersion,
+  crdGroup,
+  fineTuneSpec,
+  type FineTunePhase,
+  type FineTuneStatus,
+  parseRunSpec,
+  type Problem,
+  problemsOf,
+  type DatasetOfResource,
+  type RunSpec,
+  type RunState,
+  terminalPhases,
+} from "@loraline/contracts";
+import { conditionsOf, duration, type Milestone, type Said } from "./conditions.ts";
+
+/** On the run, so that whoever looks at it sees where it came from, and a run is found whose resource is gone. */
+export const marks = {
+  resource: `${crdGroup}/finetune`,
+  uid: `${crdGroup}/finetune-uid`,
+  /** Of the namespace: another cluster may have one of the same name on the same NATS. */
+  namespaceUid: `${crdGroup}/namespace-uid`,
+} as const;
+
+export interface Origin {
+  namespace: string;
+  namespaceUid: string;
+  name: string;
+  uid: string;
+}
+
+export interface Wanted {
+  spec: RunSpec;
+  dataset: DatasetOfResource | undefined;
+  validation: DatasetOfResource | undefined;
+}
+
+/** The run that a FineTune's spec means; `ids` are for datasets that come with it. */
+export function decideWanted(
+  raw: unknown,
+  ids: { dataset: string; validation: string },
+  origin: Origin,
+): Wanted | { problems: [Problem, ...Problem[]] } {
+  const parsed = fineTuneSpec.safeParse(raw);
+  if (!parsed.success) return { problems: problemsOf(parsed.error) as [Problem, ...Problem[]] };
+  const { dataset, validation } = parsed.data;
+  const given = raw as Record<string, unknown>;
+  const judged = parseRunSpec({
+    ...given,
+    ...(dataset === undefined ? {} : { dataset: dataset.id ?? ids.dataset }),
+    ...(validation === undefined ? {} : { validation: validation.id ?? ids.validation }),
+    metadata: {
+      ...parsed.data.metadata,
+      [marks.resource]: `${origin.namespace}/${origin.name}`,
+      [marks.uid]: origin.uid,
+      [marks.namespaceUid]: origin.namespaceUid,
+    },
+  });
+  return "problems" in judged ? judged : { spec: judged.spec, dataset, validation };
+}
+
+/** Whose run it is; undefined: it was asked for through another door. */
+export function originOf({ spec }: Pick<RunState, "spec">): Origin | undefined {
+  const { [marks.resource]: of, [marks.uid]: uid, [marks.namespaceUid]: namespaceUid } = spec.metadata ?? {};
+  const [namespace, name] = of?.split("/") ?? [];
+  if (uid === undefined || namespaceUid === undefined || namespace === undefined || name === undefined) return undefined;
+  return { namespace, name, uid, namespaceUid };
+}
+
+/**
+ * A base that no engine serves yet is waited for: a FineTune may be applied together with the chart that brings the engine. Whatever
+ * else is wrong stays wrong, since a FineTune cannot be changed.
+ */
+export const isWaitedFor = ({ code }: Problem): boolean => code === "BASE_UNKNOWN" || code.startsWith("CONFIGMAP_");
+
+export interface Observed {
+  name: string;
+  tenant: string;
+  generation: number;
+  before: FineTuneStatus | undefined;
+  runId: string;
+  /** The run, if it was asked for; else why it was not. */
+  run: RunState | undefined;
+  problems: readonly Problem[];
+  traceId: string | undefined;
+  /** What came of it, and on how many replicas it is proven now. */
+  version: { version: AdapterVersion; proven: number; of: number } | undefined;
+  /** ISO 8601. */
+  now: string;
+}
+
+export function decideFineTune(observed: Observed): { status: FineTuneStatus; milestones: Milestone[] } {
+  const { generation, before, now } = observed;
+  const status = observed.run === undefined ? notAsked(observed) : asked(observed, observed.run);
+  const { said, ...rest } = status;
+  const conditions = conditionsOf(said, { before: before?.conditions, generation, now });
+  const next: FineTuneStatus = { observedGeneration: generation, runId: observed.runId, ...rest, conditions };
+  return { status: next, milestones: milestonesOf(before, next, observed.run) };
+}
+
+type Parts = Omit<FineTuneStatus, "conditions"> & { said: Record<string, Said> };
+
+const unknown = (reason: string, message: string): Said => ({ status: "Unknown", reason, message });
+const never = (reason: string, message: string): Said => ({ status: "False", reason, message });
+const done = (reason: string, message: string): Said => ({ status: "True", reason, message });
+
+function notAsked({ problems, now }: Observed): Parts {
+  const [problem] = problems;
+  const message = problems.map((each) => each.message).join(" ");
+  if (problem === undefined || isWaitedFor(problem)) {
+    const { code, message: why } = problem ?? { code: "Pending", message: "the run is being asked for" };
+    const later = unknown("NotAccepted", why);
+    return {
+      phase: "Pending",
+      message: why,
+      said: { Accepted: never(code, why), Tokenized: later, Trained: later, Served: later, Finished: never("Pending", why) },
+    };
+  }
+  const no = never(problem.code, message);
+  return {
+    phase: "Rejected",
+    message,
+    error: problem,
+    finishedAt: now,
+    said: { Accepted: no, Tokenized: no, Trained: no, Served: no, Finished: done(problem.code, message) },
+  };
+}
+
+const words = { served: "Served", rejected: "Rejected", failed: "Failed", cancelled: "Cancelled" } as const;
+
+function asked({ tenant, version: held, traceId }: Observed, run: RunState): Parts {
+  const { progress, trained, tokens, served, queue } = run;
+  const ended = terminalPhases.has(run.phase);
+  const error = run.error ?? (run.phase === "cancelled" ? { code: "CANCELLED", message: "the run was cancelled" } : null);
+  const missed: Said | undefined = ended && error !== null ? never(error.code, error.message) : undefined;
+  const version = served?.version ?? held?.version.version;
+  const converged =
+    held === undefined
+      ? served === null
+        ? undefined
+        : `${served.replicas}/${served.replicas}`
+      : typeof held.version.servedOf === "number"
+        ? `${held.version.servedOn ?? 0}/${held.version.servedOf}`
+        : `${held.proven}/${held.of}`;
+  const steps = trained?.steps ?? progress?.step;
+  const allSteps = trained?.steps ?? progress?.totalSteps;
+  const loss = trained?.trainLoss ?? progress?.loss;
+  const isUnderWay = run.phase === "running" && progress !== null;
+  const waiting = queue === null ? undefined : unknown(reasonOf(queue.reason), queue.message);
+
+  const training =
+    trained !== null
+      ? done(
+          "Trained",
+          `${trained.steps} steps${trained.evaluation === null ? "" : `; held-out loss ${lossOf(trained.evaluation.base_loss)} → ${lossOf(trained.evaluation.adapter_loss)}`}`,
+        )
+      : (missed ??
+        waiting ??
+        (run.phase === "running" ? unknown("Training", `attempt ${run.attempt} is running`) : unknown("Waiting", "for the tokens")));
+  const serving =
+    served !== null
+      ? done(
+          "Served",
+          `version ${served.version} is proven on ${converged ?? served.replicas} replicas${served.promoted ? " and promoted" : ""}`,
+        )
+      : (missed ??
+        (trained === null
+          ? unknown("Waiting", "for the training")
+          : unknown(
+              "Converging",
+              held === undefined ? "the version is being judged" : `version ${held.version.version} is proven on ${converged} replicas`,
+            )));
+  const tokenizing =
+    tokens !== null
+      ? done(
+          "Tokenized",
+          `${tokens.totals.sequences} sequences, ${tokens.totals.tokens} tokens${tokens.cacheHit ? " (known already)" : ""}`,
+        )
+      : (missed ?? unknown("Tokenizing", "the dataset is read and tokenized"));
+  const finished = ended
+    ? done(error?.code ?? words[run.phase as keyof typeof words], error?.message ?? serving.message)
+    : never("UnderWay", run.phase);
+  const message = error?.message ?? queue?.message ?? (served !== null || trained !== null ? serving.message : undefined);
+
+  const heldOut = trained?.evaluation ?? null;
+  return defined({
+    phase: (run.phase.charAt(0).toUpperCase() + run.phase.slice(1)) as FineTunePhase,
+    message,
+    datasetId: run.spec.dataset,
+    attempt: run.attempt === 0 ? undefined : run.attempt,
+    step: steps === undefined || allSteps === undefined || allSteps === 0 ? undefined : `${steps}/${allSteps}`,
+    loss: loss === undefined || loss === null ? undefined : lossOf(loss),
+    eta: isUnderWay && progress.etaSeconds !== null ? duration(progress.etaSeconds) : undefined,
+    heldOutLoss: heldOut === null ? undefined : { base: lossOf(heldOut.base_loss), adapter: lossOf(heldOut.adapter_loss) },
+    version,
+    digest: served?.digest ?? held?.version.digest,
+    model: version === undefined ? undefined : `${tenant}/${run.spec.adapter}@${version}`,
+    promoted: served?.promoted,
+    converged,
+    error: error === null ? undefined : { ...error, param: error.param ?? undefined },
+    traceId,
+    startedAt: run.startedAt ?? undefined,
+    finishedAt: run.finishedAt ?? undefined,
+    said: {
+      Accepted: run.phase === "rejected" && missed !== undefined ? missed : done("Requested", `run ${run.runId}`),
+      Tokenized: tokenizing,
+      Trained: training,
+      Served: serving,
+      Finished: finished,
+    },
+  });
+}
+
+export const lossOf = (loss: number): string => loss.toFixed(4);
+
+/** Kubernetes wants a word. */
+const reasonOf = (text: string): string => (/^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$/.test(text) ? text : "Queued");
+
+type Defined<T> = { [K in keyof T]: Exclude<T[K], undefined> };
+/** Without the fields that are undefined, which an applied status must not hold. */
+export const defined = <T extends object>(value: T): Defined<T> =>
+  Object.fromEntries(Object.entries(value).filter(([, one]) => one !== undefined)) as Defined<T>;
+
+/** What is worth an Event, from what the status said before. Told again after a crash, it is the same Event. */
+function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, run: RunState | undefined): Milestone[] {
+  const milestones: Milestone[] = [];
+  const was = (type: string) => before?.conditions?.find((condition) => condition.type === type);
+  for (const { type, status, reason, message } of next.conditions ?? []) {
+    const same = was(type)?.status === status && was(type)?.reason === reason;
+    if (same || type === "Finished") continue;
+    if (status === "True") milestones.push({ type: "Normal", reason, message, key: type });
+    // The end is told once, by the first condition that it keeps from coming true.
+    else if (status === "False" && !milestones.some((told) => told.reason === reason))
+      milestones.push({ type: "Warning", reason, message, key: `${type}-${reason}` });
+  }
+  if (run?.queue && before?.message !== run.queue.message)
+    milestones.push({
+      type: "Warning",
+      reason: reasonOf(run.queue.reason),
+      message: run.queue.message,
+      key: `queue-${run.attempt}-${run.queue.reason}`,
+    });
+  if (run !== undefined && run.attempt > (before?.attempt ?? 0))
+    milestones.push({ type: "Normal", reason: "Started", message: `attempt ${run.attempt} is running`, key: `attempt-${run.attempt}` });
+  return milestones;
+}

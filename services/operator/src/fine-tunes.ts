@@ -1,0 +1,191 @@
+/** Reconciles the FineTunes of one namespace: asks for their runs, says what becomes of them, cancels those whose resource is gone. */
+import type { Bus } from "@loraline/bus";
+import {
+  foldRun,
+  isTraceparent,
+  type Problem,
+  runCancelRequested,
+  runRequested,
+  type RunState,
+  traceparentAnnotation,
+  type AdapterState,
+} from "@loraline/contracts";
+import { type Kube, keyOf } from "@loraline/kube";
+import { createKeyedQueue, type KeyedQueue, type Log, PermanentError, traceIdOf } from "@loraline/runtime";
+import { isTrue } from "./conditions.ts";
+import { decideFineTune, decideWanted, isWaitedFor, originOf } from "./decide-fine-tune.ts";
+import { idsOf } from "./ids.ts";
+import { tell } from "./kube-events.ts";
+import { judgeWanted, requestRun, type RequestRunDeps } from "./request-run.ts";
+import { type FineTune, fineTunes } from "./resources.ts";
+import { createStatusWriter } from "./write-status.ts";
+
+export interface FineTunesDeps extends RequestRunDeps {
+  kube: Kube;
+  bus: Bus;
+  log: Log;
+  namespaceUid: string;
+  /** By adapter's name. */
+  states: ReadonlyMap<string, AdapterState>;
+}
+
+export interface FineTunes extends AsyncDisposable {
+  onResource(key: string, object: FineTune | undefined): void;
+  onRun(runId: string, run: RunState | undefined): void;
+  onEngines(): void;
+  /** Something about an adapter changed: its versions, or where they are. */
+  onAdapter(adapter: string): void;
+  /** Resources and runs are all known now: from here on a run without a resource is one whose resource is gone. */
+  start(): void;
+}
+
+/** For what nothing tells when it changes: a ConfigMap that is waited for. */
+const lookAgainMs = 3000;
+/** Replicas settle by the dozen. */
+const gatherMs = 200;
+
+export function createFineTunes(deps: FineTunesDeps): FineTunes {
+  const { bus, kube, log, line, tenant, namespace, namespaceUid, states } = deps;
+  const objects = new Map<string, FineTune>();
+  const runs = new Map<string, RunState>();
+  /** Run to the key of its resource. */
+  const keys = new Map<string, string>();
+  /** Not asked for, because of something that may change. */
+  const waiting = new Set<string>();
+  const writer = createStatusWriter(kube, fineTunes);
+  let started = false;
+
+  const reconcile = async (key: string): Promise<void> => {
+    const object = objects.get(key);
+    if (object === undefined || object.metadata?.deletionTimestamp !== undefined) return;
+    // What has ended is told, and stays as it was told: the streams may have forgotten the run long since.
+    if (isTrue(object.status?.conditions, "Finished")) return;
+    const { name = "", uid = "", generation = 1 } = object.metadata ?? {};
+    const ids = idsOf(object);
+    const at = { tenant, id: ids.run };
+    let run = runs.get(ids.run) ?? (await requested(at.id));
+    let problems: Problem[] = [];
+    if (run === undefined) {
+      const wanted = decideWanted(object.spec, ids, { namespace, namespaceUid, name, uid });
+      problems = "problems" in wanted ? wanted.problems : judgeWanted(wanted, deps);
+      if (problems.length === 0 && !("problems" in wanted)) {
+        try {
+          await requestRun(object, wanted, ids, deps);
+          run = runs.get(ids.run) ?? (await requested(at.id));
+          log.info({ finetune: key, runId: ids.run, adapter: wanted.spec.adapter }, "run requested");
+        } catch (error) {
+          if (!(error instanceof PermanentError)) throw error;
+          problems = [{ code: error.code, message: error.message, param: error.param }];
+        }
+      }
+    }
+    const [problem] = problems;
+    if (problem !== undefined && isWaitedFor(problem)) {
+      waiting.add(key);
+      if (problem.code.startsWith("CONFIGMAP_")) queue.addAfter(key, lookAgainMs);
+    } else waiting.delete(key);
+
+    const state = run === undefined ? undefined : states.get(run.spec.adapter);
+    const version = state?.versions.findLast(({ runId }) => runId === ids.run);
+    const annotated = object.metadata?.annotations?.[traceparentAnnotation];
+    const { status, milestones } = decideFineTune({
+      name,
+      tenant,
+      generation,
+      before: object.status,
+      runId: ids.run,
+      run,
+      problems,
+      traceId: traceIdOf(run?.trace ?? (isTraceparent(annotated) ? annotated : undefined)),
+      version: version === undefined || state === undefined ? undefined : { version, ...line.held(state.engine, version) },
+      now: new Date().toISOString(),
+    });
+    // First the events: they have names that follow from what they tell, so telling them again is harmless, and forgetting them is not.
+    await tell(kube, fineTunes, object, milestones);
+    const { written, afterMs } = await writer.write(object, status);
+    if (written !== undefined && objects.get(key)?.metadata?.uid === uid) objects.set(key, written);
+    if (afterMs !== undefined) queue.addAfter(key, afterMs);
+  };
+
+  /** A run that was asked for and is not folded yet. */
+  const requested = async (runId: string): Promise<RunState | undefined> => {
+    const event = await bus.first(runRequested, { tenant, id: runId });
+    return event && foldRun(undefined, { ...event, type: runRequested.type });
+  };
+
+  /** Cancels the run if its resource is gone. Asks the API server itself: a view may be behind. */
+  const settleRun = async (runId: string): Promise<void> => {
+    const run = runs.get(runId);
+    const origin = run === undefined ? undefined : originOf(run);
+    if (run === undefined || origin === undefined || run.finishedAt !== null || run.cancelRequested) return;
+    const there = await kube.get(fineTunes, { namespace, name: origin.name });
+    if (there?.metadata?.uid === origin.uid && there.metadata.deletionTimestamp === undefined) return;
+    await bus.publish(
+      runCancelRequested,
+      { tenant, id: runId },
+      { by: `finetune/${namespace}/${origin.name} deleted` },
+      { traceparent: run.trace },
+    );
+    log.info({ runId, finetune: `${namespace}/${origin.name}` }, "the FineTune is gone; its run is cancelled");
+  };
+
+  const queue: KeyedQueue = createKeyedQueue({ concurrency: 8, log, work: (key) => reconcile(key) });
+  const orphans = createKeyedQueue({ concurrency: 2, log, work: settleRun });
+  const mayBeOrphan = (runId: string, run: RunState): void => {
+    const origin = originOf(run);
+    if (!started || origin?.namespace !== namespace || origin.namespaceUid !== namespaceUid || run.finishedAt !== null) return;
+    const object = objects.get(`${namespace}/${origin.name}`);
+    if (object?.metadata?.uid !== origin.uid || object.metadata.deletionTimestamp !== undefined) orphans.add(runId);
+  };
+
+  return {
+    onResource(key, object) {
+      const before = objects.get(key);
+      if (object === undefined) {
+        objects.delete(key);
+        waiting.delete(key);
+      } else objects.set(key, object);
+      if (before !== undefined && before.metadata?.uid !== object?.metadata?.uid) {
+        const { run } = idsOf(before);
+        keys.delete(run);
+        writer.forget(before.metadata?.uid ?? "");
+        const known = runs.get(run);
+        if (known !== undefined) mayBeOrphan(run, known);
+      }
+      if (object === undefined) return;
+      keys.set(idsOf(object).run, keyOf(object));
+      const known = runs.get(idsOf(object).run);
+      if (known !== undefined && object.metadata?.deletionTimestamp !== undefined) mayBeOrphan(known.runId, known);
+      if (started) queue.add(key);
+    },
+    onRun(runId, run) {
+      // Others' runs, and those that have ended and are told, are not kept.
+      if (run === undefined || originOf(run)?.namespace !== namespace) {
+        runs.delete(runId);
+        return;
+      }
+      runs.set(runId, run);
+      const key = keys.get(runId);
+      if (key !== undefined && started) queue.add(key);
+      mayBeOrphan(runId, run);
+    },
+    onEngines() {
+      for (const key of waiting) queue.addAfter(key, gatherMs);
+    },
+    onAdapter(adapter) {
+      for (const [runId, key] of keys) {
+        const run = runs.get(runId);
+        if (run?.spec.adapter === adapter && run.trained !== null && !isTrue(objects.get(key)?.status?.conditions, "Finished"))
+          queue.addAfter(key, gatherMs);
+      }
+    },
+    start() {
+      started = true;
+      for (const key of objects.keys()) queue.add(key);
+      for (const [runId, run] of runs) mayBeOrphan(runId, run);
+    },
+    async [Symbol.asyncDispose]() {
+      await Promise.all([queue[Symbol.asyncDispose](), orphans[Symbol.asyncDispose]()]);
+    },
+  };
+}

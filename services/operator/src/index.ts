@@ -1,0 +1,1 @@
+export { createOperator, type OperatorDeps } from "./operator.ts";

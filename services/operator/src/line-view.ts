@@ -1,0 +1,83 @@
+/** What the operator knows of the line, kept from NATS: engines and replicas of everybody, shared by all namespaces it serves. */
+import { type Bus, createReplicaTable } from "@loraline/bus";
+import { type AdapterVersion, buckets, type EngineRecord } from "@loraline/contracts";
+import type { Held } from "./decide-adapter.ts";
+
+/** A heartbeat that is older is of a replica that is gone; the TTL of KV `replicas`. */
+const freshMs = buckets.replicas.ttlMs;
+
+export interface LineView extends AsyncDisposable {
+  /** Engines that a tenant may use. */
+  engines(tenant: string): EngineRecord[];
+  held(engine: string, version: AdapterVersion): Held;
+  subscribe(listener: LineListener): Disposable;
+}
+
+export interface LineListener {
+  onEngines(): void;
+  /** A replica of this engine came, went, or became another. */
+  onReplica(engine: string): void;
+  /** What some replica holds of this adapter changed; `<tenant>.<adapter>`. */
+  onHolding(adapterKey: string): void;
+}
+
+export async function createLineView({ bus }: { bus: Bus }): Promise<LineView> {
+  const ending = new AbortController();
+  const { signal } = ending;
+  const listeners = new Set<LineListener>();
+  const engines = new Map<string, EngineRecord>();
+  const ready = Promise.withResolvers<void>();
+  const engineBucket = await bus.bucket(buckets.engines);
+  await engineBucket.watch({
+    signal,
+    onReady: ready.resolve,
+    onChange(key, value) {
+      if (value === undefined) engines.delete(key);
+      else engines.set(key, value);
+      for (const listener of listeners) listener.onEngines();
+    },
+  });
+  const engineOf = (replicaKey: string): string => replicaKey.slice(0, replicaKey.indexOf("."));
+  const table = await createReplicaTable({
+    bus,
+    signal,
+    onReplica: (key) => {
+      for (const listener of listeners) listener.onReplica(engineOf(key));
+    },
+    onHolding: (_key, adapterKey) => {
+      for (const listener of listeners) listener.onHolding(adapterKey);
+    },
+  });
+  await ready.promise;
+  const isFresh = ({ heardAt }: { heardAt: number }): boolean => performance.now() - heardAt < freshMs;
+  const forgetting = setInterval(() => {
+    for (const entry of table.entries()) if (!isFresh(entry)) table.forget(entry.key);
+  }, 5000);
+
+  return {
+    engines: (tenant) => [...engines.values()].filter(({ tenants }) => tenants?.includes(tenant) ?? true),
+    held(engine, { engineName, replicas: placed }) {
+      const found: Held = { proven: 0, of: 0, trouble: undefined };
+      for (const entry of table.entries()) {
+        const { report } = entry;
+        if (report.engine !== engine || !report.ready || !isFresh(entry)) continue;
+        if (placed !== null && placed !== undefined && !placed.includes(report.replica)) continue;
+        found.of++;
+        if (entry.proven.has(engineName)) found.proven++;
+        else {
+          const error = entry.held(engineName)?.error;
+          if (error !== null && error !== undefined) found.trouble ??= { ...error, replica: report.replica };
+        }
+      }
+      return found;
+    },
+    subscribe(listener) {
+      listeners.add(listener);
+      return { [Symbol.dispose]: () => void listeners.delete(listener) };
+    },
+    async [Symbol.asyncDispose]() {
+      clearInterval(forgetting);
+      ending.abort();
+    },
+  };
+}

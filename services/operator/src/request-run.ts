@@ -1,0 +1,108 @@
+/** A FineTune's command: the dataset that comes with it, then `run.requested`, as any other door would publish them. */
+import { type Bus, type Received } from "@loraline/bus";
+import {
+  buckets,
+  datasetImportRequested,
+  type DatasetOfResource,
+  datasetReceived,
+  isTraceparent,
+  judgeRunSpec,
+  type Problem,
+  runRequested,
+  traceparentAnnotation,
+} from "@loraline/contracts";
+import type { Kube } from "@loraline/kube";
+import type { Objects } from "@loraline/objects";
+import { parseFetchUrl, PermanentError, problemOf, type Telemetry, traceIdOf } from "@loraline/runtime";
+import type { Wanted } from "./decide-fine-tune.ts";
+import type { Ids } from "./ids.ts";
+import type { LineView } from "./line-view.ts";
+import { configMaps, type FineTune } from "./resources.ts";
+
+export interface RequestRunDeps {
+  bus: Bus;
+  kube: Kube;
+  objects: Objects;
+  telemetry: Telemetry;
+  line: LineView;
+  tenant: string;
+  namespace: string;
+}
+
+/** What the engines, or addresses that nobody may ask for, have against it. Nothing is published before this is empty. */
+export function judgeWanted({ spec, dataset, validation }: Wanted, { line, tenant }: Pick<RequestRunDeps, "line" | "tenant">): Problem[] {
+  const problems = judgeRunSpec(spec, line.engines(tenant));
+  for (const [param, of] of Object.entries({ dataset, validation })) {
+    if (of?.source === undefined || !("url" in of.source)) continue;
+    try {
+      parseFetchUrl(of.source.url);
+    } catch (error) {
+      problems.push({ ...problemOf(error), param: `${param}.source.url` });
+    }
+  }
+  return problems;
+}
+
+/**
+ * Safe to repeat from any line: datasets and run have ids that follow from the resource, and what was published is looked for first.
+ * @throws PermanentError CONFIGMAP_… while the data is not there.
+ */
+export async function requestRun(object: FineTune, wanted: Wanted, ids: Ids, deps: RequestRunDeps): Promise<void> {
+  const { bus, telemetry, tenant, namespace } = deps;
+  const name = object.metadata?.name ?? "";
+  const by = `finetune/${namespace}/${name}`;
+  const attributes = { "loraline.tenant": tenant, "loraline.run.id": ids.run, "loraline.dataset.id": wanted.spec.dataset ?? "" };
+  await telemetry.span(`finetune ${name}`, { ...(await traceOf(object, wanted, ids, deps)), attributes }, async () => {
+    for (const part of ["dataset", "validation"] as const) {
+      const of = wanted[part];
+      if (of !== undefined) await provide(of, ids[part], part, by, deps);
+    }
+    await bus.publish(runRequested, { tenant, id: ids.run }, { spec: wanted.spec, by });
+  });
+}
+
+async function provide(of: DatasetOfResource, id: string, part: "dataset" | "validation", by: string, deps: RequestRunDeps): Promise<void> {
+  const { bus, objects, kube, tenant, namespace } = deps;
+  const at = { tenant, id };
+  if (of.source !== undefined) {
+    if ((await bus.last(datasetImportRequested, at)) === undefined)
+      await bus.publish(datasetImportRequested, at, { source: of.source, mapping: of.mapping, by });
+    return;
+  }
+  // What was read first stays, whatever becomes of the ConfigMap.
+  if (of.configMap === undefined || (await bus.last(datasetReceived, at)) !== undefined) return;
+  const { name, key } = of.configMap;
+  const found = await kube.get(configMaps, { namespace, name });
+  const refuse = (code: string, message: string) => new PermanentError(code, message, { param: `${part}.configMap` });
+  if (found === undefined) throw refuse("CONFIGMAP_UNKNOWN", `there is no ConfigMap "${name}" in namespace ${namespace}; it is waited for`);
+  const text = found.data?.[key];
+  const packed = found.binaryData?.[key];
+  if (text === undefined && packed === undefined) {
+    const keys = [...Object.keys(found.data ?? {}), ...Object.keys(found.binaryData ?? {})].join(", ") || "none";
+    throw refuse("CONFIGMAP_KEY_UNKNOWN", `ConfigMap "${name}" has no key "${key}"; it has ${keys}. The key is waited for`);
+  }
+  const bytes = text === undefined ? Buffer.from(packed ?? "", "base64") : Buffer.from(text);
+  if (bytes.byteLength === 0)
+    throw refuse("CONFIGMAP_EMPTY", `key "${key}" of ConfigMap "${name}" is empty; put at least one training example there`);
+  const blob = await objects.put(tenant, "raw", bytes);
+  await bus.publish(datasetReceived, at, { blob, filename: key, mapping: of.mapping, by });
+}
+
+/** The trace that the run continues: the resource's own; else its dataset's, when no run continues that yet; else a new one. */
+async function traceOf(
+  object: FineTune,
+  { dataset }: Wanted,
+  ids: Ids,
+  { bus, tenant }: RequestRunDeps,
+): Promise<{ parent: string | null; links?: string[] }> {
+  const given = object.metadata?.annotations?.[traceparentAnnotation];
+  const incoming = isTraceparent(given) ? given : undefined;
+  const at = { tenant, id: dataset?.id ?? ids.dataset };
+  const heard: (Received | undefined)[] =
+    dataset === undefined ? [] : await Promise.all([bus.last(datasetImportRequested, at), bus.last(datasetReceived, at)]);
+  const ofDataset = heard.find((event) => event?.trace)?.trace ?? undefined;
+  if (ofDataset === undefined) return { parent: incoming ?? null };
+  if (incoming !== undefined) return { parent: incoming, links: traceIdOf(incoming) === traceIdOf(ofDataset) ? [] : [ofDataset] };
+  const runs = await (await bus.bucket(buckets.runs)).entries(`${tenant}.*`);
+  return runs.some(({ value }) => value.spec.dataset === at.id) ? { parent: null, links: [ofDataset] } : { parent: ofDataset };
+}
