@@ -1,0 +1,437 @@
+{{- define "loraline.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains "loraline" .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-loraline" .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What selects the pods of a component. (list root component) */}}
+{{- define "loraline.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: loraline
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* (list root component) */}}
+{{- define "loraline.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "loraline.selector" . }}
+app.kubernetes.io/part-of: loraline
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* name, namespace, labels and annotations of an object. (list root component suffix): suffix "" is the bare name */}}
+{{- define "loraline.metadata" -}}
+{{- $root := index . 0 -}}
+{{- $suffix := index . 2 -}}
+name: {{ include "loraline.fullname" $root }}{{ if $suffix }}-{{ $suffix }}{{ end }}
+namespace: {{ $root.Release.Namespace }}
+labels:
+  {{- include "loraline.labels" (list $root (index . 1)) | nindent 2 }}
+{{- with $root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Reference of one of our own images. (list root name) */}}
+{{- define "loraline.image" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- $image := $root.Values.image -}}
+{{- index $image $name | default (printf "%s/%s:%s" $image.registry $name ($image.tag | default $root.Chart.AppVersion)) -}}
+{{- end -}}
+
+{{- define "loraline.natsAuthSecret" -}}
+{{- .Values.nats.auth.existingSecret | default (printf "%s-nats-auth" (include "loraline.fullname" .)) -}}
+{{- end -}}
+{{- define "loraline.engineKeySecret" -}}
+{{- .Values.engineKey.existingSecret | default (printf "%s-engine-key" (include "loraline.fullname" .)) -}}
+{{- end -}}
+{{- define "loraline.adminKeySecret" -}}
+{{- .Values.bootstrap.existingSecret | default (printf "%s-admin-key" (include "loraline.fullname" .)) -}}
+{{- end -}}
+
+{{- define "loraline.natsUrl" -}}
+{{- if .Values.nats.enabled -}}
+nats://{{ include "loraline.fullname" . }}-nats:4222
+{{- else -}}
+{{- .Values.nats.url -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where NATS is, and as whom. (list root user) */}}
+{{- define "loraline.natsEnv" -}}
+{{- $root := index . 0 -}}
+{{- $user := index . 1 -}}
+- name: NATS_URL
+  value: {{ include "loraline.natsUrl" $root | quote }}
+- name: NATS_USER
+  value: {{ $user }}
+- name: NATS_PASS
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "loraline.natsAuthSecret" $root }}
+      key: {{ $user }}
+- name: NATS_INBOX_PREFIX
+  value: _INBOX_{{ $user }}
+{{- end -}}
+
+{{- define "loraline.objectsEnv" -}}
+{{- with .Values.objects.s3 -}}
+{{- if .bucket }}
+- name: S3_BUCKET
+  value: {{ .bucket | quote }}
+{{- with .endpoint }}
+- name: S3_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- with .region }}
+- name: S3_REGION
+  value: {{ . | quote }}
+{{- end }}
+{{- with .existingSecret }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: accessKeyId
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: secretAccessKey
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "loraline.tracingEnv" -}}
+{{- with .Values.tracing.otlpEndpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- if .Values.tracing.keep }}
+- name: LORALINE_TRACES
+  value: nats
+{{- end }}
+{{- end -}}
+
+{{/* What every service and courier needs: NATS, blobs, traces. (list root user) */}}
+{{- define "loraline.lineEnv" -}}
+{{- $root := index . 0 -}}
+{{ include "loraline.natsEnv" . }}
+{{- with include "loraline.objectsEnv" $root | trim }}
+{{ . }}
+{{- end }}
+{{- with include "loraline.tracingEnv" $root | trim }}
+{{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* Of the pod that runs it. */}}
+{{- define "loraline.selfEnv" -}}
+- name: HEALTH_PORT
+  value: "8081"
+- name: LOG_LEVEL
+  value: {{ .Values.logLevel }}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+{{- end -}}
+
+{{- define "loraline.importEnv" -}}
+{{- with .Values.imports -}}
+{{- with .hubEndpoint }}
+- name: HF_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- with .hubTokenSecret }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: token
+{{- end }}
+{{- with .allow }}
+- name: LORALINE_IMPORT_ALLOW
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "loraline.basesVolume" -}}
+- name: bases
+  {{- if .Values.bases.volume }}
+  {{- toYaml .Values.bases.volume | nindent 2 }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- end -}}
+{{- define "loraline.basesMount" -}}
+- name: bases
+  mountPath: /bases
+  readOnly: true
+{{- end -}}
+
+{{/* Of every container: what the restricted Pod Security Standard asks for. */}}
+{{- define "loraline.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+{{- define "loraline.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+# Files of a large volume are not walked through at every start.
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* A container's env may be set by values: those win over the chart's. (list env extra), both YAML lists */}}
+{{- define "loraline.env" -}}
+{{- $own := index . 0 | fromYamlArray -}}
+{{- $extra := index . 1 | default list -}}
+{{- $names := list -}}
+{{- range $extra }}{{ $names = append $names .name }}{{ end -}}
+{{- $env := list -}}
+{{- range $own }}{{ if not (has .name $names) }}{{ $env = append $env . }}{{ end }}{{ end -}}
+{{- toYaml (concat $env $extra) -}}
+{{- end -}}
+
+{{/* Lays `over` on `under` (both JSON): objects merge field by field, lists of named things by their name, everything else replaces. */}}
+{{- define "loraline.merged" -}}
+{{- $under := index . 0 -}}
+{{- $over := index . 1 -}}
+{{- if and (kindIs "map" $under) (kindIs "map" $over) -}}
+  {{- $made := dict -}}
+  {{- range $key, $value := $under }}{{ $_ := set $made $key $value }}{{ end -}}
+  {{- range $key, $value := $over -}}
+    {{- if hasKey $under $key -}}
+      {{- $_ := set $made $key (include "loraline.merged" (list (get $under $key) $value) | fromJson).value -}}
+    {{- else -}}
+      {{- $_ := set $made $key $value -}}
+    {{- end -}}
+  {{- end -}}
+  {{- dict "value" $made | toJson -}}
+{{- else if and (kindIs "slice" $under) (kindIs "slice" $over) (include "loraline.isNamed" $under) (include "loraline.isNamed" $over) -}}
+  {{- $made := list -}}
+  {{- $seen := dict -}}
+  {{- range $item := $under -}}
+    {{- $found := $item -}}
+    {{- range $over }}{{ if eq .name $item.name }}{{ $found = (include "loraline.merged" (list $item .) | fromJson).value }}{{ end }}{{ end -}}
+    {{- $made = append $made $found -}}
+    {{- $_ := set $seen $item.name true -}}
+  {{- end -}}
+  {{- range $over }}{{ if not (hasKey $seen .name) }}{{ $made = append $made . }}{{ end }}{{ end -}}
+  {{- dict "value" $made | toJson -}}
+{{- else -}}
+  {{- dict "value" $over | toJson -}}
+{{- end -}}
+{{- end -}}
+{{- define "loraline.isNamed" -}}
+{{- $named := gt (len .) 0 -}}
+{{- range . }}{{ if not (kindIs "map" .) }}{{ $named = false }}{{ else if not .name }}{{ $named = false }}{{ end }}{{ end -}}
+{{- if $named }}yes{{ end -}}
+{{- end -}}
+
+{{/*
+A pod template with what all pods have in common, and the component's own settings laid over it.
+(dict "root" "component" "account" "settings" (values of the component) "labels" "annotations" "spec" (YAML of the rest of the pod's spec))
+*/}}
+{{- define "loraline.podTemplate" -}}
+{{- $root := .root -}}
+{{- $settings := .settings -}}
+{{- $base := include "loraline.basePodTemplate" . | fromYaml -}}
+{{- if $base.Error }}{{ fail (printf "pod of %s: %s" .component $base.Error) }}{{ end -}}
+{{- (include "loraline.merged" (list $base ($settings.podTemplate | default dict)) | fromJson).value | toYaml -}}
+{{- end -}}
+
+{{- define "loraline.basePodTemplate" -}}
+{{- $root := .root -}}
+{{- $settings := .settings -}}
+metadata:
+  labels:
+    {{- include "loraline.labels" (list $root .component) | nindent 4 }}
+    {{- with .labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- with $settings.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with merge (dict) ($settings.podAnnotations | default dict) (.annotations | default dict) ($root.Values.commonAnnotations | default dict) }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+spec:
+  serviceAccountName: {{ include "loraline.fullname" $root }}-{{ .account }}
+  automountServiceAccountToken: {{ has .account (list "train" "operator") }}
+  # A Service called VLLM or NATS would set variables that those programs read.
+  enableServiceLinks: false
+  securityContext:
+    {{- include "loraline.podSecurity" $root | nindent 4 }}
+  {{- with $root.Values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . }}
+    {{- end }}
+  {{- end }}
+  {{- with $settings.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with $settings.nodeSelector }}
+  nodeSelector:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $settings.tolerations }}
+  tolerations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $settings.affinity }}
+  affinity:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  # One node's end should not be the end of all of them.
+  topologySpreadConstraints:
+    {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+    - maxSkew: 1
+      topologyKey: {{ . }}
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "loraline.selector" (list $root $.component) | nindent 10 }}
+          {{- with $.labels }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
+    {{- end }}
+  {{- .spec | nindent 2 }}
+{{- end -}}
+
+{{/* Probes of a process of ours. It is live while it can answer; it is ready when it has NATS and its streams. */}}
+{{- define "loraline.probes" -}}
+livenessProbe:
+  httpGet:
+    path: /livez
+    port: health
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: health
+  periodSeconds: 2
+  timeoutSeconds: 5
+{{- end -}}
+
+{{/*
+A Deployment of a service.
+(dict "root" "component" "settings" "env" (YAML list) "volumes" "mounts" (YAML lists or "") "ports" (YAML list or "") "annotations"
+ "graceSeconds" "initContainers" (YAML or "") "lifecycle" (YAML or ""))
+*/}}
+{{- define "loraline.deployment" -}}
+{{- $root := .root -}}
+{{- $settings := .settings -}}
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  {{- include "loraline.metadata" (list $root .component .component) | nindent 2 }}
+spec:
+  {{- if not (and $settings.autoscaling $settings.autoscaling.enabled) }}
+  replicas: {{ $settings.replicas }}
+  {{- end }}
+  revisionHistoryLimit: 3
+  strategy:
+    rollingUpdate:
+      maxUnavailable: 0
+      maxSurge: 1
+  selector:
+    matchLabels:
+      {{- include "loraline.selector" (list $root .component) | nindent 6 }}
+  template:
+    {{- $spec := include "loraline.serviceSpec" . }}
+    {{- include "loraline.podTemplate" (dict "root" $root "component" .component "account" .component "settings" $settings "annotations" .annotations "spec" $spec) | nindent 4 }}
+{{- end -}}
+
+{{- define "loraline.serviceSpec" -}}
+{{- $root := .root -}}
+{{- $settings := .settings -}}
+terminationGracePeriodSeconds: {{ .graceSeconds }}
+{{- with .initContainers }}
+initContainers:
+  {{- . | nindent 2 }}
+{{- end }}
+containers:
+  - name: {{ .component }}
+    image: {{ include "loraline.image" (list $root "services") }}
+    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+    args: [services/{{ .component }}/src/main.ts]
+    env:
+      {{- include "loraline.env" (list (printf "%s\n%s" (include "loraline.selfEnv" $root) .env) $settings.env) | nindent 6 }}
+    ports:
+      - name: health
+        containerPort: 8081
+      {{- with .ports }}
+      {{- . | nindent 6 }}
+      {{- end }}
+    {{- include "loraline.probes" $root | nindent 4 }}
+    {{- with .lifecycle }}
+    lifecycle:
+      {{- . | nindent 6 }}
+    {{- end }}
+    resources:
+      {{- toYaml $settings.resources | nindent 6 }}
+    securityContext:
+      {{- include "loraline.containerSecurity" $root | nindent 6 }}
+    volumeMounts:
+      - name: tmp
+        mountPath: /tmp
+      {{- with .mounts }}
+      {{- . | nindent 6 }}
+      {{- end }}
+volumes:
+  - name: tmp
+    emptyDir: {}
+  {{- with .volumes }}
+  {{- . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* What an engine is, with the defaults for what it does not say: JSON. (list root engine) */}}
+{{- define "loraline.engine" -}}
+{{- $root := index . 0 -}}
+{{- $engine := dict -}}
+{{- range $key, $value := $root.Values.engineDefaults }}{{ $_ := set $engine $key $value }}{{ end -}}
+{{- range $key, $value := index . 1 }}{{ $_ := set $engine $key $value }}{{ end -}}
+{{- $engine | toJson -}}
+{{- end -}}
+
+{{/* The same as serve and the check see it: JSON. */}}
+{{- define "loraline.engineEntry" -}}
+{{- $entry := dict "engine" .name "base" .base -}}
+{{- range $key := list "maxLoraRank" "maxLoras" "maxCpuLoras" "maxModelLen" "tenants" "tasks" "promptLogprobs" "dtype" "quantization" "kvCacheDtype" "tensorParallelSize" "gpus" "extraArgs" -}}
+{{- $value := get $ $key -}}
+{{- if not (or (kindIs "invalid" $value) (and (kindIs "string" $value) (eq $value "")) (and (kindIs "slice" $value) (empty $value))) -}}
+{{- $_ := set $entry $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- $entry | toJson -}}
+{{- end -}}
