@@ -5,6 +5,7 @@ export * from "./crds.ts";
 export * from "./dataset-mapping.ts";
 export * from "./define-event.ts";
 export * from "./engine.ts";
+export * from "./engine-settings.ts";
 export * from "./events.ts";
 export * from "./fold-dataset.ts";
 export * from "./fold-run.ts";
