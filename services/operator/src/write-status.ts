@@ -31,10 +31,14 @@ export function createStatusWriter<S extends Status>(kube: Kube, of: Resource<Wi
       if (since < everyMs && !isMilestone(before, status)) return { written: undefined, afterMs: everyMs - since };
       try {
         // With the UID: an object that took the name meanwhile is another one.
-        const written = await kube.apply(of, { metadata: { name, namespace: namespace ?? "", uid }, status }, {
-          manager,
-          subresource: "status",
-        });
+        const written = await kube.apply(
+          of,
+          { metadata: { name, namespace: namespace ?? "", uid }, status },
+          {
+            manager,
+            subresource: "status",
+          },
+        );
         writtenAt.set(uid, performance.now());
         return { written };
       } catch (error) {
