@@ -12,6 +12,10 @@ export const natsEnv = {
   NATS_USER: z.string().optional(),
   NATS_PASS: z.string().optional(),
   NATS_TOKEN: z.string().optional(),
+  NATS_INBOX_PREFIX: z
+    .string()
+    .optional()
+    .describe("Answers come below it; a server with permissions lets each user listen below its own."),
 };
 export type NatsEnv = z.output<z.ZodObject<typeof natsEnv>>;
 
@@ -21,6 +25,7 @@ export interface ConnectBusOptions {
   token?: string | undefined;
   user?: string | undefined;
   pass?: string | undefined;
+  inboxPrefix?: string | undefined;
 }
 
 /**
@@ -42,6 +47,7 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
     ...(auth.token === undefined ? {} : { token: auth.token }),
     ...(auth.user === undefined ? {} : { user: auth.user }),
     ...(auth.pass === undefined ? {} : { pass: auth.pass }),
+    ...(auth.inboxPrefix === undefined ? {} : { inboxPrefix: auth.inboxPrefix }),
   };
   try {
     return await connect(options);
@@ -63,7 +69,14 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
 
 /** `connectBus` with the settings of `natsEnv`; `name` is what the server shows. */
 export const connectFromEnv = (env: NatsEnv, name: string): Promise<NatsConnection> =>
-  connectBus({ servers: env.NATS_URL, name, user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN });
+  connectBus({
+    servers: env.NATS_URL,
+    name,
+    user: env.NATS_USER,
+    pass: env.NATS_PASS,
+    token: env.NATS_TOKEN,
+    inboxPrefix: env.NATS_INBOX_PREFIX,
+  });
 
 /**
  * `connectFromEnv` for a service that may start before its servers: waits for NATS, and until the streams are in place, and says what it

@@ -1,7 +1,15 @@
 /** Blobs in a JetStream Object Store: the default, because NATS is there already. */
 import type { BlobKind, BlobRef } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import { jetstream, JetStreamApiError, type JetStreamManager, jetstreamManager, type StoredMsg, StorageType } from "@nats-io/jetstream";
+import {
+  jetstream,
+  JetStreamApiCodes,
+  JetStreamApiError,
+  type JetStreamManager,
+  jetstreamManager,
+  type StoredMsg,
+  StorageType,
+} from "@nats-io/jetstream";
 import { type ObjectInfo, type ObjectStore, Objm, setSha256Backend } from "@nats-io/obj";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { prepare, verified } from "./digest.ts";
@@ -15,7 +23,7 @@ const timeoutMs = 10_000;
 export interface JetStreamObjectsOptions {
   /** Name of the object store. Default `objects`. */
   bucket?: string | undefined;
-  /** Copies of every blob, when the store is created here. Default 1. */
+  /** Copies of every blob; a store that exists is changed to so many. Default: 1, or as it is. */
   replicas?: number | undefined;
   /** Limit of the whole store in bytes, when it is created here. Default none. */
   maxBytes?: number | undefined;
@@ -26,14 +34,26 @@ export interface JetStreamObjectsOptions {
 /** Opens the store, creating it if it does not exist. The connection stays the caller's. */
 export async function createJetStreamObjects(nc: NatsConnection, options: JetStreamObjectsOptions = {}): Promise<Objects> {
   setSha256Backend("native");
-  const { bucket = "objects", replicas = 1, maxBytes, spoolDir } = options;
-  const store = await new Objm(jetstream(nc, { timeout: timeoutMs })).create(bucket, {
-    description: "Blobs by digest: <tenant>/<kind>/sha256/<hex>",
-    storage: StorageType.File,
-    replicas,
-    ...(maxBytes === undefined ? {} : { max_bytes: maxBytes }),
-  });
+  const { bucket = "objects", replicas, maxBytes, spoolDir } = options;
+  const objm = new Objm(jetstream(nc, { timeout: timeoutMs }));
   const jsm = await jetstreamManager(nc, { timeout: timeoutMs });
+  // Looked at first: not everybody who may use it may create it.
+  const there = await jsm.streams.info(`OBJ_${bucket}`).catch((error: unknown) => {
+    if (error instanceof JetStreamApiError && error.code === JetStreamApiCodes.StreamNotFound) return undefined;
+    throw error;
+  });
+  if (there !== undefined && replicas !== undefined && there.config.num_replicas !== replicas) {
+    await jsm.streams.update(`OBJ_${bucket}`, { num_replicas: replicas });
+  }
+  const store =
+    there !== undefined
+      ? await objm.open(bucket)
+      : await objm.create(bucket, {
+          description: "Blobs by digest: <tenant>/<kind>/sha256/<hex>",
+          storage: StorageType.File,
+          replicas: replicas ?? 1,
+          ...(maxBytes === undefined ? {} : { max_bytes: maxBytes }),
+        });
 
   const find = async (key: string): Promise<ObjectInfo | undefined> => {
     const info = await store.info(key);
