@@ -4,10 +4,27 @@ that it applies this adapter: greedy tokens, and the log-probability (natural) o
 the likeliest first tokens, which are what a replica is asked.
 """
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import torch
 
 from packing import flatten, forward
+
+
+@contextmanager
+def one_thread_if_small(model):
+    """
+    Tokens one at a time are small products: to wake a second thread for each costs more than it does, up to a width of about
+    a thousand. (SmolLM2-135M with an adapter, 8 prompts, two busy cores: a fifth less time, a third less CPU, the same numbers.)
+    """
+    threads = torch.get_num_threads()
+    if model.device.type == "cpu" and model.config.hidden_size <= 1024:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()
@@ -28,10 +45,15 @@ def greedy(model, prompts: list[list[int]], new_tokens: int, stop: set[int]) -> 
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     model.eval()
     input_ids = padded
-    for step in range(max(1, new_tokens)):
+
+    def forward_once():
         # A tensor, not 1: the slice that 1 makes is not contiguous, and for it the head's weights would be copied per prompt.
         last = torch.tensor([input_ids.shape[1] - 1], device=model.device)
-        outputs = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
+        return model(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
+
+    for step in range(max(1, new_tokens)):
+        with nullcontext() if step == 0 else one_thread_if_small(model):
+            outputs = forward_once()
         cache = outputs.past_key_values
         distribution = outputs.logits[:, -1].float().log_softmax(-1)
         if step == 0:
