@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
 # One real node: etcd, kube-apiserver, controller-manager, scheduler, kubelet + containerd, kube-proxy, CoreDNS.
 # usage: up.sh RUN_DIR [BIN_DIR]   ->   RUN_DIR/admin.conf is the kubeconfig. Needs root, and what build.sh installs.
+# Runs already: nothing is done. Half of it died: what is missing is started again.
 set -euo pipefail
+fail() { echo "up.sh: $1" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || fail "a node needs root. Name a cluster of yours with LORALINE_KUBECONFIG instead."
+[ -x "${2:-${LORALINE_CLUSTER_BIN:-$HOME/.cache/loraline/cluster-bin}}/kube" ] || fail "Kubernetes is not built yet: run infra/cluster/build.sh (make cluster-up does)."
 here=$(cd "$(dirname "$0")" && pwd); B=$(cd "${2:-${LORALINE_CLUSTER_BIN:-$HOME/.cache/loraline/cluster-bin}}" && pwd); mkdir -p "$1"; R=$(cd "$1" && pwd); K=$B/kube; IP=10.88.0.1
+# The address and the socket are fixed, so there is one such node on a machine.
+other=$(pgrep -f 'kube kube-apiserver .*--secure-port=6443' | head -1 | xargs -rI{} readlink /proc/{}/cwd) || true
+[ -z "$other" ] || [ "$other" = "$R" ] || fail "a cluster runs already, in $other: stop it with infra/cluster/down.sh $other."
 mkdir -p "$R/pki" "$R/cni" "$R/kubelet" "$R/img"
 ip link add cni0 type bridge 2>/dev/null || true
 ip addr add $IP/16 dev cni0 2>/dev/null || true; ip link set cni0 up; sysctl -qw net.ipv4.ip_forward=1
 cd "$R/pki"
-if [ ! -f ca.crt ]; then
+if [ ! -f complete ] || ! openssl x509 -checkend 86400 -noout -in ca.crt >/dev/null 2>&1; then
   openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 30 -subj /CN=test-ca 2>/dev/null
   cert() { # name subject san
     openssl req -newkey rsa:2048 -nodes -keyout $1.key -out $1.csr -subj "$2" 2>/dev/null
@@ -18,6 +25,7 @@ if [ ! -f ca.crt ]; then
   cert admin /O=system:masters/CN=admin DNS:none
   cert kubelet /O=system:nodes/CN=system:node:node1 "DNS:node1,IP:$IP"
   openssl genrsa -out sa.key 2048 2>/dev/null; openssl rsa -in sa.key -pubout -out sa.pub 2>/dev/null
+  touch complete
 fi
 cd "$R"
 conf() { cat > $1.conf <<C
@@ -61,6 +69,8 @@ tlsCertFile: $R/pki/kubelet.crt
 tlsPrivateKeyFile: $R/pki/kubelet.key
 containerRuntimeEndpoint: unix:///run/test-containerd/containerd.sock
 evictionHard: {nodefs.available: "1%", imagefs.available: "1%"}
+imageGCHighThresholdPercent: 100  # an image that is collected cannot be pulled again
+imageGCLowThresholdPercent: 99
 C
 cat > Corefile <<C
 .:53 {
@@ -76,7 +86,15 @@ cat > Corefile <<C
 }
 C
 export PATH=$B:$PATH
-start() { n=$1; shift; nohup "$@" > $n.log 2>&1 & echo $! > $n.pid; }
+alive() { [ -f "$1.pid" ] && [ "$(readlink "/proc/$(cat "$1.pid")/cwd" 2>/dev/null)" = "$R" ]; }
+start() { n=$1; shift; alive "$n" && return; nohup setsid "$@" >>"$n.log" 2>&1 </dev/null 9>&- & echo $! >"$n.pid"; }
+# wait_for SECONDS WHAT LOG COMMAND...
+wait_for() {
+  local seconds=$1 what=$2 log=$3; shift 3
+  for _ in $(seq $((seconds * 5))); do "$@" >/dev/null 2>&1 && return; sleep .2; done
+  tail -5 "$log.log" >&2
+  fail "$what (after $seconds s). More in $R/$log.log"
+}
 export KUBECONFIG=$R/admin.conf
 start etcd etcd --data-dir $R/etcd --listen-client-urls http://127.0.0.1:23790 --advertise-client-urls http://127.0.0.1:23790 --listen-peer-urls http://127.0.0.1:23800 --initial-advertise-peer-urls http://127.0.0.1:23800 --initial-cluster default=http://127.0.0.1:23800 --unsafe-no-fsync
 start apiserver $K kube-apiserver --etcd-servers=http://127.0.0.1:23790 --advertise-address=$IP --secure-port=6443 \
@@ -85,16 +103,26 @@ start apiserver $K kube-apiserver --etcd-servers=http://127.0.0.1:23790 --advert
   --service-account-key-file=pki/sa.pub --service-account-signing-key-file=pki/sa.key --service-account-issuer=https://kubernetes.default.svc \
   --authorization-mode=Node,RBAC --service-cluster-ip-range=10.0.0.0/24 --allow-privileged=true
 start containerd containerd -c containerd.toml
-for _ in $(seq 120); do kubectl get --raw /readyz >/dev/null 2>&1 && break; sleep .5; done; kubectl get --raw /readyz >/dev/null
+wait_for 120 "the API server does not get ready" apiserver kubectl get --raw /readyz
 start controllers $K kube-controller-manager --kubeconfig=admin.conf --service-account-private-key-file=pki/sa.key --root-ca-file=pki/ca.crt --use-service-account-credentials=true --bind-address=127.0.0.1 --leader-elect=false
 start scheduler $K kube-scheduler --kubeconfig=admin.conf --bind-address=127.0.0.1 --leader-elect=false
-mkdir -p img/pause && cp $B/pause img/pause/ && python3 $here/mkimage.py registry.k8s.io/pause:3.10 img/pause.tar '["/pause"]' img/pause
-ctr -a /run/test-containerd/containerd.sock -n k8s.io images import img/pause.tar >/dev/null
+ctr() { command ctr -a /run/test-containerd/containerd.sock -n k8s.io "$@"; }
+wait_for 30 "containerd does not answer" containerd ctr version
+if ! ctr images ls -q | grep -qx registry.k8s.io/pause:3.10; then
+  layer=$(python3 "$here/mkimage.py" layer img "$B/pause=/pause")
+  echo '[{"name": "registry.k8s.io/pause:3.10", "layers": ["'"$layer"'"], "config": {"User": "65535:65535", "Entrypoint": ["/pause"]}}]' |
+    python3 "$here/mkimage.py" archive img img/pause.tar
+  ctr images import img/pause.tar >/dev/null
+fi
 start kubelet $K kubelet --kubeconfig=kubelet.conf --config=kubelet.yaml --hostname-override=node1 --root-dir=$R/kubelet --node-ip=$IP
 start proxy $K kube-proxy --kubeconfig=admin.conf --proxy-mode=iptables --cluster-cidr=10.88.0.0/16 --hostname-override=node1
 start coredns $B/coredns -conf Corefile
-kubectl wait --for=condition=Ready node/node1 --timeout=60s >/dev/null 2>&1 || { for _ in $(seq 60); do kubectl get node node1 2>/dev/null | grep -q ' Ready' && break; sleep 1; done; }
-# Two pretended GPUs, so that GPU requests schedule: the scheduler and kubelet count them, nothing provides them.
-kubectl patch node node1 --subresource=status --type=json -p '[{"op":"add","path":"/status/capacity/nvidia.com~1gpu","value":"2"}]' >/dev/null
-for _ in $(seq 60); do kubectl get serviceaccount default >/dev/null 2>&1 && break; sleep .5; done  # pods are refused before it exists
+ready() { kubectl get node node1 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' | grep -qx True; }
+wait_for 120 "the node does not get ready" kubelet ready
+# Two pretended GPUs, so that GPU requests schedule: the scheduler and kubelet count them, nothing provides them. A kubelet that
+# starts anew takes them away; then they are given again.
+start kubelet.keeper "$here/pretend-gpus.sh" node1 2
+gpus() { kubectl get node node1 -o 'jsonpath={.status.allocatable.nvidia\.com/gpu}' | grep -qx 2; }
+wait_for 60 "the node does not show its pretended GPUs" kubelet.keeper gpus
+wait_for 60 "the default service account is not made, without which pods are refused" controllers kubectl get serviceaccount default
 kubectl get node
