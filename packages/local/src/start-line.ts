@@ -9,13 +9,14 @@
  * Every child dies with this process, however it dies; and what it left is found and ended by the next start.
  */
 import { createWriteStream } from "node:fs";
-import { access, constants, mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { access, constants, mkdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createBus, ensureStreams } from "@loraline/bus";
-import { type BaseRef, baseRef, buckets, type EngineRecord } from "@loraline/contracts";
+import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
 import { createGateway, createProjector, hashApiKey } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects, removeUnfinishedBlobs } from "@loraline/objects";
+import { readBaseRef } from "@loraline/objects/base-ref";
 import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
 import { createServeAgent, createServeController, describeBase } from "@loraline/serve";
 import { createTokenizeService, describeTemplate, loadBase, readTemplate } from "@loraline/tokenize";
@@ -30,7 +31,7 @@ import { announceLine, ensureApiKey, killLeftovers, lockStateDir } from "./state
 export interface LineOptions {
   /** Everything the line keeps; belongs to one line at a time. */
   stateDir: string;
-  /** Bases in Hugging Face's layout, each with a base.json: `<basesDir>/<base>/`. */
+  /** Bases in Hugging Face's layout: `<basesDir>/<base>/`. */
   basesDir: string;
   /** What can be made again at any time, such as vLLM's findings about this machine. */
   cacheDir: string;
@@ -150,7 +151,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     onReady: (afterMs) => onNews({ kind: "engine-ready", afterMs }),
     onEnded: childEnded("engine", logFile("engine")),
   });
-  const template = loadBase(baseDir).then(describeTemplate);
+  const template = loadBase(baseDir, { ref: base }).then(describeTemplate);
   template.catch(() => {}); // told where it is waited for
   const telemetries = starting.use(new AsyncDisposableStack());
   /** Ended side by side, while NATS still runs: each may need a second or two. */
@@ -302,27 +303,5 @@ async function checkInstallation({ python, nats, basesDir, base }: LineOptions):
       cause: error,
     });
   });
-  const file = join(basesDir, base, "base.json");
-  const text = await readFile(file, "utf8").catch((error: unknown) => {
-    throw new PermanentError(
-      "BASE_MISSING",
-      `base "${base}" is not in ${basesDir}: ${file} is missing. Run \`make setup\`, or name another with --base.`,
-      {
-        param: "--base",
-        cause: error,
-      },
-    );
-  });
-  try {
-    return baseRef.parse(JSON.parse(text));
-  } catch (error) {
-    throw new PermanentError(
-      "BASE_INVALID",
-      `${file} is not a base's description (name, revision, digest). Remove ${join(basesDir, base)} and run \`make setup\`.`,
-      {
-        param: "--base",
-        cause: error,
-      },
-    );
-  }
+  return readBaseRef(join(basesDir, base));
 }

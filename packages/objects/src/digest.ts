@@ -10,7 +10,7 @@ import type { Digest } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime/errors";
 import type { BlobSource } from "./objects.ts";
 
-const readChunk = 128 * 1024;
+const readChunk = 512 * 1024;
 
 /** Passes bytes through; at the end throws what `onMismatch` makes of the digest found, if it is not `expected`. */
 export async function* verified(
@@ -31,7 +31,7 @@ export async function* verified(
 
 export const digestOf = (bytes: Uint8Array | string): Digest => `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
 
-async function digestOfFile(path: string): Promise<Digest> {
+export async function digestOfFile(path: string): Promise<Digest> {
   const hash = createHash("sha256");
   for await (const chunk of createReadStream(path, { highWaterMark: readChunk })) hash.update(chunk as Uint8Array);
   return `sha256:${hash.digest("hex")}`;

@@ -65,6 +65,7 @@ const decompress = promisify(zstdDecompress);
 /** Outcomes of a run, not faults of the line. */
 export const rejecting: ReadonlySet<string> = new Set([
   "BASE_FILES_MISSING",
+  "BASE_MISSING",
   "TEMPLATE_MISSING",
   "TEMPLATE_UNSUPPORTED",
   "PAD_TOKEN_MISSING",

@@ -19,10 +19,12 @@ async function load({ dir, fast }: Pick<ThreadWork, "dir" | "fast">, anew = fals
 }
 
 async function encoderFor(work: ThreadWork): Promise<RecordEncoder> {
-  const { dir, identity, fast, spec } = work;
+  const { dir, ref, identity, fast, spec } = work;
+  // Of the files read here it is told by the rest; that of the weights would be long to compute.
+  const isIt = (loaded: Base): boolean => identityOf({ ...loaded, ref }) === identity;
   let loaded = await load(work);
-  if (identityOf(loaded) !== identity) loaded = await load(work, true);
-  if (identityOf(loaded) !== identity) {
+  if (!isIt(loaded)) loaded = await load(work, true);
+  if (!isIt(loaded)) {
     throw new Error(`the files of base "${loaded.ref.name}" have changed while records were tokenized with them`);
   }
   const key = JSON.stringify([dir, identity, fast, spec]);

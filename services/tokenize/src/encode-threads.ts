@@ -5,6 +5,7 @@
 import { availableParallelism } from "node:os";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
+import type { BaseRef } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { TokenizeSpec } from "./encode-records.ts";
 import { type Base, identityOf } from "./load-base.ts";
@@ -31,6 +32,7 @@ export interface EncodeThreads extends AsyncDisposable {
 export interface ThreadWork {
   id: number;
   dir: string;
+  ref: BaseRef;
   identity: string;
   /** Whether this thread lets the official package judge the fast encoder: the first one does. */
   fast: "judged" | "trusted" | "none";
@@ -131,7 +133,11 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
         }
         clearTimeout(idle);
         idle = undefined;
-        const job: Job = { work: { dir: base.dir, identity: identityOf(base), spec, records, signed, compress }, resolve, reject };
+        const job: Job = {
+          work: { dir: base.dir, ref: base.ref, identity: identityOf(base), spec, records, signed, compress },
+          resolve,
+          reject,
+        };
         // What a thread has begun it finishes; it is a second's work.
         const abort = (): void => {
           const at = waiting.indexOf(job);

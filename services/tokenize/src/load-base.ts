@@ -1,7 +1,8 @@
 /** What tokenizing needs of a base: tokenizer, chat template, the names of its special tokens. */
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
+import { baseVersion, readBaseRef } from "@loraline/objects/base-ref";
 import { digestOf } from "@loraline/objects/digest";
 import { PermanentError } from "@loraline/runtime/errors";
 import { z } from "zod";
@@ -45,10 +46,10 @@ const generationConfig = z.object({ eos_token_id: z.union([z.int().transform((id
 
 /**
  * Reads `<dir>/{base.json, tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json}`; the last
- * three may be absent, and so may base.json where nothing but tokens is wanted of the base.
+ * three may be absent, and so may base.json where nothing but tokens is wanted of the base, or `ref` says what would stand there.
  * @throws PermanentError BASE_FILES_MISSING, TOKENIZER_INVALID
  */
-export async function loadBase(dir: string, options: EncoderOptions = {}): Promise<Base> {
+export async function loadBase(dir: string, { ref, ...options }: EncoderOptions & { ref?: BaseRef } = {}): Promise<Base> {
   const [base, tokenizer, config, template, generation] = await Promise.all([
     readFile(join(dir, "base.json"), "utf8").catch(() => null),
     readFile(join(dir, "tokenizer.json"), "utf8").catch(missing(dir, "tokenizer.json")),
@@ -62,7 +63,10 @@ export async function loadBase(dir: string, options: EncoderOptions = {}): Promi
   const stops = generationConfig.parse(JSON.parse(generation ?? "{}")).eos_token_id ?? [];
   return {
     dir,
-    ref: base === null ? { name: basename(resolve(dir)), revision: "unknown", digest: encoder.digest } : baseRef.parse(JSON.parse(base)),
+    ref:
+      base === null
+        ? (ref ?? { name: basename(resolve(dir)), revision: "unknown", digest: encoder.digest })
+        : baseRef.parse(JSON.parse(base)),
     encoder,
     template,
     templateDigest: digestOf(template ?? ""),
@@ -96,16 +100,16 @@ const missing = (dir: string, file: string) => (error: unknown) => {
   );
 };
 
-/** Bases by name, loaded once for as long as their `base.json` stays what it is. */
+/** Bases by name, loaded once for as long as their files stay what they are. */
 export function createBases(basesDir: string): (name: string) => Promise<Base> {
-  const loaded = new Map<string, { version: number; base: Promise<Base> }>();
+  const loaded = new Map<string, { version: string; base: Promise<Base> }>();
   return async (name) => {
     const dir = join(basesDir, name);
-    const { mtimeMs } = await stat(join(dir, "base.json")).catch(missing(dir, "base.json"));
+    const version = await baseVersion(dir);
     const known = loaded.get(name);
-    if (known?.version === mtimeMs) return known.base;
-    const base = loadBase(dir);
-    loaded.set(name, { version: mtimeMs, base });
+    if (known?.version === version) return known.base;
+    const base = readBaseRef(dir).then((ref) => loadBase(dir, { ref }));
+    loaded.set(name, { version, base });
     base.catch(() => loaded.delete(name));
     return base;
   };
