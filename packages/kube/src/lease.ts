@@ -42,6 +42,7 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
   /** The state in which the lease was last seen, and when by this clock. */
   let seen = { version: "", at: 0 };
   let toldOf: string | undefined;
+  let saidWhy: string | undefined;
 
   /** True: it is held from now on. */
   const take = async (): Promise<boolean> => {
@@ -82,7 +83,10 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
       return await take();
     } catch (error) {
       if (error instanceof KubeError && error.status === 409) return false;
-      log.debug({ err: error, lease: name }, "lease: not answered");
+      // Once for each reason: a missing right to the lease would otherwise be waited for in silence.
+      const why = error instanceof Error ? error.message : String(error);
+      log[why === saidWhy ? "debug" : "warn"]({ err: error, namespace, lease: name }, "lease: not answered");
+      saidWhy = why;
       return undefined;
     }
   };

@@ -1,6 +1,7 @@
 /** Reconciles the FineTunes of one namespace: asks for their runs, says what becomes of them, cancels those whose resource is gone. */
 import type { Bus } from "@loraline/bus";
 import {
+  buckets,
   foldRun,
   isTraceparent,
   type Problem,
@@ -105,10 +106,21 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     const { written, afterMs } = await writer.write(object, status);
     if (written !== undefined && objects.get(key)?.metadata?.uid === uid) objects.set(key, written);
     if (afterMs !== undefined) queue.addAfter(key, afterMs);
+    letGo(ids.run);
   };
 
-  /** A run that was asked for and is not folded yet. */
+  /** Of runs that have ended, as most have, only those are kept that are still to be told of. */
+  const letGo = (runId: string): void => {
+    const run = runs.get(runId);
+    if (!started || run === undefined || run.finishedAt === null) return;
+    const key = keys.get(runId);
+    if (key === undefined || isTrue(objects.get(key)?.status?.conditions, "Finished")) runs.delete(runId);
+  };
+
+  /** A run that is not kept here: it was told of long since, or it is not folded yet. */
   const requested = async (runId: string): Promise<RunState | undefined> => {
+    const folded = await (await bus.bucket(buckets.runs)).get(`${tenant}.${runId}`);
+    if (folded !== undefined) return folded.value;
     const event = await bus.first(runRequested, { tenant, id: runId });
     return event && foldRun(undefined, { ...event, type: runRequested.type });
   };
@@ -159,7 +171,6 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       if (started) queue.add(key);
     },
     onRun(runId, run) {
-      // Others' runs, and those that have ended and are told, are not kept.
       if (run === undefined || originOf(run)?.namespace !== namespace) {
         runs.delete(runId);
         return;
@@ -168,6 +179,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       const key = keys.get(runId);
       if (key !== undefined && started) queue.add(key);
       mayBeOrphan(runId, run);
+      letGo(runId);
     },
     onEngines() {
       for (const key of waiting) queue.addAfter(key, gatherMs);
@@ -182,7 +194,10 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     start() {
       started = true;
       for (const key of objects.keys()) queue.add(key);
-      for (const [runId, run] of runs) mayBeOrphan(runId, run);
+      for (const [runId, run] of runs) {
+        mayBeOrphan(runId, run);
+        letGo(runId);
+      }
     },
     async [Symbol.asyncDispose]() {
       await Promise.all([queue[Symbol.asyncDispose](), orphans[Symbol.asyncDispose]()]);

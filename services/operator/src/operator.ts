@@ -38,23 +38,27 @@ export async function createOperator(deps: OperatorDeps): Promise<AsyncDisposabl
   const { kube, bus, log, identity, tenants, leaseName = "loraline-operator", leaseMs } = deps;
   const line = await createLineView({ bus });
   const ending = new AbortController();
-  const holding = [...tenants].map(([namespace, tenant]) =>
-    withLease(kube, {
+  const { signal } = ending;
+  const holding = [...tenants].map(async ([namespace, tenant]) => {
+    // Before the lease, which is in the namespace too: what is missing is said also by one that would wait.
+    if ((await uidWhenReadable(namespace, signal, deps)) === undefined) return;
+    await withLease(kube, {
       namespace,
       name: leaseName,
       identity,
       log,
-      signal: ending.signal,
+      signal,
       ...(leaseMs === undefined ? {} : { durationMs: leaseMs }),
       onHeldBy(holder, lease) {
         const message = `operator ${holder} serves this namespace; ${identity} waits. One of them at a time acts.`;
-        tell(kube, leases, lease, [{ type: "Normal", reason: "HeldByAnother", message, key: `${holder} ${identity}` }]).catch(
-          (error: unknown) => log.warn({ err: error }, "the event about the lease was not written"),
+        const milestone = { type: "Normal", reason: "HeldByAnother", message, key: `${holder} ${identity}` } as const;
+        tell(kube, leases, lease, [milestone]).catch((error: unknown) =>
+          log.warn({ err: error }, "the event about the lease was not written"),
         );
       },
       work: (lost) => serveNamespace(namespace, tenant, line, lost, deps),
-    }),
-  );
+    });
+  });
   return {
     async [Symbol.asyncDispose]() {
       ending.abort();
@@ -65,7 +69,7 @@ export async function createOperator(deps: OperatorDeps): Promise<AsyncDisposabl
 }
 
 async function serveNamespace(namespace: string, tenant: string, line: LineView, lost: AbortSignal, deps: OperatorDeps): Promise<void> {
-  const { kube, bus, log: allLog, onProblem } = deps;
+  const { kube, bus, log: allLog } = deps;
   const log = allLog.child({ namespace, tenant });
   const ending = new AbortController();
   const signal = AbortSignal.any([lost, ending.signal]);
@@ -130,7 +134,6 @@ async function serveNamespace(namespace: string, tenant: string, line: LineView,
   if (!signal.aborted) {
     tunes.start();
     loras.start();
-    onProblem?.(namespace, undefined);
     log.info("serving FineTunes and Adapters");
   }
   await ended;
@@ -150,6 +153,7 @@ async function uidWhenReadable(
       if (found?.metadata?.uid === undefined) throw new KubeError(404, "NotFound", `there is no namespace ${namespace}`);
       await kube.list(fineTunes, { namespace });
       await kube.list(adapters, { namespace });
+      onProblem?.(namespace, undefined);
       return found.metadata.uid;
     } catch (error) {
       const why =
