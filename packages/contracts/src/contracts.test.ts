@@ -4,7 +4,7 @@ import { Parser } from "@asyncapi/parser";
 import { Ajv } from "ajv";
 import addFormats from "ajv-formats";
 import { expect, test } from "vitest";
-import { crdFiles, generatedFiles } from "./generate.ts";
+import { chartFiles, generatedFiles } from "./generate.ts";
 import { consumers, eventOfType, events, filterFor, parseSubject, streamOf, streams, subjectFor } from "./index.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -51,7 +51,7 @@ test("the generated files are those of the sources (`make generate` writes them)
   expect([...kept.keys()].sort()).toEqual([...generatedFiles().keys()].sort());
   for (const [path, text] of generatedFiles()) expect(kept.get(path), path).toBe(text);
   const chart = join(root, "../../helm/loraline");
-  for (const [path, text] of crdFiles()) expect(readFileSync(join(chart, path), "utf8"), path).toBe(text);
+  for (const [path, text] of chartFiles()) expect(readFileSync(join(chart, path), "utf8"), path).toBe(text);
 });
 
 test("the AsyncAPI document has no errors by the official parser", async () => {

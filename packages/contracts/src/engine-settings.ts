@@ -21,7 +21,7 @@ export const engineSettings = z.strictObject({
   replicas: z.int().min(0).optional().describe("Copies of the engine. Only the Deployment uses it."),
   maxLoras: z.int().min(1).describe("Adapters in one batch: slots in the GPU's memory."),
   maxCpuLoras: z.int().min(1).describe("Adapters in the host's memory; at least maxLoras."),
-  maxLoraRank: z.union(engineRanks.map((rank) => z.literal(rank))).describe(`Highest rank of an adapter: ${engineRanks.join(", ")}.`),
+  maxLoraRank: z.literal(engineRanks).describe(`Highest rank of an adapter: ${engineRanks.join(", ")}.`),
   maxModelLen: z.int().min(1).describe("Tokens, prompt and answer together."),
   dtype: z.enum(["auto", "half", "float16", "bfloat16", "float", "float32"]).optional().describe("What the base is computed in."),
   quantization: z
@@ -270,8 +270,8 @@ function ropesOf(value: unknown): Rope[] {
 const factorOf = ({ rope_type, type, factor }: Rope): number =>
   typeof factor === "number" && !scaledAlready.has(String(rope_type ?? type)) ? factor : 1;
 
-/** Flags that the settings stand for, or that would take the engine out of the line's hands. */
-const ownFlags: ReadonlyMap<string, string> = new Map(
+/** Flags that the settings stand for, or that would take the engine out of the line's hands; to the setting's name, or "". */
+export const ownFlags: ReadonlyMap<string, string> = new Map(
   Object.entries({
     "--model": "base",
     "--served-model-name": "base",

@@ -1,10 +1,13 @@
 /** Pure: AsyncAPI 3 and JSON Schema from the declarations. `write-generated-main.ts` writes them; a test compares them. */
 import { z } from "zod";
+import { chartValues } from "./chart-values.ts";
 import { crds } from "./crds.ts";
 import type { EventDef } from "./define-event.ts";
 import { engineRecord } from "./engine.ts";
+import { ownFlags } from "./engine-settings.ts";
 import { events } from "./events.ts";
 import * as http from "./http.ts";
+import { natsPermissions } from "./nats-permissions.ts";
 import { datasetManifest, datasetReport, record, tokenManifest } from "./records.ts";
 import { runSpec } from "./run-spec.ts";
 import {
@@ -181,8 +184,20 @@ export function generatedFiles(): Map<string, string> {
   ]);
 }
 
+/** What the chart takes from the contracts: path below its folder to text. */
+export function chartFiles(): Map<string, string> {
+  const { $schema: _dropped, ...values } = z.toJSONSchema(chartValues, { target: "draft-07", io: "input", reused: "inline" }) as Json;
+  const text = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`;
+  return new Map([
+    ...crdFiles(),
+    ["values.schema.json", text({ $schema: "http://json-schema.org/draft-07/schema#", title: "loraline", ...values })],
+    ["files/nats-permissions.json", text(natsPermissions)],
+    ["files/engine-flags.json", text(Object.fromEntries(ownFlags))],
+  ]);
+}
+
 /** Path to text; below `generated/`, and below the chart's folder. */
-export const crdFiles = (): Map<string, string> =>
+const crdFiles = (): Map<string, string> =>
   new Map(
     Object.entries(crds()).map(([name, crd]) => [
       `crds/${name}`,

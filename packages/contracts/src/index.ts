@@ -1,5 +1,6 @@
 export * from "./base-modules.ts";
 export * from "./canary-traffic.ts";
+export * from "./chart-values.ts";
 export * from "./chat-template.ts";
 export * from "./crds.ts";
 export * from "./dataset-mapping.ts";
@@ -14,6 +15,7 @@ export * from "./import-source.ts";
 export * from "./judge-adapter.ts";
 export * from "./module-patterns.ts";
 export * from "./names.ts";
+export * from "./nats-permissions.ts";
 export * from "./near-duplicates.ts";
 export * from "./records.ts";
 export * from "./run-spec.ts";

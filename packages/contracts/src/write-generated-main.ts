@@ -1,14 +1,14 @@
-/** `make generate`: writes `generated/` anew, and the chart's CRDs. */
+/** `make generate`: writes `generated/` anew, and what the chart takes from the contracts. */
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { crdFiles, generatedFiles } from "./generate.ts";
+import { chartFiles, generatedFiles } from "./generate.ts";
 
 const root = join(import.meta.dirname, "../generated");
 const chart = join(import.meta.dirname, "../../../helm/loraline");
 rmSync(root, { recursive: true, force: true });
 rmSync(join(chart, "crds"), { recursive: true, force: true });
 write(root, generatedFiles());
-write(chart, crdFiles());
+write(chart, chartFiles());
 
 function write(folder: string, files: ReadonlyMap<string, string>): void {
   for (const [path, text] of files) {
