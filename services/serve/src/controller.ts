@@ -6,7 +6,7 @@
  *
  * State first, event after: an event that was lost to a crash is published at the next start, with the id it would have had.
  */
-import { type Bus, createReplicaTable, type ReplicaTable } from "@loraline/bus";
+import { type Bus, createReplicaTable, type ReplicaEntry, type ReplicaTable } from "@loraline/bus";
 import {
   adapterPlaceRequested,
   adapterPromoteRequested,
@@ -24,7 +24,7 @@ import { createKeyedQueue, type Log, PermanentError, type Telemetry } from "@lor
 import { keyOf, nameOf, publishWhatWasLost } from "./adapter-events.ts";
 import { type Canaries, createCanaries } from "./canary.ts";
 import type { AliasCommand } from "./decide-alias.ts";
-import { decideConvergence, replicaFreshMs } from "./decide-convergence.ts";
+import { awaitedReplica, decideConvergence, replicaFreshMs } from "./decide-convergence.ts";
 import { followAliasCommand } from "./follow-alias-command.ts";
 import { onCancelRequested } from "./on-cancel-requested.ts";
 import { onRunTrained } from "./on-run-trained.ts";
@@ -48,6 +48,10 @@ export interface ServeControllerDeps {
 
 const isOpen = ({ versions }: AdapterState): boolean => versions.some(({ status, servedAt }) => status === "desired" && servedAt === null);
 
+/** Whether a replica reports of any version that it will not have it. */
+const saysNo = (replica: ReplicaEntry | undefined, { versions }: AdapterState): boolean =>
+  versions.some(({ engineName }) => ["refused", "quarantined"].includes(replica?.held(engineName)?.state ?? ""));
+
 export async function createServeController(deps: ServeControllerDeps): Promise<AsyncDisposable> {
   // A replica that was silent for ten minutes has another name when it comes back; if it does not, it tells everything again.
   const { bus, log, engines, resyncMs = 2000, replicaAwayMs = 30_000, replicaGoneMs = 10 * 60_000 } = deps;
@@ -70,14 +74,24 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
 
   /** Adapters whose state may have been written without its events: the bus went away in between. */
   const untold = new Set<string>();
+  /** Of an adapter that is not settled, one replica that it waits for: a hundred report each version, and few reports settle anything. */
+  const awaited = new Map<string, string>();
   const queue = createKeyedQueue({
     concurrency: 16,
     log,
     async work(key) {
       const seen = states.get(key);
       if (seen === undefined) return;
-      // A hundred replicas report each version; only the last of them settles something.
-      if (!untold.has(key) && !seen.canary && decideConvergence(seen, replicasOf(seen), Date.now()).length === 0) return;
+      awaited.delete(key);
+      if (!untold.has(key) && !seen.canary) {
+        const now = Date.now();
+        const replicas = replicasOf(seen);
+        if (decideConvergence(seen, replicas, now).length === 0) {
+          const replica = awaitedReplica(seen, replicas, now);
+          if (replica !== undefined) awaited.set(key, `${seen.engine}.${replica}`);
+          return;
+        }
+      }
       const entry = await adapterBucket.get(key);
       if (entry === undefined) return;
       if (untold.has(key)) await publishWhatWasLost(entry.value, deps);
@@ -100,6 +114,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     onChange(key, state) {
       const before = states.get(key);
       if (before !== undefined) open.get(before.engine)?.delete(key);
+      awaited.delete(key);
       if (state === undefined) states.delete(key);
       else {
         states.set(key, state);
@@ -122,10 +137,11 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
       wakeEngine(engine);
       late.placer?.wake(engine, "replicas");
     },
-    onHolding(_key, adapterKey) {
+    onHolding(key, adapterKey) {
       const state = states.get(adapterKey);
       if (state === undefined) return;
-      if (isOpen(state)) queue.add(adapterKey);
+      const waitsForAnother = (awaited.get(adapterKey) ?? key) !== key && !saysNo(late.table?.get(key), state);
+      if (isOpen(state) && !waitsForAnother) queue.add(adapterKey);
       late.placer?.wake(state.engine, "holdings");
     },
   });

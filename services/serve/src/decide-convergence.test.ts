@@ -1,7 +1,7 @@
 import type { AdapterState, ReplicaAdapter, ReplicaState } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { decideConvergence, laggardMs, replicaFreshMs } from "./decide-convergence.ts";
+import { awaitedReplica, decideConvergence, laggardMs, replicaFreshMs } from "./decide-convergence.ts";
 import { applyRefused, applyServed } from "./decide-versions.ts";
 import { hex, now, proof, replica, serve, time, withVersions } from "./versions-under-test.ts";
 
@@ -110,5 +110,31 @@ describe("decideConvergence", () => {
         expect(current.alias === null || provenOf(current.alias) > 0).toBe(true);
       }),
     );
+  });
+});
+
+describe("awaitedReplica", () => {
+  const states = ["loading", "proven", "draining", "refused", "retrying", "quarantined", undefined] as const;
+  const reports = fc.dictionary(fc.constantFrom("a", "b", "c", "d"), fc.constantFrom(...states));
+
+  it("names one without which nothing that others prove settles anything", () => {
+    let awaited = 0;
+    fc.assert(
+      fc.property(reports, fc.constantFrom("a", "b", "c", "d"), fc.constantFrom("proven", "loading", "retrying"), (before, other, then) => {
+        const name = awaitedReplica(state, on(before), now);
+        if (name === undefined || name === other || settle(before).length > 0) return;
+        awaited += 1;
+        expect(settle({ ...before, [other]: then })).toEqual([]);
+      }),
+      { numRuns: 500 },
+    );
+    expect(awaited).toBeGreaterThan(20);
+  });
+
+  it("names none when each has said something, or when more than one version is open", () => {
+    expect(awaitedReplica(state, on({ a: "proven", b: "refused" }), now)).toBeUndefined();
+    expect(awaitedReplica(state, on({ a: "proven", b: "loading" }), now)).toBe("b");
+    const two = withVersions(2);
+    expect(awaitedReplica(two, on({ a: "loading" }, two), now)).toBeUndefined();
   });
 });

@@ -1,5 +1,5 @@
 /** Pure: what the replicas' reports settle about the versions of one adapter. */
-import type { AdapterState, AdapterVersion, Problem, ReplicaState } from "@loraline/contracts";
+import type { AdapterState, AdapterVersion, Problem, ReplicaAdapter, ReplicaState } from "@loraline/contracts";
 
 /** A report older than this is of an agent that is gone; the TTL of KV `replicas`. */
 export const replicaFreshMs = 15_000;
@@ -46,13 +46,11 @@ export function decideConvergence(state: AdapterState, replicas: Iterable<Replic
   return state.versions.flatMap((version): Convergence[] => {
     if (version.status !== "desired" || version.servedAt !== null) return [];
     const holders = holdersOf(version, ready);
-    const reports = holders.map(({ adapters }) =>
-      adapters.find(({ engineName, digest }) => engineName === version.engineName && digest === version.digest),
-    );
+    const reports = holders.map((replica) => reportOf(replica, version));
     const proofs = reports
       .flatMap((report) => (report?.state === "proven" && report.proof !== null ? [report.proof.provenAt] : []))
       .toSorted();
-    const pending = reports.filter((report) => report === undefined || ["loading", "retrying", "draining"].includes(report.state));
+    const pending = reports.filter(isPending);
     const [first] = proofs;
     if (first !== undefined) {
       if (pending.length > 0 && now - Date.parse(first) < laggardMs) return [];
@@ -65,3 +63,20 @@ export function decideConvergence(state: AdapterState, replicas: Iterable<Replic
     return [{ kind: "refused", version: version.version, problem }];
   });
 }
+
+/**
+ * Pure: a replica of `replicas` that the adapter's one open version waits for. Until this one tells something else, is not ready any more,
+ * or time is up, what others have proven settles nothing; only a refusal may. undefined: anything may settle something.
+ */
+export function awaitedReplica(state: AdapterState, replicas: Iterable<ReplicaState>, now: number): string | undefined {
+  const open = state.versions.filter(({ status, servedAt }) => status === "desired" && servedAt === null);
+  const [version] = open;
+  if (version === undefined || open.length > 1 || state.canary) return undefined;
+  return holdersOf(version, readyReplicas(state.engine, replicas, now)).find((replica) => isPending(reportOf(replica, version)))?.replica;
+}
+
+const reportOf = ({ adapters }: ReplicaState, version: AdapterVersion): ReplicaAdapter | undefined =>
+  adapters.find(({ engineName, digest }) => engineName === version.engineName && digest === version.digest);
+
+const isPending = (report: ReplicaAdapter | undefined): boolean =>
+  report === undefined || report.state === "loading" || report.state === "retrying" || report.state === "draining";

@@ -1,4 +1,5 @@
 /** The safetensors format on the disk: header and a scan of the values. */
+import { readFileSync, statSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { type LocatedTensor, parseSafetensorsHeader, safetensorsHeaderLength, safetensorsPrefix, type Tensor } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
@@ -36,8 +37,13 @@ export async function readTensors(path: string): Promise<Tensor[]> {
   }
 }
 
+/** A file this small is read at once. */
+const smallBytes = 64 * 1024;
+
 /** Reads every value once. */
 export async function scanTensors(path: string): Promise<ScannedTensor[]> {
+  const { size } = statSync(path);
+  if (size <= smallBytes) return scanWhole(path, readFileSync(path));
   const file = await open(path, "r");
   try {
     const scanned: ScannedTensor[] = [];
@@ -50,6 +56,20 @@ export async function scanTensors(path: string): Promise<ScannedTensor[]> {
   } finally {
     await file.close();
   }
+}
+
+function scanWhole(path: string, bytes: Buffer): ScannedTensor[] {
+  let tensors: LocatedTensor[];
+  try {
+    const length = safetensorsHeaderLength(bytes.subarray(0, safetensorsPrefix), bytes.length);
+    tensors = parseSafetensorsHeader(bytes.subarray(safetensorsPrefix, safetensorsPrefix + length), bytes.length);
+  } catch (error) {
+    throw unreadable(path.split("/").at(-1) ?? path, error as Error);
+  }
+  return tensors.map(({ name, dtype, shape, start, end }) => {
+    // Copied, as its words must begin where a buffer does.
+    return { name, dtype, shape, ...scanValues(dtype, new Uint8Array(bytes.subarray(start, end))) };
+  });
 }
 
 /** Exponent bits all set means NaN or infinite; everything but the sign clear means zero. For the three types adapters come in. */
