@@ -122,7 +122,10 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
     try {
       await kube.create(adapters, { metadata: { namespace, name, labels: { ...madeBy, [tenantLabel]: tenant } }, spec: {} });
     } catch (error) {
-      if (!(error instanceof KubeError) || error.reason !== "AlreadyExists") throw error;
+      if (!(error instanceof KubeError)) throw error;
+      // In a namespace that is on its way out nothing is made any more.
+      const isOver = error.status === 404 || (error.status === 403 && /being terminated/.test(error.message));
+      if (error.reason !== "AlreadyExists" && !isOver) throw error;
     }
   };
 

@@ -216,17 +216,17 @@ describe("Adapter", () => {
   });
 });
 
-it("takes every sample", async () => {
+it("takes every sample, and what docs/kubectl.md shows", async () => {
   const dir = join(root, "samples/kubernetes");
-  const files = await readdir(dir);
-  expect(files.length).toBeGreaterThan(2);
-  for (const name of files) {
-    const { ok, said } = await kubectl(["create", "--dry-run=server", "-f", join(dir, name)]);
+  const samples = await Promise.all((await readdir(dir)).map((name) => readFile(join(dir, name), "utf8")));
+  const page = await readFile(join(root, "docs/kubectl.md"), "utf8");
+  const shown = [...page.matchAll(/```yaml\n([^]*?)```/g)].map(([, text = ""]) => text);
+  expect([samples.length, shown.length]).toEqual([3, 2]);
+  for (const text of [...samples, ...shown]) {
+    const { ok, said } = await kubectl(["create", "--dry-run=server", "-f", "-"], text);
     expect(ok, said).toBe(true);
-    const { kind, spec } = parseYaml(await readFile(join(dir, name), "utf8")) as { kind: string; spec: unknown };
-    if (kind !== "FineTune") continue;
-    expect(decideWanted(spec, { dataset: id, validation: id }, { namespace: "n", namespaceUid: "u", name: "x", uid: "y" })).toHaveProperty(
-      "spec",
-    );
   }
+  const tunes = samples.map((text) => parseYaml(text) as { kind: string; spec: unknown }).filter(({ kind }) => kind === "FineTune");
+  const origin = { namespace: "n", namespaceUid: "u", name: "x", uid: "y" };
+  for (const { spec } of tunes) expect(decideWanted(spec, { dataset: id, validation: id }, origin)).toHaveProperty("spec");
 });

@@ -1,0 +1,89 @@
+import { foldRun, type RunEvent, type RunState, runSpec } from "@loraline/contracts";
+import { describe, expect, it, test } from "vitest";
+import { conditionsOf, duration } from "./conditions.ts";
+import { decideFineTune, decideWanted, type Observed, originOf } from "./decide-fine-tune.ts";
+import { idsOf } from "./ids.ts";
+
+const id = "01KB0000000000000000000DS1";
+const origin = { namespace: "team", namespaceUid: "n", name: "tune", uid: "u" };
+const spec = runSpec.parse({ base: "b", adapter: "pirate", dataset: id });
+const event = (type: string, data: object, seq: number): RunEvent =>
+  ({ type, data, at: { tenant: "acme", id }, time: `2026-11-24T10:00:0${seq}Z`, seq, trace: null }) as RunEvent;
+const runAfter = (...happened: [type: string, data: object][]): RunState | undefined =>
+  [["run.requested.v1", { spec }] as const, ...happened].reduce<RunState | undefined>(
+    (state, [type, data], index) => foldRun(state, event(type, data, index + 1)),
+    undefined,
+  );
+const observed = (over: Partial<Observed>): Observed => ({
+  name: "tune",
+  tenant: "acme",
+  generation: 1,
+  before: undefined,
+  runId: id,
+  run: undefined,
+  problems: [],
+  traceId: undefined,
+  version: undefined,
+  now: "2026-11-24T10:00:09Z",
+  ...over,
+});
+const started = ["run.started.v1", { attempt: 1, job: "j" }] as const;
+const tokenized = ["run.tokenized.v1", { manifest: {}, totals: { sequences: 1, tokens: 2 }, packed: false, cacheHit: true }] as const;
+
+describe("conditions", () => {
+  it.for<[string, RunState | undefined, string]>([
+    ["asked for", runAfter(), "True ? ? ? False"],
+    ["tokenized", runAfter([...tokenized]), "True True ? ? False"],
+    ["running", runAfter([...tokenized], [...started]), "True True ? ? False"],
+    ["rejected", runAfter(["run.rejected.v1", { code: "X", message: "no" }]), "False False False False True"],
+    ["failed", runAfter([...tokenized], ["run.failed.v1", { code: "X", message: "no" }]), "True True False False True"],
+    ["cancelled", runAfter([...tokenized], ["run.cancelled.v1", {}]), "True True False False True"],
+  ])("of a run that is %s", ([, run, expected]) => {
+    const { status } = decideFineTune(observed({ run }));
+    expect(status.conditions?.map((one) => (one.status === "Unknown" ? "?" : one.status)).join(" ")).toBe(expected);
+    // Seen again later it is the same, to the time of each transition, and nothing is told twice.
+    const again = decideFineTune(observed({ run, before: status, now: "2026-11-24T11:00:00Z" }));
+    expect(again).toEqual({ status, milestones: [] });
+  });
+
+  it("change their time with their status only", () => {
+    const said = (status: "True" | "False", message: string) => ({ A: { status, reason: "R", message } });
+    const first = conditionsOf(said("False", "one"), { generation: 1, now: "t1" });
+    const second = conditionsOf(said("False", "two"), { before: first, generation: 2, now: "t2" });
+    const third = conditionsOf(said("True", "two"), { before: second, generation: 2, now: "t3" });
+    expect([first, second, third].flat().map(({ lastTransitionTime }) => lastTransitionTime)).toEqual(["t1", "t1", "t3"]);
+  });
+
+  it("tell a refusal once, although it fails them all", () => {
+    const problems = [{ code: "RANK_TOO_HIGH", message: "lora.r is 64" }];
+    const { status, milestones } = decideFineTune(observed({ problems }));
+    expect(status.phase).toBe("Rejected");
+    expect(milestones.map(({ reason }) => reason)).toEqual(["RANK_TOO_HIGH"]);
+  });
+});
+
+test("a run knows its resource; what a user writes there does not count", () => {
+  const metadata = { team: "a", "loraline.dev/finetune-uid": "forged" };
+  const wanted = decideWanted({ base: "b", adapter: "a", dataset: { id }, metadata }, { dataset: id, validation: id }, origin);
+  if ("problems" in wanted) throw new Error(wanted.problems[0].message);
+  expect(wanted.spec.metadata).toMatchObject({ team: "a" });
+  expect(originOf(wanted)).toEqual(origin);
+  expect(originOf({ spec })).toBeUndefined();
+});
+
+test("ids follow from the resource alone", () => {
+  const object = (uid: string) => ({ metadata: { uid, creationTimestamp: new Date("2026-11-24T10:00:00Z") } });
+  const ids = idsOf(object("a"));
+  expect(idsOf({ metadata: { uid: "a", creationTimestamp: "2026-11-24T10:00:00Z" as unknown as Date } })).toEqual(ids);
+  expect(new Set([...Object.values(ids), idsOf(object("b")).run]).size).toBe(4);
+  for (const one of Object.values(ids)) expect(one).toMatch(/^[0-7][0-9A-HJKMNP-TV-Z]{25}$/);
+});
+
+test.for([
+  [0.4, "0s"],
+  [59.6, "1m00s"],
+  [200, "3m20s"],
+  [7500, "2h05m"],
+] as const)("%d seconds are %s", ([seconds, text]) => {
+  expect(duration(seconds)).toBe(text);
+});
