@@ -8,8 +8,13 @@ fail() { echo "up.sh: $1" >&2; exit 1; }
 [ -x "${2:-${LORALINE_CLUSTER_BIN:-$HOME/.cache/loraline/cluster-bin}}/kube" ] || fail "Kubernetes is not built yet: run infra/cluster/build.sh (make cluster-up does)."
 here=$(cd "$(dirname "$0")" && pwd); B=$(cd "${2:-${LORALINE_CLUSTER_BIN:-$HOME/.cache/loraline/cluster-bin}}" && pwd); mkdir -p "$1"; R=$(cd "$1" && pwd); K=$B/kube; IP=10.88.0.1
 # The address and the socket are fixed, so there is one such node on a machine.
-other=$(pgrep -f 'kube kube-apiserver .*--secure-port=6443' | head -1 | xargs -rI{} readlink /proc/{}/cwd) || true
-[ -z "$other" ] || [ "$other" = "$R" ] || fail "a cluster runs already, in $other: stop it with infra/cluster/down.sh $other."
+owner=/run/test-cluster
+other=$(cat $owner 2>/dev/null || true)
+for pid in $(cat "$other"/*.pid 2>/dev/null); do
+  [ "$other" = "$R" ] || [ "$(readlink "/proc/$pid/cwd")" != "$other" ] ||
+    fail "a cluster runs already, in $other: stop it with infra/cluster/down.sh $other."
+done
+echo "$R" >$owner
 mkdir -p "$R/pki" "$R/cni" "$R/kubelet" "$R/img"
 ip link add cni0 type bridge 2>/dev/null || true
 ip addr add $IP/16 dev cni0 2>/dev/null || true; ip link set cni0 up; sysctl -qw net.ipv4.ip_forward=1
@@ -97,13 +102,17 @@ wait_for() {
 }
 export KUBECONFIG=$R/admin.conf
 start etcd etcd --data-dir $R/etcd --listen-client-urls http://127.0.0.1:23790 --advertise-client-urls http://127.0.0.1:23790 --listen-peer-urls http://127.0.0.1:23800 --initial-advertise-peer-urls http://127.0.0.1:23800 --initial-cluster default=http://127.0.0.1:23800 --unsafe-no-fsync
-start apiserver $K kube-apiserver --etcd-servers=http://127.0.0.1:23790 --advertise-address=$IP --secure-port=6443 \
+# Again and again: one that was ended a moment ago takes its time to end.
+apiserver() {
+  start apiserver $K kube-apiserver --etcd-servers=http://127.0.0.1:23790 --advertise-address=$IP --secure-port=6443 \
   --tls-cert-file=pki/apiserver.crt --tls-private-key-file=pki/apiserver.key --client-ca-file=pki/ca.crt \
   --kubelet-client-certificate=pki/admin.crt --kubelet-client-key=pki/admin.key --kubelet-preferred-address-types=InternalIP \
   --service-account-key-file=pki/sa.pub --service-account-signing-key-file=pki/sa.key --service-account-issuer=https://kubernetes.default.svc \
   --authorization-mode=Node,RBAC --service-cluster-ip-range=10.0.0.0/24 --allow-privileged=true
+  kubectl get --raw /readyz
+}
 start containerd containerd -c containerd.toml
-wait_for 120 "the API server does not get ready" apiserver kubectl get --raw /readyz
+wait_for 120 "the API server does not get ready" apiserver apiserver
 start controllers $K kube-controller-manager --kubeconfig=admin.conf --service-account-private-key-file=pki/sa.key --root-ca-file=pki/ca.crt --use-service-account-credentials=true --bind-address=127.0.0.1 --leader-elect=false
 start scheduler $K kube-scheduler --kubeconfig=admin.conf --bind-address=127.0.0.1 --leader-elect=false
 ctr() { command ctr -a /run/test-containerd/containerd.sock -n k8s.io "$@"; }
