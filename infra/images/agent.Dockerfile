@@ -1,0 +1,20 @@
+# The sidecar of each engine pod: serve and what it imports, nothing else. See services.Dockerfile for the arguments.
+#   docker build -f infra/images/agent.Dockerfile --build-arg NODE_IMAGE=... -t REGISTRY/agent:TAG .
+ARG NODE_IMAGE
+FROM ${NODE_IMAGE} AS build
+ARG PNPM_VERSION=12.21.0
+RUN npm install --global --allow-scripts=pnpm pnpm@${PNPM_VERSION}
+WORKDIR /app
+COPY . .
+RUN pnpm install --prod --frozen-lockfile --filter-prod '@loraline/serve...' \
+ && rm -rf packages/cli packages/console packages/local packages/testkit packages/kube patches pnpm-lock.yaml pnpm-workspace.yaml \
+ && find services -mindepth 1 -maxdepth 1 ! -name serve -exec rm -rf {} + \
+ && chmod -R a+rX /app
+
+FROM ${NODE_IMAGE}
+ENV NODE_ENV=production HOME=/tmp
+WORKDIR /app
+COPY --from=build /app /app
+USER 65532:65532
+ENTRYPOINT ["node", "--conditions=@loraline/source"]
+CMD ["services/serve/src/agent-main.ts"]

@@ -1,0 +1,21 @@
+# All TypeScript services in one image; the pod names the one that runs: `services/gateway/src/main.ts`.
+#   docker build -f infra/images/services.Dockerfile --build-arg NODE_IMAGE=node:26.10.0-bookworm-slim@sha256:... -t REGISTRY/services:TAG .
+# NODE_IMAGE has no default: pin it by digest, or name one built locally. It needs Node 26 and glibc (the tokenizers are native).
+# Where no registry can be reached, infra/cluster/images.sh makes the same image.
+ARG NODE_IMAGE
+FROM ${NODE_IMAGE} AS build
+ARG PNPM_VERSION=12.21.0
+RUN npm install --global --allow-scripts=pnpm pnpm@${PNPM_VERSION}
+WORKDIR /app
+COPY . .
+# Production dependencies of what services import, and nothing of tests, command line or the one-machine form.
+RUN pnpm install --prod --frozen-lockfile --filter-prod '{./services/*}...' \
+ && rm -rf packages/cli packages/console packages/local packages/testkit services/train/trainer patches pnpm-lock.yaml pnpm-workspace.yaml \
+ && chmod -R a+rX /app
+
+FROM ${NODE_IMAGE}
+ENV NODE_ENV=production HOME=/tmp
+WORKDIR /app
+COPY --from=build /app /app
+USER 65532:65532
+ENTRYPOINT ["node", "--conditions=@loraline/source"]

