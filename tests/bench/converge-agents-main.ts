@@ -56,6 +56,7 @@ for (const [n, url] of urls.entries()) {
   );
 }
 
+process.on("disconnect", () => process.exit());
 process.on("message", (command: AgentsCommand) => {
   void (async () => {
     if (command.kind === "usage") {

@@ -24,6 +24,7 @@ const telemetry = createTelemetry({ service: "serve" });
 const bus = createBus({ nc, log, telemetry, source: "serve" });
 await createServeController({ bus, objects: await createJetStreamObjects(nc), log, telemetry, engines: [record] });
 
+process.on("disconnect", () => process.exit());
 process.on("message", () => {
   const { inMsgs, outMsgs, inBytes, outBytes } = nc.stats();
   const usage: ControllerUsage = {

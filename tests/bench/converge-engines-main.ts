@@ -11,6 +11,7 @@ export type EnginesCommand = { kind: "restart"; engine: number } | { kind: "usag
 const { base, count } = JSON.parse(process.argv[2] ?? "{}") as EnginesSettings;
 const engines = await Promise.all(Array.from({ length: count }, () => createSimulatedEngine({ base })));
 
+process.on("disconnect", () => process.exit());
 process.on("message", (command: EnginesCommand) => {
   void (async () => {
     if (command.kind === "usage") return process.send?.({ cpuMs: cpuMs(), rss: process.memoryUsage.rss() });

@@ -4,148 +4,37 @@
  * One machine plays a hundred, so the times are those of a hundred agents on these cores; CPU, messages and bytes are told by part.
  * BENCH_REPLICAS, BENCH_ADAPTERS and BENCH_FEW_ADAPTERS make it smaller; BENCH_REAL=0 leaves out the real engine at the end.
  */
-import { fork } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
-import { connectBus, createBus, createReplicaTable, ensureStreams } from "@loraline/bus";
-import { adapterManifest, buckets, events, type EngineRecord, type RunSpecInput } from "@loraline/contracts";
-import { createJetStreamObjects, putJson } from "@loraline/objects";
-import { createLog, createTelemetry } from "@loraline/runtime";
-import { simulatedAdapter, simulatedProbes, spawnNatsServer } from "@loraline/testkit/servers";
-import { ulid } from "ulid";
+import { createReplicaTable } from "@loraline/bus";
+import { events } from "@loraline/contracts";
 import { base as realBase, clientOf, eventually, root, runOver, scratchDir, startLineUnderTest } from "../line-under-test.ts";
 import type { AgentsCommand, AgentsSettings, AgentsUsage } from "./converge-agents-main.ts";
-import type { ControllerSettings, ControllerUsage } from "./converge-controller-main.ts";
+import type { ControllerUsage } from "./converge-controller-main.ts";
 import type { EnginesCommand, EnginesSettings } from "./converge-engines-main.ts";
+import { base, type Child, cpuMsOf, engine, manyAdapters, replicas, startFleet, tenant } from "./converge-fleet.ts";
 import { cpuMs, percentile, type Row } from "./table.ts";
 
-const replicas = Number(process.env["BENCH_REPLICAS"] ?? 100);
 const fewAdapters = Number(process.env["BENCH_FEW_ADAPTERS"] ?? 100);
-const manyAdapters = Number(process.env["BENCH_ADAPTERS"] ?? 1000);
 const processes = 2;
 const changes = 15;
 const restarts = 10;
-const tenant = "bench";
-const base = "simulated";
-const engine = "bench";
 
 export async function benchConverge(): Promise<Row[]> {
   return [...(await simulatedFleet()), ...(process.env["BENCH_REAL"] === "0" ? [] : await realEngine())];
 }
 
 /** Only how a whole fleet converges from nothing, and what it costs each part. */
-export const benchReconcile = (): Promise<Row[]> => simulatedFleet({ bulkOnly: true });
+export const benchFleet = (): Promise<Row[]> => simulatedFleet({ bulkOnly: true });
 
 async function simulatedFleet({ bulkOnly = false } = {}): Promise<Row[]> {
   await using owned = new AsyncDisposableStack();
-  const nats = owned.use(await spawnNatsServer());
-  const dir = await mkdtemp(join(tmpdir(), "loraline-bench-"));
-  owned.defer(() => rm(dir, { recursive: true, force: true }));
-  const nc = await connectBus({ servers: nats.url, name: "bench" });
-  owned.defer(() => nc.close());
-  await ensureStreams(nc);
-  const log = createLog({ service: "bench", level: process.env["LOG_LEVEL"] ?? "silent" });
-  const telemetry = createTelemetry({ service: "bench" });
-  const bus = createBus({ nc, log, telemetry, source: "bench" });
-  const objects = await createJetStreamObjects(nc);
-
-  const forked: ReturnType<typeof fork>[] = [];
-  const start = async <T>(main: string, settings: unknown): Promise<{ child: ReturnType<typeof fork>; said: T }> => {
-    const child = fork(join(import.meta.dirname, main), [JSON.stringify(settings)], { execArgv: ["--conditions=@loraline/source"] });
-    forked.push(child);
-    const [said] = (await once(child, "message")) as [T];
-    return { child, said };
-  };
-  owned.defer(() => forked.forEach((child) => child.kill("SIGKILL")));
-  const ask = async <T>(child: ReturnType<typeof fork>, command: unknown): Promise<T> => {
-    const answer = once(child, "message") as Promise<[T]>;
-    child.send(command as object);
-    return (await answer)[0];
-  };
-
-  /* the controller, in a process of its own so that its work can be told apart */
-  const record: EngineRecord = {
-    engine,
-    base: { name: base, revision: "1", digest: `sha256:${"b".repeat(64)}` },
-    maxLoraRank: 32,
-    maxLoras: 8,
-    maxCpuLoras: 4 * manyAdapters,
-    maxModelLen: 2048,
-    updatedAt: new Date().toISOString(),
-  };
-  const controllerSettings: ControllerSettings = { servers: nats.url, record };
-  const { child: controller } = await start("converge-controller-main.ts", controllerSettings);
+  const { nats, bus, dir, start, ask, controller, trained, train } = await startFleet(owned, manyAdapters);
   const enginesSettings: EnginesSettings = { base, count: replicas };
   const { child: engines, said } = await start<{ urls: string[] }>("converge-engines-main.ts", enginesSettings);
-
-  /* trained adapters */
-  const config = simulatedAdapter({ base }).config;
-  const configRef = await objects.put(tenant, "adapter-file", config);
-  const trained = async (adapter: string, seed: number) => {
-    const runId = ulid();
-    const at = { tenant, id: runId };
-    const spec: RunSpecInput = { base, adapter, dataset: ulid(), gate: "none" };
-    const { weights } = simulatedAdapter({ base, seed });
-    const weightsRef = await objects.put(tenant, "adapter-file", weights);
-    const manifest = await putJson(
-      objects,
-      tenant,
-      "adapter",
-      adapterManifest.parse({
-        version: 1,
-        base: record.base,
-        rank: 4,
-        targetModules: ["q_proj", "v_proj"],
-        parameters: 1,
-        files: [
-          { path: "adapter_config.json", blob: configRef },
-          { path: "adapter_model.safetensors", blob: weightsRef },
-        ],
-      }),
-    );
-    const evidence = await putJson(objects, tenant, "evidence", {
-      version: 1,
-      runId,
-      adapter: manifest.digest,
-      tokens: manifest,
-      templateDigest: manifest.digest,
-      evaluation: null,
-      probes: await simulatedProbes(join(dir, `scratch-${seed}`), { base, seed }),
-      lossHistory: [],
-    });
-    await bus.publish(events.runRequested, at, { spec });
-    const lastStepAt = new Date().toISOString();
-    await bus.publish(events.runTrained, at, {
-      attempt: 1,
-      adapter: manifest,
-      evidence,
-      rank: 4,
-      targetModules: ["q_proj", "v_proj"],
-      parameters: 1,
-      steps: 1,
-      trainLoss: 1,
-      trainedTokens: 1,
-      tokensPerSecond: 1,
-      evaluation: null,
-      lastStepAt,
-    });
-    return runId;
-  };
-  const train = async (from: number, to: number): Promise<void> => {
-    let next = from;
-    await Promise.all(
-      Array.from({ length: 8 }, async () => {
-        for (let n = next++; n < to; n = next++) await trained(`a${n}`, n + 1);
-      }),
-    );
-    const adapters = await bus.bucket(buckets.adapters);
-    await eventually(`${to} adapters are desired`, 600_000, async () => ((await adapters.entries()).length >= to ? true : undefined));
-  };
 
   /* a gateway's view of it all */
   const stopping = new AbortController();
@@ -154,7 +43,7 @@ async function simulatedFleet({ bulkOnly = false } = {}): Promise<Row[]> {
   const provenEverywhere = (): number => [...table.entries()].reduce((sum, { proven }) => sum + proven.size, 0);
 
   /* agents */
-  let agents: ReturnType<typeof fork>[] = [];
+  let agents: Child[] = [];
   const startAgents = async (): Promise<void> => {
     const count = Math.ceil(replicas / processes);
     const begun = Array.from({ length: processes }, async (_, p) => {
@@ -332,12 +221,6 @@ async function simulatedFleet({ bulkOnly = false } = {}): Promise<Row[]> {
       detail: `${restarts} restarts, one at a time, from the new process' first answer`,
     },
   ];
-}
-
-/** CPU time of another process so far, in milliseconds; clock ticks are 10 ms. */
-function cpuMsOf(pid = 0): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
-  return 10 * (Number(fields[11]) + Number(fields[12]));
 }
 
 /** Bytes, after the garbage was collected. */

@@ -2,12 +2,13 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, totalmem } from "node:os";
 import { benchBus } from "./bus.ts";
-import { benchConverge, benchReconcile } from "./converge.ts";
+import { benchConverge, benchFleet } from "./converge.ts";
 import { benchGateway, benchGatewayOnVllm } from "./gateway.ts";
 import { benchIngest } from "./ingest.ts";
 import { benchIngestMemory } from "./ingest-memory.ts";
 import { benchLine } from "./line.ts";
 import { benchObjects } from "./objects.ts";
+import { benchReconcile } from "./reconcile.ts";
 import { type Row, tableOf } from "./table.ts";
 import { benchTokenize } from "./tokenize.ts";
 
@@ -19,12 +20,13 @@ const benches: Record<string, () => Promise<Row[]>> = {
   "ingest-memory": benchIngestMemory,
   tokenize: benchTokenize,
   gateway: benchGateway,
+  reconcile: benchReconcile,
   converge: benchConverge,
   "gateway-vllm": benchGatewayOnVllm,
   line: benchLine,
 };
 /** Asked for by name only. */
-const others: Record<string, () => Promise<Row[]>> = { reconcile: benchReconcile };
+const others: Record<string, () => Promise<Row[]>> = { fleet: benchFleet };
 const load = loadavg()[0]!.toFixed(1);
 const machine = `${cpus().length} × ${cpus()[0]?.model ?? "unknown CPU"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}, load before the start ${load}`;
 const rows: Row[] = [];
