@@ -36,7 +36,8 @@ export interface Adapters extends AsyncDisposable {
   start(): void;
 }
 
-const gatherMs = 200;
+/** Replicas settle by the dozen; with many adapters each of them touches all. */
+const gatherMs = (count: number): number => 200 + count;
 /** How soon a command is looked after that nobody has answered. */
 const lookAgainMs = 1500;
 
@@ -139,7 +140,7 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
       if (started) queue.add(key);
     },
     onAdapter(adapter) {
-      if (started) queue.addAfter(keyFor(adapter), gatherMs);
+      if (started) queue.addAfter(keyFor(adapter), gatherMs(objects.size));
     },
     start() {
       started = true;

@@ -106,6 +106,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     const { written, afterMs } = await writer.write(object, status);
     if (written !== undefined && objects.get(key)?.metadata?.uid === uid) objects.set(key, written);
     if (afterMs !== undefined) queue.addAfter(key, afterMs);
+    if (isTrue(status.conditions, "Finished")) writer.forget(uid);
     letGo(ids.run);
   };
 

@@ -7,6 +7,8 @@ import type { KubernetesObject } from "@kubernetes/client-node";
 
 /** Of one object, unless its phase or a condition changed. */
 const everyMs = 1000;
+/** Of all of them together it is a hundred a second: a thousand adapters that converge on a hundred replicas are no load for etcd. */
+const spacingMs = 10;
 
 interface Status {
   phase?: string | undefined;
@@ -28,7 +30,8 @@ export function createStatusWriter<S extends Status>(kube: Kube, of: Resource<Wi
       const before = object.status;
       if (isDeepStrictEqual(before, status)) return { written: undefined };
       const since = performance.now() - (writtenAt.get(uid) ?? Number.NEGATIVE_INFINITY);
-      if (since < everyMs && !isMilestone(before, status)) return { written: undefined, afterMs: everyMs - since };
+      const pauseMs = Math.max(everyMs, writtenAt.size * spacingMs);
+      if (since < pauseMs && !isMilestone(before, status)) return { written: undefined, afterMs: pauseMs - since };
       try {
         // With the UID: an object that took the name meanwhile is another one.
         const written = await kube.apply(
