@@ -72,7 +72,7 @@ node=$(layer node "$(stat -c '%s %Y' "$node_bin" | key)" node)
 manifests=(package.json pnpm-lock.yaml pnpm-workspace.yaml packages/*/package.json services/*/package.json)
 modules() {
   cp --parents -r "${manifests[@]}" patches "$work"/modules
-  ( cd "$work/modules" && pnpm install --prod --frozen-lockfile --prefer-offline --filter-prod '{./services/*}...' --loglevel=warn >&2 ) || return 1
+  ( cd "$work/modules" && pnpm install --prod --frozen-lockfile --prefer-offline --filter-prod '{./services/*}...' --filter-prod '{./packages/cli}...' --loglevel=warn >&2 ) || return 1
   ( cd "$work/modules" && rm -rf "${manifests[@]}" patches && find packages services -type d -empty -delete )
   tool layer "$blobs" "$work/modules=/app"
 }
@@ -81,7 +81,7 @@ modules=$(layer modules "$(cat "${manifests[@]}" patches/* "$here/images.sh" | k
 
 # What an image runs, and nothing that only tests do.
 sources() {
-  find package.json packages/{bus,cli,contracts,kube,local,objects,runtime}/{package.json,src} services/*/{package.json,src} services/train/trainer/*.py \
+  find package.json packages/{bus,cli,contracts,kube,local,objects,runtime}/{package.json,src} services/*/{package.json,src} services/train/trainer/*.py services/tokenize/*.py \
     packages/local/engine.py -type f \( -name '*.py' -o -name '*.json' -o -name '*.ts' \) \
     ! -name '*.test.ts' ! -name '*under-test*' ! -name 'scripted-trainer.py' ! -name '*conformance.py'
 }
