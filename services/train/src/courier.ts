@@ -9,7 +9,7 @@
  * It may die on any line: the next attempt does it again, to the same digests and message ids.
  */
 import { watch } from "node:fs";
-import { access, rm } from "node:fs/promises";
+import { access, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Bus } from "@loraline/bus";
 import {
@@ -19,6 +19,7 @@ import {
   progressLine,
   runCancelled,
   runCancelRequested,
+  runCheckpointed,
   runFailed,
   runPreempted,
   runProgress,
@@ -42,12 +43,14 @@ import {
   traceparentOf,
 } from "@loraline/runtime";
 import { adapterManifestFor, evidenceFor } from "./adapter-manifest.ts";
+import { readCgroupMemory } from "./cgroup-memory.ts";
 import { decideEnd, type End } from "./decide-end.ts";
 import { fetchInputs, type Inputs } from "./fetch-inputs.ts";
 import { followLines } from "./follow-lines.ts";
 import { readJson, tailOf, writeJson } from "./job-files.ts";
 import { courierExit, type TrainJob } from "./launcher.ts";
-import { createOutbox, type Outbox, patiently } from "./outbox.ts";
+import { createOutbox, type Outbox, patiently, silentOutbox } from "./outbox.ts";
+import { trainerArgs } from "./trainer-command.ts";
 import { type CheckpointUploads, createCheckpointUploads } from "./upload-checkpoints.ts";
 
 export interface CourierDeps {
@@ -69,6 +72,17 @@ export interface CourierDeps {
   trainerEnv: Record<string, string | undefined>;
   /** Aborted when the attempt should stop; the trainer then saves a checkpoint first. */
   stop: AbortSignal;
+  /** A trainer that shows no sign of life for so long hangs: it is ended, and the next attempt goes on. Default 30 minutes. */
+  hangMs?: number;
+  /** Which of several nodes this is. Only the first one, 0, speaks. */
+  node?: number;
+  /**
+   * Tells this pod apart from an earlier one of the same attempt, which there is when Kueue took the attempt's place back and then
+   * gave it another.
+   */
+  incarnation?: string | undefined;
+  /** Whoever stops it knows why, and tells it: the controller, of pods. */
+  stopIsTold?: boolean;
 }
 
 /** Reading is also woken by changes in the folder; this is for file systems that report none. */
@@ -78,6 +92,7 @@ const lingerMs = 20_000;
 /** What a finished run's checkpoints may still take. */
 const lastUploadsMs = 60_000;
 const patienceMs = 30 * 60_000;
+const defaultHangMs = 30 * 60_000;
 
 /** Runs one attempt to its end; returns the exit code (`courierExit`). */
 export async function runCourier(deps: CourierDeps): Promise<number> {
@@ -91,8 +106,9 @@ export async function runCourier(deps: CourierDeps): Promise<number> {
       return courierExit.trained;
     }
     const traceparent = traceparentOf(span);
-    const outbox = createOutbox({ bus, at, traceparent, log });
-    const attempt: Attempt = { ...deps, log, at, outbox, traceparent, work: join(deps.dir, "work") };
+    const outbox = (deps.node ?? 0) === 0 ? createOutbox({ bus, at, traceparent, log }) : silentOutbox;
+    const resume = await patiently("ask for the newest checkpoint", () => newestCheckpoint(bus, at, job.resume), { log });
+    const attempt: Attempt = { ...deps, job: { ...job, resume }, log, at, outbox, traceparent, work: join(deps.dir, "work") };
     const end = await runAttempt(attempt).catch((error: unknown) => {
       log.error({ err: error }, "the attempt failed");
       return endOfError(error);
@@ -121,6 +137,18 @@ async function isOver(bus: Bus, at: EventAddress): Promise<boolean> {
   return ends.some((end) => end !== undefined);
 }
 
+/** A Job that Kueue suspended and resumed says in its template what was true when it was made. */
+async function newestCheckpoint(bus: Bus, at: EventAddress, known: TrainJob["resume"]): Promise<TrainJob["resume"]> {
+  const last = await bus.last(runCheckpointed, at);
+  if (last === undefined) return known;
+  const { step, checkpoint } = last.data;
+  return step > (known?.step ?? 0) ? { step, checkpoint } : known;
+}
+
+/** Names an event of this pod's. */
+const keyOf = ({ job, incarnation }: Pick<Attempt, "job" | "incarnation">): string =>
+  `attempt-${job.attempt}${incarnation === undefined ? "" : `@${incarnation}`}`;
+
 async function runAttempt(attempt: Attempt): Promise<End> {
   const { telemetry, work, stop } = attempt;
   const inputs = await telemetry.span("fetch inputs", {}, () => fetchInputs({ ...attempt, work }));
@@ -133,7 +161,7 @@ async function runAttempt(attempt: Attempt): Promise<End> {
     }
     ({ end, lastStepAt } = await train(attempt, { resumedFromStep: null, resumeLost: end.problem.message }));
   }
-  if (end.kind === "trained") await storeAdapter(attempt, inputs, end.result, lastStepAt);
+  if (end.kind === "trained" && (attempt.node ?? 0) === 0) await storeAdapter(attempt, inputs, end.result, lastStepAt);
   return end;
 }
 
@@ -145,7 +173,8 @@ async function train(
   const { job, objects, outbox, log, work, stop } = attempt;
   const trainer = await startTrainer(attempt);
   attempt.trainer = trainer;
-  void outbox.send(runStarted, { attempt: job.attempt, job: job.jobName, resumedFromStep }, `attempt-${job.attempt}`);
+  void outbox.send(runStarted, { attempt: job.attempt, job: job.jobName, resumedFromStep }, keyOf(attempt));
+  const memoryBefore = await readCgroupMemory();
   const uploads = createCheckpointUploads({
     dir: join(work, "checkpoints"),
     tenant: job.tenant,
@@ -161,14 +190,18 @@ async function train(
     relay.line({ type: "warning", time: Date.now() / 1000, code: "RESUME_LOST", message: `training again from the start: ${resumeLost}` });
   }
 
-  const { exit, result } = await follow(attempt, trainer, relay);
+  const { exit, result, hangs } = await follow(attempt, trainer, relay);
   const tail = await tailOf(join(attempt.dir, "trainer.log"));
-  const end = decideEnd({ exit: exit ?? { code: 0, signal: null }, result, tail, stopped: stop.aborted });
-  relay.end(end.kind === "trained" ? undefined : end.kind === "retry" ? end.code : end.problem.code);
+  const memory = await readCgroupMemory();
+  const follower = (attempt.node ?? 0) > 0;
+  const outOfMemory = memory !== undefined && memory.oomKills > (memoryBefore?.oomKills ?? 0) ? { limit: memory.limit } : undefined;
+  const end = decideEnd({ exit: exit ?? { code: 0, signal: null }, result, tail, stopped: stop.aborted, follower, outOfMemory, hangs });
+  relay.end(end.kind === "retry" ? end.code : end.kind === "failed" ? end.problem.code : undefined);
   return { end, lastStepAt: relay.lastStepAt() };
 }
 
-async function startTrainer({ dir, work, python, trainerPath, trainerEnv, stop, bus, at, log }: Attempt): Promise<GuardedChild> {
+async function startTrainer(attempt: Attempt): Promise<GuardedChild> {
+  const { job, node = 0, dir, work, python, trainerPath, trainerEnv, stop, bus, at, log } = attempt;
   await access(trainerPath).catch((error: unknown) => {
     throw new PermanentError("TRAINER_MISSING", `there is no trainer: ${trainerPath} is missing. Check LORALINE_TRAINER.`, {
       cause: error,
@@ -177,7 +210,12 @@ async function startTrainer({ dir, work, python, trainerPath, trainerEnv, stop, 
   let trainer: GuardedChild;
   try {
     const logFile = join(dir, "trainer.log");
-    trainer = spawnGuarded(python, [trainerPath, work], { cwd: work, env: trainerEnv, stdout: logFile, stderr: logFile });
+    trainer = spawnGuarded(python, trainerArgs(job, { trainerPath, work, node }), {
+      cwd: work,
+      env: trainerEnv,
+      stdout: logFile,
+      stderr: logFile,
+    });
   } catch (error) {
     if (!(error instanceof PermanentError)) throw explainSystemError(error, "starting the trainer");
     throw new PermanentError("PYTHON_MISSING", `the trainer's Python is missing: ${error.message} Check LORALINE_PYTHON.`, {
@@ -204,12 +242,15 @@ const askedToCancel = async (bus: Bus, at: EventAddress): Promise<boolean> => (a
 
 /** Until the trainer has succeeded or ended. Not until it has ended: tearing Python down takes a while. */
 async function follow(
-  { work }: Attempt,
+  { work, log, node = 0, hangMs = defaultHangMs }: Attempt,
   trainer: GuardedChild,
   relay: Relay,
-): Promise<{ exit: Exit | undefined; result: TrainerResult | undefined }> {
-  await using lines = followLines(join(work, "progress.jsonl"));
+): Promise<{ exit: Exit | undefined; result: TrainerResult | undefined; hangs: string | undefined }> {
+  const progressFile = join(work, "progress.jsonl");
+  await using lines = followLines(progressFile);
   let exit: Exit | undefined;
+  let hangs: string | undefined;
+  let sign = { of: 0, at: performance.now() };
   let wake = (): void => {};
   const watcher = watch(work, () => wake());
   watcher.on("error", () => {}); // no more inotify watches to be had: then it is polled
@@ -230,7 +271,18 @@ async function follow(
       const ended = exit;
       const result = await readJson(join(work, "result.json"), trainerResult);
       for (const line of await lines.read()) relay.text(line);
-      if (ended !== undefined || result?.status === "succeeded") return { exit: ended, result };
+      if (ended !== undefined || result?.status === "succeeded") return { exit: ended, result, hangs };
+      const touched = await stat(progressFile).then(
+        ({ mtimeMs }) => mtimeMs,
+        () => 0,
+      );
+      if (touched !== sign.of) sign = { of: touched, at: performance.now() };
+      // Only the first node has a sign to give; when that one gives the attempt up, the others are ended with it.
+      if (node === 0 && hangs === undefined && performance.now() - sign.at > hangMs) {
+        hangs = `the trainer gave no sign of life for ${Math.round(hangMs / 1000)} s (${relay.where()}) and was ended`;
+        log.error(hangs);
+        trainer.kill("SIGKILL");
+      }
       await changed;
     }
   } finally {
@@ -245,6 +297,8 @@ interface Relay {
   end(error: string | undefined): void;
   /** ISO 8601. */
   lastStepAt(): string;
+  /** Phase and step, for a person. */
+  where(): string;
 }
 
 /** Turns what the trainer writes into events, spans and uploads. */
@@ -264,7 +318,7 @@ function createRelay(attempt: Attempt, uploads: CheckpointUploads, fromStep: num
 
   const progress = (key: string, more: object = {}): void => {
     // Not awaited: training goes on while the server is away. `drained` waits for all of them.
-    void outbox.send(runProgress, { attempt: number, phase, step, totalSteps, ...more }, `attempt-${number}/${key}`);
+    void outbox.send(runProgress, { attempt: number, phase, step, totalSteps, ...more }, `${keyOf(attempt)}/${key}`);
   };
   const phaseSpan = (endMs: number, error?: string): void =>
     trainerTelemetry.record(phase, {
@@ -334,6 +388,7 @@ function createRelay(attempt: Attempt, uploads: CheckpointUploads, fromStep: num
       const seconds = lastStep ?? trainEnded;
       return new Date(seconds === undefined ? Date.now() : seconds * 1000).toISOString();
     },
+    where: () => `phase ${phase}, step ${step} of ${totalSteps}`,
   };
   return relay;
 }
@@ -389,7 +444,7 @@ function endOfError(error: unknown): End {
 async function conclude(attempt: Attempt, end: End): Promise<number> {
   const { job, dir, work, at, bus, outbox, uploads, trainer, stop, log } = attempt;
   const ended = trainer?.exited ?? Promise.resolve();
-  const timer = setTimeout(() => trainer?.kill("SIGKILL"), end.kind === "trained" ? lingerMs : 0);
+  const timer = setTimeout(() => trainer?.kill("SIGKILL"), end.kind === "trained" || end.kind === "followed" ? lingerMs : 0);
   await ended;
   clearTimeout(timer);
 
@@ -398,8 +453,15 @@ async function conclude(attempt: Attempt, end: End): Promise<number> {
       // Nothing resumes from them any more; the device is worth more than to wait long for them.
       await Promise.race([uploads?.done(), new Promise((resolve) => setTimeout(resolve, lastUploadsMs))]);
       return courierExit.trained;
+    case "followed":
+      return courierExit.trained;
     case "failed": {
       const { code, message, param } = end.problem;
+      if ((attempt.node ?? 0) > 0) {
+        // Only the first node ends a run; what this one met is why its attempt ended.
+        await writeJson(join(dir, "outcome.json"), { code, message });
+        return courierExit.retry;
+      }
       await outbox.send(runFailed, { code, message, param, attempt: job.attempt });
       return courierExit.failed;
     }
@@ -414,7 +476,7 @@ async function conclude(attempt: Attempt, end: End): Promise<number> {
       await writeJson(join(dir, "outcome.json"), { code, message }).catch((error: unknown) =>
         log.error({ err: error }, "outcome not kept"),
       );
-      if (!cancelled) {
+      if (!cancelled && !(attempt.stopIsTold && code === "PREEMPTED")) {
         const step = uploads?.newestStep() ?? job.resume?.step ?? 0;
         await outbox.send(runPreempted, { attempt: job.attempt, step, code, message }, `attempt-${job.attempt}`);
       }

@@ -48,6 +48,22 @@ const disrupted = (reason: string): V1Pod => {
     }),
   });
 };
+const saved = (one: V1Pod): V1Pod => {
+  const [courier] = one.status?.containerStatuses ?? [];
+  if (courier?.state?.terminated !== undefined)
+    courier.state.terminated.message = JSON.stringify({ code: "PREEMPTED", message: "saved a checkpoint" });
+  return one;
+};
+const named = (one: V1Pod, metadata: V1Pod["metadata"] & object): V1Pod =>
+  Object.assign({}, one, { metadata: Object.assign({}, one.metadata, metadata) });
+const deleted = (one: V1Pod, at: number): V1Pod => named(one, { deletionTimestamp: new Date(at) });
+const node = (index: number, one: V1Pod, shiftMs = 0): V1Pod => {
+  const end = one.status?.containerStatuses?.[0]?.state?.terminated;
+  if (end?.finishedAt !== undefined) end.finishedAt = new Date(end.finishedAt.getTime() + shiftMs);
+  return named(one, { labels: { "batch.kubernetes.io/job-completion-index": String(index) } });
+};
+const kueue = (conditions: object[]): AttemptObjects["workload"] => ({ status: { conditions: conditions as never[] } });
+const queued = (more: object = {}) => job({}, { suspend: true, ...more }, { "kueue.x-k8s.io/queue-name": "team-a" });
 const warning = (reason: string, message: string, name = jobName): AttemptObjects["warnings"][number] => ({
   reason,
   message,
@@ -72,6 +88,24 @@ describe("an attempt that waits says for what", () => {
     ],
     ["another Job's trouble", { warnings: [warning("FailedCreate", "exceeded quota", "train-y-1")] }, "STARTING", /being made/],
     ["Kueue", { job: job({}, { suspend: true }, { "kueue.x-k8s.io/queue-name": "team-a" }) }, "SUSPENDED", /queue "team-a"/],
+    [
+      "Kueue's own words",
+      { job: queued(), workload: kueue([{ type: "QuotaReserved", status: "False", message: "1 more nvidia.com/gpu needed" }]) },
+      "SUSPENDED",
+      /queue "team-a" until Kueue admits it: 1 more nvidia.com\/gpu needed/,
+    ],
+    [
+      "a Kueue that admits and does not resume",
+      { job: queued(), workload: kueue([{ type: "Admitted", status: "True", lastTransitionTime: new Date(now - 90_000) }]) },
+      "NOT_RESUMED",
+      /admitted it 90 s ago/,
+    ],
+    [
+      "a pod that nobody makes",
+      { job: job({ conditions: [{ type: "Suspended", status: "False", lastTransitionTime: new Date(now - 60_000) }] }) },
+      "NO_POD",
+      /Kueue admitted the Job, and no pod has been made/,
+    ],
     [
       "a GPU",
       { pods: [unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: none.")] },
@@ -122,6 +156,60 @@ describe("an attempt that is over", () => {
     ["its pod deleted", { job: failedJob() }, "ATTEMPT_LOST", /gone without a word/],
   ])("%s", (_, objects, code, message) => {
     expect(decide(objects)).toEqual({ phase: "failed", code, message: expect.stringMatching(message), endedAt: expect.any(Number) });
+  });
+
+  it.each<[string, Partial<AttemptObjects>, string, RegExp]>([
+    [
+      "what it did when it was told to go",
+      { pods: [saved(disrupted("EvictionByEvictionAPI"))] },
+      "EVICTED",
+      /node1 says so; saved a checkpoint/,
+    ],
+    [
+      "its own use of the disk",
+      {
+        pods: [
+          pod({
+            phase: "Failed",
+            reason: "Evicted",
+            message: "Pod ephemeral local storage usage exceeds the total limit of containers 50Gi.",
+          }),
+        ],
+      },
+      "DISK_FULL",
+      /train.ephemeralStorage.*50Gi/,
+    ],
+    [
+      "the deadline, by its length",
+      { job: Object.assign(failedJob("DeadlineExceeded"), { spec: { activeDeadlineSeconds: 60 } }), pods: [saved(ended(75))] },
+      "DEADLINE_EXCEEDED",
+      /longer than 60 s .*; saved a checkpoint/,
+    ],
+    ["a Job that somebody deleted", { job: undefined, pods: [saved(ended(75))] }, "JOB_DELETED", /Job was deleted; saved a checkpoint/],
+    [
+      "a node that would not have it",
+      { pods: [pod({ phase: "Failed", reason: "UnexpectedAdmissionError", message: "Allocate failed" })] },
+      "NODE_REFUSED",
+      /node1 refused the pod: UnexpectedAdmissionError: Allocate failed/,
+    ],
+    ["silence", { pods: [deleted(pod({ phase: "Running" }), now - 60_000)] }, "NODE_LOST", /node1 does not answer/],
+    [
+      "the first of several nodes that ended",
+      { job: failedJob("FailedJobs"), pods: [node(0, saved(ended(75))), node(1, ended(137, undefined, "OOMKilled"), -9000)] },
+      "OUT_OF_MEMORY",
+      /limit 32Gi/,
+    ],
+  ])("says %s", (_, objects, code, message) => {
+    expect(decide(objects)).toEqual({ phase: "failed", code, message: expect.stringMatching(message), endedAt: expect.any(Number) });
+  });
+
+  it("is not over while its pod saves a checkpoint, nor when Kueue ended the pod", () => {
+    expect(decide({ pods: [deleted(pod({ phase: "Running" }), now + 60_000)] })).toEqual({ phase: "running" });
+    expect(decide({ job: undefined, pods: [deleted(pod({ phase: "Running" }), now + 60_000)] })).toEqual({ phase: "running" });
+    expect(
+      decide({ job: job({}, { suspend: true }, { "kueue.x-k8s.io/queue-name": "q" }), pods: [deleted(ended(75), now)] }),
+    ).toMatchObject({ phase: "pending", reason: "SUSPENDED" });
+    expect(decide({ pods: [deleted(ended(75), now)] })).toEqual({ phase: "running" });
   });
 
   it("ended when its container did", () => {

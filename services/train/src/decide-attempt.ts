@@ -1,83 +1,155 @@
 /**
- * What became of an attempt, from its Job and pods. Pure.
+ * What became of an attempt, from its Job (or JobSet) and pods. Pure.
  *
  *   suspended ──► no pod ──► pending ──► running ──► settled | failed(code)
- *                 quota,     no GPU,                 exit code of the courier, or what the cluster did to the pod
- *                 policy     image, volume
+ *    ▲  Kueue     quota,     no GPU,        │         exit code of the courier, or what the cluster did to the pod
+ *    │            policy     image, volume  │
+ *    └──────────── Kueue takes its place back: the same attempt goes on later, in a new pod
  */
-import type { CoreV1Event, V1ContainerStatus, V1Job, V1Pod } from "@kubernetes/client-node";
+import type { CoreV1Event, V1ContainerStatus, V1JobCondition, V1ObjectMeta, V1Pod } from "@kubernetes/client-node";
 import { container } from "./job-manifest.ts";
 import { type AttemptPhase, courierExit } from "./launcher.ts";
 
+/** What holds the pods of an attempt: what a Job and a JobSet have in common. Conditions of all kinds look alike. */
+export interface Holder {
+  metadata?: V1ObjectMeta | undefined;
+  spec?: { suspend?: boolean | undefined; activeDeadlineSeconds?: number | undefined };
+  status?: { conditions?: V1JobCondition[] };
+}
+
+/** Kueue's object about a Job: whether it gets its place. */
+export interface Workload {
+  metadata?: V1ObjectMeta;
+  status?: { conditions?: V1JobCondition[] };
+}
+
 export interface AttemptObjects {
-  job: V1Job;
-  /** Of this Job. */
+  /** undefined: it was deleted, and there are pods of it still, or their last words. */
+  job: Holder | undefined;
+  /** Its pods, and the last words of those that are gone already. */
   pods: readonly V1Pod[];
   /** Warnings about the Job and its pods, in any order. */
   warnings: readonly Pick<CoreV1Event, "reason" | "message" | "involvedObject">[];
+  workload?: Workload | undefined;
 }
 
-export function decideAttempt({ job, pods, warnings }: AttemptObjects, now: number): AttemptPhase {
-  const condition = (type: string) => job.status?.conditions?.find((one) => one.type === type && one.status === "True");
-  const newest = [...pods].sort((a, b) => timeOf(b.metadata?.creationTimestamp) - timeOf(a.metadata?.creationTimestamp))[0];
-  const courier = newest?.status?.containerStatuses?.find(({ name }) => name === container);
-  const ended = courier?.state?.terminated;
-  const code = ended?.exitCode;
+/** Longer than this, and whoever should have made a pod does not. */
+const withoutPodMs = 30_000;
+/** A pod that says nothing for so long after it should have ended is on a machine that is gone. */
+const withoutEndMs = 30_000;
+
+export function decideAttempt({ job, pods: all, warnings, workload }: AttemptObjects, now: number): AttemptPhase {
+  const condition = (...types: string[]) => job?.status?.conditions?.find(({ type, status }) => types.includes(type) && status === "True");
+  const pods = newestOfEachNode(all);
+  const [first] = pods;
 
   // Its own last word counts, whatever else happened to the pod or the Job.
-  if (code === courierExit.trained || code === courierExit.failed || condition("Complete") !== undefined) return { phase: "settled" };
+  const code = endOf(first)?.exitCode;
+  if (code === courierExit.trained || code === courierExit.failed || condition("Complete", "Completed") !== undefined)
+    return { phase: "settled" };
 
-  const failed = condition("Failed");
-  const podFailed = newest?.status?.phase === "Failed";
-  if (failed === undefined && !podFailed) {
-    if (job.spec?.suspend === true) return pending("SUSPENDED", suspendedMessage(job));
-    if (newest === undefined) return pendingWithoutPod(job, warnings);
-    if (newest.status?.phase === "Running" || courier?.state?.running !== undefined) return { phase: "running" };
-    return pendingPod(newest, courier, warnings);
+  // Before the pods: whoever suspends a Job deletes them, and that is no failure.
+  if (job?.spec?.suspend === true && condition("Failed") === undefined) return pending(...suspended(job, workload, now));
+
+  const silent = pods.find((pod) => !isOver(pod) && now - timeOf(pod.metadata?.deletionTimestamp) > withoutEndMs && isDeleted(pod));
+  if (silent !== undefined) {
+    const node = silent.spec?.nodeName ?? "its node";
+    return { phase: "failed", code: "NODE_LOST", message: `${node} does not answer: the pod should have ended long ago`, endedAt: now };
+  }
+  const failed = condition("Failed") ?? condition("FailureTarget");
+  // A deleted pod ends with a failure even where Kueue only took its place back: then the Job goes on, and says so.
+  const told = (pod: V1Pod): boolean =>
+    isOver(pod) && (!isDeleted(pod) || failed !== undefined || job === undefined || disruptionOf(pod) !== undefined);
+  const over = condition("Failed") !== undefined || (pods.length === 1 && pods.every(told)) || (job === undefined && pods.every(isOver));
+  if (!over) {
+    if (job !== undefined && first === undefined) return pendingWithoutPod(job, warnings, now);
+    for (const pod of pods) {
+      const started = isOver(pod) || pod.status?.phase === "Running" || courierOf(pod)?.state?.running !== undefined;
+      if (!started) return pendingPod(pod, warnings);
+    }
+    return { phase: "running" };
   }
 
-  const endedAt = timeOf(ended?.finishedAt) || timeOf(failed?.lastTransitionTime) || now;
-  const fail = (failure: string, message: string): AttemptPhase => ({ phase: "failed", code: failure, message, endedAt });
-  const disruption = newest?.status?.conditions?.find(({ type, status }) => type === "DisruptionTarget" && status === "True");
+  // Of several, the first one to end took the others along.
+  const ends = pods.filter(isOver).sort((a, b) => timeOf(endOf(a)?.finishedAt) - timeOf(endOf(b)?.finishedAt));
+  const telling = pods.find((pod) => disruptionOf(pod) !== undefined) ?? ends[0] ?? first;
+  const endedAt = timeOf(endOf(telling)?.finishedAt) || timeOf(failed?.lastTransitionTime) || now;
+  const [failure, message] = failureOf(job, telling, failed);
+  return { phase: "failed", code: failure, message, endedAt };
+}
+
+type Words = [code: string, message: string];
+
+function failureOf(job: Holder | undefined, pod: V1Pod | undefined, failed: { reason?: string; message?: string } | undefined): Words {
+  const ended = endOf(pod);
+  const code = ended?.exitCode;
   const outcome = code === courierExit.retry ? outcomeOf(ended?.message) : undefined;
-  if (disruption !== undefined) return fail(...disrupted(disruption.reason ?? "", disruption.message ?? ""));
-  if (newest?.status?.reason === "Evicted")
-    return fail("EVICTED", `the kubelet evicted the pod: ${newest.status.message ?? "no reason given"}`);
-  if (newest?.status?.reason === "NodeLost")
-    return fail("NODE_LOST", `node ${newest.spec?.nodeName} was lost: ${newest.status.message ?? ""}`);
-  if (failed?.reason === "DeadlineExceeded") {
-    return fail(
-      "DEADLINE_EXCEEDED",
-      "the attempt took longer than train.activeDeadlineSeconds; the next one goes on from the last checkpoint.",
-    );
+  // What the courier did when it was asked to stop, such as save a checkpoint.
+  const then = outcome?.code === "PREEMPTED" ? `; ${outcome.message}` : "";
+  const disruption = pod === undefined ? undefined : disruptionOf(pod);
+  if (pod?.status?.reason === "Evicted" || disruption?.reason === "TerminationByKubelet") {
+    return evictedByKubelet(pod?.status?.message ?? disruption?.message ?? "no reason given", then);
   }
-  if (outcome !== undefined) return fail(outcome.code, outcome.message);
+  if (disruption !== undefined) return disrupted(disruption.reason ?? "", disruption.message ?? "", then);
+  if (pod?.status?.reason === "NodeLost") return ["NODE_LOST", `node ${pod.spec?.nodeName} was lost: ${pod.status.message ?? ""}`];
+  if (failed?.reason === "DeadlineExceeded") {
+    const seconds = job?.spec?.activeDeadlineSeconds;
+    const limit = seconds === undefined ? "train.activeDeadlineSeconds" : `${seconds} s (train.activeDeadlineSeconds)`;
+    return ["DEADLINE_EXCEEDED", `the attempt took longer than ${limit}${then}`];
+  }
+  if (outcome !== undefined && outcome.code !== "PREEMPTED") return [outcome.code, outcome.message];
   if (ended?.reason === "OOMKilled") {
-    const limit = newest?.spec?.containers.find(({ name }) => name === container)?.resources?.limits?.memory;
-    return fail(
+    const limit = pod?.spec?.containers.find(({ name }) => name === container)?.resources?.limits?.memory;
+    return [
       "OUT_OF_MEMORY",
       `the kernel killed the attempt for its memory (limit ${limit ?? "of the node"}). Lower training.per_device_train_batch_size or tokenize.max_length, or raise train.memory.`,
-    );
+    ];
   }
-  if (code === courierExit.retry) return fail("PREEMPTED", "the attempt was asked to stop");
-  if (code !== undefined) return fail("COURIER_CRASHED", `the courier ended with exit code ${code}: ${lastLine(ended?.message)}`);
-  return fail(
-    "ATTEMPT_LOST",
-    `the pod is gone without a word${failed?.message === undefined ? "" : ` (${failed.message})`}; the next attempt goes on from the last checkpoint`,
-  );
+  if (job === undefined) return ["JOB_DELETED", `the attempt's Job was deleted${then}`];
+  if (code === courierExit.retry) return ["PREEMPTED", outcome?.message ?? "the attempt was asked to stop"];
+  if (code !== undefined) return ["COURIER_CRASHED", `the courier ended with exit code ${code}: ${lastLine(ended?.message)}`];
+  // Never started: as when the node's devices were not there any more.
+  if (pod?.status?.reason !== undefined) {
+    return ["NODE_REFUSED", `node ${pod.spec?.nodeName} refused the pod: ${pod.status.reason}: ${tidy(pod.status.message ?? "")}`];
+  }
+  const why = failed?.message === undefined ? "" : ` (${failed.message})`;
+  return ["ATTEMPT_LOST", `the pod is gone without a word${why}; the next attempt goes on from the last checkpoint`];
 }
 
 const pending = (reason: string, message: string): AttemptPhase => ({ phase: "pending", reason, message });
 
-function suspendedMessage(job: V1Job): string {
+function suspended(job: Holder, workload: Workload | undefined, now: number): Words {
   const queue = job.metadata?.labels?.["kueue.x-k8s.io/queue-name"];
-  return queue === undefined ? "the Job is suspended" : `waits in queue "${queue}" until Kueue admits it`;
+  if (queue === undefined) return ["SUSPENDED", "the Job is suspended"];
+  const of = (type: string) => workload?.status?.conditions?.find((one) => one.type === type);
+  const admitted = of("Admitted");
+  if (admitted?.status === "True" && now - timeOf(admitted.lastTransitionTime) > withoutPodMs) {
+    const since = Math.round((now - timeOf(admitted.lastTransitionTime)) / 1000);
+    return ["NOT_RESUMED", `Kueue admitted it ${since} s ago, and its Job is suspended still: see the logs of Kueue's controller`];
+  }
+  const evicted = of("Evicted");
+  const reserved = of("QuotaReserved");
+  const why =
+    evicted?.status === "True" ? evicted.message : reserved !== undefined && reserved.status !== "True" ? reserved.message : undefined;
+  return ["SUSPENDED", `waits in queue "${queue}" until Kueue admits it${why === undefined || why === "" ? "" : `: ${tidy(why)}`}`];
 }
 
 /** The Job controller tells in events why it cannot make a pod. */
-function pendingWithoutPod(job: V1Job, warnings: AttemptObjects["warnings"]): AttemptPhase {
-  const said = warnings.findLast(({ reason, involvedObject }) => reason === "FailedCreate" && involvedObject?.name === job.metadata?.name);
-  if (said === undefined) return pending("STARTING", "the Job's pod is being made");
+function pendingWithoutPod(job: Holder, warnings: AttemptObjects["warnings"], now: number): AttemptPhase {
+  const name = job.metadata?.name ?? "";
+  const said = warnings.findLast(
+    ({ reason, involvedObject }) => reason === "FailedCreate" && involvedObject.name?.startsWith(name) === true,
+  );
+  if (said === undefined) {
+    const resumed = job.status?.conditions?.find(({ type, status }) => type === "Suspended" && status === "False");
+    const since = timeOf(resumed?.lastTransitionTime) || timeOf(job.metadata?.creationTimestamp) || now;
+    if (now - since < withoutPodMs) return pending("STARTING", "the Job's pod is being made");
+    const admitted = resumed === undefined ? "" : "Kueue admitted the Job, and ";
+    return pending(
+      "NO_POD",
+      `${admitted}no pod has been made for more than ${withoutPodMs / 1000} s: see the events of Job ${name} and the cluster's controllers`,
+    );
+  }
   const message = said.message ?? "";
   if (/exceeded quota/.test(message)) return pending("QUOTA", `the namespace's quota is used up: ${tidy(message)}`);
   return pending("POD_REFUSED", `the cluster refuses the pod: ${tidy(message)}`);
@@ -94,9 +166,10 @@ const waiting: Readonly<Record<string, string>> = {
   RunContainerError: "POD_CONFIG",
 };
 
-function pendingPod(pod: V1Pod, courier: V1ContainerStatus | undefined, warnings: AttemptObjects["warnings"]): AttemptPhase {
+function pendingPod(pod: V1Pod, warnings: AttemptObjects["warnings"]): AttemptPhase {
+  const courier = courierOf(pod);
   const scheduled = pod.status?.conditions?.find(({ type }) => type === "PodScheduled");
-  if (scheduled?.status === "False") return pending(...unschedulable(scheduled.message ?? ""));
+  if (scheduled?.status === "False") return pending(...unschedulable(scheduled.reason ?? "", scheduled.message ?? ""));
   const reason = courier?.state?.waiting?.reason ?? "";
   const code = waiting[reason];
   if (code !== undefined) {
@@ -112,23 +185,60 @@ function pendingPod(pod: V1Pod, courier: V1ContainerStatus | undefined, warnings
   return pending("STARTING", "the pod is starting");
 }
 
-function unschedulable(message: string): [code: string, message: string] {
+function unschedulable(reason: string, message: string): Words {
+  if (reason === "SchedulingGated") return ["SCHEDULING_GATED", "the pod waits until whoever gated its scheduling lets it go"];
   const gpu = /Insufficient ([\w.-]+\/[\w.-]*(?:gpu|mig)[\w-]*(?:\.[\w-]+)*)/i.exec(message)?.[1];
   if (gpu !== undefined) return ["WAITING_FOR_DEVICE", `no node has enough free ${gpu}: ${tidy(message)}`];
   if (/persistentvolumeclaim/i.test(message)) return ["VOLUME", tidy(message)];
   return ["UNSCHEDULABLE", tidy(message)];
 }
 
-function disrupted(reason: string, message: string): [code: string, message: string] {
+/** For its own use of disk space, or because others took too much of the node. */
+function evictedByKubelet(message: string, then: string): Words {
+  if (/exceeds the (total )?limit|exceeded its local ephemeral storage limit/i.test(message)) {
+    return ["DISK_FULL", `the attempt wrote more than train.ephemeralStorage allows: ${tidy(message)} Raise it${then}`];
+  }
+  return ["EVICTED", `the kubelet evicted the pod: ${tidy(message)}${then}`];
+}
+
+function disrupted(reason: string, message: string, then: string): Words {
   switch (reason) {
     case "PreemptionByScheduler":
-      return ["PREEMPTED", `a pod of higher priority took its place: ${tidy(message)}`];
+      return ["PREEMPTED", `a pod of higher priority took its place: ${tidy(message)}${then}`];
     case "DeletionByTaintManager":
     case "DeletionByPodGC":
-      return ["NODE_LOST", `its node is gone or not ready: ${tidy(message)}`];
+      return ["NODE_LOST", `its node is gone or not ready: ${tidy(message)}${then}`];
     default:
-      return ["EVICTED", `the pod was evicted (${reason}): ${tidy(message)}`];
+      return ["EVICTED", `the pod was evicted (${reason}): ${tidy(message)}${then}`];
   }
+}
+
+/** One pod for each completion index (a Job without indexes has one), the first node's first; of several the newest. */
+function newestOfEachNode(pods: readonly V1Pod[]): V1Pod[] {
+  const nodeOf = ({ metadata }: V1Pod): number => Number(metadata?.labels?.["batch.kubernetes.io/job-completion-index"] ?? 0);
+  const byNode = new Map<number, V1Pod>();
+  for (const pod of pods) {
+    const known = byNode.get(nodeOf(pod));
+    const newer = timeOf(pod.metadata?.creationTimestamp) - timeOf(known?.metadata?.creationTimestamp);
+    if (known === undefined || newer > 0 || (newer === 0 && isOver(known))) byNode.set(nodeOf(pod), pod);
+  }
+  return [...byNode].sort(([a], [b]) => a - b).map(([, pod]) => pod);
+}
+
+const courierOf = (pod: V1Pod | undefined): V1ContainerStatus | undefined =>
+  pod?.status?.containerStatuses?.find(({ name }) => name === container);
+const endOf = (pod: V1Pod | undefined) => courierOf(pod)?.state?.terminated;
+const isDeleted = ({ metadata }: V1Pod): boolean => metadata?.deletionTimestamp !== undefined;
+const isOver = ({ status }: V1Pod): boolean => status?.phase === "Failed" || status?.phase === "Succeeded";
+const disruptionOf = ({ status }: V1Pod) => status?.conditions?.find((one) => one.type === "DisruptionTarget" && one.status === "True");
+
+/**
+ * What is worth keeping of a pod that is gone: how it ended, as its Job may not say it. undefined: it left nothing.
+ */
+export function lastWordsOf(pod: V1Pod): V1Pod | undefined {
+  if (isOver(pod)) return pod;
+  if (endOf(pod) === undefined && disruptionOf(pod) === undefined) return undefined;
+  return Object.assign({}, pod, { status: Object.assign({}, pod.status, { phase: endOf(pod)?.exitCode === 0 ? "Succeeded" : "Failed" }) });
 }
 
 /** What the courier wrote to its termination message. */

@@ -45,10 +45,25 @@ describe("decideEnd", () => {
       "TRAINER_CRASHED",
       /exit code 1 and no result: b \| c \| ImportError: no torch$/,
     ],
+    [
+      "a kill for the container's memory",
+      { exit: killed("SIGKILL"), outOfMemory: { limit: 6 * 2 ** 30 } },
+      "OUT_OF_MEMORY",
+      /memory of 6Gi was used up.*train\.memory/,
+    ],
+    ["another rank's kill for it", { result: failure("INTERNAL"), outOfMemory: { limit: 500 * 2 ** 20 } }, "OUT_OF_MEMORY", /of 500Mi/],
+    ["a hang", { exit: killed("SIGKILL"), hangs: "no sign of life" }, "TRAINER_HANGS", /no sign of life/],
+    ["a GPU that is not there", { result: failure("DEVICE_MISSING") }, "DEVICE_MISSING", /^m$/],
+    ["a stop that left torchrun no time", { exit: exited(1), stopped: true }, "PREEMPTED", /exit code 1 before it had saved/],
     ["nothing at all", { exit: exited(0) }, "TRAINER_CRASHED", /exit code 0 and no result: it wrote no log/],
     ["a success without an adapter", { exit: exited(0), result: result({ adapter: null }) }, "TRAINER_CRASHED", /no result/],
   ] as const)("tries again after %s", (_, trainer, code, message) => {
     expect(end(trainer)).toEqual({ kind: "retry", code, message: expect.stringMatching(message) });
+  });
+
+  test("a node that is not the first has done its part when its trainer ends well", () => {
+    expect(end({ exit: exited(0), follower: true })).toEqual({ kind: "followed" });
+    expect(end({ exit: exited(1), follower: true })).toMatchObject({ kind: "retry", code: "TRAINER_CRASHED" });
   });
 
   test("fails the run after what the trainer would meet again", () => {

@@ -109,6 +109,36 @@ describe("decideRun", () => {
     ]);
   });
 
+  it("goes on in slices after attempts that took too long, as long as each gets further; then it fails and says why", () => {
+    const stream = tokenized();
+    let step = 0;
+    for (let n = 1; n <= 20; n++) {
+      stream.say("run.started.v1", { attempt: n, job: "x" }, `start-${n}`);
+      step += 10;
+      stream.say("run.checkpointed.v1", { attempt: n, step, checkpoint: blob(step) }, `checkpoint-${n}`);
+      const actions = decide(stream, [attempt(n, failed("DEADLINE_EXCEEDED", now - 120_000))]);
+      expect(actions[1]).toMatchObject({ kind: "launch", attempt: n + 1, resume: { step } });
+      stream.say("run.preempted.v1", { attempt: n, step, code: "DEADLINE_EXCEEDED", message: "m" }, `lost-${n}`);
+    }
+    for (const n of [21, 22]) {
+      expect(decide(stream, [attempt(n, failed("DEADLINE_EXCEEDED", now - 120_000))])[1]).toMatchObject({ kind: "launch" });
+      stream.say("run.preempted.v1", { attempt: n, step, code: "DEADLINE_EXCEEDED", message: "m" }, `lost-${n}`);
+    }
+    expect(decide(stream, [attempt(23, failed("DEADLINE_EXCEEDED"))])).toMatchObject([
+      { kind: "preempted" },
+      { kind: "failed", code: "ATTEMPTS_EXHAUSTED", message: expect.stringMatching(/3 attempts.*DEADLINE_EXCEEDED.*save_steps/) },
+    ]);
+  });
+
+  it("says that an attempt waits again, and from where it goes on", () => {
+    const stream = tokenized()
+      .say("run.started.v1", { attempt: 1, job: "x" })
+      .say("run.checkpointed.v1", { attempt: 1, step: 10, checkpoint: blob(10) });
+    expect(decide(stream, [attempt(1, { phase: "pending", reason: "SUSPENDED", message: "waits in queue" })])).toEqual([
+      { kind: "queued", attempt: 1, reason: "SUSPENDED", message: "its place was taken back; it goes on from step 10: waits in queue" },
+    ]);
+  });
+
   it("reports a lost attempt and launches the next one from the newest checkpoint, at once", () => {
     const stream = tokenized()
       .say("run.started.v1", { attempt: 1, job: "x" })

@@ -31,7 +31,7 @@ export interface History {
   /** `run.trained` or an end is stored. */
   over: boolean;
   /** Attempts of which `run.preempted` is stored. */
-  lost: readonly { attempt: number; code: string; message: string }[];
+  lost: readonly { attempt: number; step: number; code: string; message: string }[];
   /** The one with the highest step. */
   checkpoint: { step: number; checkpoint: BlobRef } | null;
 }
@@ -56,9 +56,28 @@ export type Action =
   | { kind: "wake"; afterMs: number };
 
 /** Ends that come from outside and say nothing about the run, so they do not use up its attempts. */
-const fromOutside: ReadonlySet<string> = new Set(["PREEMPTED", "EVICTED", "NODE_LOST", "ATTEMPT_LOST"]);
+const fromOutside: ReadonlySet<string> = new Set(["PREEMPTED", "EVICTED", "NODE_LOST", "NODE_REFUSED", "JOB_DELETED", "ATTEMPT_LOST"]);
+/** Those after which the next attempt waits nevertheless: it would probably come to the same node. */
+const mayComeAgain: ReadonlySet<string> = new Set(["NODE_REFUSED"]);
 /** A run that takes its machine down each time must end some day, though every single end came from outside. */
 const outsidePerAttempt = 10;
+
+/**
+ * The ends that count against a run: by its own fault, or after which it was no further than before. An attempt that took too long and
+ * got further is neither: the run goes on in slices.
+ */
+function counted(lost: History["lost"]): { own: number; stuck: number } {
+  let furthest = 0;
+  let own = 0;
+  let stuck = 0;
+  for (const { step, code } of lost.toSorted((a, b) => a.attempt - b.attempt)) {
+    const further = step > furthest;
+    furthest = Math.max(furthest, step);
+    if (!further) stuck++;
+    if (code === "DEADLINE_EXCEEDED" ? !further : !fromOutside.has(code)) own++;
+  }
+  return { own, stuck };
+}
 
 export function decideRun({ run, attempts, history, line }: Observed, now: number): Action[] {
   /** They have a device, or wait for one. */
@@ -85,8 +104,9 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
   const lost = [...history.lost];
   const report = (attempt: number, code: string, message: string): void => {
     if (lost.some((known) => known.attempt === attempt)) return;
-    lost.push({ attempt, code, message });
-    actions.push({ kind: "preempted", attempt, step: resume?.step ?? 0, code, message });
+    const step = resume?.step ?? 0;
+    lost.push({ attempt, step, code, message });
+    actions.push({ kind: "preempted", attempt, step, code, message });
   };
   for (const ended of attempts.toSorted((a, b) => a.attempt - b.attempt)) {
     if (ended.phase === "failed") report(ended.attempt, ended.code, ended.message);
@@ -96,11 +116,15 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
     report(last, "ATTEMPT_LOST", `nothing is left of attempt ${last}; the next one goes on from the last checkpoint`);
   }
 
-  const own = lost.filter(({ code }) => !fromOutside.has(code)).length;
-  if (own >= run.spec.max_attempts || lost.length >= run.spec.max_attempts * outsidePerAttempt) {
+  const { own, stuck } = counted(lost);
+  if (own >= run.spec.max_attempts || stuck >= run.spec.max_attempts * outsidePerAttempt) {
     const why = lost.toSorted((a, b) => a.attempt - b.attempt).at(-1);
-    const count = own >= run.spec.max_attempts ? own : lost.length;
-    const message = `${count === 1 ? "the only attempt" : `all ${count} attempts`} ended without a result; the last reason was ${why?.code}: ${why?.message}`;
+    const count = own >= run.spec.max_attempts ? own : stuck;
+    const hint =
+      why?.code === "DEADLINE_EXCEEDED"
+        ? ". None got further than the ones before: allow them more time, or save checkpoints more often (training.save_steps)"
+        : "";
+    const message = `${count === 1 ? "the only attempt" : `all ${count} attempts`} ended without a result; the last reason was ${why?.code}: ${why?.message}${hint}`;
     return [...actions, { kind: "failed", attempt: last, code: "ATTEMPTS_EXHAUSTED", message }];
   }
 
@@ -122,7 +146,12 @@ const waiting = "WAITING_FOR_DEVICE";
 /** Once for each reason; that a pod is starting is none. */
 function sayWhyPending(run: RunState, newest: Attempt | undefined): Action[] {
   if (newest?.phase !== "pending" || newest.reason === "STARTING") return [];
-  const { attempt, reason, message } = newest;
+  const { attempt, reason } = newest;
+  // It ran before: Kueue took its place back, and the same attempt goes on when it has one again.
+  const again = reason === "SUSPENDED" && run.attempt === attempt;
+  const message = again
+    ? `its place was taken back; it goes on from step ${run.checkpoints[0]?.step ?? 0}: ${newest.message}`
+    : newest.message;
   if (run.queue?.reason === reason && run.queue.message === message) return [];
   return [{ kind: "queued", attempt, reason, message }];
 }
@@ -140,7 +169,7 @@ function newestCheckpoint(run: RunState, history: History): History["checkpoint"
 
 /** When the next attempt may start: at once after an end from outside; else after 0.5 s, 1 s, 2 s … at most 60 s. */
 function readyAt(newest: Attempt | undefined): number {
-  if (newest?.phase !== "failed" || fromOutside.has(newest.code)) return 0;
+  if (newest?.phase !== "failed" || (fromOutside.has(newest.code) && !mayComeAgain.has(newest.code))) return 0;
   return newest.endedAt + Math.min(60_000, 500 * 2 ** (newest.attempt - 1));
 }
 

@@ -1,9 +1,8 @@
 /** The trainer's inputs, by digest, in the folder it works in. */
-import { access, mkdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { mkdir, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import {
   adapterFiles,
-  baseRef,
   type BlobRef,
   checkpointManifest,
   type TokenManifest,
@@ -12,6 +11,7 @@ import {
   type TrainerSpec,
 } from "@loraline/contracts";
 import { getJson, getToFile, type Objects } from "@loraline/objects";
+import { readBaseRef } from "@loraline/objects/base-ref";
 import { explainSystemError, type Log, PermanentError } from "@loraline/runtime";
 import type { TrainJob } from "./launcher.ts";
 import { patiently } from "./outbox.ts";
@@ -89,6 +89,7 @@ export async function fetchInputs(deps: {
       adopt: adopted !== undefined,
       probes: tokens.probes,
       probe_tokens: probeTokens,
+      device: job.machine.device,
     };
     await writeFile(join(work, "spec.json"), JSON.stringify(spec, null, 2));
     return { tokens, resumedFromStep, resumeLost };
@@ -100,14 +101,7 @@ export async function fetchInputs(deps: {
 /** The base as it was tokenized for, and no other: another revision would give another adapter. */
 async function baseDirOf(basesDir: string, { base }: Pick<Tokens, "base">): Promise<string> {
   const dir = join(basesDir, base.name);
-  const file = join(dir, "base.json");
-  await access(file).catch((error: unknown) => {
-    throw new PermanentError("BASE_MISSING", `base "${base.name}" is not here: ${file} is missing. Put it there, or run \`make setup\`.`, {
-      param: "base",
-      cause: error,
-    });
-  });
-  const here = baseRef.parse(JSON.parse(await readFile(file, "utf8")));
+  const here = await readBaseRef(dir);
   if (here.digest !== base.digest) {
     throw new PermanentError(
       "BASE_MISMATCH",

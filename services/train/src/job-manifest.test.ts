@@ -16,8 +16,8 @@ const jobOf = (spec: object): TrainJob =>
     resume: null,
     traceparent: null,
   });
-const carried = (job: TrainJob): string =>
-  jobManifest(job, settings).spec?.template.spec?.containers[0]?.env?.find(({ name }) => name === "COURIER_JOB")?.value ?? "";
+const carried = (job: TrainJob, by = settings): string =>
+  jobManifest(job, by).spec?.template.spec?.containers[0]?.env?.find(({ name }) => name === "COURIER_JOB")?.value ?? "";
 
 /** What a kubelet makes of a value (k8s.io/kubernetes/third_party/forked/golang/expansion): `$$` is a dollar, `$(NAME)` a variable. */
 const expanded = (value: string): string =>
@@ -26,7 +26,17 @@ const expanded = (value: string): string =>
 describe("the job in a pod's environment", () => {
   it("comes to the courier as it was, whatever a run's own text looks like to Kubernetes", () => {
     const job = jobOf({ dataset: "01KB0000000000000000000001", lora: { target_modules: ["$(SECRET)", "q_proj$$"] } });
-    expect(trainJob.parse(JSON.parse(expanded(carried(job))))).toEqual(job);
+    const machine = { nodes: 1, processes: 1, device: "cuda", graceSeconds: 120 };
+    expect(trainJob.parse(JSON.parse(expanded(carried(job))))).toEqual({ ...job, machine });
+  });
+
+  it("says what it runs on: a process for each GPU, and none but a GPU will do, unless GPUs are only pretended", () => {
+    const machineOf = (spec: object, more: object = {}) =>
+      trainJob.parse(JSON.parse(expanded(carried(jobOf({ dataset: "01KB0000000000000000000001", ...spec }), { ...settings, ...more }))))
+        .machine;
+    expect(machineOf({ gpus: 4, nodes: 2 })).toMatchObject({ nodes: 2, processes: 4, device: "cuda" });
+    expect(machineOf({ gpus: 2 }, { device: "cpu" })).toMatchObject({ processes: 2, device: "cpu" });
+    expect(machineOf({ gpus: 0 })).toMatchObject({ processes: 1, device: "auto" });
   });
 
   it("is no longer than Linux lets a variable be, whatever prompts a run brings along", () => {

@@ -21,6 +21,14 @@ export const trainPodSettings = z.strictObject({
   activeDeadlineSeconds: z.int().min(1).optional().describe("An attempt that takes longer is ended; the next one resumes."),
   ttlSecondsAfterFinished: z.int().min(0).default(3600).describe("How long an ended Job is kept although nobody removed it."),
   terminationGracePeriodSeconds: z.int().min(1).default(120).describe("For the checkpoint that an attempt saves when it is told to end."),
+  device: z
+    .enum(["auto", "cpu"])
+    .default("auto")
+    .describe(
+      "`auto`: an attempt that was given GPUs fails where CUDA shows none. `cpu`: it trains without them, as where GPUs are only pretended.",
+    ),
+  hangSeconds: z.int().min(10).default(1800).describe("A trainer without a sign of life for so long is ended; the next attempt goes on."),
+  jobSet: z.boolean().default(false).describe("JobSet is installed: runs may ask for several `nodes`."),
   queueName: z.string().optional().describe("Kueue's LocalQueue: Jobs are made suspended, and Kueue admits them."),
   env: z.array(z.record(z.string(), z.unknown())).default([]).describe("The courier's environment, as in a container."),
   envFrom: z.array(z.record(z.string(), z.unknown())).default([]),
@@ -40,8 +48,8 @@ export const labels = {
   attempt: "loraline.dev/attempt",
   queue: "kueue.x-k8s.io/queue-name",
 } as const;
-/** On every Job of an attempt. */
-export const component = "train-attempt";
+/** Of what is an attempt, and of the Job inside of a JobSet, which is a part of one. */
+export const component = { attempt: "train-attempt", part: "train-attempt-part" } as const;
 export const container = "courier";
 
 /** Where the attempt works: see job-files.ts. */
@@ -51,12 +59,12 @@ const workDir = "/work";
  * `backoffLimit: 0`: a Job is one attempt, and whether there is another is decided in `decide-run.ts`. The job travels in an
  * environment variable, so that there is one object to make and to lose.
  */
-export function jobManifest(job: TrainJob, settings: TrainPodSettings): V1Job {
+export function jobManifest(job: Omit<TrainJob, "machine">, settings: TrainPodSettings): V1Job {
   const gpus = job.spec.gpus ?? settings.gpus;
   const resources = { cpu: settings.cpu, memory: settings.memory, "ephemeral-storage": settings.ephemeralStorage };
   const named = {
     "app.kubernetes.io/name": "loraline",
-    [labels.component]: component,
+    [labels.component]: component.attempt,
     [labels.tenant]: job.tenant,
     [labels.run]: job.runId.toLowerCase(),
     [labels.attempt]: String(job.attempt),
@@ -84,7 +92,9 @@ export function jobManifest(job: TrainJob, settings: TrainPodSettings): V1Job {
         args: [workDir],
         env: [
           ...(settings.env as never[]),
-          { name: "COURIER_JOB", value: literal(JSON.stringify(forCourier(job))) },
+          { name: "COURIER_JOB", value: literal(JSON.stringify(forCourier(job, machineOf(job, gpus, settings)))) },
+          { name: "COURIER_INCARNATION", valueFrom: { fieldRef: { fieldPath: "metadata.uid" } } },
+          { name: "COURIER_HANG_SECONDS", value: String(settings.hangSeconds) },
           // Nothing outside of the work folder can be written.
           { name: "HOME", value: workDir },
           { name: "TMPDIR", value: workDir },
@@ -136,8 +146,19 @@ export function jobManifest(job: TrainJob, settings: TrainPodSettings): V1Job {
 /** Kubernetes puts other variables' values, secrets among them, where a value says `$(NAME)`: a run's own text must not ask for that. */
 const literal = (value: string): string => value.replaceAll("$", "$$$$");
 
+/** A process for each GPU, or the only one. */
+function machineOf({ spec }: Pick<TrainJob, "spec">, gpus: number, settings: TrainPodSettings): TrainJob["machine"] {
+  return {
+    nodes: spec.nodes ?? 1,
+    processes: Math.max(1, gpus),
+    device: settings.device === "cpu" ? "cpu" : gpus > 0 ? "cuda" : "auto",
+    graceSeconds: settings.terminationGracePeriodSeconds,
+  };
+}
+
 /** Without what only other stages read, which may be longer than Linux lets a variable be (128 KiB). */
-function forCourier({ spec, ...job }: TrainJob): TrainJob {
+function forCourier({ spec, ...others }: Omit<TrainJob, "machine">, machine: TrainJob["machine"]): TrainJob {
+  const job = { ...others, machine };
   const { placement: _placement, metadata: _metadata, import: adopted, ...rest } = spec;
   const slim = { ...rest, tokenize: { ...spec.tokenize, system: undefined } };
   return { ...job, spec: adopted === undefined ? slim : { ...slim, import: { ...adopted, probes: undefined } } };

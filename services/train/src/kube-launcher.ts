@@ -1,9 +1,11 @@
-/** Attempts as Kubernetes Jobs. What is known of them comes from watches; what is done to them is named by the attempt, so doing it twice is harmless. */
-import type { CoreV1Event, V1Job, V1Pod } from "@kubernetes/client-node";
-import { type Kube, KubeError, resource, watch } from "@loraline/kube";
+/** Attempts as Kubernetes Jobs, or JobSets. What is known of them comes from watches; what is done to them is named by the attempt, so doing it twice is harmless. */
+import { setTimeout as sleep } from "node:timers/promises";
+import type { CoreV1Event, KubernetesObject, V1Job, V1Pod } from "@kubernetes/client-node";
+import { type Kube, KubeError, type Resource, resource, watch } from "@loraline/kube";
 import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
-import { decideAttempt } from "./decide-attempt.ts";
+import { decideAttempt, type Holder, lastWordsOf, type Workload } from "./decide-attempt.ts";
 import { component, jobManifest, labels, type TrainPodSettings } from "./job-manifest.ts";
+import { type JobSet, jobSetLabel, jobSetManifest } from "./jobset-manifest.ts";
 import { type Attempt, type Launcher, trainJob } from "./launcher.ts";
 
 export interface KubeLauncherOptions {
@@ -15,12 +17,18 @@ export interface KubeLauncherOptions {
 }
 
 export const jobs = resource<V1Job>("batch/v1", "Job", "jobs");
+export const jobSets = resource<JobSet>("jobset.x-k8s.io/v1alpha2", "JobSet", "jobsets");
 export const pods = resource<V1Pod>("v1", "Pod", "pods");
 const events = resource<CoreV1Event>("v1", "Event", "events");
+/** Kueue's; served in both versions, for as long as Kueue says. */
+const workloads = ["v1beta2", "v1beta1"].map((version) =>
+  resource<Workload & KubernetesObject>(`kueue.x-k8s.io/${version}`, "Workload", "workloads"),
+);
 
 /** The scheduler's queue is the line: every attempt becomes a Job at once, and waits as a pending pod. */
 const unlimited = 1_000_000;
-const jobNamePattern = /^train-[0-9a-z]{26}-[1-9]\d*$/;
+/** Of a Job or JobSet, the Job inside of a JobSet, and pods of both. */
+const attemptName = /^(train-[0-9a-z]{26}-[1-9]\d*)(?:-node-0)?(?:-\d+)?(?:-[0-9a-z]{5})?$/;
 
 /** Resolves when every Job, pod and warning that exists has been seen. */
 export async function createKubeLauncher({
@@ -31,84 +39,175 @@ export async function createKubeLauncher({
 }: KubeLauncherOptions): Promise<Launcher & AsyncDisposable> {
   const { namespace } = settings;
   const log = parentLog.child({ launcher: "kubernetes", namespace });
-  const known = { jobs: new Map<string, V1Job>(), pods: new Map<string, V1Pod>(), events: new Map<string, CoreV1Event>() };
+  /** By name. Workloads by that of their Job. */
+  const known = {
+    jobs: new Map<string, V1Job>(),
+    jobSets: new Map<string, JobSet>(),
+    pods: new Map<string, V1Pod>(),
+    events: new Map<string, CoreV1Event>(),
+    workloads: new Map<string, Workload>(),
+  };
+  /** Attempts that were removed while they had pods, which the cluster now collects: those leave no last words. */
+  const removed = new Set<string>();
   const listeners = new Set<(run: { tenant: string; runId: string }) => void>();
   const stopping = new AbortController();
   const until = signal === undefined ? stopping.signal : AbortSignal.any([stopping.signal, signal]);
 
+  const holderOf = (jobName: string): V1Job | JobSet | undefined => known.jobSets.get(jobName) ?? known.jobs.get(jobName);
+  const podsOf = (jobName: string): V1Pod[] => [...known.pods.values()].filter((pod) => attemptOfPod(pod) === jobName);
   const changed = (jobName: string): void => {
-    const job = known.jobs.get(jobName);
-    if (job === undefined) return;
-    const run = runOf(job);
+    const run = runOf(holderOf(jobName) ?? podsOf(jobName)[0]);
     if (run !== undefined) for (const listener of listeners) listener(run);
   };
-  const follow = async <T extends V1Job | V1Pod | CoreV1Event>(
-    of: typeof jobs | typeof pods | typeof events,
-    into: Map<string, T>,
+  const follow = async <T extends KubernetesObject>(
+    of: Resource<T>,
     which: { labelSelector?: string; fieldSelector?: string },
     jobNameOf: (object: T) => string | undefined,
+    keep: (name: string, object: T | undefined, jobName: string) => void,
   ): Promise<{ ended: Promise<void> }> => {
     const ready = Promise.withResolvers<void>();
-    const watching = watch(kube, of as ReturnType<typeof resource<T>>, {
+    const names = new Map<string, string>();
+    const watching = watch(kube, of, {
       namespace,
       ...which,
       signal: until,
       log,
-      onChange(_key, object) {
-        const name = _key.split("/").at(-1) ?? _key;
-        const before = into.get(name);
-        const jobName = jobNameOf((object ?? before) as T);
+      onChange(key, object) {
+        const name = key.split("/").at(-1) ?? key;
+        const jobName = object === undefined ? names.get(name) : jobNameOf(object);
         if (jobName === undefined) return;
-        if (object !== undefined) into.set(name, object);
-        if (object === undefined && of !== jobs) into.delete(name);
-        changed(jobName);
-        if (object === undefined) into.delete(name);
+        if (object === undefined) names.delete(name);
+        else names.set(name, jobName);
+        // Before and after: of what is gone, it is still known then whose it was.
+        if (object === undefined) changed(jobName);
+        keep(name, object, jobName);
+        if (object !== undefined) changed(jobName);
       },
       onReady: ready.resolve,
     });
     await Promise.race([ready.promise, watching]);
     return { ended: watching };
   };
-  const ours = { labelSelector: `${labels.component}=${component}` };
+  const into =
+    <T>(map: Map<string, T>) =>
+    (name: string, object: T | undefined): void => {
+      if (object === undefined) map.delete(name);
+      else map.set(name, object);
+    };
+  const keepPod = (name: string, pod: V1Pod | undefined, jobName: string): void => {
+    const before = known.pods.get(name);
+    const last = pod ?? (before === undefined || removed.has(jobName) ? undefined : lastWordsOf(before));
+    if (last === undefined) known.pods.delete(name);
+    else known.pods.set(name, last);
+    if (pod === undefined && podsOf(jobName).length === 0) removed.delete(jobName);
+  };
+  /** Forgets what pods of an attempt said that are gone: it has ended and was dealt with, or it goes on in a new one. */
+  const forgetGone = (jobName: string): void => {
+    for (const pod of podsOf(jobName)) {
+      const name = pod.metadata?.name ?? "";
+      if (!alive.has(name)) known.pods.delete(name);
+    }
+  };
+  const alive = new Set<string>();
+
+  const installed = await Promise.all([
+    settings.jobSet ? served(kube, jobSets, { namespace, log, signal: until }) : false,
+    settings.queueName === undefined ? undefined : firstServed(kube, workloads, { namespace, log, signal: until }),
+  ]);
+  const [withJobSets, workload] = installed;
+  const ours = { labelSelector: `${labels.component} in (${component.attempt},${component.part})` };
   const watches = await Promise.all([
-    follow<V1Job>(jobs, known.jobs, ours, ({ metadata }) => metadata?.name),
-    follow<V1Pod>(pods, known.pods, ours, jobNameOfPod),
-    follow<CoreV1Event>(events, known.events, { fieldSelector: "type=Warning" }, ({ involvedObject: { name = "" } }) => {
-      const jobName = jobNamePattern.test(name) ? name : name.replace(/-[0-9a-z]{5}$/, "");
-      return jobNamePattern.test(jobName) ? jobName : undefined;
+    follow(jobs, ours, nameOf, (name, job) => {
+      into(known.jobs)(name, job);
+      // A new life begins with the next pod.
+      if (job?.spec?.suspend === true) forgetGone(name);
     }),
+    ...(withJobSets
+      ? [
+          follow(jobSets, ours, nameOf, (name, jobSet) => {
+            into(known.jobSets)(name, jobSet);
+            if (jobSet?.spec.suspend === true) forgetGone(name);
+          }),
+        ]
+      : []),
+    follow(pods, ours, attemptOfPod, (name, pod, jobName) => {
+      if (pod === undefined) alive.delete(name);
+      else alive.add(name);
+      keepPod(name, pod, jobName);
+    }),
+    follow(
+      events,
+      { fieldSelector: "type=Warning" },
+      ({ involvedObject: { name = "" } }) => attemptName.exec(name)?.[1],
+      into(known.events),
+    ),
+    ...(workload === undefined
+      ? []
+      : [follow(workload, {}, attemptOfWorkload, (_name, object, jobName) => into(known.workloads)(jobName, object))]),
   ]);
 
-  /** By the name of what they are about: a long line has a thousand Jobs, and each is looked at for each. */
+  /** By the attempt they are about: a long line has a thousand Jobs, and each is looked at for each. */
   type Seen = { pods: Map<string | undefined, V1Pod[]>; warnings: Map<string | undefined, CoreV1Event[]> };
-  const observeJob = (job: V1Job, seen: Seen): Attempt | undefined => {
-    const run = runOf(job);
-    const jobName = job.metadata?.name;
-    if (run === undefined || jobName === undefined) return undefined;
+  const observeAttempt = (jobName: string, seen: Seen): Attempt | undefined => {
     const its = seen.pods.get(jobName) ?? [];
-    const names = new Set([jobName, ...its.map(({ metadata }) => metadata?.name)]);
-    const warnings = [...names].flatMap((name) => seen.warnings.get(name) ?? []);
+    const holder = holderOf(jobName);
+    const about = holder ?? its[0];
+    const run = runOf(about);
+    if (run === undefined || (holder === undefined && removed.has(jobName))) return undefined;
+    // A JobSet only says that a Job failed; the Job inside says why.
+    const inside = known.jobs.get(`${jobName}-node-0`)?.status?.conditions?.filter(({ reason }) => reason === "DeadlineExceeded") ?? [];
+    const job: Holder | undefined = holder && {
+      metadata: holder.metadata,
+      spec: { suspend: holder.spec?.suspend, activeDeadlineSeconds: settings.activeDeadlineSeconds },
+      status: { conditions: [...inside, ...(holder.status?.conditions ?? [])] },
+    };
+    const warnings = seen.warnings.get(jobName) ?? [];
     return {
       ...run,
-      attempt: Number(job.metadata?.labels?.[labels.attempt]),
+      attempt: Number(about?.metadata?.labels?.[labels.attempt]),
       jobName,
-      ...decideAttempt({ job, pods: its, warnings }, Date.now()),
+      ...decideAttempt({ job, pods: its, warnings, workload: known.workloads.get(jobName) }, Date.now()),
     };
+  };
+
+  const end = async (jobName: string, propagation: "Foreground" | "Background"): Promise<void> => {
+    const holder = holderOf(jobName);
+    const at = { namespace, name: jobName };
+    const uid = holder?.metadata?.uid;
+    if (holder !== undefined) await kube.delete(known.jobSets.has(jobName) ? jobSets : jobs, at, { propagation, uid });
+    else
+      for (const { metadata } of podsOf(jobName))
+        await kube.delete(pods, { namespace, name: metadata?.name ?? "" }, { uid: metadata?.uid });
   };
 
   return {
     async launch(raw) {
       const job = trainJob.parse(raw);
-      const manifest = jobManifest(job, settings);
+      const { jobName } = job;
+      const several = (job.spec.nodes ?? 1) > 1;
+      if (several && !settings.jobSet) {
+        throw new PermanentError(
+          "NODES_UNSUPPORTED",
+          "nodes: this installation trains on one node at a time. Ask for fewer, or install JobSet and set train.jobSet.",
+          { param: "nodes" },
+        );
+      }
+      if (several && !withJobSets) {
+        throw new RetryLaterError(
+          "JOBSET_MISSING",
+          15_000,
+          "train.jobSet is set, and JobSet is not installed or may not be listed by the train controller. Install it, then restart the controller.",
+        );
+      }
       try {
-        const made = await kube.create(jobs, manifest);
-        known.jobs.set(job.jobName, made);
+        if (several) known.jobSets.set(jobName, await kube.create(jobSets, jobSetManifest(job, settings)));
+        else known.jobs.set(jobName, await kube.create(jobs, jobManifest(job, settings)));
         log.info({ jobName: job.jobName, tenant: job.tenant, runId: job.runId, attempt: job.attempt }, "Job created");
         return true;
       } catch (error) {
         if (!(error instanceof KubeError)) throw error;
         if (error.reason === "AlreadyExists") {
-          const there = await kube.get(jobs, { namespace, name: job.jobName });
+          const there = await kube.get<KubernetesObject>(several ? jobSets : jobs, { namespace, name: jobName });
           if (there !== undefined && there.metadata?.labels?.[labels.tenant] !== job.tenant) {
             throw new PermanentError(
               "RUN_ID_TAKEN",
@@ -139,10 +238,13 @@ export async function createKubeLauncher({
 
     async observe() {
       const seen = {
-        pods: Map.groupBy(known.pods.values(), jobNameOfPod),
-        warnings: Map.groupBy(known.events.values(), ({ involvedObject }) => involvedObject.name),
+        pods: Map.groupBy(known.pods.values(), attemptOfPod),
+        warnings: Map.groupBy(known.events.values(), ({ involvedObject: { name = "" } }) => attemptName.exec(name)?.[1]),
       };
-      return [...known.jobs.values()].flatMap((job) => observeJob(job, seen) ?? []);
+      const holders = [...known.jobs.values(), ...known.jobSets.values()].filter(isAttempt).map(nameOf);
+      // A Job that somebody deleted is an attempt for as long as its pods are there: they save a checkpoint.
+      const names = new Set([...holders, ...seen.pods.keys()]);
+      return [...names].flatMap((name) => (name === undefined ? [] : (observeAttempt(name, seen) ?? [])));
     },
 
     async slots() {
@@ -151,11 +253,13 @@ export async function createKubeLauncher({
 
     /** Its pod gets SIGTERM and its grace period; the Job stays, as deleted, until the pod is gone. */
     async stop(jobName) {
-      await kube.delete(jobs, { namespace, name: jobName }, { propagation: "Foreground", uid: known.jobs.get(jobName)?.metadata?.uid });
+      await end(jobName, "Foreground");
     },
 
     async remove(jobName) {
-      await kube.delete(jobs, { namespace, name: jobName }, { uid: known.jobs.get(jobName)?.metadata?.uid });
+      forgetGone(jobName);
+      if (podsOf(jobName).length > 0) removed.add(jobName);
+      await end(jobName, "Background");
     },
 
     watch(onChange) {
@@ -172,10 +276,44 @@ export async function createKubeLauncher({
   };
 }
 
-const jobNameOfPod = ({ metadata }: V1Pod): string | undefined =>
-  metadata?.labels?.["batch.kubernetes.io/job-name"] ?? metadata?.labels?.["job-name"];
+const nameOf = ({ metadata }: KubernetesObject): string | undefined => metadata?.name;
+const isAttempt = ({ metadata }: KubernetesObject): boolean => metadata?.labels?.[labels.component] === component.attempt;
+const attemptOfPod = ({ metadata }: V1Pod): string | undefined =>
+  metadata?.labels?.[jobSetLabel] ?? metadata?.labels?.["batch.kubernetes.io/job-name"] ?? metadata?.labels?.["job-name"];
+const attemptOfWorkload = ({ metadata }: Workload): string | undefined =>
+  metadata?.ownerReferences?.map(({ name }) => name).find((name) => attemptName.test(name));
 
-function runOf(job: V1Job): { tenant: string; runId: string } | undefined {
-  const { [labels.tenant]: tenant, [labels.run]: run } = job.metadata?.labels ?? {};
+function runOf(object: KubernetesObject | undefined): { tenant: string; runId: string } | undefined {
+  const { [labels.tenant]: tenant, [labels.run]: run } = object?.metadata?.labels ?? {};
   return tenant === undefined || run === undefined ? undefined : { tenant, runId: run.toUpperCase() };
+}
+
+interface Asking {
+  namespace: string;
+  log: Log;
+  signal: AbortSignal;
+}
+
+/** Whether the cluster has this kind of object, and lets us list it. Waits for an API server that does not answer. */
+async function served<T extends KubernetesObject>(kube: Kube, of: Resource<T>, { namespace, log, signal }: Asking): Promise<boolean> {
+  for (; !signal.aborted; await sleep(1000, undefined, { signal }).catch(() => {})) {
+    try {
+      await kube.list(of, { namespace });
+      return true;
+    } catch (error) {
+      if (!(error instanceof KubeError) || ![403, 404].includes(error.status)) continue;
+      log.warn({ kind: of.kind, apiVersion: of.apiVersion, status: error.status }, "not to be had here; going on without it");
+      return false;
+    }
+  }
+  return false;
+}
+
+async function firstServed<T extends KubernetesObject>(
+  kube: Kube,
+  versions: readonly Resource<T>[],
+  asking: Asking,
+): Promise<Resource<T> | undefined> {
+  for (const version of versions) if (await served(kube, version, asking)) return version;
+  return undefined;
 }

@@ -1,5 +1,5 @@
 /** The port to whatever runs attempts: child processes on one machine, Jobs on Kubernetes. */
-import { blobRef, runSpec, tenantName, traceparent, ulid } from "@loraline/contracts";
+import { blobRef, runSpec, tenantName, traceparent, trainerSpec, ulid } from "@loraline/contracts";
 import { z } from "zod";
 
 /** One attempt of a run, as the courier gets it: `job.json` in its folder. Where things are comes from its environment. */
@@ -13,6 +13,15 @@ export const trainJob = z.object({
   tokens: blobRef.describe("Token manifest."),
   resume: z.object({ step: z.int(), checkpoint: blobRef }).nullable().describe("Checkpoint to go on from."),
   traceparent: traceparent.nullable(),
+  machine: z
+    .object({
+      nodes: z.int().min(1).default(1),
+      processes: z.int().min(1).default(1).describe("Of the trainer on each node: one for each GPU."),
+      device: trainerSpec.shape.device,
+      graceSeconds: z.int().min(1).default(30).describe("From SIGTERM to SIGKILL."),
+    })
+    .prefault({})
+    .describe("What it runs on: the launcher knows."),
 });
 export type TrainJob = z.infer<typeof trainJob>;
 
@@ -44,10 +53,10 @@ export type Attempt = AttemptPhase & { tenant: string; runId: string; attempt: n
 
 export interface Launcher {
   /**
-   * Starts an attempt. Launching a name that exists already changes nothing.
+   * Starts an attempt, on a machine of the launcher's choice. Launching a name that exists already changes nothing.
    * @returns false when no slot is free.
    */
-  launch(job: TrainJob): Promise<boolean>;
+  launch(job: Omit<TrainJob, "machine">): Promise<boolean>;
   /** Every attempt that is still known, of all runs. Throws when it cannot tell. */
   observe(): Promise<Attempt[]>;
   /** Jobs that may run at once, and how many could be started now. */

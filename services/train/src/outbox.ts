@@ -37,6 +37,9 @@ export function createOutbox({ bus, at, traceparent, log }: OutboxDeps): Outbox 
   };
 }
 
+/** Of whoever is not the one to speak. */
+export const silentOutbox: Outbox = { send: async () => {}, drained: async () => {} };
+
 /**
  * Repeats what fails while a server is away. Everything done through it is idempotent: ids and digests see to that.
  *

@@ -13,7 +13,7 @@ const log = createLog({ service: "test", level: "silent" });
 const soon = { timeout: 4000 };
 const hex = "0".repeat(64);
 
-const jobOf = (attempt: number, id = runId): TrainJob => ({
+const jobOf = (attempt: number, id = runId): Omit<TrainJob, "machine"> => ({
   version: 1,
   tenant: "acme",
   runId: id,
@@ -55,6 +55,15 @@ const pidIn = async (path: string): Promise<number> => {
 };
 
 describe("process launcher", () => {
+  it("says that it has one machine only", async () => {
+    const { launcher } = await launcherOf("true");
+    const job = jobOf(1);
+    await expect(launcher.launch({ ...job, spec: { ...job.spec, nodes: 2 } })).rejects.toMatchObject({
+      code: "NODES_UNSUPPORTED",
+      param: "nodes",
+    });
+  });
+
   it("gives the courier its job and environment, and keeps its log", async () => {
     const { launcher, only } = await launcherOf('cat "$1/job.json"; echo; pwd; echo "$MINE"; echo oops >&2', {
       env: { PATH: process.env.PATH, MINE: "m" },
@@ -62,7 +71,7 @@ describe("process launcher", () => {
     expect(await launcher.launch(jobOf(1))).toBe(true);
     await expect.poll(only, soon).toMatchObject({ tenant: "acme", runId, attempt: 1, jobName: jobNameOf(runId, 1), phase: "settled" });
     const [job = "", ...rest] = readFileSync(fileOf(1, "courier.log"), "utf8").trim().split("\n");
-    expect(JSON.parse(job)).toEqual(jobOf(1));
+    expect(JSON.parse(job)).toMatchObject(jobOf(1));
     expect(rest).toEqual([join(dir, jobNameOf(runId, 1)), "m", "oops"]);
   });
 

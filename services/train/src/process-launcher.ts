@@ -93,6 +93,15 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
   return {
     async launch(raw) {
       const job = trainJob.parse(raw);
+      if ((job.spec.nodes ?? 1) > 1) {
+        throw new PermanentError(
+          "NODES_UNSUPPORTED",
+          "nodes: several machines need Kubernetes with JobSet; this line trains on its own machine.",
+          {
+            param: "nodes",
+          },
+        );
+      }
       const { tenant, runId, attempt, jobName } = job;
       const same = known.get(jobName)?.job;
       if (same !== undefined && same.tenant !== tenant) {

@@ -9,11 +9,12 @@ import {
   runPreempted,
   runQueued,
   runRejected,
+  runRequested,
   type RunState,
   runTrained,
   terminalPhases,
 } from "@loraline/contracts";
-import { createKeyedQueue, type Log, problemOf, type Telemetry, traceparentOf } from "@loraline/runtime";
+import { createKeyedQueue, type Log, PermanentError, problemOf, type Telemetry, traceparentOf } from "@loraline/runtime";
 import { type Action, decideRun, type History, lineFor, type Observed } from "./decide-run.ts";
 import { jobNameOf, type Launcher } from "./launcher.ts";
 
@@ -39,13 +40,14 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
   const bucket = await bus.bucket(buckets.runs);
   /** Runs that are not over, as the watch said last: for the line. A decision about a run reads that run afresh. */
   const runs = new Map<string, RunState>();
+  const strangers = new Set<string>();
   const stopping = new AbortController();
 
   const queue = createKeyedQueue({
     concurrency: 8,
     log,
     async work(key) {
-      const observed = await gather(key, { bucket, bus, launcher, runs });
+      const observed = await gather(key, { bucket, bus, launcher, runs, strangers, log });
       if (observed === undefined) return;
       const wake = (afterMs: number): void => queue.addAfter(key, afterMs);
       for (const action of decideRun(observed, Date.now())) {
@@ -94,11 +96,26 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
 
 async function gather(
   key: string,
-  deps: { bucket: KvBucket<RunState>; bus: Bus; launcher: Launcher; runs: ReadonlyMap<string, RunState> },
+  deps: {
+    bucket: KvBucket<RunState>;
+    bus: Bus;
+    launcher: Launcher;
+    runs: ReadonlyMap<string, RunState>;
+    /** Runs that were asked about and do not exist. */
+    strangers: Set<string>;
+    log: Log;
+  },
 ): Promise<Observed | undefined> {
   const run = (await deps.bucket.get(key))?.value;
-  // Nothing is known of it, as when the projector has still to fold it again: then nothing is concluded either.
-  if (run === undefined) return undefined;
+  // Nothing is known of it, as when the projector has still to fold it again: then nothing is concluded either. It may also be another
+  // line's, so it is left alone; what Kubernetes keeps of an ended Job goes away by itself.
+  if (run === undefined) {
+    if (!deps.strangers.has(key) && (await deps.bus.first(runRequested, addressOf(key))) === undefined) {
+      deps.strangers.add(key);
+      deps.log.warn({ run: key }, "there are attempts of a run that this line never heard of; they are left alone");
+    }
+    return undefined;
+  }
   const all = await deps.launcher.observe();
   const attempts = all.filter(({ tenant, runId }) => tenant === run.tenant && runId === run.runId);
   const early = run.attempt === 0 && attempts.length === 0 && !run.cancelRequested;
@@ -150,7 +167,9 @@ async function act(action: Action, run: RunState, deps: ActDeps): Promise<boolea
       return true;
     case "queued": {
       const { attempt, reason, message } = action;
-      await bus.publish(runQueued, at, { attempt, reason, message }, { key: `attempt-${attempt}/${reason}/${message}`, ...about });
+      // With the state it was decided from: the same reason may come again after another one.
+      const key = `attempt-${attempt}/${reason}/${message}/${run.seq}`;
+      await bus.publish(runQueued, at, { attempt, reason, message }, { key, ...about });
       return true;
     }
     case "preempted": {
@@ -198,12 +217,18 @@ async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState
     if (!launched) wake(1000);
     return launched;
   } catch (error) {
-    const { code, message } = problemOf(error);
+    const { code, message, param } = problemOf(error);
+    const at = { tenant: run.tenant, id: run.runId };
+    // A field of the run that can never be followed here; anything else may be put right by whoever runs the line.
+    if (error instanceof PermanentError && param !== null && Object.hasOwn(run.spec, param)) {
+      await bus.publish(runFailed, at, { attempt, code, message, param }, { traceparent: run.trace });
+      return false;
+    }
     log.error({ err: error, runId: run.runId, jobName }, "attempt could not be started; it will be tried again");
     const said = run.queue?.reason === code && run.queue.message === message;
     if (!said) {
-      const at = { tenant: run.tenant, id: run.runId };
-      await bus.publish(runQueued, at, { attempt, reason: code, message }, { key: `attempt-${attempt}/${code}`, traceparent: run.trace });
+      const key = `attempt-${attempt}/${code}/${run.seq}`;
+      await bus.publish(runQueued, at, { attempt, reason: code, message }, { key, traceparent: run.trace });
     }
     wake(5000);
     return false;

@@ -356,7 +356,7 @@ describe("what can never work", () => {
       {},
       { LORALINE_BASES_DIR: "/no/bases" },
       "BASE_MISSING",
-      /base "tiny" is not here: \/no\/bases\/tiny\/base\.json is missing/,
+      /base "tiny" is not here: \/no\/bases\/tiny\/config\.json is missing; \/no\/bases cannot be read/,
     ],
   ])("fails at once: %s", async (_, script, env, code, message) => {
     await startTrain(script, {}, env);
