@@ -17,6 +17,8 @@ import type { ProbeRecord } from "@loraline/contracts";
 export interface SimulatedEngineOptions {
   base: string;
   maxLoraRank?: number;
+  /** Asks for it below /v1, as vLLM does when it is started with VLLM_API_KEY. */
+  apiKey?: string;
 }
 
 /** Change any of these at any time. */
@@ -144,6 +146,8 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
 
   const handle = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const { method = "GET", url: path = "/" } = request;
+    if (options.apiKey !== undefined && path.startsWith("/v1") && request.headers.authorization !== `Bearer ${options.apiKey}`)
+      return json(response, 401, { error: "Unauthorized" });
     if (method === "GET" && path === "/health") {
       await sleep(behaviour.healthDelayMs);
       response.statusCode = behaviour.coreDead ? 503 : 200;

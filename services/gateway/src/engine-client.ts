@@ -9,7 +9,7 @@ export interface EngineQuestion {
   path: string;
   headers: Record<string, string>;
   body: string;
-  /** Called when the answer begins. Returns who reads it piece by piece; undefined: it is collected. */
+  /** Called when the answer begins; a stream's with its first byte. Returns who reads it piece by piece; undefined: it is collected. */
   onAnswer(status: number, contentType: string): EngineReader | undefined;
 }
 
@@ -38,7 +38,16 @@ export interface EngineClient extends AsyncDisposable {
   ask(question: EngineQuestion): RunningQuestion;
 }
 
-export function createEngineClient({ answerWithinMs, connectWithinMs }: { answerWithinMs: number; connectWithinMs: number }): EngineClient {
+export function createEngineClient({
+  answerWithinMs,
+  connectWithinMs,
+  apiKey,
+}: {
+  answerWithinMs: number;
+  connectWithinMs: number;
+  /** What engines were started with as VLLM_API_KEY. */
+  apiKey?: string | undefined;
+}): EngineClient {
   // One request per connection: an engine's answers are long, and must not wait for one another.
   const agent = new Agent({
     connect: { timeout: connectWithinMs },
@@ -47,6 +56,7 @@ export function createEngineClient({ answerWithinMs, connectWithinMs }: { answer
     pipelining: 1,
     allowH2: false,
   });
+  const authorization = apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
   return {
     ask({ url, path, headers, body, onAnswer }) {
       const { promise: answer, resolve, reject } = Promise.withResolvers<EngineAnswer>();
@@ -55,9 +65,22 @@ export function createEngineClient({ answerWithinMs, connectWithinMs }: { answer
       let reader: EngineReader | undefined;
       let began: Omit<EngineAnswer, "text"> | undefined;
       const collected: Buffer[] = [];
+      let opened = false;
+      const open = (head: Omit<EngineAnswer, "text">): void => {
+        if (opened) return;
+        opened = true;
+        reader = onAnswer(head.status, head.contentType);
+        if (reader !== undefined) resolve({ ...head, text: "" });
+      };
       const { origin, pathname } = new URL(url);
       agent.dispatch(
-        { origin, path: pathname.endsWith("/") ? pathname + path : `${pathname}/${path}`, method: "POST", headers, body },
+        {
+          origin,
+          path: pathname.endsWith("/") ? pathname + path : `${pathname}/${path}`,
+          method: "POST",
+          headers: { ...headers, ...authorization },
+          body,
+        },
         {
           onRequestStart(started) {
             controller = started;
@@ -66,14 +89,16 @@ export function createEngineClient({ answerWithinMs, connectWithinMs }: { answer
           onResponseStart(_controller, status, answered) {
             if (status < 200) return;
             began = { status, contentType: headerOf(answered, "content-type") ?? "application/json" };
-            reader = onAnswer(status, began.contentType);
-            if (reader !== undefined) resolve({ ...began, text: "" });
+            // vLLM sends the head of a stream before it has computed anything: until the first byte comes, another may still be asked.
+            if (status !== 200 || !began.contentType.startsWith("text/event-stream")) open(began);
           },
           onResponseData(running, chunk) {
+            if (began !== undefined) open(began);
             if (reader === undefined) collected.push(chunk);
             else if (!reader.read(chunk, () => running.resume())) running.pause();
           },
           onResponseEnd() {
+            if (began !== undefined) open(began);
             if (reader !== undefined) reader.end();
             else if (began === undefined) reject(new Error("the engine answered nothing"));
             else resolve({ ...began, text: (collected.length === 1 ? collected[0] : Buffer.concat(collected))?.toString("utf8") ?? "" });

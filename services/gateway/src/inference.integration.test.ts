@@ -401,6 +401,99 @@ describe("replicas", () => {
     await (await line.bus.bucket(buckets.replicas)).delete("local.r0");
   });
 
+  test("that break off before their first byte are passed over, also in a stream whose head was sent", async ({
+    serving: { line, engine, alias, adapter },
+  }) => {
+    const held = adapter.versions.map((version) => heldBy(adapter, version));
+    await using other = await startEngine(base, ...adapter.versions.map(({ engineName }) => engineName));
+    await putReplica(line.bus, replicaOf("r2", other.url, held));
+    await expect.poll(async () => (await line.openai.models.retrieve(alias)) as unknown).toMatchObject({ loraline: { provenReplicas: 2 } });
+    // As vLLM: the head of a stream comes at once, the first token later. Whoever is asked first is killed in between.
+    let killed = 0;
+    const dying = (with_: Engine, rest: Engine): void => {
+      with_.answer = (_, response) => {
+        killed += 1;
+        with_.answer = rest.answer = undefined;
+        response.writeHead(200, { "content-type": "text/event-stream" });
+        response.flushHeaders();
+        setTimeout(() => response.destroy(), 50);
+      };
+    };
+    dying(engine, other);
+    dying(other, engine);
+    const chunks = await Array.fromAsync(await line.openai.chat.completions.create({ model: alias, messages, stream: true }));
+    expect(chunks.map(({ choices }) => choices[0]?.delta.content ?? "").join("")).toBe("Arr, matey ☠");
+    expect(killed).toBe(1);
+    expect(engine.requests.length + other.requests.length).toBe(2);
+    await (await line.bus.bucket(buckets.replicas)).delete("local.r2");
+  });
+
+  test("that vanished are asked last from then on, until they are heard of again", async ({
+    serving: { line, engine, alias, adapter },
+  }) => {
+    const held = adapter.versions.map((version) => heldBy(adapter, version));
+    await using gone = await startEngine();
+    // The gateway's own name for each: only one of ten is its favourite, whichever that is.
+    const names = Array.from({ length: 10 }, (_, i) => `gone${i}`);
+    for (const name of names) await putReplica(line.bus, replicaOf(name, gone.url, held));
+    await gone[Symbol.asyncDispose]();
+    await expect
+      .poll(async () => (await line.openai.models.retrieve(alias)) as unknown)
+      .toMatchObject({ loraline: { provenReplicas: 11 } });
+    const tried = (): number => line.logged.filter(({ msg }) => String(msg).startsWith("trying elsewhere")).length;
+    const ask = () => line.openai.chat.completions.create({ model: alias, messages });
+    // Three at once are tried; those that were not there come last the next time.
+    await expect
+      .poll(() =>
+        ask().then(
+          () => true,
+          () => false,
+        ),
+      )
+      .toBe(true);
+    const before = tried();
+    for (let i = 0; i < 5; i++) await ask();
+    expect(tried()).toBe(before);
+    expect(engine.requests.length).toBeGreaterThan(5);
+    for (const name of names) await (await line.bus.bucket(buckets.replicas)).delete(`local.${name}`);
+  });
+
+  test("are asked with the engines' key, and never with the caller's; one that asks for another is passed over", async ({
+    nc,
+    tenant,
+    serving: { engine, alias, adapter },
+  }) => {
+    await using line = await startGateway({ nc, tenant, projector: false, engineKey: "between-us" });
+    await expect.poll(async () => (await line.openai.models.list()).data.map(({ id }) => id)).toContain(alias);
+    await line.openai.chat.completions.create({ model: alias, messages });
+    expect(engine.requests.at(-1)?.headers.authorization).toBe("Bearer between-us");
+    expect(JSON.stringify(engine.requests.at(-1)?.headers)).not.toContain(line.key);
+
+    engine.answer = (_, response) => void response.writeHead(401, { "content-type": "application/json" }).end('{"error":"Unauthorized"}');
+    await expect(line.openai.chat.completions.create({ model: alias, messages })).rejects.toMatchObject({
+      status: 503,
+      message: expect.stringMatching(/answered 401/),
+    });
+    await using other = await startEngine(base, ...adapter.versions.map(({ engineName }) => engineName));
+    await putReplica(
+      line.bus,
+      replicaOf(
+        "r2",
+        other.url,
+        adapter.versions.map((version) => heldBy(adapter, version)),
+      ),
+    );
+    await expect
+      .poll(() =>
+        line.openai.chat.completions.create({ model: alias, messages }).then(
+          () => "answered",
+          () => "refused",
+        ),
+      )
+      .toBe("answered");
+    await (await line.bus.bucket(buckets.replicas)).delete("local.r2");
+  });
+
   test("share what comes at once, the favourite a little more", async ({ serving: { line, engine, alias, adapter } }) => {
     await using other = await startEngine(base, ...adapter.versions.map(({ engineName }) => engineName));
     await putReplica(

@@ -36,7 +36,7 @@ type Routed = Extract<RouteDecision, { kind: "route" }>;
 
 export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance) => void) & AsyncDisposable {
   const { table, traffic, limits, usage, metrics, log } = context;
-  const engines = createEngineClient({ answerWithinMs, connectWithinMs });
+  const engines = createEngineClient({ answerWithinMs, connectWithinMs, apiKey: context.engineKey });
   /** Engine names whose first request this gateway has seen. */
   const greeted = new Set<string>();
   const running = new Set<RunningQuestion>();
@@ -194,9 +194,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
           if (status >= 400) {
             outcome = status >= 500 ? "failed" : "ignored";
             counted.end(outcome, null);
-            // The engine's own door is closed to us: nothing the caller could mend.
-            const told = status === 401 || status === 403 ? 502 : status;
-            void reply.code(told).send(engineErrorOf(told, text.slice(0, maxErrorLength), renamingOf(routed)));
+            void reply.code(status).send(engineErrorOf(status, text.slice(0, maxErrorLength), renamingOf(routed)));
             return;
           }
           outcome = "served";
@@ -216,6 +214,8 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
             throw new PermanentError("engine_timeout", `The engine did not answer within ${answerWithinMs / 1000} s.`, { status: 504 });
           }
           if (isLastTry) outcome = "failed";
+          // A pod that vanished leaves connections hanging: not every request should wait for that.
+          table.unreachable(replica);
           why = `replica ${name} cannot be reached: ${(error as Error).message}`;
         } finally {
           if (!streaming) {
@@ -288,8 +288,8 @@ interface Exchange {
 
 const clientWentAway = (): PermanentError => new PermanentError("client_closed_request", "The client went away.", { status: 499 });
 
-/** Not the replica's to give: it does not know the name (any more), or is not ready. */
-const isFinal = (status: number): boolean => status !== 404 && status !== 503;
+/** Not the replica's to give: it does not know the name (any more), is not ready, or asks us for another key. */
+const isFinal = (status: number): boolean => ![401, 403, 404, 503].includes(status);
 
 /** Writes the engine's events to the reader as they come, and slows the engine down to the reader's pace. */
 function streamTo(

@@ -13,6 +13,8 @@ export interface RoutingTable {
   engine(name: string): EngineRecord | undefined;
   /** Counts a request as in flight on a replica until the returned function is called; calling it again does nothing. */
   begin(replica: ReplicaView): () => void;
+  /** It could not be reached: it is asked last until it is heard of again. */
+  unreachable(replica: ReplicaView): void;
 }
 
 /** Resolves when the table holds everything that was in the buckets. Ends with the signal. */
@@ -31,6 +33,7 @@ export async function createRoutingTable({
   const engines = new Map<string, EngineRecord>();
   const adapters = new Map<string, AdapterState>();
   const inFlight = new Map<string, number>();
+  const unreachableAt = new Map<string, number>();
 
   const [replicas] = await Promise.all([
     createReplicaTable({ bus, signal, now }),
@@ -51,12 +54,18 @@ export async function createRoutingTable({
       const views: ReplicaView[] = [];
       for (const { key, report: state, proven, held, heardAt } of replicas.entries()) {
         // The bucket's TTL removes entries without telling watchers.
-        if (time - heardAt > forgottenAfterMs) replicas.forget(key);
-        else views.push({ state, proven, held, fresh: time - heardAt <= silentAfterMs, inFlight: inFlight.get(key) ?? 0 });
+        if (time - heardAt > forgottenAfterMs) {
+          replicas.forget(key);
+          unreachableAt.delete(key);
+          continue;
+        }
+        const reached = heardAt > (unreachableAt.get(key) ?? Number.NEGATIVE_INFINITY);
+        views.push({ state, proven, held, fresh: reached && time - heardAt <= silentAfterMs, inFlight: inFlight.get(key) ?? 0 });
       }
       return { engines: [...engines.values()], adapters, replicas: views, random };
     },
     engine: (name) => engines.get(name),
+    unreachable: ({ state }) => void unreachableAt.set(keyOf(state), now()),
     begin({ state }) {
       const key = keyOf(state);
       inFlight.set(key, (inFlight.get(key) ?? 0) + 1);

@@ -41,6 +41,8 @@ export interface GatewayOptions {
   uploadLimitBytes?: number;
   /** Largest JSON body, in bytes. Default 32 MiB, which holds a few images. */
   bodyLimitBytes?: number;
+  /** What engines were started with as VLLM_API_KEY. */
+  engineKey?: string | undefined;
   /** For benchmarks: replicas are chosen at random instead of by affinity and load. */
   routeAtRandom?: boolean;
   /** How long requests in flight may go on after shutdown began. Default 10 s. */
@@ -125,6 +127,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       keysOf: checkKey.keysOf,
       readTrace,
       uploadLimitBytes,
+      engineKey: options.engineKey,
       signal: abandoning.signal,
     };
     const inference = owned.use(inferenceRoutes(context));

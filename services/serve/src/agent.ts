@@ -54,6 +54,8 @@ export interface ServeAgentDeps {
   replica: string;
   /** Where the agent reaches the engine: loopback. */
   engineUrl: string;
+  /** What the engine was started with as VLLM_API_KEY. */
+  engineKey?: string | undefined;
   /** Where the gateway reaches it. */
   publicUrl: string;
   /** Belongs to this agent alone; the engine must see it under the same path. */
@@ -65,10 +67,28 @@ export interface ServeAgentDeps {
   /** Changes with each start of the engine process. Default: its start time from /metrics. */
   incarnation?: () => Promise<string>;
   drain?: Partial<DrainLimits>;
+  leave?: Partial<typeof leaveLimits>;
   healthMs?: number;
   heartbeatMs?: number;
   loadTimeoutMs?: number;
 }
+
+export interface ServeAgent extends AsyncDisposable {
+  /**
+   * What keeps the replica from counting as ready, in words: its engine is away, or not everything that was wanted when this engine
+   * process began has been proven (or refused, or given up) yet. What is wanted later does not count: a new version would take
+   * all replicas out at once.
+   */
+  unready(): string | undefined;
+  /**
+   * The engine is about to be ended: gateways are told to send nothing more, and what they still have in flight here is waited for.
+   * Resolves with what came of it, in words. Another engine process that comes up afterwards is served from again.
+   */
+  drain(): Promise<string>;
+}
+
+/** How long a replica that is about to end waits for its last requests, and for gateways that say nothing. */
+export const leaveLimits = { mostMs: 60_000, unknownMs: 20_000, pollMs: 200 };
 
 /** Adapters worked on at once; the engine itself takes one step at a time. */
 const concurrency = 4;
@@ -91,7 +111,7 @@ interface Held extends HeldAdapter {
   at: string;
 }
 
-export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDisposable> {
+export async function createServeAgent(deps: ServeAgentDeps): Promise<ServeAgent> {
   const { bus, objects, telemetry, engine: engineName, base, replica, publicUrl, healthMs = 500, heartbeatMs = 3000 } = deps;
   const log = deps.log.child({ engine: engineName, replica });
   const [adapterBucket, replicas, holdings, engines] = await Promise.all([
@@ -103,6 +123,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
   const stopping = new AbortController();
   const client = createVllmClient({
     url: deps.engineUrl,
+    apiKey: deps.engineKey,
     ...(deps.loadTimeoutMs === undefined ? {} : { loadTimeoutMs: deps.loadTimeoutMs }),
   });
   const files = deps.files ?? createAdapterFiles({ dir: deps.adaptersDir, objects });
@@ -160,6 +181,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
   function engineChanged(what: "ready" | "away" | "listed"): void {
     if (what !== "listed") {
       if (what === "ready") {
+        if (awaited.incarnation !== engine.incarnation) awaited = { incarnation: engine.incarnation, names: new Set(wanted.keys()) };
         spoiled.clear();
         unused.clear();
       }
@@ -200,7 +222,7 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
   }
 
   function decide(): void {
-    if (stopping.signal.aborted) return;
+    if (stopping.signal.aborted || isLeaving()) return;
     const now = Date.now();
     let free = concurrency;
     let retries = 0;
@@ -408,6 +430,47 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
     return record;
   }
 
+  /* ---- ready, and leaving ---- */
+
+  /** Names that were wanted when this engine process began and are not settled yet. */
+  let awaited: { incarnation: string; names: Set<string> } = { incarnation: "", names: new Set() };
+  function unready(): string | undefined {
+    if (isLeaving()) return "it is about to end";
+    if (!engine.ready) return engine.problem?.message ?? "vLLM does not answer yet";
+    for (const name of awaited.names) {
+      const state = currentOf(name)?.state;
+      if (!wanted.has(name) || (state !== undefined && state !== "retrying")) awaited.names.delete(name);
+    }
+    if (awaited.names.size === 0) return undefined;
+    const first = [...awaited.names].slice(0, 3);
+    const why = first.map((name) => `${name}${currentOf(name)?.error ? ` (${currentOf(name)?.error?.message})` : ""}`);
+    return `${awaited.names.size} of ${wanted.size} adapters are not proven yet: ${why.join(", ")}${awaited.names.size > first.length ? ", …" : ""}`;
+  }
+
+  /** Of the engine process that is about to end. */
+  let leavingIncarnation: string | undefined;
+  const isLeaving = (): boolean => leavingIncarnation !== undefined && leavingIncarnation === engine.incarnation;
+  const patience = { ...leaveLimits, ...deps.leave };
+  let draining: Promise<string> | undefined;
+  async function drainReplica(): Promise<string> {
+    // Nobody is answered by it any more; its restart must not wait.
+    if (!engine.ready) return "the engine does not answer";
+    leavingIncarnation = engine.incarnation;
+    const since = Date.now();
+    log.info("about to end: gateways are told");
+    await reporter.heartbeat();
+    for (;;) {
+      const took = Date.now() - since;
+      const requests = traffic.anyRequests(since);
+      if (requests === "none") return `no request is in flight after ${took} ms`;
+      if (!isLeaving()) return "the engine has ended";
+      if (requests === "unknown" && took > patience.unknownMs)
+        return `a gateway says nothing since ${took} ms; it is not waited for any more`;
+      if (took > patience.mostMs) return `requests are still in flight after ${took} ms; they are not waited for any more`;
+      await sleep(patience.pollMs, undefined, { signal: stopping.signal });
+    }
+  }
+
   /* ---- files ---- */
 
   let filesFrom = 0;
@@ -501,8 +564,8 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
       incarnation: engine.incarnation,
       agent,
       url: publicUrl,
-      ready: engine.ready,
-      problem: engine.problem,
+      ready: engine.ready && !isLeaving(),
+      problem: isLeaving() ? { code: "LEAVING", message: "this replica is about to end; it finishes what it has begun" } : engine.problem,
       counts: counts(),
       at: new Date().toISOString(),
     }),
@@ -538,6 +601,18 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<AsyncDispo
   ];
 
   return {
+    unready,
+    drain() {
+      draining ??= drainReplica()
+        .then((what) => {
+          log.info({ what }, "drained");
+          return what;
+        })
+        .finally(() => {
+          draining = undefined;
+        });
+      return draining;
+    },
     async [Symbol.asyncDispose]() {
       stopping.abort();
       clearTimeout(alarm);

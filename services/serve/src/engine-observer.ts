@@ -112,7 +112,11 @@ export function createEngineObserver({
       onChange("listed");
     } catch (error) {
       listed = undefined;
-      if (error instanceof EngineUnknownError && error.gone) away(error.message);
+      if (error instanceof EngineUnknownError && error.unauthorized) {
+        if (problem?.message !== error.message) log.error({ err: error }, "the replica does not become ready");
+        problem = { code: "ENGINE_KEY_REFUSED", message: error.message, param: "ENGINE_API_KEY" };
+        away(error.message);
+      } else if (error instanceof EngineUnknownError && error.gone) away(error.message);
       else log.warn({ err: error }, "engine could not be read; nothing is concluded from that");
     }
   };

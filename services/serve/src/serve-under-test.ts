@@ -23,7 +23,7 @@ import { createJetStreamObjects, type Objects, putJson } from "@loraline/objects
 import { createLog, createTelemetry, type Log, spawnGuarded, type Telemetry } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
-import { createServeAgent, type ServeAgentDeps } from "./agent.ts";
+import { createServeAgent, type ServeAgent, type ServeAgentDeps } from "./agent.ts";
 import { createServeController } from "./controller.ts";
 
 export interface AdapterBytes {
@@ -46,7 +46,7 @@ export interface ServeUnderTest extends AsyncDisposable {
   ): Promise<string>;
   publishTrained(runId: string, data: EventInput<typeof runTrained>): Promise<void>;
   startController(bus?: Bus): Promise<AsyncDisposable>;
-  startAgent(url: string, over?: Partial<ServeAgentDeps>): Promise<AsyncDisposable>;
+  startAgent(url: string, over?: Partial<ServeAgentDeps>): Promise<ServeAgent>;
   adapter(name: string): Promise<AdapterState | undefined>;
   replica(name?: string): Promise<ReplicaState | undefined>;
   /** Every stored event of these kinds about one entity, oldest first. */

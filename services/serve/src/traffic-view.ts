@@ -15,6 +15,8 @@ export interface TrafficView {
    * the name was taken out of routing, ms since the epoch); `unknown` when one has not yet, fell silent, or none is known.
    */
   requests(engineName: string, since: number): "none" | "some" | "unknown";
+  /** The same of all requests to this replica; `none` also when no gateway is known, and has not been for as long as one may be silent. */
+  anyRequests(since: number): "none" | "some" | "unknown";
 }
 
 /** Resolves when it has read what there was; ends with the signal. */
@@ -51,17 +53,26 @@ export async function createTrafficView({
     },
   });
   await read.promise;
+  const ask = (since: number, has: (inFlight: ReadonlySet<string>) => boolean): "none" | "some" | "unknown" | "nobody" => {
+    const time = now();
+    let answer: "none" | "unknown" | undefined;
+    for (const [key, { heardAt: at, inFlight }] of gateways) {
+      if (time - at > forgottenAfterMs) gateways.delete(key);
+      else if (time - at > silentAfterMs || at < since + routingLagMs) answer = "unknown";
+      else if (has(inFlight)) return "some";
+      else answer ??= "none";
+    }
+    return answer ?? "nobody";
+  };
   return {
     requests(engineName, since) {
-      const time = now();
-      let answer: "none" | "unknown" | undefined;
-      for (const [key, { heardAt: at, inFlight }] of gateways) {
-        if (time - at > forgottenAfterMs) gateways.delete(key);
-        else if (time - at > silentAfterMs || at < since + routingLagMs) answer = "unknown";
-        else if (inFlight.has(engineName)) return "some";
-        else answer ??= "none";
-      }
-      return answer ?? "unknown";
+      const answer = ask(since, (inFlight) => inFlight.has(engineName));
+      return answer === "nobody" ? "unknown" : answer;
+    },
+    anyRequests(since) {
+      const answer = ask(since, (inFlight) => inFlight.size > 0);
+      if (answer !== "nobody") return answer;
+      return now() - since > silentAfterMs ? "none" : "unknown";
     },
   };
 }

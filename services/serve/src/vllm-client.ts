@@ -31,9 +31,12 @@ export class EngineUnknownError extends Error {
   override readonly name = "EngineUnknownError";
   /** The process does not even accept connections; a time-out may just mean that it is busy. */
   readonly gone: boolean;
-  constructor(message: string, options: ErrorOptions & { gone?: boolean } = {}) {
+  /** It asks for another key than ours. */
+  readonly unauthorized: boolean;
+  constructor(message: string, options: ErrorOptions & { gone?: boolean; unauthorized?: boolean } = {}) {
     super(message, options);
     this.gone = options.gone ?? false;
+    this.unauthorized = options.unauthorized ?? false;
   }
 }
 
@@ -83,6 +86,8 @@ export class EngineRefusedError extends Error {
 
 export interface VllmClientOptions {
   url: string;
+  /** What the engine was started with as VLLM_API_KEY. */
+  apiKey?: string | undefined;
   healthTimeoutMs?: number;
   readTimeoutMs?: number;
   /** A load blocks until the engine has read the adapter, and waits behind the step it is in. */
@@ -104,11 +109,26 @@ const completion = z.object({
 });
 
 export function createVllmClient(options: VllmClientOptions): VllmClient & Disposable {
-  const { url, healthTimeoutMs = 2000, readTimeoutMs = 5000, loadTimeoutMs = 60_000, probeTimeoutMs = 60_000 } = options;
+  const { url, apiKey, healthTimeoutMs = 2000, readTimeoutMs = 5000, loadTimeoutMs = 60_000, probeTimeoutMs = 60_000 } = options;
   // Its own pool: what users' requests do must not keep a health check waiting.
   const dispatcher = new Agent({ connections: 8, keepAliveTimeout: 4000 });
 
   const call = async (
+    method: "GET" | "POST",
+    path: string,
+    timeoutMs: number,
+    body?: unknown,
+  ): Promise<{ status: number; text: string }> => {
+    const answer = await send(method, path, timeoutMs, body);
+    if (answer.status !== 401 && answer.status !== 403) return answer;
+    const sent = apiKey === undefined ? "none was sent" : "it refuses the one that was sent";
+    throw new EngineUnknownError(
+      `the engine at ${url} asks for a key on ${path} (HTTP ${answer.status}), and ${sent}: the agent's ENGINE_API_KEY must be the engine's VLLM_API_KEY`,
+      { unauthorized: true },
+    );
+  };
+
+  const send = async (
     method: "GET" | "POST",
     path: string,
     timeoutMs: number,
@@ -121,7 +141,11 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
         signal: AbortSignal.timeout(timeoutMs),
         headersTimeout: 0,
         bodyTimeout: 0,
-        ...(body === undefined ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
+        headers: {
+          ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }),
+          ...(body === undefined ? {} : { "content-type": "application/json" }),
+        },
+        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
       });
       return { status: response.statusCode, text: await response.body.text() };
     } catch (error) {
