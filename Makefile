@@ -3,8 +3,8 @@ export PATH := $(CURDIR)/tools/node_modules/.bin:$(CURDIR)/node_modules/.bin:$(C
 REPORTS := .cache/reports
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
-.PHONY: help setup installed demo up test bench check fmt generate clean test-unit test-integration test-python test-e2e test-faults \
-  test-cluster cluster-up cluster-down
+.PHONY: help setup installed demo up test bench bench-cluster check fmt generate clean test-unit test-integration test-python test-e2e test-faults \
+  test-cluster test-api-server test-cluster-e2e cluster-up cluster-down
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -20,20 +20,28 @@ up: setup ## run the line in the foreground on one port
 bench: setup .cache/bench-litellm/.stamp ## measure; figures in README
 	@node --conditions=@loraline/source tests/bench/main.ts
 
+bench-cluster: setup cluster-up ## measure on a real cluster, and what serving a thousand adapters on a hundred replicas takes
+	@node --conditions=@loraline/source tests/bench/main.ts cluster three-replicas reconcile
+
 test: setup ## everything: lint, types, unit, integration, Python, end to end, faults
 	@rm -rf $(REPORTS)
 	@$(MAKE) --no-print-directory --keep-going check test-unit test-integration test-python test-e2e test-faults
 
-cluster-up: ## a real one-node Kubernetes on this machine, built once; KUBECONFIG=.cache/cluster/admin.conf
-	@bash infra/cluster/build.sh
-	@bash infra/cluster/up.sh .cache/cluster
+cluster-up: setup ## a real one-node Kubernetes on this machine with the images of this checkout; or kind: LORALINE_CLUSTER=kind
+	@conf=$$(bash infra/cluster/cluster-up.sh) && echo "export KUBECONFIG=$$conf"
 
-cluster-down: ## stop it
+cluster-down: ## stop it, and take back all that it changed on this machine
 	@bash infra/cluster/down.sh .cache/cluster
 
-test-cluster: setup ## what needs Kubernetes: built once from Go modules, then started by the tests
+# The first needs no node. The second uses a cluster that runs, or brings one up and down: see infra/cluster/cluster-up.sh.
+test-cluster: setup ## what needs Kubernetes: an API server first, then the chart on a whole node
+	@$(MAKE) --no-print-directory --keep-going test-api-server test-cluster-e2e
+
+test-api-server:
 	@bash infra/cluster/build.sh --api-server
 	$(VITEST) --project cluster
+
+test-cluster-e2e: ; $(VITEST) --project cluster-e2e
 
 check: ## lint, format and types
 	pnpm -s lint

@@ -46,7 +46,14 @@ const proof = (): Proof => ({
 async function tell(replica: string, key: string, { tenant, adapter, versions }: AdapterState): Promise<void> {
   const desired = versions.filter(({ status }) => status === "desired");
   const held = desired.map(({ version, digest, engineName }) => ({
-    ...{ tenant, adapter, version, digest, engineName, state: "proven" as const, blame: null, error: null },
+    tenant,
+    adapter,
+    version,
+    digest,
+    engineName,
+    state: "proven" as const,
+    blame: null,
+    error: null,
     proof: proof(),
     at: new Date().toISOString(),
   }));
@@ -61,7 +68,13 @@ const beat = (): Promise<unknown> =>
   Promise.all(
     names.map((replica) =>
       replicas.put(`${engine}.${replica}`, {
-        ...{ engine, base, replica, incarnation, agent: replica, url: "http://127.0.0.1:1", ready: true },
+        engine,
+        base,
+        replica,
+        incarnation,
+        agent: replica,
+        url: "http://127.0.0.1:1",
+        ready: true,
         at: new Date().toISOString(),
       }),
     ),

@@ -2,7 +2,8 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, totalmem } from "node:os";
 import { benchBus } from "./bus.ts";
-import { benchConverge, benchFleet } from "./converge.ts";
+import { benchCluster } from "./cluster.ts";
+import { benchConverge, benchFleet, benchThreeReplicas } from "./converge.ts";
 import { benchGateway, benchGatewayOnVllm } from "./gateway.ts";
 import { benchIngest } from "./ingest.ts";
 import { benchIngestMemory } from "./ingest-memory.ts";
@@ -26,7 +27,7 @@ const benches: Record<string, () => Promise<Row[]>> = {
   line: benchLine,
 };
 /** Asked for by name only. */
-const others: Record<string, () => Promise<Row[]>> = { fleet: benchFleet };
+const others: Record<string, () => Promise<Row[]>> = { fleet: benchFleet, "three-replicas": benchThreeReplicas, cluster: benchCluster };
 const load = loadavg()[0]!.toFixed(1);
 const machine = `${cpus().length} × ${cpus()[0]?.model ?? "unknown CPU"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}, load before the start ${load}`;
 const rows: Row[] = [];
