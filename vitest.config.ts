@@ -44,11 +44,23 @@ export default defineConfig({
         ssr,
         test: {
           name: "e2e",
-          include: ["tests/e2e/**/*.test.ts"],
+          include: ["tests/e2e/*.test.ts"],
           globalSetup: "tests/e2e/global-setup.ts",
           fileParallelism: false,
           testTimeout: 600_000,
           hookTimeout: 600_000,
+        },
+      },
+      // The chart on a real node, which global-setup.ts brings up.
+      {
+        ssr,
+        test: {
+          name: "cluster-e2e",
+          include: ["tests/e2e/cluster/**/*.test.ts"],
+          globalSetup: "tests/e2e/cluster/global-setup.ts",
+          fileParallelism: false,
+          testTimeout: 600_000,
+          hookTimeout: 900_000,
         },
       },
       {

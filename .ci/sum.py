@@ -7,7 +7,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-SUITES = ["test-unit", "test-integration", "test-python", "test-e2e", "test-faults", "test-cluster"]
+SUITES = ["test-unit", "test-integration", "test-python", "test-e2e", "test-faults", "test-api-server", "test-cluster-e2e"]
 
 
 def main(reports: Path, make_status: int) -> int:

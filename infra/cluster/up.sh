@@ -18,6 +18,8 @@ echo "$R" >$owner
 mkdir -p "$R/pki" "$R/cni" "$R/kubelet" "$R/img"
 ip link add cni0 type bridge 2>/dev/null || true
 ip addr add $IP/16 dev cni0 2>/dev/null || true; ip link set cni0 up; sysctl -qw net.ipv4.ip_forward=1
+# Docker on this machine lets nothing be forwarded but its own.
+for side in -i -o; do iptables -C FORWARD $side cni0 -j ACCEPT 2>/dev/null || iptables -I FORWARD $side cni0 -j ACCEPT; done
 cd "$R/pki"
 if [ ! -f complete ] || ! openssl x509 -checkend 86400 -noout -in ca.crt >/dev/null 2>&1; then
   openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 30 -subj /CN=test-ca 2>/dev/null

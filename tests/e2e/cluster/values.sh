@@ -30,7 +30,9 @@ agent: {resources: {requests: {cpu: 10m, memory: 128Mi}, limits: {memory: 512Mi}
 train:
   resources: {requests: {cpu: 10m, memory: 128Mi}, limits: {memory: 1Gi}}
   pods:
+    # The node only pretends to have them.
     gpus: 1
+    device: cpu
     cpu: 100m
     memory: 4Gi
     ephemeralStorage: 1Gi

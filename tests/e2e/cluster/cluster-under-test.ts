@@ -1,0 +1,345 @@
+/**
+ * What tests on the cluster do: a namespace of their own with everything that pods of this checkout need, the chart in it, and ways
+ * to look and to break things. The cluster itself is brought up by global-setup.ts.
+ */
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readFileSync } from "node:fs";
+import { chmod, mkdir, rm, writeFile } from "node:fs/promises";
+import { homedir } from "node:os";
+import { delimiter, join } from "node:path";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
+import { inject } from "vitest";
+import { type SpanCollector, startSpanCollector } from "./span-collector.ts";
+
+export const root = join(import.meta.dirname, "../../..");
+export const chart = join(root, "helm/loraline");
+const binDir = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
+/** Where the node that up.sh starts keeps everything; its processes' ids stand in PART.pid. */
+const nodeDir = join(root, ".cache/cluster");
+/** The node that infra/cluster/up.sh starts, and no cluster of somebody else. */
+export const isOwnNode = process.env.LORALINE_KUBECONFIG === undefined && process.env.LORALINE_CLUSTER === undefined;
+/** As pods see this machine. */
+const hostAddress = process.env.LORALINE_TEST_HOST ?? "10.88.0.1";
+
+export type Values = Record<string, unknown>;
+/** Whatever Kubernetes answers: tests say what they look at. */
+// oxlint-disable-next-line typescript/no-explicit-any
+export type Json = any;
+
+const run = promisify(execFile);
+const environment = () => ({
+  ...process.env,
+  KUBECONFIG: inject("kubeconfig"),
+  PATH: [binDir, process.env.PATH].join(delimiter),
+});
+
+/** @throws Error with what the command said, when it does not end with 0. */
+async function command(name: string, args: readonly string[], input?: string): Promise<string> {
+  const running = run(name, args, { env: environment(), maxBuffer: 256 * 1024 * 1024 });
+  running.child.stdin?.end(input);
+  try {
+    return (await running).stdout;
+  } catch (error) {
+    const { stderr = "", stdout = "" } = error as { stderr?: string; stdout?: string };
+    throw new Error(`${name} ${args.join(" ")}: ${stderr || stdout || String(error)}`, { cause: error });
+  }
+}
+
+export const kubectl = (...args: string[]): Promise<string> => command("kubectl", args);
+export const helm = (...args: string[]): Promise<string> => command("helm", args);
+
+/**
+ * Asks until the answer is neither undefined nor false.
+ * @param what for the error: what was waited for.
+ * @param probe may throw while it is too early; the last error stands in ours.
+ */
+export async function eventually<T>(
+  what: string,
+  probe: () => Promise<T | undefined | false>,
+  { timeoutMs = 60_000, everyMs = 250 }: { timeoutMs?: number; everyMs?: number } = {},
+): Promise<T> {
+  const end = Date.now() + timeoutMs;
+  let last: unknown = "never so";
+  for (;;) {
+    try {
+      const answer = await probe();
+      if (answer !== undefined && answer !== false) return answer;
+    } catch (error) {
+      last = error;
+    }
+    if (Date.now() > end) throw new Error(`${what}: not within ${timeoutMs / 1000} s (${String(last)})`, { cause: last });
+    await sleep(everyMs);
+  }
+}
+
+/**
+ * The node's own parts, to break. Killed without warning.
+ * @param part a name that infra/cluster/up.sh gives, such as `apiserver`, `kubelet`, `etcd`, `containerd`.
+ */
+export async function killNodePart(part: string): Promise<void> {
+  const pid = Number(readFileSync(join(nodeDir, `${part}.pid`), "utf8"));
+  process.kill(pid, "SIGKILL");
+  while (existsSync(`/proc/${pid}`)) await sleep(20);
+}
+/** Starts what does not run, and waits until the node works. */
+export async function reviveNode(): Promise<void> {
+  await command(join(root, "infra/cluster/up.sh"), [nodeDir]);
+}
+
+export interface ClusterNamespace extends AsyncDisposable {
+  name: string;
+  /** In this namespace. */
+  kubectl(...args: string[]): Promise<string>;
+  /** `kubectl get ARGS -o json`, in this namespace. */
+  get(...args: string[]): Promise<Json>;
+  /** Server-side. Objects without a namespace get this one. */
+  apply(...objects: object[]): Promise<string>;
+  /** `upgrade --install`: the same command for the first time and all later ones. Does not wait; see `ready`. */
+  helmInstall(values?: Values, options?: { release?: string; args?: string[] }): Promise<string>;
+  helmUninstall(release?: string): Promise<string>;
+  /** Until every Deployment and StatefulSet has all its pods, all of the newest template, ready. */
+  ready(options?: { timeoutMs?: number }): Promise<void>;
+  /** Base URL of a service's port as this machine reaches it. */
+  serviceUrl(service: string, port: number): Promise<string>;
+  /** A key of a Secret, decoded. */
+  secret(name: string, key: string): Promise<string>;
+  /** Pods that match, those that are being deleted left out. */
+  pods(selector: string): Promise<Json[]>;
+  /** What is there, in words, and the logs of every container, below .cache/reports/cluster: to read when a test failed. @returns the folder */
+  writeLogs(): Promise<string>;
+}
+
+/**
+ * A namespace with restricted Pod Security, the claims of infra/cluster/volumes.sh and a place for NATS' data. Disposing it writes
+ * all logs below .cache/reports/cluster and deletes it.
+ */
+export async function createNamespace(name: string): Promise<ClusterNamespace> {
+  const forwards: (() => void)[] = [];
+  if (process.env.LORALINE_KUBECONFIG === undefined) await command(join(root, "infra/cluster/volumes.sh"), [name]);
+  else {
+    const labels = { "pod-security.kubernetes.io/enforce": "restricted" };
+    await applyAll([{ apiVersion: "v1", kind: "Namespace", metadata: { name, labels } }]);
+  }
+  const natsData = join(nodeDir, "data", name);
+  if (isOwnNode) await makeNatsVolume(name, natsData);
+  const inNamespace = (...args: string[]) => kubectl("--namespace", name, ...args);
+
+  const self: ClusterNamespace = {
+    name,
+    kubectl: inNamespace,
+    get: async (...args) => JSON.parse(await inNamespace("get", ...args, "-o", "json")),
+    apply: (...objects) => applyAll(objects, name),
+    async helmInstall(values = {}, { release = "loraline", args = [] } = {}) {
+      const all = merged(await chartValues(), values);
+      const flags = ["--namespace", name, "--values", "-", ...args];
+      return await command("helm", ["upgrade", "--install", release, chart, ...flags], JSON.stringify(all));
+    },
+    helmUninstall: (release = "loraline") => helm("uninstall", release, "--namespace", name, "--wait", "--timeout", "180s"),
+    async ready({ timeoutMs = 300_000 } = {}) {
+      const unready = async (): Promise<string[]> => {
+        const { items } = await self.get("deployments,statefulsets");
+        return (items as Json[]).filter((item) => !isReady(item)).map((item) => `${item.kind} ${item.metadata.name}`);
+      };
+      await eventually(
+        `everything in ${name} ready`,
+        async () => {
+          const missing = await unready();
+          if (missing.length > 0) throw new Error(`not ready: ${missing.join(", ")}`);
+          return true;
+        },
+        { timeoutMs, everyMs: 500 },
+      );
+    },
+    async serviceUrl(service, port) {
+      if (isOwnNode) {
+        const { spec } = await self.get("service", service);
+        return `http://${spec.clusterIP as string}:${port}`;
+      }
+      const child = spawn("kubectl", ["--namespace", name, "port-forward", `service/${service}`, `:${port}`], {
+        env: environment(),
+        stdio: ["ignore", "pipe", "inherit"],
+      });
+      forwards.push(() => child.kill());
+      const [line] = (await once(createInterface({ input: child.stdout }), "line")) as [string];
+      return `http://${/127\.0\.0\.1:\d+/.exec(line)?.[0] ?? line}`;
+    },
+    async secret(secretName, key) {
+      const { data } = await self.get("secret", secretName);
+      if (data[key] === undefined)
+        throw new Error(`Secret ${secretName} has no key ${key}, only ${Object.keys(data as object).join(", ")}`);
+      return Buffer.from(data[key] as string, "base64").toString();
+    },
+    async pods(selector) {
+      const { items } = await self.get("pods", "--selector", selector);
+      return (items as Json[]).filter((pod) => pod.metadata.deletionTimestamp === undefined);
+    },
+    async writeLogs() {
+      const dir = join(root, ".cache/reports/cluster", name);
+      await rm(dir, { recursive: true, force: true });
+      await mkdir(dir, { recursive: true });
+      const keep = async (file: string, text: Promise<string>) => writeFile(join(dir, file), await text.catch(String));
+      await keep(
+        "objects.txt",
+        inNamespace("get", "all,pvc,configmaps,networkpolicies,finetunes,adapters", "-o", "wide", "--ignore-not-found"),
+      );
+      await keep("events.txt", inNamespace("get", "events", "--sort-by=.lastTimestamp"));
+      await keep("pods.txt", inNamespace("describe", "pods"));
+      const { items } = await self.get("pods");
+      for (const pod of items as Json[]) {
+        const all = inNamespace("logs", pod.metadata.name as string, "--all-containers", "--prefix", "--ignore-errors");
+        await keep(`${pod.metadata.name as string}.log`, all);
+        const statuses = [...(pod.status.initContainerStatuses ?? []), ...(pod.status.containerStatuses ?? [])] as Json[];
+        for (const { name: container, restartCount } of statuses.filter(
+          (status) => status.restartCount > 0 && status.lastState?.terminated,
+        )) {
+          const previous = inNamespace("logs", pod.metadata.name as string, "--container", container as string, "--previous");
+          await keep(`${pod.metadata.name as string}.${container as string}.before-restart-${restartCount as number}.log`, previous);
+        }
+      }
+      return dir;
+    },
+    async [Symbol.asyncDispose]() {
+      for (const end of forwards) end();
+      await self.writeLogs().catch(() => undefined);
+      await helm("list", "--namespace", name, "--short").then(
+        async (releases) => {
+          for (const release of releases.split("\n").filter(Boolean)) await self.helmUninstall(release).catch(() => undefined);
+        },
+        () => undefined,
+      );
+      await command(join(root, "infra/cluster/volumes.sh"), ["--delete", name]);
+      await rm(natsData, { recursive: true, force: true });
+    },
+  };
+  return self;
+}
+
+/** Spans of all pods: hand `url` to the chart's `tracing.otlpEndpoint`. */
+export const collectSpans = (): Promise<SpanCollector> => startSpanCollector(hostAddress);
+
+async function applyAll(objects: readonly object[], namespace?: string): Promise<string> {
+  const list = { apiVersion: "v1", kind: "List", items: objects };
+  const scope = namespace === undefined ? [] : ["--namespace", namespace];
+  return await command("kubectl", [...scope, "apply", "--server-side", "--force-conflicts", "-f", "-"], JSON.stringify(list));
+}
+
+/** There is no storage class on our node. The release's claim binds to this, and finds its data again after an uninstall. */
+async function makeNatsVolume(namespace: string, path: string): Promise<void> {
+  await mkdir(path, { recursive: true });
+  await chmod(path, 0o777); // the kubelet gives no hostPath to a pod's group
+  await applyAll([
+    {
+      apiVersion: "v1",
+      kind: "PersistentVolume",
+      metadata: { name: `${namespace}-nats`, labels: { "loraline.dev/test-namespace": namespace } },
+      spec: {
+        capacity: { storage: "4Gi" },
+        accessModes: ["ReadWriteOnce"],
+        storageClassName: "",
+        persistentVolumeReclaimPolicy: "Retain",
+        claimRef: { namespace, name: "data-loraline-nats-0" },
+        hostPath: { path, type: "Directory" },
+      },
+    },
+  ]);
+}
+
+/** Of the newest template, all there, all ready. */
+function isReady({ spec, status, metadata }: Json): boolean {
+  const wanted = spec.replicas as number;
+  return (
+    status.observedGeneration === metadata.generation &&
+    (status.updatedReplicas ?? 0) === wanted &&
+    (status.readyReplicas ?? 0) === wanted &&
+    (status.replicas ?? 0) === wanted
+  );
+}
+
+const merged = (under: Values, over: Values): Values =>
+  Object.fromEntries(
+    [...new Set([...Object.keys(under), ...Object.keys(over)])].map((key) => {
+      const [a, b] = [under[key], over[key]];
+      return [key, isObject(a) && isObject(b) ? merged(a, b) : key in over ? b : a];
+    }),
+  );
+const isObject = (value: unknown): value is Values => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/**
+ * The chart on a small machine without GPUs and without a registry: Python and bases from volumes, vLLM's CPU build. On somebody's
+ * cluster: the file that LORALINE_VALUES names, and LORALINE_IMAGES.
+ */
+async function chartValues(): Promise<Values> {
+  if (process.env.LORALINE_KUBECONFIG !== undefined) {
+    const [, registry, tag] = /^(.+):([^:/]+)$/.exec(process.env.LORALINE_IMAGES ?? "") ?? [];
+    const file = process.env.LORALINE_VALUES;
+    // JSON is YAML as well, and needs no parser here.
+    const theirs = file === undefined ? {} : (JSON.parse(readFileSync(file, "utf8")) as Values);
+    return merged({ image: { registry, tag } }, theirs);
+  }
+  const mounts = (await command(join(root, "infra/cluster/volumes.sh"), ["--list"]))
+    .trim()
+    .split("\n")
+    .map((line) => line.split(" ") as [string, string])
+    .filter(([name]) => name.startsWith("python"));
+  const volumes = mounts.map(([name]) => ({ name, persistentVolumeClaim: { claimName: name, readOnly: true } }));
+  const volumeMounts = mounts.map(([name, mountPath]) => ({ name, mountPath, readOnly: true }));
+  const python = join(root, ".venv/bin/python");
+  const small = (memory: string) => ({ resources: { requests: { cpu: "10m", memory: "64Mi" }, limits: { memory } } });
+  return {
+    image: { tag: "dev", nats: "docker.io/loraline/nats:dev" },
+    bases: { volume: { persistentVolumeClaim: { claimName: "bases", readOnly: true } } },
+    nats: { persistence: isOwnNode ? { size: "4Gi", storageClassName: "" } : { size: "4Gi" }, ...small("1Gi") },
+    streams: small("512Mi"),
+    gateway: small("1Gi"),
+    ingest: small("2Gi"),
+    tokenize: small("2Gi"),
+    serve: small("1Gi"),
+    operator: small("512Mi"),
+    agent: small("512Mi"),
+    train: {
+      ...small("1Gi"),
+      pods: {
+        device: "cpu",
+        gpus: 1, // the node pretends to have two
+        cpu: "100m",
+        memory: "4Gi",
+        ephemeralStorage: "1Gi",
+        env: [
+          { name: "LORALINE_PYTHON", value: python },
+          { name: "OMP_NUM_THREADS", value: "2" },
+          { name: "HF_HUB_OFFLINE", value: "1" },
+        ],
+        volumes,
+        volumeMounts,
+      },
+    },
+    engineDefaults: {
+      image: "docker.io/loraline/engine-cpu:dev",
+      command: [python, "packages/local/engine.py"],
+      gpus: 0,
+      dtype: "bfloat16",
+      maxModelLen: 2048,
+      extraArgs: [
+        "--max-num-seqs=16",
+        "--enforce-eager",
+        "--distributed-executor-backend=uni",
+        "--disable-log-stats",
+        "--disable-uvicorn-access-log",
+      ],
+      env: [
+        { name: "OMP_NUM_THREADS", value: "1" },
+        { name: "VLLM_CPU_OMP_THREADS_BIND", value: "nobind" },
+        { name: "VLLM_CPU_KVCACHE_SPACE", value: "1" },
+        { name: "VLLM_ENABLE_V1_MULTIPROCESSING", value: "0" },
+        { name: "TORCHDYNAMO_DISABLE", value: "1" },
+        { name: "PYTHONUNBUFFERED", value: "1" },
+      ],
+      resources: { requests: { cpu: "100m", memory: "2Gi" }, limits: { memory: "5Gi" } },
+      volumes,
+      volumeMounts,
+    },
+  };
+}
