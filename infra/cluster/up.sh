@@ -80,16 +80,20 @@ imageGCHighThresholdPercent: 100  # an image that is collected cannot be pulled 
 imageGCLowThresholdPercent: 99
 C
 cat > Corefile <<C
-.:53 {
+cluster.local:53 in-addr.arpa:53 {
   bind $IP
   errors
   kubernetes cluster.local in-addr.arpa {
     kubeconfig $R/admin.conf
   }
+  cache 5
+}
+# In a block of its own: the plugin answers before the one above would.
+.:53 {
+  bind $IP
   template ANY ANY {
     rcode NXDOMAIN
   }
-  cache 5
 }
 C
 export PATH=$B:$PATH
