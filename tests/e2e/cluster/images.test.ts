@@ -15,7 +15,7 @@ async function outcome(name: string, image: string, container: object): Promise<
   const { items } = (await space.get("pvc")) as { items: Json[] };
   const paths = new Map<string, string>();
   for (const { metadata, spec } of items) {
-    const volume = JSON.parse(await space.kubectl("get", "persistentvolume", spec.volumeName as string, "-o", "json")) as Json;
+    const volume: Json = JSON.parse(await space.kubectl("get", "persistentvolume", spec.volumeName as string, "-o", "json"));
     paths.set(metadata.name as string, volume.spec.hostPath.path as string);
   }
   await space.apply({
@@ -45,9 +45,9 @@ async function outcome(name: string, image: string, container: object): Promise<
       ],
     },
   });
-  const terminated = await eventually(
+  const terminated: Json = await eventually<Json>(
     `pod ${name} ended`,
-    async () => (await space.get("pod", name)).status.containerStatuses?.[0]?.state?.terminated as Json,
+    async () => (await space.get("pod", name)).status.containerStatuses?.[0]?.state?.terminated,
     { timeoutMs: 120_000 },
   );
   return { exitCode: terminated.exitCode as number, log: await space.kubectl("logs", name) };
