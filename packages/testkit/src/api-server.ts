@@ -170,6 +170,16 @@ export async function startApiServer(): Promise<ApiServer> {
   return api;
 }
 
+/** Controllers of the real controller manager, by its names for them, such as `job-controller`. There is no node. */
+export function startControllers({ kubeconfig }: Pick<ApiServer, "kubeconfig">, ...names: string[]): AsyncDisposable {
+  const controllers = spawn(
+    join(binDir, "kube"),
+    ["kube-controller-manager", "--kubeconfig", kubeconfig, "--controllers", names.join(","), "--leader-elect=false", "--secure-port=0"],
+    { stdio: "ignore" },
+  );
+  return { [Symbol.asyncDispose]: () => ended(controllers) };
+}
+
 const ended = (child: ChildProcess | undefined): Promise<void> =>
   new Promise((resolve) => {
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return resolve();
