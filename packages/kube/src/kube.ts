@@ -2,8 +2,9 @@
  * The Kubernetes API in the few verbs that controllers need. Authentication and TLS are the official client's; requests are made
  * here, because its typed classes leave out fields they do not know, and its watch cannot be resumed.
  */
+import type { RequestOptions } from "node:https";
 import { HttpMethod, KubeConfig, type KubernetesObject, RequestContext } from "@kubernetes/client-node";
-import { fetch } from "undici";
+import { Agent, fetch } from "undici";
 
 /** A kind of object, by its API path. */
 export interface Resource<T extends KubernetesObject = KubernetesObject> {
@@ -91,6 +92,9 @@ interface Ask {
 /** Requests that are no watch must be answered within this. */
 const answerWithinMs = 30_000;
 
+/** So long one set of connections is used: certificates in files may have been renewed since. */
+const connectionsMs = 10 * 60_000;
+
 /** @param kubeconfig - path of a kubeconfig; absent: the pod's service account, or what kubectl would use. */
 export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } = {}): Kube {
   const config = new KubeConfig();
@@ -100,16 +104,35 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
   if (server === undefined)
     throw new Error("no Kubernetes cluster is configured: set KUBECONFIG, or run inside a pod with a service account");
 
+  // The client makes connections anew for every request, with a handshake each. Not HTTP/2, whose one connection for everything takes
+  // the watches along when it breaks, as an error that nobody can catch (undici 8.13).
+  let kept: { agent: Agent; until: number } | undefined;
+  const connections = async (): Promise<Agent> => {
+    if (kept !== undefined && performance.now() < kept.until) return kept.agent;
+    const old = kept?.agent;
+    const options: RequestOptions = {};
+    await config.applyToHTTPSOptions(options);
+    const settings = ["ca", "cert", "key", "pfx", "passphrase", "rejectUnauthorized", "servername"] as const;
+    const tls = Object.fromEntries(settings.flatMap((name) => (options[name] === undefined ? [] : [[name, options[name]]])));
+    const agent = new Agent({ allowH2: false, connect: { ...tls, keepAlive: true, keepAliveInitialDelay: 30_000 } });
+    kept = { agent, until: performance.now() + connectionsMs };
+    // What is under way on them, such as a watch, ends first.
+    old?.close().catch(() => {});
+    return agent;
+  };
+
   const send = async ({ method, path, query = {}, body, contentType = "application/json", signal }: Ask) => {
     const url = new URL(server.replace(/\/$/, "") + path);
     for (const [key, value] of Object.entries(query)) if (value !== undefined) url.searchParams.set(key, value);
     const context = new RequestContext(url.toString(), HttpMethod[method]);
     await config.applySecurityAuthentication(context);
+    const behindProxy = config.getCurrentCluster()?.proxyUrl !== undefined;
+    const dispatcher = behindProxy ? context.getDispatcher() : await connections();
     const response = await fetch(url, {
       method,
       headers: { ...context.getHeaders(), accept: "application/json", ...(body === undefined ? {} : { "content-type": contentType }) },
       body: body === undefined ? null : JSON.stringify(body),
-      dispatcher: context.getDispatcher() as never,
+      ...(dispatcher === undefined ? {} : { dispatcher }),
       signal: signal ?? AbortSignal.timeout(answerWithinMs),
     });
     if (response.ok) return response;
