@@ -126,6 +126,7 @@ const readStream = (stream: string): string[] => [
     `STREAM.MSG.GET.${stream}`,
     `DIRECT.GET.${stream}`,
     `DIRECT.GET.${stream}.>`,
+    `CONSUMER.CREATE.${stream}`,
     `CONSUMER.CREATE.${stream}.>`,
     `CONSUMER.INFO.${stream}.*`,
     `CONSUMER.MSG.NEXT.${stream}.*`,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Values of the chart for the test cluster: our own images, a CPU engine, Python and the bases from the claims of
 # infra/cluster/volumes.sh, resources for two cores. Printed, because the Python environment must be where this checkout has it.
-# usage: values.sh | helm install loraline helm/loraline -n NAMESPACE -f -
+# usage: values.sh | helm install loraline helm/loraline -n NAMESPACE -f -   (NAMESPACE made by infra/cluster/volumes.sh)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../../.." && pwd)
 volumes= mounts=
@@ -18,7 +18,7 @@ cat <<Y
 image: {tag: dev, nats: docker.io/loraline/nats:dev}
 bases: {volume: {persistentVolumeClaim: {claimName: bases, readOnly: true}}}
 nats:
-  persistence: {enabled: false, emptyDirSize: 2Gi}
+  persistence: {storageClassName: "", size: 4Gi}
   resources: {requests: {cpu: 10m, memory: 64Mi}, limits: {memory: 1Gi}}
 streams: {resources: {requests: {cpu: 10m, memory: 64Mi}, limits: {memory: 512Mi}}}
 gateway: {resources: {requests: {cpu: 10m, memory: 128Mi}, limits: {memory: 1Gi}}}
