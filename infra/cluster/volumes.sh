@@ -54,27 +54,6 @@ spec:
   resources: {requests: {storage: 8Gi}}
 Y
 done >"$manifest"
-# And one that can be written, for the claim of NATS' first pod, of a release called loraline. It outlives the release, not the namespace.
-data=$root/.cache/cluster/volumes/$namespace-nats
-if [ "$(kubectl get persistentvolume "$namespace-nats" --ignore-not-found -o 'jsonpath={.status.phase}')" = Released ]; then
-  kubectl delete persistentvolume "$namespace-nats" >&2
-fi
-if ! kubectl get persistentvolume "$namespace-nats" >/dev/null 2>&1; then rm -rf "$data"; fi
-mkdir -p "$data"
-chown 65532:65532 "$data"
-cat >>"$manifest" <<Y
----
-apiVersion: v1
-kind: PersistentVolume
-metadata: {name: $namespace-nats, labels: {loraline.dev/test-namespace: $namespace}}
-spec:
-  capacity: {storage: 4Gi}
-  accessModes: [ReadWriteOnce]
-  storageClassName: ""
-  persistentVolumeReclaimPolicy: Retain
-  claimRef: {namespace: $namespace, name: data-loraline-nats-0}
-  hostPath: {path: $data, type: Directory}
-Y
 kubectl apply --server-side -f - >/dev/null <<Y
 apiVersion: v1
 kind: Namespace
