@@ -179,7 +179,10 @@ export async function serveUnderTest(given: {
   };
 }
 
-/** A real vLLM on the CPU, with the flags of the local line. */
+/** What `startVllm` asks for. */
+export const vllmKey = "between-agent-and-engine";
+
+/** A real vLLM on the CPU, with the flags of the local line, and guarded as in a cluster. */
 export async function startVllm({
   root,
   base,
@@ -209,6 +212,8 @@ export async function startVllm({
         "--dtype=bfloat16",
         "--enforce-eager",
         "--distributed-executor-backend=uni",
+        "--middleware=loraline_guard.RequireKey",
+        "--shutdown-timeout=30",
       ],
       {
         env: {
@@ -219,6 +224,8 @@ export async function startVllm({
           VLLM_CPU_KVCACHE_SPACE: "1",
           VLLM_ENABLE_V1_MULTIPROCESSING: "0",
           VLLM_ALLOW_RUNTIME_LORA_UPDATING: "True",
+          VLLM_API_KEY: vllmKey,
+          PYTHONPATH: join(root, "services/tokenize"),
           TORCHDYNAMO_DISABLE: "1",
           VLLM_NO_USAGE_STATS: "1",
           HF_HUB_OFFLINE: "1",

@@ -11,7 +11,7 @@ import { createLog } from "@loraline/runtime";
 import { test as it } from "@loraline/testkit";
 import { afterAll, beforeAll, describe, expect } from "vitest";
 import { z } from "zod";
-import { type AdapterBytes, serveUnderTest, startVllm } from "./serve-under-test.ts";
+import { type AdapterBytes, serveUnderTest, startVllm, vllmKey } from "./serve-under-test.ts";
 import { checkTemplate } from "./check-template.ts";
 import { createVllmClient } from "./vllm-client.ts";
 
@@ -70,7 +70,7 @@ const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
   const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
   const serve = await serveUnderTest({ nc, tenant, dir, base });
   const controller = await serve.startController();
-  const agent = await serve.startAgent(vllm.url, { healthMs: 200 });
+  const agent = await serve.startAgent(vllm.url, { healthMs: 200, engineKey: vllmKey });
   onCleanup(async () => {
     await agent[Symbol.asyncDispose]();
     await controller[Symbol.asyncDispose]();
@@ -82,7 +82,7 @@ const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
 
 describe("vLLM's endpoints", () => {
   test("say what the client takes them to say", async () => {
-    using client = createVllmClient({ url: vllm.url });
+    using client = createVllmClient({ url: vllm.url, apiKey: vllmKey });
     expect(await client.health()).toBe("ready");
     expect(await client.startTime()).toMatch(/^[\d.e+]+$/);
     expect(await client.models()).toEqual([{ id: base.name, root: baseDir, parent: null }]);
@@ -99,8 +99,29 @@ describe("vLLM's endpoints", () => {
     await expect(client.nextTokenLogprobs("nobody", [[1]], [1])).rejects.toMatchObject({ name: "EngineRefusedError", status: 404 });
   });
 
+  test("ask for the key on every path that does something, also where vLLM's own check does not", async () => {
+    const statusOf = async (path: string, key?: string): Promise<number> =>
+      (
+        await fetch(vllm.url + path, {
+          method: path === "/v1/models" ? "GET" : "POST",
+          headers: { "content-type": "application/json", ...(key === undefined ? {} : { authorization: `Bearer ${key}` }) },
+          ...(path === "/v1/models" ? {} : { body: JSON.stringify({ name: "x.y.v1.000000000000", src: "/not/there" }) }),
+        })
+      ).status;
+    const paths = ["/v1/models", "/v1/load_lora_adapter", "/v1/chat/completions", "/adapters", "/invocations", "/tokenize", "/v1//models"];
+    for (const path of paths) {
+      expect([path, await statusOf(path)]).toEqual([path, 401]);
+      expect([path, await statusOf(path, "other")]).toEqual([path, 401]);
+    }
+    // It is there, and would load: this is what the guard is for.
+    expect(await statusOf("/adapters", vllmKey)).toBe(404);
+    for (const path of ["/health", "/metrics", "/ping"]) expect((await fetch(vllm.url + path)).status).toBe(200);
+    using stranger = createVllmClient({ url: vllm.url });
+    await expect(stranger.models()).rejects.toMatchObject({ name: "EngineUnknownError", unauthorized: true });
+  });
+
   test("present a conversation by the base's own template; an engine that is registered with another is told apart", async () => {
-    using client = createVllmClient({ url: vllm.url });
+    using client = createVllmClient({ url: vllm.url, apiKey: vllmKey });
     // Python's apply_chat_template of the same; services/tokenize gives the same ids, which the whole line's tests show.
     const probe = {
       messages: [
@@ -134,14 +155,14 @@ describe("vLLM's endpoints", () => {
     "answer for the base as the base, also beside adapters in the same batch and with every slot in use",
     { timeout: 60_000 },
     async () => {
-      using client = createVllmClient({ url: vllm.url });
+      using client = createVllmClient({ url: vllm.url, apiKey: vllmKey });
       const ask = async () => [...((await client.nextTokenLogprobs(base.name, [[1, 2, 3]], [10, 20, 30]))[0]?.entries() ?? [])];
       const alone = await ask();
       const kinds = ["right", "half", "double", "opposite"];
       for (const kind of kinds) expect(await client.load(`x.${kind}.v1.000000000000`, join(adapters, kind))).toEqual({ kind: "done" });
       const busy = fetch(`${vllm.url}/v1/completions`, {
         method: "POST",
-        headers: { "content-type": "application/json" },
+        headers: { "content-type": "application/json", authorization: `Bearer ${vllmKey}` },
         body: JSON.stringify({
           model: "x.right.v1.000000000000",
           prompt: [[5, 6, 7, 8]],
@@ -181,7 +202,7 @@ describe("on a real engine", () => {
     // A second replica comes: it proves what there is before it counts. It dies: the first goes on, and nothing is unloaded there.
     const logFile = join(logs, "second.log");
     await using second = await startVllm({ root, base, logFile });
-    await using _agent = await serve.startAgent(second.url, { replica: "b", healthMs: 200 });
+    await using _agent = await serve.startAgent(second.url, { replica: "b", healthMs: 200, engineKey: vllmKey });
     await expect.poll(async () => (await serve.replica("b"))?.adapters[0], until).toMatchObject({ state: "proven", error: null });
     const later = await serve.train("parrot", await bytesOf("right"));
     await expect.poll(() => serve.history([runServed], later), until).toHaveLength(1);
