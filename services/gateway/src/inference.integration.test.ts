@@ -428,6 +428,36 @@ describe("replicas", () => {
     await (await line.bus.bucket(buckets.replicas)).delete("local.r2");
   });
 
+  test("whose inner process died are passed over, and other failures are not", async ({ serving: { line, engine, alias, adapter } }) => {
+    await using other = await startEngine(base, ...adapter.versions.map(({ engineName }) => engineName));
+    await putReplica(
+      line.bus,
+      replicaOf(
+        "r2",
+        other.url,
+        adapter.versions.map((version) => heldBy(adapter, version)),
+      ),
+    );
+    await expect.poll(async () => (await line.openai.models.retrieve(alias)) as unknown).toMatchObject({ loraline: { provenReplicas: 2 } });
+    const failing =
+      (message: string): Engine["answer"] =>
+      (_, response) =>
+        void response
+          .writeHead(500, { "content-type": "application/json" })
+          .end(JSON.stringify({ error: { message, type: "InternalServerError", param: null, code: 500 } }));
+    // As vLLM 0.32 answers what was in flight when its EngineCore was killed.
+    engine.answer = failing("EngineCore encountered an issue. See stack trace (above) for the root cause.");
+    for (let i = 0; i < 4; i++) {
+      const { response } = await line.openai.chat.completions.create({ model: `${alias}@${(i % 2) + 1}`, messages }).withResponse();
+      expect(response.headers.get("x-loraline-replica")).toBe("r2");
+    }
+    engine.answer = other.answer = failing("something else");
+    const before = engine.requests.length + other.requests.length;
+    await expect(line.openai.chat.completions.create({ model: alias, messages })).rejects.toMatchObject({ status: 500 });
+    expect(engine.requests.length + other.requests.length).toBe(before + 1);
+    await (await line.bus.bucket(buckets.replicas)).delete("local.r2");
+  });
+
   test("that vanished are asked last from then on, until they are heard of again", async ({
     serving: { line, engine, alias, adapter },
   }) => {

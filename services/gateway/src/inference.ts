@@ -140,6 +140,16 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
         const inTraffic = traffic.begin({ engineName: routed.engineModel, engine, replica: name });
         const leave = table.begin(replica);
         const askedAt = performance.now();
+        const told = (): void => {
+          span?.setAttributes({
+            "loraline.replica": name,
+            "loraline.engine.first_byte_ms": Math.round((performance.now() - askedAt) * 10) / 10,
+          });
+          counted.firstByte();
+          void reply
+            .header("x-loraline-version", routed.version === null ? "base" : String(routed.version.version))
+            .header("x-loraline-replica", name);
+        };
         const question: RunningQuestion = engines.ask({
           url: replica.state.url,
           path: `v1/${path}`,
@@ -147,15 +157,9 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
           body: sent,
           onAnswer(status, contentType) {
             inTraffic.firstByte();
-            if (!isFinal(status)) return undefined;
-            span?.setAttributes({
-              "loraline.replica": name,
-              "loraline.engine.first_byte_ms": Math.round((performance.now() - askedAt) * 10) / 10,
-            });
-            counted.firstByte();
-            void reply
-              .header("x-loraline-version", routed.version === null ? "base" : String(routed.version.version))
-              .header("x-loraline-replica", name);
+            // Of a 500 the text decides.
+            if (!isFinal(status) || status === 500) return undefined;
+            told();
             if (status !== 200 || !contentType.startsWith("text/event-stream")) return undefined;
             streaming = true;
             return streamTo(reply, contentType, {
@@ -186,11 +190,12 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
         try {
           const { status, contentType, text } = await question.answer;
           if (streaming) return; // it ends by itself
-          if (!isFinal(status)) {
+          if (!isFinal(status) || isDead(status, text)) {
             if (isLastTry) outcome = "failed";
             why = `replica ${name} answered ${status}: ${engineErrorOf(status, text.slice(0, maxErrorLength), renamingOf(routed)).error.message}`;
             continue;
           }
+          if (status === 500) told();
           if (status >= 400) {
             outcome = status >= 500 ? "failed" : "ignored";
             counted.end(outcome, null);
@@ -290,6 +295,9 @@ const clientWentAway = (): PermanentError => new PermanentError("client_closed_r
 
 /** Not the replica's to give: it does not know the name (any more), is not ready, or asks us for another key. */
 const isFinal = (status: number): boolean => ![401, 403, 404, 503].includes(status);
+
+/** Its inner process died, before or while it computed this answer: nothing follows from it for another replica. */
+const isDead = (status: number, text: string): boolean => status === 500 && /EngineCore encountered an issue|EngineDeadError/.test(text);
 
 /** Writes the engine's events to the reader as they come, and slows the engine down to the reader's pace. */
 function streamTo(

@@ -3,7 +3,7 @@ import { connectService, createBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
-import { createServeAgent } from "./agent.ts";
+import { createServeAgent, leaveLimits } from "./agent.ts";
 
 /** Part of a KV key. */
 const token = z.string().regex(/^[\w-]+$/, "letters, digits, dashes and underscores only");
@@ -18,16 +18,22 @@ await runService({
     AGENT_REPLICA: token.describe("Identity of this replica: the pod's UID."),
     AGENT_BASE: z.string().describe("The engine's --served-model-name."),
     AGENT_ENGINE_URL: z.url().default("http://127.0.0.1:8000").describe("Where this process reaches vLLM."),
+    ENGINE_API_KEY: z.string().optional().describe("What vLLM was started with as VLLM_API_KEY."),
+    AGENT_LEAVE_S: z.coerce
+      .number()
+      .min(0)
+      .default(leaveLimits.mostMs / 1000)
+      .describe("How long /drain waits for requests in flight: less than the pod's grace period by what vLLM takes to end."),
     AGENT_PUBLIC_URL: z.url().describe("Where the gateway reaches vLLM."),
     AGENT_ADAPTERS_DIR: z.string().describe("Belongs to this process alone; vLLM sees it under the same path."),
   }),
-  async start({ env, log, telemetry, health, stopping }) {
+  async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, `agent ${env.AGENT_REPLICA}`, { log, health, stopping });
-    running.defer(() => nc.drain());
+    const nc = await connectService(env, `agent ${env.AGENT_REPLICA}`, { log, ...service });
+    running.defer(() => telemetry.flush().finally(() => nc.drain()));
     const bus = createBus({ nc, log, telemetry, source: "agent" });
     const objects = running.use(await objectsFromEnv(env, nc));
-    running.use(
+    const agent = running.use(
       await createServeAgent({
         bus,
         objects,
@@ -37,10 +43,14 @@ await runService({
         replica: env.AGENT_REPLICA,
         base: env.AGENT_BASE,
         engineUrl: env.AGENT_ENGINE_URL,
+        engineKey: env.ENGINE_API_KEY,
+        leave: { mostMs: env.AGENT_LEAVE_S * 1000 },
         publicUrl: env.AGENT_PUBLIC_URL,
         adaptersDir: env.AGENT_ADAPTERS_DIR,
       }),
     );
+    service.health.check("engine", agent.unready);
+    service.health.route("/drain", async () => ({ status: 200, body: await agent.drain() }));
     return running;
   },
 });

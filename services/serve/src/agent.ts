@@ -88,7 +88,7 @@ export interface ServeAgent extends AsyncDisposable {
 }
 
 /** How long a replica that is about to end waits for its last requests, and for gateways that say nothing. */
-export const leaveLimits = { mostMs: 60_000, unknownMs: 20_000, pollMs: 200 };
+export const leaveLimits = { mostMs: 75_000, unknownMs: 20_000, pollMs: 200 };
 
 /** Adapters worked on at once; the engine itself takes one step at a time. */
 const concurrency = 4;

@@ -1,15 +1,16 @@
 /** The serve controller as a process of its own. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { connectService, createBus, natsEnv } from "@loraline/bus";
-import { engineRecord } from "@loraline/contracts";
+import { connectService, createBus, type KvBucket, natsEnv } from "@loraline/bus";
+import { buckets, type EngineRecord, engineRecord } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
-import { PermanentError, runService } from "@loraline/runtime";
+import { type Log, PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { describeBase } from "./base-files.ts";
 import { createServeController } from "./controller.ts";
 
-const engineList = z.array(engineRecord.omit({ updatedAt: true })).min(1);
+/** Empty: nothing is served yet. */
+const engineList = z.array(engineRecord.omit({ updatedAt: true }));
 
 await runService({
   service: "serve",
@@ -23,10 +24,10 @@ await runService({
       .describe("Bases in Hugging Face's layout, by name: what is asked for is then judged by their modules before anything is spent."),
     SERVE_ENGINES_FILE: z.string().describe("JSON list of engines: engine, base {name, revision, digest}, maxLoraRank, maxLoras, …"),
   }),
-  async start({ env, log, telemetry, health, stopping }) {
+  async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "serve", { log, health, stopping });
-    running.defer(() => nc.drain());
+    const nc = await connectService(env, "serve", { log, ...service });
+    running.defer(() => telemetry.flush().finally(() => nc.drain()));
     const bus = createBus({ nc, log, telemetry, source: "serve" });
     const objects = running.use(await objectsFromEnv(env, nc));
     const updatedAt = new Date().toISOString();
@@ -39,10 +40,20 @@ await runService({
         updatedAt,
       })),
     );
+    await forgetOthers(await bus.bucket(buckets.engines), new Set(engines.map(({ engine }) => engine)), log);
     running.use(await createServeController({ bus, objects, log, telemetry, engines }));
     return running;
   },
 });
+
+/** Engines that are not set up any more: a run for one of them would wait for ever. */
+async function forgetOthers(known: KvBucket<EngineRecord>, names: ReadonlySet<string>, log: Log): Promise<void> {
+  for (const { key } of await known.entries()) {
+    if (names.has(key)) continue;
+    await known.delete(key);
+    log.warn({ engine: key }, "this engine is not set up any more; it is taken out of KV engines");
+  }
+}
 
 async function readEngines(path: string): Promise<z.infer<typeof engineList>> {
   try {
