@@ -1,4 +1,8 @@
 /** Jobs on a real API server. There is no node: what the Job controller and a kubelet would do, the test does. */
+import { execFile } from "node:child_process";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
 import type { V1Pod } from "@kubernetes/client-node";
 import { createKube, type Kube } from "@loraline/kube";
 import { createLog } from "@loraline/runtime";
@@ -6,7 +10,7 @@ import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { ulid } from "ulid";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { runSpec } from "@loraline/contracts";
-import { createKubeLauncher, jobs, pods } from "./kube-launcher.ts";
+import { createKubeLauncher, jobs, jobSets, pods } from "./kube-launcher.ts";
 import { trainPodSettings } from "./job-manifest.ts";
 import { jobNameOf, type Launcher, trainJob, type TrainJob } from "./launcher.ts";
 
@@ -32,9 +36,9 @@ beforeEach(async () => {
 });
 afterEach(() => launcher[Symbol.asyncDispose]());
 
-const jobFor = (over: Partial<TrainJob> & { gpus?: number } = {}): TrainJob => {
+const jobFor = (over: Partial<TrainJob> & { gpus?: number; nodes?: number } = {}): TrainJob => {
   const runId = over.runId ?? ulid();
-  const spec = runSpec.parse({ base: "b", adapter: "pirate", dataset: ulid(), ...(over.gpus === undefined ? {} : { gpus: over.gpus }) });
+  const spec = runSpec.parse({ base: "b", adapter: "pirate", dataset: ulid(), gpus: over.gpus, nodes: over.nodes });
   const tokens = { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 } as const;
   return trainJob.parse({
     version: 1,
@@ -48,6 +52,7 @@ const jobFor = (over: Partial<TrainJob> & { gpus?: number } = {}): TrainJob => {
     traceparent: null,
     ...over,
     gpus: undefined,
+    nodes: undefined,
   });
 };
 const phaseOf = async (job: TrainJob) => (await launcher.observe()).find(({ jobName }) => jobName === job.jobName);
@@ -145,5 +150,94 @@ describe("kube launcher", () => {
     const broken = await createKubeLauncher({ kube, settings: { ...settings, podTemplate: { spec: { restartPolicy: "Always" } } }, log });
     await expect(broken.launch(jobFor())).rejects.toMatchObject({ code: "JOB_INVALID", message: expect.stringContaining("restartPolicy") });
     await broken[Symbol.asyncDispose]();
+  });
+});
+
+/** JobSet's own schema; undefined where Go's modules cannot be had. */
+const jobSetCrd = await promisify(execFile)("go", ["mod", "download", "-json", "sigs.k8s.io/jobset@v0.10.1"], { timeout: 60_000 }).then(
+  ({ stdout }) => join((JSON.parse(stdout) as { Dir: string }).Dir, "config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml"),
+  () => undefined,
+);
+
+describe("an attempt on several nodes", () => {
+  it("is refused where JobSet is not set up, and waits where it is not installed", async () => {
+    await expect(launcher.launch(jobFor({ nodes: 2 }))).rejects.toMatchObject({ code: "NODES_UNSUPPORTED", param: "nodes" });
+    await using without = await createKubeLauncher({ kube, settings: { ...settings, jobSet: true }, log });
+    await expect(without.launch(jobFor({ nodes: 2 }))).rejects.toMatchObject({ code: "JOBSET_MISSING" });
+  });
+
+  it.skipIf(jobSetCrd === undefined)("is a JobSet that JobSet's schema accepts, and ends with the first pod that does", async () => {
+    const kubectl = join(process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin"), "kubectl");
+    const run = promisify(execFile);
+    await run(kubectl, ["--kubeconfig", api.kubeconfig, "apply", "--server-side", "-f", jobSetCrd ?? ""]);
+    const served = () =>
+      kube.list(jobSets, { namespace }).then(
+        () => true,
+        () => false,
+      );
+    await expect.poll(served, { timeout: 10_000 }).toBe(true);
+    await using several = await createKubeLauncher({ kube, settings: { ...settings, jobSet: true, activeDeadlineSeconds: 60 }, log });
+    const job = jobFor({ nodes: 2, gpus: 4 });
+    const phase = async () => (await several.observe()).find(({ jobName }) => jobName === job.jobName);
+    expect(await several.launch(job)).toBe(true);
+    expect(await several.launch(job)).toBe(true);
+    const made = await kube.get(jobSets, { namespace, name: job.jobName });
+    expect(made?.spec.replicatedJobs[0]?.template.spec).toMatchObject({
+      parallelism: 2,
+      completions: 2,
+      completionMode: "Indexed",
+      backoffLimit: 0,
+    });
+    await expect.poll(phase).toMatchObject({ phase: "pending", reason: "STARTING", tenant: "acme", runId: job.runId, attempt: 1 });
+
+    // As JobSet's controller and the Job controller make them.
+    const template = made?.spec.replicatedJobs[0]?.template.spec.template;
+    const status = (node: number, of: V1Pod["status"]) => {
+      const name = `${job.jobName}-node-0-${node}-abcde`;
+      return kube.apply(pods, { metadata: { name, namespace }, status: of ?? {} }, { manager: "kubelet", subresource: "status" });
+    };
+    for (const node of [0, 1]) {
+      const labels = {
+        ...template?.metadata?.labels,
+        "jobset.sigs.k8s.io/jobset-name": job.jobName,
+        "batch.kubernetes.io/job-name": `${job.jobName}-node-0`,
+        "batch.kubernetes.io/job-completion-index": String(node),
+      };
+      const spec = Object.assign({}, template?.spec, { serviceAccountName: undefined }) as never;
+      await kube.create(pods, { metadata: { name: `${job.jobName}-node-0-${node}-abcde`, namespace, labels }, spec });
+    }
+    await status(0, { phase: "Running" });
+    const message = "0/2 nodes are available: 1 Insufficient nvidia.com/gpu.";
+    await status(1, { phase: "Pending", conditions: [{ type: "PodScheduled", status: "False", reason: "Unschedulable", message }] });
+    await expect.poll(phase).toMatchObject({ phase: "pending", reason: "WAITING_FOR_DEVICE" });
+    await status(1, { phase: "Running" });
+    await expect.poll(phase).toMatchObject({ phase: "running" });
+
+    const ended = (exitCode: number, reason: string, finishedAt: string) => ({
+      phase: "Failed",
+      containerStatuses: [
+        {
+          name: "courier",
+          image: "i",
+          imageID: "i",
+          ready: false,
+          restartCount: 0,
+          state: { terminated: { exitCode, reason, finishedAt: finishedAt as never } },
+        },
+      ],
+    });
+    await status(0, ended(75, "Error", "2026-11-24T12:00:05Z"));
+    await status(1, ended(137, "OOMKilled", "2026-11-24T12:00:01Z"));
+    const conditions = [
+      { type: "Failed", status: "True", reason: "FailedJobs", message: "jobset failed", lastTransitionTime: "2026-11-24T12:00:06Z" },
+    ];
+    await kube.apply(jobSets, { metadata: { name: job.jobName, namespace }, status: { conditions, restarts: 0 } } as never, {
+      manager: "jobset",
+      subresource: "status",
+    });
+    await expect.poll(phase).toMatchObject({ phase: "failed", code: "OUT_OF_MEMORY" });
+    await several.remove(job.jobName);
+    await expect.poll(phase).toBeUndefined();
+    expect(await kube.get(jobSets, { namespace, name: job.jobName })).toBeUndefined();
   });
 });

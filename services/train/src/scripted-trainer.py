@@ -100,6 +100,10 @@ while step < steps:
     say("step", step=step, total_steps=steps, epoch=step / steps, loss=loss(step), grad_norm=1.0, learning_rate=1e-4,
         tokens_per_second=1000.0, tokens_seen=step * 100, examples_seen=step, eta_seconds=(steps - step) * step_s)
     if fault.get("at") == step:
+        if fault["kind"] == "hang":
+            time.sleep(1000)
+        if fault["kind"] == "eat":
+            memory = [bytearray(os.urandom(2**20)) for _ in range(10_000)]
         if fault["kind"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault["kind"] == "crash":

@@ -254,7 +254,7 @@ describe("Kueue, played", () => {
     const owner = { apiVersion: "batch/v1", kind: "Job", name: job?.metadata?.name ?? "", uid: job?.metadata?.uid ?? "" };
     const metadata = { name: "job-x", namespace, ownerReferences: [owner] };
     const conditions = [{ type: "QuotaReserved", status: "False", reason: "Pending", message: "1 more nvidia.com/gpu needed" }];
-    await kube.apply(workloads, { metadata, status: { conditions } } as never, { manager: "kueue" });
+    await kube.apply(workloads, { metadata, status: { conditions } }, { manager: "kueue" });
     await expect
       .poll(async () => (await stateOf(id))?.queue?.message, within)
       .toMatch(/until Kueue admits it: 1 more nvidia.com\/gpu needed$/);
@@ -335,10 +335,14 @@ describe("Jobs and their owners", () => {
       const name = pod?.metadata?.name ?? "";
       // As the scheduler and the taint manager do: first they say why, then they delete.
       const conditions = [{ type: "DisruptionTarget", status: "True", reason, message: "says the cluster" }];
-      await kube.apply(pods, { metadata: { name, namespace }, status: { conditions } } as V1Pod, {
-        manager: "cluster",
-        subresource: "status",
-      });
+      await kube.apply(
+        pods,
+        { metadata: { name, namespace }, status: { conditions } },
+        {
+          manager: "cluster",
+          subresource: "status",
+        },
+      );
       await kube.delete(pods, { namespace, name });
       await expect
         .poll(async () => (await told(id, events.runPreempted))[before]?.data, within)
@@ -346,6 +350,20 @@ describe("Jobs and their owners", () => {
       await expect.poll(async () => (await told(id, events.runStarted)).length, within).toBe(before + 2);
     }
     await expect.poll(async () => (await stateOf(id))?.phase, within).toBe("trained");
+  });
+
+  it("a run that takes longer than an attempt may goes on in slices", async () => {
+    await using _controller = startController(
+      "one",
+      settingsFor({ ...script, step_ms: 100 }, { activeDeadlineSeconds: 4, terminationGracePeriodSeconds: 10 }),
+    );
+    const id = await startRun();
+    await expect.poll(async () => (await stateOf(id))?.phase, { ...within, timeout: 60_000 }).toBe("trained");
+    const lost = (await told(id, events.runPreempted)).map(({ data }) => data);
+    expect(new Set(lost.map(({ code }) => code))).toEqual(new Set(["DEADLINE_EXCEEDED"]));
+    expect(lost[0]?.["message"]).toMatch(/longer than 4 s \(train.activeDeadlineSeconds\); .*saved a checkpoint/);
+    const steps = lost.map(({ step }) => Number(step));
+    expect(steps).toEqual([...new Set(steps)].toSorted((a, b) => a - b));
   });
 
   it("a cancelled run leaves neither Job nor pod, and an attempt that is alien is left alone", async () => {
@@ -360,7 +378,7 @@ describe("Jobs and their owners", () => {
     await kube.create(jobs, {
       metadata: { name: alien, namespace, labels },
       spec: { suspend: true, template: { spec: { restartPolicy: "Never", containers: [{ name: "courier", image: "i" }] } } },
-    } as V1Job);
+    });
     const id = await startRun();
     await expect.poll(() => stepOf(id), within).toBeGreaterThanOrEqual(5);
     await bus.publish(events.runCancelRequested, { tenant, id }, { by: "test" });

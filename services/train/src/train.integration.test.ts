@@ -1,7 +1,7 @@
 /** The whole of train over a real NATS: controller, process launcher, courier processes; a scripted trainer that has faults on request. */
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -485,6 +485,37 @@ describe("faults", () => {
     await startTrain(script);
     await ended(at);
     expect(await data(at, "preempted")).toMatchObject([{ attempt: 1, code: "PREEMPTED" }]);
+  });
+
+  test("a trainer that hangs is ended, and the next attempt goes on", async () => {
+    await startTrain({ ...script, faults: { 1: { kind: "hang", at: 7 } } }, {}, { COURIER_HANG_SECONDS: "2" });
+    const at = await newRun();
+    await ended(at);
+    expect(await data(at, "preempted")).toMatchObject([
+      { attempt: 1, step: 4, code: "TRAINER_HANGS", message: expect.stringMatching(/for 2 s \(phase train, step 7/) },
+    ]);
+    expect(await data(at, "started")).toMatchObject([{ resumedFromStep: null }, { resumedFromStep: 4 }]);
+  });
+
+  // The container of a pod, with cgroups of version 1: the kernel kills the trainer alone.
+  const memoryGroups = "/sys/fs/cgroup/memory";
+  const mayMakeGroups = process.getuid?.() === 0 && existsSync(join(memoryGroups, "memory.limit_in_bytes"));
+  test.skipIf(!mayMakeGroups)("a trainer that the kernel kills for its memory is told from one that somebody killed", async () => {
+    const group = join(memoryGroups, `loraline-test-${process.pid}`);
+    mkdirSync(group);
+    stack.defer(() => rmdirSync(group));
+    writeFileSync(join(group, "memory.limit_in_bytes"), String(400 * 2 ** 20));
+    // The courier enters it, as a container's first process is in it.
+    const enter = ["/bin/sh", "-c", `echo $$ > ${group}/cgroup.procs; exec "$0" "$@"`] as const;
+    await startTrain(
+      { ...script, faults: { 1: { kind: "eat", at: 7 } } },
+      { courierCommand: [...enter, ...courierCommand(process.execPath)] },
+    );
+    const at = await newRun();
+    await ended(at);
+    expect(await data(at, "preempted")).toMatchObject([
+      { attempt: 1, code: "OUT_OF_MEMORY", message: expect.stringMatching(/memory of 400Mi was used up/) },
+    ]);
   });
 
   test("NATS is killed and comes back: nothing is lost", { timeout: 100_000 }, async () => {
