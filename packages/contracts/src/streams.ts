@@ -28,6 +28,8 @@ export interface StreamDef {
   readonly maxAgeMs: number;
   /** Window in which a message id is published once. */
   readonly dedupeMs: number;
+  /** What is oldest goes when there is more. Absent: no limit. */
+  readonly maxBytes?: number;
   /** A queue: what is done is gone. Absent: a history. */
   readonly queue?: true;
 }
@@ -78,7 +80,17 @@ export const streams = {
     maxAgeMs: 30 * day,
     dedupeMs: 10 * 60_000,
   },
+  SPANS: {
+    name: "SPANS",
+    description: "Traces, where they are kept on NATS: spans.<traceId>, a JSON list of spans",
+    subjects: ["spans.*"],
+    maxAgeMs: 7 * day,
+    dedupeMs: 10_000,
+    maxBytes: 128 * 1024 ** 2,
+  },
 } as const satisfies Record<string, StreamDef>;
+
+export const spansSubject = (traceId: string): string => `spans.${traceId}`;
 
 export const streamOf = (event: EventDef): StreamDef => {
   const found = Object.values(streams).find((stream) => (stream.subjects as readonly string[]).includes(filterFor(event)));

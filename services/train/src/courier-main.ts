@@ -30,6 +30,9 @@ async function main(): Promise<number> {
       LORALINE_SPANS_DIR: z.string().optional(),
       COURIER_JOB: z.string().optional(),
       COURIER_TERMINATION_LOG: z.string().default("/dev/termination-log"),
+      COURIER_INCARNATION: z.string().optional().describe("The pod's UID."),
+      COURIER_HANG_SECONDS: z.coerce.number().int().min(1).default(1800).describe("A trainer without a sign of life for so long is ended."),
+      JOB_COMPLETION_INDEX: z.coerce.number().int().min(0).default(0).describe("Kubernetes': which of several nodes this is."),
       OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
     }),
     process.env,
@@ -62,6 +65,10 @@ async function main(): Promise<number> {
     trainerPath: env.LORALINE_TRAINER,
     trainerEnv: Object.fromEntries(Object.entries(process.env).filter(([name]) => !notForTrainer.test(name))),
     stop: stop.signal,
+    hangMs: env.COURIER_HANG_SECONDS * 1000,
+    node: env.JOB_COMPLETION_INDEX,
+    incarnation: env.COURIER_INCARNATION?.slice(0, 8),
+    stopIsTold: env.COURIER_JOB !== undefined,
   });
   if (code === courierExit.retry && env.COURIER_JOB !== undefined) {
     const outcome = await readJson(join(dir, "outcome.json"), outcomeRecord);
