@@ -103,8 +103,16 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     },
   });
 
-  const wakeEngine = (engine: string): void => {
-    for (const key of open.get(engine) ?? []) queue.add(key);
+  /** Whether what is new about a replica may settle something about an adapter. */
+  const matters = (replica: string, state: AdapterState): boolean => {
+    const other = awaited.get(`${state.tenant}.${state.adapter}`);
+    return other === undefined || other === replica || saysNo(late.table?.get(replica), state);
+  };
+  const wakeEngine = (engine: string, replica?: string): void => {
+    for (const key of open.get(engine) ?? []) {
+      const state = states.get(key);
+      if (replica === undefined || (state !== undefined && matters(replica, state))) queue.add(key);
+    }
   };
 
   const states = new Map<string, AdapterState>();
@@ -134,14 +142,13 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
     signal: stopping.signal,
     onReplica(key) {
       const engine = key.slice(0, key.indexOf("."));
-      wakeEngine(engine);
+      wakeEngine(engine, key);
       late.placer?.wake(engine, "replicas");
     },
     onHolding(key, adapterKey) {
       const state = states.get(adapterKey);
       if (state === undefined) return;
-      const waitsForAnother = (awaited.get(adapterKey) ?? key) !== key && !saysNo(late.table?.get(key), state);
-      if (isOpen(state) && !waitsForAnother) queue.add(adapterKey);
+      if (isOpen(state) && matters(key, state)) queue.add(adapterKey);
       late.placer?.wake(state.engine, "holdings");
     },
   });
