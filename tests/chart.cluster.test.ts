@@ -1,0 +1,108 @@
+/** The chart, rendered by Helm with several values, before a real API server: nothing is installed. */
+import { execFile, spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { engineSettingsList, natsPermissions } from "@loraline/contracts";
+import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { trainPodSettings } from "../services/train/src/job-manifest.ts";
+
+const root = join(import.meta.dirname, "..");
+const chart = join(root, "helm/loraline");
+const bin = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
+const run = promisify(execFile);
+const helm = async (...args: string[]): Promise<string> =>
+  (await run(join(bin, "helm"), args, { env: { PATH: process.env.PATH, HOME: homedir() }, maxBuffer: 64 * 1024 ** 2 })).stdout;
+const values = (name: string): string => join(chart, "tests/values", `${name}.yaml`);
+const render = (...args: string[]): Promise<string> => helm("template", "loraline", chart, "--namespace", namespace, ...args);
+
+const namespace = "line";
+const cases: [string, string[]][] = [
+  ["nothing set", []],
+  ["an engine", ["-f", values("engine")]],
+  ["everything", ["-f", values("everything")]],
+  ["no persistence, no policies", ["--set", "nats.persistence.enabled=false,networkPolicy.enabled=false,operator.enabled=false"]],
+  ["NATS from elsewhere", ["--set", "nats.enabled=false,nats.url=nats://nats.nats:4222,nats.auth.existingSecret=nats"]],
+];
+
+let api: ApiServer;
+const kubectl = (args: string[], input = ""): Promise<{ code: number | null; out: string }> =>
+  new Promise((resolve, reject) => {
+    const child = spawn(join(bin, "kubectl"), ["--kubeconfig", api.kubeconfig, ...args]);
+    let out = "";
+    for (const stream of [child.stdout, child.stderr]) stream.on("data", (part: Buffer) => (out += part.toString()));
+    child.once("error", reject);
+    child.once("close", (code) => resolve({ code, out }));
+    child.stdin.end(input);
+  });
+
+beforeAll(async () => {
+  api = await startApiServer();
+  const levels = ["enforce", "warn"].map((mode) => `pod-security.kubernetes.io/${mode}: restricted`);
+  const made = `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${namespace}, labels: {${levels.join(", ")}}}\n`;
+  for (const [args, input] of [
+    [["apply", "-f", "-"], made],
+    [["apply", "--server-side", "-f", join(chart, "crds")], ""],
+  ] as const) {
+    const { code, out } = await kubectl([...args], input);
+    expect(code, out).toBe(0);
+  }
+}, 120_000);
+afterAll(() => api[Symbol.asyncDispose]());
+
+it("passes Helm's lint and its own suites", async () => {
+  expect(await helm("lint", "--strict", chart)).toContain("0 chart(s) failed");
+  const { stdout } = await run(join(bin, "untt"), [chart]);
+  expect(stdout).toMatch(/Tests: +[1-9]\d* passed, \d+ total/);
+}, 60_000);
+
+describe.each(cases)("with %s", (_, args) => {
+  it("the API server takes every object, and warns of none, in a restricted namespace", async () => {
+    const { code, out } = await kubectl(
+      ["apply", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-"],
+      await render(...args),
+    );
+    expect(code, out).toBe(0);
+    expect(out.match(/\(server dry run\)/g)?.length).toBeGreaterThan(20);
+  });
+
+  it("train and serve can read what it gives them", async () => {
+    const rendered = await render(...args);
+    const pods = /^ {2}pods\.json: \|\n((?: {4}.*\n)+)/m.exec(rendered)?.[1];
+    expect(trainPodSettings.parse(JSON.parse(pods ?? "")).namespace).toBe(namespace);
+    const engines = JSON.parse(JSON.parse(/^ {2}engines\.json: (".*")$/m.exec(rendered)?.[1] ?? "") as string) as unknown;
+    expect(engineSettingsList.parse(engines)).toHaveLength([...rendered.matchAll(/^ {6}- args:\n +- --model=/gm)].length);
+  });
+});
+
+it("every value has a line that says what it means, or stands among others of its kind", () => {
+  const lines = readFileSync(join(chart, "values.yaml"), "utf8").split("\n");
+  const bare = lines.filter((line, i) => /^\w/.test(line) && !/^\s*#/.test(lines[i - 1] ?? "") && !/^\w/.test(lines[i - 1] ?? ""));
+  // Sections whose keys are explained one by one.
+  expect(bare.map((line) => line.replace(/:.*/, ""))).toEqual(["image", "tracing", "nats", "networkPolicy", "podDisruptionBudget"]);
+});
+
+it.each<[string, string[], RegExp]>([
+  ["a misspelt key", ["--set", "gatway.replicas=3"], /additional properties 'gatway' not allowed/],
+  ["a misspelt key below", ["--set", "gateway.replica=3"], /'\/gateway': additional properties 'replica' not allowed/],
+  ["a rank that vLLM does not have", ["--set", "engineDefaults.maxLoraRank=24"], /maxLoraRank': value must be one of 1, 8, 16, 32/],
+  ["two servers of NATS", ["--set", "nats.replicas=2"], /'\/nats\/replicas': value must be one of 1, 3, 5/],
+  ["words for a number", ["--set", "gateway.replicas=many"], /'\/gateway\/replicas': got string, want integer/],
+  ["a tenant that cannot be one", ["--set", "bootstrap.tenant=A.B"], /'\/bootstrap\/tenant'/],
+  ["an engine without a base", ["--set", "engines[0].name=a"], /'\/engines\/0': missing property 'base'/],
+  [
+    "engines without bases",
+    ["--set", "engines[0].name=a,engines[0].base=b"],
+    /bases.volume is not: set it to the volume that holds the bases/,
+  ],
+  ["fewer adapters in memory than slots", ["-f", values("engine"), "--set", "engineDefaults.maxCpuLoras=1"], /Raise maxCpuLoras/],
+])("refuses %s in a sentence", async (_, args, why) => {
+  await expect(render(...args)).rejects.toThrow(why);
+});
+
+it("has a password for every user of NATS that the contracts know", async () => {
+  const rendered = await render("--show-only", "templates/secrets.yaml");
+  for (const user of Object.keys(natsPermissions.services)) expect(rendered).toMatch(new RegExp(`^  ${user}: [\\w+/=]+$`, "m"));
+});
