@@ -1,0 +1,209 @@
+/** The line's programs as processes, each with its own user on a real NATS that lets it do what the contracts say, and nothing else. */
+import { spawn } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { createBus } from "@loraline/bus";
+import {
+  baseRef,
+  datasetIngested,
+  filterFor,
+  inboxPrefixOf,
+  natsPermissions,
+  runRequested,
+  runTokenized,
+  subjectFor,
+} from "@loraline/contracts";
+import { applyStreams } from "@loraline/local";
+import { createLog, createTelemetry } from "@loraline/runtime";
+import { createSimulatedEngine } from "@loraline/testkit";
+import { connect, type NatsConnection } from "@nats-io/transport-node";
+import { ulid } from "ulid";
+import { afterAll, beforeAll, expect, it, vi } from "vitest";
+
+const root = join(import.meta.dirname, "..");
+const basesDir = join(root, ".loraline/bases");
+const tenants = ["acme", "umbrella"];
+const key = "ll-the-first-key-of-all-of-them";
+const stack = new AsyncDisposableStack();
+let url = "";
+let serverLog = "";
+let dir = "";
+
+/** As the chart writes it: templates/nats.yaml. */
+const configuration = (storeDir: string): string => {
+  const { services, tenant } = natsPermissions;
+  const users = [
+    ...Object.entries(services).map(([user, permissions]) => ({ user, password: `p-${user}`, permissions })),
+    ...tenants.map((name) => ({
+      user: `tenant.${name}`,
+      password: `p-${name}`,
+      permissions: JSON.parse(JSON.stringify(tenant).replaceAll("{tenant}", name)) as unknown,
+    })),
+  ];
+  return JSON.stringify({
+    host: "127.0.0.1",
+    port: -1,
+    max_payload: 8 * 1024 ** 2,
+    jetstream: { store_dir: storeDir },
+    authorization: { users },
+  });
+};
+
+const environment = (user: string): Record<string, string> => ({
+  PATH: process.env.PATH ?? "",
+  NATS_URL: url,
+  NATS_USER: user,
+  NATS_PASS: `p-${user}`,
+  NATS_INBOX_PREFIX: inboxPrefixOf(user),
+  LORALINE_TRACES: "nats",
+  LORALINE_BASES_DIR: basesDir,
+});
+const as = async (user: string, pass: string, inboxPrefix: string): Promise<NatsConnection> => {
+  const nc = await connect({ servers: url, user, pass, inboxPrefix });
+  stack.defer(() => nc.close());
+  return nc;
+};
+
+/** Starts a program; resolves with what it says when it is ready. */
+async function startProgram(path: string, user: string, env: Record<string, string> = {}): Promise<string[]> {
+  const child = spawn(process.execPath, ["--conditions=@loraline/source", join(root, path)], {
+    cwd: root,
+    env: { ...environment(user), ...env },
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  stack.defer(() => void child.kill("SIGKILL"));
+  const said: string[] = [];
+  for await (const line of createInterface(child.stdout)) {
+    said.push(line);
+    if (line.includes('"msg":"ready"')) {
+      child.stdout.resume();
+      return said;
+    }
+  }
+  throw new Error(`${path} ended: ${said.join("\n")}`);
+}
+
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), "loraline-permissions-"));
+  stack.defer(() => rm(dir, { recursive: true, force: true }));
+  await writeFile(join(dir, "nats.conf"), configuration(join(dir, "nats")));
+  const server = spawn(join(root, ".venv/bin/nats-server"), ["-c", join(dir, "nats.conf")]);
+  stack.defer(() => void server.kill("SIGKILL"));
+  server.stderr.on("data", (part: Buffer) => (serverLog += part.toString()));
+  await vi.waitFor(() => expect(serverLog).toContain("Server is ready"), { timeout: 10_000 });
+  url = `nats://127.0.0.1:${/client connections on 127\.0\.0\.1:(\d+)/.exec(serverLog)?.[1]}`;
+});
+afterAll(() => stack.disposeAsync());
+
+it("every program does its work as its own user, and is refused nothing", async () => {
+  await applyStreams({ natsUrl: url, user: "streams", pass: "p-streams" });
+  const base = baseRef.parse(JSON.parse(await readFile(join(basesDir, "smollm2-135m-instruct/base.json"), "utf8")));
+  const engine = stack.use(await createSimulatedEngine({ base: base.name }));
+  const engines = [{ engine: "e", base, maxLoraRank: 32, maxLoras: 4, maxCpuLoras: 16, maxModelLen: 2048 }];
+  await writeFile(join(dir, "engines.json"), JSON.stringify(engines));
+  const [, , , , gateway] = await Promise.all([
+    startProgram("services/ingest/src/main.ts", "ingest"),
+    startProgram("services/tokenize/src/main.ts", "tokenize"),
+    startProgram("services/serve/src/main.ts", "serve", { SERVE_ENGINES_FILE: join(dir, "engines.json"), SERVE_BASES_DIR: basesDir }),
+    startProgram("services/serve/src/agent-main.ts", "agent", {
+      AGENT_ENGINE: "e",
+      AGENT_REPLICA: "r1",
+      AGENT_BASE: base.name,
+      AGENT_ENGINE_URL: engine.url,
+      AGENT_PUBLIC_URL: engine.url,
+      AGENT_ADAPTERS_DIR: join(dir, "adapters"),
+    }),
+    startProgram("services/gateway/src/main.ts", "gateway", {
+      HOST: "127.0.0.1",
+      PORT: "0",
+      METRICS_PORT: "0",
+      BOOTSTRAP_TENANT: "acme",
+      BOOTSTRAP_API_KEY: key,
+    }),
+  ]);
+  const door = /"url":"([^"]+)"/.exec(gateway.join("\n"))?.[1] ?? "";
+  const ask = async (path: string, init: RequestInit = {}): Promise<Record<string, unknown>> => {
+    const response = await fetch(`${door}${path}`, { ...init, headers: { authorization: `Bearer ${key}`, ...init.headers } });
+    const body = (await response.json()) as Record<string, unknown>;
+    expect(response.status, JSON.stringify(body)).toBeLessThan(300);
+    return body;
+  };
+
+  const rows = Array.from({ length: 12 }, (_, i) => JSON.stringify({ prompt: `Who is number ${i}?`, completion: `Number ${i}, arr.` }));
+  const form = new FormData();
+  form.set("purpose", "fine-tune");
+  form.set("file", new Blob([rows.join("\n")]), "rows.jsonl");
+  const { id: file } = await ask("/v1/files", { method: "POST", body: form });
+  await expect.poll(() => ask(`/v1/files/${String(file)}`), { timeout: 20_000 }).toMatchObject({ status: "processed" });
+  const job = { model: base.name, training_file: file, suffix: "arr" };
+  const headers = { "content-type": "application/json" };
+  const { id } = await ask("/v1/fine_tuning/jobs", { method: "POST", headers, body: JSON.stringify(job) });
+  const told = () => ask(`/v1/fine_tuning/jobs/${String(id)}/events`).then(({ data }) => JSON.stringify(data));
+  await expect.poll(told, { timeout: 40_000 }).toMatch(/token/i);
+  expect(await ask("/v1/models")).toMatchObject({ data: [expect.objectContaining({ id: base.name })] });
+  expect(await ask("/v1/loraline/dlq")).toMatchObject({ data: [] });
+  expect(serverLog.match(/.*Violation.*/g)).toBeNull();
+}, 120_000);
+
+it("what is another's to say is refused", async () => {
+  const said = async (user: string, subject: string): Promise<void> => {
+    const nc = await as(user, user.startsWith("tenant.") ? `p-${user.slice(7)}` : `p-${user}`, inboxPrefixOf(user.replace(".", "_")));
+    const errors: string[] = [];
+    void (async () => {
+      for await (const status of nc.status()) if (status.type === "error") errors.push(status.error.message);
+    })();
+    nc.publish(subject, "{}");
+    await nc.flush();
+    await expect.poll(() => errors.join("\n")).toContain(`"${subject}"`);
+  };
+  const at = { tenant: "acme", id: ulid() };
+  const foreign: [string, string][] = [
+    ["courier", subjectFor(runRequested, at)],
+    ["agent", subjectFor(runTokenized, at)],
+    ["ingest", "$KV.keys.abc"],
+    ["tokenize", "$KV.adapters.acme.a"],
+    ["serve", "$O.objects.M.abc"],
+    ["gateway", "$JS.API.STREAM.DELETE.RUNS"],
+    ["train", "$JS.API.STREAM.PURGE.RUNS"],
+    ["operator", "$JS.ACK.RUNS.serve-run-trained.1"],
+    ["streams", subjectFor(runRequested, at)],
+    ["tenant.acme", subjectFor(runRequested, { ...at, tenant: "umbrella" })],
+    ["tenant.acme", subjectFor(runTokenized, at)],
+    ["tenant.acme", subjectFor(datasetIngested, at)],
+    ["tenant.acme", "$JS.API.CONSUMER.CREATE.RUNS"],
+    ["tenant.acme", "$KV.keys.abc"],
+  ];
+  for (const [user, subject] of foreign) await said(user, subject);
+});
+
+it("a tenant gives commands for itself and follows its own events, and hears nothing of others", async () => {
+  const acme = await as("tenant.acme", "p-acme", "_INBOX_tenant_acme");
+  const heard: string[] = [];
+  void (async () => {
+    for await (const { subject } of acme.subscribe("loraline.acme.>")) heard.push(subject);
+  })();
+  const log = createLog({ service: "test", level: "silent" });
+  await using telemetry = createTelemetry({ service: "test" });
+  const bus = createBus({ nc: acme, log, telemetry, source: "acme" });
+  const at = { tenant: "acme", id: ulid() };
+  const spec = { base: "none", adapter: "a", dataset: ulid() };
+  expect((await bus.publish(runRequested, at, { spec, by: "acme" } as never)).duplicate).toBe(false);
+  await expect.poll(() => heard).toContain(subjectFor(runRequested, at));
+
+  for (const subject of [
+    "loraline.>",
+    filterFor(runRequested),
+    "loraline.umbrella.>",
+    "_INBOX.>",
+    "_INBOX_gateway.>",
+    "_INBOX_tenant_umbrella.>",
+    "$KV.>",
+    ">",
+  ]) {
+    const refused = Promise.withResolvers<Error | undefined>();
+    acme.subscribe(subject, { callback: (error) => refused.resolve(error ?? undefined) });
+    expect((await refused.promise)?.message, subject).toMatch(/permissions violation/i);
+  }
+});
