@@ -124,7 +124,10 @@ it("every program does its work as its own user, and is refused nothing", async 
     }),
   ]);
   const door = /"url":"([^"]+)"/.exec(gateway.join("\n"))?.[1] ?? "";
-  const ask = async (path: string, init: RequestInit = {}): Promise<Record<string, unknown>> => {
+  const ask = async (
+    path: string,
+    init: Omit<RequestInit, "headers"> & { headers?: Record<string, string> } = {},
+  ): Promise<Record<string, unknown>> => {
     const response = await fetch(`${door}${path}`, { ...init, headers: { authorization: `Bearer ${key}`, ...init.headers } });
     const body = (await response.json()) as Record<string, unknown>;
     expect(response.status, JSON.stringify(body)).toBeLessThan(300);
@@ -189,7 +192,7 @@ it("a tenant gives commands for itself and follows its own events, and hears not
   const bus = createBus({ nc: acme, log, telemetry, source: "acme" });
   const at = { tenant: "acme", id: ulid() };
   const spec = { base: "none", adapter: "a", dataset: ulid() };
-  expect((await bus.publish(runRequested, at, { spec, by: "acme" } as never)).duplicate).toBe(false);
+  expect((await bus.publish(runRequested, at, { spec, by: "acme" })).duplicate).toBe(false);
   await expect.poll(() => heard).toContain(subjectFor(runRequested, at));
 
   for (const subject of [

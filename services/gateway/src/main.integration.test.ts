@@ -110,6 +110,18 @@ describe("main.ts", () => {
     120_000,
   );
 
+  testWithNats("takes the key that it is started with, for that tenant, with every scope", async ({ nats, nc, tenant }) => {
+    await ensureStreams(nc);
+    const key = `ll-bootstrap-of-${tenant}`;
+    const env = { NATS_URL: nats.url, BOOTSTRAP_TENANT: tenant, BOOTSTRAP_API_KEY: key };
+    await using first = await startMain(env);
+    await using second = await startMain(env); // as replicas do, and as after a restart
+    for (const { url } of [first, second]) {
+      const response = await fetch(`${url}/v1/loraline/keys`, { headers: { authorization: `Bearer ${key}` } });
+      expect(await response.json()).toMatchObject({ data: [{ name: "bootstrap" }] });
+    }
+  });
+
   testWithNats("says what is wrong with its settings and ends with 1", async ({ nats }) => {
     const child = spawn(process.execPath, ["--conditions=@loraline/source", join(import.meta.dirname, "main.ts")], {
       env: { NATS_URL: nats.url, PORT: "eighty", UPLOAD_LIMIT_BYTES: "-1", TRACE_CHAT_SHARE: "2" },

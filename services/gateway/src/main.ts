@@ -1,8 +1,10 @@
 /** The gateway as a process of its own, with the projector. */
-import { connectService, createBus, natsEnv } from "@loraline/bus";
+import { type Bus, connectService, createBus, natsEnv } from "@loraline/bus";
+import { tenantName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
 import { z } from "zod";
+import { createApiKey } from "./auth.ts";
 import type { OidcOptions } from "./oidc.ts";
 import { createProjector } from "./projector.ts";
 import { createGateway } from "./server.ts";
@@ -31,6 +33,12 @@ await runService({
     LORALINE_IMPORT_ALLOW: z.string().optional(),
     OIDC_ISSUER: z.url().optional(),
     OIDC_AUDIENCE: z.string().optional(),
+    BOOTSTRAP_TENANT: tenantName.optional(),
+    BOOTSTRAP_API_KEY: z
+      .string()
+      .min(20, "is too short for a key that may do everything")
+      .optional()
+      .describe("A key of BOOTSTRAP_TENANT with every scope, valid as long as it is set here: the first one, that others are made with."),
     OIDC_TENANT_CLAIM: z.string().optional(),
     OIDC_SCOPE_CLAIM: z.string().optional(),
     OIDC_CLOCK_TOLERANCE_S: z.coerce.number().min(0).max(600).optional(),
@@ -44,6 +52,7 @@ await runService({
     running.use(await createProjector({ bus, log }));
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
     const gateway = await createGateway({
+    await bootstrap(env, bus);
       oidc: oidcOf(env),
       imports: {
         allow: allowListOf(env.LORALINE_IMPORT_ALLOW),
@@ -74,6 +83,20 @@ function oidcOf(env: {
   OIDC_TENANT_CLAIM?: string | undefined;
   OIDC_SCOPE_CLAIM?: string | undefined;
   OIDC_CLOCK_TOLERANCE_S?: number | undefined;
+/** @throws PermanentError SETTING_MISSING: a key is some tenant's. */
+async function bootstrap(
+  { BOOTSTRAP_TENANT: tenant, BOOTSTRAP_API_KEY: key }: { BOOTSTRAP_TENANT?: string | undefined; BOOTSTRAP_API_KEY?: string | undefined },
+  bus: Pick<Bus, "bucket">,
+): Promise<void> {
+  if (key === undefined) return;
+  if (tenant === undefined) {
+    throw new PermanentError("SETTING_MISSING", "BOOTSTRAP_API_KEY is set, but BOOTSTRAP_TENANT is not: say whose key it is.", {
+      param: "BOOTSTRAP_TENANT",
+    });
+  }
+  await createApiKey({ bus }, { tenant, name: "bootstrap", key, createdBy: "operator" });
+}
+
 }): OidcOptions | undefined {
   const { OIDC_ISSUER: issuer, OIDC_AUDIENCE: audience } = env;
   if (issuer === undefined) return undefined;

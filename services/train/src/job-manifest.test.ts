@@ -52,3 +52,11 @@ describe("the job in a pod's environment", () => {
     }
   });
 });
+
+it("belongs to the release's ConfigMap, so that no attempt keeps a GPU when the release is gone", () => {
+  const owned = { ...settings, owner: "loraline-train-pods", ownerUid: "u1" };
+  const job = jobOf({ dataset: "01KB0000000000000000000001" });
+  const reference = { apiVersion: "v1", kind: "ConfigMap", name: "loraline-train-pods", uid: "u1" };
+  expect(jobManifest(job, owned).metadata?.ownerReferences).toEqual([reference]);
+  expect(jobManifest(job, settings).metadata).not.toHaveProperty("ownerReferences");
+});

@@ -34,12 +34,19 @@ export const trainPodSettings = z.strictObject({
   envFrom: z.array(z.record(z.string(), z.unknown())).default([]),
   volumes: z.array(z.record(z.string(), z.unknown())).default([]),
   volumeMounts: z.array(z.record(z.string(), z.unknown())).default([]),
+  owner: z
+    .string()
+    .optional()
+    .describe("ConfigMap of the namespace that attempts belong to: when it is deleted, as with the chart's release, they are too."),
   podTemplate: z
     .record(z.string(), z.unknown())
     .default({})
     .describe("Laid over the pod template last: objects merge, everything else replaces."),
 });
-export type TrainPodSettings = z.infer<typeof trainPodSettings>;
+export type TrainPodSettings = z.infer<typeof trainPodSettings> & {
+  /** Of `owner`, as it is on this cluster. */
+  ownerUid?: string | undefined;
+};
 
 export const labels = {
   component: "app.kubernetes.io/component",
@@ -132,6 +139,9 @@ export function jobManifest(job: Omit<TrainJob, "machine">, settings: TrainPodSe
       namespace: settings.namespace,
       labels: { ...named, ...(settings.queueName === undefined ? {} : { [labels.queue]: settings.queueName }) },
       annotations,
+      ...(settings.owner === undefined || settings.ownerUid === undefined
+        ? {}
+        : { ownerReferences: [{ apiVersion: "v1", kind: "ConfigMap", name: settings.owner, uid: settings.ownerUid }] }),
     },
     spec: {
       backoffLimit: 0,
