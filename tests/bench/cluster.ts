@@ -1,27 +1,21 @@
 /**
- * `make bench-cluster`: on a real cluster (KUBECONFIG, with kubectl and helm in PATH or in the cluster's cache), how long it is from a
+ * `make bench-cluster`: on a real cluster (the one of KUBECONFIG, or this machine's), how long it is from a
  * FineTune to the container of its Job, and how much of that is Kubernetes' own: a bare Job of the same image, started the same way.
- * The chart is installed in the namespace `bench`, without engines, and removed afterwards; BENCH_NAMESPACE=NAME uses one that is installed
+ * The chart is installed in a namespace of its own, without engines, and removed afterwards; BENCH_NAMESPACE=NAME uses one that is installed
  * there. BENCH_RUNS: how many of each (default 7).
  */
-import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { homedir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { promisify } from "node:util";
+import { createNamespace, environment } from "../e2e/cluster/cluster-under-test.ts";
 import { eventually, root } from "../line-under-test.ts";
 import { percentile, type Row } from "./table.ts";
 
 const runs = Number(process.env["BENCH_RUNS"] ?? 7);
 const given = process.env["BENCH_NAMESPACE"];
-const namespace = given ?? "bench";
-const bin = process.env["LORALINE_CLUSTER_BIN"] ?? join(homedir(), ".cache/loraline/cluster-bin");
-const env = {
-  ...process.env,
-  PATH: `${process.env["PATH"] ?? ""}:${bin}`,
-  KUBECONFIG: process.env["KUBECONFIG"] ?? join(root, ".cache/cluster/admin.conf"),
-};
+/** A name of its own each time: what an earlier one left may still be going. */
+const namespace = given ?? `bench-${Date.now().toString(36)}`;
 const base = "smollm2-135m-instruct";
 
 interface Pod {
@@ -37,10 +31,10 @@ interface FineTune {
 export async function benchCluster(): Promise<Row[]> {
   await using owned = new AsyncDisposableStack();
   if (given === undefined) {
-    owned.defer(() => shell(`helm uninstall loraline -n ${namespace} --wait; bash infra/cluster/volumes.sh --delete ${namespace}`));
     console.error(`bench: installing the chart in namespace ${namespace} …`);
-    await shell(`bash infra/cluster/volumes.sh ${namespace}
-      bash tests/e2e/cluster/values.sh | helm install loraline helm/loraline -n ${namespace} -f - --set engines[0].replicas=0 --wait --timeout 5m`);
+    const bench = owned.use(await createNamespace(namespace));
+    await bench.helmInstall({ engines: [{ name: "smollm2", base, replicas: 0 }] });
+    await bench.ready();
   }
   const api = await kubectlProxy(owned);
   const fineTunes = `/apis/loraline.dev/v1alpha1/namespaces/${namespace}/finetunes`;
@@ -184,13 +178,9 @@ const bareJob = (name: string, image: string): object => ({
   },
 });
 
-async function shell(script: string): Promise<void> {
-  await promisify(execFile)("bash", ["-c", `set -o pipefail; ${script}`], { cwd: root, env, maxBuffer: 2 ** 26 });
-}
-
 /** The API server without certificates, and without a kubectl to start for each call. */
 async function kubectlProxy(owned: AsyncDisposableStack) {
-  const proxy: ChildProcess = spawn("kubectl", ["proxy", "--port=0"], { env, stdio: ["ignore", "pipe", "inherit"] });
+  const proxy: ChildProcess = spawn("kubectl", ["proxy", "--port=0"], { env: environment(), stdio: ["ignore", "pipe", "inherit"] });
   owned.defer(() => void proxy.kill());
   let url = "";
   for await (const line of createInterface({ input: proxy.stdout! })) {
@@ -215,22 +205,32 @@ async function kubectlProxy(owned: AsyncDisposableStack) {
     async watch<T>(path: string, until: AsyncDisposableStack, on: (type: string, object: T) => void): Promise<void> {
       const stopping = new AbortController();
       until.defer(() => stopping.abort());
-      const response = await fetch(`http://${url}${path}?watch=1`, { signal: stopping.signal });
-      if (!response.ok || response.body === null) throw new Error(`watch ${path}: HTTP ${response.status}`);
-      const { body } = response;
-      void (async () => {
+      const follow = async (began: () => void): Promise<void> => {
+        const response = await fetch(`http://${url}${path}?watch=1&resourceVersion=0`, { signal: stopping.signal });
+        if (!response.ok || response.body === null) throw new Error(`watch ${path}: HTTP ${response.status}`);
+        began();
         let rest = "";
-        for await (const part of body.pipeThrough(new TextDecoderStream())) {
+        for await (const part of response.body.pipeThrough(new TextDecoderStream())) {
           const lines = (rest + part).split("\n");
           rest = lines.pop() ?? "";
           for (const line of lines) {
             const { type, object } = JSON.parse(line) as { type: string; object: T };
+            if (type === "ERROR") throw new Error(line);
             on(type, object);
           }
         }
-      })().catch((error: unknown) => {
-        if (!stopping.signal.aborted) console.error(`bench: watch ${path} ended:`, error);
-      });
+      };
+      const { promise, resolve, reject } = Promise.withResolvers<void>();
+      void (async () => {
+        while (!stopping.signal.aborted) {
+          await follow(resolve).catch((error: unknown) => {
+            reject(error);
+            if (!stopping.signal.aborted) console.error(`bench: watch ${path} begins again:`, String(error));
+          });
+          await new Promise((again) => setTimeout(again, 100));
+        }
+      })();
+      await promise;
     },
   };
 }

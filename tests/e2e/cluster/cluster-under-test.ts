@@ -11,7 +11,6 @@ import { delimiter, join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
-import { inject } from "vitest";
 import { type SpanCollector, startSpanCollector } from "./span-collector.ts";
 
 export const root = join(import.meta.dirname, "../../..");
@@ -29,10 +28,17 @@ export type Values = Record<string, unknown>;
 // oxlint-disable-next-line typescript/no-explicit-any
 export type Json = any;
 
+/** Of the cluster that global-setup.ts brought up; outside of a test (benchmarks), the one that KUBECONFIG names. */
+const kubeconfig =
+  process.env.VITEST === undefined
+    ? (process.env.KUBECONFIG ?? join(nodeDir, "admin.conf"))
+    : (await import("vitest")).inject("kubeconfig");
+
 const run = promisify(execFile);
-const environment = () => ({
+/** Of commands that speak to the cluster. */
+export const environment = () => ({
   ...process.env,
-  KUBECONFIG: inject("kubeconfig"),
+  KUBECONFIG: kubeconfig,
   PATH: [binDir, process.env.PATH].join(delimiter),
 });
 
