@@ -31,6 +31,7 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: Ensure
       retention: def.queue === true ? RetentionPolicy.Workqueue : RetentionPolicy.Limits,
       storage: StorageType.File,
       max_age: nanos(def.maxAgeMs),
+      ...(def.maxBytes === undefined ? {} : { max_bytes: def.maxBytes }),
       duplicate_window: nanos(def.dedupeMs),
       num_replicas: replicas,
       allow_direct: true,

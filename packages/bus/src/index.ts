@@ -6,3 +6,4 @@ export { ensureStreams, type EnsureStreamsOptions, streamsInPlace } from "./ensu
 export { messageId, open, type RawMessage, type Received, seal } from "./envelope.ts";
 export type { KvBucket, KvEntry } from "./kv.ts";
 export { createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";
+export { readKeptSpans, spanSink } from "./spans.ts";

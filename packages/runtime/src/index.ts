@@ -29,6 +29,7 @@ export {
   createTelemetry,
   readSpans,
   type SpanOptions,
+  type SpanSink,
   type StoredSpan,
   type Telemetry,
   type TelemetryOptions,

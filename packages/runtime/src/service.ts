@@ -3,13 +3,15 @@ import { z } from "zod";
 import { loadEnv } from "./env.ts";
 import { createHealth, type Health } from "./health.ts";
 import { createLog, type Log } from "./log.ts";
-import { createTelemetry, type Telemetry } from "./telemetry.ts";
+import { createTelemetry, type SpanSink, type Telemetry } from "./telemetry.ts";
 
 export interface ServiceContext<Env> {
   env: Env;
   log: Log;
   telemetry: Telemetry;
   health: Health;
+  /** Where spans are kept that LORALINE_TRACES=nats asks to keep; they wait until it is said. */
+  keepSpans(sink: SpanSink): void;
   /** Aborted when the process is to end; for a start that still waits for something. */
   stopping: AbortSignal;
 }
@@ -35,6 +37,7 @@ export interface ServiceOptions<Schema extends z.ZodType> {
 /** What every service takes from its environment besides its own settings. */
 const commonEnv = z.object({
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).optional().describe("Where /livez and /readyz are answered; absent: nowhere."),
+  LORALINE_TRACES: z.enum(["nats"]).optional().describe("nats: spans are kept in the stream SPANS, for `loraline trace`."),
 });
 
 /**
@@ -67,16 +70,18 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     });
   }
   try {
-    const { HEALTH_PORT: port } = loadEnv(commonEnv, host.env);
+    const { HEALTH_PORT: port, LORALINE_TRACES: traces } = loadEnv(commonEnv, host.env);
+    const keeping = Promise.withResolvers<SpanSink>();
     const env = loadEnv(options.env, host.env);
     telemetry = createTelemetry({
       service,
       spansDir: host.env.LORALINE_SPANS_DIR || undefined, // empty is unset, as for `loadEnv`
       otlpEndpoint: host.env.OTEL_EXPORTER_OTLP_ENDPOINT,
+      keep: traces === undefined ? undefined : async (traceId, spans) => (await keeping.promise)(traceId, spans),
     });
     // Answers until the very end: a probe that fails while the service still drains would have it killed.
     const health = await createHealth({ port });
-    running = await options.start({ env, log, telemetry, health, stopping: stopping.signal });
+    running = await options.start({ env, log, telemetry, health, keepSpans: keeping.resolve, stopping: stopping.signal });
     health.started();
     log.info("ready");
   } catch (error) {

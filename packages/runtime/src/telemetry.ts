@@ -1,6 +1,6 @@
 /**
  * Tracing. One provider per service, so that the local line, which runs all of them in one process, still names each.
- * Spans go to OTLP when an endpoint is set, and to files below `spansDir` when that is set; both may be on.
+ * Spans go to OTLP when an endpoint is set, to files below `spansDir` when that is set, and to `keep`; all may be on.
  */
 import { appendFile, mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -37,7 +37,11 @@ export interface TelemetryOptions {
   spansDir?: string | undefined;
   /** Base URL such as `http://collector:4318`. */
   otlpEndpoint?: string | undefined;
+  /** Takes the spans of one trace, some at a time. */
+  keep?: SpanSink | undefined;
 }
+
+export type SpanSink = (traceId: string, spans: readonly StoredSpan[]) => Promise<void>;
 
 export interface SpanOptions {
   kind?: "internal" | "server" | "client" | "producer" | "consumer";
@@ -84,15 +88,16 @@ export function traceparentOf(span: Span): string {
 export const traceIdOf = (traceparent: string | null | undefined): string | undefined =>
   /^00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$/.exec(traceparent ?? "")?.[1];
 
-export function createTelemetry({ service, spansDir, otlpEndpoint }: TelemetryOptions): Telemetry {
+export function createTelemetry({ service, spansDir, otlpEndpoint, keep }: TelemetryOptions): Telemetry {
   if (!contextManagerInstalled) {
     // The one global of the SDK that cannot be avoided: who the active span is, across awaits.
     context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
     contextManagerInstalled = true;
   }
   const spanProcessors: SpanProcessor[] = [];
-  if (spansDir !== undefined)
-    spanProcessors.push(new BatchSpanProcessor(new FileSpanExporter(service, spansDir), { scheduledDelayMillis: 200 }));
+  for (const sink of [...(spansDir === undefined ? [] : [toFiles(spansDir)]), ...(keep === undefined ? [] : [keep])]) {
+    spanProcessors.push(new BatchSpanProcessor(new SinkExporter(service, sink), { scheduledDelayMillis: 200 }));
+  }
   if (otlpEndpoint !== undefined && otlpEndpoint !== "") {
     spanProcessors.push(new BatchSpanProcessor(new OTLPTraceExporter({ url: `${otlpEndpoint.replace(/\/+$/, "")}/v1/traces` })));
   }
@@ -162,12 +167,19 @@ export interface StoredSpan {
   links: { traceId: string; spanId: string }[];
 }
 
-class FileSpanExporter implements SpanExporter {
+const toFiles =
+  (dir: string): SpanSink =>
+  async (traceId, spans) => {
+    await mkdir(dir, { recursive: true });
+    await appendFile(join(dir, `${traceId}.jsonl`), spans.map((span) => `${JSON.stringify(span)}\n`).join(""));
+  };
+
+class SinkExporter implements SpanExporter {
   readonly #service: string;
-  readonly #dir: string;
-  constructor(service: string, dir: string) {
+  readonly #sink: SpanSink;
+  constructor(service: string, sink: SpanSink) {
     this.#service = service;
-    this.#dir = dir;
+    this.#sink = sink;
   }
   export(spans: ReadableSpan[], done: (result: ExportResult) => void): void {
     this.#write(spans).then(
@@ -176,10 +188,11 @@ class FileSpanExporter implements SpanExporter {
     );
   }
   async #write(spans: ReadableSpan[]): Promise<void> {
-    await mkdir(this.#dir, { recursive: true });
     for (const [traceId, group] of Map.groupBy(spans, (span) => span.spanContext().traceId)) {
-      const lines = group.map((span) => `${JSON.stringify(this.#stored(span))}\n`).join("");
-      await appendFile(join(this.#dir, `${traceId}.jsonl`), lines);
+      await this.#sink(
+        traceId,
+        group.map((span) => this.#stored(span)),
+      );
     }
   }
   #stored(span: ReadableSpan): StoredSpan {

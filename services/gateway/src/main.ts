@@ -1,5 +1,5 @@
 /** The gateway as a process of its own, with the projector. */
-import { type Bus, connectService, createBus, natsEnv } from "@loraline/bus";
+import { type Bus, connectService, createBus, natsEnv, readKeptSpans } from "@loraline/bus";
 import { tenantName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
@@ -22,37 +22,42 @@ await runService({
     UPLOAD_LIMIT_BYTES: bytes.optional(),
     BODY_LIMIT_BYTES: bytes.optional(),
     LORALINE_SPANS_DIR: z.string().optional(),
+    LORALINE_TRACES: z.enum(["nats"]).optional(),
     /** Prometheus; without keys, so only inside the cluster. */
     METRICS_PORT: z.coerce.number().int().min(0).max(65_535).default(9464),
     /** Default: all of them where spans go anywhere, else none. */
     TRACE_CHAT_SHARE: z.coerce.number().min(0).max(1).optional(),
     OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
+    ENGINE_API_KEY: z.string().optional().describe("What engines were started with as VLLM_API_KEY."),
     HF_ENDPOINT: z.url().optional(),
     HF_TOKEN: z.string().optional(),
     /** host:port, separated by commas: internal hosts that adapters may be fetched from. */
     LORALINE_IMPORT_ALLOW: z.string().optional(),
-    OIDC_ISSUER: z.url().optional(),
-    OIDC_AUDIENCE: z.string().optional(),
     BOOTSTRAP_TENANT: tenantName.optional(),
     BOOTSTRAP_API_KEY: z
       .string()
       .min(20, "is too short for a key that may do everything")
       .optional()
       .describe("A key of BOOTSTRAP_TENANT with every scope, valid as long as it is set here: the first one, that others are made with."),
+    OIDC_ISSUER: z.url().optional(),
+    OIDC_AUDIENCE: z.string().optional(),
     OIDC_TENANT_CLAIM: z.string().optional(),
     OIDC_SCOPE_CLAIM: z.string().optional(),
     OIDC_CLOCK_TOLERANCE_S: z.coerce.number().min(0).max(600).optional(),
   }),
-  async start({ env, log, telemetry, health, stopping }) {
+  async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "gateway", { log, health, stopping });
-    running.defer(() => nc.drain());
+    const nc = await connectService(env, "gateway", { log, ...service });
+    running.defer(async () => {
+      await telemetry.flush().catch(() => {});
+      await nc.drain();
+    });
     const bus = createBus({ nc, log, telemetry, source: "gateway" });
     const objects = running.use(await objectsFromEnv(env, nc));
     running.use(await createProjector({ bus, log }));
+    await bootstrap(env, bus);
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
     const gateway = await createGateway({
-    await bootstrap(env, bus);
       oidc: oidcOf(env),
       imports: {
         allow: allowListOf(env.LORALINE_IMPORT_ALLOW),
@@ -65,9 +70,14 @@ await runService({
       objects,
       log,
       telemetry,
+      engineKey: env.ENGINE_API_KEY,
       host: env.HOST,
       port: env.PORT,
-      ...(spansDir === undefined ? {} : { readTrace: (traceId: string) => readSpans(spansDir, traceId) }),
+      ...(spansDir !== undefined
+        ? { readTrace: (traceId: string) => readSpans(spansDir, traceId) }
+        : env.LORALINE_TRACES === undefined
+          ? {}
+          : { readTrace: (traceId: string) => readKeptSpans(nc, traceId) }),
       ...(uploadLimitBytes === undefined ? {} : { uploadLimitBytes }),
       ...(bodyLimitBytes === undefined ? {} : { bodyLimitBytes }),
     });
@@ -76,13 +86,6 @@ await runService({
   },
 });
 
-/** @throws PermanentError SETTING_MISSING: an issuer without an audience would accept tokens that were made for others. */
-function oidcOf(env: {
-  OIDC_ISSUER?: string | undefined;
-  OIDC_AUDIENCE?: string | undefined;
-  OIDC_TENANT_CLAIM?: string | undefined;
-  OIDC_SCOPE_CLAIM?: string | undefined;
-  OIDC_CLOCK_TOLERANCE_S?: number | undefined;
 /** @throws PermanentError SETTING_MISSING: a key is some tenant's. */
 async function bootstrap(
   { BOOTSTRAP_TENANT: tenant, BOOTSTRAP_API_KEY: key }: { BOOTSTRAP_TENANT?: string | undefined; BOOTSTRAP_API_KEY?: string | undefined },
@@ -97,6 +100,13 @@ async function bootstrap(
   await createApiKey({ bus }, { tenant, name: "bootstrap", key, createdBy: "operator" });
 }
 
+/** @throws PermanentError SETTING_MISSING: an issuer without an audience would accept tokens that were made for others. */
+function oidcOf(env: {
+  OIDC_ISSUER?: string | undefined;
+  OIDC_AUDIENCE?: string | undefined;
+  OIDC_TENANT_CLAIM?: string | undefined;
+  OIDC_SCOPE_CLAIM?: string | undefined;
+  OIDC_CLOCK_TOLERANCE_S?: number | undefined;
 }): OidcOptions | undefined {
   const { OIDC_ISSUER: issuer, OIDC_AUDIENCE: audience } = env;
   if (issuer === undefined) return undefined;

@@ -14,10 +14,13 @@ await runService({
     ...objectsEnv,
     ...importEnv,
   }),
-  async start({ env, log, telemetry, health, stopping }) {
+  async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "ingest", { log, health, stopping });
-    running.defer(() => nc.drain());
+    const nc = await connectService(env, "ingest", { log, ...service });
+    running.defer(async () => {
+      await telemetry.flush().catch(() => {});
+      await nc.drain();
+    });
     const bus = createBus({ nc, log, telemetry, source: "ingest" });
     const objects = running.use(await objectsFromEnv(env, nc));
     running.use(await createIngestService({ bus, objects, telemetry, imports: importSettingsOf(env) }));

@@ -53,7 +53,10 @@ await runService({
     const tenants = tenantsOf(env);
     const running = new AsyncDisposableStack();
     const nc = await connectService(env, "operator", { log, health, ...service });
-    running.defer(() => nc.drain());
+    running.defer(async () => {
+      await telemetry.flush().catch(() => {});
+      await nc.drain();
+    });
     const bus = createBus({ nc, log, telemetry, source: "operator" });
     const objects = running.use(await objectsFromEnv(env, nc));
     const problems = new Map<string, string>();

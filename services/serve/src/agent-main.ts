@@ -30,7 +30,10 @@ await runService({
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
     const nc = await connectService(env, `agent ${env.AGENT_REPLICA}`, { log, ...service });
-    running.defer(() => telemetry.flush().finally(() => nc.drain()));
+    running.defer(async () => {
+      await telemetry.flush().catch(() => {});
+      await nc.drain();
+    });
     const bus = createBus({ nc, log, telemetry, source: "agent" });
     const objects = running.use(await objectsFromEnv(env, nc));
     const agent = running.use(

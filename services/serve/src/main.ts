@@ -27,7 +27,10 @@ await runService({
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
     const nc = await connectService(env, "serve", { log, ...service });
-    running.defer(() => telemetry.flush().finally(() => nc.drain()));
+    running.defer(async () => {
+      await telemetry.flush().catch(() => {});
+      await nc.drain();
+    });
     const bus = createBus({ nc, log, telemetry, source: "serve" });
     const objects = running.use(await objectsFromEnv(env, nc));
     const updatedAt = new Date().toISOString();

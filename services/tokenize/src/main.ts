@@ -13,10 +13,13 @@ await runService({
     ...objectsEnv,
     LORALINE_BASES_DIR: z.string().describe("Bases in Hugging Face's layout, each with a base.json."),
   }),
-  async start({ env, log, telemetry, health, stopping }) {
+  async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "tokenize", { log, health, stopping });
-    running.defer(() => nc.drain());
+    const nc = await connectService(env, "tokenize", { log, ...service });
+    running.defer(async () => {
+      await telemetry.flush().catch(() => {});
+      await nc.drain();
+    });
     const bus = createBus({ nc, log, telemetry, source: "tokenize" });
     const objects = running.use(await objectsFromEnv(env, nc));
     running.use(await createTokenizeService({ bus, objects, telemetry, basesDir: env.LORALINE_BASES_DIR }));

@@ -5,7 +5,7 @@
  */
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { connectFromEnv, createBus, natsEnv } from "@loraline/bus";
+import { connectFromEnv, createBus, natsEnv, spanSink } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { createLog, createTelemetry, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
@@ -28,6 +28,7 @@ async function main(): Promise<number> {
       LORALINE_PYTHON: z.string().default("python3"),
       LORALINE_TRAINER: z.string().default(join(import.meta.dirname, "../trainer/train.py")),
       LORALINE_SPANS_DIR: z.string().optional(),
+      LORALINE_TRACES: z.enum(["nats"]).optional(),
       COURIER_JOB: z.string().optional(),
       COURIER_TERMINATION_LOG: z.string().default("/dev/termination-log"),
       COURIER_INCARNATION: z.string().optional().describe("The pod's UID."),
@@ -47,7 +48,11 @@ async function main(): Promise<number> {
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => stop.abort());
 
   const nc = await patiently("connect", connect, { log });
-  const options = { spansDir: env.LORALINE_SPANS_DIR, otlpEndpoint: env.OTEL_EXPORTER_OTLP_ENDPOINT };
+  const options = {
+    spansDir: env.LORALINE_SPANS_DIR,
+    otlpEndpoint: env.OTEL_EXPORTER_OTLP_ENDPOINT,
+    keep: env.LORALINE_TRACES === undefined ? undefined : spanSink(nc),
+  };
   const telemetry = createTelemetry({ service: "courier", ...options });
   const trainerTelemetry = createTelemetry({ service: "trainer", ...options });
   const bus = createBus({ nc, log, telemetry, source: "courier" });

@@ -36,10 +36,13 @@ await runService({
   // A stopping attempt saves a checkpoint first.
   shutdownMs: 40_000,
   env: trainEnv,
-  async start({ env, log, telemetry, health, stopping }) {
+  async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "train", { log, health, stopping });
-    running.defer(() => nc.drain());
+    const nc = await connectService(env, "train", { log, ...service });
+    running.defer(async () => {
+      await telemetry.flush().catch(() => {});
+      await nc.drain();
+    });
     const bus = createBus({ nc, log, telemetry, source: "train" });
     if (env.TRAIN_LAUNCHER === "kubernetes") {
       running.use(await actUnderLease(env, { bus, log, telemetry }));
