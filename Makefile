@@ -1,10 +1,11 @@
 # Two commands matter: `make demo` and `make test`. Both install what they need into this checkout first; warm, that costs nothing.
 export PATH := $(CURDIR)/tools/node_modules/.bin:$(CURDIR)/node_modules/.bin:$(CURDIR)/.venv/bin:$(PATH)
 REPORTS := .cache/reports
+CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
 .PHONY: help setup installed demo up test bench bench-cluster check fmt generate clean test-unit test-integration test-python test-e2e test-faults \
-  test-cluster test-api-server test-cluster-e2e cluster-up cluster-down
+  test-cluster test-api-server test-cluster-e2e cluster-up cluster-down chart manifests
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -43,6 +44,15 @@ test-api-server:
 
 test-cluster-e2e: ; $(VITEST) --project cluster-e2e
 
+chart: ## Helm's lint, and the chart's own suites
+	@bash infra/cluster/build.sh --api-server
+	$(CLUSTER_BIN)/helm lint --strict helm/loraline
+	$(CLUSTER_BIN)/untt helm/loraline
+
+manifests: ## helm/loraline-plain.yaml, from the chart
+	@bash infra/cluster/build.sh --api-server
+	bash helm/plain-manifests.sh >helm/loraline-plain.yaml
+
 check: ## lint, format and types
 	pnpm -s lint
 	pnpm -s fmt:check
@@ -57,7 +67,7 @@ test-faults: ; $(VITEST) --project faults
 fmt: ## format the sources
 	pnpm -s fmt
 
-generate: ## AsyncAPI and JSON Schema from the contracts
+generate: ## AsyncAPI, JSON Schema, CRDs, the chart's schema and NATS permissions from the contracts
 	pnpm --filter @loraline/contracts run generate
 
 clean: ## remove all that was installed or made here

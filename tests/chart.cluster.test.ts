@@ -102,6 +102,11 @@ it.each<[string, string[], RegExp]>([
   await expect(render(...args)).rejects.toThrow(why);
 });
 
+it("its plain form is up to date (`make manifests` writes it)", async () => {
+  const { stdout } = await run("bash", [join(root, "helm/plain-manifests.sh")], { env: { ...process.env, LORALINE_CLUSTER_BIN: bin } });
+  expect(readFileSync(join(root, "helm/loraline-plain.yaml"), "utf8")).toBe(stdout);
+});
+
 it("has a password for every user of NATS that the contracts know", async () => {
   const rendered = await render("--show-only", "templates/secrets.yaml");
   for (const user of Object.keys(natsPermissions.services)) expect(rendered).toMatch(new RegExp(`^  ${user}: [\\w+/=]+$`, "m"));
