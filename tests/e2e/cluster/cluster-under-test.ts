@@ -90,6 +90,12 @@ export async function killNodePart(part: string): Promise<void> {
   process.kill(pid, "SIGKILL");
   while (existsSync(`/proc/${pid}`)) await sleep(20);
 }
+/** Ends a container's main process as a crash would; its pod stays. On our node only: from inside, nothing kills a first process. */
+export async function killContainer(pod: Json, container: string): Promise<void> {
+  const status = pod.status.containerStatuses.find((one: Json) => one.name === container);
+  const id = (status.containerID as string).replace("containerd://", "");
+  await command("ctr", ["-a", "/run/test-containerd/containerd.sock", "-n", "k8s.io", "task", "kill", "--signal", "SIGKILL", id]);
+}
 /** Starts what does not run, and waits until the node works. */
 export async function reviveNode(): Promise<void> {
   await command(join(root, "infra/cluster/up.sh"), [nodeDir]);
