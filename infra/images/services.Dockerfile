@@ -8,9 +8,9 @@ ARG PNPM_VERSION=12.21.0
 RUN npm install --global --allow-scripts=pnpm pnpm@${PNPM_VERSION}
 WORKDIR /app
 COPY . .
-# Production dependencies of what services import, and nothing of tests, command line or the one-machine form.
-RUN pnpm install --prod --frozen-lockfile --filter-prod '{./services/*}...' \
- && rm -rf packages/cli packages/console packages/local packages/testkit services/train/trainer patches pnpm-lock.yaml pnpm-workspace.yaml \
+# Production dependencies of what services import, and of the command line, with which the chart's Job makes the streams.
+RUN pnpm install --prod --frozen-lockfile --filter-prod '{./services/*}...' --filter-prod '{./packages/cli}...' \
+ && rm -rf packages/console packages/testkit services/train/trainer patches pnpm-lock.yaml pnpm-workspace.yaml \
  && chmod -R a+rX /app
 
 FROM ${NODE_IMAGE}

@@ -171,9 +171,9 @@ const tenant: NatsPermissions = {
   subscribe: { allow: ["_INBOX_tenant_{tenant}.>", "loraline.{tenant}.>"] },
 };
 
-/** The Job that makes streams, consumers, buckets and the object store. */
+/** The Job that makes streams, consumers, buckets and the object store; also who backs them up: a backup's parts are acknowledged. */
 const streamsUser: NatsPermissions = {
-  publish: { allow: ["$JS.API.>"] },
+  publish: { allow: ["$JS.API.>", "$JS.SNAPSHOT.>"] },
   subscribe: { allow: ["_INBOX.>", `${inboxPrefixOf("streams")}.>`] },
 };
 
