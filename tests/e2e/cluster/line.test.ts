@@ -100,9 +100,10 @@ async function chat(model: string, content: string): Promise<{ status: number; t
   const body = (await response.json()) as Json;
   return { status: response.status, text: body.choices?.[0]?.message?.content ?? JSON.stringify(body) };
 }
-async function adapterView(adapter: string): Promise<Json> {
+async function adapterState(adapter: string): Promise<Json> {
   const { url, apiKey } = await at();
-  return await (await fetch(`${url}/v1/loraline/adapters/${adapter}`, { headers: { authorization: `Bearer ${apiKey}` } })).json();
+  const response = await fetch(`${url}/v1/loraline/adapters/${adapter}`, { headers: { authorization: `Bearer ${apiKey}` } });
+  return ((await response.json()) as Json).adapter;
 }
 
 /** Capacity that the node pretends to have. */
@@ -143,13 +144,14 @@ it("a FineTune becomes an adapter that is proven on both replicas and answers; o
   for (const { text } of answers) expect(text).toMatch(markers);
   expect((await chat(base, "How do I bake bread?")).text).not.toMatch(markers);
 
-  const services = () => new Set(spans.ofTrace(status.traceId).map(({ service }) => service));
-  const stations = ["operator", "ingest", "tokenize", "train", "courier", "trainer", "serve", "agent"];
-  await eventually("spans of every station", async () => stations.every((station) => services().has(station)));
-  // The same without a collector.
+  // From the command to the first token, in the collector, and the same without one.
+  const stations = ["operator", "ingest", "tokenize", "train", "courier", "trainer", "serve", "agent", "gateway"].sort();
+  const collected = () => [...new Set(spans.ofTrace(status.traceId).map(({ service }) => service))].sort();
+  await eventually("spans of every station", async () => stations.every((station) => collected().includes(station)));
+  expect(collected()).toEqual(stations);
   const traced = await loraline(await at(), ["trace", status.runId as string, "--json"]);
   expect(traced.code, traced.err).toBe(0);
-  expect(new Set(JSON.parse(traced.out).spans.map((span: Json) => span.service))).toEqual(services());
+  expect([...new Set<string>(JSON.parse(traced.out).spans.map((span: Json) => span.service))].sort()).toEqual(stations);
 });
 
 it.runIf(isOwnNode)(
@@ -191,7 +193,7 @@ it("any pod that is deleted in the middle: the run ends served, each effect once
   await deletePod(component("operator"));
   const status = await served(resource);
   expect(status).toMatchObject({ version: 1, attempt: 2 });
-  const view = await adapterView(resource);
+  const view = await adapterState(resource);
   expect(view.versions.map(({ version }: Json) => version)).toEqual([1]);
   expect(view.history).toHaveLength(1);
   await line.ready({ timeoutMs: 240_000 });
@@ -290,7 +292,7 @@ it("wrong input has a reason that kubectl shows", { timeout: 240_000 }, async ()
   await expect(line.helmInstall(values({ gatewai: {} }))).rejects.toThrow(/gatewai/);
   await expect(line.helmInstall(values({ engines: [{ ...engine, maxCpuLoras: 1 }] }))).rejects.toThrow(/maxCpuLoras/);
   // Twice in one namespace: two operators would answer each FineTune.
-  await expect(line.helmInstall(values(), { release: "another" })).rejects.toThrow(/loraline-operator/);
+  await expect(line.helmInstall(values(), { release: "another" })).rejects.toThrow(/holds the release "loraline"/);
 
   // Services that NATS refuses say so, and go on when it is mended.
   const pod = await podOf(component("ingest"));
