@@ -177,7 +177,7 @@ describe("an attempt that is over", () => {
         ],
       },
       "DISK_FULL",
-      /train.ephemeralStorage.*50Gi/,
+      /train.pods.ephemeralStorage.*50Gi/,
     ],
     [
       "the deadline, by its length",

@@ -94,7 +94,7 @@ function failureOf(job: Holder | undefined, pod: V1Pod | undefined, failed: { re
   if (pod?.status?.reason === "NodeLost") return ["NODE_LOST", `node ${pod.spec?.nodeName} was lost: ${pod.status.message ?? ""}`];
   if (failed?.reason === "DeadlineExceeded") {
     const seconds = job?.spec?.activeDeadlineSeconds;
-    const limit = seconds === undefined ? "train.activeDeadlineSeconds" : `${seconds} s (train.activeDeadlineSeconds)`;
+    const limit = seconds === undefined ? "train.pods.activeDeadlineSeconds" : `${seconds} s (train.pods.activeDeadlineSeconds)`;
     return ["DEADLINE_EXCEEDED", `the attempt took longer than ${limit}${then}`];
   }
   if (outcome !== undefined && outcome.code !== "PREEMPTED") return [outcome.code, outcome.message];
@@ -102,7 +102,7 @@ function failureOf(job: Holder | undefined, pod: V1Pod | undefined, failed: { re
     const limit = pod?.spec?.containers.find(({ name }) => name === container)?.resources?.limits?.memory;
     return [
       "OUT_OF_MEMORY",
-      `the kernel killed the attempt for its memory (limit ${limit ?? "of the node"}). Lower training.per_device_train_batch_size or tokenize.max_length, or raise train.memory.`,
+      `the kernel killed the attempt for its memory (limit ${limit ?? "of the node"}). Lower training.per_device_train_batch_size or tokenize.max_length, or raise train.pods.memory.`,
     ];
   }
   if (job === undefined) return ["JOB_DELETED", `the attempt's Job was deleted${then}`];
@@ -196,7 +196,7 @@ function unschedulable(reason: string, message: string): Words {
 /** For its own use of disk space, or because others took too much of the node. */
 function evictedByKubelet(message: string, then: string): Words {
   if (/exceeds the (total )?limit|exceeded its local ephemeral storage limit/i.test(message)) {
-    return ["DISK_FULL", `the attempt wrote more than train.ephemeralStorage allows: ${tidy(message)} Raise it${then}`];
+    return ["DISK_FULL", `the attempt wrote more than train.pods.ephemeralStorage allows: ${tidy(message)} Raise it${then}`];
   }
   return ["EVICTED", `the kubelet evicted the pod: ${tidy(message)}${then}`];
 }

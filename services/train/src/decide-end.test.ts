@@ -49,7 +49,7 @@ describe("decideEnd", () => {
       "a kill for the container's memory",
       { exit: killed("SIGKILL"), outOfMemory: { limit: 6 * 2 ** 30 } },
       "OUT_OF_MEMORY",
-      /memory of 6Gi was used up.*train\.memory/,
+      /memory of 6Gi was used up.*train\.pods\.memory/,
     ],
     ["another rank's kill for it", { result: failure("INTERNAL"), outOfMemory: { limit: 500 * 2 ** 20 } }, "OUT_OF_MEMORY", /of 500Mi/],
     ["a hang", { exit: killed("SIGKILL"), hangs: "no sign of life" }, "TRAINER_HANGS", /no sign of life/],

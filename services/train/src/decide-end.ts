@@ -49,7 +49,7 @@ export function decideEnd(trainer: {
     return {
       kind: "retry",
       code: "OUT_OF_MEMORY",
-      message: `the kernel killed the trainer: the memory ${limit} was used up. Lower training.per_device_train_batch_size or tokenize.max_length, set training.gradient_checkpointing, or give attempts more memory (train.memory).`,
+      message: `the kernel killed the trainer: the memory ${limit} was used up. Lower training.per_device_train_batch_size or tokenize.max_length, set training.gradient_checkpointing, or give attempts more memory (train.pods.memory).`,
     };
   }
   if (result?.status === "failed" && result.error !== null) {

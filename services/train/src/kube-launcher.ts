@@ -188,7 +188,7 @@ export async function createKubeLauncher({
       if (several && !settings.jobSet) {
         throw new PermanentError(
           "NODES_UNSUPPORTED",
-          "nodes: this installation trains on one node at a time. Ask for fewer, or install JobSet and set train.jobSet.",
+          "nodes: this installation trains on one node at a time. Ask for fewer, or install JobSet and set train.pods.jobSet.",
           { param: "nodes" },
         );
       }
@@ -196,7 +196,7 @@ export async function createKubeLauncher({
         throw new RetryLaterError(
           "JOBSET_MISSING",
           15_000,
-          "train.jobSet is set, and JobSet is not installed or may not be listed by the train controller. Install it, then restart the controller.",
+          "train.pods.jobSet is set, and JobSet is not installed or may not be listed by the train controller. Install it, then restart the controller.",
         );
       }
       try {

@@ -361,7 +361,7 @@ describe("Jobs and their owners", () => {
     await expect.poll(async () => (await stateOf(id))?.phase, { ...within, timeout: 60_000 }).toBe("trained");
     const lost = (await told(id, events.runPreempted)).map(({ data }) => data);
     expect(new Set(lost.map(({ code }) => code))).toEqual(new Set(["DEADLINE_EXCEEDED"]));
-    expect(lost[0]?.["message"]).toMatch(/longer than 4 s \(train.activeDeadlineSeconds\); .*saved a checkpoint/);
+    expect(lost[0]?.["message"]).toMatch(/longer than 4 s \(train.pods.activeDeadlineSeconds\); .*saved a checkpoint/);
     const steps = lost.map(({ step }) => Number(step));
     expect(steps).toEqual([...new Set(steps)].toSorted((a, b) => a - b));
   });
