@@ -211,7 +211,7 @@ function judgeQuantization(settings: EngineSettings, base: BaseConfig, refuse: R
       "quantization",
       `quantization is ${asked}, but the weights of base "${settings.base}" are stored as ${stored}. Leave quantization out: vLLM finds it by itself.`,
     );
-  } else if (asked !== undefined && config == null && storedWays.some((names) => names.includes(asked))) {
+  } else if (asked !== undefined && (config === null || config === undefined) && storedWays.some((names) => names.includes(asked))) {
     refuse(
       "QUANTIZATION_MISMATCH",
       "quantization",
@@ -301,7 +301,7 @@ export const ownFlags: ReadonlyMap<string, string> = new Map(
 function judgeArgs({ extraArgs = [] }: EngineSettings, refuse: Refuse): void {
   const given = new Map<string, string>();
   for (const [i, arg] of extraArgs.entries()) {
-    if (!/^-/.test(arg)) continue;
+    if (!arg.startsWith("-")) continue;
     const [, flag = arg, value = extraArgs[i + 1] ?? ""] = /^([^=]+)=(.*)$/s.exec(arg) ?? [];
     // vLLM reads underscores as dashes.
     given.set(flag.startsWith("--") ? flag.replaceAll("_", "-") : flag, value);

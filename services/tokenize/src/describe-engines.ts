@@ -97,7 +97,7 @@ async function readBaseConfig(dir: string): Promise<BaseConfig> {
       cause: error,
     });
   }
-  if (config.quantization_config != null) return config;
+  if (config.quantization_config !== null && config.quantization_config !== undefined) return config;
   for (const [name, quant_method] of [
     ["quantize_config.json", "gptq"],
     ["quant_config.json", "awq"],
