@@ -60,12 +60,12 @@ describe("adapter files", () => {
     expect(objects.asked.toSorted()).toEqual(["adapter", "adapter-file", "adapter-file"]);
     await files.ensure(adapter);
     expect(objects.asked).toHaveLength(3);
-    expect(await files.touched(adapter)).toBe(false);
+    expect(files.touched(adapter)).toBe(false);
     await chmod(join(path, "adapter_config.json"), 0o644);
     await writeFile(join(path, "adapter_config.json"), "{}");
-    expect([await files.touched(adapter), await files.verify(adapter)]).toEqual([true, false]);
+    expect([files.touched(adapter), await files.verify(adapter)]).toEqual([true, false]);
     await files.ensure(adapter);
-    expect([await files.touched(adapter), await files.verify(adapter)]).toEqual([false, true]);
+    expect([files.touched(adapter), await files.verify(adapter)]).toEqual([false, true]);
   });
 
   it("stay while they are needed and for the grace after, then go, with what a dead agent left half-made", async ({ dir }) => {
