@@ -38,6 +38,8 @@ export interface LeaseOptions {
 export async function withLease(kube: Kube, options: LeaseOptions): Promise<void> {
   const { namespace, name, identity, log, signal, durationMs = 15_000, work, onHeldBy } = options;
   const renewEveryMs = durationMs / 5;
+  /** So long after a renewal was asked for, work must have stopped: before others may begin, by a margin of two renewals. */
+  const heldForMs = durationMs - 2 * renewEveryMs;
   const at = { namespace, name };
   /** The state in which the lease was last seen, and when by this clock. */
   let seen = { version: "", at: 0 };
@@ -96,10 +98,13 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
   };
 
   while (!signal.aborted) {
+    // From before the request: the server counts from when it wrote, which may be long before its answer is here.
+    let renewedAt = performance.now();
     if ((await tryToTake()) !== true) {
       await sleep(renewEveryMs, undefined, { signal }).catch(() => {});
       continue;
     }
+    if (performance.now() - renewedAt >= heldForMs) continue;
     log.info({ lease: name, identity }, "lease held");
     const lost = new AbortController();
     const working = work(AbortSignal.any([lost.signal, signal]));
@@ -108,15 +113,14 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
       () => (workEnded = true),
       () => (workEnded = true),
     );
-    let renewedAt = performance.now();
+    const leftMs = (): number => renewedAt + heldForMs - performance.now();
     while (!signal.aborted && !workEnded) {
-      await sleep(renewEveryMs, undefined, { signal }).catch(() => {});
+      await sleep(Math.min(renewEveryMs, leftMs()), undefined, { signal }).catch(() => {});
       if (signal.aborted) break;
       const asked = performance.now();
-      const held = await Promise.race([tryToTake(), sleep(renewEveryMs * 2).then(() => undefined)]);
+      const held = await Promise.race([tryToTake(), sleep(Math.min(renewEveryMs * 2, leftMs())).then(() => undefined)]);
       if (held === true) renewedAt = asked;
-      // Before others may begin, by a margin of two renewals.
-      if (held === false || performance.now() - renewedAt > durationMs - 2 * renewEveryMs) break;
+      if (held === false || leftMs() <= 1) break;
     }
     if (!signal.aborted && !workEnded) log.warn({ lease: name, identity }, "lease lost");
     lost.abort();
