@@ -384,6 +384,8 @@ containers:
     image: {{ include "loraline.image" (list $root "services") }}
     imagePullPolicy: {{ $root.Values.image.pullPolicy }}
     args: [services/{{ .component }}/src/main.ts]
+    # So that `kubectl describe` says why it ended.
+    terminationMessagePolicy: FallbackToLogsOnError
     env:
       {{- include "loraline.env" (list (printf "%s\n%s" (include "loraline.selfEnv" $root) .env) $settings.env) | nindent 6 }}
     ports:
