@@ -456,12 +456,14 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<ServeAgent
     // Nobody is answered by it any more; its restart must not wait.
     if (!engine.ready) return "the engine does not answer";
     leavingIncarnation = engine.incarnation;
-    const since = Date.now();
+    const asked = Date.now();
     log.info("about to end: gateways are told");
-    await reporter.heartbeat();
+    /** What a gateway said before counts for nothing: it may have sent something since. */
+    let toldAt: number | undefined;
     for (;;) {
-      const took = Date.now() - since;
-      const requests = traffic.anyRequests(since);
+      if (toldAt === undefined && (await reporter.heartbeat())) toldAt = Date.now();
+      const took = Date.now() - asked;
+      const requests = toldAt === undefined ? "unknown" : traffic.anyRequests(toldAt);
       if (requests === "none") return `no request is in flight after ${took} ms`;
       if (!isLeaving()) return "the engine has ended";
       if (requests === "unknown" && took > patience.unknownMs)

@@ -14,8 +14,8 @@ const retellAfterMs = 5 * 60_000;
 export interface ReplicaReporter {
   /** What is held of this adapter (`<tenant>.<adapter>`) may have changed. Resolves when what was true then is written, or could not be. */
   changed(adapterKey: string): Promise<void>;
-  /** Writes the heartbeat, and tries again what could not be written. */
-  heartbeat(): Promise<void>;
+  /** Writes the heartbeat, and tries again what could not be written. False: the heartbeat could not be, and the next one tries again. */
+  heartbeat(): Promise<boolean>;
   /** Waits for what is being written, and takes the heartbeat back. */
   close(): Promise<void>;
 }
@@ -93,7 +93,7 @@ export async function createReplicaReporter({
     return turn.promise;
   };
 
-  let beating: Promise<void> = Promise.resolve();
+  let beating: Promise<boolean> = Promise.resolve(false);
   let beatsWaiting = 0;
   let beatAt = Date.now();
   return {
@@ -111,8 +111,10 @@ export async function createReplicaReporter({
         try {
           await replicas.put(key, report());
           beatAt = Date.now();
+          return true;
         } catch (error) {
           if (!closed) log.warn({ err: error }, "heartbeat not written; the next one tries again");
+          return false;
         }
       });
       return beating;

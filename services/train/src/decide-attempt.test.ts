@@ -224,3 +224,20 @@ it("runs while its pod does, and the newest pod counts", () => {
   const young = Object.assign(pod({ phase: "Running" }), { metadata: { name: "b", creationTimestamp: new Date(now) } });
   expect(decide({ pods: [old, young] })).toEqual({ phase: "running" });
 });
+
+it.each([
+  ["ContainerStatusUnknown", 137],
+  ["Unknown", 255],
+])("a container that its kubelet does not find again (%s) is the node's doing", (reason, exitCode) => {
+  expect(decideAttempt({ job: failedJob(), pods: [ended(exitCode, undefined, reason)], warnings: [] }, now)).toMatchObject({
+    phase: "failed",
+    code: "NODE_LOST",
+  });
+});
+
+it("an end without a time of its own is the same at every look, or the next attempt would wait for ever", () => {
+  const evicted = pod({ phase: "Failed", reason: "Evicted", message: "used more", startTime: new Date(now - 60_000) });
+  const looks = [now, now + 90_000].map((at) => decideAttempt({ job: undefined, pods: [evicted], warnings: [] }, at));
+  expect(looks[0]).toMatchObject({ phase: "failed", endedAt: now - 60_000 });
+  expect(looks[1]).toEqual(looks[0]);
+});

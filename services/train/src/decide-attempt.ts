@@ -73,7 +73,10 @@ export function decideAttempt({ job, pods: all, warnings, workload }: AttemptObj
   // Of several, the first one to end took the others along.
   const ends = pods.filter(isOver).sort((a, b) => timeOf(endOf(a)?.finishedAt) - timeOf(endOf(b)?.finishedAt));
   const telling = pods.find((pod) => disruptionOf(pod) !== undefined) ?? ends[0] ?? first;
-  const endedAt = timeOf(endOf(telling)?.finishedAt) || timeOf(failed?.lastTransitionTime) || now;
+  // The same at every look: the wait before the next attempt is counted from it.
+  const times = [endOf(telling)?.finishedAt, failed?.lastTransitionTime, telling && disruptionOf(telling)?.lastTransitionTime];
+  const began = [telling?.metadata?.deletionTimestamp, telling?.status?.startTime, telling?.metadata?.creationTimestamp];
+  const endedAt = [...times, ...began].map(timeOf).find((at) => at > 0) ?? now;
   const [failure, message] = failureOf(job, telling, failed);
   return { phase: "failed", code: failure, message, endedAt };
 }
@@ -104,6 +107,10 @@ function failureOf(job: Holder | undefined, pod: V1Pod | undefined, failed: { re
       "OUT_OF_MEMORY",
       `the kernel killed the attempt for its memory (limit ${limit ?? "of the node"}). Lower training.per_device_train_batch_size or tokenize.max_length, or raise train.pods.memory.`,
     ];
+  }
+  // What the kubelet says of a container that it does not find again, as after a restart of its node.
+  if (ended?.reason === "ContainerStatusUnknown" || (ended?.reason === "Unknown" && code === 255)) {
+    return ["NODE_LOST", `node ${pod?.spec?.nodeName ?? ""} lost the attempt, as in a restart of the node or of its container runtime`];
   }
   if (job === undefined) return ["JOB_DELETED", `the attempt's Job was deleted${then}`];
   if (code === courierExit.retry) return ["PREEMPTED", outcome?.message ?? "the attempt was asked to stop"];

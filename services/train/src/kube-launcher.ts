@@ -200,8 +200,8 @@ export async function createKubeLauncher({
         );
       }
       try {
-        if (several) known.jobSets.set(jobName, await kube.create(jobSets, jobSetManifest(job, settings)));
-        else known.jobs.set(jobName, await kube.create(jobs, jobManifest(job, settings)));
+        if (several) keepNew(known.jobSets, await kube.create(jobSets, jobSetManifest(job, settings)));
+        else keepNew(known.jobs, await kube.create(jobs, jobManifest(job, settings)));
         log.info({ jobName: job.jobName, tenant: job.tenant, runId: job.runId, attempt: job.attempt }, "Job created");
         return true;
       } catch (error) {
@@ -316,4 +316,10 @@ async function firstServed<T extends KubernetesObject>(
 ): Promise<Resource<T> | undefined> {
   for (const version of versions) if (await served(kube, version, asking)) return version;
   return undefined;
+}
+
+/** Unless the watch has told of it meanwhile, and of what became of it since. */
+function keepNew<T extends KubernetesObject>(known: Map<string, T>, made: T): void {
+  const name = made.metadata?.name ?? "";
+  if (known.get(name)?.metadata?.uid !== made.metadata?.uid) known.set(name, made);
 }
