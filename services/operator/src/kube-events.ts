@@ -15,7 +15,7 @@ export async function tell(kube: Kube, of: Resource, about: KubernetesObject, mi
   for (const { type, reason, message, key } of milestones) {
     try {
       await kube.create(events, {
-        metadata: { namespace, name: `${name.slice(0, 200)}.${shortHash(uid, reason, key)}` },
+        metadata: { namespace, name: `${name.slice(0, 200).replace(/[-.]+$/, "")}.${shortHash(uid, reason, key)}` },
         involvedObject: {
           // Of the kind, because the items of a list do not say it.
           apiVersion: of.apiVersion,
