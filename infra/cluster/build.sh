@@ -16,6 +16,7 @@ need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need etcd etcd-server; need openssl openssl
 if [ -z "$api_server" ]; then
   need containerd containerd; need runc runc; need iptables iptables; need conntrack conntrack; need ip iproute2
+  need pgrep procps; need sysctl procps
   [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
