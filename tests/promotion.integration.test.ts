@@ -216,7 +216,8 @@ test("a canary under load: its share of users, then all of them, or none when it
   const share = (answers: Answer[], version: number): number =>
     answers.filter((answer) => answer.version === version).length / answers.length;
   const during = (step: AdapterState["history"][number] | undefined, end: string | undefined) => {
-    const [from, to] = [Date.parse(step?.at ?? "") + followWithinMs, Date.parse(end ?? "")];
+    // A request that began just before the next step may be routed just after it.
+    const [from, to] = [Date.parse(step?.at ?? "") + followWithinMs, Date.parse(end ?? "") - 50];
     return line.answers.filter(({ beganAt }) => beganAt > from && beganAt < to);
   };
 

@@ -93,14 +93,15 @@ function tellProgress({ data }: Extract<RunEvent, { type: "run.progress.v1" }>):
   };
 }
 
-/** Each stream keeps its own order; between the two only the clock tells. */
+/** Each stream keeps its own order; between the two the clock tells, and in one millisecond only that an attempt starts before it says anything. */
 function newestFirst(events: readonly RunEvent[]): RunEvent[] {
   const bySeq = (a: RunEvent, b: RunEvent): number => b.seq - a.seq;
   const progress = events.filter(isProgress).toSorted(bySeq);
   const merged: RunEvent[] = [];
   let taken = 0;
   for (const event of events.filter((one) => !isProgress(one)).toSorted(bySeq)) {
-    for (let next = progress[taken]; next !== undefined && next.time > event.time; next = progress[++taken]) merged.push(next);
+    const isLater = (next: RunEvent): boolean => next.time > event.time || (next.time === event.time && event.type === "run.started.v1");
+    for (let next = progress[taken]; next !== undefined && isLater(next); next = progress[++taken]) merged.push(next);
     merged.push(event);
   }
   return [...merged, ...progress.slice(taken)];
