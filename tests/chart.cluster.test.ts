@@ -107,6 +107,16 @@ it("its plain form is up to date (`make manifests` writes it)", async () => {
   expect(readFileSync(join(root, "helm/loraline-plain.yaml"), "utf8")).toBe(stdout);
 });
 
+it("its plain form is taken by the API server as it is", async () => {
+  await kubectl(["create", "namespace", "loraline"]);
+  await kubectl(["label", "namespace", "loraline", "pod-security.kubernetes.io/enforce=restricted"]);
+  const flags = ["--server-side", "--dry-run=server", "--validate=strict"];
+  const { code, out } = await kubectl(["apply", ...flags, "-f", join(root, "helm/loraline-plain.yaml")]);
+  expect(code, out).toBe(0);
+  expect(out).not.toMatch(/Warning|would violate/);
+  for (const kind of ["deployment.apps/loraline-gateway", "statefulset.apps/loraline-nats"]) expect(out).toContain(kind);
+});
+
 it("has a password for every user of NATS that the contracts know", async () => {
   const rendered = await render("--show-only", "templates/secrets.yaml");
   for (const user of Object.keys(natsPermissions.services)) expect(rendered).toMatch(new RegExp(`^  ${user}: [\\w+/=]+$`, "m"));
