@@ -435,4 +435,9 @@ def explain(error: Exception) -> TrainerError:
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit("usage: python train.py DIR (see the top of this file for what DIR holds)")
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is written. torch's threads of several ranks now and then abort a process that Python takes down ("terminate called
+    # without an active exception"), and a run that succeeded would end as one that failed.
+    os._exit(code)

@@ -35,10 +35,15 @@ function runsHere(): boolean {
 }
 
 async function script(path: string, ...args: string[]): Promise<string> {
-  const child = spawn(join(root, path), args, { stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(join(root, path), args, { stdio: ["ignore", "pipe", "pipe"] });
   let out = "";
+  let said = "";
   child.stdout.on("data", (text: Buffer) => (out += text.toString()));
+  child.stderr.on("data", (text: Buffer) => {
+    said += text.toString();
+    process.stderr.write(text);
+  });
   const [code] = (await once(child, "close")) as [number];
-  if (code !== 0) throw new Error(`${path} ended with ${code}; what it said stands above`);
+  if (code !== 0) throw new Error(`${path} ended with ${code}: ${said.trim().split("\n").slice(-10).join("\n")}`);
   return out;
 }
