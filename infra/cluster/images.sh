@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the images of this checkout without a registry and hands them to the node that up.sh started, or to kind.
 # usage: images.sh [--kind NAME]
-#   docker.io/loraline/{services,agent,trainer,nats,engine-cpu}:dev
+#   docker.io/loraline/{services,agent,trainer,nats,engine-cpu,jobset}:dev
 # Cold: some 60 s, most of it debootstrap. Nothing changed: a second. A changed source file: only the layer with the sources.
 # Python (6 GB) is in no image: volumes.sh mounts this checkout's .venv.
 set -euo pipefail
@@ -21,7 +21,7 @@ if [ "${1:-}" = --kind ]; then
 else
   [ -S $socket ] || fail "no node runs here: start it with infra/cluster/up.sh (make cluster-up)."
 fi
-[ -x "$bin/nats-server" ] || fail "$bin/nats-server is missing: run infra/cluster/build.sh."
+for tool in nats-server jobset; do [ -x "$bin/$tool" ] || fail "$bin/$tool is missing: run infra/cluster/build.sh."; done
 [ -e node_modules/.stamp ] || fail "this checkout has no packages yet: run make setup."
 mkdir -p "$blobs"
 # Two at once would write the same files.
@@ -91,6 +91,9 @@ app=$(tool layer "$blobs" "$work/sources=/app")
 
 nats() { tool layer "$blobs" "$bin/nats-server=/usr/local/bin/nats-server"; }
 nats=$(layer nats "$(stat -c '%s %Y' "$bin/nats-server" | key)" nats)
+# At the path that JobSet's chart calls.
+jobset() { tool layer "$blobs" "$bin/jobset=/manager"; }
+jobset=$(layer jobset "$(stat -c '%s %Y' "$bin/jobset" | key)" jobset)
 
 # --- images ---
 settings='"User": "65532:65532", "WorkingDir": "/app", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/tmp", "NODE_ENV=production"]'
@@ -104,7 +107,8 @@ cat >"$work/images.json" <<J
    "config": {$settings, "Entrypoint": [$run, "services/train/src/courier-main.ts"]}},
   {"name": "docker.io/loraline/engine-cpu:dev", "layers": ["$debian", "$app"], "config": {$settings}},
   {"name": "docker.io/loraline/nats:dev", "layers": ["$nats"],
-   "config": {"User": "65532:65532", "Env": ["PATH=/usr/local/bin"], "Entrypoint": ["/usr/local/bin/nats-server"]}}
+   "config": {"User": "65532:65532", "Env": ["PATH=/usr/local/bin"], "Entrypoint": ["/usr/local/bin/nats-server"]}},
+  {"name": "docker.io/loraline/jobset:dev", "layers": ["$jobset"], "config": {"User": "65532:65532", "Entrypoint": ["/manager"]}}
 ]
 J
 
@@ -117,7 +121,7 @@ else
   state=$(sha256sum "$work/images.json" | cut -d' ' -f1)
   have=$(ctr images ls -q)
   given=$(ctr images ls 'name==docker.io/loraline/services:dev' | grep -o 'loraline.dev/images=[0-9a-f]*' || true)
-  if [ "$given" != "loraline.dev/images=$state" ] || [ "$(grep -c '^docker.io/loraline/.*:dev$' <<<"$have")" -lt 5 ]; then
+  if [ "$given" != "loraline.dev/images=$state" ] || [ "$(grep -c '^docker.io/loraline/.*:dev$' <<<"$have")" -lt 6 ]; then
     ctr content ls -q | sed 's/^sha256://' >"$work/have"
     tool archive "$blobs" "$work/images.tar" "$work/have" <"$work/images.json"
     ctr images import "$work/images.tar" >"$work/import.log" 2>&1 || { cat "$work/import.log" >&2; fail "the node refused the images"; }
@@ -125,4 +129,4 @@ else
   fi
 fi
 # Layers of earlier checkouts.
-find "$blobs" -type f | grep -v -e "$debian" -e "$node" -e "$modules" -e "$app" -e "$nats" | xargs -r rm -f
+find "$blobs" -type f | grep -v -e "$debian" -e "$node" -e "$modules" -e "$app" -e "$nats" -e "$jobset" | xargs -r rm -f
