@@ -71,3 +71,10 @@ pause() { go build -ldflags '-s -w' -o "$out/pause" "$here/pause.go"; }
 part pause "$(sha256sum <"$here/pause.go" | cut -d' ' -f1)" pause pause
 part coredns v1.15.0 coredns install_ github.com/coredns/coredns@v1.15.0
 part nats-server v2.15.2 nats-server install_ github.com/nats-io/nats-server/v2@v2.15.2
+# JobSet's controller and, in jobset-chart/, the chart that installs it: from the same module, so that they fit each other.
+jobset() {
+  local dir; dir=$(module_dir sigs.k8s.io/jobset@v0.10.1)
+  rm -rf "$out/jobset-chart" && cp -r "$dir/charts/jobset" "$out/jobset-chart" && chmod -R u+w "$out/jobset-chart"
+  cd "$dir" && go build -ldflags '-s -w' -o "$out/jobset" .
+}
+part jobset v0.10.1 jobset jobset
