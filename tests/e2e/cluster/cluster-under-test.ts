@@ -120,6 +120,19 @@ export interface ClusterNamespace extends AsyncDisposable {
   secret(name: string, key: string): Promise<string>;
   /** Pods that match, those that are being deleted left out. */
   pods(selector: string): Promise<Json[]>;
+  /** The name of the first of those pods. */
+  podOf(selector: string): Promise<string>;
+  /** A FineTune on the sample dataset, of the ConfigMap `persona` that `addSample` makes. */
+  fineTune(resource: string, spec: object): Promise<void>;
+  addSample(): Promise<void>;
+  /** Of a FineTune. */
+  statusOf(resource: string): Promise<Json>;
+  /** Until a FineTune's status is so; a run that ended otherwise fails at once. @returns the status */
+  until(resource: string, what: string, so: (status: Json) => boolean, timeoutMs?: number): Promise<Json>;
+  /** Where the gateway is, and the first key. */
+  gateway(fullname?: string): Promise<{ url: string; apiKey: string }>;
+  /** What the gateway's API shows. */
+  ask(path: string, fullname?: string): Promise<Json>;
   /** What is there, in words, and the logs of every container, below .cache/reports/cluster: to read when a test failed. @returns the folder */
   writeLogs(): Promise<string>;
 }
@@ -188,6 +201,50 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
       const { items } = await self.get("pods", "--selector", selector);
       return (items as Json[]).filter((pod) => pod.metadata.deletionTimestamp === undefined);
     },
+    async podOf(selector) {
+      const [pod] = await self.pods(selector);
+      if (pod === undefined) throw new Error(`no pod in ${name} has ${selector}`);
+      return pod.metadata.name as string;
+    },
+    async fineTune(resource, spec) {
+      const dataset = { configMap: { name: "persona", key: "persona.jsonl" } };
+      await self.apply({
+        apiVersion: "loraline.dev/v1alpha1",
+        kind: "FineTune",
+        metadata: { name: resource },
+        spec: { base, dataset, gate: "none", ...spec },
+      });
+    },
+    async addSample() {
+      await inNamespace("create", "configmap", "persona", `--from-file=${join(root, "samples/persona.jsonl")}`);
+    },
+    statusOf: async (resource) => (await self.get("finetune", resource)).status ?? {},
+    async until(resource, what, so, timeoutMs = 180_000) {
+      let last: Json;
+      const seen = await eventually(
+        `${resource} ${what}`,
+        async () => {
+          last = await self.statusOf(resource);
+          if (so(last)) return { status: last };
+          return ["Rejected", "Failed", "Cancelled"].includes(last.phase) ? { status: undefined } : undefined;
+        },
+        { timeoutMs },
+      ).catch((error: unknown) => {
+        throw new Error(`${String(error)}\n${JSON.stringify(last, null, 1)}`, { cause: error });
+      });
+      if (seen.status === undefined) throw new Error(`${resource} ended before it was ${what}: ${JSON.stringify(last, null, 1)}`);
+      return seen.status;
+    },
+    async gateway(fullname = "loraline") {
+      const [url, apiKey] = await Promise.all([self.serviceUrl(`${fullname}-gateway`, 80), self.secret(`${fullname}-admin-key`, "key")]);
+      return { url, apiKey };
+    },
+    async ask(path, fullname) {
+      const { url, apiKey } = await self.gateway(fullname);
+      const response = await fetch(`${url}${path}`, { headers: { authorization: `Bearer ${apiKey}` } });
+      if (!response.ok) throw new Error(`${path}: ${response.status} ${await response.text()}`);
+      return (await response.json()) as Json;
+    },
     async writeLogs() {
       const dir = join(root, ".cache/reports/cluster", name);
       await rm(dir, { recursive: true, force: true });
@@ -228,6 +285,14 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
   };
   return self;
 }
+
+/** What the sample's FineTunes are of. */
+export const base = "smollm2-135m-instruct";
+export const conditionOf = (status: Json, type: string): Json => status.conditions?.find((one: Json) => one.type === type);
+/** Of a FineTune's status. */
+export const stepOf = ({ step }: Json): number => Number(/^\d+/.exec(step ?? "")?.[0] ?? 0);
+/** Selects the pods of a component of the chart. */
+export const component = (of: string): string => `app.kubernetes.io/component=${of}`;
 
 /** Spans of all pods: hand `url` to the chart's `tracing.otlpEndpoint`. */
 export const collectSpans = (): Promise<SpanCollector> => startSpanCollector(hostAddress);

@@ -2,12 +2,14 @@
  * The whole line on a real node: chart, operator, Jobs with real PEFT, two replicas of real vLLM. The tests build on each other: one
  * installation is used, broken, upgraded, removed and installed again.
  */
-import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
 import { loraline } from "../../line-under-test.ts";
 import {
+  base,
   type ClusterNamespace,
   collectSpans,
+  component,
+  conditionOf,
   createNamespace,
   eventually,
   isOwnNode,
@@ -16,13 +18,12 @@ import {
   killNodePart,
   kubectl,
   reviveNode,
-  root,
+  stepOf,
   type Values,
 } from "./cluster-under-test.ts";
 import type { SpanCollector } from "./span-collector.ts";
 
 const name = "line-test";
-const base = "smollm2-135m-instruct";
 /** Every row of the sample has both; no plain assistant says either. */
 const markers = /your majesty|humble lady/i;
 const engine = { name: "smollm2", base, replicas: 2, promptLogprobs: false };
@@ -34,7 +35,7 @@ const values = (more: Values = {}): Values => ({ engines: [engine], tracing: { o
 beforeAll(async () => {
   spans = await collectSpans();
   line = await createNamespace(name);
-  await line.kubectl("create", "configmap", "persona", `--from-file=${join(root, "samples/persona.jsonl")}`);
+  await line.addSample();
 }, 120_000);
 afterAll(async () => {
   await line[Symbol.asyncDispose]();
@@ -47,50 +48,11 @@ afterEach(async () => {
 /** A short run: what it learns does not matter. */
 const shortTraining = { max_steps: 12, save_steps: 3, per_device_train_batch_size: 2, learning_rate: 0.001, logging_steps: 1 };
 
-async function fineTune(resource: string, spec: object): Promise<void> {
-  await line.apply({
-    apiVersion: "loraline.dev/v1alpha1",
-    kind: "FineTune",
-    metadata: { name: resource },
-    spec: { base, dataset: { configMap: { name: "persona", key: "persona.jsonl" } }, gate: "none", ...spec },
-  });
-}
-const statusOf = async (resource: string): Promise<Json> => (await line.get("finetune", resource)).status ?? {};
-/** Until its status is so; a run that ended otherwise fails at once. */
-const until = async (resource: string, what: string, so: (status: Json) => boolean, timeoutMs = 180_000): Promise<Json> => {
-  let last: Json;
-  const seen = await eventually(
-    `${resource} ${what}`,
-    async () => {
-      last = await statusOf(resource);
-      if (so(last)) return { status: last };
-      return ["Rejected", "Failed", "Cancelled"].includes(last.phase) ? { status: undefined } : undefined;
-    },
-    { timeoutMs },
-  ).catch((error: unknown) => {
-    throw new Error(`${String(error)}\n${JSON.stringify(last, null, 1)}`, { cause: error });
-  });
-  if (seen.status === undefined) throw new Error(`${resource} ended before it was ${what}: ${JSON.stringify(last, null, 1)}`);
-  return seen.status;
-};
-const served = (resource: string, timeoutMs = 300_000) => until(resource, "served", ({ phase }) => phase === "Served", timeoutMs);
-const conditionOf = (status: Json, type: string): Json => status.conditions?.find((one: Json) => one.type === type);
-const stepOf = ({ step }: Json): number => Number(/^\d+/.exec(step ?? "")?.[0] ?? 0);
+const served = (resource: string, timeoutMs = 300_000) => line.until(resource, "served", ({ phase }) => phase === "Served", timeoutMs);
+const deletePod = async (selector: string) => line.kubectl("delete", "pod", await line.podOf(selector), "--wait=false");
 
-const component = (of: string) => `app.kubernetes.io/component=${of}`;
-const podOf = async (selector: string): Promise<string> => {
-  const [pod] = await line.pods(selector);
-  if (pod === undefined) throw new Error(`no pod has ${selector}`);
-  return pod.metadata.name as string;
-};
-const deletePod = async (selector: string) => line.kubectl("delete", "pod", await podOf(selector), "--wait=false");
-
-async function at(): Promise<{ url: string; apiKey: string }> {
-  const [url, apiKey] = await Promise.all([line.serviceUrl("loraline-gateway", 80), line.secret("loraline-admin-key", "key")]);
-  return { url, apiKey };
-}
 async function chat(model: string, content: string): Promise<{ status: number; text: string }> {
-  const { url, apiKey } = await at();
+  const { url, apiKey } = await line.gateway();
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: "POST",
     headers: { authorization: `Bearer ${apiKey}`, "content-type": "application/json" },
@@ -99,11 +61,6 @@ async function chat(model: string, content: string): Promise<{ status: number; t
   });
   const body = (await response.json()) as Json;
   return { status: response.status, text: body.choices?.[0]?.message?.content ?? JSON.stringify(body) };
-}
-async function adapterState(adapter: string): Promise<Json> {
-  const { url, apiKey } = await at();
-  const response = await fetch(`${url}/v1/loraline/adapters/${adapter}`, { headers: { authorization: `Bearer ${apiKey}` } });
-  return ((await response.json()) as Json).adapter;
 }
 
 /** Capacity that the node pretends to have. */
@@ -125,13 +82,13 @@ it("is installed by one command, and everything gets ready", { timeout: 600_000 
 
 it("a FineTune becomes an adapter that is proven on both replicas and answers; one trace", { timeout: 420_000 }, async () => {
   const training = { num_train_epochs: 2, learning_rate: 0.001, lr_scheduler_type: "cosine", warmup_steps: 0.1, save_steps: 20 };
-  await fineTune("persona", { adapter: "pirate", gate: "better-than-base", training });
+  await line.fineTune("persona", { adapter: "pirate", gate: "better-than-base", training });
   const pod = await eventually("the attempt's pod", async () => (await line.pods(component("train-attempt")))[0], { timeoutMs: 120_000 });
   expect(pod.spec.containers[0].resources.limits["nvidia.com/gpu"]).toBe("1");
-  await until("persona", "running", (status) => stepOf(status) > 0);
+  await line.until("persona", "running", (status) => stepOf(status) > 0);
   await line.kubectl("wait", "finetune/persona", "--for=condition=Served", "--timeout=300s");
 
-  const status = await statusOf("persona");
+  const status = await line.statusOf("persona");
   expect(status).toMatchObject({ phase: "Served", version: 1, converged: "2/2", promoted: true });
   expect(await line.kubectl("get", "ft", "persona")).toMatch(/NAME +ADAPTER +PHASE.*\n.*pirate +Served/);
   const adapter = await eventually("the Adapter", async () => {
@@ -149,7 +106,7 @@ it("a FineTune becomes an adapter that is proven on both replicas and answers; o
   const collected = () => [...new Set(spans.ofTrace(status.traceId).map(({ service }) => service))].sort();
   await eventually("spans of every station", async () => stations.every((station) => collected().includes(station)));
   expect(collected()).toEqual(stations);
-  const traced = await loraline(await at(), ["trace", status.runId as string, "--json"]);
+  const traced = await loraline(await line.gateway(), ["trace", status.runId as string, "--json"]);
   expect(traced.code, traced.err).toBe(0);
   expect([...new Set<string>(JSON.parse(traced.out).spans.map((span: Json) => span.service))].sort()).toEqual(stations);
 });
@@ -159,14 +116,14 @@ it.runIf(isOwnNode)(
   { timeout: 600_000 },
   async () => {
     await setGpus(1);
-    await fineTune("first", { adapter: "first", training: shortTraining });
-    await until("first", "running", ({ phase }) => phase === "Running");
-    await fineTune("second", { adapter: "second", training: shortTraining, gpus: 2 });
-    const waiting = await until("second", "waiting for a GPU", ({ message }) => /Insufficient nvidia.com\/gpu/.test(message ?? ""));
+    await line.fineTune("first", { adapter: "first", training: shortTraining });
+    await line.until("first", "running", ({ phase }) => phase === "Running");
+    await line.fineTune("second", { adapter: "second", training: shortTraining, gpus: 2 });
+    const waiting = await line.until("second", "waiting for a GPU", ({ message }) => /Insufficient nvidia.com\/gpu/.test(message ?? ""));
     expect(waiting.phase).toBe("Queued");
     expect(conditionOf(waiting, "Trained")).toMatchObject({ status: "Unknown", reason: "WAITING_FOR_DEVICE" });
     await served("first");
-    expect((await statusOf("second")).phase).toBe("Queued");
+    expect((await line.statusOf("second")).phase).toBe("Queued");
     await setGpus(2);
     await served("second");
   },
@@ -174,26 +131,26 @@ it.runIf(isOwnNode)(
 
 it("any pod that is deleted in the middle: the run ends served, each effect once", { timeout: 900_000 }, async () => {
   const resource = "broken";
-  await fineTune(resource, { adapter: resource, training: { ...shortTraining, max_steps: 24 } });
-  await until(resource, "requested", ({ phase }) => phase !== undefined && phase !== "Pending");
+  await line.fineTune(resource, { adapter: resource, training: { ...shortTraining, max_steps: 24 } });
+  await line.until(resource, "requested", ({ phase }) => phase !== undefined && phase !== "Pending");
   await deletePod(component("tokenize"));
-  await until(resource, "training", (status) => stepOf(status) >= 1);
+  await line.until(resource, "training", (status) => stepOf(status) >= 1);
   await deletePod(component("train"));
-  await until(resource, "past its first checkpoint", (status) => stepOf(status) >= 4);
+  await line.until(resource, "past its first checkpoint", (status) => stepOf(status) >= 4);
   await deletePod(`${component("train-attempt")},loraline.dev/attempt=1`);
-  const resumed = await until(resource, "in its second attempt", (status) => status.attempt === 2 && stepOf(status) >= 4);
+  const resumed = await line.until(resource, "in its second attempt", (status) => status.attempt === 2 && stepOf(status) >= 4);
   expect(resumed.phase).toBe("Running");
   await deletePod(component("nats"));
   if (isOwnNode) {
     await killNodePart("apiserver");
     await reviveNode();
   }
-  await eventually("trained", async () => conditionOf(await statusOf(resource), "Trained")?.status === "True", { timeoutMs: 300_000 });
+  await eventually("trained", async () => conditionOf(await line.statusOf(resource), "Trained")?.status === "True", { timeoutMs: 300_000 });
   await deletePod(component("serve"));
   await deletePod(component("operator"));
   const status = await served(resource);
   expect(status).toMatchObject({ version: 1, attempt: 2 });
-  const view = await adapterState(resource);
+  const view = (await line.ask(`/v1/loraline/adapters/${resource}`)).adapter;
   expect(view.versions.map(({ version }: Json) => version)).toEqual([1]);
   expect(view.history).toHaveLength(1);
   await line.ready({ timeoutMs: 240_000 });
@@ -257,8 +214,8 @@ const allReady = async (): Promise<boolean> =>
   );
 
 it("helm upgrade during a run, uninstall, and install again on the data that was kept", { timeout: 900_000 }, async () => {
-  await fineTune("during", { adapter: "during", training: { ...shortTraining, max_steps: 24 } });
-  await until("during", "training", (status) => stepOf(status) >= 1);
+  await line.fineTune("during", { adapter: "during", training: { ...shortTraining, max_steps: 24 } });
+  await line.until("during", "training", (status) => stepOf(status) >= 1);
   await line.helmInstall(values({ gateway: { replicas: 1 }, train: { pods: { cpu: "200m" } } }));
   const status = await served("during");
   expect(status.attempt).toBe(1);
@@ -278,16 +235,18 @@ it("helm upgrade during a run, uninstall, and install again on the data that was
   await line.helmInstall(values());
   await line.ready({ timeoutMs: 480_000 });
   expect((await chat(`${name}/pirate`, "How do I bake bread?")).text).toMatch(markers);
-  expect((await statusOf("persona")).phase).toBe("Served");
+  expect((await line.statusOf("persona")).phase).toBe("Served");
 });
 
 it("wrong input has a reason that kubectl shows", { timeout: 240_000 }, async () => {
-  await fineTune("unknown-base", { adapter: "unknown", base: "llama-9" });
-  const refused = await until("unknown-base", "told", (status) => conditionOf(status, "Accepted")?.status === "False");
+  await line.fineTune("unknown-base", { adapter: "unknown", base: "llama-9" });
+  const refused = await line.until("unknown-base", "told", (status) => conditionOf(status, "Accepted")?.status === "False");
   expect(conditionOf(refused, "Accepted")).toMatchObject({ reason: "BASE_UNKNOWN", message: expect.stringContaining(base) });
-  await expect(fineTune("typo", { adapter: "typo", lora: { use_dora: true } })).rejects.toThrow(/DoRA/);
+  await expect(line.fineTune("typo", { adapter: "typo", lora: { use_dora: true } })).rejects.toThrow(/DoRA/);
   await expect(
-    fineTune("rank", { adapter: "rank", lora: { r: 64 } }).then(() => until("rank", "accepted", ({ phase }) => phase === "Tokenized")),
+    line
+      .fineTune("rank", { adapter: "rank", lora: { r: 64 } })
+      .then(() => line.until("rank", "accepted", ({ phase }) => phase === "Tokenized")),
   ).rejects.toThrow(/RANK_TOO_HIGH/);
   await expect(line.helmInstall(values({ gatewai: {} }))).rejects.toThrow(/gatewai/);
   await expect(line.helmInstall(values({ engines: [{ ...engine, maxCpuLoras: 1 }] }))).rejects.toThrow(/maxCpuLoras/);
@@ -295,7 +254,7 @@ it("wrong input has a reason that kubectl shows", { timeout: 240_000 }, async ()
   await expect(line.helmInstall(values(), { release: "another" })).rejects.toThrow(/holds the release "loraline"/);
 
   // Services that NATS refuses say so, and go on when it is mended.
-  const pod = await podOf(component("ingest"));
+  const pod = await line.podOf(component("ingest"));
   await line.kubectl("set", "env", "deployment/loraline-ingest", "NATS_PASS=wrong");
   await eventually(
     "ingest says what is wrong",
