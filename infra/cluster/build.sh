@@ -15,7 +15,7 @@ missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need etcd etcd-server; need openssl openssl
 if [ -z "$api_server" ]; then
-  need containerd containerd; need runc runc; need iptables iptables; need conntrack conntrack; need ip iproute2
+  need containerd containerd; need runc runc; need iptables iptables; need ipset ipset; need conntrack conntrack; need ip iproute2
   need pgrep procps; need sysctl procps
   [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
 fi
@@ -69,6 +69,8 @@ part untt v1.1.2 untt untt
 
 pause() { go build -ldflags '-s -w' -o "$out/pause" "$here/pause.go"; }
 part pause "$(sha256sum <"$here/pause.go" | cut -d' ' -f1)" pause pause
+# Enforces NetworkPolicies.
+part kube-router v2.1.0 kube-router install_ github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@v2.1.0
 part coredns v1.15.0 coredns install_ github.com/coredns/coredns@v1.15.0
 part nats-server v2.15.2 nats-server install_ github.com/nats-io/nats-server/v2@v2.15.2
 # JobSet's controller and, in jobset-chart/, the chart that installs it: from the same module, so that they fit each other.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One real node: etcd, kube-apiserver, controller-manager, scheduler, kubelet + containerd, kube-proxy, CoreDNS.
+# One real node: etcd, kube-apiserver, controller-manager, scheduler, kubelet + containerd, kube-proxy, kube-router for NetworkPolicies, CoreDNS.
 # usage: up.sh RUN_DIR [BIN_DIR]   ->   RUN_DIR/admin.conf is the kubeconfig. Needs root, and what build.sh installs.
 # Runs already: nothing is done. Half of it died: what is missing is started again.
 set -euo pipefail
@@ -17,7 +17,12 @@ done
 echo "$R" >$owner
 mkdir -p "$R/pki" "$R/cni" "$R/kubelet" "$R/img"
 ip link add cni0 type bridge 2>/dev/null || true
-ip addr add $IP/16 dev cni0 2>/dev/null || true; ip link set cni0 up; sysctl -qw net.ipv4.ip_forward=1
+ip addr add $IP/16 dev cni0 2>/dev/null || true; ip link set cni0 up
+# What pods of one node say to each other passes the bridge; without the second setting NetworkPolicies would not see it.
+modprobe -q br_netfilter 2>/dev/null || true
+[ -e "$R/sysctl.before" ] || sysctl net.ipv4.ip_forward net.bridge.bridge-nf-call-iptables >"$R/sysctl.before" 2>/dev/null ||
+  { rm "$R/sysctl.before"; fail "this kernel does not show a bridge's traffic to iptables (br_netfilter), so that NetworkPolicies would mean nothing."; }
+sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1
 # Docker on this machine lets nothing be forwarded but its own.
 for side in -i -o; do iptables -C FORWARD $side cni0 -j ACCEPT 2>/dev/null || iptables -I FORWARD $side cni0 -j ACCEPT; done
 cd "$R/pki"
@@ -134,6 +139,9 @@ start proxy $K kube-proxy --kubeconfig=admin.conf --proxy-mode=iptables --cluste
 start coredns $B/coredns -conf Corefile
 ready() { kubectl get node node1 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' | grep -qx True; }
 wait_for 120 "the node does not get ready" kubelet ready
+# It ends at once when the node is not known yet.
+start kube-router kube-router --kubeconfig=admin.conf --hostname-override=node1 --run-firewall=true --run-router=false --run-service-proxy=false --service-cluster-ip-range=10.0.0.0/24 --health-port=0
+wait_for 60 "NetworkPolicies are not enforced" kube-router iptables -n -L KUBE-ROUTER-FORWARD
 # Two pretended GPUs, so that GPU requests schedule: the scheduler and kubelet count them, nothing provides them. A kubelet that
 # starts anew takes them away; then they are given again.
 start kubelet.keeper "$here/pretend-gpus.sh" node1 2
