@@ -128,5 +128,5 @@ else
     ctr images label docker.io/loraline/services:dev "loraline.dev/images=$state" >/dev/null
   fi
 fi
-# Layers of earlier checkouts.
-find "$blobs" -type f | grep -v -e "$debian" -e "$node" -e "$modules" -e "$app" -e "$nats" -e "$jobset" | xargs -r rm -f
+# Layers of earlier checkouts. (grep ends with 1 where there are none.)
+find "$blobs" -type f | { grep -v -e "$debian" -e "$node" -e "$modules" -e "$app" -e "$nats" -e "$jobset" || true; } | xargs -r rm -f
