@@ -2,6 +2,7 @@
 import { execFileSync } from "node:child_process";
 import { open, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { setInterval } from "node:timers/promises";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import {
   base,
@@ -31,16 +32,33 @@ afterEach(async () => {
   await scratch[Symbol.asyncDispose]();
 });
 
-/** Takes every byte that is left. */
-async function fill(path: string): Promise<void> {
-  await using file = await open(path, "w");
-  for (let size = 1024 ** 2; size >= 1; size = Math.floor(size / 2)) {
-    try {
-      for (;;) await file.write(Buffer.alloc(size));
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
+/** Takes every byte that is left, and whatever others give back (a server that compacts its files does), until `release`. */
+async function fill(path: string): Promise<{ release(): Promise<void> }> {
+  const file = await open(path, "w");
+  const takeAll = async () => {
+    for (let size = 1024 ** 2; size >= 1; size = Math.floor(size / 2)) {
+      try {
+        for (;;) await file.write(Buffer.alloc(size));
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
+      }
     }
-  }
+  };
+  await takeAll();
+  const released = new AbortController();
+  const taking = (async () => {
+    for await (const _ of setInterval(20, undefined, { signal: released.signal })) await takeAll();
+  })().catch((error: unknown) => {
+    if (!released.signal.aborted) throw error;
+  });
+  return {
+    async release() {
+      released.abort();
+      await taking;
+      await file.close();
+      await rm(path);
+    },
+  };
 }
 
 // Mounting needs root. CI is root, and there a skipped test counts as failed.
@@ -50,14 +68,14 @@ it.skipIf(!isRoot)("is said, and survived", async () => {
   await using line = await startLineUnderTest(stateDir);
   const run = ["run", dataset, "--base", base, "--name", "later", "--no-follow"];
 
-  await fill(join(disk, "filler"));
+  const filler = await fill(join(disk, "filler"));
   const refused = await loraline(line, run);
   expect(refused).toMatchObject({ code: 1, out: "", err: expect.stringMatching(/^loraline: the disk is full .*Free space/) });
   expect(refused.err.trim().split("\n")).toHaveLength(1);
   await eventually("the terminal of the line says it, too", 30_000, () => line.news.find(({ kind }) => kind === "disk-full"));
   expect(await readdir(join(stateDir, "spool")), "nothing half-made").toEqual([]);
 
-  await rm(join(disk, "filler"));
+  await filler.release();
   const runId = await eventually("the line takes work again", 60_000, async () => {
     const { code, out } = await loraline(line, run);
     return code === 0 ? out.trim() : undefined;
