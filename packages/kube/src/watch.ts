@@ -54,19 +54,25 @@ export async function watch<T extends KubernetesObject>(kube: Kube, of: Resource
   while (!signal.aborted) {
     try {
       if (resourceVersion === undefined) await list();
+      const began = performance.now();
+      let heard = false;
       for await (const { type, object } of kube.events(of, { ...which, resourceVersion: resourceVersion ?? "", timeoutSeconds, signal })) {
         if (type !== "BOOKMARK") tell(object, type === "DELETED");
         resourceVersion = object.metadata?.resourceVersion ?? resourceVersion;
+        heard = true;
         failures = 0;
       }
+      // Asked again at once, it would be hundreds of requests a second.
+      if (!heard && performance.now() - began < 1000) throw new Error("the watch was ended at once, and told nothing");
+      failures = 0;
     } catch (error) {
       if (signal.aborted) return;
-      // 410: the server does not remember that far back.
+      failures++;
+      // 410: the server does not remember that far back. If not even what it just listed, it is given time.
       if (error instanceof KubeError && error.status === 410) {
         resourceVersion = undefined;
-        continue;
+        if (failures === 1) continue;
       }
-      failures++;
       const afterMs = Math.min(10_000, backoffMs(failures));
       log[failures % 10 === 0 ? "error" : "debug"]({ err: error, kind: of.kind, failures, afterMs }, "watch ended; it is taken up again");
       await sleep(afterMs, undefined, { signal }).catch(() => {});
