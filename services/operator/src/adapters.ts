@@ -15,7 +15,7 @@ import { type Command, decideAdapter, madeBy, tenantLabel } from "./decide-adapt
 import { tell } from "./kube-events.ts";
 import type { LineView } from "./line-view.ts";
 import { type Adapter, adapters } from "./resources.ts";
-import { createStatusWriter } from "./write-status.ts";
+import { createStatusWriter, isOlder } from "./write-status.ts";
 
 export interface AdaptersDeps {
   kube: Kube;
@@ -88,9 +88,10 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
       status.asked = { ...status.asked, [`${command.part}Seq`]: seq };
       log.info({ adapter: key, ...command, seq }, "asked for what the Adapter says");
     }
-    await tell(kube, adapters, object, milestones);
+    await tell(kube, adapters, object, milestones, log);
     const { written, afterMs } = await writer.write(object, status satisfies AdapterStatus);
-    if (written !== undefined && objects.get(key)?.metadata?.uid === uid) objects.set(key, written);
+    const known = objects.get(key);
+    if (written !== undefined && known !== undefined && !isOlder(written, known)) objects.set(key, written);
     if (afterMs !== undefined) queue.addAfter(key, afterMs);
     if (unanswered) queue.addAfter(key, lookAgainMs);
   };

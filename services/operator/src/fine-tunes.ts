@@ -19,7 +19,7 @@ import { idsOf } from "./ids.ts";
 import { tell } from "./kube-events.ts";
 import { judgeWanted, requestRun, type RequestRunDeps } from "./request-run.ts";
 import { type FineTune, fineTunes } from "./resources.ts";
-import { createStatusWriter } from "./write-status.ts";
+import { createStatusWriter, isOlder } from "./write-status.ts";
 
 export interface FineTunesDeps extends RequestRunDeps {
   kube: Kube;
@@ -102,9 +102,10 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       now: new Date().toISOString(),
     });
     // First the events: they have names that follow from what they tell, so telling them again is harmless, and forgetting them is not.
-    await tell(kube, fineTunes, object, milestones);
+    await tell(kube, fineTunes, object, milestones, log);
     const { written, afterMs } = await writer.write(object, status);
-    if (written !== undefined && objects.get(key)?.metadata?.uid === uid) objects.set(key, written);
+    const known = objects.get(key);
+    if (written !== undefined && known !== undefined && !isOlder(written, known)) objects.set(key, written);
     if (afterMs !== undefined) queue.addAfter(key, afterMs);
     if (isTrue(status.conditions, "Finished")) writer.forget(uid);
     letGo(ids.run);

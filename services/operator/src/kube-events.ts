@@ -1,6 +1,7 @@
 /** Events of Kubernetes: what `kubectl describe` and `kubectl get events` tell. */
 import type { KubernetesObject } from "@kubernetes/client-node";
 import { type Kube, KubeError, type Resource } from "@loraline/kube";
+import type { Log } from "@loraline/runtime";
 import type { Milestone } from "./conditions.ts";
 import { shortHash } from "./ids.ts";
 import { events, manager } from "./resources.ts";
@@ -8,8 +9,14 @@ import { events, manager } from "./resources.ts";
 /** Kubernetes' own limit on an Event's message. */
 const longest = 1024;
 
-/** Tells each milestone of an object once: an Event's name follows from what it tells. */
-export async function tell(kube: Kube, of: Resource, about: KubernetesObject, milestones: readonly Milestone[]): Promise<void> {
+/** What may pass; anything else that the server says to an Event it would say again. */
+const passing: ReadonlySet<number> = new Set([401, 408, 429]);
+
+/**
+ * Tells each milestone of an object once: an Event's name follows from what it tells. One that the cluster refuses, as by a quota on
+ * Events, is left untold: what it tells stands in the status too, which must not wait for it.
+ */
+export async function tell(kube: Kube, of: Resource, about: KubernetesObject, milestones: readonly Milestone[], log: Log): Promise<void> {
   const { namespace = "default", name = "", uid = "", resourceVersion } = about.metadata ?? {};
   const now = new Date();
   for (const { type, reason, message, key } of milestones) {
@@ -37,7 +44,8 @@ export async function tell(kube: Kube, of: Resource, about: KubernetesObject, mi
         count: 1,
       });
     } catch (error) {
-      if (!(error instanceof KubeError) || error.reason !== "AlreadyExists") throw error;
+      if (!(error instanceof KubeError) || error.status >= 500 || passing.has(error.status)) throw error;
+      if (error.reason !== "AlreadyExists") log.warn({ err: error, kind: of.kind, name, event: reason }, "event refused");
     }
   }
 }

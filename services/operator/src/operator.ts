@@ -52,7 +52,7 @@ export async function createOperator(deps: OperatorDeps): Promise<AsyncDisposabl
       onHeldBy(holder, lease) {
         const message = `operator ${holder} serves this namespace; ${identity} waits. One of them at a time acts.`;
         const milestone = { type: "Normal", reason: "HeldByAnother", message, key: `${holder} ${identity}` } as const;
-        tell(kube, leases, lease, [milestone]).catch((error: unknown) =>
+        tell(kube, leases, lease, [milestone], log).catch((error: unknown) =>
           log.warn({ err: error }, "the event about the lease was not written"),
         );
       },

@@ -53,6 +53,10 @@ export function createStatusWriter<S extends Status>(kube: Kube, of: Resource<Wi
   };
 }
 
+/** `written` answers a write: the watch may have told of an edit since, which counts. */
+export const isOlder = ({ metadata: written }: KubernetesObject, { metadata: known }: KubernetesObject): boolean =>
+  written?.uid !== known?.uid || (written?.generation ?? 0) < (known?.generation ?? 0);
+
 const isMilestone = (before: Status | undefined, next: Status): boolean => {
   const told = (status: Status | undefined) => status?.conditions?.map(({ type, status: value, reason }) => `${type} ${value} ${reason}`);
   return before?.phase !== next.phase || !isDeepStrictEqual(told(before), told(next));
