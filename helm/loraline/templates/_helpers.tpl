@@ -8,11 +8,11 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects the pods of a component. (list root component) */}}
+{{/* What selects the pods of a component. Names that a user chose are in quotes: "7" and "123e4" are numbers to YAML. (list root component) */}}
 {{- define "loraline.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: loraline
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
@@ -34,7 +34,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- $root := index . 0 -}}
 {{- $suffix := index . 2 -}}
 name: {{ include "loraline.fullname" $root }}{{ if $suffix }}-{{ $suffix }}{{ end }}
-namespace: {{ $root.Release.Namespace }}
+namespace: {{ $root.Release.Namespace | quote }}
 labels:
   {{- include "loraline.labels" (list $root (index . 1)) | nindent 2 }}
 {{- with $root.Values.commonAnnotations }}
