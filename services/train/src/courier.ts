@@ -165,6 +165,9 @@ async function runAttempt(attempt: Attempt): Promise<End> {
   return end;
 }
 
+/** Whether the trainer begins only when every node has come: another one may wait for a device, for as long as it takes. */
+const meets = ({ machine, spec }: TrainJob): boolean => machine.nodes > 1 && spec.import === undefined;
+
 /** Runs the trainer in its folder, once. */
 async function train(
   attempt: Attempt,
@@ -173,7 +176,6 @@ async function train(
   const { job, objects, outbox, log, work, stop } = attempt;
   const trainer = await startTrainer(attempt);
   attempt.trainer = trainer;
-  void outbox.send(runStarted, { attempt: job.attempt, job: job.jobName, resumedFromStep }, keyOf(attempt));
   const memoryBefore = await readCgroupMemory();
   const uploads = createCheckpointUploads({
     dir: join(work, "checkpoints"),
@@ -190,7 +192,9 @@ async function train(
     relay.line({ type: "warning", time: Date.now() / 1000, code: "RESUME_LOST", message: `training again from the start: ${resumeLost}` });
   }
 
-  const { exit, result, hangs } = await follow(attempt, trainer, relay);
+  const started = (): void => void outbox.send(runStarted, { attempt: job.attempt, job: job.jobName, resumedFromStep }, keyOf(attempt));
+  if (!meets(job)) started();
+  const { exit, result, hangs } = await follow(attempt, trainer, relay, meets(job) ? started : undefined);
   const tail = await tailOf(join(attempt.dir, "trainer.log"));
   const memory = await readCgroupMemory();
   const follower = (attempt.node ?? 0) > 0;
@@ -240,17 +244,23 @@ async function startTrainer(attempt: Attempt): Promise<GuardedChild> {
 
 const askedToCancel = async (bus: Bus, at: EventAddress): Promise<boolean> => (await bus.last(runCancelRequested, at)) !== undefined;
 
-/** Until the trainer has succeeded or ended. Not until it has ended: tearing Python down takes a while. */
+/**
+ * Until the trainer has succeeded or ended. Not until it has ended: tearing Python down takes a while.
+ *
+ * @param onBegun - nodes meet first: called when they have, and until then nothing hangs.
+ */
 async function follow(
   { work, log, node = 0, hangMs = defaultHangMs }: Attempt,
   trainer: GuardedChild,
   relay: Relay,
+  onBegun: (() => void) | undefined,
 ): Promise<{ exit: Exit | undefined; result: TrainerResult | undefined; hangs: string | undefined }> {
   const progressFile = join(work, "progress.jsonl");
   await using lines = followLines(progressFile);
   let exit: Exit | undefined;
   let hangs: string | undefined;
   let sign = { of: 0, at: performance.now() };
+  let meeting = onBegun !== undefined;
   let wake = (): void => {};
   const watcher = watch(work, () => wake());
   watcher.on("error", () => {}); // no more inotify watches to be had: then it is polled
@@ -270,13 +280,17 @@ async function follow(
       // In this order nothing is missed that was written before the end.
       const ended = exit;
       const result = await readJson(join(work, "result.json"), trainerResult);
-      for (const line of await lines.read()) relay.text(line);
-      if (ended !== undefined || result?.status === "succeeded") return { exit: ended, result, hangs };
       const touched = await stat(progressFile).then(
         ({ mtimeMs }) => mtimeMs,
         () => 0,
       );
-      if (touched !== sign.of) sign = { of: touched, at: performance.now() };
+      if (meeting && touched > 0) {
+        meeting = false;
+        onBegun?.();
+      }
+      for (const line of await lines.read()) relay.text(line);
+      if (ended !== undefined || result?.status === "succeeded") return { exit: ended, result, hangs };
+      if (meeting || touched !== sign.of) sign = { of: touched, at: performance.now() };
       // Only the first node has a sign to give; when that one gives the attempt up, the others are ended with it.
       if (node === 0 && hangs === undefined && performance.now() - sign.at > hangMs) {
         hangs = `the trainer gave no sign of life for ${Math.round(hangMs / 1000)} s (${relay.where()}) and was ended`;
@@ -476,7 +490,8 @@ async function conclude(attempt: Attempt, end: End): Promise<number> {
       await writeJson(join(dir, "outcome.json"), { code, message }).catch((error: unknown) =>
         log.error({ err: error }, "outcome not kept"),
       );
-      if (!cancelled && !(attempt.stopIsTold && code === "PREEMPTED")) {
+      // Of several nodes the controller sees which one ended first; the others only see that one is gone.
+      if (!cancelled && !(attempt.stopIsTold && (code === "PREEMPTED" || job.machine.nodes > 1))) {
         const step = uploads?.newestStep() ?? job.resume?.step ?? 0;
         await outbox.send(runPreempted, { attempt: job.attempt, step, code, message }, `attempt-${job.attempt}`);
       }

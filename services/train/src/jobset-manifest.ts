@@ -11,7 +11,6 @@ export interface JobSet extends KubernetesObject {
     ttlSecondsAfterFinished?: number;
     failurePolicy: { maxRestarts: number };
     network: { enableDNSHostnames: boolean; subdomain: string; publishNotReadyAddresses: boolean };
-    coordinator: { replicatedJob: string; jobIndex: number; podIndex: number };
     replicatedJobs: { name: string; replicas: number; template: { metadata: V1ObjectMeta; spec: V1JobSpec } }[];
   };
   status?: Holder["status"] & object;
@@ -35,7 +34,7 @@ export function jobSetManifest(job: Omit<TrainJob, "machine">, settings: TrainPo
       failurePolicy: { maxRestarts: 0 },
       // Known by name before they are ready: they look for each other in order to become so.
       network: { enableDNSHostnames: true, subdomain: job.jobName, publishNotReadyAddresses: true },
-      coordinator: { replicatedJob: replicated, jobIndex: 0, podIndex: 0 },
+      // No `coordinator`: JobSet makes a label of its name, which is too long for one with ours.
       replicatedJobs: [
         {
           name: replicated,

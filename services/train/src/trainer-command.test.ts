@@ -25,7 +25,7 @@ describe("the trainer's command", () => {
   it("several nodes meet at the first one", () => {
     const first = `train-${runId.toLowerCase()}-2-node-0-0.train-${runId.toLowerCase()}-2`;
     expect(argsOf({ nodes: 2, processes: 1 }, undefined, 1)).toContain(
-      `--nnodes 2 --node-rank 1 --master-addr ${first} --master-port 29500 --nproc-per-node 1`,
+      `--nnodes 2 --node-rank 1 --master-addr ${first} --master-port 29500 --rdzv-conf timeout=2592000 --nproc-per-node 1`,
     );
   });
   it("an import is one process's work, whatever it gets", () => {
