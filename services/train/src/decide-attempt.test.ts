@@ -108,9 +108,15 @@ describe("an attempt that waits says for what", () => {
     ],
     [
       "a GPU",
-      { pods: [unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu. preemption: none.")] },
+      {
+        pods: [
+          unschedulable(
+            "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.",
+          ),
+        ],
+      },
       "WAITING_FOR_DEVICE",
-      /no node has enough free nvidia.com\/gpu: 0\/1 nodes/,
+      /^no node has enough free nvidia.com\/gpu: 0\/1 nodes are available: 1 Insufficient nvidia.com\/gpu\.$/,
     ],
     ["memory", { pods: [unschedulable("0/1 nodes are available: 1 Insufficient memory.")] }, "UNSCHEDULABLE", /Insufficient memory/],
     ["a claim", { pods: [unschedulable('persistentvolumeclaim "bases" not found')] }, "VOLUME", /bases/],

@@ -192,7 +192,9 @@ function pendingPod(pod: V1Pod, warnings: AttemptObjects["warnings"]): AttemptPh
   return pending("STARTING", "the pod is starting");
 }
 
-function unschedulable(reason: string, message: string): Words {
+function unschedulable(reason: string, said: string): Words {
+  // What it tried beside that says nothing to whoever waits: `preemption: 0/3 nodes are available: …`.
+  const [message = ""] = said.split(/ (?:no new claims to deallocate, )?preemption: /);
   if (reason === "SchedulingGated") return ["SCHEDULING_GATED", "the pod waits until whoever gated its scheduling lets it go"];
   const gpu = /Insufficient ([\w.-]+\/[\w.-]*(?:gpu|mig)[\w-]*(?:\.[\w-]+)*)/i.exec(message)?.[1];
   if (gpu !== undefined) return ["WAITING_FOR_DEVICE", `no node has enough free ${gpu}: ${tidy(message)}`];
