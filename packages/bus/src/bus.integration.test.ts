@@ -1,12 +1,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { buckets, consumers, type EngineRecord, events } from "@loraline/contracts";
-import { createLog, createTelemetry, PermanentError, RetryLaterError, traceIdOf } from "@loraline/runtime";
+import { createLog, createTelemetry, PermanentError, RetryLaterError, traceIdOf, UnavailableError } from "@loraline/runtime";
 import { spawnNatsServer, test } from "@loraline/testkit";
-import { jetstreamManager } from "@nats-io/jetstream";
+import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { describe, expect } from "vitest";
-import { connectBus, createBus, ensureStreams } from "./index.ts";
+import { connectBus, createBus, ensureStreams, tellWaiting } from "./index.ts";
 
 const blob = { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 3 } as const;
 const silent = createLog({ service: "test", level: "silent" });
@@ -147,6 +147,88 @@ describe("consume", () => {
     await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
     await expect.poll(() => seen.length, { timeout: 15_000 }).toBe(maxDeliver * 2 + 4);
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+
+  test("a server that is away is waited for, however often; only other failures count, and the reason is told", async ({ nc, tenant }) => {
+    await ensureStreams(nc);
+    const bus = createBus({ nc, log: silent, telemetry, source: "test", longestWaitMs: 20 });
+    const at = newDataset(tenant);
+    const { maxDeliver } = consumers.ingestDatasetReceived;
+    const away = maxDeliver * 3;
+    const tries: number[] = [];
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async (received, context) => {
+          if (received.at.id !== at.id) return;
+          tries.push(context.tries);
+          if (context.deliveries <= away) throw new UnavailableError("STORE_UNAVAILABLE", "the object store does not answer (gone)");
+          if (context.deliveries < away + maxDeliver) throw new Error("something else");
+        },
+      },
+      onWait: async (received, reason) => tellWaiting(bus, events.datasetWaiting, received.at, { stage: "ingest", reason }),
+    });
+    await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    await expect
+      .poll(() => bus.last(events.datasetWaiting, at), { timeout: 5000 })
+      .toMatchObject({ data: { reason: { code: "STORE_UNAVAILABLE", message: "the object store does not answer (gone)" } } });
+    await expect.poll(() => tries.length, { timeout: 40_000 }).toBe(away + maxDeliver);
+    expect(tries.slice(away)).toEqual(Array.from({ length: maxDeliver }, (_, index) => index + 1));
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+    await expect.poll(() => bus.last(events.datasetWaiting, at)).toMatchObject({ data: { reason: null } });
+    expect(await bus.history([events.datasetWaiting], at), "told once each").toHaveLength(2);
+  });
+
+  test("a stream or bucket that does not answer makes the message wait, too", async ({ nc, tenant }) => {
+    await ensureStreams(nc);
+    const bus = createBus({ nc, log: silent, telemetry, source: "test", longestWaitMs: 20 });
+    const at = newDataset(tenant);
+    const { maxDeliver } = consumers.ingestDatasetReceived;
+    const reasons = new Set<string>();
+    let deliveries = 0;
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async (received, context) => {
+          if (received.at.id !== at.id) return;
+          ({ deliveries } = context);
+          if (deliveries > maxDeliver * 3) return;
+          // Nobody listens there.
+          if (deliveries % 2 === 0) await nc.request("nobody.listens", "", { timeout: 100 });
+          await nc.request(`$JS.API.STREAM.MSG.GET.${tenant}`, "{}", { timeout: 1 });
+          throw new DOMException("never reached", "TimeoutError");
+        },
+      },
+      onWait: async (_received, reason) => void reasons.add(reason === null ? "goes on" : reason.code),
+    });
+    await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    await expect.poll(() => deliveries, { timeout: 40_000 }).toBe(maxDeliver * 3 + 1);
+    await expect.poll(() => [...reasons].sort()).toEqual(["BUS_UNAVAILABLE", "goes on"]);
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+
+  test("a message that takes its process down each time is still buried, also when it had waited before", async ({ nc, tenant }) => {
+    await ensureStreams(nc);
+    const bus = createBus({ nc, log: silent, telemetry, source: "test", longestWaitMs: 20 });
+    const at = newDataset(tenant);
+    const { durable, stream, maxDeliver } = consumers.ingestDatasetReceived;
+    const { seq } = await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    // What such processes leave behind: deliveries that nothing was said to. Three of them had put it off before they died.
+    await (await bus.bucket(buckets.waited)).put(`${durable}.${seq}`, { deliveries: 3, away: 3 });
+    const consumer = await jetstream(nc).consumers.get(stream.name, durable);
+    for (let deliveries = 0; deliveries < maxDeliver * 2 + 3;) {
+      const message = await consumer.next({ expires: 2000 });
+      if (message?.seq === seq) deliveries = message.info.deliveryCount;
+      if (message?.seq === seq) message.nak();
+      else message?.ack();
+    }
+    let handled = 0;
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: { "dataset.received.v1": async (received) => void (handled += received.at.id === at.id ? 1 : 0) },
+    });
+    await expect.poll(() => bus.deadLetters.list(tenant), { timeout: 10_000 }).toMatchObject([{ code: "MAX_DELIVERIES" }]);
+    expect(handled).toBe(0);
   });
 
   test("buries what can never work, tells who waits for it, and redrives it on request", async ({ nc, tenant }) => {

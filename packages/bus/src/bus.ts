@@ -9,7 +9,7 @@ import {
   streamOf,
   subjectFor,
 } from "@loraline/contracts";
-import { type Log, PermanentError, type Telemetry } from "@loraline/runtime";
+import { type Log, PermanentError, type Telemetry, UnavailableError } from "@loraline/runtime";
 import { jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import type { z } from "zod";
@@ -64,9 +64,11 @@ export interface BusDeps {
   telemetry: Telemetry;
   /** Name of the service, for `ce-source`. */
   source: string;
+  /** Longest pause before a message that waits for a server is tried again. Default 30 s. */
+  longestWaitMs?: number;
 }
 
-export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
+export function createBus({ nc, log, telemetry, source, longestWaitMs = 30_000 }: BusDeps): Bus {
   const js = jetstream(nc);
   const bus: Bus = {
     async publish(event, at, data, options = {}) {
@@ -75,7 +77,7 @@ export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
       const ack = await js.publish(sealed.subject, sealed.body, { headers: sealed.headers, msgID: sealed.id, retries: 3 });
       return { seq: ack.seq, duplicate: ack.duplicate };
     },
-    consume: (options) => consume({ nc, log, telemetry }, options),
+    consume: (options) => consume({ nc, log, telemetry, longestWaitMs }, options),
     bucket: (def) => openBucket(nc, def, log),
     async last<E extends EventDef>(event: E, at: EventAddress) {
       const message = await (await jetstreamManager(nc)).streams.getMessage(streamOf(event).name, { last_by_subj: subjectFor(event, at) });
@@ -106,7 +108,12 @@ export function createBus({ nc, log, telemetry, source }: BusDeps): Bus {
           read += 1;
           if (read >= pending) break;
         }
-        if (read < pending) throw new Error(`history of ${at.tenant}/${at.id}: only ${read} of ${pending} events could be read`);
+        if (read < pending) {
+          throw new UnavailableError(
+            "BUS_UNAVAILABLE",
+            `NATS gave only ${read} of the ${pending} events of ${at.tenant}/${at.id} that it has`,
+          );
+        }
       } finally {
         // Left alone it would stay for minutes, and a stream holds only so many.
         await consumer.delete().catch((error: unknown) => log.debug({ err: error }, "history: consumer not removed"));

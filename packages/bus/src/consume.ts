@@ -1,6 +1,15 @@
 /** Pull consumer with bounded concurrency, heartbeats, the disposition table and dead letters. */
 import { buckets, type ConsumerDef, parseSubject, type waitedState } from "@loraline/contracts";
-import { dispositionOf, type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
+import {
+  backoffMs,
+  dispositionOf,
+  type Log,
+  natsOutage,
+  PermanentError,
+  RetryLaterError,
+  type Telemetry,
+  UnavailableError,
+} from "@loraline/runtime";
 import { type Consumer, jetstream, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { buryLetter } from "./dead-letters.ts";
@@ -8,11 +17,15 @@ import type { z } from "zod";
 import { open, type Received } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
 
+type Waited = z.output<typeof waitedState>;
+
 export interface HandlerContext {
   log: Log;
   /** Aborted when the process shuts down; the message is then delivered again. */
   signal: AbortSignal;
   deliveries: number;
+  /** Deliveries that tell something about the message: without those that ended because a server was away. */
+  tries: number;
 }
 
 type EventsOf<C extends ConsumerDef> = C["events"][number];
@@ -37,14 +50,28 @@ export interface ConsumeOptions<C extends ConsumerDef> {
     message: string;
     param: string | null;
   }) => Promise<void>;
+  /**
+   * Called when a message is put off because a server is away, and with null when it goes on, so that whoever waits for the entity
+   * learns why. It may fail: the message waits all the same.
+   */
+  onWait?: (received: Received<EventsOf<NoInfer<C>>>, reason: WaitReason | null) => Promise<void>;
+  /** Whether what messages were put off for is still away, as far as is known. Absent: nobody knows before a handler ends. */
+  isAway?: () => boolean;
   /** false: no span per message (projections). */
   traced?: boolean;
+}
+
+export interface WaitReason {
+  code: string;
+  message: string;
 }
 
 export interface ConsumeDeps {
   nc: NatsConnection;
   log: Log;
   telemetry: Telemetry;
+  /** Longest pause before a message that waits for a server is tried again. */
+  longestWaitMs: number;
 }
 
 /** A pull waits this long for a message; also how long stopping may have to wait. */
@@ -58,6 +85,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   try {
     consumer = await js.consumers.get(def.stream.name, def.durable);
   } catch (error) {
+    if (natsOutage(error) !== undefined) throw error;
     throw new PermanentError(
       "STREAMS_MISSING",
       `consumer ${def.durable} of stream ${def.stream.name} is not there: ${(error as Error).message}. Run \`loraline ensure-streams\` against this NATS first.`,
@@ -103,7 +131,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
 }
 
 async function settle<C extends ConsumerDef>(
-  deps: ConsumeDeps & { waited: KvBucket<z.output<typeof waitedState>> },
+  deps: ConsumeDeps & { waited: KvBucket<Waited> },
   options: ConsumeOptions<C>,
   message: JsMsg,
   log: Log,
@@ -112,64 +140,100 @@ async function settle<C extends ConsumerDef>(
   const { consumer: def, onDeadLetter, traced = true } = options;
   const deliveries = message.info.deliveryCount;
   const key = `${def.durable}.${message.seq}`;
-  let waits = 0;
+  let waits: Waited | undefined = deliveries > 1 ? undefined : { deliveries: 0, away: 0 };
   /** Before the nak: dying in between then counts as waiting, which costs a delivery and loses nothing. */
-  const putOff = async (afterMs?: number): Promise<void> => {
-    await deps.waited.put(key, { deliveries: waits + 1 }).catch((error: unknown) => log.debug({ err: error, key }, "wait not counted"));
+  const putOff = async (afterMs: number | undefined, away: 0 | 1): Promise<void> => {
+    // What could not be read is not overwritten.
+    if (waits !== undefined) {
+      const now = { deliveries: waits.deliveries + 1, away: waits.away + away };
+      await deps.waited.put(key, now).catch((error: unknown) => log.debug({ err: error, key }, "wait not counted"));
+    }
     message.nak(afterMs);
   };
-  const heartbeat = setInterval(() => message.working(), def.ackWaitMs / 3);
+  let received: Received<EventsOf<C>> | undefined;
+  /** Whether it was told that this message waits. */
+  let toldWaiting = false;
+  const tell = async (reason: WaitReason | null): Promise<void> => {
+    if (received === undefined || options.onWait === undefined) return;
+    toldWaiting = reason !== null;
+    await options.onWait(received, reason).catch((error: unknown) => log.warn({ err: error, reason }, "nobody could be told of the wait"));
+  };
+  const heartbeat = setInterval(() => {
+    message.working();
+    if (toldWaiting && options.isAway?.() === false) void tell(null);
+  }, def.ackWaitMs / 3);
   try {
-    if (deliveries > 1) waits = (await deps.waited.get(key))?.value.deliveries ?? 0;
+    waits ??= (await deps.waited.get(key))?.value ?? { deliveries: 0, away: 0 };
     // A handler that takes its process down never throws here; the count is what tells.
-    if (deliveries - waits > def.maxDeliver * 2) {
+    if (deliveries - waits.deliveries > def.maxDeliver * 2) {
       throw new PermanentError(
         "MAX_DELIVERIES",
-        `delivered ${deliveries - waits} times without an answer; the handler may be crashing its process`,
+        `delivered ${deliveries - waits.deliveries} times without an answer; the handler may be crashing its process`,
       );
     }
-    const received = open({
+    // `open` checked the payload against the schema of its own type, so the handler of that type may have it.
+    received = open({
       subject: message.subject,
       headers: message.headers,
       data: message.data,
       seq: message.seq,
       storedAt: new Date(Number(message.info.timestampNanos / 1_000_000)).toISOString(),
     });
-    // `open` checked the payload against the schema of its own type, so the handler of that type may have it.
-    const handlers = options.handlers as unknown as Record<string, (received: Received, context: HandlerContext) => Promise<void>>;
-    const handler = handlers[received.type];
-    if (handler === undefined) throw new PermanentError("NO_HANDLER", `${def.durable} has no handler for ${received.type}`);
-    const context = { log: log.child({ [`${received.event.noun}Id`]: received.at.id, tenant: received.at.tenant }), signal, deliveries };
+    const { type, event, at, trace, id } = received;
+    toldWaiting = waits.away > 0;
+    const handlers = options.handlers as unknown as Record<
+      string,
+      (received: Received<EventsOf<C>>, context: HandlerContext) => Promise<void>
+    >;
+    const handler = handlers[type];
+    if (handler === undefined) throw new PermanentError("NO_HANDLER", `${def.durable} has no handler for ${type}`);
+    const context = {
+      log: log.child({ [`${event.noun}Id`]: at.id, tenant: at.tenant }),
+      signal,
+      deliveries,
+      tries: deliveries - waits.away,
+    };
+    const handle = handler.bind(undefined, received, context);
     if (traced) {
       await deps.telemetry.span(
-        `process ${received.type}`,
+        `process ${type}`,
         {
           kind: "consumer",
-          parent: received.trace,
+          parent: trace,
           attributes: {
             "messaging.system": "nats",
             "messaging.destination.name": message.subject,
-            "messaging.message.id": received.id,
+            "messaging.message.id": id,
             "messaging.consumer.group.name": def.durable,
-            "loraline.tenant": received.at.tenant,
+            "loraline.tenant": at.tenant,
             "loraline.deliveries": deliveries,
           },
         },
-        () => handler(received, context),
+        handle,
       );
     } else {
-      await handler(received, context);
+      await handle();
     }
+    if (toldWaiting) await tell(null);
     message.ack();
-  } catch (error) {
-    if (signal.aborted && !(error instanceof PermanentError)) {
-      await putOff();
+  } catch (thrown) {
+    if (signal.aborted && !(thrown instanceof PermanentError)) {
+      await putOff(undefined, 0);
       return;
     }
-    const disposition = dispositionOf(error, { deliveries: deliveries - waits, maxDeliver: def.maxDeliver });
+    const error = asUnavailable(thrown);
+    if (error instanceof UnavailableError) {
+      const afterMs = Math.min(deps.longestWaitMs, backoffMs((waits?.away ?? 0) + 1));
+      const { code, message: why } = error;
+      log.warn({ err: thrown, subject: message.subject, deliveries, afterMs, code }, `waiting: ${why}`);
+      await tell({ code, message: why });
+      await putOff(afterMs, 1);
+      return;
+    }
+    const disposition = dispositionOf(error, { deliveries: deliveries - (waits?.deliveries ?? 0), maxDeliver: def.maxDeliver });
     if (disposition.kind === "retry") {
       log.warn({ err: error, subject: message.subject, deliveries, afterMs: disposition.afterMs }, "will be delivered again");
-      if (error instanceof RetryLaterError) await putOff(disposition.afterMs);
+      if (error instanceof RetryLaterError) await putOff(disposition.afterMs, 0);
       else message.nak(disposition.afterMs);
       return;
     }
@@ -193,4 +257,11 @@ async function settle<C extends ConsumerDef>(
   } finally {
     clearInterval(heartbeat);
   }
+}
+
+/** NATS itself may be what is away, or only a stream of it that has no leader. */
+function asUnavailable(error: unknown): unknown {
+  if (error instanceof PermanentError || error instanceof RetryLaterError) return error;
+  const why = natsOutage(error);
+  return why === undefined ? error : new UnavailableError("BUS_UNAVAILABLE", `NATS does not answer (${why})`, { cause: error });
 }

@@ -1,6 +1,6 @@
 /** Typed KV buckets with compare-and-set. */
 import { type BucketDef, problemsOf } from "@loraline/contracts";
-import { type Log, PermanentError } from "@loraline/runtime";
+import { type Log, natsOutage, PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
 import { DeliverPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { Kvm, type KV } from "@nats-io/kv";
@@ -48,6 +48,8 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     kv = await new Kvm(nc).open(def.name);
     await kv.status();
   } catch (error) {
+    // Not known to be missing.
+    if (natsOutage(error) !== undefined) throw error;
     throw new PermanentError(
       "BUCKET_MISSING",
       `KV bucket "${def.name}" is not there: ${(error as Error).message}. Run \`loraline ensure-streams\` against this NATS first.`,

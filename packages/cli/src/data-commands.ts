@@ -166,7 +166,7 @@ export function addDataCommands(program: Command, data: Command, { root, termina
           one.filename,
           String(one.records ?? "-"),
           String(one.rejections ?? "-"),
-          one.error?.message ?? "",
+          one.error?.message ?? (one.waiting === null ? "" : `waiting: ${one.waiting.message}`),
         ]);
         for (const text of table([["DATASET", "STATUS", "FILE", "RECORDS", "REJECTED", ""], ...rows])) writeLine(out, text);
       }

@@ -52,13 +52,14 @@ const waitFor = (ms: number, signal: AbortSignal): Promise<void> =>
 /** What the run is doing, in a few words. */
 export function doing(run: RunState): string {
   const { phase, progress, queue, attempt } = run;
+  if (queue !== null) return `waiting: ${queue.message}`;
   switch (phase) {
     case "requested":
       return run.spec.import === undefined ? "reading and tokenizing" : "judging the adapter";
     case "tokenized":
       return "starting the trainer";
     case "queued":
-      return queue === null ? "waiting" : `waiting: ${queue.message}`;
+      return "waiting";
     case "running":
       return progress === null || progress.attempt < attempt ? "starting the trainer" : (trainerWords[progress.phase] ?? progress.phase);
     case "trained":

@@ -12,6 +12,12 @@ const actor = z.string().max(200).nullish().describe("Who asked, for the audit t
 const note = z.string().nullish().describe("What the gate was asked to judge and could not.");
 const version = z.int().min(1).describe("Version of the adapter: 1, 2, 3…");
 
+/** Nothing is wrong with what the user gave: a server is away, or refuses whoever runs the line. */
+const waiting = z.object({
+  stage: z.enum(["ingest", "tokenize", "train", "serve"]),
+  reason: z.object({ code: z.string(), message: z.string() }).nullable().describe("null: it goes on."),
+});
+
 /* dataset */
 
 export const datasetImportRequested = defineEvent(
@@ -55,6 +61,7 @@ export const datasetRejected = defineEvent(
   "Nothing in the dataset can be trained on",
   problem.extend({ report: blobRef.nullish(), rejections: z.int().nonnegative() }),
 );
+export const datasetWaiting = defineEvent("dataset.waiting.v1", "The dataset waits for a server of the line, or goes on", waiting);
 export const datasetDeleted = defineEvent("dataset.deleted.v1", "A user deleted the upload", z.object({ by: actor }));
 
 /* run */
@@ -71,6 +78,7 @@ export const runQueued = defineEvent(
   "The attempt waits for a device",
   z.object({ attempt: z.int().min(1), reason: z.string(), message: z.string() }),
 );
+export const runWaiting = defineEvent("run.waiting.v1", "The run waits for a server of the line, or goes on", waiting);
 export const runStarted = defineEvent(
   "run.started.v1",
   "An attempt's courier is running",
@@ -247,11 +255,13 @@ export const events = {
   datasetReceived,
   datasetIngested,
   datasetRejected,
+  datasetWaiting,
   datasetDeleted,
   runRequested,
   runRejected,
   runTokenized,
   runQueued,
+  runWaiting,
   runStarted,
   runProgress,
   runCheckpointed,

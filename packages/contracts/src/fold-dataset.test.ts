@@ -44,6 +44,14 @@ describe("an imported dataset", () => {
     expect(fold(asked(1), rejected(2))).toMatchObject({ status: "rejected", blob: null, error: { code: "FETCH_REFUSED" } });
   });
 
+  it("says what it waits for, until it goes on or is settled", () => {
+    const reason = { code: "STORE_REFUSED", message: "Access Denied" };
+    const waits = (seq: number, why: object | null) => seen(seq, "dataset.waiting.v1", { stage: "ingest", reason: why });
+    expect(fold(asked(1), waits(2, reason))).toMatchObject({ status: "importing", waiting: reason });
+    expect(fold(asked(1), waits(2, reason), fetched(3), waits(4, null))).toMatchObject({ status: "received", waiting: null });
+    expect(fold(asked(1), waits(2, reason), rejected(3), waits(4, reason))).toMatchObject({ status: "rejected", waiting: null });
+  });
+
   it("is the same whatever comes twice or late", () => {
     const once = fold(asked(1), fetched(2));
     expect(fold(asked(1), fetched(2), asked(1), fetched(2))).toEqual(once);

@@ -1,6 +1,13 @@
 /** Pure fold of dataset events into what KV `datasets` holds. */
 import type { EventAddress, EventData } from "./define-event.ts";
-import type { datasetDeleted, datasetImportRequested, datasetIngested, datasetReceived, datasetRejected } from "./events.ts";
+import type {
+  datasetDeleted,
+  datasetImportRequested,
+  datasetIngested,
+  datasetReceived,
+  datasetRejected,
+  datasetWaiting,
+} from "./events.ts";
 import type { ImportSource } from "./import-source.ts";
 import type { DatasetState } from "./state.ts";
 
@@ -18,6 +25,7 @@ export type DatasetEvent =
   | Seen<"dataset.received.v1", EventData<typeof datasetReceived>>
   | Seen<"dataset.ingested.v1", EventData<typeof datasetIngested>>
   | Seen<"dataset.rejected.v1", EventData<typeof datasetRejected>>
+  | Seen<"dataset.waiting.v1", EventData<typeof datasetWaiting>>
   | Seen<"dataset.deleted.v1", EventData<typeof datasetDeleted>>;
 
 /** Folding an event twice, or an old one after a newer one, changes nothing. */
@@ -42,6 +50,7 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
       records: null,
       rejections: null,
       error: null,
+      waiting: null,
       trace: event.trace,
       seq: event.seq,
     };
@@ -66,6 +75,7 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
         records: event.data.records,
         rejections: event.data.rejections,
         error: null,
+        waiting: null,
       };
     case "dataset.rejected.v1": {
       const { code, message, param } = event.data;
@@ -77,10 +87,14 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
         records: 0,
         rejections: event.data.rejections,
         error: { code, message, param },
+        waiting: null,
       };
     }
+    case "dataset.waiting.v1":
+      // Told late, it means nothing any more.
+      return state.settledAt === null ? { ...next, waiting: event.data.reason } : next;
     case "dataset.deleted.v1":
-      return { ...next, status: "deleted" };
+      return { ...next, status: "deleted", waiting: null };
   }
 }
 

@@ -58,6 +58,23 @@ test("a cancel wish is remembered; the first end wins", () => {
   expect(state).toMatchObject({ cancelRequested: true, phase: "cancelled", error: null });
 });
 
+test("what a run waits for shows in any phase, until it goes on; told late, it means nothing", () => {
+  const waiting = (seq: number, stage: string, reason: object | null = { code: "STORE_UNAVAILABLE", message: "away" }) =>
+    event("run.waiting.v1", seq, { stage, reason });
+  const queue = { reason: "STORE_UNAVAILABLE", message: "away" };
+  const requested = [event("run.requested.v1", 1), waiting(2, "tokenize")];
+  expect(fold(...requested)).toMatchObject({ phase: "requested", queue });
+  expect(fold(...requested, waiting(3, "tokenize", null)).queue).toBeNull();
+  const tokenized = [...requested, event("run.tokenized.v1", 3)];
+  expect(fold(...tokenized)).toMatchObject({ phase: "tokenized", queue: null });
+  expect(fold(...tokenized, waiting(4, "tokenize")).queue, "another replica's, too late").toBeNull();
+  expect(fold(...tokenized, event("run.started.v1", 4), waiting(5, "train"))).toMatchObject({ phase: "running", queue });
+  const trained = [...tokenized, event("run.trained.v1", 4), waiting(5, "serve")];
+  expect(fold(...trained)).toMatchObject({ phase: "trained", queue });
+  expect(fold(...trained, event("run.served.v1", 6))).toMatchObject({ phase: "served", queue: null });
+  expect(fold(...trained, event("run.cancelled.v1", 6), waiting(7, "serve"))).toMatchObject({ phase: "cancelled", queue: null });
+});
+
 test("progress from an older attempt, or out of order, never takes a run back", () => {
   const running = fold(event("run.requested.v1", 1), event("run.tokenized.v1", 2), event("run.started.v1", 3));
   const later = foldRun(running, event("run.progress.v1", 9, { attempt: 2, step: 30 }))!;
@@ -71,6 +88,7 @@ const types = [
   "run.rejected.v1",
   "run.tokenized.v1",
   "run.queued.v1",
+  "run.waiting.v1",
   "run.started.v1",
   "run.progress.v1",
   "run.checkpointed.v1",

@@ -29,6 +29,15 @@ const order: readonly RunPhase[] = ["requested", "tokenized", "queued", "running
 /** A redelivered older event must not take a run back. */
 const atLeast = (now: RunPhase, next: RunPhase): RunPhase => (order.indexOf(next) > order.indexOf(now) ? next : now);
 
+/** In whose hands a run is. */
+const stageOf: Partial<Record<RunPhase, "tokenize" | "train" | "serve">> = {
+  requested: "tokenize",
+  tokenized: "train",
+  queued: "train",
+  running: "train",
+  trained: "serve",
+};
+
 /** Folding an event twice, or an old one after a newer one, changes nothing. */
 export function foldRun(state: RunState | undefined, event: RunEvent): RunState | undefined {
   if (state === undefined) return event.type === "run.requested.v1" ? initial(event) : undefined;
@@ -48,6 +57,7 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
       return {
         ...next,
         phase: atLeast(state.phase, "tokenized"),
+        queue: state.phase === "requested" ? null : state.queue,
         trace: event.trace ?? state.trace,
         tokens: { ...event.data, at: event.time },
       };
@@ -57,6 +67,11 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
         phase: state.phase === "trained" ? state.phase : "queued",
         queue: { reason: event.data.reason, message: event.data.message },
       };
+    case "run.waiting.v1": {
+      const { stage, reason } = event.data;
+      if (stageOf[state.phase] !== stage) return next; // told late, it means nothing any more
+      return { ...next, queue: reason === null ? null : { reason: reason.code, message: reason.message } };
+    }
     case "run.started.v1":
       return {
         ...next,

@@ -51,7 +51,7 @@ const needs = {
     deadLetters: "redrive",
   },
   ingest: {
-    says: [e.datasetReceived, e.datasetIngested, e.datasetRejected],
+    says: [e.datasetReceived, e.datasetIngested, e.datasetRejected, e.datasetWaiting],
     consumes: [consumers.ingestDatasetReceived, consumers.ingestDatasetImportRequested],
     looksBack: [streams.DATASETS],
     reads: [buckets.cache],
@@ -59,7 +59,7 @@ const needs = {
     objects: "write",
   },
   tokenize: {
-    says: [e.runTokenized, e.runRejected, e.chunkRequested],
+    says: [e.runTokenized, e.runRejected, e.runWaiting, e.chunkRequested],
     consumes: [consumers.tokenizeRunRequested, consumers.tokenizeChunkRequested],
     looksBack: [streams.DATASETS, streams.RUNS, streams.CHUNKS],
     reads: [buckets.engines, buckets.cache, buckets.runs],
@@ -73,13 +73,14 @@ const needs = {
     reads: [buckets.runs],
   },
   courier: {
-    says: [e.runStarted, e.runProgress, e.runCheckpointed, e.runPreempted, e.runTrained, e.runFailed, e.runCancelled],
+    says: [e.runStarted, e.runWaiting, e.runProgress, e.runCheckpointed, e.runPreempted, e.runTrained, e.runFailed, e.runCancelled],
     looksBack: [streams.RUNS],
     objects: "write",
   },
   serve: {
     says: [
       e.runServed,
+      e.runWaiting,
       e.runFailed,
       e.runCancelled,
       e.adapterAccepted,

@@ -27,6 +27,11 @@ export const datasetState = z.object({
   records: z.int().nullable(),
   rejections: z.int().nullable(),
   error: problem.nullable(),
+  waiting: z
+    .object({ code: z.string(), message: z.string() })
+    .nullable()
+    .default(null)
+    .describe("What it waits for: a server that is away, or refuses whoever runs the line."),
   trace: traceparent.nullable().describe("Trace context of the upload."),
   seq: z.int().describe("Last stream sequence folded in; makes folding twice harmless."),
 });
@@ -57,7 +62,7 @@ export const runState = z.object({
   cancelRequested: z.boolean(),
   attempt: z.int().describe("Newest attempt that started; 0 before the first."),
   lostAttempts: z.int().describe("Attempts that ended without a result."),
-  queue: z.object({ reason: z.string(), message: z.string() }).nullable(),
+  queue: z.object({ reason: z.string(), message: z.string() }).nullable().describe("What it waits for, in any phase."),
   tokens: z.object({ manifest: blobRef, totals: tokenTotals, packed: z.boolean(), cacheHit: z.boolean(), at: isoTime }).nullable(),
   progress: z
     .object({

@@ -233,7 +233,10 @@ export const apiKeyRecord = z.object({
 });
 
 /** Deliveries of a message that ended in order although it was not done: they do not count towards giving it up. */
-export const waitedState = z.object({ deliveries: z.int().min(1) });
+export const waitedState = z.object({
+  deliveries: z.int().min(1),
+  away: z.int().min(0).default(0).describe("Those of them that were put off because a server was away."),
+});
 
 export const buckets = {
   runs: { name: "runs", description: "Fold of run events; key <tenant>.<runId>", value: runState, ttlMs: 0 },

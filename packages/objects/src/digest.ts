@@ -37,6 +37,20 @@ export async function digestOfFile(path: string): Promise<Digest> {
   return `sha256:${hash.digest("hex")}`;
 }
 
+/** Bytes on their way, and what made them stop: whoever sends them has to tell a failing source from a failing store. */
+export function noting(source: AsyncIterable<Uint8Array>): { bytes: AsyncGenerator<Uint8Array>; failure: { error: unknown } | undefined } {
+  const noted: ReturnType<typeof noting> = { bytes: pass(), failure: undefined };
+  async function* pass(): AsyncGenerator<Uint8Array> {
+    try {
+      yield* source;
+    } catch (error) {
+      noted.failure = { error };
+      throw error;
+    }
+  }
+  return noted;
+}
+
 /** A source whose digest is known, and that can be streamed once. */
 export interface Prepared extends AsyncDisposable {
   readonly digest: Digest;

@@ -5,3 +5,4 @@ export { type BlobSource, objectKey, type Objects } from "./objects.ts";
 export { objectsEnv, objectsFromEnv } from "./objects-from-env.ts";
 export { createS3Objects, type S3ObjectsOptions } from "./s3.ts";
 export { getBytes, getJson, getToFile, putJson } from "./whole-blobs.ts";
+export { type StoreState, watchedObjects } from "./watched-objects.ts";

@@ -1,6 +1,6 @@
 /** Blobs in a JetStream Object Store: the default, because NATS is there already. */
 import type { BlobKind, BlobRef } from "@loraline/contracts";
-import { PermanentError } from "@loraline/runtime";
+import { causesOf, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
 import {
   jetstream,
   JetStreamApiCodes,
@@ -12,13 +12,11 @@ import {
 } from "@nats-io/jetstream";
 import { type ObjectInfo, type ObjectStore, Objm, setSha256Backend } from "@nats-io/obj";
 import type { NatsConnection } from "@nats-io/transport-node";
-import { prepare, verified } from "./digest.ts";
-import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeFull } from "./objects.ts";
+import { noting, prepare, verified } from "./digest.ts";
+import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, storeFull, storeRefuses } from "./objects.ts";
 
 /** Larger than the default of 128 KiB: three times the throughput, and still below NATS' default of 1 MiB a message. */
 const chunkBytes = 512 * 1024;
-/** For each request, so that one lost in a restart of the server is tried again soon; a chunk takes milliseconds. */
-const timeoutMs = 10_000;
 
 export interface JetStreamObjectsOptions {
   /** Name of the object store. Default `objects`. */
@@ -29,12 +27,14 @@ export interface JetStreamObjectsOptions {
   maxBytes?: number | undefined;
   /** Where streams of unknown digest are spooled. Default: the system's temporary directory. */
   spoolDir?: string | undefined;
+  /** For each request, so that one lost in a restart of the server is tried again soon; a chunk takes milliseconds. Default 10 s. */
+  timeoutMs?: number | undefined;
 }
 
 /** Opens the store, creating it if it does not exist. The connection stays the caller's. */
 export async function createJetStreamObjects(nc: NatsConnection, options: JetStreamObjectsOptions = {}): Promise<Objects> {
   setSha256Backend("native");
-  const { bucket = "objects", replicas, maxBytes, spoolDir } = options;
+  const { bucket = "objects", replicas, maxBytes, spoolDir, timeoutMs = 10_000 } = options;
   const objm = new Objm(jetstream(nc, { timeout: timeoutMs }));
   const jsm = await jetstreamManager(nc, { timeout: timeoutMs });
   // Looked at first: not everybody who may use it may create it.
@@ -55,30 +55,38 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
           ...(maxBytes === undefined ? {} : { max_bytes: maxBytes }),
         });
 
+  const where = `store "${bucket}" in NATS`;
+  const ask = <T>(asking: Promise<T>): Promise<T> =>
+    asking.catch((error: unknown) => {
+      throw explainNats(error, where);
+    });
   const find = async (key: string): Promise<ObjectInfo | undefined> => {
-    const info = await store.info(key);
+    const info = await ask(store.info(key));
     return info === null || info.deleted ? undefined : info;
   };
 
   return {
-    async put(tenant, kind, source, { digest } = {}) {
-      await using prepared = await prepare(source, { digest, spoolDir });
+    async put(tenant, kind, given, { digest } = {}) {
+      await using prepared = await prepare(given, { digest, spoolDir });
       const ref = { kind, digest: prepared.digest };
       const key = objectKey(tenant, ref);
-      const before = await store.info(key);
+      const before = await ask(store.info(key));
       if (before !== null && !before.deleted) return { ...ref, size: before.size };
+      const source = noting(prepared.stream());
       try {
-        const info = await store.put({ name: key, options: { max_chunk_size: chunkBytes } }, ReadableStream.from(prepared.stream()), {
+        const info = await store.put({ name: key, options: { max_chunk_size: chunkBytes } }, ReadableStream.from(source.bytes), {
           timeout: timeoutMs,
           // The first writer wins; a second put over a live name would purge the chunks from under its readers.
           previousRevision: before?.revision ?? 0,
         });
         return { ...ref, size: info.size };
       } catch (error) {
+        // A client or hub that went away in the middle is not the store.
+        if (source.failure !== undefined) throw source.failure.error;
         if (isStoreFull(error)) throw storeFull(key, error);
         const winner = isWrongRevision(error) ? await find(key) : undefined;
         if (winner !== undefined) return { ...ref, size: winner.size };
-        throw error;
+        throw explainNats(error, where);
       }
     },
 
@@ -87,7 +95,7 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
       const info = await find(key);
       if (info === undefined) throw missing(key);
       return verified(
-        chunks(jsm, bucket, info),
+        chunks(jsm, bucket, info, ask),
         ref.digest,
         (actual, bytes) =>
           new PermanentError("OBJECT_CORRUPT", `${key} is corrupt: its ${bytes} bytes are ${actual}; delete it and store it again`),
@@ -101,11 +109,11 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
 
     async *list(tenant, kind) {
       const prefix = keyPrefix(tenant, kind);
-      yield* refsIn(await store.list(), prefix, kind);
+      yield* refsIn(await ask(store.list()), prefix, kind);
     },
 
     async delete(tenant, ref) {
-      await store.delete(objectKey(tenant, ref));
+      await ask(store.delete(objectKey(tenant, ref)));
     },
   };
 }
@@ -121,12 +129,17 @@ function* refsIn(infos: readonly ObjectInfo[], prefix: string, kind: BlobKind): 
  * Reads chunk by chunk, one ahead of the consumer. The client library's own `get` pushes a blob into memory as fast as the
  * server sends it, however slowly it is read; this holds two chunks, needs no consumer on the server, and cannot hang.
  */
-async function* chunks(jsm: JetStreamManager, bucket: string, info: ObjectInfo): AsyncGenerator<Uint8Array, void, undefined> {
+async function* chunks(
+  jsm: JetStreamManager,
+  bucket: string,
+  info: ObjectInfo,
+  ask: <T>(asking: Promise<T>) => Promise<T>,
+): AsyncGenerator<Uint8Array, void, undefined> {
   const stream = `OBJ_${bucket}`;
   const query = (seq: number) => ({ seq, next_by_subj: `$O.${bucket}.C.${info.nuid}` });
   const read = async (index: number, seq: number): Promise<StoredMsg> => {
     // A replica that answers direct reads may lag behind the stream's leader, which is asked second.
-    const found = (await jsm.direct.getMessage(stream, query(seq))) ?? (await jsm.streams.getMessage(stream, query(seq)));
+    const found = (await ask(jsm.direct.getMessage(stream, query(seq)))) ?? (await ask(jsm.streams.getMessage(stream, query(seq))));
     if (found === null) throw new Error(`chunk ${index + 1} of ${info.chunks} of ${info.name} is not there; it may be being deleted`);
     return found;
   };
@@ -176,3 +189,17 @@ const storeFullCodes = new Set([10002, 10023, 10047, 10077, 10122]);
 const isStoreFull = (error: unknown): boolean =>
   error instanceof JetStreamApiError && (storeFullCodes.has(error.code) || /maximum bytes|no space|resource/i.test(error.message));
 const isWrongRevision = (error: unknown): boolean => error instanceof JetStreamApiError && error.code === 10071;
+
+/** What an error of the client means for the work: see `Objects`. */
+function explainNats(error: unknown, where: string): unknown {
+  if (error instanceof PermanentError || error instanceof RetryLaterError) return error;
+  const outage = natsOutage(error);
+  if (outage !== undefined) return storeAway(where, outage, error);
+  for (const one of causesOf(error)) {
+    if (one instanceof JetStreamApiError && one.code === JetStreamApiCodes.StreamNotFound)
+      return storeRefuses(where, "there is none", "Run `loraline ensure-streams`.", error);
+    if (one.name === "PermissionViolationError" || one.name === "AuthorizationError")
+      return storeRefuses(where, one.message, "Whoever runs the line has to mend the permissions of this user in NATS.", error);
+  }
+  return error;
+}

@@ -1,9 +1,11 @@
 /** Which store a process uses, as its environment says. */
+import type { Log } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { z } from "zod";
 import { createJetStreamObjects } from "./jetstream.ts";
 import type { Objects } from "./objects.ts";
 import { createS3Objects } from "./s3.ts";
+import { type StoreState, watchedObjects } from "./watched-objects.ts";
 
 /** Settings of a process that reads or writes blobs: part of its schema for `loadEnv`. */
 export const objectsEnv = {
@@ -20,10 +22,18 @@ export type ObjectsEnv = z.output<z.ZodObject<typeof objectsEnv>>;
 export async function objectsFromEnv(
   env: ObjectsEnv,
   nc: NatsConnection,
-  { spoolDir }: { spoolDir?: string } = {},
-): Promise<Objects & Disposable> {
-  if (env.S3_BUCKET !== undefined) {
-    return createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION, spoolDir });
-  }
-  return Object.assign(await createJetStreamObjects(nc, { spoolDir }), { [Symbol.dispose]: () => {} });
+  { spoolDir, log }: { spoolDir?: string; log: Log },
+): Promise<Objects & StoreState & Disposable> {
+  const s3 =
+    env.S3_BUCKET === undefined
+      ? undefined
+      : createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION, spoolDir });
+  const watched = watchedObjects(s3 ?? (await createJetStreamObjects(nc, { spoolDir })), { log });
+  return {
+    ...watched,
+    [Symbol.dispose]() {
+      watched[Symbol.dispose]();
+      s3?.[Symbol.dispose]();
+    },
+  };
 }

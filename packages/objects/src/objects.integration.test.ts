@@ -6,7 +6,8 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { PutObjectCommand, S3Client } from "@aws-sdk/client-s3";
 import type { BlobRef, Digest } from "@loraline/contracts";
-import { spawnNatsServer, test as fixtures } from "@loraline/testkit";
+import { createLog } from "@loraline/runtime";
+import { spawnNatsServer, startProxy, test as fixtures } from "@loraline/testkit";
 import { jetstreamManager } from "@nats-io/jetstream";
 import { Objm } from "@nats-io/obj";
 import { describe, expect } from "vitest";
@@ -20,6 +21,7 @@ import {
   objectKey,
   putJson,
   removeUnfinishedBlobs,
+  watchedObjects,
 } from "./index.ts";
 
 const test = fixtures
@@ -252,5 +254,111 @@ describe("jetStream only", () => {
     const { state } = await jsm.streams.info("OBJ_crashed", { subjects_filter: "$O.crashed.C.ABANDONED" });
     expect(state.subjects ?? {}).toEqual({});
     expect((await getBytes(objects, tenant, kept)).byteLength).toBe(kept.size);
+  });
+});
+
+describe("a store that is away", () => {
+  const patience = { connect: 300, answer: 300, part: 500 };
+  const log = createLog({ service: "test", level: "silent" });
+
+  test("over S3, however it is away, is no fault of any blob", { timeout: 60_000 }, async ({ s3, tenant }) => {
+    await using proxy = await startProxy(s3.endpoint);
+    using objects = createS3Objects({ ...s3, endpoint: proxy.url, patience });
+    const ref = await objects.put(tenant, "raw", "kept");
+    for (const [how, why] of [
+      ["refused", /connect ECONNREFUSED 127\.0\.0\.1:\d+/],
+      ["silent", /requestTimeout|ETIMEDOUT/],
+      [503, /HTTP 503/],
+      [502, /HTTP 502/],
+    ] as const) {
+      await proxy.cut(how);
+      const away = { code: "STORE_UNAVAILABLE", message: expect.stringMatching(why) };
+      await expect(objects.put(tenant, "raw", "new"), String(how)).rejects.toMatchObject(away);
+      await expect(getBytes(objects, tenant, ref), String(how)).rejects.toMatchObject(away);
+      await expect(objects.head(tenant, ref), String(how)).rejects.toMatchObject(away);
+      await expect(collect(objects.list(tenant, "raw")), String(how)).rejects.toMatchObject(away);
+      await expect(objects.delete(tenant, ref), String(how)).rejects.toMatchObject(away);
+      await proxy.restore();
+    }
+    expect(text(await getBytes(objects, tenant, ref))).toBe("kept");
+  });
+
+  test("over S3 in the middle of a blob, by breaking off or falling silent", { timeout: 60_000 }, async ({ s3, tenant }) => {
+    await using proxy = await startProxy(s3.endpoint);
+    using objects = createS3Objects({ ...s3, endpoint: proxy.url, patience: { ...patience, part: 20_000 } });
+    const ref = await objects.put(tenant, "raw", megabytes(32));
+    for (const how of ["refused", "silent"] as const) {
+      const reading = (async () => {
+        let read = 0;
+        for await (const chunk of await objects.get(tenant, ref)) {
+          if (read === 0) await proxy.cut(how);
+          read += chunk.byteLength;
+        }
+      })();
+      await expect(reading).rejects.toMatchObject({ code: "STORE_UNAVAILABLE" });
+      await proxy.restore();
+    }
+    const writing = objects.put(
+      tenant,
+      "raw",
+      (async function* () {
+        yield* megabytes(40);
+        yield new TextEncoder().encode("another blob");
+      })(),
+    );
+    await sleep(200);
+    await proxy.cut("refused");
+    await expect(writing).rejects.toMatchObject({ code: "STORE_UNAVAILABLE" });
+  });
+
+  test("a source that fails is not the store's doing", async ({ s3, tenant, nc }) => {
+    using overS3 = createS3Objects({ ...s3, patience });
+    for (const objects of [overS3, await createJetStreamObjects(nc)]) {
+      const broken = Object.assign(new Error("the hub hung up"), { code: "ECONNRESET" });
+      const putting = objects.put(tenant, "raw", stream("a", broken), { digest: digestOf("ab") });
+      await expect(putting).rejects.toBe(broken);
+    }
+  });
+
+  test("what only whoever runs the line can mend is told apart, and says what to do", { timeout: 60_000 }, async ({ s3, tenant }) => {
+    using wrongBucket = createS3Objects({ ...s3, bucket: "not-there", patience });
+    const noBucket = { code: "STORE_REFUSED", message: expect.stringMatching(/bucket "not-there".*Create it/) };
+    await expect(wrongBucket.put(tenant, "raw", "x")).rejects.toMatchObject(noBucket);
+    await expect(getBytes(wrongBucket, tenant, { kind: "raw", digest: nowhere })).rejects.toMatchObject(noBucket);
+    using stranger = createS3Objects({ ...s3, credentials: { accessKeyId: "somebody", secretAccessKey: "else" }, patience });
+    const noAccess = { code: "STORE_REFUSED", message: expect.stringMatching(/HTTP 40[13].*mend credentials/) };
+    await expect(stranger.put(tenant, "raw", "x")).rejects.toMatchObject(noAccess);
+    await expect(getBytes(stranger, tenant, { kind: "raw", digest: nowhere })).rejects.toMatchObject(noAccess);
+  });
+
+  test("in JetStream: a server that was killed", { timeout: 60_000 }, async ({ tenant }) => {
+    await using server = await spawnNatsServer();
+    const nc = await server.connect({ maxReconnectAttempts: -1, reconnectTimeWait: 100 });
+    const objects = await createJetStreamObjects(nc, { timeoutMs: 500 });
+    const ref = await objects.put(tenant, "raw", "kept");
+    await server.kill();
+    const away = { code: "STORE_UNAVAILABLE", message: expect.stringContaining('store "objects" in NATS') };
+    await expect(objects.put(tenant, "raw", "new")).rejects.toMatchObject(away);
+    await expect(getBytes(objects, tenant, ref)).rejects.toMatchObject(away);
+    await expect(objects.head(tenant, ref)).rejects.toMatchObject(away);
+    await server.start();
+    await expect.poll(() => getBytes(objects, tenant, ref).then(text, () => undefined), { timeout: 20_000 }).toBe("kept");
+    await (await jetstreamManager(nc)).streams.delete("OBJ_objects");
+    await expect(objects.put(tenant, "raw", "new")).rejects.toMatchObject({ code: expect.stringMatching(/^STORE_(REFUSED|UNAVAILABLE)$/) });
+    await nc.close();
+  });
+
+  test("is noticed by whoever watches it, and so is its return, with nobody asking", { timeout: 60_000 }, async ({ s3, tenant }) => {
+    await using proxy = await startProxy(s3.endpoint);
+    using over = createS3Objects({ ...s3, endpoint: proxy.url, patience });
+    using objects = watchedObjects(over, { log, askMs: 50 });
+    expect(objects.problem()).toBeUndefined();
+    await proxy.cut("refused");
+    await expect(objects.head(tenant, { kind: "raw", digest: nowhere })).rejects.toMatchObject({ code: "STORE_UNAVAILABLE" });
+    expect(objects.problem()).toMatch(/does not answer .*ECONNREFUSED/);
+    await sleep(300);
+    expect(objects.problem()).toBeDefined();
+    await proxy.restore();
+    await expect.poll(() => objects.problem(), { timeout: 10_000 }).toBeUndefined();
   });
 });

@@ -1,9 +1,12 @@
 /**
  * Content-addressed blobs behind five verbs. What a blob is called follows from what it contains, so that writing twice is
  * harmless, nothing is ever overwritten, and a reader can prove that it got what was written.
+ *
+ * Every verb throws UnavailableError while the store is away (`STORE_UNAVAILABLE`) or refuses whoever runs the line (`STORE_REFUSED`:
+ * credentials, rights, no such bucket). Both say nothing about the blob, and are waited out.
  */
 import { type BlobKind, type BlobRef, blobKinds, type Digest, digest as digestSchema, tenantName } from "@loraline/contracts";
-import { PermanentError } from "@loraline/runtime";
+import { PermanentError, UnavailableError } from "@loraline/runtime";
 
 /** Bytes in memory, text (UTF-8), a stream, or a file on disk. */
 export type BlobSource = Uint8Array | string | AsyncIterable<Uint8Array> | { file: string };
@@ -59,6 +62,13 @@ export function refOfKey(prefix: string, key: string, kind: BlobKind, size: numb
 
 export const missing = (key: string): PermanentError =>
   new PermanentError("OBJECT_MISSING", `there is no object ${key}; it was deleted or never completely written`, { status: 404 });
+
+export const storeAway = (where: string, why: string, cause: unknown): UnavailableError =>
+  new UnavailableError("STORE_UNAVAILABLE", `the object store does not answer (${where}: ${why})`, { cause });
+
+/** Only whoever runs the line can mend it: `what` says what to do. */
+export const storeRefuses = (where: string, why: string, what: string, cause: unknown): UnavailableError =>
+  new UnavailableError("STORE_REFUSED", `the object store refuses the line (${where}: ${why}). ${what}`, { cause });
 
 export const storeFull = (key: string, cause: unknown): PermanentError =>
   new PermanentError(

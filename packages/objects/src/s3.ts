@@ -10,9 +10,9 @@ import {
   S3ServiceException,
 } from "@aws-sdk/client-s3";
 import { Upload } from "@aws-sdk/lib-storage";
-import { PermanentError } from "@loraline/runtime";
-import { prepare, verified } from "./digest.ts";
-import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeFull } from "./objects.ts";
+import { causesOf, PermanentError } from "@loraline/runtime";
+import { noting, prepare, verified } from "./digest.ts";
+import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, storeFull, storeRefuses } from "./objects.ts";
 
 /** Parts in memory at once, times their size, bounds what one `put` holds: 24 MiB. */
 const partsInFlight = 2;
@@ -29,10 +29,21 @@ export interface S3ObjectsOptions {
   credentials?: { accessKeyId: string; secretAccessKey: string } | undefined;
   /** Where streams of unknown digest are spooled. Default: the system's temporary directory. */
   spoolDir?: string | undefined;
+  /** Milliseconds after which a server that says nothing counts as away; each request is tried three times. */
+  patience?: Partial<typeof usualPatience>;
 }
+
+const usualPatience = {
+  connect: 5000,
+  /** For an answer to a question, and between two pieces of a blob. */
+  answer: 15_000,
+  /** To send a part of an upload, and for what the server says to it. */
+  part: 60_000,
+};
 
 export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable {
   const { bucket: Bucket, endpoint, region = "us-east-1", credentials, spoolDir } = options;
+  const patience = { ...usualPatience, ...options.patience };
   const config: S3ClientConfig = {
     region,
     ...(endpoint === undefined ? {} : { endpoint, forcePathStyle: true }),
@@ -40,28 +51,25 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
     // The digest in the key is stronger than the SDK's CRC32, and other servers need not know about that.
     requestChecksumCalculation: "WHEN_REQUIRED",
     responseChecksumValidation: "WHEN_REQUIRED",
+    // Without limits a server that takes connections and says nothing would hold the work for ever, and nobody would know why.
+    requestHandler: { connectionTimeout: patience.connect, requestTimeout: patience.part, throwOnRequestTimeout: true },
   };
   const client = new S3Client(config);
-  const explain = (error: unknown, key: string): unknown => {
-    if (!(error instanceof S3ServiceException)) return error;
-    if (error.name === "NoSuchBucket")
-      return new Error(`the bucket "${Bucket}" does not exist${endpoint === undefined ? "" : ` at ${endpoint}`}; create it`, {
-        cause: error,
-      });
-    if (storeFullNames.has(error.name) || error.$metadata.httpStatusCode === 507) return storeFull(key, error);
-    return error;
-  };
+  const soon = { requestTimeout: patience.answer };
+  const where = `bucket "${Bucket}"${endpoint === undefined ? "" : ` at ${endpoint}`}`;
+  const explain = (error: unknown, key: string): unknown => explainS3(error, { key, where });
 
   const objects: Objects = {
-    async put(tenant, kind, source, { digest } = {}) {
-      await using prepared = await prepare(source, { digest, spoolDir });
+    async put(tenant, kind, given, { digest } = {}) {
+      await using prepared = await prepare(given, { digest, spoolDir });
       const ref = { kind, digest: prepared.digest };
       const Key = objectKey(tenant, ref);
       const before = await objects.head(tenant, ref);
       if (before !== undefined) return { ...ref, size: before.size };
       let size = 0;
+      const source = noting(prepared.stream());
       const counted = async function* () {
-        for await (const chunk of prepared.stream()) {
+        for await (const chunk of source.bytes) {
           size += chunk.byteLength;
           yield chunk;
         }
@@ -75,18 +83,19 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
       try {
         await upload.done();
       } catch (error) {
-        throw explain(error, Key);
+        // A client or hub that went away in the middle is not the store.
+        throw source.failure === undefined ? explain(error, Key) : source.failure.error;
       }
       return { ...ref, size };
     },
 
     async get(tenant, ref) {
       const Key = objectKey(tenant, ref);
-      const { Body } = await client.send(new GetObjectCommand({ Bucket, Key })).catch((error: unknown) => {
+      const { Body } = await client.send(new GetObjectCommand({ Bucket, Key }), soon).catch((error: unknown) => {
         throw error instanceof S3ServiceException && error.name === "NoSuchKey" ? missing(Key) : explain(error, Key);
       });
       return verified(
-        Body as Readable,
+        pieces(Body as Readable, patience.answer, (error) => explain(error, Key)),
         ref.digest,
         (actual, bytes) =>
           new PermanentError("OBJECT_CORRUPT", `${Key} is corrupt: its ${bytes} bytes are ${actual}; delete it and store it again`),
@@ -96,7 +105,7 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
     async head(tenant, ref) {
       const Key = objectKey(tenant, ref);
       try {
-        const { ContentLength = 0 } = await client.send(new HeadObjectCommand({ Bucket, Key }));
+        const { ContentLength = 0 } = await client.send(new HeadObjectCommand({ Bucket, Key }), soon);
         return { size: ContentLength };
       } catch (error) {
         if (error instanceof S3ServiceException && error.$metadata.httpStatusCode === 404) return undefined;
@@ -106,19 +115,85 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
 
     async *list(tenant, kind) {
       const prefix = keyPrefix(tenant, kind);
-      for await (const { Contents = [] } of paginateListObjectsV2({ client }, { Bucket, Prefix: prefix }))
-        for (const { Key = "", Size = 0 } of Contents) {
+      const pages = paginateListObjectsV2({ client }, { Bucket, Prefix: prefix }, soon)[Symbol.asyncIterator]();
+      for (;;) {
+        const page = await pages.next().catch((error: unknown) => {
+          throw explain(error, prefix);
+        });
+        if (page.done === true) return;
+        for (const { Key = "", Size = 0 } of page.value.Contents ?? []) {
           const ref = refOfKey(prefix, Key, kind, Size);
           if (ref !== undefined) yield ref;
         }
+      }
     },
 
     async delete(tenant, ref) {
-      await client.send(new DeleteObjectCommand({ Bucket, Key: objectKey(tenant, ref) }));
+      const Key = objectKey(tenant, ref);
+      await client.send(new DeleteObjectCommand({ Bucket, Key }), soon).catch((error: unknown) => {
+        throw explain(error, Key);
+      });
     },
   };
   return Object.assign(objects, { [Symbol.dispose]: () => client.destroy() });
 }
 
+/** A blob as it comes. Only waiting for the server is timed: how long its reader takes is the reader's business. */
+async function* pieces(body: Readable, mostMs: number, explain: (error: unknown) => unknown): AsyncGenerator<Uint8Array, void, undefined> {
+  const iterator = body[Symbol.asyncIterator]() as AsyncIterator<Uint8Array>;
+  try {
+    for (;;) {
+      const silence = setTimeout(() => body.destroy(new SilenceError(`no byte came for ${mostMs / 1000} s`)), mostMs);
+      const piece = await iterator.next().finally(() => clearTimeout(silence));
+      if (piece.done === true) return;
+      yield piece.value;
+    }
+  } catch (error) {
+    throw explain(error);
+  } finally {
+    body.destroy();
+  }
+}
+class SilenceError extends Error {
+  readonly code = "ETIMEDOUT";
+}
+
 /** What S3 servers call a full disk or an exhausted quota. */
 const storeFullNames = new Set(["InsufficientStorage", "InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull", "StorageFull"]);
+/** What they say, with whatever status, to work that may be tried again. */
+const busyNames = new Set(["SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ThrottlingException", "TooManyRequests"]);
+const refusedNames = new Set(["NoSuchBucket", "ExpiredToken", "InvalidToken", "InvalidBucketName", "AuthorizationHeaderMalformed"]);
+/** No connection, a broken one, or no name for the host. */
+const networkCodes =
+  /^(?:ECONN|ETIMEDOUT|EPIPE|ENOTFOUND|EAI_|EHOST|ENET|EADDRNOTAVAIL|ERR_SSL|ERR_TLS|ERR_STREAM_PREMATURE_CLOSE|CERT_|SELF_SIGNED|UNABLE_TO|DEPTH_ZERO|HPE_)/;
+
+/** What an error of the SDK means for the work: see `Objects`. */
+function explainS3(error: unknown, { key, where }: { key: string; where: string }): unknown {
+  if (!(error instanceof Error) || error instanceof PermanentError) return error;
+  // A proxy in front of the store answers in HTML, which the SDK cannot read; the status is there all the same.
+  const { $metadata, $response } = error as { $metadata?: { httpStatusCode?: number }; $response?: { statusCode?: number } };
+  const status = $metadata?.httpStatusCode ?? $response?.statusCode;
+  const { name } = error;
+  // The answer to a HEAD has no body, and so no words.
+  const said = status === undefined || name.includes(String(status)) ? name : `${name}, HTTP ${status}`;
+  const why = /^(?:Unknown|UnknownError|\d*)$/.test(error.message) ? said : `${error.message} (${said})`;
+  if (storeFullNames.has(name) || status === 507) return storeFull(key, error);
+  if (refusedNames.has(name) || status === 301 || status === 401 || status === 403) {
+    const todo =
+      name === "NoSuchBucket" ? "Create it, or correct its name." : "Whoever runs the line has to mend credentials, rights, or name.";
+    return storeRefuses(where, why, todo, error);
+  }
+  if (name === "CredentialsProviderError") return storeRefuses(where, why, "Give the line credentials for it.", error);
+  if (busyNames.has(name) || status === 429 || (status !== undefined && status >= 500)) return storeAway(where, why, error);
+  for (const one of causesOf(error)) {
+    const { code } = one as NodeJS.ErrnoException;
+    if (
+      one.name === "TimeoutError" ||
+      (typeof code === "string" && networkCodes.test(code)) ||
+      one.message === "socket hang up" ||
+      one.message === "aborted"
+    )
+      return storeAway(where, one.message || code || one.name, error);
+  }
+  return error;
+}

@@ -1,10 +1,11 @@
 /**
- * The failure decides the disposition. Three classes, one table:
+ * The failure decides the disposition. Four classes, one table:
  *
  * | thrown                          | message                                 | HTTP              |
  * |---------------------------------|-----------------------------------------|-------------------|
  * | PermanentError(code)            | dead letter with the reason, then term  | 422 (or `status`) |
  * | RetryLaterError(code, afterMs)  | nak with that delay                     | 503 + Retry-After |
+ * | UnavailableError(code)          | nak with backoff, as long as it lasts   | 503 + Retry-After |
  * | anything else                   | backoff until max deliveries, then DLQ  | 500               |
  */
 
@@ -31,13 +32,24 @@ export class PermanentError extends Error {
 
 /** A dependency says wait. */
 export class RetryLaterError extends Error {
-  override readonly name = "RetryLaterError";
+  override readonly name: string = "RetryLaterError";
   readonly code: string;
   readonly afterMs: number;
   constructor(code: string, afterMs: number, message: string, options?: ErrorOptions) {
     super(message, options);
     this.code = code;
     this.afterMs = afterMs;
+  }
+}
+
+/**
+ * A server that the work needs does not answer, or refuses whoever runs the line. Nothing is wrong with what was given, so the work waits
+ * however long that lasts, and says what for.
+ */
+export class UnavailableError extends RetryLaterError {
+  override readonly name = "UnavailableError";
+  constructor(code: string, message: string, options?: ErrorOptions) {
+    super(code, 5000, message, options);
   }
 }
 
@@ -55,6 +67,39 @@ export function dispositionOf(error: unknown, delivery: { deliveries: number; ma
   return { kind: "retry", afterMs: backoffMs(delivery.deliveries), code: "UNKNOWN" };
 }
 
+/** By name, because whoever sees such an error need not know the client that threw it. */
+const natsIsAway = new Set([
+  "TimeoutError",
+  "NoResponders",
+  "ConnectionError",
+  "ClosedConnectionError",
+  "DrainingConnectionError",
+  "JetStreamNotEnabled",
+]);
+/** JetStream's for: no leader, no quorum, not up yet, stream or consumer not up yet. */
+const jetStreamIsAway = new Set([10_008, 10_009, 10_039, 10_076, 10_118, 10_119]);
+
+/** Why NATS gave no answer; undefined when this error is another one. */
+export function natsOutage(error: unknown): string | undefined {
+  for (const one of causesOf(error)) {
+    const { name, code } = one as { name: string; code?: unknown };
+    // An aborted fetch's has the same name.
+    if (one instanceof DOMException) continue;
+    const disconnected = name === "RequestError" && /disconnected|connection closed/.test(one.message);
+    if (natsIsAway.has(name) || disconnected || (name === "JetStreamApiError" && jetStreamIsAway.has(code as number)))
+      return messageOf(one);
+  }
+  return undefined;
+}
+
+/** An error and what caused it, outermost first; of several at once all. */
+export function* causesOf(error: unknown): Generator<Error> {
+  if (!(error instanceof Error)) return;
+  yield error;
+  if (error instanceof AggregateError) for (const one of error.errors) yield* causesOf(one);
+  if (error.cause !== error) yield* causesOf(error.cause);
+}
+
 /** The same three words (`code`, `message`, `param`) for events, HTTP and the CLI. */
 export function problemOf(error: unknown): { code: string; message: string; param: string | null } {
   if (error instanceof PermanentError) return { code: error.code, message: error.message, param: error.param };
@@ -63,7 +108,7 @@ export function problemOf(error: unknown): { code: string; message: string; para
 }
 
 /** Never empty, as is the message of an AggregateError, which Node throws for a refused connection. */
-function messageOf(error: unknown): string {
+export function messageOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error) || "unknown error";
   return error.message || (error as NodeJS.ErrnoException).code || error.name;
 }

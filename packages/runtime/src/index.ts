@@ -1,13 +1,17 @@
 export { loadEnv } from "./env.ts";
 export {
   backoffMs,
+  causesOf,
   type Disposition,
   dispositionOf,
   explainSystemError,
+  messageOf,
+  natsOutage,
   PermanentError,
   type PermanentErrorOptions,
   problemOf,
   RetryLaterError,
+  UnavailableError,
 } from "./errors.ts";
 export {
   allowListOf,

@@ -1,5 +1,6 @@
 /** The servers, and the simulated engine, without vitest: for benchmarks and scripts. */
 export { type NatsFixture, spawnNatsServer, startNats } from "./nats-server.ts";
+export { type ProxyFixture, startProxy } from "./proxy.ts";
 export { type S3Fixture, spawnS3Server, startS3 } from "./s3-server.ts";
 export type { ServerProcess } from "./server-process.ts";
 export * from "./simulated-engine.ts";

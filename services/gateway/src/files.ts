@@ -43,7 +43,10 @@ export function fileObjectOf(dataset: DatasetState): FileObject {
     filename: dataset.filename,
     purpose,
     status: statusOf[dataset.status],
-    status_details: dataset.error?.message ?? (dataset.status === "importing" ? "The file is being fetched." : null),
+    status_details:
+      dataset.error?.message ??
+      (dataset.waiting !== null ? `waiting: ${dataset.waiting.message}` : null) ??
+      (dataset.status === "importing" ? "The file is being fetched." : null),
     loraline: {
       sha256: dataset.blob?.digest.slice("sha256:".length) ?? null,
       records: dataset.records,

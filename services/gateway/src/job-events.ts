@@ -25,6 +25,11 @@ function tell(event: RunEvent, base: string): Told {
     }
     case "run.queued.v1":
       return { message: `Fine-tuning job queued: ${event.data.message}`, data: { ...event.data } };
+    case "run.waiting.v1": {
+      const { stage, reason } = event.data;
+      if (reason === null) return { message: `The line goes on (${stage})`, data: { stage } };
+      return { level: "warn", message: `The line waits (${stage}): ${reason.message}`, data: { stage, ...reason } };
+    }
     case "run.started.v1": {
       const { attempt, resumedFromStep } = event.data;
       const resumed = typeof resumedFromStep !== "number" ? "" : `, continuing from step ${resumedFromStep}`;

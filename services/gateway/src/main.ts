@@ -55,7 +55,7 @@ await runService({
     // Answers without NATS too, from what it knows: out of the Service it would only turn requests away while NATS restarts.
     service.health.check("nats", () => undefined);
     const bus = createBus({ nc, log, telemetry, source: "gateway" });
-    const objects = running.use(await objectsFromEnv(env, nc));
+    const objects = running.use(await objectsFromEnv(env, nc, { log }));
     running.use(await createProjector({ bus, log }));
     await bootstrap(env, bus);
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;

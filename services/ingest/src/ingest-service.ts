@@ -1,7 +1,15 @@
 /** The worker: reads what was uploaded and says what is in it. */
-import type { Bus } from "@loraline/bus";
-import { consumers, datasetRejected } from "@loraline/contracts";
-import type { Objects } from "@loraline/objects";
+import { type Bus, tellWaiting, type WaitReason } from "@loraline/bus";
+import {
+  consumers,
+  datasetIngested,
+  datasetReceived,
+  datasetRejected,
+  datasetWaiting,
+  type EventAddress,
+  type EventDef,
+} from "@loraline/contracts";
+import type { Objects, StoreState } from "@loraline/objects";
 import { defaultHubEndpoint, type Telemetry } from "@loraline/runtime";
 import { defaultIngestSettings, type IngestSettings } from "./ingest-dataset.ts";
 import { onDatasetReceived } from "./on-dataset-received.ts";
@@ -9,7 +17,7 @@ import { createImportFetch, type ImportSettings, onImportRequested } from "./on-
 
 export interface IngestServiceDeps {
   bus: Bus;
-  objects: Objects;
+  objects: Objects & Partial<StoreState>;
   telemetry: Telemetry;
   settings?: Partial<IngestSettings>;
   imports?: Partial<ImportSettings>;
@@ -28,6 +36,13 @@ export async function createIngestService({ bus, objects, telemetry, settings, i
   const onDeadLetter: NonNullable<Parameters<Bus["consume"]>[0]["onDeadLetter"]> = async ({ tenant, id, code, message, param }) => {
     await bus.publish(datasetRejected, { tenant, id }, { code, message, param, report: null, rejections: 0 });
   };
+  const waits = (done: EventDef) => ({
+    isAway: () => objects.problem?.() !== undefined,
+    async onWait({ at }: { at: EventAddress }, reason: WaitReason | null): Promise<void> {
+      if (reason === null && (await bus.last(done, at)) !== undefined) return;
+      await tellWaiting(bus, datasetWaiting, at, { stage: "ingest", reason });
+    },
+  });
   const fetch = createImportFetch(importSettings);
   const started = await Promise.allSettled([
     bus.consume({
@@ -36,11 +51,13 @@ export async function createIngestService({ bus, objects, telemetry, settings, i
         "dataset.received.v1": onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings } }),
       },
       onDeadLetter,
+      ...waits(datasetIngested),
     }),
     bus.consume({
       consumer: consumers.ingestDatasetImportRequested,
       handlers: { "dataset.import-requested.v1": onImportRequested({ bus, objects, telemetry, fetch, settings: importSettings }) },
       onDeadLetter,
+      ...waits(datasetReceived),
     }),
   ]);
   // Side by side: each waits for its pull to end.

@@ -22,7 +22,9 @@ await runService({
       await nc.drain();
     });
     const bus = createBus({ nc, log, telemetry, source: "ingest" });
-    const objects = running.use(await objectsFromEnv(env, nc));
+    const objects = running.use(await objectsFromEnv(env, nc, { log }));
+    // Nobody is sent here, so being not ready costs nothing, and says it where operators look.
+    service.health.check("objects", objects.problem);
     running.use(await createIngestService({ bus, objects, telemetry, imports: importSettingsOf(env) }));
     return running;
   },

@@ -18,6 +18,7 @@ import {
   PermanentError,
   RetryLaterError,
   type Telemetry,
+  UnavailableError,
 } from "@loraline/runtime";
 import { decideHubFiles } from "./decide-hub-files.ts";
 
@@ -41,7 +42,7 @@ export interface OnImportRequestedDeps {
   settings: ImportSettings;
 }
 
-/** Deliveries after which a server that does not answer is given up: with the delays in between about a minute. */
+/** Tries after which a server that does not answer is given up: with the delays in between about a minute. */
 const mostTries = 5;
 
 /** What is to be fetched for a source. */
@@ -56,7 +57,7 @@ export const createImportFetch = ({ allow }: ImportSettings): GuardedFetch => cr
 
 /** Each step is harmless when repeated: a blob is named by its content, and the events have one id. */
 export function onImportRequested({ bus, objects, telemetry, fetch, settings }: OnImportRequestedDeps) {
-  return async (received: Received<typeof datasetImportRequested>, { log, signal, deliveries }: HandlerContext): Promise<void> => {
+  return async (received: Received<typeof datasetImportRequested>, { log, signal, tries }: HandlerContext): Promise<void> => {
     const { at, data } = received;
     const ended = async (): Promise<boolean> =>
       (await Promise.all([bus.last(datasetReceived, at), bus.last(datasetRejected, at), bus.last(datasetDeleted, at)])).some(
@@ -79,10 +80,12 @@ export function onImportRequested({ bus, objects, telemetry, fetch, settings }: 
       await bus.publish(datasetReceived, at, { ...first, parts: parts.length === 0 ? null : parts, mapping: data.mapping, by: data.by });
     } catch (error) {
       if (signal.aborted) throw error;
-      const gaveUp = error instanceof RetryLaterError && deliveries >= mostTries;
+      // What is away then is the line's own.
+      if (error instanceof UnavailableError) throw error;
+      const gaveUp = error instanceof RetryLaterError && tries >= mostTries;
       if (!(gaveUp || (error instanceof PermanentError && saysWhy(error)))) throw error;
       log.info({ err: error }, "import refused");
-      const tried = gaveUp ? ` Tried ${deliveries} times; import it again later.` : "";
+      const tried = gaveUp ? ` Tried ${tries} times; import it again later.` : "";
       const param = error instanceof PermanentError ? error.param : null;
       await bus.publish(datasetRejected, at, { code: error.code, message: `${error.message}${tried}`, param, report: null, rejections: 0 });
     }

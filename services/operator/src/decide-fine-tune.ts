@@ -167,17 +167,18 @@ function asked({ tenant, version: held, traceId }: Observed, run: RunState): Par
       : (missed ??
         (trained === null
           ? unknown("Waiting", "for the training")
-          : unknown(
+          : (waiting ??
+            unknown(
               "Converging",
               held === undefined ? "the version is being judged" : `version ${held.version.version} is proven on ${converged} replicas`,
-            )));
+            ))));
   const tokenizing =
     tokens !== null
       ? done(
           "Tokenized",
           `${tokens.totals.sequences} sequences, ${tokens.totals.tokens} tokens${tokens.cacheHit ? " (known already)" : ""}`,
         )
-      : (missed ?? unknown("Tokenizing", "the dataset is read and tokenized"));
+      : (missed ?? waiting ?? unknown("Tokenizing", "the dataset is read and tokenized"));
   const finished = ended
     ? done(error?.code ?? words[run.phase as keyof typeof words], error?.message ?? serving.message)
     : never("UnderWay", run.phase);

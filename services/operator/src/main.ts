@@ -58,7 +58,7 @@ await runService({
       await nc.drain();
     });
     const bus = createBus({ nc, log, telemetry, source: "operator" });
-    const objects = running.use(await objectsFromEnv(env, nc));
+    const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const problems = new Map<string, string>();
     health.check("kubernetes", () => (problems.size === 0 ? undefined : [...problems.values()].join("\n")));
     const operator = await createOperator({

@@ -35,7 +35,7 @@ await runService({
       await nc.drain();
     });
     const bus = createBus({ nc, log, telemetry, source: "agent" });
-    const objects = running.use(await objectsFromEnv(env, nc));
+    const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const agent = running.use(
       await createServeAgent({
         bus,

@@ -6,7 +6,7 @@
  *
  * State first, event after: an event that was lost to a crash is published at the next start, with the id it would have had.
  */
-import { type Bus, createReplicaTable, type ReplicaEntry, type ReplicaTable } from "@loraline/bus";
+import { type Bus, createReplicaTable, type ReplicaEntry, type ReplicaTable, tellWaiting } from "@loraline/bus";
 import {
   adapterPlaceRequested,
   adapterPromoteRequested,
@@ -18,8 +18,9 @@ import {
   type EventAddress,
   type ReplicaState,
   runFailed,
+  runWaiting,
 } from "@loraline/contracts";
-import type { Objects } from "@loraline/objects";
+import type { Objects, StoreState } from "@loraline/objects";
 import { createKeyedQueue, type Log, PermanentError, type Telemetry } from "@loraline/runtime";
 import { keyOf, nameOf, publishWhatWasLost } from "./adapter-events.ts";
 import { type Canaries, createCanaries } from "./canary.ts";
@@ -33,7 +34,7 @@ import { settle } from "./settle-version.ts";
 
 export interface ServeControllerDeps {
   bus: Bus;
-  objects: Pick<Objects, "get">;
+  objects: Pick<Objects, "get"> & Partial<StoreState>;
   log: Log;
   telemetry: Telemetry;
   /** What each engine can serve; becomes KV `engines`. */
@@ -195,6 +196,8 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   const trained = await bus.consume({
     consumer: consumers.serveRunTrained,
     handlers: { "run.trained.v1": (received) => onRunTrained(received, deps, adapterBucket, engineBucket, placer) },
+    isAway: () => deps.objects.problem?.() !== undefined,
+    onWait: ({ at }, reason) => tellWaiting(bus, runWaiting, at, { stage: "serve", reason }),
     // Whoever waits for the run learns why it is not served.
     async onDeadLetter({ tenant, id, code, message, param }) {
       await bus.publish(runFailed, { tenant, id }, { code, message, param });

@@ -32,7 +32,7 @@ await runService({
       await nc.drain();
     });
     const bus = createBus({ nc, log, telemetry, source: "serve" });
-    const objects = running.use(await objectsFromEnv(env, nc));
+    const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const updatedAt = new Date().toISOString();
     const dir = env.SERVE_BASES_DIR;
     const modulesOf = async (base: string) => (dir === undefined ? undefined : await describeBase(join(dir, base)));

@@ -212,7 +212,7 @@ export function onChunkRequested(deps: ChunkWorkDeps) {
     try {
       await work(received, context);
     } catch (error) {
-      const isLast = context.deliveries >= consumers.tokenizeChunkRequested.maxDeliver;
+      const isLast = context.tries >= consumers.tokenizeChunkRequested.maxDeliver;
       if (context.signal.aborted || error instanceof RetryLaterError || !(isLast || error instanceof PermanentError)) throw error;
       // Whoever waits for the chunk learns that it will not come.
       const { code: reason, message, param } = problemOf(error);

@@ -21,7 +21,9 @@ await runService({
       await nc.drain();
     });
     const bus = createBus({ nc, log, telemetry, source: "tokenize" });
-    const objects = running.use(await objectsFromEnv(env, nc));
+    const objects = running.use(await objectsFromEnv(env, nc, { log }));
+    // Nobody is sent here, so being not ready costs nothing, and says it where operators look.
+    service.health.check("objects", objects.problem);
     running.use(await createTokenizeService({ bus, objects, telemetry, basesDir: env.LORALINE_BASES_DIR }));
     return running;
   },

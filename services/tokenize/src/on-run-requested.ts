@@ -1,7 +1,7 @@
 /** `run.requested` → `run.tokenized` or `run.rejected`. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
-import type { Bus, HandlerContext, Received } from "@loraline/bus";
+import { type Bus, type HandlerContext, type Received, tellWaiting } from "@loraline/bus";
 import {
   type BlobRef,
   buckets,
@@ -12,6 +12,7 @@ import {
   datasetManifest,
   datasetReceived,
   datasetRejected,
+  datasetWaiting,
   type EngineRecord,
   type EventAddress,
   judgeRunSpec,
@@ -20,6 +21,7 @@ import {
   runRequested,
   runTokenized,
   type RunSpec,
+  runWaiting,
   type TokenManifest,
   tokenManifest,
 } from "@loraline/contracts";
@@ -38,8 +40,8 @@ export interface OnRunRequestedDeps extends ChunkWorkDeps {
 const pollMs = 100;
 /** A dataset may take so long to be read before the message goes back to the queue. */
 const patienceMs = 10 * 60_000;
-/** Deliveries during which an engine may still be registering. */
-const engineDeliveries = 5;
+/** Tries during which an engine may still be registering. */
+const engineTries = 5;
 
 /**
  * Each step is harmless when repeated: shards, manifest and cache entry are functions of records, base and settings, and
@@ -87,7 +89,7 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   const { bus, objects, telemetry, loadBase, shardBytes } = deps;
   const { at } = received;
   const { spec } = received.data;
-  const [problem] = await judge(bus, at.tenant, spec, context.deliveries);
+  const [problem] = await judge(bus, at.tenant, spec, context.tries);
   if (problem !== undefined) return { kind: "rejected", problem };
   if (spec.import !== undefined || spec.dataset === undefined) return tokenizeAdapter(deps, at.tenant, spec);
 
@@ -152,10 +154,10 @@ async function tokenizeAdapter({ bus, objects, telemetry, loadBase }: OnRunReque
   }
 }
 
-async function judge(bus: Bus, tenant: string, spec: RunSpec, deliveries: number): Promise<Problem[]> {
+async function judge(bus: Bus, tenant: string, spec: RunSpec, tries: number): Promise<Problem[]> {
   const engines = await enginesOf(bus);
   // No engine at all means that serve has not come up yet, rather than that every base is unknown.
-  if (engines.length === 0 && deliveries <= engineDeliveries) {
+  if (engines.length === 0 && tries <= engineTries) {
     throw new RetryLaterError("NO_ENGINE", 2000, "no engine is registered yet");
   }
   return judgeRunSpec(spec, engines.filter(isFor(tenant)));
@@ -194,6 +196,10 @@ async function findDataset(
         return refuse("DATASET_UNKNOWN", `there is no dataset ${id}. Upload a file first, and use the id it gets.`);
       }
       if (await isSettled(bus, run)) return { kind: "settled" };
+      const waits = await bus.last(datasetWaiting, at);
+      const reason = waits?.data.reason ?? null;
+      const forDataset = reason && { code: reason.code, message: `${param} ${id} is not read yet: ${reason.message}` };
+      await tellWaiting(bus, runWaiting, run, { stage: "tokenize", reason: forDataset });
     }
     await sleep(pollMs, undefined, { signal });
   }

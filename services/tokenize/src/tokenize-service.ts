@@ -1,17 +1,17 @@
 /** The worker: judges what is asked for and turns records into tokens. */
-import type { Bus } from "@loraline/bus";
-import { buckets, consumers, runRejected } from "@loraline/contracts";
-import type { Objects } from "@loraline/objects";
+import { type Bus, tellWaiting, type WaitReason } from "@loraline/bus";
+import { buckets, consumers, type EventAddress, runRejected, runWaiting } from "@loraline/contracts";
+import type { Objects, StoreState } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { createBases } from "./load-base.ts";
-import { type ChunkWorkDeps, onChunkRequested } from "./chunk-work.ts";
+import { type ChunkWorkDeps, isSettled, onChunkRequested } from "./chunk-work.ts";
 import { createEncodeThreads } from "./encode-threads.ts";
 import { onRunRequested } from "./on-run-requested.ts";
 import { tokenizeCode } from "./tokenize-dataset.ts";
 
 export interface TokenizeServiceDeps {
   bus: Bus;
-  objects: Objects;
+  objects: Objects & Partial<StoreState>;
   telemetry: Telemetry;
   /** Directory of bases, one folder each, named like the base. */
   basesDir: string;
@@ -30,14 +30,23 @@ export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<
   const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
   // Known before the first run comes, which then only has to look into the cache. What cannot be loaded is the run's to say.
   for (const { value } of await (await bus.bucket(buckets.engines)).entries()) loadBase(value.base.name).catch(() => undefined);
+  const isAway = () => objects.problem?.() !== undefined;
+  const tell = async (at: EventAddress, reason: WaitReason | null): Promise<void> => {
+    if (reason === null && (await isSettled(bus, at))) return;
+    await tellWaiting(bus, runWaiting, at, { stage: "tokenize", reason });
+  };
   const chunks = await bus.consume({
     consumer: consumers.tokenizeChunkRequested,
     handlers: { "chunk.requested.v1": onChunkRequested(work) },
+    isAway,
+    onWait: ({ at, data }, reason) => tell({ tenant: at.tenant, id: data.run }, reason),
   });
   starting.use(chunks);
   const runs = await bus.consume({
     consumer: consumers.tokenizeRunRequested,
     handlers: { "run.requested.v1": onRunRequested({ ...work, telemetry, shardBytes }) },
+    isAway,
+    onWait: ({ at }, reason) => tell(at, reason),
     async onDeadLetter({ tenant, id, code, message, param }) {
       await bus.publish(runRejected, { tenant, id }, { code, message, param });
     },

@@ -56,7 +56,7 @@ async function main(): Promise<number> {
   const telemetry = createTelemetry({ service: "courier", ...options });
   const trainerTelemetry = createTelemetry({ service: "trainer", ...options });
   const bus = createBus({ nc, log, telemetry, source: "courier" });
-  const objects = await patiently("open the object store", () => objectsFromEnv(env, nc, { spoolDir: dir }), { log });
+  const objects = await patiently("open the object store", () => objectsFromEnv(env, nc, { spoolDir: dir, log }), { log });
   const code = await runCourier({
     job,
     dir,

@@ -1,0 +1,65 @@
+/** A way to a server that can be cut, as when the network or the server is away. */
+import { createServer, connect, type Server, type Socket } from "node:net";
+
+export interface ProxyFixture extends AsyncDisposable {
+  /** Leads to the server's URL. */
+  readonly url: string;
+  /**
+   * refused: connections are refused, open ones broken. silent: they are taken, and nothing comes of them. A number: a proxy in front
+   * answers with that HTTP status and a page for people.
+   */
+  cut(how: "refused" | "silent" | number): Promise<void>;
+  restore(): Promise<void>;
+}
+
+/** @param to - URL of a server on this machine. */
+export async function startProxy(to: string): Promise<ProxyFixture> {
+  const target = new URL(to);
+  let how: "through" | "silent" | number = "through";
+  const sockets = new Set<Socket>();
+  const keep = (socket: Socket): void => {
+    sockets.add(socket);
+    socket.on("close", () => sockets.delete(socket)).on("error", () => socket.destroy());
+  };
+  const onConnection = (socket: Socket): void => {
+    keep(socket);
+    if (typeof how === "number") {
+      const page = "<html><body><h1>Sorry</h1></body></html>";
+      const answer = `HTTP/1.1 ${how} Sorry\r\ncontent-type: text/html\r\ncontent-length: ${page.length}\r\nconnection: close\r\n\r\n${page}`;
+      socket.once("data", () => socket.end(answer));
+    } else if (how === "through") {
+      const there = connect(Number(target.port), target.hostname);
+      keep(there);
+      socket.pipe(there).pipe(socket);
+      socket.on("close", () => there.destroy());
+      there.on("close", () => socket.destroy());
+    }
+  };
+  const listen = (port: number): Promise<Server> =>
+    new Promise((resolve, reject) => {
+      const listening = createServer(onConnection);
+      listening.once("error", reject).listen(port, "127.0.0.1", () => resolve(listening));
+    });
+  let server = await listen(0);
+  const { port } = server.address() as { port: number };
+  const stop = async (): Promise<void> => {
+    const closed = server.listening ? new Promise((resolve) => server.close(resolve)) : undefined;
+    for (const socket of sockets) socket.destroy();
+    await closed;
+  };
+  return {
+    url: `${target.protocol}//127.0.0.1:${port}`,
+    async cut(so) {
+      await stop();
+      if (so === "refused") return;
+      how = so;
+      server = await listen(port);
+    },
+    async restore() {
+      await stop();
+      how = "through";
+      server = await listen(port);
+    },
+    [Symbol.asyncDispose]: stop,
+  };
+}
