@@ -10,7 +10,7 @@ import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { ulid } from "ulid";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { runSpec } from "@loraline/contracts";
-import { createKubeLauncher, jobs, jobSets, pods } from "./kube-launcher.ts";
+import { configMaps, createKubeLauncher, jobs, jobSets, pods } from "./kube-launcher.ts";
 import { trainPodSettings } from "./job-manifest.ts";
 import { jobNameOf, type Launcher, trainJob, type TrainJob } from "./launcher.ts";
 
@@ -144,6 +144,22 @@ describe("kube launcher", () => {
     await launcher.launch(job);
     await using second = await createKubeLauncher({ kube, settings, log });
     expect((await second.observe()).map(({ jobName }) => jobName)).toContain(job.jobName);
+  });
+
+  it("belongs to its owner as it is now, also to one that was deleted and made anew", async () => {
+    const owner = { metadata: { namespace, name: "owner" } };
+    await using owned = await createKubeLauncher({ kube, settings: { ...settings, owner: "owner" }, log });
+    for (let round = 0; round < 2; round++) {
+      const made = await kube.create(configMaps, owner);
+      const job = jobFor();
+      await owned.launch(job);
+      const { metadata } = (await kube.get(jobs, { namespace, name: job.jobName })) ?? {};
+      expect(metadata?.ownerReferences).toMatchObject([{ kind: "ConfigMap", name: "owner", uid: made.metadata?.uid }]);
+      await kube.delete(configMaps, { namespace, name: "owner" });
+    }
+    const orphan = jobFor();
+    await expect(owned.launch(orphan)).rejects.toMatchObject({ code: "OWNER_MISSING" });
+    expect(await kube.get(jobs, { namespace, name: orphan.jobName })).toBeUndefined();
   });
 
   it("says what the cluster does not allow", async () => {

@@ -1,6 +1,6 @@
 /** Attempts as Kubernetes Jobs, or JobSets. What is known of them comes from watches; what is done to them is named by the attempt, so doing it twice is harmless. */
 import { setTimeout as sleep } from "node:timers/promises";
-import type { CoreV1Event, KubernetesObject, V1Job, V1Pod } from "@kubernetes/client-node";
+import type { CoreV1Event, KubernetesObject, V1ConfigMap, V1Job, V1Pod } from "@kubernetes/client-node";
 import { type Kube, KubeError, type Resource, resource, watch } from "@loraline/kube";
 import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { decideAttempt, type Holder, lastWordsOf, type Workload } from "./decide-attempt.ts";
@@ -19,6 +19,7 @@ export interface KubeLauncherOptions {
 export const jobs = resource<V1Job>("batch/v1", "Job", "jobs");
 export const jobSets = resource<JobSet>("jobset.x-k8s.io/v1alpha2", "JobSet", "jobsets");
 export const pods = resource<V1Pod>("v1", "Pod", "pods");
+export const configMaps = resource<V1ConfigMap>("v1", "ConfigMap", "configmaps");
 const events = resource<CoreV1Event>("v1", "Event", "events");
 /** Kueue's; served in both versions, for as long as Kueue says. */
 const workloads = ["v1beta2", "v1beta1"].map((version) =>
@@ -180,6 +181,21 @@ export async function createKubeLauncher({
         await kube.delete(pods, { namespace, name: metadata?.name ?? "" }, { uid: metadata?.uid });
   };
 
+  /** Read for each attempt: the cluster collects at once what belongs to an owner that was deleted, and made anew since. */
+  const withOwner = async (): Promise<TrainPodSettings> => {
+    const { owner } = settings;
+    if (owner === undefined) return settings;
+    const found = await kube.get(configMaps, { namespace, name: owner });
+    if (found === undefined) {
+      throw new RetryLaterError(
+        "OWNER_MISSING",
+        15_000,
+        `ConfigMap ${owner}, to which attempts belong so that they end with the release, is gone. Install the release again.`,
+      );
+    }
+    return { ...settings, ownerUid: found.metadata?.uid };
+  };
+
   return {
     async launch(raw) {
       const job = trainJob.parse(raw);
@@ -200,8 +216,9 @@ export async function createKubeLauncher({
         );
       }
       try {
-        if (several) keepNew(known.jobSets, await kube.create(jobSets, jobSetManifest(job, settings)));
-        else keepNew(known.jobs, await kube.create(jobs, jobManifest(job, settings)));
+        const owned = await withOwner();
+        if (several) keepNew(known.jobSets, await kube.create(jobSets, jobSetManifest(job, owned)));
+        else keepNew(known.jobs, await kube.create(jobs, jobManifest(job, owned)));
         log.info({ jobName: job.jobName, tenant: job.tenant, runId: job.runId, attempt: job.attempt }, "Job created");
         return true;
       } catch (error) {

@@ -1,8 +1,6 @@
 /** The train controller as a process of its own, with attempts as its child processes or as Jobs of a Kubernetes cluster. */
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { setTimeout as sleep } from "node:timers/promises";
-import type { V1ConfigMap } from "@kubernetes/client-node";
 import { connectService, createBus, natsEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -65,7 +63,7 @@ await runService({
 /** Of several controllers one acts; the others wait for its lease. */
 async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainServiceDeps, "launcher">): Promise<AsyncDisposable> {
   // Only here: it takes half a second to load.
-  const [{ createKube, resource, withLease }, { createKubeLauncher }, { trainPodSettings }] = await Promise.all([
+  const [{ createKube, withLease }, { createKubeLauncher }, { trainPodSettings }] = await Promise.all([
     import("@loraline/kube"),
     import("./kube-launcher.ts"),
     import("./job-manifest.ts"),
@@ -87,8 +85,7 @@ async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainS
     log,
     signal: stopping.signal,
     async work(lost) {
-      const ownerUid = await uidOf(settings.data.owner, settings.data.namespace, lost);
-      await using launcher = await createKubeLauncher({ kube, settings: { ...settings.data, ownerUid }, log, signal: lost });
+      await using launcher = await createKubeLauncher({ kube, settings: settings.data, log, signal: lost });
       if (lost.aborted) return;
       await using _service = await createTrainService({ bus, log, telemetry, launcher });
       await new Promise<void>((resolve) => {
@@ -103,18 +100,4 @@ async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainS
       await holding;
     },
   };
-
-  async function uidOf(configMap: string | undefined, namespace: string, lost: AbortSignal): Promise<string | undefined> {
-    while (configMap !== undefined && !lost.aborted) {
-      try {
-        const found = await kube.get(resource<V1ConfigMap>("v1", "ConfigMap", "configmaps"), { namespace, name: configMap });
-        if (found === undefined) log.warn({ configMap }, "there is no such owner: attempts belong to nothing, and outlive the release");
-        return found?.metadata?.uid;
-      } catch (error) {
-        log.warn({ err: error, configMap }, "the owner of attempts cannot be read; trying again");
-        await sleep(1000, undefined, { signal: lost }).catch(() => {});
-      }
-    }
-    return undefined;
-  }
 }
