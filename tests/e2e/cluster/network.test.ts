@@ -1,0 +1,235 @@
+/** The chart's NetworkPolicies as a network enforces them: who reaches what, tried from pods. */
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { runSpec } from "../../../packages/contracts/src/index.ts";
+import { jobManifest, trainPodSettings } from "../../../services/train/src/job-manifest.ts";
+import { trainJob } from "../../../services/train/src/launcher.ts";
+import { type ClusterNamespace, createNamespace, type Json, kubectl, type Values } from "./cluster-under-test.ts";
+
+const name = "network-test";
+/** Whose tenant speaks NATS itself, who reads metrics, and who is nobody. */
+const others = { tenant: `${name}-tenant`, monitoring: `${name}-monitoring`, elsewhere: `${name}-elsewhere` };
+const base = "smollm2-135m-instruct";
+const node = (process.env.LORALINE_IMAGES ?? "docker.io/loraline/x:dev").replace(/(\/x)?:([^:/]+)$/, "/services:$2");
+const listen = (port: number) => `
+  require("node:http").createServer((_, response) => response.end()).listen(${port}, "0.0.0.0");
+  process.on("SIGTERM", () => process.exit()); // a container's first process is not ended by it otherwise`;
+
+/** What listens where an engine does; the line's agent stands beside it. */
+const standIn = {
+  name: "stand-in",
+  base,
+  image: node,
+  command: ["node", "-e", listen(8000), "--"],
+  gpus: 0,
+  resources: { requests: { cpu: "10m", memory: "64Mi" }, limits: { memory: "256Mi" } },
+  volumes: [],
+  volumeMounts: [],
+};
+const namespaced = (namespace: string) => ({ namespaceSelector: { matchLabels: { "kubernetes.io/metadata.name": namespace } } });
+const small = { requests: { cpu: "10m", memory: "64Mi" } };
+const values = (networkPolicy: Values, more: Values = {}): Values => ({
+  engines: [standIn],
+  gateway: { replicas: 1 },
+  // Three, so that they have something to say to each other.
+  nats: { replicas: 3, tenants: [{ name: "acme", namespaces: [others.tenant] }], persistence: { enabled: false }, resources: small },
+  networkPolicy: { metricsFrom: [namespaced(others.monitoring)], egress: { enabled: true }, ...networkPolicy },
+  ...more,
+});
+
+let line: ClusterNamespace;
+beforeAll(async () => {
+  line = await createNamespace(name);
+  for (const namespace of Object.values(others)) {
+    await kubectl("create", "namespace", namespace);
+    await pod(namespace, "somebody", {});
+  }
+  await pod(name, "stranger", {});
+  await line.helmInstall(values({}));
+  const settings = trainPodSettings.parse(JSON.parse((await line.get("configmap", "loraline-train-pods")).data["pods.json"] as string));
+  for (const attempt of [1, 2]) {
+    const job = trainJob.parse({
+      version: 1,
+      tenant: name,
+      runId: "01KB0000000000000000000000",
+      attempt,
+      jobName: `train-${attempt}`,
+      spec: runSpec.parse({ base, adapter: "a", dataset: "01KB0000000000000000000001" }),
+      tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
+      resume: null,
+      traceparent: null,
+    });
+    await pod(name, `attempt-${attempt}`, jobManifest(job, settings).spec?.template.metadata?.labels ?? {});
+  }
+}, 300_000);
+afterAll(async () => {
+  await line[Symbol.asyncDispose]();
+  await kubectl("delete", "namespace", ...Object.values(others), "--ignore-not-found", "--timeout=120s");
+}, 300_000);
+
+/** Listens on 9000 and does nothing. */
+async function pod(namespace: string, podName: string, labels: Record<string, string>): Promise<void> {
+  const container = {
+    name: "main",
+    image: node,
+    command: ["node", "-e", listen(9000)],
+    resources: small,
+    securityContext: { allowPrivilegeEscalation: false, capabilities: { drop: ["ALL"] } },
+  };
+  const spec = {
+    securityContext: { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } },
+    automountServiceAccountToken: false,
+    terminationGracePeriodSeconds: 0,
+    containers: [container],
+  };
+  const overrides = `--overrides=${JSON.stringify({ metadata: { labels }, spec })}`;
+  await kubectl("--namespace", namespace, "run", podName, `--image=${node}`, overrides);
+}
+
+interface Place {
+  namespace: string;
+  pod: string;
+  container: string;
+}
+interface Target {
+  host: string;
+  port: number;
+  /** The place that it is in; nobody is asked whether it reaches itself. */
+  of?: string;
+}
+/** Run in a pod: which of the targets take a connection from there. */
+const connectToAll = `
+  const open = ({ host, port }) =>
+    new Promise((resolve) => {
+      const socket = require("node:net").connect({ host, port, timeout: 2000 });
+      for (const [event, outcome] of [["connect", true], ["error", false], ["timeout", false]]) socket.on(event, () => resolve(outcome));
+    });
+  Promise.all(JSON.parse(process.argv[1]).map(open)).then((opened) => {
+    console.log(JSON.stringify(opened));
+    process.exit();
+  });`;
+
+/** For each target, who reaches it now. */
+async function reached(): Promise<Record<string, string[]>> {
+  const running = async (component: string): Promise<Json> => {
+    const pods = await line.pods(`app.kubernetes.io/component=${component}`);
+    const [found] = pods.filter(({ status }) => status.phase === "Running");
+    if (found === undefined) throw new Error(`no pod of ${component} runs`);
+    return found;
+  };
+  const [gateway, engine, operator, nats] = await Promise.all(["gateway", "engine", "operator", "nats"].map(running));
+  const [stranger, attempt, another] = await Promise.all(["stranger", "attempt-1", "attempt-2"].map((podName) => line.get("pod", podName)));
+  const inside = (of: Json, container: string): Place => ({ namespace: name, pod: of.metadata.name as string, container });
+  const at = (of: Json, port: number): Target => ({ host: of.status.podIP as string, port });
+
+  const places: Record<string, Place> = {
+    gateway: inside(gateway, "gateway"),
+    engine: inside(engine, "agent"),
+    operator: inside(operator, "operator"),
+    attempt: inside(attempt, "main"),
+    stranger: inside(stranger, "main"),
+    ...Object.fromEntries(Object.entries(others).map(([who, namespace]) => [who, { namespace, pod: "somebody", container: "main" }])),
+  };
+  const targets: Record<string, Target> = {
+    // By name, as everybody does: DNS has to work as well.
+    "the API": { host: `loraline-gateway.${name}.svc.cluster.local`, port: 80, of: "gateway" },
+    NATS: { host: `loraline-nats.${name}.svc.cluster.local`, port: 4222 },
+    vLLM: { ...at(engine, 8000), of: "engine" },
+    "the agent's health": { ...at(engine, 8081), of: "engine" },
+    "the gateway's metrics": { ...at(gateway, 9464), of: "gateway" },
+    "the gateway's health": { ...at(gateway, 8081), of: "gateway" },
+    "the operator's health": { ...at(operator, 8081), of: "operator" },
+    "NATS' monitor": at(nats, 8222),
+    "NATS' routes": at(nats, 6222),
+    "another attempt": at(another, 9000),
+    "outside: the API server": { host: "kubernetes.default.svc.cluster.local", port: 443 },
+    "outside: a pod": { ...at(stranger, 9000), of: "stranger" },
+  };
+  const asked = JSON.stringify(Object.values(targets));
+  const opened = await Promise.all(
+    Object.entries(places).map(async ([who, { namespace, pod: podName, container }]) => {
+      const said = await kubectl(
+        "--namespace",
+        namespace,
+        "exec",
+        podName,
+        "--container",
+        container,
+        "--",
+        "node",
+        "-e",
+        connectToAll,
+        asked,
+      );
+      return { who, open: JSON.parse(said) as boolean[] };
+    }),
+  );
+  return Object.fromEntries(
+    Object.entries(targets).map(([what, { of }], index) => [
+      what,
+      opened.filter(({ who, open }) => open[index] && who !== of).map(({ who }) => who),
+    ]),
+  );
+}
+const everybody = ["gateway", "engine", "operator", "attempt", "stranger", ...Object.keys(others)];
+const but = (...left: string[]) => everybody.filter((who) => !left.includes(who));
+/** A network takes a moment to see a new pod or policy. */
+const patience = { timeout: 60_000, interval: 1000 };
+
+it("under its policies the line gets ready, and nobody reaches what is not theirs to reach", { timeout: 600_000 }, async () => {
+  // An engine that is a stand-in holds no adapters, so its agent never is ready.
+  const services = "app.kubernetes.io/component!=engine";
+  await line.kubectl("wait", "deployment", "--selector", services, "--for=condition=Available", "--timeout=240s");
+  await expect.poll(reached, patience).toEqual({
+    "the API": but("gateway"),
+    NATS: ["gateway", "engine", "operator", "attempt", "tenant"],
+    vLLM: ["gateway"],
+    "the agent's health": [],
+    "the gateway's metrics": ["monitoring"],
+    "the gateway's health": [],
+    "the operator's health": [],
+    "NATS' monitor": ["monitoring"],
+    "NATS' routes": [],
+    "another attempt": [],
+    // With `egress.enabled`, what handles users' data does not get out.
+    "outside: the API server": but("engine", "attempt"),
+    "outside: a pod": but("engine", "attempt", "stranger"),
+  });
+});
+
+it("attempts on several nodes reach each other; the API is for whom it is opened", { timeout: 300_000 }, async () => {
+  // The cluster needs no JobSet for it: train, which would watch them, is not there.
+  const forNodes = { train: { replicas: 0, pods: { jobSet: true } } };
+  await line.helmInstall(values({ gatewayFrom: [namespaced(others.elsewhere)], metricsFrom: [], egress: { enabled: false } }, forNodes));
+  await expect.poll(reached, patience).toEqual({
+    "the API": ["elsewhere"],
+    NATS: ["gateway", "engine", "operator", "attempt", "tenant"],
+    vLLM: ["gateway"],
+    "the agent's health": [],
+    "the gateway's metrics": [],
+    "the gateway's health": [],
+    "the operator's health": [],
+    "NATS' monitor": [],
+    "NATS' routes": [],
+    "another attempt": ["attempt"],
+    "outside: the API server": everybody,
+    "outside: a pod": but("stranger"),
+  });
+});
+
+it("those were the policies: without them everybody reaches everything", { timeout: 300_000 }, async () => {
+  await line.helmInstall(values({ enabled: false }));
+  await expect.poll(reached, patience).toEqual({
+    "the API": but("gateway"),
+    NATS: everybody,
+    vLLM: but("engine"),
+    "the agent's health": but("engine"),
+    "the gateway's metrics": but("gateway"),
+    "the gateway's health": but("gateway"),
+    "the operator's health": but("operator"),
+    "NATS' monitor": everybody,
+    "NATS' routes": everybody,
+    "another attempt": everybody,
+    "outside: the API server": everybody,
+    "outside: a pod": but("stranger"),
+  });
+});
