@@ -26,6 +26,7 @@ import {
   runRejected,
   runStarted,
   runTrained,
+  runWaiting,
   type TrainerResult,
   trainerResult,
 } from "@loraline/contracts";
@@ -38,9 +39,11 @@ import {
   PermanentError,
   problemOf,
   processIdentity,
+  RetryLaterError,
   spawnGuarded,
   type Telemetry,
   traceparentOf,
+  UnavailableError,
 } from "@loraline/runtime";
 import { adapterManifestFor, evidenceFor } from "./adapter-manifest.ts";
 import { readCgroupMemory } from "./cgroup-memory.ts";
@@ -49,7 +52,7 @@ import { fetchInputs, type Inputs } from "./fetch-inputs.ts";
 import { followLines } from "./follow-lines.ts";
 import { readJson, tailOf, writeJson } from "./job-files.ts";
 import { courierExit, type TrainJob } from "./launcher.ts";
-import { createOutbox, type Outbox, patiently, silentOutbox } from "./outbox.ts";
+import { createOutbox, type Outbox, type Patience, patiently, silentOutbox } from "./outbox.ts";
 import { trainerArgs } from "./trainer-command.ts";
 import { type CheckpointUploads, createCheckpointUploads } from "./upload-checkpoints.ts";
 
@@ -151,7 +154,10 @@ const keyOf = ({ job, incarnation }: Pick<Attempt, "job" | "incarnation">): stri
 
 async function runAttempt(attempt: Attempt): Promise<End> {
   const { telemetry, work, stop } = attempt;
-  const inputs = await telemetry.span("fetch inputs", {}, () => fetchInputs({ ...attempt, work }));
+  // Nothing is lost yet by stopping.
+  const givenUp = async () => (stop.aborted ? "the attempt was asked to stop before it began" : undefined);
+  const patience = { log: attempt.log, givenUp, onWait: tellerOf(attempt, "fetch") };
+  const inputs = await telemetry.span("fetch inputs", {}, () => fetchInputs({ ...attempt, work, patience }));
   if (stop.aborted) return { kind: "retry", code: "PREEMPTED", message: "the attempt was asked to stop before it began" };
   let { end, lastStepAt } = await train(attempt, inputs);
   if (end.kind === "failed" && end.problem.code === "RESUME_INVALID" && inputs.resumedFromStep !== null) {
@@ -185,6 +191,10 @@ async function train(
     objects,
     outbox,
     log,
+    // Training goes on meanwhile, so the run does not wait.
+    onWait(reason) {
+      if (reason !== null) relay.line({ type: "warning", time: Date.now() / 1000, ...reason });
+    },
   });
   attempt.uploads = uploads;
   const relay = createRelay(attempt, uploads, resumedFromStep ?? 0);
@@ -407,15 +417,39 @@ function createRelay(attempt: Attempt, uploads: CheckpointUploads, fromStep: num
   return relay;
 }
 
-/** Files, manifest, evidence, event: each exists only when all before it do. */
+/** Tells the run what its attempt waits for. Several files wait for one store, so it is told once. */
+function tellerOf(attempt: Attempt, when: "fetch" | "store"): NonNullable<Patience["onWait"]> {
+  let said: string | undefined;
+  let times = 0;
+  return (reason) => {
+    if (said === reason?.code) return;
+    said = reason?.code;
+    void attempt.outbox.send(runWaiting, { stage: "train", reason }, `${keyOf(attempt)}/${when}-${++times}`);
+  };
+}
+
+/**
+ * Files, manifest, evidence, event: each exists only when all before it do. What was trained exists nowhere else, so a store that is away
+ * or full is waited for as long as the attempt may live, also when it is asked to stop; only a cancelled run's is let go.
+ */
 async function storeAdapter(
-  { job, work, objects, outbox, telemetry, log }: Attempt,
+  attempt: Attempt,
   { tokens }: Inputs,
   result: Extract<End, { kind: "trained" }>["result"],
   lastStepAt: string,
 ): Promise<void> {
+  const { job, work, bus, at, stop, outbox, telemetry, log } = attempt;
   const { adapter: trained } = result;
-  const patience = { log, patienceMs };
+  const objects = waitingForRoom(attempt.objects);
+  const patience: Patience = {
+    log,
+    patienceMs,
+    onWait: tellerOf(attempt, "store"),
+    async givenUp() {
+      const cancelled = stop.aborted && (await askedToCancel(bus, at).catch(() => false));
+      return cancelled ? "the run was cancelled" : undefined;
+    },
+  };
   const stored = await telemetry.span("store adapter", {}, async () => {
     const files = await Promise.all(
       trained.files.map(async ({ path, sha256 }): Promise<FileRef> => {
@@ -445,12 +479,22 @@ async function storeAdapter(
   log.info({ adapter: stored.adapter.digest }, "trained");
 }
 
+/** A store that is full is one to wait for. */
+const waitingForRoom = (objects: Pick<Objects, "put">): Pick<Objects, "put"> => ({
+  put: (...args) =>
+    objects.put(...args).catch((error: unknown) => {
+      if (!(error instanceof PermanentError) || error.code !== "STORE_FULL") throw error;
+      throw new UnavailableError(error.code, error.message, { cause: error });
+    }),
+});
+
 /** Errors of the courier's own that may be gone at the next attempt. */
 const passing: ReadonlySet<string> = new Set(["DISK_FULL", "STORE_FULL"]);
 
 function endOfError(error: unknown): End {
   const { code, message, param } = problemOf(error);
   if (error instanceof PermanentError && !passing.has(code)) return { kind: "failed", problem: { code, message, param } };
+  if (error instanceof RetryLaterError) return { kind: "retry", code, message };
   return { kind: "retry", code: error instanceof PermanentError ? code : "COURIER_FAILED", message };
 }
 

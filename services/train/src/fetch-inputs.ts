@@ -12,9 +12,9 @@ import {
 } from "@loraline/contracts";
 import { getJson, getToFile, type Objects } from "@loraline/objects";
 import { readBaseRef } from "@loraline/objects/base-ref";
-import { explainSystemError, type Log, PermanentError } from "@loraline/runtime";
+import { explainSystemError, PermanentError } from "@loraline/runtime";
 import type { TrainJob } from "./launcher.ts";
-import { patiently } from "./outbox.ts";
+import { type Patience, patiently } from "./outbox.ts";
 
 /** Greedy tokens recorded for each probe. The proof needs the first; the others show a person what was learnt, and delay serving. */
 const probeTokens = 4;
@@ -38,10 +38,10 @@ export async function fetchInputs(deps: {
   work: string;
   objects: Pick<Objects, "get">;
   basesDir: string;
-  log: Log;
+  patience: Patience;
 }): Promise<Inputs> {
-  const { job, work, objects, basesDir, log } = deps;
-  const patience = { log, patienceMs };
+  const { job, work, objects, basesDir } = deps;
+  const patience = { patienceMs, ...deps.patience };
   try {
     await rm(work, { recursive: true, force: true });
     await mkdir(work, { recursive: true });

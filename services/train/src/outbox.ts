@@ -1,7 +1,7 @@
 /** What an attempt has to say, in order, however long the server is away. */
-import type { Bus } from "@loraline/bus";
+import type { Bus, WaitReason } from "@loraline/bus";
 import type { EventAddress, EventDef, EventInput } from "@loraline/contracts";
-import { type Log, PermanentError } from "@loraline/runtime";
+import { type Log, messageOf, PermanentError, RetryLaterError, UnavailableError } from "@loraline/runtime";
 
 export interface Outbox {
   /**
@@ -40,22 +40,47 @@ export function createOutbox({ bus, at, traceparent, log }: OutboxDeps): Outbox 
 /** Of whoever is not the one to speak. */
 export const silentOutbox: Outbox = { send: async () => {}, drained: async () => {} };
 
+export interface Patience {
+  log: Log;
+  /** When to give up, unless it is known that a server is away, which is waited for however long it takes. Default never. */
+  patienceMs?: number;
+  /** Whether it is not worth waiting any more, in words; asked after each failure. */
+  givenUp?: () => Promise<string | undefined>;
+  /** Called when a server has been away for a moment, and with null when it is back. */
+  onWait?: (reason: WaitReason | null) => void;
+}
+
+/** Failures in a row before anybody is told that it waits: a restart of a server is over by then. */
+const tellAfter = 3;
+
 /**
  * Repeats what fails while a server is away. Everything done through it is idempotent: ids and digests see to that.
  *
- * @param patienceMs - when to give up; default never.
- * @throws at once what will never work: PermanentError, and what the file system says about a file.
+ * @throws at once what will never work: PermanentError, and what the file system says about a file. RetryLaterError `PREEMPTED` when
+ *   it was given up.
  */
-export async function patiently<T>(what: string, work: () => Promise<T>, options: { log: Log; patienceMs?: number }): Promise<T> {
-  const { log, patienceMs = Infinity } = options;
+export async function patiently<T>(what: string, work: () => Promise<T>, options: Patience): Promise<T> {
+  const { log, patienceMs = Infinity, givenUp, onWait } = options;
   const since = performance.now();
+  let told: string | undefined;
   for (let failed = 1; ; failed++) {
     try {
-      return await work();
+      const done = await work();
+      if (told !== undefined) onWait?.(null);
+      return done;
     } catch (error) {
       const aboutFile = typeof (error as NodeJS.ErrnoException).syscall === "string" && (error as NodeJS.ErrnoException).path !== undefined;
-      if (error instanceof PermanentError || aboutFile || performance.now() - since > patienceMs) throw error;
-      log.warn({ err: error, what, failed }, "not possible now; trying again");
+      const away = error instanceof UnavailableError;
+      if (error instanceof PermanentError || aboutFile || (!away && performance.now() - since > patienceMs)) throw error;
+      // Every two seconds the same would fill the log.
+      log[failed <= tellAfter || failed % 30 === 0 ? "warn" : "debug"]({ err: error, what, failed }, "not possible now; trying again");
+      const why = await givenUp?.();
+      if (why !== undefined)
+        throw new RetryLaterError("PREEMPTED", 0, `${why}, while it was to ${what}: ${messageOf(error)}`, { cause: error });
+      if (away && failed >= tellAfter && told !== error.code) {
+        told = error.code;
+        onWait?.({ code: error.code, message: `to ${what}: ${error.message}` });
+      }
       await new Promise((resolve) => setTimeout(resolve, Math.min(2000, 100 * 2 ** failed)));
     }
   }

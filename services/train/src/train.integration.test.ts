@@ -21,9 +21,9 @@ import {
   type TokenManifest,
   tokenManifest,
 } from "@loraline/contracts";
-import { createJetStreamObjects, getBytes, getJson, type Objects, putJson } from "@loraline/objects";
+import { createJetStreamObjects, createS3Objects, getBytes, getJson, type Objects, putJson } from "@loraline/objects";
 import { createLog, createTelemetry, processIdentity, readSpans, traceIdOf } from "@loraline/runtime";
-import { spawnNatsServer } from "@loraline/testkit";
+import { spawnNatsServer, spawnS3Server, startProxy } from "@loraline/testkit";
 import { Field, Int32, List, Table, tableToIPC, vectorFromArray } from "apache-arrow";
 import { ulid } from "ulid";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -310,6 +310,86 @@ describe("in line for a device", () => {
     const startedAt = async (at: At) => (await state(at)).startedAt as string;
     const [a, b, c] = [(await state(first)).trained?.at as string, await startedAt(second), await startedAt(third)];
     expect([a, b, c].toSorted()).toEqual([a, b, c]);
+  });
+});
+
+describe("an object store that is away", { timeout: 100_000 }, () => {
+  /** From here on blobs are in an S3 whose way can be cut. */
+  async function overS3() {
+    const s3 = stack.use(await spawnS3Server());
+    const proxy = stack.use(await startProxy(s3.endpoint));
+    objects = stack.use(createS3Objects(s3));
+    const env = {
+      S3_BUCKET: s3.bucket,
+      S3_ENDPOINT: proxy.url,
+      AWS_ACCESS_KEY_ID: s3.credentials.accessKeyId,
+      AWS_SECRET_ACCESS_KEY: s3.credentials.secretAccessKey,
+    };
+    return { proxy, env };
+  }
+  const queue = async (at: At) => (await state(at)).queue;
+  const waits = (at: At, message: RegExp) =>
+    expect.poll(() => queue(at), within).toEqual({ reason: "STORE_UNAVAILABLE", message: expect.stringMatching(message) });
+
+  test("before it begins, while it trains and when it has ended: it waits, says so, and nothing is made twice", async () => {
+    const { proxy, env } = await overS3();
+    await startTrain({ steps: 40, save_steps: 10, step_ms: 50 }, {}, env);
+    await proxy.cut("refused");
+    const at = await newRun();
+    await waits(at, /^to fetch token manifest: the object store does not answer .*ECONNREFUSED/);
+    expect((await state(at)).phase).toBe("tokenized");
+
+    await proxy.restore();
+    await reachesStep(at, 5);
+    expect(await queue(at)).toBeNull();
+    await proxy.cut(503);
+    const warned = async () => (await progress(at)).filter(({ warning }) => warning != null);
+    await expect
+      .poll(warned, within)
+      .toMatchObject([{ warning: { code: "STORE_UNAVAILABLE", message: expect.stringMatching(/^to upload checkpoint 10: .*HTTP 503/) } }]);
+    expect(await queue(at), "training goes on").toBeNull();
+
+    await waits(at, /^to store adapter_\S+: the object store does not answer .*HTTP 503/);
+    expect((await state(at)).phase).toBe("running");
+    await sleep(3000);
+    await proxy.restore();
+    await ended(at);
+    expect(await state(at)).toMatchObject({ attempt: 1, lostAttempts: 0, queue: null });
+    expect(await steps(at)).toEqual(range(1, 1, 40));
+    expect(((await data(at, "waiting")) as { reason: object | null }[]).map(({ reason }) => reason !== null)).toEqual([
+      true,
+      false,
+      true,
+      false,
+    ]);
+    const { adapter } = (await data(at, "trained"))[0] as { adapter: never };
+    expect(await getJson(objects, tenant, adapter, adapterManifest)).toMatchObject({ version: 1 });
+  });
+
+  test("a run that is cancelled while its adapter waits ends at once; one that is cancelled before it begins, too", async () => {
+    const { proxy, env } = await overS3();
+    await startTrain({ steps: 5, save_steps: 100, step_ms: 100 }, { slots: 2 }, env);
+    const trained = await newRun();
+    await reachesStep(trained, 2);
+    await proxy.cut("refused");
+    await waits(trained, /^to store /);
+    const early = await newRun();
+    await waits(early, /^to fetch /);
+    for (const at of [trained, early]) await bus.publish(events.runCancelRequested, at, {});
+    for (const at of [trained, early]) await ended(at, "cancelled");
+    await cleanedUp();
+  });
+
+  test("wrong credentials are told apart, and mended without losing the run", async () => {
+    const { env } = await overS3();
+    const line = await startTrain({}, {}, { ...env, AWS_SECRET_ACCESS_KEY: "wrong" });
+    const at = await newRun();
+    const refused = { reason: "STORE_REFUSED", message: expect.stringMatching(/refuses the line .*HTTP 403.*mend credentials/) };
+    await expect.poll(() => queue(at), within).toEqual(refused);
+    await line.stop();
+    await startTrain({}, {}, env);
+    await ended(at);
+    expect((await state(at)).queue).toBeNull();
   });
 });
 

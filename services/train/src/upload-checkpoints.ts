@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type BlobRef, type CheckpointManifest, type FileRef, runCheckpointed } from "@loraline/contracts";
 import { type Objects, putJson } from "@loraline/objects";
 import type { Log } from "@loraline/runtime";
-import { type Outbox, patiently } from "./outbox.ts";
+import { type Outbox, type Patience, patiently } from "./outbox.ts";
 
 export interface CheckpointUploads {
   /** Queues a complete checkpoint; nothing happens when it was queued before. */
@@ -27,20 +27,22 @@ export interface CheckpointUploadsDeps {
   objects: Pick<Objects, "put">;
   outbox: Outbox;
   log: Log;
+  onWait?: Patience["onWait"];
 }
 
 const folderOf = (step: number): string => `step-${String(step).padStart(8, "0")}`;
 const patienceMs = 30 * 60_000;
 
 export function createCheckpointUploads(deps: CheckpointUploadsDeps): CheckpointUploads {
-  const { dir, tenant, attempt, fromStep, objects, outbox, log } = deps;
+  const { dir, tenant, attempt, fromStep, objects, outbox, log, onWait } = deps;
+  const patience: Patience = { log, patienceMs, ...(onWait === undefined ? {} : { onWait }) };
   const queued = new Set<number>();
   let newest = fromStep;
   let last: Promise<void> = Promise.resolve();
 
   const upload = async (step: number, trainLoss: number | null): Promise<void> => {
     const folder = join(dir, folderOf(step));
-    const checkpoint = await patiently(`upload checkpoint ${step}`, () => putFolder(objects, tenant, folder, step), { log, patienceMs });
+    const checkpoint = await patiently(`upload checkpoint ${step}`, () => putFolder(objects, tenant, folder, step), patience);
     await outbox.send(runCheckpointed, { attempt, step, checkpoint, trainLoss }, `attempt-${attempt}/step-${step}`);
     newest = Math.max(newest, step);
     log.info({ step, checkpoint: checkpoint.digest }, "checkpoint stored");
