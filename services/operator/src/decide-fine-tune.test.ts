@@ -1,4 +1,4 @@
-import { foldRun, type RunEvent, type RunState, runSpec } from "@loraline/contracts";
+import { type AdapterVersion, foldRun, type RunEvent, type RunState, runSpec } from "@loraline/contracts";
 import { describe, expect, it, test } from "vitest";
 import { conditionsOf, duration } from "./conditions.ts";
 import { decideFineTune, decideWanted, type Observed, originOf } from "./decide-fine-tune.ts";
@@ -60,6 +60,16 @@ describe("conditions", () => {
     expect(status.phase).toBe("Rejected");
     expect(milestones.map(({ reason }) => reason)).toEqual(["RANK_TOO_HIGH"]);
   });
+});
+
+test("a version that nothing serves says so, instead of converging for ever", () => {
+  const trained = ["run.trained.v1", { attempt: 1, steps: 4, evaluation: null, trainLoss: 1 }] as const;
+  const run = runAfter([...tokenized], [...started], [...trained]);
+  const versionAt = (of: number) => ({ version: { version: 1, digest: "d" } as AdapterVersion, proven: 0, of });
+  const servedOf = (of: number) =>
+    decideFineTune(observed({ run, version: versionAt(of) })).status.conditions?.find(({ type }) => type === "Served");
+  expect(servedOf(0)).toMatchObject({ status: "Unknown", reason: "NO_REPLICA", message: "version 1: no ready replica should hold it" });
+  expect(servedOf(2)).toMatchObject({ status: "Unknown", reason: "Converging", message: "version 1 is proven on 0/2 replicas" });
 });
 
 test("a run knows its resource; what a user writes there does not count", () => {

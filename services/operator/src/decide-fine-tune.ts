@@ -168,10 +168,11 @@ function asked({ tenant, version: held, traceId }: Observed, run: RunState): Par
         (trained === null
           ? unknown("Waiting", "for the training")
           : (waiting ??
-            unknown(
-              "Converging",
-              held === undefined ? "the version is being judged" : `version ${held.version.version} is proven on ${converged} replicas`,
-            ))));
+            (held === undefined
+              ? unknown("Converging", "the version is being judged")
+              : held.of === 0
+                ? unknown("NO_REPLICA", `version ${held.version.version}: no ready replica should hold it`)
+                : unknown("Converging", `version ${held.version.version} is proven on ${converged} replicas`)))));
   const tokenizing =
     tokens !== null
       ? done(
