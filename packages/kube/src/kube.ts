@@ -4,6 +4,7 @@
  */
 import type { RequestOptions } from "node:https";
 import { HttpMethod, KubeConfig, type KubernetesObject, RequestContext } from "@kubernetes/client-node";
+import { causesOf, messageOf, RetryLaterError } from "@loraline/runtime";
 import { Agent, fetch } from "undici";
 
 /** A kind of object, by its API path. */
@@ -128,12 +129,19 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
     await config.applySecurityAuthentication(context);
     const behindProxy = config.getCurrentCluster()?.proxyUrl !== undefined;
     const dispatcher = behindProxy ? context.getDispatcher() : await connections();
-    const response = await fetch(url, {
+    const answer = fetch(url, {
       method,
       headers: { ...context.getHeaders(), accept: "application/json", ...(body === undefined ? {} : { "content-type": contentType }) },
       body: body === undefined ? null : JSON.stringify(body),
       ...(dispatcher === undefined ? {} : { dispatcher }),
       signal: signal ?? AbortSignal.timeout(answerWithinMs),
+    });
+    const response = await answer.catch((error: unknown) => {
+      // "fetch failed" is all that it says itself.
+      const why = messageOf([...causesOf(error)].at(-1) ?? error);
+      throw new RetryLaterError("KUBERNETES_UNREACHABLE", 5000, `the Kubernetes API at ${server} does not answer: ${why}`, {
+        cause: error,
+      });
     });
     if (response.ok) return response;
     const text = await response.text();

@@ -113,7 +113,7 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
       () => (workEnded = true),
       () => (workEnded = true),
     );
-    const leftMs = (): number => renewedAt + heldForMs - performance.now();
+    const leftMs = (): number => Math.max(0, renewedAt + heldForMs - performance.now());
     while (!signal.aborted && !workEnded) {
       await sleep(Math.min(renewEveryMs, leftMs()), undefined, { signal }).catch(() => {});
       if (signal.aborted) break;
