@@ -255,5 +255,26 @@ describe("an attempt on several nodes", () => {
     await several.remove(job.jobName);
     await expect.poll(phase).toBeUndefined();
     expect(await kube.get(jobSets, { namespace, name: job.jobName })).toBeUndefined();
+
+    // As with JobSet installed and its controller down.
+    const webhook = {
+      apiVersion: "admissionregistration.k8s.io/v1",
+      kind: "MutatingWebhookConfiguration",
+      metadata: { name: "jobset" },
+      webhooks: [
+        {
+          name: "mutate.jobset.x-k8s.io",
+          admissionReviewVersions: ["v1"],
+          sideEffects: "None",
+          rules: [{ apiGroups: ["jobset.x-k8s.io"], apiVersions: ["*"], operations: ["CREATE"], resources: ["jobsets"] }],
+          clientConfig: { url: "https://127.0.0.1:1/" },
+        },
+      ],
+    };
+    const applied = run(kubectl, ["--kubeconfig", api.kubeconfig, "apply", "-f", "-"]);
+    applied.child.stdin?.end(JSON.stringify(webhook));
+    await applied;
+    const launch = () => several.launch(jobFor({ nodes: 2 })).catch(({ code }: { code: string }) => code);
+    await expect.poll(launch, { timeout: 10_000 }).toBe("JOBSET_UNAVAILABLE");
   });
 });

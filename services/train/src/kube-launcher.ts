@@ -244,6 +244,10 @@ export async function createKubeLauncher({
             },
           );
         }
+        if (several && /failed calling webhook/.test(error.message)) {
+          const message = `JobSet's controller does not answer, and without it no JobSet can be made: ${error.message}`;
+          throw new RetryLaterError("JOBSET_UNAVAILABLE", 5000, message, { cause: error });
+        }
         if (error.status === 403) {
           throw new RetryLaterError("JOB_FORBIDDEN", 15_000, `Kubernetes does not allow the Job ${job.jobName}: ${error.message}`, {
             cause: error,

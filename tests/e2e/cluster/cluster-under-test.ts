@@ -15,7 +15,7 @@ import { type SpanCollector, startSpanCollector } from "./span-collector.ts";
 
 export const root = join(import.meta.dirname, "../../..");
 export const chart = join(root, "helm/loraline");
-const binDir = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
+export const binDir = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
 /** Where the node that up.sh starts keeps everything; its processes' ids stand in PART.pid. */
 const nodeDir = join(root, ".cache/cluster");
 /** The node that infra/cluster/up.sh starts, and no cluster of somebody else. */

@@ -1,0 +1,155 @@
+/**
+ * Runs on several nodes, with JobSet's own controller and chart. The node pretends to have two GPUs, so two pods of one run fit on
+ * it: for them it is as if they were on two nodes.
+ */
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import {
+  base,
+  binDir,
+  type ClusterNamespace,
+  component,
+  conditionOf,
+  createNamespace,
+  eventually,
+  helm,
+  isOwnNode,
+  type Json,
+  kubectl,
+  stepOf,
+} from "./cluster-under-test.ts";
+
+/** Trains, and serves nothing: that an adapter is proven on replicas is shown by line.test.ts. */
+const values = {
+  engines: [{ name: "smollm2", base, replicas: 0 }],
+  gateway: { replicas: 1 },
+  train: {
+    // A pod has a core: there are two of each.
+    pods: { jobSet: true, podTemplate: { spec: { containers: [{ name: "courier", env: [{ name: "OMP_NUM_THREADS", value: "1" }] }] } } },
+  },
+};
+/** What JobSet's chart brings, with certificates that its controller makes itself. */
+const jobSet = {
+  install: async () => {
+    const image = "image.repository=docker.io/loraline/jobset,image.tag=dev,image.pullPolicy=Never";
+    const small = "controller.resources.requests.cpu=10m";
+    await kubectl("create", "namespace", "jobset-system");
+    await helm("install", "jobset", join(binDir, "jobset-chart"), "--namespace", "jobset-system", "--set", `${image},${small}`);
+  },
+  ready: () => kubectl("--namespace", "jobset-system", "rollout", "status", "deployment/jobset-controller", "--timeout=120s"),
+  uninstall: async () => {
+    await helm("uninstall", "jobset", "--namespace", "jobset-system", "--wait", "--ignore-not-found");
+    await kubectl("delete", "namespace", "jobset-system", "--ignore-not-found");
+    await kubectl("delete", "customresourcedefinition", "jobsets.jobset.x-k8s.io", "--ignore-not-found");
+  },
+};
+
+let line: ClusterNamespace;
+beforeAll(async () => {
+  if (!isOwnNode) return;
+  await jobSet.uninstall(); // of a test that was broken off
+  await jobSet.install();
+  line = await createNamespace("jobset-test");
+  await line.addSample();
+  await line.helmInstall(values);
+  await Promise.all([line.ready(), jobSet.ready()]);
+}, 300_000);
+afterAll(async () => {
+  if (!isOwnNode) return;
+  // First, as JobSet's webhook has a say in it.
+  await line[Symbol.asyncDispose]();
+  await jobSet.uninstall();
+}, 240_000);
+
+const spec = {
+  nodes: 2,
+  gpus: 1,
+  training: { num_train_epochs: 1, per_device_train_batch_size: 4, learning_rate: 0.002, logging_steps: 1, save_steps: 2 },
+};
+
+/** By the number of their node. */
+async function podsOf(attempt: number): Promise<Json[]> {
+  const pods = await line.pods(`${component("train-attempt")},loraline.dev/attempt=${attempt}`);
+  return pods.sort((a, b) => nodeOf(a) - nodeOf(b));
+}
+const nodeOf = ({ metadata }: Json): number => Number(metadata.labels["batch.kubernetes.io/job-completion-index"]);
+const nothingLeft = () =>
+  eventually("no JobSet is left, and nothing of one", async () => {
+    const { items } = await line.get("jobsets,jobs,pods,services", "-l", "jobset.sigs.k8s.io/jobset-name");
+    const sets = await line.get("jobsets");
+    return items.length + sets.items.length === 0;
+  });
+
+it.runIf(isOwnNode)(
+  "two pods train one adapter; the second is deleted in the middle, and the next two go on from the checkpoint",
+  async () => {
+    await line.fineTune("persona", { adapter: "persona", ...spec });
+    const training = await line.until("persona", "training", (status) => stepOf(status) >= 1);
+    // 86 rows by 4: one rank alone would take 22 steps.
+    expect(training.step).toMatch(/\/11$/);
+    const pods = await podsOf(1);
+    expect(pods.map(nodeOf)).toEqual([0, 1]);
+    const [set] = (await line.get("jobsets")).items;
+    for (const { metadata, spec } of pods) {
+      expect(metadata.labels["jobset.sigs.k8s.io/jobset-name"]).toBe(set.metadata.name);
+      expect(spec.containers[0].resources.limits["nvidia.com/gpu"]).toBe("1");
+    }
+
+    await line.until("persona", "past its first checkpoint", (status) => stepOf(status) >= 3);
+    await line.kubectl("delete", "pod", pods[1].metadata.name as string, "--wait=false");
+    await line.until("persona", "in its second attempt", ({ attempt }) => attempt === 2);
+    const resumes = (await podsOf(2)).map(({ spec }) => {
+      const job = spec.containers[0].env.find((variable: Json) => variable.name === "COURIER_JOB");
+      return JSON.parse(job.value as string).resume?.step;
+    });
+    expect(resumes[0]).toBeGreaterThanOrEqual(2);
+    expect(resumes).toEqual([resumes[0], resumes[0]]);
+
+    const status = await line.until("persona", "trained", (now) => conditionOf(now, "Trained")?.status === "True");
+    expect(status).toMatchObject({ attempt: 2, step: "11/11" });
+    expect(Number(status.loss)).toBeLessThan(Number(training.loss));
+    expect(Number(status.heldOutLoss.adapter)).toBeLessThan(Number(status.heldOutLoss.base));
+    const adapter = await eventually("the adapter", () => line.get("adapter", "persona").then((one) => one.status?.versions && one));
+    expect(adapter.status.versions).toHaveLength(1);
+    await nothingLeft();
+  },
+);
+
+it.runIf(isOwnNode)("says which node has no GPU, begins when it has one; cancelled, its pods are gone", async () => {
+  await line.apply({
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { name: "has-a-gpu" },
+    spec: {
+      terminationGracePeriodSeconds: 0,
+      securityContext: { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } },
+      containers: [
+        {
+          name: "main",
+          image: "registry.k8s.io/pause:3.10",
+          securityContext: { allowPrivilegeEscalation: false, capabilities: { drop: ["ALL"] } },
+          resources: { limits: { "nvidia.com/gpu": "1" } },
+        },
+      ],
+    },
+  });
+  await line.fineTune("waits", { adapter: "waits", ...spec });
+  const waiting = await line.until("waits", "waiting", ({ message }) => /Insufficient nvidia.com\/gpu/.test(message ?? ""));
+  expect(waiting.phase).toBe("Queued");
+  expect(conditionOf(waiting, "Trained")).toMatchObject({ status: "Unknown", reason: "WAITING_FOR_DEVICE" });
+  const first = await eventually("the first one's trainer", async () => {
+    const [pod] = await podsOf(1);
+    const log = await line.kubectl("logs", pod.metadata.name as string);
+    return log.includes("trainer started") && pod;
+  });
+  expect(nodeOf(first)).toBe(0);
+
+  await line.kubectl("delete", "pod", "has-a-gpu");
+  const { runId, startedAt } = await line.until("waits", "training", (status) => stepOf(status) >= 1);
+  // The one that had its GPU waited where they meet, and that was no beginning.
+  const [, second] = await podsOf(1);
+  expect(Date.parse(startedAt as string)).toBeGreaterThan(Date.parse(second.status.startTime as string));
+  await line.kubectl("delete", "finetune", "waits");
+  await nothingLeft();
+  expect((await line.ask(`/v1/loraline/runs/${runId as string}`)).phase).toBe("cancelled");
+});
