@@ -194,7 +194,7 @@ describe("FineTune", () => {
     const { said } = await kubectl(["explain", "finetune.spec.lora.r"]);
     expect(said).toContain("Rank");
     expect(said).toContain("Default: 8");
-    expect((await kubectl(["explain", "finetune"])).said.replaceAll(/\s+/g, " ")).toContain("has not ended cancels the run");
+    expect((await kubectl(["get", "crd", "finetunes.loraline.dev", "-o", "yaml"])).said.replaceAll(/\s+/g, " ")).toContain("has not ended cancels the run");
     expect((await kubectl(["get", "loraline"])).said).toMatch(/ADAPTER +PHASE +STEP +LOSS +ETA +VERSION +CONVERGED +AGE/);
   });
 });
@@ -214,6 +214,17 @@ describe("Adapter", () => {
     expect(ok, said).toBe(names === undefined);
     expect(said).toContain(names ?? "created");
   });
+});
+
+it("upgrades what an earlier chart's Helm made, by the command of docs/operations.md", async () => {
+  const earlier = (await readFile(join(root, "helm/loraline/crds/finetunes.yaml"), "utf8")).replace("One fine-tuning run", "A run");
+  const asHelm = ["apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", "-"];
+  expect((await kubectl(asHelm, earlier)).ok).toBe(true);
+  const page = await readFile(join(root, "docs/operations.md"), "utf8");
+  const [, command = ""] = /^kubectl (apply .*? -f helm\/loraline\/crds)/m.exec(page) ?? [];
+  const { ok, said } = await kubectl(command.split(" ").map((word) => word.replace("helm/loraline/crds", join(root, word))));
+  expect(ok, said).toBe(true);
+  expect((await kubectl(["get", "crd", "finetunes.loraline.dev", "-o", "yaml"])).said).toContain("One fine-tuning run");
 });
 
 it("takes every sample, and what docs/kubectl.md shows", async () => {
