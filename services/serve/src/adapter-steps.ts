@@ -1,7 +1,7 @@
 /** The three steps an agent takes about one adapter on its engine: load, prove, unload. What is to be done is decided elsewhere. */
 import { type EngineRecord, type Evidence, evidence as evidenceShape, judgeAdapter, type Proof, type Problem } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
-import { PermanentError, problemOf, RetryLaterError, type Telemetry } from "@loraline/runtime";
+import { PermanentError, problemOf, RetryLaterError, type Telemetry, UnavailableError } from "@loraline/runtime";
 import type { AdapterFiles } from "./adapter-files.ts";
 import type { Fault, WantedAdapter } from "./decide-adapters.ts";
 import type { EngineObserver } from "./engine-observer.ts";
@@ -122,6 +122,8 @@ export function faultOf(error: unknown, engineName: string): Fault {
   }
   if (error instanceof EngineUnknownError) return { of: "replica", problem: { code: "ENGINE_UNKNOWN", message: error.message } };
   const problem = problemOf(error);
+  // Nothing that gets worse with each try, and nobody is told when the store is back.
+  if (error instanceof UnavailableError) return { of: "replica", problem, mostMs: 30_000 };
   if (error instanceof RetryLaterError) return { of: "replica", problem, afterMs: error.afterMs };
   // What judge-adapter.ts and the manifests' shapes find is in the bytes themselves.
   if (error instanceof PermanentError && (problem.code.startsWith("ADAPTER_") || problem.code === "OBJECT_INVALID"))

@@ -25,7 +25,7 @@ import { createKeyedQueue, type Log, PermanentError, type Telemetry } from "@lor
 import { keyOf, nameOf, publishWhatWasLost } from "./adapter-events.ts";
 import { type Canaries, createCanaries } from "./canary.ts";
 import type { AliasCommand } from "./decide-alias.ts";
-import { awaitedReplica, decideConvergence, replicaFreshMs } from "./decide-convergence.ts";
+import { awaitedReplica, decideConvergence, decideWaiting, replicaFreshMs } from "./decide-convergence.ts";
 import { followAliasCommand } from "./follow-alias-command.ts";
 import { onCancelRequested } from "./on-cancel-requested.ts";
 import { onRunTrained } from "./on-run-trained.ts";
@@ -77,6 +77,16 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   const untold = new Set<string>();
   /** Of an adapter that is not settled, one replica that it waits for: a hundred report each version, and few reports settle anything. */
   const awaited = new Map<string, string>();
+  /** Runs that were told that replicas wait for the store. */
+  const waiting = new Map<string, string>();
+  const tellWaitingRuns = async (state: AdapterState, replicas: readonly ReplicaState[], now: number): Promise<void> => {
+    for (const { runId, reason } of decideWaiting(state, replicas, now)) {
+      if (waiting.get(runId) === reason?.code) continue;
+      await tellWaiting(bus, runWaiting, { tenant: state.tenant, id: runId }, { stage: "serve", reason });
+      if (reason === null) waiting.delete(runId);
+      else waiting.set(runId, reason.code);
+    }
+  };
   const queue = createKeyedQueue({
     concurrency: 16,
     log,
@@ -84,9 +94,10 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
       const seen = states.get(key);
       if (seen === undefined) return;
       awaited.delete(key);
+      const now = Date.now();
+      const replicas = replicasOf(seen);
+      await tellWaitingRuns(seen, replicas, now);
       if (!untold.has(key) && !seen.canary) {
-        const now = Date.now();
-        const replicas = replicasOf(seen);
         if (decideConvergence(seen, replicas, now).length === 0) {
           const replica = awaitedReplica(seen, replicas, now);
           if (replica !== undefined) awaited.set(key, `${seen.engine}.${replica}`);

@@ -142,7 +142,7 @@ export type Fault =
   /** The engine, or the object store, said no: to these bytes, or to any. */
   | { of: "unknown"; problem: Problem }
   /** The disk, the network, an engine that does not answer. */
-  | { of: "replica"; problem: Problem; afterMs?: number };
+  | { of: "replica"; problem: Problem; afterMs?: number; mostMs?: number };
 
 /** Faults in a row after which nobody waits for this replica any more. */
 export const quarantineAfter = 5;
@@ -154,7 +154,8 @@ export function decideFault(
 ): { state: "refused" | "retrying" | "quarantined"; blame: "adapter" | "replica" | null; afterMs: number } {
   if (fault.of === "adapter") return { state: "refused", blame: "adapter", afterMs: 0 };
   const blame = fault.of === "replica" ? "replica" : null;
-  if (attempts >= quarantineAfter) return { state: "quarantined", blame, afterMs: pause(30_000, attempts - quarantineAfter, 300_000) };
+  const mostMs = (fault.of === "replica" ? fault.mostMs : undefined) ?? 300_000;
+  if (attempts >= quarantineAfter) return { state: "quarantined", blame, afterMs: pause(30_000, attempts - quarantineAfter, mostMs) };
   const asked = fault.of === "replica" ? fault.afterMs : undefined;
   // At once, where the fault says so; but not again and again.
   return { state: "retrying", blame, afterMs: asked !== undefined && attempts <= 3 ? asked : pause(500, attempts - 1, 60_000) };

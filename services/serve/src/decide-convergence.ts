@@ -75,6 +75,26 @@ export function awaitedReplica(state: AdapterState, replicas: Iterable<ReplicaSt
   return holdersOf(version, readyReplicas(state.engine, replicas, now)).find((replica) => isPending(reportOf(replica, version)))?.replica;
 }
 
+/**
+ * Runs whose version no replica can prove because the store is away from all of them, and why; null: of this one nothing of the kind is
+ * known.
+ */
+export function decideWaiting(
+  state: AdapterState,
+  replicas: Iterable<ReplicaState>,
+  now: number,
+): { runId: string; reason: { code: string; message: string } | null }[] {
+  const ready = readyReplicas(state.engine, replicas, now);
+  return state.versions.flatMap((version) => {
+    if (version.status !== "desired" || version.servedAt !== null) return [];
+    const problems = holdersOf(version, ready).map((replica) => reportOf(replica, version)?.error ?? null);
+    const [first] = problems;
+    const away = first !== null && first !== undefined && problems.every((problem) => problem !== null && storeIsAway.has(problem.code));
+    return [{ runId: version.runId, reason: away ? { code: first.code, message: first.message } : null }];
+  });
+}
+const storeIsAway: ReadonlySet<string> = new Set(["STORE_UNAVAILABLE", "STORE_REFUSED"]);
+
 const reportOf = ({ adapters }: ReplicaState, version: AdapterVersion): ReplicaAdapter | undefined =>
   adapters.find(({ engineName, digest }) => engineName === version.engineName && digest === version.digest);
 

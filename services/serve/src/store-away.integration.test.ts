@@ -1,0 +1,86 @@
+/** The object store is away while versions are gated, and while replicas fetch them: they wait and say so, and nothing is judged by it. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createBus } from "@loraline/bus";
+import { type BaseRef, buckets, consumers, runFailed, runServed, runWaiting } from "@loraline/contracts";
+import type { Objects } from "@loraline/objects";
+import { UnavailableError } from "@loraline/runtime";
+import { createSimulatedEngine, simulatedAdapter, simulatedProbes, test as it } from "@loraline/testkit";
+import { expect } from "vitest";
+import { createServeController } from "./controller.ts";
+import { serveUnderTest } from "./serve-under-test.ts";
+
+const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
+const within = { timeout: 60_000, interval: 50 };
+const message = "the object store does not answer (connect ECONNREFUSED 10.0.0.9:443)";
+
+const test = it
+  .extend("dir", async ({}, { onCleanup }) => {
+    const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
+    onCleanup(() => rm(dir, { recursive: true, force: true }));
+    return dir;
+  })
+  .extend("engine", async ({}, { onCleanup }) => {
+    const engine = await createSimulatedEngine({ base: base.name });
+    onCleanup(() => engine[Symbol.asyncDispose]());
+    return engine;
+  })
+  .extend("serve", async ({ nc, tenant, dir }, { onCleanup }) => {
+    const serve = await serveUnderTest({ nc, tenant, dir, base });
+    onCleanup(() => serve[Symbol.asyncDispose]());
+    return serve;
+  })
+  .extend("adapter", async ({ dir }) => ({
+    ...simulatedAdapter({ base: base.name }),
+    probes: await simulatedProbes(join(dir, "scratch"), { base: base.name }),
+  }));
+
+/** A store whose way is cut for one of those who use it. */
+function cuttable(objects: Objects) {
+  let away = false;
+  return {
+    cut: (how: boolean) => void (away = how),
+    objects: {
+      get: (...args: Parameters<Objects["get"]>) =>
+        away ? Promise.reject(new UnavailableError("STORE_UNAVAILABLE", message)) : objects.get(...args),
+      problem: () => (away ? message : undefined),
+    },
+  };
+}
+
+test(
+  "at the gate and at the replicas: the run says what it waits for, and is served when the store is back",
+  { timeout: 120_000 },
+  async ({ serve, engine, adapter, nc, tenant }) => {
+    const { objects, log, telemetry } = serve;
+    const bus = createBus({ nc, log, telemetry, source: "serve", longestWaitMs: 100 });
+    // Writes what the engine can do; the controller under test follows.
+    await (await serve.startController())[Symbol.asyncDispose]();
+    const atGate = cuttable(objects);
+    const atReplicas = cuttable(objects);
+    for (const one of [atGate, atReplicas]) one.cut(true);
+    const engines = (await (await bus.bucket(buckets.engines)).entries(serve.engine)).map(({ value }) => value);
+    await using _controller = await createServeController({ bus, objects: atGate.objects, log, telemetry, engines, resyncMs: 200 });
+    await using _a = await serve.startAgent(engine.url, { objects: atReplicas.objects });
+    const id = await serve.train("pirate", adapter);
+    const at = { tenant, id };
+    const reason = async () => (await bus.last(runWaiting, at))?.data;
+    await expect.poll(reason, within).toEqual({ stage: "serve", reason: { code: "STORE_UNAVAILABLE", message } });
+    const { durable, maxDeliver } = consumers.serveRunTrained;
+    const waited = await bus.bucket(buckets.waited);
+    const count = async () => Math.max(0, ...(await waited.entries(`${durable}.*`)).map(({ value }) => value.away));
+    await expect.poll(count, within).toBeGreaterThan(maxDeliver * 2 + 1);
+    atGate.cut(false);
+    await expect.poll(async () => (await serve.adapter("pirate"))?.versions.length, within).toBe(1);
+
+    // Now the replica waits. Its patience with one adapter ends, and the version is not refused for it.
+    await expect.poll(async () => (await serve.replica())?.adapters[0], within).toMatchObject({ state: "quarantined", blame: "replica" });
+    await expect.poll(reason, within).toEqual({ stage: "serve", reason: { code: "STORE_UNAVAILABLE", message } });
+    expect(await serve.history([runFailed, runServed], id)).toEqual([]);
+    atReplicas.cut(false);
+    await expect.poll(() => serve.history([runServed], id), within).toHaveLength(1);
+    expect(await serve.history([runFailed], id)).toEqual([]);
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  },
+);
