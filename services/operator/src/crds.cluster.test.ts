@@ -194,7 +194,9 @@ describe("FineTune", () => {
     const { said } = await kubectl(["explain", "finetune.spec.lora.r"]);
     expect(said).toContain("Rank");
     expect(said).toContain("Default: 8");
-    expect((await kubectl(["get", "crd", "finetunes.loraline.dev", "-o", "yaml"])).said.replaceAll(/\s+/g, " ")).toContain("has not ended cancels the run");
+    expect((await kubectl(["get", "crd", "finetunes.loraline.dev", "-o", "yaml"])).said.replaceAll(/\s+/g, " ")).toContain(
+      "has not ended cancels the run",
+    );
     expect((await kubectl(["get", "loraline"])).said).toMatch(/ADAPTER +PHASE +STEP +LOSS +ETA +VERSION +CONVERGED +AGE/);
   });
 });
