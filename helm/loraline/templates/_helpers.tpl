@@ -80,7 +80,7 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 - name: NATS_PASS
   valueFrom:
     secretKeyRef:
-      name: {{ include "loraline.natsAuthSecret" $root }}
+      name: {{ include "loraline.natsAuthSecret" $root | quote }}
       key: {{ $user }}
 - name: NATS_INBOX_PREFIX
   value: _INBOX_{{ $user }}
@@ -103,12 +103,12 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 - name: AWS_ACCESS_KEY_ID
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
+      name: {{ . | quote }}
       key: accessKeyId
 - name: AWS_SECRET_ACCESS_KEY
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
+      name: {{ . | quote }}
       key: secretAccessKey
 {{- end }}
 {{- end }}
@@ -164,7 +164,7 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 - name: HF_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ . }}
+      name: {{ . | quote }}
       key: token
 {{- end }}
 {{- with .allow }}
@@ -291,11 +291,11 @@ spec:
   {{- with $root.Values.image.pullSecrets }}
   imagePullSecrets:
     {{- range . }}
-    - name: {{ . }}
+    - name: {{ . | quote }}
     {{- end }}
   {{- end }}
   {{- with $settings.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   {{- with $settings.nodeSelector }}
   nodeSelector:
