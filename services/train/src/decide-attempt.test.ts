@@ -158,6 +158,12 @@ describe("an attempt that is over", () => {
     ["told why", { pods: [ended(75, '{"code":"STORE_FULL","message":"the store is full"}')] }, "STORE_FULL", /the store is full/],
     ["told to stop", { pods: [ended(75)] }, "PREEMPTED", /asked to stop/],
     ["crashed", { pods: [ended(1, "line one\nTypeError: x is not a function\n")] }, "COURIER_CRASHED", /exit code 1: TypeError: x is not/],
+    [
+      "crashed, with a line of its log that is cut off",
+      { pods: [ended(1, 'rnal/x:104:5)","code":"X"},"msg":"NATS refused the credentials of \\"courier\\": no."}\n')] },
+      "COURIER_CRASHED",
+      /^the courier ended with exit code 1: NATS refused the credentials of "courier": no\.$/,
+    ],
     ["took too long", { job: failedJob("DeadlineExceeded"), pods: [ended(75)] }, "DEADLINE_EXCEEDED", /activeDeadlineSeconds/],
     ["its pod deleted", { job: failedJob() }, "ATTEMPT_LOST", /gone without a word/],
   ])("%s", (_, objects, code, message) => {

@@ -260,6 +260,11 @@ function outcomeOf(message: string | undefined): { code: string; message: string
   }
 }
 
-const lastLine = (message: string | undefined): string => (message ?? "").trim().split("\n").at(-1)?.slice(-300) || "it wrote no log";
+/** Of a log line, whose beginning the kubelet may have cut off, what it says to a person. */
+function lastLine(log: string | undefined): string {
+  const line = (log ?? "").trim().split("\n").at(-1) ?? "";
+  const said = /"msg":"((?:[^"\\]|\\.)*)"\}$/.exec(line)?.[1]?.replaceAll('\\"', '"');
+  return (said ?? line).slice(-300) || "it wrote no log";
+}
 const tidy = (message: string): string => message.replace(/\s+/g, " ").trim().slice(0, 500);
 const timeOf = (time: Date | string | undefined): number => (time === undefined ? 0 : new Date(time).getTime());
