@@ -4,7 +4,7 @@ import { baseModules, expandModules } from "./base-modules.ts";
 import { longestTemplate, templateProbe } from "./chat-template.ts";
 import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
 import { isNamed, judgePattern, shortNames } from "./module-patterns.ts";
-import { digest, isoTime, type Problem, tenantName } from "./names.ts";
+import { type Digest, digest, isoTime, problem, type Problem, tenantName } from "./names.ts";
 import type { RunSpec } from "./run-spec.ts";
 
 export const baseRef = z.object({
@@ -13,6 +13,9 @@ export const baseRef = z.object({
   digest,
 });
 export type BaseRef = z.infer<typeof baseRef>;
+
+/** Stands where a base's digest would, until its files could be read once. */
+export const unreadDigest: Digest = `sha256:${"0".repeat(64)}`;
 
 /** KV `engines`, key = engine name. Written by serve at start, read by every door. */
 export const engineRecord = z.object({
@@ -38,13 +41,23 @@ export const engineRecord = z.object({
   modules: baseModules.nullish().describe("The base's linear modules. Absent: not known, so nothing is judged by them."),
   template: z.string().max(longestTemplate).nullish().describe("Text of the chat template. Absent: not known, or longer than 64 KiB."),
   templateProbe: templateProbe.nullish().describe("What each replica must make of a conversation. Absent: replicas are not asked."),
+  problem: problem
+    .nullish()
+    .describe(
+      "Why nothing new is made for it now: its base's files cannot be read. What its replicas hold they serve; the fields about the base are as they were read last.",
+    ),
   updatedAt: isoTime,
 });
 export type EngineRecord = z.infer<typeof engineRecord>;
 
 /** Pure: what of this spec the engines can never serve. Empty: nothing found. */
 export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): Problem[] {
-  const engine = engines.find((candidate) => candidate.base.name === spec.base);
+  const those = engines.filter((candidate) => candidate.base.name === spec.base);
+  const engine = those.find((candidate) => !candidate.problem) ?? those[0];
+  if (engine?.problem) {
+    const message = `base "${spec.base}" cannot be used now: ${engine.problem.message}`;
+    return [{ code: "BASE_UNAVAILABLE", param: "base", message }];
+  }
   if (engine === undefined) {
     const known = engines.map((candidate) => candidate.base.name).sort();
     return [

@@ -110,6 +110,15 @@ test.each([
   expect(judgeRunSpec(specOf({ ...minimal, ...change }), [engine])).toEqual([{ code, param, message: expect.stringMatching(message) }]);
 });
 
+test("a run for a base whose files are missing is refused with the reason, unless another engine has it", () => {
+  const problem = { code: "BASE_MISSING", message: 'engine "local": base "smollm2-135m-instruct" is not here', param: "base" };
+  const broken = { ...engine, problem };
+  expect(judgeRunSpec(specOf(minimal), [broken])).toEqual([
+    { code: "BASE_UNAVAILABLE", param: "base", message: `base "smollm2-135m-instruct" cannot be used now: ${problem.message}` },
+  ]);
+  expect(judgeRunSpec(specOf(minimal), [broken, { ...engine, engine: "other" }])).toEqual([]);
+});
+
 test("a regular expression that only Python knows is left to the trainer", () => {
   const spec = specOf({ ...minimal, lora: { target_modules: String.raw`(?i).*\.(?P<which>q|v)_proj\Z` } });
   expect(judgeRunSpec(spec, [engine])).toEqual([]);

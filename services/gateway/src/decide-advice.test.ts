@@ -25,6 +25,13 @@ describe("decideAdvice", () => {
     expect(codes({ asked: 8, replicas: two })).toEqual([]);
   });
 
+  it("says first that its base is missing", () => {
+    const problem = { code: "BASE_MISSING", message: "base is not here" };
+    const engine = engineRecord({ problem });
+    expect(codes({ engine })).toEqual(["BASE_MISSING"]);
+    expect(codes({ engine, replicas: [] })).toEqual(["BASE_MISSING", "NO_REPLICA"]);
+  });
+
   it("says when more adapters are asked for than there are slots, and how many it takes", () => {
     const [advice] = decideAdvice(sight({ asked: 11 }));
     expect(advice).toEqual({

@@ -25,6 +25,7 @@ export function decideAdvice({ engine, replicas, versions, asked, windowMs }: En
   const found: Advice[] = [];
   const say = (level: Advice["level"], code: string, message: string): void => void found.push({ level, code, message });
 
+  if (engine.problem) say("warn", engine.problem.code, `nothing new is made for base "${engine.base.name}": ${engine.problem.message}`);
   if (ready === 0) {
     say("warn", "NO_REPLICA", `no replica of engine "${engine.engine}" is ready: nothing of base "${engine.base.name}" is answered.`);
     return found;

@@ -4,6 +4,7 @@
  */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import type { EngineRecord } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
 
@@ -32,6 +33,8 @@ export interface Metrics {
   model(model: MeasuredModel): ModelMetrics;
   limited(kind: "requests" | "tokens" | "concurrency"): void;
   retried(): void;
+  /** Where it is asked which engines there are. */
+  engines(ask: () => Iterable<EngineRecord>): void;
   text(): Promise<string>;
 }
 
@@ -172,6 +175,18 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
     },
     limited: (kind) => limited.inc({ limit: kind }),
     retried: () => retried.inc(),
+    engines(ask) {
+      new Gauge({
+        name: "loraline_engine_problem",
+        help: "1: nothing new is made for this engine, and code says why, such as BASE_MISSING. Engines that are well have no series",
+        labelNames: ["engine", "base", "code"],
+        registers,
+        collect() {
+          this.reset();
+          for (const { engine, base, problem } of ask()) if (problem) this.labels({ engine, base: base.name, code: problem.code }).set(1);
+        },
+      });
+    },
     text: () => registry.metrics(),
   };
 }

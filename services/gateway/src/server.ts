@@ -130,6 +130,7 @@ export async function createGateway(options: GatewayOptions): Promise<Gateway> {
       engineKey: options.engineKey,
       signal: abandoning.signal,
     };
+    metrics.engines(() => context.table.view().engines);
     const inference = owned.use(inferenceRoutes(context));
     const loraline = await loralineRoutes(context);
     const admin = await adminRoutes(context);

@@ -35,7 +35,7 @@ function reconciler(kube: Partial<Kube>) {
     deadLetters: { of: async () => undefined },
     publish: async (_event: unknown, _at: unknown, data: { version: number }) => ({ seq: asked.push(data.version) }),
   } as unknown as Bus;
-  const line = { held: () => ({ proven: 1, of: 1, trouble: undefined }) } as unknown as LineView;
+  const line = { engines: () => [], held: () => ({ proven: 1, of: 1, trouble: undefined }) } as unknown as LineView;
   const states = new Map([["pirate", state as unknown as AdapterState]]);
   const reconciling = createAdapters({
     kube: { create: async (_of: unknown, object: object) => object, ...kube } as Kube,

@@ -79,6 +79,7 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
       before: object.status,
       state,
       held: (of) => line.held(state?.engine ?? "", of),
+      engineProblem: line.engines(tenant).find(({ engine }) => engine === state?.engine)?.problem ?? undefined,
       refusals: { version, placement },
       lastPlaced: last?.seq,
       now: new Date().toISOString(),

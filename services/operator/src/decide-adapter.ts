@@ -26,6 +26,8 @@ export interface ObservedAdapter {
   /** undefined: the line has no such adapter. */
   state: AdapterState | undefined;
   held(version: AdapterVersion): Held;
+  /** Why nothing new is made for its engine, such as a base that is missing on the volume. */
+  engineProblem?: Problem | undefined;
   /** Why what was asked for was refused, where it was. */
   refusals: { version?: Problem | undefined; placement?: Problem | undefined };
   /** Sequence of the newest command that placed the adapter, through whichever door. */
@@ -67,10 +69,10 @@ export function decideAdapter(observed: ObservedAdapter): AdapterDecision {
   };
   const version = decideVersion(observed, state, where);
   const place = decidePlacement(observed, state);
-  const ready = readyOf(state, where);
+  const ready = readyOf(state, where, observed.engineProblem);
   const said = {
     Ready: ready,
-    Converged: convergedOf(desired, where),
+    Converged: convergedOf(desired, where, observed.engineProblem),
     Promoted: version.said,
     Placed: place.said,
   };
@@ -113,14 +115,16 @@ export function decideAdapter(observed: ObservedAdapter): AdapterDecision {
   };
 }
 
-function readyOf({ alias, adapter }: AdapterState, where: ReadonlyMap<number, Held>): Said {
+function readyOf({ alias, adapter }: AdapterState, where: ReadonlyMap<number, Held>, engineProblem: Problem | undefined): Said {
   if (alias === null) return no("NOTHING_PROMOTED", `no version of ${adapter} is promoted`);
   const { proven, of } = where.get(alias) ?? { proven: 0, of: 0 };
+  if (of === 0 && engineProblem !== undefined)
+    return no(engineProblem.code, `version ${alias} is promoted, and on no replica: ${engineProblem.message}`);
   if (proven === 0) return no("NOT_PROVEN", `version ${alias} is promoted, and proven on none of ${of} ready replicas that should hold it`);
   return yes("Serving", `version ${alias} answers on ${proven} of ${of} replicas`);
 }
 
-function convergedOf(desired: readonly AdapterVersion[], where: ReadonlyMap<number, Held>): Said {
+function convergedOf(desired: readonly AdapterVersion[], where: ReadonlyMap<number, Held>, engineProblem: Problem | undefined): Said {
   const behind = desired.filter(({ version, unplaced }) => {
     const { proven = 0, of = 0 } = where.get(version) ?? {};
     return proven < of || of === 0 || unplaced;
@@ -135,6 +139,7 @@ function convergedOf(desired: readonly AdapterVersion[], where: ReadonlyMap<numb
   const { proven = 0, of = 0, trouble } = where.get(first.version) ?? {};
   const at = `version ${first.version}`;
   if (first.unplaced) return no(first.unplaced.code, `${at}: ${first.unplaced.message}`);
+  if (of === 0 && engineProblem !== undefined) return no(engineProblem.code, `${at}: ${engineProblem.message}`);
   if (of === 0) return no("NO_REPLICA", `${at}: no ready replica should hold it`);
   if (trouble !== undefined) return no(trouble.code, `${at} on replica ${trouble.replica}: ${trouble.message}`);
   return no("Converging", `${at} is proven on ${proven} of ${of} replicas`);

@@ -69,10 +69,11 @@ export function originOf({ spec }: Pick<RunState, "spec">): Origin | undefined {
 }
 
 /**
- * A base that no engine serves yet is waited for: a FineTune may be applied together with the chart that brings the engine. Whatever
- * else is wrong stays wrong, since a FineTune cannot be changed.
+ * A base that no engine serves yet is waited for: a FineTune may be applied together with the chart that brings the engine. So is one whose
+ * files are missing on the volume. Whatever else is wrong stays wrong, since a FineTune cannot be changed.
  */
-export const isWaitedFor = ({ code }: Problem): boolean => code === "BASE_UNKNOWN" || code.startsWith("CONFIGMAP_");
+export const isWaitedFor = ({ code }: Problem): boolean =>
+  code === "BASE_UNKNOWN" || code === "BASE_UNAVAILABLE" || code.startsWith("CONFIGMAP_");
 
 export interface Observed {
   name: string;

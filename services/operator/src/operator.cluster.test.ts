@@ -462,6 +462,17 @@ describe("a FineTune", () => {
     await second[Symbol.asyncDispose]();
   });
 
+  it("may have a name as long as Kubernetes allows", async () => {
+    await start();
+    const name = "n".repeat(253);
+    const id = idsOf(await made(name)).run;
+    await expect.poll(() => condition(name, "Accepted"), within).toMatchObject({ status: "True" });
+    await kube.delete(fineTunes, { namespace, name });
+    await expect
+      .poll(async () => (await stored(id)).map(({ type }) => type), within)
+      .toEqual(["run.requested.v1", "run.cancel-requested.v1"]);
+  });
+
   it("goes on after the API server and NATS were killed", async () => {
     await start();
     const before = idsOf(await made("before")).run;

@@ -85,7 +85,10 @@ async function serveNamespace(namespace: string, tenant: string, line: LineView,
     loras.onAdapter(adapter);
   };
   using _listening = line.subscribe({
-    onEngines: () => tunes.onEngines(),
+    onEngines() {
+      tunes.onEngines();
+      for (const adapter of states.keys()) onAdapter(adapter);
+    },
     onReplica(engine) {
       for (const [adapter, state] of states) if (state.engine === engine) onAdapter(adapter);
     },

@@ -77,10 +77,11 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   const untold = new Set<string>();
   /** Of an adapter that is not settled, one replica that it waits for: a hundred report each version, and few reports settle anything. */
   const awaited = new Map<string, string>();
+  const engineRecords = new Map<string, EngineRecord>();
   /** Runs that were told that replicas wait for the store. */
   const waiting = new Map<string, string>();
   const tellWaitingRuns = async (state: AdapterState, replicas: readonly ReplicaState[], now: number): Promise<void> => {
-    for (const { runId, reason } of decideWaiting(state, replicas, now)) {
+    for (const { runId, reason } of decideWaiting(state, replicas, now, engineRecords.get(state.engine))) {
       if (waiting.get(runId) === reason?.code) continue;
       await tellWaiting(bus, runWaiting, { tenant: state.tenant, id: runId }, { stage: "serve", reason });
       if (reason === null) waiting.delete(runId);
@@ -164,7 +165,6 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
       late.placer?.wake(state.engine, "holdings");
     },
   });
-  const engineRecords = new Map<string, EngineRecord>();
   const watchedEngines = Promise.withResolvers<void>();
   await engineBucket.watch({
     signal: stopping.signal,

@@ -1,5 +1,5 @@
 /** Pure: what the replicas' reports settle about the versions of one adapter. */
-import type { AdapterState, AdapterVersion, Problem, ReplicaAdapter, ReplicaState } from "@loraline/contracts";
+import type { AdapterState, AdapterVersion, EngineRecord, Problem, ReplicaAdapter, ReplicaState } from "@loraline/contracts";
 
 /** A report older than this is of an agent that is gone; the TTL of KV `replicas`. */
 export const replicaFreshMs = 15_000;
@@ -76,23 +76,26 @@ export function awaitedReplica(state: AdapterState, replicas: Iterable<ReplicaSt
 }
 
 /**
- * Runs whose version no replica can prove because the store is away from all of them, and why; null: of this one nothing of the kind is
- * known.
+ * Runs whose version no replica can prove because the store is away from all of them, or because the engine's base is missing and no replica
+ * is left, and why; null: of this one nothing of the kind is known.
  */
 export function decideWaiting(
   state: AdapterState,
   replicas: Iterable<ReplicaState>,
   now: number,
+  engine?: Pick<EngineRecord, "problem">,
 ): { runId: string; reason: { code: string; message: string } | null }[] {
   const ready = readyReplicas(state.engine, replicas, now);
   return state.versions.flatMap((version) => {
     if (version.status !== "desired" || version.servedAt !== null) return [];
     const problems = holdersOf(version, ready).map((replica) => reportOf(replica, version)?.error ?? null);
+    if (ready.length === 0 && engine?.problem) return [{ runId: version.runId, reason: said(engine.problem) }];
     const [first] = problems;
     const away = first !== null && first !== undefined && problems.every((problem) => problem !== null && storeIsAway.has(problem.code));
-    return [{ runId: version.runId, reason: away ? { code: first.code, message: first.message } : null }];
+    return [{ runId: version.runId, reason: away ? said(first) : null }];
   });
 }
+const said = ({ code, message }: Problem): { code: string; message: string } => ({ code, message });
 const storeIsAway: ReadonlySet<string> = new Set(["STORE_UNAVAILABLE", "STORE_REFUSED"]);
 
 const reportOf = ({ adapters }: ReplicaState, version: AdapterVersion): ReplicaAdapter | undefined =>

@@ -13,6 +13,7 @@ import {
   judgeAdapter,
   type Problem,
   type RunSpec,
+  unreadDigest,
 } from "@loraline/contracts";
 import { proofLimits, recordedEffect } from "./proof.ts";
 
@@ -34,8 +35,12 @@ type Judge = (input: GateInput) => Problem | undefined;
 
 const nats = (value: number): string => value.toFixed(4);
 
-const engineServesBase: Judge = ({ spec, engine }) =>
-  engine === undefined ? { code: "BASE_UNKNOWN", param: "base", message: `no engine serves base "${spec.base}" any more.` } : undefined;
+const engineServesBase: Judge = ({ spec, engine }) => {
+  if (engine === undefined) return { code: "BASE_UNKNOWN", param: "base", message: `no engine serves base "${spec.base}" any more.` };
+  // Otherwise it is known what the base was, and its replicas still serve that.
+  if (!engine.problem || engine.base.digest !== unreadDigest) return undefined;
+  return { code: "BASE_UNAVAILABLE", param: "base", message: `nothing is known of the base: ${engine.problem.message}` };
+};
 
 const sameBase: Judge = ({ manifest, engine }) =>
   engine !== undefined && (manifest.base.name !== engine.base.name || manifest.base.digest !== engine.base.digest)

@@ -8,6 +8,7 @@ import { type Log, PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { describeBase } from "./base-files.ts";
 import { createServeController } from "./controller.ts";
+import { watchBases, withWhatWasKnown } from "./engine-records.ts";
 
 /** Empty: nothing is served yet. */
 const engineList = z.array(engineRecord.omit({ updatedAt: true }));
@@ -36,15 +37,19 @@ await runService({
     const updatedAt = new Date().toISOString();
     const dir = env.SERVE_BASES_DIR;
     const modulesOf = async (base: string) => (dir === undefined ? undefined : await describeBase(join(dir, base)));
+    const bucket = await bus.bucket(buckets.engines);
     const engines = await Promise.all(
-      (await readEngines(env.SERVE_ENGINES_FILE)).map(async (record) => ({
-        ...record,
-        modules: record.modules ?? (await modulesOf(record.base.name)),
-        updatedAt,
-      })),
+      (await readEngines(env.SERVE_ENGINES_FILE)).map(async (described): Promise<EngineRecord> => {
+        const record = withWhatWasKnown(described, described.problem ? (await bucket.get(described.engine))?.value : undefined);
+        return { ...record, modules: record.modules ?? (await modulesOf(record.base.name)), updatedAt };
+      }),
     );
-    await forgetOthers(await bus.bucket(buckets.engines), new Set(engines.map(({ engine }) => engine)), log);
+    for (const { engine, base, problem } of engines) {
+      if (problem) log.error({ engine, base: base.name, ...problem }, `nothing new is made for this engine: ${problem.message}`);
+    }
+    await forgetOthers(bucket, new Set(engines.map(({ engine }) => engine)), log);
     running.use(await createServeController({ bus, objects, log, telemetry, engines }));
+    if (dir !== undefined) running.use(watchBases({ engines: bucket, records: engines, basesDir: dir, log }));
     return running;
   },
 });

@@ -67,7 +67,10 @@ export async function onRunTrained(
     const candidates = (await engines.entries())
       .map(({ value }) => value)
       .filter(({ base, tenants }) => base.name === spec.base && (tenants?.includes(tenant) ?? true));
-    const engine = candidates.find((candidate) => candidate.engine === known?.engine) ?? candidates[0];
+    const engine =
+      candidates.find((candidate) => candidate.engine === known?.engine) ??
+      candidates.find(({ problem: broken }) => !broken) ??
+      candidates[0];
     const problem = await telemetry.span(
       "gate",
       { attributes: { "loraline.adapter": spec.adapter, "loraline.digest": data.adapter.digest } },

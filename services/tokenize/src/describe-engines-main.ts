@@ -16,6 +16,9 @@ try {
   );
   const engines = await describeEngines(await readEngineSettings(env.ENGINES_CONFIG), env.LORALINE_BASES_DIR);
   await writeWhole(env.SERVE_ENGINES_FILE, JSON.stringify(engines));
+  for (const { engine, base, problem } of engines) {
+    if (problem) log.error({ engine, base: base.name, ...problem }, `nothing new is made for this engine: ${problem.message}`);
+  }
   log.info({ engines: engines.map(({ engine, base, templateDigest }) => ({ engine, base, templateDigest })) }, "engines described");
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);

@@ -3,7 +3,7 @@ import { execFile } from "node:child_process";
 import { cp, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { engineRecord } from "@loraline/contracts";
+import { engineRecord, unreadDigest } from "@loraline/contracts";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { z } from "zod";
 import { readTemplate } from "./load-base.ts";
@@ -80,14 +80,32 @@ test("no engines are none", async () => {
   expect(JSON.parse(await readFile(join(root, "engines", "engines.json"), "utf8"))).toEqual([]);
 });
 
+test("an engine whose base cannot be read says so, and keeps no other from being described", async () => {
+  await mkdir(join(bases, "torn"));
+  await writeFile(join(bases, "torn", "config.json"), "{}");
+  await writeFile(join(bases, "torn", "tokenizer.json"), "not JSON");
+  const engines = [
+    { ...engine, base: "typo" },
+    { ...engine, engine: "f" },
+    { ...engine, engine: "g", base: "torn" },
+  ];
+  expect(await run("describe-engines-main.ts", engines)).toEqual({ code: 0, said: "" });
+  const [typo, plain, torn] = z
+    .array(engineRecord.omit({ updatedAt: true }))
+    .parse(JSON.parse(await readFile(join(root, "engines", "engines.json"), "utf8")));
+  expect(typo).toMatchObject({
+    engine: "e",
+    base: { name: "typo", digest: unreadDigest },
+    maxLoraRank: 16,
+    problem: { code: "BASE_MISSING", message: expect.stringMatching(/engine "e": base "typo".*there are empty, plain, smollm2/) },
+  });
+  expect(plain?.problem).toBeUndefined();
+  expect(plain?.templateDigest).toBeDefined();
+  expect(torn?.problem).toMatchObject({ code: "TOKENIZER_INVALID", message: expect.stringContaining('engine "g"') });
+  await rm(join(bases, "torn"), { recursive: true });
+});
+
 test.each<[string, string, unknown, Record<string, string>, RegExp]>([
-  [
-    "describe-engines-main.ts",
-    "a base that is not there",
-    [{ ...engine, base: "typo" }],
-    {},
-    /engine "e": base "typo".*there are empty, plain, smollm2/,
-  ],
   ["describe-engines-main.ts", "a typing error", [{ ...engine, maxLora: 3 }], {}, /maxLora/],
   ["describe-engines-main.ts", "no JSON", "[", {}, /does not say what engines there are/],
   ["check-engine-main.ts", "an engine that is not listed", [engine], { AGENT_ENGINE: "g" }, /no engine "g"; there are: e/],

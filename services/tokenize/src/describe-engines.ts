@@ -1,9 +1,18 @@
 /** What the chart says of engines, together with what their bases' files say: for serve, and for an engine before it starts. */
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { type BaseConfig, baseConfig, type EngineRecord, type EngineSettings, engineSettingsList, judgeEngine } from "@loraline/contracts";
+import {
+  type BaseConfig,
+  baseConfig,
+  type EngineRecord,
+  type EngineSettings,
+  engineSettingsList,
+  judgeEngine,
+  type Problem,
+  unreadDigest,
+} from "@loraline/contracts";
 import { readBaseRef } from "@loraline/objects/base-ref";
-import { PermanentError } from "@loraline/runtime";
+import { messageOf, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
 import { describeTemplate } from "./engine-template.ts";
 import { createBases, readTemplate } from "./load-base.ts";
@@ -24,17 +33,19 @@ export async function readEngineSettings(file: string): Promise<EngineSettings[]
 }
 
 /**
- * What serve registers: one record for each engine.
- * @throws PermanentError BASE_MISSING, BASE_INVALID, BASE_FILES_MISSING, TOKENIZER_INVALID: of which engine stands in the message
+ * What serve registers: one record for each engine. Where a base cannot be read, its engine's says so (`problem`: BASE_MISSING, BASE_INVALID,
+ * BASE_FILES_MISSING, TOKENIZER_INVALID, BASE_UNREADABLE): the others are served all the same.
  */
 export async function describeEngines(settings: readonly EngineSettings[], basesDir: string): Promise<Omit<EngineRecord, "updatedAt">[]> {
   const loadBase = createBases(basesDir);
   const described: Omit<EngineRecord, "updatedAt">[] = [];
   for (const { engine, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, tenants, tasks, promptLogprobs } of settings) {
-    const loaded = await loadBase(base).catch(ofEngine(engine));
+    const aboutBase = async () => {
+      const loaded = await loadBase(base);
+      return { base: loaded.ref, ...(await describeTemplate(loaded)) };
+    };
     described.push({
       engine,
-      base: loaded.ref,
       maxLoraRank,
       maxLoras,
       maxCpuLoras,
@@ -42,11 +53,19 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
       tenants: tenants?.length === 0 ? null : tenants,
       tasks,
       promptLogprobs,
-      ...(await describeTemplate(loaded)),
+      ...(await aboutBase().catch((error: unknown) => ({
+        base: { name: base, revision: "unknown", digest: unreadDigest },
+        problem: problemOfBase(error, engine, base),
+      }))),
     });
   }
   return described;
 }
+
+const problemOfBase = (error: unknown, engine: string, base: string): Problem =>
+  error instanceof PermanentError
+    ? { code: error.code, message: `engine "${engine}": ${error.message}`, param: "base" }
+    : { code: "BASE_UNREADABLE", message: `engine "${engine}": base "${base}" cannot be read: ${messageOf(error)}`, param: "base" };
 
 /**
  * Judges one engine by its base's files, and leaves in `dir` what vLLM is started with: `chat_template.jinja`, the very template

@@ -1,0 +1,166 @@
+/**
+ * What a cluster does to attempts, on a real node: it has no device for them, takes their memory, evicts and preempts them. Each is
+ * told apart in the run, and the run goes on. Nothing is served here, so the engine has no replicas; and the release has another name.
+ */
+import { afterAll, beforeAll, expect, it } from "vitest";
+import {
+  base,
+  type ClusterNamespace,
+  component,
+  conditionOf,
+  createNamespace,
+  eventually,
+  type Json,
+  kubectl,
+  stepOf,
+  type Values,
+} from "./cluster-under-test.ts";
+
+const name = "attempts-test";
+const release = { release: "team" };
+const fullname = "team-loraline";
+/** Of these tests alone, so that they take nobody's GPU, and the scheduler takes nobody's for them. The node has one. */
+const gpu = "test.loraline.dev/gpu";
+const urgent = `${name}-urgent`;
+
+let line: ClusterNamespace;
+const values: Values = {
+  nats: { persistence: { enabled: false } },
+  gateway: { replicas: 1 },
+  engines: [{ name: "smollm2", base, replicas: 0 }],
+  train: { pods: { gpuResource: gpu, memory: "3Gi" } },
+};
+const training = { max_steps: 6, per_device_train_batch_size: 2, logging_steps: 1 };
+
+beforeAll(async () => {
+  await setGpus(1);
+  await kubectl("create", "priorityclass", urgent, "--value=1000");
+  line = await createNamespace(name);
+  await line.addSample();
+  await line.helmInstall(values, release);
+  await line.ready();
+});
+afterAll(async () => {
+  await line[Symbol.asyncDispose]();
+  await kubectl("delete", "priorityclass", urgent, "--ignore-not-found");
+  await setGpus(0);
+}, 240_000);
+
+/** What the node pretends to have; the kubelet would need ten seconds to see that there is more to give. */
+async function setGpus(count: number): Promise<void> {
+  const [node] = JSON.parse(await kubectl("get", "nodes", "-o", "json")).items as Json[];
+  const paths = ["capacity", "allocatable"].map((of) => `/status/${of}/${gpu.replace("/", "~1")}`);
+  const known = node.status.capacity[gpu] !== undefined;
+  if (count === 0 && !known) return;
+  const patch = paths.map((path) => (count === 0 ? { op: "remove", path } : { op: "add", path, value: String(count) }));
+  await kubectl("patch", "node", node.metadata.name as string, "--subresource=status", "--type=json", "-p", JSON.stringify(patch));
+}
+
+/** A pod of somebody else's that wants the GPU. */
+async function other(pod: string, more: object = {}): Promise<void> {
+  const { spec } = await line.get("deployment", `${fullname}-gateway`);
+  const { image, imagePullPolicy, securityContext } = spec.template.spec.containers[0];
+  await line.apply({
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { name: pod },
+    spec: {
+      terminationGracePeriodSeconds: 0,
+      securityContext: spec.template.spec.securityContext,
+      containers: [
+        {
+          name: "main",
+          image,
+          imagePullPolicy,
+          securityContext,
+          command: ["node", "-e", "setInterval(() => {}, 1000)"],
+          resources: { limits: { [gpu]: "1" } },
+        },
+      ],
+      ...more,
+    },
+  });
+}
+const runs = async (pod: string) => (await line.get("pod", pod)).status.phase === "Running";
+
+const trained = (resource: string): Promise<Json> =>
+  line.until(resource, "trained", (status) => conditionOf(status, "Trained")?.status === "True");
+/** What `kubectl describe` shows below a FineTune, by reason. */
+async function eventsOf(resource: string): Promise<Record<string, string>> {
+  const { items } = await line.get("events", "--field-selector", `involvedObject.kind=FineTune,involvedObject.name=${resource}`);
+  return Object.fromEntries((items as Json[]).map(({ reason, message }) => [reason, message]));
+}
+/** What the line tells of a run, oldest first. */
+async function toldOf(runId: string): Promise<string[]> {
+  const { data } = await line.ask(`/v1/fine_tuning/jobs/ftjob-${runId}/events?limit=100`, fullname);
+  return (data as Json[]).map(({ message }) => message as string).toReversed();
+}
+
+it("memory that is used up is named as the reason, with the limit and what to do", { timeout: 300_000 }, async () => {
+  // The whole dataset in one step takes some ten times what attempts have.
+  const hungry = { max_steps: 1, per_device_train_batch_size: 64 };
+  await line.fineTune("hungry", { adapter: "hungry", training: hungry, tokenize: { packing: false }, max_attempts: 2 });
+  await line.kubectl("wait", "finetune/hungry", "--for=condition=Finished", "--timeout=200s");
+  const status = await line.statusOf("hungry");
+  const said = /the memory of 3Gi was used up\. .*training\.per_device_train_batch_size.*train\.pods\.memory/;
+  expect(status).toMatchObject({ phase: "Failed", attempt: 2, error: { code: "ATTEMPTS_EXHAUSTED" } });
+  expect(status.error.message).toMatch(/^all 2 attempts .* OUT_OF_MEMORY/);
+  expect(status.error.message).toMatch(said);
+  expect((await eventsOf("hungry"))["OUT_OF_MEMORY"]).toMatch(said);
+});
+
+it("two runs on one GPU queue: each says what it waits for, and starts when it is free", { timeout: 300_000 }, async () => {
+  await other("busy");
+  await eventually("somebody has the GPU", () => runs("busy"));
+  await line.fineTune("first", { adapter: "first", training });
+  await line.until("first", "waiting", ({ phase }) => phase === "Queued", 30_000);
+  await line.fineTune("second", { adapter: "second", training });
+  for (const resource of ["first", "second"]) {
+    const status = await line.until(resource, "waiting", ({ phase }) => phase === "Queued", 30_000);
+    expect(conditionOf(status, "Trained")).toMatchObject({
+      status: "Unknown",
+      reason: "WAITING_FOR_DEVICE",
+      message: expect.stringContaining(`Insufficient ${gpu}`),
+    });
+    expect(await line.kubectl("get", "ft", resource)).toMatch(/ Queued /);
+    expect((await eventsOf(resource))["WAITING_FOR_DEVICE"]).toContain(gpu);
+  }
+
+  await line.kubectl("delete", "pod", "busy");
+  await line.until("first", "running", ({ phase }) => phase === "Running");
+  expect((await line.statusOf("second")).phase).toBe("Queued");
+  await trained("first");
+  await trained("second");
+  for (const adapter of ["first", "second"]) {
+    const view = await line.ask(`/v1/loraline/adapters/${adapter}`, fullname);
+    expect(view.adapter.versions.map(({ version }: Json) => version)).toEqual([1]);
+  }
+});
+
+it("an attempt that is evicted, then preempted: told apart, and no step is lost", { timeout: 300_000 }, async () => {
+  await line.fineTune("moved", { adapter: "moved", training: { ...training, max_steps: 40, save_steps: 4 } });
+  const { runId } = await line.until("moved", "past a checkpoint", (status) => stepOf(status) >= 6);
+
+  // As `kubectl drain` and the descheduler do.
+  await line.evict(await line.podOf(`${component("train-attempt")},loraline.dev/attempt=1`));
+  const resumed = await line.until("moved", "in its second attempt", (status) => status.attempt === 2 && status.phase === "Running");
+
+  await line.until("moved", "further than before", (status) => status.attempt === 2 && stepOf(status) > stepOf(resumed) + 2);
+  await other("urgent", { priorityClassName: urgent });
+  const waiting = await line.until("moved", "waiting", ({ phase, message }) => phase === "Queued" && /Insufficient/.test(message ?? ""));
+  expect(conditionOf(waiting, "Trained").reason).toBe("WAITING_FOR_DEVICE");
+  await eventually("the other pod has the GPU", () => runs("urgent"));
+  await line.kubectl("delete", "pod", "urgent");
+  expect(await trained("moved")).toMatchObject({ attempt: 3, step: "40/40" });
+
+  const events = await eventsOf("moved");
+  expect(events["EVICTED"]).toMatch(/evicted.*saved a checkpoint at step \d+/);
+  expect(events["PREEMPTED"]).toMatch(/a pod of higher priority took its place.*saved a checkpoint at step \d+/);
+  const told = await toldOf(runId);
+  const saved = told.flatMap((text) => /ended early: .*saved a checkpoint at step (\d+)/.exec(text)?.[1] ?? []);
+  const started = told.flatMap((text) => /job started \(attempt \d+, continuing from step (\d+)\)/.exec(text)?.[1] ?? []);
+  expect(saved).toHaveLength(2);
+  expect(started).toEqual(saved);
+  expect(Number(saved[0])).toBeGreaterThanOrEqual(6);
+  expect(told.filter((text) => text.startsWith("Training finished"))).toHaveLength(1);
+});
