@@ -343,7 +343,7 @@ describe("an object store that is away", { timeout: 100_000 }, () => {
     await reachesStep(at, 5);
     expect(await queue(at)).toBeNull();
     await proxy.cut(503);
-    const warned = async () => (await progress(at)).filter(({ warning }) => warning != null);
+    const warned = async () => (await progress(at)).filter(({ warning }) => warning !== null && warning !== undefined);
     await expect
       .poll(warned, within)
       .toMatchObject([{ warning: { code: "STORE_UNAVAILABLE", message: expect.stringMatching(/^to upload checkpoint 10: .*HTTP 503/) } }]);
@@ -377,6 +377,7 @@ describe("an object store that is away", { timeout: 100_000 }, () => {
     await waits(early, /^to fetch /);
     for (const at of [trained, early]) await bus.publish(events.runCancelRequested, at, {});
     for (const at of [trained, early]) await ended(at, "cancelled");
+    expect(await data(trained, "trained")).toEqual([]);
     await cleanedUp();
   });
 
