@@ -8,7 +8,8 @@ import { tokenTotals } from "./records.ts";
 import { canarySettings, placement, runSpec } from "./run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
-const actor = z.string().max(200).nullish().describe("Who asked, for the audit trail.");
+/** A FineTune is named by its namespace (63) and its name (253). */
+const actor = z.string().max(400).nullish().describe("Who asked, for the audit trail.");
 const note = z.string().nullish().describe("What the gate was asked to judge and could not.");
 const version = z.int().min(1).describe("Version of the adapter: 1, 2, 3…");
 
