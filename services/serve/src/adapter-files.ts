@@ -2,12 +2,23 @@
  * Adapters on the disk beside an engine: `<dir>/<hex of the digest>/`, whole or not there, read-only, checked before each use.
  * Only what the engine reads is fetched; nothing that could run code (pickles) ever arrives here.
  */
-import { createHash, randomUUID } from "node:crypto";
-import { createReadStream, readFileSync, statSync } from "node:fs";
-import { chmod, mkdir, readdir, readFile, rename, rm } from "node:fs/promises";
+import { createHash, hash, randomUUID } from "node:crypto";
+import {
+  type BigIntStats,
+  closeSync,
+  createReadStream,
+  createWriteStream,
+  fstatSync,
+  openSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
+import { pipeline } from "node:stream/promises";
 import { adapterFiles, type AdapterManifest, adapterManifest, type AdapterParts, type BlobRef, type Digest } from "@loraline/contracts";
-import { getJson, getToFile, type Objects } from "@loraline/objects";
+import { getBytes, getJson, type Objects } from "@loraline/objects";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { hexOf } from "./engine-names.ts";
 import { scanTensors } from "./safetensors.ts";
@@ -39,13 +50,7 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
   const unneededSince = new Map<string, number>();
 
   // Not by way of the thread pool: that costs ten times what the call does, and hundreds are looked at per heartbeat.
-  const stampOf = (path: string): string =>
-    needed
-      .map((name) => {
-        const { ino, size, mtimeNs, ctimeNs } = statSync(join(path, name), { bigint: true });
-        return `${ino}/${size}/${mtimeNs}/${ctimeNs}`;
-      })
-      .join(" ");
+  const stampOf = (path: string): string => needed.map((name) => stampOfFile(statSync(join(path, name), { bigint: true }))).join(" ");
 
   /** Immutable, and asked for at each proof. */
   const manifests = new Map<string, AdapterManifest>();
@@ -73,17 +78,29 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
   const verify = async (adapter: Adapter): Promise<boolean> => {
     const path = pathOf(adapter);
     try {
-      const before = stampOf(path);
+      const before: string[] = [];
       for (const { name, blob } of await filesOf(adapter)) {
-        const file = join(path, name);
-        if (statSync(file).size !== blob.size || (await digestOfFile(file, blob.size)) !== blob.digest) return false;
+        const file = openSync(join(path, name), "r");
+        try {
+          const stat = fstatSync(file, { bigint: true });
+          before.push(stampOfFile(stat));
+          if (Number(stat.size) !== blob.size || (await digestOfFile(file, blob.size)) !== blob.digest) return false;
+        } finally {
+          closeSync(file);
+        }
       }
-      stamps.set(path, before);
+      stamps.set(path, before.join(" "));
       return true;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === "ENOENT") return false;
       throw error;
     }
+  };
+
+  const fetch = async (tenant: string, blob: BlobRef, file: string): Promise<void> => {
+    const mode = 0o444;
+    if (blob.size <= smallBytes) writeFileSync(file, await getBytes(objects, tenant, blob), { flag: "wx", mode });
+    else await pipeline(await objects.get(tenant, blob), createWriteStream(file, { flags: "wx", mode }));
   };
 
   const making = new Map<string, Promise<string>>();
@@ -97,9 +114,8 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
     try {
       await mkdir(partial, { recursive: true });
       for (const { name, blob } of await filesOf(adapter)) {
-        // Verified on the way: a blob that is not what its digest says never gets its name.
-        await getToFile(objects, adapter.tenant, blob, join(partial, name));
-        await chmod(join(partial, name), 0o444);
+        // Verified on the way; read-only, and nobody looks for it here before all is there.
+        await fetch(adapter.tenant, blob, join(partial, name));
       }
       // Two agents of one machine must not share a folder; but should they, the second finds what it wanted.
       await rm(path, { recursive: true, force: true });
@@ -138,7 +154,7 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
       const path = pathOf(adapter);
       let config: unknown;
       try {
-        config = JSON.parse(await readFile(join(path, adapterFiles.config), "utf8"));
+        config = JSON.parse(readFileSync(join(path, adapterFiles.config), "utf8"));
       } catch (error) {
         throw new PermanentError("ADAPTER_CONFIG_INVALID", `${adapterFiles.config} is not JSON: ${(error as Error).message}`, {
           param: adapterFiles.config,
@@ -166,12 +182,17 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
   };
 }
 
+const stampOfFile = ({ ino, size, mtimeNs, ctimeNs }: BigIntStats): string => `${ino}/${size}/${mtimeNs}/${ctimeNs}`;
+
 /** A file this small (configurations are) is read at once: a stream costs more than the bytes. */
 const smallBytes = 64 * 1024;
+/** In pieces of the usual 64 KiB, reading costs more than the digest. */
+const pieceBytes = 1024 * 1024;
 
-async function digestOfFile(path: string, size: number): Promise<Digest> {
-  const hash = createHash("sha256");
-  if (size <= smallBytes) return `sha256:${hash.update(readFileSync(path)).digest("hex")}`;
-  for await (const chunk of createReadStream(path)) hash.update(chunk as Uint8Array);
-  return `sha256:${hash.digest("hex")}`;
+async function digestOfFile(file: number, size: number): Promise<Digest> {
+  if (size <= smallBytes) return `sha256:${hash("sha256", readFileSync(file))}`;
+  const read = createHash("sha256");
+  for await (const piece of createReadStream("", { fd: file, autoClose: false, highWaterMark: pieceBytes }))
+    read.update(piece as Uint8Array);
+  return `sha256:${read.digest("hex")}`;
 }

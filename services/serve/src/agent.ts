@@ -335,18 +335,21 @@ export async function createServeAgent(deps: ServeAgentDeps): Promise<ServeAgent
     remember(adapter, { state: result.kind, proof, error: problem, blame: null, attempts: 0, retryAt: 0 }, incarnation);
     if (problem !== null) log.error({ engineName: name, ...problem, proof }, "adapter refused");
     else log.info({ engineName: name, proof }, "adapter proven");
-    await reporter.changed(adapterKeyOf(adapter));
-    if (problem !== null) return;
-    const { tenant, adapter: id, version, digest } = adapter;
-    const traceparent = telemetry.traceparent() ?? adapter.trace;
-    await tell(`${name}/${engineName}/${replica}/${incarnation}`, (key) =>
-      bus.publish(
-        adapterLoaded,
-        { tenant, id },
-        { version, digest, engine: engineName, replica, incarnation, engineName: name, proof },
-        { key, traceparent },
-      ),
-    );
+    // Neither waits for the other: one packet says both.
+    const told = reporter.changed(adapterKeyOf(adapter));
+    if (problem === null) {
+      const { tenant, adapter: id, version, digest } = adapter;
+      const traceparent = telemetry.traceparent() ?? adapter.trace;
+      await tell(`${name}/${engineName}/${replica}/${incarnation}`, (key) =>
+        bus.publish(
+          adapterLoaded,
+          { tenant, id },
+          { version, digest, engine: engineName, replica, incarnation, engineName: name, proof },
+          { key, traceparent },
+        ),
+      );
+    }
+    await told;
   }
 
   async function unload(name: string, reason: string): Promise<void> {

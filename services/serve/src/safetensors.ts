@@ -85,7 +85,10 @@ function scanValues(dtype: string, bytes: Uint8Array): { notFinite: number; allZ
   const { words, exponent, sign } = type;
   let notFinite = 0;
   let allZero = true;
-  for (const word of words(bytes)) {
+  const values = words(bytes);
+  // By index: an iterator takes five times as long, and there are millions.
+  for (let i = 0; i < values.length; i++) {
+    const word = values[i]!;
     if ((word & exponent) === exponent) notFinite += 1;
     if ((word & ~sign) !== 0) allZero = false;
   }

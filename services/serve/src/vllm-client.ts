@@ -15,7 +15,7 @@
  * - When the inner engine dies, `/health` says 503 (or the whole process ends) while `/v1/models` may still answer 200.
  * - SIGTERM with a request in flight hangs unless `--shutdown-timeout` is set.
  */
-import { Agent, request } from "undici";
+import { type Dispatcher, Pool } from "undici";
 import { z } from "zod";
 
 export interface LoadedModel {
@@ -103,7 +103,8 @@ const completion = z.object({
   choices: z.array(
     z.object({
       index: z.int(),
-      logprobs: z.object({ top_logprobs: z.array(z.record(z.string(), z.number()).nullable()).min(1) }),
+      // Hundreds of them: only those that were asked for are looked at.
+      logprobs: z.object({ top_logprobs: z.tuple([z.looseObject({}).nullable()], z.unknown()) }),
     }),
   ),
 });
@@ -111,7 +112,10 @@ const completion = z.object({
 export function createVllmClient(options: VllmClientOptions): VllmClient & Disposable {
   const { url, apiKey, healthTimeoutMs = 2000, readTimeoutMs = 5000, loadTimeoutMs = 60_000, probeTimeoutMs = 60_000 } = options;
   // Its own pool: what users' requests do must not keep a health check waiting.
-  const dispatcher = new Agent({ connections: 8, keepAliveTimeout: 4000 });
+  const pool = new Pool(new URL(url).origin, { connections: 8, keepAliveTimeout: 4000, headersTimeout: 0, bodyTimeout: 0 });
+  const prefix = new URL(url).pathname.replace(/\/$/, "");
+  const headers = apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
+  const headersWithBody = { ...headers, "content-type": "application/json" };
 
   const call = async (
     method: "GET" | "POST",
@@ -135,19 +139,13 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
     body?: unknown,
   ): Promise<{ status: number; text: string }> => {
     try {
-      const response = await request(`${url}${path}`, {
-        method,
-        dispatcher,
-        signal: AbortSignal.timeout(timeoutMs),
-        headersTimeout: 0,
-        bodyTimeout: 0,
-        headers: {
-          ...(apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` }),
-          ...(body === undefined ? {} : { "content-type": "application/json" }),
-        },
-        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      });
-      return { status: response.statusCode, text: await response.body.text() };
+      return await answerOf(
+        pool,
+        body === undefined
+          ? { method, path: `${prefix}${path}`, headers }
+          : { method, path: `${prefix}${path}`, headers: headersWithBody, body: JSON.stringify(body) },
+        timeoutMs,
+      );
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
       const gone = code === "ECONNREFUSED" || code === "ECONNRESET" || code === "UND_ERR_SOCKET" || code === "EPIPE";
@@ -250,9 +248,12 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
       return parsed.data.choices
         .toSorted((a, b) => a.index - b.index)
         .map(({ logprobs }) => {
+          const [answered] = logprobs.top_logprobs;
           const found = new Map<number, number>();
-          for (const [token, logprob] of Object.entries(logprobs.top_logprobs[0] ?? {}))
-            found.set(Number(token.replace("token_id:", "")), logprob);
+          for (const token of tokens) {
+            const logprob = answered?.[`token_id:${token}`];
+            if (typeof logprob === "number") found.set(token, logprob);
+          }
           const absent = tokens.filter((token) => !found.has(token));
           if (absent.length > 0) {
             throw new EngineRefusedError(
@@ -264,9 +265,49 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
         });
     },
     [Symbol.dispose]() {
-      void dispatcher.destroy();
+      void pool.destroy();
     },
   };
+}
+
+/**
+ * A whole answer within this time. Below undici's `request`: its stream for the body and a signal that ends it cost more than twice what
+ * the exchange does, and each adapter takes some.
+ */
+function answerOf(pool: Pool, what: Dispatcher.DispatchOptions, timeoutMs: number): Promise<{ status: number; text: string }> {
+  return new Promise((resolve, reject) => {
+    let request: Dispatcher.DispatchController | undefined;
+    let late: Error | undefined;
+    let status = 0;
+    const chunks: Buffer[] = [];
+    const timer = setTimeout(() => {
+      late = new Error(`not within ${timeoutMs} ms`);
+      request?.abort(late);
+      reject(late);
+    }, timeoutMs);
+    const ended = (): void => clearTimeout(timer);
+    pool.dispatch(what, {
+      onRequestStart(controller) {
+        request = controller;
+        // It waited for a connection until nobody wanted it any more.
+        if (late !== undefined) controller.abort(late);
+      },
+      onResponseStart(_controller, code) {
+        status = code;
+      },
+      onResponseData(_controller, chunk) {
+        chunks.push(chunk);
+      },
+      onResponseEnd() {
+        ended();
+        resolve({ status, text: Buffer.concat(chunks).toString("utf8") });
+      },
+      onResponseError(_controller, error) {
+        ended();
+        reject(error);
+      },
+    });
+  });
 }
 
 /** A dead inner engine answers every request with this, as HTTP 500: nothing about the adapter follows from it. */
