@@ -28,6 +28,8 @@ const workloads = ["v1beta2", "v1beta1"].map((version) =>
 
 /** The scheduler's queue is the line: every attempt becomes a Job at once, and waits as a pending pod. */
 const unlimited = 1_000_000;
+/** Some ends are told by time alone. */
+const viewMs = 500;
 /** Of a Job or JobSet, the Job inside of a JobSet, and pods of both. */
 const attemptName = /^(train-[0-9a-z]{26}-[1-9]\d*)(?:-node-0)?(?:-\d+)?(?:-[0-9a-z]{5})?$/;
 
@@ -50,6 +52,8 @@ export async function createKubeLauncher({
   };
   /** Attempts that were removed while they had pods, which the cluster now collects: those leave no last words. */
   const removed = new Set<string>();
+  /** What was last seen of all of it, until something changes: in a long line each run looks at it, in every round. */
+  let view: { attempts: Attempt[]; at: number } | undefined;
   const listeners = new Set<(run: { tenant: string; runId: string }) => void>();
   const stopping = new AbortController();
   const until = signal === undefined ? stopping.signal : AbortSignal.any([stopping.signal, signal]);
@@ -82,6 +86,7 @@ export async function createKubeLauncher({
         // Before and after: of what is gone, it is still known then whose it was.
         if (object === undefined) changed(jobName);
         keep(name, object, jobName);
+        view = undefined;
         if (object !== undefined) changed(jobName);
       },
       onReady: ready.resolve,
@@ -219,6 +224,7 @@ export async function createKubeLauncher({
         const owned = await withOwner();
         if (several) keepNew(known.jobSets, await kube.create(jobSets, jobSetManifest(job, owned)));
         else keepNew(known.jobs, await kube.create(jobs, jobManifest(job, owned)));
+        view = undefined;
         log.info({ jobName: job.jobName, tenant: job.tenant, runId: job.runId, attempt: job.attempt }, "Job created");
         return true;
       } catch (error) {
@@ -258,6 +264,7 @@ export async function createKubeLauncher({
     },
 
     async observe() {
+      if (view !== undefined && performance.now() - view.at < viewMs) return view.attempts;
       const seen = {
         pods: Map.groupBy(known.pods.values(), attemptOfPod),
         warnings: Map.groupBy(known.events.values(), ({ involvedObject: { name = "" } }) => attemptName.exec(name)?.[1]),
@@ -265,7 +272,9 @@ export async function createKubeLauncher({
       const holders = [...known.jobs.values(), ...known.jobSets.values()].filter(isAttempt).map(nameOf);
       // A Job that somebody deleted is an attempt for as long as its pods are there: they save a checkpoint.
       const names = new Set([...holders, ...seen.pods.keys()]);
-      return [...names].flatMap((name) => (name === undefined ? [] : (observeAttempt(name, seen) ?? [])));
+      const attempts = [...names].flatMap((name) => (name === undefined ? [] : (observeAttempt(name, seen) ?? [])));
+      view = { attempts, at: performance.now() };
+      return attempts;
     },
 
     async slots() {
@@ -280,6 +289,7 @@ export async function createKubeLauncher({
     async remove(jobName) {
       forgetGone(jobName);
       if (podsOf(jobName).length > 0) removed.add(jobName);
+      view = undefined;
       await end(jobName, "Background");
     },
 
