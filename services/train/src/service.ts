@@ -118,7 +118,7 @@ async function gather(
   }
   const all = await deps.launcher.observe();
   const attempts = all.filter(({ tenant, runId }) => tenant === run.tenant && runId === run.runId);
-  const early = run.attempt === 0 && attempts.length === 0 && !run.cancelRequested;
+  const early = run.attempt === 0 && run.lostAttempts === 0 && attempts.length === 0 && !run.cancelRequested;
   const idle = !early && !terminalPhases.has(run.phase) && attempts.every(({ phase }) => phase === "failed");
   const history = idle ? await historyOf(deps.bus, addressOf(key)) : nothing;
   return { run, attempts, history, line: lineFor(run, deps.runs.values(), all, await deps.launcher.slots(), Date.now()) };
