@@ -187,10 +187,11 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       for (const key of waiting) queue.addAfter(key, gatherMs);
     },
     onAdapter(adapter) {
-      for (const [runId, key] of keys) {
-        const run = runs.get(runId);
-        if (run?.spec.adapter === adapter && run.trained !== null && !isTrue(objects.get(key)?.status?.conditions, "Finished"))
-          queue.addAfter(key, gatherMs);
+      // Of runs, which are those under way: resources that have ended are many more.
+      for (const [runId, run] of runs) {
+        const key = keys.get(runId);
+        if (key === undefined || run.spec.adapter !== adapter || run.trained === null) continue;
+        if (!isTrue(objects.get(key)?.status?.conditions, "Finished")) queue.addAfter(key, gatherMs);
       }
     },
     start() {
