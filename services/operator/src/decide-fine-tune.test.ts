@@ -65,7 +65,7 @@ describe("conditions", () => {
 test("a version that nothing serves says so, instead of converging for ever", () => {
   const trained = ["run.trained.v1", { attempt: 1, steps: 4, evaluation: null, trainLoss: 1 }] as const;
   const run = runAfter([...tokenized], [...started], [...trained]);
-  const versionAt = (of: number) => ({ version: { version: 1, digest: "d" } as AdapterVersion, proven: 0, of });
+  const versionAt = (of: number) => ({ version: { version: 1, digest: "d" } as unknown as AdapterVersion, proven: 0, of });
   const servedOf = (of: number) =>
     decideFineTune(observed({ run, version: versionAt(of) })).status.conditions?.find(({ type }) => type === "Served");
   expect(servedOf(0)).toMatchObject({ status: "Unknown", reason: "NO_REPLICA", message: "version 1: no ready replica should hold it" });
