@@ -122,6 +122,8 @@ export interface ClusterNamespace extends AsyncDisposable {
   pods(selector: string): Promise<Json[]>;
   /** The name of the first of those pods. */
   podOf(selector: string): Promise<string>;
+  /** As `kubectl drain` does. */
+  evict(pod: string): Promise<void>;
   /** A FineTune on the sample dataset, of the ConfigMap `persona` that `addSample` makes. */
   fineTune(resource: string, spec: object): Promise<void>;
   addSample(): Promise<void>;
@@ -205,6 +207,11 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
       const [pod] = await self.pods(selector);
       if (pod === undefined) throw new Error(`no pod in ${name} has ${selector}`);
       return pod.metadata.name as string;
+    },
+    async evict(pod) {
+      const eviction = { apiVersion: "policy/v1", kind: "Eviction", metadata: { name: pod, namespace: name } };
+      const path = `/api/v1/namespaces/${name}/pods/${pod}/eviction`;
+      await command("kubectl", ["create", "--raw", path, "-f", "-"], JSON.stringify(eviction));
     },
     async fineTune(resource, spec) {
       const dataset = { configMap: { name: "persona", key: "persona.jsonl" } };
