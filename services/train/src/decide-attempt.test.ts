@@ -38,6 +38,11 @@ const waiting = (reason: string, message: string): V1Pod =>
       { name: "courier", image: "", imageID: "", ready: false, restartCount: 0, state: { waiting: { reason, message } } },
     ],
   });
+/** With a container before the courier, as train.pods.podTemplate may add it. */
+const withInit = (one: V1Pod, state: object): V1Pod => {
+  const init = { name: "proxy", image: "mesh/proxy:2", imageID: "", ready: false, restartCount: 0, state };
+  return Object.assign({}, one, { status: Object.assign({}, one.status, { initContainerStatuses: [init] }) });
+};
 const unschedulable = (message: string): V1Pod =>
   pod({ phase: "Pending", conditions: [{ type: "PodScheduled", status: "False", reason: "Unschedulable", message }] });
 const disrupted = (reason: string): V1Pod => {
@@ -123,6 +128,18 @@ describe("an attempt that waits says for what", () => {
     ["an image", { pods: [waiting("ImagePullBackOff", "Back-off pulling image")] }, "IMAGE", /loraline\/trainer:1 cannot be had: Back-off/],
     ["a config", { pods: [waiting("CreateContainerConfigError", 'secret "nats" not found')] }, "POD_CONFIG", /secret "nats" not found/],
     [
+      "a container that the pod template adds",
+      { pods: [withInit(waiting("PodInitializing", ""), { waiting: { reason: "ImagePullBackOff", message: "Back-off pulling image" } })] },
+      "IMAGE",
+      /proxy:2 cannot be had: Back-off/,
+    ],
+    [
+      "one of these that crashes",
+      { pods: [withInit(waiting("PodInitializing", ""), { waiting: { reason: "CrashLoopBackOff", message: "back-off 10s restarting" } })] },
+      "POD_CONFIG",
+      /container proxy does not start: back-off 10s restarting/,
+    ],
+    [
       "a mount",
       {
         pods: [waiting("ContainerCreating", "")],
@@ -203,6 +220,21 @@ describe("an attempt that is over", () => {
       { pods: [pod({ phase: "Failed", reason: "UnexpectedAdmissionError", message: "Allocate failed" })] },
       "NODE_REFUSED",
       /node1 refused the pod: UnexpectedAdmissionError: Allocate failed/,
+    ],
+    [
+      "a container before the courier",
+      {
+        job: failedJob(),
+        pods: [withInit(pod({ phase: "Failed" }), { terminated: { exitCode: 2, message: "starting\nno route to the mesh\n" } })],
+      },
+      "INIT_FAILED",
+      /container proxy, which comes before the courier, ended with exit code 2: no route to the mesh/,
+    ],
+    [
+      "a pod deleted before the courier began",
+      { job: failedJob(), pods: [deleted(withInit(pod({ phase: "Failed" }), { terminated: { exitCode: 143 } }), now)] },
+      "ATTEMPT_LOST",
+      /gone without a word/,
     ],
     ["silence", { pods: [deleted(pod({ phase: "Running" }), now - 60_000)] }, "NODE_LOST", /node1 does not answer/],
     [

@@ -115,6 +115,14 @@ function failureOf(job: Holder | undefined, pod: V1Pod | undefined, failed: { re
   if (job === undefined) return ["JOB_DELETED", `the attempt's Job was deleted${then}`];
   if (code === courierExit.retry) return ["PREEMPTED", outcome?.message ?? "the attempt was asked to stop"];
   if (code !== undefined) return ["COURIER_CRASHED", `the courier ended with exit code ${code}: ${lastLine(ended?.message)}`];
+  const init = pod === undefined || isDeleted(pod) ? undefined : initsOf(pod).find(({ state }) => (state?.terminated?.exitCode ?? 0) !== 0);
+  if (init !== undefined) {
+    const { exitCode, message } = init.state?.terminated ?? {};
+    return [
+      "INIT_FAILED",
+      `container ${init.name}, which comes before the courier, ended with exit code ${exitCode}: ${lastLine(message)}`,
+    ];
+  }
   // Never started: as when the node's devices were not there any more.
   if (pod?.status?.reason !== undefined) {
     return ["NODE_REFUSED", `node ${pod.spec?.nodeName} refused the pod: ${pod.status.reason}: ${tidy(pod.status.message ?? "")}`];
@@ -171,18 +179,19 @@ const waiting: Readonly<Record<string, string>> = {
   CreateContainerConfigError: "POD_CONFIG",
   CreateContainerError: "POD_CONFIG",
   RunContainerError: "POD_CONFIG",
+  CrashLoopBackOff: "POD_CONFIG",
 };
 
 function pendingPod(pod: V1Pod, warnings: AttemptObjects["warnings"]): AttemptPhase {
-  const courier = courierOf(pod);
   const scheduled = pod.status?.conditions?.find(({ type }) => type === "PodScheduled");
   if (scheduled?.status === "False") return pending(...unschedulable(scheduled.reason ?? "", scheduled.message ?? ""));
-  const reason = courier?.state?.waiting?.reason ?? "";
-  const code = waiting[reason];
-  if (code !== undefined) {
-    const image = pod.spec?.containers.find(({ name }) => name === container)?.image;
-    const what = code === "IMAGE" ? `image ${image} cannot be had` : "the container cannot be made";
-    return pending(code, `${what}: ${tidy(courier?.state?.waiting?.message ?? reason)}`);
+  // The courier's, or one that train.pods.podTemplate adds: it keeps the courier from starting.
+  for (const { name, image, state } of [...initsOf(pod), ...(pod.status?.containerStatuses ?? [])]) {
+    const { reason = "", message = reason } = state?.waiting ?? {};
+    const code = waiting[reason];
+    if (code === undefined) continue;
+    const from = pod.spec?.containers.find((one) => one.name === name)?.image ?? image;
+    return pending(code, `${code === "IMAGE" ? `image ${from} cannot be had` : `container ${name} does not start`}: ${tidy(message)}`);
   }
   const mount = warnings.findLast(
     (warning) =>
@@ -236,6 +245,7 @@ function newestOfEachNode(pods: readonly V1Pod[]): V1Pod[] {
 
 const courierOf = (pod: V1Pod | undefined): V1ContainerStatus | undefined =>
   pod?.status?.containerStatuses?.find(({ name }) => name === container);
+const initsOf = (pod: V1Pod | undefined): V1ContainerStatus[] => pod?.status?.initContainerStatuses ?? [];
 const endOf = (pod: V1Pod | undefined) => courierOf(pod)?.state?.terminated;
 const isDeleted = ({ metadata }: V1Pod): boolean => metadata?.deletionTimestamp !== undefined;
 const isOver = ({ status }: V1Pod): boolean => status?.phase === "Failed" || status?.phase === "Succeeded";
