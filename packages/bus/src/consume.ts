@@ -56,7 +56,7 @@ export interface ConsumeOptions<C extends ConsumerDef> {
    */
   onWait?: (received: Received<EventsOf<NoInfer<C>>>, reason: WaitReason | null) => Promise<void>;
   /** Whether what messages were put off for is still away, as far as is known. Absent: nobody knows before a handler ends. */
-  isAway?: () => boolean;
+  isAway?: (() => boolean) | undefined;
   /** false: no span per message (projections). */
   traced?: boolean;
 }

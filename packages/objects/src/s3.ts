@@ -36,7 +36,7 @@ export interface S3ObjectsOptions {
 const usualPatience = {
   connect: 5000,
   /** For an answer to a question, and between two pieces of a blob. */
-  answer: 15_000,
+  answer: 10_000,
   /** To send a part of an upload, and for what the server says to it. */
   part: 60_000,
 };

@@ -37,7 +37,7 @@ export async function createIngestService({ bus, objects, telemetry, settings, i
     await bus.publish(datasetRejected, { tenant, id }, { code, message, param, report: null, rejections: 0 });
   };
   const waits = (done: EventDef) => ({
-    isAway: () => objects.problem?.() !== undefined,
+    isAway: objects.problem && (() => objects.problem?.() !== undefined),
     async onWait({ at }: { at: EventAddress }, reason: WaitReason | null): Promise<void> {
       if (reason === null && (await bus.last(done, at)) !== undefined) return;
       await tellWaiting(bus, datasetWaiting, at, { stage: "ingest", reason });

@@ -207,7 +207,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   const trained = await bus.consume({
     consumer: consumers.serveRunTrained,
     handlers: { "run.trained.v1": (received) => onRunTrained(received, deps, adapterBucket, engineBucket, placer) },
-    isAway: () => deps.objects.problem?.() !== undefined,
+    isAway: deps.objects.problem && (() => deps.objects.problem?.() !== undefined),
     onWait: ({ at }, reason) => tellWaiting(bus, runWaiting, at, { stage: "serve", reason }),
     // Whoever waits for the run learns why it is not served.
     async onDeadLetter({ tenant, id, code, message, param }) {

@@ -30,7 +30,7 @@ export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<
   const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
   // Known before the first run comes, which then only has to look into the cache. What cannot be loaded is the run's to say.
   for (const { value } of await (await bus.bucket(buckets.engines)).entries()) loadBase(value.base.name).catch(() => undefined);
-  const isAway = () => objects.problem?.() !== undefined;
+  const isAway = objects.problem && (() => objects.problem?.() !== undefined);
   const tell = async (at: EventAddress, reason: WaitReason | null): Promise<void> => {
     if (reason === null && (await isSettled(bus, at))) return;
     await tellWaiting(bus, runWaiting, at, { stage: "tokenize", reason });

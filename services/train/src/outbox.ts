@@ -50,8 +50,8 @@ export interface Patience {
   onWait?: (reason: WaitReason | null) => void;
 }
 
-/** Failures in a row before anybody is told that it waits: a restart of a server is over by then. */
-const tellAfter = 3;
+/** So long nobody is told that it waits: a restart of a server is over by then. */
+const tellAfterMs = 1000;
 
 /**
  * Repeats what fails while a server is away. Everything done through it is idempotent: ids and digests see to that.
@@ -73,11 +73,11 @@ export async function patiently<T>(what: string, work: () => Promise<T>, options
       const away = error instanceof UnavailableError;
       if (error instanceof PermanentError || aboutFile || (!away && performance.now() - since > patienceMs)) throw error;
       // Every two seconds the same would fill the log.
-      log[failed <= tellAfter || failed % 30 === 0 ? "warn" : "debug"]({ err: error, what, failed }, "not possible now; trying again");
+      log[failed <= 3 || failed % 30 === 0 ? "warn" : "debug"]({ err: error, what, failed }, "not possible now; trying again");
       const why = await givenUp?.();
       if (why !== undefined)
         throw new RetryLaterError("PREEMPTED", 0, `${why}, while it was to ${what}: ${messageOf(error)}`, { cause: error });
-      if (away && failed >= tellAfter && told !== error.code) {
+      if (away && told !== error.code && performance.now() - since >= tellAfterMs) {
         told = error.code;
         onWait?.({ code: error.code, message: `to ${what}: ${error.message}` });
       }
