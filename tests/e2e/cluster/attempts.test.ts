@@ -33,17 +33,17 @@ const values: Values = {
 const training = { max_steps: 6, per_device_train_batch_size: 2, logging_steps: 1 };
 
 beforeAll(async () => {
-  await setGpus(1);
-  await kubectl("create", "priorityclass", urgent, "--value=1000");
   line = await createNamespace(name);
+  await line.apply({ apiVersion: "scheduling.k8s.io/v1", kind: "PriorityClass", metadata: { name: urgent }, value: 1000 });
+  await setGpus(1);
   await line.addSample();
   await line.helmInstall(values, release);
   await line.ready();
 });
 afterAll(async () => {
-  await line[Symbol.asyncDispose]();
   await kubectl("delete", "priorityclass", urgent, "--ignore-not-found");
   await setGpus(0);
+  await line[Symbol.asyncDispose]();
 }, 240_000);
 
 /** What the node pretends to have; the kubelet would need ten seconds to see that there is more to give. */
