@@ -21,6 +21,7 @@ const observed = (over: Partial<Observed>): Observed => ({
   before: undefined,
   runId: id,
   run: undefined,
+  waited: [],
   problems: [],
   traceId: undefined,
   version: undefined,

@@ -75,6 +75,13 @@ export function originOf({ spec }: Pick<RunState, "spec">): Origin | undefined {
 export const isWaitedFor = ({ code }: Problem): boolean =>
   code === "BASE_UNKNOWN" || code === "BASE_UNAVAILABLE" || code.startsWith("CONFIGMAP_");
 
+/** Why a run waits, or why its attempt ended. */
+export interface Wait {
+  attempt: number;
+  reason: string;
+  message: string;
+}
+
 export interface Observed {
   name: string;
   tenant: string;
@@ -83,6 +90,8 @@ export interface Observed {
   runId: string;
   /** The run, if it was asked for; else why it was not. */
   run: RunState | undefined;
+  /** What it waited for since the last look. */
+  waited: readonly Wait[];
   problems: readonly Problem[];
   traceId: string | undefined;
   /** What came of it, and on how many replicas it is proven now. */
@@ -97,7 +106,7 @@ export function decideFineTune(observed: Observed): { status: FineTuneStatus; mi
   const { said, ...rest } = status;
   const conditions = conditionsOf(said, { before: before?.conditions, generation, now });
   const next: FineTuneStatus = { observedGeneration: generation, runId: observed.runId, ...rest, conditions };
-  return { status: next, milestones: milestonesOf(before, next, observed.run) };
+  return { status: next, milestones: milestonesOf(before, next, observed) };
 }
 
 type Parts = Omit<FineTuneStatus, "conditions"> & { said: Record<string, Said> };
@@ -226,7 +235,7 @@ export const defined = <T extends object>(value: T): Defined<T> =>
   Object.fromEntries(Object.entries(value).filter(([, one]) => one !== undefined)) as Defined<T>;
 
 /** What is worth an Event, from what the status said before. Told again after a crash, it is the same Event. */
-function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, run: RunState | undefined): Milestone[] {
+function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, { run, waited }: Observed): Milestone[] {
   const milestones: Milestone[] = [];
   const was = (type: string) => before?.conditions?.find((condition) => condition.type === type);
   for (const { type, status, reason, message } of next.conditions ?? []) {
@@ -237,13 +246,8 @@ function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, 
     else if (status === "False" && !milestones.some((told) => told.reason === reason))
       milestones.push({ type: "Warning", reason, message, key: `${type}-${reason}` });
   }
-  if (run?.queue && before?.message !== run.queue.message)
-    milestones.push({
-      type: "Warning",
-      reason: reasonOf(run.queue.reason),
-      message: run.queue.message,
-      key: `queue-${run.attempt}-${run.queue.reason}`,
-    });
+  for (const { attempt, reason, message } of waited)
+    milestones.push({ type: "Warning", reason: reasonOf(reason), message, key: `queue-${attempt}-${reason}` });
   if (run !== undefined && run.attempt > (before?.attempt ?? 0))
     milestones.push({ type: "Normal", reason: "Started", message: `attempt ${run.attempt} is running`, key: `attempt-${run.attempt}` });
   return milestones;

@@ -1,4 +1,5 @@
 /** Reconciles the FineTunes of one namespace: asks for their runs, says what becomes of them, cancels those whose resource is gone. */
+import { isDeepStrictEqual } from "node:util";
 import type { Bus } from "@loraline/bus";
 import {
   buckets,
@@ -14,7 +15,7 @@ import {
 import { type Kube, keyOf } from "@loraline/kube";
 import { createKeyedQueue, type KeyedQueue, type Log, PermanentError, traceIdOf } from "@loraline/runtime";
 import { isTrue } from "./conditions.ts";
-import { decideFineTune, decideWanted, isWaitedFor, originOf } from "./decide-fine-tune.ts";
+import { decideFineTune, decideWanted, isWaitedFor, originOf, type Wait } from "./decide-fine-tune.ts";
 import { idsOf } from "./ids.ts";
 import { tell } from "./kube-events.ts";
 import { judgeWanted, requestRun, type RequestRunDeps } from "./request-run.ts";
@@ -51,6 +52,8 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
   const runs = new Map<string, RunState>();
   /** Run to the key of its resource. */
   const keys = new Map<string, string>();
+  /** What runs waited for since they were last told of, by run: it may be over sooner than a status is written. */
+  const waits = new Map<string, Wait[]>();
   /** Not asked for, because of something that may change. */
   const waiting = new Set<string>();
   const writer = createStatusWriter(kube, fineTunes);
@@ -86,6 +89,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       if (problem.code.startsWith("CONFIGMAP_")) queue.addAfter(key, lookAgainMs);
     } else waiting.delete(key);
 
+    const waited = waits.get(ids.run) ?? [];
     const state = run === undefined ? undefined : states.get(run.spec.adapter);
     const version = state?.versions.findLast(({ runId }) => runId === ids.run);
     const annotated = object.metadata?.annotations?.[traceparentAnnotation];
@@ -96,6 +100,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       before: object.status,
       runId: ids.run,
       run,
+      waited,
       problems,
       traceId: traceIdOf(run?.trace ?? (isTraceparent(annotated) ? annotated : undefined)),
       version: version === undefined || state === undefined ? undefined : { version, ...line.held(state.engine, version) },
@@ -103,6 +108,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     });
     // First the events: they have names that follow from what they tell, so telling them again is harmless, and forgetting them is not.
     await tell(kube, fineTunes, object, milestones, log);
+    if (waited.length > 0) waits.set(ids.run, waits.get(ids.run)?.slice(waited.length) ?? []);
     const { written, afterMs } = await writer.write(object, status);
     const known = objects.get(key);
     if (written !== undefined && known !== undefined && !isOlder(written, known)) objects.set(key, written);
@@ -111,12 +117,16 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     letGo(ids.run);
   };
 
+  const forget = (runId: string): void => {
+    runs.delete(runId);
+    waits.delete(runId);
+  };
   /** Of runs that have ended, as most have, only those are kept that are still to be told of. */
   const letGo = (runId: string): void => {
     const run = runs.get(runId);
     if (!started || run === undefined || run.finishedAt === null) return;
     const key = keys.get(runId);
-    if (key === undefined || isTrue(objects.get(key)?.status?.conditions, "Finished")) runs.delete(runId);
+    if (key === undefined || isTrue(objects.get(key)?.status?.conditions, "Finished")) forget(runId);
   };
 
   /** A run that is not kept here: it was told of long since, or it is not folded yet. */
@@ -174,8 +184,11 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     },
     onRun(runId, run) {
       if (run === undefined || originOf(run)?.namespace !== namespace) {
-        runs.delete(runId);
+        forget(runId);
         return;
+      }
+      if (run.queue !== null && !isDeepStrictEqual(run.queue, runs.get(runId)?.queue)) {
+        waits.set(runId, [...(waits.get(runId) ?? []), { attempt: run.attempt, ...run.queue }]);
       }
       runs.set(runId, run);
       const key = keys.get(runId);

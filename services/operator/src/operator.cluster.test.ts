@@ -297,6 +297,23 @@ describe("a FineTune", () => {
     expect(new Set(all).size).toBe(all.length);
   });
 
+  it("tells of each end of an attempt, however soon the next one starts", async () => {
+    await start();
+    const id = idsOf(await made("moved")).run;
+    await expect.poll(() => condition("moved", "Accepted"), within).toMatchObject({ status: "True" });
+    await tokenized(id);
+    const codes = ["EVICTED", "PREEMPTED", "NODE_LOST"];
+    for (const [before, code] of codes.entries()) {
+      const attempt = before + 1;
+      await started(id, attempt);
+      await bus.publish(events.runPreempted, { tenant, id }, { attempt, step: 0, code, message: `because of ${code}` }, { key: code });
+      const waiting = { attempt: attempt + 1, reason: "WAITING_FOR_DEVICE", message: "no GPU is free" };
+      await bus.publish(events.runQueued, { tenant, id }, waiting, { key: `${attempt}` });
+    }
+    await started(id, codes.length + 1);
+    await expect.poll(() => told("moved"), within).toEqual(expect.arrayContaining([...codes, "WAITING_FOR_DEVICE"]));
+  });
+
   it("brings its data in a ConfigMap, which may come later", async () => {
     await start();
     const raw = parseYaml(await readFile(join(root, "samples/kubernetes/persona.yaml"), "utf8")) as FineTune;
