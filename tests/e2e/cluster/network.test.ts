@@ -30,6 +30,8 @@ const small = { requests: { cpu: "10m", memory: "64Mi" } };
 const values = (networkPolicy: Values, more: Values = {}): Values => ({
   engines: [standIn],
   gateway: { replicas: 1 },
+  // A stand-in does not say when nobody asks it any more.
+  agent: { env: [{ name: "AGENT_LEAVE_S", value: "0" }] },
   // Three, so that they have something to say to each other.
   nats: { replicas: 3, tenants: [{ name: "acme", namespaces: [others.tenant] }], persistence: { enabled: false }, resources: small },
   networkPolicy: { metricsFrom: [namespaced(others.monitoring)], egress: { enabled: true }, ...networkPolicy },
@@ -62,8 +64,8 @@ beforeAll(async () => {
   }
 }, 300_000);
 afterAll(async () => {
-  await line[Symbol.asyncDispose]();
-  await kubectl("delete", "namespace", ...Object.values(others), "--ignore-not-found", "--timeout=120s");
+  const rest = kubectl("delete", "namespace", ...Object.values(others), "--ignore-not-found", "--timeout=120s");
+  await Promise.all([line[Symbol.asyncDispose](), rest]);
 }, 300_000);
 
 /** Listens on 9000 and does nothing. */
@@ -100,7 +102,7 @@ interface Target {
 const connectToAll = `
   const open = ({ host, port }) =>
     new Promise((resolve) => {
-      const socket = require("node:net").connect({ host, port, timeout: 2000 });
+      const socket = require("node:net").connect({ host, port, timeout: 5000 });
       for (const [event, outcome] of [["connect", true], ["error", false], ["timeout", false]]) socket.on(event, () => resolve(outcome));
     });
   Promise.all(JSON.parse(process.argv[1]).map(open)).then((opened) => {
