@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds a real Kubernetes and its tools from Go modules, once: 14 CPU-minutes cold, seconds with a warm Go cache, nothing when all
+# Builds a real Kubernetes and its tools from Go modules, once: some 17 CPU-minutes cold, seconds with a warm Go cache, nothing when all
 # is there. Each part is made anew only when its own inputs changed.
 # usage: build.sh [--api-server] [BIN_DIR]      default: ~/.cache/loraline/cluster-bin, which outlives a checkout
 # --api-server: only what tests without a node need, which is half of it
