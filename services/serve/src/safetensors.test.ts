@@ -39,6 +39,24 @@ describe("scanTensors", () => {
     expect(await readTensors(path)).toHaveLength(4);
   });
 
+  it("tells tensors apart in a file that is read tensor by tensor", async () => {
+    const bad = new Uint16Array(40_000).fill(0x7f80);
+    const path = await write(
+      {
+        bad: { dtype: "BF16", shape: [40_000], data_offsets: [0, 80_000] },
+        zero: { dtype: "BF16", shape: [2], data_offsets: [80_000, 80_004] },
+        good: { dtype: "BF16", shape: [1], data_offsets: [80_004, 80_006] },
+      },
+      Buffer.concat([new Uint8Array(bad.buffer), words(0x8000, 0), words(0x3f80)]),
+    );
+    const scanned = (await scanTensors(path)).map(({ name, notFinite, allZero }) => [name, notFinite, allZero]);
+    expect(scanned).toEqual([
+      ["bad", 40_000, false],
+      ["zero", 0, true],
+      ["good", 0, false],
+    ]);
+  });
+
   it.each([
     ["is cut off in the data", { x: { dtype: "BF16", shape: [4], data_offsets: [0, 8] } }, words(1), undefined],
     ["claims a longer header than there is", {}, words(), 5000],

@@ -46,9 +46,12 @@ export async function scanTensors(path: string): Promise<ScannedTensor[]> {
   if (size <= smallBytes) return scanWhole(path, readFileSync(path));
   const file = await open(path, "r");
   try {
+    const tensors = await locate(path, file);
+    // One for all: to get and clear memory for each takes longer than to read into it.
+    const buffer = new ArrayBuffer(Math.max(0, ...tensors.map(({ start, end }) => end - start)));
     const scanned: ScannedTensor[] = [];
-    for (const { name, dtype, shape, start, end } of await locate(path, file)) {
-      const bytes = new Uint8Array(end - start);
+    for (const { name, dtype, shape, start, end } of tensors) {
+      const bytes = new Uint8Array(buffer, 0, end - start);
       await file.read(bytes, 0, bytes.length, start);
       scanned.push({ name, dtype, shape, ...scanValues(dtype, bytes) });
     }
@@ -74,23 +77,23 @@ function scanWhole(path: string, bytes: Buffer): ScannedTensor[] {
 
 /** Exponent bits all set means NaN or infinite; everything but the sign clear means zero. For the three types adapters come in. */
 const exponents: Record<string, { words: (bytes: Uint8Array) => Uint16Array | Uint32Array; exponent: number; sign: number }> = {
-  BF16: { words: (bytes) => new Uint16Array(bytes.buffer), exponent: 0x7f80, sign: 0x8000 },
-  F16: { words: (bytes) => new Uint16Array(bytes.buffer), exponent: 0x7c00, sign: 0x8000 },
-  F32: { words: (bytes) => new Uint32Array(bytes.buffer), exponent: 0x7f800000, sign: 0x80000000 },
+  BF16: { words: (bytes) => new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2), exponent: 0x7f80, sign: 0x8000 },
+  F16: { words: (bytes) => new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.length / 2), exponent: 0x7c00, sign: 0x8000 },
+  F32: { words: (bytes) => new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4), exponent: 0x7f800000, sign: 0x80000000 },
 };
 
 function scanValues(dtype: string, bytes: Uint8Array): { notFinite: number; allZero: boolean } {
   const type = exponents[dtype];
   if (type === undefined || bytes.length % (dtype === "F32" ? 4 : 2) !== 0) return { notFinite: 0, allZero: false };
   const { words, exponent, sign } = type;
-  let notFinite = 0;
-  let allZero = true;
   const values = words(bytes);
+  let notFinite = 0;
+  let bits = 0;
   // By index: an iterator takes five times as long, and there are millions.
   for (let i = 0; i < values.length; i++) {
     const word = values[i]!;
+    bits |= word;
     if ((word & exponent) === exponent) notFinite += 1;
-    if ((word & ~sign) !== 0) allZero = false;
   }
-  return { notFinite, allZero };
+  return { notFinite, allZero: (bits & ~sign) === 0 };
 }
