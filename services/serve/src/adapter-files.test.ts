@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { chmod, mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { BlobRef, Digest } from "@loraline/contracts";
@@ -33,10 +33,10 @@ function store() {
         yield bytes;
       })();
     },
-    adapter(seed: string) {
+    adapter(seed: string, weights = 0) {
       const files = ["adapter_config.json", "adapter_model.safetensors"].map((path) => ({
         path,
-        blob: put("adapter-file", Buffer.from(`{"${path}":"${seed}"}`)),
+        blob: put("adapter-file", Buffer.from(`{"${path}":"${seed.padStart(weights)}"}`)),
       }));
       const about = {
         version: 1,
@@ -66,6 +66,22 @@ describe("adapter files", () => {
     expect([files.touched(adapter), await files.verify(adapter)]).toEqual([true, false]);
     await files.ensure(adapter);
     expect([files.touched(adapter), await files.verify(adapter)]).toEqual([false, true]);
+  });
+
+  it("are read to their last byte, however large they are", async ({ dir }) => {
+    const objects = store();
+    const adapter = objects.adapter("large", 3_000_000);
+    const files = createAdapterFiles({ dir, objects });
+    const weights = join(await files.ensure(adapter), "adapter_model.safetensors");
+    expect(await files.verify(adapter)).toBe(true);
+    const bytes = await readFile(weights);
+    await chmod(weights, 0o644);
+    await writeFile(weights, bytes.with(-1, 0));
+    expect(await files.verify(adapter)).toBe(false);
+    await writeFile(weights, bytes.subarray(0, -1));
+    expect(await files.verify(adapter)).toBe(false);
+    await files.ensure(adapter);
+    expect(await files.verify(adapter)).toBe(true);
   });
 
   it("stay while they are needed and for the grace after, then go, with what a dead agent left half-made", async ({ dir }) => {

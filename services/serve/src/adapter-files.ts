@@ -3,20 +3,11 @@
  * Only what the engine reads is fetched; nothing that could run code (pickles) ever arrives here.
  */
 import { createHash, hash, randomUUID } from "node:crypto";
-import {
-  type BigIntStats,
-  closeSync,
-  createReadStream,
-  createWriteStream,
-  fstatSync,
-  openSync,
-  readFileSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+import { type BigIntStats, closeSync, createWriteStream, fstatSync, openSync, read, readFileSync, statSync, writeFileSync } from "node:fs";
 import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { pipeline } from "node:stream/promises";
+import { promisify } from "node:util";
 import { adapterFiles, type AdapterManifest, adapterManifest, type AdapterParts, type BlobRef, type Digest } from "@loraline/contracts";
 import { getBytes, getJson, type Objects } from "@loraline/objects";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
@@ -186,13 +177,18 @@ const stampOfFile = ({ ino, size, mtimeNs, ctimeNs }: BigIntStats): string => `$
 
 /** A file this small (configurations are) is read at once: a stream costs more than the bytes. */
 const smallBytes = 64 * 1024;
-/** In pieces of the usual 64 KiB, reading costs more than the digest. */
+/** A stream's pieces of 64 KiB, each in new memory, cost more to read than to digest. */
 const pieceBytes = 1024 * 1024;
+const readPiece = promisify(read);
 
 async function digestOfFile(file: number, size: number): Promise<Digest> {
   if (size <= smallBytes) return `sha256:${hash("sha256", readFileSync(file))}`;
-  const read = createHash("sha256");
-  for await (const piece of createReadStream("", { fd: file, autoClose: false, highWaterMark: pieceBytes }))
-    read.update(piece as Uint8Array);
-  return `sha256:${read.digest("hex")}`;
+  const all = createHash("sha256");
+  const piece = Buffer.allocUnsafe(pieceBytes);
+  for (;;) {
+    const { bytesRead } = await readPiece(file, piece, 0, pieceBytes, null);
+    if (bytesRead === 0) break;
+    all.update(piece.subarray(0, bytesRead));
+  }
+  return `sha256:${all.digest("hex")}`;
 }
