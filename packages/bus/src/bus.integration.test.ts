@@ -438,6 +438,18 @@ describe("when nats-server is killed", () => {
     await nc.close();
   });
 
+  test("consumers stop while it is away", async () => {
+    await using server = await spawnNatsServer();
+    const nc = await connectBus({ servers: server.url, name: "test" });
+    const bus = await busOver(nc);
+    const consuming = await bus.consume({ consumer: consumers.ingestDatasetReceived, handlers: { "dataset.received.v1": async () => {} } });
+    await server.kill();
+    await sleep(1500);
+    const stopped = Promise.resolve(consuming[Symbol.asyncDispose]()).then(() => "stopped");
+    expect(await Promise.race([stopped, sleep(10_000)])).toBe("stopped");
+    await nc.close();
+  });
+
   test("a first connection that fails says where and what to check", async () => {
     await expect(connectBus({ servers: "nats://127.0.0.1:1", name: "test" })).rejects.toMatchObject({
       code: "NATS_UNREACHABLE",

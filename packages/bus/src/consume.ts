@@ -1,4 +1,5 @@
 /** Pull consumer with bounded concurrency, heartbeats, the disposition table and dead letters. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { buckets, type ConsumerDef, parseSubject, type waitedState } from "@loraline/contracts";
 import {
   backoffMs,
@@ -96,6 +97,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   const log = deps.log.child({ consumer: def.durable });
   const waited = await openBucket(deps.nc, buckets.waited, log);
 
+  const settling = new Set<Promise<void>>();
   let failedPulls = 0;
   const worker = async (): Promise<void> => {
     while (!stopping.signal.aborted) {
@@ -115,17 +117,22 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
         message.nak();
         return;
       }
-      await settle({ ...deps, waited }, options, message, log, stopping.signal).catch((error: unknown) => {
+      const settled = settle({ ...deps, waited }, options, message, log, stopping.signal).catch((error: unknown) => {
         // Not acknowledged, so the broker delivers it again.
         log.error({ err: error }, "message not settled; it will be delivered again");
       });
+      settling.add(settled);
+      await settled;
+      settling.delete(settled);
     }
   };
   const workers = Array.from({ length: def.concurrency }, worker);
   return {
     async [Symbol.asyncDispose]() {
       stopping.abort();
-      await Promise.all(workers);
+      // A pull from a server that went away may never end.
+      const pulled = sleep(pullMs * 2).then(() => Promise.all(settling));
+      await Promise.race([Promise.all(workers), pulled]);
     },
   };
 }
