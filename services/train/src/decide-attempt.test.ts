@@ -243,6 +243,15 @@ describe("an attempt that is over", () => {
       "OUT_OF_MEMORY",
       /limit 32Gi/,
     ],
+    [
+      "what the first of several nodes saved when another one was deleted",
+      {
+        job: failedJob("FailedJobs"),
+        pods: [node(0, saved(ended(75))), node(1, ended(75, JSON.stringify({ code: "PREEMPTED", message: "asked" })), -9000)],
+      },
+      "PREEMPTED",
+      /^saved a checkpoint$/,
+    ],
   ])("says %s", (_, objects, code, message) => {
     expect(decide(objects)).toEqual({ phase: "failed", code, message: expect.stringMatching(message), endedAt: expect.any(Number) });
   });

@@ -70,9 +70,9 @@ export function decideAttempt({ job, pods: all, warnings, workload }: AttemptObj
     return { phase: "running" };
   }
 
-  // Of several, the first one to end took the others along.
-  const ends = pods.filter(isOver).sort((a, b) => timeOf(endOf(a)?.finishedAt) - timeOf(endOf(b)?.finishedAt));
-  const telling = pods.find((pod) => disruptionOf(pod) !== undefined) ?? ends[0] ?? first;
+  // Of several, the first one to end took the others along; where all were only asked to stop, the first node's knows of the checkpoint.
+  const [earliest = first] = pods.filter(isOver).sort((a, b) => timeOf(endOf(a)?.finishedAt) - timeOf(endOf(b)?.finishedAt));
+  const telling = pods.find((pod) => disruptionOf(pod) !== undefined) ?? (wasStopped(earliest) && wasStopped(first) ? first : earliest);
   // The same at every look: the wait before the next attempt is counted from it.
   const times = [endOf(telling)?.finishedAt, failed?.lastTransitionTime, telling && disruptionOf(telling)?.lastTransitionTime];
   const began = [telling?.metadata?.deletionTimestamp, telling?.status?.startTime, telling?.metadata?.creationTimestamp];
@@ -247,6 +247,7 @@ const courierOf = (pod: V1Pod | undefined): V1ContainerStatus | undefined =>
   pod?.status?.containerStatuses?.find(({ name }) => name === container);
 const initsOf = (pod: V1Pod | undefined): V1ContainerStatus[] => pod?.status?.initContainerStatuses ?? [];
 const endOf = (pod: V1Pod | undefined) => courierOf(pod)?.state?.terminated;
+const wasStopped = (pod: V1Pod | undefined): boolean => outcomeOf(endOf(pod)?.message)?.code === "PREEMPTED";
 const isDeleted = ({ metadata }: V1Pod): boolean => metadata?.deletionTimestamp !== undefined;
 const isOver = ({ status }: V1Pod): boolean => status?.phase === "Failed" || status?.phase === "Succeeded";
 const disruptionOf = ({ status }: V1Pod) => status?.conditions?.find((one) => one.type === "DisruptionTarget" && one.status === "True");

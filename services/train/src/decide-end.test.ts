@@ -64,6 +64,8 @@ describe("decideEnd", () => {
   test("a node that is not the first has done its part when its trainer ends well", () => {
     expect(end({ exit: exited(0), follower: true })).toEqual({ kind: "followed" });
     expect(end({ exit: exited(1), follower: true })).toMatchObject({ kind: "retry", code: "TRAINER_CRASHED" });
+    const stopped = { kind: "retry", code: "PREEMPTED", message: "the trainer was asked to stop" };
+    expect(end({ exit: exited(1), follower: true, stopped: true })).toEqual(stopped);
   });
 
   test("fails the run after what the trainer would meet again", () => {

@@ -56,6 +56,8 @@ export function decideEnd(trainer: {
     const { code, message } = result.error;
     return { kind: "retry", code, message };
   }
+  // Checkpoints are the first node's.
+  if (stopped && follower === true) return { kind: "retry", code: "PREEMPTED", message: "the trainer was asked to stop" };
   if (stopped && exit.signal !== null) return beforeACheckpoint(exit);
   if (exit.signal !== null) {
     return {
