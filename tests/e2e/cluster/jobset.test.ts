@@ -93,8 +93,11 @@ it.runIf(isOwnNode)(
       const job = spec.containers[0].env.find((variable: Json) => variable.name === "COURIER_JOB");
       return JSON.parse(job.value as string).resume?.step;
     });
-    expect(resumes[0]).toBeGreaterThanOrEqual(2);
+    // Not that of step 2, but the one that all saved when the second was told to go.
+    expect(resumes[0]).toBeGreaterThanOrEqual(3);
     expect(resumes).toEqual([resumes[0], resumes[0]]);
+    const told = await line.kubectl("get", "events", "--field-selector", "involvedObject.name=persona,reason=PREEMPTED");
+    expect(told).toContain(`saved a checkpoint at step ${resumes[0] as number}`);
 
     const status = await line.until("persona", "trained", (now) => conditionOf(now, "Trained")?.status === "True");
     expect(status).toMatchObject({ attempt: 2, step: "11/11" });
