@@ -72,6 +72,8 @@ test("what a run waits for shows in any phase, until it goes on; told late, it m
   const trained = [...tokenized, event("run.trained.v1", 4), waiting(5, "serve")];
   expect(fold(...trained)).toMatchObject({ phase: "trained", queue });
   expect(fold(...trained, event("run.served.v1", 6))).toMatchObject({ phase: "served", queue: null });
+  const late = [event("run.queued.v1", 6), event("run.preempted.v1", 7)];
+  expect(fold(...tokenized, event("run.trained.v1", 4), ...late), "its pod ended after its last word").toMatchObject({ queue: null });
   expect(fold(...trained, event("run.cancelled.v1", 6), waiting(7, "serve"))).toMatchObject({ phase: "cancelled", queue: null });
 });
 

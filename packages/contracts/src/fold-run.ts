@@ -65,7 +65,7 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
       return {
         ...next,
         phase: state.phase === "trained" ? state.phase : "queued",
-        queue: { reason: event.data.reason, message: event.data.message },
+        queue: state.phase === "trained" ? state.queue : { reason: event.data.reason, message: event.data.message },
       };
     case "run.waiting.v1": {
       const { stage, reason } = event.data;
@@ -91,7 +91,8 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
         ...next,
         phase: state.phase === "trained" ? state.phase : "queued",
         lostAttempts: state.lostAttempts + 1,
-        queue: { reason: event.data.code, message: event.data.message },
+        // Nothing is waited for by a run that has its adapter.
+        queue: state.phase === "trained" ? state.queue : { reason: event.data.code, message: event.data.message },
       };
     case "run.trained.v1": {
       const { attempt: _attempt, targetModules: _targetModules, ...trained } = event.data;
