@@ -185,6 +185,7 @@ describe("consume", () => {
     const at = newDataset(tenant);
     const { maxDeliver } = consumers.ingestDatasetReceived;
     const reasons = new Set<string>();
+    nc.subscribe(`silent.${tenant}`);
     let deliveries = 0;
     await using _consuming = await bus.consume({
       consumer: consumers.ingestDatasetReceived,
@@ -195,8 +196,8 @@ describe("consume", () => {
           if (deliveries > maxDeliver * 3) return;
           // Nobody listens there.
           if (deliveries % 2 === 0) await nc.request("nobody.listens", "", { timeout: 100 });
-          await nc.request(`$JS.API.STREAM.MSG.GET.${tenant}`, "{}", { timeout: 1 });
-          throw new DOMException("never reached", "TimeoutError");
+          // Somebody listens there and says nothing.
+          await nc.request(`silent.${tenant}`, "", { timeout: 50 });
         },
       },
       onWait: async (_received, reason) => void reasons.add(reason === null ? "goes on" : reason.code),
@@ -206,6 +207,46 @@ describe("consume", () => {
     await expect.poll(() => [...reasons].sort()).toEqual(["BUS_UNAVAILABLE", "goes on"]);
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
   });
+
+  test.for([
+    ["another server is away", "STORE_UNAVAILABLE"],
+    ["the handler cannot write either", "STORE_FULL"],
+  ] as const)(
+    "a wait that NATS has no room to count is not taken for a crash: %s",
+    { timeout: 30_000 },
+    async ([, code], { nc, tenant }) => {
+      await ensureStreams(nc);
+      const bus = createBus({ nc, log: silent, telemetry, source: "test", longestWaitMs: 20 });
+      const at = newDataset(tenant);
+      const { durable } = consumers.ingestDatasetReceived;
+      const jsm = await jetstreamManager(nc);
+      const waited = await bus.bucket(buckets.waited);
+      const room = (bytes: number) => jsm.streams.update(`KV_${buckets.waited.name}`, { max_bytes: bytes });
+      await room(1);
+      let full = true;
+      const reasons: (string | undefined)[] = [];
+      await using _consuming = await bus.consume({
+        consumer: consumers.ingestDatasetReceived,
+        handlers: {
+          "dataset.received.v1": async (received) => {
+            if (received.at.id !== at.id || !full) return;
+            if (code === "STORE_FULL") await waited.put("some.1", { deliveries: 1, away: 0 });
+            throw new UnavailableError(code, "the object store does not answer (gone)");
+          },
+        },
+        onWait: async (_received, reason) => void reasons.push(reason?.code),
+      });
+      const { seq } = await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+      await expect.poll(() => reasons[0], { timeout: 10_000 }).toBe(code);
+      await sleep(2000);
+      await room(-1);
+      // It is counted now, and waits on.
+      await expect.poll(async () => (await waited.get(`${durable}.${seq}`))?.value.away, { timeout: 10_000 }).toBeGreaterThan(0);
+      full = false;
+      await expect.poll(() => reasons.at(-1), { timeout: 10_000 }).toBeUndefined();
+      expect(await bus.deadLetters.list(tenant)).toEqual([]);
+    },
+  );
 
   test("a message that takes its process down each time is still buried, also when it had waited before", async ({ nc, tenant }) => {
     await ensureStreams(nc);

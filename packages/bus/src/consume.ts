@@ -5,6 +5,7 @@ import {
   backoffMs,
   dispositionOf,
   type Log,
+  natsFull,
   natsOutage,
   PermanentError,
   RetryLaterError,
@@ -74,6 +75,8 @@ export interface ConsumeDeps {
   /** Longest pause before a message that waits for a server is tried again. */
   longestWaitMs: number;
 }
+
+const makeRoom = "Whoever runs the line has to make room on its disk, or raise its limit.";
 
 /** A pull waits this long for a message; also how long stopping may have to wait. */
 const pullMs = 1000;
@@ -148,12 +151,24 @@ async function settle<C extends ConsumerDef>(
   const deliveries = message.info.deliveryCount;
   const key = `${def.durable}.${message.seq}`;
   let waits: Waited | undefined = deliveries > 1 ? undefined : { deliveries: 0, away: 0 };
+  /** Keeps the message in hand while NATS is away or full: given back without being counted, a wait would look like a crash. */
+  const whenNatsCan = async <T>(work: () => Promise<T>): Promise<T> => {
+    for (let failed = 1; ; failed++) {
+      try {
+        return await work();
+      } catch (error) {
+        if (signal.aborted || !(asUnavailable(error) instanceof UnavailableError)) throw error;
+        log.warn({ err: error, subject: message.subject, failed }, "NATS is away or full; the message stays in hand");
+        await sleep(Math.min(deps.longestWaitMs, backoffMs(failed)), undefined, { signal });
+      }
+    }
+  };
   /** Before the nak: dying in between then counts as waiting, which costs a delivery and loses nothing. */
   const putOff = async (afterMs: number | undefined, away: 0 | 1): Promise<void> => {
     // What could not be read is not overwritten.
     if (waits !== undefined) {
       const now = { deliveries: waits.deliveries + 1, away: waits.away + away };
-      await deps.waited.put(key, now).catch((error: unknown) => log.debug({ err: error, key }, "wait not counted"));
+      await whenNatsCan(() => deps.waited.put(key, now)).catch((error: unknown) => log.debug({ err: error, key }, "wait not counted"));
     }
     message.nak(afterMs);
   };
@@ -170,7 +185,7 @@ async function settle<C extends ConsumerDef>(
     if (toldWaiting && options.isAway?.() === false) void tell(null);
   }, def.ackWaitMs / 3);
   try {
-    waits ??= (await deps.waited.get(key))?.value ?? { deliveries: 0, away: 0 };
+    waits ??= (await whenNatsCan(() => deps.waited.get(key)))?.value ?? { deliveries: 0, away: 0 };
     // A handler that takes its process down never throws here; the count is what tells.
     if (deliveries - waits.deliveries > def.maxDeliver * 2) {
       throw new PermanentError(
@@ -253,22 +268,25 @@ async function settle<C extends ConsumerDef>(
         message: disposition.message,
         param: error instanceof PermanentError ? error.param : null,
       };
-      await onDeadLetter?.(letter).catch((failure: unknown) => {
+      await whenNatsCan(async () => onDeadLetter?.(letter)).catch((failure: unknown) => {
         // What can never be told must not keep the message, and all behind it, for ever.
         if (!(failure instanceof PermanentError)) throw failure;
         log.error({ err: failure, subject: message.subject }, "nobody could be told of the dead letter");
       });
     }
-    await buryLetter(deps.nc, { def, message, code: disposition.code, reason: disposition.message, deliveries });
+    const { code, message: why } = disposition;
+    await whenNatsCan(() => buryLetter(deps.nc, { def, message, code, reason: why, deliveries }));
     message.term(disposition.code);
   } finally {
     clearInterval(heartbeat);
   }
 }
 
-/** NATS itself may be what is away, or only a stream of it that has no leader. */
+/** NATS itself may be what is away or full, or only a stream of it that has no leader. */
 function asUnavailable(error: unknown): unknown {
   if (error instanceof PermanentError || error instanceof RetryLaterError) return error;
+  const full = natsFull(error);
+  if (full !== undefined) return new UnavailableError("STORE_FULL", `NATS is full (${full}). ${makeRoom}`, { cause: error });
   const why = natsOutage(error);
   return why === undefined ? error : new UnavailableError("BUS_UNAVAILABLE", `NATS does not answer (${why})`, { cause: error });
 }

@@ -3,8 +3,11 @@ import { createHash } from "node:crypto";
 import type { datasetWaiting, EventAddress, EventData, runWaiting } from "@loraline/contracts";
 import type { Bus } from "./bus.ts";
 
-/** Another wording of the same trouble is news only after so long. */
-const sameNewsMs = 60_000;
+/**
+ * Another wording of the same trouble is news only after so long: S3 has another address in each, a stream keeps all of them, and hundreds
+ * may wait for days.
+ */
+const sameNewsMs = 10 * 60_000;
 
 /** Publishes it unless it was said already; `reason: null` says that it goes on, and nothing where nobody said that it waits. */
 export async function tellWaiting(

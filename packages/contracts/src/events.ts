@@ -13,7 +13,7 @@ const actor = z.string().max(400).nullish().describe("Who asked, for the audit t
 const note = z.string().nullish().describe("What the gate was asked to judge and could not.");
 const version = z.int().min(1).describe("Version of the adapter: 1, 2, 3…");
 
-/** Nothing is wrong with what the user gave: a server is away, or refuses whoever runs the line. */
+/** Nothing is wrong with what the user gave: a server is away, has no room, or refuses whoever runs the line. */
 const waiting = z.object({
   stage: z.enum(["ingest", "tokenize", "train", "serve"]),
   reason: z.object({ code: z.string(), message: z.string() }).nullable().describe("null: it goes on."),

@@ -1,6 +1,6 @@
 /** Blobs in a JetStream Object Store: the default, because NATS is there already. */
 import type { BlobKind, BlobRef } from "@loraline/contracts";
-import { causesOf, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
+import { causesOf, natsFull, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
 import {
   jetstream,
   JetStreamApiCodes,
@@ -83,7 +83,6 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
       } catch (error) {
         // A client or hub that went away in the middle is not the store.
         if (source.failure !== undefined) throw source.failure.error;
-        if (isStoreFull(error)) throw storeFull(key, error);
         const winner = isWrongRevision(error) ? await find(key) : undefined;
         if (winner !== undefined) return { ...ref, size: winner.size };
         throw explainNats(error, where);
@@ -185,14 +184,13 @@ async function nuidsOf(store: ObjectStore): Promise<Set<string>> {
 }
 
 // Error codes of the server: https://github.com/nats-io/nats-server/blob/main/server/errors.json
-const storeFullCodes = new Set([10002, 10023, 10047, 10077, 10122]);
-const isStoreFull = (error: unknown): boolean =>
-  error instanceof JetStreamApiError && (storeFullCodes.has(error.code) || /maximum bytes|no space|resource/i.test(error.message));
 const isWrongRevision = (error: unknown): boolean => error instanceof JetStreamApiError && error.code === 10071;
 
 /** What an error of the client means for the work: see `Objects`. */
 function explainNats(error: unknown, where: string): unknown {
   if (error instanceof PermanentError || error instanceof RetryLaterError) return error;
+  const full = natsFull(error);
+  if (full !== undefined) return storeFull(where, full, error);
   const outage = natsOutage(error);
   if (outage !== undefined) return storeAway(where, outage, error);
   for (const one of causesOf(error)) {

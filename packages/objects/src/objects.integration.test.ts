@@ -238,7 +238,7 @@ describe("jetStream only", () => {
 
   test("a full store says so, and keeps nothing half-made", async ({ nc, tenant, dir }) => {
     const objects = await createJetStreamObjects(nc, { bucket: "small", maxBytes: 4 * 1024 * 1024, spoolDir: dir });
-    await expect(objects.put(tenant, "raw", megabytes(8))).rejects.toMatchObject({ code: "STORE_FULL", status: 507 });
+    await expect(objects.put(tenant, "raw", megabytes(8))).rejects.toMatchObject({ name: "UnavailableError", code: "STORE_FULL" });
     const small = await objects.put(tenant, "raw", megabytes(2)); // there is room again
     expect((await getBytes(objects, tenant, small)).byteLength).toBe(small.size);
   });
@@ -360,5 +360,19 @@ describe("a store that is away", () => {
     expect(objects.problem()).toBeDefined();
     await proxy.restore();
     await expect.poll(() => objects.problem(), { timeout: 10_000 }).toBeUndefined();
+  });
+
+  test("that is full, or may only be read, is no better for being read", async ({ nc, tenant, dir }) => {
+    const small = await createJetStreamObjects(nc, { bucket: "full", maxBytes: 4 * 1024 * 1024, spoolDir: dir });
+    using objects = watchedObjects(small, { log, askMs: 20 });
+    const kept = await objects.put(tenant, "raw", "kept");
+    await expect(objects.put(tenant, "raw", megabytes(8))).rejects.toMatchObject({ code: "STORE_FULL" });
+    const full = /^the object store is full \(store "full" in NATS: .*make room/;
+    expect(objects.problem()).toMatch(full);
+    expect(text(await getBytes(objects, tenant, kept))).toBe("kept");
+    await sleep(200);
+    expect(objects.problem()).toMatch(full);
+    await objects.put(tenant, "raw", megabytes(2));
+    expect(objects.problem()).toBeUndefined();
   });
 });

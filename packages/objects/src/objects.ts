@@ -2,8 +2,8 @@
  * Content-addressed blobs behind five verbs. What a blob is called follows from what it contains, so that writing twice is
  * harmless, nothing is ever overwritten, and a reader can prove that it got what was written.
  *
- * Every verb throws UnavailableError while the store is away (`STORE_UNAVAILABLE`) or refuses whoever runs the line (`STORE_REFUSED`:
- * credentials, rights, no such bucket). Both say nothing about the blob, and are waited out.
+ * Every verb throws UnavailableError while the store is away (`STORE_UNAVAILABLE`), refuses whoever runs the line (`STORE_REFUSED`:
+ * credentials, rights, no such bucket), or has no room (`STORE_FULL`). None says anything about the blob, and all are waited out.
  */
 import { type BlobKind, type BlobRef, blobKinds, type Digest, digest as digestSchema, tenantName } from "@loraline/contracts";
 import { PermanentError, UnavailableError } from "@loraline/runtime";
@@ -17,7 +17,7 @@ export interface Objects {
    * A stream whose digest is not known is spooled to a temporary file first, because the key is the digest.
    *
    * @param options.digest - known digest; the source is checked against it while it is sent.
-   * @throws PermanentError `DIGEST_MISMATCH` (nothing was stored), `STORE_FULL`, `DISK_FULL`.
+   * @throws PermanentError `DIGEST_MISMATCH` (nothing was stored), `DISK_FULL`.
    */
   put(tenant: string, kind: BlobKind, source: BlobSource, options?: { digest?: Digest | undefined }): Promise<BlobRef>;
   /**
@@ -70,12 +70,9 @@ export const storeAway = (where: string, why: string, cause: unknown): Unavailab
 export const storeRefuses = (where: string, why: string, what: string, cause: unknown): UnavailableError =>
   new UnavailableError("STORE_REFUSED", `the object store refuses the line (${where}: ${why}). ${what}`, { cause });
 
-export const storeFull = (key: string, cause: unknown): PermanentError =>
-  new PermanentError(
+export const storeFull = (where: string, why: string, cause: unknown): UnavailableError =>
+  new UnavailableError(
     "STORE_FULL",
-    `the object store is full: ${key} was not stored. Free space or raise the store's limit, then try again.`,
-    {
-      cause,
-      status: 507,
-    },
+    `the object store is full (${where}: ${why}). Whoever runs the line has to make room in it, or raise its limit.`,
+    { cause },
   );

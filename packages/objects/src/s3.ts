@@ -57,7 +57,7 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
   const client = new S3Client(config);
   const soon = { requestTimeout: patience.answer };
   const where = `bucket "${Bucket}"${endpoint === undefined ? "" : ` at ${endpoint}`}`;
-  const explain = (error: unknown, key: string): unknown => explainS3(error, { key, where });
+  const explain = (error: unknown): unknown => explainS3(error, where);
 
   const objects: Objects = {
     async put(tenant, kind, given, { digest } = {}) {
@@ -84,7 +84,7 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
         await upload.done();
       } catch (error) {
         // A client or hub that went away in the middle is not the store.
-        throw source.failure === undefined ? explain(error, Key) : source.failure.error;
+        throw source.failure === undefined ? explain(error) : source.failure.error;
       }
       return { ...ref, size };
     },
@@ -92,10 +92,10 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
     async get(tenant, ref) {
       const Key = objectKey(tenant, ref);
       const { Body } = await client.send(new GetObjectCommand({ Bucket, Key }), soon).catch((error: unknown) => {
-        throw error instanceof S3ServiceException && error.name === "NoSuchKey" ? missing(Key) : explain(error, Key);
+        throw error instanceof S3ServiceException && error.name === "NoSuchKey" ? missing(Key) : explain(error);
       });
       return verified(
-        pieces(Body as Readable, patience.answer, (error) => explain(error, Key)),
+        pieces(Body as Readable, patience.answer, explain),
         ref.digest,
         (actual, bytes) =>
           new PermanentError("OBJECT_CORRUPT", `${Key} is corrupt: its ${bytes} bytes are ${actual}; delete it and store it again`),
@@ -109,7 +109,7 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
         return { size: ContentLength };
       } catch (error) {
         if (error instanceof S3ServiceException && error.$metadata.httpStatusCode === 404) return undefined;
-        throw explain(error, Key);
+        throw explain(error);
       }
     },
 
@@ -118,7 +118,7 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
       const pages = paginateListObjectsV2({ client }, { Bucket, Prefix: prefix }, soon)[Symbol.asyncIterator]();
       for (;;) {
         const page = await pages.next().catch((error: unknown) => {
-          throw explain(error, prefix);
+          throw explain(error);
         });
         if (page.done === true) return;
         for (const { Key = "", Size = 0 } of page.value.Contents ?? []) {
@@ -131,7 +131,7 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
     async delete(tenant, ref) {
       const Key = objectKey(tenant, ref);
       await client.send(new DeleteObjectCommand({ Bucket, Key }), soon).catch((error: unknown) => {
-        throw explain(error, Key);
+        throw explain(error);
       });
     },
   };
@@ -168,7 +168,7 @@ const networkCodes =
   /^(?:ECONN|ETIMEDOUT|EPIPE|ENOTFOUND|EAI_|EHOST|ENET|EADDRNOTAVAIL|ERR_SSL|ERR_TLS|ERR_STREAM_PREMATURE_CLOSE|CERT_|SELF_SIGNED|UNABLE_TO|DEPTH_ZERO|HPE_)/;
 
 /** What an error of the SDK means for the work: see `Objects`. */
-function explainS3(error: unknown, { key, where }: { key: string; where: string }): unknown {
+function explainS3(error: unknown, where: string): unknown {
   if (!(error instanceof Error) || error instanceof PermanentError) return error;
   // A proxy in front of the store answers in HTML, which the SDK cannot read; the status is there all the same.
   const { $metadata, $response } = error as { $metadata?: { httpStatusCode?: number }; $response?: { statusCode?: number } };
@@ -177,7 +177,7 @@ function explainS3(error: unknown, { key, where }: { key: string; where: string 
   // The answer to a HEAD has no body, and so no words.
   const said = status === undefined || name.includes(String(status)) ? name : `${name}, HTTP ${status}`;
   const why = /^(?:Unknown|UnknownError|\d*)$/.test(error.message) ? said : `${error.message} (${said})`;
-  if (storeFullNames.has(name) || status === 507) return storeFull(key, error);
+  if (storeFullNames.has(name) || status === 507) return storeFull(where, why, error);
   if (refusedNames.has(name) || status === 301 || status === 401 || status === 403) {
     const todo =
       name === "NoSuchBucket" ? "Create it, or correct its name." : "Whoever runs the line has to mend credentials, rights, or name.";

@@ -1,5 +1,5 @@
 /** A store that is known to be away or not: for readiness, for the log, and for whoever waits. */
-import { type Log, PermanentError, problemOf, UnavailableError } from "@loraline/runtime";
+import { type Log, PermanentError, UnavailableError } from "@loraline/runtime";
 import type { Objects } from "./objects.ts";
 
 export interface StoreState {
@@ -10,26 +10,41 @@ export interface StoreState {
 /** Nobody has this blob, so asking for it tells about the store alone. */
 const nothing = { tenant: "loraline", ref: { kind: "raw", digest: `sha256:${"0".repeat(64)}` } } as const;
 const sayAgainMs = 60_000;
+/** What waits is tried more often than this, so that a store that nobody writes to for so long is waited for by nobody. */
+const writesForgottenMs = 90_000;
+
+interface Trouble {
+  error: UnavailableError;
+  since: number;
+  at: number;
+  saidAt: number;
+}
 
 /** The same store, which notes when a verb finds it away, says so in the log, and then asks until it is back. */
 export function watchedObjects(objects: Objects, { log, askMs = 2000 }: { log: Log; askMs?: number }): Objects & StoreState & Disposable {
-  let away: { error: UnavailableError; since: number; saidAt: number } | undefined;
+  let away: Trouble | undefined;
+  /** It is full, or may only be read. Asking would say that all is well, so only the next write tells. */
+  let unwritable: Trouble | undefined;
   let asking: NodeJS.Timeout | undefined;
 
+  const again = (before: Trouble | undefined, error: UnavailableError): Trouble => {
+    const at = Date.now();
+    const since = before?.since ?? at;
+    const news = before === undefined || before.error.code !== error.code || at - before.saidAt >= sayAgainMs;
+    if (news) log.error({ code: error.code, awayS: Math.round((at - since) / 1000) }, `${error.message}; what needs it waits`);
+    return { error, since, at, saidAt: news ? at : before.saidAt };
+  };
+  const over = (trouble: Trouble | undefined, what: string): undefined => {
+    if (trouble !== undefined) log.info({ awayS: Math.round((Date.now() - trouble.since) / 1000) }, what);
+  };
   const isAway = (error: UnavailableError): void => {
-    const now = Date.now();
-    const since = away?.since ?? now;
-    const news = away === undefined || away.error.code !== error.code || now - away.saidAt >= sayAgainMs;
-    away = { error, since, saidAt: news ? now : (away?.saidAt ?? now) };
-    if (news) log.error({ code: error.code, awayS: Math.round((now - since) / 1000) }, `${error.message}; what needs it waits`);
+    away = again(away, error);
     asking ??= setTimeout(ask, askMs).unref();
   };
   const isBack = (): void => {
     clearTimeout(asking);
     asking = undefined;
-    if (away === undefined) return;
-    log.info({ awayS: Math.round((Date.now() - away.since) / 1000) }, "the object store answers again");
-    away = undefined;
+    away = over(away, "the object store answers again");
   };
   const note = (error: unknown): never => {
     if (error instanceof UnavailableError) isAway(error);
@@ -52,6 +67,18 @@ export function watchedObjects(objects: Objects, { log, askMs = 2000 }: { log: L
     isBack();
     return done;
   };
+  const put = async (...args: Parameters<Objects["put"]>): ReturnType<Objects["put"]> => {
+    try {
+      const ref = await objects.put(...args);
+      isBack();
+      unwritable = over(unwritable, "the object store takes blobs again");
+      return ref;
+    } catch (error) {
+      if (!(error instanceof UnavailableError) || error.code === "STORE_UNAVAILABLE") return note(error);
+      unwritable = again(unwritable, error);
+      throw error;
+    }
+  };
   async function* pass<T>(items: AsyncIterable<T>): AsyncGenerator<T, void, undefined> {
     try {
       yield* items;
@@ -61,12 +88,15 @@ export function watchedObjects(objects: Objects, { log, askMs = 2000 }: { log: L
   }
 
   return {
-    put: (...args) => verb(objects.put(...args)),
+    put,
     get: async (...args) => pass(await verb(objects.get(...args))),
     head: (...args) => verb(objects.head(...args)),
     list: (...args) => pass(objects.list(...args)),
     delete: (...args) => verb(objects.delete(...args)),
-    problem: () => (away === undefined ? undefined : problemOf(away.error).message),
+    problem() {
+      if (unwritable !== undefined && Date.now() - unwritable.at > writesForgottenMs) unwritable = undefined;
+      return (away ?? unwritable)?.error.message;
+    },
     [Symbol.dispose]: () => clearTimeout(asking),
   };
 }

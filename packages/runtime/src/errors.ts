@@ -43,7 +43,7 @@ export class RetryLaterError extends Error {
 }
 
 /**
- * A server that the work needs does not answer, or refuses whoever runs the line. Nothing is wrong with what was given, so the work waits
+ * A server that the work needs does not answer, has no room left, or refuses whoever runs the line. Nothing is wrong with what was given, so the work waits
  * however long that lasts, and says what for.
  */
 export class UnavailableError extends RetryLaterError {
@@ -88,6 +88,19 @@ export function natsOutage(error: unknown): string | undefined {
     const disconnected = name === "RequestError" && /disconnected|connection closed/.test(one.message);
     if (natsIsAway.has(name) || disconnected || (name === "JetStreamApiError" && jetStreamIsAway.has(code as number)))
       return messageOf(one);
+  }
+  return undefined;
+}
+
+/** JetStream's for: no room on the disk, in the account, or in the stream. */
+const jetStreamIsFull = new Set([10_002, 10_023, 10_047, 10_077, 10_122]);
+
+/** Why NATS stores nothing more; undefined when this error is another one. */
+export function natsFull(error: unknown): string | undefined {
+  for (const one of causesOf(error)) {
+    if (one.name !== "JetStreamApiError") continue;
+    const { code } = one as { code?: unknown };
+    if (jetStreamIsFull.has(code as number) || /resource|maximum bytes|no space|creating store/i.test(one.message)) return messageOf(one);
   }
   return undefined;
 }

@@ -6,6 +6,7 @@ export {
   dispositionOf,
   explainSystemError,
   messageOf,
+  natsFull,
   natsOutage,
   PermanentError,
   type PermanentErrorOptions,

@@ -1,4 +1,4 @@
-import { PermanentError, RetryLaterError } from "@loraline/runtime";
+import { PermanentError, RetryLaterError, UnavailableError } from "@loraline/runtime";
 import { describe, expect, it } from "vitest";
 import { errorReplyOf } from "./errors.ts";
 
@@ -11,9 +11,12 @@ describe("errorReplyOf", () => {
     [new PermanentError("OBJECT_MISSING", "m", { status: 404 }), 404, "OBJECT_MISSING", "invalid_request_error"],
     [new PermanentError("DISK_FULL", "m", { status: 507 }), 507, "DISK_FULL", "server_error"],
     [new RetryLaterError("NO_ENGINE", 1200, "m"), 503, "NO_ENGINE", "server_error"],
+    [new UnavailableError("STORE_UNAVAILABLE", "m"), 503, "STORE_UNAVAILABLE", "server_error"],
+    [new UnavailableError("STORE_FULL", "m"), 507, "STORE_FULL", "server_error"],
     [fastify("FST_ERR_CTP_BODY_TOO_LARGE", 413), 413, "body_too_large", "invalid_request_error"],
     [fastify("FST_FILES_LIMIT", 413), 400, "too_many_files", "invalid_request_error"],
     [fastify("FST_ERR_SOMETHING_NEW", 406), 406, "something_new", "invalid_request_error"],
+    [named("NoResponders"), 503, "bus_unavailable", "server_error"],
     [named("TimeoutError"), 503, "bus_unavailable", "server_error"],
     [named("JetStreamApiError", "insufficient resources"), 507, "STORE_FULL", "server_error"],
     [new Error("a secret path"), 500, "internal_error", "server_error"],

@@ -1,6 +1,6 @@
 /** OpenAI's error body for everything that can go wrong, so that its SDKs show the real reason. */
 import type { ErrorBody, Problem } from "@loraline/contracts";
-import { PermanentError, RetryLaterError } from "@loraline/runtime";
+import { natsFull, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
 
 export interface ErrorReply {
   status: number;
@@ -62,16 +62,6 @@ const fastifyFailures: Readonly<Record<string, { status: number; code: string; m
   FST_PARTS_LIMIT: { status: 400, code: "too_many_fields", message: "The upload has too many parts: send `file` and `purpose`." },
 };
 
-// By name, because the gateway sees NATS only through the bus.
-const busIsAway = new Set([
-  "TimeoutError",
-  "NoRespondersError",
-  "RequestError",
-  "ConnectionError",
-  "ClosedConnectionError",
-  "DrainingConnectionError",
-]);
-
 /** Pure: status, body and Retry-After of anything that was thrown. */
 export function errorReplyOf(error: unknown): ErrorReply {
   if (error instanceof RateLimitError) {
@@ -82,9 +72,10 @@ export function errorReplyOf(error: unknown): ErrorReply {
     return { status: error.status, body: errorBodyOf(error.status, error.message, error.code, error.param) };
   }
   if (error instanceof RetryLaterError) {
+    const status = error.code === "STORE_FULL" ? 507 : 503;
     return {
-      status: 503,
-      body: errorBodyOf(503, error.message, error.code),
+      status,
+      body: errorBodyOf(status, error.message, error.code),
       retryAfterSeconds: Math.max(1, Math.ceil(error.afterMs / 1000)),
     };
   }
@@ -94,16 +85,14 @@ export function errorReplyOf(error: unknown): ErrorReply {
     const code = known?.code ?? (error.code ?? "bad_request").replace(/^FST_(ERR_)?/, "").toLowerCase();
     return { status, body: errorBodyOf(status, known?.message ?? error.message, code) };
   }
-  if (
-    error instanceof Error &&
-    error.name === "JetStreamApiError" &&
-    /resource|maximum bytes|no space|insufficient|creating store/i.test(error.message)
-  ) {
-    const message = `The event store has no room left: ${error.message}. Free disk space (or raise JetStream's limits) and try again.`;
+  const full = natsFull(error);
+  if (full !== undefined) {
+    const message = `The event store has no room left: ${full}. Free disk space (or raise JetStream's limits) and try again.`;
     return { status: 507, body: errorBodyOf(507, message, "STORE_FULL") };
   }
-  if (error instanceof Error && busIsAway.has(error.name)) {
-    const message = `The message bus does not answer (${error.message}). Nothing is lost; try again.`;
+  const outage = natsOutage(error);
+  if (outage !== undefined) {
+    const message = `The message bus does not answer (${outage}). Nothing is lost; try again.`;
     return { status: 503, body: errorBodyOf(503, message, "bus_unavailable"), retryAfterSeconds: 2 };
   }
   return { status: 500, body: errorBodyOf(500, "The gateway failed on this request; its log has the reason.", "internal_error") };

@@ -43,7 +43,7 @@ export const ingestKey = ({ blob, filename, parts, mapping }: Omit<Upload, "tena
 /**
  * Equal uploads give equal bytes. Objects are content-addressed and the manifest is written last, so dying anywhere leaves
  * nothing that looks complete, and running again continues where the last attempt ended.
- * @throws PermanentError OBJECT_MISSING, OBJECT_CORRUPT, STORE_FULL, DISK_FULL
+ * @throws PermanentError OBJECT_MISSING, OBJECT_CORRUPT, DISK_FULL
  */
 export async function ingestDataset(deps: IngestDeps, upload: Upload): Promise<IngestResult> {
   try {

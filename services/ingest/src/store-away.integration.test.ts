@@ -12,7 +12,7 @@ import {
   datasetRejected,
   datasetWaiting,
 } from "@loraline/contracts";
-import { createS3Objects, type Objects, watchedObjects } from "@loraline/objects";
+import { createJetStreamObjects, createS3Objects, type Objects, watchedObjects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { type ProxyFixture, startProxy, test as base } from "@loraline/testkit";
 import { ulid } from "ulid";
@@ -138,3 +138,22 @@ test(
     await expect.poll(line.ingested, within).toMatchObject({ data: { records: 30 } });
   },
 );
+
+test("a store that is full is waited for until there is room, and says so", { timeout: 60_000 }, async ({ bus, line, nc, tenant }) => {
+  const store = await createJetStreamObjects(nc, { bucket: "small" });
+  using objects = watchedObjects(store, { log, askMs: 50 });
+  const { seq } = await line.upload(objects);
+  const api = async (verb: string, body: object = {}) =>
+    (await nc.request(`$JS.API.STREAM.${verb}.OBJ_small`, JSON.stringify(body))).json<{ config: object; state: { bytes: number } }>();
+  const { config, state } = await api("INFO");
+  await api("UPDATE", { ...config, max_bytes: state.bytes + 100 });
+  await using _service = await createIngestService({ bus, objects, telemetry });
+  const reason = { code: "STORE_FULL", message: expect.stringMatching(/^the object store is full .*make room in it/) };
+  await expect.poll(line.reason, within).toEqual(reason);
+  await line.waitedOften(consumers.ingestDatasetReceived, seq);
+  expect(objects.problem()).toMatch(/is full/);
+  await api("UPDATE", { ...config, max_bytes: -1 });
+  await expect.poll(line.ingested, within).toMatchObject({ data: { records: 30 } });
+  expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  expect(await bus.history([datasetWaiting], line.at), "told once").toHaveLength(1);
+});

@@ -161,18 +161,18 @@ describe("the work queue of chunks", () => {
 
   test("rejects the run whose chunk cannot be done, saying why", async ({ bus, objects, tenant, nc }) => {
     const line = { bus, objects, tenant };
-    const full: typeof objects = {
+    const broken: typeof objects = {
       ...objects,
       put: (owner, kind, source, options) =>
         kind === "encoded"
-          ? Promise.reject(new PermanentError("STORE_FULL", "the object store is full"))
+          ? Promise.reject(new PermanentError("DISK_FULL", "the disk is full"))
           : objects.put(owner, kind, source, options),
     };
-    await using service = await createTokenizeService({ bus, objects: full, telemetry, basesDir, threads: 1 });
+    await using service = await createTokenizeService({ bus, objects: broken, telemetry, basesDir, threads: 1 });
     expect(service).toBeDefined();
     const run = await request(line, specOf(await dataset(line, records, 2500)));
-    expect(await rejected(line, run)).toMatchObject({ code: "STORE_FULL", message: "the object store is full" });
-    await expect.poll(async () => (await bus.deadLetters.list(tenant)).map((letter) => letter.code)).toContain("STORE_FULL");
+    expect(await rejected(line, run)).toMatchObject({ code: "DISK_FULL", message: "the disk is full" });
+    await expect.poll(async () => (await bus.deadLetters.list(tenant)).map((letter) => letter.code)).toContain("DISK_FULL");
     await expect.poll(async () => (await leftOver(line, nc)).messages, { timeout: 20_000 }).toBe(0);
   });
 });

@@ -72,7 +72,7 @@ export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): D
 /**
  * Equal jobs give equal bytes. Shards are content-addressed and the manifest is written last.
  * @throws PermanentError TEMPLATE_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING, OBJECT_MISSING,
- * OBJECT_CORRUPT, STORE_FULL, DISK_FULL
+ * OBJECT_CORRUPT, DISK_FULL
  */
 export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): Promise<TokenizeResult> {
   const { objects, telemetry, signal, shardBytes } = deps;

@@ -10,7 +10,7 @@ import { tokenizeCode, type TokenizeResult } from "./tokenize-dataset.ts";
 /**
  * Judges the adapter by its files' headers, before anything is spent. Equal imports give equal bytes.
  * @param run.engines - those the tenant may use.
- * @throws PermanentError ADAPTER_CONFIG_INVALID, ADAPTER_UNREADABLE, OBJECT_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING, STORE_FULL
+ * @throws PermanentError ADAPTER_CONFIG_INVALID, ADAPTER_UNREADABLE, OBJECT_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING
  */
 export async function tokenizeImport(
   { objects }: { objects: Objects },

@@ -43,7 +43,6 @@ import {
   spawnGuarded,
   type Telemetry,
   traceparentOf,
-  UnavailableError,
 } from "@loraline/runtime";
 import { adapterManifestFor, evidenceFor } from "./adapter-manifest.ts";
 import { readCgroupMemory } from "./cgroup-memory.ts";
@@ -183,6 +182,7 @@ async function train(
   const trainer = await startTrainer(attempt);
   attempt.trainer = trainer;
   const memoryBefore = await readCgroupMemory();
+  let warnedOf: string | undefined;
   const uploads = createCheckpointUploads({
     dir: join(work, "checkpoints"),
     tenant: job.tenant,
@@ -193,7 +193,8 @@ async function train(
     log,
     // Training goes on meanwhile, so the run does not wait.
     onWait(reason) {
-      if (reason !== null) relay.line({ type: "warning", time: Date.now() / 1000, ...reason });
+      if (reason !== null && reason.code !== warnedOf) relay.line({ type: "warning", time: Date.now() / 1000, ...reason });
+      warnedOf = reason?.code;
     },
   });
   attempt.uploads = uploads;
@@ -417,7 +418,7 @@ function createRelay(attempt: Attempt, uploads: CheckpointUploads, fromStep: num
   return relay;
 }
 
-/** Tells the run what its attempt waits for. Several files wait for one store, so it is told once. */
+/** Tells the run what its attempt waits for: once for each reason, however many files wait for it, and however often they are tried. */
 function tellerOf(attempt: Attempt, when: "fetch" | "store"): NonNullable<Patience["onWait"]> {
   let said: string | undefined;
   let times = 0;
@@ -438,9 +439,8 @@ async function storeAdapter(
   result: Extract<End, { kind: "trained" }>["result"],
   lastStepAt: string,
 ): Promise<void> {
-  const { job, work, bus, at, stop, outbox, telemetry, log } = attempt;
+  const { job, objects, work, bus, at, stop, outbox, telemetry, log } = attempt;
   const { adapter: trained } = result;
-  const objects = waitingForRoom(attempt.objects);
   const patience: Patience = {
     log,
     patienceMs,
@@ -479,21 +479,10 @@ async function storeAdapter(
   log.info({ adapter: stored.adapter.digest }, "trained");
 }
 
-/** A store that is full is one to wait for. */
-const waitingForRoom = (objects: Pick<Objects, "put">): Pick<Objects, "put"> => ({
-  put: (...args) =>
-    objects.put(...args).catch((error: unknown) => {
-      if (!(error instanceof PermanentError) || error.code !== "STORE_FULL") throw error;
-      throw new UnavailableError(error.code, error.message, { cause: error });
-    }),
-});
-
-/** Errors of the courier's own that may be gone at the next attempt. */
-const passing: ReadonlySet<string> = new Set(["DISK_FULL", "STORE_FULL"]);
-
 function endOfError(error: unknown): End {
   const { code, message, param } = problemOf(error);
-  if (error instanceof PermanentError && !passing.has(code)) return { kind: "failed", problem: { code, message, param } };
+  // Of a full disk of the attempt's own, the next one may have more.
+  if (error instanceof PermanentError && code !== "DISK_FULL") return { kind: "failed", problem: { code, message, param } };
   if (error instanceof RetryLaterError) return { kind: "retry", code, message };
   return { kind: "retry", code: error instanceof PermanentError ? code : "COURIER_FAILED", message };
 }

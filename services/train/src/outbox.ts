@@ -46,7 +46,7 @@ export interface Patience {
   patienceMs?: number;
   /** Whether it is not worth waiting any more, in words; asked after each failure. */
   givenUp?: () => Promise<string | undefined>;
-  /** Called when a server has been away for a moment, and with null when it is back. */
+  /** Called at each failure once a server has been away for a moment, and with null when it is back. */
   onWait?: (reason: WaitReason | null) => void;
 }
 
@@ -62,11 +62,11 @@ const tellAfterMs = 1000;
 export async function patiently<T>(what: string, work: () => Promise<T>, options: Patience): Promise<T> {
   const { log, patienceMs = Infinity, givenUp, onWait } = options;
   const since = performance.now();
-  let told: string | undefined;
+  let told = false;
   for (let failed = 1; ; failed++) {
     try {
       const done = await work();
-      if (told !== undefined) onWait?.(null);
+      if (told) onWait?.(null);
       return done;
     } catch (error) {
       const aboutFile = typeof (error as NodeJS.ErrnoException).syscall === "string" && (error as NodeJS.ErrnoException).path !== undefined;
@@ -77,8 +77,8 @@ export async function patiently<T>(what: string, work: () => Promise<T>, options
       const why = await givenUp?.();
       if (why !== undefined)
         throw new RetryLaterError("PREEMPTED", 0, `${why}, while it was to ${what}: ${messageOf(error)}`, { cause: error });
-      if (away && told !== error.code && performance.now() - since >= tellAfterMs) {
-        told = error.code;
+      if (away && performance.now() - since >= tellAfterMs) {
+        told = true;
         onWait?.({ code: error.code, message: `to ${what}: ${error.message}` });
       }
       await new Promise((resolve) => setTimeout(resolve, Math.min(2000, 100 * 2 ** failed)));
