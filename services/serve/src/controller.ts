@@ -78,14 +78,13 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
   /** Of an adapter that is not settled, one replica that it waits for: a hundred report each version, and few reports settle anything. */
   const awaited = new Map<string, string>();
   const engineRecords = new Map<string, EngineRecord>();
-  /** Runs that were told that replicas wait for the store. */
-  const waiting = new Map<string, string>();
+  /** What runs whose version is not served yet were told of a wait. Of those that are not in here an earlier controller may have told it. */
+  const waiting = new Map<string, string | undefined>();
   const tellWaitingRuns = async (state: AdapterState, replicas: readonly ReplicaState[], now: number): Promise<void> => {
     for (const { runId, reason } of decideWaiting(state, replicas, now, engineRecords.get(state.engine))) {
-      if (waiting.get(runId) === reason?.code) continue;
+      if (waiting.has(runId) && waiting.get(runId) === reason?.code) continue;
       await tellWaiting(bus, runWaiting, { tenant: state.tenant, id: runId }, { stage: "serve", reason });
-      if (reason === null) waiting.delete(runId);
-      else waiting.set(runId, reason.code);
+      waiting.set(runId, reason?.code);
     }
   };
   const queue = createKeyedQueue({
@@ -144,7 +143,7 @@ export async function createServeController(deps: ServeControllerDeps): Promise<
           if (!open.has(state.engine)) open.set(state.engine, new Set());
           open.get(state.engine)?.add(key);
           queue.add(key);
-        }
+        } else for (const { runId } of state.versions) waiting.delete(runId);
       }
       late.canaries?.see(key, state);
     },

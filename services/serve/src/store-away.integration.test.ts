@@ -2,7 +2,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createBus } from "@loraline/bus";
+import { createBus, tellWaiting } from "@loraline/bus";
 import { type BaseRef, buckets, consumers, runFailed, runServed, runWaiting } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { UnavailableError } from "@loraline/runtime";
@@ -82,5 +82,21 @@ test(
     await expect.poll(() => serve.history([runServed], id), within).toHaveLength(1);
     expect(await serve.history([runFailed], id)).toEqual([]);
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  },
+);
+
+test(
+  "what an earlier controller told of a wait that is over is taken back",
+  { timeout: 60_000 },
+  async ({ serve, adapter, nc, tenant }) => {
+    const bus = createBus({ nc, log: serve.log, telemetry: serve.telemetry, source: "serve" });
+    const first = await serve.startController();
+    const id = await serve.train("pirate", adapter);
+    await expect.poll(async () => (await serve.adapter("pirate"))?.versions.length, within).toBe(1);
+    await first[Symbol.asyncDispose]();
+    const at = { tenant, id };
+    await tellWaiting(bus, runWaiting, at, { stage: "serve", reason: { code: "STORE_UNAVAILABLE", message } });
+    await using _second = await serve.startController();
+    await expect.poll(async () => (await bus.last(runWaiting, at))?.data.reason, within).toBeNull();
   },
 );
