@@ -1,7 +1,7 @@
 import { createHealth, createLog, createTelemetry, type SpanSink } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
 import { expect, it } from "vitest";
-import { connectService, ensureStreams, readKeptSpans, streamsInPlace } from "./index.ts";
+import { connectService, ensureStreams, leave, readKeptSpans, streamsInPlace } from "./index.ts";
 
 const log = createLog({ service: "test", level: "silent" });
 const noSpans = () => {};
@@ -38,6 +38,24 @@ it("a stop ends the wait", async () => {
   await expect.poll(() => health.problems()).toContainEqual(expect.stringContaining("there are no streams"));
   stopping.abort();
   await expect(waiting).rejects.toMatchObject({ code: "STOPPED", message: expect.stringContaining("there are no streams") });
+});
+
+it("leaving is no failure, also while the server is away, and sends what was said before", async () => {
+  await using server = await spawnNatsServer();
+  const [nc, other] = await Promise.all([server.connect(), server.connect()]);
+  const heard = other.subscribe("said");
+  await other.flush();
+  nc.publish("said", "goodbye");
+  await leave(nc);
+  for await (const message of heard) {
+    expect(message.string()).toBe("goodbye");
+    break;
+  }
+  const status = other.status();
+  await server.kill();
+  for await (const { type } of status) if (type === "disconnect") break;
+  await leave(other);
+  expect(other.isClosed()).toBe(true);
 });
 
 it("spans that ended before NATS was there are kept too, and a trace is read whole", async () => {

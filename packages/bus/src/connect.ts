@@ -67,6 +67,9 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
   }
 }
 
+/** Sends what was said already, then closes. A server that is away hears no more, which is no failure of whoever leaves. */
+export const leave = (nc: NatsConnection): Promise<void> => nc.drain().catch(() => nc.close());
+
 /** `connectBus` with the settings of `natsEnv`; `name` is what the server shows. */
 export const connectFromEnv = (env: NatsEnv, name: string): Promise<NatsConnection> =>
   connectBus({

@@ -1,5 +1,5 @@
 export { type Bus, type BusDeps, createBus, type PublishOptions } from "./bus.ts";
-export { connectBus, type ConnectBusOptions, connectFromEnv, connectService, natsEnv } from "./connect.ts";
+export { connectBus, type ConnectBusOptions, connectFromEnv, connectService, leave, natsEnv } from "./connect.ts";
 export type { ConsumeOptions, HandlerContext, Handlers, WaitReason } from "./consume.ts";
 export type { DeadLetters } from "./dead-letters.ts";
 export { ensureStreams, type EnsureStreamsOptions, streamsInPlace } from "./ensure-streams.ts";

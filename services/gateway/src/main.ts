@@ -1,5 +1,5 @@
 /** The gateway as a process of its own, with the projector. */
-import { type Bus, connectService, createBus, natsEnv, readKeptSpans } from "@loraline/bus";
+import { type Bus, connectService, createBus, leave, natsEnv, readKeptSpans } from "@loraline/bus";
 import { tenantName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
@@ -50,7 +50,7 @@ await runService({
     const nc = await connectService(env, "gateway", { log, ...service });
     running.defer(async () => {
       await telemetry.flush().catch(() => {});
-      await nc.drain();
+      await leave(nc);
     });
     // Answers without NATS too, from what it knows: out of the Service it would only turn requests away while NATS restarts.
     service.health.check("nats", () => undefined);

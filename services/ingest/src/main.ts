@@ -1,5 +1,5 @@
 /** The ingest worker as a process of its own. */
-import { connectService, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -19,7 +19,7 @@ await runService({
     const nc = await connectService(env, "ingest", { log, ...service });
     running.defer(async () => {
       await telemetry.flush().catch(() => {});
-      await nc.drain();
+      await leave(nc);
     });
     const bus = createBus({ nc, log, telemetry, source: "ingest" });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));

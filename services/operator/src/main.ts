@@ -16,7 +16,7 @@
  * write objects of kind `raw`.
  */
 import { randomUUID } from "node:crypto";
-import { connectService, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
 import { tenantName } from "@loraline/contracts";
 import { createKube } from "@loraline/kube";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
@@ -55,7 +55,7 @@ await runService({
     const nc = await connectService(env, "operator", { log, health, ...service });
     running.defer(async () => {
       await telemetry.flush().catch(() => {});
-      await nc.drain();
+      await leave(nc);
     });
     const bus = createBus({ nc, log, telemetry, source: "operator" });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));

@@ -1,5 +1,5 @@
 /** The serve agent as a process of its own, beside one vLLM process. */
-import { connectService, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -32,7 +32,7 @@ await runService({
     const nc = await connectService(env, `agent ${env.AGENT_REPLICA}`, { log, ...service });
     running.defer(async () => {
       await telemetry.flush().catch(() => {});
-      await nc.drain();
+      await leave(nc);
     });
     const bus = createBus({ nc, log, telemetry, source: "agent" });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));

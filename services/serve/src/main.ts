@@ -1,7 +1,7 @@
 /** The serve controller as a process of its own. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { connectService, createBus, type KvBucket, natsEnv } from "@loraline/bus";
+import { connectService, createBus, type KvBucket, leave, natsEnv } from "@loraline/bus";
 import { buckets, type EngineRecord, engineRecord } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { type Log, PermanentError, runService } from "@loraline/runtime";
@@ -30,7 +30,7 @@ await runService({
     const nc = await connectService(env, "serve", { log, ...service });
     running.defer(async () => {
       await telemetry.flush().catch(() => {});
-      await nc.drain();
+      await leave(nc);
     });
     const bus = createBus({ nc, log, telemetry, source: "serve" });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));

@@ -1,7 +1,7 @@
 /** The train controller as a process of its own, with attempts as its child processes or as Jobs of a Kubernetes cluster. */
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { connectService, createBus, natsEnv } from "@loraline/bus";
+import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { courierCommand, createProcessLauncher } from "./process-launcher.ts";
@@ -39,7 +39,7 @@ await runService({
     const nc = await connectService(env, "train", { log, ...service });
     running.defer(async () => {
       await telemetry.flush().catch(() => {});
-      await nc.drain();
+      await leave(nc);
     });
     const bus = createBus({ nc, log, telemetry, source: "train" });
     if (env.TRAIN_LAUNCHER === "kubernetes") {
