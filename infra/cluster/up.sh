@@ -22,6 +22,8 @@ ip addr add $IP/16 dev cni0 2>/dev/null || true; ip link set cni0 up
 modprobe -q br_netfilter 2>/dev/null || true
 [ -e "$R/sysctl.before" ] || sysctl net.ipv4.ip_forward net.bridge.bridge-nf-call-iptables >"$R/sysctl.before" 2>/dev/null ||
   { rm "$R/sysctl.before"; fail "this kernel does not show a bridge's traffic to iptables (br_netfilter), so that NetworkPolicies would mean nothing."; }
+# kube-proxy sets it: what conntrack takes for invalid kube-router drops, and a connection of a new pod once hung so for a minute.
+grep -q be_liberal "$R/sysctl.before" || sysctl net.netfilter.nf_conntrack_tcp_be_liberal >>"$R/sysctl.before" 2>/dev/null || true
 sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1
 # Docker on this machine lets nothing be forwarded but its own.
 for side in -i -o; do iptables -C FORWARD $side cni0 -j ACCEPT 2>/dev/null || iptables -I FORWARD $side cni0 -j ACCEPT; done
@@ -135,7 +137,7 @@ if ! ctr images ls -q | grep -qx registry.k8s.io/pause:3.10; then
   ctr images import img/pause.tar >/dev/null
 fi
 start kubelet $K kubelet --kubeconfig=kubelet.conf --config=kubelet.yaml --hostname-override=node1 --root-dir=$R/kubelet --node-ip=$IP
-start proxy $K kube-proxy --kubeconfig=admin.conf --proxy-mode=iptables --cluster-cidr=10.88.0.0/16 --hostname-override=node1
+start proxy $K kube-proxy --kubeconfig=admin.conf --proxy-mode=iptables --conntrack-tcp-be-liberal --cluster-cidr=10.88.0.0/16 --hostname-override=node1
 start coredns $B/coredns -conf Corefile
 ready() { kubectl get node node1 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' | grep -qx True; }
 wait_for 120 "the node does not get ready" kubelet ready
