@@ -7,7 +7,7 @@ import { promisify } from "node:util";
 import { engineSettingsList, natsPermissions } from "@loraline/contracts";
 import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { trainPodSettings } from "../services/train/src/job-manifest.ts";
+import { trainPodSettings } from "../services/train/src/launchers/job-manifest.ts";
 
 const root = join(import.meta.dirname, "..");
 const chart = join(root, "helm/loraline");

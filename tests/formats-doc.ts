@@ -2,8 +2,8 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Rec, runSpecFields } from "@loraline/contracts";
-import { prompts, readRecords, roles, signatures } from "@loraline/ingest";
-import { createRecordEncoder, decodeMasked, loadBase } from "@loraline/tokenize";
+import { prompts, readRecords, roles, signatures } from "@loraline/datasets";
+import { createRecordEncoder, decodeMasked, loadBase } from "@loraline/tokens";
 
 const root = join(import.meta.dirname, "..");
 export const docPath = join(root, "docs/formats.md");

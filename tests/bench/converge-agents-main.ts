@@ -6,7 +6,7 @@ import { connectBus, createBus } from "@loraline/bus";
 import type { BlobRef } from "@loraline/contracts";
 import { createJetStreamObjects, type Objects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
-import { createAdapterFiles, createServeAgent } from "@loraline/serve";
+import { createAdapterFiles, createAgentService } from "@loraline/serve";
 import { cpuMs } from "./table.ts";
 
 export interface AgentsSettings {
@@ -40,7 +40,7 @@ const bootMs = cpuMs();
 const agents: AsyncDisposable[] = [];
 for (const [n, url] of urls.entries()) {
   agents.push(
-    await createServeAgent({
+    await createAgentService({
       bus,
       objects,
       log,

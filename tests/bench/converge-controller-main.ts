@@ -3,7 +3,7 @@ import { connectBus, createBus } from "@loraline/bus";
 import type { EngineRecord } from "@loraline/contracts";
 import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
-import { createServeController } from "@loraline/serve";
+import { createServeService } from "@loraline/serve";
 import { cpuMs } from "./table.ts";
 
 export interface ControllerSettings {
@@ -22,7 +22,7 @@ const nc = await connectBus({ servers, name: "serve" });
 const log = createLog({ service: "serve", level: process.env["LOG_LEVEL"] ?? "silent" });
 const telemetry = createTelemetry({ service: "serve" });
 const bus = createBus({ nc, log, telemetry, source: "serve" });
-await createServeController({ bus, objects: await createJetStreamObjects(nc), log, telemetry, engines: [record] });
+await createServeService({ bus, objects: await createJetStreamObjects(nc), log, telemetry, engines: [record] });
 
 process.on("disconnect", () => process.exit());
 process.on("message", () => {

@@ -9,7 +9,7 @@ import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit/servers";
 import { request } from "undici";
-import { createApiKey } from "../../services/gateway/src/auth.ts";
+import { createApiKey } from "../../services/gateway/src/access/auth.ts";
 import {
   adapterOf,
   heldBy,
@@ -19,7 +19,7 @@ import {
   replicaOf,
   versionOf,
 } from "../../services/gateway/src/gateway-under-test.ts";
-import { createGateway } from "../../services/gateway/src/server.ts";
+import { createGatewayService } from "../../services/gateway/src/service.ts";
 import { eventually } from "../line-under-test.ts";
 import { percentile, type Row } from "./table.ts";
 
@@ -102,7 +102,7 @@ export async function measureAffinity(): Promise<Row[]> {
       const held = adapters.map(({ state, version }) => heldBy(state, version));
       await putReplica(bus, replicaOf("r1", first.url, held));
       await putReplica(bus, replicaOf("r2", second.url, held));
-      await using gateway = await createGateway({ bus, objects, log, telemetry, host: "127.0.0.1", port: 0, routeAtRandom });
+      await using gateway = await createGatewayService({ bus, objects, log, telemetry, host: "127.0.0.1", port: 0, routeAtRandom });
       const ask = async (adapter: number): Promise<number> => {
         const began = performance.now();
         const answer = await request(`${gateway.url}/v1/chat/completions`, {

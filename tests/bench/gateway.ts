@@ -18,7 +18,7 @@ import { createBus, ensureStreams } from "@loraline/bus";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit/servers";
 import { Agent, request } from "undici";
-import { createApiKey } from "../../services/gateway/src/auth.ts";
+import { createApiKey } from "../../services/gateway/src/access/auth.ts";
 import {
   adapterOf,
   heldBy,

@@ -1,5 +1,5 @@
 /** Rows of many formats to canonical records: rows/s on one core and what it takes of memory, as a stream; and the same with the report. Prints JSON. */
-import { createReport, readRecords } from "@loraline/ingest";
+import { createReport, readRecords } from "@loraline/datasets";
 import type { Row } from "./table.ts";
 
 const million = 1_000_000;

@@ -1,5 +1,5 @@
 /** One reading of a large dataset in a process of its own, whose memory is nobody else's. Prints JSON: rows, peak RSS and seconds. */
-import { createReport, type FileSource, readRecords } from "@loraline/ingest";
+import { createReport, type FileSource, readRecords } from "@loraline/datasets";
 
 const [container = "jsonl", total = "1000000000", file] = process.argv.slice(2);
 const text = "The quick brown fox jumps over the lazy dog. ".repeat(11);

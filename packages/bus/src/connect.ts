@@ -1,6 +1,5 @@
 /** One connection that outlives its server, and where a process finds it. */
-import type { ConnectionOptions, NatsConnection } from "@nats-io/transport-node";
-import { connect } from "@nats-io/transport-node";
+import { connect, type ConnectionOptions, type NatsConnection } from "@nats-io/transport-node";
 import { PermanentError, type ServiceContext } from "@loraline/runtime";
 import { z } from "zod";
 import { streamsInPlace } from "./ensure-streams.ts";

@@ -5,18 +5,18 @@
 import { join, resolve } from "node:path";
 import type { Placement } from "@loraline/contracts";
 import { Command, InvalidArgumentError, Option } from "commander";
-import { addAdapterCommand, type AddAdapterFlags } from "./add-adapter.ts";
-import { addAdminCommands } from "./admin-commands.ts";
-import { chatCommand } from "./chat.ts";
-import { addDataCommands } from "./data-commands.ts";
+import { addAdapterCommand, type AddAdapterFlags } from "./adapters/add-adapter.ts";
+import { addAdminCommands } from "./line/admin-commands.ts";
+import { chatCommand } from "./adapters/chat.ts";
+import { addDataCommands } from "./data/data-commands.ts";
 import { connectLine, findAddress, type LineClient } from "./connect-line.ts";
 import { exitCodes, Failure } from "./failure.ts";
-import { listAdapters, listHistory } from "./show-adapter.ts";
-import { listEngines } from "./show-engine.ts";
-import { describeRun, listRuns } from "./show-run.ts";
-import { followCommand, runCommand, showRun } from "./start-run.ts";
+import { listAdapters, listHistory } from "./adapters/show-adapter.ts";
+import { listEngines } from "./adapters/show-engine.ts";
+import { describeRun, listRuns } from "./runs/show-run.ts";
+import { followCommand, runCommand, showRun } from "./runs/start-run.ts";
 import { table, type Terminal, writeJson, writeLine } from "./terminal.ts";
-import { waterfall } from "./waterfall.ts";
+import { waterfall } from "./runs/waterfall.ts";
 
 export interface Context {
   /** Of the checkout. */
@@ -143,14 +143,14 @@ export function createProgram({ root, env, pid, node, terminal }: Context, onExi
     )
     .action(async (flags: LineFlags & { host: string; port: number }) => {
       const { state, json } = globals();
-      const { upCommand } = await import("./up.ts");
+      const { upCommand } = await import("./line/up.ts");
       onExit(await upCommand({ ...startOptions(flags), stateDir: resolve(state), host: flags.host, port: flags.port, json }, terminal));
     });
 
   lineOptions(
     command("demo", "train the sample persona and check every claim; its state is made anew each time", ["loraline demo --json"]),
   ).action(async (flags: LineFlags) => {
-    const { demoCommand } = await import("./demo.ts");
+    const { demoCommand } = await import("./line/demo.ts");
     const demoDir = join(root, ".loraline/demo");
     const options = { ...startOptions(flags), stateDir: join(demoDir, "state"), host: "127.0.0.1", port: 0 };
     onExit(await demoCommand({ ...options, demoDir, sample: join(root, "samples/persona.jsonl"), json: globals().json }, terminal));

@@ -4,7 +4,7 @@ import { Parser } from "@asyncapi/parser";
 import { Ajv } from "ajv";
 import addFormats from "ajv-formats";
 import { expect, test } from "vitest";
-import { chartFiles, generatedFiles } from "./generate.ts";
+import { chartFiles, generatedFiles } from "./generate/generate.ts";
 import { consumers, eventOfType, events, filterFor, parseSubject, streamOf, streams, subjectFor } from "./index.ts";
 
 const root = join(import.meta.dirname, "..");

@@ -3,12 +3,12 @@
  * what OpenAI has no word for lives under the extension field `loraline` or below `/v1/loraline/`.
  */
 import { z } from "zod";
-import { datasetMapping } from "./dataset-mapping.ts";
-import { hubSource, urlSource } from "./import-source.ts";
+import { datasetMapping } from "./spec/dataset-mapping.ts";
+import { hubSource, urlSource } from "./spec/import-source.ts";
 import { adapterName, digest, isoTime, problem } from "./names.ts";
-import { adapterImport, canarySettings, loraSpec, placement, runSpec, runSpecFields, tokenizeSpec, trainingSpec } from "./run-spec.ts";
+import { adapterImport, canarySettings, loraSpec, placement, runSpec, runSpecFields, tokenizeSpec, trainingSpec } from "./spec/run-spec.ts";
 import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "./state.ts";
-import { scopes } from "./streams.ts";
+import { scopes } from "./events/streams.ts";
 
 const unix = z.int().describe("Unix seconds.");
 const autoOr = <T extends z.ZodType>(schema: T) => z.union([z.literal("auto"), schema]);

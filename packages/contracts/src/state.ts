@@ -1,11 +1,11 @@
 /** What the KV buckets hold. Everything here can be rebuilt from the streams (runs, datasets) or is written by one service. */
 import { z } from "zod";
-import { datasetMapping } from "./dataset-mapping.ts";
-import { proof } from "./events.ts";
-import { importSource } from "./import-source.ts";
+import { datasetMapping } from "./spec/dataset-mapping.ts";
+import { proof } from "./events/events.ts";
+import { importSource } from "./spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { tokenTotals } from "./records.ts";
-import { canarySettings, placement, runSpec } from "./run-spec.ts";
+import { canarySettings, placement, runSpec } from "./spec/run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
 export const datasetState = z.object({

@@ -20,7 +20,7 @@ import {
   judgeDataset,
   readRecords,
   type ReadRecordsOptions,
-} from "@loraline/ingest";
+} from "@loraline/datasets";
 import { PermanentError } from "@loraline/runtime";
 import {
   type Base,
@@ -35,10 +35,10 @@ import {
   type TokenizedDrop,
   tokenizeRecords,
   type TokenRow,
-} from "@loraline/tokenize";
+} from "@loraline/tokens";
 import type { z } from "zod";
 
-export type { TokenFolderManifest, TokenizedDrop, TokenRow } from "@loraline/tokenize";
+export type { TokenFolderManifest, TokenizedDrop, TokenRow } from "@loraline/tokens";
 
 type TokenizeSettings = z.input<typeof tokenizeSpec>;
 type Mapping = ReadRecordsOptions["mapping"];

@@ -13,13 +13,15 @@ import { access, constants, mkdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createBus, ensureStreams } from "@loraline/bus";
 import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
-import { createGateway, createProjector, hashApiKey } from "@loraline/gateway";
+import { createGatewayService, createProjector, hashApiKey } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects, removeUnfinishedBlobs } from "@loraline/objects";
-import { readBaseRef } from "@loraline/objects/base-ref";
+import { readBaseRef } from "@loraline/models/base-ref";
 import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
-import { createServeAgent, createServeController, describeBase } from "@loraline/serve";
-import { createTokenizeService, describeTemplate, loadBase, readTemplate } from "@loraline/tokenize";
+import { createAgentService, createServeService } from "@loraline/serve";
+import { describeBase } from "@loraline/models";
+import { createTokenizeService } from "@loraline/tokenize";
+import { describeTemplate, loadBase, readTemplate } from "@loraline/tokens";
 import { courierCommand, createProcessLauncher, createTrainService } from "@loraline/train";
 import { z } from "zod";
 import { engineLimits, startEngine } from "./engine.ts";
@@ -197,10 +199,10 @@ export async function startLine(options: LineOptions): Promise<Line> {
     modules: await describeBase(join(options.basesDir, base.name)),
     updatedAt: new Date().toISOString(),
   };
-  workers.set("serve", await createServeController({ ...service("serve"), engines: [record] }));
+  workers.set("serve", await createServeService({ ...service("serve"), engines: [record] }));
   workers.set(
     "agent",
-    await createServeAgent({
+    await createAgentService({
       ...service("agent"),
       engine: engineName,
       base: base.name,
@@ -241,7 +243,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   workers.set("ingest", await createIngestService({ ...service("ingest"), imports }));
 
   const gateway = starting.use(
-    await createGateway({
+    await createGatewayService({
       ...service("gateway"),
       host,
       port: options.port,

@@ -25,7 +25,6 @@ export {
   parseFetchUrl,
 } from "./fetch-guarded.ts";
 export { createHealth, type Health, type HealthAnswer, type HealthServer } from "./health.ts";
-export { defaultHubEndpoint, type HubFile, hubFileUrl, hubHeaders, hubName, type HubRepository, listHubFiles } from "./hub.ts";
 export { createKeyedQueue, type KeyedQueue, type KeyedQueueOptions } from "./keyed-queue.ts";
 export { createLog, type Log, type LogOptions } from "./log.ts";
 export { type HostProcess, runService, type ServiceContext, type ServiceOptions } from "./service.ts";

@@ -1,4 +1,5 @@
 /** The servers, and the simulated engine, without vitest: for benchmarks and scripts. */
+export { baseName, basesDir, smollm2Dir } from "./base-dir.ts";
 export { type NatsFixture, spawnNatsServer, startNats } from "./nats-server.ts";
 export { type ProxyFixture, startProxy } from "./proxy.ts";
 export { type S3Fixture, spawnS3Server, startS3 } from "./s3-server.ts";

@@ -3,15 +3,15 @@ import type { Bus } from "@loraline/bus";
 import type { Scope, SpanView } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import type { Log, Telemetry } from "@loraline/runtime";
-import type { Caller, KeyCheck } from "./auth.ts";
-import type { RouteDecision } from "./decide-route.ts";
-import type { Limits } from "./limits.ts";
+import type { Caller, KeyCheck } from "./access/auth.ts";
+import type { RouteDecision } from "./inference/decide-route.ts";
+import type { Limits } from "./access/limits.ts";
 import type { Metrics } from "./metrics.ts";
-import type { RoutingTable } from "./routing-table.ts";
+import type { RoutingTable } from "./inference/routing-table.ts";
 import type { StateReader } from "./state-reader.ts";
 import type { JoinTrace } from "./tracing.ts";
-import type { Traffic } from "./traffic.ts";
-import type { Usage } from "./usage.ts";
+import type { Traffic } from "./inference/traffic.ts";
+import type { Usage } from "./access/usage.ts";
 
 export interface GatewayContext {
   bus: Bus;

@@ -18,9 +18,9 @@ import { createJetStreamObjects, type Objects } from "@loraline/objects";
 import { createLog, createTelemetry, readSpans, type StoredSpan } from "@loraline/runtime";
 import OpenAI from "openai";
 import { ulid } from "ulid";
-import { createApiKey } from "./auth.ts";
+import { createApiKey } from "./access/auth.ts";
 import { createProjector } from "./projector.ts";
-import { createGateway, type Gateway, type GatewayOptions } from "./server.ts";
+import { createGatewayService, type Gateway, type GatewayServiceOptions } from "./service.ts";
 
 type Connection = Parameters<typeof createBus>[0]["nc"];
 
@@ -51,7 +51,7 @@ export interface GatewayUnderTest extends AsyncDisposable {
 }
 
 export async function startGateway(
-  given: { nc: Connection; tenant: string; spansDir?: string; projector?: boolean } & Partial<GatewayOptions>,
+  given: { nc: Connection; tenant: string; spansDir?: string; projector?: boolean } & Partial<GatewayServiceOptions>,
 ): Promise<GatewayUnderTest> {
   const { nc, tenant, spansDir, projector = true, ...options } = given;
   const owned = new AsyncDisposableStack();
@@ -73,7 +73,7 @@ export async function startGateway(
     await telemetry.flush();
     return readSpans(spansDir ?? "", traceId);
   };
-  const gateway = await createGateway({
+  const gateway = await createGatewayService({
     bus,
     objects,
     log,

@@ -1,3 +1,3 @@
-export { createApiKey, hashApiKey } from "./auth.ts";
+export { createApiKey, hashApiKey } from "./access/auth.ts";
 export { createProjector } from "./projector.ts";
-export { createGateway, type Gateway, type GatewayOptions } from "./server.ts";
+export { createGatewayService, type Gateway, type GatewayServiceOptions } from "./service.ts";

@@ -10,7 +10,7 @@ import { createBus, ensureStreams } from "@loraline/bus";
 import { createTelemetry } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
 import { describe, expect } from "vitest";
-import { createApiKey } from "./auth.ts";
+import { createApiKey } from "./access/auth.ts";
 import { quietLog } from "./gateway-under-test.ts";
 
 interface Running extends AsyncDisposable {

@@ -4,10 +4,10 @@ import { tenantName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
 import { z } from "zod";
-import { createApiKey } from "./auth.ts";
-import type { OidcOptions } from "./oidc.ts";
+import { createApiKey } from "./access/auth.ts";
+import type { OidcOptions } from "./access/oidc.ts";
 import { createProjector } from "./projector.ts";
-import { createGateway } from "./server.ts";
+import { createGatewayService } from "./service.ts";
 
 const bytes = z.coerce.number().int().positive();
 
@@ -59,7 +59,7 @@ await runService({
     running.use(await createProjector({ bus, log }));
     await bootstrap(env, bus);
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
-    const gateway = await createGateway({
+    const gateway = await createGatewayService({
       oidc: oidcOf(env),
       imports: {
         allow: allowListOf(env.LORALINE_IMPORT_ALLOW),

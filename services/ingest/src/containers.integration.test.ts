@@ -6,14 +6,13 @@ import { join } from "node:path";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { createBus, ensureStreams } from "@loraline/bus";
 import { datasetIngested, datasetReceived, datasetReport } from "@loraline/contracts";
+import { type Batch, type FileSource, openContainer, readRecords } from "@loraline/datasets";
 import { createJetStreamObjects, getJson } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { test as withServers } from "@loraline/testkit";
 import { ulid } from "ulid";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
-import { createIngestService } from "./ingest-service.ts";
-import { type FileSource, openContainer } from "./open-container.ts";
-import { type Batch, readRecords } from "./read-records.ts";
+import { createIngestService } from "./service.ts";
 
 const root = join(import.meta.dirname, "../../..");
 const dir = mkdtempSync(join(tmpdir(), "loraline-containers-"));
@@ -62,7 +61,7 @@ const texts: Record<string, Buffer> = {
 };
 
 function python(script: string, input = ""): void {
-  const { status, stderr } = spawnSync(join(root, ".venv/bin/python"), [join(import.meta.dirname, "../testdata", script), dir], { input });
+  const { status, stderr } = spawnSync(join(root, ".venv/bin/python"), [join(root, "packages/datasets/testdata", script), dir], { input });
   if (status !== 0) throw new Error(stderr.toString());
 }
 

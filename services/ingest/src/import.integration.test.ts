@@ -17,7 +17,7 @@ import { createLog, createTelemetry } from "@loraline/runtime";
 import { test as base } from "@loraline/testkit";
 import { ulid } from "ulid";
 import { describe, expect, vi } from "vitest";
-import { createIngestService } from "./ingest-service.ts";
+import { createIngestService } from "./service.ts";
 import type { ImportSettings } from "./on-import-requested.ts";
 
 const log = createLog({ service: "ingest", level: "silent" });

@@ -1,12 +1,2 @@
-export { type Contents, createReport, readContents, type ReportBuilder } from "./dataset-report.ts";
-export { defaultIngestSettings, ingestCode, type IngestSettings } from "./ingest-dataset.ts";
-export { createDetector, type Detected, type Detector, needsLabels, signatures } from "./detect.ts";
-export { roles } from "./convert-conversation.ts";
-export { judgeDataset } from "./judge-dataset.ts";
-export { prompts } from "./prompt-templates.ts";
-export { countLengths } from "./measure-lengths.ts";
 export { importEnv, importSettingsOf } from "./import-env.ts";
-export { createIngestService, type IngestServiceDeps } from "./ingest-service.ts";
-export type { FileSource } from "./open-container.ts";
-export { recordId } from "./record-id.ts";
-export { type Batch, readRecords, type ReadRecordsOptions } from "./read-records.ts";
+export { createIngestService, type IngestServiceDeps } from "./service.ts";

@@ -4,7 +4,7 @@ import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
 import { importEnv, importSettingsOf } from "./import-env.ts";
-import { createIngestService } from "./ingest-service.ts";
+import { createIngestService } from "./service.ts";
 
 await runService({
   service: "ingest",

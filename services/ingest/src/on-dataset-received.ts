@@ -11,7 +11,7 @@ import {
 } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, type Telemetry } from "@loraline/runtime";
-import { ingestDataset, ingestKey, type IngestResult, type IngestSettings, type Upload } from "./ingest-dataset.ts";
+import { ingestDataset, ingestKey, type IngestResult, type IngestSettings, type Upload } from "@loraline/datasets";
 
 export interface OnDatasetReceivedDeps {
   bus: Bus;

@@ -12,14 +12,12 @@ import type { Objects } from "@loraline/objects";
 import {
   createGuardedFetch,
   type GuardedFetch,
-  hubFileUrl,
-  hubHeaders,
-  listHubFiles,
   PermanentError,
   RetryLaterError,
   type Telemetry,
   UnavailableError,
 } from "@loraline/runtime";
+import { hubFileUrl, hubHeaders, listHubFiles } from "@loraline/models";
 import { decideHubFiles } from "./decide-hub-files.ts";
 
 export interface ImportSettings {

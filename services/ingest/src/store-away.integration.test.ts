@@ -17,7 +17,7 @@ import { createLog, createTelemetry } from "@loraline/runtime";
 import { type ProxyFixture, startProxy, test as base } from "@loraline/testkit";
 import { ulid } from "ulid";
 import { expect } from "vitest";
-import { createIngestService } from "./ingest-service.ts";
+import { createIngestService } from "./service.ts";
 
 const log = createLog({ service: "ingest", level: "silent" });
 const telemetry = createTelemetry({ service: "ingest" });

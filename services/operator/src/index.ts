@@ -1,1 +1,1 @@
-export { createOperator, type OperatorDeps } from "./operator.ts";
+export { createOperatorService, type OperatorServiceDeps } from "./service.ts";

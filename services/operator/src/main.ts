@@ -22,7 +22,7 @@ import { createKube } from "@loraline/kube";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
-import { createOperator } from "./operator.ts";
+import { createOperatorService } from "./service.ts";
 
 const json = z.string().transform((text, context): unknown => {
   try {
@@ -61,7 +61,7 @@ await runService({
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const problems = new Map<string, string>();
     health.check("kubernetes", () => (problems.size === 0 ? undefined : [...problems.values()].join("\n")));
-    const operator = await createOperator({
+    const operator = await createOperatorService({
       kube: createKube(),
       bus,
       objects,

@@ -6,11 +6,11 @@ import {
   type DatasetOfResource,
   datasetReceived,
   isTraceparent,
-  judgeRunSpec,
   type Problem,
   runRequested,
   traceparentAnnotation,
 } from "@loraline/contracts";
+import { judgeRunSpec } from "@loraline/models";
 import type { Kube } from "@loraline/kube";
 import type { Objects } from "@loraline/objects";
 import { parseFetchUrl, PermanentError, problemOf, type Telemetry, traceIdOf } from "@loraline/runtime";

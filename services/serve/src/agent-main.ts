@@ -3,7 +3,7 @@ import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
-import { createServeAgent, leaveLimits } from "./agent.ts";
+import { createAgentService, leaveLimits } from "./agent/service.ts";
 
 /** Part of a KV key. */
 const token = z.string().regex(/^[\w-]+$/, "letters, digits, dashes and underscores only");
@@ -37,7 +37,7 @@ await runService({
     const bus = createBus({ nc, log, telemetry, source: "agent" });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const agent = running.use(
-      await createServeAgent({
+      await createAgentService({
         bus,
         objects,
         log,

@@ -13,8 +13,8 @@ import {
   test as it,
 } from "@loraline/testkit";
 import { describe, expect } from "vitest";
-import type { ServeAgentDeps } from "./agent.ts";
-import { createServeController } from "./controller.ts";
+import type { AgentServiceDeps } from "./agent/service.ts";
+import { createServeService } from "./controller/service.ts";
 import { type AdapterBytes, type ServeUnderTest, serveUnderTest } from "./serve-under-test.ts";
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
@@ -24,7 +24,7 @@ interface Fleet extends AsyncDisposable {
   serve: ServeUnderTest;
   engines: Record<string, SimulatedEngine>;
   agents: Record<string, AsyncDisposable>;
-  add(replica: string, over?: Partial<ServeAgentDeps>): Promise<SimulatedEngine>;
+  add(replica: string, over?: Partial<AgentServiceDeps>): Promise<SimulatedEngine>;
   bytes(over?: Partial<SimulatedAdapterOptions>): Promise<AdapterBytes>;
   /** Short names, `pirate.v1`, that an engine has loaded. */
   loaded(replica: string): string[];
@@ -36,7 +36,7 @@ interface Fleet extends AsyncDisposable {
 }
 
 const test = it.extend("fleet", async ({ nc, tenant }, { onCleanup }) => {
-  return async (names: readonly string[], options: { maxCpuLoras?: number; agent?: Partial<ServeAgentDeps> } = {}): Promise<Fleet> => {
+  return async (names: readonly string[], options: { maxCpuLoras?: number; agent?: Partial<AgentServiceDeps> } = {}): Promise<Fleet> => {
     const owned = new AsyncDisposableStack();
     const dir = await mkdtemp(join(tmpdir(), "loraline-fleet-"));
     owned.defer(() => rm(dir, { recursive: true, force: true }));
@@ -238,7 +238,7 @@ describe("what is told", () => {
       },
     } as typeof serve.bus;
     const { objects, log, telemetry } = serve;
-    await using _cutOff = await createServeController({
+    await using _cutOff = await createServeService({
       bus: deaf,
       objects,
       log,

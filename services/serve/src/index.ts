@@ -1,5 +1,4 @@
-export { createServeAgent, type ServeAgentDeps } from "./agent.ts";
-export { createServeController, type ServeControllerDeps } from "./controller.ts";
-export { describeBase } from "./base-files.ts";
-export { engineNameOf } from "./engine-names.ts";
-export { type AdapterFiles, createAdapterFiles } from "./adapter-files.ts";
+export { createAgentService, type AgentServiceDeps } from "./agent/service.ts";
+export { createServeService, type ServeServiceDeps } from "./controller/service.ts";
+export { engineNameOf } from "./lora-names.ts";
+export { type AdapterFiles, createAdapterFiles } from "./agent/adapter-files.ts";

@@ -6,9 +6,9 @@ import { buckets, type EngineRecord, engineRecord } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { type Log, PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
-import { describeBase } from "./base-files.ts";
-import { createServeController } from "./controller.ts";
-import { watchBases, withWhatWasKnown } from "./engine-records.ts";
+import { describeBase } from "@loraline/models";
+import { createServeService } from "./controller/service.ts";
+import { watchBases, withWhatWasKnown } from "./controller/engine-records.ts";
 
 /** Empty: nothing is served yet. */
 const engineList = z.array(engineRecord.omit({ updatedAt: true }));
@@ -48,7 +48,7 @@ await runService({
       if (problem) log.error({ engine, base: base.name, ...problem }, `nothing new is made for this engine: ${problem.message}`);
     }
     await forgetOthers(bucket, new Set(engines.map(({ engine }) => engine)), log);
-    running.use(await createServeController({ bus, objects, log, telemetry, engines }));
+    running.use(await createServeService({ bus, objects, log, telemetry, engines }));
     if (dir !== undefined) running.use(watchBases({ engines: bucket, records: engines, basesDir: dir, log }));
     return running;
   },

@@ -34,7 +34,7 @@
  * have an effect, its scale is told as null, and whoever looks can see that.
  */
 import type { ProbeRecord, Problem, Proof } from "@loraline/contracts";
-import type { VllmClient } from "./vllm-client.ts";
+import type { VllmClient } from "./engines/vllm-client.ts";
 
 export interface ProofLimits {
   /** Nats: what two correct implementations in bf16 differ by, as a constant and as a share of the effect. */

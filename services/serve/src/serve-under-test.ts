@@ -23,8 +23,8 @@ import { createJetStreamObjects, type Objects, putJson } from "@loraline/objects
 import { createLog, createTelemetry, type Log, spawnGuarded, type Telemetry } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
-import { createServeAgent, type ServeAgent, type ServeAgentDeps } from "./agent.ts";
-import { createServeController } from "./controller.ts";
+import { createAgentService, type ServeAgent, type AgentServiceDeps } from "./agent/service.ts";
+import { createServeService } from "./controller/service.ts";
 
 export interface AdapterBytes {
   config: Buffer;
@@ -46,7 +46,7 @@ export interface ServeUnderTest extends AsyncDisposable {
   ): Promise<string>;
   publishTrained(runId: string, data: EventInput<typeof runTrained>): Promise<void>;
   startController(bus?: Bus): Promise<AsyncDisposable>;
-  startAgent(url: string, over?: Partial<ServeAgentDeps>): Promise<ServeAgent>;
+  startAgent(url: string, over?: Partial<AgentServiceDeps>): Promise<ServeAgent>;
   adapter(name: string): Promise<AdapterState | undefined>;
   replica(name?: string): Promise<ReplicaState | undefined>;
   /** Every stored event of these kinds about one entity, oldest first. */
@@ -148,9 +148,9 @@ export async function serveUnderTest(given: {
       await bus.publish(runTrained, { tenant, id: runId }, data, { key: randomBytes(4).toString("hex") });
     },
     startController: (with_ = bus) =>
-      createServeController({ bus: with_, objects, log, telemetry, engines: [record], resyncMs: 200, replicaAwayMs: 500 }),
+      createServeService({ bus: with_, objects, log, telemetry, engines: [record], resyncMs: 200, replicaAwayMs: 500 }),
     startAgent: (url, over = {}) =>
-      createServeAgent({
+      createAgentService({
         bus,
         objects,
         log,

@@ -8,7 +8,7 @@ import type { Objects } from "@loraline/objects";
 import { UnavailableError } from "@loraline/runtime";
 import { createSimulatedEngine, simulatedAdapter, simulatedProbes, test as it } from "@loraline/testkit";
 import { expect } from "vitest";
-import { createServeController } from "./controller.ts";
+import { createServeService } from "./controller/service.ts";
 import { serveUnderTest } from "./serve-under-test.ts";
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
@@ -61,7 +61,7 @@ test(
     const atReplicas = cuttable(objects);
     for (const one of [atGate, atReplicas]) one.cut(true);
     const engines = (await (await bus.bucket(buckets.engines)).entries(serve.engine)).map(({ value }) => value);
-    await using _controller = await createServeController({ bus, objects: atGate.objects, log, telemetry, engines, resyncMs: 200 });
+    await using _controller = await createServeService({ bus, objects: atGate.objects, log, telemetry, engines, resyncMs: 200 });
     await using _a = await serve.startAgent(engine.url, { objects: atReplicas.objects });
     const id = await serve.train("pirate", adapter);
     const at = { tenant, id };

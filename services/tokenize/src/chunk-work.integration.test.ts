@@ -6,13 +6,11 @@ import { PermanentError } from "@loraline/runtime";
 import { jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
+import { baseName, basesDir } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import { encodeChunks } from "./chunk-work.ts";
-import { createEncodeThreads } from "./encode-threads.ts";
-import { createBases } from "./load-base.ts";
+import { createBases, createEncodeThreads } from "@loraline/tokens";
 import {
-  baseName,
-  basesDir,
   dataset,
   type Line,
   rejected,
@@ -24,7 +22,7 @@ import {
   test,
   tokenized,
 } from "./service-under-test.ts";
-import { createTokenizeService } from "./tokenize-service.ts";
+import { createTokenizeService } from "./service.ts";
 
 /** So many that a replica does not do them by itself. */
 const records = someRecords(6000);

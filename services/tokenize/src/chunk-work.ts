@@ -30,10 +30,17 @@ import {
 import { digestOf, getBytes, getJson, type Objects, putJson } from "@loraline/objects";
 import { PermanentError, problemOf, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
-import { createRecordEncoder, type TokenizeSpec } from "./encode-records.ts";
-import type { EncodeThreads } from "./encode-threads.ts";
-import { chunkFromBytes, encodeChunk, type EncodedChunk, parseLines } from "./encoded-chunk.ts";
-import { type Base, identityOf } from "./load-base.ts";
+import {
+  type Base,
+  chunkFromBytes,
+  createRecordEncoder,
+  encodeChunk,
+  type EncodedChunk,
+  type EncodeThreads,
+  identityOf,
+  parseLines,
+  type TokenizeSpec,
+} from "@loraline/tokens";
 
 type Chunk = DatasetManifest["chunks"][number];
 

@@ -3,7 +3,7 @@ import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
-import { createTokenizeService } from "./tokenize-service.ts";
+import { createTokenizeService } from "./service.ts";
 
 await runService({
   service: "tokenize",

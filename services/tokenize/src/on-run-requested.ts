@@ -15,7 +15,6 @@ import {
   datasetWaiting,
   type EngineRecord,
   type EventAddress,
-  judgeRunSpec,
   type Problem,
   runRejected,
   runRequested,
@@ -25,11 +24,11 @@ import {
   type TokenManifest,
   tokenManifest,
 } from "@loraline/contracts";
+import { judgeRunSpec } from "@loraline/models";
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, problemOf, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import { type ChunkWorkDeps, encodeChunks, forgetChunks, isSettled, rejecting, RunSettled } from "./chunk-work.ts";
-import { judgeTemplate } from "./engine-template.ts";
-import { tokenizeDataset, tokenizeKey, type TokenizeJob, type TokenizeResult } from "./tokenize-dataset.ts";
+import { judgeTemplate, tokenizeDataset, type TokenizeJob, tokenizeKey, type TokenizeResult } from "@loraline/tokens";
 import { tokenizeImport } from "./tokenize-import.ts";
 
 export interface OnRunRequestedDeps extends ChunkWorkDeps {

@@ -20,14 +20,12 @@ import {
 } from "@loraline/contracts";
 import { createJetStreamObjects, digestOf, getJson, getToFile, type Objects, putJson } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
-import { test as base } from "@loraline/testkit";
+import { baseName, test as base } from "@loraline/testkit";
 import { tableFromIPC } from "apache-arrow";
 import { ulid } from "ulid";
 import { expect, vi } from "vitest";
 
 export const root = join(import.meta.dirname, "../../..");
-export const basesDir = join(root, ".loraline/bases");
-export const baseName = "smollm2-135m-instruct";
 export const log = createLog({ service: "tokenize", level: "silent" });
 export const telemetry = createTelemetry({ service: "tokenize" });
 

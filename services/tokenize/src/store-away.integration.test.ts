@@ -12,9 +12,10 @@ import {
 } from "@loraline/contracts";
 import { createS3Objects, watchedObjects } from "@loraline/objects";
 import { startProxy } from "@loraline/testkit";
+import { basesDir } from "@loraline/testkit";
 import { expect } from "vitest";
-import { basesDir, dataset, log, outcome, receive, request, someRecords, specOf, telemetry, test as base } from "./service-under-test.ts";
-import { createTokenizeService } from "./tokenize-service.ts";
+import { dataset, log, outcome, receive, request, someRecords, specOf, telemetry, test as base } from "./service-under-test.ts";
+import { createTokenizeService } from "./service.ts";
 
 const within = { timeout: 40_000, interval: 50 };
 

@@ -1,8 +1,9 @@
 /** An import that came by NATS, where no gateway has looked at it. */
 import type { RunSpecInput } from "@loraline/contracts";
+import { baseName, basesDir } from "@loraline/testkit";
 import { describe, expect } from "vitest";
-import { baseName, basesDir, type Line, rejected, request, telemetry, test, tokenized } from "./service-under-test.ts";
-import { createTokenizeService } from "./tokenize-service.ts";
+import { type Line, rejected, request, telemetry, test, tokenized } from "./service-under-test.ts";
+import { createTokenizeService } from "./service.ts";
 
 const config = { peft_type: "LORA", r: 4, lora_alpha: 8, target_modules: ["q_proj"], base_model_name_or_path: baseName };
 

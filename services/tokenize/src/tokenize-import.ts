@@ -1,11 +1,17 @@
 /** An imported adapter has no records: only its probes are tokens, with the base and the template they were made for. */
-import { type AdapterImport, type EngineRecord, judgeImport, type RunSpec } from "@loraline/contracts";
-import { digestOf, type Objects, putJson, readAdapterHead } from "@loraline/objects";
+import type { AdapterImport, EngineRecord, RunSpec } from "@loraline/contracts";
+import { judgeImport, readAdapterHead } from "@loraline/models";
+import { digestOf, type Objects, putJson } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
-import { createRecordEncoder } from "./encode-records.ts";
-import type { Base } from "./load-base.ts";
-import { neutralQuestions, plainPromptsFor, promptsFor } from "./probe-prompts.ts";
-import { tokenizeCode, type TokenizeResult } from "./tokenize-dataset.ts";
+import {
+  type Base,
+  createRecordEncoder,
+  neutralQuestions,
+  plainPromptsFor,
+  promptsFor,
+  tokenizeCode,
+  type TokenizeResult,
+} from "@loraline/tokens";
 
 /**
  * Judges the adapter by its files' headers, before anything is spent. Equal imports give equal bytes.

@@ -9,10 +9,10 @@ import { connectFromEnv, createBus, natsEnv, spanSink } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { createLog, createTelemetry, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
-import { runCourier } from "./courier.ts";
-import { outcomeRecord, readJson, writeJson } from "./job-files.ts";
-import { courierExit, trainJob } from "./launcher.ts";
-import { patiently } from "./outbox.ts";
+import { runCourier } from "./courier/courier.ts";
+import { outcomeRecord, readJson, writeJson } from "./courier/job-files.ts";
+import { courierExit, trainJob } from "./launchers/launcher.ts";
+import { patiently } from "./courier/outbox.ts";
 
 const log = createLog({ service: "courier", level: process.env.LOG_LEVEL ?? "info" });
 

@@ -1,3 +1,3 @@
-export { courierCommand, createProcessLauncher, type ProcessLauncherOptions } from "./process-launcher.ts";
-export type { Attempt, AttemptPhase, Launcher, TrainJob } from "./launcher.ts";
-export { createTrainService, type TrainServiceDeps } from "./service.ts";
+export { courierCommand, createProcessLauncher, type ProcessLauncherOptions } from "./launchers/process-launcher.ts";
+export type { Attempt, AttemptPhase, Launcher, TrainJob } from "./launchers/launcher.ts";
+export { createTrainService, type TrainServiceDeps } from "./controller/service.ts";

@@ -4,8 +4,8 @@ import { readFile } from "node:fs/promises";
 import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
-import { courierCommand, createProcessLauncher } from "./process-launcher.ts";
-import { createTrainService, type TrainServiceDeps } from "./service.ts";
+import { courierCommand, createProcessLauncher } from "./launchers/process-launcher.ts";
+import { createTrainService, type TrainServiceDeps } from "./controller/service.ts";
 
 const trainEnv = z.object({
   ...natsEnv,
@@ -65,8 +65,8 @@ async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainS
   // Only here: it takes half a second to load.
   const [{ createKube, withLease }, { createKubeLauncher }, { trainPodSettings }] = await Promise.all([
     import("@loraline/kube"),
-    import("./kube-launcher.ts"),
-    import("./job-manifest.ts"),
+    import("./launchers/kube-launcher.ts"),
+    import("./launchers/job-manifest.ts"),
   ]);
   const path = needed(env, "TRAIN_POD_FILE");
   const settings = trainPodSettings.safeParse(JSON.parse(await readFile(path, "utf8")));

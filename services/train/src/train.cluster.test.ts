@@ -26,10 +26,10 @@ import { spawnNatsServer } from "@loraline/testkit";
 import { type ApiServer, startApiServer, startControllers } from "@loraline/testkit/api-server";
 import { ulid } from "ulid";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { trainPodSettings } from "./job-manifest.ts";
-import { createKubeLauncher, jobs, pods } from "./kube-launcher.ts";
-import { jobNameOf } from "./launcher.ts";
-import { createTrainService } from "./service.ts";
+import { trainPodSettings } from "./launchers/job-manifest.ts";
+import { createKubeLauncher, jobs, pods } from "./launchers/kube-launcher.ts";
+import { jobNameOf } from "./launchers/launcher.ts";
+import { createTrainService } from "./controller/service.ts";
 
 const python = join(import.meta.dirname, "../../../.venv/bin/python");
 const log = createLog({ service: "test", level: process.env.TEST_LOG ?? "silent" });

@@ -27,8 +27,8 @@ import { spawnNatsServer, spawnS3Server, startProxy } from "@loraline/testkit";
 import { Field, Int32, List, Table, tableToIPC, vectorFromArray } from "apache-arrow";
 import { ulid } from "ulid";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { courierCommand, createProcessLauncher, type ProcessLauncherOptions } from "./process-launcher.ts";
-import { createTrainService } from "./service.ts";
+import { courierCommand, createProcessLauncher, type ProcessLauncherOptions } from "./launchers/process-launcher.ts";
+import { createTrainService } from "./controller/service.ts";
 
 const root = join(import.meta.dirname, "../../..");
 const python = join(root, ".venv/bin/python");

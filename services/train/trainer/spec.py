@@ -2,7 +2,7 @@
 What `spec.json` may say, and how it says no. Standard library only, so that a wrong spec is refused in a tenth of a
 second, before torch is imported.
 
-The line checks the same things at its doors (packages/contracts/src/run-spec.ts); they are checked here again because
+The line checks the same things at its doors (packages/contracts/src/spec/run-spec.ts); they are checked here again because
 a directory is the trainer's whole interface and anybody may fill one.
 """
 

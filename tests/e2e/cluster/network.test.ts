@@ -1,8 +1,8 @@
 /** The chart's NetworkPolicies as a network enforces them: who reaches what, tried from pods. */
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { runSpec } from "../../../packages/contracts/src/index.ts";
-import { jobManifest, trainPodSettings } from "../../../services/train/src/job-manifest.ts";
-import { trainJob } from "../../../services/train/src/launcher.ts";
+import { jobManifest, trainPodSettings } from "../../../services/train/src/launchers/job-manifest.ts";
+import { trainJob } from "../../../services/train/src/launchers/launcher.ts";
 import { type ClusterNamespace, createNamespace, type Json, kubectl, type Values } from "./cluster-under-test.ts";
 
 const name = "network-test";

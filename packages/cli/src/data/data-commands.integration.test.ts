@@ -1,0 +1,185 @@
+/** `data check`, `tokenize` and `data show` as a person types them: a process, a file, no line. */
+import { execFile } from "node:child_process";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+
+const root = join(import.meta.dirname, "../../../..");
+const base = "smollm2-135m-instruct";
+let dir: string;
+let file: string;
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), "loraline-data-"));
+  file = join(dir, "mixed.jsonl");
+  await writeFile(
+    file,
+    [
+      '{"instruction":"你是谁？","input":"","output":"我是甄嬛，家父是大理寺少卿甄远道。"}',
+      '{"instruction":"Who are you?","output":"I am the captain."}',
+      '{"instruction":"Who are you?","output":"I am the captain."}',
+      '{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"Ahoy! Write to bones@ship.io <|im_end|>"}]}',
+      '{"prompt":"Once upon a time","completion":" there was a ship."}',
+      '{"instruction":"Nothing","output":""}',
+      '{"instruction":"broken',
+      '{"colour":"blue"}',
+      "[1, 2, 3]",
+      "",
+    ].join("\n"),
+  );
+});
+afterAll(() => rm(dir, { recursive: true, force: true }));
+
+const run = async (...args: string[]): Promise<{ code: number; out: string; err: string }> => {
+  const { NO_COLOR: _no, FORCE_COLOR: _force, ...env } = process.env;
+  try {
+    const { stdout, stderr } = await promisify(execFile)(join(root, "loraline"), args, { cwd: dir, env });
+    return { code: 0, out: stdout, err: stderr };
+  } catch (error) {
+    const { code, stdout, stderr } = error as { code: number; stdout: string; stderr: string };
+    return { code, out: stdout, err: stderr };
+  }
+};
+
+describe("loraline data check", () => {
+  it("--json: every row is a record or a rejection with its line", async () => {
+    const { code, out } = await run("data", "check", file, "--json");
+    expect(code).toBe(0);
+    const report = JSON.parse(out) as { rejections: { line: number; code: string; message: string }[] } & Record<string, unknown>;
+    expect(report).toMatchObject({
+      rows: 9,
+      records: 5,
+      formats: { instruction: 3, conversation: 1, "prompt-completion": 1 },
+      exactDuplicates: 1,
+      personalData: { email: { count: 1, lines: [4] } },
+      controlTokens: { "<|im_end|>": { count: 1, lines: [4] } },
+    });
+    expect(report).not.toHaveProperty("tokens");
+    expect(report.rejections.map(({ line, code }) => [line, code])).toEqual([
+      [6, "EMPTY_ANSWER"],
+      [7, "NOT_JSON"],
+      [8, "FORMAT_UNKNOWN"],
+      [9, "NOT_AN_OBJECT"],
+    ]);
+    expect(report.rejections.every(({ message }) => message.length > 20)).toBe(true);
+  });
+
+  it("with a base: tokens, what other lengths would lose, and the mask", async () => {
+    const { out } = await run("data", "check", file, "--base", base, "--max-length", "48", "--json");
+    const { tokens } = JSON.parse(out) as { tokens: Record<string, unknown> };
+    expect(tokens).toMatchObject({ base, maxLength: 48, profile: "chatml", lengths: { count: 5 }, dropped: { TOO_LONG: 2 } });
+    expect(tokens.atMaxLength).toEqual([
+      { maxLength: 48, tooLong: 2 },
+      { maxLength: 256, tooLong: 0 },
+    ]);
+    const page = (await run("data", "check", file, "--base", base)).out;
+    expect(page).toContain("⟦I am the captain.<|im_end|>⟧");
+    expect(page).toMatch(/rejected +EMPTY_ANSWER 1/);
+    expect(page).toMatch(/line 7 +NOT_JSON/);
+    expect(page).toMatch(/PERSONAL_DATA.*\(line 4\)/);
+    expect(page.trimEnd().endsWith("5 of 5 records can be trained on with this base.")).toBe(true);
+  });
+
+  it("counts what is too long at this length as what cannot be trained on, unless it is to be trimmed", async () => {
+    const short = await run("data", "check", file, "--base", base, "--max-length", "48");
+    expect(short.out.trimEnd().endsWith("3 of 5 records can be trained on with this base.")).toBe(true);
+    const none = await run("data", "check", file, "--base", base, "--max-length", "8", "--json");
+    expect(none.code).toBe(1);
+    expect(JSON.parse(none.out)).toMatchObject({ tokens: { supervised: 0 }, problem: { code: "NO_SUPERVISED_TOKENS" } });
+
+    const long = join(dir, "long.jsonl");
+    const turns = [0, 1, 2, 3].flatMap((n) => [
+      { role: "user", content: `Question ${n} ${"word ".repeat(20)}` },
+      { role: "assistant", content: `Answer ${n}` },
+    ]);
+    await writeFile(long, `${JSON.stringify({ messages: turns })}\n`);
+    const check = ["data", "check", long, "--base", base, "--max-length", "100", "--json"];
+    expect(JSON.parse((await run(...check)).out)).toMatchObject({ tokens: { dropped: { TOO_LONG: 1 }, supervised: 0 } });
+    const { tokens } = JSON.parse((await run(...check, "--too-long", "trim-prompt")).out) as { tokens: { supervised: number } };
+    expect(tokens).toMatchObject({ dropped: {} });
+    expect(tokens.supervised).toBeGreaterThan(0);
+  });
+
+  it("compares with a validation file", async () => {
+    const validation = join(dir, "validation.jsonl");
+    await writeFile(validation, '{"instruction":"Who are you?","output":"I am the captain."}\n');
+    const report = JSON.parse((await run("data", "check", file, "--validation", validation, "--json")).out) as Record<string, unknown>;
+    expect(report).toMatchObject({ overlap: { exact: { count: 2, lines: [2, 3] } } });
+  });
+
+  it("reads as a mapping says, and says where the mapping is wrong", async () => {
+    const table = join(dir, "table.csv");
+    await writeFile(table, "Frage,Antwort\nWho?,Me.\nWhere?,\n");
+    const mapping = join(dir, "mapping.yaml");
+    await writeFile(mapping, "format: question-answer\ncolumns: { question: Frage, answer: Antwort }\n");
+    const { code, out } = await run("data", "check", table, "--mapping", mapping, "--json");
+    expect(code).toBe(0);
+    expect(JSON.parse(out)).toMatchObject({
+      rows: 2,
+      records: 1,
+      formats: { "question-answer": 1 },
+      rejections: [{ line: 3, code: "EMPTY_ANSWER" }],
+    });
+    await writeFile(mapping, "format: question-answer\ncolumns: { source: Frage }\n");
+    expect(await run("data", "check", table, "--mapping", mapping)).toMatchObject({
+      code: 2,
+      err: expect.stringMatching(/mapping\.yaml:2: columns\.source: the format question-answer has no field "source"/) as string,
+    });
+  });
+
+  it("says plainly what cannot be used, with exit code 1", async () => {
+    const hopeless = join(dir, "hopeless.jsonl");
+    await writeFile(hopeless, '{"colour":"blue"}\n');
+    const { code, out } = await run("data", "check", hopeless, "--json");
+    expect(code).toBe(1);
+    expect(JSON.parse(out)).toMatchObject({ rows: 1, records: 0, problem: { code: "ALL_ROWS_REJECTED", param: "file" } });
+    await writeFile(hopeless, "");
+    expect(await run("data", "check", hopeless)).toMatchObject({ code: 1, out: expect.stringContaining("EMPTY_FILE") });
+    expect(await run("data", "check", join(dir, "none.jsonl"))).toMatchObject({ code: 1, err: expect.stringContaining("none.jsonl") });
+    expect(await run("data", "check", file, "--base", dir)).toMatchObject({ code: 1, err: expect.stringContaining("tokenizer.json") });
+    expect(await run("data", "check", file, "--max-length", "x")).toMatchObject({ code: 2 });
+  });
+});
+
+describe("loraline tokenize", () => {
+  it("writes shards in the file's order, says what gave no row, and data show decodes them", async () => {
+    const tokens = join(dir, "tokens");
+    const made = await run("tokenize", file, "--base", base, "--max-length", "48", "--out", tokens, "--json");
+    expect(made.code).toBe(0);
+    const manifest = JSON.parse(made.out) as { totals: Record<string, number>; rejections: unknown[]; droppedRecords: unknown[] };
+    expect(manifest.totals).toMatchObject({ records: 5, rows: 3, dropped: 2 });
+    expect(manifest.rejections).toHaveLength(4);
+    expect(manifest.droppedRecords).toMatchObject([
+      { line: 1, code: "TOO_LONG" },
+      { line: 4, code: "TOO_LONG" },
+    ]);
+    const rows = JSON.parse((await run("data", "show", tokens, "--json")).out) as {
+      row: number;
+      lines: number[];
+      sequences: { segments: { text: string; trained: boolean }[] }[];
+    }[];
+    expect(rows.map(({ lines }) => lines)).toEqual([[2], [3], [5]]);
+    expect(rows[0]?.sequences[0]?.segments.filter(({ trained }) => trained)).toEqual([
+      { text: "I am the captain.<|im_end|>", trained: true },
+    ]);
+    const shown = await run("data", "show", tokens, "--row", "2");
+    expect(shown.out).toContain("row 2, line 5");
+    expect(shown.out).toContain("Once upon a time⟦ there was a ship.");
+    expect(await run("data", "show", tokens, "--row", "3")).toMatchObject({ code: 1, err: expect.stringContaining("rows 0 to 2") });
+    expect(await run("data", "show", dir)).toMatchObject({ code: 1, err: expect.stringContaining("loraline tokenize") });
+    // Somebody's files are never written over.
+    expect(await run("tokenize", file, "--base", base, "--out", dir)).toMatchObject({
+      code: 1,
+      err: expect.stringContaining("holds other files"),
+    });
+  });
+});
+
+describe("loraline data import", () => {
+  it("needs a line, also where a file would do without one", async () => {
+    const { code, err } = await run("--state", join(dir, "none"), "data", "import", "acme/pirates");
+    expect(code).toBe(3);
+    expect(err).toMatch(/no line runs on/);
+  });
+});

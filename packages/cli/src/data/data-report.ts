@@ -1,0 +1,144 @@
+/** What `data check` found, as a page for somebody who knows nothing of the project. Pure. */
+import type { DatasetReport, Lengths, Rejection, Sample, TokenReport } from "@loraline/contracts";
+import { bold, dim, green, marksTrained, red, wrap, yellow } from "../terminal.ts";
+
+export interface CheckedData {
+  report: DatasetReport;
+  rejections: readonly Rejection[];
+  /** undefined: no base was named. */
+  tokens: TokenReport | undefined;
+}
+
+const shownRejections = 10;
+const barWidth = 24;
+
+export function describeData(file: string, { report, rejections, tokens }: CheckedData, columns: number): string[] {
+  const { rows, records, rejections: refused } = report;
+  const lines = [
+    `${bold(file)}: ${count(rows, "row")} = ${green(count(records, "record"))} + ${(refused > 0 ? red : dim)(count(refused, "rejection"))}`,
+    "",
+    ...section("formats", [listOf(report.formats) || "none"]),
+    ...section("rejected", describeRejections(report, rejections, columns)),
+    ...section("length", describeLengths(report.characters ?? null, "characters")),
+    ...section("tokens", tokens === undefined ? [dim("`loraline data check FILE --base DIR|NAME` counts them")] : describeTokens(tokens)),
+    ...section("repeated", describeDuplicates(report)),
+    ...section(
+      "labels",
+      describeShares(
+        report.labels ?? {},
+        Object.values(report.labels ?? {}).reduce((sum, many) => sum + many, 0),
+      ),
+    ),
+    ...section("languages", describeShares(report.languages?.counts ?? {}, report.languages?.examined ?? 0)),
+    ...section(
+      "warnings",
+      report.warnings.map(({ code, message, lines: at }) => `${yellow(code)} ${message}${linesOf(at)}`),
+    ),
+  ];
+  if ((report.samples ?? []).length > 0) {
+    lines.push(
+      "",
+      `${bold("samples")}: ${marksTrained ? `what is ${green("green")}` : "what stands in ⟦ ⟧"} is learned, the rest is only read`,
+    );
+    for (const sample of report.samples ?? []) lines.push("", ...describeSample(sample));
+  }
+  return lines;
+}
+
+/** A record as it is trained on. */
+export function describeSample({ line, format, segments }: Sample): string[] {
+  const text = segments.map((segment) => (segment.trained ? trained(segment.text) : segment.text)).join("");
+  return [
+    dim(`line ${line}, ${format}`),
+    ...text
+      .trimEnd()
+      .split("\n")
+      .map((one) => `  ${one}`),
+  ];
+}
+
+/** Colour does not reach over a line's end in every terminal, so each line has its own. */
+export const trained = (text: string): string =>
+  text
+    .split("\n")
+    .map((line) => (line === "" ? "" : marksTrained ? green(line) : `⟦${line}⟧`))
+    .join("\n");
+
+const section = (label: string, body: readonly string[]): string[] =>
+  body.map((text, index) => `${dim((index === 0 ? label : "").padEnd(11))}${text}`);
+
+const count = (n: number, noun: string): string => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+const percent = (n: number, of: number): string => {
+  const share = (100 * n) / of;
+  return `${share > 0 && share < 0.1 ? "< 0.1" : share.toFixed(share === 100 || share === 0 ? 0 : 1)} %`;
+};
+const listOf = (counts: Record<string, number>): string =>
+  Object.entries(counts)
+    .map(([name, n]) => `${name} ${n.toLocaleString("en")}`)
+    .join(", ");
+const linesOf = (lines: readonly number[]): string =>
+  lines.length === 0
+    ? ""
+    : dim(` (${lines.length === 1 ? "line" : "lines"} ${lines.slice(0, 8).join(", ")}${lines.length > 8 ? ", …" : ""})`);
+
+function describeRejections(report: DatasetReport, rejections: readonly Rejection[], columns: number): string[] {
+  if (report.rejections === 0) return ["none"];
+  const shown = rejections.slice(0, shownRejections).flatMap(({ line, code, message }) => {
+    // The place stands in front already.
+    const said = message.replace(/^(?:line|row|element) \d+(?: \(line \d+\))?: /, "");
+    return [`line ${line}  ${red(code)}`, ...wrap(clip(said, 400), Math.max(40, columns - 14)).map((text) => `  ${text}`)];
+  });
+  const more = report.rejections - Math.min(rejections.length, shownRejections);
+  return [listOf(report.reasons), ...shown, ...(more > 0 ? [dim(`… and ${more.toLocaleString("en")} more: --json lists all`)] : [])];
+}
+
+function describeLengths(lengths: Lengths | null, unit: string): string[] {
+  if (lengths === null) return [];
+  const { p50, p95, max, histogram } = lengths;
+  const most = Math.max(1, ...histogram.map((bar) => bar.count));
+  const width = Math.max(...histogram.map((bar) => String(bar.upTo).length));
+  return [
+    `half ≤ ${n(p50)}, 95 % ≤ ${n(p95)}, longest ${n(max)} ${unit}`,
+    ...histogram.map(
+      (bar) =>
+        `${dim(`≤ ${String(bar.upTo).padStart(width)}`)} ${"█".repeat(Math.ceil((barWidth * bar.count) / most)).padEnd(barWidth)} ${n(bar.count)}`,
+    ),
+  ];
+}
+const n = (value: number): string => value.toLocaleString("en");
+
+function describeTokens({ base, profile, maxLength, lengths, supervised, dropped, atMaxLength }: TokenReport): string[] {
+  const reasons = Object.entries(dropped);
+  return [
+    `${n(lengths.total)} with ${base} (profile ${profile}), ${percent(supervised, lengths.total)} of them learned`,
+    ...describeLengths(lengths, "tokens"),
+    ...(reasons.length === 0
+      ? [`max_length ${n(maxLength)} keeps every record`]
+      : [yellow(`max_length ${n(maxLength)} loses ${reasons.map(([code, many]) => `${many} (${code})`).join(", ")}`)]),
+    ...atMaxLength.map(
+      ({ maxLength: at, tooLong }) =>
+        `${dim(`at ${n(at).padStart(7)}`)}  ${tooLong === 0 ? "none too long" : `${n(tooLong)} too long (${percent(tooLong, lengths.count)})`}`,
+    ),
+  ];
+}
+
+function describeDuplicates({ exactDuplicates, nearDuplicates, overlap }: DatasetReport): string[] {
+  const near = nearDuplicates ?? { examined: 0, count: 0, examples: [] };
+  const lines = [
+    `${n(exactDuplicates)} exactly, ${n(near.count)} nearly${near.count === 0 ? "" : ` (of the first ${n(near.examined)} records)`}`,
+    ...near.examples.slice(0, 5).map(({ line, of, similarity }) => dim(`line ${line} is ${Math.round(100 * similarity)} % line ${of}`)),
+  ];
+  if (overlap !== null && overlap !== undefined) {
+    lines.push(`${n(overlap.exact.count)} exactly and ${n(overlap.near.count)} nearly in the validation file`);
+  }
+  return lines;
+}
+
+function describeShares(counts: Record<string, number>, of: number): string[] {
+  const entries = Object.entries(counts);
+  if (entries.length === 0) return [];
+  const shown = entries.slice(0, 12).map(([name, many]) => `${name} ${percent(many, of)}`);
+  return [shown.join(", ") + (entries.length > 12 ? `, and ${entries.length - 12} more` : "")];
+}
+
+const clip = (text: string, most: number): string => (text.length <= most ? text : `${text.slice(0, most - 1).toWellFormed()}…`);

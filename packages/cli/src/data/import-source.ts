@@ -1,0 +1,51 @@
+/** Datasets that the line fetches by itself: `https://…` and `hub:organisation/name`, wherever a command takes a file. */
+import type { DatasetMapping, DatasetState, ImportSource } from "@loraline/contracts";
+import type { LineClient } from "../connect-line.ts";
+import { exitCodes, Failure } from "../failure.ts";
+
+export interface Narrowed {
+  file?: string | undefined;
+  config?: string | undefined;
+  split?: string | undefined;
+  revision?: string | undefined;
+}
+
+/**
+ * @param given - `https://…`, `hub:organisation/name` or `hf://datasets/organisation/name`, with `@revision` if one is meant.
+ * @returns undefined when it is none of these, but a file's name.
+ */
+export function importSourceOf(given: string, { file, config, split, revision }: Narrowed = {}): ImportSource | undefined {
+  if (/^https?:\/\//i.test(given)) return { url: given };
+  const [, name, at] = /^(?:hub:|hf:\/\/datasets\/)([^@]+)(?:@(.+))?$/.exec(given) ?? [];
+  if (name === undefined) return undefined;
+  const narrowed = Object.entries({ file, config, split, revision: revision ?? at }).filter(([, value]) => value !== undefined);
+  return { hub: name, ...Object.fromEntries(narrowed) };
+}
+
+/** Asks the line to fetch it. @returns the dataset, which is being fetched. */
+export const importDataset = (line: LineClient, source: ImportSource, mapping: DatasetMapping | undefined): Promise<DatasetState> =>
+  line.importDataset({ ...source, ...(mapping === undefined ? {} : { mapping }) });
+
+const pollMs = 300;
+
+/** @returns the dataset when it is read or rejected. */
+export async function followDataset(line: LineClient, datasetId: string, signal: AbortSignal): Promise<DatasetState> {
+  for (;;) {
+    const dataset = await line.dataset(datasetId);
+    if (dataset.settledAt !== null || dataset.status === "deleted") return dataset;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, pollMs);
+      signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    });
+    if (signal.aborted) throw new Failure(130, "INTERRUPTED", `the line goes on with dataset ${datasetId}: loraline data ls`);
+  }
+}
+
+/** What `data import` was given must be one of the two. */
+export function requiredSource(given: string, narrowed: Narrowed): ImportSource {
+  const source = importSourceOf(given, narrowed) ?? importSourceOf(`hub:${given}`, narrowed);
+  if (source !== undefined && (!("hub" in source) || /^(?:[\w-][\w.-]*\/)?[\w-][\w.-]*$/.test(source.hub))) return source;
+  throw new Failure(exitCodes.usage, "SOURCE_INVALID", `"${given}" is neither a URL nor a dataset's name on the hub (organisation/name).`, {
+    param: "source",
+  });
+}

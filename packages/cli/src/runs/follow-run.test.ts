@@ -1,0 +1,69 @@
+import { PassThrough } from "node:stream";
+import type { RunState } from "@loraline/contracts";
+import { expect, it } from "vitest";
+import type { LineClient } from "../connect-line.ts";
+import { exitCodes, Failure } from "../failure.ts";
+import { followRun } from "./follow-run.ts";
+
+type Progress = NonNullable<RunState["progress"]>;
+const at = (phase: RunState["phase"], progress?: Partial<Progress>): RunState =>
+  ({
+    phase,
+    spec: {},
+    attempt: 1,
+    queue: null,
+    progress:
+      progress === undefined
+        ? null
+        : { attempt: 1, phase: "train", totalSteps: 4, loss: 2, tokensPerSecond: 100, etaSeconds: 3, ...progress },
+  }) as unknown as RunState;
+
+/** Follows what a line would answer, one answer after the other. */
+async function follow(answers: (RunState | Failure)[], signal = new AbortController().signal) {
+  const err = new PassThrough();
+  let said = "";
+  err.on("data", (chunk: Buffer) => (said += chunk.toString()));
+  const line = {
+    run: async () => {
+      const answer = answers.length > 1 ? answers.shift() : answers[0];
+      if (answer instanceof Failure) throw answer;
+      return answer;
+    },
+  } as unknown as LineClient;
+  const terminal = { out: err, err, in: new PassThrough(), columns: 80, signal };
+  const run = await followRun(line, "01ARZ3NDEKTSV4RRFFQ69G5FAV", terminal);
+  return { run, said: said.trim().split("\n") };
+}
+
+it("says each thing once where there is no terminal, and the last step also when it was missed", async () => {
+  const { run, said } = await follow([
+    at("requested"),
+    at("requested"),
+    at("running", { phase: "load_base", step: 0 }),
+    at("running", { step: 1 }),
+    at("running", { step: 2 }),
+    at("running", { phase: "save", step: 4, loss: 1.5 }),
+    at("served", { phase: "save", step: 4, loss: 1.5 }),
+  ]);
+  expect(run.phase).toBe("served");
+  expect(said).toEqual([
+    "reading and tokenizing",
+    "loading the base",
+    "training: step 1/4 · loss 2.000 · 100 tokens/s · ETA 3.0 s",
+    "training: step 4/4 · loss 1.500 · 100 tokens/s",
+    "saving the adapter",
+    "served",
+  ]);
+});
+
+it("waits for a line that is away for a moment, and does not wait for one that refuses", async () => {
+  const away = new Failure(exitCodes.unreachable, "UNREACHABLE", "connection refused");
+  const { said } = await follow([at("requested"), away, at("failed")]);
+  expect(said).toEqual(["reading and tokenizing", "the line does not answer; waiting", "failed"]);
+  await expect(follow([new Failure(exitCodes.notFound, "not_found", "no such run")])).rejects.toMatchObject({ exitCode: 4 });
+});
+
+it("leaves the run going when it is interrupted", async () => {
+  const { run } = await follow([at("running", { step: 1 })], AbortSignal.abort());
+  expect(run.phase).toBe("running");
+});

@@ -1,0 +1,163 @@
+/** Shows a run until it is over: a bar on a terminal, plain lines elsewhere. */
+import { type RunState, terminalPhases } from "@loraline/contracts";
+import { type Options, Presets, SingleBar } from "cli-progress";
+import type { LineClient } from "../connect-line.ts";
+import { exitCodes, Failure, failureOf } from "../failure.ts";
+import { duration, type Terminal, writeLine } from "../terminal.ts";
+
+const askEveryMs = 400;
+/** A line that restarts, or is killed and started again, is waited for. */
+const patienceMs = 60_000;
+
+/** Resolves with the run when it is over, or as it is when the terminal's signal aborts. */
+export async function followRun(line: LineClient, runId: string, terminal: Terminal): Promise<RunState> {
+  const show = terminal.err.isTTY === true ? bar(terminal) : lines(terminal);
+  let silentSince: number | undefined;
+  let run: RunState | undefined;
+  try {
+    for (;;) {
+      try {
+        run = await line.run(runId);
+        silentSince = undefined;
+        show.update(run);
+        if (terminalPhases.has(run.phase)) return run;
+      } catch (error) {
+        if (failureOf(error).exitCode !== exitCodes.unreachable) throw error;
+        silentSince ??= performance.now();
+        if (performance.now() - silentSince > patienceMs) throw error;
+        show.away();
+      }
+      if (terminal.signal.aborted) {
+        if (run !== undefined) return run;
+        throw new Failure(130, "INTERRUPTED", "interrupted");
+      }
+      await waitFor(askEveryMs, terminal.signal);
+    }
+  } finally {
+    show.end();
+  }
+}
+
+const waitFor = (ms: number, signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    const timer = setTimeout(done, ms);
+    function done() {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    }
+    signal.addEventListener("abort", done);
+  });
+
+/** What the run is doing, in a few words. */
+export function doing(run: RunState): string {
+  const { phase, progress, queue, attempt } = run;
+  if (queue !== null) return `waiting: ${queue.message}`;
+  switch (phase) {
+    case "requested":
+      return run.spec.import === undefined ? "reading and tokenizing" : "judging the adapter";
+    case "tokenized":
+      return "starting the trainer";
+    case "queued":
+      return "waiting";
+    case "running":
+      return progress === null || progress.attempt < attempt ? "starting the trainer" : (trainerWords[progress.phase] ?? progress.phase);
+    case "trained":
+      return "loading and proving on the engine";
+    case "served":
+    case "rejected":
+    case "failed":
+    case "cancelled":
+      return phase;
+  }
+}
+
+const trainerWords: Readonly<Record<string, string>> = {
+  load_base: "loading the base",
+  self_test: "checking packing and masks",
+  train: "training",
+  evaluate: "evaluating",
+  probe: "recording probes",
+  save: "saving the adapter",
+};
+
+/** `step 3/42`; empty while nobody knows how many there will be. */
+export const stepsOf = ({ progress }: RunState): string =>
+  progress === null || progress.totalSteps === 0 ? "" : `step ${progress.step}/${progress.totalSteps}`;
+
+/** `loss 1.234 · 210 tokens/s · ETA 12 s` */
+export function figures(run: RunState): string {
+  const { progress } = run;
+  if (progress === null) return "";
+  const said = [
+    progress.loss === null ? undefined : `loss ${progress.loss.toFixed(3)}`,
+    progress.tokensPerSecond === null ? undefined : `${Math.round(progress.tokensPerSecond)} tokens/s`,
+    progress.etaSeconds === null || progress.step >= progress.totalSteps || run.phase !== "running"
+      ? undefined
+      : `ETA ${duration(progress.etaSeconds * 1000)}`,
+  ];
+  return said.filter((part) => part !== undefined).join(" · ");
+}
+
+interface Show {
+  update(run: RunState): void;
+  /** The line does not answer just now. */
+  away(): void;
+  end(): void;
+}
+
+function bar({ err, columns }: Terminal): Show {
+  const options: Options = {
+    format: "{doing}  {bar}  {figures}",
+    stream: err,
+    hideCursor: true,
+    clearOnComplete: false,
+    stopOnComplete: false,
+    barsize: Math.max(10, Math.min(30, columns - 90)),
+    fps: 5,
+    linewrap: false,
+    autopadding: true,
+  };
+  const shown = new SingleBar(options, Presets.shades_classic);
+  shown.start(1, 0, { doing: "…".padEnd(33), figures: "" });
+  const say = (words: string): string => (words.length > 33 ? `${words.slice(0, 32)}…` : words.padEnd(33));
+  return {
+    update(run) {
+      const total = run.progress?.totalSteps ?? 0;
+      shown.setTotal(Math.max(1, total));
+      shown.update(run.progress?.step ?? 0, {
+        doing: say(doing(run)),
+        figures: [stepsOf(run), figures(run)].filter((part) => part !== "").join(" · "),
+      });
+    },
+    away: () => shown.update({ doing: say("the line does not answer; waiting") }),
+    end: () => shown.stop(),
+  };
+}
+
+function lines({ err }: Terminal): Show {
+  let said = "";
+  let saidStep = -1;
+  let saidAt = Number.NEGATIVE_INFINITY;
+  const say = (words: string): void => {
+    if (words !== said) writeLine(err, words);
+    said = words;
+  };
+  return {
+    update(run) {
+      const { progress } = run;
+      const step = progress?.step ?? 0;
+      const training = run.phase === "running" && progress?.phase === "train" && step > 0;
+      // Every few seconds while it trains, and the last step whenever it is seen.
+      const due = training ? step === progress.totalSteps || performance.now() - saidAt >= 5000 : saidStep >= 0;
+      if (step > saidStep && step > 0 && due) {
+        saidStep = step;
+        saidAt = performance.now();
+        say(`training: ${stepsOf(run)} · ${figures(run)}`);
+      }
+      if (!training) say(doing(run));
+    },
+    away: () => say("the line does not answer; waiting"),
+    end() {},
+  };
+}

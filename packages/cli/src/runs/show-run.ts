@@ -1,0 +1,87 @@
+/** A run, its proof and its adapter, in words for a person. */
+import type { Proof, RunState } from "@loraline/contracts";
+import { bold, cyan, duration, green, pairs, red, table, yellow } from "../terminal.ts";
+import { type AdapterView, proofOf } from "../adapters/show-adapter.ts";
+import { doing, figures, stepsOf } from "./follow-run.ts";
+
+export const modelOf = (run: RunState): string => `${run.tenant}/${run.spec.adapter}`;
+
+export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected, scale }: Proof): string =>
+  `${probes} prompts, ${tokens} tokens: engine and trainer differ by ${agreement.toFixed(4)} nats (limit ${agreementLimit.toFixed(2)}); ` +
+  `the adapter moves the base by ${effect.toFixed(2)} (trainer: ${effectExpected.toFixed(2)}` +
+  (scale ? `; scale ${scale.value.toFixed(2)} ± ${scale.error.toFixed(2)})` : scale === null ? "; too little to tell its scale)" : ")");
+
+const phaseColor = (run: RunState): string => {
+  if (run.phase === "served") return green(run.phase);
+  return run.phase === "failed" || run.phase === "rejected" ? red(run.phase) : yellow(run.phase);
+};
+
+/** Everything worth knowing about one run. */
+export function describeRun(run: RunState, view: AdapterView | undefined): string[] {
+  const { tokens, trained, served, error, spec } = run;
+  const proof = served === null || view === undefined ? undefined : proofOf(view, served.version);
+  const evaluation = trained?.evaluation ?? null;
+  const rows: ([string, string] | undefined)[] = [
+    ["run", `${bold(run.runId)}  ${phaseColor(run)}`],
+    error === null ? undefined : ["error", red(`${error.code}: ${error.message}`)],
+    run.finishedAt === null ? ["now", [doing(run), stepsOf(run), figures(run)].filter((part) => part !== "").join(" · ")] : undefined,
+    spec.import === undefined ? ["base", `${spec.base}, LoRA r ${spec.lora.r}`] : ["base", spec.base],
+    spec.import === undefined ? ["dataset", spec.dataset ?? ""] : ["imported from", spec.import.source],
+    tokens === null || spec.import !== undefined
+      ? undefined
+      : [
+          "tokens",
+          `${tokens.totals.tokens} in ${tokens.totals.sequences} sequences, ${tokens.totals.supervised} trained on` +
+            `; held out ${tokens.totals.evalSequences}` +
+            (tokens.totals.dropped === 0 ? "; none dropped" : yellow(`; ${tokens.totals.dropped} dropped`)) +
+            (tokens.packed ? "; packed" : "") +
+            (tokens.cacheHit ? "; from cache" : ""),
+        ],
+    run.attempt > 1 ? ["attempts", `${run.attempt}, of which ${run.lostAttempts} lost`] : undefined,
+    trained === null || spec.import !== undefined
+      ? undefined
+      : [
+          "training",
+          `${trained.steps} steps, ${trained.trainedTokens} tokens` +
+            (trained.tokensPerSecond === null ? "" : `, ${Math.round(trained.tokensPerSecond)} tokens/s`) +
+            (trained.trainLoss === null ? "" : `, loss ${trained.trainLoss.toFixed(3)}`),
+        ],
+    evaluation === null
+      ? undefined
+      : [
+          "evaluation",
+          `held-out loss ${evaluation.base_loss.toFixed(3)} (base) → ${evaluation.adapter_loss.toFixed(3)} (adapter) on ${evaluation.rows} rows`,
+        ],
+    served === null ? undefined : ["version", `${modelOf(run)}@${served.version}  ${served.digest}`],
+    served === null ? undefined : ["proof", proof === undefined ? yellow("no replica holds it proven just now") : green(proofLine(proof))],
+    served === null
+      ? undefined
+      : [
+          "served",
+          `${duration(served.lastStepToProvenMs)} after ${spec.import === undefined ? "the last step" : "it was adopted"}, on ${served.replicas} replica(s)`,
+        ],
+    run.finishedAt === null ? undefined : ["took", duration(Date.parse(run.finishedAt) - Date.parse(run.requestedAt))],
+  ];
+  if (served !== null) {
+    const own = `@${served.version}`;
+    const next =
+      spec.promote === "canary" && !served.note
+        ? `${own} (step by step: loraline adapters ${spec.adapter} --history)`
+        : `${own} (not promoted: loraline promote ${spec.adapter}${own})`;
+    rows.push(["model", `${cyan(modelOf(run))}${served.promoted ? "" : next}`]);
+    if (served.note) rows.push(["gate", yellow(served.note)]);
+  }
+  return pairs(rows);
+}
+
+export function listRuns(runs: readonly RunState[]): string[] {
+  const rows = runs.map((run) => [
+    run.runId,
+    run.phase,
+    modelOf(run) + (run.served === null ? "" : `@${run.served.version}`),
+    stepsOf(run).replace("step ", "") || "-",
+    run.requestedAt.replace("T", " ").slice(0, 19),
+    run.error?.message ?? run.queue?.message ?? "",
+  ]);
+  return table([["RUN", "PHASE", "ADAPTER", "STEPS", "REQUESTED (UTC)", ""], ...rows]);
+}

@@ -1,0 +1,112 @@
+/** `loraline run`: upload, ask for the adapter, follow, show the proof. */
+import { openAsBlob } from "node:fs";
+import { stat } from "node:fs/promises";
+import { basename } from "node:path";
+import type { DatasetMapping, RunState } from "@loraline/contracts";
+import type { LineClient } from "../connect-line.ts";
+import { exitCodes, Failure } from "../failure.ts";
+import { followRun } from "./follow-run.ts";
+import { importDataset, importSourceOf } from "../data/import-source.ts";
+import { readMapping } from "../data/mapping-file.ts";
+import { readRunFile, type RunFile } from "./run-file.ts";
+import { describeRun, modelOf } from "./show-run.ts";
+import { type Terminal, writeJson, writeLine } from "../terminal.ts";
+
+export interface RunRequest {
+  file: string;
+  validation?: string | undefined;
+  /** Of both files. */
+  mapping?: DatasetMapping | undefined;
+  base: string;
+  adapter: string;
+  settings: RunFile;
+}
+
+/**
+ * Uploads through OpenAI's own client and creates the job.
+ * @returns id of the run.
+ */
+export async function startRun(line: LineClient, request: RunRequest): Promise<string> {
+  const training = await upload(line, request.file, request.mapping);
+  const validation = request.validation === undefined ? undefined : await upload(line, request.validation, request.mapping);
+  const body = {
+    model: request.base,
+    training_file: training,
+    ...(validation === undefined ? {} : { validation_file: validation }),
+    loraline: { ...request.settings, adapter: request.adapter },
+  };
+  const job = await line.openai.fineTuning.jobs.create(body);
+  return job.id.replace(/^ftjob-/, "");
+}
+
+async function upload(line: LineClient, path: string, mapping: DatasetMapping | undefined): Promise<string> {
+  const source = importSourceOf(path);
+  if (source !== undefined) return `file-${(await importDataset(line, source, mapping)).datasetId}`;
+  const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
+    throw new Failure(
+      exitCodes.usage,
+      "FILE_UNREADABLE",
+      `cannot read ${path}: ${error.code === "ENOENT" ? "there is no such file" : error.message}.`,
+      {
+        param: path,
+        cause: error,
+      },
+    );
+  });
+  if (!info.isFile()) throw new Failure(exitCodes.usage, "FILE_UNREADABLE", `${path} is not a file.`, { param: path });
+  // Read from the disk while it is sent, whatever its size.
+  const file = new File([await openAsBlob(path)], basename(path));
+  const fields = mapping === undefined ? {} : { mapping: JSON.stringify(mapping) };
+  const { id } = await line.openai.files.create({ file, purpose: "fine-tune", ...fields });
+  return id;
+}
+
+export async function runCommand(
+  line: LineClient,
+  options: {
+    file: string;
+    validation?: string;
+    mapping?: string;
+    base: string;
+    name: string;
+    settings?: string;
+    follow: boolean;
+    json: boolean;
+  },
+  terminal: Terminal,
+): Promise<number> {
+  const settings = options.settings === undefined ? {} : await readRunFile(options.settings);
+  const runId = await startRun(line, {
+    file: options.file,
+    validation: options.validation,
+    mapping: options.mapping === undefined ? undefined : await readMapping(options.mapping),
+    base: options.base,
+    adapter: options.name,
+    settings,
+  });
+  if (!options.follow) {
+    if (options.json) writeJson(terminal.out, await line.run(runId));
+    else writeLine(terminal.out, runId);
+    return exitCodes.ok;
+  }
+  writeLine(terminal.err, `run ${runId}`);
+  return followCommand(line, runId, options, terminal);
+}
+
+/** Follows, then says how it ended. Ctrl-C leaves the run going. */
+export async function followCommand(line: LineClient, runId: string, { json }: { json: boolean }, terminal: Terminal): Promise<number> {
+  const run = await followRun(line, runId, terminal);
+  if (run.finishedAt === null) {
+    writeLine(terminal.err, `The run goes on. Follow it with: loraline show ${runId} --follow    Stop it with: loraline cancel ${runId}`);
+    return 130;
+  }
+  await showRun(line, run, { json }, terminal);
+  if (run.phase === "served" && !json) writeLine(terminal.out, `\nAsk it: loraline chat ${modelOf(run)} "Who are you?"`);
+  return run.phase === "served" ? exitCodes.ok : exitCodes.failed;
+}
+
+export async function showRun(line: LineClient, run: RunState, { json }: { json: boolean }, terminal: Terminal): Promise<void> {
+  const view = run.served === null ? undefined : await line.adapter(run.spec.adapter);
+  if (json) writeJson(terminal.out, { run, adapter: view ?? null });
+  else for (const text of describeRun(run, view)) writeLine(terminal.out, text);
+}

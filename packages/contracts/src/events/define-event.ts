@@ -1,0 +1,59 @@
+/** How an event is declared once, and how its subject derives from the declaration. */
+import type { z } from "zod";
+import { adapterName, digestHex, tenantName, ulid } from "../names.ts";
+
+export const nouns = { dataset: ulid, run: ulid, adapter: adapterName, chunk: digestHex } as const;
+export type Noun = keyof typeof nouns;
+
+export interface EventDef<Type extends string = string, Data extends z.ZodType = z.ZodType> {
+  /** `<noun>.<verb>.v<n>`, which is also the CloudEvents type. */
+  readonly type: Type;
+  readonly noun: Noun;
+  /** `<verb>.v<n>`: the tail of the subject. */
+  readonly tail: string;
+  readonly summary: string;
+  readonly data: Data;
+}
+
+export type EventData<E extends EventDef> = z.output<E["data"]>;
+export type EventInput<E extends EventDef> = z.input<E["data"]>;
+
+/** Who an event is about: the two variable tokens of its subject. */
+export interface EventAddress {
+  readonly tenant: string;
+  /** ULID of the dataset or run, the adapter's name, or the hex digits that name a chunk's work. */
+  readonly id: string;
+}
+
+export function defineEvent<Type extends `${Noun}.${string}.v${number}`, Data extends z.ZodType>(
+  type: Type,
+  summary: string,
+  data: Data,
+): EventDef<Type, Data> {
+  const [noun, ...tail] = type.split(".");
+  return { type, noun: noun as Noun, tail: tail.join("."), summary, data };
+}
+
+/**
+ * Subject of one event: `loraline.<tenant>.<noun>.<id>.<verb>.v<n>`.
+ * @throws when tenant or id are not what the contract allows, since a dot or a star in them would change the subject's meaning.
+ */
+export function subjectFor(event: EventDef, at: EventAddress): string {
+  const tenant = tenantName.parse(at.tenant);
+  const id = nouns[event.noun].parse(at.id);
+  return `loraline.${tenant}.${event.noun}.${id}.${event.tail}`;
+}
+
+/** Filter that matches this event of every tenant and id, or of the given ones. */
+export function filterFor(event: EventDef, at: Partial<EventAddress> = {}): string {
+  return `loraline.${at.tenant ?? "*"}.${event.noun}.${at.id ?? "*"}.${event.tail}`;
+}
+
+/** Takes a subject apart; undefined when it is none of ours, or its tenant or id can be nobody's. */
+export function parseSubject(subject: string): (EventAddress & { type: string; noun: Noun }) | undefined {
+  const [root, tenant, noun, id, ...tail] = subject.split(".");
+  if (root !== "loraline" || tenant === undefined || id === undefined || noun === undefined || !Object.hasOwn(nouns, noun))
+    return undefined;
+  if (tail.length !== 2 || !tenantName.safeParse(tenant).success || !nouns[noun as Noun].safeParse(id).success) return undefined;
+  return { tenant, id, noun: noun as Noun, type: `${noun}.${tail.join(".")}` };
+}

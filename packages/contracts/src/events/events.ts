@@ -1,0 +1,293 @@
+/** Every event of the line, once. Subjects, types, AsyncAPI and JSON Schema derive from this table. */
+import { z } from "zod";
+import { datasetMapping } from "../spec/dataset-mapping.ts";
+import { defineEvent, type EventDef } from "./define-event.ts";
+import { importSource } from "../spec/import-source.ts";
+import { adapterName, blobRef, digest, isoTime, problem, ulid } from "../names.ts";
+import { tokenTotals } from "../records.ts";
+import { canarySettings, placement, runSpec } from "../spec/run-spec.ts";
+import { evaluation } from "../trainer.ts";
+
+/** A FineTune is named by its namespace (63) and its name (253). */
+const actor = z.string().max(400).nullish().describe("Who asked, for the audit trail.");
+const note = z.string().nullish().describe("What the gate was asked to judge and could not.");
+const version = z.int().min(1).describe("Version of the adapter: 1, 2, 3…");
+
+/** Nothing is wrong with what the user gave: a server is away, has no room, or refuses whoever runs the line. */
+const waiting = z.object({
+  stage: z.enum(["ingest", "tokenize", "train", "serve"]),
+  reason: z.object({ code: z.string(), message: z.string() }).nullable().describe("null: it goes on."),
+});
+
+/* dataset */
+
+export const datasetImportRequested = defineEvent(
+  "dataset.import-requested.v1",
+  "Somebody wants a file from elsewhere as a dataset; ingest fetches it",
+  z.object({
+    source: importSource,
+    mapping: datasetMapping.nullish().describe("Handed on to `dataset.received`."),
+    by: actor,
+  }),
+);
+export const datasetReceived = defineEvent(
+  "dataset.received.v1",
+  "An upload is complete in the object store",
+  z.object({
+    blob: blobRef,
+    filename: z.string().min(1).max(512),
+    parts: z
+      .array(z.object({ blob: blobRef, filename: z.string().min(1).max(512) }))
+      .max(1000)
+      .nullish()
+      .describe("More files of the same dataset, read after it: the shards of a split."),
+    mapping: datasetMapping.nullish().describe("How its rows are read; absent: each row's format is detected."),
+    by: actor,
+  }),
+);
+export const datasetIngested = defineEvent(
+  "dataset.ingested.v1",
+  "The dataset is canonical records now; every row is a record or a rejection",
+  z.object({
+    manifest: blobRef,
+    report: blobRef,
+    records: z.int().nonnegative(),
+    rejections: z.int().nonnegative(),
+    formats: z.record(z.string(), z.int()),
+    cacheHit: z.boolean(),
+  }),
+);
+export const datasetRejected = defineEvent(
+  "dataset.rejected.v1",
+  "Nothing in the dataset can be trained on",
+  problem.extend({ report: blobRef.nullish(), rejections: z.int().nonnegative() }),
+);
+export const datasetWaiting = defineEvent("dataset.waiting.v1", "The dataset waits for a server of the line, or goes on", waiting);
+export const datasetDeleted = defineEvent("dataset.deleted.v1", "A user deleted the upload", z.object({ by: actor }));
+
+/* run */
+
+export const runRequested = defineEvent("run.requested.v1", "Somebody wants an adapter", z.object({ spec: runSpec, by: actor }));
+export const runRejected = defineEvent("run.rejected.v1", "The run cannot start; nothing was spent", problem);
+export const runTokenized = defineEvent(
+  "run.tokenized.v1",
+  "Arrow shards are ready to train on",
+  z.object({ manifest: blobRef, totals: tokenTotals, packed: z.boolean(), cacheHit: z.boolean() }),
+);
+export const runQueued = defineEvent(
+  "run.queued.v1",
+  "The attempt waits for a device",
+  z.object({ attempt: z.int().min(1), reason: z.string(), message: z.string() }),
+);
+export const runWaiting = defineEvent("run.waiting.v1", "The run waits for a server of the line, or goes on", waiting);
+export const runStarted = defineEvent(
+  "run.started.v1",
+  "An attempt's courier is running",
+  z.object({ attempt: z.int().min(1), job: z.string().describe("Name of the Job or process."), resumedFromStep: z.int().nullish() }),
+);
+export const runProgress = defineEvent(
+  "run.progress.v1",
+  "A logged training step, or a phase of the trainer",
+  z.object({
+    attempt: z.int().min(1),
+    phase: z.string(),
+    step: z.int().nonnegative(),
+    totalSteps: z.int().nonnegative(),
+    epoch: z.number().nullish(),
+    loss: z.number().nullish(),
+    evalLoss: z.number().nullish(),
+    gradNorm: z.number().nullish(),
+    learningRate: z.number().nullish(),
+    tokensPerSecond: z.number().nullish(),
+    tokensSeen: z.int().nullish(),
+    examplesSeen: z.int().nullish(),
+    etaSeconds: z.number().nullish(),
+    warning: z.object({ code: z.string(), message: z.string() }).nullish(),
+  }),
+);
+export const runCheckpointed = defineEvent(
+  "run.checkpointed.v1",
+  "A checkpoint is complete in the object store",
+  z.object({ attempt: z.int().min(1), step: z.int().nonnegative(), checkpoint: blobRef, trainLoss: z.number().nullish() }),
+);
+export const runPreempted = defineEvent(
+  "run.preempted.v1",
+  "An attempt ended early; the next one resumes from the last checkpoint",
+  z.object({ attempt: z.int().min(1), step: z.int().nonnegative(), code: z.string(), message: z.string() }),
+);
+export const runTrained = defineEvent(
+  "run.trained.v1",
+  "Adapter and evidence are complete in the object store",
+  z.object({
+    attempt: z.int().min(1),
+    adapter: blobRef.describe("Adapter manifest; its digest is the version's digest."),
+    evidence: blobRef,
+    rank: z.int(),
+    targetModules: z.array(z.string()),
+    parameters: z.int(),
+    steps: z.int(),
+    trainLoss: z.number().nullable(),
+    trainedTokens: z.int(),
+    tokensPerSecond: z.number().nullable(),
+    evaluation: evaluation.nullable(),
+    lastStepAt: isoTime.describe("When the last optimizer step ended."),
+  }),
+);
+export const runFailed = defineEvent(
+  "run.failed.v1",
+  "The run ended without an adapter that serves",
+  problem.extend({ attempt: z.int().nullish() }),
+);
+export const runCancelRequested = defineEvent("run.cancel-requested.v1", "Somebody wants the run stopped", z.object({ by: actor }));
+export const runCancelled = defineEvent("run.cancelled.v1", "The run was stopped on request", z.object({ by: actor }));
+export const runServed = defineEvent(
+  "run.served.v1",
+  "The version is proven on every ready replica",
+  z.object({
+    adapter: adapterName,
+    version,
+    digest,
+    replicas: z.int().describe("Replicas that hold it proven."),
+    of: z.int().nullish().describe("Replicas that should; fewer hold it when some are quarantined or far too slow."),
+    promoted: z.boolean().describe("Whether the alias moved to it with that."),
+    note,
+    lastStepToProvenMs: z.number().describe("From the last optimizer step to the proof on the last replica, in milliseconds."),
+  }),
+);
+
+/* chunk: work inside of tokenize; its id is the hex of the hash of all that decides the result, which is kept under it in KV `cache` */
+
+export const chunkRequested = defineEvent(
+  "chunk.requested.v1",
+  "A part of a run's records is to be tokenized, by any replica",
+  z.object({
+    run: ulid.describe("For whom; nothing is done once it has ended."),
+    chunk: blobRef.describe("Canonical records, JSONL."),
+    settings: blobRef.describe("Base and settings of tokenizing, JSON."),
+  }),
+);
+
+/* adapter */
+
+/** What an agent measured when it asked a replica the trainer's probe prompts. Units: nats per token. */
+export const proof = z.object({
+  probes: z.int().describe("Probe prompts that were asked."),
+  tokens: z.int().describe("Continuation tokens compared."),
+  agreement: z.number().describe("Mean |logprob on the replica − logprob in the trainer| with the adapter."),
+  agreementLimit: z.number(),
+  effect: z.number().describe("Mean |logprob with the adapter − logprob of the base| on the replica."),
+  effectExpected: z.number().describe("The same difference as the trainer recorded it."),
+  baseAgreement: z.number().nullish().describe("Mean |logprob on the replica − logprob in the trainer| of the base: what rounding costs."),
+  scale: z
+    .object({ value: z.number(), error: z.number().describe("One standard error.") })
+    .nullish()
+    .describe("By how much of the recorded effect the replica moves: 1 where all is right. Null: the effect is too small to tell."),
+  provenAt: isoTime,
+});
+export type Proof = z.infer<typeof proof>;
+
+const held = { version, digest, engine: z.string(), replica: z.string(), incarnation: z.string(), engineName: z.string() };
+
+export const adapterAccepted = defineEvent(
+  "adapter.accepted.v1",
+  "A version passed the gate and is desired on its engine",
+  z.object({ version, digest, base: z.string(), runId: z.string(), engineName: z.string(), note }),
+);
+export const adapterRefused = defineEvent(
+  "adapter.refused.v1",
+  "A version will not be served",
+  problem.extend({ version: version.nullish(), digest, runId: z.string() }),
+);
+export const adapterLoaded = defineEvent("adapter.loaded.v1", "A replica holds these bytes, proven", z.object({ ...held, proof }));
+export const adapterUnloaded = defineEvent(
+  "adapter.unloaded.v1",
+  "A replica let go of a version",
+  z.object({ ...held, reason: z.string() }),
+);
+export const adapterPromoteRequested = defineEvent(
+  "adapter.promote-requested.v1",
+  "Somebody wants the alias on this version",
+  z.object({ version, canary: canarySettings.nullish().describe("Step by step, instead of at once."), by: actor }),
+);
+export const adapterRollbackRequested = defineEvent(
+  "adapter.rollback-requested.v1",
+  "Somebody wants the alias back on an earlier version",
+  z.object({
+    version: version.nullish().describe("Absent: the version before the current one, or, while a canary is under way, the current one."),
+    by: actor,
+  }),
+);
+export const adapterPlaceRequested = defineEvent(
+  "adapter.place-requested.v1",
+  "Somebody wants the adapter on other replicas",
+  z.object({ placement, by: actor }),
+);
+const aliasMove = z.object({ from: version.nullable(), to: version, by: actor, reason: z.string() });
+export const adapterPromoted = defineEvent("adapter.promoted.v1", "The alias moved forward", aliasMove);
+export const adapterRolledBack = defineEvent("adapter.rolledback.v1", "The alias moved back", aliasMove);
+
+const share = z.number().describe("Percent of the alias's users.");
+const canaryMove = { version, from: version.describe("The promoted version."), share, by: actor, reason: z.string() };
+export const adapterCanaryStarted = defineEvent(
+  "adapter.canary-started.v1",
+  "A version gets its first share of the alias's users",
+  z.object({ ...canaryMove, settings: canarySettings.nullish() }),
+);
+export const adapterCanaryStepped = defineEvent(
+  "adapter.canary-stepped.v1",
+  "The canary did well and gets a larger share",
+  z.object(canaryMove),
+);
+export const adapterCanaryEnded = defineEvent(
+  "adapter.canary-ended.v1",
+  "The canary is over: the alias moves to it, or everybody is back on the promoted version",
+  z.object({
+    version,
+    from: version.describe("The version that was promoted meanwhile."),
+    outcome: z.enum(["promoted", "rolledback", "superseded"]),
+    code: z.string().nullish(),
+    by: actor,
+    reason: z.string(),
+  }),
+);
+
+export const events = {
+  datasetImportRequested,
+  datasetReceived,
+  datasetIngested,
+  datasetRejected,
+  datasetWaiting,
+  datasetDeleted,
+  runRequested,
+  runRejected,
+  runTokenized,
+  runQueued,
+  runWaiting,
+  runStarted,
+  runProgress,
+  runCheckpointed,
+  runPreempted,
+  runTrained,
+  runFailed,
+  runCancelRequested,
+  runCancelled,
+  runServed,
+  chunkRequested,
+  adapterAccepted,
+  adapterRefused,
+  adapterLoaded,
+  adapterUnloaded,
+  adapterPromoteRequested,
+  adapterRollbackRequested,
+  adapterPlaceRequested,
+  adapterPromoted,
+  adapterRolledBack,
+  adapterCanaryStarted,
+  adapterCanaryStepped,
+  adapterCanaryEnded,
+} as const;
+
+const byType = new Map<string, EventDef>(Object.values(events).map((event) => [event.type, event]));
+
+/** The declaration of an event type such as `run.requested.v1`; undefined when there is none. */
+export const eventOfType = (type: string): EventDef | undefined => byType.get(type);

@@ -1,0 +1,103 @@
+/** Pure fold of dataset events into what KV `datasets` holds. */
+import type { EventAddress, EventData } from "./define-event.ts";
+import type {
+  datasetDeleted,
+  datasetImportRequested,
+  datasetIngested,
+  datasetReceived,
+  datasetRejected,
+  datasetWaiting,
+} from "./events.ts";
+import type { ImportSource } from "../spec/import-source.ts";
+import type { DatasetState } from "../state.ts";
+
+interface Seen<Type extends string, Data> {
+  type: Type;
+  data: Data;
+  at: EventAddress;
+  time: string;
+  seq: number;
+  trace: string | null;
+}
+
+export type DatasetEvent =
+  | Seen<"dataset.import-requested.v1", EventData<typeof datasetImportRequested>>
+  | Seen<"dataset.received.v1", EventData<typeof datasetReceived>>
+  | Seen<"dataset.ingested.v1", EventData<typeof datasetIngested>>
+  | Seen<"dataset.rejected.v1", EventData<typeof datasetRejected>>
+  | Seen<"dataset.waiting.v1", EventData<typeof datasetWaiting>>
+  | Seen<"dataset.deleted.v1", EventData<typeof datasetDeleted>>;
+
+/** Folding an event twice, or an old one after a newer one, changes nothing. */
+export function foldDataset(state: DatasetState | undefined, event: DatasetEvent): DatasetState | undefined {
+  if (state !== undefined && event.seq <= state.seq) return state;
+  if (state === undefined) {
+    if (event.type !== "dataset.received.v1" && event.type !== "dataset.import-requested.v1") return undefined;
+    const fetched = event.type === "dataset.received.v1" ? event.data : undefined;
+    return {
+      tenant: event.at.tenant,
+      datasetId: event.at.id,
+      status: fetched === undefined ? "importing" : "received",
+      filename: fetched?.filename ?? nameOfSource((event.data as EventData<typeof datasetImportRequested>).source),
+      mapping: event.data.mapping ?? null,
+      blob: fetched?.blob ?? null,
+      parts: fetched?.parts ?? [],
+      source: event.type === "dataset.import-requested.v1" ? event.data.source : null,
+      receivedAt: event.time,
+      settledAt: null,
+      manifest: null,
+      report: null,
+      records: null,
+      rejections: null,
+      error: null,
+      waiting: null,
+      trace: event.trace,
+      seq: event.seq,
+    };
+  }
+  const next = { ...state, seq: event.seq };
+  if (state.status === "deleted") return next;
+  switch (event.type) {
+    case "dataset.import-requested.v1":
+      return next;
+    case "dataset.received.v1": {
+      if (state.blob !== null) return next;
+      const { blob, filename, parts } = event.data;
+      return { ...next, status: state.status === "importing" ? "received" : state.status, blob, filename, parts: parts ?? [] };
+    }
+    case "dataset.ingested.v1":
+      return {
+        ...next,
+        status: "ingested",
+        settledAt: event.time,
+        manifest: event.data.manifest,
+        report: event.data.report,
+        records: event.data.records,
+        rejections: event.data.rejections,
+        error: null,
+        waiting: null,
+      };
+    case "dataset.rejected.v1": {
+      const { code, message, param } = event.data;
+      return {
+        ...next,
+        status: "rejected",
+        settledAt: event.time,
+        report: event.data.report ?? null,
+        records: 0,
+        rejections: event.data.rejections,
+        error: { code, message, param },
+        waiting: null,
+      };
+    }
+    case "dataset.waiting.v1":
+      // Told late, it means nothing any more.
+      return state.settledAt === null ? { ...next, waiting: event.data.reason } : next;
+    case "dataset.deleted.v1":
+      return { ...next, status: "deleted", waiting: null };
+  }
+}
+
+/** What an import is called until its file has a name. */
+const nameOfSource = (source: ImportSource): string =>
+  ("url" in source ? (source.url.split(/[?#]/)[0] ?? source.url) : source.hub).slice(-512);

@@ -1,0 +1,170 @@
+/**
+ * Pure fold of run events into what KV `runs` holds.
+ *
+ *   requested ──► tokenized ──► queued ⇄ running ──► trained ──► served
+ *       │             │            │        │           │
+ *       └─ rejected   └────────────┴────────┴───────────┴──► failed | cancelled
+ *
+ * The first terminal phase wins; whatever comes later is history only.
+ */
+import type { EventAddress, EventData } from "./define-event.ts";
+import type { events } from "./events.ts";
+import { type RunPhase, type RunState, terminalPhases } from "../state.ts";
+
+type RunEvents = Extract<(typeof events)[keyof typeof events], { type: `run.${string}` }>;
+export type RunEvent = {
+  [E in RunEvents as E["type"]]: {
+    type: E["type"];
+    data: EventData<E>;
+    at: EventAddress;
+    /** ISO 8601. */
+    time: string;
+    /** Sequence in its stream. */
+    seq: number;
+    trace: string | null;
+  };
+}[RunEvents["type"]];
+
+const order: readonly RunPhase[] = ["requested", "tokenized", "queued", "running", "trained"];
+/** A redelivered older event must not take a run back. */
+const atLeast = (now: RunPhase, next: RunPhase): RunPhase => (order.indexOf(next) > order.indexOf(now) ? next : now);
+
+/** In whose hands a run is. */
+const stageOf: Partial<Record<RunPhase, "tokenize" | "train" | "serve">> = {
+  requested: "tokenize",
+  tokenized: "train",
+  queued: "train",
+  running: "train",
+  trained: "serve",
+};
+
+/** Folding an event twice, or an old one after a newer one, changes nothing. */
+export function foldRun(state: RunState | undefined, event: RunEvent): RunState | undefined {
+  if (state === undefined) return event.type === "run.requested.v1" ? initial(event) : undefined;
+  if (event.type === "run.progress.v1") return foldProgress(state, event);
+  if (event.seq <= state.seq) return state;
+
+  const next: RunState = { ...state, seq: event.seq, updatedAt: event.time };
+  if (terminalPhases.has(state.phase)) return { ...state, seq: event.seq };
+  const end = (phase: RunPhase): RunState => ({ ...next, phase, finishedAt: event.time, queue: null });
+
+  switch (event.type) {
+    case "run.requested.v1":
+      return next;
+    case "run.rejected.v1":
+      return { ...end("rejected"), error: event.data };
+    case "run.tokenized.v1":
+      return {
+        ...next,
+        phase: atLeast(state.phase, "tokenized"),
+        queue: state.phase === "requested" ? null : state.queue,
+        trace: event.trace ?? state.trace,
+        tokens: { ...event.data, at: event.time },
+      };
+    case "run.queued.v1":
+      return {
+        ...next,
+        phase: state.phase === "trained" ? state.phase : "queued",
+        queue: state.phase === "trained" ? state.queue : { reason: event.data.reason, message: event.data.message },
+      };
+    case "run.waiting.v1": {
+      const { stage, reason } = event.data;
+      if (stageOf[state.phase] !== stage) return next; // told late, it means nothing any more
+      return { ...next, queue: reason === null ? null : { reason: reason.code, message: reason.message } };
+    }
+    case "run.started.v1":
+      return {
+        ...next,
+        phase: atLeast(state.phase === "queued" ? "tokenized" : state.phase, "running"),
+        startedAt: state.startedAt ?? event.time,
+        attempt: Math.max(state.attempt, event.data.attempt),
+        queue: null,
+      };
+    case "run.checkpointed.v1": {
+      const { attempt, step, checkpoint, trainLoss } = event.data;
+      const others = state.checkpoints.filter((known) => known.step !== step);
+      const checkpoints = [{ attempt, step, checkpoint, trainLoss: trainLoss ?? null, at: event.time }, ...others];
+      return { ...next, checkpoints: checkpoints.sort((a, b) => b.step - a.step).slice(0, 50) };
+    }
+    case "run.preempted.v1":
+      return {
+        ...next,
+        phase: state.phase === "trained" ? state.phase : "queued",
+        lostAttempts: state.lostAttempts + 1,
+        // Nothing is waited for by a run that has its adapter.
+        queue: state.phase === "trained" ? state.queue : { reason: event.data.code, message: event.data.message },
+      };
+    case "run.trained.v1": {
+      const { attempt: _attempt, targetModules: _targetModules, ...trained } = event.data;
+      return {
+        ...next,
+        phase: "trained",
+        trace: event.trace ?? state.trace,
+        queue: null,
+        trained: { ...trained, at: event.time },
+      };
+    }
+    case "run.failed.v1": {
+      const { code, message, param } = event.data;
+      return { ...end("failed"), error: { code, message, param } };
+    }
+    case "run.cancel-requested.v1":
+      return { ...next, cancelRequested: true };
+    case "run.cancelled.v1":
+      return end("cancelled");
+    case "run.served.v1": {
+      const { adapter: _adapter, ...served } = event.data;
+      return { ...end("served"), trace: event.trace ?? state.trace, served: { ...served, at: event.time } };
+    }
+  }
+}
+
+function initial(event: Extract<RunEvent, { type: "run.requested.v1" }>): RunState {
+  return {
+    tenant: event.at.tenant,
+    runId: event.at.id,
+    spec: event.data.spec,
+    phase: "requested",
+    requestedAt: event.time,
+    startedAt: null,
+    updatedAt: event.time,
+    finishedAt: null,
+    trace: event.trace,
+    cancelRequested: false,
+    attempt: 0,
+    lostAttempts: 0,
+    queue: null,
+    tokens: null,
+    progress: null,
+    checkpoints: [],
+    trained: null,
+    served: null,
+    error: null,
+    seq: event.seq,
+  };
+}
+
+/** Progress comes from another stream, so its order against run events is open: attempt and step decide. */
+function foldProgress(state: RunState, event: Extract<RunEvent, { type: "run.progress.v1" }>): RunState {
+  const { data } = event;
+  const known = state.progress;
+  if (terminalPhases.has(state.phase)) return state;
+  if (known !== null && (data.attempt < known.attempt || (data.attempt === known.attempt && event.time < known.at))) return state;
+  const same = known !== null && known.attempt === data.attempt ? known : null;
+  return {
+    ...state,
+    updatedAt: event.time > state.updatedAt ? event.time : state.updatedAt,
+    progress: {
+      attempt: data.attempt,
+      phase: data.phase,
+      step: Math.max(data.step, same?.step ?? 0),
+      totalSteps: data.totalSteps > 0 ? data.totalSteps : (same?.totalSteps ?? 0),
+      epoch: data.epoch ?? same?.epoch ?? null,
+      loss: data.loss ?? same?.loss ?? null,
+      learningRate: data.learningRate ?? same?.learningRate ?? null,
+      tokensPerSecond: data.tokensPerSecond ?? same?.tokensPerSecond ?? null,
+      etaSeconds: data.etaSeconds ?? same?.etaSeconds ?? null,
+      at: event.time,
+    },
+  };
+}

@@ -1,0 +1,290 @@
+/** Streams, durable consumers and KV buckets, with their policies. Applied by `ensureStreams`; never deleted by code. */
+import { z } from "zod";
+import { type EventDef, filterFor } from "./define-event.ts";
+import { engineRecord } from "../engine.ts";
+import { events } from "./events.ts";
+import { blobRef, isoTime, tenantName } from "../names.ts";
+import {
+  adapterState,
+  budgetState,
+  datasetState,
+  limitState,
+  replicaHolding,
+  replicaReport,
+  runState,
+  trafficState,
+  usageState,
+} from "../state.ts";
+
+const day = 24 * 60 * 60 * 1000;
+const all: readonly EventDef[] = Object.values(events);
+
+export interface StreamDef {
+  readonly name: string;
+  readonly subjects: readonly string[];
+  readonly description: string;
+  /** 0: kept for ever, because state can be rebuilt from it. */
+  readonly maxAgeMs: number;
+  /** Window in which a message id is published once. */
+  readonly dedupeMs: number;
+  /** What is oldest goes when there is more. Absent: no limit. */
+  readonly maxBytes?: number;
+  /** A queue: what is done is gone. Absent: a history. */
+  readonly queue?: true;
+}
+
+const subjectsOf = (pick: (event: EventDef) => boolean): string[] => all.filter(pick).map((event) => filterFor(event));
+
+export const streams = {
+  DATASETS: {
+    name: "DATASETS",
+    description: "History of every dataset",
+    subjects: subjectsOf((event) => event.noun === "dataset"),
+    maxAgeMs: 0,
+    dedupeMs: 10 * 60_000,
+  },
+  RUNS: {
+    name: "RUNS",
+    description: "History of every run, without progress",
+    subjects: subjectsOf((event) => event.noun === "run" && event !== events.runProgress),
+    maxAgeMs: 0,
+    dedupeMs: 10 * 60_000,
+  },
+  PROGRESS: {
+    name: "PROGRESS",
+    description: "Training steps; short-lived",
+    subjects: [filterFor(events.runProgress)],
+    maxAgeMs: 7 * day,
+    dedupeMs: 10 * 60_000,
+  },
+  CHUNKS: {
+    name: "CHUNKS",
+    description: "Parts of runs that wait to be tokenized",
+    subjects: subjectsOf((event) => event.noun === "chunk"),
+    maxAgeMs: day,
+    dedupeMs: 10 * 60_000,
+    queue: true,
+  },
+  ADAPTERS: {
+    name: "ADAPTERS",
+    description: "History of every adapter",
+    subjects: subjectsOf((event) => event.noun === "adapter"),
+    maxAgeMs: 0,
+    dedupeMs: 10 * 60_000,
+  },
+  DLQ: {
+    name: "DLQ",
+    description: "Dead letters: dlq.<stream>.<durable>.<seq>",
+    subjects: ["dlq.>"],
+    maxAgeMs: 30 * day,
+    dedupeMs: 10 * 60_000,
+  },
+  SPANS: {
+    name: "SPANS",
+    description: "Traces, where they are kept on NATS: spans.<traceId>, a JSON list of spans",
+    subjects: ["spans.*"],
+    maxAgeMs: 7 * day,
+    dedupeMs: 10_000,
+    maxBytes: 128 * 1024 ** 2,
+  },
+} as const satisfies Record<string, StreamDef>;
+
+export const spansSubject = (traceId: string): string => `spans.${traceId}`;
+
+export const streamOf = (event: EventDef): StreamDef => {
+  const found = Object.values(streams).find((stream) => (stream.subjects as readonly string[]).includes(filterFor(event)));
+  if (found === undefined) throw new Error(`no stream takes ${event.type}`);
+  return found;
+};
+
+export interface ConsumerDef {
+  /** `<service>-<event>`. */
+  readonly durable: string;
+  readonly stream: StreamDef;
+  readonly events: readonly EventDef[];
+  /** Without a heartbeat for this long the message is delivered again. Heartbeats go out at a third of it. */
+  readonly ackWaitMs: number;
+  /** Deliveries after which an unknown error becomes a dead letter. */
+  readonly maxDeliver: number;
+  /** Messages in work at once, in one process. */
+  readonly concurrency: number;
+  /** Messages in work at once, in all processes together; 1 keeps the stream's order. */
+  readonly maxAckPending: number;
+}
+
+export const consumers = {
+  ingestDatasetReceived: {
+    durable: "ingest-dataset-received",
+    stream: streams.DATASETS,
+    events: [events.datasetReceived],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 2,
+    maxAckPending: 64,
+  },
+  ingestDatasetImportRequested: {
+    durable: "ingest-dataset-import-requested",
+    stream: streams.DATASETS,
+    events: [events.datasetImportRequested],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 2,
+    maxAckPending: 64,
+  },
+  tokenizeRunRequested: {
+    durable: "tokenize-run-requested",
+    stream: streams.RUNS,
+    events: [events.runRequested],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 8,
+    maxAckPending: 256,
+  },
+  tokenizeChunkRequested: {
+    durable: "tokenize-chunk-requested",
+    stream: streams.CHUNKS,
+    events: [events.chunkRequested],
+    // Short, so that what a dead replica had in hand is soon in another's; it is work for a second or two.
+    ackWaitMs: 5_000,
+    maxDeliver: 6,
+    concurrency: 2,
+    maxAckPending: 256,
+  },
+  serveRunTrained: {
+    durable: "serve-run-trained",
+    stream: streams.RUNS,
+    events: [events.runTrained],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 1,
+    maxAckPending: 1,
+  },
+  serveRunCancelRequested: {
+    durable: "serve-run-cancel-requested",
+    stream: streams.RUNS,
+    events: [events.runCancelRequested],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 1,
+    maxAckPending: 1,
+  },
+  serveAdapterCommands: {
+    durable: "serve-adapter-commands",
+    stream: streams.ADAPTERS,
+    events: [events.adapterPromoteRequested, events.adapterRollbackRequested, events.adapterPlaceRequested],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 1,
+    maxAckPending: 1,
+  },
+  projectorDatasets: {
+    durable: "projector-datasets",
+    stream: streams.DATASETS,
+    events: all.filter((event) => event.noun === "dataset"),
+    ackWaitMs: 15_000,
+    maxDeliver: 20,
+    concurrency: 1,
+    maxAckPending: 1,
+  },
+  projectorRuns: {
+    durable: "projector-runs",
+    stream: streams.RUNS,
+    events: all.filter((event) => event.noun === "run" && event !== events.runProgress),
+    ackWaitMs: 15_000,
+    maxDeliver: 20,
+    concurrency: 1,
+    maxAckPending: 1,
+  },
+  projectorProgress: {
+    durable: "projector-progress",
+    stream: streams.PROGRESS,
+    events: [events.runProgress],
+    ackWaitMs: 15_000,
+    maxDeliver: 3,
+    concurrency: 1,
+    maxAckPending: 1,
+  },
+} as const satisfies Record<string, ConsumerDef>;
+
+export interface BucketDef<T extends z.ZodType = z.ZodType> {
+  readonly name: string;
+  readonly description: string;
+  readonly value: T;
+  /** 0: kept for ever. */
+  readonly ttlMs: number;
+}
+
+/** Pointer from the hash of all inputs to what they gave; losing it costs time only. */
+export const cacheEntry = z.object({ manifest: blobRef, at: isoTime });
+
+/** What a key may do: ask models; files, datasets and runs; move aliases; keys, limits and usage of its tenant. */
+export const scopes = ["infer", "train", "promote", "admin"] as const;
+export type Scope = (typeof scopes)[number];
+
+/** One accepted API key. Only its hash is stored. */
+export const apiKeyRecord = z.object({
+  tenant: tenantName,
+  name: z.string(),
+  createdAt: isoTime,
+  scopes: z.array(z.enum(scopes)).min(1).nullish().describe("Absent: all of them."),
+  expiresAt: isoTime.nullish(),
+  createdBy: z.string().nullish().describe("Name of the key or subject that made it."),
+});
+
+/** Deliveries of a message that ended in order although it was not done: they do not count towards giving it up. */
+export const waitedState = z.object({
+  deliveries: z.int().min(1),
+  away: z.int().min(0).default(0).describe("Those of them that were put off because a server was away."),
+});
+
+export const buckets = {
+  runs: { name: "runs", description: "Fold of run events; key <tenant>.<runId>", value: runState, ttlMs: 0 },
+  datasets: { name: "datasets", description: "Fold of dataset events; key <tenant>.<datasetId>", value: datasetState, ttlMs: 0 },
+  adapters: {
+    name: "adapters",
+    description: "Desired versions and aliases; written by serve only; key <tenant>.<adapter>",
+    value: adapterState,
+    ttlMs: 0,
+  },
+  replicas: { name: "replicas", description: "Heartbeat of each agent; key <engine>.<replica>", value: replicaReport, ttlMs: 15_000 },
+  holdings: {
+    name: "holdings",
+    description: "What each replica holds of each adapter, proven or not; key <engine>.<replica>.<tenant>.<adapter>",
+    value: replicaHolding,
+    ttlMs: 0,
+  },
+  engines: { name: "engines", description: "What each engine can serve; key <engine>", value: engineRecord, ttlMs: 0 },
+  waited: {
+    name: "waited",
+    description: "Messages that were put off; key <durable>.<sequence>",
+    value: waitedState,
+    ttlMs: 7 * day,
+  },
+  cache: { name: "cache", description: "Content-addressed results; key <stage>.<tenant>.<hex>", value: cacheEntry, ttlMs: 0 },
+  traffic: {
+    name: "traffic",
+    description:
+      "What each gateway is serving; key = the gateway's own id; written every second while anything changes, at least every 5 s",
+    value: trafficState,
+    ttlMs: 15_000,
+  },
+  limits: {
+    name: "limits",
+    description: "Limits on requests; written by the gateway for its tenants' admins; key <tenant> or <tenant>.<adapter>",
+    value: limitState,
+    ttlMs: 0,
+  },
+  budgets: {
+    name: "budgets",
+    description: "What gateways have taken of each limit; key as in limits",
+    value: budgetState,
+    ttlMs: 3 * 60_000,
+  },
+  usage: {
+    name: "usage",
+    description: "Tokens used; key <tenant>.<day>.<adapter, or - for bases>.<gateway>, and ….total of days that are over",
+    value: usageState,
+    ttlMs: 0,
+  },
+  keys: { name: "keys", description: "API keys; key = sha256 of the key, hex", value: apiKeyRecord, ttlMs: 0 },
+} as const satisfies Record<string, BucketDef>;

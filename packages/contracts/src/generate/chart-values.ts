@@ -1,0 +1,190 @@
+/**
+ * The chart's values: `values.schema.json` derives from it, so that Helm refuses a key that is misspelt. What each key means stands in
+ * values.yaml, which has them all. What one value says of another is checked in templates/checks.yaml, in sentences.
+ */
+import { z } from "zod";
+import { engineSettings } from "./engine-settings.ts";
+import { tenantName } from "../names.ts";
+
+const text = z.string();
+const dnsLabel = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/);
+const strings = z.record(z.string(), z.string());
+/** Kubernetes' own, which its API server judges. */
+const object = z.record(z.string(), z.unknown());
+const objects = z.array(object);
+const env = z.array(z.looseObject({ name: z.string() }));
+const count = z.int().min(0);
+const atLeastOne = z.int().min(1);
+/** Helm drops what is null. */
+const bytes = z.int().min(1).nullish();
+/** As Kubernetes writes amounts. */
+const quantity = z.union([z.number(), z.string().regex(/^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$/)]);
+const resources = z.strictObject({
+  requests: z.record(z.string(), quantity).optional(),
+  limits: z.record(z.string(), quantity).optional(),
+  claims: objects.optional(),
+});
+
+/** Of every pod. */
+const pod = {
+  nodeSelector: strings,
+  tolerations: objects,
+  affinity: object,
+  priorityClassName: text,
+  podAnnotations: strings,
+  podLabels: strings,
+  podTemplate: object,
+};
+const service = { replicas: count, env, resources, ...pod };
+const autoscaling = z.strictObject({
+  enabled: z.boolean(),
+  minReplicas: atLeastOne,
+  maxReplicas: atLeastOne,
+  targetCPU: z.int().min(1).max(1000),
+});
+
+const { maxLoras, maxCpuLoras, maxLoraRank, maxModelLen } = engineSettings.shape;
+const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, extraArgs, ignore } = engineSettings.shape;
+/** Helm has no absent values: what stands for one is `""` or null. */
+const orEmpty = <T extends z.ZodType>(schema: T) => z.union([z.literal(""), schema]);
+const engineKeys = {
+  replicas: count,
+  image: z.string().min(1),
+  command: z.array(z.string()),
+  maxLoras,
+  maxCpuLoras,
+  maxLoraRank,
+  maxModelLen,
+  dtype: dtype.unwrap(),
+  quantization: orEmpty(quantization.unwrap()),
+  kvCacheDtype: orEmpty(kvCacheDtype.unwrap()),
+  prefixCaching: z.boolean().nullish(),
+  tensorParallelSize: tensorParallelSize.unwrap(),
+  gpus: gpus.unwrap(),
+  gpuResource: z.string().min(1),
+  tenants: z.array(tenantName),
+  tasks: z.array(z.enum(["generate", "embed"])).min(1),
+  promptLogprobs: z.boolean().nullish(),
+  extraArgs: extraArgs.unwrap(),
+  ignore: ignore.unwrap(),
+  env,
+  resources,
+  startupSeconds: atLeastOne,
+  maxUnavailable: z.union([count, z.string().regex(/^[0-9]+%$/)]),
+  maxSurge: z.union([count, z.string().regex(/^[0-9]+%$/)]),
+  volumes: objects,
+  volumeMounts: objects,
+  ...pod,
+};
+
+export const chartValues = z.strictObject({
+  /** Helm's own, which it hands to every chart that is part of another. */
+  global: object.optional(),
+  fullnameOverride: z.string().regex(/^([a-z]([a-z0-9-]{0,38}[a-z0-9])?)?$/),
+  commonLabels: strings,
+  commonAnnotations: strings,
+  logLevel: z.enum(["trace", "debug", "info", "warn", "error"]),
+  image: z.strictObject({
+    registry: z.string().min(1),
+    tag: text,
+    pullPolicy: z.enum(["Always", "IfNotPresent", "Never"]),
+    pullSecrets: z.array(z.string()),
+    services: text,
+    trainer: text,
+    agent: text,
+    nats: z.string().min(1),
+  }),
+  bootstrap: z.strictObject({ tenant: orEmpty(tenantName), existingSecret: text }),
+  engineKey: z.strictObject({ existingSecret: text }),
+  bases: z.strictObject({ volume: object }),
+  objects: z.strictObject({
+    s3: z.strictObject({ bucket: text, endpoint: text, region: text, existingSecret: text }),
+  }),
+  tracing: z.strictObject({
+    keep: z.boolean(),
+    otlpEndpoint: z.string().regex(/^(https?:\/\/.*)?$/),
+    chatShare: z.number().min(0).max(1).nullish(),
+  }),
+  imports: z.strictObject({
+    hubEndpoint: z.string().regex(/^(https?:\/\/.*)?$/),
+    hubTokenSecret: text,
+    allow: z.array(z.string()),
+    maxBytes: bytes,
+  }),
+  serviceAccounts: z.partialRecord(
+    z.enum(["gateway", "ingest", "tokenize", "train", "train-attempt", "serve", "engine", "operator", "streams", "nats"]),
+    strings,
+  ),
+  nats: z.strictObject({
+    enabled: z.boolean(),
+    url: text,
+    replicas: z.literal([1, 3, 5]),
+    auth: z.strictObject({ existingSecret: text }),
+    tenants: z.array(z.strictObject({ name: tenantName, namespaces: z.array(dnsLabel).optional() })),
+    persistence: z.strictObject({
+      enabled: z.boolean(),
+      size: z.string().regex(/^[1-9][0-9]*(Mi|Gi|Ti)$/),
+      storageClassName: text.nullish(),
+      existingClaim: text,
+      emptyDirSize: z.string().regex(/^[1-9][0-9]*(Mi|Gi|Ti)$/),
+    }),
+    resources,
+    ...pod,
+  }),
+  streams: z.strictObject({ env, resources, ...pod }),
+  gateway: z.strictObject({
+    ...service,
+    autoscaling,
+    uploadLimitBytes: bytes,
+    bodyLimitBytes: bytes,
+    oidc: z.strictObject({ issuer: z.string().regex(/^(https?:\/\/.*)?$/), audience: text, tenantClaim: text, scopeClaim: text }),
+    service: z.strictObject({
+      type: z.enum(["ClusterIP", "NodePort", "LoadBalancer"]),
+      port: z.int().min(1).max(65_535),
+      annotations: strings,
+    }),
+    ingress: z.strictObject({ enabled: z.boolean(), className: text, host: text, tlsSecret: text, annotations: strings }),
+  }),
+  ingest: z.strictObject(service),
+  tokenize: z.strictObject({ ...service, autoscaling }),
+  train: z.strictObject({
+    ...service,
+    pods: z.strictObject({
+      gpuResource: z.string().min(1),
+      gpus: count,
+      cpu: quantity,
+      memory: quantity,
+      ephemeralStorage: quantity,
+      device: z.enum(["auto", "cpu"]),
+      nodeSelector: strings,
+      tolerations: objects,
+      priorityClassName: text,
+      activeDeadlineSeconds: atLeastOne.nullish(),
+      ttlSecondsAfterFinished: count,
+      terminationGracePeriodSeconds: atLeastOne,
+      hangSeconds: z.int().min(10),
+      queueName: text,
+      jobSet: z.boolean(),
+      env,
+      envFrom: objects,
+      volumes: objects,
+      volumeMounts: objects,
+      podTemplate: object,
+    }),
+  }),
+  serve: z.strictObject(service),
+  operator: z.strictObject({ ...service, enabled: z.boolean(), namespaces: z.array(dnsLabel), tenants: z.record(dnsLabel, tenantName) }),
+  agent: z.strictObject({ env, resources }),
+  engines: z.array(
+    z.strictObject({ name: engineSettings.shape.engine, base: engineSettings.shape.base, ...z.strictObject(engineKeys).partial().shape }),
+  ),
+  engineDefaults: z.strictObject(engineKeys),
+  networkPolicy: z.strictObject({
+    enabled: z.boolean(),
+    gatewayFrom: objects,
+    metricsFrom: objects,
+    egress: z.strictObject({ enabled: z.boolean(), extra: objects }),
+  }),
+  podDisruptionBudget: z.strictObject({ enabled: z.boolean() }),
+});
+export type ChartValues = z.infer<typeof chartValues>;

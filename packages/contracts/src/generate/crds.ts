@@ -1,0 +1,458 @@
+/**
+ * The custom resources `FineTune` and `Adapter`, and their CustomResourceDefinitions. Pure. A custom resource is one more door to
+ * the commands that HTTP and NATS take, so its spec is the run spec; what the line says about it is copied into its status.
+ *
+ * Kubernetes knows less of JSON Schema than zod writes (docs: "structural schema"), so the schemas are derived: what it has no word
+ * for becomes a CEL rule where it can be said so early, and is judged by the operator in any case.
+ */
+import { z } from "zod";
+import { datasetMapping } from "../spec/dataset-mapping.ts";
+import { importSource } from "../spec/import-source.ts";
+import { adapterName, problem, traceparent, ulid } from "../names.ts";
+import { canarySettings, ignoredLoraFields, placement, refusedLoraFields, runSpecFields } from "../spec/run-spec.ts";
+
+export const crdGroup = "loraline.dev";
+export const crdVersion = "v1alpha1";
+/** Annotation of a FineTune: W3C traceparent that its run continues. */
+export const traceparentAnnotation = `${crdGroup}/traceparent`;
+
+const mapping = datasetMapping.optional().describe("How its rows are read; absent: each row's format is detected.");
+
+/** Where a FineTune's records come from. */
+export const datasetOfResource = z
+  .strictObject({
+    id: ulid.optional().describe("A dataset that the line has already."),
+    source: importSource.optional().describe("Fetched by the line: a URL, or a dataset of the hub."),
+    configMap: z
+      .strictObject({
+        name: z.string().min(1).max(253).describe("In the resource's namespace."),
+        key: z
+          .string()
+          .min(1)
+          .max(253)
+          .describe("Its ending says how the file is packed, as a file's name does: `data.jsonl`, `data.csv.gz`."),
+      })
+      .optional()
+      .describe("Small data out of a ConfigMap (`data` or `binaryData`). It is read once, when the run is asked for."),
+    mapping,
+  })
+  .refine(({ id, source, configMap }) => [id, source, configMap].filter((one) => one !== undefined).length === 1, {
+    error: "give exactly one of id, source and configMap",
+  })
+  .refine(({ id, mapping: given }) => id === undefined || given === undefined, {
+    error: "a dataset that is there already has been read; a mapping goes with source or configMap",
+    path: ["mapping"],
+  });
+export type DatasetOfResource = z.infer<typeof datasetOfResource>;
+
+/** Every field of `FineTune.spec`. What is inside `lora`, `training` and so on is judged as a run spec. */
+export const fineTuneSpec = runSpecFields.omit({ dataset: true, validation: true }).extend({
+  dataset: datasetOfResource.optional().describe("Dataset to train on."),
+  validation: datasetOfResource.optional().describe("Dataset to evaluate on. Without it `holdout` rows are held out."),
+});
+
+const time = z.iso.datetime();
+const condition = z.object({
+  type: z.string(),
+  status: z.enum(["True", "False", "Unknown"]),
+  reason: z.string().describe("A word, or the code of a problem."),
+  message: z.string(),
+  observedGeneration: z.int(),
+  lastTransitionTime: time.describe("When `status` became what it is."),
+});
+export type Condition = z.infer<typeof condition>;
+const conditions = z.array(condition).meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"] });
+const heldOutLoss = z.object({ base: z.string(), adapter: z.string() }).describe("Nats per token on the rows held out.");
+
+export const fineTunePhases = [
+  "Pending",
+  "Requested",
+  "Tokenized",
+  "Queued",
+  "Running",
+  "Trained",
+  "Served",
+  "Rejected",
+  "Failed",
+  "Cancelled",
+] as const;
+export type FineTunePhase = (typeof fineTunePhases)[number];
+export const fineTuneConditions = ["Accepted", "Tokenized", "Trained", "Served", "Finished"] as const;
+
+export const fineTuneStatus = z.object({
+  observedGeneration: z.int().optional(),
+  phase: z.enum(fineTunePhases).optional().describe("The run's phase. Pending: not asked for yet; the condition Accepted says why."),
+  message: z.string().optional().describe("What it waits for, or why it ended."),
+  runId: ulid.optional().describe("The run, as the other doors name it."),
+  datasetId: ulid.optional(),
+  attempt: z.int().optional(),
+  step: z.string().optional().describe("Steps done, of all."),
+  loss: z.string().optional().describe("Of the last step, in nats per token."),
+  eta: z.string().optional().describe("Until the last step, as the trainer guesses."),
+  heldOutLoss: heldOutLoss.optional(),
+  version: z.int().optional().describe("Version of the adapter that came of it."),
+  digest: z.string().optional(),
+  model: z.string().optional().describe("What to ask the gateway for: the pinned version."),
+  promoted: z.boolean().optional().describe("Whether the alias moved to it when it was served."),
+  converged: z.string().optional().describe("Replicas that have the version proven, of those that should; as it was when it was served."),
+  error: problem.optional(),
+  traceId: z.string().optional(),
+  startedAt: time.optional(),
+  finishedAt: time.optional(),
+  conditions: conditions
+    .optional()
+    .describe(
+      "Accepted, Tokenized, Trained, Served: True when done, False when it will never be (Accepted: not, or not yet), Unknown while it is under way. Finished: True when it has ended in any way; its reason says how.",
+    ),
+});
+export type FineTuneStatus = z.infer<typeof fineTuneStatus>;
+
+export const adapterResourceSpec = z.strictObject({
+  version: z
+    .int()
+    .min(1)
+    .optional()
+    .describe(
+      "Absent: whatever version is promoted, by whichever door. Set: this version is to be promoted (or rolled back to), asked for once, as soon as some replica has it proven. The last word counts, whichever door it comes through: when the alias is moved elsewhere afterwards, or a run promotes itself, it is not moved back, and the condition Promoted says so. To ask again, remove the field and set it again.",
+    ),
+  canary: canarySettings.optional().describe("The version gets a growing share of the alias's users first."),
+  placement: placement
+    .optional()
+    .describe("Which replicas hold the adapter; asked for once, as `version` is. Absent: as it is (at first: all replicas)."),
+});
+export type AdapterResourceSpec = z.infer<typeof adapterResourceSpec>;
+
+export const adapterConditions = ["Ready", "Converged", "Promoted", "Placed"] as const;
+
+/** What was asked for by an edit, so that it is asked once. */
+const asked = z.object({
+  version: z.int().optional(),
+  placement: z.string().optional().describe("JSON."),
+  versionSeq: z.int().optional().describe("Sequence of the command in ADAPTERS; absent: nothing had to be asked."),
+  placementSeq: z.int().optional(),
+});
+
+export const adapterStatus = z.object({
+  observedGeneration: z.int().optional(),
+  base: z.string().optional(),
+  engine: z.string().optional(),
+  model: z.string().optional().describe("What to ask the gateway for: the alias."),
+  promoted: z.int().optional().describe("The version that the alias points to."),
+  canary: z.string().optional().describe("Version and its share of the users, while a canary is under way."),
+  converged: z.string().optional().describe("Replicas that have the promoted (or else the newest) version proven, of those that should."),
+  versionCount: z.int().optional(),
+  versions: z
+    .array(
+      z.object({
+        version: z.int(),
+        digest: z.string(),
+        status: z.string().describe("desired, refused or retired."),
+        proven: z.string().optional().describe("Replicas that have it proven, of those that should."),
+        runId: ulid,
+        heldOutLoss: heldOutLoss.optional(),
+        reason: z.string().optional(),
+        message: z.string().optional(),
+      }),
+    )
+    .meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["version"] })
+    .optional()
+    .describe("Newest first, at most 20."),
+  asked: asked.optional().describe("What of the spec was asked for already."),
+  conditions: conditions
+    .optional()
+    .describe(
+      "Ready: the promoted version answers on some replica. Converged: every version that should be held is proven on every replica that should hold it. Promoted and Placed: whether what the spec asks for is so, and if not, why.",
+    ),
+});
+export type AdapterStatus = z.infer<typeof adapterStatus>;
+
+type Json = Record<string, unknown>;
+interface Rule {
+  rule: string;
+  message: string;
+  fieldPath?: string;
+}
+
+const exactlyOne = (...fields: string[]): string =>
+  `[${fields.map((field) => `has(self.${field})`).join(", ")}].filter(given, given).size() == 1`;
+const oneDataset: Rule[] = [
+  { rule: exactlyOne("id", "source", "configMap"), message: "give exactly one of id, source and configMap" },
+  {
+    rule: "!has(self.mapping) || !has(self.id)",
+    message: "a dataset that is there already has been read; a mapping goes with source or configMap",
+    fieldPath: ".mapping",
+  },
+];
+const oneSource: Rule[] = [
+  { rule: exactlyOne("url", "hub"), message: "give `url`, or `hub` (organisation/name) with file, config, split or revision" },
+  {
+    rule: "has(self.hub) || !(has(self.file) || has(self.config) || has(self.split) || has(self.revision))",
+    message: "file, config, split and revision go with `hub` only",
+  },
+];
+const ascending: Rule[] = [
+  {
+    rule: "self.isSorted() && self.all(step, self.exists_one(other, other == step))",
+    message: "each step must be above the one before it",
+  },
+];
+const placementRules: Rule[] = [
+  {
+    rule: "(self.mode == 'spread') == has(self.replicas)",
+    message: "replicas goes with mode: spread, which needs it",
+    fieldPath: ".replicas",
+  },
+  { rule: "(self.mode == 'pinned') == has(self.pins)", message: "pins goes with mode: pinned, which needs it", fieldPath: ".pins" },
+];
+
+/** How PEFT spells the fields that are refused, as far as Kubernetes can tell a value that changes nothing from one that does. */
+const refusedTypes: Readonly<Record<string, Json>> = {
+  ...Object.fromEntries(["use_dora", "lora_bias", "use_qalora"].map((field) => [field, { type: "boolean" }])),
+  bias: { type: "string", maxLength: 100 },
+  ...Object.fromEntries(
+    Object.entries({
+      modules_to_save: { type: "string" },
+      target_parameters: { type: "string" },
+      layer_replication: { type: "array", items: { type: "integer" } },
+      alora_invocation_tokens: { type: "integer" },
+      trainable_token_indices: { type: "integer" },
+    }).map(([field, items]) => [field, { type: "array", items }]),
+  ),
+};
+const neutral: Readonly<Record<string, (field: string) => string>> = {
+  boolean: (field) => `!self.${field}`,
+  string: (field) => `self.${field} == 'none'`,
+  array: (field) => `size(self.${field}) == 0`,
+};
+
+function refusedLora(): { properties: Json; rules: Rule[] } {
+  const properties: Json = {};
+  const rules: Rule[] = [];
+  for (const [field, reason] of Object.entries(refusedLoraFields)) {
+    const description = `Refused: ${reason}.`;
+    const typed = refusedTypes[field];
+    // Of an object CEL cannot tell whether it is empty, so the schema says it; and what is in it must not be pruned before.
+    const object = { type: "object", maxProperties: 0, "x-kubernetes-preserve-unknown-fields": true };
+    properties[field] = { description, nullable: true, ...(typed ?? object) };
+    if (typed === undefined) continue;
+    rules.push({
+      rule: `!has(self.${field}) || ${(neutral[typed["type"] as string] as (field: string) => string)(field)}`,
+      message: `${field} is refused: ${reason}. Remove it.`,
+      fieldPath: `.${field}`,
+    });
+  }
+  properties["megatron_core"] = { description: "Written by PEFT; changes nothing.", type: "string", nullable: true };
+  for (const field of ignoredLoraFields)
+    properties[field] = { description: "Written by PEFT; changes nothing.", nullable: true, "x-kubernetes-preserve-unknown-fields": true };
+  return { properties, rules };
+}
+
+/** JSON Schema as Kubernetes takes it. */
+function structural(node: Json): Json {
+  const { default: byDefault, anyOf, oneOf, additionalProperties, properties, items, maximum, minimum, ...kept } = node;
+  const variants = (anyOf ?? oneOf) as Json[] | undefined;
+  const description = describe(kept["description"] as string | undefined, byDefault);
+  const common = { ...kept, ...(description === undefined ? {} : { description }) };
+  if (variants !== undefined) {
+    const one = variants.filter(({ type }) => type !== "null");
+    const objects = one.every(({ type }) => type === "object");
+    if (one.length === 1 && one[0] !== undefined) return { ...structural(one[0]), ...common };
+    return objects ? { ...common, ...merged(one) } : { ...common, "x-kubernetes-preserve-unknown-fields": true };
+  }
+  const schema: Json = { ...common };
+  // Whole numbers of JavaScript end there; it is no rule of ours.
+  if (minimum !== undefined && minimum !== Number.MIN_SAFE_INTEGER) schema["minimum"] = minimum;
+  if (maximum !== undefined && maximum !== Number.MAX_SAFE_INTEGER) schema["maximum"] = maximum;
+  if (schema["type"] === "integer") schema["format"] = "int64";
+  // The format says it, in fewer than 300 characters.
+  if (schema["format"] === "date-time") delete schema["pattern"];
+  if (properties !== undefined)
+    schema["properties"] = Object.fromEntries(
+      Object.entries(properties as Record<string, Json>).map(([name, value]) => [name, structural(value)]),
+    );
+  if (items !== undefined) schema["items"] = structural(items as Json);
+  if (typeof additionalProperties === "object" && additionalProperties !== null && Object.keys(additionalProperties).length > 0)
+    schema["additionalProperties"] = structural(additionalProperties as Json);
+  return schema;
+}
+
+/** Several shapes of an object as one; a rule has to say which fields go together. */
+function merged(variants: readonly Json[]): Json {
+  const properties: Record<string, Json> = {};
+  for (const variant of variants) {
+    for (const [name, value] of Object.entries(variant["properties"] as Record<string, Json>)) {
+      const known = properties[name];
+      const values = [...((known?.["enum"] as unknown[] | undefined) ?? []), ...((value["enum"] as unknown[] | undefined) ?? [])];
+      properties[name] = { ...structural(value), ...(values.length === 0 ? {} : { enum: [...new Set(values)] }) };
+    }
+  }
+  const required = variants
+    .map((variant) => (variant["required"] as string[] | undefined) ?? [])
+    .reduce((common, names) => common.filter((name) => names.includes(name)));
+  return { type: "object", properties, ...(required.length === 0 ? {} : { required }) };
+}
+
+/** Defaults are told and not filled in: a resource keeps saying what its author said. */
+function describe(text: string | undefined, byDefault: unknown): string | undefined {
+  if (byDefault === undefined || (typeof byDefault === "object" && Object.keys(byDefault as object).length === 0)) return text;
+  return [text, `Default: ${typeof byDefault === "string" ? byDefault : JSON.stringify(byDefault)}.`]
+    .filter((part) => part !== undefined)
+    .join(" ");
+}
+
+function schemaOf(schema: z.ZodType): Json {
+  const { $schema: _dropped, ...rest } = z.toJSONSchema(schema, { target: "openapi-3.0", io: "input", reused: "inline" }) as Json;
+  return structural(rest);
+}
+
+function propertyOf(schema: Json, path: string): Json {
+  let at = schema;
+  for (const name of path === "" ? [] : path.split(".")) at = (at["properties"] as Record<string, Json>)[name] as Json;
+  return at;
+}
+
+function withRules(schema: Json, rules: Readonly<Record<string, readonly Rule[]>>): Json {
+  for (const [path, added] of Object.entries(rules)) propertyOf(schema, path)["x-kubernetes-validations"] = added;
+  return schema;
+}
+
+function fineTuneSchema(): Json {
+  const spec = schemaOf(fineTuneSpec);
+  const refused = refusedLora();
+  Object.assign(propertyOf(spec, "lora")["properties"] as Json, refused.properties);
+  return withRules(spec, {
+    "": [
+      { rule: "self == oldSelf", message: "a FineTune is one run and cannot be changed; make a new one with another name" },
+      { rule: exactlyOne("dataset", "import"), message: "an adapter is either trained on `dataset` or imported: give one of the two" },
+      {
+        rule: "!has(self.import) || !has(self.validation)",
+        message: "an imported adapter is not evaluated; remove it",
+        fieldPath: ".validation",
+      },
+      {
+        rule: "!has(self.canary) || (has(self.promote) && self.promote == 'canary')",
+        message: "canary has settings, but promote is not canary. Set promote: canary, or remove canary.",
+        fieldPath: ".canary",
+      },
+    ],
+    dataset: oneDataset,
+    "dataset.source": oneSource,
+    validation: oneDataset,
+    "validation.source": oneSource,
+    lora: refused.rules,
+    "canary.steps": ascending,
+    placement: placementRules,
+  });
+}
+
+const adapterSchema = (): Json =>
+  withRules(schemaOf(adapterResourceSpec), {
+    "": [{ rule: "!has(self.canary) || has(self.version)", message: "a canary is of a version: set version", fieldPath: ".canary" }],
+    "canary.steps": ascending,
+    placement: placementRules,
+  });
+
+interface Column {
+  name: string;
+  type: "string" | "integer" | "date" | "boolean";
+  jsonPath: string;
+  /** 1: shown with `-o wide` only. */
+  priority?: number;
+  description?: string;
+}
+const age: Column = { name: "Age", type: "date", jsonPath: ".metadata.creationTimestamp" };
+
+function crd(of: {
+  kind: string;
+  plural: string;
+  shortNames: string[];
+  description: string;
+  spec: Json;
+  status: Json;
+  required: string[];
+  columns: Column[];
+}): Json {
+  return {
+    apiVersion: "apiextensions.k8s.io/v1",
+    kind: "CustomResourceDefinition",
+    metadata: { name: `${of.plural}.${crdGroup}`, labels: { "app.kubernetes.io/name": "loraline" } },
+    spec: {
+      group: crdGroup,
+      scope: "Namespaced",
+      names: {
+        kind: of.kind,
+        listKind: `${of.kind}List`,
+        plural: of.plural,
+        singular: of.kind.toLowerCase(),
+        shortNames: of.shortNames,
+        categories: ["all", "loraline"],
+      },
+      versions: [
+        {
+          name: crdVersion,
+          served: true,
+          storage: true,
+          subresources: { status: {} },
+          additionalPrinterColumns: of.columns,
+          schema: {
+            openAPIV3Schema: {
+              type: "object",
+              description: of.description,
+              required: of.required,
+              properties: { spec: of.spec, status: of.status },
+            },
+          },
+        },
+      ],
+    },
+  };
+}
+
+/** By file name. */
+export const crds = (): Record<string, Json> => ({
+  "finetunes.yaml": crd({
+    kind: "FineTune",
+    plural: "finetunes",
+    shortNames: ["ft"],
+    description:
+      "One fine-tuning run, from its dataset to an adapter that is served. Deleting a FineTune whose run has not ended cancels the run; deleting one that has ended leaves the adapter served.",
+    spec: fineTuneSchema(),
+    status: schemaOf(fineTuneStatus),
+    required: ["spec"],
+    columns: [
+      { name: "Adapter", type: "string", jsonPath: ".spec.adapter" },
+      { name: "Phase", type: "string", jsonPath: ".status.phase" },
+      { name: "Step", type: "string", jsonPath: ".status.step" },
+      { name: "Loss", type: "string", jsonPath: ".status.loss" },
+      { name: "ETA", type: "string", jsonPath: ".status.eta" },
+      { name: "Version", type: "integer", jsonPath: ".status.version" },
+      { name: "Converged", type: "string", jsonPath: ".status.converged" },
+      age,
+      { name: "Message", type: "string", jsonPath: ".status.message", priority: 1 },
+      { name: "Run", type: "string", jsonPath: ".status.runId", priority: 1 },
+    ],
+  }),
+  "adapters.yaml": crd({
+    kind: "Adapter",
+    plural: "adapters",
+    shortNames: ["lora"],
+    description:
+      "An adapter and its versions. The operator makes one for each adapter of the namespace's tenant; its spec is a door for promoting, rolling back and placing. Deleting it deletes nothing of the adapter, and it is made again.",
+    spec: adapterSchema(),
+    status: schemaOf(adapterStatus),
+    required: [],
+    columns: [
+      { name: "Base", type: "string", jsonPath: ".status.base" },
+      { name: "Promoted", type: "integer", jsonPath: ".status.promoted" },
+      { name: "Versions", type: "integer", jsonPath: ".status.versionCount" },
+      { name: "Converged", type: "string", jsonPath: ".status.converged" },
+      { name: "Canary", type: "string", jsonPath: ".status.canary" },
+      age,
+      { name: "Ready", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].reason", priority: 1 },
+    ],
+  }),
+});
+
+/** The resource's name is an adapter's name. */
+export const isAdapterName = (name: string): boolean => adapterName.safeParse(name).success;
+export const isTraceparent = (text: string | undefined): text is string => traceparent.safeParse(text).success;

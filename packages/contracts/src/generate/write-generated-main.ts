@@ -1,0 +1,18 @@
+/** `make generate`: writes `generated/` anew, and what the chart takes from the contracts. */
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { chartFiles, generatedFiles } from "./generate.ts";
+
+const root = join(import.meta.dirname, "../../generated");
+const chart = join(import.meta.dirname, "../../../../helm/loraline");
+rmSync(root, { recursive: true, force: true });
+rmSync(join(chart, "crds"), { recursive: true, force: true });
+write(root, generatedFiles());
+write(chart, chartFiles());
+
+function write(folder: string, files: ReadonlyMap<string, string>): void {
+  for (const [path, text] of files) {
+    mkdirSync(dirname(join(folder, path)), { recursive: true });
+    writeFileSync(join(folder, path), text);
+  }
+}

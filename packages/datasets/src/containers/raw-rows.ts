@@ -1,0 +1,37 @@
+/** What every container gives: its rows, in order, each by itself. */
+import type { Refusal } from "../formats/detect.ts";
+
+export type Container = "jsonl" | "json-array" | "csv" | "tsv" | "parquet" | "arrow";
+
+/** Where a row is: `line` is what records and rejections carry, `place` what people are told, such as `element 3 (line 7)`. */
+export interface RowPlace {
+  readonly line: number;
+  readonly place: string;
+}
+
+/** A row of text that is still to be parsed, a row of values, or why there is none. */
+export type RawRow = RowPlace &
+  (
+    | { readonly text: string; readonly firstLine: number }
+    /** `exact`: the same with numbers as they are written there. */
+    | { readonly value: Readonly<Record<string, unknown>>; readonly exact: () => unknown }
+    | { readonly refusal: Refusal }
+  );
+
+export interface RawRows {
+  readonly container: Container;
+  /**
+   * In batches as they come; throws a PermanentError where nothing after it can be read (FILE_TRUNCATED, FILE_CORRUPT, …).
+   * What is wrong with one row costs that row only.
+   */
+  readonly batches: AsyncIterable<RawRow[]>;
+}
+
+export const refused = (line: number, place: string, code: string, message: string): RawRow => ({
+  line,
+  place,
+  refusal: { code, message },
+});
+
+export const rowTooLarge = (line: number, place: string, bytes: number, limit: number): RawRow =>
+  refused(line, place, "ROW_TOO_LARGE", `${place} has ${bytes} bytes; a row may have ${limit}. Split it, or shorten it.`);

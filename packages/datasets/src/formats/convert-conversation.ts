@@ -1,0 +1,360 @@
+/** Conversations in every spelling that is known, to messages. Pure. */
+import { isTrainedTurn, type Message, type Rec } from "@loraline/contracts";
+import { parseExact, parseJson } from "../containers/exact-json.ts";
+import {
+  type Body,
+  type Context,
+  type Conversion,
+  deepest,
+  isBlank,
+  isDeeperThan,
+  isObject,
+  nameOf,
+  type Refusal,
+  refuse,
+  type Row,
+  shorten,
+} from "./signature.ts";
+
+type Media = NonNullable<Rec["media"]>;
+
+/** Who speaks, as files spell it. */
+export const roles: Readonly<Record<string, Message["role"] | "function_call">> = {
+  system: "system",
+  developer: "system",
+  系统: "system",
+  user: "user",
+  human: "user",
+  prompter: "user",
+  用户: "user",
+  assistant: "assistant",
+  gpt: "assistant",
+  bot: "assistant",
+  chatbot: "assistant",
+  model: "assistant",
+  ai: "assistant",
+  chatgpt: "assistant",
+  助手: "assistant",
+  tool: "tool",
+  observation: "tool",
+  function: "tool",
+  function_response: "tool",
+  tool_response: "tool",
+  ipython: "tool",
+  function_call: "function_call",
+  tool_call: "function_call",
+};
+const turnKeys = new Set(
+  "role from speaker content value text name reasoning_content reasoning thinking tool_calls tool_call_id function_call train loss weight".split(
+    " ",
+  ),
+);
+/** Two turns in one object. */
+const pairs = [
+  ["human", "assistant"],
+  ["user", "assistant"],
+  ["human", "bot"],
+  ["question", "answer"],
+  ["prompt", "response"],
+] as const;
+
+export interface Turns {
+  readonly messages: Message[];
+  readonly media: Media;
+  /** Keys of turns that no message keeps. */
+  readonly unusedKeys: ReadonlySet<string>;
+}
+
+/** @param field - of the row, for what is kept as JSON and for complaints. */
+export function convertTurns(
+  turns: readonly unknown[],
+  field: string,
+  context: Context,
+  exact = () => context.exact(field),
+): Turns | Refusal {
+  const messages: Message[] = [];
+  const media: Media = [];
+  const unusedKeys = new Set<string>();
+  const own = context.names[field] ?? field;
+  for (const [index, turn] of turns.entries()) {
+    const place = `message ${index + 1}`;
+    if (!isObject(turn)) return refuse("MESSAGE_INVALID", `${place} is ${nameOf(turn)}; an object with role and content is expected`);
+    const pair = pairs.find(([asks, answers]) => typeof turn[asks] === "string" && typeof turn[answers] === "string");
+    if (pair !== undefined && turn.role === undefined && turn.from === undefined) {
+      messages.push({ role: "user", content: turn[pair[0]] as string }, { role: "assistant", content: turn[pair[1]] as string });
+      for (const key of Object.keys(turn)) if (key !== pair[0] && key !== pair[1]) unusedKeys.add(`${own}[].${key}`);
+      continue;
+    }
+    for (const key of Object.keys(turn)) if (!turnKeys.has(key) && turn[key] !== null) unusedKeys.add(`${own}[].${key}`);
+    const read = convertTurn(turn, place, { media, roles: context.mapping.roles, exact: () => (exact() as Row[])[index] as Row });
+    if ("code" in read) return read;
+    messages.push(read);
+  }
+  return { messages, media, unusedKeys };
+}
+
+interface TurnContext {
+  readonly media: Media;
+  readonly roles: Context["mapping"]["roles"];
+  readonly exact: () => Row;
+}
+
+function convertTurn(turn: Row, place: string, context: TurnContext): Message | Refusal {
+  const speaker = turn.role ?? turn.from ?? turn.speaker;
+  if (typeof speaker !== "string") return refuse("MESSAGE_INVALID", `${place} has no role (\`role\` or \`from\`)`);
+  const role = roleOf(speaker, context.roles);
+  if (role === undefined) {
+    return refuse(
+      "ROLE_UNKNOWN",
+      `${place} has the role "${shorten(speaker)}". Known roles: ${Object.keys(roles).join(", ")}. Name others in the mapping's \`roles\`.`,
+    );
+  }
+  const key = (["content", "value", "text"] as const).find((each) => turn[each] !== undefined && turn[each] !== null);
+  const written = key === undefined ? turn.content : turn[key];
+  const calls = callsOf(turn, place, context.exact);
+  if (typeof calls === "object") return calls;
+  const images: number[] = [];
+  const content = textOf(written ?? (calls === undefined ? undefined : ""), role, place, key ?? "content", context, images);
+  if (typeof content !== "string") return content;
+  if (role === "function_call") {
+    const parsed = parseJson(content);
+    if (typeof parsed !== "object" || parsed === null) {
+      return refuse("MESSAGE_INVALID", `${place} is a function call, but its content is not the JSON of one`);
+    }
+    return { role: "assistant", content: "", tool_calls: Array.isArray(parsed) ? content.trim() : `[${content.trim()}]` };
+  }
+  const message: Message = { role, content };
+  if (typeof turn.name === "string") message.name = turn.name;
+  if (typeof turn.tool_call_id === "string") message.tool_call_id = turn.tool_call_id;
+  if (images.length > 0) message.media = images;
+  const train = turn.train ?? turn.loss ?? undefined;
+  const weight = turn.weight ?? undefined;
+  if ((train !== undefined && typeof train !== "boolean") || (weight !== undefined && weight !== 0 && weight !== 1)) {
+    return refuse("MESSAGE_INVALID", `${place}: \`train\` must be true or false, \`weight\` must be 0 or 1`);
+  }
+  if (role !== "assistant") {
+    if (train === true || weight === 1) return refuse("MESSAGE_INVALID", `${place} is not the assistant's, so it cannot be trained on`);
+    return message;
+  }
+  if (calls !== undefined) message.tool_calls = calls;
+  const reasoning = turn.reasoning_content ?? turn.reasoning ?? turn.thinking;
+  if (typeof reasoning === "string" && !isBlank(reasoning)) message.reasoning = reasoning;
+  if (train !== undefined) message.train = train;
+  if (weight !== undefined) message.weight = weight;
+  return message;
+}
+
+function roleOf(speaker: string, others: TurnContext["roles"]): Message["role"] | "function_call" | undefined {
+  if (others !== undefined && Object.hasOwn(others, speaker)) return others[speaker];
+  if (Object.hasOwn(roles, speaker)) return roles[speaker];
+  const plain = speaker.trim().toLowerCase();
+  return Object.hasOwn(roles, plain) ? roles[plain] : undefined;
+}
+
+/** A turn's calls as the JSON of a list; undefined: none. */
+function callsOf(turn: Row, place: string, exact: () => Row): string | undefined | Refusal {
+  for (const key of ["tool_calls", "function_call"] as const) {
+    const calls = turn[key];
+    if (calls === undefined || calls === null || (Array.isArray(calls) && calls.length === 0)) continue;
+    if (typeof calls === "string" && isBlank(calls)) continue;
+    const isText = typeof calls === "string";
+    const value = isText ? parseJson(calls) : calls;
+    const many = Array.isArray(value) ? value : [value];
+    if (!many.every((call) => isObject(call))) {
+      return refuse("MESSAGE_INVALID", `${place}: \`${key}\` is ${nameOf(calls)}; it must be a list of calls, or one as JSON text`);
+    }
+    if (isDeeperThan(value, deepest)) return refuse("NESTED_TOO_DEEPLY", `${place}: \`${key}\` is nested more than ${deepest} levels deep`);
+    const json = isText ? calls.trim() : JSON.stringify(exact()[key]);
+    return Array.isArray(value) ? json : `[${json}]`;
+  }
+  return undefined;
+}
+
+/**
+ * OpenAI's content parts are joined by newlines, as vLLM joins them for templates that take text. `<think>` inside a content stays
+ * where it is: templates that know it take it apart themselves, and with the others it has to stay text to be learned.
+ */
+function textOf(
+  written: unknown,
+  role: Message["role"] | "function_call",
+  place: string,
+  key: string,
+  { media, exact }: TurnContext,
+  images: number[],
+): string | Refusal {
+  if (typeof written === "string") return written;
+  if (Array.isArray(written) && written.every((part) => typeof part === "string" || (isObject(part) && typeof part.type === "string"))) {
+    const said: string[] = [];
+    for (const part of written as (string | Row)[]) {
+      if (typeof part === "string") said.push(part);
+      else if (typeof part.text === "string" && /^(?:input_|output_)?text$/.test(part.type as string)) said.push(part.text);
+      else {
+        const image = /^(?:input_)?image(?:_url)?$/.test(part.type as string) ? refOf(part.image_url ?? part.image ?? part.url) : undefined;
+        if (image === undefined) {
+          return refuse(
+            "CONTENT_NOT_TEXT",
+            `${place} holds a part of type "${shorten(part.type as string)}"; text and image URLs can be read`,
+          );
+        }
+        images.push(media.push({ type: "image", ref: image }) - 1);
+      }
+    }
+    return said.join("\n");
+  }
+  // What a tool gave back is data: templates show it as JSON.
+  if (role === "tool" && typeof written === "object" && written !== null) {
+    if (isDeeperThan(written, deepest)) return refuse("NESTED_TOO_DEEPLY", `${place} is nested more than ${deepest} levels deep`);
+    return JSON.stringify(exact()[key]);
+  }
+  return refuse("CONTENT_NOT_TEXT", `the content of ${place} is ${nameOf(written)}; it must be text`);
+}
+
+/* --- images --- */
+
+/** URL, path or data URI of an image; undefined: there is none to refer to. */
+export function refOf(image: unknown): string | undefined {
+  if (typeof image === "string") return isBlank(image) ? undefined : image;
+  if (!isObject(image)) return undefined;
+  const named = image.url ?? image.path ?? image.image_url;
+  return typeof named === "string" && !isBlank(named) ? named : undefined;
+}
+
+/** A row's images; none where the field is absent or empty. */
+export function mediaOf(image: unknown, name: string): Media | Refusal {
+  if (image === undefined || image === "") return [];
+  const media: Media = [];
+  for (const one of Array.isArray(image) ? (image as unknown[]) : [image]) {
+    const ref = refOf(one);
+    if (ref === undefined) {
+      return refuse("IMAGE_UNREADABLE", `\`${name}\` holds ${nameOf(one)} without a path or URL. Give the image's path or URL.`);
+    }
+    media.push({ type: "image", ref });
+  }
+  return media;
+}
+
+/* --- whole rows --- */
+
+interface ConversationValues {
+  readonly messages: string | readonly unknown[];
+  readonly system: string | undefined;
+  readonly tools?: string | readonly unknown[] | undefined;
+  readonly image?: unknown;
+}
+
+/** Messages of a field that is a list, or one as JSON text. */
+export function readTurns(given: string | readonly unknown[], field: string, context: Context): Turns | Refusal {
+  if (typeof given !== "string") return convertTurns(given, field, context);
+  const parsed = parseJson(given);
+  if (!Array.isArray(parsed)) {
+    return refuse("MESSAGE_INVALID", `\`${context.names[field] ?? field}\` is text; it must be a list of messages, or one as JSON text`);
+  }
+  let exact: unknown;
+  return convertTurns(parsed, field, context, () => (exact ??= parseExact(given)));
+}
+
+export function convertConversation(values: ConversationValues, context: Context): Conversion {
+  const turns = readTurns(values.messages, "messages", context);
+  if ("code" in turns) return turns;
+  const { messages, media } = turns;
+  const problem = putSystem(values.system, messages) ?? judgeMessages(messages);
+  if (problem !== undefined) return problem;
+  const body: Body = { kind: "chat", task: "chat", messages };
+  const tools = toolsOf(values.tools, context);
+  if (typeof tools === "object") return tools;
+  if (tools !== undefined) body.tools = tools;
+  const images = mediaOf(values.image, context.names.image ?? "image");
+  if ("code" in images) return images;
+  const misplaced = placeImages(messages, media, images);
+  if (misplaced !== undefined) return misplaced;
+  if (media.length > 0) body.media = media;
+  return { body, unusedKeys: [...turns.unusedKeys] };
+}
+
+export function putSystem(system: string | undefined, messages: Message[]): Refusal | undefined {
+  if (system === undefined || system === "") return undefined;
+  const first = messages[0];
+  if (first?.role !== "system") messages.unshift({ role: "system", content: system });
+  else if (first.content !== system) {
+    return refuse("SYSTEM_TWICE", "`system` and the first message are two different system prompts. Keep one.");
+  }
+  return undefined;
+}
+
+/** Tools as JSON; undefined: none. */
+export function toolsOf(tools: string | readonly unknown[] | undefined, context: Context): string | undefined | Refusal {
+  if (tools === undefined || tools.length === 0 || (typeof tools === "string" && isBlank(tools))) return undefined;
+  const value = typeof tools === "string" ? parseJson(tools) : tools;
+  if (value === undefined) return refuse("TOOLS_INVALID", "`tools` is text, but not JSON");
+  const many = Array.isArray(value) ? value : [value];
+  if (!many.every((tool) => isObject(tool))) return refuse("TOOLS_INVALID", "`tools` must be a list of objects, one for each tool");
+  if (isDeeperThan(value, deepest)) return refuse("NESTED_TOO_DEEPLY", `\`tools\` is nested more than ${deepest} levels deep`);
+  if (many.length === 0) return undefined;
+  const json = typeof tools === "string" ? tools : JSON.stringify(context.exact("tools"));
+  return Array.isArray(value) ? json : `[${json}]`;
+}
+
+const marker = /<image>\n?/g;
+/** A row's images belong where `<image>` stands in a user's turn; without any such mark, to the first one. */
+function placeImages(messages: Message[], media: Media, images: Media): Refusal | undefined {
+  if (images.length === 0) return undefined;
+  const marks = messages.reduce((sum, { content }) => sum + (content.match(marker)?.length ?? 0), 0);
+  if (marks > 0 && marks !== images.length) {
+    return refuse("IMAGES_DIFFER", `the messages show <image> ${marks} times, and the row has ${images.length} images. Make them equal.`);
+  }
+  let next = media.length;
+  media.push(...images);
+  for (const message of messages) {
+    const here = marks === 0 ? (message.role === "user" ? images.length : 0) : (message.content.match(marker)?.length ?? 0);
+    if (here === 0) continue;
+    message.media = [...(message.media ?? []), ...Array.from({ length: here }, () => next++)];
+    message.content = message.content.replace(marker, "");
+    if (marks === 0) break;
+  }
+  return undefined;
+}
+
+export function judgeMessages(messages: readonly Message[]): Refusal | undefined {
+  let asked = false;
+  let said = false;
+  let last: Message | undefined;
+  let answered = false;
+  for (const message of messages) {
+    if (message.role === "user") {
+      asked = true;
+      if (!isBlank(message.content) || message.media !== undefined) said = true;
+    } else if (message.role === "assistant") {
+      answered = true;
+      if (isTrainedTurn(message)) last = message;
+    }
+  }
+  if (!asked) return refuse("NO_USER_TURN", "the conversation has no user turn");
+  if (!answered) return refuse("NO_ASSISTANT_TURN", "the conversation has no assistant turn");
+  if (last === undefined)
+    return refuse("NOTHING_TRAINED", "every assistant turn has `train: false` or `weight: 0`: nothing would be learned");
+  if (isBlank(last.content) && last.tool_calls === undefined) {
+    return refuse("EMPTY_ANSWER", "the last assistant turn is empty: there is nothing to learn from it");
+  }
+  if (!said) return refuse("EMPTY_PROMPT", "every user turn is empty");
+  return undefined;
+}
+
+/** Earlier turns beside a question: messages, or pairs of question and answer. */
+export function readHistory(history: readonly unknown[] | undefined, context: Context): Message[] | Refusal {
+  if (history === undefined || history.length === 0) return [];
+  if (history.every((pair) => Array.isArray(pair))) {
+    const messages: Message[] = [];
+    for (const [index, pair] of (history as unknown[][]).entries()) {
+      const [question, answer] = pair;
+      if (pair.length !== 2 || typeof question !== "string" || typeof answer !== "string") {
+        return refuse("HISTORY_INVALID", `\`history\` ${index + 1} is no pair of texts: question and answer`);
+      }
+      messages.push({ role: "user", content: question }, { role: "assistant", content: answer });
+    }
+    return messages;
+  }
+  const turns = convertTurns(history, "history", context);
+  if ("code" in turns) return turns;
+  if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", "`history` holds images; text is expected there");
+  return turns.messages;
+}

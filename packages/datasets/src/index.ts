@@ -1,0 +1,10 @@
+export { type FileSource, openContainer } from "./containers/open-container.ts";
+export { roles } from "./formats/convert-conversation.ts";
+export { prompts } from "./formats/prompt-templates.ts";
+export { signatures } from "./formats/signatures.ts";
+export { defaultIngestSettings, ingestDataset, ingestKey, type IngestResult, type IngestSettings, type Upload } from "./ingest-dataset.ts";
+export { type Batch, readRecords, type ReadRecordsOptions } from "./read-records.ts";
+export { type Contents, createReport, readContents } from "./report/dataset-report.ts";
+export { judgeDataset } from "./report/judge-dataset.ts";
+export { countLengths } from "./report/measure-lengths.ts";
+export { comparedText, createNearDuplicates, type NearDuplicates, signatureOf, signatureSize } from "./report/near-duplicates.ts";

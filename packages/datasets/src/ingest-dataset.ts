@@ -1,0 +1,151 @@
+/** One upload to chunks of canonical records, rejections, report and manifest; or the reason why it gives nothing. */
+import { createHash } from "node:crypto";
+import type { FileHandle } from "node:fs/promises";
+import type { BlobRef, DatasetManifest, DatasetMapping, Problem, Rejection } from "@loraline/contracts";
+import { digestOf, type Objects, putJson } from "@loraline/objects";
+import { explainSystemError, PermanentError } from "@loraline/runtime";
+import { canonicalJson } from "./canonical-json.ts";
+import { createReport } from "./report/dataset-report.ts";
+import { judgeDataset } from "./report/judge-dataset.ts";
+import { isFileFault, readRecords } from "./read-records.ts";
+import { openNameless } from "./containers/spool.ts";
+
+/** Raise it whenever the same bytes would give other records: results cached by older code are then not used. */
+export const ingestCode = "ingest/2";
+
+export interface IngestSettings {
+  /** A row with more bytes is rejected. */
+  maxRowBytes: number;
+  /** Size at which a chunk of records is closed, in bytes. */
+  chunkBytes: number;
+}
+export const defaultIngestSettings: IngestSettings = { maxRowBytes: 8 * 1024 * 1024, chunkBytes: 4 * 1024 * 1024 };
+
+export interface Upload {
+  tenant: string;
+  blob: BlobRef;
+  filename: string;
+  /** Read after it, as one file. */
+  parts: readonly { blob: BlobRef; filename: string }[];
+  mapping: DatasetMapping | null;
+}
+
+export type IngestResult =
+  | { kind: "ingested"; manifest: BlobRef; report: BlobRef; records: number; rejections: number; formats: Record<string, number> }
+  | { kind: "rejected"; problem: Problem; report: BlobRef | null; rejections: number };
+
+/** Hash of everything that decides the result: hex. What a file is called is among it only where there are several, which the report names. */
+export const ingestKey = ({ blob, filename, parts, mapping }: Omit<Upload, "tenant">, settings: IngestSettings): string => {
+  const more = parts.length === 0 ? {} : { filename, parts: parts.map((part) => [part.blob.digest, part.filename]) };
+  return digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, ...more, mapping, settings })).slice("sha256:".length);
+};
+
+/**
+ * Equal uploads give equal bytes. Objects are content-addressed and the manifest is written last, so dying anywhere leaves
+ * nothing that looks complete, and running again continues where the last attempt ended.
+ * @throws PermanentError OBJECT_MISSING, OBJECT_CORRUPT, DISK_FULL
+ */
+export async function ingestDataset(deps: IngestDeps, upload: Upload): Promise<IngestResult> {
+  try {
+    return await readAndStore(deps, upload);
+  } catch (error) {
+    // A file that breaks off in the middle is rejected whole: nobody would see that the rest is missing from what is trained on.
+    if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;
+    return nothing({ code: error.code, message: `${upload.filename}: ${error.message}`, param: "file" });
+  }
+}
+
+interface IngestDeps {
+  objects: Objects;
+  settings: IngestSettings;
+  signal: AbortSignal;
+}
+
+const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
+
+async function readAndStore({ objects, settings, signal }: IngestDeps, upload: Upload): Promise<IngestResult> {
+  const { tenant, blob, filename, parts, mapping } = upload;
+  const open = () => objects.get(tenant, blob);
+  const source =
+    parts.length === 0
+      ? await open()
+      : [{ blob, filename }, ...parts].map((part) => ({ name: part.filename, open: () => objects.get(tenant, part.blob) }));
+  const reading = await readRecords(source, { mapping, reopen: open, maxRowBytes: settings.maxRowBytes });
+  if (reading === undefined) {
+    return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
+  }
+
+  const counts = createReport();
+  const chunks: DatasetManifest["chunks"] = [];
+  await using rejected = new RejectionSpool();
+  let lines: string[] = [];
+  let size = 0;
+  const closeChunk = async (): Promise<void> => {
+    if (lines.length === 0) return;
+    chunks.push({ blob: await objects.put(tenant, "records", lines.join("")), records: lines.length });
+    lines = [];
+    size = 0;
+  };
+  for await (const batch of reading.batches) {
+    signal.throwIfAborted();
+    await counts.add(batch);
+    await rejected.add(batch.rejections);
+    for (const record of batch.records) {
+      const line = `${JSON.stringify(record)}\n`;
+      lines.push(line);
+      size += Buffer.byteLength(line);
+      if (size >= settings.chunkBytes) await closeChunk();
+    }
+  }
+  await closeChunk();
+
+  const report = counts.report(await rejected.store(objects, tenant));
+  const reportRef = await putJson(objects, tenant, "report", report);
+  const problem = judgeDataset(filename, report, mapping);
+  if (problem !== null) return { kind: "rejected", problem, report: reportRef, rejections: report.rejections };
+  const { records, rejections, formats } = report;
+  const manifest: DatasetManifest = {
+    version: 1,
+    source: blob,
+    records,
+    rejections,
+    formats,
+    chunks,
+    report: reportRef,
+    code: ingestCode,
+  };
+  return {
+    kind: "ingested",
+    manifest: await putJson(objects, tenant, "dataset", manifest),
+    report: reportRef,
+    records,
+    rejections,
+    formats,
+  };
+}
+
+/** Rejections may be as many as rows, so they wait in a file. It has no name from the start, so nothing is left of it. */
+class RejectionSpool {
+  #file: FileHandle | undefined;
+  readonly #hash = createHash("sha256");
+  async add(rejections: readonly Rejection[]): Promise<void> {
+    if (rejections.length === 0) return;
+    const lines = rejections.map((rejection) => `${JSON.stringify(rejection)}\n`).join("");
+    this.#hash.update(lines);
+    try {
+      this.#file ??= await openNameless();
+      await this.#file.appendFile(lines);
+    } catch (error) {
+      throw explainSystemError(error, "keeping rejections in the temporary directory");
+    }
+  }
+  /** null when there is none. */
+  async store(objects: Objects, tenant: string): Promise<BlobRef | null> {
+    if (this.#file === undefined) return null;
+    const bytes: AsyncIterable<Uint8Array> = this.#file.createReadStream({ start: 0, autoClose: false });
+    return objects.put(tenant, "report", bytes, { digest: `sha256:${this.#hash.digest("hex")}` });
+  }
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#file?.close();
+  }
+}

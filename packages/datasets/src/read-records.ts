@@ -1,0 +1,123 @@
+/** Rows of a file to canonical records and rejections. No services: bytes in, records out. */
+import type { DatasetMapping, Rec, Rejection } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
+import { createDetector, type Detector, isRefusal, needsLabels, type Refusal } from "./formats/detect.ts";
+import { parseExact } from "./containers/exact-json.ts";
+import { countLabels } from "./formats/label-inventory.ts";
+import { type FileSource, openContainer, openParts, type Part } from "./containers/open-container.ts";
+import type { Container, RawRow } from "./containers/raw-rows.ts";
+import { recordId } from "./formats/record-id.ts";
+import type { UnpackLimits } from "./containers/unpack.ts";
+
+export interface ReadRecordsOptions {
+  /** How the rows are read; absent: each row's format is detected. */
+  mapping?: DatasetMapping | null | undefined;
+  /**
+   * The same bytes once more, for counting the classes of a classification before its prompts are written; a file on disk needs
+   * none. Without it prompts do not list the classes.
+   */
+  reopen?: () => Promise<AsyncIterable<Uint8Array>>;
+  maxRowBytes: number;
+  unpackLimits?: UnpackLimits;
+}
+
+/** A chunk's worth of rows, in their order: rows = records + rejections. */
+export interface Batch {
+  records: Rec[];
+  rejections: Rejection[];
+}
+
+/**
+ * Reads any file that people upload (see `openContainer`): a path, its bytes once, or several files as one; without any service.
+ *
+ * What is wrong with one row is a rejection. What nothing can be read after is an error of the iteration: FILE_TRUNCATED,
+ * FILE_CORRUPT, FILE_TOO_LARGE, CSV_HEADER, CSV_QUOTES; its message says how many rows were read until there.
+ *
+ * @returns undefined when the file is empty or blank.
+ * @throws PermanentError CONTAINER_UNSUPPORTED, and those of the iteration where the beginning is broken already.
+ */
+export async function readRecords(
+  source: FileSource | readonly Part[],
+  { mapping, reopen, ...options }: ReadRecordsOptions,
+): Promise<{ container: Container; batches: AsyncIterable<Batch> } | undefined> {
+  const open = (from: FileSource | readonly Part[]) => (isParts(from) ? openParts(from, options) : openContainer(from, options));
+  const rows = await open(source);
+  if (rows === undefined) return undefined;
+  const again = isParts(source) || "file" in source ? async () => source : reopen;
+  const detector = createDetector({ mapping, labels: again === undefined ? null : undefined });
+  const learnLabels = async (): Promise<void> => {
+    const all = await open((await again?.()) as FileSource | readonly Part[]);
+    detector.useLabels(all === undefined ? null : await countLabels(all.batches, detector));
+  };
+  async function* batches(raw: AsyncIterable<RawRow[]>): AsyncGenerator<Batch> {
+    let count = 0;
+    try {
+      for await (const rowsOfChunk of raw) {
+        const batch: Batch = { records: [], rejections: [] };
+        for (const row of rowsOfChunk) {
+          let read = readRow(row, detector);
+          if (read === needsLabels) {
+            await learnLabels();
+            read = readRow(row, detector) as Rec | Refusal;
+          }
+          if ("v" in read) batch.records.push(read);
+          else batch.rejections.push({ line: row.line, code: read.code, message: read.message });
+        }
+        count += rowsOfChunk.length;
+        yield batch;
+      }
+    } catch (error) {
+      if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;
+      const { code, param, status } = error;
+      throw new PermanentError(code, `${error.message} (Rows read until there: ${count}.)`, { param, status, cause: error });
+    }
+  }
+  return { container: rows.container, batches: batches(rows.batches) };
+}
+
+const isParts = (source: FileSource | readonly Part[]): source is readonly Part[] => Array.isArray(source);
+
+/** Says something about the uploaded file, and nothing about where it is kept. */
+export const isFileFault = ({ code }: { code: string }): boolean =>
+  code.startsWith("FILE_") || code.startsWith("CSV_") || code === "CONTAINER_UNSUPPORTED";
+
+function readRow(row: RawRow, { detect }: Detector): Rec | Refusal | typeof needsLabels {
+  if ("refusal" in row) return row.refusal;
+  const { line, place } = row;
+  let value: unknown;
+  try {
+    value = "text" in row ? JSON.parse(row.text) : row.value;
+  } catch (error) {
+    return { code: "NOT_JSON", message: `${place}: not JSON: ${explainSyntax(error as Error, (row as { firstLine: number }).firstLine)}` };
+  }
+  try {
+    const detected = detect(value, "text" in row ? () => parseExact(row.text) : row.exact);
+    if (detected === needsLabels) return detected;
+    if (isRefusal(detected)) return { code: detected.code, message: `${place}: ${detected.message}` };
+    const { body, format, template, slice, unusedKeys, seed } = detected;
+    return {
+      v: "lrec/1",
+      id: recordId(body),
+      ...body,
+      meta: {
+        line,
+        format,
+        ...(template === undefined ? {} : { template }),
+        ...(slice === undefined ? {} : { slice }),
+        ...(unusedKeys.length === 0 ? {} : { unusedKeys: [...unusedKeys] }),
+        ...(seed === undefined ? {} : { seed }),
+      },
+    };
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return { code: "NESTED_TOO_DEEPLY", message: `${place}: the row is nested too deeply to be read` };
+  }
+}
+
+/** V8's message, with the position as a person counts it. */
+function explainSyntax(error: Error, firstLine: number): string {
+  const position = /^(.*?)(?: in JSON)? at position \d+ \(line (\d+) column (\d+)\)$/s.exec(error.message);
+  if (position === null) return error.message;
+  const [, what, line, column] = position;
+  return Number(line) === 1 ? `${what} at column ${column}` : `${what} at line ${firstLine + Number(line) - 1}, column ${column}`;
+}

@@ -1,0 +1,352 @@
+/** What came out of a file, counted and looked at while it is read. Memory does not grow with the file, but for 16 to 32 bytes a record (bounds at each counter). */
+import { hash } from "node:crypto";
+import type { BlobRef, DatasetReport, Rec, Rejection, Sample } from "@loraline/contracts";
+import { comparedText, createNearDuplicates, type NearDuplicates } from "./near-duplicates.ts";
+import { eld } from "eld/extrasmall";
+import { findControlTokens, findPersonalData, findSecrets, type Hit } from "./inspect-text.ts";
+import { countLengths } from "./measure-lengths.ts";
+import { segmentsOf, textsOf } from "./record-text.ts";
+
+const shownRejections = 100;
+const shownLines = 20;
+const shownLabels = 50;
+const shownSamples = 20;
+const sampleCharacters = 2000;
+/** Languages are told on so many records: telling them costs more than reading them. */
+const languageRecords = 20_000;
+/** Questions of triples that are compared with later ones. */
+const mostTriples = 200_000;
+
+export interface ReportBuilder {
+  add(batch: { records: readonly Rec[]; rejections: readonly Rejection[] }): Promise<void>;
+  /** The report so far; `allRejections` refers to every rejection. */
+  report(allRejections: BlobRef | null): DatasetReport;
+  /** The records that are shown as samples. */
+  samples(): Rec[];
+}
+
+/** What one file says, for comparing another with it. */
+export interface Contents {
+  ids: ReadonlySet<number>;
+  near: Pick<NearDuplicates, "find">;
+}
+
+/** 52 bits of an id: a millionth of the memory of the rows, and wrong by one in some ten thousand files of a million rows. */
+const shortId = (id: string): number => Number.parseInt(id.slice("sha256:".length, "sha256:".length + 13), 16);
+
+/** The contents of a validation file, which training records are compared with. */
+export async function readContents(batches: AsyncIterable<{ records: readonly Rec[] }>): Promise<Contents> {
+  const ids = new Set<number>();
+  const near = createNearDuplicates();
+  for await (const { records } of batches) {
+    for (const record of records) {
+      ids.add(shortId(record.id));
+      near.add(comparedText(record), record.meta.line);
+    }
+  }
+  return { ids, near };
+}
+
+/** @param validation - contents of the validation file, when there is one. */
+export function createReport({ validation }: { validation?: Contents | undefined } = {}): ReportBuilder {
+  let records = 0;
+  let rejections = 0;
+  let exactDuplicates = 0;
+  const formats = new Counts();
+  const kinds = new Counts();
+  const reasons = new Counts();
+  const labels = new Counts(10_000);
+  const languages = new Counts();
+  const firstRejections: Rejection[] = [];
+  const seen = new NumberSet();
+  const near = createNearDuplicates();
+  const nearDuplicates: NonNullable<DatasetReport["nearDuplicates"]> = { examined: 0, count: 0, examples: [] };
+  const unused = { lines: new Finding(), keys: new Counts(50) };
+  const overlap = { exact: new Finding(), near: new Finding() };
+  const found = { controlTokens: new Findings(), secrets: new Findings(), personalData: new Findings() };
+  const characters = countLengths();
+  const samples = new LeastByHash(shownSamples);
+  let examinedLanguages = 0;
+  /** Question of a triple to its first answer, both as hashes: they may be of any length. */
+  const objects = new Map<string, string>();
+  const severalObjects = new Finding();
+
+  const addRecord = (record: Rec, text: string): void => {
+    const { line, format, unusedKeys } = record.meta;
+    records++;
+    formats.add(format);
+    kinds.add(record.kind);
+    characters.add(text.length);
+    const id = shortId(record.id);
+    const exact = !seen.add(id);
+    if (exact) exactDuplicates++;
+    const compared = comparedText(record);
+    const like = near.add(compared, line);
+    if (like !== undefined && !exact) {
+      nearDuplicates.count++;
+      if (nearDuplicates.examples.length < shownLines) nearDuplicates.examples.push({ line, ...like });
+    }
+    if (validation?.ids.has(id) === true) overlap.exact.add(line);
+    else if (validation?.near.find(compared) !== undefined) overlap.near.add(line);
+    if (record.task === "classification") labels.add(record.messages?.findLast(({ role }) => role === "assistant")?.content ?? "");
+    if (record.task === "kg") {
+      const [question, answer] = [-2, -1].map((at) => hash("sha256", record.messages?.at(at)?.content ?? "", "base64").slice(0, 12)) as [
+        string,
+        string,
+      ];
+      const first = objects.get(question);
+      if (first !== undefined && first !== answer) severalObjects.add(line);
+      else if (objects.size < mostTriples) objects.set(question, answer);
+    }
+    if (examinedLanguages < languageRecords) {
+      examinedLanguages++;
+      languages.add(eld.detect(text.slice(0, 1000)).language || "?");
+    }
+    if (unusedKeys !== undefined) {
+      unused.lines.add(line);
+      for (const key of unusedKeys) unused.keys.add(key);
+    }
+    samples.add(id, record);
+  };
+
+  return {
+    async add(batch) {
+      const texts = batch.records.map((record) => textsOf(record).join("\n"));
+      for (const [index, record] of batch.records.entries()) addRecord(record, texts[index] as string);
+      const note = (into: Findings, hits: readonly Hit[]): void => {
+        for (const { text, kind } of hits) into.add(kind, batch.records[text]?.meta.line ?? 0);
+      };
+      note(found.controlTokens, findControlTokens(texts));
+      note(found.personalData, findPersonalData(texts));
+      if (texts.length > 0) note(found.secrets, await findSecrets(texts));
+      for (const rejection of batch.rejections) {
+        rejections++;
+        reasons.add(rejection.code);
+        if (firstRejections.length < shownRejections) firstRejections.push(rejection);
+      }
+    },
+    samples: () => samples.records,
+    report(allRejections) {
+      const said = {
+        rows: records + rejections,
+        records,
+        rejections,
+        formats: formats.sorted(),
+        kinds: kinds.sorted(),
+        reasons: reasons.sorted(),
+        exactDuplicates,
+        nearDuplicates: { ...nearDuplicates, examined: near.examined },
+        overlap: validation === undefined ? null : { exact: overlap.exact.value, near: overlap.near.value },
+        characters: characters.lengths(),
+        labels: labels.size === 0 ? null : labels.largest(shownLabels),
+        languages: { examined: examinedLanguages, counts: languages.largest(shownLabels) },
+        controlTokens: found.controlTokens.value,
+        secrets: found.secrets.value,
+        personalData: found.personalData.value,
+        samples: samples.records.map(sampleOf),
+        firstRejections,
+        allRejections,
+      };
+      return { ...said, warnings: warningsOf(said, { lines: unused.lines.value, keys: unused.keys.largest(50) }, severalObjects.value) };
+    },
+  };
+}
+
+function sampleOf(record: Rec): Sample {
+  let room = sampleCharacters;
+  const segments: Sample["segments"] = [];
+  for (const { text, trained } of segmentsOf(record)) {
+    if (room <= 0) break;
+    // Not through the middle of a character.
+    segments.push({ text: text.length > room ? `${text.slice(0, room).toWellFormed()}…` : text, trained });
+    room -= text.length;
+  }
+  return { line: record.meta.line, format: record.meta.format, segments };
+}
+
+/** What a person should know of before paying for a training, in sentences. */
+function warningsOf(
+  report: Omit<DatasetReport, "warnings">,
+  unused: { lines: { count: number; lines: number[] }; keys: Record<string, number> },
+  severalObjects: { count: number; lines: number[] },
+): DatasetReport["warnings"] {
+  const warnings: DatasetReport["warnings"] = [];
+  const warn = (code: string, count: number, message: string, lines: number[] = []): void => {
+    if (count > 0) warnings.push({ code, count, message, lines });
+  };
+  const named = (counts: Record<string, number>): string =>
+    Object.entries(counts)
+      .map(([key, count]) => `${key} (${count})`)
+      .join(", ");
+  const findings = (code: string, of: DatasetReport["secrets"], message: (kinds: string) => string): void => {
+    const entries = Object.entries(of ?? {});
+    const lines = [...new Set(entries.flatMap(([, finding]) => finding.lines))].sort((a, b) => a - b).slice(0, shownLines);
+    const kinds = named(Object.fromEntries(entries.map(([kind, { count }]) => [kind, count])));
+    warn(
+      code,
+      entries.reduce((sum, [, { count }]) => sum + count, 0),
+      message(kinds),
+      lines,
+    );
+  };
+
+  warn(
+    "UNUSED_KEYS",
+    unused.lines.count,
+    `fields that no record keeps: ${named(unused.keys)}. Rename them if they matter.`,
+    unused.lines.lines,
+  );
+  const one = report.exactDuplicates === 1;
+  warn(
+    "EXACT_DUPLICATES",
+    report.exactDuplicates,
+    `${report.exactDuplicates} ${one ? "record says" : "records say"} exactly what another record says`,
+  );
+  const near = report.nearDuplicates;
+  warn(
+    "NEAR_DUPLICATES",
+    near?.count ?? 0,
+    `${near?.count} ${near?.count === 1 ? "record says" : "records say"} nearly what an earlier one says`,
+    near?.examples.map(({ line }) => line),
+  );
+  const { exact, near: nearly } = report.overlap ?? { exact: { count: 0, lines: [] }, near: { count: 0, lines: [] } };
+  warn("IN_VALIDATION", exact.count, `${exact.count} are in the validation file too, which would then measure memory`, exact.lines);
+  warn("NEARLY_IN_VALIDATION", nearly.count, `${nearly.count} are nearly the same as one of the validation file`, nearly.lines);
+  findings(
+    "CONTROL_TOKENS",
+    report.controlTokens,
+    (kinds) => `texts spell control tokens: ${kinds}. They are trained as plain text, never as control tokens.`,
+  );
+  findings(
+    "SECRETS",
+    report.secrets,
+    (kinds) => `texts look like secrets: ${kinds}. The adapter would learn to say them: remove them, and revoke real ones.`,
+  );
+  findings(
+    "PERSONAL_DATA",
+    report.personalData,
+    (kinds) => `personal data in texts: ${kinds}. Remove or replace them unless you may use them.`,
+  );
+  const classes = Object.entries(report.labels ?? {});
+  const [most, least] = [classes[0], classes.at(-1)];
+  if (most !== undefined && least !== undefined && classes.length > 1 && most[1] >= 10 * least[1]) {
+    warn("LABELS_UNBALANCED", most[1], `label "${most[0]}" is ${Math.round(most[1] / least[1])} times as frequent as "${least[0]}"`);
+  }
+  warn(
+    "SEVERAL_OBJECTS",
+    severalObjects.count,
+    `${severalObjects.count} triples answer the question of an earlier one otherwise. Put all objects of a subject and predicate into one row.`,
+    severalObjects.lines,
+  );
+  const alone = report.formats["preferred-response"] ?? 0;
+  warn(
+    "PREFERRED_ALONE",
+    alone,
+    `${alone} rows have a preferred response without what it was preferred to: they are trained as plain answers. Put \`responses\` before them to keep them as preferences.`,
+  );
+  const untrained = ["preference", "ranked", "unpaired"].reduce((sum, kind) => sum + (report.kinds[kind] ?? 0), 0);
+  warn(
+    "NOT_FOR_SFT",
+    untrained,
+    `${untrained} ${untrained === 1 ? "record is a preference" : "records are preferences"}: kept, but left out by supervised fine-tuning`,
+  );
+  return warnings;
+}
+
+/** Positive numbers in 16 to 32 bytes each, where a Set takes 50. */
+class NumberSet {
+  #slots = new Float64Array(4096);
+  #count = 0;
+  /** False: it was there. */
+  add(value: number): boolean {
+    if (this.#count * 2 >= this.#slots.length) {
+      const before = this.#slots;
+      this.#slots = new Float64Array(before.length * 2);
+      for (const one of before) if (one !== 0) this.#slots[this.#slotOf(one)] = one;
+    }
+    const slot = this.#slotOf(value);
+    if (this.#slots[slot] === value) return false;
+    this.#slots[slot] = value;
+    this.#count++;
+    return true;
+  }
+  #slotOf(value: number): number {
+    const last = this.#slots.length - 1;
+    // Ids are hashes already.
+    let slot = Math.floor(value / 2 ** 20) & last;
+    while (this.#slots[slot] !== 0 && this.#slots[slot] !== value) slot = (slot + 1) & last;
+    return slot;
+  }
+}
+
+/* --- counters with bounds --- */
+
+/** Labels and names of columns that are longer are cut. */
+const longestKey = 200;
+
+class Counts {
+  readonly #counts = new Map<string, number>();
+  readonly #most: number;
+  /** @param most - different keys that are counted; more are left out. */
+  constructor(most = Number.POSITIVE_INFINITY) {
+    this.#most = most;
+  }
+  get size(): number {
+    return this.#counts.size;
+  }
+  add(given: string): void {
+    // Keys come from the file, and a long one would keep all of its row.
+    const key = given.length <= longestKey ? given : Buffer.from(`${given.slice(0, longestKey).toWellFormed()}…`).toString();
+    if (this.#counts.size < this.#most || this.#counts.has(key)) this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
+  }
+  sorted(): Record<string, number> {
+    return Object.fromEntries([...this.#counts].sort(([a], [b]) => (a < b ? -1 : 1)));
+  }
+  largest(most: number): Record<string, number> {
+    return Object.fromEntries([...this.#counts].sort(([a, x], [b, y]) => y - x || (a < b ? -1 : 1)).slice(0, most));
+  }
+}
+
+class Finding {
+  readonly value: { count: number; lines: number[] } = { count: 0, lines: [] };
+  add(line: number): void {
+    this.value.count++;
+    if (this.value.lines.length < shownLines) this.value.lines.push(line);
+  }
+}
+
+class Findings {
+  readonly #byKind = new Map<string, Finding>();
+  add(kind: string, line: number): void {
+    let finding = this.#byKind.get(kind);
+    if (finding === undefined) {
+      // Spellings come from the file, so their number has an end too.
+      if (this.#byKind.size >= 50) return;
+      finding = new Finding();
+      this.#byKind.set(kind, finding);
+    }
+    finding.add(line);
+  }
+  get value(): Record<string, { count: number; lines: number[] }> {
+    return Object.fromEntries([...this.#byKind].sort(([a], [b]) => (a < b ? -1 : 1)).map(([kind, finding]) => [kind, finding.value]));
+  }
+}
+
+/** The records with the least hashes: as good as drawn by lot, and the same ones each time. */
+class LeastByHash {
+  readonly #most: number;
+  #kept: { id: number; record: Rec }[] = [];
+  constructor(most: number) {
+    this.#most = most;
+  }
+  add(id: number, record: Rec): void {
+    if (this.#kept.length >= this.#most && id >= (this.#kept.at(-1)?.id ?? 0)) return;
+    if (this.#kept.some((kept) => kept.id === id)) return;
+    this.#kept.push({ id, record });
+    this.#kept.sort((a, b) => a.id - b.id);
+    this.#kept = this.#kept.slice(0, this.#most);
+  }
+  get records(): Rec[] {
+    return this.#kept.map(({ record }) => record).sort((a, b) => a.meta.line - b.meta.line);
+  }
+}

@@ -1,0 +1,22 @@
+/** What a base's folder says about its modules. */
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { BaseModules } from "@loraline/contracts";
+import { expandModules, type ModuleShapes, modulesOfBase } from "./base-modules.ts";
+import { readTensors } from "./safetensors.ts";
+
+/** Undefined when the files are not to be seen from here, or modules are not what the files call them: then nothing is judged by them. */
+export async function describeBase(dir: string): Promise<BaseModules | undefined> {
+  try {
+    const shards = (await readdir(dir)).filter((name) => name.endsWith(".safetensors"));
+    const tensors = (await Promise.all(shards.map((name) => readTensors(join(dir, name))))).flat();
+    return modulesOfBase(tensors, JSON.parse(await readFile(join(dir, "config.json"), "utf8")));
+  } catch {
+    return undefined;
+  }
+}
+
+export async function readBaseModules(dir: string): Promise<ModuleShapes | undefined> {
+  const modules = await describeBase(dir);
+  return modules && expandModules(modules);
+}

@@ -1,0 +1,39 @@
+import { expect, test } from "vitest";
+import { compactModules, expandModules, modulesOfBase } from "@loraline/contracts";
+
+const tensors = [0, 1, 2].flatMap((layer) => [
+  { name: `model.layers.${layer}.self_attn.q_proj.weight`, shape: [32, 64] },
+  { name: `model.layers.${layer}.mlp.up_proj.weight`, shape: [128, layer === 1 ? 32 : 64] },
+  { name: `model.layers.${layer}.input_layernorm.weight`, shape: [64] },
+  { name: `model.layers.${layer}.self_attn.q_proj.bias`, shape: [32] },
+]);
+const others = [
+  { name: "model.embed_tokens.weight", shape: [1000, 64] },
+  { name: "lm_head.weight", shape: [1000, 64] },
+];
+
+test("a base's linear modules fit in a few lines, and come back as they were", () => {
+  const compact = modulesOfBase([...tensors, ...others], { model_type: "llama" });
+  expect(compact).toEqual([
+    { names: "model.layers.{0-2}.self_attn.q_proj", shape: [32, 64] },
+    { names: "model.layers.{0,2}.mlp.up_proj", shape: [128, 64] },
+    { names: "model.layers.{1}.mlp.up_proj", shape: [128, 32] },
+  ]);
+  const expanded = expandModules(compact ?? []);
+  expect(expanded.size).toBe(6);
+  expect(expanded.get("model.layers.1.mlp.up_proj")).toEqual([128, 32]);
+  expect(compactModules(expanded)).toEqual(compact);
+  const odd = new Map<string, readonly [number, number]>([
+    ["layers.0.experts.1.w", [1, 2]],
+    ["layers.0.experts.2.w", [1, 2]],
+    ["layers.3.experts.1.w", [1, 2]],
+    ["head", [3, 4]],
+  ]);
+  expect(Object.fromEntries(expandModules(compactModules(odd)))).toEqual(Object.fromEntries(odd));
+});
+
+test("where files do not say what modules there are, none are claimed", () => {
+  for (const field of ["quantization_config", "vision_config", "num_experts"])
+    expect(modulesOfBase(tensors, { [field]: 4 })).toBeUndefined();
+  expect(modulesOfBase(others, {})).toBeUndefined();
+});

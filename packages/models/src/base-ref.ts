@@ -1,0 +1,115 @@
+/**
+ * What a base's folder holds: name, revision and digest of its files, which stages compare so that all of them mean the same base.
+ * Stands in its base.json; of a plain folder in Hugging Face's layout, such as somebody put on a volume, it is computed.
+ */
+import { createHash } from "node:crypto";
+import { readdir, readFile, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
+import { explainSystemError, PermanentError } from "@loraline/runtime/errors";
+import { digestOfFile } from "@loraline/objects";
+
+/** Computed ones, for as long as the folder's files stay what they are: names, sizes and times. */
+const computed = new Map<string, { files: string; ref: Promise<BaseRef> }>();
+
+/**
+ * A folder without base.json is read whole, once in this process; a trainer or an engine reads the same files anyway.
+ * @throws PermanentError BASE_MISSING (names those that are there), BASE_INVALID
+ */
+export async function readBaseRef(dir: string): Promise<BaseRef> {
+  const name = basename(resolve(dir));
+  const file = join(dir, "base.json");
+  const text = await readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT" || error.code === "ENOTDIR") return undefined;
+    throw explainSystemError(error, `reading ${file}`);
+  });
+  if (text === undefined) return computeRef(dir, name);
+  let ref: BaseRef;
+  try {
+    ref = baseRef.parse(JSON.parse(text));
+  } catch (error) {
+    throw new PermanentError(
+      "BASE_INVALID",
+      `${file} is not a base's description (name, revision, digest). Remove it, or make the base anew.`,
+      { param: "base", cause: error },
+    );
+  }
+  if (ref.name !== name) {
+    throw new PermanentError(
+      "BASE_INVALID",
+      `${file} says that the base is called "${ref.name}", but its folder is "${name}". Rename one.`,
+      {
+        param: "base",
+      },
+    );
+  }
+  return ref;
+}
+
+/**
+ * Changes whenever the folder may hold another base than before.
+ * @throws PermanentError BASE_MISSING
+ */
+export async function baseVersion(dir: string): Promise<string> {
+  const own = await stat(join(dir, "base.json")).catch(() => undefined);
+  return own === undefined ? signatureOf(await filesOf(dir)) : String(own.mtimeMs);
+}
+
+interface File {
+  name: string;
+  size: number;
+  mtimeMs: number;
+}
+
+/** Everything in the folder itself, hidden files aside; links count as what they lead to. */
+async function filesOf(dir: string): Promise<File[]> {
+  const names: string[] = await readdir(dir).catch(() => []);
+  if (!names.includes("config.json")) throw await missing(dir);
+  const files: File[] = [];
+  for (const name of names.toSorted()) {
+    if (name.startsWith(".") || name === "base.json") continue;
+    const found = await stat(join(dir, name)).catch((error: unknown) => {
+      throw explainSystemError(error, `reading base ${dir}`);
+    });
+    if (found.isFile()) files.push({ name, size: found.size, mtimeMs: found.mtimeMs });
+  }
+  return files;
+}
+const signatureOf = (files: readonly File[]): string => JSON.stringify(files.map(({ name, size, mtimeMs }) => [name, size, mtimeMs]));
+
+async function computeRef(dir: string, name: string): Promise<BaseRef> {
+  const files = await filesOf(dir);
+  const signature = signatureOf(files);
+  const known = computed.get(dir);
+  if (known?.files === signature) return known.ref;
+  const compute = async (): Promise<BaseRef> => {
+    // As packages/local/prepare-base.py does it.
+    const hash = createHash("sha256");
+    for (const file of files) {
+      const digest: Digest = await digestOfFile(join(dir, file.name));
+      hash.update(`${digest.slice("sha256:".length)}  ${file.name}\n`);
+    }
+    return { name, revision: "unknown", digest: `sha256:${hash.digest("hex")}` };
+  };
+  const ref = compute();
+  computed.set(dir, { files: signature, ref });
+  ref.catch(() => computed.delete(dir));
+  return ref;
+}
+
+async function missing(dir: string): Promise<PermanentError> {
+  const basesDir = dirname(resolve(dir));
+  const there = await readdir(basesDir, { withFileTypes: true }).catch(() => undefined);
+  const known = there?.filter((entry) => !entry.name.startsWith(".") && !entry.isFile()).map((entry) => entry.name);
+  const which =
+    known === undefined
+      ? `${basesDir} cannot be read`
+      : known.length === 0
+        ? `${basesDir} is empty`
+        : `there ${known.length === 1 ? "is" : "are"} ${known.toSorted().join(", ")}`;
+  return new PermanentError(
+    "BASE_MISSING",
+    `base "${basename(resolve(dir))}" is not here: ${join(dir, "config.json")} is missing; ${which}. Put its files there (on one machine: \`make setup\`), or name another.`,
+    { param: "base" },
+  );
+}

@@ -1,0 +1,7 @@
+export { readAdapterHead } from "./adapter-head.ts";
+export { describeBase, readBaseModules } from "./base-files.ts";
+export { expandModules, type ModuleShapes } from "./base-modules.ts";
+export { defaultHubEndpoint, hubFileUrl, hubHeaders, listHubFiles } from "./hub.ts";
+export { adapterFiles, type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
+export { judgeImport, judgeRunSpec } from "./judge-run-spec.ts";
+export { scanTensors } from "./safetensors.ts";

@@ -1,0 +1,167 @@
+/** The judgement of a run spec, and of an adapter from elsewhere, against the engines, before anything is spent. */
+import { expandModules } from "./base-modules.ts";
+import type { EngineRecord, Problem, RunSpec } from "@loraline/contracts";
+import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
+import { isNamed, judgePattern, shortNames } from "./module-patterns.ts";
+
+/** Pure: what of this spec the engines can never serve. Empty: nothing found. */
+export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): Problem[] {
+  const those = engines.filter((candidate) => candidate.base.name === spec.base);
+  const engine = those.find((candidate) => !candidate.problem) ?? those[0];
+  if (engine?.problem) {
+    const message = `base "${spec.base}" cannot be used now: ${engine.problem.message}`;
+    return [{ code: "BASE_UNAVAILABLE", param: "base", message }];
+  }
+  if (engine === undefined) {
+    const known = engines.map((candidate) => candidate.base.name).sort();
+    return [
+      {
+        code: "BASE_UNKNOWN",
+        param: "base",
+        message: `base "${spec.base}" is not served here. ${known.length === 0 ? "No engine is registered yet." : `Known bases: ${known.join(", ")}.`}`,
+      },
+    ];
+  }
+  const problems: Problem[] = [];
+  if (spec.canary !== undefined && spec.promote !== "canary") {
+    problems.push({
+      code: "CANARY_UNUSED",
+      param: "canary",
+      message: `canary has settings, but promote is "${spec.promote}", which does not use them. Set promote: canary, or remove canary.`,
+    });
+  }
+  // Nothing is trained, so neither ranks nor lengths nor targets mean anything; the adapter itself is judged by its files.
+  if (spec.import !== undefined) return problems;
+  const ranks: [string, number][] = [["lora.r", spec.lora.r]];
+  for (const [pattern, rank] of Object.entries(spec.lora.rank_pattern ?? {})) ranks.push([`lora.rank_pattern.${pattern}`, rank]);
+  for (const [param, rank] of ranks) {
+    if (rank > engine.maxLoraRank) {
+      problems.push({
+        code: "RANK_TOO_HIGH",
+        param,
+        message: `${param} is ${rank}, but engine "${engine.engine}" serves ranks up to ${engine.maxLoraRank}. Lower it, or raise the engine's max_lora_rank.`,
+      });
+    }
+  }
+  if (spec.tokenize.max_length > engine.maxModelLen) {
+    problems.push({
+      code: "MAX_LENGTH_TOO_HIGH",
+      param: "tokenize.max_length",
+      message: `tokenize.max_length is ${spec.tokenize.max_length}, but engine "${engine.engine}" serves sequences up to ${engine.maxModelLen} tokens. Lower it, or raise the engine's max_model_len.`,
+    });
+  }
+  return [...problems, ...judgeTargets(spec.lora, engine)];
+}
+
+/** Pure: what of an adapter from elsewhere the engine of its run's base can never serve. Empty: nothing found, or no such engine. */
+export function judgeImport(parts: AdapterParts, spec: Pick<RunSpec, "base" | "import">, engines: readonly EngineRecord[]): Problem[] {
+  const engine = engines.find(({ base }) => base.name === spec.base);
+  if (engine === undefined) return [];
+  const modules = engine.modules ? expandModules(engine.modules) : undefined;
+  const served = { name: engine.base.name, maxLoraRank: engine.maxLoraRank, modules };
+  return judgeAdapter(parts, served, { imported: true, anyBase: spec.import?.any_base === true });
+}
+
+/** What of the base the LoRA's patterns mean: nothing at all is a typing error, and one that would cost a wait for a device. */
+function judgeTargets(lora: RunSpec["lora"], { base, modules }: EngineRecord): Problem[] {
+  const problems: Problem[] = [];
+  const names = modules === null || modules === undefined ? undefined : [...expandModules(modules).keys()];
+  const exist = names === undefined ? "" : ` Names in base "${base.name}": ${shortNames(names).join(", ")}.`;
+  const refuse = (code: string, param: string, message: string): void => {
+    problems.push({ code, param, message: `${param}${message}` });
+  };
+  /** undefined: what it matches is not known here, or it is refused. */
+  const matcher = (param: string, pattern: string, wrap?: (source: string) => string): ((name: string) => boolean) | undefined => {
+    const verdict = judgePattern(pattern, wrap);
+    if (verdict.kind === "usable") return verdict.test;
+    if (verdict.kind === "costly") {
+      refuse(
+        "PATTERN_TOO_COSTLY",
+        param,
+        ` "${pattern.slice(0, 100)}" is refused: ${verdict.why}. Give a list of module names, or a simpler expression.`,
+      );
+    } else if (verdict.kind === "invalid") {
+      refuse(
+        "TARGET_MODULES_INVALID",
+        param,
+        ` "${pattern}" is not a valid regular expression: ${verdict.why}. Give a list of module names, a valid regular expression, or "all-linear".`,
+      );
+    }
+    return undefined;
+  };
+  /** The modules that a list, a name or an expression means. */
+  const chosen = (param: string, given: string | string[]): string[] | undefined => {
+    if (given === "all-linear") return names;
+    const list = typeof given !== "string" ? given : names === undefined || !shortNames(names).includes(given) ? undefined : [given];
+    if (list === undefined) {
+      const matches = matcher(param, given as string);
+      return matches === undefined || names === undefined ? undefined : names.filter(matches);
+    }
+    if (names === undefined) return undefined;
+    const unknown = list.filter((each) => !names.some((name) => isNamed(name, [each])));
+    if (unknown.length > 0 && param === "lora.target_modules") {
+      refuse(
+        "NO_TARGET_MODULES",
+        param,
+        `: no linear module of base "${base.name}" is called ${unknown.map((each) => `"${each}"`).join(", ")}.${exist}`,
+      );
+      return undefined;
+    }
+    return names.filter((name) => isNamed(name, list));
+  };
+
+  const targets = chosen("lora.target_modules", lora.target_modules);
+  const excluded = lora.exclude_modules === undefined ? [] : chosen("lora.exclude_modules", lora.exclude_modules);
+  if (targets?.length === 0) refuse("NO_TARGET_MODULES", "lora.target_modules", ` matches nothing in base "${base.name}".${exist}`);
+  const left = excluded === undefined ? undefined : targets?.filter((name) => !excluded.includes(name));
+  if (left?.length === 0 && targets?.length !== 0) {
+    refuse("NO_TARGET_MODULES", "lora.exclude_modules", " leaves out everything that lora.target_modules matches.");
+  }
+
+  const layerPatterns = typeof lora.layers_pattern === "string" ? [lora.layers_pattern] : (lora.layers_pattern ?? []);
+  const layersFound = layerPatterns.map((pattern) => matcher("lora.layers_pattern", pattern)).every((matches) => matches !== undefined);
+  const asList = Array.isArray(lora.target_modules) || lora.target_modules === "all-linear" || names === undefined;
+  if (lora.layers_to_transform !== undefined && !asList && !shortNames(names).includes(lora.target_modules as string)) {
+    refuse(
+      "LAYERS_NEED_NAMES",
+      "lora.layers_to_transform",
+      " works with a list of names in lora.target_modules only; put the layers into the expression.",
+    );
+  }
+  if (lora.layers_pattern !== undefined && lora.layers_to_transform === undefined) {
+    refuse("LAYERS_NEED_NAMES", "lora.layers_pattern", " works together with lora.layers_to_transform only.");
+  }
+  if (lora.layers_to_transform !== undefined && layersFound && left !== undefined && problems.length === 0) {
+    const wanted = [lora.layers_to_transform].flat();
+    const layers = new Set(left.flatMap((name) => layerOf(name, layerPatterns)));
+    const unknown = wanted.filter((layer) => !layers.has(layer));
+    if (unknown.length > 0) {
+      const has = layers.size === 0 ? "none that lora.layers_pattern finds" : `${Math.min(...layers)} to ${Math.max(...layers)}`;
+      refuse(
+        "LAYERS_UNKNOWN",
+        "lora.layers_to_transform",
+        `: base "${base.name}" has no layer ${unknown.slice(0, 5).join(", ")}; its layers are ${has}.`,
+      );
+    }
+  }
+  for (const field of ["rank_pattern", "alpha_pattern"] as const) {
+    for (const key of Object.keys(lora[field] ?? {})) {
+      const param = `lora.${field}.${key}`;
+      const matches = matcher(param, key, (source) => String.raw`^(?:.*\.)?(?:${source})$`);
+      if (matches !== undefined && left !== undefined && left.length > 0 && !left.some(matches)) {
+        refuse("PATTERN_UNUSED", param, ` matches none of the modules that are trained, so it would be ignored.${exist}`);
+      }
+    }
+  }
+  return problems;
+}
+
+/** The number of the layer that a module is in, as PEFT takes it from its name. */
+function layerOf(name: string, patterns: readonly string[]): number[] {
+  const expressions = patterns.length === 0 ? [String.raw`[^.]*`] : patterns;
+  for (const pattern of expressions) {
+    const found = new RegExp(String.raw`^.*\.(?:${pattern})\.(\d+)\.`).exec(name)?.[1];
+    if (found !== undefined) return [Number(found)];
+  }
+  return [];
+}

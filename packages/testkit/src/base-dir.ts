@@ -1,0 +1,6 @@
+/** The real instruct model that `make setup` leaves beside the checkout. */
+import { join } from "node:path";
+
+export const basesDir = join(import.meta.dirname, "../../../.loraline/bases");
+export const baseName = "smollm2-135m-instruct";
+export const smollm2Dir = join(basesDir, baseName);

@@ -1,0 +1,124 @@
+/** Pieces to ids and labels. */
+import type { Sequence } from "./encode-records.ts";
+import type { Base } from "./load-base.ts";
+import type { Piece } from "../templates/pieces.ts";
+
+/** Label of a token that is not trained on. */
+export const ignored = -100;
+
+export interface EncodedPieces extends Sequence {
+  /** Whether somewhere the server would have tokenized prompt and answer, read together, into other tokens than apart (M2). */
+  readonly joins: boolean;
+}
+
+type Encoding = Pick<Base, "encoder">;
+
+/** Ids of texts that were met before: headers, system prompts, common words. */
+export type Known = Map<string, Int32Array>;
+
+/** One result per sample, in their order. */
+export async function encodePieces(
+  { encoder }: Encoding,
+  samples: readonly (readonly Piece[])[],
+  known: Known = new Map(),
+): Promise<EncodedPieces[]> {
+  if (!encoder.contextFree) return encodeInContext({ encoder }, samples);
+  const texts = new Set<string>();
+  const borders = samples.map((pieces) => bordersOf(pieces));
+  for (const pieces of samples) for (const piece of pieces) if ("text" in piece) texts.add(piece.text);
+  for (const { before, after } of borders.flat()) for (const text of [before, after, before + after]) texts.add(text);
+  await learn({ encoder }, known, texts);
+  const idsOf = (text: string): Int32Array => known.get(text) as Int32Array;
+  return samples.map((pieces, index) => ({
+    ...assemble(pieces, (piece) => ("text" in piece ? idsOf(piece.text) : [piece.id])),
+    joins: (borders[index] ?? []).some(({ before, after }) => !isEqual(idsOf(before + after), [...idsOf(before), ...idsOf(after)])),
+  }));
+}
+
+/** Encodes the texts that are not known yet; long ones are forgotten again. */
+async function learn({ encoder }: Encoding, known: Known, texts: ReadonlySet<string>): Promise<void> {
+  if (known.size > 4096) known.clear();
+  else for (const text of known.keys()) if (text.length > 200) known.delete(text);
+  const missing = [...texts].filter((text) => !known.has(text));
+  const encoded = await encoder.encode(missing, "plain");
+  for (const [index, text] of missing.entries()) known.set(text, encoded[index] as Int32Array);
+}
+
+/** Texts left and right of where training starts, when they could be one token. As much of them as decides it. */
+function bordersOf(pieces: readonly Piece[]): { before: string; after: string }[] {
+  const found: { before: string; after: string }[] = [];
+  for (let index = 1; index < pieces.length; index++) {
+    const [left, right] = [pieces[index - 1] as Piece, pieces[index] as Piece];
+    if (left.trained || !right.trained || !("text" in left) || !("text" in right)) continue;
+    // Blanks join blanks only: a newline at the end of a header takes in the newlines that an answer begins with.
+    if (/\s/.test(left.text.slice(-1)) && !/^\s/.test(right.text)) continue;
+    const [before, after] = [left.text.slice(-borderLength), right.text.slice(0, borderLength)];
+    // Half a character is none.
+    found.push({ before: before.replace(/^[\uDC00-\uDFFF]/, ""), after: after.replace(/[\uD800-\uDBFF]$/, "") });
+  }
+  return found;
+}
+const borderLength = 64;
+
+/**
+ * For tokenizers that give a text other ids at another place, such as SentencePiece's with their blank in front: everything up to a
+ * border is encoded as one, and the answer is what it adds.
+ */
+async function encodeInContext({ encoder }: Encoding, samples: readonly (readonly Piece[])[]): Promise<EncodedPieces[]> {
+  const runs = samples.map((pieces) => {
+    const list: { text: string; trained: boolean }[] = [];
+    for (const piece of pieces) {
+      const text = "text" in piece ? piece.text : encoder.sealOf(piece.control);
+      const last = list.at(-1);
+      if (last?.trained === piece.trained) last.text += text;
+      else list.push({ text, trained: piece.trained });
+    }
+    return list;
+  });
+  const upTo = runs.flatMap((list) =>
+    list.map((_, index) =>
+      list
+        .slice(0, index + 1)
+        .map((run) => run.text)
+        .join(""),
+    ),
+  );
+  const alone = runs.flatMap((list) => list.map((run) => run.text));
+  const [joint, apart] = [(await encoder.encode(upTo, "sealed")).values(), (await encoder.encode(alone, "sealed")).values()];
+  return runs.map((list) => {
+    const ids: number[] = [];
+    const labels: number[] = [];
+    let joins = false;
+    for (const { trained } of list) {
+      const [together, single] = [joint.next().value as Int32Array, apart.next().value as Int32Array];
+      const fits = ids.every((id, index) => together[index] === id);
+      if (!fits && trained) joins = true;
+      const added = fits ? together.subarray(ids.length) : single;
+      for (const id of added) {
+        ids.push(id);
+        labels.push(trained ? id : ignored);
+      }
+    }
+    return { ids: Int32Array.from(ids), labels: Int32Array.from(labels), joins };
+  });
+}
+
+function assemble(pieces: readonly Piece[], idsOf: (piece: Piece) => ArrayLike<number>): Sequence {
+  const parts = pieces.map(idsOf);
+  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  const ids = new Int32Array(length);
+  const labels = new Int32Array(length).fill(ignored);
+  let at = 0;
+  for (const [index, part] of parts.entries()) {
+    ids.set(part, at);
+    if (pieces[index]?.trained === true) labels.set(part, at);
+    at += part.length;
+  }
+  return { ids, labels };
+}
+
+const isEqual = (a: ArrayLike<number>, b: ArrayLike<number>): boolean => {
+  if (a.length !== b.length) return false;
+  for (let index = 0; index < a.length; index++) if (a[index] !== b[index]) return false;
+  return true;
+};

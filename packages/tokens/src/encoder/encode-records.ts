@@ -1,0 +1,341 @@
+/** Records to sequences of ids with their labels, a batch at a time. */
+import type { Message, Rec, RunSpec } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime/errors";
+import { type EncodedPieces, encodePieces, ignored, type Known } from "./encode-pieces.ts";
+import type { Base } from "./load-base.ts";
+import type { Piece } from "../templates/pieces.ts";
+import { type ChatTemplate, recogniseTemplate } from "../templates/recognise-template.ts";
+import type { Conversation, Sample } from "../templates/render-jinja.ts";
+import { renderSeed, seedPrompt, seedSystem } from "../templates/render-seed.ts";
+
+export { ignored } from "./encode-pieces.ts";
+
+export type TokenizeSpec = RunSpec["tokenize"];
+
+export interface Sequence {
+  readonly ids: Int32Array;
+  /** As long as `ids`: the id where it is trained on, `ignored` elsewhere. The first one is always `ignored`. */
+  readonly labels: Int32Array;
+}
+export interface Reason {
+  readonly code: string;
+  readonly message: string;
+  readonly tokens: number;
+}
+/** What became of one record. */
+export interface Encoded {
+  /** Usually one. A template that strips thoughts from earlier turns gives one per trained turn; a dropped record gives none. */
+  readonly samples: readonly Sequence[];
+  /** Why there are no samples; null exactly when there are some. */
+  readonly dropped: Reason | null;
+  /** What is worth telling about a record that is kept; each code at most once. */
+  readonly notes: readonly Reason[];
+}
+
+export interface RecordEncoder {
+  /** One result per record, in their order. */
+  encode(records: readonly Rec[]): Promise<Encoded[]>;
+  /** Ids of a question as the server would present it; undefined when the records were not conversations. */
+  ask(question: string): Promise<Int32Array | undefined>;
+  /** What the base's template was recognised as; null as long as no record needed it. */
+  readonly family: string | null;
+}
+
+/** @throws PermanentError (also from `encode`) TEMPLATE_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING */
+export function createRecordEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
+  return spec.profile === "seed" ? seedEncoder(base, spec) : templateEncoder(base, spec);
+}
+
+const drop = (code: string, message: string, tokens = 0): Encoded => ({ samples: [], dropped: { code, message, tokens }, notes: [] });
+
+/** Supervised fine-tuning has no use for these; they stay in the dataset for whoever has. */
+const notTrained: Readonly<Partial<Record<Rec["kind"], string>>> = {
+  preference: "a preference (chosen and rejected)",
+  ranked: "a ranking of answers",
+  unpaired: "an answer that is labelled good or bad",
+};
+
+/** What no profile trains; undefined: nothing speaks against it. */
+function judgeKind({ kind, media }: Rec, { ref }: Base): Encoded | undefined {
+  const what = notTrained[kind];
+  if (what !== undefined) {
+    const message = `the record is ${what}, which supervised fine-tuning does not train. Give rows with one answer each, or leave it out.`;
+    return drop("KIND_NOT_TRAINED", message);
+  }
+  if (media !== undefined && media.length > 0) {
+    const [first] = media;
+    return drop(
+      "BASE_CANNOT_SEE",
+      `the record shows ${article(first?.type ?? "image")}, and base "${ref.name}" reads text only. Use text-only rows.`,
+    );
+  }
+  return undefined;
+}
+const article = (noun: string): string => (/^[aeiou]/.test(noun) ? `an ${noun}` : `a ${noun}`);
+
+/* --- profile `seed` --- */
+
+function seedEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
+  const system = spec.system ?? seedSystem;
+  const pad = idOf(base, "pad");
+  return {
+    async encode(records) {
+      const rows = records.map((record) => judgeKind(record, base) ?? renderSeed(record, system) ?? unsuitable(record));
+      const texts = rows.flatMap((row) => ("prompt" in row ? [row.prompt, row.answer] : []));
+      const encoded = (await base.encoder.encode(texts, "raw")).values();
+      return rows.map((row) => {
+        if (!("prompt" in row)) return row;
+        const prompt = encoded.next().value as Int32Array;
+        const answer = encoded.next().value as Int32Array;
+        const length = prompt.length + answer.length + 1;
+        const ids = new Int32Array(length);
+        ids.set(prompt);
+        ids.set(answer, prompt.length);
+        ids[length - 1] = pad;
+        const labels = ids.slice().fill(ignored, 0, prompt.length);
+        const sample = { ids: ids.slice(0, spec.max_length), labels: labels.slice(0, spec.max_length) };
+        // process_func keeps such a row too, and every row is to equal its.
+        return { samples: [sample], dropped: null, notes: isTrained(sample) ? [] : [nothingTrained(length)] };
+      });
+    },
+    async ask(question) {
+      return (await base.encoder.encode([seedPrompt(question, system)], "raw"))[0];
+    },
+    family: null,
+  };
+}
+
+function unsuitable({ kind }: Rec): Encoded {
+  const what = kind === "chat" ? "more than one question and one answer" : `a ${kind}`;
+  return drop("SEED_UNSUITABLE", `the profile seed trains one question and one answer; this record is ${what}. Use the profile chatml.`);
+}
+
+/* --- profile `chatml`: the base's own template --- */
+
+/** A record on its way: dropped already, or samples to be encoded and then judged. */
+interface Draft {
+  readonly record: Rec;
+  readonly samples: readonly Sample[];
+  readonly notes: readonly Omit<Reason, "tokens">[];
+}
+
+function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
+  const { encoder } = base;
+  // Only conversations need a template: completions train on bases that have none.
+  let recognised: Promise<ChatTemplate> | undefined;
+  let family: string | null = null;
+  const template = async (): Promise<ChatTemplate> => {
+    const found = await (recognised ??= recogniseTemplate(base));
+    family = found.family;
+    return found;
+  };
+  const known: Known = new Map();
+
+  const draft = async (record: Rec): Promise<Draft | Encoded> => {
+    const refused = judgeKind(record, base);
+    if (refused !== undefined) return refused;
+    if (record.kind === "pretokenized") return pretokenized(record, encoder.vocabSize, spec);
+    if (record.kind === "chat") {
+      const rendered = (await template()).render(conversationOf(record, spec));
+      return "code" in rendered ? drop(rendered.code, rendered.message) : { record, ...rendered };
+    }
+    // Raw, without a template; the end of the text is trained, so that the model learns to stop.
+    const { prompt = "", completion = record.text ?? "" } = record;
+    const pieces: Piece[] = [];
+    if (prompt !== "") pieces.push({ text: prompt, trained: false });
+    if (completion !== "") pieces.push({ text: completion, trained: true });
+    pieces.push({ control: base.special.eos ?? "", id: idOf(base, "eos"), trained: completion !== "" });
+    return { record, samples: [{ pieces, end: 0, trained: [] }], notes: [] };
+  };
+
+  const finish = async ({ record, samples, notes }: Draft, encoded: readonly EncodedPieces[]): Promise<Encoded> => {
+    const kept: Sequence[] = [];
+    const reasons: Reason[] = notes.map((note) => ({ ...note, tokens: encoded[0]?.ids.length ?? 0 }));
+    for (const [index, sample] of samples.entries()) {
+      const { joins, ...whole } = withPrefix(encoded[index] as EncodedPieces, record);
+      const fitted = whole.ids.length <= spec.max_length ? { sequences: [whole], reason: null } : await shorten(record, sample, whole);
+      kept.push(...fitted.sequences.filter(startUntrained));
+      if (fitted.sequences.length > 0 && !fitted.sequences.some(isTrained)) reasons.push(nothingTrained(whole.ids.length));
+      if (fitted.reason !== null) reasons.push(fitted.reason);
+      if (joins && fitted.sequences.length > 0) reasons.push(joined(whole.ids.length));
+    }
+    const told = [...new Map(reasons.map((reason) => [reason.code, reason])).values()];
+    if (kept.length > 0) return { samples: kept, dropped: null, notes: told };
+    return {
+      samples: [],
+      dropped: told.find(({ code }) => code === "TOO_LONG") ?? told.find(({ code }) => code === "NO_SUPERVISED") ?? null,
+      notes: [],
+    };
+  };
+
+  /** What the tokenizer puts before raw texts belongs to the prompt; templates write it themselves (M11). */
+  const withPrefix = (encoded: EncodedPieces, { kind }: Rec): EncodedPieces => {
+    if (kind === "chat" || encoder.prefix.length === 0) return encoded;
+    const { length } = encoder.prefix;
+    const ids = new Int32Array(length + encoded.ids.length);
+    const labels = new Int32Array(ids.length).fill(ignored);
+    ids.set(encoder.prefix);
+    ids.set(encoded.ids, length);
+    labels.set(encoded.labels, length);
+    return { ids, labels, joins: encoded.joins };
+  };
+
+  /** What `too_long` says; `reason` says what was left out, or, without sequences, why nothing is left. */
+  const shorten = async (record: Rec, sample: Sample, whole: Sequence): Promise<{ sequences: Sequence[]; reason: Reason | null }> => {
+    const total = whole.ids.length;
+    const { max_length, too_long } = spec;
+    const remedy = record.kind === "text" ? "split" : "trim-prompt";
+    const message = `${total} tokens; tokenize.max_length is ${max_length}. Raise it, or set tokenize.too_long to ${remedy}.`;
+    const tooLong = { sequences: [], reason: { code: "TOO_LONG", message, tokens: total } };
+    const trimmed = (sequence: Sequence, what: string) => ({
+      sequences: [sequence],
+      reason: { code: "PROMPT_TRIMMED", message: what, tokens: total - sequence.ids.length },
+    });
+
+    if (record.kind === "text" && too_long === "split") {
+      const sequences: Sequence[] = [];
+      for (let at = 0; at < total; at += max_length) {
+        sequences.push({ ids: whole.ids.slice(at, at + max_length), labels: whole.labels.slice(at, at + max_length) });
+      }
+      // A last part of one token would have nothing to predict it.
+      const parts = sequences.filter(({ ids }) => ids.length > 1);
+      return {
+        sequences: parts,
+        reason: { code: "TEXT_SPLIT", message: `the text was split into ${parts.length} sequences`, tokens: total },
+      };
+    }
+    if (too_long !== "trim-prompt") return tooLong;
+    if (record.kind !== "chat") {
+      const cut = total - max_length;
+      const prompt = whole.labels.findIndex((label) => label !== ignored) - encoder.prefix.length;
+      // At least one token of the prompt stays: something has to come before the first trained token.
+      if (cut >= prompt) return tooLong;
+      const keep = (values: Int32Array): Int32Array => {
+        const left = values.slice(cut);
+        left.set(values.subarray(0, encoder.prefix.length));
+        return left;
+      };
+      return trimmed({ ids: keep(whole.ids), labels: keep(whole.labels) }, `${cut} tokens of the prompt's beginning were left out`);
+    }
+
+    // Oldest first, never the system prompt, and what stays begins with a question. Fewer turns give fewer tokens, so halving finds the most that fit.
+    const { messages, tools } = conversationOf(record, spec);
+    const turns = messages
+      .slice(0, sample.end)
+      .map((message, index): Message =>
+        message.role === "assistant" && !sample.trained.includes(index) ? { ...message, train: false } : message,
+      );
+    const system = turns[0]?.role === "system" ? turns.slice(0, 1) : [];
+    const answer = sample.trained.at(-1) ?? -1;
+    const starts = turns.flatMap(({ role }, index) => (role === "user" && index > system.length && index < answer ? [index] : []));
+    const found = await template();
+    let best: { sequence: Sequence; left: number } | undefined;
+    for (let [low, high] = [0, starts.length - 1]; low <= high;) {
+      const middle = (low + high) >> 1;
+      const start = starts[middle] as number;
+      const rendered = found.render({ messages: [...system, ...turns.slice(start)], tools });
+      if ("code" in rendered || rendered.samples.length !== 1) break;
+      const [encoded] = await encodePieces(base, [rendered.samples[0]?.pieces ?? []], known);
+      if (encoded !== undefined && encoded.ids.length <= max_length) {
+        best = { sequence: { ids: encoded.ids, labels: encoded.labels }, left: start - system.length };
+        high = middle - 1;
+      } else low = middle + 1;
+    }
+    return best === undefined ? tooLong : trimmed(best.sequence, `the ${best.left} oldest turns were left out`);
+  };
+
+  return {
+    async encode(records) {
+      const drafts: (Draft | Encoded)[] = [];
+      for (const record of records) drafts.push(await draft(record));
+      const pieces = drafts.flatMap((one) => ("record" in one ? one.samples.map((sample) => sample.pieces) : []));
+      const encoded = await encodePieces(base, pieces, known);
+      const results: Encoded[] = [];
+      let at = 0;
+      for (const one of drafts) {
+        if (!("record" in one)) results.push(one);
+        else {
+          results.push(await finish(one, encoded.slice(at, at + one.samples.length)));
+          at += one.samples.length;
+        }
+      }
+      return results;
+    },
+    async ask(question) {
+      if (recognised === undefined) return undefined;
+      const found = await recognised;
+      const pieces = found.prompt({ messages: withSystem([{ role: "user", content: question }], spec.system) });
+      return (await encodePieces(base, [pieces], known))[0]?.ids;
+    },
+    get family() {
+      return family;
+    },
+  };
+}
+
+const conversationOf = ({ messages = [], tools }: Rec, { system }: TokenizeSpec): Conversation => ({
+  messages: withSystem(messages, system),
+  tools,
+});
+
+/** The run's system prompt, where the record has none (M7). What the template puts there by itself, it puts into the rendered text. */
+const withSystem = (messages: readonly Message[], system: string | undefined): readonly Message[] =>
+  system === undefined || messages[0]?.role === "system" ? messages : [{ role: "system", content: system }, ...messages];
+
+/** Rows that are tokenized already are used as they are, if they fit this base (M11). */
+function pretokenized({ input_ids = [], labels = input_ids }: Rec, vocabSize: number, { max_length }: TokenizeSpec): Encoded {
+  const tokens = input_ids.length;
+  const foreign = input_ids.findIndex((id) => id >= vocabSize);
+  if (foreign !== -1) {
+    const message = `input_ids[${foreign}] is ${input_ids[foreign]}, but the base's tokenizer has ids below ${vocabSize}. The row was made for another base.`;
+    return drop("IDS_INVALID", message, tokens);
+  }
+  const wrong = labels.findIndex((label, index) => label !== ignored && label !== input_ids[index]);
+  if (wrong !== -1 || labels.length !== tokens) {
+    const message =
+      labels.length === tokens
+        ? `labels[${wrong}] is ${labels[wrong]}; it must be ${ignored} or input_ids[${wrong}], which is ${input_ids[wrong]}.`
+        : `there are ${labels.length} labels for ${tokens} input_ids. Give one each.`;
+    return drop("IDS_INVALID", message, tokens);
+  }
+  if (tokens > max_length) {
+    return drop("TOO_LONG", `${tokens} tokens; tokenize.max_length is ${max_length}. Raise it, or cut the row yourself.`, tokens);
+  }
+  const sample = { ids: Int32Array.from(input_ids), labels: Int32Array.from(labels) };
+  return startUntrained(sample)
+    ? { samples: [sample], dropped: null, notes: [] }
+    : { samples: [], dropped: nothingTrained(tokens), notes: [] };
+}
+
+/**
+ * No token predicts the first one; in a packed row its label would be predicted by the sequence before.
+ * @returns whether something is trained. A sequence without would pass through the trainer unseen, with a loss of zero (M10).
+ */
+function startUntrained(sample: Sequence): boolean {
+  if (sample.labels.length > 0) sample.labels[0] = ignored;
+  return isTrained(sample);
+}
+
+const isTrained = ({ labels }: Sequence): boolean => labels.some((label) => label !== ignored);
+const nothingTrained = (tokens: number): Reason => ({
+  code: "NO_SUPERVISED",
+  message: `none of the ${tokens} tokens is trained on: the answer is empty, or it lies beyond tokenize.max_length`,
+  tokens,
+});
+const joined = (tokens: number): Reason => ({
+  code: "ANSWER_JOINS_PROMPT",
+  message:
+    "read together with the prompt, the beginning of the answer is other tokens than what the model will write; it is trained as the model writes it",
+  tokens,
+});
+
+function idOf({ ref, special, encoder }: Base, name: "pad" | "eos"): number {
+  const token = special[name];
+  const id = token === null ? undefined : encoder.addedId(token);
+  if (id !== undefined) return id;
+  throw new PermanentError(
+    `${name.toUpperCase()}_TOKEN_MISSING`,
+    `base "${ref.name}" names no ${name}_token in its tokenizer_config.json that its tokenizer knows, and sequences must end with one.`,
+    { param: "base" },
+  );
+}

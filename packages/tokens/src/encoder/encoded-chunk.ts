@@ -1,0 +1,214 @@
+/** What tokenizing made of some records: sequences and reasons, in the records' order, in memory and as bytes. */
+import { comparedText, signatureOf, signatureSize } from "@loraline/datasets";
+import type { Digest, droppedRecord, Rec } from "@loraline/contracts";
+import type { z } from "zod";
+import { ignored, type RecordEncoder } from "./encode-records.ts";
+
+export type DroppedRecord = z.infer<typeof droppedRecord>;
+
+export interface EncodedChunk {
+  readonly records: number;
+  /** What the base's template was recognised as; null when no record needed it. */
+  readonly family: string | null;
+  /** Of each sequence: the 32 bytes of its record's id, which record of the chunk that is, its line, tokens, trained tokens. */
+  readonly digests: Uint8Array;
+  readonly positions: Int32Array;
+  readonly lines: Int32Array;
+  readonly lengths: Int32Array;
+  readonly supervised: Int32Array;
+  /** Of each sequence, what its record is compared by (`signatureOf`; zeros: too short for that); empty when that was not asked for. */
+  readonly signatures: Uint32Array;
+  /** Of each sequence its token ids, and then its labels. */
+  readonly data: Int32Array;
+  /** Records that gave no sequence, all of them. */
+  readonly dropped: readonly DroppedRecord[];
+  /** What is worth telling of records that were kept; the first ones, and how many of each code. */
+  readonly noted: readonly DroppedRecord[];
+  readonly notes: Readonly<Record<string, number>>;
+}
+
+/** So many records of a chunk are told of by themselves. */
+export const shownRecords = 1000;
+const recordsPerBatch = 256;
+
+/** Equal records give equal chunks. @throws what `encode` throws; the signal's reason */
+export async function encodeChunk(
+  encoder: RecordEncoder,
+  records: Iterable<Rec>,
+  { signed = false, signal }: { signed?: boolean; signal?: AbortSignal } = {},
+): Promise<EncodedChunk> {
+  const digests: string[] = [];
+  const positions: number[] = [];
+  const lines: number[] = [];
+  const parts: Int32Array[] = [];
+  const signatures: Uint32Array[] = [];
+  const dropped: DroppedRecord[] = [];
+  const noted: DroppedRecord[] = [];
+  const notes: Record<string, number> = {};
+  let count = 0;
+  let needsTemplate = false;
+  for (const batch of inBatches(records)) {
+    signal?.throwIfAborted();
+    for (const [at, result] of (await encoder.encode(batch)).entries()) {
+      const record = batch[at] as Rec;
+      const { id, kind, meta } = record;
+      const place = { id, ...(meta.file === undefined ? {} : { file: meta.file }), line: meta.line };
+      // Not what the encoder knows: it may have met conversations in other chunks.
+      needsTemplate ||= kind === "chat" && result.dropped?.code !== "BASE_CANNOT_SEE";
+      if (result.dropped !== null) dropped.push({ ...place, ...result.dropped });
+      const signature = signed && result.samples.length > 0 ? (signatureOf(comparedText(record)) ?? unsigned) : unsigned;
+      for (const sample of result.samples) {
+        if (signed) signatures.push(signature);
+        digests.push(id.slice("sha256:".length));
+        positions.push(count);
+        lines.push(meta.line);
+        parts.push(sample.ids, sample.labels);
+      }
+      for (const note of result.notes) {
+        notes[note.code] = (notes[note.code] ?? 0) + 1;
+        if (noted.length < shownRecords) noted.push({ ...place, ...note });
+      }
+      count++;
+    }
+  }
+  const lengths = new Int32Array(lines.length);
+  const supervised = new Int32Array(lines.length);
+  const data = new Int32Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const [index, part] of parts.entries()) {
+    data.set(part, at);
+    at += part.length;
+    if (index % 2 === 0) lengths[index / 2] = part.length;
+    else supervised[(index - 1) / 2] = countTrained(part);
+  }
+  return {
+    records: count,
+    family: needsTemplate ? encoder.family : null,
+    digests: new Uint8Array(Buffer.from(digests.join(""), "hex")),
+    positions: Int32Array.from(positions),
+    lines: Int32Array.from(lines),
+    lengths,
+    supervised,
+    signatures: concatenated(signatures),
+    data,
+    dropped,
+    noted,
+    notes,
+  };
+}
+
+/** By index: every token of a run passes here, and iterators would take as long as all the rest. */
+function countTrained(labels: Int32Array): number {
+  let count = 0;
+  for (let at = 0; at < labels.length; at++) if (labels[at] !== ignored) count++;
+  return count;
+}
+
+const unsigned = new Uint32Array(signatureSize);
+
+function concatenated(parts: readonly Uint32Array[]): Uint32Array {
+  const whole = new Uint32Array(parts.length * signatureSize);
+  for (const [index, part] of parts.entries()) whole.set(part, index * signatureSize);
+  return whole;
+}
+
+/** What the record of a sequence is compared by; undefined when it is too short, or that was not asked for. */
+export function signatureOfSequence({ signatures }: EncodedChunk, sequence: number): Uint32Array | undefined {
+  const signature = signatures.subarray(sequence * signatureSize, (sequence + 1) * signatureSize);
+  return signature.some((value) => value !== 0) ? signature : undefined;
+}
+
+function* inBatches(records: Iterable<Rec>): Generator<Rec[]> {
+  let batch: Rec[] = [];
+  for (const record of records) {
+    batch.push(record);
+    if (batch.length < recordsPerBatch) continue;
+    yield batch;
+    batch = [];
+  }
+  if (batch.length > 0) yield batch;
+}
+
+/** Id of the record that a sequence was made of. */
+export const recordIdOf = ({ digests }: EncodedChunk, sequence: number): Digest =>
+  `sha256:${Buffer.from(digests.buffer, digests.byteOffset + sequence * 32, 32).toString("hex")}`;
+
+/** Records of a chunk as ingest writes it. */
+export function* parseLines(jsonl: string): Generator<Rec> {
+  for (let start = 0; start < jsonl.length;) {
+    const end = jsonl.indexOf("\n", start);
+    const line = jsonl.slice(start, end === -1 ? undefined : end);
+    // Written by ingest and verified by digest, so it is what the contract says.
+    if (line !== "") yield JSON.parse(line) as Rec;
+    start = end === -1 ? jsonl.length : end + 1;
+  }
+}
+
+/*
+ * As bytes, in this computer's order, which is little-endian wherever Node runs:
+ *
+ *   Uint32 bytes of the header | header, JSON, filled up with blanks to a multiple of 4 | digests | positions | lines | lengths | supervised | signatures | data
+ */
+
+type Header = Pick<EncodedChunk, "records" | "family" | "dropped" | "noted" | "notes"> & {
+  v: 1;
+  sequences: number;
+  signed: boolean;
+  numbers: number;
+};
+
+export function chunkToBytes(chunk: EncodedChunk): Uint8Array {
+  const { records, family, dropped, noted, notes, digests, positions, lines, lengths, supervised, signatures, data } = chunk;
+  const header: Header = {
+    v: 1,
+    records,
+    family,
+    sequences: lengths.length,
+    signed: signatures.length > 0,
+    numbers: data.length,
+    dropped,
+    noted,
+    notes,
+  };
+  const json = new TextEncoder().encode(JSON.stringify(header));
+  const start = Math.ceil((4 + json.length) / 4) * 4;
+  const arrays = [digests, positions, lines, lengths, supervised, signatures, data];
+  const bytes = new Uint8Array(arrays.reduce((sum, array) => sum + array.byteLength, start)).fill(0x20, 4, start);
+  new DataView(bytes.buffer).setUint32(0, start - 4, true);
+  bytes.set(json, 4);
+  let at = start;
+  for (const array of arrays) {
+    bytes.set(new Uint8Array(array.buffer, array.byteOffset, array.byteLength), at);
+    at += array.byteLength;
+  }
+  return bytes;
+}
+
+/** Views into the bytes where they allow it. */
+export function chunkFromBytes(given: Uint8Array): EncodedChunk {
+  const bytes = given.byteOffset % 4 === 0 ? given : given.slice();
+  const size = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
+  const {
+    sequences,
+    signed,
+    numbers,
+    v: _version,
+    ...header
+  } = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + size))) as Header;
+  let at = bytes.byteOffset + 4 + size;
+  const next = <T>(array: new (buffer: ArrayBufferLike, at: number, length: number) => T & { byteLength: number }, length: number): T => {
+    const view = new array(bytes.buffer, at, length);
+    at += view.byteLength;
+    return view;
+  };
+  return {
+    ...header,
+    digests: next(Uint8Array, sequences * 32),
+    positions: next(Int32Array, sequences),
+    lines: next(Int32Array, sequences),
+    lengths: next(Int32Array, sequences),
+    supervised: next(Int32Array, sequences),
+    signatures: next(Uint32Array, signed ? sequences * signatureSize : 0),
+    data: next(Int32Array, numbers),
+  };
+}

@@ -1,0 +1,11 @@
+export { ignored } from "./encoder/encode-pieces.ts";
+export { createRecordEncoder, type Encoded, type TokenizeSpec } from "./encoder/encode-records.ts";
+export { createEncodeThreads, type EncodeThreads } from "./encoder/encode-threads.ts";
+export { chunkFromBytes, encodeChunk, type EncodedChunk, parseLines } from "./encoder/encoded-chunk.ts";
+export { type Base, createBases, identityOf, loadBase, readTemplate } from "./encoder/load-base.ts";
+export { neutralQuestions, plainPromptsFor, promptsFor } from "./probe-prompts.ts";
+export { pack } from "./shards/pack.ts";
+export { decodeMasked, readTokenFolder, showTokenRows, type TokenRow } from "./shards/read-shards.ts";
+export { describeTemplate, judgeTemplate } from "./templates/engine-template.ts";
+export { tokenizeCode, tokenizeDataset, type TokenizeJob, tokenizeKey, type TokenizeResult } from "./tokenize-dataset.ts";
+export { type TokenFolderManifest, type TokenizedDrop, tokenizeRecords } from "./tokenize-records.ts";

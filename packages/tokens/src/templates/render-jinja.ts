@@ -1,0 +1,214 @@
+/**
+ * Conversations through the base's own chat template, with `@huggingface/jinja`: what the server would make of them, and where in it
+ * the trained turns stand. Any template that passes the gate below can be trained on; families have a faster way (render-turns.ts).
+ */
+import { randomUUID } from "node:crypto";
+import { Template } from "@huggingface/jinja";
+import { isTrainedTurn, type Message } from "@loraline/contracts";
+import { isPythonNumber, type Json, parseExact } from "./python-json.ts";
+import type { Base } from "../encoder/load-base.ts";
+import { controlPattern, createSplit, type Piece } from "./pieces.ts";
+
+export interface Conversation {
+  readonly messages: readonly Message[];
+  /** Verbatim JSON. */
+  readonly tools?: string | undefined;
+}
+
+/** One sequence of a conversation. */
+export interface Sample {
+  readonly pieces: readonly Piece[];
+  /** It holds the messages before this index. */
+  readonly end: number;
+  /** Trained turns, by their index. */
+  readonly trained: readonly number[];
+}
+export interface Refused {
+  readonly code: string;
+  readonly message: string;
+}
+export interface Rendered {
+  readonly samples: readonly Sample[];
+  readonly notes: readonly Refused[];
+}
+
+export interface Jinja {
+  /** @returns the text with its seals. @throws Error what the template itself raises, or what it cannot do. */
+  text(conversation: Conversation, forGeneration: boolean): string;
+  /** Without the seals. */
+  unseal(text: string): string;
+  render(conversation: Conversation): Rendered | Refused;
+  prompt(conversation: Conversation): Piece[];
+}
+
+/** Where "today" is printed, it is always this day: the same records must give the same tokens tomorrow. */
+const today = new Date(Date.UTC(2024, 6, 26));
+
+/** An answer without a word has nothing to teach but silence. */
+export const isTaught = (message: Message): boolean =>
+  isTrainedTurn(message) && (message.content.trim() !== "" || message.tool_calls !== undefined || (message.reasoning ?? "").trim() !== "");
+
+/** @throws Error when the template cannot be parsed. */
+export function createJinja(
+  { template, special, encoder }: Pick<Base, "template" | "special" | "encoder">,
+  stopIds: ReadonlySet<number>,
+): Jinja {
+  // As Python's jinja reads it: whatever the line ends are.
+  const source = (template ?? "").replaceAll(/\r\n?/g, "\n").replaceAll(/\bstrftime_now\b/g, "loraline_today");
+  const parsed = new Template(source);
+  // Such as DeepSeek's `'\n' + tool['function']['arguments'] + '\n'`, which takes a text only.
+  const argumentsAreText = !source.includes("tojson") && /\+[^+|{}]*\barguments\b['"\]]*\s*(?:\+|-?\}\}|-?%\})/.test(source);
+  const names = Object.fromEntries(Object.entries(special).map(([name, token]) => [`${name}_token`, token ?? ""]));
+  const split = createSplit(encoder.controls);
+  const controls = controlPattern(encoder.controls);
+  const stops = controlPattern(new Map([...encoder.controls].filter(([, id]) => stopIds.has(id))));
+  // Stands inside of what spells a control token in the data; in the rendered text it is taken out again.
+  const mark = `\uFDD0${randomUUID()}`;
+
+  const unseal = (text: string): string => (text.includes(mark) ? text.replaceAll(mark, "") : text);
+  const sealed = (text: string): string =>
+    controls === undefined ? text : text.replace(controls, (token) => token.slice(0, 1) + mark + token.slice(1));
+  const seal = (value: Json): Json => {
+    if (typeof value === "string") return sealed(value);
+    if (Array.isArray(value)) return value.map(seal);
+    if (value instanceof Map) return new Map([...(value as ReadonlyMap<string, Json>)].map(([key, item]) => [sealed(key), seal(item)]));
+    if (isObject(value)) return Object.fromEntries(Object.entries(value).map(([key, item]) => [sealed(key), seal(item)]));
+    return value;
+  };
+
+  /** In OpenAI's form, whatever the row has. @throws SyntaxError: arguments that are no JSON */
+  const calls = (message: Message): Json => {
+    const parsedCalls = parseExact(message.tool_calls ?? "[]");
+    return (Array.isArray(parsedCalls) ? parsedCalls : [parsedCalls]).map((call: Json): Json => {
+      if (!isObject(call)) return call;
+      const { function: own, ...rest } = call;
+      const { arguments: given = {}, ...name } = isObject(own) ? own : rest;
+      // The engine parses them before it renders, whatever the client sent.
+      const args = typeof given === "string" && !argumentsAreText ? parseExact(given.trim() === "" ? "{}" : given) : given;
+      return { ...(isObject(own) ? rest : {}), type: rest.type ?? "function", function: { ...name, arguments: args } };
+    });
+  };
+  const toInput = (message: Message): Json => {
+    const { role, content, name, tool_call_id, reasoning } = message;
+    return {
+      role,
+      content: sealed(content),
+      ...(name !== undefined && { name: sealed(name) }),
+      ...(tool_call_id !== undefined && { tool_call_id: sealed(tool_call_id) }),
+      ...(reasoning !== undefined && { reasoning_content: sealed(reasoning), reasoning: sealed(reasoning) }),
+      ...(message.tool_calls !== undefined && { tool_calls: seal(calls(message)) }),
+    };
+  };
+  const toolsOf = ({ tools }: Conversation): Json => (tools === undefined ? null : seal(parseExact(tools)));
+  const renderInput = (messages: readonly Json[], tools: Json, forGeneration: boolean): string =>
+    parsed.render({
+      messages,
+      add_generation_prompt: forGeneration,
+      tools,
+      documents: null,
+      loraline_today: (format: string) => onDay(today, format),
+      ...names,
+    });
+  const text = (conversation: Conversation, forGeneration: boolean): string =>
+    renderInput(conversation.messages.map(toInput), toolsOf(conversation), forGeneration);
+  const pieces = (rendered: string, spans: readonly (readonly [number, number])[]): Piece[] => {
+    const cut: Piece[] = [];
+    let at = 0;
+    for (const [start, end] of [...spans, [rendered.length, rendered.length] as const]) {
+      split(rendered.slice(at, start), false, cut);
+      split(rendered.slice(start, end), true, cut);
+      at = end;
+    }
+    return cut.map((piece) => ("text" in piece ? { ...piece, text: unseal(piece.text) } : piece));
+  };
+
+  return {
+    text,
+    unseal,
+    prompt: (conversation) => pieces(text(conversation, true), []),
+    render(conversation) {
+      const { messages } = conversation;
+      const notes = new Map<string, Refused>();
+      const note = (code: string, message: string): unknown => notes.has(code) || notes.set(code, { code, message });
+      try {
+        const [inputs, tools] = [messages.map(toInput), toolsOf(conversation)];
+        const whole = renderInput(inputs, tools, false);
+        if (messages.some((message) => message.tool_calls !== undefined)) {
+          const spoken = messages.map(({ tool_calls: _calls, ...message }) => toInput(message));
+          if (whole === renderInput(spoken, tools, false)) {
+            const message =
+              "the base's chat template does not show tool calls, so the model could not learn any. Use a base whose template does.";
+            return { code: "TOOLS_UNSUPPORTED", message };
+          }
+        }
+        const trained = messages.flatMap((message, index) => (isTaught(message) ? [index] : []));
+        const turns = trained.map((index) => {
+          const prompt = renderInput(inputs.slice(0, index), tools, true);
+          const through = index === messages.length - 1 ? whole : renderInput(inputs.slice(0, index + 1), tools, false);
+          return { index, prompt, through, end: endOf(through, prompt.length, stops) };
+        });
+        for (const { index, prompt, through, end } of turns) {
+          if (!through.startsWith(prompt))
+            return refuse(`message ${index + 1} does not stand behind the prompt that the server uses`, prompt, through);
+          if (end === undefined) return refuse(`message ${index + 1} does not end with a token at which the engine stops`, prompt, through);
+          const { reasoning = "" } = messages[index] as Message;
+          if (!unseal(through.slice(prompt.length, end)).includes(reasoning.trim())) {
+            note("REASONING_LEFT_OUT", "the base's template has no place for the answer's reasoning, so it is not trained");
+          }
+        }
+        if (tools !== null && whole === renderInput(inputs, null, false)) {
+          note("TOOLS_LEFT_OUT", "the base's template has no place for tools, so the model does not see them");
+        }
+        // A template that takes thoughts out of earlier turns shows each answer differently while it is the last one (M8).
+        const stable = turns.every(({ through, end }) => whole.startsWith(through.slice(0, end)));
+        const spans = (some: typeof turns) => some.map(({ prompt, end }) => [prompt.length, end as number] as const);
+        const samples: Sample[] = stable
+          ? [{ pieces: pieces(whole, spans(turns)), end: messages.length, trained }]
+          : turns.map((turn) => ({ pieces: pieces(turn.through, spans([turn])), end: turn.index + 1, trained: [turn.index] }));
+        return { samples, notes: [...notes.values()] };
+      } catch (error) {
+        return {
+          code: "TEMPLATE_REFUSES",
+          message: `the base's chat template does not take this conversation: ${(error as Error).message}`,
+        };
+      }
+    },
+  };
+
+  function refuse(why: string, prompt: string, through: string): Refused {
+    const message = `${why}. Prompt: ${quote(unseal(prompt))}. Conversation: ${quote(unseal(through))}.`;
+    return { code: "TEMPLATE_UNSAFE", message };
+  }
+}
+
+function endOf(text: string, from: number, stops: RegExp | undefined): number | undefined {
+  if (stops === undefined) return undefined;
+  stops.lastIndex = from;
+  const found = stops.exec(text);
+  return found === null ? undefined : found.index + found[0].length;
+}
+
+const isObject = (value: Json | undefined): value is { readonly [key: string]: Json } =>
+  typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Map) && !isPythonNumber(value);
+
+/** Python's `strftime`, as far as templates use it. */
+function onDay(day: Date, format: string): string {
+  const part = (options: Intl.DateTimeFormatOptions): string =>
+    new Intl.DateTimeFormat("en-US", { timeZone: "UTC", ...options }).format(day);
+  const parts: Readonly<Record<string, string>> = {
+    Y: String(day.getUTCFullYear()),
+    m: String(day.getUTCMonth() + 1).padStart(2, "0"),
+    d: String(day.getUTCDate()).padStart(2, "0"),
+    b: part({ month: "short" }),
+    B: part({ month: "long" }),
+    a: part({ weekday: "short" }),
+    A: part({ weekday: "long" }),
+    H: "00",
+    M: "00",
+    S: "00",
+    "%": "%",
+  };
+  return format.replaceAll(/%(.)/g, (whole, letter: string) => parts[letter] ?? whole);
+}
+
+export const quote = (text: string): string => JSON.stringify(text.length > 600 ? `${text.slice(0, 300)} … ${text.slice(-300)}` : text);

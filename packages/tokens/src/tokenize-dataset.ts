@@ -1,0 +1,346 @@
+/** Records of a dataset to Arrow shards and their manifest; or the reason why they cannot be trained on. */
+import {
+  type BlobRef,
+  type DatasetManifest,
+  datasetReport,
+  type Digest,
+  type ProbePrompt,
+  type Problem,
+  type RunSpec,
+  type TokenManifest,
+} from "@loraline/contracts";
+import { createNearDuplicates, type NearDuplicates } from "@loraline/datasets";
+import { digestOf, getJson, type Objects, putJson } from "@loraline/objects";
+import type { Telemetry } from "@loraline/runtime";
+import { createRecordEncoder } from "./encoder/encode-records.ts";
+import { type DroppedRecord, type EncodedChunk, recordIdOf, shownRecords, signatureOfSequence } from "./encoder/encoded-chunk.ts";
+import { type Base, identityOf } from "./encoder/load-base.ts";
+import { type Bins, pack } from "./shards/pack.ts";
+import { neutralQuestions, promptOf, promptsFor } from "./probe-prompts.ts";
+import { createSequenceStore, type SequenceStore } from "./shards/sequence-store.ts";
+import { holdOut, inSeededOrder, shortId } from "./shards/split-holdout.ts";
+import { writeShards } from "./shards/write-shards.ts";
+
+/** Raise it whenever the same records would give other tokens, rows or probes: results cached by older code are then not used. */
+export const tokenizeCode = "tokenize/2";
+
+export interface TokenizeJob {
+  tenant: string;
+  base: Base;
+  spec: RunSpec;
+  dataset: DatasetManifest;
+  /** Records to evaluate on; null: some of the dataset are held out. */
+  validation: DatasetManifest | null;
+}
+export interface TokenizeJobDeps {
+  /** The chunks' records as sequences, in the chunks' order. */
+  encode(chunks: DatasetManifest["chunks"]): AsyncIterable<EncodedChunk>;
+  objects: Objects;
+  telemetry: Telemetry;
+  signal: AbortSignal;
+  shardBytes: number;
+}
+export type TokenizeResult = { kind: "tokenized"; ref: BlobRef; manifest: TokenManifest } | { kind: "rejected"; problem: Problem };
+
+/** An epoch needs at least so many steps before packing, which makes them fewer, is chosen by itself. */
+const stepsWorthPacking = 64;
+/** Longer prompts make the proof slow and prove no more. */
+const probeTokens = 256;
+/** Own prompts, and neutral ones: enough to tell a weak adapter's effect from rounding (services/serve/src/proof.ts). */
+const probesOfEach = 4;
+const probeCandidates = 16;
+
+/** Hash of everything that decides the result. */
+export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): Digest {
+  const { packing } = spec.tokenize;
+  const batch = [spec.training.per_device_train_batch_size, spec.training.gradient_accumulation_steps];
+  return digestOf(
+    JSON.stringify([
+      tokenizeCode,
+      identityOf(base),
+      Object.entries(spec.tokenize).sort(([a], [b]) => (a < b ? -1 : 1)),
+      packing === "auto" ? batch : null,
+      spec.training.seed,
+      [spec.dedupe ?? "none", spec.validation_overlap ?? "drop"],
+      dataset.chunks.map((chunk) => chunk.blob.digest),
+      validation === null ? spec.holdout : validation.chunks.map((chunk) => chunk.blob.digest),
+    ]),
+  );
+}
+
+/**
+ * Equal jobs give equal bytes. Shards are content-addressed and the manifest is written last.
+ * @throws PermanentError TEMPLATE_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING, OBJECT_MISSING,
+ * OBJECT_CORRUPT, DISK_FULL
+ */
+export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): Promise<TokenizeResult> {
+  const { objects, telemetry, signal, shardBytes } = deps;
+  const { tenant, base, spec, dataset, validation } = job;
+  using store = createSequenceStore();
+
+  const [train, evaluation] = await telemetry.span("encode records", {}, async (span) => {
+    const evaluated = createRefuse(spec, { remembers: validation !== null });
+    const unseen = validation === null ? undefined : await encodeAll(deps, validation, store, evaluated.refuse);
+    const all = await encodeAll(deps, dataset, store, createRefuse(spec, { validation: evaluated.kept }).refuse);
+    span.setAttributes({ "loraline.sequences": all.sequences.length, "loraline.dropped": counted(all) });
+    if (unseen !== undefined) return [all, unseen];
+    const heldOut = holdOut(
+      all.sequences.map((one) => one.id),
+      spec.holdout,
+      spec.training.seed,
+    );
+    const [kept, held] = [false, true].map((side) => all.sequences.filter((one) => heldOut.has(one.id) === side));
+    return [
+      { ...all, sequences: kept ?? [] },
+      { ...all, sequences: held ?? [] },
+    ];
+  });
+
+  const usable = train.sequences.length + (validation === null ? evaluation.sequences.length : 0);
+  if (usable < spec.min_records || train.sequences.length === 0) {
+    return { kind: "rejected", problem: await explainTooFew(objects, job, usable, train.reasons) };
+  }
+  if (!train.sequences.some((one) => store.supervised(one.index) > 0)) {
+    const message = `no token of the ${train.sequences.length} sequences would be trained on. Raise tokenize.max_length (now ${spec.tokenize.max_length}).`;
+    return { kind: "rejected", problem: { code: "NO_SUPERVISED_TOKENS", message, param: "tokenize.max_length" } };
+  }
+  if (validation !== null && evaluation.sequences.length === 0) {
+    const message = `none of the ${validation.records} records of the validation dataset can be used: ${listed(evaluation.reasons)}.`;
+    return { kind: "rejected", problem: { code: "VALIDATION_EMPTY", message, param: "validation" } };
+  }
+
+  return await telemetry.span("pack and write shards", {}, async (span) => {
+    const indices = Int32Array.from(train.sequences, (one) => one.index);
+    const bins = choosePacking(
+      spec,
+      indices.map((index) => store.length(index)),
+    );
+    const metadata = new Map<string, string>([
+      ["loraline.code", tokenizeCode],
+      ["loraline.records", "lrec/1"],
+      ["loraline.tokenizer", base.encoder.digest],
+      ["loraline.template", base.templateDigest],
+      ["loraline.profile", spec.tokenize.profile],
+      ["loraline.max_length", String(spec.tokenize.max_length)],
+      ["loraline.packed", String(bins !== undefined)],
+      ["loraline.seed", String(spec.training.seed)],
+    ]);
+    const write = (rows: Iterable<Int32Array>) =>
+      writeShards({ store, rows, metadata, shardBytes, signal, put: (bytes) => objects.put(tenant, "shard", bytes) });
+    const trainShards = await write(rowsOf(indices, bins));
+    const evalShards = await write(rowsOf(Int32Array.from(evaluation.sequences, (one) => one.index)));
+
+    const sum = (shards: typeof trainShards, count: "sequences" | "tokens" | "supervised"): number =>
+      shards.reduce((total, shard) => total + shard[count], 0);
+    const sides = validation === null ? [train] : [train, evaluation];
+    const droppedCount = sides.reduce((total, side) => total + counted(side), 0);
+    const manifest: TokenManifest = {
+      version: 1,
+      cacheKey: tokenizeKey(job),
+      base: base.ref,
+      tokenizerDigest: base.encoder.digest,
+      templateDigest: base.templateDigest,
+      templateFamily: train.family ?? evaluation.family,
+      profile: spec.tokenize.profile,
+      maxLength: spec.tokenize.max_length,
+      packed: bins !== undefined,
+      seed: spec.training.seed,
+      code: tokenizeCode,
+      train: trainShards,
+      eval: evalShards,
+      totals: {
+        sequences: sum(trainShards, "sequences"),
+        tokens: sum(trainShards, "tokens"),
+        supervised: sum(trainShards, "supervised"),
+        evalSequences: sum(evalShards, "sequences"),
+        evalSupervised: sum(evalShards, "supervised"),
+        dropped: droppedCount,
+      },
+      dropped: sides.flatMap((side) => side.dropped).slice(0, shownRecords),
+      reasons: totalled(sides.map((side) => side.reasons)),
+      noted: sides.flatMap((side) => side.noted).slice(0, shownRecords),
+      notes: totalled(sides.map((side) => side.notes)),
+      probes: await choosePrompts(job, store, train),
+    };
+    span.setAttributes({ "loraline.tokens": manifest.totals.tokens, "loraline.packed": manifest.packed });
+    return { kind: "tokenized", ref: await putJson(objects, tenant, "tokens", manifest), manifest };
+  });
+}
+
+interface Stored {
+  /** Index in the store. */
+  index: number;
+  id: number;
+  line: number;
+}
+interface Encoded {
+  sequences: Stored[];
+  dropped: DroppedRecord[];
+  noted: DroppedRecord[];
+  /** Drop code to count. */
+  reasons: Map<string, number>;
+  /** Code of a note to count. */
+  notes: Map<string, number>;
+  family: string | null;
+}
+const counted = ({ reasons }: Encoded): number => [...reasons.values()].reduce((total, count) => total + count, 0);
+
+type Refuse = (id: number, line: number, signature: Uint32Array | undefined) => { code: string; message: string } | undefined;
+
+/** What the run does not want of records that could be trained on. */
+function createRefuse(
+  { dedupe, validation_overlap }: RunSpec,
+  { validation, remembers = false }: { validation?: Contents; remembers?: boolean },
+): { refuse: Refuse; kept: Contents } {
+  // A hundred bytes a record, so only where they are looked at.
+  const isCompared = remembers || dedupe === "exact" || dedupe === "near";
+  const kept: Contents = { lines: new Map(), near: createNearDuplicates(Number.POSITIVE_INFINITY) };
+  const unseen = validation_overlap === "keep" ? undefined : validation;
+  const refuse: Refuse = (id, line, signature) => {
+    const like = (contents: Contents): number | undefined =>
+      signature === undefined ? undefined : contents.near.findSigned(signature)?.of;
+    if (unseen?.lines.has(id) === true) {
+      return { code: "IN_VALIDATION", message: "the validation dataset holds the same record, and it must not be trained on" };
+    }
+    const [near, earlier] = [unseen && like(unseen), dedupe === "exact" || dedupe === "near" ? kept.lines.get(id) : undefined];
+    if (near !== undefined) {
+      return {
+        code: "NEARLY_IN_VALIDATION",
+        message: `line ${near} of the validation dataset says nearly the same, and must not be trained on`,
+      };
+    }
+    if (earlier !== undefined) return { code: "EXACT_DUPLICATE", message: `it says the same as line ${earlier}, which is kept` };
+    const alike = dedupe === "near" ? like(kept) : undefined;
+    if (alike !== undefined) return { code: "NEAR_DUPLICATE", message: `it says nearly the same as line ${alike}, which is kept` };
+    if (isCompared) kept.lines.set(id, kept.lines.get(id) ?? line);
+    if (dedupe === "near" && signature !== undefined) kept.near.addSigned(signature, line);
+    return undefined;
+  };
+  return { refuse, kept };
+}
+
+/** Records by id, with their lines, and by what they say. */
+interface Contents {
+  lines: Map<number, number>;
+  near: NearDuplicates;
+}
+
+async function encodeAll(
+  { encode, signal }: TokenizeJobDeps,
+  { chunks }: DatasetManifest,
+  store: SequenceStore,
+  refuse: Refuse,
+): Promise<Encoded> {
+  const encoded: Encoded = { sequences: [], dropped: [], noted: [], reasons: new Map(), notes: new Map(), family: null };
+  const count = (counts: Map<string, number>, code: string, more = 1): void => void counts.set(code, (counts.get(code) ?? 0) + more);
+  for await (const chunk of encode(chunks)) {
+    signal.throwIfAborted();
+    const first = store.add(chunk);
+    const dropped: DroppedRecord[] = [...chunk.dropped];
+    let record = { position: -1, id: 0, refused: undefined as DroppedRecord | undefined };
+    for (const [at, line] of chunk.lines.entries()) {
+      const tokens = chunk.lengths[at] as number;
+      if (record.position !== chunk.positions[at]) {
+        const digest = recordIdOf(chunk, at);
+        const id = shortId(digest);
+        const reason = refuse(id, line, signatureOfSequence(chunk, at));
+        record = { position: chunk.positions[at] as number, id, refused: reason && { id: digest, line, tokens: 0, ...reason } };
+        if (record.refused !== undefined) dropped.push(record.refused);
+      }
+      if (record.refused === undefined) encoded.sequences.push({ index: first + at, id: record.id, line });
+      else record.refused.tokens += tokens;
+    }
+    for (const { code } of dropped) count(encoded.reasons, code);
+    encoded.dropped.push(...dropped.sort((a, b) => a.line - b.line).slice(0, shownRecords - encoded.dropped.length));
+    encoded.noted.push(...chunk.noted.slice(0, shownRecords - encoded.noted.length));
+    for (const [code, more] of Object.entries(chunk.notes)) count(encoded.notes, code, more);
+    encoded.family ??= chunk.family;
+  }
+  return encoded;
+}
+
+function totalled(sides: readonly ReadonlyMap<string, number>[]): Record<string, number> {
+  const total: Record<string, number> = {};
+  for (const side of sides) for (const [code, count] of side) total[code] = (total[code] ?? 0) + count;
+  return total;
+}
+
+/** undefined: one sequence per row. */
+function choosePacking({ tokenize, training }: RunSpec, lengths: Int32Array): Bins | undefined {
+  const { packing, profile, max_length: capacity } = tokenize;
+  if (packing === false || (packing === "auto" && profile === "seed")) return undefined;
+  const bins = pack(lengths, capacity, training.seed);
+  const steps = Math.ceil(bins.count / (training.per_device_train_batch_size * training.gradient_accumulation_steps));
+  return packing === true || steps >= stepsWorthPacking ? bins : undefined;
+}
+
+function* rowsOf(indices: Int32Array, bins?: Bins): Generator<Int32Array> {
+  if (bins === undefined) for (const index of indices) yield Int32Array.of(index);
+  else {
+    for (let bin = 0; bin < bins.count; bin++) {
+      yield bins.items.subarray(bins.starts[bin], bins.starts[bin + 1]).map((item) => indices[item] as number);
+    }
+  }
+}
+
+/**
+ * Prompts on which a replica will be asked whether it really applies the adapter: some that were trained on, where the
+ * effect is largest, and some that were not.
+ */
+async function choosePrompts(
+  { base, spec }: TokenizeJob,
+  store: SequenceStore,
+  { sequences: train, family }: Encoded,
+): Promise<ProbePrompt[]> {
+  const encoder = createRecordEncoder(base, { ...spec.tokenize, max_length: Math.max(spec.tokenize.max_length, 4096) });
+  const neutral =
+    spec.tokenize.profile === "seed" || family !== null
+      ? await promptsFor(encoder, "neutral", neutralQuestions.slice(0, probesOfEach))
+      : [];
+  const own = new Map<string, ProbePrompt>();
+  const add = ({ index, line }: Stored, limit: number): void => {
+    const sequence = { ids: new Int32Array(store.length(index)), labels: new Int32Array(store.length(index)) };
+    store.read(index, sequence.ids, sequence.labels, 0);
+    const prompt = promptOf(sequence);
+    if (prompt.length > 0 && prompt.length <= limit) own.set(prompt.join(), { name: `line-${line}`, input_ids: prompt });
+  };
+  const byId = new Map(train.map((one) => [one.id, one]));
+  for (const id of inSeededOrder(byId.keys(), spec.training.seed)) {
+    if (own.size >= probeCandidates) break;
+    add(byId.get(id) as Stored, probeTokens);
+  }
+  if (own.size === 0 && neutral.length === 0) {
+    const shortest = train.reduce((best, one) => (store.length(one.index) < store.length(best.index) ? one : best));
+    add(shortest, Number.POSITIVE_INFINITY);
+  }
+  // Short ones tell as much as long ones, and are asked faster.
+  const shortest = [...own.values()].sort((a, b) => a.input_ids.length - b.input_ids.length).slice(0, probesOfEach);
+  return [...shortest, ...neutral];
+}
+
+async function explainTooFew(objects: Objects, job: TokenizeJob, usable: number, reasons: ReadonlyMap<string, number>): Promise<Problem> {
+  const { tenant, spec, dataset } = job;
+  const { records, rejections } = dataset;
+  const nothingTrained = usable === 0 && reasons.size === 1 && reasons.has("NO_SUPERVISED");
+  let message = `${usable} of the ${records} records can be trained on, and min_records is ${spec.min_records}.`;
+  if (reasons.size > 0) message += ` Dropped: ${listed(reasons)}.`;
+  if (rejections > 0) {
+    const report = await getJson(objects, tenant, dataset.report, datasetReport);
+    message += ` ${rejections} of ${records + rejections} rows were rejected before: ${listed(new Map(Object.entries(report.reasons)))}.`;
+    const [first] = report.firstRejections;
+    if (first !== undefined) message += ` The first, ${first.file === undefined ? "" : `${first.file}, `}${first.message}`;
+  }
+  if (nothingTrained) {
+    return {
+      code: "NO_SUPERVISED_TOKENS",
+      message: `no token would be trained on. ${message} Raise tokenize.max_length.`,
+      param: "tokenize.max_length",
+    };
+  }
+  message += reasons.has("TOO_LONG")
+    ? ` Raise tokenize.max_length (now ${spec.tokenize.max_length}), or set tokenize.too_long to trim-prompt.`
+    : " Add records, or lower min_records.";
+  return { code: "TOO_FEW_RECORDS", message, param: reasons.has("TOO_LONG") ? "tokenize.max_length" : "dataset" };
+}
+
+const listed = (reasons: ReadonlyMap<string, number>): string => [...reasons].map(([code, count]) => `${code} ${count}`).join(", ");

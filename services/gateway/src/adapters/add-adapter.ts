@@ -1,0 +1,241 @@
+/** `POST /v1/loraline/adapters`: an adapter that was trained elsewhere comes in, is judged, and becomes a run. */
+import { isDeepStrictEqual } from "node:util";
+import {
+  addAdapterBody,
+  addAdapterSettings,
+  adapterManifest,
+  type BlobRef,
+  parseRunSpec,
+  type Problem,
+  runRequested,
+  type RunSpec,
+  type RunState,
+} from "@loraline/contracts";
+import {
+  adapterFiles,
+  defaultHubEndpoint,
+  hubFileUrl,
+  hubHeaders,
+  judgeImport,
+  judgeRunSpec,
+  listHubFiles,
+  readAdapterHead,
+} from "@loraline/models";
+import { getJson } from "@loraline/objects";
+import { createGuardedFetch, type GuardedFetch, PermanentError, RetryLaterError } from "@loraline/runtime";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import type { z } from "zod";
+import { type Caller, checkScope, needs } from "../access/auth.ts";
+import { parsedBody } from "../body.ts";
+import type { GatewayContext } from "../context.ts";
+import { enginesFor } from "../inference/decide-route.ts";
+import { badRequest, badRequestOf } from "../errors.ts";
+import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
+import { requestSpan } from "../tracing.ts";
+
+const foldWithinMs = 1000;
+/** A client that waits for the answer gives up after five minutes. */
+const fetchWithinMs = 4 * 60_000;
+const configLimitBytes = 1024 * 1024;
+
+/** How adapters are fetched that are named and not sent. */
+export interface ImportOptions {
+  /** `host:port` of internal hosts that may be reached. */
+  allow?: readonly string[];
+  hubEndpoint?: string;
+  hubToken?: string | undefined;
+}
+
+type Settings = z.output<typeof addAdapterSettings>;
+type From = z.output<typeof addAdapterBody>["from"];
+type Files = { config: BlobRef; weights: BlobRef };
+
+const isPickle = (name: string): boolean => /\.(?:bin|pt|pth|pkl|pickle|ckpt)$/i.test(name);
+const pickleRefused = (name: string): PermanentError =>
+  badRequest(
+    "ADAPTER_PICKLE_REFUSED",
+    `${name} is a pickle, which can run code when it is read. Save the adapter as safetensors: \`model.save_pretrained(DIR, safe_serialization=True)\`.`,
+    name,
+  );
+const missing = (name: string, where: string): PermanentError =>
+  badRequest("ADAPTER_FILES_MISSING", `${where} has no ${name}; an adapter is ${adapterFiles.config} and ${adapterFiles.weights}.`, name);
+
+export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions): (app: FastifyInstance) => void {
+  const { bus, objects, state, table, uploadLimitBytes } = context;
+
+  const limitOf = (name: string): number => (name === adapterFiles.config ? configLimitBytes : uploadLimitBytes);
+  const store = (tenant: string, name: string, bytes: AsyncIterable<Uint8Array>, sha256?: string): Promise<BlobRef> =>
+    objects.put(tenant, "adapter-file", counted(bytes, name, limitOf(name)), sha256 === undefined ? {} : { digest: `sha256:${sha256}` });
+
+  /** Reads the form part by part; what is no part of an adapter is refused by its name, before its bytes are read. */
+  const receive = async (request: FastifyRequest): Promise<{ settings: Settings; files: Files; source: string }> => {
+    const { tenant } = request.caller;
+    let settings: Settings | undefined;
+    const stored = new Map<string, BlobRef>();
+    for await (const part of request.parts({ limits: { files: 2 } })) {
+      if (part.type === "field") {
+        if (part.fieldname !== "settings")
+          throw badRequest("unknown_field", `The form has a field "${part.fieldname}". Send "settings" and two files.`, part.fieldname);
+        settings = parsedBody(addAdapterSettings, parseJson(String(part.value)));
+        continue;
+      }
+      const name = part.filename;
+      if (isPickle(name)) throw pickleRefused(name);
+      // Only these two names are ever written anywhere, so no name can lead out of a folder.
+      if (name !== adapterFiles.config && name !== adapterFiles.weights) {
+        throw badRequest(
+          "unknown_file",
+          `"${name.slice(0, 200)}" is no part of an adapter. Send ${adapterFiles.config} and ${adapterFiles.weights}.`,
+          name.slice(0, 200),
+        );
+      }
+      stored.set(name, await store(tenant, name, part.file));
+    }
+    if (settings === undefined)
+      throw badRequest("missing_settings", 'The form has no field "settings": JSON with at least `base` and `name`.', "settings");
+    const [config, weights] = [adapterFiles.config, adapterFiles.weights].map((name) => stored.get(name));
+    if (config === undefined) throw missing(adapterFiles.config, "the upload");
+    if (weights === undefined) throw missing(adapterFiles.weights, "the upload");
+    return { settings, files: { config, weights }, source: "upload" };
+  };
+
+  const fetchAll = async (tenant: string, from: From, signal: AbortSignal): Promise<{ files: Files; source: string }> => {
+    if ("object" in from) {
+      const manifest = await getJson(objects, tenant, { kind: "adapter", digest: from.object }, adapterManifest).catch((error: unknown) => {
+        if (!(error instanceof PermanentError) || error.code !== "OBJECT_MISSING") throw error;
+        throw badRequest("OBJECT_MISSING", `there is no adapter ${from.object} in the store of this tenant.`, "from.object");
+      });
+      const [config, weights] = [adapterFiles.config, adapterFiles.weights].map(
+        (name) => manifest.files.find(({ path }) => path === name)?.blob,
+      );
+      if (config === undefined) throw missing(adapterFiles.config, from.object);
+      if (weights === undefined) throw missing(adapterFiles.weights, from.object);
+      return { files: { config, weights }, source: from.object };
+    }
+    await using fetch = createGuardedFetch({ allow: imports.allow ?? [] });
+    const get = async (name: string, url: string, headers: Record<string, string> = {}, sha256?: string): Promise<BlobRef> => {
+      const { body } = await fetch.get(url, { maxBytes: limitOf(name), timeoutMs: fetchWithinMs, headers, signal });
+      return store(tenant, name, body, sha256);
+    };
+    if ("url" in from) {
+      if (isPickle(new URL(from.url, "https://none").pathname)) throw pickleRefused(from.url);
+      const folder = from.url.replace(/\/+$/, "");
+      const config = await get(adapterFiles.config, `${folder}/${adapterFiles.config}`);
+      return { files: { config, weights: await get(adapterFiles.weights, `${folder}/${adapterFiles.weights}`) }, source: folder };
+    }
+    return await fromHub(fetch, from, get, signal);
+  };
+
+  const fromHub = async (
+    fetch: GuardedFetch,
+    { hub, revision = "main", folder }: Extract<From, { hub: string }>,
+    get: (name: string, url: string, headers: Record<string, string>, sha256?: string) => Promise<BlobRef>,
+    signal: AbortSignal,
+  ): Promise<{ files: Files; source: string }> => {
+    const repository = {
+      endpoint: imports.hubEndpoint ?? defaultHubEndpoint,
+      kind: "models" as const,
+      name: hub,
+      revision,
+      token: imports.hubToken,
+    };
+    const { commit, files } = await listHubFiles(fetch, repository, signal);
+    const inside = folder === undefined ? "" : `${folder}/`;
+    const blobOf = async (name: string): Promise<BlobRef> => {
+      const file = files.find(({ path }) => path === inside + name);
+      if (file === undefined) {
+        const pickle = files.find(({ path }) => path === `${inside}adapter_model.bin`);
+        if (name === adapterFiles.weights && pickle !== undefined) throw pickleRefused(pickle.path);
+        throw missing(name, `${hub}@${revision}${folder === undefined ? "" : `, folder ${folder},`}`);
+      }
+      return get(name, hubFileUrl({ ...repository, revision: commit }, file.path), hubHeaders(repository), file.sha256);
+    };
+    const config = await blobOf(adapterFiles.config);
+    return {
+      files: { config, weights: await blobOf(adapterFiles.weights) },
+      source: `${hub}@${commit}${folder === undefined ? "" : `/${folder}`}`,
+    };
+  };
+
+  /** @throws PermanentError 400 with what no engine could ever serve. */
+  const judged = async (tenant: string, settings: Settings, files: Files, source: string): Promise<RunSpec> => {
+    const engines = enginesFor(table.view(), tenant);
+    if (engines.length === 0) {
+      throw new RetryLaterError("NO_ENGINE", 5000, "No engine is registered yet, so no base is known. Try again when one is up.");
+    }
+    const { base, name, probes, any_base, source: said, ...rest } = settings;
+    const asked = { ...(probes === undefined ? {} : { probes }), ...(any_base === undefined ? {} : { any_base }) };
+    const parsed = parseRunSpec({ base, adapter: name, import: { source: said ?? source, ...files, ...asked }, ...rest });
+    if ("problems" in parsed) throw badRequestOf(parsed.problems);
+    const { spec } = parsed;
+    const parts = await readAdapterHead(objects, tenant, files).catch((error: unknown) => {
+      if (error instanceof PermanentError) throw badRequest(error.code, error.message, error.param);
+      throw error;
+    });
+    const [first, ...others] = [...judgeRunSpec(spec, engines), ...judgeImport(parts, spec, engines)];
+    if (first !== undefined) throw badRequestOf([first, ...others] as [Problem, ...Problem[]]);
+    return spec;
+  };
+
+  /** Asks for the run, once for each idempotency key. */
+  const request = async ({ tenant, by }: Caller, key: string | undefined, spec: RunSpec): Promise<RunState> => {
+    const ids = key === undefined ? [ulid()] : idsOfKey({ tenant, key, nowMs: Date.now() });
+    for (const id of key === undefined ? [] : ids) {
+      const known = await state.run(tenant, id);
+      if (known === undefined) continue;
+      if (isDeepStrictEqual(known.spec, spec)) return known;
+      throw badRequest(
+        "idempotency_key_reused",
+        "This Idempotency-Key was used for another run. Use a new key for a new one.",
+        "Idempotency-Key",
+      );
+    }
+    const runId = ids[0] as string;
+    requestSpan()?.setAttributes({ "loraline.run.id": runId });
+    await bus.publish(runRequested, { tenant, id: runId }, { spec, by });
+    await state.runFolded(tenant, runId, () => true, foldWithinMs);
+    const run = await state.run(tenant, runId);
+    if (run === undefined) throw new Error(`run ${runId} was stored, but cannot be read back`);
+    return run;
+  };
+
+  return (app) => {
+    app.post("/loraline/adapters", needs("promote"), async (incoming, reply) => {
+      const { caller } = incoming;
+      // It takes a trainer's time and what answers users alike.
+      checkScope(caller, ["train"]);
+      const key = idempotencyKeyOf(incoming.headers);
+      if (incoming.isMultipart()) {
+        const { settings, files, source } = await receive(incoming);
+        return reply.code(202).send(await request(caller, key, await judged(caller.tenant, settings, files, source)));
+      }
+      const { from, ...settings } = parsedBody(addAdapterBody, incoming.body);
+      const { files, source } = await fetchAll(caller.tenant, from, context.signal);
+      return reply.code(202).send(await request(caller, key, await judged(caller.tenant, settings, files, source)));
+    });
+  };
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw badRequest("invalid_settings", `The field "settings" is not JSON: ${(error as Error).message}`, "settings");
+  }
+}
+
+/** Passes bytes on; fails when there are more than `limit`, so that nothing is stored. */
+async function* counted(source: AsyncIterable<Uint8Array>, name: string, limit: number): AsyncGenerator<Uint8Array, void, undefined> {
+  let bytes = 0;
+  for await (const chunk of source) {
+    bytes += chunk.byteLength;
+    if (bytes > limit) {
+      throw new PermanentError("file_too_large", `${name} is larger than ${limit} bytes, which this gateway accepts at most.`, {
+        status: 413,
+        param: name,
+      });
+    }
+    yield chunk;
+  }
+}

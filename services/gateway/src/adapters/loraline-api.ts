@@ -1,0 +1,218 @@
+/** `/v1/loraline/`: what OpenAI's API has no word for. */
+import { hash } from "node:crypto";
+import {
+  type AdapterState,
+  adapterPlaceRequested,
+  adapterPromoteRequested,
+  adapterRollbackRequested,
+  type adapterView,
+  buckets,
+  canaryTraffic,
+  consumers,
+  type DeadLetterView,
+  parseSubject,
+  placeBody,
+  promoteBody,
+  type ReplicaState,
+  rollbackBody,
+  type RunState,
+  type TrafficState,
+} from "@loraline/contracts";
+import { PermanentError, RetryLaterError, traceIdOf } from "@loraline/runtime";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import type { z } from "zod";
+import { needs } from "../access/auth.ts";
+import { parsedBody } from "../body.ts";
+import type { GatewayContext } from "../context.ts";
+import { enginesOf } from "./engines-view.ts";
+import { badRequest, notFound } from "../errors.ts";
+import { idempotencyKeyOf } from "../idempotency.ts";
+import { ownAdapterName } from "../openai-ids.ts";
+import { spansOfTenant } from "../spans-of-tenant.ts";
+import { createWorkingSet } from "../inference/working-set.ts";
+
+/** How long promote, rollback and place wait for the controller. */
+const followedWithinMs = 3000;
+
+/** Code and words for a command that nobody followed in time. */
+type Unfollowed = (adapter: AdapterState) => { code: string; message: string };
+const aliasStays: Unfollowed = ({ adapter, alias }) => ({
+  code: "alias_not_moved",
+  message: `The alias of ${adapter} still points to ${alias === null ? "no version" : `version ${alias}`}`,
+});
+const placementStays: Unfollowed = ({ adapter }) => ({ code: "not_placed", message: `The placement of ${adapter} is as it was` });
+
+export async function loralineRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
+  const { bus, state, table, readTrace, log } = context;
+  const [adapters, traffic] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.traffic)]);
+  const workingSet = await createWorkingSet({ bus, signal: context.signal });
+
+  const existingRun = async (request: FastifyRequest): Promise<RunState> => {
+    const { runId } = request.params as { runId: string };
+    const run = await state.run(request.caller.tenant, runId);
+    if (run === undefined) throw notFound("run", runId, "runId");
+    return run;
+  };
+
+  const existingAdapter = async (request: FastifyRequest): Promise<AdapterState> => {
+    const { adapter } = request.params as { adapter: string };
+    const { tenant } = request.caller;
+    const name = ownAdapterName(tenant, adapter);
+    const entry = /^[a-z0-9-]+$/.test(name) ? await adapters.get(`${tenant}.${name}`) : undefined;
+    if (entry === undefined) throw notFound("adapter", adapter, "adapter");
+    return entry.value;
+  };
+
+  /** Replicas hold adapters of other tenants too, and where they listen is nobody's business. */
+  const replicasOf = (adapter: AdapterState): ReplicaState[] =>
+    table
+      .view()
+      .replicas.filter(({ state: replica, fresh }) => fresh && replica.engine === adapter.engine)
+      .map(({ state: replica, held }) => ({
+        ...replica,
+        url: "",
+        adapters: adapter.versions.flatMap(({ engineName }) => held(engineName) ?? []),
+      }));
+  /** What the gateways have counted is read only when some adapter has a canary. */
+  const viewsOf = async (states: readonly AdapterState[]): Promise<z.output<typeof adapterView>[]> => {
+    const reports = states.some(({ canary }) => canary) ? (await traffic.entries()).map(({ value }) => value) : [];
+    return states.map((adapter) => ({ adapter, replicas: replicasOf(adapter), canary: canaryCounts(adapter, reports) }));
+  };
+  const viewOf = async (adapter: AdapterState) => (await viewsOf([adapter]))[0];
+
+  /**
+   * Waits a little until the controller has followed the command, which is the message of this sequence.
+   * @throws PermanentError 409 with the controller's reason when it was refused.
+   * @throws RetryLaterError `alias_not_moved`, `not_placed`: a success would be a lie.
+   */
+  const viewWhen = async (request: FastifyRequest, command: number, holds: (adapter: AdapterState) => boolean, unfollowed = aliasStays) => {
+    for (const end = performance.now() + followedWithinMs; ;) {
+      const adapter = await existingAdapter(request);
+      if (adapter.history.some((move) => move.command === command) || holds(adapter)) return viewOf(adapter);
+      const letter = await bus.deadLetters.of(consumers.serveAdapterCommands, command);
+      if (letter !== undefined) throw new PermanentError(letter.code, letter.message, { status: 409 });
+      if (performance.now() >= end) {
+        const { code, message } = unfollowed(adapter);
+        throw new RetryLaterError(
+          code,
+          2000,
+          `${message}: the serve controller has not answered. It will follow the command when it is back.`,
+        );
+      }
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  };
+
+  const letterOf = async (request: FastifyRequest): Promise<DeadLetterView> => {
+    const { seq } = request.params as { seq: string };
+    const letter = /^[1-9]\d{0,14}$/.test(seq) ? await bus.deadLetters.get(Number(seq)) : undefined;
+    if (letter === undefined || letter.subject.split(".")[1] !== request.caller.tenant) throw notFound("dead letter", seq, "seq");
+    return letter;
+  };
+
+  /**
+   * Services leave alone what belongs to a run that has ended, so redriving it would be a success that does nothing.
+   * @throws PermanentError 409 `run_ended`.
+   */
+  const checkRedrive = async ({ subject, durable }: DeadLetterView): Promise<void> => {
+    const at = parseSubject(subject);
+    if (at?.noun !== "run" || durable.startsWith("projector-")) return;
+    const run = await state.run(at.tenant, at.id);
+    if (run === undefined || run.finishedAt === null) return;
+    throw new PermanentError(
+      "run_ended",
+      `Run ${at.id} has ended (${run.phase}), so this message would change nothing. Mend what the letter says and request the run again.`,
+      { status: 409 },
+    );
+  };
+
+  return (app) => {
+    app.get("/loraline/runs", needs("train"), async (request) => ({ data: await state.runs(request.caller.tenant) }));
+    app.get("/loraline/runs/:runId", needs("train"), existingRun);
+    app.get("/loraline/runs/:runId/trace", needs("train"), async (request) => {
+      const { runId, trace } = await existingRun(request);
+      const traceId = traceIdOf(trace);
+      if (traceId === undefined) throw notFound("trace of run", runId, "runId");
+      return { traceId, spans: spansOfTenant(await readTrace(traceId), request.caller.tenant) };
+    });
+
+    app.get("/loraline/engines", needs("infer", "train", "promote"), (request) => ({
+      data: enginesOf(table.view(), workingSet, request.caller.tenant),
+    }));
+
+    app.get("/loraline/adapters", needs("infer", "train", "promote"), async (request) => {
+      const entries = await adapters.entries(`${request.caller.tenant}.*`);
+      const states = entries.map(({ value }) => value).toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1));
+      return { data: await viewsOf(states) };
+    });
+    app.get("/loraline/adapters/:adapter", needs("infer", "train", "promote"), async (request) => viewOf(await existingAdapter(request)));
+
+    app.post("/loraline/adapters/:adapter/promote", needs("promote"), async (request) => {
+      const { tenant, by } = request.caller;
+      const adapter = await existingAdapter(request);
+      const { version, canary } = parsedBody(promoteBody, request.body);
+      checkVersion(adapter, version);
+      if (adapter.alias === version && !adapter.canary) return viewOf(adapter);
+      const key = commandKeyOf(request);
+      const { seq } = await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, canary, by }, { key });
+      return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
+    });
+
+    app.post("/loraline/adapters/:adapter/place", needs("promote"), async (request) => {
+      const { tenant, by } = request.caller;
+      const adapter = await existingAdapter(request);
+      const wished = parsedBody(placeBody, request.body);
+      const key = commandKeyOf(request);
+      const { seq } = await bus.publish(adapterPlaceRequested, { tenant, id: adapter.adapter }, { placement: wished, by }, { key });
+      return viewWhen(request, seq, ({ placement }) => JSON.stringify(placement) === JSON.stringify(wished), placementStays);
+    });
+
+    app.post("/loraline/adapters/:adapter/rollback", needs("promote"), async (request) => {
+      const { tenant, by } = request.caller;
+      const adapter = await existingAdapter(request);
+      const { version } = parsedBody(rollbackBody, request.body ?? {});
+      if (adapter.alias === null) throw badRequest("nothing_promoted", `${adapter.adapter} has no promoted version to go back from.`);
+      if (version !== undefined) checkVersion(adapter, version);
+      if (version === adapter.alias && !adapter.canary) return viewOf(adapter);
+      const key = commandKeyOf(request);
+      const { seq } = await bus.publish(adapterRollbackRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
+      return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
+    });
+
+    app.get("/loraline/dlq", needs("admin"), async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
+    app.get("/loraline/dlq/:seq", needs("admin"), letterOf);
+    app.post("/loraline/dlq/:seq/redrive", needs("admin"), async (request) => {
+      const letter = await letterOf(request);
+      await checkRedrive(letter);
+      await bus.deadLetters.redrive(letter.seq);
+      log.info({ letter: letter.seq, subject: letter.subject, by: request.caller.by }, "dead letter redriven");
+      return letter;
+    });
+  };
+}
+
+function canaryCounts({ canary, versions }: AdapterState, reports: readonly TrafficState[]): z.output<typeof adapterView>["canary"] {
+  const [version, from] = [canary?.version, canary?.from].map((number) => versions.find((known) => known.version === number)?.engineName);
+  if (!canary || version === undefined || from === undefined) return null;
+  const { unknown: _unknown, ...counts } = canaryTraffic(canary, { version, from }, reports, Date.now());
+  return counts;
+}
+
+/** A request that is tried again is the same command; another body under the same `Idempotency-Key` is another one. */
+function commandKeyOf({ headers, body }: FastifyRequest): string {
+  const given = idempotencyKeyOf(headers);
+  return given === undefined ? ulid() : hash("sha256", `${given}\n${JSON.stringify(body ?? {})}`);
+}
+
+function checkVersion(adapter: AdapterState, number: number): void {
+  const version = adapter.versions.find((candidate) => candidate.version === number);
+  if (version === undefined) {
+    const known = adapter.versions.map((candidate) => candidate.version).join(", ") || "none";
+    throw badRequest("version_unknown", `${adapter.adapter} has no version ${number}. Its versions: ${known}.`, "version");
+  }
+  if (version.status !== "desired") {
+    const why = version.reason === null ? "" : `: ${version.reason.message}`;
+    throw badRequest("version_not_servable", `Version ${number} of ${adapter.adapter} is ${version.status}${why}.`, "version");
+  }
+}

@@ -1,0 +1,89 @@
+/** `GET /v1/models`: the bases, and the tenant's own aliases and versions that are proven. */
+import type { AdapterState, AdapterVersion, EngineRecord, ModelObject } from "@loraline/contracts";
+import type { FastifyInstance } from "fastify";
+import { needs } from "../access/auth.ts";
+import type { GatewayContext } from "../context.ts";
+import { enginesFor, parseModel, type ReplicaView, type RoutingView } from "./decide-route.ts";
+import { PermanentError } from "@loraline/runtime";
+
+const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
+
+/** Pure: what a tenant may name in a request and get an answer from. */
+export function modelsOf(view: RoutingView, tenant: string): ModelObject[] {
+  const bases = [...Map.groupBy(enginesFor(view, tenant), ({ base }) => base.name)].map(([base, engines]) =>
+    baseModel(view, base, engines),
+  );
+  const adapters = [...view.adapters.values()]
+    .filter((adapter) => adapter.tenant === tenant)
+    .toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1))
+    .flatMap((adapter) => adapterModels(view, adapter));
+  return [...bases, ...adapters];
+}
+
+const readyReplicas = ({ replicas }: RoutingView, engine: string): ReplicaView[] =>
+  replicas.filter(({ state, fresh }) => fresh && state.ready && state.engine === engine);
+
+/** A base is one model, however many engines serve it. */
+function baseModel(view: RoutingView, base: string, engines: readonly EngineRecord[]): ModelObject {
+  const ready = engines.flatMap(({ engine }) => readyReplicas(view, engine)).length;
+  return {
+    id: base,
+    object: "model",
+    created: Math.min(...engines.map(({ updatedAt }) => unix(updatedAt))),
+    owned_by: "loraline",
+    loraline: { base, adapter: null, version: null, digest: null, provenReplicas: ready, readyReplicas: ready },
+  };
+}
+
+function adapterModels(view: RoutingView, adapter: AdapterState): ModelObject[] {
+  const ready = readyReplicas(view, adapter.engine);
+  const model = (id: string, version: AdapterVersion, provenReplicas: number): ModelObject => ({
+    id,
+    object: "model",
+    created: unix(version.servedAt ?? version.createdAt),
+    owned_by: adapter.tenant,
+    loraline: {
+      base: adapter.base,
+      adapter: adapter.adapter,
+      version: version.version,
+      digest: version.digest,
+      provenReplicas,
+      readyReplicas: ready.length,
+    },
+  });
+  const name = `${adapter.tenant}/${adapter.adapter}`;
+  return adapter.versions.flatMap((version) => {
+    const proven = ready.filter(({ proven: names }) => names.has(version.engineName)).length;
+    if (version.status !== "desired" || proven === 0) return [];
+    const pinned = model(`${name}@${version.version}`, version, proven);
+    return version.version === adapter.alias ? [model(name, version, proven), pinned] : [pinned];
+  });
+}
+
+export function modelRoutes({ table }: GatewayContext): (app: FastifyInstance) => void {
+  return (app) => {
+    app.get("/models", needs("infer", "train"), async (request) => ({
+      object: "list",
+      data: modelsOf(table.view(), request.caller.tenant),
+    }));
+
+    // Names have slashes, and the SDKs send them both escaped and plain.
+    app.get("/models/*", needs("infer", "train"), async (request) => {
+      const { "*": name } = request.params as { "*": string };
+      const asked = parseModel(name);
+      const models = modelsOf(table.view(), request.caller.tenant);
+      const found =
+        models.find(({ id }) => id === name) ??
+        models.find(({ id }) => asked?.base !== undefined && id === `${asked.tenant}/${asked.adapter}@${asked.version}`);
+      if (found === undefined) throw modelNotFound(name, null);
+      return found;
+    });
+  };
+}
+
+export const modelNotFound = (model: string, reason: string | null): PermanentError =>
+  new PermanentError(
+    "model_not_found",
+    reason ?? `The model \`${model}\` does not exist or you do not have access to it. GET /v1/models lists those you can use.`,
+    { status: 404, param: "model" },
+  );

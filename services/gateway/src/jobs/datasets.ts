@@ -1,0 +1,70 @@
+/** `/v1/loraline/datasets`: what ingest found in each upload, beyond OpenAI's file object. */
+import { Readable } from "node:stream";
+import { isDeepStrictEqual } from "node:util";
+import { datasetImportRequested, datasetReport, type DatasetReport, type DatasetState, importBody } from "@loraline/contracts";
+import { getJson } from "@loraline/objects";
+import { parseFetchUrl } from "@loraline/runtime";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import { needs } from "../access/auth.ts";
+import { parsedBody } from "../body.ts";
+import type { GatewayContext } from "../context.ts";
+import { badRequest, notFound } from "../errors.ts";
+import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
+import { datasetIdOf } from "../openai-ids.ts";
+import { requestSpan } from "../tracing.ts";
+
+/** How long an answer waits for the projector; it is right without it, but lists would not show it yet. */
+const foldWithinMs = 1000;
+
+export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: FastifyInstance) => void {
+  const existing = async (request: FastifyRequest): Promise<DatasetState> => {
+    const { id } = request.params as { id: string };
+    const datasetId = datasetIdOf(id) ?? id;
+    const dataset = await state.dataset(request.caller.tenant, datasetId);
+    if (dataset === undefined || dataset.status === "deleted") throw notFound("dataset", id, "id");
+    return dataset;
+  };
+  const reportOf = async (request: FastifyRequest): Promise<DatasetReport> => {
+    const { datasetId, report } = await existing(request);
+    if (report === null) throw notFound("report of dataset", datasetId, "id");
+    return getJson(objects, request.caller.tenant, report, datasetReport);
+  };
+
+  return (app) => {
+    app.get("/loraline/datasets", needs("train"), async (request) => ({
+      data: (await state.datasets(request.caller.tenant)).filter(({ status }) => status !== "deleted"),
+    }));
+    app.post("/loraline/datasets/import", needs("train"), async (request, reply) => {
+      const { tenant, by } = request.caller;
+      const { mapping, ...source } = parsedBody(importBody, request.body);
+      // What may be reached ingest knows; what nobody may ask for is refused here.
+      if ("url" in source) parseFetchUrl(source.url);
+      const key = idempotencyKeyOf(request.headers);
+      const ids = key === undefined ? ([ulid()] as const) : idsOfKey({ tenant, key, nowMs: Date.now() });
+      for (const id of key === undefined ? [] : ids) {
+        const known = await state.dataset(tenant, id);
+        if (known === undefined) continue;
+        if (isDeepStrictEqual(known.source, source) && known.status !== "deleted") return reply.code(202).send(known);
+        throw badRequest(
+          "idempotency_key_reused",
+          "This Idempotency-Key was used for another file. Use a new key for a new file.",
+          "Idempotency-Key",
+        );
+      }
+      const [id] = ids;
+      requestSpan()?.setAttribute("loraline.dataset.id", id);
+      await bus.publish(datasetImportRequested, { tenant, id }, { source, mapping, by });
+      await state.datasetFolded(tenant, id, () => true, foldWithinMs);
+      return reply.code(202).send(await state.dataset(tenant, id));
+    });
+    app.get("/loraline/datasets/:id", needs("train"), existing);
+    app.get("/loraline/datasets/:id/report", needs("train"), reportOf);
+    // JSON Lines: there may be as many as the file has rows.
+    app.get("/loraline/datasets/:id/rejections", needs("train"), async (request, reply) => {
+      const { allRejections } = await reportOf(request);
+      const lines = allRejections === null ? [] : await objects.get(request.caller.tenant, allRejections);
+      return reply.header("content-type", "application/jsonl").send(Readable.from(lines, { objectMode: false }));
+    });
+  };
+}

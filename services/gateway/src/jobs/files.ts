@@ -1,0 +1,270 @@
+/** `/v1/files`: datasets come in as a stream, and are shown with OpenAI's file object. */
+import { Readable } from "node:stream";
+import { isDeepStrictEqual } from "node:util";
+import type { MultipartFile } from "@fastify/multipart";
+import {
+  type BlobRef,
+  datasetDeleted,
+  type DatasetMapping,
+  datasetMapping,
+  datasetReceived,
+  type DatasetState,
+  type FileObject,
+  type Problem,
+  problemsOf,
+} from "@loraline/contracts";
+import { PermanentError, RetryLaterError } from "@loraline/runtime";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import { type Caller, needs } from "../access/auth.ts";
+import type { GatewayContext } from "../context.ts";
+import { badRequest, badRequestOf, notFound } from "../errors.ts";
+import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
+import { datasetIdOf, fileIdOf } from "../openai-ids.ts";
+import { pageOf, pageQueryOf } from "../paging.ts";
+import { requestSpan } from "../tracing.ts";
+
+const purpose = "fine-tune";
+/** Boundaries, headers and fields around the file. */
+const multipartOverhead = 64 * 1024;
+/** How long an answer waits for the projector; it is right without it, but lists would not show it yet. */
+const foldWithinMs = 1000;
+
+const statusOf = { importing: "uploaded", received: "uploaded", ingested: "processed", rejected: "error", deleted: "error" } as const;
+
+const blobsOf = ({ blob, parts }: DatasetState): BlobRef[] => (blob === null ? [] : [blob, ...parts.map((part) => part.blob)]);
+
+export function fileObjectOf(dataset: DatasetState): FileObject {
+  return {
+    id: fileIdOf(dataset.datasetId),
+    object: "file",
+    bytes: blobsOf(dataset).reduce((sum, { size }) => sum + size, 0),
+    created_at: Math.floor(Date.parse(dataset.receivedAt) / 1000),
+    filename: dataset.filename,
+    purpose,
+    status: statusOf[dataset.status],
+    status_details:
+      dataset.error?.message ??
+      (dataset.waiting !== null ? `waiting: ${dataset.waiting.message}` : null) ??
+      (dataset.status === "importing" ? "The file is being fetched." : null),
+    loraline: {
+      sha256: dataset.blob?.digest.slice("sha256:".length) ?? null,
+      records: dataset.records,
+      rejections: dataset.rejections,
+      error: dataset.error,
+    },
+  };
+}
+
+export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => void {
+  const { bus, objects, state, uploadLimitBytes, log } = context;
+
+  const existing = async (request: FastifyRequest): Promise<DatasetState> => {
+    const { id } = request.params as { id: string };
+    const datasetId = datasetIdOf(id);
+    const dataset = datasetId === undefined ? undefined : await state.dataset(request.caller.tenant, datasetId);
+    if (dataset === undefined || dataset.status === "deleted") throw notFound("File object", id, "id");
+    return dataset;
+  };
+
+  /** Removes bytes that no dataset of the tenant refers to. */
+  const removeUnreferenced = async (tenant: string, blob: BlobRef): Promise<void> => {
+    const datasets = await state.datasets(tenant);
+    const needed = datasets.some(
+      (dataset) => dataset.status !== "deleted" && blobsOf(dataset).some(({ digest }) => digest === blob.digest),
+    );
+    if (!needed) await objects.delete(tenant, blob);
+  };
+
+  /** Announces a stored upload, once for each idempotency key. */
+  const receive = async (
+    caller: Caller,
+    key: string | undefined,
+    upload: { blob: BlobRef; filename: string; mapping: DatasetMapping | null },
+  ): Promise<DatasetState> => {
+    const { tenant, by } = caller;
+    const ids = key === undefined ? ([ulid()] as const) : idsOfKey({ tenant, key, nowMs: Date.now() });
+    for (const id of key === undefined ? [] : ids) {
+      const known = await state.dataset(tenant, id);
+      if (known === undefined) continue;
+      const isSame = known.blob?.digest === upload.blob.digest && isDeepStrictEqual(known.mapping, upload.mapping);
+      if (isSame && known.status !== "deleted") return known;
+      throw badRequest(
+        "idempotency_key_reused",
+        "This Idempotency-Key was used for another file or mapping. Use a new key for a new file.",
+        "Idempotency-Key",
+      );
+    }
+    const datasetId = ids[0];
+    requestSpan()?.setAttribute("loraline.dataset.id", datasetId);
+    await bus.publish(datasetReceived, { tenant, id: datasetId }, { ...upload, by });
+    await state.datasetFolded(tenant, datasetId, () => true, foldWithinMs);
+    if ((await objects.head(tenant, upload.blob)) === undefined) {
+      // The same bytes were deleted under another id while these were on their way.
+      await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
+      throw new RetryLaterError("file_deleted_meanwhile", 1000, "The same file was deleted while it was uploaded. Upload it again.");
+    }
+    const dataset = await state.dataset(tenant, datasetId);
+    if (dataset === undefined) throw new Error(`dataset ${datasetId} was stored, but cannot be read back`);
+    return dataset;
+  };
+
+  return (app) => {
+    app.post("/files", needs("train"), async (request, reply) => {
+      if (!request.isMultipart()) {
+        throw badRequest("invalid_content_type", "Upload as multipart/form-data with the fields `file` and `purpose`.");
+      }
+      if (Number(request.headers["content-length"] ?? 0) > uploadLimitBytes + multipartOverhead) throw tooLarge(uploadLimitBytes);
+      const { tenant } = request.caller;
+      const key = idempotencyKeyOf(request.headers);
+      const upload = await readUpload(request, async (file) => objects.put(tenant, "raw", counted(file, uploadLimitBytes)));
+      let mapping: DatasetMapping | null;
+      try {
+        mapping = checkFields(upload.fields);
+      } catch (error) {
+        await removeUnreferenced(tenant, upload.blob);
+        throw error;
+      }
+      const dataset = await receive(request.caller, key, { blob: upload.blob, filename: upload.filename, mapping });
+      return reply.send(fileObjectOf(dataset));
+    });
+
+    app.get("/files", needs("train"), async (request) => {
+      const query = request.query as { purpose?: string; order?: string };
+      if (query.order !== undefined && query.order !== "asc" && query.order !== "desc") {
+        throw badRequest("invalid_order", `order must be "asc" or "desc", not "${query.order}".`, "order");
+      }
+      const page = pageQueryOf(query, { limit: 10_000, max: 10_000 });
+      const asked = query.purpose === undefined || query.purpose === purpose;
+      const datasets = asked ? await state.datasets(request.caller.tenant) : [];
+      if (query.order === "asc") datasets.reverse();
+      return pageOf(datasets, page, {
+        idOf: (dataset) => fileIdOf(dataset.datasetId),
+        view: fileObjectOf,
+        shown: (dataset) => dataset.status !== "deleted",
+      });
+    });
+
+    app.get("/files/:id", needs("train"), async (request) => fileObjectOf(await existing(request)));
+
+    app.get("/files/:id/content", needs("train"), async (request, reply) => {
+      const dataset = await existing(request);
+      const { blob, filename } = dataset;
+      if (blob === null) throw notFound("content of file", fileIdOf(dataset.datasetId), "id");
+      const bytes = await objects.get(request.caller.tenant, blob);
+      return reply
+        .header("content-type", "application/octet-stream")
+        .header("content-length", blob.size)
+        .header("content-disposition", `attachment; filename*=UTF-8''${encodeURIComponent(filename)}`)
+        .send(Readable.from(bytes, { objectMode: false }));
+    });
+
+    app.delete("/files/:id", needs("train"), async (request) => {
+      const { tenant, by } = request.caller;
+      const dataset = await existing(request);
+      const { datasetId } = dataset;
+      await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
+      const folded = await state.datasetFolded(tenant, datasetId, ({ status }) => status === "deleted", foldWithinMs);
+      // Without the fold the dataset itself would still count as needing its bytes.
+      if (folded) for (const blob of blobsOf(dataset)) await removeUnreferenced(tenant, blob);
+      else log.warn({ datasetId }, "the projector is behind; the deleted file's bytes stay");
+      return { id: fileIdOf(datasetId), object: "file", deleted: true };
+    });
+  };
+}
+
+const tooLarge = (limitBytes: number): PermanentError =>
+  new PermanentError(
+    "file_too_large",
+    `The file is larger than this gateway accepts (${limitBytes} bytes). Split it, or raise the gateway's upload limit.`,
+    { status: 413, param: "file" },
+  );
+
+interface Upload {
+  blob: BlobRef;
+  filename: string;
+  fields: ReadonlyMap<string, string>;
+}
+
+/** Reads the form part by part; the file goes to `store` as it arrives. Fields may come before or after it. */
+async function readUpload(request: FastifyRequest, store: (file: AsyncIterable<Uint8Array>) => Promise<BlobRef>): Promise<Upload> {
+  const fields = new Map<string, string>();
+  let stored: { blob: BlobRef; filename: string } | undefined;
+  try {
+    for await (const part of request.parts()) {
+      if (part.type === "field") {
+        fields.set(part.fieldname, String(part.value));
+        // What is already known to be wrong is refused before the bytes come.
+        if (part.fieldname === "purpose" && stored === undefined) checkPurpose(String(part.value));
+        if (part.fieldname === "mapping" && stored === undefined) mappingOf(String(part.value));
+        continue;
+      }
+      if (part.fieldname !== "file") {
+        throw badRequest("unknown_field", `The upload has a file in "${part.fieldname}". Send it in the field "file".`, part.fieldname);
+      }
+      stored = { blob: await store(part.file), filename: nameOf(part) };
+    }
+  } catch (error) {
+    if (request.raw.destroyed && !request.raw.complete) {
+      throw badRequest("upload_aborted", "The upload ended before the file was complete; nothing was stored.", "file");
+    }
+    throw isMalformedForm(error) ? badRequest("invalid_multipart", `The form data is broken: ${(error as Error).message}.`) : error;
+  }
+  if (stored === undefined) throw badRequest("missing_file", 'The upload has no file. Send it in the field "file".', "file");
+  return { ...stored, fields };
+}
+
+/** @returns how the rows are to be read; null: by detection. */
+function checkFields(fields: ReadonlyMap<string, string>): DatasetMapping | null {
+  checkPurpose(fields.get("purpose"));
+  const expiry = [...fields.keys()].find((name) => name.startsWith("expires_after"));
+  if (expiry !== undefined) {
+    throw badRequest("unsupported", "expires_after is not supported: files stay until they are deleted. Remove it.", "expires_after");
+  }
+  const inParts = [...fields.keys()].find((name) => name.startsWith("mapping["));
+  if (inParts !== undefined) {
+    throw badRequest("invalid_mapping", `Send the whole mapping as JSON text in the field "mapping", not as "${inParts}".`, "mapping");
+  }
+  return mappingOf(fields.get("mapping"));
+}
+
+function mappingOf(given: string | undefined): DatasetMapping | null {
+  if (given === undefined || given.trim() === "") return null;
+  let raw: unknown;
+  try {
+    raw = JSON.parse(given);
+  } catch (error) {
+    throw badRequest("invalid_mapping", `mapping is not JSON: ${(error as Error).message}.`, "mapping");
+  }
+  const parsed = datasetMapping.safeParse(raw);
+  if (parsed.success) return parsed.data;
+  throw badRequestOf(problemsOf(parsed.error, "invalid_mapping", "mapping") as [Problem, ...Problem[]]);
+}
+
+function checkPurpose(given: string | undefined): void {
+  if (given === purpose) return;
+  throw badRequest(
+    "invalid_purpose",
+    given === undefined
+      ? `purpose is missing. Send purpose="${purpose}".`
+      : `purpose "${given}" is not supported: files are training data here. Send purpose="${purpose}".`,
+    "purpose",
+  );
+}
+
+const nameOf = (part: MultipartFile): string => (part.filename || "upload").slice(-512).toWellFormed();
+
+/** Busboy's errors are plain ones; ours and fastify's have a code. */
+const isMalformedForm = (error: unknown): boolean =>
+  error instanceof Error && !("code" in error) && /multipart|malformed|terminated early|boundary|part/i.test(error.message);
+
+/** Passes bytes on; fails when there are none or more than `limit`, so that nothing of either kind is stored. */
+async function* counted(source: AsyncIterable<Uint8Array>, limit: number): AsyncGenerator<Uint8Array, void, undefined> {
+  let bytes = 0;
+  for await (const chunk of source) {
+    bytes += chunk.byteLength;
+    if (bytes > limit) throw tooLarge(limit);
+    yield chunk;
+  }
+  if (bytes === 0) throw badRequest("empty_file", "The file is empty. Send at least one training example.", "file");
+}

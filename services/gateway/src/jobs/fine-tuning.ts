@@ -1,0 +1,205 @@
+/** `/v1/fine_tuning/jobs`: OpenAI's wire format over runs. */
+import { isDeepStrictEqual } from "node:util";
+import {
+  type DatasetState,
+  events,
+  type RunEvent,
+  runCancelRequested,
+  runProgress,
+  runRequested,
+  type RunSpec,
+  type RunState,
+  streamOf,
+  streams,
+} from "@loraline/contracts";
+import { RetryLaterError, traceIdOf } from "@loraline/runtime";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import { type Caller, needs } from "../access/auth.ts";
+import type { GatewayContext } from "../context.ts";
+import { enginesFor } from "../inference/decide-route.ts";
+import { badRequest, badRequestOf, notFound } from "../errors.ts";
+import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
+import { cursorOf, jobEventsOf } from "./job-events.ts";
+import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
+import { datasetIdOf, jobIdOf, runIdOf } from "../openai-ids.ts";
+import { pageOf, pageQueryOf } from "../paging.ts";
+import { parseJobBody, runSpecFromJob } from "./run-spec-from-job.ts";
+import { type JoinTrace, requestSpan } from "../tracing.ts";
+
+const foldWithinMs = 1000;
+const cancelWithinMs = 2000;
+/** A retry of the SDKs carries no key; an equal request of the last minutes is taken for the first try. */
+const retryWindowMs = 2 * 60_000;
+/** Between the time in an event and its storing. */
+const publishingTakesMs = 5000;
+
+const runEvents = Object.values(events).filter((event) => streamOf(event) === streams.RUNS);
+const identified = <T extends { id: string }>(): { idOf: (item: T) => string; view: (item: T) => T } => ({
+  idOf: (item) => item.id,
+  view: (item) => item,
+});
+
+export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance) => void {
+  const { bus, state, table } = context;
+
+  const existing = async (request: FastifyRequest): Promise<RunState> => {
+    const { id } = request.params as { id: string };
+    const runId = runIdOf(id);
+    const run = runId === undefined ? undefined : await state.run(request.caller.tenant, runId);
+    if (run === undefined) throw notFound("fine-tuning job", id, "fine_tuning_job_id");
+    return run;
+  };
+
+  /** @throws PermanentError 400 `invalid_training_file` or `invalid_validation_file`. */
+  const usableDataset = async (tenant: string, fileId: string, param: "training_file" | "validation_file"): Promise<DatasetState> => {
+    const datasetId = datasetIdOf(fileId);
+    const dataset = datasetId === undefined ? undefined : await state.dataset(tenant, datasetId);
+    const refuse = (why: string) => badRequest(`invalid_${param}`, `${param}: ${why}`, param);
+    if (dataset === undefined || dataset.status === "deleted") throw refuse(`there is no file "${fileId}". Upload it first.`);
+    if (dataset.status === "rejected") {
+      throw refuse(`"${fileId}" (${dataset.filename}) cannot be trained on: ${dataset.error?.message ?? "every row was rejected"}`);
+    }
+    return dataset;
+  };
+
+  /** The run this request has started before, if it is a retry. */
+  const earlierTry = async (
+    caller: Caller,
+    request: FastifyRequest,
+    ids: readonly string[],
+    spec: RunSpec,
+  ): Promise<RunState | undefined> => {
+    for (const id of ids) {
+      const known = await state.run(caller.tenant, id);
+      if (known === undefined) continue;
+      if (isDeepStrictEqual(known.spec, spec)) return known;
+      throw badRequest(
+        "idempotency_key_reused",
+        "This Idempotency-Key was used for another job. Use a new key for a new job.",
+        "Idempotency-Key",
+      );
+    }
+    if (ids.length > 0 || !(Number(request.headers["x-stainless-retry-count"]) > 0)) return undefined;
+    const since = new Date(Date.now() - retryWindowMs).toISOString();
+    const recent = (await state.runs(caller.tenant)).filter(({ requestedAt }) => requestedAt >= since);
+    return recent.find((run) => isDeepStrictEqual(run.spec, spec));
+  };
+
+  /**
+   * The first run on a dataset continues the upload's trace, so that one trace goes from the upload to the first token.
+   * A later run, and one whose caller brings a trace of its own, has another trace and links to it.
+   */
+  const joinDataset: JoinTrace = async (request, incoming) => {
+    const fileId = (request.body as { training_file?: unknown } | undefined)?.training_file;
+    const datasetId = typeof fileId === "string" ? datasetIdOf(fileId) : undefined;
+    const { tenant } = request.caller;
+    const trace = (datasetId === undefined ? undefined : await state.dataset(tenant, datasetId))?.trace ?? undefined;
+    if (trace === undefined || (incoming !== undefined && traceIdOf(incoming) === traceIdOf(trace))) return {};
+    if (incoming !== undefined) return { links: [trace] };
+    const used = (await state.runs(tenant)).some(({ spec }) => spec.dataset === datasetId);
+    return used ? { links: [trace] } : { parent: trace };
+  };
+
+  return (app) => {
+    app.post("/fine_tuning/jobs", { config: { scope: ["train"], join: joinDataset } }, async (request) => {
+      const { tenant, by } = request.caller;
+      const parsed = parseJobBody(request.body);
+      if ("problems" in parsed) throw badRequestOf(parsed.problems);
+      const { body } = parsed;
+      const training = await usableDataset(tenant, body.training_file, "training_file");
+      if (typeof body.validation_file === "string") await usableDataset(tenant, body.validation_file, "validation_file");
+      const engines = enginesFor(table.view(), tenant);
+      if (engines.length === 0) {
+        throw new RetryLaterError("NO_ENGINE", 5000, "No engine is registered yet, so no base is known. Try again when one is up.");
+      }
+      const made = runSpecFromJob(body, { filename: training.filename, engines });
+      if ("problems" in made) throw badRequestOf(made.problems);
+      const { spec } = made;
+
+      const key = idempotencyKeyOf(request.headers);
+      const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
+      const earlier = await earlierTry(request.caller, request, ids, spec);
+      if (earlier !== undefined) return jobObjectOf(earlier);
+
+      const runId = ids[0] ?? ulid();
+      requestSpan()?.setAttributes({ "loraline.run.id": runId, "loraline.dataset.id": spec.dataset });
+      await bus.publish(runRequested, { tenant, id: runId }, { spec, by });
+      await state.runFolded(tenant, runId, () => true, foldWithinMs);
+      const run = await state.run(tenant, runId);
+      if (run === undefined) throw new Error(`run ${runId} was stored, but cannot be read back`);
+      return jobObjectOf(run);
+    });
+
+    app.get("/fine_tuning/jobs", needs("train"), async (request) => {
+      const query = request.query as Record<string, string>;
+      const page = pageQueryOf(query, { limit: 20, max: 100 });
+      const wanted = Object.entries(query).flatMap(([name, value]) => {
+        const field = /^metadata\[(.+)\]$/.exec(name)?.[1];
+        return field === undefined ? [] : [[field, value] as const];
+      });
+      const runs = await state.runs(request.caller.tenant);
+      return pageOf(runs, page, {
+        idOf: (run) => jobIdOf(run.runId),
+        view: jobObjectOf,
+        shown: ({ spec }) => wanted.every(([field, value]) => spec.metadata?.[field] === value),
+      });
+    });
+
+    app.get("/fine_tuning/jobs/:id", needs("train"), async (request) => jobObjectOf(await existing(request)));
+
+    app.post("/fine_tuning/jobs/:id/cancel", needs("train"), async (request) => {
+      const { tenant, by } = request.caller;
+      const run = await existing(request);
+      if (run.phase === "cancelled") return jobObjectOf(run);
+      const refuseEnded = (ended: RunState): void => {
+        if (ended.finishedAt === null || ended.phase === "cancelled") return;
+        const { status } = jobObjectOf(ended);
+        throw badRequest("job_not_cancellable", `The job has already ended (${status}); there is nothing to cancel.`);
+      };
+      refuseEnded(run);
+      await bus.publish(runCancelRequested, { tenant, id: run.runId }, { by }, { traceparent: run.trace });
+      await state.runFolded(tenant, run.runId, ({ finishedAt }) => finishedAt !== null, cancelWithinMs);
+      const after = await existing(request);
+      // Its end may have come first.
+      refuseEnded(after);
+      return jobObjectOf(after);
+    });
+
+    for (const verb of ["pause", "resume"]) {
+      app.post(`/fine_tuning/jobs/:id/${verb}`, needs("train"), async (request) => {
+        await existing(request);
+        throw badRequest("unsupported", `Jobs cannot be ${verb}d here. Cancel the job and create it again, or let it run.`);
+      });
+    }
+
+    app.get("/fine_tuning/jobs/:id/events", needs("train"), async (request) => {
+      const page = pageQueryOf(request.query, { limit: 20, max: 1000 });
+      const { tenant, runId, spec } = await existing(request);
+      const at = { tenant, id: runId };
+      // The run's own events are few; of its progress only what the page needs is read.
+      const told = (await bus.history(runEvents, at)) as unknown as RunEvent[];
+      const cursor = page.after === undefined ? undefined : cursorOf(page.after);
+      const cursorTime = told.find(({ seq }) => cursor?.stream === "runs" && seq === cursor.seq)?.time;
+      const range =
+        cursor?.stream === "progress"
+          ? { before: cursor.seq + 1 }
+          : cursorTime === undefined
+            ? {}
+            : { until: new Date(Date.parse(cursorTime) + publishingTakesMs) };
+      for (let limit = page.limit + 2; ; limit *= 4) {
+        const progress = await bus.newest(runProgress, at, { ...range, limit });
+        const events = jobEventsOf([...told, ...(progress as unknown as RunEvent[])], spec.base);
+        const after = events.slice(events.findIndex(({ id }) => id === page.after) + 1);
+        // With more progress behind the cursor than the page holds, older progress that was not read cannot belong into it.
+        const enough = after.filter(({ id }) => cursorOf(id)?.stream === "progress").length > page.limit;
+        if (enough || progress.length < limit) return pageOf(events, page, identified());
+      }
+    });
+
+    app.get("/fine_tuning/jobs/:id/checkpoints", needs("train"), async (request) => {
+      const page = pageQueryOf(request.query, { limit: 10, max: 100 });
+      return pageOf(checkpointObjectsOf(await existing(request)), page, identified());
+    });
+  };
+}

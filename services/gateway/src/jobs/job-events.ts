@@ -1,0 +1,137 @@
+/** Pure: the history of a run as OpenAI's job events. */
+import type { JobEventObject, RunEvent } from "@loraline/contracts";
+import { fineTunedModel, jobIdOf } from "../openai-ids.ts";
+
+interface Told {
+  message: string;
+  level?: JobEventObject["level"];
+  metrics?: boolean;
+  data?: Record<string, unknown>;
+}
+
+const count = (amount: number, noun: string): string => `${amount} ${noun}${amount === 1 ? "" : "s"}`;
+
+function tell(event: RunEvent, base: string): Told {
+  switch (event.type) {
+    case "run.requested.v1":
+      return { message: `Created fine-tuning job: ${jobIdOf(event.at.id)}` };
+    case "run.rejected.v1":
+      return { level: "error", message: event.data.message, data: { ...event.data } };
+    case "run.tokenized.v1": {
+      const { totals, packed, cacheHit } = event.data;
+      const dropped = totals.dropped === 0 ? "" : `, ${count(totals.dropped, "record")} dropped`;
+      const message = `Files validated: ${count(totals.sequences, "sequence")}, ${totals.supervised} of ${totals.tokens} tokens trained${dropped}`;
+      return { message, level: totals.dropped === 0 ? "info" : "warn", data: { ...totals, packed, cache_hit: cacheHit } };
+    }
+    case "run.queued.v1":
+      return { message: `Fine-tuning job queued: ${event.data.message}`, data: { ...event.data } };
+    case "run.waiting.v1": {
+      const { stage, reason } = event.data;
+      if (reason === null) return { message: `The line goes on (${stage})`, data: { stage } };
+      return { level: "warn", message: `The line waits (${stage}): ${reason.message}`, data: { stage, ...reason } };
+    }
+    case "run.started.v1": {
+      const { attempt, resumedFromStep } = event.data;
+      const resumed = typeof resumedFromStep !== "number" ? "" : `, continuing from step ${resumedFromStep}`;
+      return { message: `Fine-tuning job started (attempt ${attempt}${resumed})`, data: { ...event.data } };
+    }
+    case "run.progress.v1":
+      return tellProgress(event);
+    case "run.checkpointed.v1": {
+      const { step, attempt, trainLoss } = event.data;
+      return { message: `Checkpoint created at step ${step}`, data: { step, attempt, train_loss: trainLoss ?? null } };
+    }
+    case "run.preempted.v1":
+      return { level: "warn", message: `Attempt ${event.data.attempt} ended early: ${event.data.message}`, data: { ...event.data } };
+    case "run.trained.v1": {
+      const { evaluation, steps, trainLoss } = event.data;
+      const judged =
+        evaluation === null ? "" : `; held-out loss ${evaluation.adapter_loss.toFixed(4)}, base ${evaluation.base_loss.toFixed(4)}`;
+      return {
+        message: `Training finished after ${count(steps, "step")}${judged}. Loading the adapter on the engine`,
+        data: { steps, train_loss: trainLoss, evaluation, digest: event.data.adapter.digest },
+      };
+    }
+    case "run.failed.v1":
+      return { level: "error", message: event.data.message, data: { ...event.data } };
+    case "run.cancel-requested.v1":
+      return { message: "Cancellation requested" };
+    case "run.cancelled.v1":
+      return { message: "Fine-tuning job cancelled" };
+    case "run.served.v1": {
+      const { adapter, version, replicas, note } = event.data;
+      const model = fineTunedModel({ base, tenant: event.at.tenant, adapter, version });
+      return {
+        message: `The job has successfully completed: ${model} is proven on ${count(replicas, "replica")}${note ? `. The gate: ${note}` : ""}`,
+        data: { ...event.data, fine_tuned_model: model },
+      };
+    }
+  }
+}
+
+function tellProgress({ data }: Extract<RunEvent, { type: "run.progress.v1" }>): Told {
+  if (data.warning) return { level: "warn", message: data.warning.message, data: { ...data.warning, step: data.step } };
+  const { loss, evalLoss } = data;
+  const isStep = typeof loss === "number" || typeof evalLoss === "number";
+  if (!isStep) return { message: `Trainer: ${data.phase}`, data: { phase: data.phase, attempt: data.attempt, step: data.step } };
+  const losses = [
+    ...(typeof loss === "number" ? [`training loss=${loss.toFixed(4)}`] : []),
+    ...(typeof evalLoss === "number" ? [`validation loss=${evalLoss.toFixed(4)}`] : []),
+  ];
+  const metrics = {
+    step: data.step,
+    total_steps: data.totalSteps,
+    attempt: data.attempt,
+    epoch: data.epoch,
+    train_loss: loss,
+    valid_loss: evalLoss,
+    grad_norm: data.gradNorm,
+    learning_rate: data.learningRate,
+    tokens_per_second: data.tokensPerSecond,
+    tokens_seen: data.tokensSeen,
+    eta_seconds: data.etaSeconds,
+  };
+  return {
+    metrics: true,
+    message: `Step ${data.step}/${data.totalSteps}: ${losses.join(", ")}`,
+    data: Object.fromEntries(Object.entries(metrics).filter(([, value]) => typeof value === "number")),
+  };
+}
+
+/** Each stream keeps its own order; between the two the clock tells, and in one millisecond only that an attempt starts before it says anything. */
+function newestFirst(events: readonly RunEvent[]): RunEvent[] {
+  const bySeq = (a: RunEvent, b: RunEvent): number => b.seq - a.seq;
+  const progress = events.filter(isProgress).toSorted(bySeq);
+  const merged: RunEvent[] = [];
+  let taken = 0;
+  for (const event of events.filter((one) => !isProgress(one)).toSorted(bySeq)) {
+    const isLater = (next: RunEvent): boolean => next.time > event.time || (next.time === event.time && event.type === "run.started.v1");
+    for (let next = progress[taken]; next !== undefined && isLater(next); next = progress[++taken]) merged.push(next);
+    merged.push(event);
+  }
+  return [...merged, ...progress.slice(taken)];
+}
+
+const isProgress = (event: RunEvent): boolean => event.type === "run.progress.v1";
+
+/** Newest first. Ids derive from stream and sequence, so an event keeps its id for ever. */
+export function jobEventsOf(events: readonly RunEvent[], base: string): JobEventObject[] {
+  return newestFirst(events).map((event) => {
+    const { message, level = "info", metrics = false, data = {} } = tell(event, base);
+    return {
+      id: `ftevent-${isProgress(event) ? "progress" : "runs"}-${event.seq}`,
+      object: "fine_tuning.job.event",
+      created_at: Math.floor(Date.parse(event.time) / 1000),
+      level,
+      message,
+      type: metrics ? "metrics" : "message",
+      data,
+    };
+  });
+}
+
+/** The stream and sequence that an event's id names; undefined when it is none of ours. */
+export function cursorOf(id: string): { stream: "progress" | "runs"; seq: number } | undefined {
+  const [, stream, seq] = /^ftevent-(progress|runs)-([1-9]\d{0,15})$/.exec(id) ?? [];
+  return seq === undefined ? undefined : { stream: stream === "runs" ? "runs" : "progress", seq: Number(seq) };
+}

@@ -1,0 +1,82 @@
+/** Pure: a run as OpenAI's clients see it. */
+import type { JobCheckpointObject, JobObject, Problem, RunPhase, RunState } from "@loraline/contracts";
+import { fileIdOf, fineTunedModel, jobIdOf } from "../openai-ids.ts";
+import { baseLearningRate } from "./run-spec-from-job.ts";
+
+const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
+
+/** `trained` is still running: the job ends when the adapter answers, proven. */
+export const jobStatusOf: Readonly<Record<RunPhase, JobObject["status"]>> = {
+  requested: "validating_files",
+  tokenized: "queued",
+  queued: "queued",
+  running: "running",
+  trained: "running",
+  served: "succeeded",
+  rejected: "failed",
+  failed: "failed",
+  cancelled: "cancelled",
+};
+
+const openAiNames: Readonly<Record<string, string>> = {
+  base: "model",
+  dataset: "training_file",
+  validation: "validation_file",
+  adapter: "suffix",
+};
+const specSections = /^(?:lora|training|tokenize|holdout|min_records|gate|promote|max_attempts)(?:\.|$)/;
+
+/** A field of the run spec in the words of the job request. */
+export const jobParamOf = (param: string): string => openAiNames[param] ?? (specSections.test(param) ? `loraline.${param}` : param);
+
+const jobErrorOf = ({ code, message, param }: Problem): JobObject["error"] => ({
+  code,
+  message,
+  param: typeof param === "string" ? jobParamOf(param) : null,
+});
+
+export function jobObjectOf(run: RunState): JobObject {
+  const { spec, tenant, progress } = run;
+  const hyperparameters = {
+    n_epochs: spec.training.num_train_epochs,
+    batch_size: spec.training.per_device_train_batch_size * spec.training.gradient_accumulation_steps,
+    // 15 digits: 4e-4 / 2e-4 is 2, not 2.0000000000000004.
+    learning_rate_multiplier: Number((spec.training.learning_rate / baseLearningRate).toPrecision(15)),
+  };
+  return {
+    id: jobIdOf(run.runId),
+    object: "fine_tuning.job",
+    created_at: unix(run.requestedAt),
+    finished_at: run.finishedAt === null ? null : unix(run.finishedAt),
+    estimated_finish:
+      run.phase === "running" && typeof progress?.etaSeconds === "number" ? unix(progress.at) + Math.ceil(progress.etaSeconds) : null,
+    model: spec.base,
+    fine_tuned_model:
+      run.served === null ? null : fineTunedModel({ base: spec.base, tenant, adapter: spec.adapter, version: run.served.version }),
+    organization_id: tenant,
+    result_files: [],
+    seed: spec.training.seed,
+    status: jobStatusOf[run.phase],
+    trained_tokens: run.trained?.trainedTokens ?? null,
+    training_file: spec.dataset === undefined ? `import:${spec.import?.source}` : fileIdOf(spec.dataset),
+    validation_file: spec.validation === undefined ? null : fileIdOf(spec.validation),
+    hyperparameters,
+    method: { type: "supervised", supervised: { hyperparameters } },
+    integrations: [],
+    metadata: spec.metadata ?? null,
+    error: run.error === null ? null : jobErrorOf(run.error),
+    loraline: { run },
+  };
+}
+
+/** Newest first, as the run keeps them. */
+export const checkpointObjectsOf = (run: RunState): JobCheckpointObject[] =>
+  run.checkpoints.map((checkpoint) => ({
+    id: `ftckpt-${run.runId}-${checkpoint.step}`,
+    object: "fine_tuning.job.checkpoint",
+    created_at: unix(checkpoint.at),
+    fine_tuned_model_checkpoint: `ft:${run.spec.base}:${run.tenant}:${run.spec.adapter}:${run.runId}:ckpt-step-${checkpoint.step}`,
+    fine_tuning_job_id: jobIdOf(run.runId),
+    step_number: checkpoint.step,
+    metrics: { step: checkpoint.step, ...(checkpoint.trainLoss === null ? {} : { train_loss: checkpoint.trainLoss }) },
+  }));

@@ -1,0 +1,115 @@
+/** Pure: OpenAI's `POST /v1/fine_tuning/jobs` becomes a run spec, and its problems are named in the caller's words. */
+import { createJobBody, type EngineRecord, parseRunSpec, type Problem, problemsOf, type RunSpec, trainingSpec } from "@loraline/contracts";
+import { judgeRunSpec } from "@loraline/models";
+import type { z } from "zod";
+import { datasetIdOf } from "../openai-ids.ts";
+
+type Body = z.input<typeof createJobBody>;
+type Problems = [Problem, ...Problem[]];
+
+/** `learning_rate_multiplier` multiplies this. */
+export const baseLearningRate = trainingSpec.parse({}).learning_rate;
+
+/** Checks the body's own shape. Its values come back as the caller wrote them, so that defaults are told from wishes. */
+export function parseJobBody(raw: unknown): { body: Body } | { problems: Problems } {
+  if (typeof raw !== "object" || raw === null || Array.isArray(raw)) {
+    return { problems: [{ code: "SPEC_INVALID", message: "The body must be a JSON object.", param: null }] };
+  }
+  const parsed = createJobBody.safeParse(raw);
+  if (!parsed.success) return { problems: problemsOf(parsed.error) as Problems };
+  const body = raw as Body;
+  if (Object.keys(body.metadata ?? {}).length > 16) {
+    return { problems: [{ code: "SPEC_INVALID", message: "metadata: at most 16 pairs.", param: "metadata" }] };
+  }
+  return { body };
+}
+
+/**
+ * @param source.filename - of the training file; names the adapter when the caller does not.
+ * @param source.engines - those the tenant may use.
+ */
+export function runSpecFromJob(
+  body: Body,
+  source: { filename: string; engines: readonly EngineRecord[] },
+): { spec: RunSpec } | { problems: Problems } {
+  const { loraline } = body;
+  /** Path in the run spec → the field as the caller wrote it. */
+  const written = new Map<string, string>([
+    ["base", "model"],
+    ["dataset", "training_file"],
+    ["validation", "validation_file"],
+    ["metadata", "metadata"],
+    ["adapter", loraline?.adapter !== undefined ? "loraline.adapter" : typeof body.suffix === "string" ? "suffix" : "training_file"],
+  ]);
+
+  const training: Record<string, unknown> = { ...loraline?.training };
+  const wish = (field: keyof typeof trainingSpec.shape, value: number | null | undefined, writtenAs: string): void => {
+    // What `loraline` says is more exact than OpenAI's field for the same thing.
+    if (value === undefined || value === null || training[field] !== undefined) return;
+    training[field] = value;
+    written.set(`training.${field}`, writtenAs);
+  };
+  const given = [
+    ["method.supervised.hyperparameters", body.method?.supervised?.hyperparameters],
+    ["hyperparameters", body.hyperparameters],
+  ] as const;
+  for (const [where, hyperparameters] of given) {
+    const number = (value: number | "auto" | undefined): number | undefined => (value === "auto" ? undefined : value);
+    const multiplier = number(hyperparameters?.learning_rate_multiplier);
+    wish("num_train_epochs", number(hyperparameters?.n_epochs), `${where}.n_epochs`);
+    wish("per_device_train_batch_size", number(hyperparameters?.batch_size), `${where}.batch_size`);
+    wish("learning_rate", multiplier && multiplier * baseLearningRate, `${where}.learning_rate_multiplier`);
+  }
+  wish("seed", body.seed, "seed");
+
+  const { lora, tokenize, holdout, min_records, gate, gate_accuracy, promote, canary, placement, max_attempts } = loraline ?? {};
+  const validation = body.validation_file ?? undefined;
+  const parsed = parseRunSpec(
+    withoutUndefined({
+      base: body.model,
+      adapter: loraline?.adapter ?? (typeof body.suffix === "string" ? slugOf(body.suffix) : slugOf(stemOf(source.filename)) || "adapter"),
+      dataset: datasetIdOf(body.training_file) ?? body.training_file,
+      validation: validation && (datasetIdOf(validation) ?? validation),
+      lora,
+      training,
+      tokenize,
+      holdout,
+      min_records,
+      gate,
+      gate_accuracy,
+      promote,
+      canary,
+      placement,
+      max_attempts,
+      metadata: body.metadata ?? undefined,
+    }),
+  );
+  const inCallersWords = (problem: Problem): Problem => {
+    const { param } = problem;
+    if (typeof param !== "string") return problem;
+    const name = written.get(param) ?? `loraline.${param}`;
+    const message = problem.message.startsWith(param) ? name + problem.message.slice(param.length) : problem.message;
+    return { ...problem, param: name, message };
+  };
+  const problems = "problems" in parsed ? parsed.problems : judgeRunSpec(parsed.spec, source.engines);
+  const [first, ...others] = problems.map(inCallersWords);
+  if (first !== undefined) return { problems: [first, ...others] };
+  return parsed;
+}
+
+const withoutUndefined = (fields: Record<string, unknown>): Record<string, unknown> =>
+  Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
+
+/** `data/Pirate Talk.v2.jsonl.gz` → `Pirate Talk.v2` */
+const stemOf = (filename: string): string =>
+  filename.replace(/^.*[\\/]/, "").replace(/(?:\.(?:jsonl?|ndjson|csv|tsv|txt|parquet|gz|zst))+$/i, "");
+
+/** A name for the adapter: `My Pirate!` → `my-pirate`. Empty when nothing of it can stay. */
+function slugOf(text: string): string {
+  const plain = text.normalize("NFKD").replace(/\p{Mark}/gu, "");
+  return plain
+    .toLowerCase()
+    .replace(/[^a-z0-9]+/g, "-")
+    .slice(0, 63)
+    .replace(/^-+|-+$/g, "");
+}

@@ -1,0 +1,319 @@
+/** The one HTTP door. */
+import { randomFillSync } from "node:crypto";
+import multipart from "@fastify/multipart";
+import type { Bus } from "@loraline/bus";
+import { buckets, type Scope, type SpanView } from "@loraline/contracts";
+import type { Objects } from "@loraline/objects";
+import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
+import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import { addAdapterRoutes, type ImportOptions } from "./adapters/add-adapter.ts";
+import { checkScope, createKeyCheck } from "./access/auth.ts";
+import type { GatewayContext } from "./context.ts";
+import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
+import { datasetRoutes } from "./jobs/datasets.ts";
+import { fileRoutes } from "./jobs/files.ts";
+import { adminRoutes } from "./access/admin-api.ts";
+import { fineTuningRoutes } from "./jobs/fine-tuning.ts";
+import { inferenceRoutes } from "./inference/inference.ts";
+import { createLimits } from "./access/limits.ts";
+import { loralineRoutes } from "./adapters/loraline-api.ts";
+import { createMetrics, serveMetrics } from "./metrics.ts";
+import { modelRoutes } from "./inference/models.ts";
+import { createTokenCheck, type OidcOptions } from "./access/oidc.ts";
+import { createRoutingTable } from "./inference/routing-table.ts";
+import { createStateReader } from "./state-reader.ts";
+import { traced } from "./tracing.ts";
+import { createTraffic } from "./inference/traffic.ts";
+import { createUsage } from "./access/usage.ts";
+
+export interface GatewayServiceOptions {
+  bus: Bus;
+  objects: Objects;
+  log: Log;
+  telemetry: Telemetry;
+  host: string;
+  /** 0: any free one. */
+  port: number;
+  /** Spans of one trace, oldest first. Absent: traces are kept elsewhere, and the API shows none. */
+  readTrace?: (traceId: string) => Promise<SpanView[]>;
+  /** Largest file that may be uploaded, in bytes. Default 1 GiB. */
+  uploadLimitBytes?: number;
+  /** Largest JSON body, in bytes. Default 32 MiB, which holds a few images. */
+  bodyLimitBytes?: number;
+  /** What engines were started with as VLLM_API_KEY. */
+  engineKey?: string | undefined;
+  /** For benchmarks: replicas are chosen at random instead of by affinity and load. */
+  routeAtRandom?: boolean;
+  /** How long requests in flight may go on after shutdown began. Default 10 s. */
+  drainMs?: number;
+  /** Tokens of this issuer are accepted beside keys. */
+  oidc?: OidcOptions | undefined;
+  /** Where `GET /metrics` is answered, without keys. Absent: nowhere. */
+  metrics?: { host: string; port: number } | undefined;
+  /** How adapters are fetched that were trained elsewhere. */
+  imports?: ImportOptions;
+  /** Share, from 0 to 1, of the chats that begin a trace of their own. Default 1. */
+  chatTraceShare?: number | undefined;
+}
+
+export interface Gateway extends AsyncDisposable {
+  readonly url: string;
+  readonly metricsUrl: string | undefined;
+  /** Every route there is, with the scopes that let a caller in; none: open to all. */
+  readonly routes: readonly Route[];
+}
+
+export interface Route {
+  method: string;
+  url: string;
+  scope: readonly Scope[];
+}
+
+/** From 0 to 1, a byte each: with the library's own source of randomness an id takes longer than the rest of a request. */
+const random = ((): (() => number) => {
+  const bytes = new Uint8Array(4096);
+  let next = bytes.length;
+  return () => {
+    if (next === bytes.length) {
+      randomFillSync(bytes);
+      next = 0;
+    }
+    return (bytes[next++] ?? 0) / 256;
+  };
+})();
+
+/** A refused upload is read on for this long, so that its sender sees the reason instead of a broken connection. */
+const lingerMs = 30_000;
+
+/**
+ * Starts the gateway; it listens when the promise resolves. Disposing stops new requests, lets those in flight end for
+ * `drainMs`, then aborts them.
+ * @throws PermanentError PORT_TAKEN, ADDRESS_UNUSABLE.
+ */
+export async function createGatewayService(options: GatewayServiceOptions): Promise<Gateway> {
+  const { bus, objects, log, telemetry, host, port, drainMs = 10_000 } = options;
+  const {
+    uploadLimitBytes = 1024 ** 3,
+    bodyLimitBytes = 32 * 1024 ** 2,
+    readTrace = () => Promise.resolve([]),
+    chatTraceShare = 1,
+  } = options;
+  const watching = new AbortController();
+  const abandoning = new AbortController();
+  const owned = new AsyncDisposableStack();
+  owned.defer(() => {
+    watching.abort();
+    abandoning.abort();
+  });
+  try {
+    const checkToken = options.oidc === undefined ? undefined : createTokenCheck(options.oidc);
+    const checkKey = await createKeyCheck({ bus, signal: watching.signal, checkToken });
+    const traffic = owned.use(await createTraffic({ bus, log }));
+    const { gateway } = traffic;
+    const metrics = createMetrics();
+    const metricsServer = options.metrics === undefined ? undefined : owned.use(await serveMetrics(metrics, options.metrics));
+    const context: GatewayContext = {
+      bus,
+      objects,
+      log,
+      telemetry,
+      state: await createStateReader({ bus }),
+      table: await createRoutingTable({ bus, signal: watching.signal, random: options.routeAtRandom === true ? Math.random : undefined }),
+      traffic,
+      limits: owned.use(await createLimits({ bus, log, gateway, signal: watching.signal })),
+      usage: owned.use(await createUsage({ bus, log, gateway })),
+      metrics,
+      keysOf: checkKey.keysOf,
+      readTrace,
+      uploadLimitBytes,
+      engineKey: options.engineKey,
+      signal: abandoning.signal,
+    };
+    metrics.engines(() => context.table.view().engines);
+    const inference = owned.use(inferenceRoutes(context));
+    const loraline = await loralineRoutes(context);
+    const admin = await adminRoutes(context);
+    const keys = await bus.bucket(buckets.keys);
+
+    const loggerInstance: FastifyBaseLogger = log;
+    const app = Fastify({
+      loggerInstance,
+      logController: new LogController({ disableRequestLogging: true }),
+      bodyLimit: bodyLimitBytes,
+      genReqId: () => ulid(undefined, random),
+      // Nobody logs with the request's own.
+      childLoggerFactory: (logger) => logger,
+      forceCloseConnections: "idle",
+      return503OnClosing: false,
+      routerOptions: { maxParamLength: 300 },
+      frameworkErrors: (error, _request, reply) => {
+        void (reply as FastifyReply).code(400).send(errorBodyOf(400, error.message, "bad_request"));
+      },
+      clientErrorHandler: (_error, socket) => {
+        const body = JSON.stringify(errorBodyOf(400, "The request is not valid HTTP.", "bad_request"));
+        if (socket.writable) {
+          socket.write(
+            `HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+          );
+        }
+        socket.destroy();
+      },
+    });
+    parseJsonBodies(app);
+    const known = collectRoutes(app);
+    let draining = false;
+    app.addHook("onRequest", async (request, reply) => {
+      void reply.header("x-request-id", request.id);
+      if (draining) throw new RetryLaterError("shutting_down", 1000, "The gateway is shutting down. Ask again.");
+    });
+    app.setErrorHandler((error, request, reply) => replyWithError(error, request, reply, log));
+    app.setNotFoundHandler(async (request, reply) => {
+      const path = request.url.split("?", 1)[0] ?? "";
+      const allowed = known.methodsOf(path);
+      if (allowed.length === 0) {
+        const message = `Unknown request URL: ${request.method} ${path}. Check the path and the /v1 in front of it.`;
+        return reply.code(404).send(errorBodyOf(404, message, "unknown_url"));
+      }
+      const message = `${request.method} is not allowed here: ${path} takes ${allowed.join(", ")}.`;
+      return reply
+        .code(405)
+        .header("allow", allowed.join(", "))
+        .send(errorBodyOf(405, message, "method_not_allowed"));
+    });
+
+    app.get("/healthz", async () => ({ status: "ok" }));
+    app.get("/readyz", async (_request, reply) => {
+      const reason = await busProblem(() => keys.get("readyz"));
+      return reason === undefined ? { status: "ready" } : reply.code(503).send({ status: "not ready", reason });
+    });
+
+    await app.register(
+      async (v1) => {
+        await v1.register(multipart, {
+          // The gateway counts bytes itself, and refuses instead of truncating.
+          limits: { fileSize: Number.POSITIVE_INFINITY, files: 1, fields: 20, fieldSize: 16 * 1024, parts: 30 },
+        });
+        v1.decorateRequest("caller");
+        v1.decorateRequest("routed", null);
+        v1.addHook("onRequest", async (request) => {
+          const caller = checkKey(request.headers.authorization);
+          request.caller = caller instanceof Promise ? await caller : caller;
+          checkScope(request.caller, request.routeOptions.config.scope ?? []);
+        });
+        v1.addHook("onRoute", (route) => {
+          const { scope, join, sampled = false } = route.config ?? {};
+          if (scope === undefined)
+            throw new Error(`${String(route.method)} ${route.url}: say which scope it needs, with \`needs\` of auth.ts`);
+          route.handler = traced(telemetry, route.handler, { join, ...(sampled ? { share: chatTraceShare } : {}) });
+        });
+        for (const routes of [
+          fileRoutes(context),
+          datasetRoutes(context),
+          fineTuningRoutes(context),
+          modelRoutes(context),
+          inference,
+          loraline,
+          addAdapterRoutes(context, options.imports ?? {}),
+          admin,
+        ]) {
+          routes(v1);
+        }
+      },
+      { prefix: "/v1" },
+    );
+
+    const url = await listen(app, host, port);
+    log.info({ url }, "gateway is listening");
+    owned.defer(async () => {
+      draining = true;
+      const giveUp = setTimeout(() => {
+        log.warn({ drainMs }, "requests outlived the shutdown; aborting them");
+        abandoning.abort();
+        app.server.closeAllConnections();
+      }, drainMs);
+      await app.close();
+      clearTimeout(giveUp);
+    });
+    return { url, metricsUrl: metricsServer?.url, routes: known.routes, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  } catch (error) {
+    await owned.disposeAsync();
+    throw error;
+  }
+}
+
+/** Empty bodies are none: the Python SDK names JSON as the type of bodies it does not send. */
+function parseJsonBodies(app: FastifyInstance): void {
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
+    const text = body.toString();
+    if (text.trim() === "") return done(null, undefined);
+    try {
+      return done(null, JSON.parse(text));
+    } catch (error) {
+      return done(badRequest("invalid_json", `The body is not valid JSON: ${(error as Error).message}.`));
+    }
+  });
+}
+
+/** Remembers what was registered, so that a wrong method is told from a wrong path. */
+function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[]; routes: Route[] } {
+  const routes: { pattern: RegExp; methods: string[] }[] = [];
+  const listed: Route[] = [];
+  app.addHook("onRoute", ({ url, method, config }) => {
+    for (const one of [method].flat()) listed.push({ method: one, url, scope: config?.scope ?? [] });
+    const parts = url
+      .split("/")
+      .map((part) => (part.startsWith(":") ? "[^/]+" : part === "*" ? ".+" : part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")));
+    routes.push({ pattern: new RegExp(`^${parts.join("/")}/?$`), methods: [method].flat() });
+  });
+  return {
+    routes: listed,
+    methodsOf: (path) => [...new Set(routes.filter(({ pattern }) => pattern.test(path)).flatMap(({ methods }) => methods))].toSorted(),
+  };
+}
+
+async function replyWithError(error: unknown, request: FastifyRequest, reply: FastifyReply, log: Log): Promise<FastifyReply> {
+  const { status, body, retryAfterSeconds, headers } = errorReplyOf(error);
+  const told = { err: error, requestId: request.id, method: request.method, url: request.url, status };
+  if (status >= 500 && status !== 503) log.error(told, "request failed");
+  else log.debug(told, body.error.message);
+  if (retryAfterSeconds !== undefined) void reply.header("retry-after", retryAfterSeconds);
+  if (headers !== undefined) void reply.headers(headers);
+  lingerOver(request);
+  return reply.code(status).send(body);
+}
+
+/** Node reads on what was not read of a refused body; without an end of its own a sender could go on for ever. */
+function lingerOver({ raw }: FastifyRequest): void {
+  if (raw.complete) return;
+  const timer = setTimeout(() => raw.socket.destroy(), lingerMs);
+  timer.unref();
+  raw.once("close", () => clearTimeout(timer));
+}
+
+async function busProblem(read: () => Promise<unknown>): Promise<string | undefined> {
+  const timeout = new Promise<never>((_resolve, reject) => {
+    setTimeout(() => reject(new Error("no answer within 1 s")), 1000).unref();
+  });
+  return Promise.race([read(), timeout]).then(
+    () => undefined,
+    (error: unknown) => `the message bus does not answer: ${(error as Error).message}`,
+  );
+}
+
+async function listen(app: FastifyInstance, host: string, port: number): Promise<string> {
+  try {
+    return await app.listen({ host, port });
+  } catch (error) {
+    await app.close();
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (code === "EADDRINUSE") {
+      throw new PermanentError("PORT_TAKEN", `port ${port} of ${host} is taken by another process. Stop it, or choose another port.`, {
+        cause: error,
+        param: "port",
+      });
+    }
+    throw new PermanentError("ADDRESS_UNUSABLE", `cannot listen on ${host}:${port}: ${message}`, { cause: error, param: "host" });
+  }
+}

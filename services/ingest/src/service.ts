@@ -1,0 +1,75 @@
+/** The worker: reads what was uploaded and says what is in it. */
+import { type Bus, tellWaiting, type WaitReason } from "@loraline/bus";
+import {
+  consumers,
+  datasetIngested,
+  datasetReceived,
+  datasetRejected,
+  datasetWaiting,
+  type EventAddress,
+  type EventDef,
+} from "@loraline/contracts";
+import type { Objects, StoreState } from "@loraline/objects";
+import { defaultHubEndpoint } from "@loraline/models";
+import type { Telemetry } from "@loraline/runtime";
+import { defaultIngestSettings, type IngestSettings } from "@loraline/datasets";
+import { onDatasetReceived } from "./on-dataset-received.ts";
+import { createImportFetch, type ImportSettings, onImportRequested } from "./on-import-requested.ts";
+
+export interface IngestServiceDeps {
+  bus: Bus;
+  objects: Objects & Partial<StoreState>;
+  telemetry: Telemetry;
+  settings?: Partial<IngestSettings>;
+  imports?: Partial<ImportSettings>;
+}
+
+export const defaultImportSettings: ImportSettings = {
+  allow: [],
+  hubEndpoint: defaultHubEndpoint,
+  maxBytes: 20 * 1024 ** 3,
+  timeoutMs: 2 * 60 * 60_000,
+};
+
+/** Starts consuming `dataset.received` and `dataset.import-requested`; disposing lets the file in work finish its current chunk. */
+export async function createIngestService({ bus, objects, telemetry, settings, imports }: IngestServiceDeps): Promise<AsyncDisposable> {
+  const importSettings = { ...defaultImportSettings, ...imports };
+  const onDeadLetter: NonNullable<Parameters<Bus["consume"]>[0]["onDeadLetter"]> = async ({ tenant, id, code, message, param }) => {
+    await bus.publish(datasetRejected, { tenant, id }, { code, message, param, report: null, rejections: 0 });
+  };
+  const waits = (done: EventDef) => ({
+    isAway: objects.problem && (() => objects.problem?.() !== undefined),
+    async onWait({ at }: { at: EventAddress }, reason: WaitReason | null): Promise<void> {
+      if (reason === null && (await bus.last(done, at)) !== undefined) return;
+      await tellWaiting(bus, datasetWaiting, at, { stage: "ingest", reason });
+    },
+  });
+  const fetch = createImportFetch(importSettings);
+  const started = await Promise.allSettled([
+    bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings } }),
+      },
+      onDeadLetter,
+      ...waits(datasetIngested),
+    }),
+    bus.consume({
+      consumer: consumers.ingestDatasetImportRequested,
+      handlers: { "dataset.import-requested.v1": onImportRequested({ bus, objects, telemetry, fetch, settings: importSettings }) },
+      onDeadLetter,
+      ...waits(datasetReceived),
+    }),
+  ]);
+  // Side by side: each waits for its pull to end.
+  const stop = async (): Promise<void> => {
+    await Promise.all(started.filter((one) => one.status === "fulfilled").map(({ value }) => value[Symbol.asyncDispose]()));
+    await fetch[Symbol.asyncDispose]();
+  };
+  const failed = started.find((one) => one.status === "rejected");
+  if (failed !== undefined) {
+    await stop();
+    throw failed.reason;
+  }
+  return { [Symbol.asyncDispose]: stop };
+}

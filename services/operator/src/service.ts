@@ -1,0 +1,180 @@
+/**
+ * The operator: one more door to the line's commands. For each namespace that it serves, whoever holds the namespace's Lease watches
+ * its FineTunes and Adapters and writes back what NATS says about them.
+ */
+import { setTimeout as sleep } from "node:timers/promises";
+import { type Bus } from "@loraline/bus";
+import { type AdapterState, buckets } from "@loraline/contracts";
+import { type Kube, KubeError, resource, watch, withLease } from "@loraline/kube";
+import type { Objects } from "@loraline/objects";
+import type { Log, Telemetry } from "@loraline/runtime";
+import { createAdapters } from "./adapters.ts";
+import { createFineTunes } from "./fine-tunes.ts";
+import { tell } from "./kube-events.ts";
+import { createLineView, type LineView } from "./line-view.ts";
+import { adapters, fineTunes, namespaces } from "./resources.ts";
+
+export interface OperatorServiceDeps {
+  kube: Kube;
+  bus: Bus;
+  objects: Objects;
+  log: Log;
+  telemetry: Telemetry;
+  /** Of this process, unique: who holds a Lease. */
+  identity: string;
+  /** Namespace to the tenant that its resources are of. */
+  tenants: ReadonlyMap<string, string>;
+  /** Default: loraline-operator */
+  leaseName?: string;
+  leaseMs?: number;
+  /** What keeps a namespace from being served, in words; undefined: nothing any more. */
+  onProblem?(namespace: string, problem: string | undefined): void;
+}
+
+const leases = resource("coordination.k8s.io/v1", "Lease", "leases");
+
+/** Disposing ends the work, gives the leases back, and waits for that. */
+export async function createOperatorService(deps: OperatorServiceDeps): Promise<AsyncDisposable> {
+  const { kube, bus, log, identity, tenants, leaseName = "loraline-operator", leaseMs } = deps;
+  const line = await createLineView({ bus });
+  const ending = new AbortController();
+  const { signal } = ending;
+  const holding = [...tenants].map(async ([namespace, tenant]) => {
+    // Before the lease, which is in the namespace too: what is missing is said also by one that would wait.
+    if ((await uidWhenReadable(namespace, signal, deps)) === undefined) return;
+    await withLease(kube, {
+      namespace,
+      name: leaseName,
+      identity,
+      log,
+      signal,
+      ...(leaseMs === undefined ? {} : { durationMs: leaseMs }),
+      onHeldBy(holder, lease) {
+        const message = `operator ${holder} serves this namespace; ${identity} waits. One of them at a time acts.`;
+        const milestone = { type: "Normal", reason: "HeldByAnother", message, key: `${holder} ${identity}` } as const;
+        tell(kube, leases, lease, [milestone], log).catch((error: unknown) =>
+          log.warn({ err: error }, "the event about the lease was not written"),
+        );
+      },
+      work: (lost) => serveNamespace(namespace, tenant, line, lost, deps),
+    });
+  });
+  return {
+    async [Symbol.asyncDispose]() {
+      ending.abort();
+      await Promise.all(holding);
+      await line[Symbol.asyncDispose]();
+    },
+  };
+}
+
+async function serveNamespace(
+  namespace: string,
+  tenant: string,
+  line: LineView,
+  lost: AbortSignal,
+  deps: OperatorServiceDeps,
+): Promise<void> {
+  const { kube, bus, log: allLog } = deps;
+  const log = allLog.child({ namespace, tenant });
+  const ending = new AbortController();
+  const signal = AbortSignal.any([lost, ending.signal]);
+  const namespaceUid = await uidWhenReadable(namespace, signal, deps);
+  if (namespaceUid === undefined) return;
+
+  const states = new Map<string, AdapterState>();
+  const all = { ...deps, log, line, namespace, tenant, namespaceUid, states };
+  await using tunes = createFineTunes(all);
+  await using loras = createAdapters(all);
+  const onAdapter = (adapter: string): void => {
+    tunes.onAdapter(adapter);
+    loras.onAdapter(adapter);
+  };
+  using _listening = line.subscribe({
+    onEngines() {
+      tunes.onEngines();
+      for (const adapter of states.keys()) onAdapter(adapter);
+    },
+    onReplica(engine) {
+      for (const [adapter, state] of states) if (state.engine === engine) onAdapter(adapter);
+    },
+    onHolding(adapterKey) {
+      if (adapterKey.startsWith(`${tenant}.`)) onAdapter(adapterKey.slice(tenant.length + 1));
+    },
+  });
+  const known = Array.from({ length: 4 }, () => Promise.withResolvers<void>());
+  const [runs, adapterStates] = await Promise.all([bus.bucket(buckets.runs), bus.bucket(buckets.adapters)]);
+  const filter = `${tenant}.*`;
+  const nameOf = (key: string): string => key.slice(tenant.length + 1);
+  await Promise.all([
+    runs.watch({ filter, signal, onReady: () => known[0]?.resolve(), onChange: (key, run) => tunes.onRun(nameOf(key), run) }),
+    adapterStates.watch({
+      filter,
+      signal,
+      onReady: () => known[1]?.resolve(),
+      onChange(key, state) {
+        if (state === undefined) states.delete(nameOf(key));
+        else states.set(nameOf(key), state);
+        onAdapter(nameOf(key));
+      },
+    }),
+  ]);
+  const watching = [
+    watch(kube, fineTunes, {
+      namespace,
+      signal,
+      log,
+      onReady: () => known[2]?.resolve(),
+      onChange: (key, object) => tunes.onResource(key, object),
+    }),
+    watch(kube, adapters, {
+      namespace,
+      signal,
+      log,
+      onReady: () => known[3]?.resolve(),
+      onChange: (key, object) => loras.onResource(key, object),
+    }),
+  ];
+  const ended = new Promise<void>((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+  await Promise.race([ended, Promise.all(known.map(({ promise }) => promise))]);
+  if (!signal.aborted) {
+    tunes.start();
+    loras.start();
+    log.info("serving FineTunes and Adapters");
+  }
+  await ended;
+  ending.abort();
+  await Promise.all(watching);
+}
+
+/** Waits until the resources can be read, and says what is missing: the CRDs, the right to read them, the namespace. */
+async function uidWhenReadable(
+  namespace: string,
+  signal: AbortSignal,
+  { kube, log, onProblem }: OperatorServiceDeps,
+): Promise<string | undefined> {
+  for (let said: string | undefined; !signal.aborted;) {
+    try {
+      const found = await kube.get(namespaces, { name: namespace });
+      if (found?.metadata?.uid === undefined) throw new KubeError(404, "NotFound", `there is no namespace ${namespace}`);
+      await kube.list(fineTunes, { namespace });
+      await kube.list(adapters, { namespace });
+      onProblem?.(namespace, undefined);
+      return found.metadata.uid;
+    } catch (error) {
+      const why =
+        error instanceof KubeError && error.status === 404
+          ? `${error.message}. Are the CRDs of helm/loraline/crds installed?`
+          : (error as Error).message;
+      const problem = `FineTunes and Adapters of namespace ${namespace} cannot be read: ${why}`;
+      onProblem?.(namespace, problem);
+      if (problem !== said) log.warn(problem);
+      said = problem;
+      await sleep(1000, undefined, { signal }).catch(() => {});
+    }
+  }
+  return undefined;
+}

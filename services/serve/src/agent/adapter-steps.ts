@@ -1,0 +1,142 @@
+/** The three steps an agent takes about one adapter on its engine: load, prove, unload. What is to be done is decided elsewhere. */
+import { type EngineRecord, type Evidence, evidence as evidenceShape, type Proof, type Problem } from "@loraline/contracts";
+import { judgeAdapter } from "@loraline/models";
+import { getJson, type Objects } from "@loraline/objects";
+import { PermanentError, problemOf, RetryLaterError, type Telemetry, UnavailableError } from "@loraline/runtime";
+import type { AdapterFiles } from "./adapter-files.ts";
+import type { Fault, WantedAdapter } from "./decide-adapters.ts";
+import type { EngineObserver } from "./engine-observer.ts";
+import { chooseProbes, decideProof, measureProbes, type ProofDecision } from "../proof.ts";
+import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type VllmClient } from "../engines/vllm-client.ts";
+
+export interface AdapterSteps {
+  /** Fetches, judges and loads. Throws what `faultOf` understands. */
+  load(adapter: WantedAdapter): Promise<void>;
+  /** Asks the probes. `spoiled`: the files on disk are not what was published, so it must be loaded anew. */
+  prove(
+    adapter: WantedAdapter,
+  ): Promise<{ kind: "proven" | "refused"; proof: Proof; problem: Problem | null; incarnation: string } | { kind: "spoiled" }>;
+  /** What became of it; whether the name is still listed is read afterwards. */
+  unload(engineName: string): Promise<LoadOutcome>;
+}
+
+export function createAdapterSteps({
+  client,
+  engine,
+  files,
+  objects,
+  telemetry,
+  base,
+  limits,
+}: {
+  client: VllmClient;
+  engine: EngineObserver;
+  files: AdapterFiles;
+  objects: Pick<Objects, "get">;
+  telemetry: Telemetry;
+  base: string;
+  /** What the engine was started for. */
+  limits(): Promise<Pick<EngineRecord, "maxLoraRank">>;
+}): AdapterSteps {
+  const evidenceCache = new Map<string, Evidence>();
+  const evidenceOf = async ({ tenant, evidence }: WantedAdapter): Promise<Evidence> => {
+    const known = evidenceCache.get(evidence.digest);
+    if (known !== undefined) return known;
+    const read = await getJson(objects, tenant, evidence, evidenceShape);
+    if (evidenceCache.size >= 256) evidenceCache.clear();
+    evidenceCache.set(evidence.digest, read);
+    return read;
+  };
+
+  return {
+    load: (adapter) =>
+      telemetry.span("load", { parent: adapter.trace ?? undefined, attributes: attributesOf(adapter) }, async () => {
+        const path = await files.ensure(adapter);
+        const { maxLoraRank } = await limits();
+        const [problem] = judgeAdapter(await files.read(adapter), { name: base, maxLoraRank, modules: engine.baseModules });
+        if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { param: problem.param });
+        const outcome = await client.load(adapter.engineName, path);
+        refuseUnlessDone(outcome, adapter);
+        // Not read again: the proof asks for it by name, and says so if it is not there.
+        engine.stepped(adapter.engineName, path);
+      }),
+
+    prove: (adapter) =>
+      telemetry.span("proof", { parent: adapter.trace ?? undefined, attributes: attributesOf(adapter) }, async (span) => {
+        const { engineName } = adapter;
+        const before = engine.incarnation;
+        if (!(await files.verify(adapter))) return { kind: "spoiled" };
+        const { probes } = await evidenceOf(adapter);
+        const measure = async (): Promise<ProofDecision> =>
+          decideProof(await measureProbes(client, { base, engineName, probes: chooseProbes(probes) }), new Date().toISOString());
+        let decision = await measure();
+        // A refusal is for good, so it is not said after one look: what else the engine computes must not decide it.
+        if (decision.kind === "refused") decision = await measure();
+        const { proof } = decision;
+        span.setAttributes({
+          "loraline.proof.probes": proof.probes,
+          "loraline.proof.agreement": proof.agreement,
+          "loraline.proof.agreement_limit": proof.agreementLimit,
+          "loraline.proof.effect": proof.effect,
+          "loraline.proof.effect_expected": proof.effectExpected,
+        });
+        const now = await engine.startTime();
+        if (now !== before) throw new RetryLaterError("ENGINE_RESTARTED", 0, `the engine restarted while ${engineName} was being proven`);
+        if (decision.kind === "refused") span.setAttribute("loraline.refused", decision.problem.code);
+        return { kind: decision.kind, proof, problem: decision.kind === "refused" ? decision.problem : null, incarnation: now };
+      }),
+
+    async unload(engineName) {
+      const outcome = await client.unload(engineName);
+      if (outcome.kind === "done") engine.stepped(engineName, null);
+      return outcome;
+    },
+  };
+}
+
+/** A refusal is only that: what is loaded is read from the engine afterwards. */
+function refuseUnlessDone(outcome: LoadOutcome, { engineName }: WantedAdapter): void {
+  switch (outcome.kind) {
+    case "done":
+      return;
+    case "feature-off":
+      throw new RetryLaterError(
+        "ENGINE_WITHOUT_RUNTIME_LORA",
+        30_000,
+        "the engine has no route to load adapters. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora.",
+      );
+    case "unknown":
+      throw new RetryLaterError("ENGINE_UNKNOWN", 1000, `whether ${engineName} is loaded is not known: ${outcome.message}`);
+    case "refused":
+      if (/already been loaded/i.test(outcome.message)) return;
+      throw new EngineRefusedError(outcome.status, outcome.message);
+  }
+}
+
+/** Whose fault it is: the bytes', this replica's, or nobody can tell from here. */
+export function faultOf(error: unknown, engineName: string): Fault {
+  if (error instanceof EngineRefusedError) {
+    return {
+      of: "unknown",
+      problem: { code: "ENGINE_REFUSED", message: `the engine refused ${engineName} (HTTP ${error.status}): ${error.message}` },
+    };
+  }
+  if (error instanceof EngineUnknownError) return { of: "replica", problem: { code: "ENGINE_UNKNOWN", message: error.message } };
+  const problem = problemOf(error);
+  // Nothing that gets worse with each try, and nobody is told when the store is back.
+  if (error instanceof UnavailableError) return { of: "replica", problem, mostMs: 30_000 };
+  if (error instanceof RetryLaterError) return { of: "replica", problem, afterMs: error.afterMs };
+  // What judge-adapter.ts and the manifests' shapes find is in the bytes themselves.
+  if (error instanceof PermanentError && (problem.code.startsWith("ADAPTER_") || problem.code === "OBJECT_INVALID"))
+    return { of: "adapter", problem };
+  // A blob that is missing or corrupt is so for every replica, unless this one's way to the store is the trouble.
+  return { of: error instanceof PermanentError && problem.code.startsWith("OBJECT_") ? "unknown" : "replica", problem };
+}
+
+export const attributesOf = ({ tenant, adapter, version, digest, engineName }: WantedAdapter): Record<string, string | number> => ({
+  "loraline.tenant": tenant,
+  "loraline.adapter": adapter,
+  "loraline.version": version,
+  "loraline.digest": digest,
+  "loraline.engine_name": engineName,
+});

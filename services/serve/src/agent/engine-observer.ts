@@ -1,0 +1,181 @@
+/**
+ * What one engine process holds, as last seen: whether it answers, which process it is, and which adapters it lists. Steps that
+ * the agent takes are entered at once; everything else is read from the engine, and what could not be read is not known.
+ */
+import { type ModuleShapes, readBaseModules } from "@loraline/models";
+import type { Problem } from "@loraline/contracts";
+import type { Log } from "@loraline/runtime";
+import type { ObservedEngine } from "./decide-adapters.ts";
+import { EngineRefusedError, EngineUnknownError, type VllmClient } from "../engines/vllm-client.ts";
+
+/** A busy engine may leave a health check unanswered; a dead one does not come back. */
+const silentMs = 10_000;
+
+export interface EngineObserver {
+  /** The process answers, and its first slow step is behind it. */
+  readonly ready: boolean;
+  /** Why it is not ready although it answers. */
+  readonly problem: Problem | null;
+  /** Of the process that was last seen; empty before the first. */
+  readonly incarnation: string;
+  /** undefined: away, or could not be read. */
+  readonly observed: ObservedEngine | undefined;
+  /** The base's own modules, where its files are to be seen from here. */
+  readonly baseModules: ModuleShapes | undefined;
+  /** Reads the engine. Calls that wait for the same look share it; one that came later gets one that began later. */
+  look(): Promise<void>;
+  checkHealth(): Promise<void>;
+  /** Which process answers now: read after the call, and shared as looks are. @throws EngineUnknownError */
+  startTime(): Promise<string>;
+  /** A step about this name ended; `path` when it is known to be listed, null when it is known not to be. */
+  stepped(engineName: string, path?: string | null): void;
+}
+
+export function createEngineObserver({
+  client,
+  base,
+  log,
+  incarnation: ownIncarnation,
+  check,
+  onChange,
+}: {
+  client: VllmClient;
+  base: string;
+  log: Log;
+  incarnation?: (() => Promise<string>) | undefined;
+  /** Asked of each process that is new to us: a problem keeps the replica from being ready. */
+  check?: (() => Promise<Problem | null>) | undefined;
+  /** It came, went, became another process, or what it lists was read. */
+  onChange(what: "ready" | "away" | "listed"): void;
+}): EngineObserver {
+  const startTime = ownIncarnation ?? client.startTime;
+  let ready = false;
+  let problem: Problem | null = null;
+  let incarnation = "";
+  let listed: Map<string, string | null> | undefined;
+  let baseModules: ModuleShapes | undefined;
+  let silentSince: number | undefined;
+  /** Names that a step was taken about since the look in progress began: what it read of them may be from before. */
+  let stepped = new Set<string>();
+
+  const away = (why: string): void => {
+    listed = undefined;
+    if (!ready) return;
+    ready = false;
+    log.warn({ why }, "engine away");
+    onChange("away");
+  };
+
+  /** A process that is new to us: nothing is proven in it, and its first step is slow. */
+  const greet = async (now: string, modelPath: string | null): Promise<boolean> => {
+    if (now !== incarnation) {
+      log.info({ before: incarnation, now }, "engine process started; everything is proven again");
+      baseModules = modelPath === null ? undefined : await readBaseModules(modelPath);
+    }
+    const found = (await check?.()) ?? null;
+    if (found !== null) {
+      if (problem?.message !== found.message) log.error(found, "the replica does not become ready");
+      problem = found;
+      incarnation = now;
+      away(found.message);
+      return false;
+    }
+    try {
+      await client.nextTokenLogprobs(base, [[1]], [1]);
+    } catch (error) {
+      if (!(error instanceof EngineRefusedError)) throw error;
+      log.error({ err: error }, "the engine cannot answer probes: no adapter can be proven on it");
+    }
+    problem = null;
+    incarnation = now;
+    ready = true;
+    onChange("ready");
+    return true;
+  };
+
+  const lookNow = async (): Promise<void> => {
+    stepped = new Set();
+    try {
+      const now = await startTime();
+      const models = await client.models();
+      const seen = new Map(models.filter(({ parent }) => parent !== null).map(({ id, root }) => [id, root]));
+      if (now !== incarnation || !ready) {
+        if (!(await greet(now, models.find(({ id }) => id === base)?.root ?? null))) return;
+      } else {
+        for (const name of stepped) {
+          const known = listed?.get(name);
+          if (known === undefined) seen.delete(name);
+          else seen.set(name, known);
+        }
+      }
+      listed = seen;
+      onChange("listed");
+    } catch (error) {
+      listed = undefined;
+      if (error instanceof EngineUnknownError && error.unauthorized) {
+        if (problem?.message !== error.message) log.error({ err: error }, "the replica does not become ready");
+        problem = { code: "ENGINE_KEY_REFUSED", message: error.message, param: "ENGINE_API_KEY" };
+        away(error.message);
+      } else if (error instanceof EngineUnknownError && error.gone) away(error.message);
+      else log.warn({ err: error }, "engine could not be read; nothing is concluded from that");
+    }
+  };
+
+  const look = shared(lookNow);
+
+  return {
+    get ready() {
+      return ready;
+    },
+    get problem() {
+      return problem;
+    },
+    get incarnation() {
+      return incarnation;
+    },
+    get observed() {
+      return listed === undefined ? undefined : { incarnation, listed };
+    },
+    get baseModules() {
+      return baseModules;
+    },
+    look,
+    startTime: shared(startTime),
+    async checkHealth() {
+      const health = await client.health();
+      if (health === "silent") {
+        silentSince ??= Date.now();
+        if (Date.now() - silentSince > silentMs) away("no answer to health checks");
+        return;
+      }
+      silentSince = undefined;
+      if (health === "away") away("its health check fails");
+      else if (listed === undefined) await look();
+    },
+    stepped(engineName, path) {
+      if (path === undefined) return;
+      stepped.add(engineName);
+      if (path === null) listed?.delete(engineName);
+      else listed?.set(engineName, path);
+    },
+  };
+}
+
+/** Calls that wait for the same reading share it; one that came later gets one that began later. */
+function shared<T>(read: () => Promise<T>): () => Promise<T> {
+  let running: Promise<T> | undefined;
+  let next: Promise<T> | undefined;
+  const ask = (): Promise<T> => {
+    if (running === undefined) {
+      running = read().finally(() => (running = undefined));
+      return running;
+    }
+    const again = (): Promise<T> => {
+      next = undefined;
+      return ask();
+    };
+    next ??= running.then(again, again);
+    return next;
+  };
+  return ask;
+}

@@ -1,0 +1,142 @@
+/** Events about an adapter, each with an id that follows from the state it tells. */
+import {
+  adapterAccepted,
+  adapterCanaryEnded,
+  adapterCanaryStarted,
+  adapterCanaryStepped,
+  adapterPromoted,
+  adapterRefused,
+  adapterRolledBack,
+  type AdapterState,
+  type AdapterVersion,
+  type EventAddress,
+  type EventDef,
+  type Problem,
+  runCancelled,
+  runFailed,
+  runServed,
+} from "@loraline/contracts";
+import { lastMove } from "./alias-moves.ts";
+import type { ServeServiceDeps } from "../service.ts";
+
+export const keyOf = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
+export const addressOf = ({ tenant, adapter }: AdapterState): EventAddress => ({ tenant, id: adapter });
+export const nameOf = ({ tenant, id }: EventAddress): string => `${tenant}/${id}`;
+
+export const publishAccepted = async (
+  at: EventAddress,
+  base: string,
+  version: AdapterVersion,
+  { bus }: ServeServiceDeps,
+): Promise<void> => {
+  const { digest, runId, engineName, note } = version;
+  await bus.publish(adapterAccepted, at, { version: version.version, digest, base, runId, engineName, note }, { key: runId });
+};
+
+/** Index in the history of the first move that came with the proof: of the alias, or a canary's beginning. */
+export const movedWithProof = ({ history }: AdapterState, { version }: AdapterVersion): number | undefined => {
+  const index = history.findIndex(({ to, command }) => to === version && (command ?? null) === null);
+  return index === -1 ? undefined : index;
+};
+
+/** Reason of a version that is refused because its run was called off. */
+export const cancelledCode = "CANCELLED";
+
+const moveKey = ({ history }: AdapterState, index: number): string => `move-${history[index]?.n ?? index + 1}`;
+const moveEvents = [adapterPromoted, adapterRolledBack, adapterCanaryStarted, adapterCanaryStepped, adapterCanaryEnded];
+
+/** Tells one line of the history: a move of the alias, or of its canary. */
+export async function publishMove(state: AdapterState, index: number, { bus }: ServeServiceDeps): Promise<void> {
+  const move = state.history[index];
+  if (move === undefined) return;
+  const { kind, from, to, by, reason } = move;
+  const at = addressOf(state);
+  const options = { key: moveKey(state, index) };
+  if (kind === "promoted") await bus.publish(adapterPromoted, at, { from, to, by, reason }, options);
+  else if (kind === "rolledback") await bus.publish(adapterRolledBack, at, { from, to, by, reason }, options);
+  else {
+    // A canary has a promoted version that it is compared with.
+    const canary = { version: to, from: from ?? to, by, reason };
+    const share = move.share ?? 0;
+    // Told late, when it is over, its settings are not known any more.
+    const settings = state.canary?.startedAt === move.at ? state.canary.settings : undefined;
+    if (kind === "canary-started") await bus.publish(adapterCanaryStarted, at, { ...canary, share, settings }, options);
+    else if (kind === "canary-stepped") await bus.publish(adapterCanaryStepped, at, { ...canary, share }, options);
+    else await bus.publish(adapterCanaryEnded, at, { ...canary, outcome: move.outcome ?? "rolledback", code: move.code }, options);
+  }
+}
+
+/** Tells what was added to the history after the move of this number. */
+export async function publishMovesAfter(state: AdapterState, known: number, deps: ServeServiceDeps): Promise<void> {
+  const first = Math.max(0, state.history.length - Math.max(0, lastMove(state) - known));
+  for (let index = first; index < state.history.length; index++) await publishMove(state, index, deps);
+}
+
+export async function publishServed(state: AdapterState, version: AdapterVersion, { bus, telemetry }: ServeServiceDeps): Promise<void> {
+  const { runId, digest, servedAt, servedOn, servedOf, lastStepAt, trace } = version;
+  const move = state.history[movedWithProof(state, version) ?? -1];
+  await bus.publish(
+    runServed,
+    { tenant: state.tenant, id: runId },
+    {
+      adapter: state.adapter,
+      version: version.version,
+      digest,
+      replicas: servedOn ?? 1,
+      of: servedOf,
+      promoted: move?.kind === "promoted",
+      note: version.note,
+      // Two machines' clocks.
+      lastStepToProvenMs: Math.max(0, Date.parse(servedAt ?? "") - Date.parse(lastStepAt)),
+    },
+    { traceparent: telemetry.traceparent() ?? trace },
+  );
+}
+
+export async function publishRefused(
+  state: AdapterState,
+  version: AdapterVersion,
+  problem: Problem,
+  { bus, telemetry }: ServeServiceDeps,
+): Promise<void> {
+  const { runId, digest, trace } = version;
+  const { code, message, param } = problem;
+  await bus.publish(
+    adapterRefused,
+    addressOf(state),
+    { code, message, param, version: version.version, digest, runId },
+    { key: runId, traceparent: telemetry.traceparent() ?? trace },
+  );
+  const at = { tenant: state.tenant, id: runId };
+  const options = { traceparent: telemetry.traceparent() ?? trace };
+  if (code === cancelledCode) await bus.publish(runCancelled, at, {}, options);
+  else await bus.publish(runFailed, at, { code, message, param }, options);
+}
+
+const dayMs = 24 * 60 * 60_000;
+
+/** After a crash, or an absence of the bus, between a write and its events. What the stream has is not said again. */
+export async function publishWhatWasLost(state: AdapterState, deps: ServeServiceDeps): Promise<void> {
+  const { bus, log } = deps;
+  if (state.history.length > 0) {
+    const told = await bus.history(moveEvents, addressOf(state));
+    const keys = new Set(told.map(({ id }) => id.slice(id.lastIndexOf("/") + 1)));
+    for (const [index] of state.history.entries()) {
+      if (keys.has(moveKey(state, index))) continue;
+      log.warn({ adapter: nameOf(addressOf(state)), move: moveKey(state, index) }, "publishing a move that was not told");
+      await publishMove(state, index, deps);
+    }
+  }
+  for (const version of state.versions) {
+    const at = { tenant: state.tenant, id: version.runId };
+    const end = version.reason?.code === cancelledCode ? runCancelled : runFailed;
+    if (version.status === "refused" && (await bus.last<EventDef>(end, at)) === undefined) {
+      await publishRefused(state, version, version.reason ?? { code: "REFUSED", message: "refused" }, deps);
+    }
+    // Of those that were let go of, a hundred, only the latest are asked for: the same write may have served one and let go of it.
+    const isOld = version.status === "retired" && Date.now() - Date.parse(version.servedAt ?? "") > dayMs;
+    if (version.servedAt !== null && !isOld && (await bus.last(runServed, at)) === undefined) {
+      await publishServed(state, version, deps);
+    }
+  }
+}

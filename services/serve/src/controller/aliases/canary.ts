@@ -1,0 +1,92 @@
+/** Follows the canaries: hears what the gateways count, and writes what `decideCanary` decides. */
+import type { KvBucket } from "@loraline/bus";
+import { type AdapterState, buckets, type ReplicaState, type TrafficState } from "@loraline/contracts";
+import { publishMovesAfter } from "./adapter-events.ts";
+import { lastMove } from "./alias-moves.ts";
+import type { ServeServiceDeps } from "../service.ts";
+import { type CanaryDecision, decideCanary } from "./decide-canary.ts";
+import { provenOn, readyReplicas } from "../versions/decide-convergence.ts";
+
+/** What a gateway counted before it ended is remembered for this long; a step that takes longer asks for more answers instead. */
+const rememberedMs = 60 * 60_000;
+
+export interface Canaries {
+  /** To be told of every change of an adapter. */
+  see(key: string, state: AdapterState | undefined): void;
+  /** Does what is due for one adapter: at most one compare-and-set, then its events. May be called at any time. */
+  move(key: string): Promise<void>;
+}
+
+/** @param wake - called with the key of an adapter for which `move` has something to do. */
+export async function createCanaries({
+  deps,
+  adapters,
+  replicas,
+  wake,
+  signal,
+}: {
+  deps: ServeServiceDeps;
+  adapters: KvBucket<AdapterState>;
+  replicas: (of: AdapterState) => Iterable<ReplicaState>;
+  wake: (key: string) => void;
+  signal: AbortSignal;
+}): Promise<Canaries> {
+  const { bus, log, telemetry, resyncMs = 2000 } = deps;
+  const reports = new Map<string, TrafficState>();
+  /** Adapters with a canary under way. */
+  const states = new Map<string, AdapterState>();
+
+  const decide = (state: AdapterState): CanaryDecision => {
+    const now = Date.now();
+    const ready = readyReplicas(state.engine, replicas(state), now);
+    return decideCanary(state, { traffic: [...reports.values()], provenOn: (version) => provenOn(version, ready), now });
+  };
+  const look = (): void => {
+    for (const [key, state] of states) if (decide(state).kind !== "wait") wake(key);
+  };
+
+  const watched = Promise.withResolvers<void>();
+  const traffic = await bus.bucket(buckets.traffic);
+  await traffic.watch({
+    signal,
+    onChange(gateway, report) {
+      // One that left has counted all the same.
+      if (report !== undefined) reports.set(gateway, report);
+      for (const [key, { at }] of reports) if (Date.now() - Date.parse(at) > rememberedMs) reports.delete(key);
+      look();
+    },
+    onReady: watched.resolve,
+  });
+  await watched.promise;
+  // Time passes, and replicas vanish, without a report.
+  const timer = setInterval(look, Math.min(resyncMs, 1000));
+  signal.addEventListener("abort", () => clearInterval(timer), { once: true });
+
+  return {
+    see(key, state) {
+      if (!state?.canary) {
+        states.delete(key);
+        return;
+      }
+      states.set(key, state);
+      if (decide(state).kind !== "wait") wake(key);
+    },
+    async move(key) {
+      if (!states.has(key)) return;
+      let decision: CanaryDecision | undefined;
+      let known = 0;
+      const state = await adapters.change(key, (current) => {
+        known = current === undefined ? 0 : lastMove(current);
+        decision = current && decide(current);
+        return decision === undefined || decision.kind === "wait" ? undefined : decision.state;
+      });
+      if (state === undefined || decision === undefined || decision.kind === "wait" || decision.kind === "note") return;
+      const reason = lastMove(state) > known ? state.history.at(-1)?.reason : undefined;
+      log.info({ adapter: key, canary: state.canary ?? null, reason }, `canary: ${decision.kind}`);
+      const attributes = { "loraline.tenant": state.tenant, "loraline.adapter": state.adapter, "loraline.canary": decision.kind };
+      await telemetry.span("canary", { attributes }, async () => {
+        await publishMovesAfter(state, known, deps);
+      });
+    },
+  };
+}

@@ -1,0 +1,78 @@
+/** Pure: what a command does to the alias of an adapter, and to its canary. */
+import type { AdapterState, CanarySettings, Problem, ReplicaState } from "@loraline/contracts";
+import { endCanary, judgeCanaryLoss, moveAlias, retireOld, rollbackTarget, startCanary, versionsKept } from "./alias-moves.ts";
+import { provenOn, readyReplicas } from "../versions/decide-convergence.ts";
+
+export interface AliasCommand {
+  kind: "promote" | "rollback";
+  /** null: only for a rollback. With a canary under way, an end of the canary; else the version before the promoted one. */
+  version: number | null;
+  /** Step by step; only for a promotion. */
+  canary?: CanarySettings | null | undefined;
+  by: string | null;
+  /** Sequence of the message: the same command moves the alias once. */
+  seq: number;
+}
+
+export type AliasDecision = { kind: "move"; state: AdapterState } | { kind: "nothing"; why: string } | { kind: "reject"; problem: Problem };
+
+/**
+ * What a command does to the alias. It only ever goes to a version that some ready replica has proven. While a canary is under way,
+ * any move of the alias ends it, and so does what would leave the alias where it is: a rollback without a version, and a
+ * promotion of the version that is promoted.
+ */
+export function decideAlias(
+  state: AdapterState | undefined,
+  command: AliasCommand,
+  { name, replicas, now }: { name: string; replicas: Iterable<ReplicaState>; now: number },
+): AliasDecision {
+  const reject = (code: string, message: string, param: string | null = "version"): AliasDecision => ({
+    kind: "reject",
+    problem: { code, message, param },
+  });
+  if (state === undefined || state.versions.length === 0) return reject("ADAPTER_UNKNOWN", `there is no adapter "${name}".`, null);
+  if (state.history.some((move) => move.command === command.seq))
+    return { kind: "nothing", why: "this command has moved the alias already" };
+
+  if (command.kind === "rollback" && state.alias === null)
+    return reject("NOTHING_PROMOTED", `no version of "${name}" is promoted, so there is nothing to roll back.`, null);
+  const { at, by, seq } = { at: new Date(now).toISOString(), ...command };
+  const to = command.version ?? (state.canary ? state.alias : rollbackTarget(state)) ?? undefined;
+  if (to === undefined) return reject("NO_EARLIER_VERSION", `"${name}" has no served version before version ${state.alias}.`, null);
+  const target = state.versions.find(({ version }) => version === to);
+  if (target === undefined) {
+    const known = state.versions.map(({ version }) => version).join(", ");
+    return reject("VERSION_UNKNOWN", `"${name}" has no version ${to}; it has ${known}.`);
+  }
+  if (to === state.alias) {
+    if (!state.canary) return { kind: "nothing", why: `version ${to} is promoted already` };
+    const outcome = command.kind === "rollback" ? "rolledback" : "superseded";
+    const reason = command.kind === "rollback" ? "rollback requested" : `version ${to} stays, as requested`;
+    return { kind: "move", state: retireOld(endCanary(state, outcome, { by, reason, at, command: seq })) };
+  }
+  if (command.kind === "rollback" && state.alias !== null && to > state.alias) {
+    return reject("NOT_EARLIER", `version ${to} of "${name}" comes after the promoted version ${state.alias}; promote it instead.`);
+  }
+  if (target.status === "refused")
+    return reject("VERSION_REFUSED", `version ${to} of "${name}" was refused: ${target.reason?.message ?? "no reason is known"}`);
+  if (target.status === "retired") {
+    return reject(
+      "VERSION_RETIRED",
+      `version ${to} of "${name}" is not loaded any more: the ${versionsKept} newest, the promoted one and the one before it are kept.`,
+    );
+  }
+  const ready = readyReplicas(state.engine, replicas, now);
+  if (provenOn(target, ready) === 0) {
+    return reject(
+      "VERSION_NOT_PROVEN",
+      `version ${to} of "${name}" is not proven on any of ${ready.length} ready replicas of engine "${state.engine}" now. Try again when it is.`,
+    );
+  }
+  if (command.canary) {
+    const problem = judgeCanaryLoss(state, target, command.canary);
+    if (problem !== undefined) return { kind: "reject", problem };
+    return { kind: "move", state: startCanary(state, to, command.canary, { by, reason: "canary requested", at, command: seq }) };
+  }
+  const reason = command.kind === "rollback" ? "rollback requested" : "promotion requested";
+  return { kind: "move", state: moveAlias(state, to, { by, reason, at, command: seq }) };
+}

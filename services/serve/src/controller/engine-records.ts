@@ -1,0 +1,68 @@
+/** KV `engines`: what the chart and the bases' files say of each engine, and what is still known of a base that cannot be read now. */
+import { join } from "node:path";
+import type { KvBucket } from "@loraline/bus";
+import type { EngineRecord } from "@loraline/contracts";
+import { readBaseRef } from "@loraline/models/base-ref";
+import { type Log, PermanentError } from "@loraline/runtime";
+
+/** Pure: what replicas were started with and adapters were trained on stays true while the volume is away. */
+export function withWhatWasKnown<R extends Omit<EngineRecord, "updatedAt">>(described: R, known: EngineRecord | undefined): R {
+  if (!described.problem || known === undefined || known.base.name !== described.base.name) return described;
+  const { base, modules, template, templateDigest, templateProbe } = known;
+  return { ...described, base, modules, template, templateDigest, templateProbe };
+}
+
+export interface BasesWatchDeps {
+  engines: Pick<KvBucket<EngineRecord>, "put">;
+  /** Those with a problem are looked after. */
+  records: readonly EngineRecord[];
+  basesDir: string;
+  log: Log;
+  /** Default 30 s. */
+  everyMs?: number;
+}
+
+/**
+ * Looks whether bases that could not be read are back. One that is what it was is served from again; of one that was never read, the
+ * template is still unknown, which takes a restart of serve.
+ */
+export function watchBases({ engines, records, basesDir, log, everyMs = 30_000 }: BasesWatchDeps): AsyncDisposable {
+  const broken = new Map(records.filter(({ problem }) => problem).map((record) => [record.engine, record]));
+  const put = async (record: EngineRecord): Promise<void> => {
+    await engines.put(record.engine, { ...record, updatedAt: new Date().toISOString() });
+    broken.set(record.engine, record);
+  };
+  const look = async (record: EngineRecord): Promise<void> => {
+    const { engine, base, problem } = record;
+    const found = await readBaseRef(join(basesDir, base.name)).catch((error: unknown) => {
+      if (!(error instanceof PermanentError)) log.debug({ err: error, engine }, "base still not readable");
+    });
+    if (found === undefined) {
+      log.error({ engine, base: base.name, ...problem }, `nothing new is made for this engine: ${problem?.message}`);
+      return;
+    }
+    if (found.digest === base.digest) {
+      await put({ ...record, problem: null });
+      broken.delete(engine);
+      log.info({ engine, base: base.name }, "the base is back; runs for it are taken again");
+      return;
+    }
+    const message = `engine "${engine}": base "${base.name}" is on the volume now, and not as it was when serve started. Restart serve (kubectl rollout restart).`;
+    if (problem?.message === message) return;
+    log.warn({ engine, base: base.name }, message);
+    await put({ ...record, problem: { code: "BASE_NOT_READ", message, param: "base" } });
+  };
+  let looking: Promise<unknown> = Promise.resolve();
+  const timer = setInterval(() => {
+    looking = looking
+      .then(() => Promise.all([...broken.values()].map(look)))
+      .catch((error: unknown) => log.warn({ err: error }, "bases could not be looked after; trying again"));
+  }, everyMs);
+  if (broken.size === 0) clearInterval(timer);
+  return {
+    async [Symbol.asyncDispose]() {
+      clearInterval(timer);
+      await looking;
+    },
+  };
+}

@@ -1,0 +1,218 @@
+/** Pure: may a trained version be served? Static facts first, then what was measured on held-out rows. */
+import { adapterFiles, type AdapterParts, expandModules, judgeAdapter } from "@loraline/models";
+import {
+  type AdapterManifest,
+  type AdapterState,
+  type AdapterVersion,
+  type Digest,
+  type EngineRecord,
+  type Evaluation,
+  type Evidence,
+  type Problem,
+  type RunSpec,
+  unreadDigest,
+} from "@loraline/contracts";
+import { proofLimits, recordedEffect } from "../../proof.ts";
+
+export interface GateInput {
+  spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy" | "import">;
+  digest: Digest;
+  manifest: AdapterManifest;
+  /** What its files say of themselves, or why they cannot be read. */
+  parts: AdapterParts | Problem;
+  evidence: Evidence;
+  evaluation: Evaluation | null;
+  /** undefined: no engine serves this base. */
+  engine: EngineRecord | undefined;
+  /** undefined: the first version. */
+  adapter: AdapterState | undefined;
+}
+
+type Judge = (input: GateInput) => Problem | undefined;
+
+const nats = (value: number): string => value.toFixed(4);
+
+const engineServesBase: Judge = ({ spec, engine }) => {
+  if (engine === undefined) return { code: "BASE_UNKNOWN", param: "base", message: `no engine serves base "${spec.base}" any more.` };
+  // Otherwise it is known what the base was, and its replicas still serve that.
+  if (!engine.problem || engine.base.digest !== unreadDigest) return undefined;
+  return { code: "BASE_UNAVAILABLE", param: "base", message: `nothing is known of the base: ${engine.problem.message}` };
+};
+
+const sameBase: Judge = ({ manifest, engine }) =>
+  engine !== undefined && (manifest.base.name !== engine.base.name || manifest.base.digest !== engine.base.digest)
+    ? {
+        code: "ADAPTER_BASE_MISMATCH",
+        param: "base",
+        message: `trained on base "${manifest.base.name}" (${manifest.base.digest}), but engine "${engine.engine}" serves "${engine.base.name}" (${engine.base.digest}). Train it again on the base that is served.`,
+      }
+    : undefined;
+
+const oneBasePerAdapter: Judge = ({ spec, adapter }) =>
+  adapter !== undefined && adapter.base !== spec.base
+    ? {
+        code: "ADAPTER_BASE_CHANGED",
+        param: "adapter",
+        message: `adapter "${spec.adapter}" is one of base "${adapter.base}"; versions of one adapter share their base. Choose another name.`,
+      }
+    : undefined;
+
+const rankFits: Judge = ({ manifest, engine }) =>
+  engine !== undefined && manifest.rank > engine.maxLoraRank
+    ? {
+        code: "ADAPTER_RANK_TOO_HIGH",
+        param: "lora.r",
+        message: `rank ${manifest.rank} is above the ${engine.maxLoraRank} that engine "${engine.engine}" serves. Lower lora.r, or raise the engine's max_lora_rank.`,
+      }
+    : undefined;
+
+const filesAreThere: Judge = ({ manifest }) => {
+  const missing = Object.values(adapterFiles).filter((name) => !manifest.files.some(({ path }) => path === name));
+  return missing.length > 0
+    ? { code: "ADAPTER_FILES_MISSING", param: missing[0], message: `the adapter has no ${missing.join(" and no ")}.` }
+    : undefined;
+};
+
+/** By the headers alone, before any replica fetches a byte; the values are looked at by each agent. */
+const filesAreRight: Judge = ({ parts, engine }) => {
+  if ("code" in parts) return parts;
+  if (engine === undefined) return undefined;
+  const modules = engine.modules ? expandModules(engine.modules) : undefined;
+  return judgeAdapter(parts, { name: engine.base.name, maxLoraRank: engine.maxLoraRank, modules })[0];
+};
+
+const sameTemplate: Judge = ({ evidence, engine }) => {
+  const applied = engine?.templateDigest;
+  return typeof applied === "string" && applied !== evidence.templateDigest
+    ? {
+        code: "TEMPLATE_MISMATCH",
+        param: "tokenize",
+        message: `it was made with the chat template ${evidence.templateDigest}, but engine "${engine?.engine}" applies ${applied}: it would be asked in a form it has never seen. Start the engine with the base's own template, or train again with the engine's.`,
+      }
+    : undefined;
+};
+
+const evidenceIsIts: Judge = ({ evidence, digest }) =>
+  evidence.adapter === digest
+    ? undefined
+    : { code: "EVIDENCE_MISMATCH", param: "evidence", message: `the evidence is of adapter ${evidence.adapter}, not of ${digest}.` };
+
+const canBeProven: Judge = ({ evidence }) => {
+  if (evidence.probes.length === 0) {
+    return {
+      code: "PROOF_WITHOUT_PROBES",
+      param: "evidence",
+      message: "the trainer recorded no probes, so no replica could be proven to apply it.",
+    };
+  }
+  const effect = recordedEffect(evidence.probes);
+  return effect < proofLimits.leastEffect
+    ? {
+        code: "NO_EFFECT",
+        message: `the adapter answers like the base (difference ${nats(effect)} nats on the probes): training changed nothing. Raise training.learning_rate or the number of steps, or look at the dataset.`,
+      }
+    : undefined;
+};
+
+const betterThanBase: Judge = ({ spec, evaluation }) =>
+  spec.gate !== "none" && evaluation !== null && !(evaluation.adapter_loss < evaluation.base_loss)
+    ? {
+        code: "NOT_BETTER_THAN_BASE",
+        param: "gate",
+        message: `held-out loss is ${nats(evaluation.adapter_loss)} with the adapter and ${nats(evaluation.base_loss)} without it (${evaluation.rows} rows). More or better data, fewer epochs or a lower learning rate may help; gate: none serves it anyway.`,
+      }
+    : undefined;
+
+const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
+
+const asAccurateAsBase: Judge = ({ spec, evaluation }) => {
+  const { base_accuracy: base, adapter_accuracy: own, rows } = evaluation ?? {};
+  if (spec.gate === "none" || spec.gate_accuracy !== true || typeof base !== "number" || typeof own !== "number") return undefined;
+  return own >= base
+    ? undefined
+    : {
+        code: "LESS_ACCURATE_THAN_BASE",
+        param: "gate_accuracy",
+        message: `${percent(own)} of the held-out tokens are the likeliest one with the adapter, ${percent(base)} without it (${rows} rows). Without gate_accuracy the held-out loss alone decides.`,
+      };
+};
+
+/** Losses are comparable only on the same rows, and the base's loss on them tells whether they are the same. */
+export const sameRows = (a: Evaluation, b: Evaluation): boolean =>
+  a.rows === b.rows && a.supervised_tokens === b.supervised_tokens && Math.abs(a.base_loss - b.base_loss) <= 1e-3 * a.base_loss;
+
+const promotedOf = (adapter: AdapterState | undefined): AdapterVersion | undefined =>
+  adapter?.versions.find(({ version }) => version === adapter.alias);
+
+const betterThanPromoted: Judge = ({ spec, evaluation, adapter }) => {
+  const promoted = promotedOf(adapter);
+  if (spec.gate !== "better-than-promoted" || evaluation === null || !promoted?.evaluation) return undefined;
+  return sameRows(evaluation, promoted.evaluation) && evaluation.adapter_loss > promoted.evaluation.adapter_loss
+    ? {
+        code: "NOT_BETTER_THAN_PROMOTED",
+        param: "gate",
+        message: `held-out loss is ${nats(evaluation.adapter_loss)}, that of the promoted version ${promoted.version} on the same ${evaluation.rows} rows ${nats(promoted.evaluation.adapter_loss)}. gate: better-than-base serves it anyway.`,
+      }
+    : undefined;
+};
+
+const asAccurateAsPromoted: Judge = ({ spec, evaluation, adapter }) => {
+  const promoted = promotedOf(adapter);
+  if (spec.gate !== "better-than-promoted" || spec.gate_accuracy !== true || !evaluation || !promoted?.evaluation) return undefined;
+  const [own, other] = [evaluation.adapter_accuracy, promoted.evaluation.adapter_accuracy];
+  if (typeof own !== "number" || typeof other !== "number" || !sameRows(evaluation, promoted.evaluation) || own >= other) return undefined;
+  return {
+    code: "LESS_ACCURATE_THAN_PROMOTED",
+    param: "gate_accuracy",
+    message: `${percent(own)} of the held-out tokens are the likeliest one, ${percent(other)} with the promoted version ${promoted.version} on the same ${evaluation.rows} rows. Without gate_accuracy the held-out loss alone decides.`,
+  };
+};
+
+const chain: readonly Judge[] = [
+  engineServesBase,
+  oneBasePerAdapter,
+  sameBase,
+  rankFits,
+  filesAreThere,
+  filesAreRight,
+  evidenceIsIts,
+  sameTemplate,
+  canBeProven,
+  betterThanBase,
+  asAccurateAsBase,
+  betterThanPromoted,
+  asAccurateAsPromoted,
+];
+
+/** The first reason not to serve it; undefined: accepted. */
+export function decideGate(input: GateInput): Problem | undefined {
+  for (const judge of chain) {
+    const problem = judge(input);
+    if (problem !== undefined) return problem;
+  }
+  return undefined;
+}
+
+/**
+ * What the gate was asked to judge and could not, in words; undefined: nothing. A version that the promoted one could not be
+ * compared with is served under its number, and promoted only by a person.
+ */
+export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" | "evaluation" | "adapter">): string | undefined {
+  if (spec.gate === "none") return undefined;
+  if (spec.import !== undefined) return "nothing was judged: an adapter that was trained elsewhere has no held-out rows here.";
+  if (evaluation === null) return "nothing was judged: no rows were held out, and there is no validation file.";
+  if (spec.gate_accuracy === true && typeof evaluation.adapter_accuracy !== "number") return "its accuracy was not measured.";
+  const promoted = promotedOf(adapter);
+  if (spec.gate !== "better-than-promoted" || promoted === undefined) return undefined;
+  const cannot = `its held-out loss cannot be compared with that of the promoted version ${promoted.version}`;
+  const { evaluation: other } = promoted;
+  if (!other) return `${cannot}, which was not evaluated.`;
+  if (sameRows(evaluation, other)) {
+    const unmeasured = spec.gate_accuracy === true && typeof other.adapter_accuracy !== "number";
+    return unmeasured
+      ? `its accuracy cannot be compared: the accuracy of the promoted version ${promoted.version} was not measured.`
+      : undefined;
+  }
+  const of = (one: Evaluation): string => `${one.rows} rows, ${one.supervised_tokens} tokens, base loss ${nats(one.base_loss)}`;
+  return `${cannot}, which was evaluated on other rows (${of(other)}; this one: ${of(evaluation)}). Give both runs the same validation file.`;
+}

@@ -1,0 +1,90 @@
+/** Pure: how the versions of one adapter come, go, and carry its alias. Every function may be applied again to its own result. */
+import { type AdapterState, type AdapterVersion, canarySettings, type Placement } from "@loraline/contracts";
+import { judgeCanaryLoss, moveAlias, refuseCanary, retireOld, startCanary } from "../aliases/alias-moves.ts";
+import type { Convergence } from "./decide-convergence.ts";
+import { engineNameOf } from "../../lora-names.ts";
+
+export type NewVersion = Pick<
+  AdapterVersion,
+  | "digest"
+  | "manifest"
+  | "evidence"
+  | "runId"
+  | "rank"
+  | "note"
+  | "promote"
+  | "canary"
+  | "evaluation"
+  | "lastStepAt"
+  | "createdAt"
+  | "trace"
+  | "replicas"
+> & {
+  tenant: string;
+  adapter: string;
+  engine: string;
+  base: string;
+  /** Absent: as it is. */
+  placement?: Placement | undefined;
+};
+
+/** Adds the version of a run, once: a run that has one keeps it. */
+export function addVersion(state: AdapterState | undefined, added: NewVersion): AdapterState {
+  const { tenant, adapter, engine, base, placement, ...facts } = added;
+  const before: AdapterState = state ?? { tenant, adapter, engine, base, versions: [], alias: null, history: [] };
+  const current = placement === undefined ? before : { ...before, placement };
+  if (versionOfRun(before, added.runId) !== undefined) return before;
+  const version = Math.max(0, ...current.versions.map((known) => known.version)) + 1;
+  const entry: AdapterVersion = {
+    version,
+    ...facts,
+    engineName: engineNameOf({ tenant, adapter, version, digest: added.digest }),
+    status: "desired",
+    reason: null,
+    servedAt: null,
+  };
+  return retireOld({ ...current, versions: [...current.versions, entry] });
+}
+
+export const versionOfRun = (state: AdapterState | undefined, runId: string): AdapterVersion | undefined =>
+  state?.versions.find((known) => known.runId === runId);
+
+/* convergence, as decide-convergence.ts found it */
+
+/**
+ * Marks a version as served. If its run asked for that and no later version was there before, the alias moves to it, or its canary
+ * begins.
+ */
+export function applyServed(state: AdapterState, settled: Extract<Convergence, { kind: "served" }>, at: string): AdapterState {
+  const found = state.versions.find(({ version }) => version === settled.version);
+  if (found === undefined || found.status !== "desired" || found.servedAt !== null) return state;
+  const served: AdapterState = {
+    ...state,
+    versions: state.versions.map((known) =>
+      known === found ? { ...known, servedAt: settled.provenAt, servedOn: settled.replicas, servedOf: settled.of } : known,
+    ),
+  };
+  // Not the alias but the highest it ever was: whoever rolled back from 4 to 2 does not want 3, which only took longer.
+  const highest = Math.max(0, ...state.history.map(({ to }) => to));
+  if (found.promote === "manual" || found.version <= highest) return retireOld(served);
+  const replicas = `${settled.replicas === settled.of ? "" : `${settled.replicas} of `}${settled.of} ${settled.of === 1 ? "replica" : "replicas"}`;
+  const cause = { by: null, reason: `proven on ${replicas}`, at };
+  if (found.promote === "auto") return moveAlias(served, found.version, cause);
+  const settings = found.canary ?? canarySettings.parse({});
+  const problem = judgeCanaryLoss(served, found, settings);
+  return problem === undefined
+    ? startCanary(served, found.version, settings, cause)
+    : retireOld(refuseCanary(served, found.version, problem, cause));
+}
+
+/** Not the promoted one: a person may have moved the alias to it before every replica had it, and users would be left with none. */
+export function applyRefused(state: AdapterState, settled: Extract<Convergence, { kind: "refused" }>): AdapterState {
+  return {
+    ...state,
+    versions: state.versions.map((known) =>
+      known.version === settled.version && known.status === "desired" && known.servedAt === null && known.version !== state.alias
+        ? { ...known, status: "refused", reason: settled.problem }
+        : known,
+    ),
+  };
+}

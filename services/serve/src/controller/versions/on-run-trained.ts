@@ -1,0 +1,144 @@
+/** A trained version: through the gate into KV `adapters`, or refused. */
+import type { KvBucket, Received } from "@loraline/bus";
+import { adapterFiles, type AdapterParts, readAdapterHead } from "@loraline/models";
+import {
+  type AdapterManifest,
+  adapterManifest,
+  adapterRefused,
+  type AdapterState,
+  type EngineRecord,
+  evidence as evidenceShape,
+  type Problem,
+  runCancelled,
+  runCancelRequested,
+  runFailed,
+  runRequested,
+  type runTrained,
+} from "@loraline/contracts";
+import { getJson, type Objects } from "@loraline/objects";
+import { PermanentError, problemOf } from "@loraline/runtime";
+import { nameOf, publishAccepted } from "../aliases/adapter-events.ts";
+import type { ServeServiceDeps } from "../service.ts";
+import { decideGate, gateDoubt } from "./decide-gate.ts";
+import { addVersion, versionOfRun } from "./decide-versions.ts";
+import type { Placer } from "../placement/place-versions.ts";
+import { onCancelRequested } from "./on-cancel-requested.ts";
+
+/** Gates what a run trained; a version that passes is desired from then on. */
+export async function onRunTrained(
+  received: Received<typeof runTrained>,
+  deps: ServeServiceDeps,
+  adapters: KvBucket<AdapterState>,
+  engines: KvBucket<EngineRecord>,
+  placer: Pick<Placer, "initial">,
+): Promise<void> {
+  const { bus, objects, log, telemetry } = deps;
+  const { at, data } = received;
+  const { tenant, id: runId } = at;
+  const requested = await bus.first(runRequested, at);
+  if (requested === undefined)
+    throw new PermanentError("RUN_UNKNOWN", `run ${runId} of tenant "${tenant}" was trained, but nobody requested it.`);
+  const { spec } = requested.data;
+  // A failed run has failed for good.
+  const over = (await bus.last(runCancelled, at)) ?? (await bus.last(runFailed, at));
+  if (over !== undefined) {
+    log.info({ runId, because: over.type }, "run is over; its adapter is not served");
+    return;
+  }
+
+  const key = `${tenant}.${spec.adapter}`;
+  const name = { tenant, id: spec.adapter };
+  const known = (await adapters.get(key))?.value;
+  let version = versionOfRun(known, runId);
+  // Called off while its last attempt was ending.
+  const calledOff = version === undefined ? await bus.last(runCancelRequested, at) : undefined;
+  if (calledOff !== undefined) {
+    log.info({ runId }, "run was cancelled before its adapter was taken up; it is not served");
+    await bus.publish(runCancelled, at, { by: calledOff.data.by });
+    return;
+  }
+  if (version === undefined) {
+    const [manifest, evidence] = await Promise.all([
+      getJson(objects, tenant, data.adapter, adapterManifest),
+      getJson(objects, tenant, data.evidence, evidenceShape),
+    ]);
+    const parts = await partsOf(objects, tenant, manifest);
+    const candidates = (await engines.entries())
+      .map(({ value }) => value)
+      .filter(({ base, tenants }) => base.name === spec.base && (tenants?.includes(tenant) ?? true));
+    const engine =
+      candidates.find((candidate) => candidate.engine === known?.engine) ??
+      candidates.find(({ problem: broken }) => !broken) ??
+      candidates[0];
+    const problem = await telemetry.span(
+      "gate",
+      { attributes: { "loraline.adapter": spec.adapter, "loraline.digest": data.adapter.digest } },
+      async (span) => {
+        const found = decideGate({
+          spec,
+          digest: data.adapter.digest,
+          manifest,
+          parts,
+          evidence,
+          evaluation: data.evaluation,
+          engine,
+          adapter: known,
+        });
+        span.setAttribute("loraline.gate", found?.code ?? "accepted");
+        return found;
+      },
+    );
+    if (problem !== undefined || engine === undefined) {
+      const why = problem ?? { code: "BASE_UNKNOWN", message: `no engine serves base "${spec.base}".` };
+      log.warn({ runId, adapter: nameOf(name), ...why }, "version refused by the gate");
+      await bus.publish(adapterRefused, name, { ...why, version: null, digest: data.adapter.digest, runId }, { key: runId });
+      await bus.publish(runFailed, at, why);
+      return;
+    }
+    const note = gateDoubt({ spec, evaluation: data.evaluation, adapter: known });
+    if (note !== undefined) log.warn({ runId, adapter: nameOf(name), note }, "the gate could not judge everything it was asked to");
+    const state = await adapters.change(key, (current) =>
+      addVersion(current, {
+        tenant,
+        adapter: spec.adapter,
+        engine: engine.engine,
+        base: spec.base,
+        digest: data.adapter.digest,
+        manifest: data.adapter,
+        evidence: data.evidence,
+        runId,
+        rank: data.rank,
+        placement: spec.placement,
+        replicas: placer.initial(engine.engine, current, spec.placement),
+        note,
+        promote: note !== undefined && (spec.gate === "better-than-promoted" || spec.gate_accuracy === true) ? "manual" : spec.promote,
+        canary: spec.canary,
+        evaluation: data.evaluation,
+        lastStepAt: data.lastStepAt,
+        createdAt: new Date().toISOString(),
+        trace: telemetry.traceparent() ?? received.trace,
+      }),
+    );
+    version = versionOfRun(state, runId);
+  }
+  if (version === undefined) throw new Error(`run ${runId} has no version in KV adapters/${key} after it was added`);
+  await publishAccepted(name, spec.base, version, deps);
+  // Whoever called it off a moment ago found no version to withdraw.
+  const calledOffSince = await bus.last(runCancelRequested, at);
+  if (calledOffSince !== undefined) await onCancelRequested(calledOffSince, deps, adapters);
+}
+
+/** What the headers of its files say, or why they cannot be read. */
+async function partsOf(objects: Pick<Objects, "get">, tenant: string, { files }: AdapterManifest): Promise<AdapterParts | Problem> {
+  const [config, weights] = [adapterFiles.config, adapterFiles.weights].map((name) => files.find(({ path }) => path === name)?.blob);
+  if (config === undefined || weights === undefined) {
+    const missing = config === undefined ? adapterFiles.config : adapterFiles.weights;
+    return { code: "ADAPTER_FILES_MISSING", param: missing, message: `the adapter has no ${missing}.` };
+  }
+  try {
+    return await readAdapterHead(objects, tenant, { config, weights });
+  } catch (error) {
+    if (error instanceof PermanentError && error.code.startsWith("ADAPTER_")) return problemOf(error);
+    throw error;
+  }
+}

@@ -1,0 +1,145 @@
+/** What the chart says of engines, together with what their bases' files say: for serve, and for an engine before it starts. */
+import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import {
+  type BaseConfig,
+  baseConfig,
+  type EngineRecord,
+  type EngineSettings,
+  engineSettingsList,
+  judgeEngine,
+  type Problem,
+  unreadDigest,
+} from "@loraline/contracts";
+import { readBaseRef } from "@loraline/models/base-ref";
+import { messageOf, PermanentError } from "@loraline/runtime";
+import { z } from "zod";
+import { createBases, describeTemplate, readTemplate } from "@loraline/tokens";
+
+/** @throws PermanentError ENGINES_INVALID with every problem */
+export async function readEngineSettings(file: string): Promise<EngineSettings[]> {
+  const invalid = (why: string, cause?: unknown): PermanentError =>
+    new PermanentError("ENGINES_INVALID", `${file} does not say what engines there are: ${why}`, { param: "ENGINES_CONFIG", cause });
+  let given: unknown;
+  try {
+    given = JSON.parse(await readFile(file, "utf8"));
+  } catch (error) {
+    throw invalid((error as Error).message, error);
+  }
+  const parsed = engineSettingsList.safeParse(given);
+  if (!parsed.success) throw invalid(z.prettifyError(parsed.error).replaceAll("\n", " "));
+  return parsed.data;
+}
+
+/**
+ * What serve registers: one record for each engine. Where a base cannot be read, its engine's says so (`problem`: BASE_MISSING, BASE_INVALID,
+ * BASE_FILES_MISSING, TOKENIZER_INVALID, BASE_UNREADABLE): the others are served all the same.
+ */
+export async function describeEngines(settings: readonly EngineSettings[], basesDir: string): Promise<Omit<EngineRecord, "updatedAt">[]> {
+  const loadBase = createBases(basesDir);
+  const described: Omit<EngineRecord, "updatedAt">[] = [];
+  for (const { engine, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, tenants, tasks, promptLogprobs } of settings) {
+    const aboutBase = async () => {
+      const loaded = await loadBase(base);
+      return { base: loaded.ref, ...(await describeTemplate(loaded)) };
+    };
+    described.push({
+      engine,
+      maxLoraRank,
+      maxLoras,
+      maxCpuLoras,
+      maxModelLen,
+      tenants: tenants?.length === 0 ? null : tenants,
+      tasks,
+      promptLogprobs,
+      ...(await aboutBase().catch((error: unknown) => ({
+        base: { name: base, revision: "unknown", digest: unreadDigest },
+        problem: problemOfBase(error, engine, base),
+      }))),
+    });
+  }
+  return described;
+}
+
+const problemOfBase = (error: unknown, engine: string, base: string): Problem =>
+  error instanceof PermanentError
+    ? { code: error.code, message: `engine "${engine}": ${error.message}`, param: "base" }
+    : { code: "BASE_UNREADABLE", message: `engine "${engine}": base "${base}" cannot be read: ${messageOf(error)}`, param: "base" };
+
+/**
+ * Judges one engine by its base's files, and leaves in `dir` what vLLM is started with: `chat_template.jinja`, the very template
+ * that is trained with, and `loraline_guard.py`.
+ * @throws PermanentError ENGINE_UNKNOWN, ENGINE_IMPOSSIBLE with every reason, BASE_MISSING, BASE_INVALID
+ */
+export async function prepareEngine({
+  settings,
+  engine,
+  basesDir,
+  dir,
+}: {
+  settings: readonly EngineSettings[];
+  engine: string;
+  basesDir: string;
+  dir: string;
+}): Promise<void> {
+  const own = settings.find((each) => each.engine === engine);
+  if (own === undefined) {
+    const known = settings.map((each) => each.engine).join(", ") || "none";
+    throw new PermanentError("ENGINE_UNKNOWN", `there is no engine "${engine}"; there are: ${known}.`, { param: "AGENT_ENGINE" });
+  }
+  const baseDir = join(basesDir, own.base);
+  const config = await readBaseConfig(baseDir).catch(ofEngine(engine));
+  const problems = judgeEngine(own, config);
+  const [first] = problems;
+  if (first !== undefined) {
+    throw new PermanentError("ENGINE_IMPOSSIBLE", problems.map(({ code, message }) => `${code}: ${message}`).join(" "), {
+      param: first.param ?? null,
+    });
+  }
+  const template = await readTemplate(baseDir);
+  await mkdir(dir, { recursive: true });
+  await writeWhole(join(dir, "chat_template.jinja"), template ?? noTemplate(own.base));
+  await writeWhole(join(dir, "loraline_guard.py"), await readFile(join(import.meta.dirname, "loraline_guard.py"), "utf8"));
+}
+
+/** config.json, and where it does not say how the weights are stored, what GPTQ's and AWQ's tools leave beside it. */
+async function readBaseConfig(dir: string): Promise<BaseConfig> {
+  await readBaseRef(dir);
+  const file = join(dir, "config.json");
+  let config: BaseConfig;
+  try {
+    config = baseConfig.parse(JSON.parse(await readFile(file, "utf8")));
+  } catch (error) {
+    throw new PermanentError("BASE_INVALID", `${file} is not a model's configuration: ${(error as Error).message}`, {
+      param: "base",
+      cause: error,
+    });
+  }
+  if (config.quantization_config !== null && config.quantization_config !== undefined) return config;
+  for (const [name, quant_method] of [
+    ["quantize_config.json", "gptq"],
+    ["quant_config.json", "awq"],
+  ] as const) {
+    if (await readFile(join(dir, name)).catch(() => undefined)) return { ...config, quantization_config: { quant_method } };
+  }
+  return config;
+}
+
+/** vLLM is always given a file, so that it never takes another template than was trained with. */
+const noTemplate = (base: string): string =>
+  `{{ raise_exception("base ${base} has no chat template: ask for completions, or put chat_template.jinja beside its tokenizer") }}`;
+
+const ofEngine =
+  (engine: string) =>
+  (error: unknown): never => {
+    if (!(error instanceof PermanentError)) throw error;
+    throw new PermanentError(error.code, `engine "${engine}": ${error.message}`, { param: error.param ?? null, cause: error });
+  };
+
+/** Appears whole, or not at all. */
+export async function writeWhole(file: string, text: string): Promise<void> {
+  await mkdir(dirname(file), { recursive: true });
+  const partial = `${file}.partial`;
+  await writeFile(partial, text);
+  await rename(partial, file);
+}

@@ -1,0 +1,60 @@
+/** The worker: judges what is asked for and turns records into tokens. */
+import { type Bus, tellWaiting, type WaitReason } from "@loraline/bus";
+import { buckets, consumers, type EventAddress, runRejected, runWaiting } from "@loraline/contracts";
+import type { Objects, StoreState } from "@loraline/objects";
+import type { Telemetry } from "@loraline/runtime";
+import { createBases, createEncodeThreads, tokenizeCode } from "@loraline/tokens";
+import { type ChunkWorkDeps, isSettled, onChunkRequested } from "./chunk-work.ts";
+import { onRunRequested } from "./on-run-requested.ts";
+
+export interface TokenizeServiceDeps {
+  bus: Bus;
+  objects: Objects & Partial<StoreState>;
+  telemetry: Telemetry;
+  /** Directory of bases, one folder each, named like the base. */
+  basesDir: string;
+  /** Bytes of token data per shard, and about what is held in memory while one is written. */
+  shardBytes?: number;
+  /** Threads that tokenize; default: as many as there are cores. */
+  threads?: number;
+}
+
+/** Starts consuming `run.requested` and `chunk.requested`; disposing gives back what is not finished. */
+export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<AsyncDisposable> {
+  const { bus, objects, telemetry, basesDir, shardBytes = 64 * 1024 * 1024, threads: threadCount } = deps;
+  await using starting = new AsyncDisposableStack();
+  const threads = starting.use(createEncodeThreads(threadCount));
+  const loadBase = createBases(basesDir);
+  const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
+  // Known before the first run comes, which then only has to look into the cache. What cannot be loaded is the run's to say.
+  for (const { value } of await (await bus.bucket(buckets.engines)).entries()) loadBase(value.base.name).catch(() => undefined);
+  const isAway = objects.problem && (() => objects.problem?.() !== undefined);
+  const tell = async (at: EventAddress, reason: WaitReason | null): Promise<void> => {
+    if (reason === null && (await isSettled(bus, at))) return;
+    await tellWaiting(bus, runWaiting, at, { stage: "tokenize", reason });
+  };
+  const chunks = await bus.consume({
+    consumer: consumers.tokenizeChunkRequested,
+    handlers: { "chunk.requested.v1": onChunkRequested(work) },
+    isAway,
+    onWait: ({ at, data }, reason) => tell({ tenant: at.tenant, id: data.run }, reason),
+  });
+  starting.use(chunks);
+  const runs = await bus.consume({
+    consumer: consumers.tokenizeRunRequested,
+    handlers: { "run.requested.v1": onRunRequested({ ...work, telemetry, shardBytes }) },
+    isAway,
+    onWait: ({ at }, reason) => tell(at, reason),
+    async onDeadLetter({ tenant, id, code, message, param }) {
+      await bus.publish(runRejected, { tenant, id }, { code, message, param });
+    },
+  });
+  const running = starting.move();
+  return {
+    async [Symbol.asyncDispose]() {
+      // Side by side: each may have to wait for a pull to end.
+      await Promise.all([runs[Symbol.asyncDispose](), chunks[Symbol.asyncDispose]()]);
+      await running.disposeAsync();
+    },
+  };
+}

@@ -1,0 +1,212 @@
+/**
+ * What to do about one run, given what is known. Pure.
+ *
+ *                 ┌────────── no slot: queued ─────────┐
+ *   tokenized ──► │                                    │ ──► attempt n running ──► settled: its event will be folded
+ *                 └────── a slot: launch attempt n ────┘           │
+ *                        ▲                                         │ ended without a result
+ *                        │ after a delay, from the newest          ▼
+ *                        └───────────── checkpoint ◄──── preempted (says why) ──► attempts exhausted: failed
+ *
+ *   cancel requested: stop what runs, then cancelled        over: stop what runs, remove what ended
+ *
+ * Everything is safe to repeat: names of jobs and ids of events follow from run and attempt.
+ */
+import { type BlobRef, type RunState, terminalPhases } from "@loraline/contracts";
+import type { Attempt } from "../launchers/launcher.ts";
+
+/** Where a run stands in line for a device. */
+export interface Line {
+  /** Jobs that may run at once. */
+  total: number;
+  /** Slots that are free now. */
+  free: number;
+  /** Runs that came earlier and wait, too. */
+  ahead: number;
+}
+
+/** What the run's own stream says; its folded state may lag behind. */
+export interface History {
+  /** `run.trained` or an end is stored. */
+  over: boolean;
+  /** Attempts of which `run.preempted` is stored. */
+  lost: readonly { attempt: number; step: number; code: string; message: string }[];
+  /** The one with the highest step. */
+  checkpoint: { step: number; checkpoint: BlobRef } | null;
+}
+
+export interface Observed {
+  run: RunState;
+  /** Of this run only. */
+  attempts: readonly Attempt[];
+  history: History;
+  line: Line;
+}
+
+export type Action =
+  | { kind: "launch"; attempt: number; resume: { step: number; checkpoint: BlobRef } | null }
+  | { kind: "stop"; jobName: string }
+  | { kind: "remove"; jobName: string }
+  | { kind: "queued"; attempt: number; reason: string; message: string }
+  | { kind: "preempted"; attempt: number; step: number; code: string; message: string }
+  | { kind: "failed"; attempt: number; code: string; message: string }
+  | { kind: "cancelled" }
+  /** Look again then, if nothing changes before. */
+  | { kind: "wake"; afterMs: number };
+
+/** Ends that come from outside and say nothing about the run, so they do not use up its attempts. */
+const fromOutside: ReadonlySet<string> = new Set(["PREEMPTED", "EVICTED", "NODE_LOST", "NODE_REFUSED", "JOB_DELETED", "ATTEMPT_LOST"]);
+/** Those after which the next attempt waits nevertheless: it would probably come to the same node. */
+const mayComeAgain: ReadonlySet<string> = new Set(["NODE_REFUSED"]);
+/** A run that takes its machine down each time must end some day, though every single end came from outside. */
+const outsidePerAttempt = 10;
+
+/**
+ * The ends that count against a run: by its own fault, or after which it was no further than before. An attempt that took too long and
+ * got further is neither: the run goes on in slices.
+ */
+function counted(lost: History["lost"]): { own: number; stuck: number } {
+  let furthest = 0;
+  let own = 0;
+  let stuck = 0;
+  for (const { step, code } of lost.toSorted((a, b) => a.attempt - b.attempt)) {
+    const further = step > furthest;
+    furthest = Math.max(furthest, step);
+    if (!further) stuck++;
+    if (code === "DEADLINE_EXCEEDED" ? !further : !fromOutside.has(code)) own++;
+  }
+  return { own, stuck };
+}
+
+export function decideRun({ run, attempts, history, line }: Observed, now: number): Action[] {
+  /** They have a device, or wait for one. */
+  const running = attempts.filter(({ phase }) => phase === "running" || phase === "pending");
+  const stop = (those: readonly Attempt[]): Action[] => those.map(({ jobName }) => ({ kind: "stop", jobName }));
+  const remove = (those: readonly Attempt[]): Action[] => those.map(({ jobName }) => ({ kind: "remove", jobName }));
+
+  if (!mayStillTrain(run)) {
+    const ended = attempts.filter(({ phase }) => phase === "failed" || phase === "settled");
+    // The courier of a trained run ends by itself, a moment after its last word.
+    return [...(run.trained === null ? stop(running) : []), ...remove(ended)];
+  }
+  if (history.over || attempts.some(({ phase }) => phase === "settled")) return []; // soon folded
+  if (attempts.some(({ phase }) => phase === "unknown")) return [{ kind: "wake", afterMs: 2000 }];
+  if (run.cancelRequested) return running.length > 0 ? stop(running) : [{ kind: "cancelled" }];
+  if (run.tokens === null) return [];
+
+  const newest = newestOf(attempts);
+  // One at a time: whatever is older than the newest has been given up on.
+  if (running.length > 0) return [...stop(running.filter(({ attempt }) => attempt !== newest?.attempt)), ...sayWhyPending(run, newest)];
+
+  const resume = newestCheckpoint(run, history);
+  const actions: Action[] = [];
+  const lost = [...history.lost];
+  const report = (attempt: number, code: string, message: string): void => {
+    if (lost.some((known) => known.attempt === attempt)) return;
+    const step = resume?.step ?? 0;
+    lost.push({ attempt, step, code, message });
+    actions.push({ kind: "preempted", attempt, step, code, message });
+  };
+  for (const ended of attempts.toSorted((a, b) => a.attempt - b.attempt)) {
+    if (ended.phase === "failed") report(ended.attempt, ended.code, ended.message);
+  }
+  const last = Math.max(run.attempt, newest?.attempt ?? 0, ...lost.map(({ attempt }) => attempt));
+  if (last > (newest?.attempt ?? 0)) {
+    report(last, "ATTEMPT_LOST", `nothing is left of attempt ${last}; the next one goes on from the last checkpoint`);
+  }
+
+  const { own, stuck } = counted(lost);
+  if (own >= run.spec.max_attempts || stuck >= run.spec.max_attempts * outsidePerAttempt) {
+    const why = lost.toSorted((a, b) => a.attempt - b.attempt).at(-1);
+    const count = own >= run.spec.max_attempts ? own : stuck;
+    const hint =
+      why?.code === "DEADLINE_EXCEEDED"
+        ? ". None got further than the ones before: allow them more time, or save checkpoints more often (training.save_steps)"
+        : "";
+    const message = `${count === 1 ? "the only attempt" : `all ${count} attempts`} ended without a result; the last reason was ${why?.code}: ${why?.message}${hint}`;
+    return [...actions, { kind: "failed", attempt: last, code: "ATTEMPTS_EXHAUSTED", message }];
+  }
+
+  const waitMs = readyAt(newest) - now;
+  if (waitMs > 0) return [...actions, { kind: "wake", afterMs: waitMs }];
+
+  const attempt = last + 1;
+  if (line.free <= line.ahead) {
+    const message = waitingMessage(line);
+    const said = actions.length === 0 && run.queue?.reason === waiting && run.queue.message === message;
+    return said ? [] : [...actions, { kind: "queued", attempt, reason: waiting, message }];
+  }
+  // What older attempts left may go when a later one exists, so that numbers are never used twice.
+  return [...actions, { kind: "launch", attempt, resume }, ...remove(attempts)];
+}
+
+const waiting = "WAITING_FOR_DEVICE";
+
+/** Once for each reason; that a pod is starting is none. */
+function sayWhyPending(run: RunState, newest: Attempt | undefined): Action[] {
+  if (newest?.phase !== "pending" || newest.reason === "STARTING") return [];
+  const { attempt, reason } = newest;
+  // It ran before: Kueue took its place back, and the same attempt goes on when it has one again.
+  const again = reason === "SUSPENDED" && run.attempt === attempt;
+  const message = again
+    ? `its place was taken back; it goes on from step ${run.checkpoints[0]?.step ?? 0}: ${newest.message}`
+    : newest.message;
+  if (run.queue?.reason === reason && run.queue.message === message) return [];
+  return [{ kind: "queued", attempt, reason, message }];
+}
+
+const mayStillTrain = (run: RunState): boolean => run.phase !== "trained" && !terminalPhases.has(run.phase);
+
+const newestOf = (attempts: readonly Attempt[]): Attempt | undefined =>
+  attempts.reduce<Attempt | undefined>((best, next) => (best === undefined || next.attempt > best.attempt ? next : best), undefined);
+
+function newestCheckpoint(run: RunState, history: History): History["checkpoint"] {
+  const [folded] = run.checkpoints;
+  if (folded === undefined || (history.checkpoint?.step ?? -1) >= folded.step) return history.checkpoint;
+  return { step: folded.step, checkpoint: folded.checkpoint };
+}
+
+/** When the next attempt may start: at once after an end from outside; else after 0.5 s, 1 s, 2 s … at most 60 s. */
+function readyAt(newest: Attempt | undefined): number {
+  if (newest?.phase !== "failed" || (fromOutside.has(newest.code) && !mayComeAgain.has(newest.code))) return 0;
+  return newest.endedAt + Math.min(60_000, 500 * 2 ** (newest.attempt - 1));
+}
+
+/**
+ * Where a run stands: first come, first served. A run that waits out a delay after a failure holds nobody up.
+ *
+ * @param runs - every run; `attempts` of all of them.
+ */
+export function lineFor(
+  run: RunState,
+  runs: Iterable<RunState>,
+  attempts: readonly Attempt[],
+  slots: { total: number; free: number },
+  now: number,
+): Line {
+  const byRun = Map.groupBy(attempts, ({ tenant, runId }) => `${tenant}.${runId}`);
+  let ahead = 0;
+  for (const other of runs) {
+    if (!cameBefore(other, run) || !mayStillTrain(other) || other.tokens === null || other.cancelRequested) continue;
+    const its = byRun.get(`${other.tenant}.${other.runId}`) ?? [];
+    if (its.every(({ phase }) => phase === "failed") && readyAt(newestOf(its)) <= now) ahead++;
+  }
+  return { ...slots, ahead };
+}
+
+const cameBefore = (a: RunState, b: RunState): boolean =>
+  a.requestedAt === b.requestedAt ? a.runId < b.runId : a.requestedAt < b.requestedAt;
+
+function waitingMessage({ total, ahead, free }: Line): string {
+  const devices = total === 1 ? "the device is" : `all ${total} devices are`;
+  const before = Math.max(0, ahead - free);
+  if (before === 0) return `next in line; ${devices} busy`;
+  return `${roughly(before)} ${before === 1 ? "run waits" : "runs wait"} before this one; ${devices} busy`;
+}
+
+/** Exact up to ten, then one digit: in a long line not every step forward is worth an event to everybody behind. */
+function roughly(count: number): string {
+  if (count <= 10) return String(count);
+  const digit = 10 ** Math.floor(Math.log10(count));
+  return `about ${Math.round(count / digit) * digit}`;
+}

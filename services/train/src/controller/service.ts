@@ -1,0 +1,236 @@
+/** The controller: brings what runs in line with what is wanted. gather → decide → act, one run at a time. */
+import type { Bus, KvBucket } from "@loraline/bus";
+import {
+  buckets,
+  type EventAddress,
+  runCancelled,
+  runCheckpointed,
+  runFailed,
+  runPreempted,
+  runQueued,
+  runRejected,
+  runRequested,
+  type RunState,
+  runTrained,
+  terminalPhases,
+} from "@loraline/contracts";
+import { createKeyedQueue, type Log, PermanentError, problemOf, type Telemetry, traceparentOf } from "@loraline/runtime";
+import { type Action, decideRun, type History, lineFor, type Observed } from "./decide-run.ts";
+import { jobNameOf, type Launcher } from "../launchers/launcher.ts";
+
+export interface TrainServiceDeps {
+  bus: Bus;
+  log: Log;
+  telemetry: Telemetry;
+  /** Stays the caller's, who disposes it after this service. */
+  launcher: Launcher;
+  /** How often every run is looked at although nothing seems to have changed. Default 5 s. */
+  resyncMs?: number;
+}
+
+const keyOf = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
+const addressOf = (key: string): EventAddress => {
+  const [tenant = "", id = ""] = key.split(".");
+  return { tenant, id };
+};
+const nothing: History = { over: false, lost: [], checkpoint: null };
+
+export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncDisposable> {
+  const { bus, launcher, log, telemetry, resyncMs = 5000 } = deps;
+  const bucket = await bus.bucket(buckets.runs);
+  /** Runs that are not over, as the watch said last: for the line. A decision about a run reads that run afresh. */
+  const runs = new Map<string, RunState>();
+  const strangers = new Set<string>();
+  const stopping = new AbortController();
+
+  const queue = createKeyedQueue({
+    concurrency: 8,
+    log,
+    async work(key) {
+      const observed = await gather(key, { bucket, bus, launcher, runs, strangers, log });
+      if (observed === undefined) return;
+      const wake = (afterMs: number): void => queue.addAfter(key, afterMs);
+      for (const action of decideRun(observed, Date.now())) {
+        if (!(await act(action, observed.run, { bus, launcher, log, telemetry, wake }))) break;
+      }
+    },
+  });
+
+  const lookAtAll = async (): Promise<void> => {
+    for (const key of runs.keys()) queue.add(key);
+    for (const { tenant, runId } of await launcher.observe()) queue.add(keyOf({ tenant, id: runId }));
+  };
+
+  const ready = Promise.withResolvers<void>();
+  await bucket.watch({
+    signal: stopping.signal,
+    onChange(key, run) {
+      const before = runs.get(key);
+      if (run === undefined || terminalPhases.has(run.phase)) runs.delete(key);
+      else runs.set(key, run);
+      const onlyProgress = before !== undefined && before.seq === run?.seq;
+      const longOver = before === undefined && !runs.has(key);
+      if (!onlyProgress && !longOver) queue.add(key);
+    },
+    onReady: ready.resolve,
+  });
+  await ready.promise;
+  // When an attempt ends, a slot is free: those in line have to know, too.
+  const watching = launcher.watch(() => {
+    lookAtAll().catch((error: unknown) => log.warn({ err: error }, "attempts could not be observed"));
+  });
+  await lookAtAll();
+  const resync = setInterval(() => {
+    lookAtAll().catch((error: unknown) => log.warn({ err: error }, "attempts could not be observed"));
+  }, resyncMs);
+
+  return {
+    async [Symbol.asyncDispose]() {
+      clearInterval(resync);
+      watching[Symbol.dispose]();
+      stopping.abort();
+      await queue[Symbol.asyncDispose]();
+    },
+  };
+}
+
+async function gather(
+  key: string,
+  deps: {
+    bucket: KvBucket<RunState>;
+    bus: Bus;
+    launcher: Launcher;
+    runs: ReadonlyMap<string, RunState>;
+    /** Runs that were asked about and do not exist. */
+    strangers: Set<string>;
+    log: Log;
+  },
+): Promise<Observed | undefined> {
+  const run = (await deps.bucket.get(key))?.value;
+  // Nothing is known of it, as when the projector has still to fold it again: then nothing is concluded either. It may also be another
+  // line's, so it is left alone; what Kubernetes keeps of an ended Job goes away by itself.
+  if (run === undefined) {
+    if (!deps.strangers.has(key) && (await deps.bus.first(runRequested, addressOf(key))) === undefined) {
+      deps.strangers.add(key);
+      deps.log.warn({ run: key }, "there are attempts of a run that this line never heard of; they are left alone");
+    }
+    return undefined;
+  }
+  const all = await deps.launcher.observe();
+  const attempts = all.filter(({ tenant, runId }) => tenant === run.tenant && runId === run.runId);
+  const early = run.attempt === 0 && run.lostAttempts === 0 && attempts.length === 0 && !run.cancelRequested;
+  const idle = !early && !terminalPhases.has(run.phase) && attempts.every(({ phase }) => phase === "failed");
+  const history = idle ? await historyOf(deps.bus, addressOf(key)) : nothing;
+  return { run, attempts, history, line: lineFor(run, deps.runs.values(), all, await deps.launcher.slots(), Date.now()) };
+}
+
+/** Read afresh before anything is started again or called off, for the folded state may not have caught up. */
+async function historyOf(bus: Bus, at: EventAddress): Promise<History> {
+  const told = await bus.history([runPreempted, runCheckpointed, runTrained, runFailed, runCancelled, runRejected], at);
+  const lost: History["lost"][number][] = [];
+  let over = false;
+  let checkpoint: History["checkpoint"] = null;
+  for (const { type, data } of told) {
+    if (type === runPreempted.type) {
+      lost.push(runPreempted.data.parse(data));
+    } else if (type === runCheckpointed.type) {
+      const { step, checkpoint: ref } = runCheckpointed.data.parse(data);
+      if (step >= (checkpoint?.step ?? 0)) checkpoint = { step, checkpoint: ref };
+    } else {
+      over = true;
+    }
+  }
+  return { over, lost, checkpoint };
+}
+
+interface ActDeps {
+  bus: Bus;
+  launcher: Launcher;
+  log: Log;
+  telemetry: Telemetry;
+  wake(afterMs: number): void;
+}
+
+/** Carries out one action; false: what was decided along with it does not hold any more. */
+async function act(action: Action, run: RunState, deps: ActDeps): Promise<boolean> {
+  const { bus, launcher } = deps;
+  const at = { tenant: run.tenant, id: run.runId };
+  const about = { traceparent: run.trace };
+  switch (action.kind) {
+    case "launch":
+      return launch(action, run, deps);
+    case "stop":
+      await launcher.stop(action.jobName);
+      return true;
+    case "remove":
+      await launcher.remove(action.jobName);
+      return true;
+    case "queued": {
+      const { attempt, reason, message } = action;
+      // With the state it was decided from: the same reason may come again after another one.
+      const key = `attempt-${attempt}/${reason}/${message}/${run.seq}`;
+      await bus.publish(runQueued, at, { attempt, reason, message }, { key, ...about });
+      return true;
+    }
+    case "preempted": {
+      const { attempt, step, code, message } = action;
+      await bus.publish(runPreempted, at, { attempt, step, code, message }, { key: `attempt-${attempt}`, ...about });
+      return true;
+    }
+    case "failed": {
+      const { attempt, code, message } = action;
+      await bus.publish(runFailed, at, { attempt, code, message }, about);
+      return true;
+    }
+    case "cancelled":
+      await bus.publish(runCancelled, at, {}, about);
+      return true;
+    case "wake":
+      deps.wake(action.afterMs);
+      return true;
+  }
+}
+
+async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState, deps: ActDeps): Promise<boolean> {
+  const { bus, launcher, log, telemetry, wake } = deps;
+  const { attempt, resume } = action;
+  if (run.tokens === null) return false;
+  const tokens = run.tokens.manifest;
+  const jobName = jobNameOf(run.runId, attempt);
+  try {
+    const launched = await telemetry.span(
+      "launch",
+      { parent: run.trace, attributes: { "loraline.run": run.runId, "loraline.attempt": attempt, "loraline.job": jobName } },
+      (span) =>
+        launcher.launch({
+          version: 1,
+          tenant: run.tenant,
+          runId: run.runId,
+          attempt,
+          jobName,
+          spec: run.spec,
+          tokens,
+          resume,
+          traceparent: traceparentOf(span),
+        }),
+    );
+    if (!launched) wake(1000);
+    return launched;
+  } catch (error) {
+    const { code, message, param } = problemOf(error);
+    const at = { tenant: run.tenant, id: run.runId };
+    // A field of the run that can never be followed here; anything else may be put right by whoever runs the line.
+    if (error instanceof PermanentError && param !== null && Object.hasOwn(run.spec, param)) {
+      await bus.publish(runFailed, at, { attempt, code, message, param }, { traceparent: run.trace });
+      return false;
+    }
+    log.error({ err: error, runId: run.runId, jobName }, "attempt could not be started; it will be tried again");
+    const said = run.queue?.reason === code && run.queue.message === message;
+    if (!said) {
+      const key = `attempt-${attempt}/${code}/${run.seq}`;
+      await bus.publish(runQueued, at, { attempt, reason: code, message }, { key, traceparent: run.trace });
+    }
+    wake(5000);
+    return false;
+  }
+}

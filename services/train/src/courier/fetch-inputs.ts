@@ -1,0 +1,122 @@
+/** The trainer's inputs, by digest, in the folder it works in. */
+import { mkdir, rm, symlink, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { adapterFiles } from "@loraline/models";
+import {
+  type BlobRef,
+  checkpointManifest,
+  type TokenManifest,
+  tokenManifest,
+  type TokenManifest as Tokens,
+  type TrainerSpec,
+} from "@loraline/contracts";
+import { getJson, getToFile, type Objects } from "@loraline/objects";
+import { readBaseRef } from "@loraline/models/base-ref";
+import { explainSystemError, PermanentError } from "@loraline/runtime";
+import type { TrainJob } from "../launchers/launcher.ts";
+import { type Patience, patiently } from "./outbox.ts";
+
+/** Greedy tokens recorded for each probe. The proof needs the first; the others show a person what was learnt, and delay serving. */
+const probeTokens = 4;
+const downloadsAtOnce = 4;
+const patienceMs = 30 * 60_000;
+
+export interface Inputs {
+  tokens: TokenManifest;
+  /** Step of the checkpoint in `resume/`; null when it begins at the start. */
+  resumedFromStep: number | null;
+  /** Why the checkpoint it should have resumed from is not there. */
+  resumeLost: string | null;
+}
+
+/**
+ * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `base`, `resume/`, `import/` and last `spec.json` into `work`.
+ * @throws PermanentError BASE_MISSING, BASE_MISMATCH, OBJECT_MISSING, OBJECT_CORRUPT, DISK_FULL …
+ */
+export async function fetchInputs(deps: {
+  job: TrainJob;
+  work: string;
+  objects: Pick<Objects, "get">;
+  basesDir: string;
+  patience: Patience;
+}): Promise<Inputs> {
+  const { job, work, objects, basesDir } = deps;
+  const patience = { patienceMs, ...deps.patience };
+  try {
+    await rm(work, { recursive: true, force: true });
+    await mkdir(work, { recursive: true });
+    const tokens = await patiently("fetch token manifest", () => getJson(objects, job.tenant, job.tokens, tokenManifest), patience);
+    await symlink(await baseDirOf(basesDir, tokens), join(work, "base"));
+
+    const fetch = (blob: BlobRef, path: string) => () =>
+      patiently(`fetch ${path}`, () => getToFile(objects, job.tenant, blob, join(work, path)), patience);
+    const shards = (["train", "eval"] as const).flatMap((split) =>
+      tokens[split].map(({ blob }, n) => fetch(blob, `shards/${split}-${String(n).padStart(5, "0")}.arrow`)),
+    );
+    const { import: adopted } = job.spec;
+    const files = adopted && [
+      fetch(adopted.config, `import/${adapterFiles.config}`),
+      fetch(adopted.weights, `import/${adapterFiles.weights}`),
+    ];
+    await inParallel(downloadsAtOnce, [...shards, ...(files ?? [])]);
+
+    let resumedFromStep: number | null = null;
+    let resumeLost: string | null = null;
+    if (job.resume !== null) {
+      try {
+        const { checkpoint } = job.resume;
+        const manifest = await patiently("fetch checkpoint", () => getJson(objects, job.tenant, checkpoint, checkpointManifest), patience);
+        await inParallel(
+          downloadsAtOnce,
+          manifest.files.map(({ path, blob }) => fetch(blob, `resume/${path}`)),
+        );
+        resumedFromStep = manifest.step;
+      } catch (error) {
+        if (!(error instanceof PermanentError) || error.code === "DISK_FULL") throw error;
+        // Training again from the start is slower, and better than a run that can never go on.
+        resumeLost = error.message;
+        await rm(join(work, "resume"), { recursive: true, force: true });
+      }
+    }
+
+    const spec: TrainerSpec = {
+      version: 1,
+      run_id: job.runId,
+      attempt: job.attempt,
+      base: tokens.base,
+      lora: job.spec.lora,
+      training: job.spec.training,
+      adopt: adopted !== undefined,
+      probes: tokens.probes,
+      probe_tokens: probeTokens,
+      device: job.machine.device,
+    };
+    await writeFile(join(work, "spec.json"), JSON.stringify(spec, null, 2));
+    return { tokens, resumedFromStep, resumeLost };
+  } catch (error) {
+    throw explainSystemError(error, `fetching the inputs of ${job.jobName} to ${work}`);
+  }
+}
+
+/** The base as it was tokenized for, and no other: another revision would give another adapter. */
+async function baseDirOf(basesDir: string, { base }: Pick<Tokens, "base">): Promise<string> {
+  const dir = join(basesDir, base.name);
+  const here = await readBaseRef(dir);
+  if (here.digest !== base.digest) {
+    throw new PermanentError(
+      "BASE_MISMATCH",
+      `the run was tokenized for base "${base.name}" ${base.digest}, but ${dir} holds ${here.digest}. Request the run again.`,
+      { param: "base" },
+    );
+  }
+  return dir;
+}
+
+async function inParallel(limit: number, tasks: readonly (() => Promise<void>)[]): Promise<void> {
+  const waiting = tasks.values();
+  await Promise.all(
+    Array.from({ length: Math.min(limit, tasks.length) }, async () => {
+      for (const task of waiting) await task();
+    }),
+  );
+}
