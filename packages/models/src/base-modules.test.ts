@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { compactModules, expandModules, modulesOfBase } from "@loraline/contracts";
+import { compactModules, expandModules, modulesOfBase } from "./base-modules.ts";
 
 const tensors = [0, 1, 2].flatMap((layer) => [
   { name: `model.layers.${layer}.self_attn.q_proj.weight`, shape: [32, 64] },
