@@ -8,7 +8,7 @@ import { hubSource, urlSource } from "./spec/import-source.ts";
 import { adapterName, digest, isoTime, problem } from "./names.ts";
 import { adapterImport, canarySettings, loraSpec, placement, runSpec, runSpecFields, tokenizeSpec, trainingSpec } from "./spec/run-spec.ts";
 import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "./state.ts";
-import { scopes } from "./events/streams.ts";
+import { scopes } from "./api-key.ts";
 
 const unix = z.int().describe("Unix seconds.");
 const autoOr = <T extends z.ZodType>(schema: T) => z.union([z.literal("auto"), schema]);

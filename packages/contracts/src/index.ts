@@ -1,3 +1,4 @@
+export * from "./api-key.ts";
 export * from "./canary-traffic.ts";
 export * from "./chat-template.ts";
 export * from "./engine.ts";

@@ -334,3 +334,12 @@ export const usageState = z.object({
   merged: z.array(z.string()).nullish().describe("Of the day's total: the gateways whose counts are in it."),
 });
 export type UsageState = z.infer<typeof usageState>;
+
+/** KV `cache`: pointer from the hash of all inputs to their result. Its loss costs time only. */
+export const cacheEntry = z.object({ manifest: blobRef, at: isoTime });
+
+/** KV `waited`: deliveries of a message that were put off in good order. They do not count towards giving the message up. */
+export const waitedState = z.object({
+  deliveries: z.int().min(1),
+  away: z.int().min(0).default(0).describe("Those of them that were put off because a server was away."),
+});

@@ -24,7 +24,7 @@ import { writeShards } from "./shards/write-shards.ts";
 /** Raise it whenever the same records would give other tokens, rows or probes: results cached by older code are then not used. */
 export const tokenizeCode = "tokenize/2";
 
-export interface TokenizeJob {
+export interface TokenizeInput {
   tenant: string;
   base: Base;
   spec: RunSpec;
@@ -32,7 +32,7 @@ export interface TokenizeJob {
   /** Records to evaluate on; null: some of the dataset are held out. */
   validation: DatasetManifest | null;
 }
-export interface TokenizeJobDeps {
+export interface TokenizeDeps {
   /** The chunks' records as sequences, in the chunks' order. */
   encode(chunks: DatasetManifest["chunks"]): AsyncIterable<EncodedChunk>;
   objects: Objects;
@@ -51,7 +51,7 @@ const probesOfEach = 4;
 const probeCandidates = 16;
 
 /** Hash of everything that decides the result. */
-export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): Digest {
+export function tokenizeKey({ base, spec, dataset, validation }: TokenizeInput): Digest {
   const { packing } = spec.tokenize;
   const batch = [spec.training.per_device_train_batch_size, spec.training.gradient_accumulation_steps];
   return digestOf(
@@ -73,9 +73,9 @@ export function tokenizeKey({ base, spec, dataset, validation }: TokenizeJob): D
  * @throws PermanentError TEMPLATE_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING, OBJECT_MISSING,
  * OBJECT_CORRUPT, DISK_FULL
  */
-export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): Promise<TokenizeResult> {
+export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput): Promise<TokenizeResult> {
   const { objects, telemetry, signal, shardBytes } = deps;
-  const { tenant, base, spec, dataset, validation } = job;
+  const { tenant, base, spec, dataset, validation } = input;
   using store = createSequenceStore();
 
   const [train, evaluation] = await telemetry.span("encode records", {}, async (span) => {
@@ -98,7 +98,7 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
 
   const usable = train.sequences.length + (validation === null ? evaluation.sequences.length : 0);
   if (usable < spec.min_records || train.sequences.length === 0) {
-    return { kind: "rejected", problem: await explainTooFew(objects, job, usable, train.reasons) };
+    return { kind: "rejected", problem: await explainTooFew(objects, input, usable, train.reasons) };
   }
   if (!train.sequences.some((one) => store.supervised(one.index) > 0)) {
     const message = `no token of the ${train.sequences.length} sequences would be trained on. Raise tokenize.max_length (now ${spec.tokenize.max_length}).`;
@@ -136,7 +136,7 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
     const droppedCount = sides.reduce((total, side) => total + counted(side), 0);
     const manifest: TokenManifest = {
       version: 1,
-      cacheKey: tokenizeKey(job),
+      cacheKey: tokenizeKey(input),
       base: base.ref,
       tokenizerDigest: base.encoder.digest,
       templateDigest: base.templateDigest,
@@ -160,7 +160,7 @@ export async function tokenizeDataset(deps: TokenizeJobDeps, job: TokenizeJob): 
       reasons: totalled(sides.map((side) => side.reasons)),
       noted: sides.flatMap((side) => side.noted).slice(0, shownRecords),
       notes: totalled(sides.map((side) => side.notes)),
-      probes: await choosePrompts(job, store, train),
+      probes: await choosePrompts(input, store, train),
     };
     span.setAttributes({ "loraline.tokens": manifest.totals.tokens, "loraline.packed": manifest.packed });
     return { kind: "tokenized", ref: await putJson(objects, tenant, "tokens", manifest), manifest };
@@ -226,7 +226,7 @@ interface Contents {
 }
 
 async function encodeAll(
-  { encode, signal }: TokenizeJobDeps,
+  { encode, signal }: TokenizeDeps,
   { chunks }: DatasetManifest,
   store: SequenceStore,
   refuse: Refuse,
@@ -288,7 +288,7 @@ function* rowsOf(indices: Int32Array, bins?: Bins): Generator<Int32Array> {
  * effect is largest, and some that were not.
  */
 async function choosePrompts(
-  { base, spec }: TokenizeJob,
+  { base, spec }: TokenizeInput,
   store: SequenceStore,
   { sequences: train, family }: Encoded,
 ): Promise<ProbePrompt[]> {
@@ -318,8 +318,13 @@ async function choosePrompts(
   return [...shortest, ...neutral];
 }
 
-async function explainTooFew(objects: Objects, job: TokenizeJob, usable: number, reasons: ReadonlyMap<string, number>): Promise<Problem> {
-  const { tenant, spec, dataset } = job;
+async function explainTooFew(
+  objects: Objects,
+  input: TokenizeInput,
+  usable: number,
+  reasons: ReadonlyMap<string, number>,
+): Promise<Problem> {
+  const { tenant, spec, dataset } = input;
   const { records, rejections } = dataset;
   const nothingTrained = usable === 0 && reasons.size === 1 && reasons.has("NO_SUPERVISED");
   let message = `${usable} of the ${records} records can be trained on, and min_records is ${spec.min_records}.`;

@@ -27,8 +27,10 @@ import {
 import { judgeRunSpec } from "@loraline/models";
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, problemOf, RetryLaterError, type Telemetry } from "@loraline/runtime";
-import { type ChunkWorkDeps, encodeChunks, forgetChunks, isSettled, rejecting, RunSettled } from "./chunk-work.ts";
-import { judgeTemplate, tokenizeDataset, type TokenizeJob, tokenizeKey, type TokenizeResult } from "@loraline/tokens";
+import type { ChunkWorkDeps } from "./chunk-key.ts";
+import { encodeChunks, forgetChunks, TokensNotNeeded } from "./encode-chunks.ts";
+import { needsNoTokens, rejectingCodes } from "./run-outcome.ts";
+import { judgeTemplate, tokenizeDataset, type TokenizeInput, tokenizeKey, type TokenizeResult } from "@loraline/tokens";
 import { tokenizeImport } from "./tokenize-import.ts";
 
 export interface OnRunRequestedDeps extends ChunkWorkDeps {
@@ -51,7 +53,7 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
   return async (received: Received<typeof runRequested>, context: HandlerContext): Promise<void> => {
     const { at } = received;
     const { log } = context;
-    if (await isSettled(bus, at)) return;
+    if (await needsNoTokens(bus, at)) return;
     // A second request under the same id is none, as the state says too; a redriven one stands behind its own first.
     const first = await bus.first(runRequested, at);
     if (first !== undefined && first.seq < received.seq && !isDeepStrictEqual(first.data.spec, received.data.spec)) {
@@ -59,11 +61,11 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
       return;
     }
     const outcome = await tokenizeRun(deps, received, context).catch((error: unknown) => {
-      if (!(error instanceof PermanentError) || !rejecting.has(error.code)) throw error;
+      if (!(error instanceof PermanentError) || !rejectingCodes.has(error.code)) throw error;
       return { kind: "rejected" as const, problem: { code: error.code, message: error.message, param: error.param } };
     });
     switch (outcome.kind) {
-      case "settled":
+      case "not-needed":
         return;
       case "rejected":
         log.info({ code: outcome.problem.code }, "run rejected");
@@ -80,7 +82,7 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
 }
 
 type Outcome =
-  | { kind: "settled" }
+  | { kind: "not-needed" }
   | (TokenizeResult & { kind: "rejected" })
   | (TokenizeResult & { kind: "tokenized" } & { cacheHit: boolean });
 
@@ -104,9 +106,9 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   const base = await telemetry.span("load tokenizer", {}, () => loadBase(spec.base));
   const mismatch = judgeTemplate(base, (await enginesOf(bus)).filter(isFor(at.tenant)));
   if (mismatch !== undefined) return { kind: "rejected", problem: mismatch };
-  const job: TokenizeJob = { tenant: at.tenant, base, spec, dataset: dataset.manifest, validation };
+  const input: TokenizeInput = { tenant: at.tenant, base, spec, dataset: dataset.manifest, validation };
   const cache = await bus.bucket(buckets.cache);
-  const key = `tokenize.${at.tenant}.${tokenizeKey(job).slice("sha256:".length)}`;
+  const key = `tokenize.${at.tenant}.${tokenizeKey(input).slice("sha256:".length)}`;
   const entry = await cache.get(key);
   const manifest = entry === undefined ? undefined : await readComplete(objects, at.tenant, entry.value.manifest);
   // The minimum is no part of the key: the tokens are the same whatever it is.
@@ -121,14 +123,14 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
     spec: spec.tokenize,
     signed: spec.dedupe === "near",
     signal: context.signal,
-    attempt: received.seq * 1000 + context.deliveries,
+    delivery: received.seq * 1000 + context.deliveries,
     isDone: async () => (await cache.get(key)) !== undefined,
   };
   const result = await tokenizeDataset(
     { objects, telemetry, signal: context.signal, shardBytes, encode: (some) => encodeChunks(deps, run, some) },
-    job,
+    input,
   ).catch((error: unknown) => {
-    if (error instanceof RunSettled) return { kind: "settled" as const };
+    if (error instanceof TokensNotNeeded) return { kind: "not-needed" as const };
     throw error;
   });
   if (result.kind === "tokenized") await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
@@ -176,7 +178,7 @@ async function findDataset(
   id: string,
   param: "dataset" | "validation",
   signal: AbortSignal,
-): Promise<{ kind: "found"; manifest: DatasetManifest } | { kind: "rejected"; problem: Problem } | { kind: "settled" }> {
+): Promise<{ kind: "found"; manifest: DatasetManifest } | { kind: "rejected"; problem: Problem } | { kind: "not-needed" }> {
   const refuse = (code: string, message: string) => ({ kind: "rejected" as const, problem: { code, message, param } });
   const at = { tenant: run.tenant, id };
   for (let waitedMs = 0; waitedMs < patienceMs; waitedMs += pollMs) {
@@ -194,7 +196,7 @@ async function findDataset(
       if ((await bus.last(datasetReceived, at)) === undefined && (await bus.last(datasetImportRequested, at)) === undefined) {
         return refuse("DATASET_UNKNOWN", `there is no dataset ${id}. Upload a file first, and use the id it gets.`);
       }
-      if (await isSettled(bus, run)) return { kind: "settled" };
+      if (await needsNoTokens(bus, run)) return { kind: "not-needed" };
       const waits = await bus.last(datasetWaiting, at);
       const reason = waits?.data.reason ?? null;
       const forDataset = reason && { code: reason.code, message: `${param} ${id} is not read yet: ${reason.message}` };

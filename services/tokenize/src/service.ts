@@ -4,8 +4,10 @@ import { buckets, consumers, type EventAddress, runRejected, runWaiting } from "
 import type { Objects, StoreState } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { createBases, createEncodeThreads, tokenizeCode } from "@loraline/tokens";
-import { type ChunkWorkDeps, isSettled, onChunkRequested } from "./chunk-work.ts";
+import type { ChunkWorkDeps } from "./chunk-key.ts";
+import { onChunkRequested } from "./on-chunk-requested.ts";
 import { onRunRequested } from "./on-run-requested.ts";
+import { needsNoTokens } from "./run-outcome.ts";
 
 export interface TokenizeServiceDeps {
   bus: Bus;
@@ -30,7 +32,7 @@ export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<
   for (const { value } of await (await bus.bucket(buckets.engines)).entries()) loadBase(value.base.name).catch(() => undefined);
   const isAway = objects.problem && (() => objects.problem?.() !== undefined);
   const tell = async (at: EventAddress, reason: WaitReason | null): Promise<void> => {
-    if (reason === null && (await isSettled(bus, at))) return;
+    if (reason === null && (await needsNoTokens(bus, at))) return;
     await tellWaiting(bus, runWaiting, at, { stage: "tokenize", reason });
   };
   const chunks = await bus.consume({

@@ -1,12 +1,13 @@
 /** Streams, durable consumers and KV buckets, with their policies. Applied by `ensureStreams`; never deleted by code. */
-import { z } from "zod";
+import type { z } from "zod";
 import { type EventDef, filterFor } from "./define-event.ts";
+import { apiKeyRecord } from "../api-key.ts";
 import { engineRecord } from "../engine.ts";
 import { events } from "./events.ts";
-import { blobRef, isoTime, tenantName } from "../names.ts";
 import {
   adapterState,
   budgetState,
+  cacheEntry,
   datasetState,
   limitState,
   replicaHolding,
@@ -14,6 +15,7 @@ import {
   runState,
   trafficState,
   usageState,
+  waitedState,
 } from "../state.ts";
 
 const day = 24 * 60 * 60 * 1000;
@@ -213,29 +215,6 @@ export interface BucketDef<T extends z.ZodType = z.ZodType> {
   /** 0: kept for ever. */
   readonly ttlMs: number;
 }
-
-/** Pointer from the hash of all inputs to what they gave; losing it costs time only. */
-export const cacheEntry = z.object({ manifest: blobRef, at: isoTime });
-
-/** What a key may do: ask models; files, datasets and runs; move aliases; keys, limits and usage of its tenant. */
-export const scopes = ["infer", "train", "promote", "admin"] as const;
-export type Scope = (typeof scopes)[number];
-
-/** One accepted API key. Only its hash is stored. */
-export const apiKeyRecord = z.object({
-  tenant: tenantName,
-  name: z.string(),
-  createdAt: isoTime,
-  scopes: z.array(z.enum(scopes)).min(1).nullish().describe("Absent: all of them."),
-  expiresAt: isoTime.nullish(),
-  createdBy: z.string().nullish().describe("Name of the key or subject that made it."),
-});
-
-/** Deliveries of a message that ended in order although it was not done: they do not count towards giving it up. */
-export const waitedState = z.object({
-  deliveries: z.int().min(1),
-  away: z.int().min(0).default(0).describe("Those of them that were put off because a server was away."),
-});
 
 export const buckets = {
   runs: { name: "runs", description: "Fold of run events; key <tenant>.<runId>", value: runState, ttlMs: 0 },

@@ -50,9 +50,9 @@ export type ThreadAnswer = { id: number } & (
 
 interface Thread {
   worker: Worker;
-  job: Job | undefined;
+  task: Task | undefined;
 }
-interface Job {
+interface Task {
   work: Omit<ThreadWork, "id" | "fast">;
   resolve(bytes: Uint8Array): void;
   reject(error: Error): void;
@@ -63,7 +63,7 @@ const idleMs = 60_000;
 /** @param options.exact - the official package does everything. */
 export function createEncodeThreads(count = availableParallelism(), { exact = false }: { exact?: boolean } = {}): EncodeThreads {
   const threads: Thread[] = [];
-  const waiting: Job[] = [];
+  const waiting: Task[] = [];
   let ids = 0;
   /** The threads that trust the judging one must hear of it when the fast encoder was found wrong. */
   let withoutFast = exact;
@@ -74,24 +74,24 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
     const path = fileURLToPath(new URL(`./encode-thread-main${import.meta.url.slice(-3)}`, import.meta.url));
     // As sources, packages are found by a condition that a process which did not need it so far has not set.
     const worker = new Worker(path, path.endsWith(".ts") ? { execArgv: ["--conditions=@loraline/source"] } : {});
-    const thread: Thread = { worker, job: undefined };
+    const thread: Thread = { worker, task: undefined };
     worker.unref();
     worker.on("message", (answer: ThreadAnswer) => {
-      const { job } = thread;
-      thread.job = undefined;
-      if ("bytes" in answer) job?.resolve(answer.bytes);
+      const { task } = thread;
+      thread.task = undefined;
+      if ("bytes" in answer) task?.resolve(answer.bytes);
       else {
         const { message, permanent, differs } = answer.problem;
         withoutFast ||= differs;
-        job?.reject(permanent === null ? new Error(message) : new PermanentError(permanent.code, message, { param: permanent.param }));
+        task?.reject(permanent === null ? new Error(message) : new PermanentError(permanent.code, message, { param: permanent.param }));
       }
       next();
     });
     const gone = (error: Error): void => {
       const at = threads.indexOf(thread);
       if (at !== -1) threads.splice(at, 1);
-      thread.job?.reject(error);
-      thread.job = undefined;
+      thread.task?.reject(error);
+      thread.task = undefined;
       next();
     };
     worker.on("error", gone);
@@ -101,17 +101,17 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
   };
   const next = (): void => {
     while (waiting.length > 0 && !closed) {
-      const thread = threads.find((one) => one.job === undefined) ?? (threads.length < count ? start() : undefined);
+      const thread = threads.find((one) => one.task === undefined) ?? (threads.length < count ? start() : undefined);
       if (thread === undefined) return;
-      const job = waiting.shift() as Job;
-      thread.job = job;
+      const task = waiting.shift() as Task;
+      thread.task = task;
       // The loop has to stay alive for the answer.
       thread.worker.ref();
-      const work: ThreadWork = { id: ++ids, fast: fastOf(thread), ...job.work };
+      const work: ThreadWork = { id: ++ids, fast: fastOf(thread), ...task.work };
       thread.worker.postMessage(work, [work.records.buffer]);
     }
-    for (const thread of threads) if (thread.job === undefined) thread.worker.unref();
-    if (threads.every((thread) => thread.job === undefined)) idle ??= setTimeout(() => void end(), idleMs).unref();
+    for (const thread of threads) if (thread.task === undefined) thread.worker.unref();
+    if (threads.every((thread) => thread.task === undefined)) idle ??= setTimeout(() => void end(), idleMs).unref();
   };
   const end = async (): Promise<void> => {
     idle = undefined;
@@ -133,34 +133,34 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
         }
         clearTimeout(idle);
         idle = undefined;
-        const job: Job = {
+        const task: Task = {
           work: { dir: base.dir, ref: base.ref, identity: identityOf(base), spec, records, signed, compress },
           resolve,
           reject,
         };
         // What a thread has begun it finishes; it is a second's work.
         const abort = (): void => {
-          const at = waiting.indexOf(job);
+          const at = waiting.indexOf(task);
           if (at !== -1) waiting.splice(at, 1);
           reject(signal?.reason as Error);
         };
         signal?.addEventListener("abort", abort, { once: true });
         const settled = (): void => signal?.removeEventListener("abort", abort);
-        job.resolve = (bytes) => {
+        task.resolve = (bytes) => {
           settled();
           resolve(bytes);
         };
-        job.reject = (error: Error) => {
+        task.reject = (error: Error) => {
           settled();
           reject(error);
         };
-        waiting.push(job);
+        waiting.push(task);
         next();
       }),
     async [Symbol.asyncDispose]() {
       closed = true;
       clearTimeout(idle);
-      for (const job of waiting.splice(0)) job.reject(new Error("the threads that tokenize have been ended"));
+      for (const task of waiting.splice(0)) task.reject(new Error("the threads that tokenize have been ended"));
       await end();
     },
   };

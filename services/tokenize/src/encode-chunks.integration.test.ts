@@ -8,7 +8,7 @@ import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { baseName, basesDir } from "@loraline/testkit";
 import { describe, expect } from "vitest";
-import { encodeChunks } from "./chunk-work.ts";
+import { encodeChunks } from "./encode-chunks.ts";
 import { createBases, createEncodeThreads } from "@loraline/tokens";
 import {
   dataset,
@@ -151,7 +151,7 @@ describe("the work queue of chunks", () => {
       if (++looks === 40) stop.abort(new Error("waited long enough"));
       return false;
     };
-    const run = { run: { tenant, id: ulid() }, base, spec, signed: false, signal: stop.signal, attempt: 1, lookMs: 50, isDone };
+    const run = { run: { tenant, id: ulid() }, base, spec, signed: false, signal: stop.signal, delivery: 1, lookMs: 50, isDone };
     const waiting = encodeChunks({ bus, objects, threads, code: "test", loadBase }, run, manifest.chunks).next();
     await expect(waiting).rejects.toThrow(/waited long enough|aborted/);
     expect(looks).toBe(40);
