@@ -316,7 +316,7 @@ describe("a FineTune", () => {
     for (const [before, code] of codes.entries()) {
       const attempt = before + 1;
       await started(id, attempt);
-      await bus.publish(events.runPreempted, { tenant, id }, { attempt, step: 0, code, message: `because of ${code}` }, { key: code });
+      await bus.publish(events.runAttemptEnded, { tenant, id }, { attempt, step: 0, code, message: `because of ${code}` }, { key: code });
       const waiting = { attempt: attempt + 1, reason: "WAITING_FOR_DEVICE", message: "no GPU is free" };
       await bus.publish(events.runQueued, { tenant, id }, waiting, { key: `${attempt}` });
     }

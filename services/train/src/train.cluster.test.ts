@@ -281,7 +281,7 @@ describe("Kueue, played", () => {
       [1, null],
       [1, saved],
     ]);
-    expect(await told(id, events.runPreempted)).toEqual([]);
+    expect(await told(id, events.runAttemptEnded)).toEqual([]);
     await expect.poll(() => jobsOf(id), within).toEqual([]);
   });
 });
@@ -310,7 +310,7 @@ describe("Jobs and their owners", () => {
     await expect.poll(() => stepOf(id), within).toBeGreaterThanOrEqual(5);
     await kube.delete(jobs, { namespace, name: jobNameOf(id, 1) });
     await expect.poll(async () => (await stateOf(id))?.phase, within).toBe("trained");
-    const [lost] = await told(id, events.runPreempted);
+    const [lost] = await told(id, events.runAttemptEnded);
     expect(lost?.data).toMatchObject({
       attempt: 1,
       code: "JOB_DELETED",
@@ -328,7 +328,7 @@ describe("Jobs and their owners", () => {
       ["PreemptionByScheduler", "PREEMPTED"],
       ["DeletionByTaintManager", "NODE_LOST"],
     ] as const) {
-      const before = (await told(id, events.runPreempted)).length;
+      const before = (await told(id, events.runAttemptEnded)).length;
       const [pod] = (await podsOf(id)).filter(
         ({ metadata, status }) => metadata?.deletionTimestamp === undefined && status?.phase === "Running",
       );
@@ -345,7 +345,7 @@ describe("Jobs and their owners", () => {
       );
       await kube.delete(pods, { namespace, name });
       await expect
-        .poll(async () => (await told(id, events.runPreempted))[before]?.data, within)
+        .poll(async () => (await told(id, events.runAttemptEnded))[before]?.data, within)
         .toMatchObject({ code, message: expect.stringMatching(/says the cluster; .*saved a checkpoint/) });
       await expect.poll(async () => (await told(id, events.runStarted)).length, within).toBe(before + 2);
     }
@@ -359,7 +359,7 @@ describe("Jobs and their owners", () => {
     );
     const id = await startRun();
     await expect.poll(async () => (await stateOf(id))?.phase, { ...within, timeout: 60_000 }).toBe("trained");
-    const lost = (await told(id, events.runPreempted)).map(({ data }) => data);
+    const lost = (await told(id, events.runAttemptEnded)).map(({ data }) => data);
     expect(new Set(lost.map(({ code }) => code))).toEqual(new Set(["DEADLINE_EXCEEDED"]));
     expect(lost[0]?.["message"]).toMatch(/longer than 4 s \(train.pods.activeDeadlineSeconds\); .*saved a checkpoint/);
     const steps = lost.map(({ step }) => Number(step));

@@ -279,7 +279,7 @@ describe("a run that nothing disturbs", () => {
     const courier = pidOf(at, 1, "process");
     expect(processIdentity(courier)).toBeDefined();
     await cleanedUp();
-    expect((await told(at)).map(({ type }) => type)).not.toContain("run.preempted.v1");
+    expect((await told(at)).map(({ type }) => type)).not.toContain("run.attempt-ended.v1");
   });
 
   test("survives lines it does not understand, and passes warnings on", async () => {
@@ -444,7 +444,7 @@ describe("what can never work", () => {
     const at = await newRun();
     await ended(at, "failed");
     expect((await state(at)).error).toMatchObject({ code, message: expect.stringMatching(message) });
-    expect(await types(at)).not.toContain("preempted");
+    expect(await types(at)).not.toContain("attempt-ended");
     await cleanedUp();
   });
 
@@ -476,7 +476,7 @@ describe("faults", () => {
     await startTrain({ ...script, faults });
     const at = await newRun();
     await ended(at);
-    expect(await data(at, "preempted")).toMatchObject([{ attempt: 1, step: from, code }]);
+    expect(await data(at, "attempt-ended")).toMatchObject([{ attempt: 1, step: from, code }]);
     expect(await data(at, "started")).toMatchObject([
       { attempt: 1, resumedFromStep: null },
       { attempt: 2, resumedFromStep: from === 0 ? null : from },
@@ -512,7 +512,7 @@ describe("faults", () => {
     process.kill(pidOf(at, 1, "process"), "SIGKILL");
     await ended(at);
     expect(processIdentity(trainer)).toBeUndefined();
-    expect(await data(at, "preempted")).toMatchObject([{ attempt: 1, code: "COURIER_CRASHED" }]);
+    expect(await data(at, "attempt-ended")).toMatchObject([{ attempt: 1, code: "COURIER_CRASHED" }]);
     expect((await steps(at)).at(-1)).toEqual([2, 20]);
   });
 
@@ -534,7 +534,7 @@ describe("faults", () => {
       await expect.poll(async () => (await state(at)).attempt, within).toBe(attempt + 1);
     }
     await ended(at);
-    expect(await data(at, "preempted")).toMatchObject([1, 2, 3].map((attempt) => ({ attempt, code: "ATTEMPT_LOST" })));
+    expect(await data(at, "attempt-ended")).toMatchObject([1, 2, 3].map((attempt) => ({ attempt, code: "ATTEMPT_LOST" })));
     expect(await data(at, "trained")).toHaveLength(1);
     await cleanedUp();
     const gone = new Promise((resolve) => main.once("exit", (code) => resolve(code)));
@@ -542,12 +542,25 @@ describe("faults", () => {
     expect(await gone).toBe(0);
   });
 
+  test("an attempt that an older release told as run.preempted counts once, and the run goes on from there", async () => {
+    const { at, tokenized } = await request({ max_attempts: 2 });
+    const end = { attempt: 1, step: 0, code: "TRAINER_CRASHED", message: "exit code 1" };
+    await bus.publish(events.runStarted, at, { attempt: 1, job: "train-1", resumedFromStep: null });
+    await bus.publish(events.runPreempted, at, end, { key: "attempt-1" });
+    // As when the controller was replaced by a newer one between the end and its telling.
+    await bus.publish(events.runAttemptEnded, at, end, { key: "attempt-1" });
+    await tokenized();
+    await startTrain({ steps: 3 });
+    await ended(at);
+    expect(await steps(at)).toEqual(range(2, 1, 3));
+  });
+
   test("stopped orderly: it saves a checkpoint where it is, and goes on from there", async () => {
     const { stop } = await startTrain({ ...script, save_steps: 100 });
     const at = await newRun();
     await reachesStep(at, 6);
     await stop();
-    const [{ step, code }] = (await data(at, "preempted")) as [{ step: number; code: string }];
+    const [{ step, code }] = (await data(at, "attempt-ended")) as [{ step: number; code: string }];
     expect(code).toBe("PREEMPTED");
     expect(step).toBeGreaterThanOrEqual(6);
     await startTrain(script);
@@ -565,14 +578,14 @@ describe("faults", () => {
     await expect.poll(() => processIdentity(trainer), within).toBeUndefined();
     await startTrain(script);
     await ended(at);
-    expect(await data(at, "preempted")).toMatchObject([{ attempt: 1, code: "PREEMPTED" }]);
+    expect(await data(at, "attempt-ended")).toMatchObject([{ attempt: 1, code: "PREEMPTED" }]);
   });
 
   test("a trainer that hangs is ended, and the next attempt goes on", async () => {
     await startTrain({ ...script, faults: { 1: { kind: "hang", at: 7 } } }, {}, { COURIER_HANG_SECONDS: "2" });
     const at = await newRun();
     await ended(at);
-    expect(await data(at, "preempted")).toMatchObject([
+    expect(await data(at, "attempt-ended")).toMatchObject([
       { attempt: 1, step: 4, code: "TRAINER_HANGS", message: expect.stringMatching(/for 2 s \(phase train, step 7/) },
     ]);
     expect(await data(at, "started")).toMatchObject([{ resumedFromStep: null }, { resumedFromStep: 4 }]);
@@ -594,7 +607,7 @@ describe("faults", () => {
     );
     const at = await newRun();
     await ended(at);
-    expect(await data(at, "preempted")).toMatchObject([
+    expect(await data(at, "attempt-ended")).toMatchObject([
       { attempt: 1, code: "OUT_OF_MEMORY", message: expect.stringMatching(/memory of 400Mi was used up/) },
     ]);
   });
@@ -612,7 +625,7 @@ describe("faults", () => {
     await expect
       .poll(async () => (await data(at, "checkpointed")) as object[], { timeout: 50_000, interval: 200 })
       .toMatchObject([10, 20, 30, 40, 50, 60].map((step) => ({ step })));
-    expect(await types(at)).not.toContain("preempted");
+    expect(await types(at)).not.toContain("attempt-ended");
   });
 
   test("NATS is away when training ends, and for a while: the result waits for it", async () => {
@@ -721,7 +734,7 @@ describe("the real trainer and the real base", () => {
     process.kill(pidOf(disturbed.at, 1, "trainer"), "SIGKILL");
     await expect.poll(async () => (await state(disturbed.at)).phase, slow).toBe("trained");
 
-    expect(await data(disturbed.at, "preempted")).toMatchObject([{ attempt: 1, code: "TRAINER_KILLED" }]);
+    expect(await data(disturbed.at, "attempt-ended")).toMatchObject([{ attempt: 1, code: "TRAINER_KILLED" }]);
     expect(await data(disturbed.at, "started")).toMatchObject([{ attempt: 1 }, { attempt: 2, resumedFromStep: 2 }]);
     const proofOf = async (at: At) => getJson(objects, tenant, (await state(at)).trained?.evidence as never, evidence);
     const [a, b] = [await proofOf(undisturbed.at), await proofOf(disturbed.at)];

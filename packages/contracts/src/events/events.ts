@@ -110,10 +110,24 @@ export const runCheckpointed = defineEvent(
   "A checkpoint is complete in the object store",
   z.object({ attempt: z.int().min(1), step: z.int().nonnegative(), checkpoint: blobRef, trainLoss: z.number().nullish() }),
 );
+const lostAttempt = z.object({
+  attempt: z.int().min(1),
+  step: z
+    .int()
+    .nonnegative()
+    .describe("Of the newest checkpoint in the object store, from which the next attempt resumes; 0: there is none."),
+  code: z.string().describe("Why it ended: PREEMPTED, EVICTED, NODE_LOST, OUT_OF_MEMORY, TRAINER_CRASHED …"),
+  message: z.string(),
+});
+export const runAttemptEnded = defineEvent(
+  "run.attempt-ended.v1",
+  "An attempt ended without a result, for any reason; the next one resumes from the last checkpoint",
+  lostAttempt,
+);
 export const runPreempted = defineEvent(
   "run.preempted.v1",
-  "An attempt ended early; the next one resumes from the last checkpoint",
-  z.object({ attempt: z.int().min(1), step: z.int().nonnegative(), code: z.string(), message: z.string() }),
+  "An attempt ended without a result, as told by releases before `run.attempt-ended`, which has taken its place; still read",
+  lostAttempt,
 );
 export const runTrained = defineEvent(
   "run.trained.v1",
@@ -266,6 +280,7 @@ export const events = {
   runStarted,
   runProgress,
   runCheckpointed,
+  runAttemptEnded,
   runPreempted,
   runTrained,
   runFailed,

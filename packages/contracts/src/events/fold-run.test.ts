@@ -24,7 +24,7 @@ test("a whole run, with a lost attempt in the middle", () => {
     event("run.queued.v1", 3),
     event("run.started.v1", 4),
     event("run.checkpointed.v1", 5),
-    event("run.preempted.v1", 6),
+    event("run.attempt-ended.v1", 6),
     event("run.started.v1", 7, { attempt: 2, resumedFromStep: 20 }),
     event("run.trained.v1", 8),
     event("run.served.v1", 9),
@@ -42,6 +42,17 @@ test("a whole run, with a lost attempt in the middle", () => {
     finishedAt: "2026-11-24T12:00:09.000Z",
   });
   expect(state.trace).toContain("0000000000000009");
+});
+
+test("a lost attempt that an older release stored as run.preempted folds as it always did", () => {
+  const before = [event("run.requested.v1", 1), event("run.tokenized.v1", 2), event("run.started.v1", 3)];
+  const stored = fold(...before, event("run.preempted.v1", 4));
+  expect(stored).toMatchObject({
+    phase: "queued",
+    lostAttempts: 1,
+    queue: { reason: "ATTEMPT_LOST", message: "the attempt's process is gone; attempt 2 resumes from step 20" },
+  });
+  expect(stored).toEqual(fold(...before, event("run.attempt-ended.v1", 4, sample("run.preempted.v1") as object)));
 });
 
 test("events about a run nobody requested fold to nothing", () => {
@@ -72,7 +83,7 @@ test("what a run waits for shows in any phase, until it goes on; told late, it m
   const trained = [...tokenized, event("run.trained.v1", 4), waiting(5, "serve")];
   expect(fold(...trained)).toMatchObject({ phase: "trained", queue });
   expect(fold(...trained, event("run.served.v1", 6))).toMatchObject({ phase: "served", queue: null });
-  const late = [event("run.queued.v1", 6), event("run.preempted.v1", 7)];
+  const late = [event("run.queued.v1", 6), event("run.attempt-ended.v1", 7)];
   expect(fold(...tokenized, event("run.trained.v1", 4), ...late), "its pod ended after its last word").toMatchObject({ queue: null });
   expect(fold(...trained, event("run.cancelled.v1", 6), waiting(7, "serve"))).toMatchObject({ phase: "cancelled", queue: null });
 });
@@ -94,6 +105,7 @@ const types = [
   "run.started.v1",
   "run.progress.v1",
   "run.checkpointed.v1",
+  "run.attempt-ended.v1",
   "run.preempted.v1",
   "run.trained.v1",
   "run.failed.v1",

@@ -86,7 +86,8 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
       const checkpoints = [{ attempt, step, checkpoint, trainLoss: trainLoss ?? null, at: event.time }, ...others];
       return { ...next, checkpoints: checkpoints.sort((a, b) => b.step - a.step).slice(0, 50) };
     }
-    case "run.preempted.v1":
+    case "run.attempt-ended.v1":
+    case "run.preempted.v1": // of an older release
       return {
         ...next,
         phase: state.phase === "trained" ? state.phase : "queued",

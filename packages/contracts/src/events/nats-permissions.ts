@@ -68,12 +68,23 @@ const needs = {
     deadLetters: "read",
   },
   train: {
-    says: [e.runQueued, e.runPreempted, e.runFailed, e.runCancelled],
+    says: [e.runQueued, e.runAttemptEnded, e.runFailed, e.runCancelled],
     looksBack: [streams.RUNS],
     reads: [buckets.runs],
   },
   courier: {
-    says: [e.runStarted, e.runWaiting, e.runProgress, e.runCheckpointed, e.runPreempted, e.runTrained, e.runFailed, e.runCancelled],
+    says: [
+      e.runStarted,
+      e.runWaiting,
+      e.runProgress,
+      e.runCheckpointed,
+      e.runAttemptEnded,
+      // Attempts that began before an upgrade go on through it, with the courier of the older release.
+      e.runPreempted,
+      e.runTrained,
+      e.runFailed,
+      e.runCancelled,
+    ],
     looksBack: [streams.RUNS],
     objects: "write",
   },

@@ -41,6 +41,7 @@ function tell(event: RunEvent, base: string): Told {
       const { step, attempt, trainLoss } = event.data;
       return { message: `Checkpoint created at step ${step}`, data: { step, attempt, train_loss: trainLoss ?? null } };
     }
+    case "run.attempt-ended.v1":
     case "run.preempted.v1":
       return { level: "warn", message: `Attempt ${event.data.attempt} ended early: ${event.data.message}`, data: { ...event.data } };
     case "run.trained.v1": {

@@ -40,7 +40,7 @@ const history: RunEvent[] = [
   seen(events.runTokenized, { manifest: refOf("tokens"), totals, packed: false, cacheHit: false }, 1),
   seen(events.runQueued, { attempt: 1, reason: "NO_SLOT", message: "another run is training" }, 2),
   seen(events.runStarted, { attempt: 1, job: "x" }, 3),
-  seen(events.runPreempted, { attempt: 1, step: 1, code: "KILLED", message: "the trainer was killed" }, 6),
+  seen(events.runAttemptEnded, { attempt: 1, step: 1, code: "KILLED", message: "the trainer was killed" }, 6),
   seen(events.runStarted, { attempt: 2, job: "y", resumedFromStep: 1 }, 7),
   seen(events.runCheckpointed, { attempt: 2, step: 2, checkpoint: refOf("checkpoint"), trainLoss: 0.5 }, 9),
 ];

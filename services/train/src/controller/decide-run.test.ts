@@ -40,7 +40,7 @@ class Stream {
   history(): History {
     const history = { over: false, lost: [] as History["lost"][number][], checkpoint: null as History["checkpoint"] };
     for (const { type, data } of this.events) {
-      if (type === "run.preempted.v1") history.lost.push(data);
+      if (type === "run.attempt-ended.v1") history.lost.push(data);
       if (type === "run.checkpointed.v1") history.checkpoint = { step: data.step, checkpoint: data.checkpoint };
       if (["run.trained.v1", "run.failed.v1", "run.cancelled.v1"].includes(type)) history.over = true;
     }
@@ -118,14 +118,14 @@ describe("decideRun", () => {
       stream.say("run.checkpointed.v1", { attempt: n, step, checkpoint: blob(step) }, `checkpoint-${n}`);
       const actions = decide(stream, [attempt(n, failed("DEADLINE_EXCEEDED", now - 120_000))]);
       expect(actions[1]).toMatchObject({ kind: "launch", attempt: n + 1, resume: { step } });
-      stream.say("run.preempted.v1", { attempt: n, step, code: "DEADLINE_EXCEEDED", message: "m" }, `lost-${n}`);
+      stream.say("run.attempt-ended.v1", { attempt: n, step, code: "DEADLINE_EXCEEDED", message: "m" }, `lost-${n}`);
     }
     for (const n of [21, 22]) {
       expect(decide(stream, [attempt(n, failed("DEADLINE_EXCEEDED", now - 120_000))])[1]).toMatchObject({ kind: "launch" });
-      stream.say("run.preempted.v1", { attempt: n, step, code: "DEADLINE_EXCEEDED", message: "m" }, `lost-${n}`);
+      stream.say("run.attempt-ended.v1", { attempt: n, step, code: "DEADLINE_EXCEEDED", message: "m" }, `lost-${n}`);
     }
     expect(decide(stream, [attempt(23, failed("DEADLINE_EXCEEDED"))])).toMatchObject([
-      { kind: "preempted" },
+      { kind: "attempt-ended" },
       { kind: "failed", code: "ATTEMPTS_EXHAUSTED", message: expect.stringMatching(/3 attempts.*DEADLINE_EXCEEDED.*save_steps/) },
     ]);
   });
@@ -145,7 +145,7 @@ describe("decideRun", () => {
       .say("run.checkpointed.v1", { attempt: 1, step: 10, checkpoint: blob(10) }, "10")
       .say("run.checkpointed.v1", { attempt: 1, step: 20, checkpoint: blob(20) }, "20");
     expect(decide(stream, [attempt(1, failed("ATTEMPT_LOST"))])).toEqual([
-      { kind: "preempted", attempt: 1, step: 20, code: "ATTEMPT_LOST", message: "because of ATTEMPT_LOST" },
+      { kind: "attempt-ended", attempt: 1, step: 20, code: "ATTEMPT_LOST", message: "because of ATTEMPT_LOST" },
       { kind: "launch", attempt: 2, resume: { step: 20, checkpoint: blob(20) } },
       { kind: "remove", jobName: jobNameOf(runId, 1) },
     ]);
@@ -162,7 +162,7 @@ describe("decideRun", () => {
   it("does not report again what the courier reported", () => {
     const stream = tokenized()
       .say("run.started.v1", { attempt: 1, job: "x" })
-      .say("run.preempted.v1", { attempt: 1, step: 5, code: "PREEMPTED", message: "m" });
+      .say("run.attempt-ended.v1", { attempt: 1, step: 5, code: "PREEMPTED", message: "m" });
     expect(decide(stream, [attempt(1, failed("PREEMPTED"))]).map(({ kind }) => kind)).toEqual(["launch", "remove"]);
   });
 
@@ -172,7 +172,7 @@ describe("decideRun", () => {
       [1, 500],
       [2, 1000],
     ] as const) {
-      stream.say("run.preempted.v1", { attempt: n, step: 0, code: "TRAINER_KILLED", message: "m" }, `lost-${n}`);
+      stream.say("run.attempt-ended.v1", { attempt: n, step: 0, code: "TRAINER_KILLED", message: "m" }, `lost-${n}`);
       const attempts = [attempt(n, failed("TRAINER_KILLED"))];
       expect(decide(stream, attempts)).toEqual([{ kind: "wake", afterMs: waitMs }]);
       expect(decide(stream, attempts, free, now + waitMs)[0]).toMatchObject({ kind: "launch", attempt: n + 1 });
@@ -181,9 +181,9 @@ describe("decideRun", () => {
 
   it("fails the run when its attempts are used up, with the last reason", () => {
     const stream = tokenized();
-    for (const n of [1, 2]) stream.say("run.preempted.v1", { attempt: n, step: 0, code: "DISK_FULL", message: "m" }, `lost-${n}`);
+    for (const n of [1, 2]) stream.say("run.attempt-ended.v1", { attempt: n, step: 0, code: "DISK_FULL", message: "m" }, `lost-${n}`);
     expect(decide(stream, [attempt(3, failed("TRAINER_KILLED"))])).toMatchObject([
-      { kind: "preempted", attempt: 3 },
+      { kind: "attempt-ended", attempt: 3 },
       {
         kind: "failed",
         attempt: 3,
@@ -195,16 +195,17 @@ describe("decideRun", () => {
 
   it("does not count ends from outside, until there are very many", () => {
     const stream = tokenized();
-    for (let n = 1; n <= 28; n++) stream.say("run.preempted.v1", { attempt: n, step: 0, code: "ATTEMPT_LOST", message: "m" }, `lost-${n}`);
+    for (let n = 1; n <= 28; n++)
+      stream.say("run.attempt-ended.v1", { attempt: n, step: 0, code: "ATTEMPT_LOST", message: "m" }, `lost-${n}`);
     expect(decide(stream, [attempt(29, failed("ATTEMPT_LOST"))]).at(-2)).toMatchObject({ kind: "launch", attempt: 30 });
-    stream.say("run.preempted.v1", { attempt: 29, step: 0, code: "ATTEMPT_LOST", message: "m" }, "lost-29");
+    stream.say("run.attempt-ended.v1", { attempt: 29, step: 0, code: "ATTEMPT_LOST", message: "m" }, "lost-29");
     expect(decide(stream, [attempt(30, failed("ATTEMPT_LOST"))]).at(-1)).toMatchObject({ kind: "failed", code: "ATTEMPTS_EXHAUSTED" });
   });
 
   it("takes an attempt that started and of which nothing is left for lost", () => {
     const stream = tokenized().say("run.started.v1", { attempt: 2, job: "x" });
     expect(decide(stream, [])).toMatchObject([
-      { kind: "preempted", attempt: 2, code: "ATTEMPT_LOST" },
+      { kind: "attempt-ended", attempt: 2, code: "ATTEMPT_LOST" },
       { kind: "launch", attempt: 3 },
     ]);
   });
@@ -309,8 +310,8 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
                   jobs.delete(job.attempt);
                 }
               return;
-            case "preempted":
-              stream.say("run.preempted.v1", action, `preempted-${action.attempt}`);
+            case "attempt-ended":
+              stream.say("run.attempt-ended.v1", action, `attempt-ended-${action.attempt}`);
               return;
             case "failed":
               must(!isOver(), "failed after the end");
@@ -347,7 +348,11 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
           }
           if (happens.do === "fail") {
             if (happens.reported)
-              stream.say("run.preempted.v1", { attempt: job.attempt, step, code: happens.code, message: "m" }, `preempted-${job.attempt}`);
+              stream.say(
+                "run.attempt-ended.v1",
+                { attempt: job.attempt, step, code: happens.code, message: "m" },
+                `attempt-ended-${job.attempt}`,
+              );
             jobs.set(job.attempt, attempt(job.attempt, failed(happens.code, clock)));
           }
           if (happens.do === "train") {

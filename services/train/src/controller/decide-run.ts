@@ -6,7 +6,7 @@
  *                 └────── a slot: launch attempt n ────┘           │
  *                        ▲                                         │ ended without a result
  *                        │ after a delay, from the newest          ▼
- *                        └───────────── checkpoint ◄──── preempted (says why) ──► attempts exhausted: failed
+ *                        └───────────── checkpoint ◄──── attempt-ended: why ──► attempts exhausted: failed
  *
  *   cancel requested: stop what runs, then cancelled        over: stop what runs, remove what ended
  *
@@ -29,7 +29,7 @@ export interface Line {
 export interface History {
   /** `run.trained` or an end is stored. */
   over: boolean;
-  /** Attempts of which `run.preempted` is stored. */
+  /** Attempts of which `run.attempt-ended` is stored. */
   lost: readonly { attempt: number; step: number; code: string; message: string }[];
   /** The one with the highest step. */
   checkpoint: { step: number; checkpoint: BlobRef } | null;
@@ -48,7 +48,7 @@ export type Action =
   | { kind: "stop"; jobName: string }
   | { kind: "remove"; jobName: string }
   | { kind: "queued"; attempt: number; reason: string; message: string }
-  | { kind: "preempted"; attempt: number; step: number; code: string; message: string }
+  | { kind: "attempt-ended"; attempt: number; step: number; code: string; message: string }
   | { kind: "failed"; attempt: number; code: string; message: string }
   | { kind: "cancelled" }
   /** Look again then, if nothing changes before. */
@@ -105,7 +105,7 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
     if (lost.some((known) => known.attempt === attempt)) return;
     const step = resume?.step ?? 0;
     lost.push({ attempt, step, code, message });
-    actions.push({ kind: "preempted", attempt, step, code, message });
+    actions.push({ kind: "attempt-ended", attempt, step, code, message });
   };
   for (const ended of attempts.toSorted((a, b) => a.attempt - b.attempt)) {
     if (ended.phase === "failed") report(ended.attempt, ended.code, ended.message);

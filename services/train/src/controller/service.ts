@@ -6,6 +6,7 @@ import {
   runCancelled,
   runCheckpointed,
   runFailed,
+  runAttemptEnded,
   runPreempted,
   runQueued,
   runRejected,
@@ -126,13 +127,15 @@ async function gather(
 
 /** Read afresh before anything is started again or called off, for the folded state may not have caught up. */
 async function historyOf(bus: Bus, at: EventAddress): Promise<History> {
-  const told = await bus.history([runPreempted, runCheckpointed, runTrained, runFailed, runCancelled, runRejected], at);
-  const lost: History["lost"][number][] = [];
+  const told = await bus.history([runAttemptEnded, runPreempted, runCheckpointed, runTrained, runFailed, runCancelled, runRejected], at);
+  /** By attempt: an attempt counts once, though courier and controller told its end, in an older release under another name. */
+  const lost = new Map<number, History["lost"][number]>();
   let over = false;
   let checkpoint: History["checkpoint"] = null;
   for (const { type, data } of told) {
-    if (type === runPreempted.type) {
-      lost.push(runPreempted.data.parse(data));
+    if (type === runAttemptEnded.type || type === runPreempted.type) {
+      const end = runAttemptEnded.data.parse(data);
+      if (!lost.has(end.attempt)) lost.set(end.attempt, end);
     } else if (type === runCheckpointed.type) {
       const { step, checkpoint: ref } = runCheckpointed.data.parse(data);
       if (step >= (checkpoint?.step ?? 0)) checkpoint = { step, checkpoint: ref };
@@ -140,7 +143,7 @@ async function historyOf(bus: Bus, at: EventAddress): Promise<History> {
       over = true;
     }
   }
-  return { over, lost, checkpoint };
+  return { over, lost: [...lost.values()], checkpoint };
 }
 
 interface ActDeps {
@@ -172,9 +175,9 @@ async function act(action: Action, run: RunState, deps: ActDeps): Promise<boolea
       await bus.publish(runQueued, at, { attempt, reason, message }, { key, ...about });
       return true;
     }
-    case "preempted": {
+    case "attempt-ended": {
       const { attempt, step, code, message } = action;
-      await bus.publish(runPreempted, at, { attempt, step, code, message }, { key: `attempt-${attempt}`, ...about });
+      await bus.publish(runAttemptEnded, at, { attempt, step, code, message }, { key: `attempt-${attempt}`, ...about });
       return true;
     }
     case "failed": {

@@ -4,7 +4,7 @@
  *   fetch ──► trainer ──► result ──► adapter files ──► manifest ──► evidence ──► run.trained ──► exit 0
  *     │          │ checkpoints are stored meanwhile
  *     │          ├── can never work ────────────────────────────────────────────► run.failed ──► exit 10
- *     └──────────┴── stopped, killed, full disk ──► outcome.json ──► checkpoints ──► run.preempted ──► exit 75
+ *     └──────────┴── stopped, killed, full disk ──► outcome.json ──► checkpoints ──► run.attempt-ended ──► exit 75
  *
  * It may die on any line: the next attempt does it again, to the same digests and message ids.
  */
@@ -21,7 +21,7 @@ import {
   runCancelRequested,
   runCheckpointed,
   runFailed,
-  runPreempted,
+  runAttemptEnded,
   runProgress,
   runRejected,
   runStarted,
@@ -526,7 +526,7 @@ async function conclude(attempt: Attempt, end: End): Promise<number> {
       // Of several nodes the controller sees which one ended first; the others only see that one is gone.
       if (!cancelled && !(attempt.stopIsTold && (code === "PREEMPTED" || job.machine.nodes > 1))) {
         const step = uploads?.newestStep() ?? job.resume?.step ?? 0;
-        await outbox.send(runPreempted, { attempt: job.attempt, step, code, message }, `attempt-${job.attempt}`);
+        await outbox.send(runAttemptEnded, { attempt: job.attempt, step, code, message }, `attempt-${job.attempt}`);
       }
       return courierExit.retry;
     }
