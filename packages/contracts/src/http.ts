@@ -92,6 +92,7 @@ export const createJobBody = z.strictObject({
       promote: runSpec.shape.promote.unwrap().optional(),
       canary: canarySettings.optional(),
       placement: placement.optional(),
+      keep: runSpecFields.shape.keep,
       max_attempts: z.int().optional(),
     })
     .nullish()
@@ -225,6 +226,7 @@ export const addAdapterSettings = z.strictObject({
   promote: runSpecFields.shape.promote.unwrap().optional(),
   canary: canarySettings.optional(),
   placement: placement.optional(),
+  keep: runSpecFields.shape.keep,
   metadata: runSpecFields.shape.metadata,
 });
 

@@ -5,7 +5,7 @@ import { proof } from "./events/events.ts";
 import { importSource } from "./spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { tokenTotals } from "./records.ts";
-import { canarySettings, placement, runSpec } from "./spec/run-spec.ts";
+import { canarySettings, defaultKeep, keepPolicy, placement, runSpec } from "./spec/run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
 export const datasetState = z.object({
@@ -170,6 +170,7 @@ export const adapterState = z.object({
   engine: z.string(),
   base: z.string(),
   placement: placement.nullish().describe("Absent: `all`."),
+  keep: keepPolicy.nullish().describe(`How many of the newest served versions stay loaded. Absent: ${defaultKeep}.`),
   versions: z.array(adapterVersion).describe("Oldest first; of those that were refused or let go, the newest hundred."),
   alias: z.int().nullable().describe("The promoted version."),
   canary: canaryState.nullish().describe("Absent or null: none is under way."),

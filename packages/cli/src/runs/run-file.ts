@@ -14,6 +14,7 @@ const sections = runSpecFields.pick({
   promote: true,
   canary: true,
   placement: true,
+  keep: true,
   max_attempts: true,
 });
 /** As written: defaults are the line's business. */

@@ -203,6 +203,16 @@ export const placement = z
   .describe("Which replicas hold an adapter. `all` means as many as have room, which is all of them until max_cpu_loras is reached.");
 export type Placement = z.infer<typeof placement>;
 
+/** What a line does with the older versions of an adapter whose owner has not said. */
+export const defaultKeep = 3;
+
+export const keepPolicy = z
+  .union([z.int().min(1).max(1000), z.literal("all")], { error: 'must be a whole number from 1 to 1000, or "all"' })
+  .describe(
+    "How many of the newest served versions stay loaded on replicas, besides the promoted one, the one before it, a canary, and those that were asked for by name lately. The others are retired: their bytes stay in the object store, and they are loaded again when somebody asks for them. `all`: none is retired.",
+  );
+export type KeepPolicy = z.infer<typeof keepPolicy>;
+
 const adapterFile = blobRef.extend({ kind: z.literal("adapter-file") });
 
 /** An adapter that was trained elsewhere. Its files are in the object store already: whoever asks has put them there. */
@@ -269,6 +279,7 @@ export const runSpecFields = z
       ),
     canary: canarySettings.optional().describe("Settings of `promote: canary`."),
     placement: placement.optional().describe("Sets the adapter's placement; absent: as it is (at first: all replicas)."),
+    keep: keepPolicy.optional().meta({ description: `${keepPolicy.description} Absent: as the adapter is set (at first: ${defaultKeep}).` }),
     gpus: z
       .int()
       .min(0)

@@ -62,7 +62,7 @@ export function runSpecFromJob(
   }
   wish("seed", body.seed, "seed");
 
-  const { lora, tokenize, holdout, min_records, gate, gate_accuracy, promote, canary, placement, max_attempts } = loraline ?? {};
+  const { lora, tokenize, holdout, min_records, gate, gate_accuracy, promote, canary, placement, keep, max_attempts } = loraline ?? {};
   const validation = body.validation_file ?? undefined;
   const parsed = parseRunSpec(
     withoutUndefined({
@@ -80,6 +80,7 @@ export function runSpecFromJob(
       promote,
       canary,
       placement,
+      keep,
       max_attempts,
       metadata: body.metadata ?? undefined,
     }),

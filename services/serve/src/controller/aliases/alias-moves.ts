@@ -1,5 +1,5 @@
 /** Pure: moves of the alias and of its canary, each with its line in the history; and who may go afterwards. */
-import type { AdapterState, AdapterVersion, CanarySettings, Problem } from "@loraline/contracts";
+import { type AdapterState, type AdapterVersion, type CanarySettings, defaultKeep, type Problem } from "@loraline/contracts";
 import { sameRows } from "../versions/decide-gate.ts";
 
 type Move = AdapterState["history"][number];
@@ -14,16 +14,14 @@ export interface Cause {
   command?: number;
 }
 
-/** Newest versions that stay loaded beside the promoted one, the one before it and the canary's. */
-export const versionsKept = 3;
-
 /**
- * Lets go of old versions. Stay: the newest three that serve, the promoted one, the one a rollback would go to, the canary's,
+ * Retires old versions. Stay loaded: the newest that serve, as many as the adapter's `keep` says, the promoted one, the one a rollback would go to, the canary's,
  * and all that have not been served yet, for somebody waits for them.
  */
 export function retireOld(state: AdapterState): AdapterState {
   const served = state.versions.filter(({ status, servedAt }) => status === "desired" && servedAt !== null);
-  const kept = new Set(served.slice(-versionsKept).map(({ version }) => version));
+  const newest = state.keep === "all" ? served : served.slice(-(state.keep ?? defaultKeep));
+  const kept = new Set(newest.map(({ version }) => version));
   for (const version of [state.alias, rollbackTarget(state), state.canary?.version]) if (typeof version === "number") kept.add(version);
   const retired = new Set(served.filter(({ version }) => !kept.has(version)).map(({ version }) => version));
   if (retired.size === 0) return state;

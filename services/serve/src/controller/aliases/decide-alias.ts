@@ -1,6 +1,6 @@
 /** Pure: what a command does to the alias of an adapter, and to its canary. */
-import type { AdapterState, CanarySettings, Problem, ReplicaState } from "@loraline/contracts";
-import { endCanary, judgeCanaryLoss, moveAlias, retireOld, rollbackTarget, startCanary, versionsKept } from "./alias-moves.ts";
+import { type AdapterState, type CanarySettings, defaultKeep, type Problem, type ReplicaState } from "@loraline/contracts";
+import { endCanary, judgeCanaryLoss, moveAlias, retireOld, rollbackTarget, startCanary } from "./alias-moves.ts";
 import { provenOn, readyReplicas } from "../versions/decide-convergence.ts";
 
 export interface AliasCommand {
@@ -58,7 +58,7 @@ export function decideAlias(
   if (target.status === "retired") {
     return reject(
       "VERSION_RETIRED",
-      `version ${to} of "${name}" is not loaded any more: the ${versionsKept} newest, the promoted one and the one before it are kept.`,
+      `version ${to} of "${name}" is not loaded any more: it is none of the newest that are kept (keep: ${state.keep ?? defaultKeep}).`,
     );
   }
   const ready = readyReplicas(state.engine, replicas, now);

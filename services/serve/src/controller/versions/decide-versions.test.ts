@@ -85,6 +85,16 @@ describe("retireOld", () => {
       "8:desired",
     ]);
   });
+  it("keeps as many as the adapter's policy says, which its newest run sets", () => {
+    expect(statuses(serve(withVersions(4, { keep: 1 }), 1, 2, 3, 4))).toEqual(["1:retired", "2:retired", "3:desired", "4:desired"]);
+    const all = serve(withVersions(9, { keep: "all" }), 1, 2, 3, 4, 5, 6, 7, 8, 9);
+    expect(statuses(all)).toEqual(all.versions.map(({ version }) => `${version}:desired`));
+    expect(statuses(addVersion(all, added(10, { keep: 2 })))).toEqual([
+      ...[1, 2, 3, 4, 5, 6, 7].map((version) => `${version}:retired`),
+      ...[8, 9, 10].map((version) => `${version}:desired`),
+    ]);
+    expect(addVersion(addVersion(all, added(10, { keep: 2 })), added(11)).keep).toBe(2);
+  });
   it("never retires what has not been served", () => {
     const state = withVersions(9);
     expect(retireOld(state)).toBe(state);

@@ -1,5 +1,5 @@
 /** Pure: how the versions of one adapter come, go, and carry its alias. Every function may be applied again to its own result. */
-import { type AdapterState, type AdapterVersion, canarySettings, type Placement } from "@loraline/contracts";
+import { type AdapterState, type AdapterVersion, canarySettings, type KeepPolicy, type Placement } from "@loraline/contracts";
 import { judgeCanaryLoss, moveAlias, refuseCanary, retireOld, startCanary } from "../aliases/alias-moves.ts";
 import type { Convergence } from "./decide-convergence.ts";
 import { engineNameOf } from "../../lora-names.ts";
@@ -26,13 +26,15 @@ export type NewVersion = Pick<
   base: string;
   /** Absent: as it is. */
   placement?: Placement | undefined;
+  /** Absent: as it is. */
+  keep?: KeepPolicy | undefined;
 };
 
 /** Adds the version of a run, once: a run that has one keeps it. */
 export function addVersion(state: AdapterState | undefined, added: NewVersion): AdapterState {
-  const { tenant, adapter, engine, base, placement, ...facts } = added;
+  const { tenant, adapter, engine, base, placement, keep, ...facts } = added;
   const before: AdapterState = state ?? { tenant, adapter, engine, base, versions: [], alias: null, history: [] };
-  const current = placement === undefined ? before : { ...before, placement };
+  const current: AdapterState = { ...before, ...(placement === undefined ? {} : { placement }), ...(keep === undefined ? {} : { keep }) };
   if (versionOfRun(before, added.runId) !== undefined) return before;
   const version = Math.max(0, ...current.versions.map((known) => known.version)) + 1;
   const entry: AdapterVersion = {

@@ -109,6 +109,7 @@ export async function onRunTrained(
         runId,
         rank: data.rank,
         placement: spec.placement,
+        keep: spec.keep,
         replicas: placer.initial(engine.engine, current, spec.placement),
         note,
         promote: note !== undefined && (spec.gate === "better-than-promoted" || spec.gate_accuracy === true) ? "manual" : spec.promote,
