@@ -279,7 +279,9 @@ export const runSpecFields = z
       ),
     canary: canarySettings.optional().describe("Settings of `promote: canary`."),
     placement: placement.optional().describe("Sets the adapter's placement; absent: as it is (at first: all replicas)."),
-    keep: keepPolicy.optional().meta({ description: `${keepPolicy.description} Absent: as the adapter is set (at first: ${defaultKeep}).` }),
+    keep: keepPolicy
+      .optional()
+      .meta({ description: `${keepPolicy.description} Absent: as the adapter is set (at first: ${defaultKeep}).` }),
     gpus: z
       .int()
       .min(0)
