@@ -4,7 +4,7 @@
  * file and no proof behind it. They share one watch of KV `adapters`.
  */
 import { connectBus, createBus } from "@loraline/bus";
-import { adapterLoaded, type AdapterState, buckets, type Proof } from "@loraline/contracts";
+import { adapterLoaded, type AdapterState, buckets, holdingKey, type Proof, replicaKey } from "@loraline/contracts";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { cpuMs } from "./table.ts";
 
@@ -57,7 +57,11 @@ async function tell(replica: string, key: string, { tenant, adapter, versions }:
     proof: proof(),
     at: new Date().toISOString(),
   }));
-  await holdings.put(`${engine}.${replica}.${key}`, { incarnation, agent: replica, adapters: held });
+  await holdings.put(holdingKey({ replicaKey: replicaKey({ engine, replica }), adapterKey: key }), {
+    incarnation,
+    agent: replica,
+    adapters: held,
+  });
   for (const { version, digest, engineName, proof: proven } of held) {
     const data = { version, digest, engine, replica, incarnation, engineName, proof: proven };
     await bus.publish(adapterLoaded, { tenant, id: adapter }, data, { key: `${engineName}/${engine}/${replica}/${incarnation}` });
@@ -67,7 +71,7 @@ async function tell(replica: string, key: string, { tenant, adapter, versions }:
 const beat = (): Promise<unknown> =>
   Promise.all(
     names.map((replica) =>
-      replicas.put(`${engine}.${replica}`, {
+      replicas.put(replicaKey({ engine, replica }), {
         engine,
         base,
         replica,

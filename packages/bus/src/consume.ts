@@ -1,6 +1,6 @@
 /** Pull consumer with bounded concurrency, heartbeats, the disposition table and dead letters. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { buckets, type ConsumerDef, parseSubject, type waitedState } from "@loraline/contracts";
+import { buckets, type ConsumerDef, parseSubject, waitedKey, type waitedState } from "@loraline/contracts";
 import {
   backoffMs,
   dispositionOf,
@@ -149,7 +149,7 @@ async function settle<C extends ConsumerDef>(
 ): Promise<void> {
   const { consumer: def, onDeadLetter, traced = true } = options;
   const deliveries = message.info.deliveryCount;
-  const key = `${def.durable}.${message.seq}`;
+  const key = waitedKey({ durable: def.durable, seq: message.seq });
   let waits: Waited | undefined = deliveries > 1 ? undefined : { deliveries: 0, away: 0 };
   /** Keeps the message in hand while NATS is away or full: given back without being counted, a wait would look like a crash. */
   const whenNatsCan = async <T>(work: () => Promise<T>): Promise<T> => {

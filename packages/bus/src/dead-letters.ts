@@ -1,5 +1,12 @@
 /** Dead letters: copies of messages that could not be processed, kept in the stream DLQ until somebody redrives them. */
-import { type ConsumerDef, type DeadLetterView, streams } from "@loraline/contracts";
+import {
+  type ConsumerDef,
+  deadLetterSubject,
+  type DeadLetterView,
+  parseDeadLetterSubject,
+  streams,
+  tenantOfSubject,
+} from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
 import { headers, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
@@ -8,7 +15,7 @@ const prefix = "Loraline-Dlq-";
 /** Characters. */
 const longestReason = 8000;
 
-const subjectOf = (def: ConsumerDef, seq: number): string => `dlq.${def.stream.name}.${def.durable}.${seq}`;
+const subjectOf = ({ stream, durable }: ConsumerDef, seq: number): string => deadLetterSubject({ stream: stream.name, durable, seq });
 
 /** Copies a message into the DLQ and waits until it is stored; only then may the original be terminated. */
 export async function buryLetter(
@@ -78,7 +85,7 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
         // Left alone it would stay for minutes, and a stream holds only so many; it expires if this fails.
         await consumer.delete().catch(() => false);
       }
-      return letters.filter((letter) => tenant === undefined || letter.subject.split(".")[1] === tenant).reverse();
+      return letters.filter((letter) => tenant === undefined || tenantOfSubject(letter.subject) === tenant).reverse();
     },
     get: async (seq) => viewOf(await stored({ seq })),
     of: async (consumer, seq) => viewOf(await stored({ last_by_subj: subjectOf(consumer, seq) })),
@@ -104,7 +111,7 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
 }
 
 function view(letter: { seq: number; headers: MsgHdrs | undefined; data: Uint8Array; subject: string; at: Date }): DeadLetterView {
-  const [, stream = "", durable = ""] = letter.subject.split(".");
+  const { stream, durable } = parseDeadLetterSubject(letter.subject);
   const text = new TextDecoder().decode(letter.data);
   let data: unknown = text;
   try {

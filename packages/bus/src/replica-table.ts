@@ -3,11 +3,18 @@
  * adapter). A holding counts while its incarnation and agent are those of the heartbeat: after a restart of either nothing is
  * proven before it was proven anew, in whichever order the two entries arrive.
  */
-import { buckets, type ReplicaAdapter, type ReplicaHolding, type ReplicaReport, type ReplicaState } from "@loraline/contracts";
+import {
+  buckets,
+  parseHoldingKey,
+  type ReplicaAdapter,
+  type ReplicaHolding,
+  type ReplicaReport,
+  type ReplicaState,
+} from "@loraline/contracts";
 import type { Bus } from "./bus.ts";
 
 export interface ReplicaEntry {
-  /** `<engine>.<replica>` */
+  /** Its key in KV `replicas`. */
   readonly key: string;
   readonly report: ReplicaReport;
   /** The heartbeat and what is held; `adapters` is made when it is read, which is not for every request. */
@@ -33,7 +40,7 @@ export interface ReplicaTable {
 interface Kept {
   report: ReplicaReport | undefined;
   entry: ReplicaEntry | undefined;
-  /** By adapter, `<tenant>.<adapter>`. */
+  /** By the adapter's key. */
   holdings: Map<string, ReplicaHolding>;
   /** Of the present incarnation, by engine name. */
   held: Map<string, ReplicaAdapter>;
@@ -54,7 +61,7 @@ export async function createReplicaTable({
   now?: () => number;
   /** It came, went, or became another: readiness, incarnation, agent or address. Not at each heartbeat. */
   onReplica?(key: string, entry: ReplicaEntry | undefined): void;
-  /** What a replica holds of one adapter (`<tenant>.<adapter>`) changed. */
+  /** What a replica holds of one adapter changed. */
   onHolding?(key: string, adapterKey: string): void;
 }): Promise<ReplicaTable> {
   const replicas = new Map<string, Kept>();
@@ -111,9 +118,9 @@ export async function createReplicaTable({
   };
 
   const onHeld = (full: string, holding: ReplicaHolding | undefined): void => {
-    const [engine = "", replica = "", tenant = "", adapter = ""] = full.split(".");
-    const key = share(`${engine}.${replica}`);
-    const adapterKey = share(`${tenant}.${adapter}`);
+    const parsed = parseHoldingKey(full);
+    const key = share(parsed.replicaKey);
+    const adapterKey = share(parsed.adapterKey);
     const kept = keptOf(key);
     const before = kept.holdings.get(adapterKey);
     if (before !== undefined && counts(kept, before)) drop(kept, before);

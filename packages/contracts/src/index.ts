@@ -12,6 +12,7 @@ export * from "./generate/chart-values.ts";
 export * from "./generate/crds.ts";
 export * from "./generate/engine-settings.ts";
 export * from "./http.ts";
+export * from "./kv-keys.ts";
 export * from "./names.ts";
 export * from "./records.ts";
 export * from "./spec/dataset-mapping.ts";

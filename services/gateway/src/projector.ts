@@ -1,6 +1,16 @@
 /** The one writer of KV `runs` and `datasets`: folds the streams' events into them. */
 import type { Bus, HandlerContext, Handlers, Received } from "@loraline/bus";
-import { buckets, consumers, type DatasetEvent, foldDataset, foldRun, type RunEvent, runRequested } from "@loraline/contracts";
+import {
+  buckets,
+  consumers,
+  type DatasetEvent,
+  datasetKey,
+  foldDataset,
+  foldRun,
+  type RunEvent,
+  runKey,
+  runRequested,
+} from "@loraline/contracts";
 import { type Log, RetryLaterError } from "@loraline/runtime";
 
 /** Progress that is this many deliveries ahead of its run is let go: it is for display only. */
@@ -15,9 +25,8 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
   const datasets = await bus.bucket(buckets.datasets);
 
   const onDataset = async (received: Received, { log: eventLog }: HandlerContext): Promise<void> => {
-    const { tenant, id } = received.at;
     let known = true;
-    await datasets.change(`${tenant}.${id}`, (state) => {
+    await datasets.change(datasetKey(received.at), (state) => {
       // The consumer declares which events it takes, so the type is one of the fold's.
       const next = foldDataset(state, received as unknown as DatasetEvent);
       known = next !== undefined;
@@ -27,9 +36,8 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
   };
 
   const foldIntoRun = async (received: Received): Promise<{ known: boolean }> => {
-    const { tenant, id } = received.at;
     let known = true;
-    await runs.change(`${tenant}.${id}`, (state) => {
+    await runs.change(runKey(received.at), (state) => {
       const next = foldRun(state, received as unknown as RunEvent);
       known = next !== undefined;
       return next === state ? undefined : next;

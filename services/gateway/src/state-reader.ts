@@ -2,11 +2,14 @@
 import type { Bus } from "@loraline/bus";
 import {
   buckets,
-  type DatasetState,
   datasetImportRequested,
+  datasetKey,
   datasetReceived,
+  type DatasetState,
+  everyKeyOf,
   foldDataset,
   foldRun,
+  runKey,
   runRequested,
   type RunState,
   ulid,
@@ -47,14 +50,14 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
   return {
     async run(tenant, runId) {
       if (!ulid.safeParse(runId).success) return undefined;
-      const entry = await runs.get(`${tenant}.${runId}`);
+      const entry = await runs.get(runKey({ tenant, id: runId }));
       if (entry !== undefined) return entry.value;
       const requested = await lastKept(bus.last(runRequested, { tenant, id: runId }));
       return requested && foldRun(undefined, { ...requested, type: runRequested.type });
     },
     async dataset(tenant, datasetId) {
       if (!ulid.safeParse(datasetId).success) return undefined;
-      const entry = await datasets.get(`${tenant}.${datasetId}`);
+      const entry = await datasets.get(datasetKey({ tenant, id: datasetId }));
       if (entry !== undefined) return entry.value;
       const at = { tenant, id: datasetId };
       const [requested, received] = await Promise.all([
@@ -65,19 +68,20 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
       return received === undefined ? state : foldDataset(state, { ...received, type: datasetReceived.type });
     },
     async runs(tenant) {
-      const entries = await runs.entries(`${tenant}.*`);
+      const entries = await runs.entries(everyKeyOf(tenant));
       return entries
         .map(({ value }) => value)
         .toSorted((a, b) => newestFirst({ at: a.requestedAt, id: a.runId }, { at: b.requestedAt, id: b.runId }));
     },
     async datasets(tenant) {
-      const entries = await datasets.entries(`${tenant}.*`);
+      const entries = await datasets.entries(everyKeyOf(tenant));
       return entries
         .map(({ value }) => value)
         .toSorted((a, b) => newestFirst({ at: a.receivedAt, id: a.datasetId }, { at: b.receivedAt, id: b.datasetId }));
     },
-    runFolded: (tenant, runId, holds, withinMs) => folded(() => runs.get(`${tenant}.${runId}`), holds, withinMs),
-    datasetFolded: (tenant, datasetId, holds, withinMs) => folded(() => datasets.get(`${tenant}.${datasetId}`), holds, withinMs),
+    runFolded: (tenant, runId, holds, withinMs) => folded(() => runs.get(runKey({ tenant, id: runId })), holds, withinMs),
+    datasetFolded: (tenant, datasetId, holds, withinMs) =>
+      folded(() => datasets.get(datasetKey({ tenant, id: datasetId })), holds, withinMs),
   };
 }
 

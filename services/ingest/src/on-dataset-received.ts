@@ -3,6 +3,7 @@ import type { Bus, HandlerContext, Received } from "@loraline/bus";
 import {
   type BlobRef,
   buckets,
+  cacheKey,
   datasetDeleted,
   datasetIngested,
   datasetManifest,
@@ -34,7 +35,7 @@ export function onDatasetReceived({ bus, objects, telemetry, settings }: OnDatas
     if (deleted !== undefined && deleted.seq > received.seq) return;
 
     const cache = await bus.bucket(buckets.cache);
-    const key = `ingest.${at.tenant}.${ingestKey(upload, settings)}`;
+    const key = cacheKey({ stage: "ingest", tenant: at.tenant, hex: ingestKey(upload, settings) });
     const cached = await readCached(objects, at.tenant, await cache.get(key));
     const result =
       cached ??

@@ -2,15 +2,16 @@
 import { isDeepStrictEqual } from "node:util";
 import type { Bus } from "@loraline/bus";
 import {
+  type AdapterState,
   buckets,
   foldRun,
   isTraceparent,
   type Problem,
   runCancelRequested,
+  runKey,
   runRequested,
   type RunState,
   traceparentAnnotation,
-  type AdapterState,
 } from "@loraline/contracts";
 import { type Kube, keyOf } from "@loraline/kube";
 import { createKeyedQueue, type KeyedQueue, type Log, PermanentError, traceIdOf } from "@loraline/runtime";
@@ -131,7 +132,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
 
   /** A run that is not kept here: it was told of long since, or it is not folded yet. */
   const requested = async (runId: string): Promise<RunState | undefined> => {
-    const folded = await (await bus.bucket(buckets.runs)).get(`${tenant}.${runId}`);
+    const folded = await (await bus.bucket(buckets.runs)).get(runKey({ tenant, id: runId }));
     if (folded !== undefined) return folded.value;
     const event = await bus.first(runRequested, { tenant, id: runId });
     return event && foldRun(undefined, { ...event, type: runRequested.type });

@@ -4,7 +4,7 @@
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Bus } from "@loraline/bus";
-import { type AdapterState, buckets } from "@loraline/contracts";
+import { type AdapterState, buckets, everyKeyOf } from "@loraline/contracts";
 import { type Kube, KubeError, resource, watch, withLease } from "@loraline/kube";
 import type { Objects } from "@loraline/objects";
 import type { Log, Telemetry } from "@loraline/runtime";
@@ -104,7 +104,7 @@ async function serveNamespace(
   });
   const known = Array.from({ length: 4 }, () => Promise.withResolvers<void>());
   const [runs, adapterStates] = await Promise.all([bus.bucket(buckets.runs), bus.bucket(buckets.adapters)]);
-  const filter = `${tenant}.*`;
+  const filter = everyKeyOf(tenant);
   const nameOf = (key: string): string => key.slice(tenant.length + 1);
   await Promise.all([
     runs.watch({ filter, signal, onReady: () => known[0]?.resolve(), onChange: (key, run) => tunes.onRun(nameOf(key), run) }),

@@ -11,7 +11,7 @@
  * another one too, which finds the chunks that are done.
  */
 import type { Bus } from "@loraline/bus";
-import { type Digest, tokenizeSpec } from "@loraline/contracts";
+import { cacheKey, type Digest, tokenizeSpec } from "@loraline/contracts";
 import { digestOf, type Objects } from "@loraline/objects";
 import { type Base, type EncodeThreads, identityOf, type TokenizeSpec } from "@loraline/tokens";
 import { z } from "zod";
@@ -43,4 +43,4 @@ export function chunkKey(code: string, { base, spec: { packing: _later, ...spec 
 }
 
 /** Key in KV `cache`. */
-export const cacheKey = (tenant: string, key: string): string => `chunk.${tenant}.${key}`;
+export const chunkCacheKey = (tenant: string, hex: string): string => cacheKey({ stage: "chunk", tenant, hex });

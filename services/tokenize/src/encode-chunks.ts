@@ -6,7 +6,7 @@ import { type BlobRef, buckets, chunkRequested, type DatasetManifest, type Event
 import { getBytes, type Objects, putJson } from "@loraline/objects";
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import { chunkFromBytes, createRecordEncoder, encodeChunk, type EncodedChunk, parseLines } from "@loraline/tokens";
-import { cacheKey, chunkKey, type ChunkSettings, type ChunkWorkDeps } from "./chunk-key.ts";
+import { chunkCacheKey, chunkKey, type ChunkSettings, type ChunkWorkDeps } from "./chunk-key.ts";
 import { needsNoTokens } from "./run-outcome.ts";
 
 type Chunk = DatasetManifest["chunks"][number];
@@ -47,7 +47,7 @@ export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chu
   const cache = await bus.bucket(buckets.cache);
   const settings = await putJson(objects, tenant, "settings", { code, base: base.ref.name, tokenize: spec, signed });
   const keys = chunks.map((chunk) => chunkKey(code, options, chunk.blob.digest));
-  const find = async (key: string): Promise<BlobRef | undefined> => (await cache.get(cacheKey(tenant, key)))?.value.manifest;
+  const find = async (key: string): Promise<BlobRef | undefined> => (await cache.get(chunkCacheKey(tenant, key)))?.value.manifest;
   /** Asks for every chunk that is neither there nor asked for already, by an earlier delivery or by another run. @returns the keys it asked for */
   const ask = async (from: number, round: number): Promise<ReadonlySet<string>> => {
     const asked = new Set<string>();
@@ -74,7 +74,7 @@ export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chu
         yield chunkFromBytes(await decompress(bytes));
         break;
       }
-      if (ref !== undefined) await cache.delete(cacheKey(tenant, key));
+      if (ref !== undefined) await cache.delete(chunkCacheKey(tenant, key));
       if (waitedMs > 0 && waitedMs % lookMs === 0) {
         if (await needsNoTokens(bus, run)) throw new TokensNotNeeded();
         if (await isDone()) throw new RetryLaterError("CHUNKS_GONE", 1, "another run has got the same tokens and removed the chunks");
@@ -93,7 +93,7 @@ export async function forgetChunks({ bus, objects, code }: ChunkWorkDeps, run: E
   const { tenant } = run.run;
   const cache = await bus.bucket(buckets.cache);
   for (const { blob } of chunks) {
-    const key = cacheKey(tenant, chunkKey(code, run, blob.digest));
+    const key = chunkCacheKey(tenant, chunkKey(code, run, blob.digest));
     const entry = await cache.get(key);
     if (entry === undefined) continue;
     // The entry first: an entry without its object would promise what is not there.

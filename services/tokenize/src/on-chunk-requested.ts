@@ -3,7 +3,7 @@ import type { HandlerContext, Received } from "@loraline/bus";
 import { buckets, type chunkRequested, consumers, runRejected } from "@loraline/contracts";
 import { getBytes, getJson } from "@loraline/objects";
 import { PermanentError, problemOf, RetryLaterError } from "@loraline/runtime";
-import { cacheKey, chunkKey, chunkSettings, type ChunkWorkDeps } from "./chunk-key.ts";
+import { chunkCacheKey, chunkKey, chunkSettings, type ChunkWorkDeps } from "./chunk-key.ts";
 import { needsNoTokens, rejectingCodes } from "./run-outcome.ts";
 
 export function onChunkRequested(deps: ChunkWorkDeps) {
@@ -28,7 +28,7 @@ async function tokenizeChunk(
   { log, signal }: HandlerContext,
 ): Promise<void> {
   const cache = await bus.bucket(buckets.cache);
-  const known = (await cache.get(cacheKey(tenant, key)))?.value.manifest;
+  const known = (await cache.get(chunkCacheKey(tenant, key)))?.value.manifest;
   if (known !== undefined && (await objects.head(tenant, known)) !== undefined) return;
   if (await needsNoTokens(bus, { tenant, id: run })) return;
   const wanted = await getJson(objects, tenant, settings, chunkSettings);
@@ -39,6 +39,6 @@ async function tokenizeChunk(
   const records = new Uint8Array(await getBytes(objects, tenant, chunk));
   const bytes = await threads.encode({ base, spec: wanted.tokenize, records, signed: wanted.signed, compress: true, signal });
   const ref = await objects.put(tenant, "encoded", bytes);
-  await cache.put(cacheKey(tenant, key), { manifest: ref, at: new Date().toISOString() });
+  await cache.put(chunkCacheKey(tenant, key), { manifest: ref, at: new Date().toISOString() });
   log.debug({ records: chunk.digest, bytes: ref.size }, "chunk tokenized");
 }

@@ -5,10 +5,11 @@ import { type Bus, type HandlerContext, type Received, tellWaiting } from "@lora
 import {
   type BlobRef,
   buckets,
-  type DatasetManifest,
+  cacheKey,
   datasetDeleted,
   datasetImportRequested,
   datasetIngested,
+  type DatasetManifest,
   datasetManifest,
   datasetReceived,
   datasetRejected,
@@ -18,8 +19,8 @@ import {
   type Problem,
   runRejected,
   runRequested,
-  runTokenized,
   type RunSpec,
+  runTokenized,
   runWaiting,
   type TokenManifest,
   tokenManifest,
@@ -108,7 +109,7 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
   if (mismatch !== undefined) return { kind: "rejected", problem: mismatch };
   const input: TokenizeInput = { tenant: at.tenant, base, spec, dataset: dataset.manifest, validation };
   const cache = await bus.bucket(buckets.cache);
-  const key = `tokenize.${at.tenant}.${tokenizeKey(input).slice("sha256:".length)}`;
+  const key = cacheKey({ stage: "tokenize", tenant: at.tenant, hex: tokenizeKey(input).slice("sha256:".length) });
   const entry = await cache.get(key);
   const manifest = entry === undefined ? undefined : await readComplete(objects, at.tenant, entry.value.manifest);
   // The minimum is no part of the key: the tokens are the same whatever it is.

@@ -49,6 +49,9 @@ export function filterFor(event: EventDef, at: Partial<EventAddress> = {}): stri
   return `loraline.${at.tenant ?? "*"}.${event.noun}.${at.id ?? "*"}.${event.tail}`;
 }
 
+/** The tenant's token of a subject, also where the rest of it names nothing of ours. */
+export const tenantOfSubject = (subject: string): string | undefined => subject.split(".")[1];
+
 /** Takes a subject apart; undefined when it is none of ours, or its tenant or id can be nobody's. */
 export function parseSubject(subject: string): (EventAddress & { type: string; noun: Noun }) | undefined {
   const [root, tenant, noun, id, ...tail] = subject.split(".");

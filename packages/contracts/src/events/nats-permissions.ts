@@ -4,7 +4,7 @@
  */
 import { type EventDef, filterFor } from "./define-event.ts";
 import * as e from "./events.ts";
-import { type BucketDef, buckets, type ConsumerDef, consumers, type StreamDef, streams } from "./streams.ts";
+import { type BucketDef, buckets, type ConsumerDef, consumers, deadLetterSubject, type StreamDef, streams } from "./streams.ts";
 
 /** `permissions` of a user in the server's configuration. */
 export interface NatsPermissions {
@@ -157,7 +157,7 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
     ...(of.consumes ?? []).flatMap(({ durable, stream: { name } }) => [
       ...api(`CONSUMER.INFO.${name}.${durable}`, `CONSUMER.MSG.NEXT.${name}.${durable}`),
       `$JS.ACK.${name}.${durable}.>`,
-      `dlq.${name}.${durable}.*`,
+      deadLetterSubject({ stream: name, durable, seq: "*" }),
       `$KV.${buckets.waited.name}.${durable}.*`,
     ]),
     ...[...(of.reads ?? []), ...(of.consumes === undefined ? [] : [buckets.waited])].flatMap(({ name }) => readStream(`KV_${name}`)),

@@ -91,6 +91,14 @@ export const streams = {
   },
 } as const satisfies Record<string, StreamDef>;
 
+/** Subject of a failed message's copy in DLQ: where the message is, and who could not process it. */
+export const deadLetterSubject = ({ stream, durable, seq }: { stream: string; durable: string; seq: number | string }): string =>
+  `dlq.${stream}.${durable}.${seq}`;
+export const parseDeadLetterSubject = (subject: string): { stream: string; durable: string } => {
+  const [, stream = "", durable = ""] = subject.split(".");
+  return { stream, durable };
+};
+
 export const spansSubject = (traceId: string): string => `spans.${traceId}`;
 
 export const streamOf = (event: EventDef): StreamDef => {

@@ -1,5 +1,5 @@
 /** `/v1/loraline/keys`, `limits` and `usage`: what a tenant's admins see and change, of their own tenant only. */
-import { buckets, createKeyBody, type KeyView, limitBody, type LimitState, scopes } from "@loraline/contracts";
+import { buckets, createKeyBody, type KeyView, limitBody, limitKey, type LimitState, parseLimitKey, scopes } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
@@ -19,17 +19,16 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
   const keys = await bus.bucket(buckets.keys);
   const limitsBucket = await bus.bucket(buckets.limits);
 
-  /** `<tenant>` or `<tenant>.<adapter>`. */
-  const limitKeyOf = ({ caller: { tenant }, params }: FastifyRequest): { key: string; adapter: string | null } => {
+  const limitOf = ({ caller: { tenant }, params }: FastifyRequest): { key: string; adapter: string | null } => {
     const { adapter: given } = params as { adapter?: string };
-    if (given === undefined) return { key: tenant, adapter: null };
+    if (given === undefined) return { key: limitKey({ tenant }), adapter: null };
     const adapter = ownAdapterName(tenant, given);
     if (!/^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/.test(adapter))
       throw badRequest("invalid_adapter", `"${adapter}" is no adapter's name.`, "adapter");
-    return { key: `${tenant}.${adapter}`, adapter };
+    return { key: limitKey({ tenant, adapter }), adapter };
   };
   const changeLimit = async (request: FastifyRequest, body: z.infer<typeof limitBody>) => {
-    const { key, adapter } = limitKeyOf(request);
+    const { key, adapter } = limitOf(request);
     const { by } = request.caller;
     const next: LimitState = {
       requestsPerMinute: body.requests_per_minute ?? null,
@@ -46,7 +45,7 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
     return { ...next, adapter };
   };
   const removeLimit = async (request: FastifyRequest) => {
-    const { key, adapter } = limitKeyOf(request);
+    const { key, adapter } = limitOf(request);
     const current = await limitsBucket.get(key);
     if (current === undefined) throw notFound("limit", adapter ?? "of the tenant", "adapter");
     if (current.value.fixed === true) throw fixedLimit(adapter);
@@ -93,8 +92,8 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
 
     app.get("/loraline/limits", needs("admin"), async (request) => {
       const { tenant } = request.caller;
-      const own = [...limits.all()].filter(([key]) => key === tenant || key.startsWith(`${tenant}.`));
-      return { data: own.map(([key, limit]) => ({ ...limit, adapter: key === tenant ? null : key.slice(tenant.length + 1) })) };
+      const all = [...limits.all()].map(([key, limit]) => ({ of: parseLimitKey(key), limit }));
+      return { data: all.filter(({ of }) => of.tenant === tenant).map(({ of, limit }) => ({ ...limit, adapter: of.adapter })) };
     });
     for (const path of ["/loraline/limits", "/loraline/limits/:adapter"]) {
       app.put(path, needs("admin"), async (request) => changeLimit(request, parsedBody(limitBody, request.body)));

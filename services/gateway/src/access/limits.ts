@@ -14,7 +14,7 @@
  * slices are spent.
  */
 import type { Bus } from "@loraline/bus";
-import { type BudgetState, buckets, type LimitState } from "@loraline/contracts";
+import { buckets, type BudgetState, limitKey, type LimitState, parseLimitKey } from "@loraline/contracts";
 import { type Log, PermanentError } from "@loraline/runtime";
 import { RateLimitError } from "../errors.ts";
 
@@ -327,9 +327,8 @@ export async function createLimits({
   return {
     admit(request) {
       if (limits.size === 0) return undefined;
-      const keys = [request.tenant, ...(request.adapter === null ? [] : [`${request.tenant}.${request.adapter}`])].filter((key) =>
-        limits.has(key),
-      );
+      const { tenant, adapter } = request;
+      const keys = [limitKey({ tenant }), ...(adapter === null ? [] : [limitKey({ tenant, adapter })])].filter((key) => limits.has(key));
       return keys.length === 0 ? undefined : admitAll(keys, request);
     },
     all: () => limits,
@@ -384,8 +383,8 @@ function headersOf(limited: readonly { lease: Lease; limit: LimitState }[], now:
 }
 
 const whose = (key: string): string => {
-  const [tenant, adapter] = key.split(".");
-  return adapter === undefined ? `tenant ${tenant}` : `adapter ${tenant}/${adapter}`;
+  const { tenant, adapter } = parseLimitKey(key);
+  return adapter === null ? `tenant ${tenant}` : `adapter ${tenant}/${adapter}`;
 };
 
 function refusal(lease: Lease, limit: LimitState, kind: Kind, now: number): RateLimitError {

@@ -9,13 +9,12 @@
  * quarter of the request's bytes for the prompt, and one token for each event that was passed on.
  */
 import type { Bus } from "@loraline/bus";
-import { buckets, type UsageRow, type UsageState } from "@loraline/contracts";
+import { buckets, everyUsageOf, parseUsageKey, usageKey, type UsageRow, type UsageState, usageTotal } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 
 const everyMs = 1000;
 /** Days are read side by side, so many at once. */
 const readAtOnce = 8;
-const total = "total";
 
 export interface Used {
   tenant: string;
@@ -61,19 +60,20 @@ export async function createUsage({
     rows: Map<string, UsageRow>;
     dirty: boolean;
   }
+  /** By the key of the bucket. */
   const counted = new Map<string, Counted>();
   let today = { day: dayOf(now()), endsAt: Math.ceil((now() + 1) / dayMs) * dayMs };
 
   const flush = async (): Promise<void> => {
-    for (const [prefix, entry] of counted) {
+    for (const [key, entry] of counted) {
       const { tenant, day, rows } = entry;
       if (!entry.dirty) {
-        if (day < dayOf(now() - dayMs)) counted.delete(prefix);
+        if (day < dayOf(now() - dayMs)) counted.delete(key);
         continue;
       }
       entry.dirty = false;
       try {
-        await bucket.put(`${prefix}.${gateway}`, { tenant, day, at: new Date(now()).toISOString(), rows: [...rows.values()] });
+        await bucket.put(key, { tenant, day, at: new Date(now()).toISOString(), rows: [...rows.values()] });
       } catch (error) {
         entry.dirty = true;
         throw error;
@@ -102,9 +102,10 @@ export async function createUsage({
   const mergeOldDays = async (): Promise<void> => {
     const before = dayOf(now() - dayMs);
     for (const { key, value } of await bucket.entries()) {
-      const [tenant = "", day = "", adapter = "", holder = ""] = key.split(".");
-      if (holder === total || day >= before) continue;
-      await bucket.change(`${tenant}.${day}.${adapter}.${total}`, (sum) => {
+      const { holder, ...of } = parseUsageKey(key);
+      const { tenant, day } = of;
+      if (holder === usageTotal || day >= before) continue;
+      await bucket.change(usageKey({ ...of, holder: usageTotal }), (sum) => {
         const merged = sum?.merged ?? [];
         if (merged.includes(holder)) return undefined;
         const rows = sumOf([...(sum?.rows ?? []), ...value.rows]);
@@ -119,11 +120,11 @@ export async function createUsage({
     count({ tenant, model, base, adapter, version, failed, estimated, promptTokens, completionTokens }) {
       const time = now();
       if (time >= today.endsAt) today = { day: dayOf(time), endsAt: Math.ceil((time + 1) / dayMs) * dayMs };
-      const prefix = `${tenant}.${today.day}.${adapter ?? "-"}`;
-      let entry = counted.get(prefix);
+      const key = usageKey({ tenant, day: today.day, adapter, holder: gateway });
+      let entry = counted.get(key);
       if (entry === undefined) {
         entry = { tenant, day: today.day, rows: new Map(), dirty: true };
-        counted.set(prefix, entry);
+        counted.set(key, entry);
       }
       entry.dirty = true;
       let row = entry.rows.get(model);
@@ -144,7 +145,7 @@ export async function createUsage({
       const rows: DailyUsage[] = [];
       for (let at = 0; at < days.length; at += readAtOnce) {
         const some = days.slice(at, at + readAtOnce);
-        const found = await Promise.all(some.map((day) => bucket.entries(`${tenant}.${day}.>`)));
+        const found = await Promise.all(some.map((day) => bucket.entries(everyUsageOf({ tenant, day }))));
         some.forEach((day, index) => {
           const counts = unmergedOf(found[index] ?? []);
           rows.push(...sumOf(counts.flatMap(({ rows: of }) => of)).map((row) => ({ ...row, day })));
@@ -159,15 +160,11 @@ export async function createUsage({
   };
 }
 
-/** Without the entries that are in their day's total already. */
+/** Of one tenant and day: without the entries that are in the day's total already. */
 function unmergedOf(entries: readonly { key: string; value: UsageState }[]): UsageState[] {
-  const prefixOf = (key: string): string => key.slice(0, key.lastIndexOf("."));
-  const merged = new Map(
-    entries.filter(({ key }) => key.endsWith(`.${total}`)).map(({ key, value }) => [prefixOf(key), value.merged ?? []]),
-  );
-  return entries
-    .filter(({ key }) => !(merged.get(prefixOf(key))?.includes(key.slice(key.lastIndexOf(".") + 1)) ?? false))
-    .map(({ value }) => value);
+  const parsed = entries.map(({ key, value }) => ({ ...parseUsageKey(key), value }));
+  const merged = new Map(parsed.filter(({ holder }) => holder === usageTotal).map(({ adapter, value }) => [adapter, value.merged ?? []]));
+  return parsed.filter(({ adapter, holder }) => !(merged.get(adapter)?.includes(holder) ?? false)).map(({ value }) => value);
 }
 
 /** One row for each model, by name. */

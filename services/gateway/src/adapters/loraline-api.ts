@@ -1,16 +1,19 @@
 /** `/v1/loraline/`: what OpenAI's API has no word for. */
 import { hash } from "node:crypto";
 import {
-  type AdapterState,
+  adapterKey,
   adapterPlaceRequested,
   adapterPromoteRequested,
   adapterRollbackRequested,
+  type AdapterState,
   type adapterView,
   buckets,
   canaryTraffic,
   consumers,
   type DeadLetterView,
+  everyKeyOf,
   parseSubject,
+  tenantOfSubject,
   placeBody,
   promoteBody,
   type ReplicaState,
@@ -59,7 +62,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     const { adapter } = request.params as { adapter: string };
     const { tenant } = request.caller;
     const name = ownAdapterName(tenant, adapter);
-    const entry = /^[a-z0-9-]+$/.test(name) ? await adapters.get(`${tenant}.${name}`) : undefined;
+    const entry = /^[a-z0-9-]+$/.test(name) ? await adapters.get(adapterKey({ tenant, adapter: name })) : undefined;
     if (entry === undefined) throw notFound("adapter", adapter, "adapter");
     return entry.value;
   };
@@ -107,7 +110,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   const letterOf = async (request: FastifyRequest): Promise<DeadLetterView> => {
     const { seq } = request.params as { seq: string };
     const letter = /^[1-9]\d{0,14}$/.test(seq) ? await bus.deadLetters.get(Number(seq)) : undefined;
-    if (letter === undefined || letter.subject.split(".")[1] !== request.caller.tenant) throw notFound("dead letter", seq, "seq");
+    if (letter === undefined || tenantOfSubject(letter.subject) !== request.caller.tenant) throw notFound("dead letter", seq, "seq");
     return letter;
   };
 
@@ -142,7 +145,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     }));
 
     app.get("/loraline/adapters", needs("infer", "train", "promote"), async (request) => {
-      const entries = await adapters.entries(`${request.caller.tenant}.*`);
+      const entries = await adapters.entries(everyKeyOf(request.caller.tenant));
       const states = entries.map(({ value }) => value).toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1));
       return { data: await viewsOf(states) };
     });

@@ -9,7 +9,14 @@
  *
  * A request keeps the version that was decided when it began.
  */
-import type { AdapterState, AdapterVersion, EngineRecord, ReplicaAdapter, ReplicaReport } from "@loraline/contracts";
+import {
+  adapterKey,
+  type AdapterState,
+  type AdapterVersion,
+  type EngineRecord,
+  type ReplicaAdapter,
+  type ReplicaReport,
+} from "@loraline/contracts";
 import { parseFineTunedModel } from "../openai-ids.ts";
 
 export interface ReplicaView {
@@ -71,7 +78,7 @@ export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteR
     return { kind: "route", model, engineModel: model, version: null, replicas: [best, ...others] };
   }
   const named = parseModel(model);
-  const adapter = named?.tenant === tenant ? view.adapters.get(`${tenant}.${named.adapter}`) : undefined;
+  const adapter = named?.tenant === tenant ? view.adapters.get(adapterKey({ tenant, adapter: named.adapter })) : undefined;
   if (named === undefined || adapter === undefined) return unknown;
   if (named.base !== undefined && named.base !== adapter.base) return unknown;
   return decideVersion(view, adapter, named.version ?? aliasFor(view, adapter, sticky));

@@ -1,6 +1,6 @@
 /** What the gateway knows about engines, adapters and replicas, kept in memory by watching their KV buckets. */
 import { type Bus, createReplicaTable } from "@loraline/bus";
-import { type AdapterState, buckets, type EngineRecord, type ReplicaReport } from "@loraline/contracts";
+import { type AdapterState, buckets, type EngineRecord, replicaKey } from "@loraline/contracts";
 import type { ReplicaView, RoutingView } from "./decide-route.ts";
 
 /** Agents write every 3 s. */
@@ -42,7 +42,6 @@ export async function createRoutingTable({
   ]);
 
   let sweptAt = now();
-  const keyOf = (state: ReplicaReport): string => `${state.engine}.${state.replica}`;
   return {
     view() {
       const time = now();
@@ -65,9 +64,9 @@ export async function createRoutingTable({
       return { engines: [...engines.values()], adapters, replicas: views, random };
     },
     engine: (name) => engines.get(name),
-    unreachable: ({ state }) => void unreachableAt.set(keyOf(state), now()),
+    unreachable: ({ state }) => void unreachableAt.set(replicaKey(state), now()),
     begin({ state }) {
-      const key = keyOf(state);
+      const key = replicaKey(state);
       inFlight.set(key, (inFlight.get(key) ?? 0) + 1);
       let ended = false;
       return () => {

@@ -8,6 +8,7 @@
  */
 import { type Bus, createReplicaTable, type ReplicaEntry, type ReplicaTable, tellWaiting } from "@loraline/bus";
 import {
+  adapterKey,
   adapterPlaceRequested,
   adapterPromoteRequested,
   adapterRollbackRequested,
@@ -16,6 +17,8 @@ import {
   consumers,
   type EngineRecord,
   type EventAddress,
+  everyHoldingOf,
+  replicaKey,
   type ReplicaState,
   runFailed,
   runWaiting,
@@ -100,7 +103,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
       if (!untold.has(key) && !seen.canary) {
         if (decideConvergence(seen, replicas, now).length === 0) {
           const replica = awaitedReplica(seen, replicas, now);
-          if (replica !== undefined) awaited.set(key, `${seen.engine}.${replica}`);
+          if (replica !== undefined) awaited.set(key, replicaKey({ engine: seen.engine, replica }));
           return;
         }
       }
@@ -117,7 +120,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
 
   /** Whether what is new about a replica may settle something about an adapter. */
   const matters = (replica: string, state: AdapterState): boolean => {
-    const other = awaited.get(`${state.tenant}.${state.adapter}`);
+    const other = awaited.get(adapterKey(state));
     return other === undefined || other === replica || saysNo(late.table?.get(replica), state);
   };
   const wakeEngine = (engine: string, replica?: string): void => {
@@ -243,7 +246,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
     try {
       // Who was cut off itself has heard of nobody: the bucket is asked, and a replica that is there would not tell its holdings again.
       if ((await replicaBucket.get(key)) !== undefined) return;
-      await holdingBucket.clear(`${key}.>`);
+      await holdingBucket.clear(everyHoldingOf(key));
       table.drop(key);
       log.info({ replica: key }, "replica is gone for good; what it told is removed");
     } catch (error) {

@@ -12,7 +12,7 @@
  *
  * Everything is safe to repeat: names of jobs and ids of events follow from run and attempt.
  */
-import { type BlobRef, type RunState, terminalPhases } from "@loraline/contracts";
+import { type BlobRef, runKey, type RunState, terminalPhases } from "@loraline/contracts";
 import type { Attempt } from "../launchers/launcher.ts";
 
 /** Where a run stands in line for a device. */
@@ -184,11 +184,11 @@ export function lineFor(
   slots: { total: number; free: number },
   now: number,
 ): Line {
-  const byRun = Map.groupBy(attempts, ({ tenant, runId }) => `${tenant}.${runId}`);
+  const byRun = Map.groupBy(attempts, ({ tenant, runId }) => runKey({ tenant, id: runId }));
   let ahead = 0;
   for (const other of runs) {
     if (!cameBefore(other, run) || !mayStillTrain(other) || other.tokens === null || other.cancelRequested) continue;
-    const its = byRun.get(`${other.tenant}.${other.runId}`) ?? [];
+    const its = byRun.get(runKey({ tenant: other.tenant, id: other.runId })) ?? [];
     if (its.every(({ phase }) => phase === "failed") && readyAt(newestOf(its)) <= now) ahead++;
   }
   return { ...slots, ahead };

@@ -3,10 +3,12 @@ import type { Bus, KvBucket } from "@loraline/bus";
 import {
   buckets,
   type EventAddress,
+  parseRunKey,
   runCancelled,
   runCheckpointed,
   runFailed,
   runAttemptEnded,
+  runKey,
   runPreempted,
   runQueued,
   runRejected,
@@ -29,11 +31,6 @@ export interface TrainServiceDeps {
   resyncMs?: number;
 }
 
-const keyOf = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
-const addressOf = (key: string): EventAddress => {
-  const [tenant = "", id = ""] = key.split(".");
-  return { tenant, id };
-};
 const nothing: History = { over: false, lost: [], checkpoint: null };
 
 export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncDisposable> {
@@ -59,7 +56,7 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
 
   const lookAtAll = async (): Promise<void> => {
     for (const key of runs.keys()) queue.add(key);
-    for (const { tenant, runId } of await launcher.observe()) queue.add(keyOf({ tenant, id: runId }));
+    for (const { tenant, runId } of await launcher.observe()) queue.add(runKey({ tenant, id: runId }));
   };
 
   const ready = Promise.withResolvers<void>();
@@ -111,7 +108,7 @@ async function gather(
   // Nothing is known of it, as when the projector has still to fold it again: then nothing is concluded either. It may also be another
   // line's, so it is left alone; what Kubernetes keeps of an ended Job goes away by itself.
   if (run === undefined) {
-    if (!deps.strangers.has(key) && (await deps.bus.first(runRequested, addressOf(key))) === undefined) {
+    if (!deps.strangers.has(key) && (await deps.bus.first(runRequested, parseRunKey(key))) === undefined) {
       deps.strangers.add(key);
       deps.log.warn({ run: key }, "there are attempts of a run that this line never heard of; they are left alone");
     }
@@ -121,7 +118,7 @@ async function gather(
   const attempts = all.filter(({ tenant, runId }) => tenant === run.tenant && runId === run.runId);
   const early = run.attempt === 0 && run.lostAttempts === 0 && attempts.length === 0 && !run.cancelRequested;
   const idle = !early && !terminalPhases.has(run.phase) && attempts.every(({ phase }) => phase === "failed");
-  const history = idle ? await historyOf(deps.bus, addressOf(key)) : nothing;
+  const history = idle ? await historyOf(deps.bus, parseRunKey(key)) : nothing;
   return { run, attempts, history, line: lineFor(run, deps.runs.values(), all, await deps.launcher.slots(), Date.now()) };
 }
 

@@ -4,6 +4,7 @@ import {
   adapterCanaryEnded,
   adapterCanaryStarted,
   adapterCanaryStepped,
+  adapterKey,
   adapterPromoted,
   adapterRefused,
   adapterRolledBack,
@@ -19,7 +20,7 @@ import {
 import { lastMove } from "./alias-moves.ts";
 import type { ServeServiceDeps } from "../service.ts";
 
-export const keyOf = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
+export const keyOf = ({ tenant, id }: EventAddress): string => adapterKey({ tenant, adapter: id });
 export const addressOf = ({ tenant, adapter }: AdapterState): EventAddress => ({ tenant, id: adapter });
 export const nameOf = ({ tenant, id }: EventAddress): string => `${tenant}/${id}`;
 

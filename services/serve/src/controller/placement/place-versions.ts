@@ -1,6 +1,6 @@
 /** Keeps in KV `adapters` which replicas should hold which versions, as decide-placement.ts decides. */
 import type { KvBucket, ReplicaTable } from "@loraline/bus";
-import type { AdapterState, AdapterVersion, EngineRecord, Placement } from "@loraline/contracts";
+import { adapterKey, type AdapterState, type AdapterVersion, type EngineRecord, type Placement, replicaKey } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 import { decideHandover, decidePlacement, fitsEverywhere, type Placed } from "./decide-placement.ts";
 
@@ -96,7 +96,7 @@ export function createPlacer({
       const target = placed.get(engineName);
       if (target === undefined) continue;
       const next = decideHandover(target.replicas, current, replicas, (replica) => {
-        const entry = table.get(`${name}.${replica}`);
+        const entry = table.get(replicaKey({ engine: name, replica }));
         if (entry === undefined || !entry.report.ready) return "away";
         const state = entry.held(engineName)?.state;
         if (state === "proven") return "proven";
@@ -153,7 +153,7 @@ export function createPlacer({
   return {
     see(state) {
       const known = engine(state.engine);
-      const key = `${state.tenant}.${state.adapter}`;
+      const key = adapterKey(state);
       const before = known.counts.get(key) ?? 0;
       const count = state.versions.filter(({ status }) => status === "desired").length;
       known.counts.set(key, count);

@@ -1,6 +1,6 @@
 /** A run that is called off after its training: its version is not served, if it is not served yet. */
 import type { KvBucket, Received } from "@loraline/bus";
-import { type AdapterState, runRequested, type runCancelRequested } from "@loraline/contracts";
+import { adapterKey, type AdapterState, type runCancelRequested, runRequested } from "@loraline/contracts";
 import { cancelledCode, nameOf, publishRefused } from "../aliases/adapter-events.ts";
 import type { ServeServiceDeps } from "../service.ts";
 import { applyRefused, versionOfRun } from "./decide-versions.ts";
@@ -18,7 +18,7 @@ export async function onCancelRequested(
   if (requested === undefined) return;
   const name = { tenant: at.tenant, id: requested.data.spec.adapter };
   const reason = { code: cancelledCode, message: `the run was cancelled${data.by ? ` by ${data.by}` : ""}` };
-  const state = await adapters.change(`${name.tenant}.${name.id}`, (current) => {
+  const state = await adapters.change(adapterKey({ tenant: name.tenant, adapter: name.id }), (current) => {
     const version = versionOfRun(current, at.id);
     if (current === undefined || version === undefined || version.status !== "desired" || version.servedAt !== null) return undefined;
     return applyRefused(current, { kind: "refused", version: version.version, problem: reason });

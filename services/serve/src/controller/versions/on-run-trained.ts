@@ -2,6 +2,7 @@
 import type { KvBucket, Received } from "@loraline/bus";
 import { adapterFiles, type AdapterParts, readAdapterHead } from "@loraline/models";
 import {
+  adapterKey,
   type AdapterManifest,
   adapterManifest,
   adapterRefused,
@@ -46,7 +47,7 @@ export async function onRunTrained(
     return;
   }
 
-  const key = `${tenant}.${spec.adapter}`;
+  const key = adapterKey({ tenant, adapter: spec.adapter });
   const name = { tenant, id: spec.adapter };
   const known = (await adapters.get(key))?.value;
   let version = versionOfRun(known, runId);

@@ -1,0 +1,78 @@
+/**
+ * Keys of the KV buckets, built and parsed here and nowhere else. The tokens of a key are joined by dots; none of them holds
+ * one, since tenants, adapters, engines and replicas are names without dots, and ids are ULIDs or hex digits.
+ */
+import type { EventAddress } from "./events/define-event.ts";
+
+/** Bucket `runs`: `<tenant>.<runId>`. */
+export const runKey = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
+export const parseRunKey = (key: string): EventAddress => {
+  const [tenant = "", id = ""] = key.split(".");
+  return { tenant, id };
+};
+
+/** Bucket `datasets`: `<tenant>.<datasetId>`. */
+export const datasetKey = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
+
+export interface AdapterOfTenant {
+  readonly tenant: string;
+  readonly adapter: string;
+}
+
+/** Bucket `adapters`: `<tenant>.<adapter>`. */
+export const adapterKey = ({ tenant, adapter }: AdapterOfTenant): string => `${tenant}.${adapter}`;
+export const parseAdapterKey = (key: string): AdapterOfTenant => {
+  const [tenant = "", adapter = ""] = key.split(".");
+  return { tenant, adapter };
+};
+
+/** Matches every entry of one tenant in `runs`, `datasets` or `adapters`. */
+export const everyKeyOf = (tenant: string): string => `${tenant}.*`;
+
+/** Bucket `replicas`: `<engine>.<replica>`. */
+export const replicaKey = ({ engine, replica }: { readonly engine: string; readonly replica: string }): string => `${engine}.${replica}`;
+
+/** Bucket `holdings`: `<engine>.<replica>.<tenant>.<adapter>`, the keys of a replica and of an adapter, one after the other. */
+export const holdingKey = ({ replicaKey: replica, adapterKey: adapter }: { replicaKey: string; adapterKey: string }): string =>
+  `${replica}.${adapter}`;
+export const parseHoldingKey = (key: string): { replicaKey: string; adapterKey: string } => {
+  const [engine = "", replica = "", tenant = "", adapter = ""] = key.split(".");
+  return { replicaKey: replicaKey({ engine, replica }), adapterKey: adapterKey({ tenant, adapter }) };
+};
+/** Matches everything that one replica holds. */
+export const everyHoldingOf = (replica: string): string => `${replica}.>`;
+
+/** Bucket `waited`: `<durable consumer>.<sequence in its stream>`. */
+export const waitedKey = ({ durable, seq }: { durable: string; seq: number }): string => `${durable}.${seq}`;
+
+/** Bucket `cache`: `<stage>.<tenant>.<hex>`, where `hex` are the digits of a digest over all inputs. */
+export const cacheKey = ({ stage, tenant, hex }: { stage: "ingest" | "tokenize" | "chunk"; tenant: string; hex: string }): string =>
+  `${stage}.${tenant}.${hex}`;
+
+/** Buckets `limits` and `budgets`: `<tenant>`, or `<tenant>.<adapter>` for one adapter's own. */
+export const limitKey = ({ tenant, adapter }: { tenant: string; adapter?: string | null | undefined }): string =>
+  adapter === undefined || adapter === null ? tenant : `${tenant}.${adapter}`;
+export const parseLimitKey = (key: string): { tenant: string; adapter: string | null } => {
+  const [tenant = "", adapter] = key.split(".");
+  return { tenant, adapter: adapter ?? null };
+};
+
+/** What stands in a usage key instead of a gateway when a day is over and its gateways' counts are summed. */
+export const usageTotal = "total";
+
+/** `day` is of UTC, `YYYY-MM-DD`; `adapter` is null for the bases; `holder` is a gateway's id or `usageTotal`. */
+export interface UsageKey {
+  readonly tenant: string;
+  readonly day: string;
+  readonly adapter: string | null;
+  readonly holder: string;
+}
+
+/** Bucket `usage`: `<tenant>.<day>.<adapter, or - for bases>.<holder>`. */
+export const usageKey = ({ tenant, day, adapter, holder }: UsageKey): string => `${tenant}.${day}.${adapter ?? "-"}.${holder}`;
+export const parseUsageKey = (key: string): UsageKey => {
+  const [tenant = "", day = "", adapter = "", holder = ""] = key.split(".");
+  return { tenant, day, adapter: adapter === "-" ? null : adapter, holder };
+};
+/** Matches everything that a tenant used on one day. */
+export const everyUsageOf = ({ tenant, day }: Pick<UsageKey, "tenant" | "day">): string => `${tenant}.${day}.>`;
