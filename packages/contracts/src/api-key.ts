@@ -13,5 +13,10 @@ export const apiKeyRecord = z.object({
   createdAt: isoTime,
   scopes: z.array(z.enum(scopes)).min(1).nullish().describe("Absent: all of them."),
   expiresAt: isoTime.nullish(),
+  revokedAt: isoTime
+    .nullish()
+    .describe(
+      "The key is not valid any more. The record stays, so that a key which an installation sets at each start does not come back.",
+    ),
   createdBy: z.string().nullish().describe("Name of the key or subject that made it."),
 });

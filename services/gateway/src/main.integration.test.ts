@@ -122,6 +122,27 @@ describe("main.ts", () => {
     }
   });
 
+  testWithNats(
+    "a key that it is started with, and that was revoked, does not come back at the next start",
+    async ({ nats, nc, tenant }) => {
+      await ensureStreams(nc);
+      const key = `ll-bootstrap-of-${tenant}`;
+      const env = { NATS_URL: nats.url, BOOTSTRAP_TENANT: tenant, BOOTSTRAP_API_KEY: key };
+      const ask = async (url: string, path = "", method = "GET"): Promise<Response> =>
+        fetch(`${url}/v1/loraline/keys${path}`, { method, headers: { authorization: `Bearer ${key}` } });
+      await using first = await startMain(env);
+      const { data } = (await (await ask(first.url)).json()) as { data: { id: string }[] };
+      expect((await ask(first.url, `/${data[0]?.id}`, "DELETE")).status).toBe(200);
+      await using second = await startMain(env); // a replica more, or a restart
+      for (const { url } of [first, second]) {
+        await expect.poll(async () => (await ask(url)).status).toBe(401);
+        expect(await (await ask(url)).json()).toMatchObject({
+          error: { code: "invalid_api_key", message: expect.stringMatching(/revoked/) },
+        });
+      }
+    },
+  );
+
   testWithNats("says what is wrong with its settings and ends with 1", async ({ nats }) => {
     const child = spawn(process.execPath, ["--conditions=@loraline/source", join(import.meta.dirname, "main.ts")], {
       env: { NATS_URL: nats.url, PORT: "eighty", UPLOAD_LIMIT_BYTES: "-1", TRACE_CHAT_SHARE: "2" },

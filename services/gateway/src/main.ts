@@ -38,7 +38,9 @@ await runService({
       .string()
       .min(20, "is too short for a key that may do everything")
       .optional()
-      .describe("A key of BOOTSTRAP_TENANT with every scope, valid as long as it is set here: the first one, that others are made with."),
+      .describe(
+        "A key of BOOTSTRAP_TENANT with every scope: the first one, that others are made with. Revoked once, it stays revoked: set another one.",
+      ),
     OIDC_ISSUER: z.url().optional(),
     OIDC_AUDIENCE: z.string().optional(),
     OIDC_TENANT_CLAIM: z.string().optional(),

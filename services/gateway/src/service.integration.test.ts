@@ -112,6 +112,51 @@ describe("errors", () => {
   });
 });
 
+describe("a body that comes too slowly", () => {
+  /** Sends a body in `parts`, one each 50 ms, and resolves with all that was answered. */
+  async function trickle(url: string, key: string, path: string, type: string, parts: string[]): Promise<string> {
+    const { hostname, port, host } = new URL(url);
+    const socket = connect(Number(port), hostname);
+    const length = parts.join("").length;
+    socket.write(
+      `POST ${path} HTTP/1.1\r\nhost: ${host}\r\nauthorization: Bearer ${key}\r\ncontent-type: ${type}\r\ncontent-length: ${length}\r\nconnection: close\r\n\r\n`,
+    );
+    const sending = (async () => {
+      for (const part of parts) {
+        if (socket.destroyed) return;
+        socket.write(part);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+    })();
+    socket.on("error", () => {});
+    let answer = "";
+    for await (const part of socket) answer += String(part);
+    await sending;
+    return answer;
+  }
+
+  test.for([
+    ["/v1/chat/completions", "application/json"],
+    ["/v1/files", "multipart/form-data; boundary=b"],
+  ] as const)("is cut off, and told why: %s", async ([path, type], { nc, tenant }) => {
+    await using line = await startGateway({ nc, tenant, slowBodies: { graceMs: 400, bytesPerSecond: 10_000 } });
+    const opening = path === "/v1/files" ? '--b\r\ncontent-disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' : "";
+    const answer = await trickle(line.url, line.key, path, type, [opening, ...Array.from({ length: 600 }, () => " ")]);
+    expect(answer).toMatch(/^HTTP\/1\.1 408 [\s\S]*"request_too_slow"/);
+    // Others are served as before.
+    expect((await line.fetch("/v1/models")).status).toBe(200);
+  });
+
+  test("that is long but fast enough is read to its end", async ({ nc, tenant }) => {
+    await using line = await startGateway({ nc, tenant, slowBodies: { graceMs: 400, bytesPerSecond: 1000 } });
+    const answer = await trickle(line.url, line.key, "/v1/chat/completions", "application/json", [
+      ...Array.from({ length: 30 }, () => " ".repeat(1000)),
+      "{}",
+    ]);
+    expect(answer).toMatch(/^HTTP\/1\.1 400 /);
+  });
+});
+
 describe("tenants", () => {
   test("use only the engines that are theirs", async ({ line }) => {
     await registerEngine(line.bus, { tenants: ["somebody-else"] });

@@ -16,6 +16,7 @@ import { fileRoutes } from "./jobs/files.ts";
 import { adminRoutes } from "./access/admin-api.ts";
 import { fineTuningRoutes } from "./jobs/fine-tuning.ts";
 import { inferenceRoutes } from "./inference/inference.ts";
+import { cutOffSlowBodies, type SlowBodyLimits, slowBodyLimits } from "./access/slow-bodies.ts";
 import { createLimits } from "./access/limits.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
@@ -41,6 +42,8 @@ export interface GatewayServiceOptions {
   uploadLimitBytes?: number;
   /** Largest JSON body, in bytes. Default 32 MiB, which holds a few images. */
   bodyLimitBytes?: number;
+  /** How slowly bodies may come. Default 4 KiB a second, after a minute. */
+  slowBodies?: SlowBodyLimits;
   /** What engines were started with as VLLM_API_KEY. */
   engineKey?: string | undefined;
   /** For benchmarks: replicas are chosen at random instead of by affinity and load. */
@@ -161,6 +164,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       },
     });
     parseJsonBodies(app);
+    cutOffSlowBodies(app, options.slowBodies ?? slowBodyLimits);
     const known = collectRoutes(app);
     let draining = false;
     app.addHook("onRequest", async (request, reply) => {

@@ -3,7 +3,7 @@ import { buckets, createKeyBody, type KeyView, limitBody, limitKey, type LimitSt
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
-import { type ApiKeyRecord, createApiKey, hashApiKey, keyIdOf, needs } from "./auth.ts";
+import { createApiKey, hashApiKey, keyIdOf, needs, revoked, type ApiKeyRecord } from "./auth.ts";
 import { parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, notFound } from "../errors.ts";
@@ -85,7 +85,7 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
       const { tenant, by } = request.caller;
       const found = keysOf(tenant).find(([hash]) => keyIdOf(hash) === id);
       if (found === undefined) throw notFound("key", id, "id");
-      await keys.delete(found[0]);
+      await keys.change(found[0], (record) => record && revoked(record, new Date().toISOString()));
       log.info({ tenant, by, key: id, name: found[1].name }, "key revoked");
       return { id, deleted: true };
     });

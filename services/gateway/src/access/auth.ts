@@ -20,7 +20,7 @@ export const hashApiKey = (key: string): string => digestOf("sha256", key);
 export const keyIdOf = (hash: string): string => hash.slice(0, 16);
 
 /**
- * Makes a key valid for a tenant. Doing it again with the same key changes nothing.
+ * Makes a key valid for a tenant. Doing it again with the same key changes nothing, so a key that was revoked stays revoked.
  * @param options.key - absent: a new random one.
  * @param options.scopes - absent: all of them.
  * @returns the key itself, which cannot be had again from the store.
@@ -87,6 +87,8 @@ export async function createKeyCheck({
 
   const judge = (found: Known | undefined, key: string): Caller => {
     if (found === undefined) throw refused(`Incorrect API key provided: ${masked(key)}.`);
+    if (found.record.revokedAt)
+      throw refused(`The API key "${found.record.name}" was revoked (${found.record.revokedAt}). Make a new one.`);
     if (Date.now() >= found.expiresAt) {
       throw refused(`The API key "${found.record.name}" has expired (${found.record.expiresAt}). Make a new one.`);
     }
@@ -104,7 +106,9 @@ export async function createKeyCheck({
   };
   return Object.assign(check, {
     keysOf: (tenant: string) =>
-      [...known].filter(([, { record }]) => record.tenant === tenant).map(([hash, { record }]): [string, ApiKeyRecord] => [hash, record]),
+      [...known]
+        .filter(([, { record }]) => record.tenant === tenant && !record.revokedAt)
+        .map(([hash, { record }]): [string, ApiKeyRecord] => [hash, record]),
   });
 }
 
@@ -124,6 +128,9 @@ export function checkScope({ by, scopes: has }: Caller, needed: readonly Scope[]
     { status: 403 },
   );
 }
+
+/** The record of a key that is not valid any more. A gateway of an older version knows `expiresAt` only, and refuses the key by that. */
+export const revoked = (record: ApiKeyRecord, now: string): ApiKeyRecord => ({ ...record, revokedAt: now, expiresAt: now });
 
 /** Options of a route below /v1: a caller with any of these scopes may use it. */
 export const needs = (...scope: Scope[]): { config: { scope: readonly Scope[] } } => ({ config: { scope } });
