@@ -28,6 +28,8 @@ export interface KvBucket<T> {
   change(key: string, change: (current: T | undefined) => T | undefined): Promise<T | undefined>;
   /** All entries whose key matches `filter` (NATS wildcards); no order. */
   entries(filter?: string): Promise<KvEntry<T>[]>;
+  /** What the clock of the NATS server shows, in milliseconds since the epoch. */
+  serverTime(): Promise<number>;
   /**
    * Calls back with every entry there is, then `onReady`, then with each change; value undefined = deleted.
    * Survives reconnects (and then calls back with everything again). Ends with the signal.
@@ -97,6 +99,12 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           if (!isWrongRevision(error) || attempt >= 50) throw error;
         }
       }
+    },
+    async serverTime() {
+      const jsm = await jetstreamManager(nc);
+      const { ts } = await jsm.streams.info(`KV_${def.name}`);
+      if (ts === undefined) throw new Error("this NATS server is too old: it does not say what its clock shows");
+      return Date.parse(ts);
     },
     async entries(filter = ">") {
       // One pass over the values instead of a read per key, by a consumer that is removed at once: the client library's own `history`

@@ -17,6 +17,7 @@ import { adminRoutes } from "./access/admin-api.ts";
 import { fineTuningRoutes } from "./jobs/fine-tuning.ts";
 import { inferenceRoutes } from "./inference/inference.ts";
 import { cutOffSlowBodies, type SlowBodyLimits, slowBodyLimits } from "./access/slow-bodies.ts";
+import { createServerClock } from "./access/server-clock.ts";
 import { createLimits } from "./access/limits.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
@@ -116,6 +117,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const { gateway } = traffic;
     const metrics = createMetrics();
     const metricsServer = options.metrics === undefined ? undefined : owned.use(await serveMetrics(metrics, options.metrics));
+    const clock = owned.use(await createServerClock({ bucket: await bus.bucket(buckets.budgets), log }));
     const context: GatewayContext = {
       bus,
       objects,
@@ -124,7 +126,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       state: await createStateReader({ bus }),
       table: await createRoutingTable({ bus, signal: watching.signal, random: options.routeAtRandom === true ? Math.random : undefined }),
       traffic,
-      limits: owned.use(await createLimits({ bus, log, gateway, signal: watching.signal })),
+      limits: owned.use(await createLimits({ bus, log, gateway, signal: watching.signal, now: clock.now })),
       usage: owned.use(await createUsage({ bus, log, gateway })),
       metrics,
       keysOf: checkKey.keysOf,

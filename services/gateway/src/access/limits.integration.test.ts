@@ -16,6 +16,7 @@ import {
   startEngine,
   startGateway,
 } from "../gateway-under-test.ts";
+import { createServerClock } from "./server-clock.ts";
 import { type Admission, createLimits, type Limits } from "./limits.ts";
 
 const limitOf = (over: Partial<LimitState>): LimitState => ({ by: "test", at: new Date().toISOString(), ...over });
@@ -65,6 +66,39 @@ const test = testWithNats.extend("gateways", async ({ nats }, { onCleanup }): Pr
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
+});
+
+test("gateways whose own clocks are minutes apart hold one limit together", async ({ nats, tenant }) => {
+  await using owned = new AsyncDisposableStack();
+  const stop = new AbortController();
+  owned.defer(() => stop.abort());
+  const limits = await Promise.all(
+    [-125_000, 0, 125_000].map(async (aheadMs) => {
+      const nc = await nats.connect();
+      owned.defer(() => nc.close());
+      await ensureStreams(nc);
+      const bus = createBus({ nc, log: quietLog, telemetry: createTelemetry({ service: "test" }), source: "test" });
+      await (await bus.bucket(buckets.limits)).put(tenant, limitOf({ requestsPerMinute: 10 }));
+      const bucket = await bus.bucket(buckets.budgets);
+      const clock = owned.use(await createServerClock({ bucket, log: quietLog, ownNow: () => Date.now() + aheadMs }));
+      return owned.use(await createLimits({ bus, log: quietLog, gateway: `g${aheadMs}`, signal: stop.signal, tickMs: 20, now: clock.now }));
+    }),
+  );
+  if (Date.now() % 60_000 > 50_000) await new Promise((resolve) => setTimeout(resolve, 60_500 - (Date.now() % 60_000)));
+  let admitted = 0;
+  for (let round = 0; round < 60; round++) {
+    for (const one of limits) {
+      try {
+        const admission = await one.admit({ tenant, adapter: null, mostTokens: () => 0 });
+        if (admission === undefined) throw new Error("not limited");
+        admitted += 1;
+      } catch (error) {
+        if (!(error instanceof RateLimitError)) throw error;
+      }
+    }
+  }
+  expect(admitted).toBeLessThanOrEqual(10);
+  expect(admitted).toBeGreaterThan(5);
 });
 
 interface Outcome {

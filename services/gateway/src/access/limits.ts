@@ -9,8 +9,8 @@
  * need goes back within a second or two; what a gateway that died had taken is free with the next minute (slots: after 15 s).
  *
  * Exact: the sum of what all gateways admit into one minute never exceeds the limit, in requests and in tokens, because a request
- * reserves the most it can use, and gets back what the engine did not count. A minute is one of the clock (that of the gateway that
- * is ahead), so two neighbouring ones can meet in a burst of twice the limit. With the bus away, limited tenants get 503 once the
+ * reserves the most it can use, and gets back what the engine did not count. A minute is one of NATS' clock (server-clock.ts), so two
+ * neighbouring ones can meet in a burst of twice the limit. With the bus away, limited tenants get 503 once the
  * slices are spent.
  */
 import type { Bus } from "@loraline/bus";
@@ -93,6 +93,7 @@ export async function createLimits({
   gateway: string;
   signal: AbortSignal;
   tickMs?: number;
+  /** A clock that all gateways share, in milliseconds since the epoch. */
   now?: () => number;
 }): Promise<Limits> {
   const budgets = await bus.bucket(buckets.budgets);

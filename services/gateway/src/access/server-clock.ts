@@ -1,0 +1,47 @@
+/**
+ * One clock for all gateways: that of NATS. Gateways whose own clocks differ by minutes would each count a minute of their own, and
+ * each would take the others' count for a mistake and begin it anew, so that a limit limited nothing.
+ */
+import type { KvBucket } from "@loraline/bus";
+import type { Log } from "@loraline/runtime";
+
+/** An answer that took longer says too little about when it was given. */
+const slowestAnswerMs = 1000;
+
+export interface ServerClock extends Disposable {
+  /** Milliseconds since the epoch. */
+  now(): number;
+}
+
+/** Asks at once, and then every `everyMs`. While NATS does not answer, the difference that was seen last stands. */
+export async function createServerClock({
+  bucket,
+  log,
+  everyMs = 30_000,
+  ownNow = () => Date.now(),
+}: {
+  bucket: Pick<KvBucket<unknown>, "serverTime">;
+  log: Log;
+  everyMs?: number;
+  /** This machine's clock. */
+  ownNow?: () => number;
+}): Promise<ServerClock> {
+  let aheadMs = 0;
+  const compare = async (): Promise<void> => {
+    const asked = ownNow();
+    const began = performance.now();
+    const server = await bucket.serverTime();
+    const tookMs = performance.now() - began;
+    if (tookMs > slowestAnswerMs) return;
+    const before = aheadMs;
+    aheadMs = server - (asked + tookMs / 2);
+    if (Math.abs(aheadMs) > 2000 && Math.abs(aheadMs - before) > 2000)
+      log.warn({ aheadMs: Math.round(aheadMs) }, "this machine's clock and that of NATS differ; limits go by that of NATS");
+  };
+  await compare();
+  const timer = setInterval(() => {
+    compare().catch((error: unknown) => log.debug({ err: error }, "the clock of NATS could not be asked"));
+  }, everyMs);
+  timer.unref();
+  return { now: () => ownNow() + aheadMs, [Symbol.dispose]: () => clearInterval(timer) };
+}
