@@ -12,8 +12,8 @@ import {
   type Telemetry,
   UnavailableError,
 } from "@loraline/runtime";
-import { type Consumer, jetstream, type JsMsg } from "@nats-io/jetstream";
-import type { NatsConnection } from "@nats-io/transport-node";
+import { type Consumer, type ConsumerMessages, jetstream, type JsMsg } from "@nats-io/jetstream";
+import type { NatsConnection, Subscription } from "@nats-io/transport-node";
 import { buryLetter } from "./dead-letters.ts";
 import type { z } from "zod";
 import { open, type Received } from "./envelope.ts";
@@ -78,8 +78,14 @@ export interface ConsumeDeps {
 
 const makeRoom = "Whoever runs the line has to make room on its disk, or raise its limit.";
 
-/** A pull waits this long for a message; also how long stopping may have to wait. */
+/** A pull waits this long for a message. */
 const pullMs = 1000;
+
+/**
+ * Ends a pull early. A message that the server has sent already still arrives; the client's own `close` would drop it, and it would be
+ * delivered again only after the ack wait. `sub` is not in the client's types: without it the pull ends by itself after `pullMs`.
+ */
+const endPull = (pull: ConsumerMessages & { sub?: Subscription }): void => void pull.sub?.drain().catch(() => undefined);
 
 /** Starts consuming; disposing stops pulling, lets running handlers finish, and gives back what came too late. */
 export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options: ConsumeOptions<C>): Promise<AsyncDisposable> {
@@ -101,12 +107,24 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   const waited = await openBucket(deps.nc, buckets.waited, log);
 
   const settling = new Set<Promise<void>>();
+  const pulls = new Set<ConsumerMessages>();
+  const next = async (): Promise<JsMsg | null> => {
+    const pull = await consumer.fetch({ max_messages: 1, expires: pullMs });
+    pulls.add(pull);
+    if (stopping.signal.aborted) endPull(pull);
+    try {
+      for await (const message of pull) return message;
+      return null;
+    } finally {
+      pulls.delete(pull);
+    }
+  };
   let failedPulls = 0;
   const worker = async (): Promise<void> => {
     while (!stopping.signal.aborted) {
       let message: JsMsg | null = null;
       try {
-        message = await consumer.next({ expires: pullMs });
+        message = await next();
         failedPulls = 0;
       } catch (error) {
         if (stopping.signal.aborted || deps.nc.isClosed()) return;
@@ -133,6 +151,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   return {
     async [Symbol.asyncDispose]() {
       stopping.abort();
+      for (const pull of pulls) endPull(pull);
       // A pull from a server that went away may never end.
       const pulled = sleep(pullMs * 2).then(() => Promise.all(settling));
       await Promise.race([Promise.all(workers), pulled]);

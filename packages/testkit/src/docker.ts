@@ -19,6 +19,8 @@ export interface ContainerSpec {
   port: number;
   /** Logged when it is ready. */
   ready: RegExp;
+  /** Where it keeps its files: in memory, see `storeRoot` in server-process.ts. */
+  dataDir: string;
 }
 
 /**
@@ -26,7 +28,7 @@ export interface ContainerSpec {
  *
  * @throws if `LORALINE_REQUIRE_DOCKER=1` and either is missing.
  */
-export async function startContainer({ image, command, port, ready }: ContainerSpec): Promise<StartedTestContainer | undefined> {
+export async function startContainer({ image, command, port, ready, dataDir }: ContainerSpec): Promise<StartedTestContainer | undefined> {
   if (!required && process.env["DOCKER_HOST"] === undefined && !sockets.some((path) => existsSync(path))) return undefined;
   const { GenericContainer, getContainerRuntimeClient, Wait } = await import("testcontainers"); // half a second, only where needed
   try {
@@ -39,6 +41,7 @@ export async function startContainer({ image, command, port, ready }: ContainerS
     return await new GenericContainer(image)
       .withCommand(command)
       .withExposedPorts(port)
+      .withTmpFs({ [dataDir]: "rw" })
       .withWaitStrategy(Wait.forLogMessage(ready))
       .withStartupTimeout(60_000)
       .start();

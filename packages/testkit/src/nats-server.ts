@@ -16,6 +16,7 @@ export async function startNats(): Promise<NatsFixture> {
     command: ["-js", "-sd", "/data", "-a", "0.0.0.0", "-p", "4222"],
     port: 4222,
     ready: /Server is ready/,
+    dataDir: "/data",
   });
   if (container === undefined) return spawnNatsServer();
   const url = `nats://${container.getHost()}:${container.getMappedPort(4222)}`;

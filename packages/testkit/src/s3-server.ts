@@ -22,6 +22,7 @@ export async function startS3(): Promise<S3Fixture> {
     command: serve("0.0.0.0:8080", "/data"),
     port: 8080,
     ready: /Starting s3 server/,
+    dataDir: "/data",
   });
   if (container === undefined) return spawnS3Server();
   const fixture = await withBucket(`http://${container.getHost()}:${container.getMappedPort(8080)}`);
