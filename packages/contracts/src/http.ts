@@ -6,7 +6,10 @@ import { z } from "zod";
 import { datasetMapping } from "./spec/dataset-mapping.ts";
 import { hubSource, urlSource } from "./spec/import-source.ts";
 import { adapterName, digest, isoTime, problem } from "./names.ts";
-import { adapterImport, canarySettings, loraSpec, placement, runSpec, runSpecFields, tokenizeSpec, trainingSpec } from "./spec/run-spec.ts";
+import { notice } from "./spec/judged-fields.ts";
+import { loraSpec } from "./spec/lora-fields.ts";
+import { adapterImport, canarySettings, placement, runSpecFields, tokenizeSpec } from "./spec/run-spec.ts";
+import { trainingSpec } from "./spec/training-fields.ts";
 import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "./state.ts";
 import { scopes } from "./api-key.ts";
 
@@ -81,15 +84,15 @@ export const createJobBody = z.strictObject({
   metadata: z.record(z.string().max(64), z.string().max(512)).nullish(),
   loraline: z
     .strictObject({
-      adapter: runSpec.shape.adapter.optional(),
+      adapter: runSpecFields.shape.adapter.optional(),
       lora: loraSpec.optional(),
-      training: trainingSpec.partial().optional(),
+      training: trainingSpec.optional(),
       tokenize: tokenizeSpec.partial().optional(),
       holdout: z.number().optional(),
       min_records: z.int().optional(),
       gate: z.enum(["better-than-base", "better-than-promoted", "none"]).optional(),
       gate_accuracy: z.boolean().optional(),
-      promote: runSpec.shape.promote.unwrap().optional(),
+      promote: runSpecFields.shape.promote.unwrap().optional(),
       canary: canarySettings.optional(),
       placement: placement.optional(),
       keep: runSpecFields.shape.keep,
@@ -127,7 +130,12 @@ export const jobObject = z.object({
   integrations: z.array(z.unknown()),
   metadata: z.record(z.string(), z.string()).nullable(),
   error: z.object({ code: z.string(), message: z.string(), param: z.string().nullable() }).nullable(),
-  loraline: z.object({ run: runState }).optional(),
+  loraline: z
+    .object({
+      run: runState,
+      notices: z.array(notice).optional().describe("Fields that were given and change nothing here, or were taken as another one."),
+    })
+    .optional(),
 });
 export type JobObject = z.infer<typeof jobObject>;
 

@@ -3,7 +3,8 @@ import { z } from "zod";
 import { baseRef } from "./engine.ts";
 import { blobRef, digest, fileRef, problem } from "./names.ts";
 import { probePrompt } from "./records.ts";
-import { loraSpec, trainingSpec } from "./spec/run-spec.ts";
+import { loraSpec } from "./spec/lora-fields.ts";
+import { trainingSpec } from "./spec/training-fields.ts";
 
 export const trainerSpec = z.object({
   version: z.literal(1),

@@ -1,7 +1,7 @@
 /** Pure: what is wrong with an adapter before any engine has seen it. What vLLM would ignore in silence is refused here. */
 import { z } from "zod";
 import type { ModuleShapes } from "./base-modules.ts";
-import { type Problem, refusedLoraFields } from "@loraline/contracts";
+import { judgedLoraFields, type Problem, refusedIn } from "@loraline/contracts";
 import type { Tensor } from "./safetensors-header.ts";
 
 export const adapterFiles = { config: "adapter_config.json", weights: "adapter_model.safetensors" } as const;
@@ -107,11 +107,8 @@ export function judgeAdapter(
       message: `the adapter has rank ${rank}, the engine serves ranks up to ${base.maxLoraRank}. Train a lower rank, or start the engine with a higher --max-lora-rank.`,
     });
   }
-  for (const [field, reason] of Object.entries(refusedLoraFields)) {
-    if (field !== "megatron_core" && isSet(config[field])) {
-      problems.push({ code: "ADAPTER_FEATURE_UNSUPPORTED", param: field, message: `${adapterFiles.config} sets ${field}: ${reason}.` });
-    }
-  }
+  for (const { name, why } of refusedIn(config, judgedLoraFields))
+    problems.push({ code: "ADAPTER_FEATURE_UNSUPPORTED", param: name, message: `${adapterFiles.config} sets ${name}: ${why}.` });
   if (typeof config["init_lora_weights"] === "string" && changesBase.test(config["init_lora_weights"])) {
     problems.push({
       code: "ADAPTER_FEATURE_UNSUPPORTED",

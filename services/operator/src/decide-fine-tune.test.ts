@@ -55,6 +55,21 @@ describe("conditions", () => {
     expect([first, second, third].flat().map(({ lastTransitionTime }) => lastTransitionTime)).toEqual(["t1", "t1", "t3"]);
   });
 
+  it("are joined by one event about what was given and changes nothing", () => {
+    const parsed = decideWanted(
+      { base: "b", adapter: "a", dataset: { id }, training: { output_dir: "./out" } },
+      { dataset: id, validation: id },
+      origin,
+    );
+    if ("problems" in parsed) throw new Error(JSON.stringify(parsed.problems));
+    const run = foldRun(undefined, event("run.requested.v1", { spec: parsed.spec }, 1));
+    const { status, milestones } = decideFineTune(observed({ run }));
+    expect(milestones).toContainEqual(
+      expect.objectContaining({ reason: "FieldsNotUsed", message: expect.stringMatching(/^training\.output_dir/) }),
+    );
+    expect(decideFineTune(observed({ run, before: status })).milestones).toEqual([]);
+  });
+
   it("tell a refusal once, although it fails them all", () => {
     const problems = [{ code: "RANK_TOO_HIGH", message: "lora.r is 64" }];
     const { status, milestones } = decideFineTune(observed({ problems }));

@@ -246,6 +246,9 @@ function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, 
     else if (status === "False" && !milestones.some((told) => told.reason === reason))
       milestones.push({ type: "Warning", reason, message, key: `${type}-${reason}` });
   }
+  const notices = run?.spec.notices ?? [];
+  if (notices.length > 0 && was("Accepted")?.status !== "True")
+    milestones.push({ type: "Warning", reason: "FieldsNotUsed", message: notices.map((one) => one.message).join(" "), key: "notices" });
   for (const { attempt, reason, message } of waited)
     milestones.push({ type: "Warning", reason: reasonOf(reason), message, key: `queue-${attempt}-${reason}` });
   if (run !== undefined && run.attempt > (before?.attempt ?? 0))

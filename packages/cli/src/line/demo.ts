@@ -90,7 +90,7 @@ export async function demoCommand(
 
   say(bold(`\n2. ${shortPath(sample)} becomes the adapter ${adapter}`));
   const line = connectLine(server);
-  const runId = await startRun(line, { file: sample, base: server.base, adapter, settings });
+  const { runId } = await startRun(line, { file: sample, base: server.base, adapter, settings });
   const run = await followRun(line, runId, terminal);
   if (run.finishedAt === null) return 130;
   const view = run.served === null ? undefined : await line.adapter(adapter);

@@ -22,6 +22,12 @@ it("takes sections of the run spec as they are written, without defaults of its 
   expect(parseRunFile("# nothing yet\n", "run.yaml")).toEqual({});
 });
 
+it("takes a pasted recipe as it is; the server says what of it changes nothing", () => {
+  const text = "lora:\n  task_type: CAUSAL_LM\n  r: 8\ntraining:\n  output_dir: ./out\n  fp16: false\n  max_seq_length: 512\n";
+  expect(parseRunFile(text, "run.yaml").training).toEqual({ output_dir: "./out", fp16: false, max_seq_length: 512 });
+  expect(refusal("training:\n  seed: 1\n  fp16: true\n")).toMatch(/^run\.yaml:3: training\.fp16 is refused: .*bf16/);
+});
+
 it.each([
   [
     "a misspelt section",

@@ -2,7 +2,7 @@
 import { openAsBlob } from "node:fs";
 import { stat } from "node:fs/promises";
 import { basename } from "node:path";
-import type { DatasetMapping, RunState } from "@loraline/contracts";
+import type { DatasetMapping, Notice, RunState } from "@loraline/contracts";
 import type { LineClient } from "../connect-line.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { followRun } from "./follow-run.ts";
@@ -24,9 +24,9 @@ export interface RunRequest {
 
 /**
  * Uploads through OpenAI's own client and creates the job.
- * @returns id of the run.
+ * @returns id of the run, and what is to be told of fields that are not used as written.
  */
-export async function startRun(line: LineClient, request: RunRequest): Promise<string> {
+export async function startRun(line: LineClient, request: RunRequest): Promise<{ runId: string; notices: Notice[] }> {
   const training = await upload(line, request.file, request.mapping);
   const validation = request.validation === undefined ? undefined : await upload(line, request.validation, request.mapping);
   const body = {
@@ -35,8 +35,8 @@ export async function startRun(line: LineClient, request: RunRequest): Promise<s
     ...(validation === undefined ? {} : { validation_file: validation }),
     loraline: { ...request.settings, adapter: request.adapter },
   };
-  const job = await line.openai.fineTuning.jobs.create(body);
-  return job.id.replace(/^ftjob-/, "");
+  const job = (await line.openai.fineTuning.jobs.create(body)) as { id: string; loraline?: { notices?: Notice[] } };
+  return { runId: job.id.replace(/^ftjob-/, ""), notices: job.loraline?.notices ?? [] };
 }
 
 async function upload(line: LineClient, path: string, mapping: DatasetMapping | undefined): Promise<string> {
@@ -76,7 +76,7 @@ export async function runCommand(
   terminal: Terminal,
 ): Promise<number> {
   const settings = options.settings === undefined ? {} : await readRunFile(options.settings);
-  const runId = await startRun(line, {
+  const { runId, notices } = await startRun(line, {
     file: options.file,
     validation: options.validation,
     mapping: options.mapping === undefined ? undefined : await readMapping(options.mapping),
@@ -84,6 +84,8 @@ export async function runCommand(
     adapter: options.name,
     settings,
   });
+  // In the words of the run file, whose fields stand below `loraline` in the job.
+  for (const { message } of notices) writeLine(terminal.err, `note: ${message.replace(/^loraline\./, "")}`);
   if (!options.follow) {
     if (options.json) writeJson(terminal.out, await line.run(runId));
     else writeLine(terminal.out, runId);

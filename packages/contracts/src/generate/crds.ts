@@ -9,7 +9,10 @@ import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { importSource } from "../spec/import-source.ts";
 import { adapterName, problem, traceparent, ulid } from "../names.ts";
-import { canarySettings, ignoredLoraFields, placement, refusedLoraFields, runSpecFields } from "../spec/run-spec.ts";
+import type { JudgedField, JudgedFields } from "../spec/judged-fields.ts";
+import { judgedLoraFields } from "../spec/lora-fields.ts";
+import { canarySettings, placement, runSpecFields } from "../spec/run-spec.ts";
+import { judgedTrainingFields } from "../spec/training-fields.ts";
 
 export const crdGroup = "loraline.dev";
 export const crdVersion = "v1alpha1";
@@ -225,25 +228,39 @@ const neutral: Readonly<Record<string, (field: string) => string>> = {
   array: (field) => `size(self.${field}) == 0`,
 };
 
+/** What Kubernetes is told of a field that is none of the run spec: it must not be pruned before the operator has judged its value. */
+const descriptionOf = (field: JudgedField): string =>
+  ({
+    neutral: () => "Changes nothing here.",
+    moved: ({ to }: { to: string }) => `Is ${to} here.`,
+    refused: ({ why }: { why: string }) => `Refused: ${why}.`,
+  })[field.as](field as { to: string; why: string });
+
+const judgedProperties = (fields: JudgedFields): Json =>
+  Object.fromEntries(
+    Object.entries(fields).map(([name, field]) => [
+      name,
+      { description: descriptionOf(field), nullable: true, "x-kubernetes-preserve-unknown-fields": true },
+    ]),
+  );
+
+/** Of LoraConfig's refused fields the API server says itself what is wrong, where it can tell. */
 function refusedLora(): { properties: Json; rules: Rule[] } {
   const properties: Json = {};
   const rules: Rule[] = [];
-  for (const [field, reason] of Object.entries(refusedLoraFields)) {
-    const description = `Refused: ${reason}.`;
+  for (const [field, judged] of Object.entries(judgedLoraFields)) {
+    if (judged.as !== "refused" || field === "task_type" || field === "peft_type") continue;
     const typed = refusedTypes[field];
     // Of an object CEL cannot tell whether it is empty, so the schema says it; and what is in it must not be pruned before.
     const object = { type: "object", maxProperties: 0, "x-kubernetes-preserve-unknown-fields": true };
-    properties[field] = { description, nullable: true, ...(typed ?? object) };
+    properties[field] = { description: descriptionOf(judged), nullable: true, ...(typed ?? object) };
     if (typed === undefined) continue;
     rules.push({
       rule: `!has(self.${field}) || ${(neutral[typed["type"] as string] as (field: string) => string)(field)}`,
-      message: `${field} is refused: ${reason}. Remove it.`,
+      message: `${field} is refused: ${judged.why}. ${judged.remedy}.`,
       fieldPath: `.${field}`,
     });
   }
-  properties["megatron_core"] = { description: "Written by PEFT; changes nothing.", type: "string", nullable: true };
-  for (const field of ignoredLoraFields)
-    properties[field] = { description: "Written by PEFT; changes nothing.", nullable: true, "x-kubernetes-preserve-unknown-fields": true };
   return { properties, rules };
 }
 
@@ -319,7 +336,8 @@ function withRules(schema: Json, rules: Readonly<Record<string, readonly Rule[]>
 function fineTuneSchema(): Json {
   const spec = schemaOf(fineTuneSpec);
   const refused = refusedLora();
-  Object.assign(propertyOf(spec, "lora")["properties"] as Json, refused.properties);
+  Object.assign(propertyOf(spec, "lora")["properties"] as Json, judgedProperties(judgedLoraFields), refused.properties);
+  Object.assign(propertyOf(spec, "training")["properties"] as Json, judgedProperties(judgedTrainingFields));
   return withRules(spec, {
     "": [
       { rule: "self == oldSelf", message: "a FineTune is one run and cannot be changed; make a new one with another name" },

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { parseRunSpec } from "../index.ts";
+import { judgedLoraFields, judgedTrainingFields, loraFields, parseRunSpec, trainingFields } from "../index.ts";
 
 const minimal = { base: "smollm2-135m-instruct", adapter: "pirate", dataset: "01KB0000000000000000000DS1" };
 const specOf = (raw: unknown) => {
@@ -70,6 +70,94 @@ test.each([
 ])("lora.%s is refused by name, with the reason", (field, value, reason) => {
   const problems = problemsOfSpec({ ...minimal, lora: { [field]: value } });
   expect(problems).toEqual([["LORA_FIELD_REFUSED", `lora.${field}`, expect.stringMatching(reason)]]);
+});
+
+/** LoraConfig and TrainingArguments of the recipe that this project began with, as they stand there. */
+const recipe = {
+  lora: {
+    task_type: "CAUSAL_LM",
+    target_modules: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    inference_mode: false,
+    r: 8,
+    lora_alpha: 32,
+    lora_dropout: 0.1,
+  },
+  training: {
+    output_dir: "./output/Qwen2_instruct_lora",
+    per_device_train_batch_size: 4,
+    gradient_accumulation_steps: 4,
+    logging_steps: 10,
+    num_train_epochs: 3,
+    save_steps: 100,
+    learning_rate: 1e-4,
+    save_on_each_node: true,
+    gradient_checkpointing: true,
+    fp16: false,
+  },
+};
+
+test("a recipe can be pasted; what changes nothing is dropped and told once, however often the spec is parsed", () => {
+  const parsed = parseRunSpec({ ...minimal, ...recipe });
+  if ("problems" in parsed) throw new Error(JSON.stringify(parsed.problems));
+  expect(parsed.spec.training).toMatchObject({ gradient_accumulation_steps: 4, logging_steps: 10, gradient_checkpointing: true });
+  expect(parsed.spec.training).not.toHaveProperty("output_dir");
+  expect(parsed.spec.lora).toMatchObject({ lora_alpha: 32, lora_dropout: 0.1 });
+  expect(parsed.notices.map(({ param }) => param)).toEqual(["training.output_dir", "training.save_on_each_node"]);
+  expect(parsed.notices[0]?.message).toMatch(/^training\.output_dir changes nothing here: .+\.$/);
+  expect(specOf(JSON.parse(JSON.stringify(parsed.spec)))).toEqual(parsed.spec);
+});
+
+test("fields of SFTConfig that another section has go there, and are told", () => {
+  const parsed = parseRunSpec({ ...minimal, training: { max_seq_length: 2048, packing: false, dataset_text_field: "text" } });
+  if ("problems" in parsed) throw new Error(JSON.stringify(parsed.problems));
+  expect(parsed.spec.tokenize).toMatchObject({ max_length: 2048, packing: false });
+  expect(parsed.notices.map(({ param }) => param)).toEqual(["training.max_seq_length", "training.packing"]);
+  const both = { training: { max_length: 512 }, tokenize: { max_length: 1024 } };
+  expect(problemsOfSpec({ ...minimal, ...both })).toEqual([
+    ["SPEC_INVALID", "training.max_length", expect.stringMatching(/tokenize\.max_length/)],
+  ]);
+});
+
+test("warmup_ratio of transformers 4 is warmup_steps below 1", () => {
+  expect(specOf({ ...minimal, training: { warmup_ratio: 0.03 } }).training.warmup_steps).toBe(0.03);
+  expect(specOf({ ...minimal, training: { warmup_ratio: 0, warmup_steps: 5 } }).training.warmup_steps).toBe(5);
+  for (const training of [{ warmup_ratio: 0.1, warmup_steps: 5 }, { warmup_ratio: 1 }, { warmup_ratio: "0.1" }])
+    expect(problemsOfSpec({ ...minimal, training })).toEqual([["SPEC_INVALID", "training.warmup_ratio", expect.anything()]]);
+});
+
+test.each([
+  ["fp16", true, /bf16/],
+  ["load_best_model_at_end", true, /num_train_epochs/],
+  ["deepspeed", { zero_optimization: { stage: 3 } }, /gpus and nodes/],
+  ["loss_type", "dft", /cross entropy/],
+  ["resume_from_checkpoint", "./checkpoint-100", /import/],
+])("training.%s is refused by name, with reason and remedy", (field, value, reason) => {
+  expect(problemsOfSpec({ ...minimal, training: { [field]: value } })).toEqual([
+    ["TRAINING_FIELD_REFUSED", `training.${field}`, expect.stringMatching(reason)],
+  ]);
+});
+
+test.each([
+  [{ optim: "paged_adamw_8bit" }, "optim", /bitsandbytes.*adamw_torch_fused/],
+  [{ lr_scheduler_type: "cosine", lr_scheduler_kwargs: { min_lr: 1e-5 } }, "lr_scheduler_kwargs", /num_cycles, not min_lr/],
+  [{ lr_scheduler_type: "cosine_with_min_lr" }, "lr_scheduler_kwargs", /min_lr or min_lr_rate/],
+  [{ label_smoothing_factor: 1 }, "label_smoothing_factor", /./],
+  [{ max_steps: 0 }, "max_steps", /-1/],
+])("training %j is an error of its field", (training, field, reason) => {
+  expect(problemsOfSpec({ ...minimal, training })).toEqual([["SPEC_INVALID", `training.${field}`, expect.stringMatching(reason)]]);
+});
+
+test("every judged field says why, and none is a field of ours", () => {
+  for (const [section, judged] of [
+    [loraFields, judgedLoraFields],
+    [trainingFields, judgedTrainingFields],
+  ] as const) {
+    for (const [name, field] of Object.entries(judged)) {
+      expect(section.shape, name).not.toHaveProperty(name);
+      // Sentences are made of them: "x is refused: <why>. <remedy>."
+      for (const text of field.as === "refused" ? [field.why, field.remedy] : [field.why]) expect(text, name).toMatch(/[^.]$/);
+    }
+  }
 });
 
 test("initialisations that change the base are refused, naming the ones that do not", () => {

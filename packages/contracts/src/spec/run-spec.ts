@@ -1,133 +1,9 @@
 /** The run spec: what a user asks for. One schema for HTTP, NATS, `run.yaml` and the `FineTune` resource. */
 import { z } from "zod";
 import { adapterName, blobRef, type Problem, ulid } from "../names.ts";
-
-/**
- * Fields of PEFT's `LoraConfig` that Loraline refuses, with the reason. A value that changes nothing
- * (`false`, `null`, `"none"`, an empty list or object) is dropped instead, so that a config
- * that PEFT wrote can be pasted as it is.
- */
-export const refusedLoraFields: Readonly<Record<string, string>> = {
-  use_dora: "vLLM cannot serve DoRA (it raises NotImplementedError on magnitude vectors)",
-  modules_to_save: "vLLM refuses adapters that carry whole modules; train low-rank weights with target_modules instead",
-  bias: "vLLM refuses adapters with trained biases",
-  lora_bias: "vLLM refuses adapters with LoRA biases",
-  trainable_token_indices: "vLLM ignores or refuses trained token embeddings",
-  target_parameters: "vLLM has no loader for adapters on bare parameters",
-  layer_replication: "vLLM serves the base as it is; replicated layers do not exist there",
-  loftq_config: "LoftQ changes the base's weights; the adapter would be wrong on the served base",
-  eva_config: "EVA's data-driven ranks need passes over the data that the trainer does not make",
-  corda_config: "CorDA changes the base's weights; the adapter would be wrong on the served base",
-  lora_ga_config: "LoRA-GA changes the base's weights; the adapter would be wrong on the served base",
-  arrow_config: "Arrow routes between adapters inside PEFT; vLLM applies one adapter per request",
-  alora_invocation_tokens: "vLLM applies an adapter to the whole sequence; activated LoRA would answer differently",
-  use_qalora: "QALoRA pools the input; vLLM has no such kernel",
-  use_bdlora: "block-diagonal LoRA has no loader in vLLM",
-  megatron_config: "Megatron layers do not exist in the served model",
-  megatron_core: "Megatron layers do not exist in the served model",
-  runtime_config: "ephemeral offload is a property of the machine, not of the adapter",
-};
-
-/** Fields that PEFT writes into every config and that say nothing we could change. */
-const impliedLoraFields: Readonly<Record<string, readonly unknown[]>> = {
-  task_type: ["CAUSAL_LM"],
-  peft_type: ["LORA"],
-  inference_mode: [true, false],
-  fan_in_fan_out: [false],
-};
-
-const alwaysIgnoredLoraFields = new Set([
-  "auto_mapping",
-  "base_model_name_or_path",
-  "revision",
-  "peft_version",
-  "ensure_weight_tying",
-  "qalora_group_size",
-]);
-
-/** Fields that may stand in a config and say nothing. */
-export const ignoredLoraFields: readonly string[] = [...Object.keys(impliedLoraFields), ...alwaysIgnoredLoraFields];
-
-const isNeutral = (value: unknown): boolean =>
-  value === null ||
-  value === undefined ||
-  value === false ||
-  value === "none" ||
-  (typeof value === "object" && Object.keys(value).length === 0);
-
-/** Drops what changes nothing; leaves everything else for the strict schema to judge. */
-function dropNeutralLoraFields(raw: unknown): unknown {
-  if (typeof raw !== "object" || raw === null || Array.isArray(raw)) return raw;
-  return Object.fromEntries(
-    Object.entries(raw).filter(([key, value]) => {
-      if (alwaysIgnoredLoraFields.has(key)) return false;
-      if (key in refusedLoraFields && (isNeutral(value) || key === "megatron_core")) return false;
-      if (impliedLoraFields[key]?.includes(value)) return false;
-      return value !== null;
-    }),
-  );
-}
-
-const moduleNames = z.union([z.string().min(1), z.array(z.string().min(1)).min(1)]);
-const positivePattern = z.record(z.string().min(1), z.number().positive());
-
-export const loraSpec = z.preprocess(
-  dropNeutralLoraFields,
-  z
-    .strictObject({
-      r: z.int().min(1).max(512).default(8).describe("Rank. At most the engine's `max_lora_rank`."),
-      lora_alpha: z.number().positive().default(16).describe("Scaling is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora."),
-      lora_dropout: z.number().min(0).lt(1).default(0),
-      target_modules: moduleNames
-        .default("all-linear")
-        .describe("Module names as a list, one name or a regular expression as a string, or `all-linear`."),
-      exclude_modules: moduleNames.optional(),
-      use_rslora: z.boolean().default(false),
-      layers_to_transform: z.union([z.int().nonnegative(), z.array(z.int().nonnegative()).min(1)]).optional(),
-      layers_pattern: moduleNames.optional(),
-      rank_pattern: z.record(z.string().min(1), z.int().min(1).max(512)).optional(),
-      alpha_pattern: positivePattern.optional(),
-      init_lora_weights: z
-        .union([z.literal(true), z.enum(["gaussian", "orthogonal"])], {
-          error:
-            'must be true, "gaussian" or "orthogonal": the other initialisations (pissa, olora, corda, eva, loftq, lora_ga) change the base\'s weights, so the adapter would be wrong on the served base; false starts from noise',
-        })
-        .default(true),
-    })
-    .describe("Fields of PEFT's LoraConfig that vLLM can serve."),
-);
-
-const schedulers = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"] as const;
-
-export const trainingSpec = z
-  .strictObject({
-    per_device_train_batch_size: z
-      .int()
-      .min(1)
-      .max(4096)
-      .default(4)
-      .describe("Rows (packed rows when packing is on) per device and forward pass."),
-    gradient_accumulation_steps: z.int().min(1).max(4096).default(1),
-    num_train_epochs: z.number().positive().max(1000).default(3),
-    max_steps: z.int().min(-1).default(-1).describe("-1: as many as num_train_epochs needs."),
-    learning_rate: z.number().positive().max(10).default(2e-4),
-    lr_scheduler_type: z.enum(schedulers).default("linear"),
-    warmup_steps: z.number().nonnegative().default(0).describe("Steps, or below 1 a share of all steps."),
-    weight_decay: z.number().min(0).max(1).default(0),
-    max_grad_norm: z.number().positive().default(1),
-    logging_steps: z.int().min(1).default(1),
-    save_steps: z.int().min(1).default(50),
-    save_total_limit: z.int().min(1).default(2),
-    eval_steps: z.int().min(1).optional().describe("Absent: evaluate once, after the last step."),
-    gradient_checkpointing: z.boolean().default(false),
-    seed: z
-      .int()
-      .min(0)
-      .max(2 ** 32 - 1)
-      .default(42),
-    bf16: z.boolean().default(true),
-  })
-  .describe("Names and meanings of transformers.TrainingArguments.");
+import { isObject, movesOf, type Notice, notice, noticesOf, reasonOf } from "./judged-fields.ts";
+import { judgedLoraFields, loraSpec } from "./lora-fields.ts";
+import { judgedTrainingFields, trainingSpec } from "./training-fields.ts";
 
 export const tokenizeSpec = z
   .strictObject({
@@ -304,17 +180,65 @@ export const runSpecFields = z
   })
   .describe("What a user asks for: one fine-tuning run, or the import of an adapter.");
 
-export const runSpec = runSpecFields
-  .superRefine((spec, context) => {
-    const wrong = (path: string, message: string): void => context.addIssue({ code: "custom", path: [path], message });
-    if (spec.dataset === undefined && spec.import === undefined) wrong("dataset", "is missing: name the dataset to train on");
-    if (spec.import === undefined) return;
-    if (spec.dataset !== undefined) wrong("import", "an adapter is either trained on `dataset` or imported; remove one of the two");
-    if (spec.validation !== undefined) wrong("validation", "an imported adapter is not evaluated; remove it");
-  })
+/** Sections into which people paste a configuration, and what becomes of the fields that we do not have. */
+const pasted = { lora: judgedLoraFields, training: judgedTrainingFields } as const;
+
+/**
+ * Moves what belongs to another section (SFTConfig's `max_length`) and notes what changes nothing, in `notices`. The sections' own
+ * schemas drop it. Applied again it changes nothing more, so that a spec may pass through several doors.
+ */
+function acceptPasted(input: RunSpecInput, context: z.core.$RefinementCtx): unknown {
+  const raw: unknown = input;
+  if (!isObject(raw)) return raw;
+  const spec: Record<string, unknown> = { ...raw };
+  const notices: unknown[] = Array.isArray(raw["notices"]) ? [...(raw["notices"] as unknown[])] : [];
+  for (const [name, fields] of Object.entries(pasted)) {
+    const section = raw[name];
+    if (!isObject(section)) continue;
+    notices.push(...noticesOf(name, section, fields));
+    const rest: Record<string, unknown> = { ...section };
+    for (const { name: field, to, why, value } of movesOf(section, fields)) {
+      const [target = "", key = ""] = to.split(".");
+      if (target === name) continue;
+      const there = spec[target] ?? {};
+      if (!isObject(there)) continue;
+      if (there[key] !== undefined && there[key] !== value)
+        context.addIssue({
+          code: "custom",
+          path: [name, field],
+          message: `is ${to} here, which is given too and says something else; remove one of the two`,
+        });
+      spec[target] = { ...there, [key]: value };
+      delete rest[field];
+      notices.push({ param: `${name}.${field}`, message: `${name}.${field} is ${to} here, and was taken as such: ${why}.` });
+    }
+    spec[name] = rest;
+  }
+  return notices.length === 0 ? spec : { ...spec, notices };
+}
+
+export const runSpec = z
+  .preprocess(
+    acceptPasted,
+    runSpecFields
+      .extend({
+        notices: z
+          .array(notice)
+          .max(500)
+          .optional()
+          .describe("Written by Loraline: fields that were given and change nothing here, or were taken as another one."),
+      })
+      .superRefine((spec, context) => {
+        const wrong = (path: string, message: string): void => context.addIssue({ code: "custom", path: [path], message });
+        if (spec.dataset === undefined && spec.import === undefined) wrong("dataset", "is missing: name the dataset to train on");
+        if (spec.import === undefined) return;
+        if (spec.dataset !== undefined) wrong("import", "an adapter is either trained on `dataset` or imported; remove one of the two");
+        if (spec.validation !== undefined) wrong("validation", "an imported adapter is not evaluated; remove it");
+      }),
+  )
   .meta({ oneOf: [{ required: ["dataset"] }, { required: ["import"] }] });
 export type RunSpec = z.infer<typeof runSpec>;
-export type RunSpecInput = z.input<typeof runSpec>;
+export type RunSpecInput = z.input<typeof runSpecFields>;
 
 /** Turns zod's issues into problems a user can act on; `prefix` is put before each path. */
 export function problemsOf(error: z.core.$ZodError, code = "SPEC_INVALID", prefix = ""): Problem[] {
@@ -326,19 +250,23 @@ function problemsOfIssue(issue: z.core.$ZodIssue, code: string, prefix: string):
   if (issue.code === "unrecognized_keys") {
     return issue.keys.map((key) => {
       const param = path === "" ? key : `${path}.${key}`;
-      const reason = issue.path.at(-1) === "lora" ? refusedLoraFields[key] : undefined;
+      const section = String(issue.path.at(-1));
+      const reason = section === "lora" || section === "training" ? reasonOf(pasted[section], key) : undefined;
       return reason === undefined
         ? { code, param, message: `${param}: there is no such field. Check the spelling, or remove it.` }
-        : { code: "LORA_FIELD_REFUSED", param, message: `${param} is refused: ${reason}. Remove it.` };
+        : { code: section === "lora" ? "LORA_FIELD_REFUSED" : "TRAINING_FIELD_REFUSED", param, message: `${param} is refused: ${reason}` };
     });
   }
   const param = path === "" ? null : path;
   return [{ code, param, message: `${param === null ? "" : `${param}: `}${issue.message}` }];
 }
 
-/** Parses a run spec from any door. Never throws; the first problem is the one to show when only one fits. */
-export function parseRunSpec(raw: unknown): { spec: RunSpec } | { problems: [Problem, ...Problem[]] } {
+/**
+ * Parses a run spec from any door. Never throws; the first problem is the one to show when only one fits.
+ * @returns the spec, and what its author is to be told of fields that are not used as written (the same as `spec.notices`).
+ */
+export function parseRunSpec(raw: unknown): { spec: RunSpec; notices: Notice[] } | { problems: [Problem, ...Problem[]] } {
   const parsed = runSpec.safeParse(raw);
-  if (parsed.success) return { spec: parsed.data };
+  if (parsed.success) return { spec: parsed.data, notices: parsed.data.notices ?? [] };
   return { problems: problemsOf(parsed.error) as [Problem, ...Problem[]] };
 }

@@ -1,6 +1,7 @@
 /** Pure: the history of a run as OpenAI's job events. */
 import type { JobEventObject, RunEvent } from "@loraline/contracts";
 import { fineTunedModel, jobIdOf } from "../openai-ids.ts";
+import { noticeOfJob } from "./job-object.ts";
 
 interface Told {
   message: string;
@@ -13,8 +14,12 @@ const count = (amount: number, noun: string): string => `${amount} ${noun}${amou
 
 function tell(event: RunEvent, base: string): Told {
   switch (event.type) {
-    case "run.requested.v1":
-      return { message: `Created fine-tuning job: ${jobIdOf(event.at.id)}` };
+    case "run.requested.v1": {
+      const created = `Created fine-tuning job: ${jobIdOf(event.at.id)}`;
+      const notices = (event.data.spec.notices ?? []).map(noticeOfJob);
+      if (notices.length === 0) return { message: created };
+      return { level: "warn", message: [created, ...notices.map(({ message }) => message)].join("\n"), data: { notices } };
+    }
     case "run.rejected.v1":
       return { level: "error", message: event.data.message, data: { ...event.data } };
     case "run.tokenized.v1": {

@@ -110,6 +110,19 @@ describe("jobObjectOf", () => {
     });
   });
 
+  it("tells once, in the request's words, what changes nothing: in the answer and as the first event", () => {
+    const pasted = events.runRequested.data.parse({ spec: { ...spec, training: { output_dir: "./out", seed: 1 } } });
+    const requested = seen(events.runRequested, pasted, 0);
+    const run = foldRun(undefined, requested)!;
+    const notices = [
+      { param: "loraline.training.output_dir", message: expect.stringMatching(/^loraline\.training\.output_dir changes nothing/) },
+    ];
+    expect(jobObject.parse(jobObjectOf(run)).loraline?.notices).toEqual(notices);
+    expect(jobEventsOf([requested], base).map((event) => jobEventObject.parse(event))).toMatchObject([
+      { level: "warn", message: expect.stringMatching(/^Created.*\nloraline\.training\.output_dir changes nothing/), data: { notices } },
+    ]);
+  });
+
   it("names what failed as the request calls it", () => {
     const failed = seen(events.runFailed, { code: "OOM", message: "out of memory", param: "training.per_device_train_batch_size" }, 11);
     expect(jobObject.parse(jobObjectOf(fold([failed])))).toMatchObject({

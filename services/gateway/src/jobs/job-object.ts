@@ -1,5 +1,5 @@
 /** Pure: a run as OpenAI's clients see it. */
-import type { JobCheckpointObject, JobObject, Problem, RunPhase, RunState } from "@loraline/contracts";
+import type { JobCheckpointObject, JobObject, Notice, Problem, RunPhase, RunState } from "@loraline/contracts";
 import { fileIdOf, fineTunedModel, jobIdOf } from "../openai-ids.ts";
 import { baseLearningRate } from "./run-spec-from-job.ts";
 
@@ -28,6 +28,12 @@ const specSections = /^(?:lora|training|tokenize|holdout|min_records|gate|promot
 
 /** A field of the run spec in the words of the job request. */
 export const jobParamOf = (param: string): string => openAiNames[param] ?? (specSections.test(param) ? `loraline.${param}` : param);
+
+/** A notice about the run spec in the words of the job request. */
+export const noticeOfJob = ({ param, message }: Notice): Notice => {
+  const name = jobParamOf(param);
+  return { param: name, message: message.startsWith(param) ? name + message.slice(param.length) : message };
+};
 
 const jobErrorOf = ({ code, message, param }: Problem): JobObject["error"] => ({
   code,
@@ -65,7 +71,7 @@ export function jobObjectOf(run: RunState): JobObject {
     integrations: [],
     metadata: spec.metadata ?? null,
     error: run.error === null ? null : jobErrorOf(run.error),
-    loraline: { run },
+    loraline: { run, ...(spec.notices === undefined ? {} : { notices: spec.notices.map(noticeOfJob) }) },
   };
 }
 

@@ -19,6 +19,18 @@ const firstProblem = (over: object) => {
 };
 
 describe("a job becomes a run spec", () => {
+  it("also when a whole recipe was pasted", () => {
+    const training = { output_dir: "./out", warmup_ratio: 0.1, max_seq_length: 256, report_to: "wandb", optim: "adamw_torch" };
+    const spec = specOf({ loraline: { training, lora: { task_type: "CAUSAL_LM", inference_mode: false, bias: "none" } } });
+    expect(spec).toMatchObject({ training: { warmup_steps: 0.1, optim: "adamw_torch" }, tokenize: { max_length: 256 } });
+    expect(spec.notices?.map(({ param }) => param)).toEqual(["training.output_dir", "training.report_to", "training.max_seq_length"]);
+    expect(firstProblem({ loraline: { training: { fp16: true } } })).toMatchObject({
+      code: "TRAINING_FIELD_REFUSED",
+      param: "loraline.training.fp16",
+      message: expect.stringMatching(/^loraline\.training\.fp16 is refused: .*bf16/),
+    });
+  });
+
   it("with defaults for what is not said", () => {
     expect(specOf({})).toMatchObject({
       base,

@@ -1,5 +1,13 @@
 /** Pure: OpenAI's `POST /v1/fine_tuning/jobs` becomes a run spec, and its problems are named in the caller's words. */
-import { createJobBody, type EngineRecord, parseRunSpec, type Problem, problemsOf, type RunSpec, trainingSpec } from "@loraline/contracts";
+import {
+  createJobBody,
+  type EngineRecord,
+  parseRunSpec,
+  type Problem,
+  problemsOf,
+  type RunSpec,
+  trainingFields,
+} from "@loraline/contracts";
 import { judgeRunSpec } from "@loraline/models";
 import type { z } from "zod";
 import { datasetIdOf } from "../openai-ids.ts";
@@ -8,7 +16,7 @@ type Body = z.input<typeof createJobBody>;
 type Problems = [Problem, ...Problem[]];
 
 /** `learning_rate_multiplier` multiplies this. */
-export const baseLearningRate = trainingSpec.parse({}).learning_rate;
+export const baseLearningRate = trainingFields.parse({}).learning_rate;
 
 /** Checks the body's own shape. Its values come back as the caller wrote them, so that defaults are told from wishes. */
 export function parseJobBody(raw: unknown): { body: Body } | { problems: Problems } {
@@ -43,7 +51,7 @@ export function runSpecFromJob(
   ]);
 
   const training: Record<string, unknown> = { ...loraline?.training };
-  const wish = (field: keyof typeof trainingSpec.shape, value: number | null | undefined, writtenAs: string): void => {
+  const wish = (field: keyof typeof trainingFields.shape, value: number | null | undefined, writtenAs: string): void => {
     // What `loraline` says is more exact than OpenAI's field for the same thing.
     if (value === undefined || value === null || training[field] !== undefined) return;
     training[field] = value;
