@@ -3,7 +3,8 @@ import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
-import { createAgentService, leaveLimits } from "./agent/service.ts";
+import { leaveLimits } from "./agent/drain.ts";
+import { createAgentService } from "./agent/service.ts";
 
 /** Part of a KV key. */
 const token = z.string().regex(/^[\w-]+$/, "letters, digits, dashes and underscores only");

@@ -1,4 +1,4 @@
 export { createAgentService, type AgentServiceDeps } from "./agent/service.ts";
 export { createServeService, type ServeServiceDeps } from "./controller/service.ts";
-export { engineNameOf } from "./lora-names.ts";
+export { loraNameOf } from "./lora-names.ts";
 export { type AdapterFiles, createAdapterFiles } from "./agent/adapter-files.ts";

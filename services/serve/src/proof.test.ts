@@ -151,7 +151,7 @@ describe("measureProbes", () => {
         return prompts.map(() => new Map(tokens.map((token) => [token, model === "base" ? token : -token])));
       },
     };
-    const measured = await measureProbes(client, { base: "base", engineName: "adapter", probes });
+    const measured = await measureProbes(client, { base: "base", loraName: "adapter", probes });
     expect(asked).toEqual([
       ["base", 2, 120],
       ["base", 2, 120],

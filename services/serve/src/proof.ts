@@ -282,7 +282,7 @@ function grouped(probes: readonly ProbeRecord[]): { probes: ProbeRecord[]; token
  */
 export async function measureProbes(
   client: Pick<VllmClient, "nextTokenLogprobs">,
-  { base, engineName, probes }: { base: string; engineName: string; probes: readonly ProbeRecord[] },
+  { base, loraName, probes }: { base: string; loraName: string; probes: readonly ProbeRecord[] },
 ): Promise<Measured[]> {
   const groups = grouped(probes);
   const ask = async (model: string): Promise<number[][]> => {
@@ -299,6 +299,6 @@ export async function measureProbes(
     return answers.flat();
   };
   const ofBase = await ask(base);
-  const ofAdapter = await ask(engineName);
+  const ofAdapter = await ask(loraName);
   return probes.map((record, i) => ({ record, base: ofBase[i] ?? [], adapter: ofAdapter[i] ?? [] }));
 }

@@ -225,7 +225,7 @@ export async function startVllm({
           VLLM_ENABLE_V1_MULTIPROCESSING: "0",
           VLLM_ALLOW_RUNTIME_LORA_UPDATING: "True",
           VLLM_API_KEY: vllmKey,
-          PYTHONPATH: join(root, "services/tokenize"),
+          PYTHONPATH: join(root, "services/serve/src/setup"),
           TORCHDYNAMO_DISABLE: "1",
           VLLM_NO_USAGE_STATS: "1",
           HF_HUB_OFFLINE: "1",

@@ -16,8 +16,8 @@ export interface AdapterSteps {
   prove(
     adapter: WantedAdapter,
   ): Promise<{ kind: "proven" | "refused"; proof: Proof; problem: Problem | null; incarnation: string } | { kind: "spoiled" }>;
-  /** What became of it; whether the name is still listed is read afterwards. */
-  unload(engineName: string): Promise<LoadOutcome>;
+  /** Returns what the engine said; whether it still lists the name is read afterwards. */
+  unload(loraName: string): Promise<LoadOutcome>;
 }
 
 export function createAdapterSteps({
@@ -55,22 +55,22 @@ export function createAdapterSteps({
         const { maxLoraRank } = await limits();
         const [problem] = judgeAdapter(await files.read(adapter), { name: base, maxLoraRank, modules: engine.baseModules });
         if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { param: problem.param });
-        const outcome = await client.load(adapter.engineName, path);
+        const outcome = await client.load(adapter.loraName, path);
         refuseUnlessDone(outcome, adapter);
-        // Not read again: the proof asks for it by name, and says so if it is not there.
-        engine.stepped(adapter.engineName, path);
+        // The list is not read again: the proof asks for the adapter by name, and fails if it is not there.
+        engine.stepped(adapter.loraName, path);
       }),
 
     prove: (adapter) =>
       telemetry.span("proof", { parent: adapter.trace ?? undefined, attributes: attributesOf(adapter) }, async (span) => {
-        const { engineName } = adapter;
+        const { loraName } = adapter;
         const before = engine.incarnation;
         if (!(await files.verify(adapter))) return { kind: "spoiled" };
         const { probes } = await evidenceOf(adapter);
         const measure = async (): Promise<ProofDecision> =>
-          decideProof(await measureProbes(client, { base, engineName, probes: chooseProbes(probes) }), new Date().toISOString());
+          decideProof(await measureProbes(client, { base, loraName, probes: chooseProbes(probes) }), new Date().toISOString());
         let decision = await measure();
-        // A refusal is for good, so it is not said after one look: what else the engine computes must not decide it.
+        // A refusal is for good, so it takes two measurements: other requests in the same batch must not decide it.
         if (decision.kind === "refused") decision = await measure();
         const { proof } = decision;
         span.setAttributes({
@@ -81,21 +81,21 @@ export function createAdapterSteps({
           "loraline.proof.effect_expected": proof.effectExpected,
         });
         const now = await engine.startTime();
-        if (now !== before) throw new RetryLaterError("ENGINE_RESTARTED", 0, `the engine restarted while ${engineName} was being proven`);
+        if (now !== before) throw new RetryLaterError("ENGINE_RESTARTED", 0, `the engine restarted while ${loraName} was being proven`);
         if (decision.kind === "refused") span.setAttribute("loraline.refused", decision.problem.code);
         return { kind: decision.kind, proof, problem: decision.kind === "refused" ? decision.problem : null, incarnation: now };
       }),
 
-    async unload(engineName) {
-      const outcome = await client.unload(engineName);
-      if (outcome.kind === "done") engine.stepped(engineName, null);
+    async unload(loraName) {
+      const outcome = await client.unload(loraName);
+      if (outcome.kind === "done") engine.stepped(loraName, null);
       return outcome;
     },
   };
 }
 
-/** A refusal is only that: what is loaded is read from the engine afterwards. */
-function refuseUnlessDone(outcome: LoadOutcome, { engineName }: WantedAdapter): void {
+/** @throws unless the engine holds the adapter now, as far as its answer tells */
+function refuseUnlessDone(outcome: LoadOutcome, { loraName }: WantedAdapter): void {
   switch (outcome.kind) {
     case "done":
       return;
@@ -106,37 +106,37 @@ function refuseUnlessDone(outcome: LoadOutcome, { engineName }: WantedAdapter): 
         "the engine has no route to load adapters. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora.",
       );
     case "unknown":
-      throw new RetryLaterError("ENGINE_UNKNOWN", 1000, `whether ${engineName} is loaded is not known: ${outcome.message}`);
+      throw new RetryLaterError("ENGINE_UNKNOWN", 1000, `whether ${loraName} is loaded is not known: ${outcome.message}`);
     case "refused":
       if (/already been loaded/i.test(outcome.message)) return;
       throw new EngineRefusedError(outcome.status, outcome.message);
   }
 }
 
-/** Whose fault it is: the bytes', this replica's, or nobody can tell from here. */
-export function faultOf(error: unknown, engineName: string): Fault {
+/** Whose fault an error is: the adapter's files', this replica's, or unknown. */
+export function faultOf(error: unknown, loraName: string): Fault {
   if (error instanceof EngineRefusedError) {
     return {
       of: "unknown",
-      problem: { code: "ENGINE_REFUSED", message: `the engine refused ${engineName} (HTTP ${error.status}): ${error.message}` },
+      problem: { code: "ENGINE_REFUSED", message: `the engine refused ${loraName} (HTTP ${error.status}): ${error.message}` },
     };
   }
   if (error instanceof EngineUnknownError) return { of: "replica", problem: { code: "ENGINE_UNKNOWN", message: error.message } };
   const problem = problemOf(error);
-  // Nothing that gets worse with each try, and nobody is told when the store is back.
+  // The store is away: trying does no harm, and no message comes when the store is back.
   if (error instanceof UnavailableError) return { of: "replica", problem, mostMs: 30_000 };
   if (error instanceof RetryLaterError) return { of: "replica", problem, afterMs: error.afterMs };
-  // What judge-adapter.ts and the manifests' shapes find is in the bytes themselves.
+  // These were found in the files themselves, by judge-adapter.ts or by the shape of a manifest.
   if (error instanceof PermanentError && (problem.code.startsWith("ADAPTER_") || problem.code === "OBJECT_INVALID"))
     return { of: "adapter", problem };
-  // A blob that is missing or corrupt is so for every replica, unless this one's way to the store is the trouble.
+  // A blob that is missing or corrupt is so for every replica, unless only this replica's connection to the store is at fault.
   return { of: error instanceof PermanentError && problem.code.startsWith("OBJECT_") ? "unknown" : "replica", problem };
 }
 
-export const attributesOf = ({ tenant, adapter, version, digest, engineName }: WantedAdapter): Record<string, string | number> => ({
+export const attributesOf = ({ tenant, adapter, version, digest, loraName }: WantedAdapter): Record<string, string | number> => ({
   "loraline.tenant": tenant,
   "loraline.adapter": adapter,
   "loraline.version": version,
   "loraline.digest": digest,
-  "loraline.engine_name": engineName,
+  "loraline.engine_name": loraName,
 });

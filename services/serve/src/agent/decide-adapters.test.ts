@@ -11,13 +11,13 @@ import {
   quarantineAfter,
   type WantedAdapter,
 } from "./decide-adapters.ts";
-import { engineNameOf } from "../lora-names.ts";
+import { loraNameOf } from "../lora-names.ts";
 
 const adapter = (n: number, version = 1): WantedAdapter => {
   const digest = `sha256:${String(n).padStart(64, "0")}` as const;
   const ref = { kind: "adapter" as const, digest, size: 1 };
   const id = { tenant: "acme", adapter: `a${n}`, version, digest };
-  return { ...id, engineName: engineNameOf(id), manifest: ref, evidence: { ...ref, kind: "evidence" }, trace: null, rank: 0 };
+  return { ...id, loraName: loraNameOf(id), manifest: ref, evidence: { ...ref, kind: "evidence" }, trace: null, rank: 0 };
 };
 const pathOf = ({ digest }: { digest: string }): string => `/adapters/${digest}`;
 const now = 1_000_000;
@@ -33,11 +33,11 @@ const view = (over: Partial<AgentView> = {}): AgentView => ({
   ...over,
 });
 const one = adapter(1);
-const wanted = new Map([[one.engineName, one]]);
-const listed = { incarnation: "i1", listed: new Map([[one.engineName, pathOf(one)]]) };
+const wanted = new Map([[one.loraName, one]]);
+const listed = { incarnation: "i1", listed: new Map([[one.loraName, pathOf(one)]]) };
 const held = (state: HeldAdapter["state"], over: Partial<HeldAdapter> = {}) =>
-  new Map([[one.engineName, { incarnation: "i1", state, retryAt: 0, ...over }]]);
-const leaving = (since: number, retryAt = 0) => new Map([[one.engineName, { since, retryAt }]]);
+  new Map([[one.loraName, { incarnation: "i1", state, retryAt: 0, ...over }]]);
+const leaving = (since: number, retryAt = 0) => new Map([[one.loraName, { since, retryAt }]]);
 const kinds = (over: Partial<AgentView>) => decideAdapters(view(over), now).map(({ kind }) => kind);
 
 describe("decideAdapters", () => {
@@ -75,19 +75,19 @@ describe("decideAdapters", () => {
   });
 
   it("unloads what came from another path or whose files changed, before it loads it anew", () => {
-    expect(kinds({ wanted, engine: { incarnation: "i1", listed: new Map([[one.engineName, "/elsewhere"]]) } })).toEqual(["unload"]);
+    expect(kinds({ wanted, engine: { incarnation: "i1", listed: new Map([[one.loraName, "/elsewhere"]]) } })).toEqual(["unload"]);
     const changed = { wanted, engine: listed, held: held("proven") };
-    expect(kinds({ ...changed, spoiled: new Map([[one.engineName, now]]) })).toEqual(["unload"]);
+    expect(kinds({ ...changed, spoiled: new Map([[one.loraName, now]]) })).toEqual(["unload"]);
     const busy = { ...changed, requests: () => "some" as const };
-    expect(kinds({ ...busy, spoiled: new Map([[one.engineName, now]]) })).toEqual(["wake"]);
-    expect(kinds({ ...busy, spoiled: new Map([[one.engineName, now - drainLimits.spoiledMs]]) })).toEqual(["unload"]);
+    expect(kinds({ ...busy, spoiled: new Map([[one.loraName, now]]) })).toEqual(["wake"]);
+    expect(kinds({ ...busy, spoiled: new Map([[one.loraName, now - drainLimits.spoiledMs]]) })).toEqual(["unload"]);
   });
 
   it("unloads what nobody wants after a grace, when no request is in flight", () => {
     const { graceMs, unknownMs, mostMs, pollMs } = drainLimits;
     const unwanted = (age: number, requests: "none" | "some" | "unknown") =>
       decideAdapters(view({ engine: listed, leaving: leaving(now - age), requests: () => requests }), now);
-    const unload = [{ kind: "unload", engineName: one.engineName, reason: expect.any(String) as string }];
+    const unload = [{ kind: "unload", loraName: one.loraName, reason: expect.any(String) as string }];
     for (const requests of ["none", "some", "unknown"] as const) {
       expect(unwanted(0, requests)).toEqual([{ kind: "wake", at: now + graceMs }]);
     }
@@ -149,8 +149,8 @@ describe("decideFault", () => {
  */
 describe("an agent that follows the decisions", () => {
   const all = Array.from({ length: 5 }, (_, n) => adapter(n));
-  const names = all.map(({ engineName }) => engineName);
-  const byName = new Map(all.map((each) => [each.engineName, each]));
+  const names = all.map(({ loraName }) => loraName);
+  const byName = new Map(all.map((each) => [each.loraName, each]));
   const path = (name: string) => pathOf(byName.get(name) as WantedAdapter);
   const subset = fc.subarray(names);
   type Outcome = "done" | "refused" | "lost-done" | "lost";
@@ -225,7 +225,7 @@ describe("an agent that follows the decisions", () => {
                 check(action.at > time, "wakes at once");
                 continue;
               }
-              const name = action.kind === "unload" ? action.engineName : action.wanted.engineName;
+              const name = action.kind === "unload" ? action.loraName : action.wanted.loraName;
               // The process may have been replaced between the look and the step.
               const sameProcess = seen?.incarnation === String(truth.incarnation);
               const outcome: Outcome = bad ? outcomes[draw(4)]! : "done";
@@ -283,15 +283,15 @@ describe("an agent that follows the decisions", () => {
         const about = (of: HeldAdapter["state"], inWork: boolean) =>
           decideAdapter(
             view({
-              wanted: new Map([...wanted, [two.engineName, two]]),
-              engine: { incarnation: "i1", listed: new Map(isListed ? [[two.engineName, pathOf(two)]] : []) },
+              wanted: new Map([...wanted, [two.loraName, two]]),
+              engine: { incarnation: "i1", listed: new Map(isListed ? [[two.loraName, pathOf(two)]] : []) },
               held: new Map<string, HeldAdapter>([
-                [one.engineName, { incarnation: "i1", state: of, retryAt: now + 99 }],
-                [two.engineName, { incarnation: "i1", state: second, retryAt: 0 }],
+                [one.loraName, { incarnation: "i1", state: of, retryAt: now + 99 }],
+                [two.loraName, { incarnation: "i1", state: second, retryAt: 0 }],
               ]),
-              inWork: new Set(inWork ? [one.engineName] : []),
+              inWork: new Set(inWork ? [one.loraName] : []),
             }),
-            two.engineName,
+            two.loraName,
             now,
           );
         expect(about(first, busy)).toEqual(about(other, !busy));

@@ -17,19 +17,20 @@
  * "Could not read" (undefined) never unloads and never loads anything.
  */
 import type { BlobRef, Digest, Problem } from "@loraline/contracts";
-import { isEngineName } from "../lora-names.ts";
+import { isLoraName } from "../lora-names.ts";
+import type { VersionRank } from "../version-rank.ts";
 
 export interface WantedAdapter {
   tenant: string;
   adapter: string;
   version: number;
   digest: Digest;
-  engineName: string;
+  loraName: string;
   manifest: BlobRef;
   evidence: BlobRef;
   trace: string | null;
-  /** What is done first: 0 users ask for it, 1 somebody waits for it, 2 the rest. */
-  rank: 0 | 1 | 2;
+  /** What is done first. */
+  rank: VersionRank;
 }
 
 /** What the agent remembers of one adapter; worthless once the engine's incarnation is another. */
@@ -42,7 +43,7 @@ export interface HeldAdapter {
 
 export interface ObservedEngine {
   incarnation: string;
-  /** Engine name to the path it was loaded from, as the engine lists them. */
+  /** LoRA name to the path it was loaded from, as the engine lists them. */
   listed: ReadonlyMap<string, string | null>;
 }
 
@@ -60,8 +61,8 @@ export interface AgentView {
   /** undefined: the engine is away, or could not be read. */
   engine: ObservedEngine | undefined;
   held: ReadonlyMap<string, HeldAdapter>;
-  /** Engine names that something is being done about. */
-  inWork: ReadonlySet<string> | ReadonlyMap<string, unknown>;
+  /** LoRA names that something is being done about. */
+  inWork: { has(loraName: string): boolean };
   /** Listed, and not wanted here any more, or hard to unload. */
   leaving: ReadonlyMap<string, Leaving>;
   /** Listed adapters whose files on disk are not any more what was loaded, and since when. */
@@ -69,12 +70,12 @@ export interface AgentView {
   /** Where this engine must have loaded an adapter from. */
   pathOf(wanted: WantedAdapter): string;
   /** Whether requests to it are in flight on this replica, by what gateways said after `since`. */
-  requests(engineName: string, since: number): "none" | "some" | "unknown";
+  requests(loraName: string, since: number): "none" | "some" | "unknown";
 }
 
 export type AgentAction =
   | { kind: "load" | "prove"; wanted: WantedAdapter }
-  | { kind: "unload"; engineName: string; reason: string }
+  | { kind: "unload"; loraName: string; reason: string }
   /** Look again then, ms since the epoch. */
   | { kind: "wake"; at: number };
 
@@ -97,35 +98,35 @@ export function decideAdapters(view: AgentView, now: number, limits = drainLimit
   return [...names].flatMap((name) => decideAdapter(view, name, now, limits) ?? []);
 }
 
-/** What is to be done about one engine name; undefined: nothing until something changes. */
-export function decideAdapter(view: AgentView, engineName: string, now: number, limits = drainLimits): AgentAction | undefined {
+/** What is to be done about one LoRA name; undefined: nothing until something changes. */
+export function decideAdapter(view: AgentView, loraName: string, now: number, limits = drainLimits): AgentAction | undefined {
   const { wanted, engine, held, inWork, leaving, spoiled } = view;
-  if (wanted === undefined || engine === undefined || inWork.has(engineName)) return undefined;
-  const isListed = engine.listed.has(engineName);
-  const adapter = wanted.get(engineName);
+  if (wanted === undefined || engine === undefined || inWork.has(loraName)) return undefined;
+  const isListed = engine.listed.has(loraName);
+  const adapter = wanted.get(loraName);
   const unload = (reason: string): AgentAction => {
-    const retryAt = leaving.get(engineName)?.retryAt ?? 0;
-    return retryAt > now ? { kind: "wake", at: retryAt } : { kind: "unload", engineName, reason };
+    const retryAt = leaving.get(loraName)?.retryAt ?? 0;
+    return retryAt > now ? { kind: "wake", at: retryAt } : { kind: "unload", loraName, reason };
   };
 
   if (adapter === undefined) {
-    if (!isListed || !isEngineName(engineName)) return undefined;
-    const since = leaving.get(engineName)?.since ?? now;
+    if (!isListed || !isLoraName(loraName)) return undefined;
+    const since = leaving.get(loraName)?.since ?? now;
     if (since + limits.graceMs > now) return { kind: "wake", at: since + limits.graceMs };
-    const requests = view.requests(engineName, since);
+    const requests = view.requests(loraName, since);
     const patience = { none: 0, unknown: limits.unknownMs, some: limits.mostMs }[requests];
     if (since + patience > now) return { kind: "wake", at: Math.min(now + limits.pollMs, since + patience) };
     return unload(requests === "some" ? "it is not wanted any more, and a request has lasted too long" : "it is not wanted any more");
   }
 
-  if (isListed && engine.listed.get(engineName) !== view.pathOf(adapter)) return unload("it was loaded from another path");
-  const spoiledSince = spoiled.get(engineName);
+  if (isListed && engine.listed.get(loraName) !== view.pathOf(adapter)) return unload("it was loaded from another path");
+  const spoiledSince = spoiled.get(loraName);
   if (isListed && spoiledSince !== undefined) {
-    if (view.requests(engineName, 0) === "some" && spoiledSince + limits.spoiledMs > now)
+    if (view.requests(loraName, 0) === "some" && spoiledSince + limits.spoiledMs > now)
       return { kind: "wake", at: Math.min(now + limits.pollMs, spoiledSince + limits.spoiledMs) };
     return unload("its files changed on disk");
   }
-  const known = held.get(engineName);
+  const known = held.get(loraName);
   const current = known?.incarnation === engine.incarnation ? known : undefined;
   if (current?.state === "refused") return isListed ? unload("it was refused") : undefined;
   if (current?.state === "proven" && isListed) return undefined;

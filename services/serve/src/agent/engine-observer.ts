@@ -1,6 +1,6 @@
 /**
- * What one engine process holds, as last seen: whether it answers, which process it is, and which adapters it lists. Steps that
- * the agent takes are entered at once; everything else is read from the engine, and what could not be read is not known.
+ * What one engine process holds, as it was seen last: whether it answers, which process it is, and which adapters it lists. A step that
+ * this agent takes is entered at once; everything else is read from the engine. What could not be read counts as not known.
  */
 import { type ModuleShapes, readBaseModules } from "@loraline/models";
 import type { Problem } from "@loraline/contracts";
@@ -8,7 +8,7 @@ import type { Log } from "@loraline/runtime";
 import type { ObservedEngine } from "./decide-adapters.ts";
 import { EngineRefusedError, EngineUnknownError, type VllmClient } from "../engines/vllm-client.ts";
 
-/** A busy engine may leave a health check unanswered; a dead one does not come back. */
+/** An engine that answers no health check for this long is away. Shorter silences are those of a busy engine. */
 const silentMs = 10_000;
 
 export interface EngineObserver {
@@ -16,19 +16,19 @@ export interface EngineObserver {
   readonly ready: boolean;
   /** Why it is not ready although it answers. */
   readonly problem: Problem | null;
-  /** Of the process that was last seen; empty before the first. */
+  /** Which process was seen last; empty before the first. */
   readonly incarnation: string;
-  /** undefined: away, or could not be read. */
+  /** What the engine lists. undefined: the engine is away, or could not be read. */
   readonly observed: ObservedEngine | undefined;
   /** The base's own modules, where its files are to be seen from here. */
   readonly baseModules: ModuleShapes | undefined;
-  /** Reads the engine. Calls that wait for the same look share it; one that came later gets one that began later. */
+  /** Reads the engine. A call that comes during a look gets the next one: what it wants to know may have happened after the look began. */
   look(): Promise<void>;
   checkHealth(): Promise<void>;
-  /** Which process answers now: read after the call, and shared as looks are. @throws EngineUnknownError */
+  /** Which process answers now; read after the call, as `look` is. @throws EngineUnknownError */
   startTime(): Promise<string>;
-  /** A step about this name ended; `path` when it is known to be listed, null when it is known not to be. */
-  stepped(engineName: string, path?: string | null): void;
+  /** A step about this name ended. `path`: the engine lists it from there now; null: it does not list it; undefined: not known. */
+  stepped(loraName: string, path?: string | null): void;
 }
 
 export function createEngineObserver({
@@ -43,9 +43,9 @@ export function createEngineObserver({
   base: string;
   log: Log;
   incarnation?: (() => Promise<string>) | undefined;
-  /** Asked of each process that is new to us: a problem keeps the replica from being ready. */
+  /** Runs when an engine comes, or comes back. A problem keeps the replica from being ready. */
   check?: (() => Promise<Problem | null>) | undefined;
-  /** It came, went, became another process, or what it lists was read. */
+  /** ready: an engine process came. away: it went. listed: what it lists was read. */
   onChange(what: "ready" | "away" | "listed"): void;
 }): EngineObserver {
   const startTime = ownIncarnation ?? client.startTime;
@@ -55,7 +55,7 @@ export function createEngineObserver({
   let listed: Map<string, string | null> | undefined;
   let baseModules: ModuleShapes | undefined;
   let silentSince: number | undefined;
-  /** Names that a step was taken about since the look in progress began: what it read of them may be from before. */
+  /** LoRA names that a step was taken about since the present look began: what the look read of them may be older than the step. */
   let stepped = new Set<string>();
 
   const away = (why: string): void => {
@@ -66,7 +66,7 @@ export function createEngineObserver({
     onChange("away");
   };
 
-  /** A process that is new to us: nothing is proven in it, and its first step is slow. */
+  /** Takes in an engine process that was not seen before: nothing is proven in it, and its first step is slow. False: it does not become ready. */
   const greet = async (now: string, modelPath: string | null): Promise<boolean> => {
     if (now !== incarnation) {
       log.info({ before: incarnation, now }, "engine process started; everything is proven again");
@@ -152,16 +152,16 @@ export function createEngineObserver({
       if (health === "away") away("its health check fails");
       else if (listed === undefined) await look();
     },
-    stepped(engineName, path) {
+    stepped(loraName, path) {
       if (path === undefined) return;
-      stepped.add(engineName);
-      if (path === null) listed?.delete(engineName);
-      else listed?.set(engineName, path);
+      stepped.add(loraName);
+      if (path === null) listed?.delete(loraName);
+      else listed?.set(loraName, path);
     },
   };
 }
 
-/** Calls that wait for the same reading share it; one that came later gets one that began later. */
+/** Calls never share a reading that began before them: those that come during one share the next. */
 function shared<T>(read: () => Promise<T>): () => Promise<T> {
   let running: Promise<T> | undefined;
   let next: Promise<T> | undefined;

@@ -1,6 +1,6 @@
 /**
- * What an agent tells about its replica: a small heartbeat in KV `replicas`, and for each adapter what is held of it in KV
- * `holdings`, written when that changes. A change costs one write however many adapters there are.
+ * What an agent writes about its replica: a small heartbeat in KV `replicas`, and one entry for each adapter in KV `holdings`, when what is
+ * held of it changes. So a change costs one write, however many adapters there are.
  */
 import type { KvBucket } from "@loraline/bus";
 import type { ReplicaAdapter, ReplicaHolding, ReplicaReport } from "@loraline/contracts";
@@ -8,19 +8,19 @@ import type { Log } from "@loraline/runtime";
 
 /** Writes on their way at once; those of one adapter never overtake each other. */
 const concurrency = 16;
-/** After so long without a heartbeat the controller may have cleared away what was told. */
-const retellAfterMs = 5 * 60_000;
+/** After this long without a heartbeat the controller may have cleared away what was written, so all of it is written again. */
+const rewriteAfterMs = 5 * 60_000;
 
 export interface ReplicaReporter {
-  /** What is held of this adapter (`<tenant>.<adapter>`) may have changed. Resolves when what was true then is written, or could not be. */
+  /** What is held of this adapter (`<tenant>.<adapter>`) may have changed. Resolves when it is written, or could not be written. */
   changed(adapterKey: string): Promise<void>;
-  /** Writes the heartbeat, and tries again what could not be written. False: the heartbeat could not be, and the next one tries again. */
+  /** Writes the heartbeat, and tries again what could not be written. Resolves with false when the heartbeat could not be written; the next one tries again. */
   heartbeat(): Promise<boolean>;
-  /** Waits for what is being written, and takes the heartbeat back. */
+  /** Waits for what is being written, then removes the heartbeat and the holdings. */
   close(): Promise<void>;
 }
 
-/** First removes what an earlier agent of this replica told. */
+/** First removes what an earlier agent of this replica wrote. */
 export async function createReplicaReporter({
   replicas,
   holdings,
@@ -36,13 +36,13 @@ export async function createReplicaReporter({
   /** `<engine>.<replica>` */
   key: string;
   report(): ReplicaReport;
-  /** Of which processes it is told. */
+  /** The processes that hold it: engine and agent. */
   holder(): { incarnation: string; agent: string };
-  /** What there is to tell of an adapter now. */
+  /** What is held of an adapter now. */
   held(adapterKey: string): ReplicaAdapter[];
 }): Promise<ReplicaReporter> {
   await holdings.clear(`${key}.>`);
-  /** What stands in the bucket, without its times. */
+  /** Entries as they stand in the bucket, without their times. */
   const written = new Map<string, string>();
   const waiting = new Map<string, PromiseWithResolvers<void>>();
   const writing = new Map<string, Promise<void>>();
@@ -65,7 +65,7 @@ export async function createReplicaReporter({
       failed.delete(adapterKey);
     } catch (error) {
       failed.add(adapterKey);
-      if (!closed) log.warn({ err: error, adapter: adapterKey }, "holding not told; the next heartbeat tries again");
+      if (!closed) log.warn({ err: error, adapter: adapterKey }, "holding not written; the next heartbeat tries again");
     }
   };
 
@@ -93,40 +93,40 @@ export async function createReplicaReporter({
     return turn.promise;
   };
 
-  let beating: Promise<boolean> = Promise.resolve(false);
-  let beatsWaiting = 0;
-  let beatAt = Date.now();
+  let heartbeat: Promise<boolean> = Promise.resolve(false);
+  let heartbeatsWaiting = 0;
+  let lastHeartbeatAt = Date.now();
   return {
     changed,
     heartbeat() {
-      if (closed || beatsWaiting > 0) return beating;
-      beatsWaiting += 1;
-      beating = beating.then(async () => {
-        beatsWaiting -= 1;
-        if (Date.now() - beatAt > retellAfterMs) {
+      if (closed || heartbeatsWaiting > 0) return heartbeat;
+      heartbeatsWaiting += 1;
+      heartbeat = heartbeat.then(async () => {
+        heartbeatsWaiting -= 1;
+        if (Date.now() - lastHeartbeatAt > rewriteAfterMs) {
           failed = new Set([...failed, ...written.keys()]);
           written.clear();
         }
         for (const adapterKey of failed) void changed(adapterKey);
         try {
           await replicas.put(key, report());
-          beatAt = Date.now();
+          lastHeartbeatAt = Date.now();
           return true;
         } catch (error) {
           if (!closed) log.warn({ err: error }, "heartbeat not written; the next one tries again");
           return false;
         }
       });
-      return beating;
+      return heartbeat;
     },
     async close() {
       closed = true;
       while (writing.size > 0) await Promise.all(writing.values());
-      await beating;
+      await heartbeat;
       const there = await replicas.get(key).catch(() => undefined);
-      // Another agent has taken this one's place already: what stands there is its own, and it would not tell it again.
+      // Another agent has taken this one's place already. What stands there is its own, and it would not write it again.
       if (there !== undefined && there.value.agent !== holder().agent) return;
-      // Gone in order: nobody needs to wait until its last heartbeat has aged.
+      // An agent that ends in order says so; otherwise the controller waits until its last heartbeat is old.
       await replicas.delete(key).catch((error: unknown) => log.warn({ err: error }, "heartbeat not removed; it ages away"));
       await holdings
         .clear(`${key}.>`)

@@ -4,17 +4,17 @@ import { buckets } from "@loraline/contracts";
 
 /** A gateway that is routing writes every second while anything changes, and at least every 5 s. */
 const silentAfterMs = 11_000;
-/** An entry that its gateway did not remove when it went: the bucket's TTL does, without telling. */
+/** An entry this old is of a gateway that is gone. The bucket's TTL has removed the entry, but removals by TTL reach no watcher. */
 const forgottenAfterMs = 60_000;
-/** A gateway follows the alias within this. */
+/** A gateway follows a change of routing within this time. */
 const routingLagMs = 1000;
 
 export interface TrafficView {
   /**
-   * Requests to an engine name on this replica. `none` only when every gateway has said so, in a report from after `since` (when
+   * Requests to a LoRA name on this replica. `none` only when every gateway has said so, in a report from after `since` (when
    * the name was taken out of routing, ms since the epoch); `unknown` when one has not yet, fell silent, or none is known.
    */
-  requests(engineName: string, since: number): "none" | "some" | "unknown";
+  requests(loraName: string, since: number): "none" | "some" | "unknown";
   /** The same of all requests to this replica; `none` also when no gateway is known, and has not been for as long as one may be silent. */
   anyRequests(since: number): "none" | "some" | "unknown";
 }
@@ -32,7 +32,7 @@ export async function createTrafficView({
   now?: () => number;
 }): Promise<TrafficView> {
   const gateways = new Map<string, { heardAt: number; inFlight: Set<string> }>();
-  // What was there before us may be seconds old, or a dead gateway's: it counts as heard before anything we want to know.
+  // Entries that are there at the start may be old, or of a gateway that is gone: they count as heard before any time that is asked about.
   let heardAt = (): number => 0;
   const read = Promise.withResolvers<void>();
   const bucket = await bus.bucket(buckets.traffic);
@@ -65,8 +65,8 @@ export async function createTrafficView({
     return answer ?? "nobody";
   };
   return {
-    requests(engineName, since) {
-      const answer = ask(since, (inFlight) => inFlight.has(engineName));
+    requests(loraName, since) {
+      const answer = ask(since, (inFlight) => inFlight.has(loraName));
       return answer === "nobody" ? "unknown" : answer;
     },
     anyRequests(since) {

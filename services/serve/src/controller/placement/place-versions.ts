@@ -1,7 +1,8 @@
 /** Keeps in KV `adapters` which replicas should hold which versions, as decide-placement.ts decides. */
 import type { KvBucket, ReplicaTable } from "@loraline/bus";
-import { adapterKey, type AdapterState, type AdapterVersion, type EngineRecord, type Placement, replicaKey } from "@loraline/contracts";
+import { adapterKey, type AdapterState, type EngineRecord, type Placement, replicaKey } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
+import { rankOf } from "../../version-rank.ts";
 import { decideHandover, decidePlacement, fitsEverywhere, type Placed } from "./decide-placement.ts";
 
 /** What changes together is decided once. */
@@ -18,8 +19,6 @@ export interface Placer {
   initial(engine: string, known: AdapterState | undefined, placement: Placement | undefined): string[] | null;
 }
 
-const rankOf = ({ alias, canary }: AdapterState, { version, servedAt }: AdapterVersion): 0 | 1 | 2 =>
-  version === alias || version === canary?.version ? 0 : servedAt === null ? 1 : 2;
 const placementOf = ({ placement }: AdapterState): Placement => placement ?? { mode: "all" };
 const isPlaced = (state: AdapterState): boolean =>
   placementOf(state).mode !== "all" ||

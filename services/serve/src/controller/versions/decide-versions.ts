@@ -2,7 +2,7 @@
 import { type AdapterState, type AdapterVersion, canarySettings, type KeepPolicy, type Placement } from "@loraline/contracts";
 import { judgeCanaryLoss, moveAlias, refuseCanary, retireOld, startCanary } from "../aliases/alias-moves.ts";
 import type { Convergence } from "./decide-convergence.ts";
-import { engineNameOf } from "../../lora-names.ts";
+import { loraNameOf } from "../../lora-names.ts";
 
 export type NewVersion = Pick<
   AdapterVersion,
@@ -40,7 +40,7 @@ export function addVersion(state: AdapterState | undefined, added: NewVersion): 
   const entry: AdapterVersion = {
     version,
     ...facts,
-    engineName: engineNameOf({ tenant, adapter, version, digest: added.digest }),
+    engineName: loraNameOf({ tenant, adapter, version, digest: added.digest }),
     status: "desired",
     reason: null,
     servedAt: null,

@@ -1,0 +1,15 @@
+/** Time as the agent's units see it: a test gives them a clock of its own. */
+export interface Clock {
+  /** Milliseconds since the epoch. */
+  now(): number;
+  /** Calls `ring` once, after this many milliseconds. The returned function calls it off. */
+  after(ms: number, ring: () => void): () => void;
+}
+
+export const systemClock: Clock = {
+  now: () => Date.now(),
+  after(ms, ring) {
+    const timer = setTimeout(ring, ms);
+    return () => clearTimeout(timer);
+  },
+};
