@@ -1,5 +1,5 @@
 /** Carries out one step about one adapter (load, prove or unload), and records what came of it. */
-import type { Problem } from "@loraline/contracts";
+import { adapterKey, type Problem } from "@loraline/contracts";
 import { type Log, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import type { AdapterMemory } from "./adapter-memory.ts";
 import { type AdapterSteps, faultOf } from "./adapter-steps.ts";
@@ -8,7 +8,7 @@ import type { EngineObserver } from "./engine-observer.ts";
 import { digestOfPath } from "./holdings.ts";
 import type { LoadEvents } from "./load-events.ts";
 import type { AgentStep } from "./scheduler.ts";
-import { adapterKeyOf, type WantedSet } from "./wanted-set.ts";
+import type { WantedSet } from "./wanted-set.ts";
 
 export interface AdapterWorkDeps {
   steps: AdapterSteps;
@@ -17,7 +17,7 @@ export interface AdapterWorkDeps {
   memory: AdapterMemory;
   events: Pick<LoadEvents, "loaded" | "unloaded">;
   /** Writes what is held of an adapter (`<tenant>.<adapter>`). */
-  report(adapterKey: string): Promise<void>;
+  report(key: string): Promise<void>;
   telemetry: Pick<Telemetry, "traceparent">;
   log: Log;
   signal: AbortSignal;
@@ -54,7 +54,7 @@ export function createAdapterWork(deps: AdapterWorkDeps): (loraName: string, ste
     if (problem !== null) log.error({ loraName, ...problem, proof }, "adapter refused");
     else log.info({ loraName, proof }, "adapter proven");
     // Neither waits for the other: one packet carries both.
-    const reported = report(adapterKeyOf(adapter));
+    const reported = report(adapterKey(adapter));
     if (problem === null) await events.loaded(adapter, incarnation, proof, telemetry.traceparent() ?? adapter.trace);
     await reported;
   };

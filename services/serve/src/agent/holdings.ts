@@ -1,8 +1,8 @@
 /** What a replica holds, in the words of KV `holdings` and `replicas`. */
-import type { Digest, ReplicaAdapter, ReplicaReport } from "@loraline/contracts";
+import { adapterKey, type Digest, type ReplicaAdapter, type ReplicaReport } from "@loraline/contracts";
 import { partsOfLoraName } from "../lora-names.ts";
 import type { AdapterMemory } from "./adapter-memory.ts";
-import { adapterKeyOf, type WantedSet } from "./wanted-set.ts";
+import type { WantedSet } from "./wanted-set.ts";
 
 export interface ReplicaView {
   wanted: Pick<WantedSet, "adapters" | "namesOf">;
@@ -17,14 +17,9 @@ export interface ReplicaView {
  * What there is to say of one adapter (`<tenant>.<adapter>`). Nothing is said of a version that is wanted but not begun, nor, for its first
  * `quietMs`, of one that is being loaded: most are proven by then, and one message says it all.
  */
-export function holdingsOf(
-  adapterKey: string,
-  { wanted, memory, inWork, listed }: ReplicaView,
-  now: number,
-  quietMs: number,
-): ReplicaAdapter[] {
+export function holdingsOf(key: string, { wanted, memory, inWork, listed }: ReplicaView, now: number, quietMs: number): ReplicaAdapter[] {
   const holdings: ReplicaAdapter[] = [];
-  for (const name of wanted.namesOf(adapterKey)) {
+  for (const name of wanted.namesOf(key)) {
     const one = wanted.adapters.get(name);
     if (one === undefined) continue;
     const { tenant, adapter, version, digest } = one;
@@ -41,7 +36,7 @@ export function holdingsOf(
   for (const [name, { since, error }] of memory.leaving) {
     const parts = partsOfLoraName(name);
     const digest = digestOfPath(listed?.get(name));
-    if (adapterKeyOf(parts) !== adapterKey || wanted.adapters.has(name) || digest === undefined) continue;
+    if (adapterKey(parts) !== key || wanted.adapters.has(name) || digest === undefined) continue;
     const at = new Date(since === 0 ? now : since).toISOString();
     holdings.push({ ...parts, digest, engineName: name, state: "draining", proof: null, error, at });
   }

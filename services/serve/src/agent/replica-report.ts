@@ -3,7 +3,7 @@
  * held of it changes. So a change costs one write, however many adapters there are.
  */
 import type { KvBucket } from "@loraline/bus";
-import type { ReplicaAdapter, ReplicaHolding, ReplicaReport } from "@loraline/contracts";
+import { everyHoldingOf, holdingKey, type ReplicaAdapter, type ReplicaHolding, type ReplicaReport } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 
 /** Writes on their way at once; those of one adapter never overtake each other. */
@@ -41,7 +41,7 @@ export async function createReplicaReporter({
   /** What is held of an adapter now. */
   held(adapterKey: string): ReplicaAdapter[];
 }): Promise<ReplicaReporter> {
-  await holdings.clear(`${key}.>`);
+  await holdings.clear(everyHoldingOf(key));
   /** Entries as they stand in the bucket, without their times. */
   const written = new Map<string, string>();
   const waiting = new Map<string, PromiseWithResolvers<void>>();
@@ -56,10 +56,10 @@ export async function createReplicaReporter({
     if (adapters.length === 0 ? !written.has(adapterKey) : written.get(adapterKey) === text) return;
     try {
       if (adapters.length === 0) {
-        await holdings.delete(`${key}.${adapterKey}`);
+        await holdings.delete(holdingKey({ replicaKey: key, adapterKey }));
         written.delete(adapterKey);
       } else {
-        await holdings.put(`${key}.${adapterKey}`, { incarnation, agent, adapters });
+        await holdings.put(holdingKey({ replicaKey: key, adapterKey }), { incarnation, agent, adapters });
         written.set(adapterKey, text);
       }
       failed.delete(adapterKey);
@@ -129,7 +129,7 @@ export async function createReplicaReporter({
       // An agent that ends in order says so; otherwise the controller waits until its last heartbeat is old.
       await replicas.delete(key).catch((error: unknown) => log.warn({ err: error }, "heartbeat not removed; it ages away"));
       await holdings
-        .clear(`${key}.>`)
+        .clear(everyHoldingOf(key))
         .catch((error: unknown) => log.warn({ err: error }, "holdings not removed; they do not count any more"));
     },
   };

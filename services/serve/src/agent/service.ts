@@ -9,7 +9,7 @@
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
-import { type AdapterState, buckets, type EngineRecord } from "@loraline/contracts";
+import { adapterKey, type AdapterState, buckets, type EngineRecord, replicaKey } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { type Log, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import { ulid } from "ulid";
@@ -31,7 +31,7 @@ import { createReadiness } from "./readiness.ts";
 import { createReplicaReporter } from "./replica-report.ts";
 import { createScheduler } from "./scheduler.ts";
 import { createTrafficView } from "./traffic-view.ts";
-import { adapterKeyOf, createWantedSet } from "./wanted-set.ts";
+import { createWantedSet } from "./wanted-set.ts";
 
 export interface AgentServiceDeps {
   bus: Pick<Bus, "bucket" | "publish">;
@@ -121,8 +121,8 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     replicas,
     holdings,
     log,
-    key: `${engineName}.${replica}`,
-    held: (adapterKey) => holdingsOf(adapterKey, view(), now(), heartbeatMs),
+    key: replicaKey({ engine: engineName, replica }),
+    held: (key) => holdingsOf(key, view(), now(), heartbeatMs),
     holder: () => ({ incarnation: engine.incarnation, agent }),
     report: () => ({
       engine: engineName,
@@ -140,7 +140,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     }),
   });
   const reportHolding = (loraName: string): void => {
-    if (!signal.aborted) void reporter.changed(adapterKeyOf(partsOfLoraName(loraName)));
+    if (!signal.aborted) void reporter.changed(adapterKey(partsOfLoraName(loraName)));
   };
   const events = createLoadEvents({ bus, engine: engineName, replica, now, log });
   const leaving = createDrain({

@@ -62,6 +62,3 @@ export const wantedOf = (state: AdapterState, replica: string): WantedAdapter[] 
       trace: version.trace,
       rank: rankOf(state, version),
     }));
-
-/** Key of an adapter in KV `adapters`. */
-export const adapterKeyOf = ({ tenant, adapter }: Pick<WantedAdapter, "tenant" | "adapter">): string => `${tenant}.${adapter}`;
