@@ -55,6 +55,7 @@ manifests: ## helm/loraline-plain.yaml, from the chart
 
 check: ## lint, format and types
 	pnpm -s lint
+	pnpm -s lint:openapi
 	pnpm -s fmt:check
 	pnpm -s typecheck
 
@@ -67,7 +68,7 @@ test-faults: ; $(VITEST) --project faults
 fmt: ## format the sources
 	pnpm -s fmt
 
-generate: ## AsyncAPI, JSON Schema, CRDs, the chart's schema and NATS permissions from the contracts
+generate: ## AsyncAPI, OpenAPI, JSON Schema, CRDs, the chart's schema and NATS permissions from the contracts
 	pnpm --filter @loraline/contracts run generate
 
 clean: ## remove all that was installed or made here

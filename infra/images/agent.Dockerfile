@@ -7,7 +7,7 @@ RUN npm install --global --allow-scripts=pnpm pnpm@${PNPM_VERSION}
 WORKDIR /app
 COPY . .
 RUN pnpm install --prod --frozen-lockfile --filter-prod '@loraline/serve...' \
- && rm -rf packages/cli packages/console packages/local packages/testkit packages/kube patches pnpm-lock.yaml pnpm-workspace.yaml \
+ && rm -rf packages/cli packages/client packages/local packages/testkit packages/kube patches pnpm-lock.yaml pnpm-workspace.yaml \
  && find services -mindepth 1 -maxdepth 1 ! -name serve -exec rm -rf {} + \
  && chmod -R a+rX /app
 

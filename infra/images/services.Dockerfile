@@ -10,7 +10,7 @@ WORKDIR /app
 COPY . .
 # Production dependencies of what services import, and of the command line, with which the chart's Job makes the streams.
 RUN pnpm install --prod --frozen-lockfile --filter-prod '{./services/*}...' --filter-prod '{./packages/cli}...' \
- && rm -rf packages/console packages/testkit services/train/trainer patches pnpm-lock.yaml pnpm-workspace.yaml \
+ && rm -rf packages/testkit services/train/trainer patches pnpm-lock.yaml pnpm-workspace.yaml \
  && chmod -R a+rX /app
 
 FROM ${NODE_IMAGE}

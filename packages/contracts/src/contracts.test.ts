@@ -5,7 +5,7 @@ import { Ajv } from "ajv";
 import addFormats from "ajv-formats";
 import { expect, test } from "vitest";
 import { chartFiles, generatedFiles } from "./generate/generate.ts";
-import { consumers, eventOfType, events, filterFor, parseSubject, streamOf, streams, subjectFor } from "./index.ts";
+import { consumers, eventOfType, events, filterFor, parseSubject, streamOf, streams, subjectFor, version } from "./index.ts";
 
 const root = join(import.meta.dirname, "..");
 const samples = readdirSync(join(root, "samples")).map((file) => ({
@@ -52,6 +52,14 @@ test("the generated files are those of the sources (`make generate` writes them)
   for (const [path, text] of generatedFiles()) expect(kept.get(path), path).toBe(text);
   const chart = join(root, "../../helm/loraline");
   for (const [path, text] of chartFiles()) expect(readFileSync(join(chart, path), "utf8"), path).toBe(text);
+});
+
+test("the repository and the chart have the version that the programs tell", () => {
+  const manifest = JSON.parse(readFileSync(join(root, "../../package.json"), "utf8")) as { version: string };
+  const chart = readFileSync(join(root, "../../helm/loraline/Chart.yaml"), "utf8");
+  expect(manifest.version).toBe(version);
+  expect(/^version: (.+)$/m.exec(chart)?.[1]).toBe(version);
+  expect(/^appVersion: "(.+)"$/m.exec(chart)?.[1]).toBe(version);
 });
 
 test("the AsyncAPI document has no errors by the official parser", async () => {

@@ -182,6 +182,7 @@ export const modelObject = z.object({
     .optional(),
 });
 export type ModelObject = z.infer<typeof modelObject>;
+export const modelList = z.object({ object: z.literal("list"), data: z.array(modelObject) });
 
 /* below /v1/loraline/ */
 
@@ -321,13 +322,25 @@ export type KeyView = z.infer<typeof keyView>;
 export const keyList = z.object({ data: z.array(keyView) });
 export const createdKey = keyView.extend({ key: z.string().describe("Shown this once; only its hash is kept.") });
 
+export const keyDeleted = z.object({ id: z.string(), deleted: z.literal(true) });
+
 const limit = z.int().min(1).nullable().optional();
 export const limitBody = z.strictObject({ requests_per_minute: limit, tokens_per_minute: limit, concurrency: limit });
 export const limitView = limitState.extend({ adapter: z.string().nullable().describe("null: of the whole tenant.") });
 export const limitList = z.object({ data: z.array(limitView) });
 
+export const limitDeleted = z.object({ adapter: z.string().nullable(), deleted: z.literal(true) });
+
 export const usageView = z.object({
   from: z.iso.date(),
   to: z.iso.date(),
   data: z.array(usageRow.extend({ day: z.iso.date() })).describe("One row for each day and model, oldest first."),
+});
+
+/* outside of /v1: the server itself */
+
+export const health = z.object({ status: z.literal("ok"), version: z.string() });
+export const readiness = z.object({
+  status: z.enum(["ready", "not ready"]),
+  reason: z.string().optional().describe("What is missing, when it is not ready."),
 });

@@ -1,4 +1,4 @@
-/** JSON bodies against their contract. */
+/** Bodies of requests: JSON against its contract, and fields of forms. */
 import { problemsOf } from "@loraline/contracts";
 import type { z } from "zod";
 import { badRequestOf } from "./errors.ts";
@@ -10,3 +10,6 @@ export function parsedBody<T extends z.ZodType>(schema: T, body: unknown): z.out
   const [first, ...others] = problemsOf(parsed.error, "invalid_body");
   throw first === undefined ? parsed.error : badRequestOf([first, ...others]);
 }
+
+/** A field of a form as its text: the library has already parsed a part whose own content type is JSON. */
+export const fieldText = (value: unknown): string => (typeof value === "string" ? value : JSON.stringify(value));

@@ -2,7 +2,7 @@
 import { randomFillSync } from "node:crypto";
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
-import { buckets, type Scope, type SpanView } from "@loraline/contracts";
+import { buckets, openApi, type Scope, type SpanView, version } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
@@ -188,10 +188,16 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
         .send(errorBodyOf(405, message, "method_not_allowed"));
     });
 
-    app.get("/healthz", async () => ({ status: "ok" }));
+    app.get("/healthz", async () => ({ status: "ok", version }));
     app.get("/readyz", async (_request, reply) => {
       const reason = await busProblem(() => keys.get("readyz"));
       return reason === undefined ? { status: "ready" } : reply.code(503).send({ status: "not ready", reason });
+    });
+
+    let reference: string | undefined;
+    app.get("/v1/loraline/openapi.json", async (_request, reply) => {
+      reference ??= JSON.stringify(openApi());
+      return reply.type("application/json").send(reference);
     });
 
     await app.register(

@@ -1,4 +1,4 @@
-/** Pure: AsyncAPI 3 and JSON Schema from the declarations. `write-generated-main.ts` writes them; a test compares them. */
+/** Pure: AsyncAPI 3, OpenAPI 3.1 and JSON Schema from the declarations. `write-generated-main.ts` writes them; a test compares them. */
 import { z } from "zod";
 import { chartValues } from "./chart-values.ts";
 import { crds } from "./crds.ts";
@@ -21,6 +21,7 @@ import {
   trafficState,
   usageState,
 } from "../state.ts";
+import { openApi } from "./openapi.ts";
 import { buckets, type ConsumerDef, consumers, streamOf, streams } from "../events/streams.ts";
 import { adapterManifest, checkpointManifest, evidence, progressLine, trainerResult, trainerSpec } from "../trainer.ts";
 
@@ -179,6 +180,7 @@ export function generatedFiles(): Map<string, string> {
   const text = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`;
   return new Map([
     ["asyncapi.json", text(asyncApi())],
+    ["openapi.json", text(openApi())],
     ...Object.entries(jsonSchemas()).map(([name, schema]): [string, string] => [`schemas/${name}.json`, text(schema)]),
     ...crdFiles(),
   ]);

@@ -27,7 +27,7 @@ import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import type { z } from "zod";
 import { type Caller, checkScope, needs } from "../access/auth.ts";
-import { parsedBody } from "../body.ts";
+import { fieldText, parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { enginesFor } from "../inference/decide-route.ts";
 import { badRequest, badRequestOf } from "../errors.ts";
@@ -77,7 +77,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       if (part.type === "field") {
         if (part.fieldname !== "settings")
           throw badRequest("unknown_field", `The form has a field "${part.fieldname}". Send "settings" and two files.`, part.fieldname);
-        settings = parsedBody(addAdapterSettings, parseJson(String(part.value)));
+        settings = parsedBody(addAdapterSettings, parseJson(fieldText(part.value)));
         continue;
       }
       const name = part.filename;

@@ -17,6 +17,7 @@ import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { type Caller, needs } from "../access/auth.ts";
+import { fieldText } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
@@ -193,10 +194,11 @@ async function readUpload(request: FastifyRequest, store: (file: AsyncIterable<U
   try {
     for await (const part of request.parts()) {
       if (part.type === "field") {
-        fields.set(part.fieldname, String(part.value));
+        const text = fieldText(part.value);
+        fields.set(part.fieldname, text);
         // What is already known to be wrong is refused before the bytes come.
-        if (part.fieldname === "purpose" && stored === undefined) checkPurpose(String(part.value));
-        if (part.fieldname === "mapping" && stored === undefined) mappingOf(String(part.value));
+        if (part.fieldname === "purpose" && stored === undefined) checkPurpose(text);
+        if (part.fieldname === "mapping" && stored === undefined) mappingOf(text);
         continue;
       }
       if (part.fieldname !== "file") {
