@@ -4,7 +4,7 @@
  */
 import { z } from "zod";
 import { datasetMapping } from "./spec/dataset-mapping.ts";
-import type { Scope } from "./events/streams.ts";
+import type { Scope } from "./api-key.ts";
 import {
   adapterList,
   adapterView,
@@ -94,7 +94,7 @@ export interface HttpRoute {
   readonly raw?: { readonly type: string; readonly description: string };
   /** The data of each server-sent event when the body says `stream: true`. */
   readonly event?: z.ZodType;
-  /** Statuses of refusals, beside those that every route may give: 401 and 403 (with scopes), 500, 503. */
+  /** Statuses of refusals, beside those that go without saying: 401, 403, 500 and 503 with a key, 408 with a body. */
   readonly refusals: readonly RefusalStatus[];
 }
 
@@ -104,6 +104,7 @@ export const refusalStatuses = {
   401: "No API key, or none that is known, or one that has expired.",
   403: "The key's scopes do not allow it, or the operator forbids it.",
   404: "There is no such thing in this tenant.",
+  408: "The body came too slowly.",
   409: "It was refused in the present state of things; the message says why.",
   413: "The body is larger than this server accepts.",
   415: "The body's media type is not one that this route takes.",

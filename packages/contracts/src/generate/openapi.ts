@@ -7,7 +7,7 @@ import { datasetReport } from "../records.ts";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { runSpec } from "../spec/run-spec.ts";
 import { adapterState, datasetState, replicaState, runState } from "../state.ts";
-import type { Scope } from "../events/streams.ts";
+import type { Scope } from "../api-key.ts";
 import { version } from "../version.ts";
 
 type Json = Record<string, unknown>;
@@ -165,8 +165,11 @@ function successOf(route: HttpRoute, nameOf: ReadonlyMap<z.ZodType, string>): Js
 }
 const answerHeaders = ["x-loraline-version", "x-loraline-replica"];
 
-/** Every route below /v1 may say these. */
-const always: readonly RefusalStatus[] = [401, 403, 500, 503];
+function refusalsOf({ refusals, scopes, body, form }: HttpRoute): RefusalStatus[] {
+  const withKey: readonly RefusalStatus[] = scopes.length === 0 ? [] : [401, 403, 500, 503];
+  const withBody: readonly RefusalStatus[] = body === undefined && form === undefined ? [] : [408];
+  return [...new Set([...refusals, ...withKey, ...withBody])].toSorted((a, b) => a - b);
+}
 const refusalName = (status: RefusalStatus): string => `Refusal${status}`;
 
 /** OpenAPI knows scopes of OAuth only, so those of keys are told in words, and to programs in `x-scopes`. */
@@ -176,8 +179,7 @@ function scopesInWords(scopes: readonly Scope[], alsoNeeds: readonly Scope[]): s
 }
 
 function operationOf(id: string, route: HttpRoute, names: Record<"answers" | "bodies", ReadonlyMap<z.ZodType, string>>): Json {
-  const { tag, summary, description = `${summary}.`, scopes, alsoNeeds = [], refusals } = route;
-  const statuses = scopes.length === 0 ? refusals : [...new Set([...refusals, ...always])].toSorted((a, b) => a - b);
+  const { tag, summary, description = `${summary}.`, scopes, alsoNeeds = [] } = route;
   const notReady =
     id === "getReadiness"
       ? { 503: { description: "Not ready.", content: { "application/json": { schema: schemaRef("Readiness") } } } }
@@ -195,7 +197,7 @@ function operationOf(id: string, route: HttpRoute, names: Record<"answers" | "bo
     responses: {
       ...successOf(route, names.answers),
       ...notReady,
-      ...Object.fromEntries(statuses.map((status) => [status, { $ref: `#/components/responses/${refusalName(status)}` }])),
+      ...Object.fromEntries(refusalsOf(route).map((status) => [status, { $ref: `#/components/responses/${refusalName(status)}` }])),
     },
   };
 }
@@ -263,7 +265,7 @@ export function openApi(): Json {
       },
       responses: Object.fromEntries(
         Object.entries(refusalStatuses).flatMap(([status, description]) =>
-          allRoutes.some(([, { refusals }]) => [...always, ...refusals].some((one) => String(one) === status))
+          allRoutes.some(([, route]) => refusalsOf(route).some((one) => String(one) === status))
             ? [
                 [
                   refusalName(Number(status) as RefusalStatus),
