@@ -131,7 +131,7 @@ export function createApiClient({ url, apiKey, fetch: send = fetch, retries = 2 
 }
 
 interface AnyRequest extends CommonFields {
-  query?: Record<string, unknown>;
+  query?: Record<string, string | number | boolean | undefined>;
   body?: unknown;
 }
 
