@@ -44,10 +44,10 @@ export interface Bus {
   /** Newest stored event of this kind about this entity. */
   last<E extends EventDef>(event: E, at: EventAddress): Promise<Received<E> | undefined>;
   /**
-   * Every stored event about one entity, oldest first; all from one stream. What breaks the contract is left out, as it
+   * Every stored event of these kinds about one entity, oldest first; all of one stream. What breaks the contract is left out, as it
    * is where events are consumed. Throws rather than return a part.
    */
-  history(events: readonly EventDef[], at: EventAddress): Promise<Received[]>;
+  history<E extends EventDef>(events: readonly E[], at: EventAddress): Promise<Received<E>[]>;
   /**
    * Newest stored events of one kind about one entity, newest first; reads little more than it returns. What breaks the contract is
    * left out.
@@ -83,16 +83,16 @@ export function createBus({ nc, log, telemetry, source, longestWaitMs = 30_000 }
       const message = await (await jetstreamManager(nc)).streams.getMessage(streamOf(event).name, { last_by_subj: subjectFor(event, at) });
       if (message === null) return undefined;
       const { subject, header, data, seq, time } = message;
-      return open({ subject, headers: header, data, seq, storedAt: time.toISOString() }) as Received<E>;
+      return open({ subject, headers: header, data, seq, storedAt: time.toISOString() }, [event]);
     },
     async first<E extends EventDef>(event: E, at: EventAddress) {
-      return (await bus.history([event], at))[0] as Received<E> | undefined;
+      return (await bus.history([event], at))[0];
     },
-    async history(events, at) {
+    async history<E extends EventDef>(events: readonly E[], at: EventAddress) {
       const [first] = events;
       if (first === undefined) return [];
       const consumer = await js.consumers.get(streamOf(first).name, { filter_subjects: events.map((event) => filterFor(event, at)) });
-      const received: Received[] = [];
+      const received: Received<E>[] = [];
       try {
         const { num_pending: pending } = await consumer.info();
         const messages = pending === 0 ? [] : await consumer.fetch({ max_messages: pending, expires: 5000 });
@@ -100,7 +100,8 @@ export function createBus({ nc, log, telemetry, source, longestWaitMs = 30_000 }
         for await (const message of messages) {
           const { subject, headers, data, seq, info } = message;
           try {
-            received.push(open({ subject, headers, data, seq, storedAt: new Date(Number(info.timestampNanos / 1_000_000)).toISOString() }));
+            const storedAt = new Date(Number(info.timestampNanos / 1_000_000)).toISOString();
+            received.push(open({ subject, headers, data, seq, storedAt }, events));
           } catch (error) {
             if (!(error instanceof PermanentError)) throw error;
             log.warn({ err: error, subject, seq }, "history: event left out");
@@ -149,9 +150,7 @@ export function createBus({ nc, log, telemetry, source, longestWaitMs = 30_000 }
             if (message.seq > end) break;
             try {
               const { header: headers, data, time } = message;
-              stretch.push(
-                open({ subject: message.subject, headers, data, seq: message.seq, storedAt: time.toISOString() }) as Received<E>,
-              );
+              stretch.push(open({ subject: message.subject, headers, data, seq: message.seq, storedAt: time.toISOString() }, [event]));
             } catch (error) {
               if (!(error instanceof PermanentError)) throw error;
               log.warn({ err: error, subject: message.subject, seq: message.seq }, "event left out");

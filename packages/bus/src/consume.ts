@@ -42,7 +42,8 @@ export type Handlers<C extends ConsumerDef> = {
 
 export interface ConsumeOptions<C extends ConsumerDef> {
   consumer: C;
-  handlers: Handlers<NoInfer<C>>;
+  /** One handler for each event, or one for them all. */
+  handlers: Handlers<NoInfer<C>> | ((received: Received<EventsOf<NoInfer<C>>>, context: HandlerContext) => Promise<void>);
   /** Called before a message becomes a dead letter, so that whoever waits for the entity learns why. */
   onDeadLetter?: (letter: {
     tenant: string;
@@ -212,8 +213,7 @@ async function settle<C extends ConsumerDef>(
         `delivered ${deliveries - waits.deliveries} times without an answer; the handler may be crashing its process`,
       );
     }
-    // `open` checked the payload against the schema of its own type, so the handler of that type may have it.
-    received = open({
+    received = open<EventsOf<C>>({
       subject: message.subject,
       headers: message.headers,
       data: message.data,
@@ -222,11 +222,10 @@ async function settle<C extends ConsumerDef>(
     });
     const { type, event, at, trace, id } = received;
     toldWaiting = waits.away > 0;
-    const handlers = options.handlers as unknown as Record<
-      string,
-      (received: Received<EventsOf<C>>, context: HandlerContext) => Promise<void>
-    >;
-    const handler = handlers[type];
+    // `open` checked the payload against the schema of its own type, so the handler of that type may have it.
+    type Handle = (received: Received<EventsOf<C>>, context: HandlerContext) => Promise<void>;
+    const { handlers } = options;
+    const handler = typeof handlers === "function" ? handlers : (handlers as unknown as Partial<Record<string, Handle>>)[type];
     if (handler === undefined) throw new PermanentError("NO_HANDLER", `${def.durable} has no handler for ${type}`);
     const context = {
       log: log.child({ [`${event.noun}Id`]: at.id, tenant: at.tenant }),

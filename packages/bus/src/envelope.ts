@@ -1,21 +1,19 @@
 /** CloudEvents 1.0 in NATS headers (binary mode), with the W3C trace context and a deterministic message id. */
-import { eventOfType, type EventDef, type EventAddress, parseSubject, type Problem, problemsOf, subjectFor } from "@loraline/contracts";
+import {
+  eventOfType,
+  type EventDef,
+  type EventAddress,
+  parseSubject,
+  type Problem,
+  problemsOf,
+  subjectFor,
+  type SeenEvent,
+} from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { headers, type MsgHdrs } from "@nats-io/transport-node";
 
-/** What a handler or fold gets: the parsed event and where it came from. */
-export interface Received<E extends EventDef = EventDef> {
-  event: E;
-  type: E["type"];
-  at: EventAddress;
-  data: E["data"]["_zod"]["output"];
-  /** ISO 8601; the producer's clock. */
-  time: string;
-  id: string;
-  /** Sequence in the stream. */
-  seq: number;
-  trace: string | null;
-}
+/** What a handler or fold gets: the parsed event and where it came from. Of several events it is a union that `type` tells apart. */
+export type Received<E extends EventDef = EventDef> = E extends EventDef ? SeenEvent<E> & { event: E; id: string } : never;
 
 /** The parts of a JetStream message that the envelope reads. */
 export interface RawMessage {
@@ -78,12 +76,13 @@ export function seal(input: {
 
 /**
  * Opens a message. The subject decides the type, so a plain NATS client need not set `ce-` headers.
+ * @param among - the events that it can be one of. Absent: every event.
  * @throws PermanentError CONTRACT_VIOLATION, or the first problem's own code, with every problem in the message.
  */
-export function open(raw: RawMessage): Received {
+export function open<E extends EventDef = EventDef>(raw: RawMessage, among?: readonly E[]): Received<E> {
   const subject = parseSubject(raw.subject);
   const event = subject === undefined ? undefined : eventOfType(subject.type);
-  if (subject === undefined || event === undefined) {
+  if (subject === undefined || event === undefined || !(among?.some(({ type }) => type === event.type) ?? true)) {
     throw new PermanentError(
       "CONTRACT_VIOLATION",
       `subject "${raw.subject}" names no event, or its tenant or id cannot be one. See docs/asyncapi.json for the subjects there are.`,
@@ -116,5 +115,6 @@ export function open(raw: RawMessage): Received {
     id: raw.headers?.get("ce-id") || `${raw.subject}#${raw.seq}`,
     seq: raw.seq,
     trace: /^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/.test(trace) ? trace : null,
-  };
+    // The event is one of `among`, and its own schema has parsed the data.
+  } as unknown as Received<E>;
 }

@@ -1,6 +1,6 @@
 /** The projector against a real bus: what it keeps equals the pure fold of the streams, whatever happens to it. */
 import { createBus, ensureStreams } from "@loraline/bus";
-import { buckets, events, foldRun, type RunEvent, runSpec, type RunState } from "@loraline/contracts";
+import { buckets, events, foldRun, runEvents, runSpec, type RunState } from "@loraline/contracts";
 import { createTelemetry } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
 import { ulid } from "ulid";
@@ -24,11 +24,10 @@ async function playWholeRun(bus: TestBus, tenant: string): Promise<string> {
   return id;
 }
 
-const runEvents = Object.values(events).filter((event) => event.noun === "run" && event !== events.runProgress);
 /** What the fold of the run's own stream gives; progress is beside it. */
 async function foldOf(bus: TestBus, tenant: string, id: string): Promise<Partial<RunState>> {
   const history = await bus.history(runEvents, { tenant, id });
-  const folded = history.reduce<RunState | undefined>((state, event) => foldRun(state, event as unknown as RunEvent), undefined);
+  const folded = history.reduce<RunState | undefined>((state, event) => foldRun(state, event), undefined);
   if (folded === undefined) throw new Error("no history");
   const { progress: _progress, updatedAt: _updatedAt, ...rest } = folded;
   return rest;

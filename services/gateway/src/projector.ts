@@ -1,5 +1,5 @@
 /** The one writer of KV `runs` and `datasets`: folds the streams' events into them. */
-import type { Bus, HandlerContext, Handlers, Received } from "@loraline/bus";
+import type { Bus, HandlerContext } from "@loraline/bus";
 import {
   buckets,
   consumers,
@@ -24,33 +24,32 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
   const runs = await bus.bucket(buckets.runs);
   const datasets = await bus.bucket(buckets.datasets);
 
-  const onDataset = async (received: Received, { log: eventLog }: HandlerContext): Promise<void> => {
+  const onDataset = async (received: DatasetEvent, { log: eventLog }: HandlerContext): Promise<void> => {
     let known = true;
     await datasets.change(datasetKey(received.at), (state) => {
-      // The consumer declares which events it takes, so the type is one of the fold's.
-      const next = foldDataset(state, received as unknown as DatasetEvent);
+      const next = foldDataset(state, received);
       known = next !== undefined;
       return next === state ? undefined : next;
     });
     if (!known) eventLog.warn({ type: received.type }, "event about a dataset that was never received; dropped");
   };
 
-  const foldIntoRun = async (received: Received): Promise<{ known: boolean }> => {
+  const foldIntoRun = async (received: RunEvent): Promise<{ known: boolean }> => {
     let known = true;
     await runs.change(runKey(received.at), (state) => {
-      const next = foldRun(state, received as unknown as RunEvent);
+      const next = foldRun(state, received);
       known = next !== undefined;
       return next === state ? undefined : next;
     });
     return { known };
   };
 
-  const onRun = async (received: Received, { log: eventLog }: HandlerContext): Promise<void> => {
+  const onRun = async (received: RunEvent, { log: eventLog }: HandlerContext): Promise<void> => {
     const { known } = await foldIntoRun(received);
     if (!known) eventLog.warn({ type: received.type }, "event about a run that was never requested; dropped");
   };
 
-  const onProgress = async (received: Received, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
+  const onProgress = async (received: RunEvent, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
     const { known } = await foldIntoRun(received);
     if (known) return;
     // Progress has a stream of its own and may be read before the request of its run.
@@ -60,16 +59,11 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
     eventLog.warn({ type: received.type }, "progress of a run that was never requested; dropped");
   };
 
-  const forAll = <C extends (typeof consumers)[keyof typeof consumers]>(
-    consumer: C,
-    handle: (received: Received, context: HandlerContext) => Promise<void>,
-  ): Handlers<C> => Object.fromEntries(consumer.events.map(({ type }) => [type, handle])) as unknown as Handlers<C>;
-
   const { projectorDatasets, projectorProgress, projectorRuns } = consumers;
   const started = await Promise.allSettled([
-    bus.consume({ consumer: projectorDatasets, handlers: forAll(projectorDatasets, onDataset), traced: false }),
-    bus.consume({ consumer: projectorRuns, handlers: forAll(projectorRuns, onRun), traced: false }),
-    bus.consume({ consumer: projectorProgress, handlers: forAll(projectorProgress, onProgress), traced: false }),
+    bus.consume({ consumer: projectorDatasets, handlers: onDataset, traced: false }),
+    bus.consume({ consumer: projectorRuns, handlers: onRun, traced: false }),
+    bus.consume({ consumer: projectorProgress, handlers: onProgress, traced: false }),
   ]);
   // All at once: each waits for its pull to end.
   const stop = async (): Promise<void> => {

@@ -17,6 +17,7 @@ import {
   events,
   foldRun,
   type RunEvent,
+  runKey,
 } from "@loraline/contracts";
 import { createKube, type Kube } from "@loraline/kube";
 import { createJetStreamObjects, getBytes, type Objects } from "@loraline/objects";
@@ -35,7 +36,6 @@ const log = createLog({ service: "test", level: process.env["TEST_LOG"] ?? "sile
 const within = { timeout: 15_000, interval: 50 };
 const base = "smollm2-135m-instruct";
 const digest: Digest = `sha256:${"d".repeat(64)}`;
-const runEvents = Object.values(events).filter(({ noun, type }) => noun === "run" && type !== "run.progress.v1");
 
 let api: ApiServer;
 let kube: Kube;
@@ -60,12 +60,11 @@ beforeAll(async () => {
   bus = createBus({ nc, log, telemetry, source: "test" });
   // The projector belongs to the gateway, and services do not import each other.
   const runs = await bus.bucket(buckets.runs);
-  const fold = async (received: { at: { tenant: string; id: string } }): Promise<void> => {
-    await runs.change(`${received.at.tenant}.${received.at.id}`, (state) => foldRun(state, received as RunEvent));
+  const fold = async (received: RunEvent): Promise<void> => {
+    await runs.change(runKey(received.at), (state) => foldRun(state, received));
   };
-  const handlers = Object.fromEntries(runEvents.map(({ type }) => [type, fold]));
-  servers.use(await bus.consume({ consumer: consumers.projectorRuns, handlers, traced: false }));
-  servers.use(await bus.consume({ consumer: consumers.projectorProgress, handlers: { "run.progress.v1": fold }, traced: false }));
+  servers.use(await bus.consume({ consumer: consumers.projectorRuns, handlers: fold, traced: false }));
+  servers.use(await bus.consume({ consumer: consumers.projectorProgress, handlers: fold, traced: false }));
 }, 120_000);
 afterAll(() => servers.disposeAsync());
 

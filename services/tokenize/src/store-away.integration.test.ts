@@ -1,15 +1,6 @@
 /** The object store is away while runs are tokenized, on however many replicas: they wait and say so, and nothing is judged by it. */
 import { createBus, tellWaiting } from "@loraline/bus";
-import {
-  buckets,
-  consumers,
-  datasetWaiting,
-  foldRun,
-  type RunEvent,
-  runCancelRequested,
-  runRequested,
-  runWaiting,
-} from "@loraline/contracts";
+import { buckets, consumers, datasetWaiting, foldRun, runCancelRequested, runRequested, runWaiting } from "@loraline/contracts";
 import { createS3Objects, watchedObjects } from "@loraline/objects";
 import { startProxy } from "@loraline/testkit";
 import { basesDir } from "@loraline/testkit";
@@ -67,7 +58,7 @@ test("a run waits, and then has its tokens", { timeout: 90_000 }, async ({ line,
     },
   );
   let state: ReturnType<typeof foldRun>;
-  for (const event of told) state = foldRun(state, event as unknown as RunEvent);
+  for (const event of told) state = foldRun(state, event);
   expect(state).toMatchObject({ phase: "tokenized", queue: null });
 });
 
@@ -116,7 +107,7 @@ test(
     const runs = await bus.bucket(buckets.runs);
     const events = await bus.history([runRequested, runWaiting, runCancelRequested], { tenant, id: run });
     let state: ReturnType<typeof foldRun>;
-    for (const event of events) state = foldRun(state, event as unknown as RunEvent);
+    for (const event of events) state = foldRun(state, event);
     if (state !== undefined) await runs.put(`${tenant}.${run}`, state);
     const { durable, stream } = consumers.tokenizeRunRequested;
     await expect

@@ -15,6 +15,8 @@ import {
   events,
   foldRun,
   type RunEvent,
+  type runEvents,
+  runKey,
   runSpec,
   type RunState,
   tokenManifest,
@@ -37,7 +39,6 @@ const namespace = "default";
 const tenant = "acme";
 const base: BaseRef = { name: "tiny", revision: "r1", digest: `sha256:${"b".repeat(64)}` };
 const within = { timeout: 30_000, interval: 50 };
-const runEvents = Object.values(events).filter((event) => event.noun === "run" && event !== events.runProgress);
 
 const stack = new AsyncDisposableStack();
 let dir: string;
@@ -63,11 +64,10 @@ beforeAll(async () => {
   bus = createBus({ nc, log, telemetry: stack.use(createTelemetry({ service: "test" })), source: "test" });
   // The projector belongs to the gateway, and services do not import each other.
   const runs = await bus.bucket(buckets.runs);
-  const project = async (received: { at: { tenant: string; id: string } }): Promise<void> => {
-    await runs.change(`${received.at.tenant}.${received.at.id}`, (state) => foldRun(state, received as RunEvent));
+  const project = async (received: RunEvent): Promise<void> => {
+    await runs.change(runKey(received.at), (state) => foldRun(state, received));
   };
-  const handlers = Object.fromEntries(runEvents.map(({ type }) => [type, project]));
-  stack.use(await bus.consume({ consumer: consumers.projectorRuns, handlers, traced: false }));
+  stack.use(await bus.consume({ consumer: consumers.projectorRuns, handlers: project, traced: false }));
   stack.use(playKubelet());
 }, 120_000);
 afterAll(() => stack.disposeAsync(), 60_000);

@@ -15,6 +15,8 @@ import {
   evidence,
   foldRun,
   type RunEvent,
+  runEvents,
+  runKey,
   runSpec,
   type RunSpecInput,
   type RunState,
@@ -36,7 +38,6 @@ const log = createLog({ service: "test", level: process.env.TEST_LOG ?? "silent"
 const tenant = "acme";
 const base: BaseRef = { name: "tiny", revision: "r1", digest: `sha256:${"b".repeat(64)}` };
 const traceparent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01";
-const runEvents = Object.values(events).filter((event) => event.noun === "run" && event !== events.runProgress);
 const within = { timeout: 30_000, interval: 50 };
 
 interface Script {
@@ -67,11 +68,10 @@ beforeEach(async () => {
   bus = createBus({ nc, log, telemetry: stack.use(createTelemetry({ service: "test" })), source: "test" });
   // The projector belongs to the gateway, and services do not import each other.
   const runs = await bus.bucket(buckets.runs);
-  const project = async (received: { at: { tenant: string; id: string } }): Promise<void> => {
-    await runs.change(`${received.at.tenant}.${received.at.id}`, (state) => foldRun(state, received as RunEvent));
+  const project = async (received: RunEvent): Promise<void> => {
+    await runs.change(runKey(received.at), (state) => foldRun(state, received));
   };
-  const handlers = Object.fromEntries(runEvents.map(({ type }) => [type, project]));
-  stack.use(await bus.consume({ consumer: consumers.projectorRuns, handlers, traced: false }));
+  stack.use(await bus.consume({ consumer: consumers.projectorRuns, handlers: project, traced: false }));
 });
 afterEach(async () => {
   await stack.disposeAsync();

@@ -25,6 +25,20 @@ export interface EventAddress {
   readonly id: string;
 }
 
+/** An event that was read, as folds take it. Of several events it is a union that `type` tells apart. */
+export type SeenEvent<E extends EventDef> = E extends EventDef
+  ? {
+      type: E["type"];
+      at: EventAddress;
+      data: EventData<E>;
+      /** ISO 8601; the producer's clock. */
+      time: string;
+      /** Sequence in its stream. */
+      seq: number;
+      trace: string | null;
+    }
+  : never;
+
 export function defineEvent<Type extends `${Noun}.${string}.v${number}`, Data extends z.ZodType>(
   type: Type,
   summary: string,

@@ -1,7 +1,7 @@
 /** Every event of the line, once. Subjects, types, AsyncAPI and JSON Schema derive from this table. */
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
-import { defineEvent, type EventDef } from "./define-event.ts";
+import { defineEvent, type EventDef, type Noun } from "./define-event.ts";
 import { importSource } from "../spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, ulid } from "../names.ts";
 import { tokenTotals } from "../records.ts";
@@ -301,6 +301,15 @@ export const events = {
   adapterCanaryStepped,
   adapterCanaryEnded,
 } as const;
+
+export type AnyEvent = (typeof events)[keyof typeof events];
+type EventsAbout<N extends Noun> = Extract<AnyEvent, { type: `${N}.${string}` }>;
+const eventsAbout = <N extends Noun>(noun: N) => Object.values(events).filter((event): event is EventsAbout<N> => event.noun === noun);
+
+/** Every event of the stream DATASETS. */
+export const datasetEvents = eventsAbout("dataset");
+/** Every event of the stream RUNS: progress has a stream of its own. */
+export const runEvents = eventsAbout("run").filter((event) => event !== runProgress);
 
 const byType = new Map<string, EventDef>(Object.values(events).map((event) => [event.type, event]));
 

@@ -1,32 +1,10 @@
 /** Pure fold of dataset events into what KV `datasets` holds. */
-import type { EventAddress, EventData } from "./define-event.ts";
-import type {
-  datasetDeleted,
-  datasetImportRequested,
-  datasetIngested,
-  datasetReceived,
-  datasetRejected,
-  datasetWaiting,
-} from "./events.ts";
+import type { SeenEvent } from "./define-event.ts";
+import type { datasetEvents } from "./events.ts";
 import type { ImportSource } from "../spec/import-source.ts";
 import type { DatasetState } from "../state.ts";
 
-interface Seen<Type extends string, Data> {
-  type: Type;
-  data: Data;
-  at: EventAddress;
-  time: string;
-  seq: number;
-  trace: string | null;
-}
-
-export type DatasetEvent =
-  | Seen<"dataset.import-requested.v1", EventData<typeof datasetImportRequested>>
-  | Seen<"dataset.received.v1", EventData<typeof datasetReceived>>
-  | Seen<"dataset.ingested.v1", EventData<typeof datasetIngested>>
-  | Seen<"dataset.rejected.v1", EventData<typeof datasetRejected>>
-  | Seen<"dataset.waiting.v1", EventData<typeof datasetWaiting>>
-  | Seen<"dataset.deleted.v1", EventData<typeof datasetDeleted>>;
+export type DatasetEvent = SeenEvent<(typeof datasetEvents)[number]>;
 
 /** Folding an event twice, or an old one after a newer one, changes nothing. */
 export function foldDataset(state: DatasetState | undefined, event: DatasetEvent): DatasetState | undefined {
@@ -34,15 +12,16 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
   if (state === undefined) {
     if (event.type !== "dataset.received.v1" && event.type !== "dataset.import-requested.v1") return undefined;
     const fetched = event.type === "dataset.received.v1" ? event.data : undefined;
+    const source = event.type === "dataset.import-requested.v1" ? event.data.source : null;
     return {
       tenant: event.at.tenant,
       datasetId: event.at.id,
       status: fetched === undefined ? "importing" : "received",
-      filename: fetched?.filename ?? nameOfSource((event.data as EventData<typeof datasetImportRequested>).source),
+      filename: fetched?.filename ?? (source === null ? "" : nameOfSource(source)),
       mapping: event.data.mapping ?? null,
       blob: fetched?.blob ?? null,
       parts: fetched?.parts ?? [],
-      source: event.type === "dataset.import-requested.v1" ? event.data.source : null,
+      source,
       receivedAt: event.time,
       settledAt: null,
       manifest: null,

@@ -7,23 +7,11 @@
  *
  * The first terminal phase wins; whatever comes later is history only.
  */
-import type { EventAddress, EventData } from "./define-event.ts";
-import type { events } from "./events.ts";
+import type { SeenEvent } from "./define-event.ts";
+import type { runEvents, runProgress } from "./events.ts";
 import { type RunPhase, type RunState, terminalPhases } from "../state.ts";
 
-type RunEvents = Extract<(typeof events)[keyof typeof events], { type: `run.${string}` }>;
-export type RunEvent = {
-  [E in RunEvents as E["type"]]: {
-    type: E["type"];
-    data: EventData<E>;
-    at: EventAddress;
-    /** ISO 8601. */
-    time: string;
-    /** Sequence in its stream. */
-    seq: number;
-    trace: string | null;
-  };
-}[RunEvents["type"]];
+export type RunEvent = SeenEvent<(typeof runEvents)[number] | typeof runProgress>;
 
 const order: readonly RunPhase[] = ["requested", "tokenized", "queued", "running", "trained"];
 /** A redelivered older event must not take a run back. */

@@ -3,7 +3,7 @@ import type { z } from "zod";
 import { type EventDef, filterFor } from "./define-event.ts";
 import { apiKeyRecord } from "../api-key.ts";
 import { engineRecord } from "../engine.ts";
-import { events } from "./events.ts";
+import { datasetEvents, events, runEvents } from "./events.ts";
 import {
   adapterState,
   budgetState,
@@ -41,14 +41,14 @@ export const streams = {
   DATASETS: {
     name: "DATASETS",
     description: "History of every dataset",
-    subjects: subjectsOf((event) => event.noun === "dataset"),
+    subjects: datasetEvents.map((event) => filterFor(event)),
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
   },
   RUNS: {
     name: "RUNS",
     description: "History of every run, without progress",
-    subjects: subjectsOf((event) => event.noun === "run" && event !== events.runProgress),
+    subjects: runEvents.map((event) => filterFor(event)),
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
   },
@@ -190,7 +190,7 @@ export const consumers = {
   projectorDatasets: {
     durable: "projector-datasets",
     stream: streams.DATASETS,
-    events: all.filter((event) => event.noun === "dataset"),
+    events: datasetEvents,
     ackWaitMs: 15_000,
     maxDeliver: 20,
     concurrency: 1,
@@ -199,7 +199,7 @@ export const consumers = {
   projectorRuns: {
     durable: "projector-runs",
     stream: streams.RUNS,
-    events: all.filter((event) => event.noun === "run" && event !== events.runProgress),
+    events: runEvents,
     ackWaitMs: 15_000,
     maxDeliver: 20,
     concurrency: 1,

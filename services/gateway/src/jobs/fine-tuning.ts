@@ -2,15 +2,12 @@
 import { isDeepStrictEqual } from "node:util";
 import {
   type DatasetState,
-  events,
-  type RunEvent,
   runCancelRequested,
+  runEvents,
   runProgress,
   runRequested,
   type RunSpec,
   type RunState,
-  streamOf,
-  streams,
 } from "@loraline/contracts";
 import { RetryLaterError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
@@ -34,7 +31,6 @@ const retryWindowMs = 2 * 60_000;
 /** Between the time in an event and its storing. */
 const publishingTakesMs = 5000;
 
-const runEvents = Object.values(events).filter((event) => streamOf(event) === streams.RUNS);
 const identified = <T extends { id: string }>(): { idOf: (item: T) => string; view: (item: T) => T } => ({
   idOf: (item) => item.id,
   view: (item) => item,
@@ -178,7 +174,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       const { tenant, runId, spec } = await existing(request);
       const at = { tenant, id: runId };
       // The run's own events are few; of its progress only what the page needs is read.
-      const told = (await bus.history(runEvents, at)) as unknown as RunEvent[];
+      const told = await bus.history(runEvents, at);
       const cursor = page.after === undefined ? undefined : cursorOf(page.after);
       const cursorTime = told.find(({ seq }) => cursor?.stream === "runs" && seq === cursor.seq)?.time;
       const range =
@@ -189,7 +185,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
             : { until: new Date(Date.parse(cursorTime) + publishingTakesMs) };
       for (let limit = page.limit + 2; ; limit *= 4) {
         const progress = await bus.newest(runProgress, at, { ...range, limit });
-        const events = jobEventsOf([...told, ...(progress as unknown as RunEvent[])], spec.base);
+        const events = jobEventsOf([...told, ...progress], spec.base);
         const after = events.slice(events.findIndex(({ id }) => id === page.after) + 1);
         // With more progress behind the cursor than the page holds, older progress that was not read cannot belong into it.
         const enough = after.filter(({ id }) => cursorOf(id)?.stream === "progress").length > page.limit;

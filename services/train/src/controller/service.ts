@@ -131,10 +131,9 @@ async function historyOf(bus: Bus, at: EventAddress): Promise<History> {
   let checkpoint: History["checkpoint"] = null;
   for (const { type, data } of told) {
     if (type === runAttemptEnded.type || type === runPreempted.type) {
-      const end = runAttemptEnded.data.parse(data);
-      if (!lost.has(end.attempt)) lost.set(end.attempt, end);
+      if (!lost.has(data.attempt)) lost.set(data.attempt, data);
     } else if (type === runCheckpointed.type) {
-      const { step, checkpoint: ref } = runCheckpointed.data.parse(data);
+      const { step, checkpoint: ref } = data;
       if (step >= (checkpoint?.step ?? 0)) checkpoint = { step, checkpoint: ref };
     } else {
       over = true;
