@@ -73,7 +73,7 @@ async function sideBySide(name: string, base: string, vocabulary: Record<string,
     file,
     baseDir: base,
     outDir,
-    tokenize: { profile: "seed", max_length: 384 },
+    tokenize: { template: "seed", max_length: 384 },
     signal: new AbortController().signal,
     onRejected: ({ message }) => {
       throw new Error(message);
@@ -97,7 +97,7 @@ async function sideBySide(name: string, base: string, vocabulary: Record<string,
   const rate = (seconds: number): string => `${Math.round(count / seconds).toLocaleString("en")} rows/s`;
   return [
     {
-      what: `tokenize, profile seed, ${name}: JSON Lines to Arrow shards`,
+      what: `tokenize, template seed, ${name}: JSON Lines to Arrow shards`,
       value: `${rate(ours)}, ${(theirs / ours).toFixed(1)} × process_func`,
       detail: `${count} rows half Chinese half English, ${Math.round(bytes / 1e6)} MB, ${(two.tokens / 1e6).toFixed(1)} M tokens, ${availableParallelism()} cores, ${ours.toFixed(1)} s with loading the tokenizer; ${((user + system) / 1e6).toFixed(1)} s of CPU, ${(reads / 1000).toFixed(1)} s of it reading and canonical records. datasets.map, without loading: ${rate(one.seconds)} with num_proc 1, ${rate(two.seconds)} with 2. Every id and label equal`,
     },

@@ -22,9 +22,16 @@ test("every event version that ever shipped has a sample", () => {
   );
 });
 
-test.each(samples)("sample $file still parses, and says the same after parsing", ({ type, data }) => {
+/** Samples in an older spelling → those that say the same in today's. */
+const respelt: Readonly<Record<string, string>> = {
+  "run.requested.v1.1.json": "run.requested.v1.json",
+  "run.requested.v1.3.json": "run.requested.v1.2.json",
+};
+
+test.each(samples)("sample $file still parses, and says the same after parsing", ({ file, type, data }) => {
   const event = eventOfType(type);
-  expect(event?.data.parse(data)).toEqual(data);
+  const today = samples.find((sample) => sample.file === respelt[file])?.data ?? data;
+  expect(event?.data.parse(data)).toEqual(today);
 });
 
 test.each(samples)("sample $file is valid by the AsyncAPI document alone", ({ type, data }) => {

@@ -7,9 +7,8 @@ import { datasetMapping } from "./spec/dataset-mapping.ts";
 import { hubSource, urlSource } from "./spec/import-source.ts";
 import { adapterName, digest, isoTime, problem } from "./names.ts";
 import { notice } from "./spec/judged-fields.ts";
-import { loraSpec } from "./spec/lora-fields.ts";
-import { adapterImport, canarySettings, placement, runSpecFields, tokenizeSpec } from "./spec/run-spec.ts";
-import { trainingSpec } from "./spec/training-fields.ts";
+import { adapterImport, type MethodType, trainingOnlyFields } from "./spec/method.ts";
+import { canarySettings, placement, runSpecFields } from "./spec/run-spec.ts";
 import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "./state.ts";
 import { scopes } from "./api-key.ts";
 
@@ -58,6 +57,44 @@ const hyperparameters = z.strictObject({
   learning_rate_multiplier: autoOr(z.number().positive()).optional(),
 });
 
+/** Each method as OpenAI's field `method` spells it, or how it is asked for instead. */
+const jobMethods = {
+  supervised: {
+    schema: z.object({
+      type: z.literal("supervised"),
+      supervised: z.object({ hyperparameters: hyperparameters.nullish() }).nullish(),
+    }),
+  },
+  import: { elsewhere: "is no job: send the adapter to POST /v1/loraline/adapters (`loraline adapters add`)" },
+} satisfies Record<MethodType, { schema: z.ZodObject } | { elsewhere: string }>;
+
+function unknownJobMethod(input: unknown): string {
+  const type = String((input as { type?: unknown } | null)?.type);
+  const known = type in jobMethods ? jobMethods[type as MethodType] : undefined;
+  if (known !== undefined && "elsewhere" in known) return `"${type}" ${known.elsewhere}`;
+  const offered = Object.entries(jobMethods).flatMap(([name, one]) => ("schema" in one ? [`"${name}"`] : []));
+  return `"${type}" is not offered; use ${offered.join(" or ")}`;
+}
+
+/** Fields of the run spec that OpenAI has a name for. */
+export const openAiFields = {
+  base: "model",
+  dataset: "training_file",
+  validation: "validation_file",
+  method: "method",
+  metadata: "metadata",
+} as const satisfies Partial<Record<keyof typeof runSpecFields.shape, string>>;
+
+/** For zod's `omit`. */
+const these = <K extends string>(...fields: readonly K[]): Record<K, true> =>
+  Object.fromEntries(fields.map((field) => [field, true])) as Record<K, true>;
+
+/** Fields of the run spec that stand under `loraline` in a job's body: all that OpenAI has no name for. */
+export const jobExtension = runSpecFields
+  .omit(these(...(Object.keys(openAiFields) as (keyof typeof openAiFields)[]), "import"))
+  .extend({ adapter: runSpecFields.shape.adapter.optional() })
+  .describe("Loraline's own settings: the sections of the run spec.");
+
 /**
  * Body of `POST /v1/fine_tuning/jobs`. Field by field OpenAI's; `loraline` takes the run spec's sections. Strict, as OpenAI's is:
  * a setting that is misspelt or in the wrong place must not be ignored.
@@ -75,33 +112,16 @@ export const createJobBody = z.strictObject({
   seed: z.int().nonnegative().nullish(),
   hyperparameters: hyperparameters.nullish().describe("Deprecated by OpenAI in favour of `method`."),
   method: z
-    .object({
-      type: z.literal("supervised", { error: 'method.type must be "supervised": dpo and reinforcement are not offered' }),
-      supervised: z.object({ hyperparameters: hyperparameters.nullish() }).nullish(),
+    .discriminatedUnion("type", [jobMethods.supervised.schema], {
+      error: ({ code, input }) => (code === "invalid_union" ? unknownJobMethod(input) : undefined),
     })
     .nullish(),
   integrations: z.array(z.unknown()).max(0, "integrations are not supported: remove them").nullish(),
   metadata: z.record(z.string().max(64), z.string().max(512)).nullish(),
-  loraline: z
-    .strictObject({
-      adapter: runSpecFields.shape.adapter.optional(),
-      lora: loraSpec.optional(),
-      training: trainingSpec.optional(),
-      tokenize: tokenizeSpec.partial().optional(),
-      holdout: z.number().optional(),
-      min_records: z.int().optional(),
-      gate: z.enum(["better-than-base", "better-than-promoted", "none"]).optional(),
-      gate_accuracy: z.boolean().optional(),
-      promote: runSpecFields.shape.promote.unwrap().optional(),
-      canary: canarySettings.optional(),
-      placement: placement.optional(),
-      keep: runSpecFields.shape.keep,
-      max_attempts: z.int().optional(),
-    })
-    .nullish()
-    .describe("Loraline's own settings: the sections of the run spec."),
+  loraline: jobExtension.nullish(),
 });
 export type CreateJobBody = z.infer<typeof createJobBody>;
+export type CreateJobBodyInput = z.input<typeof createJobBody>;
 
 export const jobStatuses = ["validating_files", "queued", "running", "succeeded", "failed", "cancelled"] as const;
 
@@ -121,12 +141,15 @@ export const jobObject = z.object({
   training_file: z.string(),
   validation_file: z.string().nullable(),
   hyperparameters: z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() }),
-  method: z.object({
-    type: z.literal("supervised"),
-    supervised: z.object({
-      hyperparameters: z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() }),
+  method: z.discriminatedUnion("type", [
+    z.object({
+      type: z.literal("supervised"),
+      supervised: z.object({
+        hyperparameters: z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() }),
+      }),
     }),
-  }),
+    z.object({ type: z.literal("import"), import: adapterImport.pick({ source: true }) }),
+  ]),
   integrations: z.array(z.unknown()),
   metadata: z.record(z.string(), z.string()).nullable(),
   error: z.object({ code: z.string(), message: z.string(), param: z.string().nullable() }).nullable(),
@@ -225,18 +248,11 @@ export const adapterList = z.object({ data: z.array(adapterView) });
 export const traceView = z.object({ traceId: z.string(), spans: z.array(spanView) });
 
 /** What is said about an adapter from elsewhere; the form field `settings` of an upload. */
-export const addAdapterSettings = z.strictObject({
-  base: runSpecFields.shape.base,
+export const addAdapterSettings = runSpecFields.omit(these(...trainingOnlyFields, "adapter", "method", "import")).extend({
   name: adapterName,
-  source: adapterImport.shape.source.optional().describe("Where it came from, for a person to read."),
+  source: adapterImport.shape.source.optional(),
   probes: adapterImport.shape.probes,
   any_base: adapterImport.shape.any_base,
-  gate: runSpecFields.shape.gate.unwrap().optional(),
-  promote: runSpecFields.shape.promote.unwrap().optional(),
-  canary: canarySettings.optional(),
-  placement: placement.optional(),
-  keep: runSpecFields.shape.keep,
-  metadata: runSpecFields.shape.metadata,
 });
 
 /**

@@ -1,5 +1,6 @@
 /** The canonical record `lrec/1` and what ingest and tokenize store about many of them. */
 import { z } from "zod";
+import { olderTemplates, templateOf, templates } from "./spec/run-spec.ts";
 import { baseRef } from "./engine.ts";
 import { blobRef, digest, ulid } from "./names.ts";
 
@@ -36,7 +37,7 @@ export const recordMeta = z.object({
   template: z.string().optional().describe("Name and version of the prompt that ingest wrote around the row, such as `translation.zh/1`."),
   slice: z.string().optional().describe("Part of the dataset that is evaluated for itself, such as `adversarial`."),
   unusedKeys: z.array(z.string()).optional(),
-  /** Original columns that the profile `seed` joins without a newline. */
+  /** Original columns that the template `seed` joins without a newline. */
   seed: z.object({ instruction: z.string(), input: z.string(), output: z.string() }).optional(),
 });
 
@@ -115,7 +116,7 @@ const finding = z.object({ count: z.int(), lines: z.array(z.int()) });
 /** What a base makes of the records; only where a base is known when the report is made. */
 export const tokenReport = z.object({
   base: z.string(),
-  profile: z.string(),
+  template: z.string().describe("`base` or `seed`, as in the run spec."),
   maxLength: z.int(),
   lengths,
   supervised: z.int().describe("Tokens that are trained on, of `lengths.total`."),
@@ -204,30 +205,33 @@ export const tokenTotals = z.object({
 });
 
 /** JSON object of kind `tokens`; written last. */
-export const tokenManifest = z.object({
-  version: z.literal(1),
-  cacheKey: digest,
-  base: baseRef,
-  tokenizerDigest: digest,
-  templateDigest: digest.describe("sha256 of the chat template's text, as the engine must apply it."),
-  templateFamily: z.string().nullable().default(null).describe("What the template was recognised as; null: none was needed."),
-  profile: z.string(),
-  maxLength: z.int(),
-  packed: z.boolean(),
-  seed: z.int(),
-  code: z.string(),
-  train: z.array(tokenShard),
-  eval: z.array(tokenShard),
-  totals: tokenTotals,
-  dropped: z.array(droppedRecord).describe("The first 1000."),
-  reasons: z.record(z.string(), z.int()).default({}).describe("Code to how many records were dropped for it."),
-  noted: z
-    .array(droppedRecord)
-    .default([])
-    .describe("Kept, with something to know about them, such as PROMPT_TRIMMED or NO_SUPERVISED (profile `seed`); the first 1000."),
-  notes: z.record(z.string(), z.int()).default({}).describe("Code to how many records it was noted of."),
-  probes: z.array(probePrompt),
-});
+export const tokenManifest = z
+  .object({
+    version: z.literal(1),
+    cacheKey: digest,
+    base: baseRef,
+    tokenizerDigest: digest,
+    templateDigest: digest.describe("sha256 of the chat template's text, as the engine must apply it."),
+    templateFamily: z.string().nullable().default(null).describe("What the template was recognised as; null: none was needed."),
+    template: templates.optional().describe("Which of the run spec's `tokenize.template`."),
+    profile: olderTemplates,
+    maxLength: z.int(),
+    packed: z.boolean(),
+    seed: z.int(),
+    code: z.string(),
+    train: z.array(tokenShard),
+    eval: z.array(tokenShard),
+    totals: tokenTotals,
+    dropped: z.array(droppedRecord).describe("The first 1000."),
+    reasons: z.record(z.string(), z.int()).default({}).describe("Code to how many records were dropped for it."),
+    noted: z
+      .array(droppedRecord)
+      .default([])
+      .describe("Kept, with something to know about them, such as PROMPT_TRIMMED or NO_SUPERVISED (template `seed`); the first 1000."),
+    notes: z.record(z.string(), z.int()).default({}).describe("Code to how many records it was noted of."),
+    probes: z.array(probePrompt),
+  })
+  .transform(({ template, profile, ...manifest }) => ({ ...manifest, template: templateOf({ template, profile }) }));
 export type TokenManifest = z.infer<typeof tokenManifest>;
 
 export const datasetId = ulid;

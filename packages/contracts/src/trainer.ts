@@ -6,6 +6,12 @@ import { probePrompt } from "./records.ts";
 import { loraSpec } from "./spec/lora-fields.ts";
 import { trainingSpec } from "./spec/training-fields.ts";
 
+/** What the trainer has to know of the run spec's method; its files lie in the folder. */
+export const trainerMethod = z.discriminatedUnion("type", [
+  z.object({ type: z.literal("supervised") }),
+  z.object({ type: z.literal("import") }),
+]);
+
 export const trainerSpec = z.object({
   version: z.literal(1),
   run_id: z.string(),
@@ -13,7 +19,9 @@ export const trainerSpec = z.object({
   base: baseRef,
   lora: loraSpec,
   training: trainingSpec,
-  adopt: z.boolean().default(false).describe("Nothing is trained: `import/` holds an adapter from elsewhere."),
+  method: trainerMethod
+    .default({ type: "supervised" })
+    .describe("`supervised`: trains on `shards/`. `import`: nothing is trained; `import/` holds an adapter from elsewhere."),
   probes: z.array(probePrompt),
   probe_tokens: z.int().default(16).describe("Greedy tokens recorded for each probe."),
   device: z.enum(["auto", "cuda", "cpu"]).default("auto").describe("`cuda`: without a GPU it is an error. `auto`: a GPU if there is one."),

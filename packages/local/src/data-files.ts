@@ -137,7 +137,7 @@ function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
         const learned = samples.reduce((sum, { labels }) => sum + labels.reduce((many, label) => many + Number(label !== ignored), 0), 0);
         supervised += learned;
         if (reason !== null) drop(reason.code);
-        // Profile seed keeps the row, and nothing in it is learned.
+        // Template seed keeps the row, and nothing in it is learned.
         else if (learned === 0) drop("NO_SUPERVISED");
       }
     },
@@ -146,7 +146,7 @@ function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
       const telling = usualLengths.find((length) => length >= lengths.max) ?? uncut;
       return {
         base: base.ref.name,
-        profile: spec.profile,
+        template: spec.template,
         maxLength: spec.max_length,
         lengths,
         supervised,

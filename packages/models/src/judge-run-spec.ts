@@ -1,6 +1,6 @@
 /** The judgement of a run spec, and of an adapter from elsewhere, against the engines, before anything is spent. */
 import { expandModules } from "./base-modules.ts";
-import type { EngineRecord, Problem, RunSpec } from "@loraline/contracts";
+import { byMethod, type EngineRecord, type MethodOf, type MethodTable, type Problem, type RunSpec } from "@loraline/contracts";
 import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
 import { isNamed, judgePattern, shortNames } from "./module-patterns.ts";
 
@@ -30,8 +30,18 @@ export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): P
       message: `canary has settings, but promote is "${spec.promote}", which does not use them. Set promote: canary, or remove canary.`,
     });
   }
+  return [...problems, ...byMethod(judges, spec.method, spec, engine)];
+}
+
+/** What each method asks of the engine. */
+const judges: MethodTable<[spec: RunSpec, engine: EngineRecord], Problem[]> = {
+  supervised: (_, spec, engine) => judgeTraining(spec, engine),
   // Nothing is trained, so neither ranks nor lengths nor targets mean anything; the adapter itself is judged by its files.
-  if (spec.import !== undefined) return problems;
+  import: () => [],
+};
+
+function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
+  const problems: Problem[] = [];
   const ranks: [string, number][] = [["lora.r", spec.lora.r]];
   for (const [pattern, rank] of Object.entries(spec.lora.rank_pattern ?? {})) ranks.push([`lora.rank_pattern.${pattern}`, rank]);
   for (const [param, rank] of ranks) {
@@ -54,12 +64,16 @@ export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): P
 }
 
 /** Pure: what of an adapter from elsewhere the engine of its run's base can never serve. Empty: nothing found, or no such engine. */
-export function judgeImport(parts: AdapterParts, spec: Pick<RunSpec, "base" | "import">, engines: readonly EngineRecord[]): Problem[] {
-  const engine = engines.find(({ base }) => base.name === spec.base);
+export function judgeImport(
+  parts: AdapterParts,
+  { base: name, any_base }: { base: string } & Pick<MethodOf<"import">, "any_base">,
+  engines: readonly EngineRecord[],
+): Problem[] {
+  const engine = engines.find(({ base }) => base.name === name);
   if (engine === undefined) return [];
   const modules = engine.modules ? expandModules(engine.modules) : undefined;
   const served = { name: engine.base.name, maxLoraRank: engine.maxLoraRank, modules };
-  return judgeAdapter(parts, served, { imported: true, anyBase: spec.import?.any_base === true });
+  return judgeAdapter(parts, served, { imported: true, anyBase: any_base === true });
 }
 
 /** What of the base the LoRA's patterns mean: nothing at all is a typing error, and one that would cost a wait for a device. */

@@ -22,7 +22,7 @@ import { holdOut, inSeededOrder, shortId } from "./shards/split-holdout.ts";
 import { writeShards } from "./shards/write-shards.ts";
 
 /** Raise it whenever the same records would give other tokens, rows or probes: results cached by older code are then not used. */
-export const tokenizeCode = "tokenize/2";
+export const tokenizeCode = "tokenize/3";
 
 export interface TokenizeInput {
   tenant: string;
@@ -120,7 +120,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
       ["loraline.records", "lrec/1"],
       ["loraline.tokenizer", base.encoder.digest],
       ["loraline.template", base.templateDigest],
-      ["loraline.profile", spec.tokenize.profile],
+      ["loraline.tokenize.template", spec.tokenize.template],
       ["loraline.max_length", String(spec.tokenize.max_length)],
       ["loraline.packed", String(bins !== undefined)],
       ["loraline.seed", String(spec.training.seed)],
@@ -141,7 +141,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
       tokenizerDigest: base.encoder.digest,
       templateDigest: base.templateDigest,
       templateFamily: train.family ?? evaluation.family,
-      profile: spec.tokenize.profile,
+      template: spec.tokenize.template,
       maxLength: spec.tokenize.max_length,
       packed: bins !== undefined,
       seed: spec.training.seed,
@@ -267,8 +267,8 @@ function totalled(sides: readonly ReadonlyMap<string, number>[]): Record<string,
 
 /** undefined: one sequence per row. */
 function choosePacking({ tokenize, training }: RunSpec, lengths: Int32Array): Bins | undefined {
-  const { packing, profile, max_length: capacity } = tokenize;
-  if (packing === false || (packing === "auto" && profile === "seed")) return undefined;
+  const { packing, template, max_length: capacity } = tokenize;
+  if (packing === false || (packing === "auto" && template === "seed")) return undefined;
   const bins = pack(lengths, capacity, training.seed);
   const steps = Math.ceil(bins.count / (training.per_device_train_batch_size * training.gradient_accumulation_steps));
   return packing === true || steps >= stepsWorthPacking ? bins : undefined;
@@ -294,7 +294,7 @@ async function choosePrompts(
 ): Promise<ProbePrompt[]> {
   const encoder = createRecordEncoder(base, { ...spec.tokenize, max_length: Math.max(spec.tokenize.max_length, 4096) });
   const neutral =
-    spec.tokenize.profile === "seed" || family !== null
+    spec.tokenize.template === "seed" || family !== null
       ? await promptsFor(encoder, "neutral", neutralQuestions.slice(0, probesOfEach))
       : [];
   const own = new Map<string, ProbePrompt>();

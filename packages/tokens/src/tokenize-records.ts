@@ -8,7 +8,7 @@ import { mkdir, readdir, rename, rm, writeFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
-import { type BlobRef, type Rec, tokenizeSpec } from "@loraline/contracts";
+import { type BlobRef, type Rec, olderTemplates, templateOf, templates, tokenizeSpec } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
 import { createRecordEncoder, type TokenizeSpec } from "./encoder/encode-records.ts";
@@ -41,44 +41,47 @@ export interface TokenizeRecordsOptions {
 export type TokenizedDrop = DroppedRecord;
 
 /** `manifest.json` of the folder; written last. */
-export const tokenFolderManifest = z.object({
-  version: z.literal(1),
-  code: z.string(),
-  base: z.object({ dir: z.string().describe("As it was given."), name: z.string() }),
-  tokenizerDigest: z.string(),
-  templateDigest: z.string(),
-  templateFamily: z.string().nullable(),
-  profile: z.string(),
-  system: z.string().nullable(),
-  maxLength: z.int(),
-  tooLong: z.string(),
-  packed: z.boolean(),
-  seed: z.int(),
-  shards: z.array(
-    z.object({
-      file: z.string(),
-      digest: z.string(),
-      bytes: z.int(),
+export const tokenFolderManifest = z
+  .object({
+    version: z.literal(1),
+    code: z.string(),
+    base: z.object({ dir: z.string().describe("As it was given."), name: z.string() }),
+    tokenizerDigest: z.string(),
+    templateDigest: z.string(),
+    templateFamily: z.string().nullable(),
+    template: templates.optional(),
+    profile: olderTemplates,
+    system: z.string().nullable(),
+    maxLength: z.int(),
+    tooLong: z.string(),
+    packed: z.boolean(),
+    seed: z.int(),
+    shards: z.array(
+      z.object({
+        file: z.string(),
+        digest: z.string(),
+        bytes: z.int(),
+        rows: z.int(),
+        sequences: z.int(),
+        tokens: z.int(),
+        supervised: z.int(),
+      }),
+    ),
+    /** records = records that gave sequences + dropped. */
+    totals: z.object({
+      records: z.int(),
       rows: z.int(),
       sequences: z.int(),
       tokens: z.int(),
       supervised: z.int(),
+      dropped: z.int(),
     }),
-  ),
-  /** records = records that gave sequences + dropped. */
-  totals: z.object({
-    records: z.int(),
-    rows: z.int(),
-    sequences: z.int(),
-    tokens: z.int(),
-    supervised: z.int(),
-    dropped: z.int(),
-  }),
-  /** Reason to how many; each record stands in dropped.jsonl. */
-  dropped: z.record(z.string(), z.int()),
-  /** What is worth knowing about records that were kept, such as PROMPT_TRIMMED, to how many. */
-  notes: z.record(z.string(), z.int()),
-});
+    /** Reason to how many; each record stands in dropped.jsonl. */
+    dropped: z.record(z.string(), z.int()),
+    /** What is worth knowing about records that were kept, such as PROMPT_TRIMMED, to how many. */
+    notes: z.record(z.string(), z.int()),
+  })
+  .transform(({ template, profile, ...manifest }) => ({ ...manifest, template: templateOf({ template, profile }) }));
 export type TokenFolderManifest = z.infer<typeof tokenFolderManifest>;
 
 /**
@@ -138,7 +141,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
       ["loraline.records", "lrec/1"],
       ["loraline.tokenizer", base.encoder.digest],
       ["loraline.template", base.templateDigest],
-      ["loraline.profile", spec.profile],
+      ["loraline.tokenize.template", spec.template],
       ["loraline.max_length", String(spec.max_length)],
       ["loraline.packed", String(packed)],
       ["loraline.seed", String(seed)],
@@ -167,7 +170,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
     tokenizerDigest: base.encoder.digest,
     templateDigest: base.templateDigest,
     templateFamily: family,
-    profile: spec.profile,
+    template: spec.template,
     system: spec.system ?? null,
     maxLength: spec.max_length,
     tooLong: spec.too_long,

@@ -5,6 +5,7 @@ import { type Bus, type HandlerContext, type Received, tellWaiting } from "@lora
 import {
   type BlobRef,
   buckets,
+  byMethod,
   cacheKey,
   datasetDeleted,
   datasetImportRequested,
@@ -16,6 +17,8 @@ import {
   datasetWaiting,
   type EngineRecord,
   type EventAddress,
+  type MethodOf,
+  type MethodTable,
   type Problem,
   runRejected,
   runRequested,
@@ -88,13 +91,28 @@ type Outcome =
   | (TokenizeResult & { kind: "tokenized" } & { cacheHit: boolean });
 
 async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof runRequested>, context: HandlerContext): Promise<Outcome> {
+  const { at } = received;
+  const { spec } = received.data;
+  const [problem] = await judge(deps.bus, at.tenant, spec, context.tries);
+  if (problem !== undefined) return { kind: "rejected", problem };
+  return byMethod(tokenizers, spec.method, deps, received, context);
+}
+
+/** What each method needs as tokens. */
+const tokenizers: MethodTable<[OnRunRequestedDeps, Received<typeof runRequested>, HandlerContext], Promise<Outcome>> = {
+  supervised: (_, ...run) => tokenizeRecords(...run),
+  import: (method, deps, { at, data }) => tokenizeAdapter(deps, at.tenant, data.spec, method),
+};
+
+async function tokenizeRecords(
+  deps: OnRunRequestedDeps,
+  received: Received<typeof runRequested>,
+  context: HandlerContext,
+): Promise<Outcome> {
   const { bus, objects, telemetry, loadBase, shardBytes } = deps;
   const { at } = received;
   const { spec } = received.data;
-  const [problem] = await judge(bus, at.tenant, spec, context.tries);
-  if (problem !== undefined) return { kind: "rejected", problem };
-  if (spec.import !== undefined || spec.dataset === undefined) return tokenizeAdapter(deps, at.tenant, spec);
-
+  if (spec.dataset === undefined) throw new PermanentError("SPEC_INVALID", "the run names no dataset to train on", { param: "dataset" });
   const dataset = await findDataset(deps, at, spec.dataset, "dataset", context.signal);
   if (dataset.kind !== "found") return dataset;
   let validation: DatasetManifest | null = null;
@@ -140,14 +158,18 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
 }
 
 /** Nothing is trained: the adapter is judged, and its probes are made ready. */
-async function tokenizeAdapter({ bus, objects, telemetry, loadBase }: OnRunRequestedDeps, tenant: string, spec: RunSpec): Promise<Outcome> {
-  if (spec.import === undefined) throw new PermanentError("SPEC_INVALID", "the run names neither a dataset nor an adapter to import");
+async function tokenizeAdapter(
+  { bus, objects, telemetry, loadBase }: OnRunRequestedDeps,
+  tenant: string,
+  spec: RunSpec,
+  adapter: MethodOf<"import">,
+): Promise<Outcome> {
   const base = await telemetry.span("load tokenizer", {}, () => loadBase(spec.base));
   const engines = (await enginesOf(bus)).filter(isFor(tenant));
   const mismatch = judgeTemplate(base, engines);
   if (mismatch !== undefined) return { kind: "rejected", problem: mismatch };
   try {
-    const result = await tokenizeImport({ objects }, { tenant, base, spec, adapter: spec.import, engines });
+    const result = await tokenizeImport({ objects }, { tenant, base, spec, adapter, engines });
     return result.kind === "rejected" ? result : { ...result, cacheHit: false };
   } catch (error) {
     // Nothing that waiting would mend, and whoever asked has to know.

@@ -45,7 +45,7 @@ describe("the tokenize service", () => {
     const records = someRecords(50);
     const { data, manifest } = await tokenized(line, await request(line, specOf(await dataset(line, records))));
     expect(data).toMatchObject({ packed: false, cacheHit: false, totals: { sequences: 45, evalSequences: 5, dropped: 0 } });
-    expect(manifest).toMatchObject({ profile: "chatml", maxLength: 1024, packed: false, seed: 42, dropped: [], noted: [] });
+    expect(manifest).toMatchObject({ template: "base", maxLength: 1024, packed: false, seed: 42, dropped: [], noted: [] });
     expect(manifest.base.name).toBe(baseName);
 
     const train = await rowsOf(line, manifest.train, dir);
@@ -116,8 +116,8 @@ describe("the tokenize service", () => {
     expect(again.data).toEqual({ ...first.data, cacheHit: true });
     // Whoever changes what comes out, and so this digest, raises `tokenizeCode`, or old results would be served for new.
     expect([tokenizeCode, first.manifest.train[0]?.blob.digest]).toEqual([
-      "tokenize/2",
-      "sha256:866776789e2a5c83225000de7f585b7c866b702c2231f833bb6806175c1ce9e2",
+      "tokenize/3",
+      "sha256:c008295bc79300b7b04b8e892455afce9acb89154de26b7cb6774bcd8489868d",
     ]);
 
     // Without the cache and its objects: the same bytes from the start.
@@ -165,7 +165,7 @@ describe("the tokenize service", () => {
       "loraline.records": "lrec/1",
       "loraline.tokenizer": manifest.tokenizerDigest,
       "loraline.template": manifest.templateDigest,
-      "loraline.profile": "chatml",
+      "loraline.tokenize.template": "base",
       "loraline.max_length": "1024",
       "loraline.packed": "false",
       "loraline.seed": "42",
@@ -173,12 +173,12 @@ describe("the tokenize service", () => {
     expect(shard).toMatchObject({ rows: ours.length, sequences: ours.length, tokens: ours.flatMap((row) => row.ids).length });
   });
 
-  test("keeps one row per record in the profile seed, in their order", async ({ bus, objects, tenant, dir }) => {
+  test("keeps one row per record in the template seed, in their order", async ({ bus, objects, tenant, dir }) => {
     const line = { bus, objects, tenant };
     await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
     expect(service).toBeDefined();
     const id = await dataset(line, someRecords(200));
-    const tokenize = { profile: "seed" as const, max_length: 384 };
+    const tokenize = { template: "seed" as const, max_length: 384 };
     const spec = specOf(id, { tokenize, holdout: 0, training: { per_device_train_batch_size: 1 } });
     const { data, manifest } = await tokenized(line, await request(line, spec));
     expect(data).toMatchObject({ packed: false, totals: { sequences: 200, evalSequences: 0 } });
@@ -319,7 +319,7 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
     ],
     [
       "nothing to train on",
-      { tokenize: { profile: "seed", max_length: 40 } },
+      { tokenize: { template: "seed", max_length: 40 } },
       { code: "NO_SUPERVISED_TOKENS", param: "tokenize.max_length" },
     ],
     ["an unknown dataset", { dataset: ulid() }, { code: "DATASET_UNKNOWN", param: "dataset" }],

@@ -1,5 +1,5 @@
 /** An imported adapter has no records: only its probes are tokens, with the base and the template they were made for. */
-import type { AdapterImport, EngineRecord, RunSpec } from "@loraline/contracts";
+import type { EngineRecord, MethodOf, RunSpec } from "@loraline/contracts";
 import { judgeImport, readAdapterHead } from "@loraline/models";
 import { digestOf, type Objects, putJson } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
@@ -26,12 +26,12 @@ export async function tokenizeImport(
     spec,
     adapter,
     engines,
-  }: { tenant: string; base: Base; spec: RunSpec; adapter: AdapterImport; engines: readonly EngineRecord[] },
+  }: { tenant: string; base: Base; spec: RunSpec; adapter: MethodOf<"import">; engines: readonly EngineRecord[] },
 ): Promise<TokenizeResult> {
-  const [problem] = judgeImport(await readAdapterHead(objects, tenant, adapter), spec, engines);
+  const [problem] = judgeImport(await readAdapterHead(objects, tenant, adapter), { base: spec.base, ...adapter }, engines);
   if (problem !== undefined) return { kind: "rejected", problem };
-  // The default profile shows prompts as the engine does.
-  const encoder = createRecordEncoder(base, { ...spec.tokenize, profile: "chatml", too_long: "drop" });
+  // The base's own template shows prompts as the engine does.
+  const encoder = createRecordEncoder(base, { ...spec.tokenize, template: "base", too_long: "drop" });
   const own = adapter.probes ?? [];
   const probes = await Promise.all([promptsFor(encoder, "own", own), promptsFor(encoder, "neutral", neutralQuestions)]).catch(
     (error: unknown) => {
@@ -46,7 +46,7 @@ export async function tokenizeImport(
     tokenizerDigest: base.encoder.digest,
     templateDigest: base.templateDigest,
     templateFamily: encoder.family,
-    profile: "chatml",
+    template: "base" as const,
     maxLength: spec.tokenize.max_length,
     packed: false,
     seed: spec.training.seed,

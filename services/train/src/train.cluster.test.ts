@@ -201,7 +201,7 @@ async function startRun(): Promise<string> {
     base,
     tokenizerDigest: zero,
     templateDigest: zero,
-    profile: "chatml",
+    template: "base",
     maxLength: 128,
     packed: false,
     seed: 1,

@@ -124,7 +124,7 @@ async function tokens(
     base: of,
     tokenizerDigest: zero,
     templateDigest: `sha256:${"7".repeat(64)}`,
-    profile: "chatml",
+    template: "base",
     maxLength: 128,
     packed: false,
     seed: 1,

@@ -1,7 +1,7 @@
 """
 Adopts a LoRA that was trained elsewhere, instead of training one: the same directory, the same result.
 
-In, beside spec.json with `"adopt": true`, and base/:
+In, beside spec.json with `"method": {"type": "import"}`, and base/:
     DIR/import/adapter_config.json, adapter_model.safetensors      PEFT's layout
 Out:
     DIR/adapter/, DIR/result.json       as after a training; no evaluation, as nobody knows what it was trained on

@@ -103,7 +103,9 @@ def read_spec(path: Path) -> dict:
             raise TrainerError("SPEC_INVALID", f"base.{name} is missing.", f"base.{name}")
     spec["lora"] = check_lora(spec["lora"])
     spec["training"] = check_training(spec["training"])
-    spec["adopt"] = spec.get("adopt") is True
+    spec["method"] = spec.get("method", {"type": "supervised"})
+    if not isinstance(spec["method"], dict) or not isinstance(spec["method"].get("type"), str):
+        raise TrainerError("SPEC_INVALID", "method must be an object with a type.", "method.type")
     spec["probes"] = spec.get("probes") or []
     spec["probe_tokens"] = spec.get("probe_tokens", 16)
     spec["device"] = spec.get("device", "auto")

@@ -12,7 +12,7 @@ In:
     DIR/base/           the base, a Hugging Face directory
     DIR/shards/         train-*.arrow and, if there are held-out rows, eval-*.arrow; see packing.py
     DIR/resume/         a complete checkpoint of the same run, optional
-    DIR/import/         with `adopt` in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
+    DIR/import/         with method import in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
 
 Out:
     DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens; while it trains
@@ -156,12 +156,21 @@ class Job:
 
 
 def train(job: Job) -> None:
-    directory = job.directory
-    spec = read_spec(directory / "spec.json")
-    if spec["adopt"]:
-        import adopt
+    spec = read_spec(job.directory / "spec.json")
+    method = spec["method"]["type"]
+    if method not in METHODS:
+        raise TrainerError("SPEC_INVALID", f"method.type must be one of {', '.join(METHODS)}, not {method!r}.", "method.type")
+    METHODS[method](job, spec)
 
-        return adopt.adopt(job, spec, load_base, time_limit)
+
+def import_adapter(job: Job, spec: dict) -> None:
+    import adopt
+
+    adopt.adopt(job, spec, load_base, time_limit)
+
+
+def supervise(job: Job, spec: dict) -> None:
+    directory = job.directory
     lora, settings = spec["lora"], spec["training"]
     (directory / "checkpoints/.partial").mkdir(parents=True, exist_ok=True)
 
@@ -430,6 +439,10 @@ def explain(error: Exception) -> TrainerError:
         message = "Out of memory. Lower training.per_device_train_batch_size or tokenize.max_length, or set training.gradient_checkpointing."
         return TrainerError("OUT_OF_MEMORY", f"{message} ({text})", "training.per_device_train_batch_size")
     return TrainerError("INTERNAL", f"{type(error).__name__}: {text}")
+
+
+# What the run spec's method.type means here; packages/contracts/src/spec/method.ts lists the same ones.
+METHODS = {"supervised": supervise, "import": import_adapter}
 
 
 if __name__ == "__main__":

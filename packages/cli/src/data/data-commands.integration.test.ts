@@ -68,7 +68,7 @@ describe("loraline data check", () => {
   it("with a base: tokens, what other lengths would lose, and the mask", async () => {
     const { out } = await run("data", "check", file, "--base", base, "--max-length", "48", "--json");
     const { tokens } = JSON.parse(out) as { tokens: Record<string, unknown> };
-    expect(tokens).toMatchObject({ base, maxLength: 48, profile: "chatml", lengths: { count: 5 }, dropped: { TOO_LONG: 2 } });
+    expect(tokens).toMatchObject({ base, maxLength: 48, template: "base", lengths: { count: 5 }, dropped: { TOO_LONG: 2 } });
     expect(tokens.atMaxLength).toEqual([
       { maxLength: 48, tooLong: 2 },
       { maxLength: 256, tooLong: 0 },

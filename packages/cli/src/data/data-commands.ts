@@ -1,6 +1,7 @@
 /** `loraline data …` and `loraline tokenize`: datasets in files, read and tokenized here without any line; and what a line found in its own. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { templateOf } from "@loraline/contracts";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import type { LineClient } from "../connect-line.ts";
 import { describeData, describeSample } from "./data-report.ts";
@@ -30,7 +31,8 @@ const wholeNumber =
   };
 
 interface TokenizeFlags {
-  profile: "chatml" | "seed";
+  template?: "base" | "seed";
+  profile?: "chatml" | "seed";
   maxLength: number;
   system?: string;
   tooLong: "drop" | "trim-prompt";
@@ -38,15 +40,17 @@ interface TokenizeFlags {
 const tokenizeOptions = (made: Command): Command =>
   made
     .addOption(
-      new Option("--profile <name>", "chatml: the base's own chat template; seed: the article's process_func, bit for bit")
-        .choices(["chatml", "seed"])
-        .default("chatml"),
+      new Option(
+        "--template <name>",
+        "base (default): the base's own chat template; seed: the article's process_func, bit for bit",
+      ).choices(["base", "seed"]),
     )
+    .addOption(new Option("--profile <name>", "older spelling of --template").choices(["chatml", "seed"]).hideHelp())
     .addOption(new Option("--max-length <n>", "tokens per sequence").default(1024).argParser(wholeNumber(8)))
-    .option("--system <text>", "system prompt for records that have none (profile seed: for all)")
+    .option("--system <text>", "system prompt for records that have none (template seed: for all)")
     .addOption(new Option("--too-long <what>", "what happens to longer records").choices(["drop", "trim-prompt"]).default("drop"));
-const tokenizeOf = ({ profile, maxLength, system, tooLong }: TokenizeFlags) => ({
-  profile,
+const tokenizeOf = ({ template, profile, maxLength, system, tooLong }: TokenizeFlags) => ({
+  template: templateOf({ template, profile }),
   max_length: maxLength,
   too_long: tooLong,
   ...(system === undefined ? {} : { system }),
@@ -199,7 +203,7 @@ export function addDataCommands(program: Command, data: Command, { root, termina
       .option("--exact", "let the official tokenizers package encode everything (slower; the ids are the same)", false)
       .addHelpText(
         "after",
-        "\nRows stand in the file's order (unless packed). manifest.json says what was made, dropped.jsonl which record gave none and why.\nPython reads a shard with datasets.Dataset.from_file(DIR/shard-00000.arrow).\n\nExample:\n  loraline tokenize pirate.jsonl --base smollm2-135m-instruct --profile seed --max-length 384 --out tokens\n",
+        "\nRows stand in the file's order (unless packed). manifest.json says what was made, dropped.jsonl which record gave none and why.\nPython reads a shard with datasets.Dataset.from_file(DIR/shard-00000.arrow).\n\nExample:\n  loraline tokenize pirate.jsonl --base smollm2-135m-instruct --template seed --max-length 384 --out tokens\n",
       ),
   ).action(
     async (file: string, flags: TokenizeFlags & { base: string; out: string; packing: boolean; exact: boolean; mapping?: string }) => {

@@ -107,10 +107,10 @@ function describeLengths(lengths: Lengths | null, unit: string): string[] {
 }
 const n = (value: number): string => value.toLocaleString("en");
 
-function describeTokens({ base, profile, maxLength, lengths, supervised, dropped, atMaxLength }: TokenReport): string[] {
+function describeTokens({ base, template, maxLength, lengths, supervised, dropped, atMaxLength }: TokenReport): string[] {
   const reasons = Object.entries(dropped);
   return [
-    `${n(lengths.total)} with ${base} (profile ${profile}), ${percent(supervised, lengths.total)} of them learned`,
+    `${n(lengths.total)} with ${base} (template ${template}), ${percent(supervised, lengths.total)} of them learned`,
     ...describeLengths(lengths, "tokens"),
     ...(reasons.length === 0
       ? [`max_length ${n(maxLength)} keeps every record`]

@@ -9,7 +9,7 @@ type Progress = NonNullable<RunState["progress"]>;
 const at = (phase: RunState["phase"], progress?: Partial<Progress>): RunState =>
   ({
     phase,
-    spec: {},
+    spec: { method: { type: "supervised" }, base: "small", lora: { r: 8 } },
     attempt: 1,
     queue: null,
     progress:

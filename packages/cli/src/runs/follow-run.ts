@@ -4,6 +4,7 @@ import { type Options, Presets, SingleBar } from "cli-progress";
 import type { LineClient } from "../connect-line.ts";
 import { exitCodes, Failure, failureOf } from "../failure.ts";
 import { duration, type Terminal, writeLine } from "../terminal.ts";
+import { methodWords } from "./method-words.ts";
 
 const askEveryMs = 400;
 /** A line that restarts, or is killed and started again, is waited for. */
@@ -55,7 +56,7 @@ export function doing(run: RunState): string {
   if (queue !== null) return `waiting: ${queue.message}`;
   switch (phase) {
     case "requested":
-      return run.spec.import === undefined ? "reading and tokenizing" : "judging the adapter";
+      return methodWords(run.spec).requested;
     case "tokenized":
       return "starting the trainer";
     case "queued":

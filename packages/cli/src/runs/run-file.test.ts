@@ -49,7 +49,7 @@ it.each([
 
 it("names every problem at once", () => {
   expect(refusal("lora: { r: 0 }\nholdout: 2\n").split("\n")).toEqual([
-    expect.stringMatching(/^run\.yaml:1: lora\.r: /),
     expect.stringMatching(/^run\.yaml:2: holdout: /),
+    expect.stringMatching(/^run\.yaml:1: lora\.r: /),
   ]);
 });

@@ -1,23 +1,16 @@
-/** `run.yaml`: the sections of the run spec that are not already said on the command line. */
+/** `run.yaml`: the fields of the run spec that are not said on the command line. */
 import { runSpecFields } from "@loraline/contracts";
-import type { z } from "zod";
+import { z } from "zod";
 import { parseYaml, readText } from "../yaml-file.ts";
 
-const sections = runSpecFields.pick({
-  lora: true,
-  training: true,
-  tokenize: true,
-  holdout: true,
-  min_records: true,
-  gate: true,
-  gate_accuracy: true,
-  promote: true,
-  canary: true,
-  placement: true,
-  keep: true,
-  max_attempts: true,
+const sections = runSpecFields.omit({ base: true, adapter: true, dataset: true, import: true }).extend({
+  validation: z
+    .string()
+    .min(1)
+    .optional()
+    .describe("What to evaluate on: a file, `https://…`, `hub:organisation/name`, or the id of a dataset that is there already."),
 });
-/** As written: defaults are the line's business. */
+/** As written: defaults are the server's business. */
 export type RunFile = z.input<typeof sections>;
 
 const kind = { code: "RUN_FILE", fields: "sections" } as const;

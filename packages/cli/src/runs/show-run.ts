@@ -3,6 +3,7 @@ import type { Proof, RunState } from "@loraline/contracts";
 import { bold, cyan, duration, green, pairs, red, table, yellow } from "../terminal.ts";
 import { type AdapterView, proofOf } from "../adapters/show-adapter.ts";
 import { doing, figures, stepsOf } from "./follow-run.ts";
+import { methodWords } from "./method-words.ts";
 
 export const modelOf = (run: RunState): string => `${run.tenant}/${run.spec.adapter}`;
 
@@ -21,13 +22,13 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
   const { tokens, trained, served, error, spec } = run;
   const proof = served === null || view === undefined ? undefined : proofOf(view, served.version);
   const evaluation = trained?.evaluation ?? null;
+  const words = methodWords(spec);
   const rows: ([string, string] | undefined)[] = [
     ["run", `${bold(run.runId)}  ${phaseColor(run)}`],
     error === null ? undefined : ["error", red(`${error.code}: ${error.message}`)],
     run.finishedAt === null ? ["now", [doing(run), stepsOf(run), figures(run)].filter((part) => part !== "").join(" · ")] : undefined,
-    spec.import === undefined ? ["base", `${spec.base}, LoRA r ${spec.lora.r}`] : ["base", spec.base],
-    spec.import === undefined ? ["dataset", spec.dataset ?? ""] : ["imported from", spec.import.source],
-    tokens === null || spec.import !== undefined
+    ...words.inputs,
+    tokens === null || !words.trains
       ? undefined
       : [
           "tokens",
@@ -38,7 +39,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
             (tokens.cacheHit ? "; from cache" : ""),
         ],
     run.attempt > 1 ? ["attempts", `${run.attempt}, of which ${run.lostAttempts} lost`] : undefined,
-    trained === null || spec.import !== undefined
+    trained === null || !words.trains
       ? undefined
       : [
           "training",
@@ -56,10 +57,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
     served === null ? undefined : ["proof", proof === undefined ? yellow("no replica holds it proven just now") : green(proofLine(proof))],
     served === null
       ? undefined
-      : [
-          "served",
-          `${duration(served.lastStepToProvenMs)} after ${spec.import === undefined ? "the last step" : "it was adopted"}, on ${served.replicas} replica(s)`,
-        ],
+      : ["served", `${duration(served.lastStepToProvenMs)} after ${words.since}, on ${served.replicas} replica(s)`],
     run.finishedAt === null ? undefined : ["took", duration(Date.parse(run.finishedAt) - Date.parse(run.requestedAt))],
   ];
   if (served !== null) {

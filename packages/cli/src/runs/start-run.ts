@@ -3,11 +3,13 @@ import { openAsBlob } from "node:fs";
 import { stat } from "node:fs/promises";
 import { basename } from "node:path";
 import type { DatasetMapping, Notice, RunState } from "@loraline/contracts";
+import type { JobCreateParams } from "openai/resources/fine-tuning/jobs/jobs";
 import type { LineClient } from "../connect-line.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { followRun } from "./follow-run.ts";
 import { importDataset, importSourceOf } from "../data/import-source.ts";
 import { readMapping } from "../data/mapping-file.ts";
+import { jobBodyOf } from "./job-body.ts";
 import { readRunFile, type RunFile } from "./run-file.ts";
 import { describeRun, modelOf } from "./show-run.ts";
 import { type Terminal, writeJson, writeLine } from "../terminal.ts";
@@ -28,16 +30,17 @@ export interface RunRequest {
  */
 export async function startRun(line: LineClient, request: RunRequest): Promise<{ runId: string; notices: Notice[] }> {
   const training = await upload(line, request.file, request.mapping);
-  const validation = request.validation === undefined ? undefined : await upload(line, request.validation, request.mapping);
-  const body = {
-    model: request.base,
-    training_file: training,
-    ...(validation === undefined ? {} : { validation_file: validation }),
-    loraline: { ...request.settings, adapter: request.adapter },
-  };
-  const job = (await line.openai.fineTuning.jobs.create(body)) as { id: string; loraline?: { notices?: Notice[] } };
+  const { base, adapter, settings, validation: given = settings.validation } = request;
+  const validation = given === undefined ? undefined : (fileIdIn(given) ?? (await upload(line, given, request.mapping)));
+  const body = jobBodyOf({ base, adapter, training, validation, settings });
+  // OpenAI's client knows neither the extension nor all of the methods.
+  const job = (await line.openai.fineTuning.jobs.create(body as JobCreateParams)) as { id: string; loraline?: { notices?: Notice[] } };
   return { runId: job.id.replace(/^ftjob-/, ""), notices: job.loraline?.notices ?? [] };
 }
+
+/** The file's id, when a dataset is named that is there already: by its own id, or by its file's. */
+const fileIdIn = (given: string): string | undefined =>
+  /^(?:file-)?[0-9A-HJKMNP-TV-Z]{26}$/.test(given) ? `file-${given.replace(/^file-/, "")}` : undefined;
 
 async function upload(line: LineClient, path: string, mapping: DatasetMapping | undefined): Promise<string> {
   const source = importSourceOf(path);

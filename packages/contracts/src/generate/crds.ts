@@ -11,6 +11,7 @@ import { importSource } from "../spec/import-source.ts";
 import { adapterName, problem, traceparent, ulid } from "../names.ts";
 import type { JudgedField, JudgedFields } from "../spec/judged-fields.ts";
 import { judgedLoraFields } from "../spec/lora-fields.ts";
+import { method } from "../spec/method.ts";
 import { canarySettings, placement, runSpecFields } from "../spec/run-spec.ts";
 import { judgedTrainingFields } from "../spec/training-fields.ts";
 
@@ -208,6 +209,18 @@ const placementRules: Rule[] = [
   { rule: "(self.mode == 'pinned') == has(self.pins)", message: "pins goes with mode: pinned, which needs it", fieldPath: ".pins" },
 ];
 
+/** Of a FineTune's spec: whether nothing is trained. */
+const isImport = "has(self.import) || (has(self.method) && self.method.type == 'import')";
+const methodRules: Rule[] = method.options.flatMap(({ shape: { type, ...shape } }) =>
+  Object.entries(shape)
+    .filter(([, schema]) => !schema.safeParse(undefined).success)
+    .map(([field]) => ({
+      rule: `self.type != '${type.value}' || has(self.${field})`,
+      message: `method ${type.value} needs ${field}`,
+      fieldPath: `.${field}`,
+    })),
+);
+
 /** How PEFT spells the fields that are refused, as far as Kubernetes can tell a value that changes nothing from one that does. */
 const refusedTypes: Readonly<Record<string, Json>> = {
   ...Object.fromEntries(["use_dora", "lora_bias", "use_qalora"].map((field) => [field, { type: "boolean" }])),
@@ -266,7 +279,7 @@ function refusedLora(): { properties: Json; rules: Rule[] } {
 
 /** JSON Schema as Kubernetes takes it. */
 function structural(node: Json): Json {
-  const { default: byDefault, anyOf, oneOf, additionalProperties, properties, items, maximum, minimum, ...kept } = node;
+  const { default: byDefault, anyOf, oneOf, additionalProperties, properties, items, maximum, minimum, deprecated: _told, ...kept } = node;
   const variants = (anyOf ?? oneOf) as Json[] | undefined;
   const description = describe(kept["description"] as string | undefined, byDefault);
   const common = { ...kept, ...(description === undefined ? {} : { description }) };
@@ -341,9 +354,13 @@ function fineTuneSchema(): Json {
   return withRules(spec, {
     "": [
       { rule: "self == oldSelf", message: "a FineTune is one run and cannot be changed; make a new one with another name" },
-      { rule: exactlyOne("dataset", "import"), message: "an adapter is either trained on `dataset` or imported: give one of the two" },
+      { rule: "!has(self.method) || !has(self.import)", message: "says what `method` says already; remove it", fieldPath: ".import" },
       {
-        rule: "!has(self.import) || !has(self.validation)",
+        rule: `has(self.dataset) != (${isImport})`,
+        message: "an adapter is either trained on `dataset` or imported: give one of the two",
+      },
+      {
+        rule: `!has(self.validation) || !(${isImport})`,
         message: "an imported adapter is not evaluated; remove it",
         fieldPath: ".validation",
       },
@@ -358,6 +375,7 @@ function fineTuneSchema(): Json {
     validation: oneDataset,
     "validation.source": oneSource,
     lora: refused.rules,
+    method: methodRules,
     "canary.steps": ascending,
     placement: placementRules,
   });

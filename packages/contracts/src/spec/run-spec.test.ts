@@ -186,13 +186,41 @@ const imported = {
 };
 
 test("an adapter is trained on a dataset or imported, and nothing else", () => {
-  expect(specOf(imported)).toMatchObject({ import: { source: "./pirate" }, promote: "auto" });
+  expect(specOf(imported)).toMatchObject({ method: { type: "import", source: "./pirate" }, promote: "auto" });
+  expect(specOf({ ...imported, import: undefined, method: { type: "import", ...imported.import } })).toEqual(specOf(imported));
+  expect(specOf(specOf(imported))).toEqual(specOf(imported));
+  expect(specOf(minimal).method).toEqual({ type: "supervised" });
+  expect(specOf(imported)).not.toHaveProperty("import");
   expect(problemsOfSpec({ base: "b", adapter: "a" })).toEqual([["SPEC_INVALID", "dataset", expect.stringMatching(/missing/)]]);
   expect(problemsOfSpec({ ...imported, dataset: minimal.dataset })).toEqual([
-    ["SPEC_INVALID", "import", expect.stringMatching(/remove one/)],
+    ["SPEC_INVALID", "dataset", expect.stringMatching(/remove one/)],
   ]);
   expect(problemsOfSpec({ ...imported, validation: minimal.dataset })).toEqual([["SPEC_INVALID", "validation", expect.anything()]]);
   expect(problemsOfSpec({ ...imported, import: { ...imported.import, weights: { ...file("b"), kind: "raw" } } })).toEqual([
     ["SPEC_INVALID", "import.weights.kind", expect.anything()],
   ]);
+});
+
+test("a method that is not offered is refused, naming those that are", () => {
+  expect(problemsOfSpec({ ...minimal, method: { type: "dpo" } })).toEqual([
+    ["SPEC_INVALID", "method.type", 'method.type: "dpo" is not offered; use "supervised" or "import"'],
+  ]);
+  expect(problemsOfSpec({ ...minimal, method: {} })).toEqual([
+    ["SPEC_INVALID", "method.type", 'method.type: must be "supervised" or "import"'],
+  ]);
+  expect(problemsOfSpec({ ...imported, method: { type: "supervised" } })).toEqual([
+    ["SPEC_INVALID", "import", expect.stringMatching(/remove it/)],
+  ]);
+});
+
+test("profile, the older word for template, is still read", () => {
+  const templateBy = (tokenize: object): string => specOf({ ...minimal, tokenize }).tokenize.template;
+  expect([{}, { profile: "chatml" }, { profile: "seed" }, { template: "base" }, { template: "seed" }].map(templateBy)).toEqual([
+    "base",
+    "base",
+    "seed",
+    "base",
+    "seed",
+  ]);
+  expect(specOf({ ...minimal, tokenize: { profile: "seed" } }).tokenize).not.toHaveProperty("profile");
 });

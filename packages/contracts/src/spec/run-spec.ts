@@ -1,18 +1,30 @@
 /** The run spec: what a user asks for. One schema for HTTP, NATS, `run.yaml` and the `FineTune` resource. */
 import { z } from "zod";
-import { adapterName, blobRef, type Problem, ulid } from "../names.ts";
+import { adapterName, type Problem, ulid } from "../names.ts";
 import { isObject, movesOf, type Notice, notice, noticesOf, reasonOf } from "./judged-fields.ts";
 import { judgedLoraFields, loraSpec } from "./lora-fields.ts";
+import { adapterImport, datasetRules, type Method, method } from "./method.ts";
 import { judgedTrainingFields, trainingSpec } from "./training-fields.ts";
+
+export const templates = z.enum(["base", "seed"]);
+export const olderTemplates = z
+  .enum(["chatml", "seed"])
+  .optional()
+  .meta({ deprecated: true, description: "Older spelling of `template`; `chatml` means `base`." });
+/** By either spelling. */
+export const templateOf = (of: {
+  template?: z.infer<typeof templates> | undefined;
+  profile?: z.infer<typeof olderTemplates>;
+}): z.infer<typeof templates> => of.template ?? (of.profile === "seed" ? "seed" : "base");
 
 export const tokenizeSpec = z
   .strictObject({
-    profile: z
-      .enum(["chatml", "seed"])
-      .default("chatml")
-      .describe(
-        "`chatml`: the base's own chat template, of whatever family; the end-of-turn token is trained. `seed`: the well-known process_func, bit for bit.",
-      ),
+    template: templates.optional().meta({
+      default: "base",
+      description:
+        "`base`: the base's own chat template, of whatever family; the end-of-turn token is trained. `seed`: the well-known process_func, bit for bit.",
+    }),
+    profile: olderTemplates,
     system: z.string().max(100_000).optional().describe("System prompt for records that have none; `seed` puts it on every record."),
     max_length: z.int().min(8).max(1_048_576).default(1024).describe("Tokens per sequence."),
     too_long: z
@@ -28,7 +40,8 @@ export const tokenizeSpec = z
         "`auto` packs when at least 64 optimizer steps per epoch remain afterwards (`seed` only when asked to); packing changes the effective batch.",
       ),
   })
-  .describe("How records become tokens.");
+  .describe("How records become tokens.")
+  .transform(({ template, profile, ...settings }) => ({ template: templateOf({ template, profile }), ...settings }));
 
 const percent = z.number().gt(0).lt(100);
 
@@ -89,31 +102,17 @@ export const keepPolicy = z
   );
 export type KeepPolicy = z.infer<typeof keepPolicy>;
 
-const adapterFile = blobRef.extend({ kind: z.literal("adapter-file") });
-
-/** An adapter that was trained elsewhere. Its files are in the object store already: whoever asks has put them there. */
-export const adapterImport = z
-  .strictObject({
-    source: z.string().min(1).max(2000).describe("Where it came from, for a person to read: a folder, a hub id, a URL."),
-    config: adapterFile.describe("PEFT's `adapter_config.json`."),
-    weights: adapterFile.describe("PEFT's `adapter_model.safetensors`."),
-    probes: z
-      .array(z.string().min(1).max(4000))
-      .max(16)
-      .optional()
-      .describe("Prompts on which the adapter is expected to show; it is proven by these and by neutral ones."),
-    any_base: z.boolean().optional().describe("Serve it although its config names another base: the same one under another name."),
-  })
-  .describe("A LoRA in PEFT's layout, served instead of training one: it is judged, made canonical, and proven by probes made here.");
-export type AdapterImport = z.infer<typeof adapterImport>;
-
-/** Every field of a run spec, without the rule that spans two of them. */
+/**
+ * Every field of a run spec, without the rules that span several of them. The only list of fields there is: each API derives the
+ * fields it takes from this one, by leaving out those that it says in another way.
+ */
 export const runSpecFields = z
   .strictObject({
     base: z.string().min(1).max(200).describe("Name of the base, as `GET /v1/models` shows it."),
     adapter: adapterName,
     dataset: ulid.optional().describe("Dataset to train on."),
-    import: adapterImport.optional().describe("Instead of `dataset`: nothing is trained."),
+    method: method.optional().meta({ default: { type: "supervised" } }),
+    import: adapterImport.optional().meta({ deprecated: true, description: "Older spelling of `method: {type: import, …}`." }),
     validation: ulid.optional().describe("Dataset to evaluate on. Without it `holdout` rows are held out."),
     holdout: z
       .number()
@@ -217,27 +216,38 @@ function acceptPasted(input: RunSpecInput, context: z.core.$RefinementCtx): unkn
   return notices.length === 0 ? spec : { ...spec, notices };
 }
 
-export const runSpec = z
-  .preprocess(
-    acceptPasted,
-    runSpecFields
-      .extend({
-        notices: z
-          .array(notice)
-          .max(500)
-          .optional()
-          .describe("Written by Loraline: fields that were given and change nothing here, or were taken as another one."),
-      })
-      .superRefine((spec, context) => {
-        const wrong = (path: string, message: string): void => context.addIssue({ code: "custom", path: [path], message });
-        if (spec.dataset === undefined && spec.import === undefined) wrong("dataset", "is missing: name the dataset to train on");
-        if (spec.import === undefined) return;
-        if (spec.dataset !== undefined) wrong("import", "an adapter is either trained on `dataset` or imported; remove one of the two");
-        if (spec.validation !== undefined) wrong("validation", "an imported adapter is not evaluated; remove it");
-      }),
-  )
-  .meta({ oneOf: [{ required: ["dataset"] }, { required: ["import"] }] });
-export type RunSpec = z.infer<typeof runSpec>;
+type Fields = z.output<typeof runSpecFields>;
+
+const methodOf = ({ method: given, import: older }: Pick<Fields, "method" | "import">): Method =>
+  older === undefined ? (given ?? { type: "supervised" }) : { type: "import", ...older };
+
+const anyRun = runSpecFields
+  .extend({
+    notices: z
+      .array(notice)
+      .max(500)
+      .optional()
+      .describe("Written by Loraline: fields that were given and change nothing here, or were taken as another one."),
+  })
+  .superRefine((spec, context) => {
+    const wrong = (path: string, message: string): void => context.addIssue({ code: "custom", path: [path], message });
+    if (spec.method !== undefined && spec.import !== undefined) wrong("import", "says what `method` says already; remove it");
+    const { needs, refuses } = datasetRules[methodOf(spec).type];
+    const isGiven = (field: string): boolean => spec[field as keyof Fields] !== undefined;
+    for (const [field, message] of Object.entries(needs)) if (!isGiven(field)) wrong(field, message);
+    for (const [field, message] of Object.entries(refuses)) if (isGiven(field)) wrong(field, message);
+  })
+  .meta({
+    oneOf: [
+      { required: ["dataset"] },
+      { required: ["method"], properties: { method: { properties: { type: { const: "import" } } } } },
+      { required: ["import"] },
+    ],
+  })
+  .transform(({ method: given, import: older, ...spec }) => ({ ...spec, method: methodOf({ method: given, import: older }) }));
+
+export const runSpec = z.preprocess(acceptPasted, anyRun);
+export type RunSpec = z.output<typeof runSpec>;
 export type RunSpecInput = z.input<typeof runSpecFields>;
 
 /** Turns zod's issues into problems a user can act on; `prefix` is put before each path. */

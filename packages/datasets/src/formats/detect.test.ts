@@ -6,7 +6,7 @@ const read = (row: unknown) => detect(row, () => row);
 const turn = (role: string, content: string) => ({ role, content });
 
 describe("detect", () => {
-  it("joins instruction and input with a newline, and keeps the columns for the profile `seed`", () => {
+  it("joins instruction and input with a newline, and keeps the columns for the template `seed`", () => {
     expect(read({ instruction: "回答以下用户问题,仅输出答案。", input: "1+1等于几?", output: "2" })).toEqual({
       format: "instruction",
       body: {

@@ -32,7 +32,7 @@ export interface Detected {
   readonly format: string;
   readonly body: Body;
   readonly unusedKeys: readonly string[];
-  /** The columns that the profile `seed` joins by itself. */
+  /** The columns that the template `seed` joins by itself. */
   readonly seed?: NonNullable<Rec["meta"]["seed"]>;
   /** Name of the prompt that was written around the row. */
   readonly template?: string;

@@ -65,7 +65,7 @@ describe("token ids and masks", { timeout: 180_000 }, () => {
     expect(rows.map((row) => row.ids)).toEqual(answers.map(({ samples: [sample] }) => sample?.whole));
   });
 
-  it("equal process_func's in the profile seed, cut rows and control tokens in the data included", async () => {
+  it("equal process_func's in the template seed, cut rows and control tokens in the data included", async () => {
     const rows = [
       { instruction: "你是谁?", input: "", output: "臣妾是甄嬛。" },
       { instruction: "回答以下用户问题,仅输出答案。", input: "1+1等于几?", output: "2" },
@@ -78,7 +78,7 @@ describe("token ids and masks", { timeout: 180_000 }, () => {
       }),
     ];
     const answers = await python.ask(rows.map((seed) => ({ seed })));
-    const results = await createRecordEncoder(base, tokenizeSpec.parse({ profile: "seed", max_length: seedLength })).encode(
+    const results = await createRecordEncoder(base, tokenizeSpec.parse({ template: "seed", max_length: seedLength })).encode(
       rows.map((seed) => chat([user("unused"), assistant("unused")], { meta: { file: "f", line: 1, format: "x", seed } })),
     );
     let [cut, lost] = [0, 0];
@@ -196,7 +196,7 @@ describe("too long", () => {
     });
   });
 
-  it("names tool calls that the base's template does not show, and what the profile seed cannot hold", async () => {
+  it("names tool calls that the base's template does not show, and what the template seed cannot hold", async () => {
     expect(
       await one(
         chat([user("a"), assistant("", { tool_calls: '[{"name":"f","arguments":{}}]' }), { role: "tool", content: "x" }, assistant("b")]),
@@ -204,10 +204,10 @@ describe("too long", () => {
     ).toMatchObject({
       dropped: { code: "TOOLS_UNSUPPORTED" },
     });
-    expect(await one(chat(turns), { profile: "seed" })).toMatchObject({
+    expect(await one(chat(turns), { template: "seed" })).toMatchObject({
       dropped: { code: "SEED_UNSUITABLE", message: expect.stringContaining("more than one question") as string },
     });
-    expect(await one(completion("a", "b"), { profile: "seed" })).toMatchObject({ dropped: { code: "SEED_UNSUITABLE" } });
+    expect(await one(completion("a", "b"), { template: "seed" })).toMatchObject({ dropped: { code: "SEED_UNSUITABLE" } });
   });
 });
 
@@ -222,7 +222,7 @@ describe("other kinds of records", () => {
       ...notes.map((note) => note.code),
     ]);
 
-  it.each(["chatml", "seed"])("that supervised fine-tuning does not train are dropped by name (%s)", async (profile) => {
+  it.each(["base", "seed"] as const)("that supervised fine-tuning does not train are dropped by name (%s)", async (template) => {
     const both = { chosen: [assistant("a")], rejected: [assistant("b")] };
     expect(
       await reasons(
@@ -232,7 +232,7 @@ describe("other kinds of records", () => {
           of("unpaired", { messages: [user("q"), assistant("a")], label: true }),
           chat([user("what is this?"), assistant("a dog")], { media: [{ type: "image", ref: "https://example.com/dog.jpg" }] }),
         ],
-        { profile },
+        { template },
       ),
     ).toEqual([["KIND_NOT_TRAINED"], ["KIND_NOT_TRAINED"], ["KIND_NOT_TRAINED"], ["BASE_CANNOT_SEE"]]);
   });
@@ -312,7 +312,7 @@ describe("the base's own template", () => {
 
   it("must name the tokens that sequences end with", async () => {
     const none = { ...base, special: { ...base.special, pad: null, eos: "<nope>" } };
-    expect(() => createRecordEncoder(none, tokenizeSpec.parse({ profile: "seed" }))).toThrow(/names no pad_token/);
+    expect(() => createRecordEncoder(none, tokenizeSpec.parse({ template: "seed" }))).toThrow(/names no pad_token/);
     await expect(createRecordEncoder(none, tokenizeSpec.parse({})).encode([completion("a", "b")])).rejects.toMatchObject({
       code: "EOS_TOKEN_MISSING",
     });

@@ -43,7 +43,7 @@ export interface RecordEncoder {
 
 /** @throws PermanentError (also from `encode`) TEMPLATE_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING */
 export function createRecordEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
-  return spec.profile === "seed" ? seedEncoder(base, spec) : templateEncoder(base, spec);
+  return spec.template === "seed" ? seedEncoder(base, spec) : templateEncoder(base, spec);
 }
 
 const drop = (code: string, message: string, tokens = 0): Encoded => ({ samples: [], dropped: { code, message, tokens }, notes: [] });
@@ -55,7 +55,7 @@ const notTrained: Readonly<Partial<Record<Rec["kind"], string>>> = {
   unpaired: "an answer that is labelled good or bad",
 };
 
-/** What no profile trains; undefined: nothing speaks against it. */
+/** What no template trains; undefined: nothing speaks against it. */
 function judgeKind({ kind, media }: Rec, { ref }: Base): Encoded | undefined {
   const what = notTrained[kind];
   if (what !== undefined) {
@@ -73,7 +73,7 @@ function judgeKind({ kind, media }: Rec, { ref }: Base): Encoded | undefined {
 }
 const article = (noun: string): string => (/^[aeiou]/.test(noun) ? `an ${noun}` : `a ${noun}`);
 
-/* --- profile `seed` --- */
+/* --- template `seed` --- */
 
 function seedEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
   const system = spec.system ?? seedSystem;
@@ -107,10 +107,13 @@ function seedEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
 
 function unsuitable({ kind }: Rec): Encoded {
   const what = kind === "chat" ? "more than one question and one answer" : `a ${kind}`;
-  return drop("SEED_UNSUITABLE", `the profile seed trains one question and one answer; this record is ${what}. Use the profile chatml.`);
+  return drop(
+    "SEED_UNSUITABLE",
+    `the template seed trains one question and one answer; this record is ${what}. Use tokenize.template: base.`,
+  );
 }
 
-/* --- profile `chatml`: the base's own template --- */
+/* --- template `base`: the base's own --- */
 
 /** A record on its way: dropped already, or samples to be encoded and then judged. */
 interface Draft {

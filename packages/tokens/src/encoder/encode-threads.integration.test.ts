@@ -24,7 +24,7 @@ test("what the official package finds wrong no thread goes on with", { timeout: 
     await writeFile(path, JSON.stringify({ ...file, added_tokens: [...file.added_tokens, { ...entry, id }, { ...entry, id: id + 1 }] }));
 
     const base = await loadBase(dir, { fast: "none" });
-    const spec = tokenizeSpec.parse({ profile: "seed" });
+    const spec = tokenizeSpec.parse({ template: "seed" });
     const record: Rec = {
       v: "lrec/1",
       id: digestOf("a"),

@@ -1,6 +1,6 @@
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { buckets, type EngineRecord, runRequested, runState } from "@loraline/contracts";
+import { type BlobRef, buckets, type EngineRecord, runRequested, type RunState, runState } from "@loraline/contracts";
 import { putJson } from "@loraline/objects";
 import { test as it } from "@loraline/testkit";
 import { describe, expect } from "vitest";
@@ -77,6 +77,11 @@ const json = (line: GatewayUnderTest, body: object) =>
     body: JSON.stringify({ base, name: "pirate", ...body }),
     headers: { "content-type": "application/json" },
   });
+const storedWeights = ({ spec: { method } }: RunState): BlobRef => {
+  if (method.type !== "import") throw new Error(`method ${method.type}`);
+  return method.weights;
+};
+
 const codeOf = async (response: Response): Promise<unknown> => [
   response.status,
   ((await response.json()) as { error?: { code: string } }).error?.code,
@@ -89,14 +94,13 @@ describe("POST /v1/loraline/adapters", () => {
     expect(answer.status).toBe(202);
     const run = runState.parse(await answer.json());
     expect(run).toMatchObject({ phase: "requested", spec: { adapter: "pirate", promote: "manual", gate: "better-than-base" } });
-    expect(run.spec.import).toMatchObject({
+    expect(run.spec.method).toMatchObject({
       source: "my-lora",
       probes: ["Ahoy?"],
       weights: { kind: "adapter-file", size: weights.length },
     });
     const bytes: Uint8Array[] = [];
-    for await (const part of await line.objects.get(tenant, run.spec.import?.weights ?? { kind: "raw", digest: digestOf("a") }))
-      bytes.push(part);
+    for await (const part of await line.objects.get(tenant, storedWeights(run))) bytes.push(part);
     expect(Buffer.concat(bytes).equals(weights)).toBe(true);
     const again = runState.parse(
       await (await add(line, { probes: ["Ahoy?"], promote: "manual", source: "my-lora" }, both(), headers)).json(),
@@ -159,7 +163,7 @@ describe("POST /v1/loraline/adapters", () => {
     };
     const { digest: object } = await putJson(line.objects, tenant, "adapter", manifest);
     const run = runState.parse(await (await json(line, { from: { object } })).json());
-    expect(run.spec.import).toMatchObject({ source: object, config: files[0]?.blob, weights: files[1]?.blob });
+    expect(run.spec.method).toMatchObject({ source: object, config: files[0]?.blob, weights: files[1]?.blob });
     expect(await codeOf(await json(line, { from: { object: digestOf("c") } }))).toEqual([400, "OBJECT_MISSING"]);
   });
 
@@ -197,7 +201,7 @@ describe("POST /v1/loraline/adapters", () => {
     try {
       await expect.poll(async () => (await json(open, { from: { hub: "org/lora", revision: "v2", folder: "sub" } })).status).toBe(202);
       const run = runState.parse(await (await json(open, { from: { hub: "org/lora", revision: "v2", folder: "sub" } })).json());
-      expect(run.spec.import).toMatchObject({ source: `org/lora@${sha}/sub`, weights: { size: weights.length } });
+      expect(run.spec.method).toMatchObject({ source: `org/lora@${sha}/sub`, weights: { size: weights.length } });
       expect(await codeOf(await json(open, { from: { hub: "org/lora", revision: "v2" } }))).toEqual([400, "ADAPTER_PICKLE_REFUSED"]);
       expect((await json(open, { from: { url: `${hubEndpoint}/plain/` } })).status).toBe(202);
       expect(await codeOf(await json(open, { from: { url: `${hubEndpoint}/plain/model.bin` } }))).toEqual([400, "ADAPTER_PICKLE_REFUSED"]);

@@ -51,6 +51,16 @@ type Settings = z.output<typeof addAdapterSettings>;
 type From = z.output<typeof addAdapterBody>["from"];
 type Files = { config: BlobRef; weights: BlobRef };
 
+/** The run that takes an adapter in; `cameFrom` tells where its files came from, unless the settings say it. */
+export function runSpecFromSettings(
+  { name, source, probes, any_base, ...fields }: Settings,
+  files: Files,
+  cameFrom: string,
+): ReturnType<typeof parseRunSpec> {
+  const asked = { ...(probes === undefined ? {} : { probes }), ...(any_base === undefined ? {} : { any_base }) };
+  return parseRunSpec({ ...fields, adapter: name, method: { type: "import", source: source ?? cameFrom, ...files, ...asked } });
+}
+
 const isPickle = (name: string): boolean => /\.(?:bin|pt|pth|pkl|pickle|ckpt)$/i.test(name);
 const pickleRefused = (name: string): PermanentError =>
   badRequest(
@@ -164,16 +174,14 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
     if (engines.length === 0) {
       throw new RetryLaterError("NO_ENGINE", 5000, "No engine is registered yet, so no base is known. Try again when one is up.");
     }
-    const { base, name, probes, any_base, source: said, ...rest } = settings;
-    const asked = { ...(probes === undefined ? {} : { probes }), ...(any_base === undefined ? {} : { any_base }) };
-    const parsed = parseRunSpec({ base, adapter: name, import: { source: said ?? source, ...files, ...asked }, ...rest });
+    const parsed = runSpecFromSettings(settings, files, source);
     if ("problems" in parsed) throw badRequestOf(parsed.problems);
     const { spec } = parsed;
     const parts = await readAdapterHead(objects, tenant, files).catch((error: unknown) => {
       if (error instanceof PermanentError) throw badRequest(error.code, error.message, error.param);
       throw error;
     });
-    const [first, ...others] = [...judgeRunSpec(spec, engines), ...judgeImport(parts, spec, engines)];
+    const [first, ...others] = [...judgeRunSpec(spec, engines), ...judgeImport(parts, settings, engines)];
     if (first !== undefined) throw badRequestOf([first, ...others] as [Problem, ...Problem[]]);
     return spec;
   };

@@ -13,7 +13,8 @@ import {
 import { describe, expect, it } from "vitest";
 import { base, digestOf, refOf } from "../gateway-under-test.ts";
 import { jobEventsOf } from "./job-events.ts";
-import { checkpointObjectsOf, jobObjectOf, jobParamOf } from "./job-object.ts";
+import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
+import { jobParamOf } from "./run-spec-from-job.ts";
 
 const runId = "01JD000000000000000000000A";
 const start = Date.parse("2026-11-24T12:00:00Z");

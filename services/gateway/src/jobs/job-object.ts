@@ -1,7 +1,17 @@
 /** Pure: a run as OpenAI's clients see it. */
-import type { JobCheckpointObject, JobObject, Notice, Problem, RunPhase, RunState } from "@loraline/contracts";
+import {
+  byMethod,
+  type JobCheckpointObject,
+  type JobObject,
+  type MethodTable,
+  type Notice,
+  type Problem,
+  type RunPhase,
+  type RunSpec,
+  type RunState,
+} from "@loraline/contracts";
 import { fileIdOf, fineTunedModel, jobIdOf } from "../openai-ids.ts";
-import { baseLearningRate } from "./run-spec-from-job.ts";
+import { baseLearningRate, jobParamOf } from "./run-spec-from-job.ts";
 
 const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
 
@@ -18,16 +28,14 @@ export const jobStatusOf: Readonly<Record<RunPhase, JobObject["status"]>> = {
   cancelled: "cancelled",
 };
 
-const openAiNames: Readonly<Record<string, string>> = {
-  base: "model",
-  dataset: "training_file",
-  validation: "validation_file",
-  adapter: "suffix",
+/** What of a job depends on the run's method. */
+const methods: MethodTable<[spec: RunSpec, hyperparameters: JobObject["hyperparameters"]], Pick<JobObject, "method" | "training_file">> = {
+  supervised: ({ type }, { dataset }, hyperparameters) => ({
+    training_file: dataset === undefined ? "" : fileIdOf(dataset),
+    method: { type, supervised: { hyperparameters } },
+  }),
+  import: ({ type, source }) => ({ training_file: `import:${source}`, method: { type, import: { source } } }),
 };
-const specSections = /^(?:lora|training|tokenize|holdout|min_records|gate|promote|max_attempts)(?:\.|$)/;
-
-/** A field of the run spec in the words of the job request. */
-export const jobParamOf = (param: string): string => openAiNames[param] ?? (specSections.test(param) ? `loraline.${param}` : param);
 
 /** A notice about the run spec in the words of the job request. */
 export const noticeOfJob = ({ param, message }: Notice): Notice => {
@@ -64,10 +72,9 @@ export function jobObjectOf(run: RunState): JobObject {
     seed: spec.training.seed,
     status: jobStatusOf[run.phase],
     trained_tokens: run.trained?.trainedTokens ?? null,
-    training_file: spec.dataset === undefined ? `import:${spec.import?.source}` : fileIdOf(spec.dataset),
+    ...byMethod(methods, spec.method, spec, hyperparameters),
     validation_file: spec.validation === undefined ? null : fileIdOf(spec.validation),
     hyperparameters,
-    method: { type: "supervised", supervised: { hyperparameters } },
     integrations: [],
     metadata: spec.metadata ?? null,
     error: run.error === null ? null : jobErrorOf(run.error),

@@ -72,7 +72,7 @@ describe("a job becomes a run spec", () => {
     const loraline = {
       adapter: "parrot",
       lora: { r: 16, use_rslora: true },
-      tokenize: { profile: "seed", system: "You are a parrot." },
+      tokenize: { template: "seed", system: "You are a parrot." },
       holdout: 0,
       min_records: 1,
       gate: "none",

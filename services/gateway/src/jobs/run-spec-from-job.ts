@@ -1,7 +1,11 @@
 /** Pure: OpenAI's `POST /v1/fine_tuning/jobs` becomes a run spec, and its problems are named in the caller's words. */
 import {
   createJobBody,
+  type CreateJobBodyInput,
   type EngineRecord,
+  jobExtension,
+  type MethodOf,
+  openAiFields,
   parseRunSpec,
   type Problem,
   problemsOf,
@@ -9,14 +13,27 @@ import {
   trainingFields,
 } from "@loraline/contracts";
 import { judgeRunSpec } from "@loraline/models";
-import type { z } from "zod";
 import { datasetIdOf } from "../openai-ids.ts";
 
-type Body = z.input<typeof createJobBody>;
+type Body = CreateJobBodyInput;
 type Problems = [Problem, ...Problem[]];
 
 /** `learning_rate_multiplier` multiplies this. */
 export const baseLearningRate = trainingFields.parse({}).learning_rate;
+
+/** A field of the run spec as a job's body spells it. */
+export function jobParamOf(param: string): string {
+  const [section = ""] = param.split(".");
+  const own = openAiFields[section as keyof typeof openAiFields] as string | undefined;
+  if (own !== undefined) return own + param.slice(section.length);
+  return section in jobExtension.shape ? `loraline.${param}` : param;
+}
+
+type BodyMethod = NonNullable<Body["method"]>;
+/** OpenAI's `method` → the run spec's. Hyperparameters are settings of the training, whatever the method. */
+const specMethods: { [T in BodyMethod["type"]]: (method: Extract<BodyMethod, { type: T }>) => MethodOf<T> } = {
+  supervised: ({ type }) => ({ type }),
+};
 
 /** Checks the body's own shape. Its values come back as the caller wrote them, so that defaults are told from wishes. */
 export function parseJobBody(raw: unknown): { body: Body } | { problems: Problems } {
@@ -42,13 +59,8 @@ export function runSpecFromJob(
 ): { spec: RunSpec } | { problems: Problems } {
   const { loraline } = body;
   /** Path in the run spec → the field as the caller wrote it. */
-  const written = new Map<string, string>([
-    ["base", "model"],
-    ["dataset", "training_file"],
-    ["validation", "validation_file"],
-    ["metadata", "metadata"],
-    ["adapter", loraline?.adapter !== undefined ? "loraline.adapter" : typeof body.suffix === "string" ? "suffix" : "training_file"],
-  ]);
+  const written = new Map<string, string>(Object.entries(openAiFields));
+  if (loraline?.adapter === undefined) written.set("adapter", typeof body.suffix === "string" ? "suffix" : "training_file");
 
   const training: Record<string, unknown> = { ...loraline?.training };
   const wish = (field: keyof typeof trainingFields.shape, value: number | null | undefined, writtenAs: string): void => {
@@ -70,33 +82,23 @@ export function runSpecFromJob(
   }
   wish("seed", body.seed, "seed");
 
-  const { lora, tokenize, holdout, min_records, gate, gate_accuracy, promote, canary, placement, keep, max_attempts } = loraline ?? {};
   const validation = body.validation_file ?? undefined;
   const parsed = parseRunSpec(
     withoutUndefined({
+      adapter: typeof body.suffix === "string" ? slugOf(body.suffix) : slugOf(stemOf(source.filename)) || "adapter",
+      ...withoutUndefined({ ...loraline }),
+      training,
       base: body.model,
-      adapter: loraline?.adapter ?? (typeof body.suffix === "string" ? slugOf(body.suffix) : slugOf(stemOf(source.filename)) || "adapter"),
       dataset: datasetIdOf(body.training_file) ?? body.training_file,
       validation: validation && (datasetIdOf(validation) ?? validation),
-      lora,
-      training,
-      tokenize,
-      holdout,
-      min_records,
-      gate,
-      gate_accuracy,
-      promote,
-      canary,
-      placement,
-      keep,
-      max_attempts,
+      method: body.method ? specMethods[body.method.type](body.method) : undefined,
       metadata: body.metadata ?? undefined,
     }),
   );
   const inCallersWords = (problem: Problem): Problem => {
     const { param } = problem;
     if (typeof param !== "string") return problem;
-    const name = written.get(param) ?? `loraline.${param}`;
+    const name = written.get(param) ?? jobParamOf(param);
     const message = problem.message.startsWith(param) ? name + problem.message.slice(param.length) : problem.message;
     return { ...problem, param: name, message };
   };

@@ -51,6 +51,7 @@ import { fetchInputs, type Inputs } from "./fetch-inputs.ts";
 import { followLines } from "./follow-lines.ts";
 import { readJson, tailOf, writeJson } from "./job-files.ts";
 import { courierExit, type TrainJob } from "../launchers/launcher.ts";
+import { trainMethodOf } from "../train-methods.ts";
 import { createOutbox, type Outbox, type Patience, patiently, silentOutbox } from "./outbox.ts";
 import { trainerArgs } from "./trainer-command.ts";
 import { type CheckpointUploads, createCheckpointUploads } from "./upload-checkpoints.ts";
@@ -171,7 +172,7 @@ async function runAttempt(attempt: Attempt): Promise<End> {
 }
 
 /** Whether the trainer begins only when every node has come: another one may wait for a device, for as long as it takes. */
-const meets = ({ machine, spec }: TrainJob): boolean => machine.nodes > 1 && spec.import === undefined;
+const meets = ({ machine, spec }: TrainJob): boolean => machine.nodes > 1 && trainMethodOf(spec).distributed;
 
 /** Runs the trainer in its folder, once. */
 async function train(

@@ -1,7 +1,6 @@
 /** The trainer's inputs, by digest, in the folder it works in. */
 import { mkdir, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { adapterFiles } from "@loraline/models";
 import {
   type BlobRef,
   checkpointManifest,
@@ -14,6 +13,7 @@ import { getJson, getToFile, type Objects } from "@loraline/objects";
 import { readBaseRef } from "@loraline/models/base-ref";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import type { TrainJob } from "../launchers/launcher.ts";
+import { trainMethodOf } from "../train-methods.ts";
 import { type Patience, patiently } from "./outbox.ts";
 
 /** Greedy tokens recorded for each probe. The proof needs the first; the others show a person what was learnt, and delay serving. */
@@ -53,12 +53,9 @@ export async function fetchInputs(deps: {
     const shards = (["train", "eval"] as const).flatMap((split) =>
       tokens[split].map(({ blob }, n) => fetch(blob, `shards/${split}-${String(n).padStart(5, "0")}.arrow`)),
     );
-    const { import: adopted } = job.spec;
-    const files = adopted && [
-      fetch(adopted.config, `import/${adapterFiles.config}`),
-      fetch(adopted.weights, `import/${adapterFiles.weights}`),
-    ];
-    await inParallel(downloadsAtOnce, [...shards, ...(files ?? [])]);
+    const ofMethod = trainMethodOf(job.spec);
+    const files = ofMethod.files.map(({ blob, path }) => fetch(blob, path));
+    await inParallel(downloadsAtOnce, [...shards, ...files]);
 
     let resumedFromStep: number | null = null;
     let resumeLost: string | null = null;
@@ -86,7 +83,7 @@ export async function fetchInputs(deps: {
       base: tokens.base,
       lora: job.spec.lora,
       training: job.spec.training,
-      adopt: adopted !== undefined,
+      method: ofMethod.trainer,
       probes: tokens.probes,
       probe_tokens: probeTokens,
       device: job.machine.device,

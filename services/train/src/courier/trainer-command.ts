@@ -1,5 +1,6 @@
 /** How the trainer is started: by itself, or once for each GPU through torchrun. Pure. */
 import type { TrainJob } from "../launchers/launcher.ts";
+import { trainMethodOf } from "../train-methods.ts";
 
 /** Where the first node's torchrun listens for the others. */
 const port = 29_500;
@@ -10,7 +11,7 @@ const meetingSeconds = 30 * 86_400;
 const shareOfGrace = 0.6;
 
 /**
- * Arguments for Python. An import is one process's work on any number of GPUs.
+ * Arguments for Python. One process does what is not distributed, on any number of GPUs.
  *
  * @param node - which one this is, from 0.
  */
@@ -19,7 +20,7 @@ export function trainerArgs(
   { trainerPath, work, node }: { trainerPath: string; work: string; node: number },
 ): string[] {
   const { processes, nodes, graceSeconds } = machine;
-  if (spec.import !== undefined || processes * nodes === 1) return [trainerPath, work];
+  if (!trainMethodOf(spec).distributed || processes * nodes === 1) return [trainerPath, work];
   const place = ["--master-addr", firstNodeOf(jobName), "--master-port", String(port), "--rdzv-conf", `timeout=${meetingSeconds}`];
   const meeting = nodes === 1 ? ["--standalone"] : ["--nnodes", String(nodes), "--node-rank", String(node), ...place];
   const shutdown = String(Math.max(5, Math.floor(graceSeconds * shareOfGrace)));

@@ -2,6 +2,7 @@
 import type { V1Job, V1PodSpec, V1PodTemplateSpec } from "@kubernetes/client-node";
 import { z } from "zod";
 import { type TrainJob } from "./launcher.ts";
+import { trainMethodOf } from "../train-methods.ts";
 
 /** How pods of attempts look on this cluster: the chart's `train` values, mounted as a file. Kubernetes' own names and meanings. */
 export const trainPodSettings = z.strictObject({
@@ -169,9 +170,8 @@ function machineOf({ spec }: Pick<TrainJob, "spec">, gpus: number, settings: Tra
 /** Without what only other stages read, which may be longer than Linux lets a variable be (128 KiB). */
 function forCourier({ spec, ...others }: Omit<TrainJob, "machine">, machine: TrainJob["machine"]): TrainJob {
   const job = { ...others, machine };
-  const { placement: _placement, metadata: _metadata, import: adopted, ...rest } = spec;
-  const slim = { ...rest, tokenize: { ...spec.tokenize, system: undefined } };
-  return { ...job, spec: adopted === undefined ? slim : { ...slim, import: { ...adopted, probes: undefined } } };
+  const { placement: _placement, metadata: _metadata, ...rest } = spec;
+  return { ...job, spec: { ...rest, method: trainMethodOf(spec).slim, tokenize: { ...spec.tokenize, system: undefined } } };
 }
 
 /** Objects merge field by field, lists of named things by their name; everything else replaces. */

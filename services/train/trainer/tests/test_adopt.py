@@ -43,7 +43,7 @@ def adopted(directory, foreign: Path, config=None, weights=None):
     """The trainer in a directory with this adapter in import/, changed as said."""
     run = directory(rows=[], held_out=[])
     shutil.copytree(foreign, run.path / "import")
-    run.spec |= {"adopt": True, "probes": [{"name": "a", "input_ids": [1, 5, 9]}, {"name": "b", "input_ids": [1, 30, 31, 32]}]}
+    run.spec |= {"method": {"type": "import"}, "probes": [{"name": "a", "input_ids": [1, 5, 9]}, {"name": "b", "input_ids": [1, 30, 31, 32]}]}
     (run.path / "spec.json").write_text(json.dumps(run.spec))
     if config is not None:
         path = run.path / "import/adapter_config.json"

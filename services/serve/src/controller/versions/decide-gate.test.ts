@@ -23,7 +23,7 @@ const config = { peft_type: "LORA", r: 8, lora_alpha: 8, target_modules: ["q_pro
 const parts = { config, tensors: [weight("A", [8, 64]), weight("B", [32, 8])] };
 const evaluation: Evaluation = { base_loss: 3, adapter_loss: 2, rows: 10, supervised_tokens: 200 };
 const input: GateInput = {
-  spec: { base: "small", adapter: "pirate", gate: "better-than-base" },
+  spec: { base: "small", adapter: "pirate", gate: "better-than-base", method: { type: "supervised" } },
   digest,
   manifest: {
     version: 1,
@@ -180,6 +180,9 @@ describe("decideGate", () => {
     expect(doubt({ ...strict, adapter: promoted(1.5) })).toBeUndefined();
     expect(doubt({ ...strict, adapter: undefined })).toBeUndefined();
     expect(doubt({ evaluation: null })).toContain("no rows were held out");
+    const file = { kind: "adapter-file" as const, digest, size: 1 };
+    const method = { type: "import" as const, source: "x", config: file, weights: file };
+    expect(doubt({ evaluation: null, spec: { ...input.spec, method } })).toContain("was trained elsewhere");
     expect(doubt({ evaluation: null, spec: { ...input.spec, gate: "none" } })).toBeUndefined();
     expect(doubt({ ...strict, adapter: promoted(1.5, { rows: 11 }) })).toMatch(/on other rows \(11 rows, .*; this one: 10 rows/);
     expect(doubt({ ...strict, adapter: promoted(1.5, { base_loss: 2.5 }) })).toContain("base loss 2.5");

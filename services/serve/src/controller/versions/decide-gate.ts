@@ -4,10 +4,12 @@ import {
   type AdapterManifest,
   type AdapterState,
   type AdapterVersion,
+  byMethod,
   type Digest,
   type EngineRecord,
   type Evaluation,
   type Evidence,
+  type MethodTable,
   type Problem,
   type RunSpec,
   unreadDigest,
@@ -15,7 +17,7 @@ import {
 import { proofLimits, recordedEffect } from "../../proof.ts";
 
 export interface GateInput {
-  spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy" | "import">;
+  spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy" | "method">;
   digest: Digest;
   manifest: AdapterManifest;
   /** What its files say of themselves, or why they cannot be read. */
@@ -193,14 +195,19 @@ export function decideGate(input: GateInput): Problem | undefined {
   return undefined;
 }
 
+/** Why there is no evaluation. */
+const unjudged: MethodTable<[], string> = {
+  supervised: () => "nothing was judged: no rows were held out, and there is no validation file.",
+  import: () => "nothing was judged: an adapter that was trained elsewhere has no held-out rows here.",
+};
+
 /**
  * What the gate was asked to judge and could not, in words; undefined: nothing. A version that the promoted one could not be
  * compared with is served under its number, and promoted only by a person.
  */
 export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" | "evaluation" | "adapter">): string | undefined {
   if (spec.gate === "none") return undefined;
-  if (spec.import !== undefined) return "nothing was judged: an adapter that was trained elsewhere has no held-out rows here.";
-  if (evaluation === null) return "nothing was judged: no rows were held out, and there is no validation file.";
+  if (evaluation === null) return byMethod(unjudged, spec.method);
   if (spec.gate_accuracy === true && typeof evaluation.adapter_accuracy !== "number") return "its accuracy was not measured.";
   const promoted = promotedOf(adapter);
   if (spec.gate !== "better-than-promoted" || promoted === undefined) return undefined;
