@@ -3,7 +3,7 @@ import { buckets, consumers, type EngineRecord, events } from "@loraline/contrac
 import { createLog, createTelemetry, PermanentError, RetryLaterError, traceIdOf, UnavailableError } from "@loraline/runtime";
 import { spawnNatsServer, test } from "@loraline/testkit";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
-import type { NatsConnection } from "@nats-io/transport-node";
+import { headers, type NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { describe, expect } from "vitest";
 import { connectBus, createBus, ensureStreams, tellWaiting } from "./index.ts";
@@ -345,6 +345,52 @@ describe("consume", () => {
     await expect
       .poll(() => bus.deadLetters.list(tenant))
       .toEqual([expect.objectContaining({ code: "BAD_ROW", message: expect.stringMatching(/^half: \ufffd x+$/) })]);
+  });
+
+  test("a message that is larger than any may be is buried at once, as a reference, and the next one is read", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const large = newDataset(tenant);
+    const next = newDataset(tenant);
+    const bytes = 600 * 1024;
+    await nc.request(`loraline.${tenant}.dataset.${large.id}.received.v1`, new Uint8Array(bytes));
+    await bus.publish(events.datasetReceived, next, { blob, filename: "next" });
+    const seen: string[] = [];
+    await using _consumer = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: { "dataset.received.v1": async ({ at }) => void seen.push(at.id) },
+    });
+    await expect.poll(() => seen).toEqual([next.id]);
+    await expect.poll(async () => (await bus.deadLetters.list(tenant)).length).toBe(1);
+    const [letter] = await bus.deadLetters.list(tenant);
+    expect(letter).toMatchObject({ code: "EVENT_TOO_LARGE", omittedBytes: bytes, data: null });
+    expect(letter?.subject).toContain(large.id);
+    await expect(bus.deadLetters.redrive(letter?.seq ?? 0)).rejects.toMatchObject({ code: "LETTER_TOO_LARGE" });
+  });
+
+  test("a letter fits, also when its message came with all the headers that NATS takes", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const many = headers();
+    for (let n = 0; n < 12; n++) many.append("more", "x".repeat(5000));
+    await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, new Uint8Array(400 * 1024), { headers: many, timeout: 5000 });
+    await using _consumer = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: { "dataset.received.v1": async () => {} },
+    });
+    await expect
+      .poll(async () => (await bus.deadLetters.list(tenant)).map(({ code }) => code), { timeout: 10_000 })
+      .toEqual(["CONTRACT_VIOLATION"]);
+  });
+
+  test("an event or an entry that is too large is refused where it is made, not tried again", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const bucket = await bus.bucket(buckets.keys);
+    const key = { tenant, name: "k".repeat(Number(nc.info?.max_payload)), createdAt: new Date().toISOString() };
+    await expect(bucket.put("x", key)).rejects.toMatchObject({ code: "STATE_TOO_LARGE" });
+    const message = "m".repeat(600 * 1024);
+    await expect(bus.publish(events.runFailed, newDataset(tenant), { code: "X", message })).rejects.toMatchObject({
+      code: "EVENT_TOO_LARGE",
+    });
   });
 
   test("a subject whose id can be nobody's is buried, and nobody is told", async ({ nc, tenant }) => {

@@ -8,6 +8,7 @@ import {
   tenantOfSubject,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
+import { headersBytes, largestEventBytes } from "./sizes.ts";
 import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
 import { headers, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
 
@@ -24,7 +25,10 @@ export async function buryLetter(
 ): Promise<void> {
   const { def, message } = letter;
   const copy = headers();
-  for (const [key, values] of message.headers ?? []) for (const value of values) copy.append(key, value);
+  const given = [...(message.headers ?? [])].flatMap(([key, values]) => values.map((value): [string, string] => [key, value]));
+  // A letter must always fit, or its message would come again for ever: what is too large for it stays where it is.
+  const headersFit = given.reduce((sum, [key, value]) => sum + key.length + value.length, 0) <= headersBytes;
+  if (headersFit) for (const [key, value] of given) copy.append(key, value);
   const id = subjectOf(def, message.seq);
   copy.set(`${prefix}Original-Msg-Id`, copy.get("Nats-Msg-Id"));
   copy.set("Nats-Msg-Id", id);
@@ -33,7 +37,9 @@ export async function buryLetter(
   // It may quote anything, also half a character, which cannot be encoded; and a header is no place for a book.
   copy.set(`${prefix}Message`, encodeURIComponent(letter.reason.slice(0, longestReason).toWellFormed()));
   copy.set(`${prefix}Deliveries`, String(letter.deliveries));
-  await jetstream(nc).publish(id, message.data, { headers: copy, msgID: id });
+  const { length } = message.data;
+  if (length > largestEventBytes) copy.set(`${prefix}Omitted-Bytes`, String(length));
+  await jetstream(nc).publish(id, length > largestEventBytes ? new Uint8Array() : message.data, { headers: copy, msgID: id });
 }
 
 export interface DeadLetters {
@@ -45,7 +51,7 @@ export interface DeadLetters {
   /**
    * Publishes the original message again and removes the letter. Dying in between leaves the letter, and handlers are
    * idempotent, so redriving twice is harmless.
-   * @throws PermanentError LETTER_UNKNOWN
+   * @throws PermanentError LETTER_UNKNOWN, LETTER_TOO_LARGE
    */
   redrive(seq: number): Promise<void>;
 }
@@ -102,6 +108,13 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
         if (!key.startsWith(prefix) && key !== "Nats-Msg-Id") for (const value of values) original.append(key, value);
       }
       const subject = message.header.get(`${prefix}Subject`);
+      if (message.header.get(`${prefix}Omitted-Bytes`) !== "") {
+        throw new PermanentError(
+          "LETTER_TOO_LARGE",
+          `the message of dead letter ${seq} is larger than any message may be, so it would fail again. Make it smaller and publish it anew.`,
+          { status: 409, param: "seq" },
+        );
+      }
       // Its own id: the original's may still be in the stream's dedupe window.
       await jetstream(nc).publish(subject, message.data, { headers: original, msgID: `redrive.${message.subject}` });
       const jsm = await jetstreamManager(nc);
@@ -120,6 +133,7 @@ function view(letter: { seq: number; headers: MsgHdrs | undefined; data: Uint8Ar
     // Shown as text: not being JSON may be the very reason it is here.
   }
   const header = (name: string): string => letter.headers?.get(`${prefix}${name}`) ?? "";
+  const omittedBytes = Number(header("Omitted-Bytes")) || undefined;
   return {
     seq: letter.seq,
     stream,
@@ -129,6 +143,7 @@ function view(letter: { seq: number; headers: MsgHdrs | undefined; data: Uint8Ar
     message: decodeURIComponent(header("Message")),
     deliveries: Number(header("Deliveries")) || 0,
     at: letter.at.toISOString(),
-    data,
+    data: omittedBytes === undefined ? data : null,
+    ...(omittedBytes === undefined ? {} : { omittedBytes }),
   };
 }

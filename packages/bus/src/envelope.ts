@@ -11,6 +11,7 @@ import {
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { headers, type MsgHdrs } from "@nats-io/transport-node";
+import { checkEventSize } from "./sizes.ts";
 
 /** What a handler or fold gets: the parsed event and where it came from. Of several events it is a union that `type` tells apart. */
 export type Received<E extends EventDef = EventDef> = E extends EventDef ? SeenEvent<E> & { event: E; id: string } : never;
@@ -71,13 +72,16 @@ export function seal(input: {
   h.set("ce-subject", `${at.tenant}/${at.id}`);
   h.set("ce-time", input.now.toISOString());
   if (input.traceparent !== undefined) h.set("traceparent", input.traceparent);
-  return { subject: subjectFor(event, at), headers: h, body: JSON.stringify(parsed.data), id };
+  const subject = subjectFor(event, at);
+  const body = JSON.stringify(parsed.data);
+  checkEventSize(subject, Buffer.byteLength(body));
+  return { subject, headers: h, body, id };
 }
 
 /**
  * Opens a message. The subject decides the type, so a plain NATS client need not set `ce-` headers.
  * @param among - the events that it can be one of. Absent: every event.
- * @throws PermanentError CONTRACT_VIOLATION, or the first problem's own code, with every problem in the message.
+ * @throws PermanentError EVENT_TOO_LARGE, CONTRACT_VIOLATION, or the first problem's own code, with every problem in the message.
  */
 export function open<E extends EventDef = EventDef>(raw: RawMessage, among?: readonly E[]): Received<E> {
   const subject = parseSubject(raw.subject);
@@ -88,6 +92,7 @@ export function open<E extends EventDef = EventDef>(raw: RawMessage, among?: rea
       `subject "${raw.subject}" names no event, or its tenant or id cannot be one. See docs/asyncapi.json for the subjects there are.`,
     );
   }
+  checkEventSize(raw.subject, raw.data.length);
   let body: unknown;
   try {
     body = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(raw.data));

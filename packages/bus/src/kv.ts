@@ -5,6 +5,7 @@ import type { z } from "zod";
 import { DeliverPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { Kvm, type KV } from "@nats-io/kv";
 import type { NatsConnection } from "@nats-io/transport-node";
+import { checkStateSize } from "./sizes.ts";
 
 type KvWatch = Awaited<ReturnType<KV["watch"]>>;
 
@@ -71,7 +72,11 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     );
   };
   const parse = (key: string, bytes: Uint8Array): Value => check(key, JSON.parse(new TextDecoder().decode(bytes)));
-  const encode = (key: string, value: Value): string => JSON.stringify(check(key, value));
+  const encode = (key: string, value: Value): string => {
+    const text = JSON.stringify(check(key, value));
+    checkStateSize(nc, `${def.name}/${key}`, Buffer.byteLength(text));
+    return text;
+  };
 
   const bucket: KvBucket<Value> = {
     async get(key) {
@@ -79,7 +84,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       if (entry === null || entry.operation !== "PUT") return undefined;
       return { key, value: parse(key, entry.value), revision: entry.revision };
     },
-    put: (key, value) => kv.put(key, encode(key, value)),
+    put: async (key, value) => kv.put(key, encode(key, value)),
     delete: (key) => kv.purge(key),
     async clear(filter) {
       const jsm = await jetstreamManager(nc);

@@ -314,6 +314,7 @@ export const deadLetterView = z.object({
   deliveries: z.int(),
   at: isoTime,
   data: z.unknown(),
+  omittedBytes: z.int().optional().describe("The message had so many bytes, too many for a copy; `data` is null then."),
 });
 export type DeadLetterView = z.infer<typeof deadLetterView>;
 export const deadLetterList = z.object({ data: z.array(deadLetterView) });

@@ -1,0 +1,30 @@
+/**
+ * How large a message may be. An event says what happened, and bytes travel by digest, so that a large one is a mistake or an attack;
+ * it is refused before anybody spends time on it, and nothing that is made of it can grow beyond what NATS takes.
+ */
+import { PermanentError } from "@loraline/runtime";
+import type { NatsConnection } from "@nats-io/transport-node";
+
+/** Bytes of an event's body: half of what NATS takes with its own default, so that a copy with more headers fits, too. */
+export const largestEventBytes = 512 * 1024;
+/** JetStream takes 64 KiB of headers in all, and a letter's own need up to half of that. */
+export const headersBytes = 32 * 1024;
+
+/** @throws PermanentError EVENT_TOO_LARGE */
+export function checkEventSize(subject: string, bytes: number): void {
+  if (bytes <= largestEventBytes) return;
+  throw new PermanentError(
+    "EVENT_TOO_LARGE",
+    `the message on ${subject} has ${bytes} bytes, and at most ${largestEventBytes} are read. Make it smaller: data goes into the object store, and messages name its digest.`,
+  );
+}
+
+/** @throws PermanentError STATE_TOO_LARGE: waiting would not help, and would hold up whatever is next. */
+export function checkStateSize(nc: NatsConnection, entry: string, bytes: number): void {
+  const most = (nc.info?.max_payload ?? Number.POSITIVE_INFINITY) - 2 * headersBytes;
+  if (bytes <= most) return;
+  throw new PermanentError(
+    "STATE_TOO_LARGE",
+    `KV ${entry} would have ${bytes} bytes, and NATS takes ${most}. What made it so large was stored before there was a limit; see \`loraline dlq show\`.`,
+  );
+}
