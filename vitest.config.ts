@@ -1,14 +1,21 @@
+import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
 const excluded = ["**/node_modules/**", "**/dist/**", ".venv/**", ".loraline/**", ".cache/**", "tools/**"];
 const wholeLine = ["tests/e2e/**/*.test.ts", "tests/faults/**/*.test.ts"];
+const realEngines = ["services/serve/src/engines/**/*.integration.test.ts"];
 
 // Workspace packages resolve to their sources. With `resolve.conditions` alone vitest would silently test `dist`. Vitest hands
 // these to Node too, so `import` or `module` must not be among them: a CommonJS dependency would then require ES modules.
 const ssr = { resolve: { conditions: ["@loraline/source", "node"] } };
 
+/** How long conditions are waited for. Limits for hangs and no measures: a busy machine takes many times longer than an idle one. */
+const patience = { testTimeout: 60_000, hookTimeout: 60_000, expect: { poll: { timeout: 20_000 } } };
+
 export default defineConfig({
   test: {
+    // vitest's default leaves a core to itself, which is one of two.
+    maxWorkers: availableParallelism(),
     projects: [
       {
         ssr,
@@ -16,6 +23,7 @@ export default defineConfig({
           name: "unit",
           include: ["**/*.test.ts"],
           exclude: [...excluded, ...wholeLine, "**/*.integration.test.ts", "**/*.cluster.test.ts"],
+          ...patience,
         },
       },
       {
@@ -23,9 +31,18 @@ export default defineConfig({
         test: {
           name: "integration",
           include: ["**/*.integration.test.ts"],
-          exclude: [...excluded, ...wholeLine],
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          exclude: [...excluded, ...wholeLine, ...realEngines],
+          ...patience,
+        },
+      },
+      // An engine keeps all cores busy, and tests beside it wait longer than they expect.
+      {
+        ssr,
+        test: {
+          name: "engine",
+          include: realEngines,
+          fileParallelism: false,
+          ...patience,
         },
       },
       // Needs the Kubernetes that infra/cluster/build.sh builds.
@@ -35,7 +52,7 @@ export default defineConfig({
           name: "cluster",
           include: ["**/*.cluster.test.ts"],
           exclude: excluded,
-          testTimeout: 60_000,
+          ...patience,
           hookTimeout: 120_000,
         },
       },
@@ -47,6 +64,7 @@ export default defineConfig({
           include: ["tests/e2e/*.test.ts"],
           globalSetup: "tests/e2e/global-setup.ts",
           fileParallelism: false,
+          ...patience,
           testTimeout: 600_000,
           hookTimeout: 600_000,
         },
@@ -59,6 +77,7 @@ export default defineConfig({
           include: ["tests/e2e/cluster/**/*.test.ts"],
           globalSetup: "tests/e2e/cluster/global-setup.ts",
           fileParallelism: false,
+          ...patience,
           testTimeout: 600_000,
           hookTimeout: 900_000,
         },
@@ -69,6 +88,7 @@ export default defineConfig({
           name: "faults",
           include: ["tests/faults/**/*.test.ts"],
           fileParallelism: false,
+          ...patience,
           testTimeout: 900_000,
           hookTimeout: 600_000,
         },

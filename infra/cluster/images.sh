@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the images of this checkout without a registry and hands them to the node that up.sh started, or to kind.
-# usage: images.sh [--kind NAME]
+# usage: images.sh [--kind NAME | --layers]      --layers: only makes the layers, for later; needs no node
 #   docker.io/loraline/{services,agent,trainer,nats,engine-cpu,jobset}:dev
 # Cold: some 60 s, most of it debootstrap. Nothing changed: a second. A changed source file: only the layer with the sources.
 # Python (6 GB) is in no image: volumes.sh mounts this checkout's .venv.
@@ -16,8 +16,11 @@ socket=/run/test-containerd/containerd.sock
 fail() { echo "images.sh: $1" >&2; exit 1; }
 
 kind=
+layers_only=
 if [ "${1:-}" = --kind ]; then
   kind=${2:?usage: images.sh --kind NAME}
+elif [ "${1:-}" = --layers ]; then
+  layers_only=1
 else
   [ -S $socket ] || fail "no node runs here: start it with infra/cluster/up.sh (make cluster-up)."
 fi
@@ -94,6 +97,8 @@ nats=$(layer nats "$(stat -c '%s %Y' "$bin/nats-server" | key)" nats)
 # At the path that JobSet's chart calls.
 jobset() { tool layer "$blobs" "$bin/jobset=/manager"; }
 jobset=$(layer jobset "$(stat -c '%s %Y' "$bin/jobset" | key)" jobset)
+
+[ -z "$layers_only" ] || exit 0
 
 # --- images ---
 settings='"User": "65532:65532", "WorkingDir": "/app", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/tmp", "NODE_ENV=production"]'

@@ -186,11 +186,15 @@ describe("after a kill -9 of the launcher's process", () => {
        await launcher.launch(${JSON.stringify(jobOf(1))});
        setInterval(() => {}, 1000);`,
     );
-    const parent = spawn(process.execPath, ["--conditions=@loraline/source", script], { stdio: "inherit" });
-    const pid = await pidIn(fileOf(1, "pid"));
-    await expect.poll(() => existsSync(fileOf(1, "process.json")), soon).toBe(true);
-    parent.kill("SIGKILL");
-    return pid;
+    // Not "inherit": a process that a failed test left behind would hold the output open, and vitest would wait for it for ever.
+    const parent = spawn(process.execPath, ["--conditions=@loraline/source", script], { stdio: "ignore" });
+    try {
+      const pid = await pidIn(fileOf(1, "pid"));
+      await expect.poll(() => existsSync(fileOf(1, "process.json")), soon).toBe(true);
+      return pid;
+    } finally {
+      parent.kill("SIGKILL");
+    }
   }
 
   it("the courier dies along, and the attempt is known as lost", async () => {
