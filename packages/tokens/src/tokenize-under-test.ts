@@ -108,7 +108,7 @@ export interface BaseParts {
 }
 
 export const templateNamed = (name: string): Promise<string> =>
-  readFile(join(import.meta.dirname, `../../../services/tokenize/testdata/templates/${name}.jinja`), "utf8");
+  readFile(join(import.meta.dirname, `../testdata/templates/${name}.jinja`), "utf8");
 
 /** A folder with a real tokenizer, a family's control tokens in it, and a template. */
 export async function makeBase(
