@@ -13,7 +13,7 @@ of the config only what says how strong the weights are.
 
 import json
 
-from spec import TrainerError
+from spec import TABLES, TrainerError, check_section
 
 # These change the base's weights when training begins, so that the adapter alone is wrong on the base as it is served.
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -68,11 +68,10 @@ def read_config(path) -> dict:
         raise TrainerError("ADAPTER_CONFIG_INVALID", f"adapter_config.json cannot be read: {error}", "adapter_config.json") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
         raise TrainerError("ADAPTER_CONFIG_INVALID", "adapter_config.json is not the config of a LoRA: peft_type must be LORA, and r a number.", "adapter_config.json")
-    for field in ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora"):
-        if config.get(field):
-            raise TrainerError("ADAPTER_FEATURE_UNSUPPORTED", f"adapter_config.json sets {field}, which vLLM cannot serve.", field)
-    if config.get("bias") not in (None, "none"):
-        raise TrainerError("ADAPTER_FEATURE_UNSUPPORTED", "adapter_config.json trains biases, which vLLM cannot serve.", "bias")
+    try:
+        check_section("lora", {name: value for name, value in config.items() if name in TABLES["lora"]["judged"]})
+    except TrainerError as error:
+        raise TrainerError("ADAPTER_FEATURE_UNSUPPORTED", f"adapter_config.json cannot be served: {error}", (error.param or "").removeprefix("lora.")) from error
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.startswith(INITS_THAT_CHANGE_THE_BASE):
         raise TrainerError(

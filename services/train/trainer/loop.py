@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch import distributed
 from transformers import Trainer, TrainerCallback
 
@@ -50,11 +51,53 @@ class Meter:
 
 
 class LoraTrainer(Trainer):
+    """
+    loraplus_lr_ratio: lora_B learns at so many times the learning rate of lora_A (LoRA+); None: at the same.
+    neftune_noise_alpha: noise on the embeddings while it trains (NEFTune); None or 0: none.
+    """
+
     meter: Meter
     beat = staticmethod(lambda: None)  # called in each forward and backward pass: a sign of life
 
+    def __init__(self, *, loraplus_lr_ratio: float | None, neftune_noise_alpha: float | None, **options):
+        super().__init__(**options)
+        self.loraplus_lr_ratio, self.noise_alpha = loraplus_lr_ratio, neftune_noise_alpha
+        self.noise_bounds = None
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self.loraplus_lr_ratio is not None:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = create_loraplus_optimizer(
+                model, optimizer_class, loraplus_lr_ratio=self.loraplus_lr_ratio, loraplus_weight_decay=self.args.weight_decay, **options
+            )
+        return super().create_optimizer(model)
+
+    def train(self, *arguments, **options):
+        """As of transformers; with noise on the embeddings until it returns, so that nothing that is evaluated later has it."""
+        if not self.noise_alpha:
+            return super().train(*arguments, **options)
+        hook = self.model.get_input_embeddings().register_forward_hook(self.add_noise)
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            hook.remove()
+
+    def add_noise(self, embedding, inputs, output):
+        """
+        NEFTune: uniform noise up to alpha / sqrt(tokens x width), where tokens are those of each token's own sequence, as in
+        the paper. (transformers' own hook would take the whole packed line for one sequence.) Not in evaluation mode.
+        """
+        if not embedding.training:
+            return output
+        lengths = self.noise_bounds.diff().to(output.device)
+        largest = self.noise_alpha / (lengths * output.shape[-1]).sqrt()
+        noise = torch.empty_like(output).uniform_(-1, 1)
+        return output + noise * largest.repeat_interleave(lengths)[None, :, None].to(output.dtype)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.beat()
+        self.noise_bounds = inputs["cu_seq_lens_q"]
         self.meter.tokens_seen += inputs["input_ids"].numel()
         self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
         loss = super().training_step(model, inputs, num_items_in_batch)

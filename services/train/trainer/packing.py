@@ -109,9 +109,12 @@ def flatten(rows: list[dict]) -> dict:
     }
 
 
-def sum_of_losses(outputs, labels, num_items_in_batch=None):
-    """Cross entropy, summed, over the supervised tokens of the whole optimizer step (not over this micro-batch)."""
-    loss = cross_entropy(outputs.logits[0].float(), labels[1:], reduction="sum")
+def sum_of_losses(outputs, labels, num_items_in_batch=None, label_smoothing: float = 0.0):
+    """
+    Cross entropy, summed, over the supervised tokens of the whole optimizer step (not over this micro-batch). With label
+    smoothing that share of the target is spread over the whole vocabulary, as transformers' LabelSmoother does.
+    """
+    loss = cross_entropy(outputs.logits[0].float(), labels[1:], reduction="sum", label_smoothing=label_smoothing)
     return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 

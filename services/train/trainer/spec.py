@@ -2,12 +2,16 @@
 What `spec.json` may say, and how it says no. Standard library only, so that a wrong spec is refused in a tenth of a
 second, before torch is imported.
 
-The line checks the same things at its doors (packages/contracts/src/spec/run-spec.ts); they are checked here again because
-a directory is the trainer's whole interface and anybody may fill one.
+The fields of `lora` and `training`, their defaults and ranges, and what becomes of the other fields of PEFT's and Hugging
+Face's classes stand in spec_fields.json. It is generated from packages/contracts/src/spec, by which the services check
+the same things; they are checked here again because a directory is the trainer's whole interface and anybody may fill one.
 """
 
 import json
+import operator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class TrainerError(Exception):
@@ -21,70 +25,11 @@ class TrainerError(Exception):
         return {"code": self.code, "message": str(self), "param": self.param}
 
 
-# Fields of PEFT's LoraConfig that vLLM can serve, with their defaults. None: left to PEFT.
-LORA_DEFAULTS = {
-    "r": 8,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
-    "target_modules": "all-linear",
-    "exclude_modules": None,
-    "use_rslora": False,
-    "layers_to_transform": None,
-    "layers_pattern": None,
-    "rank_pattern": None,
-    "alpha_pattern": None,
-    "init_lora_weights": True,
-}
-INITS = (True, "gaussian", "orthogonal")
-# Fields that every saved config holds and that change nothing here.
-LORA_IGNORED = {
-    "task_type", "peft_type", "inference_mode", "fan_in_fan_out", "auto_mapping", "base_model_name_or_path", "revision",
-    "peft_version", "ensure_weight_tying", "qalora_group_size", "megatron_core",
-}  # fmt: skip
-# The other fields of LoraConfig, with the reason why an adapter trained with them could not be served.
-LORA_REFUSED = {
-    "use_dora": "vLLM cannot serve DoRA",
-    "modules_to_save": "vLLM refuses adapters that carry whole modules; train low-rank weights with target_modules instead",
-    "bias": "vLLM refuses adapters with trained biases",
-    "lora_bias": "vLLM refuses adapters with LoRA biases",
-    "trainable_token_indices": "vLLM ignores or refuses trained token embeddings",
-    "target_parameters": "vLLM has no loader for adapters on bare parameters",
-    "layer_replication": "vLLM serves the base as it is; replicated layers do not exist there",
-    "loftq_config": "LoftQ changes the base's weights; the adapter would be wrong on the served base",
-    "corda_config": "CorDA changes the base's weights; the adapter would be wrong on the served base",
-    "lora_ga_config": "LoRA-GA changes the base's weights; the adapter would be wrong on the served base",
-    "eva_config": "EVA's data-driven ranks need passes over the data that this trainer does not make",
-    "arrow_config": "Arrow routes between adapters inside PEFT; vLLM applies one adapter per request",
-    "alora_invocation_tokens": "vLLM applies an adapter to the whole sequence; activated LoRA would answer differently",
-    "use_qalora": "QALoRA pools the input; vLLM has no such kernel",
-    "use_bdlora": "vLLM has no loader for block-diagonal LoRA",
-    "velora_config": "vLLM serves plain LoRA only",
-    "monteclora_config": "vLLM serves plain LoRA only",
-    "kasa_config": "vLLM serves plain LoRA only",
-    "megatron_config": "Megatron layers do not exist in the served model",
-    "runtime_config": "ephemeral offload is a property of the machine, not of the adapter",
-}
-
-# Names and meanings of transformers.TrainingArguments.
-TRAINING_DEFAULTS = {
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 1,
-    "num_train_epochs": 3,
-    "max_steps": -1,
-    "learning_rate": 2e-4,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0,  # below 1: a share of all steps
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "logging_steps": 1,
-    "save_steps": 50,
-    "save_total_limit": 2,
-    "eval_steps": None,  # None: once, after the last step
-    "gradient_checkpointing": False,
-    "seed": 42,
-    "bf16": True,
-}
-AT_LEAST_ONE = ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "save_total_limit", "eval_steps")
+# Section to its fields (JSON Schemas) and judged fields; see packages/contracts/src/generate/trainer-fields.ts.
+TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("spec_fields.json").read_text(encoding="utf-8"))
+# Field to its default. None: left to PEFT or transformers.
+LORA_DEFAULTS: dict[str, Any] = {name: field.get("default") for name, field in TABLES["lora"]["fields"].items()}
+TRAINING_DEFAULTS: dict[str, Any] = {name: field.get("default") for name, field in TABLES["training"]["fields"].items()}
 
 
 def read_spec(path: Path) -> dict:
@@ -118,42 +63,88 @@ def read_spec(path: Path) -> dict:
 
 
 def check_lora(given: dict) -> dict:
-    lora = dict(LORA_DEFAULTS)
-    for name, value in given.items():
-        if name in LORA_DEFAULTS:
-            lora[name] = LORA_DEFAULTS[name] if value is None else value
-        elif name in LORA_REFUSED:
-            if value not in (None, False, "none", [], {}):  # those change nothing: a config that PEFT wrote may be pasted whole
-                raise TrainerError("LORA_FIELD_REFUSED", f"lora.{name} is refused: {LORA_REFUSED[name]}. Remove it.", f"lora.{name}")
-        elif name not in LORA_IGNORED:
-            raise TrainerError("SPEC_INVALID", f"lora.{name}: there is no such field. Check the spelling, or remove it.", f"lora.{name}")
-    if lora["init_lora_weights"] not in INITS:
-        raise TrainerError(
-            "LORA_FIELD_REFUSED",
-            f"lora.init_lora_weights={lora['init_lora_weights']!r} is refused: pissa, olora, corda, eva, loftq and lora_ga change"
-            ' the base\'s weights, so the adapter would be wrong on the served base. Use true, "gaussian" or "orthogonal".',
-            "lora.init_lora_weights",
-        )
-    if not isinstance(lora["r"], int) or lora["r"] < 1:
-        raise TrainerError("SPEC_INVALID", f"lora.r must be a whole number of at least 1, not {lora['r']!r}.", "lora.r")
-    if not lora["lora_alpha"] > 0:
-        raise TrainerError("SPEC_INVALID", "lora.lora_alpha must be above 0.", "lora.lora_alpha")
-    if not 0 <= lora["lora_dropout"] < 1:
-        raise TrainerError("SPEC_INVALID", "lora.lora_dropout must be at least 0 and below 1.", "lora.lora_dropout")
-    return lora
+    """All fields of `lora`, with the defaults of those that are absent or null."""
+    return LORA_DEFAULTS | check_section("lora", given)
 
 
 def check_training(given: dict) -> dict:
-    training = dict(TRAINING_DEFAULTS)
-    for name, value in given.items():
-        if name not in training:
-            raise TrainerError("SPEC_INVALID", f"training.{name}: there is no such field. Check the spelling, or remove it.", f"training.{name}")
-        if value is not None:
-            training[name] = value
-    for name in AT_LEAST_ONE:
-        value = training[name]
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise TrainerError("SPEC_INVALID", f"training.{name} must be a whole number of at least 1, not {value!r}.", f"training.{name}")
-    if training["max_steps"] == 0 or (training["max_steps"] < 0 and not training["num_train_epochs"] > 0):
-        raise TrainerError("SPEC_INVALID", "training.num_train_epochs must be above 0, or training.max_steps at least 1.", "training.max_steps")
+    """All fields of `training`, with the defaults of those that are absent or null."""
+    training = TRAINING_DEFAULTS | check_section("training", given)
+    if training["max_steps"] == 0:
+        raise TrainerError("SPEC_INVALID", "training.max_steps must be at least 1, or -1 for as many as num_train_epochs needs.", "training.max_steps")
+    schedule, known = training["lr_scheduler_type"], TABLES["schedules"][training["lr_scheduler_type"]]
+    for name in training["lr_scheduler_kwargs"] or {}:
+        if name not in known:
+            message = f"training.lr_scheduler_kwargs: the schedule {schedule} takes {', '.join(known) or 'no arguments'}, not {name}."
+            raise TrainerError("SPEC_INVALID", message, "training.lr_scheduler_kwargs")
     return training
+
+
+def check_section(section: str, given: dict) -> dict:
+    """The fields of a section that are ours and say something. Raises for one that is refused, unknown or out of range."""
+    table, values = TABLES[section], {}
+    for name, value in given.items():
+        param, judged = f"{section}.{name}", table["judged"].get(name)
+        if judged is None and name not in table["fields"]:
+            raise TrainerError("SPEC_INVALID", f"{param}: there is no such field. Check the spelling, or remove it.", param)
+        if value is None or (judged is not None and any(same(value, one) for one in judged["silent"])):
+            continue
+        if judged is not None and judged["as"] == "refused":
+            message = f"{param} is refused: {judged['why']}. {judged['remedy']}."
+            if section == "lora":
+                raise TrainerError("LORA_FIELD_REFUSED", message, param)
+            raise TrainerError("TRAINING_FIELD_REFUSED", message, param)
+        # What a field of another section says was heeded when the rows were made.
+        ours = name if judged is None else judged.get("to", "").removeprefix(f"{section}.")
+        field = table["fields"].get(ours)
+        if field is None:
+            continue
+        wanted = expected(value, field)
+        if wanted is not None:
+            raise TrainerError("SPEC_INVALID", f"{param} {field.get('error', f'must be {wanted}, not {value!r}')}.", param)
+        values[ours] = value if judged is None else values.get(ours, value)
+    return values
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are the same in JSON, where 0 is not false."""
+    return json.dumps(a, sort_keys=True, default=str) == json.dumps(b, sort_keys=True)
+
+
+KINDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "integer": ("a whole number", int),
+    "number": ("a number", (int, float)),
+    "string": ("a text", str),
+    "boolean": ("true or false", bool),
+    "array": ("a list", list),
+    "object": ("an object", dict),
+}
+BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "minimum": ("at least", operator.ge),
+    "exclusiveMinimum": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "exclusiveMaximum": ("below", operator.lt),
+}
+
+
+def expected(value: Any, schema: dict) -> str | None:
+    """What a value would have to be, by the part of JSON Schema that spec_fields.json uses; None: it is that."""
+    if "anyOf" in schema:
+        wanted = [expected(value, one) for one in schema["anyOf"]]
+        return None if None in wanted else " or ".join(filter(None, wanted))
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    words = " or ".join(KINDS[kind][0] for kind in kinds)
+    if not any(isinstance(value, KINDS[kind][1]) and isinstance(value, bool) == (kind == "boolean") for kind in kinds):
+        return words
+    if "const" in schema and value != schema["const"]:
+        return json.dumps(schema["const"])
+    if "enum" in schema and value not in schema["enum"]:
+        return f"one of {', '.join(schema['enum'])}"
+    for name, (bound, holds) in BOUNDS.items():
+        if name in schema and not holds(value, schema[name]):
+            return f"{words} {bound} {schema[name]}"
+    if isinstance(value, str | list) and len(value) < schema.get("minLength", schema.get("minItems", 0)):
+        return f"{words} that is not empty"
+    inner = schema.get("items") or schema.get("additionalProperties")
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((f"{words} of which each is {wanted}" for part in parts if (wanted := expected(part, inner)) is not None), None)

@@ -23,7 +23,8 @@ Out:
 
 Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to go on. 1: failed, result.json says why:
 
-    SPEC_INVALID  LORA_FIELD_REFUSED  NO_TARGET_MODULES  TARGET_MODULE_UNSUPPORTED      the spec
+    SPEC_INVALID  LORA_FIELD_REFUSED  TRAINING_FIELD_REFUSED                            the spec
+    NO_TARGET_MODULES  TARGET_MODULE_UNSUPPORTED
     BASE_UNREADABLE  SHARD_INVALID  NO_SUPERVISED_TOKENS  RESUME_INVALID                the inputs
     PATTERN_TOO_COSTLY                                                                  the spec's expressions
     ADAPTER_CONFIG_INVALID  ADAPTER_FEATURE_UNSUPPORTED  ADAPTER_UNREADABLE             what is adopted
@@ -49,9 +50,10 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-from spec import TrainerError, read_spec
+from spec import LORA_DEFAULTS, TRAINING_DEFAULTS, TrainerError, read_spec
 
 # Before torch and transformers are imported, which is late (in `train`): they take seconds, a wrong spec none.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -63,6 +65,9 @@ IS_WRITER = int(os.environ.get("RANK", "0")) == 0
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 
 PREEMPTED = 75  # EX_TEMPFAIL
+# Settings that are not handed to transformers.Trainer, which would do something else: it knows nothing of packed rows or LoRA+,
+# and evaluation and checkpoints are ours.
+OURS = ("eval_steps", "save_total_limit", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio")
 
 
 def main(directory: Path) -> int:
@@ -175,6 +180,8 @@ def supervise(job: Job, spec: dict) -> None:
     (directory / "checkpoints/.partial").mkdir(parents=True, exist_ok=True)
 
     with job.phase("load_base"):
+        if settings["full_determinism"]:  # read when the first product runs on a GPU, before transformers would set it
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         import torch
         from transformers import PrinterCallback, TrainingArguments
 
@@ -226,10 +233,12 @@ def supervise(job: Job, spec: dict) -> None:
         if settings["gradient_checkpointing"]:
             model.enable_input_require_grads()
         trainer = loop.LoraTrainer(
+            loraplus_lr_ratio=settings["loraplus_lr_ratio"],
+            neftune_noise_alpha=settings["neftune_noise_alpha"],
             model=model,
             args=TrainingArguments(
                 output_dir=str(directory / "checkpoints/.partial"),
-                **{name: settings[name] for name in settings if name not in ("eval_steps", "save_total_limit")},
+                **{name: value for name, value in settings.items() if name not in OURS and value is not None},
                 gradient_checkpointing_kwargs={"use_reentrant": False} if settings["gradient_checkpointing"] else None,
                 use_cpu=not on_gpu,
                 ddp_backend=None if on_gpu or WORLD_SIZE == 1 else "gloo",
@@ -243,7 +252,7 @@ def supervise(job: Job, spec: dict) -> None:
             ),
             train_dataset=rows,
             data_collator=packing.flatten,
-            compute_loss_func=packing.sum_of_losses,
+            compute_loss_func=partial(packing.sum_of_losses, label_smoothing=settings["label_smoothing_factor"]),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.meter, trainer.beat = loop.Meter(), job.beat
@@ -413,9 +422,27 @@ def newest_checkpoint(job: Job, fingerprint: str) -> Path | None:
     return found[max(found)] if found else None
 
 
+# The fields that were there when checkpoints began to carry a fingerprint. Any later field counts only when it says something
+# else than its default, so that a run under way goes on from its checkpoint when the trainer learns a new field.
+FIRST_FIELDS = {
+    "lora": (
+        *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "layers_to_transform"),
+        *("layers_pattern", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+    ),
+    "training": (
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps", "learning_rate"),
+        *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "logging_steps", "save_steps"),
+        *("save_total_limit", "eval_steps", "gradient_checkpointing", "seed", "bf16"),
+    ),
+}
+
+
 def fingerprint_of(spec: dict, shards: Path) -> str:
     """What decides the course of training, so that a checkpoint is never continued with something else."""
-    deciding = {"base": spec["base"]["digest"], "lora": spec["lora"], "training": spec["training"]}
+    deciding = {"base": spec["base"]["digest"]}
+    for section, defaults in (("lora", LORA_DEFAULTS), ("training", TRAINING_DEFAULTS)):
+        said = spec[section].items()
+        deciding[section] = {name: value for name, value in said if name in FIRST_FIELDS[section] or value != defaults[name]}
     if WORLD_SIZE > 1:
         deciding["ranks"] = WORLD_SIZE
     files = [f"{path.name} {path.stat().st_size}" for path in sorted(shards.glob("train-*.arrow"))]

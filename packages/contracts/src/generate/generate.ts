@@ -23,6 +23,7 @@ import {
 } from "../state.ts";
 import { openApi } from "./openapi.ts";
 import { buckets, type ConsumerDef, consumers, streamOf, streams } from "../events/streams.ts";
+import { trainerFields } from "./trainer-fields.ts";
 import { adapterManifest, checkpointManifest, evidence, progressLine, trainerResult, trainerSpec } from "../trainer.ts";
 
 type Json = Record<string, unknown>;
@@ -197,6 +198,15 @@ export function chartFiles(): Map<string, string> {
     ["files/engine-flags.json", text(Object.fromEntries(ownFlags))],
   ]);
 }
+
+/** What the trainer takes from the contracts: path below its folder to text. */
+export const trainerFiles = (): Map<string, string> =>
+  new Map([
+    [
+      "spec_fields.json",
+      `${JSON.stringify({ comment: "Generated from packages/contracts/src/spec by `make generate`.", ...trainerFields() }, null, 1)}\n`,
+    ],
+  ]);
 
 /** Path to text; below `generated/`, and below the chart's folder. */
 const crdFiles = (): Map<string, string> =>

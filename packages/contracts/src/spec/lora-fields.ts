@@ -49,6 +49,12 @@ export const ownLoraDefaults: Readonly<Record<string, string>> = {
   target_modules: "PEFT chooses by the kind of model; all linear layers learn best",
 };
 
+/** What is said of a value that is not among those a field takes. */
+export const loraFieldErrors = {
+  init_lora_weights:
+    'must be true, "gaussian" or "orthogonal": the other initialisations (pissa, olora, corda, eva, loftq, lora_ga, mica) change the base\'s weights or need passes over the data, so the adapter would be wrong on the served base; false starts from noise',
+} as const;
+
 const moduleNames = z.union([z.string().min(1), z.array(z.string().min(1)).min(1)]);
 const positivePattern = z.record(z.string().min(1), z.number().positive());
 
@@ -70,10 +76,7 @@ export const loraFields = z
     rank_pattern: z.record(z.string().min(1), z.int().min(1).max(512)).optional().describe("Rank of some modules, by name or pattern."),
     alpha_pattern: positivePattern.optional().describe("lora_alpha of some modules, by name or pattern."),
     init_lora_weights: z
-      .union([z.literal(true), z.enum(["gaussian", "orthogonal"])], {
-        error:
-          'must be true, "gaussian" or "orthogonal": the other initialisations (pissa, olora, corda, eva, loftq, lora_ga, mica) change the base\'s weights or need passes over the data, so the adapter would be wrong on the served base; false starts from noise',
-      })
+      .union([z.literal(true), z.enum(["gaussian", "orthogonal"])], { error: loraFieldErrors.init_lora_weights })
       .default(true)
       .describe("How lora_A is drawn; lora_B begins at zero."),
   })

@@ -223,7 +223,7 @@ export const ownTrainingFields: Readonly<Record<string, string>> = {
 };
 
 /** Schedules, and the arguments that each takes in lr_scheduler_kwargs. */
-const schedules = {
+export const schedules = {
   linear: [],
   cosine: ["num_cycles"],
   cosine_with_restarts: ["num_cycles"],
@@ -239,6 +239,12 @@ type Schedule = keyof typeof schedules;
 const scheduleNames = Object.keys(schedules) as [Schedule, ...Schedule[]];
 
 const optimizers = ["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"] as const;
+
+/** What is said of a value that is not among those a field takes. */
+export const trainingFieldErrors = {
+  lr_scheduler_type: `must be one of ${scheduleNames.join(", ")}; the others follow an evaluation metric, which is not known while it trains`,
+  optim: `must be one of ${optimizers.join(", ")}: the libraries of the others (bitsandbytes, torchao, galore, apollo, lomo, schedulefree …) are not installed here. For an adapter's few weights AdamW's state is small: use adamw_torch_fused`,
+} as const;
 
 export const trainingFields = z
   .strictObject({
@@ -258,9 +264,7 @@ export const trainingFields = z
       .describe("-1: as many as num_train_epochs needs."),
     learning_rate: z.number().positive().max(10).default(2e-4).describe("Highest learning rate."),
     lr_scheduler_type: z
-      .enum(scheduleNames, {
-        error: `must be one of ${scheduleNames.join(", ")}; the others follow an evaluation metric, which is not known while it trains`,
-      })
+      .enum(scheduleNames, { error: trainingFieldErrors.lr_scheduler_type })
       .default("linear")
       .describe("How the learning rate falls."),
     lr_scheduler_kwargs: z
@@ -269,9 +273,7 @@ export const trainingFields = z
       .describe("Arguments of the schedule, such as `num_cycles` or `min_lr_rate`."),
     warmup_steps: z.number().nonnegative().default(0).describe("Steps, or below 1 a share of all steps (`warmup_ratio` is accepted too)."),
     optim: z
-      .enum(optimizers, {
-        error: `must be one of ${optimizers.join(", ")}: the libraries of the others (bitsandbytes, torchao, galore, apollo, lomo, schedulefree …) are not installed here. For an adapter's few weights AdamW's state is small: use adamw_torch_fused`,
-      })
+      .enum(optimizers, { error: trainingFieldErrors.optim })
       .optional()
       .meta({ default: "adamw_torch_fused" })
       .describe("Optimizer."),

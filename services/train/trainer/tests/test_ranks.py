@@ -75,7 +75,7 @@ def test_the_rank_that_fails_says_why(directory):
     run = directory(rows=ROWS, **TWO)
     broken = run.path / "broken"
     broken.mkdir()
-    for path in TRAINER.glob("*.py"):
+    for path in [*TRAINER.glob("*.py"), TRAINER / "spec_fields.json"]:
         shutil.copy(path, broken)
     with open(broken / "loop.py", "a") as file:
         file.write(
