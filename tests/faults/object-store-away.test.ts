@@ -72,10 +72,10 @@ async function services(dir: string) {
     LORALINE_BASES_DIR: join(root, ".loraline/bases"),
     LORALINE_PYTHON: join(root, ".venv/bin/python"),
     LORALINE_TRAINER: join(root, "services/train/src/scripted-trainer.py"),
-    TRAIN_JOBS_DIR: join(dir, "jobs"),
+    TRAIN_ATTEMPTS_DIR: join(dir, "jobs"),
     SCRIPT: JSON.stringify({ steps: 40, save_steps: 1000, step_ms: 150 }),
   };
-  await mkdir(env.TRAIN_JOBS_DIR);
+  await mkdir(env.TRAIN_ATTEMPTS_DIR);
   type Service = { child: ChildProcess; readyz: () => Promise<string> };
   const start = async (name: "gateway" | "ingest" | "tokenize" | "train"): Promise<Service> => {
     const healthPort = await freePort();

@@ -25,6 +25,7 @@ export {
   parseFetchUrl,
 } from "./fetch-guarded.ts";
 export { createHealth, type Health, type HealthAnswer, type HealthServer } from "./health.ts";
+export { keepTrying, type KeepTryingOptions } from "./keep-trying.ts";
 export { createKeyedQueue, type KeyedQueue, type KeyedQueueOptions } from "./keyed-queue.ts";
 export { createLog, type Log, type LogOptions } from "./log.ts";
 export { type HostProcess, runService, type ServiceContext, type ServiceOptions } from "./service.ts";

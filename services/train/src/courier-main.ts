@@ -1,5 +1,5 @@
 /**
- * The courier as a process: `courier-main.ts FOLDER`, with the attempt's job.json in FOLDER, or its content in COURIER_JOB (a pod's
+ * The courier as a process: `courier-main.ts FOLDER`, with the attempt's attempt.json in FOLDER, or its content in COURIER_ATTEMPT (a pod's
  * folder is empty). Exit codes: `courierExit`; why it should be tried again stands in outcome.json, in a pod also in its
  * termination message.
  */
@@ -7,12 +7,12 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { connectFromEnv, createBus, natsEnv, spanSink } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
-import { createLog, createTelemetry, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
+import { createLog, createTelemetry, keepTrying, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
 import { runCourier } from "./courier/courier.ts";
-import { outcomeRecord, readJson, writeJson } from "./courier/job-files.ts";
-import { courierExit, trainJob } from "./launchers/launcher.ts";
-import { patiently } from "./courier/outbox.ts";
+import { outcomeRecord, readJson, writeJson } from "./attempt/attempt-files.ts";
+import { attemptSpec } from "./attempt/attempt-spec.ts";
+import { courierExit } from "./attempt/courier-exit.ts";
 
 const log = createLog({ service: "courier", level: process.env.LOG_LEVEL ?? "info" });
 
@@ -29,7 +29,7 @@ async function main(): Promise<number> {
       LORALINE_TRAINER: z.string().default(join(import.meta.dirname, "../trainer/train.py")),
       LORALINE_SPANS_DIR: z.string().optional(),
       LORALINE_TRACES: z.enum(["nats"]).optional(),
-      COURIER_JOB: z.string().optional(),
+      COURIER_ATTEMPT: z.string().optional(),
       COURIER_TERMINATION_LOG: z.string().default("/dev/termination-log"),
       COURIER_INCARNATION: z.string().optional().describe("The pod's UID."),
       COURIER_HANG_SECONDS: z.coerce.number().int().min(1).default(1800).describe("A trainer without a sign of life for so long is ended."),
@@ -39,15 +39,18 @@ async function main(): Promise<number> {
     process.env,
   );
   const [dir] = process.argv.slice(2);
-  if (dir !== undefined && env.COURIER_JOB !== undefined) await writeJson(join(dir, "job.json"), JSON.parse(env.COURIER_JOB));
-  const job = dir === undefined ? undefined : await readJson(join(dir, "job.json"), trainJob);
-  if (dir === undefined || job === undefined) {
-    throw new PermanentError("JOB_MISSING", `usage: courier FOLDER, with a job.json in FOLDER; there is none that can be read in ${dir}`);
+  if (dir !== undefined && env.COURIER_ATTEMPT !== undefined) await writeJson(join(dir, "attempt.json"), JSON.parse(env.COURIER_ATTEMPT));
+  const spec = dir === undefined ? undefined : await readJson(join(dir, "attempt.json"), attemptSpec);
+  if (dir === undefined || spec === undefined) {
+    throw new PermanentError(
+      "ATTEMPT_MISSING",
+      `usage: courier FOLDER, with a attempt.json in FOLDER; there is none that can be read in ${dir}`,
+    );
   }
   const stop = new AbortController();
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => stop.abort());
 
-  const nc = await patiently("connect", connect, { log });
+  const nc = await keepTrying("connect", connect, { log });
   const options = {
     spansDir: env.LORALINE_SPANS_DIR,
     otlpEndpoint: env.OTEL_EXPORTER_OTLP_ENDPOINT,
@@ -56,9 +59,9 @@ async function main(): Promise<number> {
   const telemetry = createTelemetry({ service: "courier", ...options });
   const trainerTelemetry = createTelemetry({ service: "trainer", ...options });
   const bus = createBus({ nc, log, telemetry, source: "courier" });
-  const objects = await patiently("open the object store", () => objectsFromEnv(env, nc, { spoolDir: dir, log }), { log });
+  const objects = await keepTrying("open the object store", () => objectsFromEnv(env, nc, { spoolDir: dir, log }), { log });
   const code = await runCourier({
-    job,
+    spec,
     dir,
     bus,
     objects,
@@ -73,9 +76,9 @@ async function main(): Promise<number> {
     hangMs: env.COURIER_HANG_SECONDS * 1000,
     node: env.JOB_COMPLETION_INDEX,
     incarnation: env.COURIER_INCARNATION?.slice(0, 8),
-    stopIsTold: env.COURIER_JOB !== undefined,
+    controllerTellsStop: env.COURIER_ATTEMPT !== undefined,
   });
-  if (code === courierExit.retry && env.COURIER_JOB !== undefined) {
+  if (code === courierExit.retry && env.COURIER_ATTEMPT !== undefined) {
     const outcome = await readJson(join(dir, "outcome.json"), outcomeRecord);
     if (outcome !== undefined) await writeFile(env.COURIER_TERMINATION_LOG, JSON.stringify(outcome).slice(0, 4000)).catch(() => {});
   }

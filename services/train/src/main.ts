@@ -10,7 +10,7 @@ import { createTrainService, type TrainServiceDeps } from "./controller/service.
 const trainEnv = z.object({
   ...natsEnv,
   TRAIN_LAUNCHER: z.enum(["process", "kubernetes"]).default("process").describe("What runs attempts: child processes, or Jobs."),
-  TRAIN_JOBS_DIR: z.string().optional().describe("process: folder of the attempts; belongs to this process alone."),
+  TRAIN_ATTEMPTS_DIR: z.string().optional().describe("process: folder of the attempts; belongs to this process alone."),
   TRAIN_SLOTS: z.coerce.number().int().min(1).default(1).describe("process: attempts at once, the number of devices."),
   LORALINE_BASES_DIR: z
     .string()
@@ -22,7 +22,7 @@ const trainEnv = z.object({
 });
 type TrainEnv = z.infer<typeof trainEnv>;
 
-const needed = (env: TrainEnv, name: "TRAIN_JOBS_DIR" | "LORALINE_BASES_DIR" | "TRAIN_POD_FILE"): string => {
+const needed = (env: TrainEnv, name: "TRAIN_ATTEMPTS_DIR" | "LORALINE_BASES_DIR" | "TRAIN_POD_FILE"): string => {
   const value = env[name];
   if (value !== undefined) return value;
   throw new PermanentError("ENV_INVALID", `${name} is not set, and TRAIN_LAUNCHER=${env.TRAIN_LAUNCHER} needs it.`, { param: name });
@@ -48,7 +48,7 @@ await runService({
     }
     needed(env, "LORALINE_BASES_DIR");
     const launcher = await createProcessLauncher({
-      dir: needed(env, "TRAIN_JOBS_DIR"),
+      dir: needed(env, "TRAIN_ATTEMPTS_DIR"),
       slots: env.TRAIN_SLOTS,
       courierCommand: courierCommand(process.execPath),
       env: process.env,

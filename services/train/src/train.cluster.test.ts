@@ -30,7 +30,7 @@ import { ulid } from "ulid";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { trainPodSettings } from "./launchers/job-manifest.ts";
 import { createKubeLauncher, jobs, pods } from "./launchers/kube-launcher.ts";
-import { jobNameOf } from "./launchers/launcher.ts";
+import { attemptNameOf } from "./attempt/attempt-spec.ts";
 import { createTrainService } from "./controller/service.ts";
 
 const python = join(import.meta.dirname, "../../../.venv/bin/python");
@@ -234,7 +234,7 @@ const jobsOf = async (id: string): Promise<V1Job[]> =>
 const podsOf = async (id: string): Promise<V1Pod[]> =>
   (await kube.list(pods, { namespace, labelSelector: `loraline.dev/run=${id.toLowerCase()}` })).items;
 const suspend = (id: string, value: boolean) =>
-  kube.apply(jobs, { metadata: { name: jobNameOf(id, 1), namespace }, spec: { suspend: value } } as V1Job, { manager: "kueue" });
+  kube.apply(jobs, { metadata: { name: attemptNameOf(id, 1), namespace }, spec: { suspend: value } } as V1Job, { manager: "kueue" });
 const stepOf = async (id: string): Promise<number> => (await stateOf(id))?.checkpoints[0]?.step ?? 0;
 const script = { steps: 60, save_steps: 5, step_ms: 50 };
 
@@ -308,7 +308,7 @@ describe("Jobs and their owners", () => {
     await using _controller = startController("one", settingsFor(script));
     const id = await startRun();
     await expect.poll(() => stepOf(id), within).toBeGreaterThanOrEqual(5);
-    await kube.delete(jobs, { namespace, name: jobNameOf(id, 1) });
+    await kube.delete(jobs, { namespace, name: attemptNameOf(id, 1) });
     await expect.poll(async () => (await stateOf(id))?.phase, within).toBe("trained");
     const [lost] = await told(id, events.runAttemptEnded);
     expect(lost?.data).toMatchObject({
@@ -370,7 +370,7 @@ describe("Jobs and their owners", () => {
 
   it("a cancelled run leaves neither Job nor pod, and an attempt that is alien is left alone", async () => {
     await using _controller = startController("one", settingsFor({ ...script, steps: 2000 }));
-    const alien = jobNameOf(ulid(), 1);
+    const alien = attemptNameOf(ulid(), 1);
     const labels = {
       "app.kubernetes.io/component": "train-attempt",
       "loraline.dev/tenant": tenant,

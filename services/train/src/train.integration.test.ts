@@ -77,7 +77,7 @@ afterEach(async () => {
   await stack.disposeAsync();
 });
 
-const jobsDir = () => join(dir, "jobs");
+const attemptsDir = () => join(dir, "attempts");
 const courierEnv = (script: Script, more: Record<string, string> = {}) => ({
   PATH: process.env.PATH,
   NATS_URL: nats.url,
@@ -94,7 +94,7 @@ async function startTrain(script: Script, options: Partial<ProcessLauncherOption
   const telemetry = started.use(createTelemetry({ service: "train", spansDir: join(dir, "spans") }));
   const launcher = started.use(
     await createProcessLauncher({
-      dir: jobsDir(),
+      dir: attemptsDir(),
       courierCommand: courierCommand(process.execPath),
       env: courierEnv(script, more),
       log,
@@ -171,10 +171,10 @@ const steps = async (at: At) =>
   (await progress(at)).filter(({ loss }) => typeof loss === "number").map(({ attempt, step }) => [attempt, step]);
 const reachesStep = (at: At, step: number) =>
   expect.poll(async () => Math.max(0, ...(await progress(at)).map((told) => Number(told.step))), within).toBeGreaterThanOrEqual(step);
-const jobFile = (at: At, attempt: number, name: string) => join(jobsDir(), `train-${at.id.toLowerCase()}-${attempt}`, name);
+const attemptFile = (at: At, attempt: number, name: string) => join(attemptsDir(), `train-${at.id.toLowerCase()}-${attempt}`, name);
 const pidOf = (at: At, attempt: number, of: "process" | "trainer"): number =>
-  (JSON.parse(readFileSync(jobFile(at, attempt, `${of}.json`), "utf8")) as { pid: number }).pid;
-const cleanedUp = () => expect.poll(() => readdirSync(jobsDir()).filter((name) => !name.startsWith(".")), within).toEqual([]);
+  (JSON.parse(readFileSync(attemptFile(at, attempt, `${of}.json`), "utf8")) as { pid: number }).pid;
+const cleanedUp = () => expect.poll(() => readdirSync(attemptsDir()).filter((name) => !name.startsWith(".")), within).toEqual([]);
 const adapterOf = async (at: At) => ((await data(at, "trained"))[0] as { adapter: { digest: string } }).adapter.digest;
 const range = (attempt: number, from: number, to: number) => Array.from({ length: to - from + 1 }, (_, n) => [attempt, from + n]);
 
@@ -519,7 +519,7 @@ describe("faults", () => {
   test("the controller's process is killed and started again: the run completes, once, with no process left over", async () => {
     const start = () =>
       spawn(process.execPath, ["--conditions=@loraline/source", join(import.meta.dirname, "main.ts")], {
-        env: { ...courierEnv(script), TRAIN_JOBS_DIR: jobsDir(), LOG_LEVEL: "warn" },
+        env: { ...courierEnv(script), TRAIN_ATTEMPTS_DIR: attemptsDir(), LOG_LEVEL: "warn" },
         stdio: log.level === "silent" ? "ignore" : "inherit",
       });
     const at = await newRun();
@@ -633,7 +633,7 @@ describe("faults", () => {
     const at = await newRun();
     await reachesStep(at, 12);
     await nats.kill();
-    await expect.poll(() => existsSync(jobFile(at, 1, "work/result.json")), within).toBe(true);
+    await expect.poll(() => existsSync(attemptFile(at, 1, "work/result.json")), within).toBe(true);
     await sleep(3000);
     await nats.start();
     await ended(at);
@@ -671,7 +671,7 @@ describe("faults", () => {
     const { manifest, ref } = await tokens();
     // As a controller would that had not heard of it yet.
     const launcher = await createProcessLauncher({
-      dir: join(dir, "jobs2"),
+      dir: join(dir, "attempts2"),
       courierCommand: courierCommand(process.execPath),
       env: courierEnv(script),
       log,
@@ -683,13 +683,13 @@ describe("faults", () => {
       tenant,
       runId: at.id,
       attempt: 1,
-      jobName: "train-x-1",
-      spec,
+      name: "train-x-1",
+      runSpec: spec,
       tokens: ref,
       resume: null,
       traceparent: null,
     });
-    await expect.poll(() => launcher.observe(), within).toMatchObject([{ phase: "settled" }]);
+    await expect.poll(() => launcher.observe(), within).toMatchObject([{ phase: "concluded" }]);
     expect(await types(at)).toEqual(["requested", "failed"]);
     expect(manifest.version).toBe(1);
   });

@@ -90,7 +90,7 @@ it.runIf(isOwnNode)(
     await line.kubectl("delete", "pod", pods[1].metadata.name as string, "--wait=false");
     await line.until("persona", "in its second attempt", ({ attempt }) => attempt === 2);
     const resumes = (await podsOf(2)).map(({ spec }) => {
-      const job = spec.containers[0].env.find((variable: Json) => variable.name === "COURIER_JOB");
+      const job = spec.containers[0].env.find((variable: Json) => variable.name === "COURIER_ATTEMPT");
       return JSON.parse(job.value as string).resume?.step;
     });
     // Not that of step 2, but the one that all saved when the second was told to go.

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { runSpec } from "../../../packages/contracts/src/index.ts";
 import { jobManifest, trainPodSettings } from "../../../services/train/src/launchers/job-manifest.ts";
-import { trainJob } from "../../../services/train/src/launchers/launcher.ts";
+import { attemptSpec } from "../../../services/train/src/attempt/attempt-spec.ts";
 import { type ClusterNamespace, createNamespace, type Json, kubectl, type Values } from "./cluster-under-test.ts";
 
 const name = "network-test";
@@ -49,13 +49,13 @@ beforeAll(async () => {
   await line.helmInstall(values({}));
   const settings = trainPodSettings.parse(JSON.parse((await line.get("configmap", "loraline-train-pods")).data["pods.json"] as string));
   for (const attempt of [1, 2]) {
-    const job = trainJob.parse({
+    const job = attemptSpec.parse({
       version: 1,
       tenant: name,
       runId: "01KB0000000000000000000000",
       attempt,
-      jobName: `train-${attempt}`,
-      spec: runSpec.parse({ base, adapter: "a", dataset: "01KB0000000000000000000001" }),
+      name: `train-${attempt}`,
+      runSpec: runSpec.parse({ base, adapter: "a", dataset: "01KB0000000000000000000001" }),
       tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
       resume: null,
       traceparent: null,

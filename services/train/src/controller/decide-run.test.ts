@@ -2,7 +2,8 @@ import { type BlobRef, foldRun, type RunEvent, runSpec, type RunState } from "@l
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { type Action, decideRun, type History, type Line, lineFor } from "./decide-run.ts";
-import { type Attempt, type AttemptPhase, jobNameOf } from "../launchers/launcher.ts";
+import { attemptNameOf } from "../attempt/attempt-spec.ts";
+import type { Attempt, AttemptPhase } from "../launchers/launcher.ts";
 
 const runId = "01JD0000000000000000000001";
 const blob = (n: number): BlobRef => ({ kind: "checkpoint", digest: `sha256:${n.toString(16).padStart(64, "0")}`, size: 1 });
@@ -55,7 +56,7 @@ const attempt = (n: number, state: AttemptPhase, id = runId): Attempt => ({
   tenant: "acme",
   runId: id,
   attempt: n,
-  jobName: jobNameOf(id, n),
+  name: attemptNameOf(id, n),
   ...state,
 });
 const failed = (code: string, endedAt = now): AttemptPhase => ({ phase: "failed", code, message: `because of ${code}`, endedAt });
@@ -88,7 +89,7 @@ describe("decideRun", () => {
   it("does nothing before the tokens are there, while it runs, and between its last word and the fold of it", () => {
     expect(decide(new Stream().say("run.requested.v1", { spec }), [])).toEqual([]);
     expect(decide(tokenized(), [attempt(1, { phase: "running" })])).toEqual([]);
-    expect(decide(tokenized(), [attempt(1, { phase: "settled" })])).toEqual([]);
+    expect(decide(tokenized(), [attempt(1, { phase: "concluded" })])).toEqual([]);
   });
 
   it("says where it stands in line, once for each place", () => {
@@ -147,7 +148,7 @@ describe("decideRun", () => {
     expect(decide(stream, [attempt(1, failed("ATTEMPT_LOST"))])).toEqual([
       { kind: "attempt-ended", attempt: 1, step: 20, code: "ATTEMPT_LOST", message: "because of ATTEMPT_LOST" },
       { kind: "launch", attempt: 2, resume: { step: 20, checkpoint: blob(20) } },
-      { kind: "remove", jobName: jobNameOf(runId, 1) },
+      { kind: "remove", name: attemptNameOf(runId, 1) },
     ]);
   });
 
@@ -220,21 +221,21 @@ describe("decideRun", () => {
     const early = new Stream().say("run.requested.v1", { spec }).say("run.cancel-requested.v1", {});
     expect(decide(early, [])).toEqual([{ kind: "cancelled" }]);
     const stream = tokenized().say("run.cancel-requested.v1", {});
-    expect(decide(stream, [attempt(1, { phase: "running" })])).toEqual([{ kind: "stop", jobName: jobNameOf(runId, 1) }]);
+    expect(decide(stream, [attempt(1, { phase: "running" })])).toEqual([{ kind: "stop", name: attemptNameOf(runId, 1) }]);
     expect(decide(stream, [attempt(1, failed("CANCELLED"))])).toEqual([{ kind: "cancelled" }]);
-    expect(decide(stream, [attempt(1, { phase: "settled" })])).toEqual([]);
+    expect(decide(stream, [attempt(1, { phase: "concluded" })])).toEqual([]);
     const observed = { run: stream.state(), attempts: [attempt(1, failed("COURIER_CRASHED"))], line: free };
     expect(decideRun({ ...observed, history: { over: true, lost: [], checkpoint: null } }, now)).toEqual([]);
   });
 
   it("cleans up when the run is over, and lets the courier of a trained run end by itself", () => {
-    const jobName = jobNameOf(runId, 1);
+    const name = attemptNameOf(runId, 1);
     const done = tokenized().say("run.trained.v1", trained);
     expect(decide(done, [attempt(1, { phase: "running" })])).toEqual([]);
-    expect(decide(done, [attempt(1, { phase: "settled" })])).toEqual([{ kind: "remove", jobName }]);
+    expect(decide(done, [attempt(1, { phase: "concluded" })])).toEqual([{ kind: "remove", name }]);
     const cancelled = tokenized().say("run.cancelled.v1", {});
-    expect(decide(cancelled, [attempt(1, { phase: "running" })])).toEqual([{ kind: "stop", jobName }]);
-    expect(decide(cancelled, [attempt(1, failed("CANCELLED"))])).toEqual([{ kind: "remove", jobName }]);
+    expect(decide(cancelled, [attempt(1, { phase: "running" })])).toEqual([{ kind: "stop", name }]);
+    expect(decide(cancelled, [attempt(1, failed("CANCELLED"))])).toEqual([{ kind: "remove", name }]);
   });
 });
 
@@ -250,7 +251,7 @@ describe("lineFor", () => {
   });
 
   it("does not count who runs, is done, waits out a delay, is over, cancelled or has no tokens", () => {
-    expect(ahead([attempt(1, { phase: "running" }, ids[0]), attempt(1, { phase: "settled" }, ids[1])])).toBe(1);
+    expect(ahead([attempt(1, { phase: "running" }, ids[0]), attempt(1, { phase: "concluded" }, ids[1])])).toBe(1);
     expect(ahead([attempt(1, failed("TRAINER_KILLED"), ids[0])])).toBe(2);
     expect(ahead([attempt(1, failed("TRAINER_KILLED", now - 500), ids[0])])).toBe(3);
     const [a, b, c] = runs as [RunState, RunState, RunState];
@@ -301,11 +302,11 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
               return;
             case "stop":
               for (const job of running())
-                if (job.jobName === action.jobName) jobs.set(job.attempt, attempt(job.attempt, failed("CANCELLED", clock)));
+                if (job.name === action.name) jobs.set(job.attempt, attempt(job.attempt, failed("CANCELLED", clock)));
               return;
             case "remove":
               for (const job of jobs.values())
-                if (job.jobName === action.jobName) {
+                if (job.name === action.name) {
                   must(job.phase !== "running", "removed while it runs");
                   jobs.delete(job.attempt);
                 }
@@ -357,7 +358,7 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
           }
           if (happens.do === "train") {
             stream.say("run.trained.v1", trained);
-            jobs.set(job.attempt, attempt(job.attempt, happens.crash ? failed("COURIER_CRASHED", clock) : { phase: "settled" }));
+            jobs.set(job.attempt, attempt(job.attempt, happens.crash ? failed("COURIER_CRASHED", clock) : { phase: "concluded" }));
           }
           expect(running().length).toBeLessThanOrEqual(1);
         }
@@ -370,7 +371,7 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
           const [job] = running();
           if (job !== undefined && !stream.state().cancelRequested) {
             stream.say("run.trained.v1", trained);
-            jobs.set(job.attempt, attempt(job.attempt, { phase: "settled" }));
+            jobs.set(job.attempt, attempt(job.attempt, { phase: "concluded" }));
           }
         }
         expect(settled).toEqual([]);

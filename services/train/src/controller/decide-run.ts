@@ -2,7 +2,7 @@
  * What to do about one run, given what is known. Pure.
  *
  *                 ┌────────── no slot: queued ─────────┐
- *   tokenized ──► │                                    │ ──► attempt n running ──► settled: its event will be folded
+ *   tokenized ──► │                                    │ ──► attempt n running ──► concluded: its event will be folded
  *                 └────── a slot: launch attempt n ────┘           │
  *                        ▲                                         │ ended without a result
  *                        │ after a delay, from the newest          ▼
@@ -45,8 +45,8 @@ export interface Observed {
 
 export type Action =
   | { kind: "launch"; attempt: number; resume: { step: number; checkpoint: BlobRef } | null }
-  | { kind: "stop"; jobName: string }
-  | { kind: "remove"; jobName: string }
+  | { kind: "stop"; name: string }
+  | { kind: "remove"; name: string }
   | { kind: "queued"; attempt: number; reason: string; message: string }
   | { kind: "attempt-ended"; attempt: number; step: number; code: string; message: string }
   | { kind: "failed"; attempt: number; code: string; message: string }
@@ -81,15 +81,15 @@ function counted(lost: History["lost"]): { own: number; stuck: number } {
 export function decideRun({ run, attempts, history, line }: Observed, now: number): Action[] {
   /** They have a device, or wait for one. */
   const running = attempts.filter(({ phase }) => phase === "running" || phase === "pending");
-  const stop = (those: readonly Attempt[]): Action[] => those.map(({ jobName }) => ({ kind: "stop", jobName }));
-  const remove = (those: readonly Attempt[]): Action[] => those.map(({ jobName }) => ({ kind: "remove", jobName }));
+  const stop = (those: readonly Attempt[]): Action[] => those.map(({ name }) => ({ kind: "stop", name }));
+  const remove = (those: readonly Attempt[]): Action[] => those.map(({ name }) => ({ kind: "remove", name }));
 
   if (!mayStillTrain(run)) {
-    const ended = attempts.filter(({ phase }) => phase === "failed" || phase === "settled");
+    const ended = attempts.filter(({ phase }) => phase === "failed" || phase === "concluded");
     // The courier of a trained run ends by itself, a moment after its last word.
     return [...(run.trained === null ? stop(running) : []), ...remove(ended)];
   }
-  if (history.over || attempts.some(({ phase }) => phase === "settled")) return []; // soon folded
+  if (history.over || attempts.some(({ phase }) => phase === "concluded")) return []; // soon folded
   if (attempts.some(({ phase }) => phase === "unknown")) return [{ kind: "wake", afterMs: 2000 }];
   if (run.cancelRequested) return running.length > 0 ? stop(running) : [{ kind: "cancelled" }];
   if (run.tokens === null) return [];

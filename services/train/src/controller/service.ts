@@ -19,7 +19,8 @@ import {
 } from "@loraline/contracts";
 import { createKeyedQueue, type Log, PermanentError, problemOf, type Telemetry, traceparentOf } from "@loraline/runtime";
 import { type Action, decideRun, type History, lineFor, type Observed } from "./decide-run.ts";
-import { jobNameOf, type Launcher } from "../launchers/launcher.ts";
+import { attemptNameOf } from "../attempt/attempt-spec.ts";
+import type { Launcher } from "../launchers/launcher.ts";
 
 export interface TrainServiceDeps {
   bus: Bus;
@@ -159,10 +160,10 @@ async function act(action: Action, run: RunState, deps: ActDeps): Promise<boolea
     case "launch":
       return launch(action, run, deps);
     case "stop":
-      await launcher.stop(action.jobName);
+      await launcher.stop(action.name);
       return true;
     case "remove":
-      await launcher.remove(action.jobName);
+      await launcher.remove(action.name);
       return true;
     case "queued": {
       const { attempt, reason, message } = action;
@@ -195,19 +196,19 @@ async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState
   const { attempt, resume } = action;
   if (run.tokens === null) return false;
   const tokens = run.tokens.manifest;
-  const jobName = jobNameOf(run.runId, attempt);
+  const name = attemptNameOf(run.runId, attempt);
   try {
     const launched = await telemetry.span(
       "launch",
-      { parent: run.trace, attributes: { "loraline.run": run.runId, "loraline.attempt": attempt, "loraline.job": jobName } },
+      { parent: run.trace, attributes: { "loraline.run": run.runId, "loraline.attempt": attempt, "loraline.job": name } },
       (span) =>
         launcher.launch({
           version: 1,
           tenant: run.tenant,
           runId: run.runId,
           attempt,
-          jobName,
-          spec: run.spec,
+          name,
+          runSpec: run.spec,
           tokens,
           resume,
           traceparent: traceparentOf(span),
@@ -223,7 +224,7 @@ async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState
       await bus.publish(runFailed, at, { attempt, code, message, param }, { traceparent: run.trace });
       return false;
     }
-    log.error({ err: error, runId: run.runId, jobName }, "attempt could not be started; it will be tried again");
+    log.error({ err: error, runId: run.runId, name }, "attempt could not be started; it will be tried again");
     const said = run.queue?.reason === code && run.queue.message === message;
     if (!said) {
       const key = `attempt-${attempt}/${code}/${run.seq}`;

@@ -10,7 +10,7 @@ export type End =
   /** The next attempt may succeed. */
   | { kind: "retry"; code: string; message: string };
 
-/** Failures that a trainer reports and that may be gone the next time; all others it would meet again. */
+/** Failures that the trainer reports and that the next attempt may not meet. It would meet all others again. */
 const passing: ReadonlySet<string> = new Set(["DISK_FULL", "OUT_OF_MEMORY", "DEVICE_MISSING", "INTERNAL"]);
 
 /**
@@ -21,13 +21,13 @@ export function decideEnd(trainer: {
   exit: { code: number | null; signal: string | null };
   result: TrainerResult | undefined;
   tail: string;
-  /** Whether it was asked to stop. */
+  /** Whether the trainer was asked to stop. */
   stopped: boolean;
-  /** Of several nodes, not the first. */
+  /** Whether this is one of several nodes, and not the first. */
   follower?: boolean;
   /** Whether the kernel killed one of its processes for the container's memory; `limit` in bytes. */
   outOfMemory?: { limit: number | undefined } | undefined;
-  /** Why it was given up on and killed. */
+  /** Why the trainer was taken for hanging, and killed. */
   hangs?: string | undefined;
 }): End {
   const { exit, result, tail, stopped, follower, outOfMemory, hangs } = trainer;
@@ -43,7 +43,7 @@ export function decideEnd(trainer: {
   if (hangs !== undefined) return { kind: "retry", code: "TRAINER_HANGS", message: hangs };
   if (result?.status === "failed" && result.error !== null && !passing.has(result.error.code))
     return { kind: "failed", problem: result.error };
-  // Of several processes, those that were not killed only see that one is gone.
+  // Before the errors of the trainer: processes that were not killed only report that another one is gone.
   if (outOfMemory !== undefined) {
     const limit = outOfMemory.limit === undefined ? "of the machine" : `of ${inUnits(outOfMemory.limit)}`;
     return {
@@ -56,7 +56,7 @@ export function decideEnd(trainer: {
     const { code, message } = result.error;
     return { kind: "retry", code, message };
   }
-  // Checkpoints are the first node's.
+  // Only the first node saves checkpoints.
   if (stopped && follower === true) return { kind: "retry", code: "PREEMPTED", message: "the trainer was asked to stop" };
   if (stopped && exit.signal !== null) return beforeACheckpoint(exit);
   if (exit.signal !== null) {

@@ -11,10 +11,9 @@ import {
 } from "@loraline/contracts";
 import { getJson, getToFile, type Objects } from "@loraline/objects";
 import { readBaseRef } from "@loraline/models/base-ref";
-import { explainSystemError, PermanentError } from "@loraline/runtime";
-import type { TrainJob } from "../launchers/launcher.ts";
+import { explainSystemError, keepTrying, type KeepTryingOptions, PermanentError } from "@loraline/runtime";
+import type { AttemptSpec } from "../attempt/attempt-spec.ts";
 import { trainMethodOf } from "../train-methods.ts";
-import { type Patience, patiently } from "./outbox.ts";
 
 /** Greedy tokens recorded for each probe. The proof needs the first; the others show a person what was learnt, and delay serving. */
 const probeTokens = 4;
@@ -34,35 +33,43 @@ export interface Inputs {
  * @throws PermanentError BASE_MISSING, BASE_MISMATCH, OBJECT_MISSING, OBJECT_CORRUPT, DISK_FULL …
  */
 export async function fetchInputs(deps: {
-  job: TrainJob;
+  spec: AttemptSpec;
   work: string;
   objects: Pick<Objects, "get">;
   basesDir: string;
-  patience: Patience;
+  patience: KeepTryingOptions;
 }): Promise<Inputs> {
-  const { job, work, objects, basesDir } = deps;
+  const { spec: attempt, work, objects, basesDir } = deps;
   const patience = { patienceMs, ...deps.patience };
   try {
     await rm(work, { recursive: true, force: true });
     await mkdir(work, { recursive: true });
-    const tokens = await patiently("fetch token manifest", () => getJson(objects, job.tenant, job.tokens, tokenManifest), patience);
+    const tokens = await keepTrying(
+      "fetch token manifest",
+      () => getJson(objects, attempt.tenant, attempt.tokens, tokenManifest),
+      patience,
+    );
     await symlink(await baseDirOf(basesDir, tokens), join(work, "base"));
 
     const fetch = (blob: BlobRef, path: string) => () =>
-      patiently(`fetch ${path}`, () => getToFile(objects, job.tenant, blob, join(work, path)), patience);
+      keepTrying(`fetch ${path}`, () => getToFile(objects, attempt.tenant, blob, join(work, path)), patience);
     const shards = (["train", "eval"] as const).flatMap((split) =>
       tokens[split].map(({ blob }, n) => fetch(blob, `shards/${split}-${String(n).padStart(5, "0")}.arrow`)),
     );
-    const ofMethod = trainMethodOf(job.spec);
+    const ofMethod = trainMethodOf(attempt.runSpec);
     const files = ofMethod.files.map(({ blob, path }) => fetch(blob, path));
     await inParallel(downloadsAtOnce, [...shards, ...files]);
 
     let resumedFromStep: number | null = null;
     let resumeLost: string | null = null;
-    if (job.resume !== null) {
+    if (attempt.resume !== null) {
       try {
-        const { checkpoint } = job.resume;
-        const manifest = await patiently("fetch checkpoint", () => getJson(objects, job.tenant, checkpoint, checkpointManifest), patience);
+        const { checkpoint } = attempt.resume;
+        const manifest = await keepTrying(
+          "fetch checkpoint",
+          () => getJson(objects, attempt.tenant, checkpoint, checkpointManifest),
+          patience,
+        );
         await inParallel(
           downloadsAtOnce,
           manifest.files.map(({ path, blob }) => fetch(blob, `resume/${path}`)),
@@ -78,20 +85,20 @@ export async function fetchInputs(deps: {
 
     const spec: TrainerSpec = {
       version: 1,
-      run_id: job.runId,
-      attempt: job.attempt,
+      run_id: attempt.runId,
+      attempt: attempt.attempt,
       base: tokens.base,
-      lora: job.spec.lora,
-      training: job.spec.training,
+      lora: attempt.runSpec.lora,
+      training: attempt.runSpec.training,
       method: ofMethod.trainer,
       probes: tokens.probes,
       probe_tokens: probeTokens,
-      device: job.machine.device,
+      device: attempt.machine.device,
     };
     await writeFile(join(work, "spec.json"), JSON.stringify(spec, null, 2));
     return { tokens, resumedFromStep, resumeLost };
   } catch (error) {
-    throw explainSystemError(error, `fetching the inputs of ${job.jobName} to ${work}`);
+    throw explainSystemError(error, `fetching the inputs of ${attempt.name} to ${work}`);
   }
 }
 

@@ -1,31 +1,42 @@
-import { createLog, UnavailableError } from "@loraline/runtime";
+import { runProgress, runStarted } from "@loraline/contracts";
+import { createLog, PermanentError, UnavailableError } from "@loraline/runtime";
 import { expect, it } from "vitest";
-import { patiently } from "./outbox.ts";
+import { createOutbox } from "./outbox.ts";
 
-it(
-  "says that it waits for as long as it does: of several that wait, another one's success is no end of it",
-  { timeout: 30_000 },
-  async () => {
-    const log = createLog({ service: "train", level: "silent" });
-    const told: (string | undefined)[] = [];
-    const onWait = (reason: { code: string } | null) => void told.push(reason?.code);
-    const until = { small: false, large: false };
-    const store = (what: keyof typeof until) =>
-      patiently(
-        what,
-        async () => {
-          if (!until[what]) throw new UnavailableError("STORE_FULL", "the object store is full");
-          return what;
-        },
-        { log, onWait },
-      );
-    const [small, large] = [store("small"), store("large")];
-    await expect.poll(() => told.length, { timeout: 10_000 }).toBeGreaterThan(1);
-    until.small = true;
-    expect(await small).toBe("small");
-    await expect.poll(() => told.slice(told.indexOf(undefined)), { timeout: 10_000 }).toContain("STORE_FULL");
-    until.large = true;
-    expect(await large).toBe("large");
-    expect(told.at(-1)).toBeUndefined();
-  },
-);
+const log = createLog({ service: "test", level: "silent" });
+const at = { tenant: "acme", id: "01KB000000000000000000RN01" };
+const step = (number: number) => ({ attempt: 1, phase: "train", step: number, totalSteps: 3 });
+
+it("publishes in order while NATS comes and goes, and drains when all is stored", async () => {
+  const stored: unknown[] = [];
+  let failures = 2;
+  const publish = async (_event: unknown, _at: unknown, data: unknown, options: unknown): Promise<never> => {
+    if (failures-- > 0) throw new UnavailableError("NATS_UNAVAILABLE", "no responders");
+    stored.push([data, options]);
+    return undefined as never;
+  };
+  const outbox = createOutbox({ bus: { publish } as never, at, traceparent: "t", log });
+  void outbox.send(runProgress, step(1), "step-1");
+  void outbox.send(runProgress, step(2), "step-2");
+  expect(stored).toEqual([]);
+  await outbox.drained();
+  expect(stored).toEqual([
+    [step(1), { traceparent: "t", key: "step-1" }],
+    [step(2), { traceparent: "t", key: "step-2" }],
+  ]);
+});
+
+it("gives up an event that can never be stored, tells its sender, and goes on with the next", async () => {
+  const stored: unknown[] = [];
+  const publish = async (event: { type: string }): Promise<never> => {
+    if (event.type === runStarted.type) throw new PermanentError("EVENT_INVALID", "not of the contract");
+    stored.push(event.type);
+    return undefined as never;
+  };
+  const outbox = createOutbox({ bus: { publish } as never, at, traceparent: "t", log });
+  const first = outbox.send(runStarted, { attempt: 1, job: "j" });
+  void outbox.send(runProgress, step(1));
+  await expect(first).rejects.toMatchObject({ code: "EVENT_INVALID" });
+  await outbox.drained();
+  expect(stored).toEqual([runProgress.type]);
+});

@@ -1,15 +1,15 @@
 import { runSpec } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
-import { jobNameOf, trainJob } from "../launchers/launcher.ts";
+import { attemptNameOf, attemptSpec } from "../attempt/attempt-spec.ts";
 import { trainerArgs } from "./trainer-command.ts";
 
 const runId = "01KB0000000000000000000000";
 const blob = { kind: "adapter-file", digest: `sha256:${"a".repeat(64)}`, size: 1 };
 const argsOf = (machine: object, spec: object = { dataset: runId }, node = 0): string =>
   trainerArgs(
-    trainJob
-      .pick({ machine: true, spec: true, jobName: true })
-      .parse({ machine, spec: runSpec.parse({ base: "b", adapter: "a", ...spec }), jobName: jobNameOf(runId, 2) }),
+    attemptSpec
+      .pick({ machine: true, runSpec: true, name: true })
+      .parse({ machine, runSpec: runSpec.parse({ base: "b", adapter: "a", ...spec }), name: attemptNameOf(runId, 2) }),
     { trainerPath: "train.py", work: "/work", node },
   ).join(" ");
 

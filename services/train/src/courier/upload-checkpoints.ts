@@ -3,13 +3,13 @@ import { access, readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type BlobRef, type CheckpointManifest, type FileRef, runCheckpointed } from "@loraline/contracts";
 import { type Objects, putJson } from "@loraline/objects";
-import type { Log } from "@loraline/runtime";
-import { type Outbox, type Patience, patiently } from "./outbox.ts";
+import { keepTrying, type KeepTryingOptions, type Log } from "@loraline/runtime";
+import type { Outbox } from "./outbox.ts";
 
 export interface CheckpointUploads {
   /** Queues a complete checkpoint; nothing happens when it was queued before. */
-  add(step: number, trainLoss: number | null): void;
-  /** Queues every complete checkpoint that the folder holds: the trainer may have died before it could tell. */
+  add(this: void, step: number, trainLoss: number | null): void;
+  /** Queues every complete checkpoint that the folder holds: the trainer may have died before it wrote the line about it. */
   addLeftovers(): Promise<void>;
   /** Resolves when all that were queued are stored, or given up on. */
   done(): Promise<void>;
@@ -27,7 +27,7 @@ export interface CheckpointUploadsDeps {
   objects: Pick<Objects, "put">;
   outbox: Outbox;
   log: Log;
-  onWait?: Patience["onWait"];
+  onWait?: KeepTryingOptions["onWait"];
 }
 
 const folderOf = (step: number): string => `step-${String(step).padStart(8, "0")}`;
@@ -35,14 +35,14 @@ const patienceMs = 30 * 60_000;
 
 export function createCheckpointUploads(deps: CheckpointUploadsDeps): CheckpointUploads {
   const { dir, tenant, attempt, fromStep, objects, outbox, log, onWait } = deps;
-  const patience: Patience = { log, patienceMs, ...(onWait === undefined ? {} : { onWait }) };
+  const patience: KeepTryingOptions = { log, patienceMs, ...(onWait === undefined ? {} : { onWait }) };
   const queued = new Set<number>();
   let newest = fromStep;
   let last: Promise<void> = Promise.resolve();
 
   const upload = async (step: number, trainLoss: number | null): Promise<void> => {
     const folder = join(dir, folderOf(step));
-    const checkpoint = await patiently(`upload checkpoint ${step}`, () => putFolder(objects, tenant, folder, step), patience);
+    const checkpoint = await keepTrying(`upload checkpoint ${step}`, () => putFolder(objects, tenant, folder, step), patience);
     await outbox.send(runCheckpointed, { attempt, step, checkpoint, trainLoss }, `attempt-${attempt}/step-${step}`);
     newest = Math.max(newest, step);
     log.info({ step, checkpoint: checkpoint.digest }, "checkpoint stored");

@@ -156,9 +156,9 @@ describe("an attempt that waits says for what", () => {
 
 describe("an attempt that is over", () => {
   it("is settled when the courier said the last word, whatever happened then", () => {
-    expect(decide({ pods: [ended(0)] })).toEqual({ phase: "settled" });
-    expect(decide({ job: failedJob(), pods: [ended(10)] })).toEqual({ phase: "settled" });
-    expect(decide({ job: job({ conditions: [{ type: "Complete", status: "True" }] }) })).toEqual({ phase: "settled" });
+    expect(decide({ pods: [ended(0)] })).toEqual({ phase: "concluded" });
+    expect(decide({ job: failedJob(), pods: [ended(10)] })).toEqual({ phase: "concluded" });
+    expect(decide({ job: job({ conditions: [{ type: "Complete", status: "True" }] }) })).toEqual({ phase: "concluded" });
   });
 
   it.each<[string, Partial<AttemptObjects>, string, RegExp]>([

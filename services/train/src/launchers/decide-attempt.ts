@@ -1,14 +1,15 @@
 /**
  * What became of an attempt, from its Job (or JobSet) and pods. Pure.
  *
- *   suspended ──► no pod ──► pending ──► running ──► settled | failed(code)
+ *   suspended ──► no pod ──► pending ──► running ──► concluded | failed(code)
  *    ▲  Kueue     quota,     no GPU,        │         exit code of the courier, or what the cluster did to the pod
  *    │            policy     image, volume  │
  *    └──────────── Kueue takes its place back: the same attempt goes on later, in a new pod
  */
 import type { CoreV1Event, V1ContainerStatus, V1JobCondition, V1ObjectMeta, V1Pod } from "@kubernetes/client-node";
 import { container } from "./job-manifest.ts";
-import { type AttemptPhase, courierExit } from "./launcher.ts";
+import { courierExit } from "../attempt/courier-exit.ts";
+import type { AttemptPhase } from "./launcher.ts";
 
 /** What holds the pods of an attempt: what a Job and a JobSet have in common. Conditions of all kinds look alike. */
 export interface Holder {
@@ -46,7 +47,7 @@ export function decideAttempt({ job, pods: all, warnings, workload }: AttemptObj
   // Its own last word counts, whatever else happened to the pod or the Job.
   const code = endOf(first)?.exitCode;
   if (code === courierExit.trained || code === courierExit.failed || condition("Complete", "Completed") !== undefined)
-    return { phase: "settled" };
+    return { phase: "concluded" };
 
   // Before the pods: whoever suspends a Job deletes them, and that is no failure.
   if (job?.spec?.suspend === true && condition("Failed") === undefined) return pending(...suspended(job, workload, now));

@@ -1,39 +1,40 @@
 import { type Method, runSpec } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
 import { jobManifest, trainPodSettings } from "./job-manifest.ts";
-import { trainJob, type TrainJob } from "./launcher.ts";
+import { attemptSpec, type AttemptSpec } from "../attempt/attempt-spec.ts";
 
 const settings = trainPodSettings.parse({ namespace: "line", image: "trainer:1", env: [{ name: "SECRET", value: "s3cret" }] });
-const jobOf = (spec: object): TrainJob =>
-  trainJob.parse({
+const attemptOf = (spec: object): AttemptSpec =>
+  attemptSpec.parse({
     version: 1,
     tenant: "acme",
     runId: "01KB0000000000000000000000",
     attempt: 1,
-    jobName: "train-01kb0000000000000000000000-1",
-    spec: runSpec.parse({ base: "b", adapter: "pirate", ...spec }),
+    name: "train-01kb0000000000000000000000-1",
+    runSpec: runSpec.parse({ base: "b", adapter: "pirate", ...spec }),
     tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
     resume: null,
     traceparent: null,
   });
-const carried = (job: TrainJob, by = settings): string =>
-  jobManifest(job, by).spec?.template.spec?.containers[0]?.env?.find(({ name }) => name === "COURIER_JOB")?.value ?? "";
+const carried = (attempt: AttemptSpec, by = settings): string =>
+  jobManifest(attempt, by).spec?.template.spec?.containers[0]?.env?.find(({ name }) => name === "COURIER_ATTEMPT")?.value ?? "";
 
 /** What a kubelet makes of a value (k8s.io/kubernetes/third_party/forked/golang/expansion): `$$` is a dollar, `$(NAME)` a variable. */
 const expanded = (value: string): string =>
   value.replaceAll(/\$\$|\$\((\w+)\)/g, (all, name?: string) => (all === "$$" ? "$" : name === "SECRET" ? "s3cret" : all));
 
-describe("the job in a pod's environment", () => {
+describe("the spec of an attempt, in its pod's environment", () => {
   it("comes to the courier as it was, whatever a run's own text looks like to Kubernetes", () => {
-    const job = jobOf({ dataset: "01KB0000000000000000000001", lora: { target_modules: ["$(SECRET)", "q_proj$$"] } });
+    const attempt = attemptOf({ dataset: "01KB0000000000000000000001", lora: { target_modules: ["$(SECRET)", "q_proj$$"] } });
     const machine = { nodes: 1, processes: 1, device: "cuda", graceSeconds: 120 };
-    expect(trainJob.parse(JSON.parse(expanded(carried(job))))).toEqual({ ...job, machine });
+    expect(attemptSpec.parse(JSON.parse(expanded(carried(attempt))))).toEqual({ ...attempt, machine });
   });
 
   it("says what it runs on: a process for each GPU, and none but a GPU will do, unless GPUs are only pretended", () => {
     const machineOf = (spec: object, more: object = {}) =>
-      trainJob.parse(JSON.parse(expanded(carried(jobOf({ dataset: "01KB0000000000000000000001", ...spec }), { ...settings, ...more }))))
-        .machine;
+      attemptSpec.parse(
+        JSON.parse(expanded(carried(attemptOf({ dataset: "01KB0000000000000000000001", ...spec }), { ...settings, ...more }))),
+      ).machine;
     expect(machineOf({ gpus: 4, nodes: 2 })).toMatchObject({ nodes: 2, processes: 4, device: "cuda" });
     expect(machineOf({ gpus: 2 }, { device: "cpu" })).toMatchObject({ processes: 2, device: "cpu" });
     expect(machineOf({ gpus: 0 })).toMatchObject({ processes: 1, device: "auto" });
@@ -41,24 +42,25 @@ describe("the job in a pod's environment", () => {
 
   it("is no longer than Linux lets a variable be, whatever prompts a run brings along", () => {
     const blob = { kind: "adapter-file", digest: `sha256:${"a".repeat(64)}`, size: 1 };
-    const trained = jobOf({ dataset: "01KB0000000000000000000001", tokenize: { system: "海".repeat(100_000) } });
-    const adopted = jobOf({
+    const trained = attemptOf({ dataset: "01KB0000000000000000000001", tokenize: { system: "海".repeat(100_000) } });
+    const adopted = attemptOf({
       import: { source: "x", config: blob, weights: blob, probes: Array.from({ length: 16 }, () => "海".repeat(4000)) },
     });
     const withoutProbes = (method: Method): Method =>
       method.type === "import" ? { type: "import", source: "x", config: method.config, weights: method.weights } : method;
-    for (const job of [trained, adopted]) {
-      expect(Buffer.byteLength(carried(job))).toBeLessThan(100 * 1024);
-      const { spec } = trainJob.parse(JSON.parse(expanded(carried(job))));
-      expect([spec.lora, spec.training, spec.method]).toEqual([job.spec.lora, job.spec.training, withoutProbes(job.spec.method)]);
+    for (const attempt of [trained, adopted]) {
+      expect(Buffer.byteLength(carried(attempt))).toBeLessThan(100 * 1024);
+      const { runSpec: spec } = attemptSpec.parse(JSON.parse(expanded(carried(attempt))));
+      const { lora, training, method } = attempt.runSpec;
+      expect([spec.lora, spec.training, spec.method]).toEqual([lora, training, withoutProbes(method)]);
     }
   });
 });
 
 it("belongs to the release's ConfigMap, so that no attempt keeps a GPU when the release is gone", () => {
   const owned = { ...settings, owner: "loraline-train-pods", ownerUid: "u1" };
-  const job = jobOf({ dataset: "01KB0000000000000000000001" });
+  const attempt = attemptOf({ dataset: "01KB0000000000000000000001" });
   const reference = { apiVersion: "v1", kind: "ConfigMap", name: "loraline-train-pods", uid: "u1" };
-  expect(jobManifest(job, owned).metadata?.ownerReferences).toEqual([reference]);
-  expect(jobManifest(job, settings).metadata).not.toHaveProperty("ownerReferences");
+  expect(jobManifest(attempt, owned).metadata?.ownerReferences).toEqual([reference]);
+  expect(jobManifest(attempt, settings).metadata).not.toHaveProperty("ownerReferences");
 });

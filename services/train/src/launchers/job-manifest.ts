@@ -1,7 +1,7 @@
 /** One attempt as a Kubernetes Job. Pure. */
 import type { V1Job, V1PodSpec, V1PodTemplateSpec } from "@kubernetes/client-node";
 import { z } from "zod";
-import { type TrainJob } from "./launcher.ts";
+import type { AttemptRequest, AttemptSpec } from "../attempt/attempt-spec.ts";
 import { trainMethodOf } from "../train-methods.ts";
 
 /** How pods of attempts look on this cluster: the chart's `train` values, mounted as a file. Kubernetes' own names and meanings. */
@@ -56,30 +56,30 @@ export const labels = {
   attempt: "loraline.dev/attempt",
   queue: "kueue.x-k8s.io/queue-name",
 } as const;
-/** Of what is an attempt, and of the Job inside of a JobSet, which is a part of one. */
+/** Values of the label `component`: an attempt is a Job or a JobSet; the Job that a JobSet makes is a part of it. */
 export const component = { attempt: "train-attempt", part: "train-attempt-part" } as const;
 export const container = "courier";
 
-/** Where the attempt works: see job-files.ts. */
+/** Where the attempt works: see attempt-files.ts. */
 const workDir = "/work";
 
 /**
- * `backoffLimit: 0`: a Job is one attempt, and whether there is another is decided in `decide-run.ts`. The job travels in an
- * environment variable, so that there is one object to make and to lose.
+ * `backoffLimit: 0`: a Job is one attempt, and whether there is another is decided in `decide-run.ts`. The spec of the
+ * attempt is in an environment variable, so that there is only one object to create and to delete.
  */
-export function jobManifest(job: Omit<TrainJob, "machine">, settings: TrainPodSettings): V1Job {
-  const gpus = job.spec.gpus ?? settings.gpus;
+export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings): V1Job {
+  const gpus = attempt.runSpec.gpus ?? settings.gpus;
   const resources = { cpu: settings.cpu, memory: settings.memory, "ephemeral-storage": settings.ephemeralStorage };
   const named = {
     "app.kubernetes.io/name": "loraline",
     [labels.component]: component.attempt,
-    [labels.tenant]: job.tenant,
-    [labels.run]: job.runId.toLowerCase(),
-    [labels.attempt]: String(job.attempt),
+    [labels.tenant]: attempt.tenant,
+    [labels.run]: attempt.runId.toLowerCase(),
+    [labels.attempt]: String(attempt.attempt),
   };
   const annotations = {
-    "loraline.dev/adapter": `${job.tenant}/${job.spec.adapter}`,
-    ...(job.traceparent === null ? {} : { "loraline.dev/traceparent": job.traceparent }),
+    "loraline.dev/adapter": `${attempt.tenant}/${attempt.runSpec.adapter}`,
+    ...(attempt.traceparent === null ? {} : { "loraline.dev/traceparent": attempt.traceparent }),
   };
   const spec: V1PodSpec = {
     restartPolicy: "Never",
@@ -100,7 +100,7 @@ export function jobManifest(job: Omit<TrainJob, "machine">, settings: TrainPodSe
         args: [workDir],
         env: [
           ...(settings.env as never[]),
-          { name: "COURIER_JOB", value: literal(JSON.stringify(forCourier(job, machineOf(job, gpus, settings)))) },
+          { name: "COURIER_ATTEMPT", value: literal(JSON.stringify(forCourier(attempt, machineOf(attempt.runSpec, gpus, settings)))) },
           { name: "COURIER_INCARNATION", valueFrom: { fieldRef: { fieldPath: "metadata.uid" } } },
           { name: "COURIER_HANG_SECONDS", value: String(settings.hangSeconds) },
           // Nothing outside of the work folder can be written.
@@ -136,7 +136,7 @@ export function jobManifest(job: Omit<TrainJob, "machine">, settings: TrainPodSe
   const template: V1PodTemplateSpec = { metadata: { labels: named, annotations }, spec };
   return {
     metadata: {
-      name: job.jobName,
+      name: attempt.name,
       namespace: settings.namespace,
       labels: { ...named, ...(settings.queueName === undefined ? {} : { [labels.queue]: settings.queueName }) },
       annotations,
@@ -158,9 +158,9 @@ export function jobManifest(job: Omit<TrainJob, "machine">, settings: TrainPodSe
 const literal = (value: string): string => value.replaceAll("$", "$$$$");
 
 /** A process for each GPU, or the only one. */
-function machineOf({ spec }: Pick<TrainJob, "spec">, gpus: number, settings: TrainPodSettings): TrainJob["machine"] {
+function machineOf({ nodes }: AttemptSpec["runSpec"], gpus: number, settings: TrainPodSettings): AttemptSpec["machine"] {
   return {
-    nodes: spec.nodes ?? 1,
+    nodes: nodes ?? 1,
     processes: Math.max(1, gpus),
     device: settings.device === "cpu" ? "cpu" : gpus > 0 ? "cuda" : "auto",
     graceSeconds: settings.terminationGracePeriodSeconds,
@@ -168,10 +168,10 @@ function machineOf({ spec }: Pick<TrainJob, "spec">, gpus: number, settings: Tra
 }
 
 /** Without what only other stages read, which may be longer than Linux lets a variable be (128 KiB). */
-function forCourier({ spec, ...others }: Omit<TrainJob, "machine">, machine: TrainJob["machine"]): TrainJob {
-  const job = { ...others, machine };
-  const { placement: _placement, metadata: _metadata, ...rest } = spec;
-  return { ...job, spec: { ...rest, method: trainMethodOf(spec).slim, tokenize: { ...spec.tokenize, system: undefined } } };
+function forCourier({ runSpec, ...others }: AttemptRequest, machine: AttemptSpec["machine"]): AttemptSpec {
+  const { placement: _placement, metadata: _metadata, ...rest } = runSpec;
+  const slim = { ...rest, method: trainMethodOf(runSpec).slim, tokenize: { ...runSpec.tokenize, system: undefined } };
+  return { ...others, machine, runSpec: slim };
 }
 
 /** Objects merge field by field, lists of named things by their name; everything else replaces. */

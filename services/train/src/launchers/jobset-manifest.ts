@@ -2,7 +2,7 @@
 import type { KubernetesObject, V1JobSpec, V1ObjectMeta } from "@kubernetes/client-node";
 import type { Holder } from "./decide-attempt.ts";
 import { component, jobManifest, labels, type TrainPodSettings } from "./job-manifest.ts";
-import type { TrainJob } from "./launcher.ts";
+import type { AttemptRequest } from "../attempt/attempt-spec.ts";
 
 /** The part of a JobSet that matters here. */
 export interface JobSet extends KubernetesObject {
@@ -22,10 +22,10 @@ export const jobSetLabel = "jobset.sigs.k8s.io/jobset-name";
 const replicated = "node";
 
 /** The same pod as of an attempt on one node, `spec.nodes` times. `maxRestarts: 0`: it is one attempt. */
-export function jobSetManifest(job: Omit<TrainJob, "machine">, settings: TrainPodSettings): JobSet {
-  const { metadata = {}, spec } = jobManifest(job, settings);
+export function jobSetManifest(attempt: AttemptRequest, settings: TrainPodSettings): JobSet {
+  const { metadata = {}, spec } = jobManifest(attempt, settings);
   const { suspend, ttlSecondsAfterFinished, activeDeadlineSeconds, template = {} } = spec ?? {};
-  const nodes = job.spec.nodes ?? 1;
+  const nodes = attempt.runSpec.nodes ?? 1;
   return {
     metadata,
     spec: {
@@ -33,7 +33,7 @@ export function jobSetManifest(job: Omit<TrainJob, "machine">, settings: TrainPo
       ...(ttlSecondsAfterFinished === undefined ? {} : { ttlSecondsAfterFinished }),
       failurePolicy: { maxRestarts: 0 },
       // Known by name before they are ready: they look for each other in order to become so.
-      network: { enableDNSHostnames: true, subdomain: job.jobName, publishNotReadyAddresses: true },
+      network: { enableDNSHostnames: true, subdomain: attempt.name, publishNotReadyAddresses: true },
       // No `coordinator`: JobSet makes a label of its name, which is too long for one with ours.
       replicatedJobs: [
         {

@@ -12,7 +12,8 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import { runSpec } from "@loraline/contracts";
 import { configMaps, createKubeLauncher, jobs, jobSets, pods } from "./kube-launcher.ts";
 import { trainPodSettings } from "./job-manifest.ts";
-import { jobNameOf, type Launcher, trainJob, type TrainJob } from "./launcher.ts";
+import { attemptNameOf, attemptSpec, type AttemptSpec } from "../attempt/attempt-spec.ts";
+import type { Launcher } from "./launcher.ts";
 
 const log = createLog({ service: "test", level: "silent" });
 const namespace = "default";
@@ -36,16 +37,16 @@ beforeEach(async () => {
 });
 afterEach(() => launcher[Symbol.asyncDispose]());
 
-const jobFor = (over: Partial<TrainJob> & { gpus?: number; nodes?: number } = {}): TrainJob => {
+const jobFor = (over: Partial<AttemptSpec> & { gpus?: number; nodes?: number } = {}): AttemptSpec => {
   const runId = over.runId ?? ulid();
   const spec = runSpec.parse({ base: "b", adapter: "pirate", dataset: ulid(), gpus: over.gpus, nodes: over.nodes });
   const tokens = { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 } as const;
-  return trainJob.parse({
+  return attemptSpec.parse({
     version: 1,
     tenant: "acme",
     runId,
     attempt: 1,
-    jobName: jobNameOf(runId, 1),
+    name: attemptNameOf(runId, 1),
     spec,
     tokens,
     resume: null,
@@ -55,16 +56,16 @@ const jobFor = (over: Partial<TrainJob> & { gpus?: number; nodes?: number } = {}
     nodes: undefined,
   });
 };
-const phaseOf = async (job: TrainJob) => (await launcher.observe()).find(({ jobName }) => jobName === job.jobName);
+const phaseOf = async (job: AttemptSpec) => (await launcher.observe()).find(({ name }) => name === job.name);
 
 /** As the Job controller makes it, with the status that a kubelet would report. */
-async function playPod(job: TrainJob, status: V1Pod["status"]): Promise<void> {
-  const made = await kube.get(jobs, { namespace, name: job.jobName });
-  const name = `${job.jobName}-abcde`;
+async function playPod(job: AttemptSpec, status: V1Pod["status"]): Promise<void> {
+  const made = await kube.get(jobs, { namespace, name: job.name });
+  const name = `${job.name}-abcde`;
   if ((await kube.get(pods, { namespace, name })) === undefined) {
     const template = made?.spec?.template;
     await kube.create(pods, {
-      metadata: { name, namespace, labels: { ...template?.metadata?.labels, "batch.kubernetes.io/job-name": job.jobName } },
+      metadata: { name, namespace, labels: { ...template?.metadata?.labels, "batch.kubernetes.io/job-name": job.name } },
       spec: Object.assign({}, template?.spec, { serviceAccountName: undefined }) as never,
     });
   }
@@ -76,7 +77,7 @@ describe("kube launcher", () => {
     const job = jobFor({ gpus: 2 });
     expect(await launcher.launch(job)).toBe(true);
     expect(await launcher.launch(job)).toBe(true);
-    const made = await kube.get(jobs, { namespace, name: job.jobName });
+    const made = await kube.get(jobs, { namespace, name: job.name });
     expect(made?.metadata?.labels).toMatchObject({ "loraline.dev/tenant": "acme", "loraline.dev/attempt": "1" });
     expect(made?.spec).toMatchObject({ backoffLimit: 0, ttlSecondsAfterFinished: 3600 });
     const spec = made?.spec?.template.spec;
@@ -88,8 +89,8 @@ describe("kube launcher", () => {
     });
     const [courier] = spec?.containers ?? [];
     expect(courier?.resources?.limits?.["nvidia.com/gpu"]).toBe("2");
-    expect(courier?.env?.map(({ name }) => name)).toEqual(expect.arrayContaining(["COURIER_JOB", "EXTRA"]));
-    expect(JSON.parse(courier?.env?.find(({ name }) => name === "COURIER_JOB")?.value ?? "")).toMatchObject({
+    expect(courier?.env?.map(({ name }) => name)).toEqual(expect.arrayContaining(["COURIER_ATTEMPT", "EXTRA"]));
+    expect(JSON.parse(courier?.env?.find(({ name }) => name === "COURIER_ATTEMPT")?.value ?? "")).toMatchObject({
       runId: job.runId,
       spec: { gpus: 2 },
     });
@@ -133,8 +134,8 @@ describe("kube launcher", () => {
     });
     await expect.poll(() => phaseOf(job)).toMatchObject({ phase: "failed", code: "STORE_FULL" });
     expect(new Set(told)).toEqual(new Set([`acme ${job.runId}`]));
-    await launcher.remove(job.jobName);
-    await launcher.remove(job.jobName);
+    await launcher.remove(job.name);
+    await launcher.remove(job.name);
     // Without the garbage collector of a whole cluster the pod stays, but the attempt is gone.
     await expect.poll(() => phaseOf(job)).toBeUndefined();
   });
@@ -143,7 +144,7 @@ describe("kube launcher", () => {
     const job = jobFor();
     await launcher.launch(job);
     await using second = await createKubeLauncher({ kube, settings, log });
-    expect((await second.observe()).map(({ jobName }) => jobName)).toContain(job.jobName);
+    expect((await second.observe()).map(({ name }) => name)).toContain(job.name);
   });
 
   it("belongs to its owner as it is now, also to one that was deleted and made anew", async () => {
@@ -153,13 +154,13 @@ describe("kube launcher", () => {
       const made = await kube.create(configMaps, owner);
       const job = jobFor();
       await owned.launch(job);
-      const { metadata } = (await kube.get(jobs, { namespace, name: job.jobName })) ?? {};
+      const { metadata } = (await kube.get(jobs, { namespace, name: job.name })) ?? {};
       expect(metadata?.ownerReferences).toMatchObject([{ kind: "ConfigMap", name: "owner", uid: made.metadata?.uid }]);
       await kube.delete(configMaps, { namespace, name: "owner" });
     }
     const orphan = jobFor();
     await expect(owned.launch(orphan)).rejects.toMatchObject({ code: "OWNER_MISSING" });
-    expect(await kube.get(jobs, { namespace, name: orphan.jobName })).toBeUndefined();
+    expect(await kube.get(jobs, { namespace, name: orphan.name })).toBeUndefined();
   });
 
   it("says what the cluster does not allow", async () => {
@@ -194,10 +195,10 @@ describe("an attempt on several nodes", () => {
     await expect.poll(served, { timeout: 10_000 }).toBe(true);
     await using several = await createKubeLauncher({ kube, settings: { ...settings, jobSet: true, activeDeadlineSeconds: 60 }, log });
     const job = jobFor({ nodes: 2, gpus: 4 });
-    const phase = async () => (await several.observe()).find(({ jobName }) => jobName === job.jobName);
+    const phase = async () => (await several.observe()).find(({ name }) => name === job.name);
     expect(await several.launch(job)).toBe(true);
     expect(await several.launch(job)).toBe(true);
-    const made = await kube.get(jobSets, { namespace, name: job.jobName });
+    const made = await kube.get(jobSets, { namespace, name: job.name });
     expect(made?.spec.replicatedJobs[0]?.template.spec).toMatchObject({
       parallelism: 2,
       completions: 2,
@@ -209,18 +210,18 @@ describe("an attempt on several nodes", () => {
     // As JobSet's controller and the Job controller make them.
     const template = made?.spec.replicatedJobs[0]?.template.spec.template;
     const status = (node: number, of: V1Pod["status"]) => {
-      const name = `${job.jobName}-node-0-${node}-abcde`;
+      const name = `${job.name}-node-0-${node}-abcde`;
       return kube.apply(pods, { metadata: { name, namespace }, status: of ?? {} }, { manager: "kubelet", subresource: "status" });
     };
     for (const node of [0, 1]) {
       const labels = {
         ...template?.metadata?.labels,
-        "jobset.sigs.k8s.io/jobset-name": job.jobName,
-        "batch.kubernetes.io/job-name": `${job.jobName}-node-0`,
+        "jobset.sigs.k8s.io/jobset-name": job.name,
+        "batch.kubernetes.io/job-name": `${job.name}-node-0`,
         "batch.kubernetes.io/job-completion-index": String(node),
       };
       const spec = Object.assign({}, template?.spec, { serviceAccountName: undefined }) as never;
-      await kube.create(pods, { metadata: { name: `${job.jobName}-node-0-${node}-abcde`, namespace, labels }, spec });
+      await kube.create(pods, { metadata: { name: `${job.name}-node-0-${node}-abcde`, namespace, labels }, spec });
     }
     await status(0, { phase: "Running" });
     const message = "0/2 nodes are available: 1 Insufficient nvidia.com/gpu.";
@@ -247,14 +248,14 @@ describe("an attempt on several nodes", () => {
     const conditions = [
       { type: "Failed", status: "True", reason: "FailedJobs", message: "jobset failed", lastTransitionTime: "2026-11-24T12:00:06Z" },
     ];
-    await kube.apply(jobSets, { metadata: { name: job.jobName, namespace }, status: { conditions, restarts: 0 } } as never, {
+    await kube.apply(jobSets, { metadata: { name: job.name, namespace }, status: { conditions, restarts: 0 } } as never, {
       manager: "jobset",
       subresource: "status",
     });
     await expect.poll(phase).toMatchObject({ phase: "failed", code: "OUT_OF_MEMORY" });
-    await several.remove(job.jobName);
+    await several.remove(job.name);
     await expect.poll(phase).toBeUndefined();
-    expect(await kube.get(jobSets, { namespace, name: job.jobName })).toBeUndefined();
+    expect(await kube.get(jobSets, { namespace, name: job.name })).toBeUndefined();
 
     // As with JobSet installed and its controller down.
     const webhook = {

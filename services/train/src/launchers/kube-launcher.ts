@@ -6,7 +6,8 @@ import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { decideAttempt, type Holder, lastWordsOf, type Workload } from "./decide-attempt.ts";
 import { component, jobManifest, labels, type TrainPodSettings } from "./job-manifest.ts";
 import { type JobSet, jobSetLabel, jobSetManifest } from "./jobset-manifest.ts";
-import { type Attempt, type Launcher, trainJob } from "./launcher.ts";
+import { attemptSpec } from "../attempt/attempt-spec.ts";
+import type { Attempt, Launcher } from "./launcher.ts";
 
 export interface KubeLauncherOptions {
   kube: Kube;
@@ -31,7 +32,7 @@ const unlimited = 1_000_000;
 /** Some ends are told by time alone. */
 const viewMs = 500;
 /** Of a Job or JobSet, the Job inside of a JobSet, and pods of both. */
-const attemptName = /^(train-[0-9a-z]{26}-[1-9]\d*)(?:-node-0)?(?:-\d+)?(?:-[0-9a-z]{5})?$/;
+const attemptNamePattern = /^(train-[0-9a-z]{26}-[1-9]\d*)(?:-node-0)?(?:-\d+)?(?:-[0-9a-z]{5})?$/;
 
 /** Resolves when every Job, pod and warning that exists has been seen. */
 export async function createKubeLauncher({
@@ -58,17 +59,17 @@ export async function createKubeLauncher({
   const stopping = new AbortController();
   const until = signal === undefined ? stopping.signal : AbortSignal.any([stopping.signal, signal]);
 
-  const holderOf = (jobName: string): V1Job | JobSet | undefined => known.jobSets.get(jobName) ?? known.jobs.get(jobName);
-  const podsOf = (jobName: string): V1Pod[] => [...known.pods.values()].filter((pod) => attemptOfPod(pod) === jobName);
-  const changed = (jobName: string): void => {
-    const run = runOf(holderOf(jobName) ?? podsOf(jobName)[0]);
+  const holderOf = (attemptName: string): V1Job | JobSet | undefined => known.jobSets.get(attemptName) ?? known.jobs.get(attemptName);
+  const podsOf = (attemptName: string): V1Pod[] => [...known.pods.values()].filter((pod) => attemptOfPod(pod) === attemptName);
+  const changed = (attemptName: string): void => {
+    const run = runOf(holderOf(attemptName) ?? podsOf(attemptName)[0]);
     if (run !== undefined) for (const listener of listeners) listener(run);
   };
   const follow = async <T extends KubernetesObject>(
     of: Resource<T>,
     which: { labelSelector?: string; fieldSelector?: string },
-    jobNameOf: (object: T) => string | undefined,
-    keep: (name: string, object: T | undefined, jobName: string) => void,
+    attemptOf: (object: T) => string | undefined,
+    keep: (name: string, object: T | undefined, attemptName: string) => void,
   ): Promise<{ ended: Promise<void> }> => {
     const ready = Promise.withResolvers<void>();
     const names = new Map<string, string>();
@@ -79,15 +80,15 @@ export async function createKubeLauncher({
       log,
       onChange(key, object) {
         const name = key.split("/").at(-1) ?? key;
-        const jobName = object === undefined ? names.get(name) : jobNameOf(object);
-        if (jobName === undefined) return;
+        const attemptName = object === undefined ? names.get(name) : attemptOf(object);
+        if (attemptName === undefined) return;
         if (object === undefined) names.delete(name);
-        else names.set(name, jobName);
+        else names.set(name, attemptName);
         // Before and after: of what is gone, it is still known then whose it was.
-        if (object === undefined) changed(jobName);
-        keep(name, object, jobName);
+        if (object === undefined) changed(attemptName);
+        keep(name, object, attemptName);
         view = undefined;
-        if (object !== undefined) changed(jobName);
+        if (object !== undefined) changed(attemptName);
       },
       onReady: ready.resolve,
     });
@@ -100,16 +101,16 @@ export async function createKubeLauncher({
       if (object === undefined) map.delete(name);
       else map.set(name, object);
     };
-  const keepPod = (name: string, pod: V1Pod | undefined, jobName: string): void => {
+  const keepPod = (name: string, pod: V1Pod | undefined, attemptName: string): void => {
     const before = known.pods.get(name);
-    const last = pod ?? (before === undefined || removed.has(jobName) ? undefined : lastWordsOf(before));
+    const last = pod ?? (before === undefined || removed.has(attemptName) ? undefined : lastWordsOf(before));
     if (last === undefined) known.pods.delete(name);
     else known.pods.set(name, last);
-    if (pod === undefined && podsOf(jobName).length === 0) removed.delete(jobName);
+    if (pod === undefined && podsOf(attemptName).length === 0) removed.delete(attemptName);
   };
   /** Forgets what pods of an attempt said that are gone: it has ended and was dealt with, or it goes on in a new one. */
-  const forgetGone = (jobName: string): void => {
-    for (const pod of podsOf(jobName)) {
+  const forgetGone = (attemptName: string): void => {
+    for (const pod of podsOf(attemptName)) {
       const name = pod.metadata?.name ?? "";
       if (!alive.has(name)) known.pods.delete(name);
     }
@@ -136,53 +137,53 @@ export async function createKubeLauncher({
           }),
         ]
       : []),
-    follow(pods, ours, attemptOfPod, (name, pod, jobName) => {
+    follow(pods, ours, attemptOfPod, (name, pod, attemptName) => {
       if (pod === undefined) alive.delete(name);
       else alive.add(name);
-      keepPod(name, pod, jobName);
+      keepPod(name, pod, attemptName);
     }),
     follow(
       events,
       { fieldSelector: "type=Warning" },
-      ({ involvedObject: { name = "" } }) => attemptName.exec(name)?.[1],
+      ({ involvedObject: { name = "" } }) => attemptNamePattern.exec(name)?.[1],
       into(known.events),
     ),
     ...(workload === undefined
       ? []
-      : [follow(workload, {}, attemptOfWorkload, (_name, object, jobName) => into(known.workloads)(jobName, object))]),
+      : [follow(workload, {}, attemptOfWorkload, (_name, object, attemptName) => into(known.workloads)(attemptName, object))]),
   ]);
 
   /** By the attempt they are about: a long line has a thousand Jobs, and each is looked at for each. */
   type Seen = { pods: Map<string | undefined, V1Pod[]>; warnings: Map<string | undefined, CoreV1Event[]> };
-  const observeAttempt = (jobName: string, seen: Seen): Attempt | undefined => {
-    const its = seen.pods.get(jobName) ?? [];
-    const holder = holderOf(jobName);
+  const observeAttempt = (attemptName: string, seen: Seen): Attempt | undefined => {
+    const its = seen.pods.get(attemptName) ?? [];
+    const holder = holderOf(attemptName);
     const about = holder ?? its[0];
     const run = runOf(about);
-    if (run === undefined || (holder === undefined && removed.has(jobName))) return undefined;
+    if (run === undefined || (holder === undefined && removed.has(attemptName))) return undefined;
     // A JobSet only says that a Job failed; the Job inside says why.
-    const inside = known.jobs.get(`${jobName}-node-0`)?.status?.conditions?.filter(({ reason }) => reason === "DeadlineExceeded") ?? [];
+    const inside = known.jobs.get(`${attemptName}-node-0`)?.status?.conditions?.filter(({ reason }) => reason === "DeadlineExceeded") ?? [];
     const job: Holder | undefined = holder && {
       metadata: holder.metadata,
       spec: { suspend: holder.spec?.suspend, activeDeadlineSeconds: settings.activeDeadlineSeconds },
       status: { conditions: [...inside, ...(holder.status?.conditions ?? [])] },
     };
-    const warnings = seen.warnings.get(jobName) ?? [];
+    const warnings = seen.warnings.get(attemptName) ?? [];
     return {
       ...run,
       attempt: Number(about?.metadata?.labels?.[labels.attempt]),
-      jobName,
-      ...decideAttempt({ job, pods: its, warnings, workload: known.workloads.get(jobName) }, Date.now()),
+      name: attemptName,
+      ...decideAttempt({ job, pods: its, warnings, workload: known.workloads.get(attemptName) }, Date.now()),
     };
   };
 
-  const end = async (jobName: string, propagation: "Foreground" | "Background"): Promise<void> => {
-    const holder = holderOf(jobName);
-    const at = { namespace, name: jobName };
+  const end = async (attemptName: string, propagation: "Foreground" | "Background"): Promise<void> => {
+    const holder = holderOf(attemptName);
+    const at = { namespace, name: attemptName };
     const uid = holder?.metadata?.uid;
-    if (holder !== undefined) await kube.delete(known.jobSets.has(jobName) ? jobSets : jobs, at, { propagation, uid });
+    if (holder !== undefined) await kube.delete(known.jobSets.has(attemptName) ? jobSets : jobs, at, { propagation, uid });
     else
-      for (const { metadata } of podsOf(jobName))
+      for (const { metadata } of podsOf(attemptName))
         await kube.delete(pods, { namespace, name: metadata?.name ?? "" }, { uid: metadata?.uid });
   };
 
@@ -202,10 +203,10 @@ export async function createKubeLauncher({
   };
 
   return {
-    async launch(raw) {
-      const job = trainJob.parse(raw);
-      const { jobName } = job;
-      const several = (job.spec.nodes ?? 1) > 1;
+    async launch(request) {
+      const spec = attemptSpec.parse(request);
+      const { tenant, runId, attempt, name } = spec;
+      const several = (spec.runSpec.nodes ?? 1) > 1;
       if (several && !settings.jobSet) {
         throw new PermanentError(
           "NODES_UNSUPPORTED",
@@ -222,19 +223,19 @@ export async function createKubeLauncher({
       }
       try {
         const owned = await withOwner();
-        if (several) keepNew(known.jobSets, await kube.create(jobSets, jobSetManifest(job, owned)));
-        else keepNew(known.jobs, await kube.create(jobs, jobManifest(job, owned)));
+        if (several) keepNew(known.jobSets, await kube.create(jobSets, jobSetManifest(spec, owned)));
+        else keepNew(known.jobs, await kube.create(jobs, jobManifest(spec, owned)));
         view = undefined;
-        log.info({ jobName: job.jobName, tenant: job.tenant, runId: job.runId, attempt: job.attempt }, "Job created");
+        log.info({ name, tenant, runId, attempt }, "Job created");
         return true;
       } catch (error) {
         if (!(error instanceof KubeError)) throw error;
         if (error.reason === "AlreadyExists") {
-          const there = await kube.get<KubernetesObject>(several ? jobSets : jobs, { namespace, name: jobName });
-          if (there !== undefined && there.metadata?.labels?.[labels.tenant] !== job.tenant) {
+          const there = await kube.get<KubernetesObject>(several ? jobSets : jobs, { namespace, name });
+          if (there !== undefined && there.metadata?.labels?.[labels.tenant] !== tenant) {
             throw new PermanentError(
               "RUN_ID_TAKEN",
-              `the run id ${job.runId} is in use by another tenant. Request the run again under a new ULID.`,
+              `the run id ${runId} is in use by another tenant. Request the run again under a new ULID.`,
             );
           }
           // One that is being deleted holds the name until its pod is gone.
@@ -244,7 +245,7 @@ export async function createKubeLauncher({
         if (error.status === 422 || error.status === 400) {
           throw new PermanentError(
             "JOB_INVALID",
-            `Kubernetes refuses the Job ${job.jobName}: ${error.message}. Correct the chart's train values.`,
+            `Kubernetes refuses the Job ${name}: ${error.message}. Correct the chart's train values.`,
             {
               cause: error,
             },
@@ -255,7 +256,7 @@ export async function createKubeLauncher({
           throw new RetryLaterError("JOBSET_UNAVAILABLE", 5000, message, { cause: error });
         }
         if (error.status === 403) {
-          throw new RetryLaterError("JOB_FORBIDDEN", 15_000, `Kubernetes does not allow the Job ${job.jobName}: ${error.message}`, {
+          throw new RetryLaterError("JOB_FORBIDDEN", 15_000, `Kubernetes does not allow the Job ${name}: ${error.message}`, {
             cause: error,
           });
         }
@@ -267,7 +268,7 @@ export async function createKubeLauncher({
       if (view !== undefined && performance.now() - view.at < viewMs) return view.attempts;
       const seen = {
         pods: Map.groupBy(known.pods.values(), attemptOfPod),
-        warnings: Map.groupBy(known.events.values(), ({ involvedObject: { name = "" } }) => attemptName.exec(name)?.[1]),
+        warnings: Map.groupBy(known.events.values(), ({ involvedObject: { name = "" } }) => attemptNamePattern.exec(name)?.[1]),
       };
       const holders = [...known.jobs.values(), ...known.jobSets.values()].filter(isAttempt).map(nameOf);
       // A Job that somebody deleted is an attempt for as long as its pods are there: they save a checkpoint.
@@ -282,15 +283,15 @@ export async function createKubeLauncher({
     },
 
     /** Its pod gets SIGTERM and its grace period; the Job stays, as deleted, until the pod is gone. */
-    async stop(jobName) {
-      await end(jobName, "Foreground");
+    async stop(attemptName) {
+      await end(attemptName, "Foreground");
     },
 
-    async remove(jobName) {
-      forgetGone(jobName);
-      if (podsOf(jobName).length > 0) removed.add(jobName);
+    async remove(attemptName) {
+      forgetGone(attemptName);
+      if (podsOf(attemptName).length > 0) removed.add(attemptName);
       view = undefined;
-      await end(jobName, "Background");
+      await end(attemptName, "Background");
     },
 
     watch(onChange) {
@@ -312,7 +313,7 @@ const isAttempt = ({ metadata }: KubernetesObject): boolean => metadata?.labels?
 const attemptOfPod = ({ metadata }: V1Pod): string | undefined =>
   metadata?.labels?.[jobSetLabel] ?? metadata?.labels?.["batch.kubernetes.io/job-name"] ?? metadata?.labels?.["job-name"];
 const attemptOfWorkload = ({ metadata }: Workload): string | undefined =>
-  metadata?.ownerReferences?.map(({ name }) => name).find((name) => attemptName.test(name));
+  metadata?.ownerReferences?.map(({ name }) => name).find((name) => attemptNamePattern.test(name));
 
 function runOf(object: KubernetesObject | undefined): { tenant: string; runId: string } | undefined {
   const { [labels.tenant]: tenant, [labels.run]: run } = object?.metadata?.labels ?? {};

@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { runSpec } from "@loraline/contracts";
 import { createLog, killGroup, processIdentity } from "@loraline/runtime";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { type Attempt, jobNameOf, type TrainJob } from "./launcher.ts";
+import { attemptNameOf, type AttemptRequest } from "../attempt/attempt-spec.ts";
+import type { Attempt } from "./launcher.ts";
 import { createProcessLauncher, type ProcessLauncherOptions } from "./process-launcher.ts";
 
 const runId = "01JD0000000000000000000001";
@@ -13,13 +14,13 @@ const log = createLog({ service: "test", level: "silent" });
 const soon = { timeout: 4000 };
 const hex = "0".repeat(64);
 
-const jobOf = (attempt: number, id = runId): Omit<TrainJob, "machine"> => ({
+const attemptOf = (attempt: number, id = runId): AttemptRequest => ({
   version: 1,
   tenant: "acme",
   runId: id,
   attempt,
-  jobName: jobNameOf(id, attempt),
-  spec: runSpec.parse({ base: "b", adapter: "pirate", dataset: runId }),
+  name: attemptNameOf(id, attempt),
+  runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: runId }),
   tokens: { kind: "tokens", digest: `sha256:${hex}`, size: 1 },
   resume: null,
   traceparent: null,
@@ -48,7 +49,7 @@ async function launcherOf(script: string, options: Partial<ProcessLauncherOption
   const only = async (): Promise<Attempt | undefined> => (await launcher.observe())[0];
   return { launcher, only };
 }
-const fileOf = (attempt: number, name: string, id = runId) => join(dir, jobNameOf(id, attempt), name);
+const fileOf = (attempt: number, name: string, id = runId) => join(dir, attemptNameOf(id, attempt), name);
 const pidIn = async (path: string): Promise<number> => {
   await expect.poll(() => existsSync(path) && readFileSync(path, "utf8"), soon).toMatch(/\d+\n/);
   return Number(readFileSync(path, "utf8"));
@@ -57,27 +58,27 @@ const pidIn = async (path: string): Promise<number> => {
 describe("process launcher", () => {
   it("says that it has one machine only", async () => {
     const { launcher } = await launcherOf("true");
-    const job = jobOf(1);
-    await expect(launcher.launch({ ...job, spec: { ...job.spec, nodes: 2 } })).rejects.toMatchObject({
+    const attempt = attemptOf(1);
+    await expect(launcher.launch({ ...attempt, runSpec: { ...attempt.runSpec, nodes: 2 } })).rejects.toMatchObject({
       code: "NODES_UNSUPPORTED",
       param: "nodes",
     });
   });
 
-  it("gives the courier its job and environment, and keeps its log", async () => {
-    const { launcher, only } = await launcherOf('cat "$1/job.json"; echo; pwd; echo "$MINE"; echo oops >&2', {
+  it("gives the courier its spec and environment, and keeps its log", async () => {
+    const { launcher, only } = await launcherOf('cat "$1/attempt.json"; echo; pwd; echo "$MINE"; echo oops >&2', {
       env: { PATH: process.env.PATH, MINE: "m" },
     });
-    expect(await launcher.launch(jobOf(1))).toBe(true);
-    await expect.poll(only, soon).toMatchObject({ tenant: "acme", runId, attempt: 1, jobName: jobNameOf(runId, 1), phase: "settled" });
-    const [job = "", ...rest] = readFileSync(fileOf(1, "courier.log"), "utf8").trim().split("\n");
-    expect(JSON.parse(job)).toMatchObject(jobOf(1));
-    expect(rest).toEqual([join(dir, jobNameOf(runId, 1)), "m", "oops"]);
+    expect(await launcher.launch(attemptOf(1))).toBe(true);
+    await expect.poll(only, soon).toMatchObject({ tenant: "acme", runId, attempt: 1, name: attemptNameOf(runId, 1), phase: "concluded" });
+    const [spec = "", ...rest] = readFileSync(fileOf(1, "courier.log"), "utf8").trim().split("\n");
+    expect(JSON.parse(spec)).toMatchObject(attemptOf(1));
+    expect(rest).toEqual([join(dir, attemptNameOf(runId, 1)), "m", "oops"]);
   });
 
   it.each<[string, string, object]>([
-    ["exit 0", "exit 0", { phase: "settled" }],
-    ["exit 10", "exit 10", { phase: "settled" }],
+    ["exit 0", "exit 0", { phase: "concluded" }],
+    ["exit 10", "exit 10", { phase: "concluded" }],
     [
       "75 with a reason",
       `echo '{"code":"DISK_FULL","message":"no room"}' > "$1/outcome.json"; exit 75`,
@@ -98,39 +99,39 @@ describe("process launcher", () => {
     ["a kill", "kill -9 $$", { phase: "failed", code: "COURIER_CRASHED", message: "the courier ended with SIGKILL: it wrote no log" }],
   ])("understands %s, also after a restart", async (_, script, expected) => {
     const { launcher, only } = await launcherOf(script);
-    await launcher.launch(jobOf(1));
+    await launcher.launch(attemptOf(1));
     await expect.poll(only, soon).toMatchObject(expected);
     const before = await only();
     await launcher[Symbol.asyncDispose]();
     expect(await (await launcherOf("exit 99")).only()).toEqual(before);
   });
 
-  it("runs no more jobs at once than it has slots, and says when one is free again", async () => {
+  it("runs no more attempts at once than it has slots, and says when one is free again", async () => {
     const { launcher } = await launcherOf('while [ ! -e "$1/go" ]; do sleep 0.02; done', { slots: 2 });
     const ids = ["01JD0000000000000000000001", "01JD0000000000000000000002", "01JD0000000000000000000003"] as const;
     const heard: string[] = [];
     launcher.watch((run) => heard.push(run.runId));
     // All at once: a slot is taken before anything is awaited.
-    expect(await Promise.all(ids.map((id) => launcher.launch(jobOf(1, id))))).toEqual([true, true, false]);
+    expect(await Promise.all(ids.map((id) => launcher.launch(attemptOf(1, id))))).toEqual([true, true, false]);
     expect(await launcher.slots()).toEqual({ total: 2, free: 0 });
-    expect(await launcher.launch(jobOf(1, ids[0]))).toBe(true); // the same name again changes nothing
+    expect(await launcher.launch(attemptOf(1, ids[0]))).toBe(true); // the same name again changes nothing
     expect(await launcher.observe()).toHaveLength(2);
     writeFileSync(fileOf(1, "go", ids[1]), "");
     await expect.poll(() => heard, soon).toEqual([ids[1]]);
     expect(await launcher.slots()).toEqual({ total: 2, free: 1 });
-    expect(await launcher.launch(jobOf(1, ids[2]))).toBe(true);
+    expect(await launcher.launch(attemptOf(1, ids[2]))).toBe(true);
     for (const id of [ids[0], ids[2]]) writeFileSync(fileOf(1, "go", id), "");
     await expect.poll(() => launcher.slots(), soon).toEqual({ total: 2, free: 2 });
   });
 
   it("stops with SIGTERM, and with SIGKILL what does not listen", async () => {
     const { launcher } = await launcherOf(
-      'if grep -q "attempt\\":1" "$1/job.json"; then trap "exit 75" TERM; else trap "" TERM; fi; echo $$ > "$1/ready"; while :; do sleep 0.02; done',
+      'if grep -q "attempt\\":1" "$1/attempt.json"; then trap "exit 75" TERM; else trap "" TERM; fi; echo $$ > "$1/ready"; while :; do sleep 0.02; done',
       { slots: 2, stopGraceMs: 300 },
     );
-    for (const attempt of [1, 2]) await launcher.launch(jobOf(attempt));
+    for (const attempt of [1, 2]) await launcher.launch(attemptOf(attempt));
     for (const attempt of [1, 2]) await pidIn(fileOf(attempt, "ready"));
-    for (const attempt of [1, 2]) await launcher.stop(jobNameOf(runId, attempt));
+    for (const attempt of [1, 2]) await launcher.stop(attemptNameOf(runId, attempt));
     await launcher.stop("train-unknown-1");
     await expect
       .poll(() => launcher.observe(), soon)
@@ -142,29 +143,29 @@ describe("process launcher", () => {
 
   it("removes what has ended with everything it left, and nothing that runs", async () => {
     const { launcher } = await launcherOf('while [ ! -e "$1/go" ]; do sleep 0.02; done');
-    await launcher.launch(jobOf(1));
-    await launcher.remove(jobNameOf(runId, 1));
+    await launcher.launch(attemptOf(1));
+    await launcher.remove(attemptNameOf(runId, 1));
     expect(await launcher.observe()).toHaveLength(1);
     writeFileSync(fileOf(1, "go"), "");
-    await expect.poll(() => launcher.observe(), soon).toMatchObject([{ phase: "settled" }]);
-    await launcher.remove(jobNameOf(runId, 1));
-    await launcher.remove(jobNameOf(runId, 1));
+    await expect.poll(() => launcher.observe(), soon).toMatchObject([{ phase: "concluded" }]);
+    await launcher.remove(attemptNameOf(runId, 1));
+    await launcher.remove(attemptNameOf(runId, 1));
     expect(await launcher.observe()).toEqual([]);
     expect(readdirSync(dir)).toEqual([]);
   });
 
   it("lets running attempts end orderly when it is disposed, and starts none any more", async () => {
     const { launcher } = await launcherOf('trap "sleep 0.3; exit 75" TERM; echo $$ > "$1/ready"; while :; do sleep 0.02; done');
-    await launcher.launch(jobOf(1));
+    await launcher.launch(attemptOf(1));
     await pidIn(fileOf(1, "ready"));
     await launcher[Symbol.asyncDispose]();
     expect(await launcher.observe()).toMatchObject([{ phase: "failed", code: "PREEMPTED" }]);
-    expect(await launcher.launch(jobOf(2))).toBe(false);
+    expect(await launcher.launch(attemptOf(2))).toBe(false);
   });
 
   it("says what is wrong when the courier cannot be started, and leaves nothing", async () => {
     const { launcher } = await launcherOf("", { courierCommand: ["/no/such/node"] });
-    await expect(launcher.launch(jobOf(1))).rejects.toThrow(/cannot start \/no\/such\/node/);
+    await expect(launcher.launch(attemptOf(1))).rejects.toThrow(/cannot start \/no\/such\/node/);
     expect(await launcher.observe()).toEqual([]);
     expect(readdirSync(dir)).toEqual([]);
   });
@@ -183,7 +184,7 @@ describe("after a kill -9 of the launcher's process", () => {
       `import { createProcessLauncher } from ${module};
        import { createLog } from ${runtime};
        const launcher = await createProcessLauncher({ ...${options}, log: createLog({ service: "test", level: "silent" }) });
-       await launcher.launch(${JSON.stringify(jobOf(1))});
+       await launcher.launch(${JSON.stringify(attemptOf(1))});
        setInterval(() => {}, 1000);`,
     );
     // Not "inherit": a process that a failed test left behind would hold the output open, and vitest would wait for it for ever.
@@ -212,9 +213,9 @@ describe("after a kill -9 of the launcher's process", () => {
       [2, innocent, false],
     ] as const) {
       const { launcher } = await launcherOf("exit 1");
-      await launcher.launch(jobOf(attempt));
+      await launcher.launch(attemptOf(attempt));
       await launcher[Symbol.asyncDispose]();
-      const folder = join(dir, jobNameOf(runId, attempt));
+      const folder = join(dir, attemptNameOf(runId, attempt));
       const identity = recorded ? processIdentity(one.pid as number) : "another boot/1";
       writeFileSync(join(folder, "process.json"), JSON.stringify({ pid: one.pid, identity }));
       if (attempt === 1)
@@ -229,12 +230,12 @@ describe("after a kill -9 of the launcher's process", () => {
 
   it("a folder without a job is litter, and one with a job that never started is a lost attempt", async () => {
     const { launcher } = await launcherOf("exit 1");
-    await launcher.launch(jobOf(1));
+    await launcher.launch(attemptOf(1));
     await launcher[Symbol.asyncDispose]();
     for (const name of ["exit.json", "process.json"]) rmSync(fileOf(1, name));
     mkdirSync(join(dir, "train-half-removed-1/work"), { recursive: true });
     const { only } = await launcherOf("exit 1");
     expect(await only()).toMatchObject({ code: "ATTEMPT_LOST" });
-    expect(readdirSync(dir)).toEqual([jobNameOf(runId, 1)]);
+    expect(readdirSync(dir)).toEqual([attemptNameOf(runId, 1)]);
   });
 });

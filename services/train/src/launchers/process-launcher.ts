@@ -1,4 +1,4 @@
-/** Attempts as child processes of this one, each in `<dir>/<jobName>/`; see `job-files.ts` for what is in there. */
+/** Attempts as child processes of this one, each in `<dir>/<name>/`; see `attempt-files.ts` for what is in there. */
 import { mkdir, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import {
@@ -12,20 +12,22 @@ import {
   RetryLaterError,
   spawnGuarded,
 } from "@loraline/runtime";
-import { type ExitRecord, exitRecord, outcomeRecord, processRecord, readJson, tailOf, writeJson } from "../courier/job-files.ts";
-import { type Attempt, type AttemptPhase, courierExit, type Launcher, trainJob } from "./launcher.ts";
+import { type ExitRecord, exitRecord, outcomeRecord, processRecord, readJson, tailOf, writeJson } from "../attempt/attempt-files.ts";
+import { attemptSpec } from "../attempt/attempt-spec.ts";
+import { courierExit } from "../attempt/courier-exit.ts";
+import type { Attempt, AttemptPhase, Launcher } from "./launcher.ts";
 
 export interface ProcessLauncherOptions {
   /** Folder of all attempts; created. Belongs to this launcher alone. */
   dir: string;
-  /** Jobs at once: the number of devices. Default 1. */
+  /** Attempts at once: the number of devices. Default 1. */
   slots?: number;
   /** Program and arguments; the attempt's folder is put behind them. See `courierCommand`. */
   courierCommand: readonly [string, ...string[]];
   /** The courier's whole environment: see `courier-main.ts`. */
   env: Record<string, string | undefined>;
   log: Log;
-  /** How long a courier may take after SIGTERM before SIGKILL; it saves a checkpoint in this time. Default 30 s. */
+  /** How long a courier may take from SIGTERM to SIGKILL; it saves a checkpoint in this time. Default 30 s. */
   stopGraceMs?: number;
 }
 
@@ -36,16 +38,16 @@ export const courierCommand = (node: string): [string, ...string[]] =>
     : [node, join(import.meta.dirname, "../courier-main.js")];
 
 interface Known {
-  job: { tenant: string; runId: string; attempt: number; jobName: string };
+  who: { tenant: string; runId: string; attempt: number; name: string };
   state: AttemptPhase;
   child?: GuardedChild;
   /** Resolves when `state` says how the child ended. */
-  settled?: Promise<void>;
+  ended?: Promise<void>;
   stopping?: NodeJS.Timeout;
 }
 
 /**
- * Opens the folder: attempts that an earlier process left are ended if they still run, for nobody listens to them any more,
+ * Opens the folder: attempts that an earlier process left are ended if they still run, because nothing watches them any more,
  * and are then known as failed with ATTEMPT_LOST. Disposing lets running attempts save a checkpoint, then ends them.
  */
 export async function createProcessLauncher(options: ProcessLauncherOptions): Promise<Launcher & AsyncDisposable> {
@@ -66,20 +68,20 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
   }
 
   const running = (): Known[] => [...known.values()].filter(({ state }) => state.phase === "running");
-  const changed = ({ job: { tenant, runId } }: Known): void => {
+  const changed = ({ who: { tenant, runId } }: Known): void => {
     for (const listener of listeners) listener({ tenant, runId });
   };
 
-  const settle = async (attempt: Known, exit: Exit): Promise<void> => {
+  const keepEnd = async (attempt: Known, exit: Exit): Promise<void> => {
     clearTimeout(attempt.stopping);
-    const folder = join(dir, attempt.job.jobName);
+    const folder = join(dir, attempt.who.name);
     const state = await stateAfter(folder, exit, attempt.stopping !== undefined);
     if (state.phase === "failed") {
       const tail = await tailOf(join(folder, "courier.log"));
-      log.warn({ ...attempt.job, exit, code: state.code, reason: state.message, tail }, "attempt ended without a result");
+      log.warn({ ...attempt.who, exit, code: state.code, reason: state.message, tail }, "attempt ended without a result");
     }
-    // Unwritten (a full disk) it is ATTEMPT_LOST after a restart, which leads to the same next step.
-    await writeJson(join(folder, "exit.json"), state).catch((error: unknown) => log.error({ err: error, ...attempt.job }, "exit not kept"));
+    // If it cannot be written (a full disk), the attempt is ATTEMPT_LOST after a restart, which leads to the same next step.
+    await writeJson(join(folder, "exit.json"), state).catch((error: unknown) => log.error({ err: error, ...attempt.who }, "exit not kept"));
     attempt.state = state;
     changed(attempt);
   };
@@ -91,19 +93,19 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
   };
 
   return {
-    async launch(raw) {
-      const job = trainJob.parse(raw);
-      if ((job.spec.nodes ?? 1) > 1) {
+    async launch(request) {
+      const spec = attemptSpec.parse(request);
+      if ((spec.runSpec.nodes ?? 1) > 1) {
         throw new PermanentError(
           "NODES_UNSUPPORTED",
-          "nodes: several machines need Kubernetes with JobSet; this line trains on its own machine.",
+          "nodes: several machines need Kubernetes with JobSet; this installation trains on its own machine.",
           {
             param: "nodes",
           },
         );
       }
-      const { tenant, runId, attempt, jobName } = job;
-      const same = known.get(jobName)?.job;
+      const { tenant, runId, attempt, name } = spec;
+      const same = known.get(name)?.who;
       if (same !== undefined && same.tenant !== tenant) {
         throw new PermanentError(
           "RUN_ID_TAKEN",
@@ -112,51 +114,51 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
       }
       if (same !== undefined) return true;
       if (closing || running().length >= slots) return false;
-      const entry: Known = { job: { tenant, runId, attempt, jobName }, state: { phase: "running" } };
-      known.set(jobName, entry); // takes the slot before anything is awaited
-      const folder = join(dir, jobName);
+      const entry: Known = { who: { tenant, runId, attempt, name }, state: { phase: "running" } };
+      known.set(name, entry); // takes the slot before anything is awaited
+      const folder = join(dir, name);
       try {
         await mkdir(folder, { recursive: true });
-        await writeJson(join(folder, "job.json"), job);
+        await writeJson(join(folder, "attempt.json"), spec);
         if (closing) throw new RetryLaterError("SHUTTING_DOWN", 1000, "the launcher is shutting down");
         const logFile = join(folder, "courier.log");
         const child = spawnGuarded(command[0], [...command.slice(1), folder], { cwd: folder, env, stdout: logFile, stderr: logFile });
         entry.child = child;
-        entry.settled = child.exited.then((exit) => settle(entry, exit));
+        entry.ended = child.exited.then((exit) => keepEnd(entry, exit));
         await writeJson(join(folder, "process.json"), { pid: child.pid, identity: processIdentity(child.pid) ?? "gone" });
-        log.info({ tenant, runId, attempt, jobName, pid: child.pid, resumeStep: job.resume?.step }, "attempt started");
+        log.info({ tenant, runId, attempt, name, pid: child.pid, resumeStep: spec.resume?.step }, "attempt started");
         return true;
       } catch (error) {
         if (entry.child === undefined) {
-          known.delete(jobName);
+          known.delete(name);
           await rm(folder, { recursive: true, force: true });
         } else {
-          entry.child.kill("SIGKILL"); // its pid is not on disk: it must not become an orphan that nobody finds
+          entry.child.kill("SIGKILL"); // its pid is not on disk, so that nothing could find and end it later
         }
-        throw explainSystemError(error, `starting ${jobName} in ${folder}`);
+        throw explainSystemError(error, `starting ${name} in ${folder}`);
       }
     },
 
     async observe() {
-      return [...known.values()].map(({ job, state }): Attempt => ({ ...job, ...state }));
+      return [...known.values()].map(({ who, state }): Attempt => ({ ...who, ...state }));
     },
 
     async slots() {
       return { total: slots, free: closing ? 0 : Math.max(0, slots - running().length) };
     },
 
-    async stop(jobName) {
-      const attempt = known.get(jobName);
+    async stop(name) {
+      const attempt = known.get(name);
       if (attempt?.state.phase === "running") stop(attempt);
     },
 
-    async remove(jobName) {
-      const attempt = known.get(jobName);
+    async remove(name) {
+      const attempt = known.get(name);
       if (attempt === undefined || attempt.state.phase === "running") return;
-      const folder = join(dir, jobName);
-      await rm(join(folder, "job.json"), { force: true }); // first: without it the rest is litter, cleared at the next start
+      const folder = join(dir, name);
+      await rm(join(folder, "attempt.json"), { force: true }); // first: without it the rest is litter, cleared at the next start
       await rm(folder, { recursive: true, force: true });
-      known.delete(jobName);
+      known.delete(name);
     },
 
     watch(onChange) {
@@ -169,24 +171,24 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
       listeners.clear();
       const attempts = running();
       attempts.forEach(stop);
-      await Promise.all(attempts.map(async ({ settled }) => settled));
+      await Promise.all(attempts.map(async ({ ended }) => ended));
     },
   };
 }
 
 /** What an earlier process left in one folder; undefined: nothing that counts as an attempt. */
 async function adopt(folder: string, log: Log): Promise<Known | undefined> {
-  const job = await readJson(join(folder, "job.json"), trainJob);
-  if (job === undefined) return undefined;
-  const { tenant, runId, attempt, jobName } = job;
-  const entry = { job: { tenant, runId, attempt, jobName } };
+  const spec = await readJson(join(folder, "attempt.json"), attemptSpec);
+  if (spec === undefined) return undefined;
+  const { tenant, runId, attempt, name } = spec;
+  const entry = { who: { tenant, runId, attempt, name } };
   const exit = await readJson(join(folder, "exit.json"), exitRecord);
   if (exit !== undefined) return { ...entry, state: exit };
   // The courier first: it would take the trainer's end for a failure of the run.
   for (const file of ["process.json", "trainer.json"]) {
     const record = await readJson(join(folder, file), processRecord);
     if (record === undefined || processIdentity(record.pid) !== record.identity) continue;
-    log.warn({ ...entry.job, pid: record.pid, file }, "ending a process that outlived its parent");
+    log.warn({ ...entry.who, pid: record.pid, file }, "ending a process that outlived its parent");
     killGroup(record.pid);
     while (processIdentity(record.pid) === record.identity) await new Promise((resolve) => setTimeout(resolve, 10));
   }
@@ -195,10 +197,10 @@ async function adopt(folder: string, log: Log): Promise<Known | undefined> {
 }
 
 async function stateAfter(folder: string, { code, signal }: Exit, stopped: boolean): Promise<ExitRecord> {
-  if (code === courierExit.trained || code === courierExit.failed) return { phase: "settled" };
-  const said = code === courierExit.retry ? await readJson(join(folder, "outcome.json"), outcomeRecord) : undefined;
+  if (code === courierExit.trained || code === courierExit.failed) return { phase: "concluded" };
+  const outcome = code === courierExit.retry ? await readJson(join(folder, "outcome.json"), outcomeRecord) : undefined;
   const why =
-    said ??
+    outcome ??
     (code === courierExit.retry || (stopped && signal !== null)
       ? { code: "PREEMPTED", message: "the attempt was asked to stop" }
       : {

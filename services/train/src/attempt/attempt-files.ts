@@ -1,7 +1,7 @@
 /**
  * The files of an attempt, in a folder of its own:
  *
- *   job.json       what to do; written before the start, so an attempt exists from here on
+ *   attempt.json       what to do; written before the start, so an attempt exists from here on
  *   process.json   pid and identity of the courier
  *   trainer.json   the same of the trainer, written by the courier
  *   outcome.json   written by the courier when the attempt should be tried again
@@ -16,7 +16,7 @@ import { z } from "zod";
 export const processRecord = z.object({ pid: z.int(), identity: z.string() });
 export const outcomeRecord = z.object({ code: z.string(), message: z.string() });
 export const exitRecord = z.discriminatedUnion("phase", [
-  z.object({ phase: z.literal("settled") }),
+  z.object({ phase: z.literal("concluded") }),
   z.object({ phase: z.literal("failed"), code: z.string(), message: z.string(), endedAt: z.number() }),
 ]);
 export type ExitRecord = z.infer<typeof exitRecord>;

@@ -1,0 +1,60 @@
+/** The trained adapter on its way to the object store: files, manifest, evidence, event. Each exists only when all before it do. */
+import { join } from "node:path";
+import { type FileRef, runTrained, type TokenManifest } from "@loraline/contracts";
+import { putJson } from "@loraline/objects";
+import { keepTrying, type KeepTryingOptions } from "@loraline/runtime";
+import { adapterManifestFor, evidenceFor } from "./adapter-manifest.ts";
+import { type AttemptContext, isCancelRequested, waitTeller } from "./attempt-context.ts";
+import type { End } from "./decide-end.ts";
+
+const patienceMs = 30 * 60_000;
+
+/**
+ * What was trained exists nowhere else. A store that is away or full is therefore waited for as long as the attempt may live, also when
+ * the attempt is asked to stop; it is given up only when the run was cancelled.
+ */
+export async function storeAdapter(
+  attempt: AttemptContext,
+  tokens: TokenManifest,
+  result: Extract<End, { kind: "trained" }>["result"],
+  lastStepAt: string,
+): Promise<void> {
+  const { spec, objects, work, stop, outbox, telemetry, log } = attempt;
+  const { adapter: trained } = result;
+  const patience: KeepTryingOptions = {
+    log,
+    patienceMs,
+    onWait: waitTeller(attempt, "store"),
+    async givenUp() {
+      const cancelled = stop.aborted && (await isCancelRequested(attempt).catch(() => false));
+      return cancelled ? { code: "PREEMPTED", message: "the run was cancelled" } : undefined;
+    },
+  };
+  const stored = await telemetry.span("store adapter", {}, async () => {
+    const files = await Promise.all(
+      trained.files.map(async ({ path, sha256 }): Promise<FileRef> => {
+        const source = { file: join(work, "adapter", path) };
+        const put = () => objects.put(spec.tenant, "adapter-file", source, { digest: `sha256:${sha256}` });
+        return { path, blob: await keepTrying(`store ${path}`, put, patience) };
+      }),
+    );
+    const manifest = adapterManifestFor(tokens, trained, files);
+    const adapter = await keepTrying("store adapter manifest", () => putJson(objects, spec.tenant, "adapter", manifest), patience);
+    const proof = evidenceFor({ runId: spec.runId, adapter: adapter.digest, tokensRef: spec.tokens, tokens, result });
+    return { adapter, evidence: await keepTrying("store evidence", () => putJson(objects, spec.tenant, "evidence", proof), patience) };
+  });
+  await outbox.send(runTrained, {
+    attempt: spec.attempt,
+    ...stored,
+    rank: trained.rank,
+    targetModules: trained.target_modules,
+    parameters: trained.parameters,
+    steps: result.steps,
+    trainLoss: result.train_loss,
+    trainedTokens: result.tokens_seen,
+    tokensPerSecond: result.train_tokens_per_second,
+    evaluation: result.evaluation,
+    lastStepAt,
+  });
+  log.info({ adapter: stored.adapter.digest }, "trained");
+}
