@@ -4,14 +4,19 @@ import { once } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type AdapterState, type ReplicaState, type RunState, terminalPhases } from "@loraline/contracts";
-import { connectLine, type LineClient } from "@loraline/cli";
+import { type ApiClient, createApiClient } from "@loraline/client";
+import OpenAI from "openai";
 import { type Address, program, root } from "./line-process.ts";
 
 export * from "./line-process.ts";
 
 export const base = "smollm2-135m-instruct";
 
-export const clientOf = ({ url, apiKey }: Pick<Address, "url" | "apiKey">): LineClient => connectLine({ url, apiKey });
+/** Our own client, and OpenAI's for the same server. */
+export type LineClient = ApiClient & { openai: OpenAI };
+
+export const clientOf = ({ url, apiKey }: Pick<Address, "url" | "apiKey">): LineClient =>
+  Object.assign(createApiClient({ url, apiKey }), { openai: new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 2 }) });
 
 /** Runs the CLI against a line; nothing is thrown for an exit code. */
 export async function loraline(at: Pick<Address, "url" | "apiKey"> | undefined, args: readonly string[], input?: string) {
@@ -53,7 +58,7 @@ export async function eventually<T>(what: string, timeoutMs: number, get: () => 
 
 export const runOver = (line: LineClient, runId: string): Promise<RunState> =>
   eventually(`run ${runId} is over`, 400_000, async () => {
-    const run = await line.run(runId);
+    const run = await line.getRun({ run_id: runId });
     return terminalPhases.has(run.phase) ? run : undefined;
   });
 

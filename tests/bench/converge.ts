@@ -272,7 +272,7 @@ async function realEngine(): Promise<Row[]> {
   const fromDeath: number[] = [];
   const fromAnswer: number[] = [];
   for (let n = 0; n < 3; n++) {
-    const before = (await client.adapter("converge")).replicas[0]?.incarnation;
+    const before = (await client.getAdapter({ adapter: "converge" })).replicas[0]?.incarnation;
     const { pid } = JSON.parse(await readFile(join(state, "children/engine.json"), "utf8")) as { pid: number };
     const killedAt = performance.now();
     process.kill(pid, "SIGKILL");
@@ -293,7 +293,7 @@ async function realEngine(): Promise<Row[]> {
         ))
       )
         answeredAt = performance.now();
-      const [replica] = (await client.adapter("converge")).replicas;
+      const [replica] = (await client.getAdapter({ adapter: "converge" })).replicas;
       const proven = replica?.ready === true && replica.incarnation !== before && replica.adapters.some(({ state: is }) => is === "proven");
       return proven ? true : undefined;
     });

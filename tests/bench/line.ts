@@ -31,7 +31,7 @@ export async function benchLine(): Promise<Row[]> {
     if (run.served === null || run.finishedAt === null) throw new Error(`the run ended as ${run.phase}: ${run.error?.message}`);
     // Spans are written a moment after they end.
     await new Promise((resolve) => setTimeout(resolve, 1000));
-    const { spans } = await client.trace(run.runId);
+    const { spans } = await client.getTrace({ run_id: run.runId });
     const worked = spans
       .filter(({ service, name }) => service === "trainer" && work.has(name))
       .reduce((sum, span) => sum + span.durationMs, 0);

@@ -64,7 +64,7 @@ describe("loraline", () => {
     expect(await loraline(address, ["promote", "typed", "2"])).toMatchObject({ code: 0 });
     expect(await loraline(address, ["rollback", "typed"])).toMatchObject({ code: 0, out: expect.stringMatching(/ 1 \*/) });
     expect(await loraline(address, ["promote", "typed", "9"])).toMatchObject({ code: 1, err: expect.stringMatching(/no version 9/) });
-    expect((await line.adapter("typed")).adapter.alias).toBe(1);
+    expect((await line.getAdapter({ adapter: "typed" })).adapter.alias).toBe(1);
   });
 
   it("a canary gets its share, and takes the alias or gives it back; the history tells who did what", async () => {
@@ -83,7 +83,7 @@ describe("loraline", () => {
     expect(new Set(seen.values())).toEqual(new Set(["local/typed@1", "local/typed@2"]));
     await eventually("the canary has the alias", 60_000, async () => {
       await Promise.all(users.map(ask));
-      return (await line.adapter("typed")).adapter.alias === 2 ? true : undefined;
+      return (await line.getAdapter({ adapter: "typed" })).adapter.alias === 2 ? true : undefined;
     });
     expect(await loraline(address, ["promote", "typed@1", ...settings.slice(0, 3), "--interval", "600"])).toMatchObject({ code: 0 });
     expect(await loraline(address, ["rollback", "typed"])).toMatchObject({ code: 0, out: expect.stringMatching(/ 2 \*/) });

@@ -26,7 +26,7 @@ describe("loraline adapters add", () => {
     expect(out).toMatch(/proof +\d+ prompts.*scale (?:1\.0|0\.9)/);
     expect(out).toContain("local/some-pirate@1");
     expect(out).toContain("nothing was judged: an adapter that was trained elsewhere");
-    const view = await line.adapter("some-pirate");
+    const view = await line.getAdapter({ adapter: "some-pirate" });
     expect(view.adapter.alias).toBe(1);
     expect(provenOn(view, 1)).toHaveLength(1);
 
@@ -40,12 +40,12 @@ describe("loraline adapters add", () => {
   });
 
   it("takes a version of its own by its digest, as another adapter", async () => {
-    const { adapter } = await line.adapter("some-pirate");
+    const { adapter } = await line.getAdapter({ adapter: "some-pirate" });
     const digest = adapter.versions[0]?.digest ?? "";
     const { code, err } = await loraline(address, ["adapters", "add", digest, "--name", "parrot", "--promote", "manual"]);
     expect({ code, err }).toMatchObject({ code: 0 });
     // Adopting what is canonical already changes no byte of it.
-    expect((await line.adapter("parrot")).adapter).toMatchObject({ alias: null, versions: [{ digest }] });
+    expect((await line.getAdapter({ adapter: "parrot" })).adapter).toMatchObject({ alias: null, versions: [{ digest }] });
   });
 
   it("says at once what can never be served", async () => {

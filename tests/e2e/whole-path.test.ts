@@ -34,7 +34,7 @@ describe("the whole path", () => {
     expect(done).toMatchObject({ status: "succeeded", fine_tuned_model: `ft:${base}:local:whole-path:1`, error: null });
     expect(done.trained_tokens).toBeGreaterThan(0);
 
-    const view = await line.adapter("whole-path");
+    const view = await line.getAdapter({ adapter: "whole-path" });
     expect(view.adapter.alias).toBe(1);
     const [replica] = provenOn(view, 1);
     const proof = replica?.adapters.find(({ version }) => version === 1)?.proof;
@@ -77,7 +77,7 @@ describe("the whole path", () => {
   });
 
   it("is one trace, from the upload to the first chat", async () => {
-    const { traceId, spans } = await line.trace(runId);
+    const { traceId, spans } = await line.getTrace({ run_id: runId });
     expect(new Set(spans.map((span) => span.traceId))).toEqual(new Set([traceId]));
     const services = new Set(spans.map(({ service }) => service));
     for (const service of ["gateway", "ingest", "tokenize", "train", "courier", "trainer", "serve", "agent"])
@@ -94,13 +94,13 @@ describe("the whole path", () => {
     const { run } = await train(fileId);
     expect(run.phase).toBe("served");
     expect(run.served?.version).toBe(2);
-    const [first, second] = await Promise.all([line.trace(runId), line.trace(run.runId)]);
+    const [first, second] = await Promise.all([line.getTrace({ run_id: runId }), line.getTrace({ run_id: run.runId })]);
     expect(second.traceId).not.toBe(first.traceId);
     const links = second.spans.flatMap((span) => span.links.map((link) => link.traceId));
     expect(links).toContain(first.traceId);
     expect(run.tokens?.cacheHit, "the same tokens are not made twice").toBe(true);
 
-    const view = await line.adapter("whole-path");
+    const view = await line.getAdapter({ adapter: "whole-path" });
     expect(view.adapter.alias).toBe(2);
     expect(provenOn(view, 1), "the version before stays").toHaveLength(1);
   });

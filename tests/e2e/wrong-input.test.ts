@@ -75,7 +75,7 @@ describe("a job", () => {
     ["a misspelt setting", { loraline: { training: { learning_rte: 1 } } }, "loraline.training.learning_rte", /no such field/],
   ])("with %s is refused before anything is spent", async (_, change, param, reason) => {
     const id = await upload("good.jsonl", jsonLines(await sampleRows(12)));
-    const before = (await line.runs()).length;
+    const before = (await line.listRuns()).data.length;
     const body = { model: base, training_file: id, ...change };
     const refused = await openai.fineTuning.jobs.create(body).then(
       () => undefined,
@@ -84,7 +84,7 @@ describe("a job", () => {
     expect(refused).toBeInstanceOf(BadRequestError);
     expect(refused).toMatchObject({ status: 400, param });
     expect(refused?.message).toMatch(reason);
-    expect(await line.runs(), "no run was made").toHaveLength(before);
+    expect((await line.listRuns()).data, "no run was made").toHaveLength(before);
   });
 
   it("the same on the CLI: exit code 1 and one line", async () => {

@@ -80,6 +80,8 @@ it.skipIf(!isRoot)("is said, and survived", async () => {
     const { code, out } = await loraline(line, run);
     return code === 0 ? out.trim() : undefined;
   });
-  await eventually("the run goes on", 60_000, async () => ((await clientOf(line).run(runId)).phase === "running" ? true : undefined));
+  await eventually("the run goes on", 60_000, async () =>
+    (await clientOf(line).getRun({ run_id: runId })).phase === "running" ? true : undefined,
+  );
   await rm(dataset);
 });

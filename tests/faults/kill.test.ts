@@ -59,7 +59,7 @@ async function startRun(): Promise<{ runId: string; adapter: string }> {
 
 const reaches = (runId: string, what: string, holds: (run: RunState) => boolean): Promise<RunState> =>
   eventually(`run ${runId}: ${what}`, 240_000, async () => {
-    const run = await client().run(runId);
+    const run = await client().getRun({ run_id: runId });
     if (run.error !== null) throw new Error(run.error.message);
     return holds(run) ? run : undefined;
   });
@@ -76,11 +76,11 @@ async function expectServedOnce({ runId, adapter }: { runId: string; adapter: st
   expect(run.error).toBeNull();
   expect(run.phase).toBe("served");
   expect(await eventsOf(runId)).toMatchObject({ "trained.v1": 1, "served.v1": 1, "requested.v1": 1 });
-  const view = await client().adapter(adapter);
+  const view = await client().getAdapter({ adapter });
   expect(view.adapter.versions.map(({ version, status }) => [version, status])).toEqual([[1, "desired"]]);
   expect(view.adapter.alias).toBe(1);
   await expectAnswer(adapter);
-  expect(provenOn(await client().adapter(adapter), 1)).toHaveLength(1);
+  expect(provenOn(await client().getAdapter({ adapter }), 1)).toHaveLength(1);
   return run;
 }
 
@@ -115,7 +115,8 @@ async function eventsOf(runId: string): Promise<Record<string, number>> {
 const childPid = async (name: "nats" | "engine"): Promise<number> =>
   (JSON.parse(await readFile(join(stateDir, "children", `${name}.json`), "utf8")) as { pid: number }).pid;
 
-const incarnationOf = async (adapter: string): Promise<string | undefined> => provenOn(await client().adapter(adapter), 1)[0]?.incarnation;
+const incarnationOf = async (adapter: string): Promise<string | undefined> =>
+  provenOn(await client().getAdapter({ adapter }), 1)[0]?.incarnation;
 
 it("the line, before the dataset is read", async () => {
   const run = await startRun();

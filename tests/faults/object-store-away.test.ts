@@ -107,7 +107,7 @@ it("delays what is under way, says so where users and operators look, and judges
   const file = await line.openai.files.create({ file: rows, purpose: "fine-tune" });
   const job = await line.openai.fineTuning.jobs.create({ model: base, training_file: file.id, suffix: "patient" });
   const runId = job.id.replace("ftjob-", "");
-  const run = (): Promise<RunState> => line.run(runId);
+  const run = (): Promise<RunState> => line.getRun({ run_id: runId });
   await proxy.cut("refused");
   const cutAt = performance.now();
   const first = await start("ingest");
@@ -143,5 +143,5 @@ it("delays what is under way, says so where users and operators look, and judges
     return now.phase === "trained" ? now : undefined;
   });
   expect(trained).toMatchObject({ attempt: 1, lostAttempts: 0, queue: null, trained: { steps: 40 } });
-  expect(await line.letters()).toEqual([]);
+  expect((await line.listFailedMessages()).data).toEqual([]);
 });

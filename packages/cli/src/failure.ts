@@ -1,10 +1,10 @@
 /** What went wrong, in one or two lines, and the exit code that says which kind it was. */
-import { APIConnectionError, APIError } from "openai";
+import { ApiError } from "@loraline/client";
 
 /** For scripts; listed in `loraline --help`. */
 export const exitCodes = {
   ok: 0,
-  /** The run failed, was rejected or cancelled; or the line refused what was asked. */
+  /** The run failed, was rejected or cancelled; or the server refused what was asked. */
   failed: 1,
   usage: 2,
   unreachable: 3,
@@ -15,8 +15,9 @@ export const exitCodes = {
 export class Failure extends Error {
   override readonly name = "Failure";
   readonly exitCode: number;
-  /** The stable word for it, and the field that is wrong. */
+  /** Stable. */
   readonly code: string;
+  /** The field, option or file that is wrong. */
   readonly param: string | null;
   constructor(exitCode: number, code: string, message: string, options: ErrorOptions & { param?: string | null | undefined } = {}) {
     super(message, options);
@@ -26,10 +27,11 @@ export class Failure extends Error {
   }
 }
 
-export const exitCodeOfStatus = (status: number): number => {
+/** @param status - null: nothing was answered. */
+const exitCodeOfStatus = (status: number | null): number => {
   if (status === 404) return exitCodes.notFound;
   if (status === 401 || status === 403) return exitCodes.unauthorized;
-  return [502, 503, 504].includes(status) ? exitCodes.unreachable : exitCodes.failed;
+  return status === null || [502, 503, 504].includes(status) ? exitCodes.unreachable : exitCodes.failed;
 };
 
 interface Worded {
@@ -39,16 +41,12 @@ interface Worded {
   param: string | null;
 }
 
-/** Any error in the words for the terminal. Errors of our packages carry `code` and `param`; the rest is a bug or the system's. */
+/** Any error in the words for the terminal. Errors of our packages carry `code` and `param`; all others are the system's, or bugs. */
 export function failureOf(error: unknown): Worded {
   if (error instanceof Failure) return error;
-  if (error instanceof APIConnectionError) {
-    return { exitCode: exitCodes.unreachable, code: "UNREACHABLE", message: `the line does not answer: ${causeOf(error)}`, param: null };
-  }
-  if (error instanceof APIError) {
-    const { status, code, param } = error as { status?: number; code?: string | null; param?: string | null };
-    const said = (error as { error?: { message?: string } }).error?.message ?? error.message;
-    return { exitCode: exitCodeOfStatus(status ?? 500), code: code ?? "HTTP_ERROR", message: said, param: param ?? null };
+  if (error instanceof ApiError) {
+    const { status, code, message, param } = error;
+    return { exitCode: exitCodeOfStatus(status), code, message, param };
   }
   if (error instanceof Error) {
     const { code, param, syscall, path } = error as { code?: unknown; param?: unknown } & NodeJS.ErrnoException;
@@ -68,12 +66,4 @@ export function failureOf(error: unknown): Worded {
     };
   }
   return { exitCode: exitCodes.failed, code: "INTERNAL", message: String(error), param: null };
-}
-
-/** The innermost reason: `fetch failed` says nothing, ECONNREFUSED does. */
-export function causeOf(error: unknown): string {
-  let inner: unknown = error;
-  while (inner instanceof Error && inner.cause !== undefined) inner = inner.cause;
-  const { code, message } = inner as { code?: string; message?: string };
-  return message === undefined || message === "" ? (code ?? String(inner)) : message;
 }

@@ -1,3 +1,2 @@
-export { connectLine, findAddress, type LineClient } from "./connect-line.ts";
-export { type DemoSummary } from "./line/demo.ts";
+export { type DemoSummary } from "./server/demo.ts";
 export { exitCodes } from "./failure.ts";

@@ -2,9 +2,9 @@ import { mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PassThrough } from "node:stream";
+import type { ApiClient } from "@loraline/client";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { addAdapterCommand, type AddAdapterFlags } from "./add-adapter.ts";
-import type { LineClient } from "../connect-line.ts";
+import { addAdapter, type AddAdapterFlags } from "./add-adapter.ts";
 
 let dir = "";
 beforeAll(async () => {
@@ -20,21 +20,20 @@ async function folder(name: string, files: Record<string, string>): Promise<stri
 }
 const whole = { "adapter_config.json": "{}", "adapter_model.safetensors": "weights", "README.md": "#" };
 
-/** What is sent to the line, or the code of the failure. */
+/** What is sent to the server, or the code of the failure. */
 async function sent(source: string, flags: Partial<AddAdapterFlags> = {}, bases = ["small"]): Promise<unknown> {
   let said: unknown;
-  const line = {
-    call: async (_schema: unknown, _method: string, path: string, body: unknown) => {
-      expect(path).toBe("adapters");
+  const api = {
+    addAdapter: async ({ body }: { body: unknown }) => {
       said = body;
       return { runId: "01ARZ3NDEKTSV4RRFFQ69G5FAV" };
     },
-    engines: async () => bases.map((base) => ({ base })),
-  } as unknown as LineClient;
+    listEngines: async () => ({ data: bases.map((base) => ({ base })) }),
+  } as unknown as ApiClient;
   const stream = new PassThrough().resume();
   const terminal = { out: stream, err: stream, in: stream, columns: 80, signal: new AbortController().signal };
   try {
-    expect(await addAdapterCommand(line, source, { anyBase: false, follow: false, json: false, ...flags }, terminal)).toBe(0);
+    expect(await addAdapter(api, source, { anyBase: false, follow: false, json: false, ...flags }, terminal)).toBe(0);
   } catch (error) {
     return (error as { code: string }).code;
   }

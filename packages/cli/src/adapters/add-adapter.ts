@@ -2,12 +2,12 @@
 import { openAsBlob } from "node:fs";
 import { lstat, readdir, realpath, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve, sep } from "node:path";
-import { type addAdapterBody, type addAdapterSettings, runState } from "@loraline/contracts";
+import type { ApiClient } from "@loraline/client";
+import type { addAdapterBody, addAdapterSettings } from "@loraline/contracts";
 import { adapterFiles } from "@loraline/models";
 import type { z } from "zod";
-import type { LineClient } from "../connect-line.ts";
 import { exitCodes, Failure } from "../failure.ts";
-import { followCommand } from "../runs/start-run.ts";
+import { follow } from "../runs/start-run.ts";
 import { type Terminal, writeJson, writeLine } from "../terminal.ts";
 
 type Settings = z.input<typeof addAdapterSettings>;
@@ -26,37 +26,38 @@ export interface AddAdapterFlags {
 
 const usage = (code: string, message: string, param: string): Failure => new Failure(exitCodes.usage, code, message, { param });
 
-export async function addAdapterCommand(line: LineClient, source: string, flags: AddAdapterFlags, terminal: Terminal): Promise<number> {
+/** @returns the exit code. */
+export async function addAdapter(api: ApiClient, source: string, flags: AddAdapterFlags, terminal: Terminal): Promise<number> {
   const isFolder = await stat(source).then(
     (info) => info.isDirectory(),
     () => false,
   );
   const found = isFolder ? await filesOf(source) : whereOf(source, flags.folder);
   const settings: Settings = {
-    base: flags.base ?? (await onlyBase(line)),
+    base: flags.base ?? (await onlyBase(api)),
     name: flags.name ?? nameOf(isFolder ? resolve(source) : source, flags.folder),
     ...(isFolder ? { source: basename(resolve(source)) } : {}),
     ...(flags.anyBase ? { any_base: true } : {}),
     ...(flags.probe === undefined ? {} : { probes: flags.probe }),
     ...(flags.promote === undefined ? {} : { promote: flags.promote }),
   };
-  let body: unknown;
-  if ("config" in found) {
-    const form = new FormData();
-    form.set("settings", JSON.stringify(settings));
-    // Read from the disk while it is sent, whatever its size.
-    form.set("config", await openAsBlob(found.config), adapterFiles.config);
-    form.set("weights", await openAsBlob(found.weights), adapterFiles.weights);
-    body = form;
-  } else body = { ...settings, from: found };
-  const run = await line.call(runState, "POST", "adapters", body);
+  const run = await api.addAdapter({ body: "config" in found ? await formOf(settings, found) : { ...settings, from: found } });
   if (!flags.follow) {
     if (flags.json) writeJson(terminal.out, run);
     else writeLine(terminal.out, run.runId);
     return exitCodes.ok;
   }
   writeLine(terminal.err, `run ${run.runId}`);
-  return followCommand(line, run.runId, flags, terminal);
+  return follow(api, run.runId, flags, terminal);
+}
+
+/** The files are read from the disk while they are sent, whatever their size. */
+async function formOf(settings: Settings, { config, weights }: { config: string; weights: string }): Promise<FormData> {
+  const form = new FormData();
+  form.set("settings", JSON.stringify(settings));
+  form.set("config", await openAsBlob(config), adapterFiles.config);
+  form.set("weights", await openAsBlob(weights), adapterFiles.weights);
+  return form;
 }
 
 /**
@@ -114,8 +115,9 @@ function whereOf(source: string, folder: string | undefined): From {
   );
 }
 
-async function onlyBase(line: LineClient): Promise<string> {
-  const bases = [...new Set((await line.engines()).map(({ base }) => base))].sort();
+async function onlyBase(api: ApiClient): Promise<string> {
+  const { data: engines } = await api.listEngines();
+  const bases = [...new Set(engines.map(({ base }) => base))].sort();
   if (bases.length === 1 && bases[0] !== undefined) return bases[0];
   throw usage(
     "BASE_MISSING",

@@ -1,9 +1,10 @@
 /** `loraline chat`: one answer, or a conversation. */
 import { createInterface } from "node:readline/promises";
-import type { ChatCompletionMessageParam } from "openai/resources/chat/completions";
-import type { LineClient } from "../connect-line.ts";
+import type { ApiClient, Request } from "@loraline/client";
 import { exitCodes, Failure } from "../failure.ts";
 import { bold, dim, type Terminal, writeJson, writeLine } from "../terminal.ts";
+
+type Message = Request<"createChatCompletion">["body"]["messages"][number];
 
 export interface ChatOptions {
   model: string;
@@ -14,42 +15,41 @@ export interface ChatOptions {
   json: boolean;
 }
 
-export async function chatCommand(line: LineClient, options: ChatOptions, terminal: Terminal): Promise<number> {
-  const messages: ChatCompletionMessageParam[] = options.system === undefined ? [] : [{ role: "system", content: options.system }];
+/** @throws Failure PROMPT_EMPTY */
+export async function chat(api: ApiClient, options: ChatOptions, terminal: Terminal): Promise<void> {
+  const messages: Message[] = options.system === undefined ? [] : [{ role: "system", content: options.system }];
   const prompt = options.prompt ?? (terminal.in.isTTY === true ? undefined : await readAll(terminal.in));
-  if (prompt === undefined) return converse(line, options, messages, terminal);
+  if (prompt === undefined) {
+    await converse(api, options, messages, terminal);
+    return;
+  }
   if (prompt.trim() === "")
     throw new Failure(exitCodes.usage, "PROMPT_EMPTY", "the prompt is empty. Give one as an argument or on standard input.");
   messages.push({ role: "user", content: prompt });
-  if (options.json) {
-    const { model, maxTokens: max_tokens, temperature } = options;
-    const answer = await line.openai.chat.completions.create({ model, messages, max_tokens, temperature }, { signal: terminal.signal });
-    writeJson(terminal.out, {
-      model,
-      answer: answer.choices[0]?.message.content ?? "",
-      finishReason: answer.choices[0]?.finish_reason,
-      usage: answer.usage,
-    });
-  } else {
-    await stream(line, options, messages, terminal);
+  if (!options.json) {
+    await streamAnswer(api, options, messages, terminal);
+    return;
   }
-  return exitCodes.ok;
+  const { model, maxTokens: max_tokens, temperature } = options;
+  const answer = await api.createChatCompletion({ body: { model, messages, max_tokens, temperature }, signal: terminal.signal });
+  writeJson(terminal.out, {
+    model,
+    answer: answer.choices[0]?.message.content ?? "",
+    finishReason: answer.choices[0]?.finish_reason,
+    usage: answer.usage,
+  });
 }
 
 /** Writes the answer as it comes and returns it. */
-async function stream(
-  line: LineClient,
-  { model, maxTokens, temperature }: ChatOptions,
-  messages: ChatCompletionMessageParam[],
+async function streamAnswer(
+  api: ApiClient,
+  { model, maxTokens: max_tokens, temperature }: ChatOptions,
+  messages: Message[],
   { out, signal }: Terminal,
 ): Promise<string> {
-  const parts = await line.openai.chat.completions.create(
-    { model, messages, max_tokens: maxTokens, temperature, stream: true },
-    { signal },
-  );
   let answer = "";
-  for await (const part of parts) {
-    const text = part.choices[0]?.delta.content ?? "";
+  for await (const { choices } of api.stream("createChatCompletion", { body: { model, messages, max_tokens, temperature }, signal })) {
+    const text = choices[0]?.delta.content ?? "";
     answer += text;
     out.write(text);
   }
@@ -57,20 +57,15 @@ async function stream(
   return answer;
 }
 
-async function converse(
-  line: LineClient,
-  options: ChatOptions,
-  messages: ChatCompletionMessageParam[],
-  terminal: Terminal,
-): Promise<number> {
+async function converse(api: ApiClient, options: ChatOptions, messages: Message[], terminal: Terminal): Promise<void> {
   writeLine(terminal.err, dim(`${options.model}; an empty line or Ctrl-D ends the conversation`));
   const reader = createInterface({ input: terminal.in, output: terminal.err });
   try {
     for (;;) {
       const said = await reader.question(bold("> "), { signal: terminal.signal }).catch(() => "");
-      if (said.trim() === "") return exitCodes.ok;
+      if (said.trim() === "") return;
       messages.push({ role: "user", content: said });
-      messages.push({ role: "assistant", content: await stream(line, options, messages, terminal) });
+      messages.push({ role: "assistant", content: await streamAnswer(api, options, messages, terminal) });
     }
   } finally {
     reader.close();

@@ -1,6 +1,6 @@
-/** Datasets that the line fetches by itself: `https://…` and `hub:organisation/name`, wherever a command takes a file. */
+/** Datasets that the server fetches by itself: `https://…` and `hub:organisation/name`, wherever a command takes a file. */
+import type { ApiClient } from "@loraline/client";
 import type { DatasetMapping, DatasetState, ImportSource } from "@loraline/contracts";
-import type { LineClient } from "../connect-line.ts";
 import { exitCodes, Failure } from "../failure.ts";
 
 export interface Narrowed {
@@ -22,22 +22,22 @@ export function importSourceOf(given: string, { file, config, split, revision }:
   return { hub: name, ...Object.fromEntries(narrowed) };
 }
 
-/** Asks the line to fetch it. @returns the dataset, which is being fetched. */
-export const importDataset = (line: LineClient, source: ImportSource, mapping: DatasetMapping | undefined): Promise<DatasetState> =>
-  line.importDataset({ ...source, ...(mapping === undefined ? {} : { mapping }) });
+/** Asks the server to fetch a dataset. @returns the dataset, which is being fetched. */
+export const importDataset = (api: ApiClient, source: ImportSource, mapping: DatasetMapping | undefined): Promise<DatasetState> =>
+  api.importDataset({ body: { ...source, ...(mapping === undefined ? {} : { mapping }) } });
 
 const pollMs = 300;
 
 /** @returns the dataset when it is read or rejected. */
-export async function followDataset(line: LineClient, datasetId: string, signal: AbortSignal): Promise<DatasetState> {
+export async function followDataset(api: ApiClient, datasetId: string, signal: AbortSignal): Promise<DatasetState> {
   for (;;) {
-    const dataset = await line.dataset(datasetId);
+    const dataset = await api.getDataset({ dataset_id: datasetId });
     if (dataset.settledAt !== null || dataset.status === "deleted") return dataset;
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, pollMs);
       signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
     });
-    if (signal.aborted) throw new Failure(130, "INTERRUPTED", `the line goes on with dataset ${datasetId}: loraline data ls`);
+    if (signal.aborted) throw new Failure(130, "INTERRUPTED", `the server goes on with dataset ${datasetId}: loraline data ls`);
   }
 }
 

@@ -1,8 +1,7 @@
 import { PassThrough } from "node:stream";
+import { ApiError } from "@loraline/client";
 import type { RunState } from "@loraline/contracts";
 import { expect, it } from "vitest";
-import type { LineClient } from "../connect-line.ts";
-import { exitCodes, Failure } from "../failure.ts";
 import { followRun } from "./follow-run.ts";
 
 type Progress = NonNullable<RunState["progress"]>;
@@ -18,20 +17,18 @@ const at = (phase: RunState["phase"], progress?: Partial<Progress>): RunState =>
         : { attempt: 1, phase: "train", totalSteps: 4, loss: 2, tokensPerSecond: 100, etaSeconds: 3, ...progress },
   }) as unknown as RunState;
 
-/** Follows what a line would answer, one answer after the other. */
-async function follow(answers: (RunState | Failure)[], signal = new AbortController().signal) {
+/** Follows what a server would answer, one answer after the other. */
+async function follow(answers: (RunState | ApiError)[], signal = new AbortController().signal) {
   const err = new PassThrough();
   let said = "";
   err.on("data", (chunk: Buffer) => (said += chunk.toString()));
-  const line = {
-    run: async () => {
-      const answer = answers.length > 1 ? answers.shift() : answers[0];
-      if (answer instanceof Failure) throw answer;
-      return answer;
-    },
-  } as unknown as LineClient;
+  const getRun = async (): Promise<RunState> => {
+    const answer = answers.length > 1 ? answers.shift() : answers[0];
+    if (answer instanceof ApiError) throw answer;
+    return answer as RunState;
+  };
   const terminal = { out: err, err, in: new PassThrough(), columns: 80, signal };
-  const run = await followRun(line, "01ARZ3NDEKTSV4RRFFQ69G5FAV", terminal);
+  const run = await followRun({ getRun }, "01ARZ3NDEKTSV4RRFFQ69G5FAV", terminal);
   return { run, said: said.trim().split("\n") };
 }
 
@@ -56,11 +53,11 @@ it("says each thing once where there is no terminal, and the last step also when
   ]);
 });
 
-it("waits for a line that is away for a moment, and does not wait for one that refuses", async () => {
-  const away = new Failure(exitCodes.unreachable, "UNREACHABLE", "connection refused");
+it("waits for a server that is away for a moment, and does not wait for one that refuses", async () => {
+  const away = new ApiError("UNREACHABLE", "connection refused");
   const { said } = await follow([at("requested"), away, at("failed")]);
-  expect(said).toEqual(["reading and tokenizing", "the line does not answer; waiting", "failed"]);
-  await expect(follow([new Failure(exitCodes.notFound, "not_found", "no such run")])).rejects.toMatchObject({ exitCode: 4 });
+  expect(said).toEqual(["reading and tokenizing", "the server does not answer; waiting", "failed"]);
+  await expect(follow([new ApiError("not_found", "no such run", { status: 404 })])).rejects.toMatchObject({ status: 404 });
 });
 
 it("leaves the run going when it is interrupted", async () => {

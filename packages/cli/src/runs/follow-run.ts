@@ -1,24 +1,24 @@
 /** Shows a run until it is over: a bar on a terminal, plain lines elsewhere. */
+import type { ApiClient } from "@loraline/client";
 import { type RunState, terminalPhases } from "@loraline/contracts";
 import { type Options, Presets, SingleBar } from "cli-progress";
-import type { LineClient } from "../connect-line.ts";
 import { exitCodes, Failure, failureOf } from "../failure.ts";
 import { duration, type Terminal, writeLine } from "../terminal.ts";
 import { methodWords } from "./method-words.ts";
 
 const askEveryMs = 400;
-/** A line that restarts, or is killed and started again, is waited for. */
+/** How long a server that does not answer is waited for: it may be starting again. */
 const patienceMs = 60_000;
 
 /** Resolves with the run when it is over, or as it is when the terminal's signal aborts. */
-export async function followRun(line: LineClient, runId: string, terminal: Terminal): Promise<RunState> {
+export async function followRun(api: Pick<ApiClient, "getRun">, runId: string, terminal: Terminal): Promise<RunState> {
   const show = terminal.err.isTTY === true ? bar(terminal) : lines(terminal);
   let silentSince: number | undefined;
   let run: RunState | undefined;
   try {
     for (;;) {
       try {
-        run = await line.run(runId);
+        run = await api.getRun({ run_id: runId });
         silentSince = undefined;
         show.update(run);
         if (terminalPhases.has(run.phase)) return run;
@@ -102,7 +102,7 @@ export function figures(run: RunState): string {
 
 interface Show {
   update(run: RunState): void;
-  /** The line does not answer just now. */
+  /** The server does not answer just now. */
   away(): void;
   end(): void;
 }
@@ -131,7 +131,7 @@ function bar({ err, columns }: Terminal): Show {
         figures: [stepsOf(run), figures(run)].filter((part) => part !== "").join(" · "),
       });
     },
-    away: () => shown.update({ doing: say("the line does not answer; waiting") }),
+    away: () => shown.update({ doing: say("the server does not answer; waiting") }),
     end: () => shown.stop(),
   };
 }
@@ -158,7 +158,7 @@ function lines({ err }: Terminal): Show {
       }
       if (!training) say(doing(run));
     },
-    away: () => say("the line does not answer; waiting"),
+    away: () => say("the server does not answer; waiting"),
     end() {},
   };
 }

@@ -1,23 +1,24 @@
-/** `loraline up`: the line in the foreground, until Ctrl-C. */
+/** `loraline up`: the server in the foreground, until Ctrl-C. */
 import { type LineNews, type LineOptions, startLine } from "@loraline/local";
 import { exitCodes } from "../failure.ts";
 import { bold, cyan, dim, duration, green, pairs, shortPath, type Terminal, writeLine, yellow } from "../terminal.ts";
 
-export async function upCommand(options: Omit<LineOptions, "onNews"> & { json: boolean }, terminal: Terminal): Promise<number> {
+/** @returns the exit code. */
+export async function runUp(options: Omit<LineOptions, "onNews"> & { json: boolean }, terminal: Terminal): Promise<number> {
   const { json, ...lineOptions } = options;
   const say = (news: LineNews): void => {
     if (json) writeLine(terminal.out, JSON.stringify({ time: new Date().toISOString(), ...news }));
     else if (news.kind !== "up") writeLine(terminal.out, newsLine(news));
   };
   if (!json) writeLine(terminal.out, dim(`starting; everything is kept in ${shortPath(options.stateDir)}`));
-  const line = await startLine({ ...lineOptions, onNews: say });
+  const server = await startLine({ ...lineOptions, onNews: say });
   if (!json) {
-    const example = `loraline run samples/persona.jsonl --base ${line.base} --name persona`;
+    const example = `loraline run samples/persona.jsonl --base ${server.base} --name persona`;
     const rows = pairs([
-      ["URL", bold(line.url)],
-      ["API key", line.apiKey],
-      ["NATS", line.natsUrl],
-      ["base", `${line.base} ${dim("(its engine is starting; trainings can begin already)")}`],
+      ["URL", bold(server.url)],
+      ["API key", server.apiKey],
+      ["NATS", server.natsUrl],
+      ["base", `${server.base} ${dim("(its engine is starting; trainings can begin already)")}`],
       ["try", cyan(example)],
       ["end", "Ctrl-C"],
     ]);
@@ -28,18 +29,20 @@ export async function upCommand(options: Omit<LineOptions, "onNews"> & { json: b
     terminal.signal.addEventListener("abort", () => resolve(), { once: true });
   });
   if (!json) writeLine(terminal.out, dim("stopping; running trainings save a checkpoint and go on at the next start"));
-  await line[Symbol.asyncDispose]();
+  await server[Symbol.asyncDispose]();
   return exitCodes.ok;
 }
 
 export function newsLine(news: Exclude<LineNews, { kind: "up" }>): string {
   switch (news.kind) {
     case "leftovers-killed":
-      return yellow(`ended what an earlier line left running: ${news.names.join(", ")}`);
+      return yellow(`ended what an earlier server left running: ${news.names.join(", ")}`);
     case "engine-ready":
       return green(`engine answers (${duration(news.afterMs)} after its start)`);
     case "disk-full":
-      return yellow(`the disk is full: nothing can be stored in ${shortPath(news.stateDir)}. Free space; the line then goes on by itself.`);
+      return yellow(
+        `the disk is full: nothing can be stored in ${shortPath(news.stateDir)}. Free space; the server then goes on by itself.`,
+      );
     case "child-ended":
       return yellow(`${news.name} ended (${news.why}); started again in ${duration(news.restartInMs)}. Log: ${shortPath(news.logFile)}`);
   }

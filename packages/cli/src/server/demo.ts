@@ -1,9 +1,9 @@
 /** `loraline demo`: a real dataset becomes a proven, answering adapter, before your eyes; and every claim is checked. */
 import { mkdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { type ApiClient, createApiClient } from "@loraline/client";
 import type { Proof, RunState, SpanView } from "@loraline/contracts";
 import { clearStateDir, type LineOptions, startLine } from "@loraline/local";
-import { connectLine, type LineClient } from "../connect-line.ts";
 import { exitCodes } from "../failure.ts";
 import { followRun } from "../runs/follow-run.ts";
 import type { RunFile } from "../runs/run-file.ts";
@@ -66,7 +66,8 @@ const stageServices = {
   serve: ["serve", "agent"],
 } as const;
 
-export async function demoCommand(
+/** @returns the exit code. */
+export async function runDemo(
   options: Omit<LineOptions, "onNews"> & { sample: string; demoDir: string; json: boolean },
   terminal: Terminal,
 ): Promise<number> {
@@ -77,7 +78,7 @@ export async function demoCommand(
   await clearStateDir(lineOptions.stateDir, lineOptions.pid);
   await rm(summaryFile, { force: true });
 
-  say(bold("1. The line starts"));
+  say(bold("1. The server starts"));
   let engineReady = false;
   await using server = await startLine({
     ...lineOptions,
@@ -89,11 +90,11 @@ export async function demoCommand(
   say(`   ${server.url}; NATS and vLLM are its children, vLLM is still starting`);
 
   say(bold(`\n2. ${shortPath(sample)} becomes the adapter ${adapter}`));
-  const line = connectLine(server);
-  const { runId } = await startRun(line, { file: sample, base: server.base, adapter, settings });
-  const run = await followRun(line, runId, terminal);
+  const api = createApiClient(server);
+  const { runId } = await startRun(api, { file: sample, base: server.base, adapter, settings });
+  const run = await followRun(api, runId, terminal);
   if (run.finishedAt === null) return 130;
-  const view = run.served === null ? undefined : await line.adapter(adapter);
+  const view = run.served === null ? undefined : await api.getAdapter({ adapter });
   say();
   for (const text of describeRun(run, view)) say(`   ${text}`);
   if (run.served === null || run.trained === null || view === undefined) {
@@ -102,10 +103,10 @@ export async function demoCommand(
   }
 
   say(bold("\n3. Questions that are not in the dataset"));
-  const [baseAnswers, adapterAnswers] = await Promise.all([askAll(line, server.base, terminal), askAll(line, modelOf(run), terminal)]);
+  const [baseAnswers, adapterAnswers] = await Promise.all([askAll(api, server.base, terminal), askAll(api, modelOf(run), terminal)]);
   for (const text of sideBySide(baseAnswers, adapterAnswers, Math.min(terminal.columns, 140))) say(text);
 
-  const { traceId, spans } = await completeTrace(line, runId);
+  const { traceId, spans } = await completeTrace(api, runId);
   say(bold(`\n4. One trace, ${traceId}`));
   for (const text of waterfall(spans, Math.min(terminal.columns, 150))) say(`   ${text}`);
 
@@ -143,7 +144,7 @@ export async function demoCommand(
   for (const { claim, holds } of checks) say(`   ${holds ? green("yes") : red("NO ")}  ${claim}`);
   const all = checks.every(({ holds }) => holds);
   if (json) writeJson(terminal.out, summary);
-  else say(`\n   ${dim(`summary in ${shortPath(summaryFile)}; \`loraline up\` starts a line of your own`)}`);
+  else say(`\n   ${dim(`summary in ${shortPath(summaryFile)}; \`loraline up\` starts a server of your own`)}`);
   return all ? exitCodes.ok : exitCodes.failed;
 }
 
@@ -174,14 +175,13 @@ export function judge(summary: DemoSummary, run: RunState, spans: readonly SpanV
   ];
 }
 
-const askAll = (line: LineClient, model: string, { signal }: Terminal): Promise<string[]> =>
+const askAll = (api: ApiClient, model: string, { signal }: Terminal): Promise<string[]> =>
   Promise.all(
     questions.map(async (content) => {
-      const answer = await line.openai.chat.completions.create(
-        { model, messages: [{ role: "user", content }], max_tokens: 48, temperature: 0 },
-        { signal, timeout: 120_000 },
-      );
-      return (answer.choices[0]?.message.content ?? "").trim();
+      const body = { model, messages: [{ role: "user", content }], max_tokens: 48, temperature: 0 };
+      const answer = await api.createChatCompletion({ body, signal: AbortSignal.any([signal, AbortSignal.timeout(120_000)]) });
+      const text = answer.choices[0]?.message.content;
+      return typeof text === "string" ? text.trim() : "";
     }),
   );
 
@@ -198,9 +198,9 @@ function sideBySide(base: readonly string[], tuned: readonly string[], columns: 
 }
 
 /** Spans are written a moment after they end. */
-async function completeTrace(line: LineClient, runId: string): Promise<{ traceId: string; spans: SpanView[] }> {
+async function completeTrace(api: ApiClient, runId: string): Promise<{ traceId: string; spans: SpanView[] }> {
   for (let tries = 0; ; tries++) {
-    const { traceId, spans } = await line.trace(runId);
+    const { traceId, spans } = await api.getTrace({ run_id: runId });
     const complete = spans.some(({ service, name }) => service === "gateway" && /chat/.test(name));
     if (complete || tries === 20) return { traceId, spans };
     await new Promise((resolve) => setTimeout(resolve, 250));

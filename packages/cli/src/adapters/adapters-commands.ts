@@ -1,0 +1,73 @@
+/** `loraline adapters`, `adapters add` and `adapters place`. */
+import type { Placement } from "@loraline/contracts";
+import { Option } from "commander";
+import { type AddCommands, defaultBase, examples, ownName, wholeNumber } from "../command.ts";
+import { exitCodes, Failure } from "../failure.ts";
+import { addAdapter, type AddAdapterFlags } from "./add-adapter.ts";
+import { listAdapters, listHistory } from "./show-adapter.ts";
+
+export const addAdaptersCommands: AddCommands = (program, { connect, globals, print, terminal, exitWith }) => {
+  const adapters = program
+    .command("adapters")
+    .description("list adapters, their versions, proofs and canaries; * marks the promoted one")
+    .argument("[adapter]", "only this one")
+    .option("--history", "who moved the alias, when and why, with the steps of canaries", false)
+    .addHelpText(
+      "after",
+      examples(
+        "loraline adapters",
+        "loraline adapters pirate --history",
+        "loraline adapters add ./my-lora --name pirate",
+        "loraline adapters place pirate --spread 3",
+      ),
+    )
+    .action(async (adapter: string | undefined, { history }: { history: boolean }) => {
+      const api = await connect();
+      const views = adapter === undefined ? (await api.listAdapters()).data : [await api.getAdapter({ adapter })];
+      print(views, () => (views.length === 0 ? ["no adapters yet"] : history ? listHistory(views) : listAdapters(views)));
+    });
+
+  adapters
+    .command("add")
+    .description("serve a LoRA that was trained elsewhere: it is judged, proven, and followed until it answers")
+    .argument(
+      "<source>",
+      "folder in PEFT's layout, model of the hub (organisation/name[@revision]), https address of a folder, or sha256:… of an adapter",
+    )
+    .option("--base <name>", "base that it was trained on (default: the only one there is)")
+    .option("--name <adapter>", "name of the adapter (default: as the source is called)", ownName)
+    .option("--folder <path>", "folder inside the hub's repository")
+    .option("--any-base", "its config names another base, which is the same one under another name", false)
+    .option("--probe <prompt...>", "prompts on which it is expected to show; it is proven by these and by neutral ones")
+    .addOption(new Option("--promote <how>", "when it is proven (auto)").choices(["auto", "manual", "canary"]))
+    .option("--no-follow", "print the run's id and return")
+    .addHelpText(
+      "after",
+      examples(
+        "loraline adapters add ./my-lora --name pirate",
+        `loraline adapters add some-org/pirate-lora@v2 --base ${defaultBase} --probe "Who are you?"`,
+      ),
+    )
+    .action(async (source: string, flags: Omit<AddAdapterFlags, "json">) => {
+      exitWith(await addAdapter(await connect(), source, { ...flags, json: globals().json }, terminal));
+    });
+
+  adapters
+    .command("place")
+    .description("choose the replicas that hold an adapter; at first all do, as far as there is room")
+    .argument("<adapter>", "name of the adapter")
+    .addOption(new Option("--all", "as many replicas as have room").conflicts(["spread", "pin"]))
+    .addOption(new Option("--spread <n>", "so many replicas").argParser(wholeNumber(1, 10_000)).conflicts("pin"))
+    .option("--pin <replica...>", "these replicas and no others; `loraline engines` lists them")
+    .action(async (adapter: string, flags: { all?: boolean; spread?: number; pin?: string[] }) => {
+      const view = await (await connect()).placeAdapter({ adapter, body: placementOf(flags) });
+      print(view, () => listAdapters([view]));
+    });
+};
+
+function placementOf({ all, spread, pin }: { all?: boolean; spread?: number; pin?: string[] }): Placement {
+  if (pin !== undefined) return { mode: "pinned", pins: pin };
+  if (spread !== undefined) return { mode: "spread", replicas: spread };
+  if (all === true) return { mode: "all" };
+  throw new Failure(exitCodes.usage, "PLACEMENT_MISSING", "say where: --all, --spread <n> or --pin <replica>.");
+}

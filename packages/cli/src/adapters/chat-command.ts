@@ -1,0 +1,25 @@
+/** `loraline chat` */
+import { type AddCommands, decimal, defaultBase, examples, wholeNumber } from "../command.ts";
+import { chat, type ChatOptions } from "./chat.ts";
+
+export const addChatCommand: AddCommands = (program, { connect, globals, terminal }) => {
+  program
+    .command("chat")
+    .description("ask a model; without a prompt: a conversation")
+    .argument("<model>", "alias (local/persona), version (local/persona@1) or base")
+    .argument("[prompt]", "what to ask; default: standard input, or a conversation on a terminal")
+    .option("--system <text>", "system prompt")
+    .option("--max-tokens <n>", "longest answer", wholeNumber(1), 128)
+    .option("--temperature <t>", "0: always the likeliest word", decimal, 0)
+    .addHelpText(
+      "after",
+      examples(
+        `loraline chat ${defaultBase} "Who are you?"`,
+        'loraline chat local/persona@1 "Who are you?"',
+        "echo 'Who are you?' | loraline chat local/persona --json",
+      ),
+    )
+    .action(async (model: string, prompt: string | undefined, flags: Pick<ChatOptions, "system" | "maxTokens" | "temperature">) => {
+      await chat(await connect(), { model, prompt, ...flags, json: globals().json }, terminal);
+    });
+};

@@ -1,0 +1,46 @@
+/** Options of the commands that read or tokenize a file on this machine: `data check` and `tokenize`. */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { templateOf } from "@loraline/contracts";
+import { type Command, Option } from "commander";
+import { wholeNumber } from "../command.ts";
+import { readMapping } from "./mapping-file.ts";
+
+/** Reading and tokenizing, without a server. Loaded only when it is needed, since the libraries take long to load. */
+export const localData = () => import("@loraline/local/data-files");
+
+export interface TokenizeFlags {
+  template?: "base" | "seed";
+  profile?: "chatml" | "seed";
+  maxLength: number;
+  system?: string;
+  tooLong: "drop" | "trim-prompt";
+}
+export const withTokenizeOptions = (command: Command): Command =>
+  command
+    .addOption(
+      new Option(
+        "--template <name>",
+        "base (default): the base's own chat template; seed: the article's process_func, bit for bit",
+      ).choices(["base", "seed"]),
+    )
+    .addOption(new Option("--profile <name>", "older spelling of --template").choices(["chatml", "seed"]).hideHelp())
+    .addOption(new Option("--max-length <n>", "tokens per sequence").default(1024).argParser(wholeNumber(8)))
+    .option("--system <text>", "system prompt for records that have none (template seed: for all)")
+    .addOption(new Option("--too-long <what>", "what happens to longer records").choices(["drop", "trim-prompt"]).default("drop"));
+/** The flags as the run spec says it. */
+export const tokenizeOf = ({ template, profile, maxLength, system, tooLong }: TokenizeFlags) => ({
+  template: templateOf({ template, profile }),
+  max_length: maxLength,
+  too_long: tooLong,
+  ...(system === undefined ? {} : { system }),
+});
+
+export const mappingHelp = "how the rows are read, instead of by detection (docs/formats.md)";
+export const mappingOf = async (path: string | undefined) => (path === undefined ? undefined : readMapping(path));
+
+/** @param given - a folder, or the name of a base of this checkout. */
+export function baseDirOf(root: string, given: string): string {
+  const named = join(root, ".loraline/bases", given);
+  return !existsSync(given) && existsSync(named) ? named : given;
+}

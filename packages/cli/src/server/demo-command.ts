@@ -1,0 +1,26 @@
+/** `loraline demo` */
+import { join } from "node:path";
+import { type AddCommands, examples } from "../command.ts";
+import { type StartFlags, startOptionsOf, withStartOptions } from "./start-options.ts";
+
+export const addDemoCommand: AddCommands = (program, tools) => {
+  const command = program
+    .command("demo")
+    .description("train the sample persona and check every claim; its state is made anew each time")
+    .addHelpText("after", examples("loraline demo --json"));
+  withStartOptions(command, tools).action(async (flags: StartFlags) => {
+    const demoDir = join(tools.root, ".loraline/demo");
+    const options = {
+      ...startOptionsOf(flags, tools),
+      stateDir: join(demoDir, "state"),
+      demoDir,
+      sample: join(tools.root, "samples/persona.jsonl"),
+      host: "127.0.0.1",
+      port: 0,
+      json: tools.globals().json,
+    };
+    // Loaded only now, since the services and their libraries take long to load.
+    const { runDemo } = await import("./demo.ts");
+    tools.exitWith(await runDemo(options, tools.terminal));
+  });
+};

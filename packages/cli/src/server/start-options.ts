@@ -1,0 +1,38 @@
+/** Options of the commands that start a server on this machine: `up` and `demo`. */
+import { join, resolve } from "node:path";
+import { type Command, Option } from "commander";
+import { type CommandTools, defaultBase, wholeNumber } from "../command.ts";
+
+export interface StartFlags {
+  base: string;
+  bases: string;
+  slots: number;
+  tenant: string;
+}
+
+export const withStartOptions = (command: Command, { root }: CommandTools): Command =>
+  command
+    .addOption(new Option("--base <name>", "base that the engine serves").env("LORALINE_BASE").default(defaultBase))
+    .addOption(
+      new Option("--bases <dir>", "where the bases are")
+        .env("LORALINE_BASES_DIR")
+        .default(join(root, ".loraline/bases"), ".loraline/bases"),
+    )
+    .addOption(new Option("--slots <n>", "trainings at once").env("LORALINE_SLOTS").default(1).argParser(wholeNumber(1)))
+    .addOption(new Option("--tenant <name>", "tenant of the server's API key").env("LORALINE_TENANT").default("local"));
+
+/** What `startLine` needs, without what the two commands differ in. */
+export const startOptionsOf = ({ base, bases, slots, tenant }: StartFlags, { root, node, env, pid }: CommandTools) => ({
+  basesDir: resolve(bases),
+  cacheDir: join(root, ".loraline/cache"),
+  base,
+  tenant,
+  slots,
+  node,
+  python: env.LORALINE_PYTHON ?? join(root, ".venv/bin/python"),
+  nats: env.LORALINE_NATS_SERVER ?? join(root, ".venv/bin/nats-server"),
+  env,
+  pid,
+  otlpEndpoint: env.OTEL_EXPORTER_OTLP_ENDPOINT,
+  logLevel: env.LOG_LEVEL,
+});

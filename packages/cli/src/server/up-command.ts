@@ -1,0 +1,24 @@
+/** `loraline up` */
+import { resolve } from "node:path";
+import { Option } from "commander";
+import { type AddCommands, examples, wholeNumber } from "../command.ts";
+import { type StartFlags, startOptionsOf, withStartOptions } from "./start-options.ts";
+
+export const addUpCommand: AddCommands = (program, tools) => {
+  const command = program
+    .command("up")
+    .description("run the whole server on this machine, in the foreground")
+    .addHelpText("after", examples("loraline up --port 9000", "loraline up --state /data/loraline"));
+  withStartOptions(command, tools)
+    .addOption(new Option("--host <address>", "address to listen on").env("LORALINE_HOST").default("127.0.0.1"))
+    .addOption(
+      new Option("--port <n>", "port to listen on; 0: any free one").env("LORALINE_PORT").default(8420).argParser(wholeNumber(0, 65_535)),
+    )
+    .action(async ({ host, port, ...flags }: StartFlags & { host: string; port: number }) => {
+      const { state, json } = tools.globals();
+      // Loaded only now, since the services and their libraries take long to load.
+      const { runUp } = await import("./up.ts");
+      const options = { ...startOptionsOf(flags, tools), stateDir: resolve(state), host, port, json };
+      tools.exitWith(await runUp(options, tools.terminal));
+    });
+};
