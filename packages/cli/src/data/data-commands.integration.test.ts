@@ -177,9 +177,9 @@ describe("loraline tokenize", () => {
 });
 
 describe("loraline data import", () => {
-  it("needs a line, also where a file would do without one", async () => {
+  it("needs a server, also where a file would do without one", async () => {
     const { code, err } = await run("--state", join(dir, "none"), "data", "import", "acme/pirates");
     expect(code).toBe(3);
-    expect(err).toMatch(/no line runs on/);
+    expect(err).toMatch(/no server runs on/);
   });
 });
