@@ -89,3 +89,10 @@ test.each([
 ])("%j means modules of the base", (lora) => {
   expect(problemsWith(lora).filter(([code]) => code !== "LAYERS_NEED_NAMES")).toEqual([]);
 });
+
+test("many expressions cost no more together than one may: a hundred slow ones would stop whoever judges them for seconds", () => {
+  const slow = (n: number): string => `.*.*.*.*x${n}`;
+  const rank_pattern = Object.fromEntries(Array.from({ length: 100 }, (_, n) => [slow(n), 4]));
+  const problems = problemsWith({ rank_pattern });
+  expect(problems.filter(([code]) => code === "PATTERN_TOO_COSTLY").length).toBeGreaterThan(90);
+});

@@ -2,7 +2,7 @@
 import { expandModules } from "./base-modules.ts";
 import { byMethod, type EngineRecord, type MethodOf, type MethodTable, type Problem, type RunSpec } from "@loraline/contracts";
 import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
-import { isNamed, judgePattern, shortNames } from "./module-patterns.ts";
+import { isNamed, judgePattern, patternBudget, shortNames } from "./module-patterns.ts";
 
 /** Pure: what of this spec the engines can never serve. Empty: nothing found. */
 export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): Problem[] {
@@ -79,6 +79,7 @@ export function judgeImport(
 /** What of the base the LoRA's patterns mean: nothing at all is a typing error, and one that would cost a wait for a device. */
 function judgeTargets(lora: RunSpec["lora"], { base, modules }: EngineRecord): Problem[] {
   const problems: Problem[] = [];
+  const budget = patternBudget();
   const names = modules === null || modules === undefined ? undefined : [...expandModules(modules).keys()];
   const exist = names === undefined ? "" : ` Names in base "${base.name}": ${shortNames(names).join(", ")}.`;
   const refuse = (code: string, param: string, message: string): void => {
@@ -86,7 +87,7 @@ function judgeTargets(lora: RunSpec["lora"], { base, modules }: EngineRecord): P
   };
   /** undefined: what it matches is not known here, or it is refused. */
   const matcher = (param: string, pattern: string, wrap?: (source: string) => string): ((name: string) => boolean) | undefined => {
-    const verdict = judgePattern(pattern, wrap);
+    const verdict = judgePattern(pattern, wrap, budget);
     if (verdict.kind === "usable") return verdict.test;
     if (verdict.kind === "costly") {
       refuse(

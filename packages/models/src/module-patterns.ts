@@ -4,7 +4,7 @@
 const onlyInPython = /\(\?(?:P[<=>]|[aiLmsux]|\(|#|>)|\\[AZ]|[*+?}]\+|\[\^?\]/;
 
 const longestPattern = 1000;
-/** Ways in which a pattern may be tried on one name: a few hundred names then take well below a second. */
+/** Ways in which the patterns of one spec may be tried on one name, all together: a few hundred names then take well below a second. */
 const mostWays = 2 ** 20;
 /** Names of modules are about this long, so this many ways has an open repetition. */
 const waysOfRepetition = 32;
@@ -14,15 +14,29 @@ export type PatternVerdict =
   | { kind: "only-python" }
   | { kind: "invalid" | "costly"; why: string };
 
+/** What patterns may still cost: whoever judges several of one spec hands the same budget to each, for their number is not limited. */
+export interface PatternBudget {
+  ways: number;
+}
+export const patternBudget = (): PatternBudget => ({ ways: mostWays });
+
 /**
  * Judges a pattern that has to match a whole name.
  * @param wrap - puts it into the expression that PEFT makes of it; default: as it is.
+ * @param budget - what is left of it grows less.
  */
-export function judgePattern(source: string, wrap: (source: string) => string = (text) => `^(?:${text})$`): PatternVerdict {
+export function judgePattern(
+  source: string,
+  wrap: (source: string) => string = (text) => `^(?:${text})$`,
+  budget: PatternBudget = patternBudget(),
+): PatternVerdict {
   if (source.length > longestPattern) return { kind: "costly", why: `it is longer than ${longestPattern} characters` };
-  if (waysOf(source) > mostWays) {
+  const ways = waysOf(source);
+  if (ways > mostWays) {
     return { kind: "costly", why: "it has repetitions inside repetitions, or so many of them that matching may take for ever" };
   }
+  budget.ways -= ways;
+  if (budget.ways < 0) return { kind: "costly", why: "with the other expressions before it, matching may take for ever" };
   if (onlyInPython.test(source)) return { kind: "only-python" };
   try {
     // By itself: a parenthesis too many would pair with the one that is put around it, and make another expression.

@@ -55,8 +55,14 @@ export const loraFieldErrors = {
     'must be true, "gaussian" or "orthogonal": the other initialisations (pissa, olora, corda, eva, loftq, lora_ga, mica) change the base\'s weights or need passes over the data, so the adapter would be wrong on the served base; false starts from noise',
 } as const;
 
-const moduleNames = z.union([z.string().min(1), z.array(z.string().min(1)).min(1)]);
-const positivePattern = z.record(z.string().min(1), z.number().positive());
+/** No model has more modules or layers than this that need names of their own; what is longer is a mistake or an attack. */
+const most = 1000;
+const moduleName = z.string().min(1).max(1000);
+const moduleNames = z.union([moduleName, z.array(moduleName).min(1).max(most)], {
+  error: `must be a name or an expression as a text, or a list of 1 to ${most} names`,
+});
+const byPattern = <T extends z.ZodType>(value: T) =>
+  z.record(moduleName, value).refine((patterns) => Object.keys(patterns).length <= most, `has more than ${most} entries`);
 
 export const loraFields = z
   .strictObject({
@@ -69,12 +75,14 @@ export const loraFields = z
     exclude_modules: moduleNames.optional().describe("Modules that get no adapter although target_modules matches them."),
     use_rslora: z.boolean().default(false).describe("Rank-stabilised scaling, see lora_alpha."),
     layers_to_transform: z
-      .union([z.int().nonnegative(), z.array(z.int().nonnegative()).min(1)])
+      .union([z.int().nonnegative(), z.array(z.int().nonnegative()).min(1).max(most)], {
+        error: `must be a layer's number, counted from 0, or a list of 1 to ${most} of them`,
+      })
       .optional()
       .describe("Numbers of the layers that get an adapter. Absent: all."),
     layers_pattern: moduleNames.optional().describe("Name of the list of layers, where it is an unusual one."),
-    rank_pattern: z.record(z.string().min(1), z.int().min(1).max(512)).optional().describe("Rank of some modules, by name or pattern."),
-    alpha_pattern: positivePattern.optional().describe("lora_alpha of some modules, by name or pattern."),
+    rank_pattern: byPattern(z.int().min(1).max(512)).optional().describe("Rank of some modules, by name or pattern."),
+    alpha_pattern: byPattern(z.number().positive()).optional().describe("lora_alpha of some modules, by name or pattern."),
     init_lora_weights: z
       .union([z.literal(true), z.enum(["gaussian", "orthogonal"])], { error: loraFieldErrors.init_lora_weights })
       .default(true)

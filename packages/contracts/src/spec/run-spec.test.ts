@@ -224,3 +224,12 @@ test("profile, the older word for template, is still read", () => {
   ]);
   expect(specOf({ ...minimal, tokenize: { profile: "seed" } }).tokenize).not.toHaveProperty("profile");
 });
+
+test("a spec of megabytes is refused, whichever field makes it so", () => {
+  const zeros = Array.from({ length: 1_000_000 }, () => 0);
+  expect(problemsOfSpec({ ...minimal, lora: { layers_to_transform: zeros } })).toEqual([
+    ["SPEC_INVALID", "lora.layers_to_transform", expect.stringMatching(/1000/)],
+  ]);
+  const metadata = Object.fromEntries(zeros.slice(0, 5000).map((_, n) => [`key-${n}`, "v".repeat(100)]));
+  expect(problemsOfSpec({ ...minimal, metadata })).toEqual([["SPEC_INVALID", null, expect.stringMatching(/at most 196608/)]]);
+});

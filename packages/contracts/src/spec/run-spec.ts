@@ -218,6 +218,9 @@ function acceptPasted(input: RunSpecInput, context: z.core.$RefinementCtx): unkn
 
 type Fields = z.output<typeof runSpecFields>;
 
+/** Characters of JSON. State and events repeat the spec, and must themselves fit into a message. */
+const largestSpec = 192 * 1024;
+
 const methodOf = ({ method: given, import: older }: Pick<Fields, "method" | "import">): Method =>
   older === undefined ? (given ?? { type: "supervised" }) : { type: "import", ...older };
 
@@ -231,6 +234,10 @@ const anyRun = runSpecFields
   })
   .superRefine((spec, context) => {
     const wrong = (path: string, message: string): void => context.addIssue({ code: "custom", path: [path], message });
+    const bytes = JSON.stringify(spec).length;
+    if (bytes > largestSpec) {
+      context.addIssue({ code: "custom", path: [], message: `the run spec has ${bytes} characters, and at most ${largestSpec} are taken` });
+    }
     if (spec.method !== undefined && spec.import !== undefined) wrong("import", "says what `method` says already; remove it");
     const { needs, refuses } = datasetRules[methodOf(spec).type];
     const isGiven = (field: string): boolean => spec[field as keyof Fields] !== undefined;
