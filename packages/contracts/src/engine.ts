@@ -1,5 +1,6 @@
 /** What an engine can serve, as it stands in KV `engines`. */
 import { z } from "zod";
+import { defaultEngineKind, engineKindName } from "./engine-kinds.ts";
 import { longestTemplate, templateProbe } from "./chat-template.ts";
 import { type Digest, digest, isoTime, problem, tenantName } from "./names.ts";
 
@@ -26,7 +27,8 @@ export type BaseModules = z.infer<typeof baseModules>;
 
 /** KV `engines`, key = engine name. Written by serve at start, read by every door. */
 export const engineRecord = z.object({
-  engine: z.string().describe("Name of the engine (a vLLM Deployment, or one local vLLM process)."),
+  engine: z.string().describe("Name of the engine: one Deployment, or one local process."),
+  kind: engineKindName.nullish().describe(`What program it is. Absent: ${defaultEngineKind}.`),
   base: baseRef,
   maxLoraRank: z.int(),
   maxLoras: z.int(),

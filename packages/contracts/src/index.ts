@@ -1,6 +1,7 @@
 export * from "./api-key.ts";
 export * from "./canary-traffic.ts";
 export * from "./chat-template.ts";
+export * from "./engine-kinds.ts";
 export * from "./engine.ts";
 export * from "./events/define-event.ts";
 export * from "./events/events.ts";
@@ -12,6 +13,7 @@ export * from "./generate/chart-values.ts";
 export * from "./generate/crds.ts";
 export * from "./generate/engine-settings.ts";
 export * from "./generate/openapi.ts";
+export * from "./hash-text.ts";
 export * from "./http.ts";
 export * from "./http-inference.ts";
 export * from "./http-routes.ts";

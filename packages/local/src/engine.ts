@@ -1,7 +1,8 @@
-/** vLLM as a child: one engine for one base, on loopback only. Nobody but the line may reach it. */
+/** The local engine: vLLM as a child process, for one base, on loopback only. */
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import type { GuardedChild, Log } from "@loraline/runtime";
+import { vllmArgs, vllmCpuArgs, vllmCpuEnv, vllmEnv } from "@loraline/serve";
 import { supervise } from "./supervise.ts";
 
 const host = "127.0.0.1";
@@ -26,43 +27,23 @@ export interface EngineOptions {
 
 const engineArgs = ({ base, port }: EngineOptions): string[] => [
   join(import.meta.dirname, "../engine.py"),
-  `--model=${base.dir}`,
-  `--served-model-name=${base.name}`,
-  `--host=${host}`,
-  `--port=${port}`,
-  ...(base.templateFile === null || base.templateFile === undefined ? [] : [`--chat-template=${base.templateFile}`]),
-  "--enable-lora",
-  `--max-lora-rank=${engineLimits.maxLoraRank}`,
-  `--max-loras=${engineLimits.maxLoras}`,
-  `--max-cpu-loras=${engineLimits.maxCpuLoras}`,
-  `--max-model-len=${engineLimits.maxModelLen}`,
-  "--max-num-seqs=16",
-  "--dtype=bfloat16",
-  "--enforce-eager",
-  // One process less: the model runs in the engine process, not in a worker of it.
-  "--distributed-executor-backend=uni",
+  ...vllmArgs({ ...engineLimits, model: base.dir, servedName: base.name, host, port, chatTemplateFile: base.templateFile }),
+  ...vllmCpuArgs,
   "--disable-log-stats",
   "--disable-uvicorn-access-log",
 ];
 
 /**
- * Threads: half of the cores, because training runs beside it; and each generated token is hundreds of small steps, on
- * which threads that wait for each other cost more than they bring.
+ * It gets threads for half of the cores: training runs beside it, and each generated token takes hundreds of small steps, in which
+ * threads that wait for each other cost more than they bring.
  */
 const engineEnv = ({ env, cacheDir }: EngineOptions): Record<string, string | undefined> => ({
   ...env,
   OMP_NUM_THREADS: String(Math.max(1, Math.floor(availableParallelism() / 2))),
-  VLLM_CPU_OMP_THREADS_BIND: "nobind",
-  VLLM_CPU_KVCACHE_SPACE: "1",
-  // With `uni` above: keeps the model in the engine process; and engine.py forks that process.
-  VLLM_ENABLE_V1_MULTIPROCESSING: "0",
-  VLLM_ALLOW_RUNTIME_LORA_UPDATING: "True",
-  // The first request for logprobs would compile a kernel: half a minute, and a C++ compiler that a new machine may not have.
-  TORCHDYNAMO_DISABLE: "1",
+  ...vllmEnv,
+  ...vllmCpuEnv,
   VLLM_CACHE_ROOT: join(cacheDir, "vllm"),
-  VLLM_NO_USAGE_STATS: "1",
   DO_NOT_TRACK: "1",
-  HF_HUB_OFFLINE: "1",
   HF_HOME: join(cacheDir, "huggingface"),
   PYTHONUNBUFFERED: "1",
 });
@@ -89,8 +70,8 @@ export function startEngine(options: EngineOptions): Promise<AsyncDisposable> {
 }
 
 /**
- * Says when it is healthy. When its inner process has died, vLLM may stay and answer 503: then it is killed, to be started again.
- * No answer at all means nothing: on a busy machine it is only slow.
+ * Calls `onReady` when the engine is healthy. When its inner process has died, vLLM may stay and answer 503: then it is killed, and started
+ * again. No answer at all means nothing: on a busy machine it is only slow.
  */
 async function watchHealth(url: string, child: GuardedChild, signal: AbortSignal, { onReady, log }: EngineOptions): Promise<void> {
   const startedAt = performance.now();

@@ -1,5 +1,6 @@
 /** The serve agent as a process of its own, beside one vLLM process. */
 import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
+import { defaultEngineKind, engineKindName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -17,16 +18,17 @@ await runService({
     ...objectsEnv,
     AGENT_ENGINE: token.describe("Name of the engine, as in KV engines."),
     AGENT_REPLICA: token.describe("Identity of this replica: the pod's UID."),
-    AGENT_BASE: z.string().describe("The engine's --served-model-name."),
-    AGENT_ENGINE_URL: z.url().default("http://127.0.0.1:8000").describe("Where this process reaches vLLM."),
-    ENGINE_API_KEY: z.string().optional().describe("What vLLM was started with as VLLM_API_KEY."),
+    AGENT_ENGINE_KIND: engineKindName.default(defaultEngineKind).describe("What program the engine is."),
+    AGENT_BASE: z.string().describe("Name of the base, as the engine serves it: vLLM's --served-model-name."),
+    AGENT_ENGINE_URL: z.url().default("http://127.0.0.1:8000").describe("Where this process reaches the engine."),
+    ENGINE_API_KEY: z.string().optional().describe("The key that the engine was started with: vLLM's VLLM_API_KEY."),
     AGENT_LEAVE_S: z.coerce
       .number()
       .min(0)
       .default(leaveLimits.mostMs / 1000)
-      .describe("How long /drain waits for requests in flight: less than the pod's grace period by what vLLM takes to end."),
-    AGENT_PUBLIC_URL: z.url().describe("Where the gateway reaches vLLM."),
-    AGENT_ADAPTERS_DIR: z.string().describe("Belongs to this process alone; vLLM sees it under the same path."),
+      .describe("How long /drain waits for requests in flight: less than the pod's grace period, by as much as the engine takes to end."),
+    AGENT_PUBLIC_URL: z.url().describe("Where the gateway reaches the engine."),
+    AGENT_ADAPTERS_DIR: z.string().describe("Belongs to this process alone; the engine sees it under the same path."),
   }),
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
@@ -44,6 +46,7 @@ await runService({
         log,
         telemetry,
         engine: env.AGENT_ENGINE,
+        engineKind: env.AGENT_ENGINE_KIND,
         replica: env.AGENT_REPLICA,
         base: env.AGENT_BASE,
         engineUrl: env.AGENT_ENGINE_URL,

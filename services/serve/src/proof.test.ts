@@ -146,6 +146,7 @@ describe("measureProbes", () => {
     });
     const asked: [string, number, number][] = [];
     const client = {
+      maxLogprobTokens: 128,
       async nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]) {
         asked.push([model, prompts.length, tokens.length]);
         return prompts.map(() => new Map(tokens.map((token) => [token, model === "base" ? token : -token])));

@@ -34,7 +34,7 @@
  * have an effect, its scale is told as null, and whoever looks can see that.
  */
 import type { ProbeRecord, Problem, Proof } from "@loraline/contracts";
-import type { VllmClient } from "./engines/vllm-client.ts";
+import type { LoraEngine } from "./engines/lora-engine.ts";
 
 export interface ProofLimits {
   /** Nats: what two correct implementations in bf16 differ by, as a constant and as a share of the effect. */
@@ -259,11 +259,8 @@ export function chooseProbes(records: readonly ProbeRecord[], budget = { strong:
 /** Nats. */
 const strongEffect = 2;
 
-/** vLLM refuses requests for the logprobs of more tokens than that. */
-const tokensAtOnce = 128;
-
-/** Puts prompts together whose tokens an engine answers for in one request. Each fits by itself, as the trainer records no more. */
-function grouped(probes: readonly ProbeRecord[]): { probes: ProbeRecord[]; tokens: number[] }[] {
+/** Groups prompts so that the tokens of a group fit into one request. Each prompt fits by itself: the trainer records no more tokens. */
+function grouped(probes: readonly ProbeRecord[], tokensAtOnce: number): { probes: ProbeRecord[]; tokens: number[] }[] {
   const groups: { probes: ProbeRecord[]; tokens: Set<number> }[] = [];
   for (const probe of probes) {
     const last = groups.at(-1);
@@ -281,10 +278,10 @@ function grouped(probes: readonly ProbeRecord[]): { probes: ProbeRecord[]; token
  * same process. Base and adapter one after the other, as there are engines that mix them up within a batch.
  */
 export async function measureProbes(
-  client: Pick<VllmClient, "nextTokenLogprobs">,
+  client: Pick<LoraEngine, "nextTokenLogprobs" | "maxLogprobTokens">,
   { base, loraName, probes }: { base: string; loraName: string; probes: readonly ProbeRecord[] },
 ): Promise<Measured[]> {
-  const groups = grouped(probes);
+  const groups = grouped(probes, client.maxLogprobTokens);
   const ask = async (model: string): Promise<number[][]> => {
     const answers = await Promise.all(
       groups.map(async ({ probes: asked, tokens }) => {

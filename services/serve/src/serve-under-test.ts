@@ -1,9 +1,6 @@
 /** Serve as tests use it: controller and agents on a real NATS, the stages before it played, engines simulated or real. */
 import { randomBytes } from "node:crypto";
-import { readFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { type Bus, createBus, ensureStreams, type Received } from "@loraline/bus";
 import {
   type AdapterState,
@@ -20,7 +17,7 @@ import {
   runTrained,
 } from "@loraline/contracts";
 import { createJetStreamObjects, type Objects, putJson } from "@loraline/objects";
-import { createLog, createTelemetry, type Log, spawnGuarded, type Telemetry } from "@loraline/runtime";
+import { createLog, createTelemetry, type Log, type Telemetry } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { createAgentService, type ServeAgent, type AgentServiceDeps } from "./agent/service.ts";
@@ -177,98 +174,4 @@ export async function serveUnderTest(given: {
     history: (events, id) => bus.history(events, { tenant, id }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
-}
-
-/** What `startVllm` asks for. */
-export const vllmKey = "between-agent-and-engine";
-
-/** A real vLLM on the CPU, with the flags of the local line, and guarded as in a cluster. */
-export async function startVllm({
-  root,
-  base,
-  logFile,
-}: {
-  root: string;
-  base: BaseRef;
-  logFile: string;
-}): Promise<{ url: string; restart(): Promise<void> } & AsyncDisposable> {
-  const port = await freePort();
-  const url = `http://127.0.0.1:${port}`;
-  const start = () =>
-    spawnGuarded(
-      join(root, ".venv/bin/python"),
-      [
-        join(root, "packages/local/engine.py"),
-        `--model=${join(root, ".loraline/bases", base.name)}`,
-        `--served-model-name=${base.name}`,
-        "--host=127.0.0.1",
-        `--port=${port}`,
-        "--enable-lora",
-        "--max-lora-rank=32",
-        "--max-loras=4",
-        "--max-cpu-loras=16",
-        "--max-model-len=2048",
-        "--max-num-seqs=16",
-        "--dtype=bfloat16",
-        "--enforce-eager",
-        "--distributed-executor-backend=uni",
-        "--middleware=loraline_guard.RequireKey",
-        "--shutdown-timeout=30",
-      ],
-      {
-        env: {
-          PATH: process.env["PATH"],
-          HOME: process.env["HOME"],
-          OMP_NUM_THREADS: "1",
-          VLLM_CPU_OMP_THREADS_BIND: "nobind",
-          VLLM_CPU_KVCACHE_SPACE: "1",
-          VLLM_ENABLE_V1_MULTIPROCESSING: "0",
-          VLLM_ALLOW_RUNTIME_LORA_UPDATING: "True",
-          VLLM_API_KEY: vllmKey,
-          PYTHONPATH: join(root, "services/serve/src/setup"),
-          TORCHDYNAMO_DISABLE: "1",
-          VLLM_NO_USAGE_STATS: "1",
-          HF_HUB_OFFLINE: "1",
-        },
-        stdout: logFile,
-        stderr: logFile,
-      },
-    );
-  let child = start();
-  const healthy = async (): Promise<void> => {
-    for (const started = child; ;) {
-      const ended = await Promise.race([started.exited, sleep(250)]);
-      if (ended !== undefined) throw new Error(`vLLM ended: ${(await readFile(logFile, "utf8")).slice(-2000)}`);
-      if (
-        await fetch(`${url}/health`).then(
-          (response) => response.ok,
-          () => false,
-        )
-      )
-        return;
-    }
-  };
-  await healthy();
-  return {
-    url,
-    async restart() {
-      child.kill("SIGKILL");
-      await child.exited;
-      child = start();
-      await healthy();
-    },
-    async [Symbol.asyncDispose]() {
-      child.kill("SIGKILL");
-      await child.exited;
-    },
-  };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === "string") throw new Error("no free port");
-  return address.port;
 }

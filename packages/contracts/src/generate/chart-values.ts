@@ -43,11 +43,12 @@ const autoscaling = z.strictObject({
   targetCPU: z.int().min(1).max(1000),
 });
 
-const { maxLoras, maxCpuLoras, maxLoraRank, maxModelLen } = engineSettings.shape;
+const { kind, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen } = engineSettings.shape;
 const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, extraArgs, ignore } = engineSettings.shape;
 /** Helm has no absent values: what stands for one is `""` or null. */
 const orEmpty = <T extends z.ZodType>(schema: T) => z.union([z.literal(""), schema]);
 const engineKeys = {
+  kind: kind.unwrap().unwrap(),
   replicas: count,
   image: z.string().min(1),
   command: z.array(z.string()),

@@ -4,7 +4,7 @@ import { chartValues } from "./chart-values.ts";
 import { crds } from "./crds.ts";
 import type { EventDef } from "../events/define-event.ts";
 import { engineRecord } from "../engine.ts";
-import { ownFlags } from "./engine-settings.ts";
+import { engineKinds } from "../engine-kinds.ts";
 import { events } from "../events/events.ts";
 import * as http from "../http.ts";
 import { natsPermissions } from "../events/nats-permissions.ts";
@@ -195,7 +195,7 @@ export function chartFiles(): Map<string, string> {
     ...crdFiles(),
     ["values.schema.json", text({ $schema: "http://json-schema.org/draft-07/schema#", title: "loraline", ...values })],
     ["files/nats-permissions.json", text(natsPermissions)],
-    ["files/engine-flags.json", text(Object.fromEntries(ownFlags))],
+    ["files/engine-flags.json", text(engineFlags())],
   ]);
 }
 
@@ -207,6 +207,9 @@ export const trainerFiles = (): Map<string, string> =>
       `${JSON.stringify({ comment: "Generated from packages/contracts/src/spec by `make generate`.", ...trainerFields() }, null, 1)}\n`,
     ],
   ]);
+/** Per kind of engine, the flags that `extraArgs` may not have. */
+const engineFlags = (): Json =>
+  Object.fromEntries(Object.entries(engineKinds).map(([kind, { ownFlags }]) => [kind, Object.fromEntries(ownFlags)]));
 
 /** Path to text; below `generated/`, and below the chart's folder. */
 const crdFiles = (): Map<string, string> =>

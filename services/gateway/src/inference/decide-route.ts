@@ -14,6 +14,7 @@ import {
   type AdapterState,
   type AdapterVersion,
   type EngineRecord,
+  fnv1a,
   type ReplicaAdapter,
   type ReplicaReport,
 } from "@loraline/contracts";
@@ -213,10 +214,9 @@ function inOrderOfChoice(
 const slotsOf = ({ engines }: RoutingView, adapter: AdapterState): number | undefined =>
   engines.find(({ engine }) => engine === adapter.engine)?.maxLoras;
 
-/** FNV-1a, 32 bits, with a final mix so that names that differ in the last letter spread too. */
+/** 32 bits; mixed, so that names that differ in the last letter spread too. */
 function hash(text: string): number {
-  let h = 0x811c9dc5;
-  for (let i = 0; i < text.length; i++) h = Math.imul(h ^ text.charCodeAt(i), 0x01000193);
+  let h = fnv1a(text);
   h = Math.imul(h ^ (h >>> 15), 0x2c1b3c6d);
   return (h ^ (h >>> 12)) >>> 0;
 }

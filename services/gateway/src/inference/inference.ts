@@ -6,7 +6,7 @@
  *
  * Nothing else of an engine can be reached: its path is one of these three, whatever the request's was.
  */
-import { type EngineRecord } from "@loraline/contracts";
+import { defaultEngineKind, engineKinds, type EngineRecord } from "@loraline/contracts";
 import { PermanentError, RetryLaterError, traceIdOf, traceparentOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { GatewayContext } from "../context.ts";
@@ -190,7 +190,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
         try {
           const { status, contentType, text } = await question.answer;
           if (streaming) return; // it ends by itself
-          if (!isFinal(status) || isDead(status, text)) {
+          if (!isFinal(status) || isDead(engineOf(routed), status, text)) {
             if (isLastTry) outcome = "failed";
             why = `replica ${name} answered ${status}: ${engineErrorOf(status, text.slice(0, maxErrorLength), renamingOf(routed)).error.message}`;
             continue;
@@ -296,8 +296,9 @@ const clientWentAway = (): PermanentError => new PermanentError("client_closed_r
 /** Not the replica's to give: it does not know the name (any more), is not ready, or asks us for another key. */
 const isFinal = (status: number): boolean => ![401, 403, 404, 503].includes(status);
 
-/** Its inner process died, before or while it computed this answer: nothing follows from it for another replica. */
-const isDead = (status: number, text: string): boolean => status === 500 && /EngineCore encountered an issue|EngineDeadError/.test(text);
+/** The engine's inner process died, before or while it computed this answer: another replica may well answer the same request. */
+const isDead = (engine: EngineRecord | undefined, status: number, text: string): boolean =>
+  status === 500 && engineKinds[engine?.kind ?? defaultEngineKind].isDead(text);
 
 /** Writes the engine's events to the reader as they come, and slows the engine down to the reader's pace. */
 function streamTo(

@@ -7,7 +7,7 @@ import type { AdapterFiles } from "./adapter-files.ts";
 import type { Fault, WantedAdapter } from "./decide-adapters.ts";
 import type { EngineObserver } from "./engine-observer.ts";
 import { chooseProbes, decideProof, measureProbes, type ProofDecision } from "../proof.ts";
-import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type VllmClient } from "../engines/vllm-client.ts";
+import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type LoraEngine } from "../engines/lora-engine.ts";
 
 export interface AdapterSteps {
   /** Fetches, judges and loads. Throws what `faultOf` understands. */
@@ -29,7 +29,7 @@ export function createAdapterSteps({
   base,
   limits,
 }: {
-  client: VllmClient;
+  client: LoraEngine;
   engine: EngineObserver;
   files: AdapterFiles;
   objects: Pick<Objects, "get">;
@@ -80,7 +80,7 @@ export function createAdapterSteps({
           "loraline.proof.effect": proof.effect,
           "loraline.proof.effect_expected": proof.effectExpected,
         });
-        const now = await engine.startTime();
+        const now = await engine.readIncarnation();
         if (now !== before) throw new RetryLaterError("ENGINE_RESTARTED", 0, `the engine restarted while ${loraName} was being proven`);
         if (decision.kind === "refused") span.setAttribute("loraline.refused", decision.problem.code);
         return { kind: decision.kind, proof, problem: decision.kind === "refused" ? decision.problem : null, incarnation: now };
@@ -98,17 +98,13 @@ export function createAdapterSteps({
 function refuseUnlessDone(outcome: LoadOutcome, { loraName }: WantedAdapter): void {
   switch (outcome.kind) {
     case "done":
+    case "already-loaded":
       return;
     case "feature-off":
-      throw new RetryLaterError(
-        "ENGINE_WITHOUT_RUNTIME_LORA",
-        30_000,
-        "the engine has no route to load adapters. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora.",
-      );
+      throw new RetryLaterError("ENGINE_WITHOUT_RUNTIME_LORA", 30_000, outcome.message);
     case "unknown":
       throw new RetryLaterError("ENGINE_UNKNOWN", 1000, `whether ${loraName} is loaded is not known: ${outcome.message}`);
     case "refused":
-      if (/already been loaded/i.test(outcome.message)) return;
       throw new EngineRefusedError(outcome.status, outcome.message);
   }
 }

@@ -1,13 +1,13 @@
 /**
- * Whether a replica presents conversations as they were trained: what it makes of the probe in KV `engines` must be the ids that
- * stand there. An engine that was started with another `--chat-template`, or another tokenizer, shows here.
+ * Whether a replica renders conversations as they were trained: the ids that it makes of the probe in KV `engines` must be the ids that
+ * stand there. This finds an engine that was started with another chat template or another tokenizer.
  */
 import type { EngineRecord, Problem } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
-import { EngineRefusedError, type VllmClient } from "../engines/vllm-client.ts";
+import { EngineRefusedError, type LoraEngine } from "../engines/lora-engine.ts";
 
 export interface TemplateCheckDeps {
-  client: Pick<VllmClient, "present" | "detokenize">;
+  client: Pick<LoraEngine, "renderTemplate" | "detokenize">;
   base: string;
   /** undefined: the engine is not registered yet. */
   engine(): Promise<Pick<EngineRecord, "engine" | "templateDigest" | "templateProbe"> | undefined>;
@@ -24,7 +24,7 @@ export async function checkTemplate({ client, base, engine, log }: TemplateCheck
   if (record === undefined || probe === null || probe === undefined) return null;
   let theirs: number[];
   try {
-    theirs = await client.present(base, probe.messages);
+    theirs = await client.renderTemplate(base, probe.messages);
   } catch (error) {
     if (!(error instanceof EngineRefusedError)) throw error;
     log.warn({ err: error }, "the engine does not say how it presents a conversation; its chat template is not checked");

@@ -6,7 +6,7 @@ import { type ModuleShapes, readBaseModules } from "@loraline/models";
 import type { Problem } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 import type { ObservedEngine } from "./decide-adapters.ts";
-import { EngineRefusedError, EngineUnknownError, type VllmClient } from "../engines/vllm-client.ts";
+import { EngineRefusedError, EngineUnknownError, type LoraEngine } from "../engines/lora-engine.ts";
 
 /** An engine that answers no health check for this long is away. Shorter silences are those of a busy engine. */
 const silentMs = 10_000;
@@ -26,7 +26,7 @@ export interface EngineObserver {
   look(): Promise<void>;
   checkHealth(): Promise<void>;
   /** Which process answers now; read after the call, as `look` is. @throws EngineUnknownError */
-  startTime(): Promise<string>;
+  readIncarnation(): Promise<string>;
   /** A step about this name ended. `path`: the engine lists it from there now; null: it does not list it; undefined: not known. */
   stepped(loraName: string, path?: string | null): void;
 }
@@ -39,7 +39,7 @@ export function createEngineObserver({
   check,
   onChange,
 }: {
-  client: VllmClient;
+  client: LoraEngine;
   base: string;
   log: Log;
   incarnation?: (() => Promise<string>) | undefined;
@@ -48,7 +48,7 @@ export function createEngineObserver({
   /** ready: an engine process came. away: it went. listed: what it lists was read. */
   onChange(what: "ready" | "away" | "listed"): void;
 }): EngineObserver {
-  const startTime = ownIncarnation ?? client.startTime;
+  const readIncarnation = ownIncarnation ?? client.incarnation;
   let ready = false;
   let problem: Problem | null = null;
   let incarnation = "";
@@ -96,11 +96,11 @@ export function createEngineObserver({
   const lookNow = async (): Promise<void> => {
     stepped = new Set();
     try {
-      const now = await startTime();
-      const models = await client.models();
-      const seen = new Map(models.filter(({ parent }) => parent !== null).map(({ id, root }) => [id, root]));
+      const now = await readIncarnation();
+      const models = await client.listModels();
+      const seen = new Map(models.filter(({ isLora }) => isLora).map(({ name, path }) => [name, path]));
       if (now !== incarnation || !ready) {
-        if (!(await greet(now, models.find(({ id }) => id === base)?.root ?? null))) return;
+        if (!(await greet(now, models.find(({ name }) => name === base)?.path ?? null))) return;
       } else {
         for (const name of stepped) {
           const known = listed?.get(name);
@@ -140,7 +140,7 @@ export function createEngineObserver({
       return baseModules;
     },
     look,
-    startTime: shared(startTime),
+    readIncarnation: shared(readIncarnation),
     async checkHealth() {
       const health = await client.health();
       if (health === "silent") {

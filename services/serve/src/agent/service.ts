@@ -9,11 +9,19 @@
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
-import { adapterKey, type AdapterState, buckets, type EngineRecord, replicaKey } from "@loraline/contracts";
+import {
+  adapterKey,
+  type AdapterState,
+  buckets,
+  defaultEngineKind,
+  type EngineKindName,
+  type EngineRecord,
+  replicaKey,
+} from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { type Log, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import { ulid } from "ulid";
-import { createVllmClient } from "../engines/vllm-client.ts";
+import { engines as engineTable } from "../engines/table.ts";
 import { isLoraName, partsOfLoraName } from "../lora-names.ts";
 import { type AdapterFiles, createAdapterFiles } from "./adapter-files.ts";
 import { createAdapterMemory } from "./adapter-memory.ts";
@@ -46,7 +54,9 @@ export interface AgentServiceDeps {
   replica: string;
   /** Where the agent reaches the engine: loopback. */
   engineUrl: string;
-  /** What the engine was started with as VLLM_API_KEY. */
+  /** What program the engine is. Default: vllm. */
+  engineKind?: EngineKindName | undefined;
+  /** The key that the engine was started with. */
   engineKey?: string | undefined;
   /** Where the gateway reaches it. */
   publicUrl: string;
@@ -56,7 +66,7 @@ export interface AgentServiceDeps {
   files?: AdapterFiles;
   /** Ranks the engine was started for. Default: what KV `engines` says. */
   maxLoraRank?: number;
-  /** Changes with each start of the engine process. Default: its start time from /metrics. */
+  /** Changes with each start of the engine process. Default: what the engine says of itself. */
   incarnation?: () => Promise<string>;
   drain?: Partial<DrainLimits>;
   leave?: Partial<LeaveLimits>;
@@ -95,7 +105,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
 
   /* what is wanted, what the engine holds, what is remembered */
 
-  const client = createVllmClient({
+  const client = engineTable[deps.engineKind ?? defaultEngineKind].connect({
     url: deps.engineUrl,
     apiKey: deps.engineKey,
     ...(deps.loadTimeoutMs === undefined ? {} : { loadTimeoutMs: deps.loadTimeoutMs }),
@@ -152,7 +162,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     log,
     limits: { ...leaveLimits, ...deps.leave },
   });
-  const readiness = createReadiness({ wanted, memory, engine, product: "vLLM", isLeaving: leaving.isLeaving });
+  const readiness = createReadiness({ wanted, memory, engine, product: client.product, isLeaving: leaving.isLeaving });
 
   /* deciding and doing */
 

@@ -1,4 +1,4 @@
-/** Before an engine starts: refuses settings that can never work, and leaves the files that vLLM is started with. */
+/** Before an engine starts: refuses settings that can never work, and leaves the files that it is started with. */
 import { writeFile } from "node:fs/promises";
 import { createLog, loadEnv } from "@loraline/runtime";
 import { z } from "zod";
@@ -11,7 +11,7 @@ try {
       ENGINES_CONFIG: z.string().describe("JSON list of engineSettings."),
       AGENT_ENGINE: z.string().describe("Which of them."),
       LORALINE_BASES_DIR: z.string(),
-      ENGINE_DIR: z.string().default("/engine").describe("Where vLLM finds its chat template and the guard."),
+      ENGINE_DIR: z.string().default("/engine").describe("Where the engine finds its chat template and its other files."),
     }),
     process.env,
   );

@@ -2,12 +2,10 @@
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import {
-  type BaseConfig,
-  baseConfig,
+  defaultEngineKind,
   type EngineRecord,
   type EngineSettings,
   engineSettingsList,
-  judgeEngine,
   type Problem,
   unreadDigest,
 } from "@loraline/contracts";
@@ -15,6 +13,8 @@ import { readBaseRef } from "@loraline/models/base-ref";
 import { messageOf, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
 import { createBases, describeTemplate, readTemplate } from "@loraline/tokens";
+import { type BaseConfig, baseConfig } from "../engines/base-config.ts";
+import { engines } from "../engines/table.ts";
 
 /** @throws PermanentError ENGINES_INVALID with every problem */
 export async function readEngineSettings(file: string): Promise<EngineSettings[]> {
@@ -38,13 +38,14 @@ export async function readEngineSettings(file: string): Promise<EngineSettings[]
 export async function describeEngines(settings: readonly EngineSettings[], basesDir: string): Promise<Omit<EngineRecord, "updatedAt">[]> {
   const loadBase = createBases(basesDir);
   const described: Omit<EngineRecord, "updatedAt">[] = [];
-  for (const { engine, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, tenants, tasks, promptLogprobs } of settings) {
+  for (const { engine, kind, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, tenants, tasks, promptLogprobs } of settings) {
     const aboutBase = async () => {
       const loaded = await loadBase(base);
       return { base: loaded.ref, ...(await describeTemplate(loaded)) };
     };
     described.push({
       engine,
+      kind,
       maxLoraRank,
       maxLoras,
       maxCpuLoras,
@@ -67,8 +68,8 @@ const problemOfBase = (error: unknown, engine: string, base: string): Problem =>
     : { code: "BASE_UNREADABLE", message: `engine "${engine}": base "${base}" cannot be read: ${messageOf(error)}`, param: "base" };
 
 /**
- * Judges one engine by its base's files, and leaves in `dir` what vLLM is started with: `chat_template.jinja`, the very template
- * that is trained with, and `loraline_guard.py`.
+ * Judges one engine by its base's files, and leaves in `dir` the files that it is started with: `chat_template.jinja`, the very template
+ * that is trained with, and what its kind adds.
  * @throws PermanentError ENGINE_UNKNOWN, ENGINE_IMPOSSIBLE with every reason, BASE_MISSING, BASE_INVALID
  */
 export async function prepareEngine({
@@ -89,7 +90,8 @@ export async function prepareEngine({
   }
   const baseDir = join(basesDir, own.base);
   const config = await readBaseConfig(baseDir).catch(ofEngine(engine));
-  const problems = judgeEngine(own, config);
+  const kind = engines[own.kind ?? defaultEngineKind];
+  const problems = kind.judgeSettings(own, config);
   const [first] = problems;
   if (first !== undefined) {
     throw new PermanentError("ENGINE_IMPOSSIBLE", problems.map(({ code, message }) => `${code}: ${message}`).join(" "), {
@@ -99,7 +101,7 @@ export async function prepareEngine({
   const template = await readTemplate(baseDir);
   await mkdir(dir, { recursive: true });
   await writeWhole(join(dir, "chat_template.jinja"), template ?? noTemplate(own.base));
-  await writeWhole(join(dir, "loraline_guard.py"), await readFile(join(import.meta.dirname, "loraline_guard.py"), "utf8"));
+  for (const [name, text] of Object.entries(await kind.startFiles())) await writeWhole(join(dir, name), text);
 }
 
 /** config.json, and where it does not say how the weights are stored, what GPTQ's and AWQ's tools leave beside it. */
@@ -125,7 +127,7 @@ async function readBaseConfig(dir: string): Promise<BaseConfig> {
   return config;
 }
 
-/** vLLM is always given a file, so that it never takes another template than was trained with. */
+/** The engine is always given a file, so that it never applies another template than was trained with. */
 const noTemplate = (base: string): string =>
   `{{ raise_exception("base ${base} has no chat template: ask for completions, or put chat_template.jinja beside its tokenizer") }}`;
 

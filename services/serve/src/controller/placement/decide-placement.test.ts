@@ -5,7 +5,7 @@ import { decideHandover, decidePlacement, type Placed, type PlacedVersion } from
 
 const all: Placement = { mode: "all" };
 const version = (n: number, over: Partial<PlacedVersion> = {}): PlacedVersion => ({
-  engineName: `acme.a${n}.v1.000000000000`,
+  loraName: `acme.a${n}.v1.000000000000`,
   placement: all,
   rank: 0,
   current: null,
@@ -17,7 +17,7 @@ const decide = (versions: readonly PlacedVersion[], replicas: readonly string[],
   decidePlacement({ engine: "e", versions, replicas, capacity });
 /** The versions as they stand after they were placed. */
 const after = (versions: readonly PlacedVersion[], placed: ReadonlyMap<string, Placed>): PlacedVersion[] =>
-  versions.map((each) => ({ ...each, current: placed.get(each.engineName)?.replicas ?? null }));
+  versions.map((each) => ({ ...each, current: placed.get(each.loraName)?.replicas ?? null }));
 const loads = (placed: ReadonlyMap<string, Placed>, replicas: readonly string[]) =>
   replicas.map((replica) => [...placed.values()].filter((each) => each.replicas?.includes(replica)).length);
 const moves = (before: ReadonlyMap<string, Placed>, now: ReadonlyMap<string, Placed>) =>
@@ -30,8 +30,8 @@ describe("decidePlacement", () => {
 
   it("changes nothing when no replica is known", () => {
     const placed = decide([version(1, { current: ["r9"] }), ...many(30)], [], 16);
-    expect(placed.get(version(1).engineName)?.replicas).toBe(null);
-    expect(decide([version(77, { current: ["r9"] })], [], 0).get(version(77).engineName)).toEqual({ replicas: ["r9"], problem: null });
+    expect(placed.get(version(1).loraName)?.replicas).toBe(null);
+    expect(decide([version(77, { current: ["r9"] })], [], 0).get(version(77).loraName)).toEqual({ replicas: ["r9"], problem: null });
   });
 
   it("gives everything as many copies as there is room for, evenly", () => {
@@ -43,7 +43,7 @@ describe("decidePlacement", () => {
 
   it("says what fits nowhere, and lets those go first that users ask for", () => {
     const placed = decide([...many(4, { rank: 2 }), version(10, { rank: 0 }), version(11, { rank: 1 })], names(1), 3);
-    const where = (n: number) => placed.get(version(n).engineName);
+    const where = (n: number) => placed.get(version(n).loraName);
     expect([where(10)?.replicas, where(11)?.replicas]).toEqual([["r0"], ["r0"]]);
     const left = [0, 1, 2, 3].map(where).filter((each) => each?.replicas?.length === 0);
     expect(left).toHaveLength(3);
@@ -53,14 +53,14 @@ describe("decidePlacement", () => {
   it("one that comes first takes the room of one that comes later", () => {
     const full = decide(many(6, { rank: 2 }), names(2), 3);
     const placed = decide([...after(many(6, { rank: 2 }), full), version(9, { rank: 0, current: [] })], names(2), 3);
-    expect(placed.get(version(9).engineName)?.replicas).toHaveLength(1);
+    expect(placed.get(version(9).loraName)?.replicas).toHaveLength(1);
     expect(moves(full, placed)).toBe(1);
     expect([...placed.values()].filter(({ problem }) => problem?.code === "NO_ROOM")).toHaveLength(1);
   });
 
   it("follows pins, and says which cannot be", () => {
     const pinned = version(1, { placement: { mode: "pinned", pins: ["r1", "gone"] } });
-    expect(decide([pinned], names(3), 16).get(pinned.engineName)).toEqual({
+    expect(decide([pinned], names(3), 16).get(pinned.loraName)).toEqual({
       replicas: ["r1", "gone"],
       problem: { code: "PIN_NOT_HELD", message: expect.stringContaining("no replica gone") },
     });
@@ -71,9 +71,9 @@ describe("decidePlacement", () => {
 
   it("spreads over as many as asked, also while everything fits", () => {
     const some = version(1, { placement: { mode: "spread", replicas: 2 } });
-    expect(decide([some, ...many(1)], names(5), 16).get(some.engineName)?.replicas).toHaveLength(2);
+    expect(decide([some, ...many(1)], names(5), 16).get(some.loraName)?.replicas).toHaveLength(2);
     const greedy = version(1, { placement: { mode: "spread", replicas: 9 } });
-    expect(decide([greedy], names(3), 16).get(greedy.engineName)).toMatchObject({ problem: { code: "FEWER_REPLICAS" } });
+    expect(decide([greedy], names(3), 16).get(greedy.loraName)).toMatchObject({ problem: { code: "FEWER_REPLICAS" } });
   });
 
   const setting = fc.oneof(
@@ -98,8 +98,8 @@ describe("decidePlacement", () => {
           Math.max(capacity, versions.length > capacity ? 0 : versions.length),
         );
         const full = loads(placed, replicas).every((load) => load >= capacity);
-        for (const { placement, engineName } of versions) {
-          const { replicas: on, problem } = placed.get(engineName) as Placed;
+        for (const { placement, loraName } of versions) {
+          const { replicas: on, problem } = placed.get(loraName) as Placed;
           expect(on === null || on.length > 0 || problem !== null).toBe(true);
           expect(placement.mode === "pinned" || on === null || on.length > 0 || full).toBe(true);
           expect(on === null || new Set(on).size === on.length).toBe(true);

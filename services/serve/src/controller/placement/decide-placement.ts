@@ -5,13 +5,14 @@
  * again, in the middle of requests. While everything fits everywhere, nothing is placed. Otherwise each version gets as many copies
  * as there is room for, and a place that is good stays: only what must move moves, when versions or replicas come and go.
  */
-import type { Placement, Problem } from "@loraline/contracts";
+import { fnv1a, type Placement, type Problem } from "@loraline/contracts";
+import type { VersionRank } from "../../version-rank.ts";
 
 export interface PlacedVersion {
-  engineName: string;
+  loraName: string;
   placement: Placement;
-  /** Who goes first when there is no room for all: 0 users ask for it, 1 somebody waits for it, 2 the rest. */
-  rank: 0 | 1 | 2;
+  /** What goes first when there is no room for all. */
+  rank: VersionRank;
   /** Where it is now; null: everywhere. */
   current: readonly string[] | null;
 }
@@ -39,16 +40,16 @@ export const fitsEverywhere = (versions: number, capacity: number): boolean => v
 export function decidePlacement({ engine, versions, replicas, capacity }: PlacementInput): Map<string, Placed> {
   const result = new Map<string, Placed>();
   if (replicas.length === 0) {
-    for (const { engineName, current } of versions) result.set(engineName, { replicas: current, problem: null });
+    for (const { loraName, current } of versions) result.set(loraName, { replicas: current, problem: null });
     return result;
   }
   const seeds = new Map(replicas.map((replica) => [replica, hash(replica)]));
   const load = new Map(replicas.map((replica) => [replica, 0]));
   const held = new Map(replicas.map((replica) => [replica, new Set<Item>()]));
   const roomy = fitsEverywhere(versions.length, capacity);
-  const items = versions.map((version): Item => ({ ...version, seed: hash(version.engineName), places: [], copies: 0 }));
+  const items = versions.map((version): Item => ({ ...version, seed: hash(version.loraName), places: [], copies: 0 }));
   // First who comes first; among equals the same order always.
-  items.sort((a, b) => a.rank - b.rank || a.seed - b.seed || (a.engineName < b.engineName ? -1 : 1));
+  items.sort((a, b) => a.rank - b.rank || a.seed - b.seed || (a.loraName < b.loraName ? -1 : 1));
 
   const weight = (item: Item, replica: string): number => mix(item.seed ^ (seeds.get(replica) ?? 0));
   const put = (item: Item, replica: string): void => {
@@ -145,7 +146,7 @@ export function decidePlacement({ engine, versions, replicas, capacity }: Placem
   const counts = { engine, capacity, replicas: replicas.length, versions: versions.length };
   for (const item of items) {
     const isEverywhere = roomy && item.placement.mode === "all";
-    result.set(item.engineName, isEverywhere ? { replicas: null, problem: null } : placedOf(item, load, counts));
+    result.set(item.loraName, isEverywhere ? { replicas: null, problem: null } : placedOf(item, load, counts));
   }
   return result;
 }
@@ -158,7 +159,7 @@ interface Item extends PlacedVersion {
 }
 
 function placedOf(
-  { placement, places, copies, engineName }: Item,
+  { placement, places, copies, loraName }: Item,
   known: ReadonlyMap<string, number>,
   { engine, capacity, replicas, versions }: { engine: string; capacity: number; replicas: number; versions: number },
 ): Placed {
@@ -176,15 +177,15 @@ function placedOf(
     ].join(", and ");
     return {
       replicas: on,
-      problem: { code: "PIN_NOT_HELD", message: `${engineName} is pinned to ${placement.pins.join(", ")}, but ${why}. ${room}` },
+      problem: { code: "PIN_NOT_HELD", message: `${loraName} is pinned to ${placement.pins.join(", ")}, but ${why}. ${room}` },
     };
   }
   const replicasNow = places.toSorted();
   if (places.length === 0)
-    return { replicas: [], problem: { code: "NO_ROOM", message: `${engineName} fits on no replica. ${room} ${more}` } };
+    return { replicas: [], problem: { code: "NO_ROOM", message: `${loraName} fits on no replica. ${room} ${more}` } };
   const asked = placement.mode === "spread" ? placement.replicas : copies;
   if (placement.mode !== "spread" || places.length >= asked) return { replicas: replicasNow, problem: null };
-  const message = `${engineName} should be on ${asked} replicas and is on ${places.length}. ${room}`;
+  const message = `${loraName} should be on ${asked} replicas and is on ${places.length}. ${room}`;
   return { replicas: replicasNow, problem: { code: "FEWER_REPLICAS", message } };
 }
 
@@ -211,12 +212,8 @@ export function decideHandover(
 
 const sum = (values: Iterable<number>): number => [...values].reduce((total, value) => total + value, 0);
 
-/** FNV-1a, 32 bits. */
-function hash(text: string): number {
-  let h = 0x811c9dc5;
-  for (let i = 0; i < text.length; i++) h = Math.imul(h ^ text.charCodeAt(i), 0x01000193);
-  return mix(h);
-}
+/** 32 bits. */
+const hash = (text: string): number => mix(fnv1a(text));
 function mix(value: number): number {
   let h = Math.imul(value ^ (value >>> 15), 0x2c1b3c6d);
   h = Math.imul(h ^ (h >>> 12), 0x297a2d39);

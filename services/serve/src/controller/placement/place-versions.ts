@@ -81,7 +81,7 @@ export function createPlacer({
         .filter(({ status }) => status === "desired")
         .map((version) => ({
           key,
-          engineName: version.engineName,
+          loraName: version.engineName,
           placement: placementOf(state),
           rank: rankOf(state, version),
           current: version.replicas ?? null,
@@ -91,22 +91,22 @@ export function createPlacer({
     const placed = decidePlacement({ engine: name, versions, replicas, capacity: record.maxCpuLoras });
     const changes = new Map<string, Map<string, Placed>>();
     known.moving = false;
-    for (const { key, engineName, current, unplaced } of versions) {
-      const target = placed.get(engineName);
+    for (const { key, loraName, current, unplaced } of versions) {
+      const target = placed.get(loraName);
       if (target === undefined) continue;
       const next = decideHandover(target.replicas, current, replicas, (replica) => {
         const entry = table.get(replicaKey({ engine: name, replica }));
         if (entry === undefined || !entry.report.ready) return "away";
-        const state = entry.held(engineName)?.state;
+        const state = entry.held(loraName)?.state;
         if (state === "proven") return "proven";
         return state === "refused" || state === "quarantined" ? "settled" : "pending";
       });
       if (!sameList(next, target.replicas)) known.moving = true;
       if (sameList(next, current) && (unplaced?.message ?? null) === (target.problem?.message ?? null)) continue;
       if (!changes.has(key)) changes.set(key, new Map());
-      changes.get(key)?.set(engineName, { replicas: next, problem: target.problem });
+      changes.get(key)?.set(loraName, { replicas: next, problem: target.problem });
       if (target.problem !== null && target.problem.code !== unplaced?.code)
-        log.warn({ engineName, ...target.problem }, "not placed as asked");
+        log.warn({ loraName, ...target.problem }, "not placed as asked");
     }
     const keys = [...changes.keys()];
     const write = async (): Promise<void> => {

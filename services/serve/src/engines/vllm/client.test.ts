@@ -2,9 +2,10 @@
 import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
 import { describe, expect, it as base } from "vitest";
-import { createVllmClient, parseError, type VllmClient } from "./vllm-client.ts";
+import type { LoraEngine } from "../lora-engine.ts";
+import { createVllmClient, parseError } from "./client.ts";
 
-const it = base.extend<{ engine: (answer: RequestListener) => Promise<VllmClient> }>({
+const it = base.extend<{ engine: (answer: RequestListener) => Promise<LoraEngine> }>({
   engine: async ({}, use) => {
     const owned = new AsyncDisposableStack();
     await use(async (answer) => {
@@ -37,8 +38,10 @@ describe("a load or unload", () => {
     ["old", oldShape],
   ] as const) {
     it(`that is refused is told so, in ${words} words`, async ({ engine }) => {
-      const message = "The lora adapter 'x' has already been loaded.";
+      const message = "Loading lora x failed: rank 64 is greater than max_lora_rank 32.";
       expect(await (await engine(shape(400, message))).load("x", "/x")).toEqual({ kind: "refused", status: 400, message });
+      const loaded = "The lora adapter 'x' has already been loaded.";
+      expect(await (await engine(shape(400, loaded))).load("x", "/x")).toEqual({ kind: "already-loaded" });
       const missing = "The lora adapter 'x' cannot be found.";
       expect(await (await engine(shape(404, missing, "NotFoundError"))).unload("x")).toEqual({
         kind: "refused",
@@ -60,7 +63,10 @@ describe("a load or unload", () => {
   });
 
   it("that has no route tells that the engine was started without run-time loading", async ({ engine }) => {
-    expect(await (await engine(says(404, { detail: "Not Found" }))).load("x", "/x")).toEqual({ kind: "feature-off" });
+    expect(await (await engine(says(404, { detail: "Not Found" }))).load("x", "/x")).toEqual({
+      kind: "feature-off",
+      message: expect.stringContaining("VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+    });
   });
 
   it("without an answer is unknown, whether it timed out, broke off, or nobody listens", async ({ engine }) => {
@@ -85,10 +91,10 @@ describe("a load or unload", () => {
 describe("what is read", () => {
   it("never becomes an empty list by mistake", async ({ engine }) => {
     for (const answer of [says(500, "x"), says(200, "not json"), says(200, { data: "x" }), says(200, {}), () => {}]) {
-      await expect((await engine(answer)).models()).rejects.toMatchObject({ name: "EngineUnknownError", gone: false });
+      await expect((await engine(answer)).listModels()).rejects.toMatchObject({ name: "EngineUnknownError", gone: false });
     }
-    expect(await (await engine(says(200, { data: [{ id: "b", object: "model" }] }))).models()).toEqual([
-      { id: "b", root: null, parent: null },
+    expect(await (await engine(says(200, { data: [{ id: "b", object: "model" }] }))).listModels()).toEqual([
+      { name: "b", path: null, isLora: false },
     ]);
   });
 

@@ -1,5 +1,5 @@
 /**
- * What Loraline asks of a vLLM process. Measured on vLLM 0.32 (CPU build), two cores, SmolLM2-135M:
+ * A vLLM process as a LoraEngine. Measured on vLLM 0.32 (CPU build), two cores, SmolLM2-135M:
  *
  * - Start with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True` and `--enable-lora`, or the load routes do not exist (404
  *   `{"detail":"Not Found"}`). `--api-server-count` must stay 1, or the server refuses to start with it.
@@ -16,85 +16,13 @@
  * - SIGTERM with a request in flight hangs unless `--shutdown-timeout` is set.
  */
 import { type Dispatcher, Pool } from "undici";
+import { engineKinds } from "@loraline/contracts";
 import { z } from "zod";
+import { type EngineConnection, EngineRefusedError, EngineUnknownError, type LoadOutcome, type LoraEngine } from "../lora-engine.ts";
 
-export interface LoadedModel {
-  id: string;
-  /** Path it was loaded from; for the base, the model's. */
-  root: string | null;
-  /** null: a base. */
-  parent: string | null;
-}
+const loadPath = "/v1/load_lora_adapter";
 
-/** No answer, or one that says nothing about the adapter: what the engine holds is not known. */
-export class EngineUnknownError extends Error {
-  override readonly name = "EngineUnknownError";
-  /** The process does not even accept connections; a time-out may just mean that it is busy. */
-  readonly gone: boolean;
-  /** It asks for another key than ours. */
-  readonly unauthorized: boolean;
-  constructor(message: string, options: ErrorOptions & { gone?: boolean; unauthorized?: boolean } = {}) {
-    super(message, options);
-    this.gone = options.gone ?? false;
-    this.unauthorized = options.unauthorized ?? false;
-  }
-}
-
-/** What became of a load or unload. Only a look at `models()` decides what is loaded: messages differ between versions. */
-export type LoadOutcome =
-  | { kind: "done" }
-  | { kind: "refused"; status: number; message: string }
-  /** Started without VLLM_ALLOW_RUNTIME_LORA_UPDATING. */
-  | { kind: "feature-off" }
-  | { kind: "unknown"; message: string };
-
-export interface VllmClient {
-  /** `away`: refused the connection, or says that its engine is dead. `silent`: no answer in time. */
-  health(): Promise<"ready" | "away" | "silent">;
-  /** @throws EngineUnknownError */
-  models(): Promise<LoadedModel[]>;
-  /**
-   * Start time of the process, which changes with every restart.
-   * @throws EngineUnknownError
-   */
-  startTime(): Promise<string>;
-  load(name: string, path: string): Promise<LoadOutcome>;
-  unload(name: string): Promise<LoadOutcome>;
-  /**
-   * Logprobs (natural, before temperature and penalties) of `tokens` right after each prompt: one map per prompt.
-   * @throws EngineUnknownError when there was no answer; EngineRefusedError when the engine said no.
-   */
-  nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]): Promise<Map<number, number>[]>;
-  /**
-   * Ids of a conversation as the engine presents it to the model, ready to be answered.
-   * @throws EngineUnknownError, EngineRefusedError (also by an engine that does not know the route)
-   */
-  present(model: string, messages: readonly { role: string; content: string }[]): Promise<number[]>;
-  /** @throws EngineUnknownError, EngineRefusedError */
-  detokenize(model: string, ids: readonly number[]): Promise<string>;
-}
-
-/** The engine understood the question and said no. */
-export class EngineRefusedError extends Error {
-  override readonly name = "EngineRefusedError";
-  readonly status: number;
-  constructor(status: number, message: string) {
-    super(message);
-    this.status = status;
-  }
-}
-
-export interface VllmClientOptions {
-  url: string;
-  /** What the engine was started with as VLLM_API_KEY. */
-  apiKey?: string | undefined;
-  healthTimeoutMs?: number;
-  readTimeoutMs?: number;
-  /** A load blocks until the engine has read the adapter, and waits behind the step it is in. */
-  loadTimeoutMs?: number;
-  probeTimeoutMs?: number;
-}
-
+/** `parent`: the base of an adapter; a base has none. */
 const modelList = z.object({
   data: z.array(z.object({ id: z.string(), root: z.string().nullish(), parent: z.string().nullish() })),
 });
@@ -103,15 +31,15 @@ const completion = z.object({
   choices: z.array(
     z.object({
       index: z.int(),
-      // Hundreds of them: only those that were asked for are looked at.
+      // There are hundreds of tokens in it; only those that were asked for are looked at.
       logprobs: z.object({ top_logprobs: z.tuple([z.looseObject({}).nullable()], z.unknown()) }),
     }),
   ),
 });
 
-export function createVllmClient(options: VllmClientOptions): VllmClient & Disposable {
+export function createVllmClient(options: EngineConnection): LoraEngine {
   const { url, apiKey, healthTimeoutMs = 2000, readTimeoutMs = 5000, loadTimeoutMs = 60_000, probeTimeoutMs = 60_000 } = options;
-  // Its own pool: what users' requests do must not keep a health check waiting.
+  // The agent has its own connections, so that users' requests never keep a health check waiting.
   const pool = new Pool(new URL(url).origin, { connections: 8, keepAliveTimeout: 4000, headersTimeout: 0, bodyTimeout: 0 });
   const prefix = new URL(url).pathname.replace(/\/$/, "");
   const headers = apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
@@ -161,8 +89,15 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
       const { status, text } = await call("POST", path, loadTimeoutMs, body);
       if (status === 200) return { kind: "done" };
       const problem = parseError(text);
-      if (problem === undefined && status === 404) return { kind: "feature-off" };
-      if (status === 503 || isDead(problem?.message ?? "")) return { kind: "unknown", message: problem?.message ?? `HTTP ${status}` };
+      if (problem === undefined && status === 404) {
+        return {
+          kind: "feature-off",
+          message: "the engine has no route to load adapters. Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora.",
+        };
+      }
+      if (path === loadPath && /already been loaded/i.test(problem?.message ?? "")) return { kind: "already-loaded" };
+      if (status === 503 || engineKinds.vllm.isDead(problem?.message ?? ""))
+        return { kind: "unknown", message: problem?.message ?? `HTTP ${status}` };
       return { kind: "refused", status, message: problem?.message ?? `HTTP ${status}: ${text.slice(0, 300)}` };
     } catch (error) {
       if (error instanceof EngineUnknownError) return { kind: "unknown", message: error.message };
@@ -189,7 +124,10 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
   };
 
   return {
-    async present(model, messages) {
+    product: "vLLM",
+    // It refuses requests for more.
+    maxLogprobTokens: 128,
+    async renderTemplate(model, messages) {
       const answer = await ask("/tokenize", { model, messages, add_generation_prompt: true });
       return understood("/tokenize", z.object({ tokens: z.array(z.int()) }).safeParse(answer)).tokens;
     },
@@ -206,13 +144,13 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
         throw error;
       }
     },
-    async models() {
+    async listModels() {
       const parsed = modelList.safeParse(parseJson(await read("/v1/models")));
       if (!parsed.success)
         throw new EngineUnknownError(`the engine at ${url} answered /v1/models with something else than a list of models`);
-      return parsed.data.data.map(({ id, root = null, parent = null }) => ({ id, root, parent }));
+      return parsed.data.data.map(({ id, root, parent }) => ({ name: id, path: root ?? null, isLora: typeof parent === "string" }));
     },
-    async startTime() {
+    async incarnation() {
       const value = /^process_start_time_seconds (\S+)$/m.exec(await read("/metrics"))?.[1];
       if (value === undefined) {
         throw new EngineUnknownError(
@@ -221,7 +159,7 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
       }
       return value;
     },
-    load: (name, path) => change("/v1/load_lora_adapter", { lora_name: name, lora_path: path }),
+    load: (name, path) => change(loadPath, { lora_name: name, lora_path: path }),
     unload: (name) => change("/v1/unload_lora_adapter", { lora_name: name }),
     async nextTokenLogprobs(model, prompts, tokens) {
       const { status, text } = await call("POST", "/v1/completions", probeTimeoutMs, {
@@ -271,8 +209,8 @@ export function createVllmClient(options: VllmClientOptions): VllmClient & Dispo
 }
 
 /**
- * A whole answer within this time. Below undici's `request`: its stream for the body and a signal that ends it cost more than twice what
- * the exchange does, and each adapter takes some.
+ * Reads a whole answer, or rejects after `timeoutMs`. It uses undici's `dispatch`, since `request`, with its stream for the body and a
+ * signal to end it, costs more than twice as much as the exchange itself, and every adapter takes several.
  */
 function answerOf(pool: Pool, what: Dispatcher.DispatchOptions, timeoutMs: number): Promise<{ status: number; text: string }> {
   return new Promise((resolve, reject) => {
@@ -289,7 +227,7 @@ function answerOf(pool: Pool, what: Dispatcher.DispatchOptions, timeoutMs: numbe
     pool.dispatch(what, {
       onRequestStart(controller) {
         request = controller;
-        // It waited for a connection until nobody wanted it any more.
+        // The time was over while the request still waited for a connection.
         if (late !== undefined) controller.abort(late);
       },
       onResponseStart(_controller, code) {
@@ -310,10 +248,7 @@ function answerOf(pool: Pool, what: Dispatcher.DispatchOptions, timeoutMs: numbe
   });
 }
 
-/** A dead inner engine answers every request with this, as HTTP 500: nothing about the adapter follows from it. */
-const isDead = (message: string): boolean => /EngineCore encountered an issue|EngineDeadError/.test(message);
-
-/** Both shapes: `{"error": {"message", "type", …}}`, and the older one with the fields at the top. Undefined: not vLLM's own error. */
+/** An error in either of vLLM's shapes: `{"error": {"message", "type", …}}`, or the older one with the fields at the top. undefined: it is not vLLM's. */
 export function parseError(text: string): { message: string; type: string } | undefined {
   const fields = z.object({ message: z.string(), type: z.string().nullish() });
   const body = parseJson(text);

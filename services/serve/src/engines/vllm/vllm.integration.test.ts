@@ -11,11 +11,13 @@ import { createLog } from "@loraline/runtime";
 import { test as it } from "@loraline/testkit";
 import { afterAll, beforeAll, describe, expect } from "vitest";
 import { z } from "zod";
-import { type AdapterBytes, serveUnderTest, startVllm, vllmKey } from "../serve-under-test.ts";
-import { checkTemplate } from "../agent/check-template.ts";
-import { createVllmClient } from "./vllm-client.ts";
+import { type AdapterBytes, serveUnderTest } from "../../serve-under-test.ts";
+import { expectItKeepsTheContract } from "../contract-under-test.ts";
+import { startVllm, vllmKey } from "./vllm-under-test.ts";
+import { checkTemplate } from "../../agent/check-template.ts";
+import { createVllmClient } from "./client.ts";
 
-const root = join(import.meta.dirname, "../../../..");
+const root = join(import.meta.dirname, "../../../../..");
 const baseDir = join(root, ".loraline/bases/smollm2-135m-instruct");
 const base = baseRef.parse(JSON.parse(await readFile(join(baseDir, "base.json"), "utf8")));
 const startMs = 300_000;
@@ -81,22 +83,13 @@ const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
 });
 
 describe("vLLM's endpoints", () => {
-  test("say what the client takes them to say", async () => {
-    using client = createVllmClient({ url: vllm.url, apiKey: vllmKey });
-    expect(await client.health()).toBe("ready");
-    expect(await client.startTime()).toMatch(/^[\d.e+]+$/);
-    expect(await client.models()).toEqual([{ id: base.name, root: baseDir, parent: null }]);
-    expect(await client.load("x.y.v1.000000000000", "/not/there")).toMatchObject({ kind: "refused", status: 404 });
-    expect(await client.unload("x.y.v1.000000000000")).toMatchObject({ kind: "refused", status: 404 });
-    const path = join(adapters, "right");
-    expect(await client.load("x.y.v1.000000000000", path)).toEqual({ kind: "done" });
-    expect(await client.load("x.y.v1.000000000000", path)).toMatchObject({
-      kind: "refused",
-      message: expect.stringMatching(/already been loaded/),
-    });
-    expect(await client.models()).toContainEqual({ id: "x.y.v1.000000000000", root: path, parent: base.name });
-    expect(await client.unload("x.y.v1.000000000000")).toEqual({ kind: "done" });
-    await expect(client.nextTokenLogprobs("nobody", [[1]], [1])).rejects.toMatchObject({ name: "EngineRefusedError", status: 404 });
+  test("keep the contract of an engine, as the simulated one does", async () => {
+    using engine = createVllmClient({ url: vllm.url, apiKey: vllmKey });
+    await expectItKeepsTheContract({ engine, base: base.name, adapter: join(adapters, "right") });
+    expect(await engine.listModels()).toEqual([{ name: base.name, path: baseDir, isLora: false }]);
+    expect(await engine.load("x.y.v1.000000000000", "/not/there")).toMatchObject({ kind: "refused", status: 404 });
+    expect(await engine.unload("x.y.v1.000000000000")).toMatchObject({ kind: "refused", status: 404 });
+    await expect(engine.nextTokenLogprobs("nobody", [[1]], [1])).rejects.toMatchObject({ name: "EngineRefusedError", status: 404 });
   });
 
   test("ask for the key on every path that does something, also where vLLM's own check does not", async () => {
@@ -117,7 +110,7 @@ describe("vLLM's endpoints", () => {
     expect(await statusOf("/adapters", vllmKey)).toBe(404);
     for (const path of ["/health", "/metrics", "/ping"]) expect((await fetch(vllm.url + path)).status).toBe(200);
     using stranger = createVllmClient({ url: vllm.url });
-    await expect(stranger.models()).rejects.toMatchObject({ name: "EngineUnknownError", unauthorized: true });
+    await expect(stranger.listModels()).rejects.toMatchObject({ name: "EngineUnknownError", unauthorized: true });
   });
 
   test("present a conversation by the base's own template; an engine that is registered with another is told apart", async () => {

@@ -1,0 +1,57 @@
+{{/* How vLLM is started: arguments and environment of an engine of kind vllm. Another kind has the same two templates under its name. */}}
+{{- define "loraline.engineArgs.vllm" -}}
+{{- $args := list
+  (printf "--model=/bases/%s" .base)
+  (printf "--served-model-name=%s" .base)
+  "--host=0.0.0.0"
+  "--port=8000"
+  "--enable-lora"
+  (printf "--max-lora-rank=%d" (int .maxLoraRank))
+  (printf "--max-loras=%d" (int .maxLoras))
+  (printf "--max-cpu-loras=%d" (int .maxCpuLoras))
+  (printf "--max-model-len=%d" (int .maxModelLen))
+-}}
+{{- with .dtype }}{{ $args = append $args (printf "--dtype=%s" .) }}{{ end -}}
+{{- with .quantization }}{{ $args = append $args (printf "--quantization=%s" .) }}{{ end -}}
+{{- with .kvCacheDtype }}{{ $args = append $args (printf "--kv-cache-dtype=%s" .) }}{{ end -}}
+{{- if not (kindIs "invalid" .prefixCaching) }}{{ $args = append $args (ternary "--enable-prefix-caching" "--no-enable-prefix-caching" .prefixCaching) }}{{ end -}}
+{{- if gt (int .tensorParallelSize) 1 }}{{ $args = append $args (printf "--tensor-parallel-size=%d" (int .tensorParallelSize)) }}{{ end -}}
+{{- /* Without it SIGTERM hangs while a request is in flight. */ -}}
+{{- $args = append $args "--shutdown-timeout=30" -}}
+{{- /* The very template that is trained with; and the key is asked for on every path, not only below /v1. */ -}}
+{{- $args = concat $args (list "--chat-template=/engine/chat_template.jinja" "--middleware=loraline_guard.RequireKey") -}}
+{{- toYaml (concat $args .extraArgs) -}}
+{{- end -}}
+
+{{- define "loraline.engineEnv.vllm" -}}
+- name: VLLM_ALLOW_RUNTIME_LORA_UPDATING
+  value: "True"
+- name: VLLM_API_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "loraline.engineKeySecret" . | quote }}
+      key: key
+# For the guard.
+- name: PYTHONPATH
+  value: /engine
+# Bases are mounted; nothing is fetched.
+- name: HF_HUB_OFFLINE
+  value: "1"
+- name: VLLM_NO_USAGE_STATS
+  value: "1"
+- name: DO_NOT_TRACK
+  value: "1"
+# The root file system cannot be written, and the user is in no passwd file.
+- name: HOME
+  value: /tmp
+- name: USER
+  value: loraline
+- name: VLLM_CACHE_ROOT
+  value: /cache/vllm
+- name: HF_HOME
+  value: /cache/huggingface
+- name: TORCHINDUCTOR_CACHE_DIR
+  value: /cache/inductor
+- name: TRITON_CACHE_DIR
+  value: /cache/triton
+{{- end -}}

@@ -1,0 +1,55 @@
+/** How vLLM has to be started for Loraline: the flags and environment variables that do not depend on the machine. */
+
+export interface VllmStart {
+  /** Folder of the base. */
+  model: string;
+  /** What the base is asked for by. */
+  servedName: string;
+  host: string;
+  port: number;
+  maxLoraRank: number;
+  maxLoras: number;
+  maxCpuLoras: number;
+  /** Tokens, prompt and answer together. */
+  maxModelLen: number;
+  /** The chat template to apply; absent: what the base's folder has. */
+  chatTemplateFile?: string | null | undefined;
+}
+
+export const vllmArgs = (start: VllmStart): string[] => [
+  `--model=${start.model}`,
+  `--served-model-name=${start.servedName}`,
+  `--host=${start.host}`,
+  `--port=${start.port}`,
+  ...(start.chatTemplateFile ? [`--chat-template=${start.chatTemplateFile}`] : []),
+  "--enable-lora",
+  `--max-lora-rank=${start.maxLoraRank}`,
+  `--max-loras=${start.maxLoras}`,
+  `--max-cpu-loras=${start.maxCpuLoras}`,
+  `--max-model-len=${start.maxModelLen}`,
+];
+
+/** Flags of an engine on a CPU that shares its machine with training. */
+export const vllmCpuArgs: readonly string[] = [
+  "--max-num-seqs=16",
+  "--dtype=bfloat16",
+  "--enforce-eager",
+  // One process less: the model runs in the engine process, not in a worker of it.
+  "--distributed-executor-backend=uni",
+];
+
+export const vllmEnv = {
+  // Without it there are no routes to load adapters.
+  VLLM_ALLOW_RUNTIME_LORA_UPDATING: "True",
+  VLLM_NO_USAGE_STATS: "1",
+  HF_HUB_OFFLINE: "1",
+} as const;
+
+export const vllmCpuEnv = {
+  VLLM_CPU_OMP_THREADS_BIND: "nobind",
+  VLLM_CPU_KVCACHE_SPACE: "1",
+  // With `uni` above: keeps the model in the engine process; and engine.py forks that process.
+  VLLM_ENABLE_V1_MULTIPROCESSING: "0",
+  // The first request for logprobs would compile a kernel: half a minute, and a C++ compiler that a new machine may not have.
+  TORCHDYNAMO_DISABLE: "1",
+} as const;
