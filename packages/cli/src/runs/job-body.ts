@@ -24,3 +24,7 @@ export function jobBodyOf(of: {
   }
   return { ...own, loraline: extension } as CreateJobBodyInput;
 }
+
+/** The file's id, when a dataset is named that is there already: by its own id, or by its file's. */
+export const fileIdIn = (given: string): string | undefined =>
+  /^(?:file-)?[0-9A-HJKMNP-TV-Z]{26}$/.test(given) ? `file-${given.replace(/^file-/, "")}` : undefined;

@@ -8,7 +8,7 @@ import { exitCodes, Failure } from "../failure.ts";
 import { followRun } from "./follow-run.ts";
 import { importDataset, importSourceOf } from "../data/import-source.ts";
 import { readMapping } from "../data/mapping-file.ts";
-import { jobBodyOf } from "./job-body.ts";
+import { fileIdIn, jobBodyOf } from "./job-body.ts";
 import { readRunFile, type RunFile } from "./run-file.ts";
 import { describeRun, modelOf } from "./show-run.ts";
 import { type Terminal, writeJson, writeLine } from "../terminal.ts";
@@ -35,10 +35,6 @@ export async function startRun(api: ApiClient, request: RunRequest): Promise<{ r
   const job = await api.createFineTuningJob({ body });
   return { runId: job.id.replace(/^ftjob-/, ""), notices: job.loraline?.notices ?? [] };
 }
-
-/** The file's id, when a dataset is named that is there already: by its own id, or by its file's. */
-const fileIdIn = (given: string): string | undefined =>
-  /^(?:file-)?[0-9A-HJKMNP-TV-Z]{26}$/.test(given) ? `file-${given.replace(/^file-/, "")}` : undefined;
 
 async function upload(api: ApiClient, path: string, mapping: DatasetMapping | undefined): Promise<string> {
   const source = importSourceOf(path);
