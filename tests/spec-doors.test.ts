@@ -131,7 +131,7 @@ interface Api {
 const without = (spec: Values, ...fields: string[]): Values =>
   Object.fromEntries(Object.entries(spec).filter(([field]) => !fields.includes(field)));
 function specOr<T extends object>(made: { spec: RunSpec } | T): RunSpec {
-  if ("spec" in made) return made.spec as RunSpec;
+  if ("spec" in made) return made.spec;
   throw new Error(JSON.stringify(made));
 }
 const sendJob = (body: unknown): RunSpec => {
@@ -224,7 +224,7 @@ interface Def {
   discriminator?: string;
   values?: readonly unknown[];
 }
-const defOf = (schema: z.ZodType): Def => schema._zod.def as unknown as Def;
+const defOf = (schema: z.ZodType): Def => schema._zod.def;
 
 /** Without what is wrapped around a schema: default, optional, a preparation before or a change after it. */
 function bare(schema: z.ZodType): z.ZodType {
@@ -290,10 +290,13 @@ describe("samples", () => {
     expect(Object.keys(samples).toSorted()).toEqual([...fields.keys()].toSorted());
   });
 
-  it.each([...fields])("%s is whole, and not what is taken anyway", (path, within) => {
-    if (within.length > 0) expect(Object.keys(samples[path] as Values).toSorted()).toEqual(within.toSorted());
-    const usual = specOr(parseRunSpec({ base: "another", adapter: "pirate", dataset: "01JD00000000000000000000AA" }));
-    if (path !== "method.type=supervised") expect(valueAt(usual, placeOf(path))).not.toEqual(samples[path]);
+  it.each([...fields].filter(([, within]) => within.length > 0))("%s is whole", (path, within) => {
+    expect(Object.keys(samples[path] as Values).toSorted()).toEqual(within.toSorted());
+  });
+
+  const usual = specOr(parseRunSpec({ base: "another", adapter: "pirate", dataset: "01JD00000000000000000000AA" }));
+  it.each([...fields.keys()].filter((path) => path !== "method.type=supervised"))("%s is not what is taken anyway", (path) => {
+    expect(valueAt(usual, placeOf(path))).not.toEqual(samples[path]);
   });
 });
 
@@ -305,7 +308,7 @@ describe.each(Object.entries(apis))("%s", (_, api) => {
   });
 
   it.each([...fields.keys()].filter((path) => whyLacking(api, path) !== undefined))("refuses %s, instead of dropping it", (path) => {
-    expect(() => api.send(specWith(path), path)).toThrow();
+    expect(() => api.send(specWith(path), path)).toThrow(/unrecognized key|no such field|POST \/v1\/loraline\/adapters|method\.config/i);
   });
 
   it("lacks nothing that is no field", () => {
