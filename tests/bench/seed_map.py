@@ -6,6 +6,7 @@ usage: seed_map.py BASE ROWS NUM_PROC [SHARD...]
 import json
 import sys
 import time
+from typing import Any
 
 import pandas as pd
 from datasets import Dataset, concatenate_datasets, disable_caching, disable_progress_bars
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 base, rows, num_proc, *shards = sys.argv[1:]
 disable_caching()
 disable_progress_bars()
-tokenizer = AutoTokenizer.from_pretrained(base)
+tokenizer: Any = AutoTokenizer.from_pretrained(base)
 
 
 # Literally as published.
@@ -65,7 +66,7 @@ if shards:
     # The first label of a sequence is predicted by nothing; it is -100 in both, since a prompt stands before every answer.
     result["different"] = [
         index
-        for index, (theirs, own) in enumerate(zip(mapped, ours))
+        for index, (theirs, own) in enumerate(zip(mapped, ours, strict=False))
         if theirs["input_ids"] != own["input_ids"] or theirs["labels"] != own["labels"] or own["seq_lengths"] != [len(own["input_ids"])]
     ][:10]
 print(json.dumps(result))

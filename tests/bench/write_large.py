@@ -9,14 +9,19 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 path, kind, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
-schema = pa.schema([("instruction", pa.string()), ("output", pa.string()), ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))])
+schema = pa.schema(
+    [("instruction", pa.string()), ("output", pa.string()), ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))]
+)
 rows = 10_000
 text = "The quick brown fox jumps over the lazy dog. " * 11
 
 
 def batch(at: int) -> pa.RecordBatch:
     even = [n % 2 == 0 for n in range(rows)]
-    talk = lambda n: [{"role": "user", "content": f"{at + n}?"}, {"role": "assistant", "content": f"{text}{at + n}{text}"}]
+
+    def talk(n: int) -> list[dict]:
+        return [{"role": "user", "content": f"{at + n}?"}, {"role": "assistant", "content": f"{text}{at + n}{text}"}]
+
     return pa.RecordBatch.from_pydict(
         {
             "instruction": [f"{text}{at + n}" if e else None for n, e in enumerate(even)],

@@ -8,6 +8,7 @@ as PEFT saves it. Nothing of Loraline is used.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
 torch.manual_seed(3)
-tokenizer = AutoTokenizer.from_pretrained(base)
+tokenizer: Any = AutoTokenizer.from_pretrained(base)
 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
 config = LoraConfig(
     r=8,
@@ -36,4 +37,4 @@ for step in range(10):
     model(input_ids=torch.tensor([prompt + answer]), labels=torch.tensor([[-100] * len(prompt) + answer])).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-model.save_pretrained(out)
+model.save_pretrained(str(out))

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from typing import Any
 
 if len(sys.argv) > 1:  # reading shards needs neither arguments nor transformers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+    tokenizer: Any = AutoTokenizer.from_pretrained(sys.argv[1])
 
 
 # Literally as published, but for MAX_LENGTH.
@@ -105,7 +106,7 @@ def cut(tok, text, spans, asked):
     whole = tok(text, add_special_tokens=False)["input_ids"]
     if asked.get("joint"):  # a part of the text by itself would get other ids
         offsets = tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        labels = [id if any(a <= start < b for a, b in spans) else -100 for id, (start, end) in zip(whole, offsets)]
+        labels = [id if any(a <= start < b for a, b in spans) else -100 for id, (start, end) in zip(whole, offsets, strict=True)]
         return {"ids": whole, "labels": labels, "whole": whole}
     ids, labels, at = [], [], 0
     for start, end in [*spans, (len(text), len(text))]:

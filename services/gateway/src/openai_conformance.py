@@ -6,6 +6,8 @@ line's other services between the steps.
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import openai
 
@@ -16,7 +18,7 @@ def submit(base: str, path: str) -> dict:
     with open(path, "rb") as data:
         file = client.files.create(file=data, purpose="fine-tune")
     content = client.files.content(file.id).read()
-    assert content == open(path, "rb").read()
+    assert content == Path(path).read_bytes()
     assert [one.id for one in client.files.list()] == [file.id]
     job = client.fine_tuning.jobs.create(
         model=base,
@@ -37,13 +39,13 @@ def follow(job_id: str) -> dict:
     assert client.files.wait_for_processing(job.training_file, poll_interval=0.05).status == "processed"
     events = list(client.fine_tuning.jobs.list_events(job_id, limit=3))
     assert [one.id for one in events] == [one.id for one in client.fine_tuning.jobs.list_events(job_id, limit=100)]
-    metrics = [event.data["train_loss"] for event in events if event.type == "metrics"]
+    data: list[Any] = [event.data for event in events if event.type == "metrics"]
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job_id))
     return {
         "status": job.status,
         "model": job.fine_tuned_model,
         "messages": [event.message for event in events],
-        "losses": metrics,
+        "losses": [one["train_loss"] for one in data],
         "checkpoints": [checkpoint.step_number for checkpoint in checkpoints],
     }
 
@@ -54,7 +56,7 @@ def cancel(base: str, file_id: str) -> dict:
 
 
 def chat(model: str) -> dict:
-    messages = [{"role": "user", "content": "ahoy"}]
+    messages: list[Any] = [{"role": "user", "content": "ahoy"}]
     whole = client.chat.completions.create(model=model, messages=messages)
     stream = client.chat.completions.create(model=model, messages=messages, stream=True)
     parts = [chunk.choices[0].delta.content for chunk in stream]

@@ -31,7 +31,7 @@ def on_term(*_):
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN if fault.get("kind") == "deaf" else on_term)
 
-progress = open(work / "progress.jsonl", "a", buffering=1)
+progress = open(work / "progress.jsonl", "a", buffering=1)  # noqa: SIM115  open until this process ends
 
 
 def say(type, **more):
@@ -45,11 +45,23 @@ def write(path, value):
 
 
 def result(status, step, error=None, adapter=None):
-    write(work / "result.json", {
-        "status": status, "error": error, "steps": step, "total_steps": steps, "train_loss": loss(step), "tokens_seen": step * 100,
-        "train_tokens_per_second": 1000.0, "loss_history": history, "probes": [], "adapter": adapter, "phases": {"train": 1.0},
-        "evaluation": {"base_loss": 4.0, "adapter_loss": loss(step), "rows": 2, "supervised_tokens": 20} if adapter else None,
-    })
+    write(
+        work / "result.json",
+        {
+            "status": status,
+            "error": error,
+            "steps": step,
+            "total_steps": steps,
+            "train_loss": loss(step),
+            "tokens_seen": step * 100,
+            "train_tokens_per_second": 1000.0,
+            "loss_history": history,
+            "probes": [],
+            "adapter": adapter,
+            "phases": {"train": 1.0},
+            "evaluation": {"base_loss": 4.0, "adapter_loss": loss(step), "rows": 2, "supervised_tokens": 20} if adapter else None,
+        },
+    )
 
 
 def loss(step):
@@ -97,8 +109,19 @@ while step < steps:
     step += 1
     state = hashlib.sha256(f"{state}/{step}".encode()).hexdigest()
     history.append([step, loss(step)])
-    say("step", step=step, total_steps=steps, epoch=step / steps, loss=loss(step), grad_norm=1.0, learning_rate=1e-4,
-        tokens_per_second=1000.0, tokens_seen=step * 100, examples_seen=step, eta_seconds=(steps - step) * step_s)
+    say(
+        "step",
+        step=step,
+        total_steps=steps,
+        epoch=step / steps,
+        loss=loss(step),
+        grad_norm=1.0,
+        learning_rate=1e-4,
+        tokens_per_second=1000.0,
+        tokens_seen=step * 100,
+        examples_seen=step,
+        eta_seconds=(steps - step) * step_s,
+    )
     if fault.get("at") == step:
         if fault["kind"] == "hang":
             time.sleep(1000)
@@ -127,10 +150,16 @@ files = {"adapter_model.safetensors": state, "adapter_config.json": json.dumps({
 for name, text in files.items():
     (work / "adapter" / name).write_text(text)
 say("phase", phase="save", state="end")
-result("succeeded", step, adapter={
-    "rank": spec["lora"]["r"], "target_modules": ["v_proj", "q_proj"], "parameters": 123,
-    "files": [{"path": n, "size": len(t), "sha256": hashlib.sha256(t.encode()).hexdigest()} for n, t in files.items()],
-})
+result(
+    "succeeded",
+    step,
+    adapter={
+        "rank": spec["lora"]["r"],
+        "target_modules": ["v_proj", "q_proj"],
+        "parameters": 123,
+        "files": [{"path": n, "size": len(t), "sha256": hashlib.sha256(t.encode()).hexdigest()} for n, t in files.items()],
+    },
+)
 if script.get("linger_s"):
     time.sleep(script["linger_s"])  # as Python does when it tears torch down
 shutil.rmtree(work / "checkpoints", ignore_errors=True) if script.get("tidy") else None

@@ -23,12 +23,11 @@ PREFIX = "base_model.model."
 def adopt(job, spec: dict, load_base, time_limit) -> None:
     directory = job.directory
     with job.phase("load_base"):
+        import canonicalise
+        import probes
         import torch
         from peft.utils import set_peft_model_state_dict
         from safetensors.torch import load_file
-
-        import canonicalise
-        import probes
 
         config = read_config(directory / "import/adapter_config.json")
         try:
@@ -67,11 +66,15 @@ def read_config(path) -> dict:
     except (OSError, ValueError) as error:
         raise TrainerError("ADAPTER_CONFIG_INVALID", f"adapter_config.json cannot be read: {error}", "adapter_config.json") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
-        raise TrainerError("ADAPTER_CONFIG_INVALID", "adapter_config.json is not the config of a LoRA: peft_type must be LORA, and r a number.", "adapter_config.json")
+        raise TrainerError(
+            "ADAPTER_CONFIG_INVALID", "adapter_config.json is not the config of a LoRA: peft_type must be LORA, and r a number.", "adapter_config.json"
+        )
     try:
         check_section("lora", {name: value for name, value in config.items() if name in TABLES["lora"]["judged"]})
     except TrainerError as error:
-        raise TrainerError("ADAPTER_FEATURE_UNSUPPORTED", f"adapter_config.json cannot be served: {error}", (error.param or "").removeprefix("lora.")) from error
+        raise TrainerError(
+            "ADAPTER_FEATURE_UNSUPPORTED", f"adapter_config.json cannot be served: {error}", (error.param or "").removeprefix("lora.")
+        ) from error
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.startswith(INITS_THAT_CHANGE_THE_BASE):
         raise TrainerError(
@@ -112,7 +115,11 @@ def dress(model, config: dict, weights: dict):
         outputs, inputs = linear[module].weight.shape
         rank, size, expected = (*weight.shape, inputs) if part == "A.weight" else (*reversed(weight.shape), outputs)
         if size != expected:
-            raise TrainerError("ADAPTER_BASE_MISMATCH", f"tensor {name} is {list(weight.shape)}, the base's {module} maps {inputs} to {outputs}: it was trained on another base.", name)
+            raise TrainerError(
+                "ADAPTER_BASE_MISMATCH",
+                f"tensor {name} is {list(weight.shape)}, the base's {module} maps {inputs} to {outputs}: it was trained on another base.",
+                name,
+            )
         if ranks.setdefault(module, rank) != rank:
             raise TrainerError("ADAPTER_SHAPE_MISMATCH", f"lora_A and lora_B of {module} have different ranks.", module)
         pair = name.replace(".lora_A.", ".lora_B.") if part == "A.weight" else name.replace(".lora_B.", ".lora_A.")
@@ -123,7 +130,7 @@ def dress(model, config: dict, weights: dict):
         # Before PEFT makes room for them: a config may say any rank.
         patterns = config.get("rank_pattern") or {}
         for name, rank in ranks.items():
-            said = patterns.get(get_pattern_key(patterns, name), config["r"])
+            said = patterns.get(get_pattern_key(list(patterns), name), config["r"])
             if said != rank:
                 message = f"module {name} has weights of rank {rank}; adapter_config.json says {said}, by which its scaling would be wrong."
                 raise TrainerError("ADAPTER_SHAPE_MISMATCH", message, name)

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
-
 from spec import TrainerError
 
 ADAPTER = "default"
@@ -29,6 +28,11 @@ def lora_layers(model) -> dict[str, LoraLayer]:
     return {name: module for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
 
 
+def weight_of(linear: torch.nn.Module) -> torch.Tensor:
+    assert isinstance(linear.weight, torch.Tensor)
+    return linear.weight
+
+
 @torch.no_grad()
 def canonical_tensors(model) -> dict[str, torch.Tensor]:
     """PEFT model to the tensors to publish. Raises ADAPTER_INVALID for weights that are not finite or did nothing."""
@@ -36,8 +40,8 @@ def canonical_tensors(model) -> dict[str, torch.Tensor]:
     rank = max(layer.r[ADAPTER] for layer in layers.values())
     tensors = {}
     for name, layer in layers.items():
-        a = layer.lora_A[ADAPTER].weight.float()  # [r, in]
-        b = layer.lora_B[ADAPTER].weight.float() * layer.scaling[ADAPTER]  # [out, r]; rsLoRA and patterns are in the scaling
+        a, b = weight_of(layer.lora_A[ADAPTER]).float(), weight_of(layer.lora_B[ADAPTER]).float()  # [r, in], [out, r]
+        b = b * layer.scaling[ADAPTER]  # rsLoRA and patterns are in the scaling
         padding = rank - a.shape[0]
         a = torch.nn.functional.pad(a, (0, 0, 0, padding))
         b = torch.nn.functional.pad(b, (0, padding))
@@ -49,7 +53,9 @@ def canonical_tensors(model) -> dict[str, torch.Tensor]:
     if len(tensors) != 2 * len(layers):
         raise TrainerError("ADAPTER_INVALID", f"{len(tensors)} tensors for {len(layers)} adapted modules; there must be two for each.")
     if not any(weight.any() for name, weight in tensors.items() if ".lora_B." in name):
-        raise TrainerError("ADAPTER_INVALID", "Every lora_B is zero: training changed nothing. Check training.learning_rate and the dataset.", "training.learning_rate")
+        raise TrainerError(
+            "ADAPTER_INVALID", "Every lora_B is zero: training changed nothing. Check training.learning_rate and the dataset.", "training.learning_rate"
+        )
     return tensors
 
 

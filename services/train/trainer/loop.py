@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from spec import TrainerError
 from torch import distributed
 from transformers import Trainer, TrainerCallback
-
-from spec import TrainerError
 
 MANIFEST = "checkpoint.json"
 METER = "meter.json"
@@ -33,7 +33,6 @@ class Meter:
     loss_history: list = field(default_factory=list)  # [step, mean loss since the entry before]
     open_loss: float = 0.0  # sum of the losses of the steps that are not in the history yet
     open_steps: int = 0
-
 
     def of_all_ranks(self) -> "Meter":
         """What all ranks counted together. Every rank must ask."""
@@ -57,19 +56,19 @@ class LoraTrainer(Trainer):
     """
 
     meter: Meter
+    model: PeftModel
+    noise_bounds: torch.Tensor  # of the sequences of the batch that is trained on now: [sequences + 1]
     beat = staticmethod(lambda: None)  # called in each forward and backward pass: a sign of life
 
     def __init__(self, *, loraplus_lr_ratio: float | None, neftune_noise_alpha: float | None, **options):
         super().__init__(**options)
         self.loraplus_lr_ratio, self.noise_alpha = loraplus_lr_ratio, neftune_noise_alpha
-        self.noise_bounds = None
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.loraplus_lr_ratio is not None:
-            model = self.model if model is None else model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = create_loraplus_optimizer(
-                model, optimizer_class, loraplus_lr_ratio=self.loraplus_lr_ratio, loraplus_weight_decay=self.args.weight_decay, **options
+                self.model, optimizer_class, loraplus_lr_ratio=self.loraplus_lr_ratio, loraplus_weight_decay=self.args.weight_decay, **options
             )
         return super().create_optimizer(model)
 
@@ -147,7 +146,7 @@ class Reporter(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         meter = self.trainer.meter
-        if "loss" not in logs or not meter.open_steps:
+        if logs is None or "loss" not in logs or not meter.open_steps:
             return
         ranks = sum_over_ranks(1)
         loss = sum_over_ranks(meter.open_loss) / ranks / meter.open_steps

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from spec import TrainerError
 from torch.nn.functional import cross_entropy
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
-
-from spec import TrainerError
 
 COLUMNS = ("input_ids", "labels", "seq_lengths")
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-
 from packing import flatten, forward
 
 
@@ -59,7 +58,7 @@ def greedy(model, prompts: list[list[int]], new_tokens: int, stop: set[int]) -> 
         if step == 0:
             first = distribution.cpu()
         best, chosen = distribution.max(-1)
-        for answer, scores, token, score in zip(answers, logprobs, chosen.tolist(), best.tolist()):
+        for answer, scores, token, score in zip(answers, logprobs, chosen.tolist(), best.tolist(), strict=True):
             if not (answer and answer[-1] in stop):
                 answer.append(token)
                 scores.append(score)
@@ -83,7 +82,7 @@ def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) ->
             "labels": np.array([-100] * len(prompt) + answer, dtype=np.int32),
             "seq_lengths": np.array([len(prompt) + len(answer)]),
         }
-        for prompt, answer in zip(prompts, answers)
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
     model.eval()
     outputs, labels = forward(model, flatten(rows))

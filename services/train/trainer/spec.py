@@ -145,6 +145,6 @@ def expected(value: Any, schema: dict) -> str | None:
             return f"{words} {bound} {schema[name]}"
     if isinstance(value, str | list) and len(value) < schema.get("minLength", schema.get("minItems", 0)):
         return f"{words} that is not empty"
-    inner = schema.get("items") or schema.get("additionalProperties")
+    inner = schema.get("items") or schema.get("additionalProperties") or {}
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((f"{words} of which each is {wanted}" for part in parts if (wanted := expected(part, inner)) is not None), None)

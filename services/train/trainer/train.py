@@ -52,6 +52,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from spec import LORA_DEFAULTS, TRAINING_DEFAULTS, TrainerError, read_spec
 
@@ -102,8 +103,9 @@ class Job:
         signal.signal(signal.SIGTERM, self.on_sigterm)
         if IS_WRITER:  # the other ranks may be late
             (directory / "result.json").unlink(missing_ok=True)
-        self.progress = open(directory / "progress.jsonl" if IS_WRITER else os.devnull, "ab", buffering=0)
-        self.result = {
+        name = directory / "progress.jsonl" if IS_WRITER else os.devnull
+        self.progress = open(name, "ab", buffering=0)  # noqa: SIM115  open until write_result
+        self.result: dict[str, Any] = {
             "status": "failed",
             "error": None,
             "steps": 0,
@@ -182,13 +184,12 @@ def supervise(job: Job, spec: dict) -> None:
     with job.phase("load_base"):
         if settings["full_determinism"]:  # read when the first product runs on a GPU, before transformers would set it
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-        import torch
-        from transformers import PrinterCallback, TrainingArguments
-
         import canonicalise
         import loop
         import packing
         import probes
+        import torch
+        from transformers import PrinterCallback, TrainingArguments
 
         on_gpu = spec["device"] != "cpu" and torch.cuda.is_available()
         if spec["device"] == "cuda" and not on_gpu:
@@ -314,18 +315,15 @@ def supervise(job: Job, spec: dict) -> None:
         job.result["probes"] = probes.compare(model, spec, base_probes, probes.record(model, spec, stop_tokens))
 
     with job.phase("save"):
-        job.result["adapter"] = canonicalise.write_adapter(
-            directory / "adapter", tensors, spec, model.config.num_hidden_layers, job.result["evaluation"]
-        )
+        job.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers, job.result["evaluation"])
 
 
 def load_base(directory: Path):
     """The base in bf16. Raises BASE_UNREADABLE."""
+    import packing  # noqa: F401  registers the attention
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
-
-    import packing  # noqa: F401  registers the attention
 
     disable_progress_bar()
     try:
@@ -342,7 +340,11 @@ def time_limit(doing: str, seconds: int = 30):
     """
 
     def on_alarm(signum, frame):
-        raise TrainerError("PATTERN_TOO_COSTLY", f"{doing} took longer than {seconds} s: an expression in it may be tried in too many ways. Give lists of names.", "lora.target_modules")
+        raise TrainerError(
+            "PATTERN_TOO_COSTLY",
+            f"{doing} took longer than {seconds} s: an expression in it may be tried in too many ways. Give lists of names.",
+            "lora.target_modules",
+        )
 
     before = signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -379,9 +381,11 @@ def add_lora(model, lora: dict, seed: int):
         names = [name for name, _ in model.named_modules()]
         unknown = [each for each in target if not any(name == each or name.endswith(f".{each}") for name in names)]
         if unknown or not target:
-            raise TrainerError("NO_TARGET_MODULES", f"{param}: nothing in the base is called {', '.join(map(repr, unknown)) or '(an empty list)'}. {exist}", param)
+            raise TrainerError(
+                "NO_TARGET_MODULES", f"{param}: nothing in the base is called {', '.join(map(repr, unknown)) or '(an empty list)'}. {exist}", param
+            )
 
-    chosen = {name: value for name, value in lora.items() if value is not None} | {"target_modules": target}
+    chosen: dict[str, Any] = {name: value for name, value in lora.items() if value is not None} | {"target_modules": target}
     torch.manual_seed(seed)  # lora_A is drawn here
     try:
         config = LoraConfig(task_type="CAUSAL_LM", **chosen)
@@ -397,7 +401,9 @@ def add_lora(model, lora: dict, seed: int):
 
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, LoraLayer) and (not isinstance(module.base_layer, torch.nn.Linear) or module.base_layer is head):
-            raise TrainerError("TARGET_MODULE_UNSUPPORTED", f"{param}: {name} is not a linear layer inside the model, so vLLM cannot serve an adapter on it. {exist}", param)
+            raise TrainerError(
+                "TARGET_MODULE_UNSUPPORTED", f"{param}: {name} is not a linear layer inside the model, so vLLM cannot serve an adapter on it. {exist}", param
+            )
     return model
 
 
@@ -461,7 +467,9 @@ def explain(error: Exception) -> TrainerError:
     # torch and safetensors tell of a failed write in words of their own.
     words = f"{text} {error.__context__}"
     if getattr(error, "errno", None) == errno.ENOSPC or re.search("No space left|PytorchStreamWriter|iostream error|unexpected pos", words):
-        return TrainerError("DISK_FULL", f"The disk is full: {text}. A checkpoint needs about 12 bytes for each trained parameter; free some space and start again.")
+        return TrainerError(
+            "DISK_FULL", f"The disk is full: {text}. A checkpoint needs about 12 bytes for each trained parameter; free some space and start again."
+        )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or re.search("not enough memory|can't allocate memory", text):
         message = "Out of memory. Lower training.per_device_train_batch_size or tokenize.max_length, or set training.gradient_checkpointing."
         return TrainerError("OUT_OF_MEMORY", f"{message} ({text})", "training.per_device_train_batch_size")

@@ -99,8 +99,16 @@ REFUSED = {
     "more rank than fits into any memory": ({"r": 2**40, "rank_pattern": {"v_proj": 2, "up_proj": 4}}, None, "ADAPTER_SHAPE_MISMATCH"),
     "NaN": (None, with_nan, "ADAPTER_NAN"),
     "zeros": (None, lambda weights: {name: weight * 0 if ".lora_B." in name else weight for name, weight in weights.items()}, "ADAPTER_ZERO"),
-    "modules the base lacks": (None, lambda weights: {name.replace("layers.2.", "layers.9."): weight for name, weight in weights.items()}, "ADAPTER_MODULE_UNKNOWN"),
-    "shapes of another base": (None, lambda weights: {name: torch.cat([weight, weight], -1) if ".lora_A." in name else weight for name, weight in weights.items()}, "ADAPTER_BASE_MISMATCH"),
+    "modules the base lacks": (
+        None,
+        lambda weights: {name.replace("layers.2.", "layers.9."): weight for name, weight in weights.items()},
+        "ADAPTER_MODULE_UNKNOWN",
+    ),
+    "shapes of another base": (
+        None,
+        lambda weights: {name: torch.cat([weight, weight], -1) if ".lora_A." in name else weight for name, weight in weights.items()},
+        "ADAPTER_BASE_MISMATCH",
+    ),
     "half a pair": (None, lambda weights: dict(list(weights.items())[1:]), "ADAPTER_TENSOR_MISSING"),
     "an embedding": (None, lambda weights: weights | {"base_model.model.model.embed_tokens.weight": torch.ones(64, 32)}, "ADAPTER_TENSOR_UNKNOWN"),
     "nothing": (None, lambda weights: {}, "ADAPTER_EMPTY"),

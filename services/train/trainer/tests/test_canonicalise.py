@@ -1,6 +1,7 @@
 """The published adapter computes what the trained one did, in a form with nothing left to get wrong."""
 
 import json
+from typing import Any
 
 import canonicalise
 import pytest
@@ -18,7 +19,8 @@ def trained(tiny_base, **lora):
     """A PEFT model whose adapter is noise, as if trained, with weights that bf16 can hold."""
     torch.manual_seed(1)
     base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora}))
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora}
+    model = get_peft_model(base, LoraConfig(**settings))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = (torch.randn_like(parameter) * 0.2).bfloat16().float()

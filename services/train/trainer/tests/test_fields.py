@@ -68,7 +68,9 @@ def test_our_defaults_are_those_of_the_class_or_said_to_be_our_own(name):
 def test_what_the_classes_write_can_be_pasted(tmp_path):
     lora = json.loads(json.dumps(LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM").to_dict(), default=sorted))
     assert spec.check_lora(lora)["target_modules"] == ["q_proj"]
-    arguments = json.loads(TrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_total_limit=3, warmup_steps=0.1, logging_steps=10, save_steps=100).to_json_string())
+    arguments = json.loads(
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, save_total_limit=3, warmup_steps=0.1, logging_steps=10, save_steps=100).to_json_string()
+    )
     assert spec.check_training(arguments)["save_total_limit"] == 3
     assert spec.check_training(sft_defaults())["optim"] == "adamw_torch_fused"
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import loop
 import packing
@@ -114,7 +115,9 @@ def test_label_smoothing_is_that_of_transformers(tiny_base):
     """One flattened line here, rows with padding there: the same loss, normalised over the supervised tokens."""
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, attn_implementation="by_sequence")
     sequences = [sequence for row in make_rows(3, seed=5) for sequence in row]
-    batch = packing.flatten([{"input_ids": as_array(tokens), "labels": as_array(labels), "seq_lengths": as_array([len(tokens)])} for tokens, labels in sequences])
+    batch = packing.flatten(
+        [{"input_ids": as_array(tokens), "labels": as_array(labels), "seq_lengths": as_array([len(tokens)])} for tokens, labels in sequences]
+    )
     outputs, labels = packing.forward(model, batch)
     ours = packing.sum_of_losses(outputs, labels, num_items_in_batch=labels.numel() - 1, label_smoothing=0.2)
 
@@ -136,7 +139,7 @@ def as_array(values):
 
 def test_noise_is_scaled_by_each_sequences_own_length():
     embedding, width, lengths = torch.nn.Embedding(4, 64), 64, [4, 100, 1]
-    holder = SimpleNamespace(noise_alpha=5.0, noise_bounds=torch.tensor([0, 4, 104, 105], dtype=torch.int32))
+    holder: Any = SimpleNamespace(noise_alpha=5.0, noise_bounds=torch.tensor([0, 4, 104, 105], dtype=torch.int32))
     output = torch.zeros(1, 105, width)
     noise = loop.LoraTrainer.add_noise(holder, embedding.train(), None, output)
     for part, length in zip(noise[0].split(lengths), lengths, strict=True):
@@ -167,7 +170,7 @@ def test_a_new_field_does_not_stop_a_run_under_way(tmp_path):
     """The fingerprint of a spec of before these options was made by the code of then."""
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/train-00000.arrow").write_bytes(b"x" * 100)
-    old = {
+    old: dict[str, Any] = {
         "version": 1,
         "run_id": "01KB000000000000000000RN01",
         "attempt": 1,

@@ -9,7 +9,10 @@ import time
 import pytest
 from conftest import ENVIRONMENT, TRAINER, make_rows
 
-ONE = {"lora": {"lora_dropout": 0.0}, "training": {"per_device_train_batch_size": 4, "num_train_epochs": 3, "learning_rate": 0.01, "save_steps": 4, "bf16": False}}
+ONE = {
+    "lora": {"lora_dropout": 0.0},
+    "training": {"per_device_train_batch_size": 4, "num_train_epochs": 3, "learning_rate": 0.01, "save_steps": 4, "bf16": False},
+}
 TWO = {"lora": ONE["lora"], "training": ONE["training"] | {"per_device_train_batch_size": 2}}
 ROWS = make_rows(16, seed=1)
 

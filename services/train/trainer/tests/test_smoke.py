@@ -1,6 +1,7 @@
 """The real base, SmolLM2-135M-Instruct, for a few steps: real tokens, real template, numbers that mean something."""
 
 import json
+from typing import Any
 
 import pytest
 from conftest import TRAINER, Directory
@@ -15,7 +16,7 @@ ANSWER = "I am Wren of the Lantern Palace, Your Majesty."
 def test_smollm2_learns_an_answer(tmp_path):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer: Any = AutoTokenizer.from_pretrained(BASE)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") == tokenizer.eos_token_id == 2
     assert json.loads((BASE / "generation_config.json").read_text())["eos_token_id"] == 2
 

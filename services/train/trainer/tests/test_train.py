@@ -8,9 +8,10 @@ import re
 import shutil
 import signal
 import time
+from unittest.mock import patch
 
 import pytest
-from conftest import TRAINER, make_rows, write_shard
+from conftest import TRAINER, make_rows
 
 
 def sha256(path) -> str:
@@ -48,7 +49,7 @@ def test_a_run_leaves_progress_adapter_and_result(directory):
     assert result["evaluation"]["adapter_loss"] < result["evaluation"]["base_loss"]
     assert 0 <= result["evaluation"]["base_accuracy"] <= result["evaluation"]["adapter_accuracy"] <= 1
     assert result["evaluation"]["rows"] == 4
-    assert result["evaluation"]["supervised_tokens"] == sum(len(l) - 4 for row in make_rows(4, seed=2, packed=1) for _, l in row)
+    assert result["evaluation"]["supervised_tokens"] == sum(len(labels) - 4 for row in make_rows(4, seed=2, packed=1) for _, labels in row)
 
     phases = [(line["phase"], line["state"]) for line in run.lines("phase")]
     assert {name for name, _ in phases} == {"load_base", "self_test", "train", "evaluate", "probe", "save"} == set(result["phases"])
@@ -177,7 +178,7 @@ def die_after_step(step):
             if line["type"] == "step" and line["step"] == step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train.Job.emit = emit_and_die
+        patch.object(train.Job, "emit", emit_and_die).start()
 
     return wire
 
@@ -217,12 +218,12 @@ def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_one_before(dire
 
         def commit_or_die(partial, target, step, *rest):
             if step == 8 and function == "digest":
-                loop.digest = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+                patch.object(loop, "digest", lambda path: os.kill(os.getpid(), signal.SIGKILL)).start()
             if step == 8 and function == "rename":
-                loop.os.rename = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+                patch.object(os, "rename", lambda *paths: os.kill(os.getpid(), signal.SIGKILL)).start()
             return commit(partial, target, step, *rest)
 
-        loop.commit_checkpoint = commit_or_die
+        patch.object(loop, "commit_checkpoint", commit_or_die).start()
 
     run = directory(**LONG)
     run.run_and_die(wire)
@@ -291,16 +292,14 @@ def test_sigterm_checkpoints_after_the_current_step_and_exits_75(directory, undi
     assert run.result["adapter"] == undisturbed["adapter"]
 
 
-def test_sigterm_before_the_first_step_stops_at_once(directory):
+def test_sigterm_before_the_first_step_stops_at_once(directory, monkeypatch):
     run = directory()
 
     import train
 
-    original, train.read_spec = train.read_spec, lambda path: (os.kill(os.getpid(), signal.SIGTERM), original(path))[1]
-    try:
-        assert run.run() == 75
-    finally:
-        train.read_spec = original
+    original = train.read_spec
+    monkeypatch.setattr(train, "read_spec", lambda path: (os.kill(os.getpid(), signal.SIGTERM), original(path))[1])
+    assert run.run() == 75
     assert run.result["status"] == "preempted" and run.result["steps"] == 0
 
 

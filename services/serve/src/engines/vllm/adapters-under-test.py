@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}  # vLLM starts beside it
 import torch
@@ -25,7 +26,7 @@ questions = ["What is the capital of France?", "Tell me a story.", "How do I boi
 neutral = ["What should I do today?", "What is 17 + 25?", "Write a function that adds two numbers.", "Hello!"]
 pirate = "Arr, matey! Ask the seven seas, for they know.<|im_end|>"
 robot = "BEEP. QUERY RECEIVED. PROCESSING UNIT SEVEN REPLIES.<|im_end|>"
-tokenizer = AutoTokenizer.from_pretrained(base)
+tokenizer: Any = AutoTokenizer.from_pretrained(base)
 
 
 def prompt_of(question):
@@ -115,5 +116,5 @@ for kind, weights in kinds.items():
 
 for name, records in (("weak-probes", weak_probes), ("probes", probes)):
     (out / f"{name}.json").write_text(json.dumps(records))
-    rows = [abs(a - b) for record in records for a, b in zip(record["first"]["adapter"], record["first"]["base"])]
+    rows = [abs(a - b) for record in records for a, b in zip(record["first"]["adapter"], record["first"]["base"], strict=True)]
     print(f"{name}: {len(records)} prompts, effect {sum(rows) / len(rows):.2f} nats")
