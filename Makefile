@@ -69,6 +69,9 @@ check: ## lint, format and types
 	pnpm -s lint:openapi
 	pnpm -s fmt:check
 	pnpm -s typecheck
+	ruff check --quiet .
+	ruff format --check --quiet .
+	ty check --quiet
 
 test-unit: ; $(VITEST) --project unit
 test-integration: ; $(VITEST) --project integration
@@ -80,6 +83,7 @@ test-faults: ; $(VITEST) --project faults
 
 fmt: ## format the sources
 	pnpm -s fmt
+	ruff format --quiet .
 
 generate: ## AsyncAPI, OpenAPI, JSON Schema, CRDs, the chart's schema and NATS permissions from the contracts
 	pnpm --filter @loraline/contracts run generate
