@@ -8,7 +8,7 @@ import { hubSource, urlSource } from "./spec/import-source.ts";
 import { adapterName, digest, isoTime, problem } from "./names.ts";
 import { notice } from "./spec/judged-fields.ts";
 import { adapterImport, type MethodType, trainingOnlyFields } from "./spec/method.ts";
-import { canarySettings, placement, runSpecFields } from "./spec/run-spec.ts";
+import { canarySettings, keepPolicy, placement, runSpecFields } from "./spec/run-spec.ts";
 import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "./state.ts";
 import { scopes } from "./api-key.ts";
 
@@ -207,6 +207,8 @@ export const modelObject = z.object({
 export type ModelObject = z.infer<typeof modelObject>;
 export const modelList = z.object({ object: z.literal("list"), data: z.array(modelObject) });
 
+export const modelDeleted = z.object({ id: z.string(), object: z.literal("model"), deleted: z.literal(true) });
+
 /* below /v1/loraline/ */
 
 /** One span of a trace, in milliseconds since the epoch. */
@@ -283,6 +285,7 @@ export const promoteBody = z.strictObject({
   canary: canarySettings.optional().describe("Step by step, instead of at once; `{}`: with the defaults."),
 });
 export const placeBody = placement;
+export const keepBody = z.strictObject({ keep: keepPolicy });
 export const rollbackBody = z.strictObject({ version: z.int().min(1).optional() });
 
 /** An engine as a tenant that may use it sees it: other tenants' adapters only as numbers. */

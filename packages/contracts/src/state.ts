@@ -100,6 +100,7 @@ export const runState = z.object({
       digest,
       replicas: z.int(),
       promoted: z.boolean(),
+      retired: z.array(z.int()).nullish(),
       note: z.string().nullish(),
       lastStepToProvenMs: z.number(),
       at: isoTime,
@@ -124,8 +125,10 @@ export const adapterVersion = z.object({
     .describe("Replicas that should hold it, as placement decided. Absent: every one. Empty: none; `unplaced` says why."),
   unplaced: problem.nullish().describe("Why it is on fewer replicas than were asked for, or on none."),
   status: z
-    .enum(["desired", "refused", "retired"])
-    .describe("desired: replicas must hold it. refused: it will never be served. retired: let go to make room."),
+    .enum(["desired", "refused", "retired", "deleted"])
+    .describe(
+      "desired: replicas must hold it. refused: it will never be served. retired: unloaded to make room, and loaded again when somebody asks for it. deleted: gone for good.",
+    ),
   reason: problem.nullable(),
   note: z.string().nullish().describe("What the gate was asked to judge and could not."),
   promote: z.enum(["auto", "manual", "canary"]),
@@ -136,6 +139,14 @@ export const adapterVersion = z.object({
   servedAt: isoTime.nullable().describe("When every ready replica had it proven for the first time."),
   servedOn: z.int().nullish().describe("Replicas that had it proven then."),
   servedOf: z.int().nullish().describe("Replicas that should have had it proven then."),
+  wanted: z
+    .object({ at: isoTime, until: isoTime })
+    .nullish()
+    .describe("When somebody asked for it by name, and until when it stays loaded for that, whatever `keep` says."),
+  erased: z
+    .boolean()
+    .nullish()
+    .describe("Of a deleted version: its bytes are gone from the object store, or another version has them too."),
   trace: traceparent.nullable(),
 });
 export type AdapterVersion = z.infer<typeof adapterVersion>;
@@ -162,7 +173,10 @@ export const canaryState = z.object({
 });
 export type CanaryState = z.infer<typeof canaryState>;
 
+/** Lines of the history that are about the alias and its canary. */
 export const moveKinds = ["promoted", "rolledback", "canary-started", "canary-stepped", "canary-ended"] as const;
+/** Lines of the history that are about what is loaded, and about moves that came to nothing. */
+export const keepKinds = ["retired", "recalled", "deleted", "not-moved"] as const;
 
 export const adapterState = z.object({
   tenant: tenantName,
@@ -171,21 +185,35 @@ export const adapterState = z.object({
   base: z.string(),
   placement: placement.nullish().describe("Absent: `all`."),
   keep: keepPolicy.nullish().describe(`How many of the newest served versions stay loaded. Absent: ${defaultKeep}.`),
-  versions: z.array(adapterVersion).describe("Oldest first; of those that were refused or let go, the newest hundred."),
+  versions: z
+    .array(adapterVersion)
+    .describe("Oldest first. Of those that were retired the newest 300, of those that were refused or deleted the newest hundred."),
   alias: z.int().nullable().describe("The promoted version."),
   canary: canaryState.nullish().describe("Absent or null: none is under way."),
+  awaiting: z
+    .object({
+      kind: z.enum(["promote", "rollback"]),
+      version: z.int(),
+      canary: canarySettings.nullish(),
+      by: z.string().nullable(),
+      command: z.int().describe("Sequence of the command in ADAPTERS."),
+      since: isoTime,
+    })
+    .nullish()
+    .describe("A move of the alias that was asked for, and waits until its version, which was retired, is proven again."),
   history: z
     .array(
       z.object({
         from: z.int().nullable(),
-        to: z.int().describe("The version that the alias moved to, or that the canary is of."),
-        kind: z.enum(moveKinds),
+        to: z.int().describe("The version that the line is about: that the alias moved to, that the canary is of, that was retired…"),
+        kind: z.enum([...moveKinds, ...keepKinds]),
+        because: z.int().nullish().describe("Of a retired version: the newer one that it made room for."),
         n: z.int().nullish().describe("Counts the moves from 1, also those that are not kept any more."),
         by: z.string().nullable(),
         reason: z.string(),
         share: z.number().nullish().describe("Percent of users that the canary has from then on."),
         outcome: z.enum(["promoted", "rolledback", "superseded"]).nullish().describe("How a canary ended."),
-        code: z.string().nullish().describe("Why a canary was rolled back, as a code."),
+        code: z.string().nullish().describe("Why a canary was rolled back, or a move was given up, as a code."),
         command: z
           .int()
           .nullish()
@@ -195,7 +223,9 @@ export const adapterState = z.object({
         at: isoTime,
       }),
     )
-    .describe("Moves of the alias and of canaries, oldest first: the newest few hundred. The stream ADAPTERS has all."),
+    .describe(
+      "Moves of the alias and of canaries, and what was retired, loaded again and deleted; oldest first, the newest few hundred. The stream ADAPTERS has all.",
+    ),
 });
 export type AdapterState = z.infer<typeof adapterState>;
 

@@ -175,6 +175,9 @@ test("what the gateway answers is what the document says, field by field", async
   await ask("POST", "/v1/loraline/adapters/pirate/promote", { version: 1 });
   await ask("POST", "/v1/loraline/adapters/pirate/promote", { version: 9 });
   await ask("POST", "/v1/loraline/adapters", { base: "x", name: "y" });
+  await ask("POST", "/v1/loraline/adapters/pirate/keep", { keep: "some" });
+  await ask("DELETE", `/v1/models/${encodeURIComponent(`${model}@9`)}`);
+  await ask("DELETE", `/v1/models/${encodeURIComponent(model)}`);
 
   // Its answers, whole and as a stream.
   const messages = [{ role: "user", content: "Ahoy?" }];

@@ -19,6 +19,7 @@ import { inferenceRoutes } from "./inference/inference.ts";
 import { cutOffSlowBodies, type SlowBodyLimits, slowBodyLimits } from "./access/slow-bodies.ts";
 import { createServerClock } from "./access/server-clock.ts";
 import { createLimits } from "./access/limits.ts";
+import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
 import { modelRoutes } from "./inference/models.ts";
@@ -138,6 +139,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     metrics.engines(() => context.table.view().engines);
     const inference = owned.use(inferenceRoutes(context));
     const loraline = await loralineRoutes(context);
+    const deletion = await deleteVersionRoutes(context);
     const admin = await adminRoutes(context);
     const keys = await bus.bucket(buckets.keys);
 
@@ -224,6 +226,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
           datasetRoutes(context),
           fineTuningRoutes(context),
           modelRoutes(context),
+          deletion,
           inference,
           loraline,
           addAdapterRoutes(context, options.imports ?? {}),

@@ -2,11 +2,13 @@
 import { type Bus, messageId } from "@loraline/bus";
 import {
   type AdapterState,
+  adapterKeepRequested,
   adapterPlaceRequested,
   adapterPromoteRequested,
   adapterRollbackRequested,
   type AdapterStatus,
   consumers,
+  defaultKeep,
   type Problem,
 } from "@loraline/contracts";
 import { type Kube, KubeError } from "@loraline/kube";
@@ -67,10 +69,13 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
       version: state?.alias !== asked?.version,
       placement: JSON.stringify(state?.placement ?? { mode: "all" }) !== asked?.placement,
     };
-    const [version, placement, last] = await Promise.all([
+    const isKeepAsked = asked?.keep !== undefined && String(state?.keep ?? defaultKeep) !== asked.keep;
+    const [version, placement, last, keep, lastKept] = await Promise.all([
       isAsked.version ? refusalOf(asked?.versionSeq) : undefined,
       isAsked.placement ? refusalOf(asked?.placementSeq) : undefined,
       isAsked.placement && asked?.placementSeq !== undefined ? bus.last(adapterPlaceRequested, at) : undefined,
+      isKeepAsked ? refusalOf(asked.keepSeq) : undefined,
+      isKeepAsked && asked.keepSeq !== undefined ? bus.last(adapterKeepRequested, at) : undefined,
     ]);
     const { status, commands, milestones, unanswered } = decideAdapter({
       tenant,
@@ -80,8 +85,9 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
       state,
       held: (of) => line.held(state?.engine ?? "", of),
       engineProblem: line.engines(tenant).find(({ engine }) => engine === state?.engine)?.problem ?? undefined,
-      refusals: { version, placement },
+      refusals: { version, placement, keep },
       lastPlaced: last?.seq,
+      lastKept: lastKept?.seq,
       now: new Date().toISOString(),
     });
     for (const command of commands) {
@@ -107,13 +113,16 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
         const event =
           command.part === "placement"
             ? adapterPlaceRequested
-            : command.kind === "promote"
-              ? adapterPromoteRequested
-              : adapterRollbackRequested;
+            : command.part === "keep"
+              ? adapterKeepRequested
+              : command.kind === "promote"
+                ? adapterPromoteRequested
+                : adapterRollbackRequested;
         const published = (await bus.newest(event, at, { limit: 20 })).find(({ id }) => id === messageId(event, at, key));
         if (published !== undefined) return published.seq;
         if (command.part === "placement")
           return (await bus.publish(adapterPlaceRequested, at, { placement: command.placement, by }, { key })).seq;
+        if (command.part === "keep") return (await bus.publish(adapterKeepRequested, at, { keep: command.keep, by }, { key })).seq;
         const { version, canary } = command;
         if (command.kind === "promote") return (await bus.publish(adapterPromoteRequested, at, { version, canary, by }, { key })).seq;
         return (await bus.publish(adapterRollbackRequested, at, { version, by }, { key })).seq;

@@ -211,6 +211,10 @@ describe("Adapter", () => {
     ["steps that fall", { version: 1, canary: { steps: [10, 5] } }, "canary.steps"],
     ["a typing error", { versoin: 1 }, "versoin"],
     ["a spread over nothing", { placement: { mode: "spread" } }, "replicas"],
+    ["five versions kept", { keep: 5 }],
+    ["all versions kept", { keep: "all" }],
+    ["no version kept", { keep: 0 }, "keep"],
+    ["a word that is none for what is kept", { keep: "some" }, "keep"],
   ])("%s", async ([, spec, names]) => {
     const { ok, said } = await create("Adapter", spec);
     expect(ok, said).toBe(names === undefined);

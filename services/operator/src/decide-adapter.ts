@@ -5,6 +5,9 @@ import {
   type AdapterStatus,
   type AdapterVersion,
   crdGroup,
+  defaultKeep,
+  type KeepPolicy,
+  moveKinds,
   type Problem,
 } from "@loraline/contracts";
 import { conditionsOf, type Milestone, type Said } from "./conditions.ts";
@@ -29,16 +32,19 @@ export interface ObservedAdapter {
   /** Why nothing new is made for its engine, such as a base that is missing on the volume. */
   engineProblem?: Problem | undefined;
   /** Why what was asked for was refused, where it was. */
-  refusals: { version?: Problem | undefined; placement?: Problem | undefined };
+  refusals: { version?: Problem | undefined; placement?: Problem | undefined; keep?: Problem | undefined };
   /** Sequence of the newest command that placed the adapter, through whichever door. */
   lastPlaced?: number | undefined;
+  /** The same of the newest command that set `keep`. */
+  lastKept?: number | undefined;
   now: string;
 }
 
 /** A command to publish; `part` is the field of the spec that asks for it. */
 export type Command =
   | { part: "version"; kind: "promote" | "rollback"; version: number; canary: AdapterResourceSpec["canary"] }
-  | { part: "placement"; placement: NonNullable<AdapterResourceSpec["placement"]> };
+  | { part: "placement"; placement: NonNullable<AdapterResourceSpec["placement"]> }
+  | { part: "keep"; keep: KeepPolicy };
 
 export interface AdapterDecision {
   /** `asked` in it is right once the commands are published; their sequences are added then. */
@@ -69,18 +75,22 @@ export function decideAdapter(observed: ObservedAdapter): AdapterDecision {
   };
   const version = decideVersion(observed, state, where);
   const place = decidePlacement(observed, state);
+  const keep = decideKeep(observed, state);
   const ready = readyOf(state, where, observed.engineProblem);
   const said = {
     Ready: ready,
     Converged: convergedOf(desired, where, observed.engineProblem),
     Promoted: version.said,
     Placed: place.said,
+    Kept: keep.said,
   };
   const asked = defined({
     version: version.asked?.version,
     versionSeq: version.asked?.seq,
-    placement: place.asked?.placement,
+    placement: place.asked?.value,
     placementSeq: place.asked?.seq,
+    keep: keep.asked?.value,
+    keepSeq: keep.asked?.seq,
   });
   const status: AdapterStatus = defined({
     observedGeneration: generation,
@@ -109,9 +119,9 @@ export function decideAdapter(observed: ObservedAdapter): AdapterDecision {
   });
   return {
     status,
-    commands: [...version.commands, ...place.commands],
+    commands: [...version.commands, ...place.commands, ...keep.commands],
     milestones: milestonesOf(before, state, status),
-    unanswered: version.unanswered || place.unanswered,
+    unanswered: version.unanswered || place.unanswered || keep.unanswered,
   };
 }
 
@@ -176,12 +186,11 @@ function decideVersion(
     }
     if (target.status === "refused")
       return settled(no("VERSION_REFUSED", `version ${want} was refused: ${target.reason?.message ?? "no reason is known"}`));
-    if (target.status === "retired")
-      return settled(
-        no("VERSION_RETIRED", `version ${want} is not loaded any more; only the newest, the promoted one and the one before it are kept`),
-      );
+    if (target.status === "deleted")
+      return settled(no("VERSION_DELETED", `version ${want} cannot be promoted: ${target.reason?.message ?? "it was deleted"}`));
     const { proven = 0, of = 0 } = where.get(want) ?? {};
-    if (proven === 0)
+    // One that was retired is loaded again for the command.
+    if (proven === 0 && target.status !== "retired")
       return settled(
         no("VERSION_NOT_PROVEN", `version ${want} is proven on none of ${of} ready replicas; it is asked for when it is on one`),
       );
@@ -197,8 +206,10 @@ function decideVersion(
   if (state.canary?.version === want)
     return settled(no("Canary", `version ${want} has ${state.canary.share} % of the users; the alias moves after the last step`), earlier);
   const followed = earlier.seq === undefined || state.history.some(({ command }) => command === earlier.seq);
+  if (state.awaiting?.command === earlier.seq)
+    return settled(no("Loading", `version ${want} was retired; it is loaded again, and promoted when it is proven`), earlier);
   if (!followed) return { ...settled(no("Asked", `version ${want} is asked for`), earlier), unanswered: true };
-  const last = state.history.at(-1);
+  const last = lastMoveOf(state);
   const why = last === undefined ? "" : ` (${last.reason}${last.by === null ? "" : `, by ${last.by}`})`;
   return settled(
     no(
@@ -209,41 +220,76 @@ function decideVersion(
   );
 }
 
-function decidePlacement(
-  { spec, before, refusals, lastPlaced }: ObservedAdapter,
-  state: AdapterState,
-): Part<{ placement: string; seq: number | undefined }> {
-  const unplaced = state.versions.findLast(({ status, unplaced: problem }) => status === "desired" && problem)?.unplaced;
-  const as = JSON.stringify(state.placement ?? { mode: "all" });
-  const placed = (reason: string): Said => (unplaced ? no(unplaced.code, unplaced.message) : yes(reason, `placement is ${as}`));
-  if (spec.placement === undefined) return settled(placed("Following"));
-  const want = canonical(spec.placement);
-  const earlier = before?.asked?.placement === want ? { placement: want, seq: before.asked.placementSeq } : undefined;
-  if (canonical(state.placement ?? { mode: "all" }) === want)
-    return settled(placed("Placed"), earlier ?? { placement: want, seq: undefined });
-  if (earlier === undefined) {
-    return {
-      said: no("Asked", "the placement is asked for"),
-      asked: { placement: want, seq: undefined },
-      commands: [{ part: "placement", placement: spec.placement }],
-      unanswered: true,
-    };
+/** Placement and `keep`: asked for once; afterwards the last word counts, whichever door it came through. */
+function decideSetting(of: {
+  /** Field of the spec, and its value there and in the line, as text that is the same for the same meaning. */
+  name: "placement" | "keep";
+  want: string | undefined;
+  is: string;
+  /** What an edit asked for before. */
+  before: { value: string; seq: number | undefined } | undefined;
+  refusal: Problem | undefined;
+  /** Sequence of the newest command about it, through whichever door. */
+  last: number | undefined;
+  command: Command;
+  /** Said when nothing is to be asked. */
+  settledAs: (reason: string) => Said;
+}): Part<{ value: string; seq: number | undefined }> {
+  const { name, want, is, refusal, last } = of;
+  if (want === undefined) return settled(of.settledAs("Following"));
+  const earlier = of.before?.value === want ? of.before : undefined;
+  if (is === want) return settled(of.settledAs(name === "placement" ? "Placed" : "Kept"), earlier ?? { value: want, seq: undefined });
+  const said = no("Asked", `${name} is asked for`);
+  if (earlier === undefined) return { said, asked: { value: want, seq: undefined }, commands: [of.command], unanswered: true };
+  if (refusal !== undefined) return settled(no(refusal.code, refusal.message), earlier);
+  if (earlier.seq === undefined || (last !== undefined && last > earlier.seq)) {
+    const message = `${name} is ${is} since; the last word counts. Remove spec.${name} and set it again to ask again.`;
+    return settled(no("MOVED_ELSEWHERE", message), earlier);
   }
-  if (refusals.placement !== undefined) return settled(no(refusals.placement.code, refusals.placement.message), earlier);
-  if (earlier.seq === undefined || (lastPlaced !== undefined && lastPlaced > earlier.seq))
-    return settled(
-      no("MOVED_ELSEWHERE", `placement is ${as} since; the last word counts. Remove spec.placement and set it again to ask again.`),
-      earlier,
-    );
-  return { ...settled(no("Asked", "the placement is asked for"), earlier), unanswered: true };
+  return { ...settled(said, earlier), unanswered: true };
 }
+
+function decidePlacement({ spec, before, refusals, lastPlaced }: ObservedAdapter, state: AdapterState) {
+  const unplaced = state.versions.findLast(({ status, unplaced: problem }) => status === "desired" && problem)?.unplaced;
+  const is = canonical(state.placement ?? { mode: "all" });
+  const asked = before?.asked;
+  return decideSetting({
+    name: "placement",
+    want: spec.placement && canonical(spec.placement),
+    is,
+    before: asked?.placement === undefined ? undefined : { value: asked.placement, seq: asked.placementSeq },
+    refusal: refusals.placement,
+    last: lastPlaced,
+    command: { part: "placement", placement: spec.placement ?? { mode: "all" } },
+    settledAs: (reason) => (unplaced ? no(unplaced.code, unplaced.message) : yes(reason, `placement is ${is}`)),
+  });
+}
+
+function decideKeep({ spec, before, refusals, lastKept }: ObservedAdapter, state: AdapterState) {
+  const is = String(state.keep ?? defaultKeep);
+  const asked = before?.asked;
+  const retired = state.versions.filter(({ status }) => status === "retired").length;
+  return decideSetting({
+    name: "keep",
+    want: spec.keep === undefined ? undefined : String(spec.keep),
+    is,
+    before: asked?.keep === undefined ? undefined : { value: asked.keep, seq: asked.keepSeq },
+    refusal: refusals.keep,
+    last: lastKept,
+    command: { part: "keep", keep: spec.keep ?? defaultKeep },
+    settledAs: (reason) =>
+      yes(reason, `keep is ${is}; ${retired} ${retired === 1 ? "version is" : "versions are"} retired, and loaded again when asked for`),
+  });
+}
+
+const lastMoveOf = ({ history }: AdapterState) => history.findLast(({ kind }) => (moveKinds as readonly string[]).includes(kind));
 
 const canonical = (placement: NonNullable<AdapterResourceSpec["placement"]>): string =>
   JSON.stringify(Object.fromEntries(Object.entries(placement).toSorted(([a], [b]) => (a < b ? -1 : 1))));
 
 function milestonesOf(before: AdapterStatus | undefined, state: AdapterState, next: AdapterStatus): Milestone[] {
   const milestones: Milestone[] = [];
-  const last = state.history.at(-1);
+  const last = lastMoveOf(state);
   const move = last === undefined ? "" : ` (${last.reason})`;
   if (next.promoted !== undefined && before?.promoted !== next.promoted)
     milestones.push({
@@ -264,7 +310,11 @@ function milestonesOf(before: AdapterStatus | undefined, state: AdapterState, ne
   }
   const promoted = next.conditions?.find(({ type }) => type === "Promoted");
   const wasReason = before?.conditions?.find(({ type }) => type === "Promoted")?.reason;
-  if (promoted?.status === "False" && promoted.reason !== wasReason && !["Asked", "Canary", "NOTHING_PROMOTED"].includes(promoted.reason))
+  if (
+    promoted?.status === "False" &&
+    promoted.reason !== wasReason &&
+    !["Asked", "Canary", "Loading", "NOTHING_PROMOTED"].includes(promoted.reason)
+  )
     milestones.push({
       type: "Warning",
       reason: promoted.reason,

@@ -21,7 +21,7 @@ import { createLog, createTelemetry, type Log, type Telemetry } from "@loraline/
 import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { createAgentService, type ServeAgent, type AgentServiceDeps } from "./agent/service.ts";
-import { createServeService } from "./controller/service.ts";
+import { createServeService, type ServeServiceDeps } from "./controller/service.ts";
 
 export interface AdapterBytes {
   config: Buffer;
@@ -42,7 +42,7 @@ export interface ServeUnderTest extends AsyncDisposable {
     over?: { spec?: Partial<RunSpecInput>; evaluation?: Evaluation | null; traceparent?: string },
   ): Promise<string>;
   publishTrained(runId: string, data: EventInput<typeof runTrained>): Promise<void>;
-  startController(bus?: Bus): Promise<AsyncDisposable>;
+  startController(bus?: Bus, over?: Partial<ServeServiceDeps>): Promise<AsyncDisposable>;
   startAgent(url: string, over?: Partial<AgentServiceDeps>): Promise<ServeAgent>;
   adapter(name: string): Promise<AdapterState | undefined>;
   replica(name?: string): Promise<ReplicaState | undefined>;
@@ -144,8 +144,8 @@ export async function serveUnderTest(given: {
     async publishTrained(runId, data) {
       await bus.publish(runTrained, { tenant, id: runId }, data, { key: randomBytes(4).toString("hex") });
     },
-    startController: (with_ = bus) =>
-      createServeService({ bus: with_, objects, log, telemetry, engines: [record], resyncMs: 200, replicaAwayMs: 500 }),
+    startController: (with_ = bus, over = {}) =>
+      createServeService({ bus: with_, objects, log, telemetry, engines: [record], resyncMs: 200, replicaAwayMs: 500, ...over }),
     startAgent: (url, over = {}) =>
       createAgentService({
         bus,

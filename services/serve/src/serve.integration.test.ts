@@ -6,6 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
 import {
   adapterAccepted,
+  adapterKeepRequested,
   adapterLoaded,
   adapterPromoted,
   adapterPromoteRequested,
@@ -13,13 +14,18 @@ import {
   adapterRollbackRequested,
   adapterRolledBack,
   adapterUnloaded,
+  adapterVersionDeleted,
+  adapterVersionDeleteRequested,
+  adapterVersionRecalled,
+  adapterVersionRetired,
+  adapterVersionWanted,
   type BaseRef,
   runCancelled,
   runFailed,
   runServed,
   runTrained,
 } from "@loraline/contracts";
-import { readSpans } from "@loraline/runtime";
+import { readSpans, UnavailableError } from "@loraline/runtime";
 import { createSimulatedEngine, simulatedAdapter, type SimulatedAdapterOptions, simulatedProbes, test as it } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import { type AdapterBytes, type ServeUnderTest, serveUnderTest } from "./serve-under-test.ts";
@@ -390,7 +396,7 @@ describe("aliases and versions", () => {
     expect((await serve.adapter("pirate"))?.alias).toBe(1);
   });
 
-  test("old versions are let go of and unloaded", { timeout: 40_000 }, async ({ serve, engine, start, make }) => {
+  test("old versions are retired and unloaded", { timeout: 40_000 }, async ({ serve, engine, start, make }) => {
     await start();
     await versions(serve, make, 5);
     expect((await serve.adapter("pirate"))?.versions.map(({ status }) => status)).toEqual([
@@ -407,6 +413,160 @@ describe("aliases and versions", () => {
       .toEqual(["v3", "v4", "v5"]);
     expect((await serve.replica())?.adapters.map(({ version }) => version).toSorted()).toEqual([3, 4, 5]);
     await expect.poll(() => serve.history([adapterUnloaded], "pirate"), until).toHaveLength(2);
+    const told = await serve.history([adapterVersionRetired], "pirate");
+    expect(told.map(({ data }) => data)).toMatchObject([
+      { version: 1, because: 4, reason: "the 3 newest versions are kept (keep: 3)" },
+      { version: 2, because: 5 },
+    ]);
+  });
+
+  const loadedVersions = (engine: { loaded: ReadonlyMap<string, string> }): number[] =>
+    [...engine.loaded.keys()].map((name) => Number(name.split(".")[2]?.slice(1))).toSorted((a, b) => a - b);
+
+  test(
+    "a version that is wanted is loaded again with its own bytes, and retired when nobody asks any more",
+    { timeout: 40_000 },
+    async ({ serve, engine, make, dir }) => {
+      await using _controller = await serve.startController(serve.bus, { wantedForMs: 2000 });
+      await using _agent = await serve.startAgent(engine.url);
+      await versions(serve, make, 5);
+      await expect.poll(() => loadedVersions(engine), { timeout: 15_000 }).toEqual([3, 4, 5]);
+      const at = { tenant: serve.tenant, id: "pirate" };
+      await serve.bus.publish(adapterVersionWanted, at, { version: 1 });
+      // Of versions and adapters that are not there it is harmless.
+      await serve.bus.publish(adapterVersionWanted, at, { version: 99 }, { key: "99" });
+      await serve.bus.publish(adapterVersionWanted, { ...at, id: "nobody" }, { version: 1 });
+      await expect.poll(() => held(serve, 1), until).toBe("proven");
+      const [version] = (await serve.adapter("pirate"))?.versions ?? [];
+      expect(engine.loaded.get(version?.engineName ?? "")).toBe(join(dir, "a", (version?.digest ?? "").slice(7)));
+      await expect.poll(() => loadedVersions(engine), { timeout: 15_000 }).toEqual([3, 4, 5]);
+      expect((await serve.adapter("pirate"))?.versions[0]).toMatchObject({ status: "retired", wanted: null });
+      const told = await serve.history([adapterVersionRetired, adapterVersionRecalled], "pirate");
+      expect(told.map(({ type, data }) => [type, (data as { version: number }).version])).toEqual([
+        ["adapter.version-retired.v1", 1],
+        ["adapter.version-retired.v1", 2],
+        ["adapter.version-recalled.v1", 1],
+        ["adapter.version-retired.v1", 1],
+      ]);
+      expect(await serve.bus.deadLetters.list(serve.tenant)).toEqual([]);
+    },
+  );
+
+  test(
+    "a retired version can be promoted: it is loaded first, and the move survives the controller's end",
+    { timeout: 40_000 },
+    async ({ serve, engine, make }) => {
+      await using _agent = await serve.startAgent(engine.url);
+      const first = await serve.startController();
+      await versions(serve, make, 5);
+      engine.behaviour.probeDelayMs = 300;
+      const at = { tenant: serve.tenant, id: "pirate" };
+      await serve.bus.publish(adapterPromoteRequested, at, { version: 1, by: "ann" });
+      await expect.poll(async () => (await serve.adapter("pirate"))?.awaiting, until).toMatchObject({ version: 1, by: "ann" });
+      expect(await serve.adapter("pirate")).toMatchObject({ alias: 5, versions: [{ status: "desired" }, {}, {}, {}, {}] });
+      await first[Symbol.asyncDispose]();
+      await using _second = await serve.startController();
+      await expect.poll(async () => (await serve.adapter("pirate"))?.alias, until).toBe(1);
+      await expect.poll(() => serve.history([adapterRolledBack], "pirate"), until).toHaveLength(1);
+      const [moved] = await serve.history([adapterRolledBack], "pirate");
+      expect(moved?.data).toMatchObject({ from: 5, to: 1, by: "ann" });
+      expect((await serve.adapter("pirate"))?.awaiting).toBeNull();
+    },
+  );
+
+  test("as many stay loaded as keep says, also when it is changed", { timeout: 40_000 }, async ({ serve, engine, start, make }) => {
+    await start();
+    const at = { tenant: serve.tenant, id: "pirate" };
+    for (let seed = 1; seed <= 4; seed++) await servedBy(serve, await serve.train("pirate", await make({ seed }), { spec: { keep: 1 } }));
+    // The promoted one, and the one before it.
+    await expect.poll(() => loadedVersions(engine), { timeout: 15_000 }).toEqual([3, 4]);
+    await serve.bus.publish(adapterKeepRequested, at, { keep: "all", by: "ann" });
+    await expect.poll(() => loadedVersions(engine), until).toEqual([1, 2, 3, 4]);
+    for (const version of [1, 2]) await expect.poll(() => held(serve, version), until).toBe("proven");
+    await serve.bus.publish(adapterKeepRequested, { ...at, id: "nobody" }, { keep: 2 });
+    await expect
+      .poll(async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code), until)
+      .toEqual(["ADAPTER_UNKNOWN"]);
+  });
+
+  test(
+    "a version is deleted once, unloaded, and its bytes are removed, unless another version has them",
+    { timeout: 60_000 },
+    async ({ serve, engine, start, make }) => {
+      await start();
+      await versions(serve, make, 3);
+      // The same bytes under another name.
+      await servedBy(serve, await serve.train("parrot", await make({ seed: 2 })));
+      const at = { tenant: serve.tenant, id: "pirate" };
+      const { versions: before = [] } = (await serve.adapter("pirate")) ?? {};
+      const stored = async (version: number) => {
+        const of = before[version - 1];
+        if (of === undefined) throw new Error(`no version ${version}`);
+        const manifest = await serve.objects.head(serve.tenant, of.manifest);
+        const evidence = await serve.objects.head(serve.tenant, of.evidence);
+        return { manifest: manifest !== undefined, evidence: evidence !== undefined };
+      };
+      const weights = async () => {
+        const found: string[] = [];
+        for await (const { digest } of serve.objects.list(serve.tenant, "adapter-file")) found.push(digest);
+        return found.length;
+      };
+      const filesBefore = await weights();
+      for (const version of [1, 2, 3, 1]) {
+        const key = `${version}-${Math.random()}`;
+        await serve.bus.publish(adapterVersionDeleteRequested, at, { version, by: "ann" }, { key });
+      }
+      await expect
+        .poll(async () => (await serve.adapter("pirate"))?.versions.map(({ erased }) => erased), until)
+        .toEqual([true, true, undefined]);
+      expect((await serve.adapter("pirate"))?.versions.map(({ status }) => status)).toEqual(["deleted", "deleted", "desired"]);
+      const refused = (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code);
+      expect(refused).toEqual(["VERSION_PROMOTED"]);
+      expect(await stored(1)).toEqual({ manifest: false, evidence: false });
+      expect(await stored(2)).toEqual({ manifest: true, evidence: false });
+      // The weights of the first; configs stay, and they are all the same one.
+      expect(await weights()).toBe(filesBefore - 1);
+      await expect.poll(() => [...engine.loaded.keys()].filter((name) => name.includes(".pirate.")), { timeout: 15_000 }).toHaveLength(1);
+      expect(await serve.history([adapterVersionDeleted], "pirate")).toMatchObject([
+        { data: { version: 1, digest: before[0]?.digest, by: "ann" } },
+        { data: { version: 2 } },
+      ]);
+      await serve.bus.publish(adapterVersionWanted, at, { version: 1 });
+      await serve.bus.publish(adapterPromoteRequested, at, { version: 1 });
+      await expect
+        .poll(async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code), until)
+        .toEqual(["VERSION_DELETED", "VERSION_PROMOTED"]);
+      expect((await serve.adapter("pirate"))?.versions[0]?.status).toBe("deleted");
+      // The other name still serves, and a replica that starts anew gets its bytes from the store.
+      await engine.stop();
+      await engine.start();
+      await expect
+        .poll(async () => (await serve.replica())?.adapters.find(({ adapter }) => adapter === "parrot")?.state, until)
+        .toBe("proven");
+    },
+  );
+
+  test("a controller that dies between the mark and the bytes is followed by one that removes them", async ({ serve, engine, make }) => {
+    await using _agent = await serve.startAgent(engine.url);
+    let cut = true;
+    const objects = {
+      ...serve.objects,
+      delete: (...args: Parameters<typeof serve.objects.delete>) =>
+        cut ? Promise.reject(new UnavailableError("STORE_UNAVAILABLE", "away")) : serve.objects.delete(...args),
+    };
+    const first = await serve.startController(serve.bus, { objects });
+    await versions(serve, make, 2);
+    await serve.bus.publish(adapterVersionDeleteRequested, { tenant: serve.tenant, id: "pirate" }, { version: 1 });
+    await expect.poll(async () => (await serve.adapter("pirate"))?.versions[0]?.status, until).toBe("deleted");
+    await first[Symbol.asyncDispose]();
+    const [version] = (await serve.adapter("pirate"))?.versions ?? [];
+    expect(version?.erased ?? false).toBe(false);
+    cut = false;
+    await using _second = await serve.startController(serve.bus, { objects });
+    await expect.poll(async () => (await serve.adapter("pirate"))?.versions[0]?.erased, until).toBe(true);
+    expect(
+      await serve.objects.head(serve.tenant, version?.manifest ?? { kind: "adapter", digest: `sha256:${"0".repeat(64)}` }),
+    ).toBeUndefined();
   });
 });
 

@@ -1,17 +1,18 @@
-/** `loraline adapters`, `adapters add` and `adapters place`. */
-import type { Placement } from "@loraline/contracts";
-import { Option } from "commander";
+/** `loraline adapters`, `adapters add`, `place`, `keep` and `rm`. */
+import { keepPolicy, type KeepPolicy, type Placement } from "@loraline/contracts";
+import { InvalidArgumentError, Option } from "commander";
 import { type AddCommands, defaultBase, examples, ownName, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { addAdapter, type AddAdapterFlags } from "./add-adapter.ts";
 import { listAdapters, listHistory } from "./show-adapter.ts";
+import { versionNamed } from "./version-named.ts";
 
 export const addAdaptersCommands: AddCommands = (program, { connect, globals, print, terminal, exitWith }) => {
   const adapters = program
     .command("adapters")
     .description("list adapters, their versions, proofs and canaries; * marks the promoted one")
     .argument("[adapter]", "only this one")
-    .option("--history", "who moved the alias, when and why, with the steps of canaries", false)
+    .option("--history", "who moved the alias, when and why, with the steps of canaries; what was retired, loaded again and deleted", false)
     .addHelpText(
       "after",
       examples(
@@ -19,6 +20,8 @@ export const addAdaptersCommands: AddCommands = (program, { connect, globals, pr
         "loraline adapters pirate --history",
         "loraline adapters add ./my-lora --name pirate",
         "loraline adapters place pirate --spread 3",
+        "loraline adapters keep pirate 5",
+        "loraline adapters rm pirate@2",
       ),
     )
     .action(async (adapter: string | undefined, { history }: { history: boolean }) => {
@@ -63,7 +66,36 @@ export const addAdaptersCommands: AddCommands = (program, { connect, globals, pr
       const view = await (await connect()).placeAdapter({ adapter, body: placementOf(flags) });
       print(view, () => listAdapters([view]));
     });
+
+  adapters
+    .command("keep")
+    .description("choose how many of the newest versions stay loaded (3 at first); older ones are loaded again when asked for")
+    .argument("<adapter>", "name of the adapter")
+    .argument("<versions>", "a number from 1, or `all`", keepPolicyOf)
+    .action(async (adapter: string, keep: KeepPolicy) => {
+      const view = await (await connect()).keepAdapter({ adapter, body: { keep } });
+      print(view, () => listAdapters([view]));
+    });
+
+  adapters
+    .command("rm")
+    .description("delete a version for good: it is unloaded everywhere, and its bytes are removed")
+    .argument("<adapter>", "name of the adapter, with its version: pirate@2")
+    .argument("[version]", "its version, when the name does not say it", wholeNumber(1))
+    .action(async (name: string, given: number | undefined) => {
+      const { adapter, version } = versionNamed(name, given, "adapters rm");
+      const api = await connect();
+      const { tenant, adapter: own } = (await api.getAdapter({ adapter })).adapter;
+      const answer = await api.deleteModel({ model: `${tenant}/${own}@${version}` });
+      print(answer, () => [`deleted: ${answer.id}`]);
+    });
 };
+
+function keepPolicyOf(text: string): KeepPolicy {
+  const parsed = keepPolicy.safeParse(/^\d+$/.test(text) ? Number(text) : text);
+  if (parsed.success) return parsed.data;
+  throw new InvalidArgumentError("Give a whole number from 1 to 1000, or `all`.");
+}
 
 function placementOf({ all, spread, pin }: { all?: boolean; spread?: number; pin?: string[] }): Placement {
   if (pin !== undefined) return { mode: "pinned", pins: pin };

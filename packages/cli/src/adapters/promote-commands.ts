@@ -1,7 +1,9 @@
 /** `loraline promote` and `rollback`: which version the alias of an adapter points to. */
 import { type AddCommands, decimal, decimals, examples, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
+import { moveAlias } from "./move-alias.ts";
 import { listAdapters } from "./show-adapter.ts";
+import { versionNamed } from "./version-named.ts";
 
 interface CanaryFlags {
   canary: boolean;
@@ -13,7 +15,7 @@ interface CanaryFlags {
   maxLossIncrease?: number;
 }
 
-export const addPromoteCommands: AddCommands = (program, { connect, print }) => {
+export const addPromoteCommands: AddCommands = (program, { connect, print, terminal }) => {
   program
     .command("promote")
     .description("move the alias of an adapter to a version, at once or step by step")
@@ -35,7 +37,7 @@ export const addPromoteCommands: AddCommands = (program, { connect, print }) => 
       ),
     )
     .action(async (name: string, given: number | undefined, { canary, ...flags }: CanaryFlags) => {
-      const { adapter, version } = versionNamed(name, given);
+      const { adapter, version } = versionNamed(name, given, "promote");
       const { steps, interval, minRequests, maxErrorRate, maxLatencyRatio, maxLossIncrease } = flags;
       if (!canary && Object.keys(flags).length > 0) {
         throw new Failure(exitCodes.usage, "CANARY_MISSING", "settings of a canary need --canary.", { param: "--canary" });
@@ -49,7 +51,8 @@ export const addPromoteCommands: AddCommands = (program, { connect, print }) => 
         ...(maxLossIncrease === undefined ? {} : { max_loss_increase: maxLossIncrease }),
       };
       const body = { version, ...(canary ? { canary: settings } : {}) };
-      const view = await (await connect()).promoteAdapter({ adapter, body });
+      const api = await connect();
+      const view = await moveAlias(api, adapter, () => api.promoteAdapter({ adapter, body }), terminal);
       print(view, () => listAdapters([view]));
     });
 
@@ -60,19 +63,9 @@ export const addPromoteCommands: AddCommands = (program, { connect, print }) => 
     .option("--to <version>", "this version; without it: the one before, or, while a canary is under way, the promoted one", wholeNumber(1))
     .addHelpText("after", examples("loraline rollback pirate", "loraline rollback pirate --to 1"))
     .action(async (adapter: string, { to }: { to?: number }) => {
-      const view = await (await connect()).rollbackAdapter({ adapter, body: to === undefined ? {} : { version: to } });
+      const api = await connect();
+      const body = to === undefined ? {} : { version: to };
+      const view = await moveAlias(api, adapter, () => api.rollbackAdapter({ adapter, body }), terminal);
       print(view, () => listAdapters([view]));
     });
 };
-
-/** `pirate@2`, or `pirate` and `2`. */
-function versionNamed(name: string, given: number | undefined): { adapter: string; version: number } {
-  const [, adapter = name, own] = /^(.*)@([1-9]\d{0,8})$/.exec(name) ?? [];
-  const version = own === undefined ? given : Number(own);
-  if (version === undefined || (given !== undefined && given !== version)) {
-    throw new Failure(exitCodes.usage, "VERSION_MISSING", `which version of ${adapter}? Say \`loraline promote ${adapter}@VERSION\`.`, {
-      param: "version",
-    });
-  }
-  return { adapter, version };
-}

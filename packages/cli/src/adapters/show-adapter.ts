@@ -25,13 +25,21 @@ export function listAdapters(views: readonly AdapterView[], now = Date.now()): s
         provenOn(view, version),
         version.evaluation === null ? "-" : `${version.evaluation.base_loss.toFixed(2)} → ${version.evaluation.adapter_loss.toFixed(2)}`,
         version.digest.slice(0, 19),
-        version.reason?.message ?? version.note ?? "",
+        version.reason?.message ?? version.note ?? (version.status === "retired" ? "loaded again when asked for" : ""),
       ];
     });
   });
   const canaries = views.flatMap((view) => (view.adapter.canary ? [canaryLine(view, now)] : []));
+  const awaiting = views.flatMap(({ adapter: { tenant, adapter, awaiting: move } }) =>
+    move ? [yellow(`${tenant}/${adapter}: the alias moves to version ${move.version} when it is loaded and proven again`)] : [],
+  );
   const troubles = views.flatMap(troublesOf);
-  return [...table([["ADAPTER", "VERSION", "STATUS", "PROOF", "HELD-OUT LOSS", "DIGEST", ""], ...rows]), ...canaries, ...troubles];
+  return [
+    ...table([["ADAPTER", "VERSION", "STATUS", "PROOF", "HELD-OUT LOSS", "DIGEST", ""], ...rows]),
+    ...canaries,
+    ...awaiting,
+    ...troubles,
+  ];
 }
 
 /** `proven 2/3`: replicas that have it proven, of those that should. */
@@ -77,6 +85,10 @@ const kinds: Readonly<Record<Move["kind"], (move: Move) => string>> = {
   "canary-started": ({ to, share }) => `canary ${to} began, ${share} %`,
   "canary-stepped": ({ to, share }) => `canary ${to} now ${share} %`,
   "canary-ended": ({ to, outcome }) => `canary ${to} ${outcome === "rolledback" ? "rolled back" : outcome}`,
+  retired: ({ to }) => `retired ${to}`,
+  recalled: ({ to }) => `loaded ${to} again`,
+  deleted: ({ to }) => `deleted ${to}`,
+  "not-moved": ({ to }) => `not promoted: ${to}`,
 };
 
 /** Moves of the alias and of canaries, oldest first: when, what, who, why. */

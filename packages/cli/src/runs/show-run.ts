@@ -69,6 +69,11 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
     rows.push(["model", `${cyan(modelOf(run))}${served.promoted ? "" : next}`]);
     if (served.note) rows.push(["gate", yellow(served.note)]);
   }
+  const retired = served?.retired ?? [];
+  if (retired.length > 0) {
+    const which = `version${retired.length === 1 ? "" : "s"} ${retired.join(", ")} ${retired.length === 1 ? "was" : "were"} retired`;
+    rows.push(["older", `${which}; loaded again when asked for (loraline adapters keep ${spec.adapter} N keeps more)`]);
+  }
   return pairs(rows);
 }
 

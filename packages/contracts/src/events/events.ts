@@ -5,7 +5,7 @@ import { defineEvent, type EventDef, type Noun } from "./define-event.ts";
 import { importSource } from "../spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, ulid } from "../names.ts";
 import { tokenTotals } from "../records.ts";
-import { canarySettings, placement, runSpec } from "../spec/run-spec.ts";
+import { canarySettings, keepPolicy, placement, runSpec } from "../spec/run-spec.ts";
 import { evaluation } from "../trainer.ts";
 
 /** A FineTune is named by its namespace (63) and its name (253). */
@@ -164,6 +164,7 @@ export const runServed = defineEvent(
     replicas: z.int().describe("Replicas that hold it proven."),
     of: z.int().nullish().describe("Replicas that should; fewer hold it when some are quarantined or far too slow."),
     promoted: z.boolean().describe("Whether the alias moved to it with that."),
+    retired: z.array(version).nullish().describe("Older versions that were retired to make room for it."),
     note,
     lastStepToProvenMs: z.number().describe("From the last optimizer step to the proof on the last replica, in milliseconds."),
   }),
@@ -236,6 +237,41 @@ export const adapterPlaceRequested = defineEvent(
   "Somebody wants the adapter on other replicas",
   z.object({ placement, by: actor }),
 );
+export const adapterKeepRequested = defineEvent(
+  "adapter.keep-requested.v1",
+  "Somebody wants another number of the adapter's versions to stay loaded",
+  z.object({ keep: keepPolicy, by: actor }),
+);
+export const adapterVersionWanted = defineEvent(
+  "adapter.version-wanted.v1",
+  "Somebody asks for a version by its name; if it was retired, it is loaded again",
+  z.object({ version, by: actor }),
+);
+export const adapterVersionDeleteRequested = defineEvent(
+  "adapter.version-delete-requested.v1",
+  "Somebody wants a version gone for good",
+  z.object({ version, by: actor }),
+);
+export const adapterVersionRetired = defineEvent(
+  "adapter.version-retired.v1",
+  "Replicas unload the version; its bytes stay in the object store, and it is loaded again when somebody asks for it",
+  z.object({ version, because: version.nullish().describe("The newer version that it made room for."), reason: z.string() }),
+);
+export const adapterVersionRecalled = defineEvent(
+  "adapter.version-recalled.v1",
+  "A retired version is loaded and proven again",
+  z.object({ version, by: actor, reason: z.string() }),
+);
+export const adapterVersionDeleted = defineEvent(
+  "adapter.version-deleted.v1",
+  "The version is unloaded everywhere and never served again; its bytes are removed from the object store",
+  z.object({ version, digest, by: actor, reason: z.string() }),
+);
+export const adapterNotMoved = defineEvent(
+  "adapter.not-moved.v1",
+  "A move of the alias that waited for its version to be loaded again was given up",
+  z.object({ version, code: z.string(), by: actor, reason: z.string() }),
+);
 const aliasMove = z.object({ from: version.nullable(), to: version, by: actor, reason: z.string() });
 export const adapterPromoted = defineEvent("adapter.promoted.v1", "The alias moved forward", aliasMove);
 export const adapterRolledBack = defineEvent("adapter.rolledback.v1", "The alias moved back", aliasMove);
@@ -295,6 +331,13 @@ export const events = {
   adapterPromoteRequested,
   adapterRollbackRequested,
   adapterPlaceRequested,
+  adapterKeepRequested,
+  adapterVersionWanted,
+  adapterVersionDeleteRequested,
+  adapterVersionRetired,
+  adapterVersionRecalled,
+  adapterVersionDeleted,
+  adapterNotMoved,
   adapterPromoted,
   adapterRolledBack,
   adapterCanaryStarted,

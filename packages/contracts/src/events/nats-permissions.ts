@@ -37,6 +37,9 @@ const commands = [
   e.adapterPromoteRequested,
   e.adapterRollbackRequested,
   e.adapterPlaceRequested,
+  e.adapterKeepRequested,
+  e.adapterVersionWanted,
+  e.adapterVersionDeleteRequested,
 ];
 
 /** Users of the line's own programs, and what each needs. */
@@ -101,13 +104,18 @@ const needs = {
       e.adapterCanaryStarted,
       e.adapterCanaryStepped,
       e.adapterCanaryEnded,
+      e.adapterVersionRetired,
+      e.adapterVersionRecalled,
+      e.adapterVersionDeleted,
+      e.adapterNotMoved,
     ],
-    consumes: [consumers.serveRunTrained, consumers.serveRunCancelRequested, consumers.serveAdapterCommands],
+    consumes: [consumers.serveRunTrained, consumers.serveRunCancelRequested, consumers.serveAdapterCommands, consumers.serveVersionWanted],
     looksBack: [streams.RUNS, streams.ADAPTERS],
     reads: [buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings, buckets.traffic],
     writes: [buckets.adapters, buckets.engines],
     clears: [buckets.holdings],
-    objects: "read",
+    // Removes what belonged to a version that was deleted.
+    objects: "write",
   },
   agent: {
     says: [e.adapterLoaded, e.adapterUnloaded],

@@ -70,9 +70,17 @@ export const streams = {
   ADAPTERS: {
     name: "ADAPTERS",
     description: "History of every adapter",
-    subjects: subjectsOf((event) => event.noun === "adapter"),
+    subjects: subjectsOf((event) => event.noun === "adapter" && event !== events.adapterVersionWanted),
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
+  },
+  WANTED: {
+    name: "WANTED",
+    description: "Versions that somebody asked for by name; short-lived",
+    subjects: [filterFor(events.adapterVersionWanted)],
+    maxAgeMs: 60 * 60_000,
+    dedupeMs: 60_000,
+    queue: true,
   },
   DLQ: {
     name: "DLQ",
@@ -181,11 +189,26 @@ export const consumers = {
   serveAdapterCommands: {
     durable: "serve-adapter-commands",
     stream: streams.ADAPTERS,
-    events: [events.adapterPromoteRequested, events.adapterRollbackRequested, events.adapterPlaceRequested],
+    events: [
+      events.adapterPromoteRequested,
+      events.adapterRollbackRequested,
+      events.adapterPlaceRequested,
+      events.adapterKeepRequested,
+      events.adapterVersionDeleteRequested,
+    ],
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 1,
     maxAckPending: 1,
+  },
+  serveVersionWanted: {
+    durable: "serve-version-wanted",
+    stream: streams.WANTED,
+    events: [events.adapterVersionWanted],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 8,
+    maxAckPending: 64,
   },
   projectorDatasets: {
     durable: "projector-datasets",

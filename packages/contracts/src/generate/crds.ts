@@ -12,7 +12,7 @@ import { adapterName, problem, traceparent, ulid } from "../names.ts";
 import type { JudgedField, JudgedFields } from "../spec/judged-fields.ts";
 import { judgedLoraFields } from "../spec/lora-fields.ts";
 import { method } from "../spec/method.ts";
-import { canarySettings, placement, runSpecFields } from "../spec/run-spec.ts";
+import { canarySettings, defaultKeep, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
 import { judgedTrainingFields } from "../spec/training-fields.ts";
 
 export const crdGroup = "loraline.dev";
@@ -123,10 +123,13 @@ export const adapterResourceSpec = z.strictObject({
   placement: placement
     .optional()
     .describe("Which replicas hold the adapter; asked for once, as `version` is. Absent: as it is (at first: all replicas)."),
+  keep: keepPolicy
+    .optional()
+    .meta({ description: `${keepPolicy.description} Asked for once, as \`version\` is. Absent: as it is (at first: ${defaultKeep}).` }),
 });
 export type AdapterResourceSpec = z.infer<typeof adapterResourceSpec>;
 
-export const adapterConditions = ["Ready", "Converged", "Promoted", "Placed"] as const;
+export const adapterConditions = ["Ready", "Converged", "Promoted", "Placed", "Kept"] as const;
 
 /** What was asked for by an edit, so that it is asked once. */
 const asked = z.object({
@@ -134,6 +137,8 @@ const asked = z.object({
   placement: z.string().optional().describe("JSON."),
   versionSeq: z.int().optional().describe("Sequence of the command in ADAPTERS; absent: nothing had to be asked."),
   placementSeq: z.int().optional(),
+  keep: z.string().optional(),
+  keepSeq: z.int().optional(),
 });
 
 export const adapterStatus = z.object({
@@ -150,7 +155,7 @@ export const adapterStatus = z.object({
       z.object({
         version: z.int(),
         digest: z.string(),
-        status: z.string().describe("desired, refused or retired."),
+        status: z.string().describe("desired, refused, retired or deleted."),
         proven: z.string().optional().describe("Replicas that have it proven, of those that should."),
         runId: ulid,
         heldOutLoss: heldOutLoss.optional(),
@@ -165,7 +170,7 @@ export const adapterStatus = z.object({
   conditions: conditions
     .optional()
     .describe(
-      "Ready: the promoted version answers on some replica. Converged: every version that should be held is proven on every replica that should hold it. Promoted and Placed: whether what the spec asks for is so, and if not, why.",
+      "Ready: the promoted version answers on some replica. Converged: every version that should be held is proven on every replica that should hold it. Promoted, Placed and Kept: whether what the spec asks for is so, and if not, why.",
     ),
 });
 export type AdapterStatus = z.infer<typeof adapterStatus>;
@@ -198,6 +203,12 @@ const ascending: Rule[] = [
   {
     rule: "self.isSorted() && self.all(step, self.exists_one(other, other == step))",
     message: "each step must be above the one before it",
+  },
+];
+const keepRules: Rule[] = [
+  {
+    rule: "type(self) == int ? self >= 1 && self <= 1000 : self == 'all'",
+    message: "must be a whole number from 1 to 1000, or all",
   },
 ];
 const placementRules: Rule[] = [
@@ -287,6 +298,7 @@ function structural(node: Json): Json {
     const one = variants.filter(({ type }) => type !== "null");
     const objects = one.every(({ type }) => type === "object");
     if (one.length === 1 && one[0] !== undefined) return { ...structural(one[0]), ...common };
+    if (one.every(({ type }) => type === "integer" || type === "string")) return { ...common, "x-kubernetes-int-or-string": true };
     return objects ? { ...common, ...merged(one) } : { ...common, "x-kubernetes-preserve-unknown-fields": true };
   }
   const schema: Json = { ...common };
@@ -378,6 +390,7 @@ function fineTuneSchema(): Json {
     method: methodRules,
     "canary.steps": ascending,
     placement: placementRules,
+    keep: keepRules,
   });
 }
 
@@ -386,6 +399,7 @@ const adapterSchema = (): Json =>
     "": [{ rule: "!has(self.canary) || has(self.version)", message: "a canary is of a version: set version", fieldPath: ".canary" }],
     "canary.steps": ascending,
     placement: placementRules,
+    keep: keepRules,
   });
 
 interface Column {

@@ -1,7 +1,7 @@
 /** `/v1/loraline/`: what OpenAI's API has no word for. */
 import { hash } from "node:crypto";
 import {
-  adapterKey,
+  adapterKeepRequested,
   adapterPlaceRequested,
   adapterPromoteRequested,
   adapterRollbackRequested,
@@ -9,9 +9,9 @@ import {
   type adapterView,
   buckets,
   canaryTraffic,
-  consumers,
   type DeadLetterView,
   everyKeyOf,
+  keepBody,
   parseSubject,
   tenantOfSubject,
   placeBody,
@@ -21,13 +21,14 @@ import {
   type RunState,
   type TrafficState,
 } from "@loraline/contracts";
-import { PermanentError, RetryLaterError, traceIdOf } from "@loraline/runtime";
+import { PermanentError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import type { z } from "zod";
 import { needs } from "../access/auth.ts";
 import { parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
+import { createCommandFollower, type Unfollowed } from "./follow-command.ts";
 import { enginesOf } from "./engines-view.ts";
 import { badRequest, notFound } from "../errors.ts";
 import { idempotencyKeyOf } from "../idempotency.ts";
@@ -35,20 +36,17 @@ import { ownAdapterName } from "../openai-ids.ts";
 import { spansOfTenant } from "../spans-of-tenant.ts";
 import { createWorkingSet } from "../inference/working-set.ts";
 
-/** How long promote, rollback and place wait for the controller. */
-const followedWithinMs = 3000;
-
-/** Code and words for a command that nobody followed in time. */
-type Unfollowed = (adapter: AdapterState) => { code: string; message: string };
 const aliasStays: Unfollowed = ({ adapter, alias }) => ({
   code: "alias_not_moved",
   message: `The alias of ${adapter} still points to ${alias === null ? "no version" : `version ${alias}`}`,
 });
 const placementStays: Unfollowed = ({ adapter }) => ({ code: "not_placed", message: `The placement of ${adapter} is as it was` });
+const keepStays: Unfollowed = ({ adapter }) => ({ code: "keep_not_set", message: `What is kept of ${adapter} is as it was` });
 
 export async function loralineRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
   const { bus, state, table, readTrace, log } = context;
   const [adapters, traffic] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.traffic)]);
+  const commands = await createCommandFollower(context);
   const workingSet = await createWorkingSet({ bus, signal: context.signal });
 
   const existingRun = async (request: FastifyRequest): Promise<RunState> => {
@@ -62,9 +60,9 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     const { adapter } = request.params as { adapter: string };
     const { tenant } = request.caller;
     const name = ownAdapterName(tenant, adapter);
-    const entry = /^[a-z0-9-]+$/.test(name) ? await adapters.get(adapterKey({ tenant, adapter: name })) : undefined;
-    if (entry === undefined) throw notFound("adapter", adapter, "adapter");
-    return entry.value;
+    const found = await commands.adapter(tenant, name);
+    if (found === undefined) throw notFound("adapter", adapter, "adapter");
+    return found;
   };
 
   /** Replicas hold adapters of other tenants too, and where they listen is nobody's business. */
@@ -84,27 +82,10 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   };
   const viewOf = async (adapter: AdapterState) => (await viewsOf([adapter]))[0];
 
-  /**
-   * Waits a little until the controller has followed the command, which is the message of this sequence.
-   * @throws PermanentError 409 with the controller's reason when it was refused.
-   * @throws RetryLaterError `alias_not_moved`, `not_placed`: a success would be a lie.
-   */
+  /** The adapter as it is when the controller has followed the command, which is the message of this sequence. */
   const viewWhen = async (request: FastifyRequest, command: number, holds: (adapter: AdapterState) => boolean, unfollowed = aliasStays) => {
-    for (const end = performance.now() + followedWithinMs; ;) {
-      const adapter = await existingAdapter(request);
-      if (adapter.history.some((move) => move.command === command) || holds(adapter)) return viewOf(adapter);
-      const letter = await bus.deadLetters.of(consumers.serveAdapterCommands, command);
-      if (letter !== undefined) throw new PermanentError(letter.code, letter.message, { status: 409 });
-      if (performance.now() >= end) {
-        const { code, message } = unfollowed(adapter);
-        throw new RetryLaterError(
-          code,
-          2000,
-          `${message}: the serve controller has not answered. It will follow the command when it is back.`,
-        );
-      }
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
+    const { tenant, adapter } = await existingAdapter(request);
+    return viewOf(await commands.follow({ tenant, adapter }, command, holds, unfollowed));
   };
 
   const letterOf = async (request: FastifyRequest): Promise<DeadLetterView> => {
@@ -156,10 +137,10 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       const adapter = await existingAdapter(request);
       const { version, canary } = parsedBody(promoteBody, request.body);
       checkVersion(adapter, version);
-      if (adapter.alias === version && !adapter.canary) return viewOf(adapter);
+      if (adapter.alias === version && !adapter.canary && !adapter.awaiting) return viewOf(adapter);
       const key = commandKeyOf(request);
       const { seq } = await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, canary, by }, { key });
-      return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
+      return viewWhen(request, seq, (now) => now.alias === version && !now.canary && !now.awaiting);
     });
 
     app.post("/loraline/adapters/:adapter/place", needs("promote"), async (request) => {
@@ -171,16 +152,25 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return viewWhen(request, seq, ({ placement }) => JSON.stringify(placement) === JSON.stringify(wished), placementStays);
     });
 
+    app.post("/loraline/adapters/:adapter/keep", needs("promote"), async (request) => {
+      const { tenant, by } = request.caller;
+      const adapter = await existingAdapter(request);
+      const { keep } = parsedBody(keepBody, request.body);
+      const key = commandKeyOf(request);
+      const { seq } = await bus.publish(adapterKeepRequested, { tenant, id: adapter.adapter }, { keep, by }, { key });
+      return viewWhen(request, seq, (now) => now.keep === keep, keepStays);
+    });
+
     app.post("/loraline/adapters/:adapter/rollback", needs("promote"), async (request) => {
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
       const { version } = parsedBody(rollbackBody, request.body ?? {});
       if (adapter.alias === null) throw badRequest("nothing_promoted", `${adapter.adapter} has no promoted version to go back from.`);
       if (version !== undefined) checkVersion(adapter, version);
-      if (version === adapter.alias && !adapter.canary) return viewOf(adapter);
+      if (version === adapter.alias && !adapter.canary && !adapter.awaiting) return viewOf(adapter);
       const key = commandKeyOf(request);
       const { seq } = await bus.publish(adapterRollbackRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
-      return viewWhen(request, seq, (now) => now.alias === version && !now.canary);
+      return viewWhen(request, seq, (now) => now.alias === version && !now.canary && !now.awaiting);
     });
 
     app.get("/loraline/dlq", needs("admin"), async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
@@ -214,7 +204,7 @@ function checkVersion(adapter: AdapterState, number: number): void {
     const known = adapter.versions.map((candidate) => candidate.version).join(", ") || "none";
     throw badRequest("version_unknown", `${adapter.adapter} has no version ${number}. Its versions: ${known}.`, "version");
   }
-  if (version.status !== "desired") {
+  if (version.status !== "desired" && version.status !== "retired") {
     const why = version.reason === null ? "" : `: ${version.reason.message}`;
     throw badRequest("version_not_servable", `Version ${number} of ${adapter.adapter} is ${version.status}${why}.`, "version");
   }

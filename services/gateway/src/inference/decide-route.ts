@@ -61,9 +61,26 @@ export type RouteDecision =
       version: AdapterVersion | null;
       /** Best first, never empty. */
       replicas: readonly [ReplicaView, ...ReplicaView[]];
+      /** Absent: the version stays loaded whoever asks for it. */
+      named?: NamedVersion;
     }
   | { kind: "unknown"; reason: string | null }
-  | { kind: "unavailable"; reason: string; retryAfterMs: number };
+  | {
+      kind: "unavailable";
+      /** `version_loading`: it was retired, and is loaded because somebody asks for it. */
+      code: "model_not_ready" | "version_loading";
+      reason: string;
+      retryAfterMs: number;
+      named?: NamedVersion;
+    };
+
+/** A version that the request names; it stays loaded because somebody does. */
+export interface NamedVersion {
+  adapter: string;
+  version: number;
+  /** Until when it stays loaded for that; null: nobody has named it lately. */
+  wanted: AdapterVersion["wanted"];
+}
 
 const unknown: RouteDecision = { kind: "unknown", reason: null };
 
@@ -74,7 +91,7 @@ export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteR
     const ready = view.replicas.filter(({ state }) => state.base === model && names.has(state.engine) && state.ready);
     const [best, ...others] = inOrderOfChoice(ready, model, view.random);
     if (best === undefined) {
-      return { kind: "unavailable", reason: `No replica of the base "${model}" is ready.`, retryAfterMs: 5000 };
+      return { kind: "unavailable", code: "model_not_ready", reason: `No replica of the base "${model}" is ready.`, retryAfterMs: 5000 };
     }
     return { kind: "route", model, engineModel: model, version: null, replicas: [best, ...others] };
   }
@@ -82,21 +99,32 @@ export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteR
   const adapter = named?.tenant === tenant ? view.adapters.get(adapterKey({ tenant, adapter: named.adapter })) : undefined;
   if (named === undefined || adapter === undefined) return unknown;
   if (named.base !== undefined && named.base !== adapter.base) return unknown;
-  return decideVersion(view, adapter, named.version ?? aliasFor(view, adapter, sticky));
+  return decideVersion(view, adapter, named.version ?? aliasFor(view, adapter, sticky), named.version !== undefined);
 }
 
-function decideVersion(view: RoutingView, adapter: AdapterState, number: number | null): RouteDecision {
+function decideVersion(view: RoutingView, adapter: AdapterState, number: number | null, isNamed: boolean): RouteDecision {
   const name = `${adapter.tenant}/${adapter.adapter}`;
   if (number === null) return notPromoted(name, adapter);
   const version = adapter.versions.find((candidate) => candidate.version === number);
   if (version === undefined) return unknown;
+  // Users of the alias keep their version loaded without asking.
+  const named =
+    !isNamed || number === adapter.alias ? {} : { named: { adapter: adapter.adapter, version: number, wanted: version.wanted ?? null } };
+  if (version.status === "retired") {
+    const reason = `Version ${number} of ${name} was retired to make room for newer ones. It is being loaded again; ask again in a moment.`;
+    return { kind: "unavailable", code: "version_loading", reason, retryAfterMs: 2000, ...named };
+  }
   if (version.status !== "desired") {
     const why = version.reason === null ? "" : `: ${version.reason.message}`;
     return { kind: "unknown", reason: `Version ${number} of ${name} is ${version.status}${why}` };
   }
   const [best, ...others] = inOrderOfChoice(provenOn(view, version), version.engineName, view.random, slotsOf(view, adapter));
-  if (best === undefined) return notProven(view, adapter, version);
-  return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others] };
+  if (best === undefined) {
+    const why = notProven(view, adapter, version);
+    const isLoading = version.servedAt !== null && version.wanted;
+    return { kind: "unavailable", code: isLoading ? "version_loading" : "model_not_ready", ...why, ...named };
+  }
+  return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others], ...named };
 }
 
 const provenOn = ({ replicas }: RoutingView, { engineName }: AdapterVersion): ReplicaView[] =>
@@ -146,7 +174,7 @@ function notPromoted(name: string, adapter: AdapterState): RouteDecision {
   const coming = adapter.versions.findLast(({ status, promote }) => status === "desired" && promote !== "manual");
   if (coming !== undefined) {
     const reason = `Version ${coming.version} of ${name} is being loaded and proven; no version is promoted yet.`;
-    return { kind: "unavailable", reason, retryAfterMs: 2000 };
+    return { kind: "unavailable", code: "model_not_ready", reason, retryAfterMs: 2000 };
   }
   const waiting = adapter.versions.findLast(({ status }) => status === "desired");
   return {
@@ -158,15 +186,15 @@ function notPromoted(name: string, adapter: AdapterState): RouteDecision {
   };
 }
 
-function notProven(view: RoutingView, adapter: AdapterState, version: AdapterVersion): RouteDecision {
+function notProven(view: RoutingView, adapter: AdapterState, version: AdapterVersion): { reason: string; retryAfterMs: number } {
   const name = `${adapter.tenant}/${adapter.adapter}@${version.version}`;
   const ofEngine = view.replicas.filter(({ state, fresh }) => state.engine === adapter.engine && fresh);
   if (ofEngine.length === 0) {
-    return { kind: "unavailable", reason: `${name} is proven nowhere: its engine has no replica now.`, retryAfterMs: 5000 };
+    return { reason: `${name} is proven nowhere: its engine has no replica now.`, retryAfterMs: 5000 };
   }
   const { replicas: placed, unplaced } = version;
-  if (placed?.length === 0 && unplaced)
-    return { kind: "unavailable", reason: `${name} is not loaded: ${unplaced.message}`, retryAfterMs: 30_000 };
+  if (placed?.length === 0 && unplaced) return { reason: `${name} is not loaded: ${unplaced.message}`, retryAfterMs: 30_000 };
+  if (placed?.length === 0) return { reason: `${name} is about to be loaded.`, retryAfterMs: 2000 };
   const told = ofEngine.flatMap(({ state, held: heldOf }) => {
     const held = heldOf(version.engineName);
     if (placed && !placed.includes(state.replica) && held === undefined) return [];
@@ -175,7 +203,7 @@ function notProven(view: RoutingView, adapter: AdapterState, version: AdapterVer
     return `replica ${state.replica}: ${held.state}${held.error === null ? "" : ` (${held.error.message})`}`;
   });
   const why = told.length === 0 ? "none of the replicas that should hold it is there" : told.join("; ");
-  return { kind: "unavailable", reason: `${name} is proven nowhere now: ${why}.`, retryAfterMs: 2000 };
+  return { reason: `${name} is proven nowhere now: ${why}.`, retryAfterMs: 2000 };
 }
 
 /** A name's favourite is passed over while its load is above this many times the replicas' average. */

@@ -10,6 +10,7 @@ import { defaultEngineKind, engineKinds, type EngineRecord } from "@loraline/con
 import { PermanentError, RetryLaterError, traceIdOf, traceparentOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { GatewayContext } from "../context.ts";
+import { createVersionAsker } from "./ask-for-versions.ts";
 import { decideRoute, type RouteDecision, type RouteRequest, stickyKeyOf } from "./decide-route.ts";
 import { brokeOffEvent, createEventFilter, engineErrorOf, type Renaming, renameModel, type TokenCount, usageOf } from "./engine-answer.ts";
 import { createEngineClient, type EngineReader, type RunningQuestion } from "./engine-client.ts";
@@ -37,6 +38,7 @@ type Routed = Extract<RouteDecision, { kind: "route" }>;
 export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance) => void) & AsyncDisposable {
   const { table, traffic, limits, usage, metrics, log } = context;
   const engines = createEngineClient({ answerWithinMs, connectWithinMs, apiKey: context.engineKey });
+  const askForVersion = createVersionAsker(context);
   /** Engine names whose first request this gateway has seen. */
   const greeted = new Set<string>();
   const running = new Set<RunningQuestion>();
@@ -260,7 +262,8 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
         const asked = askedOf(request, body);
         const first = request.routed ?? (await routeOf(asked));
         if (first.kind === "unknown") throw modelNotFound(body.model, first.reason);
-        if (first.kind === "unavailable") throw new RetryLaterError("model_not_ready", first.retryAfterMs, first.reason);
+        if (first.named !== undefined) askForVersion(request.caller.tenant, first.named);
+        if (first.kind === "unavailable") throw new RetryLaterError(first.code, first.retryAfterMs, first.reason);
         judgeInferenceBody(path, body, engineOf(first));
         const admission = await admitted(path, body, first, request);
         if (admission !== undefined) void reply.headers(admission.headers);

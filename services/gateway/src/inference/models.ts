@@ -1,5 +1,5 @@
 /** `GET /v1/models`: the bases, and the tenant's own aliases and versions that are proven. */
-import type { AdapterState, AdapterVersion, EngineRecord, ModelObject } from "@loraline/contracts";
+import { adapterKey, type AdapterState, type AdapterVersion, type EngineRecord, type ModelObject } from "@loraline/contracts";
 import type { FastifyInstance } from "fastify";
 import { needs } from "../access/auth.ts";
 import type { GatewayContext } from "../context.ts";
@@ -35,7 +35,8 @@ function baseModel(view: RoutingView, base: string, engines: readonly EngineReco
   };
 }
 
-function adapterModels(view: RoutingView, adapter: AdapterState): ModelObject[] {
+/** @param retired - this version too if it was retired: it answers when it is loaded again. */
+function adapterModels(view: RoutingView, adapter: AdapterState, retired?: number): ModelObject[] {
   const ready = readyReplicas(view, adapter.engine);
   const model = (id: string, version: AdapterVersion, provenReplicas: number): ModelObject => ({
     id,
@@ -53,6 +54,8 @@ function adapterModels(view: RoutingView, adapter: AdapterState): ModelObject[] 
   });
   const name = `${adapter.tenant}/${adapter.adapter}`;
   return adapter.versions.flatMap((version) => {
+    // Not in the list, for whoever asks all that is in it would have all of it loaded.
+    if (version.status === "retired" && version.version === retired) return [model(`${name}@${version.version}`, version, 0)];
     const proven = ready.filter(({ proven: names }) => names.has(version.engineName)).length;
     if (version.status !== "desired" || proven === 0) return [];
     const pinned = model(`${name}@${version.version}`, version, proven);
@@ -71,10 +74,15 @@ export function modelRoutes({ table }: GatewayContext): (app: FastifyInstance) =
     app.get("/models/*", needs("infer", "train"), async (request) => {
       const { "*": name } = request.params as { "*": string };
       const asked = parseModel(name);
-      const models = modelsOf(table.view(), request.caller.tenant);
+      const { tenant } = request.caller;
+      const view = table.view();
+      const listed = modelsOf(view, tenant).find(({ id }) => id === name);
+      if (listed !== undefined) return listed;
+      const adapter = asked?.tenant === tenant ? view.adapters.get(adapterKey(asked)) : undefined;
       const found =
-        models.find(({ id }) => id === name) ??
-        models.find(({ id }) => asked?.base !== undefined && id === `${asked.tenant}/${asked.adapter}@${asked.version}`);
+        asked === undefined || adapter === undefined || (asked.base !== undefined && asked.base !== adapter.base)
+          ? undefined
+          : adapterModels(view, adapter, asked.version).find(({ id }) => id === `${tenant}/${asked.adapter}@${asked.version}`);
       if (found === undefined) throw modelNotFound(name, null);
       return found;
     });

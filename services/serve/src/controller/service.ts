@@ -9,10 +9,13 @@
 import { type Bus, createReplicaTable, type ReplicaEntry, type ReplicaTable, tellWaiting } from "@loraline/bus";
 import {
   adapterKey,
+  adapterKeepRequested,
   adapterPlaceRequested,
   adapterPromoteRequested,
   adapterRollbackRequested,
   type AdapterState,
+  adapterVersionDeleteRequested,
+  adapterVersionWanted,
   buckets,
   consumers,
   type EngineRecord,
@@ -33,17 +36,21 @@ import { followAliasCommand } from "./aliases/follow-alias-command.ts";
 import { onCancelRequested } from "./versions/on-cancel-requested.ts";
 import { onRunTrained } from "./versions/on-run-trained.ts";
 import { createPlacer, type Placer } from "./placement/place-versions.ts";
+import { onDeleteRequested, onKeepRequested, onVersionWanted } from "./versions/follow-keep-commands.ts";
+import { createKeeper, type Keeper } from "./versions/keep-versions.ts";
 import { settle } from "./versions/settle-version.ts";
 
 export interface ServeServiceDeps {
   bus: Bus;
-  objects: Pick<Objects, "get"> & Partial<StoreState>;
+  objects: Pick<Objects, "get" | "delete"> & Partial<StoreState>;
   log: Log;
   telemetry: Telemetry;
   /** What each engine can serve; becomes KV `engines`. */
   engines: readonly EngineRecord[];
   /** How often versions that are not served yet are looked at although no report came. Default 2 s. */
   resyncMs?: number;
+  /** A version that was asked for by name stays loaded for so long. Default 15 min. */
+  wantedForMs?: number;
   /** What a replica held is placed elsewhere after so long without a sign of it. Default 30 s. */
   replicaAwayMs?: number;
   /** What a replica told is removed after so long without a sign of it. Default 10 min. */
@@ -64,7 +71,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
 
   const stopping = new AbortController();
   /** What is there only after the watches have begun. */
-  const late: { table?: ReplicaTable; canaries?: Canaries; placer?: Placer } = {};
+  const late: { table?: ReplicaTable; canaries?: Canaries; keeper?: Keeper; placer?: Placer } = {};
   /** Replicas of its engine that were heard of lately, with what they hold of this adapter alone: they hold a thousand others. */
   const replicasOf = ({ engine, versions }: AdapterState): ReplicaState[] => {
     const time = performance.now();
@@ -100,7 +107,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
       const now = Date.now();
       const replicas = replicasOf(seen);
       await tellWaitingRuns(seen, replicas, now);
-      if (!untold.has(key) && !seen.canary) {
+      if (!untold.has(key) && !seen.canary && !late.keeper?.isDue(key)) {
         if (decideConvergence(seen, replicas, now).length === 0) {
           const replica = awaitedReplica(seen, replicas, now);
           if (replica !== undefined) awaited.set(key, replicaKey({ engine: seen.engine, replica }));
@@ -114,7 +121,9 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
       for (const settled of decideConvergence(entry.value, replicasOf(entry.value), Date.now()))
         await settle(key, settled, deps, adapterBucket);
       await late.canaries?.move(key);
+      await late.keeper?.keep(key);
       untold.delete(key);
+      await late.keeper?.erase(key);
     },
   });
 
@@ -149,6 +158,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
         } else for (const { runId } of state.versions) waiting.delete(runId);
       }
       late.canaries?.see(key, state);
+      late.keeper?.see(key, state);
     },
     onReady: watchedAdapters.resolve,
   });
@@ -204,7 +214,19 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
     signal: stopping.signal,
   });
   late.canaries = canaries;
-  for (const [key, state] of states) canaries.see(key, state);
+  const keeper = createKeeper({
+    deps,
+    adapters: adapterBucket,
+    states,
+    replicas: replicasOf,
+    wake: (key) => queue.add(key),
+    signal: stopping.signal,
+  });
+  late.keeper = keeper;
+  for (const [key, state] of states) {
+    canaries.see(key, state);
+    keeper.see(key, state);
+  }
 
   const trained = await bus.consume({
     consumer: consumers.serveRunTrained,
@@ -235,7 +257,13 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
         if (state === undefined) throw new PermanentError("ADAPTER_UNKNOWN", `there is no adapter "${nameOf(at)}".`);
         log.info({ adapter: nameOf(at), placement, by }, "placement set");
       },
+      [adapterKeepRequested.type]: (received) => onKeepRequested(received, deps, adapterBucket),
+      [adapterVersionDeleteRequested.type]: (received) => onDeleteRequested(received, deps, adapterBucket),
     },
+  });
+  const wishes = await bus.consume({
+    consumer: consumers.serveVersionWanted,
+    handlers: { [adapterVersionWanted.type]: (received) => onVersionWanted(received, deps, adapterBucket) },
   });
   // A replica that vanished sends no report; its last one ages, and what it held is cleared away in the end.
   const [replicaBucket, holdingBucket] = await Promise.all([bus.bucket(buckets.replicas), bus.bucket(buckets.holdings)]);
@@ -268,7 +296,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
   return {
     async [Symbol.asyncDispose]() {
       clearInterval(resync);
-      await Promise.all([trained[Symbol.asyncDispose](), cancels[Symbol.asyncDispose](), commands[Symbol.asyncDispose]()]);
+      await Promise.all([trained, cancels, commands, wishes].map((consuming) => consuming[Symbol.asyncDispose]()));
       stopping.abort();
       await queue[Symbol.asyncDispose]();
     },

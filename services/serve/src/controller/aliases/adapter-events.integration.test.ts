@@ -5,8 +5,9 @@ import { createLog, createTelemetry } from "@loraline/runtime";
 import { test as it } from "@loraline/testkit";
 import { ulid } from "ulid";
 import { expect } from "vitest";
-import { publishMovesAfter, publishWhatWasLost } from "./adapter-events.ts";
-import { lastMove, startCanary } from "./alias-moves.ts";
+import { publishLinesAfter, publishWhatWasLost } from "./adapter-events.ts";
+import { startCanary } from "./alias-moves.ts";
+import { lastLine } from "./history-lines.ts";
 import type { ServeServiceDeps } from "../service.ts";
 import { addVersion, applyServed } from "../versions/decide-versions.ts";
 import { added, served, withVersions } from "../versions/versions-under-test.ts";
@@ -15,7 +16,8 @@ const connected = async (nc: Parameters<typeof createBus>[0]["nc"]): Promise<Ser
   await ensureStreams(nc);
   const log = createLog({ service: "test", level: "silent" });
   const telemetry = createTelemetry({ service: "test" });
-  const objects = { get: () => Promise.reject(new Error("not asked")) };
+  const notAsked = () => Promise.reject(new Error("not asked"));
+  const objects = { get: notAsked, delete: notAsked };
   return { bus: createBus({ nc, log, telemetry, source: "test" }), log, telemetry, objects, engines: [] };
 };
 
@@ -24,7 +26,7 @@ it("says with which settings a canary began", async ({ nc, tenant }) => {
   const settings = canarySettings.parse({ steps: [10, 30] });
   const promoted = { ...applyServed(withVersions(2), served(1), new Date().toISOString()), tenant };
   const state = startCanary(promoted, 2, settings, { by: "ann", reason: "asked", at: new Date().toISOString() });
-  await publishMovesAfter(state, lastMove(promoted), deps);
+  await publishLinesAfter(state, lastLine(promoted), deps);
   expect((await deps.bus.last(adapterCanaryStarted, { tenant, id: "pirate" }))?.data).toMatchObject({ version: 2, share: 10, settings });
 });
 

@@ -5,11 +5,15 @@ import {
   adapterCanaryStarted,
   adapterCanaryStepped,
   adapterKey,
+  adapterNotMoved,
   adapterPromoted,
   adapterRefused,
   adapterRolledBack,
   type AdapterState,
   type AdapterVersion,
+  adapterVersionDeleted,
+  adapterVersionRecalled,
+  adapterVersionRetired,
   type EventAddress,
   type EventDef,
   type Problem,
@@ -17,7 +21,7 @@ import {
   runFailed,
   runServed,
 } from "@loraline/contracts";
-import { lastMove } from "./alias-moves.ts";
+import { isMove, lastLine } from "./history-lines.ts";
 import type { ServeServiceDeps } from "../service.ts";
 
 export const keyOf = ({ tenant, id }: EventAddress): string => adapterKey({ tenant, adapter: id });
@@ -36,7 +40,7 @@ export const publishAccepted = async (
 
 /** Index in the history of the first move that came with the proof: of the alias, or a canary's beginning. */
 export const movedWithProof = ({ history }: AdapterState, { version }: AdapterVersion): number | undefined => {
-  const index = history.findIndex(({ to, command }) => to === version && (command ?? null) === null);
+  const index = history.findIndex((line) => line.to === version && isMove(line) && (line.command ?? null) === null);
   return index === -1 ? undefined : index;
 };
 
@@ -44,10 +48,20 @@ export const movedWithProof = ({ history }: AdapterState, { version }: AdapterVe
 export const cancelledCode = "CANCELLED";
 
 const moveKey = ({ history }: AdapterState, index: number): string => `move-${history[index]?.n ?? index + 1}`;
-const moveEvents = [adapterPromoted, adapterRolledBack, adapterCanaryStarted, adapterCanaryStepped, adapterCanaryEnded];
+const lineEvents = [
+  adapterPromoted,
+  adapterRolledBack,
+  adapterCanaryStarted,
+  adapterCanaryStepped,
+  adapterCanaryEnded,
+  adapterVersionRetired,
+  adapterVersionRecalled,
+  adapterVersionDeleted,
+  adapterNotMoved,
+];
 
-/** Tells one line of the history: a move of the alias, or of its canary. */
-export async function publishMove(state: AdapterState, index: number, { bus }: ServeServiceDeps): Promise<void> {
+/** Tells one line of the history. */
+export async function publishLine(state: AdapterState, index: number, { bus }: ServeServiceDeps): Promise<void> {
   const move = state.history[index];
   if (move === undefined) return;
   const { kind, from, to, by, reason } = move;
@@ -55,6 +69,13 @@ export async function publishMove(state: AdapterState, index: number, { bus }: S
   const options = { key: moveKey(state, index) };
   if (kind === "promoted") await bus.publish(adapterPromoted, at, { from, to, by, reason }, options);
   else if (kind === "rolledback") await bus.publish(adapterRolledBack, at, { from, to, by, reason }, options);
+  else if (kind === "retired") await bus.publish(adapterVersionRetired, at, { version: to, because: move.because, reason }, options);
+  else if (kind === "recalled") await bus.publish(adapterVersionRecalled, at, { version: to, by, reason }, options);
+  else if (kind === "deleted") {
+    const digest = state.versions.find(({ version }) => version === to)?.digest;
+    if (digest !== undefined) await bus.publish(adapterVersionDeleted, at, { version: to, digest, by, reason }, options);
+  } else if (kind === "not-moved")
+    await bus.publish(adapterNotMoved, at, { version: to, code: move.code ?? "GIVEN_UP", by, reason }, options);
   else {
     // A canary has a promoted version that it is compared with.
     const canary = { version: to, from: from ?? to, by, reason };
@@ -67,10 +88,10 @@ export async function publishMove(state: AdapterState, index: number, { bus }: S
   }
 }
 
-/** Tells what was added to the history after the move of this number. */
-export async function publishMovesAfter(state: AdapterState, known: number, deps: ServeServiceDeps): Promise<void> {
-  const first = Math.max(0, state.history.length - Math.max(0, lastMove(state) - known));
-  for (let index = first; index < state.history.length; index++) await publishMove(state, index, deps);
+/** Tells what was added to the history after the line of this number. */
+export async function publishLinesAfter(state: AdapterState, known: number, deps: ServeServiceDeps): Promise<void> {
+  const first = Math.max(0, state.history.length - Math.max(0, lastLine(state) - known));
+  for (let index = first; index < state.history.length; index++) await publishLine(state, index, deps);
 }
 
 export async function publishServed(state: AdapterState, version: AdapterVersion, { bus, telemetry }: ServeServiceDeps): Promise<void> {
@@ -86,6 +107,7 @@ export async function publishServed(state: AdapterState, version: AdapterVersion
       replicas: servedOn ?? 1,
       of: servedOf,
       promoted: move?.kind === "promoted",
+      retired: state.history.flatMap(({ kind, because, to }) => (kind === "retired" && because === version.version ? [to] : [])),
       note: version.note,
       // Two machines' clocks.
       lastStepToProvenMs: Math.max(0, Date.parse(servedAt ?? "") - Date.parse(lastStepAt)),
@@ -120,12 +142,12 @@ const dayMs = 24 * 60 * 60_000;
 export async function publishWhatWasLost(state: AdapterState, deps: ServeServiceDeps): Promise<void> {
   const { bus, log } = deps;
   if (state.history.length > 0) {
-    const told = await bus.history(moveEvents, addressOf(state));
+    const told = await bus.history(lineEvents, addressOf(state));
     const keys = new Set(told.map(({ id }) => id.slice(id.lastIndexOf("/") + 1)));
     for (const [index] of state.history.entries()) {
       if (keys.has(moveKey(state, index))) continue;
       log.warn({ adapter: nameOf(addressOf(state)), move: moveKey(state, index) }, "publishing a move that was not told");
-      await publishMove(state, index, deps);
+      await publishLine(state, index, deps);
     }
   }
   for (const version of state.versions) {
@@ -135,7 +157,7 @@ export async function publishWhatWasLost(state: AdapterState, deps: ServeService
       await publishRefused(state, version, version.reason ?? { code: "REFUSED", message: "refused" }, deps);
     }
     // Of those that were let go of, a hundred, only the latest are asked for: the same write may have served one and let go of it.
-    const isOld = version.status === "retired" && Date.now() - Date.parse(version.servedAt ?? "") > dayMs;
+    const isOld = version.status !== "desired" && Date.now() - Date.parse(version.servedAt ?? "") > dayMs;
     if (version.servedAt !== null && !isOld && (await bus.last(runServed, at)) === undefined) {
       await publishServed(state, version, deps);
     }

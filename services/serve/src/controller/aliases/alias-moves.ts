@@ -1,62 +1,17 @@
-/** Pure: moves of the alias and of its canary, each with its line in the history; and who may go afterwards. */
-import { type AdapterState, type AdapterVersion, type CanarySettings, defaultKeep, type Problem } from "@loraline/contracts";
+/** Pure: moves of the alias and of its canary, each with its line in the history. */
+import type { AdapterState, AdapterVersion, CanarySettings, Problem } from "@loraline/contracts";
+import { applyKeep, dropAwaiting } from "../versions/decide-keep.ts";
 import { sameRows } from "../versions/decide-gate.ts";
-
-type Move = AdapterState["history"][number];
-
-/** Who moved it, why and when. */
-export interface Cause {
-  by: string | null;
-  reason: string;
-  /** ISO 8601. */
-  at: string;
-  /** Sequence of the command's message. */
-  command?: number;
-}
-
-/**
- * Retires old versions. Stay loaded: the newest that serve, as many as the adapter's `keep` says, the promoted one, the one a rollback would go to, the canary's,
- * and all that have not been served yet, for somebody waits for them.
- */
-export function retireOld(state: AdapterState): AdapterState {
-  const served = state.versions.filter(({ status, servedAt }) => status === "desired" && servedAt !== null);
-  const newest = state.keep === "all" ? served : served.slice(-(state.keep ?? defaultKeep));
-  const kept = new Set(newest.map(({ version }) => version));
-  for (const version of [state.alias, rollbackTarget(state), state.canary?.version]) if (typeof version === "number") kept.add(version);
-  const retired = new Set(served.filter(({ version }) => !kept.has(version)).map(({ version }) => version));
-  if (retired.size === 0) return state;
-  const versions = state.versions.map((known): AdapterVersion => (retired.has(known.version) ? { ...known, status: "retired" } : known));
-  const over = versions.filter(({ status }) => status !== "desired");
-  const forgotten = new Set(over.slice(0, Math.max(0, over.length - overKept)));
-  return { ...state, versions: versions.filter((known) => !forgotten.has(known)) };
-}
-
-/** The version before the promoted one. */
-export const rollbackTarget = ({ alias, versions }: AdapterState): number | undefined =>
-  alias === null
-    ? undefined
-    : versions.findLast(({ version, status, servedAt }) => version < alias && status === "desired" && servedAt !== null)?.version;
-
-/** Lines that are kept of the history, and versions that are kept though they are over: an entry must not grow for ever. */
-export const linesKept = 300;
-export const overKept = 100;
-
-/** Number of the last move, from 1; what was written before moves had numbers has all of them. */
-export const lastMove = ({ history }: AdapterState): number => history.at(-1)?.n ?? history.length;
-
-export const withLine = (state: AdapterState, line: Move): AdapterState => ({
-  ...state,
-  history: [...state.history, { ...line, n: lastMove(state) + 1 }].slice(-linesKept),
-});
+import { type Cause, type Line, withLine } from "./history-lines.ts";
 
 /** The alias on another version. A canary that is under way is over with that. */
 export function moveAlias(state: AdapterState, to: number, cause: Cause): AdapterState {
-  const kind: Move["kind"] = state.alias !== null && to < state.alias ? "rolledback" : "promoted";
+  const kind: Line["kind"] = state.alias !== null && to < state.alias ? "rolledback" : "promoted";
   const over =
     state.canary?.version === to
       ? endCanary(state, "promoted", cause)
       : endCanary(state, "superseded", { ...cause, reason: `version ${to} was promoted meanwhile` });
-  return retireOld(withLine({ ...over, alias: to }, { from: state.alias, to, kind, ...cause }));
+  return applyKeep(withLine({ ...settledAwaiting(over, to, cause), alias: to }, { from: state.alias, to, kind, ...cause }), cause.at, to);
 }
 
 /**
@@ -66,22 +21,29 @@ export function moveAlias(state: AdapterState, to: number, cause: Cause): Adapte
 export function startCanary(state: AdapterState, version: number, settings: CanarySettings, cause: Cause): AdapterState {
   const { alias: from } = state;
   if (from === null) return moveAlias(state, version, cause);
-  const over = endCanary(state, "superseded", { ...cause, reason: `a canary of version ${version} began` });
+  const ended = endCanary(state, "superseded", { ...cause, reason: `a canary of version ${version} began` });
+  const over = settledAwaiting(ended, version, cause);
   const share = settings.steps[0] ?? 0;
   const { at, by } = cause;
   const canary = { version, from, step: 0, share, since: at, startedAt: at, by, settings, baseline: {}, unprovenSince: null };
-  return retireOld(withLine({ ...over, canary }, { from, to: version, kind: "canary-started", share, ...cause }));
+  return applyKeep(withLine({ ...over, canary }, { from, to: version, kind: "canary-started", share, ...cause }), at, version);
 }
+
+/** The last word counts: a move that waited for another version is over. */
+const settledAwaiting = (state: AdapterState, to: number, { command: _command, ...cause }: Cause): AdapterState =>
+  state.awaiting?.version === to
+    ? { ...state, awaiting: null }
+    : dropAwaiting(state, { ...cause, code: "SUPERSEDED", reason: `version ${to} was asked for, or proven, meanwhile` });
 
 /** Everybody is back on the promoted version, or will be on the canary's; without a canary nothing changes. */
 export function endCanary(
   state: AdapterState,
-  outcome: NonNullable<Move["outcome"]>,
+  outcome: NonNullable<Line["outcome"]>,
   { code, ...cause }: Cause & { code?: string },
 ): AdapterState {
   const { canary } = state;
   if (!canary) return state;
-  const line: Move = {
+  const line: Line = {
     from: canary.from,
     to: canary.version,
     kind: "canary-ended",

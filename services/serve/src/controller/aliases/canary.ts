@@ -1,8 +1,8 @@
 /** Follows the canaries: hears what the gateways count, and writes what `decideCanary` decides. */
 import type { KvBucket } from "@loraline/bus";
 import { type AdapterState, buckets, type ReplicaState, type TrafficState } from "@loraline/contracts";
-import { publishMovesAfter } from "./adapter-events.ts";
-import { lastMove } from "./alias-moves.ts";
+import { publishLinesAfter } from "./adapter-events.ts";
+import { isMove, lastLine } from "./history-lines.ts";
 import type { ServeServiceDeps } from "../service.ts";
 import { type CanaryDecision, decideCanary } from "./decide-canary.ts";
 import { provenOn, readyReplicas } from "../versions/decide-convergence.ts";
@@ -76,16 +76,16 @@ export async function createCanaries({
       let decision: CanaryDecision | undefined;
       let known = 0;
       const state = await adapters.change(key, (current) => {
-        known = current === undefined ? 0 : lastMove(current);
+        known = current === undefined ? 0 : lastLine(current);
         decision = current && decide(current);
         return decision === undefined || decision.kind === "wait" ? undefined : decision.state;
       });
       if (state === undefined || decision === undefined || decision.kind === "wait" || decision.kind === "note") return;
-      const reason = lastMove(state) > known ? state.history.at(-1)?.reason : undefined;
+      const reason = state.history.findLast((line) => (line.n ?? 0) > known && isMove(line))?.reason;
       log.info({ adapter: key, canary: state.canary ?? null, reason }, `canary: ${decision.kind}`);
       const attributes = { "loraline.tenant": state.tenant, "loraline.adapter": state.adapter, "loraline.canary": decision.kind };
       await telemetry.span("canary", { attributes }, async () => {
-        await publishMovesAfter(state, known, deps);
+        await publishLinesAfter(state, known, deps);
       });
     },
   };

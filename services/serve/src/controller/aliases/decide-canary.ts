@@ -17,7 +17,8 @@ import {
   canaryTraffic,
   type TrafficState,
 } from "@loraline/contracts";
-import { endCanary, moveAlias, withLine } from "./alias-moves.ts";
+import { endCanary, moveAlias } from "./alias-moves.ts";
+import { withLine } from "./history-lines.ts";
 
 export interface CanaryView {
   /** The newest report of each gateway, those of gateways that are gone included. */

@@ -1,7 +1,6 @@
 import type { AdapterState, ReplicaAdapter, ReplicaState } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { retireOld } from "../aliases/alias-moves.ts";
 import { type AliasCommand, decideAlias } from "../aliases/decide-alias.ts";
 import { addVersion, applyRefused } from "./decide-versions.ts";
 import { added, hex, now, replica, serve, statuses, time, withVersions } from "./versions-under-test.ts";
@@ -52,52 +51,6 @@ describe("applyRefused", () => {
     expect(early.state.versions[1]?.servedAt).toBeNull();
     expect(statuses(applyRefused(early.state, { kind: "refused", version: 2, problem }))).toEqual(["1:desired", "2:desired"]);
     expect(statuses(applyRefused(state, { kind: "refused", version: 2, problem }))).toEqual(["1:desired", "2:refused"]);
-  });
-});
-
-describe("retireOld", () => {
-  it("keeps the newest three, the promoted one, the one before it, and all that are still waited for", () => {
-    expect(statuses(serve(withVersions(6), 1, 2, 3, 4, 5))).toEqual([
-      "1:retired",
-      "2:retired",
-      "3:desired",
-      "4:desired",
-      "5:desired",
-      "6:desired",
-    ]);
-    let state = serve(withVersions(3), 1, 2, 3);
-    const back = decideAlias(
-      state,
-      { kind: "rollback", version: 2, by: null, seq: 1 },
-      { name: "x", replicas: [replica("a", state, { 2: "proven" })], now },
-    );
-    if (back.kind !== "move") throw new Error("expected a move");
-    state = back.state;
-    for (let n = 4; n <= 8; n++) state = serve(addVersion(state, added(n, { promote: "manual" })), n);
-    expect(statuses(state)).toEqual([
-      "1:desired",
-      "2:desired",
-      "3:retired",
-      "4:retired",
-      "5:retired",
-      "6:desired",
-      "7:desired",
-      "8:desired",
-    ]);
-  });
-  it("keeps as many as the adapter's policy says, which its newest run sets", () => {
-    expect(statuses(serve(withVersions(4, { keep: 1 }), 1, 2, 3, 4))).toEqual(["1:retired", "2:retired", "3:desired", "4:desired"]);
-    const all = serve(withVersions(9, { keep: "all" }), 1, 2, 3, 4, 5, 6, 7, 8, 9);
-    expect(statuses(all)).toEqual(all.versions.map(({ version }) => `${version}:desired`));
-    expect(statuses(addVersion(all, added(10, { keep: 2 })))).toEqual([
-      ...[1, 2, 3, 4, 5, 6, 7].map((version) => `${version}:retired`),
-      ...[8, 9, 10].map((version) => `${version}:desired`),
-    ]);
-    expect(addVersion(addVersion(all, added(10, { keep: 2 })), added(11)).keep).toBe(2);
-  });
-  it("never retires what has not been served", () => {
-    const state = withVersions(9);
-    expect(retireOld(state)).toBe(state);
   });
 });
 
@@ -156,7 +109,6 @@ describe("decideAlias", () => {
       applyRefused(serve(withVersions(2), 1), { kind: "refused", version: 2, problem: { code: "X", message: "why" } }),
       "VERSION_REFUSED",
     ],
-    ["a retired version", { version: 1 }, all, serve(withVersions(5), 1, 2, 3, 4, 5), "VERSION_RETIRED"],
   ])("rejects %s", (_what, command, replicas, of, code) => {
     const decision = decideAlias(
       of,

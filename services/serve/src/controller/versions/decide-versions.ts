@@ -1,8 +1,10 @@
 /** Pure: how the versions of one adapter come, go, and carry its alias. Every function may be applied again to its own result. */
 import { type AdapterState, type AdapterVersion, canarySettings, type KeepPolicy, type Placement } from "@loraline/contracts";
-import { judgeCanaryLoss, moveAlias, refuseCanary, retireOld, startCanary } from "../aliases/alias-moves.ts";
+import { judgeCanaryLoss, moveAlias, refuseCanary, startCanary } from "../aliases/alias-moves.ts";
+import { isMove } from "../aliases/history-lines.ts";
 import type { Convergence } from "./decide-convergence.ts";
 import { loraNameOf } from "../../lora-names.ts";
+import { applyKeep } from "./decide-keep.ts";
 
 export type NewVersion = Pick<
   AdapterVersion,
@@ -45,7 +47,7 @@ export function addVersion(state: AdapterState | undefined, added: NewVersion): 
     reason: null,
     servedAt: null,
   };
-  return retireOld({ ...current, versions: [...current.versions, entry] });
+  return applyKeep({ ...current, versions: [...current.versions, entry] }, added.createdAt);
 }
 
 export const versionOfRun = (state: AdapterState | undefined, runId: string): AdapterVersion | undefined =>
@@ -67,8 +69,8 @@ export function applyServed(state: AdapterState, settled: Extract<Convergence, {
     ),
   };
   // Not the alias but the highest it ever was: whoever rolled back from 4 to 2 does not want 3, which only took longer.
-  const highest = Math.max(0, ...state.history.map(({ to }) => to));
-  if (found.promote === "manual" || found.version <= highest) return retireOld(served);
+  const highest = Math.max(0, ...state.history.filter(isMove).map(({ to }) => to));
+  if (found.promote === "manual" || found.version <= highest) return applyKeep(served, at, found.version);
   const replicas = `${settled.replicas === settled.of ? "" : `${settled.replicas} of `}${settled.of} ${settled.of === 1 ? "replica" : "replicas"}`;
   const cause = { by: null, reason: `proven on ${replicas}`, at };
   if (found.promote === "auto") return moveAlias(served, found.version, cause);
@@ -76,7 +78,7 @@ export function applyServed(state: AdapterState, settled: Extract<Convergence, {
   const problem = judgeCanaryLoss(served, found, settings);
   return problem === undefined
     ? startCanary(served, found.version, settings, cause)
-    : retireOld(refuseCanary(served, found.version, problem, cause));
+    : applyKeep(refuseCanary(served, found.version, problem, cause), at, found.version);
 }
 
 /** Not the promoted one: a person may have moved the alias to it before every replica had it, and users would be left with none. */

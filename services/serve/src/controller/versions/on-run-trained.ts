@@ -18,7 +18,8 @@ import {
 } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, problemOf } from "@loraline/runtime";
-import { nameOf, publishAccepted } from "../aliases/adapter-events.ts";
+import { nameOf, publishAccepted, publishLinesAfter } from "../aliases/adapter-events.ts";
+import { lastLine } from "../aliases/history-lines.ts";
 import type { ServeServiceDeps } from "../service.ts";
 import { decideGate, gateDoubt } from "./decide-gate.ts";
 import { addVersion, versionOfRun } from "./decide-versions.ts";
@@ -98,8 +99,10 @@ export async function onRunTrained(
     }
     const note = gateDoubt({ spec, evaluation: data.evaluation, adapter: known });
     if (note !== undefined) log.warn({ runId, adapter: nameOf(name), note }, "the gate could not judge everything it was asked to");
-    const state = await adapters.change(key, (current) =>
-      addVersion(current, {
+    let told = 0;
+    const state = await adapters.change(key, (current) => {
+      told = current === undefined ? 0 : lastLine(current);
+      return addVersion(current, {
         tenant,
         adapter: spec.adapter,
         engine: engine.engine,
@@ -119,8 +122,10 @@ export async function onRunTrained(
         lastStepAt: data.lastStepAt,
         createdAt: new Date().toISOString(),
         trace: telemetry.traceparent() ?? received.trace,
-      }),
-    );
+      });
+    });
+    // A run may set another `keep`.
+    if (state !== undefined) await publishLinesAfter(state, told, deps);
     version = versionOfRun(state, runId);
   }
   if (version === undefined) throw new Error(`run ${runId} has no version in KV adapters/${key} after it was added`);

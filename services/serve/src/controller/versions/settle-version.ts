@@ -1,8 +1,8 @@
 /** What the replicas settled about a version, in KV `adapters` and in events. */
 import type { KvBucket } from "@loraline/bus";
 import type { AdapterState } from "@loraline/contracts";
-import { movedWithProof, publishMove, publishMovesAfter, publishRefused, publishServed } from "../aliases/adapter-events.ts";
-import { lastMove } from "../aliases/alias-moves.ts";
+import { movedWithProof, publishLine, publishLinesAfter, publishRefused, publishServed } from "../aliases/adapter-events.ts";
+import { lastLine } from "../aliases/history-lines.ts";
 import type { ServeServiceDeps } from "../service.ts";
 import type { Convergence } from "./decide-convergence.ts";
 import { applyRefused, applyServed } from "./decide-versions.ts";
@@ -27,7 +27,7 @@ export async function settle(key: string, settled: Convergence, deps: ServeServi
     async (span) => {
       let known = 0;
       const state = await adapters.change(key, (current) => {
-        known = current === undefined ? 0 : lastMove(current);
+        known = current === undefined ? 0 : lastLine(current);
         return current && changed(current, applyServed(current, settled, now));
       });
       const version = state?.versions.find((known) => known.version === settled.version);
@@ -36,8 +36,8 @@ export async function settle(key: string, settled: Convergence, deps: ServeServi
       log.info({ adapter: key, version: settled.version, alias: state.alias, replicas: settled.replicas }, "version is served");
       const move = movedWithProof(state, version);
       // One line, or two: a version that moves the alias, or begins its canary, ends the canary of another.
-      if (lastMove(state) > known) await publishMovesAfter(state, known, deps);
-      else if (move !== undefined) await publishMove(state, move, deps);
+      if (lastLine(state) > known) await publishLinesAfter(state, known, deps);
+      else if (move !== undefined) await publishLine(state, move, deps);
       await publishServed(state, version, deps);
     },
   );

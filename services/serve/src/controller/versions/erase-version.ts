@@ -1,0 +1,61 @@
+/** Removes the bytes of a deleted version from the object store. */
+import type { KvBucket } from "@loraline/bus";
+import { type AdapterManifest, adapterManifest, type AdapterState, type AdapterVersion } from "@loraline/contracts";
+import { adapterFiles } from "@loraline/models";
+import { getJson } from "@loraline/objects";
+import { PermanentError } from "@loraline/runtime";
+import { keyOf, nameOf } from "../aliases/adapter-events.ts";
+import type { ServeServiceDeps } from "../service.ts";
+
+/** Manifests read at once. */
+const readsAtOnce = 16;
+
+/**
+ * Removes weights, evidence and manifest, unless another version of the tenant has the same bytes; the manifest last, for it names the
+ * weights, so that dying at any line is mended by doing it again. Then the version is marked, and never looked at again.
+ *
+ * `adapter_config.json` stays: it is a kilobyte about ranks and modules, and every run with the same settings stores the same one, also
+ * a run that has stored it a moment ago and has no version yet.
+ */
+export async function eraseVersion(
+  { tenant, adapter, base }: AdapterState,
+  version: AdapterVersion,
+  { objects, log }: ServeServiceDeps,
+  adapters: KvBucket<AdapterState>,
+): Promise<void> {
+  const at = { tenant, id: adapter };
+  const read = (ref: AdapterVersion["manifest"]): Promise<AdapterManifest | undefined> =>
+    getJson(objects, tenant, ref, adapterManifest).catch((error: unknown) => {
+      // It is gone already, or was never what it should be; a store that is away throws something else.
+      if (error instanceof PermanentError) return undefined;
+      throw error;
+    });
+  const weightsOf = (manifest: AdapterManifest | undefined) => manifest?.files.find(({ path }) => path === adapterFiles.weights)?.blob;
+
+  const others = (await adapters.entries(`${tenant}.*`)).flatMap(({ value }) =>
+    value.versions
+      .filter((other) => other.status !== "deleted" && !(value.adapter === adapter && other.version === version.version))
+      .map((other) => ({ ...other, base: value.base })),
+  );
+  const hasManifest = others.some(({ digest }) => digest === version.digest);
+  const weights = hasManifest ? undefined : weightsOf(await read(version.manifest));
+  if (weights !== undefined) {
+    // The same weights have the same shape.
+    const alike = others.filter((other) => other.rank === version.rank && other.base === base);
+    let hasWeights = false;
+    const look = async (): Promise<void> => {
+      for (let other = alike.pop(); other !== undefined && !hasWeights; other = alike.pop())
+        if (weightsOf(await read(other.manifest))?.digest === weights.digest) hasWeights = true;
+    };
+    await Promise.all(Array.from({ length: readsAtOnce }, look));
+    if (!hasWeights) await objects.delete(tenant, weights);
+  }
+  if (!others.some(({ evidence }) => evidence.digest === version.evidence.digest)) await objects.delete(tenant, version.evidence);
+  if (!hasManifest) await objects.delete(tenant, version.manifest);
+  await adapters.change(keyOf(at), (current) => {
+    const found = current?.versions.find((known) => known.version === version.version);
+    if (current === undefined || found?.status !== "deleted" || found.erased === true) return undefined;
+    return { ...current, versions: current.versions.map((known) => (known === found ? { ...known, erased: true } : known)) };
+  });
+  log.info({ adapter: nameOf(at), version: version.version, digest: version.digest, shared: hasManifest }, "deleted version is erased");
+}
