@@ -2,7 +2,7 @@ import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
 
 const excluded = ["**/node_modules/**", "**/dist/**", ".venv/**", ".loraline/**", ".cache/**", "tools/**"];
-const wholeLine = ["tests/e2e/**/*.test.ts", "tests/faults/**/*.test.ts"];
+const wholeLine = ["tests/e2e/**/*.test.ts", "tests/faults/!(*.integration).test.ts"];
 const realEngines = ["services/serve/src/engines/**/*.integration.test.ts"];
 
 // Workspace packages resolve to their sources. With `resolve.conditions` alone vitest would silently test `dist`. Vitest hands
@@ -86,7 +86,8 @@ export default defineConfig({
         ssr,
         test: {
           name: "faults",
-          include: ["tests/faults/**/*.test.ts"],
+          include: ["tests/faults/*.test.ts"],
+          exclude: ["**/*.integration.test.ts"],
           fileParallelism: false,
           ...patience,
           testTimeout: 900_000,

@@ -22,7 +22,7 @@ let stack: AsyncDisposableStack;
 beforeEach(() => {
   stack = new AsyncDisposableStack();
 });
-afterEach(() => stack.disposeAsync());
+afterEach(() => stack.disposeAsync(), 60_000);
 
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
@@ -96,7 +96,7 @@ async function services(dir: string) {
   return { proxy, start, line: clientOf({ url: `http://127.0.0.1:${port}`, apiKey: key }) };
 }
 
-it("delays what is under way, says so where users and operators look, and judges nothing", async () => {
+it("delays what is under way, says so where users and operators look, and judges nothing", { timeout: 900_000 }, async () => {
   const scratch = stack.use(await scratchDir());
   const { proxy, start, line } = await services(scratch.path);
   await start("gateway");
