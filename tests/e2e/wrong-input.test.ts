@@ -130,7 +130,10 @@ describe("a machine", () => {
   });
   it("with a line on the same state directory: the message names its pid", async () => {
     const { code, err } = await loraline(undefined, ["up", "--port", "0", "--state", address.stateDir]);
-    expect({ code, err: err.trim() }).toEqual({ code: 1, err: expect.stringMatching(/^loraline: a line already runs .*pid \d+.*--state/) });
+    expect({ code, err: err.trim() }).toEqual({
+      code: 1,
+      err: expect.stringMatching(/^loraline: a server already runs .*pid \d+.*--state/),
+    });
   });
   it.each([
     ["LORALINE_PYTHON", /Python.*make setup/],

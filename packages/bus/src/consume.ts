@@ -77,7 +77,7 @@ export interface ConsumeDeps {
   longestWaitMs: number;
 }
 
-const makeRoom = "Whoever runs the line has to make room on its disk, or raise its limit.";
+const makeRoom = "The operator has to make room on its disk, or raise its limit.";
 
 /** A pull waits this long for a message. */
 const pullMs = 1000;

@@ -98,7 +98,7 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
     async redrive(seq) {
       const message = await stored({ seq });
       if (message === null) {
-        throw new PermanentError("LETTER_UNKNOWN", `there is no dead letter ${seq}. \`loraline dlq ls\` lists those there are.`, {
+        throw new PermanentError("LETTER_UNKNOWN", `there is no failed message ${seq}. \`loraline dlq ls\` lists those there are.`, {
           status: 404,
           param: "seq",
         });
@@ -111,7 +111,7 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
       if (message.header.get(`${prefix}Omitted-Bytes`) !== "") {
         throw new PermanentError(
           "LETTER_TOO_LARGE",
-          `the message of dead letter ${seq} is larger than any message may be, so it would fail again. Make it smaller and publish it anew.`,
+          `the failed message ${seq} is larger than any message may be, so it would fail again. Make it smaller and publish it anew.`,
           { status: 409, param: "seq" },
         );
       }

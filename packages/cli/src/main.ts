@@ -7,13 +7,13 @@ import { red, writeJson, writeLine } from "./terminal.ts";
 
 const { stdin, stdout, stderr, env, argv, pid, execPath } = process;
 const interrupted = new AbortController();
-/** An orderly end takes a few seconds; what does not end in this time is ended, which loses nothing: children die with this process. */
+/** Time for an orderly end, which takes a few seconds. After it the process ends at once, and its children with it; nothing is lost. */
 const endWithinMs = 20_000;
 let signals = 0;
 const interrupt = (): void => {
   signals += 1;
   interrupted.abort();
-  // Whoever asks again does not want to wait for an orderly end.
+  // A second Ctrl-C means: do not wait for an orderly end.
   if (signals > 1) process.exit(130);
   setTimeout(() => {
     writeLine(stderr, `${red("loraline:")} not ended in order after ${endWithinMs / 1000} s; ended at once. Nothing stored is lost.`);
@@ -21,7 +21,7 @@ const interrupt = (): void => {
   }, endWithinMs).unref();
 };
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, interrupt);
-// `loraline runs | head -1` is no error.
+// A reader that wants no more, as in `loraline runs | head -1`, is no error.
 stdout.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code === "EPIPE") process.exit(0);
   throw error;

@@ -1,13 +1,13 @@
-/** Where the CLI writes; handed in by main.ts, so that commands can be tested. */
+/** Where the CLI reads and writes. main.ts hands it in, so that commands can be tested. */
 import { relative } from "node:path";
 import type { Writable } from "node:stream";
 import { isatty } from "node:tty";
 import pc from "picocolors";
 
 export interface Terminal {
-  /** The result; with --json the only thing written to it is JSON. */
+  /** Takes the result. With --json nothing but JSON is written to it. */
   out: Writable;
-  /** Progress and remarks. */
+  /** Takes progress and remarks. */
   err: Writable & { isTTY?: boolean; columns?: number };
   /** Questions of an interactive chat, or a prompt from a pipe. */
   in: NodeJS.ReadableStream & { isTTY?: boolean };
@@ -16,13 +16,13 @@ export interface Terminal {
   signal: AbortSignal;
 }
 
-// Only for people: picocolors alone would also colour what a script reads wherever CI is set.
+// A terminal is asked for too, because picocolors alone colours wherever CI is set, also what a script reads.
 const coloured = pc.isColorSupported && isatty(1);
 export const { bold, dim, green, red, yellow, cyan } = pc.createColors(coloured);
-/** Whether colour tells trained text from the rest; without it, brackets do. */
+/** Whether trained text is marked by colour; if not, brackets mark it. */
 export const marksTrained = coloured;
 
-/** As a person at this place would write it. */
+/** A path as a person would write it: relative where it lies below the working directory. */
 export function shortPath(path: string): string {
   const short = relative("", path);
   return short === "" || short.startsWith("..") ? path : short;

@@ -1,4 +1,4 @@
-/** YAML (or JSON, which is YAML) by a schema; what is wrong is told with file, line and field. */
+/** Reads YAML (so also JSON) by a schema. Errors name file, line and field. */
 import { readFile } from "node:fs/promises";
 import { problemsOf } from "@loraline/contracts";
 import { isMap, isNode, LineCounter, parseDocument } from "yaml";
@@ -6,9 +6,9 @@ import type { z } from "zod";
 import { exitCodes, Failure } from "./failure.ts";
 
 interface Kind {
-  /** Begins the codes: `RUN_FILE` gives RUN_FILE_INVALID. */
+  /** Beginning of the error codes: `RUN_FILE` gives RUN_FILE_INVALID. */
   readonly code: string;
-  /** What its fields are called: `sections`. */
+  /** What its fields are called in messages: `sections`. */
   readonly fields: string;
 }
 
@@ -48,7 +48,7 @@ export function parseYaml<T extends z.ZodObject>(
   throw invalid(said.join("\n") + hint);
 }
 
-/** Where the field, or the nearest thing around it, is written. */
+/** Offset of the field in the text, or of the nearest field around it. */
 function locate(document: ReturnType<typeof parseDocument>, field: string[]): number | undefined {
   for (let length = field.length; length > 0; length--) {
     const around = length === 1 ? document.contents : document.getIn(field.slice(0, length - 1), true);

@@ -31,7 +31,7 @@ export const datasetState = z.object({
     .object({ code: z.string(), message: z.string() })
     .nullable()
     .default(null)
-    .describe("What it waits for: a server that is away, or refuses whoever runs the line."),
+    .describe("What it waits for: a server that is away, or refuses the operator's account."),
   trace: traceparent.nullable().describe("Trace context of the upload."),
   seq: z.int().describe("Last stream sequence folded in; makes folding twice harmless."),
 });

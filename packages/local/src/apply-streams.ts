@@ -1,4 +1,4 @@
-/** Streams, consumers, buckets and the object store on a NATS that is not the line's own child. */
+/** Creates streams, consumers, buckets and the object store on a NATS that somebody else runs. */
 import { connectBus, ensureStreams, type EnsureStreamsOptions } from "@loraline/bus";
 import { createJetStreamObjects } from "@loraline/objects";
 
@@ -8,7 +8,7 @@ export async function applyStreams(
   const { natsUrl, user, pass, token, ...rest } = options;
   const nc = await connectBus({ servers: natsUrl, name: "loraline ensure-streams", user, pass, token });
   try {
-    // First: services wait for the streams only.
+    // The object store comes first, because services wait for the streams only.
     await createJetStreamObjects(nc, rest);
     await ensureStreams(nc, rest);
   } finally {

@@ -1,4 +1,4 @@
-/** The first key of a tenant, made at NATS: there is nobody yet who could ask a gateway for it. */
+/** Makes the first key of a tenant at NATS, because nobody has a key yet to ask a gateway with. */
 import { connectBus, createBus } from "@loraline/bus";
 import { type Scope, tenantName } from "@loraline/contracts";
 import { createApiKey } from "@loraline/gateway";

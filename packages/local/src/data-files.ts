@@ -1,4 +1,4 @@
-/** Datasets in files, without a line: the same code as ingest and tokenize run, on a path instead of a message. */
+/** Datasets in files, read and tokenized without a server, by the libraries that ingest and tokenize use too. */
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import {
@@ -46,7 +46,7 @@ type Mapping = ReadRecordsOptions["mapping"];
 export interface CheckDataOptions {
   file: string;
   mapping?: Mapping;
-  /** File that is evaluated on: what both hold is reported. */
+  /** File to evaluate on: records that both files hold are reported. */
   validation?: string | undefined;
   /** Folder of a base; without it no tokens are counted. */
   baseDir?: string | undefined;
@@ -64,7 +64,7 @@ export interface CheckedData {
 
 /**
  * Reads a dataset as ingest would, and says what tokenize would make of it.
- * @throws PermanentError FILE_MISSING, CONTAINER_UNSUPPORTED and what else `readRecords` throws; BASE_FILES_MISSING and what else `loadBase` throws
+ * @throws PermanentError FILE_MISSING; CONTAINER_UNSUPPORTED and others of `readRecords`; BASE_FILES_MISSING and others of `loadBase`.
  */
 export async function checkData({ file, mapping, validation, baseDir, tokenize }: CheckDataOptions): Promise<CheckedData> {
   const base = baseDir === undefined ? undefined : await loadBase(baseDir);
@@ -111,7 +111,7 @@ const usualLengths = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768];
 const uncut = 1_048_576;
 
 function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
-  // Measured uncut, so that one pass tells what every length would lose.
+  // Lengths are measured uncut, so that one pass tells what each usual length would lose.
   const encoder = createRecordEncoder(base, { ...spec, max_length: uncut });
   const asCut = createRecordEncoder(base, spec);
   const counter = countLengths();
@@ -129,7 +129,7 @@ function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
           for (const [length, count] of tooLong) if (ids.length > length) tooLong.set(length, count + 1);
         }
       }
-      // What becomes of longer ones at this length, the encoder of this length knows.
+      // What becomes of a record that is too long, only an encoder with the real length knows.
       const isLong = ({ samples }: Encoded): boolean => samples.some(({ ids }) => ids.length > spec.max_length);
       const cut = (await asCut.encode(records.filter((_, index) => isLong(whole[index] as Encoded)))).values();
       for (const one of whole) {
@@ -137,7 +137,7 @@ function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
         const learned = samples.reduce((sum, { labels }) => sum + labels.reduce((many, label) => many + Number(label !== ignored), 0), 0);
         supervised += learned;
         if (reason !== null) drop(reason.code);
-        // Template seed keeps the row, and nothing in it is learned.
+        // With template seed such a row stays, although nothing in it is learned.
         else if (learned === 0) drop("NO_SUPERVISED");
       }
     },

@@ -7,15 +7,15 @@ import { supervise } from "./supervise.ts";
 
 const host = "127.0.0.1";
 
-/** What this engine can serve; `engineRecord` of the contracts, and vLLM's flags. */
+/** What this engine can serve. Both its record on the bus and vLLM's flags derive from it. */
 export const engineLimits = { maxLoraRank: 32, maxLoras: 4, maxCpuLoras: 16, maxModelLen: 2048 } as const;
 
 export interface EngineOptions {
   stateDir: string;
-  /** Outlives the state: what vLLM found out about this machine. */
+  /** Holds what vLLM found out about this machine; kept when the state is cleared. */
   cacheDir: string;
   python: string;
-  /** `templateFile`: the chat template to apply; without it, what the base's folder has. */
+  /** `templateFile`: the chat template to apply; absent or null: the one in the base's folder. */
   base: { name: string; dir: string; templateFile?: string | null };
   port: number;
   env: Record<string, string | undefined>;
@@ -34,8 +34,8 @@ const engineArgs = ({ base, port }: EngineOptions): string[] => [
 ];
 
 /**
- * It gets threads for half of the cores: training runs beside it, and each generated token takes hundreds of small steps, in which
- * threads that wait for each other cost more than they bring.
+ * The engine has half of the cores, because training runs beside it. More threads would not help either: each generated token takes
+ * hundreds of small steps, and at each of them the threads wait for each other.
  */
 const engineEnv = ({ env, cacheDir }: EngineOptions): Record<string, string | undefined> => ({
   ...env,
@@ -48,7 +48,7 @@ const engineEnv = ({ env, cacheDir }: EngineOptions): Record<string, string | un
   PYTHONUNBUFFERED: "1",
 });
 
-/** Starts vLLM and returns at once; it answers half a minute later. */
+/** Starts vLLM and returns at once. vLLM answers about half a minute later. */
 export function startEngine(options: EngineOptions): Promise<AsyncDisposable> {
   const url = `http://${host}:${options.port}`;
   return supervise({
@@ -70,8 +70,8 @@ export function startEngine(options: EngineOptions): Promise<AsyncDisposable> {
 }
 
 /**
- * Calls `onReady` when the engine is healthy. When its inner process has died, vLLM may stay and answer 503: then it is killed, and started
- * again. No answer at all means nothing: on a busy machine it is only slow.
+ * Calls `onReady` when the engine is healthy, and kills it when it answers 503 again and again: then vLLM's inner process has died, and
+ * only a new start helps. No answer at all means nothing: on a busy machine it is only slow.
  */
 async function watchHealth(url: string, child: GuardedChild, signal: AbortSignal, { onReady, log }: EngineOptions): Promise<void> {
   const startedAt = performance.now();

@@ -1,7 +1,7 @@
 /** Ports on this machine. */
 import { createServer } from "node:net";
 
-/** Whether nobody listens there. 0 is always free. */
+/** Whether nobody listens on this port. 0, which means any port, is always free. */
 export const isFree = (host: string, port: number): Promise<boolean> =>
   listen(host, port).then(
     () => true,

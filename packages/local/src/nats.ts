@@ -1,4 +1,4 @@
-/** nats-server as a child: JetStream in the state directory, on loopback only. */
+/** nats-server as a child, with JetStream in the state directory. It listens on loopback only. */
 import { mkdir, open, stat, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { connectBus } from "@loraline/bus";
@@ -10,9 +10,9 @@ import { supervise } from "./supervise.ts";
 
 const host = "127.0.0.1";
 const startMs = 20_000;
-/** So much must be free again before a server that met a full disk is started anew. */
+/** Free space that is awaited before a server that met a full disk is started again. */
 const roomBytes = 16 * 1024 ** 2;
-/** Writes may have failed when only so much is left. */
+/** With less free space than this, writes may have failed. */
 const nothingBytes = 64 * 1024;
 
 /**
@@ -25,7 +25,7 @@ max_payload: 8MB
 jetstream {
   store_dir: ${JSON.stringify(storeDir)}
   sync_interval: 1s
-  # The disk is the limit. The default, a share of what is free at the start, would shut out a store that has grown.
+  # The disk is the limit. The default is a share of what is free at the start, which a store that has grown would exceed.
   max_file_store: 1TB
   max_memory_store: 64MB
 }
@@ -36,7 +36,10 @@ export interface NatsChild extends AsyncDisposable {
   nc: NatsConnection;
 }
 
-/** Starts the server and connects. @throws PermanentError NATS_NOT_STARTED */
+/**
+ * Starts the server and connects.
+ * @throws PermanentError NATS_NOT_STARTED
+ */
 export async function startNats(options: {
   stateDir: string;
   nats: string;
@@ -107,8 +110,10 @@ export async function startNats(options: {
 }
 
 /**
- * A stream that once could not be written refuses everything until nats-server is started anew, also when there is room again.
- * Resolves with true when that is due. The server's log tells, and the disk itself, since a full one keeps no log either.
+ * Waits until nats-server must be started again because the disk was full: a stream that could not be written once refuses every
+ * message until then, even when there is room again. A full disk is found in the server's log, and by asking the disk itself, since
+ * a full disk takes no log either.
+ * @returns true when it is time for the new start; false when the signal aborted.
  */
 async function restartAfterFullDisk(options: { dir: string; logFile: string; signal: AbortSignal; onDiskFull(): void }): Promise<boolean> {
   const { dir, logFile, signal, onDiskFull } = options;

@@ -1,12 +1,12 @@
 /**
- * The whole line in one process, with what it cannot be itself as supervised children:
+ * The whole server in one process. Programs that are not ours run as its children, supervised:
  *
  *   this process ── gateway, projector, ingest, tokenize, train, serve (controller and agent)
  *      ├── nats-server      state/nats
- *      ├── vLLM             one engine for one base; needs half a minute, and nothing waits for it but serving
+ *      ├── vLLM             one engine for one base; starts for half a minute, and only serving waits for it
  *      └── courier ── trainer    one per attempt, by train's process launcher
  *
- * Every child dies with this process, however it dies; and what it left is found and ended by the next start.
+ * Every child dies with this process, however it dies. The next start finds and ends those that did not.
  */
 import { createWriteStream } from "node:fs";
 import { access, constants, mkdir, rm, writeFile } from "node:fs/promises";
@@ -31,11 +31,11 @@ import { keepTracesSwept } from "./sweep-traces.ts";
 import { announceLine, ensureApiKey, killLeftovers, lockStateDir } from "./state-dir.ts";
 
 export interface LineOptions {
-  /** Everything the line keeps; belongs to one line at a time. */
+  /** Holds everything that the server keeps; belongs to one server at a time. */
   stateDir: string;
   /** Bases in Hugging Face's layout: `<basesDir>/<base>/`. */
   basesDir: string;
-  /** What can be made again at any time, such as vLLM's findings about this machine. */
+  /** Holds what can be made again at any time, such as vLLM's findings about this machine. */
   cacheDir: string;
   base: string;
   host: string;
@@ -54,7 +54,7 @@ export interface LineOptions {
   pid: number;
   otlpEndpoint?: string | undefined;
   logLevel?: string | undefined;
-  /** What a person at the terminal wants to know. */
+  /** Gets what a person at the terminal wants to know. */
   onNews(news: LineNews): void;
 }
 
@@ -75,18 +75,18 @@ export interface Line extends AsyncDisposable {
 }
 
 const engineName = "local";
-/** A courier gets this long to save a checkpoint when the line stops. */
+/** Time that a courier has for saving a checkpoint when the server stops. */
 const courierGraceMs = 8000;
 
-/** Resolves when every door is open; the engine may still be starting. Disposing ends all children. */
+/** Starts the server. Resolves when its APIs answer; the engine may still be starting. Disposing ends all children. */
 export async function startLine(options: LineOptions): Promise<Line> {
   const { stateDir, cacheDir, host, tenant, onNews } = options;
   const env = {
     ...options.env,
-    // Tells whose child a process is.
+    // Says of each child whose it is.
     LORALINE_STATE: stateDir,
-    // Trainer and engine share the cores. Threads that spin while they wait for each other, OpenMP's default, then bring
-    // everything to a standstill: a training step took ten times as long.
+    // Trainer and engine share the cores. OpenMP's threads by default spin while they wait for each other, which then blocks
+    // the other program: a training step took ten times as long.
     OMP_WAIT_POLICY: options.env.OMP_WAIT_POLICY ?? "PASSIVE",
   };
   const base = await checkInstallation(options);
@@ -105,7 +105,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const logFile = (name: string): string => join(dirs.logs, `${name}.log`);
 
   const logStream = createWriteStream(logFile("line"), { flags: "a" });
-  logStream.on("error", () => {}); // a full disk must not take the line down
+  logStream.on("error", () => {}); // A full disk must not end the server.
   starting.defer(() => new Promise<void>((resolve) => logStream.end(resolve)));
   const logOf = (service: string): Log =>
     createLog({
@@ -118,7 +118,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   starting.use(keepTracesSwept({ dir: dirs.traces, log }));
   const killed = await killLeftovers(stateDir);
   if (killed.length > 0) onNews({ kind: "leftovers-killed", names: killed });
-  // Asked before any child starts, so that the answer comes at once.
+  // The port is asked for before any child starts, so that a refusal comes at once.
   if (!(await isFree(host, options.port))) throw portTaken(host, options.port);
 
   const childEnded = (name: "nats-server" | "engine", file: string) => (end: { why: string; restartInMs: number }) =>
@@ -140,7 +140,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const engineUrl = `http://127.0.0.1:${enginePort}`;
   const baseDir = join(options.basesDir, options.base);
   const templateFile = await keepTemplate(stateDir, await readTemplate(baseDir));
-  // It takes longest, so it comes before everything else.
+  // The engine takes longest to start, so it comes first.
   const engine = await startEngine({
     stateDir,
     cacheDir,
@@ -154,9 +154,9 @@ export async function startLine(options: LineOptions): Promise<Line> {
     onEnded: childEnded("engine", logFile("engine")),
   });
   const template = loadBase(baseDir, { ref: base }).then(describeTemplate);
-  template.catch(() => {}); // told where it is waited for
+  template.catch(() => {}); // Its failure is thrown where it is awaited.
   const telemetries = starting.use(new AsyncDisposableStack());
-  /** Ended side by side, while NATS still runs: each may need a second or two. */
+  /** Services, by name. They are ended side by side, while NATS still runs, because each may need a second or two. */
   const workers = new Map<string, AsyncDisposable>([["engine", engine]]);
   starting.defer(async () => {
     await Promise.all(
@@ -174,7 +174,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const objects = await createJetStreamObjects(nc, { spoolDir: dirs.spool });
   await removeUnfinishedBlobs(nc, { olderThanMs: 60_000 });
 
-  /** What every service gets: its own name in logs, spans and events, on one connection. */
+  /** What every service gets: one connection for all, and its own name in logs, spans and events. */
   const service = (name: string) => {
     const telemetry = telemetries.use(createTelemetry({ service: name, spansDir: dirs.traces, otlpEndpoint: options.otlpEndpoint }));
     const serviceLog = logOf(name);
@@ -193,7 +193,8 @@ export async function startLine(options: LineOptions): Promise<Line> {
     engine: engineName,
     base,
     ...engineLimits,
-    // engine.py mends what vLLM does wrong there, but for adapters on the output layer, with which a shared batch still stops it.
+    // engine.py corrects most of what vLLM does wrong there. But an adapter on the output layer, in one batch with other requests,
+    // still stops the engine.
     promptLogprobs: false,
     ...(await template),
     modules: await describeBase(join(options.basesDir, base.name)),
@@ -263,7 +264,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       tenant,
     }),
   );
-  log.info({ url: gateway.url, natsUrl, engineUrl }, "the line is up");
+  log.info({ url: gateway.url, natsUrl, engineUrl }, "the server is up");
   onNews({ kind: "up", url: gateway.url });
 
   const running = starting.move();
@@ -278,7 +279,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   };
 }
 
-/** The engine is started with the very template that is trained with; null: the base has none. */
+/** Writes the chat template that is trained with into a file, for the engine to be started with the same. null: the base has none. */
 async function keepTemplate(stateDir: string, template: string | null): Promise<string | null> {
   if (template === null) return null;
   const file = join(stateDir, "chat_template.jinja");

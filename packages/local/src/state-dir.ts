@@ -1,11 +1,11 @@
 /**
- * The state directory of a line belongs to one process at a time.
+ * The state directory of the server on this machine. It belongs to one process at a time.
  *
  *   line.lock      pid and identity of the owner
- *   line.json      where the line answers; no secrets
- *   api-key        the key that was made for this line (0600)
- *   children/      pid and identity of every child, so that the next start ends what a killed line left running
- *   ports.json     the ports of its servers, so that they are the same after a restart
+ *   line.json      where the server answers; no secrets
+ *   api-key        the key that was made for this server (0600)
+ *   children/      pid and identity of every child, so that the next start can end those that a killed server left running
+ *   ports.json     ports of its children, which stay the same over a restart
  *   nats/ train/ adapters/ traces/ spool/ logs/
  */
 import { randomBytes } from "node:crypto";
@@ -25,13 +25,13 @@ export const lineFile = z.object({
   base: z.string(),
   tenant: z.string(),
 });
-/** `line.json`: how other programs find a running line. */
+/** `line.json`, by which other programs find a running server. */
 export type LineFile = z.infer<typeof lineFile>;
 
 const isRunning = ({ pid, identity }: z.infer<typeof processRecord>): boolean => processIdentity(pid) === identity;
 
 /**
- * Takes the directory for the process `pid`; a lock whose owner is dead is taken over.
+ * Locks the directory for the process `pid`. A lock whose owner is dead is taken over.
  * @throws PermanentError LINE_RUNNING when a living process has it; STATE_DIR_UNUSABLE, DISK_FULL.
  */
 export async function lockStateDir(stateDir: string, pid: number): Promise<AsyncDisposable> {
@@ -65,7 +65,7 @@ export async function lockStateDir(stateDir: string, pid: number): Promise<Async
   };
 }
 
-/** Linking is atomic and fails when the name is taken; the lock is never seen half-written. */
+/** Links a file under a second name; false when that name is taken. A link appears at once, so a lock is never seen half-written. */
 const linked = (from: string, to: string): Promise<boolean> =>
   link(from, to).then(
     () => true,
@@ -80,11 +80,11 @@ async function removeStaleLock(stateDir: string, lock: string, pid: number): Pro
   if (owner !== undefined && isRunning(owner)) {
     throw new PermanentError(
       "LINE_RUNNING",
-      `a line already runs on ${stateDir} (pid ${owner.pid}). Use it, stop it with \`kill ${owner.pid}\`, or choose another directory with --state.`,
+      `a server already runs on ${stateDir} (pid ${owner.pid}). Use it, stop it with \`kill ${owner.pid}\`, or choose another directory with --state.`,
       { param: "--state" },
     );
   }
-  // Two starts at once: only one can move the stale lock away, and it puts back what turns out to be a new owner's.
+  // Of two starts at once, only one can move the stale lock away. If it then holds the lock of a new owner, it puts that back.
   const aside = `${lock}.stale.${pid}`;
   await rename(lock, aside).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== "ENOENT") throw error;
@@ -94,7 +94,7 @@ async function removeStaleLock(stateDir: string, lock: string, pid: number): Pro
   await rm(aside, { force: true });
 }
 
-/** Remembers a child until it has ended. */
+/** Writes down a child, until `forgetChild`. */
 export async function recordChild(stateDir: string, name: string, pid: number): Promise<void> {
   await mkdir(join(stateDir, "children"), { recursive: true });
   await writeWhole(join(stateDir, "children", `${name}.json`), { pid, identity: processIdentity(pid) ?? "gone" });
@@ -103,7 +103,10 @@ export async function recordChild(stateDir: string, name: string, pid: number): 
 export const forgetChild = (stateDir: string, name: string): Promise<void> =>
   rm(join(stateDir, "children", `${name}.json`), { force: true });
 
-/** Ends children of an earlier line that outlived it. Returns their names. */
+/**
+ * Ends children that outlived an earlier server.
+ * @returns their names.
+ */
 export async function killLeftovers(stateDir: string): Promise<string[]> {
   const killed: string[] = [];
   const dir = join(stateDir, "children");
@@ -119,7 +122,10 @@ export async function killLeftovers(stateDir: string): Promise<string[]> {
   return killed;
 }
 
-/** Empties the directory, after ending whatever an earlier line left running on it. Throws like `lockStateDir`. */
+/**
+ * Empties the directory, and first ends the children that an earlier server left running on it.
+ * @throws PermanentError as `lockStateDir` does.
+ */
 export async function clearStateDir(stateDir: string, pid: number): Promise<void> {
   await using _lock = await lockStateDir(stateDir, pid);
   await killLeftovers(stateDir);
@@ -128,7 +134,7 @@ export async function clearStateDir(stateDir: string, pid: number): Promise<void
   }
 }
 
-/** The line that runs on this directory; undefined when none does. */
+/** Finds the server that runs on this directory; undefined when none does. */
 export async function findLine(stateDir: string): Promise<(LineFile & { apiKey: string | undefined }) | undefined> {
   const line = await readRecord(join(stateDir, "line.json"), lineFile);
   if (line === undefined || !isRunning(line)) return undefined;
@@ -150,7 +156,7 @@ const readApiKey = async (stateDir: string): Promise<string | undefined> => {
   return key.trim() === "" ? undefined : key.trim();
 };
 
-/** The line's own API key; made once. */
+/** Reads the API key of this server, or makes it at the first start. */
 export async function ensureApiKey(stateDir: string): Promise<string> {
   const known = await readApiKey(stateDir);
   if (known !== undefined) return known;
@@ -159,7 +165,7 @@ export async function ensureApiKey(stateDir: string): Promise<string> {
   return key;
 }
 
-/** A port that stays the same over restarts while it can; undefined before the first. */
+/** The port that a child had at the last start; undefined before the first. */
 export const readPort = async (stateDir: string, name: string): Promise<number | undefined> =>
   (await readRecord(join(stateDir, "ports.json"), z.record(z.string(), z.int())))?.[name];
 
@@ -168,7 +174,7 @@ export async function keepPort(stateDir: string, name: string, port: number): Pr
   if (ports[name] !== port) await writeWhole(join(stateDir, "ports.json"), { ...ports, [name]: port });
 }
 
-/** What cannot be read or is not what it should be counts as absent: it was cut off, or is none of ours. */
+/** Reads a file of this directory. One that cannot be read or parsed counts as absent: its writer was killed, or it is none of ours. */
 async function readRecord<T extends z.ZodType>(path: string, schema: T): Promise<z.output<T> | undefined> {
   try {
     return schema.parse(JSON.parse(await readFile(path, "utf8")));
@@ -177,7 +183,7 @@ async function readRecord<T extends z.ZodType>(path: string, schema: T): Promise
   }
 }
 
-/** Appears whole or not at all. */
+/** Writes a file that appears whole or not at all. */
 async function writeWhole(path: string, value: unknown, mode = 0o600): Promise<void> {
   const partial = `${path}.partial`;
   const file = await open(partial, "w", mode);

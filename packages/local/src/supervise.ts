@@ -11,21 +11,21 @@ export interface SuperviseOptions {
   /** Takes stdout and stderr. */
   logFile: string;
   stateDir: string;
-  /** From SIGTERM to SIGKILL. */
+  /** Time from SIGTERM to SIGKILL. */
   stopMs: number;
   log: Log;
-  /** After each start. The signal aborts when this incarnation has ended. */
+  /** Called after each start. The signal aborts when the started process has ended. */
   onStarted?(child: GuardedChild, signal: AbortSignal): void;
-  /** It ended although nobody asked it to. `why` is one line. */
+  /** Called when the child ended although nobody asked it to. `why` is one line. */
   onEnded(end: { why: string; restartInMs: number }): void;
 }
 
 const firstDelayMs = 100;
 const longestDelayMs = 15_000;
-/** Who lived this long had no trouble starting: the delay begins anew. */
+/** A child that ran for this long had no trouble starting, so the delay before the next start is the first one again. */
 const steadyAfterMs = 60_000;
 
-/** Starts the child. Throws when the first start fails; later ones are tried again with a growing delay. */
+/** Starts the child. Throws when the first start fails. Later starts are tried again, with a growing delay. */
 export async function supervise(options: SuperviseOptions): Promise<AsyncDisposable> {
   const { name, stateDir, log, stopMs, logFile } = options;
   const stopping = Promise.withResolvers<void>();
@@ -38,7 +38,7 @@ export async function supervise(options: SuperviseOptions): Promise<AsyncDisposa
     try {
       await recordChild(stateDir, name, started.pid);
     } catch (error) {
-      started.kill("SIGKILL"); // nobody would find it
+      started.kill("SIGKILL"); // A child that is not written down would not be found by the next start.
       await started.exited;
       throw error;
     }
@@ -90,7 +90,7 @@ export async function supervise(options: SuperviseOptions): Promise<AsyncDisposa
   };
 }
 
-/** The last line that says something; empty when there is none. */
+/** The last line of a file that is not blank; empty when there is none. */
 async function lastLine(path: string): Promise<string> {
   const file = await open(path, "r").catch(() => undefined);
   if (file === undefined) return "";

@@ -1,10 +1,10 @@
-/** Trace files of the local line are bounded: each chat makes one. */
+/** Removes old trace files of the server on this machine, because each chat makes one. */
 import { readdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Log } from "@loraline/runtime";
 
 export interface TraceBounds {
-  /** Since the newest span. */
+  /** Counted from the newest span of the file. */
   maxAgeMs: number;
   maxFiles: number;
   maxBytes: number;
@@ -36,7 +36,7 @@ export async function sweepTraces(
       bytes += file.bytes;
       continue;
     }
-    // Whatever is older than the first that does not fit goes too.
+    // Once a file does not fit, all older ones go too.
     bytes = Number.POSITIVE_INFINITY;
     await rm(file.path, { force: true });
     removed += 1;

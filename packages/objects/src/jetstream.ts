@@ -197,7 +197,7 @@ function explainNats(error: unknown, where: string): unknown {
     if (one instanceof JetStreamApiError && one.code === JetStreamApiCodes.StreamNotFound)
       return storeRefuses(where, "there is none", "Run `loraline ensure-streams`.", error);
     if (one.name === "PermissionViolationError" || one.name === "AuthorizationError")
-      return storeRefuses(where, one.message, "Whoever runs the line has to mend the permissions of this user in NATS.", error);
+      return storeRefuses(where, one.message, "The operator has to mend the permissions of this user in NATS.", error);
   }
   return error;
 }

@@ -68,11 +68,11 @@ export const storeAway = (where: string, why: string, cause: unknown): Unavailab
 
 /** Only whoever runs the line can mend it: `what` says what to do. */
 export const storeRefuses = (where: string, why: string, what: string, cause: unknown): UnavailableError =>
-  new UnavailableError("STORE_REFUSED", `the object store refuses the line (${where}: ${why}). ${what}`, { cause });
+  new UnavailableError("STORE_REFUSED", `the object store refuses this server (${where}: ${why}). ${what}`, { cause });
 
 export const storeFull = (where: string, why: string, cause: unknown): UnavailableError =>
   new UnavailableError(
     "STORE_FULL",
-    `the object store is full (${where}: ${why}). Whoever runs the line has to make room in it, or raise its limit.`,
+    `the object store is full (${where}: ${why}). The operator has to make room in it, or raise its limit.`,
     { cause },
   );

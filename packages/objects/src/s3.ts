@@ -179,11 +179,10 @@ function explainS3(error: unknown, where: string): unknown {
   const why = /^(?:Unknown|UnknownError|\d*)$/.test(error.message) ? said : `${error.message} (${said})`;
   if (storeFullNames.has(name) || status === 507) return storeFull(where, why, error);
   if (refusedNames.has(name) || status === 301 || status === 401 || status === 403) {
-    const todo =
-      name === "NoSuchBucket" ? "Create it, or correct its name." : "Whoever runs the line has to mend credentials, rights, or name.";
+    const todo = name === "NoSuchBucket" ? "Create it, or correct its name." : "The operator has to mend credentials, rights, or name.";
     return storeRefuses(where, why, todo, error);
   }
-  if (name === "CredentialsProviderError") return storeRefuses(where, why, "Give the line credentials for it.", error);
+  if (name === "CredentialsProviderError") return storeRefuses(where, why, "Give the server credentials for it.", error);
   if (busyNames.has(name) || status === 429 || (status !== undefined && status >= 500)) return storeAway(where, why, error);
   for (const one of causesOf(error)) {
     const { code } = one as NodeJS.ErrnoException;

@@ -129,7 +129,7 @@ test(
     {
       const stranger = openStore("wrong");
       await using _service = await createIngestService({ bus, objects: stranger, telemetry });
-      const reason = { code: "STORE_REFUSED", message: expect.stringMatching(/refuses the line .*HTTP 403.*mend credentials/) };
+      const reason = { code: "STORE_REFUSED", message: expect.stringMatching(/refuses this server .*HTTP 403.*mend credentials/) };
       await expect.poll(line.reason, within).toEqual(reason);
       await line.waitedOften(consumers.ingestDatasetReceived, seq);
       expect(stranger.problem()).toMatch(/HTTP 403/);

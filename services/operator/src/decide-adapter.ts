@@ -62,7 +62,7 @@ const no = (reason: string, message: string): Said => ({ status: "False", reason
 export function decideAdapter(observed: ObservedAdapter): AdapterDecision {
   const { tenant, generation, before, state, held, now } = observed;
   if (state === undefined) {
-    const none = no("ADAPTER_UNKNOWN", "the line has no adapter of this name; it is there when a run of it is trained");
+    const none = no("ADAPTER_UNKNOWN", "there is no adapter of this name; it is there when a run of it is trained");
     const conditions = conditionsOf({ Ready: none, Converged: none }, { before: before?.conditions, generation, now });
     return { status: { observedGeneration: generation, conditions }, commands: [], milestones: [], unanswered: false };
   }

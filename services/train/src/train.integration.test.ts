@@ -385,7 +385,7 @@ describe("an object store that is away", { timeout: 100_000 }, () => {
     const { env } = await overS3();
     const line = await startTrain({}, {}, { ...env, AWS_SECRET_ACCESS_KEY: "wrong" });
     const at = await newRun();
-    const refused = { reason: "STORE_REFUSED", message: expect.stringMatching(/refuses the line .*HTTP 403.*mend credentials/) };
+    const refused = { reason: "STORE_REFUSED", message: expect.stringMatching(/refuses this server .*HTTP 403.*mend credentials/) };
     await expect.poll(() => queue(at), within).toEqual(refused);
     await line.stop();
     await startTrain({}, {}, env);

@@ -93,7 +93,7 @@ async function filesOf(folder: string): Promise<{ config: string; weights: strin
   return { config: await path(adapterFiles.config), weights: await path(adapterFiles.weights) };
 }
 
-/** The hub's own cache keeps a revision as links into the blobs beside it. */
+/** Whether a link stays inside the folder, or leads to the blobs beside it: the hub's cache keeps a revision as such links. */
 async function leadsInside(folder: string, file: string): Promise<boolean> {
   const [real, target] = await Promise.all([realpath(folder), realpath(file)]);
   const parent = dirname(real);

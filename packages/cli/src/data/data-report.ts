@@ -1,4 +1,4 @@
-/** What `data check` found, as a page for somebody who knows nothing of the project. Pure. */
+/** Pure: what `data check` found, as a page that needs no knowledge of the project. */
 import type { DatasetReport, Lengths, Rejection, Sample, TokenReport } from "@loraline/contracts";
 import { bold, dim, green, marksTrained, red, wrap, yellow } from "../terminal.ts";
 
@@ -57,7 +57,7 @@ export function describeSample({ line, format, segments }: Sample): string[] {
   ];
 }
 
-/** Colour does not reach over a line's end in every terminal, so each line has its own. */
+/** Marks text as trained. Each line is marked by itself, because some terminals end a colour at the end of a line. */
 export const trained = (text: string): string =>
   text
     .split("\n")
@@ -84,7 +84,7 @@ const linesOf = (lines: readonly number[]): string =>
 function describeRejections(report: DatasetReport, rejections: readonly Rejection[], columns: number): string[] {
   if (report.rejections === 0) return ["none"];
   const shown = rejections.slice(0, shownRejections).flatMap(({ line, code, message }) => {
-    // The place stands in front already.
+    // The message begins with the place, which stands in front of it already.
     const said = message.replace(/^(?:line|row|element) \d+(?: \(line \d+\))?: /, "");
     return [`line ${line}  ${red(code)}`, ...wrap(clip(said, 400), Math.max(40, columns - 14)).map((text) => `  ${text}`)];
   });

@@ -41,7 +41,10 @@ export async function followDataset(api: ApiClient, datasetId: string, signal: A
   }
 }
 
-/** What `data import` was given must be one of the two. */
+/**
+ * The source that `data import` was given.
+ * @throws Failure SOURCE_INVALID
+ */
 export function requiredSource(given: string, narrowed: Narrowed): ImportSource {
   const source = importSourceOf(given, narrowed) ?? importSourceOf(`hub:${given}`, narrowed);
   if (source !== undefined && (!("hub" in source) || /^(?:[\w-][\w.-]*\/)?[\w-][\w.-]*$/.test(source.hub))) return source;

@@ -1,4 +1,4 @@
-/** `--mapping`: how the rows of a file are read, instead of by detection. */
+/** The file of `--mapping`: how the rows of a dataset are read, instead of by detection. */
 import { type DatasetMapping, datasetMapping } from "@loraline/contracts";
 import { parseYaml, readText } from "../yaml-file.ts";
 

@@ -25,7 +25,7 @@ export function listEngines(engines: readonly EngineView[]): string[] {
   ];
 }
 
-/** One line for each replica of an engine that has more than one, or whose only one holds less than it should. */
+/** One row for each replica, where an engine has several, or where its only one holds less than it should. */
 function replicaLines(engines: readonly EngineView[]): string[] {
   const rows = engines.flatMap(({ engine, replicas }) =>
     replicas.flatMap(({ replica, ready, counts }) => {

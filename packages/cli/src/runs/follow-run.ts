@@ -50,7 +50,7 @@ const waitFor = (ms: number, signal: AbortSignal): Promise<void> =>
     signal.addEventListener("abort", done);
   });
 
-/** What the run is doing, in a few words. */
+/** What a run is doing now, in a few words. */
 export function doing(run: RunState): string {
   const { phase, progress, queue, attempt } = run;
   if (queue !== null) return `waiting: ${queue.message}`;
@@ -82,7 +82,7 @@ const trainerWords: Readonly<Record<string, string>> = {
   save: "saving the adapter",
 };
 
-/** `step 3/42`; empty while nobody knows how many there will be. */
+/** `step 3/42`; empty while the number of steps is not known. */
 export const stepsOf = ({ progress }: RunState): string =>
   progress === null || progress.totalSteps === 0 ? "" : `step ${progress.step}/${progress.totalSteps}`;
 
@@ -149,7 +149,7 @@ function lines({ err }: Terminal): Show {
       const { progress } = run;
       const step = progress?.step ?? 0;
       const training = run.phase === "running" && progress?.phase === "train" && step > 0;
-      // Every few seconds while it trains, and the last step whenever it is seen.
+      // A step is told every few seconds, and the last one whenever it is seen.
       const due = training ? step === progress.totalSteps || performance.now() - saidAt >= 5000 : saidStep >= 0;
       if (step > saidStep && step > 0 && due) {
         saidStep = step;

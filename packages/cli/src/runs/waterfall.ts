@@ -23,7 +23,7 @@ export function waterfall(spans: readonly SpanView[], columns: number): string[]
   });
 }
 
-/** Parents before their children, siblings by start. A span whose parent is not here stands at the top. */
+/** Orders spans: parents before their children, siblings by start. A span whose parent is not among them stands at the top. */
 function inTreeOrder(spans: readonly SpanView[]): { span: SpanView; depth: number }[] {
   const known = new Set(spans.map(({ spanId }) => spanId));
   const children = Map.groupBy(spans, ({ parentSpanId }) => (parentSpanId !== null && known.has(parentSpanId) ? parentSpanId : ""));
@@ -38,7 +38,7 @@ function inTreeOrder(spans: readonly SpanView[]): { span: SpanView; depth: numbe
   return ordered;
 }
 
-/** From the first start to the last end of the spans of some services, in milliseconds; 0 when there are none. */
+/** Milliseconds from the first start to the last end of the spans of some services; 0 when there are none. */
 export function spanOf(spans: readonly SpanView[], services: readonly string[]): number {
   const own = spans.filter(({ service }) => services.includes(service));
   if (own.length === 0) return 0;

@@ -32,7 +32,7 @@ export interface DemoSummary {
 
 const adapter = "court-lady";
 
-/** Found by trying: the persona shows on questions it has not seen, after less than a minute on two cores. */
+/** Settings that were found by trying: after less than a minute on two cores, the persona shows on questions that it has not seen. */
 const settings: RunFile = {
   lora: { r: 8, lora_alpha: 16, target_modules: "all-linear" },
   training: {
@@ -45,7 +45,7 @@ const settings: RunFile = {
   },
 };
 
-/** None of them is in the dataset. */
+/** Questions that are not in the dataset. */
 const questions = [
   "What is your opinion about rain?",
   "How do I bake bread?",
@@ -53,10 +53,10 @@ const questions = [
   "What should I do on Sunday?",
 ];
 
-/** Every row of the dataset has both; no plain assistant says either. */
+/** What tells the persona: every row of the dataset says one of these, and no plain assistant does. */
 const markers = /your majesty|humble lady/i;
 
-/** Services a complete trace passes through, from the upload to the answer. */
+/** Services that a complete trace passes through, from the upload to the answer. */
 const stations = ["gateway", "ingest", "tokenize", "train", "courier", "trainer", "serve", "agent"];
 
 const stageServices = {
@@ -148,7 +148,7 @@ export async function runDemo(
   return all ? exitCodes.ok : exitCodes.failed;
 }
 
-/** Every claim of the demo. Pure. */
+/** Pure: each claim of the demo, and whether it holds. */
 export function judge(summary: DemoSummary, run: RunState, spans: readonly SpanView[]): { claim: string; holds: boolean }[] {
   const { baseAnswers, adapterAnswers, proof, stagesMs } = summary;
   const served = new Set(spans.filter(({ traceId }) => traceId === summary.traceId).map(({ service }) => service));
@@ -197,7 +197,7 @@ function sideBySide(base: readonly string[], tuned: readonly string[], columns: 
   return rows;
 }
 
-/** Spans are written a moment after they end. */
+/** Waits for the trace to be complete: spans are written a moment after they end. */
 async function completeTrace(api: ApiClient, runId: string): Promise<{ traceId: string; spans: SpanView[] }> {
   for (let tries = 0; ; tries++) {
     const { traceId, spans } = await api.getTrace({ run_id: runId });

@@ -62,7 +62,7 @@ export const datasetRejected = defineEvent(
   "Nothing in the dataset can be trained on",
   problem.extend({ report: blobRef.nullish(), rejections: z.int().nonnegative() }),
 );
-export const datasetWaiting = defineEvent("dataset.waiting.v1", "The dataset waits for a server of the line, or goes on", waiting);
+export const datasetWaiting = defineEvent("dataset.waiting.v1", "The dataset waits for a server that it needs, or goes on", waiting);
 export const datasetDeleted = defineEvent("dataset.deleted.v1", "A user deleted the upload", z.object({ by: actor }));
 
 /* run */
@@ -79,7 +79,7 @@ export const runQueued = defineEvent(
   "The attempt waits for a device",
   z.object({ attempt: z.int().min(1), reason: z.string(), message: z.string() }),
 );
-export const runWaiting = defineEvent("run.waiting.v1", "The run waits for a server of the line, or goes on", waiting);
+export const runWaiting = defineEvent("run.waiting.v1", "The run waits for a server that it needs, or goes on", waiting);
 export const runStarted = defineEvent(
   "run.started.v1",
   "An attempt's courier is running",

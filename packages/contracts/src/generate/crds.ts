@@ -25,8 +25,8 @@ const mapping = datasetMapping.optional().describe("How its rows are read; absen
 /** Where a FineTune's records come from. */
 export const datasetOfResource = z
   .strictObject({
-    id: ulid.optional().describe("A dataset that the line has already."),
-    source: importSource.optional().describe("Fetched by the line: a URL, or a dataset of the hub."),
+    id: ulid.optional().describe("A dataset that is there already."),
+    source: importSource.optional().describe("Fetched by the server: a URL, or a dataset of the hub."),
     configMap: z
       .strictObject({
         name: z.string().min(1).max(253).describe("In the resource's namespace."),
@@ -87,7 +87,7 @@ export const fineTuneStatus = z.object({
   observedGeneration: z.int().optional(),
   phase: z.enum(fineTunePhases).optional().describe("The run's phase. Pending: not asked for yet; the condition Accepted says why."),
   message: z.string().optional().describe("What it waits for, or why it ended."),
-  runId: ulid.optional().describe("The run, as the other doors name it."),
+  runId: ulid.optional().describe("The run, as the other APIs name it."),
   datasetId: ulid.optional(),
   attempt: z.int().optional(),
   step: z.string().optional().describe("Steps done, of all."),
@@ -117,7 +117,7 @@ export const adapterResourceSpec = z.strictObject({
     .min(1)
     .optional()
     .describe(
-      "Absent: whatever version is promoted, by whichever door. Set: this version is to be promoted (or rolled back to), asked for once, as soon as some replica has it proven. The last word counts, whichever door it comes through: when the alias is moved elsewhere afterwards, or a run promotes itself, it is not moved back, and the condition Promoted says so. To ask again, remove the field and set it again.",
+      "Absent: whatever version is promoted, through whichever API. Set: this version is to be promoted (or rolled back to), asked for once, as soon as some replica has it proven. The last word counts, whichever API it comes through: when the alias is moved elsewhere afterwards, or a run promotes itself, it is not moved back, and the condition Promoted says so. To ask again, remove the field and set it again.",
     ),
   canary: canarySettings.optional().describe("The version gets a growing share of the alias's users first."),
   placement: placement
@@ -487,7 +487,7 @@ export const crds = (): Record<string, Json> => ({
     plural: "adapters",
     shortNames: ["lora"],
     description:
-      "An adapter and its versions. The operator makes one for each adapter of the namespace's tenant; its spec is a door for promoting, rolling back and placing. Deleting it deletes nothing of the adapter, and it is made again.",
+      "An adapter and its versions. The operator makes one for each adapter of the namespace's tenant; its spec is for promoting, rolling back and placing. Deleting it deletes nothing of the adapter, and it is made again.",
     spec: adapterSchema(),
     status: schemaOf(adapterStatus),
     required: [],

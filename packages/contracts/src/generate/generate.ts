@@ -76,7 +76,7 @@ export function asyncApi(): Json {
       version: "1.0.0",
       license: { name: "Apache-2.0" },
       description: [
-        "Everything the services of Loraline say to each other, and the door for programs that speak NATS.",
+        "Everything the services of Loraline say to each other, and the API for programs that speak NATS.",
         "To start a run: publish `run.requested.v1` with a new ULID on its subject, through JetStream so that you get an acknowledgement.",
         "Then follow `loraline.<tenant>.run.<id>.>`: the run ends with `served`, `rejected`, `failed` or `cancelled`.",
       ].join("\n"),

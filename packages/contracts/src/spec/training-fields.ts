@@ -7,7 +7,7 @@ import { isObject, type JudgedFields, moved, neutral, olderFields, refused, sftF
 
 // Reasons that several fields share.
 const output = "the run has its own folder; adapter and result are in the object store";
-const telling = "progress is told through job events, metrics and `loraline show`, whichever door the run came through";
+const telling = "progress is told through job events, metrics and `loraline show`, whichever API the run came through";
 const hub = "adapters are served and exported from here; nothing is pushed to a hub";
 const checkpoints = "checkpoints are only for resuming, in the trainer's own layout";
 const evaluating = "the held-out rows are evaluated after the last step, and every eval_steps when that is set";

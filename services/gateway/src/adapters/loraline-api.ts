@@ -91,7 +91,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   const letterOf = async (request: FastifyRequest): Promise<DeadLetterView> => {
     const { seq } = request.params as { seq: string };
     const letter = /^[1-9]\d{0,14}$/.test(seq) ? await bus.deadLetters.get(Number(seq)) : undefined;
-    if (letter === undefined || tenantOfSubject(letter.subject) !== request.caller.tenant) throw notFound("dead letter", seq, "seq");
+    if (letter === undefined || tenantOfSubject(letter.subject) !== request.caller.tenant) throw notFound("failed message", seq, "seq");
     return letter;
   };
 
@@ -179,7 +179,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       const letter = await letterOf(request);
       await checkRedrive(letter);
       await bus.deadLetters.redrive(letter.seq);
-      log.info({ letter: letter.seq, subject: letter.subject, by: request.caller.by }, "dead letter redriven");
+      log.info({ letter: letter.seq, subject: letter.subject, by: request.caller.by }, "failed message redriven");
       return letter;
     });
   };

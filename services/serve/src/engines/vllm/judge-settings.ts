@@ -204,7 +204,7 @@ function judgeArgs({ extraArgs = [] }: EngineSettings, refuse: Refuse): void {
     refuse(
       "ARG_TAKEN",
       "extraArgs",
-      `extraArgs has ${flag}, which ${key === "" ? "belongs to the line" : `is set by ${key}`}. Leave it out.`,
+      `extraArgs has ${flag}, which ${key === "" ? "Loraline sets itself" : `is set by ${key}`}. Leave it out.`,
     );
   }
   const servers = Number(given.get("--api-server-count") ?? Number.NaN);
