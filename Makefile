@@ -26,7 +26,7 @@ bench-cluster: setup cluster-up ## measure on a real cluster, and what serving a
 
 # tests/legs.py runs targets of this file side by side where they do not compete, and says where the time went.
 test: setup ## everything but Kubernetes: lint, types, unit, integration, Python, end to end, faults
-	@python3 tests/legs.py check test-unit test-integration test-engine test-python test-e2e test-faults
+	@python3 tests/legs.py check test-python test-unit test-engine test-integration test-e2e test-faults
 
 test-quick: setup ## for everyday work: lint, types, unit, and one dataset's whole path to an answer
 	@python3 tests/legs.py test-e2e-quick check test-unit

@@ -34,25 +34,26 @@ AFTER_REPORT_S = 60
 
 @dataclass
 class Leg:
-    """What a leg takes. `cores`: how many it keeps busy. `alone`: what only one leg may have at a time. `needs`: legs that must have ended well."""
+    """What a leg takes."""
 
-    cores: int = 1
-    alone: frozenset[str] = frozenset()
-    needs: tuple[str, ...] = ()
+    cores: int = 1  # that it keeps busy
+    alone: frozenset[str] = frozenset()  # what only one leg may have at a time
+    needs: tuple[str, ...] = ()  # legs that must have ended well before
     tests: bool = True  # it writes a JUnit report
 
 
 engine = frozenset({"engine"})  # vLLM or a training: two at once would need twice the memory
+# In the order in which they are looked at: those with an engine wait for each other, and the others fit beside them.
 LEGS = {
-    "cluster-bin": Leg(cores=0, tests=False),  # runs with the lowest priority, in what others leave idle
+    "cluster-bin": Leg(cores=0, tests=False),  # has the lowest priority, so it takes what others leave idle
     "check": Leg(tests=False),
-    "test-unit": Leg(),
-    "test-integration": Leg(cores=2),
-    "test-engine": Leg(cores=2, alone=engine),
     "test-python": Leg(alone=engine),
-    "test-api-server": Leg(needs=("cluster-bin",)),
+    "test-unit": Leg(),
+    "test-engine": Leg(alone=engine),
+    "test-integration": Leg(),  # two workers, which wait more than they compute
     "test-e2e-quick": Leg(alone=engine),
-    "test-e2e": Leg(cores=2, alone=engine),
+    "test-e2e": Leg(alone=engine),
+    "test-api-server": Leg(needs=("cluster-bin",)),
     "test-faults": Leg(cores=2, alone=engine),
     "test-cluster-e2e": Leg(cores=2, alone=engine, needs=("cluster-bin",)),
 }
@@ -182,9 +183,11 @@ def over(of: Running) -> tuple[str, float] | None:
 
 def hangs(leg: str) -> bool:
     try:
-        return time.time() - (REPORTS / f"{leg}.xml").stat().st_mtime > AFTER_REPORT_S
+        file = (REPORTS / f"{leg}.xml").stat()
     except FileNotFoundError:
         return False
+    # vitest makes the file when it begins and fills it when it ends.
+    return file.st_size > 0 and time.time() - file.st_mtime > AFTER_REPORT_S
 
 
 def end(running: list[Running]) -> None:
