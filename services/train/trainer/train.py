@@ -476,7 +476,7 @@ def explain(error: Exception) -> TrainerError:
     return TrainerError("INTERNAL", f"{type(error).__name__}: {text}")
 
 
-# What the run spec's method.type means here; packages/contracts/src/spec/method.ts lists the same ones.
+# What the run spec's method.type means here; a test compares the types with those of the contracts.
 METHODS = {"supervised": supervise, "import": import_adapter}
 
 

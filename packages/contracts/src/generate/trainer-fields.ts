@@ -4,6 +4,7 @@
  */
 import { z } from "zod";
 import type { JudgedFields } from "../spec/judged-fields.ts";
+import { type MethodType, methodTypes } from "../spec/method.ts";
 import { judgedLoraFields, loraFieldErrors, loraFields, ownLoraDefaults } from "../spec/lora-fields.ts";
 import {
   judgedTrainingFields,
@@ -40,7 +41,15 @@ export interface TrainerSection {
   ownFields: Readonly<Record<string, string>>;
 }
 
-export const trainerFields = (): { lora: TrainerSection; training: TrainerSection; schedules: typeof schedules } => ({
+export interface TrainerFields {
+  lora: TrainerSection;
+  training: TrainerSection;
+  schedules: typeof schedules;
+  /** Types of `method` that the trainer must know. */
+  methods: readonly MethodType[];
+}
+
+export const trainerFields = (): TrainerFields => ({
   lora: {
     fields: fieldsOf(loraFields, loraFieldErrors),
     judged: judgedLoraFields,
@@ -54,4 +63,5 @@ export const trainerFields = (): { lora: TrainerSection; training: TrainerSectio
     ownFields: ownTrainingFields,
   },
   schedules,
+  methods: methodTypes,
 });

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import spec
+import train
 from peft import LoraConfig
 from transformers import TrainingArguments
 
@@ -116,3 +117,15 @@ def test_no_is_said_with_the_reason(section, given, code, words):
 def test_arguments_of_a_schedule_are_checked():
     with pytest.raises(spec.TrainerError, match="num_cycles, not min_lr"):
         spec.check_training({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr": 0}})
+
+
+def test_every_method_of_the_contracts_has_a_function_here():
+    assert sorted(train.METHODS) == sorted(spec.TABLES["methods"])
+
+
+def test_a_method_without_a_function_is_refused_naming_those_that_have_one(tmp_path):
+    minimal = {"version": 1, "run_id": "r", "attempt": 1, "base": {"name": "b", "revision": "1", "digest": "d"}, "lora": {}, "training": {}}
+    (tmp_path / "spec.json").write_text(json.dumps({**minimal, "method": {"type": "dpo"}}))
+    assert train.main(tmp_path) == 1
+    error = json.loads((tmp_path / "result.json").read_text())["error"]
+    assert error == {"code": "SPEC_INVALID", "message": "method.type must be one of supervised, import, not 'dpo'.", "param": "method.type"}
