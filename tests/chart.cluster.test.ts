@@ -1,12 +1,13 @@
 /** The chart, rendered by Helm with several values, before a real API server: nothing is installed. */
 import { execFile, spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
-import { homedir } from "node:os";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { engineSettingsList, natsPermissions } from "@loraline/contracts";
 import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { parseAllDocuments } from "yaml";
 import { trainPodSettings } from "../services/train/src/launchers/job-manifest.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -51,6 +52,39 @@ beforeAll(async () => {
   }
 }, 120_000);
 afterAll(() => api[Symbol.asyncDispose]());
+
+describe("NATS' store of before there were accounts", () => {
+  const script = async (several: boolean, dir: string): Promise<string> => {
+    const rendered = await render("--set", `nats.replicas=${several ? 3 : 1}`, "--show-only", "templates/nats.yaml");
+    const documents = parseAllDocuments(rendered).map((document) => document.toJS() as StatefulSet);
+    const [check] = documents.filter(({ kind }) => kind === "StatefulSet").flatMap(({ spec }) => spec.template.spec.initContainers);
+    return (check?.args[0] ?? "").replaceAll("/data/jetstream", dir);
+  };
+  interface StatefulSet {
+    kind: string;
+    spec: { template: { spec: { initContainers: { args: string[] }[] } } };
+  }
+
+  it("is taken over by a single server, once; and one of several servers is left alone and named", async () => {
+    const dir = mkdtempSync(join(tmpdir(), "loraline-nats-store-"));
+    try {
+      mkdirSync(join(dir, "$G/streams"), { recursive: true });
+      for (let start = 0; start < 2; start++) {
+        await run(process.execPath, ["-e", await script(false, dir)]);
+        expect(readdirSync(dir)).toEqual(["LORALINE"]);
+      }
+      mkdirSync(join(dir, "$SYS/_js_/_meta_"), { recursive: true });
+      await run(process.execPath, ["-e", await script(true, dir)]);
+      renameSync(join(dir, "LORALINE"), join(dir, "$G"));
+      await expect(run(process.execPath, ["-e", await script(true, dir)])).rejects.toMatchObject({
+        stderr: expect.stringMatching(/back up/),
+      });
+      expect(readdirSync(dir).toSorted()).toEqual(["$G", "$SYS"]);
+    } finally {
+      rmSync(dir, { recursive: true });
+    }
+  });
+});
 
 it("passes Helm's lint and its own suites", async () => {
   expect(await helm("lint", "--strict", chart)).toContain("0 chart(s) failed");

@@ -4,21 +4,26 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { createBus } from "@loraline/bus";
+import { createBus, messageId } from "@loraline/bus";
 import {
   baseRef,
+  buckets,
   datasetIngested,
   filterFor,
   inboxPrefixOf,
   natsPermissions,
+  runCancelRequested,
   runRequested,
   runTokenized,
+  events as allEvents,
+  streams,
   subjectFor,
 } from "@loraline/contracts";
 import { applyStreams } from "@loraline/local";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { createSimulatedEngine } from "@loraline/testkit";
-import { connect, type NatsConnection } from "@nats-io/transport-node";
+import { jetstreamManager } from "@nats-io/jetstream";
+import { connect, headers, type NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { afterAll, beforeAll, expect, it, vi } from "vitest";
 
@@ -34,20 +39,36 @@ let dir = "";
 /** As the chart writes it: templates/nats.yaml. */
 const configuration = (storeDir: string): string => {
   const { services, tenant } = natsPermissions;
-  const users = [
-    ...Object.entries(services).map(([user, permissions]) => ({ user, password: `p-${user}`, permissions })),
-    ...tenants.map((name) => ({
-      user: `tenant.${name}`,
-      password: `p-${name}`,
-      permissions: JSON.parse(JSON.stringify(tenant).replaceAll("{tenant}", name)) as unknown,
-    })),
-  ];
+  const of = (name: string) => JSON.parse(JSON.stringify(tenant).replaceAll("{tenant}", name)) as typeof tenant;
+  const events = (name: string): string => `loraline.${name}.>`;
+  const accounts = {
+    LORALINE: {
+      jetstream: "enabled",
+      users: Object.entries(services).map(([user, permissions]) => ({ user, password: `p-${user}`, permissions })),
+      exports: tenants.flatMap((name) => [
+        { stream: events(name), accounts: [`tenant.${name}`] },
+        ...of(name).publish.allow.map((service) => ({ service, accounts: [`tenant.${name}`] })),
+      ]),
+    },
+    ...Object.fromEntries(
+      tenants.map((name) => [
+        `tenant.${name}`,
+        {
+          users: [{ user: `tenant.${name}`, password: `p-${name}`, permissions: of(name) }],
+          imports: [
+            { stream: { account: "LORALINE", subject: events(name) } },
+            ...of(name).publish.allow.map((subject) => ({ service: { account: "LORALINE", subject } })),
+          ],
+        },
+      ]),
+    ),
+  };
   return JSON.stringify({
     host: "127.0.0.1",
     port: -1,
     max_payload: 8 * 1024 ** 2,
     jetstream: { store_dir: storeDir },
-    authorization: { users },
+    accounts,
   });
 };
 
@@ -209,4 +230,66 @@ it("a tenant gives commands for itself and follows its own events, and hears not
     acme.subscribe(subject, { callback: (error) => refused.resolve(error ?? undefined) });
     expect((await refused.promise)?.message, subject).toMatch(/permissions violation/i);
   }
+});
+
+it("a tenant makes nothing appear on any subject but its own, whichever it names for the answer", async () => {
+  const acme = await as("tenant.acme", "p-acme", "_INBOX_tenant_acme");
+  const streamsUser = await as("streams", "p-streams", inboxPrefixOf("streams"));
+  const jsm = await jetstreamManager(streamsUser);
+  /** What every stream holds: subjects with the number of their messages. */
+  const everything = async (): Promise<Record<string, Record<string, number>>> => {
+    const found: Record<string, Record<string, number>> = {};
+    for await (const { config } of jsm.streams.list()) {
+      const { state } = await jsm.streams.info(config.name, { subjects_filter: ">" });
+      // What the programs of the line write by themselves, all the time.
+      if (!["KV_replicas", "KV_holdings", "KV_traffic", "KV_waited", "SPANS"].includes(config.name))
+        found[config.name] = state.subjects ?? {};
+    }
+    return found;
+  };
+  const idOf = (noun: string): string => ({ adapter: "pirate", chunk: "a".repeat(64) })[noun] ?? ulid();
+  const targets = [
+    ...Object.values(allEvents).flatMap((event) => tenants.map((tenant) => subjectFor(event, { tenant, id: idOf(event.noun) }))),
+    ...Object.values(buckets).map(({ name }) => `$KV.${name}.umbrella.pirate`),
+    ...Object.values(streams).flatMap(({ name }) => [`$JS.API.STREAM.PURGE.${name}`, `$JS.API.STREAM.DELETE.${name}`]),
+    "$O.objects.M.abc",
+    "dlq.RUNS.tokenize-run-requested.1",
+    "spans.0af7651916cd43dd8448eb211c80319c",
+    "_INBOX_gateway.x.y",
+  ];
+  const before = await everything();
+  const own = { tenant: "acme", id: ulid() };
+  for (const reply of targets) acme.publish(subjectFor(runCancelRequested, own), "{}", { reply });
+  await acme.flush();
+  const after = async (): Promise<Record<string, Record<string, number>>> => {
+    const now = await everything();
+    // Its own commands, as many as were given, and copies of those that nobody could process.
+    expect(now["RUNS"]?.[subjectFor(runCancelRequested, own)]).toBeGreaterThanOrEqual(targets.length);
+    return now;
+  };
+  await vi.waitFor(after, { timeout: 10_000 });
+  const isAcmes = (subject: string): boolean => subject.startsWith("loraline.acme.");
+  const ofOthers = (state: Record<string, Record<string, number>>) =>
+    Object.fromEntries(
+      Object.entries(state).map(([stream, subjects]) => [
+        stream,
+        Object.fromEntries(Object.entries(subjects).filter(([subject]) => !isAcmes(subject) && !subject.startsWith("$KV.runs.acme."))),
+      ]),
+    );
+  expect(ofOthers(await after())).toEqual(ofOthers(before));
+});
+
+it("a tenant that knows how messages of others are called cannot have them taken for said already", async () => {
+  const acme = await as("tenant.acme", "p-acme", "_INBOX_tenant_acme");
+  const log = createLog({ service: "test", level: "silent" });
+  await using telemetry = createTelemetry({ service: "test" });
+  const victim = { tenant: "umbrella", id: ulid() };
+  const forged = headers();
+  forged.set("Nats-Msg-Id", messageId(runCancelRequested, victim));
+  await acme.request(subjectFor(runCancelRequested, { tenant: "acme", id: ulid() }), "{}", { headers: forged, timeout: 5000 });
+  const nc = await as("gateway", "p-gateway", inboxPrefixOf("gateway"));
+  const bus = createBus({ nc, log, telemetry, source: "gateway", secret: "p-gateway" });
+  expect(await bus.publish(runCancelRequested, victim, { by: "umbrella" })).toMatchObject({ duplicate: false });
+  // And what is really said twice is still stored once.
+  expect(await bus.publish(runCancelRequested, victim, { by: "umbrella" })).toMatchObject({ duplicate: true });
 });

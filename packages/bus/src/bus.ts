@@ -64,17 +64,19 @@ export interface BusDeps {
   telemetry: Telemetry;
   /** Name of the service, for `ce-source`. */
   source: string;
+  /** Known to this service alone, such as its password at NATS; makes ids that nobody else can guess. Absent: nobody else is there. */
+  secret?: string | undefined;
   /** Longest pause before a message that waits for a server is tried again. Default 30 s. */
   longestWaitMs?: number;
 }
 
-export function createBus({ nc, log, telemetry, source, longestWaitMs = 30_000 }: BusDeps): Bus {
+export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 30_000 }: BusDeps): Bus {
   const js = jetstream(nc);
   const bus: Bus = {
     async publish(event, at, data, options = {}) {
       const traceparent = options.traceparent ?? telemetry.traceparent();
-      const sealed = seal({ event, at, data, key: options.key, source, now: new Date(), traceparent });
-      const ack = await js.publish(sealed.subject, sealed.body, { headers: sealed.headers, msgID: sealed.id, retries: 3 });
+      const sealed = seal({ event, at, data, key: options.key, source, now: new Date(), traceparent, secret });
+      const ack = await js.publish(sealed.subject, sealed.body, { headers: sealed.headers, msgID: sealed.dedupeId, retries: 3 });
       return { seq: ack.seq, duplicate: ack.duplicate };
     },
     consume: (options) => consume({ nc, log, telemetry, longestWaitMs }, options),

@@ -1,5 +1,6 @@
 /** CloudEvents 1.0 in NATS headers (binary mode), with the W3C trace context and a deterministic message id. */
 import {
+  commands,
   eventOfType,
   type EventDef,
   type EventAddress,
@@ -10,6 +11,7 @@ import {
   type SeenEvent,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
+import { createHmac } from "node:crypto";
 import { headers, type MsgHdrs } from "@nats-io/transport-node";
 import { checkEventSize } from "./sizes.ts";
 
@@ -34,6 +36,13 @@ const reasonOf = (problems: readonly Problem[]): string =>
     .join("; ")
     .toWellFormed();
 
+/**
+ * What the stream tells repetitions by. Ids are unique in a whole stream, and a tenant's client may set any, so one that could be guessed
+ * would let it have another's message taken for said already.
+ */
+export const dedupeId = (id: string, secret: string | undefined): string =>
+  secret === undefined ? id : `${id}/${createHmac("sha256", secret).update(id).digest("base64url").slice(0, 22)}`;
+
 /** Message id: equal for every attempt to say the same thing. `key` tells apart what an entity says more than once. */
 export const messageId = (event: EventDef, at: EventAddress, key?: string): string =>
   [at.tenant, event.noun, at.id, event.tail, ...(key === undefined ? [] : [key])].join("/");
@@ -46,11 +55,13 @@ export function seal(input: {
   source: string;
   now: Date;
   traceparent?: string | undefined;
+  secret?: string | undefined;
 }): {
   subject: string;
   headers: MsgHdrs;
   body: string;
   id: string;
+  dedupeId: string;
 } {
   const { event, at } = input;
   const id = messageId(event, at, input.key);
@@ -63,7 +74,7 @@ export function seal(input: {
     });
   }
   const h = headers();
-  h.set("Nats-Msg-Id", id);
+  h.set("Nats-Msg-Id", dedupeId(id, input.secret));
   h.set("content-type", "application/json");
   h.set("ce-specversion", "1.0");
   h.set("ce-id", id);
@@ -75,7 +86,7 @@ export function seal(input: {
   const subject = subjectFor(event, at);
   const body = JSON.stringify(parsed.data);
   checkEventSize(subject, Buffer.byteLength(body));
-  return { subject, headers: h, body, id };
+  return { subject, headers: h, body, id, dedupeId: h.get("Nats-Msg-Id") };
 }
 
 /**
@@ -116,7 +127,8 @@ export function open<E extends EventDef = EventDef>(raw: RawMessage, among?: rea
     type: event.type,
     at: { tenant: subject.tenant, id: subject.id },
     data: parsed.data,
-    time: Number.isNaN(Date.parse(time)) ? raw.storedAt : new Date(time).toISOString(),
+    // Commands are done in the order of their times, and whoever gives them could claim any.
+    time: commands.includes(event) || Number.isNaN(Date.parse(time)) ? raw.storedAt : new Date(time).toISOString(),
     id: raw.headers?.get("ce-id") || `${raw.subject}#${raw.seq}`,
     seq: raw.seq,
     trace: /^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/.test(trace) ? trace : null,

@@ -56,7 +56,7 @@ await runService({
     });
     // Answers without NATS too, from what it knows: out of the Service it would only turn requests away while NATS restarts.
     service.health.check("nats", () => undefined);
-    const bus = createBus({ nc, log, telemetry, source: "gateway" });
+    const bus = createBus({ nc, log, telemetry, source: "gateway", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     running.use(await createProjector({ bus, log }));
     await bootstrap(env, bus);

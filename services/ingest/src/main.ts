@@ -21,7 +21,7 @@ await runService({
       await telemetry.flush().catch(() => {});
       await leave(nc);
     });
-    const bus = createBus({ nc, log, telemetry, source: "ingest" });
+    const bus = createBus({ nc, log, telemetry, source: "ingest", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     // Nobody is sent here, so being not ready costs nothing, and says it where operators look.
     service.health.check("objects", objects.problem);

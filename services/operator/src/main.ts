@@ -57,7 +57,7 @@ await runService({
       await telemetry.flush().catch(() => {});
       await leave(nc);
     });
-    const bus = createBus({ nc, log, telemetry, source: "operator" });
+    const bus = createBus({ nc, log, telemetry, source: "operator", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const problems = new Map<string, string>();
     health.check("kubernetes", () => (problems.size === 0 ? undefined : [...problems.values()].join("\n")));

@@ -37,7 +37,7 @@ await runService({
       await telemetry.flush().catch(() => {});
       await leave(nc);
     });
-    const bus = createBus({ nc, log, telemetry, source: "agent" });
+    const bus = createBus({ nc, log, telemetry, source: "agent", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const agent = running.use(
       await createAgentService({

@@ -32,7 +32,7 @@ await runService({
       await telemetry.flush().catch(() => {});
       await leave(nc);
     });
-    const bus = createBus({ nc, log, telemetry, source: "serve" });
+    const bus = createBus({ nc, log, telemetry, source: "serve", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const updatedAt = new Date().toISOString();
     const dir = env.SERVE_BASES_DIR;

@@ -44,7 +44,7 @@ async function main(): Promise<number> {
   if (dir === undefined || spec === undefined) {
     throw new PermanentError(
       "ATTEMPT_MISSING",
-      `usage: courier FOLDER, with a attempt.json in FOLDER; there is none that can be read in ${dir}`,
+      `usage: courier FOLDER, with an attempt.json in FOLDER; there is none that can be read in ${dir}`,
     );
   }
   const stop = new AbortController();
@@ -58,7 +58,7 @@ async function main(): Promise<number> {
   };
   const telemetry = createTelemetry({ service: "courier", ...options });
   const trainerTelemetry = createTelemetry({ service: "trainer", ...options });
-  const bus = createBus({ nc, log, telemetry, source: "courier" });
+  const bus = createBus({ nc, log, telemetry, source: "courier", secret: env.NATS_PASS });
   const objects = await keepTrying("open the object store", () => objectsFromEnv(env, nc, { spoolDir: dir, log }), { log });
   const code = await runCourier({
     spec,

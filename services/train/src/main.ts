@@ -41,7 +41,7 @@ await runService({
       await telemetry.flush().catch(() => {});
       await leave(nc);
     });
-    const bus = createBus({ nc, log, telemetry, source: "train" });
+    const bus = createBus({ nc, log, telemetry, source: "train", secret: env.NATS_PASS });
     if (env.TRAIN_LAUNCHER === "kubernetes") {
       running.use(await actUnderLease(env, { bus, log, telemetry }));
       return running;

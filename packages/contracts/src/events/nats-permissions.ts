@@ -29,7 +29,8 @@ interface Needs {
 const canConsume: readonly ConsumerDef[] = Object.values(consumers);
 /** A dead letter is a message that somebody consumes. */
 const consumed = [...new Set(canConsume.flatMap((consumer) => consumer.events))];
-const commands = [
+/** What a tenant may ask for by a message. Such a message may come from anybody's client, and what it says of itself is not believed. */
+export const commands: readonly EventDef[] = [
   e.datasetImportRequested,
   e.datasetReceived,
   e.runRequested,
