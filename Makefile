@@ -85,7 +85,7 @@ fmt: ## format the sources
 	pnpm -s fmt
 	ruff format --quiet .
 
-generate: ## AsyncAPI, OpenAPI, JSON Schema, CRDs, the chart's schema and NATS permissions from the contracts
+generate: ## AsyncAPI, OpenAPI, JSON Schema, CRDs, the chart's schema, NATS permissions and docs/errors.md from the contracts
 	pnpm --filter @loraline/contracts run generate
 
 clean: ## remove all that was installed or made here

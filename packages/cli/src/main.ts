@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { CommanderError } from "commander";
 import { exitCodes, failureOf } from "./failure.ts";
 import { createProgram } from "./program.ts";
-import { red, writeJson, writeLine } from "./terminal.ts";
+import { dim, red, writeJson, writeLine } from "./terminal.ts";
 
 const { stdin, stdout, stderr, env, argv, pid, execPath } = process;
 const interrupted = new AbortController();
@@ -44,7 +44,7 @@ try {
     const { message, code, param, exitCode: failed } = failureOf(error);
     exitCode = failed;
     if (program.opts<{ json: boolean }>().json) writeJson(stdout, { error: { code, message, param } });
-    else writeLine(stderr, `${red("loraline:")} ${message}`);
+    else writeLine(stderr, `${red("loraline:")} ${message} ${dim(`[${code}]`)}`);
     if (env.LORALINE_DEBUG) console.error(error);
   }
 }

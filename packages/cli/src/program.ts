@@ -11,6 +11,7 @@ import { addDataCommands } from "./data/data-commands.ts";
 import { addTokenizeCommand } from "./data/tokenize-command.ts";
 import { findServer } from "./find-server.ts";
 import { addCompletionCommand } from "./help/completion-command.ts";
+import { addExplainCommand } from "./help/explain-command.ts";
 import { addVersionCommand } from "./help/version-command.ts";
 import { addDlqCommands } from "./operate/dlq-commands.ts";
 import { addEnginesCommand } from "./operate/engines-command.ts";
@@ -38,7 +39,7 @@ const groups: Readonly<Record<string, readonly AddCommands[]>> = {
     addDlqCommands,
     addEnsureStreamsCommand,
   ],
-  "About this program:": [addVersionCommand, addCompletionCommand],
+  "About this program:": [addExplainCommand, addVersionCommand, addCompletionCommand],
 };
 
 const footer = `

@@ -5,32 +5,34 @@ import { isMap, isNode, LineCounter, parseDocument } from "yaml";
 import type { z } from "zod";
 import { exitCodes, Failure } from "./failure.ts";
 
-interface Kind {
-  /** Beginning of the error codes: `RUN_FILE` gives RUN_FILE_INVALID. */
-  readonly code: string;
-  /** What its fields are called in messages: `sections`. */
+/** What kind of file it is. */
+export interface YamlKind {
+  /** Codes of its errors. */
+  readonly unreadable: string;
+  readonly invalid: string;
+  /** What its fields are called: `sections`. */
   readonly fields: string;
 }
 
-/** @throws Failure <code>_UNREADABLE */
-export async function readText(path: string, { code }: Kind): Promise<string> {
+/** @throws Failure with the kind's code `unreadable` */
+export async function readText(path: string, { unreadable }: Pick<YamlKind, "unreadable">): Promise<string> {
   return readFile(path, "utf8").catch((error: NodeJS.ErrnoException) => {
     const why = error.code === "ENOENT" ? "there is no such file" : error.message;
-    throw new Failure(exitCodes.usage, `${code}_UNREADABLE`, `cannot read ${path}: ${why}.`, { param: path, cause: error });
+    throw new Failure(exitCodes.usage, unreadable, `cannot read ${path}: ${why}.`, { param: path, cause: error });
   });
 }
 
 /**
  * @returns the file as it is written, and as the schema reads it.
- * @throws Failure <code>_INVALID
+ * @throws Failure with the kind's code `invalid`
  */
 export function parseYaml<T extends z.ZodObject>(
   text: string,
   path: string,
   schema: T,
-  kind: Kind,
+  kind: YamlKind,
 ): { raw: z.input<T>; value: z.output<T> } {
-  const invalid = (message: string): Failure => new Failure(exitCodes.usage, `${kind.code}_INVALID`, message, { param: path });
+  const invalid = (message: string): Failure => new Failure(exitCodes.usage, kind.invalid, message, { param: path });
   const lines = new LineCounter();
   const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
   const [broken] = document.errors;

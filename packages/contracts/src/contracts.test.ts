@@ -4,7 +4,7 @@ import { Parser } from "@asyncapi/parser";
 import { Ajv } from "ajv";
 import addFormats from "ajv-formats";
 import { expect, test } from "vitest";
-import { chartFiles, generatedFiles, trainerFiles } from "./generate/generate.ts";
+import { chartFiles, docFiles, generatedFiles, trainerFiles } from "./generate/generate.ts";
 import { consumers, eventOfType, events, filterFor, parseSubject, streamOf, streams, subjectFor, version } from "./index.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -61,6 +61,7 @@ test("the generated files are those of the sources (`make generate` writes them)
   for (const [path, text] of chartFiles()) expect(readFileSync(join(chart, path), "utf8"), path).toBe(text);
   const trainer = join(root, "../../services/train/trainer");
   for (const [path, text] of trainerFiles()) expect(readFileSync(join(trainer, path), "utf8"), path).toBe(text);
+  for (const [path, text] of docFiles()) expect(readFileSync(join(root, "../../docs", path), "utf8"), path).toBe(text);
 });
 
 test("the repository and the chart have the version that the programs tell", () => {

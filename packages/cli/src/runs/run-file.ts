@@ -1,7 +1,7 @@
 /** `run.yaml`: the fields of the run spec that are not said on the command line. */
 import { runSpecFields } from "@loraline/contracts";
 import { z } from "zod";
-import { parseYaml, readText } from "../yaml-file.ts";
+import { parseYaml, readText, type YamlKind } from "../yaml-file.ts";
 
 const sections = runSpecFields.omit({ base: true, adapter: true, dataset: true, import: true }).extend({
   validation: z
@@ -13,7 +13,7 @@ const sections = runSpecFields.omit({ base: true, adapter: true, dataset: true, 
 /** As written: defaults are the server's business. */
 export type RunFile = z.input<typeof sections>;
 
-const kind = { code: "RUN_FILE", fields: "sections" } as const;
+const kind: YamlKind = { unreadable: "RUN_FILE_UNREADABLE", invalid: "RUN_FILE_INVALID", fields: "sections" };
 
 /** @throws Failure RUN_FILE_UNREADABLE, RUN_FILE_INVALID that names file, line and field. */
 export const readRunFile = async (path: string): Promise<RunFile> => parseRunFile(await readText(path, kind), path);

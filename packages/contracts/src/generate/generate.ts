@@ -5,6 +5,7 @@ import { crds } from "./crds.ts";
 import type { EventDef } from "../events/define-event.ts";
 import { engineRecord } from "../engine.ts";
 import { engineKinds } from "../engine-kinds.ts";
+import { errorsPage } from "./errors-page.ts";
 import { events } from "../events/events.ts";
 import * as http from "../http.ts";
 import { natsPermissions } from "../events/nats-permissions.ts";
@@ -210,6 +211,9 @@ export const trainerFiles = (): Map<string, string> =>
 /** Per kind of engine, the flags that `extraArgs` may not have. */
 const engineFlags = (): Json =>
   Object.fromEntries(Object.entries(engineKinds).map(([kind, { ownFlags }]) => [kind, Object.fromEntries(ownFlags)]));
+
+/** What the docs take from the contracts: path below their folder to text. */
+export const docFiles = (): Map<string, string> => new Map([["errors.md", errorsPage()]]);
 
 /** Path to text; below `generated/`, and below the chart's folder. */
 const crdFiles = (): Map<string, string> =>

@@ -1,15 +1,17 @@
-/** `make generate`: writes `generated/` anew, and what chart and trainer take from the contracts. */
+/** `make generate`: writes `generated/` anew, and what chart, trainer and docs take from the contracts. */
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { chartFiles, generatedFiles, trainerFiles } from "./generate.ts";
+import { chartFiles, docFiles, generatedFiles, trainerFiles } from "./generate.ts";
 
 const root = join(import.meta.dirname, "../../generated");
 const chart = join(import.meta.dirname, "../../../../helm/loraline");
+const docs = join(import.meta.dirname, "../../../../docs");
 rmSync(root, { recursive: true, force: true });
 rmSync(join(chart, "crds"), { recursive: true, force: true });
 write(root, generatedFiles());
 write(chart, chartFiles());
 write(join(import.meta.dirname, "../../../../services/train/trainer"), trainerFiles());
+write(docs, docFiles());
 
 function write(folder: string, files: ReadonlyMap<string, string>): void {
   for (const [path, text] of files) {
