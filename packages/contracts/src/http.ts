@@ -57,22 +57,32 @@ const hyperparameters = z.strictObject({
   learning_rate_multiplier: autoOr(z.number().positive()).optional(),
 });
 
-/** Each method as OpenAI's field `method` spells it, or how it is asked for instead. */
+const usedHyperparameters = z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() });
+
+/** Each method as OpenAI's field `method` spells it: in the request, unless it is asked for in another way, and in the answer. */
 const jobMethods = {
   supervised: {
-    schema: z.object({
+    asked: z.object({
       type: z.literal("supervised"),
       supervised: z.object({ hyperparameters: hyperparameters.nullish() }).nullish(),
     }),
+    answered: z.object({ type: z.literal("supervised"), supervised: z.object({ hyperparameters: usedHyperparameters }) }),
   },
-  import: { elsewhere: "is no job: send the adapter to POST /v1/loraline/adapters (`loraline adapters add`)" },
-} satisfies Record<MethodType, { schema: z.ZodObject } | { elsewhere: string }>;
+  import: {
+    asked: "is no job: send the adapter to POST /v1/loraline/adapters (`loraline adapters add`)",
+    answered: z.object({ type: z.literal("import"), import: adapterImport.pick({ source: true }) }),
+  },
+} satisfies Record<MethodType, { asked: z.ZodObject | string; answered: z.ZodObject }>;
+
+type AtLeastOne<T> = [T, ...T[]];
+const asked = Object.values(jobMethods).flatMap(({ asked: schema }) => (typeof schema === "string" ? [] : [schema]));
+const answered = Object.values(jobMethods).map(({ answered: schema }) => schema);
 
 function unknownJobMethod(input: unknown): string {
   const type = String((input as { type?: unknown } | null)?.type);
-  const known = type in jobMethods ? jobMethods[type as MethodType] : undefined;
-  if (known !== undefined && "elsewhere" in known) return `"${type}" ${known.elsewhere}`;
-  const offered = Object.entries(jobMethods).flatMap(([name, one]) => ("schema" in one ? [`"${name}"`] : []));
+  const elsewhere = Object.entries(jobMethods).find(([name]) => name === type)?.[1].asked;
+  if (typeof elsewhere === "string") return `"${type}" ${elsewhere}`;
+  const offered = asked.map(({ shape }) => `"${shape.type.value}"`);
   return `"${type}" is not offered; use ${offered.join(" or ")}`;
 }
 
@@ -112,7 +122,7 @@ export const createJobBody = z.strictObject({
   seed: z.int().nonnegative().nullish(),
   hyperparameters: hyperparameters.nullish().describe("Deprecated by OpenAI in favour of `method`."),
   method: z
-    .discriminatedUnion("type", [jobMethods.supervised.schema], {
+    .discriminatedUnion("type", asked as AtLeastOne<(typeof asked)[number]>, {
       error: ({ code, input }) => (code === "invalid_union" ? unknownJobMethod(input) : undefined),
     })
     .nullish(),
@@ -140,16 +150,8 @@ export const jobObject = z.object({
   trained_tokens: z.int().nullable(),
   training_file: z.string(),
   validation_file: z.string().nullable(),
-  hyperparameters: z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() }),
-  method: z.discriminatedUnion("type", [
-    z.object({
-      type: z.literal("supervised"),
-      supervised: z.object({
-        hyperparameters: z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() }),
-      }),
-    }),
-    z.object({ type: z.literal("import"), import: adapterImport.pick({ source: true }) }),
-  ]),
+  hyperparameters: usedHyperparameters,
+  method: z.discriminatedUnion("type", answered as AtLeastOne<(typeof answered)[number]>),
   integrations: z.array(z.unknown()),
   metadata: z.record(z.string(), z.string()).nullable(),
   error: z.object({ code: z.string(), message: z.string(), param: z.string().nullable() }).nullable(),
