@@ -6,6 +6,7 @@ import {
   parseAdapterKey,
   parseHoldingKey,
   parseLimitKey,
+  parseReplicaKey,
   parseRunKey,
   parseUsageKey,
   replicaKey,
@@ -27,6 +28,7 @@ it("writes the keys that stored entries have", () => {
 });
 
 it("reads what it wrote", () => {
+  expect(parseReplicaKey(replicaKey({ engine: "e", replica: "r-0" }))).toEqual({ engine: "e", replica: "r-0" });
   expect(parseRunKey("acme.01J")).toEqual({ tenant: "acme", id: "01J" });
   expect(parseAdapterKey("acme.pirate")).toEqual({ tenant: "acme", adapter: "pirate" });
   expect(parseHoldingKey("e.r-0.acme.pirate")).toEqual({ replicaKey: "e.r-0", adapterKey: "acme.pirate" });

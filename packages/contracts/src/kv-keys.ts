@@ -31,6 +31,10 @@ export const everyKeyOf = (tenant: string): string => `${tenant}.*`;
 
 /** Bucket `replicas`: `<engine>.<replica>`. */
 export const replicaKey = ({ engine, replica }: { readonly engine: string; readonly replica: string }): string => `${engine}.${replica}`;
+export const parseReplicaKey = (key: string): { engine: string; replica: string } => {
+  const [engine = "", replica = ""] = key.split(".");
+  return { engine, replica };
+};
 
 /** Bucket `holdings`: `<engine>.<replica>.<tenant>.<adapter>`, the keys of a replica and of an adapter, one after the other. */
 export const holdingKey = ({ replicaKey: replica, adapterKey: adapter }: { replicaKey: string; adapterKey: string }): string =>

@@ -5,20 +5,17 @@ import { createLog, createTelemetry } from "@loraline/runtime";
 import { test as it } from "@loraline/testkit";
 import { ulid } from "ulid";
 import { expect } from "vitest";
-import { publishLinesAfter, publishWhatWasLost } from "./adapter-events.ts";
+import { type AdapterEventDeps, publishLinesAfter, publishWhatWasLost } from "./adapter-events.ts";
 import { startCanary } from "./alias-moves.ts";
 import { lastLine } from "./history-lines.ts";
-import type { ServeServiceDeps } from "../service.ts";
 import { addVersion, applyServed } from "../versions/decide-versions.ts";
 import { added, served, withVersions } from "../versions/versions-under-test.ts";
 
-const connected = async (nc: Parameters<typeof createBus>[0]["nc"]): Promise<ServeServiceDeps> => {
+const connected = async (nc: Parameters<typeof createBus>[0]["nc"]): Promise<AdapterEventDeps> => {
   await ensureStreams(nc);
   const log = createLog({ service: "test", level: "silent" });
   const telemetry = createTelemetry({ service: "test" });
-  const notAsked = () => Promise.reject(new Error("not asked"));
-  const objects = { get: notAsked, delete: notAsked };
-  return { bus: createBus({ nc, log, telemetry, source: "test" }), log, telemetry, objects, engines: [] };
+  return { bus: createBus({ nc, log, telemetry, source: "test" }), log, telemetry };
 };
 
 it("says with which settings a canary began", async ({ nc, tenant }) => {

@@ -1,4 +1,5 @@
-/** Events about an adapter, each with an id that follows from the state it tells. */
+/** Events about an adapter. The id of each follows from the state that it tells, so publishing one twice stores it once. */
+import type { Bus } from "@loraline/bus";
 import {
   adapterAccepted,
   adapterCanaryEnded,
@@ -21,10 +22,17 @@ import {
   runFailed,
   runServed,
 } from "@loraline/contracts";
+import type { Log, Telemetry } from "@loraline/runtime";
 import { isMove, lastLine } from "./history-lines.ts";
-import type { ServeServiceDeps } from "../service.ts";
 
 export const keyOf = ({ tenant, id }: EventAddress): string => adapterKey({ tenant, adapter: id });
+/** What it takes to publish these events. */
+export interface AdapterEventDeps {
+  bus: Bus;
+  log: Log;
+  telemetry: Pick<Telemetry, "span" | "traceparent">;
+}
+
 export const addressOf = ({ tenant, adapter }: AdapterState): EventAddress => ({ tenant, id: adapter });
 export const nameOf = ({ tenant, id }: EventAddress): string => `${tenant}/${id}`;
 
@@ -32,13 +40,13 @@ export const publishAccepted = async (
   at: EventAddress,
   base: string,
   version: AdapterVersion,
-  { bus }: ServeServiceDeps,
+  { bus }: Pick<AdapterEventDeps, "bus">,
 ): Promise<void> => {
   const { digest, runId, engineName, note } = version;
   await bus.publish(adapterAccepted, at, { version: version.version, digest, base, runId, engineName, note }, { key: runId });
 };
 
-/** Index in the history of the first move that came with the proof: of the alias, or a canary's beginning. */
+/** Index in the history of the move that came with the proof, not by a command: of the alias, or the beginning of a canary. */
 export const movedWithProof = ({ history }: AdapterState, { version }: AdapterVersion): number | undefined => {
   const index = history.findIndex((line) => line.to === version && isMove(line) && (line.command ?? null) === null);
   return index === -1 ? undefined : index;
@@ -60,8 +68,8 @@ const lineEvents = [
   adapterNotMoved,
 ];
 
-/** Tells one line of the history. */
-export async function publishLine(state: AdapterState, index: number, { bus }: ServeServiceDeps): Promise<void> {
+/** Publishes one line of the history. */
+export async function publishLine(state: AdapterState, index: number, { bus }: Pick<AdapterEventDeps, "bus">): Promise<void> {
   const move = state.history[index];
   if (move === undefined) return;
   const { kind, from, to, by, reason } = move;
@@ -80,7 +88,7 @@ export async function publishLine(state: AdapterState, index: number, { bus }: S
     // A canary has a promoted version that it is compared with.
     const canary = { version: to, from: from ?? to, by, reason };
     const share = move.share ?? 0;
-    // Told late, when it is over, its settings are not known any more.
+    // When this is published late, after the canary is over, its settings are not known any more.
     const settings = state.canary?.startedAt === move.at ? state.canary.settings : undefined;
     if (kind === "canary-started") await bus.publish(adapterCanaryStarted, at, { ...canary, share, settings }, options);
     else if (kind === "canary-stepped") await bus.publish(adapterCanaryStepped, at, { ...canary, share }, options);
@@ -88,13 +96,17 @@ export async function publishLine(state: AdapterState, index: number, { bus }: S
   }
 }
 
-/** Tells what was added to the history after the line of this number. */
-export async function publishLinesAfter(state: AdapterState, known: number, deps: ServeServiceDeps): Promise<void> {
+/** Publishes what was added to the history after the line of this number. */
+export async function publishLinesAfter(state: AdapterState, known: number, deps: AdapterEventDeps): Promise<void> {
   const first = Math.max(0, state.history.length - Math.max(0, lastLine(state) - known));
   for (let index = first; index < state.history.length; index++) await publishLine(state, index, deps);
 }
 
-export async function publishServed(state: AdapterState, version: AdapterVersion, { bus, telemetry }: ServeServiceDeps): Promise<void> {
+export async function publishServed(
+  state: AdapterState,
+  version: AdapterVersion,
+  { bus, telemetry }: Pick<AdapterEventDeps, "bus" | "telemetry">,
+): Promise<void> {
   const { runId, digest, servedAt, servedOn, servedOf, lastStepAt, trace } = version;
   const move = state.history[movedWithProof(state, version) ?? -1];
   await bus.publish(
@@ -109,7 +121,7 @@ export async function publishServed(state: AdapterState, version: AdapterVersion
       promoted: move?.kind === "promoted",
       retired: state.history.flatMap(({ kind, because, to }) => (kind === "retired" && because === version.version ? [to] : [])),
       note: version.note,
-      // Two machines' clocks.
+      // The two times are of two machines: their clocks may differ.
       lastStepToProvenMs: Math.max(0, Date.parse(servedAt ?? "") - Date.parse(lastStepAt)),
     },
     { traceparent: telemetry.traceparent() ?? trace },
@@ -120,7 +132,7 @@ export async function publishRefused(
   state: AdapterState,
   version: AdapterVersion,
   problem: Problem,
-  { bus, telemetry }: ServeServiceDeps,
+  { bus, telemetry }: Pick<AdapterEventDeps, "bus" | "telemetry">,
 ): Promise<void> {
   const { runId, digest, trace } = version;
   const { code, message, param } = problem;
@@ -138,15 +150,15 @@ export async function publishRefused(
 
 const dayMs = 24 * 60 * 60_000;
 
-/** After a crash, or an absence of the bus, between a write and its events. What the stream has is not said again. */
-export async function publishWhatWasLost(state: AdapterState, deps: ServeServiceDeps): Promise<void> {
+/** Publishes events that are missing since a crash, or an absence of the bus, between a write and its events. The stream is asked what it has. */
+export async function publishWhatWasLost(state: AdapterState, deps: AdapterEventDeps): Promise<void> {
   const { bus, log } = deps;
   if (state.history.length > 0) {
-    const told = await bus.history(lineEvents, addressOf(state));
-    const keys = new Set(told.map(({ id }) => id.slice(id.lastIndexOf("/") + 1)));
+    const published = await bus.history(lineEvents, addressOf(state));
+    const keys = new Set(published.map(({ id }) => id.slice(id.lastIndexOf("/") + 1)));
     for (const [index] of state.history.entries()) {
       if (keys.has(moveKey(state, index))) continue;
-      log.warn({ adapter: nameOf(addressOf(state)), move: moveKey(state, index) }, "publishing a move that was not told");
+      log.warn({ adapter: nameOf(addressOf(state)), move: moveKey(state, index) }, "publishing a line whose event is missing");
       await publishLine(state, index, deps);
     }
   }
@@ -156,7 +168,7 @@ export async function publishWhatWasLost(state: AdapterState, deps: ServeService
     if (version.status === "refused" && (await bus.last<EventDef>(end, at)) === undefined) {
       await publishRefused(state, version, version.reason ?? { code: "REFUSED", message: "refused" }, deps);
     }
-    // Of those that were let go of, a hundred, only the latest are asked for: the same write may have served one and let go of it.
+    // There may be a hundred retired versions: only recent ones are asked for, as the write that served one may also have retired it.
     const isOld = version.status !== "desired" && Date.now() - Date.parse(version.servedAt ?? "") > dayMs;
     if (version.servedAt !== null && !isOld && (await bus.last(runServed, at)) === undefined) {
       await publishServed(state, version, deps);

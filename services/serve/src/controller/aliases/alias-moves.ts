@@ -11,7 +11,7 @@ export function moveAlias(state: AdapterState, to: number, cause: Cause): Adapte
     state.canary?.version === to
       ? endCanary(state, "promoted", cause)
       : endCanary(state, "superseded", { ...cause, reason: `version ${to} was promoted meanwhile` });
-  return applyKeep(withLine({ ...settledAwaiting(over, to, cause), alias: to }, { from: state.alias, to, kind, ...cause }), cause.at, to);
+  return applyKeep(withLine({ ...withoutAwaiting(over, to, cause), alias: to }, { from: state.alias, to, kind, ...cause }), cause.at, to);
 }
 
 /**
@@ -22,7 +22,7 @@ export function startCanary(state: AdapterState, version: number, settings: Cana
   const { alias: from } = state;
   if (from === null) return moveAlias(state, version, cause);
   const ended = endCanary(state, "superseded", { ...cause, reason: `a canary of version ${version} began` });
-  const over = settledAwaiting(ended, version, cause);
+  const over = withoutAwaiting(ended, version, cause);
   const share = settings.steps[0] ?? 0;
   const { at, by } = cause;
   const canary = { version, from, step: 0, share, since: at, startedAt: at, by, settings, baseline: {}, unprovenSince: null };
@@ -30,7 +30,7 @@ export function startCanary(state: AdapterState, version: number, settings: Cana
 }
 
 /** The last word counts: a move that waited for another version is over. */
-const settledAwaiting = (state: AdapterState, to: number, { command: _command, ...cause }: Cause): AdapterState =>
+const withoutAwaiting = (state: AdapterState, to: number, { command: _command, ...cause }: Cause): AdapterState =>
   state.awaiting?.version === to
     ? { ...state, awaiting: null }
     : dropAwaiting(state, { ...cause, code: "SUPERSEDED", reason: `version ${to} was asked for, or proven, meanwhile` });

@@ -1,37 +1,39 @@
-/** Follows the canaries: hears what the gateways count, and writes what `decideCanary` decides. */
+/** Follows the canaries: reads what the gateways count, and writes what `decideCanary` decides. */
 import type { KvBucket } from "@loraline/bus";
 import { type AdapterState, buckets, type ReplicaState, type TrafficState } from "@loraline/contracts";
-import { publishLinesAfter } from "./adapter-events.ts";
+import { type AdapterEventDeps, publishLinesAfter } from "./adapter-events.ts";
 import { isMove, lastLine } from "./history-lines.ts";
-import type { ServeServiceDeps } from "../service.ts";
 import { type CanaryDecision, decideCanary } from "./decide-canary.ts";
-import { provenOn, readyReplicas } from "../versions/decide-convergence.ts";
+import { provenOn, readyReplicas } from "../versions/bucket-replicas.ts";
 
-/** What a gateway counted before it ended is remembered for this long; a step that takes longer asks for more answers instead. */
+/** What a gateway counted before it ended is remembered for this long. In a step that takes longer, other gateways have to count more. */
 const rememberedMs = 60 * 60_000;
 
 export interface Canaries {
-  /** To be told of every change of an adapter. */
-  see(key: string, state: AdapterState | undefined): void;
+  /** To be called with every change of an adapter. */
+  onAdapter(key: string, state: AdapterState | undefined): void;
   /** Does what is due for one adapter: at most one compare-and-set, then its events. May be called at any time. */
   move(key: string): Promise<void>;
+  /** `follower` is called with the key of an adapter when `move` has something to do for it. */
+  onDue(follower: (key: string) => void): void;
 }
 
-/** @param wake - called with the key of an adapter for which `move` has something to do. */
-export async function createCanaries({
-  deps,
-  adapters,
-  replicas,
-  wake,
-  signal,
-}: {
-  deps: ServeServiceDeps;
-  adapters: KvBucket<AdapterState>;
+export interface CanaryDeps extends AdapterEventDeps {
+  adapters: Pick<KvBucket<AdapterState>, "change">;
+  /** Replicas of the adapter's engine. They must be known already, or every canary would seem to be proven nowhere. */
   replicas: (of: AdapterState) => Iterable<ReplicaState>;
-  wake: (key: string) => void;
+  /** How often canaries are looked at although no report came, ms; at most a second. */
+  resyncMs: number;
   signal: AbortSignal;
-}): Promise<Canaries> {
-  const { bus, log, telemetry, resyncMs = 2000 } = deps;
+}
+
+/** Resolves when it knows what gateways have counted. Ends with the signal. */
+export async function createCanaries(deps: CanaryDeps): Promise<Canaries> {
+  const { bus, adapters, replicas, log, telemetry, resyncMs, signal } = deps;
+  const followers: ((key: string) => void)[] = [];
+  const due = (key: string): void => {
+    for (const follower of followers) follower(key);
+  };
   const reports = new Map<string, TrafficState>();
   /** Adapters with a canary under way. */
   const states = new Map<string, AdapterState>();
@@ -42,7 +44,7 @@ export async function createCanaries({
     return decideCanary(state, { traffic: [...reports.values()], provenOn: (version) => provenOn(version, ready), now });
   };
   const look = (): void => {
-    for (const [key, state] of states) if (decide(state).kind !== "wait") wake(key);
+    for (const [key, state] of states) if (decide(state).kind !== "wait") due(key);
   };
 
   const watched = Promise.withResolvers<void>();
@@ -50,7 +52,7 @@ export async function createCanaries({
   await traffic.watch({
     signal,
     onChange(gateway, report) {
-      // One that left has counted all the same.
+      // What a gateway counted stays counted when it is gone.
       if (report !== undefined) reports.set(gateway, report);
       for (const [key, { at }] of reports) if (Date.now() - Date.parse(at) > rememberedMs) reports.delete(key);
       look();
@@ -63,13 +65,16 @@ export async function createCanaries({
   signal.addEventListener("abort", () => clearInterval(timer), { once: true });
 
   return {
-    see(key, state) {
+    onDue(follower) {
+      followers.push(follower);
+    },
+    onAdapter(key, state) {
       if (!state?.canary) {
         states.delete(key);
         return;
       }
       states.set(key, state);
-      if (decide(state).kind !== "wait") wake(key);
+      if (decide(state).kind !== "wait") due(key);
     },
     async move(key) {
       if (!states.has(key)) return;

@@ -1,7 +1,7 @@
 /** Pure: what a command does to the alias of an adapter, and to its canary. */
 import type { AdapterState, CanarySettings, Problem, ReplicaState } from "@loraline/contracts";
 import { endCanary, judgeCanaryLoss, moveAlias, startCanary } from "./alias-moves.ts";
-import { provenOn, readyReplicas } from "../versions/decide-convergence.ts";
+import { provenOn, readyReplicas } from "../versions/bucket-replicas.ts";
 import { applyKeep, dropAwaiting, rollbackTarget, wantVersion } from "../versions/decide-keep.ts";
 
 export interface AliasCommand {

@@ -1,7 +1,7 @@
 /** Pure: what becomes of a move of the alias that waits until its version, which was retired, is proven again. */
 import type { AdapterState, ReplicaState } from "@loraline/contracts";
 import { dropAwaiting } from "../versions/decide-keep.ts";
-import { provenOn, readyReplicas } from "../versions/decide-convergence.ts";
+import { provenOn, readyReplicas } from "../versions/bucket-replicas.ts";
 import { decideAlias } from "./decide-alias.ts";
 
 /** A version that no replica has proven by then is not waited for any longer. */

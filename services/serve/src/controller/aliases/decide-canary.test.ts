@@ -63,7 +63,7 @@ const view = (afterMs: number, traffic: TrafficState[] = [], proven: (version: n
 const lines = ({ history }: AdapterState) => history.map(({ kind, to, share, outcome, by }) => [kind, to, share ?? outcome ?? null, by]);
 
 /** Decides until there is nothing left to do at that time. */
-function settle(state: AdapterState, at: CanaryView): AdapterState {
+function decideUntilStable(state: AdapterState, at: CanaryView): AdapterState {
   let current = state;
   for (let i = 0; i < 10; i++) {
     const decision = decideCanary(current, at);
@@ -85,7 +85,7 @@ describe("a canary that does well", () => {
       kind: "wait",
       why: "19 of 20 answers of step 1 are there",
     });
-    const second = settle(state, view(61_000, [report({ 1: [900], 2: [20] }, { at: 61_000 })]));
+    const second = decideUntilStable(state, view(61_000, [report({ 1: [900], 2: [20] }, { at: 61_000 })]));
     expect(second.canary).toMatchObject({
       step: 1,
       share: 50,
@@ -97,7 +97,7 @@ describe("a canary that does well", () => {
       kind: "wait",
       why: "19 of 20 answers of step 2 are there",
     });
-    const done = settle(second, view(122_000, [report({ 2: [40] }, { at: 122_000 })]));
+    const done = decideUntilStable(second, view(122_000, [report({ 2: [40] }, { at: 122_000 })]));
     expect(done).toMatchObject({ alias: 2, canary: null });
     expect(lines(done).slice(1)).toEqual([
       ["canary-started", 2, 5, "ann"],
@@ -112,7 +112,7 @@ describe("a canary that does well", () => {
     fc.assert(
       fc.property(fc.integer({ min: 0, max: 500_000 }), fc.integer({ min: 0, max: 1000 }), (at, requests) => {
         const now = view(at, [report({ 1: [100], 2: [requests] }, { at })]);
-        const rested = settle(started(), now);
+        const rested = decideUntilStable(started(), now);
         expect(rested.canary?.step ?? 2).toBeLessThanOrEqual(1);
         expect(decideCanary(rested, now).kind).toBe("wait");
       }),
@@ -199,7 +199,7 @@ describe("a canary that does worse is rolled back", () => {
 
   it("when it is proven nowhere for long while the promoted version is; until then it is paused", () => {
     const lost = (version: number) => (version === 2 ? 0 : 1);
-    const paused = settle(started(), view(5000, [], lost));
+    const paused = decideUntilStable(started(), view(5000, [], lost));
     expect(paused.canary).toMatchObject({ unprovenSince: iso(5000), share: 5 });
     expect(ended(paused, view(5000 + provenWithinMs - 1000, [], lost))).toMatchObject({
       kind: "wait",
@@ -213,7 +213,7 @@ describe("a canary that does worse is rolled back", () => {
       ),
     ).toMatchObject({ kind: "wait" });
     expect(ended(paused, view(5000 + provenWithinMs, [], lost))).toMatchObject({ alias: 1, code: "CANARY_NOT_PROVEN" });
-    const again = settle(paused, view(9000, [report({ 2: [30] }, { at: 9000, since: 1 })]));
+    const again = decideUntilStable(paused, view(9000, [report({ 2: [30] }, { at: 9000, since: 1 })]));
     expect(again.canary).toMatchObject({ unprovenSince: null, since: iso(9000), step: 0, baseline: { g1: { version: { requests: 30 } } } });
   });
 });
@@ -234,21 +234,21 @@ describe("judged loss", () => {
 });
 
 describe("a run with promote: canary", () => {
-  const settled = { kind: "served" as const, version: 2, replicas: 3, of: 3, provenAt: iso(1000) };
+  const proven = { kind: "served" as const, version: 2, replicas: 3, of: 3, provenAt: iso(1000) };
   const trained = (over: Partial<AdapterVersion> = {}, alias: number | null = 1) =>
     adapter([versionOf(1), versionOf(2, { promote: "canary", canary: settings(), servedAt: null, ...over })], alias);
   it("begins its canary when it is proven, with its own settings", () => {
-    const state = applyServed(trained(), settled, iso(1000));
+    const state = applyServed(trained(), proven, iso(1000));
     expect(state).toMatchObject({ alias: 1, canary: { version: 2, share: 5, by: null }, versions: [{}, { servedOn: 3 }] });
     expect(state.history.at(-1)).toMatchObject({ kind: "canary-started", reason: "proven on 3 replicas" });
-    expect(applyServed(state, settled, iso(2000))).toBe(state);
+    expect(applyServed(state, proven, iso(2000))).toBe(state);
   });
   it("is promoted at once where nothing is promoted yet", () => {
-    expect(applyServed(trained({}, null), settled, iso(1000))).toMatchObject({ alias: 2, history: [{ kind: "promoted" }] });
-    expect(applyServed(trained({}, null), settled, iso(1000)).canary).toBeUndefined();
+    expect(applyServed(trained({}, null), proven, iso(1000))).toMatchObject({ alias: 2, history: [{ kind: "promoted" }] });
+    expect(applyServed(trained({}, null), proven, iso(1000)).canary).toBeUndefined();
   });
   it("is told when it may not begin", () => {
-    const state = applyServed(trained({ canary: settings({ max_loss_increase: 0 }), evaluation: null }), settled, iso(1000));
+    const state = applyServed(trained({ canary: settings({ max_loss_increase: 0 }), evaluation: null }), proven, iso(1000));
     expect(state).toMatchObject({ alias: 1, versions: [{}, { servedAt: iso(1000) }] });
     expect(state.history.at(-1)).toMatchObject({ kind: "canary-ended", outcome: "rolledback", code: "CANARY_LOSS_NOT_COMPARABLE" });
   });

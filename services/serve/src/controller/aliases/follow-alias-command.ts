@@ -2,8 +2,7 @@
 import type { KvBucket } from "@loraline/bus";
 import type { AdapterState, EventAddress, Problem, ReplicaState } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import { keyOf, nameOf, publishLine, publishLinesAfter } from "./adapter-events.ts";
-import type { ServeServiceDeps } from "../service.ts";
+import { type AdapterEventDeps, keyOf, nameOf, publishLine, publishLinesAfter } from "./adapter-events.ts";
 import { type AliasCommand, decideAlias } from "./decide-alias.ts";
 import { lastLine } from "./history-lines.ts";
 
@@ -11,7 +10,7 @@ import { lastLine } from "./history-lines.ts";
 export async function followAliasCommand(
   at: EventAddress,
   command: AliasCommand,
-  deps: ServeServiceDeps,
+  deps: AdapterEventDeps,
   adapters: KvBucket<AdapterState>,
   replicas: (of: AdapterState) => Iterable<ReplicaState>,
 ): Promise<void> {

@@ -146,13 +146,12 @@ describe("decidePlacement", () => {
 });
 
 describe("decideHandover", () => {
-  const states = (of: Record<string, "proven" | "settled" | "pending" | "away">) => (replica: string) => of[replica] ?? "away";
+  const states = (of: Record<string, "proven" | "failed" | "pending" | "away">) => (replica: string) => of[replica] ?? "away";
   it("keeps the old place until the new one has it proven", () => {
-    const handover = (of: Record<string, "proven" | "settled" | "pending" | "away">) =>
-      decideHandover(["b"], ["a"], ["a", "b"], states(of));
+    const handover = (of: Record<string, "proven" | "failed" | "pending" | "away">) => decideHandover(["b"], ["a"], ["a", "b"], states(of));
     expect(handover({ a: "proven", b: "pending" })).toEqual(["a", "b"]);
     expect(handover({ a: "proven", b: "away" })).toEqual(["a", "b"]);
-    expect(handover({ a: "proven", b: "settled" })).toEqual(["a", "b"]);
+    expect(handover({ a: "proven", b: "failed" })).toEqual(["a", "b"]);
     expect(handover({ a: "proven", b: "proven" })).toEqual(["b"]);
     expect(handover({ a: "pending", b: "pending" })).toEqual(["b"]);
   });

@@ -190,14 +190,15 @@ function placedOf(
 }
 
 /**
- * Make before break: the places that it leaves count until those that it goes to have settled. `settled` says whether a replica has
- * it proven, or will not have it so soon; one that is not ready is not waited for, but somebody must have it.
+ * Make before break: the replicas that a version leaves keep it until those that it goes to are done with it. `state` says of a replica
+ * whether it has the version proven, has failed to, or is still at it. A replica that is away is not waited for, but some replica must have
+ * the version.
  */
 export function decideHandover(
   target: readonly string[] | null,
   current: readonly string[] | null,
   replicas: readonly string[],
-  state: (replica: string) => "proven" | "settled" | "pending" | "away",
+  state: (replica: string) => "proven" | "failed" | "pending" | "away",
 ): readonly string[] | null {
   if (target === null) return null;
   const now = current ?? replicas;
@@ -205,7 +206,7 @@ export function decideHandover(
   if (leaving.length === 0 || target.length === 0) return target;
   const states = target.map(state);
   if (states.includes("proven") && !states.includes("pending")) return target;
-  // Only what has it is worth keeping.
+  // A replica that has not proven the version is not worth keeping.
   const kept = leaving.filter((replica) => state(replica) === "proven");
   return kept.length === 0 ? target : [...target, ...kept].toSorted();
 }

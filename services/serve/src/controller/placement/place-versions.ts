@@ -3,16 +3,17 @@ import type { KvBucket, ReplicaTable } from "@loraline/bus";
 import { adapterKey, type AdapterState, type EngineRecord, type Placement, replicaKey } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 import { rankOf } from "../../version-rank.ts";
+import type { WatchedTable } from "../watched-table.ts";
 import { decideHandover, decidePlacement, fitsEverywhere, type Placed } from "./decide-placement.ts";
 
-/** What changes together is decided once. */
-const settleMs = 100;
+/** Changes within this time are decided together. */
+const collectMs = 100;
 /** Places written at once. */
 const writesAtOnce = 16;
 
 export interface Placer {
-  /** To be told of every change of an adapter. */
-  see(state: AdapterState): void;
+  /** To be called with every change of an adapter. */
+  onAdapter(state: AdapterState): void;
   /** Replicas of the engine came or went, hold something else than before, or its limits changed. */
   wake(engine: string, because: "replicas" | "holdings" | "limits"): void;
   /** Where a new version of this adapter is before it is placed: everywhere (null) or not yet anywhere. */
@@ -37,7 +38,7 @@ export function createPlacer({
 }: {
   adapters: KvBucket<AdapterState>;
   /** Every adapter as it is known now, by key. */
-  states: ReadonlyMap<string, AdapterState>;
+  states: Pick<WatchedTable<AdapterState>, "entries">;
   table: ReplicaTable;
   engineOf(name: string): EngineRecord | undefined;
   /** A replica that is silent this long is not coming back soon: what it held is placed elsewhere. */
@@ -75,7 +76,7 @@ export function createPlacer({
       return;
     }
     const replicas = replicasOf(name);
-    const here = [...states].filter(([, state]) => state.engine === name);
+    const here = [...states.entries()].filter(([, state]) => state.engine === name);
     const versions = here.flatMap(([key, state]) =>
       state.versions
         .filter(({ status }) => status === "desired")
@@ -99,7 +100,7 @@ export function createPlacer({
         if (entry === undefined || !entry.report.ready) return "away";
         const state = entry.held(loraName)?.state;
         if (state === "proven") return "proven";
-        return state === "refused" || state === "quarantined" ? "settled" : "pending";
+        return state === "refused" || state === "quarantined" ? "failed" : "pending";
       });
       if (!sameList(next, target.replicas)) known.moving = true;
       if (sameList(next, current) && (unplaced?.message ?? null) === (target.problem?.message ?? null)) continue;
@@ -136,7 +137,7 @@ export function createPlacer({
     });
   };
   const schedule = (): void => {
-    timer ??= setTimeout(run, settleMs);
+    timer ??= setTimeout(run, collectMs);
   };
   signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
   const wake = (name: string): void => {
@@ -150,7 +151,7 @@ export function createPlacer({
   signal.addEventListener("abort", () => clearInterval(resync), { once: true });
 
   return {
-    see(state) {
+    onAdapter(state) {
       const known = engine(state.engine);
       const key = adapterKey(state);
       const before = known.counts.get(key) ?? 0;

@@ -1,7 +1,8 @@
 import type { AdapterState, ReplicaAdapter, ReplicaState } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { awaitedReplica, decideConvergence, laggardMs, replicaFreshMs } from "./decide-convergence.ts";
+import { replicaFreshMs } from "./bucket-replicas.ts";
+import { awaitedReplica, decideConvergence, laggardMs } from "./decide-convergence.ts";
 import { applyRefused, applyServed } from "./decide-versions.ts";
 import { hex, now, proof, replica, serve, time, withVersions } from "./versions-under-test.ts";
 
@@ -9,14 +10,14 @@ type Given = ReplicaAdapter["state"] | Partial<ReplicaAdapter> | undefined;
 const state = withVersions(1);
 const on = (reports: Record<string, Given>, of: AdapterState = state): ReplicaState[] =>
   Object.entries(reports).map(([name, given]) => replica(name, of, given === undefined ? {} : { 1: given }));
-const settle = (reports: Record<string, Given>, of: AdapterState = state) => decideConvergence(of, on(reports, of), now);
+const decide = (reports: Record<string, Given>, of: AdapterState = state) => decideConvergence(of, on(reports, of), now);
 const bad = { kind: "refused", version: 1, problem: { code: "BAD", message: "bad" } };
 
 describe("decideConvergence", () => {
   it("waits for every ready replica", () => {
-    expect(settle({})).toEqual([]);
-    for (const other of ["loading", "retrying", undefined] as const) expect(settle({ a: "proven", b: other })).toEqual([]);
-    expect(settle({ a: "proven", b: "proven" })).toMatchObject([{ kind: "served", version: 1, replicas: 2, of: 2 }]);
+    expect(decide({})).toEqual([]);
+    for (const other of ["loading", "retrying", undefined] as const) expect(decide({ a: "proven", b: other })).toEqual([]);
+    expect(decide({ a: "proven", b: "proven" })).toMatchObject([{ kind: "served", version: 1, replicas: 2, of: 2 }]);
   });
 
   it("does not wait for replicas that are away, silent for long, or another engine's", () => {
@@ -34,11 +35,11 @@ describe("decideConvergence", () => {
       ...state,
       versions: state.versions.map((version) => ({ ...version, replicas })),
     });
-    expect(settle({ a: "proven", b: undefined }, placed(["a"]))).toMatchObject([{ kind: "served", replicas: 1, of: 1 }]);
-    expect(settle({ a: "proven", b: undefined }, placed(["a", "b"]))).toEqual([]);
+    expect(decide({ a: "proven", b: undefined }, placed(["a"]))).toMatchObject([{ kind: "served", replicas: 1, of: 1 }]);
+    expect(decide({ a: "proven", b: undefined }, placed(["a", "b"]))).toEqual([]);
     // Left over from before it was placed elsewhere.
-    expect(settle({ a: "proven", b: "loading" }, placed(["b"]))).toEqual([]);
-    expect(settle({ a: "proven" }, placed([]))).toEqual([]);
+    expect(decide({ a: "proven", b: "loading" }, placed(["b"]))).toEqual([]);
+    expect(decide({ a: "proven" }, placed([]))).toEqual([]);
   });
 
   it("counts only these bytes under this name", () => {
@@ -49,37 +50,37 @@ describe("decideConvergence", () => {
 
   it("lets one replica's trouble keep nothing from being served on the others", () => {
     for (const other of ["refused", "quarantined", { state: "quarantined", blame: "replica" }] as const) {
-      expect(settle({ a: "proven", b: other, c: "proven" })).toMatchObject([{ kind: "served", replicas: 2, of: 3 }]);
+      expect(decide({ a: "proven", b: other, c: "proven" })).toMatchObject([{ kind: "served", replicas: 2, of: 3 }]);
     }
     const long = { state: "proven" as const, proof: proof(time(laggardMs)) };
-    expect(settle({ a: long, b: "loading", c: undefined })).toMatchObject([{ kind: "served", replicas: 1, of: 3 }]);
-    expect(settle({ a: { ...long, proof: proof(time(laggardMs - 1)) }, b: "loading" })).toEqual([]);
+    expect(decide({ a: long, b: "loading", c: undefined })).toMatchObject([{ kind: "served", replicas: 1, of: 3 }]);
+    expect(decide({ a: { ...long, proof: proof(time(laggardMs - 1)) }, b: "loading" })).toEqual([]);
   });
 
   it("refuses what no replica that can tell has proven", () => {
-    expect(settle({ a: "refused", b: "loading" })).toEqual([]);
-    expect(settle({ a: "refused", b: "refused" })).toEqual([bad]);
-    expect(settle({ a: "quarantined", b: "refused" })).toEqual([bad]);
-    expect(settle({ a: "quarantined" })).toEqual([bad]);
+    expect(decide({ a: "refused", b: "loading" })).toEqual([]);
+    expect(decide({ a: "refused", b: "refused" })).toEqual([bad]);
+    expect(decide({ a: "quarantined", b: "refused" })).toEqual([bad]);
+    expect(decide({ a: "quarantined" })).toEqual([bad]);
     // A full disk says nothing about the bytes.
     const full = { state: "quarantined", blame: "replica" } as const;
-    expect(settle({ a: full, b: full })).toEqual([]);
-    expect(settle({ a: full, b: "refused" })).toEqual([bad]);
+    expect(decide({ a: full, b: full })).toEqual([]);
+    expect(decide({ a: full, b: "refused" })).toEqual([bad]);
   });
 
   it("refuses at once what is wrong in the files themselves", () => {
     const inFiles = { state: "refused", blame: "adapter" } as const;
-    expect(settle({ a: inFiles, b: "loading", c: undefined })).toEqual([bad]);
-    expect(settle({ a: inFiles, b: "proven" })).toMatchObject([{ kind: "served", replicas: 1, of: 2 }]);
+    expect(decide({ a: inFiles, b: "loading", c: undefined })).toEqual([bad]);
+    expect(decide({ a: inFiles, b: "proven" })).toMatchObject([{ kind: "served", replicas: 1, of: 2 }]);
     const refused = applyRefused(state, bad as Extract<ReturnType<typeof decideConvergence>[number], { kind: "refused" }>);
     expect(refused.versions[0]).toMatchObject({ status: "refused", reason: { code: "BAD" } });
   });
 
   it("leaves alone what is served already", () => {
-    expect(settle({ a: "refused", b: "refused" }, serve(state, 1))).toEqual([]);
+    expect(decide({ a: "refused", b: "refused" }, serve(state, 1))).toEqual([]);
   });
 
-  it("settles rightly and once, whatever the replicas say (property)", () => {
+  it("decides rightly and once, whatever the replicas report (property)", () => {
     const given = fc.option(
       fc.record({
         state: fc.constantFrom<ReplicaAdapter["state"]>("proven", "loading", "draining", "refused", "retrying", "quarantined"),
@@ -101,10 +102,10 @@ describe("decideConvergence", () => {
           replicas.filter(
             ({ ready, adapters }) => ready && adapters.some(({ version, state: is }) => version === number && is === "proven"),
           ).length;
-        for (const settled of decideConvergence(current, replicas, now)) {
-          expect(provenOf(settled.version)).toBe(settled.kind === "served" ? settled.replicas : 0);
-          expect(settled.kind === "refused" || settled.replicas > 0).toBe(true);
-          current = settled.kind === "served" ? applyServed(current, settled, time()) : applyRefused(current, settled);
+        for (const decided of decideConvergence(current, replicas, now)) {
+          expect(provenOf(decided.version)).toBe(decided.kind === "served" ? decided.replicas : 0);
+          expect(decided.kind === "refused" || decided.replicas > 0).toBe(true);
+          current = decided.kind === "served" ? applyServed(current, decided, time()) : applyRefused(current, decided);
         }
         expect(decideConvergence(current, replicas, now)).toEqual([]);
         expect(current.alias === null || provenOf(current.alias) > 0).toBe(true);
@@ -117,14 +118,14 @@ describe("awaitedReplica", () => {
   const states = ["loading", "proven", "draining", "refused", "retrying", "quarantined", undefined] as const;
   const reports = fc.dictionary(fc.constantFrom("a", "b", "c", "d"), fc.constantFrom(...states));
 
-  it("names one without which nothing that others prove settles anything", () => {
+  it("names one replica without which no other's proof changes anything", () => {
     let awaited = 0;
     fc.assert(
       fc.property(reports, fc.constantFrom("a", "b", "c", "d"), fc.constantFrom("proven", "loading", "retrying"), (before, other, then) => {
         const name = awaitedReplica(state, on(before), now);
-        if (name === undefined || name === other || settle(before).length > 0) return;
+        if (name === undefined || name === other || decide(before).length > 0) return;
         awaited += 1;
-        expect(settle({ ...before, [other]: then })).toEqual([]);
+        expect(decide({ ...before, [other]: then })).toEqual([]);
       }),
       { numRuns: 500 },
     );

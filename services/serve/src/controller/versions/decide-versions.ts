@@ -59,19 +59,19 @@ export const versionOfRun = (state: AdapterState | undefined, runId: string): Ad
  * Marks a version as served. If its run asked for that and no later version was there before, the alias moves to it, or its canary
  * begins.
  */
-export function applyServed(state: AdapterState, settled: Extract<Convergence, { kind: "served" }>, at: string): AdapterState {
-  const found = state.versions.find(({ version }) => version === settled.version);
+export function applyServed(state: AdapterState, decided: Extract<Convergence, { kind: "served" }>, at: string): AdapterState {
+  const found = state.versions.find(({ version }) => version === decided.version);
   if (found === undefined || found.status !== "desired" || found.servedAt !== null) return state;
   const served: AdapterState = {
     ...state,
     versions: state.versions.map((known) =>
-      known === found ? { ...known, servedAt: settled.provenAt, servedOn: settled.replicas, servedOf: settled.of } : known,
+      known === found ? { ...known, servedAt: decided.provenAt, servedOn: decided.replicas, servedOf: decided.of } : known,
     ),
   };
   // Not the alias but the highest it ever was: whoever rolled back from 4 to 2 does not want 3, which only took longer.
   const highest = Math.max(0, ...state.history.filter(isMove).map(({ to }) => to));
   if (found.promote === "manual" || found.version <= highest) return applyKeep(served, at, found.version);
-  const replicas = `${settled.replicas === settled.of ? "" : `${settled.replicas} of `}${settled.of} ${settled.of === 1 ? "replica" : "replicas"}`;
+  const replicas = `${decided.replicas === decided.of ? "" : `${decided.replicas} of `}${decided.of} ${decided.of === 1 ? "replica" : "replicas"}`;
   const cause = { by: null, reason: `proven on ${replicas}`, at };
   if (found.promote === "auto") return moveAlias(served, found.version, cause);
   const settings = found.canary ?? canarySettings.parse({});
@@ -82,12 +82,12 @@ export function applyServed(state: AdapterState, settled: Extract<Convergence, {
 }
 
 /** Not the promoted one: a person may have moved the alias to it before every replica had it, and users would be left with none. */
-export function applyRefused(state: AdapterState, settled: Extract<Convergence, { kind: "refused" }>): AdapterState {
+export function applyRefused(state: AdapterState, decided: Extract<Convergence, { kind: "refused" }>): AdapterState {
   return {
     ...state,
     versions: state.versions.map((known) =>
-      known.version === settled.version && known.status === "desired" && known.servedAt === null && known.version !== state.alias
-        ? { ...known, status: "refused", reason: settled.problem }
+      known.version === decided.version && known.status === "desired" && known.servedAt === null && known.version !== state.alias
+        ? { ...known, status: "refused", reason: decided.problem }
         : known,
     ),
   };

@@ -2,10 +2,14 @@
 import type { KvBucket } from "@loraline/bus";
 import { type AdapterManifest, adapterManifest, type AdapterState, type AdapterVersion } from "@loraline/contracts";
 import { adapterFiles } from "@loraline/models";
-import { getJson } from "@loraline/objects";
-import { PermanentError } from "@loraline/runtime";
+import { getJson, type Objects } from "@loraline/objects";
+import { type Log, PermanentError } from "@loraline/runtime";
 import { keyOf, nameOf } from "../aliases/adapter-events.ts";
-import type { ServeServiceDeps } from "../service.ts";
+
+export interface EraseDeps {
+  objects: Pick<Objects, "get" | "delete">;
+  log: Log;
+}
 
 /** Manifests read at once. */
 const readsAtOnce = 16;
@@ -20,7 +24,7 @@ const readsAtOnce = 16;
 export async function eraseVersion(
   { tenant, adapter, base }: AdapterState,
   version: AdapterVersion,
-  { objects, log }: ServeServiceDeps,
+  { objects, log }: EraseDeps,
   adapters: KvBucket<AdapterState>,
 ): Promise<void> {
   const at = { tenant, id: adapter };

@@ -8,16 +8,15 @@ import type {
   EventAddress,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import { keyOf, nameOf, publishLine, publishLinesAfter } from "../aliases/adapter-events.ts";
+import { type AdapterEventDeps, keyOf, nameOf, publishLine, publishLinesAfter } from "../aliases/adapter-events.ts";
 import { lastLine } from "../aliases/history-lines.ts";
-import type { ServeServiceDeps } from "../service.ts";
 import { applyKeep, decideDelete, type DeleteDecision, wantVersion } from "./decide-keep.ts";
 
 /** One compare-and-set, then the events of the lines that it added. */
-async function changeAndTell(
+async function changeAndPublish(
   at: EventAddress,
   change: (current: AdapterState | undefined) => AdapterState | undefined,
-  deps: ServeServiceDeps,
+  deps: AdapterEventDeps,
   adapters: KvBucket<AdapterState>,
 ): Promise<AdapterState | undefined> {
   let known = 0;
@@ -30,23 +29,26 @@ async function changeAndTell(
   return state;
 }
 
-/** Somebody asks for a version by name. That there is no such version is nobody's fault: it may have been deleted meanwhile. */
+/** Somebody asks for a version by name. If there is no such version, nothing happens: it may have been deleted meanwhile. */
 export async function onVersionWanted(
   { at, data: { version, by } }: Received<typeof adapterVersionWanted>,
-  deps: ServeServiceDeps,
+  deps: AdapterEventDeps & {
+    /** The version stays loaded for so long, ms. Default: 15 min. */
+    wantedForMs?: number | undefined;
+  },
   adapters: KvBucket<AdapterState>,
 ): Promise<void> {
   const cause = { by: by ?? null, reason: "asked for by name", at: new Date().toISOString() };
-  await changeAndTell(at, (current) => current && wantVersion(current, version, cause, deps.wantedForMs), deps, adapters);
+  await changeAndPublish(at, (current) => current && wantVersion(current, version, cause, deps.wantedForMs), deps, adapters);
 }
 
 export async function onKeepRequested(
   { at, data: { keep, by } }: Received<typeof adapterKeepRequested>,
-  deps: ServeServiceDeps,
+  deps: AdapterEventDeps,
   adapters: KvBucket<AdapterState>,
 ): Promise<void> {
   const now = new Date().toISOString();
-  const state = await changeAndTell(at, (current) => current && applyKeep({ ...current, keep }, now), deps, adapters);
+  const state = await changeAndPublish(at, (current) => current && applyKeep({ ...current, keep }, now), deps, adapters);
   if (state === undefined) throw new PermanentError("ADAPTER_UNKNOWN", `there is no adapter "${nameOf(at)}".`);
   deps.log.info({ adapter: nameOf(at), keep, by }, "keep set");
 }
@@ -54,7 +56,7 @@ export async function onKeepRequested(
 /** Marks the version; the keeper removes its bytes. */
 export async function onDeleteRequested(
   { at, seq, data: { version, by } }: Received<typeof adapterVersionDeleteRequested>,
-  deps: ServeServiceDeps,
+  deps: AdapterEventDeps,
   adapters: KvBucket<AdapterState>,
 ): Promise<void> {
   let decision: DeleteDecision = { kind: "nothing" };
@@ -64,11 +66,11 @@ export async function onDeleteRequested(
     decision = decideDelete(current, command);
     return decision.kind === "delete" ? decision.state : current;
   };
-  const state = await changeAndTell(at, change, deps, adapters);
+  const state = await changeAndPublish(at, change, deps, adapters);
   // Assigned in the callback, which the compiler does not follow.
   const decided = decision as DeleteDecision;
   if (decided.kind === "reject") throw new PermanentError(decided.problem.code, decided.problem.message, { param: decided.problem.param });
-  // Delivered again, it changes nothing any more, and its line may not have been told.
+  // A command that is delivered again changes nothing, but the event of its line may be missing.
   const own = state?.history.findIndex((line) => line.command === seq) ?? -1;
   if (state !== undefined && decided.kind === "nothing" && own !== -1) await publishLine(state, own, deps);
   deps.log.info({ adapter: nameOf(at), version, by }, decided.kind === "delete" ? "version deleted" : "version was deleted already");

@@ -4,16 +4,16 @@
  */
 import type { KvBucket } from "@loraline/bus";
 import type { AdapterState, ReplicaState } from "@loraline/contracts";
-import { addressOf, nameOf, publishLinesAfter } from "../aliases/adapter-events.ts";
+import { addressOf, type AdapterEventDeps, nameOf, publishLinesAfter } from "../aliases/adapter-events.ts";
 import { decideAwaiting } from "../aliases/decide-awaiting.ts";
 import { lastLine } from "../aliases/history-lines.ts";
-import type { ServeServiceDeps } from "../service.ts";
 import { applyKeep, nextLapse } from "./decide-keep.ts";
-import { eraseVersion } from "./erase-version.ts";
+import { type EraseDeps, eraseVersion } from "./erase-version.ts";
+import type { WatchedTable } from "../watched-table.ts";
 
 export interface Keeper {
-  /** To be told of every change of an adapter. */
-  see(key: string, state: AdapterState | undefined): void;
+  /** To be called with every change of an adapter. */
+  onAdapter(key: string, state: AdapterState | undefined): void;
   /** Whether `keep` or `erase` has something to do for an adapter. */
   isDue(key: string): boolean;
   /** Does what is due for one adapter. May be called at any time, and again after it died at any line. */
@@ -23,28 +23,26 @@ export interface Keeper {
    * @throws UnavailableError while the store is away.
    */
   erase(key: string): Promise<void>;
+  /** `follower` is called with the key of an adapter when there is something to do for it. */
+  onDue(follower: (key: string) => void): void;
 }
 
-/**
- * @param states - every adapter as it is known now, by key.
- * @param wake - called with the key of an adapter for which `keep` has something to do.
- */
-export function createKeeper({
-  deps,
-  adapters,
-  states,
-  replicas,
-  wake,
-  signal,
-}: {
-  deps: ServeServiceDeps;
+export interface KeeperDeps extends AdapterEventDeps, EraseDeps {
   adapters: KvBucket<AdapterState>;
-  states: ReadonlyMap<string, AdapterState>;
+  /** Every adapter as it is known now, by key. */
+  states: Pick<WatchedTable<AdapterState>, "get">;
   replicas: (of: AdapterState) => Iterable<ReplicaState>;
-  wake: (key: string) => void;
+  /** How often adapters are looked at although nothing was reported, ms; at most half a second. */
+  resyncMs: number;
   signal: AbortSignal;
-}): Keeper {
-  const { log, resyncMs = 2000 } = deps;
+}
+
+export function createKeeper(deps: KeeperDeps): Keeper {
+  const { adapters, states, replicas, log, resyncMs, signal } = deps;
+  const followers: ((key: string) => void)[] = [];
+  const due = (key: string): void => {
+    for (const follower of followers) follower(key);
+  };
   /** Adapters with something that time, replicas or the object store decide. */
   const open = new Set<string>();
 
@@ -61,7 +59,7 @@ export function createKeeper({
   // Neither the passing of time nor a replica's proof changes an adapter's entry.
   const timer = setInterval(
     () => {
-      for (const key of open) if (isDue(key)) wake(key);
+      for (const key of open) if (isDue(key)) due(key);
     },
     Math.min(resyncMs, 500),
   );
@@ -69,10 +67,13 @@ export function createKeeper({
 
   return {
     isDue,
-    see(key, state) {
+    onDue(follower) {
+      followers.push(follower);
+    },
+    onAdapter(key, state) {
       if (state !== undefined && (state.awaiting || nextLapse(state) !== undefined || toErase(state).length > 0)) {
         open.add(key);
-        if (isDue(key)) wake(key);
+        if (isDue(key)) due(key);
       } else open.delete(key);
     },
     async keep(key) {

@@ -1,8 +1,7 @@
 /** A run that is called off after its training: its version is not served, if it is not served yet. */
 import type { KvBucket, Received } from "@loraline/bus";
 import { adapterKey, type AdapterState, type runCancelRequested, runRequested } from "@loraline/contracts";
-import { cancelledCode, nameOf, publishRefused } from "../aliases/adapter-events.ts";
-import type { ServeServiceDeps } from "../service.ts";
+import { type AdapterEventDeps, cancelledCode, nameOf, publishRefused } from "../aliases/adapter-events.ts";
 import { applyRefused, versionOfRun } from "./decide-versions.ts";
 
 /**
@@ -11,7 +10,7 @@ import { applyRefused, versionOfRun } from "./decide-versions.ts";
  */
 export async function onCancelRequested(
   { at, data }: Received<typeof runCancelRequested>,
-  deps: ServeServiceDeps,
+  deps: AdapterEventDeps,
   adapters: KvBucket<AdapterState>,
 ): Promise<void> {
   const requested = await deps.bus.first(runRequested, at);

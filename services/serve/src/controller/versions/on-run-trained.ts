@@ -18,23 +18,23 @@ import {
 } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, problemOf } from "@loraline/runtime";
-import { nameOf, publishAccepted, publishLinesAfter } from "../aliases/adapter-events.ts";
+import { type AdapterEventDeps, nameOf, publishAccepted, publishLinesAfter } from "../aliases/adapter-events.ts";
 import { lastLine } from "../aliases/history-lines.ts";
-import type { ServeServiceDeps } from "../service.ts";
 import { decideGate, gateDoubt } from "./decide-gate.ts";
 import { addVersion, versionOfRun } from "./decide-versions.ts";
 import type { Placer } from "../placement/place-versions.ts";
 import { onCancelRequested } from "./on-cancel-requested.ts";
 
+export interface GateDeps extends AdapterEventDeps {
+  objects: Pick<Objects, "get">;
+  adapters: KvBucket<AdapterState>;
+  engines: Pick<KvBucket<EngineRecord>, "entries">;
+  placer: Pick<Placer, "initial">;
+}
+
 /** Gates what a run trained; a version that passes is desired from then on. */
-export async function onRunTrained(
-  received: Received<typeof runTrained>,
-  deps: ServeServiceDeps,
-  adapters: KvBucket<AdapterState>,
-  engines: KvBucket<EngineRecord>,
-  placer: Pick<Placer, "initial">,
-): Promise<void> {
-  const { bus, objects, log, telemetry } = deps;
+export async function onRunTrained(received: Received<typeof runTrained>, deps: GateDeps): Promise<void> {
+  const { bus, objects, log, telemetry, adapters, engines, placer } = deps;
   const { at, data } = received;
   const { tenant, id: runId } = at;
   const requested = await bus.first(runRequested, at);
@@ -99,9 +99,9 @@ export async function onRunTrained(
     }
     const note = gateDoubt({ spec, evaluation: data.evaluation, adapter: known });
     if (note !== undefined) log.warn({ runId, adapter: nameOf(name), note }, "the gate could not judge everything it was asked to");
-    let told = 0;
+    let linesBefore = 0;
     const state = await adapters.change(key, (current) => {
-      told = current === undefined ? 0 : lastLine(current);
+      linesBefore = current === undefined ? 0 : lastLine(current);
       return addVersion(current, {
         tenant,
         adapter: spec.adapter,
@@ -125,7 +125,7 @@ export async function onRunTrained(
       });
     });
     // A run may set another `keep`.
-    if (state !== undefined) await publishLinesAfter(state, told, deps);
+    if (state !== undefined) await publishLinesAfter(state, linesBefore, deps);
     version = versionOfRun(state, runId);
   }
   if (version === undefined) throw new Error(`run ${runId} has no version in KV adapters/${key} after it was added`);
