@@ -35,7 +35,7 @@ const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repea
 const test = it
   .extend("dir", async ({}, { onCleanup }) => {
     const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
-    onCleanup(() => rm(dir, { recursive: true, force: true }));
+    onCleanup(() => rm(dir, { recursive: true, force: true, maxRetries: 5 }));
     return dir;
   })
   .extend("engine", async ({}, { onCleanup }) => {
