@@ -8,8 +8,8 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type AdapterState, type BaseRef, runServed, type RunSpecInput } from "@loraline/contracts";
-import { createSimulatedEngine, simulatedAdapter, simulatedProbes, test as it } from "@loraline/testkit";
+import { type AdapterState, adapterUnloaded, type BaseRef, moveKinds, runServed, type RunSpecInput } from "@loraline/contracts";
+import { createSimulatedEngine, simulatedAdapter, type SimulatedEngine, simulatedProbes, test as it } from "@loraline/testkit";
 import { expect } from "vitest";
 import { type GatewayUnderTest, startGateway } from "../services/gateway/src/gateway-under-test.ts";
 import { type ServeUnderTest, serveUnderTest } from "../services/serve/src/serve-under-test.ts";
@@ -66,6 +66,7 @@ interface Answer {
 
 interface Line {
   serve: ServeUnderTest;
+  engine: SimulatedEngine;
   gateways: GatewayUnderTest[];
   chats: Awaited<ReturnType<typeof startChats>>;
   answers: Answer[];
@@ -113,6 +114,7 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Li
   };
   return {
     serve,
+    engine,
     gateways,
     chats,
     answers,
@@ -148,6 +150,8 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Li
   };
 });
 
+const isMove = (kind: string): boolean => (moveKinds as readonly string[]).includes(kind);
+
 /** Versions that a request of this time may be answered by: what was promoted, or had a canary, at some moment of the second before. */
 function validAt(state: AdapterState, time: number): Set<number> {
   const valid = new Set<number>();
@@ -155,6 +159,7 @@ function validAt(state: AdapterState, time: number): Set<number> {
   let canary: number | null = null;
   const periods: { from: number; versions: (number | null)[] }[] = [];
   for (const { at, kind, to } of state.history) {
+    if (!isMove(kind)) continue;
     if (kind === "promoted" || kind === "rolledback") alias = to;
     else canary = kind === "canary-ended" ? null : to;
     periods.push({ from: Date.parse(at), versions: [alias, canary] });
@@ -261,3 +266,98 @@ test("what a command is refused for is the answer", async ({ line }) => {
     { error: { code: "NO_EARLIER_VERSION", message: expect.stringContaining("no served version before version 1") } },
   ]);
 });
+
+/** Status, code, Retry-After and message of an answer that is an error. */
+async function refusal(response: Response) {
+  const { error } = (await response.json()) as { error?: { code: string; message: string } };
+  return { status: response.status, code: error?.code, message: error?.message ?? "", retryAfter: response.headers.get("retry-after") };
+}
+const post = (body: object): RequestInit => ({
+  method: "POST",
+  headers: { "content-type": "application/json" },
+  body: JSON.stringify(body),
+});
+
+test(
+  "five versions under one name: each can be asked, promoted or deleted, also those that were retired",
+  { timeout: 90_000 },
+  async ({ line, tenant }) => {
+    const [first, second] = line.gateways as [GatewayUnderTest, GatewayUnderTest];
+    for (let seed = 1; seed <= 5; seed++) await line.version(seed);
+    const versionOf = async (number: number) => (await line.state())?.versions.find(({ version }) => version === number);
+    await expect
+      .poll(async () => (await line.state())?.versions.map(({ status }) => status), until)
+      .toEqual(["retired", "retired", "desired", "desired", "desired"]);
+    await expect.poll(() => line.engine.loaded.size, until).toBe(3);
+    const name = `${tenant}/pirate@1`;
+    const chat = (gateway: GatewayUnderTest, model: string) =>
+      gateway.fetch("/v1/chat/completions", post({ model, messages: [{ role: "user", content: "Who are you?" }] }));
+
+    // Asked by name: not yet, and when to ask again; then by its own bytes.
+    line.engine.behaviour.probeDelayMs = 1000;
+    const asked = await Promise.all(Array.from({ length: 20 }, (_, i) => chat(i % 2 === 0 ? first : second, name)));
+    for (const response of asked) {
+      expect(await refusal(response)).toMatchObject({
+        status: 503,
+        code: "version_loading",
+        retryAfter: "2",
+        message: expect.stringContaining("being loaded again"),
+      });
+    }
+    await expect.poll(async () => (await chat(second, name)).headers.get("x-loraline-version"), until).toBe("1");
+    const one = await versionOf(1);
+    expect(line.engine.loaded.get(one?.engineName ?? "")).toContain(one?.digest.slice("sha256:".length));
+    expect((await line.state())?.history.filter(({ kind }) => kind === "recalled")).toHaveLength(1);
+    // By OpenAI's name too.
+    expect((await chat(first, `ft:${base.name}:${tenant}:pirate:1`)).status).toBe(200);
+    expect((await first.openai.models.retrieve(`${tenant}/pirate@2`)).id).toBe(`${tenant}/pirate@2`);
+    expect((await first.openai.models.list()).data.map(({ id }) => id)).not.toContain(`${tenant}/pirate@2`);
+
+    // Promoted: it is loaded first, however often that is asked.
+    line.engine.behaviour.probeDelayMs = 4000;
+    const promoted = await first.fetch("/v1/loraline/adapters/pirate/promote", post({ version: 2 }));
+    expect(await refusal(promoted)).toMatchObject({ status: 503, code: "version_loading", retryAfter: "2" });
+    expect((await line.state())?.alias).toBe(5);
+    line.engine.behaviour.probeDelayMs = 0;
+    await expect.poll(async () => (await line.state())?.alias, { timeout: 30_000, interval: 50 }).toBe(2);
+    await expect.poll(async () => (await line.ask(1, "x")).version, until).toBe(2);
+
+    // Deleted: not while users get it, once otherwise, and then it is gone by every name.
+    const remove = (gateway: GatewayUnderTest, model: string) => gateway.fetch(`/v1/models/${model}`, { method: "DELETE" });
+    expect(await refusal(await remove(first, `${tenant}/pirate@2`))).toMatchObject({ status: 409, code: "VERSION_PROMOTED" });
+    expect(await refusal(await remove(first, `${tenant}/pirate`))).toMatchObject({ status: 400, code: "version_missing" });
+    expect(await refusal(await remove(first, `${tenant}/pirate@9`))).toMatchObject({ status: 404, code: "model_not_found" });
+    expect(await refusal(await remove(first, base.name))).toMatchObject({ status: 400, code: "model_is_base" });
+    expect(await first.openai.models.delete(`ft:${base.name}:${tenant}:pirate:1`)).toEqual({
+      id: `ft:${base.name}:${tenant}:pirate:1`,
+      object: "model",
+      deleted: true,
+    });
+    const twice = await remove(second, name);
+    expect([twice.status, await twice.json()]).toEqual([200, { id: name, object: "model", deleted: true }]);
+    for (const gateway of [first, second]) {
+      await expect
+        .poll(async () => refusal(await chat(gateway, name)), until)
+        .toMatchObject({
+          status: 404,
+          code: "model_not_found",
+          message: expect.stringContaining(`Version 1 of ${tenant}/pirate is deleted: it was deleted on `),
+        });
+    }
+    // It was loaded, and is unloaded.
+    await expect.poll(() => line.engine.loaded.has(one?.engineName ?? ""), { timeout: 30_000, interval: 50 }).toBe(false);
+    const unloaded = await line.serve.history([adapterUnloaded], "pirate");
+    expect(unloaded.map(({ data }) => (data as { version: number }).version)).toContain(1);
+    expect(await refusal(await first.fetch("/v1/loraline/adapters/pirate/promote", post({ version: 1 })))).toMatchObject({
+      status: 400,
+      code: "version_not_servable",
+      message: expect.stringContaining("deleted"),
+    });
+    await expect.poll(async () => (await versionOf(1))?.erased, until).toBe(true);
+
+    // What is kept can be set.
+    const kept = await first.fetch("/v1/loraline/adapters/pirate/keep", post({ keep: "all" }));
+    expect([kept.status, await kept.json()]).toMatchObject([200, { adapter: { keep: "all" } }]);
+    expect(await refusal(await first.fetch("/v1/loraline/adapters/pirate/keep", post({ keep: 0 })))).toMatchObject({ status: 400 });
+  },
+);

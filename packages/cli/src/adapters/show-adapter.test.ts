@@ -68,6 +68,26 @@ it("tells where a canary stands and what it waits for", () => {
   expect(listAdapters([view({ canary: null })])).toHaveLength(3);
 });
 
+it("says of retired versions that they are loaded again, of deleted ones who did it, and what a move waits for", () => {
+  const reason = { code: "VERSION_DELETED", message: "it was deleted on 2026-01-01 by ann." };
+  const versions = [version(1, { status: "deleted", reason }), version(2, { status: "retired" }), version(3)];
+  const awaiting = { kind: "promote" as const, version: 2, by: "ann", command: 7, since: at };
+  const history = [
+    { from: null, to: 2, kind: "retired" as const, because: 3, by: null, reason: "the 1 newest version is kept (keep: 1)", at },
+    { from: null, to: 1, kind: "deleted" as const, by: "ann", reason: "deletion requested", at },
+  ];
+  const shown = view({ versions, canary: null, alias: 3, awaiting, history });
+  const lines = listAdapters([shown]);
+  expect(lines[1]).toMatch(/acme\/pirate +1 +deleted .*it was deleted on 2026-01-01 by ann\./);
+  expect(lines[2]).toMatch(/acme\/pirate +2 +retired .*loaded again when asked for/);
+  expect(lines[4]).toBe("acme/pirate: the alias moves to version 2 when it is loaded and proven again");
+  expect(listHistory([shown]).map((line) => line.replace(/ {2,}/g, " | "))).toEqual([
+    expect.stringContaining("WHEN"),
+    "2026-01-01 10:00:00 | acme/pirate | retired 2 | (itself) | the 1 newest version is kept (keep: 1)",
+    "2026-01-01 10:00:00 | acme/pirate | deleted 1 | ann | deletion requested",
+  ]);
+});
+
 it("tells who moved the alias, when and why", () => {
   const [, ...lines] = listHistory([view()]);
   expect(lines.map((line) => line.replace(/ {2,}/g, " | "))).toEqual([

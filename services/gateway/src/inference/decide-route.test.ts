@@ -71,6 +71,41 @@ describe("decideRoute", () => {
     }
   });
 
+  describe("versions that do not stay loaded by themselves", () => {
+    const at = "2026-01-01T00:00:00.000Z";
+    const wanted = { at, until: "2026-01-01T00:15:00.000Z" };
+    const withOne = (over: Partial<typeof v1>) => {
+      const state = adapterOf("acme", "pirate", [{ ...v1, servedAt: at, ...over }, v2]);
+      return { adapters: new Map([["acme.pirate", state]]) };
+    };
+    it.each(["acme/pirate@1", `ft:${base}:acme:pirate:1`])("%s: a retired one is asked for, and not there yet", (model) => {
+      expect(route([replica("a", [v2])], model, withOne({ status: "retired" }))).toEqual({
+        kind: "unavailable",
+        code: "version_loading",
+        reason: expect.stringContaining("being loaded again") as string,
+        retryAfterMs: 2000,
+        named: { adapter: "pirate", version: 1, wanted: null },
+      });
+    });
+    it("one that is being loaded again says so until it is proven, and then answers", () => {
+      const loading = withOne({ wanted, replicas: [] });
+      expect(route([replica("a", [v2])], "acme/pirate@1", loading)).toMatchObject({ kind: "unavailable", code: "version_loading" });
+      expect(route([replica("a")], "acme/pirate@1", loading)).toMatchObject({ kind: "route", named: { version: 1, wanted } });
+      // For others than these it is the replicas' trouble.
+      expect(route([replica("a", [v2])], "acme/pirate@1", withOne({}))).toMatchObject({ code: "model_not_ready" });
+    });
+    it("whoever asks for the alias, or for its version, asks for nothing that would not be loaded", () => {
+      for (const model of ["acme/pirate", "acme/pirate@2"]) expect(route([replica("a")], model)).not.toHaveProperty("named");
+    });
+    it("a deleted one is unknown, with the reason", () => {
+      const reason = { code: "VERSION_DELETED", message: "it was deleted on 2026-01-01 by ann." };
+      expect(route([replica("a")], "acme/pirate@1", withOne({ status: "deleted", reason }))).toEqual({
+        kind: "unknown",
+        reason: "Version 1 of acme/pirate is deleted: it was deleted on 2026-01-01 by ann.",
+      });
+    });
+  });
+
   it("does not know bases of engines that are other tenants'", () => {
     expect(route([replica("a")], base, { engines: [engineRecord({ tenants: ["other"] })] })).toMatchObject({ kind: "unknown" });
     expect(route([replica("a")], base, { engines: [engineRecord({ tenants: ["acme"] })] })).toMatchObject({ kind: "route" });

@@ -121,8 +121,8 @@ function decideVersion(view: RoutingView, adapter: AdapterState, number: number 
   const [best, ...others] = inOrderOfChoice(provenOn(view, version), version.engineName, view.random, slotsOf(view, adapter));
   if (best === undefined) {
     const why = notProven(view, adapter, version);
-    const isLoading = version.servedAt !== null && version.wanted;
-    return { kind: "unavailable", code: isLoading ? "version_loading" : "model_not_ready", ...why, ...named };
+    if (version.servedAt === null || !version.wanted) return { kind: "unavailable", code: "model_not_ready", ...why, ...named };
+    return { kind: "unavailable", code: "version_loading", ...why, reason: `It is being loaded again: ${why.reason}`, ...named };
   }
   return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others], ...named };
 }
