@@ -182,14 +182,14 @@ describe("three gateways together", () => {
     expect(admitted.length).toBeLessThanOrEqual(10);
     expect(admitted.length).toBeGreaterThanOrEqual(7);
     expect(refused[0]).toMatchObject({ kind: "tokens" });
-    for (const admission of admitted) admission.settle(10);
+    for (const admission of admitted) admission.end(10);
     let used = admitted.length * 10;
     // Each of the later ones really uses all it reserved.
     await expect
       .poll(
         async () => {
           const more = await flood(gateways, 3, { tenant, tokens: 50 });
-          for (const admission of more.admitted) admission.settle(50);
+          for (const admission of more.admitted) admission.end(50);
           used += more.admitted.length * 50;
           return used;
         },
@@ -212,19 +212,19 @@ describe("three gateways together", () => {
     for (let round = 0; round < 60; round++) {
       const needs = [300, 1, 900, 1, 1, 2000, 1];
       const asked = needs.map(async (tokens) => limits[0]?.admit({ tenant, adapter: null, mostTokens: () => tokens }));
-      for (const admission of await Promise.all(asked)) admission?.settle(Number.POSITIVE_INFINITY);
+      for (const admission of await Promise.all(asked)) admission?.end(Number.POSITIVE_INFINITY);
     }
   });
 
   test("charge what a request used beyond what it reserved", async ({ gateways: { limits, ...gateways }, tenant }) => {
     await gateways.set(tenant, limitOf({ tokensPerMinute: 1000 }));
     const admit = (tokens: number) => limits[0]?.admit({ tenant, adapter: null, mostTokens: () => tokens });
-    (await admit(10))?.settle(300);
+    (await admit(10))?.end(300);
     let used = 300;
     await expect(
       (async () => {
         for (;;) {
-          (await admit(100))?.settle(100);
+          (await admit(100))?.end(100);
           used += 100;
         }
       })(),
@@ -249,8 +249,8 @@ describe("three gateways together", () => {
       )
       .toBe(6);
     expect((await flood(gateways, 9, { tenant })).admitted).toEqual([]);
-    held.pop()?.settle(0);
-    held.pop()?.settle(0);
+    held.pop()?.end(0);
+    held.pop()?.end(0);
     await expect
       .poll(
         async () => {

@@ -37,7 +37,7 @@ export interface Admission {
    * @param tokens - what it used; more than it reserved is owed, and taken from the minute before the next request is admitted.
    * Infinity: nobody knows, so it is what it reserved.
    */
-  settle(tokens: number): void;
+  end(tokens: number): void;
 }
 
 export interface LimitedRequest {
@@ -50,7 +50,7 @@ export interface LimitedRequest {
 
 export interface Limits extends AsyncDisposable {
   /**
-   * undefined when nothing limits the request; else it is counted until the admission is settled.
+   * undefined when nothing limits the request; else it is counted until the admission is ended.
    * @throws RateLimitError, PermanentError 400 `request_exceeds_limit`.
    */
   admit(request: LimitedRequest): Promise<Admission> | undefined;
@@ -308,7 +308,7 @@ export async function createLimits({
       undo(0);
       throw error;
     }
-    let settled = false;
+    let over = false;
     return {
       headers: headersOf(
         taken.flatMap(({ lease }) => {
@@ -317,9 +317,9 @@ export async function createLimits({
         }),
         now(),
       ),
-      settle(tokens) {
-        if (settled) return;
-        settled = true;
+      end(tokens) {
+        if (over) return;
+        over = true;
         undo(tokens);
       },
     };

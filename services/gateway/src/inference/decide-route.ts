@@ -82,6 +82,9 @@ export interface NamedVersion {
   wanted: AdapterVersion["wanted"];
 }
 
+/** A request whose model name was understood, and that a replica can answer. */
+export type Routed = Extract<RouteDecision, { kind: "route" }>;
+
 const unknown: RouteDecision = { kind: "unknown", reason: null };
 
 export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteRequest): RouteDecision {

@@ -2,14 +2,21 @@
 import type { EngineRecord } from "@loraline/contracts";
 import { badRequest } from "../errors.ts";
 
+export const inferencePaths = ["chat/completions", "completions", "embeddings"] as const;
+export type InferencePath = (typeof inferencePaths)[number];
+export type InferenceBody = Record<string, unknown> & { model: string };
+
 type Body = Readonly<Record<string, unknown>>;
-type Path = "chat/completions" | "completions" | "embeddings";
 
 /** What tokens are counted by. An engine takes "8" for 8, so that what is reserved here and what is made there would differ. */
 const counted = { n: "number", best_of: "number", max_tokens: "number", max_completion_tokens: "number", stream: "boolean" } as const;
 
 /** @throws PermanentError 400 with the field. An engine without a record is taken to generate, and not to bear prompt logprobs. */
-export function judgeInferenceBody(path: Path, body: Body, engine: Pick<EngineRecord, "tasks" | "promptLogprobs"> | undefined): void {
+export function judgeInferenceBody(
+  path: InferencePath,
+  body: Body,
+  engine: Pick<EngineRecord, "tasks" | "promptLogprobs"> | undefined,
+): void {
   for (const [field, type] of Object.entries(counted)) {
     const value = body[field] ?? undefined;
     if (value !== undefined && typeof value !== type)
@@ -51,7 +58,7 @@ const tokensAroundChat = 64;
  * longer than the engine takes.
  * @param limits.bytes - of the request's body.
  */
-export function mostTokensOf(path: Path, body: Body, { bytes, maxModelLen }: { bytes: number; maxModelLen: number }): number {
+export function mostTokensOf(path: InferencePath, body: Body, { bytes, maxModelLen }: { bytes: number; maxModelLen: number }): number {
   const longest = maxModelLen === 0 ? Number.POSITIVE_INFINITY : maxModelLen;
   if (path === "embeddings") {
     const { input } = body;
