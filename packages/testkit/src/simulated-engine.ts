@@ -303,7 +303,7 @@ export interface SimulatedAdapterOptions {
   seed?: number;
   rank?: number;
   alpha?: number;
-  /** Every value of lora_B: the adapter's effect, in nats. */
+  /** Every value of lora_B: the adapter's effect on logprobs. */
   size?: number;
   modules?: readonly string[];
   config?: Record<string, unknown>;

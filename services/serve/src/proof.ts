@@ -2,16 +2,16 @@
  * The proof that a replica applies an adapter: it is asked for the logprobs of the first token after some prompts, of the same
  * tokens that the trainer recorded while it held both models, once with the adapter and once without.
  *
- * Two questions are put to the answers. How far are they from the record (mean over tokens, in nats)? And by how much of the recorded
- * effect does the replica move: the slope of the replica's effect against the recorded one? Both are measured with the same rounding,
- * so the slope is that of total least squares (neither is the cause of the other), as an angle: 45° is the right scale. Each probe is
+ * Two questions are put to the answers. How far are they from the record (mean difference of natural logprobs over tokens)? And by how
+ * much of the recorded effect does the replica move: the slope of the replica's effect against the recorded one? Both are measured with
+ * the same rounding, so the slope is that of total least squares (neither is the cause of the other), as an angle: 45° is the right scale. Each probe is
  * centred first, as a common shift of its logprobs says nothing. How sure it is, is told by leaving out one probe at a time.
  *
  * Where the limits come from. PEFT in bf16 against vLLM 0.32 in bf16, both on the CPU, SmolLM2-135M; the union of the 32 likeliest tokens
  * of base and adapter; eight prompts for weak adapters, four for strong ones. Adapters by training: persona, all linear modules, r = 8
  * and 16 (strong: effect 8.8 and 5.5; medium: 1.6 and 1.2; weak: 0.36), q and v only, r = 4 (0.15), hardly trained (five of 0.06 to 0.07).
  *
- *                          agreement, nats                       angle, degrees ± standard error
+ *                          agreement                             angle, degrees ± standard error
  *   recorded effect        8.8   5.5   1.6   1.2   0.36  0.15    8.8    5.5    1.6    1.2    0.36    0.15
  *   the right bytes        0.09  0.12  0.06  0.07  0.06  0.07    45±0   45±0   45±0   45±0   45±0    39±2
  *   scaling × 2            2.3   3.8   0.45  0.80  0.43  0.18    53±0   54±1   48±1   52±2   67±3    65±2
@@ -23,11 +23,11 @@
  *   lora_B zero, misnamed  the effect is exactly 0 (vLLM loads misnamed modules without a word)
  *   the replica's base     0.075 to 0.084 (root mean square 0.10); another request for the same says the same to the last bit
  *
- * Agreement: rounding costs 0.1 nats and 1 % of the effect, so the limit is 0.25 + 1.5 %. Angle: 3° + 4 standard errors + what rounding
- * bends it by when it is not far below the effect (10° at equality). Told are: half and twice the scale from an effect of 0.15 nats on,
- * a quarter more or less for strong adapters and for 0.2 to 0.5 nats, hardly in between, where a trained persona saturates.
+ * Agreement: rounding costs 0.1 and 1 % of the effect, so the limit is 0.25 + 1.5 %. Angle: 3° + 4 standard errors + what rounding
+ * bends it by when it is not far below the effect (10° at equality). Told are: half and twice the scale from an effect of 0.15 on,
+ * a quarter more or less for strong adapters and for 0.2 to 0.5, hardly in between, where a trained persona saturates.
  *
- * Below about 0.15 nats nothing can be told, and not for want of tokens: the recorded effect is then rounding itself. Adapters hardly
+ * Below about 0.15 nothing can be told, and not for want of tokens: the recorded effect is then rounding itself. Adapters hardly
  * trained have an effect of 0.03 to 0.12 in float32, and both PEFT and vLLM in bf16 show of it 0.07 ± 0.1 in directions that agree with
  * neither float32 nor each other (slope 0.28 for an effect of 0.12), as what the adapter adds is less than the last bit of what it is
  * added to. Recording in float32 makes it worse for the same reason: at 0.63 the replica shows 0.6 of it. So such an adapter is proven to
@@ -37,7 +37,7 @@ import type { ProbeRecord, Problem, Proof } from "@loraline/contracts";
 import type { LoraEngine } from "./engines/lora-engine.ts";
 
 export interface ProofLimits {
-  /** Nats: what two correct implementations in bf16 differ by, as a constant and as a share of the effect. */
+  /** What two correct implementations in bf16 differ by, as a constant and as a share of the effect. */
   agreement: number;
   agreementShare: number;
   /** Nats: the same between the trainer's base and the replica's. */
@@ -77,7 +77,7 @@ const mean = (values: readonly number[]): number =>
   values.length === 0 ? 0 : values.reduce((sum, value) => sum + value, 0) / values.length;
 const rounded = (value: number): number => Math.round(value * 10_000) / 10_000;
 
-/** Mean |logprob with the adapter − logprob of the base| as the trainer recorded it, in nats. */
+/** Mean |logprob with the adapter − logprob of the base| as the trainer recorded it. */
 export const recordedEffect = (records: readonly ProbeRecord[]): number =>
   mean(records.flatMap(({ first }) => first.tokens.map((_, i) => Math.abs((first.adapter[i] ?? 0) - (first.base[i] ?? 0)))));
 
@@ -109,7 +109,7 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
     provenAt: at,
   };
   const refused = (code: string, message: string): ProofDecision => ({ kind: "refused", problem: { code, message }, proof });
-  const nats = (value: number): string => `${value.toFixed(2)} nats`;
+  const logprobText = (value: number): string => value.toFixed(2);
 
   if (rows.length === 0)
     return refused("PROOF_WITHOUT_PROBES", "the trainer recorded no probes, so nothing can be proven. Train it again.");
@@ -122,24 +122,24 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
   if (effectExpected < limits.leastEffect) {
     return refused(
       "NO_EFFECT",
-      `the adapter answers like the base already in the trainer's own record (difference ${effectExpected.toFixed(4)} nats): training changed nothing. Raise the learning rate, the number of steps, or look at the dataset.`,
+      `the adapter answers like the base already in the trainer's own record (its logprobs differ by ${effectExpected.toFixed(4)}): training changed nothing. Raise the learning rate, the number of steps, or look at the dataset.`,
     );
   }
   if (baseAgreement > limits.base) {
     return refused(
       "PROOF_BASE_DIFFERS",
-      `the replica's base is not the one this was trained on: their logprobs differ by ${nats(baseAgreement)} (limit ${nats(limits.base)}).`,
+      `the replica's base is not the one this was trained on: their logprobs differ by ${logprobText(baseAgreement)} (limit ${logprobText(limits.base)}).`,
     );
   }
   if (effect < limits.effectShare * effectExpected) {
     return refused(
       "PROOF_WITHOUT_EFFECT",
-      `the replica lists the adapter but answers like the base: it changes logprobs by ${nats(effect)}, in the trainer it was ${nats(effectExpected)}. Are its module names those of the served model?`,
+      `the replica lists the adapter but answers like the base: it changes logprobs by ${logprobText(effect)}, in the trainer it was ${logprobText(effectExpected)}. Are its module names those of the served model?`,
     );
   }
   const rightDirection = sameDirection(rows) >= 0.86 || slope?.straight === true;
   if (agreement > agreementLimit) {
-    const how = `logprobs differ from the trainer's by ${nats(agreement)} (limit ${nats(agreementLimit)})`;
+    const how = `logprobs differ from the trainer's by ${logprobText(agreement)} (limit ${logprobText(agreementLimit)})`;
     return rightDirection
       ? refused(
           "PROOF_SCALING",

@@ -27,7 +27,7 @@ export const addPromoteCommands: AddCommands = (program, { connect, print, termi
     .option("--min-requests <n>", "with --canary: answers that a step takes at least (50)", wholeNumber(0))
     .option("--max-error-rate <share>", "with --canary: failed answers per answer above the promoted version's (0.02)", decimal)
     .option("--max-latency-ratio <times>", "with --canary: p95 of the first byte against the promoted version's (2)", decimal)
-    .option("--max-loss-increase <nats>", "with --canary: held-out loss above the promoted version's (not asked)", decimal)
+    .option("--max-loss-increase <loss>", "with --canary: held-out loss above the promoted version's (not asked)", decimal)
     .addHelpText(
       "after",
       examples(

@@ -8,7 +8,7 @@ import { methodWords } from "./method-words.ts";
 export const modelOf = (run: RunState): string => `${run.tenant}/${run.spec.adapter}`;
 
 export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected, scale }: Proof): string =>
-  `${probes} prompts, ${tokens} tokens: engine and trainer differ by ${agreement.toFixed(4)} nats (limit ${agreementLimit.toFixed(2)}); ` +
+  `${probes} prompts, ${tokens} tokens: logprobs of engine and trainer differ by ${agreement.toFixed(4)} (limit ${agreementLimit.toFixed(2)}); ` +
   `the adapter moves the base by ${effect.toFixed(2)} (trainer: ${effectExpected.toFixed(2)}` +
   (scale ? `; scale ${scale.value.toFixed(2)} ± ${scale.error.toFixed(2)})` : scale === null ? "; too little to tell its scale)" : ")");
 

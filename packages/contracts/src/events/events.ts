@@ -184,7 +184,7 @@ export const chunkRequested = defineEvent(
 
 /* adapter */
 
-/** What an agent measured when it asked a replica the trainer's probe prompts. Units: nats per token. */
+/** What an agent measured when it asked a replica the trainer's probe prompts. Logprobs are natural logarithms, per token. */
 export const proof = z.object({
   probes: z.int().describe("Probe prompts that were asked."),
   tokens: z.int().describe("Continuation tokens compared."),

@@ -66,7 +66,9 @@ const condition = z.object({
 });
 export type Condition = z.infer<typeof condition>;
 const conditions = z.array(condition).meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"] });
-const heldOutLoss = z.object({ base: z.string(), adapter: z.string() }).describe("Nats per token on the rows held out.");
+const heldOutLoss = z
+  .object({ base: z.string(), adapter: z.string() })
+  .describe("Loss (natural logarithm, per token) on the rows held out.");
 
 export const fineTunePhases = [
   "Pending",
@@ -91,7 +93,7 @@ export const fineTuneStatus = z.object({
   datasetId: ulid.optional(),
   attempt: z.int().optional(),
   step: z.string().optional().describe("Steps done, of all."),
-  loss: z.string().optional().describe("Of the last step, in nats per token."),
+  loss: z.string().optional().describe("Of the last step: natural logarithm, per token."),
   eta: z.string().optional().describe("Until the last step, as the trainer guesses."),
   heldOutLoss: heldOutLoss.optional(),
   version: z.int().optional().describe("Version of the adapter that came of it."),

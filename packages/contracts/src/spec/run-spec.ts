@@ -74,7 +74,7 @@ export const canarySettings = z
       .min(0)
       .optional()
       .describe(
-        "Held-out loss, at most this much above the current version's on the same rows, in nats per token. A canary that cannot be judged so does not begin. Absent: not asked.",
+        "Held-out loss, at most this much above the current version's on the same rows (natural logarithm, per token). A canary that cannot be judged so does not begin. Absent: not asked.",
       ),
   })
   .describe("Canary: the new version gets a growing share of the alias's users, and loses it again when it does worse.");

@@ -32,7 +32,7 @@ export interface GateInput {
 
 type Judge = (input: GateInput) => Problem | undefined;
 
-const nats = (value: number): string => value.toFixed(4);
+const lossText = (value: number): string => value.toFixed(4);
 
 const engineServesBase: Judge = ({ spec, engine }) => {
   if (engine === undefined) return { code: "BASE_UNKNOWN", param: "base", message: `no engine serves base "${spec.base}" any more.` };
@@ -111,7 +111,7 @@ const canBeProven: Judge = ({ evidence }) => {
   return effect < proofLimits.leastEffect
     ? {
         code: "NO_EFFECT",
-        message: `the adapter answers like the base (difference ${nats(effect)} nats on the probes): training changed nothing. Raise training.learning_rate or the number of steps, or look at the dataset.`,
+        message: `the adapter answers like the base (its logprobs on the probes differ by ${lossText(effect)}): training changed nothing. Raise training.learning_rate or the number of steps, or look at the dataset.`,
       }
     : undefined;
 };
@@ -121,7 +121,7 @@ const betterThanBase: Judge = ({ spec, evaluation }) =>
     ? {
         code: "NOT_BETTER_THAN_BASE",
         param: "gate",
-        message: `held-out loss is ${nats(evaluation.adapter_loss)} with the adapter and ${nats(evaluation.base_loss)} without it (${evaluation.rows} rows). More or better data, fewer epochs or a lower learning rate may help; gate: none serves it anyway.`,
+        message: `held-out loss is ${lossText(evaluation.adapter_loss)} with the adapter and ${lossText(evaluation.base_loss)} without it (${evaluation.rows} rows). More or better data, fewer epochs or a lower learning rate may help; gate: none serves it anyway.`,
       }
     : undefined;
 
@@ -153,7 +153,7 @@ const betterThanPromoted: Judge = ({ spec, evaluation, adapter }) => {
     ? {
         code: "NOT_BETTER_THAN_PROMOTED",
         param: "gate",
-        message: `held-out loss is ${nats(evaluation.adapter_loss)}, that of the promoted version ${promoted.version} on the same ${evaluation.rows} rows ${nats(promoted.evaluation.adapter_loss)}. gate: better-than-base serves it anyway.`,
+        message: `held-out loss is ${lossText(evaluation.adapter_loss)}, that of the promoted version ${promoted.version} on the same ${evaluation.rows} rows ${lossText(promoted.evaluation.adapter_loss)}. gate: better-than-base serves it anyway.`,
       }
     : undefined;
 };
@@ -220,6 +220,6 @@ export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" 
       ? `its accuracy cannot be compared: the accuracy of the promoted version ${promoted.version} was not measured.`
       : undefined;
   }
-  const of = (one: Evaluation): string => `${one.rows} rows, ${one.supervised_tokens} tokens, base loss ${nats(one.base_loss)}`;
+  const of = (one: Evaluation): string => `${one.rows} rows, ${one.supervised_tokens} tokens, base loss ${lossText(one.base_loss)}`;
   return `${cannot}, which was evaluated on other rows (${of(other)}; this one: ${of(evaluation)}). Give both runs the same validation file.`;
 }
