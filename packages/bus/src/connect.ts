@@ -66,7 +66,7 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
   }
 }
 
-/** Sends what was said already, then closes. A server that is away hears no more, which is no failure of whoever leaves. */
+/** Sends what was published already, then closes. When the server is away it only closes, and does not fail. */
 export const leave = (nc: NatsConnection): Promise<void> => nc.drain().catch(() => nc.close());
 
 /** `connectBus` with the settings of `natsEnv`; `name` is what the server shows. */
@@ -81,7 +81,7 @@ export const connectFromEnv = (env: NatsEnv, name: string): Promise<NatsConnecti
   });
 
 /**
- * `connectFromEnv` for a service that may start before its servers: waits for NATS, and until the streams are in place, and says what it
+ * `connectFromEnv` for a service that may start before its servers: waits for NATS, and until the streams are in place, and logs what it
  * waits for. Once connected, readiness follows the connection.
  * @throws PermanentError NATS_UNAUTHORIZED at once: waiting does not mend credentials.
  */
@@ -92,21 +92,21 @@ export async function connectService(
 ): Promise<NatsConnection> {
   let problem: string | undefined = `connecting to ${env.NATS_URL}`;
   health.check("nats", () => problem);
-  const patiently = async <T>(ask: () => Promise<T | undefined>): Promise<T> => {
-    for (let said: string | undefined; ;) {
+  const untilThere = async <T>(ask: () => Promise<T | undefined>): Promise<T> => {
+    for (let lastProblem: string | undefined; ;) {
       const given = await ask().catch((error: unknown) => {
         if (!(error instanceof PermanentError) || error.code !== "NATS_UNREACHABLE") throw error;
         problem = error.message;
       });
       if (given !== undefined) return given;
-      if (problem !== said) log.warn(`waiting: ${problem}`);
-      said = problem;
+      if (problem !== lastProblem) log.warn(`waiting: ${problem}`);
+      lastProblem = problem;
       if (stopping.aborted) throw new PermanentError("STOPPED", `asked to stop while waiting: ${problem}`);
       await new Promise((resolve) => setTimeout(resolve, 500));
     }
   };
-  const nc = await patiently(() => connectFromEnv(env, name));
-  await patiently(async () => {
+  const nc = await untilThere(() => connectFromEnv(env, name));
+  await untilThere(async () => {
     problem = await streamsInPlace(nc);
     return problem === undefined ? true : undefined;
   }).catch(async (error: unknown) => {

@@ -107,7 +107,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   const log = deps.log.child({ consumer: def.durable });
   const waited = await openBucket(deps.nc, buckets.waited, log);
 
-  const settling = new Set<Promise<void>>();
+  const inWork = new Set<Promise<void>>();
   const pulls = new Set<ConsumerMessages>();
   const next = async (): Promise<JsMsg | null> => {
     const pull = await consumer.fetch({ max_messages: 1, expires: pullMs });
@@ -139,13 +139,13 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
         message.nak();
         return;
       }
-      const settled = settle({ ...deps, waited }, options, message, log, stopping.signal).catch((error: unknown) => {
+      const done = handleMessage({ ...deps, waited }, options, message, log, stopping.signal).catch((error: unknown) => {
         // Not acknowledged, so the broker delivers it again.
-        log.error({ err: error }, "message not settled; it will be delivered again");
+        log.error({ err: error }, "message not acknowledged; it will be delivered again");
       });
-      settling.add(settled);
-      await settled;
-      settling.delete(settled);
+      inWork.add(done);
+      await done;
+      inWork.delete(done);
     }
   };
   const workers = Array.from({ length: def.concurrency }, worker);
@@ -154,13 +154,13 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
       stopping.abort();
       for (const pull of pulls) endPull(pull);
       // A pull from a server that went away may never end.
-      const pulled = sleep(pullMs * 2).then(() => Promise.all(settling));
+      const pulled = sleep(pullMs * 2).then(() => Promise.all(inWork));
       await Promise.race([Promise.all(workers), pulled]);
     },
   };
 }
 
-async function settle<C extends ConsumerDef>(
+async function handleMessage<C extends ConsumerDef>(
   deps: ConsumeDeps & { waited: KvBucket<Waited> },
   options: ConsumeOptions<C>,
   message: JsMsg,
@@ -193,7 +193,7 @@ async function settle<C extends ConsumerDef>(
     message.nak(afterMs);
   };
   let received: Received<EventsOf<C>> | undefined;
-  /** Whether it was told that this message waits. */
+  /** Whether `onWait` was called with a reason for this message. */
   let toldWaiting = false;
   const tell = async (reason: WaitReason | null): Promise<void> => {
     if (received === undefined || options.onWait === undefined) return;
@@ -287,7 +287,7 @@ async function settle<C extends ConsumerDef>(
         param: error instanceof PermanentError ? error.param : null,
       };
       await whenNatsCan(async () => onDeadLetter?.(letter)).catch((failure: unknown) => {
-        // What can never be told must not keep the message, and all behind it, for ever.
+        // An error of `onDeadLetter` must not keep the message, and all messages behind it, for ever.
         if (!(failure instanceof PermanentError)) throw failure;
         log.error({ err: failure, subject: message.subject }, "nobody could be told of the dead letter");
       });

@@ -1,4 +1,4 @@
-/** The trainer's contract of files (design §5): `spec.json` in; `progress.jsonl` and `result.json` out. */
+/** The trainer's contract of files: `spec.json` in; `progress.jsonl` and `result.json` out. */
 import { z } from "zod";
 import { baseRef } from "./engine.ts";
 import { blobRef, digest, fileRef, problem } from "./names.ts";

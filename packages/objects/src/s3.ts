@@ -175,8 +175,8 @@ function explainS3(error: unknown, where: string): unknown {
   const status = $metadata?.httpStatusCode ?? $response?.statusCode;
   const { name } = error;
   // The answer to a HEAD has no body, and so no words.
-  const said = status === undefined || name.includes(String(status)) ? name : `${name}, HTTP ${status}`;
-  const why = /^(?:Unknown|UnknownError|\d*)$/.test(error.message) ? said : `${error.message} (${said})`;
+  const named = status === undefined || name.includes(String(status)) ? name : `${name}, HTTP ${status}`;
+  const why = /^(?:Unknown|UnknownError|\d*)$/.test(error.message) ? named : `${error.message} (${named})`;
   if (storeFullNames.has(name) || status === 507) return storeFull(where, why, error);
   if (refusedNames.has(name) || status === 301 || status === 401 || status === 403) {
     const todo = name === "NoSuchBucket" ? "Create it, or correct its name." : "The operator has to mend credentials, rights, or name.";

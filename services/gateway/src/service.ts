@@ -290,9 +290,9 @@ function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[
 
 async function replyWithError(error: unknown, request: FastifyRequest, reply: FastifyReply, log: Log): Promise<FastifyReply> {
   const { status, body, retryAfterSeconds, headers } = errorReplyOf(error);
-  const told = { err: error, requestId: request.id, method: request.method, url: request.url, status };
-  if (status >= 500 && status !== 503) log.error(told, "request failed");
-  else log.debug(told, body.error.message);
+  const fields = { err: error, requestId: request.id, method: request.method, url: request.url, status };
+  if (status >= 500 && status !== 503) log.error(fields, "request failed");
+  else log.debug(fields, body.error.message);
   if (retryAfterSeconds !== undefined) void reply.header("retry-after", retryAfterSeconds);
   if (headers !== undefined) void reply.headers(headers);
   lingerOver(request);

@@ -76,8 +76,8 @@ function namesPart(path: string, word: string): boolean {
 
 /** Shards say how many they are: one that is missing must not go unnoticed. */
 function judgeShards(files: readonly ListedFile[], hub: string): void {
-  const said = /\d+[-_]of[-_](\d+)/i.exec(files[0]?.path ?? "")?.[1];
-  if (said === undefined || Number(said) === files.length) return;
-  const message = `"${hub}" has ${files.length} of ${Number(said)} shards: ${files[0]?.path} and so on. Name one with \`file\`, or try another revision.`;
+  const total = /\d+[-_]of[-_](\d+)/i.exec(files[0]?.path ?? "")?.[1];
+  if (total === undefined || Number(total) === files.length) return;
+  const message = `"${hub}" has ${files.length} of ${Number(total)} shards: ${files[0]?.path} and so on. Name one with \`file\`, or try another revision.`;
   throw new PermanentError("HUB_FILE_MISSING", message, { param: "file" });
 }

@@ -7,7 +7,7 @@ import type { Piece } from "../templates/pieces.ts";
 export const ignored = -100;
 
 export interface EncodedPieces extends Sequence {
-  /** Whether somewhere the server would have tokenized prompt and answer, read together, into other tokens than apart (M2). */
+  /** Whether somewhere the server would have tokenized prompt and answer, read together, into other tokens than apart. */
   readonly joins: boolean;
 }
 

@@ -171,7 +171,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
     };
   };
 
-  /** What the tokenizer puts before raw texts belongs to the prompt; templates write it themselves (M11). */
+  /** What the tokenizer puts before raw texts belongs to the prompt; templates write it themselves. */
   const withPrefix = (encoded: EncodedPieces, { kind }: Rec): EncodedPieces => {
     if (kind === "chat" || encoder.prefix.length === 0) return encoded;
     const { length } = encoder.prefix;
@@ -281,11 +281,11 @@ const conversationOf = ({ messages = [], tools }: Rec, { system }: TokenizeSpec)
   tools,
 });
 
-/** The run's system prompt, where the record has none (M7). What the template puts there by itself, it puts into the rendered text. */
+/** The run's system prompt, where the record has none. What the template puts there by itself, it puts into the rendered text. */
 const withSystem = (messages: readonly Message[], system: string | undefined): readonly Message[] =>
   system === undefined || messages[0]?.role === "system" ? messages : [{ role: "system", content: system }, ...messages];
 
-/** Rows that are tokenized already are used as they are, if they fit this base (M11). */
+/** Rows that are tokenized already are used as they are, if they fit this base. */
 function pretokenized({ input_ids = [], labels = input_ids }: Rec, vocabSize: number, { max_length }: TokenizeSpec): Encoded {
   const tokens = input_ids.length;
   const foreign = input_ids.findIndex((id) => id >= vocabSize);
@@ -312,7 +312,7 @@ function pretokenized({ input_ids = [], labels = input_ids }: Rec, vocabSize: nu
 
 /**
  * No token predicts the first one; in a packed row its label would be predicted by the sequence before.
- * @returns whether something is trained. A sequence without would pass through the trainer unseen, with a loss of zero (M10).
+ * @returns whether something is trained. A sequence without would pass through the trainer unseen, with a loss of zero.
  */
 function startUntrained(sample: Sequence): boolean {
   if (sample.labels.length > 0) sample.labels[0] = ignored;

@@ -1,4 +1,4 @@
-/** The template as an engine has to apply it, and what is wrong when it applies another (M7). */
+/** The template as an engine has to apply it, and what is wrong when it applies another. */
 import { type EngineRecord, longestTemplate, type Message, type Problem, type TemplateProbe } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { encodePieces } from "../encoder/encode-pieces.ts";

@@ -1,8 +1,8 @@
 /**
  * Conversations as pieces of a token sequence. Pure.
  *
- * Control tokens are ids from the start, so that nothing inside of a message can become one (M6). Where training starts, a text ends
- * and another begins: there the server stops reading and the model starts writing, so the two are tokenized apart (M2).
+ * Control tokens are ids from the start, so that nothing inside of a message can become one. Where training starts, a text ends
+ * and another begins: there the server stops reading and the model starts writing, so the two are tokenized apart.
  */
 
 /** Part of a sequence: one control token, or a text. Texts of equal `trained` that follow each other are one. */

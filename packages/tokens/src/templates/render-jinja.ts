@@ -159,7 +159,7 @@ export function createJinja(
         if (tools !== null && whole === renderInput(inputs, null, false)) {
           note("TOOLS_LEFT_OUT", "the base's template has no place for tools, so the model does not see them");
         }
-        // A template that takes thoughts out of earlier turns shows each answer differently while it is the last one (M8).
+        // A template that takes thoughts out of earlier turns shows each answer differently while it is the last one.
         const stable = turns.every(({ through, end }) => whole.startsWith(through.slice(0, end)));
         const spans = (some: typeof turns) => some.map(({ prompt, end }) => [prompt.length, end as number] as const);
         const samples: Sample[] = stable

@@ -17,7 +17,7 @@ export interface Slot {
 
 /** Texts with control tokens in their usual spelling. */
 export interface Turns {
-  /** Before the first question of a conversation without a system prompt; a default system prompt is part of it (M7). */
+  /** Before the first question of a conversation without a system prompt; a default system prompt is part of it. */
   readonly opening: string;
   /** Around the system prompt, up to the first question; null: the template takes none. */
   readonly system: { readonly before: string; readonly after: string } | null;

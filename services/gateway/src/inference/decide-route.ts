@@ -198,14 +198,14 @@ function notProven(view: RoutingView, adapter: AdapterState, version: AdapterVer
   const { replicas: placed, unplaced } = version;
   if (placed?.length === 0 && unplaced) return { reason: `${name} is not loaded: ${unplaced.message}`, retryAfterMs: 30_000 };
   if (placed?.length === 0) return { reason: `${name} is about to be loaded.`, retryAfterMs: 2000 };
-  const told = ofEngine.flatMap(({ state, held: heldOf }) => {
+  const reasons = ofEngine.flatMap(({ state, held: heldOf }) => {
     const held = heldOf(version.engineName);
     if (placed && !placed.includes(state.replica) && held === undefined) return [];
     if (!state.ready) return `replica ${state.replica} is not ready`;
     if (held === undefined) return `replica ${state.replica} has not begun to load it`;
     return `replica ${state.replica}: ${held.state}${held.error === null ? "" : ` (${held.error.message})`}`;
   });
-  const why = told.length === 0 ? "none of the replicas that should hold it is there" : told.join("; ");
+  const why = reasons.length === 0 ? "none of the replicas that should hold it is there" : reasons.join("; ");
   return { reason: `${name} is proven nowhere now: ${why}.`, retryAfterMs: 2000 };
 }
 

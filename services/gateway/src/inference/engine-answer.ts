@@ -52,13 +52,13 @@ function tokensOf(json: string): TokenCount | undefined {
 export interface EventFilter {
   /** What of the bytes so far goes on to the reader; empty when nothing does yet. */
   push(chunk: Buffer): Buffer;
-  /** What is left when the engine is done. */
+  /** The bytes that are left when the engine has ended. */
   end(): Buffer;
   /** The engine's count, once it came. */
   readonly usage: TokenCount | undefined;
   /** Events that were passed on: about the tokens, should the engine's count never come. */
   readonly events: number;
-  /** What the engine said when it failed in the middle: it still ends such a stream in order, under status 200. */
+  /** Message of an engine that failed in the middle of its answer. It ends such a stream in good order, under status 200. */
   readonly failure: string | undefined;
 }
 
@@ -82,7 +82,7 @@ export function createEventFilter({ from, to }: Renaming, { hideUsage }: { hideU
   let usage: TokenCount | undefined;
   let events = 0;
   let failure: string | undefined;
-  /** The line before was kept back: so is the empty one that ends its event. */
+  /** The line before was kept back. The empty line that ends its event is kept back too. */
   let skipBlank = false;
 
   const rename = (bytes: Buffer): Buffer => {
@@ -166,7 +166,7 @@ function holdsOnlyUsage(line: string): boolean {
   }
 }
 
-/** undefined: not the engine's failure, but what the caller asked for. */
+/** undefined: the engine did not fail; the request was wrong. */
 function failureOf(line: string): string | undefined {
   try {
     const { code, message } = fieldsOf(fieldsOf(JSON.parse(line.slice(line.indexOf("{"))))["error"]);
@@ -176,21 +176,21 @@ function failureOf(line: string): string | undefined {
   }
 }
 
-/** Pure: what a reader is told when the engine breaks off: an error event, which the SDKs throw, instead of an answer that merely stops. */
+/** Pure: the error event for a client whose engine broke off. The SDKs throw it; without it the answer would merely stop. */
 export const brokeOffEvent = (message: string): string => `\n\ndata: ${JSON.stringify(errorBodyOf(502, message, "engine_broke_off"))}\n\n`;
 
 /** Pure: an engine's error in OpenAI's shape. vLLM's has a number as code; older ones have no `error` around it. */
 export function engineErrorOf(status: number, text: string, renaming: Renaming): ErrorBody {
-  const told = text.replaceAll(renaming.from, renaming.to);
+  const renamed = text.replaceAll(renaming.from, renaming.to);
   let parsed: unknown;
   try {
-    parsed = JSON.parse(told);
+    parsed = JSON.parse(renamed);
   } catch {
-    return errorBodyOf(status, told.trim() || `The engine answered ${status}.`, "engine_error");
+    return errorBodyOf(status, renamed.trim() || `The engine answered ${status}.`, "engine_error");
   }
   const body = fieldsOf(fieldsOf(parsed)["error"] ?? parsed);
   const { message, detail, code, param } = body;
-  const text_ = typeof message === "string" ? message : typeof detail === "string" ? detail : told;
+  const text_ = typeof message === "string" ? message : typeof detail === "string" ? detail : renamed;
   return errorBodyOf(status, text_, typeof code === "string" ? code : null, typeof param === "string" ? param : null);
 }
 

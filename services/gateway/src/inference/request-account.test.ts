@@ -15,7 +15,7 @@ beforeEach(() => {
     { metrics: { model: () => measured }, usage: { count: (used: unknown) => did["used"]?.push(used) } } as never,
     { kind: "route", model: "acme/pirate@3", engineModel: "e.1", version: { version: 3 }, replicas: [{ state: { base: "b" } }] } as never,
     { caller: { tenant: "acme" }, headers: { "content-length": "41" }, body: {} } as never,
-    { headers: {}, end: (tokens: number) => did["charged"]?.push(tokens) } as never,
+    { headers: {}, end: (tokens: number) => did["charged"]?.push(tokens) },
   );
 });
 const row = { tenant: "acme", model: "acme/pirate@3", base: "b", adapter: "pirate", version: 3 };

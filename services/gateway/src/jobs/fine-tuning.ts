@@ -174,9 +174,9 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       const { tenant, runId, spec } = await existing(request);
       const at = { tenant, id: runId };
       // The run's own events are few; of its progress only what the page needs is read.
-      const told = await bus.history(runEvents, at);
+      const history = await bus.history(runEvents, at);
       const cursor = page.after === undefined ? undefined : cursorOf(page.after);
-      const cursorTime = told.find(({ seq }) => cursor?.stream === "runs" && seq === cursor.seq)?.time;
+      const cursorTime = history.find(({ seq }) => cursor?.stream === "runs" && seq === cursor.seq)?.time;
       const range =
         cursor?.stream === "progress"
           ? { before: cursor.seq + 1 }
@@ -185,7 +185,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
             : { until: new Date(Date.parse(cursorTime) + publishingTakesMs) };
       for (let limit = page.limit + 2; ; limit *= 4) {
         const progress = await bus.newest(runProgress, at, { ...range, limit });
-        const events = jobEventsOf([...told, ...progress], spec.base);
+        const events = jobEventsOf([...history, ...progress], spec.base);
         const after = events.slice(events.findIndex(({ id }) => id === page.after) + 1);
         // With more progress behind the cursor than the page holds, older progress that was not read cannot belong into it.
         const enough = after.filter(({ id }) => cursorOf(id)?.stream === "progress").length > page.limit;

@@ -10,14 +10,14 @@
  *
  *   cancel requested: stop what runs, then cancelled        over: stop what runs, remove what ended
  *
- * Everything is safe to repeat: names of jobs and ids of events follow from run and attempt.
+ * Everything is safe to repeat: names of attempts and ids of events follow from run and attempt.
  */
 import { type BlobRef, runKey, type RunState, terminalPhases } from "@loraline/contracts";
 import type { Attempt } from "../launchers/launcher.ts";
 
 /** Where a run stands in line for a device. */
 export interface Line {
-  /** Jobs that may run at once. */
+  /** Attempts that may run at once. */
   total: number;
   /** Slots that are free now. */
   free: number;
@@ -54,16 +54,16 @@ export type Action =
   /** Look again then, if nothing changes before. */
   | { kind: "wake"; afterMs: number };
 
-/** Ends that come from outside and say nothing about the run, so they do not use up its attempts. */
+/** Codes of ends whose cause is outside of the run. They do not use up its attempts. */
 const fromOutside: ReadonlySet<string> = new Set(["PREEMPTED", "EVICTED", "NODE_LOST", "NODE_REFUSED", "JOB_DELETED", "ATTEMPT_LOST"]);
-/** Those after which the next attempt waits nevertheless: it would probably come to the same node. */
+/** Codes of these after which the next attempt waits nevertheless, because it would probably come to the same node. */
 const mayComeAgain: ReadonlySet<string> = new Set(["NODE_REFUSED"]);
-/** A run that takes its machine down each time must end some day, though every single end came from outside. */
+/** A run that takes its machine down each time must end some day, although the cause of every single end seems to be outside. */
 const outsidePerAttempt = 10;
 
 /**
- * The ends that count against a run: by its own fault, or after which it was no further than before. An attempt that took too long and
- * got further is neither: the run goes on in slices.
+ * The ends that count against a run: `own` by its own fault, `stuck` after which it was no further than before. An attempt that took too
+ * long and got further counts as neither, so that a run can go on in slices.
  */
 function counted(lost: History["lost"]): { own: number; stuck: number } {
   let furthest = 0;
@@ -79,14 +79,14 @@ function counted(lost: History["lost"]): { own: number; stuck: number } {
 }
 
 export function decideRun({ run, attempts, history, line }: Observed, now: number): Action[] {
-  /** They have a device, or wait for one. */
+  /** Attempts that have a device, or wait for one. */
   const running = attempts.filter(({ phase }) => phase === "running" || phase === "pending");
   const stop = (those: readonly Attempt[]): Action[] => those.map(({ name }) => ({ kind: "stop", name }));
   const remove = (those: readonly Attempt[]): Action[] => those.map(({ name }) => ({ kind: "remove", name }));
 
   if (!mayStillTrain(run)) {
     const ended = attempts.filter(({ phase }) => phase === "failed" || phase === "concluded");
-    // The courier of a trained run ends by itself, a moment after its last word.
+    // The courier of a trained run ends by itself, a moment after it has published run.trained.
     return [...(run.trained === null ? stop(running) : []), ...remove(ended)];
   }
   if (history.over || attempts.some(({ phase }) => phase === "concluded")) return []; // soon folded
@@ -95,8 +95,8 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
   if (run.tokens === null) return [];
 
   const newest = newestOf(attempts);
-  // One at a time: whatever is older than the newest has been given up on.
-  if (running.length > 0) return [...stop(running.filter(({ attempt }) => attempt !== newest?.attempt)), ...sayWhyPending(run, newest)];
+  // One attempt at a time: those older than the newest have been given up on.
+  if (running.length > 0) return [...stop(running.filter(({ attempt }) => attempt !== newest?.attempt)), ...tellWhyPending(run, newest)];
 
   const resume = newestCheckpoint(run, history);
   const actions: Action[] = [];
@@ -133,17 +133,17 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
   const attempt = last + 1;
   if (line.free <= line.ahead) {
     const message = waitingMessage(line);
-    const said = actions.length === 0 && run.queue?.reason === waiting && run.queue.message === message;
-    return said ? [] : [...actions, { kind: "queued", attempt, reason: waiting, message }];
+    const published = actions.length === 0 && run.queue?.reason === waiting && run.queue.message === message;
+    return published ? [] : [...actions, { kind: "queued", attempt, reason: waiting, message }];
   }
-  // What older attempts left may go when a later one exists, so that numbers are never used twice.
+  // Older attempts are removed only now that a later one exists, so that no number is used twice.
   return [...actions, { kind: "launch", attempt, resume }, ...remove(attempts)];
 }
 
 const waiting = "WAITING_FOR_DEVICE";
 
-/** Once for each reason; that a pod is starting is none. */
-function sayWhyPending(run: RunState, newest: Attempt | undefined): Action[] {
+/** Publishes each reason once. A pod that is starting is no reason. */
+function tellWhyPending(run: RunState, newest: Attempt | undefined): Action[] {
   if (newest?.phase !== "pending" || newest.reason === "STARTING") return [];
   const { attempt, reason } = newest;
   // It ran before: Kueue took its place back, and the same attempt goes on when it has one again.
@@ -173,7 +173,7 @@ function readyAt(newest: Attempt | undefined): number {
 }
 
 /**
- * Where a run stands: first come, first served. A run that waits out a delay after a failure holds nobody up.
+ * Where a run stands: first come, first served. A run that waits out a delay after a failure does not hold up those behind it.
  *
  * @param runs - every run; `attempts` of all of them.
  */
@@ -204,7 +204,7 @@ function waitingMessage({ total, ahead, free }: Line): string {
   return `${roughly(before)} ${before === 1 ? "run waits" : "runs wait"} before this one; ${devices} busy`;
 }
 
-/** Exact up to ten, then one digit: in a long line not every step forward is worth an event to everybody behind. */
+/** Exact up to ten, then rounded to one digit, so that in a long line not every step forward is an event of every run behind. */
 function roughly(count: number): string {
   if (count <= 10) return String(count);
   const digit = 10 ** Math.floor(Math.log10(count));

@@ -37,7 +37,7 @@ const nothing: History = { over: false, lost: [], checkpoint: null };
 export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncDisposable> {
   const { bus, launcher, log, telemetry, resyncMs = 5000 } = deps;
   const bucket = await bus.bucket(buckets.runs);
-  /** Runs that are not over, as the watch said last: for the line. A decision about a run reads that run afresh. */
+  /** Runs that are not over, as the watch last saw them: enough for the place in line. A decision about a run reads that run afresh. */
   const runs = new Map<string, RunState>();
   const strangers = new Set<string>();
   const stopping = new AbortController();
@@ -74,7 +74,7 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
     onReady: ready.resolve,
   });
   await ready.promise;
-  // When an attempt ends, a slot is free: those in line have to know, too.
+  // When an attempt ends, a slot is free for the other runs in line.
   const watching = launcher.watch(() => {
     lookAtAll().catch((error: unknown) => log.warn({ err: error }, "attempts could not be observed"));
   });
@@ -100,18 +100,18 @@ async function gather(
     bus: Bus;
     launcher: Launcher;
     runs: ReadonlyMap<string, RunState>;
-    /** Runs that were asked about and do not exist. */
+    /** Runs that were looked up and do not exist. */
     strangers: Set<string>;
     log: Log;
   },
 ): Promise<Observed | undefined> {
   const run = (await deps.bucket.get(key))?.value;
-  // Nothing is known of it, as when the projector has still to fold it again: then nothing is concluded either. It may also be another
-  // line's, so it is left alone; what Kubernetes keeps of an ended Job goes away by itself.
+  // Nothing is known of the run: the projector may still have to fold it, or the attempt belongs to another installation. It is left
+  // alone; Kubernetes removes an ended Job by itself.
   if (run === undefined) {
     if (!deps.strangers.has(key) && (await deps.bus.first(runRequested, parseRunKey(key))) === undefined) {
       deps.strangers.add(key);
-      deps.log.warn({ run: key }, "there are attempts of a run that this line never heard of; they are left alone");
+      deps.log.warn({ run: key }, "there are attempts of a run that is not in this installation; they are left alone");
     }
     return undefined;
   }
@@ -123,14 +123,14 @@ async function gather(
   return { run, attempts, history, line: lineFor(run, deps.runs.values(), all, await deps.launcher.slots(), Date.now()) };
 }
 
-/** Read afresh before anything is started again or called off, for the folded state may not have caught up. */
+/** Read from the stream before an attempt is started again or a run fails, because the folded state may lag behind. */
 async function historyOf(bus: Bus, at: EventAddress): Promise<History> {
-  const told = await bus.history([runAttemptEnded, runPreempted, runCheckpointed, runTrained, runFailed, runCancelled, runRejected], at);
-  /** By attempt: an attempt counts once, though courier and controller told its end, in an older release under another name. */
+  const history = await bus.history([runAttemptEnded, runPreempted, runCheckpointed, runTrained, runFailed, runCancelled, runRejected], at);
+  /** By attempt, because an attempt counts once although its end may be stored twice, once under the name of an older release. */
   const lost = new Map<number, History["lost"][number]>();
   let over = false;
   let checkpoint: History["checkpoint"] = null;
-  for (const { type, data } of told) {
+  for (const { type, data } of history) {
     if (type === runAttemptEnded.type || type === runPreempted.type) {
       if (!lost.has(data.attempt)) lost.set(data.attempt, data);
     } else if (type === runCheckpointed.type) {
@@ -151,7 +151,7 @@ interface ActDeps {
   wake(afterMs: number): void;
 }
 
-/** Carries out one action; false: what was decided along with it does not hold any more. */
+/** Carries out one action. false: the actions that were decided with it must not follow. */
 async function act(action: Action, run: RunState, deps: ActDeps): Promise<boolean> {
   const { bus, launcher } = deps;
   const at = { tenant: run.tenant, id: run.runId };
@@ -167,7 +167,7 @@ async function act(action: Action, run: RunState, deps: ActDeps): Promise<boolea
       return true;
     case "queued": {
       const { attempt, reason, message } = action;
-      // With the state it was decided from: the same reason may come again after another one.
+      // The key holds the state it was decided from, because the same reason may come again after another one.
       const key = `attempt-${attempt}/${reason}/${message}/${run.seq}`;
       await bus.publish(runQueued, at, { attempt, reason, message }, { key, ...about });
       return true;
@@ -219,14 +219,14 @@ async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState
   } catch (error) {
     const { code, message, param } = problemOf(error);
     const at = { tenant: run.tenant, id: run.runId };
-    // A field of the run that can never be followed here; anything else may be put right by whoever runs the line.
+    // A field of the run that this installation can never follow fails the run. Its operator may mend anything else.
     if (error instanceof PermanentError && param !== null && Object.hasOwn(run.spec, param)) {
       await bus.publish(runFailed, at, { attempt, code, message, param }, { traceparent: run.trace });
       return false;
     }
     log.error({ err: error, runId: run.runId, name }, "attempt could not be started; it will be tried again");
-    const said = run.queue?.reason === code && run.queue.message === message;
-    if (!said) {
+    const published = run.queue?.reason === code && run.queue.message === message;
+    if (!published) {
       const key = `attempt-${attempt}/${code}/${run.seq}`;
       await bus.publish(runQueued, at, { attempt, reason: code, message }, { key, traceparent: run.trace });
     }

@@ -58,10 +58,11 @@ export function decideAttempt({ job, pods: all, warnings, workload }: AttemptObj
     return { phase: "failed", code: "NODE_LOST", message: `${node} does not answer: the pod should have ended long ago`, endedAt: now };
   }
   const failed = condition("Failed") ?? condition("FailureTarget");
-  // A deleted pod ends with a failure even where Kueue only took its place back: then the Job goes on, and says so.
-  const told = (pod: V1Pod): boolean =>
+  // A deleted pod ends with a failure, also when Kueue suspended its Job. The Job then goes on, so the end of that pod does not count.
+  const endCounts = (pod: V1Pod): boolean =>
     isOver(pod) && (!isDeleted(pod) || failed !== undefined || job === undefined || disruptionOf(pod) !== undefined);
-  const over = condition("Failed") !== undefined || (pods.length === 1 && pods.every(told)) || (job === undefined && pods.every(isOver));
+  const over =
+    condition("Failed") !== undefined || (pods.length === 1 && pods.every(endCounts)) || (job === undefined && pods.every(isOver));
   if (!over) {
     if (job !== undefined && first === undefined) return pendingWithoutPod(job, warnings, now);
     for (const pod of pods) {
@@ -153,10 +154,10 @@ function suspended(job: Holder, workload: Workload | undefined, now: number): Wo
 /** The Job controller tells in events why it cannot make a pod. */
 function pendingWithoutPod(job: Holder, warnings: AttemptObjects["warnings"], now: number): AttemptPhase {
   const name = job.metadata?.name ?? "";
-  const said = warnings.findLast(
+  const warning = warnings.findLast(
     ({ reason, involvedObject }) => reason === "FailedCreate" && involvedObject.name?.startsWith(name) === true,
   );
-  if (said === undefined) {
+  if (warning === undefined) {
     const resumed = job.status?.conditions?.find(({ type, status }) => type === "Suspended" && status === "False");
     const since = timeOf(resumed?.lastTransitionTime) || timeOf(job.metadata?.creationTimestamp) || now;
     if (now - since < withoutPodMs) return pending("STARTING", "the Job's pod is being made");
@@ -166,7 +167,7 @@ function pendingWithoutPod(job: Holder, warnings: AttemptObjects["warnings"], no
       `${admitted}no pod has been made for more than ${withoutPodMs / 1000} s: see the events of Job ${name} and the cluster's controllers`,
     );
   }
-  const message = said.message ?? "";
+  const message = warning.message ?? "";
   if (/exceeded quota/.test(message)) return pending("QUOTA", `the namespace's quota is used up: ${tidy(message)}`);
   return pending("POD_REFUSED", `the cluster refuses the pod: ${tidy(message)}`);
 }
@@ -202,9 +203,9 @@ function pendingPod(pod: V1Pod, warnings: AttemptObjects["warnings"]): AttemptPh
   return pending("STARTING", "the pod is starting");
 }
 
-function unschedulable(reason: string, said: string): Words {
+function unschedulable(reason: string, text: string): Words {
   // What it tried beside that says nothing to whoever waits: `preemption: 0/3 nodes are available: …`.
-  const [message = ""] = said.split(/ (?:no new claims to deallocate, )?preemption: /);
+  const [message = ""] = text.split(/ (?:no new claims to deallocate, )?preemption: /);
   if (reason === "SchedulingGated") return ["SCHEDULING_GATED", "the pod waits until whoever gated its scheduling lets it go"];
   const gpu = /Insufficient ([\w.-]+\/[\w.-]*(?:gpu|mig)[\w-]*(?:\.[\w-]+)*)/i.exec(message)?.[1];
   if (gpu !== undefined) return ["WAITING_FOR_DEVICE", `no node has enough free ${gpu}: ${tidy(message)}`];
@@ -265,8 +266,10 @@ export function lastWordsOf(pod: V1Pod): V1Pod | undefined {
 /** What the courier wrote to its termination message. */
 function outcomeOf(message: string | undefined): { code: string; message: string } | undefined {
   try {
-    const said = JSON.parse(message ?? "") as { code?: unknown; message?: unknown };
-    return typeof said.code === "string" && typeof said.message === "string" ? { code: said.code, message: said.message } : undefined;
+    const outcome = JSON.parse(message ?? "") as { code?: unknown; message?: unknown };
+    return typeof outcome.code === "string" && typeof outcome.message === "string"
+      ? { code: outcome.code, message: outcome.message }
+      : undefined;
   } catch {
     return undefined;
   }
@@ -275,8 +278,8 @@ function outcomeOf(message: string | undefined): { code: string; message: string
 /** Of a log line, whose beginning the kubelet may have cut off, what it says to a person. */
 function lastLine(log: string | undefined): string {
   const line = (log ?? "").trim().split("\n").at(-1) ?? "";
-  const said = /"msg":"((?:[^"\\]|\\.)*)"\}$/.exec(line)?.[1]?.replaceAll('\\"', '"');
-  return (said ?? line).slice(-300) || "it wrote no log";
+  const message = /"msg":"((?:[^"\\]|\\.)*)"\}$/.exec(line)?.[1]?.replaceAll('\\"', '"');
+  return (message ?? line).slice(-300) || "it wrote no log";
 }
 const tidy = (message: string): string => message.replace(/\s+/g, " ").trim().slice(0, 500);
 const timeOf = (time: Date | string | undefined): number => (time === undefined ? 0 : new Date(time).getTime());
