@@ -47,7 +47,7 @@ const jobFor = (over: Partial<AttemptSpec> & { gpus?: number; nodes?: number } =
     runId,
     attempt: 1,
     name: attemptNameOf(runId, 1),
-    spec,
+    runSpec: spec,
     tokens,
     resume: null,
     traceparent: null,
@@ -92,7 +92,7 @@ describe("kube launcher", () => {
     expect(courier?.env?.map(({ name }) => name)).toEqual(expect.arrayContaining(["COURIER_ATTEMPT", "EXTRA"]));
     expect(JSON.parse(courier?.env?.find(({ name }) => name === "COURIER_ATTEMPT")?.value ?? "")).toMatchObject({
       runId: job.runId,
-      spec: { gpus: 2 },
+      runSpec: { gpus: 2 },
     });
     await expect(launcher.launch({ ...job, tenant: "other" })).rejects.toMatchObject({ code: "RUN_ID_TAKEN" });
   });
