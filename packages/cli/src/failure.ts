@@ -10,6 +10,8 @@ export const exitCodes = {
   unreachable: 3,
   notFound: 4,
   unauthorized: 5,
+  /** As shells have it for Ctrl-C. */
+  interrupted: 130,
 } as const;
 
 export class Failure extends Error {

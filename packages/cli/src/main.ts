@@ -1,9 +1,7 @@
 /** The `loraline` program; the only file of the CLI that touches `process`. */
 import { join } from "node:path";
-import { CommanderError } from "commander";
-import { exitCodes, failureOf } from "./failure.ts";
-import { createProgram } from "./program.ts";
-import { dim, red, writeJson, writeLine } from "./terminal.ts";
+import { runProgram } from "./program.ts";
+import { red, writeLine } from "./terminal.ts";
 
 const { stdin, stdout, stderr, env, argv, pid, execPath } = process;
 const interrupted = new AbortController();
@@ -27,25 +25,6 @@ stdout.on("error", (error: NodeJS.ErrnoException) => {
   throw error;
 });
 
-let exitCode: number = exitCodes.ok;
 const terminal = { out: stdout, err: stderr, in: stdin, columns: stdout.columns ?? stderr.columns ?? 120, signal: interrupted.signal };
 const context = { root: join(import.meta.dirname, "../../.."), env, pid, node: execPath, terminal };
-const program = createProgram(context, (code) => {
-  exitCode = code;
-});
-try {
-  await program.parseAsync(argv);
-} catch (error) {
-  if (error instanceof CommanderError) {
-    exitCode = error.exitCode === 0 ? exitCodes.ok : exitCodes.usage;
-  } else if (interrupted.signal.aborted) {
-    exitCode = 130;
-  } else {
-    const { message, code, param, exitCode: failed } = failureOf(error);
-    exitCode = failed;
-    if (program.opts<{ json: boolean }>().json) writeJson(stdout, { error: { code, message, param } });
-    else writeLine(stderr, `${red("loraline:")} ${message} ${dim(`[${code}]`)}`);
-    if (env.LORALINE_DEBUG) console.error(error);
-  }
-}
-process.exitCode = exitCode;
+process.exitCode = await runProgram(argv.slice(2), context);

@@ -1,14 +1,16 @@
 /** The program `loraline`: its commands in groups, and the options that all of them have. */
 import { join } from "node:path";
+import { inspect } from "node:util";
 import { createApiClient } from "@loraline/client";
 import { version } from "@loraline/contracts";
-import { type Command, Option } from "commander";
+import { type Command, CommanderError, Option } from "commander";
 import { addAdaptersCommands } from "./adapters/adapters-commands.ts";
 import { addChatCommand } from "./adapters/chat-command.ts";
 import { addPromoteCommands } from "./adapters/promote-commands.ts";
 import { type AddCommands, type CommandTools, type Context, defaultBase, type Globals, ProgramCommand } from "./command.ts";
 import { addDataCommands } from "./data/data-commands.ts";
 import { addTokenizeCommand } from "./data/tokenize-command.ts";
+import { exitCodes, failureOf } from "./failure.ts";
 import { findServer } from "./find-server.ts";
 import { addCompletionCommand } from "./help/completion-command.ts";
 import { addExplainCommand } from "./help/explain-command.ts";
@@ -23,7 +25,7 @@ import { addRunCommand } from "./runs/run-command.ts";
 import { addRunsCommands } from "./runs/runs-commands.ts";
 import { addDemoCommand } from "./server/demo-command.ts";
 import { addUpCommand } from "./server/up-command.ts";
-import { writeJson, writeLine } from "./terminal.ts";
+import { dim, red, writeJson, writeLine } from "./terminal.ts";
 
 /** A new command is one file beside these, and its line here. Groups and commands stand in `--help` in this order. */
 const groups: Readonly<Record<string, readonly AddCommands[]>> = {
@@ -97,4 +99,30 @@ export function createProgram(context: Context, exitWith: (code: number) => void
   }
   program.helpCommand("help [command]", "show how a command is used");
   return program;
+}
+
+/**
+ * Runs one command, and tells what went wrong with it.
+ * @param args - as typed, without the program's name.
+ * @returns the exit code.
+ */
+export async function runProgram(args: readonly string[], context: Context): Promise<number> {
+  const { out, err, signal } = context.terminal;
+  let exitCode: number = exitCodes.ok;
+  const program = createProgram(context, (code) => {
+    exitCode = code;
+  });
+  try {
+    await program.parseAsync(args, { from: "user" });
+    return exitCode;
+  } catch (error) {
+    // Commander has told it already.
+    if (error instanceof CommanderError) return error.exitCode === 0 ? exitCodes.ok : exitCodes.usage;
+    if (signal.aborted) return exitCodes.interrupted;
+    const { message, code, param, exitCode: failed } = failureOf(error);
+    if (program.opts<Globals>().json) writeJson(out, { error: { code, message, param } });
+    else writeLine(err, `${red("loraline:")} ${message} ${dim(`[${code}]`)}`);
+    if (context.env.LORALINE_DEBUG) writeLine(err, inspect(error));
+    return failed;
+  }
 }

@@ -37,7 +37,8 @@ export async function followDataset(api: ApiClient, datasetId: string, signal: A
       const timer = setTimeout(resolve, pollMs);
       signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
     });
-    if (signal.aborted) throw new Failure(130, "INTERRUPTED", `the server goes on with dataset ${datasetId}: loraline data ls`);
+    if (signal.aborted)
+      throw new Failure(exitCodes.interrupted, "INTERRUPTED", `the server goes on with dataset ${datasetId}: loraline data ls`);
   }
 }
 

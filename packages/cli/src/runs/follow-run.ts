@@ -30,7 +30,7 @@ export async function followRun(api: Pick<ApiClient, "getRun">, runId: string, t
       }
       if (terminal.signal.aborted) {
         if (run !== undefined) return run;
-        throw new Failure(130, "INTERRUPTED", "interrupted");
+        throw new Failure(exitCodes.interrupted, "INTERRUPTED", "interrupted");
       }
       await waitFor(askEveryMs, terminal.signal);
     }

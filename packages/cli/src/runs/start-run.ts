@@ -100,7 +100,7 @@ export async function follow(api: ApiClient, runId: string, { json }: { json: bo
   const run = await followRun(api, runId, terminal);
   if (run.finishedAt === null) {
     writeLine(terminal.err, `The run goes on. Follow it with: loraline show ${runId} --follow    Stop it with: loraline cancel ${runId}`);
-    return 130;
+    return exitCodes.interrupted;
   }
   await showRun(api, run, { json }, terminal);
   if (run.phase === "served" && !json) writeLine(terminal.out, `\nAsk it: loraline chat ${modelOf(run)} "Who are you?"`);

@@ -93,7 +93,7 @@ export async function runDemo(
   const api = createApiClient(server);
   const { runId } = await startRun(api, { file: sample, base: server.base, adapter, settings });
   const run = await followRun(api, runId, terminal);
-  if (run.finishedAt === null) return 130;
+  if (run.finishedAt === null) return exitCodes.interrupted;
   const view = run.served === null ? undefined : await api.getAdapter({ adapter });
   say();
   for (const text of describeRun(run, view)) say(`   ${text}`);
