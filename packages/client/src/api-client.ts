@@ -74,7 +74,7 @@ export function createApiClient({ url, apiKey, fetch: send = fetch, retries = 2 
     const headers: Record<string, string> = {
       ...(route.scopes.length === 0 ? {} : { authorization: `Bearer ${apiKey}` }),
       ...(body === undefined || isForm ? {} : { "content-type": "application/json" }),
-      ...(route.idempotent === true ? { "idempotency-key": request.idempotencyKey ?? crypto.randomUUID() } : {}),
+      ...(route.idempotent === true ? { "idempotency-key": request.idempotencyKey ?? randomKey() } : {}),
     };
     const init: RequestInit = {
       method: route.method,
@@ -156,6 +156,10 @@ async function* itemsOf<T>(stream: ReadableStream<T>, wordsFor: (error: unknown)
     await reader.cancel().catch(() => undefined);
   }
 }
+
+/** As hex. Browsers have `crypto.randomUUID` on pages from https only, and a console may come from a plain address. */
+const randomKey = (): string =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 const mayPass = ({ status }: ApiError): boolean => status === null || [429, 502, 503, 504].includes(status);
 

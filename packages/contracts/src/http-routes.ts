@@ -112,7 +112,6 @@ export const refusalStatuses = {
   415: "The body's media type is not one that this route takes.",
   429: "A limit of the tenant or of the adapter is reached. Ask again after `Retry-After` seconds.",
   500: "The server failed on this request; its log has the reason under the `x-request-id`.",
-  502: "The engine's answer was broken.",
   503: "What is needed is away for a moment. Ask again after `Retry-After` seconds.",
   504: "The engine did not answer in time.",
   507: "There is no room left to store it.",
