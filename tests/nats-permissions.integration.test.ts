@@ -20,6 +20,7 @@ import {
   subjectFor,
 } from "@loraline/contracts";
 import { applyStreams } from "@loraline/local";
+import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { createSimulatedEngine } from "@loraline/testkit";
 import { jetstreamManager } from "@nats-io/jetstream";
@@ -188,7 +189,8 @@ it("what is another's to say is refused", async () => {
     ["agent", subjectFor(runTokenized, at)],
     ["ingest", "$KV.keys.abc"],
     ["tokenize", "$KV.adapters.acme.a"],
-    ["serve", "$O.objects.M.abc"],
+    ["serve", "$O.objects.C.abc"],
+    ["agent", "$O.objects.M.abc"],
     ["gateway", "$JS.API.STREAM.DELETE.RUNS"],
     ["train", "$JS.API.STREAM.PURGE.RUNS"],
     ["operator", "$JS.ACK.RUNS.serve-run-trained.1"],
@@ -200,6 +202,15 @@ it("what is another's to say is refused", async () => {
     ["tenant.acme", "$KV.keys.abc"],
   ];
   for (const [user, subject] of foreign) await said(user, subject);
+});
+
+it("serve removes what the gateway has stored", async () => {
+  const [gateway, serve] = await Promise.all(
+    ["gateway", "serve"].map(async (user) => createJetStreamObjects(await as(user, `p-${user}`, inboxPrefixOf(user)))),
+  );
+  const blob = await gateway!.put("acme", "evidence", "{}");
+  await serve!.delete("acme", blob);
+  expect(await gateway!.head("acme", blob)).toBeUndefined();
 });
 
 it("a tenant gives commands for itself and follows its own events, and hears nothing of others", async () => {

@@ -21,7 +21,8 @@ interface Needs {
   writes?: readonly BucketDef[];
   /** Buckets that it clears of many entries at once. */
   clears?: readonly BucketDef[];
-  objects?: "read" | "write";
+  /** Each includes reading; `delete` cannot store anything. */
+  objects?: "read" | "delete" | "write";
   /** `redrive`: sends a dead letter's message again, and removes the letter. */
   deadLetters?: "read" | "redrive";
 }
@@ -116,7 +117,7 @@ const needs = {
     writes: [buckets.adapters, buckets.engines],
     clears: [buckets.holdings],
     // Removes what belonged to a version that was deleted.
-    objects: "write",
+    objects: "delete",
   },
   agent: {
     says: [e.adapterLoaded, e.adapterUnloaded],
@@ -176,7 +177,10 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
       ? []
       : api("STREAM.INFO.OBJ_objects", "STREAM.MSG.GET.OBJ_objects", "DIRECT.GET.OBJ_objects", "DIRECT.GET.OBJ_objects.>")),
     // Pieces of a put that failed, and of what is deleted, are purged.
-    ...(of.objects === "write" ? ["$O.objects.>", ...api("STREAM.PURGE.OBJ_objects")] : []),
+    ...(of.objects === "write" || of.objects === "delete" ? api("STREAM.PURGE.OBJ_objects") : []),
+    ...(of.objects === "write" ? ["$O.objects.>"] : []),
+    // A blob is deleted by a mark in its place; its pieces are another subject.
+    ...(of.objects === "delete" ? ["$O.objects.M.>"] : []),
     ...(of.deadLetters === undefined ? [] : api("STREAM.MSG.GET.DLQ")),
     ...(of.deadLetters === "redrive" ? [...readStream("DLQ"), ...api("STREAM.MSG.DELETE.DLQ")] : []),
   ];
