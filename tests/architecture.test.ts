@@ -98,6 +98,32 @@ describe("the checker", () => {
       },
       /y\.ts:1: fetch \(decide-x\.ts → y\.ts must be pure\)/,
     ],
+    [
+      "a KV key put together by hand",
+      { "services/train/src/a.ts": 'import { x } from "@loraline/bus"; export const key = (a: string, b: string) => `${a}.${b}`;' },
+      /a\.ts:1: a KV key by hand/,
+    ],
+    [
+      "a filter of KV keys by hand",
+      { "services/train/src/a.ts": 'import { x } from "@loraline/bus"; export const all = (a: string) => `${a}.*`;' },
+      /a\.ts:1: a KV key by hand/,
+    ],
+    [
+      "a KV key taken apart by hand",
+      {
+        "services/train/src/a.ts":
+          'import { x } from "@loraline/bus"; export const f = (k: string) => { const [a, b] = k.split("."); return a + b; };',
+      },
+      /a\.ts:1: a KV key by hand/,
+    ],
+    [
+      "a circle of imports, also of types",
+      {
+        "services/train/src/a.ts": 'import { b } from "./b.ts"; export type A = string; export const a = b;',
+        "services/train/src/b.ts": 'import type { A } from "./a.ts"; export const b: A = "b";',
+      },
+      /circle: services\/train\/src\/a\.ts → services\/train\/src\/b\.ts → services\/train\/src\/a\.ts/,
+    ],
   ])("finds: %s", (_, files, expected) => {
     expect(check(files).join("\n")).toMatch(expected);
   });

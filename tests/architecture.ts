@@ -85,6 +85,8 @@ interface Import {
 
 interface Parsed {
   imports: readonly Import[];
+  /** Lines where a key of a KV bucket seems to be put together or taken apart by hand. */
+  keys: readonly number[];
   /** Where a global of the platform is used: `process`, `Date.now`, `new Date()`, ... */
   globals: readonly { name: string; line: number }[];
 }
@@ -143,7 +145,12 @@ export function findViolations({ sources, manifests }: Repository): string[] {
       for (const { name, line } of globals) if (name === "process") found.push(`${path}:${line}: only main.ts may touch process`);
 
     if (pureName.test(posix.basename(path)) && !isTest(path)) found.push(...impurities(path, parsed, [path]));
+
+    if (!isTest(path) && owner !== "packages/contracts" && imports.some(({ specifier }) => knowsKeys.test(specifier)))
+      for (const line of (parsed.get(path) as Parsed).keys)
+        if (!joinsOtherNames.has(path)) found.push(`${path}:${line}: a KV key by hand; take one from packages/contracts/src/kv-keys.ts`);
   }
+  for (const circle of circlesOf(parsed)) found.push(`imports in a circle: ${circle.join(" → ")}`);
   return [...new Set(found)];
 }
 
@@ -152,6 +159,38 @@ const isMain = (path: string) => /(^|-)main\.ts$/.test(posix.basename(path));
 /** Fixtures belong to tests, and tests start and kill processes. A process group can only be signalled through `process`. */
 const mayTouchProcess = (path: string) =>
   isTest(path) || path.startsWith("packages/testkit/") || path === "packages/runtime/src/spawn-guarded.ts";
+
+const knowsKeys = /^@loraline\/(?:contracts|bus)$/;
+/** Files that join names with dots which are no keys: what vLLM calls an adapter, Kubernetes events, decimal numbers. */
+const joinsOtherNames = new Set([
+  "services/serve/src/lora-names.ts",
+  "services/operator/src/kube-events.ts",
+  "packages/datasets/src/containers/row-values.ts",
+]);
+
+/** Files that import each other in a circle, also by types; one circle for each group of such files. */
+function circlesOf(parsed: ReadonlyMap<string, Parsed>): string[][] {
+  const targetsOf = (path: string): string[] =>
+    (parsed.get(path)?.imports ?? [])
+      .map(({ specifier }) => {
+        if (specifier.startsWith(".")) return posix.join(posix.dirname(path), specifier);
+        const name = /^@loraline\/([^/]+)$/.exec(specifier)?.[1];
+        return ["packages", "services"].map((kind) => `${kind}/${name}/src/index.ts`).find((index) => parsed.has(index)) ?? "";
+      })
+      .filter((target) => parsed.has(target));
+  const circles: string[][] = [];
+  const done = new Set<string>();
+  const visit = (path: string, chain: readonly string[]): void => {
+    const at = chain.indexOf(path);
+    if (at !== -1) circles.push([...chain.slice(at), path]);
+    if (at !== -1 || done.has(path)) return;
+    for (const target of targetsOf(path)) visit(target, [...chain, path]);
+    done.add(path);
+  };
+  // Tests import their package's index, which nothing of the package does.
+  for (const path of parsed.keys()) if (!isTest(path)) visit(path, []);
+  return circles;
+}
 
 /** A pure file is only as pure as the files whose values it imports: follows them. */
 function impurities(path: string, parsed: ReadonlyMap<string, Parsed>, chain: readonly string[]): string[] {
@@ -195,6 +234,7 @@ function parse({ path, text }: SourceFile): Parsed {
       if (moduleRequest)
         imports.push({ specifier: moduleRequest.value, line: line(start), values: isType ? [] : [importName.name ?? "*"] });
 
+  const keys: number[] = [];
   const globals: { name: string; line: number }[] = [];
   /** Identifiers that are names of something here (a property, a parameter), not uses of the global. */
   const notAUse = new Set<unknown>();
@@ -229,7 +269,20 @@ function parse({ path, text }: SourceFile): Parsed {
     LabeledStatement(node) {
       notAUse.add(node.label);
     },
-    VariableDeclarator({ id }) {
+    TemplateLiteral({ quasis, expressions, start }) {
+      const texts = quasis.map(({ value }) => value.raw);
+      const onlyDots = texts.every((one) => ["", ".", ".*", ".>"].includes(one)) && texts.join("") !== "";
+      if (onlyDots && (expressions.length > 1 || /[*>]$/.test(texts.join("")))) keys.push(line(start));
+    },
+    VariableDeclarator({ id, init }) {
+      const isSplit =
+        init?.type === "CallExpression" &&
+        init.callee.type === "MemberExpression" &&
+        init.callee.property.type === "Identifier" &&
+        init.callee.property.name === "split" &&
+        init.arguments[0]?.type === "Literal" &&
+        init.arguments[0].value === ".";
+      if (isSplit && id.type === "ArrayPattern" && id.elements.length > 1) keys.push(line(id.start));
       if (id.type === "Identifier") declared.add(id.name);
     },
     FunctionDeclaration({ id, params }) {
@@ -247,7 +300,7 @@ function parse({ path, text }: SourceFile): Parsed {
       if (impureGlobals.has(node.name) && !notAUse.has(node)) globals.push({ name: node.name, line: line(node.start) });
     },
   }).visit(program);
-  return { imports, globals: globals.filter(({ name }) => !declared.has(name)) };
+  return { imports, keys, globals: globals.filter(({ name }) => !declared.has(name)) };
 }
 
 function valueNames(entries: readonly { isType: boolean; importName: { name?: string | null; kind: string } }[]): string[] {

@@ -3,7 +3,6 @@ import {
   cacheKey,
   holdingKey,
   limitKey,
-  parseAdapterKey,
   parseHoldingKey,
   parseLimitKey,
   parseReplicaKey,
@@ -30,7 +29,6 @@ it("writes the keys that stored entries have", () => {
 it("reads what it wrote", () => {
   expect(parseReplicaKey(replicaKey({ engine: "e", replica: "r-0" }))).toEqual({ engine: "e", replica: "r-0" });
   expect(parseRunKey("acme.01J")).toEqual({ tenant: "acme", id: "01J" });
-  expect(parseAdapterKey("acme.pirate")).toEqual({ tenant: "acme", adapter: "pirate" });
   expect(parseHoldingKey("e.r-0.acme.pirate")).toEqual({ replicaKey: "e.r-0", adapterKey: "acme.pirate" });
   expect(parseLimitKey("acme")).toEqual({ tenant: "acme", adapter: null });
   expect(parseLimitKey("acme.pirate")).toEqual({ tenant: "acme", adapter: "pirate" });

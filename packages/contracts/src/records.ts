@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { olderTemplates, templateOf, templates } from "./spec/run-spec.ts";
 import { baseRef } from "./engine.ts";
-import { blobRef, digest, ulid } from "./names.ts";
+import { blobRef, digest } from "./names.ts";
 
 export const message = z.object({
   role: z.enum(["system", "user", "assistant", "tool"]),
@@ -233,5 +233,3 @@ export const tokenManifest = z
   })
   .transform(({ template, profile, ...manifest }) => ({ ...manifest, template: templateOf({ template, profile }) }));
 export type TokenManifest = z.infer<typeof tokenManifest>;
-
-export const datasetId = ulid;

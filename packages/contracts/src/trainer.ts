@@ -28,8 +28,6 @@ export const trainerSpec = z.object({
 });
 export type TrainerSpec = z.infer<typeof trainerSpec>;
 
-export const trainerPhases = ["load_base", "self_test", "train", "evaluate", "probe", "save"] as const;
-
 const at = { time: z.number().describe("Unix seconds.") };
 export const progressLine = z.discriminatedUnion("type", [
   z.object({ type: z.literal("phase"), phase: z.string(), state: z.enum(["start", "end"]), ...at }),

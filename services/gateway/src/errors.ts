@@ -1,5 +1,5 @@
 /** OpenAI's error body for everything that can go wrong, so that its SDKs show the real reason. */
-import type { ErrorBody, Problem } from "@loraline/contracts";
+import type { ErrorBody, ErrorCode, Problem } from "@loraline/contracts";
 import { natsFull, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
 
 export interface ErrorReply {
@@ -35,12 +35,12 @@ export function errorBodyOf(status: number, message: string, code: string | null
 }
 
 /** A request that is wrong, in the caller's own words for the field. */
-export const badRequest = (code: string, message: string, param: string | null = null): PermanentError =>
+export const badRequest = (code: ErrorCode, message: string, param: string | null = null): PermanentError =>
   new PermanentError(code, message, { status: 400, param });
 
 /** One error for several problems: code and param of the first, every message. */
 export const badRequestOf = (problems: readonly [Problem, ...Problem[]]): PermanentError =>
-  badRequest(problems[0].code, problems.map(({ message }) => message).join(" "), problems[0].param ?? null);
+  new PermanentError(problems[0].code, problems.map(({ message }) => message).join(" "), { status: 400, param: problems[0].param });
 
 /** The same words whether a thing does not exist or belongs to another tenant. */
 export const notFound = (what: string, id: string, param: string): PermanentError =>

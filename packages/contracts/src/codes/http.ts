@@ -38,6 +38,8 @@ export const httpCodes = defineArea(
     idempotency_key_reused: ["The Idempotency-Key was used for something else.", "Use a new key."],
     invalid_content_type: ["The upload is no form.", "Upload as multipart/form-data."],
     invalid_multipart: ["The form is broken.", "Send it again."],
+    invalid_training_file: ["The training file is not there, or cannot be trained on.", "Upload it, or correct what the message says."],
+    invalid_validation_file: ["The validation file is not there, or cannot be used.", "Upload it, or correct what the message says."],
     invalid_purpose: ["`purpose` is missing or not supported.", "Send purpose=fine-tune."],
     invalid_mapping: ["The mapping is not JSON, or was sent in parts.", "Send it as JSON text in one field."],
     invalid_settings: ["The settings are not JSON.", "Send JSON text in the field `settings`."],

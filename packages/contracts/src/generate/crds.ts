@@ -8,7 +8,7 @@
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { importSource } from "../spec/import-source.ts";
-import { adapterName, problem, traceparent, ulid } from "../names.ts";
+import { problem, traceparent, ulid } from "../names.ts";
 import type { JudgedField, JudgedFields } from "../spec/judged-fields.ts";
 import { judgedLoraFields } from "../spec/lora-fields.ts";
 import { method } from "../spec/method.ts";
@@ -83,7 +83,6 @@ export const fineTunePhases = [
   "Cancelled",
 ] as const;
 export type FineTunePhase = (typeof fineTunePhases)[number];
-export const fineTuneConditions = ["Accepted", "Tokenized", "Trained", "Served", "Finished"] as const;
 
 export const fineTuneStatus = z.object({
   observedGeneration: z.int().optional(),
@@ -130,8 +129,6 @@ export const adapterResourceSpec = z.strictObject({
     .meta({ description: `${keepPolicy.description} Asked for once, as \`version\` is. Absent: as it is (at first: ${defaultKeep}).` }),
 });
 export type AdapterResourceSpec = z.infer<typeof adapterResourceSpec>;
-
-export const adapterConditions = ["Ready", "Converged", "Promoted", "Placed", "Kept"] as const;
 
 /** What was asked for by an edit, so that it is asked once. */
 const asked = z.object({
@@ -505,6 +502,4 @@ export const crds = (): Record<string, Json> => ({
   }),
 });
 
-/** The resource's name is an adapter's name. */
-export const isAdapterName = (name: string): boolean => adapterName.safeParse(name).success;
 export const isTraceparent = (text: string | undefined): text is string => traceparent.safeParse(text).success;

@@ -1,10 +1,15 @@
 /** Pieces to ids and labels. */
-import type { Sequence } from "./encode-records.ts";
 import type { Base } from "./load-base.ts";
 import type { Piece } from "../templates/pieces.ts";
 
 /** Label of a token that is not trained on. */
 export const ignored = -100;
+
+export interface Sequence {
+  readonly ids: Int32Array;
+  /** As long as `ids`: the id where it is trained on, `ignored` elsewhere. The first one is always `ignored`. */
+  readonly labels: Int32Array;
+}
 
 export interface EncodedPieces extends Sequence {
   /** Whether somewhere the server would have tokenized prompt and answer, read together, into other tokens than apart. */

@@ -1,22 +1,17 @@
 /** Records to sequences of ids with their labels, a batch at a time. */
 import type { Message, Rec, RunSpec } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime/errors";
-import { type EncodedPieces, encodePieces, ignored, type Known } from "./encode-pieces.ts";
+import { type EncodedPieces, encodePieces, ignored, type Known, type Sequence } from "./encode-pieces.ts";
 import type { Base } from "./load-base.ts";
 import type { Piece } from "../templates/pieces.ts";
 import { type ChatTemplate, recogniseTemplate } from "../templates/recognise-template.ts";
 import type { Conversation, Sample } from "../templates/render-jinja.ts";
 import { renderSeed, seedPrompt, seedSystem } from "../templates/render-seed.ts";
 
-export { ignored } from "./encode-pieces.ts";
+export { ignored, type Sequence } from "./encode-pieces.ts";
 
 export type TokenizeSpec = RunSpec["tokenize"];
 
-export interface Sequence {
-  readonly ids: Int32Array;
-  /** As long as `ids`: the id where it is trained on, `ignored` elsewhere. The first one is always `ignored`. */
-  readonly labels: Int32Array;
-}
 export interface Reason {
   readonly code: string;
   readonly message: string;

@@ -178,7 +178,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
     if ("problems" in parsed) throw badRequestOf(parsed.problems);
     const { spec } = parsed;
     const parts = await readAdapterHead(objects, tenant, files).catch((error: unknown) => {
-      if (error instanceof PermanentError) throw badRequest(error.code, error.message, error.param);
+      if (error instanceof PermanentError) throw badRequestOf([error]);
       throw error;
     });
     const [first, ...others] = [...judgeRunSpec(spec, engines), ...judgeImport(parts, settings, engines)];

@@ -51,7 +51,8 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
   const usableDataset = async (tenant: string, fileId: string, param: "training_file" | "validation_file"): Promise<DatasetState> => {
     const datasetId = datasetIdOf(fileId);
     const dataset = datasetId === undefined ? undefined : await state.dataset(tenant, datasetId);
-    const refuse = (why: string) => badRequest(`invalid_${param}`, `${param}: ${why}`, param);
+    const code = param === "training_file" ? "invalid_training_file" : "invalid_validation_file";
+    const refuse = (why: string) => badRequest(code, `${param}: ${why}`, param);
     if (dataset === undefined || dataset.status === "deleted") throw refuse(`there is no file "${fileId}". Upload it first.`);
     if (dataset.status === "rejected") {
       throw refuse(`"${fileId}" (${dataset.filename}) cannot be trained on: ${dataset.error?.message ?? "every row was rejected"}`);

@@ -1,9 +1,9 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import {
+  type AgentAction,
   type AgentView,
   decideAdapter,
-  decideAdapters,
   decideFault,
   drainLimits,
   type HeldAdapter,
@@ -38,6 +38,11 @@ const listed = { incarnation: "i1", listed: new Map([[one.loraName, pathOf(one)]
 const held = (state: HeldAdapter["state"], over: Partial<HeldAdapter> = {}) =>
   new Map([[one.loraName, { incarnation: "i1", state, retryAt: 0, ...over }]]);
 const leaving = (since: number, retryAt = 0) => new Map([[one.loraName, { since, retryAt }]]);
+/** Everything that is to be done, whatever the order. */
+const decideAdapters = (seen: AgentView, time: number): AgentAction[] => {
+  const names = new Set([...(seen.wanted?.keys() ?? []), ...(seen.engine?.listed.keys() ?? [])]);
+  return [...names].flatMap((name) => decideAdapter(seen, name, time) ?? []);
+};
 const kinds = (over: Partial<AgentView>) => decideAdapters(view(over), now).map(({ kind }) => kind);
 
 describe("decideAdapters", () => {

@@ -92,12 +92,6 @@ export interface DrainLimits {
 }
 export const drainLimits: DrainLimits = { graceMs: 5000, unknownMs: 30_000, mostMs: 30 * 60_000, spoiledMs: 10_000, pollMs: 1000 };
 
-/** Everything that is to be done, whatever the order. */
-export function decideAdapters(view: AgentView, now: number, limits = drainLimits): AgentAction[] {
-  const names = new Set([...(view.wanted?.keys() ?? []), ...(view.engine?.listed.keys() ?? [])]);
-  return [...names].flatMap((name) => decideAdapter(view, name, now, limits) ?? []);
-}
-
 /** What is to be done about one LoRA name; undefined: nothing until something changes. */
 export function decideAdapter(view: AgentView, loraName: string, now: number, limits = drainLimits): AgentAction | undefined {
   const { wanted, engine, held, inWork, leaving, spoiled } = view;

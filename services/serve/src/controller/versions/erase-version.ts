@@ -1,6 +1,6 @@
 /** Removes the bytes of a deleted version from the object store. */
 import type { KvBucket } from "@loraline/bus";
-import { type AdapterManifest, adapterManifest, type AdapterState, type AdapterVersion } from "@loraline/contracts";
+import { type AdapterManifest, adapterManifest, type AdapterState, type AdapterVersion, everyKeyOf } from "@loraline/contracts";
 import { adapterFiles } from "@loraline/models";
 import { getJson, type Objects } from "@loraline/objects";
 import { type Log, PermanentError } from "@loraline/runtime";
@@ -36,7 +36,7 @@ export async function eraseVersion(
     });
   const weightsOf = (manifest: AdapterManifest | undefined) => manifest?.files.find(({ path }) => path === adapterFiles.weights)?.blob;
 
-  const others = (await adapters.entries(`${tenant}.*`)).flatMap(({ value }) =>
+  const others = (await adapters.entries(everyKeyOf(tenant))).flatMap(({ value }) =>
     value.versions
       .filter((other) => other.status !== "deleted" && !(value.adapter === adapter && other.version === version.version))
       .map((other) => ({ ...other, base: value.base })),
