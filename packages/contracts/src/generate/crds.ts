@@ -289,7 +289,9 @@ function refusedLora(): { properties: Json; rules: Rule[] } {
 
 /** JSON Schema as Kubernetes takes it. */
 function structural(node: Json): Json {
-  const { default: byDefault, anyOf, oneOf, additionalProperties, properties, items, maximum, minimum, deprecated: _told, ...kept } = node;
+  const { default: byDefault, anyOf, oneOf, additionalProperties, properties, items, maximum, minimum, ...rest } = node;
+  // Kubernetes has no word for these; judged fields are named one by one instead.
+  const { deprecated: _told, patternProperties: _judged, ...kept } = rest;
   const variants = (anyOf ?? oneOf) as Json[] | undefined;
   const description = describe(kept["description"] as string | undefined, byDefault);
   const common = { ...kept, ...(description === undefined ? {} : { description }) };

@@ -24,6 +24,7 @@ import {
 } from "../state.ts";
 import { openApi } from "./openapi.ts";
 import { buckets, type ConsumerDef, consumers, streamOf, streams } from "../events/streams.ts";
+import { runSpecPage } from "./run-spec-page.ts";
 import { trainerFields } from "./trainer-fields.ts";
 import { adapterManifest, checkpointManifest, evidence, progressLine, trainerResult, trainerSpec } from "../trainer.ts";
 
@@ -213,7 +214,11 @@ const engineFlags = (): Json =>
   Object.fromEntries(Object.entries(engineKinds).map(([kind, { ownFlags }]) => [kind, Object.fromEntries(ownFlags)]));
 
 /** What the docs take from the contracts: path below their folder to text. */
-export const docFiles = (): Map<string, string> => new Map([["errors.md", errorsPage()]]);
+export const docFiles = (): Map<string, string> =>
+  new Map([
+    ["errors.md", errorsPage()],
+    ["run-spec.md", runSpecPage()],
+  ]);
 
 /** Path to text; below `generated/`, and below the chart's folder. */
 const crdFiles = (): Map<string, string> =>

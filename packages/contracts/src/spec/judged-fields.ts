@@ -46,6 +46,15 @@ export const sftFields = (fields: JudgedFields): JudgedFields =>
 export const notice = z.object({ param: z.string().max(200), message: z.string().max(2000) });
 export type Notice = z.infer<typeof notice>;
 
+/** For the JSON Schema of a section: judged fields may stand there too. What their values may be is said by the tables alone. */
+export const judgedPattern = (fields: JudgedFields): { patternProperties: Record<string, object> } => ({
+  patternProperties: {
+    [`^(?:${Object.keys(fields).join("|")})$`]: {
+      description: "Accepted so that a configuration can be pasted: dropped, taken as another field, or refused with the reason.",
+    },
+  },
+});
+
 type Values = Readonly<Record<string, unknown>>;
 export const isObject = (raw: unknown): raw is Values => typeof raw === "object" && raw !== null && !Array.isArray(raw);
 

@@ -1,6 +1,6 @@
 /** Every field of PEFT's `LoraConfig`: those that work, and what becomes of the others. A Python test walks the installed class. */
 import { z } from "zod";
-import { isObject, type JudgedField, type JudgedFields, neutral, refused, withoutNeutral } from "./judged-fields.ts";
+import { isObject, judgedPattern, type JudgedField, type JudgedFields, neutral, refused, withoutNeutral } from "./judged-fields.ts";
 
 /** What vLLM cannot serve: how PEFT writes that a feature is off, and what to do about one that is on. */
 const unserved = (why: string, remedy = "Remove it", ...silent: unknown[]): JudgedField =>
@@ -88,7 +88,7 @@ export const loraFields = z
       .default(true)
       .describe("How lora_A is drawn; lora_B begins at zero."),
   })
-  .describe("Fields of PEFT's LoraConfig that vLLM can serve.");
+  .meta({ description: "Fields of PEFT's LoraConfig that vLLM can serve.", ...judgedPattern(judgedLoraFields) });
 type LoraInput = z.input<typeof loraFields>;
 
 export const loraSpec = z.preprocess(

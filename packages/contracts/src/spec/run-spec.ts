@@ -175,7 +175,7 @@ export const runSpecFields = z
       .max(20)
       .default(5)
       .describe("Attempts that may end by a fault of their own before the run fails. Preemption and a killed machine do not count."),
-    metadata: z.record(z.string().max(64), z.string().max(512)).optional(),
+    metadata: z.record(z.string().max(64), z.string().max(512)).optional().describe("Pairs of your own, which the run carries."),
   })
   .describe("What a user asks for: one fine-tuning run, or the import of an adapter.");
 

@@ -3,7 +3,17 @@
  * test walks the classes.
  */
 import { z } from "zod";
-import { isObject, type JudgedFields, moved, neutral, olderFields, refused, sftFields, withoutNeutral } from "./judged-fields.ts";
+import {
+  isObject,
+  judgedPattern,
+  type JudgedFields,
+  moved,
+  neutral,
+  olderFields,
+  refused,
+  sftFields,
+  withoutNeutral,
+} from "./judged-fields.ts";
 
 // Reasons that several fields share.
 const output = "the run has its own folder; adapter and result are in the object store";
@@ -327,7 +337,7 @@ export const trainingFields = z
       .describe("Deterministic kernels on a GPU too, which are slower; on a CPU two runs are always the same."),
     bf16: z.boolean().default(true).describe("Mixed precision; false: fp32."),
   })
-  .describe("Names and meanings of transformers.TrainingArguments.");
+  .meta({ description: "Names and meanings of transformers.TrainingArguments.", ...judgedPattern(judgedTrainingFields) });
 type TrainingInput = z.input<typeof trainingFields>;
 
 export const trainingSpec = z.preprocess(

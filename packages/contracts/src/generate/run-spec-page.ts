@@ -1,0 +1,124 @@
+/** Pure: `docs/run-spec.md`, every field of the run spec and what becomes of fields that people paste, from the schema and the tables. */
+import { z } from "zod";
+import type { JudgedField, JudgedFields } from "../spec/judged-fields.ts";
+import { judgedLoraFields, ownLoraDefaults } from "../spec/lora-fields.ts";
+import { runSpecFields } from "../spec/run-spec.ts";
+import { judgedTrainingFields, ownTrainingDefaults, schedules } from "../spec/training-fields.ts";
+
+type Json = Record<string, unknown>;
+
+const cell = (text: string): string => text.replaceAll("|", "\\|").replaceAll("\n", " ");
+const code = (value: unknown): string => `\`${typeof value === "string" && value !== "" ? value : JSON.stringify(value)}\``;
+const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
+  [head, head.map(() => "---"), ...rows].map((row) => `| ${row.map(cell).join(" | ")} |`).join("\n");
+
+/** The values that a JSON Schema lets through, in a few words. */
+function valuesOf(schema: Json): string {
+  const variants = (schema["anyOf"] ?? schema["oneOf"]) as Json[] | undefined;
+  if (variants !== undefined) return [...new Set(variants.map(valuesOf))].join(" or ");
+  if (schema["const"] !== undefined) return code(schema["const"]);
+  if (schema["enum"] !== undefined) return (schema["enum"] as unknown[]).map(code).join(", ");
+  const { type } = schema;
+  if (type === "array") return `list of: ${valuesOf(schema["items"] as Json)}`;
+  if (type === "object") {
+    const { properties, additionalProperties } = schema as { properties?: Json; additionalProperties: Json };
+    return properties === undefined
+      ? `map to: ${valuesOf(additionalProperties)}`
+      : `object of ${Object.keys(properties).map(code).join(", ")}`;
+  }
+  if (type === "string") return "text";
+  if (type === "boolean") return "true or false";
+  const bounds = (["≥ minimum", "> exclusiveMinimum", "≤ maximum", "< exclusiveMaximum"] as const).flatMap((said) => {
+    const [sign = "", name = ""] = said.split(" ");
+    const bound = schema[name];
+    return typeof bound !== "number" || Math.abs(bound) === Number.MAX_SAFE_INTEGER ? [] : [`${sign} ${bound}`];
+  });
+  const kind = type === "integer" ? "whole number" : type === "number" ? "number" : "any";
+  return [kind, ...bounds].join(" ");
+}
+
+const sections = ["lora", "training", "tokenize", "canary"];
+
+function fieldsTable(schema: Json): string {
+  const properties = Object.entries((schema["properties"] ?? {}) as Record<string, Json>);
+  const required = (schema["required"] ?? []) as string[];
+  return table(
+    ["Field", "Values", "Default", "Meaning"],
+    properties.map(([name, of]) => [
+      code(name),
+      sections.includes(name) ? "section below" : valuesOf(of),
+      sections.includes(name) ? "" : of["default"] !== undefined ? code(of["default"]) : required.includes(name) ? "required" : "",
+      `${of["deprecated"] === true ? "Deprecated. " : ""}${(of["description"] as string | undefined) ?? ""}`,
+    ]),
+  );
+}
+
+/** Fields that share a reason share a row. */
+function rowsOf(fields: JudgedFields, as: JudgedField["as"], cells: (field: JudgedField) => string[]): string[][] {
+  const rows = new Map<string, { names: string[]; cells: string[] }>();
+  for (const [name, field] of Object.entries(fields)) {
+    if (field.as !== as) continue;
+    const said = cells(field);
+    const row = rows.get(said.join("\n")) ?? { names: [], cells: said };
+    row.names.push(code(name));
+    rows.set(said.join("\n"), row);
+  }
+  return [...rows.values()].map(({ names, cells: said }) => [names.join(", "), ...said]);
+}
+
+const silentValues = ({ silent }: JudgedField): string => silent.map(code).join(", ");
+
+function judgedTables(fields: JudgedFields): string[] {
+  const moved = rowsOf(fields, "moved", (field) => (field.as === "moved" ? [code(field.to), field.why] : []));
+  return [
+    ...(moved.length === 0 ? [] : ["**Taken as another field:**", table(["Field", "Is here", "Why"], moved)]),
+    "**Change nothing here:**",
+    table(
+      ["Field", "Why"],
+      rowsOf(fields, "neutral", (field) => [field.why]),
+    ),
+    "**Refused**, unless the value is one of those that mean nothing (`null` always does):",
+    table(
+      ["Field", "Why", "What to do", "Mean nothing"],
+      rowsOf(fields, "refused", (field) => (field.as === "refused" ? [field.why, field.remedy, silentValues(field)] : [])),
+    ),
+  ];
+}
+
+const own = (of: string, defaults: Readonly<Record<string, string>>): string =>
+  `Defaults are those of ${of}, but for ${Object.entries(defaults)
+    .map(([name, why]) => `${code(name)} (${why})`)
+    .join(", ")}.`;
+
+export function runSpecPage(): string {
+  const root = z.toJSONSchema(runSpecFields, { target: "draft-2020-12", io: "input", reused: "inline" }) as Json;
+  const properties = root["properties"] as Record<string, Json>;
+  const section = (name: string): string => fieldsTable(properties[name] as Json);
+  return [
+    "<!-- Generated from packages/contracts/src/spec by `make generate`. -->",
+    "# The run spec",
+    "What a run is asked for, whichever way it is asked: `extra_body.loraline` of a fine-tuning job, `run.yaml`, the `spec` of a `FineTune`, the event `run.requested`. A field that is misspelt is an error, and so is a value that is out of range.",
+    fieldsTable(root),
+    "## lora",
+    `The fields of PEFT's \`LoraConfig\` that an engine can serve, by their own names. ${own("PEFT", ownLoraDefaults)}`,
+    section("lora"),
+    "## training",
+    `Fields of transformers' \`TrainingArguments\`, by their own names. ${own("transformers", ownTrainingDefaults)}`,
+    section("training"),
+    `Arguments that the schedules take in \`lr_scheduler_kwargs\`: ${Object.entries(schedules)
+      .filter(([, known]) => known.length > 0)
+      .map(([name, known]) => `${code(name)}: ${known.map(code).join(", ")}`)
+      .join("; ")}.`,
+    "## tokenize",
+    section("tokenize"),
+    "## canary",
+    section("canary"),
+    "## A configuration can be pasted",
+    "The blocks that people have, `LoraConfig(...)` under `lora`, `TrainingArguments(...)` or trl's `SFTConfig(...)` under `training`, are taken as they are. Every field of these classes either works (above), is taken as another field, changes nothing, or is refused with the reason, because to drop it would change the result without a word. What is told is in `loraline.notices` of the job, in its first event, printed by `loraline run`, and an Event of the FineTune; values that mean the default are not told.",
+    "### LoraConfig",
+    ...judgedTables(judgedLoraFields),
+    "### TrainingArguments and SFTConfig",
+    ...judgedTables(judgedTrainingFields),
+    "",
+  ].join("\n\n");
+}
