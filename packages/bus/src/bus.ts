@@ -39,7 +39,7 @@ export interface Bus {
   ): Promise<{ seq: number; duplicate: boolean }>;
   consume<C extends ConsumerDef>(options: ConsumeOptions<C>): Promise<AsyncDisposable>;
   bucket<T extends z.ZodType>(def: BucketDef<T>): Promise<KvBucket<z.output<T>>>;
-  /** Oldest stored event of this kind about this entity that keeps the contract: of a request that was made twice, the one that counts. */
+  /** Oldest stored event of this kind about this entity that keeps the contract. When a request was made twice, this one counts. */
   first<E extends EventDef>(event: E, at: EventAddress): Promise<Received<E> | undefined>;
   /** Newest stored event of this kind about this entity. */
   last<E extends EventDef>(event: E, at: EventAddress): Promise<Received<E> | undefined>;
@@ -64,7 +64,7 @@ export interface BusDeps {
   telemetry: Telemetry;
   /** Name of the service, for `ce-source`. */
   source: string;
-  /** Known to this service alone, such as its password at NATS; makes ids that nobody else can guess. Absent: nobody else is there. */
+  /** Known to this service alone, such as its NATS password; it makes message ids that no other client can guess. Absent: no other client is there. */
   secret?: string | undefined;
   /** Longest pause before a message that waits for a server is tried again. Default 30 s. */
   longestWaitMs?: number;

@@ -26,7 +26,7 @@ export interface HandlerContext {
   /** Aborted when the process shuts down; the message is then delivered again. */
   signal: AbortSignal;
   deliveries: number;
-  /** Deliveries that tell something about the message: without those that ended because a server was away. */
+  /** Deliveries that count towards giving the message up: all but those that ended because a server was away. */
   tries: number;
 }
 
@@ -44,7 +44,7 @@ export interface ConsumeOptions<C extends ConsumerDef> {
   consumer: C;
   /** One handler for each event, or one for them all. */
   handlers: Handlers<NoInfer<C>> | ((received: Received<EventsOf<NoInfer<C>>>, context: HandlerContext) => Promise<void>);
-  /** Called before a message becomes a dead letter, so that whoever waits for the entity learns why. */
+  /** Called before a message becomes a dead letter, so that the reason can be published for the entity. */
   onDeadLetter?: (letter: {
     tenant: string;
     id: string;
@@ -58,7 +58,7 @@ export interface ConsumeOptions<C extends ConsumerDef> {
    * learns why. It may fail: the message waits all the same.
    */
   onWait?: (received: Received<EventsOf<NoInfer<C>>>, reason: WaitReason | null) => Promise<void>;
-  /** Whether what messages were put off for is still away, as far as is known. Absent: nobody knows before a handler ends. */
+  /** Whether the server that messages were put off for is known to be still away. Absent: it is only known when a handler ends. */
   isAway?: (() => boolean) | undefined;
   /** false: no span per message (projections). */
   traced?: boolean;
@@ -300,7 +300,7 @@ async function handleMessage<C extends ConsumerDef>(
   }
 }
 
-/** NATS itself may be what is away or full, or only a stream of it that has no leader. */
+/** The server that is away or full may be NATS itself, or only a stream of it that has no leader. */
 function asUnavailable(error: unknown): unknown {
   if (error instanceof PermanentError || error instanceof RetryLaterError) return error;
   const full = natsFull(error);

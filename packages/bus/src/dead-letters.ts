@@ -26,7 +26,7 @@ export async function buryLetter(
   const { def, message } = letter;
   const copy = headers();
   const given = [...(message.headers ?? [])].flatMap(([key, values]) => values.map((value): [string, string] => [key, value]));
-  // A letter must always fit, or its message would come again for ever: what is too large for it stays where it is.
+  // A dead letter must always fit, or its message would be delivered for ever. Data that is too large stays in the original message.
   const headersFit = given.reduce((sum, [key, value]) => sum + key.length + value.length, 0) <= headersBytes;
   if (headersFit) for (const [key, value] of given) copy.append(key, value);
   const id = subjectOf(def, message.seq);
@@ -88,7 +88,7 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
           if (message.info.pending === 0) break;
         }
       } finally {
-        // Left alone it would stay for minutes, and a stream holds only so many; it expires if this fails.
+        // The consumer would stay for minutes, and a stream holds only so many. If this fails, it expires.
         await consumer.delete().catch(() => false);
       }
       return letters.filter((letter) => tenant === undefined || tenantOfSubject(letter.subject) === tenant).reverse();

@@ -65,7 +65,7 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: Ensure
     });
     await jsm.streams.update(`KV_${def.name}`, { num_replicas: replicas });
   }
-  // Last, so that whoever sees it finds everything.
+  // Last, so that a service that sees it finds everything else.
   await jsm.streams.update(streams.DLQ.name, { metadata: { [mark]: markOf() } });
 }
 
@@ -80,7 +80,7 @@ const markOf = (): string => {
   return createHash("sha256").update(JSON.stringify(shape)).digest("hex").slice(0, 16);
 };
 
-/** Undefined when everything that this version needs is there; else what is missing. */
+/** What is missing of all that this version needs; undefined: nothing. */
 export async function streamsInPlace(nc: NatsConnection): Promise<string | undefined> {
   const where = nc.getServer();
   try {

@@ -28,7 +28,7 @@ export interface RawMessage {
   storedAt: string;
 }
 
-/** Whoever breaks the contract in a thousand places hears of the first ones: reasons travel in headers and events. */
+/** A message that breaks the contract in a thousand places is told the first ones only, because reasons go into headers and events. */
 const reasonOf = (problems: readonly Problem[]): string =>
   problems
     .slice(0, 10)
@@ -127,7 +127,7 @@ export function open<E extends EventDef = EventDef>(raw: RawMessage, among?: rea
     type: event.type,
     at: { tenant: subject.tenant, id: subject.id },
     data: parsed.data,
-    // Commands are done in the order of their times, and whoever gives them could claim any.
+    // Commands are done in the order of their times, and a client could claim any time.
     time: commands.includes(event) || Number.isNaN(Date.parse(time)) ? raw.storedAt : new Date(time).toISOString(),
     id: raw.headers?.get("ce-id") || `${raw.subject}#${raw.seq}`,
     seq: raw.seq,

@@ -37,7 +37,7 @@ export async function digestOfFile(path: string): Promise<Digest> {
   return `sha256:${hash.digest("hex")}`;
 }
 
-/** Bytes on their way, and what made them stop: whoever sends them has to tell a failing source from a failing store. */
+/** Bytes of a source, with the error that stopped them, so that the caller can tell a failing source from a failing store. */
 export function noting(source: AsyncIterable<Uint8Array>): { bytes: AsyncGenerator<Uint8Array>; failure: { error: unknown } | undefined } {
   const noted: ReturnType<typeof noting> = { bytes: pass(), failure: undefined };
   async function* pass(): AsyncGenerator<Uint8Array> {
@@ -107,7 +107,7 @@ export async function prepare(
   }
 }
 
-/** Lets whoever feeds a stream stop, also when nothing was read from it. */
+/** Stops the source of a stream, also when nothing was read from it. */
 async function close(source: AsyncIterable<Uint8Array>): Promise<void> {
   if (source instanceof Readable) source.destroy();
   else await source[Symbol.asyncIterator]().return?.();

@@ -66,7 +66,7 @@ export const missing = (key: string): PermanentError =>
 export const storeAway = (where: string, why: string, cause: unknown): UnavailableError =>
   new UnavailableError("STORE_UNAVAILABLE", `the object store does not answer (${where}: ${why})`, { cause });
 
-/** Only whoever runs the line can mend it: `what` says what to do. */
+/** Only the operator can mend this; `what` says what to do. */
 export const storeRefuses = (where: string, why: string, what: string, cause: unknown): UnavailableError =>
   new UnavailableError("STORE_REFUSED", `the object store refuses this server (${where}: ${why}). ${what}`, { cause });
 

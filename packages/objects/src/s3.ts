@@ -51,7 +51,7 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
     // The digest in the key is stronger than the SDK's CRC32, and other servers need not know about that.
     requestChecksumCalculation: "WHEN_REQUIRED",
     responseChecksumValidation: "WHEN_REQUIRED",
-    // Without limits a server that takes connections and says nothing would hold the work for ever, and nobody would know why.
+    // Without limits a server that takes connections and never answers would hold the work for ever, without a reason to show.
     requestHandler: { connectionTimeout: patience.connect, requestTimeout: patience.part, throwOnRequestTimeout: true },
   };
   const client = new S3Client(config);
@@ -160,7 +160,7 @@ class SilenceError extends Error {
 
 /** What S3 servers call a full disk or an exhausted quota. */
 const storeFullNames = new Set(["InsufficientStorage", "InsufficientCapacity", "QuotaExceeded", "XMinioStorageFull", "StorageFull"]);
-/** What they say, with whatever status, to work that may be tried again. */
+/** Error names with which S3 servers say, under any status, that the request may be tried again. */
 const busyNames = new Set(["SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ThrottlingException", "TooManyRequests"]);
 const refusedNames = new Set(["NoSuchBucket", "ExpiredToken", "InvalidToken", "InvalidBucketName", "AuthorizationHeaderMalformed"]);
 /** No connection, a broken one, or no name for the host. */

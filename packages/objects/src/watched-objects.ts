@@ -1,16 +1,16 @@
-/** A store that is known to be away or not: for readiness, for the log, and for whoever waits. */
+/** A store whose outages are noticed: for readiness, for the log, and for work that waits. */
 import { type Log, PermanentError, UnavailableError } from "@loraline/runtime";
 import type { Objects } from "./objects.ts";
 
 export interface StoreState {
-  /** Why the store cannot be used now, in words; undefined when it can, or nobody has tried. */
+  /** Why the store cannot be used now, in words; undefined when it can, or when it was not tried yet. */
   problem(): string | undefined;
 }
 
-/** Nobody has this blob, so asking for it tells about the store alone. */
+/** A blob that does not exist: the answer to a request for it depends on the store alone. */
 const nothing = { tenant: "loraline", ref: { kind: "raw", digest: `sha256:${"0".repeat(64)}` } } as const;
 const sayAgainMs = 60_000;
-/** What waits is tried more often than this, so that a store that nobody writes to for so long is waited for by nobody. */
+/** Work that waits is tried more often than this. When no attempt was made for so long, no work waits for the store. */
 const writesForgottenMs = 90_000;
 
 interface Trouble {

@@ -43,8 +43,8 @@ export class RetryLaterError extends Error {
 }
 
 /**
- * A server that the work needs does not answer, has no room left, or refuses whoever runs the line. Nothing is wrong with what was given, so the work waits
- * however long that lasts, and says what for.
+ * A server that the work needs does not answer, has no room left, or refuses our credentials. The input is not at fault, so the work
+ * waits however long that lasts, and says what for.
  */
 export class UnavailableError extends RetryLaterError {
   override readonly name = "UnavailableError";
@@ -67,7 +67,7 @@ export function dispositionOf(error: unknown, delivery: { deliveries: number; ma
   return { kind: "retry", afterMs: backoffMs(delivery.deliveries), code: "UNKNOWN" };
 }
 
-/** By name, because whoever sees such an error need not know the client that threw it. */
+/** Matched by name, so that this package need not depend on the NATS client. */
 const natsIsAway = new Set([
   "TimeoutError",
   "NoResponders",
@@ -76,14 +76,14 @@ const natsIsAway = new Set([
   "DrainingConnectionError",
   "JetStreamNotEnabled",
 ]);
-/** JetStream's for: no leader, no quorum, not up yet, stream or consumer not up yet. */
+/** JetStream's codes for: no leader, no quorum, not up yet, stream or consumer not up yet. */
 const jetStreamIsAway = new Set([10_008, 10_009, 10_039, 10_076, 10_118, 10_119]);
 
 /** Why NATS gave no answer; undefined when this error is another one. */
 export function natsOutage(error: unknown): string | undefined {
   for (const one of causesOf(error)) {
     const { name, code } = one as { name: string; code?: unknown };
-    // An aborted fetch's has the same name.
+    // The error of an aborted fetch has the same name.
     if (one instanceof DOMException) continue;
     const disconnected = name === "RequestError" && /disconnected|connection closed/.test(one.message);
     if (natsIsAway.has(name) || disconnected || (name === "JetStreamApiError" && jetStreamIsAway.has(code as number)))
@@ -92,7 +92,7 @@ export function natsOutage(error: unknown): string | undefined {
   return undefined;
 }
 
-/** JetStream's for: no room on the disk, in the account, or in the stream. */
+/** JetStream's codes for: no room on the disk, in the account, or in the stream. */
 const jetStreamIsFull = new Set([10_002, 10_023, 10_047, 10_077, 10_122]);
 
 /** Why NATS stores nothing more; undefined when this error is another one. */

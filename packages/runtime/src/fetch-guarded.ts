@@ -1,5 +1,5 @@
 /**
- * Fetches what strangers name (SSRF). Only public addresses are reached, and they are checked where the connection is made: the
+ * Fetches URLs that users give, without reaching internal servers (SSRF). Only public addresses are reached, and they are checked where the connection is made: the
  * address that was looked up and judged is the one that is connected to, for the first URL and for each redirect.
  */
 import { type LookupAddress, promises as dns } from "node:dns";
@@ -231,7 +231,7 @@ export function nonPublicRange(address: string): string | undefined {
   return undefined;
 }
 
-/** The address itself is not told: it may be what somebody wants to find out. */
+/** The message does not hold the address: an attacker may want to find it out. */
 function judgeAddress(address: string, hostname: string): void {
   const range = nonPublicRange(address);
   if (range === undefined) return;
@@ -258,7 +258,7 @@ function explainFetch(error: unknown, url: URL): Error {
   });
 }
 
-/** Lets go of an answer nobody reads. */
+/** Closes an answer that is not read. */
 async function discard(body: Dispatcher.ResponseData["body"]): Promise<void> {
   await Promise.race([body.dump({ limit: 64 * 1024 }).catch(() => {}), delay(1000, undefined, { ref: false })]);
   body.destroy();

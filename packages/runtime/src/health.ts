@@ -1,4 +1,4 @@
-/** How a service says how it is: to Kubernetes' probes, and to whoever runs `curl`. */
+/** Liveness and readiness of a service over HTTP, for Kubernetes' probes and for people with `curl`. */
 import { createServer } from "node:http";
 import { problemOf } from "./errors.ts";
 
@@ -17,7 +17,7 @@ export interface Health {
 }
 
 export interface HealthServer extends Health, AsyncDisposable {
-  /** Not before this is it ready, whatever the checks say. */
+  /** Until this is called the service is not ready, whatever the checks say. */
   started(): void;
   port: number | undefined;
 }

@@ -1,6 +1,6 @@
 /**
  * Work queue of keys for reconcilers: a key is never worked on twice at once, adding a waiting key changes nothing, and a
- * key added while it is being worked on runs once more afterwards. Holds keys, not events: whoever works on one looks at how things are now.
+ * key added while it is being worked on runs once more afterwards. Holds keys, not events: the work on a key reads the present state.
  */
 import { backoffMs } from "./errors.ts";
 import type { Log } from "./log.ts";

@@ -10,7 +10,7 @@ export interface ServiceContext<Env> {
   log: Log;
   telemetry: Telemetry;
   health: Health;
-  /** Where spans are kept that LORALINE_TRACES=nats asks to keep; they wait until it is said. */
+  /** Says where spans are kept with LORALINE_TRACES=nats. Until it is called they are held in memory. */
   keepSpans(sink: SpanSink): void;
   /** Aborted when the process is to end; for a start that still waits for something. */
   stopping: AbortSignal;
@@ -30,7 +30,7 @@ export interface ServiceOptions<Schema extends z.ZodType> {
   host: HostProcess;
   /** Hard end after a signal; keep it below the pod's grace period. */
   shutdownMs?: number;
-  /** May wait for what is not there yet, saying so by `health`. */
+  /** May wait for servers that are not there yet, and says so by `health`. */
   start(context: ServiceContext<z.output<Schema>>): Promise<AsyncDisposable>;
 }
 

@@ -29,7 +29,7 @@ export interface Exit {
 }
 
 export interface GuardedChild {
-  /** Of the child and of its process group. */
+  /** Id of the child and of its process group. */
   readonly pid: number;
   /** Resolves when the child has ended and what was left of its process group was killed. Never rejects. */
   readonly exited: Promise<Exit>;

@@ -22,7 +22,7 @@ await runService({
     });
     const bus = createBus({ nc, log, telemetry, source: "tokenize", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
-    // Nobody is sent here, so being not ready costs nothing, and says it where operators look.
+    // No traffic is routed to this pod, so that being not ready costs nothing and is seen by operators.
     service.health.check("objects", objects.problem);
     running.use(await createTokenizeService({ bus, objects, telemetry, basesDir: env.LORALINE_BASES_DIR }));
     return running;

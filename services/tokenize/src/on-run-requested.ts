@@ -58,7 +58,7 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
     const { at } = received;
     const { log } = context;
     if (await needsNoTokens(bus, at)) return;
-    // A second request under the same id is none, as the state says too; a redriven one stands behind its own first.
+    // A second request under the same id does not count. A redriven request has the same spec as the first, and does.
     const first = await bus.first(runRequested, at);
     if (first !== undefined && first.seq < received.seq && !isDeepStrictEqual(first.data.spec, received.data.spec)) {
       log.warn({ seq: received.seq, first: first.seq }, "the run was requested before with another spec, which counts");
@@ -172,7 +172,7 @@ async function tokenizeAdapter(
     const result = await tokenizeImport({ objects }, { tenant, base, spec, adapter, engines });
     return result.kind === "rejected" ? result : { ...result, cacheHit: false };
   } catch (error) {
-    // Nothing that waiting would mend, and whoever asked has to know.
+    // Waiting would not mend this error, and the user has to know it.
     if (!(error instanceof PermanentError) || !/^(?:ADAPTER|OBJECT)_/.test(error.code)) throw error;
     return { kind: "rejected", problem: problemOf(error) };
   }
@@ -180,7 +180,7 @@ async function tokenizeAdapter(
 
 async function judge(bus: Bus, tenant: string, spec: RunSpec, tries: number): Promise<Problem[]> {
   const engines = await enginesOf(bus);
-  // No engine at all means that serve has not come up yet, rather than that every base is unknown.
+  // When there is no engine at all, serve has probably not come up yet, so the base is not called unknown.
   if (engines.length === 0 && tries <= engineTries) {
     throw new RetryLaterError("NO_ENGINE", 2000, "no engine is registered yet");
   }
@@ -194,7 +194,7 @@ const isFor =
   ({ tenants }: EngineRecord): boolean =>
     tenants?.includes(tenant) ?? true;
 
-/** The dataset's manifest, once it is there; or why there will be none; or that the run ended meanwhile. */
+/** Waits for the dataset's manifest. @returns the manifest, why there will be none, or that the run needs no tokens any more */
 async function findDataset(
   { bus, objects }: OnRunRequestedDeps,
   run: EventAddress,

@@ -1,4 +1,4 @@
-/** The worker: judges what is asked for and turns records into tokens. */
+/** The worker: judges requested runs and turns their records into tokens. */
 import { type Bus, tellWaiting, type WaitReason } from "@loraline/bus";
 import { buckets, consumers, type EventAddress, runRejected, runWaiting } from "@loraline/contracts";
 import type { Objects, StoreState } from "@loraline/objects";
@@ -28,7 +28,7 @@ export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<
   const threads = starting.use(createEncodeThreads(threadCount));
   const loadBase = createBases(basesDir);
   const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
-  // Known before the first run comes, which then only has to look into the cache. What cannot be loaded is the run's to say.
+  // Loaded before the first run comes, which then finds the base in memory. Errors are ignored here: the run that needs the base meets them.
   for (const { value } of await (await bus.bucket(buckets.engines)).entries()) loadBase(value.base.name).catch(() => undefined);
   const isAway = objects.problem && (() => objects.problem?.() !== undefined);
   const tell = async (at: EventAddress, reason: WaitReason | null): Promise<void> => {

@@ -60,7 +60,7 @@ await runService({
   },
 });
 
-/** Of several controllers one acts; the others wait for its lease. */
+/** One of several controllers acts; the others wait for the lease that it holds. */
 async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainServiceDeps, "launcher">): Promise<AsyncDisposable> {
   // Only here: it takes half a second to load.
   const [{ createKube, withLease }, { createKubeLauncher }, { trainPodSettings }] = await Promise.all([

@@ -24,11 +24,11 @@ export interface ReplicaView {
   state: ReplicaReport;
   /** Engine names that are proven in the replica's present incarnation. */
   proven: ReadonlySet<string>;
-  /** What it says of an engine name; undefined: it has not begun to load it. */
+  /** What the replica reports of this name; undefined: it has not begun to load it. */
   held(engineName: string): ReplicaAdapter | undefined;
   /** Its heartbeat is recent. A replica that fell silent is asked last, not never: the silence may be the bus's. */
   fresh: boolean;
-  /** Requests of this gateway that it is answering. */
+  /** Requests of this gateway that the replica is answering. */
   inFlight: number;
 }
 
@@ -45,7 +45,7 @@ export interface RouteRequest {
   tenant: string;
   model: string;
   /**
-   * Names whoever should see one version while a canary is under way; asked for only then. Absent: the promoted version.
+   * Key of the user, who should see only one version while a canary is under way. Called only then. Absent: the promoted version.
    * @see stickyKeyOf
    */
   sticky?: (() => string) | undefined;

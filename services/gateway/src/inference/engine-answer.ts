@@ -50,7 +50,7 @@ function tokensOf(json: string): TokenCount | undefined {
 }
 
 export interface EventFilter {
-  /** What of the bytes so far goes on to the reader; empty when nothing does yet. */
+  /** The bytes that go on to the client now; empty when a line is not complete yet. */
   push(chunk: Buffer): Buffer;
   /** The bytes that are left when the engine has ended. */
   end(): Buffer;

@@ -1,4 +1,4 @@
-/** One question to one replica: its answer whole, or passed on piece by piece at the pace of whoever reads. */
+/** One request to one replica. Its answer is collected, or passed on piece by piece at the pace of the client. */
 import type { IncomingHttpHeaders } from "node:http";
 import { Agent, type Dispatcher } from "undici";
 
@@ -9,7 +9,7 @@ export interface EngineQuestion {
   path: string;
   headers: Record<string, string>;
   body: string;
-  /** Called when the answer begins; a stream's with its first byte. Returns who reads it piece by piece; undefined: it is collected. */
+  /** Called when the answer begins; for a stream, with its first byte. Returns the reader of the pieces; undefined: the answer is collected. */
   onAnswer(status: number, contentType: string): EngineReader | undefined;
 }
 
@@ -45,7 +45,7 @@ export function createEngineClient({
 }: {
   answerWithinMs: number;
   connectWithinMs: number;
-  /** What engines were started with as VLLM_API_KEY. */
+  /** The engines' key, VLLM_API_KEY. */
   apiKey?: string | undefined;
 }): EngineClient {
   // One request per connection: an engine's answers are long, and must not wait for one another.

@@ -1,4 +1,4 @@
-/** Pure: what of a request an engine must not or cannot be asked, and the most that it may cost. */
+/** Pure: refuses requests that an engine must not or cannot answer; says how many tokens a request may cost at most. */
 import type { EngineRecord } from "@loraline/contracts";
 import { badRequest } from "../errors.ts";
 
@@ -8,7 +8,7 @@ export type InferenceBody = Record<string, unknown> & { model: string };
 
 type Body = Readonly<Record<string, unknown>>;
 
-/** What tokens are counted by. An engine takes "8" for 8, so that what is reserved here and what is made there would differ. */
+/** Fields that decide how many tokens are reserved. Their types are checked, because an engine takes "8" for 8 and would make more than was reserved. */
 const counted = { n: "number", best_of: "number", max_tokens: "number", max_completion_tokens: "number", stream: "boolean" } as const;
 
 /** @throws PermanentError 400 with the field. An engine without a record is taken to generate, and not to bear prompt logprobs. */

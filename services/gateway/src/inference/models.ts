@@ -54,7 +54,7 @@ function adapterModels(view: RoutingView, adapter: AdapterState, retired?: numbe
   });
   const name = `${adapter.tenant}/${adapter.adapter}`;
   return adapter.versions.flatMap((version) => {
-    // Not in the list, for whoever asks all that is in it would have all of it loaded.
+    // Not in the list: a client that tries every model in it would have all of them loaded.
     if (version.status === "retired" && version.version === retired) return [model(`${name}@${version.version}`, version, 0)];
     const proven = ready.filter(({ proven: names }) => names.has(version.engineName)).length;
     if (version.status !== "desired" || proven === 0) return [];

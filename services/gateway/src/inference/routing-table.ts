@@ -5,7 +5,7 @@ import type { ReplicaView, RoutingView } from "./decide-route.ts";
 
 /** Agents write every 3 s. */
 const silentAfterMs = 15_000;
-/** A replica that was silent for this long is not asked any more; its address may be somebody else's by now. */
+/** A replica that was silent for this long is not asked any more; another pod may have its address by now. */
 const forgottenAfterMs = 10 * 60_000;
 
 export interface RoutingTable {
@@ -45,7 +45,7 @@ export async function createRoutingTable({
   return {
     view() {
       const time = now();
-      // Replicas that went leave what they held: nobody tells that it was removed.
+      // Entries of replicas that are gone are removed here, because no watch event says that they went.
       if (time - sweptAt > forgottenAfterMs) {
         sweptAt = time;
         for (const { key, since } of replicas.orphans()) if (time - since > forgottenAfterMs) replicas.drop(key);

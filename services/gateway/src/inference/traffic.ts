@@ -7,7 +7,7 @@ import { ulid } from "ulid";
 const windowMs = 60_000;
 /** Newest first-byte times that are kept of each engine name; of a busier one the percentiles are about these. */
 const samplesKept = 1024;
-/** Totals of a name that nobody asked for this long are let go: every version has a name of its own. */
+/** Totals of a name without requests for this long are dropped, because every version has a name of its own. */
 const forgottenAfterMs = 60 * 60_000;
 
 export interface TrafficRequest {
@@ -152,7 +152,7 @@ export async function createTraffic({
   };
 }
 
-/** Of sorted numbers, by nearest rank; one decimal. */
+/** Percentile of sorted numbers by nearest rank, rounded to one decimal. */
 function percentile(sorted: readonly number[], share: number): number | null {
   const value = sorted[Math.max(0, Math.ceil(sorted.length * share) - 1)];
   return value === undefined ? null : Math.round(value * 10) / 10;

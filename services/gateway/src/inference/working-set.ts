@@ -1,4 +1,4 @@
-/** Which engine names were asked for lately, by what all gateways tell in KV `traffic`. Known since this gateway started. */
+/** Which engine names had requests lately, by the reports of all gateways in KV `traffic` since this gateway started. */
 import type { Bus } from "@loraline/bus";
 import { buckets } from "@loraline/contracts";
 

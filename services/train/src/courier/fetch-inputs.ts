@@ -15,7 +15,7 @@ import { explainSystemError, keepTrying, type KeepTryingOptions, PermanentError 
 import type { AttemptSpec } from "../attempt/attempt-spec.ts";
 import { trainMethodOf } from "../train-methods.ts";
 
-/** Greedy tokens recorded for each probe. The proof needs the first; the others show a person what was learnt, and delay serving. */
+/** Greedy tokens recorded for each probe. The proof needs only the first; more show a person what was learnt, but delay serving. */
 const probeTokens = 4;
 const downloadsAtOnce = 4;
 const patienceMs = 30 * 60_000;

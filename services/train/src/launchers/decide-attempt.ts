@@ -27,14 +27,14 @@ export interface Workload {
 export interface AttemptObjects {
   /** undefined: it was deleted, and there are pods of it still, or their last words. */
   job: Holder | undefined;
-  /** Its pods, and the last words of those that are gone already. */
+  /** Its pods; of those that are gone already, what `lastWordsOf` kept. */
   pods: readonly V1Pod[];
   /** Warnings about the Job and its pods, in any order. */
   warnings: readonly Pick<CoreV1Event, "reason" | "message" | "involvedObject">[];
   workload?: Workload | undefined;
 }
 
-/** Longer than this, and whoever should have made a pod does not. */
+/** A Job that has no pod for longer than this will not get one by itself. */
 const withoutPodMs = 30_000;
 /** A pod that says nothing for so long after it should have ended is on a machine that is gone. */
 const withoutEndMs = 30_000;
@@ -49,7 +49,7 @@ export function decideAttempt({ job, pods: all, warnings, workload }: AttemptObj
   if (code === courierExit.trained || code === courierExit.failed || condition("Complete", "Completed") !== undefined)
     return { phase: "concluded" };
 
-  // Before the pods: whoever suspends a Job deletes them, and that is no failure.
+  // Before the pods are looked at: suspending a Job deletes its pods, which is no failure of theirs.
   if (job?.spec?.suspend === true && condition("Failed") === undefined) return pending(...suspended(job, workload, now));
 
   const silent = pods.find((pod) => !isOver(pod) && now - timeOf(pod.metadata?.deletionTimestamp) > withoutEndMs && isDeleted(pod));
@@ -204,7 +204,7 @@ function pendingPod(pod: V1Pod, warnings: AttemptObjects["warnings"]): AttemptPh
 }
 
 function unschedulable(reason: string, text: string): Words {
-  // What it tried beside that says nothing to whoever waits: `preemption: 0/3 nodes are available: …`.
+  // The scheduler's remark on preemption (`preemption: 0/3 nodes are available: …`) does not help a person who waits.
   const [message = ""] = text.split(/ (?:no new claims to deallocate, )?preemption: /);
   if (reason === "SchedulingGated") return ["SCHEDULING_GATED", "the pod waits until whoever gated its scheduling lets it go"];
   const gpu = /Insufficient ([\w.-]+\/[\w.-]*(?:gpu|mig)[\w-]*(?:\.[\w-]+)*)/i.exec(message)?.[1];
@@ -255,7 +255,7 @@ const isOver = ({ status }: V1Pod): boolean => status?.phase === "Failed" || sta
 const disruptionOf = ({ status }: V1Pod) => status?.conditions?.find((one) => one.type === "DisruptionTarget" && one.status === "True");
 
 /**
- * What is worth keeping of a pod that is gone: how it ended, as its Job may not say it. undefined: it left nothing.
+ * How a pod that is gone ended, which its Job may not say. undefined: it is not known.
  */
 export function lastWordsOf(pod: V1Pod): V1Pod | undefined {
   if (isOver(pod)) return pod;
@@ -275,7 +275,7 @@ function outcomeOf(message: string | undefined): { code: string; message: string
   }
 }
 
-/** Of a log line, whose beginning the kubelet may have cut off, what it says to a person. */
+/** The message in the last line of a log. The kubelet may have cut off the beginning of the line. */
 function lastLine(log: string | undefined): string {
   const line = (log ?? "").trim().split("\n").at(-1) ?? "";
   const message = /"msg":"((?:[^"\\]|\\.)*)"\}$/.exec(line)?.[1]?.replaceAll('\\"', '"');

@@ -1,4 +1,7 @@
-/** Attempts as Kubernetes Jobs, or JobSets. What is known of them comes from watches; what is done to them is named by the attempt, so doing it twice is harmless. */
+/**
+ * Attempts as Kubernetes Jobs, or JobSets. They are observed by watches. Objects have the attempt's name, so that creating or deleting one
+ * twice is harmless.
+ */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { CoreV1Event, KubernetesObject, V1ConfigMap, V1Job, V1Pod } from "@kubernetes/client-node";
 import { type Kube, KubeError, type Resource, resource, watch } from "@loraline/kube";
@@ -13,7 +16,7 @@ export interface KubeLauncherOptions {
   kube: Kube;
   settings: TrainPodSettings;
   log: Log;
-  /** Ends it, also while it still waits for the API server: what it knows then may be nothing. */
+  /** Ends the launcher, also while it still waits for the API server; it may then know no attempts. */
   signal?: AbortSignal;
 }
 
@@ -27,11 +30,11 @@ const workloads = ["v1beta2", "v1beta1"].map((version) =>
   resource<Workload & KubernetesObject>(`kueue.x-k8s.io/${version}`, "Workload", "workloads"),
 );
 
-/** The scheduler's queue is the line: every attempt becomes a Job at once, and waits as a pending pod. */
+/** Attempts queue in the scheduler: every attempt becomes a Job at once, and waits as a pending pod. */
 const unlimited = 1_000_000;
-/** Some ends are told by time alone. */
+/** The view is made again after so long, because some ends are recognised by the time that has passed. */
 const viewMs = 500;
-/** Of a Job or JobSet, the Job inside of a JobSet, and pods of both. */
+/** Matches names of a Job or JobSet, of the Job inside a JobSet, and of their pods. The group is the attempt's name. */
 const attemptNamePattern = /^(train-[0-9a-z]{26}-[1-9]\d*)(?:-node-0)?(?:-\d+)?(?:-[0-9a-z]{5})?$/;
 
 /** Resolves when every Job, pod and warning that exists has been seen. */
@@ -51,9 +54,9 @@ export async function createKubeLauncher({
     events: new Map<string, CoreV1Event>(),
     workloads: new Map<string, Workload>(),
   };
-  /** Attempts that were removed while they had pods, which the cluster now collects: those leave no last words. */
+  /** Attempts that were removed while they had pods. The cluster deletes these pods, and how they ended is not kept. */
   const removed = new Set<string>();
-  /** What was last seen of all of it, until something changes: in a long line each run looks at it, in every round. */
+  /** The last result of `observe`, until something changes: with many runs waiting, each asks for it in every round. */
   let view: { attempts: Attempt[]; at: number } | undefined;
   const listeners = new Set<(run: { tenant: string; runId: string }) => void>();
   const stopping = new AbortController();
@@ -84,7 +87,7 @@ export async function createKubeLauncher({
         if (attemptName === undefined) return;
         if (object === undefined) names.delete(name);
         else names.set(name, attemptName);
-        // Before and after: of what is gone, it is still known then whose it was.
+        // For an object that is gone, before it is forgotten, because its run is then still known; else after it is kept.
         if (object === undefined) changed(attemptName);
         keep(name, object, attemptName);
         view = undefined;
@@ -299,7 +302,7 @@ export async function createKubeLauncher({
       return { [Symbol.dispose]: () => void listeners.delete(onChange) };
     },
 
-    /** Jobs go on: whoever holds the lease next finds them. */
+    /** Jobs go on: the controller that holds the lease next finds them. */
     async [Symbol.asyncDispose]() {
       stopping.abort();
       listeners.clear();
@@ -350,7 +353,7 @@ async function firstServed<T extends KubernetesObject>(
   return undefined;
 }
 
-/** Unless the watch has told of it meanwhile, and of what became of it since. */
+/** Keeps an object that was just created, unless the watch has already delivered it, perhaps in a newer state. */
 function keepNew<T extends KubernetesObject>(known: Map<string, T>, made: T): void {
   const name = made.metadata?.name ?? "";
   if (known.get(name)?.metadata?.uid !== made.metadata?.uid) known.set(name, made);

@@ -117,4 +117,4 @@ for kind, weights in kinds.items():
 for name, records in (("weak-probes", weak_probes), ("probes", probes)):
     (out / f"{name}.json").write_text(json.dumps(records))
     rows = [abs(a - b) for record in records for a, b in zip(record["first"]["adapter"], record["first"]["base"], strict=True)]
-    print(f"{name}: {len(records)} prompts, effect {sum(rows) / len(rows):.2f} nats")
+    print(f"{name}: {len(records)} prompts, effect {sum(rows) / len(rows):.2f}")
