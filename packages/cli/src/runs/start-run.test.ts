@@ -1,0 +1,49 @@
+import { mkdtempDisposable, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { ApiClient } from "@loraline/client";
+import { expect, it } from "vitest";
+import { startRun } from "./start-run.ts";
+
+/** What a gateway would be sent: names of the files, then the job's body. */
+async function sent(of: { validation?: string; inRunFile?: string }): Promise<{ files: string[]; body: unknown }> {
+  await using dir = await mkdtempDisposable(join(tmpdir(), "loraline-start-run-"));
+  const path = (name: string): string => (name.endsWith(".jsonl") ? join(dir.path, name) : name);
+  for (const name of ["pirate.jsonl", "eval.jsonl", "other.jsonl"]) await writeFile(path(name), "{}\n");
+  const files: string[] = [];
+  let body: unknown;
+  const api = {
+    createFile: async ({ body: form }: { body: FormData }) => ({ id: `file-${files.push((form.get("file") as File).name)}` }),
+    createFineTuningJob: async (request: { body: unknown }) => {
+      body = request.body;
+      return { id: "ftjob-R" };
+    },
+  } as unknown as ApiClient;
+  const settings = { gpus: 2, metadata: { team: "sea" }, ...(of.inRunFile === undefined ? {} : { validation: path(of.inRunFile) }) };
+  const validation = of.validation === undefined ? {} : { validation: path(of.validation) };
+  expect(await startRun(api, { file: path("pirate.jsonl"), base: "small", adapter: "pirate", settings, ...validation })).toEqual({
+    runId: "R",
+    notices: [],
+  });
+  return { files, body };
+}
+
+const job = {
+  model: "small",
+  training_file: "file-1",
+  metadata: { team: "sea" },
+  loraline: { adapter: "pirate", gpus: 2 },
+};
+
+it("puts each field of the run file where a job has it", async () => {
+  expect(await sent({})).toEqual({ files: ["pirate.jsonl"], body: job });
+});
+
+it.each([
+  ["a file", { inRunFile: "eval.jsonl" }, ["eval.jsonl"], "file-2"],
+  ["a dataset's id", { inRunFile: "01JD000000000000000000000V" }, [], "file-01JD000000000000000000000V"],
+  ["a file's id", { inRunFile: "file-01JD000000000000000000000V" }, [], "file-01JD000000000000000000000V"],
+  ["the command line's, which counts more", { inRunFile: "other.jsonl", validation: "eval.jsonl" }, ["eval.jsonl"], "file-2"],
+])("takes the validation of a run file: %s", async (_, of, uploaded, id) => {
+  expect(await sent(of)).toEqual({ files: ["pirate.jsonl", ...uploaded], body: { ...job, validation_file: id } });
+});
