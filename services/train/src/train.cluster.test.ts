@@ -133,7 +133,8 @@ function playKubelet(): AsyncDisposable {
       else if (!seen.has(uid)) {
         seen.add(uid);
         start(pod).catch((error: unknown) => {
-          if (!(error instanceof KubeError && error.status === 404)) throw error;
+          // At the end the API server stops while the last container is reported.
+          if (!stopping.signal.aborted && !(error instanceof KubeError && error.status === 404)) throw error;
         });
       }
     },
