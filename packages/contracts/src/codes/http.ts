@@ -62,7 +62,7 @@ export const httpCodes = defineArea(
     model_is_base: ["The model is a base, which cannot be deleted.", "Delete versions of adapters only."],
     not_deleted: ["The version was not deleted within the time.", "Look at the adapter; the command may still be followed."],
     keep_not_set: ["What is kept did not change within the time.", "Look at the adapter; the command may still be followed."],
-    version_not_servable: ["The version was refused or retired.", "Use another version."],
+    version_not_servable: ["The version was refused or deleted.", "Use another version."],
     alias_not_moved: ["The alias did not move within the time.", "Look at the adapter; the command may still be followed."],
     not_placed: ["The placement did not change within the time.", "Look at the adapter; the command may still be followed."],
   },

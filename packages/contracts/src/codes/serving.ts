@@ -118,7 +118,7 @@ export const aliasCodes = defineArea(
     CANARY_ERRORS: ["Too many answers of the canary failed.", "Look at the replicas' logs."],
     CANARY_SLOW: ["The canary answers too slowly.", "Look at the replicas, or raise the canary's limit."],
     CANARY_NOT_PROVEN: ["The canary has been proven on no ready replica for too long.", "Look at the replicas.", "operator"],
-    CANARY_VERSION_GONE: ["The canary's version was refused or retired.", "Promote another version."],
+    CANARY_VERSION_GONE: ["The canary's version was refused or deleted.", "Promote another version."],
   },
 );
 
