@@ -65,7 +65,7 @@ export interface Kube {
   ): Promise<T>;
   /** Replaces it, if it is still the version that `object.metadata.resourceVersion` names. @throws KubeError Conflict */
   replace<T extends KubernetesObject>(of: Resource<T>, object: T): Promise<T>;
-  /** True: it was there. With `uid` only that very object is deleted, not one that took its name. */
+  /** Returns true when the object was there. With `uid` only that very object is deleted, not a later one of the same name. */
   delete(
     of: Resource,
     at: Address,
@@ -93,7 +93,7 @@ interface Ask {
 /** Requests that are no watch must be answered within this. */
 const answerWithinMs = 30_000;
 
-/** So long one set of connections is used: certificates in files may have been renewed since. */
+/** One set of connections is used for this long, then made anew: certificates in files may have been renewed. */
 const connectionsMs = 10 * 60_000;
 
 /** @param kubeconfig - path of a kubeconfig; absent: the pod's service account, or what kubectl would use. */
@@ -117,7 +117,7 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
     const tls = Object.fromEntries(settings.flatMap((name) => (options[name] === undefined ? [] : [[name, options[name]]])));
     const agent = new Agent({ allowH2: false, connect: { ...tls, keepAlive: true, keepAliveInitialDelay: 30_000 } });
     kept = { agent, until: performance.now() + connectionsMs };
-    // What is under way on them, such as a watch, ends first.
+    // The old connections close when their requests, such as watches, have ended.
     old?.close().catch(() => {});
     return agent;
   };
@@ -137,7 +137,7 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
       signal: signal ?? AbortSignal.timeout(answerWithinMs),
     });
     const response = await answer.catch((error: unknown) => {
-      // "fetch failed" is all that it says itself.
+      // The error itself says only "fetch failed"; its cause says why.
       const why = messageOf([...causesOf(error)].at(-1) ?? error);
       throw new RetryLaterError("KUBERNETES_UNREACHABLE", 5000, `the Kubernetes API at ${server} does not answer: ${why}`, {
         cause: error,
@@ -197,13 +197,13 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
       try {
         return (await found(ask({ method: "DELETE", path: pathOf(of, at), body }))) !== undefined;
       } catch (error) {
-        // Another object bears the name now: the one that was meant is gone.
+        // Another object has the name now, so the one that was to be deleted is gone.
         if (uid !== undefined && error instanceof KubeError && error.status === 409) return false;
         throw error;
       }
     },
     async *events(of, { namespace, labelSelector, fieldSelector, resourceVersion, timeoutSeconds, signal }) {
-      // A connection that died without a word would be waited for for ever, so silence beyond the watch's own end is its end.
+      // A connection that died silently would be waited for without end, so the watch ends when nothing comes after its own time limit.
       const late = AbortSignal.timeout((timeoutSeconds + 15) * 1000);
       const response = await send({
         method: "GET",
@@ -252,7 +252,7 @@ function errorOf(status: number, text: string): KubeError {
   try {
     said = JSON.parse(text) as typeof said;
   } catch {
-    // Not the API server's.
+    // The text is not from the API server.
   }
   return new KubeError(said.code ?? status, said.reason ?? "Unknown", said.message ?? `HTTP ${status}: ${text.slice(0, 200)}`);
 }

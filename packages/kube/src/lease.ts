@@ -28,7 +28,7 @@ export interface LeaseOptions {
   signal: AbortSignal;
   /** Another one holds it; told once for each holder. */
   onHeldBy?(holder: string, lease: KubernetesObject): void;
-  /** Others take over so long after the last renewal. Default 15 s. */
+  /** Time after the last renewal at which others take over. Default 15 s. */
   durationMs?: number;
   /** Runs while the lease is held; `lost` is aborted when it no longer is, and `work` must then end soon. */
   work(lost: AbortSignal): Promise<void>;
@@ -38,7 +38,7 @@ export interface LeaseOptions {
 export async function withLease(kube: Kube, options: LeaseOptions): Promise<void> {
   const { namespace, name, identity, log, signal, durationMs = 15_000, work, onHeldBy } = options;
   const renewEveryMs = durationMs / 5;
-  /** So long after a renewal was asked for, work must have stopped: before others may begin, by a margin of two renewals. */
+  /** Work must have stopped this long after the last renewal that succeeded was asked for: two renewals before others may begin. */
   const heldForMs = durationMs - 2 * renewEveryMs;
   const at = { namespace, name };
   /** The state in which the lease was last seen, and when by this clock. */
@@ -79,13 +79,13 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
     });
     return true;
   };
-  /** A conflict means that another one was quicker; anything else, that nothing is known. */
+  /** A conflict means that another process was quicker. After any other error it is not known who holds the lease. */
   const tryToTake = async (): Promise<boolean | undefined> => {
     try {
       return await take();
     } catch (error) {
       if (error instanceof KubeError && error.status === 409) return false;
-      // Once for each reason: a missing right to the lease would otherwise be waited for in silence.
+      // Each reason is logged once: otherwise a missing right to the lease would be waited for in silence.
       const why = error instanceof Error ? error.message : String(error);
       log[why === saidWhy ? "debug" : "warn"]({ err: error, namespace, lease: name }, "lease: not answered");
       saidWhy = why;
@@ -98,7 +98,7 @@ export async function withLease(kube: Kube, options: LeaseOptions): Promise<void
   };
 
   while (!signal.aborted) {
-    // From before the request: the server counts from when it wrote, which may be long before its answer is here.
+    // The time is taken before the request: the server counts from its write, which may be long before its answer arrives.
     let renewedAt = performance.now();
     if ((await tryToTake()) !== true) {
       await sleep(renewEveryMs, undefined, { signal }).catch(() => {});

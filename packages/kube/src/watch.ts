@@ -62,13 +62,13 @@ export async function watch<T extends KubernetesObject>(kube: Kube, of: Resource
         heard = true;
         failures = 0;
       }
-      // Asked again at once, it would be hundreds of requests a second.
+      // Asking again at once would be hundreds of requests a second.
       if (!heard && performance.now() - began < 1000) throw new Error("the watch was ended at once, and told nothing");
       failures = 0;
     } catch (error) {
       if (signal.aborted) return;
       failures++;
-      // 410: the server does not remember that far back. If not even what it just listed, it is given time.
+      // 410: the server does not remember that far back. When it has forgotten even what it just listed, it is given time.
       if (error instanceof KubeError && error.status === 410) {
         resourceVersion = undefined;
         if (failures === 1) continue;
