@@ -21,9 +21,9 @@ export interface ReplicaEntry {
   readonly state: ReplicaState;
   /** When its last heartbeat came, by `now`: clocks of other machines may differ. */
   readonly heardAt: number;
-  /** Engine names that are proven in the present incarnation. */
+  /** LoRA names that are proven in the present incarnation. */
   readonly proven: ReadonlySet<string>;
-  held(engineName: string): ReplicaAdapter | undefined;
+  held(loraName: string): ReplicaAdapter | undefined;
 }
 
 export interface ReplicaTable {
@@ -42,7 +42,7 @@ interface Kept {
   entry: ReplicaEntry | undefined;
   /** By the adapter's key. */
   holdings: Map<string, ReplicaHolding>;
-  /** Of the present incarnation, by engine name. */
+  /** Of the present incarnation, by LoRA name. */
   held: Map<string, ReplicaAdapter>;
   proven: Set<string>;
   silentSince: number;
@@ -85,9 +85,9 @@ export async function createReplicaTable({
     }
   };
   const drop = ({ held, proven }: Kept, { adapters }: ReplicaHolding): void => {
-    for (const { engineName } of adapters) {
-      held.delete(engineName);
-      proven.delete(engineName);
+    for (const { engineName: loraName } of adapters) {
+      held.delete(loraName);
+      proven.delete(loraName);
     }
   };
 
@@ -113,7 +113,7 @@ export async function createReplicaTable({
       enumerable: true,
       get: () => [...held.values()],
     });
-    kept.entry = { key, report, state, heardAt: now(), proven, held: (engineName) => held.get(engineName) };
+    kept.entry = { key, report, state, heardAt: now(), proven, held: (loraName) => held.get(loraName) };
     if (!sameProcess || before.ready !== report.ready || before.url !== report.url) onReplica(key, kept.entry);
   };
 

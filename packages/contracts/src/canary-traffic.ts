@@ -1,7 +1,7 @@
 /** Pure: what the gateways' reports say about a canary since its step began. Read by serve, which decides, and by the gateway, which shows it. */
 import type { CanaryState, TrafficState } from "./state.ts";
 
-/** Engine names of the canary's version and of the promoted one. */
+/** LoRA names of the canary's version and of the promoted one. */
 export interface CanaryNames {
   version: string;
   from: string;

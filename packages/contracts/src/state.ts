@@ -118,7 +118,7 @@ export const adapterVersion = z.object({
   evidence: blobRef,
   runId: ulid,
   rank: z.int(),
-  engineName: z.string().describe("Immutable name under which replicas load it; holds the digest."),
+  engineName: z.string().describe("LoRA name of this version: the immutable name under which engines load it; holds the digest."),
   replicas: z
     .array(z.string())
     .nullish()
@@ -151,7 +151,7 @@ export const adapterVersion = z.object({
 });
 export type AdapterVersion = z.infer<typeof adapterVersion>;
 
-/** What a gateway had counted of one engine name when a step began: totals as in `trafficState`. */
+/** What a gateway had counted of one LoRA name, or base, when a step began: totals as in `trafficState`. */
 const counted = z.object({ requests: z.int(), errors: z.int() });
 
 /** A version on its way to the alias. Lives in the entry of the alias, so that every move is one compare-and-set. */
@@ -234,7 +234,7 @@ export const replicaAdapter = z.object({
   adapter: adapterName,
   version: z.int(),
   digest,
-  engineName: z.string(),
+  engineName: z.string().describe("The version's LoRA name."),
   state: z
     .enum(["loading", "proven", "draining", "refused", "retrying", "quarantined"])
     .describe(
@@ -287,7 +287,7 @@ export type ReplicaState = z.infer<typeof replicaState>;
 
 /**
  * What one gateway serves, for whoever has to know about requests without being on their way: draining before an unload, the
- * judgement of a canary, advice about the working set. Only engine names with a request in flight or in the window are listed.
+ * judgement of a canary, advice about the working set. Only LoRA names with a request in flight or in the window are listed.
  */
 export const trafficState = z.object({
   gateway: z.string(),
@@ -295,7 +295,7 @@ export const trafficState = z.object({
   windowMs: z.int().describe("What `window` covers, ending at `at`."),
   engines: z.array(
     z.object({
-      engineName: z.string().describe("The adapter's immutable engine name, or the base's name."),
+      engineName: z.string().describe("A version's LoRA name, or the base's name."),
       engine: z.string(),
       inFlight: z.record(z.string(), z.int()).describe("Replica to requests that it is answering for this gateway."),
       total: z

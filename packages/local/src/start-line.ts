@@ -74,7 +74,7 @@ export interface Line extends AsyncDisposable {
   base: string;
 }
 
-const engineName = "local";
+const localEngine = "local";
 /** Time that a courier has for saving a checkpoint when the server stops. */
 const courierGraceMs = 8000;
 
@@ -190,7 +190,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   workers.set("projector", await createProjector({ bus: projectorBus, log: projectorLog }));
 
   const record: EngineRecord = {
-    engine: engineName,
+    engine: localEngine,
     base,
     ...engineLimits,
     // engine.py corrects most of what vLLM does wrong there. But an adapter on the output layer, in one batch with other requests,
@@ -205,7 +205,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     "agent",
     await createAgentService({
       ...service("agent"),
-      engine: engineName,
+      engine: localEngine,
       base: base.name,
       replica: "local",
       engineUrl,

@@ -18,7 +18,7 @@ export interface MeasuredModel {
   base: string;
   adapter: string | null;
   version: number | null;
-  engineName: string;
+  engineModel: string;
 }
 
 export interface ModelMetrics {
@@ -154,9 +154,9 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
   let triedAt = Number.NEGATIVE_INFINITY;
 
   return {
-    model({ tenant, base, adapter, version, engineName }) {
-      // A base's name is every tenant's; an engine name is one's own.
-      const key = adapter === null ? `${tenant} ${engineName}` : engineName;
+    model({ tenant, base, adapter, version, engineModel }) {
+      // A base's name is every tenant's; a LoRA name is one's own.
+      const key = adapter === null ? `${tenant} ${engineModel}` : engineModel;
       let place = places.get(key);
       if (place !== undefined) return place.metrics;
       if (places.size >= cap) {

@@ -56,16 +56,16 @@ export async function createLineView({ bus }: { bus: Bus }): Promise<LineView> {
 
   return {
     engines: (tenant) => [...engines.values()].filter(({ tenants }) => tenants?.includes(tenant) ?? true),
-    held(engine, { engineName, replicas: placed }) {
+    held(engine, { engineName: loraName, replicas: placed }) {
       const found: Held = { proven: 0, of: 0, trouble: undefined };
       for (const entry of table.entries()) {
         const { report } = entry;
         if (report.engine !== engine || !report.ready || !isFresh(entry)) continue;
         if (placed !== null && placed !== undefined && !placed.includes(report.replica)) continue;
         found.of++;
-        if (entry.proven.has(engineName)) found.proven++;
+        if (entry.proven.has(loraName)) found.proven++;
         else {
-          const error = entry.held(engineName)?.error;
+          const error = entry.held(loraName)?.error;
           if (error !== null && error !== undefined) found.trouble ??= { ...error, replica: report.replica };
         }
       }

@@ -201,6 +201,7 @@ export const proof = z.object({
 });
 export type Proof = z.infer<typeof proof>;
 
+/** `engineName`: the LoRA name. Stored events have this key; in the code the word is `loraName`. */
 const held = { version, digest, engine: z.string(), replica: z.string(), incarnation: z.string(), engineName: z.string() };
 
 export const adapterAccepted = defineEvent(

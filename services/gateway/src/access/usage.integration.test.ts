@@ -242,7 +242,7 @@ describe("metrics", () => {
     let time = 0;
     const metrics = createMetrics({ cap: 10, now: () => time });
     const ask = (n: number) => {
-      const model = metrics.model({ tenant: "t", base, adapter: `a${n}`, version: 1, engineName: `t.a${n}.v1` });
+      const model = metrics.model({ tenant: "t", base, adapter: `a${n}`, version: 1, engineModel: `t.a${n}.v1` });
       model.begin();
       model.firstByte(5);
       model.tokens(1, 1);

@@ -95,14 +95,14 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
   };
 
   /**
-   * A replica that does not know the engine name is not proven, whatever the table says: it restarted, and its agent has not noticed yet.
+   * A replica that does not know the LoRA name is not proven, whatever the table says: it restarted, and its agent has not noticed yet.
    * @throws what no other replica could do better: the client left, the gateway shuts down, the engine took too long.
    */
   const tryReplica = async (exchange: Exchange, replica: ReplicaView, isLastTry: boolean): Promise<Tried> => {
     const { routed, reply, sent, renaming, account } = exchange;
     const { engine, replica: name, url } = replica.state;
     const span = requestSpan();
-    const inTraffic = traffic.begin({ engineName: routed.engineModel, engine, replica: name });
+    const inTraffic = traffic.begin({ engineModel: routed.engineModel, engine, replica: name });
     const leave = table.begin(replica);
     const askedAt = performance.now();
     let streaming = false;

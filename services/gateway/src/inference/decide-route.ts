@@ -3,7 +3,7 @@
  *
  *   name ──► base ─────────────────────────────────────────────► replicas of its engines, ready
  *     │
- *     ├────► alias ──► canary's share, by sticky key ──► version ──► engine name ──► replicas that have it proven, ready
+ *     ├────► alias ──► canary's share, by sticky key ──► version ──► LoRA name ───► replicas that have it proven, ready
  *     │                                                    ▲
  *     └────► pinned version ───────────────────────────────┘
  *
@@ -22,10 +22,10 @@ import { parseFineTunedModel } from "../openai-ids.ts";
 
 export interface ReplicaView {
   state: ReplicaReport;
-  /** Engine names that are proven in the replica's present incarnation. */
+  /** LoRA names that are proven in the replica's present incarnation. */
   proven: ReadonlySet<string>;
-  /** What the replica reports of this name; undefined: it has not begun to load it. */
-  held(engineName: string): ReplicaAdapter | undefined;
+  /** What the replica reports of this LoRA name; undefined: it has not begun to load it. */
+  held(loraName: string): ReplicaAdapter | undefined;
   /** Its heartbeat is recent. A replica that fell silent is asked last, not never: the silence may be the bus's. */
   fresh: boolean;
   /** Requests of this gateway that the replica is answering. */
@@ -130,8 +130,8 @@ function decideVersion(view: RoutingView, adapter: AdapterState, number: number 
   return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others], ...named };
 }
 
-const provenOn = ({ replicas }: RoutingView, { engineName }: AdapterVersion): ReplicaView[] =>
-  replicas.filter(({ state, proven: names }) => state.ready && names.has(engineName));
+const provenOn = ({ replicas }: RoutingView, { engineName: loraName }: AdapterVersion): ReplicaView[] =>
+  replicas.filter(({ state, proven: names }) => state.ready && names.has(loraName));
 
 /** 2: a replica that was heard of lately has it proven. 1: one that fell silent has. */
 const reachOf = (view: RoutingView, version: AdapterVersion): number =>
@@ -154,7 +154,7 @@ function aliasFor(view: RoutingView, { alias, canary, versions }: AdapterState, 
  * Where a sticky key stands, from 0 to 100: a canary has those below its share, so a growing share only adds. Each version
  * shuffles anew, or the same users would be the first to meet every new version.
  */
-const positionOf = (sticky: string, engineName: string): number => (hash(`${engineName} ${sticky}`) / 2 ** 32) * 100;
+const positionOf = (sticky: string, loraName: string): number => (hash(`${loraName} ${sticky}`) / 2 ** 32) * 100;
 
 /** Characters of a conversation's beginning that tell it from others. */
 const beginningLength = 512;

@@ -1,4 +1,4 @@
-/** What an engine answers, made fit for callers: pinned names instead of engine names, OpenAI's error body, tokens counted. */
+/** What an engine answers, made fit for callers: pinned names instead of LoRA names, OpenAI's error body, tokens counted. */
 import type { ErrorBody } from "@loraline/contracts";
 import { errorBodyOf } from "../errors.ts";
 

@@ -33,7 +33,7 @@ interface Serving {
   /** `<tenant>/pirate`, promoted version 2 of two that are proven. */
   alias: string;
   adapter: AdapterState;
-  /** Engine name of version 2. */
+  /** LoRA name of version 2. */
   engineName: string;
 }
 

@@ -29,7 +29,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
   const { table, limits, metrics } = context;
   const asker = createReplicaAsker(context);
   const askForVersion = createVersionAsker(context);
-  /** Engine names whose first request this gateway has seen. */
+  /** LoRA names whose first request this gateway has seen. */
   const greeted = new Set<string>();
 
   const routeOf = async (asked: RouteRequest): Promise<RouteDecision> => {

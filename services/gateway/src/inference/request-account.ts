@@ -26,7 +26,7 @@ export function openAccount(
 ): RequestAccount {
   const { tenant } = request.caller;
   const named = countedAs(routed, tenant);
-  const measured = metrics.model({ tenant, ...named, engineName: routed.engineModel });
+  const measured = metrics.model({ tenant, ...named, engineModel: routed.engineModel });
   const beganAt = performance.now();
   measured.begin();
   let over = false;

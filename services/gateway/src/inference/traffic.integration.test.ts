@@ -19,13 +19,17 @@ test("traffic is told while it is in flight, with what came of it, and no longer
   const told = async () => (await bucket.get(traffic.gateway))?.value.engines;
   expect(await told()).toEqual([]);
 
-  const at = { engineName: "t.pirate.v1.abc", engine: "local" };
+  const at = { engineModel: "t.pirate.v1.abc", engine: "local" };
   const first = traffic.begin({ ...at, replica: "r1" });
   const second = traffic.begin({ ...at, replica: "r1" });
   const third = traffic.begin({ ...at, replica: "r2" });
   const wrong = traffic.begin({ ...at, replica: "r2" });
   time += 100; // also makes a report due
-  await expect.poll(told).toMatchObject([{ ...at, inFlight: { r1: 2, r2: 2 }, total: { requests: 0 }, window: { requests: 0 } }]);
+  await expect
+    .poll(told)
+    .toMatchObject([
+      { engineName: at.engineModel, engine: at.engine, inFlight: { r1: 2, r2: 2 }, total: { requests: 0 }, window: { requests: 0 } },
+    ]);
 
   first.firstByte();
   wrong.firstByte();

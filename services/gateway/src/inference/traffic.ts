@@ -5,7 +5,7 @@ import type { Log } from "@loraline/runtime";
 import { ulid } from "ulid";
 
 const windowMs = 60_000;
-/** Newest first-byte times that are kept of each engine name; of a busier one the percentiles are about these. */
+/** Newest first-byte times that are kept of each name; of a busier one the percentiles are about these. */
 const samplesKept = 1024;
 /** Totals of a name without requests for this long are dropped, because every version has a name of its own. */
 const forgottenAfterMs = 60 * 60_000;
@@ -24,7 +24,7 @@ export interface Traffic extends AsyncDisposable {
   /** The key under which this gateway reports: new with each start. */
   readonly gateway: string;
   /** Counts a request as in flight on a replica until it ends. */
-  begin(at: { engineName: string; engine: string; replica: string }): TrafficRequest;
+  begin(at: { engineModel: string; engine: string; replica: string }): TrafficRequest;
 }
 
 interface Counted {
@@ -62,12 +62,12 @@ export async function createTraffic({
   let reporting: Promise<unknown> = Promise.resolve();
   let ended = false;
 
-  const countedOf = (engineName: string, engine: string): Counted => {
-    let counted = names.get(engineName);
+  const countedOf = (engineModel: string, engine: string): Counted => {
+    let counted = names.get(engineModel);
     if (counted === undefined) {
       const total = { requests: 0, errors: 0, firstByteMs: 0, promptTokens: 0, completionTokens: 0, since: new Date().toISOString() };
       counted = { engine, inFlight: new Map(), total, samples: [], next: 0, usedAt: now() };
-      names.set(engineName, counted);
+      names.set(engineModel, counted);
     }
     return counted;
   };
@@ -77,13 +77,13 @@ export async function createTraffic({
     changed = false;
     reportedAt = time;
     const engines: TrafficState["engines"] = [];
-    for (const [engineName, { engine, inFlight, total, samples, usedAt }] of names) {
+    for (const [engineModel, { engine, inFlight, total, samples, usedAt }] of names) {
       const recent = samples.filter(({ at }) => time - at <= windowMs).map(({ ms }) => ms);
       if (recent.length > 0 || inFlight.size > 0) {
         recent.sort((a, b) => a - b);
         const window = { requests: recent.length, firstByteP50Ms: percentile(recent, 0.5), firstByteP95Ms: percentile(recent, 0.95) };
-        engines.push({ engineName, engine, inFlight: Object.fromEntries(inFlight), total: { ...total }, window });
-      } else if (time - usedAt > forgottenAfterMs) names.delete(engineName);
+        engines.push({ engineName: engineModel, engine, inFlight: Object.fromEntries(inFlight), total: { ...total }, window });
+      } else if (time - usedAt > forgottenAfterMs) names.delete(engineModel);
     }
     await bucket.put(gateway, { gateway, at: new Date().toISOString(), windowMs, engines });
   };
@@ -108,8 +108,8 @@ export async function createTraffic({
 
   return {
     gateway,
-    begin({ engineName, engine, replica }) {
-      const counted = countedOf(engineName, engine);
+    begin({ engineModel, engine, replica }) {
+      const counted = countedOf(engineModel, engine);
       counted.inFlight.set(replica, (counted.inFlight.get(replica) ?? 0) + 1);
       changed = true;
       const began = now();

@@ -1,4 +1,4 @@
-/** Which engine names had requests lately, by the reports of all gateways in KV `traffic` since this gateway started. */
+/** Which LoRA names had requests lately, by the reports of all gateways in KV `traffic` since this gateway started. */
 import type { Bus } from "@loraline/bus";
 import { buckets } from "@loraline/contracts";
 
@@ -6,7 +6,7 @@ import { buckets } from "@loraline/contracts";
 export const workingSetMs = 5 * 60_000;
 
 export interface WorkingSet {
-  /** Engine names by engine, asked for within `workingSetMs`; the base's own name is none. */
+  /** LoRA names by engine, asked for within `workingSetMs`; the base's own name is none. */
   asked(engine: string): ReadonlySet<string>;
   /** How long this gateway has been looking, at most `workingSetMs`. */
   readonly windowMs: number;
@@ -23,17 +23,17 @@ export async function createWorkingSet({
   now?: () => number;
 }): Promise<WorkingSet> {
   const startedAt = now();
-  /** Engine to engine name to when it was last asked for. */
+  /** Engine to LoRA name to when it was last asked for. */
   const askedAt = new Map<string, Map<string, number>>();
   const read = Promise.withResolvers<void>();
   const traffic = await bus.bucket(buckets.traffic);
   await traffic.watch({
     signal,
     onChange(_gateway, state) {
-      for (const { engine, engineName, inFlight, window } of state?.engines ?? []) {
+      for (const { engine, engineName: model, inFlight, window } of state?.engines ?? []) {
         if (window.requests === 0 && Object.keys(inFlight).length === 0) continue;
         if (!askedAt.has(engine)) askedAt.set(engine, new Map());
-        askedAt.get(engine)?.set(engineName, now());
+        askedAt.get(engine)?.set(model, now());
       }
     },
     onReady: read.resolve,

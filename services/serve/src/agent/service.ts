@@ -89,8 +89,8 @@ export interface ServeAgent extends AsyncDisposable {
 }
 
 export async function createAgentService(deps: AgentServiceDeps): Promise<ServeAgent> {
-  const { bus, objects, telemetry, engine: engineName, base, replica, publicUrl, healthMs = 500, heartbeatMs = 3000 } = deps;
-  const log = deps.log.child({ engine: engineName, replica });
+  const { bus, objects, telemetry, engine, base, replica, publicUrl, healthMs = 500, heartbeatMs = 3000 } = deps;
+  const log = deps.log.child({ engine, replica });
   const clock = systemClock;
   const { now } = clock;
   const stopping = new AbortController();
@@ -101,7 +101,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     bus.bucket(buckets.holdings),
     bus.bucket(buckets.engines),
   ]);
-  const registeredEngine = async (): Promise<EngineRecord | undefined> => (await engines.get(engineName))?.value;
+  const registeredEngine = async (): Promise<EngineRecord | undefined> => (await engines.get(engine))?.value;
 
   /* what is wanted, what the engine holds, what is remembered */
 
@@ -112,8 +112,8 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   });
   const files = deps.files ?? createAdapterFiles({ dir: deps.adaptersDir, objects });
   const traffic = await createTrafficView({ bus, replica, signal });
-  const wanted = createWantedSet({ engine: engineName, replica });
-  const engine = createEngineObserver({
+  const wanted = createWantedSet({ engine, replica });
+  const observer = createEngineObserver({
     client,
     base,
     log,
@@ -121,30 +121,30 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     check: () => checkTemplate({ client, base, log, engine: registeredEngine }),
     onChange: (what) => (what === "listed" ? onListed() : onEngineChanged(what)),
   });
-  const memory = createAdapterMemory({ incarnation: () => engine.incarnation, now });
+  const memory = createAdapterMemory({ incarnation: () => observer.incarnation, now });
 
   /* telling */
 
   const agent = ulid();
-  const view = (): ReplicaView => ({ wanted, memory, inWork: scheduler.inWork, listed: engine.observed?.listed });
+  const view = (): ReplicaView => ({ wanted, memory, inWork: scheduler.inWork, listed: observer.observed?.listed });
   const reporter = await createReplicaReporter({
     replicas,
     holdings,
     log,
-    key: replicaKey({ engine: engineName, replica }),
+    key: replicaKey({ engine, replica }),
     held: (key) => holdingsOf(key, view(), now(), heartbeatMs),
-    holder: () => ({ incarnation: engine.incarnation, agent }),
+    holder: () => ({ incarnation: observer.incarnation, agent }),
     report: () => ({
-      engine: engineName,
+      engine,
       base,
       replica,
-      incarnation: engine.incarnation,
+      incarnation: observer.incarnation,
       agent,
       url: publicUrl,
-      ready: engine.ready && !leaving.isLeaving(),
+      ready: observer.ready && !leaving.isLeaving(),
       problem: leaving.isLeaving()
         ? { code: "LEAVING", message: "this replica is about to end; it finishes what it has begun" }
-        : engine.problem,
+        : observer.problem,
       counts: countsOf(view()),
       at: new Date().toISOString(),
     }),
@@ -152,9 +152,9 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   const reportHolding = (loraName: string): void => {
     if (!signal.aborted) void reporter.changed(adapterKey(partsOfLoraName(loraName)));
   };
-  const events = createLoadEvents({ bus, engine: engineName, replica, now, log });
+  const events = createLoadEvents({ bus, engine, replica, now, log });
   const leaving = createDrain({
-    engine,
+    engine: observer,
     announce: () => reporter.heartbeat(),
     anyRequests: traffic.anyRequests,
     now,
@@ -162,23 +162,23 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     log,
     limits: { ...leaveLimits, ...deps.leave },
   });
-  const readiness = createReadiness({ wanted, memory, engine, product: client.product, isLeaving: leaving.isLeaving });
+  const readiness = createReadiness({ wanted, memory, engine: observer, product: client.product, isLeaving: leaving.isLeaving });
 
   /* deciding and doing */
 
   const steps = createAdapterSteps({
     client,
-    engine,
+    engine: observer,
     files,
     objects,
     telemetry,
     base,
-    limits: limitsOf(engineName, deps.maxLoraRank, registeredEngine),
+    limits: limitsOf(engine, deps.maxLoraRank, registeredEngine),
   });
   const limits: DrainLimits = { ...drainLimits, ...deps.drain };
   const agentView = (): AgentView => ({
     wanted: wanted.isComplete ? wanted.adapters : undefined,
-    engine: engine.observed,
+    engine: observer.observed,
     held: memory.held,
     inWork: scheduler.inWork,
     leaving: memory.leaving,
@@ -192,17 +192,17 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     decide: (loraName, time) => decideAdapter(agentView(), loraName, time, limits),
     isRetry: (loraName) => (memory.currentOf(loraName)?.attempts ?? 0) > 0,
     isPaused: () => signal.aborted || leaving.isLeaving(),
-    work: createAdapterWork({ steps, engine, wanted, memory, events, report: reporter.changed, telemetry, log, signal }),
+    work: createAdapterWork({ steps, engine: observer, wanted, memory, events, report: reporter.changed, telemetry, log, signal }),
     onDone(loraName) {
       // It may have stopped being wanted while it was worked on.
-      if (engine.observed?.listed.has(loraName) && !wanted.adapters.has(loraName)) memory.leave(loraName);
+      if (observer.observed?.listed.has(loraName) && !wanted.adapters.has(loraName)) memory.leave(loraName);
       reportHolding(loraName);
     },
   });
   const fileWatch = createFileWatch({
     files,
     wanted: wanted.adapters,
-    listed: () => engine.observed?.listed,
+    listed: () => observer.observed?.listed,
     isBusy: (loraName) => scheduler.inWork.has(loraName) || memory.spoiled.has(loraName),
     now,
     onTouched(loraName) {
@@ -220,7 +220,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     const change = wanted.take(key, state);
     if (change === undefined) return;
     for (const loraName of change.gone) {
-      if (engine.observed?.listed.has(loraName)) memory.leave(loraName);
+      if (observer.observed?.listed.has(loraName)) memory.leave(loraName);
       memory.forget(loraName);
       memory.unspoil(loraName);
     }
@@ -239,7 +239,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   }
 
   function onListed(): void {
-    const listed = engine.observed?.listed ?? new Map<string, string | null>();
+    const listed = observer.observed?.listed ?? new Map<string, string | null>();
     if (wanted.isComplete) {
       for (const loraName of listed.keys()) if (!wanted.adapters.has(loraName) && isLoraName(loraName)) memory.leave(loraName);
     }
@@ -275,10 +275,10 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     }
   };
   const loops = [
-    every(healthMs, () => engine.checkHealth()),
+    every(healthMs, () => observer.checkHealth()),
     every(heartbeatMs, async () => {
-      if (engine.ready) {
-        await engine.look();
+      if (observer.ready) {
+        await observer.look();
         await fileWatch.look();
         for (const loraName of scheduler.inWork.keys()) reportHolding(loraName);
       }
