@@ -17,6 +17,7 @@ import {
   digestOf,
   getBytes,
   getJson,
+  type Objects,
   getToFile,
   objectKey,
   putJson,
@@ -171,6 +172,24 @@ for (const backend of ["jetStream", "overS3"] as const) {
       await expect(getBytes(objects, tenant, ref)).rejects.toMatchObject({ code: "OBJECT_CORRUPT" });
       await expect(getToFile(objects, tenant, ref, join(dir, "adapter/model"))).rejects.toMatchObject({ code: "OBJECT_CORRUPT" });
       expect(await readdir(join(dir, "adapter"))).toEqual([]);
+    });
+
+    it("reads no more into memory than was said to be there", { timeout: 120_000 }, async ({ store: { objects }, tenant }) => {
+      const large = await objects.put(tenant, "adapter-file", megabytes(64));
+      let read = 0;
+      const counted: Pick<Objects, "get"> = {
+        get: async (...of) => {
+          const source = await objects.get(...of);
+          return (async function* () {
+            for await (const part of source) {
+              read += part.byteLength;
+              yield part;
+            }
+          })() as unknown as typeof source;
+        },
+      };
+      await expect(getBytes(counted, tenant, { ...large, size: 100 })).rejects.toMatchObject({ code: "OBJECT_INVALID" });
+      expect(read).toBeLessThan(8 * 1024 ** 2);
     });
 
     it("lists what one tenant has of one kind", async ({ store: { objects }, tenant }) => {

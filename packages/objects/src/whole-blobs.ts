@@ -10,10 +10,25 @@ import type { Objects } from "./objects.ts";
 
 type Ref = Pick<BlobRef, "kind" | "digest">;
 
-/** A whole blob in memory: for small ones. */
-export async function getBytes(objects: Pick<Objects, "get">, tenant: string, ref: Ref): Promise<Uint8Array> {
+/**
+ * A whole blob in memory: for small ones. Its size may be somebody's word, by whose smallness it was judged to be a small one, so no more is
+ * read than that.
+ *
+ * @throws PermanentError `OBJECT_INVALID` if there is more.
+ */
+export async function getBytes(objects: Pick<Objects, "get">, tenant: string, ref: Ref & { size?: number }): Promise<Uint8Array> {
   const parts: Uint8Array[] = [];
-  for await (const part of await objects.get(tenant, ref)) parts.push(part);
+  let size = 0;
+  for await (const part of await objects.get(tenant, ref)) {
+    size += part.byteLength;
+    if (ref.size !== undefined && size > ref.size) {
+      throw new PermanentError(
+        "OBJECT_INVALID",
+        `the ${ref.kind} ${ref.digest} of ${tenant} has more than the ${ref.size} bytes that were said`,
+      );
+    }
+    parts.push(part);
+  }
   return Buffer.concat(parts);
 }
 
