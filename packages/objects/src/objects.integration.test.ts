@@ -185,7 +185,7 @@ for (const backend of ["jetStream", "overS3"] as const) {
               read += part.byteLength;
               yield part;
             }
-          })() as unknown as typeof source;
+          })();
         },
       };
       await expect(getBytes(counted, tenant, { ...large, size: 100 })).rejects.toMatchObject({ code: "OBJECT_INVALID" });
