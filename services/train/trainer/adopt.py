@@ -20,9 +20,9 @@ INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 PREFIX = "base_model.model."
 
 
-def adopt(job, spec: dict, load_base, time_limit) -> None:
-    directory = job.directory
-    with job.phase("load_base"):
+def adopt(attempt, spec: dict, load_base, time_limit) -> None:
+    directory = attempt.directory
+    with attempt.phase("load_base"):
         import canonicalise
         import probes
         import torch
@@ -47,17 +47,17 @@ def adopt(job, spec: dict, load_base, time_limit) -> None:
         tokens = model.generation_config.eos_token_id
         stop = set(tokens) if isinstance(tokens, list) else {tokens} - {None}
 
-    with job.phase("save"):
+    with attempt.phase("save"):
         tensors = canonicalise.canonical_tensors(model)
         canonicalise.wear(model, tensors)
 
-    with job.phase("probe"):
+    with attempt.phase("probe"):
         with model.disable_adapter():
             base = probes.record(model, spec, stop)
-        job.result["probes"] = probes.compare(model, spec, base, probes.record(model, spec, stop))
+        attempt.result["probes"] = probes.compare(model, spec, base, probes.record(model, spec, stop))
 
-    with job.phase("save"):
-        job.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers, None)
+    with attempt.phase("save"):
+        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers, None)
 
 
 def read_config(path) -> dict:

@@ -58,7 +58,7 @@ class LoraTrainer(Trainer):
     meter: Meter
     model: PeftModel
     noise_bounds: torch.Tensor  # of the sequences of the batch that is trained on now: [sequences + 1]
-    beat = staticmethod(lambda: None)  # called in each forward and backward pass: a sign of life
+    sign_of_life = staticmethod(lambda: None)  # called in each forward and backward pass
 
     def __init__(self, *, loraplus_lr_ratio: float | None, neftune_noise_alpha: float | None, **options):
         super().__init__(**options)
@@ -95,7 +95,7 @@ class LoraTrainer(Trainer):
         return output + noise * largest.repeat_interleave(lengths)[None, :, None].to(output.dtype)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self.beat()
+        self.sign_of_life()
         self.noise_bounds = inputs["cu_seq_lens_q"]
         self.meter.tokens_seen += inputs["input_ids"].numel()
         self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1

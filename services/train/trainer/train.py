@@ -72,20 +72,20 @@ OURS = ("eval_steps", "save_total_limit", "label_smoothing_factor", "neftune_noi
 
 
 def main(directory: Path) -> int:
-    job = Job(directory)
+    attempt = Attempt(directory)
     try:
-        train(job)
-        job.result["status"] = "succeeded"
+        train(attempt)
+        attempt.result["status"] = "succeeded"
         code = 0
     except Preempted:
-        job.result["status"] = "preempted"
+        attempt.result["status"] = "preempted"
         code = PREEMPTED
     except Exception as error:
         traceback.print_exc()
         shutil.rmtree(directory / "checkpoints/.partial", ignore_errors=True)  # also makes room for result.json
-        job.result |= {"status": "failed", "error": explain(error).as_dict()}
+        attempt.result |= {"status": "failed", "error": explain(error).as_dict()}
         code = 1
-    job.write_result()
+    attempt.write_result()
     return code
 
 
@@ -93,13 +93,13 @@ class Preempted(Exception):
     pass
 
 
-class Job:
+class Attempt:
     """The directory's outgoing side: progress lines, phases, the result; and whether SIGTERM came."""
 
     def __init__(self, directory: Path):
         self.directory = directory
         self.stop_wanted = False
-        self.last_beat = 0.0
+        self.last_sign = 0.0
         signal.signal(signal.SIGTERM, self.on_sigterm)
         if IS_WRITER:  # the other ranks may be late
             (directory / "result.json").unlink(missing_ok=True)
@@ -127,10 +127,10 @@ class Job:
         """One write for one line, so that a reader or a kill never sees half of one (the next writer starts a new line)."""
         self.progress.write((json.dumps({"type": line["type"], "time": time.time(), **line}) + "\n").encode())
 
-    def beat(self) -> None:
-        """A sign of life: steps may be long, and logged rarely."""
-        if IS_WRITER and time.monotonic() - self.last_beat > 1:
-            self.last_beat = time.monotonic()
+    def sign_of_life(self) -> None:
+        """Touches the progress file, since steps may be long, and logged rarely."""
+        if IS_WRITER and time.monotonic() - self.last_sign > 1:
+            self.last_sign = time.monotonic()
             os.utime(self.progress.fileno())
 
     @contextmanager
@@ -162,26 +162,26 @@ class Job:
         self.progress.close()
 
 
-def train(job: Job) -> None:
-    spec = read_spec(job.directory / "spec.json")
+def train(attempt: Attempt) -> None:
+    spec = read_spec(attempt.directory / "spec.json")
     method = spec["method"]["type"]
     if method not in METHODS:
         raise TrainerError("SPEC_INVALID", f"method.type must be one of {', '.join(METHODS)}, not {method!r}.", "method.type")
-    METHODS[method](job, spec)
+    METHODS[method](attempt, spec)
 
 
-def import_adapter(job: Job, spec: dict) -> None:
+def import_adapter(attempt: Attempt, spec: dict) -> None:
     import adopt
 
-    adopt.adopt(job, spec, load_base, time_limit)
+    adopt.adopt(attempt, spec, load_base, time_limit)
 
 
-def supervise(job: Job, spec: dict) -> None:
-    directory = job.directory
+def supervise(attempt: Attempt, spec: dict) -> None:
+    directory = attempt.directory
     lora, settings = spec["lora"], spec["training"]
     (directory / "checkpoints/.partial").mkdir(parents=True, exist_ok=True)
 
-    with job.phase("load_base"):
+    with attempt.phase("load_base"):
         if settings["full_determinism"]:  # read when the first product runs on a GPU, before transformers would set it
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         import canonicalise
@@ -203,7 +203,7 @@ def supervise(job: Job, spec: dict) -> None:
         rows = packing.Rows(directory / "shards", "train", vocabulary)
         held_out = packing.Rows(directory / "shards", "eval", vocabulary)
         if rows.dropped:
-            job.emit({"type": "warning", "code": "ROWS_WITHOUT_LABELS", "message": f"{rows.dropped} rows have no supervised token and are left out."})
+            attempt.emit({"type": "warning", "code": "ROWS_WITHOUT_LABELS", "message": f"{rows.dropped} rows have no supervised token and are left out."})
         if not rows.supervised_tokens:
             raise TrainerError("NO_SUPERVISED_TOKENS", "No token of the training shards is supervised (all labels are -100): there is nothing to learn.")
 
@@ -215,18 +215,18 @@ def supervise(job: Job, spec: dict) -> None:
         model.config.use_cache = False
         stop_tokens = as_set(model.generation_config.eos_token_id)
 
-    with job.phase("self_test"):
+    with attempt.phase("self_test"):
         # Exact on whole rows where there is a GPU; on a CPU on a few sequences of each, as this costs training time.
         packing.prove_packing(model, rows, settings["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
 
     # What the base says and how well it does, now, as after the last step every second counts.
     with model.disable_adapter():
-        with job.phase("evaluate"):
+        with attempt.phase("evaluate"):
             base_loss, base_accuracy, supervised_tokens = packing.evaluate(model, held_out.sequences())
-        with job.phase("probe"):
+        with attempt.phase("probe"):
             base_probes = probes.record(model, spec, stop_tokens)
 
-    with job.phase("train"):
+    with attempt.phase("train"):
         served = [(parameter, parameter.dtype) for parameter in model.parameters()]
         if not settings["bf16"]:
             for parameter in model.parameters():  # not model.float(): buffers have dtypes of their own
@@ -256,20 +256,20 @@ def supervise(job: Job, spec: dict) -> None:
             compute_loss_func=partial(packing.sum_of_losses, label_smoothing=settings["label_smoothing_factor"]),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.meter, trainer.beat = loop.Meter(), job.beat
+        trainer.meter, trainer.sign_of_life = loop.Meter(), attempt.sign_of_life
         fingerprint = fingerprint_of(spec, directory / "shards")
         reporter = loop.Reporter(
             trainer=trainer,
             directory=directory / "checkpoints",
-            emit=job.emit,
+            emit=attempt.emit,
             evaluate=lambda: packing.evaluate(model, held_out.sequences())[0] if len(held_out) else None,
             eval_steps=settings["eval_steps"],
             save_total_limit=settings["save_total_limit"],
-            stop_wanted=lambda: job.stop_wanted,
+            stop_wanted=lambda: attempt.stop_wanted,
             fingerprint=fingerprint,
         )
         trainer.add_callback(reporter)
-        checkpoint = newest_checkpoint(job, fingerprint)
+        checkpoint = newest_checkpoint(attempt, fingerprint)
         if checkpoint is not None:
             trainer.meter = loop.Meter(**json.loads((checkpoint / loop.METER).read_text())).of_this_rank()
         meter = trainer.meter
@@ -277,20 +277,20 @@ def supervise(job: Job, spec: dict) -> None:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             meter = meter.of_all_ranks()  # not after a failure: the others may not answer any more
         finally:
-            job.result |= {
+            attempt.result |= {
                 "steps": trainer.state.global_step,
                 "total_steps": trainer.state.max_steps,
                 "train_loss": meter.loss_history[-1][1] if meter.loss_history else None,
                 "tokens_seen": meter.tokens_seen,
                 "loss_history": meter.loss_history,
             }
-        job.result["train_tokens_per_second"] = round(reporter.tokens_per_second(), 1)
+        attempt.result["train_tokens_per_second"] = round(reporter.tokens_per_second(), 1)
         if reporter.stopped:
             raise Preempted
     if not IS_WRITER:
         return
 
-    with job.phase("save"):
+    with attempt.phase("save"):
         # From here on as it will be served: bf16 without autocast, the adapter as published.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         for parameter, dtype in served:
@@ -298,11 +298,11 @@ def supervise(job: Job, spec: dict) -> None:
         tensors = canonicalise.canonical_tensors(model)
         canonicalise.wear(model, tensors)
 
-    with job.phase("evaluate"):
+    with attempt.phase("evaluate"):
         if len(held_out):
             adapter_loss, adapter_accuracy, _ = packing.evaluate(model, held_out.sequences())
-            job.emit({"type": "eval", "step": trainer.state.global_step, "eval_loss": adapter_loss})
-            job.result["evaluation"] = {
+            attempt.emit({"type": "eval", "step": trainer.state.global_step, "eval_loss": adapter_loss})
+            attempt.result["evaluation"] = {
                 "base_loss": base_loss,
                 "adapter_loss": adapter_loss,
                 "base_accuracy": base_accuracy,
@@ -311,11 +311,13 @@ def supervise(job: Job, spec: dict) -> None:
                 "supervised_tokens": supervised_tokens,
             }
 
-    with job.phase("probe"):
-        job.result["probes"] = probes.compare(model, spec, base_probes, probes.record(model, spec, stop_tokens))
+    with attempt.phase("probe"):
+        attempt.result["probes"] = probes.compare(model, spec, base_probes, probes.record(model, spec, stop_tokens))
 
-    with job.phase("save"):
-        job.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers, job.result["evaluation"])
+    with attempt.phase("save"):
+        attempt.result["adapter"] = canonicalise.write_adapter(
+            directory / "adapter", tensors, spec, model.config.num_hidden_layers, attempt.result["evaluation"]
+        )
 
 
 def load_base(directory: Path):
@@ -407,23 +409,23 @@ def add_lora(model, lora: dict, seed: int):
     return model
 
 
-def newest_checkpoint(job: Job, fingerprint: str) -> Path | None:
+def newest_checkpoint(attempt: Attempt, fingerprint: str) -> Path | None:
     """The complete checkpoint with the highest step, of resume/ and of what an earlier process left in checkpoints/."""
     from loop import check_checkpoint
 
     found = {}
-    given = job.directory / "resume"
+    given = attempt.directory / "resume"
     if given.exists():
         try:
             found[check_checkpoint(given, fingerprint)] = given
         except ValueError as error:
             raise TrainerError("RESUME_INVALID", f"resume/ cannot be continued: {error}. Start without it, or from another checkpoint.", "resume") from error
-    for path in (job.directory / "checkpoints").glob("step-*"):
+    for path in (attempt.directory / "checkpoints").glob("step-*"):
         try:
             found.setdefault(check_checkpoint(path, fingerprint), path)
         except ValueError as error:
-            job.emit({"type": "warning", "code": "CHECKPOINT_IGNORED", "message": f"checkpoints/{path.name} is left aside: {error}."})
-    for leftover in (job.directory / "checkpoints/.partial").glob("*"):
+            attempt.emit({"type": "warning", "code": "CHECKPOINT_IGNORED", "message": f"checkpoints/{path.name} is left aside: {error}."})
+    for leftover in (attempt.directory / "checkpoints/.partial").glob("*"):
         shutil.rmtree(leftover, ignore_errors=True)
     return found[max(found)] if found else None
 

@@ -171,14 +171,14 @@ def die_after_step(step):
     def wire():
         import train
 
-        emit = train.Job.emit
+        emit = train.Attempt.emit
 
-        def emit_and_die(job, line):
-            emit(job, line)
+        def emit_and_die(attempt, line):
+            emit(attempt, line)
             if line["type"] == "step" and line["step"] == step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        patch.object(train.Job, "emit", emit_and_die).start()
+        patch.object(train.Attempt, "emit", emit_and_die).start()
 
     return wire
 
