@@ -1,4 +1,4 @@
-/** What docs/formats.md shows of the code: formats, prompts, and the seed's examples from row to mask. */
+/** The generated parts of docs/formats.md: formats, prompts, and the examples of samples/seed-formats.jsonl from row to mask. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Rec, runSpecFields } from "@loraline/contracts";
@@ -10,7 +10,7 @@ export const docPath = join(root, "docs/formats.md");
 const samplePath = join(root, "samples/seed-formats.jsonl");
 const basePath = join(root, ".loraline/bases/smollm2-135m-instruct");
 
-/** Titles of the article's sections, in the order of the rows. */
+/** Titles of the examples in samples/seed-formats.jsonl, in the order of its rows. */
 const titles = [
   "指令数据格式 · instruction, input, output",
   "1.1 问答对 · question and answer",
@@ -31,7 +31,7 @@ const titles = [
   "10. 对抗性 · sentence, question and answer",
 ];
 
-/** The document with what is generated written anew. */
+/** @returns the document with its generated parts replaced by new ones. */
 export async function writeFormatsDoc(document: string): Promise<string> {
   const sections: Record<string, string> = {
     formats: formatTable(),
@@ -110,9 +110,9 @@ async function seedExamples(): Promise<string> {
         .flat()
         .map(({ text, trained }) => (trained ? `⟦${text}⟧` : text))
         .join("");
-      const said = [meta.format, meta.template, meta.slice && `slice ${meta.slice}`].filter((part) => part !== undefined).map(code);
+      const facts = [meta.format, meta.template, meta.slice && `slice ${meta.slice}`].filter((part) => part !== undefined).map(code);
       const outcome = dropped === null ? `\`\`\`text\n${shown.trimEnd()}\n\`\`\`` : `Left out: ${code(dropped.code)}, ${dropped.message}`;
-      return `### ${titles[index]}\n\n\`\`\`json\n${row}\n\`\`\`\n\n${said.join(" · ")}\n\n\`\`\`json\n${JSON.stringify(body, null, 1)}\n\`\`\`\n\n${outcome}`;
+      return `### ${titles[index]}\n\n\`\`\`json\n${row}\n\`\`\`\n\n${facts.join(" · ")}\n\n\`\`\`json\n${JSON.stringify(body, null, 1)}\n\`\`\`\n\n${outcome}`;
     }),
   );
   return `\n${examples.join("\n\n")}\n`;

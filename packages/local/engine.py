@@ -1,13 +1,13 @@
 """
-vLLM's API server for one machine with few cores. The same server, started with the same arguments, but ready in half the time
-and with LoRA at close to the base's speed (`run_lora_by_slot`):
+vLLM's API server for a machine with few cores. It takes the same arguments as vLLM's own program, but it is ready in half the
+time, and LoRA is nearly as fast as the base (`run_lora_by_slot`):
 
 - The engine process is forked instead of spawned, so that torch and vLLM are imported once and not twice. vLLM's CPU backend
   asks for `spawn` only so that thread settings can still change in between; here they are in the environment from the start.
-- The model class is looked at in this process instead of in a third one that imports everything once more. (vLLM does that
-  to keep CUDA out of this process; there is none.)
+- The model class is inspected in this process instead of in a third one that would import everything again. (vLLM uses a
+  third process to keep CUDA out of this one; here there is no CUDA.)
 
-Should a newer vLLM have moved these two places, it starts in its own, slower way.
+If a newer vLLM has moved these two places, it starts in its own, slower way.
 """
 
 import os
@@ -27,7 +27,7 @@ if sys.platform == "linux" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") 
 
 def run_lora_by_slot():
     """
-    vLLM 0.32's LoRA kernels for the CPU, computed adapter by adapter instead of token by token. Theirs
+    vLLM 0.32's LoRA kernels for the CPU, computed for each adapter instead of for each token. vLLM's own kernels
     - copy an adapter's weights once for every token: a prompt of 50 tokens takes 0.6 s, here 0.1 s;
     - take index -1 ("no adapter") as Python does, for the last slot: with all slots in use, a request to the base that shares
       a batch with one to an adapter is answered with the weights of a third;
@@ -106,7 +106,7 @@ def run_lora_by_slot():
 
     for kernel in (bgmv_shrink, bgmv_expand, bgmv_expand_slice, sgmv_shrink, sgmv_expand, sgmv_expand_slice):
         for module in (lora_ops, punica_cpu):
-            getattr(module, kernel.__name__)  # moved: better the original than a kernel nobody calls
+            getattr(module, kernel.__name__)  # a newer vLLM has moved the kernel: the original keeps working
             setattr(module, kernel.__name__, torch.inference_mode()(kernel))
 
 

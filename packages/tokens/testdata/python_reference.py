@@ -1,4 +1,4 @@
-"""What Python makes of the same rows: JSON lines in, JSON lines out. Arguments: folder of the base, max_length of the seed."""
+"""Python's results for the same rows: JSON lines in, JSON lines out. Arguments: folder of the base, `process_func`'s MAX_LENGTH."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ if len(sys.argv) > 1:  # reading shards needs neither arguments nor transformers
     tokenizer: Any = AutoTokenizer.from_pretrained(sys.argv[1])
 
 
-# Literally as published, but for MAX_LENGTH.
+# `process_func` exactly as published, except that MAX_LENGTH is an argument.
 def process_func(example):
     MAX_LENGTH = int(sys.argv[2])    # Llama分词器会将一个中文字切分为多个token,因此需要放开一些最大长度,保证数据的完整性
     input_ids, attention_mask, labels = [], [], []
@@ -59,7 +59,7 @@ def tokenizer_of(asked):
 
 
 def as_the_engine_does(message):
-    """vLLM parses the arguments of calls before it renders; `train` and `weight` are ours."""
+    """Messages as vLLM renders them: arguments of calls are parsed, and Loraline's own fields `train` and `weight` are removed."""
     message = {key: value for key, value in message.items() if key not in ("train", "weight")}
     if "reasoning" in message:
         message["reasoning_content"] = message["reasoning"]
@@ -73,8 +73,8 @@ def as_the_engine_does(message):
 
 def chat(asked):
     """
-    Trained is what stands behind the prompt that makes the model answer, up to the token at which it stops. Where a later turn
-    changes how an earlier one is rendered, each trained turn is the end of a sequence of its own.
+    The trained part begins after the prompt that makes the model answer and ends with the token at which the model stops. If a
+    later turn changes how an earlier one is rendered, each trained turn gets its own sequence and stands at its end.
     """
     tok = tokenizer_of(asked)
     stops = asked.get("stops") or [tok.eos_token]
@@ -104,7 +104,7 @@ def chat(asked):
 
 def cut(tok, text, spans, asked):
     whole = tok(text, add_special_tokens=False)["input_ids"]
-    if asked.get("joint"):  # a part of the text by itself would get other ids
+    if asked.get("joint"):  # the tokenizer gives a part of the text other ids when it is encoded alone
         offsets = tok(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         labels = [id if any(a <= start < b for a, b in spans) else -100 for id, (start, end) in zip(whole, offsets, strict=True)]
         return {"ids": whole, "labels": labels, "whole": whole}

@@ -4,18 +4,18 @@ Adopts a LoRA that was trained elsewhere, instead of training one: the same dire
 In, beside spec.json with `"method": {"type": "import"}`, and base/:
     DIR/import/adapter_config.json, adapter_model.safetensors      PEFT's layout
 Out:
-    DIR/adapter/, DIR/result.json       as after a training; no evaluation, as nobody knows what it was trained on
+    DIR/adapter/, DIR/result.json       as after a training; no evaluation, because its training data is unknown
 
-PEFT applies it to the base and says what it computes; that is made canonical and recorded, so that what is served later is
-compared with what PEFT, which trained it, makes of it. Nothing in the files is executed: weights are read as safetensors, and
-of the config only what says how strong the weights are.
+PEFT loads the adapter into the base. The trainer writes it in the canonical form and records what PEFT computes with it, so that
+a server can be compared with PEFT later. Nothing in the files is executed: the weights are read as safetensors, and from the
+config only the fields that scale the weights are used.
 """
 
 import json
 
 from spec import TABLES, TrainerError, check_section
 
-# These change the base's weights when training begins, so that the adapter alone is wrong on the base as it is served.
+# These initialisations change the base's weights when training begins. The adapter alone is wrong on the unchanged base that is served.
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 PREFIX = "base_model.model."
 
@@ -37,7 +37,7 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
         check_values(weights)
         model = load_base(directory)
         with time_limit(f"applying the patterns of adapter_config.json to {len(weights) // 2} modules"):
-            model = dress(model, config, weights)
+            model = attach_adapter(model, config, weights)
         loaded = set_peft_model_state_dict(model, weights)
         if loaded.unexpected_keys:
             raise TrainerError("ADAPTER_TENSOR_UNKNOWN", f"PEFT has no place for tensor {loaded.unexpected_keys[0]}.", loaded.unexpected_keys[0])
@@ -49,7 +49,7 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
 
     with attempt.phase("save"):
         tensors = canonicalise.canonical_tensors(model)
-        canonicalise.wear(model, tensors)
+        canonicalise.load_published(model, tensors)
 
     with attempt.phase("probe"):
         with model.disable_adapter():
@@ -97,8 +97,8 @@ def check_values(weights: dict) -> None:
         raise TrainerError("ADAPTER_ZERO", "Every lora_B is zero: the adapter does nothing.", "adapter_model.safetensors")
 
 
-def dress(model, config: dict, weights: dict):
-    """The PEFT model with a place for each of the tensors, and with the scalings that the config says."""
+def attach_adapter(model, config: dict, weights: dict):
+    """Returns the PEFT model with a LoRA layer for each pair of tensors, scaled as the config says. Raises TrainerError."""
     import torch
     from peft import LoraConfig, get_peft_model
     from peft.utils.other import get_pattern_key
@@ -127,12 +127,12 @@ def dress(model, config: dict, weights: dict):
             raise TrainerError("ADAPTER_TENSOR_MISSING", f"module {module} has {name} but no {pair}.", module)
     kept = {name: config[name] for name in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(name) is not None}
     try:
-        # Before PEFT makes room for them: a config may say any rank.
+        # Ranks are checked before PEFT allocates memory by them, because a config may claim any rank.
         patterns = config.get("rank_pattern") or {}
         for name, rank in ranks.items():
-            said = patterns.get(get_pattern_key(list(patterns), name), config["r"])
-            if said != rank:
-                message = f"module {name} has weights of rank {rank}; adapter_config.json says {said}, by which its scaling would be wrong."
+            declared = patterns.get(get_pattern_key(list(patterns), name), config["r"])
+            if declared != rank:
+                message = f"module {name} has weights of rank {rank}; adapter_config.json says {declared}, by which its scaling would be wrong."
                 raise TrainerError("ADAPTER_SHAPE_MISMATCH", message, name)
         return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=sorted(ranks), **kept))
     except TrainerError:

@@ -1,12 +1,12 @@
 """
-The one form in which an adapter is published, whatever it was trained with:
+The canonical form, in which every adapter is published, whatever options it was trained with:
 
     adapter_model.safetensors   bf16, PEFT's names, one rank, the scaling folded into lora_B
     adapter_config.json         lora_alpha = r, use_rslora false, no patterns, sorted target_modules, base and revision
     README.md                   what it is and how to use it
 
-Older engines read `rank_pattern` and `alpha_pattern` as if they were not there and would scale such an adapter wrongly
-without a word; in this form there is nothing to get wrong. The same weights always give the same bytes.
+Older engines ignore `rank_pattern` and `alpha_pattern` and would scale such an adapter wrongly without an error. This form has
+one rank and no patterns, so every engine scales it correctly. The same weights always give the same bytes.
 """
 
 import hashlib
@@ -60,8 +60,8 @@ def canonical_tensors(model) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def wear(model, tensors: dict[str, torch.Tensor]) -> None:
-    """Puts the published tensors into the model, so that what is evaluated and recorded is what will be served."""
+def load_published(model, tensors: dict[str, torch.Tensor]) -> None:
+    """Loads the published tensors into the model, so that evaluation and probes use exactly the weights that will be served."""
     for name, layer in lora_layers(model).items():
         for part in ("lora_A", "lora_B"):
             linear = getattr(layer, part)[ADAPTER]
@@ -71,7 +71,7 @@ def wear(model, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], spec: dict, number_of_layers: int, evaluation: dict | None) -> dict:
-    """Writes the directory whole (a temporary one, renamed). Returns `adapter` of result.json."""
+    """Writes the directory under a temporary name and renames it, so it is never incomplete. Returns `adapter` of result.json."""
     modules = sorted({name.split(".")[-3] for name in tensors})
     rank = next(weight.shape[0] for name, weight in tensors.items() if ".lora_A." in name)
     parameters = sum(weight.numel() for weight in tensors.values())
@@ -117,7 +117,10 @@ def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], spec: dict,
 
 
 def layers_of(tensors: dict[str, torch.Tensor], number_of_layers: int) -> list[int] | None:
-    """The adapted layers, when all modules share them and they are not all layers: PEFT then adds no empty ones elsewhere."""
+    """Returns the adapted layers if every module is adapted in the same ones and some layers are not adapted; else None.
+
+    With them in the config PEFT creates no empty adapters in the other layers.
+    """
     layers = {}
     for name in tensors:
         if match := re.search(r"\.(\d+)\.", name):

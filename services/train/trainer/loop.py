@@ -26,7 +26,7 @@ RANK = int(os.environ.get("RANK", "0"))
 
 @dataclass
 class Meter:
-    """Counts over the whole run, not over this process: a checkpoint carries them."""
+    """Counters of the whole run. They are stored in each checkpoint, so a process that resumes goes on counting."""
 
     tokens_seen: int = 0
     examples_seen: int = 0  # sequences
@@ -35,7 +35,7 @@ class Meter:
     open_steps: int = 0
 
     def of_all_ranks(self) -> "Meter":
-        """What all ranks counted together. Every rank must ask."""
+        """Returns the sums over all ranks. A collective operation: every rank must call it."""
         return Meter(
             int(sum_over_ranks(self.tokens_seen)),
             int(sum_over_ranks(self.examples_seen)),
@@ -45,19 +45,19 @@ class Meter:
         )
 
     def of_this_rank(self) -> "Meter":
-        """The inverse, for a resume: the first rank takes over what all had counted."""
+        """The inverse of `of_all_ranks`, for a resume: rank 0 takes the sums, the other ranks begin at zero."""
         return self if RANK == 0 else Meter(0, 0, self.loss_history, 0.0, self.open_steps)
 
 
 class LoraTrainer(Trainer):
     """
-    loraplus_lr_ratio: lora_B learns at so many times the learning rate of lora_A (LoRA+); None: at the same.
-    neftune_noise_alpha: noise on the embeddings while it trains (NEFTune); None or 0: none.
+    loraplus_lr_ratio: lora_B's learning rate divided by lora_A's (LoRA+); None: both have the same.
+    neftune_noise_alpha: strength of the noise on the embeddings during training (NEFTune); None or 0: no noise.
     """
 
     meter: Meter
     model: PeftModel
-    noise_bounds: torch.Tensor  # of the sequences of the batch that is trained on now: [sequences + 1]
+    noise_bounds: torch.Tensor  # where each sequence of the current batch begins and ends: [sequences + 1]
     sign_of_life = staticmethod(lambda: None)  # called in each forward and backward pass
 
     def __init__(self, *, loraplus_lr_ratio: float | None, neftune_noise_alpha: float | None, **options):
@@ -73,7 +73,7 @@ class LoraTrainer(Trainer):
         return super().create_optimizer(model)
 
     def train(self, *arguments, **options):
-        """As of transformers; with noise on the embeddings until it returns, so that nothing that is evaluated later has it."""
+        """transformers' `train`, with NEFTune's noise. The noise is removed when it returns, so later evaluations are without it."""
         if not self.noise_alpha:
             return super().train(*arguments, **options)
         hook = self.model.get_input_embeddings().register_forward_hook(self.add_noise)
@@ -84,8 +84,8 @@ class LoraTrainer(Trainer):
 
     def add_noise(self, embedding, inputs, output):
         """
-        NEFTune: uniform noise up to alpha / sqrt(tokens x width), where tokens are those of each token's own sequence, as in
-        the paper. (transformers' own hook would take the whole packed line for one sequence.) Not in evaluation mode.
+        NEFTune: uniform noise up to alpha / sqrt(tokens x width). `tokens` is the length of the token's own sequence, as in the
+        paper. (transformers' own hook would take a whole packed batch for one sequence.) No noise in evaluation mode.
         """
         if not embedding.training:
             return output
@@ -100,7 +100,7 @@ class LoraTrainer(Trainer):
         self.meter.tokens_seen += inputs["input_ids"].numel()
         self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
         loss = super().training_step(model, inputs, num_items_in_batch)
-        value = loss.item()  # already a share of the optimizer step's loss: normalised by the step's supervised tokens
+        value = loss.item()  # normalised by the supervised tokens of the whole optimizer step, so the losses of its micro-batches add up
         if not math.isfinite(value):
             raise TrainerError(
                 "NON_FINITE_LOSS",
@@ -135,7 +135,7 @@ class Reporter(TrainerCallback):
         last = state.global_step >= state.max_steps
         if last:
             control.should_log = True
-            control.should_save = False  # the adapter itself follows at once
+            control.should_save = False  # no checkpoint of the last step: the adapter itself is saved right after it
         # All ranks must stop at the same step, or the others wait for ever in the next all-reduce.
         elif sum_over_ranks(self.stop_wanted()) > 0:
             self.stopped = control.should_log = control.should_save = control.should_training_stop = True
@@ -173,19 +173,19 @@ class Reporter(TrainerCallback):
         self.last_time, self.last_tokens = now, meter.tokens_seen
 
     def on_save(self, args, state, control, **kwargs):
-        """transformers has written everything under a temporary name; make it a checkpoint."""
-        meter = self.trainer.meter.of_all_ranks()  # also waits until all ranks have written
+        """Makes a checkpoint of the temporary directory into which transformers has just written everything."""
+        meter = self.trainer.meter.of_all_ranks()  # waits for all ranks, so all have written their files
         partial = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
             name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint)
             self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
             for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:
                 shutil.rmtree(old)
-        elif state.is_local_process_zero:  # another machine's random state, which nobody collects
+        elif state.is_local_process_zero:  # the random states of another machine's ranks, which nobody collects
             shutil.rmtree(partial, ignore_errors=True)
 
     def tokens_per_second(self) -> float:
-        """Over the steps of this process, all ranks, checkpoints and evaluations during training included."""
+        """Speed over the steps of this process, summed over all ranks. Time for checkpoints and evaluations is included."""
         return (self.trainer.meter.tokens_seen - self.first_tokens) * sum_over_ranks(1) / max(time.monotonic() - self.started, 1e-9)
 
 
@@ -203,14 +203,14 @@ def commit_checkpoint(partial: Path, directory: Path, step: int, meter: dict, fi
         file.flush()
         os.fsync(file.fileno())
     target = directory / f"step-{step:08d}"
-    if target.exists():  # an earlier process got here too; the same step of the same run
+    if target.exists():  # an earlier process saved the same step of the same run
         shutil.rmtree(target)
     os.rename(partial, target)
     return target.name
 
 
 def check_checkpoint(path: Path, fingerprint: str) -> int:
-    """The step of a complete checkpoint of this run. Raises ValueError that says what is wrong with it."""
+    """Returns the step of a complete checkpoint of this run. Raises ValueError that says what is wrong with it."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:

@@ -2,8 +2,8 @@
 Packed rows: how they are read, flattened into one forward pass, kept apart by attention, and proven to be kept apart.
 
 A shard is an Arrow IPC stream with the columns `input_ids`, `labels` and `seq_lengths` (list<int32>). A row holds whole
-sequences one after the other; the first label of each is -100. A batch is flattened: one line of tokens, no padding.
-Sequences stay apart because attention runs on each of them by itself, which is exact and needs no L x L mask.
+sequences one after the other; the first label of each is -100. A batch is flattened: all its sequences stand one after the
+other in one row of tokens, without padding. Attention runs on each sequence separately, which is exact and needs no L x L mask.
 """
 
 from itertools import pairwise
@@ -56,7 +56,7 @@ class Rows(torch.utils.data.Dataset):
 
 
 def read_shard(path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
-    """Each record batch as flat values and row bounds, by column. Raises SHARD_INVALID."""
+    """Returns each record batch as (flat values, row bounds), both by column. Raises SHARD_INVALID."""
     batches = []
     try:
         for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
@@ -65,7 +65,7 @@ def read_shard(path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
                 column = batch.column(name).cast(pa.list_(pa.int32()))
                 offsets = column.offsets.to_numpy()
                 values[name], bounds[name] = column.flatten().to_numpy(), offsets - offsets[0]
-            ends = np.concatenate([[0], np.cumsum(values["seq_lengths"])])  # of the sequences; those of the rows are among them
+            ends = np.concatenate([[0], np.cumsum(values["seq_lengths"])])  # ends of the sequences; the ends of rows must be among them
             if not (bounds["input_ids"] == bounds["labels"]).all() or not (ends[bounds["seq_lengths"]] == bounds["labels"]).all():
                 raise ValueError("input_ids, labels and the sum of seq_lengths differ in length")
             if len(values["labels"]):
@@ -85,10 +85,10 @@ def read_shard(path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
 
 def flatten(rows: list[dict]) -> dict:
     """
-    The collator. Rows to one batch of one line of tokens: `input_ids` and `position_ids` [1, tokens], `cu_seq_lens_*`
-    [sequences + 1]. The head over the vocabulary, a fifth of a small model's work, runs only where a supervised token
-    is predicted: `logits_to_keep` [n], and what must be predicted there in `labels` [1 + n]. (Its first is always -100,
-    as transformers counts supervised tokens from the second on.)
+    The collator: rows to one flattened batch. `input_ids` and `position_ids` [1, tokens], `cu_seq_lens_*`
+    [sequences + 1]. The output head takes a fifth of a small model's time, so it runs only at the positions that
+    predict a supervised token: `logits_to_keep` [n]. The expected tokens are `labels` [1 + n]; the first is always -100,
+    because transformers counts supervised tokens from the second one on.
     """
     input_ids = np.concatenate([row["input_ids"] for row in rows])
     labels = np.concatenate([row["labels"] for row in rows])
@@ -110,15 +110,15 @@ def flatten(rows: list[dict]) -> dict:
 
 def sum_of_losses(outputs, labels, num_items_in_batch=None, label_smoothing: float = 0.0):
     """
-    Cross entropy, summed, over the supervised tokens of the whole optimizer step (not over this micro-batch). With label
-    smoothing that share of the target is spread over the whole vocabulary, as transformers' LabelSmoother does.
+    Cross entropy, summed, over the supervised tokens of the whole optimizer step (not over this micro-batch). Label
+    smoothing spreads its share of the target over the whole vocabulary, as transformers' LabelSmoother does.
     """
     loss = cross_entropy(outputs.logits[0].float(), labels[1:], reduction="sum", label_smoothing=label_smoothing)
     return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
 def forward(model, batch: dict):
-    """One forward pass over a flattened batch, without the cache: with one, packed sequences would see each other."""
+    """One forward pass over a flattened batch. The KV cache is off: with it, packed sequences would see each other."""
     batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
     labels = batch.pop("labels")
     return model(**batch, use_cache=False), labels
@@ -126,7 +126,10 @@ def forward(model, batch: dict):
 
 @torch.no_grad()
 def evaluate(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, float, int]:
-    """Over the supervised tokens of (input_ids, labels) pairs: mean loss, share that is the likeliest one, and their number."""
+    """Returns (mean loss, accuracy, number) over the supervised tokens of (input_ids, labels) pairs.
+
+    Accuracy is the share of tokens that the model finds likeliest.
+    """
     was_training = model.training
     model.eval()
     total, right, count, waiting, size = 0.0, 0, 0, [], 0
@@ -155,11 +158,11 @@ def evaluate(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, floa
 
 
 def attend_by_sequence(module, query, key, value, attention_mask, cu_seq_lens_q=None, sliding_window=None, **kwargs):
-    """Causal attention on each sequence by itself. query, key, value: [1, heads, tokens, head size]."""
+    """Causal attention within each sequence. query, key, value: [1, heads, tokens, head size]."""
     if cu_seq_lens_q is None or attention_mask is not None:
         raise ValueError("attend_by_sequence needs cu_seq_lens_q and no mask: anything else would let sequences see each other")
     dtype = query.dtype
-    if query.device.type == "cpu" and query.requires_grad:  # bf16's backward is three times slower than fp32's there
+    if query.device.type == "cpu" and query.requires_grad:  # on a CPU the backward pass is three times slower in bf16 than in fp32
         query, key, value = query.float(), key.float(), value.float()
     outputs = []
     for start, end in pairwise(cu_seq_lens_q.tolist()):
@@ -222,7 +225,7 @@ def prove_packing(model, rows: Rows, batch_size: int, max_rows: int, max_tokens:
     base.set_attn_implementation(implementation)
     model.train(was_training)
 
-    # In bf16, products of other shapes are rounded otherwise; a leak between sequences moves a loss by more than that.
+    # In bf16, rounding depends on the shapes of the products. A leak between sequences changes a loss by more than rounding does.
     tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
     worst = max(abs(a - b) / max(1.0, b) for a, b in zip(packed, alone, strict=True))
     if not worst <= tolerance:

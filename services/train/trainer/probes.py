@@ -1,7 +1,7 @@
 """
-Probes: what base and adapter say to a few prompts while the trainer still holds both, so that a server can later prove
-that it applies this adapter: greedy tokens, and the log-probability (natural) of each of them given all before it; and
-the likeliest first tokens, which are what a replica is asked.
+Probes: what base and adapter answer to a few prompts, recorded while the trainer holds both. A server can later prove with them
+that it applies this adapter. Recorded are greedy tokens, the natural log-probability of each token given all tokens before it,
+and the likeliest first tokens. Replicas are asked for the first tokens.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -14,8 +14,9 @@ from packing import flatten, forward
 @contextmanager
 def one_thread_if_small(model):
     """
-    Tokens one at a time are small products: to wake a second thread for each costs more than it does, up to a width of about
-    a thousand. (SmolLM2-135M with an adapter, 8 prompts, two busy cores: a fifth less time, a third less CPU, the same numbers.)
+    Generating one token at a time means small products. Up to a width of about a thousand, waking a second thread for each costs
+    more time than the thread saves. (Measured: SmolLM2-135M with an adapter, 8 prompts, two busy cores: one thread takes a fifth
+    less time and a third less CPU for the same numbers.)
     """
     threads = torch.get_num_threads()
     if model.device.type == "cpu" and model.config.hidden_size <= 1024:
@@ -29,9 +30,9 @@ def one_thread_if_small(model):
 @torch.inference_mode()
 def greedy(model, prompts: list[list[int]], new_tokens: int, stop: set[int]) -> tuple[list[list[int]], list[list[float]], torch.Tensor]:
     """
-    Greedy continuations of all prompts, in one batch: their tokens, the log-probabilities of these, and those of the
-    whole vocabulary right after each prompt ([prompts, vocabulary], on the CPU). A stop token ends a continuation and
-    belongs to it.
+    Continues all prompts greedily in one batch. Returns the tokens, their log-probabilities, and the log-probabilities of
+    the whole vocabulary right after each prompt ([prompts, vocabulary], on the CPU). A stop token ends a continuation and
+    is part of it.
     """
     answers, logprobs, first, cache = [[] for _ in prompts], [[] for _ in prompts], torch.empty(0, 0), None
     if not prompts:
@@ -46,7 +47,7 @@ def greedy(model, prompts: list[list[int]], new_tokens: int, stop: set[int]) -> 
     input_ids = padded
 
     def forward_once():
-        # A tensor, not 1: the slice that 1 makes is not contiguous, and for it the head's weights would be copied per prompt.
+        # A tensor and not the number 1: 1 makes a slice that is not contiguous, and then the head's weights are copied for every prompt.
         last = torch.tensor([input_ids.shape[1] - 1], device=model.device)
         return model(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
 
@@ -73,7 +74,7 @@ def greedy(model, prompts: list[list[int]], new_tokens: int, stop: set[int]) -> 
 
 @torch.inference_mode()
 def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
-    """The log-probabilities of tokens that another model chose, in one flattened pass."""
+    """Returns the log-probabilities that this model gives to tokens that another model chose, in one flattened pass."""
     if not any(answers):
         return [[] for _ in answers]
     rows = [
@@ -91,12 +92,12 @@ def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) ->
 
 
 def record(model, spec: dict, stop: set[int]):
-    """What a model, as it is now, says to the spec's probes."""
+    """Records the answers of a model, in its current state, to the spec's probe prompts."""
     return greedy(model, [probe["input_ids"] for probe in spec["probes"]], spec["probe_tokens"], stop)
 
 
 def compare(model, spec: dict, base, adapter) -> list[dict]:
-    """`probes` of result.json, of what `record` gave with the adapter and without."""
+    """Returns `probes` of result.json, from what `record` returned with the adapter and without it."""
     base_tokens, base_logprobs, base_first = base
     adapter_tokens, adapter_logprobs, adapter_first = adapter
     with model.disable_adapter():
@@ -115,8 +116,9 @@ def compare(model, spec: dict, base, adapter) -> list[dict]:
 
 def first_tokens(base: torch.Tensor, adapter: torch.Tensor, likeliest: int = 32) -> dict:
     """
-    What a replica is asked: the likeliest first tokens of base and adapter together, with the logprobs of both. Many, as the
-    effect of an adapter that was hardly trained has to be told from rounding; not more than vLLM answers for at once (128).
+    The question to a replica: the likeliest first tokens of base and adapter together, with the logprobs of both. There are many,
+    because the effect of an adapter that was hardly trained must be distinguished from rounding; but no more than vLLM answers
+    in one request (128).
     """
     likeliest = min(likeliest, len(base))
     tokens = torch.unique(torch.cat([base.topk(likeliest).indices, adapter.topk(likeliest).indices]))

@@ -1,5 +1,5 @@
 """
-What `spec.json` may say, and how it says no. Standard library only, so that a wrong spec is refused in a tenth of a
+Reads and checks `spec.json`. Standard library only, so that a wrong spec is refused in a tenth of a
 second, before torch is imported.
 
 The fields of `lora` and `training`, their defaults and ranges, and what becomes of the other fields of PEFT's and Hugging
@@ -81,7 +81,7 @@ def check_training(given: dict) -> dict:
 
 
 def check_section(section: str, given: dict) -> dict:
-    """The fields of a section that are ours and say something. Raises for one that is refused, unknown or out of range."""
+    """Returns the fields of a section that Loraline uses and that say something. Raises for a refused, unknown or invalid one."""
     table, values = TABLES[section], {}
     for name, value in given.items():
         param, judged = f"{section}.{name}", table["judged"].get(name)
@@ -94,7 +94,7 @@ def check_section(section: str, given: dict) -> dict:
             if section == "lora":
                 raise TrainerError("LORA_FIELD_REFUSED", message, param)
             raise TrainerError("TRAINING_FIELD_REFUSED", message, param)
-        # What a field of another section says was heeded when the rows were made.
+        # Fields of the data sections took effect when the rows were made, before this program starts.
         ours = name if judged is None else judged.get("to", "").removeprefix(f"{section}.")
         field = table["fields"].get(ours)
         if field is None:
@@ -128,7 +128,7 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def expected(value: Any, schema: dict) -> str | None:
-    """What a value would have to be, by the part of JSON Schema that spec_fields.json uses; None: it is that."""
+    """Returns what the value must be, in words, if it is invalid; None if it is valid. Knows the part of JSON Schema in spec_fields.json."""
     if "anyOf" in schema:
         wanted = [expected(value, one) for one in schema["anyOf"]]
         return None if None in wanted else " or ".join(filter(None, wanted))

@@ -4,8 +4,8 @@ Trains one LoRA adapter with PEFT: a directory in, a directory out. It knows not
     python train.py DIR
     torchrun --nproc-per-node N train.py DIR
 
-With torchrun each rank trains on its share of every batch. Rank 0 writes whatever is written; only a failure is told by the
-rank that met it, the first one. On several machines each has a DIR of its own, and that of rank 0 gets the results.
+With torchrun each rank trains on its share of every batch. Rank 0 writes all files, except that a failure is
+written by the first rank that meets one. On several machines each has its own DIR; rank 0's gets the results.
 
 In:
     DIR/spec.json       what to train; see spec.py
@@ -15,8 +15,8 @@ In:
     DIR/import/         with method import in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
 
 Out:
-    DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens; while it trains
-                        its time of modification is that of the last forward pass
+    DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens; during
+                        training its modification time is that of the last forward pass
     DIR/checkpoints/    step-NNNNNNNN/, complete as soon as it has this name; checkpoint.json lists the digests
     DIR/adapter/        what a server loads; see canonicalise.py
     DIR/result.json     last of all, whole or not at all
@@ -33,10 +33,10 @@ Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to 
     PACKING_SELF_TEST_FAILED  NON_FINITE_LOSS  ADAPTER_INVALID                          the training
     DEVICE_MISSING  OUT_OF_MEMORY  DISK_FULL  INTERNAL                                  the machine, or a bug
 
-A process that is killed leaves nothing that the next one would trip over. Started again in the same directory it goes on
-from the newest complete checkpoint, and on a CPU the losses are bit for bit those of a run that nobody disturbed.
+A process may be killed at any time. Started again in the same directory, the trainer goes on from the newest complete
+checkpoint. On a CPU the losses are then bit for bit those of a run that was not interrupted.
 
-After the last step SIGTERM is no longer heeded: what is left takes seconds, less than training again from a checkpoint.
+After the last step SIGTERM is ignored: the remaining work takes seconds, less than starting again from a checkpoint.
 """
 
 import errno
@@ -56,7 +56,7 @@ from typing import Any
 
 from spec import LORA_DEFAULTS, TRAINING_DEFAULTS, TrainerError, read_spec
 
-# Before torch and transformers are imported, which is late (in `train`): they take seconds, a wrong spec none.
+# Set before torch and transformers are imported. `train` imports them late: the import takes seconds, and a wrong spec is refused first.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make a step five times slower on a busy machine
@@ -66,8 +66,8 @@ IS_WRITER = int(os.environ.get("RANK", "0")) == 0
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 
 PREEMPTED = 75  # EX_TEMPFAIL
-# Settings that are not handed to transformers.Trainer, which would do something else: it knows nothing of packed rows or LoRA+,
-# and evaluation and checkpoints are ours.
+# Settings that are not passed to transformers.Trainer. It does not know packed rows or LoRA+, and Loraline does evaluation and
+# checkpoints itself.
 OURS = ("eval_steps", "save_total_limit", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio")
 
 
@@ -101,7 +101,7 @@ class Attempt:
         self.stop_wanted = False
         self.last_sign = 0.0
         signal.signal(signal.SIGTERM, self.on_sigterm)
-        if IS_WRITER:  # the other ranks may be late
+        if IS_WRITER:  # only rank 0 deletes old output, because other ranks may start later
             (directory / "result.json").unlink(missing_ok=True)
         name = directory / "progress.jsonl" if IS_WRITER else os.devnull
         self.progress = open(name, "ab", buffering=0)  # noqa: SIM115  open until write_result
@@ -128,14 +128,14 @@ class Attempt:
         self.progress.write((json.dumps({"type": line["type"], "time": time.time(), **line}) + "\n").encode())
 
     def sign_of_life(self) -> None:
-        """Touches the progress file, since steps may be long, and logged rarely."""
+        """Shows that the process is alive, through the modification time of progress.jsonl. Steps may be long and rarely logged."""
         if IS_WRITER and time.monotonic() - self.last_sign > 1:
             self.last_sign = time.monotonic()
             os.utime(self.progress.fileno())
 
     @contextmanager
     def phase(self, name: str):
-        """Names what is being done now. A phase may come more than once; its seconds add up."""
+        """Names the current phase in progress.jsonl. A phase may happen more than once; its seconds are summed."""
         if self.stop_wanted and name != "save" and not self.result["steps"]:
             raise Preempted
         started = time.monotonic()
@@ -148,7 +148,7 @@ class Attempt:
             phases[name] = round(phases.get(name, 0) + time.monotonic() - started, 3)
 
     def write_result(self) -> None:
-        """Of ranks that fail, the first one knows why; the others only see that it went away."""
+        """Writes result.json. If several ranks fail, the first one's result stays: the others only know that a rank disappeared."""
         failed = self.result["status"] == "failed"
         if IS_WRITER or failed:
             partial = self.directory / f".result.json.partial-{os.getpid()}"
@@ -216,10 +216,10 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         stop_tokens = as_set(model.generation_config.eos_token_id)
 
     with attempt.phase("self_test"):
-        # Exact on whole rows where there is a GPU; on a CPU on a few sequences of each, as this costs training time.
+        # With a GPU the self-test uses whole rows. On a CPU it uses a few sequences of each, because it takes time from training.
         packing.prove_packing(model, rows, settings["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
 
-    # What the base says and how well it does, now, as after the last step every second counts.
+    # The base's answers and evaluation are recorded before training: after the last step every second delays the result.
     with model.disable_adapter():
         with attempt.phase("evaluate"):
             base_loss, base_accuracy, supervised_tokens = packing.evaluate(model, held_out.sequences())
@@ -229,7 +229,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
     with attempt.phase("train"):
         served = [(parameter, parameter.dtype) for parameter in model.parameters()]
         if not settings["bf16"]:
-            for parameter in model.parameters():  # not model.float(): buffers have dtypes of their own
+            for parameter in model.parameters():  # not model.float(), which would also convert buffers, whose dtypes must stay
                 parameter.data = parameter.data.float()
         if settings["gradient_checkpointing"]:
             model.enable_input_require_grads()
@@ -275,7 +275,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         meter = trainer.meter
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            meter = meter.of_all_ranks()  # not after a failure: the others may not answer any more
+            meter = meter.of_all_ranks()  # not called after a failure, when other ranks may no longer answer
         finally:
             attempt.result |= {
                 "steps": trainer.state.global_step,
@@ -291,12 +291,12 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         return
 
     with attempt.phase("save"):
-        # From here on as it will be served: bf16 without autocast, the adapter as published.
+        # From here on the model is as it will be served: bf16 without autocast, with the published adapter.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         for parameter, dtype in served:
             parameter.data = parameter.data.to(dtype)
         tensors = canonicalise.canonical_tensors(model)
-        canonicalise.wear(model, tensors)
+        canonicalise.load_published(model, tensors)
 
     with attempt.phase("evaluate"):
         if len(held_out):
@@ -337,8 +337,8 @@ def load_base(directory: Path):
 @contextmanager
 def time_limit(doing: str, seconds: int = 30):
     """
-    For regular expressions that strangers write: some need longer than the universe has. Python looks for signals while it
-    matches. Raises PATTERN_TOO_COSTLY.
+    Limits the time of regular expressions from users, some of which would never end. A timer's signal can interrupt a match,
+    because Python checks for signals while it matches. Raises PATTERN_TOO_COSTLY.
     """
 
     def on_alarm(signum, frame):
@@ -430,8 +430,8 @@ def newest_checkpoint(attempt: Attempt, fingerprint: str) -> Path | None:
     return found[max(found)] if found else None
 
 
-# The fields that were there when checkpoints began to carry a fingerprint. Any later field counts only when it says something
-# else than its default, so that a run under way goes on from its checkpoint when the trainer learns a new field.
+# The fields that existed when fingerprints were added to checkpoints. A later field counts only if it differs from its default,
+# so that a run can still resume from its checkpoint after an upgrade of the trainer adds a field.
 FIRST_FIELDS = {
     "lora": (
         *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "layers_to_transform"),
@@ -446,11 +446,11 @@ FIRST_FIELDS = {
 
 
 def fingerprint_of(spec: dict, shards: Path) -> str:
-    """What decides the course of training, so that a checkpoint is never continued with something else."""
+    """Returns a hash of everything that changes the training, so that a checkpoint is never continued with other settings."""
     deciding = {"base": spec["base"]["digest"]}
     for section, defaults in (("lora", LORA_DEFAULTS), ("training", TRAINING_DEFAULTS)):
-        said = spec[section].items()
-        deciding[section] = {name: value for name, value in said if name in FIRST_FIELDS[section] or value != defaults[name]}
+        fields = spec[section].items()
+        deciding[section] = {name: value for name, value in fields if name in FIRST_FIELDS[section] or value != defaults[name]}
     if WORLD_SIZE > 1:
         deciding["ranks"] = WORLD_SIZE
     files = [f"{path.name} {path.stat().st_size}" for path in sorted(shards.glob("train-*.arrow"))]
@@ -462,11 +462,11 @@ def as_set(token_ids) -> set[int]:
 
 
 def explain(error: Exception) -> TrainerError:
-    """Any failure as one with a stable code."""
+    """Turns any exception into a TrainerError with a stable code."""
     if isinstance(error, TrainerError):
         return error
     text = str(error)
-    # torch and safetensors tell of a failed write in words of their own.
+    # torch and safetensors report a failed write with exceptions of their own.
     words = f"{text} {error.__context__}"
     if getattr(error, "errno", None) == errno.ENOSPC or re.search("No space left|PytorchStreamWriter|iostream error|unexpected pos", words):
         return TrainerError(
@@ -478,7 +478,7 @@ def explain(error: Exception) -> TrainerError:
     return TrainerError("INTERNAL", f"{type(error).__name__}: {text}")
 
 
-# What the run spec's method.type means here; a test compares the types with those of the contracts.
+# The function for each method.type of the run spec. A test compares the types with those of the contracts.
 METHODS = {"supervised": supervise, "import": import_adapter}
 
 
@@ -488,6 +488,6 @@ if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is written. torch's threads of several ranks now and then abort a process that Python takes down ("terminate called
-    # without an active exception"), and a run that succeeded would end as one that failed.
+    # All files are written. With several ranks, torch's threads sometimes abort the process while Python shuts down ("terminate
+    # called without an active exception"), and a run that succeeded would look failed. So Python's shutdown is skipped.
     os._exit(code)

@@ -21,7 +21,7 @@ export const withTokenizeOptions = (command: Command): Command =>
     .addOption(
       new Option(
         "--template <name>",
-        "base (default): the base's own chat template; seed: the article's process_func, bit for bit",
+        "base (default): the base's own chat template; seed: the well-known process_func, bit for bit",
       ).choices(["base", "seed"]),
     )
     .addOption(new Option("--profile <name>", "older spelling of --template").choices(["chatml", "seed"]).hideHelp())

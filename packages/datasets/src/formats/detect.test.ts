@@ -30,7 +30,7 @@ describe("detect", () => {
 
   it.each([
     ["role and content", { messages: [turn("user", "a"), turn("assistant", "b")] }],
-    ["the article's `conversation`", { conversation: [turn("user", "a"), turn("assistant", "b")] }],
+    ["the spelling `conversation`", { conversation: [turn("user", "a"), turn("assistant", "b")] }],
     [
       "from and value",
       {

@@ -1,4 +1,4 @@
-/** The examples of the seed article's ten categories, as they stand there, and what each becomes. */
+/** The examples of ten categories of training data in samples/seed-formats.jsonl, and the record that each becomes. */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { record } from "@loraline/contracts";

@@ -5,11 +5,11 @@
  *     response    = tokenizer(output)
  *     input_ids   = instruction + response + [pad]        labels = -100 for the instruction; both cut on the right
  *
- * As there, control tokens spelled inside of the data become control tokens, and a record that is cut loses its terminator.
+ * As in `process_func`, control tokens that are spelled in the data become control tokens, and a record that is cut loses its last token.
  */
 import type { Rec } from "@loraline/contracts";
 
-/** The system prompt of the article. */
+/** The system prompt that `process_func` puts on every record. */
 export const seedSystem = "现在你要扮演皇帝身边的女人--甄嬛";
 
 export interface SeedRow {

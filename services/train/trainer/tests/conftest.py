@@ -73,7 +73,7 @@ def write_shard(path: Path, rows) -> None:
 
 
 class Directory:
-    """A directory as the courier fills it, and the trainer run on it."""
+    """A trainer directory, filled as the courier fills it, and ways to run the trainer on it."""
 
     def __init__(self, path: Path, base: Path, lora=None, training=None, rows=None, held_out=None, probes=(PROBE,)):
         self.path = path
@@ -104,19 +104,19 @@ class Directory:
         (path / "spec.json").write_text(json.dumps(self.spec))
 
     def start(self) -> subprocess.Popen:
-        """The trainer as the courier runs it."""
+        """Runs the trainer as the courier does."""
         return subprocess.Popen([sys.executable, str(TRAINER / "train.py"), str(self.path)], env=ENVIRONMENT)
 
     def run(self) -> int:
-        """The same in this process, where torch is imported already. Returns the exit code."""
+        """Runs the trainer in this process, where torch is already imported. Returns the exit code."""
         import train
         from accelerate.state import AcceleratorState
 
-        AcceleratorState._reset_state(reset_partial_state=True)  # or the next run could not choose its dtype
+        AcceleratorState._reset_state(reset_partial_state=True)  # otherwise the next run in this process cannot choose its dtype
         return train.main(self.path)
 
     def run_and_die(self, at) -> None:
-        """The same in a child, which `at`, called in the child, has wired to kill itself."""
+        """Runs the trainer in a forked child. `at` is called in the child and makes it kill itself at some point."""
         child = os.fork()
         if child == 0:
             try:

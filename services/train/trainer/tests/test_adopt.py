@@ -40,7 +40,7 @@ def foreign(tiny_base, tmp_path_factory) -> Path:
 
 
 def adopted(directory, foreign: Path, config=None, weights=None):
-    """The trainer in a directory with this adapter in import/, changed as said."""
+    """Runs the trainer in a directory with this adapter in import/, after the given changes to it."""
     run = directory(rows=[], held_out=[])
     shutil.copytree(foreign, run.path / "import")
     run.spec |= {"method": {"type": "import"}, "probes": [{"name": "a", "input_ids": [1, 5, 9]}, {"name": "b", "input_ids": [1, 30, 31, 32]}]}

@@ -58,8 +58,8 @@ def test_folded_equals_unfolded(tiny_base, tmp_path, lora):
     assert scale > 0.1
     assert (actual - expected).abs().max() < 0.02 * scale  # bf16 has eight bits
 
-    # As the trainer wears it for evaluation and probes.
-    canonicalise.wear(model, tensors)
+    # The trainer loads it in the same way for evaluation and probes.
+    canonicalise.load_published(model, tensors)
     with torch.no_grad():
         model.float()
         assert torch.allclose(model(INPUT).logits, actual, atol=1e-4)

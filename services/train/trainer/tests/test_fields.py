@@ -21,7 +21,7 @@ def defaults_of(cls) -> dict:
 
 
 def sft_defaults() -> dict:
-    """Of the installed trl, if there is one; else as its source has them."""
+    """Fields of SFTConfig: from the installed trl if there is one, else a copy of the list in its source."""
     try:
         trl = importlib.import_module("trl")
     except ImportError:
@@ -61,7 +61,7 @@ def test_our_defaults_are_those_of_the_class_or_said_to_be_our_own(name):
     section, _, defaults = CLASSES[name]
     table = spec.TABLES[section]
     ours = {"lora": spec.LORA_DEFAULTS, "training": spec.TRAINING_DEFAULTS}[section]
-    # A field without a default of ours is not handed on, so that the class's own holds.
+    # A field without a default of Loraline's is not passed on, so the class's own default applies.
     other = {field for field in set(ours) - set(table["ownFields"]) if ours[field] is not None and ours[field] != defaults[field]}
     assert other == set(table["ownDefaults"])
 

@@ -100,7 +100,7 @@ def test_a_resume_is_exact_with_it(directory, options):
 
 
 def test_evaluation_and_probes_know_nothing_of_noise_and_smoothing(directory):
-    """With a learning rate of nearly nothing the adapter is as good as the base, whatever was done to the training loss."""
+    """With a learning rate near zero the adapter evaluates as the base does, whatever the options do to the training loss."""
     run = directory(training=SHORT | {"learning_rate": 1e-6, "neftune_noise_alpha": 100, "label_smoothing_factor": 0.5, "eval_steps": 2})
     assert run.run() == 0
     evaluation = run.result["evaluation"]
@@ -112,7 +112,7 @@ def test_evaluation_and_probes_know_nothing_of_noise_and_smoothing(directory):
 
 
 def test_label_smoothing_is_that_of_transformers(tiny_base):
-    """One flattened line here, rows with padding there: the same loss, normalised over the supervised tokens."""
+    """A flattened batch and transformers' padded rows give the same loss, normalised over the supervised tokens."""
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, attn_implementation="by_sequence")
     sequences = [sequence for row in make_rows(3, seed=5) for sequence in row]
     batch = packing.flatten(
@@ -163,11 +163,11 @@ def test_lora_plus_gives_lora_b_a_rate_of_its_own(directory, monkeypatch):
     assert run.run() == 0
     of = {part: {(round(lr, 6), decay) for lr, decay, names in groups for name in names if part in name} for part in (".lora_A.", ".lora_B.")}
     assert of == {".lora_A.": {(0.01, 0.1)}, ".lora_B.": {(0.16, 0.1)}}
-    assert sum(len(names) for _, _, names in groups) == 2 * 7 * 3  # seven modules in each of three layers, nothing twice
+    assert sum(len(names) for _, _, names in groups) == 2 * 7 * 3  # each of seven modules in three layers, with A and B, is in exactly one group
 
 
 def test_a_new_field_does_not_stop_a_run_under_way(tmp_path):
-    """The fingerprint of a spec of before these options was made by the code of then."""
+    """The expected fingerprint was made by the code before these options existed."""
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/train-00000.arrow").write_bytes(b"x" * 100)
     old: dict[str, Any] = {

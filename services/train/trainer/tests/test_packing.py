@@ -78,7 +78,7 @@ def test_a_sliding_window_is_kept(tiny_base, rows):
 
 
 def leaking(module, query, key, value, attention_mask, cu_seq_lens_q=None, **kwargs):
-    """What an ordinary causal mask over the whole line does."""
+    """An ordinary causal mask over the whole batch, so that sequences see each other."""
     return packing.sdpa_attention_forward(module, query, key, value, None, **kwargs)
 
 
@@ -94,7 +94,7 @@ def test_the_self_test_catches_sequences_that_see_each_other(model, rows, monkey
 
 
 def test_the_self_test_catches_positions_that_do_not_start_again(model, rows, monkeypatch):
-    """RoPE only knows distances, so a shift alone is harmless; a stretch is not."""
+    """RoPE uses only distances between positions, so shifted positions change nothing; stretched ones do."""
     original = packing.flatten
     monkeypatch.setattr(packing, "flatten", lambda rows: {**(batch := original(rows)), "position_ids": batch["position_ids"] * 3})
     with pytest.raises(TrainerError, match="see each other"):

@@ -18,7 +18,7 @@ ROWS = make_rows(16, seed=1)
 
 
 def torchrun(run, **environment) -> subprocess.Popen:
-    """As the courier starts it."""
+    """Starts the trainer as the courier does."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "0"]
     return subprocess.Popen([*command, str(TRAINER / "train.py"), str(run.path)], env=ENVIRONMENT | environment)
 
@@ -39,7 +39,7 @@ def one(tmp_path_factory, tiny_base):
 
 
 def same(two, one) -> None:
-    """Sums are taken in another order, so that roundings differ, and nothing else."""
+    """Two ranks sum in another order than one process, so results differ by rounding only."""
     assert [step for step, _ in two.result["loss_history"]] == [step for step, _ in one.result["loss_history"]]
     assert [loss for _, loss in two.result["loss_history"]] == pytest.approx([loss for _, loss in one.result["loss_history"]], rel=1e-4)
     for name in ("steps", "total_steps", "tokens_seen"):
@@ -59,7 +59,7 @@ def test_two_ranks_train_what_one_process_trains_and_go_on_after_sigterm(directo
     while not ((two.path / "progress.jsonl").exists() and two.lines("step")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
-    process.terminate()  # torchrun alone, which tells all ranks
+    process.terminate()  # the signal goes to torchrun only, which passes it to all ranks
     process.wait(60)
     stopped = two.result
     assert stopped["status"] == "preempted" and 1 <= stopped["steps"] < 12
@@ -74,7 +74,7 @@ def test_two_ranks_train_what_one_process_trains_and_go_on_after_sigterm(directo
 
 
 def test_the_rank_that_fails_says_why(directory):
-    """Only the second rank meets it; the first one sees a broken connection."""
+    """Only the second rank meets the error; the first one sees a broken connection. The result must have the second's code."""
     run = directory(rows=ROWS, **TWO)
     broken = run.path / "broken"
     broken.mkdir()

@@ -398,7 +398,7 @@ def test_machine_failures_have_codes():
 
 
 def test_a_full_disk(directory, tmp_path):
-    """On a real, tiny file system, where this machine lets us make one."""
+    """Uses a real, tiny file system, if this machine allows mounting one."""
     mounted = tmp_path / "small"
     mounted.mkdir()
     if os.system(f"mount -t tmpfs -o size=160k tmpfs {mounted} 2>/dev/null") != 0:
