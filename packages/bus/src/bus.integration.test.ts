@@ -382,6 +382,35 @@ describe("consume", () => {
       .toEqual(["CONTRACT_VIOLATION"]);
   });
 
+  test.for([
+    ["expect what holds for its own stream only", "Nats-Expected-Stream: DATASETS\r\n"],
+    ["cannot be read", "two words: x\r\n"],
+  ] as const)("a message whose headers %s is buried, and holds up nobody", async ([, lines], { nc, tenant }) => {
+    const bus = await busOver(nc);
+    const next = newDataset(tenant);
+    const given = Object.assign(headers(), { encode: () => Buffer.from(`NATS/1.0\r\n${lines}\r\n`) });
+    await nc.request(`loraline.${tenant}.dataset.${ulid()}.received.v1`, "{}", { headers: given, timeout: 5000 });
+    await bus.publish(events.datasetReceived, next, { blob, filename: "next" });
+    const seen: string[] = [];
+    await using _consumer = await bus.consume({
+      // One message at a time, for all tenants.
+      consumer: consumers.projectorDatasets,
+      handlers: async ({ at }) => void seen.push(at.id),
+    });
+    await expect.poll(() => seen, { timeout: 10_000 }).toContain(next.id);
+    expect((await bus.deadLetters.list(tenant)).map(({ code, deliveries }) => [code, deliveries])).toEqual([["CONTRACT_VIOLATION", 1]]);
+  });
+
+  test("an event whose headers cannot be read is an event all the same", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const given = Object.assign(headers(), { encode: () => Buffer.from("NATS/1.0\r\ntwo words: x\r\n\r\n") });
+    const body = JSON.stringify({ blob, filename: "a.jsonl" });
+    await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, body, { headers: given, timeout: 5000 });
+    expect(await bus.history([events.datasetReceived], at)).toHaveLength(1);
+    expect(await bus.last(events.datasetReceived, at)).toMatchObject({ data: { filename: "a.jsonl" } });
+  });
+
   test("an event or an entry that is too large is refused where it is made, not tried again", async ({ nc, tenant }) => {
     const bus = await busOver(nc);
     const bucket = await bus.bucket(buckets.keys);

@@ -15,7 +15,7 @@ import type { NatsConnection } from "@nats-io/transport-node";
 import type { z } from "zod";
 import { consume, type ConsumeOptions } from "./consume.ts";
 import { createDeadLetters, type DeadLetters } from "./dead-letters.ts";
-import { open, type Received, seal } from "./envelope.ts";
+import { headersOf, open, type Received, seal } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
 
 export interface PublishOptions {
@@ -84,8 +84,8 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
     async last<E extends EventDef>(event: E, at: EventAddress) {
       const message = await (await jetstreamManager(nc)).streams.getMessage(streamOf(event).name, { last_by_subj: subjectFor(event, at) });
       if (message === null) return undefined;
-      const { subject, header, data, seq, time } = message;
-      return open({ subject, headers: header, data, seq, storedAt: time.toISOString() }, [event]);
+      const { subject, data, seq, time } = message;
+      return open({ subject, headers: headersOf(() => message.header), data, seq, storedAt: time.toISOString() }, [event]);
     },
     async first<E extends EventDef>(event: E, at: EventAddress) {
       return (await bus.history([event], at))[0];
@@ -100,7 +100,8 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
         const messages = pending === 0 ? [] : await consumer.fetch({ max_messages: pending, expires: 5000 });
         let read = 0;
         for await (const message of messages) {
-          const { subject, headers, data, seq, info } = message;
+          const { subject, data, seq, info } = message;
+          const headers = headersOf(() => message.headers);
           try {
             const storedAt = new Date(Number(info.timestampNanos / 1_000_000)).toISOString();
             received.push(open({ subject, headers, data, seq, storedAt }, events));
@@ -151,7 +152,8 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
           for (const message of some) {
             if (message.seq > end) break;
             try {
-              const { header: headers, data, time } = message;
+              const { data, time } = message;
+              const headers = headersOf(() => message.header);
               stretch.push(open({ subject: message.subject, headers, data, seq: message.seq, storedAt: time.toISOString() }, [event]));
             } catch (error) {
               if (!(error instanceof PermanentError)) throw error;

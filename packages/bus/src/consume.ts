@@ -16,7 +16,7 @@ import { type Consumer, type ConsumerMessages, jetstream, type JsMsg } from "@na
 import type { NatsConnection, Subscription } from "@nats-io/transport-node";
 import { buryLetter } from "./dead-letters.ts";
 import type { z } from "zod";
-import { open, type Received } from "./envelope.ts";
+import { headersOf, open, type Received } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
 
 type Waited = z.output<typeof waitedState>;
@@ -215,7 +215,7 @@ async function handleMessage<C extends ConsumerDef>(
     }
     received = open<EventsOf<C>>({
       subject: message.subject,
-      headers: message.headers,
+      headers: headersOf(() => message.headers),
       data: message.data,
       seq: message.seq,
       storedAt: new Date(Number(message.info.timestampNanos / 1_000_000)).toISOString(),

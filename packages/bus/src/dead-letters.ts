@@ -8,11 +8,17 @@ import {
   tenantOfSubject,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
+import { headersOf } from "./envelope.ts";
 import { headersBytes, largestEventBytes } from "./sizes.ts";
 import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
 import { headers, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
 
 const prefix = "Loraline-Dlq-";
+/**
+ * Headers that are not copied: NATS does what its own say, such as storing a message only if it comes to a certain stream, and a copy
+ * that NATS refuses could never be stored. Ours say what happened to the original.
+ */
+const notCopied = /^(nats-|loraline-dlq-)/i;
 /** Characters. */
 const longestReason = 8000;
 
@@ -25,12 +31,13 @@ export async function buryLetter(
 ): Promise<void> {
   const { def, message } = letter;
   const copy = headers();
-  const given = [...(message.headers ?? [])].flatMap(([key, values]) => values.map((value): [string, string] => [key, value]));
+  const given = [...(headersOf(() => message.headers) ?? [])]
+    .filter(([key]) => !notCopied.test(key))
+    .flatMap(([key, values]) => values.map((value): [string, string] => [key, value]));
   // A dead letter must always fit, or its message would be delivered for ever. Data that is too large stays in the original message.
   const headersFit = given.reduce((sum, [key, value]) => sum + key.length + value.length, 0) <= headersBytes;
   if (headersFit) for (const [key, value] of given) copy.append(key, value);
   const id = subjectOf(def, message.seq);
-  copy.set(`${prefix}Original-Msg-Id`, copy.get("Nats-Msg-Id"));
   copy.set("Nats-Msg-Id", id);
   copy.set(`${prefix}Subject`, message.subject);
   copy.set(`${prefix}Code`, letter.code);
@@ -105,7 +112,7 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
       }
       const original = headers();
       for (const [key, values] of message.header) {
-        if (!key.startsWith(prefix) && key !== "Nats-Msg-Id") for (const value of values) original.append(key, value);
+        if (!notCopied.test(key)) for (const value of values) original.append(key, value);
       }
       const subject = message.header.get(`${prefix}Subject`);
       if (message.header.get(`${prefix}Omitted-Bytes`) !== "") {

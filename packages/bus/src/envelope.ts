@@ -28,6 +28,18 @@ export interface RawMessage {
   storedAt: string;
 }
 
+/**
+ * Headers of a message, which are decoded when they are asked for. Any bytes can be in their place; those that are no headers count as
+ * none, since the subject and the body say everything that matters.
+ */
+export function headersOf(read: () => MsgHdrs | undefined): MsgHdrs | undefined {
+  try {
+    return read();
+  } catch {
+    return undefined;
+  }
+}
+
 /** A message that breaks the contract in a thousand places is told the first ones only, because reasons go into headers and events. */
 const reasonOf = (problems: readonly Problem[]): string =>
   problems
