@@ -68,7 +68,8 @@ const test = testWithNats.extend("gateways", async ({ nats }, { onCleanup }): Pr
   };
 });
 
-test("gateways whose own clocks are minutes apart hold one limit together", async ({ nats, tenant }) => {
+test("gateways whose own clocks are minutes apart hold one limit together", async ({ nats, nc: first, tenant }) => {
+  await ensureStreams(first);
   await using owned = new AsyncDisposableStack();
   const stop = new AbortController();
   owned.defer(() => stop.abort());
@@ -76,7 +77,6 @@ test("gateways whose own clocks are minutes apart hold one limit together", asyn
     [-125_000, 0, 125_000].map(async (aheadMs) => {
       const nc = await nats.connect();
       owned.defer(() => nc.close());
-      await ensureStreams(nc);
       const bus = createBus({ nc, log: quietLog, telemetry: createTelemetry({ service: "test" }), source: "test" });
       await (await bus.bucket(buckets.limits)).put(tenant, limitOf({ requestsPerMinute: 10 }));
       const bucket = await bus.bucket(buckets.budgets);
