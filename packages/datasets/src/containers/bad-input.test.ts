@@ -23,7 +23,7 @@ async function read(content: string | Uint8Array, { step = 64, ...settings }: Pa
 const linesOf = ({ records }: Batch): number[] => records.map(({ meta }) => meta.line);
 const codesOf = ({ rejections }: Batch): (string | number)[][] => rejections.map(({ line, code }) => [line, code]);
 
-/** A ZIP's first member, as far as its name. */
+/** The beginning of a ZIP file, up to the name of its first member. */
 function zip(...members: string[]): Buffer {
   return Buffer.concat(
     members.map((name) => {
@@ -78,7 +78,7 @@ describe("packed files", () => {
   const text = Array.from({ length: 500 }, (_, n) => `${good(n)}\n`).join("");
   const packers = [
     ["gzip", gzipSync],
-    // As the command line tool writes it; Node leaves the checksum out.
+    // With a checksum, as the command line tool writes it; Node leaves the checksum out.
     ["zstd", (content: string | Buffer) => zstdCompressSync(content, { params: { [constants.ZSTD_c_checksumFlag]: 1 } })],
   ] as const;
 

@@ -2,7 +2,7 @@
 import { isUtf8 } from "node:buffer";
 import type { Encoding } from "./recognise-file.ts";
 
-/** What no UTF-8 holds: marks where the text was broken before, so that the row it is in is rejected and no other. */
+/** A byte that UTF-8 never has. It marks where the text was broken, so that only the row with the mark is rejected. */
 const broken = Buffer.from([0xff]);
 
 export async function* toUtf8(source: AsyncIterable<Uint8Array>, encoding: Encoding): AsyncGenerator<Uint8Array, void, undefined> {
@@ -32,10 +32,10 @@ function recoded(bytes: Buffer, encoding: Encoding): Uint8Array {
   return Buffer.concat(parts.flatMap((part, index) => (index === 0 ? [Buffer.from(part, "utf8")] : [broken, Buffer.from(part, "utf8")])));
 }
 
-/** Line ends of the Macintosh of long ago, and of some spreadsheets: only where no other line end is. */
+/** A lone CR as line end, as old Macintosh programs and some spreadsheets write it. It counts only in texts without any other line end. */
 export const hasOnlyCarriageReturns = (head: Uint8Array): boolean => {
   const first = head.indexOf(0x0d);
-  // What follows the last byte may be the other half of CRLF.
+  // A CR at the end of the chunk may be followed by the LF of a CRLF.
   return first !== -1 && first < head.length - 1 && !head.includes(0x0a);
 };
 
@@ -47,6 +47,6 @@ export async function* withLineFeeds(source: AsyncIterable<Uint8Array>): AsyncGe
   }
 }
 
-/** undefined when it is not UTF-8. A byte order mark stays. */
+/** @returns the text; undefined when the bytes are not UTF-8. A byte order mark is kept. */
 export const decodeUtf8 = (bytes: Uint8Array): string | undefined =>
   isUtf8(bytes) ? Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("utf8") : undefined;

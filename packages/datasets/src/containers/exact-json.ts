@@ -8,7 +8,7 @@ export function parseExact(text: string): unknown {
   return JSON.parse(text, keep);
 }
 
-/** undefined when it is not JSON. */
+/** @returns the parsed value; undefined when the text is not JSON. */
 export function parseJson(text: string): unknown {
   try {
     return JSON.parse(text);

@@ -4,7 +4,7 @@ const corrupt = (): Error => new Error("its LZ4 data is damaged");
 
 /**
  * @param frame - one LZ4 frame (https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md); checksums are not checked.
- * @param limit - more bytes than this must not come out.
+ * @param limit - the most bytes that the frame may unpack to.
  */
 export function decodeLz4Frame(frame: Uint8Array, limit: number): Uint8Array {
   const view = new DataView(frame.buffer, frame.byteOffset, frame.byteLength);
@@ -41,11 +41,11 @@ export function decodeLz4Frame(frame: Uint8Array, limit: number): Uint8Array {
   return out.subarray(0, filled);
 }
 
-/** Literals and copies of what came before, in turns. @returns where `out` is filled up to. */
+/** Unpacks one block: literals and copies of earlier output, in turns. @returns the index in `out` after the last byte written. */
 function decodeBlock(block: Uint8Array, out: Uint8Array, from: number): number {
   let at = 0;
   let filled = from;
-  /** Lengths of 15 and more go on in the bytes that follow. */
+  /** Reads a length: one of 15 or more is continued in the following bytes. */
   const lengthOf = (nibble: number): number => {
     let length = nibble;
     if (nibble < 15) return length;
@@ -67,7 +67,7 @@ function decodeBlock(block: Uint8Array, out: Uint8Array, from: number): number {
     at += 2;
     const length = lengthOf(token & 15) + 4;
     if (!(offset > 0 && offset <= filled) || filled + length > out.length) throw corrupt();
-    // Copies may overlap what they write, which repeats it.
+    // The source of a copy may overlap its target. Copying byte by byte then repeats the pattern, as the format wants.
     if (offset >= length) out.copyWithin(filled, filled - offset, filled - offset + length);
     else for (let index = 0; index < length; index++) out[filled + index] = out[filled + index - offset] as number;
     filled += length;

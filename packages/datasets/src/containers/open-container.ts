@@ -1,4 +1,4 @@
-/** Any file that people upload to its rows: unpacked, decoded and split by what its first bytes say. Memory stays bounded at any size. */
+/** Turns any uploaded file into rows: unpacks, decodes and splits it by what its first bytes say. Memory stays bounded at any size. */
 import { createReadStream } from "node:fs";
 import { PermanentError } from "@loraline/runtime";
 import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./decode-text.ts";
@@ -10,7 +10,7 @@ import { recognise, recogniseBytes } from "./recognise-file.ts";
 import { isBlank, splitArray, splitLines } from "./split-rows.ts";
 import { defaultUnpackLimits, unpack, type UnpackLimits } from "./unpack.ts";
 
-/** Bytes of an upload, or a file on disk, which spares a copy where a format is read at any place. */
+/** The bytes of an upload, or a file on disk. A file spares a copy for formats that are read at random places. */
 export type FileSource = AsyncIterable<Uint8Array> | { readonly file: string };
 
 export interface OpenOptions {
@@ -18,7 +18,7 @@ export interface OpenOptions {
   unpackLimits?: UnpackLimits;
 }
 
-/** gzip in zstd in gzip is nobody's dataset. */
+/** How often a file may be packed inside of another packing. More is an attack, not a dataset. */
 const mostPackings = 2;
 
 /**
@@ -71,7 +71,7 @@ export async function openContainer(
   }
 }
 
-/** One of several files that are read as one, such as the shards of a split. */
+/** One of several files that are read as one dataset, such as the shards of a split. */
 export interface Part {
   readonly name: string;
   open(): Promise<FileSource>;
@@ -126,7 +126,7 @@ function inPart(row: RawRow, name: string, before: number): RawRow {
 }
 
 async function splitText(text: AsyncIterable<Uint8Array>, maxRowBytes: number): Promise<RawRows | undefined> {
-  // What comes before the first row may be any number of blank lines.
+  // Any number of blank lines may come before the first row.
   const peeked = await peek(text, recogniseBytes, (head) => head.byteLength > maxRowBytes || !head.every(isBlank));
   const { head } = peeked;
   const start = head.findIndex((byte) => !isBlank(byte));
@@ -141,22 +141,22 @@ async function splitText(text: AsyncIterable<Uint8Array>, maxRowBytes: number): 
 
 interface Peeked {
   head: Uint8Array;
-  /** The head is all there is. */
+  /** True: the whole file is in `head`. */
   ended: boolean;
-  /** Everything, from the beginning. Once. */
+  /** All bytes, from the beginning. May be read once. */
   all(): AsyncIterable<Uint8Array>;
-  /** Instead of `all`. */
+  /** Releases the source when `all` is not read. */
   close(): Promise<void>;
 }
 
-/** Reads until there are `size` bytes and `enough` of them. */
+/** Reads until there are `size` bytes and `enough` accepts them. */
 async function peek(source: AsyncIterable<Uint8Array>, size: number, enough: (head: Uint8Array) => boolean = () => true): Promise<Peeked> {
   const iterator = source[Symbol.asyncIterator]();
   let head: Uint8Array = new Uint8Array(0);
   let ended = false;
   let broken: { error: unknown } | undefined;
   while (head.byteLength < size || !enough(head)) {
-    // What came before it breaks off is told apart and counted as anywhere else in the file.
+    // The rows before the break are still recognised and counted, as they would be later in the file.
     const next = await iterator.next().catch((error: unknown): IteratorResult<Uint8Array> => {
       broken = { error };
       return { done: true, value: undefined };

@@ -1,9 +1,9 @@
-/** What every container gives: its rows, in order, each by itself. */
+/** The rows that every kind of container gives: in order, each one separate. */
 import type { Refusal } from "../formats/detect.ts";
 
 export type Container = "jsonl" | "json-array" | "csv" | "tsv" | "parquet" | "arrow";
 
-/** Where a row is: `line` is what records and rejections carry, `place` what people are told, such as `element 3 (line 7)`. */
+/** Where a row is: `line` stands in records and rejections, `place` in messages for people, such as `element 3 (line 7)`. */
 export interface RowPlace {
   readonly line: number;
   readonly place: string;
@@ -13,7 +13,7 @@ export interface RowPlace {
 export type RawRow = RowPlace &
   (
     | { readonly text: string; readonly firstLine: number }
-    /** `exact`: the same with numbers as they are written there. */
+    /** `exact`: the same value with numbers spelled as in the file. */
     | { readonly value: Readonly<Record<string, unknown>>; readonly exact: () => unknown }
     | { readonly refusal: Refusal }
   );

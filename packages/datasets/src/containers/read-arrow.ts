@@ -21,14 +21,14 @@ import type { RawRow } from "./raw-rows.ts";
 import { createRowBatch, dayOf, decimalOf, textOf, textOrBinary, timeOf } from "./row-values.ts";
 import type { UnpackLimits } from "./unpack.ts";
 
-/** Of one batch, unpacked: apache-arrow needs the whole of it in memory. */
+/** Largest batch, in bytes after unpacking: apache-arrow needs the whole batch in memory. */
 const maxBatchBytes = 256 * 1024 * 1024;
 const maxHeaderBytes = 64 * 1024 * 1024;
-/** As for Parquet: columns without values take no bytes. */
+/** Most rows of a batch. Columns without values take no bytes, so a limit on bytes does not bound them (as in Parquet). */
 const freeRows = 1_000_000;
 const rowsOfBatch = 500;
 
-/** What a packed buffer unpacks to, and no more than `limit` bytes. */
+/** Unpacks a buffer, to at most `limit` bytes. */
 const codecs: Partial<Record<CompressionType, (bytes: Uint8Array, limit: number) => Uint8Array>> = {
   [CompressionType.ZSTD]: (bytes, limit) => zstdDecompressSync(bytes, { maxOutputLength: Math.max(1, limit) }),
   [CompressionType.LZ4_FRAME]: decodeLz4Frame,
@@ -65,7 +65,7 @@ export async function* readArrow(
       }
       yield rows.take();
     }
-    // apache-arrow takes whatever ends for the end.
+    // apache-arrow does not notice that a file was cut off: it takes the last byte for the end.
     judged.throwFault();
   } catch (error) {
     judged.throwFault();
@@ -75,7 +75,7 @@ export async function* readArrow(
   }
 }
 
-/** The messages of a stream or a file up to the one that ends them, in pieces as they come. */
+/** The messages of a stream or file, up to its end mark, in pieces of any size. */
 function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { maxUnpackedBytes }: UnpackLimits) {
   const iterator = source[Symbol.asyncIterator]();
   let chunk: Uint8Array = new Uint8Array(0);
@@ -93,7 +93,7 @@ function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { max
   const some = async (count: number): Promise<Uint8Array | undefined> => {
     while (chunk.byteLength === 0) {
       const next = await iterator.next().catch((error: unknown) => {
-        // Says nothing about the file.
+        // Such an error is about the disk and not about the file's content.
         lost = { error };
         throw error;
       });
@@ -154,7 +154,7 @@ function judgeMessages(source: AsyncIterable<Uint8Array>, asFile: boolean, { max
         throw new PermanentError("FILE_TOO_LARGE", `the Arrow file unpacks to more than ${maxUnpackedBytes} bytes. Split it.`);
     }
     yield Buffer.from([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
-    // What follows the end of a stream is nobody's; a file ends with its mark.
+    // Bytes after the end of a stream are not part of it and are refused; a file ends with its own mark.
     let tail: Uint8Array = new Uint8Array(0);
     for (let piece = await some(65_536); piece !== undefined; piece = await some(65_536)) {
       if (!asFile) throw new Error("more bytes follow the end of the stream");
@@ -193,7 +193,7 @@ const batchTooLarge = (bytes: number): PermanentError =>
     `the Arrow file has a batch of ${bytes} bytes; a batch may have ${maxBatchBytes}. Write it in smaller batches, or as Parquet.`,
   );
 
-/** Unpacks each buffer once to see that it gives what it says, before apache-arrow does it without a limit. @returns bytes unpacked. */
+/** Unpacks each buffer once, with a limit, to check its declared size: apache-arrow unpacks without a limit. @returns bytes unpacked. */
 function judgePacked(
   body: Uint8Array,
   buffers: readonly { offset: number; length: number }[],
@@ -222,7 +222,7 @@ const units: Readonly<Record<TimeUnit, "second" | "milli" | "micro" | "nano">> =
   [TimeUnit.NANOSECOND]: "nano",
 };
 
-/** One value, with what apache-arrow would lose kept: digits, parts of a second, text that is none. */
+/** Reads one value without apache-arrow's losses: digits, fractions of a second, and text that is not UTF-8. */
 function valueAt(vector: Vector, index: number): unknown {
   const data = vector.data[0] as Data | undefined;
   if (data === undefined || !vector.isValid(index)) return null;
@@ -256,7 +256,7 @@ function valueAt(vector: Vector, index: number): unknown {
   return plain(vector.get(index));
 }
 
-/** What is left: numbers, booleans, bytes, and what no training data has. */
+/** Values of all other types: numbers, booleans, bytes, and types that training data does not have. */
 function plain(value: unknown): unknown {
   if (value instanceof Uint8Array) return textOrBinary(value);
   if (value instanceof Date) return value.toISOString();

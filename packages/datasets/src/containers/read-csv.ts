@@ -19,7 +19,8 @@ const carriageReturn = 0x0d;
 const quote = 0x22;
 
 /**
- * The delimiter of a file whose first row names columns; undefined when it is no such file. JSON never is: its rows begin with a bracket.
+ * Finds the delimiter of a file whose first row names columns; undefined when it is not CSV. JSON is never taken for CSV: its rows
+ * begin with a bracket.
  * @param head - beginning of the text.
  */
 export function recogniseCsv(head: string): Delimiter | undefined {
@@ -27,14 +28,14 @@ export function recogniseCsv(head: string): Delimiter | undefined {
   if (/^[[{]/.test(text)) return undefined;
   const end = endOfRow(text);
   const header = text.slice(0, end).trimEnd();
-  // JSON Lines whose first line is broken.
+  // This is JSON Lines whose first line is broken.
   if (/^\s*\{/.test(text.slice(end).trimStart())) return undefined;
   const found = delimiters
     .map((delimiter) => ({ delimiter, cells: header.includes(delimiter) ? cellsOf(header, delimiter) : undefined }))
     .filter(({ cells }) => cells !== undefined && cells.filter((cell) => cell.trim() !== "").length > 1 && cells.every(couldBeName))
     .toSorted((a, b) => (b.cells?.length ?? 0) - (a.cells?.length ?? 0))[0];
   if (found !== undefined) return found.delimiter;
-  // One column.
+  // A table with one column has no delimiter.
   const name = header.replace(/^"(.*)"$/s, "$1");
   return end < text.length && /^[\p{L}_][\p{L}\p{N}_.-]{0,63}$/u.test(name) && !["null", "true", "false"].includes(name) ? "," : undefined;
 }
@@ -194,18 +195,18 @@ function columnsOf(cells: readonly string[], line: number): string[] {
 }
 
 interface CsvRow {
-  /** On which it begins, from 1. */
+  /** Line on which the row begins, from 1. */
   line: number;
-  /** Absent: it is too large, or its quotes are wrong. */
+  /** Absent: the row is too large, or its quotes are wrong. */
   bytes?: Uint8Array;
   size: number;
   fault?: keyof typeof faults;
 }
 
-/** How often as many bytes as a row may have are read a second time: each unclosed quote costs that once. */
+/** How many unclosed quotes a file may have. For each, as many bytes as the largest row are read a second time. */
 const mostRescans = 200;
 
-/** Rows as bytes, without their line end, which are theirs until the next batch is asked for. Blank lines are no rows. */
+/** Rows as bytes without their line end, valid until the next batch is asked for. Blank lines are not rows. */
 async function* splitCsv(source: AsyncIterable<Uint8Array>, delimiter: number, maxRowBytes: number): AsyncGenerator<CsvRow[]> {
   // One block of memory for all chunks: rows are read out of it before the next one comes.
   let memory = Buffer.allocUnsafe(1024 * 1024);
@@ -213,12 +214,12 @@ async function* splitCsv(source: AsyncIterable<Uint8Array>, delimiter: number, m
   /** Line on which the buffer begins. */
   let line = 1;
   let rescans = 0;
-  /** Bytes of a row that is too large and was let go; its rest is skipped up to the line end. */
+  /** Bytes that were dropped of a row that is too large; its rest is skipped up to the line end. */
   let skipped = 0;
-  /** Line ends in the part of it that was let go. */
+  /** Line ends in the dropped part of that row. */
   let skippedLines = 0;
   let ended = false;
-  /** Where the scan of the row stands, so that a row in many chunks is scanned once. */
+  /** How far the row was scanned, so that a row that comes in many chunks is scanned only once. */
   let scan = startOfScan();
 
   function take(): CsvRow[] {
@@ -285,7 +286,7 @@ async function* splitCsv(source: AsyncIterable<Uint8Array>, delimiter: number, m
   for await (const chunk of source) {
     const rest = buffer.length;
     if (rest + chunk.byteLength > memory.length) memory = Buffer.allocUnsafe(2 * (rest + chunk.byteLength));
-    // It may lie further back in the same memory, which `set` minds.
+    // Source and target may overlap in the same memory, which `set` handles.
     memory.set(buffer, 0);
     memory.set(chunk, rest);
     buffer = memory.subarray(0, rest + chunk.byteLength);
@@ -300,7 +301,7 @@ async function* splitCsv(source: AsyncIterable<Uint8Array>, delimiter: number, m
 interface Scan {
   at: number;
   state: "start" | "plain" | "quoted" | "closing" | "closed" | "end";
-  /** Line ends passed, the row's own included. */
+  /** Number of line ends passed, including the row's own. */
   lines: number;
   malformed: boolean;
 }

@@ -25,15 +25,15 @@ import { brokenText, createRowBatch, dayOf, decimalOf, JsonText, textOf, textOrB
 import { openRandomAccess, type RandomAccess } from "./spool.ts";
 import type { UnpackLimits } from "./unpack.ts";
 
-/** Of one page, unpacked. Writers make pages of about 1 MiB. */
+/** Largest page, in bytes after unpacking. Writers make pages of about 1 MiB. */
 const maxPageBytes = 128 * 1024 * 1024;
-/** Of one page. Equal values take nearly no bytes, so the size does not bound them. */
+/** Most values of a page. Equal values take nearly no bytes, so a limit on bytes does not bound them. */
 const maxPageValues = 8_000_000;
-/** Of the pages of all columns that are being read. Each takes eight bytes or more. */
+/** Most values of the pages of all columns that are read at a time. Each value takes eight bytes or more. */
 const maxHeldValues = 16_000_000;
-/** The table of contents. */
+/** Largest footer (the file's table of contents), in bytes. */
 const maxFooterBytes = 128 * 1024 * 1024;
-/** A file that has more rows than this, and than a hundred for each byte, was made to be one. */
+/** A file with more rows than this, and more than a hundred rows per byte, was made as an attack. */
 const freeRows = 1_000_000;
 const batchBytes = 256 * 1024;
 const mostRowsOfBatch = 1000;
@@ -126,7 +126,7 @@ async function readMetadata(file: RandomAccess): Promise<FileMetaData> {
 
 interface Column {
   path: string;
-  /** The next rows, exactly so many. */
+  /** Reads exactly so many of the next rows. */
   take(rows: number): Promise<DecodedArray>;
 }
 
@@ -140,9 +140,9 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
   if (offset > Number(meta.data_page_offset)) offset = Number(meta.data_page_offset);
   const end = offset + Number(meta.total_compressed_size);
   let dictionary: DecodedArray | undefined;
-  /** Rows that are read and not taken yet. Of a nested column the last may go on in the next page. */
+  /** Rows that are read and not yet taken. The last row of a nested column may continue in the next page. */
   let pending: unknown[] = [];
-  /** Where in `pending` they begin: a page is many takes, and moving its rest up for each would take the square of its rows. */
+  /** Index in `pending` of the first row that is not yet taken. Moving the rest to the front at each take would need quadratic time. */
   let begin = 0;
   let taken = 0;
 
@@ -151,7 +151,7 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
     if (offset >= end) return false;
     let header: ReturnType<typeof parquetHeader> | undefined;
     let headerBytes = 0;
-    // Headers may hold statistics, and so be of any length.
+    // A header may hold statistics, so it may have any length.
     for (let window = 16 * 1024; header === undefined; window *= 16) {
       const reader = { view: new DataView(await file.read(offset, Math.min(end, offset + window))), offset: 0 };
       try {
@@ -203,7 +203,7 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
   return {
     path,
     async take(rows) {
-      // What belongs to the last row is known only when the next one begins, or nothing follows.
+      // The last row is complete only when the next row begins or the column ends.
       let more = true;
       while (more && pending.length - begin < rows + (flat ? 0 : 1)) more = await readNext();
       if (pending.length - begin < rows) throw new Error(`column "${path}" ends after row ${taken + pending.length - begin}`);

@@ -1,10 +1,10 @@
-/** What a file is by its first bytes. Pure. Names are never asked: people rename, and importers have none. */
+/** Recognises a file's type by its first bytes. Pure. The name is not used: people rename files, and imports may have none. */
 
 export type Encoding = "utf-8" | "utf-16le" | "utf-16be";
 
 export type Recognised =
   | { readonly is: "gzip" | "zstd" | "parquet" | "arrow-file" | "arrow-stream" }
-  /** `skip`: bytes of the mark that says so. */
+  /** `skip`: length of the byte order mark, in bytes. */
   | { readonly is: "text"; readonly encoding: Encoding; readonly skip: number }
   | { readonly is: "other"; readonly name: string; readonly advice: string };
 
@@ -20,7 +20,7 @@ interface Magic {
 const unpackIt = "Unpack it first, or pack it with gzip or zstd.";
 const exportIt = "Export the rows as JSON Lines, CSV or Parquet.";
 
-/** What is uploaded by mistake. The first that fits counts. */
+/** Types of files that people upload by mistake. The first match counts. */
 const others: readonly Magic[] = [
   { name: "a PDF document", bytes: "%PDF-", advice: exportIt },
   { name: "an xz file", bytes: [0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00], advice: unpackIt },
@@ -46,7 +46,7 @@ const others: readonly Magic[] = [
   },
 ];
 
-/** By the names of the first members of a ZIP. */
+/** Types of ZIP files, by the names of their first members. */
 const zips: readonly { name: string; member: RegExp; advice: string }[] = [
   { name: "an Excel workbook (xlsx)", member: /^xl\//, advice: "Save the sheet as CSV (UTF-8)." },
   { name: "a Word document (docx)", member: /^word\//, advice: exportIt },
@@ -55,11 +55,11 @@ const zips: readonly { name: string; member: RegExp; advice: string }[] = [
   { name: "NumPy arrays (npz)", member: /\.npy$/, advice: exportIt },
 ];
 
-/** @param head - at least `recogniseBytes`, or all there is. */
+/** @param head - the file's first `recogniseBytes` bytes, or the whole file if it is shorter. */
 export function recognise(head: Uint8Array): Recognised {
   if (has(head, [0x1f, 0x8b])) return { is: "gzip" };
   if (has(head, [0x28, 0xb5, 0x2f, 0xfd]) || isSkippableFrame(head)) return { is: "zstd" };
-  // Thrift follows, and never text: a column may be called PAR1.
+  // After the magic a Parquet file has binary Thrift data. Text after it means a CSV whose column is called PAR1.
   if (has(head, "PAR1") && (head.byteLength === 4 || (head[4] as number) < 0x20)) return { is: "parquet" };
   if (has(head, "ARROW1\0\0")) return { is: "arrow-file" };
   if (has(head, [0xff, 0xff, 0xff, 0xff])) return { is: "arrow-stream" };

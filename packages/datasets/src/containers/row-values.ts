@@ -1,4 +1,4 @@
-/** Values of typed columns (Parquet, Arrow) as JSON has them; numbers that no JavaScript number holds keep their digits. */
+/** Converts values of typed columns (Parquet, Arrow) to JSON. Numbers that JavaScript cannot hold keep their digits. */
 import { PermanentError } from "@loraline/runtime";
 import { decodeUtf8 } from "./decode-text.ts";
 import { parseExact } from "./exact-json.ts";
@@ -12,25 +12,25 @@ export class Digits {
     this.text = text;
   }
 }
-/** Bytes that are no text, such as an image. A row that is read for text finds an object here. */
+/** Bytes that are not text, such as an image. They become an object, so a field that must be text is refused. */
 export class Binary {
   readonly bytes: number;
   constructor(bytes: number) {
     this.bytes = bytes;
   }
 }
-/** A column of JSON. */
+/** Parses a value of a JSON column. */
 export class JsonText {
   readonly text: string;
   constructor(text: string) {
     this.text = text;
   }
 }
-/** What a column of text holds where it is not UTF-8. */
+/** The value of a text column whose bytes are not UTF-8. */
 export const brokenText: unique symbol = Symbol("not UTF-8");
 
 export const textOf = (bytes: Uint8Array): string | typeof brokenText => decodeUtf8(bytes) ?? brokenText;
-/** Writers of long ago did not say which bytes are text. */
+/** Bytes of a column without a type: old writers do not mark text columns, so valid UTF-8 is taken for text. */
 export const textOrBinary = (bytes: Uint8Array): string | Binary => decodeUtf8(bytes) ?? new Binary(bytes.byteLength);
 
 /** `unscaled` / 10^scale, with all its digits. */

@@ -29,7 +29,7 @@ class RowBytes {
     if (this.size > this.#limit) this.#parts = [];
     else this.#parts.push(bytes);
   }
-  /** The row, ready to be parsed or refused; the collector is empty afterwards. */
+  /** Takes the row, ready to be parsed or refused. The collector is empty afterwards. */
   take(line: number, firstLine: number, place: string): RawRow {
     const { size } = this;
     const bytes = this.#parts.length === 1 ? (this.#parts[0] as Uint8Array) : Buffer.concat(this.#parts);
@@ -56,7 +56,7 @@ export async function* splitLines(source: AsyncIterable<Uint8Array>, maxRowBytes
   const finish = (rows: RawRow[]): void => {
     if (row.size > 0) {
       const taken = row.take(line, line, `line ${line}`);
-      // A blank line is no row, but it counts as a line.
+      // A blank line is not a row, but its line number counts.
       if (!("text" in taken) || taken.text.trim() !== "") rows.push(taken);
     }
     line++;
@@ -86,14 +86,14 @@ export async function* splitArray(source: AsyncIterable<Uint8Array>, maxRowBytes
   let escaped = false;
   let line = 1;
   let element = 1;
-  /** Line on which the element's first byte stands; 0: it has none yet. */
+  /** Line of the element's first byte; 0 as long as it has no byte. */
   let firstLine = 0;
   const place = (): string => `element ${element} (line ${firstLine})`;
 
   for await (const chunk of source) {
     const rows: RawRow[] = [];
     let start = 0;
-    /** The next line end from `at` on: most strings have none. */
+    /** Index of the next line end from `at` on, kept because most strings have no line end. */
     let lineEnd = chunk.indexOf(newline);
     for (let at = 0; at < chunk.byteLength; at++) {
       if (inString) {
