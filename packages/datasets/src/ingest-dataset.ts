@@ -1,4 +1,4 @@
-/** One upload to chunks of canonical records, rejections, report and manifest; or the reason why it gives nothing. */
+/** Converts one upload to chunks of canonical records, rejections, report and manifest; or says why it has no usable rows. */
 import { createHash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import type { BlobRef, DatasetManifest, DatasetMapping, Problem, Rejection } from "@loraline/contracts";
@@ -10,7 +10,7 @@ import { judgeDataset } from "./report/judge-dataset.ts";
 import { isFileFault, readRecords } from "./read-records.ts";
 import { openNameless } from "./containers/spool.ts";
 
-/** Raise it whenever the same bytes would give other records: results cached by older code are then not used. */
+/** Version of the conversion. Raise it when the same bytes give other records, so that results cached by older code are not used. */
 export const ingestCode = "ingest/2";
 
 export interface IngestSettings {
@@ -25,7 +25,7 @@ export interface Upload {
   tenant: string;
   blob: BlobRef;
   filename: string;
-  /** Read after it, as one file. */
+  /** Further files, read after the first one as if all were one file. */
   parts: readonly { blob: BlobRef; filename: string }[];
   mapping: DatasetMapping | null;
 }
@@ -34,7 +34,7 @@ export type IngestResult =
   | { kind: "ingested"; manifest: BlobRef; report: BlobRef; records: number; rejections: number; formats: Record<string, number> }
   | { kind: "rejected"; problem: Problem; report: BlobRef | null; rejections: number };
 
-/** Hash of everything that decides the result: hex. What a file is called is among it only where there are several, which the report names. */
+/** Hex hash of everything that decides the result. Names of files are part of it only if there are several, because the report shows them. */
 export const ingestKey = ({ blob, filename, parts, mapping }: Omit<Upload, "tenant">, settings: IngestSettings): string => {
   const more = parts.length === 0 ? {} : { filename, parts: parts.map((part) => [part.blob.digest, part.filename]) };
   return digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, ...more, mapping, settings })).slice("sha256:".length);
@@ -49,7 +49,7 @@ export async function ingestDataset(deps: IngestDeps, upload: Upload): Promise<I
   try {
     return await readAndStore(deps, upload);
   } catch (error) {
-    // A file that breaks off in the middle is rejected whole: nobody would see that the rest is missing from what is trained on.
+    // A file that is cut off is rejected as a whole: otherwise nobody would notice that its rest is missing in the training.
     if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;
     return nothing({ code: error.code, message: `${upload.filename}: ${error.message}`, param: "file" });
   }
@@ -124,7 +124,7 @@ async function readAndStore({ objects, settings, signal }: IngestDeps, upload: U
   };
 }
 
-/** Rejections may be as many as rows, so they wait in a file. It has no name from the start, so nothing is left of it. */
+/** Rejections may be as many as rows, so they are kept in a file. The file is unlinked at once, so it disappears with the process. */
 class RejectionSpool {
   #file: FileHandle | undefined;
   readonly #hash = createHash("sha256");
@@ -139,7 +139,7 @@ class RejectionSpool {
       throw explainSystemError(error, "keeping rejections in the temporary directory");
     }
   }
-  /** null when there is none. */
+  /** @returns the manifest; null when there is none. */
   async store(objects: Objects, tenant: string): Promise<BlobRef | null> {
     if (this.#file === undefined) return null;
     const bytes: AsyncIterable<Uint8Array> = this.#file.createReadStream({ start: 0, autoClose: false });

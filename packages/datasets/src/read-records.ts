@@ -1,4 +1,4 @@
-/** Rows of a file to canonical records and rejections. No services: bytes in, records out. */
+/** Converts the rows of a file to canonical records and rejections. Needs no services: bytes in, records out. */
 import type { DatasetMapping, Rec, Rejection } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { createDetector, type Detector, isRefusal, needsLabels, type Refusal } from "./formats/detect.ts";
@@ -13,15 +13,15 @@ export interface ReadRecordsOptions {
   /** How the rows are read; absent: each row's format is detected. */
   mapping?: DatasetMapping | null | undefined;
   /**
-   * The same bytes once more, for counting the classes of a classification before its prompts are written; a file on disk needs
-   * none. Without it prompts do not list the classes.
+   * Reads the same bytes a second time, to collect the classes of a classification before its prompts are written. A file on disk
+   * does not need it. Without it prompts do not list the classes.
    */
   reopen?: () => Promise<AsyncIterable<Uint8Array>>;
   maxRowBytes: number;
   unpackLimits?: UnpackLimits;
 }
 
-/** A chunk's worth of rows, in their order: rows = records + rejections. */
+/** A batch of rows, in their order: rows = records + rejections. */
 export interface Batch {
   records: Rec[];
   rejections: Rejection[];
@@ -30,7 +30,7 @@ export interface Batch {
 /**
  * Reads any file that people upload (see `openContainer`): a path, its bytes once, or several files as one; without any service.
  *
- * What is wrong with one row is a rejection. What nothing can be read after is an error of the iteration: FILE_TRUNCATED,
+ * An error within one row is a rejection. An error after which nothing can be read is thrown by the iteration: FILE_TRUNCATED,
  * FILE_CORRUPT, FILE_TOO_LARGE, CSV_HEADER, CSV_QUOTES; its message says how many rows were read until there.
  *
  * @returns undefined when the file is empty or blank.
@@ -77,7 +77,7 @@ export async function readRecords(
 
 const isParts = (source: FileSource | readonly Part[]): source is readonly Part[] => Array.isArray(source);
 
-/** Says something about the uploaded file, and nothing about where it is kept. */
+/** Whether an error is about the uploaded file's content, and not about the disk or store that it is read from. */
 export const isFileFault = ({ code }: { code: string }): boolean =>
   code.startsWith("FILE_") || code.startsWith("CSV_") || code === "CONTAINER_UNSUPPORTED";
 

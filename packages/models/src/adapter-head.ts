@@ -1,11 +1,11 @@
-/** What an adapter's stored files say about it, without reading its values. */
+/** Reads config, names, types and shapes of a stored adapter, without its values. */
 import { adapterFiles, type AdapterParts } from "./judge-adapter.ts";
 import type { BlobRef } from "@loraline/contracts";
 import { longestSafetensorsHeader, parseSafetensorsHeader, safetensorsHeaderLength, safetensorsPrefix } from "./safetensors-header.ts";
 import { PermanentError } from "@loraline/runtime";
 import { getBytes, type Objects } from "@loraline/objects";
 
-/** A config has some hundred bytes. */
+/** Largest config, in bytes. Real ones have some hundred. */
 const longestConfig = 1024 * 1024;
 
 /**

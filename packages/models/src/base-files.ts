@@ -1,11 +1,11 @@
-/** What a base's folder says about its modules. */
+/** Reads a base's modules from its folder. */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { BaseModules } from "@loraline/contracts";
 import { expandModules, type ModuleShapes, modulesOfBase } from "./base-modules.ts";
 import { readTensors } from "./safetensors.ts";
 
-/** Undefined when the files are not to be seen from here, or modules are not what the files call them: then nothing is judged by them. */
+/** @returns undefined when the files cannot be read here, or the names in the files are not those of the modules. Then nothing is judged by them. */
 export async function describeBase(dir: string): Promise<BaseModules | undefined> {
   try {
     const shards = (await readdir(dir)).filter((name) => name.endsWith(".safetensors"));

@@ -4,13 +4,13 @@ import type { BaseModules } from "@loraline/contracts";
 /** Name to [outputs, inputs]. */
 export type ModuleShapes = ReadonlyMap<string, readonly [number, number]>;
 
-/** Beside linear layers only these have two dimensions; nobody can serve an adapter on them. */
+/** Tensors with two dimensions that are not linear layers. No engine can serve an adapter on them. */
 const embeddings = /(?:^|\.)(?:embed_tokens|word_embeddings|embed_in|embed_out|embed_positions|position_embeddings|wte|wpe|lm_head)$/;
 
 /**
- * Pure: the linear modules inside a model, by the tensors of its files.
- * @param config - the model's config.json. undefined is answered where modules are not what the files call them: quantised weights,
- * experts, models with more than one part.
+ * Pure: finds the linear modules of a model by the tensors of its files.
+ * @param config - the model's config.json.
+ * @returns undefined when the names in the files are not those of the modules: quantised weights, experts, models with several parts.
  */
 export function modulesOfBase(tensors: readonly { name: string; shape: readonly number[] }[], config: unknown): BaseModules | undefined {
   const settings = typeof config === "object" && config !== null ? (config as Record<string, unknown>) : {};
@@ -28,7 +28,7 @@ export function modulesOfBase(tensors: readonly { name: string; shape: readonly 
 
 const number = /^\d+$/;
 
-/** Names that differ in one number, and have one shape, become one entry. */
+/** Joins names that differ in one number only, and have equal shapes, to one entry. */
 export function compactModules(shapes: ModuleShapes): BaseModules {
   const groups = new Map<string, { before: string[]; after: string[]; shape: readonly [number, number]; numbers: number[] }>();
   for (const [name, shape] of shapes) {

@@ -1,6 +1,6 @@
 /**
- * What a base's folder holds: name, revision and digest of its files, which stages compare so that all of them mean the same base.
- * Stands in its base.json; of a plain folder in Hugging Face's layout, such as somebody put on a volume, it is computed.
+ * Identifies the base in a folder: name, revision and digest of its files. Stages compare these, so that all of them use the same base.
+ * They stand in base.json. For a plain folder in Hugging Face's layout, such as one that a user put on a volume, they are computed.
  */
 import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
@@ -9,7 +9,7 @@ import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime/errors";
 import { digestOfFile } from "@loraline/objects";
 
-/** Computed ones, for as long as the folder's files stay what they are: names, sizes and times. */
+/** Computed references, kept as long as names, sizes and times of the folder's files do not change. */
 const computed = new Map<string, { files: string; ref: Promise<BaseRef> }>();
 
 /**
@@ -47,7 +47,7 @@ export async function readBaseRef(dir: string): Promise<BaseRef> {
 }
 
 /**
- * Changes whenever the folder may hold another base than before.
+ * A key that changes whenever the folder may hold another base than before.
  * @throws PermanentError BASE_MISSING
  */
 export async function baseVersion(dir: string): Promise<string> {
@@ -61,7 +61,7 @@ interface File {
   mtimeMs: number;
 }
 
-/** Everything in the folder itself, hidden files aside; links count as what they lead to. */
+/** @returns all files directly in the folder except hidden ones; a link counts as the file that it leads to. */
 async function filesOf(dir: string): Promise<File[]> {
   const names: string[] = await readdir(dir).catch(() => []);
   if (!names.includes("config.json")) throw await missing(dir);
@@ -83,7 +83,7 @@ async function computeRef(dir: string, name: string): Promise<BaseRef> {
   const known = computed.get(dir);
   if (known?.files === signature) return known.ref;
   const compute = async (): Promise<BaseRef> => {
-    // As packages/local/prepare-base.py does it.
+    // The same computation as in packages/local/prepare-base.py.
     const hash = createHash("sha256");
     for (const file of files) {
       const digest: Digest = await digestOfFile(join(dir, file.name));

@@ -1,4 +1,4 @@
-/** The model hub's two addresses that we need: what files a repository has at a revision, and the bytes of one. */
+/** The two requests to the model hub that Loraline needs: the list of a repository's files at a revision, and a file's bytes. */
 import { z } from "zod";
 import { type GuardedFetch, PermanentError } from "@loraline/runtime";
 
@@ -18,7 +18,7 @@ export interface HubFile {
   path: string;
   /** Bytes. */
   size: number;
-  /** Hex; of files that the hub keeps apart from Git, which all large ones are. */
+  /** Hex sha256. Only files outside of Git have it, which all large ones are. */
   sha256: string | undefined;
 }
 
@@ -46,7 +46,7 @@ export const hubHeaders = ({ token }: Pick<HubRepository, "token">): Record<stri
   token === undefined ? {} : { authorization: `Bearer ${token}` };
 
 /**
- * The commit behind a revision and its files, so that all of them are read from one state.
+ * Finds the commit of a revision and lists its files, so that all files are read from one state.
  * @throws PermanentError HUB_NAME_INVALID, HUB_NOT_FOUND, HUB_ANSWER_INVALID, HUB_TOO_MANY_FILES, and what `GuardedFetch.get` throws.
  */
 export async function listHubFiles(
@@ -101,7 +101,7 @@ export async function listHubFiles(
     for (const { type, path, size, lfs } of parse(tree, value)) {
       if (type === "file") files.push({ path, size, sha256: /^[0-9a-f]{64}$/.exec(lfs?.oid ?? "")?.[0] });
     }
-    // The next page is the hub's too; whatever else a header names gets no token.
+    // The token is sent to the next page only if that is the hub's too: a header may name any address.
     url = next === undefined ? undefined : new URL(next, url).href;
     if (url !== undefined && new URL(url).origin !== new URL(api).origin) throw invalid(endpoint, undefined);
   }
@@ -111,7 +111,7 @@ export async function listHubFiles(
 const invalid = (endpoint: string, cause: unknown): PermanentError =>
   new PermanentError("HUB_ANSWER_INVALID", `${endpoint} does not answer as a model hub does. Check HF_ENDPOINT.`, { cause });
 
-/** Where the bytes of a file are. */
+/** @returns the address of a file's bytes. */
 export function hubFileUrl({ endpoint, kind, name, revision }: HubRepository, path: string): string {
   const file = path.split("/").map(encodeURIComponent).join("/");
   return `${endpoint.replace(/\/+$/, "")}/${kind === "datasets" ? "datasets/" : ""}${name}/resolve/${encodeURIComponent(revision)}/${file}`;

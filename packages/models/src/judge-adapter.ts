@@ -1,4 +1,4 @@
-/** Pure: what is wrong with an adapter before any engine has seen it. What vLLM would ignore in silence is refused here. */
+/** Pure: judges an adapter before any engine loads it. Settings that vLLM would silently ignore are refused here. */
 import { z } from "zod";
 import type { ModuleShapes } from "./base-modules.ts";
 import { judgedLoraFields, type Problem, refusedIn } from "@loraline/contracts";
@@ -6,7 +6,7 @@ import type { Tensor } from "./safetensors-header.ts";
 
 export const adapterFiles = { config: "adapter_config.json", weights: "adapter_model.safetensors" } as const;
 
-/** A tensor whose values were looked at, or one of which only the header is known. */
+/** A tensor, with findings about its values if they were read; else only its header is known. */
 export interface JudgedTensor extends Tensor {
   /** Values that are NaN or infinite. */
   notFinite?: number;
@@ -29,11 +29,11 @@ export interface ServedBase {
 
 export interface JudgeOptions {
   /**
-   * It was trained elsewhere and is still to be made canonical: scalings and ranks of its own for some modules are no problem then, and
-   * its base may go by a longer name (`HuggingFaceTB/SmolLM2-135M-Instruct`).
+   * The adapter was trained elsewhere and will be made canonical later. So different ranks and scalings for some modules are accepted, and
+   * the name of its base may be longer (`HuggingFaceTB/SmolLM2-135M-Instruct`).
    */
   imported?: boolean;
-  /** The name of the base in its config does not count. */
+  /** True: the base's name in the config is not compared. */
   anyBase?: boolean;
 }
 
@@ -50,7 +50,7 @@ const configShape = z.looseObject({
 /** PEFT's name of a low-rank weight: `base_model.model.<module>.lora_A.weight`. */
 const loraWeight = /^base_model\.model\.(.+)\.lora_(A|B)\.weight$/;
 
-/** Ways to begin that change the base's weights, too. */
+/** Initialisations that also change the base's weights. */
 const changesBase = /^(?:pissa|olora|corda|loftq|lora_ga)/;
 
 const isSet = (value: unknown): boolean =>
@@ -66,7 +66,7 @@ const isSet = (value: unknown): boolean =>
 const bareName = (name: string): string =>
   (name.split(/[\\/]/).findLast((part) => part !== "") ?? name).toLowerCase().replaceAll(/[^a-z0-9]+/g, "-");
 
-/** Everything that is wrong, most basic first; empty: nothing found. */
+/** @returns all problems, the most basic ones first; empty: nothing found. */
 export function judgeAdapter(
   { config: raw, tensors }: AdapterParts,
   base: ServedBase,
@@ -127,7 +127,7 @@ export function judgeAdapter(
   return [...problems, ...judgeTensors(tensors, imported && isSet(config.rank_pattern) ? undefined : config.r, base)];
 }
 
-/** One problem of each kind, for the first tensor that has it: an adapter has hundreds. */
+/** Keeps one problem of each kind, that of the first tensor, because an adapter has hundreds of tensors. */
 function judgeTensors(tensors: readonly JudgedTensor[], expected: number | undefined, base: ServedBase): Problem[] {
   const found = new Map<string, Problem>();
   const report = (code: string, param: string, message: string): void => {

@@ -1,10 +1,10 @@
-/** The judgement of a run spec, and of an adapter from elsewhere, against the engines, before anything is spent. */
+/** Judges a run spec, and an adapter from elsewhere, against the engines before any work is done. */
 import { expandModules } from "./base-modules.ts";
 import { byMethod, type EngineRecord, type MethodOf, type MethodTable, type Problem, type RunSpec } from "@loraline/contracts";
 import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
 import { isNamed, judgePattern, patternBudget, shortNames } from "./module-patterns.ts";
 
-/** Pure: what of this spec the engines can never serve. Empty: nothing found. */
+/** Pure. @returns the problems of a spec that the engines can never serve; empty: nothing found. */
 export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): Problem[] {
   const those = engines.filter((candidate) => candidate.base.name === spec.base);
   const engine = those.find((candidate) => !candidate.problem) ?? those[0];
@@ -33,10 +33,10 @@ export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): P
   return [...problems, ...byMethod(judges, spec.method, spec, engine)];
 }
 
-/** What each method asks of the engine. */
+/** The checks for each method. */
 const judges: MethodTable<[spec: RunSpec, engine: EngineRecord], Problem[]> = {
   supervised: (_, spec, engine) => judgeTraining(spec, engine),
-  // Nothing is trained, so neither ranks nor lengths nor targets mean anything; the adapter itself is judged by its files.
+  // An import trains nothing, so ranks, lengths and targets in the spec have no effect. The adapter is judged by its files.
   import: () => [],
 };
 
@@ -63,7 +63,7 @@ function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
   return [...problems, ...judgeTargets(spec.lora, engine)];
 }
 
-/** Pure: what of an adapter from elsewhere the engine of its run's base can never serve. Empty: nothing found, or no such engine. */
+/** Pure. @returns the problems of an imported adapter that the engine of its base can never serve; empty: nothing found, or no such engine. */
 export function judgeImport(
   parts: AdapterParts,
   { base: name, any_base }: { base: string } & Pick<MethodOf<"import">, "any_base">,
@@ -76,7 +76,7 @@ export function judgeImport(
   return judgeAdapter(parts, served, { imported: true, anyBase: any_base === true });
 }
 
-/** What of the base the LoRA's patterns mean: nothing at all is a typing error, and one that would cost a wait for a device. */
+/** Checks which modules of the base the LoRA's patterns match. A pattern that matches nothing is a typing error, found before a device is waited for. */
 function judgeTargets(lora: RunSpec["lora"], { base, modules }: EngineRecord): Problem[] {
   const problems: Problem[] = [];
   const budget = patternBudget();
@@ -85,7 +85,7 @@ function judgeTargets(lora: RunSpec["lora"], { base, modules }: EngineRecord): P
   const refuse = (code: string, param: string, message: string): void => {
     problems.push({ code, param, message: `${param}${message}` });
   };
-  /** undefined: what it matches is not known here, or it is refused. */
+  /** @returns the matches of a pattern; undefined: they are not known here, or the pattern is refused. */
   const matcher = (param: string, pattern: string, wrap?: (source: string) => string): ((name: string) => boolean) | undefined => {
     const verdict = judgePattern(pattern, wrap, budget);
     if (verdict.kind === "usable") return verdict.test;
@@ -104,7 +104,7 @@ function judgeTargets(lora: RunSpec["lora"], { base, modules }: EngineRecord): P
     }
     return undefined;
   };
-  /** The modules that a list, a name or an expression means. */
+  /** @returns the modules that a list, a name or an expression selects. */
   const chosen = (param: string, given: string | string[]): string[] | undefined => {
     if (given === "all-linear") return names;
     const list = typeof given !== "string" ? given : names === undefined || !shortNames(names).includes(given) ? undefined : [given];
@@ -171,7 +171,7 @@ function judgeTargets(lora: RunSpec["lora"], { base, modules }: EngineRecord): P
   return problems;
 }
 
-/** The number of the layer that a module is in, as PEFT takes it from its name. */
+/** @returns the number of a module's layer, taken from its name as PEFT does. */
 function layerOf(name: string, patterns: readonly string[]): number[] {
   const expressions = patterns.length === 0 ? [String.raw`[^.]*`] : patterns;
   for (const pattern of expressions) {

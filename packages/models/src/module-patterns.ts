@@ -1,12 +1,12 @@
-/** Pure: which modules of a base the names and patterns of a LoRA config mean, as PEFT finds them, in bounded time. */
+/** Pure: finds the modules of a base that the names and patterns of a LoRA config select, as PEFT does, in bounded time. */
 
-/** What Python's regular expressions have and JavaScript's do not; the trainer, which applies them, judges these. */
+/** Syntax that only Python's regular expressions have. Such patterns are judged by the trainer, which applies them. */
 const onlyInPython = /\(\?(?:P[<=>]|[aiLmsux]|\(|#|>)|\\[AZ]|[*+?}]\+|\[\^?\]/;
 
 const longestPattern = 1000;
-/** Ways in which the patterns of one spec may be tried on one name, all together: a few hundred names then take well below a second. */
+/** Most ways in which all patterns of one spec together may be tried on one name. A few hundred names then take well below a second. */
 const mostWays = 2 ** 20;
-/** Names of modules are about this long, so this many ways has an open repetition. */
+/** Ways of an open repetition such as `.*`: about the length of a module's name. */
 const waysOfRepetition = 32;
 
 export type PatternVerdict =
@@ -14,7 +14,7 @@ export type PatternVerdict =
   | { kind: "only-python" }
   | { kind: "invalid" | "costly"; why: string };
 
-/** What patterns may still cost: whoever judges several of one spec hands the same budget to each, for their number is not limited. */
+/** The ways that patterns may still use. All patterns of a spec share one budget, because their number is not limited. */
 export interface PatternBudget {
   ways: number;
 }
@@ -23,7 +23,7 @@ export const patternBudget = (): PatternBudget => ({ ways: mostWays });
 /**
  * Judges a pattern that has to match a whole name.
  * @param wrap - puts it into the expression that PEFT makes of it; default: as it is.
- * @param budget - what is left of it grows less.
+ * @param budget - reduced by this pattern's ways.
  */
 export function judgePattern(
   source: string,
@@ -39,7 +39,7 @@ export function judgePattern(
   if (budget.ways < 0) return { kind: "costly", why: "with the other expressions before it, matching may take for ever" };
   if (onlyInPython.test(source)) return { kind: "only-python" };
   try {
-    // By itself: a parenthesis too many would pair with the one that is put around it, and make another expression.
+    // Compiled without its wrapping: an extra parenthesis would pair with the wrapping's and make another expression.
     new RegExp(source);
     const expression = new RegExp(wrap(source));
     return { kind: "usable", test: (name) => expression.test(name) };
@@ -49,8 +49,8 @@ export function judgePattern(
 }
 
 /**
- * An upper bound of the ways in which a backtracking matcher may try an expression on a short text. Infinite for what explodes: a
- * repetition of something that itself can be matched in more than one way.
+ * @returns an upper bound of the ways in which a backtracking matcher may try an expression on a short text. Infinite for expressions
+ * with exponential time: a repetition of something that can itself match in several ways.
  */
 export function waysOf(source: string): number {
   let at = 0;
@@ -100,7 +100,7 @@ export function waysOf(source: string): number {
     }
   };
   let ways = alternatives();
-  // A parenthesis too many: whoever compiles it says so.
+  // There is a parenthesis too many, which the compiler of the expression reports.
   while (at < source.length) {
     at++;
     ways *= alternatives();
@@ -112,6 +112,6 @@ export function waysOf(source: string): number {
 export const isNamed = (name: string, list: readonly string[]): boolean =>
   list.some((given) => name === given || name.endsWith(`.${given}`));
 
-/** Last parts of names, sorted: what people call modules. */
+/** @returns the last parts of the names, sorted: what people call modules. */
 export const shortNames = (names: Iterable<string>): string[] =>
   [...new Set([...names].map((name) => name.slice(name.lastIndexOf(".") + 1)))].sort();

@@ -16,7 +16,7 @@ export interface LocatedTensor extends Tensor {
 
 /** Bytes before the header: its length. */
 export const safetensorsPrefix = 8;
-/** Headers of real adapters have some hundred KB. */
+/** Largest header, in bytes. Headers of real adapters have some hundred KB. */
 export const longestSafetensorsHeader = 16 * 1024 * 1024;
 
 const bytesPer: Readonly<Record<string, number>> = { F64: 8, I64: 8, U64: 8, F32: 4, I32: 4, U32: 4, F16: 2, BF16: 2, I16: 2, U16: 2 };

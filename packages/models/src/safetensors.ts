@@ -43,7 +43,7 @@ export async function readTensors(path: string): Promise<Tensor[]> {
   }
 }
 
-/** A file this small is read at once. */
+/** Files up to this size are read at once, larger ones tensor by tensor. */
 const smallBytes = 64 * 1024;
 
 /** Reads every value once. */
@@ -53,7 +53,7 @@ export async function scanTensors(path: string): Promise<ScannedTensor[]> {
   const file = await open(path, "r");
   try {
     const tensors = await locate(path, file);
-    // One for all: to get and clear memory for each takes longer than to read into it.
+    // One buffer for all tensors: allocating and clearing one for each takes longer than reading.
     const buffer = new ArrayBuffer(Math.max(0, ...tensors.map(({ start, end }) => end - start)));
     const scanned: ScannedTensor[] = [];
     for (const { name, dtype, shape, start, end } of tensors) {
@@ -76,7 +76,7 @@ function scanWhole(path: string, bytes: Buffer): ScannedTensor[] {
     throw unreadable(path.split("/").at(-1) ?? path, error as Error);
   }
   return tensors.map(({ name, dtype, shape, start, end }) => {
-    // Copied, as its words must begin where a buffer does.
+    // Copied, because a typed array's words must be aligned in their buffer.
     return { name, dtype, shape, ...scanValues(dtype, new Uint8Array(bytes.subarray(start, end))) };
   });
 }
@@ -95,7 +95,7 @@ function scanValues(dtype: string, bytes: Uint8Array): { notFinite: number; allZ
   const values = words(bytes);
   let notFinite = 0;
   let bits = 0;
-  // By index: an iterator takes five times as long, and there are millions.
+  // A loop by index: an iterator takes five times as long, and there are millions of values.
   for (let i = 0; i < values.length; i++) {
     const word = values[i]!;
     bits |= word;

@@ -21,8 +21,8 @@ export type RawRow = RowPlace &
 export interface RawRows {
   readonly container: Container;
   /**
-   * In batches as they come; throws a PermanentError where nothing after it can be read (FILE_TRUNCATED, FILE_CORRUPT, …).
-   * What is wrong with one row costs that row only.
+   * Rows in batches, as they are read. Throws a PermanentError where the rest of the file cannot be read (FILE_TRUNCATED,
+   * FILE_CORRUPT, …). An error within one row rejects that row only.
    */
   readonly batches: AsyncIterable<RawRow[]>;
 }

@@ -24,7 +24,7 @@ import type { UnpackLimits } from "./unpack.ts";
 /** Largest batch, in bytes after unpacking: apache-arrow needs the whole batch in memory. */
 const maxBatchBytes = 256 * 1024 * 1024;
 const maxHeaderBytes = 64 * 1024 * 1024;
-/** Most rows of a batch. Columns without values take no bytes, so a limit on bytes does not bound them (as in Parquet). */
+/** A file with more rows than this, and more than a hundred rows per byte, was made as an attack: columns without values take no bytes. */
 const freeRows = 1_000_000;
 const rowsOfBatch = 500;
 

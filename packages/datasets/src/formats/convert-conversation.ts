@@ -1,4 +1,4 @@
-/** Conversations in every spelling that is known, to messages. Pure. */
+/** Converts conversations in every known spelling to messages. Pure. */
 import { isTrainedTurn, type Message, type Rec } from "@loraline/contracts";
 import { parseExact, parseJson } from "../containers/exact-json.ts";
 import {
@@ -18,7 +18,7 @@ import {
 
 type Media = NonNullable<Rec["media"]>;
 
-/** Who speaks, as files spell it. */
+/** Spellings of roles in files, and the role that each means. */
 export const roles: Readonly<Record<string, Message["role"] | "function_call">> = {
   system: "system",
   developer: "system",
@@ -49,7 +49,7 @@ const turnKeys = new Set(
     " ",
   ),
 );
-/** Two turns in one object. */
+/** Keys of objects that hold two turns: a question and its answer. */
 const pairs = [
   ["human", "assistant"],
   ["user", "assistant"],
@@ -61,11 +61,11 @@ const pairs = [
 export interface Turns {
   readonly messages: Message[];
   readonly media: Media;
-  /** Keys of turns that no message keeps. */
+  /** Keys of turns that are not kept in messages. */
   readonly unusedKeys: ReadonlySet<string>;
 }
 
-/** @param field - of the row, for what is kept as JSON and for complaints. */
+/** @param field - the row's field that holds the turns; used for parts that are kept as JSON, and in error messages. */
 export function convertTurns(
   turns: readonly unknown[],
   field: string,
@@ -151,7 +151,7 @@ function roleOf(speaker: string, others: TurnContext["roles"]): Message["role"] 
   return Object.hasOwn(roles, plain) ? roles[plain] : undefined;
 }
 
-/** A turn's calls as the JSON of a list; undefined: none. */
+/** @returns a turn's tool calls as the JSON of a list; undefined: it has none. */
 function callsOf(turn: Row, place: string, exact: () => Row): string | undefined | Refusal {
   for (const key of ["tool_calls", "function_call"] as const) {
     const calls = turn[key];
@@ -171,8 +171,8 @@ function callsOf(turn: Row, place: string, exact: () => Row): string | undefined
 }
 
 /**
- * OpenAI's content parts are joined by newlines, as vLLM joins them for templates that take text. `<think>` inside a content stays
- * where it is: templates that know it take it apart themselves, and with the others it has to stay text to be learned.
+ * Joins OpenAI's content parts with newlines, as vLLM does for templates that take text. `<think>` inside a content stays there:
+ * templates that know it separate it themselves, and for other templates it must stay text so that the model learns it.
  */
 function textOf(
   written: unknown,
@@ -201,7 +201,7 @@ function textOf(
     }
     return said.join("\n");
   }
-  // What a tool gave back is data: templates show it as JSON.
+  // The result of a tool may be data: templates show it as JSON.
   if (role === "tool" && typeof written === "object" && written !== null) {
     if (isDeeperThan(written, deepest)) return refuse("NESTED_TOO_DEEPLY", `${place} is nested more than ${deepest} levels deep`);
     return JSON.stringify(exact()[key]);
@@ -211,7 +211,7 @@ function textOf(
 
 /* --- images --- */
 
-/** URL, path or data URI of an image; undefined: there is none to refer to. */
+/** @returns URL, path or data URI of an image; undefined: the value has none. */
 export function refOf(image: unknown): string | undefined {
   if (typeof image === "string") return isBlank(image) ? undefined : image;
   if (!isObject(image)) return undefined;
@@ -219,7 +219,7 @@ export function refOf(image: unknown): string | undefined {
   return typeof named === "string" && !isBlank(named) ? named : undefined;
 }
 
-/** A row's images; none where the field is absent or empty. */
+/** @returns a row's images; an empty list where the field is absent or empty. */
 export function mediaOf(image: unknown, name: string): Media | Refusal {
   if (image === undefined || image === "") return [];
   const media: Media = [];
@@ -242,7 +242,7 @@ interface ConversationValues {
   readonly image?: unknown;
 }
 
-/** Messages of a field that is a list, or one as JSON text. */
+/** Reads the messages of a field that is a list, or the JSON text of a list. */
 export function readTurns(given: string | readonly unknown[], field: string, context: Context): Turns | Refusal {
   if (typeof given !== "string") return convertTurns(given, field, context);
   const parsed = parseJson(given);
@@ -281,7 +281,7 @@ export function putSystem(system: string | undefined, messages: Message[]): Refu
   return undefined;
 }
 
-/** Tools as JSON; undefined: none. */
+/** @returns the tools as JSON; undefined: there are none. */
 export function toolsOf(tools: string | readonly unknown[] | undefined, context: Context): string | undefined | Refusal {
   if (tools === undefined || tools.length === 0 || (typeof tools === "string" && isBlank(tools))) return undefined;
   const value = typeof tools === "string" ? parseJson(tools) : tools;
@@ -295,7 +295,7 @@ export function toolsOf(tools: string | readonly unknown[] | undefined, context:
 }
 
 const marker = /<image>\n?/g;
-/** A row's images belong where `<image>` stands in a user's turn; without any such mark, to the first one. */
+/** Puts a row's images where `<image>` stands in the user's turns; without such a mark, into the first user's turn. */
 function placeImages(messages: Message[], media: Media, images: Media): Refusal | undefined {
   if (images.length === 0) return undefined;
   const marks = messages.reduce((sum, { content }) => sum + (content.match(marker)?.length ?? 0), 0);
@@ -339,7 +339,7 @@ export function judgeMessages(messages: readonly Message[]): Refusal | undefined
   return undefined;
 }
 
-/** Earlier turns beside a question: messages, or pairs of question and answer. */
+/** Reads the earlier turns in the history field beside a question: messages, or pairs of question and answer. */
 export function readHistory(history: readonly unknown[] | undefined, context: Context): Message[] | Refusal {
   if (history === undefined || history.length === 0) return [];
   if (history.every((pair) => Array.isArray(pair))) {

@@ -1,4 +1,4 @@
-/** Preferences: which of several answers is wanted. Kept as records; supervised fine-tuning does not train them. Pure. */
+/** Converts preferences, which say which of several answers is better. They become records, but supervised fine-tuning does not use them. Pure. */
 import type { Message, Rec } from "@loraline/contracts";
 import { convertTurns, judgeMessages, putSystem, readTurns, type Turns } from "./convert-conversation.ts";
 import { ask, type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row } from "./signature.ts";
@@ -36,7 +36,7 @@ export function convertPreference(values: PreferenceValues, context: Context): C
   const rejected = read(values.rejected, "rejected");
   if ("code" in rejected) return rejected;
 
-  // What both begin with is the question, unless it is only a repetition of one that stands apart.
+  // The turns with which both begin are the question, unless they only repeat a question that has a field of its own.
   let shared = 0;
   while (shared < Math.min(chosen.length, rejected.length) - 1 && isSame(chosen[shared], rejected[shared])) shared++;
   let prompt = chosen.slice(0, shared);
@@ -73,7 +73,7 @@ export function convertPreference(values: PreferenceValues, context: Context): C
   };
 }
 
-/** A conversation whose last turn is an answer is a question without it. */
+/** Removes the last turn of a conversation if it is an answer, so that the question remains. */
 const withoutAnswer = (messages: Message[]): Message[] => (messages.at(-1)?.role === "assistant" ? messages.slice(0, -1) : messages);
 
 const isSame = (a: Message | undefined, b: Message | undefined): boolean =>
@@ -134,7 +134,7 @@ interface PreferredValues {
   readonly preferred_response: string;
 }
 
-/** One other response makes a pair; several are ranked below the preferred one. */
+/** With one other response the record is a pair; with several it is a ranking with the preferred response first. */
 export function convertPreferred({ prompt, system, responses, preferred_response: wanted }: PreferredValues, context: Context): Conversion {
   const { names } = context;
   if (isBlank(wanted)) return refuse("EMPTY_ANSWER", `\`${names.preferred_response ?? "preferred_response"}\` is empty`);
@@ -149,8 +149,8 @@ export function convertPreferred({ prompt, system, responses, preferred_response
 }
 
 /**
- * A preferred response by itself. Where an earlier row has the responses to its question, they were what it was preferred to.
- * Otherwise all that can be learned from it is the answer.
+ * Converts a row with a preferred response only. If an earlier row has responses to the same question, the preferred one is compared
+ * with those. Otherwise the record is just question and answer.
  */
 export function convertPreferredAlone(values: Omit<PreferredValues, "responses">, context: Context): Conversion {
   const { prompt, system, preferred_response: answer } = values;

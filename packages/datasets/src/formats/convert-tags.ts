@@ -1,6 +1,6 @@
 /**
- * Labelled tokens as a task that a language model can be served for: entities as JSON, other tags written behind their tokens.
- * (A token-classification head is no LoRA that vLLM serves.) Pure.
+ * Converts labelled tokens to a task for a language model: entities as JSON, other tags written behind their tokens. (vLLM cannot
+ * serve a LoRA with a token-classification head.) Pure.
  */
 import { isUnspaced, languageOf, prompt } from "./prompt-templates.ts";
 import { ask, type Context, type Conversion, type Refusal, refuse, shorten } from "./signature.ts";
@@ -54,7 +54,7 @@ export function convertTags(
   }
 }
 
-/** Blanks stand between tokens except beside characters that are written without them. */
+/** Joins tokens with blanks, except beside characters of scripts that are written without blanks. */
 function joinTokens(tokens: readonly string[]): string {
   let text = "";
   let open = false;
@@ -72,9 +72,9 @@ interface Entity {
   type: string;
 }
 
-/** BIO, BIOES, BILOU and BMES alike; a tag that none of them allows at its place is refused. */
+/** Reads entities from tags of BIO, BIOES, BILOU and BMES. A tag that none of these schemes allows at its place is refused. */
 function entitiesOf(tokens: readonly string[], tags: readonly string[]): Entity[] | Refusal {
-  // Where ends are marked at all, every entity of several tokens has one.
+  // In a scheme that marks ends, every entity of several tokens must have an end.
   const marksEnds = tags.some((tag) => /^[ELMSU][-_]/.test(tag));
   const entities: Entity[] = [];
   let open: { type: string; from: number } | undefined;

@@ -1,5 +1,5 @@
 /**
- * What one row is, and what it becomes. Pure.
+ * Recognises a row's format and converts the row to a record. Pure.
  *
  * A signature matches when every field it needs is there with its type. The first match wins. Another match of another kind that
  * reads something else of the row makes it ambiguous, unless it is a text that only spells out what the first one says. Which
@@ -32,15 +32,15 @@ export interface Detected {
   readonly format: string;
   readonly body: Body;
   readonly unusedKeys: readonly string[];
-  /** The columns that the template `seed` joins by itself. */
+  /** The original columns, which the template `seed` joins itself. */
   readonly seed?: NonNullable<Rec["meta"]["seed"]>;
-  /** Name of the prompt that was written around the row. */
+  /** Name of the prompt template that was applied to the row. */
   readonly template?: string;
   readonly slice?: string;
 }
 export const isRefusal = (value: Detected | Refusal): value is Refusal => "code" in value;
 
-/** The row again, with numbers as they were written; only JSON that is kept as text needs it. */
+/** The same row with numbers spelled as in the file. Only fields that are kept as JSON text need it. */
 export type ExactRow = () => unknown;
 
 export interface DetectorOptions {
@@ -53,11 +53,11 @@ export interface DetectorOptions {
 }
 
 export interface Detector {
-  /** Tells what `value` (one parsed row) is and converts it. Takes any JSON value and never throws. */
+  /** Recognises and converts `value` (one parsed row). Takes any JSON value and never throws. */
   detect(value: unknown, exact: ExactRow): Detected | Refusal | typeof needsLabels;
   /** The class of a classification; undefined for other rows. */
   labelOf(value: unknown): string | undefined;
-  /** Says which classes the file has; null: too many to list. */
+  /** Sets the classes of the file; null: too many to list. */
   useLabels(labels: readonly string[] | null): void;
 }
 
@@ -67,17 +67,17 @@ interface Match {
   readonly names: Readonly<Record<string, string>>;
   readonly reads: readonly (readonly [field: string, key: string])[];
   readonly unused: readonly string[];
-  /** A field that it needs is there, and empty. */
+  /** A required field is present but empty. */
   readonly isHollow: boolean;
 }
-/** What is known of every row of one shape. */
+/** What holds for all rows of one shape. */
 type Plan = Refusal | { readonly first: Match; readonly rivals: readonly Match[] };
 
 const mostShapes = 2000;
 const mostKeys = 64;
-/** Characters of responses that wait for the row that prefers one of them. */
+/** Most characters of responses that are remembered until a row says which one is preferred. */
 const mostRemembered = 8 * 1024 * 1024;
-/** Marks a column that stands aside for a mapped one of its name. */
+/** Prefix of a column that is renamed because a mapped column takes its name. */
 const aside = "\u0000";
 
 export function createDetector({ mapping, labels: counted }: DetectorOptions = {}): Detector {
@@ -112,7 +112,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
     const values: Record<string, unknown> = {};
     for (const field in signature.fields) values[field] = undefined;
     for (const [field, key] of reads) values[field] = row[key];
-    // Once for a row: each of its turns may ask for it.
+    // Parsed once per row, because each of its turns may ask for it.
     let written: Row | undefined;
     const context: Context = {
       mapping: known,
@@ -137,7 +137,7 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
       const { first, rivals } = plan;
       if (rivals.length === 0) return convert(first, row, value, exact);
 
-      // A rival that says nothing, or only what the first one says, is not meant.
+      // Another match that is empty, or only repeats the first match's text, does not make the row ambiguous.
       let winner: { match: Match; detected: Detected | Refusal | typeof needsLabels } | undefined;
       let empty: Refusal | undefined;
       for (const match of [first, ...rivals]) {
@@ -184,7 +184,7 @@ function detectedOf(
   };
 }
 
-/** Responses to the last questions that have several, so that a later row's preferred response is compared with them. */
+/** Remembers the responses to recent questions with several, so that a later row's preferred response is compared with them. */
 function recentResponses(): Context["answered"] {
   const kept = new Map<string, readonly string[]>();
   let characters = 0;
@@ -208,7 +208,7 @@ function recentResponses(): Context["answered"] {
 
 /* --- shapes --- */
 
-/** @param fixed - fields that the mapping gives a column, with it: no other spelling of theirs counts. */
+/** @param fixed - fields to which the mapping assigns a column, with that column. Other spellings of these fields do not count. */
 function planOf(row: Row, candidates: readonly Signature[], wanted: string | undefined, fixed: ReadonlyMap<string, string>): Plan {
   const names = new Map<string, string>();
   const twice = new Set<string>();
@@ -236,14 +236,14 @@ function planOf(row: Row, candidates: readonly Signature[], wanted: string | und
   return { first, rivals };
 }
 
-/** In a table of several formats the columns of the others are there too, and empty. */
+/** Whether a match with an empty field gives way to another match. In a table of several formats each row also has the other formats' columns, empty. */
 const isMeantOtherwise = ({ isHollow, names }: Match, matches: readonly Match[]): boolean => {
   if (!isHollow) return false;
   const own = new Set(Object.values(names));
   return matches.some((other) => !other.isHollow && other.reads.some(([, key]) => !own.has(key)));
 };
 
-/** Where a row's keys are, by their plain spelling. */
+/** A row's keys by their plain spelling (see `plain`). */
 interface Keys {
   readonly names: ReadonlyMap<string, string>;
   readonly fixed: ReadonlyMap<string, string>;
@@ -268,7 +268,7 @@ function matchOf(signature: Signature, row: Row, keys: Keys, isForced: boolean):
   };
 }
 
-/** The first spelling whose value has the type; without one, the first that is there. */
+/** @returns the first spelling whose value has the right type; if none has, the first that is present. */
 function find(
   name: string,
   { spellings, type, optional }: Signature["fields"][string],
@@ -285,7 +285,7 @@ function find(
   return { key: there, fits: false };
 }
 
-/** What stands beside the fields and forbids the format. */
+/** @returns a key that is present beside the fields and excludes the format. */
 const besideOf = ({ unless = [] }: Signature, row: Row, { names }: Keys): string[] =>
   unless.filter((name) => {
     const key = names.get(name);
@@ -303,7 +303,7 @@ const plain = (key: string): string =>
         .trim()
         .toLowerCase();
 
-/** Rows with the mapping's columns under the names of their fields. */
+/** Renames the mapping's columns to the names of their fields. */
 function renamed(columns: readonly (readonly [field: string, column: string])[]): (row: Row) => Row {
   const taken = new Set(columns.map(([, column]) => column));
   const fields = new Set(columns.map(([field]) => field));
@@ -330,16 +330,16 @@ function valueAt(row: Row, column: string): unknown {
 
 /* --- rows that fit nothing, or too much --- */
 
-/** The signature that comes closest decides what the row is told to change. */
+/** Explains why no format matches: the closest format decides which change the message recommends. */
 function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wanted: string | undefined): Refusal {
   const share = (candidate: Signature): number => {
     const needed = Object.entries(candidate.fields).filter(([, field]) => !field.optional);
     const signs = needed.map(([name, field]) => {
       const { key, fits } = find(name, field, row, keys);
-      // A field by its own name is a better sign than one by a spelling that several formats know.
+      // A field's own name is a stronger sign than a spelling that several formats share.
       return key === undefined ? 0 : (fits ? 1 : 0.5) + (keys.names.has(name) ? 0.01 : 0);
     });
-    // Closer is a format that the column is of than one that it forbids.
+    // A format that has this column is closer than a format that the column excludes.
     const weight = besideOf(candidate, row, keys).length === 0 ? 1 : 0.7;
     return (weight * signs.reduce((sum, sign) => sum + sign, 0)) / needed.length;
   };
@@ -375,7 +375,7 @@ function ambiguous(one: Match, other: Match): Refusal {
   return refuse("AMBIGUOUS", message);
 }
 
-/** Texts of a match as they stand in the row. */
+/** @returns the texts that a match reads, as they stand in the row. */
 function textsRead({ reads }: Match, row: Row): string[] {
   const texts: string[] = [];
   const gather = (value: unknown, levels: number): void => {
@@ -387,7 +387,7 @@ function textsRead({ reads }: Match, row: Row): string[] {
   return texts.map((each) => each.trim()).filter((each) => each !== "");
 }
 
-/** Whether a text is a rendering of what another match reads: it holds all of it. */
+/** Whether a text contains everything that another match reads, so that it only repeats it. */
 function spellsOut(rendering: Match, match: Match, row: Row): boolean {
   if (rendering.signature.kind !== "text") return false;
   const whole = textsRead(rendering, row).join("\n");
@@ -395,7 +395,7 @@ function spellsOut(rendering: Match, match: Match, row: Row): boolean {
   return parts.length > 0 && parts.every((part) => whole.includes(part));
 }
 
-/** A text that is no Unicode, of those that a body holds. */
+/** @returns the first text in a body that is not valid Unicode. */
 function brokenText(body: Body): string | undefined {
   const { messages, chosen, rejected, candidates, media, prompt, completion, text, tools } = body;
   for (const part of [prompt, completion, text, tools]) if (part !== undefined && !part.isWellFormed()) return part;

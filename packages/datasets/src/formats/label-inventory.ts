@@ -1,10 +1,10 @@
-/** Which classes a file has: a classification's prompt lists them, so they are counted before its first row is converted. */
+/** Collects the classes of a file. A classification's prompt lists them, so they are collected before its first row is converted. */
 import type { Detector } from "./detect.ts";
 import { mostLabels } from "./prompt-templates.ts";
 import type { RawRow } from "../containers/raw-rows.ts";
 
 /**
- * Reads a whole file once; memory is that of the classes, time that of parsing.
+ * Reads a whole file once. Memory is needed for the classes only; the time is that of parsing.
  * @returns the classes, sorted; null when there are more than {@link mostLabels}.
  */
 export async function countLabels(

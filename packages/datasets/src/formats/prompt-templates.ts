@@ -1,6 +1,6 @@
 /**
- * Prompts that ingest writes around rows that bring none. Pure. A prompt is part of the record that is trained on, so it is never
- * changed: a better one gets the next version.
+ * Prompts for rows that have none, such as classifications. Pure. A prompt is part of the record that is trained on, so it is never
+ * changed: a better prompt gets a new version.
  */
 import { templatePlaceholder } from "@loraline/contracts";
 
@@ -8,7 +8,7 @@ export type Language = "zh" | "en";
 
 /* --- templates --- */
 
-/** Literal text and names of values in turn, beginning with text. */
+/** Literal texts and names of values, alternating, beginning with a text. */
 export interface Template {
   readonly parts: readonly string[];
 }
@@ -63,7 +63,7 @@ const both = (name: string, version: number, zh: string, en: string) => ({
   en: { name: `${name}.en/${version}`, ...parseTemplate(en) },
 });
 
-/** More classes than this are not listed in a prompt. */
+/** Most classes that a prompt lists. */
 export const mostLabels = 50;
 
 /** Every prompt by its name; docs/formats.md lists them. */
@@ -109,7 +109,7 @@ export const prompts = {
   ),
 } as const;
 
-/** The prompt with its values, in the language that is wanted or that `text` is in. */
+/** @returns the prompt with its values, in the wanted language or else in the language of `text`. */
 export function prompt(
   name: keyof typeof prompts,
   values: Readonly<Record<string, string>>,
@@ -124,7 +124,7 @@ export function prompt(
 const han = /\p{Script=Han}/u;
 const kanaOrHangul = /[\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}]/u;
 
-/** Chinese where there are Chinese characters and no Japanese or Korean ones. */
+/** @returns Chinese for a text with Chinese characters and without Japanese or Korean ones, else English. */
 export const languageOf = (wanted: Language | "auto", text: string): Language =>
   wanted !== "auto" ? wanted : han.test(text) && !kanaOrHangul.test(text) ? "zh" : "en";
 
@@ -166,7 +166,7 @@ export const languageCode = (written: string): string | undefined => {
   const given = written.trim().toLowerCase();
   return codeOfName.get(given) ?? codeOfName.get(given.split(/[-_]/, 1)[0] as string);
 };
-/** Its name in a language; an unknown one is called as it is written. */
+/** @returns a language's name in the prompt's language; an unknown language keeps the spelling of the row. */
 export const languageName = (written: string, language: Language): string => {
   const names = languageNames[languageCode(written) ?? ""];
   return names === undefined ? written.trim() : names[language === "zh" ? 0 : 1];
@@ -183,12 +183,12 @@ const scripts: readonly (readonly [code: string, script: RegExp])[] = [
   ["th", /\p{Script=Thai}/gu],
   ["el", /\p{Script=Greek}/gu],
 ];
-/** Latin letters of a word count as one. */
+/** Counts characters by script; a word of Latin letters counts as one. */
 const latinWords = /\p{Script=Latin}+/gu;
 
 /**
- * The language that a text's script tells: code, or undefined when it does not tell. Latin script counts as English only where
- * every letter is English, so a language that shares the script is asked for rather than called English.
+ * Recognises a language by its script. @returns its code, or undefined when the script does not decide. Latin script counts as English
+ * only if every letter is an English one; for other languages in Latin script the user is asked.
  */
 export function languageByScript(text: string): string | undefined {
   const start = text.slice(0, 500);
@@ -197,7 +197,7 @@ export function languageByScript(text: string): string | undefined {
   let best: readonly [code: string, letters: number] = ["", 0];
   for (const [code, script] of scripts) {
     const letters = count(script);
-    // Japanese is written with Chinese characters too, hardly ever without kana.
+    // Japanese uses Chinese characters too, but hardly ever without kana.
     if (letters > 0 && (code === "ja" || code === "ko") && letters > latin) return code;
     if (letters > best[1]) best = [code, letters];
   }

@@ -1,9 +1,9 @@
-/** The identity of a record: sha256 over what it says. */
+/** The id of a record: sha256 over its content. */
 import { hash } from "node:crypto";
 import type { Digest, Message } from "@loraline/contracts";
 import type { Body } from "./signature.ts";
 
-/** Every member, so that a new one of the contract cannot be forgotten here; `undefined` ones are not written. */
+/** Every member of a record, checked by the type, so that a new member of the contract cannot be forgotten here. `undefined` is not written. */
 type Sorted<T> = { readonly [K in keyof Required<T>]: unknown };
 
 const sortedTurn = ({ content, media, name, reasoning, role, tool_call_id, tool_calls, train, weight }: Message): Sorted<Message> => ({

@@ -1,4 +1,4 @@
-/** What a format is made of: typed fields with their spellings, and how its values become a record's body. Pure. */
+/** Parts of a format's definition: typed fields with their spellings, and the conversion of their values to a record's body. Pure. */
 import type { DatasetFormat, DatasetMapping, Message, Rec } from "@loraline/contracts";
 import { fillTemplate, type Template } from "./prompt-templates.ts";
 
@@ -15,7 +15,7 @@ export type Row = Readonly<Record<string, unknown>>;
 /* --- types of values --- */
 
 /**
- * A value in one letter, so that rows of one shape are told by one string: `z` empty text, `s` text, `j` text that may be the JSON of
+ * A value's type as one letter, so that one string describes the shape of a row: `z` empty text, `s` text, `j` text that may be the JSON of
  * a list, `i` integer, `n` other number, `b` boolean, `o` object; lists: `e` empty, `S` of texts, `I` of integers, `l` of anything else.
  */
 export function tagOf(value: unknown): string {
@@ -35,12 +35,12 @@ export function tagOf(value: unknown): string {
   if (first === "number") return value.every((item) => Number.isInteger(item)) ? "I" : "l";
   return "l";
 }
-/** In CSV, what is not there is empty text. */
+/** In CSV a missing value is an empty text. */
 export const isNothing = (value: unknown): boolean => value === undefined || value === null || value === "";
 
 export interface Type<T> {
   readonly called: string;
-  /** Tags of the values that are of this type. */
+  /** The letters of the values that fit this type. */
   readonly tags: string;
   readonly example?: T;
 }
@@ -62,7 +62,7 @@ export const textListOrObject = type<string | readonly unknown[] | Row>("text, a
 /* --- signatures --- */
 
 export interface Field<T = unknown, Optional extends boolean = boolean> {
-  /** Further spellings of the field's name; the name itself may be among them, where others say better what is meant. */
+  /** Other spellings of the field's name, best first. The name itself may be among them, if other spellings are more specific. */
   readonly spellings: readonly string[];
   readonly type: Type<T>;
   readonly optional: Optional;
@@ -75,33 +75,33 @@ type Values<F extends Fields> = {
   readonly [K in keyof F]: F[K] extends Field<infer T, infer Optional> ? (Optional extends true ? T | undefined : T) : never;
 };
 
-/** What a conversion knows besides the values of its fields. */
+/** What a conversion gets besides the values of its fields. */
 export interface Context {
   readonly mapping: Pick<DatasetMapping, "language" | "roles" | "labels">;
   /** The mapping's `instruction_template`. */
   readonly template: Template | undefined;
   /** Classes of the whole file; null: too many for a prompt, or nobody knows; undefined: they have not been counted yet. */
   readonly labels: readonly string[] | null | undefined;
-  /** As it stands in the file. */
+  /** The row as it stands in the file. */
   readonly row: Row;
   /** Field to the key that was read. */
   readonly names: Readonly<Record<string, string>>;
   /** Responses to questions of earlier rows. */
   readonly answered: Pick<Map<string, readonly string[]>, "get" | "set">;
-  /** A field's value with numbers as they were written; only JSON that is kept as text needs it. */
+  /** A field's value with numbers spelled as in the file. Only values that are kept as JSON text need it. */
   readonly exact: (field: string) => unknown;
 }
 
 export interface Converted {
   readonly body: Body;
-  /** Where another format says better what the row was, with what earlier rows say. */
+  /** The format to report, if earlier rows show that the row was of another format. */
   readonly format?: DatasetFormat;
   readonly seed?: NonNullable<Rec["meta"]["seed"]>;
   readonly template?: string | undefined;
   readonly slice?: string | undefined;
   readonly unusedKeys?: readonly string[];
 }
-/** The file's classes have to be counted before this row can be converted. */
+/** The result when the file's classes must be collected before this row can be converted. */
 export const needsLabels = "needs-labels";
 export type Conversion = Converted | Refusal | typeof needsLabels;
 
@@ -109,7 +109,7 @@ export interface Signature {
   readonly format: DatasetFormat;
   readonly kind: Rec["kind"];
   readonly fields: Fields;
-  /** Keys beside which the row is not of this format: it would lose what they say. */
+  /** Keys that exclude this format, because their content would be lost. */
   readonly unless?: readonly string[];
   readonly convert: (values: never, context: Context) => Conversion;
 }
@@ -126,7 +126,7 @@ interface Question {
   readonly task: string;
   /** The user's turn, unless the mapping has a template for it. */
   readonly user: string;
-  /** Fields that the user's turn is made of: one of them has to say something. */
+  /** Fields of the user's turn; at least one must not be empty. */
   readonly asks: readonly string[];
   readonly answer: string;
   readonly answers: string;
@@ -179,7 +179,7 @@ export const nameOf = (value: unknown): string => {
   return typeof value === "number" ? "a number" : typeof value === "boolean" ? "true or false" : typeof value;
 };
 
-/** Far more than any schema of a tool has; deeper values are not written as JSON, which recurses. */
+/** Deepest nesting that is written as JSON, because writing recurses. Real tool schemas are far less deep. */
 export const deepest = 64;
 export function isDeeperThan(value: unknown, levels: number): boolean {
   if (typeof value !== "object" || value === null) return false;

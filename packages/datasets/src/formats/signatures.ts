@@ -1,5 +1,5 @@
 /**
- * Every format, in the order in which they are tried: the one that reads more of a row stands before the one that reads less. A new
+ * All formats, in the order in which they are tried: a format that reads more of a row stands before one that reads less. A new
  * format is one entry here and one in `datasetFormats` (contracts). Pure.
  */
 import type { Message } from "@loraline/contracts";
@@ -296,7 +296,7 @@ export const signatures: readonly Signature[] = [
     format: "prompt-completion-turns",
     kind: "chat",
     fields: { prompt: needs(list), completion: needs(list), tools: may(textOrList) },
-    // Only the completion is learned; the answers in the prompt are read.
+    // Only the completion is trained; answers inside the prompt are context.
     convert(values, context) {
       const asked = readTurns(values.prompt, "prompt", context);
       if ("code" in asked) return asked;
@@ -348,7 +348,7 @@ export const signatures: readonly Signature[] = [
   }),
 ];
 
-/** A prompt of ours names itself, unless the mapping's took its place. */
+/** Records the name of the prompt template that was used, unless the mapping has its own template. */
 function written(asked: ReturnType<typeof ask>, context: Context, template: string): Conversion {
   return "code" in asked || context.template !== undefined ? asked : { ...asked, template };
 }
@@ -366,7 +366,7 @@ function convertPretokenized(
       return refuse("LENGTHS_DIFFER", message);
     }
   }
-  // Padding is no part of the text.
+  // Padding is not part of the text.
   const isText = (_: number, index: number): boolean => mask?.[index] !== 0;
   const ids = input_ids.filter(isText);
   if (ids.length === 0) return refuse("EMPTY_TEXT", "`input_ids` holds no token");
@@ -427,7 +427,7 @@ function convertClassification({ text: given, label }: { text: string; label: st
     return refuse("LABEL_UNKNOWN", message);
   }
   const language = languageOf(mapping.language, given);
-  // Our prompts list a few classes; a template that asks for them gets all that have names.
+  // Loraline's prompts list a limited number of classes. A template with `{labels}` gets all classes that have names.
   const isListed = labels !== null && labels !== undefined && (own !== undefined || labels.length <= mostLabels);
   const classes = isListed ? labels.join(language === "zh" ? "、" : ", ") : undefined;
   if (own !== undefined && isAsked && classes === undefined) {
@@ -442,7 +442,7 @@ function convertClassification({ text: given, label }: { text: string; label: st
   return written(ask({ task: "classification", user, asks: ["text"], answer, answers: "label", values }, context), context, template);
 }
 
-/** The class as text: numbers by the mapping's names; undefined: it is none of them. */
+/** @returns the class as text, numbers by the mapping's names; undefined: the value is none of the classes. */
 export function labelText(label: string | number | boolean, names: readonly string[] | undefined): string | undefined {
   if (names === undefined) return typeof label === "string" ? label.trim() : String(label);
   if (typeof label === "number") return names[label];

@@ -1,4 +1,4 @@
-/** What came out of a file, counted and looked at while it is read. Memory does not grow with the file, but for 16 to 32 bytes a record (bounds at each counter). */
+/** The report on a file: counts and samples, collected while it is read. Memory grows by 16 to 32 bytes a record only (see the bounds at each counter). */
 import { hash } from "node:crypto";
 import type { BlobRef, DatasetReport, Rec, Rejection, Sample } from "@loraline/contracts";
 import { comparedText, createNearDuplicates, type NearDuplicates } from "./near-duplicates.ts";
@@ -12,29 +12,29 @@ const shownLines = 20;
 const shownLabels = 50;
 const shownSamples = 20;
 const sampleCharacters = 2000;
-/** Languages are told on so many records: telling them costs more than reading them. */
+/** Most records whose language is detected: detecting it takes longer than reading the record. */
 const languageRecords = 20_000;
-/** Questions of triples that are compared with later ones. */
+/** Most questions of triples that are remembered, to be compared with later ones. */
 const mostTriples = 200_000;
 
 export interface ReportBuilder {
   add(batch: { records: readonly Rec[]; rejections: readonly Rejection[] }): Promise<void>;
-  /** The report so far; `allRejections` refers to every rejection. */
+  /** @returns the report so far; `allRejections` is the reference of the object with every rejection. */
   report(allRejections: BlobRef | null): DatasetReport;
-  /** The records that are shown as samples. */
+  /** @returns the records that are shown as samples. */
   samples(): Rec[];
 }
 
-/** What one file says, for comparing another with it. */
+/** The contents of a file, for comparing another file with it. */
 export interface Contents {
   ids: ReadonlySet<number>;
   near: Pick<NearDuplicates, "find">;
 }
 
-/** 52 bits of an id: a millionth of the memory of the rows, and wrong by one in some ten thousand files of a million rows. */
+/** The first 52 bits of an id. They take little memory, and are ambiguous once in some ten thousand files of a million rows. */
 const shortId = (id: string): number => Number.parseInt(id.slice("sha256:".length, "sha256:".length + 13), 16);
 
-/** The contents of a validation file, which training records are compared with. */
+/** The contents of a validation file, with which training records are compared. */
 export async function readContents(batches: AsyncIterable<{ records: readonly Rec[] }>): Promise<Contents> {
   const ids = new Set<number>();
   const near = createNearDuplicates();
@@ -157,14 +157,14 @@ function sampleOf(record: Rec): Sample {
   const segments: Sample["segments"] = [];
   for (const { text, trained } of segmentsOf(record)) {
     if (room <= 0) break;
-    // Not through the middle of a character.
+    // The cut must not be in the middle of a character.
     segments.push({ text: text.length > room ? `${text.slice(0, room).toWellFormed()}…` : text, trained });
     room -= text.length;
   }
   return { line: record.meta.line, format: record.meta.format, segments };
 }
 
-/** What a person should know of before paying for a training, in sentences. */
+/** @returns warnings in sentences, for a person to read before paying for a training. */
 function warningsOf(
   report: Omit<DatasetReport, "warnings">,
   unused: { lines: { count: number; lines: number[] }; keys: Record<string, number> },
@@ -253,11 +253,11 @@ function warningsOf(
   return warnings;
 }
 
-/** Positive numbers in 16 to 32 bytes each, where a Set takes 50. */
+/** A set of positive numbers that takes 16 to 32 bytes for each; JavaScript's Set takes 50. */
 class NumberSet {
   #slots = new Float64Array(4096);
   #count = 0;
-  /** False: it was there. */
+  /** @returns false if the number was in the set already. */
   add(value: number): boolean {
     if (this.#count * 2 >= this.#slots.length) {
       const before = this.#slots;
@@ -272,7 +272,7 @@ class NumberSet {
   }
   #slotOf(value: number): number {
     const last = this.#slots.length - 1;
-    // Ids are hashes already.
+    // Ids are hashes, so they need no further hashing.
     let slot = Math.floor(value / 2 ** 20) & last;
     while (this.#slots[slot] !== 0 && this.#slots[slot] !== value) slot = (slot + 1) & last;
     return slot;
@@ -281,13 +281,13 @@ class NumberSet {
 
 /* --- counters with bounds --- */
 
-/** Labels and names of columns that are longer are cut. */
+/** Longer labels and names of columns are cut. */
 const longestKey = 200;
 
 class Counts {
   readonly #counts = new Map<string, number>();
   readonly #most: number;
-  /** @param most - different keys that are counted; more are left out. */
+  /** @param most - most different keys that are counted; others are left out. */
   constructor(most = Number.POSITIVE_INFINITY) {
     this.#most = most;
   }
@@ -295,7 +295,7 @@ class Counts {
     return this.#counts.size;
   }
   add(given: string): void {
-    // Keys come from the file, and a long one would keep all of its row.
+    // Keys come from the file. A long key would keep its whole row in memory.
     const key = given.length <= longestKey ? given : Buffer.from(`${given.slice(0, longestKey).toWellFormed()}…`).toString();
     if (this.#counts.size < this.#most || this.#counts.has(key)) this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
   }
@@ -320,7 +320,7 @@ class Findings {
   add(kind: string, line: number): void {
     let finding = this.#byKind.get(kind);
     if (finding === undefined) {
-      // Spellings come from the file, so their number has an end too.
+      // Spellings come from the file, so their number must be limited too.
       if (this.#byKind.size >= 50) return;
       finding = new Finding();
       this.#byKind.set(kind, finding);
@@ -332,7 +332,7 @@ class Findings {
   }
 }
 
-/** The records with the least hashes: as good as drawn by lot, and the same ones each time. */
+/** The records with the smallest hashes: as good as a random choice, but the same ones each time. */
 class LeastByHash {
   readonly #most: number;
   #kept: { id: number; record: Rec }[] = [];

@@ -1,4 +1,4 @@
-/** What in a record's text should make its owner look twice: secrets, personal data, spellings of control tokens. */
+/** Finds parts of a record's text that its owner should check: secrets, personal data, spellings of control tokens. */
 import { lintSource } from "@secretlint/core";
 import { creator as secretRules } from "@secretlint/secretlint-rule-preset-recommend";
 import validator from "validator";
@@ -36,7 +36,7 @@ interface Kind {
   readonly pattern: RegExp;
   readonly is: (candidate: string) => boolean;
 }
-/** Cheap patterns find candidates; checksums and the library decide. */
+/** Cheap patterns find candidates; then checksums and a library decide. */
 const personal: readonly Kind[] = [
   { kind: "email", pattern: /[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}/g, is: (text) => validator.isEmail(text) && !isExample(text) },
   {
@@ -52,7 +52,7 @@ const personal: readonly Kind[] = [
     is: (text) => validator.isIBAN(text.replaceAll(" ", "")),
   },
 ];
-/** Reserved for documents (RFC 2606): nobody's address. */
+/** Domains reserved for documentation (RFC 2606): such an address belongs to nobody. */
 const isExample = (email: string): boolean =>
   /@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|[\w-]+\.(?:test|example|invalid|localhost))$/i.test(email);
 
@@ -69,11 +69,11 @@ export function findPersonalData(texts: readonly string[]): Hit[] {
   return hits;
 }
 
-/** Control tokens of the template families; in the text of a record they are text, but hardly ever meant as such. */
+/** Control tokens of the template families. In a record they stay text, but the author hardly ever wants that. */
 const controlToken =
   /<\|[a-z][a-z0-9_]{1,40}\|>|<\/?s>|\[\/?INST\]|<<\/?SYS>>|<(?:start|end)_of_turn>|<[｜|][^<>｜|]{1,40}[｜|]>|<\/?think>|<\/?tool_call>/gu;
 
-/** Each spelling of a control token in a text, once per text. */
+/** @returns each control token that is spelled in a text, once. */
 export const findControlTokens = (texts: readonly string[]): Hit[] =>
   unique(
     texts.flatMap((text, index) =>

@@ -1,17 +1,17 @@
-/** Whether what was read of a file may be trained on. Pure. */
+/** Decides whether the rows that were read from a file may be trained on. Pure. */
 import type { DatasetMapping, DatasetReport, Problem } from "@loraline/contracts";
 
-/** Rows that a person meant to be something, and that nobody could tell. */
+/** Codes of rows whose format was not recognised. */
 const unknown = ["FORMAT_UNKNOWN", "FORMAT_MISMATCH", "AMBIGUOUS"];
-/** So many are stray rows, all of which the report shows; more of them, and more than this share, are a misunderstanding of the file. */
+/** A few unrecognised rows are accidents, and the report shows them all. More rows than this, and more than this share, mean that the file was misunderstood. */
 const strayRows = 100;
 const strayShare = 0.005;
 
 type Read = Pick<DatasetReport, "rows" | "records" | "rejections" | "reasons" | "firstRejections">;
 
 /**
- * @returns why nothing should be trained on it; null: it may be.
- * A file most of whose meaning was not understood is refused rather than trained on in part, unless the mapping says `on_unknown: drop`.
+ * @returns the reason why nothing may be trained on it; null: training is allowed.
+ * A file with too many unrecognised rows is refused, unless the mapping says `on_unknown: drop`: training on a part of it would be a surprise.
  */
 export function judgeDataset(filename: string, read: Read, mapping?: Pick<DatasetMapping, "on_unknown"> | null): Problem | null {
   const { rows, records, rejections, reasons, firstRejections } = read;

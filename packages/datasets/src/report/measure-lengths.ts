@@ -3,11 +3,11 @@ import type { Lengths } from "@loraline/contracts";
 
 export interface LengthCounter {
   add(length: number): void;
-  /** null: nothing was added. */
+  /** @returns the distribution; null: nothing was added. */
   lengths(): Lengths | null;
 }
 
-/** Lengths below this are counted one by one; from there on in steps of a hundredth. */
+/** Lengths below this have a bucket each; from here on buckets grow by a hundredth. */
 const exactBelow = 4096;
 
 export function countLengths(): LengthCounter {
@@ -39,14 +39,14 @@ export function countLengths(): LengthCounter {
   };
 }
 
-/** The largest length of the bucket, so that a percentile is never too small. */
+/** @returns the largest length of the bucket, so that a percentile is never too small. */
 function bucketOf(length: number): number {
   if (length < exactBelow) return length;
   const step = 1.01 ** Math.ceil(Math.log(length) / Math.log(1.01) - 1e-9);
   return Math.ceil(step);
 }
 
-/** Bars that double: 16, 32, 64, … up to the longest. */
+/** @returns a histogram whose bars double: 16, 32, 64, … up to the longest. */
 function histogramOf(sorted: readonly (readonly [number, number])[], max: number): Lengths["histogram"] {
   const bars: Lengths["histogram"] = [];
   let index = 0;

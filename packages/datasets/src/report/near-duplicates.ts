@@ -12,22 +12,22 @@ export const signatureSize = 64;
 const bins = signatureSize;
 const bands = 8;
 const gram = 5;
-/** An ideograph says about as much as two letters. */
+/** Characters of a gram of ideographs; fewer than of letters, because an ideograph carries about as much information as two letters. */
 const ideographs = 3;
 const firstIdeograph = 0x2e80;
 
 export interface NearDuplicates {
-  /** An earlier text that is nearly the same; undefined when there is none, or the index is full. Adds this one. */
+  /** @returns an earlier text that is nearly the same; undefined when there is none. Adds this text, unless the index is full. */
   add(text: string, line: number): { of: number; similarity: number } | undefined;
-  /** The same without adding. */
+  /** Finds as `add` does, without adding the text. */
   find(text: string): { of: number; similarity: number } | undefined;
-  /** The same two with what `signatureOf` gave for a text. */
+  /** The same two functions for a text's signature, from `signatureOf`. */
   addSigned(signature: Uint32Array, line: number): { of: number; similarity: number } | undefined;
   findSigned(signature: Uint32Array): { of: number; similarity: number } | undefined;
   readonly examined: number;
 }
 
-/** What of a record is compared with others: all but system prompts, which many records have in common. */
+/** @returns the text of a record that is compared with others: all but system prompts, which many records share. */
 export function comparedText(record: Rec): string {
   const turns = [...(record.messages ?? []), ...(record.chosen ?? []), ...(record.rejected ?? [])].filter(({ role }) => role !== "system");
   return [
@@ -41,7 +41,7 @@ export function comparedText(record: Rec): string {
     .join("\n");
 }
 
-/** A text in 64 numbers, of which two texts share about as many as their grams; undefined when it is too short to compare. */
+/** @returns a text's signature of 64 numbers. Two texts share about the same fraction of numbers as of grams. undefined: too short to compare. */
 export function signatureOf(text: string): Uint32Array | undefined {
   const signature = new Uint32Array(bins);
   return sign(text, signature) ? signature : undefined;
@@ -50,7 +50,7 @@ export function signatureOf(text: string): Uint32Array | undefined {
 /** @param capacity - texts that are remembered; at most 300 bytes each. */
 export function createNearDuplicates(capacity = 200_000, least = 0.8): NearDuplicates {
   let size = 1024;
-  // Half of each number: two texts that differ agree in one by chance once in 65,536 times.
+  // Half of each number is kept: in different texts two halves agree by chance once in 65,536 times.
   let signatures = new Uint16Array(size * bins);
   const halves = new Uint16Array(bins);
   let lines = new Int32Array(size);
@@ -160,7 +160,7 @@ function sign(text: string, into: Uint32Array): boolean {
     grams++;
   }
   if (grams < 8) return false;
-  // An empty bin takes over what a bin chosen by its number holds: equal texts take over the same.
+  // An empty bin borrows from a bin that its number selects, so that equal texts borrow equal values.
   for (let bin = 0; bin < bins; bin++) {
     if (into[bin] !== 0xffffffff) continue;
     let from = bin;

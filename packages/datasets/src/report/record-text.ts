@@ -1,9 +1,9 @@
-/** What a record says, as text. Pure. */
+/** The content of a record, as text. Pure. */
 import { isTrainedTurn, type Rec, type Sample } from "@loraline/contracts";
 
 type Segments = Sample["segments"];
 
-/** Every text of a record, in reading order. */
+/** @returns every text of a record, in reading order. */
 export function textsOf(record: Rec): string[] {
   const turns = [...(record.messages ?? []), ...(record.chosen ?? []), ...(record.rejected ?? [])];
   return [
@@ -13,7 +13,7 @@ export function textsOf(record: Rec): string[] {
   ].filter((text) => text !== "");
 }
 
-/** The record as turns, without any base's template: what is trained and what is only read. */
+/** @returns the record as turns, without a base's template, with the information which turns are trained. */
 export function segmentsOf(record: Rec): Segments {
   switch (record.kind) {
     case "completion":
