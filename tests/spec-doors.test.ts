@@ -353,8 +353,8 @@ describe("OpenAI's own fields", () => {
   });
 
   it("refuse a method that is not offered, naming what is", () => {
-    expect(() => sendJob({ ...job, method: { type: "dpo", dpo: {} } })).toThrow(
-      /method\.type: \\"dpo\\" is not offered; use \\"supervised\\"/,
+    expect(() => sendJob({ ...job, method: { type: "telepathy", telepathy: {} } })).toThrow(
+      /method\.type: \\"telepathy\\" is not offered; use \\"supervised\\"/,
     );
     expect(() => sendJob({ ...job, method: { type: "import" } })).toThrow(/method\.type: .*POST \/v1\/loraline\/adapters/);
   });

@@ -5,7 +5,18 @@ import { Ajv } from "ajv";
 import addFormats from "ajv-formats";
 import { expect, test } from "vitest";
 import { chartFiles, docFiles, generatedFiles, trainerFiles } from "./generate/generate.ts";
-import { consumers, eventOfType, events, filterFor, parseSubject, streamOf, streams, subjectFor, version } from "./index.ts";
+import {
+  consumers,
+  eventOfType,
+  events,
+  filterFor,
+  natsPermissions,
+  parseSubject,
+  streamOf,
+  streams,
+  subjectFor,
+  version,
+} from "./index.ts";
 
 const root = join(import.meta.dirname, "..");
 const samples = readdirSync(join(root, "samples")).map((file) => ({
@@ -113,4 +124,13 @@ test("each event goes to exactly one stream, and each consumer's events are in i
   for (const consumer of Object.values(consumers)) {
     for (const event of consumer.events) expect(streamOf(event).name, `${consumer.durable} ${event.type}`).toBe(consumer.stream.name);
   }
+});
+
+// NATS refuses whatever is not in this table, and only in an installation.
+test("each event may be published by one of our programs, and each consumer may be read by exactly one", () => {
+  const may = (subject: string): string[] =>
+    Object.entries(natsPermissions.services).flatMap(([user, { publish }]) => (publish.allow.includes(subject) ? [user] : []));
+  for (const event of Object.values(events)) expect(may(filterFor(event)), `who publishes ${event.type}`).not.toEqual([]);
+  for (const { durable, stream } of Object.values(consumers))
+    expect(may(`$JS.API.CONSUMER.MSG.NEXT.${stream.name}.${durable}`), `who reads ${durable}`).toHaveLength(1);
 });

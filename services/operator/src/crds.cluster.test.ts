@@ -134,7 +134,7 @@ const specs: [what: string, spec: object, names?: string, later?: "later"][] = [
     "method import needs weights",
   ],
   ["an import that is said twice", { ...without("dataset"), method: { type: "import", ...imported }, import: imported }, "import"],
-  ["a method that is not offered", { ...minimal, method: { type: "dpo" } }, "method.type"],
+  ["a method that is not offered", { ...minimal, method: { type: "telepathy" } }, "method.type"],
   ["a training that names an adapter's files", { ...minimal, method: { type: "supervised", ...imported } }, "source", "later"],
   ["an empty dataset", { ...minimal, dataset: {} }, "dataset"],
   ["two datasets in one", { ...minimal, dataset: { id, configMap: { name: "c", key: "k" } } }, "dataset"],

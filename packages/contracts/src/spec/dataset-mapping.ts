@@ -1,59 +1,46 @@
 /** The formats of rows that ingest knows, and the explicit mapping that takes the place of guessing. */
 import { z } from "zod";
 
+interface FormatFacts {
+  readonly fields: readonly string[];
+  /** Settings of a mapping, beside `columns`, that this format can be read with; another one is refused. */
+  readonly takes: readonly ("roles" | "system" | "instruction_template" | "labels")[];
+}
+
 /**
  * Formats in the order in which they are tried, each with its fields. A mapping's `columns` says which column of a file is which
  * field; without one a field goes by its own name and by the spellings that ingest knows (docs/formats.md).
  */
 export const datasetFormats = {
-  pretokenized: ["input_ids", "labels", "attention_mask"],
-  "token-labels": ["tokens", "labels"],
-  preference: ["prompt", "input", "system", "messages", "chosen", "rejected"],
-  "preferred-of-responses": ["prompt", "system", "responses", "preferred_response"],
-  "preferred-response": ["prompt", "system", "preferred_response"],
-  ranked: ["prompt", "system", "responses", "scores"],
-  "unpaired-conversation": ["messages", "system", "label"],
-  unpaired: ["prompt", "input", "system", "completion", "label"],
-  conversation: ["messages", "system", "tools", "image"],
-  triple: ["subject", "predicate", "object"],
-  adversarial: ["sentence", "question", "answer"],
-  "context-question-answer": ["context", "question", "answer"],
-  "image-caption": ["image", "caption"],
-  instruction: ["instruction", "input", "output", "system", "history", "image"],
-  summary: ["document", "summary"],
-  translation: ["source", "target", "source_lang", "target_lang"],
-  "translation-object": ["translation"],
-  code: ["description", "code"],
-  "question-answer": ["question", "answer", "system", "history", "image"],
-  "input-output": ["input", "output", "system"],
-  "prompt-completion-turns": ["prompt", "completion", "tools"],
-  "prompt-completion": ["prompt", "completion"],
-  classification: ["text", "label"],
-  text: ["text"],
-} as const satisfies Record<string, readonly string[]>;
+  pretokenized: { fields: ["input_ids", "labels", "attention_mask"], takes: [] },
+  "token-labels": { fields: ["tokens", "labels"], takes: ["system", "instruction_template", "labels"] },
+  preference: { fields: ["prompt", "input", "system", "messages", "chosen", "rejected"], takes: ["roles", "system"] },
+  "preferred-of-responses": { fields: ["prompt", "system", "responses", "preferred_response"], takes: ["system"] },
+  "preferred-response": { fields: ["prompt", "system", "preferred_response"], takes: ["system"] },
+  ranked: { fields: ["prompt", "system", "responses", "scores"], takes: ["system"] },
+  "unpaired-conversation": { fields: ["messages", "system", "label"], takes: ["roles", "system"] },
+  unpaired: { fields: ["prompt", "input", "system", "completion", "label"], takes: ["system"] },
+  conversation: { fields: ["messages", "system", "tools", "image"], takes: ["roles", "system"] },
+  triple: { fields: ["subject", "predicate", "object"], takes: ["system", "instruction_template"] },
+  adversarial: { fields: ["sentence", "question", "answer"], takes: ["system", "instruction_template"] },
+  "context-question-answer": { fields: ["context", "question", "answer"], takes: ["system", "instruction_template"] },
+  "image-caption": { fields: ["image", "caption"], takes: ["system", "instruction_template"] },
+  instruction: { fields: ["instruction", "input", "output", "system", "history", "image"], takes: ["system", "instruction_template"] },
+  summary: { fields: ["document", "summary"], takes: ["system", "instruction_template"] },
+  translation: { fields: ["source", "target", "source_lang", "target_lang"], takes: ["system", "instruction_template"] },
+  "translation-object": { fields: ["translation"], takes: ["system", "instruction_template"] },
+  code: { fields: ["description", "code"], takes: ["system", "instruction_template"] },
+  "question-answer": { fields: ["question", "answer", "system", "history", "image"], takes: ["system", "instruction_template"] },
+  "input-output": { fields: ["input", "output", "system"], takes: ["system", "instruction_template"] },
+  "prompt-completion-turns": { fields: ["prompt", "completion", "tools"], takes: ["roles", "system"] },
+  "prompt-completion": { fields: ["prompt", "completion"], takes: [] },
+  classification: { fields: ["text", "label"], takes: ["system", "instruction_template", "labels"] },
+  text: { fields: ["text"], takes: [] },
+} as const satisfies Record<string, FormatFacts>;
 export type DatasetFormat = keyof typeof datasetFormats;
 
 const formatNames = Object.keys(datasetFormats) as DatasetFormat[];
-const allFields: readonly string[] = [...new Set(Object.values(datasetFormats).flat())];
-
-/** Formats whose user turn is written by ingest, so that a template can write it otherwise. */
-const askedByTemplate: readonly DatasetFormat[] = [
-  "token-labels",
-  "triple",
-  "adversarial",
-  "context-question-answer",
-  "image-caption",
-  "instruction",
-  "summary",
-  "translation",
-  "translation-object",
-  "code",
-  "question-answer",
-  "input-output",
-  "classification",
-];
-const withoutTurns: readonly DatasetFormat[] = ["pretokenized", "prompt-completion", "text"];
-const withRoles: readonly DatasetFormat[] = ["conversation", "unpaired-conversation", "preference", "prompt-completion-turns"];
+const allFields: readonly string[] = [...new Set(Object.values(datasetFormats).flatMap(({ fields }) => fields))];
 
 /** `{name}` in an instruction template; `{{` and `}}` are braces. */
 export const templatePlaceholder = /\{\{|\}\}|\{([^{}\n]{1,100})\}/g;
@@ -95,26 +82,23 @@ export const datasetMapping = z
       .describe("What becomes of a file many of whose rows are of no known format, or of several at once: `drop` trains on the others."),
   })
   .superRefine((mapping, context) => {
-    const { format, columns, roles, system, instruction_template: template, labels } = mapping;
-    const fields = format === undefined ? allFields : datasetFormats[format];
+    const { format, columns, instruction_template: template, labels } = mapping;
+    const facts: FormatFacts | undefined = format === undefined ? undefined : datasetFormats[format];
+    const fields = facts?.fields ?? allFields;
     const refuse = (path: string[], message: string): void => context.addIssue({ code: "custom", path, message });
     for (const field of Object.keys(columns ?? {})) {
       if (fields.includes(field)) continue;
       const none = format === undefined ? "no format has a" : `the format ${format} has no`;
       refuse(["columns", field], `${none} field "${field}". Fields: ${fields.join(", ")}.`);
     }
-    const unless = (path: string, given: unknown, takes: boolean, why: string): void => {
-      if (given !== undefined && format !== undefined && !takes) refuse([path], `the format ${format} ${why}. Remove it.`);
+    const onlyWhereTaken = (setting: FormatFacts["takes"][number], why: string): void => {
+      if (mapping[setting] !== undefined && facts?.takes.includes(setting) === false)
+        refuse([setting], `the format ${format} ${why}. Remove it.`);
     };
-    unless("roles", roles, format !== undefined && withRoles.includes(format), "has no roles");
-    unless(
-      "system",
-      system,
-      format !== undefined && !withoutTurns.includes(format),
-      "is trained without a chat template, so it has no system prompt",
-    );
-    unless("instruction_template", template, format !== undefined && askedByTemplate.includes(format), "has its own prompt");
-    unless("labels", labels, format === "classification" || format === "token-labels", "has no labels to name");
+    onlyWhereTaken("roles", "has no roles");
+    onlyWhereTaken("system", "is trained without a chat template, so it has no system prompt");
+    onlyWhereTaken("instruction_template", "has its own prompt");
+    onlyWhereTaken("labels", "has no labels to name");
     if (template !== undefined && ![...template.matchAll(templatePlaceholder)].some(([, field]) => field !== undefined)) {
       refuse(
         ["instruction_template"],

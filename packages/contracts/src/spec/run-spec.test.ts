@@ -202,8 +202,8 @@ test("an adapter is trained on a dataset or imported, and nothing else", () => {
 });
 
 test("a method that is not offered is refused, naming those that are", () => {
-  expect(problemsOfSpec({ ...minimal, method: { type: "dpo" } })).toEqual([
-    ["SPEC_INVALID", "method.type", 'method.type: "dpo" is not offered; use "supervised" or "import"'],
+  expect(problemsOfSpec({ ...minimal, method: { type: "telepathy" } })).toEqual([
+    ["SPEC_INVALID", "method.type", 'method.type: "telepathy" is not offered; use "supervised" or "import"'],
   ]);
   expect(problemsOfSpec({ ...minimal, method: {} })).toEqual([
     ["SPEC_INVALID", "method.type", 'method.type: must be "supervised" or "import"'],

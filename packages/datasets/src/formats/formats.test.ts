@@ -19,9 +19,9 @@ const mapped = (mapping: object, row: unknown, labels: readonly string[] | null 
 
 it("signatures and the contract know the same formats and fields, in the same order", () => {
   expect(signatures.map(({ format, fields }) => [format, Object.keys(fields)])).toEqual(
-    Object.entries(datasetFormats).map(([format, fields]) => [format, expect.arrayContaining([...fields]) as string[]]),
+    Object.entries(datasetFormats).map(([format, { fields }]) => [format, expect.arrayContaining([...fields]) as string[]]),
   );
-  for (const { format, fields } of signatures) expect(Object.keys(fields)).toHaveLength(datasetFormats[format].length);
+  for (const { format, fields } of signatures) expect(Object.keys(fields)).toHaveLength(datasetFormats[format].fields.length);
 });
 
 describe("a row as it is in", () => {

@@ -282,7 +282,7 @@ describe("jobs", () => {
     expect(await refused({ suffix: "!!!" })).toMatchObject({ error: { param: "suffix" } });
     expect(await refused({ seed: 2 ** 40 })).toMatchObject({ error: { param: "seed" } });
     expect(await refused({ hyperparameters: { n_epochs: 5000 } })).toMatchObject({ error: { param: "hyperparameters.n_epochs" } });
-    expect(await refused({ method: { type: "dpo" } })).toMatchObject({ error: { param: "method.type" } });
+    expect(await refused({ method: { type: "telepathy" } })).toMatchObject({ error: { param: "method.type" } });
     expect(await refused({ model: undefined })).toMatchObject({ error: { param: "model" } });
     expect(await refused({ training_file: "file-nope" })).toMatchObject({
       error: { code: "invalid_training_file", param: "training_file" },

@@ -114,7 +114,7 @@ describe("problems are named as the caller wrote the field", () => {
       "SPEC_INVALID",
       "method.supervised.hyperparameters.n_epochs",
     ],
-    [{ method: { type: "dpo" } }, "SPEC_INVALID", "method.type"],
+    [{ method: { type: "telepathy" } }, "SPEC_INVALID", "method.type"],
     [{ integrations: [{ type: "wandb" }] }, "SPEC_INVALID", "integrations"],
     [{ metadata: Object.fromEntries(Array.from({ length: 17 }, (_, n) => [`k${n}`, "v"])) }, "SPEC_INVALID", "metadata"],
     [{ loraline: { lora: { r: 33 } } }, "RANK_TOO_HIGH", "loraline.lora.r"],

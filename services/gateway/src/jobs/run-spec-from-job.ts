@@ -5,6 +5,7 @@ import {
   type EngineRecord,
   jobExtension,
   type MethodOf,
+  type MethodType,
   openAiFields,
   parseRunSpec,
   type Problem,
@@ -30,10 +31,16 @@ export function jobParamOf(param: string): string {
 }
 
 type BodyMethod = NonNullable<Body["method"]>;
-/** OpenAI's `method` → the run spec's. Hyperparameters are settings of the training, whatever the method. */
-const specMethods: { [T in BodyMethod["type"]]: (method: Extract<BodyMethod, { type: T }>) => MethodOf<T> } = {
-  supervised: ({ type }) => ({ type }),
+interface FromJob<T extends MethodType> {
+  method: MethodOf<T>;
+  /** OpenAI's, which stand under the method's name. They are settings of the training, whatever the method. */
+  hyperparameters: Body["hyperparameters"];
+}
+/** OpenAI's `method` → the run spec's. */
+const specMethods: { [T in BodyMethod["type"]]: (asked: Extract<BodyMethod, { type: T }>) => FromJob<T> } = {
+  supervised: ({ type, supervised }) => ({ method: { type }, hyperparameters: supervised?.hyperparameters }),
 };
+const fromJob = (asked: BodyMethod): FromJob<MethodType> => (specMethods[asked.type] as (asked: BodyMethod) => FromJob<MethodType>)(asked);
 
 /** Checks the body's own shape. Its values come back as the caller wrote them, so that defaults are told from wishes. */
 export function parseJobBody(raw: unknown): { body: Body } | { problems: Problems } {
@@ -58,6 +65,7 @@ export function runSpecFromJob(
   source: { filename: string; engines: readonly EngineRecord[] },
 ): { spec: RunSpec } | { problems: Problems } {
   const { loraline } = body;
+  const asked = body.method ? fromJob(body.method) : undefined;
   /** Path in the run spec → the field as the caller wrote it. */
   const written = new Map<string, string>(Object.entries(openAiFields));
   if (loraline?.adapter === undefined) written.set("adapter", typeof body.suffix === "string" ? "suffix" : "training_file");
@@ -70,7 +78,7 @@ export function runSpecFromJob(
     written.set(`training.${field}`, writtenAs);
   };
   const given = [
-    ["method.supervised.hyperparameters", body.method?.supervised?.hyperparameters],
+    [`method.${asked?.method.type}.hyperparameters`, asked?.hyperparameters],
     ["hyperparameters", body.hyperparameters],
   ] as const;
   for (const [where, hyperparameters] of given) {
@@ -91,7 +99,7 @@ export function runSpecFromJob(
       base: body.model,
       dataset: datasetIdOf(body.training_file) ?? body.training_file,
       validation: validation && (datasetIdOf(validation) ?? validation),
-      method: body.method ? specMethods[body.method.type](body.method) : undefined,
+      method: asked?.method,
       metadata: body.metadata ?? undefined,
     }),
   );

@@ -125,7 +125,7 @@ def test_every_method_of_the_contracts_has_a_function_here():
 
 def test_a_method_without_a_function_is_refused_naming_those_that_have_one(tmp_path):
     minimal = {"version": 1, "run_id": "r", "attempt": 1, "base": {"name": "b", "revision": "1", "digest": "d"}, "lora": {}, "training": {}}
-    (tmp_path / "spec.json").write_text(json.dumps({**minimal, "method": {"type": "dpo"}}))
+    (tmp_path / "spec.json").write_text(json.dumps({**minimal, "method": {"type": "telepathy"}}))
     assert train.main(tmp_path) == 1
     error = json.loads((tmp_path / "result.json").read_text())["error"]
-    assert error == {"code": "SPEC_INVALID", "message": "method.type must be one of supervised, import, not 'dpo'.", "param": "method.type"}
+    assert error == {"code": "SPEC_INVALID", "message": "method.type must be one of supervised, import, not 'telepathy'.", "param": "method.type"}
