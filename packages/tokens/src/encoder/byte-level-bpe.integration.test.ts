@@ -1,4 +1,4 @@
-/** Against the official package, with real tokenizers: every code point that is taken on, and what encoders differ in. */
+/** Compares the fast encoder with the official package, on real tokenizers: every supported code point, and texts in which encoders differ. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { smollm2Dir } from "@loraline/testkit/servers";
@@ -118,7 +118,7 @@ describe.each<[string, string, (file: File) => File]>([
     );
     await expectEqual(texts, "plain");
     await expectEqual(texts, "raw");
-    // Otherwise the official package would have been compared with itself.
+    // Otherwise the official package would be compared with itself.
     expect(texts.filter((one) => taken(one) !== undefined).length).toBeGreaterThan(texts.length / 4);
   });
 

@@ -1,13 +1,12 @@
 /**
  * Byte-level BPE, several times as fast as the official package, for the tokenizers and texts for which it is proven equal.
  *
- * The ids are those of `tokenizers` because nothing is left to chance: it takes on only pre-tokenizers that it knows by their
- * exact pattern, and only texts of code points whose class (letter, number, blank) has been the same for many versions of
- * Unicode; a test compares every one of them with the official package. Whatever else comes is the official package's work:
- * `encode` then returns undefined. Pure.
+ * Its ids are those of `tokenizers` because it supports only pre-tokenizers that it knows by their exact pattern, and only texts of
+ * code points whose class (letter, number, blank) has been the same in many versions of Unicode. A test compares every one of these
+ * code points with the official package. For all other texts `encode` returns undefined, and the official package encodes them. Pure.
  */
 
-/** What is needed of a tokenizer.json. */
+/** The parts of a tokenizer.json that are used here. */
 export interface BpeFile {
   readonly normalizer?: unknown;
   readonly pre_tokenizer?: unknown;
@@ -24,15 +23,15 @@ export interface AddedToken {
 
 export interface ByteLevelBpe {
   /**
-   * An encoder for which these tokens are found in texts as a whole; undefined when that cannot be done exactly. Its result
-   * is undefined for a text that is not taken on.
+   * Makes an encoder that finds these tokens in texts as a whole; undefined when that cannot be done exactly. The encoder returns
+   * undefined for a text that it does not support.
    */
   withAdded(added: readonly AddedToken[]): ((text: string) => Int32Array | undefined) | undefined;
 }
 
-/* --- texts that are taken on --- */
+/* --- supported texts --- */
 
-/** First and last code points: letters that Unicode 10 had already, and all of what is neither letter nor number nor blank in any version. */
+/** Ranges (first and last code point): letters of Unicode 10, and everything that is neither letter nor number nor blank in any version. */
 const allowed: readonly (readonly [number, number])[] = [
   [0x01, 0x7e],
   [0xa0, 0x24f],
@@ -87,7 +86,7 @@ export function* allowedCodePoints(): Generator<number> {
   for (const [first, last] of allowed) for (let code = first; code <= last; code++) yield code;
 }
 
-/** What may stand in a text: 0 not taken on, 1 taken on, 2 taken on, but NFC may change it or what stands before it. */
+/** By code point: 0 not supported, 1 supported, 2 supported, but NFC may change it or the code point before it. */
 const classes: Uint8Array = (() => {
   const table = new Uint8Array(0x30000);
   for (const code of allowedCodePoints()) {
@@ -98,7 +97,7 @@ const classes: Uint8Array = (() => {
   return table;
 })();
 
-/** Whether a text is taken on, and whether it has to be normalised if the tokenizer does. */
+/** Whether a text is supported, and whether it must be normalised if the tokenizer normalises. */
 function classify(text: string): 0 | 1 | 2 {
   let result: 1 | 2 = 1;
   for (let i = 0; i < text.length; i++) {
@@ -111,15 +110,15 @@ function classify(text: string): 0 | 1 | 2 {
   return result;
 }
 
-/* --- pre-tokenizers that are taken on --- */
+/* --- supported pre-tokenizers --- */
 
 const gpt2 = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`;
-/** Each number by itself, and it ends what stands before it. */
+/** Each digit is a part of its own, and ends the part before it. */
 const gpt2Digits = String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+`;
 const qwen2 = String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
 const llama3 = String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
 
-/** The pattern of the parts; undefined when the pre-tokenizer is another one. */
+/** @returns the pattern of the parts; undefined when the pre-tokenizer is not supported. */
 function patternOf(step: unknown): string | undefined {
   const is = (value: unknown, expected: Readonly<Record<string, unknown>>): boolean =>
     typeof value === "object" &&
@@ -137,17 +136,17 @@ function patternOf(step: unknown): string | undefined {
 
 /* --- the model --- */
 
-/** Bytes as the characters that stand for them in the vocabulary: printable ones are themselves, the others follow from U+0100 on. */
+/** Bytes to the characters that stand for them in the vocabulary: printable bytes stand for themselves, the others begin at U+0100. */
 const byteCharacters: readonly string[] = (() => {
   const printable = (byte: number): boolean => (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
   let next = 0x100;
   return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : next++));
 })();
 
-/** Ids and ranks are below it, so that a slot of `PairRanks` holds three of them in two numbers; the largest vocabularies of today fit. */
+/** Limit of ids and ranks, so that a slot of `PairRanks` holds three of them in two numbers. Today's largest vocabularies fit. */
 const mostIds = 1 << 18;
 
-/** Pairs of ids to the rank of their merge, by open addressing; as small as can be, because what look-ups cost is meeting memory. */
+/** Pairs of ids to the rank of their merge, by open addressing. The table is small, because the cost of a look-up is the access to memory. */
 class PairRanks {
   /** Two numbers each: left and the low 14 bits of right; the high 4 bits of right and the rank. -1: free. */
   readonly #slots: Int32Array;
@@ -162,14 +161,14 @@ class PairRanks {
     const low = left | (right << 18);
     const high = right >>> 14;
     let slot = hashOf(left, right) & this.#mask;
-    // Of a pair that is listed twice the later rank counts, as in a map.
+    // If a pair is listed twice, the later rank counts, as in a map.
     while (slots[slot * 2 + 1] !== -1 && !(slots[slot * 2] === low && ((slots[slot * 2 + 1] as number) & 15) === high)) {
       slot = (slot + 1) & this.#mask;
     }
     slots[slot * 2] = low;
     slots[slot * 2 + 1] = (rank << 4) | high;
   }
-  /** `noMerge` when the two do not merge. */
+  /** @returns the rank; `noMerge` when the two ids do not merge. */
   get(left: number, right: number): number {
     const slots = this.#slots;
     const low = left | (right << 18);
@@ -182,8 +181,8 @@ class PairRanks {
   }
 }
 /**
- * Words with their ids. A Map of strings does the same, but each look-up wants a string of its own and meets memory in four
- * places; this one meets it in two, which is what look-ups cost.
+ * A cache of words with their ids. A Map of strings would need a new string for each look-up and access memory in four places. This
+ * table accesses it in two, and memory access is the cost of a look-up.
  */
 class KnownWords {
   /** Four numbers each: hash (0: free), place of its characters, how many characters (high) and ids (low), the id or the place of the ids. */
@@ -195,7 +194,7 @@ class KnownWords {
   #idsEnd = 0;
   #hash = 0;
 
-  /** The word's slot; ~(the free slot for it) when it is not there. */
+  /** @returns the word's slot; ~(a free slot) when the word is not in the table. */
   find(text: string, start: number, end: number): number {
     let hash = 0x811c9dc5;
     for (let i = start; i < end; i++) hash = Math.imul(hash ^ text.charCodeAt(i), 0x01000193);
@@ -227,10 +226,10 @@ class KnownWords {
     if (n === 1) into[at] = value;
     else for (let i = 0; i < n; i++) into[at + i] = this.#ids[value + i] as number;
   }
-  /** Right after `find` has not found it. */
+  /** Adds a word. Call it right after `find` has not found the word. */
   add(slot: number, text: string, start: number, end: number, ids: Int32Array, n: number): void {
     if (this.#count >= knownWords) {
-      // Starting anew is simpler than choosing, and what comes often is soon back.
+      // A full table is emptied, which is simpler than choosing words to drop. Frequent words are soon back.
       this.#slots.fill(0);
       this.#count = this.#charactersEnd = this.#idsEnd = 0;
       return;
@@ -261,15 +260,15 @@ const hashOf = (left: number, right: number): number => {
 
 /** Below this many symbols, looking at all of them for the best merge is faster than a heap. */
 const fewSymbols = 80;
-/** Longer words are the official package's work, so that what is kept for one word stays small. */
+/** Longer words are left to the official package, so that an entry stays small. */
 const longestWord = 1 << 20;
-/** Words up to so many characters are remembered; of ideographs fewer, because a longer run of them hardly comes again. */
+/** Longest word that is remembered, in characters. For ideographs it is less, because a longer run of them rarely comes again. */
 const knownLength = 16;
 const knownIdeographs = 5;
 const firstIdeograph = 0x2e80;
 const knownWords = 1 << 17;
 
-/** Whether a tokenizer looks like one that is taken on. Cheap; `createByteLevelBpe` has the last word. */
+/** Whether a tokenizer looks supported. A cheap check; `createByteLevelBpe` decides. */
 export function isByteLevelBpe({ normalizer, pre_tokenizer, model }: BpeFile): boolean {
   if (normalizer !== null && normalizer !== undefined && !isNfc(normalizer)) return false;
   const { type, dropout, unk_token, continuing_subword_prefix, end_of_word_suffix, fuse_unk, byte_fallback } = model;
@@ -279,7 +278,7 @@ export function isByteLevelBpe({ normalizer, pre_tokenizer, model }: BpeFile): b
 }
 const isNfc = (normalizer: unknown): boolean => (normalizer as { type?: string } | null | undefined)?.type === "NFC";
 
-/** Takes a third of a second for a vocabulary of today. @returns undefined when the tokenizer is none that is taken on. */
+/** Takes a third of a second for a large vocabulary. @returns undefined when the tokenizer is not supported. */
 export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
   const { normalizer, pre_tokenizer, model } = file;
   const pattern = patternOf(pre_tokenizer);
@@ -289,7 +288,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
   const vocab = new Map(Object.entries(model["vocab"] as Readonly<Record<string, number>>));
   const merges = model["merges"] as readonly (string | readonly [string, string])[];
   if (vocab.values().some((id) => !(id >= 0 && id < mostIds)) || merges.length >= mostIds) return undefined;
-  /** -1: the vocabulary lacks the byte. Some do, of those that no text of their languages holds. */
+  /** -1: the vocabulary lacks the byte. Some vocabularies lack bytes that texts of their languages do not have. */
   const byteIds = Int32Array.from(byteCharacters, (character) => vocab.get(character) ?? -1);
   const ranks = new PairRanks(merges.length);
   const merged = new Int32Array(merges.length);
@@ -299,7 +298,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
   for (const [rank, merge] of merges.entries()) {
     const [left, right] = typeof merge === "string" ? (merge.split(" ") as [string, string]) : merge;
     const [leftId, rightId] = [vocab.get(left), vocab.get(right)];
-    // Merges usually stand in the order of their ids. Looking is faster than joining the two and asking the map.
+    // Merges usually stand in the order of their ids. Checking that is faster than joining the two texts and asking the map.
     guess++;
     const token = tokens[guess];
     const isIt = token?.length === left.length + right.length && token.startsWith(left) && token.endsWith(right);
@@ -310,7 +309,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
   }
 
   const joins = findJoins([...vocab.keys()]);
-  /** Of each character of three bytes: how many symbols it becomes by itself (0: not looked at yet), and which. */
+  /** For each character of three bytes: the number of its symbols when it stands alone (0: not computed yet), and the symbols. */
   const ownCounts = new Uint8Array(0x10000);
   const ownSymbols = new Int32Array(0x10000 * 3);
   const reduce = (code: number): number => {
@@ -337,7 +336,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
     out = larger;
   };
 
-  // Symbols of the word in work, and the ranks of each with its successor.
+  // Symbols of the current word, and the rank of each one with its successor.
   let symbols = new Int32Array(256);
   let pairs = new Int32Array(256);
   const spell = (text: string, start: number, end: number): number => {
@@ -377,7 +376,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
     return n;
   };
 
-  /** Again and again the pair of the lowest rank, and of equal ones the first. Returns how many symbols are left. */
+  /** Merges the pair with the lowest rank (the first of equal ones) until none is left. @returns how many symbols remain. */
   const mergeFew = (count: number): number => {
     let n = count;
     for (let i = 0; i + 1 < n; i++) pairs[i] = ranks.get(symbols[i] as number, symbols[i + 1] as number);
@@ -402,7 +401,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
     }
   };
 
-  /** The same with a heap of (rank, place) and links between the symbols that are left. */
+  /** Does the same as `mergeFew`, with a heap of (rank, place) and links between the remaining symbols. */
   const mergeMany = (n: number): number => {
     const next = Int32Array.from({ length: n }, (_, i) => i + 1);
     const before = Int32Array.from({ length: n }, (_, i) => i - 1);
@@ -417,7 +416,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
     for (let key = heap.pop(); key !== undefined; key = heap.pop()) {
       const place = key % (longestWord * 4);
       const rank = (key - place) / (longestWord * 4);
-      // Merged away or with another neighbour meanwhile.
+      // The entry is outdated: its symbol was merged, or has another neighbour now.
       if (symbols[place] === -1 || pairs[place] !== rank) continue;
       const gone = next[place] as number;
       symbols[place] = merged[rank] as number;
@@ -434,7 +433,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
     return left;
   };
 
-  /** Appends the ids of a word; false when it is not taken on. */
+  /** Appends the ids of a word. @returns false when the word is not supported. */
   const encodeWord = (text: string, start: number, end: number): boolean => {
     const slot =
       end - start <= (text.charCodeAt(end - 1) < firstIdeograph ? knownLength : knownIdeographs) ? known.find(text, start, end) : -1;
@@ -460,7 +459,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
     return true;
   };
 
-  /** A stretch without added tokens; false when it is not taken on. */
+  /** Encodes a part without added tokens. @returns false when it is not supported. */
   const encodeStretch = (stretch: string, normalise: boolean): boolean => {
     const text = normalise ? stretch.normalize("NFC") : stretch;
     if (normalise && classify(text) === 0) return false;
@@ -480,7 +479,7 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
       if (added.some((token) => token.lstrip || token.rstrip || token.single_word || token.normalized || token.content === ""))
         return undefined;
       const ids = new Map(added.map((token) => [token.content, token.id]));
-      // Where several begin at one place, the longest is the one.
+      // If several tokens begin at one place, the longest one counts.
       const spellings = [...ids.keys()].sort((a, b) => b.length - a.length).map((content) => RegExp.escape(content));
       const tokens = new RegExp(spellings.length === 0 ? "[]" : spellings.join("|"), "g");
       return (text) => {
@@ -506,16 +505,16 @@ export function createByteLevelBpe(file: BpeFile): ByteLevelBpe | undefined {
 const byteSpelling = (word: string): string => Array.from(new TextEncoder().encode(word), (byte) => byteCharacters[byte]).join("");
 
 /**
- * Whether some entry of the vocabulary holds a part of a character together with bytes of its neighbours. Where none does, the
- * merges inside of the character and those around it cannot get into each other's way, and its own may all come first.
+ * Whether an entry of the vocabulary has a part of a character together with bytes of its neighbours. If none has, merges within the
+ * character and merges around it do not influence each other, so all its own merges can be done first.
  */
 function findJoins(entries: readonly string[]): { touch(code: number, before: number, after: number): boolean } {
-  /** By code unit. */
+  /** Indexed by code unit. */
   const byteOf: number[] = [];
   for (const [byte, character] of byteCharacters.entries()) byteOf[character.charCodeAt(0)] = byte;
   const isContinuation = (byte: number): boolean => byte >= 0x80 && byte < 0xc0;
-  // Bits, so that they stay in the CPU's cache: by the last byte before a character and its own first two; by the first byte behind
-  // it and its own last two.
+  // Bit sets, so that they stay in the CPU's cache. One is indexed by the last byte before a character and its first two bytes, the
+  // other by the first byte after a character and its last two bytes.
   const fronts = new Uint32Array((256 * 0x400) / 32);
   const backs = new Uint32Array((256 * 0x1000) / 32);
   const mark = (bits: Uint32Array, index: number): void => {
@@ -544,7 +543,7 @@ function findJoins(entries: readonly string[]): { touch(code: number, before: nu
       else for (let middle = 0; middle < 64; middle++) mark(fronts, (previous << 10) | row | middle);
     }
   }
-  // The neighbours' code units are enough: both halves of a pair of surrogates tell all that is needed of their bytes.
+  // The neighbours' code units are enough: each half of a surrogate pair determines the needed bytes.
   const lastByte = (unit: number): number => (unit < 0x80 ? unit : 0x80 | (unit & 63));
   const firstByte = (unit: number): number =>
     unit < 0x80 ? unit : unit < 0x800 ? 0xc0 | (unit >> 6) : unit < 0xd800 || unit > 0xdfff ? 0xe0 | (unit >> 12) : 0xf0;
@@ -554,7 +553,7 @@ function findJoins(entries: readonly string[]): { touch(code: number, before: nu
   };
 }
 
-/** Smallest first. */
+/** A heap with the smallest number first. */
 function createHeap(capacity: number): { push(key: number): void; pop(): number | undefined } {
   let keys = new Float64Array(capacity * 2);
   let size = 0;

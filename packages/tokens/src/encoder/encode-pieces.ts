@@ -1,4 +1,4 @@
-/** Pieces to ids and labels. */
+/** Encodes pieces to ids and labels. */
 import type { Base } from "./load-base.ts";
 import type { Piece } from "../templates/pieces.ts";
 
@@ -7,18 +7,18 @@ export const ignored = -100;
 
 export interface Sequence {
   readonly ids: Int32Array;
-  /** As long as `ids`: the id where it is trained on, `ignored` elsewhere. The first one is always `ignored`. */
+  /** As long as `ids`: the id of each trained token, `ignored` for others. The first label is always `ignored`. */
   readonly labels: Int32Array;
 }
 
 export interface EncodedPieces extends Sequence {
-  /** Whether somewhere the server would have tokenized prompt and answer, read together, into other tokens than apart. */
+  /** Whether prompt and answer, tokenized together, would somewhere give other tokens than apart. */
   readonly joins: boolean;
 }
 
 type Encoding = Pick<Base, "encoder">;
 
-/** Ids of texts that were met before: headers, system prompts, common words. */
+/** Remembered ids of frequent texts: headers, system prompts, common words. */
 export type Known = Map<string, Int32Array>;
 
 /** One result per sample, in their order. */
@@ -40,7 +40,7 @@ export async function encodePieces(
   }));
 }
 
-/** Encodes the texts that are not known yet; long ones are forgotten again. */
+/** Encodes the texts that are not remembered yet. Long texts are not kept afterwards. */
 async function learn({ encoder }: Encoding, known: Known, texts: ReadonlySet<string>): Promise<void> {
   if (known.size > 4096) known.clear();
   else for (const text of known.keys()) if (text.length > 200) known.delete(text);
@@ -49,16 +49,16 @@ async function learn({ encoder }: Encoding, known: Known, texts: ReadonlySet<str
   for (const [index, text] of missing.entries()) known.set(text, encoded[index] as Int32Array);
 }
 
-/** Texts left and right of where training starts, when they could be one token. As much of them as decides it. */
+/** @returns for each place where training starts: the ends of the texts before and after it, if a token could span them. */
 function bordersOf(pieces: readonly Piece[]): { before: string; after: string }[] {
   const found: { before: string; after: string }[] = [];
   for (let index = 1; index < pieces.length; index++) {
     const [left, right] = [pieces[index - 1] as Piece, pieces[index] as Piece];
     if (left.trained || !right.trained || !("text" in left) || !("text" in right)) continue;
-    // Blanks join blanks only: a newline at the end of a header takes in the newlines that an answer begins with.
+    // Blanks form a token with blanks only: a newline at the end of a header can join the newlines at the beginning of an answer.
     if (/\s/.test(left.text.slice(-1)) && !/^\s/.test(right.text)) continue;
     const [before, after] = [left.text.slice(-borderLength), right.text.slice(0, borderLength)];
-    // Half a character is none.
+    // The cut must not be in the middle of a surrogate pair.
     found.push({ before: before.replace(/^[\uDC00-\uDFFF]/, ""), after: after.replace(/[\uD800-\uDBFF]$/, "") });
   }
   return found;
@@ -66,8 +66,8 @@ function bordersOf(pieces: readonly Piece[]): { before: string; after: string }[
 const borderLength = 64;
 
 /**
- * For tokenizers that give a text other ids at another place, such as SentencePiece's with their blank in front: everything up to a
- * border is encoded as one, and the answer is what it adds.
+ * For tokenizers whose ids depend on the place of a text, such as SentencePiece with its blank in front: the text up to each border is
+ * encoded as a whole, and the answer's ids are those that are added.
  */
 async function encodeInContext({ encoder }: Encoding, samples: readonly (readonly Piece[])[]): Promise<EncodedPieces[]> {
   const runs = samples.map((pieces) => {

@@ -1,4 +1,4 @@
-/** Against the real tokenizer of the demo base, and against Python on the same rows. */
+/** Uses the real tokenizer of the demo base, and compares with Python on the same rows. */
 import { type Message, type Rec, tokenizeSpec } from "@loraline/contracts";
 import fc from "fast-check";
 import { smollm2Dir } from "@loraline/testkit/servers";
@@ -43,7 +43,7 @@ function onlySample(result: Encoded | undefined): Sequence {
   expect(result?.samples).toHaveLength(1);
   return result?.samples[0] as Sequence;
 }
-/** What is trained, as text. */
+/** The trained tokens, as text. */
 const trainedText = (row: { labels: number[] }): Promise<string> => base.encoder.decode(row.labels.filter((label) => label !== ignored));
 const wholeText = (row: { ids: number[] }): Promise<string> => base.encoder.decode(row.ids);
 
@@ -111,7 +111,7 @@ describe("masks", () => {
   it("train each answer with the end of its turn, and nothing else", async () => {
     const [row] = await encode([chat([user("one"), assistant("first"), user("two"), assistant("second")])]);
     expect(await trainedText(row ?? { labels: [] })).toBe("first<|im_end|>second<|im_end|>");
-    expect(row?.labels.at(-1)).toBe(ignored); // the newline behind the last turn
+    expect(row?.labels.at(-1)).toBe(ignored); // the newline after the last turn is not trained
     for (const [index, label] of (row?.labels ?? []).entries()) expect([ignored, row?.ids[index]]).toContain(label);
   });
 
@@ -241,7 +241,7 @@ describe("other kinds of records", () => {
     const ids = [1, 520, 9531, 198, 5, 2];
     const result = await one(of("pretokenized", { input_ids: ids, labels: [-100, -100, -100, -100, 5, 2] }));
     expect(onlySample(result)).toEqual({ ids: Int32Array.from(ids), labels: Int32Array.of(-100, -100, -100, -100, 5, 2) });
-    // Without labels everything is trained, but for the first token, which nothing predicts.
+    // Without labels every token is trained except the first one, which nothing predicts.
     expect([...onlySample(await one(of("pretokenized", { input_ids: ids }))).labels]).toEqual([-100, ...ids.slice(1)]);
     const bad = [
       of("pretokenized", { input_ids: [1, 49_152] }),
@@ -275,7 +275,7 @@ describe("other kinds of records", () => {
       expect(ids.length).toBeLessThanOrEqual(8);
       expect([...labels]).toEqual([-100, ...ids.slice(1)]);
     }
-    // Cutting an answer would teach to break off.
+    // A cut answer would teach the model to stop too early.
     expect(await reasons([chat([user("a"), assistant(text)]), completion("a", text)], { max_length: 8, too_long: "split" })).toEqual([
       ["TOO_LONG"],
       ["TOO_LONG"],

@@ -1,4 +1,4 @@
-/** Records to sequences of ids with their labels, a batch at a time. */
+/** Encodes records to sequences of ids with their labels, in batches. */
 import type { Message, Rec, RunSpec } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime/errors";
 import { type EncodedPieces, encodePieces, ignored, type Known, type Sequence } from "./encode-pieces.ts";
@@ -17,22 +17,22 @@ export interface Reason {
   readonly message: string;
   readonly tokens: number;
 }
-/** What became of one record. */
+/** The result for one record. */
 export interface Encoded {
-  /** Usually one. A template that strips thoughts from earlier turns gives one per trained turn; a dropped record gives none. */
+  /** Usually one sequence. A template that removes thoughts from earlier turns gives one for each trained turn; a dropped record gives none. */
   readonly samples: readonly Sequence[];
   /** Why there are no samples; null exactly when there are some. */
   readonly dropped: Reason | null;
-  /** What is worth telling about a record that is kept; each code at most once. */
+  /** Notes about a record that is kept; each code at most once. */
   readonly notes: readonly Reason[];
 }
 
 export interface RecordEncoder {
   /** One result per record, in their order. */
   encode(records: readonly Rec[]): Promise<Encoded[]>;
-  /** Ids of a question as the server would present it; undefined when the records were not conversations. */
+  /** @returns the ids of a question as the server presents it to the model; undefined when the records are not conversations. */
   ask(question: string): Promise<Int32Array | undefined>;
-  /** What the base's template was recognised as; null as long as no record needed it. */
+  /** The recognised family of the base's template; null as long as no record needed it. */
   readonly family: string | null;
 }
 
@@ -43,14 +43,14 @@ export function createRecordEncoder(base: Base, spec: TokenizeSpec): RecordEncod
 
 const drop = (code: string, message: string, tokens = 0): Encoded => ({ samples: [], dropped: { code, message, tokens }, notes: [] });
 
-/** Supervised fine-tuning has no use for these; they stay in the dataset for whoever has. */
+/** Kinds of records that supervised fine-tuning cannot use. They stay in the dataset for other methods. */
 const notTrained: Readonly<Partial<Record<Rec["kind"], string>>> = {
   preference: "a preference (chosen and rejected)",
   ranked: "a ranking of answers",
   unpaired: "an answer that is labelled good or bad",
 };
 
-/** What no template trains; undefined: nothing speaks against it. */
+/** @returns why no template can train a record; undefined: it can be trained. */
 function judgeKind({ kind, media }: Rec, { ref }: Base): Encoded | undefined {
   const what = notTrained[kind];
   if (what !== undefined) {
@@ -89,7 +89,7 @@ function seedEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
         ids[length - 1] = pad;
         const labels = ids.slice().fill(ignored, 0, prompt.length);
         const sample = { ids: ids.slice(0, spec.max_length), labels: labels.slice(0, spec.max_length) };
-        // process_func keeps such a row too, and every row is to equal its.
+        // process_func keeps such a row too, and every row must equal its row.
         return { samples: [sample], dropped: null, notes: isTrained(sample) ? [] : [nothingTrained(length)] };
       });
     },
@@ -110,7 +110,7 @@ function unsuitable({ kind }: Rec): Encoded {
 
 /* --- template `base`: the base's own --- */
 
-/** A record on its way: dropped already, or samples to be encoded and then judged. */
+/** A record in work: dropped already, or samples that are encoded and then judged. */
 interface Draft {
   readonly record: Rec;
   readonly samples: readonly Sample[];
@@ -119,7 +119,7 @@ interface Draft {
 
 function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
   const { encoder } = base;
-  // Only conversations need a template: completions train on bases that have none.
+  // Only conversations need a template, so completions can be trained on bases without one.
   let recognised: Promise<ChatTemplate> | undefined;
   let family: string | null = null;
   const template = async (): Promise<ChatTemplate> => {
@@ -137,7 +137,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
       const rendered = (await template()).render(conversationOf(record, spec));
       return "code" in rendered ? drop(rendered.code, rendered.message) : { record, ...rendered };
     }
-    // Raw, without a template; the end of the text is trained, so that the model learns to stop.
+    // Raw text has no template. The end-of-text token is trained, so that the model learns to stop.
     const { prompt = "", completion = record.text ?? "" } = record;
     const pieces: Piece[] = [];
     if (prompt !== "") pieces.push({ text: prompt, trained: false });
@@ -166,7 +166,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
     };
   };
 
-  /** What the tokenizer puts before raw texts belongs to the prompt; templates write it themselves. */
+  /** Tokens that the tokenizer puts before raw texts belong to the prompt. Templates write such tokens themselves. */
   const withPrefix = (encoded: EncodedPieces, { kind }: Rec): EncodedPieces => {
     if (kind === "chat" || encoder.prefix.length === 0) return encoded;
     const { length } = encoder.prefix;
@@ -178,7 +178,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
     return { ids, labels, joins: encoded.joins };
   };
 
-  /** What `too_long` says; `reason` says what was left out, or, without sequences, why nothing is left. */
+  /** Applies `too_long`. `reason` says what was left out or, if no sequence remains, why. */
   const shorten = async (record: Rec, sample: Sample, whole: Sequence): Promise<{ sequences: Sequence[]; reason: Reason | null }> => {
     const total = whole.ids.length;
     const { max_length, too_long } = spec;
@@ -195,7 +195,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
       for (let at = 0; at < total; at += max_length) {
         sequences.push({ ids: whole.ids.slice(at, at + max_length), labels: whole.labels.slice(at, at + max_length) });
       }
-      // A last part of one token would have nothing to predict it.
+      // In a last part of one token nothing would predict that token.
       const parts = sequences.filter(({ ids }) => ids.length > 1);
       return {
         sequences: parts,
@@ -206,7 +206,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
     if (record.kind !== "chat") {
       const cut = total - max_length;
       const prompt = whole.labels.findIndex((label) => label !== ignored) - encoder.prefix.length;
-      // At least one token of the prompt stays: something has to come before the first trained token.
+      // At least one token of the prompt stays, because a token must come before the first trained one.
       if (cut >= prompt) return tooLong;
       const keep = (values: Int32Array): Int32Array => {
         const left = values.slice(cut);
@@ -216,7 +216,7 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
       return trimmed({ ids: keep(whole.ids), labels: keep(whole.labels) }, `${cut} tokens of the prompt's beginning were left out`);
     }
 
-    // Oldest first, never the system prompt, and what stays begins with a question. Fewer turns give fewer tokens, so halving finds the most that fit.
+    // The oldest turns are removed first, never the system prompt, and the rest begins with a question. Bisection finds the most turns that fit.
     const { messages, tools } = conversationOf(record, spec);
     const turns = messages
       .slice(0, sample.end)
@@ -276,11 +276,11 @@ const conversationOf = ({ messages = [], tools }: Rec, { system }: TokenizeSpec)
   tools,
 });
 
-/** The run's system prompt, where the record has none. What the template puts there by itself, it puts into the rendered text. */
+/** Adds the run's system prompt to a record without one. The template's own default prompt appears when the text is rendered. */
 const withSystem = (messages: readonly Message[], system: string | undefined): readonly Message[] =>
   system === undefined || messages[0]?.role === "system" ? messages : [{ role: "system", content: system }, ...messages];
 
-/** Rows that are tokenized already are used as they are, if they fit this base. */
+/** Checks a row that is tokenized already. It is used unchanged if it fits this base. */
 function pretokenized({ input_ids = [], labels = input_ids }: Rec, vocabSize: number, { max_length }: TokenizeSpec): Encoded {
   const tokens = input_ids.length;
   const foreign = input_ids.findIndex((id) => id >= vocabSize);
@@ -306,8 +306,8 @@ function pretokenized({ input_ids = [], labels = input_ids }: Rec, vocabSize: nu
 }
 
 /**
- * No token predicts the first one; in a packed row its label would be predicted by the sequence before.
- * @returns whether something is trained. A sequence without would pass through the trainer unseen, with a loss of zero.
+ * Removes the first label: no token predicts the first one, and in a packed row the sequence before would.
+ * @returns whether a trained token is left. The trainer would not notice a sequence without one: its loss is zero.
  */
 function startUntrained(sample: Sequence): boolean {
   if (sample.labels.length > 0) sample.labels[0] = ignored;

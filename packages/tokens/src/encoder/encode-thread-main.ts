@@ -1,4 +1,4 @@
-/** One of the threads of `encode-threads.ts`. What it imports is loaded by each of them, so it names parts of packages where the whole is large. */
+/** One of the threads of `encode-threads.ts`. Each thread loads all imports, so this file imports single files of large packages. */
 import { parentPort } from "node:worker_threads";
 import { constants, zstdCompressSync } from "node:zlib";
 import { problemOf, PermanentError } from "@loraline/runtime/errors";
@@ -8,7 +8,7 @@ import type { ThreadAnswer, ThreadWarning, ThreadWork } from "./encode-threads.t
 import { chunkToBytes, encodeChunk, parseLines } from "./encoded-chunk.ts";
 import { type Base, identityOf, loadBase } from "./load-base.ts";
 
-/** The last base and settings that were asked for; others are rare. */
+/** The most recent base and settings; others are rare. */
 let base: { key: string; value: Promise<Base> } | undefined;
 let encoder: { key: string; value: RecordEncoder } | undefined;
 
@@ -20,7 +20,7 @@ async function load({ dir, fast }: Pick<ThreadWork, "dir" | "fast">, anew = fals
 
 async function encoderFor(work: ThreadWork): Promise<RecordEncoder> {
   const { dir, ref, identity, fast, spec } = work;
-  // Of the files read here it is told by the rest; that of the weights would be long to compute.
+  // The base's reference comes with the work: its digest covers the weights and would take long to compute in each thread.
   const isIt = (loaded: Base): boolean => identityOf({ ...loaded, ref }) === identity;
   let loaded = await load(work);
   if (!isIt(loaded)) loaded = await load(work, true);
@@ -40,7 +40,7 @@ async function answer(work: ThreadWork): Promise<Uint8Array<ArrayBuffer>> {
 
 parentPort?.on("message", (work: ThreadWork | ThreadWarning) => {
   if ("warm" in work) {
-    // Whoever sends the first work hears of it, if the base cannot be loaded.
+    // If the base cannot be loaded, the first request for work reports the error.
     load(work).catch(() => undefined);
     return;
   }

@@ -1,4 +1,4 @@
-/** Threads, the fast encoder and the official package, when the two do not agree. */
+/** Threads with a fast encoder that does not agree with the official package. */
 import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,7 +10,7 @@ import { createEncodeThreads } from "./encode-threads.ts";
 import { chunkFromBytes } from "./encoded-chunk.ts";
 import { loadBase } from "./load-base.ts";
 
-/** Two entries of one name: the official package takes the first, the fast encoder the last. */
+/** A vocabulary with two entries of one name: the official package takes the first, the fast encoder the last. */
 const twice = "<|twice|>";
 
 test("what the official package finds wrong no thread goes on with", { timeout: 60_000 }, async () => {

@@ -1,6 +1,6 @@
 /**
- * Threads that tokenize: they keep all cores busy, and the event loop free for whoever else lives in this process. They start
- * with the first work and end when there has been none for a while, because each holds a vocabulary.
+ * Threads that tokenize. They use all cores and keep the event loop free for other work of the process. They start with the first
+ * work and end after some time without work, because each holds a vocabulary in memory.
  */
 import { availableParallelism } from "node:os";
 import { fileURLToPath } from "node:url";
@@ -11,37 +11,37 @@ import type { TokenizeSpec } from "./encode-records.ts";
 import { type Base, identityOf } from "./load-base.ts";
 
 export interface EncodeThreads extends AsyncDisposable {
-  /** Lets all threads load the base in this folder now, because work for it is about to come. */
+  /** Makes all threads load the base in this folder now, because work for it follows. */
   warm(dir: string): void;
   /**
-   * A chunk of records, JSONL, as the bytes of an `EncodedChunk`; `records` is handed over, so that the caller has it no more.
+   * Encodes a chunk of records (JSONL) to the bytes of an `EncodedChunk`. `records` is transferred: the caller cannot use it afterwards.
    * @throws what `encodeChunk` throws; the signal's reason
    */
   encode(work: {
     base: Base;
     spec: TokenizeSpec;
     records: Uint8Array<ArrayBuffer>;
-    /** Whether records are to be compared with each other. */
+    /** Whether signatures for comparing records are computed. */
     signed?: boolean;
     compress: boolean;
     signal?: AbortSignal;
   }): Promise<Uint8Array>;
 }
 
-/** What goes to a thread and comes back. */
+/** Messages to a thread and back. */
 export interface ThreadWork {
   id: number;
   dir: string;
   ref: BaseRef;
   identity: string;
-  /** Whether this thread lets the official package judge the fast encoder: the first one does. */
+  /** Whether this thread checks the fast encoder with the official package. Only the first thread does. */
   fast: "judged" | "trusted" | "none";
   spec: TokenizeSpec;
   records: Uint8Array<ArrayBuffer>;
   signed: boolean;
   compress: boolean;
 }
-/** What is about to come. */
+/** The base and settings of the work that follows. */
 export type ThreadWarning = Pick<ThreadWork, "dir" | "fast"> & { warm: true };
 export type ThreadAnswer = { id: number } & (
   | { bytes: Uint8Array<ArrayBuffer> }
@@ -60,19 +60,19 @@ interface Task {
 
 const idleMs = 60_000;
 
-/** @param options.exact - the official package does everything. */
+/** @param options.exact - the official package encodes everything. */
 export function createEncodeThreads(count = availableParallelism(), { exact = false }: { exact?: boolean } = {}): EncodeThreads {
   const threads: Thread[] = [];
   const waiting: Task[] = [];
   let ids = 0;
-  /** The threads that trust the judging one must hear of it when the fast encoder was found wrong. */
+  /** Whether the official package encodes everything: set for all threads when the checking thread has found the fast encoder wrong. */
   let withoutFast = exact;
   let idle: NodeJS.Timeout | undefined;
   let closed = false;
 
   const start = (): Thread => {
     const path = fileURLToPath(new URL(`./encode-thread-main${import.meta.url.slice(-3)}`, import.meta.url));
-    // As sources, packages are found by a condition that a process which did not need it so far has not set.
+    // When run from sources, packages are resolved by a condition, which the current process may not have set.
     const worker = new Worker(path, path.endsWith(".ts") ? { execArgv: ["--conditions=@loraline/source"] } : {});
     const thread: Thread = { worker, task: undefined };
     worker.unref();
@@ -105,7 +105,7 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
       if (thread === undefined) return;
       const task = waiting.shift() as Task;
       thread.task = task;
-      // The loop has to stay alive for the answer.
+      // The event loop must stay alive until the answer comes.
       thread.worker.ref();
       const work: ThreadWork = { id: ++ids, fast: fastOf(thread), ...task.work };
       thread.worker.postMessage(work, [work.records.buffer]);
@@ -138,7 +138,7 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
           resolve,
           reject,
         };
-        // What a thread has begun it finishes; it is a second's work.
+        // A thread finishes work that it has begun, which takes about a second.
         const abort = (): void => {
           const at = waiting.indexOf(task);
           if (at !== -1) waiting.splice(at, 1);

@@ -1,4 +1,4 @@
-/** What tokenizing made of some records: sequences and reasons, in the records' order, in memory and as bytes. */
+/** The result of tokenizing some records: sequences and reasons, in the records' order, in memory and as bytes. */
 import { comparedText, signatureOf, signatureSize } from "@loraline/datasets";
 import type { Digest, droppedRecord, Rec } from "@loraline/contracts";
 import type { z } from "zod";
@@ -8,26 +8,26 @@ export type DroppedRecord = z.infer<typeof droppedRecord>;
 
 export interface EncodedChunk {
   readonly records: number;
-  /** What the base's template was recognised as; null when no record needed it. */
+  /** The recognised family of the base's template; null when no record needed it. */
   readonly family: string | null;
-  /** Of each sequence: the 32 bytes of its record's id, which record of the chunk that is, its line, tokens, trained tokens. */
+  /** For each sequence: the 32 bytes of its record's id, the record's index in the chunk, its line, tokens, trained tokens. */
   readonly digests: Uint8Array;
   readonly positions: Int32Array;
   readonly lines: Int32Array;
   readonly lengths: Int32Array;
   readonly supervised: Int32Array;
-  /** Of each sequence, what its record is compared by (`signatureOf`; zeros: too short for that); empty when that was not asked for. */
+  /** For each sequence: its record's signature (`signatureOf`; zeros: too short to compare). Empty when signatures were not asked for. */
   readonly signatures: Uint32Array;
-  /** Of each sequence its token ids, and then its labels. */
+  /** For each sequence: its token ids, then its labels. */
   readonly data: Int32Array;
-  /** Records that gave no sequence, all of them. */
+  /** All records that gave no sequence. */
   readonly dropped: readonly DroppedRecord[];
-  /** What is worth telling of records that were kept; the first ones, and how many of each code. */
+  /** Notes about records that are kept: the first ones, and how many there are of each code. */
   readonly noted: readonly DroppedRecord[];
   readonly notes: Readonly<Record<string, number>>;
 }
 
-/** So many records of a chunk are told of by themselves. */
+/** Most notes of a chunk that are kept one by one; others are only counted. */
 export const shownRecords = 1000;
 const recordsPerBatch = 256;
 
@@ -53,7 +53,7 @@ export async function encodeChunk(
       const record = batch[at] as Rec;
       const { id, kind, meta } = record;
       const place = { id, ...(meta.file === undefined ? {} : { file: meta.file }), line: meta.line };
-      // Not what the encoder knows: it may have met conversations in other chunks.
+      // Decided by this chunk's records. The encoder may have seen conversations in other chunks.
       needsTemplate ||= kind === "chat" && result.dropped?.code !== "BASE_CANNOT_SEE";
       if (result.dropped !== null) dropped.push({ ...place, ...result.dropped });
       const signature = signed && result.samples.length > 0 ? (signatureOf(comparedText(record)) ?? unsigned) : unsigned;
@@ -97,7 +97,7 @@ export async function encodeChunk(
   };
 }
 
-/** By index: every token of a run passes here, and iterators would take as long as all the rest. */
+/** Copies by index, because all tokens of a run pass here and iterators would take as long as all other work. */
 function countTrained(labels: Int32Array): number {
   let count = 0;
   for (let at = 0; at < labels.length; at++) if (labels[at] !== ignored) count++;
@@ -112,7 +112,7 @@ function concatenated(parts: readonly Uint32Array[]): Uint32Array {
   return whole;
 }
 
-/** What the record of a sequence is compared by; undefined when it is too short, or that was not asked for. */
+/** @returns the signature of a sequence's record; undefined when it is too short, or signatures were not asked for. */
 export function signatureOfSequence({ signatures }: EncodedChunk, sequence: number): Uint32Array | undefined {
   const signature = signatures.subarray(sequence * signatureSize, (sequence + 1) * signatureSize);
   return signature.some((value) => value !== 0) ? signature : undefined;
@@ -129,23 +129,23 @@ function* inBatches(records: Iterable<Rec>): Generator<Rec[]> {
   if (batch.length > 0) yield batch;
 }
 
-/** Id of the record that a sequence was made of. */
+/** @returns the id of a sequence's record. */
 export const recordIdOf = ({ digests }: EncodedChunk, sequence: number): Digest =>
   `sha256:${Buffer.from(digests.buffer, digests.byteOffset + sequence * 32, 32).toString("hex")}`;
 
-/** Records of a chunk as ingest writes it. */
+/** Parses the records of a chunk that ingest wrote. */
 export function* parseLines(jsonl: string): Generator<Rec> {
   for (let start = 0; start < jsonl.length;) {
     const end = jsonl.indexOf("\n", start);
     const line = jsonl.slice(start, end === -1 ? undefined : end);
-    // Written by ingest and verified by digest, so it is what the contract says.
+    // Not validated again: ingest wrote it by the contract, and its digest was verified.
     if (line !== "") yield JSON.parse(line) as Rec;
     start = end === -1 ? jsonl.length : end + 1;
   }
 }
 
 /*
- * As bytes, in this computer's order, which is little-endian wherever Node runs:
+ * The chunk as bytes, in the computer's byte order, which is little-endian wherever Node runs:
  *
  *   Uint32 bytes of the header | header, JSON, filled up with blanks to a multiple of 4 | digests | positions | lines | lengths | supervised | signatures | data
  */
@@ -184,7 +184,7 @@ export function chunkToBytes(chunk: EncodedChunk): Uint8Array {
   return bytes;
 }
 
-/** Views into the bytes where they allow it. */
+/** Parses the bytes. Arrays are views into them where the alignment allows it. */
 export function chunkFromBytes(given: Uint8Array): EncodedChunk {
   const bytes = given.byteOffset % 4 === 0 ? given : given.slice();
   const size = new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);

@@ -1,6 +1,6 @@
 /**
- * Text to token ids: those of the official `tokenizers` package, which is the same Rust code as Python's. Where it is proven
- * equal, `byte-level-bpe.ts` finds them sooner; the official package then judges samples of its work, and does the rest itself.
+ * Encodes text to the token ids of the official `tokenizers` package, which is the same Rust code as Python's. For tokenizers and texts
+ * with proven equality `byte-level-bpe.ts` does it faster; the official package checks samples of that, and encodes everything else.
  */
 import { randomUUID } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
@@ -18,21 +18,21 @@ import { type AddedToken, type BpeFile, createByteLevelBpe, isByteLevelBpe } fro
 export type EncodeMode = "plain" | "raw" | "sealed";
 
 export interface Encoder {
-  /** sha256 of tokenizer.json without truncation and padding, which saved adapters carry along and which are no property of a vocabulary. */
+  /** sha256 of tokenizer.json without truncation and padding. Saved adapters carry these settings, but they do not belong to the vocabulary. */
   readonly digest: Digest;
   /** Ids of each text, without any added at its ends. */
   encode(texts: readonly string[], mode: EncodeMode): Promise<Int32Array[]>;
-  /** What the tokenizer puts before every raw prompt, such as a BOS token; usually nothing. */
+  /** Ids that the tokenizer puts before every raw prompt, such as a BOS token; usually none. */
   readonly prefix: Int32Array;
-  /** Ids are below it. */
+  /** Size of the vocabulary: all ids are below it. */
   readonly vocabSize: number;
-  /** Control tokens by their spelling: those that text must not be able to become. */
+  /** Control tokens by their spelling. Text from users must never become one. */
   readonly controls: ReadonlyMap<string, number>;
-  /** Whether a text between two control tokens has the same ids wherever it stands: nothing is put before it, and no blanks are taken off it. */
+  /** Whether a text between two control tokens has the same ids at every place: the tokenizer adds no prefix and removes no blanks. */
   readonly contextFree: boolean;
-  /** What stands for a control token in the mode `sealed`. */
+  /** @returns the spelling of a control token in the mode `sealed`. */
   sealOf(control: string): string;
-  /** Id of any token that is matched as a whole. */
+  /** @returns the id of a token that is matched as a whole. */
   addedId(token: string): number | undefined;
   decode(ids: readonly number[]): Promise<string>;
 }
@@ -51,20 +51,20 @@ export interface EncoderOptions {
   /**
    * - `judged` (default): the official package judges `byte-level-bpe.ts` before its first text and on samples afterwards. With the
    *   first difference it does everything itself.
-   * - `trusted`: for further threads of a process that has judged already; saves loading the official package in each.
-   * - `none`: the official package does everything.
+   * - `trusted`: for further threads of a process in which another thread checks; they need not load the official package.
+   * - `none`: the official package encodes everything.
    */
   fast?: "judged" | "trusted" | "none";
 }
 
-/** The fast encoder was found wrong. Trying again is right: whoever found it does without from then on. */
+/** The fast encoder was found wrong. A retry succeeds, because the fast encoder is switched off from then on. */
 export class EncodersDiffer extends Error {}
 
-/** Texts handed over at once. Encoding runs on other threads; taking the ids over does not, so the loop breathes in between. */
+/** Texts that are encoded at once. Encoding runs on other threads, but copying the ids does not, so the event loop gets a turn in between. */
 const batchSize = 512;
-/** The fast encoder works on this thread; after so many characters, a few milliseconds, the loop breathes. */
+/** The fast encoder runs on this thread. After so many characters (a few milliseconds) the event loop gets a turn. */
 const breathCharacters = 128 * 1024;
-/** Of so many texts, the official package encodes one too. */
+/** One of so many texts is also encoded by the official package, as a check. */
 const judgedEvery = 512;
 
 /**
@@ -81,7 +81,7 @@ export async function createEncoder(json: string, { fast: mode = "judged" }: Enc
     throw invalid(error);
   }
   const text = JSON.stringify(file);
-  // Loaded when first needed: each takes half a second and a hundred megabytes with a vocabulary of today.
+  // Loaded when first needed: each takes half a second and a hundred megabytes with a large vocabulary.
   const load: Record<EncodeMode, () => Tokenizer> = {
     raw: () => Tokenizer.fromString(text),
     plain: () => withoutControlTokens(file),
@@ -96,7 +96,7 @@ export async function createEncoder(json: string, { fast: mode = "judged" }: Enc
     }
   };
   const isTakenOn = mode !== "none" && isByteLevelBpe(file);
-  // Of what the fast encoder takes on it needs no proof that it is sound; of anything else it does.
+  // Text that the fast encoder supports is known to be valid Unicode. All other text must be checked.
   if (!isTakenOn) official("raw");
   let fastIsOff = !isTakenOn;
   let bpe: ReturnType<typeof createByteLevelBpe>;
@@ -190,7 +190,7 @@ export async function createEncoder(json: string, { fast: mode = "judged" }: Enc
 const invalid = (cause: unknown): PermanentError =>
   new PermanentError("TOKENIZER_INVALID", `tokenizer.json cannot be loaded: ${(cause as Error).message}`, { cause });
 
-/** What encoders differ in, each beside each. */
+/** Texts in which encoders differ, in all combinations. */
 function trialTexts(): string[] {
   const parts = [
     "a",
@@ -250,9 +250,9 @@ function trialTexts(): string[] {
 }
 
 /**
- * The same vocabulary, where no text can become a control token (the binding has no `encode_special_tokens`). A token that
- * the model's vocabulary holds is simply no longer looked for. Any other keeps its place in the list, because the ids
- * after it depend on that, but under a name that no text contains.
+ * Makes the same vocabulary without control tokens in texts (the binding has no `encode_special_tokens`). A token that the model's
+ * vocabulary contains is removed from the list. Any other keeps its place in the list, because later ids depend on it, but gets a
+ * name that no text contains.
  */
 function withoutControlTokens(file: TokenizerFile): Tokenizer {
   const { vocab } = file.model;
@@ -265,7 +265,7 @@ function withoutControlTokens(file: TokenizerFile): Tokenizer {
   return Tokenizer.fromString(JSON.stringify({ ...file, added_tokens: tokens, post_processor: null }));
 }
 
-/** The same vocabulary, where control tokens have other spellings. */
+/** Makes the same vocabulary with other spellings of the control tokens. */
 function withControlTokensAs(file: TokenizerFile, spell: (control: string) => string): Tokenizer {
   const renamed = new Map(file.added_tokens.flatMap((token) => (token.special ? [[token.content, spell(token.content)]] : [])));
   const { model } = file;
@@ -288,7 +288,7 @@ function withControlTokensAs(file: TokenizerFile, spell: (control: string) => st
   );
 }
 
-/** SentencePiece's habit: a blank before the text, or before the first part of it. */
+/** Whether the tokenizer adds a blank before the text, or before its first part, as SentencePiece does. */
 function putsSomethingBefore({ normalizer, pre_tokenizer }: TokenizerFile): boolean {
   const steps = (step: unknown): { type?: string; prepend_scheme?: string; add_prefix_space?: boolean }[] => {
     if (typeof step !== "object" || step === null) return [];

@@ -1,4 +1,4 @@
-/** What tokenizing needs of a base: tokenizer, chat template, the names of its special tokens. */
+/** Loads the parts of a base that tokenizing needs: tokenizer, chat template, names of special tokens. */
 import { readFile } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
@@ -16,7 +16,7 @@ export interface SpecialTokens {
 }
 
 export interface Base {
-  /** Where its files are. */
+  /** Folder of the base's files. */
   readonly dir: string;
   readonly ref: BaseRef;
   readonly encoder: Encoder;
@@ -25,7 +25,7 @@ export interface Base {
   /** sha256 of the template's text; of the empty text when there is none. */
   readonly templateDigest: Digest;
   readonly special: SpecialTokens;
-  /** Ids at which an engine stops: the tokenizer's EOS, and those of generation_config.json. null: a folder of a tokenizer only does not say. */
+  /** Ids at which an engine stops: the tokenizer's EOS, and those of generation_config.json. null: unknown, as for a folder with a tokenizer only. */
   readonly stopIds: ReadonlySet<number> | null;
 }
 
@@ -75,7 +75,7 @@ export async function loadBase(dir: string, { ref, ...options }: EncoderOptions 
   };
 }
 
-/** A base's chat template; null when it has none. As transformers does: the file first, then the field, which may hold several by name. */
+/** @returns a base's chat template; null when it has none. As in transformers the file comes first, then the field, which may have several by name. */
 export async function readTemplate(dir: string): Promise<string | null> {
   const [jinja, config] = await Promise.all([
     readFile(join(dir, "chat_template.jinja"), "utf8").catch(() => null),
@@ -85,7 +85,7 @@ export async function readTemplate(dir: string): Promise<string | null> {
   return jinja ?? (typeof inline === "string" ? inline : (inline?.find(({ name }) => name === "default")?.template ?? null));
 }
 
-/** Equal for bases that give equal tokens. */
+/** @returns a key that is equal for bases that give equal tokens. */
 export const identityOf = ({ ref, encoder, templateDigest, special, stopIds }: Base): string =>
   JSON.stringify([ref, encoder.digest, templateDigest, special, stopIds === null ? null : [...stopIds].sort((a, b) => a - b)]);
 
@@ -100,7 +100,7 @@ const missing = (dir: string, file: string) => (error: unknown) => {
   );
 };
 
-/** Bases by name, loaded once for as long as their files stay what they are. */
+/** A cache of bases by name. A base is loaded again when its files change. */
 export function createBases(basesDir: string): (name: string) => Promise<Base> {
   const loaded = new Map<string, { version: string; base: Promise<Base> }>();
   return async (name) => {

@@ -1,8 +1,8 @@
 /**
  * Global best-fit decreasing bin packing. Pure.
  *
- * Over all sequences at once, not per batch of a thousand: that is where the last percent of padding goes. Sequences are
- * never split. Time is O(n log32 capacity), about a tenth of a second for 200,000 lengths.
+ * Packs all sequences at once and not in batches of a thousand, which saves the last percent of padding. Sequences are never
+ * split. Time is O(n log32 capacity), about a tenth of a second for 200,000 lengths.
  */
 import { permutation } from "./shuffle.ts";
 
@@ -15,7 +15,7 @@ export interface Bins {
 
 /**
  * @param lengths - tokens of each sequence, from 1 to `capacity`.
- * @param seed - decides which of equally long sequences meet, and the order of the bins.
+ * @param seed - decides which of equally long sequences share a bin, and the order of the bins.
  */
 export function pack(lengths: Int32Array, capacity: number, seed: number): Bins {
   const n = lengths.length;

@@ -1,4 +1,4 @@
-/** Rows of a folder that `tokenizeRecords` wrote, decoded again: what is trained on, and what is only read. */
+/** Decodes rows of a folder that `tokenizeRecords` wrote to text, with the information which parts are trained. */
 import { createReadStream } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ import type { Encoder } from "../encoder/encoder.ts";
 import { type TokenFolderManifest, tokenFolderManifest } from "../tokenize-records.ts";
 
 export interface TokenRow {
-  /** From 0. */
+  /** Number of the row, from 0. */
   row: number;
   /** Source lines of the sequences in the row. */
   lines: number[];
@@ -92,7 +92,7 @@ const openShard = async (path: string) => {
   }
 };
 
-/** Text in runs of tokens that are all trained on or all not. */
+/** @returns the text in segments; the tokens of a segment are all trained or all not trained. */
 export async function decodeMasked(
   encoder: Pick<Encoder, "decode">,
   ids: ArrayLike<number>,

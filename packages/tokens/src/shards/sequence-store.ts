@@ -1,6 +1,6 @@
 /**
- * Sequences on disk until they are packed: packing needs all lengths at once and then reads sequences in any order, and they
- * may be larger than memory. The file has no name from the start, so nothing is left of it when the process dies.
+ * Keeps sequences on disk until they are packed: packing needs all lengths first and then reads sequences in any order, and they may
+ * be larger than memory. The file is unlinked at once, so it disappears with the process.
  */
 import { randomUUID } from "node:crypto";
 import { closeSync, openSync, readSync, rmSync, writeSync } from "node:fs";

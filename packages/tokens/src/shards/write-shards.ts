@@ -1,4 +1,4 @@
-/** Rows of sequences to Arrow IPC streams of a limited size, as the trainer reads them. */
+/** Writes rows of sequences to Arrow IPC streams of limited size, which the trainer reads. */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { BlobRef, tokenShard } from "@loraline/contracts";
 import { Field, Int32, List, makeData, RecordBatch, RecordBatchStreamWriter, Schema, Struct } from "apache-arrow";
@@ -13,7 +13,7 @@ export interface ShardOptions {
   rows: Iterable<ArrayLike<number> & Iterable<number>>;
   /** Written into each shard's schema. */
   metadata: ReadonlyMap<string, string>;
-  /** Bytes of token data after which a shard is closed; also about what is held in memory. */
+  /** Bytes of token data after which a shard is closed. About as much is held in memory. */
   shardBytes: number;
   put(bytes: AsyncIterable<Uint8Array>): Promise<BlobRef>;
   signal: AbortSignal;
@@ -50,7 +50,7 @@ export async function writeShards({ store, rows, metadata, shardBytes, put, sign
     await closeBatch();
     if (shard.rows === 0) return;
     writer.finish();
-    // The writer queues whatever is written to it, so a shard is in memory until it is stored; that is what bounds it.
+    // The writer queues everything that is written, so a shard stays in memory until it is stored. The limit on shards bounds this memory.
     shards.push({ blob: await put(writer), ...shard });
     writer = new RecordBatchStreamWriter<Columns>();
     shard = { rows: 0, sequences: 0, tokens: 0, supervised: 0 };

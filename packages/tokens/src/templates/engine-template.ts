@@ -1,4 +1,4 @@
-/** The template as an engine has to apply it, and what is wrong when it applies another. */
+/** The template that an engine must apply, and the check of the template that it does apply. */
 import { type EngineRecord, longestTemplate, type Message, type Problem, type TemplateProbe } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { encodePieces } from "../encoder/encode-pieces.ts";
@@ -15,7 +15,7 @@ const asked: TemplateProbe["messages"] = [
   { role: "user", content: "你好 🦊" },
 ];
 
-/** What whoever registers an engine for this base says of its template. */
+/** The description of a base's template that stands in the engine's record. */
 export async function describeTemplate(base: Base): Promise<EngineTemplate> {
   const { template, templateDigest } = base;
   return {
@@ -26,13 +26,13 @@ export async function describeTemplate(base: Base): Promise<EngineTemplate> {
 }
 
 async function probe(base: Base, source: string): Promise<TemplateProbe | null> {
-  // It would print another day than the engine.
+  // The conversation is not compared if the template prints the day, which is another one on the engine.
   if (source.includes("strftime_now")) return null;
   let found: ChatTemplate;
   try {
     found = await recogniseTemplate(base);
   } catch (error) {
-    if (error instanceof PermanentError) return null; // told to whoever wants to train conversations
+    if (error instanceof PermanentError) return null; // reported when a run wants to train conversations
     throw error;
   }
   for (const messages of [asked, asked.slice(1)]) {
@@ -42,13 +42,13 @@ async function probe(base: Base, source: string): Promise<TemplateProbe | null> 
       const text = pieces.map((piece) => ("text" in piece ? piece.text : piece.control)).join("");
       if (encoded !== undefined) return { messages, text, input_ids: [...encoded.ids] };
     } catch {
-      // It takes no system prompt.
+      // The template allows no system prompt.
     }
   }
   return null;
 }
 
-/** Whether an engine is known to apply another template than the one that training would use. */
+/** Whether an engine is known to apply another template than training does. */
 export function judgeTemplate(base: Base, engines: readonly EngineRecord[]): Problem | undefined {
   const other = engines.find(
     ({ base: { name }, templateDigest }) =>
@@ -63,7 +63,7 @@ export function judgeTemplate(base: Base, engines: readonly EngineRecord[]): Pro
   return { code: "TEMPLATE_MISMATCH", message, param: "base" };
 }
 
-/** The same conversation, as a template presents it. */
+/** Renders the test conversation by a template. */
 function rendered(base: Base, template: string | null): string {
   if (template === null) return "nothing that is known here";
   try {

@@ -5,10 +5,10 @@
  * and another begins: there the server stops reading and the model starts writing, so the two are tokenized apart.
  */
 
-/** Part of a sequence: one control token, or a text. Texts of equal `trained` that follow each other are one. */
+/** Part of a sequence: one control token, or a text. Neighbouring texts with equal `trained` are joined to one. */
 export type Piece = ({ readonly control: string; readonly id: number } | { readonly text: string }) & { readonly trained: boolean };
 
-/** Adds a piece, joining texts; an empty text is none. */
+/** Adds a piece and joins texts. An empty text is not added. */
 export function append(pieces: Piece[], piece: Piece): void {
   const last = pieces.at(-1);
   if ("text" in piece) {

@@ -1,5 +1,5 @@
 /**
- * JSON as Python reads it, for templates that print it again. Pure.
+ * Parses JSON as Python does, for templates that print it again. Pure.
  *
  * `json.loads` and `json.dumps` keep `1.0`, integers of any size and the order of all keys; JavaScript's JSON keeps none of the three,
  * and a model that saw `{"minimum": 1}` in training gets `{"minimum": 1.0}` from the server.
@@ -16,20 +16,20 @@ export type Json =
   | { readonly [key: string]: Json }
   | ReadonlyMap<string, Json>;
 
-/** What our patch of @huggingface/jinja looks for; see patches/. */
+/** Marks numbers for Loraline's patch of @huggingface/jinja; see patches/. */
 const written = Symbol.for("loraline.pythonNumber");
-/** A number that JavaScript cannot hold, or would print otherwise: as Python prints it. */
+/** A number that JavaScript cannot hold or prints differently. Holds Python's spelling. */
 export interface PythonNumber {
   readonly [written]: string;
 }
 export const isPythonNumber = (value: Json): value is PythonNumber => typeof value === "object" && value !== null && written in value;
 
-/** Keys that look like integers would move to the front of an object; nobody can know this mark. */
+/** A random prefix for keys that look like integers: JavaScript would move such keys to the front of an object. */
 const mark = `${randomUUID()}-`;
 
 /** @throws SyntaxError */
 export function parseExact(text: string): Json {
-  // First, because of what is no JSON the search below could take the square of its length.
+  // JSON is checked first: in a text that is not JSON the search below could take quadratic time.
   JSON.parse(text);
   const marked = text.replaceAll(/"([^"\\]*(?:\\.[^"\\]*)*)"(\s*:)?/g, (whole, inner: string, colon: string | undefined) =>
     colon !== undefined && /^\d+$/.test(inner) ? `"${mark}${inner}"${colon}` : whole,
@@ -46,7 +46,7 @@ export function parseExact(text: string): Json {
   }) as Json;
 }
 
-/** A number of a JSON text as Python's `repr` gives it. */
+/** @returns a number of a JSON text in the spelling of Python's `repr`. */
 export function pythonNumber(source: string): string {
   if (/^-?\d+$/.test(source)) return BigInt(source).toString();
   const value = Number(source);

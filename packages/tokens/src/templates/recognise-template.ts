@@ -1,4 +1,4 @@
-/** Finds out how a base's chat template works by what it renders, and proves it before anything is trained on it. */
+/** Finds out how a base's chat template works from texts that it renders, and proves the result before a run is trained with it. */
 import type { Message } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime/errors";
 import { encodePieces } from "../encoder/encode-pieces.ts";
@@ -8,14 +8,14 @@ import { type Conversation, createJinja, type Jinja, quote, type Refused, type R
 import { createTurnRenderer, type Slot, type SlotName, type Strip, type TurnRenderer, type Turns } from "./render-turns.ts";
 
 export interface ChatTemplate {
-  /** `chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi`, `deepseek`; `turns`: of no family, but as regular; `jinja`: only through its own source. */
+  /** `chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi`, `deepseek`; `turns`: another template that is as regular; `jinja`: rendered only by its own source. */
   readonly family: string;
   render(conversation: Conversation): Rendered | Refused;
-  /** The conversation as the server presents it to the model. @throws Error what the template raises */
+  /** Renders a conversation as the server presents it to the model. @throws Error that the template raises */
   prompt(conversation: Conversation): Piece[];
 }
 
-/** Each trained turn is rendered with all that stands before it, so time goes with the square: ten seconds at this many. */
+/** Most messages of a conversation. Each trained turn is rendered with everything before it, which takes quadratic time: ten seconds at this limit. */
 const mostMessages = 2000;
 const tooMany = ({ messages }: Conversation): Refused => ({
   code: "TOO_LONG",
@@ -29,7 +29,7 @@ const system = (content: string): Message => ({ role: "system", content });
 const recognised = new WeakMap<Base, Promise<ChatTemplate>>();
 
 /**
- * Once per base: the proof takes a few hundred renderings.
+ * Call it once per base: the proof takes a few hundred renderings.
  * @throws PermanentError TEMPLATE_MISSING; TEMPLATE_UNSUPPORTED with what it renders.
  */
 export function recogniseTemplate(base: Base): Promise<ChatTemplate> {
@@ -71,7 +71,7 @@ async function recognise(base: Base): Promise<ChatTemplate> {
     return { family: "jinja", render, prompt: jinja.prompt };
   }
 
-  // What the proof says of contents holds as long as they have none of the words in them that the template itself knows.
+  // The proof holds only for contents without words that the template itself looks for.
   const known = wordsOf(template);
   return {
     family: familyOf(turns, base.special.bos),
@@ -85,7 +85,7 @@ async function recognise(base: Base): Promise<ChatTemplate> {
   };
 }
 
-/** A plain conversation has to work; where it does not, nothing would. */
+/** Checks a plain conversation, which every usable template can render. */
 function judgePlain(jinja: Jinja, stopIds: ReadonlySet<number>, { encoder }: Base, unsupported: (why: string) => Error): void {
   const plain = [user("QUESTION"), assistant("ANSWER")];
   let text: string;
@@ -114,7 +114,7 @@ function judgePlain(jinja: Jinja, stopIds: ReadonlySet<number>, { encoder }: Bas
   }
 }
 
-/** Nothing says at what the engine stops: then it is where the template's turns end. */
+/** Finds stop tokens at the ends of the template's turns, for a base whose files do not name any. */
 function findStops(base: Base): ReadonlySet<number> {
   const { encoder, special } = base;
   const eos = special.eos === null ? undefined : encoder.controls.get(special.eos);
@@ -123,7 +123,7 @@ function findStops(base: Base): ReadonlySet<number> {
   try {
     text = createJinja(base, stops).text({ messages: [user("QUESTION"), assistant("ANSWER"), user("QUESTION")] }, false);
   } catch {
-    return stops; // judged and told later
+    return stops; // a template without stop tokens is refused later
   }
   const pieces: Piece[] = [];
   createSplit(encoder.controls)(text.slice(text.indexOf("ANSWER")), false, pieces);
@@ -138,7 +138,7 @@ type Render = (messages: readonly Message[], forGeneration: boolean) => string;
 const words: Readonly<Record<string, string>> = { S: "Qsystemq", U: "Qfirstq", A: "Qearlyq", V: "Qsecondq", B: "Qlateq" };
 const [S, U, A, V, B] = ["S", "U", "A", "V", "B"].map((name) => words[name] as string) as [string, string, string, string, string];
 
-/** undefined: it is not made of turns. */
+/** @returns the turns of a template; undefined: it does not consist of turns. */
 function findTurns(render: Render): Turns | undefined {
   try {
     const plain = cutAt(render([user(U), assistant(A), user(V), assistant(B)], false), [U, A, V, B]);
@@ -153,7 +153,7 @@ function findTurns(render: Render): Turns | undefined {
     const slots = findSlots(render, turns.system !== null);
     return slots === undefined ? undefined : { ...turns, slots };
   } catch {
-    return undefined; // it raises an error, or has an answer before the question
+    return undefined; // the template raises an error, or puts an answer before its question
   }
 }
 
@@ -167,7 +167,7 @@ function findSystem(render: Render, plain: readonly string[]): Turns["system"] {
   }
 }
 
-/** The blanks that each place takes off. */
+/** Finds the blanks that the template removes at each place. */
 function findSlots(render: Render, withSystem: boolean): Turns["slots"] | undefined {
   const blanks = "\n \n";
   const find = (name: string, names: readonly string[], make: (say: (name: string) => string) => readonly Message[]): Slot | undefined => {
@@ -209,7 +209,7 @@ function findSlots(render: Render, withSystem: boolean): Turns["slots"] | undefi
   return Object.values(slots).includes(undefined) ? undefined : (slots as Turns["slots"]);
 }
 
-/** What stands before, between and after the marks; undefined unless each is there once, in this order. */
+/** @returns the texts before, between and after the marks; undefined unless each mark stands there once, in this order. */
 function cutAt(text: string, marks: readonly string[]): string[] | undefined {
   const parts: string[] = [];
   let rest = text;
@@ -224,7 +224,7 @@ function cutAt(text: string, marks: readonly string[]): string[] | undefined {
 
 /* --- proofs --- */
 
-/** Contents in which renderers differ. */
+/** Contents for which renderers may give different texts. */
 const contents = [
   "a",
   " a ",
@@ -264,7 +264,7 @@ const contents = [
   "model",
 ];
 
-/** Whether turns give, piece by piece, what the template renders. */
+/** Whether the pieces of the turns, joined, are the text that the template renders. */
 function isProven(turns: TurnRenderer, jinja: Jinja): boolean {
   const same = (messages: readonly Message[]): boolean => {
     const conversation = { messages };
@@ -297,7 +297,7 @@ const spoken: readonly (readonly Message[])[] = [
   [user("a"), assistant("b"), user("c"), assistant("e\u0301 🦊")],
 ];
 
-/** Piece by piece must give what the server gets from the whole text; a tokenizer that joins or prefixes pieces may not. */
+/** Checks that the ids of the pieces are the ids of the whole text, which the server gets. A tokenizer that joins or prefixes pieces can differ. */
 async function proveIds(
   base: Base,
   jinja: Jinja,
@@ -325,7 +325,7 @@ async function proveIds(
   }
 }
 
-/** Matches a content in which the template may look for something: any text in its source that is not just a name or a blank, and names that contents are searched for. */
+/** Makes a pattern for contents that the template may treat specially: with any text of its source that is not just a name or a blank, or with names that it searches for. */
 function wordsOf(template: string): RegExp | undefined {
   const found = new Set<string>();
   for (const { 0: whole, 2: inner = "", index } of template.matchAll(/(["'])((?:(?!\1)[^\\]|\\.)*)\1/gs)) {
@@ -341,7 +341,7 @@ function wordsOf(template: string): RegExp | undefined {
 }
 const roleNames = new Set(["system", "user", "assistant", "tool"]);
 
-/** Told by what stands around an answer. */
+/** Recognises the family by the texts around an answer. */
 function familyOf({ toAnswer, toQuestion }: Turns, bos: string | null): string {
   if (/^(\S+)\n(\S+)assistant\n(<think>\s*(<\/think>\s*)?)?$/.test(toAnswer) && /^(\S+)\n(\S+)user\n$/.test(toQuestion)) return "chatml";
   if (/^\S+assistant\S+\n\n$/.test(toAnswer)) return "llama3";

@@ -1,6 +1,6 @@
 /**
- * Conversations through the base's own chat template, with `@huggingface/jinja`: what the server would make of them, and where in it
- * the trained turns stand. Any template that passes the gate below can be trained on; families have a faster way (render-turns.ts).
+ * Renders conversations by the base's own chat template, with `@huggingface/jinja`, as the server would, and finds the trained turns in
+ * the text. Works for any template that passes the check below; families have a faster way (render-turns.ts).
  */
 import { randomUUID } from "node:crypto";
 import { Template } from "@huggingface/jinja";
@@ -18,9 +18,9 @@ export interface Conversation {
 /** One sequence of a conversation. */
 export interface Sample {
   readonly pieces: readonly Piece[];
-  /** It holds the messages before this index. */
+  /** The sequence has the messages before this index. */
   readonly end: number;
-  /** Trained turns, by their index. */
+  /** Indices of the trained turns. */
   readonly trained: readonly number[];
 }
 export interface Refused {
@@ -33,18 +33,18 @@ export interface Rendered {
 }
 
 export interface Jinja {
-  /** @returns the text with its seals. @throws Error what the template itself raises, or what it cannot do. */
+  /** @returns the text with its seals. @throws Error that the template raises, or for features that are not supported. */
   text(conversation: Conversation, forGeneration: boolean): string;
-  /** Without the seals. */
+  /** Removes the seals from a text. */
   unseal(text: string): string;
   render(conversation: Conversation): Rendered | Refused;
   prompt(conversation: Conversation): Piece[];
 }
 
-/** Where "today" is printed, it is always this day: the same records must give the same tokens tomorrow. */
+/** The day that templates print as today. It is fixed, because the same records must always give the same tokens. */
 const today = new Date(Date.UTC(2024, 6, 26));
 
-/** An answer without a word has nothing to teach but silence. */
+/** An empty answer is not trained: the model would learn to say nothing. */
 export const isTaught = (message: Message): boolean =>
   isTrainedTurn(message) && (message.content.trim() !== "" || message.tool_calls !== undefined || (message.reasoning ?? "").trim() !== "");
 
@@ -53,7 +53,7 @@ export function createJinja(
   { template, special, encoder }: Pick<Base, "template" | "special" | "encoder">,
   stopIds: ReadonlySet<number>,
 ): Jinja {
-  // As Python's jinja reads it: whatever the line ends are.
+  // Line ends are normalised, as Python's jinja does.
   const source = (template ?? "").replaceAll(/\r\n?/g, "\n").replaceAll(/\bstrftime_now\b/g, "loraline_today");
   const parsed = new Template(source);
   // Such as DeepSeek's `'\n' + tool['function']['arguments'] + '\n'`, which takes a text only.
@@ -62,7 +62,7 @@ export function createJinja(
   const split = createSplit(encoder.controls);
   const controls = controlPattern(encoder.controls);
   const stops = controlPattern(new Map([...encoder.controls].filter(([, id]) => stopIds.has(id))));
-  // Stands inside of what spells a control token in the data; in the rendered text it is taken out again.
+  // A seal is put inside of each spelling of a control token in the data, and removed from the rendered text.
   const mark = `\uFDD0${randomUUID()}`;
 
   const unseal = (text: string): string => (text.includes(mark) ? text.replaceAll(mark, "") : text);
@@ -76,14 +76,14 @@ export function createJinja(
     return value;
   };
 
-  /** In OpenAI's form, whatever the row has. @throws SyntaxError: arguments that are no JSON */
+  /** Converts tool calls to OpenAI's form. @throws SyntaxError: the arguments are not JSON */
   const calls = (message: Message): Json => {
     const parsedCalls = parseExact(message.tool_calls ?? "[]");
     return (Array.isArray(parsedCalls) ? parsedCalls : [parsedCalls]).map((call: Json): Json => {
       if (!isObject(call)) return call;
       const { function: own, ...rest } = call;
       const { arguments: given = {}, ...name } = isObject(own) ? own : rest;
-      // The engine parses them before it renders, whatever the client sent.
+      // Arguments are parsed, because the engine parses them too before it renders.
       const args = typeof given === "string" && !argumentsAreText ? parseExact(given.trim() === "" ? "{}" : given) : given;
       return { ...(isObject(own) ? rest : {}), type: rest.type ?? "function", function: { ...name, arguments: args } };
     });
@@ -159,7 +159,7 @@ export function createJinja(
         if (tools !== null && whole === renderInput(inputs, null, false)) {
           note("TOOLS_LEFT_OUT", "the base's template has no place for tools, so the model does not see them");
         }
-        // A template that takes thoughts out of earlier turns shows each answer differently while it is the last one.
+        // A template that removes thoughts from earlier turns renders an answer differently when it is the last one.
         const stable = turns.every(({ through, end }) => whole.startsWith(through.slice(0, end)));
         const spans = (some: typeof turns) => some.map(({ prompt, end }) => [prompt.length, end as number] as const);
         const samples: Sample[] = stable
@@ -191,7 +191,7 @@ function endOf(text: string, from: number, stops: RegExp | undefined): number | 
 const isObject = (value: Json | undefined): value is { readonly [key: string]: Json } =>
   typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Map) && !isPythonNumber(value);
 
-/** Python's `strftime`, as far as templates use it. */
+/** Python's `strftime`, with the directives that templates use. */
 function onDay(day: Date, format: string): string {
   const part = (options: Intl.DateTimeFormatOptions): string =>
     new Intl.DateTimeFormat("en-US", { timeZone: "UTC", ...options }).format(day);

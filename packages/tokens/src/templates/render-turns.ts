@@ -1,27 +1,27 @@
 /**
  * Plain conversations (an optional system prompt, then question and answer in turn) at token level, by the turns of a template. Pure.
  *
- * ChatML, Llama 2 and 3, Mistral, Gemma, Phi and DeepSeek differ in what stands between the contents and in the blanks that they take
- * off; recognise-template.ts finds both out.
+ * ChatML, Llama 2 and 3, Mistral, Gemma, Phi and DeepSeek differ in the texts between the contents and in the blanks that they remove;
+ * recognise-template.ts finds both.
  */
 import type { Message } from "@loraline/contracts";
 import { append, type Piece, type SplitText } from "./pieces.ts";
 import { type Conversation, isTaught, type Rendered, type Sample } from "./render-jinja.ts";
 
-/** Blanks that a template takes off one end of a content: none, newlines, or all. */
+/** Blanks that a template removes at one end of a content: none, newlines, or all. */
 export type Strip = "none" | "newlines" | "blanks";
 export interface Slot {
   readonly left: Strip;
   readonly right: Strip;
 }
 
-/** Texts with control tokens in their usual spelling. */
+/** The texts of a template around contents, with control tokens in their usual spelling. */
 export interface Turns {
-  /** Before the first question of a conversation without a system prompt; a default system prompt is part of it. */
+  /** Text before the first question of a conversation without a system prompt; includes a default system prompt. */
   readonly opening: string;
-  /** Around the system prompt, up to the first question; null: the template takes none. */
+  /** Texts around the system prompt, up to the first question; null: the template allows none. */
   readonly system: { readonly before: string; readonly after: string } | null;
-  /** Between a question and its answer: while there are later questions, for the last answer, and what the server puts there to make the model answer. */
+  /** Texts between a question and its answer: if later questions follow, for the last answer, and the server's prompt for an answer. */
   readonly toAnswer: string;
   readonly toLastAnswer: string;
   readonly generation: string;
@@ -32,7 +32,7 @@ export interface Turns {
 export type SlotName = "system" | "firstQuestion" | "questionAfterSystem" | "question" | "answer" | "lastAnswer";
 
 export interface TurnRenderer {
-  /** Whether the conversation is a plain one. What its contents may hold is for the caller to know. */
+  /** Whether a conversation is plain. The caller checks its contents. */
   takes(conversation: Conversation): boolean;
   render(conversation: Conversation): Rendered;
 }
@@ -44,13 +44,13 @@ export function createTurnRenderer(turns: Turns, split: SplitText, isStop: (cont
     split(text, trained, pieces);
     return pieces;
   };
-  /** What stands behind an answer: the model has to write the first of it, up to the token at which it stops. */
+  /** Adds the text after an answer. Its part up to the stop token is trained, because the model must write it. */
   const ending = (text: string): { trained: readonly Piece[]; rest: readonly Piece[] } => {
     const pieces = cut(text);
     const stop = pieces.findIndex((piece) => "control" in piece && isStop(piece.control)) + 1;
     return { trained: pieces.slice(0, stop).map((piece) => ({ ...piece, trained: true })), rest: pieces.slice(stop) };
   };
-  /** What the model writes before the answer itself, such as an empty thought. */
+  /** @returns the text that the model writes before the answer, such as an empty thought. */
   const lead = (text: string): readonly Piece[] => cut(text.slice(turns.generation.length), true);
 
   const opening = cut(turns.opening);
@@ -132,7 +132,7 @@ export function createTurnRenderer(turns: Turns, split: SplitText, isStop: (cont
 
 const isSame = (a: Slot, b: Slot): boolean => a.left === b.left && a.right === b.right;
 
-/** What Python's `strip()` takes off, which is not what JavaScript's `trim()` does. */
+/** Characters that Python's `strip()` removes; JavaScript's `trim()` removes others. */
 const blanks = new Set(
   "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000",
 );
