@@ -1,4 +1,4 @@
-/** A real Kubernetes API server with its etcd, and nothing else: what most tests need of a cluster. */
+/** A real Kubernetes API server with its etcd and no nodes, which is enough for most tests. */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
@@ -6,14 +6,14 @@ import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 
-/** Where infra/cluster/build.sh puts what it built. */
+/** Folder of the programs that infra/cluster/build.sh built. */
 const binDir = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
 
 export interface ApiServer extends AsyncDisposable {
   kubeconfig: string;
-  /** Resolves when it is ready for work. */
+  /** Starts it; resolves when it is ready. */
   ready(): Promise<void>;
-  /** Killed without warning. */
+  /** Kills it with SIGKILL. */
   kill(): Promise<void>;
   start(): void;
 }
@@ -138,7 +138,7 @@ export async function startApiServer(): Promise<ApiServer> {
           "https://kubernetes.default.svc",
           "--disable-admission-plugins",
           "ServiceAccount",
-          // So that an old version expires within a test.
+          // Short, so that an old resource version expires within a test.
           "--etcd-compaction-interval",
           "1s",
           "--watch-cache=true",
@@ -170,7 +170,7 @@ export async function startApiServer(): Promise<ApiServer> {
   return api;
 }
 
-/** Controllers of the real controller manager, by its names for them, such as `job-controller`. There is no node. */
+/** Starts controllers of the real controller manager, by its names, such as `job-controller`. There is no node. */
 export function startControllers({ kubeconfig }: Pick<ApiServer, "kubeconfig">, ...names: string[]): AsyncDisposable {
   const controllers = spawn(
     join(binDir, "kube"),

@@ -1,4 +1,4 @@
-/** The real instruct model that `make setup` leaves beside the checkout. */
+/** Folder of the real instruct model that `make setup` puts into the checkout. */
 import { join } from "node:path";
 
 export const basesDir = join(import.meta.dirname, "../../../.loraline/bases");

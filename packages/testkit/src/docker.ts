@@ -1,4 +1,4 @@
-/** Whether fixtures come from containers: where an engine answers, or where its absence is a failure. */
+/** Whether fixtures run in containers: if a Docker engine answers, or if its absence must be a failure. */
 import { existsSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
@@ -12,14 +12,14 @@ const sockets = [
   join(process.env["XDG_RUNTIME_DIR"] ?? "/run/user/0", "docker.sock"),
 ];
 
-/** How to run one server in a container, with the image as a setting, so that a machine without a registry can name its own. */
+/** How to run a server in a container. The image is a setting, so that a machine without a registry can use its own. */
 export interface ContainerSpec {
   image: string;
   command: string[];
   port: number;
-  /** Logged when it is ready. */
+  /** Text that the server logs when it is ready. */
   ready: RegExp;
-  /** Where it keeps its files: in memory, see `storeRoot` in server-process.ts. */
+  /** Folder of the server's files, which is kept in memory; see `storeRoot` in server-process.ts. */
   dataDir: string;
 }
 

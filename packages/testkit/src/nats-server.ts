@@ -9,7 +9,7 @@ export interface NatsFixture extends AsyncDisposable {
   connect(options?: ConnectionOptions): Promise<NatsConnection>;
 }
 
-/** From a container where Docker answers, else the bundled binary. */
+/** Starts it in a container if Docker answers, else from the bundled binary. */
 export async function startNats(): Promise<NatsFixture> {
   const container = await startContainer({
     image: process.env["LORALINE_NATS_IMAGE"] ?? "nats:2.15",
@@ -29,7 +29,7 @@ export async function startNats(): Promise<NatsFixture> {
   };
 }
 
-/** Always a child process, for tests that kill it: `kill()` and `start()` keep its port and files. */
+/** Starts it as a child process, for tests that kill it: `kill()` and `start()` keep its port and files. */
 export async function spawnNatsServer(at: { port?: number; storeDir?: string } = {}): Promise<NatsFixture & ServerProcess> {
   const server = await startServer(
     {

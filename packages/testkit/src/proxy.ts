@@ -1,12 +1,12 @@
-/** A way to a server that can be cut, as when the network or the server is away. */
+/** A proxy in front of a server. Tests can cut the connection, as if the network or the server were away. */
 import { createServer, connect, type Server, type Socket } from "node:net";
 
 export interface ProxyFixture extends AsyncDisposable {
-  /** Leads to the server's URL. */
+  /** URL of the proxy, which leads to the server. */
   readonly url: string;
   /**
-   * refused: connections are refused, open ones broken. silent: they are taken, and nothing comes of them. A number: a proxy in front
-   * answers with that HTTP status and a page for people.
+   * refused: connections are refused, and open ones are broken. silent: connections are accepted, but nothing is answered. A number: the
+   * proxy answers with that HTTP status and an HTML page.
    */
   cut(how: "refused" | "silent" | number): Promise<void>;
   restore(): Promise<void>;

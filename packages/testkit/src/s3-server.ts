@@ -7,7 +7,7 @@ export interface S3Fixture extends AsyncDisposable {
   readonly endpoint: string;
   readonly region: string;
   readonly credentials: { accessKeyId: string; secretAccessKey: string };
-  /** Exists, and is empty at first. */
+  /** A bucket that exists and is empty. */
   readonly bucket: string;
 }
 
@@ -15,7 +15,7 @@ const credentials = { accessKeyId: "loraline", secretAccessKey: "loraline-tests-
 const authKey = `${credentials.accessKeyId},${credentials.secretAccessKey}`;
 const serve = (address: string, directory: string) => ["serve", "s3", "--config", "", "--addr", address, "--auth-key", authKey, directory];
 
-/** From a container where Docker answers, else the bundled binary. */
+/** Starts it in a container if Docker answers, else from the bundled binary. */
 export async function startS3(): Promise<S3Fixture> {
   const container = await startContainer({
     image: process.env["LORALINE_S3_IMAGE"] ?? "rclone/rclone:1.75",
@@ -34,7 +34,7 @@ export async function startS3(): Promise<S3Fixture> {
   };
 }
 
-/** Always a child process, for tests that kill it: `kill()` and `start()` keep its port and files. */
+/** Starts it as a child process, for tests that kill it: `kill()` and `start()` keep its port and files. */
 export async function spawnS3Server(at: { port?: number; storeDir?: string } = {}): Promise<S3Fixture & ServerProcess> {
   const server = await startServer(
     {

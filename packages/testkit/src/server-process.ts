@@ -9,8 +9,8 @@ const root = join(import.meta.dirname, "../../..");
 const startTimeoutMs = 30_000;
 
 /**
- * Servers keep their files in memory where there is room: JetStream waits for the disk whenever it makes a stream, and that was more than half
- * of the time of most tests on NATS. A killed server finds its files again all the same.
+ * Folder for servers' files, in memory if there is room: JetStream waits for the disk when it makes a stream, which took more than half
+ * of the time of most tests on NATS. A server that was killed still finds its files.
  */
 const storeRoot = freeBytes("/dev/shm") >= 4 * 1024 ** 3 ? "/dev/shm" : tmpdir();
 
@@ -22,24 +22,24 @@ function freeBytes(dir: string): number {
 
 export interface ServerProcess extends AsyncDisposable {
   readonly port: number;
-  /** Where it keeps its files; survives `kill` and `start`. */
+  /** Folder of its files, which are kept over `kill` and `start`. */
   readonly storeDir: string;
-  /** Undefined while it does not run. */
+  /** The process's id; undefined while it does not run. */
   readonly pid: number | undefined;
-  /** Ends it at once, as a crash would (or with another signal), and waits until it is gone. */
+  /** Ends it with SIGKILL, like a crash, or with another signal. Resolves when it is gone. */
   kill(signal?: NodeJS.Signals): Promise<void>;
   /** Starts it again, on the same port and files; returns when it answers. */
   start(): Promise<void>;
 }
 
 export interface ServerCommand {
-  /** Name of a binary in `.venv/bin`. */
+  /** Name of the program in `.venv/bin`. */
   binary: string;
-  /** `port` is 0 the first time: any free one. */
+  /** Arguments of the program. `port` is 0 at the first start: any free one. */
   args: (at: { port: number; storeDir: string }) => string[];
-  /** Finds the port in what the server prints when it listens. */
+  /** Pattern that finds the port in the server's output. */
   listening: RegExp;
-  /** Printed when it is ready; default: as soon as it listens. */
+  /** Text that the server prints when it is ready; default: it is ready when it listens. */
   ready?: RegExp;
 }
 

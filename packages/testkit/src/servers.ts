@@ -1,4 +1,4 @@
-/** The servers, and the simulated engine, without vitest: for benchmarks and scripts. */
+/** The servers and the simulated engine without vitest, for benchmarks and scripts. */
 export { baseName, basesDir, smollm2Dir } from "./base-dir.ts";
 export { type NatsFixture, spawnNatsServer, startNats } from "./nats-server.ts";
 export { type ProxyFixture, startProxy } from "./proxy.ts";

@@ -1,6 +1,6 @@
 /**
- * An engine that answers like vLLM 0.32 (endpoints, error shapes, plain-text successes, forgetting everything at a restart) but computes
- * hashes instead of a model, so that tests can have a hundred of them, and can make them slow, lying or broken.
+ * A simulated engine. It answers like vLLM 0.32 (endpoints, error shapes, plain-text successes, no adapters after a restart) but computes
+ * hashes instead of a model. So tests can start a hundred of them, and can make them slow, wrong or broken.
  *
  * Its "logprobs" depend on prompt, token and, with an adapter, on the adapter's files: the direction on its lora_A, the size on its
  * lora_B and scaling. So zeroed, misnamed, swapped and wrongly scaled adapters behave as they do in the real one.
@@ -17,26 +17,26 @@ import type { ProbeRecord } from "@loraline/contracts";
 export interface SimulatedEngineOptions {
   base: string;
   maxLoraRank?: number;
-  /** Asks for it below /v1, as vLLM does when it is started with VLLM_API_KEY. */
+  /** Key that is required below /v1, as vLLM does when it is started with VLLM_API_KEY. */
   apiKey?: string;
 }
 
-/** Change any of these at any time. */
+/** Settings that a test may change at any time. */
 export interface SimulatedBehaviour {
   loadDelayMs: number;
   probeDelayMs: number;
   healthDelayMs: number;
-  /** Loads with 200 and lists the adapter, but answers like the base. */
+  /** Adapters are loaded with 200 and listed, but answers are the base's. */
   lies: boolean;
-  /** So many of the next probes of an adapter are answered by the base. */
+  /** Number of the next probes of an adapter that get the base's answer. */
   glitches: number;
-  /** Errors with their fields at the top, as older versions sent them. */
+  /** Errors have their fields at the top level, as in older versions. */
   oldErrors: boolean;
-  /** Started without VLLM_ALLOW_RUNTIME_LORA_UPDATING. */
+  /** The engine was started without VLLM_ALLOW_RUNTIME_LORA_UPDATING. */
   loadingOff: boolean;
   /** The inner engine died: /health says 503, /v1/models still answers. */
   coreDead: boolean;
-  /** Ids that any conversation is presented as; undefined: an engine that does not say. */
+  /** Ids that every conversation gets; undefined: the engine does not report ids. */
   presents?: readonly number[] | undefined;
   /** Message of the HTTP 500 that a load of this name gets. */
   refuseLoad?: ((name: string) => string | undefined) | undefined;
@@ -54,7 +54,7 @@ export interface SimulatedEngine extends AsyncDisposable {
   /** `POST /v1/load_lora_adapter <name>` and the like, oldest first. */
   readonly calls: readonly string[];
   stop(): Promise<void>;
-  /** A new process on the same port: nothing is loaded. */
+  /** Simulates a new process on the same port: no adapter is loaded. */
   start(): Promise<void>;
 }
 
@@ -118,7 +118,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     const model = String(body["model"]);
     const adapter = adapters.get(model);
     if (model !== base && adapter === undefined) return fail(response, 404, "NotFoundError", `The model \`${model}\` does not exist.`);
-    if (body["prompt_logprobs"] !== undefined) behaviour.coreDead = true; // as on the CPU
+    if (body["prompt_logprobs"] !== undefined) behaviour.coreDead = true; // vLLM on the CPU stops at such a request
     if (behaviour.coreDead)
       return fail(response, 500, "InternalServerError", "EngineCore encountered an issue. See stack trace (above) for the root cause.");
     await sleep(behaviour.probeDelayMs);
@@ -237,16 +237,16 @@ async function readBody(request: IncomingMessage): Promise<string> {
 
 interface SimulatedWeights {
   rank: number;
-  /** Hash of what points the way. */
+  /** Hash of the adapter's files that decides the direction of its effect. */
   direction: string;
-  /** Nats. */
+  /** Size of the adapter's effect, in natural-log units. */
   size: number;
 }
 
-/** 0 to 1, the same for the same words. */
+/** A number from 0 to 1 that depends only on the words. */
 const noise = (...words: (string | number)[]): number => createHash("sha256").update(words.join("|")).digest().readUInt32LE(0) / 2 ** 32;
 
-/** The base's are asked for at each proof, and never change. */
+/** Remembered logprobs of the base, which never change and are asked for at each proof. */
 const plainLogprobs = new Map<string, number>();
 
 function simulatedLogprob(base: string, prompt: readonly number[], token: number, weights: SimulatedWeights | undefined): number {
@@ -257,7 +257,7 @@ function simulatedLogprob(base: string, prompt: readonly number[], token: number
   return weights === undefined ? plain : plain + weights.size * (noise(weights.direction, text, token) - 0.5) * 2;
 }
 
-/** What was read of files that are still the same: a hundred simulated engines of one process load the same adapters. */
+/** Remembered contents of unchanged files, because a hundred simulated engines in one process load the same adapters. */
 const readBefore = new Map<string, { stamp: string; weights: SimulatedWeights }>();
 
 async function readSimulatedWeights(dir: string): Promise<SimulatedWeights> {
@@ -283,7 +283,7 @@ async function readWeights(dir: string): Promise<SimulatedWeights> {
   let sum = 0;
   let count = 0;
   for (const [name, entry] of Object.entries(header)) {
-    // Modules that the model does not have are ignored, without a word.
+    // Modules that the model does not have are silently ignored, as in vLLM.
     if (name === "__metadata__" || !name.startsWith("base_model.model.model.layers.")) continue;
     const [from, to] = entry.data_offsets;
     const bytes = file.subarray(8 + length + from, 8 + length + to);
@@ -299,17 +299,17 @@ async function readWeights(dir: string): Promise<SimulatedWeights> {
 
 export interface SimulatedAdapterOptions {
   base: string;
-  /** Tells adapters apart. */
+  /** Seed by which the adapters differ. */
   seed?: number;
   rank?: number;
   alpha?: number;
-  /** Every value of lora_B: the adapter's effect on logprobs. */
+  /** The value of all entries of lora_B, which decides the adapter's effect on logprobs. */
   size?: number;
   modules?: readonly string[];
   config?: Record<string, unknown>;
 }
 
-/** The files of a PEFT adapter that the simulated engine can serve: 8 inputs and outputs for each module, float32. */
+/** Makes the files of a PEFT adapter for the simulated engine: 8 inputs and outputs for each module, float32. */
 export function simulatedAdapter(options: SimulatedAdapterOptions): { config: Buffer; weights: Buffer } {
   const {
     base,
@@ -349,7 +349,7 @@ export function simulatedAdapter(options: SimulatedAdapterOptions): { config: Bu
   return { config: Buffer.from(JSON.stringify(config)), weights: Buffer.concat([prefix, text, ...parts]) };
 }
 
-/** What a trainer that held this adapter would have recorded. `dir` is used as scratch space. */
+/** Makes the evidence that a trainer with this adapter would have recorded. `dir` is scratch space. */
 export async function simulatedProbes(
   dir: string,
   options: SimulatedAdapterOptions,

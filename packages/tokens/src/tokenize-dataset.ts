@@ -1,4 +1,4 @@
-/** Records of a dataset to Arrow shards and their manifest; or the reason why they cannot be trained on. */
+/** Converts a dataset's records to Arrow shards and their manifest; or says why they cannot be trained on. */
 import {
   type BlobRef,
   type DatasetManifest,
@@ -21,7 +21,7 @@ import { createSequenceStore, type SequenceStore } from "./shards/sequence-store
 import { holdOut, inSeededOrder, shortId } from "./shards/split-holdout.ts";
 import { writeShards } from "./shards/write-shards.ts";
 
-/** Raise it whenever the same records would give other tokens, rows or probes: results cached by older code are then not used. */
+/** Version of the conversion. Raise it when the same records give other tokens, rows or probes, so that results cached by older code are not used. */
 export const tokenizeCode = "tokenize/3";
 
 export interface TokenizeInput {
@@ -29,11 +29,11 @@ export interface TokenizeInput {
   base: Base;
   spec: RunSpec;
   dataset: DatasetManifest;
-  /** Records to evaluate on; null: some of the dataset are held out. */
+  /** Records for evaluation; null: some of the dataset's records are held out. */
   validation: DatasetManifest | null;
 }
 export interface TokenizeDeps {
-  /** The chunks' records as sequences, in the chunks' order. */
+  /** Encodes the chunks' records to sequences, in the chunks' order. */
   encode(chunks: DatasetManifest["chunks"]): AsyncIterable<EncodedChunk>;
   objects: Objects;
   telemetry: Telemetry;
@@ -42,11 +42,11 @@ export interface TokenizeDeps {
 }
 export type TokenizeResult = { kind: "tokenized"; ref: BlobRef; manifest: TokenManifest } | { kind: "rejected"; problem: Problem };
 
-/** An epoch needs at least so many steps before packing, which makes them fewer, is chosen by itself. */
+/** `packing: auto` packs only if an epoch still has at least so many steps, because packing reduces them. */
 const stepsWorthPacking = 64;
-/** Longer prompts make the proof slow and prove no more. */
+/** Longest probe prompt, in tokens. Longer prompts make the proof slower and not better. */
 const probeTokens = 256;
-/** Own prompts, and neutral ones: enough to tell a weak adapter's effect from rounding (services/serve/src/proof.ts). */
+/** Numbers of the run's own probe prompts and of neutral ones: enough to distinguish a weak adapter's effect from rounding (services/serve/src/proof.ts). */
 const probesOfEach = 4;
 const probeCandidates = 16;
 
@@ -168,7 +168,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
 }
 
 interface Stored {
-  /** Index in the store. */
+  /** Index of the sequence in the store. */
   index: number;
   id: number;
   line: number;
@@ -177,7 +177,7 @@ interface Encoded {
   sequences: Stored[];
   dropped: DroppedRecord[];
   noted: DroppedRecord[];
-  /** Drop code to count. */
+  /** Number of dropped records by code. */
   reasons: Map<string, number>;
   /** Code of a note to count. */
   notes: Map<string, number>;
@@ -187,12 +187,12 @@ const counted = ({ reasons }: Encoded): number => [...reasons.values()].reduce((
 
 type Refuse = (id: number, line: number, signature: Uint32Array | undefined) => { code: string; message: string } | undefined;
 
-/** What the run does not want of records that could be trained on. */
+/** Leaves out records that could be trained on but that the run does not want, such as duplicates. */
 function createRefuse(
   { dedupe, validation_overlap }: RunSpec,
   { validation, remembers = false }: { validation?: Contents; remembers?: boolean },
 ): { refuse: Refuse; kept: Contents } {
-  // A hundred bytes a record, so only where they are looked at.
+  // The table takes a hundred bytes for each record, so it is made only if it is used.
   const isCompared = remembers || dedupe === "exact" || dedupe === "near";
   const kept: Contents = { lines: new Map(), near: createNearDuplicates(Number.POSITIVE_INFINITY) };
   const unseen = validation_overlap === "keep" ? undefined : validation;
@@ -219,7 +219,7 @@ function createRefuse(
   return { refuse, kept };
 }
 
-/** Records by id, with their lines, and by what they say. */
+/** Finds records by id, with their lines, and by similar content. */
 interface Contents {
   lines: Map<number, number>;
   near: NearDuplicates;
@@ -265,7 +265,7 @@ function totalled(sides: readonly ReadonlyMap<string, number>[]): Record<string,
   return total;
 }
 
-/** undefined: one sequence per row. */
+/** @returns the packed rows; undefined: one sequence per row. */
 function choosePacking({ tokenize, training }: RunSpec, lengths: Int32Array): Bins | undefined {
   const { packing, template, max_length: capacity } = tokenize;
   if (packing === false || (packing === "auto" && template === "seed")) return undefined;
@@ -284,8 +284,8 @@ function* rowsOf(indices: Int32Array, bins?: Bins): Generator<Int32Array> {
 }
 
 /**
- * Prompts on which a replica will be asked whether it really applies the adapter: some that were trained on, where the
- * effect is largest, and some that were not.
+ * Chooses the prompts with which a replica must prove that it applies the adapter: some from the training, where the effect is
+ * largest, and some others.
  */
 async function choosePrompts(
   { base, spec }: TokenizeInput,
@@ -313,7 +313,7 @@ async function choosePrompts(
     const shortest = train.reduce((best, one) => (store.length(one.index) < store.length(best.index) ? one : best));
     add(shortest, Number.POSITIVE_INFINITY);
   }
-  // Short ones tell as much as long ones, and are asked faster.
+  // Short prompts prove as much as long ones and are answered faster.
   const shortest = [...own.values()].sort((a, b) => a.input_ids.length - b.input_ids.length).slice(0, probesOfEach);
   return [...shortest, ...neutral];
 }

@@ -1,4 +1,4 @@
-/** Records to a folder without any service, with the real base; and the folder as Python's `datasets` opens it. */
+/** Tokenizes records to a folder without any service, with the real base, and opens the folder with Python's `datasets`. */
 import { execFile } from "node:child_process";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -66,7 +66,7 @@ describe("tokenizing into a folder", () => {
     expect(large.manifest.totals).toMatchObject({ records: 3000, rows: 2970, sequences: 2970, dropped: 30 });
     expect(large.manifest.shards.length).toBeGreaterThan(2);
 
-    // Few are done on the main thread, many by threads: the same comes out.
+    // Few records are encoded on the main thread, many by threads. The results must be equal.
     const some = records.slice(1000, 1100);
     const { rows } = await tokenize(some, { outDir: join(dir, "few") });
     const first = large.lines.indexOf(String(some[0]?.meta.line));

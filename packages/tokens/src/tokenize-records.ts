@@ -1,6 +1,6 @@
 /**
- * Tokenizing without any service: records in, a folder of shards out. Nothing is shuffled or held out, so the rows stand in
- * the records' order, and every record that gives none is named with its line and the reason.
+ * Tokenizes without any service: records in, a folder of shards out. Nothing is shuffled or held out, so rows have the records' order.
+ * Every record without a row is listed with its line and the reason.
  */
 import { createHash } from "node:crypto";
 import { createWriteStream } from "node:fs";
@@ -21,17 +21,17 @@ import { tokenizeCode } from "./tokenize-dataset.ts";
 import { writeShards } from "./shards/write-shards.ts";
 
 export interface TokenizeRecordsOptions {
-  /** Records in the file's order, in batches of any size, as `readRecords` of ingest gives them. */
+  /** Records in the file's order, in batches of any size, from `readRecords` of packages/datasets. */
   batches: AsyncIterable<{ records: readonly Rec[] }>;
   /** Folder with tokenizer.json and tokenizer_config.json; chat_template.jinja, generation_config.json and base.json may be absent. */
   baseDir: string;
-  /** Empty or absent; a folder that this function wrote before is written anew. */
+  /** Output folder: empty or absent. A folder that this function wrote before is replaced. */
   outDir: string;
   /** Defaults as in the run spec, but `packing: "auto"` means no packing: there are no training steps to choose by. */
   tokenize?: z.input<typeof tokenizeSpec>;
-  /** Decides which of equally long sequences meet when packing, and the order of the packed rows. */
+  /** Decides which of equally long sequences share a packed row, and the order of the packed rows. */
   seed?: number;
-  /** The official package encodes everything: several times as slow, and the way out should it ever differ from the fast encoder. */
+  /** The official package encodes everything, several times slower. A fallback in case the fast encoder is ever wrong. */
   exact?: boolean;
   shardBytes?: number;
   signal?: AbortSignal;
@@ -76,9 +76,9 @@ export const tokenFolderManifest = z
       supervised: z.int(),
       dropped: z.int(),
     }),
-    /** Reason to how many; each record stands in dropped.jsonl. */
+    /** Number of dropped records by code; each one is listed in dropped.jsonl. */
     dropped: z.record(z.string(), z.int()),
-    /** What is worth knowing about records that were kept, such as PROMPT_TRIMMED, to how many. */
+    /** Number of kept records by note, such as PROMPT_TRIMMED. */
     notes: z.record(z.string(), z.int()),
   })
   .transform(({ template, profile, ...manifest }) => ({ ...manifest, template: templateOf({ template, profile }) }));
@@ -99,7 +99,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   const second = first.done === true ? first : await groups.next();
   const count = availableParallelism();
   await using threads = createEncodeThreads(count, { exact });
-  // A small file is done before a thread is up. For a large one they load the base while this thread does.
+  // A small file is finished before a thread has started. For a large file the threads load the base while this thread does.
   if (second.done !== true) threads.warm(baseDir);
   const base = await loadBase(baseDir, { fast: exact ? "none" : "judged" });
   await makeEmpty(outDir);
@@ -191,7 +191,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   return manifest;
 }
 
-/** So many are worth a thread's while, and the loading of a vocabulary in it. */
+/** Records from which threads are worth their start, with a vocabulary loaded in each. */
 const recordsPerChunk = 1024;
 
 type Group = readonly Rec[];
@@ -208,7 +208,7 @@ async function* withThreads(
   for await (const records of groups) {
     const jsonl = new TextEncoder().encode(records.map((record) => JSON.stringify(record)).join("\n"));
     const encoded = threads.encode({ base, spec, records: jsonl, compress: false, signal }).then(chunkFromBytes);
-    encoded.catch(() => undefined); // reported when its turn comes
+    encoded.catch(() => undefined); // the error is reported when this chunk's turn comes
     started.push(encoded);
     if (started.length > count * 2) yield started.shift() as Promise<EncodedChunk>;
   }
@@ -248,11 +248,11 @@ async function makeEmpty(dir: string): Promise<void> {
       param: "out",
     });
   }
-  // The manifest first: while it is not there, the folder is not complete.
+  // The manifest is removed first: a folder without a manifest is not complete.
   for (const name of names.sort((a, b) => Number(b.startsWith("manifest")) - Number(a.startsWith("manifest")))) await rm(join(dir, name));
 }
 
-/** Hashed on the way, so that the manifest can say what the file must contain. */
+/** Writes and hashes a file, so that the manifest has its digest. */
 async function writeBlob(path: string, bytes: AsyncIterable<Uint8Array>): Promise<BlobRef> {
   const sha256 = createHash("sha256");
   let size = 0;

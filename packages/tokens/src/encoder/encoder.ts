@@ -49,7 +49,7 @@ interface TokenizerFile extends BpeFile {
 
 export interface EncoderOptions {
   /**
-   * - `judged` (default): the official package judges `byte-level-bpe.ts` before its first text and on samples afterwards. With the
+X: the official package judges `byte-level-bpe.ts` before its first text and on samples afterwards. With the
    *   first difference it does everything itself.
    * - `trusted`: for further threads of a process in which another thread checks; they need not load the official package.
    * - `none`: the official package encodes everything.
@@ -96,7 +96,7 @@ export async function createEncoder(json: string, { fast: mode = "judged" }: Enc
     }
   };
   const isTakenOn = mode !== "none" && isByteLevelBpe(file);
-  // Text that the fast encoder supports is known to be valid Unicode. All other text must be checked.
+  // The official package is loaded at once, which checks the tokenizer's file. A file that the fast encoder supports needs no such check.
   if (!isTakenOn) official("raw");
   let fastIsOff = !isTakenOn;
   let bpe: ReturnType<typeof createByteLevelBpe>;

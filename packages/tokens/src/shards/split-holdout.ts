@@ -8,7 +8,7 @@
 /** The first 52 bits of a record's id, which are enough to distinguish records. */
 export const shortId = (id: string): number => Number.parseInt(id.slice("sha256:".length, "sha256:".length + 13), 16);
 
-/** Hashes an id, so that the seed decides the order of ids. */
+/** @returns the different ids in an order that the seed decides. */
 export function inSeededOrder(ids: Iterable<number>, seed: number): number[] {
   return [...new Set(ids)]
     .map((id) => [mix(id, seed), id] as const)

@@ -26,7 +26,7 @@ export async function describeTemplate(base: Base): Promise<EngineTemplate> {
 }
 
 async function probe(base: Base, source: string): Promise<TemplateProbe | null> {
-  // The conversation is not compared if the template prints the day, which is another one on the engine.
+  // A template that prints the day is not compared: the engine prints another day.
   if (source.includes("strftime_now")) return null;
   let found: ChatTemplate;
   try {

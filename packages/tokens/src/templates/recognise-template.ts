@@ -123,7 +123,7 @@ function findStops(base: Base): ReadonlySet<number> {
   try {
     text = createJinja(base, stops).text({ messages: [user("QUESTION"), assistant("ANSWER"), user("QUESTION")] }, false);
   } catch {
-    return stops; // a template without stop tokens is refused later
+    return stops; // a template that cannot render this is refused later, with its error
   }
   const pieces: Piece[] = [];
   createSplit(encoder.controls)(text.slice(text.indexOf("ANSWER")), false, pieces);

@@ -44,7 +44,7 @@ export function createTurnRenderer(turns: Turns, split: SplitText, isStop: (cont
     split(text, trained, pieces);
     return pieces;
   };
-  /** Adds the text after an answer. Its part up to the stop token is trained, because the model must write it. */
+  /** Cuts the text after an answer. Its part up to the stop token is trained, because the model must write it. */
   const ending = (text: string): { trained: readonly Piece[]; rest: readonly Piece[] } => {
     const pieces = cut(text);
     const stop = pieces.findIndex((piece) => "control" in piece && isStop(piece.control)) + 1;

@@ -1,4 +1,4 @@
-/** Every family's template, and ids and masks of whole conversations against transformers' `apply_chat_template` and tokenizers. */
+/** Compares ids and masks of whole conversations with transformers' `apply_chat_template` and tokenizers, for every family's template. */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -101,7 +101,7 @@ interface Case {
   tools?: string;
 }
 
-/** Python's answers and ours; what the template refuses there has to be refused here. Returns how many were not refused. */
+/** Compares Python's results with ours. Conversations that the template refuses in Python must be refused here. @returns how many were not refused. */
 async function compare(
   base: Base,
   baseDir: string,
@@ -138,11 +138,11 @@ describe("families", { timeout: 120_000 }, () => {
     const baseDir = await makeBase(join(dir, name), { ...parts, template: await templateNamed(name) });
     const base = await loadBase(baseDir);
     expect((await recogniseTemplate(base)).family).toBe(family);
-    // The day that it prints is another one there.
+    // Python prints another day.
     if (name === "llama3_2") return;
     const joint = parts.tokenizer === "llama2";
     const cases = fc.sample(conversation, { numRuns: 60 * fuzzFactor, seed: 11 });
-    // Python's offsets cannot tell whose a token is that spans prompt and answer, so these answers begin with a letter.
+    // A token that spans prompt and answer cannot be assigned by Python's offsets, so these answers begin with a letter.
     const usual = joint
       ? cases.map((messages) => messages.map((one) => (one.role === "assistant" ? { ...one, content: `A${one.content}` } : one)))
       : cases;
@@ -280,7 +280,7 @@ describe("real tokenizers", { timeout: 180_000 }, () => {
     const { base } = bases.qwen3;
     const smollm2 = await encode(bases.smollm2.base, [chat([user("q"), assistant("\n\nx")]), chat([user("q"), assistant(" x")])]);
     expect(smollm2.map(({ notes }) => notes.map((note) => note.code))).toEqual([["ANSWER_JOINS_PROMPT"], []]);
-    // Behind an empty thought the answer's newlines are taken off.
+    // After an empty thought the template removes the answer's leading newlines.
     expect((await encode(base, [chat([user("q"), assistant("\n\nx")])]))[0]?.notes).toEqual([]);
   });
 
