@@ -79,7 +79,7 @@ const withoutAnswer = (messages: Message[]): Message[] => (messages.at(-1)?.role
 const isSame = (a: Message | undefined, b: Message | undefined): boolean =>
   a !== undefined && b !== undefined && a.role === b.role && a.content === b.content && a.tool_calls === b.tool_calls;
 
-/** Anthropic's spelling of conversations: `\n\nHuman: …\n\nAssistant: …`; undefined: it is none. */
+/** Parses Anthropic's spelling of conversations: `\n\nHuman: …\n\nAssistant: …`; undefined: it is none. */
 function turnsOfTranscript(text: string): Message[] | undefined {
   if (!/^\s*Human:/.test(text)) return undefined;
   return text

@@ -49,8 +49,8 @@ interface TokenizerFile extends BpeFile {
 
 export interface EncoderOptions {
   /**
-X: the official package judges `byte-level-bpe.ts` before its first text and on samples afterwards. With the
-   *   first difference it does everything itself.
+   * - `judged` (default): the official package checks `byte-level-bpe.ts` before its first text and on samples afterwards. After the
+   *   first difference the official package encodes everything.
    * - `trusted`: for further threads of a process in which another thread checks; they need not load the official package.
    * - `none`: the official package encodes everything.
    */

@@ -56,7 +56,7 @@ export function createJinja(
   // Line ends are normalised, as Python's jinja does.
   const source = (template ?? "").replaceAll(/\r\n?/g, "\n").replaceAll(/\bstrftime_now\b/g, "loraline_today");
   const parsed = new Template(source);
-  // Such as DeepSeek's `'\n' + tool['function']['arguments'] + '\n'`, which takes a text only.
+  // Some templates need text here, such as DeepSeek's `'\n' + tool['function']['arguments'] + '\n'`.
   const argumentsAreText = !source.includes("tojson") && /\+[^+|{}]*\barguments\b['"\]]*\s*(?:\+|-?\}\}|-?%\})/.test(source);
   const names = Object.fromEntries(Object.entries(special).map(([name, token]) => [`${name}_token`, token ?? ""]));
   const split = createSplit(encoder.controls);
