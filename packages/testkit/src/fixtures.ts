@@ -1,4 +1,4 @@
-...)`. Servers start when a test first asks for them. */ => /** Fixtures for tests: `test("...", async ({ nc, tenant }) => ...)`. A server starts when a test first uses it. */ => ...)`. Servers start when a test first asks for them. */
+/** Fixtures for tests: `test("...", async ({ nc, tenant }) => ...)`. A server starts when a test first uses it. */
 import { randomBytes } from "node:crypto";
 import { test as base } from "vitest";
 import { startNats } from "./nats-server.ts";
