@@ -46,7 +46,7 @@ export type TokenizeResult = { kind: "tokenized"; ref: BlobRef; manifest: TokenM
 const stepsWorthPacking = 64;
 /** Longest probe prompt, in tokens. Longer prompts make the proof slower and not better. */
 const probeTokens = 256;
-/** Numbers of the run's own probe prompts and of neutral ones: enough to distinguish a weak adapter's effect from rounding (services/serve/src/proof.ts). */
+/** Numbers of the run's own probe prompts and of neutral ones: enough to distinguish a weak adapter's effect from rounding (services/serve/src/decide-proof.ts). */
 const probesOfEach = 4;
 const probeCandidates = 16;
 

@@ -7,7 +7,8 @@ import { engineRecord } from "../engine.ts";
 import { engineKinds } from "../engine-kinds.ts";
 import { errorsPage } from "./errors-page.ts";
 import { events } from "../events/events.ts";
-import * as http from "../http.ts";
+import * as loraline from "../http/loraline.ts";
+import * as openai from "../http/openai.ts";
 import { natsPermissions } from "../events/nats-permissions.ts";
 import { datasetManifest, datasetReport, record, tokenManifest } from "../records.ts";
 import { runSpec } from "../spec/run-spec.ts";
@@ -157,18 +158,18 @@ export function jsonSchemas(): Record<string, Json> {
     "kv-limits": limitState,
     "kv-budgets": budgetState,
     "kv-usage": usageState,
-    "http-file": http.fileObject,
-    "http-create-job": http.createJobBody,
-    "http-job": http.jobObject,
-    "http-job-event": http.jobEventObject,
-    "http-job-checkpoint": http.jobCheckpointObject,
-    "http-model": http.modelObject,
-    "http-error": http.errorBody,
-    "http-trace": http.traceView,
-    "http-adapters": http.adapterList,
-    "http-add-adapter": http.addAdapterBody,
-    "http-engines": http.engineList,
-    "http-dead-letters": http.deadLetterList,
+    "http-file": openai.fileObject,
+    "http-create-job": openai.createJobBody,
+    "http-job": openai.jobObject,
+    "http-job-event": openai.jobEventObject,
+    "http-job-checkpoint": openai.jobCheckpointObject,
+    "http-model": openai.modelObject,
+    "http-error": openai.errorBody,
+    "http-trace": loraline.traceView,
+    "http-adapters": loraline.adapterList,
+    "http-add-adapter": loraline.addAdapterBody,
+    "http-engines": loraline.engineList,
+    "http-dead-letters": loraline.deadLetterList,
   };
   return Object.fromEntries(
     Object.entries(schemas).map(([name, schema]) => [

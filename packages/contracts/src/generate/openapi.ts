@@ -1,8 +1,9 @@
 /** Pure: the reference of the HTTP API, OpenAPI 3.1, from the table of routes and the schemas that the gateway itself parses with. */
 import { z } from "zod";
-import * as http from "../http.ts";
-import * as inference from "../http-inference.ts";
-import { type HttpRoute, httpRoutes, type RefusalStatus, refusalStatuses, routeTags } from "../http-routes.ts";
+import * as loraline from "../http/loraline.ts";
+import * as openai from "../http/openai.ts";
+import * as inference from "../http/inference.ts";
+import { type HttpRoute, httpRoutes, type RefusalStatus, refusalStatuses, routeTags } from "../http/routes.ts";
 import { datasetReport } from "../records.ts";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { runSpec } from "../spec/run-spec.ts";
@@ -14,31 +15,31 @@ type Json = Record<string, unknown>;
 
 /** Names of what answers are made of, as they stand under `components.schemas`; an answer that is not here is called after its operation. */
 const answerNames: Readonly<Record<string, z.ZodType>> = {
-  Adapter: http.adapterView,
+  Adapter: loraline.adapterView,
   AdapterState: adapterState,
   ChatCompletion: inference.chatAnswer,
   ChatCompletionChunk: inference.chatChunk,
   Completion: inference.completionAnswer,
   Dataset: datasetState,
   DatasetReport: datasetReport,
-  Engine: http.engineView,
-  Error: http.errorBody,
-  FailedMessage: http.deadLetterView,
-  File: http.fileObject,
-  FineTuningJob: http.jobObject,
-  FineTuningJobCheckpoint: http.jobCheckpointObject,
-  FineTuningJobEvent: http.jobEventObject,
-  Key: http.keyView,
-  Limit: http.limitView,
-  LimitDeleted: http.limitDeleted,
-  Model: http.modelObject,
-  Readiness: http.readiness,
+  Engine: loraline.engineView,
+  Error: openai.errorBody,
+  FailedMessage: loraline.deadLetterView,
+  File: openai.fileObject,
+  FineTuningJob: openai.jobObject,
+  FineTuningJobCheckpoint: openai.jobCheckpointObject,
+  FineTuningJobEvent: openai.jobEventObject,
+  Key: loraline.keyView,
+  Limit: loraline.limitView,
+  LimitDeleted: loraline.limitDeleted,
+  Model: openai.modelObject,
+  Readiness: loraline.readiness,
   Replica: replicaState,
   Run: runState,
   RunSpec: runSpec,
 };
 /** The same for bodies. What a body may leave out, an answer always has; so a schema that is used in both has two names. */
-const bodyNames: Readonly<Record<string, z.ZodType>> = { DatasetMapping: datasetMapping, LimitBody: http.limitBody };
+const bodyNames: Readonly<Record<string, z.ZodType>> = { DatasetMapping: datasetMapping, LimitBody: loraline.limitBody };
 
 const isFile = (schema: z.ZodType): boolean => schema._zod.def.type === "file";
 const capital = (text: string): string => text.replace(/^./, (letter) => letter.toUpperCase());

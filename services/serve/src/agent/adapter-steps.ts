@@ -6,7 +6,8 @@ import { PermanentError, problemOf, RetryLaterError, type Telemetry, Unavailable
 import type { AdapterFiles } from "./adapter-files.ts";
 import type { Fault, WantedAdapter } from "./decide-adapters.ts";
 import type { EngineObserver } from "./engine-observer.ts";
-import { chooseProbes, decideProof, measureProbes, type ProofDecision } from "../proof.ts";
+import { decideProof, type ProofDecision } from "../decide-proof.ts";
+import { chooseProbes, measureProbes } from "../measure-probes.ts";
 import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type LoraEngine } from "../engines/lora-engine.ts";
 
 export interface AdapterSteps {

@@ -14,7 +14,7 @@ import {
   type RunSpec,
   unreadDigest,
 } from "@loraline/contracts";
-import { proofLimits, recordedEffect } from "../../proof.ts";
+import { proofLimits, recordedEffect } from "../../decide-proof.ts";
 
 export interface GateInput {
   spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy" | "method">;

@@ -3,27 +3,21 @@
  * this table. A new route is one entry here and its handler in services/gateway.
  */
 import { z } from "zod";
-import { datasetMapping } from "./spec/dataset-mapping.ts";
-import type { Scope } from "./api-key.ts";
+import { datasetMapping } from "../spec/dataset-mapping.ts";
+import type { Scope } from "../api-key.ts";
 import {
   adapterList,
   adapterView,
   addAdapterBody,
   addAdapterSettings,
   createdKey,
-  createJobBody,
   createKeyBody,
   datasetList,
   deadLetterList,
   deadLetterView,
   engineList,
-  fileDeleted,
-  fileObject,
   health,
   importBody,
-  jobCheckpointObject,
-  jobEventObject,
-  jobObject,
   keyDeleted,
   keyList,
   limitBody,
@@ -31,10 +25,6 @@ import {
   limitList,
   limitView,
   keepBody,
-  listOf,
-  modelDeleted,
-  modelList,
-  modelObject,
   placeBody,
   promoteBody,
   readiness,
@@ -42,10 +32,22 @@ import {
   runList,
   traceView,
   usageView,
-} from "./http.ts";
-import { chatAnswer, chatBody, chatChunk, completionAnswer, completionBody, embeddingAnswer, embeddingBody } from "./http-inference.ts";
-import { datasetReport } from "./records.ts";
-import { datasetState, runState } from "./state.ts";
+} from "./loraline.ts";
+import {
+  createJobBody,
+  fileDeleted,
+  fileObject,
+  jobCheckpointObject,
+  jobEventObject,
+  jobObject,
+  listOf,
+  modelDeleted,
+  modelList,
+  modelObject,
+} from "./openai.ts";
+import { chatAnswer, chatBody, chatChunk, completionAnswer, completionBody, embeddingAnswer, embeddingBody } from "./inference.ts";
+import { datasetReport } from "../records.ts";
+import { datasetState, runState } from "../state.ts";
 
 /** Groups of the reference, in its order. `openai`: the routes are OpenAI's own, and its SDKs and documents hold for them. */
 export const routeTags = {

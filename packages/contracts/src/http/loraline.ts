@@ -1,0 +1,164 @@
+/** Bodies and answers of the routes below `/v1/loraline/`, and of the server's own state. */
+import { z } from "zod";
+import { datasetMapping } from "../spec/dataset-mapping.ts";
+import { hubSource, urlSource } from "../spec/import-source.ts";
+import { adapterName, digest, isoTime } from "../names.ts";
+import { adapterImport, trainingOnlyFields } from "../spec/method.ts";
+import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
+import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "../state.ts";
+import { scopes } from "../api-key.ts";
+import { maskOf } from "./mask-of.ts";
+
+/** One span of a trace, in milliseconds since the epoch. */
+export const spanView = z.object({
+  traceId: z.string(),
+  spanId: z.string(),
+  parentSpanId: z.string().nullable(),
+  service: z.string(),
+  name: z.string(),
+  startMs: z.number(),
+  durationMs: z.number(),
+  status: z.enum(["ok", "error"]),
+  attributes: z.record(z.string(), z.unknown()),
+  links: z.array(z.object({ traceId: z.string(), spanId: z.string() })),
+});
+export type SpanView = z.infer<typeof spanView>;
+
+/** Body of `POST /v1/loraline/datasets/import`: `url`, or `hub` with what narrows it down. */
+export const importBody = z.union(
+  [urlSource.extend({ mapping: datasetMapping.optional() }), hubSource.extend({ mapping: datasetMapping.optional() })],
+  { error: "give `url`, or `hub` (organisation/name) with `file`, `config`, `split` or `revision`; and `mapping` with either" },
+);
+export const datasetList = z.object({ data: z.array(datasetState) });
+export const runList = z.object({ data: z.array(runState) });
+const canarySide = z.object({
+  requests: z.int().describe("Answers since the step began."),
+  errors: z.int(),
+  firstByteP95Ms: z.number().nullable().describe("Of the last minute."),
+});
+export const adapterView = z.object({
+  adapter: adapterState,
+  replicas: z.array(replicaState),
+  canary: z
+    .object({ version: canarySide, from: canarySide })
+    .nullish()
+    .describe("What all gateways have counted of the canary under way, and of the promoted version."),
+});
+export const adapterList = z.object({ data: z.array(adapterView) });
+export const traceView = z.object({ traceId: z.string(), spans: z.array(spanView) });
+
+/** What is said about an adapter from elsewhere; the form field `settings` of an upload. */
+export const addAdapterSettings = runSpecFields.omit(maskOf(...trainingOnlyFields, "adapter", "method", "import")).extend({
+  name: adapterName,
+  source: adapterImport.shape.source.optional(),
+  probes: adapterImport.shape.probes,
+  any_base: adapterImport.shape.any_base,
+});
+
+/**
+ * `POST /v1/loraline/adapters`: serve a LoRA that was trained elsewhere. As multipart/form-data with the field `settings` and the two
+ * files, or as JSON that says where they are. Answers with the run that takes it in.
+ */
+export const addAdapterBody = addAdapterSettings.extend({
+  from: z.union([
+    z.strictObject({
+      hub: z
+        .string()
+        .regex(/^(?:[\w-][\w.-]{0,95}\/)?[\w-][\w.-]{0,95}$/, 'name a model of the hub as "organisation/name"')
+        .describe("A model of the hub."),
+      revision: z.string().min(1).max(200).optional().describe("Branch, tag or commit; `main` when absent."),
+      folder: z
+        .string()
+        .regex(/^[\w-][\w.-]*(?:\/[\w-][\w.-]*)*$/, "must be a path inside the repository")
+        .max(500)
+        .optional(),
+    }),
+    z.strictObject({ url: z.string().min(1).max(4096).describe("https address of the folder that holds the two files.") }),
+    z.strictObject({ object: digest.describe("An adapter's manifest in the tenant's own store, as a version's `digest` names it.") }),
+  ]),
+});
+
+export const promoteBody = z.strictObject({
+  version: z.int().min(1),
+  canary: canarySettings.optional().describe("Step by step, instead of at once; `{}`: with the defaults."),
+});
+export const placeBody = placement;
+export const keepBody = z.strictObject({ keep: keepPolicy });
+export const rollbackBody = z.strictObject({ version: z.int().min(1).optional() });
+
+/** An engine as a tenant that may use it sees it: other tenants' adapters only as numbers. */
+export const engineView = z.object({
+  engine: z.string(),
+  base: z.string(),
+  maxLoraRank: z.int(),
+  maxLoras: z.int(),
+  maxCpuLoras: z.int(),
+  maxModelLen: z.int(),
+  replicas: z.array(replicaReport.pick({ replica: true, ready: true, incarnation: true, counts: true, problem: true })),
+  versions: z.int().describe("Adapter versions that are wanted on it, of all tenants."),
+  asked: z.object({
+    adapters: z.int().describe("Adapter versions that were asked for, of all tenants."),
+    windowMs: z.int().describe("How long was looked; less than five minutes after a start of the gateway."),
+  }),
+  advice: z.array(z.object({ level: z.enum(["warn", "info"]), code: z.string(), message: z.string() })).describe("Most pressing first."),
+});
+export type EngineView = z.infer<typeof engineView>;
+export const engineList = z.object({ data: z.array(engineView) });
+
+export const deadLetterView = z.object({
+  seq: z.int().describe("Sequence in the DLQ stream; names the letter in `dlq show` and `dlq redrive`."),
+  stream: z.string(),
+  durable: z.string(),
+  subject: z.string(),
+  code: z.string(),
+  message: z.string(),
+  deliveries: z.int(),
+  at: isoTime,
+  data: z.unknown(),
+  omittedBytes: z.int().optional().describe("The message had so many bytes, too many for a copy; `data` is null then."),
+});
+export type DeadLetterView = z.infer<typeof deadLetterView>;
+export const deadLetterList = z.object({ data: z.array(deadLetterView) });
+
+export const createKeyBody = z.strictObject({
+  name: z
+    .string()
+    .regex(/^[\w.@-][\w.@ -]{0,62}$/, "use 1 to 63 letters, digits, spaces, dots, dashes, underscores or @")
+    .describe("Shown wherever the key did something."),
+  scopes: z.array(z.enum(scopes)).min(1).optional().describe("Absent: all of them."),
+  expires_at: isoTime.optional().describe("Absent: never."),
+});
+export const keyView = z.object({
+  id: z.string().describe("Names the key in `keys revoke`; says nothing about the key itself."),
+  name: z.string(),
+  scopes: z.array(z.enum(scopes)),
+  createdAt: isoTime,
+  createdBy: z.string().nullable(),
+  expiresAt: isoTime.nullable(),
+});
+export type KeyView = z.infer<typeof keyView>;
+export const keyList = z.object({ data: z.array(keyView) });
+export const createdKey = keyView.extend({ key: z.string().describe("Shown this once; only its hash is kept.") });
+
+export const keyDeleted = z.object({ id: z.string(), deleted: z.literal(true) });
+
+const limit = z.int().min(1).nullable().optional();
+export const limitBody = z.strictObject({ requests_per_minute: limit, tokens_per_minute: limit, concurrency: limit });
+export const limitView = limitState.extend({ adapter: z.string().nullable().describe("null: of the whole tenant.") });
+export const limitList = z.object({ data: z.array(limitView) });
+
+export const limitDeleted = z.object({ adapter: z.string().nullable(), deleted: z.literal(true) });
+
+export const usageView = z.object({
+  from: z.iso.date(),
+  to: z.iso.date(),
+  data: z.array(usageRow.extend({ day: z.iso.date() })).describe("One row for each day and model, oldest first."),
+});
+
+/* outside of /v1: the server itself */
+
+export const health = z.object({ status: z.literal("ok"), version: z.string() });
+export const readiness = z.object({
+  status: z.enum(["ready", "not ready"]),
+  reason: z.string().optional().describe("What is missing, when it is not ready."),
+});

@@ -1,0 +1,60 @@
+import type { ProbeRecord } from "@loraline/contracts";
+import { describe, expect, it } from "vitest";
+import { chooseProbes, measureProbes } from "./measure-probes.ts";
+
+const record = (base: number[], adapter: number[], tokens = base.map((_, i) => i), length = 4): ProbeRecord => ({
+  name: "p",
+  input_ids: Array.from({ length }, (_, i) => i),
+  base: { tokens: [], logprobs: [] },
+  adapter: { tokens: [], logprobs: [], base_logprobs: [] },
+  first: { tokens, base, adapter },
+});
+
+describe("measureProbes", () => {
+  it("never asks for more tokens at once than vLLM answers for, and keeps the order", async () => {
+    const probes = [0, 1, 2, 3].map((n) => {
+      const tokens = Array.from({ length: 60 }, (_, i) => n * 60 + i);
+      return record(
+        tokens.map(() => -1),
+        tokens.map(() => -2),
+        tokens,
+        4 + n,
+      );
+    });
+    const asked: [string, number, number][] = [];
+    const client = {
+      maxLogprobTokens: 128,
+      async nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]) {
+        asked.push([model, prompts.length, tokens.length]);
+        return prompts.map(() => new Map(tokens.map((token) => [token, model === "base" ? token : -token])));
+      },
+    };
+    const measured = await measureProbes(client, { base: "base", loraName: "adapter", probes });
+    expect(asked).toEqual([
+      ["base", 2, 120],
+      ["base", 2, 120],
+      ["adapter", 2, 120],
+      ["adapter", 2, 120],
+    ]);
+    for (const [n, one] of measured.entries()) {
+      expect(one.record).toBe(probes[n]);
+      expect(one.base).toEqual(one.record.first.tokens);
+      expect(one.adapter).toEqual(one.record.first.tokens.map((token) => -token));
+    }
+  });
+});
+
+describe("chooseProbes", () => {
+  const long = record([-1], [-9], [0], 80);
+  const short = record([-1], [-8], [0], 10);
+  const mute = record([-1], [-1.01], [0], 2);
+  it("takes short ones within the budget, and none that shows nothing", () => {
+    expect(chooseProbes([long, mute, short], { strong: 96, weak: 0 })).toEqual([short, long]);
+    expect(chooseProbes([long, short], { strong: 60, weak: 0 })).toEqual([short]);
+  });
+  it("always asks one", () => {
+    expect(chooseProbes([long], { strong: 10, weak: 10 })).toEqual([long]);
+    expect(chooseProbes([mute], { strong: 10, weak: 10 })).toEqual([mute]);
+    expect(chooseProbes([])).toEqual([]);
+  });
+});
