@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` and `make test`. Both install what they need into this checkout first; warm, that costs nothing.
+# The two main commands are `make demo` and `make test`. Both first install what they need into this checkout; a second time that takes no time.
 export PATH := $(CURDIR)/tools/node_modules/.bin:$(CURDIR)/node_modules/.bin:$(CURDIR)/.venv/bin:$(PATH)
 REPORTS := .cache/reports
 CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
@@ -15,10 +15,10 @@ setup: ## install Node, packages, the Python environment and the base model into
 demo: setup ## a real dataset becomes a proven, answering adapter
 	@./loraline demo
 
-up: setup ## run the line in the foreground on one port
+up: setup ## run everything in the foreground on one port
 	@./loraline up
 
-bench: setup .cache/bench-litellm/.stamp ## measure; figures in README
+bench: setup .cache/bench-litellm/.stamp ## measure; figures in docs/benchmarks.md
 	@node --conditions=@loraline/source tests/bench/main.ts
 
 bench-cluster: setup cluster-up ## measure on a real cluster, and what serving a thousand adapters on a hundred replicas takes
@@ -40,11 +40,11 @@ cluster-up: setup ## a real one-node Kubernetes on this machine with the images 
 cluster-down: ## stop it, and take back all that it changed on this machine
 	@bash infra/cluster/down.sh .cache/cluster
 
-# The first needs no node. The second uses a cluster that runs, or brings one up and down: see infra/cluster/cluster-up.sh.
+# The first leg needs no node. The second uses a running cluster, or starts and stops one: see infra/cluster/cluster-up.sh.
 test-cluster: setup ## what needs Kubernetes: an API server first, then the chart on a whole node
 	@python3 tests/legs.py cluster-bin test-api-server test-cluster-e2e
 
-# With the lowest priority: cold it takes some 17 minutes of a core, which other legs leave idle.
+# Runs with the lowest priority: without a cache it takes some 17 minutes of a core, which other legs leave idle.
 cluster-bin:
 	@nice -n 19 bash infra/cluster/build.sh $(if $(LORALINE_KUBECONFIG),--api-server)
 	@$(if $(LORALINE_KUBECONFIG),:,nice -n 19 bash infra/cluster/images.sh --layers)
@@ -95,7 +95,7 @@ clean: ## remove all that was installed or made here
 	sh tests/bench/litellm-env.sh
 	@touch $@
 
-# --- what setup makes: each folder holds the stamp that says it is complete ---
+# --- the parts of `setup`: each folder has a stamp that says it is complete ---
 installed: node_modules/.stamp .loraline/bases/.stamp
 	@:
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Says plainly what is missing on this machine, and which package brings it.
+# Checks that programs are installed, and names the packages of those that are missing.
 # usage: require.sh node|npm|python ...
 fail() {
   echo "loraline setup: $1" >&2

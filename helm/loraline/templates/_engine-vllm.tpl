@@ -1,4 +1,4 @@
-{{/* How vLLM is started: arguments and environment of an engine of kind vllm. Another kind has the same two templates under its name. */}}
+{{/* Arguments and environment of an engine of kind vllm. Another kind has the same two templates under its own name. */}}
 {{- define "loraline.engineArgs.vllm" -}}
 {{- $args := list
   (printf "--model=/bases/%s" .base)
@@ -16,9 +16,9 @@
 {{- with .kvCacheDtype }}{{ $args = append $args (printf "--kv-cache-dtype=%s" .) }}{{ end -}}
 {{- if not (kindIs "invalid" .prefixCaching) }}{{ $args = append $args (ternary "--enable-prefix-caching" "--no-enable-prefix-caching" .prefixCaching) }}{{ end -}}
 {{- if gt (int .tensorParallelSize) 1 }}{{ $args = append $args (printf "--tensor-parallel-size=%d" (int .tensorParallelSize)) }}{{ end -}}
-{{- /* Without it SIGTERM hangs while a request is in flight. */ -}}
+{{- /* Without this option vLLM does not end on SIGTERM while a request is in flight. */ -}}
 {{- $args = append $args "--shutdown-timeout=30" -}}
-{{- /* The very template that is trained with; and the key is asked for on every path, not only below /v1. */ -}}
+{{- /* The engine applies the same template as the training. The guard asks for the key on every path, not only below /v1. */ -}}
 {{- $args = concat $args (list "--chat-template=/engine/chat_template.jinja" "--middleware=loraline_guard.RequireKey") -}}
 {{- toYaml (concat $args .extraArgs) -}}
 {{- end -}}
@@ -31,17 +31,17 @@
     secretKeyRef:
       name: {{ include "loraline.engineKeySecret" . | quote }}
       key: key
-# For the guard.
+# The guard reads this.
 - name: PYTHONPATH
   value: /engine
-# Bases are mounted; nothing is fetched.
+# Bases are mounted, so vLLM must not fetch anything.
 - name: HF_HUB_OFFLINE
   value: "1"
 - name: VLLM_NO_USAGE_STATS
   value: "1"
 - name: DO_NOT_TRACK
   value: "1"
-# The root file system cannot be written, and the user is in no passwd file.
+# The root file system is read-only, and the user is not in the passwd file, so these folders must be named.
 - name: HOME
   value: /tmp
 - name: USER

@@ -8,7 +8,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects the pods of a component. Names that a user chose are in quotes: "7" and "123e4" are numbers to YAML. (list root component) */}}
+{{/* Labels that select the pods of a component. Names that a user chose are in quotes: "7" and "123e4" are numbers to YAML. (list root component) */}}
 {{- define "loraline.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: loraline
@@ -43,7 +43,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* Reference of one of our own images. (list root name) */}}
+{{/* Reference of one of Loraline's images. (list root name) */}}
 {{- define "loraline.image" -}}
 {{- $root := index . 0 -}}
 {{- $name := index . 1 -}}
@@ -69,7 +69,7 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 {{- end -}}
 {{- end -}}
 
-{{/* Where NATS is, and as whom. (list root user) */}}
+{{/* Environment for NATS: URL, user and password. (list root user) */}}
 {{- define "loraline.natsEnv" -}}
 {{- $root := index . 0 -}}
 {{- $user := index . 1 -}}
@@ -126,7 +126,7 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 {{- end }}
 {{- end -}}
 
-{{/* What every service and courier needs: NATS, blobs, traces. (list root user) */}}
+{{/* Environment of every service and courier: NATS, blobs, traces. (list root user) */}}
 {{- define "loraline.lineEnv" -}}
 {{- $root := index . 0 -}}
 {{ include "loraline.natsEnv" . }}
@@ -188,7 +188,7 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
   readOnly: true
 {{- end -}}
 
-{{/* Of every container: what the restricted Pod Security Standard asks for. */}}
+{{/* Security context of every container, as the restricted Pod Security Standard demands. */}}
 {{- define "loraline.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -200,13 +200,13 @@ runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
-# Files of a large volume are not walked through at every start.
+# Kubernetes does not change the owner of all files of a large volume at every start.
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* A container's env may be set by values: those win over the chart's. (list env extra), both YAML lists */}}
+{{/* Merges a container's env with that of the values, which wins. (list env extra), both YAML lists */}}
 {{- define "loraline.env" -}}
 {{- $own := index . 0 | fromYamlArray -}}
 {{- $extra := index . 1 | default list -}}
@@ -217,7 +217,7 @@ seccompProfile:
 {{- toYaml (concat $env $extra) -}}
 {{- end -}}
 
-{{/* Lays `over` on `under` (both JSON): objects merge field by field, lists of named things by their name, everything else replaces. */}}
+{{/* Merges `over` into `under` (both JSON): objects field by field, lists of named items by name; other values are replaced. */}}
 {{- define "loraline.merged" -}}
 {{- $under := index . 0 -}}
 {{- $over := index . 1 -}}
@@ -254,7 +254,7 @@ seccompProfile:
 {{- end -}}
 
 {{/*
-A pod template with what all pods have in common, and the component's own settings laid over it.
+A pod template with the settings that all pods share, and the component's own settings merged into it.
 (dict "root" "component" "account" "settings" (values of the component) "labels" "annotations" "spec" (YAML of the rest of the pod's spec))
 */}}
 {{- define "loraline.podTemplate" -}}
@@ -284,7 +284,7 @@ metadata:
 spec:
   serviceAccountName: {{ include "loraline.fullname" $root }}-{{ .account }}
   automountServiceAccountToken: {{ has .account (list "train" "operator") }}
-  # A Service called VLLM or NATS would set variables that those programs read.
+  # Without this, a Service called VLLM or NATS would set environment variables that those programs read.
   enableServiceLinks: false
   securityContext:
     {{- include "loraline.podSecurity" $root | nindent 4 }}
@@ -309,7 +309,7 @@ spec:
   affinity:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  # One node's end should not be the end of all of them.
+  # Pods of a component are spread over nodes, so that the loss of one node does not end them all.
   topologySpreadConstraints:
     {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
     - maxSkew: 1
@@ -325,7 +325,7 @@ spec:
   {{- .spec | nindent 2 }}
 {{- end -}}
 
-{{/* Probes of a process of ours. It is live while it can answer; it is ready when it has NATS and its streams. */}}
+{{/* Probes of Loraline's processes: live while it answers, ready when it has NATS and its streams. */}}
 {{- define "loraline.probes" -}}
 livenessProbe:
   httpGet:
@@ -384,7 +384,7 @@ containers:
     image: {{ include "loraline.image" (list $root "services") }}
     imagePullPolicy: {{ $root.Values.image.pullPolicy }}
     args: [services/{{ .component }}/src/main.ts]
-    # So that `kubectl describe` says why it ended.
+    # `kubectl describe` then shows the last log lines as the reason of an end.
     terminationMessagePolicy: FallbackToLogsOnError
     env:
       {{- include "loraline.env" (list (printf "%s\n%s" (include "loraline.selfEnv" $root) .env) $settings.env) | nindent 6 }}
@@ -417,7 +417,7 @@ volumes:
   {{- end }}
 {{- end -}}
 
-{{/* What an engine is, with the defaults for what it does not say: JSON. (list root engine) */}}
+{{/* An engine with the defaults for settings that it lacks, as JSON. (list root engine) */}}
 {{- define "loraline.engine" -}}
 {{- $root := index . 0 -}}
 {{- $engine := dict -}}
@@ -426,7 +426,7 @@ volumes:
 {{- $engine | toJson -}}
 {{- end -}}
 
-{{/* The same as serve and the check see it: JSON. */}}
+{{/* The engine in the form that serve and the check read, as JSON. */}}
 {{- define "loraline.engineEntry" -}}
 {{- $entry := dict "engine" .name "base" .base -}}
 {{- range $key := list "kind" "maxLoraRank" "maxLoras" "maxCpuLoras" "maxModelLen" "tenants" "tasks" "promptLogprobs" "dtype" "quantization" "kvCacheDtype" "prefixCaching" "tensorParallelSize" "gpus" "extraArgs" "ignore" -}}
