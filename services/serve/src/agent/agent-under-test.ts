@@ -2,7 +2,7 @@
 import { type AdapterState, buckets, type Digest, type Proof } from "@loraline/contracts";
 import { loraNameOf } from "../lora-names.ts";
 import type { Clock } from "./clock.ts";
-import type { WantedAdapter } from "./decide-adapters.ts";
+import type { WantedAdapter } from "./adapters/decide-adapters.ts";
 
 export const digestOf = (n: number): Digest => `sha256:${String(n).padStart(64, "0")}`;
 

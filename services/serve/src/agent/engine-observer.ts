@@ -5,7 +5,7 @@
 import { type ModuleShapes, readBaseModules } from "@loraline/models";
 import type { Problem } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
-import type { ObservedEngine } from "./decide-adapters.ts";
+import type { ObservedEngine } from "./adapters/decide-adapters.ts";
 import { EngineRefusedError, EngineUnknownError, type LoraEngine } from "../engines/lora-engine.ts";
 
 /** An engine that answers no health check for this long is away. Shorter silences are those of a busy engine. */

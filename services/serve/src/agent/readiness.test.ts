@@ -1,8 +1,8 @@
 import type { Problem } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
-import type { RememberedAdapter } from "./adapter-memory.ts";
+import type { RememberedAdapter } from "./adapters/adapter-memory.ts";
 import { wantedAdapter } from "./agent-under-test.ts";
-import type { WantedAdapter } from "./decide-adapters.ts";
+import type { WantedAdapter } from "./adapters/decide-adapters.ts";
 import { createReadiness } from "./readiness.ts";
 
 function replica(...names: string[]) {

@@ -3,8 +3,8 @@
  * given up. What is wanted later does not count: a new version would take all replicas out at once.
  */
 import type { Problem } from "@loraline/contracts";
-import type { AdapterMemory } from "./adapter-memory.ts";
-import type { WantedSet } from "./wanted-set.ts";
+import type { AdapterMemory } from "./adapters/adapter-memory.ts";
+import type { WantedSet } from "./adapters/wanted-set.ts";
 
 export interface Readiness {
   /** The engine answers. When it is a process that was not seen before, what is wanted now is waited for. */

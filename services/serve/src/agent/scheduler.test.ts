@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { createTestClock, wantedAdapter } from "./agent-under-test.ts";
-import type { AgentAction } from "./decide-adapters.ts";
+import type { AgentAction } from "./adapters/decide-adapters.ts";
 import { createScheduler, schedulerLimits } from "./scheduler.ts";
 
 /** A scheduler whose names need what `actions` says: nothing once their work is done. */

@@ -2,7 +2,7 @@
  * When the agent works on which adapter: names that may need something are asked about by rank, a few are worked on at once, and one
  * that has to wait is asked about again later. What is to be done about a name is decided elsewhere.
  */
-import type { AgentAction } from "./decide-adapters.ts";
+import type { AgentAction } from "./adapters/decide-adapters.ts";
 import type { VersionRank } from "../version-rank.ts";
 import type { Clock } from "./clock.ts";
 

@@ -1,6 +1,6 @@
 /** The file watch: finds loaded adapters whose files were changed on disk, and clears away files that nobody needs any more. */
 import type { Digest } from "@loraline/contracts";
-import { hexOf } from "../lora-names.ts";
+import { hexOf } from "../../lora-names.ts";
 import type { AdapterFiles } from "./adapter-files.ts";
 
 /** Files stay this long after their adapter is not listed any more: a request in flight may still make the engine read them. */

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { createAdapterMemory } from "./adapter-memory.ts";
 import { createAdapterWork } from "./adapter-work.ts";
 import type { AdapterSteps } from "./adapter-steps.ts";
-import { digestOf, proof, wantedAdapter } from "./agent-under-test.ts";
+import { digestOf, proof, wantedAdapter } from "../agent-under-test.ts";
 
 const pirate = wantedAdapter("pirate");
 const { loraName } = pirate;

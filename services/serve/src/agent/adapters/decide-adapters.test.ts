@@ -11,7 +11,7 @@ import {
   quarantineAfter,
   type WantedAdapter,
 } from "./decide-adapters.ts";
-import { loraNameOf } from "../lora-names.ts";
+import { loraNameOf } from "../../lora-names.ts";
 
 const adapter = (n: number, version = 1): WantedAdapter => {
   const digest = `sha256:${String(n).padStart(64, "0")}` as const;

@@ -12,7 +12,7 @@ import { adapterFiles, type AdapterParts, scanTensors } from "@loraline/models";
 import { type AdapterManifest, adapterManifest, type BlobRef, type Digest } from "@loraline/contracts";
 import { getBytes, getJson, type Objects } from "@loraline/objects";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
-import { hexOf } from "../lora-names.ts";
+import { hexOf } from "../../lora-names.ts";
 
 const needed = [adapterFiles.config, adapterFiles.weights];
 

@@ -17,8 +17,8 @@
  * "Could not read" (undefined) never unloads and never loads anything.
  */
 import type { BlobRef, Digest, Problem } from "@loraline/contracts";
-import { isLoraName } from "../lora-names.ts";
-import type { VersionRank } from "../version-rank.ts";
+import { isLoraName } from "../../lora-names.ts";
+import type { VersionRank } from "../../version-rank.ts";
 
 export interface WantedAdapter {
   tenant: string;

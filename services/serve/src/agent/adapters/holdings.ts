@@ -1,6 +1,6 @@
 /** What a replica holds, in the words of KV `holdings` and `replicas`. */
 import { adapterKey, type Digest, type ReplicaAdapter, type ReplicaReport } from "@loraline/contracts";
-import { partsOfLoraName } from "../lora-names.ts";
+import { partsOfLoraName } from "../../lora-names.ts";
 import type { AdapterMemory } from "./adapter-memory.ts";
 import type { WantedSet } from "./wanted-set.ts";
 

@@ -2,7 +2,7 @@
 import type { Bus } from "@loraline/bus";
 import { adapterLoaded, adapterUnloaded, type Digest, type Proof } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
-import { partsOfLoraName } from "../lora-names.ts";
+import { partsOfLoraName } from "../../lora-names.ts";
 import type { WantedAdapter } from "./decide-adapters.ts";
 
 export interface LoadEvents {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { adapterState } from "./agent-under-test.ts";
+import { adapterState } from "../agent-under-test.ts";
 import { createWantedSet } from "./wanted-set.ts";
 
 const nameOf = (adapter: string, version: number) => `acme.${adapter}.v${version}.${"0".repeat(12)}`;

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { createAdapterMemory } from "./adapter-memory.ts";
-import { proof } from "./agent-under-test.ts";
+import { proof } from "../agent-under-test.ts";
 import { type Fault, quarantineAfter } from "./decide-adapters.ts";
 
 const fault: Fault = { of: "replica", problem: { code: "X", message: "x" } };

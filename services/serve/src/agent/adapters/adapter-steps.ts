@@ -5,10 +5,10 @@ import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, problemOf, RetryLaterError, type Telemetry, UnavailableError } from "@loraline/runtime";
 import type { AdapterFiles } from "./adapter-files.ts";
 import type { Fault, WantedAdapter } from "./decide-adapters.ts";
-import type { EngineObserver } from "./engine-observer.ts";
-import { decideProof, type ProofDecision } from "../decide-proof.ts";
-import { chooseProbes, measureProbes } from "../measure-probes.ts";
-import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type LoraEngine } from "../engines/lora-engine.ts";
+import type { EngineObserver } from "../engine-observer.ts";
+import { decideProof, type ProofDecision } from "../../decide-proof.ts";
+import { chooseProbes, measureProbes } from "../../measure-probes.ts";
+import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type LoraEngine } from "../../engines/lora-engine.ts";
 
 export interface AdapterSteps {
   /** Fetches, judges and loads. Throws what `faultOf` understands. */

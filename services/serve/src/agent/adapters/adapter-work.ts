@@ -4,10 +4,10 @@ import { type Log, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import type { AdapterMemory } from "./adapter-memory.ts";
 import { type AdapterSteps, faultOf } from "./adapter-steps.ts";
 import type { WantedAdapter } from "./decide-adapters.ts";
-import type { EngineObserver } from "./engine-observer.ts";
+import type { EngineObserver } from "../engine-observer.ts";
 import { digestOfPath } from "./holdings.ts";
 import type { LoadEvents } from "./load-events.ts";
-import type { AgentStep } from "./scheduler.ts";
+import type { AgentStep } from "../scheduler.ts";
 import type { WantedSet } from "./wanted-set.ts";
 
 export interface AdapterWorkDeps {

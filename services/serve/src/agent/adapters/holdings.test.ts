@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { createAdapterMemory } from "./adapter-memory.ts";
-import { adapterState, digestOf, proof } from "./agent-under-test.ts";
+import { adapterState, digestOf, proof } from "../agent-under-test.ts";
 import { countsOf, digestOfPath, holdingsOf } from "./holdings.ts";
 import { createWantedSet } from "./wanted-set.ts";
 

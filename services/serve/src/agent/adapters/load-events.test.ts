@@ -1,7 +1,7 @@
 import type { Bus } from "@loraline/bus";
 import { createLog } from "@loraline/runtime";
 import { describe, expect, it } from "vitest";
-import { digestOf, proof, wantedAdapter } from "./agent-under-test.ts";
+import { digestOf, proof, wantedAdapter } from "../agent-under-test.ts";
 import { createLoadEvents } from "./load-events.ts";
 
 function recorded() {

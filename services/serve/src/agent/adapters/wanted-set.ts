@@ -1,6 +1,6 @@
 /** The wanted set: which adapters KV `adapters` wants of one replica, by the name that each has in the engine. */
 import type { AdapterState } from "@loraline/contracts";
-import { rankOf } from "../version-rank.ts";
+import { rankOf } from "../../version-rank.ts";
 import type { WantedAdapter } from "./decide-adapters.ts";
 
 export interface WantedSet {

@@ -1,6 +1,6 @@
 import type { Digest } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
-import { digestOf } from "./agent-under-test.ts";
+import { digestOf } from "../agent-under-test.ts";
 import { createFileWatch } from "./file-watch.ts";
 
 const hex = (n: number): string => digestOf(n).slice("sha256:".length);
