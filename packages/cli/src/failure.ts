@@ -43,6 +43,9 @@ interface Worded {
   param: string | null;
 }
 
+/** What is wrong with a file or folder that was named on the command line. */
+const wrongFile = new Set(["FILE_MISSING", "BASE_FILES_MISSING", "BASE_MISSING"]);
+
 /** Any error in the words for the terminal. Errors of our packages carry `code` and `param`; all others are the system's, or bugs. */
 export function failureOf(error: unknown): Worded {
   if (error instanceof Failure) return error;
@@ -61,7 +64,7 @@ export function failureOf(error: unknown): Worded {
       };
     }
     return {
-      exitCode: exitCodes.failed,
+      exitCode: typeof code === "string" && wrongFile.has(code) ? exitCodes.usage : exitCodes.failed,
       code: typeof code === "string" ? code : "INTERNAL",
       message: error.message,
       param: typeof param === "string" ? param : null,

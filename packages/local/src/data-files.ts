@@ -96,7 +96,9 @@ async function* nothing(): AsyncGenerator<Batch> {}
 
 async function batchesOf(file: string, mapping?: Mapping): Promise<AsyncIterable<Batch>> {
   const found = await stat(file).catch((error: unknown) => {
-    throw new PermanentError("FILE_MISSING", `${file} cannot be read: ${(error as Error).message}`, { cause: error, param: "file" });
+    const gone = (error as NodeJS.ErrnoException).code === "ENOENT";
+    const message = gone ? `there is no file ${file}.` : `${file} cannot be read: ${(error as Error).message}`;
+    throw new PermanentError("FILE_MISSING", message, { cause: error, param: "file" });
   });
   if (!found.isFile()) throw new PermanentError("FILE_MISSING", `${file} is not a file.`, { param: "file" });
   return (await readRecords({ file }, { mapping, maxRowBytes: defaultIngestSettings.maxRowBytes }))?.batches ?? nothing();

@@ -128,6 +128,18 @@ describe("loraline data check", () => {
     });
   });
 
+  it("a file or a base that is not there is wrong usage, as the help says of exit code 2", async () => {
+    expect(await run("data", "check", "nosuch.jsonl")).toEqual({
+      code: 2,
+      out: "",
+      err: "loraline: there is no file nosuch.jsonl. [FILE_MISSING]\n",
+    });
+    expect(await run("data", "check", file, "--base", "nosuch")).toMatchObject({
+      code: 2,
+      err: expect.stringContaining("nosuch") as string,
+    });
+  });
+
   it("says plainly what cannot be used, with exit code 1", async () => {
     const hopeless = join(dir, "hopeless.jsonl");
     await writeFile(hopeless, '{"colour":"blue"}\n');
