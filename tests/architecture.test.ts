@@ -26,6 +26,15 @@ describe("this repository", () => {
     for (const folder of folders) expect(paths.filter((path) => path.startsWith(`${folder}/`))).not.toEqual([]);
   });
 
+  it("has at most 16 sources in a folder, without their tests", () => {
+    const sources = paths.filter((path) => !/\.test\.ts$|-under-test\.ts$/.test(path)).map((path) => dirname(path));
+    const crowded = Map.groupBy(sources, (folder) => folder)
+      .entries()
+      .filter(([, of]) => of.length > 16)
+      .map(([folder, of]) => `${folder}: ${of.length}`);
+    expect([...crowded]).toEqual([]);
+  });
+
   it("declares nothing that it does not import", () => {
     const unused = folders.flatMap((folder) => {
       const text = paths
