@@ -411,6 +411,28 @@ describe("consume", () => {
     expect(await bus.last(events.datasetReceived, at)).toMatchObject({ data: { filename: "a.jsonl" } });
   });
 
+  test("a list of letters reads nothing of other tenants' data, and of the own no more than fits", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const other = `${tenant}-other`;
+    await using _consumer = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: { "dataset.received.v1": async () => {} },
+    });
+    const bytes = 500_000;
+    for (const owner of [...Array<string>(10).fill(tenant), ...Array<string>(10).fill(other)])
+      await nc.request(`loraline.${owner}.dataset.${ulid()}.received.v1`, new Uint8Array(bytes), { timeout: 5000 });
+    await nc.request(`loraline.${tenant}.dataset.${ulid()}.received.v1`, '"small"', { timeout: 5000 });
+    const sizes = async (of: string) => (await bus.deadLetters.list(of)).map(({ omittedBytes }) => omittedBytes);
+    await expect.poll(async () => (await sizes(tenant)).length + (await sizes(other)).length, { timeout: 10_000 }).toBe(21);
+    const fits = Math.floor((4 * 1024 ** 2) / bytes);
+    const before = nc.stats().inBytes;
+    expect(await sizes(tenant)).toEqual([...Array<undefined>(fits + 1).fill(undefined), ...Array<number>(10 - fits).fill(bytes)]);
+    // Bytes come as base64 where one message is asked for.
+    expect(nc.stats().inBytes - before).toBeLessThan(fits * bytes * 1.5);
+    const [, , last] = (await bus.deadLetters.list(tenant)).reverse();
+    expect(await bus.deadLetters.get(last!.seq)).not.toHaveProperty("omittedBytes");
+  });
+
   test("an event or an entry that is too large is refused where it is made, not tried again", async ({ nc, tenant }) => {
     const bus = await busOver(nc);
     const bucket = await bus.bucket(buckets.keys);

@@ -21,6 +21,9 @@ const prefix = "Loraline-Dlq-";
 const notCopied = /^(nats-|loraline-dlq-)/i;
 /** Characters. */
 const longestReason = 8000;
+/** Letters in a list, and bytes of their data together. */
+const mostListed = 1000;
+const mostListedBytes = 4 * 1024 ** 2;
 
 const subjectOf = ({ stream, durable }: ConsumerDef, seq: number): string => deadLetterSubject({ stream: stream.name, durable, seq });
 
@@ -50,7 +53,7 @@ export async function buryLetter(
 }
 
 export interface DeadLetters {
-  /** Newest first. */
+  /** The newest 1,000, newest first; those after the first 4 MiB of data without it (`omittedBytes`). */
   list(tenant?: string): Promise<DeadLetterView[]>;
   get(seq: number): Promise<DeadLetterView | undefined>;
   /** The letter of the message that has this sequence in the consumer's stream. */
@@ -75,30 +78,39 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
       : view({ seq: message.seq, headers: message.header, data: message.data, subject: message.subject, at: message.time });
   return {
     async list(tenant) {
-      const letters: DeadLetterView[] = [];
       const jsm = await jetstreamManager(nc);
       const { state } = await jsm.streams.info(stream);
       if (state.messages === 0) return [];
-      const consumer = await jetstream(nc).consumers.get(stream);
+      // Headers say whose a letter is and how large, so that nothing of others' is read, and no more of the tenant's than fits.
+      const consumer = await jetstream(nc).consumers.get(stream, { headers_only: true });
+      const found: { seq: number; bytes: number; subject: string; headers: MsgHdrs | undefined; at: Date }[] = [];
       try {
         const messages = await consumer.fetch({ max_messages: state.messages, expires: 5000 });
-        for await (const message of messages) {
-          letters.push(
-            view({
-              seq: message.seq,
-              headers: message.headers,
-              data: message.data,
-              subject: message.subject,
-              at: new Date(Number(message.info.timestampNanos / 1_000_000)),
-            }),
-          );
-          if (message.info.pending === 0) break;
+        for await (const { seq, headers, subject, info } of messages) {
+          if (tenant === undefined || tenantOfSubject(headers?.get(`${prefix}Subject`) ?? "") === tenant) {
+            const at = new Date(Number(info.timestampNanos / 1_000_000));
+            found.push({ seq, headers, subject, at, bytes: Number(headers?.get("Nats-Msg-Size")) || 0 });
+            if (found.length > mostListed) found.shift();
+          }
+          if (info.pending === 0) break;
         }
       } finally {
         // The consumer would stay for minutes, and a stream holds only so many. If this fails, it expires.
         await consumer.delete().catch(() => false);
       }
-      return letters.filter((letter) => tenant === undefined || tenantOfSubject(letter.subject) === tenant).reverse();
+      const letters: DeadLetterView[] = [];
+      let left = mostListedBytes;
+      for (const { bytes, ...letter } of found.reverse()) {
+        left -= bytes;
+        if (left < 0) {
+          letters.push({ ...view({ ...letter, data: new Uint8Array() }), data: null, omittedBytes: bytes });
+          continue;
+        }
+        // It may have been redriven meanwhile.
+        const whole = viewOf(await stored({ seq: letter.seq }));
+        if (whole !== undefined) letters.push(whole);
+      }
+      return letters;
     },
     get: async (seq) => viewOf(await stored({ seq })),
     of: async (consumer, seq) => viewOf(await stored({ last_by_subj: subjectOf(consumer, seq) })),

@@ -88,6 +88,8 @@ export const streams = {
     subjects: ["dlq.>"],
     maxAgeMs: 30 * day,
     dedupeMs: 10 * 60_000,
+    // Anybody's client can make letters; those of others than the newest are the least loss.
+    maxBytes: 1024 ** 3,
   },
   SPANS: {
     name: "SPANS",

@@ -115,7 +115,9 @@ export const deadLetterView = z.object({
   deliveries: z.int(),
   at: isoTime,
   data: z.unknown(),
-  omittedBytes: z.int().optional().describe("The message had so many bytes, too many for a copy; `data` is null then."),
+  omittedBytes: z.int().optional().describe(
+      "The message has so many bytes, and `data` is null: in a list when there is no room for more, otherwise because it is too large for a copy.",
+    ),
 });
 export type DeadLetterView = z.infer<typeof deadLetterView>;
 export const deadLetterList = z.object({ data: z.array(deadLetterView) });
