@@ -28,6 +28,8 @@ export interface GatewayContext {
   /** Spans of one trace, oldest first; empty when none are kept here. */
   readTrace: (traceId: string) => Promise<SpanView[]>;
   uploadLimitBytes: number;
+  /** Of a question to a model. */
+  bodyLimitBytes: number;
   /** What engines ask for as a key; absent: nothing. */
   engineKey: string | undefined;
   /** Aborted when the gateway gives up on requests that outlived its shutdown. */

@@ -38,9 +38,16 @@ export function errorBodyOf(status: number, message: string, code: string | null
 export const badRequest = (code: ErrorCode, message: string, param: string | null = null): PermanentError =>
   new PermanentError(code, message, { status: 400, param });
 
-/** One error for several problems: code and param of the first, every message. */
-export const badRequestOf = (problems: readonly [Problem, ...Problem[]]): PermanentError =>
-  new PermanentError(problems[0].code, problems.map(({ message }) => message).join(" "), { status: 400, param: problems[0].param });
+/** More in one answer help nobody, and a body can have a hundred thousand. */
+const mostProblems = 20;
+
+/** One error for several problems: code and param of the first, and the messages of the first twenty. */
+export function badRequestOf(problems: readonly [Problem, ...Problem[]]): PermanentError {
+  const [{ code, param }] = problems;
+  const told = problems.slice(0, mostProblems).map(({ message }) => message);
+  const more = problems.length - told.length;
+  return new PermanentError(code, [...told, ...(more > 0 ? [`And ${more} more.`] : [])].join(" "), { status: 400, param });
+}
 
 /** The same words whether a thing does not exist or belongs to another tenant. */
 export const notFound = (what: string, id: string, param: string): PermanentError =>

@@ -94,6 +94,31 @@ describe("errors", () => {
     expect(await failureOf(await line.fetch("/v1/files/%zz"))).toMatchObject({ status: 400, error: { type: "invalid_request_error" } });
   });
 
+  test("a body of many values, or of more bytes than a command needs, is refused before it is parsed; with a key and without", async ({
+    nc,
+    tenant,
+  }) => {
+    await using line = await startGateway({ nc, tenant, projector: false });
+    const post = (path: string, body: string, headers: Record<string, string> = {}) =>
+      fetch(`${line.url}${path}`, { method: "POST", body, headers: { ...json, ...headers } }).then(failureOf);
+    const authorization = `Bearer ${line.key}`;
+    const refused = { status: 413, error: { code: "body_too_large" } };
+    const values = `{"model":"m","messages":[${"{},".repeat(600_000)}{}]}`;
+    expect(await post("/v1/nothing", values)).toMatchObject(refused);
+    expect(await post("/v1/chat/completions", values, { authorization })).toMatchObject(refused);
+    expect(await post("/v1/fine_tuning/jobs", `{"model":"${"m".repeat(600_000)}"}`, { authorization })).toMatchObject(refused);
+    // A picture is one value.
+    const picture = `{"model":"m","messages":[{"role":"user","content":"${"a".repeat(4_000_000)}"}]}`;
+    expect(await post("/v1/chat/completions", picture, { authorization })).toMatchObject({ status: 404 });
+  });
+
+  test("with a thousand problems tell the first ones, and how many there are", async ({ line }) => {
+    const keys = Array.from({ length: 500 }, (_, n) => `"k${n}":0`).join(",");
+    const body = `{"model":"m","training_file":"f",${keys}}`;
+    const { error } = await failureOf(await line.fetch("/v1/fine_tuning/jobs", { method: "POST", body, headers: json }));
+    expect(error.message).toMatch(/^k0: .* And 480 more\.$/);
+  });
+
   test("even when the request is not HTTP", async ({ line }) => {
     const { hostname, port } = new URL(line.url);
     const socket = connect(Number(port), hostname);

@@ -42,7 +42,7 @@ export interface GatewayServiceOptions {
   readTrace?: (traceId: string) => Promise<SpanView[]>;
   /** Largest file that may be uploaded, in bytes. Default 1 GiB. */
   uploadLimitBytes?: number;
-  /** Largest JSON body, in bytes. Default 32 MiB, which holds a few images. */
+  /** Largest JSON body of a question to a model, in bytes. Default 32 MiB, which holds a few images. Other bodies: at most 512 KiB. */
   bodyLimitBytes?: number;
   /** How slowly bodies may come. Default 4 KiB a second, after a minute. */
   slowBodies?: SlowBodyLimits;
@@ -87,6 +87,11 @@ const random = ((): (() => number) => {
     return (bytes[next++] ?? 0) / 256;
   };
 })();
+
+/** Bytes of a JSON body that is no question to a model: what a message on NATS may have. */
+const largestCommandBytes = 512 * 1024;
+/** Objects, lists and their members in a JSON body: each costs fifty bytes and more, so that a body of many takes a hundred times its size. */
+const mostJsonValues = 500_000;
 
 /** A refused upload is read on for this long, so that its sender sees the reason instead of a broken connection. */
 const lingerMs = 30_000;
@@ -133,6 +138,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       keysOf: checkKey.keysOf,
       readTrace,
       uploadLimitBytes,
+      bodyLimitBytes,
       engineKey: options.engineKey,
       signal: abandoning.signal,
     };
@@ -147,7 +153,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const app = Fastify({
       loggerInstance,
       logController: new LogController({ disableRequestLogging: true }),
-      bodyLimit: bodyLimitBytes,
+      bodyLimit: Math.min(bodyLimitBytes, largestCommandBytes),
       genReqId: () => ulid(undefined, random),
       // Nobody logs with the request's own.
       childLoggerFactory: (logger) => logger,
@@ -263,12 +269,27 @@ function parseJsonBodies(app: FastifyInstance): void {
   app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
     const text = body.toString();
     if (text.trim() === "") return done(null, undefined);
+    if (text.length > mostJsonValues && valuesIn(text) > mostJsonValues)
+      return done(
+        new PermanentError("body_too_large", `The body has more than ${mostJsonValues} values. Send fewer at once.`, { status: 413 }),
+      );
     try {
       return done(null, JSON.parse(text));
     } catch (error) {
       return done(badRequest("invalid_json", `The body is not valid JSON: ${(error as Error).message}.`));
     }
   });
+}
+
+/** At least as many as there are; commas and brackets of texts count, too. */
+function valuesIn(json: string): number {
+  let values = 0;
+  for (let at = 0; at < json.length && values <= mostJsonValues; at++) {
+    const char = json.charCodeAt(at);
+    // , [ {
+    if (char === 0x2c || char === 0x5b || char === 0x7b) values++;
+  }
+  return values;
 }
 
 /** Remembers what was registered, so that a wrong method is told from a wrong path. */

@@ -5,7 +5,7 @@ import { buckets, type Scope, scopes } from "@loraline/contracts";
 import { test as testWithNats } from "@loraline/testkit";
 import { exportJWK, generateKeyPair, type JWTPayload, SignJWT } from "jose";
 import { describe, expect } from "vitest";
-import { createApiKey, hashApiKey } from "./auth.ts";
+import { createApiKey, createKeyCheck, hashApiKey } from "./auth.ts";
 import { createBus } from "@loraline/bus";
 import { createTelemetry } from "@loraline/runtime";
 import { type GatewayUnderTest, quietLog, startGateway } from "../gateway-under-test.ts";
@@ -50,6 +50,27 @@ const pathOf = ({ url }: Route): string => url.replaceAll(/:\w+|\*/g, "x");
 
 /** Want a second scope, because they start a run. */
 const wantMore = new Set(["POST /v1/loraline/adapters"]);
+
+test("invented keys are refused without a question to NATS for each, and a key that was made meanwhile lets in", async ({ nc, tenant }) => {
+  await using gateway = await started({ nc, tenant });
+  const { bus } = gateway.line;
+  let asked = 0;
+  const counting: Pick<typeof bus, "bucket"> = {
+    async bucket(def) {
+      const bucket = await bus.bucket(def);
+      return { ...bucket, get: (key) => (asked++, bucket.get(key)) };
+    },
+  };
+  const stopping = new AbortController();
+  const check = await createKeyCheck({ bus: counting, signal: stopping.signal });
+  const invented = Promise.allSettled(Array.from({ length: 2000 }, (_, n) => check(`Bearer ll-invented-${n}`)));
+  const made = await gateway.keyWith({});
+  expect(await check(`Bearer ${made}`)).toMatchObject({ tenant });
+  const outcomes = await invented;
+  stopping.abort();
+  expect(outcomes.every((outcome) => outcome.status === "rejected")).toBe(true);
+  expect(asked).toBeLessThan(100);
+});
 
 describe("scopes", () => {
   test("are asked for on every route but those that describe the server itself", async ({ gateway: { line, keyWith, ask } }) => {

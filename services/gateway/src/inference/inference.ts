@@ -16,21 +16,19 @@ import { badRequest, RateLimitError } from "../errors.ts";
 import { type JoinTrace, requestSpan } from "../tracing.ts";
 import { createVersionAsker } from "./ask-for-versions.ts";
 import { createReplicaAsker } from "./ask-replicas.ts";
+import { createFirstRequests } from "./first-requests.ts";
 import { decideRoute, type RouteDecision, type Routed, type RouteRequest, stickyKeyOf } from "./decide-route.ts";
 import { type InferenceBody, type InferencePath, inferencePaths, judgeInferenceBody, mostTokensOf } from "./judge-inference-body.ts";
 import { modelNotFound } from "./models.ts";
 import { bytesOf, countedAs } from "./request-account.ts";
 
-/** A version is "newly served" for this long; the first request within it ends the trace that began with the upload. */
-const newlyServedMs = 60 * 60_000;
 const watchLagMs = 50;
 
 export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance) => void) & AsyncDisposable {
   const { table, limits, metrics } = context;
   const asker = createReplicaAsker(context);
   const askForVersion = createVersionAsker(context);
-  /** LoRA names whose first request this gateway has seen. */
-  const greeted = new Set<string>();
+  const isFirstRequest = createFirstRequests();
 
   const routeOf = async (asked: RouteRequest): Promise<RouteDecision> => {
     const decision = decideRoute(table.view(), asked);
@@ -47,8 +45,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     const version = request.routed.kind === "route" ? request.routed.version : null;
     const trace = version?.trace ?? null;
     if (version === null || trace === null) return {};
-    const isFirst = !greeted.has(version.engineName) && Date.now() - Date.parse(version.servedAt ?? version.createdAt) < newlyServedMs;
-    greeted.add(version.engineName);
+    const isFirst = isFirstRequest(version, Date.now());
     if (incoming !== undefined) return traceIdOf(incoming) === traceIdOf(trace) ? {} : { links: [trace] };
     return isFirst ? { parent: trace } : { links: [trace] };
   };
@@ -85,7 +82,8 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
 
   const routes = (app: FastifyInstance): void => {
     for (const path of inferencePaths) {
-      app.post(`/${path}`, { config: { scope: ["infer"], join: joinVersion, sampled: true } }, async (request, reply) => {
+      const config = { scope: ["infer"], join: joinVersion, sampled: true } as const;
+      app.post(`/${path}`, { bodyLimit: context.bodyLimitBytes, config }, async (request, reply) => {
         const body = bodyOf(request.body);
         const asked = askedOf(request, body);
         const first = await choose(request, asked);
