@@ -115,7 +115,10 @@ export const deadLetterView = z.object({
   deliveries: z.int(),
   at: isoTime,
   data: z.unknown(),
-  omittedBytes: z.int().optional().describe(
+  omittedBytes: z
+    .int()
+    .optional()
+    .describe(
       "The message has so many bytes, and `data` is null: in a list when there is no room for more, otherwise because it is too large for a copy.",
     ),
 });

@@ -63,7 +63,7 @@ test("invented keys are refused without a question to NATS for each, and a key t
   };
   const stopping = new AbortController();
   const check = await createKeyCheck({ bus: counting, signal: stopping.signal });
-  const invented = Promise.allSettled(Array.from({ length: 2000 }, (_, n) => check(`Bearer ll-invented-${n}`)));
+  const invented = Promise.allSettled(Array.from({ length: 2000 }, (_, n) => Promise.resolve(check(`Bearer ll-invented-${n}`))));
   const made = await gateway.keyWith({});
   expect(await check(`Bearer ${made}`)).toMatchObject({ tenant });
   const outcomes = await invented;

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { createTestClock, wantedAdapter } from "./agent-under-test.ts";
 import type { AgentAction } from "./adapters/decide-adapters.ts";
+import type { VersionRank } from "../version-rank.ts";
 import { createScheduler, schedulerLimits } from "./scheduler.ts";
 
 /** A scheduler whose names need what `actions` says: nothing once their work is done. */
@@ -9,7 +10,7 @@ function scheduled() {
   const running = new Map<string, () => void>();
   const at = {
     actions: new Map<string, AgentAction>(),
-    ranks: new Map<string, 0 | 1 | 2>(),
+    ranks: new Map<string, VersionRank>(),
     retries: new Set<string>(),
     paused: false,
     started: [] as string[],
@@ -17,7 +18,7 @@ function scheduled() {
   };
   const scheduler = createScheduler({
     clock,
-    rankOf: (name) => at.ranks.get(name) ?? 2,
+    rankOf: (name) => at.ranks.get(name) ?? 3,
     decide(name) {
       if (scheduler.inWork.has(name)) return undefined;
       at.asked.push(name);

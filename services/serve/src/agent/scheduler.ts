@@ -48,7 +48,7 @@ export interface Scheduler extends AsyncDisposable {
 export function createScheduler(deps: SchedulerDeps): Scheduler {
   const { clock, limits = schedulerLimits } = deps;
   /** Names to decide about, by rank. */
-  const due = [new Set<string>(), new Set<string>(), new Set<string>()] as const;
+  const due = [new Set<string>(), new Set<string>(), new Set<string>(), new Set<string>()] as const;
   const inWork = new Map<string, { since: number; retry: boolean; done: Promise<void> }>();
   const alarms = createAlarms(clock, consider);
   let isPlanned = false;

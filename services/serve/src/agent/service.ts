@@ -188,7 +188,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   });
   const scheduler = createScheduler({
     clock,
-    rankOf: (loraName) => wanted.adapters.get(loraName)?.rank ?? 2,
+    rankOf: (loraName) => wanted.adapters.get(loraName)?.rank ?? 3,
     decide: (loraName, time) => decideAdapter(agentView(), loraName, time, limits),
     isRetry: (loraName) => (memory.currentOf(loraName)?.attempts ?? 0) > 0,
     isPaused: () => signal.aborted || leaving.isLeaving(),

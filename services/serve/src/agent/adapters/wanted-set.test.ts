@@ -40,7 +40,7 @@ describe("the wanted set", () => {
     const servedAt = "2026-01-01T00:00:00.000Z";
     wanted.take("acme.pirate", adapterState("pirate", [{ servedAt }, { servedAt }, {}], { alias: 2 }));
     expect([...wanted.adapters.values()].map(({ version, rank }) => [version, rank])).toEqual([
-      [1, 2],
+      [1, 3],
       [2, 0],
       [3, 1],
     ]);

@@ -78,9 +78,11 @@ export function createConvergence(deps: ConvergenceDeps): Convergence {
     await canaries.move(key);
     await keeper.keep(key);
     unpublished.delete(key);
-    await keeper.erase(key);
+    erasing.add(key);
   };
   const queue = createKeyedQueue({ concurrency: 16, log, work });
+  // Beside the rest: it waits for the object store, and nobody's promotion has to.
+  const erasing = createKeyedQueue({ concurrency: 2, log, work: keeper.erase });
 
   /** Whether what is new about a replica may change something about an adapter. */
   const matters = (replica: string, state: AdapterState): boolean => {
@@ -112,7 +114,10 @@ export function createConvergence(deps: ConvergenceDeps): Convergence {
     considerOpen() {
       for (const keys of open.values()) for (const key of keys) queue.add(key);
     },
-    [Symbol.asyncDispose]: () => queue[Symbol.asyncDispose](),
+    async [Symbol.asyncDispose]() {
+      await queue[Symbol.asyncDispose]();
+      await erasing[Symbol.asyncDispose]();
+    },
   };
 }
 
