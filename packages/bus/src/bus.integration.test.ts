@@ -433,6 +433,29 @@ describe("consume", () => {
     expect(await bus.deadLetters.get(last!.seq)).not.toHaveProperty("omittedBytes");
   });
 
+  test("a redriven message is not taken for one that somebody else gave the id which it would have", async ({ nc, tenant }) => {
+    await ensureStreams(nc);
+    const bus = createBus({ nc, log: silent, telemetry, source: "test", secret: "unknown to others" });
+    const at = newDataset(tenant);
+    let handled = 0;
+    await using _consumer = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async (received) => {
+          if (received.at.id === at.id && ++handled === 1) throw new PermanentError("BAD_ROW", "no");
+        },
+      },
+    });
+    const { seq } = await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+    await expect.poll(() => bus.deadLetters.list(tenant)).toHaveLength(1);
+    const given = headers();
+    given.set("Nats-Msg-Id", `redrive.dlq.DATASETS.ingest-dataset-received.${seq}`);
+    await nc.request(`loraline.${tenant}-other.dataset.${ulid()}.received.v1`, "{}", { headers: given });
+    const [letter] = await bus.deadLetters.list(tenant);
+    await bus.deadLetters.redrive(letter!.seq);
+    await expect.poll(() => handled).toBe(2);
+  });
+
   test("an event or an entry that is too large is refused where it is made, not tried again", async ({ nc, tenant }) => {
     const bus = await busOver(nc);
     const bucket = await bus.bucket(buckets.keys);

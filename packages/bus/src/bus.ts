@@ -166,7 +166,7 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
       }
       return found.slice(-limit).reverse();
     },
-    deadLetters: createDeadLetters(nc),
+    deadLetters: createDeadLetters(nc, secret),
   };
   return bus;
 }

@@ -8,7 +8,7 @@ import {
   tenantOfSubject,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import { headersOf } from "./envelope.ts";
+import { dedupeId, headersOf } from "./envelope.ts";
 import { headersBytes, largestEventBytes } from "./sizes.ts";
 import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
 import { headers, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
@@ -66,7 +66,8 @@ export interface DeadLetters {
   redrive(seq: number): Promise<void>;
 }
 
-export function createDeadLetters(nc: NatsConnection): DeadLetters {
+/** @param secret - as of `createBus`. */
+export function createDeadLetters(nc: NatsConnection, secret?: string): DeadLetters {
   const stream = streams.DLQ.name;
   const stored = async (query: { seq: number } | { last_by_subj: string }): Promise<StoredMsg | null> => {
     const jsm = await jetstreamManager(nc);
@@ -135,7 +136,8 @@ export function createDeadLetters(nc: NatsConnection): DeadLetters {
         );
       }
       // Its own id: the original's may still be in the stream's dedupe window.
-      await jetstream(nc).publish(subject, message.data, { headers: original, msgID: `redrive.${message.subject}` });
+      const msgID = dedupeId(`redrive.${message.subject}`, secret);
+      await jetstream(nc).publish(subject, message.data, { headers: original, msgID });
       const jsm = await jetstreamManager(nc);
       await jsm.streams.deleteMessage(stream, seq);
     },
