@@ -450,7 +450,7 @@ describe("consume", () => {
     await expect.poll(() => bus.deadLetters.list(tenant)).toHaveLength(1);
     const given = headers();
     given.set("Nats-Msg-Id", `redrive.dlq.DATASETS.ingest-dataset-received.${seq}`);
-    await nc.request(`loraline.${tenant}-other.dataset.${ulid()}.received.v1`, "{}", { headers: given });
+    await nc.request(`loraline.${tenant}-other.dataset.${ulid()}.received.v1`, "{}", { headers: given, timeout: 5000 });
     const [letter] = await bus.deadLetters.list(tenant);
     await bus.deadLetters.redrive(letter!.seq);
     await expect.poll(() => handled).toBe(2);
