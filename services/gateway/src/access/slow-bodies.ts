@@ -8,7 +8,7 @@ import { errorBodyOf } from "../errors.ts";
 export interface SlowBodyLimits {
   /** A body may take this long, however slow it is. */
   graceMs: number;
-  /** Afterwards it must have come this fast, on average since its request began. */
+  /** Afterwards it must have come this fast, on average since its request began, without the time in which it waited for us. */
   bytesPerSecond: number;
 }
 export const slowBodyLimits: SlowBodyLimits = { graceMs: 60_000, bytesPerSecond: 4096 };
@@ -21,11 +21,17 @@ export function cutOffSlowBodies(app: FastifyInstance, { graceMs, bytesPerSecond
     const began = performance.now();
     const { socket } = raw;
     const before = socket.bytesRead;
+    let oursMs = 0;
+    let looked = began;
     const timer = setInterval(() => {
       if (raw.complete || socket.destroyed) return clearInterval(timer);
+      const now = performance.now();
       // Bytes that are here and were not read yet: it is we who are slow.
-      if (raw.readableLength >= raw.readableHighWaterMark) return;
-      const seconds = (performance.now() - began) / 1000;
+      const isOurs = raw.readableLength >= raw.readableHighWaterMark;
+      if (isOurs) oursMs += now - looked;
+      looked = now;
+      if (isOurs) return;
+      const seconds = (now - began - oursMs) / 1000;
       if (seconds * 1000 < graceMs || (socket.bytesRead - before) / seconds >= bytesPerSecond) return;
       clearInterval(timer);
       cutOff(request, reply, `The body comes at less than ${bytesPerSecond} bytes per second. Send it faster, or in smaller requests.`);
