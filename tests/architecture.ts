@@ -1,6 +1,6 @@
 /**
- * Reads sources and says where they break the boundaries of the design: who may import whom, which files are pure, and
- * where `process` may be touched. Pure itself: files in, findings out.
+ * Finds places where sources break the architecture: which packages may import which, which files are pure, and where `process` may be
+ * used. Pure: files in, findings out.
  */
 import { posix } from "node:path";
 import { parseSync, Visitor } from "oxc-parser";
@@ -22,12 +22,12 @@ export interface Repository {
   manifests: ReadonlyMap<string, Manifest>;
 }
 
-/** Pure libraries, each of which may import those before it; none of them knows NATS. */
+/** Pure libraries. Each may import those before it; none uses NATS. */
 const libraries = ["contracts", "runtime", "objects", "models", "datasets", "tokens"];
 const before = (library: string): readonly string[] => libraries.slice(0, libraries.indexOf(library));
 const serviceMayImport = [...libraries, "bus", "kube"];
 
-/** The direction of imports: every package and which of ours it may import. A new package has to be entered here. */
+/** The direction of imports: every package, with the packages that it may import. A new package must be added here. */
 export const mayImport: Readonly<Record<string, readonly string[]>> = {
   "packages/contracts": [],
   "packages/runtime": [],
@@ -56,7 +56,7 @@ const forBrowsers: Readonly<Record<string, readonly string[]>> = {
 };
 
 const pureName = /^(decide-[^/]+|fold-[^/]+|[^/]+-manifest|pack|detect)\.ts$/;
-/** What a pure file may import as a value; types may come from anywhere. */
+/** Packages that a pure file may import as values; types may come from anywhere. */
 const pureMayUse: Readonly<Record<string, readonly string[] | "all">> = {
   zod: "all",
   "@loraline/contracts": "all",
@@ -85,13 +85,13 @@ interface Import {
 
 interface Parsed {
   imports: readonly Import[];
-  /** Lines where a key of a KV bucket seems to be put together or taken apart by hand. */
+  /** Lines that seem to build or parse a key of a KV bucket by hand. */
   keys: readonly number[];
-  /** Where a global of the platform is used: `process`, `Date.now`, `new Date()`, ... */
+  /** Lines that use a global of the platform: `process`, `Date.now`, `new Date()`, ... */
   globals: readonly { name: string; line: number }[];
 }
 
-/** `x-under-test.ts` is what several test files of a package share. */
+/** `x-under-test.ts` is code that several test files of a package share. */
 const isTest = (path: string) => /(?:\.test|-under-test)\.ts$/.test(path);
 
 export function findViolations({ sources, manifests }: Repository): string[] {
@@ -156,19 +156,19 @@ export function findViolations({ sources, manifests }: Repository): string[] {
 
 /** A program that is run, never imported: main.ts, or one more of a package, such as write-generated-main.ts. */
 const isMain = (path: string) => /(^|-)main\.ts$/.test(posix.basename(path));
-/** Fixtures belong to tests, and tests start and kill processes. A process group can only be signalled through `process`. */
+/** Fixtures belong to tests, and tests start and kill processes, for which they need `process`. */
 const mayTouchProcess = (path: string) =>
   isTest(path) || path.startsWith("packages/testkit/") || path === "packages/runtime/src/spawn-guarded.ts";
 
 const knowsKeys = /^@loraline\/(?:contracts|bus)$/;
-/** Files that join names with dots which are no keys: what vLLM calls an adapter, Kubernetes events, decimal numbers. */
+/** Files that join names with dots which are not keys: LoRA names, Kubernetes events, decimal numbers. */
 const joinsOtherNames = new Set([
   "services/serve/src/lora-names.ts",
   "services/operator/src/kube-events.ts",
   "packages/datasets/src/containers/row-values.ts",
 ]);
 
-/** Files that import each other in a circle, also by types; one circle for each group of such files. */
+/** Finds files that import each other in a circle, also by types. Reports one circle for each group of such files. */
 function circlesOf(parsed: ReadonlyMap<string, Parsed>): string[][] {
   const targetsOf = (path: string): string[] =>
     (parsed.get(path)?.imports ?? [])
@@ -187,12 +187,12 @@ function circlesOf(parsed: ReadonlyMap<string, Parsed>): string[][] {
     for (const target of targetsOf(path)) visit(target, [...chain, path]);
     done.add(path);
   };
-  // Tests import their package's index, which nothing of the package does.
+  // Tests may import their package's index; other files of the package may not.
   for (const path of parsed.keys()) if (!isTest(path)) visit(path, []);
   return circles;
 }
 
-/** A pure file is only as pure as the files whose values it imports: follows them. */
+/** Follows imports of values, because a pure file is only as pure as the files whose values it imports. */
 function impurities(path: string, parsed: ReadonlyMap<string, Parsed>, chain: readonly string[]): string[] {
   const { imports, globals } = parsed.get(path) as Parsed;
   const why = `(${chain.map((step) => posix.basename(step)).join(" → ")} must be pure)`;
@@ -236,7 +236,7 @@ function parse({ path, text }: SourceFile): Parsed {
 
   const keys: number[] = [];
   const globals: { name: string; line: number }[] = [];
-  /** Identifiers that are names of something here (a property, a parameter), not uses of the global. */
+  /** Whether an identifier is the name of something local (a property, a parameter), not a use of the global. */
   const notAUse = new Set<unknown>();
   const declared = new Set<string>();
   new Visitor({

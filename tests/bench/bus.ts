@@ -1,4 +1,4 @@
-/** Events per second through one connection: published and acknowledged, then consumed and acknowledged. */
+/** Measures events per second through one connection: published and acknowledged, then consumed and acknowledged. */
 import { type ConsumerDef, consumers, events, streams } from "@loraline/contracts";
 import { connectBus, createBus, ensureStreams } from "@loraline/bus";
 import { createLog, createTelemetry } from "@loraline/runtime";
@@ -35,7 +35,7 @@ export async function benchBus(): Promise<Row[]> {
   );
   const publishSeconds = (performance.now() - publishStart) / 1000;
 
-  // One event at a time, as a service publishes: the latency a run feels.
+  // One event at a time, as a service publishes, which is the latency of a run.
   const singleMs: number[] = [];
   for (let index = 0; index < 1000; index++) {
     const start = performance.now();

@@ -1,6 +1,6 @@
 /**
- * `make bench-cluster`: on a real cluster (the one of KUBECONFIG, or this machine's), how long it is from a
- * FineTune to the container of its Job, and how much of that is Kubernetes' own: a bare Job of the same image, started the same way.
+ * `make bench-cluster`: measures on a real cluster (the one of KUBECONFIG, or this machine's) the time from a FineTune to the container
+ * of its Job. The same for a bare Job of the same image shows how much of it is Kubernetes' own time.
  * The chart is installed in a namespace of its own, without engines, and removed afterwards; BENCH_NAMESPACE=NAME uses one that is installed
  * there. BENCH_RUNS: how many of each (default 7).
  */
@@ -14,7 +14,7 @@ import { percentile, type Row } from "./table.ts";
 
 const runs = Number(process.env["BENCH_RUNS"] ?? 7);
 const given = process.env["BENCH_NAMESPACE"];
-/** A name of its own each time: what an earlier one left may still be going. */
+/** A new name each time, because objects of an earlier one may still be ending. */
 const namespace = given ?? `bench-${Date.now().toString(36)}`;
 const base = "smollm2-135m-instruct";
 
@@ -39,7 +39,7 @@ export async function benchCluster(): Promise<Row[]> {
   const api = await kubectlProxy(owned);
   const fineTunes = `/apis/loraline.dev/v1alpha1/namespaces/${namespace}/finetunes`;
 
-  /* what happens to pods, as a watcher hears of it */
+  /* a watch of pods */
   const seen = new Map<string, { pod: Pod; made: number; bound: number | undefined; running: number | undefined }>();
   await api.watch<Pod>(`/api/v1/namespaces/${namespace}/pods`, owned, (type, pod) => {
     const now = performance.now();
@@ -61,12 +61,12 @@ export async function benchCluster(): Promise<Row[]> {
       [...seen.values()].some(({ pod }) => pod.metadata.labels?.[label] === value) ? undefined : true,
     );
 
-  /* what becomes of FineTunes */
-  const told = new Map<string, FineTune>();
+  /* a watch of FineTunes */
+  const seen = new Map<string, FineTune>();
   const phases = new Map<string, Map<string, number>>();
   await api.watch<FineTune>(fineTunes, owned, (_type, object) => {
     const { name } = object.metadata;
-    told.set(name, object);
+    seen.set(name, object);
     const known = phases.get(name) ?? new Map<string, number>();
     const { phase, conditions = [] } = object.status ?? {};
     const passed = conditions.filter(({ status }) => status === "True").map(({ type }) => type);
@@ -75,7 +75,7 @@ export async function benchCluster(): Promise<Row[]> {
   });
   const runOf = (name: string) =>
     eventually(`${name} is asked for`, 60_000, () => {
-      const object = told.get(name);
+      const object = seen.get(name);
       const refusal = object?.status?.conditions?.find(({ type, status }) => type === "Accepted" && status === "False");
       if (refusal !== undefined && object?.status?.phase !== "Pending") throw new Error(`${name} is refused: ${refusal.message}`);
       return object?.status?.runId === undefined ? undefined : object.status;
@@ -88,7 +88,7 @@ export async function benchCluster(): Promise<Row[]> {
       spec: { base, adapter: name, dataset, training: { max_steps: 1000 } },
     });
 
-  /* a dataset that is ingested and tokenized, so that what is measured is the way of a message and not of bytes */
+  /* a dataset that is ingested and tokenized before, so that the time of messages is measured and not that of bytes */
   await api.post(`/api/v1/namespaces/${namespace}/configmaps`, {
     apiVersion: "v1",
     kind: "ConfigMap",
@@ -110,13 +110,13 @@ export async function benchCluster(): Promise<Row[]> {
   const { datasetId } = await measure(`bench-${stamp}-0`, { configMap: { name: "bench-rows", key: "rows.jsonl" } });
   if (datasetId === undefined) throw new Error("the FineTune does not say which dataset it made");
 
-  /* the same pod without the line: what Kubernetes takes by itself */
+  /* the same pod without Loraline: the time that Kubernetes takes itself */
   const template = [...seen.values()].find(({ pod }) => pod.metadata.name.includes("gateway"))?.pod as { spec: object } | undefined;
   if (template === undefined) throw new Error("no gateway pod to take the image from");
   const image = (template.spec as { containers: { image: string }[] }).containers[0]?.image.replace("/services:", "/trainer:");
   const ours: Awaited<ReturnType<typeof measure>>[] = [];
   const bare: { made: number; bound: number; running: number }[] = [];
-  // In turn, so that what else the machine does falls on both.
+  // In turns, so that other load of the machine affects both.
   for (let n = 1; n <= runs; n++) {
     ours.push(await measure(`bench-${stamp}-${n}`, { id: datasetId }));
     const name = `bare-${stamp}-${n}`;

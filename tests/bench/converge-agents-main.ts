@@ -1,6 +1,6 @@
 /**
- * Many agents in one process, for the benchmark: each with a simulated engine of its own, which runs elsewhere. What a machine would have
- * to itself they share: the process, its connection to NATS, and the folder of adapter files.
+ * Many agents in one process, for the benchmark. Each has a simulated engine of its own in another process. The agents share what each
+ * machine would have alone: the process, the connection to NATS, and the folder of adapter files.
  */
 import { connectBus, createBus } from "@loraline/bus";
 import type { BlobRef } from "@loraline/contracts";
@@ -15,7 +15,7 @@ export interface AgentsSettings {
   base: string;
   dir: string;
   from: number;
-  /** Of the engines, one for each agent. */
+  /** URLs of the engines, one for each agent. */
   urls: string[];
 }
 export type AgentsCommand = { kind: "usage" } | { kind: "stop" };
@@ -35,7 +35,7 @@ const bus = createBus({ nc, log, telemetry, source: "agent" });
 const objects = inMemory(await createJetStreamObjects(nc));
 const files = { ...createAdapterFiles({ dir, objects }), collect: async () => {} };
 
-/** Reading the program is not the agents' work. */
+/** CPU time before the agents start: loading the program is not their work. */
 const bootMs = cpuMs();
 const agents: AsyncDisposable[] = [];
 for (const [n, url] of urls.entries()) {
@@ -88,7 +88,7 @@ function inMemory({ get }: Pick<Objects, "get">): Pick<Objects, "get"> {
       const key = `${tenant}/${ref.digest}`;
       const blob = blobs.get(key) ?? read(tenant, ref as BlobRef);
       blobs.set(key, blob);
-      // A failure is only this one's, not everybody's for ever.
+      // A failed fetch is forgotten, so that the next agent tries again.
       blob.catch(() => blobs.delete(key));
       const bytes = await blob;
       return (async function* () {

@@ -1,4 +1,4 @@
-/** The serve controller as a process of its own, for the benchmark: its CPU seconds, memory and messages are nobody else's. */
+/** The serve controller as a process of its own, so that the benchmark can measure its CPU time, memory and messages alone. */
 import { connectBus, createBus } from "@loraline/bus";
 import type { EngineRecord } from "@loraline/contracts";
 import { createJetStreamObjects } from "@loraline/objects";

@@ -1,4 +1,4 @@
-/** Many simulated engines in a process of their own, for the benchmark: what they cost is not the line's. */
+/** Many simulated engines in a process of their own, so that the benchmark does not count their CPU time as Loraline's. */
 import { createSimulatedEngine } from "@loraline/testkit/servers";
 import { cpuMs } from "./table.ts";
 

@@ -1,4 +1,4 @@
-/** What the benchmarks of convergence share: NATS, the controller in a process of its own, and adapters that nobody trained. */
+/** Shared by the benchmarks of convergence: NATS, the controller in a process of its own, and adapters without a training. */
 import { fork } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
@@ -25,15 +25,15 @@ export type Child = ReturnType<typeof fork>;
 export interface Fleet {
   nats: { url: string; pid: number | undefined };
   bus: Bus;
-  /** For files of the benchmark. */
+  /** Folder for files of the benchmark. */
   dir: string;
   controller: Child;
-  /** Starts another process; resolves with the first thing it says. */
+  /** Starts another process; resolves with its first message. */
   start<T>(main: string, settings: unknown): Promise<{ child: Child; said: T }>;
   ask<T>(child: Child, command: object): Promise<T>;
-  /** One adapter more, as a trainer would hand it over; returns its run. */
+  /** Adds an adapter as if a trainer had finished it. @returns its run. */
   trained(adapter: string, seed: number): Promise<string>;
-  /** Adapters `a<from>` to `a<to - 1>`; resolves when all are desired. */
+  /** Adds adapters `a<from>` to `a<to - 1>`; resolves when all are desired. */
   train(from: number, to: number): Promise<void>;
 }
 
@@ -65,7 +65,7 @@ export async function startFleet(owned: AsyncDisposableStack, adapters: number):
     return (await answer)[0];
   };
 
-  /* the controller, in a process of its own so that its work can be told apart */
+  /* the controller, in a process of its own so that its work can be measured alone */
   const record: EngineRecord = {
     engine,
     base: { name: base, revision: "1", digest: `sha256:${"b".repeat(64)}` },
@@ -144,7 +144,7 @@ export async function startFleet(owned: AsyncDisposableStack, adapters: number):
   return { nats, bus, dir, controller, start, ask, trained, train };
 }
 
-/** CPU time of another process so far, in milliseconds; clock ticks are 10 ms. */
+/** @returns the CPU time of another process so far, in milliseconds; clock ticks are 10 ms. */
 export function cpuMsOf(pid = 0): number {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
   return 10 * (Number(fields[11]) + Number(fields[12]));

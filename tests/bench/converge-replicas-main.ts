@@ -1,7 +1,7 @@
 /**
- * Simulated replicas in one process, for the benchmark of the controller alone: each tells what an agent tells (heartbeat, holding and
- * event for each adapter that is desired of it), in the same messages and with as many on their way at once, but there is no engine, no
- * file and no proof behind it. They share one watch of KV `adapters`.
+ * Simulated replicas in one process, for the benchmark of the controller alone. Each publishes the same messages as an agent (heartbeat,
+ * holding and event for each desired adapter), with as many in flight, but without engine, files and proofs. They share one watch of KV
+ * `adapters`.
  */
 import { connectBus, createBus } from "@loraline/bus";
 import { adapterLoaded, type AdapterState, buckets, holdingKey, type Proof, replicaKey } from "@loraline/contracts";
@@ -15,7 +15,7 @@ export interface ReplicasSettings {
   count: number;
 }
 
-/** Writes of one replica on their way at once. */
+/** Writes of a replica that are in flight at once. */
 const concurrency = 4;
 const heartbeatMs = 3000;
 const incarnation = "1";
@@ -68,7 +68,7 @@ async function tell(replica: string, key: string, { tenant, adapter, versions }:
   }
 }
 
-const beat = (): Promise<unknown> =>
+const sendHeartbeat = (): Promise<unknown> =>
   Promise.all(
     names.map((replica) =>
       replicas.put(replicaKey({ engine, replica }), {
@@ -84,21 +84,21 @@ const beat = (): Promise<unknown> =>
     ),
   );
 
-const told = new Set<string>();
+const published = new Set<string>();
 const desired: [string, AdapterState][] = [];
 const wake = new Set<() => void>();
 await adapters.watch({
   signal: new AbortController().signal,
   onChange(key, state) {
-    if (state === undefined || told.has(key)) return;
-    told.add(key);
+    if (state === undefined || published.has(key)) return;
+    published.add(key);
     desired.push([key, state]);
     for (const resume of wake) resume();
     wake.clear();
   },
 });
-await beat();
-setInterval(() => void beat(), heartbeatMs);
+await sendHeartbeat();
+setInterval(() => void sendHeartbeat(), heartbeatMs);
 for (const replica of names) {
   let position = 0;
   const work = async (): Promise<void> => {

@@ -1,7 +1,7 @@
 /**
  * Convergence at scale: real controller and agents on a real NATS, engines simulated (`packages/testkit/src/simulated-engine.ts`
- * answers loads and probes over HTTP, and computes hashes where a model would compute). Every proof is asked and judged as ever.
- * One machine plays a hundred, so the times are those of a hundred agents on these cores; CPU, messages and bytes are told by part.
+ * answers loads and probes over HTTP, and computes hashes instead of a model). Every proof is asked and judged as always.
+ * One machine runs a hundred agents, so the times are those of a hundred agents on its cores. CPU time, messages and bytes are measured for each part.
  * BENCH_REPLICAS, BENCH_ADAPTERS and BENCH_FEW_ADAPTERS make it smaller; BENCH_REAL=0 leaves out the real engine at the end.
  */
 import { once } from "node:events";
@@ -36,10 +36,10 @@ export async function benchConverge(): Promise<Row[]> {
   return [...(await simulatedFleet()), ...(process.env["BENCH_REAL"] === "0" ? [] : await realEngine())];
 }
 
-/** Only how a whole fleet converges from nothing, and what it costs each part. */
+/** Measures how a whole fleet converges from nothing, and the cost for each part. */
 export const benchFleet = (): Promise<Row[]> => simulatedFleet({ part: "bulk" });
 
-/** What a trained version takes on a small engine: three replicas, real agents, simulated engines. */
+/** Measures a trained version on a small installation: three replicas, real agents, simulated engines. */
 export const benchThreeReplicas = (): Promise<Row[]> => simulatedFleet({ part: "change", replicas: 3, manyAdapters: 20 });
 
 async function simulatedFleet({
@@ -52,7 +52,7 @@ async function simulatedFleet({
   const enginesSettings: EnginesSettings = { base, count: replicas };
   const { child: engines, said } = await start<{ urls: string[] }>("converge-engines-main.ts", enginesSettings);
 
-  /* a gateway's view of it all */
+  /* the state as a gateway sees it */
   const stopping = new AbortController();
   owned.defer(() => stopping.abort());
   const table = await createReplicaTable({ bus, signal: stopping.signal });
@@ -106,7 +106,7 @@ async function simulatedFleet({
 
   /** Trains one adapter after the other, and waits until each is proven everywhere. */
   const oneByOne = async (from: number) => {
-    // What heartbeats cost is not a change's.
+    // The cost of heartbeats is not part of a change's cost.
     const quietBefore = await usage();
     const quietFrom = performance.now();
     await new Promise((resolve) => setTimeout(resolve, 6000));
@@ -249,14 +249,14 @@ async function simulatedFleet({
   ];
 }
 
-/** Bytes, after the garbage was collected. */
+/** @returns the memory in bytes, after garbage collection. */
 function heapUsed(): number {
   setFlagsFromString("--expose-gc");
   (runInNewContext("gc") as () => void)();
   return process.memoryUsage().heapUsed;
 }
 
-/** The local line with its real vLLM: killed three times. */
+/** The local server with its real vLLM, which is killed three times. */
 async function realEngine(): Promise<Row[]> {
   await using scratch = await scratchDir();
   const state = join(scratch.path, "state");

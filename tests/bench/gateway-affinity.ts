@@ -1,6 +1,6 @@
 /**
- * More adapters than an engine holds at once: affinity against random routing. Simulated: two engines with slots that are filled least
- * recently used first; an adapter that is in no slot costs a load, during which the engine answers nobody.
+ * Compares affinity with random routing when there are more adapters than slots. Simulated: two engines whose slots are replaced by least
+ * recent use. An adapter that is in no slot must be loaded, and meanwhile the engine answers no request.
  */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";

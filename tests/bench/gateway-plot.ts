@@ -1,4 +1,4 @@
-/** The throughput table as a picture. */
+/** Draws the throughput table. */
 import { parse, View } from "vega";
 import { compile, type TopLevelSpec } from "vega-lite";
 

@@ -1,4 +1,4 @@
-/** The line's own vLLM, alone, with adapters loaded into it. */
+/** The local server's vLLM alone, with adapters loaded. */
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
@@ -13,12 +13,12 @@ import { root } from "../line-process.ts";
 export interface RealEngine extends AsyncDisposable {
   url: string;
   base: string;
-  /** Engine names, loaded. */
+  /** LoRA names of the loaded adapters. */
   adapters: string[];
   maxLoras: number;
 }
 
-/** undefined where it cannot be started. */
+/** @returns the engine; undefined if vLLM cannot be started here. */
 export async function startRealEngine(scratch: string, adapters: number): Promise<RealEngine | undefined> {
   const python = join(root, ".venv/bin/python");
   const baseDir = join(root, ".loraline/bases", base);

@@ -1,12 +1,12 @@
 /**
- * The gateway, side by side with what it is compared with, in one run:
+ * Measures the gateway and what it is compared with, in one run:
  *
  *   null engine   added latency; requests per second of a core and memory beside LiteLLM's proxy
  *   vLLM          added latency; tokens per second with many adapters, through the gateway and direct (skipped where it cannot start)
  *   simulation    affinity against random routing, with more adapters than an engine holds at once
  *
- * The load of the comparison comes from autocannon. Each process has its own CPU clock (/proc), so that the others on the same
- * cores do not count.
+ * The load of the comparison comes from autocannon. CPU time is read for each process (/proc), so that others on the same cores do not
+ * count.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync } from "node:fs";
@@ -42,13 +42,13 @@ const require = createRequire(import.meta.url);
 
 interface Child extends AsyncDisposable {
   process: ChildProcess;
-  /** CPU seconds so far. */
+  /** @returns the CPU seconds so far. */
   cpu(): Promise<number>;
-  /** Resident now, MiB. */
+  /** @returns the resident memory, in MiB. */
   rss(): Promise<number>;
 }
 
-/** Ends with the benchmark; `ready` gets each line it prints. */
+/** Starts a process that ends with the benchmark; `ready` gets each line that it prints. */
 async function startChild<T>(
   command: string,
   args: readonly string[],
@@ -109,7 +109,7 @@ async function startStack() {
     ),
   );
   const key = await createApiKey({ bus }, { tenant, name: "bench" });
-  /** Agents write every few seconds; here nobody else does. */
+  /** Writes heartbeats, because there are no agents here that do. */
   const beats = new Map<string, () => Promise<void>>();
   const timer = setInterval(() => {
     for (const beat of beats.values()) void beat();
@@ -133,7 +133,7 @@ interface Target {
   name: string;
   url: string;
   headers: Record<string, string>;
-  /** What it calls the model. */
+  /** Name of the model in requests to it. */
   model: string;
 }
 
@@ -155,9 +155,9 @@ async function askOnce({ url, headers, model }: Target, body: object): Promise<{
 }
 
 /**
- * The same requests to both, in turns, so that whatever else the machine does meets both alike. Times are without what the null
- * engine was told to wait.
- * @param load.delayMs - about how long; each request another, or all would be answered in the same millisecond.
+ * Sends the same requests to both, in turns, so that other load of the machine affects both alike. The time that the null engine waits on
+ * purpose is subtracted.
+ * @param load.delayMs - about how long the engine waits; each request has another time, so that answers do not come in the same millisecond.
  */
 async function measureLatency(
   targets: readonly [Target, Target],
@@ -183,7 +183,7 @@ async function measureLatency(
   return { p50: added(50), p99: added(99), direct50: Number(percentile(direct, 50)), count: through.length };
 }
 
-/** autocannon in a process of its own. */
+/** Runs autocannon in a process of its own. */
 async function cannon(
   { url, headers, model }: Target,
   connections: number,
@@ -219,7 +219,7 @@ async function nullStack(stack: Stack, engineUrl: string): Promise<[Target, Targ
 
 async function addedLatency(pair: readonly [Target, Target]): Promise<Row[]> {
   const rows: Row[] = [];
-  // At 16 and 64 the engine takes its time, as engines do: else the figure would be how long a full core takes.
+  // With 16 and 64 streams the engine waits, as real engines do. Otherwise the figure would show how long a saturated core takes.
   say("added latency");
   for (const { streams, delayMs, rounds, each } of [
     { streams: 1, delayMs: 0, rounds: 6, each: 150 },
@@ -244,7 +244,7 @@ async function addedLatency(pair: readonly [Target, Target]): Promise<Row[]> {
   return rows;
 }
 
-/** LiteLLM's proxy with one model, the same engine, and its own key check (the master key: no database asked). */
+/** Starts LiteLLM's proxy with one model, the same engine, and its own check of keys (the master key, which needs no database). */
 async function startLiteLlm(scratch: string, engineUrl: string): Promise<{ child: Child; target: Target } | undefined> {
   const bin = join(root, ".cache/bench-litellm/bin/litellm");
   if (!existsSync(bin)) return undefined;
@@ -301,7 +301,7 @@ async function sideBySide(stack: Stack, engineUrl: string, through: Target): Pro
   return rows;
 }
 
-/** What one point of the throughput measurement asks for. */
+/** The load of one point of the throughput measurement. */
 const throughputLoad = { atOnce: 8, requests: 32, tokens: 16 };
 
 export async function benchGatewayOnVllm(): Promise<Row[]> {
@@ -346,7 +346,7 @@ export async function benchGatewayOnVllm(): Promise<Row[]> {
   }
 
   const { atOnce, requests, tokens } = throughputLoad;
-  /** Tokens per second; the adapters take turns. */
+  /** @returns tokens per second; requests go to the adapters in turn. */
   const speedOf = async (target: Target, models: readonly string[]): Promise<number> => {
     let next = 0;
     const began = performance.now();
@@ -368,7 +368,7 @@ export async function benchGatewayOnVllm(): Promise<Row[]> {
     const asked = count === 0 ? { direct: [engine.base], gateway: [engine.base] } : names;
     const speeds = { direct: [] as number[], gateway: [] as number[] };
     await speedOf(direct, asked.direct);
-    // In turns, and each first once, so that neither finds the engine warmer.
+    // In turns, and each is first once, so that neither has the warmer engine.
     for (const path of ["direct", "gateway", "gateway", "direct"] as const) {
       speeds[path].push(await speedOf(path === "direct" ? direct : through, asked[path]));
     }

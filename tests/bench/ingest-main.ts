@@ -1,9 +1,9 @@
-/** Rows of many formats to canonical records: rows/s on one core and what it takes of memory, as a stream; and the same with the report. Prints JSON. */
+/** Measures rows of many formats to canonical records, as a stream: rows/s on one core and memory, without and with the report. Prints JSON. */
 import { createReport, readRecords } from "@loraline/datasets";
 import type { Row } from "./table.ts";
 
 const million = 1_000_000;
-/** The report looks into every text, so it is measured on fewer rows. */
+/** Rows for the report: fewer, because it analyses every text. */
 const reported = 100_000;
 
 const rowOf = (n: number): unknown =>
@@ -28,9 +28,9 @@ const rowOf = (n: number): unknown =>
   ][n % 12];
 const turn = (role: string, content: string) => ({ role, content });
 
-/** Blocks of JSON Lines, as a file comes from a disk; each text is there once in a block. */
+/** Blocks of JSON Lines, as a file is read from a disk. In a block each text stands once. */
 function rows(count: number): { source: AsyncIterable<Uint8Array>; bytes: number } {
-  /** Divides both counts. */
+  /** Divisor of both counts. */
   const perBlock = 12_500;
   const block = Buffer.from(Array.from({ length: perBlock }, (_, n) => `${JSON.stringify(rowOf(n))}\n`).join(""));
   const blocks = Math.round(count / perBlock);
@@ -65,7 +65,7 @@ async function measure(what: string, count: number, withReport: boolean): Promis
   };
 }
 
-// Warm code, as a worker has after its first file.
+// Warms up the code, as it is in a worker after its first file.
 await measure("warm", 25_000, false);
 const figures = [
   await measure("ingest: detection and canonical records", million, false),

@@ -1,4 +1,4 @@
-/** One reading of a large dataset in a process of its own, whose memory is nobody else's. Prints JSON: rows, peak RSS and seconds. */
+/** Reads a large dataset once, in a process of its own, so that its memory can be measured. Prints JSON: rows, peak RSS and seconds. */
 import { createReport, type FileSource, readRecords } from "@loraline/datasets";
 
 const [container = "jsonl", total = "1000000000", file] = process.argv.slice(2);

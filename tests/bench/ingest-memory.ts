@@ -1,4 +1,4 @@
-/** Peak memory of reading a gigabyte in each container, each in a process of its own with the heap flags of `loraline data check`. */
+/** Measures the peak memory of reading a gigabyte in each container, each in a process of its own with the heap flags of `loraline data check`. */
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -6,7 +6,7 @@ import { join } from "node:path";
 import type { Row } from "./table.ts";
 
 const total = 1_000_000_000;
-/** Without them V8 lets garbage lie, because this machine has room for it. */
+/** Heap flags. Without them V8 collects little garbage on a machine with much memory. */
 const heapFlags = ["--max-semi-space-size=2", "--max-old-space-size=512"];
 
 const root = join(import.meta.dirname, "../..");

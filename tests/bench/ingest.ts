@@ -1,4 +1,4 @@
-/** Detection and canonical records (`ingest-main.ts`), in a process of its own: what other benches left in memory is not ingest's. */
+/** Runs `ingest-main.ts` (detection and canonical records) in a process of its own, so that memory of other benches does not count. */
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import type { Row } from "./table.ts";

@@ -1,7 +1,7 @@
 /**
- * Instruction rows as people fine-tune on, half Chinese and half English, made from a tokenizer's own vocabulary: its order
- * is about that of frequency, so words drawn by Zipf's law over it come as often as in real text, and meet each other in new
- * ways. With numbers, lists, code and words that no vocabulary holds. The same seed gives the same rows.
+ * Makes instruction rows, half Chinese and half English, from a tokenizer's vocabulary. Its order is about that of frequency, so words
+ * drawn by Zipf's law are as frequent as in real text, in new combinations. There are also numbers, lists, code and words that no
+ * vocabulary has. The same seed gives the same rows.
  */
 import { mkdir, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
@@ -11,7 +11,7 @@ interface Vocabularies {
   chinese: readonly string[];
 }
 
-/** @param vocab - of a byte-level BPE, in the order of its ids. */
+/** @param vocab - the vocabulary of a byte-level BPE, in the order of its ids. */
 function wordsOf(vocab: Readonly<Record<string, number>>): Vocabularies {
   const tokens = Object.keys(vocab).sort((a, b) => (vocab[a] as number) - (vocab[b] as number));
   const text = tokens.map((token) => fromByteLevel(token));
@@ -21,7 +21,7 @@ function wordsOf(vocab: Readonly<Record<string, number>>): Vocabularies {
   };
 }
 
-/** GPT-2's spelling of bytes: printable ones stand for themselves, the others for the code points from 256 on. */
+/** GPT-2's spelling of bytes: printable bytes stand for themselves, the others are code points from 256 on. */
 function fromByteLevel(token: string): string {
   const bytes = Array.from(token, (character) => {
     const code = character.codePointAt(0) as number;
@@ -38,7 +38,7 @@ export interface InstructionRow {
   output: string;
 }
 
-/** @returns bytes of the file. */
+/** @returns the size of the file, in bytes. */
 export async function writeInstructionRows(path: string, vocab: Readonly<Record<string, number>>, count: number): Promise<number> {
   const words = wordsOf(vocab);
   const random = createRandom(20_261_124);
@@ -52,7 +52,7 @@ export async function writeInstructionRows(path: string, vocab: Readonly<Record<
 
 function instructionRow({ english, chinese }: Vocabularies, random: () => number): InstructionRow {
   const upTo = (n: number): number => Math.floor(random() * n);
-  /** Rank r with a probability of about 1 / r. */
+  /** @returns rank r with a probability of about 1 / r. */
   const zipf = (words: readonly string[]): string => words[Math.min(words.length - 1, Math.floor(words.length ** random()) - 1)] as string;
   const logNormal = (median: number, sigma: number): number => {
     const normal = Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());

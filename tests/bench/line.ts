@@ -1,10 +1,10 @@
-/** The whole line, three times on a warm engine: what a run costs besides loading the base, training and evaluating. */
+/** Measures the whole pipeline, three times on a warm engine: the time of a run besides loading the base, training and evaluating. */
 import { join } from "node:path";
 import { readFile } from "node:fs/promises";
 import { base, clientOf, eventually, root, runOver, scratchDir, startLineUnderTest } from "../line-under-test.ts";
 import { percentile, type Row } from "./table.ts";
 
-/** What a run is for; everything else is overhead. Phases of the trainer: probing is evaluating on the probe prompts. */
+/** Phases of the trainer that are the purpose of a run; everything else is overhead. Probing is evaluating on the probe prompts. */
 const work = new Set(["load_base", "train", "evaluate", "probe"]);
 const runs = 3;
 
@@ -22,7 +22,7 @@ export async function benchLine(): Promise<Row[]> {
   const speeds: number[] = [];
   for (let n = 1; n <= runs; n++) {
     const from = Date.now();
-    // Other bytes each time, so that nothing comes from a cache.
+    // New bytes each time, so that no result comes from a cache.
     const file = new File([sample, "\n".repeat(n)], `bench-${n}.jsonl`);
     const { id } = await client.openai.files.create({ file, purpose: "fine-tune" });
     const body = { model: base, training_file: id, suffix: `bench-${n}`, loraline: { training: { max_steps: 10, learning_rate: 1e-3 } } };

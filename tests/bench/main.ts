@@ -26,7 +26,7 @@ const benches: Record<string, () => Promise<Row[]>> = {
   "gateway-vllm": benchGatewayOnVllm,
   line: benchLine,
 };
-/** Asked for by name only. */
+/** Benchmarks that run only when they are named. */
 const others: Record<string, () => Promise<Row[]>> = { fleet: benchFleet, "three-replicas": benchThreeReplicas, cluster: benchCluster };
 const load = loadavg()[0]!.toFixed(1);
 const machine = `${cpus().length} × ${cpus()[0]?.model ?? "unknown CPU"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}, load before the start ${load}`;

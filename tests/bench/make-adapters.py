@@ -1,4 +1,4 @@
-"""Adapters with random weights, for measuring only: .venv/bin/python make-adapters.py BASE OUT COUNT writes OUT/<n>/."""
+"""Makes adapters with random weights, for measuring only: .venv/bin/python make-adapters.py BASE OUT COUNT writes OUT/<n>/."""
 
 import os
 import sys

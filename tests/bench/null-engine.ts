@@ -1,6 +1,6 @@
 /**
- * An engine that computes nothing: what is measured beside it is the proxy in front. Speaks as much of OpenAI's API as vLLM would
- * there. Settings come with the request, as fields that every proxy passes on:
+ * An engine that computes nothing, so that only the proxy in front of it is measured. It answers like vLLM, with the parts of OpenAI's
+ * API that the benchmark needs. Settings come with the request, as fields that every proxy passes on:
  *
  *   max_tokens   events of a stream
  *   seed         milliseconds before the answer, and between events

@@ -1,4 +1,4 @@
-/** Put and get of one 200 MB blob on both backends: MB/s, and how much the process grows. */
+/** Measures put and get of a 200 MB blob on both backends: MB/s, and the growth of the process. */
 import { randomBytes } from "node:crypto";
 import { createWriteStream } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";

@@ -1,6 +1,6 @@
 /**
- * The controller's own part of "1,000 adapters on 100 replicas": what it costs to reconcile them when the replicas are simulated altogether
- * (`converge-replicas-main.ts`: no engine, no files, no proofs). What agents and proofs cost beside it is `converge.ts`.
+ * Measures the controller's part of 1,000 adapters on 100 replicas: the cost of reconciling when replicas are only simulated
+ * (`converge-replicas-main.ts`: no engine, no files, no proofs). `converge.ts` measures the cost of agents and proofs.
  * BENCH_REPLICAS and BENCH_ADAPTERS make it smaller.
  */
 import { buckets } from "@loraline/contracts";

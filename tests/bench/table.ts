@@ -1,4 +1,4 @@
-/** What a benchmark reports. */
+/** A row of a benchmark's result. */
 export interface Row {
   what: string;
   value: string;

@@ -65,7 +65,7 @@ async function sideBySide(name: string, base: string, vocabulary: Record<string,
   for await (const _ of reading?.batches ?? []);
   const reads = performance.now() - started;
 
-  // Loading the tokenizer counts here, in the main thread and in each that tokenizes.
+  // This time includes loading the tokenizer, in the main thread and in each thread that tokenizes.
   const outDir = join(dir, name);
   const cpu = process.cpuUsage();
   started = performance.now();
@@ -104,7 +104,7 @@ async function sideBySide(name: string, base: string, vocabulary: Record<string,
   ];
 }
 
-/** The service: a run on new data, and the same data again. */
+/** Measures the service: a run on new data, and again on the same data. */
 async function benchCache(vocabulary: Record<string, number>, count: number): Promise<Row[]> {
   const file = join(dir, "run.jsonl");
   await writeInstructionRows(file, vocabulary, count);

@@ -1,4 +1,4 @@
-/** The same rows in every container, written by pyarrow where it is one of its formats: they give the same records. */
+/** The same rows in every container give the same records. Formats that pyarrow knows are written by pyarrow. */
 import { spawnSync } from "node:child_process";
 import { createReadStream, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -18,7 +18,7 @@ const root = join(import.meta.dirname, "../../..");
 const dir = mkdtempSync(join(tmpdir(), "loraline-containers-"));
 const options = { maxRowBytes: 100_000 };
 
-/** Two formats, an empty answer here and there, text that a delimiter or a line end would break. */
+/** Rows of two formats, with some empty answers, and texts with delimiters and line ends. */
 const rows = Array.from({ length: 230 }, (_, n) =>
   n % 3 === 0
     ? {
@@ -83,7 +83,7 @@ beforeAll(async () => {
   python("write_containers.py", jsonl);
   python("write_types.py");
   wanted = await read({ file: join(dir, "rows.jsonl") });
-  // The oracle itself, by hand: each twentieth of the instructions has no answer.
+  // The expected result is checked by hand: every twentieth instruction has no answer.
   expect(wanted.rejections.map(({ code }) => code)).toEqual(Array.from({ length: 8 }, () => "EMPTY_ANSWER"));
   expect(wanted.records).toHaveLength(222);
 });
@@ -137,7 +137,7 @@ describe.each(names)("%s", (name) => {
     }
     const named = /^(FILE_TRUNCATED|FILE_CORRUPT|FILE_TOO_LARGE|CONTAINER_UNSUPPORTED|CSV_HEADER|CSV_QUOTES): .{10,1000}$/s;
     expect(refusals.filter((refusal) => !named.test(refusal))).toEqual([]);
-    // Text has no frame that could break; the others notice at least when they are cut.
+    // Text formats cannot notice a cut; all other formats must.
     expect(refusals.length).toBeGreaterThanOrEqual(/\.(parquet|feather|arrow)$/.test(name) ? 11 : 0);
   });
 });
@@ -179,7 +179,7 @@ describe("more values than bytes", () => {
     for await (const batch of opened?.batches ?? []) sizes.push(batch.length);
     expect(sizes.reduce((sum, size) => sum + size, 0)).toBe(400);
     expect(Math.max(...sizes)).toBeLessThanOrEqual(3);
-    // What they would be as text is limited as for packed files.
+    // Their size as text is limited as for packed files.
     const small = { maxUnpackedBytes: 50_000_000, maxRatio: 200, ratioFromBytes: 1_000_000 };
     const limited = await openContainer({ file: join(dir, name) }, { maxRowBytes: 1_000_000, unpackLimits: small });
     await expect(Array.fromAsync(limited?.batches ?? [])).rejects.toMatchObject({ code: "FILE_TOO_LARGE" });

@@ -1,4 +1,4 @@
-/** Which files of a hub dataset are meant. Pure. */
+/** Chooses the files of a hub dataset. Pure. */
 import type { ImportSource } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 
@@ -11,7 +11,7 @@ export interface ListedFile {
 type Asked = Pick<Extract<ImportSource, { hub: string }>, "hub" | "file" | "config" | "split">;
 
 const dataFile = /\.(?:parquet|jsonl|ndjson|json|csv|tsv|arrow|feather)(?:\.(?:gz|zst))?$/i;
-/** Descriptions of a repository, not data. */
+/** Files that describe a repository and are not data. */
 const notData =
   /(?:^|\/)(?:dataset_infos?|dataset_dict|state|config|generation_config|tokenizer[^/]*|package|package-lock)\.json$|(?:^|\/)\./i;
 const splits = ["train", "training", "test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev"];
@@ -19,8 +19,8 @@ const mostListed = 20;
 const mostParts = 1000;
 
 /**
- * The named file; or the files of the split (`train` when none is named): one file, or all shards of it, in their order.
- * @throws PermanentError HUB_FILE_MISSING, HUB_FILE_AMBIGUOUS; both list what there is.
+ * @returns the named file; or the files of the split (default `train`): one file, or all its shards in order.
+ * @throws PermanentError HUB_FILE_MISSING, HUB_FILE_AMBIGUOUS; both list the repository's files.
  */
 export function decideHubFiles(files: readonly ListedFile[], { hub, file, config, split }: Asked): ListedFile[] {
   const data = files.filter(({ path, size }) => dataFile.test(path) && !notData.test(path) && size > 0);
@@ -36,7 +36,7 @@ export function decideHubFiles(files: readonly ListedFile[], { hub, file, config
   const ofConfig = config === undefined || config === null ? data : data.filter(({ path }) => namesPart(path, config));
   const wanted = split ?? "train";
   const ofSplit = ofConfig.filter(({ path }) => namesPart(path, wanted));
-  // Many datasets are files without any word of a split.
+  // In many datasets no file name has the name of a split.
   const others = split === undefined || split === null ? ofConfig.filter(({ path }) => !splits.some((word) => namesPart(path, word))) : [];
   const found = ofSplit.length > 0 ? ofSplit : others;
   if (found.length === 0) {
@@ -68,13 +68,13 @@ export function decideHubFiles(files: readonly ListedFile[], { hub, file, config
   return only.toSorted((a, b) => (a.path < b.path ? -1 : 1));
 }
 
-/** Whether `word` stands in the path as a word: `data/train-00000-of-00002.parquet` names `train`. */
+/** Whether the path contains `word` as a word of its own: `data/train-00000-of-00002.parquet` contains `train`. */
 function namesPart(path: string, word: string): boolean {
   const escaped = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
   return new RegExp(`(?:^|[/_.-])${escaped}(?:[/_.-]|$)`, "i").test(path);
 }
 
-/** Shards say how many they are: one that is missing must not go unnoticed. */
+/** Checks that all shards are there: their names say how many there must be. */
 function judgeShards(files: readonly ListedFile[], hub: string): void {
   const total = /\d+[-_]of[-_](\d+)/i.exec(files[0]?.path ?? "")?.[1];
   if (total === undefined || Number(total) === files.length) return;

@@ -1,4 +1,4 @@
-/** Settings of the importer from the environment. */
+/** Reads the importer's settings from the environment. */
 import { allowListOf } from "@loraline/runtime";
 import { z } from "zod";
 import type { ImportSettings } from "./on-import-requested.ts";

@@ -23,7 +23,7 @@ await runService({
     });
     const bus = createBus({ nc, log, telemetry, source: "ingest", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
-    // Nobody is sent here, so being not ready costs nothing, and says it where operators look.
+    // No requests are routed to this process, so not being ready costs nothing, and operators see the reason.
     service.health.check("objects", objects.problem);
     running.use(await createIngestService({ bus, objects, telemetry, imports: importSettingsOf(env) }));
     return running;

@@ -22,7 +22,7 @@ export interface OnDatasetReceivedDeps {
 }
 
 /**
- * Each step is harmless when repeated: objects and the cache entry are functions of the upload, and the event has one id.
+ * Each step may be repeated without harm: objects and the cache entry depend on the upload only, and the event always has the same id.
  * The order is objects, manifest, cache entry, event, acknowledgement.
  */
 export function onDatasetReceived({ bus, objects, telemetry, settings }: OnDatasetReceivedDeps) {
@@ -59,7 +59,7 @@ export function onDatasetReceived({ bus, objects, telemetry, settings }: OnDatas
   };
 }
 
-/** What an earlier upload of the same bytes gave; undefined when there was none or its manifest is gone. */
+/** @returns the result of an earlier upload of the same bytes; undefined when there was none or its manifest is gone. */
 async function readCached(
   objects: Objects,
   tenant: string,

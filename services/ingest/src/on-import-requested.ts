@@ -1,4 +1,4 @@
-/** `dataset.import-requested` → `dataset.received`, after which everything is as for an upload; or `dataset.rejected`. */
+/** `dataset.import-requested` → `dataset.received`, which continues as for an upload; or `dataset.rejected`. */
 import type { Bus, HandlerContext, Received } from "@loraline/bus";
 import {
   type BlobRef,
@@ -21,14 +21,14 @@ import { hubFileUrl, hubHeaders, listHubFiles } from "@loraline/models";
 import { decideHubFiles } from "./decide-hub-files.ts";
 
 export interface ImportSettings {
-  /** `host:port` that may be reached although they are not public. */
+  /** `host:port` of hosts that may be reached although their addresses are not public. */
   allow: readonly string[];
   hubEndpoint: string;
-  /** Reads what its owner may read, for every tenant. */
+  /** Token for the hub. Every tenant can import what its owner may read. */
   hubToken?: string | undefined;
-  /** Of one import, all its files together. */
+  /** Most bytes of an import, all its files together. */
   maxBytes: number;
-  /** For one file, in milliseconds. */
+  /** Time limit for one file, in milliseconds. */
   timeoutMs: number;
 }
 
@@ -40,10 +40,10 @@ export interface OnImportRequestedDeps {
   settings: ImportSettings;
 }
 
-/** Tries after which a server that does not answer is given up: with the delays in between about a minute. */
+/** Tries after which an import gives up on a server that does not answer: about a minute with the delays. */
 const mostTries = 5;
 
-/** What is to be fetched for a source. */
+/** Files to fetch for a source. */
 interface Wanted {
   url: string;
   filename: string;
@@ -53,7 +53,7 @@ interface Wanted {
 
 export const createImportFetch = ({ allow }: ImportSettings): GuardedFetch => createGuardedFetch({ allow });
 
-/** Each step is harmless when repeated: a blob is named by its content, and the events have one id. */
+/** Each step may be repeated without harm: a blob is named by its content, and the events always have the same id. */
 export function onImportRequested({ bus, objects, telemetry, fetch, settings }: OnImportRequestedDeps) {
   return async (received: Received<typeof datasetImportRequested>, { log, signal, tries }: HandlerContext): Promise<void> => {
     const { at, data } = received;
@@ -78,7 +78,7 @@ export function onImportRequested({ bus, objects, telemetry, fetch, settings }: 
       await bus.publish(datasetReceived, at, { ...first, parts: parts.length === 0 ? null : parts, mapping: data.mapping, by: data.by });
     } catch (error) {
       if (signal.aborted) throw error;
-      // What is away then is the line's own.
+      // Here it is our own object store or NATS that is away, not the source.
       if (error instanceof UnavailableError) throw error;
       const gaveUp = error instanceof RetryLaterError && tries >= mostTries;
       if (!(gaveUp || (error instanceof PermanentError && saysWhy(error)))) throw error;
@@ -128,11 +128,11 @@ export function onImportRequested({ bus, objects, telemetry, fetch, settings }: 
   };
 }
 
-/** Codes that say something of the source; others are the store's, and end as dead letters. */
+/** Codes about the source, which reject the dataset. Other codes are about the store, and the message becomes a failed message. */
 const saysWhy = ({ code }: PermanentError): boolean =>
   /^(?:URL_|HUB_|FETCH_|ADDRESS_REFUSED$|TOO_MANY_REDIRECTS$|DIGEST_MISMATCH$)/.test(code);
 
-/** Last part of a path or URL, as a file's name. */
+/** @returns the last part of a path or URL, as a file's name. */
 function fileOf(location: string): string {
   const path = URL.parse(location)?.pathname ?? location;
   const last = path.split("/").findLast((part) => part !== "") ?? "";
@@ -140,7 +140,7 @@ function fileOf(location: string): string {
   try {
     name = decodeURIComponent(last);
   } catch {
-    // It stays as it is written.
+    // A part that cannot be decoded stays as it is.
   }
   return (name.replaceAll(/[/\\\p{Cc}]/gu, "_").slice(-512) || "import").toWellFormed();
 }

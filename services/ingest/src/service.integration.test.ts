@@ -107,7 +107,7 @@ describe("the ingest service", () => {
     const first = await ingested(line, await upload(line, rows(5)));
     const second = await ingested(line, await upload(line, rows(5)));
     expect(second.data).toEqual({ ...first.data, cacheHit: true });
-    // Whoever changes what comes out, and so this digest, raises `ingestCode`, or old results would be served for new.
+    // A change of the output changes this digest. Then raise `ingestCode`, because otherwise cached old results would be used.
     const { code, chunks } = await getJson(objects, tenant, first.data.manifest, datasetManifest);
     expect([code, chunks[0]?.blob.digest]).toEqual(["ingest/2", "sha256:e62c6d8ec5fbd2b4bee206cdc351b79be8f7bd81feadad8928672d5a89f7b05d"]);
     const renamed = await ingested(line, await upload(line, rows(5), { filename: "other.jsonl" }));
@@ -174,7 +174,7 @@ describe("the ingest service", () => {
     await using service = await createIngestService({ bus, objects, telemetry });
     expect(service).toBeDefined();
     const id = ulid();
-    // Bytes, not UTF-8: the magic of gzip is no text.
+    // Sent as bytes, because the magic bytes of gzip are not valid UTF-8.
     const blob = await objects.put(tenant, "raw", Buffer.from(content, "latin1"));
     await bus.publish(datasetReceived, { tenant, id }, { blob, filename: "data.jsonl" });
     const { data } = await rejected(line, id);
@@ -201,7 +201,7 @@ describe("the ingest service", () => {
     const id = ulid();
     await nc.request(`loraline.${tenant}.dataset.${id}.received.v1`, JSON.stringify({ filename: "x" }));
     expect((await rejected(line, id)).data).toMatchObject({ code: "CONTRACT_VIOLATION", param: "blob" });
-    // Whoever cannot be answered must not stop the others.
+    // A message that cannot be answered must not block the next ones.
     await nc.request(`loraline.${tenant}.dataset.nobody.received.v1`, "{}");
     const next = await upload(line, rows(2));
     expect((await ingested(line, next)).data.records).toBe(2);
@@ -215,7 +215,7 @@ describe("the ingest service", () => {
     const cache = await bus.bucket(buckets.cache);
     for (let survived = 0; survived < 8; survived++) {
       const id = await upload(line, rows(30) + "\n".repeat(survived));
-      // From the write after `survived` others, nothing that the service writes arrives: that is what dying there means.
+      // After `survived` writes no further write arrives, as if the process had died there.
       let left = survived;
       const dying = <A extends unknown[], R>(write: (...args: A) => Promise<R>) => {
         return (...args: A): Promise<R> => (left-- > 0 ? write(...args) : Promise.reject(new Error("killed")));
@@ -241,7 +241,7 @@ describe("the ingest service", () => {
       const manifest = await getJson(objects, tenant, data.manifest, datasetManifest);
       outcomes.add(JSON.stringify({ chunks: manifest.chunks.map((chunk) => chunk.records), records: manifest.records }));
     }
-    // Three chunks, report, manifest, cache entry, event: all of them were died before, and the last try came through.
+    // Three chunks, report, manifest, cache entry, event: the process died before each of them, and the last try succeeded.
     expect(deaths).toEqual([0, 1, 2, 3, 4, 5, 6]);
     expect(outcomes.size).toBe(1);
   });

@@ -1,4 +1,4 @@
-/** The worker: reads what was uploaded and says what is in it. */
+/** The ingest worker: converts uploads to records and a report. */
 import { type Bus, tellWaiting, type WaitReason } from "@loraline/bus";
 import {
   consumers,
@@ -61,7 +61,7 @@ export async function createIngestService({ bus, objects, telemetry, settings, i
       ...waits(datasetReceived),
     }),
   ]);
-  // Side by side: each waits for its pull to end.
+  // Stopped side by side, because each waits for its pull to end.
   const stop = async (): Promise<void> => {
     await Promise.all(started.filter((one) => one.status === "fulfilled").map(({ value }) => value[Symbol.asyncDispose]()));
     await fetch[Symbol.asyncDispose]();

@@ -1,4 +1,4 @@
-/** The object store is away, or refuses the line, while datasets are on their way: they wait and say so, and nothing is judged by it. */
+/** The object store is away, or refuses our credentials, while datasets are processed: they wait and say so, and none is rejected for it. */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { createBus, ensureStreams } from "@loraline/bus";
@@ -109,7 +109,7 @@ test("a dataset that is deleted while it waits is waited for no more", { timeout
   await using _service = await createIngestService({ bus, objects, telemetry });
   await expect.poll(line.reason, within).toMatchObject({ code: "STORE_UNAVAILABLE" });
   await bus.publish(datasetDeleted, line.at, {});
-  // With the store still away: it was let go of.
+  // The store is still away, so the message was given up because of the deletion.
   const consumer = consumers.ingestDatasetReceived;
   await expect
     .poll(async () => {
