@@ -1,4 +1,4 @@
-/** The chart, rendered by Helm with several values, before a real API server: nothing is installed. */
+/** Renders the chart with several values and has a real API server validate it. Nothing is installed. */
 import { execFile, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";

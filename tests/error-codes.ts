@@ -1,5 +1,5 @@
 /**
- * Reads sources and says which codes they raise: in PermanentError and its like, as `code` or `reason` of an object, or handed to a
+ * Finds the error codes that sources raise: in PermanentError and similar classes, as `code` or `reason` of an object, or as argument of a
  * function that refuses, warns or reports. Pure: files in, findings out.
  */
 import { parseSync, Visitor } from "oxc-parser";
@@ -13,12 +13,12 @@ export interface Raised {
 
 const words = /^[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*$/;
 const severalWords = /^[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+$/;
-/** As OpenAI writes them; the gateway does too. */
+/** Codes in OpenAI's spelling, which the gateway uses too. */
 const lowerCase = /^[a-z][a-z0-9]*(?:_[a-z0-9]+)*$/;
 
 /** Functions whose arguments look like codes and are names of environment variables or of PEFT. */
 const takesNames = new Set(["env", "needed", "fastify"]);
-/** Words of others that stand where codes do. */
+/** Words of other programs that stand in the same places as codes. */
 const notOurs = /^(?:E[A-Z]{3,}|ERR_\w+|UND_ERR_\w+|Z_\w+|FST_\w+|CAUSAL_LM|LORALINE_\w+|[A-Z]+_FILE|[A-Z]+_DIR)$/;
 
 interface Node {
@@ -26,7 +26,7 @@ interface Node {
   start: number;
 }
 
-/** The texts that an expression may be. */
+/** @returns the texts that an expression may evaluate to. */
 function textsOf(node: unknown): { value: string; start: number }[] {
   const one = node as (Node & Record<string, unknown>) | null | undefined;
   switch (one?.type) {
@@ -85,7 +85,7 @@ export function codesRaisedIn({ path, text }: SourceFile): Raised[] {
   return raised;
 }
 
-/** Of Python: the first argument of an error, and `"code": "…"` of what is emitted. */
+/** Codes in Python sources: the first argument of an error, and `"code": "…"` in emitted lines. */
 export function codesRaisedInPython({ path, text }: SourceFile): Raised[] {
   const found = text.matchAll(/(?:TrainerError|Refused|Refusal|Problem)\(\s*"([A-Z][A-Z0-9_]*)"|"code": "([A-Z][A-Z0-9_]*)"/g);
   return [...found].map((match) => ({

@@ -8,7 +8,7 @@ it("docs/formats.md shows what the code does (`vitest run tests/formats-doc -u` 
   await expect(await writeFormatsDoc(await readFile(docPath, "utf8"))).toMatchFileSnapshot(docPath);
 });
 
-/** Codes that a program has for itself, and no person's file. */
+/** Codes that are about a program's state and not about a user's file. */
 const notOfFiles = new Set(["OBJECT_MISSING", "DICTIONARY_PAGE", "INDEX_PAGE"]);
 
 it.each([

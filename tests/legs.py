@@ -1,13 +1,13 @@
-"""Runs legs of the tests side by side where they do not compete, and says where the time went.
+"""Runs the legs of the tests, side by side where they do not compete, and reports where the time went.
 
 usage: legs.py [--limit SECONDS] [--no-skips] LEG... | all
 
-A leg is a target of the Makefile; LEGS below says what it takes. It starts as soon as what it needs has ended and enough cores are free.
-What it prints is kept in .cache/reports/LEG.log and printed whole when it ends, so that legs do not mix. At the limit whatever still runs is
-ended and counted as failed. At the end: why tests failed, once more (a reader may have only the end); a table of legs; the slowest tests;
+A leg is a target of the Makefile; LEGS below has its resources. It starts as soon as the legs that it needs have ended and enough cores are
+free. Its output is kept in .cache/reports/LEG.log and printed as a whole when it ends, so that outputs do not mix. At the limit all running
+legs are ended and counted as failed. The report at the end: why tests failed (repeated, as a reader may see only the end); a table of legs; the slowest tests;
 and as last line `N passed, N failed`, which sums the JUnit reports of vitest and pytest.
 
---no-skips: a skipped test counts as failed. For CI, where everything that tests need is installed, so that skipping one hides something.
+--no-skips: a skipped test counts as failed. For CI, where everything that tests need is installed, so that a skip would hide an error.
 """
 
 import argparse
@@ -28,29 +28,29 @@ REPORTS = ROOT / ".cache/reports"
 LINES = 30  # of each failure
 SLOWEST = 10
 HEARTBEAT_S = 60
-# After its report a leg has nothing left to do. vitest waits for ever when a process that a failed test left behind holds its output.
+# Time for a leg to end after its report. vitest waits for ever if a process that a failed test left behind holds its output open.
 AFTER_REPORT_S = 60
 
 
 @dataclass
 class Leg:
-    """What a leg takes."""
+    """The resources of a leg."""
 
-    cores: int = 1  # that it keeps busy
-    alone: frozenset[str] = frozenset()  # what only one leg may have at a time
-    needs: tuple[str, ...] = ()  # legs that must have ended well before
+    cores: int = 1  # cores that it keeps busy
+    alone: frozenset[str] = frozenset()  # resources that only one leg may have at a time
+    needs: tuple[str, ...] = ()  # legs that must have succeeded before
     tests: bool = True  # it writes a JUnit report
 
 
-engine = frozenset({"engine"})  # vLLM or a training: two at once would need twice the memory
-# In the order in which they are looked at: those with an engine wait for each other, and the others fit beside them.
+engine = frozenset({"engine"})  # vLLM or a training: two at once need twice the memory
+# Legs in the order in which they are started if possible: those with an engine wait for each other, and the others run beside them.
 LEGS = {
     "cluster-bin": Leg(cores=0, tests=False),  # has the lowest priority, so it takes what others leave idle
     "check": Leg(tests=False),
     "test-python": Leg(alone=engine),
     "test-unit": Leg(),
     "test-engine": Leg(alone=engine),
-    "test-integration": Leg(),  # two workers, which wait more than they compute
+    "test-integration": Leg(),  # two workers, which mostly wait
     "test-e2e-quick": Leg(alone=engine),
     "test-e2e": Leg(alone=engine),
     "test-api-server": Leg(needs=("cluster-bin",)),
@@ -107,7 +107,7 @@ def run(legs: list[str], limit_s: float) -> list[Result]:
     try:
         while waiting or running:
             for leg in [leg for leg in waiting if ready(leg, running, done, legs, cores)]:
-                # Looked at again: the one before may have taken what this one needs.
+                # Checked again, because the leg before may have taken the resources.
                 if not ready(leg, running, done, legs, cores):
                     continue
                 waiting.remove(leg)
@@ -161,7 +161,7 @@ def ready(leg: str, running: dict[str, Running], done: dict[str, Result], legs: 
 
 def start(leg: str) -> Running:
     (REPORTS / f"{leg}.xml").unlink(missing_ok=True)
-    # A make of its own: nothing of one that may have started us.
+    # A separate make, without the settings of a make that may have started this program.
     env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     with open(REPORTS / f"{leg}.log", "wb") as log:
         process = subprocess.Popen(

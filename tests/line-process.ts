@@ -1,6 +1,6 @@
 /**
- * A whole line as a user runs it: `loraline up` in a process of its own, with real NATS, PEFT and vLLM. Imports nothing of ours
- * but types: vitest's global setup, which uses it, does not resolve workspace packages to their sources.
+ * A whole server as a user runs it: `loraline up` in a process of its own, with real NATS, PEFT and vLLM. From our packages it imports
+ * only types, because vitest's global setup does not resolve workspace packages to their sources.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -24,13 +24,13 @@ export interface Address {
 export interface LineUnderTest extends Address, AsyncDisposable {
   readonly pid: number;
   readonly news: readonly LineNews[];
-  /** As a crash would: nothing gets to say goodbye. */
+  /** Kills it with SIGKILL, like a crash. */
   sigkill(): Promise<void>;
-  /** In order. @returns exit code. */
+  /** Stops it in order. @returns the exit code. */
   stop(): Promise<number | null>;
 }
 
-/** Starts a line; resolves when its doors are open, which is before the engine answers. */
+/** Starts a server; resolves when its API answers, which is before the engine is ready. */
 export async function startLineUnderTest(stateDir: string): Promise<LineUnderTest> {
   const child = spawn(program, ["up", "--json", "--port", "0", "--state", stateDir], { stdio: ["ignore", "pipe", "pipe"] });
   const exited = once(child, "exit") as Promise<[number | null, NodeJS.Signals | null]>;
@@ -78,7 +78,7 @@ export async function scratchDir(): Promise<{ path: string } & AsyncDisposable> 
   };
 }
 
-/** Processes of a line: everything that was started with its state directory, or by such a process. */
+/** @returns the server's processes: all that were started with its state directory, or by such a process. */
 export function processesOf(stateDir: string): { pid: number; command: string }[] {
   const all = readdirSync("/proc")
     .filter((name) => /^\d+$/.test(name))

@@ -1,4 +1,4 @@
-/** What tests do with a line: ask it, wait for it, give it data. */
+/** Functions for tests with a server: ask it, wait for it, give it data. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
@@ -12,13 +12,13 @@ export * from "./line-process.ts";
 
 export const base = "smollm2-135m-instruct";
 
-/** Our own client, and OpenAI's for the same server. */
+/** Loraline's client, and OpenAI's, for the same server. */
 export type LineClient = ApiClient & { openai: OpenAI };
 
 export const clientOf = ({ url, apiKey }: Pick<Address, "url" | "apiKey">): LineClient =>
   Object.assign(createApiClient({ url, apiKey }), { openai: new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 2 }) });
 
-/** Runs the CLI against a line; nothing is thrown for an exit code. */
+/** Runs the CLI against a server; an exit code throws nothing. */
 export async function loraline(at: Pick<Address, "url" | "apiKey"> | undefined, args: readonly string[], input?: string) {
   const child = spawn(program, args, {
     stdio: ["pipe", "pipe", "pipe"],
@@ -39,7 +39,7 @@ async function textOf(stream: NodeJS.ReadableStream): Promise<string> {
   return text;
 }
 
-/** Polls until `get` gives something. The message of a timeout says what was seen last. */
+/** Polls until `get` returns a value. The message of a timeout has the last result. */
 export async function eventually<T>(what: string, timeoutMs: number, get: () => Promise<T | undefined> | T | undefined): Promise<T> {
   const deadline = performance.now() + timeoutMs;
   let last: unknown;
@@ -62,20 +62,20 @@ export const runOver = (line: LineClient, runId: string): Promise<RunState> =>
     return terminalPhases.has(run.phase) ? run : undefined;
   });
 
-/** Proven replicas of a version. */
+/** @returns the number of replicas that have proven a version. */
 export const provenOn = (view: { adapter: AdapterState; replicas: ReplicaState[] }, version: number): ReplicaState[] =>
   view.replicas.filter(({ adapters }) =>
     adapters.some((held) => held.version === version && held.state === "proven" && held.proof !== null),
   );
 
-/** A training of a few steps: seconds, and yet the adapter differs from the base enough to be proven. */
+/** Settings of a training that takes seconds, but changes the adapter enough for a proof. */
 export const smallTraining = {
   lora: { r: 4, lora_alpha: 8, target_modules: ["q_proj", "v_proj"] },
   training: { per_device_train_batch_size: 2, max_steps: 6, learning_rate: 2e-3, save_steps: 2 },
   gate: "none" as const,
 };
 
-/** The first rows of the sample, in any shape. */
+/** @returns the first rows of the sample, in any shape. */
 export async function sampleRows(count: number): Promise<{ instruction: string; input: string; output: string }[]> {
   const text = await readFile(join(root, "samples/persona.jsonl"), "utf8");
   return text

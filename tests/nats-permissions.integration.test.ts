@@ -1,4 +1,4 @@
-/** The line's programs as processes, each with its own user on a real NATS that lets it do what the contracts say, and nothing else. */
+/** Loraline's programs as processes, each with its own user on a real NATS that allows only what the contracts say. */
 import { spawn } from "node:child_process";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -37,7 +37,7 @@ let url = "";
 let serverLog = "";
 let dir = "";
 
-/** As the chart writes it: templates/nats.yaml. */
+/** NATS' configuration as the chart writes it: templates/nats.yaml. */
 const configuration = (storeDir: string): string => {
   const { services, tenant } = natsPermissions;
   const of = (name: string) => JSON.parse(JSON.stringify(tenant).replaceAll("{tenant}", name)) as typeof tenant;
@@ -88,7 +88,7 @@ const as = async (user: string, pass: string, inboxPrefix: string): Promise<Nats
   return nc;
 };
 
-/** Starts a program; resolves with what it says when it is ready. */
+/** Starts a program; resolves with its output when it is ready. */
 async function startProgram(path: string, user: string, env: Record<string, string> = {}): Promise<string[]> {
   const child = spawn(process.execPath, ["--conditions=@loraline/source", join(root, path)], {
     cwd: root,
@@ -247,12 +247,12 @@ it("a tenant makes nothing appear on any subject but its own, whichever it names
   const acme = await as("tenant.acme", "p-acme", "_INBOX_tenant_acme");
   const streamsUser = await as("streams", "p-streams", inboxPrefixOf("streams"));
   const jsm = await jetstreamManager(streamsUser);
-  /** What every stream holds: subjects with the number of their messages. */
+  /** @returns the contents of every stream: subjects with the number of their messages. */
   const everything = async (): Promise<Record<string, Record<string, number>>> => {
     const found: Record<string, Record<string, number>> = {};
     for await (const { config } of jsm.streams.list()) {
       const { state } = await jsm.streams.info(config.name, { subjects_filter: ">" });
-      // What the programs of the line write by themselves, all the time.
+      // Subjects that the programs write all the time by themselves.
       if (!["KV_replicas", "KV_holdings", "KV_traffic", "KV_waited", "SPANS"].includes(config.name))
         found[config.name] = state.subjects ?? {};
     }
@@ -274,7 +274,7 @@ it("a tenant makes nothing appear on any subject but its own, whichever it names
   await acme.flush();
   const after = async (): Promise<Record<string, Record<string, number>>> => {
     const now = await everything();
-    // Its own commands, as many as were given, and copies of those that nobody could process.
+    // The tenant's own commands, as many as it published, and copies of those that could not be processed.
     expect(now["RUNS"]?.[subjectFor(runCancelRequested, own)]).toBeGreaterThanOrEqual(targets.length);
     return now;
   };
@@ -290,7 +290,7 @@ it("a tenant makes nothing appear on any subject but its own, whichever it names
   expect(ofOthers(await after())).toEqual(ofOthers(before));
 });
 
-it("a tenant that knows how messages of others are called cannot have them taken for said already", async () => {
+it("a tenant that knows the ids of others' messages cannot make NATS drop them as duplicates", async () => {
   const acme = await as("tenant.acme", "p-acme", "_INBOX_tenant_acme");
   const log = createLog({ service: "test", level: "silent" });
   await using telemetry = createTelemetry({ service: "test" });
@@ -301,6 +301,6 @@ it("a tenant that knows how messages of others are called cannot have them taken
   const nc = await as("gateway", "p-gateway", inboxPrefixOf("gateway"));
   const bus = createBus({ nc, log, telemetry, source: "gateway", secret: "p-gateway" });
   expect(await bus.publish(runCancelRequested, victim, { by: "umbrella" })).toMatchObject({ duplicate: false });
-  // And what is really said twice is still stored once.
+  // A message that is really published twice is still stored once.
   expect(await bus.publish(runCancelRequested, victim, { by: "umbrella" })).toMatchObject({ duplicate: true });
 });

@@ -16,10 +16,10 @@ import { type ServeUnderTest, serveUnderTest } from "../services/serve/src/serve
 
 const base: BaseRef = { name: "tiny", revision: "1", digest: `sha256:${"b".repeat(64)}` };
 const until = { timeout: 15_000, interval: 20 };
-/** Every gateway follows a move within this. */
+/** Time within which every gateway follows a move of the alias. */
 const followWithinMs = 1000;
 
-/** The engine's door for chats: knows what the simulated engine has loaded, and fails and dawdles when told to. */
+/** The engine's chat endpoint. It knows the loaded adapters of the simulated engine, and fails or delays on request. */
 async function startChats(loaded: () => ReadonlyMap<string, string>) {
   const behaviour = { failing: (_model: string): boolean => false, delayMs: 5 };
   const server = createServer((request, response) => {
@@ -70,7 +70,7 @@ interface Line {
   gateways: GatewayUnderTest[];
   chats: Awaited<ReturnType<typeof startChats>>;
   answers: Answer[];
-  /** Asks through both gateways, user after user, until the test ends. */
+  /** Sends requests through both gateways, user after user, until the test ends. */
   load(users: number): void;
   ask(gateway: number, user: string, model?: string): Promise<Answer>;
   command(verb: string, body: object): Promise<{ adapter: AdapterState }>;
@@ -107,7 +107,7 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Li
       body: JSON.stringify({ model, user, messages: [{ role: "user", content: "Who are you?" }] }),
     });
     const body = (await response?.json()) as { model?: string };
-    // What the header says and what the engine was asked for are the same version.
+    // The header names the same version that the engine was asked for.
     const version = Number(response?.headers.get("x-loraline-version") ?? 0);
     if (response?.status === 200) expect(body.model).toBe(`${tenant}/pirate@${version}`);
     return { user, gateway, beganAt, status: response?.status ?? 0, version };
@@ -152,7 +152,7 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Li
 
 const isMove = (kind: string): boolean => (moveKinds as readonly string[]).includes(kind);
 
-/** Versions that a request of this time may be answered by: what was promoted, or had a canary, at some moment of the second before. */
+/** @returns versions that may answer a request of this time: those that were promoted or in a canary at some moment of the second before. */
 function validAt(state: AdapterState, time: number): Set<number> {
   const valid = new Set<number>();
   let alias: number | null = null;
@@ -193,7 +193,7 @@ test(
       await expect
         .poll(() => [0, 1].map((gateway) => line.answers.findLast((answer) => answer.gateway === gateway)?.version), until)
         .toEqual([version, version]);
-      // A second later nobody gets another version.
+      // After a second no request gets another version.
       await sleep(movedAt + followWithinMs + 250 - Date.now());
       const since = line.answers.filter(({ beganAt }) => beganAt > movedAt + followWithinMs);
       expect(since.length).toBeGreaterThan(10);
@@ -203,7 +203,7 @@ test(
     expect(line.answers.length).toBeGreaterThan(200);
     expect(line.answers.filter(({ status }) => status !== 200)).toEqual([]);
     expect(line.answers.filter(({ version, beganAt }) => !validAt(state as AdapterState, beganAt).has(version))).toEqual([]);
-    // Both gateways were on every version.
+    // Both gateways have used every version.
     for (const gateway of [0, 1])
       expect(new Set(line.answers.filter((answer) => answer.gateway === gateway).map(({ version }) => version))).toEqual(
         new Set([1, 2, 3]),
@@ -232,7 +232,7 @@ test("a canary under load: its share of users, then all of them, or none when it
   expect(history.map(({ kind }) => kind)).toEqual(["promoted", "canary-started", "canary-stepped", "canary-ended", "promoted"]);
   const steps = [during(history[1], history[2]?.at), during(history[2], history[3]?.at)];
   steps.forEach((answers, i) => expect(Math.abs(share(answers, 2) - (canary.steps[i] ?? 0) / 100), `step ${i + 1}`).toBeLessThan(0.12));
-  // One user sees one version, on both gateways, and is never moved back.
+  // A user sees the same version on both gateways, and is never moved back.
   for (const answers of steps) {
     for (const its of Map.groupBy(answers, ({ user }) => user).values()) expect(new Set(its.map(({ version }) => version)).size).toBe(1);
   }
@@ -241,7 +241,7 @@ test("a canary under load: its share of users, then all of them, or none when it
   expect([...first].filter((user) => seen.has(user) && !new Set(second).has(user))).toEqual([]);
   expect(line.answers.filter(({ status }) => status !== 200)).toEqual([]);
 
-  // The next one fails for half of its users' requests.
+  // The next version fails for half of its users' requests.
   let n = 0;
   line.chats.behaviour.failing = (model) => model.includes(".v3.") && n++ % 2 === 0;
   const begun = line.answers.length;
@@ -252,7 +252,7 @@ test("a canary under load: its share of users, then all of them, or none when it
   const after = Date.parse(ended?.at ?? "") + followWithinMs;
   await expect.poll(() => line.answers.filter(({ beganAt }) => beganAt > after).length, until).toBeGreaterThan(50);
   expect(line.answers.filter(({ beganAt, version, status }) => beganAt > after && (version !== 2 || status !== 200))).toEqual([]);
-  // Nobody but the canary's users noticed.
+  // Only the canary's users noticed it.
   expect(line.answers.slice(begun).filter(({ version, status }) => version === 2 && status !== 200)).toEqual([]);
   const state = await line.state();
   expect(line.answers.filter(({ version, beganAt }) => version !== 0 && !validAt(state as AdapterState, beganAt).has(version))).toEqual([]);
@@ -293,7 +293,7 @@ test(
     const chat = (gateway: GatewayUnderTest, model: string) =>
       gateway.fetch("/v1/chat/completions", post({ model, messages: [{ role: "user", content: "Who are you?" }] }));
 
-    // Asked by name: not yet, and when to ask again; then by its own bytes.
+    // Asked by name: first 503 with the time to ask again, then the version's own answer.
     line.engine.behaviour.probeDelayMs = 1000;
     const asked = await Promise.all(Array.from({ length: 20 }, (_, i) => chat(i % 2 === 0 ? first : second, name)));
     for (const response of asked) {
@@ -308,12 +308,12 @@ test(
     const one = await versionOf(1);
     expect(line.engine.loaded.get(one?.engineName ?? "")).toContain(one?.digest.slice("sha256:".length));
     expect((await line.state())?.history.filter(({ kind }) => kind === "recalled")).toHaveLength(1);
-    // By OpenAI's name too.
+    // The name in OpenAI's form works too.
     expect((await chat(first, `ft:${base.name}:${tenant}:pirate:1`)).status).toBe(200);
     expect((await first.openai.models.retrieve(`${tenant}/pirate@2`)).id).toBe(`${tenant}/pirate@2`);
     expect((await first.openai.models.list()).data.map(({ id }) => id)).not.toContain(`${tenant}/pirate@2`);
 
-    // Promoted: it is loaded first, however often that is asked.
+    // Promoted: the version is loaded first, however often the command is repeated.
     line.engine.behaviour.probeDelayMs = 4000;
     const promoted = await first.fetch("/v1/loraline/adapters/pirate/promote", post({ version: 2 }));
     expect(await refusal(promoted)).toMatchObject({ status: 503, code: "version_loading", retryAfter: "2" });
@@ -322,7 +322,7 @@ test(
     await expect.poll(async () => (await line.state())?.alias, { timeout: 30_000, interval: 50 }).toBe(2);
     await expect.poll(async () => (await line.ask(1, "x")).version, until).toBe(2);
 
-    // Deleted: not while users get it, once otherwise, and then it is gone by every name.
+    // Deleted: refused while users get the version; otherwise done once, and then it is gone by every name.
     const remove = (gateway: GatewayUnderTest, model: string) => gateway.fetch(`/v1/models/${model}`, { method: "DELETE" });
     expect(await refusal(await remove(first, `${tenant}/pirate@2`))).toMatchObject({ status: 409, code: "VERSION_PROMOTED" });
     expect(await refusal(await remove(first, `${tenant}/pirate`))).toMatchObject({ status: 400, code: "version_missing" });
@@ -344,7 +344,7 @@ test(
           message: expect.stringContaining(`Version 1 of ${tenant}/pirate is deleted: it was deleted on `),
         });
     }
-    // It was loaded, and is unloaded.
+    // The version was loaded, and is unloaded now.
     await expect.poll(() => line.engine.loaded.has(one?.engineName ?? ""), { timeout: 30_000, interval: 50 }).toBe(false);
     const unloaded = await line.serve.history([adapterUnloaded], "pirate");
     expect(unloaded.map(({ data }) => (data as { version: number }).version)).toContain(1);
@@ -355,7 +355,7 @@ test(
     });
     await expect.poll(async () => (await versionOf(1))?.erased, until).toBe(true);
 
-    // What is kept can be set.
+    // `keep` can be set.
     const kept = await first.fetch("/v1/loraline/adapters/pirate/keep", post({ keep: "all" }));
     expect([kept.status, await kept.json()]).toMatchObject([200, { adapter: { keep: "all" } }]);
     expect(await refusal(await first.fetch("/v1/loraline/adapters/pirate/keep", post({ keep: 0 })))).toMatchObject({ status: 400 });

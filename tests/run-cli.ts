@@ -3,7 +3,7 @@ import { runProgram } from "@loraline/cli";
 import { root } from "./line-process.ts";
 
 /**
- * Runs the CLI in this process, which saves the seconds that a Node of its own takes to load it.
+ * Runs the CLI in this process, which saves the seconds that a new Node process takes to load it.
  * @param at - the server; undefined: none is named.
  */
 export async function loraline(at: { url: string; apiKey: string } | undefined, args: readonly string[], input = "") {

@@ -1,6 +1,6 @@
 /**
- * Every field of the run spec, sent through every API that takes one. The fields are read off the schema, so a new one fails here
- * until it has a sample value, and until each API passes it on or `lacks` says why it does not.
+ * Sends every field of the run spec through every API that takes one. The fields come from the schema, so a new field fails here until it
+ * has a sample value, and until each API passes it on or `lacks` says why it does not.
  */
 import { Ajv } from "ajv";
 import addFormats from "ajv-formats";
@@ -108,7 +108,7 @@ const samples: Record<string, unknown> = {
   metadata: { team: "sea" },
 };
 
-/** What has to be said beside a field, for the spec to be a sensible one. */
+/** Other fields that a field needs beside it for the spec to be valid. */
 const beside: Record<string, Values> = {
   canary: { promote: "canary" },
   "lora.layers_pattern": { lora: { layers_to_transform: [0] } },

@@ -1,4 +1,4 @@
-/** What users of the CLI do, as they type it, against a gateway with an engine that only plays one. */
+/** Commands as users type them, against a gateway with a simulated engine. */
 import { events, version } from "@loraline/contracts";
 import { test } from "@loraline/testkit";
 import { join } from "node:path";

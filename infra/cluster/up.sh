@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One real node: etcd, kube-apiserver, controller-manager, scheduler, kubelet + containerd, kube-proxy, kube-router for NetworkPolicies, CoreDNS.
 # usage: up.sh RUN_DIR [BIN_DIR]   ->   RUN_DIR/admin.conf is the kubeconfig. Needs root, and what build.sh installs.
-# Runs already: nothing is done. Half of it died: what is missing is started again.
+# If it runs already, nothing is done. If parts have died, only these are started again.
 set -euo pipefail
 fail() { echo "up.sh: $1" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail "a node needs root. Name a cluster of yours with LORALINE_KUBECONFIG instead."
@@ -25,7 +25,7 @@ modprobe -q br_netfilter 2>/dev/null || true
 # kube-proxy sets it: what conntrack takes for invalid kube-router drops, and a connection of a new pod once hung so for a minute.
 grep -q be_liberal "$R/sysctl.before" || sysctl net.netfilter.nf_conntrack_tcp_be_liberal >>"$R/sysctl.before" 2>/dev/null || true
 sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1
-# Docker on this machine lets nothing be forwarded but its own.
+# Docker on this machine blocks all forwarding except its own.
 for side in -i -o; do iptables -C FORWARD $side cni0 -j ACCEPT 2>/dev/null || iptables -I FORWARD $side cni0 -j ACCEPT; done
 cd "$R/pki"
 if [ ! -f complete ] || ! openssl x509 -checkend 86400 -noout -in ca.crt >/dev/null 2>&1; then
@@ -115,7 +115,7 @@ wait_for() {
 }
 export KUBECONFIG=$R/admin.conf
 start etcd etcd --data-dir $R/etcd --listen-client-urls http://127.0.0.1:23790 --advertise-client-urls http://127.0.0.1:23790 --listen-peer-urls http://127.0.0.1:23800 --initial-advertise-peer-urls http://127.0.0.1:23800 --initial-cluster default=http://127.0.0.1:23800 --unsafe-no-fsync
-# Again and again: one that was ended a moment ago takes its time to end.
+# Tried repeatedly, because a process that was just stopped takes some time to end.
 apiserver() {
   start apiserver $K kube-apiserver --etcd-servers=http://127.0.0.1:23790 --advertise-address=$IP --secure-port=6443 \
   --tls-cert-file=pki/apiserver.crt --tls-private-key-file=pki/apiserver.key --client-ca-file=pki/ca.crt \
@@ -141,7 +141,7 @@ start proxy $K kube-proxy --kubeconfig=admin.conf --proxy-mode=iptables --conntr
 start coredns $B/coredns -conf Corefile
 ready() { kubectl get node node1 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' | grep -qx True; }
 wait_for 120 "the node does not get ready" kubelet ready
-# It ends at once when the node is not known yet.
+# It would end at once if the node is not registered yet.
 start kube-router kube-router --kubeconfig=admin.conf --hostname-override=node1 --run-firewall=true --run-router=false --run-service-proxy=false --service-cluster-ip-range=10.0.0.0/24 --health-port=0
 wait_for 60 "NetworkPolicies are not enforced" kube-router iptables -n -L KUBE-ROUTER-FORWARD
 # Two pretended GPUs, so that GPU requests schedule: the scheduler and kubelet count them, nothing provides them. A kubelet that

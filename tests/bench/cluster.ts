@@ -62,11 +62,11 @@ export async function benchCluster(): Promise<Row[]> {
     );
 
   /* a watch of FineTunes */
-  const seen = new Map<string, FineTune>();
+  const latest = new Map<string, FineTune>();
   const phases = new Map<string, Map<string, number>>();
   await api.watch<FineTune>(fineTunes, owned, (_type, object) => {
     const { name } = object.metadata;
-    seen.set(name, object);
+    latest.set(name, object);
     const known = phases.get(name) ?? new Map<string, number>();
     const { phase, conditions = [] } = object.status ?? {};
     const passed = conditions.filter(({ status }) => status === "True").map(({ type }) => type);
@@ -75,7 +75,7 @@ export async function benchCluster(): Promise<Row[]> {
   });
   const runOf = (name: string) =>
     eventually(`${name} is asked for`, 60_000, () => {
-      const object = seen.get(name);
+      const object = latest.get(name);
       const refusal = object?.status?.conditions?.find(({ type, status }) => type === "Accepted" && status === "False");
       if (refusal !== undefined && object?.status?.phase !== "Pending") throw new Error(`${name} is refused: ${refusal.message}`);
       return object?.status?.runId === undefined ? undefined : object.status;

@@ -1,4 +1,4 @@
-/** `make demo`, as a newcomer sees it; the issue's own words for its summary. */
+/** `make demo`, as a new user runs it: its summary and its answers. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { DemoSummary } from "@loraline/cli";

@@ -1,8 +1,8 @@
 """
-An adapter as somebody else would make one, with plain PEFT: .venv/bin/python foreign-adapter.py BASE OUT
+Makes an adapter with plain PEFT, as a user without Loraline does: .venv/bin/python foreign-adapter.py BASE OUT
 
-Trained for a few seconds to answer as a pirate, with rsLoRA and ranks and scalings of its own for some modules, in float32, saved
-as PEFT saves it. Nothing of Loraline is used.
+It is trained for a few seconds to answer as a pirate, with rsLoRA and with different ranks and scalings for some modules, in float32, and
+saved by PEFT. No code of Loraline is used.
 """
 
 import os

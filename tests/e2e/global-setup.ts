@@ -1,4 +1,4 @@
-/** One line for all end-to-end tests: its start, vLLM's above all, costs more than most of them. */
+/** One server for all end-to-end tests: its start, above all vLLM's, takes longer than most tests. */
 import type { TestProject } from "vitest/node";
 import { type Address, scratchDir, startLineUnderTest } from "../line-process.ts";
 

@@ -1,4 +1,4 @@
-/** An adapter that Loraline did not train, as a person adds it. */
+/** A user adds an adapter that Loraline did not train. */
 import { execFile } from "node:child_process";
 import { copyFile, mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -44,7 +44,7 @@ describe("loraline adapters add", () => {
     const digest = adapter.versions[0]?.digest ?? "";
     const { code, err } = await loraline(address, ["adapters", "add", digest, "--name", "parrot", "--promote", "manual"]);
     expect({ code, err }).toMatchObject({ code: 0 });
-    // Adopting what is canonical already changes no byte of it.
+    // Importing an adapter that is already canonical changes no byte of it.
     expect((await line.getAdapter({ adapter: "parrot" })).adapter).toMatchObject({ alias: null, versions: [{ digest }] });
   });
 

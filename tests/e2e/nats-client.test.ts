@@ -1,4 +1,4 @@
-/** A program that knows nothing but docs/asyncapi.json: it speaks plain NATS and JSON. */
+/** A program that is written by docs/asyncapi.json alone: it uses plain NATS and JSON. */
 import { connect } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { expect, inject, it } from "vitest";
@@ -12,7 +12,7 @@ it("asks for a run with a message, without any header", async () => {
   const { id } = await line.openai.files.create({ file: new File([JSON.stringify(rows)], "pairs.json"), purpose: "fine-tune" });
   const nc = await connect({ servers: address.natsUrl });
   try {
-    // A request, so that the stream answers when it has stored the message.
+    // Sent as a request, so that the stream answers when it has stored the message.
     const served = ulid();
     const spec = { base, adapter: "from-nats", dataset: id.replace("file-", ""), ...smallTraining };
     await nc.request(`loraline.local.run.${served}.requested.v1`, JSON.stringify({ spec }));

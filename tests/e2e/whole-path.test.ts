@@ -7,7 +7,7 @@ const { openai } = line;
 const model = "local/whole-path";
 
 async function train(trainingFile: string) {
-  // The client's types know no `loraline`; it sends what it is given.
+  // The client's types lack `loraline`, but it sends any field that it is given.
   const body = { model: base, training_file: trainingFile, suffix: "whole-path", metadata: { purpose: "test" }, loraline: smallTraining };
   const job = await openai.fineTuning.jobs.create(body);
   const run = await runOver(line, job.id.replace("ftjob-", ""));

@@ -1,4 +1,4 @@
-/** One clear message that names the thing and what to do: in HTTP, on the CLI, and as an event. Nothing half-made stays. */
+/** Wrong input gets one clear message with the field and the remedy, over HTTP, on the CLI and as an event. Nothing incomplete stays. */
 import { join } from "node:path";
 import { BadRequestError, NotFoundError } from "openai";
 import { afterAll, beforeAll, describe, expect, inject, it } from "vitest";

@@ -1,4 +1,4 @@
-/** A disk that fills up: one clear message, nothing half-made, and the line goes on by itself when there is room again. */
+/** A disk becomes full: there is one clear message, nothing is left incomplete, and work goes on by itself when there is room again. */
 import { execFileSync } from "node:child_process";
 import { open, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
@@ -23,7 +23,7 @@ beforeEach(async () => {
   if (!isRoot) return;
   scratch = await scratchDir();
   disk = scratch.path;
-  // A disk of its own, so that filling it hurts nobody else.
+  // A disk for this test only, so that filling it disturbs nothing else.
   execFileSync("mount", ["-t", "tmpfs", "-o", "size=120m", "tmpfs", disk]);
 });
 afterEach(async () => {
@@ -32,7 +32,7 @@ afterEach(async () => {
   await scratch[Symbol.asyncDispose]();
 });
 
-/** Takes every byte that is left, and whatever others give back (a server that compacts its files does), until `release`. */
+/** Takes all free space, and space that others free later (as a server does that compacts its files), until `release`. */
 async function fill(path: string): Promise<{ release(): Promise<void> }> {
   const file = await open(path, "w");
   const takeAll = async () => {
@@ -61,8 +61,8 @@ async function fill(path: string): Promise<{ release(): Promise<void> }> {
   };
 }
 
-// Mounting needs root. CI is root, and there a skipped test counts as failed.
-it.skipIf(!isRoot)("is said, and survived", async () => {
+// Mounting needs root. CI runs as root, and a skipped test counts as failed there.
+it.skipIf(!isRoot)("is reported, and work goes on", async () => {
   const stateDir = join(disk, "state");
   const dataset = await fileWith("/tmp", `loraline-disk-full-${process.pid}.jsonl`, jsonLines(await sampleRows(20)));
   await using line = await startLineUnderTest(stateDir);

@@ -1,6 +1,6 @@
 /**
- * Something is killed in the middle of a run, with SIGKILL; `loraline up` is called again where it was the line. Each time the
- * run completes, once; the adapter is proven again before it answers; nothing is left running, locked or listening.
+ * A process is killed with SIGKILL in the middle of a run; if it was the server, `loraline up` is called again. Each time the run
+ * completes exactly once, the adapter is proven again before it answers, and no process, lock or port is left.
  */
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -34,7 +34,7 @@ beforeAll(async () => {
   line = await startLineUnderTest(stateDir);
 });
 afterEach(async () => {
-  // Each test ends with a line that runs; a failed one must not fail the next.
+  // Each test begins with a running server, so that a failed test does not fail the next.
   if (!processesOf(stateDir).some(({ pid }) => pid === line.pid)) line = await startLineUnderTest(stateDir);
 });
 afterAll(async () => {
@@ -49,7 +49,7 @@ const client = () => clientOf(line);
 async function startRun(): Promise<{ runId: string; adapter: string }> {
   const { openai } = client();
   const adapter = `survivor-${++adapters}`;
-  // Other rows each time: nothing comes from a cache.
+  // New rows each time, so that no result comes from a cache.
   const rows = (await sampleRows(20 + adapters)).slice(adapters);
   const { id } = await openai.files.create({ file: new File([jsonLines(rows)], `${adapter}.jsonl`), purpose: "fine-tune" });
   const body = { model: base, training_file: id, suffix: adapter, loraline: smallTraining };
@@ -70,7 +70,7 @@ async function killLineAndStartAgain(): Promise<void> {
   line = await startLineUnderTest(stateDir);
 }
 
-/** The promise: served once, version 1, proven by the engine that answers now, and it answers. */
+/** Checks the promise: served once, as version 1, proven by the engine that answers now; and it answers. */
 async function expectServedOnce({ runId, adapter }: { runId: string; adapter: string }): Promise<RunState> {
   const run = await runOver(client(), runId);
   expect(run.error).toBeNull();
@@ -84,7 +84,7 @@ async function expectServedOnce({ runId, adapter }: { runId: string; adapter: st
   return run;
 }
 
-/** It answers as soon as it is proven, which may be after the engine has come back. */
+/** Waits for an answer, which comes as soon as the adapter is proven, perhaps after the engine's restart. */
 async function expectAnswer(adapter: string): Promise<void> {
   const said = await eventually(`${adapter} answers`, 180_000, async () => {
     const messages = [{ role: "user" as const, content: "Who are you?" }];
@@ -97,7 +97,7 @@ async function expectAnswer(adapter: string): Promise<void> {
   expect(said).not.toBe("");
 }
 
-/** How often each event of a run is in the stream: read from the stream itself, by subject. */
+/** @returns how often each event of a run is in the stream, read from the stream by subject. */
 async function eventsOf(runId: string): Promise<Record<string, number>> {
   const nc = await connect({ servers: line.natsUrl });
   try {
@@ -111,7 +111,7 @@ async function eventsOf(runId: string): Promise<Record<string, number>> {
   }
 }
 
-/** pid of a child as the line recorded it. */
+/** @returns a child's process id, as the server recorded it. */
 const childPid = async (name: "nats" | "engine"): Promise<number> =>
   (JSON.parse(await readFile(join(stateDir, "children", `${name}.json`), "utf8")) as { pid: number }).pid;
 
@@ -192,7 +192,7 @@ it("anything, at random moments", async () => {
   expect(attempt, `killed: ${killed.join(", ")}`).toBe(lostAttempts + 1);
 });
 
-/** Of the attempts that run now. A process that has just ended or not yet started is none. */
+/** @returns the processes of attempts that run now, without those that have just ended or not yet started. */
 async function attemptPids(which: "courier" | "trainer"): Promise<number[]> {
   const file = which === "courier" ? "process.json" : "trainer.json";
   const alive = new Set(processesOf(stateDir).map(({ pid }) => pid));
@@ -206,7 +206,7 @@ async function attemptPids(which: "courier" | "trainer"): Promise<number[]> {
   return pids.filter((pid) => alive.has(pid));
 }
 
-/** Numbers from 0 to 1 that follow from the seed (mulberry32). */
+/** Pseudo-random numbers from 0 to 1 (mulberry32). */
 function numbersFrom(seed: number): () => number {
   let state = seed;
   return () => {

@@ -1,6 +1,6 @@
 /**
- * The object store is away for 40 s, which is longer than a message's six deliveries take, while a dataset is read; and again while the
- * adapter is to be stored. Services are processes of their own, as in a cluster, with a network to cut between them and S3.
+ * The object store is away for 40 s while a dataset is read, longer than a message's six deliveries take, and again while the adapter is
+ * stored. Services are separate processes, as in a cluster, with a network to S3 that the test can cut.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -33,7 +33,7 @@ async function freePort(): Promise<number> {
   return port;
 }
 
-/** Starts services; `health` is where each says how it is. */
+/** Starts services; `health` has the address of each one's health endpoint. */
 async function services(dir: string) {
   const nats = stack.use(await spawnNatsServer());
   const s3 = stack.use(await spawnS3Server());
@@ -89,7 +89,7 @@ async function services(dir: string) {
       await exited;
     });
     const readyz = async (): Promise<string> => (await fetch(`http://127.0.0.1:${healthPort}/readyz`)).text();
-    // It may wait for the store; but it has started.
+    // The service may wait for the store, but it must have started.
     await eventually(`${name} has started`, 60_000, async () => (/^(?:ok|objects: .*)$/m.test(await readyz()) ? true : undefined));
     return { child, readyz };
   };

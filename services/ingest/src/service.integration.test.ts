@@ -183,7 +183,7 @@ describe("the ingest service", () => {
     expect((await (await bus.bucket(buckets.cache)).entries(`ingest.${tenant}.*`)).length).toBe(0);
   });
 
-  test("says so when the upload is not in the store, and leaves a dead letter", async ({ bus, objects, tenant }) => {
+  test("says so when the upload is not in the store, and leaves a failed message", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
     await using service = await createIngestService({ bus, objects, telemetry });
     expect(service).toBeDefined();

@@ -1,6 +1,6 @@
 /**
- * What a cluster does to attempts, on a real node: it has no device for them, takes their memory, evicts and preempts them. Each is
- * told apart in the run, and the run goes on. Nothing is served here, so the engine has no replicas; and the release has another name.
+ * Attempts on a real node: no device is free, memory runs out, pods are evicted and preempted. The run names each reason and goes on.
+ * Nothing is served here, so the engine has no replicas. The release has another name than in the other tests.
  */
 import { afterAll, beforeAll, expect, it } from "vitest";
 import {
@@ -19,7 +19,7 @@ import {
 const name = "attempts-test";
 const release = { release: "team" };
 const fullname = "team-loraline";
-/** Of these tests alone, so that they take nobody's GPU, and the scheduler takes nobody's for them. The node has one. */
+/** A GPU resource for these tests only, so that they do not compete with others for GPUs. The node has one. */
 const gpu = "test.loraline.dev/gpu";
 const urgent = `${name}-urgent`;
 
@@ -46,7 +46,7 @@ afterAll(async () => {
   await line[Symbol.asyncDispose]();
 }, 240_000);
 
-/** What the node pretends to have; the kubelet would need ten seconds to see that there is more to give. */
+/** Sets the number of pretended GPUs in the node's status, because the kubelet would need ten seconds for it. */
 async function setGpus(count: number): Promise<void> {
   const [node] = JSON.parse(await kubectl("get", "nodes", "-o", "json")).items as Json[];
   const paths = ["capacity", "allocatable"].map((of) => `/status/${of}/${gpu.replace("/", "~1")}`);
@@ -56,7 +56,7 @@ async function setGpus(count: number): Promise<void> {
   await kubectl("patch", "node", node.metadata.name as string, "--subresource=status", "--type=json", "-p", JSON.stringify(patch));
 }
 
-/** A pod of somebody else's that wants the GPU. */
+/** Another user's pod that needs the GPU. */
 async function other(pod: string, more: object = {}): Promise<void> {
   const { spec } = await line.get("deployment", `${fullname}-gateway`);
   const { image, imagePullPolicy, securityContext } = spec.template.spec.containers[0];
@@ -85,19 +85,19 @@ const runs = async (pod: string) => (await line.get("pod", pod)).status.phase ==
 
 const trained = (resource: string): Promise<Json> =>
   line.until(resource, "trained", (status) => conditionOf(status, "Trained")?.status === "True");
-/** What `kubectl describe` shows below a FineTune, by reason. */
+/** @returns the Kubernetes events of a FineTune, as `kubectl describe` shows them, by reason. */
 async function eventsOf(resource: string): Promise<Record<string, string>> {
   const { items } = await line.get("events", "--field-selector", `involvedObject.kind=FineTune,involvedObject.name=${resource}`);
   return Object.fromEntries((items as Json[]).map(({ reason, message }) => [reason, message]));
 }
-/** What the line tells of a run, oldest first. */
+/** @returns the messages of a run's events, oldest first. */
 async function toldOf(runId: string): Promise<string[]> {
   const { data } = await line.ask(`/v1/fine_tuning/jobs/ftjob-${runId}/events?limit=100`, fullname);
   return (data as Json[]).map(({ message }) => message as string).toReversed();
 }
 
 it("memory that is used up is named as the reason, with the limit and what to do", { timeout: 300_000 }, async () => {
-  // The whole dataset in one step takes some ten times what attempts have.
+  // The whole dataset in one step needs some ten times the memory that attempts have.
   const hungry = { max_steps: 1, per_device_train_batch_size: 64 };
   await line.fineTune("hungry", { adapter: "hungry", training: hungry, tokenize: { packing: false }, max_attempts: 1 });
   await line.kubectl("wait", "finetune/hungry", "--for=condition=Finished", "--timeout=200s");
@@ -141,7 +141,7 @@ it("an attempt that is evicted, then preempted: told apart, and no step is lost"
   await line.fineTune("moved", { adapter: "moved", training: { ...training, max_steps: 40, save_steps: 4 } });
   const { runId } = await line.until("moved", "past a checkpoint", (status) => stepOf(status) >= 6);
 
-  // As `kubectl drain` and the descheduler do.
+  // The same call as `kubectl drain` and the descheduler use.
   await line.evict(await line.podOf(`${component("train-attempt")},loraline.dev/attempt=1`));
   const resumed = await line.until("moved", "in its second attempt", (status) => status.attempt === 2 && status.phase === "Running");
 

@@ -1,6 +1,6 @@
 /**
- * What tests on the cluster do: a namespace of their own with everything that pods of this checkout need, the chart in it, and ways
- * to look and to break things. The cluster itself is brought up by global-setup.ts.
+ * Shared by tests on the cluster: a namespace of their own with everything that pods of this checkout need, the chart in it, and functions
+ * to inspect and to break things. global-setup.ts starts the cluster itself.
  */
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -16,26 +16,26 @@ import { type SpanCollector, startSpanCollector } from "./span-collector.ts";
 export const root = join(import.meta.dirname, "../../..");
 export const chart = join(root, "helm/loraline");
 export const binDir = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
-/** Where the node that up.sh starts keeps everything; its processes' ids stand in PART.pid. */
+/** Folder of the node that up.sh starts; the ids of its processes stand in PART.pid. */
 const nodeDir = join(root, ".cache/cluster");
-/** The node that infra/cluster/up.sh starts, and no cluster of somebody else. */
+/** Whether the cluster is the node that infra/cluster/up.sh starts, and not a user's cluster. */
 export const isOwnNode = process.env.LORALINE_KUBECONFIG === undefined && process.env.LORALINE_CLUSTER === undefined;
-/** As pods see this machine. */
+/** Address of this machine for pods. */
 const hostAddress = process.env.LORALINE_TEST_HOST ?? "10.88.0.1";
 
 export type Values = Record<string, unknown>;
-/** Whatever Kubernetes answers: tests say what they look at. */
+/** Any answer of Kubernetes: tests check the parts that they need. */
 // oxlint-disable-next-line typescript/no-explicit-any
 export type Json = any;
 
-/** Of the cluster that global-setup.ts brought up; outside of a test (benchmarks), the one that KUBECONFIG names. */
+/** Kubeconfig of the cluster that global-setup.ts started; outside of tests (benchmarks) the one that KUBECONFIG names. */
 const kubeconfig =
   process.env.VITEST === undefined
     ? (process.env.KUBECONFIG ?? join(nodeDir, "admin.conf"))
     : (await import("vitest")).inject("kubeconfig");
 
 const run = promisify(execFile);
-/** Of commands that speak to the cluster. */
+/** Environment of commands that use the cluster. */
 export const environment = () => ({
   ...process.env,
   KUBECONFIG: kubeconfig,
@@ -59,8 +59,8 @@ export const helm = (...args: string[]): Promise<string> => command("helm", args
 
 /**
  * Asks until the answer is neither undefined nor false.
- * @param what for the error: what was waited for.
- * @param probe may throw while it is too early; the last error stands in ours.
+ * @param what the thing that is waited for, for the error message.
+ * @param probe may throw as long as it is too early; the last error is part of the message.
  */
 export async function eventually<T>(
   what: string,
@@ -82,7 +82,7 @@ export async function eventually<T>(
 }
 
 /**
- * The node's own parts, to break. Killed without warning.
+ * Kills a part of the node with SIGKILL.
  * @param part a name that infra/cluster/up.sh gives, such as `apiserver`, `kubelet`, `etcd`, `containerd`.
  */
 export async function killNodePart(part: string): Promise<void> {
@@ -90,52 +90,52 @@ export async function killNodePart(part: string): Promise<void> {
   process.kill(pid, "SIGKILL");
   while (existsSync(`/proc/${pid}`)) await sleep(20);
 }
-/** Ends a container's main process as a crash would; its pod stays. On our node only: from inside, nothing kills a first process. */
+/** Kills a container's main process, like a crash; its pod stays. Works on our node only, because a first process cannot be killed from inside. */
 export async function killContainer(pod: Json, container: string): Promise<void> {
   const status = pod.status.containerStatuses.find((one: Json) => one.name === container);
   const id = (status.containerID as string).replace("containerd://", "");
   await command("ctr", ["-a", "/run/test-containerd/containerd.sock", "-n", "k8s.io", "task", "kill", "--signal", "SIGKILL", id]);
 }
-/** Starts what does not run, and waits until the node works. */
+/** Starts the parts that do not run, and waits until the node works. */
 export async function reviveNode(): Promise<void> {
   await command(join(root, "infra/cluster/up.sh"), [nodeDir]);
 }
 
 export interface ClusterNamespace extends AsyncDisposable {
   name: string;
-  /** In this namespace. */
+  /** Runs kubectl in this namespace. */
   kubectl(...args: string[]): Promise<string>;
   /** `kubectl get ARGS -o json`, in this namespace. */
   get(...args: string[]): Promise<Json>;
-  /** Server-side. Objects without a namespace get this one. */
+  /** Applies objects on the server side. Objects without a namespace get this one. */
   apply(...objects: object[]): Promise<string>;
   /** `upgrade --install`: the same command for the first time and all later ones. Does not wait; see `ready`. */
   helmInstall(values?: Values, options?: { release?: string; args?: string[] }): Promise<string>;
   helmUninstall(release?: string): Promise<string>;
-  /** Until every Deployment and StatefulSet has all its pods, all of the newest template, ready. */
+  /** Waits until every Deployment and StatefulSet has all its pods ready, all of the newest template. */
   ready(options?: { timeoutMs?: number }): Promise<void>;
   /** Base URL of a service's port as this machine reaches it. */
   serviceUrl(service: string, port: number): Promise<string>;
-  /** A key of a Secret, decoded. */
+  /** @returns a key of a Secret, decoded. */
   secret(name: string, key: string): Promise<string>;
-  /** Pods that match, those that are being deleted left out. */
+  /** @returns the matching pods, without those that are being deleted. */
   pods(selector: string): Promise<Json[]>;
   /** The name of the first of those pods. */
   podOf(selector: string): Promise<string>;
-  /** As `kubectl drain` does. */
+  /** Evicts a pod, as `kubectl drain` does. */
   evict(pod: string): Promise<void>;
-  /** A FineTune on the sample dataset, of the ConfigMap `persona` that `addSample` makes. */
+  /** Makes a FineTune on the sample dataset, from the ConfigMap `persona` that `addSample` makes. */
   fineTune(resource: string, spec: object): Promise<void>;
   addSample(): Promise<void>;
   /** Of a FineTune. */
   statusOf(resource: string): Promise<Json>;
-  /** Until a FineTune's status is so; a run that ended otherwise fails at once. @returns the status */
+  /** Waits for a status of a FineTune; a run that ends with another one fails at once. @returns the status */
   until(resource: string, what: string, so: (status: Json) => boolean, timeoutMs?: number): Promise<Json>;
-  /** Where the gateway is, and the first key. */
+  /** @returns the gateway's address and the first key. */
   gateway(fullname?: string): Promise<{ url: string; apiKey: string }>;
-  /** What the gateway's API shows. */
+  /** @returns the answer of the gateway's API. */
   ask(path: string, fullname?: string): Promise<Json>;
-  /** What is there, in words, and the logs of every container, below .cache/reports/cluster: to read when a test failed. @returns the folder */
+  /** Writes descriptions of all objects and logs of all containers below .cache/reports/cluster, to read after a failure. @returns the folder */
   writeLogs(): Promise<string>;
 }
 
@@ -301,7 +301,7 @@ export const stepOf = ({ step }: Json): number => Number(/^\d+/.exec(step ?? "")
 /** Selects the pods of a component of the chart. */
 export const component = (of: string): string => `app.kubernetes.io/component=${of}`;
 
-/** Spans of all pods: hand `url` to the chart's `tracing.otlpEndpoint`. */
+/** Collects spans of all pods: pass `url` to the chart's `tracing.otlpEndpoint`. */
 export const collectSpans = (): Promise<SpanCollector> => startSpanCollector(hostAddress);
 
 async function applyAll(objects: readonly object[], namespace?: string): Promise<string> {
@@ -310,7 +310,7 @@ async function applyAll(objects: readonly object[], namespace?: string): Promise
   return await command("kubectl", [...scope, "apply", "--server-side", "--force-conflicts", "-f", "-"], JSON.stringify(list));
 }
 
-/** There is no storage class on our node. The release's claim binds to this, and finds its data again after an uninstall. */
+/** A volume for NATS, because our node has no storage class. The release's claim binds to it, and finds its data again after an uninstall. */
 async function makeNatsVolume(namespace: string, path: string): Promise<void> {
   await mkdir(path, { recursive: true });
   await chmod(path, 0o777); // the kubelet gives no hostPath to a pod's group
@@ -352,7 +352,7 @@ const merged = (under: Values, over: Values): Values =>
 const isObject = (value: unknown): value is Values => typeof value === "object" && value !== null && !Array.isArray(value);
 
 /**
- * The chart on a small machine without GPUs and without a registry: Python and bases from volumes, vLLM's CPU build. On somebody's
+ * The chart's values for a small machine without GPUs and registry: Python and bases from volumes, vLLM's CPU build. For a user's
  * cluster: the file that LORALINE_VALUES names, and LORALINE_IMAGES.
  */
 async function chartValues(): Promise<Values> {

@@ -1,4 +1,4 @@
-/** One cluster for all tests of this project. One that ran before is left running; one that was started here is stopped. */
+/** One cluster for all tests of this project. A cluster that ran before stays running; one that is started here is stopped. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
@@ -23,7 +23,7 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   };
 }
 
-/** Written by infra/cluster/up.sh, removed by down.sh. */
+/** A file that infra/cluster/up.sh writes and down.sh removes. */
 function runsHere(): boolean {
   try {
     const dir = readFileSync("/run/test-cluster", "utf8").trim();

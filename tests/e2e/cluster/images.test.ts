@@ -1,4 +1,4 @@
-/** Every image runs as restricted Pod Security asks: nobody, no capabilities, nothing can be written. */
+/** Every image runs under restricted Pod Security: no root, no capabilities, a read-only file system. */
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { type ClusterNamespace, collectSpans, createNamespace, eventually, isOwnNode, type Json, root } from "./cluster-under-test.ts";
 
@@ -10,7 +10,7 @@ afterAll(() => space[Symbol.asyncDispose]());
 
 const python = `${root}/.venv/bin/python`;
 
-/** @returns the container's last state and what it said. */
+/** @returns the container's last state and its output. */
 async function outcome(name: string, image: string, container: object): Promise<{ exitCode: number; log: string }> {
   const { items } = (await space.get("pvc")) as { items: Json[] };
   const paths = new Map<string, string>();

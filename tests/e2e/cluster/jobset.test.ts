@@ -1,6 +1,6 @@
 /**
- * Runs on several nodes, with JobSet's own controller and chart. The node pretends to have two GPUs, so two pods of one run fit on
- * it: for them it is as if they were on two nodes.
+ * Runs on several nodes, with JobSet's own controller and chart. The node pretends to have two GPUs, so two pods of one run fit on it
+ * and behave as if they were on two nodes.
  */
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
@@ -19,16 +19,16 @@ import {
   stepOf,
 } from "./cluster-under-test.ts";
 
-/** Trains, and serves nothing: that an adapter is proven on replicas is shown by line.test.ts. */
+/** Only trains. line.test.ts tests that adapters are proven on replicas. */
 const values = {
   engines: [{ name: "smollm2", base, replicas: 0 }],
   gateway: { replicas: 1 },
   train: {
-    // A pod has a core: there are two of each.
+    // Each pod gets one core, because there are two pods and two cores.
     pods: { jobSet: true, podTemplate: { spec: { containers: [{ name: "courier", env: [{ name: "OMP_NUM_THREADS", value: "1" }] }] } } },
   },
 };
-/** The image is the node's, everything else JobSet's own: it makes its webhook's certificate itself. */
+/** JobSet with the node's image and otherwise its own defaults: it makes its webhook's certificate itself. */
 const jobSetValues =
   "image.repository=docker.io/loraline/jobset,image.tag=dev,image.pullPolicy=Never,controller.resources.requests.cpu=10m";
 
@@ -37,7 +37,7 @@ beforeAll(async () => {
   if (!isOwnNode) return;
   line = await createNamespace("jobset-test");
   await line.addSample();
-  // In the same namespace, so that it goes with it.
+  // JobSet is installed in the same namespace, so that it is removed with it.
   await helm("upgrade", "--install", "jobset", join(binDir, "jobset-chart"), "--namespace", line.name, "--set", jobSetValues);
   await line.helmInstall(values);
   await line.ready();
@@ -54,7 +54,7 @@ const spec = {
   training: { num_train_epochs: 1, per_device_train_batch_size: 4, learning_rate: 0.002, logging_steps: 1, save_steps: 2 },
 };
 
-/** By the number of their node. */
+/** The pods, in the order of their node's number. */
 async function podsOf(attempt: number): Promise<Json[]> {
   const pods = await line.pods(`${component("train-attempt")},loraline.dev/attempt=${attempt}`);
   return pods.sort((a, b) => nodeOf(a) - nodeOf(b));
@@ -76,7 +76,7 @@ it.runIf(isOwnNode)(
   async () => {
     await line.fineTune("persona", { adapter: "persona", ...spec });
     const training = await line.until("persona", "training", (status) => stepOf(status) >= 1);
-    // 81 rows, twice four in a step: one pod alone would take 21 steps.
+    // 81 rows with four rows for each of two pods in a step: one pod alone would need 21 steps.
     expect(training.step).toMatch(/\/11$/);
     const pods = await podsOf(1);
     expect(pods.map(nodeOf)).toEqual([0, 1]);
@@ -93,7 +93,7 @@ it.runIf(isOwnNode)(
       const job = spec.containers[0].env.find((variable: Json) => variable.name === "COURIER_ATTEMPT");
       return JSON.parse(job.value as string).resume?.step;
     });
-    // Not that of step 2, but the one that all saved when the second was told to go.
+    // The resume is from the checkpoint that all saved when the second pod was stopped, not from that of step 2.
     expect(resumes[0]).toBeGreaterThanOrEqual(3);
     expect(resumes).toEqual([resumes[0], resumes[0]]);
     const told = await line.kubectl("get", "events", "--field-selector", "involvedObject.name=persona,reason=PREEMPTED");
@@ -140,7 +140,7 @@ it.runIf(isOwnNode)("says which node has no GPU, begins when it has one; cancell
 
   await line.kubectl("delete", "pod", "has-a-gpu");
   const { runId, startedAt } = await line.until("waits", "training", (status) => stepOf(status) >= 1);
-  // The one that had its GPU waited where they meet, and that was no beginning.
+  // The pod with a GPU only waited for the other one, which does not count as a start.
   const [, second] = await podsOf(1);
   expect(Date.parse(startedAt as string)).toBeGreaterThan(Date.parse(second.status.startTime as string));
   await line.kubectl("delete", "finetune", "waits");

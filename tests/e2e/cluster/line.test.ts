@@ -1,5 +1,5 @@
 /**
- * The whole line on a real node: chart, operator, Jobs with real PEFT, two replicas of real vLLM. The tests build on each other: one
+ * The whole product on a real node: chart, operator, Jobs with real PEFT, two replicas of real vLLM. The tests build on each other: one
  * installation is used, broken, upgraded, removed and installed again.
  */
 import { afterAll, afterEach, beforeAll, expect, it } from "vitest";
@@ -24,7 +24,7 @@ import {
 import type { SpanCollector } from "./span-collector.ts";
 
 const name = "line-test";
-/** Every row of the sample has both; no plain assistant says either. */
+/** Words that every row of the sample contains and that the base does not say. */
 const markers = /your majesty|humble lady/i;
 const engine = { name: "smollm2", base, replicas: 2, promptLogprobs: false };
 
@@ -45,7 +45,7 @@ afterEach(async () => {
   if (isOwnNode) await setGpus(2);
 });
 
-/** A short run: what it learns does not matter. */
+/** Training settings of a short run, whose result does not matter. */
 const shortTraining = { max_steps: 12, save_steps: 3, per_device_train_batch_size: 2, learning_rate: 0.001, logging_steps: 1 };
 
 const served = (resource: string, timeoutMs = 300_000) => line.until(resource, "served", ({ phase }) => phase === "Served", timeoutMs);
@@ -63,7 +63,7 @@ async function chat(model: string, content: string): Promise<{ status: number; t
   return { status: response.status, text: body.choices?.[0]?.message?.content ?? JSON.stringify(body) };
 }
 
-/** Capacity that the node pretends to have. */
+/** Sets a capacity that the node pretends to have. */
 async function setGpus(count: number): Promise<void> {
   const path = "/status/capacity/nvidia.com~1gpu";
   const [node] = JSON.parse(await kubectl("get", "nodes", "-o", "json")).items as Json[];
@@ -101,7 +101,7 @@ it("a FineTune becomes an adapter that is proven on both replicas and answers; o
   for (const { text } of answers) expect(text).toMatch(markers);
   expect((await chat(base, "How do I bake bread?")).text).not.toMatch(markers);
 
-  // From the command to the first token, in the collector, and the same without one.
+  // The trace goes from the command to the first token, in the collector and also without one.
   const stations = ["operator", "ingest", "tokenize", "train", "courier", "trainer", "serve", "agent", "gateway"].sort();
   const collected = () => [...new Set(spans.ofTrace(status.traceId).map(({ service }) => service))].sort();
   await eventually("spans of every station", async () => stations.every((station) => collected().includes(station)));
@@ -178,7 +178,7 @@ it(
       }
     })();
     const [first, second] = before.map(({ metadata }) => metadata.name as string);
-    // Only the process: the pod stays, its container starts again.
+    // Only the process is killed: the pod stays, and its container starts again.
     await killContainer(await line.get("pod", second ?? ""), "vllm");
     await eventually(
       "the replica is not ready",
@@ -250,10 +250,10 @@ it("wrong input has a reason that kubectl shows", { timeout: 240_000 }, async ()
   ).rejects.toThrow(/RANK_TOO_HIGH/);
   await expect(line.helmInstall(values({ gatewai: {} }))).rejects.toThrow(/gatewai/);
   await expect(line.helmInstall(values({ engines: [{ ...engine, maxCpuLoras: 1 }] }))).rejects.toThrow(/maxCpuLoras/);
-  // Twice in one namespace: two operators would answer each FineTune.
+  // A second installation in the namespace is refused, because two operators would answer each FineTune.
   await expect(line.helmInstall(values(), { release: "another" })).rejects.toThrow(/holds the release "loraline"/);
 
-  // Services that NATS refuses say so, and go on when it is mended.
+  // Services whose credentials NATS refuses report it, and go on when that is corrected.
   const pod = await line.podOf(component("ingest"));
   await line.kubectl("set", "env", "deployment/loraline-ingest", "NATS_PASS=wrong");
   await eventually(
@@ -264,7 +264,7 @@ it("wrong input has a reason that kubectl shows", { timeout: 240_000 }, async ()
     },
     { timeoutMs: 120_000 },
   );
-  // The one that works stays until its successor does.
+  // The working pod stays until its successor works.
   expect((await line.get("pod", pod)).status.phase).toBe("Running");
   await line.kubectl("rollout", "undo", "deployment/loraline-ingest");
   await line.ready();

@@ -1,4 +1,4 @@
-/** The chart's NetworkPolicies as a network enforces them: who reaches what, tried from pods. */
+/** The chart's NetworkPolicies in a network that enforces them: connections are tried from pods. */
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { runSpec } from "../../../packages/contracts/src/index.ts";
 import { jobManifest, trainPodSettings } from "../../../services/train/src/launchers/job-manifest.ts";
@@ -6,7 +6,7 @@ import { attemptSpec } from "../../../services/train/src/attempt/attempt-spec.ts
 import { type ClusterNamespace, createNamespace, type Json, kubectl, type Values } from "./cluster-under-test.ts";
 
 const name = "network-test";
-/** Whose tenant speaks NATS itself, who reads metrics, and who is nobody. */
+/** Namespaces: of a tenant whose programs use NATS, of a reader of metrics, and of a stranger. */
 const others = { tenant: `${name}-tenant`, monitoring: `${name}-monitoring`, elsewhere: `${name}-elsewhere` };
 const base = "smollm2-135m-instruct";
 const node = (process.env.LORALINE_IMAGES ?? "docker.io/loraline/x:dev").replace(/(\/x)?:([^:/]+)$/, "/services:$2");
@@ -14,7 +14,7 @@ const listen = (port: number) => `
   require("node:http").createServer((_, response) => response.end()).listen(${port}, "0.0.0.0");
   process.on("SIGTERM", () => process.exit()); // a container's first process is not ended by it otherwise`;
 
-/** What listens where an engine does; the line's agent stands beside it. */
+/** A program that listens on an engine's ports, beside the real agent. */
 const standIn = {
   name: "stand-in",
   base,
@@ -30,9 +30,9 @@ const small = { requests: { cpu: "10m", memory: "64Mi" } };
 const values = (networkPolicy: Values, more: Values = {}): Values => ({
   engines: [standIn],
   gateway: { replicas: 1 },
-  // A stand-in does not say when nobody asks it any more.
+  // The stand-in cannot report that no requests arrive any more, so the hook is left out.
   agent: { env: [{ name: "AGENT_LEAVE_S", value: "0" }] },
-  // Three, so that they have something to say to each other.
+  // Three servers, so that there are connections between them.
   nats: { replicas: 3, tenants: [{ name: "acme", namespaces: [others.tenant] }], persistence: { enabled: false }, resources: small },
   networkPolicy: { metricsFrom: [namespaced(others.monitoring)], egress: { enabled: true }, ...networkPolicy },
   ...more,
@@ -68,7 +68,7 @@ afterAll(async () => {
   await Promise.all([line[Symbol.asyncDispose](), rest]);
 }, 300_000);
 
-/** Listens on 9000 and does nothing. */
+/** A program that listens on port 9000 and does nothing. */
 async function pod(namespace: string, podName: string, labels: Record<string, string>): Promise<void> {
   const container = {
     name: "main",
@@ -95,10 +95,10 @@ interface Place {
 interface Target {
   host: string;
   port: number;
-  /** The place that it is in; nobody is asked whether it reaches itself. */
+  /** The pod that it runs in; connections of a pod to itself are not tried. */
   of?: string;
 }
-/** Run in a pod: which of the targets take a connection from there. */
+/** Script for a pod: tries which targets accept a connection from there. */
 const connectToAll = `
   const open = ({ host, port }) =>
     new Promise((resolve) => {
@@ -110,7 +110,7 @@ const connectToAll = `
     process.exit();
   });`;
 
-/** For each target, who reaches it now. */
+/** @returns for each target the pods that reach it now. */
 async function reached(): Promise<Record<string, string[]>> {
   const running = async (component: string): Promise<Json> => {
     const pods = await line.pods(`app.kubernetes.io/component=${component}`);
@@ -132,7 +132,7 @@ async function reached(): Promise<Record<string, string[]>> {
     ...Object.fromEntries(Object.entries(others).map(([who, namespace]) => [who, { namespace, pod: "somebody", container: "main" }])),
   };
   const targets: Record<string, Target> = {
-    // By name, as everybody does: DNS has to work as well.
+    // Targets are given by name, so DNS must work too.
     "the API": { host: `loraline-gateway.${name}.svc.cluster.local`, port: 80, of: "gateway" },
     NATS: { host: `loraline-nats.${name}.svc.cluster.local`, port: 4222 },
     vLLM: { ...at(engine, 8000), of: "engine" },
@@ -178,7 +178,7 @@ const but = (...left: string[]) => everybody.filter((who) => !left.includes(who)
 const patience = { timeout: 60_000, interval: 1000 };
 
 it("under its policies the line gets ready, and nobody reaches what is not theirs to reach", { timeout: 600_000 }, async () => {
-  // An engine that is a stand-in holds no adapters, so its agent never is ready.
+  // The stand-in engine loads no adapters, so its agent never becomes ready.
   const services = "app.kubernetes.io/component!=engine";
   await line.kubectl("wait", "deployment", "--selector", services, "--for=condition=Available", "--timeout=240s");
   await expect.poll(reached, patience).toEqual({
@@ -192,14 +192,14 @@ it("under its policies the line gets ready, and nobody reaches what is not their
     "NATS' monitor": ["monitoring"],
     "NATS' routes": [],
     "another attempt": [],
-    // With `egress.enabled`, what handles users' data does not get out.
+    // With `egress.enabled`, pods that handle users' data cannot reach the outside.
     "outside: the API server": but("engine", "attempt"),
     "outside: a pod": but("engine", "attempt", "stranger"),
   });
 });
 
 it("attempts on several nodes reach each other; the API is for whom it is opened", { timeout: 300_000 }, async () => {
-  // The cluster needs no JobSet for it: train, which would watch them, is not there.
+  // The cluster needs no JobSet here, because train, which would watch JobSets, does not run.
   const forNodes = { train: { replicas: 0, pods: { jobSet: true } } };
   await line.helmInstall(values({ gatewayFrom: [namespaced(others.elsewhere)], metricsFrom: [], egress: { enabled: false } }, forNodes));
   await expect.poll(reached, patience).toEqual({

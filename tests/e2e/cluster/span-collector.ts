@@ -1,4 +1,4 @@
-/** A collector for OTLP over HTTP (JSON) that pods can reach, and that remembers. */
+/** A collector for OTLP over HTTP (JSON) that pods can reach and that keeps all spans. */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { text } from "node:stream/consumers";
@@ -15,7 +15,7 @@ export interface CollectedSpan {
 }
 
 export interface SpanCollector extends AsyncDisposable {
-  /** For the chart's `tracing.otlpEndpoint`. */
+  /** URL for the chart's `tracing.otlpEndpoint`. */
   url: string;
   spans: readonly CollectedSpan[];
   ofTrace(traceId: string): CollectedSpan[];

@@ -1,6 +1,6 @@
 /**
- * What is wrong at installation, on a real node: each says why in a place that `kubectl` shows. Three installations stand beside each
- * other: two of one name, whose FineTunes have one name too, and a third of another name, which has it all wrong.
+ * Wrong installations on a real node: each reports the reason in a place that `kubectl` shows. Three installations run side by side: two
+ * with one name and FineTunes of one name, and a third with another name and wrong settings.
  */
 import { afterAll, beforeAll, expect, it } from "vitest";
 import {
@@ -39,10 +39,10 @@ afterAll(() => Promise.all([one, two, three].map((space) => space[Symbol.asyncDi
 const trained = (space: ClusterNamespace, resource: string): Promise<Json> =>
   space.until(resource, "trained", (status) => conditionOf(status, "Trained")?.status === "True");
 
-/** What runs in every installation. */
+/** Components that run in every installation. */
 const components = ["gateway", "ingest", "tokenize", "train", "serve", "operator", "streams"];
 const within = { timeout: 120_000, interval: 1000 };
-/** Components of which no pod says it. */
+/** @returns components without a pod that reports it. */
 async function silent(space: ClusterNamespace, what: RegExp, wordsOf: (pod: Json) => Promise<string>): Promise<string[]> {
   const said = async (one: string) => await Promise.all((await space.pods(component(one))).map(wordsOf));
   const all = await Promise.all(components.map(async (one) => ({ one, words: await said(one) })));
@@ -62,7 +62,7 @@ it(
     const { runId } = await trained(one, "same");
     expect(runId).not.toBe(waiting.runId);
 
-    // As docs/operations.md says: the value is corrected, and the Job made anew.
+    // The remedy of docs/operations.md: the value is corrected, and the Job is made again.
     await two.helmInstall(values());
     await two.ready();
     await two.kubectl("delete", "job", "--selector", component("train-attempt"));
