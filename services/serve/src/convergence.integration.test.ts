@@ -3,7 +3,7 @@ import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { adapterPlaceRequested, type BaseRef, buckets, type Placement, runFailed, runServed } from "@loraline/contracts";
+import { adapterPlaceRequested, type BaseRef, buckets, type Placement, runFailed, runServed, replicaKey } from "@loraline/contracts";
 import {
   createSimulatedEngine,
   simulatedAdapter,
@@ -220,8 +220,14 @@ describe("what is told", () => {
   test("stays when an agent ends whose place another has taken already", async ({ fleet }) => {
     const { engines, serve, bytes, served, held, agents } = await fleet(["a"]);
     await served(await serve.train("pirate", await bytes()));
+    const lastHeartbeat = async (): Promise<string | undefined> =>
+      (await (await serve.bus.bucket(buckets.replicas)).get(replicaKey({ engine: serve.engine, replica: "a" })))?.value.agent;
+    const first = await lastHeartbeat();
     await using _next = await serve.startAgent(engines["a"]!.url, { replica: "a" });
+    await expect.poll(lastHeartbeat, until).not.toBe(first);
     await expect.poll(async () => (await held("a", "pirate"))?.state, until).toBe("proven");
+    // Both write it while both run, and now it is the first one's again.
+    await expect.poll(lastHeartbeat, { ...until, interval: 5 }).toBe(first);
     await agents["a"]![Symbol.asyncDispose]();
     expect((await held("a", "pirate"))?.state).toBe("proven");
   });

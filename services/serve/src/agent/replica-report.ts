@@ -123,9 +123,12 @@ export async function createReplicaReporter({
       closed = true;
       while (writing.size > 0) await Promise.all(writing.values());
       await heartbeat;
-      const there = await replicas.get(key).catch(() => undefined);
-      // Another agent has taken this one's place already. What stands there is its own, and it would not write it again.
-      if (there !== undefined && there.value.agent !== holder().agent) return;
+      // Another agent may have taken this one's place already. What stands there is its own, and it would not write it again. Both write the
+      // heartbeat while both run, so what it holds is looked at, too.
+      const own = holder().agent;
+      const last = await replicas.get(key).catch(() => undefined);
+      const others = await holdings.entries(everyHoldingOf(key)).catch(() => []);
+      if ((last !== undefined && last.value.agent !== own) || others.some(({ value }) => value.agent !== own)) return;
       // An agent that ends in order says so; otherwise the controller waits until its last heartbeat is old.
       await replicas.delete(key).catch((error: unknown) => log.warn({ err: error }, "heartbeat not removed; it ages away"));
       await holdings
