@@ -49,7 +49,29 @@ export async function createReplicaReporter({
   let failed = new Set<string>();
   let closed = false;
 
+  /** Another agent has taken this one's place: what stands in the buckets is its own, and it would not write it again. */
+  let superseded = false;
+  /** Agents are called by ULIDs, so the later one has the greater name. */
+  const isLater = (agent: string | null | undefined): boolean => agent !== null && agent !== undefined && agent > holder().agent;
+  const isSuperseded = async (): Promise<boolean> => {
+    const last = await replicas.get(key).catch(() => undefined);
+    const now = isLater(last?.value.agent);
+    if (now && !superseded)
+      log.warn({ by: last?.value.agent }, "another agent has taken this one's place; it reports, and this one does not");
+    // The other one is gone, as when a clock was set back in between: everything is written again.
+    if (!now && superseded) {
+      failed = new Set([...failed, ...written.keys()]);
+      written.clear();
+    }
+    superseded = now;
+    return now;
+  };
+
   const write = async (adapterKey: string): Promise<void> => {
+    if (superseded) {
+      failed.add(adapterKey);
+      return;
+    }
     const { incarnation, agent } = holder();
     const adapters = held(adapterKey);
     const text = JSON.stringify([incarnation, adapters.map(({ at: _at, ...rest }) => rest)]);
@@ -103,6 +125,7 @@ export async function createReplicaReporter({
       heartbeatsWaiting += 1;
       heartbeat = heartbeat.then(async () => {
         heartbeatsWaiting -= 1;
+        if (await isSuperseded()) return true;
         if (Date.now() - lastHeartbeatAt > rewriteAfterMs) {
           failed = new Set([...failed, ...written.keys()]);
           written.clear();
@@ -123,12 +146,10 @@ export async function createReplicaReporter({
       closed = true;
       while (writing.size > 0) await Promise.all(writing.values());
       await heartbeat;
-      // Another agent may have taken this one's place already. What stands there is its own, and it would not write it again. Both write the
-      // heartbeat while both run, so what it holds is looked at, too.
-      const own = holder().agent;
-      const last = await replicas.get(key).catch(() => undefined);
-      const others = await holdings.entries(everyHoldingOf(key)).catch(() => []);
-      if ((last !== undefined && last.value.agent !== own) || others.some(({ value }) => value.agent !== own)) return;
+      if (await isSuperseded()) return;
+      // One that began a moment ago may not have said so yet, or this one has written over it.
+      const entries = await holdings.entries(everyHoldingOf(key)).catch(() => []);
+      if (entries.some(({ value }) => isLater(value.agent))) return;
       // An agent that ends in order says so; otherwise the controller waits until its last heartbeat is old.
       await replicas.delete(key).catch((error: unknown) => log.warn({ err: error }, "heartbeat not removed; it ages away"));
       await holdings
