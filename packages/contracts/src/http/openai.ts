@@ -124,7 +124,6 @@ export const createJobBody = z.strictObject({
   metadata: z.record(z.string().max(64), z.string().max(512)).nullish(),
   loraline: jobExtension.nullish(),
 });
-export type CreateJobBody = z.infer<typeof createJobBody>;
 export type CreateJobBodyInput = z.input<typeof createJobBody>;
 
 export const jobStatuses = ["validating_files", "queued", "running", "succeeded", "failed", "cancelled"] as const;

@@ -1,7 +1,7 @@
 /** Converts values of typed columns (Parquet, Arrow) to JSON. Numbers that JavaScript cannot hold keep their digits. */
 import { PermanentError } from "@loraline/runtime";
 import { decodeUtf8 } from "./decode-text.ts";
-import { parseExact } from "./exact-json.ts";
+import { asWritten, parseExact } from "./exact-json.ts";
 import { type RawRow, rowTooLarge } from "./raw-rows.ts";
 import { notText } from "./split-rows.ts";
 
@@ -103,8 +103,6 @@ function valueRow(line: number, columns: Readonly<Record<string, unknown>>, maxR
   if (seen.size > maxRowBytes) return rowTooLarge(line, place, seen.size, maxRowBytes);
   return { line, place, value, exact: () => toJson(columns, asWritten, parseExact, { size: 0, broken: false }) };
 }
-
-const asWritten = (text: string): unknown => (JSON as unknown as { rawJSON(source: string): unknown }).rawJSON(text);
 
 function toJson(value: unknown, number: (text: string) => unknown, json: (text: string) => unknown, seen: Seen): unknown {
   seen.size += 8;
