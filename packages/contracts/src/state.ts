@@ -62,6 +62,7 @@ export const runState = z.object({
   cancelRequested: z.boolean(),
   attempt: z.int().describe("Newest attempt that started; 0 before the first."),
   lostAttempts: z.int().describe("Attempts that ended without a result."),
+  lastLostAttempt: z.int().optional().describe("The newest of them."),
   queue: z.object({ reason: z.string(), message: z.string() }).nullable().describe("What it waits for, in any phase."),
   tokens: z.object({ manifest: blobRef, totals: tokenTotals, packed: z.boolean(), cacheHit: z.boolean(), at: isoTime }).nullable(),
   progress: z

@@ -55,6 +55,18 @@ test("a lost attempt that an older release stored as run.preempted folds as it a
   expect(stored).toEqual(fold(...before, event("run.attempt-ended.v1", 4, sample("run.preempted.v1") as object)));
 });
 
+test("an attempt whose end is told twice, by its courier and by the controller, is one lost attempt and stops no later one", () => {
+  const state = fold(
+    event("run.requested.v1", 1),
+    event("run.tokenized.v1", 2),
+    event("run.started.v1", 3),
+    event("run.attempt-ended.v1", 4),
+    event("run.started.v1", 5, { attempt: 2 }),
+    event("run.attempt-ended.v1", 6),
+  );
+  expect(state).toMatchObject({ phase: "running", attempt: 2, lostAttempts: 1 });
+});
+
 test("events about a run nobody requested fold to nothing", () => {
   expect(foldRun(undefined, event("run.trained.v1", 1))).toBeUndefined();
 });

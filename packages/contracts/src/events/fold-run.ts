@@ -76,10 +76,13 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
     }
     case "run.attempt-ended.v1":
     case "run.preempted.v1": // of an older release
+      // Whoever ran the attempt and whoever looked for it may both tell of its end, and the next one may have begun in between.
+      if (event.data.attempt <= (state.lastLostAttempt ?? 0)) return next;
       return {
         ...next,
         phase: state.phase === "trained" ? state.phase : "queued",
         lostAttempts: state.lostAttempts + 1,
+        lastLostAttempt: event.data.attempt,
         // Nothing is waited for by a run that has its adapter.
         queue: state.phase === "trained" ? state.queue : { reason: event.data.code, message: event.data.message },
       };
