@@ -34,7 +34,7 @@ it("puts a message that breaks the contract aside, with its reason, and goes on"
   } finally {
     await nc.close();
   }
-  const letter = await eventually("a dead letter", 20_000, async () =>
+  const letter = await eventually("a failed message", 20_000, async () =>
     (await line.listFailedMessages()).data.find(({ subject, durable }) => subject.includes(runId) && durable === "tokenize-run-requested"),
   );
   expect(letter.message).toContain("spec.adapter");

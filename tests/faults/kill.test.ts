@@ -34,7 +34,7 @@ beforeAll(async () => {
   line = await startLineUnderTest(stateDir);
 });
 afterEach(async () => {
-  // Each test begins with a running server, so that a failed test does not fail the next.
+  // A server runs after each test, so that a failed test does not fail the next.
   if (!processesOf(stateDir).some(({ pid }) => pid === line.pid)) line = await startLineUnderTest(stateDir);
 });
 afterAll(async () => {
