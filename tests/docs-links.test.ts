@@ -41,7 +41,9 @@ const made = [/^services\/[a-z]+\/dist\b/, /\/node_modules\//];
 /** Paths in backticks that begin with a folder of the repository. Braces, stars and placeholders stand for several, of which one has to exist. */
 function missingPaths(page: string): string[] {
   const spans = [...textOf(page).matchAll(/`([^`\n]+)`/g)].flatMap(([, span = ""]) => span.split(/\s+/));
-  const paths = spans.map((span) => span.replace(/(?::\d+|[,;.])$/, "")).filter((span) => folders.some((folder) => span.startsWith(`${folder}/`)));
+  const paths = spans
+    .map((span) => span.replace(/(?::\d+|[,;.])$/, ""))
+    .filter((span) => folders.some((folder) => span.startsWith(`${folder}/`)));
   return paths.filter((path) => {
     if (made.some((pattern) => pattern.test(path))) return false;
     const pattern = path.replaceAll(/<[^>]*>|[A-Z]{3,}|…/g, "*").replace(/\/$/, "");
