@@ -13,7 +13,7 @@ export * from "./line-process.ts";
 export const base = "smollm2-135m-instruct";
 
 /** Loraline's client, and OpenAI's, for the same server. */
-export type LineClient = ApiClient & { openai: OpenAI };
+type LineClient = ApiClient & { openai: OpenAI };
 
 export const clientOf = ({ url, apiKey }: Pick<Address, "url" | "apiKey">): LineClient =>
   Object.assign(createApiClient({ url, apiKey }), { openai: new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 2 }) });

@@ -18,7 +18,7 @@ import { createDeadLetters, type DeadLetters } from "./dead-letters.ts";
 import { headersOf, open, type Received, seal } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
 
-export interface PublishOptions {
+interface PublishOptions {
   /** Tells apart what one entity says more than once, such as `attempt-2` or `step-40`. */
   key?: string;
   /** W3C traceparent to carry instead of the active span's. */
@@ -58,7 +58,7 @@ export interface Bus {
   deadLetters: DeadLetters;
 }
 
-export interface BusDeps {
+interface BusDeps {
   nc: NatsConnection;
   log: Log;
   telemetry: Telemetry;

@@ -16,9 +16,9 @@ export const natsEnv = {
     .optional()
     .describe("Answers come below it; a server with permissions lets each user listen below its own."),
 };
-export type NatsEnv = z.output<z.ZodObject<typeof natsEnv>>;
+type NatsEnv = z.output<z.ZodObject<typeof natsEnv>>;
 
-export interface ConnectBusOptions {
+interface ConnectBusOptions {
   servers: string | string[];
   name: string;
   token?: string | undefined;

@@ -36,7 +36,7 @@ type EventsOf<C extends ConsumerDef> = C["events"][number];
  * One handler per event type of the consumer. Must be idempotent: JetStream delivers at least once, and dying at any
  * line must be harmless.
  */
-export type Handlers<C extends ConsumerDef> = {
+type Handlers<C extends ConsumerDef> = {
   [T in EventsOf<C>["type"]]: (received: Received<Extract<EventsOf<C>, { type: T }>>, context: HandlerContext) => Promise<void>;
 };
 
@@ -69,7 +69,7 @@ export interface WaitReason {
   message: string;
 }
 
-export interface ConsumeDeps {
+interface ConsumeDeps {
   nc: NatsConnection;
   log: Log;
   telemetry: Telemetry;

@@ -1,10 +1,9 @@
-export { type Bus, type BusDeps, createBus, type PublishOptions } from "./bus.ts";
-export { connectBus, type ConnectBusOptions, connectFromEnv, connectService, leave, natsEnv } from "./connect.ts";
-export type { ConsumeOptions, HandlerContext, Handlers, WaitReason } from "./consume.ts";
-export type { DeadLetters } from "./dead-letters.ts";
+export { type Bus, createBus } from "./bus.ts";
+export { connectBus, connectFromEnv, connectService, leave, natsEnv } from "./connect.ts";
+export type { HandlerContext, WaitReason } from "./consume.ts";
 export { ensureStreams, type EnsureStreamsOptions, streamsInPlace } from "./ensure-streams.ts";
-export { messageId, open, type RawMessage, type Received, seal } from "./envelope.ts";
-export type { KvBucket, KvEntry } from "./kv.ts";
+export { messageId, type Received } from "./envelope.ts";
+export type { KvBucket } from "./kv.ts";
 export { createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";
 export { readKeptSpans, spanSink } from "./spans.ts";
 export { tellWaiting } from "./tell-waiting.ts";

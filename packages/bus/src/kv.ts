@@ -9,7 +9,7 @@ import { checkStateSize } from "./sizes.ts";
 
 type KvWatch = Awaited<ReturnType<KV["watch"]>>;
 
-export interface KvEntry<T> {
+interface KvEntry<T> {
   key: string;
   value: T;
   revision: number;

@@ -1,3 +1,2 @@
 export { type DemoSummary } from "./server/demo.ts";
-export { exitCodes } from "./failure.ts";
 export { runProgram } from "./program.ts";

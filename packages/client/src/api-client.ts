@@ -59,7 +59,7 @@ export type ApiClient = ApiAddress & {
   stream<Id extends StreamedId>(id: Id, request: Request<Id>): AsyncGenerator<StreamedEvent<Id>, void, undefined>;
 };
 
-export interface ApiClientOptions extends ApiAddress {
+interface ApiClientOptions extends ApiAddress {
   /** Default: the platform's. */
   fetch?: typeof fetch;
   /** How often a call of one of OpenAI's operations is tried again, as OpenAI's own SDKs do. Default 2. */

@@ -2,7 +2,7 @@
 import type { CanaryState, TrafficState } from "./state.ts";
 
 /** LoRA names of the canary's version and of the promoted one. */
-export interface CanaryNames {
+interface CanaryNames {
   version: string;
   from: string;
 }

@@ -1,7 +1,7 @@
 /** Kinds of engines, with what more than one service or the chart must know of each. All else about a kind: services/serve/src/engines. */
 import { z } from "zod";
 
-export interface EngineKindFacts {
+interface EngineKindFacts {
   /**
    * Whether an error message (of an answer with HTTP 500) says that the engine's inner process is dead. Such an answer says nothing about
    * the request.

@@ -15,7 +15,7 @@ export type BaseRef = z.infer<typeof baseRef>;
 export const unreadDigest: Digest = `sha256:${"0".repeat(64)}`;
 
 /** The linear modules of a base, small enough to be kept in a record: a 30-layer model has seven entries. */
-export const baseModules = z.array(
+const baseModules = z.array(
   z.object({
     names: z
       .string()

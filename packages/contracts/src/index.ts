@@ -3,7 +3,7 @@ export * from "./canary-traffic.ts";
 export * from "./chat-template.ts";
 export * from "./engine-kinds.ts";
 export * from "./codes/codes.ts";
-export type { Audience, CodeArea, CodeEntry } from "./codes/define-area.ts";
+export type { CodeEntry } from "./codes/define-area.ts";
 export * from "./engine.ts";
 export * from "./events/define-event.ts";
 export * from "./events/events.ts";

@@ -14,7 +14,7 @@ export const parseRunKey = (key: string): EventAddress => {
 /** Bucket `datasets`: `<tenant>.<datasetId>`. */
 export const datasetKey = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
 
-export interface AdapterOfTenant {
+interface AdapterOfTenant {
   readonly tenant: string;
   readonly adapter: string;
 }
@@ -61,7 +61,7 @@ export const parseLimitKey = (key: string): { tenant: string; adapter: string | 
 export const usageTotal = "total";
 
 /** `day` is of UTC, `YYYY-MM-DD`; `adapter` is null for the bases; `holder` is a gateway's id or `usageTotal`. */
-export interface UsageKey {
+interface UsageKey {
   readonly tenant: string;
   readonly day: string;
   readonly adapter: string | null;

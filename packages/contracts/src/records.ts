@@ -4,7 +4,7 @@ import { olderTemplates, templateOf, templates } from "./spec/run-spec.ts";
 import { baseRef } from "./engine.ts";
 import { blobRef, digest } from "./names.ts";
 
-export const message = z.object({
+const message = z.object({
   role: z.enum(["system", "user", "assistant", "tool"]),
   content: z.string(),
   name: z.string().optional(),
@@ -23,7 +23,7 @@ export type Message = z.infer<typeof message>;
 /** Whether a turn is trained on: an assistant's, unless `train` or `weight` says no. */
 export const isTrainedTurn = (turn: Message): boolean => turn.role === "assistant" && turn.train !== false && turn.weight !== 0;
 
-export const recordMeta = z.object({
+const recordMeta = z.object({
   file: z
     .string()
     .optional()
@@ -41,7 +41,7 @@ export const recordMeta = z.object({
   seed: z.object({ instruction: z.string(), input: z.string(), output: z.string() }).optional(),
 });
 
-export const recordKinds = ["chat", "completion", "text", "preference", "ranked", "unpaired", "pretokenized"] as const;
+const recordKinds = ["chat", "completion", "text", "preference", "ranked", "unpaired", "pretokenized"] as const;
 
 /**
  * One training example in canonical form. `id` = sha256 over everything but `meta`.
@@ -83,7 +83,7 @@ export const record = z.object({
 });
 export type Rec = z.infer<typeof record>;
 
-export const rejection = z.object({
+const rejection = z.object({
   file: z.string().optional().describe("Where an upload holds several files: the one among them."),
   line: z.int(),
   code: z.string(),
@@ -92,7 +92,7 @@ export const rejection = z.object({
 export type Rejection = z.infer<typeof rejection>;
 
 /** A distribution in few numbers. `histogram`: how many lie above the bar before and at most at `upTo`. */
-export const lengths = z.object({
+const lengths = z.object({
   count: z.int(),
   total: z.int(),
   p50: z.int(),
@@ -103,7 +103,7 @@ export const lengths = z.object({
 export type Lengths = z.infer<typeof lengths>;
 
 /** Text as the trainer sees it: what stands in a trained span is learned, the rest is only read. */
-export const sample = z.object({
+const sample = z.object({
   line: z.int(),
   format: z.string(),
   segments: z.array(z.object({ text: z.string(), trained: z.boolean() })),
@@ -114,7 +114,7 @@ export type Sample = z.infer<typeof sample>;
 const finding = z.object({ count: z.int(), lines: z.array(z.int()) });
 
 /** What a base makes of the records; only where a base is known when the report is made. */
-export const tokenReport = z.object({
+const tokenReport = z.object({
   base: z.string(),
   template: z.string().describe("`base` or `seed`, as in the run spec."),
   maxLength: z.int(),

@@ -37,11 +37,11 @@ export const datasetState = z.object({
 });
 export type DatasetState = z.infer<typeof datasetState>;
 
-export const runPhases = ["requested", "tokenized", "queued", "running", "trained", "served", "rejected", "failed", "cancelled"] as const;
+const runPhases = ["requested", "tokenized", "queued", "running", "trained", "served", "rejected", "failed", "cancelled"] as const;
 export type RunPhase = (typeof runPhases)[number];
 export const terminalPhases: ReadonlySet<RunPhase> = new Set(["served", "rejected", "failed", "cancelled"]);
 
-export const runCheckpoint = z.object({
+const runCheckpoint = z.object({
   attempt: z.int(),
   step: z.int(),
   checkpoint: blobRef,
@@ -112,7 +112,7 @@ export const runState = z.object({
 });
 export type RunState = z.infer<typeof runState>;
 
-export const adapterVersion = z.object({
+const adapterVersion = z.object({
   version: z.int().min(1),
   digest,
   manifest: blobRef,
@@ -156,7 +156,7 @@ export type AdapterVersion = z.infer<typeof adapterVersion>;
 const counted = z.object({ requests: z.int(), errors: z.int() });
 
 /** A version on its way to the alias. Lives in the entry of the alias, so that every move is one compare-and-set. */
-export const canaryState = z.object({
+const canaryState = z.object({
   version: z.int(),
   from: z.int().describe("The promoted version, which it is compared with."),
   step: z.int().describe("Index into the settings' steps."),
@@ -177,7 +177,7 @@ export type CanaryState = z.infer<typeof canaryState>;
 /** Lines of the history that are about the alias and its canary. */
 export const moveKinds = ["promoted", "rolledback", "canary-started", "canary-stepped", "canary-ended"] as const;
 /** Lines of the history that are about what is loaded, and about moves that came to nothing. */
-export const keepKinds = ["retired", "recalled", "deleted", "not-moved"] as const;
+const keepKinds = ["retired", "recalled", "deleted", "not-moved"] as const;
 
 export const adapterState = z.object({
   tenant: tenantName,
@@ -230,7 +230,7 @@ export const adapterState = z.object({
 });
 export type AdapterState = z.infer<typeof adapterState>;
 
-export const replicaAdapter = z.object({
+const replicaAdapter = z.object({
   tenant: tenantName,
   adapter: adapterName,
   version: z.int(),

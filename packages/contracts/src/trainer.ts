@@ -7,10 +7,7 @@ import { loraSpec } from "./spec/lora-fields.ts";
 import { trainingSpec } from "./spec/training-fields.ts";
 
 /** What the trainer has to know of the run spec's method; its files lie in the folder. */
-export const trainerMethod = z.discriminatedUnion("type", [
-  z.object({ type: z.literal("supervised") }),
-  z.object({ type: z.literal("import") }),
-]);
+const trainerMethod = z.discriminatedUnion("type", [z.object({ type: z.literal("supervised") }), z.object({ type: z.literal("import") })]);
 
 export const trainerSpec = z.object({
   version: z.literal(1),

@@ -11,7 +11,7 @@ import { isFileFault, readRecords } from "./read-records.ts";
 import { openNameless } from "./containers/spool.ts";
 
 /** Version of the conversion. Raise it when the same bytes give other records, so that results cached by older code are not used. */
-export const ingestCode = "ingest/2";
+const ingestCode = "ingest/2";
 
 export interface IngestSettings {
   /** A row with more bytes is rejected. */

@@ -10,7 +10,7 @@ const host = "127.0.0.1";
 /** What this engine can serve. Both its record on the bus and vLLM's flags derive from it. */
 export const engineLimits = { maxLoraRank: 32, maxLoras: 4, maxCpuLoras: 16, maxModelLen: 2048 } as const;
 
-export interface EngineOptions {
+interface EngineOptions {
   stateDir: string;
   /** Holds what vLLM found out about this machine; kept when the state is cleared. */
   cacheDir: string;

@@ -31,7 +31,7 @@ jetstream {
 }
 `;
 
-export interface NatsChild extends AsyncDisposable {
+interface NatsChild extends AsyncDisposable {
   url: string;
   nc: NatsConnection;
 }

@@ -16,7 +16,7 @@ import { z } from "zod";
 
 const processRecord = z.object({ pid: z.int(), identity: z.string() });
 
-export const lineFile = z.object({
+const lineFile = z.object({
   url: z.string(),
   natsUrl: z.string(),
   engineUrl: z.string(),
@@ -26,7 +26,7 @@ export const lineFile = z.object({
   tenant: z.string(),
 });
 /** `line.json`, by which other programs find a running server. */
-export type LineFile = z.infer<typeof lineFile>;
+type LineFile = z.infer<typeof lineFile>;
 
 const isRunning = ({ pid, identity }: z.infer<typeof processRecord>): boolean => processIdentity(pid) === identity;
 

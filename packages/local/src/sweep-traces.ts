@@ -3,14 +3,14 @@ import { readdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Log } from "@loraline/runtime";
 
-export interface TraceBounds {
+interface TraceBounds {
   /** Counted from the newest span of the file. */
   maxAgeMs: number;
   maxFiles: number;
   maxBytes: number;
 }
 
-export const traceBounds: TraceBounds = { maxAgeMs: 14 * 24 * 60 * 60_000, maxFiles: 20_000, maxBytes: 256 * 1024 * 1024 };
+const traceBounds: TraceBounds = { maxAgeMs: 14 * 24 * 60 * 60_000, maxFiles: 20_000, maxBytes: 256 * 1024 * 1024 };
 const everyMs = 10 * 60_000;
 
 /** Removes what is too old, then the oldest until the rest fits. @returns how many it removed. */

@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { type GuardedFetch, PermanentError } from "@loraline/runtime";
 
-export interface HubRepository {
+interface HubRepository {
   /** Base URL of the hub (`HF_ENDPOINT`). */
   endpoint: string;
   kind: "datasets" | "models";
@@ -14,7 +14,7 @@ export interface HubRepository {
   token?: string | undefined;
 }
 
-export interface HubFile {
+interface HubFile {
   path: string;
   /** Bytes. */
   size: number;
@@ -25,7 +25,7 @@ export interface HubFile {
 export const defaultHubEndpoint = "https://huggingface.co";
 
 /** `organisation/name` or `name`, as the hub allows them. */
-export const hubName = /^(?:[\w-][\w.-]{0,95}\/)?[\w-][\w.-]{0,95}$/;
+const hubName = /^(?:[\w-][\w.-]{0,95}\/)?[\w-][\w.-]{0,95}$/;
 
 const answerBytes = 8 * 1024 * 1024;
 const answerMs = 60_000;

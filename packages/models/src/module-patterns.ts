@@ -9,13 +9,13 @@ const mostWays = 2 ** 20;
 /** Ways of an open repetition such as `.*`: about the length of a module's name. */
 const waysOfRepetition = 32;
 
-export type PatternVerdict =
+type PatternVerdict =
   | { kind: "usable"; test(name: string): boolean }
   | { kind: "only-python" }
   | { kind: "invalid" | "costly"; why: string };
 
 /** The ways that patterns may still use. All patterns of a spec share one budget, because their number is not limited. */
-export interface PatternBudget {
+interface PatternBudget {
   ways: number;
 }
 export const patternBudget = (): PatternBudget => ({ ways: mostWays });

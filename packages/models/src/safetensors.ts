@@ -10,7 +10,7 @@ import {
 } from "./safetensors-header.ts";
 import { PermanentError } from "@loraline/runtime";
 
-export interface ScannedTensor extends Tensor {
+interface ScannedTensor extends Tensor {
   /** Values that are NaN or infinite. */
   notFinite: number;
   allZero: boolean;
@@ -30,7 +30,7 @@ async function locate(path: string, file: Awaited<ReturnType<typeof open>>): Pro
   }
 }
 
-export const unreadable = (name: string, why: Error): PermanentError =>
+const unreadable = (name: string, why: Error): PermanentError =>
   new PermanentError("ADAPTER_UNREADABLE", `${name} is not a valid safetensors file: ${why.message}`, { param: name, cause: why });
 
 /** Names, types and shapes; reads nothing but the header. */

@@ -52,7 +52,7 @@ export function noting(source: AsyncIterable<Uint8Array>): { bytes: AsyncGenerat
 }
 
 /** A source whose digest is known, and that can be streamed once. */
-export interface Prepared extends AsyncDisposable {
+interface Prepared extends AsyncDisposable {
   readonly digest: Digest;
   /** Undefined when only the end of the stream will tell. */
   readonly size: number | undefined;

@@ -1,8 +1,8 @@
 export { digestOf } from "./digest.ts";
-export { createJetStreamObjects, type JetStreamObjectsOptions, removeUnfinishedBlobs } from "./jetstream.ts";
-export { type BlobSource, objectKey, type Objects } from "./objects.ts";
+export { createJetStreamObjects, removeUnfinishedBlobs } from "./jetstream.ts";
+export { objectKey, type Objects } from "./objects.ts";
 export { objectsEnv, objectsFromEnv } from "./objects-from-env.ts";
-export { createS3Objects, type S3ObjectsOptions } from "./s3.ts";
+export { createS3Objects } from "./s3.ts";
 export { getBytes, getJson, getToFile, putJson } from "./whole-blobs.ts";
 export { type StoreState, watchedObjects } from "./watched-objects.ts";
 export { digestOfFile } from "./digest.ts";

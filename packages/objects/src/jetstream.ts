@@ -18,7 +18,7 @@ import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, store
 /** Larger than the default of 128 KiB: three times the throughput, and still below NATS' default of 1 MiB a message. */
 const chunkBytes = 512 * 1024;
 
-export interface JetStreamObjectsOptions {
+interface JetStreamObjectsOptions {
   /** Name of the object store. Default `objects`. */
   bucket?: string | undefined;
   /** Copies of every blob; a store that exists is changed to so many. Default: 1, or as it is. */

@@ -13,7 +13,7 @@ export const objectsEnv = {
   S3_ENDPOINT: z.url().optional(),
   S3_REGION: z.string().optional(),
 };
-export type ObjectsEnv = z.output<z.ZodObject<typeof objectsEnv>>;
+type ObjectsEnv = z.output<z.ZodObject<typeof objectsEnv>>;
 
 /**
  * S3 when a bucket is set, else the object store of this NATS. The connection stays the caller's.

@@ -20,7 +20,7 @@ const partBytes = 8 * 1024 * 1024;
 /** S3 allows 10,000 parts; larger blobs get larger parts. */
 const partBytesFor = (size: number | undefined): number => Math.max(partBytes, Math.ceil((size ?? 0) / 9_000));
 
-export interface S3ObjectsOptions {
+interface S3ObjectsOptions {
   /** Must exist. An `AbortIncompleteMultipartUpload` lifecycle rule clears what killed writers leave. */
   bucket: string;
   /** URL of a server that is not AWS; buckets are then addressed by path. */

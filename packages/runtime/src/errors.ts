@@ -9,7 +9,7 @@
  * | anything else                   | backoff until max deliveries, then DLQ  | 500               |
  */
 
-export interface PermanentErrorOptions extends ErrorOptions {
+interface PermanentErrorOptions extends ErrorOptions {
   /** The field, file or setting that is wrong. */
   param?: string | null | undefined;
   /** HTTP status, when it reaches a caller. */
@@ -53,7 +53,7 @@ export class UnavailableError extends RetryLaterError {
   }
 }
 
-export type Disposition = { kind: "dead-letter"; code: string; message: string } | { kind: "retry"; afterMs: number; code: string };
+type Disposition = { kind: "dead-letter"; code: string; message: string } | { kind: "retry"; afterMs: number; code: string };
 
 /** Delay before delivery n + 1, in milliseconds: 0.5 s, 1 s, 2 s … at most 60 s. */
 export const backoffMs = (deliveries: number): number => Math.min(60_000, 500 * 2 ** Math.max(0, deliveries - 1));

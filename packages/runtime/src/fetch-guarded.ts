@@ -19,7 +19,7 @@ export interface GuardedFetchOptions {
   idleTimeoutMs?: number;
 }
 
-export interface GuardedRequest {
+interface GuardedRequest {
   /** A longer answer is refused: by its header, or when the byte after the last one comes. */
   maxBytes: number;
   /** For all of it, the body included, in milliseconds. */
@@ -29,7 +29,7 @@ export interface GuardedRequest {
   headers?: Readonly<Record<string, string>>;
 }
 
-export interface GuardedResponse {
+interface GuardedResponse {
   /** Where the bytes come from, after redirects. */
   url: URL;
   headers: Readonly<Record<string, string | string[] | undefined>>;

@@ -2,7 +2,7 @@
 import { createServer } from "node:http";
 import { problemOf } from "./errors.ts";
 
-export interface HealthAnswer {
+interface HealthAnswer {
   status: number;
   body: string;
 }
@@ -16,7 +16,7 @@ export interface Health {
   problems(): string[];
 }
 
-export interface HealthServer extends Health, AsyncDisposable {
+interface HealthServer extends Health, AsyncDisposable {
   /** Until this is called the service is not ready, whatever the checks say. */
   started(): void;
   port: number | undefined;

@@ -11,7 +11,7 @@ export interface KeyedQueue extends AsyncDisposable {
   addAfter(key: string, afterMs: number): void;
 }
 
-export interface KeyedQueueOptions {
+interface KeyedQueueOptions {
   /** Keys in work at once. */
   concurrency: number;
   /** What it throws is logged, and the key comes back after a growing delay (0.5 s to 60 s). */

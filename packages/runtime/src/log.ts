@@ -4,7 +4,7 @@ import { type DestinationStream, type Logger, pino } from "pino";
 
 export type Log = Logger;
 
-export interface LogOptions {
+interface LogOptions {
   service: string;
   level?: string;
   destination?: DestinationStream;

@@ -17,14 +17,14 @@ export interface ServiceContext<Env> {
 }
 
 /** The parts of `process` that a service's `main.ts` hands over; only `main.ts` touches `process`. */
-export interface HostProcess {
+interface HostProcess {
   env: Record<string, string | undefined>;
   exitCode?: number | string | null | undefined;
   exit(code?: number): never;
   once(signal: "SIGTERM" | "SIGINT", listener: () => void): unknown;
 }
 
-export interface ServiceOptions<Schema extends z.ZodType> {
+interface ServiceOptions<Schema extends z.ZodType> {
   service: string;
   env: Schema;
   host: HostProcess;

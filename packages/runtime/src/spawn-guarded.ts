@@ -12,7 +12,7 @@ import { delimiter, join } from "node:path";
 import type { Writable } from "node:stream";
 import { PermanentError } from "./errors.ts";
 
-export interface SpawnGuardedOptions {
+interface SpawnGuardedOptions {
   cwd?: string;
   /** The child's whole environment; it inherits nothing else. `PATH` in it finds the command. */
   env: Record<string, string | undefined>;

@@ -31,7 +31,7 @@ import {
 const propagator = new W3CTraceContextPropagator();
 let contextManagerInstalled = false;
 
-export interface TelemetryOptions {
+interface TelemetryOptions {
   service: string;
   /** Directory for `<traceId>.jsonl`. */
   spansDir?: string | undefined;
@@ -43,7 +43,7 @@ export interface TelemetryOptions {
 
 export type SpanSink = (traceId: string, spans: readonly StoredSpan[]) => Promise<void>;
 
-export interface SpanOptions {
+interface SpanOptions {
   kind?: "internal" | "server" | "client" | "producer" | "consumer";
   attributes?: Attributes;
   /** W3C traceparent to continue; absent: the active span, or a new trace. `null`: a new trace. */

@@ -13,7 +13,7 @@ const sockets = [
 ];
 
 /** How to run a server in a container. The image is a setting, so that a machine without a registry can use its own. */
-export interface ContainerSpec {
+interface ContainerSpec {
   image: string;
   command: string[];
   port: number;

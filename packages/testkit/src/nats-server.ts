@@ -3,7 +3,7 @@ import { connect, type ConnectionOptions, type NatsConnection } from "@nats-io/t
 import { startContainer } from "./docker.ts";
 import { type ServerProcess, startServer } from "./server-process.ts";
 
-export interface NatsFixture extends AsyncDisposable {
+interface NatsFixture extends AsyncDisposable {
   /** `nats://127.0.0.1:<port>` */
   readonly url: string;
   connect(options?: ConnectionOptions): Promise<NatsConnection>;

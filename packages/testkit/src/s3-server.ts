@@ -3,7 +3,7 @@ import { CreateBucketCommand, S3Client } from "@aws-sdk/client-s3";
 import { startContainer } from "./docker.ts";
 import { type ServerProcess, startServer } from "./server-process.ts";
 
-export interface S3Fixture extends AsyncDisposable {
+interface S3Fixture extends AsyncDisposable {
   readonly endpoint: string;
   readonly region: string;
   readonly credentials: { accessKeyId: string; secretAccessKey: string };

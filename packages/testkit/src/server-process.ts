@@ -32,7 +32,7 @@ export interface ServerProcess extends AsyncDisposable {
   start(): Promise<void>;
 }
 
-export interface ServerCommand {
+interface ServerCommand {
   /** Name of the program in `.venv/bin`. */
   binary: string;
   /** Arguments of the program. `port` is 0 at the first start: any free one. */

@@ -1,7 +1,7 @@
 /** The servers and the simulated engine without vitest, for benchmarks and scripts. */
 export { baseName, basesDir, smollm2Dir } from "./base-dir.ts";
-export { type NatsFixture, spawnNatsServer, startNats } from "./nats-server.ts";
+export { spawnNatsServer, startNats } from "./nats-server.ts";
 export { type ProxyFixture, startProxy } from "./proxy.ts";
-export { type S3Fixture, spawnS3Server, startS3 } from "./s3-server.ts";
+export { spawnS3Server, startS3 } from "./s3-server.ts";
 export type { ServerProcess } from "./server-process.ts";
 export * from "./simulated-engine.ts";

@@ -14,7 +14,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { ProbeRecord } from "@loraline/contracts";
 
-export interface SimulatedEngineOptions {
+interface SimulatedEngineOptions {
   base: string;
   maxLoraRank?: number;
   /** Key that is required below /v1, as vLLM does when it is started with VLLM_API_KEY. */
@@ -22,7 +22,7 @@ export interface SimulatedEngineOptions {
 }
 
 /** Settings that a test may change at any time. */
-export interface SimulatedBehaviour {
+interface SimulatedBehaviour {
   loadDelayMs: number;
   probeDelayMs: number;
   healthDelayMs: number;

@@ -32,7 +32,7 @@ export interface TokenizeInput {
   /** Records for evaluation; null: some of the dataset's records are held out. */
   validation: DatasetManifest | null;
 }
-export interface TokenizeDeps {
+interface TokenizeDeps {
   /** Encodes the chunks' records to sequences, in the chunks' order. */
   encode(chunks: DatasetManifest["chunks"]): AsyncIterable<EncodedChunk>;
   objects: Objects;

@@ -52,7 +52,7 @@ export const assistant = (content: string, more: Partial<Message> = {}): Message
 
 /* --- Python --- */
 
-export type Asked =
+type Asked =
   | { seed: { instruction: string; input: string; output: string } }
   | { raw: string }
   | { plain: string }

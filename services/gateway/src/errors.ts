@@ -2,7 +2,7 @@
 import type { ErrorBody, ErrorCode, Problem } from "@loraline/contracts";
 import { natsFull, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
 
-export interface ErrorReply {
+interface ErrorReply {
   status: number;
   body: ErrorBody;
   retryAfterSeconds?: number;

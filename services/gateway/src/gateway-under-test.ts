@@ -263,7 +263,7 @@ export async function putReplica(bus: Bus, { adapters, ...report }: ReplicaState
 
 /* an engine that answers as vLLM does */
 
-export interface SimulatedRequest {
+interface SimulatedRequest {
   path: string;
   headers: IncomingHttpHeaders;
   body: Record<string, unknown>;

@@ -13,7 +13,7 @@ const modelsAtMost = 200;
 /** A model that nobody asked for this long gives its place to another. */
 const idleAfterMs = 60 * 60_000;
 
-export interface MeasuredModel {
+interface MeasuredModel {
   tenant: string;
   base: string;
   adapter: string | null;
@@ -21,7 +21,7 @@ export interface MeasuredModel {
   engineModel: string;
 }
 
-export interface ModelMetrics {
+interface ModelMetrics {
   begin(): void;
   /** Milliseconds. */
   firstByte(ms: number): void;
@@ -191,7 +191,7 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
   };
 }
 
-export interface MetricsServer extends AsyncDisposable {
+interface MetricsServer extends AsyncDisposable {
   readonly url: string;
 }
 

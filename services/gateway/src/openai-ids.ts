@@ -16,7 +16,7 @@ export const jobIdOf = (runId: string): string => `ftjob-${runId}`;
 /** undefined when it is none of our job ids. */
 export const runIdOf = suffixAfter("ftjob-");
 
-export interface VersionName {
+interface VersionName {
   base: string;
   tenant: string;
   adapter: string;

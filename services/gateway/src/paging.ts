@@ -1,12 +1,12 @@
 /** Pure: OpenAI's cursors. */
 import { badRequest } from "./errors.ts";
 
-export interface PageQuery {
+interface PageQuery {
   after: string | undefined;
   limit: number;
 }
 
-export interface Page<T> {
+interface Page<T> {
   object: "list";
   data: T[];
   has_more: boolean;

@@ -3,7 +3,7 @@ import { type Telemetry, traceparentOf } from "@loraline/runtime";
 import { context, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
 import type { FastifyReply, FastifyRequest, RouteHandlerMethod } from "fastify";
 
-export interface JoinedTrace {
+interface JoinedTrace {
   /** traceparent of the trace to continue, when the request brings none itself. */
   parent?: string | null;
   /** traceparents of other traces the request has to do with. */
@@ -14,7 +14,7 @@ export interface JoinedTrace {
 export type JoinTrace = (request: FastifyRequest, incoming: string | undefined) => Promise<JoinedTrace>;
 
 /** A valid incoming `traceparent`; undefined otherwise. */
-export function incomingTraceparent(request: FastifyRequest): string | undefined {
+function incomingTraceparent(request: FastifyRequest): string | undefined {
   const header = request.headers["traceparent"];
   return typeof header === "string" && /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/.test(header) ? header : undefined;
 }

@@ -2,7 +2,7 @@
 import type { ImportSource } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 
-export interface ListedFile {
+interface ListedFile {
   readonly path: string;
   readonly size: number;
   readonly sha256: string | undefined;

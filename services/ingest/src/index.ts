@@ -1,2 +1,2 @@
 export { importEnv, importSettingsOf } from "./import-env.ts";
-export { createIngestService, type IngestServiceDeps } from "./service.ts";
+export { createIngestService } from "./service.ts";

@@ -14,7 +14,7 @@ import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, type Telemetry } from "@loraline/runtime";
 import { ingestDataset, ingestKey, type IngestResult, type IngestSettings, type Upload } from "@loraline/datasets";
 
-export interface OnDatasetReceivedDeps {
+interface OnDatasetReceivedDeps {
   bus: Bus;
   objects: Objects;
   telemetry: Telemetry;

@@ -32,7 +32,7 @@ export interface ImportSettings {
   timeoutMs: number;
 }
 
-export interface OnImportRequestedDeps {
+interface OnImportRequestedDeps {
   bus: Bus;
   objects: Objects;
   telemetry: Telemetry;

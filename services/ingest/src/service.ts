@@ -16,7 +16,7 @@ import { defaultIngestSettings, type IngestSettings } from "@loraline/datasets";
 import { onDatasetReceived } from "./on-dataset-received.ts";
 import { createImportFetch, type ImportSettings, onImportRequested } from "./on-import-requested.ts";
 
-export interface IngestServiceDeps {
+interface IngestServiceDeps {
   bus: Bus;
   objects: Objects & Partial<StoreState>;
   telemetry: Telemetry;
@@ -24,7 +24,7 @@ export interface IngestServiceDeps {
   imports?: Partial<ImportSettings>;
 }
 
-export const defaultImportSettings: ImportSettings = {
+const defaultImportSettings: ImportSettings = {
   allow: [],
   hubEndpoint: defaultHubEndpoint,
   maxBytes: 20 * 1024 ** 3,

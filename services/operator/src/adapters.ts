@@ -19,7 +19,7 @@ import type { LineView } from "./line-view.ts";
 import { type Adapter, adapters } from "./resources.ts";
 import { createStatusWriter, isOlder } from "./write-status.ts";
 
-export interface AdaptersDeps {
+interface AdaptersDeps {
   kube: Kube;
   bus: Bus;
   line: LineView;
@@ -31,7 +31,7 @@ export interface AdaptersDeps {
   states: ReadonlyMap<string, AdapterState>;
 }
 
-export interface Adapters extends AsyncDisposable {
+interface Adapters extends AsyncDisposable {
   onResource(key: string, object: Adapter | undefined): void;
   /** Its versions, its alias, or where they are changed. */
   onAdapter(adapter: string): void;

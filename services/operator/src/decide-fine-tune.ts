@@ -16,14 +16,14 @@ import {
 import { conditionsOf, duration, type Milestone, type Said } from "./conditions.ts";
 
 /** On the run, so that whoever looks at it sees where it came from, and a run is found whose resource is gone. */
-export const marks = {
+const marks = {
   resource: `${crdGroup}/finetune`,
   uid: `${crdGroup}/finetune-uid`,
   /** Of the namespace: another cluster may have one of the same name on the same NATS. */
   namespaceUid: `${crdGroup}/namespace-uid`,
 } as const;
 
-export interface Origin {
+interface Origin {
   namespace: string;
   namespaceUid: string;
   name: string;

@@ -23,7 +23,7 @@ import { judgeWanted, requestRun, type RequestRunDeps } from "./request-run.ts";
 import { type FineTune, fineTunes } from "./resources.ts";
 import { createStatusWriter, isOlder } from "./write-status.ts";
 
-export interface FineTunesDeps extends RequestRunDeps {
+interface FineTunesDeps extends RequestRunDeps {
   kube: Kube;
   bus: Bus;
   log: Log;
@@ -32,7 +32,7 @@ export interface FineTunesDeps extends RequestRunDeps {
   states: ReadonlyMap<string, AdapterState>;
 }
 
-export interface FineTunes extends AsyncDisposable {
+interface FineTunes extends AsyncDisposable {
   onResource(key: string, object: FineTune | undefined): void;
   onRun(runId: string, run: RunState | undefined): void;
   onEngines(): void;

@@ -13,7 +13,7 @@ export interface LineView extends AsyncDisposable {
   subscribe(listener: LineListener): Disposable;
 }
 
-export interface LineListener {
+interface LineListener {
   onEngines(): void;
   /** A replica of this engine came, went, or became another. */
   onReplica(engine: string): void;

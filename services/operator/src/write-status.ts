@@ -16,7 +16,7 @@ interface Status {
 }
 type WithStatus<S extends Status> = KubernetesObject & { status?: S };
 
-export interface StatusWriter<S extends Status> {
+interface StatusWriter<S extends Status> {
   /** The object as it is now; undefined: not now, or it is gone. `afterMs`: when it may be written, where it was too soon. */
   write(object: WithStatus<S>, status: S): Promise<{ written: WithStatus<S> | undefined; afterMs?: number }>;
   forget(uid: string): void;

@@ -35,7 +35,7 @@
  */
 import type { ProbeRecord, Problem, Proof } from "@loraline/contracts";
 
-export interface ProofLimits {
+interface ProofLimits {
   /** What two correct implementations in bf16 differ by, as a constant and as a share of the effect. */
   agreement: number;
   agreementShare: number;

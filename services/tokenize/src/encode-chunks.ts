@@ -20,7 +20,7 @@ const usualLookMs = 2000;
 /** A chunk that was given up so often, without a rejection of the run, will not come. A chunk that waits behind others is not given up. */
 const mostTimesGivenUp = 20;
 
-export interface EncodeRun extends ChunkSettings {
+interface EncodeRun extends ChunkSettings {
   run: EventAddress;
   signal: AbortSignal;
   /** Number that differs between deliveries of the same request. */

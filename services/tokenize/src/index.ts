@@ -1,1 +1,1 @@
-export { createTokenizeService, type TokenizeServiceDeps } from "./service.ts";
+export { createTokenizeService } from "./service.ts";

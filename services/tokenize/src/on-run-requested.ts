@@ -37,7 +37,7 @@ import { needsNoTokens, rejectingCodes } from "./run-outcome.ts";
 import { judgeTemplate, tokenizeDataset, type TokenizeInput, tokenizeKey, type TokenizeResult } from "@loraline/tokens";
 import { tokenizeImport } from "./tokenize-import.ts";
 
-export interface OnRunRequestedDeps extends ChunkWorkDeps {
+interface OnRunRequestedDeps extends ChunkWorkDeps {
   telemetry: Telemetry;
   shardBytes: number;
 }

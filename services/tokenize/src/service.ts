@@ -9,7 +9,7 @@ import { onChunkRequested } from "./on-chunk-requested.ts";
 import { onRunRequested } from "./on-run-requested.ts";
 import { needsNoTokens } from "./run-outcome.ts";
 
-export interface TokenizeServiceDeps {
+interface TokenizeServiceDeps {
   bus: Bus;
   objects: Objects & Partial<StoreState>;
   telemetry: Telemetry;

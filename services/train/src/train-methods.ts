@@ -2,7 +2,7 @@
 import { type BlobRef, byMethod, type Method, type MethodTable, type TrainerSpec } from "@loraline/contracts";
 import { adapterFiles } from "@loraline/models";
 
-export interface TrainMethod {
+interface TrainMethod {
   /** Beside the tokens: blobs to fetch, and where they go below the trainer's folder. */
   files: { blob: BlobRef; path: string }[];
   /** `method` of the trainer's spec.json. */

@@ -14,7 +14,7 @@ import { promisify } from "node:util";
 import { type SpanCollector, startSpanCollector } from "./span-collector.ts";
 
 export const root = join(import.meta.dirname, "../../..");
-export const chart = join(root, "helm/loraline");
+const chart = join(root, "helm/loraline");
 export const binDir = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
 /** Folder of the node that up.sh starts; the ids of its processes stand in PART.pid. */
 const nodeDir = join(root, ".cache/cluster");

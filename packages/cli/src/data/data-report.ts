@@ -2,7 +2,7 @@
 import type { DatasetReport, Lengths, Rejection, Sample, TokenReport } from "@loraline/contracts";
 import { bold, dim, green, marksTrained, red, wrap, yellow } from "../terminal.ts";
 
-export interface CheckedData {
+interface CheckedData {
   report: DatasetReport;
   rejections: readonly Rejection[];
   /** undefined: no base was named. */
@@ -58,7 +58,7 @@ export function describeSample({ line, format, segments }: Sample): string[] {
 }
 
 /** Marks text as trained. Each line is marked by itself, because some terminals end a colour at the end of a line. */
-export const trained = (text: string): string =>
+const trained = (text: string): string =>
   text
     .split("\n")
     .map((line) => (line === "" ? "" : marksTrained ? green(line) : `⟦${line}⟧`))

@@ -3,7 +3,7 @@ import { type CodeEntry, codeAreas, explainCode } from "@loraline/contracts";
 import { type AddCommands, examples } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 
-export type Explained = CodeEntry & { code: string; area: string; where: string };
+type Explained = CodeEntry & { code: string; area: string; where: string };
 
 const mendedBy = { user: "you", operator: "whoever runs the servers", developer: "whoever changes the code" } as const;
 

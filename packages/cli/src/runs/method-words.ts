@@ -1,7 +1,7 @@
 /** What a run does, in words, for each method of the run spec. Pure. */
 import { byMethod, type MethodTable, type RunSpec } from "@loraline/contracts";
 
-export interface MethodWords {
+interface MethodWords {
   /** What the run does before it is tokenized. */
   requested: string;
   /** What it works with: pairs of a name and a value. */

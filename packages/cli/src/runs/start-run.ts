@@ -13,7 +13,7 @@ import { readRunFile, type RunFile } from "./run-file.ts";
 import { describeRun, modelOf } from "./show-run.ts";
 import { type Terminal, writeJson, writeLine } from "../terminal.ts";
 
-export interface RunRequest {
+interface RunRequest {
   file: string;
   validation?: string | undefined;
   /** Of both files. */

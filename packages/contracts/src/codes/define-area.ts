@@ -11,7 +11,7 @@ export interface CodeEntry {
   readonly remedy: string;
 }
 
-export interface CodeArea<Code extends string = string> {
+interface CodeArea<Code extends string = string> {
   readonly title: string;
   /** The packages and services that raise these codes. */
   readonly where: string;

@@ -2,7 +2,7 @@
 import type { z } from "zod";
 import { adapterName, digestHex, tenantName, ulid } from "../names.ts";
 
-export const nouns = { dataset: ulid, run: ulid, adapter: adapterName, chunk: digestHex } as const;
+const nouns = { dataset: ulid, run: ulid, adapter: adapterName, chunk: digestHex } as const;
 export type Noun = keyof typeof nouns;
 
 export interface EventDef<Type extends string = string, Data extends z.ZodType = z.ZodType> {

@@ -7,7 +7,7 @@ import * as e from "./events.ts";
 import { type BucketDef, buckets, type ConsumerDef, consumers, deadLetterSubject, type StreamDef, streams } from "./streams.ts";
 
 /** `permissions` of a user in the server's configuration. */
-export interface NatsPermissions {
+interface NatsPermissions {
   publish: { allow: string[] };
   subscribe: { allow: string[] };
 }

@@ -188,4 +188,3 @@ export const chartValues = z.strictObject({
   }),
   podDisruptionBudget: z.strictObject({ enabled: z.boolean() }),
 });
-export type ChartValues = z.infer<typeof chartValues>;

@@ -23,7 +23,7 @@ export const traceparentAnnotation = `${crdGroup}/traceparent`;
 const mapping = datasetMapping.optional().describe("How its rows are read; absent: each row's format is detected.");
 
 /** Where a FineTune's records come from. */
-export const datasetOfResource = z
+const datasetOfResource = z
   .strictObject({
     id: ulid.optional().describe("A dataset that is there already."),
     source: importSource.optional().describe("Fetched by the server: a URL, or a dataset of the hub."),
@@ -70,7 +70,7 @@ const heldOutLoss = z
   .object({ base: z.string(), adapter: z.string() })
   .describe("Loss (natural logarithm, per token) on the rows held out.");
 
-export const fineTunePhases = [
+const fineTunePhases = [
   "Pending",
   "Requested",
   "Tokenized",
@@ -84,7 +84,7 @@ export const fineTunePhases = [
 ] as const;
 export type FineTunePhase = (typeof fineTunePhases)[number];
 
-export const fineTuneStatus = z.object({
+const fineTuneStatus = z.object({
   observedGeneration: z.int().optional(),
   phase: z.enum(fineTunePhases).optional().describe("The run's phase. Pending: not asked for yet; the condition Accepted says why."),
   message: z.string().optional().describe("What it waits for, or why it ended."),
@@ -112,7 +112,7 @@ export const fineTuneStatus = z.object({
 });
 export type FineTuneStatus = z.infer<typeof fineTuneStatus>;
 
-export const adapterResourceSpec = z.strictObject({
+const adapterResourceSpec = z.strictObject({
   version: z
     .int()
     .min(1)
@@ -140,7 +140,7 @@ const asked = z.object({
   keepSeq: z.int().optional(),
 });
 
-export const adapterStatus = z.object({
+const adapterStatus = z.object({
   observedGeneration: z.int().optional(),
   base: z.string().optional(),
   engine: z.string().optional(),

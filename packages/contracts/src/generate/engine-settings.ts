@@ -3,7 +3,7 @@ import { z } from "zod";
 import { engineRecord } from "../engine.ts";
 
 /** vLLM takes these and no others; an adapter of rank 24 needs 32. */
-export const engineRanks = [1, 8, 16, 32, 64, 128, 256, 320, 512] as const;
+const engineRanks = [1, 8, 16, 32, 64, 128, 256, 320, 512] as const;
 
 export const engineSettings = z.strictObject({
   engine: z

@@ -71,7 +71,7 @@ const idDescriptions = {
 } as const;
 
 /** The document a NATS client needs: subjects, payloads, and which stream and consumers stand behind them. */
-export function asyncApi(): Json {
+function asyncApi(): Json {
   return {
     asyncapi: "3.0.0",
     info: {

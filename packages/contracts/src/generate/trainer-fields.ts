@@ -30,7 +30,7 @@ function fieldsOf(section: z.ZodObject, errors: Readonly<Record<string, string>>
   );
 }
 
-export interface TrainerSection {
+interface TrainerSection {
   /** Field to its JSON Schema; `error`: what to say of a value that does not fit it. */
   fields: Record<string, Json>;
   /** Fields of the class that are none of ours. */
@@ -41,7 +41,7 @@ export interface TrainerSection {
   ownFields: Readonly<Record<string, string>>;
 }
 
-export interface TrainerFields {
+interface TrainerFields {
   lora: TrainerSection;
   training: TrainerSection;
   schedules: typeof schedules;

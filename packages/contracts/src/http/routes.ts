@@ -65,7 +65,7 @@ export const routeTags = {
   "Failed messages": { openai: false, description: "Messages that could not be processed (dead letters)." },
   Server: { openai: false, description: "The server itself; needs no key." },
 } as const satisfies Record<string, { openai: boolean; description: string }>;
-export type RouteTag = keyof typeof routeTags;
+type RouteTag = keyof typeof routeTags;
 
 export interface HttpRoute {
   readonly method: "GET" | "POST" | "PUT" | "DELETE";

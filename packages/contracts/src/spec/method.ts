@@ -21,7 +21,6 @@ export const adapterImport = z
     any_base: z.boolean().optional().describe("Serve it although its config names another base: the same one under another name."),
   })
   .describe("A LoRA in PEFT's layout, served instead of training one: it is judged, made canonical, and proven by probes made here.");
-export type AdapterImport = z.infer<typeof adapterImport>;
 
 const supervised = z.strictObject({ type: z.literal("supervised") });
 const imported = z.strictObject({ type: z.literal("import"), ...adapterImport.shape });

@@ -4,7 +4,7 @@ import type { Refusal } from "../formats/detect.ts";
 export type Container = "jsonl" | "json-array" | "csv" | "tsv" | "parquet" | "arrow";
 
 /** Where a row is: `line` stands in records and rejections, `place` in messages for people, such as `element 3 (line 7)`. */
-export interface RowPlace {
+interface RowPlace {
   readonly line: number;
   readonly place: string;
 }

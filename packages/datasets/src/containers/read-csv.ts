@@ -11,7 +11,7 @@ import { parseExact } from "./exact-json.ts";
 import { type RawRow, refused, rowTooLarge } from "./raw-rows.ts";
 import { notText } from "./split-rows.ts";
 
-export type Delimiter = "," | "\t" | ";" | "|";
+type Delimiter = "," | "\t" | ";" | "|";
 const delimiters: readonly Delimiter[] = ["\t", ",", ";", "|"];
 
 const newline = 0x0a;

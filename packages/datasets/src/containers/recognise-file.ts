@@ -2,7 +2,7 @@
 
 export type Encoding = "utf-8" | "utf-16le" | "utf-16be";
 
-export type Recognised =
+type Recognised =
   | { readonly is: "gzip" | "zstd" | "parquet" | "arrow-file" | "arrow-stream" }
   /** `skip`: length of the byte order mark, in bytes. */
   | { readonly is: "text"; readonly encoding: Encoding; readonly skip: number }

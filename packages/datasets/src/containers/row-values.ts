@@ -6,14 +6,14 @@ import { type RawRow, rowTooLarge } from "./raw-rows.ts";
 import { notText } from "./split-rows.ts";
 
 /** A number by its digits: a decimal, or an integer of any size. */
-export class Digits {
+class Digits {
   readonly text: string;
   constructor(text: string) {
     this.text = text;
   }
 }
 /** Bytes that are not text, such as an image. They become an object, so a field that must be text is refused. */
-export class Binary {
+class Binary {
   readonly bytes: number;
   constructor(bytes: number) {
     this.bytes = bytes;

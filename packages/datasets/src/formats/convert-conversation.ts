@@ -212,7 +212,7 @@ function textOf(
 /* --- images --- */
 
 /** @returns URL, path or data URI of an image; undefined: the value has none. */
-export function refOf(image: unknown): string | undefined {
+function refOf(image: unknown): string | undefined {
   if (typeof image === "string") return isBlank(image) ? undefined : image;
   if (!isObject(image)) return undefined;
   const named = image.url ?? image.path ?? image.image_url;

@@ -41,9 +41,9 @@ export interface Detected {
 export const isRefusal = (value: Detected | Refusal): value is Refusal => "code" in value;
 
 /** The same row with numbers spelled as in the file. Only fields that are kept as JSON text need it. */
-export type ExactRow = () => unknown;
+type ExactRow = () => unknown;
 
-export interface DetectorOptions {
+interface DetectorOptions {
   readonly mapping?: DatasetMapping | null | undefined;
   /**
    * Classes of the file, which a classification's prompt lists; null: too many to list; undefined: they have not been counted, and

@@ -4,7 +4,7 @@
  */
 import { templatePlaceholder } from "@loraline/contracts";
 
-export type Language = "zh" | "en";
+type Language = "zh" | "en";
 
 /* --- templates --- */
 

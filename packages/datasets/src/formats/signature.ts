@@ -38,7 +38,7 @@ export function tagOf(value: unknown): string {
 /** In CSV a missing value is an empty text. */
 export const isNothing = (value: unknown): boolean => value === undefined || value === null || value === "";
 
-export interface Type<T> {
+interface Type<T> {
   readonly called: string;
   /** The letters of the values that fit this type. */
   readonly tags: string;
@@ -61,7 +61,7 @@ export const textListOrObject = type<string | readonly unknown[] | Row>("text, a
 
 /* --- signatures --- */
 
-export interface Field<T = unknown, Optional extends boolean = boolean> {
+interface Field<T = unknown, Optional extends boolean = boolean> {
   /** Other spellings of the field's name, best first. The name itself may be among them, if other spellings are more specific. */
   readonly spellings: readonly string[];
   readonly type: Type<T>;

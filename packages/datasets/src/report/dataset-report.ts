@@ -17,7 +17,7 @@ const languageRecords = 20_000;
 /** Most questions of triples that are remembered, to be compared with later ones. */
 const mostTriples = 200_000;
 
-export interface ReportBuilder {
+interface ReportBuilder {
   add(batch: { records: readonly Rec[]; rejections: readonly Rejection[] }): Promise<void>;
   /** @returns the report so far; `allRejections` is the reference of the object with every rejection. */
   report(allRejections: BlobRef | null): DatasetReport;

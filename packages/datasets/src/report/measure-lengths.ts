@@ -1,7 +1,7 @@
 /** A distribution of lengths in bounded memory. Pure. */
 import type { Lengths } from "@loraline/contracts";
 
-export interface LengthCounter {
+interface LengthCounter {
   add(length: number): void;
   /** @returns the distribution; null: nothing was added. */
   lengths(): Lengths | null;

@@ -21,7 +21,7 @@ export interface AddedToken {
   readonly normalized: boolean;
 }
 
-export interface ByteLevelBpe {
+interface ByteLevelBpe {
   /**
    * Makes an encoder that finds these tokens in texts as a whole; undefined when that cannot be done exactly. The encoder returns
    * undefined for a text that it does not support.

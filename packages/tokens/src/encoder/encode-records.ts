@@ -12,7 +12,7 @@ export { ignored, type Sequence } from "./encode-pieces.ts";
 
 export type TokenizeSpec = RunSpec["tokenize"];
 
-export interface Reason {
+interface Reason {
   readonly code: string;
   readonly message: string;
   readonly tokens: number;

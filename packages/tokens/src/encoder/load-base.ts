@@ -8,7 +8,7 @@ import { PermanentError } from "@loraline/runtime/errors";
 import { z } from "zod";
 import { createEncoder, type Encoder, type EncoderOptions } from "./encoder.ts";
 
-export interface SpecialTokens {
+interface SpecialTokens {
   bos: string | null;
   eos: string | null;
   pad: string | null;

@@ -5,9 +5,9 @@ import { Field, Int32, List, makeData, RecordBatch, RecordBatchStreamWriter, Sch
 import type { z } from "zod";
 import type { SequenceStore } from "./sequence-store.ts";
 
-export type TokenShard = z.infer<typeof tokenShard>;
+type TokenShard = z.infer<typeof tokenShard>;
 
-export interface ShardOptions {
+interface ShardOptions {
   store: SequenceStore;
   /** Sequences of each row, by their index in the store. */
   rows: Iterable<ArrayLike<number> & Iterable<number>>;

@@ -6,7 +6,7 @@ import type { Base } from "../encoder/load-base.ts";
 import { type ChatTemplate, recogniseTemplate } from "./recognise-template.ts";
 import { createJinja } from "./render-jinja.ts";
 
-export type EngineTemplate = Pick<EngineRecord, "templateDigest" | "template" | "templateProbe">;
+type EngineTemplate = Pick<EngineRecord, "templateDigest" | "template" | "templateProbe">;
 
 const asked: TemplateProbe["messages"] = [
   { role: "system", content: "Be brief." },

@@ -19,7 +19,7 @@ export type Json =
 /** Marks numbers for Loraline's patch of @huggingface/jinja; see patches/. */
 const written = Symbol.for("loraline.pythonNumber");
 /** A number that JavaScript cannot hold or prints differently. Holds Python's spelling. */
-export interface PythonNumber {
+interface PythonNumber {
   readonly [written]: string;
 }
 export const isPythonNumber = (value: Json): value is PythonNumber => typeof value === "object" && value !== null && written in value;

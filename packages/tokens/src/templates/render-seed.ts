@@ -12,7 +12,7 @@ import type { Rec } from "@loraline/contracts";
 /** The system prompt that `process_func` puts on every record. */
 export const seedSystem = "现在你要扮演皇帝身边的女人--甄嬛";
 
-export interface SeedRow {
+interface SeedRow {
   prompt: string;
   answer: string;
 }

@@ -40,7 +40,7 @@ export interface Admission {
   end(tokens: number): void;
 }
 
-export interface LimitedRequest {
+interface LimitedRequest {
   tenant: string;
   /** null: the base itself. */
   adapter: string | null;

@@ -8,7 +8,7 @@ import type { Log } from "@loraline/runtime";
 /** An answer that took longer says too little about when it was given. */
 const slowestAnswerMs = 1000;
 
-export interface ServerClock extends Disposable {
+interface ServerClock extends Disposable {
   /** Milliseconds since the epoch. */
   now(): number;
 }

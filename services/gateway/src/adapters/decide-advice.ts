@@ -1,7 +1,7 @@
 /** Pure: what would make an engine serve its adapters better, in words an operator can act on. */
 import type { EngineRecord } from "@loraline/contracts";
 
-export interface Advice {
+interface Advice {
   level: "warn" | "info";
   code: string;
   message: string;

@@ -9,7 +9,7 @@ const followedWithinMs = 3000;
 /** Code and words for a command that nobody followed in time. */
 export type Unfollowed = (adapter: AdapterState) => { code: string; message: string };
 
-export interface CommandFollower {
+interface CommandFollower {
   /** undefined: the tenant has no adapter of this name. */
   adapter(tenant: string, name: string): Promise<AdapterState | undefined>;
   /**

@@ -18,7 +18,7 @@ const connectWithinMs = 2000;
 const maxTries = 3;
 const maxErrorLength = 64 * 1024;
 
-export interface AdmittedRequest {
+interface AdmittedRequest {
   path: InferencePath;
   body: InferenceBody;
   routed: Routed;
@@ -27,7 +27,7 @@ export interface AdmittedRequest {
   reply: FastifyReply;
 }
 
-export interface ReplicaAsker extends AsyncDisposable {
+interface ReplicaAsker extends AsyncDisposable {
   /** Resolves when the answer is sent, or when a stream of it has begun, which then ends by itself. */
   answer(admitted: AdmittedRequest): Promise<void>;
 }

@@ -49,7 +49,7 @@ function tokensOf(json: string): TokenCount | undefined {
   }
 }
 
-export interface EventFilter {
+interface EventFilter {
   /** The bytes that go on to the client now; empty when a line is not complete yet. */
   push(chunk: Buffer): Buffer;
   /** The bytes that are left when the engine has ended. */

@@ -2,7 +2,7 @@
 import type { IncomingHttpHeaders } from "node:http";
 import { Agent, type Dispatcher } from "undici";
 
-export interface EngineQuestion {
+interface EngineQuestion {
   /** Base URL of the replica. */
   url: string;
   /** Below it, without a slash in front. */
@@ -34,7 +34,7 @@ export interface RunningQuestion {
   abort(reason: Error): void;
 }
 
-export interface EngineClient extends AsyncDisposable {
+interface EngineClient extends AsyncDisposable {
   ask(question: EngineQuestion): RunningQuestion;
 }
 

@@ -3,7 +3,7 @@ import type { FastifyReply } from "fastify";
 import { brokeOffEvent, createEventFilter, type Renaming, type TokenCount } from "./engine-answer.ts";
 import type { EngineReader } from "./engine-client.ts";
 
-export interface StreamOptions {
+interface StreamOptions {
   renaming: Renaming;
   hideUsage: boolean;
   /** Called once. `events`: the engine's count never came, and so many events were passed on. */

@@ -10,7 +10,7 @@ const samplesKept = 1024;
 /** Totals of a name without requests for this long are dropped, because every version has a name of its own. */
 const forgottenAfterMs = 60 * 60_000;
 
-export interface TrafficRequest {
+interface TrafficRequest {
   /** The engine's answer begins: its status and headers are here. Later calls do nothing. */
   firstByte(): void;
   /**

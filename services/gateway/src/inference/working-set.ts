@@ -3,7 +3,7 @@ import type { Bus } from "@loraline/bus";
 import { buckets } from "@loraline/contracts";
 
 /** The working set is what was asked within this. */
-export const workingSetMs = 5 * 60_000;
+const workingSetMs = 5 * 60_000;
 
 export interface WorkingSet {
   /** LoRA names by engine, asked for within `workingSetMs`; the base's own name is none. */

@@ -35,7 +35,7 @@ const statusOf = { importing: "uploaded", received: "uploaded", ingested: "proce
 
 const blobsOf = ({ blob, parts }: DatasetState): BlobRef[] => (blob === null ? [] : [blob, ...parts.map((part) => part.blob)]);
 
-export function fileObjectOf(dataset: DatasetState): FileObject {
+function fileObjectOf(dataset: DatasetState): FileObject {
   return {
     id: fileIdOf(dataset.datasetId),
     object: "file",

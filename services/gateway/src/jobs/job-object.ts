@@ -16,7 +16,7 @@ import { baseLearningRate, jobParamOf } from "./run-spec-from-job.ts";
 const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
 
 /** `trained` is still running: the job ends when the adapter answers, proven. */
-export const jobStatusOf: Readonly<Record<RunPhase, JobObject["status"]>> = {
+const jobStatusOf: Readonly<Record<RunPhase, JobObject["status"]>> = {
   requested: "validating_files",
   tokenized: "queued",
   queued: "queued",

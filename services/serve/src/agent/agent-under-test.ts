@@ -71,7 +71,7 @@ export const proof: Proof = {
   provenAt: "2026-01-01T00:00:00.000Z",
 };
 
-export interface TestClock extends Clock {
+interface TestClock extends Clock {
   /** Lets this many ms pass, and what is then due happen. */
   pass(ms: number): Promise<void>;
 }

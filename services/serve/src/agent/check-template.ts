@@ -6,7 +6,7 @@ import type { EngineRecord, Problem } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 import { EngineRefusedError, type LoraEngine } from "../engines/lora-engine.ts";
 
-export interface TemplateCheckDeps {
+interface TemplateCheckDeps {
   client: Pick<LoraEngine, "renderTemplate" | "detokenize">;
   base: string;
   /** undefined: the engine is not registered yet. */

@@ -10,7 +10,7 @@ export interface LeaveLimits {
 }
 export const leaveLimits: LeaveLimits = { mostMs: 75_000, unknownMs: 20_000, pollMs: 200 };
 
-export interface DrainDeps {
+interface DrainDeps {
   engine: { readonly ready: boolean; readonly incarnation: string };
   /** Writes the replica's report, which then says that it is leaving. False: it could not be written. */
   announce(): Promise<boolean>;
@@ -23,7 +23,7 @@ export interface DrainDeps {
   limits?: LeaveLimits;
 }
 
-export interface Drain {
+interface Drain {
   /** The engine process that runs now is about to be ended. */
   isLeaving(): boolean;
   /** Resolves with what came of it, in words. Calls that come while one is waiting share its answer. */

@@ -6,7 +6,7 @@ import type { Problem } from "@loraline/contracts";
 import type { AdapterMemory } from "./adapters/adapter-memory.ts";
 import type { WantedSet } from "./adapters/wanted-set.ts";
 
-export interface Readiness {
+interface Readiness {
   /** The engine answers. When it is a process that was not seen before, what is wanted now is waited for. */
   engineReady(): void;
   /** Why the replica is not ready, in words; undefined: it is. */

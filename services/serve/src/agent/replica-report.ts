@@ -11,7 +11,7 @@ const concurrency = 16;
 /** After this long without a heartbeat the controller may have cleared away what was written, so all of it is written again. */
 const rewriteAfterMs = 5 * 60_000;
 
-export interface ReplicaReporter {
+interface ReplicaReporter {
   /** What is held of this adapter (`<tenant>.<adapter>`) may have changed. Resolves when it is written, or could not be written. */
   changed(adapterKey: string): Promise<void>;
   /** Writes the heartbeat, and tries again what could not be written. Resolves with false when the heartbeat could not be written; the next one tries again. */

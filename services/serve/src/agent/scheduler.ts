@@ -6,7 +6,7 @@ import type { AgentAction } from "./adapters/decide-adapters.ts";
 import type { VersionRank } from "../version-rank.ts";
 import type { Clock } from "./clock.ts";
 
-export interface SchedulerLimits {
+interface SchedulerLimits {
   /** Adapters worked on at once; the engine itself takes one step at a time. */
   concurrency: number;
   /** How many of these may have failed before: the others are not kept waiting by them. */
@@ -21,7 +21,7 @@ export const schedulerLimits: SchedulerLimits = { concurrency: 4, retriesAtOnce:
 /** What is done about an adapter: an action that is not only waiting. */
 export type AgentStep = Exclude<AgentAction, { kind: "wake" }>;
 
-export interface SchedulerDeps {
+interface SchedulerDeps {
   clock: Clock;
   rankOf(loraName: string): VersionRank;
   /** What is to be done about a name now; undefined: nothing until the name is considered again. */
@@ -37,7 +37,7 @@ export interface SchedulerDeps {
   limits?: SchedulerLimits;
 }
 
-export interface Scheduler extends AsyncDisposable {
+interface Scheduler extends AsyncDisposable {
   /** Something about these names may have changed. Names that are considered in one turn of the event loop are decided together. */
   consider(loraNames: Iterable<string>): void;
   /** LoRA names that are worked on, with the time since when, ms since the epoch. */

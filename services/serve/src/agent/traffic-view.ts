@@ -9,7 +9,7 @@ const forgottenAfterMs = 60_000;
 /** A gateway follows a change of routing within this time. */
 const routingLagMs = 1000;
 
-export interface TrafficView {
+interface TrafficView {
   /**
    * Requests to a LoRA name on this replica. `none` only when every gateway has said so, in a report from after `since` (when
    * the name was taken out of routing, ms since the epoch); `unknown` when one has not yet, fell silent, or none is known.

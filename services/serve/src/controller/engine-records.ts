@@ -12,7 +12,7 @@ export function withWhatWasKnown<R extends Omit<EngineRecord, "updatedAt">>(desc
   return { ...described, base, modules, template, templateDigest, templateProbe };
 }
 
-export interface BasesWatchDeps {
+interface BasesWatchDeps {
   engines: Pick<KvBucket<EngineRecord>, "put">;
   /** Those with a problem are looked after. */
   records: readonly EngineRecord[];

@@ -46,7 +46,7 @@ export async function createReplicas({ bus, signal }: { bus: Pick<Bus, "bucket">
   };
 }
 
-export interface SweepDeps {
+interface SweepDeps {
   table: Pick<ReplicaTable, "entries" | "forget" | "orphans" | "drop">;
   replicas: Pick<KvBucket<ReplicaReport>, "get">;
   holdings: Pick<KvBucket<ReplicaHolding>, "clear">;

@@ -2,7 +2,7 @@
 import { expect } from "vitest";
 import type { LoraEngine } from "./lora-engine.ts";
 
-export interface EngineToTry {
+interface EngineToTry {
   /** A client of an engine that runs and holds no adapters. */
   engine: LoraEngine;
   /** Name of its base. */

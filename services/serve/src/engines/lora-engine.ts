@@ -8,7 +8,7 @@
  */
 
 /** A model as the engine lists it. */
-export interface ListedModel {
+interface ListedModel {
   /** Name that it is asked for by. */
   name: string;
   /** Folder it was loaded from; null: the engine does not say. */

@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
-export interface CgroupMemory {
+interface CgroupMemory {
   /** Processes that the kernel killed in this cgroup because its memory was used up, since it exists. */
   oomKills: number;
   /** Bytes; undefined: no limit of its own. */

@@ -1,7 +1,7 @@
 /** Lines of a file that another process is still writing. */
 import { type FileHandle, open } from "node:fs/promises";
 
-export interface LineFollower extends AsyncDisposable {
+interface LineFollower extends AsyncDisposable {
   /** The lines completed since the last call; a line that is still being written comes later. */
   read(): Promise<string[]>;
 }

@@ -13,7 +13,7 @@ export interface Outbox {
   drained(): Promise<void>;
 }
 
-export interface OutboxDeps {
+interface OutboxDeps {
   bus: Pick<Bus, "publish">;
   at: EventAddress;
   /** Carried by every event. */

@@ -3,7 +3,7 @@ import { type ProgressLine, progressLine, runProgress } from "@loraline/contract
 import type { Log, Telemetry } from "@loraline/runtime";
 import type { Outbox } from "./outbox.ts";
 
-export interface ProgressRelayDeps {
+interface ProgressRelayDeps {
   runId: string;
   attempt: number;
   /** Step that this attempt began at. */

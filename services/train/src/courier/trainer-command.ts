@@ -30,4 +30,4 @@ export function trainerArgs(
 }
 
 /** In a JobSet's network: pod 0 of its one replicated Job; see jobset-manifest.ts. */
-export const firstNodeOf = (name: string): string => `${name}-node-0-0.${name}`;
+const firstNodeOf = (name: string): string => `${name}-node-0-0.${name}`;

@@ -17,7 +17,7 @@ export interface CheckpointUploads {
   newestStep(): number;
 }
 
-export interface CheckpointUploadsDeps {
+interface CheckpointUploadsDeps {
   /** The trainer's `checkpoints/`. */
   dir: string;
   tenant: string;

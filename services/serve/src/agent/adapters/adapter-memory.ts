@@ -15,7 +15,7 @@ export interface RememberedAdapter extends HeldAdapter {
   at: string;
 }
 
-export interface LeavingAdapter extends Leaving {
+interface LeavingAdapter extends Leaving {
   /** Unloads that failed. */
   attempts: number;
   /** Why the last unload failed. */

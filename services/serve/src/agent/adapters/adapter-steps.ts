@@ -130,7 +130,7 @@ export function faultOf(error: unknown, loraName: string): Fault {
   return { of: error instanceof PermanentError && problem.code.startsWith("OBJECT_") ? "unknown" : "replica", problem };
 }
 
-export const attributesOf = ({ tenant, adapter, version, digest, loraName }: WantedAdapter): Record<string, string | number> => ({
+const attributesOf = ({ tenant, adapter, version, digest, loraName }: WantedAdapter): Record<string, string | number> => ({
   "loraline.tenant": tenant,
   "loraline.adapter": adapter,
   "loraline.version": version,

@@ -10,7 +10,7 @@ import type { LoadEvents } from "./load-events.ts";
 import type { AgentStep } from "../scheduler.ts";
 import type { WantedSet } from "./wanted-set.ts";
 
-export interface AdapterWorkDeps {
+interface AdapterWorkDeps {
   steps: AdapterSteps;
   engine: Pick<EngineObserver, "look" | "observed" | "incarnation">;
   wanted: Pick<WantedSet, "adapters">;

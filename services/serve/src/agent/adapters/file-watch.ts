@@ -8,7 +8,7 @@ const fileGraceMs = 60_000;
 /** Adapters whose files are looked at in one look: each costs two system calls. */
 const filesPerLook = 256;
 
-export interface FileWatch {
+interface FileWatch {
   /** Looks at the next adapters in turn; after the last of them, clears files away. */
   look(): Promise<void>;
 }

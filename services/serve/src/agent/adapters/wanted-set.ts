@@ -48,7 +48,7 @@ export function createWantedSet({ engine, replica }: { engine: string; replica: 
 }
 
 /** What the state of one adapter wants of one replica: its desired versions, except those that are placed on other replicas. */
-export const wantedOf = (state: AdapterState, replica: string): WantedAdapter[] =>
+const wantedOf = (state: AdapterState, replica: string): WantedAdapter[] =>
   state.versions
     .filter(({ status, replicas }) => status === "desired" && (replicas?.includes(replica) ?? true))
     .map((version) => ({

@@ -18,7 +18,7 @@ export interface Canaries {
   onDue(follower: (key: string) => void): void;
 }
 
-export interface CanaryDeps extends AdapterEventDeps {
+interface CanaryDeps extends AdapterEventDeps {
   adapters: Pick<KvBucket<AdapterState>, "change">;
   /** Replicas of the adapter's engine. They must be known already, or every canary would seem to be proven nowhere. */
   replicas: (of: AdapterState) => Iterable<ReplicaState>;

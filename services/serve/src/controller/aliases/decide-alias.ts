@@ -15,7 +15,7 @@ export interface AliasCommand {
   seq: number;
 }
 
-export type AliasDecision =
+type AliasDecision =
   | { kind: "move"; state: AdapterState }
   /** The version was retired: it is loaded again first, and `decideAwaiting` moves the alias when it is proven. */
   | { kind: "await"; state: AdapterState }

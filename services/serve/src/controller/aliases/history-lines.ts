@@ -14,7 +14,7 @@ export interface Cause {
 }
 
 /** Lines that are kept: an entry must not grow for ever. */
-export const linesKept = 300;
+const linesKept = 300;
 
 /** Number of the last line, from 1; what was written before lines had numbers has all of them. */
 export const lastLine = ({ history }: AdapterState): number => history.at(-1)?.n ?? history.length;

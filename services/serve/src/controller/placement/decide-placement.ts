@@ -24,7 +24,7 @@ export interface Placed {
   problem: Problem | null;
 }
 
-export interface PlacementInput {
+interface PlacementInput {
   engine: string;
   versions: readonly PlacedVersion[];
   /** Every replica that is expected to serve; one that restarts is still one. */

@@ -5,7 +5,7 @@ import type { AdapterVersion, ReplicaAdapter, ReplicaState } from "@loraline/con
 export const replicaFreshMs = 15_000;
 
 /** A replica that should hold the version. `report`: what it says of these very bytes under the version's name. */
-export interface Holder {
+interface Holder {
   replica: string;
   report: ReplicaAdapter | undefined;
 }

@@ -21,7 +21,7 @@ import { awaitedReplica, decideConvergence, decideWaiting } from "./decide-conve
 import type { Keeper } from "./keep-versions.ts";
 import { recordConvergence } from "./record-convergence.ts";
 
-export interface ConvergenceDeps extends AdapterEventDeps {
+interface ConvergenceDeps extends AdapterEventDeps {
   adapters: KvBucket<AdapterState>;
   /** Every adapter as it is known now. */
   states: Pick<WatchedTable<AdapterState>, "get">;
@@ -32,7 +32,7 @@ export interface ConvergenceDeps extends AdapterEventDeps {
   log: Log;
 }
 
-export interface Convergence extends ReplicaFollower, AsyncDisposable {
+interface Convergence extends ReplicaFollower, AsyncDisposable {
   /** To be called with every change of an adapter. */
   onAdapter(key: string, state: AdapterState | undefined, before: AdapterState | undefined): void;
   /** Something about this adapter may be due. */

@@ -78,7 +78,7 @@ export function wantVersion(state: AdapterState, version: number, cause: Cause, 
 }
 
 /** Whether it is time to say again that a version is asked for. */
-export const isHalfOver = ({ at, until }: NonNullable<AdapterVersion["wanted"]>, now: number): boolean =>
+const isHalfOver = ({ at, until }: NonNullable<AdapterVersion["wanted"]>, now: number): boolean =>
   now >= (Date.parse(at) + Date.parse(until)) / 2;
 
 export type DeleteDecision = { kind: "delete"; state: AdapterState } | { kind: "nothing" } | { kind: "reject"; problem: Problem };

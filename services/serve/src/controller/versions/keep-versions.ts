@@ -27,7 +27,7 @@ export interface Keeper {
   onDue(follower: (key: string) => void): void;
 }
 
-export interface KeeperDeps extends AdapterEventDeps, EraseDeps {
+interface KeeperDeps extends AdapterEventDeps, EraseDeps {
   adapters: KvBucket<AdapterState>;
   /** Every adapter as it is known now, by key. */
   states: Pick<WatchedTable<AdapterState>, "get">;

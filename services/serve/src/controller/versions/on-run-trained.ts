@@ -25,7 +25,7 @@ import { addVersion, versionOfRun } from "./decide-versions.ts";
 import type { Placer } from "../placement/place-versions.ts";
 import { onCancelRequested } from "./on-cancel-requested.ts";
 
-export interface GateDeps extends AdapterEventDeps {
+interface GateDeps extends AdapterEventDeps {
   objects: Pick<Objects, "get">;
   adapters: KvBucket<AdapterState>;
   engines: Pick<KvBucket<EngineRecord>, "entries">;

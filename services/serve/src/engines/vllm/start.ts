@@ -1,6 +1,6 @@
 /** How vLLM has to be started for Loraline: the flags and environment variables that do not depend on the machine. */
 
-export interface VllmStart {
+interface VllmStart {
   /** Folder of the base. */
   model: string;
   /** What the base is asked for by. */

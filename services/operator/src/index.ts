@@ -1,1 +1,0 @@
-export { createOperatorService, type OperatorServiceDeps } from "./service.ts";
