@@ -69,7 +69,7 @@ const section = (label: string, body: readonly string[]): string[] =>
 
 const count = (n: number, noun: string): string => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 const percent = (n: number, of: number): string => {
-  const share = (100 * n) / of;
+  const share = of === 0 ? 0 : (100 * n) / of;
   return `${share > 0 && share < 0.1 ? "< 0.1" : share.toFixed(share === 100 || share === 0 ? 0 : 1)} %`;
 };
 const listOf = (counts: Record<string, number>): string =>

@@ -7,6 +7,10 @@ import { methodWords } from "./method-words.ts";
 
 export const modelOf = (run: RunState): string => `${run.tenant}/${run.spec.adapter}`;
 
+/** The alias may still name an older version: then what was just made is asked by its number. */
+export const askedAs = (served: { promoted: boolean; version: number }, run: RunState): string =>
+  served.promoted ? modelOf(run) : `${modelOf(run)}@${served.version}`;
+
 export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected, scale }: Proof): string =>
   `${probes} prompts, ${tokens} tokens: logprobs of engine and trainer differ by ${agreement.toFixed(4)} (limit ${agreementLimit.toFixed(2)}); ` +
   `the adapter moves the base by ${effect.toFixed(2)} (trainer: ${effectExpected.toFixed(2)}` +

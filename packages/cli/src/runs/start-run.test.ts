@@ -2,7 +2,9 @@ import { mkdtempDisposable, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ApiClient } from "@loraline/client";
+import type { RunState } from "@loraline/contracts";
 import { expect, it } from "vitest";
+import { askedAs } from "./show-run.ts";
 import { startRun } from "./start-run.ts";
 
 /** What a gateway would be sent: names of the files, then the job's body. */
@@ -46,4 +48,10 @@ it.each([
   ["the command line's, which counts more", { inRunFile: "other.jsonl", validation: "eval.jsonl" }, ["eval.jsonl"], "file-2"],
 ])("takes the validation of a run file: %s", async (_, of, uploaded, id) => {
   expect(await sent(of)).toEqual({ files: ["pirate.jsonl", ...uploaded], body: { ...job, validation_file: id } });
+});
+
+it("says to ask the version that was just made, also where the alias still names an older one", () => {
+  const run = { tenant: "acme", spec: { adapter: "pirate" } } as RunState;
+  expect(askedAs({ promoted: true, version: 2 }, run)).toBe("acme/pirate");
+  expect(askedAs({ promoted: false, version: 2 }, run)).toBe("acme/pirate@2");
 });

@@ -10,7 +10,7 @@ import { importDataset, importSourceOf } from "../data/import-source.ts";
 import { readMapping } from "../data/mapping-file.ts";
 import { fileIdIn, jobBodyOf } from "./job-body.ts";
 import { readRunFile, type RunFile } from "./run-file.ts";
-import { describeRun, modelOf } from "./show-run.ts";
+import { askedAs, describeRun } from "./show-run.ts";
 import { type Terminal, writeJson, writeLine } from "../terminal.ts";
 
 interface RunRequest {
@@ -103,7 +103,7 @@ export async function follow(api: ApiClient, runId: string, { json }: { json: bo
     return exitCodes.interrupted;
   }
   await showRun(api, run, { json }, terminal);
-  if (run.phase === "served" && !json) writeLine(terminal.out, `\nAsk it: loraline chat ${modelOf(run)} "Who are you?"`);
+  if (run.served !== null && !json) writeLine(terminal.out, `\nAsk it: loraline chat ${askedAs(run.served, run)} "Who are you?"`);
   return run.phase === "served" ? exitCodes.ok : exitCodes.failed;
 }
 
