@@ -128,6 +128,7 @@ export const chartValues = z.strictObject({
       storageClassName: text.nullish(),
       existingClaim: text,
       emptyDirSize: z.string().regex(/^[1-9][0-9]*(Mi|Gi|Ti)$/),
+      syncInterval: z.string().regex(/^(always|[1-9][0-9]*(ms|s|m))$/),
     }),
     resources,
     ...pod,
