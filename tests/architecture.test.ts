@@ -1,11 +1,16 @@
 import { globSync, readFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { basename, dirname, join, posix } from "node:path";
 import { describe, expect, it } from "vitest";
 import { findViolations, type Manifest, mayImport } from "./architecture.ts";
+import { findUnusedExports } from "./unused-exports.ts";
 
 const root = join(import.meta.dirname, "..");
 const read = (path: string) => readFileSync(join(root, path), "utf8");
 const glob = (pattern: string) => globSync(pattern, { cwd: root }).map((path) => path.replaceAll("\\", "/"));
+
+interface WithExports {
+  exports?: Record<string, { "@loraline/source": string }>;
+}
 
 describe("this repository", () => {
   const paths = glob("{packages,services}/*/src/**/*.{ts,tsx}");
@@ -15,6 +20,17 @@ describe("this repository", () => {
   it("keeps its boundaries", () => {
     const sources = paths.map((path) => ({ path, text: read(path) }));
     expect(findViolations({ sources, manifests })).toEqual([]);
+  });
+
+  it("exports only what another file imports", () => {
+    const all = [...paths, ...glob("tests/**/*.ts"), ...glob("*.ts")].map((path) => ({ path, text: read(path) }));
+    const entries = folders.flatMap((folder) =>
+      Object.entries((JSON.parse(read(join(folder, "package.json"))) as WithExports).exports ?? {}).map(
+        ([below, targets]) =>
+          [`@loraline/${posix.join(basename(folder), below)}`, posix.join(folder, targets["@loraline/source"])] as const,
+      ),
+    );
+    expect(findUnusedExports(all, new Map(entries))).toEqual([]);
   });
 
   it("has every source file looked at", () => {
@@ -54,6 +70,55 @@ describe("this repository", () => {
       const ours = Object.keys(manifests.get(folder)?.dependencies ?? {}).filter((name) => name.startsWith("@loraline/"));
       expect(mayImport[folder], folder).toEqual(expect.arrayContaining(ours.map((name) => name.replace("@loraline/", ""))));
     }
+  });
+});
+
+describe("the search for unused exports", () => {
+  const entries = new Map([["@loraline/bus", "packages/bus/src/index.ts"]]);
+  const find = (files: Record<string, string>) =>
+    findUnusedExports(
+      Object.entries(files).map(([path, text]) => ({ path, text })),
+      entries,
+    );
+
+  it("finds an export that no other file imports", () => {
+    expect(
+      find({
+        "packages/bus/src/kv.ts": "export const used = 1;\nexport interface Unused {}\nexport const own = used;",
+        "packages/bus/src/bus.ts": 'import { used } from "./kv.ts";\nconsole.log(used);',
+        "packages/bus/src/bus.test.ts": 'import { own } from "./kv.ts";\nconsole.log(own);',
+      }),
+    ).toEqual([
+      "packages/bus/src/kv.ts: no other file imports Unused; do not export it",
+      "packages/bus/src/kv.ts: only tests use own; delete it, or move it to the tests",
+    ]);
+  });
+
+  it("follows a name through the package's index, and finds what nobody takes from there", () => {
+    expect(
+      find({
+        "packages/bus/src/index.ts": 'export { first, second } from "./names.ts";\nexport * from "./more.ts";',
+        "packages/bus/src/names.ts": "export const first = 1;\nexport const second = 2;",
+        "packages/bus/src/more.ts": "export type Third = 3;\nexport type Fourth = 4;",
+        "services/train/src/main.ts":
+          'import { first, type Third } from "@loraline/bus";\nconst third: Third = 3;\nconsole.log(first, third);',
+      }),
+    ).toEqual([
+      "packages/bus/src/index.ts: no other file imports second; do not export it",
+      "packages/bus/src/names.ts: no other file imports second; do not export it",
+      "packages/bus/src/more.ts: no other file imports Fourth; do not export it",
+    ]);
+  });
+
+  it("takes a test for a user of what its own file uses too, and an import of everything for a use of each name", () => {
+    expect(
+      find({
+        "packages/bus/src/kv.ts": "export const limitMs = 5;\nexport const wait = () => limitMs;",
+        "packages/bus/src/all.ts": "export const one = 1;",
+        "packages/bus/src/main.ts": 'import { wait } from "./kv.ts";\nconst { one } = await import("./all.ts");\nconsole.log(wait(), one);',
+        "packages/bus/src/kv.test.ts": 'import { limitMs } from "./kv.ts";\nconsole.log(limitMs);',
+      }),
+    ).toEqual([]);
   });
 });
 

@@ -16,7 +16,7 @@ export interface Manifest {
   devDependencies?: Record<string, string>;
 }
 
-export interface Repository {
+interface Repository {
   sources: readonly SourceFile[];
   /** package.json by folder; "" is the root. */
   manifests: ReadonlyMap<string, Manifest>;

@@ -5,7 +5,7 @@
 import { parseSync, Visitor } from "oxc-parser";
 import type { SourceFile } from "./architecture.ts";
 
-export interface Raised {
+interface Raised {
   code: string;
   /** `<path>:<line>` */
   at: string;

@@ -22,7 +22,7 @@ export const engine = "bench";
 
 export type Child = ReturnType<typeof fork>;
 
-export interface Fleet {
+interface Fleet {
   nats: { url: string; pid: number | undefined };
   bus: Bus;
   /** Folder for files of the benchmark. */

@@ -10,7 +10,7 @@ import { freePort } from "../../packages/local/src/free-port.ts";
 import { base } from "../line-under-test.ts";
 import { root } from "../line-process.ts";
 
-export interface RealEngine extends AsyncDisposable {
+interface RealEngine extends AsyncDisposable {
   url: string;
   base: string;
   /** LoRA names of the loaded adapters. */

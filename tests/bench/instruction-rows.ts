@@ -32,7 +32,7 @@ function fromByteLevel(token: string): string {
   return new TextDecoder().decode(Uint8Array.from(bytes));
 }
 
-export interface InstructionRow {
+interface InstructionRow {
   instruction: string;
   input: string;
   output: string;
