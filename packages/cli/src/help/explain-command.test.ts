@@ -5,7 +5,9 @@ it("explains a code as it is read in a message", () => {
   expect(explain("SPEC_INVALID")).toMatchObject({ code: "SPEC_INVALID", audience: "user" });
   expect(explain("[spec_invalid]").code).toBe("SPEC_INVALID");
   expect(explain("not_found").code).toBe("not_found");
-  expect(explainedLines(explain("PORT_TAKEN")).join("\n")).toMatch(/^PORT_TAKEN: Another program .+\nWhat to do: Stop it/);
+  expect(explainedLines(explain("PORT_TAKEN")).join("\n")).toMatch(
+    /^PORT_TAKEN: Another program .+\nWhat to do: Stop it.+\nWho can do it: the operator of the servers.\nWhere it comes from: any program/,
+  );
 });
 
 it("names codes that begin alike when there is none of this name", () => {

@@ -1,15 +1,19 @@
-/** `loraline explain`: what a code means, from the table that docs/errors.md is made of. */
+/** `loraline explain`: what a code means, from the table from which docs/errors.md is made. */
 import { type CodeEntry, codeAreas, explainCode } from "@loraline/contracts";
 import { type AddCommands, examples } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 
 type Explained = CodeEntry & { code: string; area: string; where: string };
 
-const mendedBy = { user: "you", operator: "whoever runs the servers", developer: "whoever changes the code" } as const;
+const doneBy = {
+  user: "you",
+  operator: "the operator of the servers",
+  developer: "a developer of Loraline: report it",
+} as const;
 
 /** @throws Failure CODE_UNKNOWN */
 export function explain(given: string): Explained {
-  // Typed as it is read: in brackets, or in lower case.
+  // People type a code as they saw it in a message: in brackets, or in lower case.
   const word = given.replace(/^\[|\]$/g, "");
   for (const code of [word, word.toUpperCase(), word.toLowerCase()]) {
     const found = explainCode(code);
@@ -22,10 +26,11 @@ export function explain(given: string): Explained {
   throw new Failure(exitCodes.notFound, "CODE_UNKNOWN", `there is no code "${given}". ${hint}`, { param: "code" });
 }
 
-export const explainedLines = ({ code, area, where, audience, meaning, remedy }: Explained): string[] => [
+export const explainedLines = ({ code, where, audience, meaning, remedy }: Explained): string[] => [
   `${code}: ${meaning}`,
   `What to do: ${remedy}`,
-  `Mended by ${mendedBy[audience]}. ${area}; raised by ${where}.`,
+  `Who can do it: ${doneBy[audience]}.`,
+  `Where it comes from: ${where}.`,
 ];
 
 export const addExplainCommand: AddCommands = (program, { print }) => {

@@ -2,129 +2,264 @@
 import { defineArea } from "./define-area.ts";
 
 export const fileCodes = defineArea(
-  { title: "Files of a dataset", where: "packages/datasets, services/ingest", audience: "user" },
   {
-    EMPTY_FILE: ["The file has no row.", "Upload a file with at least one training example."],
+    title: "Files of a dataset",
+    where: "reading a dataset's file, by `loraline data check`, an upload or an import",
+    sources: "packages/datasets, services/ingest",
+    audience: "user",
+  },
+  {
+    EMPTY_FILE: ["The file is empty, or has no row.", "Upload a file with at least one training example."],
     CONTAINER_UNSUPPORTED: [
-      "The file is packed or encoded in a way that is not read.",
-      "Save it as JSON Lines, JSON, CSV, Parquet or Arrow, unpacked or packed once.",
+      "The file is of a kind that cannot be read: encrypted, packed more often than allowed, or in another format.",
+      "Save it as JSON Lines, a JSON array, CSV, TSV, Parquet or Arrow, plain or packed with gzip or zstd.",
     ],
-    FILE_CORRUPT: ["The file's bytes are damaged.", "Write the file again and upload it again."],
-    FILE_TRUNCATED: ["The file ends too early.", "Write the file again, close it, and upload it again."],
-    FILE_TOO_LARGE: ["The file, unpacked, is larger than the limit.", "Split it into several datasets."],
+    FILE_CORRUPT: [
+      "The file is damaged: its content contradicts its own format.",
+      "Write the file again with the program that made it, and upload it again.",
+    ],
+    FILE_TRUNCATED: [
+      "The end of the file is missing: it was cut off, or not closed by the program that wrote it.",
+      "Write the file again, close it, and upload it again.",
+    ],
+    FILE_TOO_LARGE: [
+      "The file, a batch or a page of it is too large when unpacked, or a small file claims to hold very many rows.",
+      "Split the file into several datasets, or write it in smaller batches or pages, as the message says.",
+    ],
     ROW_TOO_LARGE: ["One row has more bytes than a row may have.", "Shorten the row, or split it into several."],
-    NOT_UTF8: ["A row is not UTF-8 text.", "Save the file as UTF-8."],
-    NOT_JSON: ["A row, or the whole file, is not JSON.", "Correct the row that the message names."],
+    NOT_UTF8: [
+      "A row is not valid UTF-8 text; the file may be in another encoding.",
+      "Save the file as UTF-8, or repair the row that the message names.",
+    ],
+    NOT_JSON: ["A row, or the whole file, is not valid JSON.", "Correct the JSON at the line that the message names."],
     CSV_HEADER: ["The first row of a CSV file does not name its columns.", "Put the columns' names into the first row, each once."],
     CSV_QUOTES: [
-      "A quoted cell of a CSV file is not closed, or is followed by text.",
-      "Correct the quotes in the row that the message names.",
+      "A quoted cell of a CSV file is not closed, or text follows its closing quote.",
+      "Correct the quotes at the line that the message names; write a quote inside of a cell twice.",
     ],
-    CSV_RAGGED: ["A row of a CSV file has more or fewer cells than its header.", "Give each row as many cells as there are columns."],
-    ALL_ROWS_REJECTED: ["No row of the dataset could be read as an example.", "Correct what the counted reasons say, or give a mapping."],
-    TOO_MANY_UNKNOWN: ["Too many rows are in no known format, although others are.", "Correct these rows, or give a mapping for them."],
+    CSV_RAGGED: [
+      "A row of a CSV file has more or fewer cells than its header.",
+      "Give each row as many cells as there are columns; quote cells that hold a delimiter or a line end.",
+    ],
+    ALL_ROWS_REJECTED: [
+      "No row of the file could be read as a training example.",
+      "Correct what the message says of the first row; if the columns only have other names, give a mapping (docs/formats.md).",
+    ],
+    TOO_MANY_UNKNOWN: [
+      "Some rows can be read, but too many others are in no known format, or fit several.",
+      "Say in a mapping what they are, or set its `on_unknown: drop` to train on the other rows.",
+    ],
   },
 );
 
 export const rowCodes = defineArea(
-  { title: "Rows of a dataset", where: "packages/datasets", audience: "user" },
   {
-    NOT_AN_OBJECT: ["A row is JSON, but no object.", "Write each example as one JSON object."],
-    FORMAT_UNKNOWN: ["A row has fields of no known format.", "Rename the fields as docs/formats.md lists them, or give a mapping."],
-    FORMAT_MISMATCH: ["A row is not in the format that most rows, or the mapping, have.", "Correct the row, or correct the mapping."],
-    AMBIGUOUS: ["The rows, or a name that was given, can be read in two ways.", "Name the format in a mapping, or give more of the name."],
-    KEY_TWICE: ["Two fields of a row mean the same.", "Keep one of the two fields."],
-    COLUMN_MISSING: [
-      "A field that the mapping or the template names is not in the row.",
-      "Add the field, or correct its name in the mapping.",
+    title: "Rows of a dataset",
+    where: "reading a dataset's rows, by `loraline data check`, an upload or an import",
+    sources: "packages/datasets",
+    audience: "user",
+  },
+  {
+    NOT_AN_OBJECT: ["A row is valid JSON, but not a JSON object.", "Write each example as one JSON object: `{...}`."],
+    FORMAT_UNKNOWN: [
+      "The names of a row's fields fit no known format.",
+      "Rename the fields as docs/formats.md lists them, or give a mapping.",
     ],
-    LONE_SURROGATE: ["A text holds half of a character.", "Repair the `\\u` escape in the row that the message names."],
-    MESSAGE_INVALID: ["A message of a conversation has no role or no content.", "Give each message a role and a content."],
+    FORMAT_MISMATCH: [
+      "A row does not have the format that the mapping names.",
+      "Correct the row, or the mapping's `format` and `columns`.",
+    ],
+    AMBIGUOUS: [
+      "A row fits two formats; or, on the command line, the beginning of an id fits several runs.",
+      "Set the mapping's `format` or remove columns that are not needed; on the command line give more of the id.",
+    ],
+    KEY_TWICE: ["Two fields of a row are spellings of the same field.", "Keep one of the two."],
+    COLUMN_MISSING: [
+      "The mapping's instruction_template names a column that the row does not have.",
+      "Add the column to the row, or correct its name in the template.",
+    ],
+    LONE_SURROGATE: [
+      "A text holds half of a character (a lone surrogate).",
+      "Repair the `\\u` escape in the field that the message names.",
+    ],
+    MESSAGE_INVALID: [
+      "A message of a conversation does not have the expected shape: it is no object, has no role, or has a wrong field.",
+      "Correct the message whose number the error names: an object with `role` and `content`.",
+    ],
     ROLE_UNKNOWN: [
       "A message has a role that is not known.",
       "Use system, user, assistant or tool, or name the role in the mapping's `roles`.",
     ],
-    CONTENT_NOT_TEXT: ["A message holds content that is neither text nor an image.", "Use text, or parts of type text and image_url."],
+    CONTENT_NOT_TEXT: [
+      "A message holds content that cannot be read there: something other than text and images, or an image where only text is allowed.",
+      "Use text; images only in conversations, as parts of type image_url.",
+    ],
     IMAGE_UNREADABLE: ["An image of a row has neither a path nor a URL.", "Give the image's path or URL."],
-    IMAGES_DIFFER: ["The messages show another number of images than the row has.", "Make the two numbers equal."],
+    IMAGES_DIFFER: [
+      "The messages hold the mark `<image>` more or fewer times than the row has images.",
+      "Write one `<image>` for each image.",
+    ],
     SYSTEM_TWICE: ["A row has two different system prompts.", "Keep one of them."],
-    TOOLS_INVALID: ["The tools of a row are no JSON list of objects.", "Write `tools` as a list of objects."],
-    NESTED_TOO_DEEPLY: ["A value of a row is nested too deeply.", "Make the value flatter."],
-    NO_USER_TURN: ["A conversation has no user turn.", "Add what the user says."],
-    NO_ASSISTANT_TURN: ["A conversation has no assistant turn.", "Add the answer that is to be learned."],
+    TOOLS_INVALID: ["The field `tools` of a row is not a JSON list of objects.", "Write `tools` as a list with one object for each tool."],
+    NESTED_TOO_DEEPLY: [
+      "A value of a row has too many levels of nested lists and objects.",
+      "Use fewer levels in the field that the message names.",
+    ],
+    NO_USER_TURN: ["A conversation has no message of the user.", "Add a message with the role user."],
+    NO_ASSISTANT_TURN: [
+      "A conversation has no message of the assistant, so there is no answer to learn.",
+      "Add a message with the role assistant.",
+    ],
     NOTHING_TRAINED: [
-      "Every assistant turn of a conversation is left out of training.",
-      "Remove `train: false` or `weight: 0` from at least one turn.",
+      "Nothing of the row would be learned: every assistant message is marked `train: false` or `weight: 0`, or every label is -100.",
+      "Leave at least one assistant message, or one label, to be learned.",
     ],
     EMPTY_ANSWER: ["The answer of a row is empty.", "Write the answer, or remove the row."],
     EMPTY_PROMPT: ["The prompt of a row is empty.", "Write the prompt, or remove the row."],
     EMPTY_TEXT: ["The text of a row is empty.", "Write the text, or remove the row."],
-    HISTORY_INVALID: ["An earlier turn in `history` is no pair of question and answer.", "Write `history` as pairs of texts."],
-    SAME_ANSWERS: ["The chosen and the rejected answer of a row are the same.", "Make them differ, or remove the row."],
-    LENGTHS_DIFFER: ["Two lists of a row that belong together have different lengths.", "Give both lists the same length."],
-    RESPONSE_INVALID: ["A response of a row is neither text nor an object with content and score.", "Write it in one of these two ways."],
-    TOKEN_EMPTY: ["A token of a tagged row is empty.", "Remove the token and its label."],
-    TAGS_ILLEGAL: [
-      "The labels of a tagged row follow each other in a way that marks no entity.",
-      "Correct the labels as the message says.",
+    HISTORY_INVALID: [
+      "An item of `history` is not a pair of question and answer.",
+      "Write `history` as a list of pairs: `[[question, answer], ...]`.",
     ],
-    LABEL_NAMES_MISSING: ["Labels are numbers, and nothing names them.", "Name the labels in the mapping's `labels`."],
-    LABEL_UNKNOWN: ["A label is not among the named ones.", "Correct the label, or name it in the mapping."],
-    LANGUAGE_UNKNOWN: ["The languages of a translation are not known.", "Name them in the row or in the mapping."],
-    TRANSLATION_INVALID: ["A row of translations does not hold two texts.", "Give a source and a target text."],
+    SAME_ANSWERS: [
+      "The preferred and the rejected answer of a row are the same, so no preference can be learned.",
+      "Make them differ, or remove the row.",
+    ],
+    LENGTHS_DIFFER: [
+      "Two lists of a row that belong together (tokens and labels, responses and scores, input_ids and labels) have different lengths, or a score is no number.",
+      "Give both lists the same length, and each response a number as its score.",
+    ],
+    RESPONSE_INVALID: [
+      "An item of `responses` is neither text nor an object with content and score.",
+      "Write each response as text, or as `{content, score}`.",
+    ],
+    TOKEN_EMPTY: ["A token of a row with tagged tokens is empty, so its label marks nothing.", "Remove the token and its label."],
+    TAGS_ILLEGAL: [
+      "The labels of a row with tagged tokens are in an order that marks no whole entity, such as I without B before it.",
+      "Correct the label whose number the message names.",
+    ],
+    LABEL_NAMES_MISSING: [
+      "Labels are numbers without names; or the file has too many labels for `{labels}` in the mapping's template.",
+      "Name the labels in the mapping's `labels`.",
+    ],
+    LABEL_UNKNOWN: ["A row's label is not in the mapping's `labels`.", "Correct the row's label, or add it to the mapping's `labels`."],
+    LANGUAGE_UNKNOWN: [
+      "A row of translations does not say from which language into which.",
+      "Add the columns source_lang and target_lang, or give the mapping an instruction_template.",
+    ],
+    TRANSLATION_INVALID: [
+      "`translation` does not hold exactly two texts.",
+      "Give two texts, such as `{en: ..., zh: ...}`, or choose two with the mapping's `columns`.",
+    ],
     TOKEN_IDS_INVALID: [
-      "A row of token ids holds what is no token id.",
-      "Write whole numbers from 0 on, as the base's tokenizer gives them.",
+      "`input_ids` holds a number that cannot be a token id, or a label is neither -100 nor the id at its place.",
+      "Use the ids of the base's tokenizer, and labels that are not shifted.",
     ],
   },
 );
 
 export const reportCodes = defineArea(
-  { title: "Warnings in a dataset's report", where: "packages/datasets", audience: "user" },
   {
-    UNUSED_KEYS: ["Fields of the rows are kept by no record.", "Rename them if they matter, else leave them."],
-    EXACT_DUPLICATES: ["Records say exactly the same as others.", "Remove them, or set `dedupe: exact` in the run."],
-    NEAR_DUPLICATES: ["Records say nearly the same as others.", "Look at the examples, or set `dedupe: near` in the run."],
-    IN_VALIDATION: ["Records stand in the validation file too, which would then measure memory.", "Remove them from one of the two files."],
-    NEARLY_IN_VALIDATION: ["Records are nearly the same as one of the validation file.", "Remove them from one of the two files."],
-    CONTROL_TOKENS: ["Texts spell control tokens of a base.", "Remove them unless the text is about them: they are trained as plain text."],
-    SECRETS: ["Texts seem to hold passwords or keys.", "Remove them and replace the keys: the model may repeat them."],
-    PERSONAL_DATA: ["Texts seem to hold personal data.", "Remove or replace it unless you may use it."],
+    title: "Warnings in a dataset's report",
+    where: "a dataset's report (`loraline data check`, `loraline data report`), or a run's list of records that were left out",
+    sources: "packages/datasets, packages/tokens",
+    audience: "user",
+  },
+  {
+    UNUSED_KEYS: [
+      "Fields of the rows are not used: nothing of them is trained.",
+      "Rename them as docs/formats.md lists if they matter; otherwise nothing has to be done.",
+    ],
+    EXACT_DUPLICATES: ["Some records are exact repetitions of others.", "Remove them, or set `dedupe: exact` in the run."],
+    NEAR_DUPLICATES: [
+      "Some records say nearly the same as earlier ones.",
+      "Look at the examples in the report; to leave them out, set `dedupe: near` in the run.",
+    ],
+    IN_VALIDATION: [
+      "Records of the training file are in the validation file too, so the evaluation would measure memory.",
+      "Remove them from one of the two files; a run leaves them out of training unless it sets `validation_overlap: keep`.",
+    ],
+    NEARLY_IN_VALIDATION: [
+      "Records of the training file are nearly the same as records of the validation file.",
+      "Remove them from one of the two files.",
+    ],
+    CONTROL_TOKENS: [
+      "Texts contain the spelling of a base's control tokens, such as `<|im_end|>`.",
+      "Remove it unless the text is about such tokens: it is trained as plain text, never as a control token.",
+    ],
+    SECRETS: [
+      "Texts seem to hold passwords or keys, which the model could repeat.",
+      "Remove them from the file, and revoke those that are real.",
+    ],
+    PERSONAL_DATA: [
+      "Texts seem to hold personal data, which the model could repeat.",
+      "Remove or replace it unless you have the right to use it.",
+    ],
     LABELS_UNBALANCED: [
-      "One label is far more frequent than another.",
+      "One label is at least ten times as frequent as another.",
       "Add examples of the rare label, or remove some of the frequent one.",
     ],
-    SEVERAL_OBJECTS: ["Triples answer one question in several ways.", "Put all objects of a subject and predicate into one row."],
+    SEVERAL_OBJECTS: [
+      "Rows with the same subject and predicate name different objects, so one question has several answers.",
+      "Put all objects of a subject and predicate into one row.",
+    ],
     PREFERRED_ALONE: [
-      "Rows hold a preferred response without what it was preferred to.",
-      "Put `responses` before them to keep the preference.",
+      "Rows name a preferred response, but not the responses it was preferred to; they are trained as plain answers.",
+      "To keep them as preferences, put the rows with `responses` before them.",
     ],
     NOT_FOR_SFT: [
-      "Records are preferences, which supervised fine-tuning leaves out.",
-      "Use other records, or a method that trains preferences.",
+      "Records are preferences between answers, which supervised fine-tuning leaves out.",
+      "To train them, write them as rows with one answer each; otherwise nothing has to be done.",
     ],
   },
 );
 
 export const importCodes = defineArea(
-  { title: "Imports from a URL or a model hub", where: "packages/runtime, packages/models, services/ingest", audience: "user" },
   {
-    URL_INVALID: ["What was given is no URL.", "Give one such as https://host/data.jsonl."],
-    URL_REFUSED: ["The URL is of a kind that is not fetched from.", "Use https, without a user's name and password in it."],
-    ADDRESS_REFUSED: [
-      "The host is not on the public internet.",
-      "Use a public host, or have the operator allow it with LORALINE_IMPORT_ALLOW.",
+    title: "Imports from a URL or a model hub",
+    where: "fetching a dataset or an adapter from a URL or a model hub",
+    sources: "packages/runtime, packages/models, services/ingest",
+    audience: "user",
+  },
+  {
+    URL_INVALID: ["The source is not a URL.", "Give one such as https://host/data.jsonl."],
+    URL_REFUSED: [
+      "The URL is not one that is fetched from: another scheme than https, or a user's name and password in it.",
+      "Correct the URL as the message says.",
     ],
-    FETCH_REFUSED: ["The host does not give the file.", "Check that the file is there and may be read by everybody."],
-    FETCH_FAILED: ["The host did not answer, or with an error that may pass.", "Wait: it is tried again."],
-    FETCH_TIMEOUT: ["The fetch took too long.", "Use a smaller file or a faster host."],
-    FETCH_TOO_LARGE: ["The host sends more bytes than the limit.", "Split the file."],
-    TOO_MANY_REDIRECTS: ["The host redirects too often.", "Give the last URL."],
-    HUB_NAME_INVALID: ["What was given is no name on the model hub.", "Write it as organisation/name."],
-    HUB_NOT_FOUND: ["The hub has nothing of this name, or it may not be read.", "Check the name, the revision and the access."],
-    HUB_TOO_MANY_FILES: ["The repository has too many files to be listed.", "Name the file that is meant."],
-    HUB_ANSWER_INVALID: ["The server does not answer as a model hub does.", "Check HF_ENDPOINT.", "operator"],
-    HUB_FILE_MISSING: ["The repository has no such file.", "Name one of the files that the message lists."],
-    HUB_FILE_AMBIGUOUS: ["Several files of the repository may be meant.", "Name one with `file`, or the subset with `config`."],
+    ADDRESS_REFUSED: [
+      "The host is not on the public internet, so nothing is fetched from it.",
+      "Use a public host, or ask the operator to allow this one with LORALINE_IMPORT_ALLOW=host:port.",
+    ],
+    FETCH_REFUSED: [
+      "The file cannot be had from the host: the host does not exist, or answered with an error that waiting does not change.",
+      "Check the URL, and that everybody may read the file without signing in.",
+    ],
+    FETCH_FAILED: ["The host did not answer, or answered with an error that may pass.", "Wait: it is tried again."],
+    FETCH_TIMEOUT: [
+      "The file did not arrive within the time that a fetch may take.",
+      "Use a smaller file or a faster host, or upload the file yourself.",
+    ],
+    FETCH_TOO_LARGE: [
+      "The files to fetch are larger than the limit that the message names.",
+      "Split the file; of a repository, name one file with `file`.",
+    ],
+    TOO_MANY_REDIRECTS: ["The host redirects more often than is followed.", "Give the URL at which the redirects end."],
+    HUB_NAME_INVALID: ["The name is not one of a model hub.", "Write it as organisation/name."],
+    HUB_NOT_FOUND: [
+      "The hub has no repository of this name and revision, or nobody may read it without signing in.",
+      "Check the name and the revision, and that the repository is public.",
+    ],
+    HUB_TOO_MANY_FILES: ["The hub's repository has too many files to be listed.", "Name the file that is wanted with `file`."],
+    HUB_ANSWER_INVALID: [
+      "The server at HF_ENDPOINT does not answer as a model hub does.",
+      "Correct HF_ENDPOINT, which must be the address of a model hub.",
+      "operator",
+    ],
+    HUB_FILE_MISSING: [
+      "The repository has no such file, no data file for the split, or not all parts of one.",
+      "Name one of the files that the message lists with `file`.",
+    ],
+    HUB_FILE_AMBIGUOUS: ["Several files of the repository fit what was asked for.", "Name one with `file`, or the subset with `config`."],
   },
 );

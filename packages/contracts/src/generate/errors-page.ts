@@ -2,7 +2,7 @@
 import { codeAreas } from "../codes/codes.ts";
 import type { Audience, CodeEntry } from "../codes/define-area.ts";
 
-const mendedBy: Readonly<Record<Audience, string>> = { user: "you", operator: "the operator", developer: "a developer" };
+const doneBy: Readonly<Record<Audience, string>> = { user: "you", operator: "the operator", developer: "a developer" };
 
 export function errorsPage(): string {
   const slug = (title: string): string =>
@@ -12,10 +12,10 @@ export function errorsPage(): string {
       .replaceAll(" ", "-");
   const cell = (text: string): string => text.replaceAll("|", "\\|");
   const row = ([code, { audience, meaning, remedy }]: [string, CodeEntry]): string =>
-    `| <a id="${code}"></a>\`${code}\` | ${cell(meaning)} | ${cell(remedy)} | ${mendedBy[audience]} |`;
-  const sections = codeAreas.map(({ title, where, codes }) => {
+    `| <a id="${code}"></a>\`${code}\` | ${cell(meaning)} | ${cell(remedy)} | ${doneBy[audience]} |`;
+  const sections = codeAreas.map(({ title, where, sources, codes }) => {
     const rows = Object.entries<CodeEntry>(codes).toSorted(([a], [b]) => (a < b ? -1 : 1));
-    return `## ${title}\n\nRaised by ${where}.\n\n| Code | Meaning | What to do | By whom |\n| --- | --- | --- | --- |\n${rows.map(row).join("\n")}\n`;
+    return `## ${title}\n\nWhere they come from: ${where}. In the code: ${sources}.\n\n| Code | Meaning | What to do | Who can do it |\n| --- | --- | --- | --- |\n${rows.map(row).join("\n")}\n`;
   });
   return `<!-- Generated from packages/contracts/src/codes by \`make generate\`. -->
 
