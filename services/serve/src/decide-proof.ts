@@ -1,13 +1,14 @@
 /**
- * The proof that a replica applies an adapter: it is asked for the logprobs of the first token after some prompts, of the same
- * tokens that the trainer recorded while it held both models, once with the adapter and once without.
+ * The proof that a replica applies an adapter. The trainer recorded, for some prompts (probes), the logprobs of candidates for the next
+ * token, with the adapter and without it. The replica is asked for the same logprobs, and its answers are compared with the record.
  *
- * Two questions are put to the answers. How far are they from the record (mean difference of natural logprobs over tokens)? And by how
- * much of the recorded effect does the replica move: the slope of the replica's effect against the recorded one? Both are measured with
- * the same rounding, so the slope is that of total least squares (neither is the cause of the other), as an angle: 45° is the right scale. Each probe is
- * centred first, as a common shift of its logprobs says nothing. How sure it is, is told by leaving out one probe at a time.
+ * Two values are judged. The agreement: the mean difference between the replica's natural logprobs and the recorded ones, over tokens.
+ * The angle: the adapter's effect on the replica is plotted against its recorded effect, and a line is fitted; 45° means that the
+ * replica applies the adapter with the right scale. Both effects have the same rounding errors, so the line is fitted by total least
+ * squares. Each probe is centred first, because a shift that all its logprobs share has no meaning. The standard error of the angle
+ * comes from leaving out one probe at a time (jackknife).
  *
- * Where the limits come from. PEFT in bf16 against vLLM 0.32 in bf16, both on the CPU, SmolLM2-135M; the union of the 32 likeliest tokens
+ * The limits come from measurements: PEFT in bf16 against vLLM 0.32 in bf16, both on the CPU, SmolLM2-135M; the union of the 32 likeliest tokens
  * of base and adapter; eight prompts for weak adapters, four for strong ones. Adapters by training: persona, all linear modules, r = 8
  * and 16 (strong: effect 8.8 and 5.5; medium: 1.6 and 1.2; weak: 0.36), q and v only, r = 4 (0.15), hardly trained (five of 0.06 to 0.07).
  *
@@ -23,31 +24,32 @@
  *   lora_B zero, misnamed  the effect is exactly 0 (vLLM loads misnamed modules without a word)
  *   the replica's base     0.075 to 0.084 (root mean square 0.10); another request for the same says the same to the last bit
  *
- * Agreement: rounding costs 0.1 and 1 % of the effect, so the limit is 0.25 + 1.5 %. Angle: 3° + 4 standard errors + what rounding
- * bends it by when it is not far below the effect (10° at equality). Told are: half and twice the scale from an effect of 0.15 on,
- * a quarter more or less for strong adapters and for 0.2 to 0.5, hardly in between, where a trained persona saturates.
+ * Limit of the agreement: rounding causes a difference of 0.1 plus 1 % of the effect, so 0.25 + 1.5 % are allowed. Limit of the angle:
+ * 3° + 4 standard errors + the bend that rounding causes where it is not far below the effect (10° where both are equal). With these
+ * limits a scale of half or twice the right one is found from an effect of 0.15 on; a scale that is wrong by a quarter is found for
+ * strong adapters and for effects of 0.2 to 0.5, but rarely in between, where a trained persona saturates.
  *
- * Below about 0.15 nothing can be told, and not for want of tokens: the recorded effect is then rounding itself. Adapters hardly
- * trained have an effect of 0.03 to 0.12 in float32, and both PEFT and vLLM in bf16 show of it 0.07 ± 0.1 in directions that agree with
- * neither float32 nor each other (slope 0.28 for an effect of 0.12), as what the adapter adds is less than the last bit of what it is
- * added to. Recording in float32 makes it worse for the same reason: at 0.63 the replica shows 0.6 of it. So such an adapter is proven to
- * have an effect, its scale is told as null, and whoever looks can see that.
+ * Below an effect of about 0.15 the scale cannot be judged, and more tokens would not help: the recorded effect is then mostly rounding.
+ * Hardly trained adapters have an effect of 0.03 to 0.12 in float32. In bf16 both PEFT and vLLM show 0.07 ± 0.1 of it, in directions that
+ * agree neither with float32 nor with each other (slope 0.28 for an effect of 0.12), because what the adapter adds is smaller than the
+ * last bit of the number it is added to. Recording in float32 would be worse for the same reason: at 0.63 the replica shows 0.6 of it.
+ * So for such an adapter it is proven only that it has an effect, and the proof says null for its scale.
  */
 import type { ProbeRecord, Problem, Proof } from "@loraline/contracts";
 
 interface ProofLimits {
-  /** What two correct implementations in bf16 differ by, as a constant and as a share of the effect. */
+  /** The difference, in nats, that is allowed between two correct implementations in bf16: a constant, plus a share of the effect. */
   agreement: number;
   agreementShare: number;
-  /** Nats: the same between the trainer's base and the replica's. */
+  /** The difference, in nats, that is allowed between the trainer's base and the replica's. */
   base: number;
-  /** Share of the recorded effect that must show on the replica. */
+  /** Share of the recorded effect that the replica must show at least. */
   effectShare: number;
-  /** Nats: a recorded effect below this is none. */
+  /** A recorded effect below this, in nats, counts as no effect. */
   leastEffect: number;
-  /** Degrees that the angle may be away from 45: in any case, for each standard error, and where rounding is as large as the effect. */
+  /** Degrees by which the angle may differ from 45: always, more for each standard error, and more where rounding is as large as the effect. */
   angle: { least: number; perError: number; atNoise: number };
-  /** How many times larger than rounding a recorded effect is for its scale to be told (root mean squares), and on how many probes. */
+  /** The scale is judged only if the recorded effect is this many times larger than rounding (root mean squares), on at least so many probes. */
   scaleAboveNoise: number;
   scaleProbes: number;
 }
@@ -80,7 +82,7 @@ const rounded = (value: number): number => Math.round(value * 10_000) / 10_000;
 export const recordedEffect = (records: readonly ProbeRecord[]): number =>
   mean(records.flatMap(({ first }) => first.tokens.map((_, i) => Math.abs((first.adapter[i] ?? 0) - (first.base[i] ?? 0)))));
 
-/** Pure: does this replica apply these bytes? `at` is the time of the measurement, ISO 8601. */
+/** Pure: decides whether the replica applies exactly this adapter. `at` is the time of the measurement, ISO 8601. */
 export function decideProof(measured: readonly Measured[], at: string, limits: ProofLimits = proofLimits): ProofDecision {
   const rows = measured.flatMap(({ record: { first }, base, adapter }) =>
     first.tokens.map((_, i) => ({
@@ -159,17 +161,17 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
 }
 
 interface Slope {
-  /** 1: the replica moves the base by as much as the trainer recorded. */
+  /** How strongly the replica applies the adapter; 1: as strongly as the trainer recorded. */
   scale: number;
   error: number;
-  /** Degrees away from the right angle, and how many may be. */
+  /** Degrees between the angle and 45°, and how many are allowed. */
   off: number;
   limit: number;
-  /** What lies beside the line is no more than rounding: the same effect in another strength. */
+  /** The points are as near to the line as rounding allows: it is the same effect, only stronger or weaker. */
   straight: boolean;
 }
 
-/** The replica's effect against the recorded one; undefined where rounding hides it or too few probes would tell how sure it is. */
+/** The replica's effect against the recorded one; undefined where rounding hides it, or there are too few probes for a standard error. */
 function slopeOf(measured: readonly Measured[], limits: ProofLimits): Slope | undefined {
   const effects = measured.map(({ record: { first }, base, adapter }) => {
     const there = centred(first.tokens.map((_, i) => (first.adapter[i] ?? Number.NaN) - (first.base[i] ?? Number.NaN)));
@@ -212,7 +214,7 @@ const added = (a: Sums, b: Sums): Sums => ({
   both: a.both + b.both,
   tokens: a.tokens + b.tokens,
 });
-/** Radians, −π/2 … π/2: of the line through the origin that all points are nearest to. */
+/** The angle, in radians from −π/2 to π/2, of the line through the origin that is nearest to all points. */
 const angleOf = ({ there, here, both }: Sums): number => Math.atan2(2 * both, there - here) / 2;
 const sum = (a: readonly number[], b: readonly number[]): number => a.reduce((total, value, i) => total + value * (b[i] ?? 0), 0);
 function centred(values: readonly number[]): number[] {

@@ -1,12 +1,12 @@
-/** Which of the recorded probes a replica is asked for its proof, and what it answers. What the answers prove: decide-proof.ts. */
+/** Chooses which of the recorded probes (test prompts) a replica is asked, and asks it. decide-proof.ts judges the answers. */
 import type { ProbeRecord } from "@loraline/contracts";
 import { type Measured, recordedEffect } from "./decide-proof.ts";
 import type { LoraEngine } from "./engines/lora-engine.ts";
 
 /**
- * Pure: the probes worth asking. The shortest ones within the budget, but always one, and preferably some that show an effect. Whatever
- * is wrong with a strong adapter shows on a few; a weak one takes more of them, as its effect has to be told from rounding.
- * @param budget prompt tokens in all: one costs an adapter 3 to 12 ms on a CPU.
+ * Pure: chooses the probes to ask: of those on which the adapter has an effect, the shortest ones that fit into the budget, but always
+ * at least one. With a strong adapter a few probes show any fault; a weak one needs more, because its effect is near the rounding errors.
+ * @param budget prompt tokens in all; each takes 3 to 12 ms on a CPU.
  */
 export function chooseProbes(records: readonly ProbeRecord[], budget = { strong: 128, weak: 384 }): ProbeRecord[] {
   const effects = new Map(records.map((record) => [record, recordedEffect([record])]));
@@ -23,10 +23,10 @@ export function chooseProbes(records: readonly ProbeRecord[], budget = { strong:
   return chosen;
 }
 
-/** Nats. */
+/** Recorded effect, in nats, from which on an adapter counts as strong. */
 const strongEffect = 2;
 
-/** Groups prompts so that the tokens of a group fit into one request. Each prompt fits by itself: the trainer records no more tokens. */
+/** Groups prompts so that the tokens of a group fit into one request. A single prompt always fits: the trainer records no more tokens. */
 function grouped(probes: readonly ProbeRecord[], tokensAtOnce: number): { probes: ProbeRecord[]; tokens: number[] }[] {
   const groups: { probes: ProbeRecord[]; tokens: Set<number> }[] = [];
   for (const probe of probes) {
@@ -41,8 +41,8 @@ function grouped(probes: readonly ProbeRecord[], tokensAtOnce: number): { probes
 }
 
 /**
- * Asks the replica. The base's answers are asked for each time: they cost little beside the adapter's, and they must come from the
- * same process. Base and adapter one after the other, as there are engines that mix them up within a batch.
+ * Asks the replica for the logprobs, of the base and of the adapter. The base is asked each time, because its answers must come from
+ * the same engine process and cost little. The two are asked one after the other, because some engines mix them up within a batch.
  */
 export async function measureProbes(
   client: Pick<LoraEngine, "nextTokenLogprobs" | "maxLogprobTokens">,

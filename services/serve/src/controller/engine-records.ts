@@ -1,11 +1,11 @@
-/** KV `engines`: what the chart and the bases' files say of each engine, and what is still known of a base that cannot be read now. */
+/** Writes KV `engines`: a record for each engine, from the chart's settings and the base's files; while these cannot be read, from the record before. */
 import { join } from "node:path";
 import type { KvBucket } from "@loraline/bus";
 import type { EngineRecord } from "@loraline/contracts";
 import { readBaseRef } from "@loraline/models/base-ref";
 import { type Log, PermanentError } from "@loraline/runtime";
 
-/** Pure: what replicas were started with and adapters were trained on stays true while the volume is away. */
+/** Pure: takes the base's description from the last record while its files cannot be read. It still holds for replicas and adapters that exist. */
 export function withWhatWasKnown<R extends Omit<EngineRecord, "updatedAt">>(described: R, known: EngineRecord | undefined): R {
   if (!described.problem || known === undefined || known.base.name !== described.base.name) return described;
   const { base, modules, template, templateDigest, templateProbe } = known;
@@ -14,7 +14,7 @@ export function withWhatWasKnown<R extends Omit<EngineRecord, "updatedAt">>(desc
 
 interface BasesWatchDeps {
   engines: Pick<KvBucket<EngineRecord>, "put">;
-  /** Those with a problem are looked after. */
+  /** All engines; the bases of those with a problem are checked again and again. */
   records: readonly EngineRecord[];
   basesDir: string;
   log: Log;
@@ -23,8 +23,8 @@ interface BasesWatchDeps {
 }
 
 /**
- * Looks whether bases that could not be read are back. One that is what it was is served from again; of one that was never read, the
- * template is still unknown, which takes a restart of serve.
+ * Checks again and again whether bases that could not be read are readable now. A base with the same digest as before is used again. A
+ * base that was never read has no known chat template, so serve has to be restarted for it.
  */
 export function watchBases({ engines, records, basesDir, log, everyMs = 30_000 }: BasesWatchDeps): AsyncDisposable {
   const broken = new Map(records.filter(({ problem }) => problem).map((record) => [record.engine, record]));

@@ -1,4 +1,4 @@
-/** Before an engine starts: refuses settings that can never work, and leaves the files that it is started with. */
+/** Runs before an engine starts: refuses settings that can never work, and writes the files with which the engine is started. */
 import { writeFile } from "node:fs/promises";
 import { createLog, loadEnv } from "@loraline/runtime";
 import { z } from "zod";
@@ -21,7 +21,7 @@ try {
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);
   log.fatal({ err: error }, message);
-  // What `kubectl describe pod` shows.
+  // `kubectl describe pod` shows the content of this file.
   await writeFile(process.env.TERMINATION_LOG ?? "/dev/termination-log", message.slice(0, 4000)).catch(() => {});
   process.exitCode = 1;
 }

@@ -1,4 +1,4 @@
-/** Before serve starts: writes its SERVE_ENGINES_FILE from the chart's settings and the bases' files. */
+/** Runs before serve starts: writes SERVE_ENGINES_FILE from the chart's settings and the bases' files. */
 import { writeFile } from "node:fs/promises";
 import { createLog, loadEnv } from "@loraline/runtime";
 import { z } from "zod";
@@ -23,7 +23,7 @@ try {
 } catch (error) {
   const message = error instanceof Error ? error.message : String(error);
   log.fatal({ err: error }, message);
-  // What `kubectl describe pod` shows.
+  // `kubectl describe pod` shows the content of this file.
   await writeFile(process.env.TERMINATION_LOG ?? "/dev/termination-log", message.slice(0, 4000)).catch(() => {});
   process.exitCode = 1;
 }

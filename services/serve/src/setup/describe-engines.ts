@@ -1,4 +1,4 @@
-/** What the chart says of engines, together with what their bases' files say: for serve, and for an engine before it starts. */
+/** Describes engines by the chart's settings and their bases' files: for serve, and for an engine before it starts. */
 import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import {
@@ -32,8 +32,8 @@ export async function readEngineSettings(file: string): Promise<EngineSettings[]
 }
 
 /**
- * What serve registers: one record for each engine. Where a base cannot be read, its engine's says so (`problem`: BASE_MISSING, BASE_INVALID,
- * BASE_FILES_MISSING, TOKENIZER_INVALID, BASE_UNREADABLE): the others are served all the same.
+ * Makes the record that serve registers for each engine. If a base cannot be read, the record of its engine has a `problem`
+ * (BASE_MISSING, BASE_INVALID, BASE_FILES_MISSING, TOKENIZER_INVALID, BASE_UNREADABLE), and the other engines are served nevertheless.
  */
 export async function describeEngines(settings: readonly EngineSettings[], basesDir: string): Promise<Omit<EngineRecord, "updatedAt">[]> {
   const loadBase = createBases(basesDir);
@@ -68,8 +68,8 @@ const problemOfBase = (error: unknown, engine: string, base: string): Problem =>
     : { code: "BASE_UNREADABLE", message: `engine "${engine}": base "${base}" cannot be read: ${messageOf(error)}`, param: "base" };
 
 /**
- * Judges one engine by its base's files, and leaves in `dir` the files that it is started with: `chat_template.jinja`, the very template
- * that is trained with, and what its kind adds.
+ * Checks one engine's settings against its base's files, and writes into `dir` the files with which it is started: `chat_template.jinja`,
+ * the same template that training uses, and those that the kind of engine adds.
  * @throws PermanentError ENGINE_UNKNOWN, ENGINE_IMPOSSIBLE with every reason, BASE_MISSING, BASE_INVALID
  */
 export async function prepareEngine({
@@ -104,7 +104,7 @@ export async function prepareEngine({
   for (const [name, text] of Object.entries(await kind.startFiles())) await writeWhole(join(dir, name), text);
 }
 
-/** config.json, and where it does not say how the weights are stored, what GPTQ's and AWQ's tools leave beside it. */
+/** Reads config.json. Where it does not say how the weights are quantized, the files that GPTQ's and AWQ's tools write beside it are read too. */
 async function readBaseConfig(dir: string): Promise<BaseConfig> {
   await readBaseRef(dir);
   const file = join(dir, "config.json");
@@ -127,7 +127,7 @@ async function readBaseConfig(dir: string): Promise<BaseConfig> {
   return config;
 }
 
-/** The engine is always given a file, so that it never applies another template than was trained with. */
+/** The template for a base that has none. The engine always gets a file, so that it never applies another template than training does. */
 const noTemplate = (base: string): string =>
   `{{ raise_exception("base ${base} has no chat template: ask for completions, or put chat_template.jinja beside its tokenizer") }}`;
 
@@ -138,7 +138,7 @@ const ofEngine =
     throw new PermanentError(error.code, `engine "${engine}": ${error.message}`, { param: error.param ?? null, cause: error });
   };
 
-/** Appears whole, or not at all. */
+/** Writes a file so that it appears complete or not at all. */
 export async function writeWhole(file: string, text: string): Promise<void> {
   await mkdir(dirname(file), { recursive: true });
   const partial = `${file}.partial`;

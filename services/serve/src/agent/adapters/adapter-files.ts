@@ -1,6 +1,6 @@
 /**
- * Adapters on the disk beside an engine: `<dir>/<hex of the digest>/`, whole or not there, read-only, checked before each use.
- * Only what the engine reads is fetched; nothing that could run code (pickles) ever arrives here.
+ * Adapters on the disk beside an engine, in folders `<dir>/<hex of the digest>/`. A folder is complete or absent, read-only, and checked
+ * before each use. Only the files that the engine reads are fetched, so no file that could run code (a pickle) gets here.
  */
 import { createHash, hash, randomUUID } from "node:crypto";
 import { type BigIntStats, closeSync, createWriteStream, fstatSync, openSync, read, readFileSync, statSync, writeFileSync } from "node:fs";
@@ -21,29 +21,29 @@ type Adapter = { tenant: string; digest: Digest; manifest: BlobRef };
 export interface AdapterFiles {
   pathOf(adapter: { digest: Digest }): string;
   /**
-   * Makes the files be there, fetching what is missing or wrong. Only for an adapter that the engine does not list.
+   * Fetches the files that are missing or wrong. Only for an adapter that the engine does not have loaded.
    * @throws PermanentError OBJECT_MISSING, OBJECT_CORRUPT, ADAPTER_FILES_MISSING, DISK_FULL
    */
   ensure(adapter: Adapter): Promise<string>;
-  /** Reads every byte: are these the adapter's files? */
+  /** Whether the files are the adapter's; reads every byte. */
   verify(adapter: Adapter): Promise<boolean>;
-  /** Cheap: has something touched the files since they were last verified here? */
+  /** Whether the files are unchanged since they were last verified here; cheap, as only `stat` is asked. */
   touched(adapter: { digest: Digest }): boolean;
   read(adapter: { digest: Digest }): Promise<AdapterParts>;
-  /** Removes what is neither in `keep` (hex digests) nor was there less than `graceMs` ago. */
+  /** Removes the folders that are not in `keep` (hex digests) and are older than `graceMs`. */
   collect(keep: ReadonlySet<string>, now: number, graceMs: number): Promise<void>;
 }
 
 export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pick<Objects, "get"> }): AdapterFiles {
   const pathOf = ({ digest }: { digest: Digest }): string => join(dir, hexOf(digest));
-  /** What `stat` said of the files when they were verified. */
+  /** The result of `stat` for each file when it was verified. */
   const stamps = new Map<string, string>();
   const unneededSince = new Map<string, number>();
 
-  // Not by way of the thread pool: that costs ten times what the call does, and hundreds are looked at per heartbeat.
+  // Synchronous: the thread pool would cost ten times as much as the call, and each heartbeat checks hundreds of files.
   const stampOf = (path: string): string => needed.map((name) => stampOfFile(statSync(join(path, name), { bigint: true }))).join(" ");
 
-  /** Immutable, and asked for at each proof. */
+  /** Manifests that were read. They never change, and each proof needs one. */
   const manifests = new Map<string, AdapterManifest>();
   const manifestOf = async ({ tenant, manifest }: Adapter): Promise<AdapterManifest> => {
     const key = `${tenant}/${manifest.digest}`;
@@ -95,7 +95,7 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
   };
 
   const making = new Map<string, Promise<string>>();
-  /** Folders that are being filled now, however long it takes. */
+  /** Folders that are being filled now; they are not removed, however long that takes. */
   const filling = new Set<string>();
   const make = async (adapter: Adapter): Promise<string> => {
     const path = pathOf(adapter);
@@ -105,10 +105,10 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
     try {
       await mkdir(partial, { recursive: true });
       for (const { name, blob } of await filesOf(adapter)) {
-        // Verified on the way; read-only, and nobody looks for it here before all is there.
+        // Each file is verified while it is fetched. Nobody reads this temporary folder before it is complete.
         await fetch(adapter.tenant, blob, join(partial, name));
       }
-      // Two agents of one machine must not share a folder; but should they, the second finds what it wanted.
+      // Two agents of one machine should not share a folder. If they do, what is replaced here has the same bytes.
       await rm(path, { recursive: true, force: true });
       await rename(partial, path);
     } catch (error) {
@@ -175,9 +175,9 @@ export function createAdapterFiles({ dir, objects }: { dir: string; objects: Pic
 
 const stampOfFile = ({ ino, size, mtimeNs, ctimeNs }: BigIntStats): string => `${ino}/${size}/${mtimeNs}/${ctimeNs}`;
 
-/** A file this small (configurations are) is read at once: a stream costs more than the bytes. */
+/** Files up to this size, such as configurations, are read in one call: a stream would cost more. Bytes. */
 const smallBytes = 64 * 1024;
-/** A stream's pieces of 64 KiB, each in new memory, cost more to read than to digest. */
+/** Larger files are read in pieces of this size into one buffer: a stream's own pieces of 64 KiB cost more to read than to digest. */
 const pieceBytes = 1024 * 1024;
 const readPiece = promisify(read);
 

@@ -1,12 +1,12 @@
 /**
- * Pure: what becomes of a canary.
+ * Pure: decides the next step of a canary.
  *
  *   started ─► step 1 ─► step 2 ─► … ─► promoted: the alias moves to it
  *                │ ▲       │
  *   not proven   ▼ │       └── more errors, slower, gone, not proven for long ──► rolled back: everybody is back
  *              paused
  *
- * A step takes its time and its number of answers, and is judged by what was counted since it began.
+ * A step lasts until its time has passed and it has enough answers. It is judged by the answers that were counted since it began.
  */
 import {
   type AdapterState,
@@ -21,29 +21,29 @@ import { endCanary, moveAlias } from "./alias-moves.ts";
 import { withLine } from "./history-lines.ts";
 
 export interface CanaryView {
-  /** The newest report of each gateway, those of gateways that are gone included. */
+  /** The newest report of each gateway, also of gateways that are gone. */
   traffic: readonly TrafficState[];
-  /** Ready replicas that have the version proven now. */
+  /** Number of ready replicas on which the version is proven now. */
   provenOn(version: AdapterVersion): number;
   now: number;
 }
 
 export type CanaryDecision =
   | { kind: "wait"; why: string }
-  /** Changes the entry: `note` and `pause` and `resume` only remember something, the others have a line in the history. */
+  /** Changes the adapter's entry. `step`, `promote` and `rollback` also add a line to its history; `note`, `pause` and `resume` do not. */
   | { kind: "note" | "pause" | "resume" | "step" | "promote" | "rollback"; state: AdapterState };
 
 /**
- * A version that is proven nowhere for this long, while the promoted one is, will hardly come back by itself. Longer than an engine
- * takes that restarted and loads one adapter after the other; to be paused costs nobody anything.
+ * A canary that is proven on no replica for this long, while the promoted version is, is rolled back: it will hardly recover by itself.
+ * The time is longer than a restarted engine takes to load all its adapters. Meanwhile the canary is paused, which harms no user.
  */
 export const provenWithinMs = 5 * 60_000;
-/** Fewer answers than this in the gateways' windows say nothing about a 95th percentile. */
+/** With fewer answers than this in the gateways' windows a 95th percentile has no meaning. */
 const enoughForPercentile = 10;
-/** Differences below this are the machine's, not the version's. Milliseconds. */
+/** Differences in latency below this come from the machine, not from the version. Milliseconds. */
 const latencySlackMs = 5;
 
-/** What is to be done now. Deciding again on the result changes nothing until time passes or reports come. */
+/** Decides what to do now. Deciding again on the result changes nothing until time passes or new reports arrive. */
 export function decideCanary(state: AdapterState, { traffic, provenOn, now }: CanaryView): CanaryDecision {
   const { canary } = state;
   if (!canary) return { kind: "wait", why: "no canary is under way" };
@@ -76,7 +76,7 @@ export function decideCanary(state: AdapterState, { traffic, provenOn, now }: Ca
     return { kind: "wait", why: `paused: version ${canary.version} is proven on no ready replica` };
   }
   const names = { version: version.engineName, from: from.engineName };
-  // What came before the pause was judged when it came; the step begins anew.
+  // Answers from before the pause were judged before it. After the pause the step begins again.
   if (canary.unprovenSince) return changed("resume", { unprovenSince: null, since: at, baseline: canaryBaseline(names, traffic) });
 
   const seen = canaryTraffic(canary, names, traffic, now);
@@ -108,7 +108,8 @@ function judge(
 ): { code: string; reason: string } | undefined {
   const { min_requests, max_error_rate, max_latency_ratio } = settings;
   const usual = promoted.requests === 0 ? 0 : promoted.errors / promoted.requests;
-  // Judged before all answers of the step are there, when not even flawless ones could mend it any more.
+  // The rate is taken of at least `min_requests` answers, so a canary is rolled back early only when too many have failed already,
+  // whatever the missing answers will be.
   const rate = its.errors / Math.max(1, its.requests, min_requests);
   if (rate > usual + max_error_rate) {
     return {

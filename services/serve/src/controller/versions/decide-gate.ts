@@ -20,13 +20,13 @@ export interface GateInput {
   spec: Pick<RunSpec, "base" | "adapter" | "gate" | "gate_accuracy" | "method">;
   digest: Digest;
   manifest: AdapterManifest;
-  /** What its files say of themselves, or why they cannot be read. */
+  /** Configuration and tensors as the adapter's files declare them, or the reason why they cannot be read. */
   parts: AdapterParts | Problem;
   evidence: Evidence;
   evaluation: Evaluation | null;
-  /** undefined: no engine serves this base. */
+  /** The engine that serves the base; undefined: there is none. */
   engine: EngineRecord | undefined;
-  /** undefined: the first version. */
+  /** The adapter's state; undefined: this is its first version. */
   adapter: AdapterState | undefined;
 }
 
@@ -36,7 +36,7 @@ const lossText = (value: number): string => value.toFixed(4);
 
 const engineServesBase: Judge = ({ spec, engine }) => {
   if (engine === undefined) return { code: "BASE_UNKNOWN", param: "base", message: `no engine serves base "${spec.base}" any more.` };
-  // Otherwise it is known what the base was, and its replicas still serve that.
+  // The base was read before, so its digest is known, and the replicas still serve that base.
   if (!engine.problem || engine.base.digest !== unreadDigest) return undefined;
   return { code: "BASE_UNAVAILABLE", param: "base", message: `nothing is known of the base: ${engine.problem.message}` };
 };
@@ -75,7 +75,7 @@ const filesAreThere: Judge = ({ manifest }) => {
     : undefined;
 };
 
-/** By the headers alone, before any replica fetches a byte; the values are looked at by each agent. */
+/** Judges the headers of the adapter's files alone, before a replica fetches them. Each agent checks the values of the tensors later. */
 const filesAreRight: Judge = ({ parts, engine }) => {
   if ("code" in parts) return parts;
   if (engine === undefined) return undefined;
@@ -139,7 +139,7 @@ const asAccurateAsBase: Judge = ({ spec, evaluation }) => {
       };
 };
 
-/** Losses are comparable only on the same rows, and the base's loss on them tells whether they are the same. */
+/** Losses are comparable only on the same rows. The rows are the same when the base's loss on them is the same. */
 export const sameRows = (a: Evaluation, b: Evaluation): boolean =>
   a.rows === b.rows && a.supervised_tokens === b.supervised_tokens && Math.abs(a.base_loss - b.base_loss) <= 1e-3 * a.base_loss;
 
@@ -186,7 +186,7 @@ const chain: readonly Judge[] = [
   asAccurateAsPromoted,
 ];
 
-/** The first reason not to serve it; undefined: accepted. */
+/** The first reason to refuse the version; undefined: it is accepted. */
 export function decideGate(input: GateInput): Problem | undefined {
   for (const judge of chain) {
     const problem = judge(input);
@@ -195,15 +195,15 @@ export function decideGate(input: GateInput): Problem | undefined {
   return undefined;
 }
 
-/** Why there is no evaluation. */
+/** Says why there is no evaluation. */
 const unjudged: MethodTable<[], string> = {
   supervised: () => "nothing was judged: no rows were held out, and there is no validation file.",
   import: () => "nothing was judged: an adapter that was trained elsewhere has no held-out rows here.",
 };
 
 /**
- * What the gate was asked to judge and could not, in words; undefined: nothing. A version that the promoted one could not be
- * compared with is served under its number, and promoted only by a person.
+ * Says which comparison the gate was asked for and could not make; undefined: there is none. A version that could not be compared with
+ * the promoted one is served under its number, and only a person can promote it.
  */
 export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" | "evaluation" | "adapter">): string | undefined {
   if (spec.gate === "none") return undefined;

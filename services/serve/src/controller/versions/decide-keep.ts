@@ -8,10 +8,10 @@
 import { type AdapterState, type AdapterVersion, defaultKeep, type Problem } from "@loraline/contracts";
 import { type Cause, withLine } from "../aliases/history-lines.ts";
 
-/** A version that was asked for by name stays loaded for so long afterwards. */
+/** How long a version stays loaded after it was last asked for by its name. */
 export const wantedForMs = 15 * 60_000;
 
-/** Retired versions, and versions that are refused or deleted, of which the entry knows: it must not grow for ever. */
+/** How many retired versions, and how many refused or deleted ones, stay in the adapter's entry, so that it does not grow without end. */
 export const retiredKept = 300;
 export const overKept = 100;
 
@@ -22,12 +22,12 @@ export const rollbackTarget = ({ alias, versions }: AdapterState): number | unde
   alias === null ? undefined : versions.findLast((known) => known.version < alias && isServed(known))?.version;
 
 /**
- * Retires and recalls versions, so that loaded are: the newest that were served, as many as the adapter's `keep` says; the promoted one,
- * the one that a rollback would go to, the canary's, and the one that a move waits for; those that were asked for by name lately; and all
- * that have not been served yet, for somebody waits for them.
+ * Retires and recalls versions, so that exactly these are loaded: the newest served ones, as many as `keep` says; the promoted version,
+ * the target of a rollback, the canary and the version that a move waits for; versions that were asked for by name lately; and all
+ * versions that have not been served yet, because their runs wait for that.
  *
  * @param at - ISO 8601.
- * @param because - the version whose service may have made another one too many.
+ * @param because - the version that has just been served, and so may have caused an older one to be retired.
  */
 export function applyKeep(state: AdapterState, at: string, because?: number): AdapterState {
   const keep = state.keep ?? defaultKeep;
@@ -64,26 +64,26 @@ const keptAs = (keep: NonNullable<AdapterState["keep"]>): string =>
     : `the ${keep} newest ${keep === 1 ? "version is" : "versions are"} kept (keep: ${keep})`;
 
 /**
- * Somebody asks for a version by its name: it is loaded again if it was retired, and stays for a while. Of others than retired and served
- * versions, and of one that was asked for just before, nothing changes.
+ * Notes that a version was asked for by its name: it is loaded again if it was retired, and stays loaded for a while. Nothing changes
+ * for a version that was never served, or that was asked for a moment ago.
  */
 export function wantVersion(state: AdapterState, version: number, cause: Cause, forMs = wantedForMs): AdapterState {
   const known = state.versions.find((each) => each.version === version);
   if (known === undefined || !isServed(known)) return state;
   const now = Date.parse(cause.at);
-  // Many gateways ask, and each write of the entry goes to every replica.
+  // Many gateways tell of the same version, and each write of the entry is sent to every replica, so few are made.
   if (known.status === "desired" && known.wanted && !isHalfOver(known.wanted, now)) return state;
   const wanted = { at: cause.at, until: new Date(now + forMs).toISOString() };
   return withVersion(known.status === "retired" ? load(state, version, cause) : state, version, { wanted });
 }
 
-/** Whether it is time to say again that a version is asked for. */
+/** Whether half of the time has passed, so that `wanted` should be renewed. */
 const isHalfOver = ({ at, until }: NonNullable<AdapterVersion["wanted"]>, now: number): boolean =>
   now >= (Date.parse(at) + Date.parse(until)) / 2;
 
 export type DeleteDecision = { kind: "delete"; state: AdapterState } | { kind: "nothing" } | { kind: "reject"; problem: Problem };
 
-/** A version is deleted for good, unless users get it or somebody waits for it. */
+/** Decides whether a version may be deleted for good: not while it is promoted, the canary, or still being loaded for its run. */
 export function decideDelete(
   state: AdapterState | undefined,
   { name, version, by, at, command }: { name: string; version: number; by: string | null; at: string; command: number },
@@ -127,7 +127,7 @@ export function decideDelete(
   return { kind: "delete", state: applyKeep(left, at) };
 }
 
-/** A move of the alias that waits for its version is given up; without one nothing changes. */
+/** Gives up a move of the alias that is waiting for its version. Without such a move nothing changes. */
 export function dropAwaiting(state: AdapterState, { code, ...cause }: Cause & { code?: string }): AdapterState {
   const { awaiting } = state;
   if (!awaiting) return state;
@@ -135,7 +135,7 @@ export function dropAwaiting(state: AdapterState, { code, ...cause }: Cause & { 
   return withLine({ ...state, awaiting: null }, line);
 }
 
-/** The next moment at which time alone changes something; undefined: never. Milliseconds since the epoch. */
+/** When the next `wanted` of a version ends, in milliseconds since the epoch; undefined: never. */
 export function nextLapse({ versions }: AdapterState): number | undefined {
   let next: number | undefined;
   for (const { wanted, status } of versions) {
@@ -146,7 +146,7 @@ export function nextLapse({ versions }: AdapterState): number | undefined {
   return next;
 }
 
-/** Nowhere at first: placement says where there is room. */
+/** Marks a version to be loaded, at first on no replica: placement then chooses replicas that have room. */
 function load(state: AdapterState, version: number, { command: _command, ...cause }: Cause): AdapterState {
   const next = withVersion(state, version, { status: "desired", replicas: [], unplaced: null });
   return withLine(next, { from: null, to: version, kind: "recalled", ...cause });
@@ -159,7 +159,7 @@ const withVersion = (state: AdapterState, version: number, over: Partial<Adapter
 
 function forgetOld(state: AdapterState): AdapterState {
   const retired = state.versions.filter(({ status }) => status === "retired");
-  // The bytes of a deleted version are found through its entry.
+  // A deleted version stays until its bytes are erased, because they are found through this entry.
   const over = state.versions.filter(({ status, erased }) => status === "refused" || (status === "deleted" && erased === true));
   const forgotten = new Set([...retired.slice(0, -retiredKept), ...over.slice(0, -overKept)]);
   return forgotten.size === 0 ? state : { ...state, versions: state.versions.filter((known) => !forgotten.has(known)) };

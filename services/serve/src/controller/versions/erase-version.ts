@@ -11,15 +11,15 @@ export interface EraseDeps {
   log: Log;
 }
 
-/** Manifests read at once. */
+/** How many manifests are read at the same time. */
 const readsAtOnce = 16;
 
 /**
- * Removes weights, evidence and manifest, unless another version of the tenant has the same bytes; the manifest last, for it names the
- * weights, so that dying at any line is mended by doing it again. Then the version is marked, and never looked at again.
+ * Removes weights, evidence and manifest, except those that another version of the tenant has too. The manifest is removed last, because
+ * it names the weights: if the process dies in between, doing it again finishes the work. Then the version is marked as erased.
  *
- * `adapter_config.json` stays: it is a kilobyte about ranks and modules, and every run with the same settings stores the same one, also
- * a run that has stored it a moment ago and has no version yet.
+ * `adapter_config.json` stays. It has about a kilobyte, and all runs with the same settings share it; one of them may have stored it a
+ * moment ago and have no version yet.
  */
 export async function eraseVersion(
   { tenant, adapter, base }: AdapterState,
@@ -30,7 +30,7 @@ export async function eraseVersion(
   const at = { tenant, id: adapter };
   const read = (ref: AdapterVersion["manifest"]): Promise<AdapterManifest | undefined> =>
     getJson(objects, tenant, ref, adapterManifest).catch((error: unknown) => {
-      // It is gone already, or was never what it should be; a store that is away throws something else.
+      // The manifest is gone already, or was never valid. (A store that does not answer throws another error.)
       if (error instanceof PermanentError) return undefined;
       throw error;
     });
@@ -44,7 +44,7 @@ export async function eraseVersion(
   const hasManifest = others.some(({ digest }) => digest === version.digest);
   const weights = hasManifest ? undefined : weightsOf(await read(version.manifest));
   if (weights !== undefined) {
-    // The same weights have the same shape.
+    // Only versions with the same base and rank can have the same weights.
     const alike = others.filter((other) => other.rank === version.rank && other.base === base);
     let hasWeights = false;
     const look = async (): Promise<void> => {

@@ -1,4 +1,4 @@
-/** Commands about which versions stay loaded: asked for by name, another `keep`, deletion. */
+/** Carries out commands about which versions stay loaded: a version asked for by name, a new `keep`, a deletion. */
 import type { KvBucket, Received } from "@loraline/bus";
 import type {
   AdapterState,
@@ -12,7 +12,7 @@ import { type AdapterEventDeps, keyOf, nameOf, publishLine, publishLinesAfter } 
 import { lastLine } from "../aliases/history-lines.ts";
 import { applyKeep, decideDelete, type DeleteDecision, wantVersion } from "./decide-keep.ts";
 
-/** One compare-and-set, then the events of the lines that it added. */
+/** Changes the entry by one compare-and-set, then publishes an event for each line that this added to the history. */
 async function changeAndPublish(
   at: EventAddress,
   change: (current: AdapterState | undefined) => AdapterState | undefined,
@@ -29,11 +29,11 @@ async function changeAndPublish(
   return state;
 }
 
-/** Somebody asks for a version by name. If there is no such version, nothing happens: it may have been deleted meanwhile. */
+/** Notes that a version was asked for by its name. Nothing happens if there is no such version: it may have been deleted meanwhile. */
 export async function onVersionWanted(
   { at, data: { version, by } }: Received<typeof adapterVersionWanted>,
   deps: AdapterEventDeps & {
-    /** The version stays loaded for so long, ms. Default: 15 min. */
+    /** How long the version stays loaded, in ms. Default: 15 minutes. */
     wantedForMs?: number | undefined;
   },
   adapters: KvBucket<AdapterState>,
@@ -53,7 +53,7 @@ export async function onKeepRequested(
   deps.log.info({ adapter: nameOf(at), keep, by }, "keep set");
 }
 
-/** Marks the version; the keeper removes its bytes. */
+/** Marks the version as deleted; keep-versions.ts removes its bytes later. */
 export async function onDeleteRequested(
   { at, seq, data: { version, by } }: Received<typeof adapterVersionDeleteRequested>,
   deps: AdapterEventDeps,

@@ -1,6 +1,6 @@
 /**
- * Keeps loaded what should be: retires versions that nobody asks for any more, moves the alias to versions that were loaded for that, and
- * removes the bytes of deleted ones.
+ * Does what is due for an adapter's versions later: retires those that nobody asks for any more, moves the alias to a version that was
+ * loaded for it, and removes the bytes of deleted versions.
  */
 import type { KvBucket } from "@loraline/bus";
 import type { AdapterState, ReplicaState } from "@loraline/contracts";
@@ -16,7 +16,7 @@ export interface Keeper {
   onAdapter(key: string, state: AdapterState | undefined): void;
   /** Whether `keep` or `erase` has something to do for an adapter. */
   isDue(key: string): boolean;
-  /** Does what is due for one adapter. May be called at any time, and again after it died at any line. */
+  /** Retires versions and moves the alias, where that is due. May be called at any time, also again after a crash in the middle. */
   keep(key: string): Promise<void>;
   /**
    * Removes the bytes of an adapter's deleted versions. May be called at any time, as `keep`.
@@ -29,10 +29,10 @@ export interface Keeper {
 
 interface KeeperDeps extends AdapterEventDeps, EraseDeps {
   adapters: KvBucket<AdapterState>;
-  /** Every adapter as it is known now, by key. */
+  /** All adapters as they are known now, by key. */
   states: Pick<WatchedTable<AdapterState>, "get">;
   replicas: (of: AdapterState) => Iterable<ReplicaState>;
-  /** How often adapters are looked at although nothing was reported, ms; at most half a second. */
+  /** How often adapters are checked when nothing was reported, in ms; at most 500. */
   resyncMs: number;
   signal: AbortSignal;
 }
@@ -43,7 +43,7 @@ export function createKeeper(deps: KeeperDeps): Keeper {
   const due = (key: string): void => {
     for (const follower of followers) follower(key);
   };
-  /** Adapters with something that time, replicas or the object store decide. */
+  /** Adapters that wait for a time, for a replica or for the object store. */
   const open = new Set<string>();
 
   const decide = (state: AdapterState): AdapterState => {
@@ -56,7 +56,7 @@ export function createKeeper(deps: KeeperDeps): Keeper {
     const state = open.has(key) ? states.get(key) : undefined;
     return state !== undefined && (decide(state) !== state || toErase(state).length > 0);
   };
-  // Neither the passing of time nor a replica's proof changes an adapter's entry.
+  // A timer is needed, because no change of the entry tells that time has passed or that a replica has proven a version.
   const timer = setInterval(
     () => {
       for (const key of open) if (isDue(key)) due(key);
