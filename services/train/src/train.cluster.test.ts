@@ -29,7 +29,8 @@ import { type ApiServer, startApiServer, startControllers } from "@loraline/test
 import { ulid } from "ulid";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { trainPodSettings } from "./launchers/job-manifest.ts";
-import { createKubeLauncher, jobs, pods } from "./launchers/kube-launcher.ts";
+import { createKubeLauncher } from "./launchers/kube-launcher.ts";
+import { jobs, pods } from "./launchers/watched-attempts.ts";
 import { attemptNameOf } from "./attempt/attempt-spec.ts";
 import { createTrainService } from "./controller/service.ts";
 

@@ -1,8 +1,15 @@
+import { runSpec } from "@loraline/contracts";
 import { type Kube, KubeError } from "@loraline/kube";
 import { createLog } from "@loraline/runtime";
 import { expect, it } from "vitest";
 import { trainPodSettings } from "./job-manifest.ts";
 import { createKubeLauncher } from "./kube-launcher.ts";
+
+/** A watch in which nothing happens. */
+async function* noEvents(signal: AbortSignal): AsyncGenerator<never> {
+  yield* [];
+  await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+}
 
 it("gives up with its signal while the API server does not let it list anything", { timeout: 5000 }, async () => {
   const refused = async () => {
@@ -54,4 +61,74 @@ it("looks at a long line once, not once for each run, until something changes", 
   await changed;
   expect(await launcher.observe()).toHaveLength(2);
   await launcher[Symbol.asyncDispose]();
+});
+
+it.each([
+  ["a Job", 1, "Job"],
+  ["a JobSet", 2, "JobSet"],
+])("makes %s that is observed at once, and ends by its uid exactly what it made", async (_what, nodes, kind) => {
+  const name = "train-01kb0000000000000000000000-1";
+  const deleted: unknown[] = [];
+  const kube = {
+    list: async () => ({ items: [], resourceVersion: "1" }),
+    events: (_of: unknown, { signal }: { signal: AbortSignal }) => noEvents(signal),
+    create: async (of: { kind: string }, object: { metadata: object }) => ({
+      ...object,
+      metadata: { ...object.metadata, uid: `uid-of-${of.kind}` },
+    }),
+    delete: async (of: { kind: string }, at: object, options: object) => deleted.push({ kind: of.kind, ...at, ...options }),
+  } as unknown as Kube;
+  const settings = trainPodSettings.parse({ namespace: "line", image: "trainer:1", jobSet: true });
+  await using launcher = await createKubeLauncher({ kube, settings, log: createLog({ service: "test", level: "silent" }) });
+  await launcher.launch({
+    version: 1,
+    tenant: "acme",
+    runId: "01KB0000000000000000000000",
+    attempt: 1,
+    name,
+    runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: "01KB0000000000000000000001", nodes }),
+    tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
+    resume: null,
+    traceparent: null,
+  });
+  expect(await launcher.observe()).toMatchObject([{ name, tenant: "acme", attempt: 1, phase: "pending" }]);
+  await launcher.stop(name);
+  await launcher.remove(name);
+  const its = { kind, namespace: "line", name, uid: `uid-of-${kind}` };
+  expect(deleted).toEqual([
+    { ...its, propagation: "Foreground" },
+    { ...its, propagation: "Background" },
+  ]);
+});
+
+it("takes pods whose Job is gone for an attempt until it is removed, and then deletes the pods", async () => {
+  const name = "train-01kb0000000000000000000000-1";
+  const pod = {
+    metadata: {
+      namespace: "line",
+      name: `${name}-abcde`,
+      uid: "uid-of-pod",
+      resourceVersion: "1",
+      labels: {
+        "app.kubernetes.io/component": "train-attempt",
+        "batch.kubernetes.io/job-name": name,
+        "loraline.dev/tenant": "acme",
+        "loraline.dev/run": "01kb0000000000000000000000",
+        "loraline.dev/attempt": "1",
+      },
+    },
+    status: { phase: "Running" },
+  };
+  const deleted: unknown[] = [];
+  const kube = {
+    list: async ({ kind }: { kind: string }) => ({ items: kind === "Pod" ? [pod] : [], resourceVersion: "1" }),
+    events: (_of: unknown, { signal }: { signal: AbortSignal }) => noEvents(signal),
+    delete: async (of: { kind: string }, at: object, options: object) => deleted.push({ kind: of.kind, ...at, ...options }),
+  } as unknown as Kube;
+  const settings = trainPodSettings.parse({ namespace: "line", image: "trainer:1" });
+  await using launcher = await createKubeLauncher({ kube, settings, log: createLog({ service: "test", level: "silent" }) });
+  expect(await launcher.observe()).toMatchObject([{ name, tenant: "acme", runId: "01KB0000000000000000000000" }]);
+  await launcher.remove(name);
+  expect(await launcher.observe()).toEqual([]);
+  expect(deleted).toEqual([{ kind: "Pod", namespace: "line", name: `${name}-abcde`, uid: "uid-of-pod" }]);
 });

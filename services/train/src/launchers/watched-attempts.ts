@@ -1,0 +1,284 @@
+/**
+ * The attempts that a namespace has, by watches on their Jobs, JobSets and pods, on warnings, and on Kueue's Workloads. Pods that are
+ * gone are remembered for as long as their attempt is there, because how they ended decides what becomes of it.
+ */
+import { setTimeout as sleep } from "node:timers/promises";
+import type { CoreV1Event, KubernetesObject, V1Job, V1Pod } from "@kubernetes/client-node";
+import { type Kube, KubeError, type Resource, resource, watch } from "@loraline/kube";
+import type { Log } from "@loraline/runtime";
+import { decideAttempt, type Holder, lastWordsOf, type Workload } from "./decide-attempt.ts";
+import { component, labels, type TrainPodSettings } from "./job-manifest.ts";
+import { type JobSet, jobSetLabel } from "./jobset-manifest.ts";
+import type { Attempt, Launcher } from "./launcher.ts";
+
+export const jobs = resource<V1Job>("batch/v1", "Job", "jobs");
+export const jobSets = resource<JobSet>("jobset.x-k8s.io/v1alpha2", "JobSet", "jobsets");
+export const pods = resource<V1Pod>("v1", "Pod", "pods");
+const events = resource<CoreV1Event>("v1", "Event", "events");
+/** Kueue's; served in both versions, for as long as Kueue says. */
+const workloads = ["v1beta2", "v1beta1"].map((version) =>
+  resource<Workload & KubernetesObject>(`kueue.x-k8s.io/${version}`, "Workload", "workloads"),
+);
+
+/** The view is made again after so long, because some ends are recognised by the time that has passed. */
+const viewMs = 500;
+/** Matches names of a Job or JobSet, of the Job inside a JobSet, and of their pods. The group is the attempt's name. */
+const attemptNamePattern = /^(train-[0-9a-z]{26}-[1-9]\d*)(?:-node-0)?(?:-\d+)?(?:-[0-9a-z]{5})?$/;
+
+interface WatchedAttempts extends AsyncDisposable, Pick<Launcher, "watch"> {
+  /** Whether the cluster has JobSets, and lets us list them. */
+  withJobSets: boolean;
+  /** Every attempt that is there: by its Job or JobSet, or by pods whose Job somebody deleted. */
+  observe(): Attempt[];
+  /** The attempt's JobSet, or else its Job. */
+  holderOf(attemptName: string): { of: Resource<V1Job> | Resource<JobSet>; uid: string | undefined } | undefined;
+  /** Its pods, those that are gone and remembered included. */
+  podsOf(attemptName: string): V1Pod[];
+  /** Keeps what was just created, so that it is observed before the watch delivers it. */
+  keepNew(made: { job: V1Job } | { jobSet: JobSet }): void;
+  /** Forgets an attempt that is about to be deleted; its pods count no more, though they need time to end. */
+  forget(attemptName: string): void;
+}
+
+/** Resolves when every Job, pod and warning that exists has been seen. */
+export async function watchAttempts({
+  kube,
+  settings,
+  log,
+  signal,
+}: {
+  kube: Kube;
+  settings: TrainPodSettings;
+  log: Log;
+  /** Ends the watches, also while the API server is still waited for. */
+  signal: AbortSignal | undefined;
+}): Promise<WatchedAttempts> {
+  const { namespace } = settings;
+  /** By name. Workloads by that of their Job. */
+  const known = {
+    jobs: new Map<string, V1Job>(),
+    jobSets: new Map<string, JobSet>(),
+    pods: new Map<string, V1Pod>(),
+    events: new Map<string, CoreV1Event>(),
+    workloads: new Map<string, Workload>(),
+  };
+  /** Attempts that were removed while they had pods. The cluster deletes these pods, and how they ended is not kept. */
+  const removed = new Set<string>();
+  /** The last result of `observe`, until something changes: with many runs waiting, each asks for it in every round. */
+  let view: { attempts: Attempt[]; at: number } | undefined;
+  const listeners = new Set<(run: { tenant: string; runId: string }) => void>();
+  const stopping = new AbortController();
+  const until = signal === undefined ? stopping.signal : AbortSignal.any([stopping.signal, signal]);
+
+  const holderOf = (attemptName: string): V1Job | JobSet | undefined => known.jobSets.get(attemptName) ?? known.jobs.get(attemptName);
+  const podsOf = (attemptName: string): V1Pod[] => [...known.pods.values()].filter((pod) => attemptOfPod(pod) === attemptName);
+  const changed = (attemptName: string): void => {
+    const run = runOf(holderOf(attemptName) ?? podsOf(attemptName)[0]);
+    if (run !== undefined) for (const listener of listeners) listener(run);
+  };
+  const follow = async <T extends KubernetesObject>(
+    of: Resource<T>,
+    which: { labelSelector?: string; fieldSelector?: string },
+    attemptOf: (object: T) => string | undefined,
+    keep: (name: string, object: T | undefined, attemptName: string) => void,
+  ): Promise<{ ended: Promise<void> }> => {
+    const ready = Promise.withResolvers<void>();
+    const names = new Map<string, string>();
+    const watching = watch(kube, of, {
+      namespace,
+      ...which,
+      signal: until,
+      log,
+      onChange(key, object) {
+        const name = key.split("/").at(-1) ?? key;
+        const attemptName = object === undefined ? names.get(name) : attemptOf(object);
+        if (attemptName === undefined) return;
+        if (object === undefined) names.delete(name);
+        else names.set(name, attemptName);
+        // For an object that is gone, before it is forgotten, because its run is then still known; else after it is kept.
+        if (object === undefined) changed(attemptName);
+        keep(name, object, attemptName);
+        view = undefined;
+        if (object !== undefined) changed(attemptName);
+      },
+      onReady: ready.resolve,
+    });
+    await Promise.race([ready.promise, watching]);
+    return { ended: watching };
+  };
+  const into =
+    <T>(map: Map<string, T>) =>
+    (name: string, object: T | undefined): void => {
+      if (object === undefined) map.delete(name);
+      else map.set(name, object);
+    };
+  const keepPod = (name: string, pod: V1Pod | undefined, attemptName: string): void => {
+    const before = known.pods.get(name);
+    const last = pod ?? (before === undefined || removed.has(attemptName) ? undefined : lastWordsOf(before));
+    if (last === undefined) known.pods.delete(name);
+    else known.pods.set(name, last);
+    if (pod === undefined && podsOf(attemptName).length === 0) removed.delete(attemptName);
+  };
+  /** Forgets what pods of an attempt said that are gone: it has ended and was dealt with, or it goes on in a new one. */
+  const forgetGone = (attemptName: string): void => {
+    for (const pod of podsOf(attemptName)) {
+      const name = pod.metadata?.name ?? "";
+      if (!alive.has(name)) known.pods.delete(name);
+    }
+  };
+  const alive = new Set<string>();
+
+  const installed = await Promise.all([
+    settings.jobSet ? served(kube, jobSets, { namespace, log, signal: until }) : false,
+    settings.queueName === undefined ? undefined : firstServed(kube, workloads, { namespace, log, signal: until }),
+  ]);
+  const [withJobSets, workload] = installed;
+  const ours = { labelSelector: `${labels.component} in (${component.attempt},${component.part})` };
+  const watches = await Promise.all([
+    follow(jobs, ours, nameOf, (name, job) => {
+      into(known.jobs)(name, job);
+      // A new life begins with the next pod.
+      if (job?.spec?.suspend === true) forgetGone(name);
+    }),
+    ...(withJobSets
+      ? [
+          follow(jobSets, ours, nameOf, (name, jobSet) => {
+            into(known.jobSets)(name, jobSet);
+            if (jobSet?.spec.suspend === true) forgetGone(name);
+          }),
+        ]
+      : []),
+    follow(pods, ours, attemptOfPod, (name, pod, attemptName) => {
+      if (pod === undefined) alive.delete(name);
+      else alive.add(name);
+      keepPod(name, pod, attemptName);
+    }),
+    follow(
+      events,
+      { fieldSelector: "type=Warning" },
+      ({ involvedObject: { name = "" } }) => attemptNamePattern.exec(name)?.[1],
+      into(known.events),
+    ),
+    ...(workload === undefined
+      ? []
+      : [follow(workload, {}, attemptOfWorkload, (_name, object, attemptName) => into(known.workloads)(attemptName, object))]),
+  ]);
+
+  /** By the attempt they are about: a long line has a thousand Jobs, and each is looked at for each. */
+  type Seen = { pods: Map<string | undefined, V1Pod[]>; warnings: Map<string | undefined, CoreV1Event[]> };
+  const observeAttempt = (attemptName: string, seen: Seen): Attempt | undefined => {
+    const its = seen.pods.get(attemptName) ?? [];
+    const holder = holderOf(attemptName);
+    const about = holder ?? its[0];
+    const run = runOf(about);
+    if (run === undefined || (holder === undefined && removed.has(attemptName))) return undefined;
+    // A JobSet only says that a Job failed; the Job inside says why.
+    const inside = known.jobs.get(`${attemptName}-node-0`)?.status?.conditions?.filter(({ reason }) => reason === "DeadlineExceeded") ?? [];
+    const job: Holder | undefined = holder && {
+      metadata: holder.metadata,
+      spec: { suspend: holder.spec?.suspend, activeDeadlineSeconds: settings.activeDeadlineSeconds },
+      status: { conditions: [...inside, ...(holder.status?.conditions ?? [])] },
+    };
+    const warnings = seen.warnings.get(attemptName) ?? [];
+    return {
+      ...run,
+      attempt: Number(about?.metadata?.labels?.[labels.attempt]),
+      name: attemptName,
+      ...decideAttempt({ job, pods: its, warnings, workload: known.workloads.get(attemptName) }, Date.now()),
+    };
+  };
+
+  return {
+    withJobSets,
+    observe() {
+      if (view !== undefined && performance.now() - view.at < viewMs) return view.attempts;
+      const seen = {
+        pods: Map.groupBy(known.pods.values(), attemptOfPod),
+        warnings: Map.groupBy(known.events.values(), ({ involvedObject: { name = "" } }) => attemptNamePattern.exec(name)?.[1]),
+      };
+      const holders = [...known.jobs.values(), ...known.jobSets.values()].filter(isAttempt).map(nameOf);
+      // A Job that somebody deleted is an attempt for as long as its pods are there: they save a checkpoint.
+      const names = new Set([...holders, ...seen.pods.keys()]);
+      const attempts = [...names].flatMap((name) => (name === undefined ? [] : (observeAttempt(name, seen) ?? [])));
+      view = { attempts, at: performance.now() };
+      return attempts;
+    },
+
+    holderOf(attemptName) {
+      const holder = holderOf(attemptName);
+      return holder && { of: known.jobSets.has(attemptName) ? jobSets : jobs, uid: holder.metadata?.uid };
+    },
+    podsOf,
+
+    keepNew(made) {
+      if ("job" in made) keepNew(known.jobs, made.job);
+      else keepNew(known.jobSets, made.jobSet);
+      view = undefined;
+    },
+
+    forget(attemptName) {
+      forgetGone(attemptName);
+      if (podsOf(attemptName).length > 0) removed.add(attemptName);
+      view = undefined;
+    },
+
+    watch(onChange) {
+      listeners.add(onChange);
+      return { [Symbol.dispose]: () => void listeners.delete(onChange) };
+    },
+
+    async [Symbol.asyncDispose]() {
+      stopping.abort();
+      listeners.clear();
+      await Promise.all(watches.map(({ ended }) => ended));
+    },
+  };
+}
+
+const nameOf = ({ metadata }: KubernetesObject): string | undefined => metadata?.name;
+const isAttempt = ({ metadata }: KubernetesObject): boolean => metadata?.labels?.[labels.component] === component.attempt;
+const attemptOfPod = ({ metadata }: V1Pod): string | undefined =>
+  metadata?.labels?.[jobSetLabel] ?? metadata?.labels?.["batch.kubernetes.io/job-name"] ?? metadata?.labels?.["job-name"];
+const attemptOfWorkload = ({ metadata }: Workload): string | undefined =>
+  metadata?.ownerReferences?.map(({ name }) => name).find((name) => attemptNamePattern.test(name));
+
+function runOf(object: KubernetesObject | undefined): { tenant: string; runId: string } | undefined {
+  const { [labels.tenant]: tenant, [labels.run]: run } = object?.metadata?.labels ?? {};
+  return tenant === undefined || run === undefined ? undefined : { tenant, runId: run.toUpperCase() };
+}
+
+interface Asking {
+  namespace: string;
+  log: Log;
+  signal: AbortSignal;
+}
+
+/** Whether the cluster has this kind of object, and lets us list it. Waits for an API server that does not answer. */
+async function served<T extends KubernetesObject>(kube: Kube, of: Resource<T>, { namespace, log, signal }: Asking): Promise<boolean> {
+  for (; !signal.aborted; await sleep(1000, undefined, { signal }).catch(() => {})) {
+    try {
+      await kube.list(of, { namespace });
+      return true;
+    } catch (error) {
+      if (!(error instanceof KubeError) || ![403, 404].includes(error.status)) continue;
+      log.warn({ kind: of.kind, apiVersion: of.apiVersion, status: error.status }, "not to be had here; going on without it");
+      return false;
+    }
+  }
+  return false;
+}
+
+async function firstServed<T extends KubernetesObject>(
+  kube: Kube,
+  versions: readonly Resource<T>[],
+  asking: Asking,
+): Promise<Resource<T> | undefined> {
+  for (const version of versions) if (await served(kube, version, asking)) return version;
+  return undefined;
+}
+
+/** Keeps an object that was just created, unless the watch has already delivered it, perhaps in a newer state. */
+function keepNew<T extends KubernetesObject>(known: Map<string, T>, made: T): void {
+  const name = made.metadata?.name ?? "";
+  if (known.get(name)?.metadata?.uid !== made.metadata?.uid) known.set(name, made);
+}
