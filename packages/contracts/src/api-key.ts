@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { isoTime, tenantName } from "./names.ts";
 
-/** What a key may do: ask models; files, datasets and runs; move aliases; keys, limits and usage of its tenant. */
+/** Scopes: what a key may do. In order: ask models; use files, datasets and runs; move aliases; manage keys, limits and usage of its tenant. */
 export const scopes = ["infer", "train", "promote", "admin"] as const;
 export type Scope = (typeof scopes)[number];
 

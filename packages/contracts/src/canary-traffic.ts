@@ -1,4 +1,4 @@
-/** Pure: what the gateways' reports say about a canary since its step began. Read by serve, which decides, and by the gateway, which shows it. */
+/** Pure: sums up the gateways' reports about a canary since its step began. Used by serve, which decides, and by the gateway, which shows it. */
 import type { CanaryState, TrafficState } from "./state.ts";
 
 /** LoRA names of the canary's version and of the promoted one. */
@@ -7,13 +7,13 @@ interface CanaryNames {
   from: string;
 }
 
-/** One of the two versions, all gateways together. */
+/** The traffic of one of the two versions, of all gateways together. */
 export interface CanarySide {
   /** Answers since the step began. */
   requests: number;
   /** Those of them that failed. */
   errors: number;
-  /** What `firstByteP95Ms` is about: answers in the gateways' sliding windows. */
+  /** Number of answers in the gateways' sliding windows, from which `firstByteP95Ms` is taken. */
   recent: number;
   /** Mean of the gateways' 95th percentiles, weighted by their requests; null: no recent request. */
   firstByteP95Ms: number | null;
@@ -22,12 +22,12 @@ export interface CanarySide {
 type Baseline = CanaryState["baseline"];
 const sides = ["version", "from"] as const;
 
-/** A gateway's percentiles are about its last minute; one that fell silent says nothing about now. */
+/** A gateway's percentiles count only if its report is not older than this: they describe its last minute. */
 const recentMs = 15_000;
 
 const totalOf = ({ engines }: TrafficState, name: string) => engines.find(({ engineName }) => engineName === name)?.total;
 
-/** What has been counted until now: the baseline of a step that begins. */
+/** The counts until now: the baseline of a step that begins. */
 export function canaryBaseline(names: CanaryNames, reports: Iterable<TrafficState>): Baseline {
   const baseline: Baseline = {};
   for (const report of reports) {
@@ -41,9 +41,9 @@ export function canaryBaseline(names: CanaryNames, reports: Iterable<TrafficStat
 }
 
 /**
- * @param reports - the newest one of each gateway. Those of gateways that are gone belong here too: what they counted happened.
- * @returns `unknown`: what a gateway counted since before the step, of which the baseline does not tell how much then. It counts from
- * here on, once it is in the baseline.
+ * @param reports - the newest report of each gateway, also of gateways that are gone, because their counts are still right.
+ * @returns `unknown`: totals of gateways that began to count before the step and are not in the baseline, so that their part in the step
+ * is unknown. The caller adds them to the baseline; what these gateways count from then on is judged.
  */
 export function canaryTraffic(
   canary: Pick<CanaryState, "baseline" | "since">,
@@ -76,7 +76,7 @@ export function canaryTraffic(
         sum.requests += total.requests;
         sum.errors += total.errors;
       } else {
-        // Fewer than before: the gateway forgot the name meanwhile and counts anew.
+        // A total that is lower than before: the gateway had forgotten the name, and began to count from zero again.
         const anew = total.requests < before.requests;
         sum.requests += anew ? total.requests : total.requests - before.requests;
         sum.errors += anew ? total.errors : Math.max(0, total.errors - before.errors);

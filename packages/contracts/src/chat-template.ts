@@ -1,7 +1,7 @@
-/** A chat template as an engine applies it, and how to see whether a replica really does. */
+/** A chat template as an engine applies it, and the test of whether a replica applies the same one. */
 import { z } from "zod";
 
-/** A conversation as the template presents it to the model; a replica that presents it otherwise applies another template. */
+/** A test conversation as the template renders it; a replica that renders it differently applies another template. */
 export const templateProbe = z.object({
   messages: z.array(z.object({ role: z.enum(["system", "user", "assistant"]), content: z.string() })).min(1),
   text: z.string(),
@@ -9,5 +9,5 @@ export const templateProbe = z.object({
 });
 export type TemplateProbe = z.infer<typeof templateProbe>;
 
-/** Longer templates are known by their digest only. */
+/** Most characters of a template that is stored; of longer ones only the digest is. */
 export const longestTemplate = 65_536;

@@ -1,15 +1,14 @@
-/** Kinds of engines, with what more than one service or the chart must know of each. All else about a kind: services/serve/src/engines. */
+/** Kinds of engines, with the facts that several services or the chart need. Everything else about a kind is in services/serve/src/engines. */
 import { z } from "zod";
 
 interface EngineKindFacts {
   /**
-   * Whether an error message (of an answer with HTTP 500) says that the engine's inner process is dead. Such an answer says nothing about
-   * the request.
+   * Whether the error message of an HTTP 500 answer shows that the engine's inner process is dead. Then the request itself may be right.
    */
   isDead(message: string): boolean;
   /**
-   * Flags that settings stand for, with the setting's name, or that would take the engine out of Loraline's hands, with "". The chart and
-   * the check before an engine's start refuse them in `extraArgs`.
+   * Flags that `extraArgs` must not have; the chart and the check before an engine's start refuse them. The value is the name of the setting
+   * that sets the flag, or "" if Loraline sets the flag itself or could not work with it.
    */
   ownFlags: ReadonlyMap<string, string>;
 }
@@ -47,5 +46,5 @@ export const engineKinds = {
 } satisfies Record<string, EngineKindFacts>;
 export type EngineKindName = keyof typeof engineKinds;
 export const engineKindName = z.enum(Object.keys(engineKinds) as [EngineKindName, ...EngineKindName[]]);
-/** Kind of an engine that does not say its kind. */
+/** The kind of an engine whose settings name none. */
 export const defaultEngineKind: EngineKindName = "vllm";

@@ -1,4 +1,4 @@
-/** What an engine can serve, as it stands in KV `engines`. */
+/** The record of an engine in KV `engines`: what it can serve. */
 import { z } from "zod";
 import { defaultEngineKind, engineKindName } from "./engine-kinds.ts";
 import { longestTemplate, templateProbe } from "./chat-template.ts";
@@ -11,10 +11,10 @@ export const baseRef = z.object({
 });
 export type BaseRef = z.infer<typeof baseRef>;
 
-/** Stands where a base's digest would, until its files could be read once. */
+/** Takes the place of a base's digest until the base's files have been read once. */
 export const unreadDigest: Digest = `sha256:${"0".repeat(64)}`;
 
-/** The linear modules of a base, small enough to be kept in a record: a 30-layer model has seven entries. */
+/** The linear modules of a base, grouped so that they fit into a record: a model with 30 layers has seven entries. */
 const baseModules = z.array(
   z.object({
     names: z
@@ -25,7 +25,7 @@ const baseModules = z.array(
 );
 export type BaseModules = z.infer<typeof baseModules>;
 
-/** KV `engines`, key = engine name. Written by serve at start, read by every door. */
+/** KV `engines`, by engine name. Serve writes it when it starts; every API and service reads it. */
 export const engineRecord = z.object({
   engine: z.string().describe("Name of the engine: one Deployment, or one local process."),
   kind: engineKindName.nullish().describe(`What program it is. Absent: ${defaultEngineKind}.`),

@@ -1,6 +1,6 @@
 /**
- * Keys of the KV buckets, built and parsed here and nowhere else. The tokens of a key are joined by dots; none of them holds
- * one, since tenants, adapters, engines and replicas are names without dots, and ids are ULIDs or hex digits.
+ * Keys of the KV buckets; only this file builds and parses them. The parts of a key are joined by dots. No part contains a dot, because
+ * tenants, adapters, engines and replicas have names without dots, and ids are ULIDs or hex digits.
  */
 import type { EventAddress } from "./events/define-event.ts";
 
@@ -32,20 +32,20 @@ export const parseReplicaKey = (key: string): { engine: string; replica: string 
   return { engine, replica };
 };
 
-/** Bucket `holdings`: `<engine>.<replica>.<tenant>.<adapter>`, the keys of a replica and of an adapter, one after the other. */
+/** Bucket `holdings`: `<engine>.<replica>.<tenant>.<adapter>`, the key of a replica followed by the key of an adapter. */
 export const holdingKey = ({ replicaKey: replica, adapterKey: adapter }: { replicaKey: string; adapterKey: string }): string =>
   `${replica}.${adapter}`;
 export const parseHoldingKey = (key: string): { replicaKey: string; adapterKey: string } => {
   const [engine = "", replica = "", tenant = "", adapter = ""] = key.split(".");
   return { replicaKey: replicaKey({ engine, replica }), adapterKey: adapterKey({ tenant, adapter }) };
 };
-/** Matches everything that one replica holds. */
+/** Matches the holdings of one replica. */
 export const everyHoldingOf = (replica: string): string => `${replica}.>`;
 
 /** Bucket `waited`: `<durable consumer>.<sequence in its stream>`. */
 export const waitedKey = ({ durable, seq }: { durable: string; seq: number }): string => `${durable}.${seq}`;
 
-/** Bucket `cache`: `<stage>.<tenant>.<hex>`, where `hex` are the digits of a digest over all inputs. */
+/** Bucket `cache`: `<stage>.<tenant>.<hex>`; `hex` is the digest of all inputs, without its prefix. */
 export const cacheKey = ({ stage, tenant, hex }: { stage: "ingest" | "tokenize" | "chunk"; tenant: string; hex: string }): string =>
   `${stage}.${tenant}.${hex}`;
 
@@ -57,7 +57,7 @@ export const parseLimitKey = (key: string): { tenant: string; adapter: string | 
   return { tenant, adapter: adapter ?? null };
 };
 
-/** What stands in a usage key instead of a gateway when a day is over and its gateways' counts are summed. */
+/** Takes the place of the gateway in the key of a day's total, which is made when the day is over. */
 export const usageTotal = "total";
 
 /** `day` is of UTC, `YYYY-MM-DD`; `adapter` is null for the bases; `holder` is a gateway's id or `usageTotal`. */
@@ -74,5 +74,5 @@ export const parseUsageKey = (key: string): UsageKey => {
   const [tenant = "", day = "", adapter = "", holder = ""] = key.split(".");
   return { tenant, day, adapter: adapter === "-" ? null : adapter, holder };
 };
-/** Matches everything that a tenant used on one day. */
+/** Matches all usage of a tenant on one day. */
 export const everyUsageOf = ({ tenant, day }: Pick<UsageKey, "tenant" | "day">): string => `${tenant}.${day}.>`;

@@ -22,10 +22,10 @@ export const ulid = z
 export const digest = z.templateLiteral(["sha256:", z.string().regex(/^[0-9a-f]{64}$/)]).describe("`sha256:` and 64 lowercase hex digits.");
 export type Digest = z.infer<typeof digest>;
 
-/** The hex digits of a digest, where the colon must not be: in subjects and KV keys. */
+/** The hex digits of a digest, for subjects and KV keys, which must not contain a colon. */
 export const digestHex = z.string().regex(/^[0-9a-f]{64}$/, "must be 64 lowercase hex digits");
 
-/** What an object is; the second segment of its key. */
+/** Kind of an object in the object store; the second segment of its key. */
 export const blobKinds = [
   "raw",
   "records",
@@ -61,7 +61,7 @@ export const fileRef = z.object({
 });
 export type FileRef = z.infer<typeof fileRef>;
 
-/** Why something was refused, in the same three words everywhere: events, HTTP errors, CLI. */
+/** Why something was refused: the same three fields in events, HTTP errors and the command line. */
 export const problem = z.object({
   code: z
     .string()
@@ -74,5 +74,5 @@ export type Problem = z.infer<typeof problem>;
 
 export const isoTime = z.iso.datetime().describe("UTC, ISO 8601.");
 
-/** W3C `traceparent`, kept in state so that later work can join the trace. */
+/** W3C `traceparent`; stored with the state, so that later work can join the same trace. */
 export const traceparent = z.string().regex(/^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/);

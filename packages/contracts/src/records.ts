@@ -1,4 +1,4 @@
-/** The canonical record `lrec/1` and what ingest and tokenize store about many of them. */
+/** The canonical record `lrec/1`, and what ingest and tokenize store about a set of records. */
 import { z } from "zod";
 import { olderTemplates, templateOf, templates } from "./spec/run-spec.ts";
 import { baseRef } from "./engine.ts";
@@ -20,7 +20,7 @@ const message = z.object({
 });
 export type Message = z.infer<typeof message>;
 
-/** Whether a turn is trained on: an assistant's, unless `train` or `weight` says no. */
+/** Whether a message is trained on: those of the assistant are, unless `train` or `weight` excludes them. */
 export const isTrainedTurn = (turn: Message): boolean => turn.role === "assistant" && turn.train !== false && turn.weight !== 0;
 
 const recordMeta = z.object({
@@ -37,14 +37,14 @@ const recordMeta = z.object({
   template: z.string().optional().describe("Name and version of the prompt that ingest wrote around the row, such as `translation.zh/1`."),
   slice: z.string().optional().describe("Part of the dataset that is evaluated for itself, such as `adversarial`."),
   unusedKeys: z.array(z.string()).optional(),
-  /** Original columns that the template `seed` joins without a newline. */
+  /** Columns of the original row, which the template `seed` joins without a newline. */
   seed: z.object({ instruction: z.string(), input: z.string(), output: z.string() }).optional(),
 });
 
 const recordKinds = ["chat", "completion", "text", "preference", "ranked", "unpaired", "pretokenized"] as const;
 
 /**
- * One training example in canonical form. `id` = sha256 over everything but `meta`.
+ * One training example in canonical form. `id` is the sha256 of everything except `meta`.
  *
  * | kind | fields | trained by supervised fine-tuning |
  * |---|---|---|
@@ -91,7 +91,7 @@ const rejection = z.object({
 });
 export type Rejection = z.infer<typeof rejection>;
 
-/** A distribution in few numbers. `histogram`: how many lie above the bar before and at most at `upTo`. */
+/** A distribution in a few numbers. Each bar of `histogram` counts the values above the bar before it, up to and including `upTo`. */
 const lengths = z.object({
   count: z.int(),
   total: z.int(),
@@ -102,7 +102,7 @@ const lengths = z.object({
 });
 export type Lengths = z.infer<typeof lengths>;
 
-/** Text as the trainer sees it: what stands in a trained span is learned, the rest is only read. */
+/** Text as the trainer sees it: trained spans are learned, the rest is only read. */
 const sample = z.object({
   line: z.int(),
   format: z.string(),
@@ -110,10 +110,10 @@ const sample = z.object({
 });
 export type Sample = z.infer<typeof sample>;
 
-/** Places of something found in texts: how many records, and the lines of the first of them. */
+/** Where something was found in texts: the number of records, and the lines of the first ones. */
 const finding = z.object({ count: z.int(), lines: z.array(z.int()) });
 
-/** What a base makes of the records; only where a base is known when the report is made. */
+/** The records' tokens with a base; only if the base is known when the report is made. */
 const tokenReport = z.object({
   base: z.string(),
   template: z.string().describe("`base` or `seed`, as in the run spec."),
@@ -158,7 +158,7 @@ export const datasetReport = z.object({
 });
 export type DatasetReport = z.infer<typeof datasetReport>;
 
-/** JSON object of kind `dataset`; written last, so its existence means that the dataset is complete. */
+/** The manifest of a dataset: JSON object of kind `dataset`, written last, so its existence means that the dataset is complete. */
 export const datasetManifest = z.object({
   version: z.literal(1),
   source: blobRef,
@@ -204,7 +204,7 @@ export const tokenTotals = z.object({
   dropped: z.int(),
 });
 
-/** JSON object of kind `tokens`; written last. */
+/** The manifest of a run's tokens: JSON object of kind `tokens`, written last. */
 export const tokenManifest = z
   .object({
     version: z.literal(1),

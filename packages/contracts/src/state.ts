@@ -1,4 +1,4 @@
-/** What the KV buckets hold. Everything here can be rebuilt from the streams (runs, datasets) or is written by one service. */
+/** The values of the KV buckets. Runs and datasets can be rebuilt from the streams; each other value is written by one service. */
 import { z } from "zod";
 import { datasetMapping } from "./spec/dataset-mapping.ts";
 import { proof } from "./events/events.ts";
@@ -152,10 +152,10 @@ const adapterVersion = z.object({
 });
 export type AdapterVersion = z.infer<typeof adapterVersion>;
 
-/** What a gateway had counted of one LoRA name, or base, when a step began: totals as in `trafficState`. */
+/** A gateway's totals for one LoRA name or base when a step began, as in `trafficState`. */
 const counted = z.object({ requests: z.int(), errors: z.int() });
 
-/** A version on its way to the alias. Lives in the entry of the alias, so that every move is one compare-and-set. */
+/** A running canary. It is part of the alias's entry, so that each move is a single compare-and-set. */
 const canaryState = z.object({
   version: z.int(),
   from: z.int().describe("The promoted version, which it is compared with."),
@@ -174,9 +174,9 @@ const canaryState = z.object({
 });
 export type CanaryState = z.infer<typeof canaryState>;
 
-/** Lines of the history that are about the alias and its canary. */
+/** Kinds of history lines about the alias and its canary. */
 export const moveKinds = ["promoted", "rolledback", "canary-started", "canary-stepped", "canary-ended"] as const;
-/** Lines of the history that are about what is loaded, and about moves that came to nothing. */
+/** Kinds of history lines about loaded versions, and about moves that were given up. */
 const keepKinds = ["retired", "recalled", "deleted", "not-moved"] as const;
 
 export const adapterState = z.object({
@@ -251,7 +251,7 @@ const replicaAdapter = z.object({
 });
 export type ReplicaAdapter = z.infer<typeof replicaAdapter>;
 
-/** KV `replicas`: the heartbeat of a replica's agent. What the replica holds is in KV `holdings`, so that this stays small. */
+/** KV `replicas`: the heartbeat of a replica's agent. It stays small, because the replica's adapters are in KV `holdings`. */
 export const replicaReport = z.object({
   engine: z.string(),
   base: z.string(),
@@ -272,8 +272,8 @@ export const replicaReport = z.object({
 export type ReplicaReport = z.infer<typeof replicaReport>;
 
 /**
- * KV `holdings`: what one replica says about one adapter's versions. It counts while incarnation and agent are those of the
- * replica's heartbeat. A version that is not listed has not been begun.
+ * KV `holdings`: the state of one adapter's versions on one replica. It is valid while its incarnation and agent are those of the replica's
+ * heartbeat. The replica has not begun to load a version that is not listed.
  */
 export const replicaHolding = z.object({
   incarnation: z.string(),
@@ -282,13 +282,13 @@ export const replicaHolding = z.object({
 });
 export type ReplicaHolding = z.infer<typeof replicaHolding>;
 
-/** A replica with what it holds: heartbeat and holdings together. */
+/** A replica's heartbeat together with its holdings. */
 export const replicaState = replicaReport.extend({ adapters: z.array(replicaAdapter) });
 export type ReplicaState = z.infer<typeof replicaState>;
 
 /**
- * What one gateway serves, for whoever has to know about requests without being on their way: draining before an unload, the
- * judgement of a canary, advice about the working set. Only LoRA names with a request in flight or in the window are listed.
+ * The requests of one gateway, for services that requests do not pass through: agents drain an adapter before they unload it, the serve
+ * controller judges a canary, and the gateways advise about the working set. Only LoRA names with a request in flight or in the window are listed.
  */
 export const trafficState = z.object({
   gateway: z.string(),
@@ -315,7 +315,7 @@ export const trafficState = z.object({
 });
 export type TrafficState = z.infer<typeof trafficState>;
 
-/** Most that a tenant, or one adapter of it, may use. Absent: no limit of this kind. */
+/** The most that a tenant, or one of its adapters, may use. A limit that is absent does not apply. */
 export const limitState = z.object({
   requestsPerMinute: z.int().min(1).nullish(),
   tokensPerMinute: z.int().min(1).nullish().describe("Prompt and answer together."),
@@ -327,8 +327,8 @@ export const limitState = z.object({
 export type LimitState = z.infer<typeof limitState>;
 
 /**
- * What gateways have taken of one limit. Each takes a slice by compare-and-set and spends it without asking again, so all of them
- * together never spend more than the limit, and a request costs no round trip.
+ * The part of one limit that gateways have taken. Each gateway takes a slice by compare-and-set and spends it without asking again. So all
+ * gateways together never exceed the limit, and a request needs no round trip.
  */
 export const budgetState = z.object({
   window: z.int().describe("Minutes since the epoch. The newest that any gateway has seen counts for all."),
@@ -357,7 +357,7 @@ export const usageRow = z.object({
 });
 export type UsageRow = z.infer<typeof usageRow>;
 
-/** What one gateway has counted for one tenant on one day (UTC): absolute, so that writing it twice is harmless. */
+/** One gateway's counts for one tenant on one day (UTC), as absolute numbers, so that writing them twice is harmless. */
 export const usageState = z.object({
   tenant: tenantName,
   day: z.iso.date(),
@@ -367,10 +367,10 @@ export const usageState = z.object({
 });
 export type UsageState = z.infer<typeof usageState>;
 
-/** KV `cache`: pointer from the hash of all inputs to their result. Its loss costs time only. */
+/** KV `cache`: the result of work, found by the hash of all its inputs. If it is lost, the work is only done again. */
 export const cacheEntry = z.object({ manifest: blobRef, at: isoTime });
 
-/** KV `waited`: deliveries of a message that were put off in good order. They do not count towards giving the message up. */
+/** KV `waited`: how many deliveries of a message ended in planned waiting. These do not count as failed tries. */
 export const waitedState = z.object({
   deliveries: z.int().min(1),
   away: z.int().min(0).default(0).describe("Those of them that were put off because a server was away."),

@@ -6,7 +6,7 @@ import { probePrompt } from "./records.ts";
 import { loraSpec } from "./spec/lora-fields.ts";
 import { trainingSpec } from "./spec/training-fields.ts";
 
-/** What the trainer has to know of the run spec's method; its files lie in the folder. */
+/** The part of the run spec's method that the trainer needs; the method's files are in the trainer's folder. */
 const trainerMethod = z.discriminatedUnion("type", [z.object({ type: z.literal("supervised") }), z.object({ type: z.literal("import") })]);
 
 export const trainerSpec = z.object({
@@ -58,7 +58,7 @@ export const evaluation = z.object({
 });
 export type Evaluation = z.infer<typeof evaluation>;
 
-/** What base and adapter said to one probe prompt when the trainer still held both. Logprobs are natural logarithms. */
+/** The answers of base and adapter to one probe (test prompt), recorded by the trainer after training. Logprobs are natural logarithms. */
 export const probeRecord = z.object({
   name: z.string(),
   input_ids: z.array(z.int()),
@@ -99,7 +99,7 @@ export const trainerResult = z.object({
 });
 export type TrainerResult = z.infer<typeof trainerResult>;
 
-/** JSON object of kind `checkpoint`; written after its files. */
+/** The manifest of a checkpoint: JSON object of kind `checkpoint`, written after its files. */
 export const checkpointManifest = z.object({
   version: z.literal(1),
   step: z.int(),
@@ -108,8 +108,8 @@ export const checkpointManifest = z.object({
 export type CheckpointManifest = z.infer<typeof checkpointManifest>;
 
 /**
- * JSON object of kind `adapter`; its own digest is the version's digest, so it holds nothing that differs between
- * two trainings that gave the same bytes (no run id, no time).
+ * The manifest of an adapter: JSON object of kind `adapter`. Its own digest is the version's digest. So it contains nothing that differs
+ * between two trainings with the same resulting bytes: no run id and no time.
  */
 export const adapterManifest = z.object({
   version: z.literal(1),
@@ -121,7 +121,7 @@ export const adapterManifest = z.object({
 });
 export type AdapterManifest = z.infer<typeof adapterManifest>;
 
-/** JSON object of kind `evidence`: what proves an adapter on a replica, and where it came from. */
+/** JSON object of kind `evidence`: the measurements by which an adapter is proven on a replica, and the adapter's origin. */
 export const evidence = z.object({
   version: z.literal(1),
   runId: z.string(),

@@ -1,2 +1,2 @@
-/** The version of everything in this repository: `loraline --version`, the server, the chart. A test holds the others to it. */
+/** The version of everything in this repository: the command line, the server, the chart. A test checks that all are the same. */
 export const version = "0.1.0";

@@ -1,4 +1,4 @@
-/** How an event is declared once, and how its subject derives from the declaration. */
+/** Declares events, and derives their subjects from the declarations. */
 import type { z } from "zod";
 import { adapterName, digestHex, tenantName, ulid } from "../names.ts";
 
@@ -18,14 +18,14 @@ export interface EventDef<Type extends string = string, Data extends z.ZodType =
 export type EventData<E extends EventDef> = z.output<E["data"]>;
 export type EventInput<E extends EventDef> = z.input<E["data"]>;
 
-/** Who an event is about: the two variable tokens of its subject. */
+/** What an event is about: the two variable tokens of its subject. */
 export interface EventAddress {
   readonly tenant: string;
   /** ULID of the dataset or run, the adapter's name, or the hex digits that name a chunk's work. */
   readonly id: string;
 }
 
-/** An event that was read, as folds take it. Of several events it is a union that `type` tells apart. */
+/** An event that was read, in the form that folds take. For several events it is a union, discriminated by `type`. */
 export type SeenEvent<E extends EventDef> = E extends EventDef
   ? {
       type: E["type"];
@@ -50,7 +50,7 @@ export function defineEvent<Type extends `${Noun}.${string}.v${number}`, Data ex
 
 /**
  * Subject of one event: `loraline.<tenant>.<noun>.<id>.<verb>.v<n>`.
- * @throws when tenant or id are not what the contract allows, since a dot or a star in them would change the subject's meaning.
+ * @throws if tenant or id contain characters that are not allowed, because a dot or a star would change the meaning of the subject.
  */
 export function subjectFor(event: EventDef, at: EventAddress): string {
   const tenant = tenantName.parse(at.tenant);
@@ -63,10 +63,10 @@ export function filterFor(event: EventDef, at: Partial<EventAddress> = {}): stri
   return `loraline.${at.tenant ?? "*"}.${event.noun}.${at.id ?? "*"}.${event.tail}`;
 }
 
-/** The tenant's token of a subject, also where the rest of it names nothing of ours. */
+/** The tenant of a subject, also if the rest of the subject is not one of our events. */
 export const tenantOfSubject = (subject: string): string | undefined => subject.split(".")[1];
 
-/** Takes a subject apart; undefined when it is none of ours, or its tenant or id can be nobody's. */
+/** Parses a subject; undefined if it is not the subject of one of our events, or its tenant or id is not valid. */
 export function parseSubject(subject: string): (EventAddress & { type: string; noun: Noun }) | undefined {
   const [root, tenant, noun, id, ...tail] = subject.split(".");
   if (root !== "loraline" || tenant === undefined || id === undefined || noun === undefined || !Object.hasOwn(nouns, noun))

@@ -1,4 +1,4 @@
-/** Every event of the line, once. Subjects, types, AsyncAPI and JSON Schema derive from this table. */
+/** The table of all events. Subjects, types, AsyncAPI and JSON Schema derive from it. */
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { defineEvent, type EventDef, type Noun } from "./define-event.ts";
@@ -13,7 +13,7 @@ const actor = z.string().max(400).nullish().describe("Who asked, for the audit t
 const note = z.string().nullish().describe("What the gate was asked to judge and could not.");
 const version = z.int().min(1).describe("Version of the adapter: 1, 2, 3…");
 
-/** Nothing is wrong with what the user gave: a server is away, has no room, or refuses whoever runs the line. */
+/** Why work waits although the user's input is right: a server does not answer, has no room, or refuses Loraline's credentials. */
 const waiting = z.object({
   stage: z.enum(["ingest", "tokenize", "train", "serve"]),
   reason: z.object({ code: z.string(), message: z.string() }).nullable().describe("null: it goes on."),
@@ -184,7 +184,7 @@ export const chunkRequested = defineEvent(
 
 /* adapter */
 
-/** What an agent measured when it asked a replica the trainer's probe prompts. Logprobs are natural logarithms, per token. */
+/** What an agent measured when it asked a replica the trainer's probes (test prompts). Logprobs are natural logarithms, per token. */
 export const proof = z.object({
   probes: z.int().describe("Probe prompts that were asked."),
   tokens: z.int().describe("Continuation tokens compared."),
@@ -201,7 +201,7 @@ export const proof = z.object({
 });
 export type Proof = z.infer<typeof proof>;
 
-/** `engineName`: the LoRA name. Stored events have this key; in the code the word is `loraName`. */
+/** `engineName` is the LoRA name, which the code calls `loraName`; the key stays because stored events have it. */
 const held = { version, digest, engine: z.string(), replica: z.string(), incarnation: z.string(), engineName: z.string() };
 
 export const adapterAccepted = defineEvent(
@@ -352,7 +352,7 @@ const eventsAbout = <N extends Noun>(noun: N) => Object.values(events).filter((e
 
 /** Every event of the stream DATASETS. */
 export const datasetEvents = eventsAbout("dataset");
-/** Every event of the stream RUNS: progress has a stream of its own. */
+/** Every event of the stream RUNS. Progress is not among them: it has its own stream. */
 export const runEvents = eventsAbout("run").filter((event) => event !== runProgress);
 
 const byType = new Map<string, EventDef>(Object.values(events).map((event) => [event.type, event]));

@@ -1,4 +1,4 @@
-/** Pure fold of dataset events into what KV `datasets` holds. */
+/** Pure: folds the events of a dataset into its entry of KV `datasets`. */
 import type { SeenEvent } from "./define-event.ts";
 import type { datasetEvents } from "./events.ts";
 import type { ImportSource } from "../spec/import-source.ts";
@@ -70,13 +70,13 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
       };
     }
     case "dataset.waiting.v1":
-      // Told late, it means nothing any more.
+      // After the dataset is settled, a late event of waiting has no meaning.
       return state.settledAt === null ? { ...next, waiting: event.data.reason } : next;
     case "dataset.deleted.v1":
       return { ...next, status: "deleted", waiting: null };
   }
 }
 
-/** What an import is called until its file has a name. */
+/** The file name that an import shows until its file is known. */
 const nameOfSource = (source: ImportSource): string =>
   ("url" in source ? (source.url.split(/[?#]/)[0] ?? source.url) : source.hub).slice(-512);

@@ -1,11 +1,11 @@
 /**
- * Pure fold of run events into what KV `runs` holds.
+ * Pure: folds the events of a run into its entry of KV `runs`.
  *
  *   requested ──► tokenized ──► queued ⇄ running ──► trained ──► served
  *       │             │            │        │           │
  *       └─ rejected   └────────────┴────────┴───────────┴──► failed | cancelled
  *
- * The first terminal phase wins; whatever comes later is history only.
+ * The first terminal phase stays: later events do not change the phase any more.
  */
 import type { SeenEvent } from "./define-event.ts";
 import type { runEvents, runProgress } from "./events.ts";
@@ -14,10 +14,10 @@ import { type RunPhase, type RunState, terminalPhases } from "../state.ts";
 export type RunEvent = SeenEvent<(typeof runEvents)[number] | typeof runProgress>;
 
 const order: readonly RunPhase[] = ["requested", "tokenized", "queued", "running", "trained"];
-/** A redelivered older event must not take a run back. */
+/** The later of two phases, so that an older event that is delivered again does not take a run back. */
 const atLeast = (now: RunPhase, next: RunPhase): RunPhase => (order.indexOf(next) > order.indexOf(now) ? next : now);
 
-/** In whose hands a run is. */
+/** The stage that has to act on a run in each phase. */
 const stageOf: Partial<Record<RunPhase, "tokenize" | "train" | "serve">> = {
   requested: "tokenize",
   tokenized: "train",
@@ -76,14 +76,14 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
     }
     case "run.attempt-ended.v1":
     case "run.preempted.v1": // of an older release
-      // Whoever ran the attempt and whoever looked for it may both tell of its end, and the next one may have begun in between.
+      // The courier and the controller may both report the end of an attempt, and the next attempt may have begun in between.
       if (event.data.attempt <= (state.lastLostAttempt ?? 0)) return next;
       return {
         ...next,
         phase: state.phase === "trained" ? state.phase : "queued",
         lostAttempts: state.lostAttempts + 1,
         lastLostAttempt: event.data.attempt,
-        // Nothing is waited for by a run that has its adapter.
+        // A run that has its adapter does not wait for another attempt.
         queue: state.phase === "trained" ? state.queue : { reason: event.data.code, message: event.data.message },
       };
     case "run.trained.v1": {
@@ -136,7 +136,7 @@ function initial(event: Extract<RunEvent, { type: "run.requested.v1" }>): RunSta
   };
 }
 
-/** Progress comes from another stream, so its order against run events is open: attempt and step decide. */
+/** Progress is in another stream, so it may arrive before or after run events that are older: attempt and step decide what is newer. */
 function foldProgress(state: RunState, event: Extract<RunEvent, { type: "run.progress.v1" }>): RunState {
   const { data } = event;
   const known = state.progress;

@@ -1,6 +1,6 @@
 /**
- * What each service may say and hear on NATS. A service has a user of its own, named as it is; the chart writes these into the server's
- * configuration. Pure.
+ * What each service may publish and subscribe to on NATS. Each service has its own NATS user, with the service's name; the chart writes
+ * these permissions into the NATS server's configuration. Pure.
  */
 import { type EventDef, filterFor } from "./define-event.ts";
 import * as e from "./events.ts";
@@ -13,24 +13,24 @@ interface NatsPermissions {
 }
 
 interface Needs {
-  says?: readonly EventDef[];
+  publishes?: readonly EventDef[];
   consumes?: readonly ConsumerDef[];
-  /** Streams whose history it reads. */
-  looksBack?: readonly StreamDef[];
+  /** Streams that the service reads from the past on. */
+  readsHistory?: readonly StreamDef[];
   reads?: readonly BucketDef[];
   writes?: readonly BucketDef[];
-  /** Buckets that it clears of many entries at once. */
+  /** Buckets from which the service removes many entries at once. */
   clears?: readonly BucketDef[];
-  /** Each includes reading; `delete` cannot store anything. */
+  /** `write` and `delete` include reading; `delete` cannot store objects. */
   objects?: "read" | "delete" | "write";
-  /** `redrive`: sends a dead letter's message again, and removes the letter. */
+  /** `redrive`: may send a failed message again, and remove it from the failed ones. */
   deadLetters?: "read" | "redrive";
 }
 
 const canConsume: readonly ConsumerDef[] = Object.values(consumers);
-/** A dead letter is a message that somebody consumes. */
+/** Events that some consumer reads: only these can become failed messages. */
 const consumed = [...new Set(canConsume.flatMap((consumer) => consumer.events))];
-/** What a tenant may ask for by a message. Such a message may come from anybody's client, and what it says of itself is not believed. */
+/** Events by which a tenant's own client may give commands. Services do not trust what such a message says about its origin. */
 export const commands: readonly EventDef[] = [
   e.datasetImportRequested,
   e.datasetReceived,
@@ -44,57 +44,57 @@ export const commands: readonly EventDef[] = [
   e.adapterVersionDeleteRequested,
 ];
 
-/** Users of the line's own programs, and what each needs. */
+/** The NATS users of Loraline's own programs, and what each needs. */
 const needs = {
   gateway: {
-    says: [...commands, e.datasetDeleted],
+    publishes: [...commands, e.datasetDeleted],
     consumes: [consumers.projectorDatasets, consumers.projectorRuns, consumers.projectorProgress],
-    looksBack: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS],
+    readsHistory: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS],
     reads: Object.values(buckets).filter(({ name }) => name !== "cache"),
     writes: [buckets.runs, buckets.datasets, buckets.traffic, buckets.limits, buckets.budgets, buckets.usage, buckets.keys],
     objects: "write",
     deadLetters: "redrive",
   },
   ingest: {
-    says: [e.datasetReceived, e.datasetIngested, e.datasetRejected, e.datasetWaiting],
+    publishes: [e.datasetReceived, e.datasetIngested, e.datasetRejected, e.datasetWaiting],
     consumes: [consumers.ingestDatasetReceived, consumers.ingestDatasetImportRequested],
-    looksBack: [streams.DATASETS],
+    readsHistory: [streams.DATASETS],
     reads: [buckets.cache],
     writes: [buckets.cache],
     objects: "write",
   },
   tokenize: {
-    says: [e.runTokenized, e.runRejected, e.runWaiting, e.chunkRequested],
+    publishes: [e.runTokenized, e.runRejected, e.runWaiting, e.chunkRequested],
     consumes: [consumers.tokenizeRunRequested, consumers.tokenizeChunkRequested],
-    looksBack: [streams.DATASETS, streams.RUNS, streams.CHUNKS],
+    readsHistory: [streams.DATASETS, streams.RUNS, streams.CHUNKS],
     reads: [buckets.engines, buckets.cache, buckets.runs],
     writes: [buckets.cache],
     objects: "write",
     deadLetters: "read",
   },
   train: {
-    says: [e.runQueued, e.runAttemptEnded, e.runFailed, e.runCancelled],
-    looksBack: [streams.RUNS],
+    publishes: [e.runQueued, e.runAttemptEnded, e.runFailed, e.runCancelled],
+    readsHistory: [streams.RUNS],
     reads: [buckets.runs],
   },
   courier: {
-    says: [
+    publishes: [
       e.runStarted,
       e.runWaiting,
       e.runProgress,
       e.runCheckpointed,
       e.runAttemptEnded,
-      // Attempts that began before an upgrade go on through it, with the courier of the older release.
+      // During an upgrade, attempts that began before it go on with the courier of the older release, which publishes this event.
       e.runPreempted,
       e.runTrained,
       e.runFailed,
       e.runCancelled,
     ],
-    looksBack: [streams.RUNS],
+    readsHistory: [streams.RUNS],
     objects: "write",
   },
   serve: {
-    says: [
+    publishes: [
       e.runServed,
       e.runWaiting,
       e.runFailed,
@@ -112,36 +112,36 @@ const needs = {
       e.adapterNotMoved,
     ],
     consumes: [consumers.serveRunTrained, consumers.serveRunCancelRequested, consumers.serveAdapterCommands, consumers.serveVersionWanted],
-    looksBack: [streams.RUNS, streams.ADAPTERS],
+    readsHistory: [streams.RUNS, streams.ADAPTERS],
     reads: [buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings, buckets.traffic],
     writes: [buckets.adapters, buckets.engines],
     clears: [buckets.holdings],
-    // Removes what belonged to a version that was deleted.
+    // Serve removes the objects of deleted versions.
     objects: "delete",
   },
   agent: {
-    says: [e.adapterLoaded, e.adapterUnloaded],
+    publishes: [e.adapterLoaded, e.adapterUnloaded],
     reads: [buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings, buckets.traffic],
     writes: [buckets.replicas, buckets.holdings],
     clears: [buckets.holdings],
     objects: "read",
   },
   operator: {
-    says: commands,
-    looksBack: [streams.DATASETS, streams.RUNS, streams.ADAPTERS],
+    publishes: commands,
+    readsHistory: [streams.DATASETS, streams.RUNS, streams.ADAPTERS],
     reads: [buckets.runs, buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings],
     objects: "write",
     deadLetters: "read",
   },
 } as const satisfies Record<string, Needs>;
 
-/** Below which a user's answers come: `NATS_INBOX_PREFIX`. Nobody hears another's answers, in which keys and state are. */
+/** Prefix of the subjects on which a user gets answers (`NATS_INBOX_PREFIX`). Each user has its own, because answers contain keys and state. */
 export const inboxPrefixOf = (user: string): string => `_INBOX_${user}`;
 
 const api = (...calls: string[]): string[] => calls.map((call) => `$JS.API.${call}`);
 const byteOrder = (subjects: Iterable<string>): string[] => [...new Set(subjects)].sort();
 
-/** A consumer that lives as long as one question or watch, on a stream that may be read whole. */
+/** The API calls to read a whole stream: through a consumer that exists only for one question or watch. */
 const readStream = (stream: string): string[] => [
   ...api(
     `STREAM.INFO.${stream}`,
@@ -158,12 +158,12 @@ const readStream = (stream: string): string[] => [
 ];
 
 function permissionsOf(user: string, of: Needs): NatsPermissions {
-  const events = new Set([...(of.says ?? []), ...(of.deadLetters === "redrive" ? consumed : [])]);
+  const events = new Set([...(of.publishes ?? []), ...(of.deadLetters === "redrive" ? consumed : [])]);
   const publish = [
     ...api("INFO", `STREAM.INFO.${streams.DLQ.name}`),
     ...streams.SPANS.subjects,
     ...[...events].map((event) => filterFor(event)),
-    ...(of.looksBack ?? []).flatMap(({ name }) => readStream(name)),
+    ...(of.readsHistory ?? []).flatMap(({ name }) => readStream(name)),
     ...(of.consumes ?? []).flatMap(({ durable, stream: { name } }) => [
       ...api(`CONSUMER.INFO.${name}.${durable}`, `CONSUMER.MSG.NEXT.${name}.${durable}`),
       `$JS.ACK.${name}.${durable}.>`,
@@ -176,10 +176,10 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
     ...(of.objects === undefined
       ? []
       : api("STREAM.INFO.OBJ_objects", "STREAM.MSG.GET.OBJ_objects", "DIRECT.GET.OBJ_objects", "DIRECT.GET.OBJ_objects.>")),
-    // Pieces of a put that failed, and of what is deleted, are purged.
+    // The pieces of failed uploads and of deleted objects are purged.
     ...(of.objects === "write" || of.objects === "delete" ? api("STREAM.PURGE.OBJ_objects") : []),
     ...(of.objects === "write" ? ["$O.objects.>"] : []),
-    // A blob is deleted by a mark in its place; its pieces are another subject.
+    // An object is deleted by writing a mark on its meta subject; its pieces are on another subject.
     ...(of.objects === "delete" ? ["$O.objects.M.>"] : []),
     ...(of.deadLetters === undefined ? [] : api("STREAM.MSG.GET.DLQ")),
     ...(of.deadLetters === "redrive" ? [...readStream("DLQ"), ...api("STREAM.MSG.DELETE.DLQ")] : []),
@@ -188,15 +188,15 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
 }
 
 /**
- * A tenant's own client: gives commands for its tenant, and follows its events as they come. No history and no blobs: consumers and the
- * object store know no tenants, so those are the gateway's to show. `{tenant}` stands for its name.
+ * A tenant's own client: may give commands for its tenant and follow its new events. It may read neither history nor objects, because
+ * NATS cannot separate these by tenant; the gateway shows them instead. `{tenant}` stands for the tenant's name.
  */
 const tenant: NatsPermissions = {
   publish: { allow: byteOrder(commands.map((event) => filterFor(event, { tenant: "{tenant}" }))) },
   subscribe: { allow: ["_INBOX_tenant_{tenant}.>", "loraline.{tenant}.>"] },
 };
 
-/** The Job that makes streams, consumers, buckets and the object store; also who backs them up: a backup's parts are acknowledged. */
+/** The user of the Job that makes streams, consumers, buckets and the object store, and of backups, which acknowledge each part. */
 const streamsUser: NatsPermissions = {
   publish: { allow: ["$JS.API.>", "$JS.SNAPSHOT.>"] },
   subscribe: { allow: ["_INBOX.>", `${inboxPrefixOf("streams")}.>`] },

@@ -25,13 +25,13 @@ export interface StreamDef {
   readonly name: string;
   readonly subjects: readonly string[];
   readonly description: string;
-  /** 0: kept for ever, because state can be rebuilt from it. */
+  /** How long a message is kept. 0: for ever, because state can be rebuilt from the stream. */
   readonly maxAgeMs: number;
-  /** Window in which a message id is published once. */
+  /** How long a second message with the same id is dropped. */
   readonly dedupeMs: number;
-  /** What is oldest goes when there is more. Absent: no limit. */
+  /** Above this size the oldest messages are removed. Absent: no limit. */
   readonly maxBytes?: number;
-  /** A queue: what is done is gone. Absent: a history. */
+  /** The stream is a queue: a message is removed once it is processed. Absent: the stream is a history. */
   readonly queue?: true;
 }
 
@@ -88,7 +88,7 @@ export const streams = {
     subjects: ["dlq.>"],
     maxAgeMs: 30 * day,
     dedupeMs: 10 * 60_000,
-    // Anybody's client can make letters; those of others than the newest are the least loss.
+    // Limited, because a tenant's client can cause any number of failed messages; the oldest are the least loss.
     maxBytes: 1024 ** 3,
   },
   SPANS: {
@@ -101,7 +101,7 @@ export const streams = {
   },
 } as const satisfies Record<string, StreamDef>;
 
-/** Subject of a failed message's copy in DLQ: where the message is, and who could not process it. */
+/** Subject of a failed message's copy in DLQ: names the stream and sequence of the message, and the consumer that failed. */
 export const deadLetterSubject = ({ stream, durable, seq }: { stream: string; durable: string; seq: number | string }): string =>
   `dlq.${stream}.${durable}.${seq}`;
 export const parseDeadLetterSubject = (subject: string): { stream: string; durable: string } => {
@@ -122,13 +122,13 @@ export interface ConsumerDef {
   readonly durable: string;
   readonly stream: StreamDef;
   readonly events: readonly EventDef[];
-  /** Without a heartbeat for this long the message is delivered again. Heartbeats go out at a third of it. */
+  /** After this long without a heartbeat the message is delivered again. Heartbeats are sent three times as often. */
   readonly ackWaitMs: number;
-  /** Deliveries after which an unknown error becomes a dead letter. */
+  /** After this many deliveries a message that fails with an unknown error becomes a failed message. */
   readonly maxDeliver: number;
-  /** Messages in work at once, in one process. */
+  /** Messages that one process works on at the same time. */
   readonly concurrency: number;
-  /** Messages in work at once, in all processes together; 1 keeps the stream's order. */
+  /** Messages that all processes together work on at the same time; 1 keeps the stream's order. */
   readonly maxAckPending: number;
 }
 
@@ -164,7 +164,7 @@ export const consumers = {
     durable: "tokenize-chunk-requested",
     stream: streams.CHUNKS,
     events: [events.chunkRequested],
-    // Short, so that what a dead replica had in hand is soon in another's; it is work for a second or two.
+    // Short, so that another replica soon takes over the work of a dead one; a chunk takes only a second or two.
     ackWaitMs: 5_000,
     maxDeliver: 6,
     concurrency: 2,
@@ -245,7 +245,7 @@ export interface BucketDef<T extends z.ZodType = z.ZodType> {
   readonly name: string;
   readonly description: string;
   readonly value: T;
-  /** 0: kept for ever. */
+  /** How long an entry is kept. 0: for ever. */
   readonly ttlMs: number;
 }
 

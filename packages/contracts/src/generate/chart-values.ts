@@ -1,6 +1,6 @@
 /**
- * The chart's values: `values.schema.json` derives from it, so that Helm refuses a key that is misspelt. What each key means stands in
- * values.yaml, which has them all. What one value says of another is checked in templates/checks.yaml, in sentences.
+ * The schema of the chart's values, from which `values.schema.json` is made, so that Helm refuses misspelt keys. values.yaml lists all keys
+ * and explains them. Rules about several values together are checked in templates/checks.yaml, with messages in sentences.
  */
 import { z } from "zod";
 import { engineSettings } from "./engine-settings.ts";
@@ -9,15 +9,15 @@ import { tenantName } from "../names.ts";
 const text = z.string();
 const dnsLabel = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/);
 const strings = z.record(z.string(), z.string());
-/** Kubernetes' own, which its API server judges. */
+/** An object of Kubernetes' own API; the Kubernetes API server checks it. */
 const object = z.record(z.string(), z.unknown());
 const objects = z.array(object);
 const env = z.array(z.looseObject({ name: z.string() }));
 const count = z.int().min(0);
 const atLeastOne = z.int().min(1);
-/** Helm drops what is null. */
+/** May be null, because Helm drops keys that are null. */
 const bytes = z.int().min(1).nullish();
-/** As Kubernetes writes amounts. */
+/** A quantity in Kubernetes' notation. */
 const quantity = z.union([z.number(), z.string().regex(/^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$/)]);
 const resources = z.strictObject({
   requests: z.record(z.string(), quantity).optional(),
@@ -25,7 +25,7 @@ const resources = z.strictObject({
   claims: objects.optional(),
 });
 
-/** Of every pod. */
+/** Values that every pod has. */
 const pod = {
   nodeSelector: strings,
   tolerations: objects,
@@ -45,7 +45,7 @@ const autoscaling = z.strictObject({
 
 const { kind, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen } = engineSettings.shape;
 const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, extraArgs, ignore } = engineSettings.shape;
-/** Helm has no absent values: what stands for one is `""` or null. */
+/** A value that may be missing: in Helm's values `""` or null stands for a missing value. */
 const orEmpty = <T extends z.ZodType>(schema: T) => z.union([z.literal(""), schema]);
 const engineKeys = {
   kind: kind.unwrap().unwrap(),
@@ -79,7 +79,7 @@ const engineKeys = {
 };
 
 export const chartValues = z.strictObject({
-  /** Helm's own, which it hands to every chart that is part of another. */
+  /** Helm's own key, which it gives to every chart that is used as a part of another. */
   global: object.optional(),
   fullnameOverride: z.string().regex(/^([a-z]([a-z0-9-]{0,38}[a-z0-9])?)?$/),
   commonLabels: strings,

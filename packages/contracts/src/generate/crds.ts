@@ -1,9 +1,9 @@
 /**
- * The custom resources `FineTune` and `Adapter`, and their CustomResourceDefinitions. Pure. A custom resource is one more door to
- * the commands that HTTP and NATS take, so its spec is the run spec; what the line says about it is copied into its status.
+ * The custom resources `FineTune` and `Adapter`, and their CustomResourceDefinitions. Pure. A custom resource is another way to give the
+ * commands that HTTP and NATS take, so its spec is the run spec; the state that NATS has is copied into its status.
  *
- * Kubernetes knows less of JSON Schema than zod writes (docs: "structural schema"), so the schemas are derived: what it has no word
- * for becomes a CEL rule where it can be said so early, and is judged by the operator in any case.
+ * Kubernetes supports only a part of JSON Schema (its documentation: "structural schema"), so the schemas are converted. What it does not
+ * support becomes a CEL rule where that is possible, and the operator checks it in any case.
  */
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
@@ -17,7 +17,7 @@ import { judgedTrainingFields } from "../spec/training-fields.ts";
 
 export const crdGroup = "loraline.dev";
 export const crdVersion = "v1alpha1";
-/** Annotation of a FineTune: W3C traceparent that its run continues. */
+/** Annotation of a FineTune: the W3C traceparent of the trace that its run continues. */
 export const traceparentAnnotation = `${crdGroup}/traceparent`;
 
 const mapping = datasetMapping.optional().describe("How its rows are read; absent: each row's format is detected.");
@@ -49,7 +49,7 @@ const datasetOfResource = z
   });
 export type DatasetOfResource = z.infer<typeof datasetOfResource>;
 
-/** Every field of `FineTune.spec`. What is inside `lora`, `training` and so on is judged as a run spec. */
+/** Every field of `FineTune.spec`. The content of `lora`, `training` and so on is checked as in a run spec. */
 export const fineTuneSpec = runSpecFields.omit({ dataset: true, validation: true }).extend({
   dataset: datasetOfResource.optional().describe("Dataset to train on."),
   validation: datasetOfResource.optional().describe("Dataset to evaluate on. Without it `holdout` rows are held out."),
@@ -130,7 +130,7 @@ const adapterResourceSpec = z.strictObject({
 });
 export type AdapterResourceSpec = z.infer<typeof adapterResourceSpec>;
 
-/** What was asked for by an edit, so that it is asked once. */
+/** The commands that the operator has already given for this resource, so that each edit causes a command only once. */
 const asked = z.object({
   version: z.int().optional(),
   placement: z.string().optional().describe("JSON."),
@@ -219,7 +219,7 @@ const placementRules: Rule[] = [
   { rule: "(self.mode == 'pinned') == has(self.pins)", message: "pins goes with mode: pinned, which needs it", fieldPath: ".pins" },
 ];
 
-/** Of a FineTune's spec: whether nothing is trained. */
+/** CEL: whether a FineTune only imports an adapter, so that nothing is trained. */
 const isImport = "has(self.import) || (has(self.method) && self.method.type == 'import')";
 const methodRules: Rule[] = method.options.flatMap(({ shape: { type, ...shape } }) =>
   Object.entries(shape)
@@ -231,7 +231,7 @@ const methodRules: Rule[] = method.options.flatMap(({ shape: { type, ...shape } 
     })),
 );
 
-/** How PEFT spells the fields that are refused, as far as Kubernetes can tell a value that changes nothing from one that does. */
+/** Types of PEFT's refused fields, for those where Kubernetes can tell a value without effect from one with an effect. */
 const refusedTypes: Readonly<Record<string, Json>> = {
   ...Object.fromEntries(["use_dora", "lora_bias", "use_qalora"].map((field) => [field, { type: "boolean" }])),
   bias: { type: "string", maxLength: 100 },
@@ -251,7 +251,7 @@ const neutral: Readonly<Record<string, (field: string) => string>> = {
   array: (field) => `size(self.${field}) == 0`,
 };
 
-/** What Kubernetes is told of a field that is none of the run spec: it must not be pruned before the operator has judged its value. */
+/** The description of a field that the run spec does not have. Kubernetes must keep such a field until the operator has checked its value. */
 const descriptionOf = (field: JudgedField): string =>
   ({
     neutral: () => "Changes nothing here.",
@@ -267,14 +267,14 @@ const judgedProperties = (fields: JudgedFields): Json =>
     ]),
   );
 
-/** Of LoraConfig's refused fields the API server says itself what is wrong, where it can tell. */
+/** Rules by which the API server itself refuses LoraConfig's refused fields, where it can check their values. */
 function refusedLora(): { properties: Json; rules: Rule[] } {
   const properties: Json = {};
   const rules: Rule[] = [];
   for (const [field, judged] of Object.entries(judgedLoraFields)) {
     if (judged.as !== "refused" || field === "task_type" || field === "peft_type") continue;
     const typed = refusedTypes[field];
-    // Of an object CEL cannot tell whether it is empty, so the schema says it; and what is in it must not be pruned before.
+    // CEL cannot check whether an object is empty, so the schema does, and keeps unknown keys so that they are not pruned before.
     const object = { type: "object", maxProperties: 0, "x-kubernetes-preserve-unknown-fields": true };
     properties[field] = { description: descriptionOf(judged), nullable: true, ...(typed ?? object) };
     if (typed === undefined) continue;
@@ -287,10 +287,10 @@ function refusedLora(): { properties: Json; rules: Rule[] } {
   return { properties, rules };
 }
 
-/** JSON Schema as Kubernetes takes it. */
+/** Converts JSON Schema to the part that Kubernetes supports. */
 function structural(node: Json): Json {
   const { default: byDefault, anyOf, oneOf, additionalProperties, properties, items, maximum, minimum, ...rest } = node;
-  // Kubernetes has no word for these; judged fields are named one by one instead.
+  // Kubernetes does not support these two keywords; judged fields are listed one by one instead.
   const { deprecated: _told, patternProperties: _judged, ...kept } = rest;
   const variants = (anyOf ?? oneOf) as Json[] | undefined;
   const description = describe(kept["description"] as string | undefined, byDefault);
@@ -303,11 +303,11 @@ function structural(node: Json): Json {
     return objects ? { ...common, ...merged(one) } : { ...common, "x-kubernetes-preserve-unknown-fields": true };
   }
   const schema: Json = { ...common };
-  // Whole numbers of JavaScript end there; it is no rule of ours.
+  // These are the limits of JavaScript's whole numbers, not rules of the run spec.
   if (minimum !== undefined && minimum !== Number.MIN_SAFE_INTEGER) schema["minimum"] = minimum;
   if (maximum !== undefined && maximum !== Number.MAX_SAFE_INTEGER) schema["maximum"] = maximum;
   if (schema["type"] === "integer") schema["format"] = "int64";
-  // The format says it, in fewer than 300 characters.
+  // The format says the same as zod's pattern, which has 300 characters.
   if (schema["format"] === "date-time") delete schema["pattern"];
   if (properties !== undefined)
     schema["properties"] = Object.fromEntries(
@@ -319,7 +319,7 @@ function structural(node: Json): Json {
   return schema;
 }
 
-/** Several shapes of an object as one; a rule has to say which fields go together. */
+/** Merges several shapes of an object into one; CEL rules say which fields go together. */
 function merged(variants: readonly Json[]): Json {
   const properties: Record<string, Json> = {};
   for (const variant of variants) {
@@ -335,7 +335,7 @@ function merged(variants: readonly Json[]): Json {
   return { type: "object", properties, ...(required.length === 0 ? {} : { required }) };
 }
 
-/** Defaults are told and not filled in: a resource keeps saying what its author said. */
+/** Adds the default to the description instead of filling it in, so that a resource stays as its author wrote it. */
 function describe(text: string | undefined, byDefault: unknown): string | undefined {
   if (byDefault === undefined || (typeof byDefault === "object" && Object.keys(byDefault as object).length === 0)) return text;
   return [text, `Default: ${typeof byDefault === "string" ? byDefault : JSON.stringify(byDefault)}.`]

@@ -1,8 +1,8 @@
-/** How an engine is started. What of it can never work is judged by each kind of engine: services/serve/src/engines. */
+/** The settings with which an engine is started. Each kind of engine checks which of them can work: services/serve/src/engines. */
 import { z } from "zod";
 import { engineRecord } from "../engine.ts";
 
-/** vLLM takes these and no others; an adapter of rank 24 needs 32. */
+/** The values that vLLM accepts; so for an adapter of rank 24 the value must be 32 or more. */
 const engineRanks = [1, 8, 16, 32, 64, 128, 256, 320, 512] as const;
 
 export const engineSettings = z.strictObject({
@@ -45,5 +45,5 @@ export const engineSettings = z.strictObject({
 });
 export type EngineSettings = z.infer<typeof engineSettings>;
 
-/** What the chart gives serve and its engines: `ENGINES_CONFIG`. */
+/** The list of engines that the chart gives to serve and to engines: the file in `ENGINES_CONFIG`. */
 export const engineSettingsList = z.array(engineSettings);

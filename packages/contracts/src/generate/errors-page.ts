@@ -1,4 +1,4 @@
-/** docs/errors.md, from the table of codes. */
+/** Pure: makes docs/errors.md from the table of codes. */
 import { codeAreas } from "../codes/codes.ts";
 import type { Audience, CodeEntry } from "../codes/define-area.ts";
 

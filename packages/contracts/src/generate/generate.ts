@@ -31,7 +31,7 @@ import { adapterManifest, checkpointManifest, evidence, progressLine, trainerRes
 
 type Json = Record<string, unknown>;
 
-/** Draft 7, because that is what AsyncAPI's own schema format is; `io: input`, because readers of the document write messages. */
+/** Draft 7, because AsyncAPI's own schema format is based on it; `io: input`, because readers of the document write messages. */
 function schemaOf(schema: z.ZodType): Json {
   const { $schema: _dropped, ...rest } = z.toJSONSchema(schema, { target: "draft-07", io: "input", reused: "inline" }) as Json;
   return rest;
@@ -40,7 +40,7 @@ function schemaOf(schema: z.ZodType): Json {
 const all: readonly EventDef[] = Object.values(events);
 const allConsumers: readonly ConsumerDef[] = Object.values(consumers);
 
-/** `run.requested.v1` → `runRequestedV1`: a component key AsyncAPI allows. */
+/** `run.requested.v1` → `runRequestedV1`, a component key that AsyncAPI allows. */
 const keyOf = (event: EventDef): string => event.type.replace(/[.-](\w)/g, (_, letter: string) => letter.toUpperCase());
 
 const headerSchema: Json = {
@@ -70,7 +70,7 @@ const idDescriptions = {
   chunk: "Hash of all that decides the result, in hex.",
 } as const;
 
-/** The document a NATS client needs: subjects, payloads, and which stream and consumers stand behind them. */
+/** The document for authors of NATS clients: subjects, payloads, streams and consumers. */
 function asyncApi(): Json {
   return {
     asyncapi: "3.0.0",
@@ -134,7 +134,7 @@ function asyncApi(): Json {
   };
 }
 
-/** JSON Schema of everything that is not an event, by file name. */
+/** JSON Schemas of everything except events, by file name. */
 export function jsonSchemas(): Record<string, Json> {
   const schemas: Record<string, z.ZodType> = {
     "run-spec": runSpec,
@@ -190,7 +190,7 @@ export function generatedFiles(): Map<string, string> {
   ]);
 }
 
-/** What the chart takes from the contracts: path below its folder to text. */
+/** Generated files of the chart: path below the chart's folder to text. */
 export function chartFiles(): Map<string, string> {
   const { $schema: _dropped, ...values } = z.toJSONSchema(chartValues, { target: "draft-07", io: "input", reused: "inline" }) as Json;
   const text = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`;
@@ -202,7 +202,7 @@ export function chartFiles(): Map<string, string> {
   ]);
 }
 
-/** What the trainer takes from the contracts: path below its folder to text. */
+/** Generated files of the trainer: path below the trainer's folder to text. */
 export const trainerFiles = (): Map<string, string> =>
   new Map([
     [
@@ -210,11 +210,11 @@ export const trainerFiles = (): Map<string, string> =>
       `${JSON.stringify({ comment: "Generated from packages/contracts/src/spec by `make generate`.", ...trainerFields() }, null, 1)}\n`,
     ],
   ]);
-/** Per kind of engine, the flags that `extraArgs` may not have. */
+/** The flags that `extraArgs` must not have, for each kind of engine. */
 const engineFlags = (): Json =>
   Object.fromEntries(Object.entries(engineKinds).map(([kind, { ownFlags }]) => [kind, Object.fromEntries(ownFlags)]));
 
-/** What the docs take from the contracts: path below their folder to text. */
+/** Generated files of the docs: path below docs/ to text. */
 export const docFiles = (): Map<string, string> =>
   new Map([
     ["errors.md", errorsPage()],

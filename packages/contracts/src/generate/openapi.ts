@@ -1,4 +1,4 @@
-/** Pure: the reference of the HTTP API, OpenAPI 3.1, from the table of routes and the schemas that the gateway itself parses with. */
+/** Pure: makes the reference of the HTTP API (OpenAPI 3.1) from the table of routes and from the schemas with which the gateway parses. */
 import { z } from "zod";
 import * as loraline from "../http/loraline.ts";
 import * as openai from "../http/openai.ts";
@@ -13,7 +13,7 @@ import { version } from "../version.ts";
 
 type Json = Record<string, unknown>;
 
-/** Names of what answers are made of, as they stand under `components.schemas`; an answer that is not here is called after its operation. */
+/** Names of the schemas in answers, under `components.schemas`. An answer that is not listed here is named after its operation. */
 const answerNames: Readonly<Record<string, z.ZodType>> = {
   Adapter: loraline.adapterView,
   AdapterState: adapterState,
@@ -38,20 +38,20 @@ const answerNames: Readonly<Record<string, z.ZodType>> = {
   Run: runState,
   RunSpec: runSpec,
 };
-/** The same for bodies. What a body may leave out, an answer always has; so a schema that is used in both has two names. */
+/** The same for request bodies. A schema that is used in both has two names, because fields that a body may omit are always in an answer. */
 const bodyNames: Readonly<Record<string, z.ZodType>> = { DatasetMapping: datasetMapping, LimitBody: loraline.limitBody };
 
 const isFile = (schema: z.ZodType): boolean => schema._zod.def.type === "file";
 const capital = (text: string): string => text.replace(/^./, (letter) => letter.toUpperCase());
 const schemaRef = (name: string): Json => ({ $ref: `#/components/schemas/${name}` });
-/** A route that only ever refuses is in the table, and not in the reference. */
+/** The routes of the reference: all except those that refuse every request. */
 const allRoutes: readonly (readonly [string, HttpRoute])[] = Object.entries<HttpRoute>(httpRoutes).filter(
   ([, { answer, raw }]) => answer !== undefined || raw !== undefined,
 );
 
 const jsonSchema = { target: "draft-2020-12", reused: "inline", unrepresentable: "any", override: adjust } as const;
 
-/** Says of files what OpenAPI 3.1 says of them. An answer may get new fields: readers must bear them, so no answer is closed. */
+/** Writes files as OpenAPI 3.1 does, and leaves answers open: they may get new fields later, which clients must accept. */
 function adjust({ zodSchema, jsonSchema: made }: { zodSchema: z.core.$ZodTypes; jsonSchema: Json }): void {
   const { def } = zodSchema._zod;
   if (def.type === "file") {
@@ -61,7 +61,7 @@ function adjust({ zodSchema, jsonSchema: made }: { zodSchema: z.core.$ZodTypes; 
   if (def.type === "object" && def.catchall === undefined) delete made["additionalProperties"];
 }
 
-/** Schemas by name, which refer to each other by these names. */
+/** The schemas by name; they refer to each other by these names. */
 function named(
   schemas: Readonly<Record<string, z.ZodType>>,
   io: "input" | "output",
@@ -127,7 +127,7 @@ function parametersOf({ path, query, idempotent, sticky }: HttpRoute): Json[] {
 function bodyOf({ body, form, bodyOptional }: HttpRoute, nameOf: ReadonlyMap<z.ZodType, string>): Json {
   if (body === undefined && form === undefined) return {};
   const refTo = (schema: z.ZodType): Json => schemaRef(nameOf.get(schema) as string);
-  // What is neither a file nor a text is sent as JSON text.
+  // Form fields that are neither files nor texts are sent as JSON text.
   const json = Object.entries(form?.shape ?? {}).filter(([, field]) => !isFile(field as z.ZodType) && !isText(field as z.ZodType));
   const encoding = Object.fromEntries(json.map(([name]) => [name, { contentType: "application/json" }]));
   return {
@@ -173,7 +173,7 @@ function refusalsOf({ refusals, scopes, body, form }: HttpRoute): RefusalStatus[
 }
 const refusalName = (status: RefusalStatus): string => `Refusal${status}`;
 
-/** OpenAPI knows scopes of OAuth only, so those of keys are told in words, and to programs in `x-scopes`. */
+/** The scopes of API keys in words (for programs: `x-scopes`), because OpenAPI has scopes only for OAuth. */
 function scopesInWords(scopes: readonly Scope[], alsoNeeds: readonly Scope[]): string {
   const code = (scope: Scope): string => `\`${scope}\``;
   return `Scope of the key: ${scopes.map(code).join(" or ")}${alsoNeeds.map((scope) => `, and ${code(scope)}`).join("")}.`;

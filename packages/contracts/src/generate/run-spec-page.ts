@@ -1,4 +1,4 @@
-/** Pure: `docs/run-spec.md`, every field of the run spec and what becomes of fields that people paste, from the schema and the tables. */
+/** Pure: makes `docs/run-spec.md` from the schema and the tables: every field of the run spec, and how pasted fields are treated. */
 import { z } from "zod";
 import type { JudgedField, JudgedFields } from "../spec/judged-fields.ts";
 import { judgedLoraFields, ownLoraDefaults } from "../spec/lora-fields.ts";
@@ -12,7 +12,7 @@ const code = (value: unknown): string => `\`${typeof value === "string" && value
 const table = (head: readonly string[], rows: readonly (readonly string[])[]): string =>
   [head, head.map(() => "---"), ...rows].map((row) => `| ${row.map(cell).join(" | ")} |`).join("\n");
 
-/** The values that a JSON Schema lets through, in a few words. */
+/** The values that a JSON Schema allows, in a few words. */
 function valuesOf(schema: Json): string {
   const variants = (schema["anyOf"] ?? schema["oneOf"]) as Json[] | undefined;
   if (variants !== undefined) return [...new Set(variants.map(valuesOf))].join(" or ");
@@ -53,7 +53,7 @@ function fieldsTable(schema: Json): string {
   );
 }
 
-/** Fields that share a reason share a row. */
+/** Rows of a table; fields with the same reason share a row. */
 function rowsOf(fields: JudgedFields, as: JudgedField["as"], cells: (field: JudgedField) => string[]): string[][] {
   const rows = new Map<string, { names: string[]; cells: string[] }>();
   for (const [name, field] of Object.entries(fields)) {

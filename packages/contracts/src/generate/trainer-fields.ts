@@ -1,6 +1,6 @@
 /**
- * Pure: what the trainer knows of the sections `lora` and `training`, as data: `spec_fields.json`, which its `spec.py` reads. A directory
- * is the trainer's whole interface and anybody may fill one, so it checks what the run spec's schema has checked already.
+ * Pure: makes `spec_fields.json`, which tells the trainer's `spec.py` about the fields of the sections `lora` and `training`. The trainer
+ * checks them again although the run spec's schema has checked them, because anybody may write a directory for the trainer by hand.
  */
 import { z } from "zod";
 import type { JudgedFields } from "../spec/judged-fields.ts";
@@ -17,7 +17,7 @@ import {
 
 type Json = Record<string, unknown>;
 
-/** The JSON Schemas of a section's fields; what they mean stands in docs/run-spec.md. */
+/** The JSON Schemas of a section's fields, without descriptions, which are in docs/run-spec.md. */
 function fieldsOf(section: z.ZodObject, errors: Readonly<Record<string, string>>): Record<string, Json> {
   const { properties } = z.toJSONSchema(section, { target: "draft-07", io: "input", reused: "inline" }) as {
     properties: Record<string, Json>;
@@ -31,11 +31,11 @@ function fieldsOf(section: z.ZodObject, errors: Readonly<Record<string, string>>
 }
 
 interface TrainerSection {
-  /** Field to its JSON Schema; `error`: what to say of a value that does not fit it. */
+  /** Field to its JSON Schema; `error`: the message for a value that does not match. */
   fields: Record<string, Json>;
-  /** Fields of the class that are none of ours. */
+  /** Fields of the class that the section does not have. */
   judged: JudgedFields;
-  /** Fields whose default is not the class's, and why. */
+  /** Fields whose default differs from the class's, and why. */
   ownDefaults: Readonly<Record<string, string>>;
   /** Fields that the class does not have, and where they come from. */
   ownFields: Readonly<Record<string, string>>;
@@ -45,7 +45,7 @@ interface TrainerFields {
   lora: TrainerSection;
   training: TrainerSection;
   schedules: typeof schedules;
-  /** Types of `method` that the trainer must know. */
+  /** Types of `method` that the trainer must support. */
   methods: readonly MethodType[];
 }
 

@@ -1,4 +1,4 @@
-/** `make generate`: writes `generated/` anew, and what chart, trainer and docs take from the contracts. */
+/** `make generate`: writes `generated/` again, and the generated files of chart, trainer and docs. */
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { chartFiles, docFiles, generatedFiles, trainerFiles } from "./generate.ts";

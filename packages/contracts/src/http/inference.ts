@@ -1,6 +1,6 @@
 /**
- * Bodies and answers of OpenAI's inference routes. Only what the gateway itself looks at is named; every other field goes to the
- * engine as it is, and comes back as the engine wrote it. So all of these are open, and vLLM's own reference has the rest.
+ * Bodies and answers of OpenAI's inference routes. The schemas name only the fields that the gateway itself reads, and allow any others:
+ * those go to the engine and come back unchanged. vLLM's own reference describes them.
  */
 import { z } from "zod";
 

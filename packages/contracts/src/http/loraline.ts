@@ -24,7 +24,7 @@ export const spanView = z.object({
 });
 export type SpanView = z.infer<typeof spanView>;
 
-/** Body of `POST /v1/loraline/datasets/import`: `url`, or `hub` with what narrows it down. */
+/** Body of `POST /v1/loraline/datasets/import`: `url`, or `hub` with fields that choose files of the repository. */
 export const importBody = z.union(
   [urlSource.extend({ mapping: datasetMapping.optional() }), hubSource.extend({ mapping: datasetMapping.optional() })],
   { error: "give `url`, or `hub` (organisation/name) with `file`, `config`, `split` or `revision`; and `mapping` with either" },
@@ -47,7 +47,7 @@ export const adapterView = z.object({
 export const adapterList = z.object({ data: z.array(adapterView) });
 export const traceView = z.object({ traceId: z.string(), spans: z.array(spanView) });
 
-/** What is said about an adapter from elsewhere; the form field `settings` of an upload. */
+/** Settings of an adapter that was trained elsewhere; the form field `settings` of an upload. */
 export const addAdapterSettings = runSpecFields.omit(maskOf(...trainingOnlyFields, "adapter", "method", "import")).extend({
   name: adapterName,
   source: adapterImport.shape.source.optional(),
@@ -56,8 +56,8 @@ export const addAdapterSettings = runSpecFields.omit(maskOf(...trainingOnlyField
 });
 
 /**
- * `POST /v1/loraline/adapters`: serve a LoRA that was trained elsewhere. As multipart/form-data with the field `settings` and the two
- * files, or as JSON that says where they are. Answers with the run that takes it in.
+ * `POST /v1/loraline/adapters`: serves a LoRA that was trained elsewhere. The body is multipart/form-data with the field `settings` and the
+ * two files, or JSON that says where the files are. The answer is the run that imports the adapter.
  */
 export const addAdapterBody = addAdapterSettings.extend({
   from: z.union([
@@ -86,7 +86,7 @@ export const placeBody = placement;
 export const keepBody = z.strictObject({ keep: keepPolicy });
 export const rollbackBody = z.strictObject({ version: z.int().min(1).optional() });
 
-/** An engine as a tenant that may use it sees it: other tenants' adapters only as numbers. */
+/** An engine, as it is shown to a tenant that may use it: other tenants' adapters appear only in counts. */
 export const engineView = z.object({
   engine: z.string(),
   base: z.string(),

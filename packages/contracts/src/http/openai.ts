@@ -1,6 +1,6 @@
 /**
- * OpenAI's wire format of errors, files, fine-tuning jobs and models (SDK 6/7 read in their sources). What OpenAI has no word for lives
- * under the extension field `loraline`, or below `/v1/loraline/` (loraline.ts).
+ * OpenAI's wire format of errors, files, fine-tuning jobs and models, as the sources of its SDKs 6 and 7 have it. What OpenAI's API does
+ * not have is in the extension field `loraline`, or below `/v1/loraline/` (loraline.ts).
  */
 import { z } from "zod";
 import { problem } from "../names.ts";
@@ -57,7 +57,7 @@ const hyperparameters = z.strictObject({
 
 const usedHyperparameters = z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() });
 
-/** Each method as OpenAI's field `method` spells it: in the request, unless it is asked for in another way, and in the answer. */
+/** How each method is written in OpenAI's field `method`: in the answer, and in a request that gives this field. */
 const jobMethods = {
   supervised: {
     asked: z.object({
@@ -84,7 +84,7 @@ function unknownJobMethod(input: unknown): string {
   return `"${type}" is not offered; use ${offered.join(" or ")}`;
 }
 
-/** Fields of the run spec that OpenAI has a name for. */
+/** Fields of the run spec for which OpenAI's job has a field. */
 export const openAiFields = {
   base: "model",
   dataset: "training_file",
@@ -93,15 +93,15 @@ export const openAiFields = {
   metadata: "metadata",
 } as const satisfies Partial<Record<keyof typeof runSpecFields.shape, string>>;
 
-/** Fields of the run spec that stand under `loraline` in a job's body: all that OpenAI has no name for. */
+/** Fields of the run spec that are under `loraline` in a job's body: all for which OpenAI's job has no field. */
 export const jobExtension = runSpecFields
   .omit(maskOf(...(Object.keys(openAiFields) as (keyof typeof openAiFields)[]), "import"))
   .extend({ adapter: runSpecFields.shape.adapter.optional() })
   .describe("Loraline's own settings: the sections of the run spec.");
 
 /**
- * Body of `POST /v1/fine_tuning/jobs`. Field by field OpenAI's; `loraline` takes the run spec's sections. Strict, as OpenAI's is:
- * a setting that is misspelt or in the wrong place must not be ignored.
+ * Body of `POST /v1/fine_tuning/jobs`: OpenAI's fields, and `loraline` with the run spec's sections. Unknown fields are refused, as
+ * OpenAI does, because a setting that is misspelt or in the wrong place must not be ignored.
  */
 export const createJobBody = z.strictObject({
   model: z.string(),

@@ -1,6 +1,5 @@
 /**
- * Every route of the gateway, once: the OpenAPI document, the typed client and a test of the gateway's own routes derive from
- * this table. A new route is one entry here and its handler in services/gateway.
+ * The table of all routes of the gateway. The OpenAPI document, the typed client and a test of the gateway's routes derive from it. A new route is one entry here and its handler in services/gateway.
  */
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
@@ -49,7 +48,7 @@ import { chatAnswer, chatBody, chatChunk, completionAnswer, completionBody, embe
 import { datasetReport } from "../records.ts";
 import { datasetState, runState } from "../state.ts";
 
-/** Groups of the reference, in its order. `openai`: the routes are OpenAI's own, and its SDKs and documents hold for them. */
+/** Groups of the API reference, in its order. `openai`: these routes are OpenAI's own, so its SDKs and documentation apply to them. */
 export const routeTags = {
   "OpenAI inference": { openai: true, description: "OpenAI's inference API, answered by vLLM." },
   "OpenAI models": { openai: true, description: "OpenAI's list of models: the bases, and the tenant's own adapters that are proven." },
@@ -69,36 +68,36 @@ type RouteTag = keyof typeof routeTags;
 
 export interface HttpRoute {
   readonly method: "GET" | "POST" | "PUT" | "DELETE";
-  /** `{name}` for parameters, as OpenAPI writes them. */
+  /** The path; `{name}` stands for a parameter, as in OpenAPI. */
   readonly path: string;
   readonly tag: RouteTag;
-  /** A verb first, no full stop. */
+  /** Summary for the reference: begins with a verb, no full stop. */
   readonly summary: string;
   readonly description?: string;
-  /** A caller with any of these scopes may use it. Empty: it needs no key. */
+  /** A caller with any of these scopes may use the route. Empty: no key is needed. */
   readonly scopes: readonly Scope[];
-  /** And these too, all of them. */
+  /** The caller needs all of these scopes besides. */
   readonly alsoNeeds?: readonly Scope[];
   readonly query?: z.ZodObject;
   /** A JSON body. */
   readonly body?: z.ZodType;
-  /** The body may be left out. */
+  /** Whether the body may be left out. */
   readonly bodyOptional?: true;
-  /** A body of multipart/form-data; with `body` too, either may be sent. Fields that are no files and no texts are JSON. */
+  /** A body of multipart/form-data; if `body` is there too, either may be sent. Fields that are neither files nor texts are JSON. */
   readonly form?: z.ZodObject;
-  /** A request that is sent again with the same `Idempotency-Key` is done once. */
+  /** Whether a request that is sent again with the same `Idempotency-Key` is carried out only once. */
   readonly idempotent?: true;
-  /** Its header `x-loraline-sticky` chooses the version while a canary is under way. */
+  /** Whether the header `x-loraline-sticky` is read, which chooses the version during a canary. */
   readonly sticky?: true;
-  /** Status of success. Default 200. */
+  /** HTTP status of success. Default 200. */
   readonly status?: 200 | 202;
-  /** A JSON answer. A route without `answer` and `raw` only ever refuses. */
+  /** Schema of a JSON answer. A route with neither `answer` nor `raw` refuses every request. */
   readonly answer?: z.ZodType;
   /** An answer of another media type. */
   readonly raw?: { readonly type: string; readonly description: string };
   /** The data of each server-sent event when the body says `stream: true`. */
   readonly event?: z.ZodType;
-  /** Statuses of refusals, beside those that go without saying: 401, 403, 500 and 503 with a key, 408 with a body. */
+  /** HTTP statuses of refusals, besides those that many routes have: 401, 403, 500 and 503 where a key is needed, 408 where there is a body. */
   readonly refusals: readonly RefusalStatus[];
 }
 
@@ -128,7 +127,7 @@ const page = (most: number, limit: number) =>
 
 const day = z.iso.date().optional();
 
-/** Key: the operation's id. OpenAI's own routes have OpenAI's own ids. */
+/** Routes by operation id. OpenAI's own routes have OpenAI's ids. */
 export const httpRoutes = {
   createChatCompletion: {
     method: "POST",

@@ -1,15 +1,15 @@
-/** The formats of rows that ingest knows, and the explicit mapping that takes the place of guessing. */
+/** The formats of rows that ingest knows, and the mapping with which a user names the format instead of having it detected. */
 import { z } from "zod";
 
 interface FormatFacts {
   readonly fields: readonly string[];
-  /** Settings of a mapping, beside `columns`, that this format can be read with; another one is refused. */
+  /** The settings of a mapping, beside `columns`, that this format allows; others are refused. */
   readonly takes: readonly ("roles" | "system" | "instruction_template" | "labels")[];
 }
 
 /**
  * Formats in the order in which they are tried, each with its fields. A mapping's `columns` says which column of a file is which
- * field; without one a field goes by its own name and by the spellings that ingest knows (docs/formats.md).
+ * field; without a mapping a field is found by its own name and by the other spellings that ingest knows (docs/formats.md).
  */
 export const datasetFormats = {
   pretokenized: { fields: ["input_ids", "labels", "attention_mask"], takes: [] },
@@ -42,7 +42,7 @@ export type DatasetFormat = keyof typeof datasetFormats;
 const formatNames = Object.keys(datasetFormats) as DatasetFormat[];
 const allFields: readonly string[] = [...new Set(Object.values(datasetFormats).flatMap(({ fields }) => fields))];
 
-/** `{name}` in an instruction template; `{{` and `}}` are braces. */
+/** Matches `{name}` in an instruction template; `{{` and `}}` stand for braces. */
 export const templatePlaceholder = /\{\{|\}\}|\{([^{}\n]{1,100})\}/g;
 
 const name = z.string().min(1).max(200);

@@ -1,21 +1,21 @@
 /**
- * What becomes of the fields of PEFT's and Hugging Face's configurations that are no fields of the run spec, so that a configuration
- * can be pasted as people have it. Each field is judged in one table per class: `lora-fields.ts`, `training-fields.ts`. Pure.
+ * Fields of PEFT's and Hugging Face's configurations that the run spec does not have, and how each is treated (dropped, moved or refused),
+ * so that users can paste a configuration unchanged. The tables are in `lora-fields.ts` and `training-fields.ts`, one per class. Pure.
  */
 import { z } from "zod";
 
-/** Dropped. The user is told once why, unless the value is among `silent`. */
+/** The field is dropped. The user is told why, unless the value is one of `silent`. */
 interface Neutral {
   readonly as: "neutral";
   readonly why: string;
 }
-/** An error, unless the value is among `silent`: to drop it would change the result without a word. */
+/** The field is an error, unless the value is one of `silent`: to drop it would change the result without the user knowing. */
 interface Refused {
   readonly as: "refused";
   readonly why: string;
   readonly remedy: string;
 }
-/** Another field of the run spec says it; the value goes there. */
+/** The run spec has another field for this; the value is moved there. */
 interface Moved {
   readonly as: "moved";
   /** Path in the run spec: `tokenize.max_length`. */
@@ -23,11 +23,11 @@ interface Moved {
   readonly why: string;
 }
 export type JudgedField = (Neutral | Refused | Moved) & {
-  /** Values that mean nothing, such as the class's own default. `null` always does. They are dropped without a word. */
+  /** Values without effect, such as the class's own default. They are dropped without a notice, as `null` always is. */
   readonly silent: readonly unknown[];
-  /** Only older versions of the library have the field. */
+  /** The field exists only in older versions of the library. */
   readonly older?: true;
-  /** The class it is of, where the section's own class does not have it. */
+  /** The class that has the field, if it is not the section's own class. */
   readonly of?: "SFTConfig";
 };
 export type JudgedFields = Readonly<Record<string, JudgedField>>;
@@ -42,11 +42,11 @@ export const olderFields = (fields: JudgedFields): JudgedFields =>
 export const sftFields = (fields: JudgedFields): JudgedFields =>
   Object.fromEntries(Object.entries(fields).map(([name, field]) => [name, { ...field, of: "SFTConfig" }]));
 
-/** A field that was given and is not used as written. */
+/** What the user is told about a field that is not used as it was written. */
 export const notice = z.object({ param: z.string().max(200), message: z.string().max(2000) });
 export type Notice = z.infer<typeof notice>;
 
-/** For the JSON Schema of a section: judged fields may stand there too. What their values may be is said by the tables alone. */
+/** The part of a section's JSON Schema that allows the judged fields; it allows any value, because only the tables judge values. */
 export const judgedPattern = (fields: JudgedFields): { patternProperties: Record<string, object> } => ({
   patternProperties: {
     [`^(?:${Object.keys(fields).join("|")})$`]: {
@@ -58,7 +58,7 @@ export const judgedPattern = (fields: JudgedFields): { patternProperties: Record
 type Values = Readonly<Record<string, unknown>>;
 export const isObject = (raw: unknown): raw is Values => typeof raw === "object" && raw !== null && !Array.isArray(raw);
 
-/** Whether the value says nothing: null, or one of the field's silent values. */
+/** Whether the value has no effect: null, or one of the field's silent values. */
 const isSilent = ({ silent }: JudgedField, value: unknown): boolean =>
   value === null || value === undefined || silent.some((one) => sameJson(one, value));
 
@@ -69,8 +69,8 @@ function sameJson(a: unknown, b: unknown): boolean {
 }
 
 /**
- * What is left of a section when neutral and moved fields, and refused ones whose value says nothing, are dropped. What remains of
- * refused fields is an error of the strict schema, to which `reasonOf` gives the reason.
+ * The section without neutral fields, moved fields, and refused fields whose value has no effect. Refused fields that remain are errors
+ * of the strict schema, and `reasonOf` gives their reason.
  */
 export function withoutNeutral(section: Values, fields: JudgedFields): Record<string, unknown> {
   return Object.fromEntries(
@@ -81,7 +81,7 @@ export function withoutNeutral(section: Values, fields: JudgedFields): Record<st
   );
 }
 
-/** What the user is told of the neutral fields of a section. */
+/** The notices about a section's neutral fields. */
 export function noticesOf(name: string, section: Values, fields: JudgedFields): Notice[] {
   return Object.entries(section).flatMap(([key, value]): Notice[] => {
     const field = fieldOf(fields, key);
@@ -91,7 +91,7 @@ export function noticesOf(name: string, section: Values, fields: JudgedFields): 
   });
 }
 
-/** The moved fields of a section that say something. */
+/** The moved fields of a section whose values have an effect. */
 export function movesOf(section: Values, fields: JudgedFields): { name: string; to: string; why: string; value: unknown }[] {
   return Object.entries(section).flatMap(([name, value]) => {
     const field = fieldOf(fields, name);
@@ -99,7 +99,7 @@ export function movesOf(section: Values, fields: JudgedFields): { name: string; 
   });
 }
 
-/** The refused fields of a section whose values say something. */
+/** The refused fields of a section whose values have an effect. */
 export function refusedIn(section: Values, fields: JudgedFields): { name: string; why: string }[] {
   return Object.entries(section).flatMap(([name, value]) => {
     const field = fieldOf(fields, name);
@@ -107,7 +107,7 @@ export function refusedIn(section: Values, fields: JudgedFields): { name: string
   });
 }
 
-/** Reason and remedy of a refused field; undefined: it is not one. */
+/** Reason and remedy of a refused field; undefined if the field is not refused. */
 export function reasonOf(fields: JudgedFields, name: string): string | undefined {
   const field = fieldOf(fields, name);
   return field?.as === "refused" ? `${field.why}. ${field.remedy}.` : undefined;

@@ -1,8 +1,8 @@
-/** Every field of PEFT's `LoraConfig`: those that work, and what becomes of the others. A Python test walks the installed class. */
+/** Every field of PEFT's `LoraConfig`: the fields that work, and how the others are treated. A Python test compares the table with the installed class. */
 import { z } from "zod";
 import { isObject, judgedPattern, type JudgedField, type JudgedFields, neutral, refused, withoutNeutral } from "./judged-fields.ts";
 
-/** What vLLM cannot serve: how PEFT writes that a feature is off, and what to do about one that is on. */
+/** Features that vLLM cannot serve: the values by which PEFT switches each off, and what to do if one is on. */
 const unserved = (why: string, remedy = "Remove it", ...silent: unknown[]): JudgedField =>
   refused(why, remedy, false, "none", [], {}, ...silent);
 
@@ -43,19 +43,19 @@ export const judgedLoraFields: JudgedFields = {
   megatron_config: unserved("Megatron layers do not exist in the served model"),
 };
 
-/** Where our default is not PEFT's, and why. */
+/** Fields whose default here differs from PEFT's, and why. */
 export const ownLoraDefaults: Readonly<Record<string, string>> = {
   lora_alpha: "twice the rank, as in most published recipes",
   target_modules: "PEFT chooses by the kind of model; all linear layers learn best",
 };
 
-/** What is said of a value that is not among those a field takes. */
+/** The message for a value that a field does not accept. */
 export const loraFieldErrors = {
   init_lora_weights:
     'must be true, "gaussian" or "orthogonal": the other initialisations (pissa, olora, corda, eva, loftq, lora_ga, mica) change the base\'s weights or need passes over the data, so the adapter would be wrong on the served base; false starts from noise',
 } as const;
 
-/** No model has more modules or layers than this that need names of their own; what is longer is a mistake or an attack. */
+/** Most items in a list of modules or layers. No model needs more; a longer list is a mistake or an attack. */
 const most = 1000;
 const moduleName = z.string().min(1).max(1000);
 const moduleNames = z.union([moduleName, z.array(moduleName).min(1).max(most)], {

@@ -7,7 +7,7 @@ import { blobRef } from "../names.ts";
 
 const adapterFile = blobRef.extend({ kind: z.literal("adapter-file") });
 
-/** An adapter that was trained elsewhere. Its files are in the object store already: whoever asks has put them there. */
+/** An adapter that was trained elsewhere. Its files are in the object store already: the one who makes the request stores them first. */
 export const adapterImport = z
   .strictObject({
     source: z.string().min(1).max(2000).describe("Where it came from, for a person to read: a folder, a hub id, a URL."),
@@ -38,23 +38,23 @@ export type MethodOf<T extends MethodType> = Extract<Method, { type: T }>;
 
 export const methodTypes: readonly MethodType[] = method.options.map(({ shape }) => shape.type.value);
 
-/** Why a `method` of another type is refused, naming those that work; for a message that begins with the field's name. */
+/** The message for a `method` of an unknown type; it names the known ones, and follows the field's name. */
 function unknownMethod(input: unknown): string {
   const type = typeof input === "object" && input !== null ? (input as { type?: unknown }).type : undefined;
   const offered = methodTypes.map((one) => `"${one}"`).join(" or ");
   return type === undefined ? `must be ${offered}` : `${JSON.stringify(type)} is not offered; use ${offered}`;
 }
 
-/** What one stage does for each method. */
+/** An entry for each method: what one stage of the pipeline does for it. */
 export type MethodTable<Args extends readonly unknown[], Result> = {
   readonly [T in MethodType]: (method: MethodOf<T>, ...args: Args) => Result;
 };
 
-/** Calls the entry of this method. */
+/** Calls the table's entry for this method. */
 export const byMethod = <Args extends readonly unknown[], Result>(table: MethodTable<Args, Result>, of: Method, ...args: Args): Result =>
   (table[of.type] as (method: Method, ...args: Args) => Result)(of, ...args);
 
-/** Fields of the run spec that only mean something where the adapter is trained here. */
+/** Fields of the run spec that have an effect only if the adapter is trained here. */
 export const trainingOnlyFields = [
   "dataset",
   "validation",
@@ -67,7 +67,7 @@ export const trainingOnlyFields = [
   "tokenize",
 ] as const;
 
-/** What each method demands of the run spec's datasets: field to what is wrong when it is absent, or when it is there. */
+/** For each method: the dataset fields that it requires or forbids, each with the message when it is absent or present. */
 export const datasetRules: Record<MethodType, { needs: Record<string, string>; refuses: Record<string, string> }> = {
   supervised: { needs: { dataset: "is missing: name the dataset to train on" }, refuses: {} },
   import: {

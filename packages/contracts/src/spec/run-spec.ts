@@ -11,7 +11,7 @@ export const olderTemplates = z
   .enum(["chatml", "seed"])
   .optional()
   .meta({ deprecated: true, description: "Older spelling of `template`; `chatml` means `base`." });
-/** By either spelling. */
+/** The template, given in the current or in the older spelling. */
 export const templateOf = (of: {
   template?: z.infer<typeof templates> | undefined;
   profile?: z.infer<typeof olderTemplates>;
@@ -45,7 +45,7 @@ export const tokenizeSpec = z
 
 const percent = z.number().gt(0).lt(100);
 
-/** How a version takes over step by step. Times in seconds; what is compared is measured since the step began. */
+/** How a new version takes over in steps. Times are in seconds; each step is judged by what was measured since it began. */
 export const canarySettings = z
   .strictObject({
     steps: z
@@ -92,7 +92,7 @@ export const placement = z
   .describe("Which replicas hold an adapter. `all` means as many as have room, which is all of them until max_cpu_loras is reached.");
 export type Placement = z.infer<typeof placement>;
 
-/** What a line does with the older versions of an adapter whose owner has not said. */
+/** How many versions of an adapter stay loaded if nobody has set `keep`. */
 export const defaultKeep = 3;
 
 export const keepPolicy = z
@@ -103,8 +103,8 @@ export const keepPolicy = z
 export type KeepPolicy = z.infer<typeof keepPolicy>;
 
 /**
- * Every field of a run spec, without the rules that span several of them. The only list of fields there is: each API derives the
- * fields it takes from this one, by leaving out those that it says in another way.
+ * Every field of a run spec, without the rules about several fields together. This is the only list of the fields: each API derives its
+ * own from it, and leaves out those that it expresses in another way.
  */
 export const runSpecFields = z
   .strictObject({
@@ -179,12 +179,12 @@ export const runSpecFields = z
   })
   .describe("What a user asks for: one fine-tuning run, or the import of an adapter.");
 
-/** Sections into which people paste a configuration, and what becomes of the fields that we do not have. */
+/** The sections into which users paste a configuration, with the tables that say how unknown fields are treated. */
 const pasted = { lora: judgedLoraFields, training: judgedTrainingFields } as const;
 
 /**
- * Moves what belongs to another section (SFTConfig's `max_length`) and notes what changes nothing, in `notices`. The sections' own
- * schemas drop it. Applied again it changes nothing more, so that a spec may pass through several doors.
+ * Moves fields that belong to another section (such as SFTConfig's `max_length`), and adds to `notices` those that have no effect, which
+ * the sections' schemas then drop. Applying it again changes nothing, because a spec may pass through several APIs.
  */
 function acceptPasted(input: RunSpecInput, context: z.core.$RefinementCtx): unknown {
   const raw: unknown = input;
@@ -218,7 +218,7 @@ function acceptPasted(input: RunSpecInput, context: z.core.$RefinementCtx): unkn
 
 type Fields = z.output<typeof runSpecFields>;
 
-/** Characters of JSON. State and events repeat the spec, and must themselves fit into a message. */
+/** Most characters of a spec as JSON. State and events contain the spec, and must fit into a NATS message. */
 const largestSpec = 192 * 1024;
 
 const methodOf = ({ method: given, import: older }: Pick<Fields, "method" | "import">): Method =>
@@ -257,7 +257,7 @@ export const runSpec = z.preprocess(acceptPasted, anyRun);
 export type RunSpec = z.output<typeof runSpec>;
 export type RunSpecInput = z.input<typeof runSpecFields>;
 
-/** Turns zod's issues into problems a user can act on; `prefix` is put before each path. */
+/** Turns zod's issues into problems that a user can correct; `prefix` is put before each path. */
 export function problemsOf(error: z.core.$ZodError, code = "SPEC_INVALID", prefix = ""): Problem[] {
   return error.issues.flatMap((issue) => problemsOfIssue(issue, code, prefix));
 }
@@ -279,8 +279,8 @@ function problemsOfIssue(issue: z.core.$ZodIssue, code: string, prefix: string):
 }
 
 /**
- * Parses a run spec from any door. Never throws; the first problem is the one to show when only one fits.
- * @returns the spec, and what its author is to be told of fields that are not used as written (the same as `spec.notices`).
+ * Parses a run spec that came through any API. Never throws. Where only one problem can be shown, it is the first.
+ * @returns the spec, and the notices about fields that are not used as written (the same as `spec.notices`).
  */
 export function parseRunSpec(raw: unknown): { spec: RunSpec; notices: Notice[] } | { problems: [Problem, ...Problem[]] } {
   const parsed = runSpec.safeParse(raw);

@@ -1,6 +1,6 @@
 /**
- * Every field of transformers' `TrainingArguments` and trl's `SFTConfig`: those that work, and what becomes of the others. A Python
- * test walks the classes.
+ * Every field of transformers' `TrainingArguments` and trl's `SFTConfig`: the fields that work, and how the others are treated. A
+ * Python test compares the tables with the installed classes.
  */
 import { z } from "zod";
 import {
@@ -15,7 +15,7 @@ import {
   withoutNeutral,
 } from "./judged-fields.ts";
 
-// Reasons that several fields share.
+// Reasons that several fields have in common.
 const output = "the run has its own folder; adapter and result are in the object store";
 const telling = "progress is told through job events, metrics and `loraline show`, whichever API the run came through";
 const hub = "adapters are served and exported from here; nothing is pushed to a hub";
@@ -147,7 +147,7 @@ const judgedTrainingArguments: JudgedFields = {
   local_rank: neutral(distributed, -1, 0),
 };
 
-/** Of transformers before 5 and trl before 1, in which most published recipes are written. */
+/** Fields of transformers before 5 and trl before 1; most published recipes are written for these. */
 const judgedOlderFields = olderFields({
   warmup_ratio: moved("training.warmup_steps", "a share of all steps is warmup_steps below 1", 0),
   evaluation_strategy: neutral(evaluating, "no"),
@@ -218,7 +218,7 @@ const judgedSftFields = sftFields({
 
 export const judgedTrainingFields: JudgedFields = { ...judgedTrainingArguments, ...judgedOlderFields, ...judgedSftFields };
 
-/** Where our default is not that of TrainingArguments, and why. */
+/** Fields whose default here differs from that of TrainingArguments, and why. */
 export const ownTrainingDefaults: Readonly<Record<string, string>> = {
   per_device_train_batch_size: "fits a small GPU and a CPU",
   learning_rate: "LoRA learns at higher rates than full fine-tuning",
@@ -227,12 +227,12 @@ export const ownTrainingDefaults: Readonly<Record<string, string>> = {
   save_total_limit: "two are enough to resume",
   bf16: "the base is served in bf16",
 };
-/** Fields that are not of TrainingArguments. */
+/** Fields that TrainingArguments does not have. */
 export const ownTrainingFields: Readonly<Record<string, string>> = {
   loraplus_lr_ratio: "an argument of PEFT's create_loraplus_optimizer",
 };
 
-/** Schedules, and the arguments that each takes in lr_scheduler_kwargs. */
+/** Learning rate schedules, with the arguments that each takes in lr_scheduler_kwargs. */
 export const schedules = {
   linear: [],
   cosine: ["num_cycles"],
@@ -250,7 +250,7 @@ const scheduleNames = Object.keys(schedules) as [Schedule, ...Schedule[]];
 
 const optimizers = ["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"] as const;
 
-/** What is said of a value that is not among those a field takes. */
+/** The message for a value that a field does not accept. */
 export const trainingFieldErrors = {
   lr_scheduler_type: `must be one of ${scheduleNames.join(", ")}; the others follow an evaluation metric, which is not known while it trains`,
   optim: `must be one of ${optimizers.join(", ")}: the libraries of the others (bitsandbytes, torchao, galore, apollo, lomo, schedulefree …) are not installed here. For an adapter's few weights AdamW's state is small: use adamw_torch_fused`,
