@@ -1,4 +1,4 @@
-/** Reconciles the Adapters of one namespace: makes them, asks for what their specs say, and says how the adapters are. */
+/** Reconciles the Adapters of one namespace: creates them, gives the commands that their specs require, and writes their statuses. */
 import { type Bus, messageId } from "@loraline/bus";
 import {
   type AdapterState,
@@ -27,20 +27,20 @@ interface AdaptersDeps {
   telemetry: Telemetry;
   tenant: string;
   namespace: string;
-  /** By adapter's name. */
+  /** The adapters' states, by name. */
   states: ReadonlyMap<string, AdapterState>;
 }
 
 interface Adapters extends AsyncDisposable {
   onResource(key: string, object: Adapter | undefined): void;
-  /** Its versions, its alias, or where they are changed. */
+  /** To be called when an adapter's versions, its alias or its replicas have changed. */
   onAdapter(adapter: string): void;
   start(): void;
 }
 
-/** Replicas settle by the dozen; with many adapters each of them touches all. */
+/** How long changes are collected before an Adapter is reconciled. Many replicas change at once, and each may concern all adapters. */
 const gatherMs = (count: number): number => 200 + count;
-/** How soon a command is looked after that nobody has answered. */
+/** After which time a command that is not answered yet is checked again. */
 const lookAgainMs = 1500;
 
 export function createAdapters({ kube, bus, line, log, telemetry, tenant, namespace, states }: AdaptersDeps): Adapters {
@@ -103,7 +103,7 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
     if (unanswered) queue.addAfter(key, lookAgainMs);
   };
 
-  /** Once for each edit, also when the process died before it wrote that down. @returns the command's sequence */
+  /** Gives a command once for each edit, also if the process died before it stored that in the status. @returns the command's sequence */
   const ask = async (at: { tenant: string; id: string }, command: Command, key: string): Promise<number> => {
     const by = `adapter/${namespace}/${at.id}`;
     return telemetry.span(
@@ -135,7 +135,7 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
       await kube.create(adapters, { metadata: { namespace, name, labels: { ...madeBy, [tenantLabel]: tenant } }, spec: {} });
     } catch (error) {
       if (!(error instanceof KubeError)) throw error;
-      // In a namespace that is on its way out nothing is made any more.
+      // In a namespace that is being deleted nothing can be created; that is no error.
       const isOver = error.status === 404 || (error.status === 403 && /being terminated/.test(error.message));
       if (error.reason !== "AlreadyExists" && !isOver) throw error;
     }

@@ -1,4 +1,4 @@
-/** Conditions as Kubernetes means them. Pure. */
+/** Conditions by Kubernetes' conventions. Pure. */
 import type { Condition } from "@loraline/contracts";
 
 export interface Said {
@@ -7,7 +7,7 @@ export interface Said {
   message: string;
 }
 
-/** An Event that tells a milestone. Two with one `key` are one. */
+/** A milestone that is reported as a Kubernetes Event. Milestones with the same `key` are reported once. */
 export interface Milestone {
   type: "Normal" | "Warning";
   reason: string;
@@ -15,7 +15,7 @@ export interface Milestone {
   key: string;
 }
 
-/** `lastTransitionTime` moves only when the status does. */
+/** Makes the conditions. `lastTransitionTime` changes only when a condition's status changes. */
 export function conditionsOf(
   said: Readonly<Record<string, Said>>,
   { before = [], generation, now }: { before?: readonly Condition[] | undefined; generation: number; now: string },
@@ -30,7 +30,7 @@ export function conditionsOf(
 export const isTrue = (conditions: readonly Condition[] | undefined, type: string): boolean =>
   conditions?.some((condition) => condition.type === type && condition.status === "True") ?? false;
 
-/** Seconds, in two units at most: `40s`, `3m20s`, `2h05m`. */
+/** Writes a time in seconds with at most two units: `40s`, `3m20s`, `2h05m`. */
 export function duration(seconds: number): string {
   const whole = Math.max(0, Math.round(seconds));
   const two = (value: number): string => String(value).padStart(2, "0");

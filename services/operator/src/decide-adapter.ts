@@ -1,4 +1,4 @@
-/** Pure: what an Adapter's spec still has to ask of the line, and what its status says. */
+/** Pure: decides which commands an Adapter's spec still requires, and what its status says. */
 import {
   type AdapterResourceSpec,
   type AdapterState,
@@ -13,11 +13,11 @@ import {
 import { conditionsOf, type Milestone, type Said } from "./conditions.ts";
 import { defined, lossOf } from "./decide-fine-tune.ts";
 
-/** Where one version is: replicas that count now, should hold it, and have it proven. */
+/** How many ready replicas should hold a version (`of`), and on how many of them it is proven. */
 export interface Held {
   proven: number;
   of: number;
-  /** What keeps a replica from it, the first one found. */
+  /** Why a replica does not hold the version; of several replicas the first. */
   trouble: (Problem & { replica: string }) | undefined;
 }
 
@@ -26,16 +26,16 @@ export interface ObservedAdapter {
   generation: number;
   spec: AdapterResourceSpec;
   before: AdapterStatus | undefined;
-  /** undefined: the line has no such adapter. */
+  /** The adapter's state in NATS; undefined: there is no such adapter. */
   state: AdapterState | undefined;
   held(version: AdapterVersion): Held;
-  /** Why nothing new is made for its engine, such as a base that is missing on the volume. */
+  /** The problem of the adapter's engine, such as a base that is missing on the volume. */
   engineProblem?: Problem | undefined;
-  /** Why what was asked for was refused, where it was. */
+  /** Why the commands were refused that an edit of the spec caused. */
   refusals: { version?: Problem | undefined; placement?: Problem | undefined; keep?: Problem | undefined };
-  /** Sequence of the newest command that placed the adapter, through whichever door. */
+  /** Sequence of the newest command that placed the adapter, from any API. */
   lastPlaced?: number | undefined;
-  /** The same of the newest command that set `keep`. */
+  /** Sequence of the newest command that set `keep`, from any API. */
   lastKept?: number | undefined;
   now: string;
 }
@@ -47,11 +47,11 @@ export type Command =
   | { part: "keep"; keep: KeepPolicy };
 
 export interface AdapterDecision {
-  /** `asked` in it is right once the commands are published; their sequences are added then. */
+  /** Its `asked` holds only after the commands are published; their sequences are added then. */
   status: AdapterStatus;
   commands: Command[];
   milestones: Milestone[];
-  /** Something was asked for and not answered yet: look again soon, for nothing tells of a refusal. */
+  /** A command is not answered yet. The caller has to look again soon, because no watch reports a refusal. */
   unanswered: boolean;
 }
 
@@ -163,7 +163,7 @@ interface Part<Asked> {
 }
 const settled = <Asked>(said: Said, asked?: Asked): Part<Asked> => ({ said, asked, commands: [], unanswered: false });
 
-/** The spec's version is asked for once; afterwards the last word counts, whichever door it came through. */
+/** The spec's version is asked for once. After that the newest command counts, from whichever API it comes. */
 function decideVersion(
   { spec, before, refusals }: ObservedAdapter,
   state: AdapterState,
@@ -179,7 +179,7 @@ function decideVersion(
   if (isThere) return settled(yes("Promoted", `version ${want} is promoted`), earlier ?? { version: want, seq: undefined });
   if (earlier === undefined) {
     const target = state.versions.find(({ version }) => version === want);
-    // Asked for as soon as it can be done, so that version and run may be applied in any order.
+    // The version is asked for as soon as it can be promoted, so that the Adapter and the FineTune may be applied in any order.
     if (target === undefined) {
       const known = state.versions.map(({ version }) => version).join(", ") || "none";
       return settled(no("VERSION_UNKNOWN", `${state.adapter} has no version ${want}; it has ${known}. It is asked for when it is there.`));
@@ -189,7 +189,7 @@ function decideVersion(
     if (target.status === "deleted")
       return settled(no("VERSION_DELETED", `version ${want} cannot be promoted: ${target.reason?.message ?? "it was deleted"}`));
     const { proven = 0, of = 0 } = where.get(want) ?? {};
-    // One that was retired is loaded again for the command.
+    // A retired version is proven nowhere, but the command makes it load again.
     if (proven === 0 && target.status !== "retired")
       return settled(
         no("VERSION_NOT_PROVEN", `version ${want} is proven on none of ${of} ready replicas; it is asked for when it is on one`),
@@ -220,19 +220,19 @@ function decideVersion(
   );
 }
 
-/** Placement and `keep`: asked for once; afterwards the last word counts, whichever door it came through. */
+/** Placement and `keep` are asked for once. After that the newest command counts, from whichever API it comes. */
 function decideSetting(of: {
-  /** Field of the spec, and its value there and in the line, as text that is the same for the same meaning. */
+  /** Field of the spec. `want`: its value in the spec; `is`: its value in NATS. Both as texts that are equal if the values mean the same. */
   name: "placement" | "keep";
   want: string | undefined;
   is: string;
-  /** What an edit asked for before. */
+  /** The value that an earlier edit asked for. */
   before: { value: string; seq: number | undefined } | undefined;
   refusal: Problem | undefined;
-  /** Sequence of the newest command about it, through whichever door. */
+  /** Sequence of the newest command about the field, from any API. */
   last: number | undefined;
   command: Command;
-  /** Said when nothing is to be asked. */
+  /** The condition when no command is needed. */
   settledAs: (reason: string) => Said;
 }): Part<{ value: string; seq: number | undefined }> {
   const { name, want, is, refusal, last } = of;
@@ -324,6 +324,6 @@ function milestonesOf(before: AdapterStatus | undefined, state: AdapterState, ne
   return milestones;
 }
 
-/** On what the operator made itself. */
+/** Labels of the objects that the operator makes itself. */
 export const madeBy = { "app.kubernetes.io/managed-by": "loraline-operator", "app.kubernetes.io/name": "loraline" } as const;
 export const tenantLabel = `${crdGroup}/tenant`;

@@ -1,4 +1,4 @@
-/** Pure: which run a FineTune asks for, and what its status says of it. */
+/** Pure: decides which run a FineTune requests, and what its status says. */
 import {
   type AdapterVersion,
   crdGroup,
@@ -15,11 +15,11 @@ import {
 } from "@loraline/contracts";
 import { conditionsOf, duration, type Milestone, type Said } from "./conditions.ts";
 
-/** On the run, so that whoever looks at it sees where it came from, and a run is found whose resource is gone. */
+/** Metadata of the run that names its resource: it shows a reader where the run came from, and finds runs whose resource is gone. */
 const marks = {
   resource: `${crdGroup}/finetune`,
   uid: `${crdGroup}/finetune-uid`,
-  /** Of the namespace: another cluster may have one of the same name on the same NATS. */
+  /** UID of the namespace, because another cluster on the same NATS may have a namespace of the same name. */
   namespaceUid: `${crdGroup}/namespace-uid`,
 } as const;
 
@@ -36,7 +36,7 @@ export interface Wanted {
   validation: DatasetOfResource | undefined;
 }
 
-/** The run that a FineTune's spec means; `ids` are for datasets that come with it. */
+/** Makes the run spec from a FineTune's spec; `ids` are the ids of datasets that come with it. */
 export function decideWanted(
   raw: unknown,
   ids: { dataset: string; validation: string },
@@ -60,7 +60,7 @@ export function decideWanted(
   return "problems" in judged ? judged : { spec: judged.spec, dataset, validation };
 }
 
-/** Whose run it is; undefined: it was asked for through another door. */
+/** The resource that requested the run; undefined: it was requested through another API. */
 export function originOf({ spec }: Pick<RunState, "spec">): Origin | undefined {
   const { [marks.resource]: of, [marks.uid]: uid, [marks.namespaceUid]: namespaceUid } = spec.metadata ?? {};
   const [namespace, name] = of?.split("/") ?? [];
@@ -69,8 +69,8 @@ export function originOf({ spec }: Pick<RunState, "spec">): Origin | undefined {
 }
 
 /**
- * A base that no engine serves yet is waited for: a FineTune may be applied together with the chart that brings the engine. So is one whose
- * files are missing on the volume. Whatever else is wrong stays wrong, since a FineTune cannot be changed.
+ * Whether a FineTune waits because of this problem. It waits for a base that no engine serves yet, since it may be applied together with the
+ * chart that brings the engine, for a base whose files are missing, and for its ConfigMap. Other problems are final: a FineTune cannot be edited.
  */
 export const isWaitedFor = ({ code }: Problem): boolean =>
   code === "BASE_UNKNOWN" || code === "BASE_UNAVAILABLE" || code.startsWith("CONFIGMAP_");
@@ -88,13 +88,13 @@ export interface Observed {
   generation: number;
   before: FineTuneStatus | undefined;
   runId: string;
-  /** The run, if it was asked for; else why it was not. */
+  /** The run, if it was requested; otherwise `problems` say why not. */
   run: RunState | undefined;
-  /** What it waited for since the last look. */
+  /** What the run waited for since the status was last written. */
   waited: readonly Wait[];
   problems: readonly Problem[];
   traceId: string | undefined;
-  /** What came of it, and on how many replicas it is proven now. */
+  /** The version that the run made, and on how many replicas it is proven now. */
   version: { version: AdapterVersion; proven: number; of: number } | undefined;
   /** ISO 8601. */
   now: string;
@@ -226,15 +226,15 @@ function asked({ tenant, version: held, traceId }: Observed, run: RunState): Par
 
 export const lossOf = (loss: number): string => loss.toFixed(4);
 
-/** Kubernetes wants a word. */
+/** Turns a code into a reason that Kubernetes accepts: a single word. */
 const reasonOf = (text: string): string => (/^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$/.test(text) ? text : "Queued");
 
 type Defined<T> = { [K in keyof T]: Exclude<T[K], undefined> };
-/** Without the fields that are undefined, which an applied status must not hold. */
+/** Drops fields that are undefined, because a status that is applied must not contain them. */
 export const defined = <T extends object>(value: T): Defined<T> =>
   Object.fromEntries(Object.entries(value).filter(([, one]) => one !== undefined)) as Defined<T>;
 
-/** What is worth an Event, from what the status said before. Told again after a crash, it is the same Event. */
+/** The milestones since the status before. If they are found again after a crash, they are the same Events. */
 function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, { run, waited }: Observed): Milestone[] {
   const milestones: Milestone[] = [];
   const was = (type: string) => before?.conditions?.find((condition) => condition.type === type);
@@ -242,7 +242,7 @@ function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, 
     const same = was(type)?.status === status && was(type)?.reason === reason;
     if (same || type === "Finished") continue;
     if (status === "True") milestones.push({ type: "Normal", reason, message, key: type });
-    // The end is told once, by the first condition that it keeps from coming true.
+    // The end of a run makes several conditions False with the same reason; only the first of them becomes an Event.
     else if (status === "False" && !milestones.some((told) => told.reason === reason))
       milestones.push({ type: "Warning", reason, message, key: `${type}-${reason}` });
   }

@@ -1,4 +1,4 @@
-/** Reconciles the FineTunes of one namespace: asks for their runs, says what becomes of them, cancels those whose resource is gone. */
+/** Reconciles the FineTunes of one namespace: requests their runs, writes their statuses, and cancels runs whose resource is gone. */
 import { isDeepStrictEqual } from "node:util";
 import type { Bus } from "@loraline/bus";
 import {
@@ -28,7 +28,7 @@ interface FineTunesDeps extends RequestRunDeps {
   bus: Bus;
   log: Log;
   namespaceUid: string;
-  /** By adapter's name. */
+  /** The adapters' states, by name. */
   states: ReadonlyMap<string, AdapterState>;
 }
 
@@ -36,26 +36,26 @@ interface FineTunes extends AsyncDisposable {
   onResource(key: string, object: FineTune | undefined): void;
   onRun(runId: string, run: RunState | undefined): void;
   onEngines(): void;
-  /** Something about an adapter changed: its versions, or where they are. */
+  /** To be called when an adapter's versions or its replicas have changed. */
   onAdapter(adapter: string): void;
-  /** Resources and runs are all known now: from here on a run without a resource is one whose resource is gone. */
+  /** To be called once all resources and runs are known: from then on a run without a resource is one whose resource was deleted. */
   start(): void;
 }
 
-/** For what nothing tells when it changes: a ConfigMap that is waited for. */
+/** How often a FineTune that waits for a ConfigMap is checked again, because ConfigMaps are not watched. */
 const lookAgainMs = 3000;
-/** Replicas settle by the dozen. */
+/** How long changes are collected before a FineTune is reconciled, because many replicas change at once. */
 const gatherMs = 200;
 
 export function createFineTunes(deps: FineTunesDeps): FineTunes {
   const { bus, kube, log, line, tenant, namespace, namespaceUid, states } = deps;
   const objects = new Map<string, FineTune>();
   const runs = new Map<string, RunState>();
-  /** Run to the key of its resource. */
+  /** Run id to the key of its resource. */
   const keys = new Map<string, string>();
-  /** What runs waited for since they were last told of, by run: it may be over sooner than a status is written. */
+  /** By run: what it has waited for and that is not reported yet. It is collected, because a wait may end before the status is written. */
   const waits = new Map<string, Wait[]>();
-  /** Not asked for, because of something that may change. */
+  /** Keys of FineTunes whose run is not requested yet because of a problem that may pass. */
   const waiting = new Set<string>();
   const writer = createStatusWriter(kube, fineTunes);
   let started = false;
@@ -63,7 +63,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
   const reconcile = async (key: string): Promise<void> => {
     const object = objects.get(key);
     if (object === undefined || object.metadata?.deletionTimestamp !== undefined) return;
-    // What has ended is told, and stays as it was told: the streams may have forgotten the run long since.
+    // The status of a finished run stays as it is: the streams may no longer have the run.
     if (isTrue(object.status?.conditions, "Finished")) return;
     const { name = "", uid = "", generation = 1 } = object.metadata ?? {};
     const ids = idsOf(object);
@@ -107,7 +107,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       version: version === undefined || state === undefined ? undefined : { version, ...line.held(state.engine, version) },
       now: new Date().toISOString(),
     });
-    // First the events: they have names that follow from what they tell, so telling them again is harmless, and forgetting them is not.
+    // Events are written before the status. After a crash they may be written twice, which is harmless, but must not be lost.
     await tell(kube, fineTunes, object, milestones, log);
     if (waited.length > 0) waits.set(ids.run, waits.get(ids.run)?.slice(waited.length) ?? []);
     const { written, afterMs } = await writer.write(object, status);
@@ -122,7 +122,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     runs.delete(runId);
     waits.delete(runId);
   };
-  /** Of runs that have ended, as most have, only those are kept that are still to be told of. */
+  /** Forgets a run that has ended and whose status is written: most runs have ended, so they are not kept in memory. */
   const letGo = (runId: string): void => {
     const run = runs.get(runId);
     if (!started || run === undefined || run.finishedAt === null) return;
@@ -130,7 +130,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     if (key === undefined || isTrue(objects.get(key)?.status?.conditions, "Finished")) forget(runId);
   };
 
-  /** A run that is not kept here: it was told of long since, or it is not folded yet. */
+  /** Reads a run that is not in memory: its status was written long ago, or it is not folded yet. */
   const requested = async (runId: string): Promise<RunState | undefined> => {
     const folded = await (await bus.bucket(buckets.runs)).get(runKey({ tenant, id: runId }));
     if (folded !== undefined) return folded.value;
@@ -138,7 +138,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     return event && foldRun(undefined, { ...event, type: runRequested.type });
   };
 
-  /** Cancels the run if its resource is gone. Asks the API server itself: a view may be behind. */
+  /** Cancels the run if its resource is gone. Asks the API server, because a watch may be behind. */
   const settleRun = async (runId: string): Promise<void> => {
     const run = runs.get(runId);
     const origin = run === undefined ? undefined : originOf(run);
@@ -201,7 +201,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       for (const key of waiting) queue.addAfter(key, gatherMs);
     },
     onAdapter(adapter) {
-      // Of runs, which are those under way: resources that have ended are many more.
+      // Goes over the runs in memory, which are mostly those under way; there are many more resources.
       for (const [runId, run] of runs) {
         const key = keys.get(runId);
         if (key === undefined || run.spec.adapter !== adapter || run.trained === null) continue;

@@ -1,11 +1,11 @@
-/** Ids that follow from a resource alone, so that asking for its run twice asks for one run. */
+/** Ids that are derived only from a resource, so that requesting its run twice is the same request. */
 import { createHash } from "node:crypto";
 import type { KubernetesObject } from "@kubernetes/client-node";
 import { encodeTime } from "ulid";
 
 const crockford = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
-/** ULID with the time at which the resource was made, and the rest from its UID, which no other resource ever has. */
+/** A ULID made from the resource's creation time and its UID, which is unique for ever. */
 function idOf({ metadata }: KubernetesObject, what: "run" | "dataset" | "validation"): string {
   const hash = createHash("sha256").update(`${metadata?.uid}\n${what}`).digest();
   const made = metadata?.creationTimestamp;
@@ -20,5 +20,5 @@ export const idsOf = (object: KubernetesObject) => ({
 });
 export type Ids = ReturnType<typeof idsOf>;
 
-/** Ends the name of an Event, so that the same milestone is told once. */
+/** The end of an Event's name. It is derived from the milestone, so that each milestone is reported once. */
 export const shortHash = (...parts: readonly string[]): string => createHash("sha256").update(parts.join("\n")).digest("hex").slice(0, 16);

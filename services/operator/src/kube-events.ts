@@ -1,4 +1,4 @@
-/** Events of Kubernetes: what `kubectl describe` and `kubectl get events` tell. */
+/** Writes Kubernetes Events, which `kubectl describe` and `kubectl get events` show. */
 import type { KubernetesObject } from "@kubernetes/client-node";
 import { type Kube, KubeError, type Resource } from "@loraline/kube";
 import type { Log } from "@loraline/runtime";
@@ -9,12 +9,12 @@ import { events, manager } from "./resources.ts";
 /** Kubernetes' own limit on an Event's message. */
 const longest = 1024;
 
-/** What may pass; anything else that the server says to an Event it would say again. */
+/** HTTP statuses after which trying again may help; with any other the API server would refuse the Event again. */
 const passing: ReadonlySet<number> = new Set([401, 408, 429]);
 
 /**
- * Tells each milestone of an object once: an Event's name follows from what it tells. One that the cluster refuses, as by a quota on
- * Events, is left untold: what it tells stands in the status too, which must not wait for it.
+ * Writes an Event for each milestone of an object, once: the Event's name is derived from the milestone. An Event that the cluster refuses,
+ * such as by a quota, is given up: the status has the same information and must not wait for it.
  */
 export async function tell(kube: Kube, of: Resource, about: KubernetesObject, milestones: readonly Milestone[], log: Log): Promise<void> {
   const { namespace = "default", name = "", uid = "", resourceVersion } = about.metadata ?? {};
@@ -24,7 +24,7 @@ export async function tell(kube: Kube, of: Resource, about: KubernetesObject, mi
       await kube.create(events, {
         metadata: { namespace, name: `${name.slice(0, 200).replace(/[-.]+$/, "")}.${shortHash(uid, reason, key)}` },
         involvedObject: {
-          // Of the kind, because the items of a list do not say it.
+          // Taken from the resource definition, because the items of a list do not have it.
           apiVersion: of.apiVersion,
           kind: of.kind,
           namespace,
@@ -38,7 +38,7 @@ export async function tell(kube: Kube, of: Resource, about: KubernetesObject, mi
         source: { component: manager },
         reportingComponent: manager,
         reportingInstance: manager,
-        // Kubernetes' times are text in JSON; the client's types say Date.
+        // In JSON these times are texts, although the client's types say Date.
         firstTimestamp: now,
         lastTimestamp: now,
         count: 1,

@@ -1,13 +1,13 @@
-/** What the operator knows of the line, kept from NATS: engines and replicas of everybody, shared by all namespaces it serves. */
+/** The operator's view of engines and replicas, kept up to date from NATS. All namespaces that it serves share it. */
 import { type Bus, createReplicaTable } from "@loraline/bus";
 import { type AdapterVersion, buckets, type EngineRecord } from "@loraline/contracts";
 import type { Held } from "./decide-adapter.ts";
 
-/** A heartbeat that is older is of a replica that is gone; the TTL of KV `replicas`. */
+/** A replica whose heartbeat is older than this is gone; the same as the TTL of KV `replicas`. */
 const freshMs = buckets.replicas.ttlMs;
 
 export interface LineView extends AsyncDisposable {
-  /** Engines that a tenant may use. */
+  /** The engines that a tenant may use. */
   engines(tenant: string): EngineRecord[];
   held(engine: string, version: AdapterVersion): Held;
   subscribe(listener: LineListener): Disposable;
@@ -15,9 +15,9 @@ export interface LineView extends AsyncDisposable {
 
 interface LineListener {
   onEngines(): void;
-  /** A replica of this engine came, went, or became another. */
+  /** Called when a replica of this engine appears, goes or restarts. */
   onReplica(engine: string): void;
-  /** What some replica holds of this adapter changed; `<tenant>.<adapter>`. */
+  /** Called when a replica's versions of this adapter changed; the key is `<tenant>.<adapter>`. */
   onHolding(adapterKey: string): void;
 }
 

@@ -1,4 +1,4 @@
-/** A FineTune's command: the dataset that comes with it, then `run.requested`, as any other door would publish them. */
+/** Publishes a FineTune's commands: first its dataset, then `run.requested`, with the same events as every other API. */
 import { type Bus, type Received } from "@loraline/bus";
 import {
   buckets,
@@ -30,7 +30,7 @@ export interface RequestRunDeps {
   namespace: string;
 }
 
-/** What the engines, or addresses that nobody may ask for, have against it. Nothing is published before this is empty. */
+/** The problems of a run spec with the engines, and with addresses that may not be fetched. Nothing is published while there are any. */
 export function judgeWanted({ spec, dataset, validation }: Wanted, { line, tenant }: Pick<RequestRunDeps, "line" | "tenant">): Problem[] {
   const problems = judgeRunSpec(spec, line.engines(tenant));
   for (const [param, of] of Object.entries({ dataset, validation })) {
@@ -45,7 +45,7 @@ export function judgeWanted({ spec, dataset, validation }: Wanted, { line, tenan
 }
 
 /**
- * Safe to repeat from any line: datasets and run have ids that follow from the resource, and what was published is looked for first.
+ * May be repeated after a crash at any point: the ids are derived from the resource, and events that were published are not published again.
  * @throws PermanentError CONFIGMAP_… while the data is not there.
  */
 export async function requestRun(object: FineTune, wanted: Wanted, ids: Ids, deps: RequestRunDeps): Promise<void> {
@@ -70,7 +70,7 @@ async function provide(of: DatasetOfResource, id: string, part: "dataset" | "val
       await bus.publish(datasetImportRequested, at, { source: of.source, mapping: of.mapping, by });
     return;
   }
-  // What was read first stays, whatever becomes of the ConfigMap.
+  // The data that was read first is kept; later changes of the ConfigMap have no effect.
   if (of.configMap === undefined || (await bus.last(datasetReceived, at)) !== undefined) return;
   const { name, key } = of.configMap;
   const found = await kube.get(configMaps, { namespace, name });
@@ -89,7 +89,7 @@ async function provide(of: DatasetOfResource, id: string, part: "dataset" | "val
   await bus.publish(datasetReceived, at, { blob, filename: key, mapping: of.mapping, by });
 }
 
-/** The trace that the run continues: the resource's own; else its dataset's, when no run continues that yet; else a new one. */
+/** The trace that the run continues: the resource's; otherwise its dataset's, if no run continues that yet; otherwise a new one. */
 async function traceOf(
   object: FineTune,
   { dataset }: Wanted,

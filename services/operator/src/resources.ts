@@ -1,4 +1,4 @@
-/** The custom resources as the operator reads them. What they may hold is checked when it is used: an older API server may have let more in. */
+/** The custom resources as the operator reads them. Their content is checked when it is used, because an older CRD may have allowed more. */
 import type { CoreV1Event, KubernetesObject, V1ConfigMap, V1Namespace } from "@kubernetes/client-node";
 import { type AdapterResourceSpec, type AdapterStatus, crdGroup, crdVersion, type FineTuneStatus } from "@loraline/contracts";
 import { resource } from "@loraline/kube";
@@ -20,5 +20,5 @@ export const configMaps = resource<V1ConfigMap>("v1", "ConfigMap", "configmaps")
 export const events = resource<CoreV1Event>("v1", "Event", "events");
 export const namespaces = resource<V1Namespace>("v1", "Namespace", "namespaces", false);
 
-/** Owner of the status fields, and source of events. */
+/** The operator's name as owner of status fields and as source of Events. */
 export const manager = "loraline-operator";

@@ -1,6 +1,6 @@
 /**
- * The operator: one more door to the line's commands. For each namespace that it serves, whoever holds the namespace's Lease watches
- * its FineTunes and Adapters and writes back what NATS says about them.
+ * The operator: lets users give Loraline's commands as Kubernetes resources. In each namespace that it serves, the operator process that
+ * holds the namespace's Lease watches FineTunes and Adapters, and writes their state from NATS into their statuses.
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Bus } from "@loraline/bus";
@@ -20,27 +20,27 @@ export interface OperatorServiceDeps {
   objects: Objects;
   log: Log;
   telemetry: Telemetry;
-  /** Of this process, unique: who holds a Lease. */
+  /** Unique name of this process, for the Leases that it holds. */
   identity: string;
-  /** Namespace to the tenant that its resources are of. */
+  /** Namespace to the tenant to which its resources belong. */
   tenants: ReadonlyMap<string, string>;
   /** Default: loraline-operator */
   leaseName?: string;
   leaseMs?: number;
-  /** What keeps a namespace from being served, in words; undefined: nothing any more. */
+  /** Why a namespace cannot be served, in words; undefined: it can be served now. */
   onProblem?(namespace: string, problem: string | undefined): void;
 }
 
 const leases = resource("coordination.k8s.io/v1", "Lease", "leases");
 
-/** Disposing ends the work, gives the leases back, and waits for that. */
+/** Starts the operator. Disposing it stops the work and waits until the leases are released. */
 export async function createOperatorService(deps: OperatorServiceDeps): Promise<AsyncDisposable> {
   const { kube, bus, log, identity, tenants, leaseName = "loraline-operator", leaseMs } = deps;
   const line = await createLineView({ bus });
   const ending = new AbortController();
   const { signal } = ending;
   const holding = [...tenants].map(async ([namespace, tenant]) => {
-    // Before the lease, which is in the namespace too: what is missing is said also by one that would wait.
+    // This is checked before the Lease is asked for, so that a process that waits for the Lease also reports what is missing.
     if ((await uidWhenReadable(namespace, signal, deps)) === undefined) return;
     await withLease(kube, {
       namespace,
@@ -150,7 +150,7 @@ async function serveNamespace(
   await Promise.all(watching);
 }
 
-/** Waits until the resources can be read, and says what is missing: the CRDs, the right to read them, the namespace. */
+/** Waits until the resources can be read, and reports what is missing: the CRDs, the permission to read them, or the namespace. */
 async function uidWhenReadable(
   namespace: string,
   signal: AbortSignal,

@@ -1,13 +1,13 @@
-/** Writes a status when it says something else than before, and not more often than a watcher can read. */
+/** Writes a resource's status when it has changed, but not more often than a person or etcd can follow. */
 import { isDeepStrictEqual } from "node:util";
 import type { Condition } from "@loraline/contracts";
 import { type Kube, KubeError, type Resource } from "@loraline/kube";
 import { manager } from "./resources.ts";
 import type { KubernetesObject } from "@kubernetes/client-node";
 
-/** Of one object, unless its phase or a condition changed. */
+/** Shortest time between two writes of one object's status, unless its phase or a condition changed. */
 const everyMs = 1000;
-/** Of all of them together it is a hundred a second: a thousand adapters that converge on a hundred replicas are no load for etcd. */
+/** Shortest time between writes of all objects together: at most 100 a second, so that a thousand adapters are no load for etcd. */
 const spacingMs = 10;
 
 interface Status {
@@ -17,7 +17,7 @@ interface Status {
 type WithStatus<S extends Status> = KubernetesObject & { status?: S };
 
 interface StatusWriter<S extends Status> {
-  /** The object as it is now; undefined: not now, or it is gone. `afterMs`: when it may be written, where it was too soon. */
+  /** @returns the object as it was written; undefined: it was not written, or is gone. `afterMs`: after which time to try again, if it was too soon. */
   write(object: WithStatus<S>, status: S): Promise<{ written: WithStatus<S> | undefined; afterMs?: number }>;
   forget(uid: string): void;
 }
@@ -33,7 +33,7 @@ export function createStatusWriter<S extends Status>(kube: Kube, of: Resource<Wi
       const pauseMs = Math.max(everyMs, writtenAt.size * spacingMs);
       if (since < pauseMs && !isMilestone(before, status)) return { written: undefined, afterMs: pauseMs - since };
       try {
-        // With the UID: an object that took the name meanwhile is another one.
+        // The UID is given, so that another object that has taken the name meanwhile is not written.
         const written = await kube.apply(
           of,
           { metadata: { name, namespace: namespace ?? "", uid }, status },
@@ -53,7 +53,7 @@ export function createStatusWriter<S extends Status>(kube: Kube, of: Resource<Wi
   };
 }
 
-/** `written` answers a write: the watch may have told of an edit since, which counts. */
+/** Whether the answer of a write is older than the object that the watch has shown meanwhile, such as after an edit. */
 export const isOlder = ({ metadata: written }: KubernetesObject, { metadata: known }: KubernetesObject): boolean =>
   written?.uid !== known?.uid || (written?.generation ?? 0) < (known?.generation ?? 0);
 
