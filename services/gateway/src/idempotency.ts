@@ -20,6 +20,28 @@ export function idsOfKey({ tenant, key, nowMs }: { tenant: string; key: string; 
   return [id(start), id(start - windowMs)];
 }
 
+/**
+ * What an earlier request with the same key made.
+ * @param ids - those of `idsOfKey`; none where the request has no key.
+ * @throws PermanentError 400 `idempotency_key_reused` when it made something else.
+ */
+export async function madeEarlier<T>(
+  ids: readonly string[],
+  { what, read, isSame }: { what: string; read: (id: string) => Promise<T | undefined>; isSame: (known: T) => boolean },
+): Promise<T | undefined> {
+  for (const id of ids) {
+    const known = await read(id);
+    if (known === undefined) continue;
+    if (isSame(known)) return known;
+    throw badRequest(
+      "idempotency_key_reused",
+      `This Idempotency-Key was used for another ${what}. Use a new key for a new ${what}.`,
+      "Idempotency-Key",
+    );
+  }
+  return undefined;
+}
+
 /** @throws PermanentError 400 when the header is there but cannot be a key. */
 export function idempotencyKeyOf(headers: Record<string, unknown>): string | undefined {
   const key = headers["idempotency-key"];

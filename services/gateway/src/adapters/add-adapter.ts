@@ -31,7 +31,7 @@ import { fieldText, parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { enginesFor } from "../inference/decide-route.ts";
 import { badRequest, badRequestOf } from "../errors.ts";
-import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
+import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { requestSpan } from "../tracing.ts";
 
 const foldWithinMs = 1000;
@@ -188,18 +188,14 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
 
   /** Asks for the run, once for each idempotency key. */
   const request = async ({ tenant, by }: Caller, key: string | undefined, spec: RunSpec): Promise<RunState> => {
-    const ids = key === undefined ? [ulid()] : idsOfKey({ tenant, key, nowMs: Date.now() });
-    for (const id of key === undefined ? [] : ids) {
-      const known = await state.run(tenant, id);
-      if (known === undefined) continue;
-      if (isDeepStrictEqual(known.spec, spec)) return known;
-      throw badRequest(
-        "idempotency_key_reused",
-        "This Idempotency-Key was used for another run. Use a new key for a new one.",
-        "Idempotency-Key",
-      );
-    }
-    const runId = ids[0] as string;
+    const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
+    const earlier = await madeEarlier(ids, {
+      what: "run",
+      read: (id) => state.run(tenant, id),
+      isSame: (known) => isDeepStrictEqual(known.spec, spec),
+    });
+    if (earlier !== undefined) return earlier;
+    const runId = ids[0] ?? ulid();
     requestSpan()?.setAttributes({ "loraline.run.id": runId });
     await bus.publish(runRequested, { tenant, id: runId }, { spec, by });
     await state.runFolded(tenant, runId, () => true, foldWithinMs);

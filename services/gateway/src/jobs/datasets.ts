@@ -9,8 +9,8 @@ import { ulid } from "ulid";
 import { needs } from "../access/auth.ts";
 import { parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
-import { badRequest, notFound } from "../errors.ts";
-import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
+import { notFound } from "../errors.ts";
+import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { datasetIdOf } from "../openai-ids.ts";
 import { requestSpan } from "../tracing.ts";
 
@@ -41,18 +41,14 @@ export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: Fa
       // What may be reached ingest knows; what nobody may ask for is refused here.
       if ("url" in source) parseFetchUrl(source.url);
       const key = idempotencyKeyOf(request.headers);
-      const ids = key === undefined ? ([ulid()] as const) : idsOfKey({ tenant, key, nowMs: Date.now() });
-      for (const id of key === undefined ? [] : ids) {
-        const known = await state.dataset(tenant, id);
-        if (known === undefined) continue;
-        if (isDeepStrictEqual(known.source, source) && known.status !== "deleted") return reply.code(202).send(known);
-        throw badRequest(
-          "idempotency_key_reused",
-          "This Idempotency-Key was used for another file. Use a new key for a new file.",
-          "Idempotency-Key",
-        );
-      }
-      const [id] = ids;
+      const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
+      const earlier = await madeEarlier(ids, {
+        what: "file",
+        read: (earlierId) => state.dataset(tenant, earlierId),
+        isSame: (known) => isDeepStrictEqual(known.source, source) && known.status !== "deleted",
+      });
+      if (earlier !== undefined) return reply.code(202).send(earlier);
+      const id = ids[0] ?? ulid();
       requestSpan()?.setAttribute("loraline.dataset.id", id);
       await bus.publish(datasetImportRequested, { tenant, id }, { source, mapping, by });
       await state.datasetFolded(tenant, id, () => true, foldWithinMs);

@@ -20,7 +20,7 @@ import { type Caller, needs } from "../access/auth.ts";
 import { fieldText } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
-import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
+import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { datasetIdOf, fileIdOf } from "../openai-ids.ts";
 import { pageOf, pageQueryOf } from "../paging.ts";
 import { requestSpan } from "../tracing.ts";
@@ -84,19 +84,15 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
     upload: { blob: BlobRef; filename: string; mapping: DatasetMapping | null },
   ): Promise<DatasetState> => {
     const { tenant, by } = caller;
-    const ids = key === undefined ? ([ulid()] as const) : idsOfKey({ tenant, key, nowMs: Date.now() });
-    for (const id of key === undefined ? [] : ids) {
-      const known = await state.dataset(tenant, id);
-      if (known === undefined) continue;
-      const isSame = known.blob?.digest === upload.blob.digest && isDeepStrictEqual(known.mapping, upload.mapping);
-      if (isSame && known.status !== "deleted") return known;
-      throw badRequest(
-        "idempotency_key_reused",
-        "This Idempotency-Key was used for another file or mapping. Use a new key for a new file.",
-        "Idempotency-Key",
-      );
-    }
-    const datasetId = ids[0];
+    const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
+    const earlier = await madeEarlier(ids, {
+      what: "file or mapping",
+      read: (id) => state.dataset(tenant, id),
+      isSame: ({ blob, mapping, status }) =>
+        blob?.digest === upload.blob.digest && isDeepStrictEqual(mapping, upload.mapping) && status !== "deleted",
+    });
+    if (earlier !== undefined) return earlier;
+    const datasetId = ids[0] ?? ulid();
     requestSpan()?.setAttribute("loraline.dataset.id", datasetId);
     await bus.publish(datasetReceived, { tenant, id: datasetId }, { ...upload, by });
     await state.datasetFolded(tenant, datasetId, () => true, foldWithinMs);

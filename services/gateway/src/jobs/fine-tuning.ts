@@ -16,7 +16,7 @@ import { type Caller, needs } from "../access/auth.ts";
 import type { GatewayContext } from "../context.ts";
 import { enginesFor } from "../inference/decide-route.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
-import { idempotencyKeyOf, idsOfKey } from "../idempotency.ts";
+import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { cursorOf, jobEventsOf } from "./job-events.ts";
 import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
 import { datasetIdOf, jobIdOf, runIdOf } from "../openai-ids.ts";
@@ -67,16 +67,12 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
     ids: readonly string[],
     spec: RunSpec,
   ): Promise<RunState | undefined> => {
-    for (const id of ids) {
-      const known = await state.run(caller.tenant, id);
-      if (known === undefined) continue;
-      if (isDeepStrictEqual(known.spec, spec)) return known;
-      throw badRequest(
-        "idempotency_key_reused",
-        "This Idempotency-Key was used for another job. Use a new key for a new job.",
-        "Idempotency-Key",
-      );
-    }
+    const earlier = await madeEarlier(ids, {
+      what: "job",
+      read: (id) => state.run(caller.tenant, id),
+      isSame: (known) => isDeepStrictEqual(known.spec, spec),
+    });
+    if (earlier !== undefined) return earlier;
     if (ids.length > 0 || !(Number(request.headers["x-stainless-retry-count"]) > 0)) return undefined;
     const since = new Date(Date.now() - retryWindowMs).toISOString();
     const recent = (await state.runs(caller.tenant)).filter(({ requestedAt }) => requestedAt >= since);
