@@ -1,4 +1,4 @@
-/** What every route of the gateway works with. */
+/** The parts of the gateway that every route uses. */
 import type { Bus } from "@loraline/bus";
 import type { Scope, SpanView } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
@@ -40,15 +40,15 @@ declare module "fastify" {
   interface FastifyRequest {
     /** Set by the key check on every route below /v1. */
     caller: Caller;
-    /** What the trace rules of inference found out; the handler keeps to it. */
+    /** The route that was decided when the trace was chosen; the handler uses the same one. */
     routed: RouteDecision | null;
   }
   interface FastifyContextConfig {
-    /** Any of these lets a caller in. Every route below /v1 has it. */
+    /** A caller with any of these scopes may use the route. Every route below /v1 has this. */
     scope?: readonly Scope[];
-    /** Without a `traceparent` of its own, only a share of the requests gets a span. */
+    /** Whether only a share of the requests without a `traceparent` gets a span. */
     sampled?: boolean;
-    /** Which trace the request's span joins when there is more to say than its own `traceparent`. */
+    /** Chooses the trace that the request's span joins, where its own `traceparent` does not decide that alone. */
     join?: JoinTrace;
   }
 }

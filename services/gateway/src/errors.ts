@@ -1,4 +1,4 @@
-/** OpenAI's error body for everything that can go wrong, so that its SDKs show the real reason. */
+/** Turns every error into OpenAI's error body, so that its SDKs show the real reason. */
 import type { ErrorBody, ErrorCode, Problem } from "@loraline/contracts";
 import { natsFull, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
 
@@ -9,12 +9,12 @@ interface ErrorReply {
   headers?: Readonly<Record<string, string>>;
 }
 
-/** A limit is reached: 429, with what OpenAI's clients look at. */
+/** A limit is reached: HTTP 429, with the headers that OpenAI's clients read. */
 export class RateLimitError extends PermanentError {
   /** Seconds. */
   readonly retryAfter: number;
   readonly headers: Readonly<Record<string, string>>;
-  /** What there was not enough of. */
+  /** Which limit is reached. */
   readonly kind: "requests" | "tokens" | "concurrency";
   constructor(
     kind: RateLimitError["kind"],
@@ -34,11 +34,11 @@ export function errorBodyOf(status: number, message: string, code: string | null
   return { error: { message, type: typeOf(status), param, code } };
 }
 
-/** A request that is wrong, in the caller's own words for the field. */
+/** A wrong request; `param` is the field's name as the caller wrote it. */
 export const badRequest = (code: ErrorCode, message: string, param: string | null = null): PermanentError =>
   new PermanentError(code, message, { status: 400, param });
 
-/** More in one answer help nobody, and a body can have a hundred thousand. */
+/** Most problems in one answer: more help nobody, and a body can have a hundred thousand. */
 const mostProblems = 20;
 
 /** One error for several problems: code and param of the first, and the messages of the first twenty. */
@@ -49,7 +49,7 @@ export function badRequestOf(problems: readonly [Problem, ...Problem[]]): Perman
   return new PermanentError(code, [...told, ...(more > 0 ? [`And ${more} more.`] : [])].join(" "), { status: 400, param });
 }
 
-/** The same words whether a thing does not exist or belongs to another tenant. */
+/** The error for an object that does not exist or belongs to another tenant; the text is the same for both. */
 export const notFound = (what: string, id: string, param: string): PermanentError =>
   new PermanentError("not_found", `No such ${what}: ${id}.`, { status: 404, param });
 
@@ -60,7 +60,7 @@ interface FastifyFailure extends Error {
 const isFastifyFailure = (error: unknown): error is FastifyFailure =>
   error instanceof Error && typeof (error as Partial<FastifyFailure>).statusCode === "number";
 
-/** What fastify's own errors mean to a caller; anything else below 500 keeps fastify's message. */
+/** Status, code and message for fastify's own errors; other errors below 500 keep fastify's message. */
 const fastifyFailures: Readonly<Record<string, { status: number; code: string; message?: string }>> = {
   FST_ERR_CTP_BODY_TOO_LARGE: { status: 413, code: "body_too_large", message: "The body is larger than this gateway accepts for JSON." },
   FST_ERR_CTP_INVALID_MEDIA_TYPE: { status: 415, code: "unsupported_media_type" },
@@ -69,7 +69,7 @@ const fastifyFailures: Readonly<Record<string, { status: number; code: string; m
   FST_PARTS_LIMIT: { status: 400, code: "too_many_fields", message: "The upload has too many parts: send `file` and `purpose`." },
 };
 
-/** Pure: status, body and Retry-After of anything that was thrown. */
+/** Pure: status, body and Retry-After for anything that was thrown. */
 export function errorReplyOf(error: unknown): ErrorReply {
   if (error instanceof RateLimitError) {
     const { code, message, kind, retryAfter, headers } = error;

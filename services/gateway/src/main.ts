@@ -54,7 +54,7 @@ await runService({
       await telemetry.flush().catch(() => {});
       await leave(nc);
     });
-    // Answers without NATS too, from what it knows: out of the Service it would only turn requests away while NATS restarts.
+    // Stays ready while NATS does not answer: it can answer from what it knows, and without it requests would be refused.
     service.health.check("nats", () => undefined);
     const bus = createBus({ nc, log, telemetry, source: "gateway", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
@@ -90,7 +90,7 @@ await runService({
   },
 });
 
-/** @throws PermanentError SETTING_MISSING: a key is some tenant's. */
+/** @throws PermanentError SETTING_MISSING if a key is given without its tenant. */
 async function bootstrap(
   { BOOTSTRAP_TENANT: tenant, BOOTSTRAP_API_KEY: key }: { BOOTSTRAP_TENANT?: string | undefined; BOOTSTRAP_API_KEY?: string | undefined },
   bus: Pick<Bus, "bucket">,
@@ -104,7 +104,7 @@ async function bootstrap(
   await createApiKey({ bus }, { tenant, name: "bootstrap", key, createdBy: "operator" });
 }
 
-/** @throws PermanentError SETTING_MISSING: an issuer without an audience would accept tokens that were made for others. */
+/** @throws PermanentError SETTING_MISSING if an issuer is given without an audience, because tokens for other servers would be accepted. */
 function oidcOf(env: {
   OIDC_ISSUER?: string | undefined;
   OIDC_AUDIENCE?: string | undefined;

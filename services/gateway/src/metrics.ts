@@ -1,6 +1,6 @@
 /**
- * Prometheus metrics, on a port of their own without keys: they are the operator's, over all tenants, and no tenant's admin may
- * see another's. Keep the port inside the cluster.
+ * Prometheus metrics of all tenants, for the operator. They are on a separate port without keys, because a tenant's admin must not see
+ * other tenants; keep the port inside the cluster.
  */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -8,9 +8,9 @@ import type { EngineRecord } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
 
-/** So many models have series of their own; what comes after them is counted under `other`. */
+/** How many models have their own series; further models are counted as `other`. */
 const modelsAtMost = 200;
-/** A model that nobody asked for this long gives its place to another. */
+/** A model that was not asked for this long may lose its series to another model. */
 const idleAfterMs = 60 * 60_000;
 
 interface MeasuredModel {
@@ -33,7 +33,7 @@ export interface Metrics {
   model(model: MeasuredModel): ModelMetrics;
   limited(kind: "requests" | "tokens" | "concurrency"): void;
   retried(): void;
-  /** Where it is asked which engines there are. */
+  /** Tells which engines there are. */
   engines(ask: () => Iterable<EngineRecord>): void;
   text(): Promise<string>;
 }
@@ -41,7 +41,7 @@ export interface Metrics {
 const names = ["tenant", "base", "adapter", "version"] as const;
 const seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 
-/** A registry for each gateway, so that several may live in one process. */
+/** Makes a registry of its own for each gateway, so that one process may have several gateways. */
 export function createMetrics({ cap = modelsAtMost, now = () => performance.now() }: { cap?: number; now?: () => number } = {}): Metrics {
   const registry = new Registry();
   const registers = [registry];
@@ -138,7 +138,7 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
   const otherLabels = { tenant: "other", base: "other", adapter: "other", version: "other" };
   let other: Place | undefined;
 
-  /** Removes the series of models that are idle; true when there is room now. */
+  /** Removes the series of idle models. @returns whether there is room for another model now */
   const makeRoom = (): boolean => {
     for (const [key, { labels, usedAt, busy }] of places) {
       if (busy > 0 || now() - usedAt < idleAfterMs) continue;
@@ -155,12 +155,12 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
 
   return {
     model({ tenant, base, adapter, version, engineModel }) {
-      // A base's name is every tenant's; a LoRA name is one's own.
+      // All tenants use the same name of a base, so its key contains the tenant; a LoRA name belongs to one tenant.
       const key = adapter === null ? `${tenant} ${engineModel}` : engineModel;
       let place = places.get(key);
       if (place !== undefined) return place.metrics;
       if (places.size >= cap) {
-        // Looking for room goes over all of them: not with each request.
+        // Making room goes over all models, so it is not tried with each request.
         const mayTry = now() - triedAt > 10_000;
         if (mayTry) triedAt = now();
         if (!mayTry || !makeRoom()) {

@@ -1,4 +1,4 @@
-/** OpenAI's names for our things: `file-<dataset>`, `ftjob-<run>`, `ft:<base>:<tenant>:<adapter>:<version>`. */
+/** Ids in OpenAI's form: `file-<dataset>`, `ftjob-<run>`, `ft:<base>:<tenant>:<adapter>:<version>`. */
 import { ulid } from "@loraline/contracts";
 
 const suffixAfter =
@@ -9,11 +9,11 @@ const suffixAfter =
   };
 
 export const fileIdOf = (datasetId: string): string => `file-${datasetId}`;
-/** undefined when it is none of our file ids. */
+/** The dataset of a file id; undefined if it is not one of ours. */
 export const datasetIdOf = suffixAfter("file-");
 
 export const jobIdOf = (runId: string): string => `ftjob-${runId}`;
-/** undefined when it is none of our job ids. */
+/** The run of a job id; undefined if it is not one of ours. */
 export const runIdOf = suffixAfter("ftjob-");
 
 interface VersionName {
@@ -31,6 +31,6 @@ export function parseFineTunedModel(model: string): VersionName | undefined {
   return { base, tenant, adapter, version: Number(version) };
 }
 
-/** `acme/pirate` and `pirate` name the same adapter to acme's keys; another tenant's stays as it is, and is nobody's. */
+/** Removes the caller's own tenant from an adapter's name: for acme's keys `acme/pirate` and `pirate` are the same. Another tenant's name is kept, and so finds nothing. */
 export const ownAdapterName = (tenant: string, name: string): string =>
   name.startsWith(`${tenant}/`) ? name.slice(tenant.length + 1) : name;

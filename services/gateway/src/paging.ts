@@ -1,4 +1,4 @@
-/** Pure: OpenAI's cursors. */
+/** Pure: pages of lists, with OpenAI's cursors. */
 import { badRequest } from "./errors.ts";
 
 interface PageQuery {
@@ -25,8 +25,8 @@ export function pageQueryOf(query: unknown, limits: { limit: number; max: number
 }
 
 /**
- * The page behind the cursor. `shown` leaves out items that still work as cursors, so that a caller may delete
- * what it lists while it pages.
+ * The page after the cursor. Items for which `shown` is false are left out but still work as cursors, so that a caller may delete items
+ * while it goes through the pages.
  * @throws PermanentError 400 when `after` names no item.
  */
 export function pageOf<T, V extends { id: string }>(

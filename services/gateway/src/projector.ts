@@ -1,4 +1,4 @@
-/** The one writer of KV `runs` and `datasets`: folds the streams' events into them. */
+/** The projector: folds the streams' events into KV `runs` and `datasets`. Nothing else writes these buckets. */
 import type { Bus, HandlerContext } from "@loraline/bus";
 import {
   buckets,
@@ -13,7 +13,7 @@ import {
 } from "@loraline/contracts";
 import { type Log, RetryLaterError } from "@loraline/runtime";
 
-/** Progress that is this many deliveries ahead of its run is let go: it is for display only. */
+/** After this many deliveries, progress whose run is not folded yet is dropped: progress is only for display. */
 const progressPatience = 5;
 
 /**
@@ -52,7 +52,7 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
   const onProgress = async (received: RunEvent, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
     const { known } = await foldIntoRun(received);
     if (known) return;
-    // Progress has a stream of its own and may be read before the request of its run.
+    // Progress is in another stream, so it may be read before the request of its run.
     if (deliveries < progressPatience && (await bus.last(runRequested, received.at)) !== undefined) {
       throw new RetryLaterError("RUN_NOT_FOLDED", 500, "the run's request is not folded yet");
     }
@@ -65,7 +65,7 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
     bus.consume({ consumer: projectorRuns, handlers: onRun, traced: false }),
     bus.consume({ consumer: projectorProgress, handlers: onProgress, traced: false }),
   ]);
-  // All at once: each waits for its pull to end.
+  // All consumers are stopped at the same time, because each waits until its pull request ends.
   const stop = async (): Promise<void> => {
     await Promise.all(started.filter((one) => one.status === "fulfilled").map(({ value }) => value[Symbol.asyncDispose]()));
   };

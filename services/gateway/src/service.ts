@@ -1,4 +1,4 @@
-/** The one HTTP door. */
+/** The gateway: the HTTP API. */
 import { randomFillSync } from "node:crypto";
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
@@ -36,17 +36,17 @@ export interface GatewayServiceOptions {
   log: Log;
   telemetry: Telemetry;
   host: string;
-  /** 0: any free one. */
+  /** The port; 0: any free one. */
   port: number;
-  /** Spans of one trace, oldest first. Absent: traces are kept elsewhere, and the API shows none. */
+  /** Reads the spans of one trace, oldest first. Absent: traces are stored elsewhere, and the API shows none. */
   readTrace?: (traceId: string) => Promise<SpanView[]>;
   /** Largest file that may be uploaded, in bytes. Default 1 GiB. */
   uploadLimitBytes?: number;
   /** Largest JSON body of a question to a model, in bytes. Default 32 MiB, which holds a few images. Other bodies: at most 512 KiB. */
   bodyLimitBytes?: number;
-  /** How slowly bodies may come. Default 4 KiB a second, after a minute. */
+  /** The slowest speed of bodies. Default: 4 KiB a second, after the first minute. */
   slowBodies?: SlowBodyLimits;
-  /** What engines were started with as VLLM_API_KEY. */
+  /** The key with which engines were started (VLLM_API_KEY). */
   engineKey?: string | undefined;
   /** For benchmarks: replicas are chosen at random instead of by affinity and load. */
   routeAtRandom?: boolean;
@@ -56,16 +56,16 @@ export interface GatewayServiceOptions {
   oidc?: OidcOptions | undefined;
   /** Where `GET /metrics` is answered, without keys. Absent: nowhere. */
   metrics?: { host: string; port: number } | undefined;
-  /** How adapters are fetched that were trained elsewhere. */
+  /** How adapters that were trained elsewhere are fetched. */
   imports?: ImportOptions;
-  /** Share, from 0 to 1, of the chats that begin a trace of their own. Default 1. */
+  /** Share, from 0 to 1, of the chats without a `traceparent` that get a trace. Default 1. */
   chatTraceShare?: number | undefined;
 }
 
 export interface Gateway extends AsyncDisposable {
   readonly url: string;
   readonly metricsUrl: string | undefined;
-  /** Every route there is, with the scopes that let a caller in; none: open to all. */
+  /** All routes, each with the scopes of which a caller needs one; none: no key is needed. */
   readonly routes: readonly Route[];
 }
 
@@ -75,7 +75,7 @@ export interface Route {
   scope: readonly Scope[];
 }
 
-/** From 0 to 1, a byte each: with the library's own source of randomness an id takes longer than the rest of a request. */
+/** Random numbers from 0 to 1 for ids, from a buffer of random bytes: the library's own source takes longer than the rest of a request. */
 const random = ((): (() => number) => {
   const bytes = new Uint8Array(4096);
   let next = bytes.length;
@@ -88,12 +88,12 @@ const random = ((): (() => number) => {
   };
 })();
 
-/** Bytes of a JSON body that is no question to a model: what a message on NATS may have. */
+/** Most bytes of a JSON body on routes other than inference: it must fit into a NATS message. */
 const largestCommandBytes = 512 * 1024;
-/** Objects, lists and their members in a JSON body: each costs fifty bytes and more, so that a body of many takes a hundred times its size. */
+/** Most objects, lists and members in a JSON body. Each needs 50 bytes of memory or more, so a body of many needs a hundred times its size. */
 const mostJsonValues = 500_000;
 
-/** A refused upload is read on for this long, so that its sender sees the reason instead of a broken connection. */
+/** How long a refused upload is still read, so that its sender gets the reason instead of a broken connection. */
 const lingerMs = 30_000;
 
 /**
@@ -155,7 +155,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       logController: new LogController({ disableRequestLogging: true }),
       bodyLimit: Math.min(bodyLimitBytes, largestCommandBytes),
       genReqId: () => ulid(undefined, random),
-      // Nobody logs with the request's own.
+      // Not needed: no handler uses the request's own logger.
       childLoggerFactory: (logger) => logger,
       forceCloseConnections: "idle",
       return503OnClosing: false,
@@ -263,7 +263,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
   }
 }
 
-/** Empty bodies are none: the Python SDK names JSON as the type of bodies it does not send. */
+/** Parses JSON bodies. An empty body counts as no body, because the Python SDK sends JSON's Content-Type without a body. */
 function parseJsonBodies(app: FastifyInstance): void {
   app.removeAllContentTypeParsers();
   app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
@@ -281,7 +281,7 @@ function parseJsonBodies(app: FastifyInstance): void {
   });
 }
 
-/** At least as many as there are; commas and brackets of texts count, too. */
+/** Counts the values of a JSON text, never too few: commas and brackets inside of strings count, too. */
 function valuesIn(json: string): number {
   let values = 0;
   for (let at = 0; at < json.length && values <= mostJsonValues; at++) {
@@ -292,7 +292,7 @@ function valuesIn(json: string): number {
   return values;
 }
 
-/** Remembers what was registered, so that a wrong method is told from a wrong path. */
+/** Collects the registered routes, so that a wrong method and a wrong path get different answers. */
 function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[]; routes: Route[] } {
   const routes: { pattern: RegExp; methods: string[] }[] = [];
   const listed: Route[] = [];
@@ -320,7 +320,7 @@ async function replyWithError(error: unknown, request: FastifyRequest, reply: Fa
   return reply.code(status).send(body);
 }
 
-/** Node reads on what was not read of a refused body; without an end of its own a sender could go on for ever. */
+/** Ends the connection of a refused body after a while: Node goes on reading it, and a sender could send without end. */
 function lingerOver({ raw }: FastifyRequest): void {
   if (raw.complete) return;
   const timer = setTimeout(() => raw.socket.destroy(), lingerMs);

@@ -1,10 +1,10 @@
-/** Pure: what of a trace a tenant may see. */
+/** Pure: the spans of a trace that a tenant may see. */
 import type { SpanView } from "@loraline/contracts";
 
 /**
- * Whoever knows a trace id can join its trace by sending it as `traceparent`, so a trace may hold spans of several tenants. Work
- * begins with a span that names its tenant (a request, a message); what has no name of its own belongs to the nearest span above it
- * that has one, and what has none above it is shown to nobody.
+ * A trace may contain spans of several tenants, because anybody who knows a trace id can join the trace by sending it as `traceparent`.
+ * Each piece of work begins with a span that names its tenant (a request, a message). A span without a tenant belongs to the nearest span
+ * above it that names one; if there is none, the span is shown to nobody.
  */
 export function spansOfTenant(spans: readonly SpanView[], tenant: string): SpanView[] {
   const byId = new Map(spans.map((span) => [span.spanId, span]));
@@ -13,7 +13,7 @@ export function spansOfTenant(spans: readonly SpanView[], tenant: string): SpanV
     const above: SpanView[] = [];
     let at: SpanView | undefined = span;
     let owner: unknown;
-    // A span can be its own ancestor when somebody made it up.
+    // In forged spans a span can be its own ancestor.
     while (at !== undefined && owner === undefined && !above.includes(at)) {
       above.push(at);
       owner = owners.get(at.spanId) ?? at.attributes["loraline.tenant"];

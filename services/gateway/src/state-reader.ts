@@ -1,4 +1,4 @@
-/** Runs and datasets as the projector folded them, and as the streams say where it has not come that far yet. */
+/** Reads runs and datasets as the projector has folded them, or from the streams where the projector is behind. */
 import type { Bus } from "@loraline/bus";
 import {
   buckets,
@@ -19,15 +19,15 @@ import { PermanentError } from "@loraline/runtime";
 const pollMs = 20;
 
 export interface StateReader {
-  /** undefined: there is none of this id, or it is another tenant's. A run is there as soon as its request is stored. */
+  /** The run; undefined: there is none with this id, or it is another tenant's. A run exists as soon as its request is stored. */
   run(tenant: string, runId: string): Promise<RunState | undefined>;
-  /** Also those that were deleted. */
+  /** The dataset, also if it was deleted. */
   dataset(tenant: string, datasetId: string): Promise<DatasetState | undefined>;
   /** Newest first. */
   runs(tenant: string): Promise<RunState[]>;
   /** Newest first, deleted ones included. */
   datasets(tenant: string): Promise<DatasetState[]>;
-  /** Waits until the projector's view of it fulfils `holds`, but not longer than `withinMs`; true when it did. */
+  /** Waits until the folded dataset fulfils `holds`, at most `withinMs`. @returns whether it does */
   runFolded(tenant: string, runId: string, holds: (run: RunState) => boolean, withinMs: number): Promise<boolean>;
   datasetFolded(tenant: string, datasetId: string, holds: (dataset: DatasetState) => boolean, withinMs: number): Promise<boolean>;
 }
@@ -85,7 +85,7 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
   };
 }
 
-/** What breaks the contract is no request: it is a dead letter, and nothing came of it. */
+/** Ignores a request that violates the contract: it became a failed message, and no run came of it. */
 const lastKept = <T>(reading: Promise<T | undefined>): Promise<T | undefined> =>
   reading.catch((error: unknown) => {
     if (error instanceof PermanentError) return undefined;

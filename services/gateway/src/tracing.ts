@@ -6,11 +6,11 @@ import type { FastifyReply, FastifyRequest, RouteHandlerMethod } from "fastify";
 interface JoinedTrace {
   /** traceparent of the trace to continue, when the request brings none itself. */
   parent?: string | null;
-  /** traceparents of other traces the request has to do with. */
+  /** traceparents of other traces that the request is linked to. */
   links?: readonly string[];
 }
 
-/** Called with the parsed request, before its span starts. `incoming` is the request's own traceparent. */
+/** Chooses the trace of a request. It is called with the parsed request, before its span starts; `incoming` is the request's own traceparent. */
 export type JoinTrace = (request: FastifyRequest, incoming: string | undefined) => Promise<JoinedTrace>;
 
 /** A valid incoming `traceparent`; undefined otherwise. */

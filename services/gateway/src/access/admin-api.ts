@@ -1,4 +1,4 @@
-/** `/v1/loraline/keys`, `limits` and `usage`: what a tenant's admins see and change, of their own tenant only. */
+/** `/v1/loraline/keys`, `limits` and `usage`, which a tenant's admins see and change for their own tenant only. */
 import { buckets, createKeyBody, type KeyView, limitBody, limitKey, type LimitState, parseLimitKey, scopes } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
@@ -122,7 +122,7 @@ const fixedLimit = (adapter: string | null): PermanentError =>
     status: 403,
   });
 
-/** @throws PermanentError 400 for what is no range of days, or too long a one. */
+/** @throws PermanentError 400 if the query is not a range of days, or the range is too long. */
 function daysOf(query: unknown): { from: string; to: string } {
   const { from, to } = query as { from?: string; to?: string };
   const day = (name: string, given: string | undefined, otherwise: number): string => {

@@ -1,4 +1,4 @@
-/** Who asks: bearer keys, of which only the sha256 is kept (KV `keys`), and tokens of an OIDC issuer when one is trusted. */
+/** Authenticates callers: by API keys, of which only the sha256 is stored (KV `keys`), and by tokens of an OIDC issuer if one is configured. */
 import { hash as digestOf, randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
@@ -17,14 +17,14 @@ export type ApiKeyRecord = z.infer<typeof apiKeyRecord>;
 
 export const hashApiKey = (key: string): string => digestOf("sha256", key);
 
-/** What names a key in lists and in `revoke`: enough of the hash to be unique, and no use to anybody. */
+/** The id of a key in lists and in `revoke`: the start of its hash, which is unique and cannot be used as a key. */
 export const keyIdOf = (hash: string): string => hash.slice(0, 16);
 
 /**
  * Makes a key valid for a tenant. Doing it again with the same key changes nothing, so a key that was revoked stays revoked.
  * @param options.key - absent: a new random one.
  * @param options.scopes - absent: all of them.
- * @returns the key itself, which cannot be had again from the store.
+ * @returns the key itself; it cannot be read from the store later.
  */
 export async function createApiKey(
   { bus }: { bus: Pick<Bus, "bucket"> },
@@ -42,7 +42,7 @@ export async function createApiKey(
 
 export interface KeyCheck {
   /**
-   * A promise only where something has to be asked first.
+   * Returns a promise only if NATS or the issuer has to be asked first.
    * @throws PermanentError 401 `invalid_api_key`.
    */
   (authorization: string | undefined): Caller | Promise<Caller>;
@@ -50,16 +50,16 @@ export interface KeyCheck {
   keysOf(tenant: string): [string, ApiKeyRecord][];
 }
 
-/** Unknown keys that NATS is asked for, whoever sends them. */
+/** For how many unknown keys a second NATS is asked, of all senders together. */
 const askedPerSecond = 20;
-/** Time in which a new key reaches a watch. */
+/** The time that a new key needs to reach the watch. */
 const watchLagMs = 200;
 
 const everyScope: ReadonlySet<Scope> = new Set(scopes);
 
 /**
  * Watches the keys, so that a check costs no round trip and a revoked key ends at once.
- * @param deps.checkToken - judges what looks like a JSON Web Token; absent: there is no issuer.
+ * @param deps.checkToken - checks what looks like a JSON Web Token; absent: no issuer is configured.
  */
 export async function createKeyCheck({
   bus,
@@ -113,7 +113,7 @@ export async function createKeyCheck({
     const hash = hashApiKey(key);
     const found = known.get(hash);
     if (found !== undefined) return judge(found, key);
-    // A key made a moment ago may not have reached the watch yet. Anybody can invent keys, so that only so many are asked for.
+    // A new key may not have reached the watch yet, so NATS is asked. The number is limited, because anybody can send invented keys.
     if (mayAsk()) return keys.get(hash).then((entry) => judge(entry && knownOf(entry.value), key));
     return sleep(watchLagMs).then(() => judge(known.get(hash), key));
   };
@@ -125,7 +125,7 @@ export async function createKeyCheck({
   });
 }
 
-/** Three base64url parts, the first a JSON object. */
+/** Whether a text looks like a JSON Web Token: three base64url parts, the first of them a JSON object. */
 const looksLikeToken = /^eyJ[\w-]*\.[\w-]+\.[\w-]*$/;
 
 export const refused = (message: string): PermanentError => new PermanentError("invalid_api_key", message, { status: 401 });
@@ -142,7 +142,7 @@ export function checkScope({ by, scopes: has }: Caller, needed: readonly Scope[]
   );
 }
 
-/** The record of a key that is not valid any more. A gateway of an older version knows `expiresAt` only, and refuses the key by that. */
+/** The record of a revoked key. It also sets `expiresAt`, by which a gateway of an older version refuses the key. */
 export const revoked = (record: ApiKeyRecord, now: string): ApiKeyRecord => ({ ...record, revokedAt: now, expiresAt: now });
 
 /** Options of a route below /v1: a caller with any of these scopes may use it. */

@@ -14,17 +14,17 @@ export interface OidcOptions {
   tenantClaim?: string | undefined;
   /** Claim with the scopes, a list or one string with spaces; `infer` and `loraline:infer` both count. Default `scope`. */
   scopeClaim?: string | undefined;
-  /** How far the issuer's clock may be from ours. Default 30 s. */
+  /** The largest allowed difference between the issuer's clock and ours. Default 30 s. */
   clockToleranceS?: number | undefined;
 }
 
-/** Signatures with a public key only: who verifies must not be able to sign. */
+/** Only algorithms with a public key, so that those who can verify tokens cannot sign them. */
 const algorithms = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"];
-/** A token is verified again after this long, so that a key the issuer has withdrawn ends. */
+/** How long a verified token is trusted. Then it is verified again, so that tokens of a withdrawn key are refused. */
 const rememberedMs = 60_000;
 const rememberedAtMost = 10_000;
 const discoverWithinMs = 5000;
-/** The issuer's keys could not be had: that says nothing about the token. */
+/** The issuer's keys could not be fetched; the token itself may be valid. */
 const issuerIsAway = new Set(["ERR_JOSE_GENERIC", "ERR_JWKS_TIMEOUT", "ERR_JWKS_INVALID"]);
 
 /**
@@ -77,7 +77,7 @@ async function discover(issuer: string): Promise<ReturnType<typeof createRemoteJ
   });
   if (!response.ok) throw new Error(`its discovery document answers ${response.status}`);
   const { issuer: named, jwks_uri: jwks } = (await response.json()) as { issuer?: unknown; jwks_uri?: unknown };
-  // Or any server that the issuer's name happens to lead to could vouch for tokens.
+  // Without this check, any server to which the issuer's name leads could vouch for tokens.
   if (named !== issuer) throw new Error(`its discovery document is of another issuer (${String(named)})`);
   if (typeof jwks !== "string") throw new Error("its discovery document names no jwks_uri");
   return createRemoteJWKSet(new URL(jwks), { timeoutDuration: discoverWithinMs });
@@ -105,13 +105,13 @@ function callerOf(payload: JWTPayload, { tenantClaim, scopeClaim }: { tenantClai
   const has = new Set(words.map((word) => String(word).replace(/^loraline:/, "")));
   return {
     tenant: tenant.data,
-    // No longer than events let it be.
+    // Events allow no longer name.
     by: `oidc:${String(payload.sub)}`.slice(0, 200),
     scopes: new Set<Scope>(scopes.filter((scope) => has.has(scope))),
   };
 }
 
-/** A claim whose name has dots counts before a path. */
+/** Reads a claim. If the name has dots, a claim of exactly this name is preferred to the path. */
 function claimOf(payload: JWTPayload, name: string): unknown {
   if (name in payload) return payload[name];
   let value: unknown = payload;

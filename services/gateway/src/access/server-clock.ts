@@ -1,11 +1,11 @@
 /**
- * One clock for all gateways: that of NATS. Gateways whose own clocks differ by minutes would each count a minute of their own, and
- * each would take the others' count for a mistake and begin it anew, so that a limit limited nothing.
+ * The clock of NATS, as one clock for all gateways. With their own clocks, which may differ by minutes, gateways would count different
+ * minutes; each would take the others' counts for mistakes and begin again at zero, so that a limit had no effect.
  */
 import type { KvBucket } from "@loraline/bus";
 import type { Log } from "@loraline/runtime";
 
-/** An answer that took longer says too little about when it was given. */
+/** Answers that take longer than this are ignored, because their time of sending is too uncertain. */
 const slowestAnswerMs = 1000;
 
 interface ServerClock extends Disposable {
@@ -13,7 +13,7 @@ interface ServerClock extends Disposable {
   now(): number;
 }
 
-/** Asks at once, and then every `everyMs`. While NATS does not answer, the difference that was seen last stands. */
+/** Asks NATS for its time at once, and then every `everyMs`. While NATS does not answer, the last known difference is used. */
 export async function createServerClock({
   bucket,
   log,

@@ -1,19 +1,19 @@
 /**
- * Bodies that come too slowly are cut off. Each of them holds a connection, and an upload holds a place in the object store besides, so
- * that a few hundred clients that send a byte now and then could keep everybody else out.
+ * Cuts off bodies that arrive too slowly. Each body holds a connection, and an upload also holds a place in the object store, so a few
+ * hundred clients that send a byte now and then could block everybody else.
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import { errorBodyOf } from "../errors.ts";
 
 export interface SlowBodyLimits {
-  /** A body may take this long, however slow it is. */
+  /** During this time a body may be as slow as it likes, in ms. */
   graceMs: number;
-  /** Afterwards it must have come this fast, on average since its request began, without the time in which it waited for us. */
+  /** After that time its average speed must be at least this, in bytes a second, not counting time in which the gateway did not read. */
   bytesPerSecond: number;
 }
 export const slowBodyLimits: SlowBodyLimits = { graceMs: 60_000, bytesPerSecond: 4096 };
 
-/** Answers 408 `request_too_slow` and closes the connection. A body that waits for us, because the store is slow, is left alone. */
+/** Answers 408 `request_too_slow` and closes the connection. A body that waits because the object store is slow is not cut off. */
 export function cutOffSlowBodies(app: FastifyInstance, { graceMs, bytesPerSecond }: SlowBodyLimits): void {
   app.addHook("onRequest", async (request, reply) => {
     const { raw } = request;
@@ -26,7 +26,7 @@ export function cutOffSlowBodies(app: FastifyInstance, { graceMs, bytesPerSecond
     const timer = setInterval(() => {
       if (raw.complete || socket.destroyed) return clearInterval(timer);
       const now = performance.now();
-      // Bytes that are here and were not read yet: it is we who are slow.
+      // Bytes have arrived and were not read yet, so the gateway is slow, not the client.
       const isOurs = raw.readableLength >= raw.readableHighWaterMark;
       if (isOurs) oursMs += now - looked;
       looked = now;
@@ -41,7 +41,7 @@ export function cutOffSlowBodies(app: FastifyInstance, { graceMs, bytesPerSecond
   });
 }
 
-/** The handler still waits for the body, so the answer goes out beside it. */
+/** Sends the answer directly, because the handler is still waiting for the body. */
 function cutOff(request: FastifyRequest, reply: FastifyReply, message: string): void {
   const { socket } = request.raw;
   if (!reply.raw.headersSent && socket.writable) {

@@ -4,16 +4,16 @@
  *   <tenant>.<day>.<adapter or ->.<gateway>   absolute counts of one gateway process; writing them again changes nothing
  *   <tenant>.<day>.<adapter or ->.total       of days that are over, with the gateways whose counts are in it
  *
- * A gateway that is stopped writes before it ends; one that is killed loses what ended in its last second, or since the bus went.
- * Tokens are the engine's own counts. Where an answer was broken off before the engine counted, the row says so (`estimated`): a
- * quarter of the request's bytes for the prompt, and one token for each event that was passed on.
+ * A gateway that is stopped writes its counts before it ends. One that is killed loses the counts of its last second, or since NATS
+ * stopped answering. Tokens are the engine's own counts. If an answer was broken off before the engine had counted, they are estimated:
+ * a quarter of the request's bytes for the prompt, and one token for each event that was passed on. The row says so (`estimated`).
  */
 import type { Bus } from "@loraline/bus";
 import { buckets, everyUsageOf, parseUsageKey, usageKey, type UsageRow, type UsageState, usageTotal } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 
 const everyMs = 1000;
-/** Days are read side by side, so many at once. */
+/** How many days are read at the same time. */
 const readAtOnce = 8;
 
 export interface Used {
@@ -33,14 +33,14 @@ export type DailyUsage = UsageRow & { day: string };
 
 export interface Usage extends AsyncDisposable {
   count(used: Used): void;
-  /** Rows of the days from `from` to `to` (YYYY-MM-DD, both included), oldest first. Other gateways' last second may be missing. */
+  /** The rows of the days from `from` to `to` (YYYY-MM-DD, both included), oldest first. Counts of other gateways' last second may be missing. */
   read(tenant: string, days: { from: string; to: string }): Promise<DailyUsage[]>;
 }
 
 export const dayOf = (ms: number): string => new Date(ms).toISOString().slice(0, 10);
 const dayMs = 24 * 60 * 60_000;
 
-/** Adds up what gateways of the past have left, then counts. */
+/** Sums up the entries that earlier gateways have left, then starts to count. */
 export async function createUsage({
   bus,
   log,
@@ -60,7 +60,7 @@ export async function createUsage({
     rows: Map<string, UsageRow>;
     dirty: boolean;
   }
-  /** By the key of the bucket. */
+  /** This gateway's counts, by key of the bucket. */
   const counted = new Map<string, Counted>();
   let today = { day: dayOf(now()), endsAt: Math.ceil((now() + 1) / dayMs) * dayMs };
 
@@ -81,7 +81,7 @@ export async function createUsage({
     }
   };
   let flushing: Promise<void> | undefined;
-  /** Never two at once, and the one that is awaited began after it was asked for. */
+  /** Writes the counts. Two writes never run at once, and the write that a caller waits for began after its call. */
   const flushNow = async (): Promise<void> => {
     while (flushing !== undefined) await flushing;
     flushing = flush().finally(() => {
@@ -96,8 +96,8 @@ export async function createUsage({
   timer.unref();
 
   /**
-   * Entries of days that are over, into one for each adapter. Dying on any line counts nothing twice and loses nothing: whose
-   * counts are in a total is written with it, and readers pass over what is.
+   * Merges the entries of days that are over into one total for each adapter. A crash in between neither loses counts nor counts them
+   * twice: a total names the gateways whose counts are in it, and readers skip the entries of these.
    */
   const mergeOldDays = async (): Promise<void> => {
     const before = dayOf(now() - dayMs);
@@ -160,7 +160,7 @@ export async function createUsage({
   };
 }
 
-/** Of one tenant and day: without the entries that are in the day's total already. */
+/** The entries of one tenant and day, without those that are in the day's total already. */
 function unmergedOf(entries: readonly { key: string; value: UsageState }[]): UsageState[] {
   const parsed = entries.map(({ key, value }) => ({ ...parseUsageKey(key), value }));
   const merged = new Map(parsed.filter(({ holder }) => holder === usageTotal).map(({ adapter, value }) => [adapter, value.merged ?? []]));

@@ -1,4 +1,4 @@
-/** `POST /v1/loraline/adapters`: an adapter that was trained elsewhere comes in, is judged, and becomes a run. */
+/** `POST /v1/loraline/adapters`: receives an adapter that was trained elsewhere, checks it, and requests a run for it. */
 import { isDeepStrictEqual } from "node:util";
 import {
   addAdapterBody,
@@ -35,11 +35,11 @@ import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { requestSpan } from "../tracing.ts";
 
 const foldWithinMs = 1000;
-/** A client that waits for the answer gives up after five minutes. */
+/** Longest time of a fetch: less than the five minutes after which a waiting client gives up. */
 const fetchWithinMs = 4 * 60_000;
 const configLimitBytes = 1024 * 1024;
 
-/** How adapters are fetched that are named and not sent. */
+/** How adapters are fetched if the request names them instead of sending their files. */
 export interface ImportOptions {
   /** `host:port` of internal hosts that may be reached. */
   allow?: readonly string[];
@@ -51,7 +51,7 @@ type Settings = z.output<typeof addAdapterSettings>;
 type From = z.output<typeof addAdapterBody>["from"];
 type Files = { config: BlobRef; weights: BlobRef };
 
-/** The run that takes an adapter in; `cameFrom` tells where its files came from, unless the settings say it. */
+/** Makes the run spec of the import. `cameFrom` is the origin of the files, if the settings do not name one. */
 export function runSpecFromSettings(
   { name, source, probes, any_base, ...fields }: Settings,
   files: Files,
@@ -78,7 +78,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
   const store = (tenant: string, name: string, bytes: AsyncIterable<Uint8Array>, sha256?: string): Promise<BlobRef> =>
     objects.put(tenant, "adapter-file", counted(bytes, name, limitOf(name)), sha256 === undefined ? {} : { digest: `sha256:${sha256}` });
 
-  /** Reads the form part by part; what is no part of an adapter is refused by its name, before its bytes are read. */
+  /** Reads the form part by part. A file that is not part of an adapter is refused by its name, before its bytes are read. */
   const receive = async (request: FastifyRequest): Promise<{ settings: Settings; files: Files; source: string }> => {
     const { tenant } = request.caller;
     let settings: Settings | undefined;
@@ -92,7 +92,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       }
       const name = part.filename;
       if (isPickle(name)) throw pickleRefused(name);
-      // Only these two names are ever written anywhere, so no name can lead out of a folder.
+      // Only these two names are accepted, so no file name can lead out of a folder.
       if (name !== adapterFiles.config && name !== adapterFiles.weights) {
         throw badRequest(
           "unknown_file",
@@ -168,7 +168,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
     };
   };
 
-  /** @throws PermanentError 400 with what no engine could ever serve. */
+  /** @throws PermanentError 400 if no engine could ever serve the adapter. */
   const judged = async (tenant: string, settings: Settings, files: Files, source: string): Promise<RunSpec> => {
     const engines = enginesFor(table.view(), tenant);
     if (engines.length === 0) {
@@ -186,7 +186,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
     return spec;
   };
 
-  /** Asks for the run, once for each idempotency key. */
+  /** Requests the run, once for each idempotency key. */
   const request = async ({ tenant, by }: Caller, key: string | undefined, spec: RunSpec): Promise<RunState> => {
     const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
     const earlier = await madeEarlier(ids, {
@@ -207,7 +207,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
   return (app) => {
     app.post("/loraline/adapters", needs("promote"), async (incoming, reply) => {
       const { caller } = incoming;
-      // It takes a trainer's time and what answers users alike.
+      // Both scopes are needed: the import uses a trainer, and changes what users are answered.
       checkScope(caller, ["train"]);
       const key = idempotencyKeyOf(incoming.headers);
       if (incoming.isMultipart()) {

@@ -1,4 +1,4 @@
-/** Pure: what would make an engine serve its adapters better, in words an operator can act on. */
+/** Pure: advice to the operator on how an engine could serve its adapters better. */
 import type { EngineRecord } from "@loraline/contracts";
 
 interface Advice {
@@ -14,11 +14,11 @@ export interface EngineSight {
   versions: readonly { rank: number; unplaced: boolean }[];
   /** Adapters that were asked for within the window, all tenants and gateways together. */
   asked: number;
-  /** How long was looked. */
+  /** Length of that window, in ms. */
   windowMs: number;
 }
 
-/** Most pressing first; empty: nothing to say. */
+/** The advice, most urgent first; empty if there is none. */
 export function decideAdvice({ engine, replicas, versions, asked, windowMs }: EngineSight): Advice[] {
   const { maxLoras, maxCpuLoras, maxLoraRank } = engine;
   const ready = replicas.filter((replica) => replica.ready).length;

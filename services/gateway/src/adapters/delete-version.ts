@@ -37,7 +37,7 @@ export async function deleteVersionRoutes(context: GatewayContext): Promise<(app
       const version = state.versions.find((known) => known.version === number);
       if (version === undefined) throw modelNotFound(model, `${tenant}/${adapter} has no version ${number}.`);
       const deleted = { id: model, object: "model", deleted: true } as const;
-      // A request that is sent again, because its answer was lost, has done what it should.
+      // A repeated request, whose first answer was lost, succeeds too.
       if (version.status === "deleted") return deleted;
       const { seq } = await bus.publish(adapterVersionDeleteRequested, { tenant, id: adapter }, { version: number, by }, { key: ulid() });
       await commands.follow(

@@ -1,4 +1,4 @@
-/** Pure: the engines that a tenant may use, how they are doing, and what would make them do better. */
+/** Pure: the engines that a tenant may use, with their state and with advice. */
 import type { EngineView } from "@loraline/contracts";
 import { decideAdvice } from "./decide-advice.ts";
 import { enginesFor, type RoutingView } from "../inference/decide-route.ts";

@@ -1,4 +1,4 @@
-/** Waits until the serve controller has followed a command about an adapter, or has refused it. */
+/** Waits until the serve controller has carried out a command about an adapter, or has refused it. */
 import { adapterKey, type AdapterState, buckets, consumers } from "@loraline/contracts";
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { GatewayContext } from "../context.ts";
@@ -6,18 +6,19 @@ import type { GatewayContext } from "../context.ts";
 /** How long a request waits for the controller. */
 const followedWithinMs = 3000;
 
-/** Code and words for a command that nobody followed in time. */
+/** Makes code and message for a command that was not carried out in time. */
 export type Unfollowed = (adapter: AdapterState) => { code: string; message: string };
 
 interface CommandFollower {
-  /** undefined: the tenant has no adapter of this name. */
+  /** The adapter; undefined: the tenant has none of this name. */
   adapter(tenant: string, name: string): Promise<AdapterState | undefined>;
   /**
    * @param command - sequence of the command's message.
-   * @param holds - whether what was asked for is so.
-   * @returns the adapter as it is when the command was followed.
+   * @param holds - whether the adapter is as the command wants it.
+   * @returns the adapter after the command was carried out.
    * @throws PermanentError 409 with the controller's reason when it was refused.
-   * @throws RetryLaterError `unfollowed`'s code: a success would be a lie; `version_loading`: it was taken, and waits for its version.
+   * @throws RetryLaterError with `unfollowed`'s code if the command was not carried out in time; `version_loading` if it was accepted and
+   * waits until its version is loaded.
    */
   follow(
     at: { tenant: string; adapter: string },

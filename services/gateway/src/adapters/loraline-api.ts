@@ -1,4 +1,4 @@
-/** `/v1/loraline/`: what OpenAI's API has no word for. */
+/** `/v1/loraline/`: routes for what OpenAI's API does not have. */
 import { hash } from "node:crypto";
 import {
   adapterKeepRequested,
@@ -65,7 +65,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     return found;
   };
 
-  /** Replicas hold adapters of other tenants too, and where they listen is nobody's business. */
+  /** The replicas of an adapter's engine, without other tenants' adapters and without the replicas' addresses, which tenants must not see. */
   const replicasOf = (adapter: AdapterState): ReplicaState[] =>
     table
       .view()
@@ -75,14 +75,14 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
         url: "",
         adapters: adapter.versions.flatMap(({ engineName }) => held(engineName) ?? []),
       }));
-  /** What the gateways have counted is read only when some adapter has a canary. */
+  /** Makes the views of adapters. The gateways' counts are read only if one of the adapters has a canary. */
   const viewsOf = async (states: readonly AdapterState[]): Promise<z.output<typeof adapterView>[]> => {
     const reports = states.some(({ canary }) => canary) ? (await traffic.entries()).map(({ value }) => value) : [];
     return states.map((adapter) => ({ adapter, replicas: replicasOf(adapter), canary: canaryCounts(adapter, reports) }));
   };
   const viewOf = async (adapter: AdapterState) => (await viewsOf([adapter]))[0];
 
-  /** The adapter as it is when the controller has followed the command, which is the message of this sequence. */
+  /** Waits until the controller has carried out the command (the message with this sequence), and returns the adapter's view. */
   const viewWhen = async (request: FastifyRequest, command: number, holds: (adapter: AdapterState) => boolean, unfollowed = aliasStays) => {
     const { tenant, adapter } = await existingAdapter(request);
     return viewOf(await commands.follow({ tenant, adapter }, command, holds, unfollowed));
@@ -96,7 +96,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   };
 
   /**
-   * Services leave alone what belongs to a run that has ended, so redriving it would be a success that does nothing.
+   * Refuses to send a failed message of an ended run again: services ignore such messages, so it would have no effect.
    * @throws PermanentError 409 `run_ended`.
    */
   const checkRedrive = async ({ subject, durable }: DeadLetterView): Promise<void> => {
@@ -192,7 +192,7 @@ function canaryCounts({ canary, versions }: AdapterState, reports: readonly Traf
   return counts;
 }
 
-/** A request that is tried again is the same command; another body under the same `Idempotency-Key` is another one. */
+/** The key of a command: the same for a repeated request, but another one for another body with the same `Idempotency-Key`. */
 function commandKeyOf({ headers, body }: FastifyRequest): string {
   const given = idempotencyKeyOf(headers);
   return given === undefined ? ulid() : hash("sha256", `${given}\n${JSON.stringify(body ?? {})}`);

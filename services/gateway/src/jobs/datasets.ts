@@ -1,4 +1,4 @@
-/** `/v1/loraline/datasets`: what ingest found in each upload, beyond OpenAI's file object. */
+/** `/v1/loraline/datasets`: reports about each dataset, which OpenAI's file object does not have. */
 import { Readable } from "node:stream";
 import { isDeepStrictEqual } from "node:util";
 import { datasetImportRequested, datasetReport, type DatasetReport, type DatasetState, importBody } from "@loraline/contracts";
@@ -14,7 +14,7 @@ import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { datasetIdOf } from "../openai-ids.ts";
 import { requestSpan } from "../tracing.ts";
 
-/** How long an answer waits for the projector; it is right without it, but lists would not show it yet. */
+/** How long an answer waits for the projector, so that lists already show the dataset. The answer is right also without it. */
 const foldWithinMs = 1000;
 
 export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: FastifyInstance) => void {
@@ -38,7 +38,7 @@ export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: Fa
     app.post("/loraline/datasets/import", needs("train"), async (request, reply) => {
       const { tenant, by } = request.caller;
       const { mapping, ...source } = parsedBody(importBody, request.body);
-      // What may be reached ingest knows; what nobody may ask for is refused here.
+      // A URL that is never allowed is refused here; whether its host may be reached is checked by ingest.
       if ("url" in source) parseFetchUrl(source.url);
       const key = idempotencyKeyOf(request.headers);
       const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
@@ -56,7 +56,7 @@ export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: Fa
     });
     app.get("/loraline/datasets/:id", needs("train"), existing);
     app.get("/loraline/datasets/:id/report", needs("train"), reportOf);
-    // JSON Lines: there may be as many as the file has rows.
+    // Sent as JSON Lines, because there may be as many rejections as the file has rows.
     app.get("/loraline/datasets/:id/rejections", needs("train"), async (request, reply) => {
       const { allRejections } = await reportOf(request);
       const lines = allRejections === null ? [] : await objects.get(request.caller.tenant, allRejections);

@@ -1,4 +1,4 @@
-/** `/v1/files`: datasets come in as a stream, and are shown with OpenAI's file object. */
+/** `/v1/files`: receives datasets as a stream, and shows them as OpenAI's file objects. */
 import { Readable } from "node:stream";
 import { isDeepStrictEqual } from "node:util";
 import type { MultipartFile } from "@fastify/multipart";
@@ -26,9 +26,9 @@ import { pageOf, pageQueryOf } from "../paging.ts";
 import { requestSpan } from "../tracing.ts";
 
 const purpose = "fine-tune";
-/** Boundaries, headers and fields around the file. */
+/** Bytes of an upload besides the file: boundaries, headers and fields. */
 const multipartOverhead = 64 * 1024;
-/** How long an answer waits for the projector; it is right without it, but lists would not show it yet. */
+/** How long an answer waits for the projector, so that lists already show the dataset. The answer is right also without it. */
 const foldWithinMs = 1000;
 
 const statusOf = { importing: "uploaded", received: "uploaded", ingested: "processed", rejected: "error", deleted: "error" } as const;
@@ -97,7 +97,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
     await bus.publish(datasetReceived, { tenant, id: datasetId }, { ...upload, by });
     await state.datasetFolded(tenant, datasetId, () => true, foldWithinMs);
     if ((await objects.head(tenant, upload.blob)) === undefined) {
-      // The same bytes were deleted under another id while these were on their way.
+      // Another dataset with the same bytes was deleted during this upload, and the bytes with it.
       await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
       throw new RetryLaterError("file_deleted_meanwhile", 1000, "The same file was deleted while it was uploaded. Upload it again.");
     }
@@ -162,7 +162,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       const { datasetId } = dataset;
       await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
       const folded = await state.datasetFolded(tenant, datasetId, ({ status }) => status === "deleted", foldWithinMs);
-      // Without the fold the dataset itself would still count as needing its bytes.
+      // Before the deletion is folded, the dataset itself would count as still using its bytes.
       if (folded) for (const blob of blobsOf(dataset)) await removeUnreferenced(tenant, blob);
       else log.warn({ datasetId }, "the projector is behind; the deleted file's bytes stay");
       return { id: fileIdOf(datasetId), object: "file", deleted: true };
@@ -192,7 +192,7 @@ async function readUpload(request: FastifyRequest, store: (file: AsyncIterable<U
       if (part.type === "field") {
         const text = fieldText(part.value);
         fields.set(part.fieldname, text);
-        // What is already known to be wrong is refused before the bytes come.
+        // Fields that are wrong are refused before the file's bytes are read.
         if (part.fieldname === "purpose" && stored === undefined) checkPurpose(text);
         if (part.fieldname === "mapping" && stored === undefined) mappingOf(text);
         continue;
@@ -252,7 +252,7 @@ function checkPurpose(given: string | undefined): void {
 
 const nameOf = (part: MultipartFile): string => (part.filename || "upload").slice(-512).toWellFormed();
 
-/** Busboy's errors are plain ones; ours and fastify's have a code. */
+/** Whether the error is of the form's parser (busboy): its errors have no code, unlike ours and fastify's. */
 const isMalformedForm = (error: unknown): boolean =>
   error instanceof Error && !("code" in error) && /multipart|malformed|terminated early|boundary|part/i.test(error.message);
 

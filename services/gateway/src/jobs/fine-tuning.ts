@@ -26,9 +26,9 @@ import { type JoinTrace, requestSpan } from "../tracing.ts";
 
 const foldWithinMs = 1000;
 const cancelWithinMs = 2000;
-/** A retry of the SDKs carries no key; an equal request of the last minutes is taken for the first try. */
+/** The SDKs retry without an idempotency key, so an equal request within this time counts as the same request. */
 const retryWindowMs = 2 * 60_000;
-/** Between the time in an event and its storing. */
+/** The longest time between an event's own time and its storing. */
 const publishingTakesMs = 5000;
 
 const identified = <T extends { id: string }>(): { idOf: (item: T) => string; view: (item: T) => T } => ({
@@ -60,7 +60,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
     return dataset;
   };
 
-  /** The run this request has started before, if it is a retry. */
+  /** The run that this request has already started, if it is a retry. */
   const earlierTry = async (
     caller: Caller,
     request: FastifyRequest,
@@ -154,7 +154,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       await bus.publish(runCancelRequested, { tenant, id: run.runId }, { by }, { traceparent: run.trace });
       await state.runFolded(tenant, run.runId, ({ finishedAt }) => finishedAt !== null, cancelWithinMs);
       const after = await existing(request);
-      // Its end may have come first.
+      // The run may have ended before the cancellation was processed.
       refuseEnded(after);
       return jobObjectOf(after);
     });
@@ -170,7 +170,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       const page = pageQueryOf(request.query, { limit: 20, max: 1000 });
       const { tenant, runId, spec } = await existing(request);
       const at = { tenant, id: runId };
-      // The run's own events are few; of its progress only what the page needs is read.
+      // A run has few events of its own. It has much progress, of which only the part that the page needs is read.
       const history = await bus.history(runEvents, at);
       const cursor = page.after === undefined ? undefined : cursorOf(page.after);
       const cursorTime = history.find(({ seq }) => cursor?.stream === "runs" && seq === cursor.seq)?.time;
@@ -184,7 +184,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
         const progress = await bus.newest(runProgress, at, { ...range, limit });
         const events = jobEventsOf([...history, ...progress], spec.base);
         const after = events.slice(events.findIndex(({ id }) => id === page.after) + 1);
-        // With more progress behind the cursor than the page holds, older progress that was not read cannot belong into it.
+        // If more progress was read than the page has room for, older progress cannot be on this page.
         const enough = after.filter(({ id }) => cursorOf(id)?.stream === "progress").length > page.limit;
         if (enough || progress.length < limit) return pageOf(events, page, identified());
       }

@@ -1,4 +1,4 @@
-/** Pure: the history of a run as OpenAI's job events. */
+/** Pure: makes OpenAI's job events from the events of a run. */
 import type { JobEventObject, RunEvent } from "@loraline/contracts";
 import { fineTunedModel, jobIdOf } from "../openai-ids.ts";
 import { noticeOfJob } from "./job-object.ts";
@@ -104,7 +104,7 @@ function tellProgress({ data }: Extract<RunEvent, { type: "run.progress.v1" }>):
   };
 }
 
-/** Each stream keeps its own order; between the two the clock tells, and in one millisecond only that an attempt starts before it says anything. */
+/** Sorts events of two streams. Each stream keeps its own order; between the two the time decides, and within one millisecond the start of an attempt comes before its progress. */
 function newestFirst(events: readonly RunEvent[]): RunEvent[] {
   const bySeq = (a: RunEvent, b: RunEvent): number => b.seq - a.seq;
   const progress = events.filter(isProgress).toSorted(bySeq);
@@ -136,7 +136,7 @@ export function jobEventsOf(events: readonly RunEvent[], base: string): JobEvent
   });
 }
 
-/** The stream and sequence that an event's id names; undefined when it is none of ours. */
+/** The stream and sequence in an event's id; undefined if it is not an id of ours. */
 export function cursorOf(id: string): { stream: "progress" | "runs"; seq: number } | undefined {
   const [, stream, seq] = /^ftevent-(progress|runs)-([1-9]\d{0,15})$/.exec(id) ?? [];
   return seq === undefined ? undefined : { stream: stream === "runs" ? "runs" : "progress", seq: Number(seq) };

@@ -1,4 +1,4 @@
-/** Pure: a run as OpenAI's clients see it. */
+/** Pure: makes OpenAI's job object from a run. */
 import {
   byMethod,
   type JobCheckpointObject,
@@ -15,7 +15,7 @@ import { baseLearningRate, jobParamOf } from "./run-spec-from-job.ts";
 
 const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
 
-/** `trained` is still running: the job ends when the adapter answers, proven. */
+/** The job's status for each phase. A run that is `trained` is still `running`: the job ends when the adapter is served and proven. */
 const jobStatusOf: Readonly<Record<RunPhase, JobObject["status"]>> = {
   requested: "validating_files",
   tokenized: "queued",
@@ -28,7 +28,7 @@ const jobStatusOf: Readonly<Record<RunPhase, JobObject["status"]>> = {
   cancelled: "cancelled",
 };
 
-/** What of a job depends on the run's method. */
+/** The parts of a job object that depend on the run's method. */
 const methods: MethodTable<[spec: RunSpec, hyperparameters: JobObject["hyperparameters"]], Pick<JobObject, "method" | "training_file">> = {
   supervised: ({ type }, { dataset }, hyperparameters) => ({
     training_file: dataset === undefined ? "" : fileIdOf(dataset),
@@ -37,7 +37,7 @@ const methods: MethodTable<[spec: RunSpec, hyperparameters: JobObject["hyperpara
   import: ({ type, source }) => ({ training_file: `import:${source}`, method: { type, import: { source } } }),
 };
 
-/** A notice about the run spec in the words of the job request. */
+/** A notice about the run spec, with the field named as in the job's request. */
 export const noticeOfJob = ({ param, message }: Notice): Notice => {
   const name = jobParamOf(param);
   return { param: name, message: message.startsWith(param) ? name + message.slice(param.length) : message };

@@ -1,4 +1,4 @@
-/** Pure: OpenAI's `POST /v1/fine_tuning/jobs` becomes a run spec, and its problems are named in the caller's words. */
+/** Pure: makes a run spec from the body of OpenAI's `POST /v1/fine_tuning/jobs`; problems name the fields as the caller wrote them. */
 import {
   createJobBody,
   type CreateJobBodyInput,
@@ -19,10 +19,10 @@ import { datasetIdOf } from "../openai-ids.ts";
 type Body = CreateJobBodyInput;
 type Problems = [Problem, ...Problem[]];
 
-/** `learning_rate_multiplier` multiplies this. */
+/** The learning rate that `learning_rate_multiplier` multiplies. */
 export const baseLearningRate = trainingFields.parse({}).learning_rate;
 
-/** A field of the run spec as a job's body spells it. */
+/** The name that a field of the run spec has in a job's body. */
 export function jobParamOf(param: string): string {
   const [section = ""] = param.split(".");
   const own = openAiFields[section as keyof typeof openAiFields] as string | undefined;
@@ -33,16 +33,16 @@ export function jobParamOf(param: string): string {
 type BodyMethod = NonNullable<Body["method"]>;
 interface FromJob<T extends MethodType> {
   method: MethodOf<T>;
-  /** OpenAI's, which stand under the method's name. They are settings of the training, whatever the method. */
+  /** OpenAI's hyperparameters, which are under the method's name. They set the training, whatever the method is. */
   hyperparameters: Body["hyperparameters"];
 }
-/** OpenAI's `method` → the run spec's. */
+/** The run spec's method for OpenAI's `method`. */
 const specMethods: { [T in BodyMethod["type"]]: (asked: Extract<BodyMethod, { type: T }>) => FromJob<T> } = {
   supervised: ({ type, supervised }) => ({ method: { type }, hyperparameters: supervised?.hyperparameters }),
 };
 const fromJob = (asked: BodyMethod): FromJob<MethodType> => (specMethods[asked.type] as (asked: BodyMethod) => FromJob<MethodType>)(asked);
 
-/** Checks the body's own shape. Its values come back as the caller wrote them, so that defaults are told from wishes. */
+/** Checks the shape of the body. It is returned as the caller wrote it, without defaults, so that given values can be told from defaults. */
 export function parseJobBody(raw: unknown): { body: Body } | { problems: Problems } {
   if (typeof raw !== "object" || raw === null || Array.isArray(raw)) {
     return { problems: [{ code: "SPEC_INVALID", message: "The body must be a JSON object.", param: null }] };
@@ -72,7 +72,7 @@ export function runSpecFromJob(
 
   const training: Record<string, unknown> = { ...loraline?.training };
   const wish = (field: keyof typeof trainingFields.shape, value: number | null | undefined, writtenAs: string): void => {
-    // What `loraline` says is more exact than OpenAI's field for the same thing.
+    // A field under `loraline` is more exact than OpenAI's field for the same setting, so it wins.
     if (value === undefined || value === null || training[field] !== undefined) return;
     training[field] = value;
     written.set(`training.${field}`, writtenAs);
@@ -123,7 +123,7 @@ const withoutUndefined = (fields: Record<string, unknown>): Record<string, unkno
 const stemOf = (filename: string): string =>
   filename.replace(/^.*[\\/]/, "").replace(/(?:\.(?:jsonl?|ndjson|csv|tsv|txt|parquet|gz|zst))+$/i, "");
 
-/** A name for the adapter: `My Pirate!` → `my-pirate`. Empty when nothing of it can stay. */
+/** Makes an adapter's name of a text: `My Pirate!` → `my-pirate`. Empty if no character can be kept. */
 function slugOf(text: string): string {
   const plain = text.normalize("NFKD").replace(/\p{Mark}/gu, "");
   return plain
