@@ -44,9 +44,9 @@ export interface GatewayUnderTest extends AsyncDisposable {
   /** Another tenant's view of the same gateway. */
   keyFor(tenant: string): Promise<string>;
   clientFor(key: string): OpenAI;
-  /** What the gateway's spans of a trace say, once they are written. */
+  /** The gateway's spans of a trace, once they are written. */
   spans(traceId: string): Promise<StoredSpan[]>;
-  /** A request without an SDK in between. */
+  /** Sends a request without an SDK. */
   fetch(path: string, init?: RequestInit): Promise<Response>;
 }
 
@@ -249,7 +249,7 @@ export async function putAdapter(bus: Bus, state: AdapterState): Promise<void> {
   await (await bus.bucket(buckets.adapters)).put(`${state.tenant}.${state.adapter}`, state);
 }
 
-/** Its agent is a new one each time, so that this is all it holds. */
+/** Reports a replica. Its agent is a new one each time, so that the replica holds exactly these adapters. */
 export async function putReplica(bus: Bus, { adapters, ...report }: ReplicaState): Promise<void> {
   const key = `${report.engine}.${report.replica}`;
   const agent = ulid();
@@ -274,10 +274,10 @@ interface SimulatedRequest {
 
 export interface Engine extends AsyncDisposable {
   url: string;
-  /** Names it knows; asked for another it says 404, as vLLM does. */
+  /** The models that the engine knows; it answers 404 for others, as vLLM does. */
   models: Set<string>;
   requests: SimulatedRequest[];
-  /** Takes over an answer. */
+  /** Answers a request instead of the engine. */
   answer: ((body: Record<string, unknown>, response: ServerResponse, request: SimulatedRequest) => void | Promise<void>) | undefined;
   words: string[];
 }

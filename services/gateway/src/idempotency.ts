@@ -1,9 +1,9 @@
-/** Ids that a retried request finds again. */
+/** Makes ids from an Idempotency-Key, so that a retried request finds what its first try has made. */
 import { createHash } from "node:crypto";
 import { encodeTime } from "ulid";
 import { badRequest } from "./errors.ts";
 
-/** A key is remembered for this long at least, and for twice as long at most. */
+/** A key is valid for at least this long, and at most for twice as long. */
 const windowMs = 12 * 60 * 60_000;
 const crockford = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
@@ -42,7 +42,7 @@ export async function madeEarlier<T>(
   return undefined;
 }
 
-/** @throws PermanentError 400 when the header is there but cannot be a key. */
+/** @throws PermanentError 400 if the header is there but is not a valid key. */
 export function idempotencyKeyOf(headers: Record<string, unknown>): string | undefined {
   const key = headers["idempotency-key"];
   if (key === undefined) return undefined;

@@ -1,9 +1,9 @@
 /**
  * This gateway's slices of the budgets that all gateways share (KV budgets, changed by compare-and-set).
  *
- * A slice is at most an eighth of what is left and grows with demand, so a busy limit costs a round trip for hundreds of
- * requests, and the last requests of a small one are found by whichever gateway is asked. What a gateway took and does not
- * need goes back within a second or two; what a gateway that died had taken is free with the next minute (slots: after 15 s).
+ * A slice grows with demand, up to an eighth of what is left. So a busy limit needs one round trip for hundreds of requests, and any
+ * gateway can still admit the last requests of a small limit. A gateway gives back what it does not need within a second or two. What a
+ * gateway that died had taken is free again in the next minute (slots: after 15 s).
  */
 import type { KvBucket } from "@loraline/bus";
 import type { BudgetState } from "@loraline/contracts";
@@ -11,7 +11,7 @@ import type { Log } from "@loraline/runtime";
 import { type Amounts, decideReturn, decideSlice, type Holding, type Kind, kinds, none, slotMs, windowOf } from "./decide-slice.ts";
 
 const renewAfterMs = slotMs / 3;
-/** After a refusal the budget is not asked again for this long: a flood of refused requests costs no round trips. */
+/** How long the budget is not asked again after a refusal, so that a flood of refused requests needs no round trips. */
 const refusedForMs = 200;
 
 /** A budget as far as this gateway knows: others may have taken more since. */
@@ -24,16 +24,16 @@ interface KnownBudget {
 export interface Grant extends KnownBudget {
   refused?: undefined;
   /**
-   * The request is over. To be called once.
-   * @param tokens - what it used, which may be more than it took; Infinity: nobody knows, so it is what it took.
+   * To be called once, when the request is over.
+   * @param tokens - the tokens that it used, which may be more than it took; Infinity: unknown, so it counts as what it took.
    */
   end(tokens: number): void;
-  /** The request was not admitted after all, instead of `end`. */
+  /** To be called instead of `end` if the request was not admitted after all. */
   undo(): void;
 }
 
 export interface Refusal extends KnownBudget {
-  /** What there is not enough of. */
+  /** The kind of limit of which not enough is left. */
   refused: Kind;
   most: Amounts;
 }
@@ -41,7 +41,7 @@ export interface Refusal extends KnownBudget {
 interface BudgetSlices extends AsyncDisposable {
   /** Takes what a request needs of one budget, from KV only where this gateway's slice is spent. */
   take(key: string, need: Amounts): Promise<Grant | Refusal>;
-  /** To be called when the limit was changed or lifted: what was taken under the old one is not spent under the new one. */
+  /** To be called when the limit was changed or removed, so that what was taken under the old limit is not spent under the new one. */
   limitChanged(key: string): void;
 }
 
@@ -50,7 +50,7 @@ interface Lease extends Holding {
   /** Taken by all, as last seen. */
   taken: Amounts;
   refusedUntil: Amounts;
-  /** What was refused; less may still be there. */
+  /** The amount that was refused; smaller amounts may still be left. */
   refusedNeed: Amounts;
   spentSinceTick: Amounts;
   slotsUntil: number;
@@ -72,7 +72,7 @@ export function createBudgetSlices({
   log: Log;
   /** Names the holder of slots; new with each start. */
   gateway: string;
-  /** How often what is not needed goes back. */
+  /** How often a gateway gives back what it does not need, in ms. */
   tickMs: number;
   /** A clock that all gateways share, in milliseconds since the epoch. */
   now: () => number;
@@ -102,7 +102,7 @@ export function createBudgetSlices({
       lease.left[kind] += granted[kind];
       lease.taken[kind] = taken[kind] + granted[kind];
       if (granted[kind] > 0) lease.slice[kind] = Math.max(1, granted[kind] * 2);
-      // What was not asked for, because there was enough, others may have spent meanwhile: that is no refusal.
+      // Kinds of which the slice had enough were not asked for; other gateways may have spent those meanwhile, which is no refusal.
       else if (needed[kind] > 0 && lease.left[kind] < need[kind]) {
         lease.refusedUntil[kind] = now() + refusedForMs;
         lease.refusedNeed[kind] = need[kind];
@@ -120,7 +120,7 @@ export function createBudgetSlices({
     const mine = lease.held + lease.left.concurrency;
     const renew = mine > 0 && lease.slotsUntil - now() < slotMs - renewAfterMs;
     if (!renew && kinds.every((kind) => excess[kind] === 0)) return;
-    // Not spent while it is on its way back.
+    // Subtracted first, so that it is not spent while it is being given back.
     for (const kind of kinds) lease.left[kind] -= excess[kind];
     const { window } = lease;
     const keep = mine - excess.concurrency;
@@ -129,7 +129,7 @@ export function createBudgetSlices({
     for (const kind of kinds) lease.taken[kind] = Math.max(0, lease.taken[kind] - excess[kind]);
   };
   const rollToNow = (lease: Lease): void => {
-    // Never back: another gateway's clock may be ahead.
+    // The minute never goes back, because another gateway's clock may be ahead.
     if (windowOf(now()) > lease.window) roll(lease, windowOf(now()));
   };
   const tidyAll = async (): Promise<void> => {
@@ -214,7 +214,7 @@ const newLease = (key: string): Lease => ({
   asking: undefined,
 });
 
-/** A new minute: what is left of the old one is worth nothing. Slots are not of a minute. */
+/** Begins a new minute, in which what is left of the old one does not count. Slots do not depend on minutes. */
 function roll(lease: Lease, window: number): void {
   if (window === lease.window) return;
   lease.window = window;
@@ -235,7 +235,7 @@ function grant(lease: Lease, spent: Amounts): Grant {
   const end = (tokens: number): void => {
     lease.held -= spent.concurrency;
     lease.left.concurrency += spent.concurrency;
-    // Nothing was reserved where tokens are not limited.
+    // If tokens are not limited, nothing was reserved.
     if (lease.window !== window || spent.tokens === 0 || tokens === Number.POSITIVE_INFINITY) return;
     lease.left.tokens += spent.tokens - tokens;
   };

@@ -4,10 +4,9 @@
  *   KV limits   what is allowed                       watched
  *   KV budgets  what gateways have taken of it        by slices: budget-slices.ts
  *
- * Exact: the sum of what all gateways admit into one minute never exceeds the limit, in requests and in tokens, because a request
- * reserves the most it can use, and gets back what the engine did not count. A minute is one of NATS' clock (server-clock.ts), so two
- * neighbouring ones can meet in a burst of twice the limit. With the bus away, limited tenants get 503 once the
- * slices are spent.
+ * The limits are exact: what all gateways together admit in one minute never exceeds a limit, because each request reserves the most that
+ * it can use, and gets back what it did not use. Minutes are those of NATS' clock (server-clock.ts), so the end of one minute and the start
+ * of the next can together make a burst of twice the limit. While NATS does not answer, limited tenants get 503 once the slices are spent.
  */
 import type { Bus } from "@loraline/bus";
 import { buckets, limitKey, type LimitState, parseLimitKey } from "@loraline/contracts";
@@ -20,9 +19,9 @@ export interface Admission {
   /** OpenAI's `x-ratelimit-*`, as far as this gateway knows: others may have taken more since. */
   headers: Record<string, string>;
   /**
-   * The request is over; later calls do nothing.
-   * @param tokens - what it used; more than it reserved is owed, and taken from the minute before the next request is admitted.
-   * Infinity: nobody knows, so it is what it reserved.
+   * To be called when the request is over; later calls do nothing.
+   * @param tokens - the tokens that it used. If they are more than it reserved, the rest is taken before the next request is admitted.
+   * Infinity: unknown, so it counts as what it reserved.
    */
   end(tokens: number): void;
 }
@@ -31,17 +30,17 @@ interface LimitedRequest {
   tenant: string;
   /** null: the base itself. */
   adapter: string | null;
-  /** The most that it can use, prompt and answer together. Asked only when tokens are limited. */
+  /** The most tokens that the request can use, prompt and answer together. Called only if tokens are limited. */
   mostTokens(): number;
 }
 
 export interface Limits extends AsyncDisposable {
   /**
-   * undefined when nothing limits the request; else it is counted until the admission is ended.
+   * Admits a request, which is counted until the admission is ended. undefined: nothing limits the request.
    * @throws RateLimitError, PermanentError 400 `request_exceeds_limit`.
    */
   admit(request: LimitedRequest): Promise<Admission> | undefined;
-  /** As they are now, by key `<tenant>` or `<tenant>.<adapter>`. */
+  /** The present limits, by key `<tenant>` or `<tenant>.<adapter>`. */
   all(): ReadonlyMap<string, LimitState>;
 }
 
@@ -136,7 +135,7 @@ const mostOf = ({ requestsPerMinute, tokensPerMinute, concurrency }: LimitState)
 
 const secondsLeft = (now: number): number => Math.max(1, Math.ceil((minuteMs - (now % minuteMs)) / 1000));
 
-/** Of several limits the one with the least left counts. */
+/** The headers of the limit with the least left, if several limits apply. */
 function headersOf(limited: readonly Pick<Refusal, "most" | "left">[], now: number): Record<string, string> {
   const headers: Record<string, string> = {};
   for (const kind of ["requests", "tokens"] as const) {
