@@ -99,7 +99,7 @@ export const tokenizeCodes = defineArea(
       "Raise `tokenize.max_length`, set `tokenize.too_long`, or split the record.",
     ],
     PROMPT_TRIMMED: [
-      "The beginning of a record was cut off so that the rest fits into max_length.",
+      "Earlier parts of a record's prompt were left out, so that the rest fits into max_length.",
       "Raise `tokenize.max_length` to keep all of it.",
     ],
     TEXT_SPLIT: ["A text longer than max_length was split into several sequences.", "Nothing has to be done."],

@@ -58,7 +58,7 @@ export const busCodes = defineArea(
     UNKNOWN: ["Work failed for a reason that has no code of its own, and is tried again.", "Look at the service's log.", "developer"],
     OBJECT_MISSING: [
       "An object is not in the object store: it was deleted, or never completely written.",
-      "Upload or make again what the message names; for --from a digest, check the digest and the tenant.",
+      "Upload or make again what the message names; if you gave an adapter by its digest, check the digest and the tenant.",
     ],
     OBJECT_CORRUPT: [
       "The bytes of an object in the object store do not match its digest.",
