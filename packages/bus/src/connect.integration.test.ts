@@ -1,7 +1,8 @@
 import { createHealth, createLog, createTelemetry, type SpanSink } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
 import { expect, it } from "vitest";
-import { connectService, ensureStreams, leave, readKeptSpans, streamsInPlace } from "./index.ts";
+import { connectService, leave } from "./connect.ts";
+import { ensureStreams, readKeptSpans, streamsInPlace } from "./index.ts";
 
 const log = createLog({ service: "test", level: "silent" });
 const noSpans = () => {};

@@ -16,7 +16,7 @@ export const natsEnv = {
     .optional()
     .describe("Answers come below it; a server with permissions lets each user listen below its own."),
 };
-type NatsEnv = z.output<z.ZodObject<typeof natsEnv>>;
+export type NatsEnv = z.output<z.ZodObject<typeof natsEnv>>;
 
 interface ConnectBusOptions {
   servers: string | string[];

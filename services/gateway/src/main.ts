@@ -1,5 +1,5 @@
 /** The gateway as a process of its own, with the projector. */
-import { type Bus, connectService, createBus, leave, natsEnv, readKeptSpans } from "@loraline/bus";
+import { type Bus, joinBus, natsEnv, readKeptSpans } from "@loraline/bus";
 import { tenantName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
@@ -49,14 +49,9 @@ await runService({
   }),
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "gateway", { log, ...service });
-    running.defer(async () => {
-      await telemetry.flush().catch(() => {});
-      await leave(nc);
-    });
+    const { nc, bus } = running.use(await joinBus({ env, log, telemetry, ...service }, "gateway"));
     // Stays ready while NATS does not answer: it can answer from what it knows, and without it requests would be refused.
     service.health.check("nats", () => undefined);
-    const bus = createBus({ nc, log, telemetry, source: "gateway", secret: env.NATS_PASS });
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     running.use(await createProjector({ bus, log }));
     await bootstrap(env, bus);

@@ -1,5 +1,5 @@
 /** The ingest worker as a process of its own. */
-import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -16,12 +16,7 @@ await runService({
   }),
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "ingest", { log, ...service });
-    running.defer(async () => {
-      await telemetry.flush().catch(() => {});
-      await leave(nc);
-    });
-    const bus = createBus({ nc, log, telemetry, source: "ingest", secret: env.NATS_PASS });
+    const { nc, bus } = running.use(await joinBus({ env, log, telemetry, ...service }, "ingest"));
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     // No requests are routed to this process, so not being ready costs nothing, and operators see the reason.
     service.health.check("objects", objects.problem);

@@ -16,7 +16,7 @@
  * write objects of kind `raw`.
  */
 import { randomUUID } from "node:crypto";
-import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv } from "@loraline/bus";
 import { tenantName } from "@loraline/contracts";
 import { createKube } from "@loraline/kube";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
@@ -52,12 +52,7 @@ await runService({
   async start({ env, log, telemetry, health, ...service }) {
     const tenants = tenantsOf(env);
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "operator", { log, health, ...service });
-    running.defer(async () => {
-      await telemetry.flush().catch(() => {});
-      await leave(nc);
-    });
-    const bus = createBus({ nc, log, telemetry, source: "operator", secret: env.NATS_PASS });
+    const { nc, bus } = running.use(await joinBus({ env, log, health, telemetry, ...service }, "operator"));
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const problems = new Map<string, string>();
     health.check("kubernetes", () => (problems.size === 0 ? undefined : [...problems.values()].join("\n")));

@@ -1,5 +1,5 @@
 /** The serve agent as a process of its own, beside one vLLM process. */
-import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv } from "@loraline/bus";
 import { defaultEngineKind, engineKindName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
@@ -32,12 +32,7 @@ await runService({
   }),
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, `agent ${env.AGENT_REPLICA}`, { log, ...service });
-    running.defer(async () => {
-      await telemetry.flush().catch(() => {});
-      await leave(nc);
-    });
-    const bus = createBus({ nc, log, telemetry, source: "agent", secret: env.NATS_PASS });
+    const { nc, bus } = running.use(await joinBus({ env, log, telemetry, ...service }, "agent", `agent ${env.AGENT_REPLICA}`));
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const agent = running.use(
       await createAgentService({

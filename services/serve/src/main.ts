@@ -1,7 +1,7 @@
 /** The serve controller as a process of its own. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { connectService, createBus, type KvBucket, leave, natsEnv } from "@loraline/bus";
+import { joinBus, type KvBucket, natsEnv } from "@loraline/bus";
 import { buckets, type EngineRecord, engineRecord } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { type Log, PermanentError, runService } from "@loraline/runtime";
@@ -27,12 +27,7 @@ await runService({
   }),
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "serve", { log, ...service });
-    running.defer(async () => {
-      await telemetry.flush().catch(() => {});
-      await leave(nc);
-    });
-    const bus = createBus({ nc, log, telemetry, source: "serve", secret: env.NATS_PASS });
+    const { nc, bus } = running.use(await joinBus({ env, log, telemetry, ...service }, "serve"));
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     const updatedAt = new Date().toISOString();
     const dir = env.SERVE_BASES_DIR;

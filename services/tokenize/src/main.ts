@@ -1,5 +1,5 @@
 /** The tokenize worker as a process of its own. */
-import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -15,12 +15,7 @@ await runService({
   }),
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "tokenize", { log, ...service });
-    running.defer(async () => {
-      await telemetry.flush().catch(() => {});
-      await leave(nc);
-    });
-    const bus = createBus({ nc, log, telemetry, source: "tokenize", secret: env.NATS_PASS });
+    const { nc, bus } = running.use(await joinBus({ env, log, telemetry, ...service }, "tokenize"));
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     // No traffic is routed to this pod, so that being not ready costs nothing and is seen by operators.
     service.health.check("objects", objects.problem);

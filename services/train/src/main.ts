@@ -1,7 +1,7 @@
 /** The train controller as a process of its own, with attempts as its child processes or as Jobs of a Kubernetes cluster. */
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { connectService, createBus, leave, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { courierCommand, createProcessLauncher } from "./launchers/process-launcher.ts";
@@ -36,12 +36,7 @@ await runService({
   env: trainEnv,
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
-    const nc = await connectService(env, "train", { log, ...service });
-    running.defer(async () => {
-      await telemetry.flush().catch(() => {});
-      await leave(nc);
-    });
-    const bus = createBus({ nc, log, telemetry, source: "train", secret: env.NATS_PASS });
+    const { bus } = running.use(await joinBus({ env, log, telemetry, ...service }, "train"));
     if (env.TRAIN_LAUNCHER === "kubernetes") {
       running.use(await actUnderLease(env, { bus, log, telemetry }));
       return running;
