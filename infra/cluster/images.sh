@@ -84,8 +84,8 @@ modules=$(layer modules "$(cat "${manifests[@]}" patches/* "$here/images.sh" | k
 
 # What an image runs, and nothing that only tests do.
 sources() {
-  find package.json packages/{bus,cli,contracts,datasets,kube,local,models,objects,runtime,tokens}/{package.json,src} services/*/{package.json,src} services/train/trainer/{*.py,spec_fields.json} \
-    packages/local/engine.py -type f \( -name '*.py' -o -name '*.json' -o -name '*.ts' \) \
+  find package.json packages/*/{package.json,src} services/*/{package.json,src} services/train/trainer/{*.py,spec_fields.json} \
+    packages/local/engine.py -type f \( -name '*.py' -o -name '*.json' -o -name '*.ts' \) ! -path 'packages/testkit/*' \
     ! -name '*.test.ts' ! -name '*under-test*' ! -name 'scripted-trainer.py' ! -name '*conformance.py'
 }
 mkdir "$work/sources"
