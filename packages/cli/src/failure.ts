@@ -44,7 +44,7 @@ interface Worded {
 }
 
 /** What is wrong with a file or folder that was named on the command line. */
-const wrongFile = new Set(["FILE_MISSING", "BASE_FILES_MISSING", "BASE_MISSING"]);
+const wrongFile = new Set(["FILE_MISSING", "BASE_FILES_MISSING"]);
 
 /** Any error in the words for the terminal. Errors of our packages carry `code` and `param`; all others are the system's, or bugs. */
 export function failureOf(error: unknown): Worded {
