@@ -2,8 +2,9 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { createBus, tellWaiting } from "@loraline/bus";
-import { type BaseRef, buckets, consumers, runFailed, runServed, runWaiting } from "@loraline/contracts";
+import { adapterAccepted, type BaseRef, buckets, consumers, runFailed, runServed, runWaiting } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { UnavailableError } from "@loraline/runtime";
 import { createSimulatedEngine, simulatedAdapter, simulatedProbes, test as it } from "@loraline/testkit";
@@ -63,7 +64,15 @@ test(
     const atReplicas = cuttable(objects);
     for (const one of [atGate, atReplicas]) one.cut(true);
     const engines = (await (await bus.bucket(buckets.engines)).entries(serve.engine)).map(({ value }) => value);
-    await using _controller = await createServeService({ bus, objects: atGate.objects, log, telemetry, engines, resyncMs: 200 });
+    // The gate is slow between writing the version and telling that its wait is over: a replica's failure is told before.
+    const slowly: typeof bus = {
+      ...bus,
+      async publish(event, at, data, options) {
+        if (event.type === adapterAccepted.type) await setTimeout(2000);
+        return bus.publish(event, at, data, options);
+      },
+    };
+    await using _controller = await createServeService({ bus: slowly, objects: atGate.objects, log, telemetry, engines, resyncMs: 200 });
     await using _a = await serve.startAgent(engine.url, { objects: atReplicas.objects });
     const id = await serve.train("pirate", adapter);
     const at = { tenant, id };

@@ -131,7 +131,10 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
     consumer: consumers.serveRunTrained,
     handlers: { "run.trained.v1": (received) => onRunTrained(received, { ...eventDeps, objects, adapters, engines, placer }) },
     isAway: objects.problem && (() => objects.problem?.() !== undefined),
-    onWait: ({ at }, reason) => tellWaiting(bus, runWaiting, at, { stage: "serve", reason }),
+    async onWait({ at }, reason) {
+      await tellWaiting(bus, runWaiting, at, { stage: "serve", reason });
+      if (reason === null) convergence.onGateWaitOver(at.id);
+    },
     // The run's owner learns why it is not served.
     async onDeadLetter({ tenant, id, code, message, param }) {
       await bus.publish(runFailed, { tenant, id }, { code, message, param });

@@ -39,6 +39,8 @@ interface Convergence extends ReplicaFollower, AsyncDisposable {
   consider(key: string): void;
   /** Looks at every adapter with a version that is not served yet: time passes, and replicas vanish, without a report. */
   considerOpen(): void;
+  /** To be called when the gate has published that a run waits no more: a replica's reason may have been seen, and not published, before. */
+  onGateWaitOver(runId: string): void;
 }
 
 const isOpen = ({ versions }: AdapterState): boolean => versions.some(({ status, servedAt }) => status === "desired" && servedAt === null);
@@ -111,6 +113,7 @@ export function createConvergence(deps: ConvergenceDeps): Convergence {
       if (state !== undefined && isOpen(state) && matters(replica, state)) queue.add(key);
     },
     consider: (key) => queue.add(key),
+    onGateWaitOver: (runId) => waiting.doubt(runId),
     considerOpen() {
       for (const keys of open.values()) for (const key of keys) queue.add(key);
     },
@@ -125,16 +128,23 @@ export function createConvergence(deps: ConvergenceDeps): Convergence {
 function createWaitingRuns(bus: AdapterEventDeps["bus"]) {
   /** Code of the reason that was published last. Of a run that is not in here an earlier controller may have published one. */
   const published = new Map<string, string | undefined>();
+  /** Runs of which the gate has published that they wait no more, since the last look. */
+  const doubted = new Set<string>();
   return {
+    doubt: (runId: string): void => void doubted.add(runId),
     async tell(state: AdapterState, replicas: readonly ReplicaState[], now: number, engine: Pick<EngineRecord, "problem"> | undefined) {
       for (const { runId, reason } of decideWaiting(state, replicas, now, engine)) {
+        if (doubted.delete(runId)) published.delete(runId);
         if (published.has(runId) && published.get(runId) === reason?.code) continue;
         await tellWaiting(bus, runWaiting, { tenant: state.tenant, id: runId }, { stage: "serve", reason });
         published.set(runId, reason?.code);
       }
     },
     forget({ versions }: AdapterState): void {
-      for (const { runId } of versions) published.delete(runId);
+      for (const { runId } of versions) {
+        published.delete(runId);
+        doubted.delete(runId);
+      }
     },
   };
 }
