@@ -10,6 +10,7 @@ import { benchIngestMemory } from "./ingest-memory.ts";
 import { benchLine } from "./line.ts";
 import { benchObjects } from "./objects.ts";
 import { benchReconcile } from "./reconcile.ts";
+import { scaleBenches } from "./scale.ts";
 import { type Row, tableOf } from "./table.ts";
 import { benchTokenize } from "./tokenize.ts";
 
@@ -25,6 +26,7 @@ const benches: Record<string, () => Promise<Row[]>> = {
   converge: benchConverge,
   "gateway-vllm": benchGatewayOnVllm,
   line: benchLine,
+  ...scaleBenches,
 };
 /** Benchmarks that run only when they are named. */
 const others: Record<string, () => Promise<Row[]>> = { fleet: benchFleet, "three-replicas": benchThreeReplicas, cluster: benchCluster };
@@ -32,7 +34,7 @@ const load = loadavg()[0]!.toFixed(1);
 const machine = `${cpus().length} × ${cpus()[0]?.model ?? "unknown CPU"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}, load before the start ${load}`;
 const rows: Row[] = [];
 for (const [name, bench] of Object.entries({ ...benches, ...others })) {
-  if (only.length > 0 ? !only.includes(name) : name in others) continue;
+  if (only.length > 0 ? !only.includes(name) && !only.includes(name.split(":", 1)[0] ?? "") : name in others) continue;
   console.error(`bench: ${name} …`);
   rows.push(...(await bench()));
 }
