@@ -138,6 +138,14 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 {{- end }}
 {{- end -}}
 
+{{/* Quotas of tenants, for services that hold tenants to them. Helm drops keys that are null, so values say "none". */}}
+{{- define "loraline.quotasEnv" -}}
+{{- if or .Values.quotas.default .Values.quotas.tenants }}
+- name: LORALINE_QUOTAS
+  value: {{ toJson .Values.quotas | replace "\"none\"" "null" | quote }}
+{{- end }}
+{{- end -}}
+
 {{/* Of the pod that runs it. */}}
 {{- define "loraline.selfEnv" -}}
 - name: HEALTH_PORT

@@ -65,6 +65,20 @@ export const wholeNumber =
     return value;
   };
 
+/** Bytes: a whole number, or one with a unit, such as 50GiB or 2TB. */
+export const byteSize = (text: string): number => {
+  const [, digits, prefix = "", binary] = /^(\d+(?:\.\d+)?)\s*(?:([kKMGT])(i)?)?B?$/.exec(text.trim()) ?? [];
+  const value = Number(digits) * (binary === undefined ? 1000 : 1024) ** ["", "K", "M", "G", "T"].indexOf(prefix.toUpperCase());
+  if (!Number.isSafeInteger(Math.round(value))) throw new InvalidArgumentError("Give bytes, such as 500000000, 500MB or 50GiB.");
+  return Math.round(value);
+};
+
+/** A value, or `none`, which lifts the limit. The word stays, because Commander takes null for a value that is missing. */
+export const orNone =
+  (parse: (text: string) => number) =>
+  (text: string): number | "none" =>
+    text === "none" ? text : parse(text);
+
 export const decimal = (text: string): number => {
   const value = Number(text);
   if (text.trim() === "" || !(value >= 0)) throw new InvalidArgumentError("Give a number from 0.");

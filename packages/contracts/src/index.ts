@@ -22,6 +22,7 @@ export * from "./http/inference.ts";
 export * from "./http/routes.ts";
 export * from "./kv-keys.ts";
 export * from "./names.ts";
+export * from "./quotas.ts";
 export * from "./records.ts";
 export * from "./spec/dataset-mapping.ts";
 export * from "./spec/import-source.ts";

@@ -4,6 +4,7 @@ import { datasetMapping } from "./spec/dataset-mapping.ts";
 import { proof } from "./events/events.ts";
 import { importSource } from "./spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
+import { quotaShape } from "./quotas.ts";
 import { tokenTotals } from "./records.ts";
 import { canarySettings, defaultKeep, keepPolicy, placement, runSpec } from "./spec/run-spec.ts";
 import { evaluation } from "./trainer.ts";
@@ -315,11 +316,15 @@ export const trafficState = z.object({
 });
 export type TrafficState = z.infer<typeof trafficState>;
 
-/** The most that a tenant, or one of its adapters, may use. A limit that is absent does not apply. */
+/**
+ * The most that a tenant, or one of its adapters, may use. A rate that is absent does not apply; a quota that is absent is the
+ * installation's. Only a tenant's own entry has quotas.
+ */
 export const limitState = z.object({
   requestsPerMinute: z.int().min(1).nullish(),
   tokensPerMinute: z.int().min(1).nullish().describe("Prompt and answer together."),
   concurrency: z.int().min(1).nullish().describe("Requests in flight at once."),
+  ...quotaShape,
   fixed: z.boolean().nullish().describe("Set by the operator; the tenant's own admins cannot change it."),
   by: z.string().nullable(),
   at: isoTime,

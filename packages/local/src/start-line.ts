@@ -11,7 +11,7 @@
 import { createWriteStream } from "node:fs";
 import { access, constants, mkdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { createBus, ensureStreams } from "@loraline/bus";
+import { createBus, ensureStreams, quotasEnv } from "@loraline/bus";
 import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
 import { createGatewayService, createProjector, hashApiKey } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
@@ -90,6 +90,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     OMP_WAIT_POLICY: options.env.OMP_WAIT_POLICY ?? "PASSIVE",
   };
   const base = await checkInstallation(options);
+  const { LORALINE_QUOTAS: quotas } = loadEnv(z.object(quotasEnv), options.env);
   await using starting = new AsyncDisposableStack();
   starting.use(await lockStateDir(stateDir, options.pid));
 
@@ -248,6 +249,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       ...service("gateway"),
       host,
       port: options.port,
+      quotas,
       imports,
       readTrace: (traceId) => readSpans(dirs.traces, traceId),
       drainMs: 3000,

@@ -6,6 +6,7 @@ import type { Log, Telemetry } from "@loraline/runtime";
 import type { Caller, KeyCheck } from "./access/auth.ts";
 import type { RouteDecision } from "./inference/decide-route.ts";
 import type { Limits } from "./access/limits.ts";
+import type { GatewayQuotas } from "./access/quotas.ts";
 import type { Metrics } from "./metrics.ts";
 import type { RoutingTable } from "./inference/routing-table.ts";
 import type { StateReader } from "./state-reader.ts";
@@ -22,6 +23,7 @@ export interface GatewayContext {
   table: RoutingTable;
   traffic: Traffic;
   limits: Limits;
+  quotas: GatewayQuotas;
   usage: Usage;
   metrics: Metrics;
   keysOf: KeyCheck["keysOf"];

@@ -1,5 +1,5 @@
 /** The gateway as a process of its own, with the projector. */
-import { type Bus, joinBus, natsEnv, readKeptSpans } from "@loraline/bus";
+import { type Bus, joinBus, natsEnv, quotasEnv, readKeptSpans } from "@loraline/bus";
 import { tenantName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
@@ -17,6 +17,7 @@ await runService({
   env: z.object({
     ...natsEnv,
     ...objectsEnv,
+    ...quotasEnv,
     HOST: z.string().default("0.0.0.0"),
     PORT: z.coerce.number().int().min(0).max(65_535).default(8080),
     UPLOAD_LIMIT_BYTES: bytes.optional(),
@@ -58,6 +59,7 @@ await runService({
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
     const gateway = await createGatewayService({
       oidc: oidcOf(env),
+      quotas: env.LORALINE_QUOTAS,
       imports: {
         allow: allowListOf(env.LORALINE_IMPORT_ALLOW),
         hubToken: env.HF_TOKEN,

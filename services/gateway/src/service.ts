@@ -2,7 +2,7 @@
 import { randomFillSync } from "node:crypto";
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
-import { buckets, openApi, type Scope, type SpanView, version } from "@loraline/contracts";
+import { buckets, openApi, type QuotaSettings, type Scope, type SpanView, version } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
@@ -19,6 +19,7 @@ import { inferenceRoutes } from "./inference/inference.ts";
 import { cutOffSlowBodies, type SlowBodyLimits, slowBodyLimits } from "./access/slow-bodies.ts";
 import { createServerClock } from "./access/server-clock.ts";
 import { createLimits } from "./access/limits.ts";
+import { createGatewayQuotas } from "./access/quotas.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
@@ -56,6 +57,8 @@ export interface GatewayServiceOptions {
   oidc?: OidcOptions | undefined;
   /** Where `GET /metrics` is answered, without keys. Absent: nowhere. */
   metrics?: { host: string; port: number } | undefined;
+  /** What the operator grants tenants. Default: every quota's own default. */
+  quotas?: QuotaSettings;
   /** How adapters that were trained elsewhere are fetched. */
   imports?: ImportOptions;
   /** Share, from 0 to 1, of the chats without a `traceparent` that get a trace. Default 1. */
@@ -124,15 +127,18 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const metrics = createMetrics();
     const metricsServer = options.metrics === undefined ? undefined : owned.use(await serveMetrics(metrics, options.metrics));
     const clock = owned.use(await createServerClock({ bucket: await bus.bucket(buckets.budgets), log }));
+    const limits = owned.use(await createLimits({ bus, log, gateway, signal: watching.signal, now: clock.now }));
+    const state = await createStateReader({ bus });
     const context: GatewayContext = {
       bus,
       objects,
       log,
       telemetry,
-      state: await createStateReader({ bus }),
+      state,
       table: await createRoutingTable({ bus, signal: watching.signal, random: options.routeAtRandom === true ? Math.random : undefined }),
       traffic,
-      limits: owned.use(await createLimits({ bus, log, gateway, signal: watching.signal, now: clock.now })),
+      limits,
+      quotas: await createGatewayQuotas({ bus, state, limits, settings: options.quotas ?? {} }),
       usage: owned.use(await createUsage({ bus, log, gateway })),
       metrics,
       keysOf: checkKey.keysOf,

@@ -8,6 +8,7 @@ export interface StartFlags {
   bases: string;
   slots: number;
   tenant: string;
+  quotas?: string;
 }
 
 export const withStartOptions = (command: Command, { root }: CommandTools): Command =>
@@ -19,10 +20,11 @@ export const withStartOptions = (command: Command, { root }: CommandTools): Comm
         .default(join(root, ".loraline/bases"), ".loraline/bases"),
     )
     .addOption(new Option("--slots <n>", "trainings at once").env("LORALINE_SLOTS").default(1).argParser(wholeNumber(1)))
-    .addOption(new Option("--tenant <name>", "tenant of the server's API key").env("LORALINE_TENANT").default("local"));
+    .addOption(new Option("--tenant <name>", "tenant of the server's API key").env("LORALINE_TENANT").default("local"))
+    .addOption(new Option("--quotas <json>", 'what tenants may have at most, as {"default": {"datasets": 100}}').env("LORALINE_QUOTAS"));
 
 /** What `startLine` needs, without what the two commands differ in. */
-export const startOptionsOf = ({ base, bases, slots, tenant }: StartFlags, { root, node, env, pid }: CommandTools) => ({
+export const startOptionsOf = ({ base, bases, slots, tenant, quotas }: StartFlags, { root, node, env, pid }: CommandTools) => ({
   basesDir: resolve(bases),
   cacheDir: join(root, ".loraline/cache"),
   base,
@@ -31,7 +33,7 @@ export const startOptionsOf = ({ base, bases, slots, tenant }: StartFlags, { roo
   node,
   python: env.LORALINE_PYTHON ?? join(root, ".venv/bin/python"),
   nats: env.LORALINE_NATS_SERVER ?? join(root, ".venv/bin/nats-server"),
-  env,
+  env: { ...env, ...(quotas === undefined ? {} : { LORALINE_QUOTAS: quotas }) },
   pid,
   otlpEndpoint: env.OTEL_EXPORTER_OTLP_ENDPOINT,
   logLevel: env.LOG_LEVEL,

@@ -37,6 +37,10 @@ export const httpCodes = defineArea(
       "Set a lower max_tokens, or shorten the prompt.",
     ],
     limit_fixed: ["This limit was set by the operator and cannot be changed through the API.", "Ask the operator to change it."],
+    quota_above_granted: [
+      "A quota is higher than what the operator grants this tenant.",
+      "Give at most the number that the message names, or ask the operator for more.",
+    ],
     invalid_adapter: ["The value is not a valid adapter name.", "Use 1 to 63 lowercase letters, digits and dashes."],
     invalid_day: ["A value is not a day, or the range ends before it begins.", "Write days as YYYY-MM-DD, the earlier one in `from`."],
     too_many_days: ["The range has more days than one request can ask for.", "Ask for it in several requests."],

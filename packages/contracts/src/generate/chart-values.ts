@@ -5,6 +5,7 @@
 import { z } from "zod";
 import { engineSettings } from "./engine-settings.ts";
 import { tenantName } from "../names.ts";
+import { quotaShape } from "../quotas.ts";
 
 const text = z.string();
 const dnsLabel = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/);
@@ -24,6 +25,11 @@ const resources = z.strictObject({
   limits: z.record(z.string(), quantity).optional(),
   claims: objects.optional(),
 });
+
+/** `none` stands for null, because Helm drops keys that are null. */
+const quotas = z.strictObject(
+  Object.fromEntries(Object.entries(quotaShape).map(([name, schema]) => [name, z.union([z.literal("none"), schema])])),
+);
 
 /** Values that every pod has. */
 const pod = {
@@ -112,6 +118,7 @@ export const chartValues = z.strictObject({
     allow: z.array(z.string()),
     maxBytes: bytes,
   }),
+  quotas: z.strictObject({ default: quotas, tenants: z.record(tenantName, quotas) }),
   serviceAccounts: z.partialRecord(
     z.enum(["gateway", "ingest", "tokenize", "train", "train-attempt", "serve", "engine", "operator", "streams", "nats"]),
     strings,

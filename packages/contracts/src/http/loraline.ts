@@ -7,6 +7,7 @@ import { adapterImport, trainingOnlyFields } from "../spec/method.ts";
 import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
 import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "../state.ts";
 import { scopes } from "../api-key.ts";
+import { quotaBodyShape, quotaNames } from "../quotas.ts";
 import { maskOf } from "./mask-of.ts";
 
 /** One span of a trace, in milliseconds since the epoch. */
@@ -148,9 +149,19 @@ export const createdKey = keyView.extend({ key: z.string().describe("Shown this 
 export const keyDeleted = z.object({ id: z.string(), deleted: z.literal(true) });
 
 const limit = z.int().min(1).nullable().optional();
+/** Of one adapter. */
 export const limitBody = z.strictObject({ requests_per_minute: limit, tokens_per_minute: limit, concurrency: limit });
+/** Of the whole tenant. */
+export const tenantLimitBody = limitBody.extend(quotaBodyShape);
 export const limitView = limitState.extend({ adapter: z.string().nullable().describe("null: of the whole tenant.") });
-export const limitList = z.object({ data: z.array(limitView) });
+export const quotaView = z.object({
+  quota: z.enum(quotaNames),
+  limit: z.int().nullable().describe("What applies; null: no limit."),
+  granted: z.int().nullable().describe("What the operator grants. The tenant's admins may set less."),
+  used: z.int().nullable().describe("null: not counted here."),
+});
+export type QuotaView = z.infer<typeof quotaView>;
+export const limitList = z.object({ data: z.array(limitView), quotas: z.array(quotaView).describe("Of the whole tenant.") });
 
 export const limitDeleted = z.object({ adapter: z.string().nullable(), deleted: z.literal(true) });
 

@@ -1,5 +1,5 @@
 /** `/v1/loraline/keys`, `limits` and `usage`, which a tenant's admins see and change for their own tenant only. */
-import { buckets, createKeyBody, type KeyView, limitBody, limitKey, type LimitState, parseLimitKey, scopes } from "@loraline/contracts";
+import { buckets, createKeyBody, type KeyView, limitBody, limitKey, type LimitState, parseLimitKey, type QuotaChoice, scopes, tenantLimitBody } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
@@ -15,7 +15,7 @@ const defaultDays = 30;
 const mostDays = 92;
 
 export async function adminRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
-  const { bus, limits, usage, keysOf, log } = context;
+  const { bus, limits, quotas, usage, keysOf, log } = context;
   const keys = await bus.bucket(buckets.keys);
   const limitsBucket = await bus.bucket(buckets.limits);
 
@@ -27,13 +27,14 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
       throw badRequest("invalid_adapter", `"${adapter}" is no adapter's name.`, "adapter");
     return { key: limitKey({ tenant, adapter }), adapter };
   };
-  const changeLimit = async (request: FastifyRequest, body: z.infer<typeof limitBody>) => {
+  const changeLimit = async (request: FastifyRequest, body: z.infer<typeof limitBody>, chosen: QuotaChoice = {}) => {
     const { key, adapter } = limitOf(request);
     const { by } = request.caller;
     const next: LimitState = {
       requestsPerMinute: body.requests_per_minute ?? null,
       tokensPerMinute: body.tokens_per_minute ?? null,
       concurrency: body.concurrency ?? null,
+      ...chosen,
       by,
       at: new Date().toISOString(),
     };
@@ -41,7 +42,7 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
       if (current?.fixed === true) throw fixedLimit(adapter);
       return next;
     });
-    log.info({ limit: key, by, ...body }, "limit changed");
+    log.info({ limit: key, ...body, ...chosen, by }, "limit changed");
     return { ...next, adapter };
   };
   const removeLimit = async (request: FastifyRequest) => {
@@ -93,12 +94,17 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
     app.get("/loraline/limits", needs("admin"), async (request) => {
       const { tenant } = request.caller;
       const all = [...limits.all()].map(([key, limit]) => ({ of: parseLimitKey(key), limit }));
-      return { data: all.filter(({ of }) => of.tenant === tenant).map(({ of, limit }) => ({ ...limit, adapter: of.adapter })) };
+      return {
+        data: all.filter(({ of }) => of.tenant === tenant).map(({ of, limit }) => ({ ...limit, adapter: of.adapter })),
+        quotas: await quotas.view(tenant),
+      };
     });
-    for (const path of ["/loraline/limits", "/loraline/limits/:adapter"]) {
-      app.put(path, needs("admin"), async (request) => changeLimit(request, parsedBody(limitBody, request.body)));
-      app.delete(path, needs("admin"), removeLimit);
-    }
+    app.put("/loraline/limits", needs("admin"), async (request) => {
+      const body = parsedBody(tenantLimitBody, request.body);
+      return changeLimit(request, body, quotas.choiceFrom(request.caller.tenant, body));
+    });
+    app.put("/loraline/limits/:adapter", needs("admin"), async (request) => changeLimit(request, parsedBody(limitBody, request.body)));
+    for (const path of ["/loraline/limits", "/loraline/limits/:adapter"]) app.delete(path, needs("admin"), removeLimit);
 
     app.get("/loraline/usage", needs("admin"), async (request) => {
       const days = daysOf(request.query);

@@ -1,0 +1,90 @@
+/** What a tenant may have at most, and how much of it is used. */
+import type { Bus } from "@loraline/bus";
+import {
+  buckets,
+  everyKeyOf,
+  grantedQuotas,
+  type QuotaChoice,
+  type QuotaName,
+  quotaNames,
+  type Quotas,
+  type QuotaSettings,
+  quotasOf,
+  quotaTable,
+  type QuotaView,
+  type RunState,
+  tenantLimitBody,
+  terminalPhases,
+} from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
+import type { z } from "zod";
+import type { StateReader } from "../state-reader.ts";
+import type { Limits } from "./limits.ts";
+
+export interface GatewayQuotas {
+  of(tenant: string): Quotas;
+  view(tenant: string): Promise<QuotaView[]>;
+  /**
+   * The quotas in the body of a request, as KV `limits` stores them.
+   * @throws PermanentError 403 `quota_above_granted`.
+   */
+  choiceFrom(tenant: string, body: z.infer<typeof tenantLimitBody>): QuotaChoice;
+}
+
+export async function createGatewayQuotas({
+  bus,
+  state,
+  limits,
+  settings,
+}: {
+  bus: Pick<Bus, "bucket">;
+  state: Pick<StateReader, "runs" | "datasets">;
+  limits: Pick<Limits, "all">;
+  settings: QuotaSettings;
+}): Promise<GatewayQuotas> {
+  const adapters = await bus.bucket(buckets.adapters);
+  const of = (tenant: string): Quotas => quotasOf(tenant, settings, limits.all().get(tenant));
+
+  const usedBy = async (tenant: string): Promise<Partial<Record<QuotaName, number>>> => {
+    const [runs, datasets, its] = await Promise.all([state.runs(tenant), state.datasets(tenant), adapters.entries(everyKeyOf(tenant))]);
+    return {
+      datasets: datasets.filter(({ status }) => status !== "deleted").length,
+      importsAtOnce: datasets.filter(({ status }) => status === "importing").length,
+      adapters: its.length,
+      runsAtOnce: runs.filter(({ phase }) => phase === "running").length,
+      runsWaiting: runs.filter(waits).length,
+    };
+  };
+
+  return {
+    of,
+    async view(tenant) {
+      const granted = grantedQuotas(tenant, settings);
+      const [applying, used] = [of(tenant), await usedBy(tenant)];
+      return quotaNames.map((quota) => ({ quota, limit: applying[quota], granted: granted[quota], used: used[quota] ?? null }));
+    },
+    choiceFrom(tenant, body) {
+      const granted = grantedQuotas(tenant, settings);
+      const choice: Partial<Record<QuotaName, number | null>> = {};
+      for (const name of quotaNames) {
+        const { field } = quotaTable[name];
+        const value = body[field];
+        if (value === undefined) continue;
+        const most = granted[name];
+        if (most !== null && value !== null && value > most) throw aboveGranted(field, value, most);
+        // No limit of the tenant's own: what the operator grants applies, also when that changes.
+        if (value !== null) choice[name] = value;
+      }
+      return choice;
+    },
+  };
+}
+
+const waits = ({ phase }: RunState): boolean => phase !== "running" && phase !== "trained" && !terminalPhases.has(phase);
+
+const aboveGranted = (field: string, value: number, most: number): PermanentError =>
+  new PermanentError(
+    "quota_above_granted",
+    `${field}: ${value} is more than the ${most} that the operator grants this tenant. Give at most ${most}, or ask the operator for more.`,
+    { status: 403, param: field },
+  );
