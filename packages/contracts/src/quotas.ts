@@ -72,7 +72,11 @@ export function grantedQuotas(tenant: string, settings: QuotaSettings): Quotas {
  * What applies to a tenant: the lower one of what the operator grants and what the tenant's admins chose. An entry that is `fixed` was
  * written by the operator, so that it applies also where it is higher.
  */
-export function quotasOf(tenant: string, settings: QuotaSettings, entry: (QuotaChoice & { fixed?: boolean | null | undefined }) | undefined): Quotas {
+export function quotasOf(
+  tenant: string,
+  settings: QuotaSettings,
+  entry: (QuotaChoice & { fixed?: boolean | null | undefined }) | undefined,
+): Quotas {
   const granted = grantedQuotas(tenant, settings);
   if (entry === undefined) return granted;
   return everyQuota((name) => {

@@ -112,7 +112,9 @@ function listLimits(rows: readonly Answer<"setTenantLimit">[]): string[] {
       shown(row.tokensPerMinute),
       shown(row.concurrency),
       row.fixed === true ? "operator" : (row.by ?? "-"),
-      quotaNames.flatMap((name) => (typeof row[name] === "number" ? [`${flagOf(name).slice(2)} ${shownQuota(name, row[name])}`] : [])).join(", ") || "-",
+      quotaNames
+        .flatMap((name) => (typeof row[name] === "number" ? [`${flagOf(name).slice(2)} ${shownQuota(name, row[name])}`] : []))
+        .join(", ") || "-",
     ]),
   ]);
 }

@@ -546,7 +546,8 @@ export const httpRoutes = {
     path: "/v1/loraline/limits",
     tag: "Limits",
     summary: "Set the tenant's limits",
-    description: "A rate that is not given is not limited; a quota that is not given is the installation's. Quotas may be lower than the installation's, not higher.",
+    description:
+      "A rate that is not given is not limited; a quota that is not given is the installation's. Quotas may be lower than the installation's, not higher.",
     scopes: ["admin"],
     body: tenantLimitBody,
     answer: limitView,

@@ -1,5 +1,16 @@
 /** `/v1/loraline/keys`, `limits` and `usage`, which a tenant's admins see and change for their own tenant only. */
-import { buckets, createKeyBody, type KeyView, limitBody, limitKey, type LimitState, parseLimitKey, type QuotaChoice, scopes, tenantLimitBody } from "@loraline/contracts";
+import {
+  buckets,
+  createKeyBody,
+  type KeyView,
+  limitBody,
+  limitKey,
+  type LimitState,
+  parseLimitKey,
+  type QuotaChoice,
+  scopes,
+  tenantLimitBody,
+} from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
