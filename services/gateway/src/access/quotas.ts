@@ -13,7 +13,7 @@ import {
   quotaTable,
   type QuotaView,
   type RunState,
-  tenantLimitBody,
+  type tenantLimitBody,
   terminalPhases,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
