@@ -1,10 +1,10 @@
 /** Makes the first key of a tenant at NATS, because nobody has a key yet to ask a gateway with. */
 import { connectBus, createBus } from "@loraline/bus";
-import { type Scope, tenantName } from "@loraline/contracts";
+import { type Scope, scopes as allScopes, tenantName } from "@loraline/contracts";
 import { createApiKey } from "@loraline/gateway";
 import { createLog, createTelemetry, PermanentError } from "@loraline/runtime";
 
-/** @returns the key. @throws PermanentError TENANT_INVALID, NATS_UNREACHABLE, BUCKET_MISSING. */
+/** @returns the key. @throws PermanentError TENANT_INVALID, BOUND_ADMIN, NATS_UNREACHABLE, BUCKET_MISSING. */
 export async function createTenantKey({
   natsUrl,
   user,
@@ -13,6 +13,7 @@ export async function createTenantKey({
   tenant,
   name,
   scopes,
+  models,
   expiresAt,
 }: {
   natsUrl: string;
@@ -22,12 +23,18 @@ export async function createTenantKey({
   tenant: string;
   name: string;
   scopes?: readonly Scope[] | undefined;
+  models?: readonly string[] | undefined;
   expiresAt?: string | undefined;
 }): Promise<string> {
   const parsed = tenantName.safeParse(tenant);
   if (!parsed.success) {
     throw new PermanentError("TENANT_INVALID", `"${tenant}" is no tenant's name: ${parsed.error.issues[0]?.message}.`, {
       param: "--tenant",
+    });
+  }
+  if (models !== undefined && (scopes ?? allScopes).includes("admin")) {
+    throw new PermanentError("BOUND_ADMIN", "a key with the scope admin cannot be bound to models. Give --scopes without admin.", {
+      param: "--models",
     });
   }
   const nc = await connectBus({ servers: natsUrl, name: "loraline keys", user, pass, token });
@@ -42,6 +49,7 @@ export async function createTenantKey({
         name,
         createdBy: "operator",
         ...(scopes === undefined ? {} : { scopes }),
+        ...(models === undefined ? {} : { models }),
         ...(expiresAt === undefined ? {} : { expiresAt }),
       },
     );

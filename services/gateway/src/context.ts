@@ -1,6 +1,6 @@
 /** The parts of the gateway that every route uses. */
 import type { Bus } from "@loraline/bus";
-import type { Scope, SpanView } from "@loraline/contracts";
+import type { HttpRoute, SpanView } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import type { Log, Telemetry } from "@loraline/runtime";
 import type { Caller, KeyCheck } from "./access/auth.ts";
@@ -13,6 +13,14 @@ import type { StateReader } from "./state-reader.ts";
 import type { JoinTrace } from "./tracing.ts";
 import type { Traffic } from "./inference/traffic.ts";
 import type { Usage } from "./access/usage.ts";
+
+/** Longest lifetimes, in days, of keys that are made over HTTP. */
+export interface KeyLifetimes {
+  /** Of every key. Absent: a key may never expire. */
+  days?: number | undefined;
+  /** Of a key that is made with a token of the issuer. */
+  oidcDays: number;
+}
 
 export interface GatewayContext {
   bus: Bus;
@@ -29,6 +37,7 @@ export interface GatewayContext {
   keysOf: KeyCheck["keysOf"];
   /** Spans of one trace, oldest first; empty when none are kept here. */
   readTrace: (traceId: string) => Promise<SpanView[]>;
+  keyLifetimes: KeyLifetimes;
   uploadLimitBytes: number;
   /** Of a question to a model. */
   bodyLimitBytes: number;
@@ -46,8 +55,8 @@ declare module "fastify" {
     routed: RouteDecision | null;
   }
   interface FastifyContextConfig {
-    /** A caller with any of these scopes may use the route. Every route below /v1 has this. */
-    scope?: readonly Scope[];
+    /** The route's entry in the table of routes. Every route has one; `collectRoutes` sets it. */
+    described?: HttpRoute;
     /** Whether only a share of the requests without a `traceparent` gets a span. */
     sampled?: boolean;
     /** Chooses the trace that the request's span joins, where its own `traceparent` does not decide that alone. */

@@ -47,6 +47,10 @@ await runService({
     OIDC_TENANT_CLAIM: z.string().optional(),
     OIDC_SCOPE_CLAIM: z.string().optional(),
     OIDC_CLOCK_TOLERANCE_S: z.coerce.number().min(0).max(600).optional(),
+    OIDC_TOKEN_TYPES: z.string().optional().describe("What tokens' `typ` may be, separated by commas; `none`: it may be absent."),
+    OIDC_MAX_TOKEN_S: z.coerce.number().int().min(60).optional().describe("Longest time from a token's `iat` to its `exp`."),
+    OIDC_KEY_MAX_DAYS: z.coerce.number().positive().max(3660).optional().describe("Longest lifetime of a key that is made with a token."),
+    KEY_MAX_DAYS: z.coerce.number().positive().max(3660).optional().describe("Longest lifetime of every key that is made over HTTP."),
   }),
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
@@ -60,6 +64,10 @@ await runService({
     const gateway = await createGatewayService({
       oidc: oidcOf(env),
       quotas: env.LORALINE_QUOTAS,
+      keyLifetimes: {
+        days: env.KEY_MAX_DAYS,
+        ...(env.OIDC_KEY_MAX_DAYS === undefined ? {} : { oidcDays: env.OIDC_KEY_MAX_DAYS }),
+      },
       imports: {
         allow: allowListOf(env.LORALINE_IMPORT_ALLOW),
         hubToken: env.HF_TOKEN,
@@ -108,6 +116,8 @@ function oidcOf(env: {
   OIDC_TENANT_CLAIM?: string | undefined;
   OIDC_SCOPE_CLAIM?: string | undefined;
   OIDC_CLOCK_TOLERANCE_S?: number | undefined;
+  OIDC_TOKEN_TYPES?: string | undefined;
+  OIDC_MAX_TOKEN_S?: number | undefined;
 }): OidcOptions | undefined {
   const { OIDC_ISSUER: issuer, OIDC_AUDIENCE: audience } = env;
   if (issuer === undefined) return undefined;
@@ -117,5 +127,7 @@ function oidcOf(env: {
     });
   }
   const { OIDC_TENANT_CLAIM: tenantClaim, OIDC_SCOPE_CLAIM: scopeClaim, OIDC_CLOCK_TOLERANCE_S: clockToleranceS } = env;
-  return { issuer, audience, tenantClaim, scopeClaim, clockToleranceS };
+  const { OIDC_TOKEN_TYPES: types, OIDC_MAX_TOKEN_S: longestTokenS } = env;
+  const tokenTypes = types?.split(",").map((type) => type.trim());
+  return { issuer, audience, tenantClaim, scopeClaim, clockToleranceS, tokenTypes, longestTokenS };
 }

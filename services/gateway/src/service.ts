@@ -2,14 +2,15 @@
 import { randomFillSync } from "node:crypto";
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
-import { buckets, openApi, type QuotaSettings, type Scope, type SpanView, version } from "@loraline/contracts";
+import { buckets, type HttpRoute, httpRoutes, openApi, type QuotaSettings, type Scope, type SpanView, version } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { addAdapterRoutes, type ImportOptions } from "./adapters/add-adapter.ts";
 import { checkScope, createKeyCheck } from "./access/auth.ts";
-import type { GatewayContext } from "./context.ts";
+import { boundNameOf, checkModel } from "./access/decide-models.ts";
+import type { GatewayContext, KeyLifetimes } from "./context.ts";
 import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
 import { datasetRoutes } from "./jobs/datasets.ts";
 import { fileRoutes } from "./jobs/files.ts";
@@ -21,6 +22,7 @@ import { createServerClock } from "./access/server-clock.ts";
 import { createLimits } from "./access/limits.ts";
 import { createGatewayQuotas } from "./access/quotas.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
+import { ownAdapterName } from "./openai-ids.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
 import { modelRoutes } from "./inference/models.ts";
@@ -55,6 +57,8 @@ export interface GatewayServiceOptions {
   drainMs?: number;
   /** Tokens of this issuer are accepted beside keys. */
   oidc?: OidcOptions | undefined;
+  /** Default: keys may live for ever, and those of the issuer's admins for 90 days. */
+  keyLifetimes?: Partial<KeyLifetimes> | undefined;
   /** Where `GET /metrics` is answered, without keys. Absent: nowhere. */
   metrics?: { host: string; port: number } | undefined;
   /** What the operator grants tenants. Default: every quota's own default. */
@@ -143,6 +147,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       metrics,
       keysOf: checkKey.keysOf,
       readTrace,
+      keyLifetimes: { oidcDays: 90, ...options.keyLifetimes },
       uploadLimitBytes,
       bodyLimitBytes,
       engineKey: options.engineKey,
@@ -225,12 +230,13 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
         v1.addHook("onRequest", async (request) => {
           const caller = checkKey(request.headers.authorization);
           request.caller = caller instanceof Promise ? await caller : caller;
-          checkScope(request.caller, request.routeOptions.config.scope ?? []);
+          const { scopes = [], alsoNeeds = [] } = request.routeOptions.config.described ?? {};
+          checkScope(request.caller, scopes);
+          for (const scope of alsoNeeds) checkScope(request.caller, [scope]);
         });
+        v1.addHook("preHandler", async (request) => checkBound(request, context));
         v1.addHook("onRoute", (route) => {
-          const { scope, join, sampled = false } = route.config ?? {};
-          if (scope === undefined)
-            throw new Error(`${String(route.method)} ${route.url}: say which scope it needs, with \`needs\` of auth.ts`);
+          const { join, sampled = false } = route.config ?? {};
           route.handler = traced(telemetry, route.handler, { join, ...(sampled ? { share: chatTraceShare } : {}) });
         });
         for (const routes of [
@@ -298,12 +304,53 @@ function valuesIn(json: string): number {
   return values;
 }
 
-/** Collects the registered routes, so that a wrong method and a wrong path get different answers. */
+/** Method and path of a route, with the same text for every spelling of a parameter. */
+const routeKey = (method: string, path: string): string => `${method} ${path.replaceAll(/\{\w+\}|:\w+|\*/g, "{}")}`;
+
+/**
+ * Refuses a model or adapter that the caller's key is not bound to.
+ * @throws PermanentError 403 `model_not_allowed`
+ */
+function checkBound(request: FastifyRequest, { table }: Pick<GatewayContext, "table">): void {
+  const { caller, params, body, routeOptions } = request;
+  if (caller.models === null) return;
+  const { adapter, "*": inPath } = params as { adapter?: string; "*"?: string };
+  switch (routeOptions.config.described?.bound) {
+    case "free":
+    case "handler":
+      return;
+    case "adapter":
+      return checkModel(caller, ownAdapterName(caller.tenant, adapter ?? ""));
+    case "model": {
+      const model = inPath ?? (body as { model?: unknown } | null | undefined)?.model;
+      // The handler refuses a request without a model.
+      if (typeof model !== "string") return;
+      const isBase = table.view().engines.some(({ base }) => base.name === model);
+      return checkModel(caller, boundNameOf(model, { tenant: caller.tenant, isBase }));
+    }
+    default:
+      throw new PermanentError("model_not_allowed", `The key "${caller.by}" is bound to models, and such keys may not use this route.`, {
+        status: 403,
+      });
+  }
+}
+
+/**
+ * Collects the registered routes, so that a wrong method and a wrong path get different answers, and gives each its entry in the table of
+ * routes, which says whom it lets in.
+ */
 function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[]; routes: Route[] } {
   const routes: { pattern: RegExp; methods: string[] }[] = [];
   const listed: Route[] = [];
-  app.addHook("onRoute", ({ url, method, config }) => {
-    for (const one of [method].flat()) listed.push({ method: one, url, scope: config?.scope ?? [] });
+  const table = new Map(Object.values<HttpRoute>(httpRoutes).map((route) => [routeKey(route.method, route.path), route]));
+  app.addHook("onRoute", (options) => {
+    const { url, method } = options;
+    for (const one of [method].flat()) {
+      const described = table.get(routeKey(one === "HEAD" ? "GET" : one, url));
+      if (described === undefined) throw new Error(`${one} ${url} has no entry in the table of routes (contracts/src/http/routes.ts)`);
+      options.config = { ...options.config, described };
+      listed.push({ method: one, url, scope: described.scopes });
+    }
     const parts = url
       .split("/")
       .map((part) => (part.startsWith(":") ? "[^/]+" : part === "*" ? ".+" : part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")));

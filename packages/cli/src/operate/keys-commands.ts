@@ -1,6 +1,6 @@
 /** `loraline keys`: API keys of the tenant; and the first key of a tenant, made at NATS. */
 import type { Answer, Request } from "@loraline/client";
-import { type Scope, scopes } from "@loraline/contracts";
+import { modelPattern, type Scope, scopes } from "@loraline/contracts";
 import { InvalidArgumentError, Option } from "commander";
 import { type AddCommands, examples } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
@@ -9,6 +9,7 @@ import { bold, pairs, table } from "../terminal.ts";
 interface CreateFlags {
   name: string;
   scopes?: Scope[];
+  models?: string[];
   expires?: string;
   tenant?: string;
   nats?: string;
@@ -21,21 +22,24 @@ export const addKeysCommands: AddCommands = (program, { connect, print, env }) =
     .description("make a key; it is shown once")
     .requiredOption("--name <name>", "shown wherever the key did something")
     .option("--scopes <list>", `what it may do, some of ${scopes.join(",")}; default: all`, scopeList)
-    .option("--expires <when>", "a time, or days from now such as 90d; default: never", expiry)
+    .option("--models <list>", "the only models it may name, such as pirate,pirate@2,base:qwen*; default: all of the tenant's", modelList)
+    .option("--expires <when>", "a time, or days from now such as 90d; default: never, or as late as the server allows", expiry)
     .option("--tenant <name>", "with --nats: whose key; a tenant is there as soon as it has one")
     .addOption(new Option("--nats <url>", "at NATS itself instead of a gateway: for a tenant's first key").env("NATS_URL"))
     .addHelpText(
       "after",
       examples(
         "loraline keys create --name ci --scopes train,infer --expires 90d",
+        "loraline keys create --name shop --scopes infer --models 'pirate,pirate@2,base:qwen2.5-0.5b-instruct'",
         "loraline keys create --name boss --tenant acme --nats nats://nats:4222",
       ),
     )
-    .action(async ({ name, scopes: has, expires: expiresAt, tenant, nats }: CreateFlags) => {
+    .action(async ({ name, scopes: has, models, expires: expiresAt, tenant, nats }: CreateFlags) => {
       if (tenant === undefined) {
         const body: Request<"createKey">["body"] = {
           name,
           ...(has === undefined ? {} : { scopes: has }),
+          ...(models === undefined ? {} : { models }),
           ...(expiresAt === undefined ? {} : { expires_at: expiresAt }),
         };
         const made = await (await connect()).createKey({ body });
@@ -52,7 +56,7 @@ export const addKeysCommands: AddCommands = (program, { connect, print, env }) =
       }
       const { createTenantKey } = await import("@loraline/local");
       const auth = { user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN };
-      const key = await createTenantKey({ natsUrl: nats, ...auth, tenant, name, scopes: has, expiresAt });
+      const key = await createTenantKey({ natsUrl: nats, ...auth, tenant, name, scopes: has, models, expiresAt });
       print({ tenant, name, key }, () => [`key "${name}" of tenant ${tenant}`, "", bold(key), "Keep it: it is not shown again."]);
     });
 
@@ -64,14 +68,15 @@ export const addKeysCommands: AddCommands = (program, { connect, print, env }) =
       const { data } = await (await connect()).listKeys();
       print(data, () =>
         table([
-          ["ID", "NAME", "SCOPES", "CREATED", "BY", "EXPIRES"],
-          ...data.map(({ id, name, scopes: has, createdAt, createdBy, expiresAt }) => [
+          ["ID", "NAME", "SCOPES", "MODELS", "CREATED", "BY", "EXPIRES"],
+          ...data.map(({ id, name, scopes: has, models, createdAt, createdBy, expiresAt }) => [
             id,
             name,
             has.join(","),
+            models?.join(",") ?? "all",
             createdAt.slice(0, 10),
             createdBy ?? "-",
-            expiresAt ?? "never",
+            expiresAt === null ? "never" : Date.parse(expiresAt) > Date.now() ? expiresAt : `expired ${expiresAt}`,
           ]),
         ]),
       );
@@ -94,6 +99,15 @@ function scopeList(text: string): Scope[] {
   return given as Scope[];
 }
 
+function modelList(text: string): string[] {
+  const given = text.split(",").map((word) => word.trim());
+  for (const word of given) {
+    const { error } = modelPattern.safeParse(word);
+    if (error !== undefined) throw new InvalidArgumentError(`"${word}": ${error.issues[0]?.message}.`);
+  }
+  return given;
+}
+
 /** A time, or so many days from now. */
 function expiry(text: string): string {
   const days = /^(\d{1,5})d$/.exec(text)?.[1];
@@ -102,10 +116,11 @@ function expiry(text: string): string {
   return new Date(at).toISOString();
 }
 
-const describeKey = ({ id, name, scopes: has, expiresAt }: Answer<"createKey">): string[] =>
+const describeKey = ({ id, name, scopes: has, models, expiresAt }: Answer<"createKey">): string[] =>
   pairs([
     ["id", id],
     ["name", name],
     ["scopes", has.join(",")],
+    ["models", models?.join(",") ?? "all"],
     ["expires", expiresAt ?? "never"],
   ]);

@@ -13,7 +13,12 @@ export const httpCodes = defineArea(
       "There is no object with this id, or it belongs to another tenant.",
       "Check the id; the list of the same kind of objects shows those you have.",
     ],
-    invalid_api_key: ["The API key or token is missing, wrong, expired or revoked.", "Send a valid key as `Authorization: Bearer KEY`."],
+    invalid_api_key: ["The API key or token is missing, wrong or revoked.", "Send a valid key as `Authorization: Bearer KEY`."],
+    api_key_expired: ["The API key has expired.", "Have a new one made: `loraline keys create`."],
+    model_not_allowed: [
+      "The key is bound to some models, and the request names another one or a route that such keys may not use.",
+      "Ask for one of the models that the message names, or use another key.",
+    ],
     insufficient_scope: [
       "The key does not have the scope that this request needs.",
       "Use another key, or have one made with the scope that the message names.",
@@ -45,6 +50,14 @@ export const httpCodes = defineArea(
     invalid_day: ["A value is not a day, or the range ends before it begins.", "Write days as YYYY-MM-DD, the earlier one in `from`."],
     too_many_days: ["The range has more days than one request can ask for.", "Ask for it in several requests."],
     expires_in_the_past: ["`expires_at` is a time in the past.", "Give a time in the future, or leave it out."],
+    expires_too_late: [
+      "`expires_at` is later than the key may live: the installation has a longest lifetime, and no key outlives the one that made it.",
+      "Give a time up to the one that the message names, or leave it out for that time.",
+    ],
+    bound_admin: [
+      "The key to be made is bound to models and has the scope `admin`, with which it could make itself another key.",
+      "Give `scopes` without `admin`, or no `models`.",
+    ],
     model_not_found: ["There is no such model, or the key may not use it.", "List the models with GET /v1/models."],
     model_not_ready: ["The model exists, but no replica can answer for it now.", "Try again after the seconds in the header Retry-After."],
     missing_model: ["The request names no model.", "Set `model`."],

@@ -115,6 +115,11 @@ export const programCodes = defineArea(
       "Correct its permissions, or choose another one with --state.",
       "user",
     ],
+    BOUND_ADMIN: [
+      "The key to be made is bound to models and has the scope admin, with which it could make itself another key.",
+      "Give --scopes without admin, or no --models.",
+      "user",
+    ],
     TENANT_INVALID: ["The value of --tenant cannot be a tenant's name.", "Use lowercase letters, digits and dashes.", "user"],
   },
 );

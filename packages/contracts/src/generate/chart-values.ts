@@ -18,6 +18,7 @@ const count = z.int().min(0);
 const atLeastOne = z.int().min(1);
 /** May be null, because Helm drops keys that are null. */
 const bytes = z.int().min(1).nullish();
+const days = z.int().min(1).max(3660).nullish();
 /** A quantity in Kubernetes' notation. */
 const quantity = z.union([z.number(), z.string().regex(/^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$/)]);
 const resources = z.strictObject({
@@ -146,7 +147,16 @@ export const chartValues = z.strictObject({
     autoscaling,
     uploadLimitBytes: bytes,
     bodyLimitBytes: bytes,
-    oidc: z.strictObject({ issuer: z.string().regex(/^(https?:\/\/.*)?$/), audience: text, tenantClaim: text, scopeClaim: text }),
+    keyMaxDays: days,
+    oidc: z.strictObject({
+      issuer: z.string().regex(/^(https?:\/\/.*)?$/),
+      audience: text,
+      tenantClaim: text,
+      scopeClaim: text,
+      tokenTypes: z.array(z.string().regex(/^[\w.+/-]+$/)).min(1),
+      maxTokenSeconds: z.int().min(60),
+      keyMaxDays: z.int().min(1).max(3660),
+    }),
     service: z.strictObject({
       type: z.enum(["ClusterIP", "NodePort", "LoadBalancer"]),
       port: z.int().min(1).max(65_535),

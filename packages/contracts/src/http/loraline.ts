@@ -6,7 +6,7 @@ import { adapterName, digest, isoTime } from "../names.ts";
 import { adapterImport, trainingOnlyFields } from "../spec/method.ts";
 import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
 import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "../state.ts";
-import { scopes } from "../api-key.ts";
+import { modelPattern, scopes } from "../api-key.ts";
 import { quotaBodyShape, quotaNames } from "../quotas.ts";
 import { maskOf } from "./mask-of.ts";
 
@@ -132,12 +132,23 @@ export const createKeyBody = z.strictObject({
     .regex(/^[\w.@-][\w.@ -]{0,62}$/, "use 1 to 63 letters, digits, spaces, dots, dashes, underscores or @")
     .describe("Shown wherever the key did something."),
   scopes: z.array(z.enum(scopes)).min(1).optional().describe("Absent: all of them."),
-  expires_at: isoTime.optional().describe("Absent: never."),
+  models: z
+    .array(modelPattern)
+    .min(1)
+    .max(50)
+    .optional()
+    .describe(
+      "The only models that the key may name: `pirate` (the adapter: its alias, and commands on it), `pirate@2`, `pirate@*`, `base:NAME`; `*` stands for any characters. Absent: all. Such a key cannot have the scope `admin`.",
+    ),
+  expires_at: isoTime
+    .optional()
+    .describe("Absent: never, or the latest time that the installation, the maker's own key, or a maker with an OIDC token allows."),
 });
 export const keyView = z.object({
   id: z.string().describe("Names the key in `keys revoke`; says nothing about the key itself."),
   name: z.string(),
   scopes: z.array(z.enum(scopes)),
+  models: z.array(z.string()).nullable().describe("The only models that the key may name; null: all."),
   createdAt: isoTime,
   createdBy: z.string().nullable(),
   expiresAt: isoTime.nullable(),

@@ -14,9 +14,9 @@ import {
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
-import { createApiKey, hashApiKey, keyIdOf, needs, revoked, type ApiKeyRecord } from "./auth.ts";
+import { type ApiKeyRecord, type Caller, createApiKey, hashApiKey, keyIdOf, revoked } from "./auth.ts";
 import { parsedBody } from "../body.ts";
-import type { GatewayContext } from "../context.ts";
+import type { GatewayContext, KeyLifetimes } from "../context.ts";
 import { badRequest, notFound } from "../errors.ts";
 import { ownAdapterName } from "../openai-ids.ts";
 import { type DailyUsage, dayOf } from "./usage.ts";
@@ -26,7 +26,7 @@ const defaultDays = 30;
 const mostDays = 92;
 
 export async function adminRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
-  const { bus, limits, quotas, usage, keysOf, log } = context;
+  const { bus, limits, quotas, usage, keysOf, keyLifetimes, log } = context;
   const keys = await bus.bucket(buckets.keys);
   const limitsBucket = await bus.bucket(buckets.limits);
 
@@ -67,24 +67,33 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
   };
 
   return (app) => {
-    app.get("/loraline/keys", needs("admin"), async (request) => ({
+    app.get("/loraline/keys", async (request) => ({
       data: keysOf(request.caller.tenant)
         .map(([hash, record]) => keyViewOf(hash, record))
         .toSorted((a, b) => (a.createdAt < b.createdAt ? 1 : -1)),
     }));
 
-    app.post("/loraline/keys", needs("admin"), async (request) => {
+    app.post("/loraline/keys", async (request) => {
       const { tenant, by } = request.caller;
       const body = parsedBody(createKeyBody, request.body);
       if (body.expires_at !== undefined && Date.parse(body.expires_at) <= Date.now()) {
         throw badRequest("expires_in_the_past", `expires_at: ${body.expires_at} is over. Give a time to come, or none.`, "expires_at");
       }
+      if (body.models !== undefined && (body.scopes ?? scopes).includes("admin")) {
+        throw badRequest(
+          "bound_admin",
+          "models: a key with the scope `admin` cannot be bound to models. Give `scopes` without it.",
+          "models",
+        );
+      }
+      const expiresAt = expiryOf(body.expires_at, request.caller, keyLifetimes);
       const record = {
         tenant,
         name: body.name,
         createdBy: by,
         ...(body.scopes === undefined ? {} : { scopes: [...new Set(body.scopes)] }),
-        ...(body.expires_at === undefined ? {} : { expiresAt: body.expires_at }),
+        ...(body.models === undefined ? {} : { models: [...new Set(body.models)] }),
+        ...(expiresAt === undefined ? {} : { expiresAt }),
       };
       const key = await createApiKey({ bus }, record);
       const view = keyViewOf(hashApiKey(key), { ...record, createdAt: new Date().toISOString() });
@@ -92,7 +101,7 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
       return { ...view, key };
     });
 
-    app.delete("/loraline/keys/:id", needs("admin"), async (request) => {
+    app.delete("/loraline/keys/:id", async (request) => {
       const { id } = request.params as { id: string };
       const { tenant, by } = request.caller;
       const found = keysOf(tenant).find(([hash]) => keyIdOf(hash) === id);
@@ -102,7 +111,7 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
       return { id, deleted: true };
     });
 
-    app.get("/loraline/limits", needs("admin"), async (request) => {
+    app.get("/loraline/limits", async (request) => {
       const { tenant } = request.caller;
       const all = [...limits.all()].map(([key, limit]) => ({ of: parseLimitKey(key), limit }));
       return {
@@ -110,14 +119,14 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
         quotas: await quotas.view(tenant),
       };
     });
-    app.put("/loraline/limits", needs("admin"), async (request) => {
+    app.put("/loraline/limits", async (request) => {
       const body = parsedBody(tenantLimitBody, request.body);
       return changeLimit(request, body, quotas.choiceFrom(request.caller.tenant, body));
     });
-    app.put("/loraline/limits/:adapter", needs("admin"), async (request) => changeLimit(request, parsedBody(limitBody, request.body)));
-    for (const path of ["/loraline/limits", "/loraline/limits/:adapter"]) app.delete(path, needs("admin"), removeLimit);
+    app.put("/loraline/limits/:adapter", async (request) => changeLimit(request, parsedBody(limitBody, request.body)));
+    for (const path of ["/loraline/limits", "/loraline/limits/:adapter"]) app.delete(path, removeLimit);
 
-    app.get("/loraline/usage", needs("admin"), async (request) => {
+    app.get("/loraline/usage", async (request) => {
       const days = daysOf(request.query);
       const data: DailyUsage[] = await usage.read(request.caller.tenant, days);
       return { ...days, data };
@@ -125,10 +134,34 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
   };
 }
 
-const keyViewOf = (hash: string, { name, scopes: has, createdAt, createdBy, expiresAt }: ApiKeyRecord): KeyView => ({
+/**
+ * When a new key ends: as asked, or as late as it may. No key outlives the one that made it, since whoever has a key for a month could
+ * otherwise have one for ever.
+ * @returns undefined: never.
+ * @throws PermanentError 400 `expires_too_late`
+ */
+function expiryOf(asked: string | undefined, { key }: Caller, { days, oidcDays }: KeyLifetimes): string | undefined {
+  const inDays = (count: number): number => Date.now() + count * dayMs;
+  const bounds = [
+    ...(days === undefined ? [] : [{ at: inDays(days), why: `keys of this installation may live for ${days} days` }]),
+    ...(key === null ? [{ at: inDays(oidcDays), why: `keys that are made with a token may live for ${oidcDays} days` }] : []),
+    ...(key?.expiresAt ? [{ at: Date.parse(key.expiresAt), why: "a key cannot outlive the one that makes it" }] : []),
+  ];
+  const bound = bounds.toSorted((a, b) => a.at - b.at)[0];
+  if (bound === undefined) return asked;
+  const latest = new Date(bound.at).toISOString();
+  if (asked === undefined) return latest;
+  if (Date.parse(asked) > bound.at) {
+    throw badRequest("expires_too_late", `expires_at: ${bound.why}, so ${latest} is the latest time.`, "expires_at");
+  }
+  return asked;
+}
+
+const keyViewOf = (hash: string, { name, scopes: has, models, createdAt, createdBy, expiresAt }: ApiKeyRecord): KeyView => ({
   id: keyIdOf(hash),
   name,
   scopes: [...(has ?? scopes)],
+  models: models ?? null,
   createdAt,
   createdBy: createdBy ?? null,
   expiresAt: expiresAt ?? null,

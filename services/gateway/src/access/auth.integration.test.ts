@@ -156,11 +156,26 @@ describe("keys", () => {
     [{ name: "a", scopes: ["root"] }, "scopes"],
     [{ name: "a", expires_at: "tomorrow" }, "expires_at"],
     [{ name: "a", expires_at: "2020-01-01T00:00:00Z" }, "expires_at"],
+    [{ name: "a", scopes: ["infer"], models: ["pirate@0"] }, "models"],
+    [{ name: "a", scopes: ["infer"], models: [] }, "models"],
+    [{ name: "a", models: ["pirate"] }, "models"],
     [{ name: "a", tenant: "other" }, "tenant"],
   ] as const)("%j is refused for its %s", async ([body, field], { gateway: { line, ask } }) => {
     const refused = await ask(line.key, "POST", "/v1/loraline/keys", body);
     expect(refused.status).toBe(400);
     expect(refused.body.error?.message).toContain(field);
+  });
+
+  testWithNats("live no longer than the installation says", async ({ nc, tenant }) => {
+    await using gateway = await started({ nc, tenant, keyLifetimes: { days: 30 } });
+    const { ask, line } = gateway;
+    const create = (expires_at?: string) =>
+      ask(line.key, "POST", "/v1/loraline/keys", { name: "a", ...(expires_at === undefined ? {} : { expires_at }) });
+    expect(Date.parse(String((await create()).body["expiresAt"])) - Date.now()).toBeLessThanOrEqual(30 * 86_400_000);
+    const soon = new Date(Date.now() + 86_400_000).toISOString();
+    expect((await create(soon)).body).toMatchObject({ expiresAt: soon });
+    const refused = await create(new Date(Date.now() + 31 * 86_400_000).toISOString());
+    expect(refused).toMatchObject({ status: 400, body: { error: { code: "expires_too_late", param: "expires_at" } } });
   });
 
   test("end when they expire, and say so", async ({ gateway: { keyWith, ask } }) => {
@@ -169,7 +184,7 @@ describe("keys", () => {
     await new Promise((resolve) => setTimeout(resolve, 350));
     expect(await ask(key, "GET", "/v1/models")).toMatchObject({
       status: 401,
-      body: { error: { message: expect.stringContaining('"short" has expired') } },
+      body: { error: { code: "api_key_expired", message: expect.stringContaining('"short" has expired') } },
     });
   });
 });
@@ -195,9 +210,12 @@ async function startIssuer() {
     setAway: (value: boolean) => {
       away = value;
     },
-    token: (claims: JWTPayload, { key = "own", alg = "RS256" }: { key?: keyof typeof keys; alg?: string } = {}) =>
-      new SignJWT({ iss: url, aud: "loraline", sub: "alice", exp: now() + 60, ...claims })
-        .setProtectedHeader({ alg, kid: "1" })
+    token: (
+      claims: JWTPayload,
+      { key = "own", alg = "RS256", typ = "at+jwt" }: { key?: keyof typeof keys; alg?: string; typ?: string } = {},
+    ) =>
+      new SignJWT({ iss: url, aud: "loraline", sub: "alice", iat: now(), exp: now() + 60, ...claims })
+        .setProtectedHeader({ alg, kid: "1", ...(typ === "none" ? {} : { typ }) })
         .sign(alg === "HS256" ? new TextEncoder().encode(JSON.stringify(jwk)) : keys[key].privateKey),
     async [Symbol.asyncDispose]() {
       server.closeAllConnections();
@@ -253,6 +271,15 @@ describe("OIDC", () => {
     expect(await of(issuer.token({ ...claims, iss: "https://other" }))).toEqual([401, expect.stringContaining('"iss"')]);
     expect(await of(issuer.token(claims, { key: "other" }))).toEqual([401, expect.stringContaining("signature")]);
     expect(await of(issuer.token(claims, { alg: "HS256" }))).toEqual([401, expect.stringContaining("alg")]);
+    expect(await of(issuer.token(claims, { typ: "JWT" }))).toEqual([401, expect.stringMatching(/`typ` is "JWT"; accepted: at\+jwt/)]);
+    expect(await of(issuer.token(claims, { typ: "none" }))).toEqual([401, expect.stringContaining("`typ` is missing")]);
+    expect(await of(issuer.token(claims, { typ: "application/at+JWT" }))).toEqual([200, undefined]);
+    expect(await of(issuer.token({ ...claims, iat: issuer.now(), exp: issuer.now() + 90_000 }))).toEqual([
+      401,
+      expect.stringContaining("at most 86400 s"),
+    ]);
+    expect(await of(issuer.token({ ...claims, iat: issuer.now() + 60 }))).toEqual([401, expect.stringContaining('"iat"')]);
+    expect(await of(issuer.token({ ...claims, iat: undefined as never }))).toEqual([401, expect.stringContaining('"iat"')]);
     expect(await of(issuer.token({ scope: "infer" }))).toEqual([403, expect.stringContaining("org.tenant")]);
     expect(await of(issuer.token({ ...claims, org: { tenant: "a.>" } }))).toEqual([403, expect.stringContaining("org.tenant")]);
     const [head, , signature] = (await issuer.token(claims)).split(".");
@@ -262,6 +289,24 @@ describe("OIDC", () => {
     expect(await of(`${head}.${forged}.${signature}`)).toEqual([401, expect.any(String)]);
     const none = Buffer.from('{"alg":"none"}').toString("base64url");
     expect(await of(`${none}.${forged}.`)).toEqual([401, expect.any(String)]);
+  });
+
+  withIssuer("an admin with a token makes no key that lives for ever, nor does such a key", async ({ oidc: { issuer, line, ask } }) => {
+    const admin = await issuer.token({ org: { tenant: line.tenant }, scope: "admin" });
+    const inDays = (days: number) => new Date(Date.now() + days * 86_400_000).toISOString();
+    const made = await ask(admin, "POST", "/v1/loraline/keys", { name: "mine" });
+    const { key, expiresAt } = made.body as unknown as { key: string; expiresAt: string };
+    expect(Math.abs(Date.parse(expiresAt) - Date.parse(inDays(90)))).toBeLessThan(60_000);
+    expect(await ask(admin, "POST", "/v1/loraline/keys", { name: "late", expires_at: inDays(91) })).toMatchObject({
+      status: 400,
+      body: { error: { code: "expires_too_late", message: expect.stringContaining("90 days") } },
+    });
+    expect((await ask(key, "POST", "/v1/loraline/keys", { name: "child" })).body).toMatchObject({ expiresAt });
+    expect(await ask(key, "POST", "/v1/loraline/keys", { name: "child", expires_at: inDays(100) })).toMatchObject({
+      status: 400,
+      body: { error: { code: "expires_too_late", message: expect.stringContaining("cannot outlive") } },
+    });
+    expect((await ask(line.key, "POST", "/v1/loraline/keys", { name: "ever" })).body).toMatchObject({ expiresAt: null });
   });
 
   withIssuer("an issuer that is away makes no token wrong; keys work meanwhile", async ({ oidc: { issuer, line, ask } }) => {

@@ -5,12 +5,17 @@ import type { Bus } from "@loraline/bus";
 import { type apiKeyRecord, buckets, type Scope, scopes } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
+import { type BoundModels, boundModels } from "./decide-models.ts";
 
 export interface Caller {
   tenant: string;
   /** Name of the key, or `oidc:<subject>`: for the audit trail. */
   by: string;
   scopes: ReadonlySet<Scope>;
+  /** The only models that the caller may name; null: all of the tenant's. */
+  models: BoundModels | null;
+  /** The key by which the caller is known; null: a token of the issuer. */
+  key: { id: string; expiresAt: string | null } | null;
 }
 
 export type ApiKeyRecord = z.infer<typeof apiKeyRecord>;
@@ -31,11 +36,24 @@ export async function createApiKey(
   {
     key = `ll-${randomBytes(32).toString("base64url")}`,
     ...record
-  }: { tenant: string; name: string; key?: string; scopes?: readonly Scope[]; expiresAt?: string; createdBy?: string },
+  }: {
+    tenant: string;
+    name: string;
+    key?: string;
+    scopes?: readonly Scope[];
+    models?: readonly string[];
+    expiresAt?: string;
+    createdBy?: string;
+  },
 ): Promise<string> {
   const keys = await bus.bucket(buckets.keys);
-  const { scopes: given, ...rest } = record;
-  const made: ApiKeyRecord = { ...rest, ...(given === undefined ? {} : { scopes: [...given] }), createdAt: new Date().toISOString() };
+  const { scopes: given, models, ...rest } = record;
+  const made: ApiKeyRecord = {
+    ...rest,
+    ...(given === undefined ? {} : { scopes: [...given] }),
+    ...(models === undefined ? {} : { models: [...models] }),
+    createdAt: new Date().toISOString(),
+  };
   await keys.change(hashApiKey(key), (known) => known ?? made);
   return key;
 }
@@ -43,7 +61,7 @@ export async function createApiKey(
 export interface KeyCheck {
   /**
    * Returns a promise only if NATS or the issuer has to be asked first.
-   * @throws PermanentError 401 `invalid_api_key`.
+   * @throws PermanentError 401 `invalid_api_key`, `api_key_expired`.
    */
   (authorization: string | undefined): Caller | Promise<Caller>;
   /** Keys of a tenant, by hash. */
@@ -78,16 +96,22 @@ export async function createKeyCheck({
     expiresAt: number;
   }
   const known = new Map<string, Known>();
-  const knownOf = (record: ApiKeyRecord): Known => ({
+  const knownOf = (hash: string, record: ApiKeyRecord): Known => ({
     record,
-    caller: { tenant: record.tenant, by: record.name, scopes: record.scopes ? new Set(record.scopes) : everyScope },
+    caller: {
+      tenant: record.tenant,
+      by: record.name,
+      scopes: record.scopes ? new Set(record.scopes) : everyScope,
+      models: record.models ? boundModels(record.models) : null,
+      key: { id: keyIdOf(hash), expiresAt: record.expiresAt ?? null },
+    },
     expiresAt: record.expiresAt ? Date.parse(record.expiresAt) : Number.POSITIVE_INFINITY,
   });
   await keys.watch({
     signal,
     onChange: (hash, record) => {
       if (record === undefined) known.delete(hash);
-      else known.set(hash, knownOf(record));
+      else known.set(hash, knownOf(hash, record));
     },
   });
 
@@ -96,7 +120,8 @@ export async function createKeyCheck({
     if (found.record.revokedAt)
       throw refused(`The API key "${found.record.name}" was revoked (${found.record.revokedAt}). Make a new one.`);
     if (Date.now() >= found.expiresAt) {
-      throw refused(`The API key "${found.record.name}" has expired (${found.record.expiresAt}). Make a new one.`);
+      const message = `The API key "${found.record.name}" has expired (${found.record.expiresAt}). Make a new one.`;
+      throw new PermanentError("api_key_expired", message, { status: 401 });
     }
     return found.caller;
   };
@@ -114,7 +139,7 @@ export async function createKeyCheck({
     const found = known.get(hash);
     if (found !== undefined) return judge(found, key);
     // A new key may not have reached the watch yet, so NATS is asked. The number is limited, because anybody can send invented keys.
-    if (mayAsk()) return keys.get(hash).then((entry) => judge(entry && knownOf(entry.value), key));
+    if (mayAsk()) return keys.get(hash).then((entry) => judge(entry && knownOf(hash, entry.value), key));
     return sleep(watchLagMs).then(() => judge(known.get(hash), key));
   };
   return Object.assign(check, {
@@ -144,8 +169,5 @@ export function checkScope({ by, scopes: has }: Caller, needed: readonly Scope[]
 
 /** The record of a revoked key. It also sets `expiresAt`, by which a gateway of an older version refuses the key. */
 export const revoked = (record: ApiKeyRecord, now: string): ApiKeyRecord => ({ ...record, revokedAt: now, expiresAt: now });
-
-/** Options of a route below /v1: a caller with any of these scopes may use it. */
-export const needs = (...scope: Scope[]): { config: { scope: readonly Scope[] } } => ({ config: { scope } });
 
 const masked = (key: string): string => (key.length < 12 ? "***" : `${key.slice(0, 4)}***${key.slice(-4)}`);

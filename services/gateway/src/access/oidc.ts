@@ -14,6 +14,10 @@ export interface OidcOptions {
   tenantClaim?: string | undefined;
   /** Claim with the scopes, a list or one string with spaces; `infer` and `loraline:infer` both count. Default `scope`. */
   scopeClaim?: string | undefined;
+  /** What the header's `typ` may be; `none`: it may be absent. Default `at+jwt`, which only access tokens have. */
+  tokenTypes?: readonly string[] | undefined;
+  /** Longest time from a token's `iat` to its `exp`, in seconds. Default a day. */
+  longestTokenS?: number | undefined;
   /** The largest allowed difference between the issuer's clock and ours. Default 30 s. */
   clockToleranceS?: number | undefined;
 }
@@ -34,6 +38,7 @@ const issuerIsAway = new Set(["ERR_JOSE_GENERIC", "ERR_JWKS_TIMEOUT", "ERR_JWKS_
  */
 export function createTokenCheck(options: OidcOptions): (token: string) => Caller | Promise<Caller> {
   const { issuer, audience, tenantClaim = "tenant", scopeClaim = "scope", clockToleranceS = 30 } = options;
+  const { tokenTypes = ["at+jwt"], longestTokenS = 24 * 60 * 60 } = options;
   const remembered = new Map<string, { caller: Caller; untilMs: number }>();
   let discovered: Promise<ReturnType<typeof createRemoteJWKSet>> | undefined;
 
@@ -47,16 +52,20 @@ export function createTokenCheck(options: OidcOptions): (token: string) => Calle
 
   const verify = async (token: string, hash: string): Promise<Caller> => {
     const keys = await keySet();
-    const { payload } = await jwtVerify(token, keys, {
+    const { payload, protectedHeader } = await jwtVerify(token, keys, {
       issuer,
       audience,
       algorithms,
       clockTolerance: clockToleranceS,
-      requiredClaims: ["exp", "sub"],
+      // A token of a later `iat` than now is refused, too.
+      maxTokenAge: longestTokenS,
+      requiredClaims: ["exp", "iat", "sub"],
     }).catch((error: unknown) => {
       if (!(error instanceof errors.JOSEError) || issuerIsAway.has(error.code)) throw unreachable(issuer, error);
       throw refused(`The token is not accepted: ${error.message}.`);
     });
+    checkType(protectedHeader.typ, tokenTypes);
+    checkLifetime(payload, longestTokenS);
     const caller = callerOf(payload, { tenantClaim, scopeClaim });
     if (remembered.size >= rememberedAtMost) remembered.delete(remembered.keys().next().value ?? "");
     remembered.set(hash, { caller, untilMs: Math.min(Date.now() + rememberedMs, ((payload.exp ?? 0) + clockToleranceS) * 1000) });
@@ -69,6 +78,26 @@ export function createTokenCheck(options: OidcOptions): (token: string) => Calle
     if (known !== undefined && Date.now() < known.untilMs) return known.caller;
     return verify(token, hash);
   };
+}
+
+/**
+ * An ID token of the same issuer may have the same audience, but says only who somebody is, and is shown to more programs.
+ * @throws PermanentError 401 `invalid_api_key`
+ */
+function checkType(given: string | undefined, accepted: readonly string[]): void {
+  const type = (given ?? "none").toLowerCase().replace(/^application\//, "");
+  if (accepted.some((one) => one.toLowerCase().replace(/^application\//, "") === type)) return;
+  throw refused(
+    `The token's \`typ\` is ${given === undefined ? "missing" : `"${given.slice(0, 50)}"`}; accepted: ${accepted.join(", ")}. Send an access token. (Operator: OIDC_TOKEN_TYPES.)`,
+  );
+}
+
+/** @throws PermanentError 401 `invalid_api_key` */
+function checkLifetime({ exp = 0, iat = 0 }: JWTPayload, longestS: number): void {
+  if (exp - iat <= longestS) return;
+  throw refused(
+    `The token lives for ${exp - iat} s (from \`iat\` to \`exp\`); at most ${longestS} s are accepted. (Operator: OIDC_MAX_TOKEN_S.)`,
+  );
 }
 
 async function discover(issuer: string): Promise<ReturnType<typeof createRemoteJWKSet>> {
@@ -108,6 +137,8 @@ function callerOf(payload: JWTPayload, { tenantClaim, scopeClaim }: { tenantClai
     // Events allow no longer name.
     by: `oidc:${String(payload.sub)}`.slice(0, 200),
     scopes: new Set<Scope>(scopes.filter((scope) => has.has(scope))),
+    models: null,
+    key: null,
   };
 }
 

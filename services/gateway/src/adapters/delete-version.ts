@@ -3,7 +3,6 @@ import { adapterVersionDeleteRequested, type modelDeleted } from "@loraline/cont
 import type { FastifyInstance } from "fastify";
 import { ulid } from "ulid";
 import type { z } from "zod";
-import { needs } from "../access/auth.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest } from "../errors.ts";
 import { enginesFor, parseModel } from "../inference/decide-route.ts";
@@ -14,7 +13,7 @@ export async function deleteVersionRoutes(context: GatewayContext): Promise<(app
   const { bus, table } = context;
   const commands = await createCommandFollower(context);
   return (app) => {
-    app.delete("/models/*", needs("promote"), async (request): Promise<z.output<typeof modelDeleted>> => {
+    app.delete("/models/*", async (request): Promise<z.output<typeof modelDeleted>> => {
       const { "*": model } = request.params as { "*": string };
       const { tenant, by } = request.caller;
       if (enginesFor(table.view(), tenant).some(({ base }) => base.name === model))

@@ -25,7 +25,7 @@ import { PermanentError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import type { z } from "zod";
-import { needs } from "../access/auth.ts";
+import { checkModel, seesAdapter } from "../access/decide-models.ts";
 import { parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { createCommandFollower, type Unfollowed } from "./follow-command.ts";
@@ -53,6 +53,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     const { runId } = request.params as { runId: string };
     const run = await state.run(request.caller.tenant, runId);
     if (run === undefined) throw notFound("run", runId, "runId");
+    checkModel(request.caller, run.spec.adapter);
     return run;
   };
 
@@ -112,27 +113,30 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   };
 
   return (app) => {
-    app.get("/loraline/runs", needs("train"), async (request) => ({ data: await state.runs(request.caller.tenant) }));
-    app.get("/loraline/runs/:runId", needs("train"), existingRun);
-    app.get("/loraline/runs/:runId/trace", needs("train"), async (request) => {
+    app.get("/loraline/runs", async ({ caller }) => ({
+      data: (await state.runs(caller.tenant)).filter(({ spec }) => seesAdapter(caller, spec.adapter)),
+    }));
+    app.get("/loraline/runs/:runId", existingRun);
+    app.get("/loraline/runs/:runId/trace", async (request) => {
       const { runId, trace } = await existingRun(request);
       const traceId = traceIdOf(trace);
       if (traceId === undefined) throw notFound("trace of run", runId, "runId");
       return { traceId, spans: spansOfTenant(await readTrace(traceId), request.caller.tenant) };
     });
 
-    app.get("/loraline/engines", needs("infer", "train", "promote"), (request) => ({
+    app.get("/loraline/engines", (request) => ({
       data: enginesOf(table.view(), workingSet, request.caller.tenant),
     }));
 
-    app.get("/loraline/adapters", needs("infer", "train", "promote"), async (request) => {
+    app.get("/loraline/adapters", async (request) => {
       const entries = await adapters.entries(everyKeyOf(request.caller.tenant));
-      const states = entries.map(({ value }) => value).toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1));
+      const seen = entries.map(({ value }) => value).filter(({ adapter }) => seesAdapter(request.caller, adapter));
+      const states = seen.toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1));
       return { data: await viewsOf(states) };
     });
-    app.get("/loraline/adapters/:adapter", needs("infer", "train", "promote"), async (request) => viewOf(await existingAdapter(request)));
+    app.get("/loraline/adapters/:adapter", async (request) => viewOf(await existingAdapter(request)));
 
-    app.post("/loraline/adapters/:adapter/promote", needs("promote"), async (request) => {
+    app.post("/loraline/adapters/:adapter/promote", async (request) => {
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
       const { version, canary } = parsedBody(promoteBody, request.body);
@@ -143,7 +147,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return viewWhen(request, seq, (now) => now.alias === version && !now.canary && !now.awaiting);
     });
 
-    app.post("/loraline/adapters/:adapter/place", needs("promote"), async (request) => {
+    app.post("/loraline/adapters/:adapter/place", async (request) => {
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
       const wished = parsedBody(placeBody, request.body);
@@ -152,7 +156,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return viewWhen(request, seq, ({ placement }) => JSON.stringify(placement) === JSON.stringify(wished), placementStays);
     });
 
-    app.post("/loraline/adapters/:adapter/keep", needs("promote"), async (request) => {
+    app.post("/loraline/adapters/:adapter/keep", async (request) => {
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
       const { keep } = parsedBody(keepBody, request.body);
@@ -161,7 +165,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return viewWhen(request, seq, (now) => now.keep === keep, keepStays);
     });
 
-    app.post("/loraline/adapters/:adapter/rollback", needs("promote"), async (request) => {
+    app.post("/loraline/adapters/:adapter/rollback", async (request) => {
       const { tenant, by } = request.caller;
       const adapter = await existingAdapter(request);
       const { version } = parsedBody(rollbackBody, request.body ?? {});
@@ -173,9 +177,9 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return viewWhen(request, seq, (now) => now.alias === version && !now.canary && !now.awaiting);
     });
 
-    app.get("/loraline/dlq", needs("admin"), async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
-    app.get("/loraline/dlq/:seq", needs("admin"), letterOf);
-    app.post("/loraline/dlq/:seq/redrive", needs("admin"), async (request) => {
+    app.get("/loraline/dlq", async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
+    app.get("/loraline/dlq/:seq", letterOf);
+    app.post("/loraline/dlq/:seq/redrive", async (request) => {
       const letter = await letterOf(request);
       await checkRedrive(letter);
       await bus.deadLetters.redrive(letter.seq);

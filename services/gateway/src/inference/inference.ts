@@ -82,7 +82,7 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
 
   const routes = (app: FastifyInstance): void => {
     for (const path of inferencePaths) {
-      const config = { scope: ["infer"], join: joinVersion, sampled: true } as const;
+      const config = { join: joinVersion, sampled: true } as const;
       app.post(`/${path}`, { bodyLimit: context.bodyLimitBytes, config }, async (request, reply) => {
         const body = bodyOf(request.body);
         const asked = askedOf(request, body);

@@ -1,7 +1,7 @@
 /** `GET /v1/models`: the bases, and the tenant's own aliases and versions that are proven. */
 import { adapterKey, type AdapterState, type AdapterVersion, type EngineRecord, type ModelObject } from "@loraline/contracts";
 import type { FastifyInstance } from "fastify";
-import { needs } from "../access/auth.ts";
+import { boundNameOf } from "../access/decide-models.ts";
 import type { GatewayContext } from "../context.ts";
 import { enginesFor, parseModel, type ReplicaView, type RoutingView } from "./decide-route.ts";
 import { PermanentError } from "@loraline/runtime";
@@ -65,13 +65,15 @@ function adapterModels(view: RoutingView, adapter: AdapterState, retired?: numbe
 
 export function modelRoutes({ table }: GatewayContext): (app: FastifyInstance) => void {
   return (app) => {
-    app.get("/models", needs("infer", "train"), async (request) => ({
-      object: "list",
-      data: modelsOf(table.view(), request.caller.tenant),
-    }));
+    app.get("/models", async ({ caller: { tenant, models } }) => {
+      const all = modelsOf(table.view(), tenant);
+      const isAllowed = ({ id, loraline }: ModelObject): boolean =>
+        models?.allows(boundNameOf(id, { tenant, isBase: loraline?.adapter === null })) ?? true;
+      return { object: "list", data: all.filter(isAllowed) };
+    });
 
     // Names have slashes, and the SDKs send them both escaped and plain.
-    app.get("/models/*", needs("infer", "train"), async (request) => {
+    app.get("/models/*", async (request) => {
       const { "*": name } = request.params as { "*": string };
       const asked = parseModel(name);
       const { tenant } = request.caller;

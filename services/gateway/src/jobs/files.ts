@@ -16,7 +16,7 @@ import {
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
-import { type Caller, needs } from "../access/auth.ts";
+import type { Caller } from "../access/auth.ts";
 import { fieldText } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
@@ -107,7 +107,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
   };
 
   return (app) => {
-    app.post("/files", needs("train"), async (request, reply) => {
+    app.post("/files", async (request, reply) => {
       if (!request.isMultipart()) {
         throw badRequest("invalid_content_type", "Upload as multipart/form-data with the fields `file` and `purpose`.");
       }
@@ -126,7 +126,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       return reply.send(fileObjectOf(dataset));
     });
 
-    app.get("/files", needs("train"), async (request) => {
+    app.get("/files", async (request) => {
       const query = request.query as { purpose?: string; order?: string };
       if (query.order !== undefined && query.order !== "asc" && query.order !== "desc") {
         throw badRequest("invalid_order", `order must be "asc" or "desc", not "${query.order}".`, "order");
@@ -142,9 +142,9 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       });
     });
 
-    app.get("/files/:id", needs("train"), async (request) => fileObjectOf(await existing(request)));
+    app.get("/files/:id", async (request) => fileObjectOf(await existing(request)));
 
-    app.get("/files/:id/content", needs("train"), async (request, reply) => {
+    app.get("/files/:id/content", async (request, reply) => {
       const dataset = await existing(request);
       const { blob, filename } = dataset;
       if (blob === null) throw notFound("content of file", fileIdOf(dataset.datasetId), "id");
@@ -156,7 +156,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
         .send(Readable.from(bytes, { objectMode: false }));
     });
 
-    app.delete("/files/:id", needs("train"), async (request) => {
+    app.delete("/files/:id", async (request) => {
       const { tenant, by } = request.caller;
       const dataset = await existing(request);
       const { datasetId } = dataset;

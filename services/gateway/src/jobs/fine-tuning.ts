@@ -12,7 +12,8 @@ import {
 import { RetryLaterError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
-import { type Caller, needs } from "../access/auth.ts";
+import type { Caller } from "../access/auth.ts";
+import { checkModel, seesAdapter } from "../access/decide-models.ts";
 import type { GatewayContext } from "../context.ts";
 import { enginesFor } from "../inference/decide-route.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
@@ -44,6 +45,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
     const runId = runIdOf(id);
     const run = runId === undefined ? undefined : await state.run(request.caller.tenant, runId);
     if (run === undefined) throw notFound("fine-tuning job", id, "fine_tuning_job_id");
+    checkModel(request.caller, run.spec.adapter);
     return run;
   };
 
@@ -95,7 +97,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
   };
 
   return (app) => {
-    app.post("/fine_tuning/jobs", { config: { scope: ["train"], join: joinDataset } }, async (request) => {
+    app.post("/fine_tuning/jobs", { config: { join: joinDataset } }, async (request) => {
       const { tenant, by } = request.caller;
       const parsed = parseJobBody(request.body);
       if ("problems" in parsed) throw badRequestOf(parsed.problems);
@@ -109,6 +111,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       const made = runSpecFromJob(body, { filename: training.filename, engines });
       if ("problems" in made) throw badRequestOf(made.problems);
       const { spec } = made;
+      checkModel(request.caller, spec.adapter);
 
       const key = idempotencyKeyOf(request.headers);
       const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
@@ -124,14 +127,14 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       return jobObjectOf(run);
     });
 
-    app.get("/fine_tuning/jobs", needs("train"), async (request) => {
+    app.get("/fine_tuning/jobs", async (request) => {
       const query = request.query as Record<string, string>;
       const page = pageQueryOf(query, { limit: 20, max: 100 });
       const wanted = Object.entries(query).flatMap(([name, value]) => {
         const field = /^metadata\[(.+)\]$/.exec(name)?.[1];
         return field === undefined ? [] : [[field, value] as const];
       });
-      const runs = await state.runs(request.caller.tenant);
+      const runs = (await state.runs(request.caller.tenant)).filter(({ spec }) => seesAdapter(request.caller, spec.adapter));
       return pageOf(runs, page, {
         idOf: (run) => jobIdOf(run.runId),
         view: jobObjectOf,
@@ -139,9 +142,9 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       });
     });
 
-    app.get("/fine_tuning/jobs/:id", needs("train"), async (request) => jobObjectOf(await existing(request)));
+    app.get("/fine_tuning/jobs/:id", async (request) => jobObjectOf(await existing(request)));
 
-    app.post("/fine_tuning/jobs/:id/cancel", needs("train"), async (request) => {
+    app.post("/fine_tuning/jobs/:id/cancel", async (request) => {
       const { tenant, by } = request.caller;
       const run = await existing(request);
       if (run.phase === "cancelled") return jobObjectOf(run);
@@ -160,13 +163,13 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
     });
 
     for (const verb of ["pause", "resume"]) {
-      app.post(`/fine_tuning/jobs/:id/${verb}`, needs("train"), async (request) => {
+      app.post(`/fine_tuning/jobs/:id/${verb}`, async (request) => {
         await existing(request);
         throw badRequest("unsupported", `Jobs cannot be ${verb}d here. Cancel the job and create it again, or let it run.`);
       });
     }
 
-    app.get("/fine_tuning/jobs/:id/events", needs("train"), async (request) => {
+    app.get("/fine_tuning/jobs/:id/events", async (request) => {
       const page = pageQueryOf(request.query, { limit: 20, max: 1000 });
       const { tenant, runId, spec } = await existing(request);
       const at = { tenant, id: runId };
@@ -190,7 +193,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       }
     });
 
-    app.get("/fine_tuning/jobs/:id/checkpoints", needs("train"), async (request) => {
+    app.get("/fine_tuning/jobs/:id/checkpoints", async (request) => {
       const page = pageQueryOf(request.query, { limit: 10, max: 100 });
       return pageOf(checkpointObjectsOf(await existing(request)), page, identified());
     });
