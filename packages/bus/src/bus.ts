@@ -66,7 +66,7 @@ interface BusDeps {
   source: string;
   /** Known to this service alone, such as its NATS password; it makes message ids that no other client can guess. Absent: no other client is there. */
   secret?: string | undefined;
-  /** Longest pause before a message that waits for a server is tried again. Default 30 s. */
+  /** Longest pause before a message that waits for a server, or failed, is tried again. Default 30 s. */
   longestWaitMs?: number;
 }
 

@@ -1,4 +1,4 @@
-/** Pull consumer with bounded concurrency, heartbeats, the disposition table and dead letters. */
+/** Pull consumer with bounded concurrency, order by entity, heartbeats, the disposition table and dead letters. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { buckets, type ConsumerDef, parseSubject, waitedKey, type waitedState } from "@loraline/contracts";
 import {
@@ -18,6 +18,7 @@ import { buryLetter } from "./dead-letters.ts";
 import type { z } from "zod";
 import { headersOf, open, type Received } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
+import { createLanes, type Turn } from "./lanes.ts";
 
 type Waited = z.output<typeof waitedState>;
 
@@ -73,7 +74,7 @@ interface ConsumeDeps {
   nc: NatsConnection;
   log: Log;
   telemetry: Telemetry;
-  /** Longest pause before a message that waits for a server is tried again. */
+  /** Longest pause before a message that waits for a server, or failed, is tried again. */
   longestWaitMs: number;
 }
 
@@ -107,7 +108,9 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   const log = deps.log.child({ consumer: def.durable });
   const waited = await openBucket(deps.nc, buckets.waited, log);
 
-  const inWork = new Set<Promise<void>>();
+  const lanes = createLanes(def.concurrency);
+  /** Which messages wait for each other: those about one entity, or none. */
+  const laneOf = ({ subject, seq }: JsMsg): string => (def.ordered === true ? subject.split(".", 4).join(".") : String(seq));
   const pulls = new Set<ConsumerMessages>();
   const next = async (): Promise<JsMsg | null> => {
     const pull = await consumer.fetch({ max_messages: 1, expires: pullMs });
@@ -123,6 +126,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   let failedPulls = 0;
   const worker = async (): Promise<void> => {
     while (!stopping.signal.aborted) {
+      await lanes.room();
       let message: JsMsg | null = null;
       try {
         message = await next();
@@ -139,13 +143,16 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
         message.nak();
         return;
       }
-      const done = handleMessage({ ...deps, waited }, options, message, log, stopping.signal).catch((error: unknown) => {
+      const received = message;
+      // A message that waits for its turn stays in hand as one that is worked on does.
+      const heartbeat = setInterval(() => received.working(), def.ackWaitMs / 3);
+      const done = lanes
+        .run(laneOf(received), (turn) => handleMessage({ ...deps, waited, turn }, options, received, log, stopping.signal))
         // Not acknowledged, so the broker delivers it again.
-        log.error({ err: error }, "message not acknowledged; it will be delivered again");
-      });
-      inWork.add(done);
-      await done;
-      inWork.delete(done);
+        .catch((error: unknown) => log.error({ err: error }, "message not acknowledged; it will be delivered again"))
+        .finally(() => clearInterval(heartbeat));
+      // Those of an ordered consumer may wait for each other, which must not keep this worker from messages of others.
+      if (def.ordered !== true) await done;
     }
   };
   const workers = Array.from({ length: def.concurrency }, worker);
@@ -154,23 +161,33 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
       stopping.abort();
       for (const pull of pulls) endPull(pull);
       // A pull from a server that went away may never end.
-      const pulled = sleep(pullMs * 2).then(() => Promise.all(inWork));
-      await Promise.race([Promise.all(workers), pulled]);
+      await Promise.race([Promise.all(workers), sleep(pullMs * 2)]);
+      await lanes.idle();
     },
   };
 }
 
 async function handleMessage<C extends ConsumerDef>(
-  deps: ConsumeDeps & { waited: KvBucket<Waited> },
+  deps: ConsumeDeps & { waited: KvBucket<Waited>; turn: Turn },
   options: ConsumeOptions<C>,
   message: JsMsg,
   log: Log,
   signal: AbortSignal,
 ): Promise<void> {
   const { consumer: def, onDeadLetter, traced = true } = options;
-  const deliveries = message.info.deliveryCount;
+  if (signal.aborted) {
+    // It waited behind another one until now.
+    message.nak();
+    return;
+  }
   const key = waitedKey({ durable: def.durable, seq: message.seq });
-  let waits: Waited | undefined = deliveries > 1 ? undefined : { deliveries: 0, away: 0 };
+  /** Tries here that ended, while the message stayed in hand. */
+  const here = { tries: 0, putOff: 0, away: 0 };
+  /** What earlier deliveries of this message were put off for. */
+  let waits: Waited | undefined = message.info.deliveryCount > 1 ? undefined : { deliveries: 0, away: 0 };
+  /** Deliveries, and tries here after the first one, which are the same to a handler. */
+  const deliveriesNow = (): number => message.info.deliveryCount + here.tries;
+  const putOffNow = (): number => (waits?.deliveries ?? 0) + here.putOff;
   /** Keeps the message in hand while NATS is away or full: given back without being counted, a wait would look like a crash. */
   const whenNatsCan = async <T>(work: () => Promise<T>): Promise<T> => {
     for (let failed = 1; ; failed++) {
@@ -192,6 +209,24 @@ async function handleMessage<C extends ConsumerDef>(
     }
     message.nak(afterMs);
   };
+  /**
+   * Tries again after a while. Where order counts the message stays in hand, and those about the same entity behind it; elsewhere any
+   * process may have it then.
+   * @returns whether it is to be tried again here.
+   */
+  const again = async (afterMs: number, why: "failed" | "put off" | "away"): Promise<boolean> => {
+    if (def.ordered !== true) {
+      if (why === "failed") message.nak(afterMs);
+      else await putOff(afterMs, why === "away" ? 1 : 0);
+      return false;
+    }
+    here.tries += 1;
+    if (why !== "failed") here.putOff += 1;
+    if (why === "away") here.away += 1;
+    await deps.turn.pause(afterMs, signal);
+    if (signal.aborted) await putOff(undefined, 0);
+    return !signal.aborted;
+  };
   let received: Received<EventsOf<C>> | undefined;
   /** Whether `onWait` was called with a reason for this message. */
   let toldWaiting = false;
@@ -200,17 +235,14 @@ async function handleMessage<C extends ConsumerDef>(
     toldWaiting = reason !== null;
     await options.onWait(received, reason).catch((error: unknown) => log.warn({ err: error, reason }, "nobody could be told of the wait"));
   };
-  const heartbeat = setInterval(() => {
-    message.working();
-    if (toldWaiting && options.isAway?.() === false) void tell(null);
-  }, def.ackWaitMs / 3);
-  try {
+  const handleOnce = async (): Promise<void> => {
+    const deliveries = deliveriesNow();
     waits ??= (await whenNatsCan(() => deps.waited.get(key)))?.value ?? { deliveries: 0, away: 0 };
     // A handler that takes its process down never throws here; the count is what tells.
-    if (deliveries - waits.deliveries > def.maxDeliver * 2) {
+    if (deliveries - putOffNow() > def.maxDeliver * 2) {
       throw new PermanentError(
         "MAX_DELIVERIES",
-        `delivered ${deliveries - waits.deliveries} times without an answer; the handler may be crashing its process`,
+        `delivered ${deliveries - putOffNow()} times without an answer; the handler may be crashing its process`,
       );
     }
     received = open<EventsOf<C>>({
@@ -221,7 +253,7 @@ async function handleMessage<C extends ConsumerDef>(
       storedAt: new Date(Number(message.info.timestampNanos / 1_000_000)).toISOString(),
     });
     const { type, event, at, trace, id } = received;
-    toldWaiting = waits.away > 0;
+    toldWaiting ||= waits.away > 0;
     // `open` checked the payload against the schema of its own type, so the handler of that type may have it.
     type Handle = (received: Received<EventsOf<C>>, context: HandlerContext) => Promise<void>;
     const { handlers } = options;
@@ -231,72 +263,82 @@ async function handleMessage<C extends ConsumerDef>(
       log: log.child({ [`${event.noun}Id`]: at.id, tenant: at.tenant }),
       signal,
       deliveries,
-      tries: deliveries - waits.away,
+      tries: deliveries - waits.away - here.away,
     };
     const handle = handler.bind(undefined, received, context);
-    if (traced) {
-      await deps.telemetry.span(
-        `process ${type}`,
-        {
-          kind: "consumer",
-          parent: trace,
-          attributes: {
-            "messaging.system": "nats",
-            "messaging.destination.name": message.subject,
-            "messaging.message.id": id,
-            "messaging.consumer.group.name": def.durable,
-            "loraline.tenant": at.tenant,
-            "loraline.deliveries": deliveries,
-          },
+    if (!traced) return handle();
+    await deps.telemetry.span(
+      `process ${type}`,
+      {
+        kind: "consumer",
+        parent: trace,
+        attributes: {
+          "messaging.system": "nats",
+          "messaging.destination.name": message.subject,
+          "messaging.message.id": id,
+          "messaging.consumer.group.name": def.durable,
+          "loraline.tenant": at.tenant,
+          "loraline.deliveries": deliveries,
         },
-        handle,
-      );
-    } else {
-      await handle();
-    }
-    if (toldWaiting) await tell(null);
-    message.ack();
-  } catch (thrown) {
-    if (signal.aborted && !(thrown instanceof PermanentError)) {
-      await putOff(undefined, 0);
-      return;
-    }
-    const error = asUnavailable(thrown);
-    if (error instanceof UnavailableError) {
-      const afterMs = Math.min(deps.longestWaitMs, backoffMs((waits?.away ?? 0) + 1));
-      const { code, message: why } = error;
-      log.warn({ err: thrown, subject: message.subject, deliveries, afterMs, code }, `waiting: ${why}`);
-      await tell({ code, message: why });
-      await putOff(afterMs, 1);
-      return;
-    }
-    const disposition = dispositionOf(error, { deliveries: deliveries - (waits?.deliveries ?? 0), maxDeliver: def.maxDeliver });
-    if (disposition.kind === "retry") {
-      log.warn({ err: error, subject: message.subject, deliveries, afterMs: disposition.afterMs }, "will be delivered again");
-      if (error instanceof RetryLaterError) await putOff(disposition.afterMs, 0);
-      else message.nak(disposition.afterMs);
-      return;
-    }
-    log.error({ err: error, subject: message.subject, deliveries, code: disposition.code }, "dead letter");
+      },
+      handle,
+    );
+  };
+  const bury = async (error: unknown, code: string, reason: string): Promise<void> => {
+    const deliveries = deliveriesNow();
+    log.error({ err: error, subject: message.subject, deliveries, code }, "dead letter");
     const address = parseSubject(message.subject);
     if (address !== undefined) {
-      const letter = {
-        ...address,
-        code: disposition.code,
-        message: disposition.message,
-        param: error instanceof PermanentError ? error.param : null,
-      };
+      const letter = { ...address, code, message: reason, param: error instanceof PermanentError ? error.param : null };
       await whenNatsCan(async () => onDeadLetter?.(letter)).catch((failure: unknown) => {
-        // An error of `onDeadLetter` must not keep the message, and all messages behind it, for ever.
-        if (!(failure instanceof PermanentError)) throw failure;
+        // An error of `onDeadLetter` must not keep the message for ever.
+        if (signal.aborted) throw failure;
         log.error({ err: failure, subject: message.subject }, "nobody could be told of the dead letter");
       });
     }
-    const { code, message: why } = disposition;
-    await whenNatsCan(() => buryLetter(deps.nc, { def, message, code, reason: why, deliveries }));
-    message.term(disposition.code);
+    await whenNatsCan(() => buryLetter(deps.nc, { def, message, code, reason, deliveries }));
+    message.term(code);
+  };
+  const wentOn = setInterval(() => {
+    if (toldWaiting && options.isAway?.() === false) void tell(null);
+  }, def.ackWaitMs / 3);
+  try {
+    for (;;) {
+      try {
+        await handleOnce();
+        if (toldWaiting) await tell(null);
+        message.ack();
+        return;
+      } catch (thrown) {
+        if (signal.aborted && !(thrown instanceof PermanentError)) {
+          await putOff(undefined, 0);
+          return;
+        }
+        const error = asUnavailable(thrown);
+        const { subject } = message;
+        const deliveries = deliveriesNow();
+        if (error instanceof UnavailableError) {
+          const afterMs = Math.min(deps.longestWaitMs, backoffMs((waits?.away ?? 0) + here.away + 1));
+          const { code, message: why } = error;
+          log.warn({ err: thrown, subject, deliveries, afterMs, code }, `waiting: ${why}`);
+          await tell({ code, message: why });
+          if (await again(afterMs, "away")) continue;
+          return;
+        }
+        const disposition = dispositionOf(error, { deliveries: deliveries - putOffNow(), maxDeliver: def.maxDeliver });
+        if (disposition.kind === "dead-letter") {
+          await bury(error, disposition.code, disposition.message);
+          return;
+        }
+        const isPutOff = error instanceof RetryLaterError;
+        const afterMs = isPutOff ? disposition.afterMs : Math.min(deps.longestWaitMs, disposition.afterMs);
+        log.warn({ err: error, subject, deliveries, afterMs }, "will be tried again");
+        if (await again(afterMs, isPutOff ? "put off" : "failed")) continue;
+        return;
+      }
+    }
   } finally {
-    clearInterval(heartbeat);
+    clearInterval(wentOn);
   }
 }
 

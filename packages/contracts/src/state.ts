@@ -9,6 +9,11 @@ import { tokenTotals } from "./records.ts";
 import { canarySettings, defaultKeep, keepPolicy, placement, runSpec } from "./spec/run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
+const wholeSeq = z
+  .int()
+  .nullish()
+  .describe("Up to here the entry was folded from the entity's whole history: an older event that comes late is in it. Absent: never.");
+
 export const datasetState = z.object({
   tenant: tenantName,
   datasetId: ulid,
@@ -35,6 +40,7 @@ export const datasetState = z.object({
     .describe("What it waits for: a server that is away, or refuses the operator's account."),
   trace: traceparent.nullable().describe("Trace context of the upload."),
   seq: z.int().describe("Last stream sequence folded in; makes folding twice harmless."),
+  wholeSeq,
 });
 export type DatasetState = z.infer<typeof datasetState>;
 
@@ -110,6 +116,7 @@ export const runState = z.object({
     .nullable(),
   error: problem.nullable(),
   seq: z.int().describe("Last sequence of RUNS folded in."),
+  wholeSeq,
 });
 export type RunState = z.infer<typeof runState>;
 
@@ -180,13 +187,20 @@ export const moveKinds = ["promoted", "rolledback", "canary-started", "canary-st
 /** Kinds of history lines about loaded versions, and about moves that were given up. */
 const keepKinds = ["retired", "recalled", "deleted", "not-moved"] as const;
 
+const commandSeq = z
+  .int()
+  .nullish()
+  .describe("Sequence in ADAPTERS of the command that set it: an older command that comes later is not followed.");
+
 export const adapterState = z.object({
   tenant: tenantName,
   adapter: adapterName,
   engine: z.string(),
   base: z.string(),
   placement: placement.nullish().describe("Absent: `all`."),
+  placementSeq: commandSeq,
   keep: keepPolicy.nullish().describe(`How many of the newest served versions stay loaded. Absent: ${defaultKeep}.`),
+  keepSeq: commandSeq,
   versions: z
     .array(adapterVersion)
     .describe("Oldest first. Of those that were retired the newest 300, of those that were refused or deleted the newest hundred."),

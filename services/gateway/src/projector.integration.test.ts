@@ -1,8 +1,9 @@
 /** The projector against a real bus: what it keeps equals the pure fold of the streams, whatever happens to it. */
 import { createBus, ensureStreams } from "@loraline/bus";
-import { buckets, events, foldRun, runEvents, runSpec, type RunState } from "@loraline/contracts";
+import { buckets, type ConsumerDef, consumers, events, foldRun, runEvents, runSpec, type RunState } from "@loraline/contracts";
 import { createTelemetry } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
+import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { ulid } from "ulid";
 import { describe, expect } from "vitest";
 import { base, playServed, playStep, playTokenized, playTrained, quietLog } from "./gateway-under-test.ts";
@@ -48,6 +49,56 @@ describe("the projector", () => {
     for (const id of ids) {
       await expect.poll(async () => (await runs.get(`${tenant}.${id}`))?.value.progress?.step, { timeout: 10_000 }).toBe(7);
     }
+  });
+
+  test("folds an event that comes after later ones, as when another gateway had it in hand", async ({ nc, bus, tenant }) => {
+    const runs = await bus.bucket(buckets.runs);
+    const datasets = await bus.bucket(buckets.datasets);
+    /** Plays it while another client holds the first `held` messages that come; gives them back when the rest is folded. */
+    const withHeld = async (consumer: ConsumerDef, held: number, play: () => Promise<void>, folded: () => Promise<void>): Promise<void> => {
+      const other = await jetstream(nc).consumers.get(consumer.stream.name, consumer.durable);
+      await play();
+      const messages = await Array.fromAsync(await other.fetch({ max_messages: held, expires: 5000 }));
+      // All but the last are given back at once.
+      for (const message of messages.slice(0, -1)) message.nak();
+      await using _projector = await createProjector({ bus, log: quietLog });
+      await folded();
+      messages.at(-1)!.nak();
+      const jsm = await jetstreamManager(nc);
+      const inHand = async () => (await jsm.consumers.info(consumer.stream.name, consumer.durable)).num_ack_pending;
+      await expect.poll(inHand, { timeout: 10_000 }).toBe(0);
+    };
+    // The first event of a run, its second, and the third of a dataset.
+    for (const held of [1, 2]) {
+      let id = "";
+      const state = async () => (await runs.get(`${tenant}.${id}`))?.value;
+      await withHeld(
+        consumers.projectorRuns,
+        held,
+        async () => void (id = await playWholeRun(bus, tenant)),
+        () => expect.poll(async () => (await state())?.phase, { timeout: 10_000 }).toBe("served"),
+      );
+      const expected = await foldOf(bus, tenant, id);
+      expect(expected).toMatchObject({ tokens: expect.anything(), trained: expect.anything() });
+      expect(await state()).toMatchObject(expected);
+    }
+    const at = { tenant, id: ulid() };
+    const blob = { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 3 } as const;
+    const state = async () => (await datasets.get(`${tenant}.${at.id}`))?.value;
+    await withHeld(
+      consumers.projectorDatasets,
+      2,
+      async () => {
+        await bus.publish(events.datasetReceived, at, { blob, filename: "a.jsonl" });
+        const manifest = { ...blob, kind: "dataset" } as const;
+        const report = { ...blob, kind: "report" } as const;
+        const ingested = { manifest, report, records: 3, rejections: 0, formats: {}, cacheHit: false };
+        await bus.publish(events.datasetIngested, at, ingested);
+        await bus.publish(events.datasetWaiting, at, { stage: "ingest", reason: null });
+      },
+      () => expect.poll(async () => (await state())?.seq, { timeout: 10_000 }).toBeGreaterThan(0),
+    );
+    expect(await state()).toMatchObject({ status: "ingested", records: 3 });
   });
 
   test("gives the same when several fold at once and when one starts again", async ({ bus, tenant }) => {

@@ -1,56 +1,107 @@
 /** The projector: folds the streams' events into KV `runs` and `datasets`. Nothing else writes these buckets. */
-import type { Bus, HandlerContext } from "@loraline/bus";
+import type { Bus, HandlerContext, KvBucket, Received } from "@loraline/bus";
 import {
   buckets,
   consumers,
-  type DatasetEvent,
+  datasetEvents,
+  datasetImportRequested,
   datasetKey,
+  datasetReceived,
+  type DatasetState,
+  type EventDef,
   foldDataset,
   foldRun,
-  type RunEvent,
+  runEvents,
   runKey,
+  type runProgress,
   runRequested,
+  type RunState,
 } from "@loraline/contracts";
 import { type Log, RetryLaterError } from "@loraline/runtime";
 
 /** After this many deliveries, progress whose run is not folded yet is dropped: progress is only for display. */
 const progressPatience = 5;
 
+/** An entry and what it is folded from. */
+interface Projection<S, E extends EventDef> {
+  bucket: KvBucket<S>;
+  events: readonly E[];
+  /** One of these is the first event of every entity. */
+  begins: readonly E[];
+  fold(state: S | undefined, event: Received<E>): S | undefined;
+  /** What of the entry comes from elsewhere. */
+  keep?(state: S): Partial<S>;
+}
+
 /**
- * Several may run at once: the consumers hand out one event at a time, writes are compare-and-set, and folding an event
- * twice changes nothing.
+ * Several may run at once, in no order between them: writes are compare-and-set, folding an event twice changes nothing, and when an
+ * event comes after a later one of its entity was folded, the entry is folded anew from the whole history.
  */
 export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Promise<AsyncDisposable> {
   const runs = await bus.bucket(buckets.runs);
   const datasets = await bus.bucket(buckets.datasets);
 
-  const onDataset = async (received: DatasetEvent, { log: eventLog }: HandlerContext): Promise<void> => {
-    let known = true;
-    await datasets.change(datasetKey(received.at), (state) => {
-      const next = foldDataset(state, received);
-      known = next !== undefined;
-      return next === state ? undefined : next;
+  /** @returns false when the entity never began. */
+  async function project<S extends { seq: number; wholeSeq?: number | null | undefined }, E extends EventDef>(
+    { bucket, events, begins, fold, keep }: Projection<S, E>,
+    key: string,
+    received: Received<E>,
+  ): Promise<boolean> {
+    const { at, seq } = received;
+    let state = "folded" as "folded" | "passed" | "unknown";
+    await bucket.change(key, (current) => {
+      const next = fold(current, received);
+      if (current === undefined) state = next === undefined ? "unknown" : "folded";
+      else state = seq < current.seq && seq > (current.wholeSeq ?? 0) ? "passed" : "folded";
+      return next === current ? undefined : next;
     });
-    if (!known) eventLog.warn({ type: received.type }, "event about a dataset that was never received; dropped");
+    if (state === "folded") return true;
+    // Asked first, because that costs less: a client can name any number of entities that never were.
+    if (state === "unknown" && (await Promise.all(begins.map((event) => bus.last(event, at)))).every((first) => first === undefined))
+      return false;
+    for (;;) {
+      const whole = (await bus.history(events, at)).reduce<S | undefined>(fold, undefined);
+      if (whole === undefined) return false;
+      let isOld = false;
+      await bucket.change(key, (current) => {
+        isOld = current !== undefined && current.seq > whole.seq;
+        return isOld ? undefined : { ...whole, ...(current === undefined ? {} : keep?.(current)), wholeSeq: whole.seq };
+      });
+      if (!isOld) return true;
+    }
+  }
+
+  const ofDatasets: Projection<DatasetState, (typeof datasetEvents)[number]> = {
+    bucket: datasets,
+    events: datasetEvents,
+    begins: [datasetReceived, datasetImportRequested],
+    fold: foldDataset,
+  };
+  const ofRuns: Projection<RunState, (typeof runEvents)[number]> = {
+    bucket: runs,
+    events: runEvents,
+    begins: [runRequested],
+    fold: foldRun,
+    keep: ({ progress }) => ({ progress }),
   };
 
-  const foldIntoRun = async (received: RunEvent): Promise<{ known: boolean }> => {
+  const onDataset = async (received: Received<(typeof datasetEvents)[number]>, { log: eventLog }: HandlerContext): Promise<void> => {
+    if (await project(ofDatasets, datasetKey(received.at), received)) return;
+    eventLog.warn({ type: received.type }, "event about a dataset that was never received; dropped");
+  };
+
+  const onRun = async (received: Received<(typeof runEvents)[number]>, { log: eventLog }: HandlerContext): Promise<void> => {
+    if (await project(ofRuns, runKey(received.at), received)) return;
+    eventLog.warn({ type: received.type }, "event about a run that was never requested; dropped");
+  };
+
+  const onProgress = async (received: Received<typeof runProgress>, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
     let known = true;
     await runs.change(runKey(received.at), (state) => {
       const next = foldRun(state, received);
       known = next !== undefined;
       return next === state ? undefined : next;
     });
-    return { known };
-  };
-
-  const onRun = async (received: RunEvent, { log: eventLog }: HandlerContext): Promise<void> => {
-    const { known } = await foldIntoRun(received);
-    if (!known) eventLog.warn({ type: received.type }, "event about a run that was never requested; dropped");
-  };
-
-  const onProgress = async (received: RunEvent, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
-    const { known } = await foldIntoRun(received);
     if (known) return;
     // Progress is in another stream, so it may be read before the request of its run.
     if (deliveries < progressPatience && (await bus.last(runRequested, received.at)) !== undefined) {

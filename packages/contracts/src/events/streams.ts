@@ -128,8 +128,13 @@ export interface ConsumerDef {
   readonly maxDeliver: number;
   /** Messages that one process works on at the same time. */
   readonly concurrency: number;
-  /** Messages that all processes together work on at the same time; 1 keeps the stream's order. */
+  /** Messages that all processes together have in hand, also those that wait to be tried again. */
   readonly maxAckPending: number;
+  /**
+   * A process handles the events of one entity in the stream's order; while one is tried again, those behind it wait, and other entities'
+   * go on. Between processes there is no order: handlers see by `seq` what is older than what was done already. Absent: no order at all.
+   */
+  readonly ordered?: true;
 }
 
 export const consumers = {
@@ -140,7 +145,7 @@ export const consumers = {
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 2,
-    maxAckPending: 64,
+    maxAckPending: 10_000,
   },
   ingestDatasetImportRequested: {
     durable: "ingest-dataset-import-requested",
@@ -149,7 +154,7 @@ export const consumers = {
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 2,
-    maxAckPending: 64,
+    maxAckPending: 10_000,
   },
   tokenizeRunRequested: {
     durable: "tokenize-run-requested",
@@ -158,7 +163,7 @@ export const consumers = {
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 8,
-    maxAckPending: 256,
+    maxAckPending: 10_000,
   },
   tokenizeChunkRequested: {
     durable: "tokenize-chunk-requested",
@@ -168,7 +173,7 @@ export const consumers = {
     ackWaitMs: 5_000,
     maxDeliver: 6,
     concurrency: 2,
-    maxAckPending: 256,
+    maxAckPending: 10_000,
   },
   serveRunTrained: {
     durable: "serve-run-trained",
@@ -177,7 +182,8 @@ export const consumers = {
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 1,
-    maxAckPending: 1,
+    maxAckPending: 256,
+    ordered: true,
   },
   serveRunCancelRequested: {
     durable: "serve-run-cancel-requested",
@@ -186,7 +192,8 @@ export const consumers = {
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 1,
-    maxAckPending: 1,
+    maxAckPending: 256,
+    ordered: true,
   },
   serveAdapterCommands: {
     durable: "serve-adapter-commands",
@@ -201,7 +208,8 @@ export const consumers = {
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 1,
-    maxAckPending: 1,
+    maxAckPending: 256,
+    ordered: true,
   },
   serveVersionWanted: {
     durable: "serve-version-wanted",
@@ -210,7 +218,7 @@ export const consumers = {
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 8,
-    maxAckPending: 64,
+    maxAckPending: 10_000,
   },
   projectorDatasets: {
     durable: "projector-datasets",
@@ -218,8 +226,9 @@ export const consumers = {
     events: datasetEvents,
     ackWaitMs: 15_000,
     maxDeliver: 5,
-    concurrency: 1,
-    maxAckPending: 1,
+    concurrency: 4,
+    maxAckPending: 256,
+    ordered: true,
   },
   projectorRuns: {
     durable: "projector-runs",
@@ -227,8 +236,9 @@ export const consumers = {
     events: runEvents,
     ackWaitMs: 15_000,
     maxDeliver: 5,
-    concurrency: 1,
-    maxAckPending: 1,
+    concurrency: 4,
+    maxAckPending: 256,
+    ordered: true,
   },
   projectorProgress: {
     durable: "projector-progress",
@@ -236,8 +246,9 @@ export const consumers = {
     events: [events.runProgress],
     ackWaitMs: 15_000,
     maxDeliver: 3,
-    concurrency: 1,
-    maxAckPending: 1,
+    concurrency: 4,
+    maxAckPending: 256,
+    ordered: true,
   },
 } as const satisfies Record<string, ConsumerDef>;
 

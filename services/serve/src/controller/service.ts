@@ -153,8 +153,11 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
         onCommand(at, { kind: "promote", version: data.version, canary: data.canary, by: data.by ?? null, seq }),
       [adapterRollbackRequested.type]: ({ at, data, seq }) =>
         onCommand(at, { kind: "rollback", version: data.version ?? null, by: data.by ?? null, seq }),
-      async [adapterPlaceRequested.type]({ at, data: { placement, by } }) {
-        const state = await adapters.change(keyOf(at), (current) => current && { ...current, placement });
+      async [adapterPlaceRequested.type]({ at, seq, data: { placement, by } }) {
+        const state = await adapters.change(keyOf(at), (current) => {
+          if (current === undefined || (current.placementSeq ?? 0) > seq) return undefined;
+          return { ...current, placement, placementSeq: seq };
+        });
         if (state === undefined) throw new PermanentError("ADAPTER_UNKNOWN", `there is no adapter "${nameOf(at)}".`);
         log.info({ adapter: nameOf(at), placement, by }, "placement set");
       },

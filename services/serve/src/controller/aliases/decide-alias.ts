@@ -1,6 +1,7 @@
 /** Pure: what a command does to the alias of an adapter, and to its canary. */
 import type { AdapterState, CanarySettings, Problem, ReplicaState } from "@loraline/contracts";
 import { endCanary, judgeCanaryLoss, moveAlias, startCanary } from "./alias-moves.ts";
+import { isMove } from "./history-lines.ts";
 import { provenOn, readyReplicas } from "../versions/bucket-replicas.ts";
 import { applyKeep, dropAwaiting, rollbackTarget, wantVersion } from "../versions/decide-keep.ts";
 
@@ -41,6 +42,9 @@ export function decideAlias(
   if (state.history.some((move) => move.command === command.seq))
     return { kind: "nothing", why: "this command has moved the alias already" };
   if (state.awaiting?.command === command.seq) return { kind: "nothing", why: "this command waits for its version already" };
+  // Another process may have carried out a later command while this one was tried again.
+  const later = Math.max(state.awaiting?.command ?? 0, ...state.history.filter(isMove).map((move) => move.command ?? 0));
+  if (later > command.seq) return { kind: "nothing", why: "a later command was followed already" };
 
   if (command.kind === "rollback" && state.alias === null)
     return reject("NOTHING_PROMOTED", `no version of "${name}" is promoted, so there is nothing to roll back.`, null);

@@ -356,6 +356,9 @@ describe("commands while a canary is under way", () => {
   it("that were followed already change nothing", () => {
     expect(command({ seq: 7, version: 3 })).toMatchObject({ kind: "nothing" });
   });
+  it("that come after a later one was followed change nothing", () => {
+    expect(command({ seq: 6, version: 3 })).toEqual({ kind: "nothing", why: "a later command was followed already" });
+  });
   it("that cannot be judged as they ask are rejected", () => {
     const state = adapter([versionOf(1), versionOf(2, { evaluation: null })]);
     expect(command({ version: 2, canary: settings({ max_loss_increase: 1 }) }, state)).toMatchObject({

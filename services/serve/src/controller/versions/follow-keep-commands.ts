@@ -43,12 +43,16 @@ export async function onVersionWanted(
 }
 
 export async function onKeepRequested(
-  { at, data: { keep, by } }: Received<typeof adapterKeepRequested>,
+  { at, seq, data: { keep, by } }: Received<typeof adapterKeepRequested>,
   deps: AdapterEventDeps,
   adapters: KvBucket<AdapterState>,
 ): Promise<void> {
   const now = new Date().toISOString();
-  const state = await changeAndPublish(at, (current) => current && applyKeep({ ...current, keep }, now), deps, adapters);
+  const change = (current: AdapterState | undefined): AdapterState | undefined => {
+    if (current === undefined || (current.keepSeq ?? 0) > seq) return current;
+    return applyKeep({ ...current, keep, keepSeq: seq }, now);
+  };
+  const state = await changeAndPublish(at, change, deps, adapters);
   if (state === undefined) throw new PermanentError("ADAPTER_UNKNOWN", `there is no adapter "${nameOf(at)}".`);
   deps.log.info({ adapter: nameOf(at), keep, by }, "keep set");
 }
