@@ -1,7 +1,7 @@
 import { type BlobRef, foldRun, type RunEvent, runSpec, type RunState } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type Action, decideRun, type History, type Line, lineFor } from "./decide-run.ts";
+import { type Action, decideRun, type History, type Line } from "./decide-run.ts";
 import { attemptNameOf } from "../attempt/attempt-spec.ts";
 import type { Attempt, AttemptPhase } from "../launchers/launcher.ts";
 
@@ -236,26 +236,6 @@ describe("decideRun", () => {
     const cancelled = tokenized().say("run.cancelled.v1", {});
     expect(decide(cancelled, [attempt(1, { phase: "running" })])).toEqual([{ kind: "stop", name }]);
     expect(decide(cancelled, [attempt(1, failed("CANCELLED"))])).toEqual([{ kind: "remove", name }]);
-  });
-});
-
-describe("lineFor", () => {
-  const ids = ["01JD0000000000000000000001", "01JD0000000000000000000002", "01JD0000000000000000000003", "01JD0000000000000000000004"];
-  const runs = ids.map((id, n) => ({ ...tokenized(id).state(), requestedAt: iso(now + n) }));
-  const last = runs[3] as RunState;
-  const ahead = (attempts: Attempt[], those = runs) => lineFor(last, those, attempts, { total: 1, free: 0 }, now).ahead;
-
-  it("counts who came earlier and waits", () => {
-    expect(ahead([])).toBe(3);
-    expect(lineFor(runs[0] as RunState, runs, [], { total: 2, free: 1 }, now)).toEqual({ total: 2, free: 1, ahead: 0 });
-  });
-
-  it("does not count who runs, is done, waits out a delay, is over, cancelled or has no tokens", () => {
-    expect(ahead([attempt(1, { phase: "running" }, ids[0]), attempt(1, { phase: "concluded" }, ids[1])])).toBe(1);
-    expect(ahead([attempt(1, failed("TRAINER_KILLED"), ids[0])])).toBe(2);
-    expect(ahead([attempt(1, failed("TRAINER_KILLED", now - 500), ids[0])])).toBe(3);
-    const [a, b, c] = runs as [RunState, RunState, RunState];
-    expect(ahead([], [{ ...a, phase: "failed" }, { ...b, cancelRequested: true }, { ...c, tokens: null }, last])).toBe(0);
   });
 });
 

@@ -12,7 +12,7 @@
  *
  * Everything is safe to repeat: names of attempts and ids of events follow from run and attempt.
  */
-import { type BlobRef, runKey, type RunState, terminalPhases } from "@loraline/contracts";
+import { type BlobRef, type RunState, terminalPhases } from "@loraline/contracts";
 import type { Attempt } from "../launchers/launcher.ts";
 
 /** Where a run stands in line for a device. */
@@ -155,9 +155,18 @@ function tellWhyPending(run: RunState, newest: Attempt | undefined): Action[] {
   return [{ kind: "queued", attempt, reason, message }];
 }
 
-const mayStillTrain = (run: RunState): boolean => run.phase !== "trained" && !terminalPhases.has(run.phase);
+/**
+ * Whether a decision needs the run's own stream. Its folded state may lag behind, and an attempt must not be started again, nor the run
+ * fail, because of that. A run without an attempt so far needs nothing of it.
+ */
+export function needsHistory(run: RunState, attempts: readonly Attempt[]): boolean {
+  const early = run.attempt === 0 && run.lostAttempts === 0 && attempts.length === 0 && !run.cancelRequested;
+  return !early && mayStillTrain(run) && attempts.every(({ phase }) => phase === "failed");
+}
 
-const newestOf = (attempts: readonly Attempt[]): Attempt | undefined =>
+export const mayStillTrain = (run: RunState): boolean => run.phase !== "trained" && !terminalPhases.has(run.phase);
+
+export const newestOf = (attempts: readonly Attempt[]): Attempt | undefined =>
   attempts.reduce<Attempt | undefined>((best, next) => (best === undefined || next.attempt > best.attempt ? next : best), undefined);
 
 function newestCheckpoint(run: RunState, history: History): History["checkpoint"] {
@@ -167,35 +176,10 @@ function newestCheckpoint(run: RunState, history: History): History["checkpoint"
 }
 
 /** When the next attempt may start: at once after an end from outside; else after 0.5 s, 1 s, 2 s … at most 60 s. */
-function readyAt(newest: Attempt | undefined): number {
+export function readyAt(newest: Attempt | undefined): number {
   if (newest?.phase !== "failed" || (fromOutside.has(newest.code) && !mayComeAgain.has(newest.code))) return 0;
   return newest.endedAt + Math.min(60_000, 500 * 2 ** (newest.attempt - 1));
 }
-
-/**
- * Where a run stands: first come, first served. A run that waits out a delay after a failure does not hold up those behind it.
- *
- * @param runs - every run; `attempts` of all of them.
- */
-export function lineFor(
-  run: RunState,
-  runs: Iterable<RunState>,
-  attempts: readonly Attempt[],
-  slots: { total: number; free: number },
-  now: number,
-): Line {
-  const byRun = Map.groupBy(attempts, ({ tenant, runId }) => runKey({ tenant, id: runId }));
-  let ahead = 0;
-  for (const other of runs) {
-    if (!cameBefore(other, run) || !mayStillTrain(other) || other.tokens === null || other.cancelRequested) continue;
-    const its = byRun.get(runKey({ tenant: other.tenant, id: other.runId })) ?? [];
-    if (its.every(({ phase }) => phase === "failed") && readyAt(newestOf(its)) <= now) ahead++;
-  }
-  return { ...slots, ahead };
-}
-
-const cameBefore = (a: RunState, b: RunState): boolean =>
-  a.requestedAt === b.requestedAt ? a.runId < b.runId : a.requestedAt < b.requestedAt;
 
 function waitingMessage({ total, ahead, free }: Line): string {
   const devices = total === 1 ? "the device is" : `all ${total} devices are`;

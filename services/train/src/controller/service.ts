@@ -1,4 +1,7 @@
-/** The controller: brings what runs in line with what is wanted. gather → decide → act, one run at a time. */
+/**
+ * The controller: brings what runs in line with what is wanted. A round decides which runs are due (decide-round.ts); then
+ * gather → decide → act, one run at a time.
+ */
 import type { Bus, KvBucket } from "@loraline/bus";
 import {
   buckets,
@@ -8,7 +11,6 @@ import {
   runCheckpointed,
   runFailed,
   runAttemptEnded,
-  runKey,
   runPreempted,
   runQueued,
   runRejected,
@@ -18,9 +20,11 @@ import {
   terminalPhases,
 } from "@loraline/contracts";
 import { createKeyedQueue, type Log, PermanentError, problemOf, type Telemetry, traceparentOf } from "@loraline/runtime";
-import { type Action, decideRun, type History, lineFor, type Observed } from "./decide-run.ts";
+import { decideRound, WaitingLine } from "./decide-round.ts";
+import { type Action, decideRun, type History, needsHistory, type Observed } from "./decide-run.ts";
 import { attemptNameOf } from "../attempt/attempt-spec.ts";
 import type { Launcher } from "../launchers/launcher.ts";
+import { createRounds } from "./rounds.ts";
 
 export interface TrainServiceDeps {
   bus: Bus;
@@ -37,90 +41,108 @@ const nothing: History = { over: false, lost: [], checkpoint: null };
 export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncDisposable> {
   const { bus, launcher, log, telemetry, resyncMs = 5000 } = deps;
   const bucket = await bus.bucket(buckets.runs);
-  /** Runs that are not over, as the watch last saw them: enough for the place in line. A decision about a run reads that run afresh. */
-  const runs = new Map<string, RunState>();
-  const strangers = new Set<string>();
+  const known: Known = { runs: new Map(), histories: new Map(), strangers: new Set(), resting: new Map(), line: new WaitingLine([]) };
+  const { runs, histories, resting } = known;
   const stopping = new AbortController();
 
   const queue = createKeyedQueue({
     concurrency: 8,
     log,
     async work(key) {
-      const observed = await gather(key, { bucket, bus, launcher, runs, strangers, log });
-      if (observed === undefined) return;
-      const wake = (afterMs: number): void => queue.addAfter(key, afterMs);
-      for (const action of decideRun(observed, Date.now())) {
-        if (!(await act(action, observed.run, { bus, launcher, log, telemetry, wake }))) break;
+      const rest = (afterMs: number): void => void resting.set(key, performance.now() + afterMs);
+      try {
+        const observed = await gather(key, { bucket, bus, launcher, known, log });
+        if (observed === undefined) return;
+        for (const action of decideRun(observed, Date.now())) {
+          if (!(await act(action, observed.run, { bus, launcher, log, telemetry, wake: rounds.within, rest }))) break;
+        }
+      } catch (error) {
+        rest(restMs);
+        throw error;
       }
     },
   });
 
-  const lookAtAll = async (): Promise<void> => {
-    for (const key of runs.keys()) queue.add(key);
-    for (const { tenant, runId } of await launcher.observe()) queue.add(runKey({ tenant, id: runId }));
-  };
+  const rounds = createRounds(async () => {
+    const attempts = await launcher.observe();
+    const round = decideRound({ runs, attempts, slots: await launcher.slots(), histories }, Date.now());
+    known.line = round.line;
+    const now = performance.now();
+    for (const key of round.due) if ((resting.get(key) ?? 0) <= now) queue.add(key);
+    if (round.wakeAfterMs !== undefined) rounds.within(round.wakeAfterMs);
+  }, log);
 
   const ready = Promise.withResolvers<void>();
   await bucket.watch({
     signal: stopping.signal,
     onChange(key, run) {
       const before = runs.get(key);
-      if (run === undefined || terminalPhases.has(run.phase)) runs.delete(key);
+      const isOver = run === undefined || terminalPhases.has(run.phase);
+      if (isOver) for (const one of [runs, histories, resting]) one.delete(key);
       else runs.set(key, run);
-      const onlyProgress = before !== undefined && before.seq === run?.seq;
-      const longOver = before === undefined && !runs.has(key);
-      if (!onlyProgress && !longOver) queue.add(key);
+      if (before !== undefined && before.seq === run?.seq) return; // only progress
+      resting.delete(key);
+      if (isOver && before !== undefined) queue.add(key); // its attempts are stopped and removed
+      if (!isOver || before !== undefined) rounds.within(0);
     },
     onReady: ready.resolve,
   });
   await ready.promise;
   // When an attempt ends, a slot is free for the other runs in line.
-  const watching = launcher.watch(() => {
-    lookAtAll().catch((error: unknown) => log.warn({ err: error }, "attempts could not be observed"));
-  });
-  await lookAtAll();
-  const resync = setInterval(() => {
-    lookAtAll().catch((error: unknown) => log.warn({ err: error }, "attempts could not be observed"));
-  }, resyncMs);
+  const watching = launcher.watch(() => rounds.within(0));
+  const resync = setInterval(() => rounds.within(0), resyncMs);
+  rounds.start();
 
   return {
     async [Symbol.asyncDispose]() {
       clearInterval(resync);
       watching[Symbol.dispose]();
       stopping.abort();
+      await rounds[Symbol.asyncDispose]();
       await queue[Symbol.asyncDispose]();
     },
   };
 }
 
+/** After work on a run failed, or its attempt could not be started, rounds leave it alone for so long unless the run changes. */
+const restMs = 5000;
+
+/** What the controller remembers. */
+interface Known {
+  /** Runs that are not over, as the watch last saw them. A decision about a run reads that run afresh. */
+  runs: Map<string, RunState>;
+  /** What was read of their streams. */
+  histories: Map<string, History>;
+  /** Runs that were looked up and do not exist. */
+  strangers: Set<string>;
+  /** Until when (`performance.now`) rounds leave a run alone. */
+  resting: Map<string, number>;
+  /** As the last round made it. */
+  line: WaitingLine;
+}
+
 async function gather(
   key: string,
-  deps: {
-    bucket: KvBucket<RunState>;
-    bus: Bus;
-    launcher: Launcher;
-    runs: ReadonlyMap<string, RunState>;
-    /** Runs that were looked up and do not exist. */
-    strangers: Set<string>;
-    log: Log;
-  },
+  deps: { bucket: KvBucket<RunState>; bus: Bus; launcher: Launcher; known: Known; log: Log },
 ): Promise<Observed | undefined> {
+  const { known } = deps;
   const run = (await deps.bucket.get(key))?.value;
   // Nothing is known of the run: the projector may still have to fold it, or the attempt belongs to another installation. It is left
   // alone; Kubernetes removes an ended Job by itself.
   if (run === undefined) {
-    if (!deps.strangers.has(key) && (await deps.bus.first(runRequested, parseRunKey(key))) === undefined) {
-      deps.strangers.add(key);
+    if (!known.strangers.has(key) && (await deps.bus.first(runRequested, parseRunKey(key))) === undefined) {
+      known.strangers.add(key);
       deps.log.warn({ run: key }, "there are attempts of a run that is not in this installation; they are left alone");
     }
     return undefined;
   }
-  const all = await deps.launcher.observe();
-  const attempts = all.filter(({ tenant, runId }) => tenant === run.tenant && runId === run.runId);
-  const early = run.attempt === 0 && run.lostAttempts === 0 && attempts.length === 0 && !run.cancelRequested;
-  const idle = !early && !terminalPhases.has(run.phase) && attempts.every(({ phase }) => phase === "failed");
-  const history = idle ? await historyOf(deps.bus, parseRunKey(key)) : nothing;
-  return { run, attempts, history, line: lineFor(run, deps.runs.values(), all, await deps.launcher.slots(), Date.now()) };
+  const attempts = await deps.launcher.attemptsOf(run);
+  let history = nothing;
+  if (needsHistory(run, attempts)) {
+    history = await historyOf(deps.bus, parseRunKey(key));
+    if (known.runs.has(key)) known.histories.set(key, history);
+  }
+  return { run, attempts, history, line: { ...(await deps.launcher.slots()), ahead: known.line.aheadOf(key) } };
 }
 
 /** Read from the stream before an attempt is started again or a run fails, because the folded state may lag behind. */
@@ -148,7 +170,10 @@ interface ActDeps {
   launcher: Launcher;
   log: Log;
   telemetry: Telemetry;
+  /** Asks for a round after this long. */
   wake(afterMs: number): void;
+  /** Keeps rounds from this run for so long, unless it changes. */
+  rest(afterMs: number): void;
 }
 
 /** Carries out one action. false: the actions that were decided with it must not follow. */
@@ -192,7 +217,7 @@ async function act(action: Action, run: RunState, deps: ActDeps): Promise<boolea
 }
 
 async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState, deps: ActDeps): Promise<boolean> {
-  const { bus, launcher, log, telemetry, wake } = deps;
+  const { bus, launcher, log, telemetry, wake, rest } = deps;
   const { attempt, resume } = action;
   if (run.tokens === null) return false;
   const tokens = run.tokens.manifest;
@@ -230,7 +255,8 @@ async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState
       const key = `attempt-${attempt}/${code}/${run.seq}`;
       await bus.publish(runQueued, at, { attempt, reason: code, message }, { key, traceparent: run.trace });
     }
-    wake(5000);
+    rest(restMs);
+    wake(restMs);
     return false;
   }
 }

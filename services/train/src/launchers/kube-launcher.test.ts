@@ -27,7 +27,7 @@ it("gives up with its signal while the API server does not let it list anything"
   expect(await launcher.observe()).toEqual([]);
 });
 
-it("looks at a long line once, not once for each run, until something changes", async () => {
+it("judges an attempt again only when something of it changed, however many others there are", async () => {
   const waiting = (attempt: number) => ({
     metadata: {
       namespace: "line",
@@ -55,11 +55,15 @@ it("looks at a long line once, not once for each run, until something changes", 
   const launcher = await createKubeLauncher({ kube, settings, log: createLog({ service: "test", level: "silent" }) });
   const seen = await launcher.observe();
   expect(seen).toHaveLength(1);
-  expect(await launcher.observe()).toBe(seen);
+  expect((await launcher.observe())[0]).toBe(seen[0]);
   const changed = new Promise<void>((resolve) => launcher.watch(() => resolve()));
   come.resolve();
   await changed;
-  expect(await launcher.observe()).toHaveLength(2);
+  const both = await launcher.observe();
+  expect(both).toHaveLength(2);
+  expect(both[0]).toBe(seen[0]);
+  expect(await launcher.attemptsOf({ tenant: "acme", runId: "01KB0000000000000000000000" })).toEqual(both);
+  expect(await launcher.attemptsOf({ tenant: "globex", runId: "01KB0000000000000000000000" })).toEqual([]);
   await launcher[Symbol.asyncDispose]();
 });
 

@@ -123,6 +123,10 @@ export async function createKubeLauncher({
       return attempts.observe();
     },
 
+    async attemptsOf(run) {
+      return attempts.attemptsOf(run);
+    },
+
     async slots() {
       return { total: unlimited, free: unlimited };
     },

@@ -21,7 +21,9 @@ export interface Launcher {
    */
   launch(request: AttemptRequest): Promise<boolean>;
   /** Every attempt that is still known, of all runs. Throws when it cannot tell. */
-  observe(): Promise<Attempt[]>;
+  observe(): Promise<readonly Attempt[]>;
+  /** Those of one run, at a cost that does not grow with the number of runs. Throws when it cannot tell. */
+  attemptsOf(run: { tenant: string; runId: string }): Promise<readonly Attempt[]>;
   /** Attempts that may run at once, and how many could be started now. */
   slots(): Promise<{ total: number; free: number }>;
   /** Asks an attempt to end: SIGTERM, and SIGKILL when it does not. Returns at once. */

@@ -143,6 +143,12 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
       return [...known.values()].map(({ who, state }): Attempt => ({ ...who, ...state }));
     },
 
+    async attemptsOf({ tenant, runId }) {
+      return [...known.values()].flatMap(({ who, state }) =>
+        who.tenant === tenant && who.runId === runId ? [{ ...who, ...state } satisfies Attempt] : [],
+      );
+    },
+
     async slots() {
       return { total: slots, free: closing ? 0 : Math.max(0, slots - running().length) };
     },

@@ -20,7 +20,7 @@ const workloads = ["v1beta2", "v1beta1"].map((version) =>
   resource<Workload & KubernetesObject>(`kueue.x-k8s.io/${version}`, "Workload", "workloads"),
 );
 
-/** The view is made again after so long, because some ends are recognised by the time that has passed. */
+/** What was seen of an attempt is judged again after so long, because some ends are recognised by the time that has passed. */
 const viewMs = 500;
 /** Matches names of a Job or JobSet, of the Job inside a JobSet, and of their pods. The group is the attempt's name. */
 const attemptNamePattern = /^(train-[0-9a-z]{26}-[1-9]\d*)(?:-node-0)?(?:-\d+)?(?:-[0-9a-z]{5})?$/;
@@ -30,6 +30,8 @@ interface WatchedAttempts extends AsyncDisposable, Pick<Launcher, "watch"> {
   withJobSets: boolean;
   /** Every attempt that is there: by its Job or JobSet, or by pods whose Job somebody deleted. */
   observe(): Attempt[];
+  /** Those of one run. */
+  attemptsOf(run: { tenant: string; runId: string }): Attempt[];
   /** The attempt's JobSet, or else its Job. */
   holderOf(attemptName: string): { of: Resource<V1Job> | Resource<JobSet>; uid: string | undefined } | undefined;
   /** Its pods, those that are gone and remembered included. */
@@ -54,24 +56,42 @@ export async function watchAttempts({
   signal: AbortSignal | undefined;
 }): Promise<WatchedAttempts> {
   const { namespace } = settings;
-  /** By name. Workloads by that of their Job. */
-  const known = {
-    jobs: new Map<string, V1Job>(),
-    jobSets: new Map<string, JobSet>(),
-    pods: new Map<string, V1Pod>(),
-    events: new Map<string, CoreV1Event>(),
-    workloads: new Map<string, Workload>(),
-  };
+  /** By the attempt's name, because there may be ten thousand attempts and each change is of one. */
+  const known = new Map<string, Parts>();
+  /** Names of the attempts of each run, by its id in small letters. */
+  const namesOfRun = new Map<string, Set<string>>();
   /** Attempts that were removed while they had pods. The cluster deletes these pods, and how they ended is not kept. */
   const removed = new Set<string>();
-  /** The last result of `observe`, until something changes: with many runs waiting, each asks for it in every round. */
-  let view: { attempts: Attempt[]; at: number } | undefined;
   const listeners = new Set<(run: { tenant: string; runId: string }) => void>();
   const stopping = new AbortController();
   const until = signal === undefined ? stopping.signal : AbortSignal.any([stopping.signal, signal]);
 
-  const holderOf = (attemptName: string): V1Job | JobSet | undefined => known.jobSets.get(attemptName) ?? known.jobs.get(attemptName);
-  const podsOf = (attemptName: string): V1Pod[] => [...known.pods.values()].filter((pod) => attemptOfPod(pod) === attemptName);
+  const partsOf = (attemptName: string): Parts => {
+    const parts: Parts = known.get(attemptName) ?? { pods: new Map(), warnings: new Map() };
+    if (!known.has(attemptName)) {
+      known.set(attemptName, parts);
+      const runId = runIdOfName(attemptName);
+      namesOfRun.set(runId, (namesOfRun.get(runId) ?? new Set()).add(attemptName));
+    }
+    parts.view = undefined;
+    return parts;
+  };
+  /** Forgets attempts of which nothing is left. */
+  const tidyUp = (attemptName: string): void => {
+    const parts = known.get(attemptName);
+    if (parts === undefined || (parts.job ?? parts.jobSet ?? parts.inside ?? parts.workload) !== undefined) return;
+    if (parts.pods.size > 0 || parts.warnings.size > 0) return;
+    known.delete(attemptName);
+    const runId = runIdOfName(attemptName);
+    const names = namesOfRun.get(runId);
+    names?.delete(attemptName);
+    if (names?.size === 0) namesOfRun.delete(runId);
+  };
+  const holderOf = (attemptName: string): V1Job | JobSet | undefined => {
+    const parts = known.get(attemptName);
+    return parts?.jobSet ?? parts?.job;
+  };
+  const podsOf = (attemptName: string): V1Pod[] => [...(known.get(attemptName)?.pods.values() ?? [])];
   const changed = (attemptName: string): void => {
     const run = runOf(holderOf(attemptName) ?? podsOf(attemptName)[0]);
     if (run !== undefined) for (const listener of listeners) listener(run);
@@ -98,7 +118,7 @@ export async function watchAttempts({
         // For an object that is gone, before it is forgotten, because its run is then still known; else after it is kept.
         if (object === undefined) changed(attemptName);
         keep(name, object, attemptName);
-        view = undefined;
+        tidyUp(attemptName);
         if (object !== undefined) changed(attemptName);
       },
       onReady: ready.resolve,
@@ -106,25 +126,21 @@ export async function watchAttempts({
     await Promise.race([ready.promise, watching]);
     return { ended: watching };
   };
-  const into =
-    <T>(map: Map<string, T>) =>
-    (name: string, object: T | undefined): void => {
-      if (object === undefined) map.delete(name);
-      else map.set(name, object);
-    };
+  const keepIn = <T>(map: Map<string, T>, name: string, object: T | undefined): void => {
+    if (object === undefined) map.delete(name);
+    else map.set(name, object);
+  };
   const keepPod = (name: string, pod: V1Pod | undefined, attemptName: string): void => {
-    const before = known.pods.get(name);
+    const { pods: its } = partsOf(attemptName);
+    const before = its.get(name);
     const last = pod ?? (before === undefined || removed.has(attemptName) ? undefined : lastWordsOf(before));
-    if (last === undefined) known.pods.delete(name);
-    else known.pods.set(name, last);
-    if (pod === undefined && podsOf(attemptName).length === 0) removed.delete(attemptName);
+    keepIn(its, name, last);
+    if (pod === undefined && its.size === 0) removed.delete(attemptName);
   };
   /** Forgets what pods of an attempt said that are gone: it has ended and was dealt with, or it goes on in a new one. */
   const forgetGone = (attemptName: string): void => {
-    for (const pod of podsOf(attemptName)) {
-      const name = pod.metadata?.name ?? "";
-      if (!alive.has(name)) known.pods.delete(name);
-    }
+    const { pods: its } = partsOf(attemptName);
+    for (const name of its.keys()) if (!alive.has(name)) its.delete(name);
   };
   const alive = new Set<string>();
 
@@ -135,15 +151,19 @@ export async function watchAttempts({
   const [withJobSets, workload] = installed;
   const ours = { labelSelector: `${labels.component} in (${component.attempt},${component.part})` };
   const watches = await Promise.all([
-    follow(jobs, ours, nameOf, (name, job) => {
-      into(known.jobs)(name, job);
+    follow(jobs, ours, attemptOfJob, (name, job, attemptName) => {
+      if (name !== attemptName) {
+        partsOf(attemptName).inside = job;
+        return;
+      }
+      partsOf(attemptName).job = job;
       // A new life begins with the next pod.
       if (job?.spec?.suspend === true) forgetGone(name);
     }),
     ...(withJobSets
       ? [
           follow(jobSets, ours, nameOf, (name, jobSet) => {
-            into(known.jobSets)(name, jobSet);
+            partsOf(name).jobSet = jobSet;
             if (jobSet?.spec.suspend === true) forgetGone(name);
           }),
         ]
@@ -157,69 +177,67 @@ export async function watchAttempts({
       events,
       { fieldSelector: "type=Warning" },
       ({ involvedObject: { name = "" } }) => attemptNamePattern.exec(name)?.[1],
-      into(known.events),
+      (name, event, attemptName) => keepIn(partsOf(attemptName).warnings, name, event),
     ),
     ...(workload === undefined
       ? []
-      : [follow(workload, {}, attemptOfWorkload, (_name, object, attemptName) => into(known.workloads)(attemptName, object))]),
+      : [follow(workload, {}, attemptOfWorkload, (_name, object, attemptName) => void (partsOf(attemptName).workload = object))]),
   ]);
 
-  /** By the attempt they are about: a long line has a thousand Jobs, and each is looked at for each. */
-  type Seen = { pods: Map<string | undefined, V1Pod[]>; warnings: Map<string | undefined, CoreV1Event[]> };
-  const observeAttempt = (attemptName: string, seen: Seen): Attempt | undefined => {
-    const its = seen.pods.get(attemptName) ?? [];
-    const holder = holderOf(attemptName);
+  const judge = (attemptName: string, { job, jobSet, inside, workload: queued, pods: pieces, warnings }: Parts): Attempt | undefined => {
+    const its = [...pieces.values()];
+    const holder = jobSet ?? (job !== undefined && isAttempt(job) ? job : undefined);
     const about = holder ?? its[0];
     const run = runOf(about);
     if (run === undefined || (holder === undefined && removed.has(attemptName))) return undefined;
     // A JobSet only says that a Job failed; the Job inside says why.
-    const inside = known.jobs.get(`${attemptName}-node-0`)?.status?.conditions?.filter(({ reason }) => reason === "DeadlineExceeded") ?? [];
-    const job: Holder | undefined = holder && {
+    const why = inside?.status?.conditions?.filter(({ reason }) => reason === "DeadlineExceeded") ?? [];
+    const held: Holder | undefined = holder && {
       metadata: holder.metadata,
       spec: { suspend: holder.spec?.suspend, activeDeadlineSeconds: settings.activeDeadlineSeconds },
-      status: { conditions: [...inside, ...(holder.status?.conditions ?? [])] },
+      status: { conditions: [...why, ...(holder.status?.conditions ?? [])] },
     };
-    const warnings = seen.warnings.get(attemptName) ?? [];
     return {
       ...run,
       attempt: Number(about?.metadata?.labels?.[labels.attempt]),
       name: attemptName,
-      ...decideAttempt({ job, pods: its, warnings, workload: known.workloads.get(attemptName) }, Date.now()),
+      ...decideAttempt({ job: held, pods: its, warnings: [...warnings.values()], workload: queued }, Date.now()),
     };
+  };
+  /** A Job that somebody deleted is an attempt for as long as its pods are there: they save a checkpoint. */
+  const observeAll = (names: Iterable<string>): Attempt[] => {
+    const now = performance.now();
+    const attempts: Attempt[] = [];
+    for (const name of names) {
+      const parts = known.get(name);
+      if (parts === undefined) continue;
+      if (parts.view === undefined || now - parts.view.at >= viewMs) parts.view = { attempt: judge(name, parts), at: now };
+      if (parts.view.attempt !== undefined) attempts.push(parts.view.attempt);
+    }
+    return attempts;
   };
 
   return {
     withJobSets,
-    observe() {
-      if (view !== undefined && performance.now() - view.at < viewMs) return view.attempts;
-      const seen = {
-        pods: Map.groupBy(known.pods.values(), attemptOfPod),
-        warnings: Map.groupBy(known.events.values(), ({ involvedObject: { name = "" } }) => attemptNamePattern.exec(name)?.[1]),
-      };
-      const holders = [...known.jobs.values(), ...known.jobSets.values()].filter(isAttempt).map(nameOf);
-      // A Job that somebody deleted is an attempt for as long as its pods are there: they save a checkpoint.
-      const names = new Set([...holders, ...seen.pods.keys()]);
-      const attempts = [...names].flatMap((name) => (name === undefined ? [] : (observeAttempt(name, seen) ?? [])));
-      view = { attempts, at: performance.now() };
-      return attempts;
-    },
+    observe: () => observeAll(known.keys()),
+    attemptsOf: ({ tenant, runId }) => observeAll(namesOfRun.get(runId.toLowerCase()) ?? []).filter((one) => one.tenant === tenant),
 
     holderOf(attemptName) {
       const holder = holderOf(attemptName);
-      return holder && { of: known.jobSets.has(attemptName) ? jobSets : jobs, uid: holder.metadata?.uid };
+      return holder && { of: known.get(attemptName)?.jobSet === undefined ? jobs : jobSets, uid: holder.metadata?.uid };
     },
     podsOf,
 
     keepNew(made) {
-      if ("job" in made) keepNew(known.jobs, made.job);
-      else keepNew(known.jobSets, made.jobSet);
-      view = undefined;
+      const parts = partsOf(nameOf("job" in made ? made.job : made.jobSet) ?? "");
+      if ("job" in made) parts.job = newest(parts.job, made.job);
+      else parts.jobSet = newest(parts.jobSet, made.jobSet);
     },
 
     forget(attemptName) {
       forgetGone(attemptName);
       if (podsOf(attemptName).length > 0) removed.add(attemptName);
-      view = undefined;
+      tidyUp(attemptName);
     },
 
     watch(onChange) {
@@ -235,10 +253,26 @@ export async function watchAttempts({
   };
 }
 
+/** What is known of one attempt. */
+interface Parts {
+  job?: V1Job | undefined;
+  jobSet?: JobSet | undefined;
+  /** The Job that a JobSet has made. */
+  inside?: V1Job | undefined;
+  workload?: Workload | undefined;
+  /** By name. */
+  pods: Map<string, V1Pod>;
+  warnings: Map<string, CoreV1Event>;
+  /** What was made of all this; undefined: something changed since. */
+  view?: { attempt: Attempt | undefined; at: number } | undefined;
+}
+
 const nameOf = ({ metadata }: KubernetesObject): string | undefined => metadata?.name;
 const isAttempt = ({ metadata }: KubernetesObject): boolean => metadata?.labels?.[labels.component] === component.attempt;
 const attemptOfPod = ({ metadata }: V1Pod): string | undefined =>
   metadata?.labels?.[jobSetLabel] ?? metadata?.labels?.["batch.kubernetes.io/job-name"] ?? metadata?.labels?.["job-name"];
+const attemptOfJob = ({ metadata }: V1Job): string | undefined => attemptNamePattern.exec(metadata?.name ?? "")?.[1];
+const runIdOfName = (attemptName: string): string => attemptName.split("-")[1] ?? "";
 const attemptOfWorkload = ({ metadata }: Workload): string | undefined =>
   metadata?.ownerReferences?.map(({ name }) => name).find((name) => attemptNamePattern.test(name));
 
@@ -277,8 +311,6 @@ async function firstServed<T extends KubernetesObject>(
   return undefined;
 }
 
-/** Keeps an object that was just created, unless the watch has already delivered it, perhaps in a newer state. */
-function keepNew<T extends KubernetesObject>(known: Map<string, T>, made: T): void {
-  const name = made.metadata?.name ?? "";
-  if (known.get(name)?.metadata?.uid !== made.metadata?.uid) known.set(name, made);
-}
+/** What was just created, unless the watch has already delivered it, perhaps in a newer state. */
+const newest = <T extends KubernetesObject>(known: T | undefined, made: T): T =>
+  known?.metadata?.uid === made.metadata?.uid && known !== undefined ? known : made;
