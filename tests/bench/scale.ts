@@ -9,6 +9,7 @@
  */
 import type { Row } from "./table.ts";
 import { scaleRoute } from "./scale/route.ts";
+import { scaleTrain } from "./scale/train-round.ts";
 
 /** A row of the scale table. */
 export interface ScaleRow {
@@ -21,7 +22,7 @@ export interface ScaleRow {
   detail: string;
 }
 
-const parts: Record<string, () => Promise<ScaleRow[]>> = { route: scaleRoute };
+const parts: Record<string, () => Promise<ScaleRow[]>> = { route: scaleRoute, train: scaleTrain };
 
 /** Each part as a benchmark of its own, `scale:<part>`. */
 export const scaleBenches: Record<string, () => Promise<Row[]>> = Object.fromEntries(
