@@ -15,6 +15,7 @@ import {
   runQueued,
   runRejected,
   runRequested,
+  runKey,
   type RunState,
   runTrained,
   terminalPhases,
@@ -53,9 +54,11 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
       try {
         const observed = await gather(key, { bucket, bus, launcher, known, log });
         if (observed === undefined) return;
-        for (const action of decideRun(observed, Date.now())) {
-          if (!(await act(action, observed.run, { bus, launcher, log, telemetry, wake: rounds.within, rest }))) break;
+        const actions = decideRun(observed, Date.now());
+        for (const action of actions) {
+          if (!(await act(action, observed.run, { bus, launcher, log, telemetry, wake: rounds.within, rest }))) return;
         }
+        if (actions.length > 0) rest(foldedMs);
       } catch (error) {
         rest(restMs);
         throw error;
@@ -89,7 +92,10 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
   });
   await ready.promise;
   // When an attempt ends, a slot is free for the other runs in line.
-  const watching = launcher.watch(() => rounds.within(0));
+  const watching = launcher.watch(({ tenant, runId }) => {
+    resting.delete(runKey({ tenant, id: runId }));
+    rounds.within(0);
+  });
   const resync = setInterval(() => rounds.within(0), resyncMs);
   rounds.start();
 
@@ -106,6 +112,8 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
 
 /** After work on a run failed, or its attempt could not be started, rounds leave it alone for so long unless the run changes. */
 const restMs = 5000;
+/** What was done about a run shows in its state a moment later. Until then a round would do it again. */
+const foldedMs = 1000;
 
 /** What the controller remembers. */
 interface Known {
