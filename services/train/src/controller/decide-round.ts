@@ -17,7 +17,7 @@ export interface RoundInput {
   histories: ReadonlyMap<string, History>;
 }
 
-export interface Round {
+interface Round {
   /** Keys of the runs to read afresh and decide about, in the order in which they may take slots. */
   due: string[];
   /** Milliseconds until a run is due although nothing changes; undefined: none will be. */

@@ -4,7 +4,7 @@ import type { Log } from "@loraline/runtime";
 /** Between two rounds there is a pause of so many times what the first of them took. */
 const restRatio = 4;
 
-export interface Rounds extends AsyncDisposable {
+interface Rounds extends AsyncDisposable {
   /** Asks for a round after `ms`, or earlier. */
   within(ms: number): void;
   /** Makes the first round; before this none begins. */
