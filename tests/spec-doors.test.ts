@@ -103,6 +103,7 @@ const samples: Record<string, unknown> = {
   "placement.mode=pinned": { mode: "pinned", pins: ["replica-1"] },
   keep: 7,
   gpus: 2,
+  priority: -1,
   nodes: 2,
   max_attempts: 2,
   metadata: { team: "sea" },

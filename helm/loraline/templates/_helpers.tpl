@@ -136,13 +136,17 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 {{- with include "loraline.tracingEnv" $root | trim }}
 {{ . }}
 {{- end }}
+{{- with include "loraline.quotasEnv" . | trim }}
+{{ . }}
+{{- end }}
 {{- end -}}
 
-{{/* Quotas of tenants, for services that hold tenants to them. Helm drops keys that are null, so values say "none". */}}
+{{/* Quotas of tenants, for services that hold tenants to them. Helm drops keys that are null, so values say "none". (list root user) */}}
 {{- define "loraline.quotasEnv" -}}
-{{- if or .Values.quotas.default .Values.quotas.tenants }}
+{{- $quotas := (index . 0).Values.quotas -}}
+{{- if and (or $quotas.default $quotas.tenants) (has (index . 1) (list "gateway" "ingest" "tokenize" "train" "serve")) }}
 - name: LORALINE_QUOTAS
-  value: {{ toJson .Values.quotas | replace "\"none\"" "null" | quote }}
+  value: {{ toJson $quotas | replace "\"none\"" "null" | quote }}
 {{- end }}
 {{- end -}}
 

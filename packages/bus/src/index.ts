@@ -7,5 +7,5 @@ export type { KvBucket } from "./kv.ts";
 export { joinBus } from "./join-bus.ts";
 export { createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";
 export { readKeptSpans, spanSink } from "./spans.ts";
-export { quotasEnv } from "./tenant-quotas.ts";
+export { judgeRunByQuotas, quotasEnv, type TenantQuotas, watchQuotas } from "./tenant-quotas.ts";
 export { tellWaiting } from "./tell-waiting.ts";

@@ -29,6 +29,8 @@ export interface KvBucket<T> {
   change(key: string, change: (current: T | undefined) => T | undefined): Promise<T | undefined>;
   /** All entries whose key matches `filter` (NATS wildcards); no order. */
   entries(filter?: string): Promise<KvEntry<T>[]>;
+  /** How many keys match `filter`; values are not read. */
+  count(filter: string): Promise<number>;
   /** What the clock of the NATS server shows, in milliseconds since the epoch. */
   serverTime(): Promise<number>;
   /**
@@ -104,6 +106,11 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           if (!isWrongRevision(error) || attempt >= 50) throw error;
         }
       }
+    },
+    async count(filter) {
+      let count = 0;
+      for await (const _key of await kv.keys(filter)) count += 1;
+      return count;
     },
     async serverTime() {
       const jsm = await jetstreamManager(nc);

@@ -3,7 +3,7 @@
  * LORALINE_QUOTAS). A tenant's admins may choose less for their tenant, in its entry of KV `limits`. null is no limit.
  */
 import { z } from "zod";
-import { tenantName } from "./names.ts";
+import { type Problem, tenantName } from "./names.ts";
 
 const GiB = 1024 ** 3;
 
@@ -90,3 +90,31 @@ const everyQuota = (of: (name: QuotaName) => number | null): Quotas =>
   Object.fromEntries(quotaNames.map((name) => [name, of(name)])) as Record<QuotaName, number | null>;
 const firstGiven = (...values: (number | null | undefined)[]): number | null => values.find((value) => value !== undefined) ?? null;
 const lowerOf = (a: number | null, b: number | null): number | null => (a === null ? b : b === null ? a : Math.min(a, b));
+
+/** What of a run's spec a quota bounds by itself, whatever else the tenant has. */
+export function judgeByQuotas(
+  { gpus = 1, nodes = 1, priority = 0 }: { gpus?: number | undefined; nodes?: number | undefined; priority?: number | undefined },
+  quotas: Quotas,
+): Problem[] {
+  const problems: Problem[] = [];
+  const asked = gpus * nodes;
+  const { gpusPerRun, gpusAtOnce, highestPriority } = quotas;
+  const [quota, most] = (gpusPerRun ?? Infinity) <= (gpusAtOnce ?? Infinity) ? ["gpusPerRun", gpusPerRun] : ["gpusAtOnce", gpusAtOnce];
+  if (most !== null && most !== undefined && asked > most) {
+    const param = gpus > 1 || nodes === 1 ? "gpus" : "nodes";
+    const product = nodes === 1 ? "" : ` (${gpus} on each of ${nodes} nodes)`;
+    problems.push({
+      code: "QUOTA_GPUS",
+      param,
+      message: `${param}: the run asks for ${asked} GPUs${product}, and the quota ${quota} of this tenant is ${most}. Ask for fewer, or have the operator raise it.`,
+    });
+  }
+  if (highestPriority !== null && priority > highestPriority) {
+    problems.push({
+      code: "QUOTA_PRIORITY",
+      param: "priority",
+      message: `priority: ${priority} is higher than the quota highestPriority of this tenant, ${highestPriority}. Ask for ${highestPriority} at most, or have the operator raise it.`,
+    });
+  }
+  return problems;
+}

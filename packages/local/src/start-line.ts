@@ -240,7 +240,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       await launcher[Symbol.asyncDispose]();
     },
   });
-  workers.set("tokenize", await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir }));
+  workers.set("tokenize", await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir, quotas }));
   const imports = importSettingsOf(loadEnv(z.object(importEnv), options.env));
   workers.set("ingest", await createIngestService({ ...service("ingest"), imports }));
 

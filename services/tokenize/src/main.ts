@@ -1,5 +1,5 @@
 /** The tokenize worker as a process of its own. */
-import { joinBus, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv, quotasEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -11,6 +11,7 @@ await runService({
   env: z.object({
     ...natsEnv,
     ...objectsEnv,
+    ...quotasEnv,
     LORALINE_BASES_DIR: z.string().describe("Bases in Hugging Face's layout, each with a base.json."),
   }),
   async start({ env, log, telemetry, ...service }) {
@@ -19,7 +20,7 @@ await runService({
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     // No traffic is routed to this pod, so that being not ready costs nothing and is seen by operators.
     service.health.check("objects", objects.problem);
-    running.use(await createTokenizeService({ bus, objects, telemetry, basesDir: env.LORALINE_BASES_DIR }));
+    running.use(await createTokenizeService({ bus, objects, telemetry, basesDir: env.LORALINE_BASES_DIR, quotas: env.LORALINE_QUOTAS }));
     return running;
   },
 });

@@ -1,7 +1,7 @@
 /** `run.requested` → `run.tokenized` or `run.rejected`. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
-import { type Bus, type HandlerContext, type Received, tellWaiting } from "@loraline/bus";
+import { type Bus, type HandlerContext, judgeRunByQuotas, type Received, tellWaiting, type TenantQuotas } from "@loraline/bus";
 import {
   type BlobRef,
   buckets,
@@ -39,6 +39,7 @@ import { tokenizeImport } from "./tokenize-import.ts";
 
 interface OnRunRequestedDeps extends ChunkWorkDeps {
   telemetry: Telemetry;
+  quotas: TenantQuotas;
   shardBytes: number;
 }
 
@@ -93,7 +94,10 @@ type Outcome =
 async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof runRequested>, context: HandlerContext): Promise<Outcome> {
   const { at } = received;
   const { spec } = received.data;
-  const [problem] = await judge(deps.bus, at.tenant, spec, context.tries);
+  const [problem] = [
+    ...(await judge(deps.bus, at.tenant, spec, context.tries)),
+    ...(await judgeRunByQuotas(deps.bus, { tenant: at.tenant, spec, quotas: deps.quotas.of(at.tenant) })),
+  ];
   if (problem !== undefined) return { kind: "rejected", problem };
   return byMethod(tokenizers, spec.method, deps, received, context);
 }

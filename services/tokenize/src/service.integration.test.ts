@@ -25,6 +25,7 @@ import {
   dataset,
   ingest,
   receive,
+  outcome,
   rejected,
   request,
   root,
@@ -289,6 +290,23 @@ describe("the tokenize service", () => {
 });
 
 describe("a run that cannot start is rejected, saying what and why:", () => {
+  test("one that comes by NATS and is over its tenant's quotas", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    const quotas = { tenants: { [tenant]: { gpusPerRun: 2, adapters: 0 } } };
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir, quotas });
+    expect(service).toBeDefined();
+    const id = await dataset(line, someRecords(20));
+    expect(await rejected(line, await request(line, specOf(id, { gpus: 3 })))).toMatchObject({ code: "QUOTA_GPUS", param: "gpus" });
+    expect(await rejected(line, await request(line, specOf(id, { priority: 1 })))).toMatchObject({ code: "QUOTA_PRIORITY" });
+    expect(await rejected(line, await request(line, specOf(id)))).toMatchObject({ code: "QUOTA_ADAPTERS", param: "adapter" });
+    // What the operator writes counts at once.
+    const limits = await bus.bucket(buckets.limits);
+    await limits.put(tenant, { adapters: null, gpusPerRun: 8, fixed: true, by: "operator", at: new Date().toISOString() });
+    await expect
+      .poll(async () => outcome(line, await request(line, specOf(id, { gpus: 3 }))), { timeout: 20_000 })
+      .toHaveProperty("tokenized");
+  });
+
   test.for<[string, Partial<RunSpecInput>, object]>([
     ["an unknown base", { base: "gpt-5" }, { code: "BASE_UNKNOWN", param: "base", message: expect.stringContaining(baseName) as string }],
     ["a rank above the engine's", { lora: { r: 64 } }, { code: "RANK_TOO_HIGH", param: "lora.r" }],

@@ -1,6 +1,6 @@
 /** The worker: judges requested runs and turns their records into tokens. */
-import { type Bus, tellWaiting, type WaitReason } from "@loraline/bus";
-import { buckets, consumers, type EventAddress, runRejected, runWaiting } from "@loraline/contracts";
+import { type Bus, tellWaiting, type WaitReason, watchQuotas } from "@loraline/bus";
+import { buckets, consumers, type EventAddress, type QuotaSettings, runRejected, runWaiting } from "@loraline/contracts";
 import type { Objects, StoreState } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { createBases, createEncodeThreads, tokenizeCode } from "@loraline/tokens";
@@ -15,6 +15,8 @@ interface TokenizeServiceDeps {
   telemetry: Telemetry;
   /** Directory of bases, one folder each, named like the base. */
   basesDir: string;
+  /** What the operator grants tenants. Default: every quota's own default. */
+  quotas?: QuotaSettings;
   /** Bytes of token data per shard, and about what is held in memory while one is written. */
   shardBytes?: number;
   /** Threads that tokenize; default: as many as there are cores. */
@@ -25,6 +27,9 @@ interface TokenizeServiceDeps {
 export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<AsyncDisposable> {
   const { bus, objects, telemetry, basesDir, shardBytes = 64 * 1024 * 1024, threads: threadCount } = deps;
   await using starting = new AsyncDisposableStack();
+  const stopping = new AbortController();
+  starting.defer(() => stopping.abort());
+  const quotas = await watchQuotas({ bus, settings: deps.quotas ?? {}, signal: stopping.signal });
   const threads = starting.use(createEncodeThreads(threadCount));
   const loadBase = createBases(basesDir);
   const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
@@ -44,7 +49,7 @@ export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<
   starting.use(chunks);
   const runs = await bus.consume({
     consumer: consumers.tokenizeRunRequested,
-    handlers: { "run.requested.v1": onRunRequested({ ...work, telemetry, shardBytes }) },
+    handlers: { "run.requested.v1": onRunRequested({ ...work, telemetry, quotas, shardBytes }) },
     isAway,
     onWait: ({ at }, reason) => tell(at, reason),
     async onDeadLetter({ tenant, id, code, message, param }) {

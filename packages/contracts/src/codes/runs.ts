@@ -5,7 +5,7 @@ export const specCodes = defineArea(
   {
     title: "The request of a run",
     where: "checking the request of a run, when it is made and again by the services that carry it out",
-    sources: "packages/contracts, packages/models, services/gateway, services/tokenize, services/serve, services/train",
+    sources: "packages/contracts, packages/models, packages/bus, services/gateway, services/tokenize, services/serve, services/train",
     audience: "user",
   },
   {
@@ -64,6 +64,18 @@ export const specCodes = defineArea(
     NODES_UNSUPPORTED: [
       "The run asks for several nodes, and this installation trains on one.",
       "Set `nodes: 1`, or have the operator install JobSet and set train.pods.jobSet.",
+    ],
+    QUOTA_GPUS: [
+      "The run asks for more GPUs, on all its nodes together, than a run of this tenant may use.",
+      "Ask for fewer, or have the operator raise the quota; `loraline limits list` shows it.",
+    ],
+    QUOTA_PRIORITY: [
+      "The run asks for a higher priority than its tenant may use.",
+      "Ask for less, or have the operator raise the quota; `loraline limits list` shows it.",
+    ],
+    QUOTA_ADAPTERS: [
+      "The run would make a new adapter, and the tenant has as many as it may have.",
+      "Train a new version of one that exists, delete one, or have the operator raise the quota.",
     ],
   },
 );

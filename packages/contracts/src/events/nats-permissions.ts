@@ -67,7 +67,7 @@ const needs = {
     publishes: [e.runTokenized, e.runRejected, e.runWaiting, e.chunkRequested],
     consumes: [consumers.tokenizeRunRequested, consumers.tokenizeChunkRequested],
     readsHistory: [streams.DATASETS, streams.RUNS, streams.CHUNKS],
-    reads: [buckets.engines, buckets.cache, buckets.runs],
+    reads: [buckets.engines, buckets.cache, buckets.runs, buckets.adapters, buckets.limits],
     writes: [buckets.cache],
     objects: "write",
     deadLetters: "read",

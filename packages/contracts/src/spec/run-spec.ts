@@ -1,5 +1,6 @@
 /** The run spec: what a user asks for. One schema for HTTP, NATS, `run.yaml` and the `FineTune` resource. */
 import { z } from "zod";
+import { priorityRange } from "../quotas.ts";
 import { adapterName, type Problem, ulid } from "../names.ts";
 import { isObject, movesOf, type Notice, notice, noticesOf, reasonOf } from "./judged-fields.ts";
 import { judgedLoraFields, loraSpec } from "./lora-fields.ts";
@@ -169,6 +170,11 @@ export const runSpecFields = z
       .max(64)
       .optional()
       .describe("Machines of an attempt, on a Kubernetes with JobSet: one training over the GPUs of all of them. Absent: one."),
+    priority: z.int().min(priorityRange.min).max(priorityRange.max).optional().meta({
+      default: 0,
+      description:
+        "Runs with a higher one train first. A tenant may ask for its quota `highestPriority` at most, and always for less. Among equals the tenant that has the fewest GPUs in use is next.",
+    }),
     max_attempts: z
       .int()
       .min(1)

@@ -1,5 +1,5 @@
 /** What a tenant may have at most, and how much of it is used. */
-import type { Bus } from "@loraline/bus";
+import { type Bus, judgeRunByQuotas } from "@loraline/bus";
 import {
   buckets,
   everyKeyOf,
@@ -12,18 +12,22 @@ import {
   quotasOf,
   quotaTable,
   type QuotaView,
+  type RunSpec,
   type RunState,
   type tenantLimitBody,
   terminalPhases,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
+import { badRequestOf } from "../errors.ts";
 import type { StateReader } from "../state-reader.ts";
 import type { Limits } from "./limits.ts";
 
 export interface GatewayQuotas {
   of(tenant: string): Quotas;
   view(tenant: string): Promise<QuotaView[]>;
+  /** @throws PermanentError 400 QUOTA_GPUS, QUOTA_PRIORITY or QUOTA_ADAPTERS if the tenant may not have the run. */
+  admitRun(tenant: string, spec: RunSpec): Promise<void>;
   /**
    * The quotas in the body of a request, as KV `limits` stores them.
    * @throws PermanentError 403 `quota_above_granted`.
@@ -62,6 +66,10 @@ export async function createGatewayQuotas({
       const granted = grantedQuotas(tenant, settings);
       const [applying, used] = [of(tenant), await usedBy(tenant)];
       return quotaNames.map((quota) => ({ quota, limit: applying[quota], granted: granted[quota], used: used[quota] ?? null }));
+    },
+    async admitRun(tenant, spec) {
+      const [first, ...others] = await judgeRunByQuotas(bus, { tenant, spec, quotas: of(tenant) });
+      if (first !== undefined) throw badRequestOf([first, ...others]);
     },
     choiceFrom(tenant, body) {
       const granted = grantedQuotas(tenant, settings);

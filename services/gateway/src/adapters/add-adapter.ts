@@ -73,7 +73,7 @@ const missing = (name: string, where: string): PermanentError =>
   badRequest("ADAPTER_FILES_MISSING", `${where} has no ${name}; an adapter is ${adapterFiles.config} and ${adapterFiles.weights}.`, name);
 
 export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions): (app: FastifyInstance) => void {
-  const { bus, objects, state, table, uploadLimitBytes } = context;
+  const { bus, objects, quotas, state, table, uploadLimitBytes } = context;
 
   const limitOf = (name: string): number => (name === adapterFiles.config ? configLimitBytes : uploadLimitBytes);
   const store = (tenant: string, name: string, bytes: AsyncIterable<Uint8Array>, sha256?: string): Promise<BlobRef> =>
@@ -197,6 +197,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       isSame: (known) => isDeepStrictEqual(known.spec, spec),
     });
     if (earlier !== undefined) return earlier;
+    await quotas.admitRun(tenant, spec);
     const runId = ids[0] ?? ulid();
     requestSpan()?.setAttributes({ "loraline.run.id": runId });
     await bus.publish(runRequested, { tenant, id: runId }, { spec, by });

@@ -38,7 +38,7 @@ const identified = <T extends { id: string }>(): { idOf: (item: T) => string; vi
 });
 
 export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance) => void {
-  const { bus, state, table } = context;
+  const { bus, quotas, state, table } = context;
 
   const existing = async (request: FastifyRequest): Promise<RunState> => {
     const { id } = request.params as { id: string };
@@ -118,6 +118,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       const earlier = await earlierTry(request.caller, request, ids, spec);
       if (earlier !== undefined) return jobObjectOf(earlier);
 
+      await quotas.admitRun(tenant, spec);
       const runId = ids[0] ?? ulid();
       requestSpan()?.setAttributes({ "loraline.run.id": runId, "loraline.dataset.id": spec.dataset });
       await bus.publish(runRequested, { tenant, id: runId }, { spec, by });
