@@ -4,6 +4,7 @@
  * proven before it was proven anew, in whichever order the two entries arrive.
  */
 import {
+  type BucketDef,
   buckets,
   parseHoldingKey,
   type ReplicaAdapter,
@@ -11,24 +12,31 @@ import {
   type ReplicaReport,
   type ReplicaState,
 } from "@loraline/contracts";
+import type { z } from "zod";
 import type { Bus } from "./bus.ts";
 
-export interface ReplicaEntry {
+/** What the table needs of each adapter in an entry of KV `holdings`. */
+type Held = Pick<ReplicaAdapter, "engineName" | "state"> & Partial<ReplicaAdapter>;
+type HoldingOf<H extends Held> = Pick<ReplicaHolding, "incarnation" | "agent"> & { adapters: H[] };
+
+/** The same object as long as the replica is known; what it shows changes. */
+export interface ReplicaEntry<H extends Held = ReplicaAdapter> {
   /** Its key in KV `replicas`. */
   readonly key: string;
+  /** The newest. */
   readonly report: ReplicaReport;
-  /** The heartbeat and what is held; `adapters` is made when it is read, which is not for every request. */
-  readonly state: ReplicaState;
+  /** The heartbeat and what is held; made when it is read, which is not for every request. */
+  readonly state: Omit<ReplicaState, "adapters"> & { adapters: H[] };
   /** When its last heartbeat came, by `now`: clocks of other machines may differ. */
   readonly heardAt: number;
   /** LoRA names that are proven in the present incarnation. */
   readonly proven: ReadonlySet<string>;
-  held(loraName: string): ReplicaAdapter | undefined;
+  held(loraName: string): H | undefined;
 }
 
-export interface ReplicaTable {
-  entries(): IterableIterator<ReplicaEntry>;
-  get(key: string): ReplicaEntry | undefined;
+export interface ReplicaTable<H extends Held = ReplicaAdapter> {
+  entries(): IterableIterator<ReplicaEntry<H>>;
+  get(key: string): ReplicaEntry<H> | undefined;
   /** Drops the heartbeat of a replica that was silent for too long: its bucket's TTL removes them without telling. */
   forget(key: string): void;
   /** Drops all that is known of a replica. */
@@ -37,112 +45,150 @@ export interface ReplicaTable {
   orphans(): { key: string; since: number }[];
 }
 
-interface Kept {
-  report: ReplicaReport | undefined;
-  entry: ReplicaEntry | undefined;
-  /** By the adapter's key. */
-  holdings: Map<string, ReplicaHolding>;
-  /** Of the present incarnation, by LoRA name. */
-  held: Map<string, ReplicaAdapter>;
-  proven: Set<string>;
+/** What is told of changes. */
+export interface ReplicaTableFollower<H extends Held = ReplicaAdapter> {
+  /** It came, went, or became another: readiness, incarnation, agent or address. Not at each heartbeat. */
+  onReplica?(key: string, entry: ReplicaEntry<H> | undefined): void;
+  /** What a replica holds of one adapter changed. */
+  onHolding?(key: string, adapterKey: string): void;
+  /** A LoRA name is proven on a replica that is there, or is not any more. Before `onReplica` where both are told. */
+  onProven?(loraName: string, entry: ReplicaEntry<H>, isProven: boolean): void;
+}
+
+interface ReplicaTableOptions<H extends Held> extends ReplicaTableFollower<H> {
+  bus: Pick<Bus, "bucket">;
+  signal: AbortSignal;
+  now?: () => number;
+}
+
+/** A replica with what it wrote; the entry that others see while it has a heartbeat. */
+class Kept<H extends Held> implements ReplicaEntry<H> {
+  readonly key: string;
+  /** Of a replica without a heartbeat: the last one. */
+  report!: ReplicaReport;
+  heardAt = 0;
+  isHere = false;
   silentSince: number;
+  /** By the adapter's key. */
+  readonly holdings = new Map<string, HoldingOf<H>>();
+  /** Of the present incarnation, by LoRA name. Empty without a heartbeat. */
+  readonly all = new Map<string, H>();
+  readonly proven = new Set<string>();
+
+  constructor(key: string, silentSince: number) {
+    this.key = key;
+    this.silentSince = silentSince;
+  }
+  get state(): Omit<ReplicaState, "adapters"> & { adapters: H[] } {
+    return { ...this.report, adapters: [...this.all.values()] };
+  }
+  held(loraName: string): H | undefined {
+    return this.all.get(loraName);
+  }
+  counts({ incarnation, agent }: HoldingOf<H>): boolean {
+    return this.isHere && incarnation === this.report.incarnation && (agent ?? null) === (this.report.agent ?? null);
+  }
 }
 
 /** Resolves when it holds everything that was in the buckets. Ends with the signal. */
-export async function createReplicaTable({
+export const createReplicaTable = (options: ReplicaTableOptions<ReplicaAdapter>): Promise<ReplicaTable> =>
+  createLeanReplicaTable({ ...options, holdings: buckets.holdings });
+
+/** The same table, with as much of each holding as `holdings` parses. */
+export async function createLeanReplicaTable<H extends Held>({
   bus,
+  holdings: holdingsDef,
   signal,
   now = () => performance.now(),
   onReplica = () => {},
   onHolding = () => {},
-}: {
-  bus: Pick<Bus, "bucket">;
-  signal: AbortSignal;
-  now?: () => number;
-  /** It came, went, or became another: readiness, incarnation, agent or address. Not at each heartbeat. */
-  onReplica?(key: string, entry: ReplicaEntry | undefined): void;
-  /** What a replica holds of one adapter changed. */
-  onHolding?(key: string, adapterKey: string): void;
-}): Promise<ReplicaTable> {
-  const replicas = new Map<string, Kept>();
+  onProven = () => {},
+}: ReplicaTableOptions<H> & { holdings: BucketDef<z.ZodType<HoldingOf<H>>> }): Promise<ReplicaTable<H>> {
+  const replicas = new Map<string, Kept<H>>();
   const share = createInterner();
 
-  const keptOf = (key: string): Kept => {
+  const keptOf = (key: string): Kept<H> => {
     let kept = replicas.get(key);
     if (kept === undefined) {
-      kept = { report: undefined, entry: undefined, holdings: new Map(), held: new Map(), proven: new Set(), silentSince: now() };
+      kept = new Kept(key, now());
       replicas.set(key, kept);
     }
     return kept;
   };
-  const counts = ({ report }: Kept, { incarnation, agent }: ReplicaHolding): boolean =>
-    report !== undefined && incarnation === report.incarnation && (agent ?? null) === (report.agent ?? null);
-  const take = ({ held, proven }: Kept, { adapters }: ReplicaHolding): void => {
-    for (const adapter of adapters) {
-      held.set(adapter.engineName, adapter);
-      if (adapter.state === "proven") proven.add(adapter.engineName);
-      else proven.delete(adapter.engineName);
-    }
+  const setProven = (kept: Kept<H>, loraName: string, isProven: boolean): void => {
+    if (kept.proven.has(loraName) === isProven) return;
+    if (isProven) kept.proven.add(loraName);
+    else kept.proven.delete(loraName);
+    onProven(loraName, kept, isProven);
   };
-  const drop = ({ held, proven }: Kept, { adapters }: ReplicaHolding): void => {
-    for (const { engineName: loraName } of adapters) {
-      held.delete(loraName);
-      proven.delete(loraName);
-    }
+  const clear = (kept: Kept<H>): void => {
+    for (const loraName of kept.proven) setProven(kept, loraName, false);
+    kept.all.clear();
   };
 
   const onReport = (key: string, report: ReplicaReport | undefined): void => {
     const kept = keptOf(key);
-    const before = kept.report;
-    kept.report = report;
     if (report === undefined) {
-      kept.entry = undefined;
+      const wasHere = kept.isHere;
+      clear(kept);
+      kept.isHere = false;
       kept.silentSince = now();
       if (kept.holdings.size === 0) replicas.delete(key);
-      if (before !== undefined) onReplica(key, undefined);
+      if (wasHere) onReplica(key, undefined);
       return;
     }
+    const before = kept.isHere ? kept.report : undefined;
     const sameProcess = before?.incarnation === report.incarnation && (before.agent ?? null) === (report.agent ?? null);
+    if (!sameProcess) clear(kept);
+    kept.report = report;
+    kept.heardAt = now();
+    kept.isHere = true;
     if (!sameProcess) {
-      kept.held = new Map();
-      kept.proven = new Set();
-      for (const holding of kept.holdings.values()) if (counts(kept, holding)) take(kept, holding);
+      for (const holding of kept.holdings.values()) {
+        if (!kept.counts(holding)) continue;
+        for (const held of holding.adapters) kept.all.set(held.engineName, held);
+        for (const { engineName, state } of holding.adapters) setProven(kept, engineName, state === "proven");
+      }
     }
-    const { held, proven } = kept;
-    const state = Object.defineProperty({ ...report } as ReplicaState, "adapters", {
-      enumerable: true,
-      get: () => [...held.values()],
-    });
-    kept.entry = { key, report, state, heardAt: now(), proven, held: (loraName) => held.get(loraName) };
-    if (!sameProcess || before.ready !== report.ready || before.url !== report.url) onReplica(key, kept.entry);
+    if (!sameProcess || before.ready !== report.ready || before.url !== report.url) onReplica(key, kept);
   };
 
-  const onHeld = (full: string, holding: ReplicaHolding | undefined): void => {
+  const onHeld = (full: string, holding: HoldingOf<H> | undefined): void => {
     const parsed = parseHoldingKey(full);
     const key = share(parsed.replicaKey);
     const adapterKey = share(parsed.adapterKey);
     const kept = keptOf(key);
     const before = kept.holdings.get(adapterKey);
-    if (before !== undefined && counts(kept, before)) drop(kept, before);
-    if (holding === undefined) {
-      kept.holdings.delete(adapterKey);
-      if (kept.holdings.size === 0 && kept.report === undefined) replicas.delete(key);
-    } else {
+    const gone = new Set(before !== undefined && kept.counts(before) ? before.adapters.map(({ engineName }) => engineName) : []);
+    if (holding === undefined) kept.holdings.delete(adapterKey);
+    else {
       // A hundred replicas name the same thousand adapters.
       for (const each of holding.adapters) {
-        each.tenant = share(each.tenant);
-        each.adapter = share(each.adapter);
+        if (each.tenant !== undefined) each.tenant = share(each.tenant);
+        if (each.adapter !== undefined) each.adapter = share(each.adapter);
+        if (each.digest !== undefined) each.digest = share(each.digest);
         each.engineName = share(each.engineName);
-        each.digest = share(each.digest);
       }
-      const shared = { ...holding, incarnation: share(holding.incarnation), agent: share(holding.agent ?? "") || null };
-      kept.holdings.set(adapterKey, shared);
-      if (counts(kept, shared)) take(kept, shared);
+      holding.incarnation = share(holding.incarnation);
+      holding.agent = share(holding.agent ?? "") || null;
+      kept.holdings.set(adapterKey, holding);
+      if (kept.counts(holding)) {
+        for (const held of holding.adapters) {
+          kept.all.set(held.engineName, held);
+          gone.delete(held.engineName);
+          setProven(kept, held.engineName, held.state === "proven");
+        }
+      }
     }
+    for (const loraName of gone) {
+      kept.all.delete(loraName);
+      setProven(kept, loraName, false);
+    }
+    if (holding === undefined && kept.holdings.size === 0 && !kept.isHere) replicas.delete(key);
     onHolding(key, adapterKey);
   };
 
-  const [reports, holdings] = await Promise.all([bus.bucket(buckets.replicas), bus.bucket(buckets.holdings)]);
+  const [reports, holdings] = await Promise.all([bus.bucket(buckets.replicas), bus.bucket(holdingsDef)]);
   const ready = [Promise.withResolvers<void>(), Promise.withResolvers<void>()] as const;
   await Promise.all([
     reports.watch({ signal, onChange: onReport, onReady: ready[0].resolve }),
@@ -152,18 +198,21 @@ export async function createReplicaTable({
 
   return {
     *entries() {
-      for (const { entry } of replicas.values()) if (entry !== undefined) yield entry;
+      for (const kept of replicas.values()) if (kept.isHere) yield kept;
     },
-    get: (key) => replicas.get(key)?.entry,
+    get(key) {
+      const kept = replicas.get(key);
+      return kept?.isHere === true ? kept : undefined;
+    },
     forget: (key) => onReport(key, undefined),
     drop(key) {
       onReport(key, undefined);
       replicas.delete(key);
     },
     orphans: () =>
-      [...replicas]
-        .filter(([, { entry, holdings: left }]) => entry === undefined && left.size > 0)
-        .map(([key, { silentSince }]) => ({ key, since: silentSince })),
+      [...replicas.values()]
+        .filter(({ isHere, holdings: left }) => !isHere && left.size > 0)
+        .map(({ key, silentSince }) => ({ key, since: silentSince })),
   };
 }
 

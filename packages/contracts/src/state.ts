@@ -245,6 +245,29 @@ export const adapterState = z.object({
 });
 export type AdapterState = z.infer<typeof adapterState>;
 
+const routedVersion = adapterVersion.pick({
+  version: true,
+  digest: true,
+  engineName: true,
+  rank: true,
+  replicas: true,
+  unplaced: true,
+  status: true,
+  reason: true,
+  promote: true,
+  createdAt: true,
+  servedAt: true,
+  wanted: true,
+  trace: true,
+});
+export type RoutedVersion = z.infer<typeof routedVersion>;
+
+/** The part of an entry of KV `adapters` that a gateway keeps in memory: there may be a hundred thousand of them. */
+export const routedAdapter = adapterState
+  .pick({ tenant: true, adapter: true, engine: true, base: true, alias: true })
+  .extend({ versions: z.array(routedVersion), canary: canaryState.pick({ version: true, from: true, share: true }).nullish() });
+export type RoutedAdapter = z.infer<typeof routedAdapter>;
+
 const replicaAdapter = z.object({
   tenant: tenantName,
   adapter: adapterName,
@@ -296,6 +319,11 @@ export const replicaHolding = z.object({
   adapters: z.array(replicaAdapter),
 });
 export type ReplicaHolding = z.infer<typeof replicaHolding>;
+
+/** The part of an entry of KV `holdings` that a gateway keeps in memory. */
+export const routedHolding = replicaHolding
+  .pick({ incarnation: true, agent: true })
+  .extend({ adapters: z.array(replicaAdapter.pick({ engineName: true, state: true, error: true })) });
 
 /** A replica's heartbeat together with its holdings. */
 export const replicaState = replicaReport.extend({ adapters: z.array(replicaAdapter) });

@@ -3,7 +3,7 @@ import { decideAdvice, type EngineSight } from "./decide-advice.ts";
 import { engineRecord } from "../gateway-under-test.ts";
 
 const minutes = 60_000;
-const versions = (count: number, rank = 32, unplaced = 0) => Array.from({ length: count }, (_, n) => ({ rank, unplaced: n < unplaced }));
+const versions = (count: number, highestRank = 32, unplaced = 0) => ({ count, unplaced, highestRank });
 const sight = (over: Partial<EngineSight> = {}): EngineSight => ({
   engine: engineRecord({ maxLoras: 4, maxCpuLoras: 16, maxLoraRank: 32 }),
   replicas: [{ ready: true, quarantined: 0 }],

@@ -1,5 +1,6 @@
 /** Pure: advice to the operator on how an engine could serve its adapters better. */
 import type { EngineRecord } from "@loraline/contracts";
+import type { VersionCounts } from "../inference/decide-route.ts";
 
 interface Advice {
   level: "warn" | "info";
@@ -11,7 +12,7 @@ export interface EngineSight {
   engine: EngineRecord;
   replicas: readonly { ready: boolean; quarantined: number }[];
   /** Desired versions of all tenants. */
-  versions: readonly { rank: number; unplaced: boolean }[];
+  versions: VersionCounts;
   /** Adapters that were asked for within the window, all tenants and gateways together. */
   asked: number;
   /** Length of that window, in ms. */
@@ -30,13 +31,13 @@ export function decideAdvice({ engine, replicas, versions, asked, windowMs }: En
     say("warn", "NO_REPLICA", `no replica of engine "${engine.engine}" is ready: nothing of base "${engine.base.name}" is answered.`);
     return found;
   }
-  const unplaced = versions.filter((version) => version.unplaced).length;
+  const { unplaced, highestRank } = versions;
   if (unplaced > 0) {
-    const each = Math.ceil(versions.length / ready);
+    const each = Math.ceil(versions.count / ready);
     say(
       "warn",
       "NO_ROOM",
-      `${unplaced} of ${versions.length} adapter versions are not placed as asked: ${inAll(ready, maxCpuLoras, "max_cpu_loras")}. Raise max_cpu_loras to ${each} or more, or add replicas.`,
+      `${unplaced} of ${versions.count} adapter versions are not placed as asked: ${inAll(ready, maxCpuLoras, "max_cpu_loras")}. Raise max_cpu_loras to ${each} or more, or add replicas.`,
     );
   }
   const slots = maxLoras * ready;
@@ -47,11 +48,11 @@ export function decideAdvice({ engine, replicas, versions, asked, windowMs }: En
       `${asked} adapters were asked in the last ${minutes(windowMs)}, and ${inAll(ready, maxLoras, "max_loras")}: adapters are swapped in and out between requests. Raise max_loras to ${Math.ceil(asked / ready)}, or add replicas.`,
     );
   }
-  if (versions.length > maxCpuLoras && unplaced === 0) {
+  if (versions.count > maxCpuLoras && unplaced === 0) {
     say(
       "info",
       "SPREAD",
-      `${versions.length} adapter versions are wanted and max_cpu_loras is ${maxCpuLoras}, so each replica holds only some of them. For all on every replica raise it to ${versions.length}.`,
+      `${versions.count} adapter versions are wanted and max_cpu_loras is ${maxCpuLoras}, so each replica holds only some of them. For all on every replica raise it to ${versions.count}.`,
     );
   }
   const quarantined = replicas.filter((replica) => replica.quarantined > 0).length;
@@ -62,12 +63,11 @@ export function decideAdvice({ engine, replicas, versions, asked, windowMs }: En
       `${quarantined} of ${replicas.length} replicas cannot hold some adapters, which are answered by others. \`loraline adapters\` says which, and why.`,
     );
   }
-  const highest = Math.max(0, ...versions.map(({ rank }) => rank));
-  if (highest > 0 && highest * 2 <= maxLoraRank) {
+  if (highestRank > 0 && highestRank * 2 <= maxLoraRank) {
     say(
       "info",
       "RANK_TOO_ROOMY",
-      `max_lora_rank is ${maxLoraRank}, and the highest rank among ${versions.length} versions is ${highest}: every slot takes ${Math.floor(maxLoraRank / highest)} times the memory it needs.`,
+      `max_lora_rank is ${maxLoraRank}, and the highest rank among ${versions.count} versions is ${highestRank}: every slot takes ${Math.floor(maxLoraRank / highestRank)} times the memory it needs.`,
     );
   }
   if (windowMs >= 5 * 60_000 && maxLoras >= 8 && asked * 4 <= maxLoras) {

@@ -6,19 +6,17 @@ import type { WorkingSet } from "../inference/working-set.ts";
 
 export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSet, "asked" | "windowMs">, tenant: string): EngineView[] {
   return enginesFor(view, tenant).map((engine) => {
-    const replicas = view.replicas
-      .filter(({ state, fresh }) => fresh && state.engine === engine.engine)
+    const replicas = view
+      .replicasOf(engine.engine)
+      .replicas.filter(({ fresh }) => fresh)
       .map(({ state: { replica, ready, incarnation, counts, problem } }) => ({ replica, ready, incarnation, counts, problem }))
       .toSorted((a, b) => (a.replica < b.replica ? -1 : 1));
-    const versions = [...view.adapters.values()]
-      .filter((adapter) => adapter.engine === engine.engine)
-      .flatMap((adapter) => adapter.versions.filter(({ status }) => status === "desired"));
-    const names = new Set(versions.map(({ engineName }) => engineName));
-    const adapters = [...asked(engine.engine)].filter((name) => names.has(name)).length;
+    const versions = view.versionsOn(engine.engine);
+    const adapters = [...asked(engine.engine)].filter((name) => isDesired(view, name)).length;
     const advice = decideAdvice({
       engine,
       replicas: replicas.map(({ ready, counts }) => ({ ready, quarantined: (counts?.quarantined ?? 0) + (counts?.refused ?? 0) })),
-      versions: versions.map(({ rank, unplaced }) => ({ rank, unplaced: Boolean(unplaced) })),
+      versions,
       asked: adapters,
       windowMs,
     });
@@ -31,9 +29,15 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
       maxCpuLoras,
       maxModelLen,
       replicas,
-      versions: versions.length,
+      versions: versions.count,
       asked: { adapters, windowMs },
       advice,
     };
   });
+}
+
+/** Whether a name is the LoRA name of a desired version; a base's is not. It begins with tenant and adapter. */
+function isDesired(view: RoutingView, loraName: string): boolean {
+  const [tenant = "", adapter = ""] = loraName.split(".");
+  return view.adapter({ tenant, adapter })?.versions.some(({ engineName, status }) => engineName === loraName && status === "desired") ?? false;
 }

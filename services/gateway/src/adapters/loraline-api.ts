@@ -2,6 +2,7 @@
 import { hash } from "node:crypto";
 import {
   adapterKeepRequested,
+  adapterKey,
   adapterPlaceRequested,
   adapterPromoteRequested,
   adapterRollbackRequested,
@@ -11,11 +12,15 @@ import {
   canaryTraffic,
   type DeadLetterView,
   everyKeyOf,
+  holdingKey,
   keepBody,
+  parseHoldingKey,
   parseSubject,
   tenantOfSubject,
   placeBody,
   promoteBody,
+  type ReplicaHolding,
+  replicaKey,
   type ReplicaState,
   rollbackBody,
   type RunState,
@@ -45,7 +50,11 @@ const keepStays: Unfollowed = ({ adapter }) => ({ code: "keep_not_set", message:
 
 export async function loralineRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
   const { bus, state, table, readTrace, log } = context;
-  const [adapters, traffic] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.traffic)]);
+  const [adapters, holdings, traffic] = await Promise.all([
+    bus.bucket(buckets.adapters),
+    bus.bucket(buckets.holdings),
+    bus.bucket(buckets.traffic),
+  ]);
   const commands = await createCommandFollower(context);
   const workingSet = await createWorkingSet({ bus, signal: context.signal });
 
@@ -66,20 +75,43 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     return found;
   };
 
-  /** The replicas of an adapter's engine, without other tenants' adapters and without the replicas' addresses, which tenants must not see. */
-  const replicasOf = (adapter: AdapterState): ReplicaState[] =>
+  /**
+   * The replicas of an adapter's engine, without other tenants' adapters and without the replicas' addresses, which tenants must not see.
+   * @param held - what KV `holdings` has of this adapter, by replica.
+   */
+  const replicasOf = (adapter: AdapterState, held: ReadonlyMap<string, ReplicaHolding>): ReplicaState[] =>
     table
       .view()
-      .replicas.filter(({ state: replica, fresh }) => fresh && replica.engine === adapter.engine)
-      .map(({ state: replica, held }) => ({
-        ...replica,
-        url: "",
-        adapters: adapter.versions.flatMap(({ engineName }) => held(engineName) ?? []),
-      }));
-  /** Makes the views of adapters. The gateways' counts are read only if one of the adapters has a canary. */
+      .replicasOf(adapter.engine)
+      .replicas.filter(({ fresh }) => fresh)
+      .map(({ state: replica }) => {
+        const holding = held.get(replicaKey(replica));
+        const counts = holding?.incarnation === replica.incarnation && (holding.agent ?? null) === (replica.agent ?? null);
+        const names = new Set(adapter.versions.map(({ engineName }) => engineName));
+        const known = counts ? holding.adapters.filter(({ engineName }) => names.has(engineName)) : [];
+        return { ...replica, url: "", adapters: known };
+      });
+  /** What the replicas hold of one adapter of a tenant, or of all of them (`*`): by the adapter's key, then by replica. */
+  const readHoldings = async (tenant: string, adapter: string): Promise<Map<string, Map<string, ReplicaHolding>>> => {
+    const found = new Map<string, Map<string, ReplicaHolding>>();
+    for (const { key, value } of await holdings.entries(holdingKey({ replicaKey: "*.*", adapterKey: adapterKey({ tenant, adapter }) }))) {
+      const parsed = parseHoldingKey(key);
+      const ofAdapter = found.get(parsed.adapterKey) ?? new Map<string, ReplicaHolding>();
+      found.set(parsed.adapterKey, ofAdapter.set(parsed.replicaKey, value));
+    }
+    return found;
+  };
+  /** Makes the views of adapters of one tenant. The gateways' counts are read only if one of the adapters has a canary. */
   const viewsOf = async (states: readonly AdapterState[]): Promise<z.output<typeof adapterView>[]> => {
+    const [first, ...others] = states;
+    if (first === undefined) return [];
+    const held = await readHoldings(first.tenant, others.length === 0 ? first.adapter : "*");
     const reports = states.some(({ canary }) => canary) ? (await traffic.entries()).map(({ value }) => value) : [];
-    return states.map((adapter) => ({ adapter, replicas: replicasOf(adapter), canary: canaryCounts(adapter, reports) }));
+    return states.map((adapter) => ({
+      adapter,
+      replicas: replicasOf(adapter, held.get(adapterKey(adapter)) ?? new Map()),
+      canary: canaryCounts(adapter, reports),
+    }));
   };
   const viewOf = async (adapter: AdapterState) => (await viewsOf([adapter]))[0];
 

@@ -1,9 +1,11 @@
 import { canarySettings, type CanaryState, type ReplicaAdapter } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { decideRoute, parseModel, type ReplicaView, type RoutingView, stickyKeyOf } from "./decide-route.ts";
+import type { ReplicaView } from "./decide-replicas.ts";
+import { decideRoute, parseModel, type RoutingView, stickyKeyOf } from "./decide-route.ts";
 import { adapterOf, base, engineRecord, heldBy, replicaOf, versionOf } from "../gateway-under-test.ts";
 import { modelsOf } from "./models.ts";
+import { type Everything, viewByScan } from "./routing-under-test.ts";
 
 const v1 = versionOf("acme", "pirate", 1);
 const v2 = versionOf("acme", "pirate", 2);
@@ -21,13 +23,9 @@ const replica = (name: string, versions = [v1, v2], over: Partial<ReplicaView> =
   inFlight: 0,
   ...over,
 });
-const view = (replicas: ReplicaView[], over: Partial<RoutingView> = {}): RoutingView => ({
-  engines: [engineRecord()],
-  adapters: new Map([["acme.pirate", adapter]]),
-  replicas,
-  ...over,
-});
-const route = (replicas: ReplicaView[], model: string, over: Partial<RoutingView> = {}, tenant = "acme") => {
+const view = (replicas: ReplicaView[], over: Partial<Everything> = {}): RoutingView =>
+  viewByScan({ engines: [engineRecord()], adapters: new Map([["acme.pirate", adapter]]), replicas, ...over });
+const route = (replicas: ReplicaView[], model: string, over: Partial<Everything> = {}, tenant = "acme") => {
   const decision = decideRoute(view(replicas, over), { tenant, model });
   return decision.kind === "route" ? { ...decision, replicas: decision.replicas.map(({ state }) => state.replica) } : decision;
 };
@@ -112,8 +110,7 @@ describe("decideRoute", () => {
   });
 
   it("chooses only replicas that are ready and have the very version proven", () => {
-    const notReady = replica("b");
-    notReady.state = { ...notReady.state, ready: false };
+    const notReady = replica("b", undefined, { state: replicaOf("b", "http://b", [], { ready: false }) });
     expect(route([replica("a", [v1]), notReady, replica("c")], "acme/pirate")).toMatchObject({ replicas: ["c"] });
   });
 

@@ -9,36 +9,32 @@
  *
  * A request keeps the version that was decided when it began.
  */
-import {
-  adapterKey,
-  type AdapterState,
-  type AdapterVersion,
-  type EngineRecord,
-  fnv1a,
-  type ReplicaAdapter,
-  type ReplicaReport,
-} from "@loraline/contracts";
+import type { EngineRecord, RoutedAdapter, RoutedVersion } from "@loraline/contracts";
 import { parseFineTunedModel } from "../openai-ids.ts";
+import { type Candidates, decideReplicas, hash, type ReplicaView } from "./decide-replicas.ts";
 
-export interface ReplicaView {
-  state: ReplicaReport;
-  /** LoRA names that are proven in the replica's present incarnation. */
-  proven: ReadonlySet<string>;
-  /** What the replica reports of this LoRA name; undefined: it has not begun to load it. */
-  held(loraName: string): ReplicaAdapter | undefined;
-  /** Its heartbeat is recent. A replica that fell silent is asked last, not never: the silence may be the bus's. */
-  fresh: boolean;
-  /** Requests of this gateway that the replica is answering. */
-  inFlight: number;
+/** What there is, found by name: nothing here looks at everything, however much there is. */
+export interface RoutingView {
+  readonly engines: readonly EngineRecord[];
+  engine(name: string): EngineRecord | undefined;
+  enginesOf(base: string): readonly EngineRecord[];
+  adapter(named: { tenant: string; adapter: string }): RoutedAdapter | undefined;
+  adaptersOf(tenant: string): Iterable<RoutedAdapter>;
+  /** Desired versions of all tenants on an engine. */
+  versionsOn(engine: string): VersionCounts;
+  replicasOf(engine: string): Candidates;
+  /** Replicas that have this LoRA name proven. */
+  provenOn(loraName: string): Candidates;
+  /** For benchmarks: replicas are chosen by these numbers from 0 to 1 instead of by affinity and load. */
+  readonly random?: (() => number) | undefined;
 }
 
-export interface RoutingView {
-  engines: readonly EngineRecord[];
-  /** Key `<tenant>.<adapter>`. */
-  adapters: ReadonlyMap<string, AdapterState>;
-  replicas: readonly ReplicaView[];
-  /** For benchmarks: replicas are chosen by these numbers from 0 to 1 instead of by affinity and load. */
-  random?: (() => number) | undefined;
+export interface VersionCounts {
+  readonly count: number;
+  /** Those that are not placed as asked. */
+  readonly unplaced: number;
+  /** 0: there is none. */
+  readonly highestRank: number;
 }
 
 export interface RouteRequest {
@@ -58,8 +54,8 @@ export type RouteDecision =
       model: string;
       /** The name the engine knows. */
       engineModel: string;
-      version: AdapterVersion | null;
-      /** Best first, never empty. */
+      version: RoutedVersion | null;
+      /** Best first, never empty; of many the few best. */
       replicas: readonly [ReplicaView, ...ReplicaView[]];
       /** Absent: the version stays loaded whoever asks for it. */
       named?: NamedVersion;
@@ -79,7 +75,7 @@ export interface NamedVersion {
   adapter: string;
   version: number;
   /** Until when it stays loaded for that; null: nobody has named it lately. */
-  wanted: AdapterVersion["wanted"];
+  wanted: RoutedVersion["wanted"];
 }
 
 /** A request whose model name was understood, and that a replica can answer. */
@@ -88,24 +84,27 @@ export type Routed = Extract<RouteDecision, { kind: "route" }>;
 const unknown: RouteDecision = { kind: "unknown", reason: null };
 
 export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteRequest): RouteDecision {
-  const engines = enginesFor(view, tenant).filter(({ base }) => base.name === model);
+  const engines = view.enginesOf(model).filter((engine) => isOpenTo(engine, tenant));
   if (engines.length > 0) {
-    const names = new Set(engines.map(({ engine }) => engine));
-    const ready = view.replicas.filter(({ state }) => state.base === model && names.has(state.engine) && state.ready);
-    const [best, ...others] = inOrderOfChoice(ready, model, view.random);
+    const groups = engines.map(({ engine }) => view.replicasOf(engine));
+    const [best, ...others] = decideReplicas(groups, model, {
+      random: view.random,
+      // While an engine gets another base, some replicas still have the one before.
+      fits: ({ state }) => state.base === model,
+    });
     if (best === undefined) {
       return { kind: "unavailable", code: "model_not_ready", reason: `No replica of the base "${model}" is ready.`, retryAfterMs: 5000 };
     }
     return { kind: "route", model, engineModel: model, version: null, replicas: [best, ...others] };
   }
   const named = parseModel(model);
-  const adapter = named?.tenant === tenant ? view.adapters.get(adapterKey({ tenant, adapter: named.adapter })) : undefined;
+  const adapter = named?.tenant === tenant ? view.adapter({ tenant, adapter: named.adapter }) : undefined;
   if (named === undefined || adapter === undefined) return unknown;
   if (named.base !== undefined && named.base !== adapter.base) return unknown;
   return decideVersion(view, adapter, named.version ?? aliasFor(view, adapter, sticky), named.version !== undefined);
 }
 
-function decideVersion(view: RoutingView, adapter: AdapterState, number: number | null, isNamed: boolean): RouteDecision {
+function decideVersion(view: RoutingView, adapter: RoutedAdapter, number: number | null, isNamed: boolean): RouteDecision {
   const name = `${adapter.tenant}/${adapter.adapter}`;
   if (number === null) return notPromoted(name, adapter);
   const version = adapter.versions.find((candidate) => candidate.version === number);
@@ -121,7 +120,10 @@ function decideVersion(view: RoutingView, adapter: AdapterState, number: number 
     const why = version.reason === null ? "" : `: ${version.reason.message}`;
     return { kind: "unknown", reason: `Version ${number} of ${name} is ${version.status}${why}` };
   }
-  const [best, ...others] = inOrderOfChoice(provenOn(view, version), version.engineName, view.random, slotsOf(view, adapter));
+  const [best, ...others] = decideReplicas([view.provenOn(version.engineName)], version.engineName, {
+    random: view.random,
+    slots: view.engine(adapter.engine)?.maxLoras,
+  });
   if (best === undefined) {
     const why = notProven(view, adapter, version);
     if (version.servedAt === null || !version.wanted) return { kind: "unavailable", code: "model_not_ready", ...why, ...named };
@@ -130,18 +132,18 @@ function decideVersion(view: RoutingView, adapter: AdapterState, number: number 
   return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others], ...named };
 }
 
-const provenOn = ({ replicas }: RoutingView, { engineName: loraName }: AdapterVersion): ReplicaView[] =>
-  replicas.filter(({ state, proven: names }) => state.ready && names.has(loraName));
-
-/** 2: a replica that was heard of lately has it proven. 1: one that fell silent has. */
-const reachOf = (view: RoutingView, version: AdapterVersion): number =>
-  provenOn(view, version).reduce((best, { fresh }) => Math.max(best, fresh ? 2 : 1), 0);
+/** 2: a replica that was heard of lately has it proven. 1: one that fell silent has. 0: none has. */
+function reachOf(view: RoutingView, { engineName }: RoutedVersion): number {
+  const { replicas } = view.provenOn(engineName);
+  if (replicas.some(({ state, fresh }) => state.ready && fresh)) return 2;
+  return replicas.some(({ state }) => state.ready) ? 1 : 0;
+}
 
 /**
  * The version that the alias means for this sticky key. A canary that no replica has proven, or only silent ones while the promoted
  * version is better off, takes nobody: the promoted version is the better answer than none.
  */
-function aliasFor(view: RoutingView, { alias, canary, versions }: AdapterState, sticky: RouteRequest["sticky"]): number | null {
+function aliasFor(view: RoutingView, { alias, canary, versions }: RoutedAdapter, sticky: RouteRequest["sticky"]): number | null {
   if (!canary || canary.from !== alias || sticky === undefined) return alias;
   const version = versions.find((candidate) => candidate.version === canary.version && candidate.status === "desired");
   if (version === undefined || positionOf(sticky(), version.engineName) >= canary.share) return alias;
@@ -172,7 +174,7 @@ export function stickyKeyOf({ header, by, body }: { header?: unknown; by: string
   return `${by} ${(JSON.stringify(beginning) ?? "").slice(0, beginningLength)}`;
 }
 
-function notPromoted(name: string, adapter: AdapterState): RouteDecision {
+function notPromoted(name: string, adapter: RoutedAdapter): RouteDecision {
   // Where nothing is promoted yet, there is nothing a canary could be compared with: it is promoted at once.
   const coming = adapter.versions.findLast(({ status, promote }) => status === "desired" && promote !== "manual");
   if (coming !== undefined) {
@@ -189,72 +191,40 @@ function notPromoted(name: string, adapter: AdapterState): RouteDecision {
   };
 }
 
-function notProven(view: RoutingView, adapter: AdapterState, version: AdapterVersion): { reason: string; retryAfterMs: number } {
+/** Reasons that a message lists; a hundred replicas seldom have a hundred different ones. */
+const mostReasons = 10;
+
+function notProven(view: RoutingView, adapter: RoutedAdapter, version: RoutedVersion): { reason: string; retryAfterMs: number } {
   const name = `${adapter.tenant}/${adapter.adapter}@${version.version}`;
-  const ofEngine = view.replicas.filter(({ state, fresh }) => state.engine === adapter.engine && fresh);
-  if (ofEngine.length === 0) {
+  const ofEngine = view.replicasOf(adapter.engine).replicas;
+  if (!ofEngine.some(({ fresh }) => fresh)) {
     return { reason: `${name} is proven nowhere: its engine has no replica now.`, retryAfterMs: 5000 };
   }
   const { replicas: placed, unplaced } = version;
   if (placed?.length === 0 && unplaced) return { reason: `${name} is not loaded: ${unplaced.message}`, retryAfterMs: 30_000 };
   if (placed?.length === 0) return { reason: `${name} is about to be loaded.`, retryAfterMs: 2000 };
-  const reasons = ofEngine.flatMap(({ state, held: heldOf }) => {
+  const reasons: string[] = [];
+  for (const { state, held: heldOf, fresh } of ofEngine) {
+    if (!fresh) continue;
     const held = heldOf(version.engineName);
-    if (placed && !placed.includes(state.replica) && held === undefined) return [];
-    if (!state.ready) return `replica ${state.replica} is not ready`;
-    if (held === undefined) return `replica ${state.replica} has not begun to load it`;
-    return `replica ${state.replica}: ${held.state}${held.error === null ? "" : ` (${held.error.message})`}`;
-  });
+    if (placed && !placed.includes(state.replica) && held === undefined) continue;
+    if (reasons.length === mostReasons) {
+      reasons.push("and so on");
+      break;
+    }
+    if (!state.ready) reasons.push(`replica ${state.replica} is not ready`);
+    else if (held === undefined) reasons.push(`replica ${state.replica} has not begun to load it`);
+    else reasons.push(`replica ${state.replica}: ${held.state}${held.error === null ? "" : ` (${held.error.message})`}`);
+  }
   const why = reasons.length === 0 ? "none of the replicas that should hold it is there" : reasons.join("; ");
   return { reason: `${name} is proven nowhere now: ${why}.`, retryAfterMs: 2000 };
 }
 
-/** A name's favourite is passed over while its load is above this many times the replicas' average. */
-const loadBound = 1.25;
-/**
- * And some more where replicas hold more adapters than they have slots: an engine answers a few requests at once as fast as one, but
- * an adapter that takes another one's slot costs both.
- */
-const crowdedSlack = 4;
-
-/**
- * Rendezvous hashing with bounded loads: each name has its own order of replicas, which moves little when replicas come and go,
- * and takes the first whose load is bearable. So an adapter's requests meet a replica that has it in the GPU's memory and
- * its prefixes in the cache, and many adapters do not push each other out everywhere. Fresh replicas before silent ones.
- */
-function inOrderOfChoice(
-  replicas: readonly ReplicaView[],
-  name: string,
-  random: (() => number) | undefined,
-  slots = Number.POSITIVE_INFINITY,
-): ReplicaView[] {
-  if (replicas.length < 2) return [...replicas];
-  const ranked = replicas.map((replica) => ({ replica, weight: random?.() ?? hash(`${name} ${replica.state.replica}`) }));
-  const fresh = ranked.filter(({ replica }) => replica.fresh);
-  const counted = fresh.length > 0 ? fresh : ranked;
-  const load = counted.reduce((sum, { replica }) => sum + replica.inFlight, 1);
-  const slack = counted.some(({ replica }) => replica.proven.size > slots) ? crowdedSlack : 0;
-  const bound = random === undefined ? Math.ceil((loadBound * load) / counted.length) + slack : Number.POSITIVE_INFINITY;
-  const excess = ({ inFlight }: ReplicaView): number => Math.max(0, inFlight + 1 - bound);
-  return ranked
-    .toSorted((a, b) => Number(b.replica.fresh) - Number(a.replica.fresh) || excess(a.replica) - excess(b.replica) || b.weight - a.weight)
-    .map(({ replica }) => replica);
-}
-
-/** Adapters that a replica of the adapter's engine computes with at once. */
-const slotsOf = ({ engines }: RoutingView, adapter: AdapterState): number | undefined =>
-  engines.find(({ engine }) => engine === adapter.engine)?.maxLoras;
-
-/** 32 bits; mixed, so that names that differ in the last letter spread too. */
-function hash(text: string): number {
-  let h = fnv1a(text);
-  h = Math.imul(h ^ (h >>> 15), 0x2c1b3c6d);
-  return (h ^ (h >>> 12)) >>> 0;
-}
-
 /** Engines a tenant may use. */
 export const enginesFor = ({ engines }: Pick<RoutingView, "engines">, tenant: string): EngineRecord[] =>
-  engines.filter(({ tenants }) => tenants?.includes(tenant) ?? true);
+  engines.filter((engine) => isOpenTo(engine, tenant));
+
+const isOpenTo = ({ tenants }: EngineRecord, tenant: string): boolean => tenants?.includes(tenant) ?? true;
 
 /** `<tenant>/<adapter>`, `<tenant>/<adapter>@<version>`, or OpenAI's `ft:` form. */
 export function parseModel(model: string): { tenant: string; adapter: string; version?: number; base?: string } | undefined {

@@ -1,31 +1,40 @@
 /** `GET /v1/models`: the bases, and the tenant's own aliases and versions that are proven. */
-import { adapterKey, type AdapterState, type AdapterVersion, type EngineRecord, type ModelObject } from "@loraline/contracts";
+import type { EngineRecord, ModelObject, RoutedAdapter, RoutedVersion } from "@loraline/contracts";
 import type { FastifyInstance } from "fastify";
 import { boundNameOf } from "../access/decide-models.ts";
 import type { GatewayContext } from "../context.ts";
-import { enginesFor, parseModel, type ReplicaView, type RoutingView } from "./decide-route.ts";
 import { PermanentError } from "@loraline/runtime";
+import type { Candidates } from "./decide-replicas.ts";
+import { enginesFor, parseModel, type RoutingView } from "./decide-route.ts";
 
 const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
 
 /** Pure: what a tenant may name in a request and get an answer from. */
 export function modelsOf(view: RoutingView, tenant: string): ModelObject[] {
-  const bases = [...Map.groupBy(enginesFor(view, tenant), ({ base }) => base.name)].map(([base, engines]) =>
-    baseModel(view, base, engines),
-  );
-  const adapters = [...view.adapters.values()]
-    .filter((adapter) => adapter.tenant === tenant)
+  const ready = readyCounts(view);
+  const adapters = [...view.adaptersOf(tenant)]
     .toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1))
-    .flatMap((adapter) => adapterModels(view, adapter));
-  return [...bases, ...adapters];
+    .flatMap((adapter) => adapterModels(view, adapter, ready));
+  return [...baseModels(view, tenant, ready), ...adapters];
 }
 
-const readyReplicas = ({ replicas }: RoutingView, engine: string): ReplicaView[] =>
-  replicas.filter(({ state, fresh }) => fresh && state.ready && state.engine === engine);
+/** How many replicas of an engine are ready; each engine is counted once. */
+function readyCounts(view: RoutingView): (engine: string) => number {
+  const counts = new Map<string, number>();
+  return (engine) => {
+    const count = counts.get(engine) ?? readyOf(view.replicasOf(engine));
+    counts.set(engine, count);
+    return count;
+  };
+}
+const readyOf = ({ replicas }: Candidates): number => replicas.filter(({ state, fresh }) => fresh && state.ready).length;
+
+const baseModels = (view: RoutingView, tenant: string, ready: (engine: string) => number): ModelObject[] =>
+  [...Map.groupBy(enginesFor(view, tenant), ({ base }) => base.name)].map(([base, engines]) => baseModel(base, engines, ready));
 
 /** A base is one model, however many engines serve it. */
-function baseModel(view: RoutingView, base: string, engines: readonly EngineRecord[]): ModelObject {
-  const ready = engines.flatMap(({ engine }) => readyReplicas(view, engine)).length;
+function baseModel(base: string, engines: readonly EngineRecord[], readyOn: (engine: string) => number): ModelObject {
+  const ready = engines.reduce((sum, { engine }) => sum + readyOn(engine), 0);
   return {
     id: base,
     object: "model",
@@ -36,9 +45,13 @@ function baseModel(view: RoutingView, base: string, engines: readonly EngineReco
 }
 
 /** @param retired - this version too if it was retired: it answers when it is loaded again. */
-function adapterModels(view: RoutingView, adapter: AdapterState, retired?: number): ModelObject[] {
-  const ready = readyReplicas(view, adapter.engine);
-  const model = (id: string, version: AdapterVersion, provenReplicas: number): ModelObject => ({
+function adapterModels(
+  view: RoutingView,
+  adapter: RoutedAdapter,
+  readyOn: (engine: string) => number,
+  retired?: number,
+): ModelObject[] {
+  const model = (id: string, version: RoutedVersion, provenReplicas: number): ModelObject => ({
     id,
     object: "model",
     created: unix(version.servedAt ?? version.createdAt),
@@ -49,15 +62,15 @@ function adapterModels(view: RoutingView, adapter: AdapterState, retired?: numbe
       version: version.version,
       digest: version.digest,
       provenReplicas,
-      readyReplicas: ready.length,
+      readyReplicas: readyOn(adapter.engine),
     },
   });
   const name = `${adapter.tenant}/${adapter.adapter}`;
   return adapter.versions.flatMap((version) => {
     // Not in the list: a client that tries every model in it would have all of them loaded.
     if (version.status === "retired" && version.version === retired) return [model(`${name}@${version.version}`, version, 0)];
-    const proven = ready.filter(({ proven: names }) => names.has(version.engineName)).length;
-    if (version.status !== "desired" || proven === 0) return [];
+    const proven = version.status === "desired" ? readyOf(view.provenOn(version.engineName)) : 0;
+    if (proven === 0) return [];
     const pinned = model(`${name}@${version.version}`, version, proven);
     return version.version === adapter.alias ? [model(name, version, proven), pinned] : [pinned];
   });
@@ -78,13 +91,15 @@ export function modelRoutes({ table }: GatewayContext): (app: FastifyInstance) =
       const asked = parseModel(name);
       const { tenant } = request.caller;
       const view = table.view();
-      const listed = modelsOf(view, tenant).find(({ id }) => id === name);
-      if (listed !== undefined) return listed;
-      const adapter = asked?.tenant === tenant ? view.adapters.get(adapterKey(asked)) : undefined;
+      const ready = readyCounts(view);
+      const adapter = asked?.tenant === tenant ? view.adapter(asked) : undefined;
+      const isOther = adapter !== undefined && asked?.base !== undefined && asked.base !== adapter.base;
+      const ids = [name, `${tenant}/${asked?.adapter}@${asked?.version}`];
       const found =
-        asked === undefined || adapter === undefined || (asked.base !== undefined && asked.base !== adapter.base)
+        baseModels(view, tenant, ready).find(({ id }) => id === name) ??
+        (adapter === undefined || isOther
           ? undefined
-          : adapterModels(view, adapter, asked.version).find(({ id }) => id === `${tenant}/${asked.adapter}@${asked.version}`);
+          : adapterModels(view, adapter, ready, asked?.version).find(({ id }) => ids.includes(id)));
       if (found === undefined) throw modelNotFound(name, null);
       return found;
     });

@@ -1,12 +1,28 @@
-/** What the gateway knows about engines, adapters and replicas, kept in memory by watching their KV buckets. */
-import { type Bus, createReplicaTable } from "@loraline/bus";
-import { type AdapterState, buckets, type EngineRecord, replicaKey } from "@loraline/contracts";
-import type { ReplicaView, RoutingView } from "./decide-route.ts";
+/**
+ * What the gateway knows about engines, adapters and replicas, kept in memory by watching their KV buckets, and found by name: a request
+ * costs the same however many there are. Of each entry only what the gateway needs is kept.
+ */
+import { type Bus, createLeanReplicaTable, type ReplicaEntry } from "@loraline/bus";
+import {
+  type BucketDef,
+  buckets,
+  type EngineRecord,
+  replicaKey,
+  type ReplicaReport,
+  routedAdapter,
+  type RoutedAdapter,
+  routedHolding,
+} from "@loraline/contracts";
+import type { z } from "zod";
+import { type Candidates, fewReplicas, type HeldOnReplica, preferenceOf, type ReplicaView } from "./decide-replicas.ts";
+import type { RoutingView, VersionCounts } from "./decide-route.ts";
 
 /** Agents write every 3 s. */
 const silentAfterMs = 15_000;
 /** A replica that was silent for this long is not asked any more; another pod may have its address by now. */
 const forgottenAfterMs = 10 * 60_000;
+/** Replicas that are silent are looked for this often. */
+const sweepEveryMs = 1000;
 
 export interface RoutingTable {
   view(): RoutingView;
@@ -30,68 +46,253 @@ export async function createRoutingTable({
   /** For benchmarks: replicas are chosen by these numbers from 0 to 1 instead of by affinity and load. */
   random?: (() => number) | undefined;
 }): Promise<RoutingTable> {
-  const engines = new Map<string, EngineRecord>();
-  const adapters = new Map<string, AdapterState>();
-  const inFlight = new Map<string, number>();
-  const unreachableAt = new Map<string, number>();
+  const engines = createEngines();
+  const adapters = createAdapters();
 
-  const [replicas] = await Promise.all([
-    createReplicaTable({ bus, signal, now }),
-    follow<EngineRecord>(await bus.bucket(buckets.engines), signal, engines),
-    follow<AdapterState>(await bus.bucket(buckets.adapters), signal, adapters),
-  ]);
+  /* replicas, by key, by engine, and by the LoRA names that are proven on them */
+
+  const known = new Map<string, KnownReplica>();
+  const byEngine = new Map<string, ReplicaGroup>();
+  const byName = new Map<string, ReplicaGroup>();
+  const loads = new Map<string, EngineLoad>();
+  const loadOf = (engine: string): EngineLoad => entryOf(loads, engine, () => ({ requests: 0, replicas: 0 }));
+  const leave = (groups: Map<string, ReplicaGroup>, name: string, replica: KnownReplica): void => {
+    const group = groups.get(name);
+    group?.remove(replica);
+    if (group?.replicas.length === 0) groups.delete(name);
+  };
+
+  const replicas = await createLeanReplicaTable<HeldOnReplica>({
+    bus,
+    signal,
+    now,
+    holdings: { ...buckets.holdings, value: routedHolding },
+    onProven(loraName, entry, isProven) {
+      const replica = entryOf(known, entry.key, () => new KnownReplica(entry, now));
+      if (!isProven) leave(byName, loraName, replica);
+      else entryOf(byName, loraName, () => new ReplicaGroup(loadOf(entry.report.engine))).add(replica);
+    },
+    onReplica(key, entry) {
+      const replica = entry === undefined ? known.get(key) : entryOf(known, key, () => new KnownReplica(entry, now));
+      if (replica === undefined) return;
+      const { engine } = replica.state;
+      const load = loadOf(engine);
+      load.replicas -= replica.countsAsReady ? 1 : 0;
+      replica.countsAsReady = entry?.report.ready === true;
+      load.replicas += replica.countsAsReady ? 1 : 0;
+      if (entry === undefined) {
+        leave(byEngine, engine, replica);
+        known.delete(key);
+      } else if (!replica.isInGroup) {
+        replica.isInGroup = true;
+        entryOf(byEngine, engine, () => new ReplicaGroup(load)).add(replica);
+      }
+    },
+  });
+  await Promise.all([follow(bus, buckets.engines, signal, engines.take), follow(bus, routed, signal, adapters.take)]);
 
   let sweptAt = now();
+  /** Removes what is known of replicas that are gone, because no watch event says that they went: the bucket's TTL removes entries silently. */
+  const sweep = (): void => {
+    const time = now();
+    if (time - sweptAt < sweepEveryMs) return;
+    sweptAt = time;
+    for (const { key, heardAt } of replicas.entries()) if (time - heardAt > forgottenAfterMs) replicas.forget(key);
+    for (const { key, since } of replicas.orphans()) if (time - since > forgottenAfterMs) replicas.drop(key);
+  };
+
+  const view: RoutingView = {
+    get engines() {
+      return engines.all();
+    },
+    engine: engines.get,
+    enginesOf: engines.ofBase,
+    adapter: adapters.get,
+    adaptersOf: adapters.of,
+    versionsOn: adapters.on,
+    replicasOf: (engine) => byEngine.get(engine) ?? nobody,
+    provenOn: (loraName) => byName.get(loraName) ?? nobody,
+    random,
+  };
+
   return {
     view() {
-      const time = now();
-      // Entries of replicas that are gone are removed here, because no watch event says that they went.
-      if (time - sweptAt > forgottenAfterMs) {
-        sweptAt = time;
-        for (const { key, since } of replicas.orphans()) if (time - since > forgottenAfterMs) replicas.drop(key);
-      }
-      const views: ReplicaView[] = [];
-      for (const { key, report: state, proven, held, heardAt } of replicas.entries()) {
-        // The bucket's TTL removes entries without telling watchers.
-        if (time - heardAt > forgottenAfterMs) {
-          replicas.forget(key);
-          unreachableAt.delete(key);
-          continue;
-        }
-        const reached = heardAt > (unreachableAt.get(key) ?? Number.NEGATIVE_INFINITY);
-        views.push({ state, proven, held, fresh: reached && time - heardAt <= silentAfterMs, inFlight: inFlight.get(key) ?? 0 });
-      }
-      return { engines: [...engines.values()], adapters, replicas: views, random };
+      sweep();
+      return view;
     },
-    engine: (name) => engines.get(name),
-    unreachable: ({ state }) => void unreachableAt.set(replicaKey(state), now()),
-    begin({ state }) {
-      const key = replicaKey(state);
-      inFlight.set(key, (inFlight.get(key) ?? 0) + 1);
+    engine: engines.get,
+    unreachable({ state }) {
+      const replica = known.get(replicaKey(state));
+      if (replica !== undefined) replica.unreachableAt = now();
+    },
+    begin(replica) {
+      const load = loadOf(replica.state.engine);
+      replica.inFlight += 1;
+      load.requests += 1;
       let ended = false;
       return () => {
         if (ended) return;
         ended = true;
-        const left = (inFlight.get(key) ?? 1) - 1;
-        if (left > 0) inFlight.set(key, left);
-        else inFlight.delete(key);
+        replica.inFlight -= 1;
+        load.requests -= 1;
       };
     },
   };
 }
 
-/** Keeps `into` equal to the bucket. */
-async function follow<T>(
-  bucket: Awaited<ReturnType<Bus["bucket"]>>,
+const routed = { ...buckets.adapters, value: routedAdapter };
+const nobody: Candidates = { replicas: [], favourites: () => [], others: () => [], load: { requests: 0, replicas: 0 } };
+
+interface EngineLoad {
+  /** In flight on all of its replicas. */
+  requests: number;
+  /** That are ready. */
+  replicas: number;
+}
+
+/** A replica while it has a heartbeat. What it shows is always the newest. */
+class KnownReplica implements ReplicaView {
+  inFlight = 0;
+  unreachableAt = Number.NEGATIVE_INFINITY;
+  /** Whether it is among its engine's ready ones. */
+  countsAsReady = false;
+  isInGroup = false;
+  readonly held: ReplicaView["held"];
+  readonly #entry: ReplicaEntry<HeldOnReplica>;
+  readonly #now: () => number;
+
+  constructor(entry: ReplicaEntry<HeldOnReplica>, now: () => number) {
+    this.#entry = entry;
+    this.#now = now;
+    this.held = (loraName) => entry.held(loraName);
+  }
+  get state(): ReplicaReport {
+    return this.#entry.report;
+  }
+  get proven(): ReadonlySet<string> {
+    return this.#entry.proven;
+  }
+  get fresh(): boolean {
+    const { heardAt } = this.#entry;
+    return heardAt > this.unreachableAt && this.#now() - heardAt <= silentAfterMs;
+  }
+}
+
+/** Replicas that could answer for one name. */
+class ReplicaGroup implements Candidates {
+  readonly load: EngineLoad;
+  readonly #all: KnownReplica[] = [];
+  /** Those that the name asked for last prefers, best first, with how much. */
+  #favourites: { name: string; of: { replica: KnownReplica; preference: number }[] } | undefined;
+  #next = 0;
+
+  constructor(load: EngineLoad) {
+    this.load = load;
+  }
+  get replicas(): readonly KnownReplica[] {
+    return this.#all;
+  }
+  add(replica: KnownReplica): void {
+    this.#all.push(replica);
+    this.#favourites = undefined;
+  }
+  remove(replica: KnownReplica): void {
+    const at = this.#all.indexOf(replica);
+    if (at < 0) return;
+    const last = this.#all.pop();
+    if (last !== undefined && last !== replica) this.#all[at] = last;
+    if (this.#favourites?.of.some((favourite) => favourite.replica === replica) === true) this.#favourites = undefined;
+  }
+  favourites(name: string): readonly KnownReplica[] {
+    if (this.#favourites?.name !== name) {
+      const preferred = this.#all.map((replica) => ({ replica, preference: preferenceOf(name, replica) }));
+      this.#favourites = { name, of: preferred.sort((a, b) => b.preference - a.preference).slice(0, half) };
+    }
+    return this.#favourites.of.map(({ replica }) => replica);
+  }
+  others(): readonly KnownReplica[] {
+    const from = this.#next % this.#all.length;
+    this.#next = from + half;
+    const some = this.#all.slice(from, from + half);
+    return some.length === half ? some : [...some, ...this.#all.slice(0, half - some.length)];
+  }
+}
+const half = fewReplicas / 2;
+
+/** Engines by name and by base. */
+function createEngines() {
+  const byName = new Map<string, EngineRecord>();
+  let all: readonly EngineRecord[] = [];
+  let byBase: ReadonlyMap<string, readonly EngineRecord[]> = new Map();
+  return {
+    all: () => all,
+    get: (name: string) => byName.get(name),
+    ofBase: (base: string): readonly EngineRecord[] => byBase.get(base) ?? [],
+    take(key: string, record: EngineRecord | undefined): void {
+      if (record === undefined) byName.delete(key);
+      else byName.set(key, record);
+      all = [...byName.values()];
+      byBase = Map.groupBy(all, ({ base }) => base.name);
+    },
+  };
+}
+
+/** Adapters by tenant and name, and what an engine has of them all together. */
+function createAdapters() {
+  const byTenant = new Map<string, Map<string, RoutedAdapter>>();
+  const byEngine = new Map<string, { count: number; unplaced: number; ranks: Map<number, number> }>();
+  const count = ({ engine, versions }: RoutedAdapter, by: 1 | -1): void => {
+    const on = entryOf(byEngine, engine, () => ({ count: 0, unplaced: 0, ranks: new Map<number, number>() }));
+    for (const { status, unplaced, rank } of versions) {
+      if (status !== "desired") continue;
+      on.count += by;
+      if (unplaced) on.unplaced += by;
+      const ofRank = (on.ranks.get(rank) ?? 0) + by;
+      if (ofRank > 0) on.ranks.set(rank, ofRank);
+      else on.ranks.delete(rank);
+    }
+  };
+  return {
+    get: ({ tenant, adapter }: { tenant: string; adapter: string }) => byTenant.get(tenant)?.get(adapter),
+    of: (tenant: string): Iterable<RoutedAdapter> => byTenant.get(tenant)?.values() ?? [],
+    on(engine: string): VersionCounts {
+      const { count: all, unplaced, ranks } = byEngine.get(engine) ?? { count: 0, unplaced: 0, ranks: new Map<number, number>() };
+      return { count: all, unplaced, highestRank: Math.max(0, ...ranks.keys()) };
+    },
+    take(key: string, state: RoutedAdapter | undefined): void {
+      const [tenant = "", adapter = ""] = key.split(".");
+      const ofTenant = entryOf(byTenant, tenant, () => new Map<string, RoutedAdapter>());
+      const before = ofTenant.get(adapter);
+      if (before !== undefined) count(before, -1);
+      if (state !== undefined) {
+        count(state, 1);
+        ofTenant.set(adapter, state);
+      } else {
+        ofTenant.delete(adapter);
+        if (ofTenant.size === 0) byTenant.delete(tenant);
+      }
+    },
+  };
+}
+
+function entryOf<T>(map: Map<string, T>, key: string, make: () => T): T {
+  let found = map.get(key);
+  if (found === undefined) {
+    found = make();
+    map.set(key, found);
+  }
+  return found;
+}
+
+/** Gives `take` everything that is in the bucket, then each change; value undefined: it was removed. */
+async function follow<T extends z.ZodType>(
+  bus: Pick<Bus, "bucket">,
+  def: BucketDef<T>,
   signal: AbortSignal,
-  into: { set(key: string, value: T): unknown; delete(key: string): unknown },
+  take: (key: string, value: z.output<T> | undefined) => void,
 ): Promise<void> {
+  const bucket = await bus.bucket(def);
   await new Promise<void>((resolve, reject) => {
-    const onChange = (key: string, value: unknown): void => {
-      // The bucket has parsed it with the schema that T comes from.
-      if (value === undefined) into.delete(key);
-      else into.set(key, value as T);
-    };
-    bucket.watch({ signal, onChange, onReady: resolve }).catch(reject);
+    bucket.watch({ signal, onChange: take, onReady: resolve }).catch(reject);
   });
 }
