@@ -45,12 +45,7 @@ function baseModel(base: string, engines: readonly EngineRecord[], readyOn: (eng
 }
 
 /** @param retired - this version too if it was retired: it answers when it is loaded again. */
-function adapterModels(
-  view: RoutingView,
-  adapter: RoutedAdapter,
-  readyOn: (engine: string) => number,
-  retired?: number,
-): ModelObject[] {
+function adapterModels(view: RoutingView, adapter: RoutedAdapter, readyOn: (engine: string) => number, retired?: number): ModelObject[] {
   const model = (id: string, version: RoutedVersion, provenReplicas: number): ModelObject => ({
     id,
     object: "model",

@@ -1,5 +1,12 @@
 /** The table finds by its index what one finds by looking at everything, whatever happens in which order. */
-import { type AdapterState, type BucketDef, buckets, type EngineRecord, type ReplicaHolding, type ReplicaReport } from "@loraline/contracts";
+import {
+  type AdapterState,
+  type BucketDef,
+  buckets,
+  type EngineRecord,
+  type ReplicaHolding,
+  type ReplicaReport,
+} from "@loraline/contracts";
 import type { Bus } from "@loraline/bus";
 import fc from "fast-check";
 import { expect, it } from "vitest";
@@ -62,7 +69,12 @@ const of = fc.constantFrom;
 const versions = fc.uniqueArray(of(1, 2, 3), { maxLength: 3 });
 const models = ["base", ...adapterKeys.map((key) => key.replace(".", "/")), "acme/pirate@1", "acme/pirate@2"];
 const step: fc.Arbitrary<Step> = fc.oneof(
-  fc.record({ kind: of("engine" as const), engine: of(...engines), there: fc.boolean(), tenants: of<string[] | null>(null, ["acme"], ["globex"]) }),
+  fc.record({
+    kind: of("engine" as const),
+    engine: of(...engines),
+    there: fc.boolean(),
+    tenants: of<string[] | null>(null, ["acme"], ["globex"]),
+  }),
   fc.record({ kind: of("adapter" as const), key: of(...adapterKeys), engine: of(...engines), versions: fc.option(versions) }),
   fc.record({
     kind: of("report" as const),
@@ -172,7 +184,9 @@ it("finds by its index what a scan finds (property)", async () => {
       for (const done of steps) {
         if (done.kind === "engine") {
           const { engine, tenants } = done;
-          const record = done.there ? engineRecord({ engine, tenants, base: { name: "base", revision: "1", digest: `sha256:${"b".repeat(64)}` } }) : undefined;
+          const record = done.there
+            ? engineRecord({ engine, tenants, base: { name: "base", revision: "1", digest: `sha256:${"b".repeat(64)}` } })
+            : undefined;
           write(buckets.engines, engine, record);
           if (record === undefined) model.records.delete(engine);
           else model.records.set(engine, record);
