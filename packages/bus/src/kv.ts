@@ -35,11 +35,12 @@ export interface KvBucket<T> {
   serverTime(): Promise<number>;
   /**
    * Calls back with every entry there is, then `onReady`, then with each change; value undefined = deleted.
-   * Survives reconnects (and then calls back with everything again). Ends with the signal.
+   * Survives reconnects, and then calls back with what changed meanwhile, or with everything again. Ends with the signal.
    * An entry that expires by its bucket's TTL is not reported: look at its age.
    */
   watch(options: {
-    filter?: string;
+    /** NATS wildcards; of several, an entry has to match one. */
+    filter?: string | string[];
     signal: AbortSignal;
     onChange(key: string, value: T | undefined, revision: number): void;
     onReady?(): void;
@@ -78,6 +79,22 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     const text = JSON.stringify(check(key, value));
     checkStateSize(nc, `${def.name}/${key}`, Buffer.byteLength(text));
     return text;
+  };
+
+  const subjectsOf = (filter: string | string[]): string[] => [filter].flat().map((each) => `${prefix}${each}`);
+  const newestOf = (filter: string | string[]) =>
+    jetstream(nc).consumers.get(`KV_${def.name}`, { filter_subjects: subjectsOf(filter), deliver_policy: DeliverPolicy.LastPerSubject });
+  type Consumer = Awaited<ReturnType<typeof newestOf>>;
+  const remove = (consumer: Consumer): Promise<unknown> =>
+    consumer.delete().catch((error: unknown) => log.debug({ err: error, bucket: def.name }, "consumer not removed"));
+  /** Keys that match, those with a marker of a deletion included. */
+  const countOf = async (filter: string | string[]): Promise<number> => {
+    const consumer = await newestOf(filter);
+    try {
+      return (await consumer.info()).num_pending;
+    } finally {
+      await remove(consumer);
+    }
   };
 
   const bucket: KvBucket<Value> = {
@@ -121,10 +138,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     async entries(filter = ">") {
       // One pass over the values instead of a read per key, by a consumer that is removed at once: the client library's own `history`
       // leaves it to the server, for minutes, and a stream holds a thousand (nats-server 2.15).
-      const consumer = await jetstream(nc).consumers.get(`KV_${def.name}`, {
-        filter_subjects: [`${prefix}${filter}`],
-        deliver_policy: DeliverPolicy.LastPerSubject,
-      });
+      const consumer = await newestOf(filter);
       const found = new Map<string, KvEntry<Value>>();
       try {
         // An entry that expires meanwhile does not come, so what is left is asked for and not counted.
@@ -138,7 +152,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           }
         }
       } finally {
-        await consumer.delete().catch((error: unknown) => log.debug({ err: error, bucket: def.name }, "entries: consumer not removed"));
+        await remove(consumer);
       }
       return [...found.values()];
     },
@@ -148,6 +162,8 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
         if (!ready) onReady?.();
         ready = true;
       };
+      /** The newest entry that was called back with. */
+      let last: { key: string; revision: number; storedAt: number } | undefined;
       const follow = async (iterator: KvWatch): Promise<void> => {
         for await (const entry of iterator) {
           if (signal.aborted) return;
@@ -156,16 +172,22 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           } catch (error) {
             log.error({ err: error, bucket: def.name, key: entry.key }, "watch: entry skipped");
           }
+          last = { key: entry.key, revision: entry.revision, storedAt: entry.created.getTime() };
           if (entry.delta === 0) becomeReady();
         }
       };
       let current: KvWatch | undefined;
+      /** Where to go on: after the last entry, if the bucket still has it. A server that lost its last writes gives their numbers to others. */
+      const whereToGoOn = async (): Promise<{ resumeFromRevision?: number }> => {
+        if (!ready || last === undefined) return {};
+        const entry = await kv.get(last.key, { revision: last.revision });
+        return entry?.created.getTime() === last.storedAt ? { resumeFromRevision: last.revision + 1 } : {};
+      };
       const start = async (): Promise<KvWatch> => {
-        const iterator = await kv.watch({ key: filter });
+        const resume = await whereToGoOn();
+        const iterator = await kv.watch({ key: filter, ...resume });
         // Asked after the watch began: a key that is there now is sure to come, one that expired before is not waited for.
-        let empty = true;
-        for await (const _key of await kv.keys(filter)) empty = false;
-        if (empty) becomeReady();
+        if (!ready && (await countOf(filter)) === 0) becomeReady();
         return iterator;
       };
       const keepFollowing = async (): Promise<void> => {
