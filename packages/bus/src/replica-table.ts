@@ -46,7 +46,7 @@ export interface ReplicaTable<H extends Held = ReplicaAdapter> {
 }
 
 /** What is told of changes. */
-export interface ReplicaTableFollower<H extends Held = ReplicaAdapter> {
+interface ReplicaTableFollower<H extends Held = ReplicaAdapter> {
   /** It came, went, or became another: readiness, incarnation, agent or address. Not at each heartbeat. */
   onReplica?(key: string, entry: ReplicaEntry<H> | undefined): void;
   /** What a replica holds of one adapter changed. */

@@ -21,6 +21,10 @@ interface AdapterOfTenant {
 
 /** Bucket `adapters`: `<tenant>.<adapter>`. */
 export const adapterKey = ({ tenant, adapter }: AdapterOfTenant): string => `${tenant}.${adapter}`;
+export const parseAdapterKey = (key: string): AdapterOfTenant => {
+  const [tenant = "", adapter = ""] = key.split(".");
+  return { tenant, adapter };
+};
 
 /** Matches every entry of one tenant in `runs`, `datasets` or `adapters`. */
 export const everyKeyOf = (tenant: string): string => `${tenant}.*`;

@@ -38,7 +38,7 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
 
 /** Whether a name is the LoRA name of a desired version; a base's is not. It begins with tenant and adapter. */
 function isDesired(view: RoutingView, loraName: string): boolean {
-  const [tenant = "", adapter = ""] = loraName.split(".");
+  const [, tenant = "", adapter = ""] = /^([^.]+)\.([^.]+)\./.exec(loraName) ?? [];
   return (
     view.adapter({ tenant, adapter })?.versions.some(({ engineName, status }) => engineName === loraName && status === "desired") ?? false
   );

@@ -7,6 +7,7 @@ import {
   type BucketDef,
   buckets,
   type EngineRecord,
+  parseAdapterKey,
   replicaKey,
   type ReplicaReport,
   routedAdapter,
@@ -260,7 +261,7 @@ function createAdapters() {
       return { count: all, unplaced, highestRank: Math.max(0, ...ranks.keys()) };
     },
     take(key: string, state: RoutedAdapter | undefined): void {
-      const [tenant = "", adapter = ""] = key.split(".");
+      const { tenant, adapter } = parseAdapterKey(key);
       const ofTenant = entryOf(byTenant, tenant, () => new Map<string, RoutedAdapter>());
       const before = ofTenant.get(adapter);
       if (before !== undefined) count(before, -1);
