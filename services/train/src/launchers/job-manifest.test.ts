@@ -64,3 +64,28 @@ it("belongs to the release's ConfigMap, so that no attempt keeps a GPU when the 
   expect(jobManifest(attempt, owned).metadata?.ownerReferences).toEqual([reference]);
   expect(jobManifest(attempt, settings).metadata).not.toHaveProperty("ownerReferences");
 });
+
+describe("Kueue's queue of an attempt", () => {
+  const jobOf = (more: object, spec: object = {}) =>
+    jobManifest(attemptOf({ dataset: "01KB0000000000000000000001", ...spec }), { ...settings, ...more });
+  const queueOf = (more: object) => jobOf(more).metadata?.labels?.["kueue.x-k8s.io/queue-name"];
+
+  it("is one for all, one for each tenant by its name, or the tenant's own", () => {
+    expect(queueOf({ queueName: "training" })).toBe("training");
+    expect(queueOf({ queueName: "loraline-{tenant}" })).toBe("loraline-acme");
+    expect(queueOf({ queueName: "loraline-{tenant}", queues: { acme: "gpus-of-acme", beta: "b" } })).toBe("gpus-of-acme");
+    expect(jobOf({ queues: { acme: "gpus-of-acme" } }).spec?.suspend).toBe(true);
+  });
+
+  it("is none, and the Job is not suspended, where the tenant has none", () => {
+    const job = jobOf({ queues: { beta: "b" } });
+    expect(job.spec).not.toHaveProperty("suspend");
+    expect(job.metadata?.labels).not.toHaveProperty(["kueue.x-k8s.io/queue-name"]);
+  });
+
+  it("orders by the PriorityClass of the run's priority, which the pods have", () => {
+    const classes = { priorityClassName: "usual", priorityClasses: { "1": "urgent" } };
+    const classOf = (spec: object) => jobOf(classes, spec).spec?.template.spec?.priorityClassName;
+    expect([classOf({ priority: 1 }), classOf({ priority: 2 }), classOf({})]).toEqual(["urgent", "usual", "usual"]);
+  });
+});

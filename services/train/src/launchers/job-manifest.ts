@@ -30,7 +30,15 @@ export const trainPodSettings = z.strictObject({
     ),
   hangSeconds: z.int().min(10).default(1800).describe("A trainer without a sign of life for so long is ended; the next attempt goes on."),
   jobSet: z.boolean().default(false).describe("JobSet is installed: runs may ask for several `nodes`."),
-  queueName: z.string().optional().describe("Kueue's LocalQueue: Jobs are made suspended, and Kueue admits them."),
+  queueName: z
+    .string()
+    .optional()
+    .describe("Kueue's LocalQueue: Jobs are made suspended, and Kueue admits them. `{tenant}` in it stands for the run's tenant."),
+  queues: z.record(z.string(), z.string()).default({}).describe("Tenant to its LocalQueue, instead of queueName."),
+  priorityClasses: z
+    .record(z.string(), z.string())
+    .default({})
+    .describe("A run's priority, as a text, to the PriorityClass of its pods, instead of priorityClassName."),
   env: z.array(z.record(z.string(), z.unknown())).default([]).describe("The courier's environment, as in a container."),
   envFrom: z.array(z.record(z.string(), z.unknown())).default([]),
   volumes: z.array(z.record(z.string(), z.unknown())).default([]),
@@ -60,6 +68,13 @@ export const labels = {
 export const component = { attempt: "train-attempt", part: "train-attempt-part" } as const;
 export const container = "courier";
 
+/** Whether some attempts are queued by Kueue. */
+export const usesKueue = ({ queueName, queues }: TrainPodSettings): boolean => queueName !== undefined || Object.keys(queues).length > 0;
+
+/** The LocalQueue of a tenant's attempts; undefined: they are not queued. */
+const queueOf = (tenant: string, { queueName, queues }: TrainPodSettings): string | undefined =>
+  queues[tenant] ?? queueName?.replaceAll("{tenant}", tenant);
+
 /** Where the attempt works: see attempt-files.ts. */
 const workDir = "/work";
 
@@ -69,6 +84,8 @@ const workDir = "/work";
  */
 export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings): V1Job {
   const gpus = attempt.runSpec.gpus ?? settings.gpus;
+  const queue = queueOf(attempt.tenant, settings);
+  const priorityClassName = settings.priorityClasses[String(attempt.runSpec.priority ?? 0)] ?? settings.priorityClassName;
   const resources = { cpu: settings.cpu, memory: settings.memory, "ephemeral-storage": settings.ephemeralStorage };
   const named = {
     "app.kubernetes.io/name": "loraline",
@@ -89,7 +106,7 @@ export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings)
     terminationGracePeriodSeconds: settings.terminationGracePeriodSeconds,
     nodeSelector: settings.nodeSelector,
     tolerations: settings.tolerations,
-    ...(settings.priorityClassName === undefined ? {} : { priorityClassName: settings.priorityClassName }),
+    ...(priorityClassName === undefined ? {} : { priorityClassName }),
     imagePullSecrets: settings.imagePullSecrets.map((name) => ({ name })),
     securityContext: { runAsNonRoot: true, fsGroup: 65532, seccompProfile: { type: "RuntimeDefault" } },
     containers: [
@@ -138,7 +155,7 @@ export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings)
     metadata: {
       name: attempt.name,
       namespace: settings.namespace,
-      labels: { ...named, ...(settings.queueName === undefined ? {} : { [labels.queue]: settings.queueName }) },
+      labels: { ...named, ...(queue === undefined ? {} : { [labels.queue]: queue }) },
       annotations,
       ...(settings.owner === undefined || settings.ownerUid === undefined
         ? {}
@@ -146,7 +163,7 @@ export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings)
     },
     spec: {
       backoffLimit: 0,
-      ...(settings.queueName === undefined ? {} : { suspend: true }),
+      ...(queue === undefined ? {} : { suspend: true }),
       ...(settings.activeDeadlineSeconds === undefined ? {} : { activeDeadlineSeconds: settings.activeDeadlineSeconds }),
       ttlSecondsAfterFinished: settings.ttlSecondsAfterFinished,
       template: merged(template, settings.podTemplate) as V1PodTemplateSpec,

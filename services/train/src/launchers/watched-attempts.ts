@@ -7,7 +7,7 @@ import type { CoreV1Event, KubernetesObject, V1Job, V1Pod } from "@kubernetes/cl
 import { type Kube, KubeError, type Resource, resource, watch } from "@loraline/kube";
 import type { Log } from "@loraline/runtime";
 import { decideAttempt, type Holder, lastWordsOf, type Workload } from "./decide-attempt.ts";
-import { component, labels, type TrainPodSettings } from "./job-manifest.ts";
+import { component, labels, type TrainPodSettings, usesKueue } from "./job-manifest.ts";
 import { type JobSet, jobSetLabel } from "./jobset-manifest.ts";
 import type { Attempt, Launcher } from "./launcher.ts";
 
@@ -146,7 +146,7 @@ export async function watchAttempts({
 
   const installed = await Promise.all([
     settings.jobSet ? served(kube, jobSets, { namespace, log, signal: until }) : false,
-    settings.queueName === undefined ? undefined : firstServed(kube, workloads, { namespace, log, signal: until }),
+    !usesKueue(settings) ? undefined : firstServed(kube, workloads, { namespace, log, signal: until }),
   ]);
   const [withJobSets, workload] = installed;
   const ours = { labelSelector: `${labels.component} in (${component.attempt},${component.part})` };
