@@ -59,6 +59,7 @@ const pureName = /^(decide-[^/]+|fold-[^/]+|[^/]+-manifest|pack|detect)\.ts$/;
 /** Packages that a pure file may import as values; types may come from anywhere. */
 const pureMayUse: Readonly<Record<string, readonly string[] | "all">> = {
   zod: "all",
+  "fastest-levenshtein": "all",
   "@loraline/contracts": "all",
   "@loraline/runtime": ["PermanentError", "RetryLaterError"],
   "@loraline/models": ["adapterFiles", "expandModules", "judgeAdapter", "judgeImport", "judgeRunSpec"],

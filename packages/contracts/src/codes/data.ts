@@ -73,6 +73,14 @@ export const rowCodes = defineArea(
       "A row fits two formats; or, on the command line, the beginning of an id fits several runs.",
       "Set the mapping's `format` or remove columns that are not needed; on the command line give more of the id.",
     ],
+    JUDGEMENT_NOT_READ: [
+      "A row has a key that may say that its answer is bad, counts less or is to be left out (`label`, `score`, `rejected`, `weight`, …), and the row's format does not read it.",
+      "List the key in the mapping's `ignore` if it means nothing for the training; otherwise bring the rows into a format that reads it, such as `unpaired` or `preference`.",
+    ],
+    LABEL_NOT_BOOLEAN: [
+      "The label of an answer says neither true nor false.",
+      "Write `true` for a good answer and `false` for a bad one (1 and 0 work too).",
+    ],
     KEY_TWICE: ["Two fields of a row are spellings of the same field.", "Keep one of the two."],
     COLUMN_MISSING: [
       "The mapping's instruction_template names a column that the row does not have.",

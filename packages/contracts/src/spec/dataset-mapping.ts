@@ -15,12 +15,15 @@ export const datasetFormats = {
   pretokenized: { fields: ["input_ids", "labels", "attention_mask"], takes: [] },
   "token-labels": { fields: ["tokens", "labels"], takes: ["system", "instruction_template", "labels"] },
   preference: { fields: ["prompt", "input", "system", "messages", "chosen", "rejected"], takes: ["roles", "system"] },
+  "preferred-outputs": { fields: ["input", "preferred_output", "non_preferred_output"], takes: ["roles", "system"] },
   "preferred-of-responses": { fields: ["prompt", "system", "responses", "preferred_response"], takes: ["system"] },
   "preferred-response": { fields: ["prompt", "system", "preferred_response"], takes: ["system"] },
   ranked: { fields: ["prompt", "system", "responses", "scores"], takes: ["system"] },
   "unpaired-conversation": { fields: ["messages", "system", "label"], takes: ["roles", "system"] },
+  "unpaired-turns": { fields: ["prompt", "completion", "label", "tools"], takes: ["roles", "system"] },
   unpaired: { fields: ["prompt", "input", "system", "completion", "label"], takes: ["system"] },
   conversation: { fields: ["messages", "system", "tools", "image"], takes: ["roles", "system"] },
+  contents: { fields: ["contents", "system_instruction", "tools"], takes: ["roles", "system"] },
   triple: { fields: ["subject", "predicate", "object"], takes: ["system", "instruction_template"] },
   adversarial: { fields: ["sentence", "question", "answer"], takes: ["system", "instruction_template"] },
   "context-question-answer": { fields: ["context", "question", "answer"], takes: ["system", "instruction_template"] },
@@ -76,6 +79,13 @@ export const datasetMapping = z
       .min(1)
       .optional()
       .describe("Names of the classes or tags, in the order of their numbers; absent: those that occur in the file."),
+    ignore: z
+      .array(name)
+      .max(100)
+      .optional()
+      .describe(
+        "Columns that mean nothing for the training, such as a `score` that judges no answer; of messages as `messages[].score`. Without it a row with a judgement that its format does not read is refused.",
+      ),
     on_unknown: z
       .enum(["fail", "drop"])
       .default("fail")

@@ -1,6 +1,7 @@
 /** Converts conversations in every known spelling to messages. Pure. */
 import { isTrainedTurn, type Message, type Rec } from "@loraline/contracts";
 import { parseExact, parseJson } from "../containers/exact-json.ts";
+import { judges, mayJudge } from "./judgements.ts";
 import {
   type Body,
   type Context,
@@ -65,6 +66,10 @@ export interface Turns {
   readonly unusedKeys: ReadonlySet<string>;
 }
 
+/** Whether a turn's key says something that is lost: `deleted: false` does not. */
+const isSaid = (key: string, value: unknown): boolean =>
+  value !== null && value !== undefined && (!mayJudge(key.toLowerCase()) || judges(key.toLowerCase(), value));
+
 /** @param field - the row's field that holds the turns; used for parts that are kept as JSON, and in error messages. */
 export function convertTurns(
   turns: readonly unknown[],
@@ -82,10 +87,11 @@ export function convertTurns(
     const pair = pairs.find(([asks, answers]) => typeof turn[asks] === "string" && typeof turn[answers] === "string");
     if (pair !== undefined && turn.role === undefined && turn.from === undefined) {
       messages.push({ role: "user", content: turn[pair[0]] as string }, { role: "assistant", content: turn[pair[1]] as string });
-      for (const key of Object.keys(turn)) if (key !== pair[0] && key !== pair[1]) unusedKeys.add(`${own}[].${key}`);
+      for (const key of Object.keys(turn))
+        if (key !== pair[0] && key !== pair[1] && isSaid(key, turn[key])) unusedKeys.add(`${own}[].${key}`);
       continue;
     }
-    for (const key of Object.keys(turn)) if (!turnKeys.has(key) && turn[key] !== null) unusedKeys.add(`${own}[].${key}`);
+    for (const key of Object.keys(turn)) if (!turnKeys.has(key) && isSaid(key, turn[key])) unusedKeys.add(`${own}[].${key}`);
     const read = convertTurn(turn, place, { media, roles: context.mapping.roles, exact: () => (exact() as Row[])[index] as Row });
     if ("code" in read) return read;
     messages.push(read);
@@ -251,6 +257,43 @@ export function readTurns(given: string | readonly unknown[], field: string, con
   }
   let exact: unknown;
   return convertTurns(parsed, field, context, () => (exact ??= parseExact(given)));
+}
+
+/** Gemini's shape: `contents` of turns with `parts`, the system prompt apart (`systemInstruction`). Only text parts can be read. */
+export function convertContents(
+  values: { contents: readonly unknown[]; system_instruction: unknown; tools: string | readonly unknown[] | undefined },
+  context: Context,
+): Conversion {
+  const read: Row[] = [];
+  for (const [index, turn] of values.contents.entries()) {
+    const parts = textOfParts(turn, `message ${index + 1}`);
+    if (typeof parts !== "string") return parts;
+    // Gemini leaves the role out where there is a single question.
+    const { role = "user", parts: _parts, ...rest } = turn as Row;
+    read.push({ ...rest, role, content: parts });
+  }
+  const system =
+    typeof values.system_instruction === "object" && values.system_instruction !== null
+      ? textOfParts(values.system_instruction, "`system_instruction`")
+      : (values.system_instruction as string | undefined);
+  if (typeof system === "object") return system;
+  const messages = { messages: read, system, tools: values.tools };
+  return convertConversation(messages, { ...context, names: { ...context.names, messages: context.names.contents ?? "contents" } });
+}
+
+function textOfParts(turn: unknown, place: string): string | Refusal {
+  if (!isObject(turn) || !Array.isArray(turn.parts)) {
+    return refuse("MESSAGE_INVALID", `${place} is ${nameOf(turn)} without \`parts\`; {"role": …, "parts": [{"text": …}]} is expected`);
+  }
+  const said: string[] = [];
+  for (const part of turn.parts as unknown[]) {
+    if (!isObject(part) || typeof part.text !== "string") {
+      const kinds = isObject(part) ? Object.keys(part).map(shorten).join(", ") : nameOf(part);
+      return refuse("CONTENT_NOT_TEXT", `${place} holds a part with ${kinds}; only text parts can be read`);
+    }
+    said.push(part.text);
+  }
+  return said.join("\n");
 }
 
 export function convertConversation(values: ConversationValues, context: Context): Conversion {

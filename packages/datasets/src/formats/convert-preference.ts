@@ -1,7 +1,7 @@
 /** Converts preferences, which say which of several answers is better. They become records, but supervised fine-tuning does not use them. Pure. */
 import type { Message, Rec } from "@loraline/contracts";
 import { convertTurns, judgeMessages, putSystem, readTurns, type Turns } from "./convert-conversation.ts";
-import { ask, type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row } from "./signature.ts";
+import { ask, type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row, shorten } from "./signature.ts";
 
 const user = (content: string): Message => ({ role: "user", content });
 const assistant = (content: string): Message => ({ role: "assistant", content });
@@ -91,6 +91,39 @@ function turnsOfTranscript(text: string): Message[] | undefined {
     );
 }
 
+/** OpenAI's shape: `{"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}`. */
+export function convertPreferredOutputs(
+  {
+    input,
+    preferred_output: preferred,
+    non_preferred_output: other,
+  }: { input: Row; preferred_output: readonly unknown[]; non_preferred_output: readonly unknown[] },
+  context: Context,
+): Conversion {
+  const { messages, tools, parallel_tool_calls: _parallel, ...rest } = input;
+  if (!Array.isArray(messages))
+    return refuse("MESSAGE_INVALID", `\`input.messages\` is ${nameOf(messages)}; a list of messages is expected`);
+  const exactInput = (): Row => context.exact("input") as Row;
+  const prompt = convertTurns(messages, "input", context, () => exactInput().messages as unknown[]);
+  if ("code" in prompt) return { code: prompt.code, message: `\`input\`: ${prompt.message}` };
+  const written = Array.isArray(tools) && tools.length > 0 ? JSON.stringify(exactInput().tools) : undefined;
+  const compared = convertPreference(
+    { prompt: messages, input: undefined, system: undefined, messages: undefined, chosen: preferred, rejected: other },
+    {
+      ...context,
+      names: { ...context.names, chosen: "preferred_output", rejected: "non_preferred_output", prompt: "input" },
+      exact: (field) =>
+        field === "prompt" ? exactInput().messages : context.exact(field === "chosen" ? "preferred_output" : "non_preferred_output"),
+    },
+  );
+  if (typeof compared === "string" || "code" in compared) return compared;
+  return {
+    ...compared,
+    body: written === undefined ? compared.body : { ...compared.body, tools: written },
+    unusedKeys: [...(compared.unusedKeys ?? []), ...Object.keys(rest).map((key) => `input.${key}`)],
+  };
+}
+
 /* --- several responses --- */
 
 interface RankedValues {
@@ -173,19 +206,35 @@ function questionOf(prompt: string, system: string | undefined): Message[] {
 
 /* --- one answer with a label --- */
 
-export function convertUnpaired(
-  values: { prompt: string; input: string | undefined; system: string | undefined; completion: string; label: boolean },
-  { names }: Context,
+/** Converts a row whose label says whether its answer is good: true and false, 1 and 0, or one of them as text (as CSV has them). */
+export function labelled(
+  label: boolean | number | string,
+  { names }: Pick<Context, "names">,
+  convert: (label: boolean) => Conversion,
 ): Conversion {
-  const { prompt, input, system, completion, label } = values;
+  const said = String(label).trim().toLowerCase();
+  if (["true", "1", "yes", "good"].includes(said)) return convert(true);
+  if (["false", "0", "no", "bad"].includes(said)) return convert(false);
+  return refuse(
+    "LABEL_NOT_BOOLEAN",
+    `\`${names.label ?? "label"}\` is ${shorten(JSON.stringify(label))}; true (a good answer) or false (a bad one) is expected`,
+  );
+}
+
+export function convertUnpaired(
+  values: { prompt: string; input: string | undefined; system: string | undefined; completion: string; label: boolean | number | string },
+  context: Context,
+): Conversion {
+  const { names } = context;
+  const { prompt, input, system, completion } = values;
   if (isBlank(prompt) && isBlank(input ?? "")) return refuse("EMPTY_PROMPT", `\`${names.prompt ?? "prompt"}\` is empty`);
   if (isBlank(completion)) return refuse("EMPTY_ANSWER", `\`${names.completion ?? "completion"}\` is empty`);
   const messages = [...questionOf(joined(prompt, input), system), assistant(completion)];
-  return { body: { kind: "unpaired", task: "preference", messages, label } };
+  return labelled(values.label, context, (label) => ({ body: { kind: "unpaired", task: "preference", messages, label } }));
 }
 
 export function convertUnpairedConversation(
-  values: { messages: string | readonly unknown[]; system: string | undefined; label: boolean },
+  values: { messages: string | readonly unknown[]; system: string | undefined; label: boolean | number | string },
   context: Context,
 ): Conversion {
   const turns = readTurns(values.messages, "messages", context);
@@ -193,8 +242,8 @@ export function convertUnpairedConversation(
   if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", "the messages hold images; text is expected");
   const problem = putSystem(values.system, turns.messages) ?? judgeMessages(turns.messages);
   if (problem !== undefined) return problem;
-  return {
-    body: { kind: "unpaired", task: "preference", messages: turns.messages, label: values.label },
+  return labelled(values.label, context, (label) => ({
+    body: { kind: "unpaired", task: "preference", messages: turns.messages, label },
     unusedKeys: [...turns.unusedKeys],
-  };
+  }));
 }

@@ -6,7 +6,9 @@
  * signatures match depends on the row's shape alone (its keys and the types of their values), so it is worked out once for each.
  */
 import type { DatasetMapping, Rec } from "@loraline/contracts";
-import { parseTemplate } from "./prompt-templates.ts";
+import { closest, distance } from "fastest-levenshtein";
+import { judgementMessage, mayJudge, refuseJudged } from "./judgements.ts";
+import { namesIn, parseTemplate } from "./prompt-templates.ts";
 import {
   type Body,
   type Context,
@@ -67,6 +69,8 @@ interface Match {
   readonly names: Readonly<Record<string, string>>;
   readonly reads: readonly (readonly [field: string, key: string])[];
   readonly unused: readonly string[];
+  /** Those of `unused` that may judge the answer, and do not only say again what a field was read from: `label` beside `label_text`. */
+  readonly judging: readonly string[];
   /** A required field is present but empty. */
   readonly isHollow: boolean;
 }
@@ -82,12 +86,20 @@ const aside = "\u0000";
 
 export function createDetector({ mapping, labels: counted }: DetectorOptions = {}): Detector {
   const { format, columns, system, instruction_template: source } = mapping ?? {};
+  const ignored = mapping?.ignore === undefined ? undefined : new Set(mapping.ignore.map(plain));
   const candidates = format === undefined ? signatures : signatures.filter((candidate) => candidate.format === format);
   const template = source === undefined ? undefined : parseTemplate(source);
   let labels = mapping?.labels ?? counted;
   const known = { language: mapping?.language ?? "auto", roles: mapping?.roles, labels: mapping?.labels } as Context["mapping"];
   const fixed = new Map(Object.entries(columns ?? {}));
+  /** What the mapping reads although it is no field of the row itself: `data` of a column `data.answer`, and what its template names. */
+  const readByMapping = new Set([
+    ...Object.values(columns ?? {}).map((column) => plain(column.split(".")[0] as string)),
+    ...(template === undefined ? [] : namesIn(template).map(plain)),
+  ]);
   const view = columns === undefined ? (row: Row) => row : renamed(Object.entries(columns));
+  /** Whether the mapping says what an unread key is for. */
+  const isMeant = (key: string): boolean => ignored?.has(key) === true || readByMapping.has(key);
   const plans = new Map<string, Plan>();
   const answered = recentResponses();
 
@@ -108,7 +120,13 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
     return made;
   };
 
-  const convert = ({ signature, names, reads, unused }: Match, row: Row, original: Row, exact: ExactRow) => {
+  const convert = ({ signature, names, reads, unused, judging }: Match, row: Row, original: Row, exact: ExactRow) => {
+    const judged = refuseJudged(
+      signature.format,
+      judging.filter((key) => !isMeant(key)),
+      original,
+    );
+    if (judged !== undefined) return judged;
     const values: Record<string, unknown> = {};
     for (const field in signature.fields) values[field] = undefined;
     for (const [field, key] of reads) values[field] = row[key];
@@ -125,7 +143,10 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
     };
     const converted = signature.convert(values as never, context);
     if (typeof converted === "string" || "code" in converted) return converted;
-    return detectedOf(signature.format, converted, unused, system);
+    const judgedTurn = converted.unusedKeys?.find((key) => mayJudge(lastPart(key)) && !isMeant(plain(key)));
+    if (judgedTurn !== undefined) return refuse("JUDGEMENT_NOT_READ", judgementMessage(`\`${judgedTurn}\``, judgedTurn, signature.format));
+    const left = [...unused, ...(converted.unusedKeys ?? [])].filter((key) => !isMeant(plain(key)));
+    return detectedOf(signature.format, converted, left, system);
   };
 
   return {
@@ -161,10 +182,13 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
   };
 }
 
+/** `score` of `messages[].score`. */
+const lastPart = (key: string): string => plain(key.slice(key.lastIndexOf(".") + 1));
+
 function detectedOf(
   format: string,
-  { body, format: better, seed, template, slice, unusedKeys }: Converted,
-  unused: readonly string[],
+  { body, format: better, seed, template, slice }: Converted,
+  unusedKeys: readonly string[],
   system: string | undefined,
 ): Detected | Refusal {
   if (system !== undefined && body.messages !== undefined && body.messages[0]?.role !== "system") {
@@ -177,7 +201,7 @@ function detectedOf(
   return {
     format: better ?? format,
     body,
-    unusedKeys: unusedKeys === undefined || unusedKeys.length === 0 ? unused : [...unused, ...unusedKeys],
+    unusedKeys,
     ...(seed === undefined ? {} : { seed }),
     ...(template === undefined ? {} : { template }),
     ...(slice === undefined ? {} : { slice }),
@@ -258,13 +282,17 @@ function matchOf(signature: Signature, row: Row, keys: Keys, isForced: boolean):
     if (key !== undefined) reads.push([name, key]);
   }
   const used = new Set(reads.map(([, key]) => key));
-  const unused = Object.keys(row).filter((key) => !used.has(key) && !isNothing(row[key]));
+  const unused = Object.keys(row)
+    .filter((key) => !used.has(key) && !isNothing(row[key]))
+    .map((key) => (key.endsWith(aside) ? key.slice(0, -aside.length) : plain(key)));
+  const said = new Set(reads.flatMap(([name]) => [name, ...(signature.fields[name]?.spellings ?? [])]));
   return {
     signature,
     reads,
     isHollow: reads.some(([name, key]) => signature.fields[name]?.optional === false && "ze".includes(tagOf(row[key]))),
     names: Object.fromEntries(reads),
-    unused: unused.map((key) => (key.endsWith(aside) ? key.slice(0, -aside.length) : plain(key))),
+    unused,
+    judging: unused.filter((key) => mayJudge(key) && !said.has(key)),
   };
 }
 
@@ -347,9 +375,12 @@ function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wan
     .map((candidate) => [candidate, share(candidate)] as const)
     .reduce((best, next) => (next[1] >= best[1] ? next : best));
   const found = Object.keys(row).slice(0, 12).map(shorten).join(", ") || "none";
+  const meant = misspeltKeys(row, keys);
   if (part === 0 && wanted === undefined) {
     const known = signatures.map((candidate) => keysOf(candidate)).join("; ");
-    return refuse("FORMAT_UNKNOWN", `no known format. Keys found: ${found}. Known: ${known}. Others need a mapping.`);
+    // The whole list helps only somebody who was not close to any of them.
+    const help = meant === "" ? ` Known: ${known}. Others need a mapping.` : meant;
+    return refuse("FORMAT_UNKNOWN", `no known format. Keys found: ${found}.${help}`);
   }
   const faults = Object.entries(near.fields).flatMap(([name, field]) => {
     const { key, fits } = find(name, field, row, keys);
@@ -361,9 +392,29 @@ function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wan
   const beside = besideOf(near, row, keys).map((name) => `\`${name}\` stands beside it, whose meaning is unknown`);
   const why = [...faults, ...(wanted === undefined ? beside : [])].join(", and ");
   return wanted === undefined
-    ? refuse("FORMAT_UNKNOWN", `close to the format "${near.format}", but ${why}. Keys found: ${found}.`)
-    : refuse("FORMAT_MISMATCH", `not of the mapping's format "${wanted}": ${why}. Keys found: ${found}.`);
+    ? refuse("FORMAT_UNKNOWN", `close to the format "${near.format}", but ${why}. Keys found: ${found}.${meant}`)
+    : refuse("FORMAT_MISMATCH", `not of the mapping's format "${wanted}": ${why}. Keys found: ${found}.${meant}`);
 }
+
+const knownKeys = [
+  ...new Set(signatures.flatMap(({ fields }) => Object.entries(fields).flatMap(([name, { spellings }]) => [name, ...spellings]))),
+];
+
+/** @returns ` Did you mean …?` for keys that are nearly the known spelling of a field; empty: none is. */
+function misspeltKeys(row: Row, keys: Keys): string {
+  const pairs = Object.keys(row)
+    .slice(0, 12)
+    .flatMap((key) => {
+      const name = plain(key);
+      if (name.length < 4 || knownKeys.includes(name)) return [];
+      const near = closest(name, knownKeys);
+      // Two letters may differ in a long word and one in a short one; a swap of two letters counts as two.
+      const isNear = distance(name, near) <= (name.length < 6 ? 1 : 2) || sorted(name) === sorted(near);
+      return isNear && !keys.names.has(near) ? [`\`${near}\` instead of \`${shorten(key)}\``] : [];
+    });
+  return pairs.length === 0 ? "" : ` Did you mean ${pairs.join(", ")}?`;
+}
+const sorted = (text: string): string => [...text].toSorted().join("");
 
 const keysOf = ({ fields }: Signature): string =>
   Object.keys(fields)

@@ -46,7 +46,7 @@ interface Type<T> {
 }
 const type = <T>(called: string, tags: string): Type<T> => ({ called, tags });
 export const text = type<string>("text", "zsj");
-export const flag = type<boolean>("true or false", "b");
+export const flag = type<boolean | number | string>("true or false", "bis");
 export const integers = type<readonly number[]>("a list of integers", "Ie");
 export const texts = type<readonly string[]>("a list of texts", "Se");
 export const list = type<readonly unknown[]>("a list", "eSIl");

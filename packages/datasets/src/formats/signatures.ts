@@ -3,14 +3,16 @@
  * format is one entry here and one in `datasetFormats` (contracts). Pure.
  */
 import type { Message } from "@loraline/contracts";
-import { convertConversation, judgeMessages, mediaOf, readHistory, readTurns, toolsOf } from "./convert-conversation.ts";
+import { convertContents, convertConversation, judgeMessages, mediaOf, readHistory, readTurns, toolsOf } from "./convert-conversation.ts";
 import {
   convertPreference,
   convertPreferred,
   convertPreferredAlone,
+  convertPreferredOutputs,
   convertRanked,
   convertUnpaired,
   convertUnpairedConversation,
+  labelled,
 } from "./convert-preference.ts";
 import { convertTags } from "./convert-tags.ts";
 import { languageByScript, languageCode, languageName, languageOf, mostLabels, namesIn, prompt } from "./prompt-templates.ts";
@@ -19,6 +21,7 @@ import {
   type Body,
   type Context,
   type Conversion,
+  type Converted,
   flag,
   integers,
   isBlank,
@@ -30,6 +33,7 @@ import {
   needs,
   needsLabels,
   object,
+  type Refusal,
   refuse,
   type Row,
   type Signature,
@@ -80,6 +84,12 @@ export const signatures: readonly Signature[] = [
     convert: convertPreference,
   }),
   signature({
+    format: "preferred-outputs",
+    kind: "preference",
+    fields: { input: needs(object), preferred_output: needs(list), non_preferred_output: needs(list) },
+    convert: convertPreferredOutputs,
+  }),
+  signature({
     format: "preferred-of-responses",
     kind: "preference",
     fields: { prompt: needs(text, ...prompts), system, responses: needs(texts), preferred_response: needs(text, ...preferred) },
@@ -104,6 +114,16 @@ export const signatures: readonly Signature[] = [
     convert: convertUnpairedConversation,
   }),
   signature({
+    format: "unpaired-turns",
+    kind: "unpaired",
+    fields: { prompt: needs(list), completion: needs(list), label: needs(flag, "kto_tag"), tools: may(textOrList) },
+    convert(values, context) {
+      const read = convertPromptAndCompletion(values, context);
+      if ("code" in read) return read;
+      return labelled(values.label, context, (label) => ({ ...read, body: { ...read.body, kind: "unpaired", task: "preference", label } }));
+    },
+  }),
+  signature({
     format: "unpaired",
     kind: "unpaired",
     fields: {
@@ -120,6 +140,16 @@ export const signatures: readonly Signature[] = [
     kind: "chat",
     fields: { messages: turns, system, tools: may(textOrList, "functions"), image },
     convert: convertConversation,
+  }),
+  signature({
+    format: "contents",
+    kind: "chat",
+    fields: {
+      contents: needs(list),
+      system_instruction: may(textListOrObject, "systeminstruction"),
+      tools: may(textOrList, "functions"),
+    },
+    convert: convertContents,
   }),
   signature({
     format: "triple",
@@ -296,23 +326,7 @@ export const signatures: readonly Signature[] = [
     format: "prompt-completion-turns",
     kind: "chat",
     fields: { prompt: needs(list), completion: needs(list), tools: may(textOrList) },
-    // Only the completion is trained; answers inside the prompt are context.
-    convert(values, context) {
-      const asked = readTurns(values.prompt, "prompt", context);
-      if ("code" in asked) return asked;
-      const answered = readTurns(values.completion, "completion", context);
-      if ("code" in answered) return answered;
-      if (asked.media.length + answered.media.length > 0) return refuse("CONTENT_NOT_TEXT", "the messages hold images; text is expected");
-      const messages: Message[] = asked.messages.map((message) => (message.role === "assistant" ? { ...message, train: false } : message));
-      messages.push(...answered.messages);
-      const problem = judgeMessages(messages);
-      if (problem !== undefined) return problem;
-      const body: Body = { kind: "chat", task: "chat", messages };
-      const tools = toolsOf(values.tools, context);
-      if (typeof tools === "object") return tools;
-      if (tools !== undefined) body.tools = tools;
-      return { body, unusedKeys: [...asked.unusedKeys, ...answered.unusedKeys] };
-    },
+    convert: convertPromptAndCompletion,
   }),
   signature({
     format: "prompt-completion",
@@ -354,6 +368,27 @@ function written(asked: ReturnType<typeof ask>, context: Context, template: stri
 }
 
 /* --- formats of some length --- */
+
+/** Only the completion is trained; answers inside the prompt are context. */
+function convertPromptAndCompletion(
+  values: { prompt: readonly unknown[]; completion: readonly unknown[]; tools: string | readonly unknown[] | undefined },
+  context: Context,
+): Converted | Refusal {
+  const asked = readTurns(values.prompt, "prompt", context);
+  if ("code" in asked) return asked;
+  const answered = readTurns(values.completion, "completion", context);
+  if ("code" in answered) return answered;
+  if (asked.media.length + answered.media.length > 0) return refuse("CONTENT_NOT_TEXT", "the messages hold images; text is expected");
+  const messages: Message[] = asked.messages.map((message) => (message.role === "assistant" ? { ...message, train: false } : message));
+  messages.push(...answered.messages);
+  const problem = judgeMessages(messages);
+  if (problem !== undefined) return problem;
+  const body: Body = { kind: "chat", task: "chat", messages };
+  const tools = toolsOf(values.tools, context);
+  if (typeof tools === "object") return tools;
+  if (tools !== undefined) body.tools = tools;
+  return { body, unusedKeys: [...asked.unusedKeys, ...answered.unusedKeys] };
+}
 
 function convertPretokenized(
   values: { input_ids: readonly number[]; labels: readonly number[] | undefined; attention_mask: readonly number[] | undefined },

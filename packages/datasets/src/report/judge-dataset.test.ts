@@ -23,7 +23,7 @@ it.each<[string, number, Record<string, number>, string | undefined]>([
 
 it("says how many, why, and what to do; and trains on the others when told to", () => {
   expect(judge(1, { EMPTY_ANSWER: 1, FORMAT_UNKNOWN: 2, AMBIGUOUS: 1 })?.message).toBe(
-    "3 of the 5 rows of f.jsonl are of no known format, or of several (FORMAT_UNKNOWN: 2, AMBIGUOUS: 1). The first, line 2: why Say what they are with a mapping, or set its on_unknown to drop, to train on the other rows.",
+    "3 of the 5 rows of f.jsonl are not understood (FORMAT_UNKNOWN: 2, AMBIGUOUS: 1). The first, line 2: why Say what they are with a mapping, or set its on_unknown to drop, to train on the other rows.",
   );
   expect(judge(1, { FORMAT_UNKNOWN: 3 }, { on_unknown: "drop" })).toBeNull();
 });

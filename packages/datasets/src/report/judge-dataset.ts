@@ -1,8 +1,8 @@
 /** Decides whether the rows that were read from a file may be trained on. Pure. */
 import type { DatasetMapping, DatasetReport, Problem } from "@loraline/contracts";
 
-/** Codes of rows whose format was not recognised. */
-const unknown = ["FORMAT_UNKNOWN", "FORMAT_MISMATCH", "AMBIGUOUS"];
+/** Codes of rows of which it is not known what they mean. */
+const unknown = ["FORMAT_UNKNOWN", "FORMAT_MISMATCH", "AMBIGUOUS", "JUDGEMENT_NOT_READ"];
 /** A few unrecognised rows are accidents, and the report shows them all. More rows than this, and more than this share, mean that the file was misunderstood. */
 const strayRows = 100;
 const strayShare = 0.005;
@@ -31,7 +31,7 @@ export function judgeDataset(filename: string, read: Read, mapping?: Pick<Datase
   const isTooMuch = count > rows / 2 || (count > strayRows && count > rows * strayShare);
   if (!isTooMuch || mapping?.on_unknown === "drop") return null;
   const example = firstRejections.find(({ code }) => unknown.includes(code))?.message;
-  const message = `${count} of the ${rows} rows of ${filename} are of no known format, or of several (${counted(strays)}).${example === undefined ? "" : ` The first, ${example}`} Say what they are with a mapping, or set its on_unknown to drop, to train on the other rows.`;
+  const message = `${count} of the ${rows} rows of ${filename} are not understood (${counted(strays)}).${example === undefined ? "" : ` The first, ${example}`} Say what they are with a mapping, or set its on_unknown to drop, to train on the other rows.`;
   return problem("TOO_MANY_UNKNOWN", message);
 }
 
