@@ -8,10 +8,11 @@ import { canonicalJson } from "./canonical-json.ts";
 import { createReport } from "./report/dataset-report.ts";
 import { judgeDataset } from "./report/judge-dataset.ts";
 import { isFileFault, readRecords } from "./read-records.ts";
+import { isTextFile } from "./containers/archives/decide-archive-files.ts";
 import { openNameless } from "./containers/spool.ts";
 
 /** Version of the conversion. Raise it when the same bytes give other records, so that results cached by older code are not used. */
-const ingestCode = "ingest/2";
+const ingestCode = "ingest/3";
 
 export interface IngestSettings {
   /** A row with more bytes is rejected. */
@@ -34,9 +35,13 @@ export type IngestResult =
   | { kind: "ingested"; manifest: BlobRef; report: BlobRef; records: number; rejections: number; formats: Record<string, number> }
   | { kind: "rejected"; problem: Problem; report: BlobRef | null; rejections: number };
 
-/** Hex hash of everything that decides the result. Names of files are part of it only if there are several, because the report shows them. */
+/**
+ * Hex hash of everything that decides the result. Names of files are part of it if there are several, because the report shows them; of
+ * a single one only whether it says that the file is plain text.
+ */
 export const ingestKey = ({ blob, filename, parts, mapping }: Omit<Upload, "tenant">, settings: IngestSettings): string => {
-  const more = parts.length === 0 ? {} : { filename, parts: parts.map((part) => [part.blob.digest, part.filename]) };
+  const single = isTextFile(filename) ? { isText: true } : {};
+  const more = parts.length === 0 ? single : { filename, parts: parts.map((part) => [part.blob.digest, part.filename]) };
   return digestOf(canonicalJson({ code: ingestCode, blob: blob.digest, ...more, mapping, settings })).slice("sha256:".length);
 };
 
@@ -70,7 +75,7 @@ async function readAndStore({ objects, settings, signal }: IngestDeps, upload: U
     parts.length === 0
       ? await open()
       : [{ blob, filename }, ...parts].map((part) => ({ name: part.filename, open: () => objects.get(tenant, part.blob) }));
-  const reading = await readRecords(source, { mapping, reopen: open, maxRowBytes: settings.maxRowBytes });
+  const reading = await readRecords(source, { mapping, reopen: open, maxRowBytes: settings.maxRowBytes, name: filename });
   if (reading === undefined) {
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
   }
@@ -99,7 +104,7 @@ async function readAndStore({ objects, settings, signal }: IngestDeps, upload: U
   }
   await closeChunk();
 
-  const report = counts.report(await rejected.store(objects, tenant));
+  const report = counts.report(await rejected.store(objects, tenant), reading.notes);
   const reportRef = await putJson(objects, tenant, "report", report);
   const problem = judgeDataset(filename, report, mapping);
   if (problem !== null) return { kind: "rejected", problem, report: reportRef, rejections: report.rejections };

@@ -5,7 +5,7 @@ import { createDetector, type Detector, isRefusal, needsLabels, type Refusal } f
 import { parseExact } from "./containers/exact-json.ts";
 import { countLabels } from "./formats/label-inventory.ts";
 import { type FileSource, openContainer, openParts, type Part } from "./containers/open-container.ts";
-import type { Container, RawRow } from "./containers/raw-rows.ts";
+import type { Container, Note, RawRow } from "./containers/raw-rows.ts";
 import { recordId } from "./formats/record-id.ts";
 import type { UnpackLimits } from "./containers/unpack.ts";
 
@@ -19,6 +19,8 @@ export interface ReadRecordsOptions {
   reopen?: () => Promise<AsyncIterable<Uint8Array>>;
   maxRowBytes: number;
   unpackLimits?: UnpackLimits;
+  /** The file's name; of several files each has its own. */
+  name?: string | undefined;
 }
 
 /** A batch of rows, in their order: rows = records + rejections. */
@@ -38,8 +40,9 @@ export interface Batch {
  */
 export async function readRecords(
   source: FileSource | readonly Part[],
-  { mapping, reopen, ...options }: ReadRecordsOptions,
-): Promise<{ container: Container; batches: AsyncIterable<Batch> } | undefined> {
+  { mapping, reopen, ...settings }: ReadRecordsOptions,
+): Promise<{ container: Container; notes: readonly Note[]; batches: AsyncIterable<Batch> } | undefined> {
+  const options = { ...settings, encoding: mapping?.encoding, textRows: mapping?.text_rows };
   const open = (from: FileSource | readonly Part[]) => (isParts(from) ? openParts(from, options) : openContainer(from, options));
   const rows = await open(source);
   if (rows === undefined) return undefined;
@@ -72,7 +75,7 @@ export async function readRecords(
       throw new PermanentError(code, `${error.message} (Rows read until there: ${count}.)`, { param, status, cause: error });
     }
   }
-  return { container: rows.container, batches: batches(rows.batches) };
+  return { container: rows.container, notes: rows.notes, batches: batches(rows.batches) };
 }
 
 const isParts = (source: FileSource | readonly Part[]): source is readonly Part[] => Array.isArray(source);

@@ -22,6 +22,10 @@ export const fileCodes = defineArea(
       "The end of the file is missing: it was cut off, or not closed by the program that wrote it.",
       "Write the file again, close it, and upload it again.",
     ],
+    FILE_ENCODING_UNCLEAR: [
+      "A text file is not UTF-8, and its encoding cannot be told from its bytes.",
+      "Save it as UTF-8, or name its encoding in the mapping (`encoding`).",
+    ],
     FILE_TOO_LARGE: [
       "The file, a batch or a page of it is too large when unpacked, or a small file claims to hold very many rows.",
       "Split the file into several datasets, or write it in smaller batches or pages, as the message says.",
@@ -36,6 +40,10 @@ export const fileCodes = defineArea(
     CSV_QUOTES: [
       "A quoted cell of a CSV file is not closed, or text follows its closing quote.",
       "Correct the quotes at the line that the message names; write a quote inside of a cell twice.",
+    ],
+    CONLL_LINE: [
+      "A line of a CoNLL file has no tag, or no token.",
+      "Give each line a token and its tag, and put a blank line between sentences.",
     ],
     CSV_RAGGED: [
       "A row of a CSV file has more or fewer cells than its header.",
@@ -174,6 +182,15 @@ export const reportCodes = defineArea(
     audience: "user",
   },
   {
+    ENCODING_DETECTED: [
+      "The text was not UTF-8, and its encoding was found by a detector.",
+      "Look at the words that the message shows. If they are wrong, name the encoding in the mapping (`encoding`), or save the file as UTF-8.",
+    ],
+    SHEETS_LEFT_OUT: ["An Excel workbook has several sheets with rows; only the first is read.", "Save the others as files of their own."],
+    FILES_LEFT_OUT: [
+      "Not all files of an archive or folder are read: splits other than train, and text beside data, are left out.",
+      "Pack what you want to train on into an archive of its own.",
+    ],
     UNUSED_KEYS: [
       "Fields of the rows are not used: nothing of them is trained.",
       "Rename them as docs/formats.md lists if they matter; otherwise nothing has to be done.",

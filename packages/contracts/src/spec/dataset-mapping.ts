@@ -50,6 +50,27 @@ export const templatePlaceholder = /\{\{|\}\}|\{([^{}\n]{1,100})\}/g;
 
 const name = z.string().min(1).max(200);
 
+/** Labels of WHATWG's Encoding Standard. */
+const textEncodings = [
+  "utf-8",
+  "gb18030",
+  "big5",
+  "shift_jis",
+  "euc-jp",
+  "iso-2022-jp",
+  "euc-kr",
+  "koi8-r",
+  "iso-8859-2",
+  "iso-8859-15",
+  "windows-1250",
+  "windows-1251",
+  "windows-1252",
+  "windows-1253",
+  "windows-1254",
+  "windows-1257",
+  "macintosh",
+] as const;
+
 export const datasetMapping = z
   .strictObject({
     format: z
@@ -85,6 +106,16 @@ export const datasetMapping = z
       .optional()
       .describe(
         "Columns that mean nothing for the training, such as a `score` that judges no answer; of messages as `messages[].score`. Without it a row with a judgement that its format does not read is refused.",
+      ),
+    encoding: z
+      .enum(textEncodings, { error: ({ input }) => `there is no encoding "${String(input)}". Known: ${textEncodings.join(", ")}.` })
+      .optional()
+      .describe("Encoding of a text file without a byte order mark; absent: UTF-8, or the one that is detected and told."),
+    text_rows: z
+      .enum(["document", "paragraph"])
+      .optional()
+      .describe(
+        "The file is plain text or Markdown: one record of each document, or of each paragraph. Absent: files that end in .txt or .md are documents.",
       ),
     on_unknown: z
       .enum(["fail", "drop"])

@@ -3,10 +3,10 @@
  * 64 KiB at once, so that a short file reaches them in one piece whatever its pieces were.
  */
 import { describe, expect, it } from "vitest";
-import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./decode-text.ts";
+import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./text/decode-text.ts";
 import type { RawRow } from "./raw-rows.ts";
-import { readCsv } from "./read-csv.ts";
-import { splitArray, splitLines } from "./split-rows.ts";
+import { readCsv } from "./text/read-csv.ts";
+import { splitArray, splitLines } from "./text/split-rows.ts";
 
 async function* pieces(bytes: Uint8Array, step: number): AsyncGenerator<Uint8Array> {
   for (let at = 0; at < bytes.length; at += step) yield bytes.subarray(at, at + step);

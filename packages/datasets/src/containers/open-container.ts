@@ -1,21 +1,33 @@
 /** Turns any uploaded file into rows: unpacks, decodes and splits it by what its first bytes say. Memory stays bounded at any size. */
 import { createReadStream } from "node:fs";
 import { PermanentError } from "@loraline/runtime";
-import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./decode-text.ts";
-import type { RawRow, RawRows } from "./raw-rows.ts";
+import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./text/decode-text.ts";
+import { decideArchiveFiles, isTextFile } from "./archives/decide-archive-files.ts";
+import { readExcel } from "./archives/read-excel.ts";
+import { openZip, type ZipArchive } from "./archives/read-zip.ts";
+import type { Note, RawRow, RawRows } from "./raw-rows.ts";
 import { readArrow } from "./read-arrow.ts";
-import { readCsv, recogniseCsv } from "./read-csv.ts";
+import { isTable, readCsv, recogniseCsv } from "./text/read-csv.ts";
+import { decodeText } from "./text/detect-encoding.ts";
+import { readConll, recogniseConll } from "./text/read-conll.ts";
+import { readPlainText, type TextUnit } from "./text/read-plain-text.ts";
 import { readParquet } from "./read-parquet.ts";
 import { recognise, recogniseBytes } from "./recognise-file.ts";
-import { isBlank, splitArray, splitLines } from "./split-rows.ts";
+import { isBlank, splitArray, splitLines } from "./text/split-rows.ts";
 import { defaultUnpackLimits, unpack, type UnpackLimits } from "./unpack.ts";
 
 /** The bytes of an upload, or a file on disk. A file spares a copy for formats that are read at random places. */
 export type FileSource = AsyncIterable<Uint8Array> | { readonly file: string };
 
-interface OpenOptions {
+export interface OpenOptions {
   maxRowBytes: number;
   unpackLimits?: UnpackLimits;
+  /** The file's name, which tells plain text from tables; everything else is told by the bytes. */
+  name?: string | undefined;
+  /** The mapping's encoding of texts without a mark; absent: detected. */
+  encoding?: string | undefined;
+  /** The mapping's `text_rows`: the file is plain text, whatever its name. */
+  textRows?: TextUnit | undefined;
 }
 
 /** How often a file may be packed inside of another packing. More is an attack, not a dataset. */
@@ -25,10 +37,13 @@ const mostPackings = 2;
  * @returns undefined when the file is empty or blank.
  * @throws PermanentError CONTAINER_UNSUPPORTED, FILE_TRUNCATED, FILE_CORRUPT, FILE_TOO_LARGE
  */
-export async function openContainer(
-  source: FileSource,
-  { maxRowBytes, unpackLimits = defaultUnpackLimits }: OpenOptions,
-): Promise<RawRows | undefined> {
+export async function openContainer(source: FileSource, options: OpenOptions): Promise<RawRows | undefined> {
+  return openOne(source, options, { isInArchive: false });
+}
+
+async function openOne(source: FileSource, options: OpenOptions, { isInArchive }: { isInArchive: boolean }): Promise<RawRows | undefined> {
+  const { maxRowBytes, unpackLimits = defaultUnpackLimits } = options;
+  const notes: Note[] = [];
   let file = "file" in source ? source : undefined;
   let bytes = file === undefined ? (source as AsyncIterable<Uint8Array>) : createReadStream(file.file, { highWaterMark: 256 * 1024 });
   for (let packings = 0; ; packings++) {
@@ -51,21 +66,32 @@ export async function openContainer(
       }
       case "parquet": {
         if (file !== undefined) await peeked.close();
-        return { container: "parquet", batches: readParquet(file ?? peeked.all(), { maxRowBytes, unpackLimits }) };
+        return { container: "parquet", notes, batches: readParquet(file ?? peeked.all(), { maxRowBytes, unpackLimits }) };
       }
       case "arrow-file":
       case "arrow-stream": {
-        return { container: "arrow", batches: readArrow(peeked.all(), { maxRowBytes, unpackLimits, asFile: found.is === "arrow-file" }) };
+        return {
+          container: "arrow",
+          notes,
+          batches: readArrow(peeked.all(), { maxRowBytes, unpackLimits, asFile: found.is === "arrow-file" }),
+        };
+      }
+      case "zip": {
+        if (file !== undefined) await peeked.close();
+        return openArchive(await openZip(file ?? peeked.all(), unpackLimits), options, isInArchive);
       }
       case "other": {
         await peeked.close();
-        const expected = "JSON Lines, a JSON array, CSV, TSV, Parquet or Arrow, plain or packed with gzip or zstd, is expected";
+        const expected =
+          "JSON Lines, a JSON array, CSV, TSV, Excel (xlsx), Parquet, Arrow, CoNLL, plain text or Markdown, plain or packed with gzip, zstd or ZIP, is expected";
         throw new PermanentError("CONTAINER_UNSUPPORTED", `the file is ${found.name}; ${expected}. ${found.advice}`);
       }
       case "text": {
-        let text = toUtf8(skipBytes(peeked.all(), found.skip), found.encoding);
+        const bytes = skipBytes(peeked.all(), found.skip);
+        const isUnmarked = found.encoding === "utf-8" && found.skip === 0;
+        let text = isUnmarked ? decodeText(bytes, { given: options.encoding, notes }) : toUtf8(bytes, found.encoding);
         if (found.encoding === "utf-8" && hasOnlyCarriageReturns(head)) text = withLineFeeds(text);
-        return splitText(text, maxRowBytes);
+        return splitText(text, options, notes);
       }
     }
   }
@@ -82,37 +108,45 @@ export interface Part {
  * @returns undefined when all of them are empty or blank.
  */
 export async function openParts(parts: readonly Part[], options: OpenOptions): Promise<RawRows | undefined> {
+  return openAll(parts, options, { isInArchive: false, notes: [] });
+}
+
+async function openAll(
+  parts: readonly Part[],
+  options: OpenOptions,
+  { isInArchive, notes }: { isInArchive: boolean; notes: Note[] },
+): Promise<RawRows | undefined> {
+  const openPart = (part: Part): Promise<RawRows | undefined> =>
+    part
+      .open()
+      .then((source) => openOne(source, { ...options, name: part.name }, { isInArchive }))
+      .catch((error: unknown) => {
+        throw faultOf(error, part.name);
+      });
   let begin = 0;
-  let first = await openPart(parts[0] as Part, options);
-  while (first === undefined && ++begin < parts.length) first = await openPart(parts[begin] as Part, options);
+  let first = await openPart(parts[0] as Part);
+  while (first === undefined && ++begin < parts.length) first = await openPart(parts[begin] as Part);
   if (first === undefined) return undefined;
-  const { container, batches } = first;
+  const { container } = first;
   async function* all(): AsyncGenerator<RawRow[]> {
     let before = 0;
     for (const [index, part] of parts.slice(begin).entries()) {
-      const opened = index === 0 ? batches : (await openPart(part, options))?.batches;
+      const opened = index === 0 ? first : await openPart(part);
       let last = 0;
       try {
-        for await (const batch of opened ?? []) {
+        for await (const batch of opened?.batches ?? []) {
           last = batch.at(-1)?.line ?? last;
           yield batch.map((row) => inPart(row, part.name, before));
         }
       } catch (error) {
         throw faultOf(error, part.name);
       }
+      for (const { code, message } of opened?.notes ?? []) notes.push({ code, message: `${part.name}: ${message}` });
       before += last;
     }
   }
-  return { container, batches: all() };
+  return { container, notes, batches: all() };
 }
-
-const openPart = (part: Part, options: OpenOptions): Promise<RawRows | undefined> =>
-  part
-    .open()
-    .then((source) => openContainer(source, options))
-    .catch((error: unknown) => {
-      throw faultOf(error, part.name);
-    });
 
 const faultOf = (error: unknown, name: string): unknown =>
   error instanceof PermanentError && !error.code.startsWith("OBJECT_")
@@ -125,18 +159,74 @@ function inPart(row: RawRow, name: string, before: number): RawRow {
   return { ...moved, refusal: { code: row.refusal.code, message: `${name}, ${row.refusal.message}` } };
 }
 
-async function splitText(text: AsyncIterable<Uint8Array>, maxRowBytes: number): Promise<RawRows | undefined> {
+/** Files of an archive, read as one dataset; or the workbook that the archive is. */
+async function openArchive(archive: ZipArchive, options: OpenOptions, isInArchive: boolean): Promise<RawRows | undefined> {
+  const release = async (): Promise<void> => archive[Symbol.asyncDispose]();
+  try {
+    const { files } = archive;
+    const notes: Note[] = [];
+    if (files.some(({ name }) => name === "xl/workbook.xml")) {
+      const rows = readExcel(archive, { maxRowBytes: options.maxRowBytes, notes });
+      return { container: "xlsx", notes, batches: releasing(rows, release) };
+    }
+    if (isInArchive) {
+      throw new PermanentError("CONTAINER_UNSUPPORTED", "the file is a ZIP archive inside of another. Unpack it, and pack its files once.");
+    }
+    const { read, left } = decideArchiveFiles(files.filter(({ size }) => size > 0).map(({ name }) => name));
+    if (read.length === 0) {
+      const held = files.slice(0, 10).map(({ name }) => name);
+      throw new PermanentError(
+        "CONTAINER_UNSUPPORTED",
+        `the ZIP archive has no file of a known kind (${held.join(", ") || "it is empty"}). Pack files that end in .jsonl, .json, .csv, .tsv, .xlsx, .parquet, .arrow, .conll, .txt or .md.`,
+      );
+    }
+    if (left.length > 0) {
+      const message = `of the archive ${read.length === 1 ? `only ${read[0]} is` : `${read.length} files are`} read; left out: ${left.slice(0, 10).join(", ")}${left.length > 10 ? ` and ${left.length - 10} more` : ""}.`;
+      notes.push({ code: "FILES_LEFT_OUT", message });
+    }
+    const parts = read.map((name): Part => ({ name, open: async () => archive.open(name) }));
+    const rows = await openAll(parts, options, { isInArchive: true, notes });
+    if (rows === undefined) await release();
+    return rows && { ...rows, batches: releasing(rows.batches, release) };
+  } catch (error) {
+    await release();
+    throw error;
+  }
+}
+
+async function* releasing(batches: AsyncIterable<RawRow[]>, release: () => Promise<void>): AsyncGenerator<RawRow[]> {
+  try {
+    yield* batches;
+  } finally {
+    await release();
+  }
+}
+
+async function splitText(
+  text: AsyncIterable<Uint8Array>,
+  { maxRowBytes, name, textRows }: OpenOptions,
+  notes: Note[],
+): Promise<RawRows | undefined> {
   // Any number of blank lines may come before the first row.
   const peeked = await peek(text, recogniseBytes, (head) => head.byteLength > maxRowBytes || !head.every(isBlank));
   const { head } = peeked;
   const start = head.findIndex((byte) => !isBlank(byte));
   if (start === -1 && peeked.ended) return undefined;
-  if (head[start] === 0x5b) return { container: "json-array", batches: splitArray(peeked.all(), maxRowBytes) };
-  const delimiter = recogniseCsv(Buffer.from(head.buffer, head.byteOffset, head.byteLength).toString("utf8"));
-  if (delimiter !== undefined) {
-    return { container: delimiter === "\t" ? "tsv" : "csv", batches: readCsv(peeked.all(), { delimiter, maxRowBytes }) };
+  if (textRows !== undefined) {
+    return { container: "text", notes, batches: readPlainText(peeked.all(), { unit: textRows, maxRowBytes }) };
   }
-  return { container: "jsonl", batches: splitLines(peeked.all(), maxRowBytes) };
+  if (head[start] === 0x5b) return { container: "json-array", notes, batches: splitArray(peeked.all(), maxRowBytes) };
+  const beginning = Buffer.from(head.buffer, head.byteOffset, head.byteLength).toString("utf8");
+  const conll = head[start] === 0x7b ? undefined : recogniseConll(beginning);
+  if (conll !== undefined) return { container: "conll", notes, batches: readConll(peeked.all(), { kind: conll, maxRowBytes }) };
+  const delimiter = recogniseCsv(beginning);
+  if (isTextFile(name) && head[start] !== 0x7b && (delimiter === undefined || !isTable(beginning, delimiter))) {
+    return { container: "text", notes, batches: readPlainText(peeked.all(), { unit: "document", maxRowBytes }) };
+  }
+  if (delimiter !== undefined) {
+    return { container: delimiter === "\t" ? "tsv" : "csv", notes, batches: readCsv(peeked.all(), { delimiter, maxRowBytes }) };
+  }
+  return { container: "jsonl", notes, batches: splitLines(peeked.all(), maxRowBytes) };
 }
 
 interface Peeked {

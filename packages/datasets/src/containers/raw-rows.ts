@@ -1,7 +1,7 @@
 /** The rows that every kind of container gives: in order, each one separate. */
 import type { Refusal } from "../formats/detect.ts";
 
-export type Container = "jsonl" | "json-array" | "csv" | "tsv" | "parquet" | "arrow";
+export type Container = "jsonl" | "json-array" | "csv" | "tsv" | "parquet" | "arrow" | "xlsx" | "text" | "conll" | "zip";
 
 /** Where a row is: `line` stands in records and rejections, `place` in messages for people, such as `element 3 (line 7)`. */
 interface RowPlace {
@@ -18,8 +18,16 @@ export type RawRow = RowPlace &
     | { readonly refusal: Refusal }
   );
 
+/** What a reader found or decided that a person should know, such as a file's encoding. */
+export interface Note {
+  readonly code: string;
+  readonly message: string;
+}
+
 export interface RawRows {
   readonly container: Container;
+  /** Grows while the batches are read. */
+  readonly notes: readonly Note[];
   /**
    * Rows in batches, as they are read. Throws a PermanentError where the rest of the file cannot be read (FILE_TRUNCATED,
    * FILE_CORRUPT, …). An error within one row rejects that row only.

@@ -1,9 +1,10 @@
 /** Recognises a file's type by its first bytes. Pure. The name is not used: people rename files, and imports may have none. */
 
+/** `utf-8` without a byte order mark may be anything that extends ASCII (see `decodeText`). */
 export type Encoding = "utf-8" | "utf-16le" | "utf-16be";
 
 type Recognised =
-  | { readonly is: "gzip" | "zstd" | "parquet" | "arrow-file" | "arrow-stream" }
+  | { readonly is: "gzip" | "zstd" | "parquet" | "arrow-file" | "arrow-stream" | "zip" }
   /** `skip`: length of the byte order mark, in bytes. */
   | { readonly is: "text"; readonly encoding: Encoding; readonly skip: number }
   | { readonly is: "other"; readonly name: string; readonly advice: string };
@@ -27,7 +28,7 @@ const others: readonly Magic[] = [
   { name: "an lz4 file", bytes: [0x04, 0x22, 0x4d, 0x18], advice: unpackIt },
   { name: "a 7z archive", bytes: [0x37, 0x7a, 0xbc, 0xaf, 0x27, 0x1c], advice: unpackIt },
   { name: "a RAR archive", bytes: "Rar!\u001a\u0007", advice: unpackIt },
-  { name: "a tar archive", bytes: "ustar", at: 257, advice: "Unpack it, and upload the data files in it." },
+  { name: "a tar archive", bytes: "ustar", at: 257, advice: "Pack it as ZIP, or upload the data files in it." },
   { name: "an old Excel or Word file", bytes: [0xd0, 0xcf, 0x11, 0xe0, 0xa1, 0xb1, 0x1a, 0xe1], advice: "Save the sheet as CSV (UTF-8)." },
   { name: "an SQLite database", bytes: "SQLite format 3\0", advice: exportIt },
   { name: "an HDF5 file", bytes: [0x89, 0x48, 0x44, 0x46, 0x0d, 0x0a, 0x1a, 0x0a], advice: exportIt },
@@ -46,9 +47,8 @@ const others: readonly Magic[] = [
   },
 ];
 
-/** Types of ZIP files, by the names of their first members. */
+/** Types of ZIP files that are no datasets, by the names of their first members. */
 const zips: readonly { name: string; member: RegExp; advice: string }[] = [
-  { name: "an Excel workbook (xlsx)", member: /^xl\//, advice: "Save the sheet as CSV (UTF-8)." },
   { name: "a Word document (docx)", member: /^word\//, advice: exportIt },
   { name: "a PowerPoint file (pptx)", member: /^ppt\//, advice: exportIt },
   { name: "a PyTorch file", member: /(^|\/)data\.pkl$|^archive\//, advice: "A pickle can run code and is never opened. " + exportIt },
@@ -105,7 +105,7 @@ function recogniseZip(head: Uint8Array): Recognised {
     const known = zips.find((zip) => zip.member.test(member));
     if (known !== undefined) return { is: "other", name: known.name, advice: known.advice };
   }
-  return { is: "other", name: "a ZIP archive", advice: "Unpack it, and upload the data files in it." };
+  return { is: "zip" };
 }
 
 /** Protocols 2 to 5 begin with their number; no UTF-8 begins with 0x80. */

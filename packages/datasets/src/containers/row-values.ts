@@ -1,9 +1,9 @@
 /** Converts values of typed columns (Parquet, Arrow) to JSON. Numbers that JavaScript cannot hold keep their digits. */
 import { PermanentError } from "@loraline/runtime";
-import { decodeUtf8 } from "./decode-text.ts";
+import { decodeUtf8 } from "./text/decode-text.ts";
 import { asWritten, parseExact } from "./exact-json.ts";
 import { type RawRow, rowTooLarge } from "./raw-rows.ts";
-import { notText } from "./split-rows.ts";
+import { notText } from "./text/split-rows.ts";
 
 /** A number by its digits: a decimal, or an integer of any size. */
 class Digits {

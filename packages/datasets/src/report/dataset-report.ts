@@ -1,6 +1,7 @@
 /** The report on a file: counts and samples, collected while it is read. Memory grows by 16 to 32 bytes a record only (see the bounds at each counter). */
 import { hash } from "node:crypto";
 import type { BlobRef, DatasetReport, Rec, Rejection, Sample } from "@loraline/contracts";
+import type { Note } from "../containers/raw-rows.ts";
 import { Counts, Finding, Findings, LeastByHash, NumberSet, shownLines } from "./bounded-counters.ts";
 import { comparedText, createNearDuplicates, type NearDuplicates } from "./near-duplicates.ts";
 import { eld } from "eld/extrasmall";
@@ -19,8 +20,8 @@ const mostTriples = 200_000;
 
 interface ReportBuilder {
   add(batch: { records: readonly Rec[]; rejections: readonly Rejection[] }): Promise<void>;
-  /** @returns the report so far; `allRejections` is the reference of the object with every rejection. */
-  report(allRejections: BlobRef | null): DatasetReport;
+  /** @returns the report so far; `allRejections` is the reference of the object with every rejection; `notes` are the reader's. */
+  report(allRejections: BlobRef | null, notes?: readonly Note[]): DatasetReport;
   /** @returns the records that are shown as samples. */
   samples(): Rec[];
 }
@@ -126,7 +127,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
       }
     },
     samples: () => samples.records,
-    report(allRejections) {
+    report(allRejections, notes = []) {
       const said = {
         rows: records + rejections,
         records,
@@ -147,7 +148,11 @@ export function createReport({ validation }: { validation?: Contents | undefined
         firstRejections,
         allRejections,
       };
-      return { ...said, warnings: warningsOf(said, { lines: unused.lines.value, keys: unused.keys.largest(50) }, severalObjects.value) };
+      const told: DatasetReport["warnings"] = notes.map(({ code, message }) => ({ code, message, count: 1, lines: [] }));
+      return {
+        ...said,
+        warnings: told.concat(warningsOf(said, { lines: unused.lines.value, keys: unused.keys.largest(50) }, severalObjects.value)),
+      };
     },
   };
 }

@@ -7,8 +7,8 @@
  */
 import { PermanentError } from "@loraline/runtime";
 import { decodeUtf8 } from "./decode-text.ts";
-import { parseExact } from "./exact-json.ts";
-import { type RawRow, refused, rowTooLarge } from "./raw-rows.ts";
+import { parseExact } from "../exact-json.ts";
+import { type RawRow, refused, rowTooLarge } from "../raw-rows.ts";
 import { notText } from "./split-rows.ts";
 
 type Delimiter = "," | "\t" | ";" | "|";
@@ -38,6 +38,17 @@ export function recogniseCsv(head: string): Delimiter | undefined {
   // A table with one column has no delimiter.
   const name = header.replace(/^"(.*)"$/s, "$1");
   return end < text.length && /^[\p{L}_][\p{L}\p{N}_.-]{0,63}$/u.test(name) && !["null", "true", "false"].includes(name) ? "," : undefined;
+}
+
+/** Whether the first rows have as many cells as the header: prose with a comma in its first line has not. */
+export function isTable(head: string, delimiter: Delimiter): boolean {
+  const rows = head
+    .split("\n")
+    .slice(0, -1)
+    .filter((row) => row.trim() !== "")
+    .slice(0, 20)
+    .map((row) => cellsOf(row.trimEnd(), delimiter)?.length);
+  return rows.length > 1 && (rows[0] ?? 0) > 1 && rows.every((count) => count === rows[0]);
 }
 
 const couldBeName = (cell: string): boolean => cell.length <= 100 && !cell.includes("\n") && !/^\s*[[{]/.test(cell);
@@ -143,12 +154,24 @@ function readRow(bytes: Uint8Array, line: number, columns: readonly string[], de
   if (text === undefined) return notText(line, place);
   const cells = cellsOf(text, delimiter);
   if (cells === undefined) return refused(line, place, "CSV_QUOTES", `${place}: ${faults.malformed}`);
+  return rowOfCells(cells, { line, place }, columns);
+}
+
+/** A row of values from its cells. Where a column's name means a list, JSON in a cell is one. */
+export function rowOfCells(
+  cells: string[],
+  { line, place }: { line: number; place: string },
+  columns: readonly string[],
+  maxRowBytes?: number,
+): RawRow {
   // Spreadsheets write empty cells to the right of the table.
   while (cells.length > columns.length && cells.at(-1)?.trim() === "") cells.pop();
   if (cells.length !== columns.length) {
     const message = `${place} has ${cells.length} ${cells.length === 1 ? "cell" : "cells"}; the header has ${columns.length}. Quote cells that hold a delimiter or a line end.`;
     return refused(line, place, "CSV_RAGGED", message);
   }
+  const size = maxRowBytes === undefined ? 0 : cells.reduce((sum, cell) => sum + Buffer.byteLength(cell), 0);
+  if (maxRowBytes !== undefined && size > maxRowBytes) return rowTooLarge(line, place, size, maxRowBytes);
   const value: Record<string, unknown> = {};
   const exact: Record<string, () => unknown> = {};
   for (const [index, name] of columns.entries()) {
@@ -184,7 +207,7 @@ function parsedList(cell: string): unknown[] | undefined {
 const headerFault = (why: string, line: number): PermanentError =>
   new PermanentError("CSV_HEADER", `line ${line}: the first row must name the columns, but ${why}. Correct it.`);
 
-function columnsOf(cells: readonly string[], line: number): string[] {
+export function columnsOf(cells: readonly string[], line: number): string[] {
   const named = cells.map((cell) => cell.replace(/^\uFEFF/, "").trim());
   while (named.length > 1 && named.at(-1) === "") named.pop();
   // pandas writes its index into a column without a name.

@@ -1,6 +1,6 @@
 /** Text in any encoding that is known for sure, as UTF-8 bytes. */
 import { isUtf8 } from "node:buffer";
-import type { Encoding } from "./recognise-file.ts";
+import type { Encoding } from "../recognise-file.ts";
 
 /** A byte that UTF-8 never has. It marks where the text was broken, so that only the row with the mark is rejected. */
 const broken = Buffer.from([0xff]);

@@ -6,7 +6,7 @@
  * A streaming JSON parser gives none of these (and stream-json's own page advises against input from strangers).
  */
 import { decodeUtf8 } from "./decode-text.ts";
-import { type RawRow, refused, rowTooLarge } from "./raw-rows.ts";
+import { type RawRow, refused, rowTooLarge } from "../raw-rows.ts";
 
 const newline = 0x0a;
 const quote = 0x22;

@@ -1,0 +1,63 @@
+/** Excel workbooks (xlsx): the first sheet that has rows. Formulas are never evaluated: a cell has the value that was saved with it. */
+import { PermanentError } from "@loraline/runtime";
+import readWorkbook from "read-excel-file/node";
+import type { Note, RawRow } from "../raw-rows.ts";
+import { columnsOf, rowOfCells } from "../text/read-csv.ts";
+import type { ZipArchive } from "./read-zip.ts";
+
+/** Bytes of a workbook, unpacked: the reader has it in memory as a whole. */
+const mostBytes = 96 * 1024 ** 2;
+const rowsPerBatch = 500;
+
+/**
+ * @param notes - gets the names of sheets that are not read.
+ * @throws PermanentError FILE_TOO_LARGE, FILE_CORRUPT, CSV_HEADER from the iteration.
+ */
+export async function* readExcel(
+  archive: ZipArchive,
+  { maxRowBytes, notes }: { maxRowBytes: number; notes: Note[] },
+): AsyncGenerator<RawRow[], void, undefined> {
+  const size = archive.files.reduce((sum, file) => sum + file.size, 0);
+  if (size > mostBytes) {
+    const message = `the workbook holds ${size} bytes unpacked; ${mostBytes} can be read. Save the sheet as CSV (UTF-8).`;
+    throw new PermanentError("FILE_TOO_LARGE", message);
+  }
+  const sheets = await readWorkbook(await archive.bytes()).catch((error: unknown) => {
+    const message = `the Excel workbook cannot be read (${(error as Error).message}). Save it again, or save the sheet as CSV (UTF-8).`;
+    throw new PermanentError("FILE_CORRUPT", message, { cause: error });
+  });
+  const filled = sheets.filter(({ data }) => data.some((row) => row.some((cell) => cell !== null)));
+  const [sheet, ...others] = filled;
+  if (sheet === undefined) return;
+  if (others.length > 0) {
+    const names = others.slice(0, 10).map((other) => `"${other.sheet}"`);
+    notes.push({
+      code: "SHEETS_LEFT_OUT",
+      message: `only the first sheet, "${sheet.sheet}", is read; not read: ${names.join(", ")}. Save others as files of their own.`,
+    });
+  }
+  let columns: string[] | undefined;
+  let rows: RawRow[] = [];
+  for (const [index, cells] of sheet.data.entries()) {
+    const line = index + 1;
+    const texts = cells.map(textOf);
+    if (texts.every((text) => text.trim() === "")) continue;
+    if (columns === undefined) columns = columnsOf(texts, line);
+    else {
+      // A row ends with its last cell that is not empty.
+      while (texts.length < columns.length) texts.push("");
+      rows.push(rowOfCells(texts, { line, place: `row ${line}` }, columns, maxRowBytes));
+    }
+    if (rows.length === rowsPerBatch) {
+      yield rows;
+      rows = [];
+    }
+  }
+  yield rows;
+}
+
+function textOf(cell: unknown): string {
+  if (cell === null || cell === undefined) return "";
+  if (cell instanceof Date) return cell.toISOString().replace("T00:00:00.000Z", "");
+  return String(cell as string | number | boolean);
+}

@@ -1,0 +1,331 @@
+/** Files as people have them: Excel, ZIP, plain text, CoNLL, and texts in other encodings than UTF-8. */
+import type { DatasetMapping } from "@loraline/contracts";
+import fc from "fast-check";
+import { strToU8, zipSync } from "fflate";
+import iconv from "iconv-lite";
+import { describe, expect, it } from "vitest";
+import { type Batch, readRecords } from "../read-records.ts";
+import { decideArchiveFiles } from "./archives/decide-archive-files.ts";
+
+async function* pieces(bytes: Uint8Array, step: number): AsyncGenerator<Uint8Array> {
+  for (let at = 0; at < bytes.length; at += step) yield bytes.subarray(at, at + step);
+}
+async function read(
+  content: string | Uint8Array,
+  { mapping, step = 7, ...options }: { mapping?: Partial<DatasetMapping>; step?: number; name?: string; maxRowBytes?: number } = {},
+) {
+  const bytes = typeof content === "string" ? Buffer.from(content) : content;
+  const reading = await readRecords(pieces(bytes, step), {
+    maxRowBytes: 10_000,
+    ...options,
+    mapping: mapping && { language: "auto", on_unknown: "fail", ...mapping },
+  });
+  const all: Batch = { records: [], rejections: [] };
+  for await (const batch of reading?.batches ?? []) {
+    all.records.push(...batch.records);
+    all.rejections.push(...batch.rejections);
+  }
+  return { container: reading?.container, notes: reading?.notes ?? [], ...all };
+}
+const said = ({ records }: Batch): (string | undefined)[][] =>
+  records.map(({ messages, text }) => messages?.map(({ content }) => content) ?? [text]);
+const zip = (files: Record<string, string | Uint8Array>): Uint8Array =>
+  zipSync(Object.fromEntries(Object.entries(files).map(([name, bytes]) => [name, typeof bytes === "string" ? strToU8(bytes) : bytes])));
+
+/* --- encodings --- */
+
+describe("a text that is not UTF-8", () => {
+  const files = {
+    gb18030: "问题,答案\n你好吗,很好\n今天天气怎么样?,今天天气很好。\n",
+    big5: "question,answer\n你好嗎,很好\n今天天氣怎麼樣?,今天天氣很好。\n",
+    shift_jis: "question,answer\nお元気ですか,はい、元気です\n首都はどこですか,東京です\n",
+    "euc-jp": "question,answer\nお元気ですか,はい、元気です\n首都はどこですか,東京です\n",
+    "euc-kr": "question,answer\n안녕하세요?,네 반갑습니다\n날씨가 어때요?,오늘 날씨가 좋네요\n",
+    "windows-1252": "question;answer\nWie heißt du?;Ich heiße Jörg – “schön”.\nWo wohnst du?;In München.\n",
+    "windows-1251": "question;answer\nКак дела?;Хорошо, спасибо.\nГде ты живёшь?;В Москве.\n",
+  };
+  it.each(Object.entries(files))("is detected, and told with its first words: %s", async (encoding, text) => {
+    const bytes = iconv.encode(text, encoding);
+    const expected = await read(text);
+    expect(said(expected)).toHaveLength(2);
+    for (const step of [1, 7, 100_000]) {
+      const found = await read(bytes, { step });
+      expect(said(found)).toEqual(said(expected));
+      expect(found.notes).toMatchObject([
+        { code: "ENCODING_DETECTED", message: expect.stringContaining(`read as ${encoding}: "`) as string },
+      ]);
+    }
+    // The mapping's word is taken, and needs no note.
+    expect(await read(bytes, { mapping: { encoding: encoding as "gb18030" } })).toMatchObject({ notes: [], records: expected.records });
+  });
+
+  it("behind a long English beginning is detected too", async () => {
+    const row = (n: number) => JSON.stringify({ question: `question ${n}`, answer: "x".repeat(50) });
+    const text = [
+      ...Array.from({ length: 2000 }, (_, n) => row(n)),
+      ...Array.from({ length: 9 }, (_, n) => JSON.stringify({ question: `今天天气怎么样${n}`, answer: "今天天气很好,适合出门散步。" })),
+    ].join("\n");
+    const found = await read(iconv.encode(text, "gb18030"), { step: 4096 });
+    expect(found.rejections).toEqual([]);
+    expect(said(found).at(-1)).toEqual(["今天天气怎么样8", "今天天气很好,适合出门散步。"]);
+  });
+
+  it("whose encoding cannot be told is refused, with the candidates", async () => {
+    const bytes = Buffer.from('{"question":"\u0081\u008d\u00a0","answer":"\u00ff"}', "latin1");
+    await expect(read(bytes)).rejects.toMatchObject({
+      code: "FILE_ENCODING_UNCLEAR",
+      message: expect.stringMatching(/not UTF-8.*Save the file as UTF-8, or name the encoding in the mapping/) as string,
+    });
+  });
+
+  it("has a broken byte rejects the row of that byte only", async () => {
+    const bytes = Buffer.concat([iconv.encode(files.gb18030, "gb18030"), Buffer.from([0xff]), Buffer.from(",x\n")]);
+    const found = await read(bytes, { mapping: { encoding: "gb18030" } });
+    expect(said(found)).toHaveLength(2);
+    expect(found.rejections).toMatchObject([{ line: 4, code: "NOT_UTF8" }]);
+  });
+});
+
+/* --- plain text --- */
+
+describe("plain text", () => {
+  const book = "Call me Ishmael, some years ago,\nnever mind how long.\n\n# Chapter 2\n\nI stuffed a shirt\nor two.\n";
+  it.each(["a.txt", "A.TXT", "notes.md", "b.markdown", "a.txt.gz"])("in %s is one document", async (name) => {
+    const found = await read(book, { name });
+    expect(found).toMatchObject({ container: "text", rejections: [] });
+    expect(said(found)).toEqual([[book.trim()]]);
+  });
+
+  it("is paragraphs where the mapping says so, whatever the name", async () => {
+    const found = await read(book, { mapping: { text_rows: "paragraph" }, name: "x" });
+    expect(said(found)).toEqual([
+      ["Call me Ishmael, some years ago,\nnever mind how long."],
+      ["# Chapter 2"],
+      ["I stuffed a shirt\nor two."],
+    ]);
+    expect(found.records.map(({ meta }) => meta.line)).toEqual([1, 4, 6]);
+  });
+
+  it.each([
+    ["JSON Lines", '{"question":"a","answer":"b"}\n{"question":"c","answer":"d"}\n', "jsonl"],
+    ["a table", "question,answer\na,b\nc,d\n", "csv"],
+    ["a JSON array", '[{"question":"a","answer":"b"},{"question":"c","answer":"d"}]', "json-array"],
+  ])("is not what %s in a .txt is", async (_, content, container) => {
+    expect(await read(content, { name: "a.txt" })).toMatchObject({ container, records: [{}, {}] });
+  });
+
+  it("of any length is cut between paragraphs, and loses nothing", async () => {
+    const paragraphs = Array.from({ length: 300 }, (_, n) => `Paragraph ${n} ${"ü".repeat(40)}\nand its second line.`);
+    const found = await read(paragraphs.join("\n\n"), { name: "a.txt", maxRowBytes: 2000, step: 500 });
+    expect(found.rejections).toEqual([]);
+    expect(found.records.length).toBeGreaterThan(10);
+    expect(found.records.map(({ text }) => text).join("\n\n")).toBe(paragraphs.join("\n\n"));
+  });
+
+  it("without a line end is cut between characters, and loses nothing", async () => {
+    const text = "äö€".repeat(5000);
+    const found = await read(text, { name: "a.txt", maxRowBytes: 999, step: 333 });
+    expect(found.rejections).toEqual([]);
+    expect(found.records.map(({ text: part }) => part).join("")).toBe(text);
+  });
+
+  it("of any kind gives all its words back", async () => {
+    const line = fc.string({ unit: fc.constantFrom("a", "é", "中", " ", "#", "\t", "😀") });
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(line, { maxLength: 30 }),
+        fc.integer({ min: 1, max: 40 }),
+        fc.constantFrom("document", "paragraph"),
+        async (lines, step, unit) => {
+          const found = await read(lines.join("\n"), { step, maxRowBytes: 64, mapping: { text_rows: unit as "document" } });
+          const words = (text: string) => text.replace(/\s/g, "");
+          expect(words(said(found).flat().join(""))).toBe(words(lines.join("")));
+        },
+      ),
+    );
+  });
+});
+
+/* --- CoNLL --- */
+
+describe("CoNLL", () => {
+  it.each([
+    ["CoNLL-2003", "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\nPeter NNP B-NP B-PER\n"],
+    ["two columns with tabs", "EU\tB-ORG\nrejects\tO\n\nPeter\tB-PER\n\n"],
+  ])("is read as sentences: %s", async (_, content) => {
+    const found = await read(content);
+    expect(found).toMatchObject({ container: "conll", rejections: [] });
+    expect(found.records).toMatchObject([{ meta: { format: "token-labels" } }, { meta: { format: "token-labels" } }]);
+    expect(said(found)[0]?.[1]).toContain('"ORG"');
+  });
+
+  it("gives parts of speech from CoNLL-U", async () => {
+    const row = (...cells: string[]) => cells.join("\t");
+    const content = [
+      "# text = vámonos al mar",
+      row("1-2", "vámonos", "_", "_", "_", "_", "_", "_", "_", "_"),
+      row("1", "vamos", "ir", "VERB", "_", "_", "0", "root", "_", "_"),
+      row("2", "nos", "nosotros", "PRON", "_", "_", "1", "obj", "_", "_"),
+      "",
+      row("1", "mar", "mar", "NOUN", "_", "_", "0", "root", "_", "_"),
+      "",
+    ].join("\n");
+    const found = await read(content);
+    expect(found).toMatchObject({ container: "conll", records: [{}, {}], rejections: [] });
+    expect(JSON.stringify(said(found)[0])).toMatch(/vamos.*nos.*VERB.*PRON/);
+  });
+
+  it("loses only the sentence of a broken line, and names the line", async () => {
+    const found = await read("a O\n\nb\nc O\n\nd O\n\n".replace("b\n", "b O\n").replace("c O", "c"));
+    expect(found.records).toHaveLength(0);
+    const later = await read(`${"a O\n\n".repeat(150)}b O\nc\n\nd O\n`);
+    expect(later.records).toHaveLength(151);
+    expect(later.rejections).toMatchObject([
+      {
+        line: 301,
+        code: "CONLL_LINE",
+        message: expect.stringContaining("line 302 has 1 column; a token and its tag are expected") as string,
+      },
+    ]);
+  });
+});
+
+/* --- Excel --- */
+
+/** A workbook as Excel writes it: shared strings, numbers, a formula with its last value, a date, sparse rows. */
+function workbook({ rows, second = "" }: { rows: string; second?: string }): Uint8Array {
+  const ns = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"';
+  const r = 'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"';
+  const sheet = (body: string) => `<?xml version="1.0"?><worksheet ${ns}><sheetData>${body}</sheetData></worksheet>`;
+  return zip({
+    "[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types"/>',
+    "xl/workbook.xml": `<workbook ${ns} ${r}><sheets><sheet name="Fragen" sheetId="1" r:id="rId1"/><sheet name="Notes" sheetId="2" r:id="rId2"/></sheets></workbook>`,
+    "xl/_rels/workbook.xml.rels":
+      '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships"><Relationship Id="rId1" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/worksheet" Target="worksheets/sheet1.xml"/><Relationship Id="rId2" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/worksheet" Target="worksheets/sheet2.xml"/><Relationship Id="rId3" Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/sharedStrings" Target="sharedStrings.xml"/></Relationships>',
+    "xl/sharedStrings.xml": `<sst ${ns}><si><t>question</t></si><si><t>answer</t></si><si><r><t>Wie </t></r><r><t>heißt du?</t></r></si></sst>`,
+    "xl/worksheets/sheet1.xml": sheet(rows),
+    "xl/worksheets/sheet2.xml": sheet(second),
+  });
+}
+const header = '<row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="s"><v>1</v></c></row>';
+
+describe("an Excel workbook", () => {
+  it("is its first sheet with rows; a formula is the value that was saved with it", async () => {
+    const rows = `${header}<row r="2"><c r="A2" t="s"><v>2</v></c><c r="B2" t="inlineStr"><is><t>Jörg</t></is></c></row><row r="4"><c r="A4" t="str"><f>HYPERLINK("http://evil")</f><v>6 × 7?</v></c><c r="B4"><f>6*7</f><v>42</v></c></row>`;
+    const found = await read(workbook({ rows, second: header }));
+    expect(found).toMatchObject({
+      container: "xlsx",
+      rejections: [],
+      notes: [{ code: "SHEETS_LEFT_OUT", message: expect.stringContaining('"Notes"') as string }],
+    });
+    expect(said(found)).toEqual([
+      ["Wie heißt du?", "Jörg"],
+      ["6 × 7?", "42"],
+    ]);
+    expect(found.records.map(({ meta }) => meta.line)).toEqual([2, 4]);
+  });
+
+  it("rejects rows as CSV does, by their number in the sheet", async () => {
+    const rows = `${header}<row r="2"><c r="A2" t="inlineStr"><is><t>a</t></is></c></row><row r="3"><c r="A3" t="inlineStr"><is><t>a</t></is></c><c r="B3" t="inlineStr"><is><t>${"x".repeat(11_000)}</t></is></c></row>`;
+    const found = await read(workbook({ rows }));
+    expect(found.rejections).toMatchObject([
+      { line: 2, code: "EMPTY_ANSWER", message: expect.stringContaining("row 2") as string },
+      { line: 3, code: "ROW_TOO_LARGE" },
+    ]);
+  });
+
+  it("that is damaged, or larger than memory allows, is refused with what to do", async () => {
+    await expect(read(zip({ "xl/workbook.xml": "<workbook", "xl/worksheets/sheet1.xml": "<" }))).rejects.toMatchObject({
+      code: "FILE_CORRUPT",
+    });
+    const bomb = zipSync({ "xl/workbook.xml": strToU8("<workbook/>"), "xl/worksheets/sheet1.xml": new Uint8Array(100 * 1024 ** 2) });
+    await expect(read(bomb, { step: 100_000 })).rejects.toMatchObject({
+      code: "FILE_TOO_LARGE",
+      message: expect.stringContaining("Save the sheet as CSV") as string,
+    });
+  });
+});
+
+/* --- ZIP --- */
+
+describe("a ZIP archive", () => {
+  const jsonl = (...names: string[]) => names.map((name) => `${JSON.stringify({ question: name, answer: "x" })}\n`).join("");
+  it("is its data files, in order, each row with its file", async () => {
+    const found = await read(
+      zip({
+        "d/b.csv": "question,answer\nc,x\n",
+        "d/a.jsonl": jsonl("a", "b") + "{\n",
+        "d/": "",
+        "__MACOSX/d/._a.jsonl": "junk",
+        "README.md": "About",
+      }),
+    );
+    expect(said(found).map(([question]) => question)).toEqual(["a", "b", "c"]);
+    expect(found.rejections).toMatchObject([{ code: "NOT_JSON", message: expect.stringContaining("d/a.jsonl, line 3") as string }]);
+    expect(found.notes).toMatchObject([{ code: "FILES_LEFT_OUT", message: expect.stringContaining("README.md") as string }]);
+  });
+
+  it("of a dataset's splits is its train split", async () => {
+    const found = await read(
+      zip({
+        "data/train-00001-of-00002.jsonl": jsonl("b"),
+        "data/train-00000-of-00002.jsonl": jsonl("a"),
+        "data/test-00000-of-00001.jsonl": jsonl("t"),
+        "dataset_info.json": "{}",
+      }),
+    );
+    expect(said(found).map(([question]) => question)).toEqual(["a", "b"]);
+    expect(found.notes).toMatchObject([{ message: expect.stringContaining("left out: data/test-00000-of-00001.jsonl") as string }]);
+  });
+
+  it("of texts is a document of each", async () => {
+    const found = await read(zip({ "a.md": "# A\n\nText, more.", "b.txt": "B" }));
+    expect(said(found)).toEqual([["# A\n\nText, more."], ["B"]]);
+  });
+
+  it("tells the encoding of each file", async () => {
+    const found = await read(zip({ "a.csv": iconv.encode("问题,答案\n今天天气怎么样?,今天天气很好。\n", "gb18030") }));
+    expect(found.notes).toMatchObject([{ code: "ENCODING_DETECTED", message: expect.stringMatching(/^a\.csv: /) as string }]);
+  });
+
+  it.each<[string, Uint8Array, string, RegExp]>([
+    ["nothing known", zip({ "a.bin": "x" }), "CONTAINER_UNSUPPORTED", /no file of a known kind \(a\.bin\)/],
+    ["nothing at all", zip({}), "CONTAINER_UNSUPPORTED", /it is empty/],
+    ["another archive", zip({ "a.jsonl": zip({ "b.jsonl": jsonl("a") }) }), "CONTAINER_UNSUPPORTED", /inside of another/],
+    ["a bomb", zipSync({ "a.jsonl": new Uint8Array(300 * 1024 ** 2) }), "FILE_TOO_LARGE", /as bombs do/],
+    ["half of one", zip({ "a.jsonl": jsonl("a") }).subarray(0, 60), "FILE_CORRUPT", /damaged.*upload it again/],
+  ])("that holds %s is refused", async (_, bytes, code, message) => {
+    await expect(read(bytes, { step: 100_000 })).rejects.toMatchObject({ code, message: expect.stringMatching(message) as string });
+  });
+
+  it("with damaged bytes gives rows or a named error", async () => {
+    const whole = zip({ "a.jsonl": jsonl("a", "b", "c"), "b.csv": "question,answer\na,b\n" });
+    await fc.assert(
+      fc.asyncProperty(fc.nat(whole.length - 1), fc.nat(255), async (at, byte) => {
+        const bytes = whole.slice();
+        bytes[at] = byte;
+        const outcome = await read(bytes).then(
+          () => "read",
+          (error: { code?: string; message: string }) => error.code ?? error.message,
+        );
+        expect(outcome).toMatch(/^(read|CONTAINER_UNSUPPORTED|FILE_[A-Z_]+|CSV_HEADER)$/);
+      }),
+    );
+  });
+});
+
+it("reads what save_to_disk writes, and leaves what describes it", () => {
+  expect(
+    decideArchiveFiles([
+      "train/data-00000-of-00001.arrow",
+      "train/state.json",
+      "train/dataset_info.json",
+      "test/data-00000-of-00001.arrow",
+      "dataset_dict.json",
+    ]),
+  ).toEqual({
+    read: ["train/data-00000-of-00001.arrow"],
+    left: ["test/data-00000-of-00001.arrow"],
+  });
+  expect(decideArchiveFiles(["only-test.jsonl"])).toEqual({ read: ["only-test.jsonl"], left: [] });
+});
