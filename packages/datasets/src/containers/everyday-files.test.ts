@@ -137,7 +137,7 @@ describe("plain text", () => {
         fc.integer({ min: 1, max: 40 }),
         fc.constantFrom("document", "paragraph"),
         async (lines, step, unit) => {
-          const found = await read(lines.join("\n"), { step, maxRowBytes: 64, mapping: { text_rows: unit as "document" } });
+          const found = await read(lines.join("\n"), { step, maxRowBytes: 64, mapping: { text_rows: unit } });
           const words = (text: string) => text.replace(/\s/g, "");
           expect(words(said(found).flat().join(""))).toBe(words(lines.join("")));
         },

@@ -104,7 +104,7 @@ export function convertPreferredOutputs(
   if (!Array.isArray(messages))
     return refuse("MESSAGE_INVALID", `\`input.messages\` is ${nameOf(messages)}; a list of messages is expected`);
   const exactInput = (): Row => context.exact("input") as Row;
-  const prompt = convertTurns(messages, "input", context, () => exactInput().messages as unknown[]);
+  const prompt = convertTurns(messages, "input", context, () => exactInput().messages);
   if ("code" in prompt) return { code: prompt.code, message: `\`input\`: ${prompt.message}` };
   const written = Array.isArray(tools) && tools.length > 0 ? JSON.stringify(exactInput().tools) : undefined;
   const compared = convertPreference(

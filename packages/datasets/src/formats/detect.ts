@@ -414,7 +414,7 @@ function misspeltKeys(row: Row, keys: Keys): string {
     });
   return pairs.length === 0 ? "" : ` Did you mean ${pairs.join(", ")}?`;
 }
-const sorted = (text: string): string => [...text].toSorted().join("");
+const sorted = (text: string): string => Array.from(text).toSorted().join("");
 
 const keysOf = ({ fields }: Signature): string =>
   Object.keys(fields)

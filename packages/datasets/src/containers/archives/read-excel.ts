@@ -1,6 +1,6 @@
 /** Excel workbooks (xlsx): the first sheet that has rows. Formulas are never evaluated: a cell has the value that was saved with it. */
 import { PermanentError } from "@loraline/runtime";
-import readWorkbook from "read-excel-file/node";
+import readWorkbook, { type CellValue } from "read-excel-file/node";
 import type { Note, RawRow } from "../raw-rows.ts";
 import { columnsOf, rowOfCells } from "../text/read-csv.ts";
 import type { ZipArchive } from "./read-zip.ts";
@@ -56,8 +56,8 @@ export async function* readExcel(
   yield rows;
 }
 
-function textOf(cell: unknown): string {
-  if (cell === null || cell === undefined) return "";
+function textOf(cell: CellValue | null): string {
+  if (cell === null) return "";
   if (cell instanceof Date) return cell.toISOString().replace("T00:00:00.000Z", "");
-  return String(cell as string | number | boolean);
+  return String(cell);
 }

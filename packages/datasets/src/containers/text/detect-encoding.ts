@@ -134,7 +134,7 @@ function shown(bytes: Buffer, label: string): string {
   const words = new TextDecoder(label).decode(bytes).match(/[^\s"',;|]*[^\p{ASCII}][^\s"',;|]*/gu) ?? [];
   return words
     .slice(0, 3)
-    .map((word) => `"${[...word].slice(0, 20).join("")}"`)
+    .map((word) => `"${word.slice(0, 20).toWellFormed()}"`)
     .join(", ");
 }
 
