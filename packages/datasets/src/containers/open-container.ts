@@ -19,7 +19,7 @@ import { defaultUnpackLimits, unpack, type UnpackLimits } from "./unpack.ts";
 /** The bytes of an upload, or a file on disk. A file spares a copy for formats that are read at random places. */
 export type FileSource = AsyncIterable<Uint8Array> | { readonly file: string };
 
-export interface OpenOptions {
+interface OpenOptions {
   maxRowBytes: number;
   unpackLimits?: UnpackLimits;
   /** The file's name, which tells plain text from tables; everything else is told by the bytes. */

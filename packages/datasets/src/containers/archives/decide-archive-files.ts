@@ -8,7 +8,7 @@ const litter = /(?:^|\/)(?:\.|__MACOSX\/|Thumbs\.db$|desktop\.ini$)/i;
 const description = /(?:^|\/)(?:dataset_infos?|dataset_dict|state|config|generation_config|tokenizer[^/]*|package|package-lock)\.json$/i;
 const otherSplits = ["test", "testing", "eval", "evaluation", "val", "valid", "validation", "dev"];
 
-export interface ArchiveFiles {
+interface ArchiveFiles {
   /** In the order in which they are read. */
   readonly read: string[];
   /** Files that a person may have meant, and that are not read. */
