@@ -409,6 +409,7 @@ describe("consume", () => {
     await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, body, { headers: given, timeout: 5000 });
     expect(await bus.history([events.datasetReceived], at)).toHaveLength(1);
     expect(await bus.last(events.datasetReceived, at)).toMatchObject({ data: { filename: "a.jsonl" } });
+    expect(await bus.newest(events.datasetReceived, at, { limit: 5 })).toMatchObject([{ data: { filename: "a.jsonl" } }]);
   });
 
   test("a list of letters reads nothing of other tenants' data, and of the own no more than fits", async ({ nc, tenant }) => {
@@ -418,20 +419,70 @@ describe("consume", () => {
       consumer: consumers.ingestDatasetReceived,
       handlers: { "dataset.received.v1": async () => {} },
     });
-    const bytes = 500_000;
-    for (const owner of [...Array<string>(10).fill(tenant), ...Array<string>(10).fill(other)])
+    const bytes = 32_000;
+    const each = 150;
+    for (const owner of [...Array<string>(each).fill(tenant), ...Array<string>(each).fill(other)])
       await nc.request(`loraline.${owner}.dataset.${ulid()}.received.v1`, new Uint8Array(bytes), { timeout: 5000 });
     await nc.request(`loraline.${tenant}.dataset.${ulid()}.received.v1`, '"small"', { timeout: 5000 });
     const sizes = async (of: string) => (await bus.deadLetters.list(of)).map(({ omittedBytes }) => omittedBytes);
-    await expect.poll(async () => (await sizes(tenant)).length + (await sizes(other)).length, { timeout: 10_000 }).toBe(21);
+    await expect.poll(async () => (await sizes(tenant)).length + (await sizes(other)).length, { timeout: 10_000 }).toBe(2 * each + 1);
     const fits = Math.floor((4 * 1024 ** 2) / bytes);
     const before = nc.stats().inBytes;
-    expect(await sizes(tenant)).toEqual([...Array<undefined>(fits + 1).fill(undefined), ...Array<number>(10 - fits).fill(bytes)]);
+    expect(await sizes(tenant)).toEqual([...Array<undefined>(fits + 1).fill(undefined), ...Array<number>(each - fits).fill(bytes)]);
     // Bytes come as base64 where one message is asked for.
-    expect(nc.stats().inBytes - before).toBeLessThan(fits * bytes * 1.5);
-    const [, , last] = (await bus.deadLetters.list(tenant)).reverse();
+    expect(nc.stats().inBytes - before).toBeLessThan(fits * bytes * 1.6);
+    const last = (await bus.deadLetters.list(tenant)).at(-1);
     expect(await bus.deadLetters.get(last!.seq)).not.toHaveProperty("omittedBytes");
   });
+
+  test("data that is too long for a letter is shown, and redriven, from the message itself", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const filename = "a.jsonl";
+    const parts = Array.from({ length: 400 }, (_, n) => ({ blob, filename: `${n}.jsonl` }));
+    let broken = true;
+    let handled = 0;
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async (received) => {
+          if (received.at.id !== at.id) return;
+          if (broken) throw new PermanentError("BAD_ROW", "no");
+          handled += received.data.parts?.length ?? 0;
+        },
+      },
+    });
+    await bus.publish(events.datasetReceived, at, { blob, filename, parts });
+    await expect.poll(() => bus.deadLetters.list(tenant)).toMatchObject([{ data: null, omittedBytes: expect.any(Number) }]);
+    const { seq } = (await bus.deadLetters.list(tenant))[0]!;
+    expect(await bus.deadLetters.get(seq)).toMatchObject({ code: "BAD_ROW", data: { filename, parts } });
+    broken = false;
+    await bus.deadLetters.redrive(seq);
+    await expect.poll(() => handled).toBe(parts.length);
+    expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+
+  test(
+    "a tenant with any number of failed messages keeps its newest 500, and other tenants theirs",
+    { timeout: 30_000 },
+    async ({ nc, tenant }) => {
+      const bus = await busOver(nc);
+      const other = `${tenant}-other`;
+      await using _consuming = await bus.consume({
+        consumer: consumers.ingestDatasetReceived,
+        handlers: { "dataset.received.v1": async () => {} },
+      });
+      const say = (owner: string, body: string) => nc.request(`loraline.${owner}.dataset.${ulid()}.received.v1`, body, { timeout: 5000 });
+      await say(other, "theirs");
+      const bodies = Array.from({ length: 650 }, (_, n) => `number ${n}`);
+      for (const body of bodies) await say(tenant, body);
+      const kept = async () => (await bus.deadLetters.list(tenant)).map(({ data }) => data);
+      await expect.poll(async () => (await kept())[0], { timeout: 20_000 }).toBe(bodies.at(-1));
+      await expect.poll(async () => (await kept()).length).toBeLessThanOrEqual(550);
+      expect(await kept()).toEqual(expect.arrayContaining(bodies.slice(-500)));
+      expect(await bus.deadLetters.list(other)).toMatchObject([{ data: "theirs" }]);
+    },
+  );
 
   test("a redriven message is not taken for one that somebody else gave the id which it would have", async ({ nc, tenant }) => {
     await ensureStreams(nc);

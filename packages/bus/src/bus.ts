@@ -10,7 +10,7 @@ import {
   subjectFor,
 } from "@loraline/contracts";
 import { type Log, PermanentError, type Telemetry, UnavailableError } from "@loraline/runtime";
-import { jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
+import { type Consumer, type DeliveryInfo, DeliverPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import type { z } from "zod";
 import { consume, type ConsumeOptions } from "./consume.ts";
@@ -72,6 +72,9 @@ interface BusDeps {
 
 export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 30_000 }: BusDeps): Bus {
   const js = jetstream(nc);
+  /** Left alone it would stay for minutes, and a stream holds only so many. */
+  const removeConsumer = (consumer: Consumer): Promise<unknown> =>
+    consumer.delete().catch((error: unknown) => log.debug({ err: error }, "consumer not removed"));
   const bus: Bus = {
     async publish(event, at, data, options = {}) {
       const traceparent = options.traceparent ?? telemetry.traceparent();
@@ -103,8 +106,7 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
           const { subject, data, seq, info } = message;
           const headers = headersOf(() => message.headers);
           try {
-            const storedAt = new Date(Number(info.timestampNanos / 1_000_000)).toISOString();
-            received.push(open({ subject, headers, data, seq, storedAt }, events));
+            received.push(open({ subject, headers, data, seq, storedAt: storedAt(info) }, events));
           } catch (error) {
             if (!(error instanceof PermanentError)) throw error;
             log.warn({ err: error, subject, seq }, "history: event left out");
@@ -119,8 +121,7 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
           );
         }
       } finally {
-        // Left alone it would stay for minutes, and a stream holds only so many.
-        await consumer.delete().catch((error: unknown) => log.debug({ err: error }, "history: consumer not removed"));
+        await removeConsumer(consumer);
       }
       return received;
     },
@@ -129,38 +130,48 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
       at: EventAddress,
       { before, until, limit }: { before?: number; until?: Date; limit: number },
     ) {
-      const { direct } = await jetstreamManager(nc);
+      const jsm = await jetstreamManager(nc);
       const stream = streamOf(event).name;
       const subject = subjectFor(event, at);
-      const read = async (reading: Promise<AsyncIterable<StoredMsg>>): Promise<StoredMsg[]> => {
-        try {
-          return await Array.fromAsync(await reading);
-        } catch (error) {
-          if (/no messages|message not found|404/i.test((error as Error).message)) return [];
-          throw error;
-        }
-      };
-      const bound = { ...(before === undefined ? {} : { up_to_seq: before - 1 }), ...(until === undefined ? {} : { up_to_time: until }) };
-      const [last] = before === 1 ? [] : await read(direct.getLastMessagesFor(stream, { multi_last: [subject], ...bound }));
-      if (last === undefined) return [];
-      // Streams are read forwards only: stretches of growing length before the newest one, until there are enough.
+      /** Sequence of the first message of all from a time on, or of the last about the entity. */
+      const seqOf = async (query: object): Promise<number | undefined> =>
+        (await jsm.streams.getMessage(stream, query as Parameters<typeof jsm.streams.getMessage>[1]))?.seq;
+      const [last, later] = await Promise.all([
+        seqOf({ last_by_subj: subject }),
+        until && seqOf({ start_time: new Date(until.getTime() + 1).toISOString() }),
+      ]);
+      let end = Math.min(last ?? 0, (before ?? Infinity) - 1, (later ?? Infinity) - 1);
+      // Streams are read forwards only: stretches of growing length before the newest one, until there are enough. They are read by
+      // consumers, because the client's direct reads never end when a message's headers cannot be decoded (nats.js 3.4).
       const found: Received<E>[] = [];
-      for (let end = last.seq, length = limit * 2; end >= 1 && found.length < limit; end -= length, length *= 4) {
+      for (let length = limit * 2; end >= 1 && found.length < limit; end -= length, length *= 4) {
         const stretch: Received<E>[] = [];
-        for (let seq = Math.max(1, end - length + 1); seq <= end;) {
-          const some = await read(direct.getBatch(stream, { seq, next_by_subj: subject, batch: Math.min(length, 1000) }));
-          for (const message of some) {
-            if (message.seq > end) break;
-            try {
-              const { data, time } = message;
-              const headers = headersOf(() => message.header);
-              stretch.push(open({ subject: message.subject, headers, data, seq: message.seq, storedAt: time.toISOString() }, [event]));
-            } catch (error) {
-              if (!(error instanceof PermanentError)) throw error;
-              log.warn({ err: error, subject: message.subject, seq: message.seq }, "event left out");
+        const from = {
+          filter_subjects: subject,
+          deliver_policy: DeliverPolicy.StartSequence,
+          opt_start_seq: Math.max(1, end - length + 1),
+        };
+        const consumer = await js.consumers.get(stream, from);
+        try {
+          for (let more = (await consumer.info()).num_pending > 0; more;) {
+            // Nothing comes when what was there is removed meanwhile.
+            more = false;
+            for await (const message of await consumer.fetch({ max_messages: Math.min(length, 1000), expires: 5000 })) {
+              const { seq, data, info } = message;
+              more = info.pending > 0 && seq < end;
+              if (seq > end) break;
+              try {
+                const headers = headersOf(() => message.headers);
+                stretch.push(open({ subject, headers, data, seq, storedAt: storedAt(info) }, [event]));
+              } catch (error) {
+                if (!(error instanceof PermanentError)) throw error;
+                log.warn({ err: error, subject, seq }, "event left out");
+              }
+              if (!more) break;
             }
           }
-          seq = (some.at(-1)?.seq ?? end) + 1;
+        } finally {
+          await removeConsumer(consumer);
         }
         found.unshift(...stretch);
       }
@@ -170,3 +181,5 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
   };
   return bus;
 }
+
+const storedAt = ({ timestampNanos }: DeliveryInfo): string => new Date(Number(timestampNanos / 1_000_000)).toISOString();

@@ -9,7 +9,7 @@ import {
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { dedupeId, headersOf } from "./envelope.ts";
-import { headersBytes, largestEventBytes } from "./sizes.ts";
+import { largestEventBytes } from "./sizes.ts";
 import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
 import { headers, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
 
@@ -20,12 +20,25 @@ const prefix = "Loraline-Dlq-";
  */
 const notCopied = /^(nats-|loraline-dlq-)/i;
 /** Characters. */
-const longestReason = 8000;
+const longestReason = 2000;
+/**
+ * A tenant's client can cause any number of failed messages, which must not push out those of others: so many are kept of a tenant at
+ * each consumer, none larger than about 50 KiB, and the stream has room for twenty tenants that do their worst.
+ */
+const keptOfTenant = 500;
+/** How often older ones are removed: after so many of a tenant. */
+const removedAfter = 50;
+/** Data that is larger stays in the message itself, which is looked up in its stream. */
+const copiedBytes = 32 * 1024;
+const copiedHeaderBytes = 8 * 1024;
 /** Letters in a list, and bytes of their data together. */
 const mostListed = 1000;
 const mostListedBytes = 4 * 1024 ** 2;
 
-const subjectOf = ({ stream, durable }: ConsumerDef, seq: number): string => deadLetterSubject({ stream: stream.name, durable, seq });
+const subjectOf = ({ stream, durable }: ConsumerDef, tenant: string, seq: number | string): string =>
+  deadLetterSubject({ stream: stream.name, durable, tenant, seq });
+/** Letters of each tenant and consumer that were written since the last removal. */
+const written = new Map<string, number>();
 
 /** Copies a message into the DLQ and waits until it is stored; only then may the original be terminated. */
 export async function buryLetter(
@@ -38,9 +51,10 @@ export async function buryLetter(
     .filter(([key]) => !notCopied.test(key))
     .flatMap(([key, values]) => values.map((value): [string, string] => [key, value]));
   // A dead letter must always fit, or its message would be delivered for ever. Data that is too large stays in the original message.
-  const headersFit = given.reduce((sum, [key, value]) => sum + key.length + value.length, 0) <= headersBytes;
+  const headersFit = given.reduce((sum, [key, value]) => sum + key.length + value.length, 0) <= copiedHeaderBytes;
   if (headersFit) for (const [key, value] of given) copy.append(key, value);
-  const id = subjectOf(def, message.seq);
+  const tenant = tenantOfSubject(message.subject) ?? "-";
+  const id = subjectOf(def, tenant, message.seq);
   copy.set("Nats-Msg-Id", id);
   copy.set(`${prefix}Subject`, message.subject);
   copy.set(`${prefix}Code`, letter.code);
@@ -48,16 +62,26 @@ export async function buryLetter(
   copy.set(`${prefix}Message`, encodeURIComponent(letter.reason.slice(0, longestReason).toWellFormed()));
   copy.set(`${prefix}Deliveries`, String(letter.deliveries));
   const { length } = message.data;
-  if (length > largestEventBytes) copy.set(`${prefix}Omitted-Bytes`, String(length));
-  await jetstream(nc).publish(id, length > largestEventBytes ? new Uint8Array() : message.data, { headers: copy, msgID: id });
+  // A queue removes the message, and its events are small.
+  const isLeft = length > (def.stream.queue === true ? largestEventBytes : copiedBytes);
+  if (isLeft) copy.set(`${prefix}Omitted-Bytes`, String(length));
+  await jetstream(nc).publish(id, isLeft ? new Uint8Array() : message.data, { headers: copy, msgID: id });
+
+  const every = subjectOf(def, tenant, "*");
+  const count = (written.get(every) ?? 0) + 1;
+  written.set(every, count % removedAfter);
+  if (count < removedAfter) return;
+  const jsm = await jetstreamManager(nc);
+  // The letter is stored, which is what counts; the next removal takes more.
+  await jsm.streams.purge(streams.DLQ.name, { filter: every, keep: keptOfTenant }).catch(() => {});
 }
 
 export interface DeadLetters {
   /** The newest 1,000, newest first; those after the first 4 MiB of data without it (`omittedBytes`). */
   list(tenant?: string): Promise<DeadLetterView[]>;
   get(seq: number): Promise<DeadLetterView | undefined>;
-  /** The letter of the message that has this sequence in the consumer's stream. */
-  of(consumer: ConsumerDef, seq: number): Promise<DeadLetterView | undefined>;
+  /** The letter of the tenant's message that has this sequence in the consumer's stream. */
+  of(consumer: ConsumerDef, tenant: string, seq: number): Promise<DeadLetterView | undefined>;
   /**
    * Publishes the original message again and removes the letter. Dying in between leaves the letter, and handlers are
    * idempotent, so redriving twice is harmless.
@@ -72,6 +96,16 @@ export function createDeadLetters(nc: NatsConnection, secret?: string): DeadLett
   const stored = async (query: { seq: number } | { last_by_subj: string }): Promise<StoredMsg | null> => {
     const jsm = await jetstreamManager(nc);
     return jsm.streams.getMessage(stream, query);
+  };
+  /** Data of the message itself, where the letter has none. */
+  const dataOf = async (message: StoredMsg): Promise<Uint8Array> => {
+    const omitted = Number(message.header.get(`${prefix}Omitted-Bytes`));
+    if (omitted === 0 || omitted > largestEventBytes) return message.data;
+    const jsm = await jetstreamManager(nc);
+    const original = await jsm.streams.getMessage(parseDeadLetterSubject(message.subject).stream, {
+      seq: Number(message.subject.split(".").at(-1)),
+    });
+    return original?.subject === message.header.get(`${prefix}Subject`) ? original.data : message.data;
   };
   const viewOf = (message: StoredMsg | null): DeadLetterView | undefined =>
     message === null
@@ -113,8 +147,15 @@ export function createDeadLetters(nc: NatsConnection, secret?: string): DeadLett
       }
       return letters;
     },
-    get: async (seq) => viewOf(await stored({ seq })),
-    of: async (consumer, seq) => viewOf(await stored({ last_by_subj: subjectOf(consumer, seq) })),
+    async get(seq) {
+      const message = await stored({ seq });
+      const letter = viewOf(message);
+      const data = message === null ? undefined : await dataOf(message);
+      if (letter?.omittedBytes === undefined || data?.length !== letter.omittedBytes) return letter;
+      const { omittedBytes: _omittedBytes, ...rest } = letter;
+      return { ...rest, data: shownOf(data) };
+    },
+    of: async (consumer, tenant, seq) => viewOf(await stored({ last_by_subj: subjectOf(consumer, tenant, seq) })),
     async redrive(seq) {
       const message = await stored({ seq });
       if (message === null) {
@@ -128,16 +169,17 @@ export function createDeadLetters(nc: NatsConnection, secret?: string): DeadLett
         if (!notCopied.test(key)) for (const value of values) original.append(key, value);
       }
       const subject = message.header.get(`${prefix}Subject`);
-      if (message.header.get(`${prefix}Omitted-Bytes`) !== "") {
+      const data = await dataOf(message);
+      if (data.length < Number(message.header.get(`${prefix}Omitted-Bytes`))) {
         throw new PermanentError(
           "LETTER_TOO_LARGE",
-          `the failed message ${seq} is larger than any message may be, so it would fail again. Make it smaller and publish it anew.`,
+          `the failed message ${seq} is larger than any message may be, or its stream has it no more. Make it smaller and publish it anew.`,
           { status: 409, param: "seq" },
         );
       }
       // Its own id: the original's may still be in the stream's dedupe window.
       const msgID = dedupeId(`redrive.${message.subject}`, secret);
-      await jetstream(nc).publish(subject, message.data, { headers: original, msgID });
+      await jetstream(nc).publish(subject, data, { headers: original, msgID });
       const jsm = await jetstreamManager(nc);
       await jsm.streams.deleteMessage(stream, seq);
     },
@@ -146,13 +188,6 @@ export function createDeadLetters(nc: NatsConnection, secret?: string): DeadLett
 
 function view(letter: { seq: number; headers: MsgHdrs | undefined; data: Uint8Array; subject: string; at: Date }): DeadLetterView {
   const { stream, durable } = parseDeadLetterSubject(letter.subject);
-  const text = new TextDecoder().decode(letter.data);
-  let data: unknown = text;
-  try {
-    data = JSON.parse(text);
-  } catch {
-    // Shown as text: not being JSON may be the very reason it is here.
-  }
   const header = (name: string): string => letter.headers?.get(`${prefix}${name}`) ?? "";
   const omittedBytes = Number(header("Omitted-Bytes")) || undefined;
   return {
@@ -164,7 +199,17 @@ function view(letter: { seq: number; headers: MsgHdrs | undefined; data: Uint8Ar
     message: decodeURIComponent(header("Message")),
     deliveries: Number(header("Deliveries")) || 0,
     at: letter.at.toISOString(),
-    data: omittedBytes === undefined ? data : null,
+    data: omittedBytes === undefined ? shownOf(letter.data) : null,
     ...(omittedBytes === undefined ? {} : { omittedBytes }),
   };
+}
+
+/** As text where it is no JSON, which may be the very reason it is here. */
+function shownOf(data: Uint8Array): unknown {
+  const text = new TextDecoder().decode(data);
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
 }

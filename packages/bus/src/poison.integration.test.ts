@@ -56,7 +56,7 @@ describe.for(Object.values<ConsumerDef>(consumers))("$durable", (consumer) => {
         if (seq === fails) throw new TypeError("a fault of ours");
       },
     });
-    const letterOf = (seq: number) => bus.deadLetters.of(consumer, seq);
+    const letterOf = (seq: number) => bus.deadLetters.of(consumer, tenant, seq);
     await expect
       .poll(() => letterOf(fails), { timeout: 20_000 })
       .toMatchObject({

@@ -62,7 +62,7 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
     const { generation = 1, uid = "" } = object.metadata ?? {};
     const { asked } = object.status ?? {};
     const refusalOf = async (seq: number | undefined): Promise<Problem | undefined> => {
-      const letter = seq === undefined ? undefined : await bus.deadLetters.of(consumers.serveAdapterCommands, seq);
+      const letter = seq === undefined ? undefined : await bus.deadLetters.of(consumers.serveAdapterCommands, tenant, seq);
       return letter && { code: letter.code, message: letter.message };
     };
     const isAsked = {

@@ -32,7 +32,7 @@ export const busCodes = defineArea(
     ],
     LETTER_UNKNOWN: ["There is no failed message with this number.", "List the failed messages with `loraline dlq ls`."],
     LETTER_TOO_LARGE: [
-      "The failed message is larger than a message may be, so sending it again would fail again.",
+      "The failed message is larger than a message may be, or its stream has it no more, so it cannot be sent again.",
       "Publish a smaller message instead.",
     ],
     EVENT_TOO_LARGE: [

@@ -30,7 +30,7 @@ interface Needs {
 const canConsume: readonly ConsumerDef[] = Object.values(consumers);
 /** Events that some consumer reads: only these can become failed messages. */
 const consumed = [...new Set(canConsume.flatMap((consumer) => consumer.events))];
-/** Events by which a tenant's own client may give commands. Services do not trust what such a message says about its origin. */
+/** Events by which users give commands. Services do not trust what such a message says about its origin. */
 export const commands: readonly EventDef[] = [
   e.datasetImportRequested,
   e.datasetReceived,
@@ -167,11 +167,13 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
     ...(of.consumes ?? []).flatMap(({ durable, stream: { name } }) => [
       ...api(`CONSUMER.INFO.${name}.${durable}`, `CONSUMER.MSG.NEXT.${name}.${durable}`),
       `$JS.ACK.${name}.${durable}.>`,
-      deadLetterSubject({ stream: name, durable, seq: "*" }),
+      deadLetterSubject({ stream: name, durable, tenant: "*", seq: "*" }),
       `$KV.${buckets.waited.name}.${durable}.*`,
     ]),
     ...[...(of.reads ?? []), ...(of.consumes === undefined ? [] : [buckets.waited])].flatMap(({ name }) => readStream(`KV_${name}`)),
     ...(of.writes ?? []).map(({ name }) => `$KV.${name}.>`),
+    // A tenant's oldest failed messages go when there are too many of them.
+    ...(of.consumes === undefined ? [] : api(`STREAM.PURGE.${streams.DLQ.name}`)),
     ...(of.clears ?? []).flatMap(({ name }) => api(`STREAM.PURGE.KV_${name}`)),
     ...(of.objects === undefined
       ? []
@@ -187,12 +189,15 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
   return { publish: { allow: byteOrder(publish) }, subscribe: { allow: [`${inboxPrefixOf(user)}.>`] } };
 }
 
+/** A version is asked for by chatting with it: the gateway says so once in a while, and no client as often as it likes. */
+const tenantCommands = commands.filter((event) => event !== e.adapterVersionWanted);
+
 /**
  * A tenant's own client: may give commands for its tenant and follow its new events. It may read neither history nor objects, because
  * NATS cannot separate these by tenant; the gateway shows them instead. `{tenant}` stands for the tenant's name.
  */
 const tenant: NatsPermissions = {
-  publish: { allow: byteOrder(commands.map((event) => filterFor(event, { tenant: "{tenant}" }))) },
+  publish: { allow: byteOrder(tenantCommands.map((event) => filterFor(event, { tenant: "{tenant}" }))) },
   subscribe: { allow: ["_INBOX_tenant_{tenant}.>", "loraline.{tenant}.>"] },
 };
 

@@ -80,15 +80,16 @@ export const streams = {
     subjects: [filterFor(events.adapterVersionWanted)],
     maxAgeMs: 60 * 60_000,
     dedupeMs: 60_000,
+    maxBytes: 64 * 1024 ** 2,
     queue: true,
   },
   DLQ: {
     name: "DLQ",
-    description: "Dead letters: dlq.<stream>.<durable>.<seq>",
+    description: "Dead letters: dlq.<stream>.<durable>.<tenant>.<seq>",
     subjects: ["dlq.>"],
     maxAgeMs: 30 * day,
     dedupeMs: 10 * 60_000,
-    // Limited, because a tenant's client can cause any number of failed messages; the oldest are the least loss.
+    // A tenant's client can cause any number of failed messages. Those of one tenant are limited where they are written (`buryLetter`).
     maxBytes: 1024 ** 3,
   },
   SPANS: {
@@ -101,9 +102,16 @@ export const streams = {
   },
 } as const satisfies Record<string, StreamDef>;
 
-/** Subject of a failed message's copy in DLQ: names the stream and sequence of the message, and the consumer that failed. */
-export const deadLetterSubject = ({ stream, durable, seq }: { stream: string; durable: string; seq: number | string }): string =>
-  `dlq.${stream}.${durable}.${seq}`;
+interface DeadLetterAddress {
+  stream: string;
+  durable: string;
+  tenant: string;
+  seq: number | string;
+}
+
+/** Subject of a failed message's copy in DLQ: names the stream and sequence of the message, the consumer that failed, and whose it is. */
+export const deadLetterSubject = ({ stream, durable, tenant, seq }: DeadLetterAddress): string =>
+  `dlq.${stream}.${durable}.${tenant}.${seq}`;
 export const parseDeadLetterSubject = (subject: string): { stream: string; durable: string } => {
   const [, stream = "", durable = ""] = subject.split(".");
   return { stream, durable };

@@ -39,7 +39,7 @@ export async function createCommandFollower({ bus }: Pick<GatewayContext, "bus">
         const state = await adapter(at.tenant, at.adapter);
         if (state === undefined) throw new Error(`KV adapters has no ${at.tenant}/${at.adapter} any more`);
         if (state.history.some((line) => line.command === command) || holds(state)) return state;
-        const letter = await bus.deadLetters.of(consumers.serveAdapterCommands, command);
+        const letter = await bus.deadLetters.of(consumers.serveAdapterCommands, at.tenant, command);
         if (letter !== undefined) throw new PermanentError(letter.code, letter.message, { status: 409 });
         if (performance.now() >= end) {
           if (state.awaiting?.command === command) {

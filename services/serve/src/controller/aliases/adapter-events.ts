@@ -23,7 +23,7 @@ import {
   runServed,
 } from "@loraline/contracts";
 import type { Log, Telemetry } from "@loraline/runtime";
-import { isMove, lastLine } from "./history-lines.ts";
+import { isMove } from "./history-lines.ts";
 
 export const keyOf = ({ tenant, id }: EventAddress): string => adapterKey({ tenant, adapter: id });
 /** What it takes to publish these events. */
@@ -98,8 +98,7 @@ export async function publishLine(state: AdapterState, index: number, { bus }: P
 
 /** Publishes what was added to the history after the line of this number. */
 export async function publishLinesAfter(state: AdapterState, known: number, deps: AdapterEventDeps): Promise<void> {
-  const first = Math.max(0, state.history.length - Math.max(0, lastLine(state) - known));
-  for (let index = first; index < state.history.length; index++) await publishLine(state, index, deps);
+  for (const [index, { n }] of state.history.entries()) if ((n ?? index + 1) > known) await publishLine(state, index, deps);
 }
 
 export async function publishServed(

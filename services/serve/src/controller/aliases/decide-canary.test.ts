@@ -4,6 +4,7 @@ import { describe, expect, it } from "vitest";
 import { judgeCanaryLoss, moveAlias, startCanary } from "./alias-moves.ts";
 import { type AliasCommand, decideAlias } from "./decide-alias.ts";
 import { type CanaryView, decideCanary, provenWithinMs } from "./decide-canary.ts";
+import { withLine } from "./history-lines.ts";
 import { applyKeep } from "../versions/decide-keep.ts";
 import { applyServed } from "../versions/decide-versions.ts";
 
@@ -394,6 +395,20 @@ it("an adapter that lives long stays small, and its moves keep their numbers", (
   // Each of the 1499 canaries began, ended and was promoted; all but the newest three versions were retired.
   expect(numbers.at(-1)).toBe(1 + 3 * 1499 + 1497);
   expect(state.versions.filter(({ status }) => status === "desired").map(({ version }) => version)).toEqual([1498, 1499, 1500]);
+});
+
+it("versions that are loaded again and again do not push the moves of the alias out of the history", () => {
+  let state = adapter([versionOf(1), versionOf(2), versionOf(3)]);
+  for (const version of [2, 3, 1, 2]) state = moveAlias(state, version, cause);
+  const moves = state.history.filter(({ kind }) => kind === "promoted" || kind === "rolledback");
+  expect(moves).toHaveLength(5);
+  for (let n = 0; n < 1000; n++) state = withLine(state, { from: null, to: 3, kind: "recalled", ...cause });
+  expect(state.history.slice(0, 5)).toEqual(moves);
+  expect(state.history).toHaveLength(300);
+  expect(state.history.at(-1)).toMatchObject({ kind: "recalled", n: 1005 });
+  for (let n = 0; n < 1000; n++) state = moveAlias(state, (n % 2) + 1, cause);
+  expect(state.history).toHaveLength(300);
+  expect(state.history.at(-1)).toMatchObject({ n: 2005 });
 });
 
 it("a canary's version is not let go of, however many come after it", () => {
