@@ -7,8 +7,8 @@ import type { NatsConnection } from "@nats-io/transport-node";
 
 /** Bytes of an event's body: half of what NATS takes with its own default, so that a copy with more headers fits, too. */
 export const largestEventBytes = 512 * 1024;
-/** JetStream takes 64 KiB of headers in all, and a letter's own need up to half of that. */
-export const headersBytes = 32 * 1024;
+/** Half of what JetStream takes of headers. */
+const headersBytes = 32 * 1024;
 
 /** @throws PermanentError EVENT_TOO_LARGE */
 export function checkEventSize(subject: string, bytes: number): void {
