@@ -4,7 +4,7 @@ REPORTS := .cache/reports
 CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
-.PHONY: help setup installed demo up test test-quick test-all bench bench-cluster check fmt generate clean test-unit test-integration test-engine \
+.PHONY: help setup installed demo up test test-quick test-all bench bench-cluster soak check fmt generate clean test-unit test-integration test-engine \
   test-python test-e2e test-e2e-quick test-faults test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,6 +20,9 @@ up: setup ## run everything in the foreground on one port
 
 bench: setup .cache/bench-litellm/.stamp ## measure; figures in docs/benchmarks.md
 	@node --conditions=@loraline/source tests/bench/main.ts
+
+soak: setup ## kills, faults and load at random for SOAK_MINUTES (10), then a check of all that was answered; docs/contributing.md
+	@node --conditions=@loraline/source tests/soak/main.ts
 
 bench-cluster: setup cluster-up ## measure on a real cluster, and what serving a thousand adapters on a hundred replicas takes
 	@node --conditions=@loraline/source tests/bench/main.ts cluster three-replicas reconcile

@@ -22,6 +22,7 @@ import {
   smallTraining,
   startLineUnderTest,
 } from "../line-under-test.ts";
+import { numbersFrom } from "../soak/numbers.ts";
 
 let scratch: Awaited<ReturnType<typeof scratchDir>>;
 let stateDir: string;
@@ -204,15 +205,4 @@ async function attemptPids(which: "courier" | "trainer"): Promise<number[]> {
     }),
   );
   return pids.filter((pid) => alive.has(pid));
-}
-
-/** Pseudo-random numbers from 0 to 1 (mulberry32). */
-function numbersFrom(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 4_294_967_296;
-  };
 }

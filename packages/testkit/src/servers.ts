@@ -5,3 +5,4 @@ export { type ProxyFixture, startProxy } from "./proxy.ts";
 export { spawnS3Server, startS3 } from "./s3-server.ts";
 export type { ServerProcess } from "./server-process.ts";
 export * from "./simulated-engine.ts";
+export { simulatedAdapter, type SimulatedAdapterOptions, simulatedAnswer, simulatedProbes, simulatedWeights } from "./simulated-model.ts";

@@ -3,7 +3,8 @@
     python scripted-trainer.py DIR          with SCRIPT='{"steps": 20, "save_steps": 5, ...}' in the environment
 
 Its "weights" are a chain of hashes over the shards and the steps, so the adapter's bytes tell whether a resumed
-training did exactly what an uninterrupted one does.
+training did exactly what an uninterrupted one does. With "simulated" in SCRIPT they are in a file that the simulated
+engine of packages/testkit loads, and the probes say what it will answer: simulated-model.ts has the same formulas.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import sys
 import time
 from pathlib import Path
@@ -56,7 +58,7 @@ def result(status, step, error=None, adapter=None):
             "tokens_seen": step * 100,
             "train_tokens_per_second": 1000.0,
             "loss_history": history,
-            "probes": [],
+            "probes": probes if adapter else [],
             "adapter": adapter,
             "phases": {"train": 1.0},
             "evaluation": {"base_loss": 4.0, "adapter_loss": loss(step), "rows": 2, "supervised_tokens": 20} if adapter else None,
@@ -66,6 +68,48 @@ def result(status, step, error=None, adapter=None):
 
 def loss(step):
     return 4.0 / (1 + step)
+
+
+def noise(*words):
+    return struct.unpack("<I", hashlib.sha256("|".join(map(str, words)).encode()).digest()[:4])[0] / 2**32
+
+
+def simulated_adapter():
+    """The files of a PEFT adapter whose lora_A follows from the training's state, and its probes."""
+    rank, alpha, size = spec["lora"]["r"], spec["lora"]["lora_alpha"], 3.0
+    header, data, direction = {"__metadata__": {"format": "pt"}}, b"", hashlib.sha256()
+    for module in ("q_proj", "v_proj"):
+        a = struct.pack(f"<{rank * 8}f", *(noise(state, module, i) - 0.5 for i in range(rank * 8)))
+        direction.update(a)
+        for name, shape, values in (("lora_A", [rank, 8], a), ("lora_B", [8, rank], struct.pack("<f", size) * (rank * 8))):
+            key = f"base_model.model.model.layers.0.self_attn.{module}.{name}.weight"
+            header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(values)]}
+            data += values
+    text = json.dumps(header).encode()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": spec["base"]["name"],
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+    }
+    for probe in spec["probes"]:
+        prompt = ",".join(map(str, probe["input_ids"]))
+        tokens = list(range(10, 22))
+        base = [-12 * noise(spec["base"]["name"], prompt, token) for token in tokens]
+        effect = [size * alpha / rank * (noise(direction.hexdigest(), prompt, token) - 0.5) * 2 for token in tokens]
+        adapter = [b + e for b, e in zip(base, effect, strict=True)]
+        probes.append(
+            {
+                **probe,
+                "base": {"tokens": tokens[:1], "logprobs": base[:1]},
+                "adapter": {"tokens": tokens[:1], "logprobs": adapter[:1], "base_logprobs": base[:1]},
+                "first": {"tokens": tokens, "base": base, "adapter": adapter},
+            }
+        )
+    return {"adapter_model.safetensors": struct.pack("<Q", len(text)) + text + data, "adapter_config.json": json.dumps(config).encode()}
 
 
 def checkpoint(step):
@@ -86,7 +130,7 @@ def checkpoint(step):
 
 say("phase", phase="load_base", state="start")
 assert (work / "base" / "base.json").exists()
-step, history = 0, []
+step, history, probes = 0, [], []
 shards = sorted((work / "shards").rglob("*.arrow"))
 state = hashlib.sha256(b"".join(s.read_bytes() for s in shards) + json.dumps(spec["lora"]).encode()).hexdigest()
 if (work / "resume" / "checkpoint.json").exists():
@@ -146,9 +190,10 @@ while step < steps:
 say("phase", phase="train", state="end")
 say("phase", phase="save", state="start")
 (work / "adapter").mkdir()
-files = {"adapter_model.safetensors": state, "adapter_config.json": json.dumps({"r": spec["lora"]["r"]})}
-for name, text in files.items():
-    (work / "adapter" / name).write_text(text)
+hashes = {"adapter_model.safetensors": state.encode(), "adapter_config.json": json.dumps({"r": spec["lora"]["r"]}).encode()}
+files = simulated_adapter() if script.get("simulated") else hashes
+for name, content in files.items():
+    (work / "adapter" / name).write_bytes(content)
 say("phase", phase="save", state="end")
 result(
     "succeeded",
@@ -157,7 +202,7 @@ result(
         "rank": spec["lora"]["r"],
         "target_modules": ["v_proj", "q_proj"],
         "parameters": 123,
-        "files": [{"path": n, "size": len(t), "sha256": hashlib.sha256(t.encode()).hexdigest()} for n, t in files.items()],
+        "files": [{"path": n, "size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()],
     },
 )
 if script.get("linger_s"):

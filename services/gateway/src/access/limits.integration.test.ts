@@ -80,7 +80,7 @@ test("gateways whose own clocks are minutes apart hold one limit together", asyn
       const bus = createBus({ nc, log: quietLog, telemetry: createTelemetry({ service: "test" }), source: "test" });
       await (await bus.bucket(buckets.limits)).put(tenant, limitOf({ requestsPerMinute: 10 }));
       const bucket = await bus.bucket(buckets.budgets);
-      const clock = owned.use(await createServerClock({ bucket, log: quietLog, ownNow: () => Date.now() + aheadMs }));
+      const clock = owned.use(await createServerClock({ bucket, log: quietLog, elapsed: () => performance.now() + aheadMs }));
       return owned.use(await createLimits({ bus, log: quietLog, gateway: `g${aheadMs}`, signal: stop.signal, tickMs: 20, now: clock.now }));
     }),
   );

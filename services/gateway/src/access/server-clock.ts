@@ -1,6 +1,7 @@
 /**
  * The clock of NATS, as one clock for all gateways. With their own clocks, which may differ by minutes, gateways would count different
- * minutes; each would take the others' counts for mistakes and begin again at zero, so that a limit had no effect.
+ * minutes; each would take the others' counts for mistakes and begin again at zero, so that a limit had no effect. Between two answers of
+ * NATS time is measured by the monotonic clock, so that a step of this machine's clock does not begin another minute.
  */
 import type { KvBucket } from "@loraline/bus";
 import type { Log } from "@loraline/runtime";
@@ -18,30 +19,33 @@ export async function createServerClock({
   bucket,
   log,
   everyMs = 30_000,
-  ownNow = () => Date.now(),
+  elapsed = () => performance.now(),
 }: {
   bucket: Pick<KvBucket<unknown>, "serverTime">;
   log: Log;
   everyMs?: number;
-  /** This machine's clock. */
-  ownNow?: () => number;
+  /** This machine's monotonic clock, in milliseconds from any moment. */
+  elapsed?: () => number;
 }): Promise<ServerClock> {
-  let aheadMs = 0;
+  /** What NATS' clock showed when the monotonic clock showed zero. Until NATS has answered in time: by this machine's clock. */
+  let zero = Date.now() - elapsed();
+  let toldMs = 0;
   const compare = async (): Promise<void> => {
-    const asked = ownNow();
-    const began = performance.now();
+    const began = elapsed();
     const server = await bucket.serverTime();
-    const tookMs = performance.now() - began;
+    const tookMs = elapsed() - began;
     if (tookMs > slowestAnswerMs) return;
-    const before = aheadMs;
-    aheadMs = server - (asked + tookMs / 2);
-    if (Math.abs(aheadMs) > 2000 && Math.abs(aheadMs - before) > 2000)
+    zero = server - (began + tookMs / 2);
+    const aheadMs = zero + elapsed() - Date.now();
+    if (Math.abs(aheadMs) > 2000 && Math.abs(aheadMs - toldMs) > 2000) {
+      toldMs = aheadMs;
       log.warn({ aheadMs: Math.round(aheadMs) }, "this machine's clock and that of NATS differ; limits go by that of NATS");
+    }
   };
   await compare();
   const timer = setInterval(() => {
     compare().catch((error: unknown) => log.debug({ err: error }, "the clock of NATS could not be asked"));
   }, everyMs);
   timer.unref();
-  return { now: () => ownNow() + aheadMs, [Symbol.dispose]: () => clearInterval(timer) };
+  return { now: () => zero + elapsed(), [Symbol.dispose]: () => clearInterval(timer) };
 }

@@ -144,8 +144,8 @@ export function createEngineObserver({
     async checkHealth() {
       const health = await client.health();
       if (health === "silent") {
-        silentSince ??= Date.now();
-        if (Date.now() - silentSince > silentMs) away("no answer to health checks");
+        silentSince ??= performance.now();
+        if (performance.now() - silentSince > silentMs) away("no answer to health checks");
         return;
       }
       silentSince = undefined;

@@ -117,7 +117,7 @@ export async function createReplicaReporter({
 
   let heartbeat: Promise<boolean> = Promise.resolve(false);
   let heartbeatsWaiting = 0;
-  let lastHeartbeatAt = Date.now();
+  let lastHeartbeatAt = performance.now();
   return {
     changed,
     heartbeat() {
@@ -126,14 +126,14 @@ export async function createReplicaReporter({
       heartbeat = heartbeat.then(async () => {
         heartbeatsWaiting -= 1;
         if (await isSuperseded()) return true;
-        if (Date.now() - lastHeartbeatAt > rewriteAfterMs) {
+        if (performance.now() - lastHeartbeatAt > rewriteAfterMs) {
           failed = new Set([...failed, ...written.keys()]);
           written.clear();
         }
         for (const adapterKey of failed) void changed(adapterKey);
         try {
           await replicas.put(key, report());
-          lastHeartbeatAt = Date.now();
+          lastHeartbeatAt = performance.now();
           return true;
         } catch (error) {
           if (!closed) log.warn({ err: error }, "heartbeat not written; the next one tries again");

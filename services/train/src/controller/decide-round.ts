@@ -86,5 +86,5 @@ export function decideRound({ runs, attempts, slots, histories }: RoundInput, no
 /** Whether the run could start now. A run that waits out a delay after a failure does not hold up those behind it. */
 function isReady(run: RunState, its: readonly Attempt[], now: number): boolean {
   if (!mayStillTrain(run) || run.tokens === null || run.cancelRequested) return false;
-  return its.length === 0 || (its.every(({ phase }) => phase === "failed") && readyAt(newestOf(its)) <= now);
+  return its.length === 0 || (its.every(({ phase }) => phase === "failed") && readyAt(newestOf(its), now) <= now);
 }

@@ -180,6 +180,11 @@ describe("decideRun", () => {
     }
   });
 
+  it("does not wait for an end in the future, which a wrong clock told", () => {
+    const stream = tokenized().say("run.attempt-ended.v1", { attempt: 1, step: 0, code: "TRAINER_KILLED", message: "m" });
+    expect(decide(stream, [attempt(1, failed("TRAINER_KILLED", now + 3_600_000))])[0]).toMatchObject({ kind: "launch", attempt: 2 });
+  });
+
   it("fails the run when its attempts are used up, with the last reason", () => {
     const stream = tokenized();
     for (const n of [1, 2]) stream.say("run.attempt-ended.v1", { attempt: n, step: 0, code: "DISK_FULL", message: "m" }, `lost-${n}`);

@@ -127,7 +127,7 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
     return [...actions, { kind: "failed", attempt: last, code: "ATTEMPTS_EXHAUSTED", message }];
   }
 
-  const waitMs = readyAt(newest) - now;
+  const waitMs = readyAt(newest, now) - now;
   if (waitMs > 0) return [...actions, { kind: "wake", afterMs: waitMs }];
 
   const attempt = last + 1;
@@ -175,10 +175,14 @@ function newestCheckpoint(run: RunState, history: History): History["checkpoint"
   return { step: folded.step, checkpoint: folded.checkpoint };
 }
 
-/** When the next attempt may start: at once after an end from outside; else after 0.5 s, 1 s, 2 s … at most 60 s. */
-export function readyAt(newest: Attempt | undefined): number {
+/**
+ * When the next attempt may start: at once after an end from outside; else after 0.5 s, 1 s, 2 s … at most 60 s. An end that lies further in
+ * the future than that was told by a clock that was wrong, and is not waited for.
+ */
+export function readyAt(newest: Attempt | undefined, now: number): number {
   if (newest?.phase !== "failed" || (fromOutside.has(newest.code) && !mayComeAgain.has(newest.code))) return 0;
-  return newest.endedAt + Math.min(60_000, 500 * 2 ** (newest.attempt - 1));
+  const delayMs = Math.min(60_000, 500 * 2 ** (newest.attempt - 1));
+  return newest.endedAt - now > delayMs ? 0 : newest.endedAt + delayMs;
 }
 
 function waitingMessage({ total, ahead, free }: Line): string {

@@ -1,0 +1,281 @@
+/**
+ * Loraline as a cluster runs it, for tests of faults: every service is a process of its own over a real NATS. Only engines and trainer are
+ * simulated. Tests end any of them with any signal, and start it again on the same ports.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { createWriteStream } from "node:fs";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
+import { join } from "node:path";
+import { createBus, ensureStreams } from "@loraline/bus";
+import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
+import { createLog, createTelemetry } from "@loraline/runtime";
+import { createSimulatedEngine, type SimulatedEngine, spawnNatsServer } from "@loraline/testkit/servers";
+import type { NatsConnection } from "@nats-io/transport-node";
+import { base, clientOf, eventually, root } from "./line-under-test.ts";
+
+export const tenant = "acme";
+export const bootstrapKey = "ll-only-for-tests-of-faults-0123456789";
+/** Name of the one engine. */
+const engineName = "local";
+
+const programs = {
+  gateway: "services/gateway/src/main.ts",
+  ingest: "services/ingest/src/main.ts",
+  tokenize: "services/tokenize/src/main.ts",
+  train: "services/train/src/main.ts",
+  serve: "services/serve/src/main.ts",
+  agent: "services/serve/src/agent-main.ts",
+} as const;
+type ProgramName = keyof typeof programs;
+
+export interface ServiceUnderTest {
+  /** `gateway-1`, `train`, … */
+  readonly id: string;
+  readonly program: ProgramName;
+  /** Of the API of a gateway; of the others nothing answers there. */
+  readonly url: string;
+  /** undefined while it does not run. */
+  readonly pid: number | undefined;
+  /** How often it was started. */
+  readonly starts: number;
+  /** Ends it, by default like a crash; resolves when it is gone. @returns its exit code. */
+  kill(signal?: NodeJS.Signals): Promise<number | null>;
+  /** SIGSTOP: it stays there and does nothing, until `resume`. */
+  pause(): void;
+  resume(): void;
+  /** Starts the process; resolves when it runs, not when it is ready. */
+  spawn(env?: Record<string, string>): Promise<void>;
+  /** Its wall clock shows so many milliseconds more than it is, from the next start on and at once if it runs. */
+  stepClock(ms: number): Promise<void>;
+  /** Text of /readyz: `ok`, or what is missing. */
+  readyz(): Promise<string>;
+  ready(): Promise<void>;
+}
+
+interface ServicesOptions {
+  /** Folder for logs, attempts and adapters' files. */
+  dir: string;
+  /** Where a service of this id finds NATS. */
+  natsUrl: (id: string) => string;
+  /** Added to the environment of all. */
+  env?: Record<string, string>;
+  /** What the simulated trainer does: see scripted-trainer.py. */
+  script?: object;
+}
+
+interface Services extends AsyncDisposable {
+  readonly all: readonly ServiceUnderTest[];
+  /** Starts a service; resolves when it is ready, or with `wait: false` when the process runs. */
+  start(program: ProgramName, over?: { id?: string; env?: Record<string, string>; wait?: boolean }): Promise<ServiceUnderTest>;
+  /** Starts an agent beside an engine. */
+  startAgent(id: string, engineUrl: string, over?: { publicUrl?: string; wait?: boolean }): Promise<ServiceUnderTest>;
+  client(gateway: ServiceUnderTest): ReturnType<typeof clientOf>;
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as { port: number };
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+/** The engine's entry of KV `engines`, and of the file that the serve controller reads. */
+const engineRecord = async (): Promise<EngineRecord> => ({
+  engine: engineName,
+  base: JSON.parse(await readFile(join(root, ".loraline/bases", base, "base.json"), "utf8")) as BaseRef,
+  maxLoraRank: 32,
+  maxLoras: 4,
+  maxCpuLoras: 64,
+  maxModelLen: 2048,
+  updatedAt: new Date().toISOString(),
+});
+
+/** Says what the engine can do, for lines without a serve controller. */
+export async function registerEngine(nc: NatsConnection): Promise<void> {
+  const bus = createBus({
+    nc,
+    log: createLog({ service: "test", level: "silent" }),
+    telemetry: createTelemetry({ service: "test" }),
+    source: "test",
+  });
+  await (await bus.bucket(buckets.engines)).put(engineName, await engineRecord());
+}
+
+export async function createServices({ dir, natsUrl, env = {}, script = {} }: ServicesOptions): Promise<Services> {
+  const all: ServiceUnderTest[] = [];
+  const killAll = (): void => {
+    for (const { pid } of all) if (pid !== undefined) process.kill(pid, "SIGKILL");
+  };
+  process.on("exit", killAll);
+  const enginesFile = join(dir, "engines.json");
+  await mkdir(join(dir, "logs"), { recursive: true });
+  await mkdir(join(dir, "attempts"), { recursive: true });
+  const { updatedAt: _, ...engine } = await engineRecord();
+  await writeFile(enginesFile, JSON.stringify([engine]));
+
+  const common = {
+    PATH: process.env["PATH"],
+    HOME: process.env["HOME"],
+    LOG_LEVEL: process.env["LOG_LEVEL"] ?? "warn",
+    HOST: "127.0.0.1",
+    METRICS_PORT: "0",
+    BOOTSTRAP_TENANT: tenant,
+    BOOTSTRAP_API_KEY: bootstrapKey,
+    LORALINE_BASES_DIR: join(root, ".loraline/bases"),
+    LORALINE_PYTHON: join(root, ".venv/bin/python"),
+    LORALINE_TRAINER: join(root, "services/train/src/scripted-trainer.py"),
+    TRAIN_ATTEMPTS_DIR: join(dir, "attempts"),
+    SERVE_ENGINES_FILE: enginesFile,
+    SCRIPT: JSON.stringify(script),
+    ...env,
+  };
+
+  const create = async (program: ProgramName, id: string, own: Record<string, string>): Promise<ServiceUnderTest> => {
+    const [port, healthPort] = [await freePort(), await freePort()];
+    const log = join(dir, "logs", `${id}.log`);
+    let child: ChildProcess | undefined;
+    const clockFile = join(dir, `${id}.clock`);
+    let starts = 0;
+    const readyz = async (): Promise<string> => (await fetch(`http://127.0.0.1:${healthPort}/readyz`)).text();
+    return {
+      id,
+      program,
+      url: `http://127.0.0.1:${port}`,
+      get pid() {
+        return child?.pid;
+      },
+      get starts() {
+        return starts;
+      },
+      async kill(signal = "SIGKILL") {
+        if (child === undefined) return null;
+        const running = child;
+        const gone = once(running, "exit") as Promise<[number | null]>;
+        running.kill(signal);
+        return (await gone)[0];
+      },
+      pause: () => void child?.kill("SIGSTOP"),
+      resume: () => void child?.kill("SIGCONT"),
+      async spawn(more = {}) {
+        if (child !== undefined) throw new Error(`${id} runs already`);
+        const clock = join(root, "tests/faults/stepped-clock.mjs");
+        const started = spawn(process.execPath, ["--import", clock, "--conditions=@loraline/source", join(root, programs[program])], {
+          env: {
+            LORALINE_TEST_CLOCK: clockFile,
+            ...common,
+            NATS_URL: natsUrl(id),
+            PORT: String(port),
+            HEALTH_PORT: String(healthPort),
+            ...own,
+            ...more,
+          },
+          stdio: ["ignore", "pipe", "pipe"],
+        });
+        child = started;
+        starts++;
+        started.once("exit", () => {
+          if (child === started) child = undefined;
+        });
+        for (const output of [started.stdout, started.stderr]) output.pipe(createWriteStream(log, { flags: "a" }));
+        await once(started, "spawn");
+      },
+      stepClock: (ms) => writeFile(clockFile, String(ms)),
+      readyz,
+      ready: () => eventually(`${id} is ready`, 120_000, async () => ((await readyz()).trim() === "ok" ? true : undefined)).then(() => {}),
+    };
+  };
+
+  const start: Services["start"] = async (program, { id = program, env: own = {}, wait = true } = {}) => {
+    const service = await create(program, id, own);
+    all.push(service);
+    await service.spawn();
+    if (wait) await service.ready();
+    return service;
+  };
+  return {
+    all,
+    start,
+    startAgent: (id, engineUrl, { publicUrl = engineUrl, wait = true } = {}) =>
+      start("agent", {
+        id,
+        wait,
+        env: {
+          AGENT_ENGINE: engineName,
+          AGENT_REPLICA: id,
+          AGENT_BASE: base,
+          AGENT_ENGINE_URL: engineUrl,
+          AGENT_PUBLIC_URL: publicUrl,
+          AGENT_ADAPTERS_DIR: join(dir, "adapters", id),
+        },
+      }),
+    client: ({ url }) => clientOf({ url, apiKey: bootstrapKey }),
+    async [Symbol.asyncDispose]() {
+      await Promise.all(
+        all.map(async (service) => {
+          service.resume();
+          const late = setTimeout(() => void service.kill(), 30_000);
+          await service.kill("SIGTERM");
+          clearTimeout(late);
+        }),
+      );
+      process.off("exit", killAll);
+    },
+  };
+}
+
+export interface SimulatedLine extends AsyncDisposable {
+  readonly nats: Awaited<ReturnType<typeof spawnNatsServer>>;
+  readonly nc: NatsConnection;
+  readonly services: Services;
+  readonly engines: readonly SimulatedEngine[];
+  /** Starts what every line has; gateways and agents are numbered from 1. */
+  readonly gateways: readonly ServiceUnderTest[];
+}
+
+/** A whole line: one NATS server, every service once, and as many gateways, and agents with simulated engines, as are asked for. */
+export async function startSimulatedLine(
+  options: Omit<ServicesOptions, "natsUrl"> & {
+    gateways?: number;
+    agents?: number;
+    natsUrl?: (id: string, direct: string) => Promise<string>;
+  },
+): Promise<SimulatedLine> {
+  const { gateways = 1, agents = 1, natsUrl = async (_id, direct) => direct, ...rest } = options;
+  const owned = new AsyncDisposableStack();
+  try {
+    const nats = owned.use(await spawnNatsServer());
+    const nc = await nats.connect({ maxReconnectAttempts: -1, reconnectTimeWait: 250 });
+    owned.defer(() => nc.close());
+    await ensureStreams(nc);
+    const numbered = (name: string, count: number) => Array.from({ length: count }, (_, n) => `${name}-${n + 1}`);
+    const ids = [...numbered("gateway", gateways), ...numbered("agent", agents), "ingest", "tokenize", "train", "serve"];
+    const urls = new Map(await Promise.all(ids.map(async (id) => [id, await natsUrl(id, nats.url)] as const)));
+    const engines = await Promise.all(Array.from({ length: agents }, async () => owned.use(await createSimulatedEngine({ base }))));
+    const services = owned.use(
+      await createServices({
+        script: { simulated: true, steps: 12, save_steps: 4, step_ms: 20 },
+        ...rest,
+        natsUrl: (id) => urls.get(id) ?? nats.url,
+      }),
+    );
+    for (const id of ["ingest", "tokenize", "train", "serve"] as const) await services.start(id, { wait: false });
+    for (const id of numbered("gateway", gateways)) await services.start("gateway", { id, wait: false });
+    for (const [n, engine] of engines.entries()) await services.startAgent(`agent-${n + 1}`, engine.url, { wait: false });
+    await Promise.all(services.all.map((service) => service.ready()));
+    return {
+      nats,
+      nc,
+      services,
+      engines,
+      gateways: services.all.filter(({ program }) => program === "gateway"),
+      [Symbol.asyncDispose]: () => owned.disposeAsync(),
+    };
+  } catch (error) {
+    await owned.disposeAsync();
+    throw error;
+  }
+}
