@@ -242,7 +242,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   });
   workers.set("tokenize", await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir, quotas }));
   const imports = importSettingsOf(loadEnv(z.object(importEnv), options.env));
-  workers.set("ingest", await createIngestService({ ...service("ingest"), imports }));
+  workers.set("ingest", await createIngestService({ ...service("ingest"), imports, quotas }));
 
   const gateway = starting.use(
     await createGatewayService({

@@ -172,4 +172,22 @@ describe("a guarded fetch", () => {
     expect(await codeOf(`${server.url}/503`, { allow })).toBe("FETCH_FAILED");
     expect(await codeOf("http://127.0.0.1:1/", { allow: ["127.0.0.1:1"] })).toBe("FETCH_FAILED");
   });
+
+  it("cuts off a body that drips, however long it would go on, and not one that is read slowly", async () => {
+    await using server = await serve((request, response) => {
+      if (request.url === "/fast") return void response.end("x".repeat(500));
+      const timer = setInterval(() => response.write("x"), 5);
+      response.on("close", () => clearInterval(timer));
+    });
+    const slowest = { bytesPerSecond: 100_000, graceMs: 100 };
+    expect(await codeOf(`${server.url}/drip`, { allow: server.allow, slowest })).toBe("FETCH_TOO_SLOW");
+    await using guarded = createGuardedFetch({ allow: server.allow, slowest });
+    const { body } = await guarded.get(`${server.url}/fast`, limits);
+    let read = 0;
+    for await (const chunk of body) {
+      read += chunk.byteLength;
+      await new Promise((resolve) => setTimeout(resolve, 200));
+    }
+    expect(read).toBe(500);
+  });
 });

@@ -17,6 +17,15 @@ export interface GuardedFetchOptions {
   connectTimeoutMs?: number;
   /** Longest silence of the server, in milliseconds. */
   idleTimeoutMs?: number;
+  /** Slowest average speed of a body. Default: 4 KiB a second, after the first minute. */
+  slowest?: SlowestSpeed;
+}
+
+/** Time in which the body was not read counts neither as time nor for `graceMs`. */
+interface SlowestSpeed {
+  bytesPerSecond: number;
+  /** During this time a body may be as slow as it likes. */
+  graceMs: number;
 }
 
 interface GuardedRequest {
@@ -42,7 +51,7 @@ interface GuardedResponse {
 export interface GuardedFetch extends AsyncDisposable {
   /**
    * @throws PermanentError URL_INVALID, URL_REFUSED, ADDRESS_REFUSED, TOO_MANY_REDIRECTS, FETCH_REFUSED (the server's own no),
-   * FETCH_TOO_LARGE, FETCH_TIMEOUT; RetryLaterError FETCH_FAILED (network, overload); the signal's reason.
+   * FETCH_TOO_LARGE, FETCH_TIMEOUT, FETCH_TOO_SLOW; RetryLaterError FETCH_FAILED (network, overload); the signal's reason.
    */
   get(url: string, request: GuardedRequest): Promise<GuardedResponse>;
 }
@@ -58,6 +67,7 @@ export function createGuardedFetch({
   maxRedirects = 5,
   connectTimeoutMs = 10_000,
   idleTimeoutMs = 30_000,
+  slowest = { bytesPerSecond: 4096, graceMs: 60_000 },
 }: GuardedFetchOptions = {}): GuardedFetch {
   const allowed = new Set(allow.map((entry) => entry.trim().toLowerCase()).filter((entry) => entry !== ""));
   const timeouts = { headersTimeout: idleTimeoutMs, bodyTimeout: idleTimeoutMs, maxHeaderSize: 64 * 1024 };
@@ -155,11 +165,21 @@ export function createGuardedFetch({
       }
       async function* bounded(from: URL): AsyncGenerator<Uint8Array> {
         let bytes = 0;
+        let waitedMs = 0;
+        let asked = performance.now();
         try {
           for await (const chunk of body as AsyncIterable<Uint8Array>) {
             bytes += chunk.byteLength;
+            waitedMs += performance.now() - asked;
             if (bytes > maxBytes) throw tooLarge(from);
+            if (waitedMs > slowest.graceMs && bytes < (slowest.bytesPerSecond * waitedMs) / 1000) {
+              throw new PermanentError(
+                "FETCH_TOO_SLOW",
+                `${from.host} sent ${bytes} bytes in ${Math.round(waitedMs / 1000)} s, and at least ${slowest.bytesPerSecond} a second are needed. Use a faster server, or upload the file yourself.`,
+              );
+            }
             yield chunk;
+            asked = performance.now();
           }
         } catch (error) {
           throw explain(error, from);

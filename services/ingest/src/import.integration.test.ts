@@ -11,6 +11,7 @@ import {
   datasetReceived,
   datasetRejected,
   datasetReport,
+  datasetWaiting,
 } from "@loraline/contracts";
 import { createJetStreamObjects, getBytes, getJson, type Objects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
@@ -194,5 +195,41 @@ describe("an import", () => {
     expect(await outcome(line, await request(line, { url: `${web.url}/busy` }))).toEqual({ records: 2, rejections: 0 });
     expect(tries).toBe(2);
     expect(web.asked).not.toContain("/gone");
+  });
+
+  test("of one tenant whose servers drip takes no place from another tenant, and is told what it waits for", async ({
+    bus,
+    objects,
+    tenant,
+  }) => {
+    const other = `${tenant}-other`;
+    let dripping = 0;
+    await using web = await serve(
+      { "a.jsonl": rows(0, 3) },
+      {
+        "/drip": (_, response) => {
+          dripping += 1;
+          const timer = setInterval(() => response.write(" "), 20);
+          response.on("close", () => clearInterval(timer));
+        },
+      },
+    );
+    const quotas = { default: { importsAtOnce: 2 } };
+    await using service = await createIngestService({ bus, objects, telemetry, imports: { ...web.imports, atOnce: 4 }, quotas });
+    expect(service).toBeDefined();
+    const slow: string[] = [];
+    for (let n = 0; n < 6; n++) slow.push(await request({ bus, objects, tenant }, { url: `${web.url}/drip` }));
+    await expect.poll(() => dripping, { timeout: 20_000 }).toBe(2);
+    const theirs = await Promise.all(
+      Array.from({ length: 4 }, async () => request({ bus, objects, tenant: other }, { url: `${web.url}/files/a.jsonl` })),
+    );
+    for (const id of theirs) expect(await outcome({ bus, objects, tenant: other }, id)).toEqual({ records: 3, rejections: 0 });
+    const reasons = async () =>
+      (await Promise.all(slow.map((id) => bus.last(datasetWaiting, { tenant, id })))).map((one) => one?.data.reason);
+    await expect.poll(async () => (await reasons()).filter((one) => one?.code === "QUOTA_IMPORTS").length, { timeout: 20_000 }).toBe(4);
+    expect((await reasons()).find((one) => one !== undefined && one !== null)?.message).toMatch(
+      /2 imports of this tenant are under way, and its quota is 2/,
+    );
+    expect(dripping).toBe(2);
   });
 });

@@ -1,5 +1,5 @@
 /** The ingest worker as a process of its own. */
-import { joinBus, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv, quotasEnv } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -13,6 +13,7 @@ await runService({
     ...natsEnv,
     ...objectsEnv,
     ...importEnv,
+    ...quotasEnv,
   }),
   async start({ env, log, telemetry, ...service }) {
     const running = new AsyncDisposableStack();
@@ -20,7 +21,7 @@ await runService({
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
     // No requests are routed to this process, so not being ready costs nothing, and operators see the reason.
     service.health.check("objects", objects.problem);
-    running.use(await createIngestService({ bus, objects, telemetry, imports: importSettingsOf(env) }));
+    running.use(await createIngestService({ bus, objects, telemetry, imports: importSettingsOf(env), quotas: env.LORALINE_QUOTAS }));
     return running;
   },
 });

@@ -1,11 +1,12 @@
 /** `dataset.import-requested` → `dataset.received`, which continues as for an upload; or `dataset.rejected`. */
-import type { Bus, HandlerContext, Received } from "@loraline/bus";
+import { type Bus, type HandlerContext, type Received, tellWaiting } from "@loraline/bus";
 import {
   type BlobRef,
   datasetDeleted,
   type datasetImportRequested,
   datasetReceived,
   datasetRejected,
+  datasetWaiting,
   type ImportSource,
 } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
@@ -19,6 +20,7 @@ import {
 } from "@loraline/runtime";
 import { hubFileUrl, hubHeaders, listHubFiles } from "@loraline/models";
 import { decideHubFiles } from "./decide-hub-files.ts";
+import type { ImportSlots } from "./import-slots.ts";
 
 export interface ImportSettings {
   /** `host:port` of hosts that may be reached although their addresses are not public. */
@@ -30,6 +32,8 @@ export interface ImportSettings {
   maxBytes: number;
   /** Time limit for one file, in milliseconds. */
   timeoutMs: number;
+  /** Imports of all tenants that are under way at once in one process. */
+  atOnce: number;
 }
 
 interface OnImportRequestedDeps {
@@ -37,6 +41,7 @@ interface OnImportRequestedDeps {
   objects: Objects;
   telemetry: Telemetry;
   fetch: GuardedFetch;
+  slots: ImportSlots;
   settings: ImportSettings;
 }
 
@@ -54,7 +59,7 @@ interface Wanted {
 export const createImportFetch = ({ allow }: ImportSettings): GuardedFetch => createGuardedFetch({ allow });
 
 /** Each step may be repeated without harm: a blob is named by its content, and the events always have the same id. */
-export function onImportRequested({ bus, objects, telemetry, fetch, settings }: OnImportRequestedDeps) {
+export function onImportRequested({ bus, objects, telemetry, fetch, slots, settings }: OnImportRequestedDeps) {
   return async (received: Received<typeof datasetImportRequested>, { log, signal, tries }: HandlerContext): Promise<void> => {
     const { at, data } = received;
     const ended = async (): Promise<boolean> =>
@@ -62,6 +67,21 @@ export function onImportRequested({ bus, objects, telemetry, fetch, settings }: 
         (event) => event !== undefined,
       );
     if (await ended()) return;
+    let told: Promise<void> | undefined;
+    const tell = async (message: string | null): Promise<void> => {
+      const reason = message === null ? null : { code: "QUOTA_IMPORTS", message };
+      await tellWaiting(bus, datasetWaiting, at, { stage: "ingest", reason }).catch((error: unknown) =>
+        log.warn({ err: error }, "nobody could be told that the import waits"),
+      );
+    };
+    using _slot = await slots.take(at.tenant, signal, (message) => {
+      told = tell(message);
+    });
+    if (told !== undefined) {
+      await told;
+      await tell(null);
+      if (await ended()) return;
+    }
     const attributes = { "loraline.source": "url" in data.source ? (URL.parse(data.source.url)?.host ?? "no URL") : data.source.hub };
     try {
       const files = await telemetry.span("fetch dataset", { attributes }, async (span) => {

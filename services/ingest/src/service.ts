@@ -1,5 +1,5 @@
 /** The ingest worker: converts uploads to records and a report. */
-import { type Bus, tellWaiting, type WaitReason } from "@loraline/bus";
+import { type Bus, tellWaiting, type WaitReason, watchQuotas } from "@loraline/bus";
 import {
   consumers,
   datasetIngested,
@@ -8,12 +8,14 @@ import {
   datasetWaiting,
   type EventAddress,
   type EventDef,
+  type QuotaSettings,
 } from "@loraline/contracts";
 import type { Objects, StoreState } from "@loraline/objects";
 import { defaultHubEndpoint } from "@loraline/models";
 import type { Telemetry } from "@loraline/runtime";
 import { defaultIngestSettings, type IngestSettings } from "@loraline/datasets";
 import { onDatasetReceived } from "./on-dataset-received.ts";
+import { createImportSlots } from "./import-slots.ts";
 import { createImportFetch, type ImportSettings, onImportRequested } from "./on-import-requested.ts";
 
 interface IngestServiceDeps {
@@ -22,6 +24,8 @@ interface IngestServiceDeps {
   telemetry: Telemetry;
   settings?: Partial<IngestSettings>;
   imports?: Partial<ImportSettings>;
+  /** What the operator grants tenants. Default: every quota's own default. */
+  quotas?: QuotaSettings;
 }
 
 const defaultImportSettings: ImportSettings = {
@@ -29,10 +33,18 @@ const defaultImportSettings: ImportSettings = {
   hubEndpoint: defaultHubEndpoint,
   maxBytes: 20 * 1024 ** 3,
   timeoutMs: 2 * 60 * 60_000,
+  atOnce: 16,
 };
 
 /** Starts consuming `dataset.received` and `dataset.import-requested`; disposing lets the file in work finish its current chunk. */
-export async function createIngestService({ bus, objects, telemetry, settings, imports }: IngestServiceDeps): Promise<AsyncDisposable> {
+export async function createIngestService({
+  bus,
+  objects,
+  telemetry,
+  settings,
+  imports,
+  quotas: granted = {},
+}: IngestServiceDeps): Promise<AsyncDisposable> {
   const importSettings = { ...defaultImportSettings, ...imports };
   const onDeadLetter: NonNullable<Parameters<Bus["consume"]>[0]["onDeadLetter"]> = async ({ tenant, id, code, message, param }) => {
     await bus.publish(datasetRejected, { tenant, id }, { code, message, param, report: null, rejections: 0 });
@@ -44,7 +56,10 @@ export async function createIngestService({ bus, objects, telemetry, settings, i
       await tellWaiting(bus, datasetWaiting, at, { stage: "ingest", reason });
     },
   });
+  const stopping = new AbortController();
+  const quotas = await watchQuotas({ bus, settings: granted, signal: stopping.signal });
   const fetch = createImportFetch(importSettings);
+  const slots = createImportSlots({ places: importSettings.atOnce, mostOf: (tenant) => quotas.of(tenant).importsAtOnce });
   const started = await Promise.allSettled([
     bus.consume({
       consumer: consumers.ingestDatasetReceived,
@@ -56,7 +71,7 @@ export async function createIngestService({ bus, objects, telemetry, settings, i
     }),
     bus.consume({
       consumer: consumers.ingestDatasetImportRequested,
-      handlers: { "dataset.import-requested.v1": onImportRequested({ bus, objects, telemetry, fetch, settings: importSettings }) },
+      handlers: { "dataset.import-requested.v1": onImportRequested({ bus, objects, telemetry, fetch, slots, settings: importSettings }) },
       onDeadLetter,
       ...waits(datasetReceived),
     }),
@@ -65,6 +80,7 @@ export async function createIngestService({ bus, objects, telemetry, settings, i
   const stop = async (): Promise<void> => {
     await Promise.all(started.filter((one) => one.status === "fulfilled").map(({ value }) => value[Symbol.asyncDispose]()));
     await fetch[Symbol.asyncDispose]();
+    stopping.abort();
   };
   const failed = started.find((one) => one.status === "rejected");
   if (failed !== undefined) {

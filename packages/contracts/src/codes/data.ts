@@ -265,6 +265,14 @@ export const importCodes = defineArea(
       "The file did not arrive within the time that a fetch may take.",
       "Use a smaller file or a faster host, or upload the file yourself.",
     ],
+    FETCH_TOO_SLOW: [
+      "The host sends the file so slowly that it would keep a place from other imports.",
+      "Use a faster host, or upload the file yourself.",
+    ],
+    QUOTA_IMPORTS: [
+      "As many imports as may be under way at once are, of this tenant or of all.",
+      "Wait: it goes on by itself. `loraline limits list` shows the quota, which the operator can raise.",
+    ],
     FETCH_TOO_LARGE: [
       "The files to fetch are larger than the limit that the message names.",
       "Split the file; of a repository, name one file with `file`.",

@@ -59,7 +59,7 @@ const needs = {
     publishes: [e.datasetReceived, e.datasetIngested, e.datasetRejected, e.datasetWaiting],
     consumes: [consumers.ingestDatasetReceived, consumers.ingestDatasetImportRequested],
     readsHistory: [streams.DATASETS],
-    reads: [buckets.cache],
+    reads: [buckets.cache, buckets.limits],
     writes: [buckets.cache],
     objects: "write",
   },

@@ -161,7 +161,8 @@ export const consumers = {
     events: [events.datasetImportRequested],
     ackWaitMs: 15_000,
     maxDeliver: 6,
-    concurrency: 2,
+    // Most of them wait for other servers, or for a place: import-slots.ts says how many are under way.
+    concurrency: 32,
     maxAckPending: 10_000,
   },
   tokenizeRunRequested: {

@@ -469,7 +469,7 @@ export const httpRoutes = {
     idempotent: true,
     status: 202,
     answer: runState,
-    refusals: [400, 413, 415, 507],
+    refusals: [400, 413, 415, 429, 507],
   },
   getAdapter: {
     method: "GET",

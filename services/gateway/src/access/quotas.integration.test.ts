@@ -1,4 +1,6 @@
 /** A tenant is held to its quotas by every route that could make more, with an answer that says quota, use and remedy; others go on. */
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { test } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
@@ -40,4 +42,39 @@ describe("a run over its tenant's quota is refused", () => {
     const other = line.clientFor(await line.keyFor(`${tenant}-other`));
     expect(await create("parrot", {}, other, await uploaded(line, other))).toMatchObject({ status: "validating_files" });
   });
+});
+
+test("imports of adapters: a tenant whose servers never end holds its own places only", async ({ nc, tenant }) => {
+  let asked = 0;
+  const silent = createServer((request, response) => {
+    asked += 1;
+    if (request.url?.startsWith("/gone") === true) response.writeHead(404).end();
+    else response.write("{");
+  });
+  await new Promise<void>((resolve) => silent.listen(0, "127.0.0.1", resolve));
+  const { port } = silent.address() as AddressInfo;
+  const leaving = new AbortController();
+  try {
+    const quotas = { default: { importsAtOnce: 1 } };
+    await using line = await started({ nc, tenant, quotas, imports: { allow: [`127.0.0.1:${port}`] } });
+    const add = async (key: string, path: string) => {
+      const answer = await fetch(`${line.url}/v1/loraline/adapters`, {
+        method: "POST",
+        headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
+        body: JSON.stringify({ base, name: "parrot", from: { url: `http://127.0.0.1:${port}/${path}` } }),
+        signal: leaving.signal,
+      });
+      const { error } = (await answer.json()) as { error: { code: string; message: string } };
+      return [answer.status, error.code, error.message];
+    };
+    const hanging = add(line.key, "silent").catch(() => "left");
+    await expect.poll(() => asked).toBe(1);
+    expect(await add(line.key, "gone")).toEqual([429, "QUOTA_IMPORTS", expect.stringContaining("its quota importsAtOnce is 1")]);
+    expect(await add(await line.keyFor(`${tenant}-other`), "gone")).toEqual([422, "FETCH_REFUSED", expect.anything()]);
+    leaving.abort();
+    expect(await hanging).toBe("left");
+  } finally {
+    silent.closeAllConnections();
+    silent.close();
+  }
 });

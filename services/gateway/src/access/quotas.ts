@@ -29,6 +29,11 @@ export interface GatewayQuotas {
   /** @throws PermanentError 400 QUOTA_GPUS, QUOTA_PRIORITY or QUOTA_ADAPTERS if the tenant may not have the run. */
   admitRun(tenant: string, spec: RunSpec): Promise<void>;
   /**
+   * Counts an import of an adapter by this gateway, until it is disposed.
+   * @throws PermanentError 429 QUOTA_IMPORTS.
+   */
+  beginImport(tenant: string): Disposable;
+  /**
    * The quotas in the body of a request, as KV `limits` stores them.
    * @throws PermanentError 403 `quota_above_granted`.
    */
@@ -47,6 +52,8 @@ export async function createGatewayQuotas({
   settings: QuotaSettings;
 }): Promise<GatewayQuotas> {
   const adapters = await bus.bucket(buckets.adapters);
+  /** Imports of adapters under way, by tenant. */
+  const importing = new Map<string, number>();
   const of = (tenant: string): Quotas => quotasOf(tenant, settings, limits.all().get(tenant));
 
   const usedBy = async (tenant: string): Promise<Partial<Record<QuotaName, number>>> => {
@@ -70,6 +77,25 @@ export async function createGatewayQuotas({
     async admitRun(tenant, spec) {
       const [first, ...others] = await judgeRunByQuotas(bus, { tenant, spec, quotas: of(tenant) });
       if (first !== undefined) throw badRequestOf([first, ...others]);
+    },
+    beginImport(tenant) {
+      const most = of(tenant).importsAtOnce;
+      const others = importing.get(tenant) ?? 0;
+      if (most !== null && others >= most) {
+        throw new PermanentError(
+          "QUOTA_IMPORTS",
+          `${others} imports of this tenant are under way, and its quota importsAtOnce is ${most}. Try again when one has ended.`,
+          { status: 429 },
+        );
+      }
+      importing.set(tenant, others + 1);
+      return {
+        [Symbol.dispose]() {
+          const left = (importing.get(tenant) ?? 1) - 1;
+          if (left > 0) importing.set(tenant, left);
+          else importing.delete(tenant);
+        },
+      };
     },
     choiceFrom(tenant, body) {
       const granted = grantedQuotas(tenant, settings);

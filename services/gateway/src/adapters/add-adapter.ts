@@ -125,6 +125,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       if (weights === undefined) throw missing(adapterFiles.weights, from.object);
       return { files: { config, weights }, source: from.object };
     }
+    using _import = quotas.beginImport(tenant);
     await using fetch = createGuardedFetch({ allow: imports.allow ?? [] });
     const get = async (name: string, url: string, headers: Record<string, string> = {}, sha256?: string): Promise<BlobRef> => {
       const { body } = await fetch.get(url, { maxBytes: limitOf(name), timeoutMs: fetchWithinMs, headers, signal });
