@@ -14,9 +14,10 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { createBus, ensureStreams } from "@loraline/bus";
+import { type Bus, createBus, ensureStreams } from "@loraline/bus";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit/servers";
+import type { NatsConnection } from "@nats-io/transport-node";
 import { Agent, request } from "undici";
 import { createApiKey } from "../../services/gateway/src/access/auth.ts";
 import {
@@ -37,7 +38,7 @@ import { percentile, type Row } from "./table.ts";
 const tenant = "bench";
 const nullBase = "null-base";
 /** Seconds of load for each point of the comparison. */
-const loadSeconds = 6;
+export const loadSeconds = 6;
 const require = createRequire(import.meta.url);
 
 interface Child extends AsyncDisposable {
@@ -91,11 +92,14 @@ async function startChild<T>(
   };
 }
 
-const node = (script: string, env: Record<string, string | undefined>, ready: (line: string) => string | undefined) =>
+export const node = (script: string, env: Record<string, string | undefined>, ready: (line: string) => string | undefined) =>
   startChild(process.execPath, ["--conditions=@loraline/source", join(root, script)], { NODE_ENV: "production", ...env }, ready);
 
-/** A gateway process of its own, with NATS, and the engines that are put into its KV. */
-async function startStack() {
+/**
+ * A gateway process of its own, with NATS, and the engines that are put into its KV.
+ * @param prepare - runs before the gateway starts.
+ */
+export async function startStack(prepare: (of: { nc: NatsConnection; bus: Bus }) => Promise<void> = async () => {}) {
   await using starting = new AsyncDisposableStack();
   const nats = starting.use(await spawnNatsServer());
   const nc = await nats.connect();
@@ -103,6 +107,7 @@ async function startStack() {
   await ensureStreams(nc);
   const log = createLog({ service: "bench", level: "error" });
   const bus = createBus({ nc, log, telemetry: starting.use(createTelemetry({ service: "bench" })), source: "bench" });
+  await prepare({ nc, bus });
   const gateway = starting.use(
     await node("services/gateway/src/main.ts", { NATS_URL: nats.url, HOST: "127.0.0.1", PORT: "0", METRICS_PORT: "0" }, (line) =>
       line.includes("gateway is listening") ? (JSON.parse(line) as { url: string }).url : undefined,
@@ -184,7 +189,7 @@ async function measureLatency(
 }
 
 /** Runs autocannon in a process of its own. */
-async function cannon(
+export async function cannon(
   { url, headers, model }: Target,
   connections: number,
   body: object,

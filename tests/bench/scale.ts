@@ -8,6 +8,7 @@
  * To add rows, write a file in `scale/` and enter it here. Rows state CPU time beside wall time where they can, since a busy machine changes only the latter.
  */
 import type { Row } from "./table.ts";
+import { scaleGateway } from "./scale/gateway.ts";
 import { scaleRoute } from "./scale/route.ts";
 import { scaleTrain } from "./scale/train-round.ts";
 
@@ -22,7 +23,7 @@ export interface ScaleRow {
   detail: string;
 }
 
-const parts: Record<string, () => Promise<ScaleRow[]>> = { route: scaleRoute, train: scaleTrain };
+const parts: Record<string, () => Promise<ScaleRow[]>> = { route: scaleRoute, gateway: scaleGateway, train: scaleTrain };
 
 /** Each part as a benchmark of its own, `scale:<part>`. */
 export const scaleBenches: Record<string, () => Promise<Row[]>> = Object.fromEntries(

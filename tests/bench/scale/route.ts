@@ -35,7 +35,9 @@ export async function scaleRoute(): Promise<ScaleRow[]> {
       [buckets.engines.name]: [[engine, engineRecord]],
       [buckets.adapters.name]: numbers.map((n) => [`${tenantOf(n, size)}.a${n}`, adapterState(n, size)]),
       [buckets.replicas.name]: Array.from({ length: replicas }, (_, n) => [`${engine}.r${n}`, report(n, "http://127.0.0.1:1")]),
-      [buckets.holdings.name]: numbers.flatMap((n) => holdings(n, size).map(({ key, value }): [string, unknown] => [key, value])),
+      [buckets.holdings.name]: numbers.flatMap((n) =>
+        holdings(n, size).map(({ replica, value }): [string, unknown] => [`${engine}.${replica}.${tenantOf(n, size)}.a${n}`, value]),
+      ),
     });
     const table = await createRoutingTable({ bus, signal: stopping.signal });
     for (const where of ["2", "all"] as const) {

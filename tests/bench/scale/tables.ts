@@ -26,7 +26,7 @@ const proof = {
 };
 
 export const tenantOf = (n: number, { tenants }: LineSize): string => `t${n % tenants}`;
-const replicaOf = (n: number): string => `r${n}`;
+export const replicaOf = (n: number): string => `r${n}`;
 const digit = (n: number): string => digestOf(n).slice(-12);
 const loraNameOf = (n: number, size: LineSize): string => `${tenantOf(n, size)}.a${n}.v1.${digit(n)}`;
 /** The replicas that hold adapter `n`. */
@@ -94,8 +94,8 @@ export function adapterState(n: number, size: LineSize): AdapterState {
   };
 }
 
-/** Keys and values of KV `holdings` about adapter `n`. */
-export const holdings = (n: number, size: LineSize): { key: string; value: ReplicaHolding }[] =>
+/** What replicas hold of adapter `n`. */
+export const holdings = (n: number, size: LineSize): { replica: string; value: ReplicaHolding }[] =>
   placesOf(n, size).map((replica) => {
     const [tenant, adapter] = [tenantOf(n, size), `a${n}`];
     const held = {
@@ -110,5 +110,5 @@ export const holdings = (n: number, size: LineSize): { key: string; value: Repli
       error: null,
       at,
     };
-    return { key: `${engine}.${replica}.${tenant}.${adapter}`, value: { incarnation: "1", agent: "1", adapters: [held] } };
+    return { replica, value: { incarnation: "1", agent: "1", adapters: [held] } };
   });
