@@ -74,7 +74,8 @@ test("a holding counts only while heartbeat and holding are of the same engine p
   await beat("i1", "a1");
   await expect.poll(proven).toEqual(["v1"]);
   expect(table.get(key)?.state.adapters).toHaveLength(2);
-  expect(table.get(key)?.held(adapter(2).engineName)?.state).toBe("loading");
+  const { held } = table.get(key) ?? {};
+  expect(held?.(adapter(2).engineName)?.state).toBe("loading");
 
   await beat("i2", "a1");
   await expect.poll(proven).toEqual([]);

@@ -82,9 +82,8 @@ class Kept<H extends Held> implements ReplicaEntry<H> {
   get state(): Omit<ReplicaState, "adapters"> & { adapters: H[] } {
     return { ...this.report, adapters: [...this.all.values()] };
   }
-  held(loraName: string): H | undefined {
-    return this.all.get(loraName);
-  }
+  /** Bound, because callers take it out of the entry. */
+  readonly held = (loraName: string): H | undefined => this.all.get(loraName);
   counts({ incarnation, agent }: HoldingOf<H>): boolean {
     return this.isHere && incarnation === this.report.incarnation && (agent ?? null) === (this.report.agent ?? null);
   }
