@@ -24,7 +24,8 @@ export async function scaleGateway(): Promise<ScaleRow[]> {
       const engines = await bus.bucket(buckets.engines);
       await engines.put(engine, engineRecord);
       // Without waiting for each acknowledgement, as a bucket's `put` would.
-      const put = (bucket: { name: string }, key: string, value: unknown): void => nc.publish(`$KV.${bucket.name}.${key}`, JSON.stringify(value));
+      const put = (bucket: { name: string }, key: string, value: unknown): void =>
+        nc.publish(`$KV.${bucket.name}.${key}`, JSON.stringify(value));
       for (let n = 0; n < size.adapters; n++) {
         const state = adapterState(n, size);
         put(buckets.adapters, adapterKey(state), state);
@@ -58,7 +59,9 @@ export async function scaleGateway(): Promise<ScaleRow[]> {
     });
   const messages = [{ role: "user", content: "hello" }];
   for (const model of ["bench/own", base])
-    await eventually(`${model} answers`, 60_000, async () => ((await ask("/v1/chat/completions", { model, messages })).ok ? true : undefined));
+    await eventually(`${model} answers`, 60_000, async () =>
+      (await ask("/v1/chat/completions", { model, messages })).ok ? true : undefined,
+    );
 
   const chats: string[] = [];
   for (const model of ["bench/own", base]) {
