@@ -57,6 +57,16 @@ annotations:
 {{- define "loraline.engineKeySecret" -}}
 {{- .Values.engineKey.existingSecret | default (printf "%s-engine-key" (include "loraline.fullname" .)) -}}
 {{- end -}}
+{{- define "loraline.lineSecret" -}}
+{{- .Values.lineSecret.existingSecret | default (printf "%s-secret" (include "loraline.fullname" .)) -}}
+{{- end -}}
+{{- define "loraline.lineSecretEnv" -}}
+- name: LORALINE_SECRET
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "loraline.lineSecret" . | quote }}
+      key: secret
+{{- end -}}
 {{- define "loraline.adminKeySecret" -}}
 {{- .Values.bootstrap.existingSecret | default (printf "%s-admin-key" (include "loraline.fullname" .)) -}}
 {{- end -}}

@@ -28,7 +28,7 @@ import { engineLimits, startEngine } from "./engine.ts";
 import { freePort, isFree } from "./free-port.ts";
 import { startNats } from "./nats.ts";
 import { keepTracesSwept } from "./sweep-traces.ts";
-import { announceLine, ensureApiKey, killLeftovers, lockStateDir } from "./state-dir.ts";
+import { announceLine, ensureApiKey, ensureSecret, killLeftovers, lockStateDir } from "./state-dir.ts";
 
 export interface LineOptions {
   /** Holds everything that the server keeps; belongs to one server at a time. */
@@ -184,6 +184,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
 
   const local = service("local");
   const apiKey = await ensureApiKey(stateDir);
+  const secret = await ensureSecret(stateDir);
   const keys = await local.bus.bucket(buckets.keys);
   await keys.put(hashApiKey(apiKey), { tenant, name: "local", createdAt: new Date().toISOString() });
 
@@ -251,6 +252,8 @@ export async function startLine(options: LineOptions): Promise<Line> {
       port: options.port,
       quotas,
       imports,
+      secret,
+      replicaHosts: ["loopback"],
       readTrace: (traceId) => readSpans(dirs.traces, traceId),
       drainMs: 3000,
     }),

@@ -4,6 +4,7 @@
  *   line.lock      pid and identity of the owner
  *   line.json      where the server answers; no secrets
  *   api-key        the key that was made for this server (0600)
+ *   secret         from which it derives what only its own programs may know (0600)
  *   children/      pid and identity of every child, so that the next start can end those that a killed server left running
  *   ports.json     ports of its children, which stay the same over a restart
  *   nats/ train/ adapters/ traces/ spool/ logs/
@@ -163,6 +164,16 @@ export async function ensureApiKey(stateDir: string): Promise<string> {
   const key = `ll-${randomBytes(24).toString("base64url")}`;
   await writeWhole(join(stateDir, "api-key"), key);
   return key;
+}
+
+/** Reads the secret of this server, from which it derives what only its own programs may know, or makes it at the first start. */
+export async function ensureSecret(stateDir: string): Promise<string> {
+  const file = join(stateDir, "secret");
+  const known = (await readFile(file, "utf8").catch(() => "")).trim();
+  if (known !== "") return known;
+  const secret = randomBytes(32).toString("base64url");
+  await writeWhole(file, secret);
+  return secret;
 }
 
 /** The port that a child had at the last start; undefined before the first. */

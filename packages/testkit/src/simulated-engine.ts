@@ -77,6 +77,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
   const calls: string[] = [];
   let adapters = new Map<string, Adapter>();
   let startTime = 0;
+  let prefixes = createPrefixCache();
   let server: Server | undefined;
   let port = 0;
 
@@ -117,6 +118,11 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     const model = String(body["model"]);
     const adapter = adapters.get(model);
     if (model !== base && adapter === undefined) return fail(response, 404, "NotFoundError", `The model \`${model}\` does not exist.`);
+    const salt = body["cache_salt"] ?? undefined;
+    if (salt !== undefined && !isCacheSalt(salt)) {
+      return fail(response, 400, "BadRequestError", "Parameter 'cache_salt' must be a non-empty string if provided.");
+    }
+    for (const prompt of body["prompt"] as number[][]) prefixes.ask(model === base ? "" : model, salt, prompt);
     if (body["prompt_logprobs"] !== undefined) behaviour.coreDead = true; // vLLM on the CPU stops at such a request
     if (behaviour.coreDead)
       return fail(response, 500, "InternalServerError", "EngineCore encountered an issue. See stack trace (above) for the root cause.");
@@ -177,7 +183,11 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
       return;
     }
     if (method === "GET" && path === "/metrics") {
-      response.end(`# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds ${startTime}\n`);
+      const { asked, hits } = prefixes;
+      response.end(
+        `# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds ${startTime}\n` +
+          `vllm:prefix_cache_queries_total{engine="0",model_name="${base}"} ${asked()}\nvllm:prefix_cache_hits_total{engine="0",model_name="${base}"} ${hits()}\n`,
+      );
       return;
     }
     if (method === "GET" && path === "/v1/models") {
@@ -210,6 +220,7 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
 
   const start = async (): Promise<void> => {
     adapters = new Map();
+    prefixes = createPrefixCache();
     behaviour.coreDead = false;
     startTime = Math.max(startTime + 0.01, Date.now() / 1000);
     const started = createServer((request, response) => {
@@ -254,4 +265,32 @@ async function readBody(request: IncomingMessage): Promise<string> {
   const parts: Buffer[] = [];
   for await (const part of request) parts.push(part as Buffer);
   return Buffer.concat(parts).toString("utf8");
+}
+
+/** What vLLM accepts (`validate_cache_salt`). */
+const isCacheSalt = (salt: unknown): salt is string =>
+  typeof salt === "string" && salt !== "" && salt.length <= 128 && !/[@/\\\0]/.test(salt);
+
+/** Tokens in a block of vLLM's prefix cache. Only whole blocks are shared, and the last token of a prompt is always computed. */
+const blockTokens = 16;
+
+/** Counts tokens as vLLM's prefix cache does: what a block is found by includes the LoRA's name, and the first block's the salt. */
+function createPrefixCache() {
+  const blocks = new Set<string>();
+  let asked = 0;
+  let hits = 0;
+  return {
+    asked: () => asked,
+    hits: () => hits,
+    ask(lora: string, salt: string | undefined, prompt: readonly number[]): void {
+      asked += prompt.length;
+      let isHit = true;
+      for (let end = blockTokens; end <= prompt.length; end += blockTokens) {
+        const block = JSON.stringify([lora, salt, prompt.slice(0, end)]);
+        isHit &&= blocks.has(block) && end < prompt.length;
+        if (isHit) hits += blockTokens;
+        blocks.add(block);
+      }
+    },
+  };
 }

@@ -41,6 +41,8 @@ export interface GatewayContext {
   uploadLimitBytes: number;
   /** Of a question to a model. */
   bodyLimitBytes: number;
+  /** The salt of the engines' prefix caches for a request of this tenant that says this `cache_salt`. */
+  cacheSalt: (tenant: string, given: unknown) => string;
   /** What engines ask for as a key; absent: nothing. */
   engineKey: string | undefined;
   /** Aborted when the gateway gives up on requests that outlived its shutdown. */

@@ -30,6 +30,17 @@ await runService({
     TRACE_CHAT_SHARE: z.coerce.number().min(0).max(1).optional(),
     OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
     ENGINE_API_KEY: z.string().optional().describe("What engines were started with as VLLM_API_KEY."),
+    LORALINE_SECRET: z
+      .string()
+      .min(20)
+      .optional()
+      .describe("A secret of the installation, the same for all gateways; keeps tenants apart in the engines' prefix caches."),
+    REPLICA_HOSTS: z
+      .string()
+      .optional()
+      .describe(
+        "Which addresses replicas may have, separated by commas: loopback, private, 10.4.0.0/16, *.engines.default.svc, each with or without :PORT.",
+      ),
     HF_ENDPOINT: z.url().optional(),
     HF_TOKEN: z.string().optional(),
     /** host:port, separated by commas: internal hosts that adapters may be fetched from. */
@@ -80,6 +91,8 @@ await runService({
       log,
       telemetry,
       engineKey: env.ENGINE_API_KEY,
+      secret: env.LORALINE_SECRET,
+      replicaHosts: env.REPLICA_HOSTS?.split(",").map((host) => host.trim()),
       host: env.HOST,
       port: env.PORT,
       ...(spansDir !== undefined

@@ -19,6 +19,7 @@ import { fineTuningRoutes } from "./jobs/fine-tuning.ts";
 import { inferenceRoutes } from "./inference/inference.ts";
 import { cutOffSlowBodies, type SlowBodyLimits, slowBodyLimits } from "./access/slow-bodies.ts";
 import { createServerClock } from "./access/server-clock.ts";
+import { createCacheSalt } from "./inference/engines/cache-salt.ts";
 import { createLimits } from "./access/limits.ts";
 import { createGatewayQuotas } from "./access/quotas.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
@@ -49,6 +50,10 @@ export interface GatewayServiceOptions {
   bodyLimitBytes?: number;
   /** The slowest speed of bodies. Default: 4 KiB a second, after the first minute. */
   slowBodies?: SlowBodyLimits;
+  /** Which addresses agents may say of their replicas (`createReplicaUrlJudge`). Default: of this machine and of private networks. */
+  replicaHosts?: readonly string[] | undefined;
+  /** A secret of the installation, the same for all its gateways: keeps tenants apart in the engines' prefix caches. Default: a new one at each start. */
+  secret?: string | undefined;
   /** The key with which engines were started (VLLM_API_KEY). */
   engineKey?: string | undefined;
   /** For benchmarks: replicas are chosen at random instead of by affinity and load. */
@@ -139,7 +144,12 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       log,
       telemetry,
       state,
-      table: await createRoutingTable({ bus, signal: watching.signal, random: options.routeAtRandom === true ? Math.random : undefined }),
+      table: await createRoutingTable({
+        bus,
+        signal: watching.signal,
+        random: options.routeAtRandom === true ? Math.random : undefined,
+        replicaHosts: options.replicaHosts,
+      }),
       traffic,
       limits,
       quotas: await createGatewayQuotas({ bus, state, limits, settings: options.quotas ?? {} }),
@@ -150,6 +160,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       keyLifetimes: { oidcDays: 90, ...options.keyLifetimes },
       uploadLimitBytes,
       bodyLimitBytes,
+      cacheSalt: createCacheSalt(options.secret),
       engineKey: options.engineKey,
       signal: abandoning.signal,
     };
@@ -325,7 +336,7 @@ function checkBound(request: FastifyRequest, { table }: Pick<GatewayContext, "ta
       const model = inPath ?? (body as { model?: unknown } | null | undefined)?.model;
       // The handler refuses a request without a model.
       if (typeof model !== "string") return;
-      const isBase = table.view().engines.some(({ base }) => base.name === model);
+      const isBase = table.view().enginesOf(model).length > 0;
       return checkModel(caller, boundNameOf(model, { tenant: caller.tenant, isBase }));
     }
     default:

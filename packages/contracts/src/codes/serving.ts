@@ -230,6 +230,11 @@ export const placementCodes = defineArea(
   },
   {
     NO_ENGINE: ["No engine is registered yet, so no base is known.", "Wait until an engine is up, or start one."],
+    REPLICA_URL_REFUSED: [
+      "The address that a replica's agent wrote is none that replicas may have, so the gateway does not ask it.",
+      "If it is right, allow it with REPLICA_HOSTS (chart: gateway.replicaHosts); otherwise look at who wrote it.",
+      "operator",
+    ],
     NO_REPLICA: ["No replica of the engine is ready.", "Start a replica, or look at why the existing ones are not ready."],
     NO_ROOM: [
       "All replicas of the engine hold as many adapters as they can, so this one is placed nowhere, or not as asked.",

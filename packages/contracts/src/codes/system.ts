@@ -88,6 +88,7 @@ export const programCodes = defineArea(
   },
   {
     ENV_INVALID: ["Environment variables are missing or wrong.", "Correct those that the message lists."],
+    SETTING_INVALID: ["An environment variable has a value that cannot be used.", "Correct the value as the message says."],
     SETTING_MISSING: ["One environment variable is set, and another that it needs is not.", "Set the variable that the message names."],
     ADDRESS_UNUSABLE: ["The program cannot listen on the host and port that it was given.", "Choose a host and port of this machine."],
     PORT_TAKEN: ["Another program listens on the port.", "Stop it, or choose another port."],

@@ -104,6 +104,7 @@ export const chartValues = z.strictObject({
   }),
   bootstrap: z.strictObject({ tenant: orEmpty(tenantName), existingSecret: text }),
   engineKey: z.strictObject({ existingSecret: text }),
+  lineSecret: z.strictObject({ existingSecret: text }),
   bases: z.strictObject({ volume: object }),
   objects: z.strictObject({
     s3: z.strictObject({ bucket: text, endpoint: text, region: text, existingSecret: text }),
@@ -148,6 +149,7 @@ export const chartValues = z.strictObject({
     uploadLimitBytes: bytes,
     bodyLimitBytes: bytes,
     keyMaxDays: days,
+    replicaHosts: z.array(text).min(1),
     oidc: z.strictObject({
       issuer: z.string().regex(/^(https?:\/\/.*)?$/),
       audience: text,

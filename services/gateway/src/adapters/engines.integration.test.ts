@@ -30,7 +30,7 @@ describe("GET /v1/loraline/engines", () => {
     for (const adapter of adapters) await putAdapter(line.bus, adapter);
     const held = adapters.map((adapter) => heldBy(adapter, adapter.versions[0]!));
     const counts = { wanted: 3, proven: 3, retrying: 0, quarantined: 0, refused: 0, draining: 0 };
-    await putReplica(line.bus, replicaOf("r1", "http://x", held, { engine, base: record.base.name, counts }));
+    await putReplica(line.bus, replicaOf("r1", "http://127.0.0.1:1", held, { engine, base: record.base.name, counts }));
     const bucket = await line.bus.bucket(buckets.traffic);
     const names = adapters.map(({ versions }) => versions[0]!.engineName);
     await bucket.put(`gw-${tenant}-1`, traffic("gw1", engine, names.slice(0, 2)));

@@ -68,7 +68,7 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
     const exchange: Exchange = {
       ...admitted,
       account: openAccount(context, routed, request, admission),
-      sent: engineRequestOf(admitted),
+      sent: engineRequestOf(admitted, context.cacheSalt),
       renaming: { from: routed.engineModel, to: routed.model },
       clientLeft: false,
     };
@@ -191,7 +191,7 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
 }
 
 /** The request as engines get it, whichever replica is asked. */
-function engineRequestOf({ path, body, routed, request }: AdmittedRequest): Exchange["sent"] {
+function engineRequestOf({ path, body, routed, request }: AdmittedRequest, saltOf: GatewayContext["cacheSalt"]): Exchange["sent"] {
   const headers: Record<string, string> = { "content-type": "application/json", "x-request-id": request.id };
   const span = requestSpan();
   if (span !== undefined) headers["traceparent"] = traceparentOf(span);
@@ -199,7 +199,8 @@ function engineRequestOf({ path, body, routed, request }: AdmittedRequest): Exch
   if (typeof tracestate === "string") headers["tracestate"] = tracestate;
   // The engine counts the tokens of every answer, also for a client that did not ask for the count.
   const withUsage = body["stream"] === true && path !== "embeddings" ? { stream_options: { ...optionsOf(body), include_usage: true } } : {};
-  return { path: `v1/${path}`, headers, body: JSON.stringify({ ...body, model: routed.engineModel, ...withUsage }) };
+  const cache_salt = saltOf(request.caller.tenant, body["cache_salt"]);
+  return { path: `v1/${path}`, headers, body: JSON.stringify({ ...body, model: routed.engineModel, cache_salt, ...withUsage }) };
 }
 
 /** Sends an answer that was collected: the engine's, or its error in OpenAI's shape. */

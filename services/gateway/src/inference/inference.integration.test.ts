@@ -162,7 +162,7 @@ describe("requests", () => {
       response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify({ model: engineName, choices, kv: { x: 1 } }));
     };
     const answer = await (await post(line, "chat/completions", { model: alias, ...rest })).json();
-    expect(engine.requests[0]?.body).toEqual({ model: engineName, ...rest });
+    expect(engine.requests[0]?.body).toEqual({ model: engineName, cache_salt: expect.any(String), ...rest });
     expect(answer).toMatchObject({
       model: `${alias}@2`,
       kv: { x: 1 },

@@ -8,8 +8,18 @@ export type InferenceBody = Record<string, unknown> & { model: string };
 
 type Body = Readonly<Record<string, unknown>>;
 
-/** Fields that decide how many tokens are reserved. Their types are checked, because an engine takes "8" for 8 and would make more than was reserved. */
-const counted = { n: "number", best_of: "number", max_tokens: "number", max_completion_tokens: "number", stream: "boolean" } as const;
+/**
+ * Types of fields that the gateway itself reads. Most decide how many tokens are reserved, and an engine takes "8" for 8 and would make more
+ * than was reserved.
+ */
+const read = {
+  n: "number",
+  best_of: "number",
+  max_tokens: "number",
+  max_completion_tokens: "number",
+  stream: "boolean",
+  cache_salt: "string",
+} as const;
 
 /** @throws PermanentError 400 with the field. An engine without a record is taken to generate, and not to bear prompt logprobs. */
 export function judgeInferenceBody(
@@ -17,7 +27,7 @@ export function judgeInferenceBody(
   body: Body,
   engine: Pick<EngineRecord, "tasks" | "promptLogprobs"> | undefined,
 ): void {
-  for (const [field, type] of Object.entries(counted)) {
+  for (const [field, type] of Object.entries(read)) {
     const value = body[field] ?? undefined;
     if (value !== undefined && typeof value !== type)
       throw badRequest("invalid_type", `${field} must be a ${type}, not ${JSON.stringify(value).slice(0, 50)}.`, field);

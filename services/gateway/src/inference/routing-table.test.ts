@@ -197,7 +197,7 @@ it("finds by its index what a scan finds (property)", async () => {
           else model.adapters.set(done.key, state);
         } else if (done.kind === "report") {
           const key = `${done.engine}.${done.replica}`;
-          const { adapters: _none, ...report } = replicaOf(done.replica, "http://x", [], {
+          const { adapters: _none, ...report } = replicaOf(done.replica, "http://127.0.0.1:1", [], {
             engine: done.engine,
             base: "base",
             incarnation: done.incarnation,
@@ -267,7 +267,7 @@ it("among many replicas a name keeps to its favourite while idle, and under load
   const keys = Array.from({ length: many }, (_, n) => `r${n}`);
   const held = state.versions.map((version) => heldBy(state, version));
   for (const name of keys) {
-    const { adapters: _none, ...report } = replicaOf(name, "http://x", [], { agent: null });
+    const { adapters: _none, ...report } = replicaOf(name, "http://127.0.0.1:1", [], { agent: null });
     write(buckets.replicas, `local.${name}`, report);
     write(buckets.holdings, `local.${name}.acme.pirate`, { incarnation: "1", agent: null, adapters: held });
   }
@@ -294,7 +294,7 @@ it("among many replicas a name keeps to its favourite while idle, and under load
 
   // Those that are ready are found, however few they are.
   for (const name of keys.slice(1)) {
-    const { adapters: _none, ...report } = replicaOf(name, "http://x", [], { agent: null, ready: false });
+    const { adapters: _none, ...report } = replicaOf(name, "http://127.0.0.1:1", [], { agent: null, ready: false });
     write(buckets.replicas, `local.${name}`, report);
   }
   expect(ask().map(({ state: { replica } }) => replica)).toEqual(["r0"]);

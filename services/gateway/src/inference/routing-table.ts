@@ -17,6 +17,7 @@ import {
 import type { z } from "zod";
 import { type Candidates, fewReplicas, type HeldOnReplica, preferenceOf, type ReplicaView } from "./decide-replicas.ts";
 import type { RoutingView, VersionCounts } from "./decide-route.ts";
+import { createReplicaUrlJudge, defaultReplicaHosts } from "./engines/judge-replica-url.ts";
 
 /** Agents write every 3 s. */
 const silentAfterMs = 15_000;
@@ -40,13 +41,24 @@ export async function createRoutingTable({
   signal,
   now = () => performance.now(),
   random,
+  replicaHosts = defaultReplicaHosts,
 }: {
   bus: Pick<Bus, "bucket">;
   signal: AbortSignal;
   now?: () => number;
   /** For benchmarks: replicas are chosen by these numbers from 0 to 1 instead of by affinity and load. */
   random?: (() => number) | undefined;
+  /** Which addresses agents may say of their replicas. */
+  replicaHosts?: readonly string[] | undefined;
 }): Promise<RoutingTable> {
+  const urlProblem = createReplicaUrlJudge(replicaHosts);
+  /** A replica whose address is refused is never asked, and `engines` says why. */
+  const judged = (state: ReplicaReport): ReplicaReport => {
+    const why = urlProblem(state.url);
+    if (why === undefined) return state;
+    const message = `the replica's address is refused: ${why}. If it is right, the operator allows it with REPLICA_HOSTS of the gateway.`;
+    return { ...state, ready: false, problem: { code: "REPLICA_URL_REFUSED", message } };
+  };
   const engines = createEngines();
   const adapters = createAdapters();
 
@@ -69,17 +81,17 @@ export async function createRoutingTable({
     now,
     holdings: { ...buckets.holdings, value: routedHolding },
     onProven(loraName, entry, isProven) {
-      const replica = entryOf(known, entry.key, () => new KnownReplica(entry, now));
+      const replica = entryOf(known, entry.key, () => new KnownReplica(entry, now, judged));
       if (!isProven) leave(byName, loraName, replica);
       else entryOf(byName, loraName, () => new ReplicaGroup(loadOf(entry.report.engine))).add(replica);
     },
     onReplica(key, entry) {
-      const replica = entry === undefined ? known.get(key) : entryOf(known, key, () => new KnownReplica(entry, now));
+      const replica = entry === undefined ? known.get(key) : entryOf(known, key, () => new KnownReplica(entry, now, judged));
       if (replica === undefined) return;
       const { engine } = replica.state;
       const load = loadOf(engine);
       load.replicas -= replica.countsAsReady ? 1 : 0;
-      replica.countsAsReady = entry?.report.ready === true;
+      replica.countsAsReady = entry !== undefined && replica.state.ready;
       load.replicas += replica.countsAsReady ? 1 : 0;
       if (entry === undefined) {
         leave(byEngine, engine, replica);
@@ -161,14 +173,19 @@ class KnownReplica implements ReplicaView {
   readonly held: ReplicaView["held"];
   readonly #entry: ReplicaEntry<HeldOnReplica>;
   readonly #now: () => number;
+  readonly #judge: (report: ReplicaReport) => ReplicaReport;
+  #judged: { report: ReplicaReport; state: ReplicaReport } | undefined;
 
-  constructor(entry: ReplicaEntry<HeldOnReplica>, now: () => number) {
+  constructor(entry: ReplicaEntry<HeldOnReplica>, now: () => number, judge: (report: ReplicaReport) => ReplicaReport) {
     this.#entry = entry;
     this.#now = now;
+    this.#judge = judge;
     this.held = (loraName) => entry.held(loraName);
   }
   get state(): ReplicaReport {
-    return this.#entry.report;
+    const { report } = this.#entry;
+    if (this.#judged?.report !== report) this.#judged = { report, state: this.#judge(report) };
+    return this.#judged.state;
   }
   get proven(): ReadonlySet<string> {
     return this.#entry.proven;

@@ -50,3 +50,40 @@ export async function expectItKeepsTheContract({ engine, base, adapter }: Engine
   expect(await names()).toEqual([base]);
   expect(await engine.incarnation()).toBe(incarnation);
 }
+
+const [acme, other] = [`${"x".repeat(42)}_`, `${"y".repeat(42)}-`];
+/**
+ * The gateway relies on `cache_salt`: requests with the same salt share the computed beginnings of their prompts as before, requests with
+ * another one share nothing. Salts of requests with one prompt of 257 tokens (whole blocks, of 16 or of 128 tokens, and one token that is always
+ * computed), and how each is answered.
+ */
+export const saltedRequests: readonly { salt: unknown; status: number; reused: number }[] = [
+  { salt: acme, status: 200, reused: 0 },
+  { salt: acme, status: 200, reused: 256 },
+  { salt: other, status: 200, reused: 0 },
+  { salt: undefined, status: 200, reused: 0 },
+  { salt: other, status: 200, reused: 256 },
+  { salt: "", status: 400, reused: 0 },
+  { salt: "a/b", status: 400, reused: 0 },
+  { salt: 7, status: 400, reused: 0 },
+];
+
+/** Asks an engine with these salts; says of each request how many tokens were taken from the prefix cache. */
+export async function askWithSalts({ url, key, model }: { url: string; key: string; model: string }): Promise<typeof saltedRequests> {
+  const headers = { "content-type": "application/json", authorization: `Bearer ${key}` };
+  const prompt = Array.from({ length: 257 }, (_, n) => 1000 + ((n * 37) % 500));
+  const counter = async (name: "queries" | "hits"): Promise<number> => {
+    const text = await (await fetch(`${url}/metrics`, { headers })).text();
+    return Number(new RegExp(`^vllm:prefix_cache_${name}_total\\{[^}]*\\} (\\S+)$`, "m").exec(text)?.[1] ?? Number.NaN);
+  };
+  const answers: { salt: unknown; status: number; reused: number }[] = [];
+  for (const { salt } of saltedRequests) {
+    const [queries, hits] = [await counter("queries"), await counter("hits")];
+    const body = JSON.stringify({ model, prompt: [prompt], max_tokens: 1, ...(salt === undefined ? {} : { cache_salt: salt }) });
+    const { status } = await fetch(`${url}/v1/completions`, { method: "POST", headers, body });
+    // The counters follow a moment after the answer.
+    if (status === 200) await expect.poll(() => counter("queries")).toBe(queries + prompt.length);
+    answers.push({ salt, status, reused: (await counter("hits")) - hits });
+  }
+  return answers;
+}

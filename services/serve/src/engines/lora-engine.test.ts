@@ -5,7 +5,7 @@ import { join } from "node:path";
 import type { EngineKindName } from "@loraline/contracts";
 import { createSimulatedEngine, simulatedAdapter, type SimulatedEngine } from "@loraline/testkit";
 import { describe, expect, it as base } from "vitest";
-import { expectItKeepsTheContract } from "./contract-under-test.ts";
+import { askWithSalts, expectItKeepsTheContract, saltedRequests } from "./contract-under-test.ts";
 import { engines } from "./table.ts";
 
 const key = "between-agent-and-engine";
@@ -34,6 +34,11 @@ describe.each(Object.keys(engines) as EngineKindName[])("an engine of kind %s", 
     using engine = engines[kind].connect({ url: process.url, apiKey: key });
     expect(engine.product).toBe(engines[kind].product);
     await expectItKeepsTheContract({ engine, base: "tiny", adapter });
+  });
+
+  it("keeps the caches of different salts apart, and shares those of equal ones", async () => {
+    await using process = await simulated[kind]();
+    expect(await askWithSalts({ url: process.url, key, model: "tiny" })).toEqual(saltedRequests);
   });
 
   it("is another incarnation after a restart, and holds nothing", async ({ adapter }) => {

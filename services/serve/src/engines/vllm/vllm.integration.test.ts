@@ -12,7 +12,7 @@ import { test as it } from "@loraline/testkit";
 import { afterAll, beforeAll, describe, expect } from "vitest";
 import { z } from "zod";
 import { type AdapterBytes, serveUnderTest } from "../../serve-under-test.ts";
-import { expectItKeepsTheContract } from "../contract-under-test.ts";
+import { askWithSalts, expectItKeepsTheContract, saltedRequests } from "../contract-under-test.ts";
 import { startVllm, vllmKey } from "./vllm-under-test.ts";
 import { checkTemplate } from "../../agent/check-template.ts";
 import { createVllmClient } from "./client.ts";
@@ -83,6 +83,10 @@ const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
 });
 
 describe("vLLM's endpoints", () => {
+  test("keep the caches of different salts apart, and share those of equal ones", async () => {
+    expect(await askWithSalts({ url: vllm.url, key: vllmKey, model: base.name })).toEqual(saltedRequests);
+  });
+
   test("keep the contract of an engine, as the simulated one does", async () => {
     using engine = createVllmClient({ url: vllm.url, apiKey: vllmKey });
     await expectItKeepsTheContract({ engine, base: base.name, adapter: join(adapters, "right") });
