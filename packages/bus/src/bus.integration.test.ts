@@ -55,7 +55,7 @@ describe("publish", () => {
     const bus = await busOver(nc);
     const [at, other] = [newDataset(tenant), newDataset(tenant)];
     const namesOf = async (range: Parameters<typeof bus.newest>[2]) =>
-      (await bus.newest(events.datasetReceived, at, range)).map(({ data }) => data.filename);
+      (await bus.newest([events.datasetReceived], at, range)).map(({ data }) => data.filename);
     expect(await namesOf({ limit: 3 })).toEqual([]);
     const seqs: number[] = [];
     for (let n = 0; n < 30; n++) {
@@ -409,7 +409,7 @@ describe("consume", () => {
     await nc.request(`loraline.${tenant}.dataset.${at.id}.received.v1`, body, { headers: given, timeout: 5000 });
     expect(await bus.history([events.datasetReceived], at)).toHaveLength(1);
     expect(await bus.last(events.datasetReceived, at)).toMatchObject({ data: { filename: "a.jsonl" } });
-    expect(await bus.newest(events.datasetReceived, at, { limit: 5 })).toMatchObject([{ data: { filename: "a.jsonl" } }]);
+    expect(await bus.newest([events.datasetReceived], at, { limit: 5 })).toMatchObject([{ data: { filename: "a.jsonl" } }]);
   });
 
   test("a list of letters reads nothing of other tenants' data, and of the own no more than fits", async ({ nc, tenant }) => {

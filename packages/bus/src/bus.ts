@@ -5,16 +5,19 @@ import {
   type EventAddress,
   type EventDef,
   type EventInput,
+  everySubjectOf,
   filterFor,
+  parseSubject,
   streamOf,
   subjectFor,
 } from "@loraline/contracts";
 import { type Log, PermanentError, type Telemetry, UnavailableError } from "@loraline/runtime";
-import { type Consumer, type DeliveryInfo, DeliverPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
+import { type Consumer, type DeliveryInfo, DeliverPolicy, jetstream, jetstreamManager, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import type { z } from "zod";
 import { consume, type ConsumeOptions } from "./consume.ts";
 import { createDeadLetters, type DeadLetters } from "./dead-letters.ts";
+import { findNewest } from "./find-newest.ts";
 import { headersOf, open, type Received, seal } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
 
@@ -49,12 +52,16 @@ export interface Bus {
    */
   history<E extends EventDef>(events: readonly E[], at: EventAddress): Promise<Received<E>[]>;
   /**
-   * Newest stored events of one kind about one entity, newest first; reads little more than it returns. What breaks the contract is
-   * left out.
+   * Newest stored events of these kinds about one entity, newest first; all of one stream. Reads little more than it returns. What
+   * breaks the contract is left out.
    * @param range.before - only those with a smaller sequence.
    * @param range.until - only those that were stored by then.
    */
-  newest<E extends EventDef>(event: E, at: EventAddress, range: { before?: number; until?: Date; limit: number }): Promise<Received<E>[]>;
+  newest<E extends EventDef>(
+    events: readonly E[],
+    at: EventAddress,
+    range: { before?: number; until?: Date; limit: number },
+  ): Promise<Received<E>[]>;
   deadLetters: DeadLetters;
 }
 
@@ -126,56 +133,60 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
       return received;
     },
     async newest<E extends EventDef>(
-      event: E,
+      events: readonly E[],
       at: EventAddress,
       { before, until, limit }: { before?: number; until?: Date; limit: number },
     ) {
+      const [first] = events;
+      if (first === undefined) return [];
       const jsm = await jetstreamManager(nc);
-      const stream = streamOf(event).name;
-      const subject = subjectFor(event, at);
+      const stream = streamOf(first).name;
+      // One filter, so those of other kinds about the entity are read with them.
+      const filter = events.length === 1 ? subjectFor(first, at) : everySubjectOf(first.noun, at);
       /** Sequence of the first message of all from a time on, or of the last about the entity. */
       const seqOf = async (query: object): Promise<number | undefined> =>
         (await jsm.streams.getMessage(stream, query as Parameters<typeof jsm.streams.getMessage>[1]))?.seq;
       const [last, later] = await Promise.all([
-        seqOf({ last_by_subj: subject }),
+        seqOf({ last_by_subj: filter }),
         until && seqOf({ start_time: new Date(until.getTime() + 1).toISOString() }),
       ]);
-      let end = Math.min(last ?? 0, (before ?? Infinity) - 1, (later ?? Infinity) - 1);
-      // Streams are read forwards only: stretches of growing length before the newest one, until there are enough. They are read by
-      // consumers, because the client's direct reads never end when a message's headers cannot be decoded (nats.js 3.4).
-      const found: Received<E>[] = [];
-      for (let length = limit * 2; end >= 1 && found.length < limit; end -= length, length *= 4) {
-        const stretch: Received<E>[] = [];
-        const from = {
-          filter_subjects: subject,
-          deliver_policy: DeliverPolicy.StartSequence,
-          opt_start_seq: Math.max(1, end - length + 1),
-        };
+      // By consumers, because the client's direct reads never end when a message's headers cannot be decoded (nats.js 3.4).
+      const readFrom = async (seq: number, count: number): Promise<JsMsg[]> => {
+        const from = { filter_subjects: filter, deliver_policy: DeliverPolicy.StartSequence, opt_start_seq: seq };
         const consumer = await js.consumers.get(stream, from);
         try {
-          for (let more = (await consumer.info()).num_pending > 0; more;) {
-            // Nothing comes when what was there is removed meanwhile.
-            more = false;
-            for await (const message of await consumer.fetch({ max_messages: Math.min(length, 1000), expires: 5000 })) {
-              const { seq, data, info } = message;
-              more = info.pending > 0 && seq < end;
-              if (seq > end) break;
-              try {
-                const headers = headersOf(() => message.headers);
-                stretch.push(open({ subject, headers, data, seq, storedAt: storedAt(info) }, [event]));
-              } catch (error) {
-                if (!(error instanceof PermanentError)) throw error;
-                log.warn({ err: error, subject, seq }, "event left out");
-              }
-              if (!more) break;
-            }
+          const wanted = Math.min(count, (await consumer.info()).num_pending);
+          const some: JsMsg[] = [];
+          // Nothing comes when what was there is removed meanwhile.
+          if (wanted === 0) return some;
+          for await (const message of await consumer.fetch({ max_messages: wanted, expires: 5000 })) {
+            some.push(message);
+            if (some.length >= wanted || message.info.pending === 0) break;
           }
+          return some;
         } finally {
           await removeConsumer(consumer);
         }
-        found.unshift(...stretch);
+      };
+      const opened = (message: JsMsg): Received<E>[] => {
+        const { subject, seq, data, info } = message;
+        const type = parseSubject(subject)?.type;
+        if (type !== undefined && !events.some((event) => event.type === type)) return [];
+        try {
+          return [open({ subject, headers: headersOf(() => message.headers), data, seq, storedAt: storedAt(info) }, events)];
+        } catch (error) {
+          if (!(error instanceof PermanentError)) throw error;
+          log.warn({ err: error, subject, seq }, "event left out");
+          return [];
+        }
+      };
+      const found: Received<E>[] = [];
+      for (let end = Math.min(last ?? 0, (before ?? Infinity) - 1, (later ?? Infinity) - 1); end >= 1 && found.length < limit;) {
+        const some = await findNewest(readFrom, end, limit - found.length);
+        found.push(...some.flatMap(opened));
+        end = (some.at(-1)?.seq ?? 1) - 1;
       }
-      return found.slice(-limit).reverse();
+      return found;
     },
     deadLetters: createDeadLetters(nc, secret),
   };

@@ -2,10 +2,13 @@
 import { type BucketDef, problemsOf } from "@loraline/contracts";
 import { type Log, natsOutage, PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
-import { DeliverPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
+import { DeliverPolicy, jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
 import { Kvm, type KV } from "@nats-io/kv";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { checkStateSize } from "./sizes.ts";
+
+/** NATS gives the last messages of at most 1,024 subjects for one request. */
+const manyAtOnce = 500;
 
 type KvWatch = Awaited<ReturnType<KV["watch"]>>;
 
@@ -29,6 +32,10 @@ export interface KvBucket<T> {
   change(key: string, change: (current: T | undefined) => T | undefined): Promise<T | undefined>;
   /** All entries whose key matches `filter` (NATS wildcards); no order. */
   entries(filter?: string): Promise<KvEntry<T>[]>;
+  /** Keys that match `filter`, without reading their entries; no order. Those of entries that were deleted may be among them. */
+  keys(filter: string): Promise<string[]>;
+  /** The entries of these keys, where there are any; no order. */
+  many(keys: readonly string[]): Promise<KvEntry<T>[]>;
   /** How many keys match `filter`; values are not read. */
   count(filter: string): Promise<number>;
   /** What the clock of the NATS server shows, in milliseconds since the epoch. */
@@ -135,6 +142,24 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       if (ts === undefined) throw new Error("this NATS server is too old: it does not say what its clock shows");
       return Date.parse(ts);
     },
+    async keys(filter) {
+      const jsm = await jetstreamManager(nc);
+      const { state } = await jsm.streams.info(`KV_${def.name}`, { subjects_filter: `${prefix}${filter}` });
+      return Object.keys(state.subjects ?? {}).map((subject) => subject.slice(prefix.length));
+    },
+    async many(keys) {
+      const { direct } = await jetstreamManager(nc);
+      const found: KvEntry<Value>[] = [];
+      for (let from = 0; from < keys.length; from += manyAtOnce) {
+        const subjects = keys.slice(from, from + manyAtOnce).map((key) => `${prefix}${key}`);
+        for (const message of await storedMessages(direct.getLastMessagesFor(`KV_${def.name}`, { multi_last: subjects }))) {
+          if (message.header?.get("KV-Operation") || message.header?.get("Nats-Marker-Reason")) continue;
+          const key = message.subject.slice(prefix.length);
+          found.push({ key, value: parse(key, message.data), revision: message.seq });
+        }
+      }
+      return found;
+    },
     async entries(filter = ">") {
       // One pass over the values instead of a read per key, by a consumer that is removed at once: the client library's own `history`
       // leaves it to the server, for minutes, and a stream holds a thousand (nats-server 2.15).
@@ -216,6 +241,16 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     },
   };
   return bucket;
+}
+
+/** All of them; none is an answer and no error. */
+async function storedMessages(reading: Promise<AsyncIterable<StoredMsg>>): Promise<StoredMsg[]> {
+  try {
+    return await Array.fromAsync(await reading);
+  } catch (error) {
+    if (/no messages|message not found|404/i.test((error as Error).message)) return [];
+    throw error;
+  }
 }
 
 const isWrongRevision = (error: unknown): boolean => /wrong last sequence/i.test((error as Error).message);

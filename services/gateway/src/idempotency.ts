@@ -20,6 +20,9 @@ export function idsOfKey({ tenant, key, nowMs }: { tenant: string; key: string; 
   return [id(start), id(start - windowMs)];
 }
 
+/** How much later than the time in its id something may have been made whose id may be that of a key; 0 where it is not. */
+export const keyedIdWindow = (idTimeMs: number): number => (idTimeMs % windowMs === 0 ? 2 * windowMs : 0);
+
 /**
  * What an earlier request with the same key made.
  * @param ids - those of `idsOfKey`; none where the request has no key.

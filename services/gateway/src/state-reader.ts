@@ -1,5 +1,5 @@
 /** Reads runs and datasets as the projector has folded them, or from the streams where the projector is behind. */
-import type { Bus } from "@loraline/bus";
+import type { Bus, KvBucket } from "@loraline/bus";
 import {
   buckets,
   datasetImportRequested,
@@ -9,12 +9,14 @@ import {
   everyKeyOf,
   foldDataset,
   foldRun,
+  parseRunKey,
   runKey,
   runRequested,
   type RunState,
   ulid,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
+import { type PageRequest, readPage } from "./jobs/read-page.ts";
 
 const pollMs = 20;
 
@@ -23,10 +25,13 @@ export interface StateReader {
   run(tenant: string, runId: string): Promise<RunState | undefined>;
   /** The dataset, also if it was deleted. */
   dataset(tenant: string, datasetId: string): Promise<DatasetState | undefined>;
-  /** Newest first. */
+  /** All of the tenant, newest first. Reads them all: lists use `runPage`. */
   runs(tenant: string): Promise<RunState[]>;
-  /** Newest first, deleted ones included. */
+  /** All of the tenant, newest first, deleted ones included. */
   datasets(tenant: string): Promise<DatasetState[]>;
+  /** Reads little more than the page. undefined: there is no run `after`. */
+  runPage(tenant: string, page: PageRequest<RunState>): Promise<{ items: RunState[]; hasMore: boolean } | undefined>;
+  datasetPage(tenant: string, page: PageRequest<DatasetState>): Promise<{ items: DatasetState[]; hasMore: boolean } | undefined>;
   /** Waits until the folded dataset fulfils `holds`, at most `withinMs`. @returns whether it does */
   runFolded(tenant: string, runId: string, holds: (run: RunState) => boolean, withinMs: number): Promise<boolean>;
   datasetFolded(tenant: string, datasetId: string, holds: (dataset: DatasetState) => boolean, withinMs: number): Promise<boolean>;
@@ -46,6 +51,14 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
   };
   const newestFirst = (a: { at: string; id: string }, b: { at: string; id: string }): number =>
     a.at === b.at ? (a.id < b.id ? 1 : -1) : a.at < b.at ? 1 : -1;
+
+  const entriesOf = <T>(bucket: KvBucket<T>, tenant: string, known: Map<string, number>) => ({
+    ids: async () => (await bucket.keys(everyKeyOf(tenant))).map((key) => parseRunKey(key).id),
+    read: async (ids: readonly string[]) => (await bucket.many(ids.map((id) => runKey({ tenant, id })))).map(({ value }) => value),
+    known,
+  });
+  const knownRuns = new Map<string, number>();
+  const knownDatasets = new Map<string, number>();
 
   return {
     async run(tenant, runId) {
@@ -79,6 +92,13 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
         .map(({ value }) => value)
         .toSorted((a, b) => newestFirst({ at: a.receivedAt, id: a.datasetId }, { at: b.receivedAt, id: b.datasetId }));
     },
+    runPage: (tenant, page) =>
+      readPage({ ...entriesOf(runs, tenant, knownRuns), idOf: ({ runId }) => runId, timeOf: ({ requestedAt }) => requestedAt }, page),
+    datasetPage: (tenant, page) =>
+      readPage(
+        { ...entriesOf(datasets, tenant, knownDatasets), idOf: ({ datasetId }) => datasetId, timeOf: ({ receivedAt }) => receivedAt },
+        page,
+      ),
     runFolded: (tenant, runId, holds, withinMs) => folded(() => runs.get(runKey({ tenant, id: runId })), holds, withinMs),
     datasetFolded: (tenant, datasetId, holds, withinMs) =>
       folded(() => datasets.get(datasetKey({ tenant, id: datasetId })), holds, withinMs),

@@ -118,7 +118,7 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
               : command.kind === "promote"
                 ? adapterPromoteRequested
                 : adapterRollbackRequested;
-        const published = (await bus.newest(event, at, { limit: 20 })).find(({ id }) => id === messageId(event, at, key));
+        const published = (await bus.newest([event], at, { limit: 20 })).find(({ id }) => id === messageId(event, at, key));
         if (published !== undefined) return published.seq;
         if (command.part === "placement")
           return (await bus.publish(adapterPlaceRequested, at, { placement: command.placement, by }, { key })).seq;

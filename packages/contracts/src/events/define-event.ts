@@ -63,6 +63,10 @@ export function filterFor(event: EventDef, at: Partial<EventAddress> = {}): stri
   return `loraline.${at.tenant ?? "*"}.${event.noun}.${at.id ?? "*"}.${event.tail}`;
 }
 
+/** Filter that matches every event about one entity. */
+export const everySubjectOf = (noun: Noun, at: EventAddress): string =>
+  `loraline.${tenantName.parse(at.tenant)}.${noun}.${nouns[noun].parse(at.id)}.>`;
+
 /** The tenant of a subject, also if the rest of the subject is not one of our events. */
 export const tenantOfSubject = (subject: string): string | undefined => subject.split(".")[1];
 

@@ -30,8 +30,9 @@ export const importBody = z.union(
   [urlSource.extend({ mapping: datasetMapping.optional() }), hubSource.extend({ mapping: datasetMapping.optional() })],
   { error: "give `url`, or `hub` (organisation/name) with `file`, `config`, `split` or `revision`; and `mapping` with either" },
 );
-export const datasetList = z.object({ data: z.array(datasetState) });
-export const runList = z.object({ data: z.array(runState) });
+const hasMore = z.boolean().default(false).describe("Whether there are older ones: ask again with `after` and the last id.");
+export const datasetList = z.object({ data: z.array(datasetState), has_more: hasMore });
+export const runList = z.object({ data: z.array(runState), has_more: hasMore });
 const canarySide = z.object({
   requests: z.int().describe("Answers since the step began."),
   errors: z.int(),

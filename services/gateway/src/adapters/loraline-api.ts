@@ -37,7 +37,8 @@ import { createCommandFollower, type Unfollowed } from "./follow-command.ts";
 import { enginesOf } from "./engines-view.ts";
 import { badRequest, notFound } from "../errors.ts";
 import { idempotencyKeyOf } from "../idempotency.ts";
-import { ownAdapterName } from "../openai-ids.ts";
+import { ownAdapterName, runIdOf } from "../openai-ids.ts";
+import { dataOfPage, idOfCursor, pageQueryOf, ulidOf } from "../paging.ts";
 import { spansOfTenant } from "../spans-of-tenant.ts";
 import { createWorkingSet } from "../inference/working-set.ts";
 
@@ -145,9 +146,12 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   };
 
   return (app) => {
-    app.get("/loraline/runs", async ({ caller }) => ({
-      data: (await state.runs(caller.tenant)).filter(({ spec }) => seesAdapter(caller, spec.adapter)),
-    }));
+    app.get("/loraline/runs", async ({ caller, query }) => {
+      const page = pageQueryOf(query, { limit: 1000, max: 1000 });
+      const after = idOfCursor(page.after, (id) => runIdOf(id) ?? ulidOf(id));
+      const shown = ({ spec }: RunState): boolean => seesAdapter(caller, spec.adapter);
+      return dataOfPage(await state.runPage(caller.tenant, { ...page, after, shown }), page);
+    });
     app.get("/loraline/runs/:runId", existingRun);
     app.get("/loraline/runs/:runId/trace", async (request) => {
       const { runId, trace } = await existingRun(request);

@@ -46,7 +46,7 @@ describe("datasets", () => {
 
     await line.openai.files.delete(file.id);
     await expect.poll(async () => (await get(line, `/${id}`)).status).toBe(404);
-    expect(await (await get(line, "")).json()).toEqual({ data: [] });
+    expect(await (await get(line, "")).json()).toEqual({ data: [], has_more: false });
   });
 
   test("are imported by URL or hub id: one request, one dataset, shown while it is fetched", async ({ line }) => {

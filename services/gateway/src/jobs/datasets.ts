@@ -11,6 +11,7 @@ import type { GatewayContext } from "../context.ts";
 import { notFound } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { datasetIdOf } from "../openai-ids.ts";
+import { dataOfPage, idOfCursor, pageQueryOf, ulidOf } from "../paging.ts";
 import { requestSpan } from "../tracing.ts";
 
 /** How long an answer waits for the projector, so that lists already show the dataset. The answer is right also without it. */
@@ -31,9 +32,12 @@ export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: Fa
   };
 
   return (app) => {
-    app.get("/loraline/datasets", async (request) => ({
-      data: (await state.datasets(request.caller.tenant)).filter(({ status }) => status !== "deleted"),
-    }));
+    app.get("/loraline/datasets", async (request) => {
+      const page = pageQueryOf(request.query, { limit: 1000, max: 1000 });
+      const after = idOfCursor(page.after, (id) => datasetIdOf(id) ?? ulidOf(id));
+      const shown = ({ status }: DatasetState): boolean => status !== "deleted";
+      return dataOfPage(await state.datasetPage(request.caller.tenant, { ...page, after, shown }), page);
+    });
     app.post("/loraline/datasets/import", async (request, reply) => {
       const { tenant, by } = request.caller;
       const { mapping, ...source } = parsedBody(importBody, request.body);

@@ -22,7 +22,7 @@ import type { GatewayContext } from "../context.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { datasetIdOf, fileIdOf } from "../openai-ids.ts";
-import { pageOf, pageQueryOf } from "../paging.ts";
+import { idOfCursor, pageOfItems, pageQueryOf } from "../paging.ts";
 import { requestSpan } from "../tracing.ts";
 
 const purpose = "fine-tune";
@@ -133,13 +133,11 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       }
       const page = pageQueryOf(query, { limit: 10_000, max: 10_000 });
       const asked = query.purpose === undefined || query.purpose === purpose;
-      const datasets = asked ? await state.datasets(request.caller.tenant) : [];
-      if (query.order === "asc") datasets.reverse();
-      return pageOf(datasets, page, {
-        idOf: (dataset) => fileIdOf(dataset.datasetId),
-        view: fileObjectOf,
-        shown: (dataset) => dataset.status !== "deleted",
-      });
+      if (!asked) return pageOfItems({ items: [], hasMore: false }, page, fileObjectOf);
+      const after = idOfCursor(page.after, datasetIdOf);
+      const shown = ({ status }: DatasetState): boolean => status !== "deleted";
+      const order = query.order ?? "desc";
+      return pageOfItems(await state.datasetPage(request.caller.tenant, { ...page, after, order, shown }), page, fileObjectOf);
     });
 
     app.get("/files/:id", async (request) => fileObjectOf(await existing(request)));

@@ -20,8 +20,8 @@ import { badRequest, badRequestOf, notFound } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { cursorOf, jobEventsOf } from "./job-events.ts";
 import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
-import { datasetIdOf, jobIdOf, runIdOf } from "../openai-ids.ts";
-import { pageOf, pageQueryOf } from "../paging.ts";
+import { datasetIdOf, runIdOf } from "../openai-ids.ts";
+import { idOfCursor, pageOf, pageOfItems, pageQueryOf } from "../paging.ts";
 import { parseJobBody, runSpecFromJob } from "./run-spec-from-job.ts";
 import { type JoinTrace, requestSpan } from "../tracing.ts";
 
@@ -29,8 +29,12 @@ const foldWithinMs = 1000;
 const cancelWithinMs = 2000;
 /** The SDKs retry without an idempotency key, so an equal request within this time counts as the same request. */
 const retryWindowMs = 2 * 60_000;
+/** A run that is requested later after the upload has a trace of its own. */
+const uploadTraceMs = 60 * 60_000;
 /** The longest time between an event's own time and its storing. */
 const publishingTakesMs = 5000;
+
+type RunEventDef = (typeof runEvents)[number] | typeof runProgress;
 
 const identified = <T extends { id: string }>(): { idOf: (item: T) => string; view: (item: T) => T } => ({
   idOf: (item) => item.id,
@@ -76,24 +80,27 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
     });
     if (earlier !== undefined) return earlier;
     if (ids.length > 0 || !(Number(request.headers["x-stainless-retry-count"]) > 0)) return undefined;
-    const since = new Date(Date.now() - retryWindowMs).toISOString();
-    const recent = (await state.runs(caller.tenant)).filter(({ requestedAt }) => requestedAt >= since);
-    return recent.find((run) => isDeepStrictEqual(run.spec, spec));
+    const shown = (run: RunState): boolean => isDeepStrictEqual(run.spec, spec);
+    return (await state.runPage(caller.tenant, { limit: 1, since: Date.now() - retryWindowMs, shown }))?.items[0];
   };
 
   /**
-   * The first run on a dataset continues the upload's trace, so that one trace goes from the upload to the first token.
+   * The first run on a new dataset continues the upload's trace, so that one trace goes from the upload to the first token.
    * A later run, and one whose caller brings a trace of its own, has another trace and links to it.
    */
   const joinDataset: JoinTrace = async (request, incoming) => {
     const fileId = (request.body as { training_file?: unknown } | undefined)?.training_file;
     const datasetId = typeof fileId === "string" ? datasetIdOf(fileId) : undefined;
     const { tenant } = request.caller;
-    const trace = (datasetId === undefined ? undefined : await state.dataset(tenant, datasetId))?.trace ?? undefined;
-    if (trace === undefined || (incoming !== undefined && traceIdOf(incoming) === traceIdOf(trace))) return {};
+    const dataset = datasetId === undefined ? undefined : await state.dataset(tenant, datasetId);
+    const trace = dataset?.trace ?? undefined;
+    if (dataset === undefined || trace === undefined || (incoming !== undefined && traceIdOf(incoming) === traceIdOf(trace))) return {};
     if (incoming !== undefined) return { links: [trace] };
-    const used = (await state.runs(tenant)).some(({ spec }) => spec.dataset === datasetId);
-    return used ? { links: [trace] } : { parent: trace };
+    const since = Date.parse(dataset.receivedAt);
+    // Of a dataset that has been there for long, it would take long to find out, and the trace of its upload is then over.
+    if (Date.now() - since > uploadTraceMs) return { links: [trace] };
+    const earlier = await state.runPage(tenant, { limit: 1, since, shown: ({ spec }) => spec.dataset === datasetId });
+    return earlier?.items.length === 0 ? { parent: trace } : { links: [trace] };
   };
 
   return (app) => {
@@ -135,12 +142,13 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
         const field = /^metadata\[(.+)\]$/.exec(name)?.[1];
         return field === undefined ? [] : [[field, value] as const];
       });
-      const runs = (await state.runs(request.caller.tenant)).filter(({ spec }) => seesAdapter(request.caller, spec.adapter));
-      return pageOf(runs, page, {
-        idOf: (run) => jobIdOf(run.runId),
-        view: jobObjectOf,
-        shown: ({ spec }) => wanted.every(([field, value]) => spec.metadata?.[field] === value),
-      });
+      const shown = ({ spec }: RunState): boolean =>
+        seesAdapter(request.caller, spec.adapter) && wanted.every(([field, value]) => spec.metadata?.[field] === value);
+      return pageOfItems(
+        await state.runPage(request.caller.tenant, { ...page, after: idOfCursor(page.after, runIdOf), shown }),
+        page,
+        jobObjectOf,
+      );
     });
 
     app.get("/fine_tuning/jobs/:id", async (request) => jobObjectOf(await existing(request)));
@@ -174,23 +182,25 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       const page = pageQueryOf(request.query, { limit: 20, max: 1000 });
       const { tenant, runId, spec } = await existing(request);
       const at = { tenant, id: runId };
-      // A run has few events of its own. It has much progress, of which only the part that the page needs is read.
-      const history = await bus.history(runEvents, at);
+      const kinds = { runs: runEvents, progress: [runProgress] } as const;
+      // Of both streams only the part that the page needs is read: a run may have a hundred thousand steps, and as many checkpoints.
       const cursor = page.after === undefined ? undefined : cursorOf(page.after);
-      const cursorTime = history.find(({ seq }) => cursor?.stream === "runs" && seq === cursor.seq)?.time;
-      const range =
-        cursor?.stream === "progress"
-          ? { before: cursor.seq + 1 }
-          : cursorTime === undefined
-            ? {}
-            : { until: new Date(Date.parse(cursorTime) + publishingTakesMs) };
+      const [last] =
+        cursor === undefined ? [] : await bus.newest<RunEventDef>(kinds[cursor.stream], at, { before: cursor.seq + 1, limit: 1 });
+      if (page.after !== undefined && last?.seq !== cursor?.seq) return pageOf([], page, identified());
+      const until = last === undefined ? {} : { until: new Date(Date.parse(last.time) + publishingTakesMs) };
+      const range = (stream: keyof typeof kinds) => (cursor?.stream === stream ? { before: cursor.seq + 1 } : until);
       for (let limit = page.limit + 2; ; limit *= 4) {
-        const progress = await bus.newest(runProgress, at, { ...range, limit });
-        const events = jobEventsOf([...history, ...progress], spec.base);
+        const [own, progress] = await Promise.all([
+          bus.newest(kinds.runs, at, { ...range("runs"), limit }),
+          bus.newest(kinds.progress, at, { ...range("progress"), limit }),
+        ]);
+        const events = jobEventsOf([...own, ...progress], spec.base);
         const after = events.slice(events.findIndex(({ id }) => id === page.after) + 1);
-        // If more progress was read than the page has room for, older progress cannot be on this page.
-        const enough = after.filter(({ id }) => cursorOf(id)?.stream === "progress").length > page.limit;
-        if (enough || progress.length < limit) return pageOf(events, page, identified());
+        // If more of a stream was read than the page has room for, older events of it cannot be on this page.
+        const enough = (stream: string, read: readonly unknown[]): boolean =>
+          read.length < limit || after.filter(({ id }) => cursorOf(id)?.stream === stream).length > page.limit;
+        if (enough("runs", own) && enough("progress", progress)) return pageOf(events, page, identified());
       }
     });
 

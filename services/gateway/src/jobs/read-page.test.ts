@@ -1,0 +1,90 @@
+import fc from "fast-check";
+import { encodeTime } from "ulid";
+import { expect, it } from "vitest";
+import { type Entries, readPage } from "./read-page.ts";
+
+const hour = 3_600_000;
+const start = 1_000_000 * 12 * hour;
+
+interface Item {
+  id: string;
+  at: number;
+  hidden: boolean;
+}
+
+const storeOf = (items: Item[]) => {
+  const reads: number[] = [];
+  const entries: Entries<Item> = {
+    ids: async () => items.map(({ id }) => id),
+    async read(ids) {
+      reads.push(ids.length);
+      return items.filter(({ id }) => ids.includes(id));
+    },
+    idOf: ({ id }) => id,
+    timeOf: ({ at }) => new Date(at).toISOString(),
+    known: new Map(),
+  };
+  return { entries, reads };
+};
+const idAt = (ms: number, n: number): string => encodeTime(ms, 10) + String(n).padStart(16, "0");
+
+/** Made at its id's time, or within a day after the window that its id names. */
+const anyItem = fc.record({
+  at: fc.integer({ min: 0, max: 40 * hour }),
+  keyed: fc.option(fc.integer({ min: 0, max: 1 }), { nil: undefined }),
+  hidden: fc.boolean(),
+});
+
+it("gives the pages that sorting everything gives, in both orders", async () => {
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(anyItem, { maxLength: 60 }),
+      fc.integer({ min: 1, max: 7 }),
+      fc.constantFrom("asc" as const, "desc" as const),
+      fc.integer({ min: 0, max: 40 * hour }),
+      async (made, limit, order, since) => {
+        const items = made.map(({ at, keyed, hidden }, n) => {
+          const ms = start + at;
+          const window = Math.floor(ms / (12 * hour)) * 12 * hour;
+          return { id: keyed === undefined ? idAt(ms, n) : idAt(window - keyed * 12 * hour, n), at: ms, hidden };
+        });
+        const { entries } = storeOf(items);
+        const sorted = items
+          .filter(({ at }) => at >= start + since)
+          .toSorted((a, b) => (order === "desc" ? -1 : 1) * (a.at - b.at || (a.id < b.id ? -1 : 1)));
+        const shown = ({ hidden }: Item) => !hidden;
+        const paged: Item[] = [];
+        for (let after: string | undefined; ;) {
+          const page = await readPage(entries, { after, limit, order, shown, since: start + since });
+          if (page === undefined) throw new Error("the cursor is lost");
+          paged.push(...page.items);
+          expect(page.hasMore).toBe(paged.length < sorted.filter(shown).length);
+          if (!page.hasMore) break;
+          after = page.items.at(-1)?.id;
+        }
+        expect(paged.map(({ id }) => id)).toEqual(sorted.filter(shown).map(({ id }) => id));
+      },
+    ),
+  );
+});
+
+it("reads no more than the page, of ten thousand; of those with idempotency keys each once", async () => {
+  const plain = storeOf(Array.from({ length: 10_000 }, (_, n) => ({ id: idAt(start + n + 1, n), at: start + n + 1, hidden: false })));
+  const page = await readPage(plain.entries, { limit: 20 });
+  expect(page).toMatchObject({ hasMore: true, items: { length: 20, 0: { at: start + 10_000 } } });
+  expect(await readPage(plain.entries, { limit: 20, after: page?.items.at(-1)?.id })).toMatchObject({ items: { 0: { at: start + 9980 } } });
+  expect(plain.reads).toEqual([21, 1, 21]);
+
+  const keyed = storeOf(Array.from({ length: 1000 }, (_, n) => ({ id: idAt(start, n), at: start + (n % 7) * hour, hidden: false })));
+  const read = async () => {
+    keyed.reads.length = 0;
+    await readPage(keyed.entries, { limit: 20 });
+    return keyed.reads.reduce((sum, count) => sum + count, 0);
+  };
+  expect(await read()).toBe(1000);
+  expect(await read()).toBe(21);
+});
+
+it("knows no page after what is not there", async () => {
+  expect(await readPage(storeOf([]).entries, { limit: 5, after: idAt(start, 1) })).toBeUndefined();
+});
