@@ -10,6 +10,7 @@
 import type { Row } from "./table.ts";
 import { scaleGateway } from "./scale/gateway.ts";
 import { scaleRoute } from "./scale/route.ts";
+import { scaleDatasets } from "./scale/datasets.ts";
 import { scaleTrain } from "./scale/train-round.ts";
 
 /** A row of the scale table. */
@@ -23,7 +24,12 @@ export interface ScaleRow {
   detail: string;
 }
 
-const parts: Record<string, () => Promise<ScaleRow[]>> = { route: scaleRoute, gateway: scaleGateway, train: scaleTrain };
+const parts: Record<string, () => Promise<ScaleRow[]>> = {
+  route: scaleRoute,
+  gateway: scaleGateway,
+  train: scaleTrain,
+  datasets: scaleDatasets,
+};
 
 /** Each part as a benchmark of its own, `scale:<part>`. */
 export const scaleBenches: Record<string, () => Promise<Row[]>> = Object.fromEntries(
