@@ -87,14 +87,14 @@ export async function scaleDatasets(): Promise<ScaleRow[]> {
     {
       what: `datasets: what ${count} leave in NATS, bytes in S3`,
       value: `${(used.subjects / count).toFixed(1)} subjects, ${per(used.bytes)} B on disk and ${per(freshRss - emptyRss)} B of memory each`,
-      before: "BEFORE1",
+      before: "the same; kept for ever",
       limit: "stated",
       detail: `nats-server: ${mib(emptyRss)} MiB empty, ${mib(fullRss)} MiB after, ${mib(freshRss)} MiB after a restart, which took ${(restartMs / 1000).toFixed(1)} s. 10⁷: ${gb(used.bytes)} GB on disk, ${gb(freshRss - emptyRss)} GB of memory`,
     },
     {
       what: "datasets: events a second through one projector",
       value: `${Math.round((2 * count) / seconds)}/s`,
-      before: "BEFORE2",
+      before: "1,607/s, 284 µs and 263 µs (10,000 datasets, load 11)",
       limit: "-",
       detail: `${((1000 * cpu) / 2 / count).toFixed(0)} µs of CPU for each in the gateway, ${((1000 * natsCpu) / 2 / count).toFixed(0)} µs in nats-server`,
     },
