@@ -63,7 +63,7 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: Ensure
     await jsm.streams.update(`KV_${def.name}`, limit).catch((error: unknown) => {
       if (!/max ?consumers/i.test((error as Error).message)) throw error;
     });
-    await jsm.streams.update(`KV_${def.name}`, { num_replicas: replicas });
+    await jsm.streams.update(`KV_${def.name}`, { num_replicas: replicas, max_age: nanos(def.ttlMs) });
   }
   // Last, so that a service that sees it finds everything else.
   await jsm.streams.update(streams.DLQ.name, { metadata: { [mark]: markOf() } });

@@ -80,3 +80,5 @@ export const parseUsageKey = (key: string): UsageKey => {
 };
 /** Matches all usage of a tenant on one day. */
 export const everyUsageOf = ({ tenant, day }: Pick<UsageKey, "tenant" | "day">): string => `${tenant}.${day}.>`;
+/** Matches all usage of a tenant. */
+export const everyUsageOfTenant = (tenant: string): string => `${tenant}.>`;

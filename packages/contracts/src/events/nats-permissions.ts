@@ -52,6 +52,7 @@ const needs = {
     readsHistory: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS],
     reads: Object.values(buckets).filter(({ name }) => name !== "cache"),
     writes: [buckets.runs, buckets.datasets, buckets.traffic, buckets.limits, buckets.budgets, buckets.usage, buckets.keys],
+    clears: [buckets.usage],
     objects: "write",
     deadLetters: "redrive",
   },

@@ -316,7 +316,8 @@ export const buckets = {
     name: "usage",
     description: "Tokens used; key <tenant>.<day>.<adapter, or - for bases>.<gateway>, and ….total of days that are over",
     value: usageState,
-    ttlMs: 0,
+    // A year, and a month to look back at it.
+    ttlMs: 400 * day,
   },
   keys: { name: "keys", description: "API keys; key = sha256 of the key, hex", value: apiKeyRecord, ttlMs: 0 },
 } as const satisfies Record<string, BucketDef>;

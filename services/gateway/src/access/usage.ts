@@ -9,12 +9,24 @@
  * a quarter of the request's bytes for the prompt, and one token for each event that was passed on. The row says so (`estimated`).
  */
 import type { Bus } from "@loraline/bus";
-import { buckets, everyUsageOf, parseUsageKey, usageKey, type UsageRow, type UsageState, usageTotal } from "@loraline/contracts";
+import {
+  buckets,
+  everyUsageOf,
+  everyUsageOfTenant,
+  parseUsageKey,
+  usageKey,
+  type UsageRow,
+  type UsageState,
+  usageTotal,
+} from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 
 const everyMs = 1000;
-/** How many days are read at the same time. */
-const readAtOnce = 8;
+/** Days are added up some time after they are over, by one gateway after the other. */
+const mergeEveryMs = 6 * 60 * 60_000;
+/** After so many days without usage in a row, older ones are not looked at. */
+const daysWithoutUsage = 31;
+const mergedAtOnce = 500;
 
 export interface Used {
   tenant: string;
@@ -40,7 +52,7 @@ export interface Usage extends AsyncDisposable {
 export const dayOf = (ms: number): string => new Date(ms).toISOString().slice(0, 10);
 const dayMs = 24 * 60 * 60_000;
 
-/** Sums up the entries that earlier gateways have left, then starts to count. */
+/** Starts to count, and meanwhile sums up the days that are over. */
 export async function createUsage({
   bus,
   log,
@@ -95,26 +107,47 @@ export async function createUsage({
   }, everyMs);
   timer.unref();
 
+  const stopping = new AbortController();
   /**
-   * Merges the entries of days that are over into one total for each adapter. A crash in between neither loses counts nor counts them
+   * Merges the entries of a day that is over into one total for each adapter. A crash in between neither loses counts nor counts them
    * twice: a total names the gateways whose counts are in it, and readers skip the entries of these.
    */
-  const mergeOldDays = async (): Promise<void> => {
-    const before = dayOf(now() - dayMs);
-    for (const { key, value } of await bucket.entries()) {
-      const { holder, ...of } = parseUsageKey(key);
-      const { tenant, day } = of;
-      if (holder === usageTotal || day >= before) continue;
-      await bucket.change(usageKey({ ...of, holder: usageTotal }), (sum) => {
-        const merged = sum?.merged ?? [];
-        if (merged.includes(holder)) return undefined;
-        const rows = sumOf([...(sum?.rows ?? []), ...value.rows]);
-        return { tenant, day, at: new Date(now()).toISOString(), rows, merged: [...merged, holder] };
-      });
-      await bucket.delete(key);
+  const mergeDay = async (keys: readonly string[]): Promise<void> => {
+    for (let from = 0; from < keys.length && !stopping.signal.aborted; from += mergedAtOnce) {
+      const some = keys.slice(from, from + mergedAtOnce);
+      for (const { key, value } of await bucket.many(some)) {
+        if (stopping.signal.aborted) return;
+        const { holder, ...of } = parseUsageKey(key);
+        await bucket.change(usageKey({ ...of, holder: usageTotal }), (sum) => {
+          const merged = sum?.merged ?? [];
+          if (merged.includes(holder)) return undefined;
+          const rows = sumOf([...(sum?.rows ?? []), ...value.rows]);
+          return { tenant: of.tenant, day: of.day, at: new Date(now()).toISOString(), rows, merged: [...merged, holder] };
+        });
+      }
+      // Not only deleted: the mark of a deleted entry takes as much of NATS' memory as an entry.
+      for (const key of some) await bucket.clear(key);
     }
   };
-  await mergeOldDays().catch((error: unknown) => log.warn({ err: error }, "usage of past days was not added up; the next start does it"));
+  /** Backwards from the day before yesterday, to the first day that is added up: then all before it are. */
+  const mergeOldDays = async (): Promise<void> => {
+    for (let back = 2, empty = 0; empty < daysWithoutUsage && !stopping.signal.aborted; back++) {
+      const keys = await bucket.keys(everyUsageOf({ tenant: "*", day: dayOf(now() - back * dayMs) }));
+      const open = keys.filter((key) => parseUsageKey(key).holder !== usageTotal);
+      if (keys.length > 0 && open.length === 0) return;
+      empty = keys.length === 0 ? empty + 1 : 0;
+      await mergeDay(open);
+    }
+  };
+  let merging: Promise<void> | undefined;
+  const merge = (): void => {
+    merging ??= mergeOldDays()
+      .catch((error: unknown) => log.warn({ err: error }, "usage of past days was not added up; trying again later"))
+      .finally(() => (merging = undefined));
+  };
+  merge();
+  const mergeTimer = setInterval(merge, mergeEveryMs);
+  mergeTimer.unref();
 
   return {
     count({ tenant, model, base, adapter, version, failed, estimated, promptTokens, completionTokens }) {
@@ -140,31 +173,41 @@ export async function createUsage({
     },
     async read(tenant, { from, to }) {
       await flushNow();
-      const days: string[] = [];
-      for (let at = Date.parse(from); at <= Date.parse(to); at += dayMs) days.push(dayOf(at));
-      const rows: DailyUsage[] = [];
-      for (let at = 0; at < days.length; at += readAtOnce) {
-        const some = days.slice(at, at + readAtOnce);
-        const found = await Promise.all(some.map((day) => bucket.entries(everyUsageOf({ tenant, day }))));
-        some.forEach((day, index) => {
-          const counts = unmergedOf(found[index] ?? []);
-          rows.push(...sumOf(counts.flatMap(({ rows: of }) => of)).map((row) => ({ ...row, day })));
-        });
-      }
-      return rows;
+      const inRange = (key: string): boolean => {
+        const { day } = parseUsageKey(key);
+        return day >= from && day <= to;
+      };
+      const readAll = async () => {
+        const keys = (await bucket.keys(everyUsageOfTenant(tenant))).filter(inRange);
+        const entries = await bucket.many(keys);
+        return { entries, isWhole: entries.length === keys.length };
+      };
+      let read = await readAll();
+      // What went away meanwhile was merged into a total, which may have been read before.
+      if (!read.isWhole) read = await readAll();
+      const counts = unmergedOf(read.entries);
+      const byDay = Map.groupBy(counts, ({ day }) => day);
+      return [...byDay]
+        .toSorted(([a], [b]) => (a < b ? -1 : 1))
+        .flatMap(([day, those]) => sumOf(those.flatMap(({ rows }) => rows)).map((row) => ({ ...row, day })));
     },
     async [Symbol.asyncDispose]() {
       clearInterval(timer);
+      clearInterval(mergeTimer);
+      stopping.abort();
+      await merging;
       await flushNow().catch((error: unknown) => log.error({ err: error }, "the last usage could not be written"));
     },
   };
 }
 
-/** The entries of one tenant and day, without those that are in the day's total already. */
+/** The entries of one tenant, without those that are in their day's total already. */
 function unmergedOf(entries: readonly { key: string; value: UsageState }[]): UsageState[] {
   const parsed = entries.map(({ key, value }) => ({ ...parseUsageKey(key), value }));
-  const merged = new Map(parsed.filter(({ holder }) => holder === usageTotal).map(({ adapter, value }) => [adapter, value.merged ?? []]));
-  return parsed.filter(({ adapter, holder }) => !(merged.get(adapter)?.includes(holder) ?? false)).map(({ value }) => value);
+  const placeOf = ({ day, adapter }: { day: string; adapter: string | null }): string => `${day} ${adapter ?? ""}`;
+  const totals = parsed.filter(({ holder }) => holder === usageTotal);
+  const merged = new Map(totals.map((total) => [placeOf(total), total.value.merged ?? []]));
+  return parsed.filter((one) => !(merged.get(placeOf(one))?.includes(one.holder) ?? false)).map(({ value }) => value);
 }
 
 /** One row for each model, by name. */
