@@ -1,3 +1,4 @@
+export { decideArchiveFiles } from "./containers/archives/decide-archive-files.ts";
 export { type FileSource, openContainer } from "./containers/open-container.ts";
 export { roles } from "./formats/convert-conversation.ts";
 export { prompts } from "./formats/prompt-templates.ts";

@@ -1,8 +1,9 @@
 /** Datasets in files, read and tokenized without a server, by the libraries that ingest and tokenize use too. */
 import { stat } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import {
   type DatasetReport,
+  defaultMinRecords,
   type Problem,
   type Rec,
   type Rejection,
@@ -27,6 +28,7 @@ import {
   createRecordEncoder,
   decodeMasked,
   type Encoded,
+  explainTooFew,
   ignored,
   loadBase,
   readTokenFolder,
@@ -38,6 +40,7 @@ import {
 } from "@loraline/tokens";
 import type { z } from "zod";
 
+export { packFiles } from "./pack-files.ts";
 export type { TokenFolderManifest, TokenizedDrop, TokenRow } from "@loraline/tokens";
 
 type TokenizeSettings = z.input<typeof tokenizeSpec>;
@@ -45,12 +48,16 @@ type Mapping = ReadRecordsOptions["mapping"];
 
 export interface CheckDataOptions {
   file: string;
+  /** The file's name where its path does not say it. */
+  name?: string;
   mapping?: Mapping;
   /** File to evaluate on: records that both files hold are reported. */
   validation?: string | undefined;
   /** Folder of a base; without it no tokens are counted. */
   baseDir?: string | undefined;
   tokenize?: TokenizeSettings;
+  /** Fewer usable records than this reject a run. */
+  minRecords?: number | undefined;
 }
 
 export interface CheckedData {
@@ -66,43 +73,83 @@ export interface CheckedData {
  * Reads a dataset as ingest would, and says what tokenize would make of it.
  * @throws PermanentError FILE_MISSING; CONTAINER_UNSUPPORTED and others of `readRecords`; BASE_FILES_MISSING and others of `loadBase`.
  */
-export async function checkData({ file, mapping, validation, baseDir, tokenize }: CheckDataOptions): Promise<CheckedData> {
+export async function checkData({
+  file,
+  name = file,
+  mapping,
+  validation,
+  baseDir,
+  tokenize,
+  minRecords,
+}: CheckDataOptions): Promise<CheckedData> {
   const base = baseDir === undefined ? undefined : await loadBase(baseDir);
   const contents = validation === undefined ? undefined : await contentsOf(validation, mapping);
   const builder = createReport({ validation: contents });
-  const counter = base === undefined ? undefined : countTokens(base, tokenizeSpec.parse(tokenize ?? {}));
+  const spec = tokenizeSpec.parse(tokenize ?? {});
+  const counter = base === undefined ? undefined : countTokens(base, spec);
   const rejections: Rejection[] = [];
-  for await (const batch of await batchesOf(file, mapping)) {
+  const { notes, batches } = await openData(file, mapping);
+  for await (const batch of batches) {
     await builder.add(batch);
     await counter?.add(batch.records);
     for (const rejection of batch.rejections) rejections.push(rejection);
   }
-  const report = builder.report(null);
+  const report = builder.report(null, notes);
   const tokens = counter?.report();
   if (counter !== undefined) report.samples = await counter.decode(builder.samples());
-  return { report, rejections, tokens, problem: problemOf(file, report, tokens, mapping) };
+  return { report, rejections, tokens, problem: problemOf(name, report, tokens, { mapping, minRecords, spec }) };
 }
 
-function problemOf(file: string, report: DatasetReport, tokens: TokenReport | undefined, mapping: Mapping): Problem | null {
+/** Kinds of records that no base can be trained on by supervised fine-tuning. */
+const untrainedKinds = ["preference", "ranked", "unpaired"];
+
+interface Judged {
+  mapping: Mapping;
+  minRecords: number | undefined;
+  spec: z.output<typeof tokenizeSpec>;
+}
+
+/** @returns why a run on this file would be rejected. Without a base only what is true of every base. */
+function problemOf(
+  file: string,
+  report: DatasetReport,
+  tokens: TokenReport | undefined,
+  { mapping, minRecords = defaultMinRecords, spec }: Judged,
+): Problem | null {
   const problem = judgeDataset(file, report, mapping);
-  if (problem !== null || tokens === undefined || tokens.supervised > 0) return problem;
-  const why = Object.entries(tokens.dropped)
-    .map(([code, count]) => `${code} ${count}`)
-    .join(", ");
-  return { code: "NO_SUPERVISED_TOKENS", message: `no token of ${file} would be learned with ${tokens.base}: ${why}.`, param: "file" };
+  if (problem !== null) return problem;
+  const dropped = new Map(Object.entries(tokens?.dropped ?? untrained(report)));
+  const { records } = report;
+  const usable = [...dropped.values()].reduce((left, lost) => left - lost, records);
+  if (usable < minRecords) return { ...explainTooFew({ records, usable, dropped, minRecords, tokenize: spec }), param: "file" };
+  if (tokens === undefined || tokens.supervised > 0) return null;
+  return {
+    code: "NO_SUPERVISED_TOKENS",
+    message: `no token of ${file} would be learned with ${tokens.base}. Raise --max-length.`,
+    param: "file",
+  };
+}
+
+function untrained({ kinds }: DatasetReport): Record<string, number> {
+  const count = untrainedKinds.reduce((sum, kind) => sum + (kinds[kind] ?? 0), 0);
+  return count === 0 ? {} : { KIND_NOT_TRAINED: count };
 }
 
 async function* nothing(): AsyncGenerator<Batch> {}
 
-async function batchesOf(file: string, mapping?: Mapping): Promise<AsyncIterable<Batch>> {
+async function openData(file: string, mapping?: Mapping): Promise<Pick<Reading, "notes" | "batches">> {
   const found = await stat(file).catch((error: unknown) => {
     const gone = (error as NodeJS.ErrnoException).code === "ENOENT";
     const message = gone ? `there is no file ${file}.` : `${file} cannot be read: ${(error as Error).message}`;
     throw new PermanentError("FILE_MISSING", message, { cause: error, param: "file" });
   });
   if (!found.isFile()) throw new PermanentError("FILE_MISSING", `${file} is not a file.`, { param: "file" });
-  return (await readRecords({ file }, { mapping, maxRowBytes: defaultIngestSettings.maxRowBytes }))?.batches ?? nothing();
+  const reading = await readRecords({ file }, { mapping, maxRowBytes: defaultIngestSettings.maxRowBytes, name: basename(file) });
+  return reading ?? { notes: [], batches: nothing() };
 }
+type Reading = NonNullable<Awaited<ReturnType<typeof readRecords>>>;
+
+const batchesOf = async (file: string, mapping?: Mapping): Promise<AsyncIterable<Batch>> => (await openData(file, mapping)).batches;
 
 const contentsOf = async (file: string, mapping?: Mapping): Promise<Contents> => readContents(await batchesOf(file, mapping));
 

@@ -1,3 +1,4 @@
+export { explainTooFew } from "./decide-remedy.ts";
 export { ignored } from "./encoder/encode-pieces.ts";
 export { createRecordEncoder, type Encoded, type TokenizeSpec } from "./encoder/encode-records.ts";
 export { createEncodeThreads, type EncodeThreads } from "./encoder/encode-threads.ts";

@@ -12,6 +12,7 @@ import {
 import { createNearDuplicates, type NearDuplicates } from "@loraline/datasets";
 import { digestOf, getJson, type Objects, putJson } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
+import { explainTooFew, listed } from "./decide-remedy.ts";
 import { createRecordEncoder } from "./encoder/encode-records.ts";
 import { type DroppedRecord, type EncodedChunk, recordIdOf, shownRecords, signatureOfSequence } from "./encoder/encoded-chunk.ts";
 import { type Base, identityOf } from "./encoder/load-base.ts";
@@ -98,7 +99,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
 
   const usable = train.sequences.length + (validation === null ? evaluation.sequences.length : 0);
   if (usable < spec.min_records || train.sequences.length === 0) {
-    return { kind: "rejected", problem: await explainTooFew(objects, input, usable, train.reasons) };
+    return { kind: "rejected", problem: await tooFew(objects, input, usable, train.reasons) };
   }
   if (!train.sequences.some((one) => store.supervised(one.index) > 0)) {
     const message = `no token of the ${train.sequences.length} sequences would be trained on. Raise tokenize.max_length (now ${spec.tokenize.max_length}).`;
@@ -318,34 +319,20 @@ async function choosePrompts(
   return [...shortest, ...neutral];
 }
 
-async function explainTooFew(
+async function tooFew(
   objects: Objects,
-  input: TokenizeInput,
+  { tenant, spec, dataset }: TokenizeInput,
   usable: number,
-  reasons: ReadonlyMap<string, number>,
+  dropped: ReadonlyMap<string, number>,
 ): Promise<Problem> {
-  const { tenant, spec, dataset } = input;
   const { records, rejections } = dataset;
-  const nothingTrained = usable === 0 && reasons.size === 1 && reasons.has("NO_SUPERVISED");
-  let message = `${usable} of the ${records} records can be trained on, and min_records is ${spec.min_records}.`;
-  if (reasons.size > 0) message += ` Dropped: ${listed(reasons)}.`;
+  let rejected: string | undefined;
   if (rejections > 0) {
     const report = await getJson(objects, tenant, dataset.report, datasetReport);
-    message += ` ${rejections} of ${records + rejections} rows were rejected before: ${listed(new Map(Object.entries(report.reasons)))}.`;
+    const reasons = listed(new Map(Object.entries(report.reasons)));
+    rejected = `${rejections} of ${records + rejections} rows were rejected before: ${reasons}.`;
     const [first] = report.firstRejections;
-    if (first !== undefined) message += ` The first, ${first.file === undefined ? "" : `${first.file}, `}${first.message}`;
+    if (first !== undefined) rejected += ` The first, ${first.file === undefined ? "" : `${first.file}, `}${first.message}`;
   }
-  if (nothingTrained) {
-    return {
-      code: "NO_SUPERVISED_TOKENS",
-      message: `no token would be trained on. ${message} Raise tokenize.max_length.`,
-      param: "tokenize.max_length",
-    };
-  }
-  message += reasons.has("TOO_LONG")
-    ? ` Raise tokenize.max_length (now ${spec.tokenize.max_length}), or set tokenize.too_long to trim-prompt.`
-    : " Add records, or lower min_records.";
-  return { code: "TOO_FEW_RECORDS", message, param: reasons.has("TOO_LONG") ? "tokenize.max_length" : "dataset" };
+  return explainTooFew({ records, usable, dropped, minRecords: spec.min_records, tokenize: spec.tokenize, ...(rejected && { rejected }) });
 }
-
-const listed = (reasons: ReadonlyMap<string, number>): string => [...reasons].map(([code, count]) => `${code} ${count}`).join(", ");

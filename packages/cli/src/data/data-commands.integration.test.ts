@@ -45,7 +45,7 @@ const run = async (...args: string[]): Promise<{ code: number; out: string; err:
 // Each call is a process of its own, which loads the tokenizer: on a busy machine one takes many seconds.
 describe("loraline data check", { timeout: 180_000 }, () => {
   it("--json: every row is a record or a rejection with its line", async () => {
-    const { code, out } = await run("data", "check", file, "--json");
+    const { code, out } = await run("data", "check", file, "--no-base", "--min-records", "5", "--json");
     expect(code).toBe(0);
     const report = JSON.parse(out) as { rejections: { line: number; code: string; message: string }[] } & Record<string, unknown>;
     expect(report).toMatchObject({
@@ -74,20 +74,23 @@ describe("loraline data check", { timeout: 180_000 }, () => {
       { maxLength: 48, tooLong: 2 },
       { maxLength: 256, tooLong: 0 },
     ]);
-    const page = (await run("data", "check", file, "--base", base)).out;
+    const page = (await run("data", "check", file, "--min-records", "5")).out;
     expect(page).toContain("⟦I am the captain.<|im_end|>⟧");
     expect(page).toMatch(/rejected +EMPTY_ANSWER 1/);
     expect(page).toMatch(/line 7 +NOT_JSON/);
     expect(page).toMatch(/PERSONAL_DATA.*\(line 4\)/);
-    expect(page.trimEnd().endsWith("5 of 5 records can be trained on with this base.")).toBe(true);
+    expect(page.trimEnd().endsWith(`5 of 5 records can be trained on with the base ${base}.`)).toBe(true);
   });
 
   it("counts what is too long at this length as what cannot be trained on, unless it is to be trimmed", async () => {
-    const short = await run("data", "check", file, "--base", base, "--max-length", "48");
-    expect(short.out.trimEnd().endsWith("3 of 5 records can be trained on with this base.")).toBe(true);
+    const short = await run("data", "check", file, "--base", base, "--max-length", "48", "--min-records", "3");
+    expect(short.out.trimEnd().endsWith(`3 of 5 records can be trained on with the base ${base}.`)).toBe(true);
     const none = await run("data", "check", file, "--base", base, "--max-length", "8", "--json");
     expect(none.code).toBe(1);
-    expect(JSON.parse(none.out)).toMatchObject({ tokens: { supervised: 0 }, problem: { code: "NO_SUPERVISED_TOKENS" } });
+    expect(JSON.parse(none.out)).toMatchObject({
+      tokens: { supervised: 0 },
+      problem: { code: "TOO_FEW_RECORDS", message: expect.stringContaining("Raise tokenize.max_length") as string },
+    });
 
     const long = join(dir, "long.jsonl");
     const turns = [0, 1, 2, 3].flatMap((n) => [
@@ -102,6 +105,28 @@ describe("loraline data check", { timeout: 180_000 }, () => {
     expect(tokens.supervised).toBeGreaterThan(0);
   });
 
+  it.each([
+    ["preferences", (n: number) => ({ prompt: `q${n}`, chosen: "a", rejected: "b" }), "KIND_NOT_TRAINED", /Give rows with one answer each/],
+    ["captions", (n: number) => ({ image_url: `https://e.org/${n}.png`, caption: "a ship" }), "BASE_CANNOT_SEE", /rows of text only/],
+  ])("says of %s what a run would say, with the remedy that helps", async (_, row, code, remedy) => {
+    const rows = join(dir, `${code}.jsonl`);
+    await writeFile(rows, Array.from({ length: 20 }, (_row, n) => JSON.stringify(row(n))).join("\n"));
+    const checked = await run("data", "check", rows, "--json");
+    expect(checked.code).toBe(1);
+    expect(JSON.parse(checked.out)).toMatchObject({ problem: { code, message: expect.stringMatching(remedy) as string } });
+    expect(checked.out).not.toContain("lower min_records");
+  });
+
+  it("says that a run needs more than a few rows", async () => {
+    const checked = await run("data", "check", file);
+    expect(checked).toMatchObject({
+      code: 1,
+      out: expect.stringContaining(
+        "5 of the 5 records can be trained on, and min_records is 10. Add records, or lower min_records.",
+      ) as string,
+    });
+  });
+
   it("compares with a validation file", async () => {
     const validation = join(dir, "validation.jsonl");
     await writeFile(validation, '{"instruction":"Who are you?","output":"I am the captain."}\n');
@@ -114,7 +139,7 @@ describe("loraline data check", { timeout: 180_000 }, () => {
     await writeFile(table, "Frage,Antwort\nWho?,Me.\nWhere?,\n");
     const mapping = join(dir, "mapping.yaml");
     await writeFile(mapping, "format: question-answer\ncolumns: { question: Frage, answer: Antwort }\n");
-    const { code, out } = await run("data", "check", table, "--mapping", mapping, "--json");
+    const { code, out } = await run("data", "check", table, "--mapping", mapping, "--min-records", "1", "--json");
     expect(code).toBe(0);
     expect(JSON.parse(out)).toMatchObject({
       rows: 2,

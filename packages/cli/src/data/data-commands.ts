@@ -1,10 +1,21 @@
 /** `loraline data`: datasets in files, looked at before they cost a training; and those of the server. */
+import { type DatasetReport, defaultMinRecords, type TokenReport } from "@loraline/contracts";
 import { type AddCommands, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { dim, green, red, shortPath, table, writeJson, writeLine } from "../terminal.ts";
 import { describeData, describeSample } from "./data-report.ts";
 import { followDataset, importDataset, type Narrowed, requiredSource } from "./import-source.ts";
-import { baseDirOf, localData, mappingHelp, mappingOf, tokenizeOf, type TokenizeFlags, withTokenizeOptions } from "./tokenize-options.ts";
+import {
+  baseDirOf,
+  localData,
+  mappingHelp,
+  mappingOf,
+  onlyBase,
+  tellLeft,
+  tokenizeOf,
+  type TokenizeFlags,
+  withTokenizeOptions,
+} from "./tokenize-options.ts";
 
 export const addDataCommands: AddCommands = (program, { root, terminal, connect, globals, exitWith }) => {
   const { out, err } = terminal;
@@ -14,35 +25,59 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
     data
       .command("check")
       .description("read a dataset as the server would, and report what is in it; needs no server")
-      .argument("<file>", "JSON Lines, JSON, CSV, TSV, Parquet or Arrow; plain, gzip or zstd")
-      .option("--base <dir|name>", "count tokens and show the mask with this base (a folder with its tokenizer's files)")
+      .argument(
+        "<files...>",
+        "files or a folder: JSON Lines, JSON, CSV, TSV, Excel, Parquet, Arrow, CoNLL, text or Markdown; plain, gzip, zstd or ZIP",
+      )
+      .option(
+        "--base <dir|name>",
+        "count tokens and show the mask with this base (its name or folder); default: the server's, if it has one base here",
+      )
+      .option("--no-base", "count no tokens")
+      .option("--min-records <n>", `fewer usable records than this reject a run; default: ${defaultMinRecords}`, wholeNumber(1))
       .option("--validation <file>", "say what this evaluation file holds too")
       .option("--mapping <mapping.yaml>", mappingHelp)
       .addHelpText(
         "after",
-        "\nExit code 1 when nothing in the file can be trained on.\n\nExamples:\n  loraline data check pirate.jsonl --base smollm2-135m-instruct\n  loraline data check pirate.csv --json\n",
+        "\nExit code 1 when a run on the file would be rejected.\n\nExamples:\n  loraline data check pirate.jsonl --base smollm2-135m-instruct\n  loraline data check pirate.csv --json\n",
       ),
-  ).action(async (file: string, flags: TokenizeFlags & { base?: string; validation?: string; mapping?: string }) => {
-    const { checkData } = await localData();
-    const checked = await checkData({
-      file,
-      mapping: await mappingOf(flags.mapping),
-      validation: flags.validation,
-      baseDir: flags.base === undefined ? undefined : baseDirOf(root, flags.base),
-      tokenize: tokenizeOf(flags),
-    });
-    const { report, rejections, tokens, problem } = checked;
-    if (globals().json) {
-      const { firstRejections: _first, allRejections: _all, ...said } = report;
-      const list = rejections.map(({ line, code, message }) => ({ line, code, message }));
-      writeJson(out, { ...said, rejections: list, ...(tokens === undefined ? {} : { tokens }), ...(problem === null ? {} : { problem }) });
-    } else {
-      for (const line of describeData(shortPath(file), checked, terminal.columns)) writeLine(out, line);
-      writeLine(out);
-      writeLine(out, problem === null ? green(verdict(report.records, tokens)) : red(`${problem.code}: ${problem.message}`));
-    }
-    exitWith(problem === null ? exitCodes.ok : exitCodes.failed);
-  });
+  ).action(
+    async (
+      files: string[],
+      flags: TokenizeFlags & { base?: string | false; validation?: string; mapping?: string; minRecords?: number },
+    ) => {
+      const { checkData, packFiles } = await localData();
+      await using packed = await packFiles(files);
+      tellLeft(terminal, packed.left);
+      const [file] = files;
+      const name = files.length === 1 && file !== undefined ? shortPath(file) : packed.name;
+      const checked = await checkData({
+        file: packed.path,
+        name,
+        mapping: await mappingOf(flags.mapping),
+        validation: flags.validation,
+        baseDir: flags.base === false ? undefined : flags.base === undefined ? onlyBase(root) : baseDirOf(root, flags.base),
+        tokenize: tokenizeOf(flags),
+        minRecords: flags.minRecords,
+      });
+      const { report, rejections, tokens, problem } = checked;
+      if (globals().json) {
+        const { firstRejections: _first, allRejections: _all, ...said } = report;
+        const list = rejections.map(({ line, code, message }) => ({ line, code, message }));
+        writeJson(out, {
+          ...said,
+          rejections: list,
+          ...(tokens === undefined ? {} : { tokens }),
+          ...(problem === null ? {} : { problem }),
+        });
+      } else {
+        for (const line of describeData(name, checked, terminal.columns)) writeLine(out, line);
+        writeLine(out);
+        writeLine(out, problem === null ? green(verdict(report, tokens)) : red(`${problem.code}: ${problem.message}`));
+      }
+      exitWith(problem === null ? exitCodes.ok : exitCodes.failed);
+    },
+  );
 
   data
     .command("show")
@@ -135,7 +170,8 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
     });
 };
 
-function verdict(records: number, tokens: { dropped: Record<string, number> } | undefined): string {
-  const usable = Object.values(tokens?.dropped ?? {}).reduce((left, lost) => left - lost, records);
-  return `${usable} of ${records} ${records === 1 ? "record" : "records"} can be trained on${tokens === undefined ? "" : " with this base"}.`;
+function verdict({ records, kinds }: DatasetReport, tokens: TokenReport | undefined): string {
+  const untrained = (kinds.preference ?? 0) + (kinds.ranked ?? 0) + (kinds.unpaired ?? 0);
+  const usable = tokens === undefined ? records - untrained : Object.values(tokens.dropped).reduce((left, lost) => left - lost, records);
+  return `${usable} of ${records} ${records === 1 ? "record" : "records"} can be trained on${tokens === undefined ? "" : ` with the base ${tokens.base}`}.`;
 }

@@ -1,9 +1,10 @@
 /** Options of the commands that read or tokenize a file on this machine: `data check` and `tokenize`. */
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { templateOf } from "@loraline/contracts";
 import { type Command, Option } from "commander";
 import { wholeNumber } from "../command.ts";
+import { type Terminal, writeLine } from "../terminal.ts";
 import { readMapping } from "./mapping-file.ts";
 
 /** Reading and tokenizing, without a server. Loaded only when it is needed, since the libraries take long to load. */
@@ -40,6 +41,20 @@ export const mappingHelp = "how the rows are read, instead of by detection (docs
 export const mappingOf = async (path: string | undefined) => (path === undefined ? undefined : readMapping(path));
 
 /** @param given - a folder, or the name of a base of this checkout. */
+/** Says which files of a folder are not read. */
+export function tellLeft({ err }: Pick<Terminal, "err">, left: readonly string[]): void {
+  if (left.length === 0) return;
+  const more = left.length > 10 ? ` and ${left.length - 10} more` : "";
+  writeLine(err, `note: not read: ${left.slice(0, 10).join(", ")}${more} (other splits, or text beside data)`);
+}
+
+/** The folder of the only base of the server in this directory; undefined: there is none, or several. */
+export function onlyBase(root: string): string | undefined {
+  const bases = join(root, ".loraline/bases");
+  const folders = existsSync(bases) ? readdirSync(bases).filter((name) => existsSync(join(bases, name, "tokenizer.json"))) : [];
+  return folders.length === 1 ? join(bases, folders[0] as string) : undefined;
+}
+
 export function baseDirOf(root: string, given: string): string {
   const named = join(root, ".loraline/bases", given);
   return !existsSync(given) && existsSync(named) ? named : given;

@@ -6,7 +6,7 @@ export const addRunCommand: AddCommands = (program, { connect, globals, terminal
   program
     .command("run")
     .description("train an adapter on a file, and follow until it answers")
-    .argument("<file>", "the dataset: a file, https://… or hub:organisation/name")
+    .argument("<files...>", "the dataset: files, a folder, https://… or hub:organisation/name")
     .requiredOption("--base <name>", "base to train on")
     .requiredOption("--name <adapter>", "name of the adapter: lowercase letters, digits, dashes")
     .option("--validation <file>", "dataset to evaluate on, instead of held-out rows")
@@ -18,6 +18,7 @@ export const addRunCommand: AddCommands = (program, { connect, globals, terminal
       examples(
         `loraline run pirate.jsonl --base ${defaultBase} --name pirate`,
         `loraline run pirate.jsonl --base ${defaultBase} --name pirate -f run.yaml`,
+        `loraline run notes/ --base ${defaultBase} --name notes`,
         "",
         "run.yaml holds sections of the run spec, with PEFT's and transformers' own names:",
         "  lora: { r: 16, lora_alpha: 32, target_modules: all-linear }",
@@ -26,7 +27,7 @@ export const addRunCommand: AddCommands = (program, { connect, globals, terminal
         "  promote: manual",
       ),
     )
-    .action(async (file: string, flags: Omit<RunFlags, "file" | "json">) => {
-      exitWith(await runAndFollow(await connect(), { file, ...flags, json: globals().json }, terminal));
+    .action(async (files: string[], flags: Omit<RunFlags, "files" | "json">) => {
+      exitWith(await runAndFollow(await connect(), { files, ...flags, json: globals().json }, terminal));
     });
 };

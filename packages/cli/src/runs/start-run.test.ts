@@ -23,10 +23,8 @@ async function sent(of: { validation?: string; inRunFile?: string }): Promise<{ 
   } as unknown as ApiClient;
   const settings = { gpus: 2, metadata: { team: "sea" }, ...(of.inRunFile === undefined ? {} : { validation: path(of.inRunFile) }) };
   const validation = of.validation === undefined ? {} : { validation: path(of.validation) };
-  expect(await startRun(api, { file: path("pirate.jsonl"), base: "small", adapter: "pirate", settings, ...validation })).toEqual({
-    runId: "R",
-    notices: [],
-  });
+  const request = { files: [path("pirate.jsonl")], base: "small", adapter: "pirate", settings, ...validation };
+  expect(await startRun(api, request, { err: process.stderr })).toEqual({ runId: "R", notices: [] });
   return { files, body };
 }
 

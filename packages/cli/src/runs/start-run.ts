@@ -7,6 +7,7 @@ import type { DatasetMapping, Notice, RunState } from "@loraline/contracts";
 import { exitCodes, Failure } from "../failure.ts";
 import { followRun } from "./follow-run.ts";
 import { importDataset, importSourceOf } from "../data/import-source.ts";
+import { localData, tellLeft } from "../data/tokenize-options.ts";
 import { readMapping } from "../data/mapping-file.ts";
 import { fileIdIn, jobBodyOf } from "./job-body.ts";
 import { readRunFile, type RunFile } from "./run-file.ts";
@@ -14,7 +15,8 @@ import { askedAs, describeRun } from "./show-run.ts";
 import { type Terminal, writeJson, writeLine } from "../terminal.ts";
 
 interface RunRequest {
-  file: string;
+  /** Files, one folder, or one source that the server fetches. */
+  files: readonly string[];
   validation?: string | undefined;
   /** Of both files. */
   mapping?: DatasetMapping | undefined;
@@ -24,43 +26,56 @@ interface RunRequest {
 }
 
 /**
- * Uploads the files and creates the job.
+ * Uploads the files, several of them or a folder as one dataset, and creates the job.
  * @returns id of the run, and what is to be told of fields that are not used as written.
  */
-export async function startRun(api: ApiClient, request: RunRequest): Promise<{ runId: string; notices: Notice[] }> {
-  const training = await upload(api, request.file, request.mapping);
+export async function startRun(
+  api: ApiClient,
+  request: RunRequest,
+  terminal: Pick<Terminal, "err">,
+): Promise<{ runId: string; notices: Notice[] }> {
+  const training = await upload(api, request.files, request.mapping, terminal);
   const { base, adapter, settings, validation: given = settings.validation } = request;
-  const validation = given === undefined ? undefined : (fileIdIn(given) ?? (await upload(api, given, request.mapping)));
+  const validation = given === undefined ? undefined : (fileIdIn(given) ?? (await upload(api, [given], request.mapping, terminal)));
   const body = jobBodyOf({ base, adapter, training, validation, settings });
   const job = await api.createFineTuningJob({ body });
   return { runId: job.id.replace(/^ftjob-/, ""), notices: job.loraline?.notices ?? [] };
 }
 
-async function upload(api: ApiClient, path: string, mapping: DatasetMapping | undefined): Promise<string> {
-  const source = importSourceOf(path);
+async function upload(
+  api: ApiClient,
+  files: readonly string[],
+  mapping: DatasetMapping | undefined,
+  terminal: Pick<Terminal, "err">,
+): Promise<string> {
+  const sources = files.map((path) => importSourceOf(path));
+  const [source] = sources;
+  if (sources.some((one) => one !== undefined) && files.length > 1) {
+    throw new Failure(exitCodes.usage, "usage", "one https://… or hub: source is one dataset; give it alone.");
+  }
   if (source !== undefined) return `file-${(await importDataset(api, source, mapping)).datasetId}`;
-  const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
-    throw new Failure(
-      exitCodes.usage,
-      "FILE_UNREADABLE",
-      `cannot read ${path}: ${error.code === "ENOENT" ? "there is no such file" : error.message}.`,
-      {
-        param: path,
-        cause: error,
-      },
-    );
-  });
-  if (!info.isFile()) throw new Failure(exitCodes.usage, "FILE_UNREADABLE", `${path} is not a file.`, { param: path });
+  const [file] = files;
+  const isOneFile = files.length === 1 && file !== undefined && (await stat(file).catch(() => undefined))?.isFile() === true;
+  // One file goes as it is, without loading what reads and packs.
+  await using packed = isOneFile ? undefined : await pack(files);
+  tellLeft(terminal, packed?.left ?? []);
   // Read from the disk while it is sent, whatever its size.
   const form = new FormData();
   form.set("purpose", "fine-tune");
   if (mapping !== undefined) form.set("mapping", JSON.stringify(mapping));
-  form.set("file", await openAsBlob(path), basename(path));
+  form.set("file", await openAsBlob(packed?.path ?? (file as string)), packed?.name ?? basename(file as string));
   return (await api.createFile({ body: form })).id;
 }
 
+async function pack(files: readonly string[]): ReturnType<Awaited<ReturnType<typeof localData>>["packFiles"]> {
+  const { packFiles } = await localData();
+  return packFiles(files).catch((error: unknown) => {
+    throw new Failure(exitCodes.usage, "FILE_UNREADABLE", (error as Error).message, { param: files.join(", "), cause: error });
+  });
+}
+
 export interface RunFlags {
-  file: string;
+  files: string[];
   validation?: string;
   mapping?: string;
   base: string;
@@ -73,14 +88,15 @@ export interface RunFlags {
 /** @returns the exit code. */
 export async function runAndFollow(api: ApiClient, options: RunFlags, terminal: Terminal): Promise<number> {
   const settings = options.settings === undefined ? {} : await readRunFile(options.settings);
-  const { runId, notices } = await startRun(api, {
-    file: options.file,
+  const request: RunRequest = {
+    files: options.files,
     validation: options.validation,
     mapping: options.mapping === undefined ? undefined : await readMapping(options.mapping),
     base: options.base,
     adapter: options.name,
     settings,
-  });
+  };
+  const { runId, notices } = await startRun(api, request, terminal);
   // In the words of the run file, whose fields stand below `loraline` in the job.
   for (const { message } of notices) writeLine(terminal.err, `note: ${message.replace(/^loraline\./, "")}`);
   if (!options.follow) {

@@ -91,7 +91,7 @@ export async function runDemo(
 
   say(bold(`\n2. ${shortPath(sample)} becomes the adapter ${adapter}`));
   const api = createApiClient(server);
-  const { runId } = await startRun(api, { file: sample, base: server.base, adapter, settings });
+  const { runId } = await startRun(api, { files: [sample], base: server.base, adapter, settings }, terminal);
   const run = await followRun(api, runId, terminal);
   if (run.finishedAt === null) return exitCodes.interrupted;
   const view = run.served === null ? undefined : await api.getAdapter({ adapter });

@@ -103,6 +103,9 @@ export const keepPolicy = z
   );
 export type KeepPolicy = z.infer<typeof keepPolicy>;
 
+/** Fewer records than this teach a model hardly anything but themselves. */
+export const defaultMinRecords = 10;
+
 /**
  * Every field of a run spec, without the rules about several fields together. This is the only list of the fields: each API derives its
  * own from it, and leaves out those that it expresses in another way.
@@ -133,7 +136,7 @@ export const runSpecFields = z
       .describe(
         "`none` is the default; `exact` keeps the first of records that say the same; `near` also leaves out those that say nearly what an earlier one says, and looks for overlap with the validation dataset in the same way. What is left out is reported.",
       ),
-    min_records: z.int().min(1).default(10).describe("Fewer usable records than this reject the run."),
+    min_records: z.int().min(1).default(defaultMinRecords).describe("Fewer usable records than this reject the run."),
     lora: loraSpec.prefault({}),
     training: trainingSpec.prefault({}),
     tokenize: tokenizeSpec.prefault({}),

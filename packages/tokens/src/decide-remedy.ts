@@ -1,0 +1,69 @@
+/** Why so few records of a dataset can be trained on, and what helps: the same for a run and for a file that is only looked at. Pure. */
+import type { Problem, RunSpec } from "@loraline/contracts";
+
+/** Settings of a run by which it is judged whether enough is left. */
+export interface TooFewInput {
+  readonly records: number;
+  /** Records, or sequences of them, that can be trained on. */
+  readonly usable: number;
+  /** Code to how many records were left out for it. */
+  readonly dropped: ReadonlyMap<string, number>;
+  readonly minRecords: number;
+  readonly tokenize: Pick<RunSpec["tokenize"], "max_length">;
+  /** What was rejected when the file was read, in a sentence; absent: nothing. */
+  readonly rejected?: string;
+}
+
+interface Remedy {
+  readonly code: string;
+  readonly help: string;
+  readonly param: string;
+}
+
+/** What helps against each reason. A reason without an entry is helped by more records. */
+function remedyOf(reason: string | undefined, { max_length }: TooFewInput["tokenize"]): Remedy {
+  const few = (help: string, param = "dataset"): Remedy => ({ code: "TOO_FEW_RECORDS", help, param });
+  switch (reason) {
+    case "KIND_NOT_TRAINED":
+      return {
+        code: "KIND_NOT_TRAINED",
+        help: "They are preferences between answers, which supervised fine-tuning does not train. Give rows with one answer each.",
+        param: "dataset",
+      };
+    case "BASE_CANNOT_SEE":
+      return { code: "BASE_CANNOT_SEE", help: "They show images, and the base reads text only. Give rows of text only.", param: "dataset" };
+    case "NO_SUPERVISED":
+      return { code: "NO_SUPERVISED_TOKENS", help: "Raise tokenize.max_length.", param: "tokenize.max_length" };
+    case "TOO_LONG":
+      return few(`Raise tokenize.max_length (now ${max_length}), or set tokenize.too_long to trim-prompt.`, "tokenize.max_length");
+    case "IN_VALIDATION":
+    case "NEARLY_IN_VALIDATION":
+      return few(
+        "They stand in the validation file too, which would then measure memory: use another validation file, or set validation_overlap to keep.",
+        "validation_overlap",
+      );
+    case "EXACT_DUPLICATE":
+      return few("They repeat other records: add records that say something else, or set dedupe to none.", "dedupe");
+    case "NEAR_DUPLICATE":
+      return few("They nearly repeat other records: add records that say something else, or set dedupe to exact.", "dedupe");
+    case "SEED_UNSUITABLE":
+      return few("The template seed trains one question and one answer: set tokenize.template to base.", "tokenize.template");
+    default:
+      return few("Add records, or lower min_records.");
+  }
+}
+
+/** The remedy is that of the reason which most records were left out for. */
+export function explainTooFew({ records, usable, dropped, minRecords, tokenize, rejected }: TooFewInput): Problem {
+  const [worst] = [...dropped].toSorted((a, b) => b[1] - a[1]);
+  const { code, help, param } = remedyOf(worst?.[0], tokenize);
+  // With a code of its own a reason explains a run that has nothing left; where something is left there are too few.
+  const isAll = usable === 0 && dropped.size === 1;
+  const nothing = isAll && code === "NO_SUPERVISED_TOKENS" ? "no token would be trained on. " : "";
+  let message = `${nothing}${usable} of the ${records} records can be trained on, and min_records is ${minRecords}.`;
+  if (dropped.size > 0) message += ` Dropped: ${listed(dropped)}.`;
+  if (rejected !== undefined) message += ` ${rejected}`;
+  return { code: isAll ? code : "TOO_FEW_RECORDS", message: `${message} ${help}`, param };
+}
+
+export const listed = (reasons: ReadonlyMap<string, number>): string => [...reasons].map(([code, count]) => `${code} ${count}`).join(", ");
