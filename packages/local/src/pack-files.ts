@@ -8,7 +8,7 @@ import { decideArchiveFiles } from "@loraline/datasets";
 import { PermanentError } from "@loraline/runtime";
 import { ZipFile } from "yazl";
 
-export interface PackedFiles extends AsyncDisposable {
+interface PackedFiles extends AsyncDisposable {
   /** The archive, or the only file itself. */
   readonly path: string;
   readonly name: string;

@@ -2,7 +2,7 @@
 import type { Problem, RunSpec } from "@loraline/contracts";
 
 /** Settings of a run by which it is judged whether enough is left. */
-export interface TooFewInput {
+interface TooFewInput {
   readonly records: number;
   /** Records, or sequences of them, that can be trained on. */
   readonly usable: number;
