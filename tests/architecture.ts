@@ -25,7 +25,7 @@ interface Repository {
 /** Pure libraries. Each may import those before it; none uses NATS. */
 const libraries = ["contracts", "runtime", "objects", "models", "datasets", "tokens"];
 const before = (library: string): readonly string[] => libraries.slice(0, libraries.indexOf(library));
-const serviceMayImport = [...libraries, "bus", "kube"];
+const serviceMayImport = [...libraries, "bus", "kube", "storage"];
 
 /** The direction of imports: every package, with the packages that it may import. A new package must be added here. */
 export const mayImport: Readonly<Record<string, readonly string[]>> = {
@@ -36,6 +36,7 @@ export const mayImport: Readonly<Record<string, readonly string[]>> = {
   "packages/datasets": before("datasets"),
   "packages/tokens": before("tokens"),
   "packages/bus": ["contracts", "runtime"],
+  "packages/storage": ["contracts", "runtime", "objects", "bus"],
   "packages/kube": ["runtime"],
   "packages/client": ["contracts"],
   "packages/testkit": [...libraries, "bus", "kube"],

@@ -1,6 +1,6 @@
 /** Creates or updates every stream, consumer and bucket. Idempotent; never deletes. */
 import { createHash } from "node:crypto";
-import { buckets, consumers, filterFor, streams, type StreamDef } from "@loraline/contracts";
+import { type BucketDef, buckets, consumers, filterFor, streams, type StreamDef } from "@loraline/contracts";
 import {
   AckPolicy,
   DeliverPolicy,
@@ -15,6 +15,9 @@ import { type NatsConnection, nanos } from "@nats-io/transport-node";
 
 /** Every replica's agent and every gateway watches some buckets; a server of 2.15 allows a thousand unless told otherwise. */
 const watchersAtMost = 100_000;
+
+/** Of a bucket whose replaced values are erased: so many writers may be about to do that. */
+const replacedValuesKept = 8;
 
 export interface EnsureStreamsOptions {
   /** Copies of each stream: 1, or 3 and 5 on a cluster of that size. */
@@ -56,14 +59,16 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: Ensure
     });
   }
   const kvm = new Kvm(nc);
-  for (const def of Object.values(buckets)) {
+  for (const def of Object.values<BucketDef>(buckets)) {
     await kvm.create(def.name, { description: def.description, ttl: def.ttlMs, history: 1, replicas });
     // The client's types say that it cannot be changed; older servers say so too, and have no limit of their own.
     const limit: object = { max_consumers: watchersAtMost };
     await jsm.streams.update(`KV_${def.name}`, limit).catch((error: unknown) => {
       if (!/max ?consumers/i.test((error as Error).message)) throw error;
     });
-    await jsm.streams.update(`KV_${def.name}`, { num_replicas: replicas, max_age: nanos(def.ttlMs) });
+    // What the server removes by itself is not erased: replaced values stay until their writer has done that.
+    const revisions = def.holdsTexts === true ? { max_msgs_per_subject: replacedValuesKept } : {};
+    await jsm.streams.update(`KV_${def.name}`, { num_replicas: replicas, max_age: nanos(def.ttlMs), ...revisions });
   }
   // Last, so that a service that sees it finds everything else.
   await jsm.streams.update(streams.DLQ.name, { metadata: { [mark]: markOf() } });

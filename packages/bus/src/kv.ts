@@ -103,6 +103,12 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       await remove(consumer);
     }
   };
+  /** What is replaced is only marked as free by the server, and its bytes would stay in the server's files. */
+  const eraseReplaced = (revision: number): void => {
+    jetstreamManager(nc, { checkAPI: false })
+      .then((jsm) => jsm.streams.deleteMessage(`KV_${def.name}`, revision, true))
+      .catch((error: unknown) => log.debug({ err: error, bucket: def.name, revision }, "a replaced value was not erased"));
+  };
 
   const bucket: KvBucket<Value> = {
     async get(key) {
@@ -125,6 +131,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
         try {
           // A deleted key still has a revision, and its successor must name it.
           await kv.put(key, encode(key, next), { previousSeq: raw?.revision ?? 0 });
+          if (def.holdsTexts === true && raw !== null) eraseReplaced(raw.revision);
           return next;
         } catch (error) {
           if (!isWrongRevision(error) || attempt >= 50) throw error;

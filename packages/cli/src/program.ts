@@ -15,6 +15,7 @@ import { findServer } from "./find-server.ts";
 import { addCompletionCommand } from "./help/completion-command.ts";
 import { addExplainCommand } from "./help/explain-command.ts";
 import { addVersionCommand } from "./help/version-command.ts";
+import { addDeletionCommands } from "./operate/deletion-commands.ts";
 import { addDlqCommands } from "./operate/dlq-commands.ts";
 import { addEnginesCommand } from "./operate/engines-command.ts";
 import { addEnsureStreamsCommand } from "./operate/ensure-streams-command.ts";
@@ -38,6 +39,7 @@ const groups: Readonly<Record<string, readonly AddCommands[]>> = {
     addKeysCommands,
     addLimitsCommands,
     addUsageCommand,
+    addDeletionCommands,
     addDlqCommands,
     addEnsureStreamsCommand,
   ],

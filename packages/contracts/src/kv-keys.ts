@@ -3,6 +3,7 @@
  * tenants, adapters, engines and replicas have names without dots, and ids are ULIDs or hex digits.
  */
 import type { EventAddress } from "./events/define-event.ts";
+import type { DeletionState } from "./state.ts";
 
 /** Bucket `runs`: `<tenant>.<runId>`. */
 export const runKey = ({ tenant, id }: EventAddress): string => `${tenant}.${id}`;
@@ -82,3 +83,17 @@ export const parseUsageKey = (key: string): UsageKey => {
 export const everyUsageOf = ({ tenant, day }: Pick<UsageKey, "tenant" | "day">): string => `${tenant}.${day}.>`;
 /** Matches all usage of a tenant. */
 export const everyUsageOfTenant = (tenant: string): string => `${tenant}.>`;
+
+/** Bucket `deletions`: `<tenant>.<what>.<id>`. */
+export const deletionKey = ({ tenant, what, id }: Pick<DeletionState, "tenant" | "what" | "id">): string => `${tenant}.${what}.${id}`;
+/** Matches every deletion of one tenant. */
+export const everyDeletionOf = (tenant: string): string => `${tenant}.>`;
+
+/** Matches every entry of one tenant in `cache`. */
+export const everyCacheKeyOf = (tenant: string): string => `*.${tenant}.*`;
+export const stageOfCacheKey = (key: string): string => key.split(".")[0] ?? "";
+
+/** Matches all usage of one adapter. */
+export const everyUsageOfAdapter = ({ tenant, adapter }: AdapterOfTenant): string => `${tenant}.*.${adapter}.>`;
+/** Matches what every replica holds of a tenant, or of one of its adapters. */
+export const everyHolding = ({ tenant, adapter = "*" }: { tenant: string; adapter?: string }): string => `*.*.${tenant}.${adapter}`;

@@ -417,6 +417,21 @@ export type UsageState = z.infer<typeof usageState>;
 /** KV `cache`: the result of work, found by the hash of all its inputs. If it is lost, the work is only done again. */
 export const cacheEntry = z.object({ manifest: blobRef, at: isoTime });
 
+/** KV `deletions`: what somebody wants gone for good. The collector carries it out, and may begin again at any point. */
+export const deletionState = z.object({
+  tenant: tenantName,
+  what: z.enum(["dataset", "adapter", "version", "tenant"]),
+  id: z.string().describe("The dataset's id; the adapter's name; `<adapter>/<version>`; the tenant's name."),
+  by: z.string().nullable(),
+  at: isoTime,
+  waiting: z.string().nullable().describe("What it waits for."),
+  doneAt: isoTime.nullable().describe("Since when nothing of it is left."),
+});
+export type DeletionState = z.infer<typeof deletionState>;
+
+/** KV `leases`: who does some work of which one at a time is enough. */
+export const leaseState = z.object({ holder: z.string() });
+
 /** KV `waited`: how many deliveries of a message ended in planned waiting. These do not count as failed tries. */
 export const waitedState = z.object({
   deliveries: z.int().min(1),

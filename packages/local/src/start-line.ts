@@ -15,11 +15,12 @@ import { createBus, ensureStreams, quotasEnv } from "@loraline/bus";
 import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
 import { createGatewayService, createProjector, hashApiKey } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
-import { createJetStreamObjects, removeUnfinishedBlobs } from "@loraline/objects";
+import { createJetStreamObjects } from "@loraline/objects";
 import { readBaseRef } from "@loraline/models/base-ref";
 import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
 import { createAgentService, createServeService } from "@loraline/serve";
 import { describeBase } from "@loraline/models";
+import { createCollector } from "@loraline/storage";
 import { createTokenizeService } from "@loraline/tokenize";
 import { describeTemplate, loadBase, readTemplate } from "@loraline/tokens";
 import { courierCommand, createProcessLauncher, createTrainService } from "@loraline/train";
@@ -173,7 +174,6 @@ export async function startLine(options: LineOptions): Promise<Line> {
   });
   await ensureStreams(nc);
   const objects = await createJetStreamObjects(nc, { spoolDir: dirs.spool });
-  await removeUnfinishedBlobs(nc, { olderThanMs: 60_000 });
 
   /** What every service gets: one connection for all, and its own name in logs, spans and events. */
   const service = (name: string) => {
@@ -203,6 +203,8 @@ export async function startLine(options: LineOptions): Promise<Line> {
     updatedAt: new Date().toISOString(),
   };
   workers.set("serve", await createServeService({ ...service("serve"), engines: [record] }));
+  const removeTrace = (traceId: string): Promise<void> => rm(join(dirs.traces, `${traceId}.jsonl`), { force: true });
+  workers.set("collector", await createCollector({ ...service("collector"), nc, inJetStream: true, removeTrace }));
   workers.set(
     "agent",
     await createAgentService({
@@ -254,6 +256,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       imports,
       secret,
       replicaHosts: ["loopback"],
+      spoolDir: dirs.spool,
       readTrace: (traceId) => readSpans(dirs.traces, traceId),
       drainMs: 3000,
     }),

@@ -1,7 +1,7 @@
 /** Blobs in a JetStream Object Store: the default, because NATS is there already. */
-import type { BlobKind, BlobRef } from "@loraline/contracts";
 import { causesOf, natsFull, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
 import {
+  DeliverPolicy,
   jetstream,
   JetStreamApiCodes,
   JetStreamApiError,
@@ -10,10 +10,11 @@ import {
   type StoredMsg,
   StorageType,
 } from "@nats-io/jetstream";
-import { type ObjectInfo, type ObjectStore, Objm, setSha256Backend } from "@nats-io/obj";
-import type { NatsConnection } from "@nats-io/transport-node";
+import { type ObjectInfo, Objm, setSha256Backend } from "@nats-io/obj";
+import { headers, type NatsConnection, nuid } from "@nats-io/transport-node";
 import { noting, prepare, verified } from "./digest.ts";
-import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, storeFull, storeRefuses } from "./objects.ts";
+import { eraseMessage, eraseMessages } from "./erase-messages.ts";
+import { blobOfKey, keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, storeFull, storeRefuses } from "./objects.ts";
 
 /** Larger than the default of 128 KiB: three times the throughput, and still below NATS' default of 1 MiB a message. */
 const chunkBytes = 512 * 1024;
@@ -35,7 +36,8 @@ interface JetStreamObjectsOptions {
 export async function createJetStreamObjects(nc: NatsConnection, options: JetStreamObjectsOptions = {}): Promise<Objects> {
   setSha256Backend("native");
   const { bucket = "objects", replicas, maxBytes, spoolDir, timeoutMs = 10_000 } = options;
-  const objm = new Objm(jetstream(nc, { timeout: timeoutMs }));
+  const js = jetstream(nc, { timeout: timeoutMs });
+  const objm = new Objm(js);
   const jsm = await jetstreamManager(nc, { timeout: timeoutMs });
   // Looked at first: not everybody who may use it may create it.
   const there = await jsm.streams.info(`OBJ_${bucket}`).catch((error: unknown) => {
@@ -60,9 +62,48 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
     asking.catch((error: unknown) => {
       throw explainNats(error, where);
     });
+  const stream = `OBJ_${bucket}`;
+  const chunksOf = (nuid: string): string => `$O.${bucket}.C.${nuid}`;
+  const metaOf = (key: string): string => metaSubject(bucket, key);
   const find = async (key: string): Promise<ObjectInfo | undefined> => {
     const info = await ask(store.info(key));
     return info === null || info.deleted ? undefined : info;
+  };
+  /** Writes what is known of a blob, if its entry has still this revision (0: there is none). @returns whether it had */
+  const writeMeta = async (key: string, meta: Omit<Meta, "mtime">, revision: number): Promise<boolean> => {
+    const conditions = headers();
+    conditions.set("Nats-Rollup", "sub");
+    conditions.set("Nats-Expected-Last-Subject-Sequence", String(revision));
+    try {
+      await js.publish(metaOf(key), JSON.stringify({ ...meta, mtime: new Date().toISOString() }), {
+        headers: conditions,
+        timeout: timeoutMs,
+      });
+      return true;
+    } catch (error) {
+      if (isWrongRevision(error)) return false;
+      throw error;
+    }
+  };
+  const metaFor = (key: string, nuid: string, { size, chunks }: { size: number; chunks: number }): Omit<Meta, "mtime"> => {
+    const digest = `SHA-256=${urlSafe(Buffer.from(key.slice(-64), "hex"))}`;
+    return { name: key, bucket, nuid, size, chunks, digest, deleted: false, options: { max_chunk_size: chunkBytes } };
+  };
+  /** Makes the blob young again, if it is there. */
+  const touch = async (key: string): Promise<ObjectInfo | undefined> => {
+    for (;;) {
+      const info = await find(key);
+      if (info === undefined || (await writeMeta(key, metaFor(key, info.nuid, info), info.revision))) return info;
+    }
+  };
+  const send = async (subject: string, bytes: AsyncIterable<Uint8Array>): Promise<{ size: number; chunks: number }> => {
+    let [size, chunks] = [0, 0];
+    for await (const chunk of inChunks(bytes, Math.min(chunkBytes, nc.info?.max_payload ?? chunkBytes))) {
+      await js.publish(subject, chunk, { timeout: timeoutMs });
+      size += chunk.byteLength;
+      chunks++;
+    }
+    return { size, chunks };
   };
 
   return {
@@ -70,22 +111,29 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
       await using prepared = await prepare(given, { digest, spoolDir });
       const ref = { kind, digest: prepared.digest };
       const key = objectKey(tenant, ref);
-      const before = await ask(store.info(key));
-      if (before !== null && !before.deleted) return { ...ref, size: before.size };
+      const there = await ask(touch(key));
+      if (there !== undefined) return { ...ref, size: there.size };
       const source = noting(prepared.stream());
+      const id = nuid.next();
       try {
-        const info = await store.put({ name: key, options: { max_chunk_size: chunkBytes } }, ReadableStream.from(source.bytes), {
-          timeout: timeoutMs,
-          // The first writer wins; a second put over a live name would purge the chunks from under its readers.
-          previousRevision: before?.revision ?? 0,
-        });
-        return { ...ref, size: info.size };
+        const sent = await send(chunksOf(id), source.bytes);
+        for (;;) {
+          const before = await store.info(key);
+          if (before === null || before.deleted) {
+            if (await writeMeta(key, metaFor(key, id, sent), before?.revision ?? 0)) return { ...ref, size: sent.size };
+            continue;
+          }
+          // Another writer of the same bytes was first. A second entry would take the chunks from under its readers.
+          const winner = await touch(key);
+          if (winner === undefined) continue;
+          await eraseMessages(jsm, stream, chunksOf(id));
+          return { ...ref, size: winner.size };
+        }
       } catch (error) {
+        // If this fails, `removeUnfinishedBlobs` does it later.
+        await eraseMessages(jsm, stream, chunksOf(id)).catch(() => undefined);
         // A client or hub that went away in the middle is not the store.
-        if (source.failure !== undefined) throw source.failure.error;
-        const winner = isWrongRevision(error) ? await find(key) : undefined;
-        if (winner !== undefined) return { ...ref, size: winner.size };
-        throw explainNats(error, where);
+        throw source.failure === undefined ? explainNats(error, where) : source.failure.error;
       }
     },
 
@@ -106,22 +154,104 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
       return info && { size: info.size };
     },
 
-    async *list(tenant, kind) {
-      const prefix = keyPrefix(tenant, kind);
-      yield* refsIn(await ask(store.list()), prefix, kind);
+    async touch(tenant, ref) {
+      const info = await ask(touch(objectKey(tenant, ref)));
+      return info && { size: info.size };
     },
 
-    async delete(tenant, ref) {
-      await ask(store.delete(objectKey(tenant, ref)));
+    async *list(tenant, kind) {
+      const prefix = keyPrefix(tenant, kind);
+      for await (const { meta } of metas(nc, bucket, ask)) {
+        const ref = meta.deleted === true ? undefined : refOfKey(prefix, meta.name, kind, meta.size);
+        if (ref !== undefined) yield ref;
+      }
+    },
+
+    async *stored(tenant) {
+      for await (const { meta, seq, storedAt } of metas(nc, bucket, ask)) {
+        const blob = meta.deleted === true ? undefined : blobOfKey(meta.name, meta.size);
+        if (blob !== undefined && (tenant === undefined || blob.tenant === tenant)) yield { ...blob, storedAt, revision: String(seq) };
+      }
+    },
+
+    async delete(tenant, ref, { revision } = {}) {
+      const key = objectKey(tenant, ref);
+      for (;;) {
+        const info = await find(key);
+        if (info === undefined) return true;
+        if (revision !== undefined && revision !== String(info.revision)) return false;
+        // The mark first: nobody may find the entry of a blob whose chunks are gone.
+        const mark = { ...metaFor(key, info.nuid, { size: 0, chunks: 0 }), digest: "", deleted: true };
+        if (!(await ask(writeMeta(key, mark, info.revision)))) continue;
+        await ask(eraseDeleted(jsm, { bucket, key: metaOf(key), nuid: info.nuid }));
+        return true;
+      }
     },
   };
 }
 
-function* refsIn(infos: readonly ObjectInfo[], prefix: string, kind: BlobKind): Generator<BlobRef> {
-  for (const { name, size, deleted } of infos) {
-    const ref = deleted ? undefined : refOfKey(prefix, name, kind, size);
-    if (ref !== undefined) yield ref;
+/** The entry of a blob, as the object store's specification has it (ADR-20 of NATS), so that the `nats` program reads it too. */
+interface Meta {
+  name: string;
+  bucket: string;
+  nuid: string;
+  size: number;
+  chunks: number;
+  digest: string;
+  deleted?: boolean;
+  mtime: string;
+  options: { max_chunk_size: number };
+}
+
+/** Base64 for URLs, with padding. */
+const urlSafe = (bytes: Buffer): string => bytes.toString("base64").replaceAll("+", "-").replaceAll("/", "_");
+const metaSubject = (bucket: string, key: string): string => `$O.${bucket}.M.${urlSafe(Buffer.from(key))}`;
+
+async function* inChunks(source: AsyncIterable<Uint8Array>, size: number): AsyncGenerator<Uint8Array> {
+  let parts: Uint8Array[] = [];
+  let held = 0;
+  for await (let bytes of source) {
+    while (held + bytes.byteLength >= size) {
+      const room = size - held;
+      yield Buffer.concat([...parts, bytes.subarray(0, room)]);
+      bytes = bytes.subarray(room);
+      [parts, held] = [[], 0];
+    }
+    if (bytes.byteLength > 0) parts.push(Buffer.from(bytes));
+    held += bytes.byteLength;
   }
+  if (held > 0) yield Buffer.concat(parts);
+}
+
+/** The newest entry of every blob, also of deleted ones, a thousand at a time. */
+async function* metas(
+  nc: NatsConnection,
+  bucket: string,
+  ask: <T>(asking: Promise<T>) => Promise<T>,
+): AsyncGenerator<{ meta: Meta; seq: number; storedAt: number }> {
+  const options = { filter_subjects: [`$O.${bucket}.M.>`], deliver_policy: DeliverPolicy.LastPerSubject };
+  const consumer = await ask(jetstream(nc).consumers.get(`OBJ_${bucket}`, options));
+  try {
+    for (let left = (await ask(consumer.info())).num_pending; left > 0; left = (await ask(consumer.info())).num_pending) {
+      for await (const message of await ask(consumer.fetch({ max_messages: Math.min(left, 1000), expires: 5000 }))) {
+        const { seq, info } = message;
+        yield { meta: message.json<Meta>(), seq, storedAt: Number(info.timestampNanos / 1_000_000) };
+        if (info.pending === 0) return;
+      }
+    }
+  } finally {
+    // Left alone it would stay for minutes, and a stream holds only so many.
+    await consumer.delete().catch(() => false);
+  }
+}
+
+/** Erases the chunks of a blob that was marked as deleted, then the mark. */
+async function eraseDeleted(jsm: JetStreamManager, blob: { bucket: string; key: string; nuid: string }): Promise<void> {
+  const stream = `OBJ_${blob.bucket}`;
+  await eraseMessages(jsm, stream, `$O.${blob.bucket}.C.${blob.nuid}`);
+  const last = await jsm.streams.getMessage(stream, { last_by_subj: blob.key });
+  // Whoever stored the blob again has taken the mark's place.
+  if (last !== null && last.json<Meta>().deleted === true) await eraseMessage(jsm, stream, last.seq);
 }
 
 /**
@@ -153,8 +283,8 @@ async function* chunks(
 }
 
 /**
- * Removes chunks that no object refers to: what a writer left that was killed before its last step. Chunks younger than
- * `olderThanMs` are left alone, because a writer may still be at work.
+ * Erases what writers and erasers left that were killed in the middle: chunks that no entry refers to, and those of deleted blobs, with
+ * their marks. Chunks without an entry that are younger than `olderThanMs` are left alone, because their writer may still be at work.
  *
  * @returns how many unfinished blobs were removed.
  */
@@ -167,20 +297,24 @@ export async function removeUnfinishedBlobs(
   const jsm = await jetstreamManager(nc);
   const { state } = await jsm.streams.info(stream, { subjects_filter: `$O.${bucket}.C.>` });
   // Listed after the chunks: a blob that is completed in between must count as complete.
-  const complete = await nuidsOf(await new Objm(nc).open(bucket));
+  const complete = new Set<string>();
   let removed = 0;
+  for await (const { meta } of metas(nc, bucket, (asking) => asking)) {
+    if (meta.deleted !== true) {
+      complete.add(meta.nuid);
+      continue;
+    }
+    await eraseDeleted(jsm, { bucket, key: metaSubject(bucket, meta.name), nuid: meta.nuid });
+    removed++;
+  }
   for (const subject of Object.keys(state.subjects ?? {})) {
     if (complete.has(subject.slice(`$O.${bucket}.C.`.length))) continue;
     const last = await jsm.streams.getMessage(stream, { last_by_subj: subject });
     if (last === null || now - last.time.getTime() < olderThanMs) continue;
-    await jsm.streams.purge(stream, { filter: subject });
+    await eraseMessages(jsm, stream, subject);
     removed++;
   }
   return removed;
-}
-
-async function nuidsOf(store: ObjectStore): Promise<Set<string>> {
-  return new Set((await store.list()).filter(({ deleted }) => !deleted).map(({ nuid }) => nuid));
 }
 
 // Error codes of the server: https://github.com/nats-io/nats-server/blob/main/server/errors.json

@@ -10,6 +10,7 @@ import { createLog } from "@loraline/runtime";
 import { spawnNatsServer, startProxy, test as fixtures } from "@loraline/testkit";
 import { jetstreamManager } from "@nats-io/jetstream";
 import { Objm } from "@nats-io/obj";
+import { headers } from "@nats-io/transport-node";
 import { describe, expect } from "vitest";
 import {
   createJetStreamObjects,
@@ -209,6 +210,47 @@ for (const backend of ["jetStream", "overS3"] as const) {
       expect(text(await getBytes(objects, tenant, ref))).toBe("come back");
     });
 
+    it("tells of every blob when it was stored, and deletes only what was not stored again since", async ({
+      store: { objects },
+      tenant,
+    }) => {
+      const mine = async () => (await collect(objects.stored(tenant)))[0];
+      const before = Date.now();
+      const ref = await objects.put(tenant, "raw", "same bytes");
+      const first = await mine();
+      expect(first).toMatchObject({ tenant, ...ref, storedAt: expect.any(Number) });
+      expect(Math.abs((first?.storedAt ?? 0) - before)).toBeLessThan(5000);
+      await sleep(2100); // times of S3 may be whole seconds
+      expect(await objects.put(tenant, "raw", "same bytes")).toEqual(ref);
+      const between = await mine();
+      await sleep(2100);
+      expect(await objects.touch(tenant, ref)).toEqual({ size: ref.size });
+      const again = await mine();
+      expect(again?.storedAt).toBeGreaterThan(between?.storedAt ?? 0);
+      expect(between?.storedAt).toBeGreaterThan(first?.storedAt ?? 0);
+      expect(await objects.delete(tenant, ref, { revision: first?.revision })).toBe(false);
+      expect(text(await getBytes(objects, tenant, ref))).toBe("same bytes");
+      expect(await objects.delete(tenant, ref, { revision: again?.revision })).toBe(true);
+      expect(await objects.head(tenant, ref)).toBeUndefined();
+      expect(await objects.touch(tenant, ref)).toBeUndefined();
+      expect(await objects.delete(tenant, ref, { revision: again?.revision })).toBe(true);
+      expect(await collect(objects.stored(tenant))).toEqual([]);
+    });
+
+    it("loses nothing that is stored while the same bytes are being deleted", async ({ store: { objects }, tenant }) => {
+      const ref = await objects.put(tenant, "raw", "contested");
+      for (let round = 0; round < 10; round++) {
+        const [stale] = await collect(objects.stored(tenant));
+        const [put] = await Promise.all([
+          objects.put(tenant, "raw", stream("contested")),
+          objects.delete(tenant, ref, { revision: stale?.revision }),
+        ]);
+        // Over S3 the writer looks afterwards, as `Objects.delete` says.
+        if (backend === "overS3" && (await objects.head(tenant, ref)) === undefined) await objects.put(tenant, "raw", "contested");
+        expect(text(await getBytes(objects, tenant, put)), `round ${round}`).toBe("contested");
+      }
+    });
+
     it("lets no name reach out of its tenant", async ({ store: { objects }, tenant }) => {
       const ref = await objects.put(tenant, "raw", "mine");
       for (const wrong of ["..", "", "a/b", `${tenant}/raw`]) {
@@ -260,6 +302,43 @@ describe("jetStream only", () => {
     await expect(objects.put(tenant, "raw", megabytes(8))).rejects.toMatchObject({ name: "UnavailableError", code: "STORE_FULL" });
     const small = await objects.put(tenant, "raw", megabytes(2)); // there is room again
     expect((await getBytes(objects, tenant, small)).byteLength).toBe(small.size);
+  });
+
+  test("deleted bytes are nowhere on the server's disk, nor are those of failed and of doubled uploads", async ({ tenant, dir }) => {
+    await using server = await spawnNatsServer({ storeDir: join(dir, "nats") });
+    await using nc = await server.connect().then((nc) => ({ nc, [Symbol.asyncDispose]: () => nc.close() }));
+    const objects = await createJetStreamObjects(nc.nc, { spoolDir: dir });
+    const holds = async (word: string): Promise<boolean> => {
+      const files = await readdir(join(dir, "nats"), { recursive: true, withFileTypes: true });
+      const bytes = await Promise.all(files.filter((file) => file.isFile()).map((file) => readFile(join(file.parentPath, file.name))));
+      return bytes.some((one) => one.includes(word));
+    };
+    await objects.put(tenant, "raw", "kept kept kept ");
+    const secret = "SECRET-IN-A-BLOB ".repeat(100_000);
+    const refs = await Promise.all([1, 2, 3].map(() => objects.put(tenant, "raw", secret)));
+    await objects.put(tenant, "records", "kept, too");
+    expect(await holds("SECRET-IN-A-BLOB")).toBe(true);
+    await expect(objects.put(tenant, "raw", stream("SECRET-THAT-FAILED", new Error("gone")), { digest: nowhere })).rejects.toThrow("gone");
+    await objects.delete(tenant, refs[0] as BlobRef);
+    expect(await holds("SECRET-")).toBe(false);
+    expect(await holds("kept, too")).toBe(true);
+    const { state } = await (await jetstreamManager(nc.nc)).streams.info("OBJ_objects");
+    expect(state.num_subjects).toBe(4); // two entries, two chunks: nothing stays of what was deleted
+  });
+
+  test("what a killed eraser left is finished later", async ({ nc, tenant }) => {
+    const objects = await createJetStreamObjects(nc, { bucket: "half" });
+    const ref = await objects.put(tenant, "raw", "half erased");
+    const jsm = await jetstreamManager(nc);
+    const subject = `$O.half.M.${Buffer.from(objectKey(tenant, ref)).toString("base64").replaceAll("+", "-").replaceAll("/", "_")}`;
+    const entry = (await jsm.streams.getMessage("OBJ_half", { last_by_subj: subject }))?.json<object>();
+    // It had written its mark, and died before it removed the chunks.
+    const rollup = headers();
+    rollup.set("Nats-Rollup", "sub");
+    await jsm.jetstream().publish(subject, JSON.stringify({ ...entry, deleted: true, size: 0, chunks: 0 }), { headers: rollup });
+    expect(await removeUnfinishedBlobs(nc, { bucket: "half" })).toBe(1);
+    expect((await jsm.streams.info("OBJ_half")).state.messages).toBe(0);
+    expect(await objects.put(tenant, "raw", "half erased")).toEqual(ref);
   });
 
   test("chunks of a writer that was killed are removed, and only those", async ({ nc, tenant }) => {

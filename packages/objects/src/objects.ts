@@ -8,12 +8,22 @@
 import { type BlobKind, type BlobRef, blobKinds, type Digest, digest as digestSchema, tenantName } from "@loraline/contracts";
 import { PermanentError, UnavailableError } from "@loraline/runtime";
 
+/** A blob as the store has it now. */
+export interface StoredBlob extends BlobRef {
+  tenant: string;
+  /** When it was stored last, by the store's clock, in milliseconds since the epoch. Storing the same bytes again makes it young again. */
+  storedAt: number;
+  /** Changes whenever the blob is stored again; for `delete`. */
+  revision: string;
+}
+
 /** Bytes in memory, text (UTF-8), a stream, or a file on disk. */
 export type BlobSource = Uint8Array | string | AsyncIterable<Uint8Array> | { file: string };
 
 export interface Objects {
   /**
-   * Stores a blob and returns its reference; returns at once if it exists already. Memory stays bounded at any size.
+   * Stores a blob and returns its reference. If it exists already, nothing is sent, and it only becomes young again (`StoredBlob.storedAt`), so
+   * that nothing removes it before its writer has told of it. Memory stays bounded at any size.
    * A stream whose digest is not known is spooled to a temporary file first, because the key is the digest.
    *
    * @param options.digest - known digest; the source is checked against it while it is sent.
@@ -27,12 +37,24 @@ export interface Objects {
    * @throws PermanentError `OBJECT_MISSING` from the call; `OBJECT_CORRUPT` from the iteration, after the last byte.
    */
   get(tenant: string, ref: Pick<BlobRef, "kind" | "digest">): Promise<AsyncIterable<Uint8Array>>;
+  /**
+   * As `head`, and makes the blob young again, as `put` does. To be called by whoever is about to tell of bytes that were there already, so
+   * that the collector does not remove them meanwhile.
+   */
+  touch(tenant: string, ref: Pick<BlobRef, "kind" | "digest">): Promise<{ size: number } | undefined>;
   /** Size in bytes, or undefined if there is no such blob. */
   head(tenant: string, ref: Pick<BlobRef, "kind" | "digest">): Promise<{ size: number } | undefined>;
   /** All blobs of a kind that a tenant has, in no particular order. */
   list(tenant: string, kind: BlobKind): AsyncIterable<BlobRef>;
-  /** Removes a blob; no error if it does not exist. */
-  delete(tenant: string, ref: Pick<BlobRef, "kind" | "digest">): Promise<void>;
+  /** All blobs there are, of one tenant or of all, in no particular order. */
+  stored(tenant?: string): AsyncIterable<StoredBlob>;
+  /**
+   * Removes a blob; no error if it does not exist. In JetStream its bytes are overwritten on the server's disk.
+   *
+   * @param options.revision - removed only if it was not stored again since this revision.
+   * @returns whether it is gone; false: it was stored again.
+   */
+  delete(tenant: string, ref: Pick<BlobRef, "kind" | "digest">, options?: { revision?: string | undefined }): Promise<boolean>;
 }
 
 /** `<tenant>/<kind>/sha256/` */
@@ -58,6 +80,15 @@ export function refOfKey(prefix: string, key: string, kind: BlobKind, size: numb
   if (!key.startsWith(prefix)) return undefined;
   const parsed = digestSchema.safeParse(`sha256:${key.slice(prefix.length)}`);
   return parsed.success ? { kind, digest: parsed.data, size } : undefined;
+}
+
+const keyParts = /^([^/]+)\/([^/]+)\/sha256\/([0-9a-f]{64})$/;
+
+/** Tenant and reference of a whole key; undefined for anything that is not ours. */
+export function blobOfKey(key: string, size: number): (BlobRef & { tenant: string }) | undefined {
+  const [, tenant = "", kind = "", hex = ""] = keyParts.exec(key) ?? [];
+  if (!blobKinds.includes(kind as BlobKind)) return undefined;
+  return { tenant, kind: kind as BlobKind, digest: `sha256:${hex}`, size };
 }
 
 export const missing = (key: string): PermanentError =>

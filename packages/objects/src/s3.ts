@@ -1,7 +1,9 @@
 /** Blobs in any S3: for clusters that have one. Credentials come from the AWS chain unless given. */
 import { Readable } from "node:stream";
 import {
+  CopyObjectCommand,
   DeleteObjectCommand,
+  type _Object,
   GetObjectCommand,
   HeadObjectCommand,
   paginateListObjectsV2,
@@ -12,13 +14,18 @@ import {
 import { Upload } from "@aws-sdk/lib-storage";
 import { causesOf, PermanentError } from "@loraline/runtime";
 import { noting, prepare, verified } from "./digest.ts";
-import { keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, storeFull, storeRefuses } from "./objects.ts";
+import { blobOfKey, keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, storeFull, storeRefuses } from "./objects.ts";
 
 /** Parts in memory at once, times their size, bounds what one `put` holds: 24 MiB. */
 const partsInFlight = 2;
 const partBytes = 8 * 1024 * 1024;
+/** The largest object that S3 copies in one request. */
+const largestCopyBytes = 5 * 1024 ** 3;
 /** S3 allows 10,000 parts; larger blobs get larger parts. */
 const partBytesFor = (size: number | undefined): number => Math.max(partBytes, Math.ceil((size ?? 0) / 9_000));
+
+const contentType = "application/octet-stream";
+const revisionOf = (modified: Date | undefined): string => modified?.toISOString() ?? "";
 
 interface S3ObjectsOptions {
   /** Must exist. An `AbortIncompleteMultipartUpload` lifecycle rule clears what killed writers leave. */
@@ -58,35 +65,65 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
   const soon = { requestTimeout: patience.answer };
   const where = `bucket "${Bucket}"${endpoint === undefined ? "" : ` at ${endpoint}`}`;
   const explain = (error: unknown): unknown => explainS3(error, where);
+  const look = async (Key: string): Promise<{ size: number; revision: string } | undefined> => {
+    try {
+      const { ContentLength = 0, LastModified } = await client.send(new HeadObjectCommand({ Bucket, Key }), soon);
+      return { size: ContentLength, revision: revisionOf(LastModified) };
+    } catch (error) {
+      if (error instanceof S3ServiceException && error.$metadata.httpStatusCode === 404) return undefined;
+      throw explain(error);
+    }
+  };
+  /**
+   * Makes a blob young again, by copying it onto itself.
+   * @returns false if it is not there any more, or if this server's copies keep their age, as those of some that are not AWS do.
+   */
+  const touch = async (Key: string, before: { size: number; revision: string }): Promise<boolean> => {
+    if (before.size > largestCopyBytes) return false;
+    const copy = { Bucket, Key, CopySource: `${Bucket}/${Key}`, MetadataDirective: "REPLACE", ContentType: contentType } as const;
+    try {
+      const { CopyObjectResult } = await client.send(new CopyObjectCommand(copy), { requestTimeout: patience.part });
+      // Times are whole seconds on some servers.
+      return revisionOf(CopyObjectResult?.LastModified) > before.revision || Date.now() - Date.parse(before.revision) < 2000;
+    } catch (error) {
+      if (error instanceof S3ServiceException && (error.name === "NoSuchKey" || error.$metadata.httpStatusCode === 404)) return false;
+      throw explain(error);
+    }
+  };
+
+  /** @returns its size. */
+  const upload = async (Key: string, bytes: AsyncIterable<Uint8Array>, expected: number | undefined): Promise<number> => {
+    let size = 0;
+    const source = noting(bytes);
+    const counted = async function* () {
+      for await (const chunk of source.bytes) {
+        size += chunk.byteLength;
+        yield chunk;
+      }
+    };
+    const sending = new Upload({
+      client,
+      params: { Bucket, Key, Body: Readable.from(counted(), { objectMode: false }), ContentType: contentType },
+      queueSize: partsInFlight,
+      partSize: partBytesFor(expected),
+    });
+    try {
+      await sending.done();
+    } catch (error) {
+      // A client or hub that went away in the middle is not the store.
+      throw source.failure === undefined ? explain(error) : source.failure.error;
+    }
+    return size;
+  };
 
   const objects: Objects = {
     async put(tenant, kind, given, { digest } = {}) {
       await using prepared = await prepare(given, { digest, spoolDir });
       const ref = { kind, digest: prepared.digest };
       const Key = objectKey(tenant, ref);
-      const before = await objects.head(tenant, ref);
-      if (before !== undefined) return { ...ref, size: before.size };
-      let size = 0;
-      const source = noting(prepared.stream());
-      const counted = async function* () {
-        for await (const chunk of source.bytes) {
-          size += chunk.byteLength;
-          yield chunk;
-        }
-      };
-      const upload = new Upload({
-        client,
-        params: { Bucket, Key, Body: Readable.from(counted(), { objectMode: false }), ContentType: "application/octet-stream" },
-        queueSize: partsInFlight,
-        partSize: partBytesFor(prepared.size),
-      });
-      try {
-        await upload.done();
-      } catch (error) {
-        // A client or hub that went away in the middle is not the store.
-        throw source.failure === undefined ? explain(error) : source.failure.error;
-      }
-      return { ...ref, size };
+      const before = await look(Key);
+      if (before !== undefined && (await touch(Key, before))) return { ...ref, size: before.size };
+      return { ...ref, size: await upload(Key, prepared.stream(), prepared.size) };
     },
 
     async get(tenant, ref) {
@@ -103,38 +140,57 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
     },
 
     async head(tenant, ref) {
+      const found = await look(objectKey(tenant, ref));
+      return found && { size: found.size };
+    },
+
+    async touch(tenant, ref) {
       const Key = objectKey(tenant, ref);
-      try {
-        const { ContentLength = 0 } = await client.send(new HeadObjectCommand({ Bucket, Key }), soon);
-        return { size: ContentLength };
-      } catch (error) {
-        if (error instanceof S3ServiceException && error.$metadata.httpStatusCode === 404) return undefined;
-        throw explain(error);
-      }
+      const before = await look(Key);
+      if (before === undefined) return undefined;
+      if (!(await touch(Key, before))) await upload(Key, await objects.get(tenant, ref), before.size);
+      return { size: before.size };
     },
 
     async *list(tenant, kind) {
       const prefix = keyPrefix(tenant, kind);
-      const pages = paginateListObjectsV2({ client }, { Bucket, Prefix: prefix }, soon)[Symbol.asyncIterator]();
-      for (;;) {
-        const page = await pages.next().catch((error: unknown) => {
-          throw explain(error);
-        });
-        if (page.done === true) return;
-        for (const { Key = "", Size = 0 } of page.value.Contents ?? []) {
-          const ref = refOfKey(prefix, Key, kind, Size);
-          if (ref !== undefined) yield ref;
-        }
+      for await (const { Key = "", Size = 0 } of contents(prefix)) {
+        const ref = refOfKey(prefix, Key, kind, Size);
+        if (ref !== undefined) yield ref;
       }
     },
 
-    async delete(tenant, ref) {
+    async *stored(tenant) {
+      for await (const { Key = "", Size = 0, LastModified } of contents(tenant === undefined ? "" : `${tenant}/`)) {
+        const blob = blobOfKey(Key, Size);
+        if (blob !== undefined) yield { ...blob, storedAt: LastModified?.getTime() ?? Date.now(), revision: revisionOf(LastModified) };
+      }
+    },
+
+    // S3 cannot be asked to delete an object only if it is as old as it was. So it is looked at right before, and whoever tells of a blob
+    // looks afterwards whether it is there.
+    async delete(tenant, ref, { revision } = {}) {
       const Key = objectKey(tenant, ref);
+      if (revision !== undefined) {
+        const now = await look(Key);
+        if (now !== undefined && now.revision !== revision) return false;
+      }
       await client.send(new DeleteObjectCommand({ Bucket, Key }), soon).catch((error: unknown) => {
         throw explain(error);
       });
+      return true;
     },
   };
+  async function* contents(Prefix: string): AsyncGenerator<_Object> {
+    const pages = paginateListObjectsV2({ client }, { Bucket, Prefix }, soon)[Symbol.asyncIterator]();
+    for (;;) {
+      const page = await pages.next().catch((error: unknown) => {
+        throw explain(error);
+      });
+      if (page.done === true) return;
+      yield* page.value.Contents ?? [];
+    }
+  }
   return Object.assign(objects, { [Symbol.dispose]: () => client.destroy() });
 }
 

@@ -91,7 +91,9 @@ export function watchedObjects(objects: Objects, { log, askMs = 2000 }: { log: L
     put,
     get: async (...args) => pass(await verb(objects.get(...args))),
     head: (...args) => verb(objects.head(...args)),
+    touch: (...args) => verb(objects.touch(...args)),
     list: (...args) => pass(objects.list(...args)),
+    stored: (...args) => pass(objects.stored(...args)),
     delete: (...args) => verb(objects.delete(...args)),
     problem() {
       if (unwritable !== undefined && Date.now() - unwritable.at > writesForgottenMs) unwritable = undefined;

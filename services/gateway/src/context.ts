@@ -39,6 +39,8 @@ export interface GatewayContext {
   readTrace: (traceId: string) => Promise<SpanView[]>;
   keyLifetimes: KeyLifetimes;
   uploadLimitBytes: number;
+  /** Where uploads are until they are complete. */
+  spoolDir: string;
   /** Of a question to a model. */
   bodyLimitBytes: number;
   /** The salt of the engines' prefix caches for a request of this tenant that says this `cache_salt`. */

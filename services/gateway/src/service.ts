@@ -1,5 +1,6 @@
 /** The gateway: the HTTP API. */
 import { randomFillSync } from "node:crypto";
+import { tmpdir } from "node:os";
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
 import { buckets, type HttpRoute, httpRoutes, openApi, type QuotaSettings, type Scope, type SpanView, version } from "@loraline/contracts";
@@ -29,6 +30,7 @@ import { createMetrics, serveMetrics } from "./metrics.ts";
 import { modelRoutes } from "./inference/models.ts";
 import { createTokenCheck, type OidcOptions } from "./access/oidc.ts";
 import { createRoutingTable } from "./inference/routing-table.ts";
+import { deletionRoutes } from "./storage/deletions.ts";
 import { createStateReader } from "./state-reader.ts";
 import { traced } from "./tracing.ts";
 import { createTraffic } from "./inference/traffic.ts";
@@ -46,6 +48,8 @@ export interface GatewayServiceOptions {
   readTrace?: (traceId: string) => Promise<SpanView[]>;
   /** Largest file that may be uploaded, in bytes. Default 1 GiB. */
   uploadLimitBytes?: number;
+  /** Where uploads are until they are complete. Default: the system's temporary directory. */
+  spoolDir?: string;
   /** Largest JSON body of a question to a model, in bytes. Default 32 MiB, which holds a few images. Other bodies: at most 512 KiB. */
   bodyLimitBytes?: number;
   /** The slowest speed of bodies. Default: 4 KiB a second, after the first minute. */
@@ -117,6 +121,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
   const { bus, objects, log, telemetry, host, port, drainMs = 10_000 } = options;
   const {
     uploadLimitBytes = 1024 ** 3,
+    spoolDir = tmpdir(),
     bodyLimitBytes = 32 * 1024 ** 2,
     readTrace = () => Promise.resolve([]),
     chatTraceShare = 1,
@@ -159,6 +164,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       readTrace,
       keyLifetimes: { oidcDays: 90, ...options.keyLifetimes },
       uploadLimitBytes,
+      spoolDir,
       bodyLimitBytes,
       cacheSalt: createCacheSalt(options.secret),
       engineKey: options.engineKey,
@@ -167,7 +173,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     metrics.engines(() => context.table.view().engines);
     const inference = owned.use(inferenceRoutes(context));
     const loraline = await loralineRoutes(context);
-    const deletion = await deleteVersionRoutes(context);
+    const versionDeletion = await deleteVersionRoutes(context);
+    const deletions = await deletionRoutes(context);
     const admin = await adminRoutes(context);
     const keys = await bus.bucket(buckets.keys);
 
@@ -255,7 +262,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
           datasetRoutes(context),
           fineTuningRoutes(context),
           modelRoutes(context),
-          deletion,
+          versionDeletion,
+          deletions,
           inference,
           loraline,
           addAdapterRoutes(context, options.imports ?? {}),

@@ -68,7 +68,10 @@ async function readCached(
   if (entry === undefined) return undefined;
   const ref = entry.value.manifest;
   try {
-    const { report, records, rejections, formats } = await getJson(objects, tenant, ref, datasetManifest);
+    const { report, records, rejections, formats, chunks } = await getJson(objects, tenant, ref, datasetManifest);
+    // The dataset that they were made for may be deleted this very moment: what is touched stays.
+    for (const blob of [...chunks.map((chunk) => chunk.blob), report, ref])
+      if ((await objects.touch(tenant, blob)) === undefined) return undefined;
     return { kind: "ingested", manifest: ref, report, records, rejections, formats };
   } catch (error) {
     if (error instanceof PermanentError && error.code === "OBJECT_MISSING") return undefined;

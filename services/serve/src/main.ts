@@ -7,6 +7,7 @@ import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { type Log, PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { describeBase } from "@loraline/models";
+import { createCollector } from "@loraline/storage";
 import { createServeService } from "./controller/service.ts";
 import { watchBases, withWhatWasKnown } from "./controller/engine-records.ts";
 
@@ -44,6 +45,7 @@ await runService({
     }
     await forgetOthers(bucket, new Set(engines.map(({ engine }) => engine)), log);
     running.use(await createServeService({ bus, objects, log, telemetry, engines }));
+    running.use(await createCollector({ nc, bus, objects, log, inJetStream: env.S3_BUCKET === undefined }));
     if (dir !== undefined) running.use(watchBases({ engines: bucket, records: engines, basesDir: dir, log }));
     return running;
   },

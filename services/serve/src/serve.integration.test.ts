@@ -20,12 +20,13 @@ import {
   adapterVersionRetired,
   adapterVersionWanted,
   type BaseRef,
+  buckets,
   runCancelled,
   runFailed,
   runServed,
   runTrained,
 } from "@loraline/contracts";
-import { readSpans, UnavailableError } from "@loraline/runtime";
+import { readSpans } from "@loraline/runtime";
 import { createSimulatedEngine, simulatedAdapter, type SimulatedAdapterOptions, simulatedProbes, test as it } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import { type AdapterBytes, type ServeUnderTest, serveUnderTest } from "./serve-under-test.ts";
@@ -489,84 +490,47 @@ describe("aliases and versions", () => {
       .toEqual(["ADAPTER_UNKNOWN"]);
   });
 
-  test(
-    "a version is deleted once, unloaded, and its bytes are removed, unless another version has them",
-    { timeout: 60_000 },
-    async ({ serve, engine, start, make }) => {
-      await start();
-      await versions(serve, make, 3);
-      // The same bytes under another name.
-      await servedBy(serve, await serve.train("parrot", await make({ seed: 2 })));
-      const at = { tenant: serve.tenant, id: "pirate" };
-      const { versions: before = [] } = (await serve.adapter("pirate")) ?? {};
-      const stored = async (version: number) => {
-        const of = before[version - 1];
-        if (of === undefined) throw new Error(`no version ${version}`);
-        const manifest = await serve.objects.head(serve.tenant, of.manifest);
-        const evidence = await serve.objects.head(serve.tenant, of.evidence);
-        return { manifest: manifest !== undefined, evidence: evidence !== undefined };
-      };
-      const weights = async () => {
-        const found: string[] = [];
-        for await (const { digest } of serve.objects.list(serve.tenant, "adapter-file")) found.push(digest);
-        return found.length;
-      };
-      const filesBefore = await weights();
-      for (const version of [1, 2, 3, 1]) {
-        const key = `${version}-${Math.random()}`;
-        await serve.bus.publish(adapterVersionDeleteRequested, at, { version, by: "ann" }, { key });
-      }
-      await expect
-        .poll(async () => (await serve.adapter("pirate"))?.versions.map(({ erased }) => erased), until)
-        .toEqual([true, true, undefined]);
-      expect((await serve.adapter("pirate"))?.versions.map(({ status }) => status)).toEqual(["deleted", "deleted", "desired"]);
-      const refused = (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code);
-      expect(refused).toEqual(["VERSION_PROMOTED"]);
-      expect(await stored(1)).toEqual({ manifest: false, evidence: false });
-      expect(await stored(2)).toEqual({ manifest: true, evidence: false });
-      // The weights of the first; configs stay, and they are all the same one.
-      expect(await weights()).toBe(filesBefore - 1);
-      await expect.poll(() => [...engine.loaded.keys()].filter((name) => name.includes(".pirate.")), { timeout: 15_000 }).toHaveLength(1);
-      expect(await serve.history([adapterVersionDeleted], "pirate")).toMatchObject([
-        { data: { version: 1, digest: before[0]?.digest, by: "ann" } },
-        { data: { version: 2 } },
-      ]);
-      await serve.bus.publish(adapterVersionWanted, at, { version: 1 });
-      await serve.bus.publish(adapterPromoteRequested, at, { version: 1 });
-      await expect
-        .poll(async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code), until)
-        .toEqual(["VERSION_DELETED", "VERSION_PROMOTED"]);
-      expect((await serve.adapter("pirate"))?.versions[0]?.status).toBe("deleted");
-      // The other name still serves, and a replica that starts anew gets its bytes from the store.
-      await engine.stop();
-      await engine.start();
-      await expect
-        .poll(async () => (await serve.replica())?.adapters.find(({ adapter }) => adapter === "parrot")?.state, until)
-        .toBe("proven");
-    },
-  );
-
-  test("a controller that dies between the mark and the bytes is followed by one that removes them", async ({ serve, engine, make }) => {
-    await using _agent = await serve.startAgent(engine.url);
-    let cut = true;
-    const objects = {
-      ...serve.objects,
-      delete: (...args: Parameters<typeof serve.objects.delete>) =>
-        cut ? Promise.reject(new UnavailableError("STORE_UNAVAILABLE", "away")) : serve.objects.delete(...args),
-    };
-    const first = await serve.startController(serve.bus, { objects });
-    await versions(serve, make, 2);
-    await serve.bus.publish(adapterVersionDeleteRequested, { tenant: serve.tenant, id: "pirate" }, { version: 1 });
-    await expect.poll(async () => (await serve.adapter("pirate"))?.versions[0]?.status, until).toBe("deleted");
-    await first[Symbol.asyncDispose]();
-    const [version] = (await serve.adapter("pirate"))?.versions ?? [];
-    expect(version?.erased ?? false).toBe(false);
-    cut = false;
-    await using _second = await serve.startController(serve.bus, { objects });
-    await expect.poll(async () => (await serve.adapter("pirate"))?.versions[0]?.erased, until).toBe(true);
-    expect(
-      await serve.objects.head(serve.tenant, version?.manifest ?? { kind: "adapter", digest: `sha256:${"0".repeat(64)}` }),
-    ).toBeUndefined();
+  test("a version is deleted once, unloaded, and the collector is told", { timeout: 60_000 }, async ({ serve, engine, start, make }) => {
+    await start();
+    await versions(serve, make, 3);
+    // The same bytes under another name.
+    await servedBy(serve, await serve.train("parrot", await make({ seed: 2 })));
+    const at = { tenant: serve.tenant, id: "pirate" };
+    const { versions: before = [] } = (await serve.adapter("pirate")) ?? {};
+    for (const version of [1, 2, 3, 1]) {
+      const key = `${version}-${Math.random()}`;
+      await serve.bus.publish(adapterVersionDeleteRequested, at, { version, by: "ann" }, { key });
+    }
+    await expect
+      .poll(async () => (await serve.adapter("pirate"))?.versions.map(({ status }) => status), until)
+      .toEqual(["deleted", "deleted", "desired"]);
+    // The collector, which runs beside the controller, removes their bytes.
+    const deletions = await serve.bus.bucket(buckets.deletions);
+    await expect
+      .poll(
+        async () => (await deletions.entries(`${serve.tenant}.version.*`)).map(({ value: { id, by } }) => `${id} ${by}`).toSorted(),
+        until,
+      )
+      .toEqual(["pirate/1 ann", "pirate/2 ann"]);
+    const refused = (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code);
+    expect(refused).toEqual(["VERSION_PROMOTED"]);
+    await expect.poll(() => [...engine.loaded.keys()].filter((name) => name.includes(".pirate.")), { timeout: 15_000 }).toHaveLength(1);
+    expect(await serve.history([adapterVersionDeleted], "pirate")).toMatchObject([
+      { data: { version: 1, digest: before[0]?.digest, by: "ann" } },
+      { data: { version: 2 } },
+    ]);
+    await serve.bus.publish(adapterVersionWanted, at, { version: 1 });
+    await serve.bus.publish(adapterPromoteRequested, at, { version: 1 });
+    await expect
+      .poll(async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code }) => code), until)
+      .toEqual(["VERSION_DELETED", "VERSION_PROMOTED"]);
+    expect((await serve.adapter("pirate"))?.versions[0]?.status).toBe("deleted");
+    // The other name still serves, and a replica that starts anew gets its bytes from the store.
+    await engine.stop();
+    await engine.start();
+    await expect
+      .poll(async () => (await serve.replica())?.adapters.find(({ adapter }) => adapter === "parrot")?.state, until)
+      .toBe("proven");
   });
 });
 

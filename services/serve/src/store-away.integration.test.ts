@@ -45,8 +45,6 @@ function cuttable(objects: Objects) {
     objects: {
       get: (...args: Parameters<Objects["get"]>) =>
         away ? Promise.reject(new UnavailableError("STORE_UNAVAILABLE", message)) : objects.get(...args),
-      delete: (...args: Parameters<Objects["delete"]>) =>
-        away ? Promise.reject(new UnavailableError("STORE_UNAVAILABLE", message)) : objects.delete(...args),
       problem: () => (away ? message : undefined),
     },
   };

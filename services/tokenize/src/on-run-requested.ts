@@ -234,10 +234,10 @@ async function findDataset(
   throw new RetryLaterError("DATASET_NOT_READY", 1000, `dataset ${id} is still being read`);
 }
 
-/** The manifest, if it and everything that it refers to is there. */
+/** The manifest, if it and everything that it refers to is there. It then stays there: other runs may need it no more. */
 async function readComplete(objects: Objects, tenant: string, ref: BlobRef): Promise<TokenManifest | undefined> {
-  if ((await objects.head(tenant, ref)) === undefined) return undefined;
+  if ((await objects.touch(tenant, ref)) === undefined) return undefined;
   const manifest = await getJson(objects, tenant, ref, tokenManifest);
-  const there = await Promise.all([...manifest.train, ...manifest.eval].map((shard) => objects.head(tenant, shard.blob)));
+  const there = await Promise.all([...manifest.train, ...manifest.eval].map((shard) => objects.touch(tenant, shard.blob)));
   return there.every((shard) => shard !== undefined) ? manifest : undefined;
 }

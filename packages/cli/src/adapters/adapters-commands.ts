@@ -1,8 +1,9 @@
-/** `loraline adapters`, `adapters add`, `place`, `keep` and `rm`. */
+/** `loraline adapters`, `adapters add`, `place`, `keep`, `rm` and `delete`. */
 import { keepPolicy, type KeepPolicy, type Placement } from "@loraline/contracts";
 import { InvalidArgumentError, Option } from "commander";
 import { type AddCommands, defaultBase, examples, ownName, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
+import { whatStays } from "../operate/deletion-commands.ts";
 import { addAdapter, type AddAdapterFlags } from "./add-adapter.ts";
 import { listAdapters, listHistory } from "./show-adapter.ts";
 import { versionNamed } from "./version-named.ts";
@@ -22,6 +23,7 @@ export const addAdaptersCommands: AddCommands = (program, { connect, globals, pr
         "loraline adapters place pirate --spread 3",
         "loraline adapters keep pirate 5",
         "loraline adapters rm pirate@2",
+        "loraline adapters delete pirate",
       ),
     )
     .action(async (adapter: string | undefined, { history }: { history: boolean }) => {
@@ -88,6 +90,15 @@ export const addAdaptersCommands: AddCommands = (program, { connect, globals, pr
       const { tenant, adapter: own } = (await api.getAdapter({ adapter })).adapter;
       const answer = await api.deleteModel({ model: `${tenant}/${own}@${version}` });
       print(answer, () => [`deleted: ${answer.id}`]);
+    });
+
+  adapters
+    .command("delete")
+    .description("delete a whole adapter for good: all versions, the runs that made them, usage and limits")
+    .argument("<adapter>", "name of the adapter")
+    .action(async (adapter: string) => {
+      const answer = await (await connect()).deleteAdapter({ adapter });
+      print(answer, () => whatStays(answer.id, answer.stays));
     });
 };
 

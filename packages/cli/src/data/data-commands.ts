@@ -2,6 +2,7 @@
 import { type DatasetReport, defaultMinRecords, type TokenReport } from "@loraline/contracts";
 import { type AddCommands, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
+import { whatStays } from "../operate/deletion-commands.ts";
 import { dim, green, red, shortPath, table, writeJson, writeLine } from "../terminal.ts";
 import { describeData, describeSample } from "./data-report.ts";
 import { followDataset, importDataset, type Narrowed, requiredSource } from "./import-source.ts";
@@ -17,7 +18,7 @@ import {
   withTokenizeOptions,
 } from "./tokenize-options.ts";
 
-export const addDataCommands: AddCommands = (program, { root, terminal, connect, globals, exitWith }) => {
+export const addDataCommands: AddCommands = (program, { root, terminal, connect, globals, print, exitWith }) => {
   const { out, err } = terminal;
   const data = program.command("data").description("datasets: look at files before they cost a training, and at those of the server");
 
@@ -152,6 +153,16 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
         ]);
         for (const text of table([["DATASET", "STATUS", "FILE", "RECORDS", "REJECTED", ""], ...rows])) writeLine(out, text);
       }
+    });
+
+  data
+    .command("delete")
+    .description("delete a dataset for good, with all that was made of it; adapters that were trained on it stay")
+    .argument("<dataset>", "its id in `data ls`, or the file's id")
+    .action(async (given: string) => {
+      const id = given.startsWith("file-") ? given : `file-${given}`;
+      const answer = await (await connect()).deleteFile({ file_id: id });
+      print(answer, () => whatStays(given, answer.loraline?.stays ?? []));
     });
 
   data

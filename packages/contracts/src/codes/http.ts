@@ -120,7 +120,15 @@ export const httpCodes = defineArea(
     missing_file: ["The upload has no file.", "Send the file in the form field `file`."],
     empty_file: ["The file is empty.", "Send at least one training example."],
     file_too_large: ["The file is larger than the gateway accepts.", "Split it, or have the operator raise the gateway's upload limit."],
-    file_deleted_meanwhile: ["The same file was deleted while it was being uploaded.", "Upload it again."],
+    files_deleted_meanwhile: ["The adapter's files were deleted while they were being sent.", "Send them again."],
+    adapter_in_training: [
+      "A run that trains this adapter has not ended, so the adapter cannot be deleted.",
+      "Cancel the run that the message names, or wait for it; then delete the adapter.",
+    ],
+    tenant_foreign: [
+      "The key belongs to another tenant than the one that is to be deleted.",
+      "Use a key of that tenant, with the scope admin.",
+    ],
     upload_aborted: ["The upload ended before the file was complete.", "Upload it again."],
     too_many_files: ["The upload has more than one file.", "Send exactly one file per upload."],
     too_many_fields: [
@@ -140,7 +148,10 @@ export const httpCodes = defineArea(
       "The version was retired to make room, and is being loaded again because it was asked for.",
       "Try again after the seconds in the header Retry-After.",
     ],
-    version_missing: ["The name has no version, and a whole adapter cannot be deleted at once.", "Write TENANT/ADAPTER@VERSION."],
+    version_missing: [
+      "The name has no version.",
+      "Write TENANT/ADAPTER@VERSION; `loraline adapters delete` deletes an adapter with all its versions.",
+    ],
     model_is_base: ["The model is a base, which only the operator can remove.", "Delete versions of adapters only."],
     not_deleted: [
       "The version is not deleted yet; the command was accepted and may still be carried out.",

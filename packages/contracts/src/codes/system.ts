@@ -54,6 +54,11 @@ export const busCodes = defineArea(
       "Run all services in the same version; report it if it happens again.",
       "developer",
     ],
+    NOT_FOLDED: [
+      "The projector is behind, so the collector does not know yet what is needed.",
+      "Wait: it is tried again. If it lasts, look whether a gateway runs.",
+      "operator",
+    ],
     RUN_NOT_FOLDED: ["Progress of a run arrived before the request of that run was processed.", "Wait: it is read again.", "developer"],
     UNKNOWN: ["Work failed for a reason that has no code of its own, and is tried again.", "Look at the service's log.", "developer"],
     OBJECT_MISSING: [
@@ -190,6 +195,7 @@ export const commandCodes = defineArea(
     ],
     NAME_MISSING: ["No adapter name can be derived from the name of the source.", "Give a name with --name."],
     VERSION_MISSING: ["The command needs the version of an adapter.", "Write it as ADAPTER@VERSION."],
+    NOT_CONFIRMED: ["The command deletes much, for good, and was not confirmed.", "Say --yes to do it."],
     PLACEMENT_MISSING: ["The command was not told on which replicas to place the adapter.", "Give --all, --spread or --pin."],
     CANARY_MISSING: ["Options of a canary are given without --canary.", "Add --canary, or remove the options."],
     CODE_UNKNOWN: ["There is no error code of this name.", "Copy the code from the message; docs/errors.md lists all."],

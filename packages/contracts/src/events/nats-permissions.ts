@@ -21,6 +21,10 @@ interface Needs {
   writes?: readonly BucketDef[];
   /** Buckets from which the service removes many entries at once. */
   clears?: readonly BucketDef[];
+  /** Streams and buckets from which the service erases messages, so that their bytes are gone from the server's disk. */
+  erases?: { streams: readonly StreamDef[]; buckets: readonly BucketDef[] };
+  /** Consumers of other services whose progress it looks at. */
+  observes?: readonly ConsumerDef[];
   /** `write` and `delete` include reading; `delete` cannot store objects. */
   objects?: "read" | "delete" | "write";
   /** `redrive`: may send a failed message again, and remove it from the failed ones. */
@@ -51,8 +55,17 @@ const needs = {
     consumes: [consumers.projectorDatasets, consumers.projectorRuns, consumers.projectorProgress],
     readsHistory: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS],
     reads: Object.values(buckets).filter(({ name }) => name !== "cache"),
-    writes: [buckets.runs, buckets.datasets, buckets.traffic, buckets.limits, buckets.budgets, buckets.usage, buckets.keys],
     clears: [buckets.usage],
+    writes: [
+      buckets.runs,
+      buckets.datasets,
+      buckets.deletions,
+      buckets.traffic,
+      buckets.limits,
+      buckets.budgets,
+      buckets.usage,
+      buckets.keys,
+    ],
     objects: "write",
     deadLetters: "redrive",
   },
@@ -111,13 +124,32 @@ const needs = {
       e.adapterVersionRecalled,
       e.adapterVersionDeleted,
       e.adapterNotMoved,
+      // Of a tenant that is deleted.
+      e.runCancelRequested,
     ],
     consumes: [consumers.serveRunTrained, consumers.serveRunCancelRequested, consumers.serveAdapterCommands, consumers.serveVersionWanted],
     readsHistory: [streams.RUNS, streams.ADAPTERS],
-    reads: [buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings, buckets.traffic],
-    writes: [buckets.adapters, buckets.engines],
+    reads: [
+      buckets.adapters,
+      buckets.engines,
+      buckets.replicas,
+      buckets.holdings,
+      buckets.traffic,
+      // For the collector, which serve hosts, as all that follows.
+      buckets.runs,
+      buckets.datasets,
+      buckets.cache,
+      buckets.limits,
+      buckets.deletions,
+      buckets.leases,
+    ],
+    writes: [buckets.adapters, buckets.engines, buckets.cache, buckets.limits, buckets.deletions, buckets.leases],
     clears: [buckets.holdings],
-    // Serve removes the objects of deleted versions.
+    erases: {
+      streams: Object.values(streams),
+      buckets: [buckets.runs, buckets.datasets, buckets.adapters, buckets.cache, buckets.limits, buckets.usage],
+    },
+    observes: [consumers.projectorDatasets, consumers.projectorRuns],
     objects: "delete",
   },
   agent: {
@@ -175,12 +207,20 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
     ...(of.writes ?? []).map(({ name }) => `$KV.${name}.>`),
     // A tenant's oldest failed messages go when there are too many of them.
     ...(of.consumes === undefined ? [] : api(`STREAM.PURGE.${streams.DLQ.name}`)),
+    ...(of.writes ?? []).filter(({ holdsTexts }) => holdsTexts).flatMap(({ name }) => api(`STREAM.MSG.DELETE.KV_${name}`)),
+    ...(of.erases?.streams ?? []).flatMap(({ name }) => [...readStream(name), ...api(`STREAM.MSG.DELETE.${name}`)]),
+    ...(of.erases?.buckets ?? []).flatMap(({ name }) =>
+      api(`STREAM.INFO.KV_${name}`, `STREAM.MSG.GET.KV_${name}`, `STREAM.MSG.DELETE.KV_${name}`),
+    ),
+    ...(of.observes ?? []).flatMap(({ durable, stream: { name } }) => api(`STREAM.INFO.${name}`, `CONSUMER.INFO.${name}.${durable}`)),
     ...(of.clears ?? []).flatMap(({ name }) => api(`STREAM.PURGE.KV_${name}`)),
     ...(of.objects === undefined
       ? []
       : api("STREAM.INFO.OBJ_objects", "STREAM.MSG.GET.OBJ_objects", "DIRECT.GET.OBJ_objects", "DIRECT.GET.OBJ_objects.>")),
-    // The pieces of failed uploads and of deleted objects are purged.
-    ...(of.objects === "write" || of.objects === "delete" ? api("STREAM.PURGE.OBJ_objects") : []),
+    // The pieces of failed uploads and of deleted objects are erased.
+    ...(of.objects === "write" || of.objects === "delete" ? api("STREAM.MSG.DELETE.OBJ_objects") : []),
+    // Only the collector lists objects.
+    ...(of.objects === "delete" ? readStream("OBJ_objects") : []),
     ...(of.objects === "write" ? ["$O.objects.>"] : []),
     // An object is deleted by writing a mark on its meta subject; its pieces are on another subject.
     ...(of.objects === "delete" ? ["$O.objects.M.>"] : []),

@@ -9,6 +9,8 @@ import {
   budgetState,
   cacheEntry,
   datasetState,
+  deletionState,
+  leaseState,
   limitState,
   replicaHolding,
   replicaReport,
@@ -267,11 +269,19 @@ export interface BucketDef<T extends z.ZodType = z.ZodType> {
   readonly value: T;
   /** How long an entry is kept. 0: for ever. */
   readonly ttlMs: number;
+  /** Values may hold texts of users: one that is replaced is erased from the server's disk, where it would otherwise stay for long. */
+  readonly holdsTexts?: true;
 }
 
 export const buckets = {
-  runs: { name: "runs", description: "Fold of run events; key <tenant>.<runId>", value: runState, ttlMs: 0 },
-  datasets: { name: "datasets", description: "Fold of dataset events; key <tenant>.<datasetId>", value: datasetState, ttlMs: 0 },
+  runs: { name: "runs", description: "Fold of run events; key <tenant>.<runId>", value: runState, ttlMs: 0, holdsTexts: true },
+  datasets: {
+    name: "datasets",
+    description: "Fold of dataset events; key <tenant>.<datasetId>",
+    value: datasetState,
+    ttlMs: 0,
+    holdsTexts: true,
+  },
   adapters: {
     name: "adapters",
     description: "Desired versions and aliases; written by serve only; key <tenant>.<adapter>",
@@ -319,5 +329,12 @@ export const buckets = {
     // A year, and a month to look back at it.
     ttlMs: 400 * day,
   },
+  deletions: {
+    name: "deletions",
+    description: "What is to be deleted for good, and when that was done; key <tenant>.<what>.<id>",
+    value: deletionState,
+    ttlMs: 90 * day,
+  },
+  leases: { name: "leases", description: "Work that one process does at a time; key = the work", value: leaseState, ttlMs: 30_000 },
   keys: { name: "keys", description: "API keys; key = sha256 of the key, hex", value: apiKeyRecord, ttlMs: 0 },
 } as const satisfies Record<string, BucketDef>;

@@ -5,10 +5,11 @@ import { hubSource, urlSource } from "../spec/import-source.ts";
 import { adapterName, digest, isoTime } from "../names.ts";
 import { adapterImport, trainingOnlyFields } from "../spec/method.ts";
 import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
-import { adapterState, datasetState, limitState, replicaReport, replicaState, runState, usageRow } from "../state.ts";
+import { adapterState, datasetState, deletionState, limitState, replicaReport, replicaState, runState, usageRow } from "../state.ts";
 import { modelPattern, scopes } from "../api-key.ts";
 import { quotaBodyShape, quotaNames } from "../quotas.ts";
 import { maskOf } from "./mask-of.ts";
+import { stays } from "./openai.ts";
 
 /** One span of a trace, in milliseconds since the epoch. */
 export const spanView = z.object({
@@ -174,6 +175,13 @@ export const quotaView = z.object({
 });
 export type QuotaView = z.infer<typeof quotaView>;
 export const limitList = z.object({ data: z.array(limitView), quotas: z.array(quotaView).describe("Of the whole tenant.") });
+
+export const thingDeleted = z.object({
+  id: z.string(),
+  deleted: z.literal(true),
+  stays: z.array(stays).describe("What is kept although it is gone, and why."),
+});
+export const deletionList = z.object({ data: z.array(deletionState) });
 
 export const limitDeleted = z.object({ adapter: z.string().nullable(), deleted: z.literal(true) });
 

@@ -38,7 +38,14 @@ export const fileObject = z.object({
 });
 export type FileObject = z.infer<typeof fileObject>;
 
-export const fileDeleted = z.object({ id: z.string(), object: z.literal("file"), deleted: z.literal(true) });
+export const stays = z.object({ what: z.string(), why: z.string() });
+export type Stays = z.infer<typeof stays>;
+export const fileDeleted = z.object({
+  id: z.string(),
+  object: z.literal("file"),
+  deleted: z.literal(true),
+  loraline: z.object({ stays: z.array(stays).describe("What is kept although the file is gone, and why.") }).optional(),
+});
 
 export const listOf = <T extends z.ZodType>(item: T) =>
   z.object({

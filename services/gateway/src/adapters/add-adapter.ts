@@ -201,6 +201,12 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
     await quotas.admitRun(tenant, spec);
     const runId = ids[0] ?? ulid();
     requestSpan()?.setAttributes({ "loraline.run.id": runId });
+    if (spec.method.type === "import") {
+      // The first may have been stored minutes ago, and the collector does not know that it is needed before the run is requested.
+      for (const file of [spec.method.config, spec.method.weights])
+        if ((await objects.touch(tenant, file)) === undefined)
+          throw new RetryLaterError("files_deleted_meanwhile", 1000, "The adapter's files were deleted meanwhile. Send them again.");
+    }
     await bus.publish(runRequested, { tenant, id: runId }, { spec, by });
     await state.runFolded(tenant, runId, () => true, foldWithinMs);
     const run = await state.run(tenant, runId);

@@ -30,7 +30,7 @@ export async function deleteVersionRoutes(context: GatewayContext): Promise<(app
       if (number === undefined)
         throw badRequest(
           "version_missing",
-          `Say which version is to be deleted, such as \`${tenant}/${adapter}@1\`; a whole adapter cannot be deleted.`,
+          `Say which version is to be deleted, such as \`${tenant}/${adapter}@1\`. To delete the adapter with all its versions: \`loraline adapters delete ${adapter}\`, or DELETE /v1/loraline/adapters/${adapter}.`,
           "model",
         );
       const version = state.versions.find((known) => known.version === number);

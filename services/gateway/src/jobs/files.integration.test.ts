@@ -31,11 +31,12 @@ describe("files", () => {
     expect((await line.openai.files.list()).data).toEqual([file]);
     expect(await (await line.openai.files.content(file.id)).text()).toBe(rows);
 
-    expect(await line.openai.files.delete(file.id)).toEqual({ id: file.id, object: "file", deleted: true });
+    const stays = [{ what: "event `dataset.deleted`" }, { what: "audit log" }];
+    const deleted = await line.openai.files.delete(file.id);
+    expect(deleted).toMatchObject({ id: file.id, object: "file", deleted: true, loraline: { stays } });
     await expect(line.openai.files.retrieve(file.id)).rejects.toMatchObject({ status: 404, code: "not_found", param: "id" });
     await expect(line.openai.files.content(file.id)).rejects.toMatchObject({ status: 404 });
     expect((await line.openai.files.list()).data).toEqual([]);
-    expect(await rawBlobs(line)).toEqual([]);
   });
 
   test("carry a mapping, which is checked before anything is announced", async ({ line }) => {
@@ -113,7 +114,11 @@ describe("files", () => {
     await line.openai.files.delete(one.id);
     expect(await (await line.openai.files.content(two.id)).text()).toBe(rows);
     await line.openai.files.delete(two.id);
-    expect(await rawBlobs(line)).toEqual([]);
+    // The collector removes them, for both.
+    const deletions = await (await line.bus.bucket(buckets.deletions)).entries(`${line.tenant}.>`);
+    expect(deletions.map(({ value }) => value)).toEqual(
+      [one, two].map(({ id }) => expect.objectContaining({ what: "dataset", id: id.slice("file-".length), doneAt: null })),
+    );
   });
 
   test("are the same file for the same Idempotency-Key", async ({ line }) => {

@@ -13,7 +13,7 @@ import {
   type Problem,
   problemsOf,
 } from "@loraline/contracts";
-import { PermanentError, RetryLaterError } from "@loraline/runtime";
+import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import type { Caller } from "../access/auth.ts";
@@ -23,7 +23,9 @@ import { badRequest, badRequestOf, notFound } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { datasetIdOf, fileIdOf } from "../openai-ids.ts";
 import { idOfCursor, pageOfItems, pageQueryOf } from "../paging.ts";
+import { requestDeletion, whatStaysOf } from "../storage/deletions.ts";
 import { requestSpan } from "../tracing.ts";
+import { type SpooledUpload, spoolUpload } from "./spool-upload.ts";
 
 const purpose = "fine-tune";
 /** Bytes of an upload besides the file: boundaries, headers and fields. */
@@ -58,7 +60,7 @@ function fileObjectOf(dataset: DatasetState): FileObject {
 }
 
 export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => void {
-  const { bus, objects, state, uploadLimitBytes, log } = context;
+  const { bus, objects, state, uploadLimitBytes, spoolDir } = context;
 
   const existing = async (request: FastifyRequest): Promise<DatasetState> => {
     const { id } = request.params as { id: string };
@@ -68,22 +70,15 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
     return dataset;
   };
 
-  /** Removes bytes that no dataset of the tenant refers to. */
-  const removeUnreferenced = async (tenant: string, blob: BlobRef): Promise<void> => {
-    const datasets = await state.datasets(tenant);
-    const needed = datasets.some(
-      (dataset) => dataset.status !== "deleted" && blobsOf(dataset).some(({ digest }) => digest === blob.digest),
-    );
-    if (!needed) await objects.delete(tenant, blob);
-  };
-
-  /** Announces a stored upload, once for each idempotency key. */
+  /** Stores and announces an upload, once for each idempotency key. */
   const receive = async (
     caller: Caller,
     key: string | undefined,
-    upload: { blob: BlobRef; filename: string; mapping: DatasetMapping | null },
+    { spooled, filename, mapping }: { spooled: SpooledUpload; filename: string; mapping: DatasetMapping | null },
   ): Promise<DatasetState> => {
     const { tenant, by } = caller;
+    const store = () => objects.put(tenant, "raw", { file: spooled.file }, { digest: spooled.digest });
+    const upload = { blob: { kind: "raw", digest: spooled.digest, size: spooled.size }, filename, mapping } as const;
     const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
     const earlier = await madeEarlier(ids, {
       what: "file or mapping",
@@ -94,13 +89,11 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
     if (earlier !== undefined) return earlier;
     const datasetId = ids[0] ?? ulid();
     requestSpan()?.setAttribute("loraline.dataset.id", datasetId);
+    await store();
     await bus.publish(datasetReceived, { tenant, id: datasetId }, { ...upload, by });
     await state.datasetFolded(tenant, datasetId, () => true, foldWithinMs);
-    if ((await objects.head(tenant, upload.blob)) === undefined) {
-      // Another dataset with the same bytes was deleted during this upload, and the bytes with it.
-      await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
-      throw new RetryLaterError("file_deleted_meanwhile", 1000, "The same file was deleted while it was uploaded. Upload it again.");
-    }
+    // If another dataset with these bytes was deleted and this gateway slept in between, they may be gone. Now that they are told of, they stay.
+    if ((await objects.head(tenant, upload.blob)) === undefined) await store();
     const dataset = await state.dataset(tenant, datasetId);
     if (dataset === undefined) throw new Error(`dataset ${datasetId} was stored, but cannot be read back`);
     return dataset;
@@ -112,18 +105,11 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
         throw badRequest("invalid_content_type", "Upload as multipart/form-data with the fields `file` and `purpose`.");
       }
       if (Number(request.headers["content-length"] ?? 0) > uploadLimitBytes + multipartOverhead) throw tooLarge(uploadLimitBytes);
-      const { tenant } = request.caller;
       const key = idempotencyKeyOf(request.headers);
-      const upload = await readUpload(request, async (file) => objects.put(tenant, "raw", counted(file, uploadLimitBytes)));
-      let mapping: DatasetMapping | null;
-      try {
-        mapping = checkFields(upload.fields);
-      } catch (error) {
-        await removeUnreferenced(tenant, upload.blob);
-        throw error;
-      }
-      const dataset = await receive(request.caller, key, { blob: upload.blob, filename: upload.filename, mapping });
-      return reply.send(fileObjectOf(dataset));
+      await using upload = await readUpload(request, (file) => spoolUpload(counted(file, uploadLimitBytes), spoolDir));
+      const { spooled, filename } = upload;
+      const dataset = await receive(request.caller, key, { spooled, filename, mapping: checkFields(upload.fields) });
+      return await reply.send(fileObjectOf(dataset));
     });
 
     app.get("/files", async (request) => {
@@ -159,11 +145,10 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       const dataset = await existing(request);
       const { datasetId } = dataset;
       await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
-      const folded = await state.datasetFolded(tenant, datasetId, ({ status }) => status === "deleted", foldWithinMs);
-      // Before the deletion is folded, the dataset itself would count as still using its bytes.
-      if (folded) for (const blob of blobsOf(dataset)) await removeUnreferenced(tenant, blob);
-      else log.warn({ datasetId }, "the projector is behind; the deleted file's bytes stay");
-      return { id: fileIdOf(datasetId), object: "file", deleted: true };
+      await requestDeletion(bus, { tenant, what: "dataset", id: datasetId, by });
+      await state.datasetFolded(tenant, datasetId, ({ status }) => status === "deleted", foldWithinMs);
+      const stays = await whatStaysOf(datasetId, tenant, context);
+      return { id: fileIdOf(datasetId), object: "file", deleted: true, loraline: { stays } };
     });
   };
 }
@@ -175,16 +160,16 @@ const tooLarge = (limitBytes: number): PermanentError =>
     { status: 413, param: "file" },
   );
 
-interface Upload {
-  blob: BlobRef;
+interface Upload extends AsyncDisposable {
+  spooled: SpooledUpload;
   filename: string;
   fields: ReadonlyMap<string, string>;
 }
 
-/** Reads the form part by part; the file goes to `store` as it arrives. Fields may come before or after it. */
-async function readUpload(request: FastifyRequest, store: (file: AsyncIterable<Uint8Array>) => Promise<BlobRef>): Promise<Upload> {
+/** Reads the form part by part; the file goes to `spool` as it arrives. Fields may come before or after it. */
+async function readUpload(request: FastifyRequest, spool: (file: AsyncIterable<Uint8Array>) => Promise<SpooledUpload>): Promise<Upload> {
   const fields = new Map<string, string>();
-  let stored: { blob: BlobRef; filename: string } | undefined;
+  let stored: { spooled: SpooledUpload; filename: string } | undefined;
   try {
     for await (const part of request.parts()) {
       if (part.type === "field") {
@@ -198,16 +183,17 @@ async function readUpload(request: FastifyRequest, store: (file: AsyncIterable<U
       if (part.fieldname !== "file") {
         throw badRequest("unknown_field", `The upload has a file in "${part.fieldname}". Send it in the field "file".`, part.fieldname);
       }
-      stored = { blob: await store(part.file), filename: nameOf(part) };
+      stored = { spooled: await spool(part.file), filename: nameOf(part) };
     }
   } catch (error) {
+    await stored?.spooled[Symbol.asyncDispose]();
     if (request.raw.destroyed && !request.raw.complete) {
       throw badRequest("upload_aborted", "The upload ended before the file was complete; nothing was stored.", "file");
     }
     throw isMalformedForm(error) ? badRequest("invalid_multipart", `The form data is broken: ${(error as Error).message}.`) : error;
   }
   if (stored === undefined) throw badRequest("missing_file", 'The upload has no file. Send it in the field "file".', "file");
-  return { ...stored, fields };
+  return { ...stored, fields, [Symbol.asyncDispose]: () => stored.spooled[Symbol.asyncDispose]() };
 }
 
 /** @returns how the rows are to be read; null: by detection. */

@@ -41,7 +41,7 @@ import { createWatchedTable } from "./watched-table.ts";
 
 export interface ServeServiceDeps {
   bus: Bus;
-  objects: Pick<Objects, "get" | "delete"> & Partial<StoreState>;
+  objects: Pick<Objects, "get"> & Partial<StoreState>;
   log: Log;
   telemetry: Telemetry;
   /** What each engine can serve; becomes KV `engines`. */
@@ -62,8 +62,9 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
   const eventDeps: AdapterEventDeps = { bus, log, telemetry };
   const stopping = new AbortController();
   const { signal } = stopping;
-  const [adapters, engines, replicaReports, holdings] = await Promise.all([
+  const [adapters, deletions, engines, replicaReports, holdings] = await Promise.all([
     bus.bucket(buckets.adapters),
+    bus.bucket(buckets.deletions),
     bus.bucket(buckets.engines),
     bus.bucket(buckets.replicas),
     bus.bucket(buckets.holdings),
@@ -90,7 +91,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
     signal,
   });
   const canaries = await createCanaries({ ...eventDeps, adapters, replicas: replicas.of, resyncMs, signal });
-  const keeper = createKeeper({ ...eventDeps, objects, adapters, states: adapterTable, replicas: replicas.of, resyncMs, signal });
+  const keeper = createKeeper({ ...eventDeps, adapters, states: adapterTable, replicas: replicas.of, resyncMs, signal });
   const convergence = createConvergence({
     ...eventDeps,
     adapters,
@@ -162,7 +163,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
         log.info({ adapter: nameOf(at), placement, by }, "placement set");
       },
       [adapterKeepRequested.type]: (received) => onKeepRequested(received, eventDeps, adapters),
-      [adapterVersionDeleteRequested.type]: (received) => onDeleteRequested(received, eventDeps, adapters),
+      [adapterVersionDeleteRequested.type]: (received) => onDeleteRequested(received, eventDeps, adapters, deletions),
     },
   });
   const wishes = await bus.consume({

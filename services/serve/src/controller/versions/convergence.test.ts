@@ -16,7 +16,6 @@ function converging() {
     looks: 0,
     published: [] as string[],
     isBusAway: false,
-    erase: async (): Promise<void> => {},
   };
   const publish = async ({ type }: { type: string }) => {
     if (at.isBusAway) throw new Error("no bus");
@@ -51,7 +50,7 @@ function converging() {
     },
     engines: { get: () => undefined },
     canaries: { move: async () => {} },
-    keeper: { isDue: (of) => of !== key, keep: async () => {}, erase: () => at.erase() },
+    keeper: { isDue: (of) => of !== key, keep: async () => {} },
   });
   onTestFinished(() => convergence[Symbol.asyncDispose]());
   /** Everything that does not wait for time is done. */
@@ -122,19 +121,4 @@ it("an adapter whose versions are all served is not looked at for reports", asyn
   convergence.considerOpen();
   await idle();
   expect(at.looks).toBe(looks);
-});
-
-it("versions are served while the object store keeps those waiting that are to be erased", async () => {
-  const { at, convergence, idle } = converging();
-  const stored = Promise.withResolvers<void>();
-  at.erase = () => stored.promise;
-  for (let n = 0; n < 40; n++) convergence.consider(`acme.old${n}`);
-  await idle();
-  at.published = [];
-  at.reports = { a: "proven" };
-  at.state = withVersions(1);
-  convergence.onAdapter(key, at.state, undefined);
-  await idle();
-  expect(at.published).toEqual(["adapter.promoted.v1", "run.served.v1"]);
-  stored.resolve();
 });

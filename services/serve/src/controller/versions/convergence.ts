@@ -1,6 +1,6 @@
 /**
- * Follows versions until they are served or refused, canaries until they are over, and what is to be kept, moved or erased later: each adapter is looked at when something about it
- * may have changed, and what is decided is written, then published.
+ * Follows versions until they are served or refused, canaries until they are over, and what is to be kept or moved later: each adapter is
+ * looked at when something about it may have changed, and what is decided is written, then published.
  */
 import { type KvBucket, type ReplicaEntry, tellWaiting } from "@loraline/bus";
 import {
@@ -28,7 +28,7 @@ interface ConvergenceDeps extends AdapterEventDeps {
   replicas: Pick<Replicas, "of"> & { table: { get(key: string): ReplicaEntry | undefined } };
   engines: { get(engine: string): Pick<EngineRecord, "problem"> | undefined };
   canaries: Pick<Canaries, "move">;
-  keeper: Pick<Keeper, "isDue" | "keep" | "erase">;
+  keeper: Pick<Keeper, "isDue" | "keep">;
   log: Log;
 }
 
@@ -80,11 +80,8 @@ export function createConvergence(deps: ConvergenceDeps): Convergence {
     await canaries.move(key);
     await keeper.keep(key);
     unpublished.delete(key);
-    erasing.add(key);
   };
   const queue = createKeyedQueue({ concurrency: 16, log, work });
-  // Beside the rest: it waits for the object store, and nobody's promotion has to.
-  const erasing = createKeyedQueue({ concurrency: 2, log, work: keeper.erase });
 
   /** Whether what is new about a replica may change something about an adapter. */
   const matters = (replica: string, state: AdapterState): boolean => {
@@ -117,10 +114,7 @@ export function createConvergence(deps: ConvergenceDeps): Convergence {
     considerOpen() {
       for (const keys of open.values()) for (const key of keys) queue.add(key);
     },
-    async [Symbol.asyncDispose]() {
-      await queue[Symbol.asyncDispose]();
-      await erasing[Symbol.asyncDispose]();
-    },
+    [Symbol.asyncDispose]: () => queue[Symbol.asyncDispose](),
   };
 }
 

@@ -159,7 +159,7 @@ const withVersion = (state: AdapterState, version: number, over: Partial<Adapter
 
 function forgetOld(state: AdapterState): AdapterState {
   const retired = state.versions.filter(({ status }) => status === "retired");
-  // A deleted version stays until its bytes are erased, because they are found through this entry.
+  // A deleted version stays until its bytes are erased: this entry says that nobody needs them.
   const over = state.versions.filter(({ status, erased }) => status === "refused" || (status === "deleted" && erased === true));
   const forgotten = new Set([...retired.slice(0, -retiredKept), ...over.slice(0, -overKept)]);
   return forgotten.size === 0 ? state : { ...state, versions: state.versions.filter((known) => !forgotten.has(known)) };

@@ -1,11 +1,13 @@
 /** Carries out commands about which versions stay loaded: a version asked for by name, a new `keep`, a deletion. */
 import type { KvBucket, Received } from "@loraline/bus";
-import type {
-  AdapterState,
-  adapterKeepRequested,
-  adapterVersionDeleteRequested,
-  adapterVersionWanted,
-  EventAddress,
+import {
+  type AdapterState,
+  type adapterKeepRequested,
+  type adapterVersionDeleteRequested,
+  type adapterVersionWanted,
+  deletionKey,
+  type DeletionState,
+  type EventAddress,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { type AdapterEventDeps, keyOf, nameOf, publishLine, publishLinesAfter } from "../aliases/adapter-events.ts";
@@ -57,11 +59,12 @@ export async function onKeepRequested(
   deps.log.info({ adapter: nameOf(at), keep, by }, "keep set");
 }
 
-/** Marks the version as deleted; keep-versions.ts removes its bytes later. */
+/** Marks the version as deleted, and asks the collector to remove its bytes. */
 export async function onDeleteRequested(
   { at, seq, data: { version, by } }: Received<typeof adapterVersionDeleteRequested>,
   deps: AdapterEventDeps,
   adapters: KvBucket<AdapterState>,
+  deletions: KvBucket<DeletionState>,
 ): Promise<void> {
   let decision: DeleteDecision = { kind: "nothing" };
   const now = new Date().toISOString();
@@ -77,5 +80,7 @@ export async function onDeleteRequested(
   // A command that is delivered again changes nothing, but the event of its line may be missing.
   const own = state?.history.findIndex((line) => line.command === seq) ?? -1;
   if (state !== undefined && decided.kind === "nothing" && own !== -1) await publishLine(state, own, deps);
+  const what = { tenant: at.tenant, what: "version", id: `${at.id}/${version}` } as const;
+  await deletions.change(deletionKey(what), (current) => current ?? { ...what, by: command.by, at: now, waiting: null, doneAt: null });
   deps.log.info({ adapter: nameOf(at), version, by }, decided.kind === "delete" ? "version deleted" : "version was deleted already");
 }

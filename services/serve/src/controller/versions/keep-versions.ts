@@ -1,6 +1,6 @@
 /**
- * Does what is due for an adapter's versions later: retires those that nobody asks for any more, moves the alias to a version that was
- * loaded for it, and removes the bytes of deleted versions.
+ * Does what is due for an adapter's versions later: retires those that nobody asks for any more, and moves the alias to a version that was
+ * loaded for it. The bytes of deleted versions are removed by the collector (@loraline/storage).
  */
 import type { KvBucket } from "@loraline/bus";
 import type { AdapterState, ReplicaState } from "@loraline/contracts";
@@ -8,26 +8,20 @@ import { addressOf, type AdapterEventDeps, nameOf, publishLinesAfter } from "../
 import { decideAwaiting } from "../aliases/decide-awaiting.ts";
 import { lastLine } from "../aliases/history-lines.ts";
 import { applyKeep, nextLapse } from "./decide-keep.ts";
-import { type EraseDeps, eraseVersion } from "./erase-version.ts";
 import type { WatchedTable } from "../watched-table.ts";
 
 export interface Keeper {
   /** To be called with every change of an adapter. */
   onAdapter(key: string, state: AdapterState | undefined): void;
-  /** Whether `keep` or `erase` has something to do for an adapter. */
+  /** Whether `keep` has something to do for an adapter. */
   isDue(key: string): boolean;
   /** Retires versions and moves the alias, where that is due. May be called at any time, also again after a crash in the middle. */
   keep(key: string): Promise<void>;
-  /**
-   * Removes the bytes of an adapter's deleted versions. May be called at any time, as `keep`.
-   * @throws UnavailableError while the store is away.
-   */
-  erase(key: string): Promise<void>;
   /** `follower` is called with the key of an adapter when there is something to do for it. */
   onDue(follower: (key: string) => void): void;
 }
 
-interface KeeperDeps extends AdapterEventDeps, EraseDeps {
+interface KeeperDeps extends AdapterEventDeps {
   adapters: KvBucket<AdapterState>;
   /** All adapters as they are known now, by key. */
   states: Pick<WatchedTable<AdapterState>, "get">;
@@ -43,7 +37,7 @@ export function createKeeper(deps: KeeperDeps): Keeper {
   const due = (key: string): void => {
     for (const follower of followers) follower(key);
   };
-  /** Adapters that wait for a time, for a replica or for the object store. */
+  /** Adapters that wait for a time or for a replica. */
   const open = new Set<string>();
 
   const decide = (state: AdapterState): AdapterState => {
@@ -51,10 +45,9 @@ export function createKeeper(deps: KeeperDeps): Keeper {
     const moved = decideAwaiting(state, { name: nameOf(addressOf(state)), replicas: replicas(state), now }) ?? state;
     return (nextLapse(moved) ?? now) < now ? applyKeep(moved, new Date(now).toISOString()) : moved;
   };
-  const toErase = ({ versions }: AdapterState) => versions.filter(({ status, erased }) => status === "deleted" && erased !== true);
   const isDue = (key: string): boolean => {
     const state = open.has(key) ? states.get(key) : undefined;
-    return state !== undefined && (decide(state) !== state || toErase(state).length > 0);
+    return state !== undefined && decide(state) !== state;
   };
   // A timer is needed, because no change of the entry tells that time has passed or that a replica has proven a version.
   const timer = setInterval(
@@ -71,7 +64,7 @@ export function createKeeper(deps: KeeperDeps): Keeper {
       followers.push(follower);
     },
     onAdapter(key, state) {
-      if (state !== undefined && (state.awaiting || nextLapse(state) !== undefined || toErase(state).length > 0)) {
+      if (state !== undefined && (state.awaiting || nextLapse(state) !== undefined)) {
         open.add(key);
         if (isDue(key)) due(key);
       } else open.delete(key);
@@ -87,10 +80,6 @@ export function createKeeper(deps: KeeperDeps): Keeper {
       if (lastLine(state) > known)
         log.info({ adapter: key, alias: state.alias, lines: state.history.slice(known - lastLine(state)) }, "kept");
       await publishLinesAfter(state, known, deps);
-    },
-    async erase(key) {
-      const state = open.has(key) ? (await adapters.get(key))?.value : undefined;
-      for (const version of state === undefined ? [] : toErase(state)) await eraseVersion(state as AdapterState, version, deps, adapters);
     },
   };
 }

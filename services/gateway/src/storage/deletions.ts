@@ -1,0 +1,86 @@
+/** Deletions: a whole adapter, a whole tenant, and how far they are. The collector (@loraline/storage) carries them out. */
+import type { Bus } from "@loraline/bus";
+import { adapterKey, buckets, deletionKey, type DeletionState, everyDeletionOf, type Stays } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
+import type { FastifyInstance } from "fastify";
+import { revoked } from "../access/auth.ts";
+import type { GatewayContext } from "../context.ts";
+import { badRequest, notFound } from "../errors.ts";
+import { ownAdapterName } from "../openai-ids.ts";
+
+type Wanted = Pick<DeletionState, "tenant" | "what" | "id" | "by">;
+
+/** Writes down that something is to be deleted. Asking again changes nothing while that is under way. */
+export async function requestDeletion(bus: Pick<Bus, "bucket">, wanted: Wanted): Promise<void> {
+  const deletions = await bus.bucket(buckets.deletions);
+  const fresh = { ...wanted, at: new Date().toISOString(), waiting: null, doneAt: null };
+  await deletions.change(deletionKey(wanted), (current) => (current === undefined || current.doneAt !== null ? fresh : undefined));
+}
+
+/** What is left by every deletion, for whoever asks what stays. */
+const audit = { what: "audit log", why: "who deleted what, and when; without any content" } as const satisfies Stays;
+const envelope = { what: "event `dataset.deleted`", why: "says that the dataset is gone, and who deleted it" } as const satisfies Stays;
+
+/** What stays of a dataset, because something else was made of it. */
+export async function whatStaysOf(datasetId: string, tenant: string, { state }: Pick<GatewayContext, "state">): Promise<Stays[]> {
+  const users = (await state.runs(tenant)).filter(({ spec }) => spec.dataset === datasetId || spec.validation === datasetId);
+  return users
+    .flatMap((run): Stays[] => {
+      if (run.finishedAt === null)
+        return [
+          { what: `run ${run.runId}`, why: "has not ended; its tokens and checkpoints go when it has. Cancel it to have them gone sooner" },
+        ];
+      if (run.served === null) return [];
+      const version = `${tenant}/${run.spec.adapter}@${run.served.version}`;
+      return [{ what: version, why: "was trained on it; weights and test prompts (as tokens) stay until the version is deleted" }];
+    })
+    .concat(envelope, audit);
+}
+
+/** Whether the adapter can be deleted, and the deletion of it. */
+async function deleteAdapter(adapter: string, caller: { tenant: string; by: string | null }, context: GatewayContext): Promise<Stays[]> {
+  const { tenant, by } = caller;
+  const { bus, state } = context;
+  const found = await (await bus.bucket(buckets.adapters)).get(adapterKey({ tenant, adapter }));
+  if (found === undefined) throw notFound("adapter", adapter, "adapter");
+  const [open] = (await state.runs(tenant)).filter(({ spec, finishedAt }) => spec.adapter === adapter && finishedAt === null);
+  if (open !== undefined) {
+    throw new PermanentError(
+      "adapter_in_training",
+      `Run ${open.runId} trains ${adapter} and has not ended (${open.phase}). Cancel it, or wait for it, then delete the adapter.`,
+      { status: 409, param: "adapter" },
+    );
+  }
+  await requestDeletion(bus, { tenant, what: "adapter", id: adapter, by });
+  return [audit];
+}
+
+export async function deletionRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
+  const { bus, keysOf, log } = context;
+  const [deletions, keys] = await Promise.all([bus.bucket(buckets.deletions), bus.bucket(buckets.keys)]);
+  return (app) => {
+    app.get("/loraline/deletions", async (request) => {
+      const entries = await deletions.entries(everyDeletionOf(request.caller.tenant));
+      return { data: entries.map(({ value }) => value).toSorted((a, b) => (a.at < b.at ? 1 : -1)) };
+    });
+
+    app.delete("/loraline/adapters/:adapter", async (request) => {
+      const { adapter } = request.params as { adapter: string };
+      const name = ownAdapterName(request.caller.tenant, adapter);
+      return { id: name, deleted: true, stays: await deleteAdapter(name, request.caller, context) };
+    });
+
+    app.delete("/loraline/tenants/:tenant", async (request) => {
+      const { tenant: named } = request.params as { tenant: string };
+      const { tenant, by } = request.caller;
+      if (named !== tenant) throw badRequest("tenant_foreign", `This key belongs to ${tenant}: it cannot delete ${named}.`, "tenant");
+      await requestDeletion(bus, { tenant, what: "tenant", id: tenant, by });
+      const at = new Date().toISOString();
+      // Last: without keys nothing new comes, and nobody could ask again if this broke off.
+      for (const [hash] of keysOf(tenant)) await keys.change(hash, (record) => record && revoked(record, at));
+      log.info({ tenant, by }, "tenant is to be deleted");
+      const stays = [{ what: "revoked keys", why: "their hashes and names, so that none of them is ever accepted again" }, audit];
+      return { id: tenant, deleted: true, stays };
+    });
+  };
+}
