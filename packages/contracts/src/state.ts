@@ -373,6 +373,14 @@ export const limitState = z.object({
 });
 export type LimitState = z.infer<typeof limitState>;
 
+/** KV `training`: what the runs of a tenant hold, as the train controller sees it. */
+export const trainingUse = z.object({
+  running: z.int().min(0).describe("Runs that have a place: they train, or their attempts wait in the cluster."),
+  gpus: z.int().min(0).describe("Of these runs."),
+  waiting: z.int().min(0).describe("Runs that are not over and do not train."),
+  at: isoTime,
+});
+
 /**
  * The part of one limit that gateways have taken. Each gateway takes a slice by compare-and-set and spends it without asking again. So all
  * gateways together never exceed the limit, and a request needs no round trip.

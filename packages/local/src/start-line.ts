@@ -233,7 +233,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     log,
     stopGraceMs: courierGraceMs,
   });
-  const train = await createTrainService({ ...service("train"), launcher }).catch(async (error: unknown) => {
+  const train = await createTrainService({ ...service("train"), launcher, quotas }).catch(async (error: unknown) => {
     await launcher[Symbol.asyncDispose]();
     throw error;
   });

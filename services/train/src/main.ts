@@ -1,7 +1,7 @@
 /** The train controller as a process of its own, with attempts as its child processes or as Jobs of a Kubernetes cluster. */
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
-import { joinBus, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv, quotasEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { courierCommand, createProcessLauncher } from "./launchers/process-launcher.ts";
@@ -9,6 +9,7 @@ import { createTrainService, type TrainServiceDeps } from "./controller/service.
 
 const trainEnv = z.object({
   ...natsEnv,
+  ...quotasEnv,
   TRAIN_LAUNCHER: z.enum(["process", "kubernetes"]).default("process").describe("What runs attempts: child processes, or Jobs."),
   TRAIN_ATTEMPTS_DIR: z.string().optional().describe("process: folder of the attempts; belongs to this process alone."),
   TRAIN_SLOTS: z.coerce.number().int().min(1).default(1).describe("process: attempts at once, the number of devices."),
@@ -50,7 +51,7 @@ await runService({
       log,
     });
     running.use(launcher);
-    running.use(await createTrainService({ bus, log, telemetry, launcher }));
+    running.use(await createTrainService({ bus, log, telemetry, launcher, quotas: env.LORALINE_QUOTAS }));
     return running;
   },
 });
@@ -82,7 +83,7 @@ async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainS
     async work(lost) {
       await using launcher = await createKubeLauncher({ kube, settings: settings.data, log, signal: lost });
       if (lost.aborted) return;
-      await using _service = await createTrainService({ bus, log, telemetry, launcher });
+      await using _service = await createTrainService({ bus, log, telemetry, launcher, quotas: env.LORALINE_QUOTAS });
       await new Promise<void>((resolve) => {
         if (lost.aborted) resolve();
         lost.addEventListener("abort", () => resolve(), { once: true });

@@ -58,6 +58,7 @@ export async function scaleTrain(): Promise<ScaleRow[]> {
     observe: async () => taken,
     attemptsOf: async ({ runId }) => taken.filter((one) => one.runId === runId),
     slots: async () => ({ total: slots, free: 0 }),
+    sizeOf: () => ({ slots: 1, gpus: 1 }),
     stop: async () => {},
     remove: async () => {},
     watch(onChange) {

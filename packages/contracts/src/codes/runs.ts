@@ -73,6 +73,10 @@ export const specCodes = defineArea(
       "The run asks for a higher priority than its tenant may use.",
       "Ask for less, or have the operator raise the quota; `loraline limits list` shows it.",
     ],
+    QUOTA_RUNS_WAITING: [
+      "As many runs of the tenant as may wait at once do.",
+      "Request the run again when some of them have ended, or have the operator raise the quota.",
+    ],
     QUOTA_ADAPTERS: [
       "The run would make a new adapter, and the tenant has as many as it may have.",
       "Train a new version of one that exists, delete one, or have the operator raise the quota.",
@@ -216,6 +220,10 @@ export const attemptCodes = defineArea(
     audience: "operator",
   },
   {
+    TENANT_QUOTA: [
+      "The tenant's runs use as many places or GPUs as its quota allows; the message says which quota, and the run's place.",
+      "Wait, or have the operator raise the quota; `loraline limits list` shows it.",
+    ],
     WAITING_FOR_DEVICE: ["No GPU or training slot is free.", "Wait, or add devices."],
     SUSPENDED: ["The attempt waits in Kueue's queue, or its Job was suspended.", "Wait, or look at the queue, which the message names."],
     SCHEDULING_GATED: [

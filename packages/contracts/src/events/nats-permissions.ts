@@ -89,7 +89,8 @@ const needs = {
   train: {
     publishes: [e.runQueued, e.runAttemptEnded, e.runFailed, e.runCancelled],
     readsHistory: [streams.RUNS],
-    reads: [buckets.runs],
+    reads: [buckets.runs, buckets.limits, buckets.training],
+    writes: [buckets.training],
   },
   courier: {
     publishes: [

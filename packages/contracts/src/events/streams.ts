@@ -18,6 +18,7 @@ import {
   trafficState,
   usageState,
   waitedState,
+  trainingUse,
 } from "../state.ts";
 
 const day = 24 * 60 * 60 * 1000;
@@ -314,6 +315,12 @@ export const buckets = {
     name: "limits",
     description: "Limits on requests; written by the gateway for its tenants' admins; key <tenant> or <tenant>.<adapter>",
     value: limitState,
+    ttlMs: 0,
+  },
+  training: {
+    name: "training",
+    description: "What the runs of each tenant hold; written by train; key <tenant>",
+    value: trainingUse,
     ttlMs: 0,
   },
   budgets: {

@@ -185,6 +185,8 @@ export const chartValues = z.strictObject({
       terminationGracePeriodSeconds: atLeastOne,
       hangSeconds: z.int().min(10),
       queueName: z.string().regex(/^([a-z0-9]([a-z0-9.-]|\{tenant\})*|\{tenant\}([a-z0-9.-])*)?$/),
+      gpusTotal: atLeastOne.nullish(),
+      pendingPerTenant: atLeastOne,
       queues: z.record(tenantName, dnsLabel),
       priorityClasses: z.record(z.string().regex(/^-?[0-9]+$/), z.string().min(1)),
       jobSet: z.boolean(),

@@ -284,7 +284,7 @@ export const httpRoutes = {
     body: createJobBody,
     idempotent: true,
     answer: jobObject,
-    refusals: [400, 413, 415, 507],
+    refusals: [400, 413, 415, 429, 507],
   },
   listPaginatedFineTuningJobs: {
     method: "GET",

@@ -1,6 +1,7 @@
 /** A tenant is held to its quotas by every route that could make more, with an answer that says quota, use and remedy; others go on. */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { buckets } from "@loraline/contracts";
 import { test } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
@@ -42,6 +43,32 @@ describe("a run over its tenant's quota is refused", () => {
     const other = line.clientFor(await line.keyFor(`${tenant}-other`));
     expect(await create("parrot", {}, other, await uploaded(line, other))).toMatchObject({ status: "validating_files" });
   });
+});
+
+test("a run is refused while as many of its tenant wait as may; what runs hold is in the list of quotas", async ({ nc, tenant }) => {
+  await using line = await started({ nc, tenant, quotas: { default: { runsWaiting: 5 } } });
+  const training_file = await uploaded(line);
+  const create = () => line.openai.fineTuning.jobs.create({ model: base, training_file });
+  // As train tells it.
+  const training = await line.bus.bucket(buckets.training);
+  await training.put(tenant, { running: 2, gpus: 8, waiting: 5, at: new Date().toISOString() });
+  await expect(create()).rejects.toMatchObject({
+    status: 429,
+    code: "QUOTA_RUNS_WAITING",
+    message: expect.stringContaining("5 runs of this tenant wait already, and its quota runsWaiting is 5"),
+  });
+  const list = (await (await line.fetch("/v1/loraline/limits")).json()) as {
+    quotas: { quota: string; limit: number; used: number | null }[];
+  };
+  expect(Object.fromEntries(list.quotas.map(({ quota, used }) => [quota, used]))).toMatchObject({
+    datasets: 1,
+    adapters: 0,
+    runsAtOnce: 2,
+    gpusAtOnce: 8,
+    runsWaiting: 5,
+  });
+  await training.put(tenant, { running: 2, gpus: 8, waiting: 4, at: new Date().toISOString() });
+  expect(await create()).toMatchObject({ status: "validating_files" });
 });
 
 test("imports of adapters: a tenant whose servers never end holds its own places only", async ({ nc, tenant }) => {

@@ -13,9 +13,7 @@ import {
   quotaTable,
   type QuotaView,
   type RunSpec,
-  type RunState,
   type tenantLimitBody,
-  terminalPhases,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
@@ -26,7 +24,7 @@ import type { Limits } from "./limits.ts";
 export interface GatewayQuotas {
   of(tenant: string): Quotas;
   view(tenant: string): Promise<QuotaView[]>;
-  /** @throws PermanentError 400 QUOTA_GPUS, QUOTA_PRIORITY or QUOTA_ADAPTERS if the tenant may not have the run. */
+  /** @throws PermanentError 400 QUOTA_GPUS, QUOTA_PRIORITY or QUOTA_ADAPTERS, 429 QUOTA_RUNS_WAITING if the tenant may not have the run. */
   admitRun(tenant: string, spec: RunSpec): Promise<void>;
   /**
    * Counts an import of an adapter by this gateway, until it is disposed.
@@ -47,23 +45,28 @@ export async function createGatewayQuotas({
   settings,
 }: {
   bus: Pick<Bus, "bucket">;
-  state: Pick<StateReader, "runs" | "datasets">;
+  state: Pick<StateReader, "datasets">;
   limits: Pick<Limits, "all">;
   settings: QuotaSettings;
 }): Promise<GatewayQuotas> {
-  const adapters = await bus.bucket(buckets.adapters);
+  const [adapters, training] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.training)]);
   /** Imports of adapters under way, by tenant. */
   const importing = new Map<string, number>();
   const of = (tenant: string): Quotas => quotasOf(tenant, settings, limits.all().get(tenant));
 
   const usedBy = async (tenant: string): Promise<Partial<Record<QuotaName, number>>> => {
-    const [runs, datasets, its] = await Promise.all([state.runs(tenant), state.datasets(tenant), adapters.entries(everyKeyOf(tenant))]);
+    const [runs, datasets, adapterCount] = await Promise.all([
+      training.get(tenant),
+      state.datasets(tenant),
+      adapters.count(everyKeyOf(tenant)),
+    ]);
     return {
       datasets: datasets.filter(({ status }) => status !== "deleted").length,
       importsAtOnce: datasets.filter(({ status }) => status === "importing").length,
-      adapters: its.length,
-      runsAtOnce: runs.filter(({ phase }) => phase === "running").length,
-      runsWaiting: runs.filter(waits).length,
+      adapters: adapterCount,
+      runsAtOnce: runs?.value.running ?? 0,
+      gpusAtOnce: runs?.value.gpus ?? 0,
+      runsWaiting: runs?.value.waiting ?? 0,
     };
   };
 
@@ -77,6 +80,15 @@ export async function createGatewayQuotas({
     async admitRun(tenant, spec) {
       const [first, ...others] = await judgeRunByQuotas(bus, { tenant, spec, quotas: of(tenant) });
       if (first !== undefined) throw badRequestOf([first, ...others]);
+      const most = of(tenant).runsWaiting;
+      const waiting = most === null ? 0 : ((await training.get(tenant))?.value.waiting ?? 0);
+      if (most !== null && waiting >= most) {
+        throw new PermanentError(
+          "QUOTA_RUNS_WAITING",
+          `${waiting} runs of this tenant wait already, and its quota runsWaiting is ${most}. Try again when some have ended.`,
+          { status: 429 },
+        );
+      }
     },
     beginImport(tenant) {
       const most = of(tenant).importsAtOnce;
@@ -113,8 +125,6 @@ export async function createGatewayQuotas({
     },
   };
 }
-
-const waits = ({ phase }: RunState): boolean => phase !== "running" && phase !== "trained" && !terminalPhases.has(phase);
 
 const aboveGranted = (field: string, value: number, most: number): PermanentError =>
   new PermanentError(

@@ -42,8 +42,18 @@ const failed = (code: string, endedAt = now): AttemptPhase => ({ phase: "failed"
 const keyOf = ({ tenant, runId }: RunState): string => runKey({ tenant, id: runId });
 const none: History = { over: false, lost: [], checkpoint: null };
 const round = (runs: RunState[], more: Partial<RoundInput> = {}) => {
-  const slots = { total: 1, free: 1 };
-  return decideRound({ runs: new Map(runs.map((one) => [keyOf(one), one])), attempts: [], slots, histories: new Map(), ...more }, now);
+  const given: RoundInput = {
+    runs: new Map(runs.map((one) => [keyOf(one), one])),
+    attempts: [],
+    slots: { total: 1, free: 1 },
+    sizeOf: ({ gpus = 1 }) => ({ slots: 1, gpus }),
+    quotasOf: () => ({ runsAtOnce: null, gpusAtOnce: null, highestPriority: null }),
+    launching: new Set(),
+    refusals: new Map(),
+    histories: new Map(),
+    ...more,
+  };
+  return decideRound(given, now);
 };
 
 describe("a round", () => {
@@ -57,18 +67,48 @@ describe("a round", () => {
     expect(round(runs).due).toEqual([idOf(1), idOf(2), idOf(3)].map((id) => `acme.${id}`));
     const told = [1, 2, 3].map((n) => run(n, { queue: waitsBehind(n - 1) }));
     expect(round(told, { slots: { total: 1, free: 0 } })).toMatchObject({ due: [], wakeAfterMs: undefined });
-    expect(round(told, { slots: { total: 1, free: 1 } }).due).toEqual([`acme.${idOf(1)}`, `acme.${idOf(2)}`, `acme.${idOf(3)}`]);
+    // The first one starts, so that the others are a place further.
+    expect(round(told, { slots: { total: 1, free: 1 } }).due).toEqual([1, 2, 3].map((n) => `acme.${idOf(n)}`));
   });
 
   it("does not count who runs, is done, waits out a delay, is cancelled or has no tokens", () => {
     const runs = [1, 2, 3, 4].map((n) => run(n));
     const [a, b, c, d] = runs as [RunState, RunState, RunState, RunState];
-    const ahead = (attempts: Attempt[], those = runs) => round(those, { attempts }).line.aheadOf(keyOf(d));
-    expect(ahead([])).toBe(3);
-    expect(ahead([attempt(a, 1, { phase: "running" }), attempt(b, 1, { phase: "concluded" })])).toBe(1);
-    expect(ahead([attempt(a, 1, failed("TRAINER_KILLED"))])).toBe(2);
-    expect(ahead([attempt(a, 1, failed("TRAINER_KILLED", now - 500))])).toBe(3);
-    expect(ahead([], [{ ...a, phase: "trained" }, { ...b, cancelRequested: true }, { ...c, tokens: null }, d])).toBe(0);
+    const place = (attempts: Attempt[], those = runs) =>
+      [...round(those, { attempts, slots: { total: 4, free: 0 } }).standings.keys()].indexOf(keyOf(d));
+    expect(place([])).toBe(3);
+    expect(place([attempt(a, 1, { phase: "running" }), attempt(b, 1, { phase: "concluded" })])).toBe(1);
+    expect(place([attempt(a, 1, failed("TRAINER_KILLED"))])).toBe(2);
+    expect(place([attempt(a, 1, failed("TRAINER_KILLED", now - 500))])).toBe(3);
+    expect(place([], [{ ...a, phase: "trained" }, { ...b, cancelRequested: true }, { ...c, tokens: null }, d])).toBe(0);
+  });
+
+  it("counts what runs hold, also those whose attempt is just being started, against quotas and slots", () => {
+    const [a, b, c] = [run(1), run(2), run(3, { tenant: "globex" })] as [RunState, RunState, RunState];
+    const quotasOf = () => ({ runsAtOnce: 1, gpusAtOnce: null, highestPriority: null });
+    const slots = { total: 3, free: 3 };
+    const running = round([a, b, c], { attempts: [attempt(a, 1, { phase: "running" })], quotasOf, slots });
+    expect(running.standings.get(keyOf(b))).toMatchObject({ may: "wait", for: "runsAtOnce" });
+    expect(running.standings.get(keyOf(c))).toEqual({ may: "start" });
+    expect(running.use).toEqual(
+      new Map([
+        ["acme", { running: 1, gpus: 1, waiting: 2 }],
+        ["globex", { running: 0, gpus: 0, waiting: 1 }],
+      ]),
+    );
+    const starting = round([a, b, c], { launching: new Set([keyOf(a)]), quotasOf, slots });
+    expect(starting.standings.get(keyOf(b))).toMatchObject({ may: "wait", for: "runsAtOnce" });
+    expect(starting.due).not.toContain(keyOf(a));
+    // Counted once, though it is both observed and being started.
+    const both = round([a, b, c], { launching: new Set([keyOf(a)]), attempts: [attempt(a, 1, { phase: "running" })], quotasOf, slots });
+    expect(both.use.get("acme")).toMatchObject({ running: 1 });
+  });
+
+  it("has a run due that its tenant may not have, and out of the line", () => {
+    const refusals = new Map([[keyOf(run(1)), { code: "QUOTA_RUNS_WAITING", message: "m" }]]);
+    const { due, standings } = round([run(1), run(2)], { refusals });
+    expect(due).toEqual([keyOf(run(2)), keyOf(run(1))]);
+    expect([...standings.keys()]).toEqual([keyOf(run(2))]);
   });
 
   it("is due again when a run has waited out its delay", () => {
@@ -103,7 +143,7 @@ describe("a round", () => {
     known: fc.boolean(),
   });
 
-  it("gives every run the place and the decision that looking at that run alone, among all others, gives", () => {
+  it("has the runs in line that could start, and gives every run the decision that looking at that run alone gives", () => {
     fc.assert(
       fc.property(fc.array(some, { maxLength: 30 }), fc.nat(3), (script, free) => {
         const attempts: Attempt[] = [];
@@ -127,18 +167,16 @@ describe("a round", () => {
           if (one.known) histories.set(keyOf(made), { ...none, lost });
           return made;
         });
-        const slots = { total: 3, free };
-        const result = round(runs, { attempts, histories, slots });
+        const result = round(runs, { attempts, histories, slots: { total: 3, free } });
 
+        const ready = runs.filter((one) => isNaivelyReady(one, attempts)).map(keyOf);
+        expect(new Set(result.standings.keys())).toEqual(new Set(ready));
         const due = new Set<string>();
         let wakeAfterMs: number | undefined;
         for (const one of runs) {
-          const isReady = isNaivelyReady(one, attempts);
-          // The place of one that is not ready does not matter.
-          const line = { ...slots, ahead: isReady ? naivePlace(one, runs, attempts) : Infinity };
-          expect(isReady ? result.line.aheadOf(keyOf(one)) : Infinity).toBe(line.ahead);
           const its = attempts.filter(({ runId }) => runId === one.runId);
-          for (const action of decideRun({ run: one, attempts: its, history: histories.get(keyOf(one)) ?? none, line }, now)) {
+          const standing = result.standings.get(keyOf(one));
+          for (const action of decideRun({ run: one, attempts: its, history: histories.get(keyOf(one)) ?? none, standing }, now)) {
             if (action.kind === "wake") wakeAfterMs = Math.min(wakeAfterMs ?? Infinity, action.afterMs);
             else due.add(keyOf(one));
           }
@@ -150,14 +188,6 @@ describe("a round", () => {
     );
   });
 });
-
-/** As one would say it: the runs that came earlier and could start, too. */
-const naivePlace = (one: RunState, runs: RunState[], attempts: Attempt[]): number =>
-  runs.filter(
-    (other) =>
-      isNaivelyReady(other, attempts) &&
-      (other.requestedAt < one.requestedAt || (other.requestedAt === one.requestedAt && other.runId < one.runId)),
-  ).length;
 
 function isNaivelyReady(one: RunState, attempts: Attempt[]): boolean {
   const its = attempts.filter(({ runId }) => runId === one.runId);

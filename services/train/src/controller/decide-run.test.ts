@@ -1,7 +1,8 @@
 import { type BlobRef, foldRun, type RunEvent, runSpec, type RunState } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type Action, decideRun, type History, type Line } from "./decide-run.ts";
+import { type Action, decideRun, type History } from "./decide-run.ts";
+import type { Standing } from "./decide-line.ts";
 import { attemptNameOf } from "../attempt/attempt-spec.ts";
 import type { Attempt, AttemptPhase } from "../launchers/launcher.ts";
 
@@ -63,7 +64,8 @@ const failed = (code: string, endedAt = now): AttemptPhase => ({ phase: "failed"
 const must = (holds: boolean, otherwise: string): void => {
   if (!holds) throw new Error(otherwise);
 };
-const free: Line = { total: 1, free: 1, ahead: 0 };
+const free: Standing = { may: "start" };
+const behind = (ahead: number, total = 1): Standing => ({ may: "wait", for: "device", ahead, total });
 const trained: Extract<RunEvent, { type: "run.trained.v1" }>["data"] = {
   attempt: 1,
   adapter: { ...blob(2), kind: "adapter" },
@@ -78,12 +80,25 @@ const trained: Extract<RunEvent, { type: "run.trained.v1" }>["data"] = {
   evaluation: null,
   lastStepAt: iso(now),
 };
-const decide = (stream: Stream, attempts: Attempt[], line: Line = free, at = now) =>
-  decideRun({ run: stream.state(), attempts, history: stream.history(), line }, at);
+const decide = (stream: Stream, attempts: Attempt[], standing: Standing | undefined = free, at = now) =>
+  decideRun({ run: stream.state(), attempts, history: stream.history(), standing }, at);
 
 describe("decideRun", () => {
   it("launches the first attempt when there is a slot", () => {
     expect(decide(tokenized(), [])).toEqual([{ kind: "launch", attempt: 1, resume: null }]);
+  });
+
+  it("waits for the next line when it was not ready as the line was made", () => {
+    const observed = { run: tokenized().state(), attempts: [], history: tokenized().history(), standing: undefined };
+    expect(decideRun(observed, now)).toEqual([{ kind: "wake", afterMs: 0 }]);
+  });
+
+  it("fails a run that its tenant may not have, also before it is tokenized, but none of which an attempt exists", () => {
+    const refusal = { code: "QUOTA_RUNS_WAITING", message: "too many" };
+    const of = (stream: Stream, attempts: Attempt[]) =>
+      decideRun({ run: stream.state(), attempts, history: stream.history(), standing: undefined, refusal }, now);
+    expect(of(new Stream().say("run.requested.v1", { spec }), [])).toEqual([{ kind: "failed", attempt: null, ...refusal }]);
+    expect(of(tokenized(), [attempt(1, { phase: "running" })])).toEqual([]);
   });
 
   it("does nothing before the tokens are there, while it runs, and between its last word and the fold of it", () => {
@@ -94,7 +109,7 @@ describe("decideRun", () => {
 
   it("says where it stands in line, once for each place", () => {
     const stream = tokenized();
-    const [action] = decide(stream, [], { total: 1, free: 0, ahead: 2 });
+    const [action] = decide(stream, [], behind(2));
     expect(action).toEqual({
       kind: "queued",
       attempt: 1,
@@ -103,11 +118,9 @@ describe("decideRun", () => {
     });
     const { message } = action as Extract<Action, { kind: "queued" }>;
     stream.say("run.queued.v1", { attempt: 1, reason: "WAITING_FOR_DEVICE", message });
-    expect(decide(stream, [], { total: 1, free: 0, ahead: 2 })).toEqual([]);
-    expect(decide(stream, [], { total: 2, free: 0, ahead: 0 })).toMatchObject([{ message: "next in line; all 2 devices are busy" }]);
-    expect(decide(stream, [], { total: 1, free: 0, ahead: 1234 })).toMatchObject([
-      { message: expect.stringMatching(/^about 1000 runs wait/) },
-    ]);
+    expect(decide(stream, [], behind(2))).toEqual([]);
+    expect(decide(stream, [], behind(0, 2))).toMatchObject([{ message: "next in line; all 2 devices are busy" }]);
+    expect(decide(stream, [], behind(1234))).toMatchObject([{ message: expect.stringMatching(/^about 1000 runs wait/) }]);
   });
 
   it("goes on in slices after attempts that took too long, as long as each gets further; then it fails and says why", () => {
@@ -156,7 +169,7 @@ describe("decideRun", () => {
     const stream = tokenized()
       .say("run.started.v1", { attempt: 1, job: "x" })
       .say("run.checkpointed.v1", { attempt: 1, step: 10, checkpoint: blob(10) });
-    const observed = { run: stream.state(1), attempts: [attempt(1, failed("PREEMPTED"))], history: stream.history(), line: free };
+    const observed = { run: stream.state(1), attempts: [attempt(1, failed("PREEMPTED"))], history: stream.history(), standing: free };
     expect(decideRun(observed, now)).toContainEqual({ kind: "launch", attempt: 2, resume: expect.objectContaining({ step: 10 }) });
   });
 
@@ -229,7 +242,7 @@ describe("decideRun", () => {
     expect(decide(stream, [attempt(1, { phase: "running" })])).toEqual([{ kind: "stop", name: attemptNameOf(runId, 1) }]);
     expect(decide(stream, [attempt(1, failed("CANCELLED"))])).toEqual([{ kind: "cancelled" }]);
     expect(decide(stream, [attempt(1, { phase: "concluded" })])).toEqual([]);
-    const observed = { run: stream.state(), attempts: [attempt(1, failed("COURIER_CRASHED"))], line: free };
+    const observed = { run: stream.state(), attempts: [attempt(1, failed("COURIER_CRASHED"))], standing: free };
     expect(decideRun({ ...observed, history: { over: true, lost: [], checkpoint: null } }, now)).toEqual([]);
   });
 
@@ -316,8 +329,8 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
           }
         };
         const reconcile = (lag: number, free: number, dieAfter: number): Action[] => {
-          const line = { total: 2, free, ahead: 0 };
-          const actions = decideRun({ run: stream.state(lag), attempts: [...jobs.values()], history: stream.history(), line }, clock);
+          const standing = free > 0 ? ({ may: "start" } as const) : behind(0, 2);
+          const actions = decideRun({ run: stream.state(lag), attempts: [...jobs.values()], history: stream.history(), standing }, clock);
           actions.slice(0, dieAfter).forEach(act);
           return actions;
         };

@@ -1,9 +1,9 @@
 /**
  * What to do about one run, given what is known. Pure.
  *
- *                 ┌────────── no slot: queued ─────────┐
+ *                 ┌── its turn has not come: queued ───┐
  *   tokenized ──► │                                    │ ──► attempt n running ──► concluded: its event will be folded
- *                 └────── a slot: launch attempt n ────┘           │
+ *                 └──── it has: launch attempt n ──────┘           │
  *                        ▲                                         │ ended without a result
  *                        │ after a delay, from the newest          ▼
  *                        └───────────── checkpoint ◄──── attempt-ended: why ──► attempts exhausted: failed
@@ -14,16 +14,7 @@
  */
 import { type BlobRef, type RunState, terminalPhases } from "@loraline/contracts";
 import type { Attempt } from "../launchers/launcher.ts";
-
-/** Where a run stands in line for a device. */
-export interface Line {
-  /** Attempts that may run at once. */
-  total: number;
-  /** Slots that are free now. */
-  free: number;
-  /** Runs that came earlier and wait, too. */
-  ahead: number;
-}
+import { type Standing, waitReasonOf } from "./decide-line.ts";
 
 /** What the run's own stream says; its folded state may lag behind. */
 export interface History {
@@ -40,7 +31,10 @@ export interface Observed {
   /** Of this run only. */
   attempts: readonly Attempt[];
   history: History;
-  line: Line;
+  /** Where it stands in line; undefined: it was not in line when the line was made. */
+  standing: Standing | undefined;
+  /** Why the tenant may not have the run at all. */
+  refusal?: { code: string; message: string } | undefined;
 }
 
 export type Action =
@@ -49,7 +43,7 @@ export type Action =
   | { kind: "remove"; name: string }
   | { kind: "queued"; attempt: number; reason: string; message: string }
   | { kind: "attempt-ended"; attempt: number; step: number; code: string; message: string }
-  | { kind: "failed"; attempt: number; code: string; message: string }
+  | { kind: "failed"; attempt: number | null; code: string; message: string }
   | { kind: "cancelled" }
   /** Look again then, if nothing changes before. */
   | { kind: "wake"; afterMs: number };
@@ -78,7 +72,7 @@ function counted(lost: History["lost"]): { own: number; stuck: number } {
   return { own, stuck };
 }
 
-export function decideRun({ run, attempts, history, line }: Observed, now: number): Action[] {
+export function decideRun({ run, attempts, history, standing, refusal }: Observed, now: number): Action[] {
   /** Attempts that have a device, or wait for one. */
   const running = attempts.filter(({ phase }) => phase === "running" || phase === "pending");
   const stop = (those: readonly Attempt[]): Action[] => those.map(({ name }) => ({ kind: "stop", name }));
@@ -92,6 +86,7 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
   if (history.over || attempts.some(({ phase }) => phase === "concluded")) return []; // soon folded
   if (attempts.some(({ phase }) => phase === "unknown")) return [{ kind: "wake", afterMs: 2000 }];
   if (run.cancelRequested) return running.length > 0 ? stop(running) : [{ kind: "cancelled" }];
+  if (refusal !== undefined && attempts.length === 0) return [{ kind: "failed", attempt: null, ...refusal }];
   if (run.tokens === null) return [];
 
   const newest = newestOf(attempts);
@@ -131,16 +126,15 @@ export function decideRun({ run, attempts, history, line }: Observed, now: numbe
   if (waitMs > 0) return [...actions, { kind: "wake", afterMs: waitMs }];
 
   const attempt = last + 1;
-  if (line.free <= line.ahead) {
-    const message = waitingMessage(line);
-    const published = actions.length === 0 && run.queue?.reason === waiting && run.queue.message === message;
-    return published ? [] : [...actions, { kind: "queued", attempt, reason: waiting, message }];
+  if (standing === undefined) return [...actions, { kind: "wake", afterMs: 0 }];
+  const waits = waitReasonOf(standing);
+  if (waits !== undefined) {
+    const published = actions.length === 0 && run.queue?.reason === waits.reason && run.queue.message === waits.message;
+    return published ? [] : [...actions, { kind: "queued", attempt, ...waits }];
   }
   // Older attempts are removed only now that a later one exists, so that no number is used twice.
   return [...actions, { kind: "launch", attempt, resume }, ...remove(attempts)];
 }
-
-const waiting = "WAITING_FOR_DEVICE";
 
 /** Publishes each reason once. A pod that is starting is no reason. */
 function tellWhyPending(run: RunState, newest: Attempt | undefined): Action[] {
@@ -183,18 +177,4 @@ export function readyAt(newest: Attempt | undefined, now: number): number {
   if (newest?.phase !== "failed" || (fromOutside.has(newest.code) && !mayComeAgain.has(newest.code))) return 0;
   const delayMs = Math.min(60_000, 500 * 2 ** (newest.attempt - 1));
   return newest.endedAt - now > delayMs ? 0 : newest.endedAt + delayMs;
-}
-
-function waitingMessage({ total, ahead, free }: Line): string {
-  const devices = total === 1 ? "the device is" : `all ${total} devices are`;
-  const before = Math.max(0, ahead - free);
-  if (before === 0) return `next in line; ${devices} busy`;
-  return `${roughly(before)} ${before === 1 ? "run waits" : "runs wait"} before this one; ${devices} busy`;
-}
-
-/** Exact up to ten, then rounded to one digit, so that in a long line not every step forward is an event of every run behind. */
-function roughly(count: number): string {
-  if (count <= 10) return String(count);
-  const digit = 10 ** Math.floor(Math.log10(count));
-  return `about ${Math.round(count / digit) * digit}`;
 }

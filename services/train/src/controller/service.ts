@@ -2,11 +2,12 @@
  * The controller: brings what runs in line with what is wanted. A round decides which runs are due (decide-round.ts); then
  * gather → decide → act, one run at a time.
  */
-import type { Bus, KvBucket } from "@loraline/bus";
+import { type Bus, type KvBucket, watchQuotas } from "@loraline/bus";
 import {
   buckets,
   type EventAddress,
   parseRunKey,
+  type QuotaSettings,
   runCancelled,
   runCheckpointed,
   runFailed,
@@ -21,11 +22,13 @@ import {
   terminalPhases,
 } from "@loraline/contracts";
 import { createKeyedQueue, type Log, PermanentError, problemOf, type Telemetry, traceparentOf } from "@loraline/runtime";
-import { decideRound, WaitingLine } from "./decide-round.ts";
+import type { Standing } from "./decide-line.ts";
+import { decideRound, isWaiting } from "./decide-round.ts";
 import { type Action, decideRun, type History, needsHistory, type Observed } from "./decide-run.ts";
 import { attemptNameOf } from "../attempt/attempt-spec.ts";
 import type { Launcher } from "../launchers/launcher.ts";
 import { createRounds } from "./rounds.ts";
+import { createUseReport } from "./use-report.ts";
 
 export interface TrainServiceDeps {
   bus: Bus;
@@ -35,6 +38,8 @@ export interface TrainServiceDeps {
   launcher: Launcher;
   /** How often every run is looked at although nothing seems to have changed. Default 5 s. */
   resyncMs?: number;
+  /** What the operator grants tenants. Default: every quota's own default. */
+  quotas?: QuotaSettings;
 }
 
 const nothing: History = { over: false, lost: [], checkpoint: null };
@@ -42,9 +47,18 @@ const nothing: History = { over: false, lost: [], checkpoint: null };
 export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncDisposable> {
   const { bus, launcher, log, telemetry, resyncMs = 5000 } = deps;
   const bucket = await bus.bucket(buckets.runs);
-  const known: Known = { runs: new Map(), histories: new Map(), strangers: new Set(), resting: new Map(), line: new WaitingLine([]) };
-  const { runs, histories, resting } = known;
+  const known: Known = {
+    runs: new Map(),
+    histories: new Map(),
+    strangers: new Set(),
+    resting: new Map(),
+    launching: new Set(),
+    refusals: new Map(),
+    standings: new Map(),
+  };
+  const { runs, histories, resting, launching, refusals } = known;
   const stopping = new AbortController();
+  const use = await createUseReport({ bus, log });
 
   const queue = createKeyedQueue({
     concurrency: 8,
@@ -55,34 +69,65 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
         const observed = await gather(key, { bucket, bus, launcher, known, log });
         if (observed === undefined) return;
         const actions = decideRun(observed, Date.now());
+        // From here on its place is taken, though nothing is observed of the attempt yet.
+        if (actions.some(({ kind }) => kind === "launch")) launching.add(key);
         for (const action of actions) {
           if (!(await act(action, observed.run, { bus, launcher, log, telemetry, wake: rounds.within, rest }))) return;
         }
-        if (actions.length > 0) rest(foldedMs);
+        if (actions.some(({ kind }) => kind !== "wake")) rest(foldedMs);
       } catch (error) {
         rest(restMs);
         throw error;
+      } finally {
+        launching.delete(key);
       }
     },
   });
 
   const rounds = createRounds(async () => {
+    const slots = await launcher.slots();
+    // Before the attempts are observed: one that is started meanwhile is in one of the two.
+    const inFlight = new Set(launching);
     const attempts = await launcher.observe();
-    const round = decideRound({ runs, attempts, slots: await launcher.slots(), histories }, Date.now());
-    known.line = round.line;
+    const quotasOf = (tenant: string) => quotas.of(tenant);
+    const { sizeOf } = launcher;
+    const round = decideRound({ runs, attempts, slots, sizeOf, quotasOf, launching: inFlight, refusals, histories }, Date.now());
+    known.standings = round.standings;
+    use.tell(round.use);
     const now = performance.now();
     for (const key of round.due) if ((resting.get(key) ?? 0) <= now) queue.add(key);
     if (round.wakeAfterMs !== undefined) rounds.within(round.wakeAfterMs);
   }, log);
 
+  const quotas = await watchQuotas({
+    bus,
+    settings: deps.quotas ?? {},
+    signal: stopping.signal,
+    onChange: () => rounds.within(0),
+  });
+
   const ready = Promise.withResolvers<void>();
+  let isReady = false;
+  /** Runs that wait, by tenant. */
+  const waiting = new Map<string, number>();
+  const count = (run: RunState | undefined, by: 1 | -1): void => {
+    if (run !== undefined && isWaiting(run)) waiting.set(run.tenant, (waiting.get(run.tenant) ?? 0) + by);
+  };
   await bucket.watch({
     signal: stopping.signal,
     onChange(key, run) {
       const before = runs.get(key);
       const isOver = run === undefined || terminalPhases.has(run.phase);
-      if (isOver) for (const one of [runs, histories, resting]) one.delete(key);
-      else runs.set(key, run);
+      count(before, -1);
+      if (isOver) for (const one of [runs, histories, resting, refusals]) one.delete(key);
+      else {
+        runs.set(key, run);
+        count(run, 1);
+        // Only runs that come: a quota that is lowered takes no place from those that wait.
+        const isNew = isReady && before === undefined && isWaiting(run) && run.attempt === 0;
+        const refusal = isNew ? tooManyWaiting(waiting.get(run.tenant) ?? 0, quotas.of(run.tenant).runsWaiting) : undefined;
+        if (refusal !== undefined) refusals.set(key, refusal);
+      }
       if (before !== undefined && before.seq === run?.seq) return; // only progress
       resting.delete(key);
       if (isOver && before !== undefined) queue.add(key); // its attempts are stopped and removed
@@ -91,6 +136,7 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
     onReady: ready.resolve,
   });
   await ready.promise;
+  isReady = true;
   // When an attempt ends, a slot is free for the other runs in line.
   const watching = launcher.watch(({ tenant, runId }) => {
     resting.delete(runKey({ tenant, id: runId }));
@@ -106,6 +152,7 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
       stopping.abort();
       await rounds[Symbol.asyncDispose]();
       await queue[Symbol.asyncDispose]();
+      await use[Symbol.asyncDispose]();
     },
   };
 }
@@ -125,8 +172,12 @@ interface Known {
   strangers: Set<string>;
   /** Until when (`performance.now`) rounds leave a run alone. */
   resting: Map<string, number>;
-  /** As the last round made it. */
-  line: WaitingLine;
+  /** Runs that an attempt is just being started for. */
+  launching: Set<string>;
+  /** Why tenants may not have these runs. */
+  refusals: Map<string, { code: string; message: string }>;
+  /** As the last round made them. */
+  standings: ReadonlyMap<string, Standing>;
 }
 
 async function gather(
@@ -150,8 +201,16 @@ async function gather(
     history = await historyOf(deps.bus, parseRunKey(key));
     if (known.runs.has(key)) known.histories.set(key, history);
   }
-  return { run, attempts, history, line: { ...(await deps.launcher.slots()), ahead: known.line.aheadOf(key) } };
+  return { run, attempts, history, standing: known.standings.get(key), refusal: known.refusals.get(key) };
 }
+
+const tooManyWaiting = (count: number, most: number | null): { code: string; message: string } | undefined =>
+  most === null || count <= most
+    ? undefined
+    : {
+        code: "QUOTA_RUNS_WAITING",
+        message: `${count - 1} runs of this tenant wait already, and its quota runsWaiting is ${most}. Request the run again when some have ended.`,
+      };
 
 /** Read from the stream before an attempt is started again or a run fails, because the folded state may lag behind. */
 async function historyOf(bus: Bus, at: EventAddress): Promise<History> {

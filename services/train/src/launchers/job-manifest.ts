@@ -30,6 +30,16 @@ export const trainPodSettings = z.strictObject({
     ),
   hangSeconds: z.int().min(10).default(1800).describe("A trainer without a sign of life for so long is ended; the next attempt goes on."),
   jobSet: z.boolean().default(false).describe("JobSet is installed: runs may ask for several `nodes`."),
+  gpusTotal: z
+    .int()
+    .min(1)
+    .optional()
+    .describe("GPUs that attempts of all tenants use at once; the controller then decides who is next. Absent: the scheduler decides."),
+  pendingPerTenant: z
+    .int()
+    .min(1)
+    .default(8)
+    .describe("Attempts of one tenant that may wait in the cluster at once; its further runs wait with the controller."),
   queueName: z
     .string()
     .optional()

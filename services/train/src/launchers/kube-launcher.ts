@@ -5,7 +5,7 @@
 import type { KubernetesObject, V1ConfigMap } from "@kubernetes/client-node";
 import { type Kube, KubeError, resource } from "@loraline/kube";
 import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
-import { jobManifest, labels, type TrainPodSettings } from "./job-manifest.ts";
+import { jobManifest, labels, type TrainPodSettings, usesKueue } from "./job-manifest.ts";
 import { jobSetManifest } from "./jobset-manifest.ts";
 import { attemptSpec } from "../attempt/attempt-spec.ts";
 import type { Launcher } from "./launcher.ts";
@@ -21,8 +21,8 @@ interface KubeLauncherOptions {
 
 export const configMaps = resource<V1ConfigMap>("v1", "ConfigMap", "configmaps");
 
-/** Attempts queue in the scheduler: every attempt becomes a Job at once, and waits as a pending pod. */
-const unlimited = 1_000_000;
+/** Attempts then queue in the scheduler, or in Kueue: they become Jobs at once, and wait as pending pods or suspended. */
+const unlimited = 1_000_000_000;
 
 /** Resolves when every Job, pod and warning that exists has been seen. */
 export async function createKubeLauncher({
@@ -128,7 +128,13 @@ export async function createKubeLauncher({
     },
 
     async slots() {
-      return { total: unlimited, free: unlimited };
+      const total = settings.gpusTotal ?? unlimited;
+      // Kueue has an order of its own, and no queue that a tenant could fill for others.
+      return { total, free: total, ...(usesKueue(settings) ? {} : { pendingPerTenant: settings.pendingPerTenant }) };
+    },
+
+    sizeOf({ gpus = settings.gpus, nodes = 1 }) {
+      return { slots: gpus * nodes, gpus: gpus * nodes };
     },
 
     /** Its pod gets SIGTERM and its grace period; the Job stays, as deleted, until the pod is gone. */

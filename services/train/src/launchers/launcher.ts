@@ -1,4 +1,5 @@
 /** The port to what runs attempts: child processes on one machine, Jobs on Kubernetes. */
+import type { RunSpec } from "@loraline/contracts";
 import type { AttemptRequest } from "../attempt/attempt-spec.ts";
 
 export type AttemptPhase =
@@ -14,6 +15,18 @@ export type AttemptPhase =
 
 export type Attempt = AttemptPhase & { tenant: string; runId: string; attempt: number; name: string };
 
+export interface Slots {
+  total: number;
+  free: number;
+  /** Attempts of one tenant that may wait in the cluster at once, so that they do not fill its scheduler's queue. Absent: any number. */
+  pendingPerTenant?: number | undefined;
+}
+
+export interface AttemptSize {
+  slots: number;
+  gpus: number;
+}
+
 export interface Launcher {
   /**
    * Starts an attempt, on a machine of the launcher's choice. Nothing changes when an attempt of this name exists already.
@@ -24,8 +37,10 @@ export interface Launcher {
   observe(): Promise<readonly Attempt[]>;
   /** Those of one run, at a cost that does not grow with the number of runs. Throws when it cannot tell. */
   attemptsOf(run: { tenant: string; runId: string }): Promise<readonly Attempt[]>;
-  /** Attempts that may run at once, and how many could be started now. */
-  slots(): Promise<{ total: number; free: number }>;
+  /** Slots that attempts may take at once, and how many are free now. */
+  slots(): Promise<Slots>;
+  /** What an attempt of the run takes. */
+  sizeOf(spec: RunSpec): AttemptSize;
   /** Asks an attempt to end: SIGTERM, and SIGKILL when it does not. Returns at once. */
   stop(name: string): Promise<void>;
   /** Forgets an attempt that has ended, with all it left. Nothing happens when there is none. */

@@ -153,6 +153,8 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
       return { total: slots, free: closing ? 0 : Math.max(0, slots - running().length) };
     },
 
+    sizeOf: () => ({ slots: 1, gpus: 1 }),
+
     async stop(name) {
       const attempt = known.get(name);
       if (attempt?.state.phase === "running") stop(attempt);
