@@ -5,7 +5,7 @@ export { ensureStreams, type EnsureStreamsOptions, streamsInPlace } from "./ensu
 export { messageId, type Received } from "./envelope.ts";
 export type { KvBucket } from "./kv.ts";
 export { joinBus } from "./join-bus.ts";
-export { createLeanReplicaTable, createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";
+export { createInterner, createLeanReplicaTable, createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";
 export { readKeptSpans, spanSink } from "./spans.ts";
 export { judgeRunByQuotas, quotasEnv, type TenantQuotas, watchQuotas } from "./tenant-quotas.ts";
 export { tellWaiting } from "./tell-waiting.ts";

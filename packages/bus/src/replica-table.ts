@@ -168,11 +168,11 @@ export async function createLeanReplicaTable<H extends Held>({
         if (each.digest !== undefined) each.digest = share(each.digest);
         each.engineName = share(each.engineName);
       }
-      holding.incarnation = share(holding.incarnation);
-      holding.agent = share(holding.agent ?? "") || null;
-      kept.holdings.set(adapterKey, holding);
-      if (kept.counts(holding)) {
-        for (const held of holding.adapters) {
+      const { incarnation, agent, adapters } = holding;
+      const shared = { incarnation: share(incarnation), agent: share(agent ?? "") || null, adapters };
+      kept.holdings.set(adapterKey, shared);
+      if (kept.counts(shared)) {
+        for (const held of adapters) {
           kept.all.set(held.engineName, held);
           gone.delete(held.engineName);
           setProven(kept, held.engineName, held.state === "proven");
@@ -216,7 +216,7 @@ export async function createLeanReplicaTable<H extends Held>({
 }
 
 /** One string object for equal strings. */
-function createInterner(): <T extends string>(text: T) => T {
+export function createInterner(): <T extends string>(text: T) => T {
   let known = new Map<string, string>();
   return <T extends string>(text: T): T => {
     if (known.size > 500_000) known = new Map();

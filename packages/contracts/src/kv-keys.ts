@@ -47,6 +47,28 @@ export const parseHoldingKey = (key: string): { replicaKey: string; adapterKey: 
 /** Matches the holdings of one replica. */
 export const everyHoldingOf = (replica: string): string => `${replica}.>`;
 
+/** Takes the place of the replica in the key of an assignment to every replica. */
+const everyReplica = "-";
+
+/**
+ * Bucket `assignments`: `<engine>.<replica, or - for every one>.<tenant>.<adapter>`. The entry `<engine>` stands there once those of the
+ * engine are complete.
+ */
+export const assignmentKey = ({ engine, replica, ...adapter }: AdapterOfTenant & { engine: string; replica: string | null }): string =>
+  `${engine}.${replica ?? everyReplica}.${adapterKey(adapter)}`;
+export const assignmentsComplete = (engine: string): string => engine;
+/** @returns the adapter's key; undefined: it is the key `assignmentsComplete`. */
+export const parseAssignmentKey = (key: string): { adapterKey: string } | undefined => {
+  const [, , tenant, adapter] = key.split(".");
+  return tenant === undefined || adapter === undefined ? undefined : { adapterKey: adapterKey({ tenant, adapter }) };
+};
+/** Match what concerns one replica. */
+export const assignmentsTo = ({ engine, replica }: { engine: string; replica: string }): string[] => [
+  assignmentsComplete(engine),
+  `${engine}.${everyReplica}.>`,
+  `${engine}.${replica}.>`,
+];
+
 /** Bucket `waited`: `<durable consumer>.<sequence in its stream>`. */
 export const waitedKey = ({ durable, seq }: { durable: string; seq: number }): string => `${durable}.${seq}`;
 

@@ -262,11 +262,51 @@ const routedVersion = adapterVersion.pick({
 });
 export type RoutedVersion = z.infer<typeof routedVersion>;
 
-/** The part of an entry of KV `adapters` that a gateway keeps in memory: there may be a hundred thousand of them. */
-export const routedAdapter = adapterState
+/**
+ * KV `assignments`: the versions of one adapter that one replica of an engine, or every one, should hold. It follows from KV `adapters`; so an
+ * agent reads what its own replica should hold, and nothing of what others should.
+ */
+export const assignment = z.object({
+  versions: z.array(
+    adapterVersion.pick({ version: true, digest: true, engineName: true, manifest: true, evidence: true, trace: true }).extend({
+      priority: z.union([z.literal(0), z.literal(1), z.literal(2), z.literal(3)]).describe("What is loaded first: 0."),
+    }),
+  ),
+});
+export type Assignment = z.infer<typeof assignment>;
+
+/**
+ * The part of an entry of KV `adapters` that a gateway keeps in memory: there may be a hundred thousand of them. Objects that are written
+ * with all their fields at once take half the room of those that a parser fills.
+ */
+export const routedAdapter: z.ZodType<RoutedAdapter> = adapterState
   .pick({ tenant: true, adapter: true, engine: true, base: true, alias: true })
-  .extend({ versions: z.array(routedVersion), canary: canaryState.pick({ version: true, from: true, share: true }).nullish() });
-export type RoutedAdapter = z.infer<typeof routedAdapter>;
+  .extend({
+    versions: z.array(
+      routedVersion.transform(
+        ({ version, digest, engineName, rank, replicas, unplaced, status, reason, promote, createdAt, servedAt, wanted, trace }) => ({
+          version,
+          digest,
+          engineName,
+          rank,
+          replicas,
+          unplaced,
+          status,
+          reason,
+          promote,
+          createdAt,
+          servedAt,
+          wanted,
+          trace,
+        }),
+      ),
+    ),
+    canary: canaryState.pick({ version: true, from: true, share: true }).nullish(),
+  });
+export type RoutedAdapter = Pick<AdapterState, "tenant" | "adapter" | "engine" | "base" | "alias"> & {
+  versions: RoutedVersion[];
+  canary?: Pick<CanaryState, "version" | "from" | "share"> | null | undefined;
+};
 
 const replicaAdapter = z.object({
   tenant: tenantName,
@@ -323,7 +363,13 @@ export type ReplicaHolding = z.infer<typeof replicaHolding>;
 /** The part of an entry of KV `holdings` that a gateway keeps in memory. */
 export const routedHolding = replicaHolding
   .pick({ incarnation: true, agent: true })
-  .extend({ adapters: z.array(replicaAdapter.pick({ engineName: true, state: true, error: true })) });
+  .extend({
+    adapters: z.array(
+      replicaAdapter
+        .pick({ engineName: true, state: true, error: true })
+        .transform(({ engineName, state, error }) => ({ engineName, state, error })),
+    ),
+  });
 
 /** A replica's heartbeat together with its holdings. */
 export const replicaState = replicaReport.extend({ adapters: z.array(replicaAdapter) });

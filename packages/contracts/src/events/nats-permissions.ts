@@ -132,6 +132,7 @@ const needs = {
     readsHistory: [streams.RUNS, streams.ADAPTERS],
     reads: [
       buckets.adapters,
+      buckets.assignments,
       buckets.engines,
       buckets.replicas,
       buckets.holdings,
@@ -144,7 +145,7 @@ const needs = {
       buckets.deletions,
       buckets.leases,
     ],
-    writes: [buckets.adapters, buckets.engines, buckets.cache, buckets.limits, buckets.deletions, buckets.leases],
+    writes: [buckets.adapters, buckets.assignments, buckets.engines, buckets.cache, buckets.limits, buckets.deletions, buckets.leases],
     clears: [buckets.holdings],
     erases: {
       streams: Object.values(streams),
@@ -155,7 +156,7 @@ const needs = {
   },
   agent: {
     publishes: [e.adapterLoaded, e.adapterUnloaded],
-    reads: [buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings, buckets.traffic],
+    reads: [buckets.assignments, buckets.engines, buckets.replicas, buckets.holdings, buckets.traffic],
     writes: [buckets.replicas, buckets.holdings],
     clears: [buckets.holdings],
     objects: "read",

@@ -6,6 +6,7 @@ import { engineRecord } from "../engine.ts";
 import { datasetEvents, events, runEvents } from "./events.ts";
 import {
   adapterState,
+  assignment,
   budgetState,
   cacheEntry,
   datasetState,
@@ -294,6 +295,12 @@ export const buckets = {
     name: "holdings",
     description: "What each replica holds of each adapter, proven or not; key <engine>.<replica>.<tenant>.<adapter>",
     value: replicaHolding,
+    ttlMs: 0,
+  },
+  assignments: {
+    name: "assignments",
+    description: "Which versions which replicas should hold; key <engine>.<replica, or - for every one>.<tenant>.<adapter>",
+    value: assignment,
     ttlMs: 0,
   },
   engines: { name: "engines", description: "What each engine can serve; key <engine>", value: engineRecord, ttlMs: 0 },

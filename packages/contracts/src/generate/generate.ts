@@ -14,6 +14,7 @@ import { datasetManifest, datasetReport, record, tokenManifest } from "../record
 import { runSpec } from "../spec/run-spec.ts";
 import {
   adapterState,
+  assignment,
   budgetState,
   datasetState,
   limitState,
@@ -151,6 +152,7 @@ export function jsonSchemas(): Record<string, Json> {
     "kv-runs": runState,
     "kv-datasets": datasetState,
     "kv-adapters": adapterState,
+    "kv-assignments": assignment,
     "kv-replicas": replicaReport,
     "kv-holdings": replicaHolding,
     "kv-engines": engineRecord,

@@ -2,7 +2,7 @@
  * What the gateway knows about engines, adapters and replicas, kept in memory by watching their KV buckets, and found by name: a request
  * costs the same however many there are. Of each entry only what the gateway needs is kept.
  */
-import { type Bus, createLeanReplicaTable, type ReplicaEntry } from "@loraline/bus";
+import { type Bus, createInterner, createLeanReplicaTable, type ReplicaEntry } from "@loraline/bus";
 import {
   type BucketDef,
   buckets,
@@ -199,7 +199,7 @@ class KnownReplica implements ReplicaView {
 /** Replicas that could answer for one name. */
 class ReplicaGroup implements Candidates {
   readonly load: EngineLoad;
-  readonly #all: KnownReplica[] = [];
+  #all: KnownReplica[] = [];
   /** Those that the name asked for last prefers, best first, with how much. */
   #favourites: { name: string; of: { replica: KnownReplica; preference: number }[] } | undefined;
   #next = 0;
@@ -211,7 +211,9 @@ class ReplicaGroup implements Candidates {
     return this.#all;
   }
   add(replica: KnownReplica): void {
-    this.#all.push(replica);
+    // A list that grows by itself takes room for seventeen, and most names are on few replicas.
+    if (this.#all.length < fewReplicas) this.#all = [...this.#all, replica];
+    else this.#all.push(replica);
     this.#favourites = undefined;
   }
   remove(replica: KnownReplica): void {
@@ -257,6 +259,7 @@ function createEngines() {
 
 /** Adapters by tenant and name, and what an engine has of them all together. */
 function createAdapters() {
+  const share = createInterner();
   const byTenant = new Map<string, Map<string, RoutedAdapter>>();
   const byEngine = new Map<string, { count: number; unplaced: number; ranks: Map<number, number> }>();
   const count = ({ engine, versions }: RoutedAdapter, by: 1 | -1): void => {
@@ -284,7 +287,9 @@ function createAdapters() {
       if (before !== undefined) count(before, -1);
       if (state !== undefined) {
         count(state, 1);
-        ofTenant.set(adapter, state);
+        for (const version of state.versions) version.replicas &&= version.replicas.map(share);
+        const { versions, alias, canary } = state;
+        ofTenant.set(adapter, { tenant, adapter, engine: share(state.engine), base: share(state.base), alias, versions, canary });
       } else {
         ofTenant.delete(adapter);
         if (ofTenant.size === 0) byTenant.delete(tenant);

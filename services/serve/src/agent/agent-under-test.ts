@@ -1,8 +1,10 @@
 /** What tests of the agent's units share: adapters that are wanted, and a clock that goes when it is told to. */
-import { type AdapterState, buckets, type Digest, type Proof } from "@loraline/contracts";
+import { adapterKey, type AdapterState, type Assignment, assignmentKey, buckets, type Digest, type Proof } from "@loraline/contracts";
+import { assignmentsOf } from "../controller/placement/decide-assignments.ts";
 import { loraNameOf } from "../lora-names.ts";
 import type { Clock } from "./clock.ts";
 import type { WantedAdapter } from "./adapters/decide-adapters.ts";
+import type { WantedSet } from "./adapters/wanted-set.ts";
 
 export const digestOf = (n: number): Digest => `sha256:${String(n).padStart(64, "0")}`;
 
@@ -57,6 +59,23 @@ export function adapterState(
     }),
     ...over,
   });
+}
+
+/** Gives a wanted set the entries of KV `assignments` that follow from the state of an adapter of tenant acme, and takes those away that do not. */
+export function assign(
+  wanted: WantedSet,
+  adapter: string,
+  state: AdapterState | undefined,
+  at = { engine: "e", replica: "a" },
+): { wanted: string[]; gone: string[] } {
+  const entries = state === undefined ? new Map<string, Assignment>() : assignmentsOf(state);
+  const before = wanted.namesOf(adapterKey({ tenant: "acme", adapter }));
+  const keys = [at.replica, null].map((replica) => assignmentKey({ tenant: "acme", adapter, engine: at.engine, replica }));
+  // First what is there, then what is not, as the controller writes them.
+  for (const key of keys.filter((each) => entries.has(each))) wanted.take(key, entries.get(key));
+  for (const key of keys.filter((each) => !entries.has(each))) wanted.take(key, undefined);
+  const now = wanted.namesOf(adapterKey({ tenant: "acme", adapter }));
+  return { wanted: [...now], gone: before.filter((name) => !now.includes(name)) };
 }
 
 export const proof: Proof = {

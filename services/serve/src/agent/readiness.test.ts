@@ -11,6 +11,7 @@ function replica(...names: string[]) {
     adapters: new Map<string, WantedAdapter>(names.map((name) => [name, wantedAdapter(name)])),
     states: new Map<string, RememberedAdapter["state"]>(),
     leaving: false,
+    isComplete: true,
   };
   const currentOf = (name: string): RememberedAdapter | undefined => {
     const state = at.states.get(name);
@@ -51,6 +52,18 @@ describe("a replica is ready", () => {
     at.engine.incarnation = "two";
     readiness.engineReady();
     expect(readiness.unready()).toMatch(/1 of 1/);
+  });
+
+  it("not before it is known what is wanted, and then once that is proven", () => {
+    const { at, readiness } = replica("a");
+    at.isComplete = false;
+    readiness.engineReady();
+    expect(readiness.unready()).toMatch(/not known yet which adapters/);
+    at.isComplete = true;
+    readiness.engineReady();
+    expect(readiness.unready()).toMatch(/1 of 1/);
+    at.states.set("a", "proven");
+    expect(readiness.unready()).toBeUndefined();
   });
 
   it("not while its engine is away, has a problem, or is about to end; each is said", () => {

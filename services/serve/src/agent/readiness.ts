@@ -7,7 +7,7 @@ import type { AdapterMemory } from "./adapters/adapter-memory.ts";
 import type { WantedSet } from "./adapters/wanted-set.ts";
 
 interface Readiness {
-  /** The engine answers. When it is a process that was not seen before, what is wanted now is waited for. */
+  /** The engine answers, and what is wanted is known. When it is a process that was not seen before, what is wanted now is waited for. */
   engineReady(): void;
   /** Why the replica is not ready, in words; undefined: it is. */
   unready(): string | undefined;
@@ -20,7 +20,7 @@ export function createReadiness({
   product,
   isLeaving,
 }: {
-  wanted: Pick<WantedSet, "adapters">;
+  wanted: Pick<WantedSet, "adapters" | "isComplete">;
   memory: Pick<AdapterMemory, "currentOf">;
   engine: { readonly ready: boolean; readonly problem: Problem | null; readonly incarnation: string };
   /** What people call the engine: vLLM. */
@@ -31,12 +31,14 @@ export function createReadiness({
   let awaited: { incarnation: string; names: Set<string> } = { incarnation: "", names: new Set() };
   return {
     engineReady() {
-      if (awaited.incarnation === engine.incarnation) return;
+      if (!wanted.isComplete || awaited.incarnation === engine.incarnation) return;
       awaited = { incarnation: engine.incarnation, names: new Set(wanted.adapters.keys()) };
     },
     unready() {
       if (isLeaving()) return "it is about to end";
       if (!engine.ready) return engine.problem?.message ?? `${product} does not answer yet`;
+      if (!wanted.isComplete)
+        return "it is not known yet which adapters this replica should hold: the serve controller has not written all of KV assignments";
       for (const name of awaited.names) {
         const state = memory.currentOf(name)?.state;
         if (!wanted.adapters.has(name) || (state !== undefined && state !== "retrying")) awaited.names.delete(name);

@@ -1,7 +1,7 @@
 /**
- * Beside each engine: makes it hold what KV `adapters` wants of this replica, proves it, and tells in KV `replicas` and `holdings`.
+ * Beside each engine: makes it hold what KV `assignments` wants of this replica, proves it, and tells in KV `replicas` and `holdings`.
  *
- *   KV adapters ─► wanted-set ────┐
+ *   KV assignments ► wanted-set ──┐
  *   engine ──────► engine-observer├─► scheduler ─ decide-adapters ─► adapter-work ─► adapter-memory ─► replica-report
  *   KV traffic ──► traffic-view ──┘                                       └─► load-events
  *
@@ -11,7 +11,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
 import {
   adapterKey,
-  type AdapterState,
+  type Assignment,
+  assignmentsTo,
   buckets,
   defaultEngineKind,
   type EngineKindName,
@@ -95,8 +96,8 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   const { now } = clock;
   const stopping = new AbortController();
   const { signal } = stopping;
-  const [adapters, replicas, holdings, engines] = await Promise.all([
-    bus.bucket(buckets.adapters),
+  const [assignments, replicas, holdings, engines] = await Promise.all([
+    bus.bucket(buckets.assignments),
     bus.bucket(buckets.replicas),
     bus.bucket(buckets.holdings),
     bus.bucket(buckets.engines),
@@ -112,7 +113,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   });
   const files = deps.files ?? createAdapterFiles({ dir: deps.adaptersDir, objects });
   const traffic = await createTrafficView({ bus, replica, signal });
-  const wanted = createWantedSet({ engine, replica });
+  const wanted = createWantedSet();
   const observer = createEngineObserver({
     client,
     base,
@@ -216,9 +217,15 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
 
   /* what happens */
 
-  function onAdapterState(key: string, state: AdapterState | undefined): void {
-    const change = wanted.take(key, state);
-    if (change === undefined) return;
+  let isRead = false;
+  let isAssigned = false;
+
+  function onAssignment(key: string, entry: Assignment | undefined): void {
+    const change = wanted.take(key, entry);
+    if (change === undefined) {
+      isAssigned = entry !== undefined;
+      return completeWanted();
+    }
     for (const loraName of change.gone) {
       if (observer.observed?.listed.has(loraName)) memory.leave(loraName);
       memory.forget(loraName);
@@ -226,8 +233,16 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     }
     for (const loraName of change.wanted) memory.stay(loraName);
     if (!wanted.isComplete) return;
-    void reporter.changed(key);
+    void reporter.changed(change.adapterKey);
     scheduler.consider([...change.gone, ...change.wanted]);
+  }
+
+  /** What is wanted is known once the bucket was read and the controller has said that it holds everything. */
+  function completeWanted(): void {
+    if (wanted.isComplete || !isRead || !isAssigned) return;
+    wanted.markComplete();
+    if (observer.ready) readiness.engineReady();
+    onListed();
   }
 
   function onEngineChanged(what: "ready" | "away"): void {
@@ -260,10 +275,11 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
 
   /* starting */
 
-  const watching = Promise.withResolvers<void>();
-  await adapters.watch({ signal, onChange: onAdapterState, onReady: watching.resolve });
-  await watching.promise;
-  wanted.markComplete();
+  const reading = Promise.withResolvers<void>();
+  await assignments.watch({ filter: assignmentsTo({ engine, replica }), signal, onChange: onAssignment, onReady: reading.resolve });
+  await reading.promise;
+  isRead = true;
+  completeWanted();
   await reporter.heartbeat();
 
   const every = async (ms: number, work: () => Promise<void>): Promise<void> => {

@@ -30,6 +30,7 @@ import { type AdapterEventDeps, keyOf, nameOf, publishWhatWasLost } from "./alia
 import { createCanaries } from "./aliases/canary.ts";
 import type { AliasCommand } from "./aliases/decide-alias.ts";
 import { followAliasCommand } from "./aliases/follow-alias-command.ts";
+import { createAssigner } from "./placement/assign-versions.ts";
 import { createPlacer } from "./placement/place-versions.ts";
 import { createReplicas, createReplicaSweep } from "./replicas.ts";
 import { createConvergence } from "./versions/convergence.ts";
@@ -62,8 +63,9 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
   const eventDeps: AdapterEventDeps = { bus, log, telemetry };
   const stopping = new AbortController();
   const { signal } = stopping;
-  const [adapters, deletions, engines, replicaReports, holdings] = await Promise.all([
+  const [adapters, assignments, deletions, engines, replicaReports, holdings] = await Promise.all([
     bus.bucket(buckets.adapters),
+    bus.bucket(buckets.assignments),
     bus.bucket(buckets.deletions),
     bus.bucket(buckets.engines),
     bus.bucket(buckets.replicas),
@@ -90,6 +92,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
     log,
     signal,
   });
+  const assigner = await createAssigner({ assignments, states: adapterTable, log });
   const canaries = await createCanaries({ ...eventDeps, adapters, replicas: replicas.of, resyncMs, signal });
   const keeper = createKeeper({ ...eventDeps, adapters, states: adapterTable, replicas: replicas.of, resyncMs, signal });
   const convergence = createConvergence({
@@ -107,11 +110,14 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
   canaries.onDue(convergence.consider);
   keeper.onDue(convergence.consider);
   adapterTable.follow((key, state, before) => {
+    assigner.onAdapter(key);
     if (state !== undefined) placer.onAdapter(state);
     convergence.onAdapter(key, state, before);
     canaries.onAdapter(key, state);
     keeper.onAdapter(key, state);
   });
+  const assigned = [...adapterTable.values()].map(({ engine }) => engine);
+  assigner.complete(new Set([...deps.engines.map(({ engine }) => engine), ...assigned]));
   engineTable.follow((engine) => placer.wake(engine, "limits"));
   replicas.follow({
     onReplica(key) {
@@ -186,7 +192,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
       clearInterval(resync);
       await Promise.all([trained, cancels, commands, wishes].map((consuming) => consuming[Symbol.asyncDispose]()));
       stopping.abort();
-      await convergence[Symbol.asyncDispose]();
+      await Promise.all([convergence[Symbol.asyncDispose](), assigner[Symbol.asyncDispose]()]);
     },
   };
 }

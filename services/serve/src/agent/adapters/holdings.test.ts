@@ -1,14 +1,15 @@
 import { describe, expect, it } from "vitest";
 import { createAdapterMemory } from "./adapter-memory.ts";
-import { adapterState, digestOf, proof } from "../agent-under-test.ts";
+import { adapterState, assign, digestOf, proof } from "../agent-under-test.ts";
 import { countsOf, digestOfPath, holdingsOf } from "./holdings.ts";
 import { createWantedSet } from "./wanted-set.ts";
 
 const now = 50_000;
 function replica(versions: number) {
-  const wanted = createWantedSet({ engine: "e", replica: "a" });
-  wanted.take(
-    "acme.pirate",
+  const wanted = createWantedSet();
+  assign(
+    wanted,
+    "pirate",
     adapterState(
       "pirate",
       Array.from({ length: versions }, () => ({})),
@@ -52,7 +53,7 @@ describe("what is said of an adapter on a replica", () => {
     const { memory, names, of, wanted, listed } = replica(1);
     const [name = ""] = names;
     listed.set(name, `/adapters/${digestOf(1).slice(7)}`);
-    wanted.take("acme.pirate", undefined);
+    assign(wanted, "pirate", undefined);
     memory.leave(name);
     expect(of()).toMatchObject([{ version: 1, digest: digestOf(1), state: "draining", error: null }]);
     expect(of("acme.poet")).toEqual([]);

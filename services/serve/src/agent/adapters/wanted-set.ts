@@ -1,28 +1,34 @@
-/** The wanted set: which adapters KV `adapters` wants of one replica, by the name that each has in the engine. */
-import type { AdapterState } from "@loraline/contracts";
-import { rankOf } from "../../version-rank.ts";
+/** The wanted set: which versions KV `assignments` wants of one replica, by the name that each has in the engine. */
+import { type Assignment, parseAdapterKey, parseAssignmentKey } from "@loraline/contracts";
 import type { WantedAdapter } from "./decide-adapters.ts";
 
 export interface WantedSet {
   /** By LoRA name. */
   readonly adapters: ReadonlyMap<string, WantedAdapter>;
-  /** Whether every entry that was in the bucket has been taken. Until then, an adapter that is not in the set may still be wanted. */
+  /**
+   * Whether every entry that was in the bucket has been taken, and the controller has said that they were complete. Until then, a version
+   * that is not in the set may still be wanted.
+   */
   readonly isComplete: boolean;
   markComplete(): void;
   /**
-   * Takes an entry of KV `adapters` (key `<tenant>.<adapter>`); undefined: the entry was removed.
-   * @returns LoRA names that are wanted of this adapter now, and names that were wanted before and are not any more; undefined: the
-   * entry neither concerns this replica nor did so before.
+   * Takes an entry about this replica, or about every one; undefined: the entry was removed.
+   * @returns the adapter's key, LoRA names that are wanted of it now, and names that were wanted before and are not any more; undefined:
+   * the entry is about no adapter.
    */
-  take(key: string, state: AdapterState | undefined): { wanted: string[]; gone: string[] } | undefined;
+  take(key: string, entry: Assignment | undefined): { adapterKey: string; wanted: string[]; gone: string[] } | undefined;
   /** LoRA names that are wanted of one adapter, by the adapter's key. */
   namesOf(key: string): readonly string[];
 }
 
-export function createWantedSet({ engine, replica }: { engine: string; replica: string }): WantedSet {
+export function createWantedSet(): WantedSet {
   const adapters = new Map<string, WantedAdapter>();
-  const namesByKey = new Map<string, string[]>();
+  /** By the adapter's key, then by the entry's: one that is for this replica alone, and one that is for every replica. */
+  const entries = new Map<string, Map<string, WantedAdapter[]>>();
   let isComplete = false;
+  const namesOf = (key: string): string[] => [
+    ...new Set([...(entries.get(key)?.values() ?? [])].flatMap((wanted) => wanted.map(({ loraName }) => loraName))),
+  ];
   return {
     adapters,
     get isComplete() {
@@ -31,34 +37,29 @@ export function createWantedSet({ engine, replica }: { engine: string; replica: 
     markComplete() {
       isComplete = true;
     },
-    take(key, state) {
-      const now = state === undefined || state.engine !== engine ? [] : wantedOf(state, replica);
-      const before = namesByKey.get(key) ?? [];
-      if (now.length === 0 && before.length === 0) return undefined;
-      const wanted = now.map(({ loraName }) => loraName);
+    take(key, entry) {
+      const adapterKey = parseAssignmentKey(key)?.adapterKey;
+      if (adapterKey === undefined) return undefined;
+      const before = namesOf(adapterKey);
+      const ofAdapter = entries.get(adapterKey) ?? new Map<string, WantedAdapter[]>();
+      if (entry === undefined) ofAdapter.delete(key);
+      else ofAdapter.set(key, wantedOf(adapterKey, entry));
+      if (ofAdapter.size === 0) entries.delete(adapterKey);
+      else entries.set(adapterKey, ofAdapter);
+      const wanted = namesOf(adapterKey);
       const gone = before.filter((name) => !wanted.includes(name));
       for (const name of gone) adapters.delete(name);
-      for (const adapter of now) adapters.set(adapter.loraName, adapter);
-      if (wanted.length === 0) namesByKey.delete(key);
-      else namesByKey.set(key, wanted);
-      return { wanted, gone };
+      for (const each of [...ofAdapter.values()].flat()) adapters.set(each.loraName, each);
+      return { adapterKey, wanted, gone };
     },
-    namesOf: (key) => namesByKey.get(key) ?? [],
+    namesOf,
   };
 }
 
-/** What the state of one adapter wants of one replica: its desired versions, except those that are placed on other replicas. */
-const wantedOf = (state: AdapterState, replica: string): WantedAdapter[] =>
-  state.versions
-    .filter(({ status, replicas }) => status === "desired" && (replicas?.includes(replica) ?? true))
-    .map((version) => ({
-      tenant: state.tenant,
-      adapter: state.adapter,
-      version: version.version,
-      digest: version.digest,
-      loraName: version.engineName,
-      manifest: version.manifest,
-      evidence: version.evidence,
-      trace: version.trace,
-      rank: rankOf(state, version),
-    }));
+const wantedOf = (adapterKey: string, { versions }: Assignment): WantedAdapter[] =>
+  versions.map(({ engineName, priority, ...version }) => ({
+    ...parseAdapterKey(adapterKey),
+    ...version,
+    loraName: engineName,
+    rank: priority,
+  }));
