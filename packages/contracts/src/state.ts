@@ -361,15 +361,13 @@ export const replicaHolding = z.object({
 export type ReplicaHolding = z.infer<typeof replicaHolding>;
 
 /** The part of an entry of KV `holdings` that a gateway keeps in memory. */
-export const routedHolding = replicaHolding
-  .pick({ incarnation: true, agent: true })
-  .extend({
-    adapters: z.array(
-      replicaAdapter
-        .pick({ engineName: true, state: true, error: true })
-        .transform(({ engineName, state, error }) => ({ engineName, state, error })),
-    ),
-  });
+export const routedHolding = replicaHolding.pick({ incarnation: true, agent: true }).extend({
+  adapters: z.array(
+    replicaAdapter
+      .pick({ engineName: true, state: true, error: true })
+      .transform(({ engineName, state, error }) => ({ engineName, state, error })),
+  ),
+});
 
 /** A replica's heartbeat together with its holdings. */
 export const replicaState = replicaReport.extend({ adapters: z.array(replicaAdapter) });
