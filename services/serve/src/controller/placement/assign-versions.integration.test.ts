@@ -53,7 +53,7 @@ test("an agent is told of what it should hold alone, and a version that moves is
   await expect.poll(async () => [(await serve.replica("a"))?.ready, (await serve.replica("b"))?.ready], until).toEqual([true, true]);
   const place = (adapter: string, pins: string[]) =>
     serve.bus.publish(adapterPlaceRequested, { tenant, id: adapter }, { placement: { mode: "pinned", pins } }, { key: pins.join() });
-  const loaded = () => [a, b].map((engine) => [...engine.loaded.keys()].map((name) => name.split(".")[1]).toSorted());
+  const loaded = () => [a, b].map((engine) => [...engine.loaded.keys()].map((name) => name.split(".")[1] ?? "").toSorted());
 
   await serve.train("everywhere", bytes);
   await serve.train("there", bytes, { spec: { placement: { mode: "pinned", pins: ["b"] } } });
@@ -66,7 +66,7 @@ test("an agent is told of what it should hold alone, and a version that moves is
   expect((await assignments.entries(`${serve.engine}.b.>`)).length).toBe(0);
 
   // A controller that comes after another finds everything as it should be, and takes away what nobody wants any more.
-  const entries = async () => (await assignments.entries(`${serve.engine}.>`)).map(({ key, revision }) => [key, revision]).toSorted();
+  const entries = async () => (await assignments.entries(`${serve.engine}.>`)).map(({ key, revision }) => `${key} ${revision}`).toSorted();
   await controller[Symbol.asyncDispose]();
   const before = await entries();
   const stale = `${serve.engine}.b.${tenant}.forgotten`;
