@@ -9,7 +9,7 @@ import { assignmentsOf } from "./decide-assignments.ts";
 /** Adapters whose entries are written at once. */
 const concurrency = 32;
 
-export interface Assigner extends AsyncDisposable {
+interface Assigner extends AsyncDisposable {
   /** To be called with every change of an adapter (key of KV `adapters`). */
   onAdapter(key: string): void;
   /** To be called when every adapter was told: those of the given engines are complete as soon as what was told is written. */

@@ -2,6 +2,7 @@ import type { Placement } from "@loraline/contracts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { decideHandover, decidePlacement, type Placed, type PlacedVersion } from "./decide-placement.ts";
+import { placeByScan } from "./place-by-scan-under-test.ts";
 
 const all: Placement = { mode: "all" };
 const version = (n: number, over: Partial<PlacedVersion> = {}): PlacedVersion => ({
@@ -143,6 +144,42 @@ describe("decidePlacement", () => {
       ),
     );
   });
+});
+
+it("places as a look at every version and replica for each step does (property)", () => {
+  const placement = fc.oneof(
+    fc.constant(all),
+    fc.record({ mode: fc.constant("spread" as const), replicas: fc.integer({ min: 1, max: 5 }) }),
+    fc.record({ mode: fc.constant("pinned" as const), pins: fc.subarray(names(8), { minLength: 1 }) }),
+  );
+  const one = fc.record({ placement, rank: fc.constantFrom(0, 1, 2, 3), current: fc.option(fc.subarray(names(9))) });
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 0, max: 7 }),
+      fc.integer({ min: 1, max: 9 }),
+      fc.array(one, { maxLength: 30 }),
+      (count, capacity, versions) => {
+        const asked = versions.map((over, n) => version(n, over as Partial<PlacedVersion>));
+        const found = [...decide(asked, names(count), capacity)].map(([name, { replicas }]): [string, unknown] => [
+          name,
+          // Of a pinned one, replicas that are not there are told, too.
+          asked.find(({ loraName }) => loraName === name)?.placement.mode === "pinned"
+            ? replicas?.filter((replica) => names(count).includes(replica)).toSorted()
+            : replicas,
+        ]);
+        const scanned = placeByScan({ engine: "e", versions: asked, replicas: names(count), capacity });
+        expect(found).toEqual(
+          [...scanned].map(([name, replicas]) => [
+            name,
+            asked.find(({ loraName }) => loraName === name)?.placement.mode === "pinned"
+              ? replicas?.filter((replica) => names(count).includes(replica))
+              : replicas,
+          ]),
+        );
+      },
+    ),
+    { numRuns: 500 },
+  );
 });
 
 describe("decideHandover", () => {

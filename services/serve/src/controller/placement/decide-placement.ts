@@ -24,7 +24,7 @@ export interface Placed {
   problem: Problem | null;
 }
 
-interface PlacementInput {
+export interface PlacementInput {
   engine: string;
   versions: readonly PlacedVersion[];
   /** Every replica that is expected to serve; one that restarts is still one. */
@@ -43,79 +43,93 @@ export function decidePlacement({ engine, versions, replicas, capacity }: Placem
     for (const { loraName, current } of versions) result.set(loraName, { replicas: current, problem: null });
     return result;
   }
-  const seeds = new Map(replicas.map((replica) => [replica, hash(replica)]));
-  const load = new Map(replicas.map((replica) => [replica, 0]));
-  const held = new Map(replicas.map((replica) => [replica, new Set<Item>()]));
+  // Replicas by number, because this runs over ten thousand versions and hundreds of replicas while nothing else can.
+  const seeds = replicas.map((replica) => hash(replica));
+  const load = replicas.map(() => 0);
+  const held = replicas.map(() => new Set<Item>());
+  const numberOf = new Map(replicas.map((replica, number) => [replica, number]));
+  let free = replicas.length * capacity;
   const roomy = fitsEverywhere(versions.length, capacity);
   const items = versions.map((version): Item => ({ ...version, seed: hash(version.loraName), places: [], copies: 0 }));
   // First who comes first; among equals the same order always.
   items.sort((a, b) => a.rank - b.rank || a.seed - b.seed || (a.loraName < b.loraName ? -1 : 1));
 
-  const weight = (item: Item, replica: string): number => mix(item.seed ^ (seeds.get(replica) ?? 0));
-  const put = (item: Item, replica: string): void => {
+  const weight = (item: Item, replica: number): number => mix(item.seed ^ (seeds[replica] ?? 0));
+  const loadOf = (replica: number): number => load[replica] ?? 0;
+  const put = (item: Item, replica: number): void => {
     item.places.push(replica);
-    load.set(replica, (load.get(replica) ?? 0) + 1);
-    held.get(replica)?.add(item);
+    load[replica] = loadOf(replica) + 1;
+    free -= 1;
+    held[replica]?.add(item);
   };
-  const take = (item: Item, replica: string): void => {
+  const take = (item: Item, replica: number): void => {
     item.places.splice(item.places.indexOf(replica), 1);
-    load.set(replica, (load.get(replica) ?? 0) - 1);
-    held.get(replica)?.delete(item);
+    load[replica] = loadOf(replica) - 1;
+    free += 1;
+    held[replica]?.delete(item);
   };
-  const hasRoom = (replica: string): boolean => (load.get(replica) ?? 0) < capacity;
+  const hasRoom = (replica: number): boolean => loadOf(replica) < capacity;
   /** The emptiest replica with room that does not have it yet; among equals its own favourite. */
-  const roomFor = (item: Item): string | undefined => {
-    let best: string | undefined;
-    for (const replica of replicas) {
-      if (!hasRoom(replica) || item.places.includes(replica)) continue;
-      const less = best === undefined ? -1 : (load.get(replica) ?? 0) - (load.get(best) ?? 0);
-      if (best === undefined || less < 0 || (less === 0 && weight(item, replica) > weight(item, best))) best = replica;
+  const roomFor = (item: Item): number | undefined => {
+    if (free === 0) return undefined;
+    let best: number | undefined;
+    let [least, most] = [capacity, 0];
+    for (let replica = 0; replica < load.length; replica++) {
+      const of = loadOf(replica);
+      if (of > least || of >= capacity || item.places.includes(replica)) continue;
+      const own = weight(item, replica);
+      if (of === least && own <= most && best !== undefined) continue;
+      [best, least, most] = [replica, of, own];
     }
     return best;
   };
 
   /* How many copies each may have. */
   const pinned = items.filter(({ placement }) => placement.mode === "pinned");
-  const free = items.filter(({ placement }) => placement.mode !== "pinned");
+  const unpinned = items.filter(({ placement }) => placement.mode !== "pinned");
   for (const item of pinned) {
     const pins = item.placement.mode === "pinned" ? item.placement.pins : [];
-    for (const pin of pins) if (load.has(pin) && hasRoom(pin)) put(item, pin);
+    for (const pin of pins) {
+      const replica = numberOf.get(pin);
+      if (replica !== undefined && hasRoom(replica)) put(item, replica);
+    }
   }
-  const spread = free.filter(({ placement }) => placement.mode === "spread");
+  const spread = unpinned.filter(({ placement }) => placement.mode === "spread");
   for (const item of spread) item.copies = Math.min(replicas.length, item.placement.mode === "spread" ? item.placement.replicas : 0);
-  const everywhere = free.filter(({ placement }) => placement.mode === "all");
-  const slots = replicas.length * capacity - sum(load.values()) - sum(spread.map(({ copies }) => copies));
+  const everywhere = unpinned.filter(({ placement }) => placement.mode === "all");
+  const slots = free - sum(spread.map(({ copies }) => copies));
   const share = Math.floor(slots / Math.max(1, everywhere.length));
   for (const item of everywhere) item.copies = Math.max(1, Math.min(replicas.length, share));
-  const placing = roomy ? spread : free;
+  const placing = roomy ? spread : unpinned;
 
   /* What has a place keeps it; one copy more than its share is let go of only when somebody needs the room. */
   for (const item of placing) {
-    const now = (item.current ?? replicas).filter((replica) => load.has(replica));
     const kept = item.placement.mode === "all" && item.current !== null ? item.copies + 1 : item.copies;
-    for (const replica of now.toSorted((a, b) => weight(item, b) - weight(item, a))) {
-      if (item.places.length < kept && hasRoom(replica)) put(item, replica);
+    const now = item.current === null ? replicas.keys() : item.current.flatMap((replica) => numberOf.get(replica) ?? []);
+    const left = [...now].map((replica) => ({ replica, weight: weight(item, replica) }));
+    while (item.places.length < kept && free > 0) {
+      let best: { replica: number; weight: number } | undefined;
+      for (const each of left)
+        if (hasRoom(each.replica) && !item.places.includes(each.replica) && (best === undefined || each.weight > best.weight)) best = each;
+      if (best === undefined) break;
+      put(item, best.replica);
     }
   }
   /* A first copy of everything, if need be at the cost of others' second ones, or of those that come later. */
+  const victims = createVictims(placing);
   for (const item of placing) {
     if (item.places.length > 0) continue;
     const replica = roomFor(item) ?? makeRoom(item);
     if (replica !== undefined) put(item, replica);
   }
-  function makeRoom(item: Item): string | undefined {
-    let victim: Item | undefined;
-    for (const other of placing) {
-      if (other.places.length === 0 || (other.places.length === 1 && other.rank <= item.rank)) continue;
-      const worse = victim === undefined || other.places.length > victim.places.length;
-      if (worse || (other.places.length === victim?.places.length && other.rank >= victim.rank)) victim = other;
-    }
+  function makeRoom(item: Item): number | undefined {
+    const victim = victims.next(item);
     const replica = victim?.places.toSorted((a, b) => weight(victim, a) - weight(victim, b))[0];
     if (victim !== undefined && replica !== undefined) take(victim, replica);
     return replica;
   }
   /* Further copies, evenly. */
-  for (let copies = 2; copies <= replicas.length; copies++) {
+  for (let copies = 2; copies <= replicas.length && free > 0; copies++) {
     let placed = false;
     for (const item of placing) {
       if (item.places.length === 0 || item.places.length >= Math.min(copies, item.copies)) continue;
@@ -129,12 +143,14 @@ export function decidePlacement({ engine, versions, replicas, capacity }: Placem
   /* A replica that came takes its share of those that are fuller than others by more than a little. */
   const slack = Math.max(1, Math.ceil(capacity / 10));
   for (let moves = 0; moves < placing.length * replicas.length; moves++) {
-    const order = [...load].toSorted(([, a], [, b]) => a - b);
-    const [emptiest, least] = order[0] ?? ["", 0];
-    const [fullest, most] = order.at(-1) ?? ["", 0];
-    if (most - least <= slack) break;
+    let [emptiest, fullest] = [0, 0];
+    for (let replica = 1; replica < load.length; replica++) {
+      if (loadOf(replica) < loadOf(emptiest)) emptiest = replica;
+      if (loadOf(replica) >= loadOf(fullest)) fullest = replica;
+    }
+    if (loadOf(fullest) - loadOf(emptiest) <= slack) break;
     let moved: Item | undefined;
-    for (const item of held.get(fullest) ?? []) {
+    for (const item of held[fullest] ?? []) {
       if (item.placement.mode === "pinned" || item.places.includes(emptiest)) continue;
       if (moved === undefined || weight(item, emptiest) > weight(moved, emptiest)) moved = item;
     }
@@ -146,20 +162,46 @@ export function decidePlacement({ engine, versions, replicas, capacity }: Placem
   const counts = { engine, capacity, replicas: replicas.length, versions: versions.length };
   for (const item of items) {
     const isEverywhere = roomy && item.placement.mode === "all";
-    result.set(item.loraName, isEverywhere ? { replicas: null, problem: null } : placedOf(item, load, counts));
+    const places = item.places.map((replica) => replicas[replica] ?? "");
+    result.set(item.loraName, isEverywhere ? { replicas: null, problem: null } : placedOf(item, places, numberOf, counts));
   }
   return result;
+}
+
+/**
+ * Who gives a copy up for an item that has none: of those with the most copies the one that comes last; the only copy of an item just to one
+ * that comes before it. Items are asked for in their order, and none gets a second copy meanwhile; so nobody who was passed is looked at
+ * again for the same number of copies.
+ */
+function createVictims(items: readonly Item[]): { next(item: Item): Item | undefined } {
+  let most = items.reduce((highest, { places }) => Math.max(highest, places.length), 0);
+  let at = items.length - 1;
+  return {
+    next(item) {
+      for (; most > 0; most--, at = items.length - 1) {
+        for (; at >= 0; at--) {
+          const other = items[at];
+          if (other?.places.length !== most) continue;
+          if (most > 1 || other.rank > item.rank) return other;
+          return undefined;
+        }
+      }
+      return undefined;
+    },
+  };
 }
 
 interface Item extends PlacedVersion {
   seed: number;
   /** Copies it should have. */
   copies: number;
-  places: string[];
+  /** Numbers of replicas. */
+  places: number[];
 }
 
 function placedOf(
-  { placement, places, copies, loraName }: Item,
+  { placement, copies, loraName }: Item,
+  places: readonly string[],
   known: ReadonlyMap<string, number>,
   { engine, capacity, replicas, versions }: { engine: string; capacity: number; replicas: number; versions: number },
 ): Placed {
@@ -201,8 +243,10 @@ export function decideHandover(
   state: (replica: string) => "proven" | "failed" | "pending" | "away",
 ): readonly string[] | null {
   if (target === null) return null;
-  const now = current ?? replicas;
-  const leaving = now.filter((replica) => !target.includes(replica) && replicas.includes(replica));
+  const leaving =
+    current === null
+      ? replicas.filter((replica) => !target.includes(replica))
+      : current.filter((replica) => !target.includes(replica) && replicas.includes(replica));
   if (leaving.length === 0 || target.length === 0) return target;
   const states = target.map(state);
   if (states.includes("proven") && !states.includes("pending")) return target;
