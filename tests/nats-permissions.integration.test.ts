@@ -120,7 +120,7 @@ beforeAll(async () => {
 afterAll(() => stack.disposeAsync());
 
 it("every program does its work as its own user, and is refused nothing", async () => {
-  await applyStreams({ natsUrl: url, user: "streams", pass: "p-streams" });
+  await applyStreams({ natsUrl: url, env: { NATS_USER: "streams", NATS_PASS: "p-streams" } });
   const base = baseRef.parse(JSON.parse(await readFile(join(basesDir, "smollm2-135m-instruct/base.json"), "utf8")));
   const engine = stack.use(await createSimulatedEngine({ base: base.name }));
   const engines = [{ engine: "e", base, maxLoraRank: 32, maxLoras: 4, maxCpuLoras: 16, maxModelLen: 2048 }];

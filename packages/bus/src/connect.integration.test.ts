@@ -1,7 +1,11 @@
 import { createHealth, createLog, createTelemetry, type SpanSink } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
-import { expect, it } from "vitest";
-import { connectService, leave } from "./connect.ts";
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { connectFromEnv, connectService, leave } from "./connect.ts";
 import { ensureStreams, readKeptSpans, streamsInPlace } from "./index.ts";
 
 const log = createLog({ service: "test", level: "silent" });
@@ -85,4 +89,78 @@ it("spans that ended before NATS was there are kept too, and a trace is read who
   expect(await readKeptSpans(nc, "../runs")).toEqual([]);
   await Promise.all([nc.close(), other.close()]);
   await telemetry[Symbol.asyncDispose]();
+});
+
+describe("TLS, with an authority of one's own", () => {
+  let dir: string;
+  const at = (name: string): string => join(dir, name);
+  const openssl = (...args: string[]) => execFileSync("openssl", args, { cwd: dir, stdio: "ignore" });
+  /** As cert-manager makes it: a certificate for servers and, towards each other, clients. */
+  const certificate = (name: string, host: string): void => {
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", `${name}.key`, "-out", `${name}.csr`, "-subj", `/CN=${name}`);
+    writeFileSync(at(`${name}.ext`), `subjectAltName=${host}\nextendedKeyUsage=serverAuth,clientAuth\n`);
+    openssl(
+      ...["x509", "-req", "-in", `${name}.csr`, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"],
+      ...["-out", `${name}.crt`, "-extfile", `${name}.ext`],
+    );
+  };
+  const tlsArgs = (name: string) => ["--tls", "--tlscert", at(`${name}.crt`), "--tlskey", at(`${name}.key`), "--tlscacert", at("ca.crt")];
+  beforeAll(() => {
+    dir = mkdtempSync(join(tmpdir(), "loraline-tls-"));
+    for (const ca of ["ca", "other"])
+      openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        `${ca}.key`,
+        "-out",
+        `${ca}.crt`,
+        "-days",
+        "2",
+        "-subj",
+        `/CN=${ca}`,
+      );
+    certificate("server", "IP:127.0.0.1,DNS:localhost");
+    certificate("elsewhere", "DNS:elsewhere");
+  }, 60_000);
+  afterAll(() => rmSync(dir, { recursive: true, force: true }));
+
+  it("a service connects with the authority, and again after the server was away", async () => {
+    await using server = await spawnNatsServer({ args: tlsArgs("server") });
+    const env = { NATS_URL: server.url.replace("nats://", "tls://"), NATS_CA_FILE: at("ca.crt") };
+    const nc = await connectFromEnv(env, "test");
+    await ensureStreams(nc);
+    expect(await streamsInPlace(nc)).toBeUndefined();
+    await server.kill();
+    await server.start();
+    await expect.poll(() => nc.rtt().catch(() => 0), { timeout: 10_000 }).toBeGreaterThan(0);
+    await nc.close();
+  });
+
+  it.each<[string, string, object, RegExp]>([
+    ["a server of an authority that is not trusted", "server", { NATS_CA_FILE: "other.crt" }, /certificate.*Set NATS_CA_FILE/],
+    ["a server of no usual authority, without a file", "server", {}, /certificate.*Set NATS_CA_FILE/],
+    ["a server whose certificate is for another host", "elsewhere", { NATS_CA_FILE: "ca.crt" }, /altnames.*must name this host/],
+  ])("there is no connection to %s", async (_, name, env: { NATS_CA_FILE?: string }, why) => {
+    await using server = await spawnNatsServer({ args: tlsArgs(name) });
+    const settings = { NATS_URL: server.url.replace("nats://", "tls://"), ...(env.NATS_CA_FILE && { NATS_CA_FILE: at(env.NATS_CA_FILE) }) };
+    await expect(connectFromEnv(settings, "test")).rejects.toMatchObject({
+      code: "NATS_UNREACHABLE",
+      message: expect.stringMatching(why),
+    });
+  });
+
+  it.each([{ NATS_CA_FILE: "ca.crt" }, {}])("nor to one without TLS, where TLS is asked for", async (env: { NATS_CA_FILE?: string }) => {
+    await using server = await spawnNatsServer();
+    const settings =
+      env.NATS_CA_FILE === undefined
+        ? { NATS_URL: server.url.replace("nats://", "tls://") }
+        : { NATS_URL: server.url, NATS_CA_FILE: at(env.NATS_CA_FILE) };
+    await expect(connectFromEnv(settings, "test")).rejects.toMatchObject({
+      message: expect.stringMatching(/give the server a certificate/),
+    });
+  });
 });

@@ -7,7 +7,8 @@ import { spanSink } from "./spans.ts";
 
 /** Settings of a process that speaks NATS: part of its schema for `loadEnv`. */
 export const natsEnv = {
-  NATS_URL: z.string().default("nats://127.0.0.1:4222"),
+  NATS_URL: z.string().default("nats://127.0.0.1:4222").describe("tls://…: never without TLS, whatever the server says."),
+  NATS_CA_FILE: z.string().optional().describe("Certificates (PEM) of the authority that the server's certificate is of. Implies TLS."),
   NATS_USER: z.string().optional(),
   NATS_PASS: z.string().optional(),
   NATS_TOKEN: z.string().optional(),
@@ -21,6 +22,8 @@ export type NatsEnv = z.output<z.ZodObject<typeof natsEnv>>;
 interface ConnectBusOptions {
   servers: string | string[];
   name: string;
+  /** File of the authority to trust; absent: those that Node trusts. With it, or with a URL `tls://…`, there is no connection without TLS. */
+  caFile?: string | undefined;
   token?: string | undefined;
   user?: string | undefined;
   pass?: string | undefined;
@@ -31,10 +34,12 @@ interface ConnectBusOptions {
  * Connects to NATS and keeps reconnecting for ever afterwards.
  * @throws PermanentError NATS_UNREACHABLE or NATS_UNAUTHORIZED when the first connection fails.
  */
-export async function connectBus({ servers, name, ...auth }: ConnectBusOptions): Promise<NatsConnection> {
+export async function connectBus({ servers, name, caFile, ...auth }: ConnectBusOptions): Promise<NatsConnection> {
+  const tls = caFile !== undefined || [servers].flat().some((url) => url.startsWith("tls://"));
   const options: ConnectionOptions = {
     servers,
     name,
+    ...(tls ? { tls: caFile === undefined ? {} : { caFile } } : {}),
     maxReconnectAttempts: -1,
     // Or it would close for good, and its services would go on doing nothing, while a server has no accounts yet.
     ignoreAuthErrorAbort: true,
@@ -60,9 +65,12 @@ export async function connectBus({ servers, name, ...auth }: ConnectBusOptions):
         { cause: error },
       );
     }
-    throw new PermanentError("NATS_UNREACHABLE", `cannot reach NATS at ${where}: ${message}. Is it running, and is NATS_URL right?`, {
-      cause: error,
-    });
+    const todo = /certificate|self.signed|altname/i.test(message)
+      ? "Set NATS_CA_FILE to the authority of its certificate, which must name this host."
+      : /'tls'/.test(message)
+        ? "NATS_URL or NATS_CA_FILE asks for TLS: give the server a certificate."
+        : "Is it running, and is NATS_URL right?";
+    throw new PermanentError("NATS_UNREACHABLE", `cannot reach NATS at ${where}: ${message}. ${todo}`, { cause: error });
   }
 }
 
@@ -74,6 +82,7 @@ export const connectFromEnv = (env: NatsEnv, name: string): Promise<NatsConnecti
   connectBus({
     servers: env.NATS_URL,
     name,
+    caFile: env.NATS_CA_FILE,
     user: env.NATS_USER,
     pass: env.NATS_PASS,
     token: env.NATS_TOKEN,

@@ -29,12 +29,17 @@ export async function startNats(): Promise<NatsFixture> {
   };
 }
 
-/** Starts it as a child process, for tests that kill it: `kill()` and `start()` keep its port and files. */
-export async function spawnNatsServer(at: { port?: number; storeDir?: string } = {}): Promise<NatsFixture & ServerProcess> {
+/**
+ * Starts it as a child process, for tests that kill it: `kill()` and `start()` keep its port and files.
+ * @param at.args - more arguments of nats-server.
+ */
+export async function spawnNatsServer({ args: more = [], ...at }: { port?: number; storeDir?: string; args?: string[] } = {}): Promise<
+  NatsFixture & ServerProcess
+> {
   const server = await startServer(
     {
       binary: "nats-server",
-      args: ({ port, storeDir }) => ["-a", "127.0.0.1", "-p", port === 0 ? "-1" : String(port), "-js", "-sd", storeDir],
+      args: ({ port, storeDir }) => ["-a", "127.0.0.1", "-p", port === 0 ? "-1" : String(port), "-js", "-sd", storeDir, ...more],
       listening: /Listening for client connections on 127\.0\.0\.1:(\d+)/,
       ready: /Server is ready/,
     },

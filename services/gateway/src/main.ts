@@ -20,6 +20,8 @@ await runService({
     ...quotasEnv,
     HOST: z.string().default("0.0.0.0"),
     PORT: z.coerce.number().int().min(0).max(65_535).default(8080),
+    TLS_CERT_FILE: z.string().optional().describe("Certificate (PEM), with TLS_KEY_FILE: the API is then served by https."),
+    TLS_KEY_FILE: z.string().optional(),
     UPLOAD_LIMIT_BYTES: bytes.optional(),
     BODY_LIMIT_BYTES: bytes.optional(),
     LORALINE_SPANS_DIR: z.string().optional(),
@@ -95,6 +97,7 @@ await runService({
       replicaHosts: env.REPLICA_HOSTS?.split(",").map((host) => host.trim()),
       host: env.HOST,
       port: env.PORT,
+      tls: tlsOf(env),
       ...(spansDir !== undefined
         ? { readTrace: (traceId: string) => readSpans(spansDir, traceId) }
         : env.LORALINE_TRACES === undefined
@@ -120,6 +123,20 @@ async function bootstrap(
     });
   }
   await createApiKey({ bus }, { tenant, name: "bootstrap", key, createdBy: "operator" });
+}
+
+/** @throws PermanentError SETTING_MISSING if there is a certificate without its key, or a key without its certificate. */
+function tlsOf({
+  TLS_CERT_FILE: certFile,
+  TLS_KEY_FILE: keyFile,
+}: {
+  TLS_CERT_FILE?: string | undefined;
+  TLS_KEY_FILE?: string | undefined;
+}) {
+  if (certFile !== undefined && keyFile !== undefined) return { certFile, keyFile };
+  if (certFile === undefined && keyFile === undefined) return undefined;
+  const missing = certFile === undefined ? "TLS_CERT_FILE" : "TLS_KEY_FILE";
+  throw new PermanentError("SETTING_MISSING", `${missing} is not set: https needs a certificate and its key.`, { param: missing });
 }
 
 /** @throws PermanentError SETTING_MISSING if an issuer is given without an audience, because tokens for other servers would be accepted. */

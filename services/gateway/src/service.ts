@@ -31,6 +31,7 @@ import { modelRoutes } from "./inference/models.ts";
 import { createTokenCheck, type OidcOptions } from "./access/oidc.ts";
 import { createRoutingTable } from "./inference/routing-table.ts";
 import { deletionRoutes } from "./storage/deletions.ts";
+import { followTls, readTls, type TlsFiles } from "./server-tls.ts";
 import { createStateReader } from "./state-reader.ts";
 import { traced } from "./tracing.ts";
 import { createTraffic } from "./inference/traffic.ts";
@@ -68,6 +69,8 @@ export interface GatewayServiceOptions {
   oidc?: OidcOptions | undefined;
   /** Default: keys may live for ever, and those of the issuer's admins for 90 days. */
   keyLifetimes?: Partial<KeyLifetimes> | undefined;
+  /** The API is served by https, with these files. Absent: http. */
+  tls?: TlsFiles | undefined;
   /** Where `GET /metrics` is answered, without keys. Absent: nowhere. */
   metrics?: { host: string; port: number } | undefined;
   /** What the operator grants tenants. Default: every quota's own default. */
@@ -179,7 +182,10 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const keys = await bus.bucket(buckets.keys);
 
     const loggerInstance: FastifyBaseLogger = log;
+    const tls = options.tls === undefined ? undefined : await readTls(options.tls);
     const app = Fastify({
+      // The type of a server depends on this option, and no route cares.
+      ...(tls === undefined ? {} : ({ https: tls } as object)),
       loggerInstance,
       logController: new LogController({ disableRequestLogging: true }),
       bodyLimit: Math.min(bodyLimitBytes, largestCommandBytes),
@@ -276,6 +282,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     );
 
     const url = await listen(app, host, port);
+    if (options.tls !== undefined) owned.use(followTls(app.server, options.tls, log));
     log.info({ url }, "gateway is listening");
     owned.defer(async () => {
       draining = true;

@@ -11,7 +11,7 @@ export const addEnsureStreamsCommand: AddCommands = (program, { env, print }) =>
     .addHelpText("after", examples("loraline ensure-streams --nats nats://nats:4222 --replicas 3"))
     .action(async ({ nats, replicas }: { nats: string; replicas: number }) => {
       const { applyStreams } = await import("@loraline/local");
-      await applyStreams({ natsUrl: nats, replicas, user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN });
+      await applyStreams({ natsUrl: nats, replicas, env });
       print({ nats, replicas }, () => [`streams, consumers, buckets and the object store are in place on ${nats}`]);
     });
 };
