@@ -42,7 +42,10 @@ const kubectl = (args: string[], input = ""): Promise<{ code: number | null; out
 beforeAll(async () => {
   api = await startApiServer();
   const levels = ["enforce", "warn"].map((mode) => `pod-security.kubernetes.io/${mode}: restricted`);
-  const made = `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${namespace}, labels: {${levels.join(", ")}}}\n`;
+  // A dry run makes no namespace, so that of the attempts must be there.
+  const made = [namespace, `${namespace}-runs`]
+    .map((name) => `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${name}, labels: {${levels.join(", ")}}}\n`)
+    .join("---\n");
   for (const [args, input] of [
     [["apply", "-f", "-"], made],
     [["apply", "--server-side", "-f", join(chart, "crds")], ""],
@@ -105,7 +108,7 @@ describe.each(cases)("with %s", (_, args) => {
   it("train and serve can read what it gives them", async () => {
     const rendered = await render(...args);
     const pods = /^ {2}pods\.json: \|\n((?: {4}.*\n)+)/m.exec(rendered)?.[1];
-    expect(trainPodSettings.parse(JSON.parse(pods ?? "")).namespace).toBe(namespace);
+    expect(trainPodSettings.parse(JSON.parse(pods ?? "")).namespace).toBe(`${namespace}-runs`);
     const engines = JSON.parse(JSON.parse(/^ {2}engines\.json: (".*")$/m.exec(rendered)?.[1] ?? "") as string) as unknown;
     expect(engineSettingsList.parse(engines)).toHaveLength([...rendered.matchAll(/^ {6}- args:\n +- --model=/gm)].length);
   });
@@ -142,8 +145,10 @@ it("its plain form is up to date (`make manifests` writes it)", async () => {
 });
 
 it("its plain form is taken by the API server as it is", async () => {
-  await kubectl(["create", "namespace", "loraline"]);
-  await kubectl(["label", "namespace", "loraline", "pod-security.kubernetes.io/enforce=restricted"]);
+  for (const name of ["loraline", "loraline-runs"]) {
+    await kubectl(["create", "namespace", name]);
+    await kubectl(["label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted"]);
+  }
   const flags = ["--server-side", "--dry-run=server", "--validate=strict"];
   const { code, out } = await kubectl(["apply", ...flags, "-f", join(root, "helm/loraline-plain.yaml")]);
   expect(code, out).toBe(0);

@@ -130,7 +130,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
     LORALINE_TRAINER: join(root, "services/train/src/scripted-trainer.py"),
     TRAIN_ATTEMPTS_DIR: join(dir, "attempts"),
     SERVE_ENGINES_FILE: enginesFile,
-    SCRIPT: JSON.stringify(script),
+    TRAINER_SCRIPT: JSON.stringify(script),
     ...env,
   };
 

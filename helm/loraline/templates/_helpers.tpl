@@ -48,7 +48,32 @@ annotations:
 {{- $root := index . 0 -}}
 {{- $name := index . 1 -}}
 {{- $image := $root.Values.image -}}
-{{- index $image $name | default (printf "%s/%s:%s" $image.registry $name ($image.tag | default $root.Chart.AppVersion)) -}}
+{{- include "loraline.withDigest" (list (index $image $name | default (printf "%s/%s:%s" $image.registry $name ($image.tag | default $root.Chart.AppVersion))) (index $image.digest $name)) -}}
+{{- end -}}
+{{/* A reference pinned to a digest, if there is one; the tag then only tells people what it is. (list reference digest) */}}
+{{- define "loraline.withDigest" -}}
+{{- index . 0 -}}{{- with index . 1 }}@{{ . }}{{ end -}}
+{{- end -}}
+
+{{/* The namespace of attempts. */}}
+{{- define "loraline.runsNamespace" -}}
+{{- .Values.train.namespace | default (printf "%s-runs" (.Release.Namespace | trunc 58 | trimSuffix "-")) -}}
+{{- end -}}
+
+{{/* As JSON: namespaces in which an earlier release made attempts that are there still. Helm sees those of the release's own namespace. */}}
+{{- define "loraline.formerNamespaces" -}}
+{{- $runs := include "loraline.runsNamespace" . -}}
+{{- $former := .Values.train.formerNamespaces -}}
+{{- if ne $runs .Release.Namespace -}}
+{{- range list (list "batch/v1" "Job") (list "jobset.x-k8s.io/v1alpha2" "JobSet") -}}
+{{- if or (eq (index . 1) "Job") ($.Capabilities.APIVersions.Has (index . 0)) -}}
+{{- range (lookup (index . 0) (index . 1) $.Release.Namespace "").items -}}
+{{- if eq (get (.metadata.labels | default dict) "app.kubernetes.io/component") "train-attempt" }}{{ $former = append $former $.Release.Namespace }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- without ($former | uniq) $runs | toJson -}}
 {{- end -}}
 
 {{- define "loraline.natsAuthSecret" -}}
@@ -60,26 +85,58 @@ annotations:
 {{- define "loraline.lineSecret" -}}
 {{- .Values.lineSecret.existingSecret | default (printf "%s-secret" (include "loraline.fullname" .)) -}}
 {{- end -}}
-{{- define "loraline.lineSecretEnv" -}}
-- name: LORALINE_SECRET
-  valueFrom:
-    secretKeyRef:
-      name: {{ include "loraline.lineSecret" . | quote }}
-      key: secret
-{{- end -}}
 {{- define "loraline.adminKeySecret" -}}
 {{- .Values.bootstrap.existingSecret | default (printf "%s-admin-key" (include "loraline.fullname" .)) -}}
 {{- end -}}
 
 {{- define "loraline.natsUrl" -}}
 {{- if .Values.nats.enabled -}}
-nats://{{ include "loraline.fullname" . }}-nats:4222
+{{ ternary "tls" "nats" (not (empty .Values.nats.tls.secret)) }}://{{ include "loraline.fullname" . }}-nats.{{ .Release.Namespace }}.svc:4222
 {{- else -}}
 {{- .Values.nats.url -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Environment for NATS: URL, user and password. (list root user) */}}
+{{/* Secret with NATS' own CA (`ca.crt`), if there is one. */}}
+{{- define "loraline.natsCaSecret" -}}
+{{- .Values.nats.tls.caSecret | default .Values.nats.tls.secret -}}
+{{- end -}}
+
+{{/*
+The credentials of a NATS user and of the object store, as files: sources of a projected volume. What is mounted as a file stands in no
+description of a pod and in no environment that child processes inherit. (list root user more): `more` is a list of (list secret key file)
+*/}}
+{{- define "loraline.credentialSources" -}}
+{{- $root := index . 0 -}}
+{{- $files := list (list (include "loraline.natsAuthSecret" $root) (index . 1) "nats-password") -}}
+{{- with include "loraline.natsCaSecret" $root }}{{ $files = append $files (list . "ca.crt" "nats-ca.crt") }}{{ end -}}
+{{- with $root.Values.trust.caSecret }}{{ $files = append $files (list . "ca.crt" "ca.crt") }}{{ end -}}
+{{- with $root.Values.objects.s3 -}}
+{{- if and .bucket .existingSecret -}}
+{{- $files = concat $files (list (list .existingSecret "accessKeyId" "s3-access-key-id") (list .existingSecret "secretAccessKey" "s3-secret-access-key")) -}}
+{{- end -}}
+{{- end -}}
+{{- $sources := list -}}
+{{- range concat $files (index . 2) -}}
+{{- $sources = append $sources (dict "secret" (dict "name" (index . 0) "items" (list (dict "key" (index . 1) "path" (index . 2))))) -}}
+{{- end -}}
+{{- toYaml $sources -}}
+{{- end -}}
+{{/* (list root user more) */}}
+{{- define "loraline.credentialsVolume" -}}
+- name: credentials
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- include "loraline.credentialSources" . | nindent 6 }}
+{{- end -}}
+{{- define "loraline.credentialsMount" -}}
+- name: credentials
+  mountPath: /credentials
+  readOnly: true
+{{- end -}}
+
+{{/* Environment for NATS: URL, user, and where the password is. (list root user) */}}
 {{- define "loraline.natsEnv" -}}
 {{- $root := index . 0 -}}
 {{- $user := index . 1 -}}
@@ -87,13 +144,19 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
   value: {{ include "loraline.natsUrl" $root | quote }}
 - name: NATS_USER
   value: {{ $user }}
-- name: NATS_PASS
-  valueFrom:
-    secretKeyRef:
-      name: {{ include "loraline.natsAuthSecret" $root | quote }}
-      key: {{ $user }}
+- name: NATS_PASS_FILE
+  value: /credentials/nats-password
 - name: NATS_INBOX_PREFIX
   value: _INBOX_{{ $user }}
+{{- if include "loraline.natsCaSecret" $root }}
+- name: NATS_CA_FILE
+  value: /credentials/nats-ca.crt
+{{- end }}
+{{- if $root.Values.trust.caSecret }}
+# Node trusts them besides the usual ones, for S3, the collector, the issuer of tokens and mirrors of the hub.
+- name: NODE_EXTRA_CA_CERTS
+  value: /credentials/ca.crt
+{{- end }}
 {{- end -}}
 
 {{- define "loraline.objectsEnv" -}}
@@ -109,17 +172,11 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 - name: S3_REGION
   value: {{ . | quote }}
 {{- end }}
-{{- with .existingSecret }}
-- name: AWS_ACCESS_KEY_ID
-  valueFrom:
-    secretKeyRef:
-      name: {{ . | quote }}
-      key: accessKeyId
-- name: AWS_SECRET_ACCESS_KEY
-  valueFrom:
-    secretKeyRef:
-      name: {{ . | quote }}
-      key: secretAccessKey
+{{- if .existingSecret }}
+- name: AWS_ACCESS_KEY_ID_FILE
+  value: /credentials/s3-access-key-id
+- name: AWS_SECRET_ACCESS_KEY_FILE
+  value: /credentials/s3-secret-access-key
 {{- end }}
 {{- end }}
 {{- end }}
@@ -182,12 +239,9 @@ nats://{{ include "loraline.fullname" . }}-nats:4222
 - name: HF_ENDPOINT
   value: {{ . | quote }}
 {{- end }}
-{{- with .hubTokenSecret }}
-- name: HF_TOKEN
-  valueFrom:
-    secretKeyRef:
-      name: {{ . | quote }}
-      key: token
+{{- if .hubTokenSecret }}
+- name: HF_TOKEN_FILE
+  value: /credentials/hub-token
 {{- end }}
 {{- with .allow }}
 - name: LORALINE_IMPORT_ALLOW
@@ -367,7 +421,8 @@ readinessProbe:
 {{/*
 A Deployment of a service.
 (dict "root" "component" "settings" "env" (YAML list) "volumes" "mounts" (YAML lists or "") "ports" (YAML list or "") "annotations"
- "graceSeconds" "initContainers" (YAML or "") "lifecycle" (YAML or ""))
+ "graceSeconds" "initContainers" (YAML or "") "lifecycle" (YAML or "")
+ "secrets" (list of (list secret key file): files below /credentials, besides those that every service has))
 */}}
 {{- define "loraline.deployment" -}}
 {{- $root := .root -}}
@@ -428,12 +483,14 @@ containers:
     volumeMounts:
       - name: tmp
         mountPath: /tmp
+      {{- include "loraline.credentialsMount" . | nindent 6 }}
       {{- with .mounts }}
       {{- . | nindent 6 }}
       {{- end }}
 volumes:
   - name: tmp
     emptyDir: {}
+  {{- include "loraline.credentialsVolume" (list $root .component (.secrets | default list)) | nindent 2 }}
   {{- with .volumes }}
   {{- . | nindent 2 }}
   {{- end }}

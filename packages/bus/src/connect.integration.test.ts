@@ -99,10 +99,8 @@ describe("TLS, with an authority of one's own", () => {
   const certificate = (name: string, host: string): void => {
     openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", `${name}.key`, "-out", `${name}.csr`, "-subj", `/CN=${name}`);
     writeFileSync(at(`${name}.ext`), `subjectAltName=${host}\nextendedKeyUsage=serverAuth,clientAuth\n`);
-    openssl(
-      ...["x509", "-req", "-in", `${name}.csr`, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"],
-      ...["-out", `${name}.crt`, "-extfile", `${name}.ext`],
-    );
+    const by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"];
+    openssl("x509", "-req", "-in", `${name}.csr`, ...by, "-out", `${name}.crt`, "-extfile", `${name}.ext`);
   };
   const tlsArgs = (name: string) => ["--tls", "--tlscert", at(`${name}.crt`), "--tlskey", at(`${name}.key`), "--tlscacert", at("ca.crt")];
   beforeAll(() => {

@@ -12,6 +12,9 @@ export const objectsEnv = {
   S3_BUCKET: z.string().optional().describe("Absent: blobs are in JetStream's object store."),
   S3_ENDPOINT: z.url().optional(),
   S3_REGION: z.string().optional(),
+  AWS_ACCESS_KEY_ID: z.string().optional().describe("With AWS_SECRET_ACCESS_KEY. Absent: what else the AWS SDK finds, such as a role."),
+  AWS_SECRET_ACCESS_KEY: z.string().optional(),
+  AWS_SESSION_TOKEN: z.string().optional(),
 };
 type ObjectsEnv = z.output<z.ZodObject<typeof objectsEnv>>;
 
@@ -24,10 +27,15 @@ export async function objectsFromEnv(
   nc: NatsConnection,
   { spoolDir, log }: { spoolDir?: string; log: Log },
 ): Promise<Objects & StoreState & Disposable> {
+  const { AWS_ACCESS_KEY_ID: accessKeyId, AWS_SECRET_ACCESS_KEY: secretAccessKey, AWS_SESSION_TOKEN: sessionToken } = env;
+  const credentials =
+    accessKeyId === undefined || secretAccessKey === undefined
+      ? undefined
+      : { accessKeyId, secretAccessKey, ...(sessionToken === undefined ? {} : { sessionToken }) };
   const s3 =
     env.S3_BUCKET === undefined
       ? undefined
-      : createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION, spoolDir });
+      : createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION, credentials, spoolDir });
   const watched = watchedObjects(s3 ?? (await createJetStreamObjects(nc, { spoolDir })), { log });
   return {
     ...watched,

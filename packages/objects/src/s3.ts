@@ -33,7 +33,7 @@ interface S3ObjectsOptions {
   /** URL of a server that is not AWS; buckets are then addressed by path. */
   endpoint?: string | undefined;
   region?: string | undefined;
-  credentials?: { accessKeyId: string; secretAccessKey: string } | undefined;
+  credentials?: { accessKeyId: string; secretAccessKey: string; sessionToken?: string } | undefined;
   /** Where streams of unknown digest are spooled. Default: the system's temporary directory. */
   spoolDir?: string | undefined;
   /** Milliseconds after which a server that says nothing counts as away; each request is tried three times. */

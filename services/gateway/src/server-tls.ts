@@ -12,14 +12,15 @@ export interface TlsFiles {
 
 /** @throws PermanentError SETTING_MISSING if a file cannot be read. */
 export async function readTls({ certFile, keyFile }: TlsFiles): Promise<{ cert: Buffer; key: Buffer }> {
-  const read = async (path: string, param: string): Promise<Buffer> =>
+  const read = async (path: string): Promise<Buffer> =>
     readFile(path).catch((error: unknown) => {
-      throw new PermanentError("SETTING_MISSING", `${param}: ${path} cannot be read. It should hold what https needs, as PEM.`, {
-        param,
-        cause: error,
-      });
+      throw new PermanentError(
+        "SETTING_MISSING",
+        `${path} cannot be read. TLS_CERT_FILE and TLS_KEY_FILE should name files with certificate and key, as PEM.`,
+        { cause: error },
+      );
     });
-  const [cert, key] = await Promise.all([read(certFile, "TLS_CERT_FILE"), read(keyFile, "TLS_KEY_FILE")]);
+  const [cert, key] = await Promise.all([read(certFile), read(keyFile)]);
   return { cert, key };
 }
 

@@ -4,7 +4,7 @@
  * termination message.
  */
 import { writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { connectFromEnv, createBus, natsEnv, spanSink } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { createLog, createTelemetry, keepTrying, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
@@ -13,11 +13,10 @@ import { runCourier } from "./courier/courier.ts";
 import { outcomeRecord, readJson, writeJson } from "./attempt/attempt-files.ts";
 import { attemptSpec } from "./attempt/attempt-spec.ts";
 import { courierExit } from "./attempt/courier-exit.ts";
+import { createLocalTrainerHost, trainerEnvironment } from "./trainer-host/trainer-host.ts";
+import { connectTrainerHost } from "./trainer-host/trainer-socket.ts";
 
 const log = createLog({ service: "courier", level: process.env.LOG_LEVEL ?? "info" });
-
-/** Not for the trainer: it knows nothing of the servers, and should not hold their credentials. */
-const notForTrainer = /^(NATS|S3|AWS|OTEL|LORALINE|COURIER)_/;
 
 async function main(): Promise<number> {
   const env = loadEnv(
@@ -27,6 +26,7 @@ async function main(): Promise<number> {
       LORALINE_BASES_DIR: z.string(),
       LORALINE_PYTHON: z.string().default("python3"),
       LORALINE_TRAINER: z.string().default(join(import.meta.dirname, "../trainer/train.py")),
+      COURIER_TRAINER_SOCKET: z.string().optional().describe("Of the trainer's container. Absent: the trainer is a child process."),
       LORALINE_SPANS_DIR: z.string().optional(),
       LORALINE_TRACES: z.enum(["nats"]).optional(),
       COURIER_ATTEMPT: z.string().optional(),
@@ -38,6 +38,9 @@ async function main(): Promise<number> {
     }),
     process.env,
   );
+  const socket = env.COURIER_TRAINER_SOCKET;
+  // The trainer has another user, and the same group.
+  if (socket !== undefined) process.umask(0o002);
   const [dir] = process.argv.slice(2);
   if (dir !== undefined && env.COURIER_ATTEMPT !== undefined) await writeJson(join(dir, "attempt.json"), JSON.parse(env.COURIER_ATTEMPT));
   const spec = dir === undefined ? undefined : await readJson(join(dir, "attempt.json"), attemptSpec);
@@ -69,9 +72,12 @@ async function main(): Promise<number> {
     trainerTelemetry,
     log,
     basesDir: env.LORALINE_BASES_DIR,
-    python: env.LORALINE_PYTHON,
-    trainerPath: env.LORALINE_TRAINER,
-    trainerEnv: Object.fromEntries(Object.entries(process.env).filter(([name]) => !notForTrainer.test(name))),
+    // What the containers share is the socket's folder; nothing else of the courier can be reached from there.
+    work: socket === undefined ? join(dir, "work") : join(dirname(socket), "attempt"),
+    trainerHost:
+      socket === undefined
+        ? createLocalTrainerHost({ python: env.LORALINE_PYTHON, trainerPath: env.LORALINE_TRAINER, env: trainerEnvironment(process.env) })
+        : connectTrainerHost(socket),
     stop: stop.signal,
     hangMs: env.COURIER_HANG_SECONDS * 1000,
     node: env.JOB_COMPLETION_INDEX,

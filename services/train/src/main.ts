@@ -1,6 +1,7 @@
 /** The train controller as a process of its own, with attempts as its child processes or as Jobs of a Kubernetes cluster. */
 import { randomUUID } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { joinBus, natsEnv, quotasEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
@@ -18,6 +19,11 @@ const trainEnv = z.object({
     .optional()
     .describe("process: bases in Hugging Face's layout, each with a base.json. For the courier, which reads its own settings."),
   TRAIN_POD_FILE: z.string().optional().describe("kubernetes: JSON file that says how pods of attempts look; see job-manifest.ts."),
+  TRAIN_CREDENTIALS_DIR: z
+    .string()
+    .optional()
+    .describe("kubernetes: folder of the files that the courier gets as credentials, in the Secret that the pod file names."),
+  TRAIN_LEASE_NAMESPACE: z.string().optional().describe("kubernetes: of the Lease. Default: the attempts'."),
   TRAIN_LEASE: z.string().default("loraline-train").describe("kubernetes: Lease of the one controller that acts."),
   POD_NAME: z.string().optional().describe("kubernetes: who holds the lease."),
 });
@@ -56,6 +62,12 @@ await runService({
   },
 });
 
+/** Files of a mounted Secret, by name. Kubernetes keeps its own ones beside them, with names that begin with two dots. */
+async function readFiles(folder: string): Promise<Record<string, Buffer>> {
+  const names = (await readdir(folder)).filter((name) => !name.startsWith(".."));
+  return Object.fromEntries(await Promise.all(names.map(async (name) => [name, await readFile(join(folder, name))] as const)));
+}
+
 /** One of several controllers acts; the others wait for the lease that it holds. */
 async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainServiceDeps, "launcher">): Promise<AsyncDisposable> {
   // Only here: it takes half a second to load.
@@ -71,17 +83,25 @@ async function actUnderLease(env: TrainEnv, { bus, log, telemetry }: Omit<TrainS
       param: "TRAIN_POD_FILE",
     });
   }
+  const folder = env.TRAIN_CREDENTIALS_DIR;
+  const readCredentials = folder === undefined ? undefined : () => readFiles(folder);
   const kube = createKube();
   const stopping = new AbortController();
   const holding = withLease(kube, {
-    namespace: settings.data.namespace,
+    namespace: env.TRAIN_LEASE_NAMESPACE ?? settings.data.namespace,
     name: env.TRAIN_LEASE,
     // Not the process id: in containers all have the same.
     identity: env.POD_NAME ?? `train-${randomUUID()}`,
     log,
     signal: stopping.signal,
     async work(lost) {
-      await using launcher = await createKubeLauncher({ kube, settings: settings.data, log, signal: lost });
+      await using launcher = await createKubeLauncher({
+        kube,
+        settings: settings.data,
+        log,
+        signal: lost,
+        ...(readCredentials === undefined ? {} : { readCredentials }),
+      });
       if (lost.aborted) return;
       await using _service = await createTrainService({ bus, log, telemetry, launcher, quotas: env.LORALINE_QUOTAS });
       await new Promise<void>((resolve) => {

@@ -1,6 +1,6 @@
 """Stands in for train.py in tests of the courier: the same contract of files, no model, and faults on request.
 
-    python scripted-trainer.py DIR          with SCRIPT='{"steps": 20, "save_steps": 5, ...}' in the environment
+    python scripted-trainer.py DIR          with TRAINER_SCRIPT='{"steps": 20, "save_steps": 5, ...}' in the environment
 
 Its "weights" are a chain of hashes over the shards and the steps, so the adapter's bytes tell whether a resumed
 training did exactly what an uninterrupted one does. With "simulated" in SCRIPT they are in a file that the simulated
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 work = Path(sys.argv[1])
-script = json.loads(os.environ.get("SCRIPT", "{}"))
+script = json.loads(os.environ.get("TRAINER_SCRIPT", "{}"))
 spec = json.loads((work / "spec.json").read_text())
 steps, save_steps, step_s = script.get("steps", 20), script.get("save_steps", 5), script.get("step_ms", 10) / 1000
 fault = script.get("faults", {}).get(str(spec["attempt"]), {})  # by attempt: {"kind": ..., "at": step}

@@ -1,12 +1,12 @@
 /**
  * The controller over a real API server with the real Job controller, a real NATS, and the real courier with a scripted trainer. The
- * test plays the kubelet: it runs a pod's container as a process. It plays Kueue, too, whose controller cannot be had here: it flips
+ * test plays the kubelet: it runs a pod's containers as processes. It plays Kueue, too, whose controller cannot be had here: it flips
  * `suspend`, and writes what Kueue's Workload says.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { KubernetesObject, V1Job, V1Pod } from "@kubernetes/client-node";
+import type { KubernetesObject, V1EnvVar, V1Job, V1Pod } from "@kubernetes/client-node";
 import { type Bus, createBus, ensureStreams } from "@loraline/bus";
 import {
   type BaseRef,
@@ -73,7 +73,7 @@ beforeAll(async () => {
 }, 120_000);
 afterAll(() => stack.disposeAsync(), 60_000);
 
-/** Runs the container of every pod as a process; ends it as a kubelet does. */
+/** Runs the containers of every pod as processes; ends them as a kubelet does. */
 function playKubelet(): AsyncDisposable {
   const stopping = new AbortController();
   const running = new Map<string, ReturnType<typeof spawnGuarded>>();
@@ -86,22 +86,33 @@ function playKubelet(): AsyncDisposable {
     const folder = join(dir, uid);
     mkdirSync(folder);
     await kube.create(bindings, { metadata: { name, namespace }, target: { kind: "Node", name: "node1" } });
-    const wanted = pod.spec?.containers[0]?.env ?? [];
-    const env = Object.fromEntries(
-      wanted.map((one) => [one.name, one.valueFrom === undefined ? (one.value ?? "").replaceAll("$$", "$") : uid]),
-    );
-    const child = spawnGuarded(process.execPath, ["--conditions=@loraline/source", join(import.meta.dirname, "courier-main.ts"), folder], {
-      cwd: folder,
-      env: { ...env, HOME: folder, TMPDIR: folder, COURIER_TERMINATION_LOG: join(folder, "termination-log") },
-      stdout: join(folder, "log"),
-      stderr: join(folder, "log"),
-    });
+    // The folder of the containers stands for their shared volume.
+    const runContainer = (program: string, args: string[], wanted: V1EnvVar[] = []): ReturnType<typeof spawnGuarded> => {
+      const env = Object.fromEntries(
+        wanted.map((one) => [
+          one.name,
+          one.valueFrom === undefined
+            ? (one.value ?? "").replaceAll("$$", "$").replace(/^\/work\/trainer\.sock$/, join(folder, "trainer.sock"))
+            : uid,
+        ]),
+      );
+      return spawnGuarded(process.execPath, ["--conditions=@loraline/source", join(import.meta.dirname, program), ...args], {
+        cwd: folder,
+        env: { ...env, HOME: folder, TMPDIR: folder, COURIER_TERMINATION_LOG: join(folder, "termination-log") },
+        stdout: join(folder, `${program}.log`),
+        stderr: join(folder, `${program}.log`),
+      });
+    };
+    const sidecar = runContainer("trainer-main.ts", [], pod.spec?.initContainers?.[0]?.env);
+    const child = runContainer("courier-main.ts", [folder], pod.spec?.containers[0]?.env);
     running.set(name, child);
     const startedAt = new Date().toISOString() as unknown as Date;
     const base = { name: "courier", image: "i", imageID: "i", restartCount: 0 };
     await report(name, { phase: "Running", containerStatuses: [{ ...base, ready: true, state: { running: { startedAt } } }] });
     const { code } = await child.exited;
     running.delete(name);
+    sidecar.kill("SIGTERM");
+    await sidecar.exited;
     let message = "";
     try {
       message = readFileSync(join(folder, "termination-log"), "utf8");
@@ -149,19 +160,19 @@ function playKubelet(): AsyncDisposable {
   };
 }
 
+const variables = (more: Record<string, string>) =>
+  Object.entries({ PATH: process.env.PATH ?? "", ...more }).map(([name, value]) => ({ name, value }));
 const settingsFor = (script: object, more: object = {}) =>
   trainPodSettings.parse({
     namespace,
     image: "docker.io/loraline/trainer:dev",
     gpus: 0,
-    env: Object.entries({
-      PATH: process.env.PATH ?? "",
-      NATS_URL: nats.url,
-      LORALINE_BASES_DIR: join(dir, "bases"),
+    env: variables({
       LORALINE_PYTHON: python,
       LORALINE_TRAINER: join(import.meta.dirname, "scripted-trainer.py"),
-      SCRIPT: JSON.stringify(script),
-    }).map(([name, value]) => ({ name, value })),
+      TRAINER_SCRIPT: JSON.stringify(script),
+    }),
+    courier: { env: variables({ NATS_URL: nats.url, LORALINE_BASES_DIR: join(dir, "bases") }) },
     ...more,
   });
 

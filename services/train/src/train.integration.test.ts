@@ -85,7 +85,7 @@ const courierEnv = (script: Script, more: Record<string, string> = {}) => ({
   LORALINE_PYTHON: python,
   LORALINE_TRAINER: join(import.meta.dirname, "scripted-trainer.py"),
   LORALINE_SPANS_DIR: join(dir, "spans"),
-  SCRIPT: JSON.stringify(script),
+  TRAINER_SCRIPT: JSON.stringify(script),
   ...more,
 });
 

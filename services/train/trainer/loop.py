@@ -197,6 +197,7 @@ def commit_checkpoint(partial: Path, directory: Path, step: int, meter: dict, fi
     files = []
     for path in sorted(partial.rglob("*")):
         if path.is_file():
+            path.chmod(0o644)  # safetensors makes files that only its own user reads; who stores them may be another one
             files.append({"path": str(path.relative_to(partial)), "size": path.stat().st_size, "sha256": digest(path)})
     with open(partial / MANIFEST, "w") as file:
         json.dump({"version": 1, "step": step, "fingerprint": fingerprint, "files": files}, file, indent=1)

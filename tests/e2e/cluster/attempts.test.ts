@@ -137,12 +137,60 @@ it("two runs on one GPU queue: each says what it waits for, and starts when it i
   }
 });
 
+it("the trainer of an attempt has nothing of the courier's, and no Secret of the line is beside it", { timeout: 240_000 }, async () => {
+  await line.fineTune("confined", { adapter: "confined", training: { ...training, max_steps: 20 } });
+  await line.until("confined", "training", (status) => stepOf(status) >= 1);
+  const pod = await line.runs.podOf(component("train-attempt"));
+  // As somebody would look around who has taken over the trainer.
+  const look = `
+    const { readdirSync, readFileSync } = require("node:fs");
+    const tried = (what) => { try { return what(); } catch ({ code }) { return code; } };
+    const processes = readdirSync("/proc").filter((name) => /^\\d+$/.test(name));
+    console.log(JSON.stringify({
+      user: process.getuid(),
+      credentials: tried(() => readdirSync("/credentials")),
+      courier: tried(() => readdirSync("/courier")),
+      token: tried(() => readdirSync("/var/run/secrets/kubernetes.io")),
+      seen: processes.map((id) => tried(() => readFileSync("/proc/" + id + "/cmdline", "utf8") + readFileSync("/proc/" + id + "/environ", "utf8"))).join(" "),
+    }));`;
+  const from = async (container: string): Promise<Json> =>
+    JSON.parse(await line.runs.kubectl("exec", pod, "--container", container, "--", "node", "-e", look));
+  const courier = await from("courier");
+  expect(courier.credentials).toContain("nats-password");
+  expect(courier.seen).toMatch(/courier-main\.ts.*NATS_PASS_FILE=/s);
+  const trainer = await from("trainer");
+  expect(trainer).toMatchObject({ credentials: "ENOENT", courier: "ENOENT", token: "ENOENT" });
+  expect(trainer.user).not.toBe(courier.user);
+  expect(trainer.seen).toContain("trainer-main.ts");
+  expect(trainer.seen).not.toMatch(/courier-main|NATS_|S3_|AWS_|COURIER_/);
+
+  const { items } = await line.runs.get("secrets");
+  expect((items as Json[]).map(({ metadata }) => metadata.name)).toEqual(["loraline-courier"]);
+  const mayTrain = (...words: string[]): Promise<string> =>
+    kubectl("auth", "can-i", ...words, "--as", `system:serviceaccount:${name}:${fullname}-train`).catch(String);
+  expect(await mayTrain("create", "jobs", "--namespace", line.runs.name)).toMatch(/^yes/);
+  for (const words of [
+    ["get", "secrets"],
+    ["list", "secrets"],
+    ["create", "pods/exec"],
+  ])
+    for (const namespace of [name, line.runs.name]) expect(await mayTrain(...words, "--namespace", namespace)).toMatch(/no\b/);
+  for (const words of [
+    ["create", "jobs"],
+    ["list", "pods"],
+    ["delete", "pods"],
+    ["get", "configmaps"],
+  ])
+    expect(await mayTrain(...words, "--namespace", name)).toMatch(/no\b/);
+  await trained("confined");
+});
+
 it("an attempt that is evicted, then preempted: told apart, and no step is lost", { timeout: 300_000 }, async () => {
   await line.fineTune("moved", { adapter: "moved", training: { ...training, max_steps: 40, save_steps: 4 } });
   const { runId } = await line.until("moved", "past a checkpoint", (status) => stepOf(status) >= 6);
 
   // The same call as `kubectl drain` and the descheduler use.
-  await line.evict(await line.podOf(`${component("train-attempt")},loraline.dev/attempt=1`));
+  await line.runs.evict(await line.runs.podOf(`${component("train-attempt")},loraline.dev/attempt=1`));
   const resumed = await line.until("moved", "in its second attempt", (status) => status.attempt === 2 && status.phase === "Running");
 
   await line.until("moved", "further than before", (status) => status.attempt === 2 && stepOf(status) > stepOf(resumed) + 2);

@@ -101,7 +101,8 @@ export async function reviveNode(): Promise<void> {
   await command(join(root, "infra/cluster/up.sh"), [nodeDir]);
 }
 
-export interface ClusterNamespace extends AsyncDisposable {
+/** A namespace, and what one asks and does there. */
+interface Scope {
   name: string;
   /** Runs kubectl in this namespace. */
   kubectl(...args: string[]): Promise<string>;
@@ -109,6 +110,17 @@ export interface ClusterNamespace extends AsyncDisposable {
   get(...args: string[]): Promise<Json>;
   /** Applies objects on the server side. Objects without a namespace get this one. */
   apply(...objects: object[]): Promise<string>;
+  /** @returns the matching pods, without those that are being deleted. */
+  pods(selector: string): Promise<Json[]>;
+  /** The name of the first of those pods. */
+  podOf(selector: string): Promise<string>;
+  /** Evicts a pod, as `kubectl drain` does. */
+  evict(pod: string): Promise<void>;
+}
+
+export interface ClusterNamespace extends Scope, AsyncDisposable {
+  /** The namespace of its attempts. */
+  runs: Scope;
   /** `upgrade --install`: the same command for the first time and all later ones. Does not wait; see `ready`. */
   helmInstall(values?: Values, options?: { release?: string; args?: string[] }): Promise<string>;
   helmUninstall(release?: string): Promise<string>;
@@ -118,12 +130,6 @@ export interface ClusterNamespace extends AsyncDisposable {
   serviceUrl(service: string, port: number): Promise<string>;
   /** @returns a key of a Secret, decoded. */
   secret(name: string, key: string): Promise<string>;
-  /** @returns the matching pods, without those that are being deleted. */
-  pods(selector: string): Promise<Json[]>;
-  /** The name of the first of those pods. */
-  podOf(selector: string): Promise<string>;
-  /** Evicts a pod, as `kubectl drain` does. */
-  evict(pod: string): Promise<void>;
   /** Makes a FineTune on the sample dataset, from the ConfigMap `persona` that `addSample` makes. */
   fineTune(resource: string, spec: object): Promise<void>;
   addSample(): Promise<void>;
@@ -139,26 +145,53 @@ export interface ClusterNamespace extends AsyncDisposable {
   writeLogs(): Promise<string>;
 }
 
-/**
- * A namespace with restricted Pod Security, the claims of infra/cluster/volumes.sh and a place for NATS' data. Disposing it writes
- * all logs below .cache/reports/cluster and deletes it.
- */
-export async function createNamespace(name: string): Promise<ClusterNamespace> {
-  const forwards: (() => void)[] = [];
-  if (process.env.LORALINE_KUBECONFIG === undefined) await command(join(root, "infra/cluster/volumes.sh"), [name]);
-  else {
-    const labels = { "pod-security.kubernetes.io/enforce": "restricted" };
-    await applyAll([{ apiVersion: "v1", kind: "Namespace", metadata: { name, labels } }]);
-  }
-  const natsData = join(nodeDir, "data", name);
-  if (isOwnNode) await makeNatsVolume(name, natsData);
+function scopeOf(name: string): Scope {
   const inNamespace = (...args: string[]) => kubectl("--namespace", name, ...args);
-
-  const self: ClusterNamespace = {
+  const self: Scope = {
     name,
     kubectl: inNamespace,
     get: async (...args) => JSON.parse(await inNamespace("get", ...args, "-o", "json")),
     apply: (...objects) => applyAll(objects, name),
+    async pods(selector) {
+      const { items } = await self.get("pods", "--selector", selector);
+      return (items as Json[]).filter((pod) => pod.metadata.deletionTimestamp === undefined);
+    },
+    async podOf(selector) {
+      const [pod] = await self.pods(selector);
+      if (pod === undefined) throw new Error(`no pod in ${name} has ${selector}`);
+      return pod.metadata.name as string;
+    },
+    async evict(pod) {
+      const eviction = { apiVersion: "policy/v1", kind: "Eviction", metadata: { name: pod, namespace: name } };
+      const path = `/api/v1/namespaces/${name}/pods/${pod}/eviction`;
+      await command("kubectl", ["create", "--raw", path, "-f", "-"], JSON.stringify(eviction));
+    },
+  };
+  return self;
+}
+
+/**
+ * A namespace with restricted Pod Security, the claims of infra/cluster/volumes.sh and a place for NATS' data, and another one like it for
+ * attempts. Disposing them writes all logs below .cache/reports/cluster and deletes them.
+ */
+export async function createNamespace(name: string): Promise<ClusterNamespace> {
+  const forwards: (() => void)[] = [];
+  for (const namespace of [name, `${name}-runs`]) {
+    if (process.env.LORALINE_KUBECONFIG === undefined) await command(join(root, "infra/cluster/volumes.sh"), [namespace]);
+    else {
+      const labels = { "pod-security.kubernetes.io/enforce": "restricted" };
+      await applyAll([{ apiVersion: "v1", kind: "Namespace", metadata: { name: namespace, labels } }]);
+    }
+  }
+  const natsData = join(nodeDir, "data", name);
+  if (isOwnNode) await makeNatsVolume(name, natsData);
+  const here = scopeOf(name);
+  const runs = scopeOf(`${name}-runs`);
+  const { kubectl: inNamespace } = here;
+
+  const self: ClusterNamespace = {
+    ...here,
+    runs,
     async helmInstall(values = {}, { release = "loraline", args = [] } = {}) {
       const all = merged(await chartValues(), values);
       const flags = ["--namespace", name, "--values", "-", ...args];
@@ -198,20 +231,6 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
       if (data[key] === undefined)
         throw new Error(`Secret ${secretName} has no key ${key}, only ${Object.keys(data as object).join(", ")}`);
       return Buffer.from(data[key] as string, "base64").toString();
-    },
-    async pods(selector) {
-      const { items } = await self.get("pods", "--selector", selector);
-      return (items as Json[]).filter((pod) => pod.metadata.deletionTimestamp === undefined);
-    },
-    async podOf(selector) {
-      const [pod] = await self.pods(selector);
-      if (pod === undefined) throw new Error(`no pod in ${name} has ${selector}`);
-      return pod.metadata.name as string;
-    },
-    async evict(pod) {
-      const eviction = { apiVersion: "policy/v1", kind: "Eviction", metadata: { name: pod, namespace: name } };
-      const path = `/api/v1/namespaces/${name}/pods/${pod}/eviction`;
-      await command("kubectl", ["create", "--raw", path, "-f", "-"], JSON.stringify(eviction));
     },
     async fineTune(resource, spec) {
       const dataset = { configMap: { name: "persona", key: "persona.jsonl" } };
@@ -257,22 +276,25 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
       await rm(dir, { recursive: true, force: true });
       await mkdir(dir, { recursive: true });
       const keep = async (file: string, text: Promise<string>) => writeFile(join(dir, file), await text.catch(String));
-      await keep(
-        "objects.txt",
-        inNamespace("get", "all,pvc,configmaps,networkpolicies,finetunes,adapters", "-o", "wide", "--ignore-not-found"),
-      );
-      await keep("events.txt", inNamespace("get", "events", "--sort-by=.lastTimestamp"));
-      await keep("pods.txt", inNamespace("describe", "pods"));
-      const { items } = await self.get("pods");
-      for (const pod of items as Json[]) {
-        const all = inNamespace("logs", pod.metadata.name as string, "--all-containers", "--prefix", "--ignore-errors");
-        await keep(`${pod.metadata.name as string}.log`, all);
-        const statuses = [...(pod.status.initContainerStatuses ?? []), ...(pod.status.containerStatuses ?? [])] as Json[];
-        for (const { name: container, restartCount } of statuses.filter(
-          (status) => status.restartCount > 0 && status.lastState?.terminated,
-        )) {
-          const previous = inNamespace("logs", pod.metadata.name as string, "--container", container as string, "--previous");
-          await keep(`${pod.metadata.name as string}.${container as string}.before-restart-${restartCount as number}.log`, previous);
+      for (const space of [here, runs]) {
+        const of = space === here ? "" : "runs-";
+        await keep(
+          `${of}objects.txt`,
+          space.kubectl("get", "all,pvc,configmaps,networkpolicies,finetunes,adapters", "-o", "wide", "--ignore-not-found"),
+        );
+        await keep(`${of}events.txt`, space.kubectl("get", "events", "--sort-by=.lastTimestamp"));
+        await keep(`${of}pods.txt`, space.kubectl("describe", "pods"));
+        const { items } = await space.get("pods");
+        for (const pod of items as Json[]) {
+          const all = space.kubectl("logs", pod.metadata.name as string, "--all-containers", "--prefix", "--ignore-errors");
+          await keep(`${pod.metadata.name as string}.log`, all);
+          const statuses = [...(pod.status.initContainerStatuses ?? []), ...(pod.status.containerStatuses ?? [])] as Json[];
+          for (const { name: container, restartCount } of statuses.filter(
+            (status) => status.restartCount > 0 && status.lastState?.terminated,
+          )) {
+            const previous = space.kubectl("logs", pod.metadata.name as string, "--container", container as string, "--previous");
+            await keep(`${pod.metadata.name as string}.${container as string}.before-restart-${restartCount as number}.log`, previous);
+          }
         }
       }
       return dir;
@@ -286,7 +308,7 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
         },
         () => undefined,
       );
-      await command(join(root, "infra/cluster/volumes.sh"), ["--delete", name]);
+      for (const namespace of [runs.name, name]) await command(join(root, "infra/cluster/volumes.sh"), ["--delete", namespace]);
       await rm(natsData, { recursive: true, force: true });
     },
   };
@@ -385,7 +407,9 @@ async function chartValues(): Promise<Values> {
     agent: small("512Mi"),
     train: {
       ...small("1Gi"),
+      createNamespace: false, // the claims must be there before the attempts
       pods: {
+        courier: { resources: { requests: { cpu: "10m", memory: "64Mi" }, limits: { memory: "1Gi", "ephemeral-storage": "1Gi" } } },
         device: "cpu",
         gpus: 1, // the node pretends to have two
         cpu: "100m",

@@ -25,7 +25,10 @@ const values = {
   gateway: { replicas: 1 },
   train: {
     // Each pod gets one core, because there are two pods and two cores.
-    pods: { jobSet: true, podTemplate: { spec: { containers: [{ name: "courier", env: [{ name: "OMP_NUM_THREADS", value: "1" }] }] } } },
+    pods: {
+      jobSet: true,
+      podTemplate: { spec: { initContainers: [{ name: "trainer", env: [{ name: "OMP_NUM_THREADS", value: "1" }] }] } },
+    },
   },
 };
 /** JobSet with the node's image and otherwise its own defaults: it makes its webhook's certificate itself. */
@@ -56,7 +59,7 @@ const spec = {
 
 /** The pods, in the order of their node's number. */
 async function podsOf(attempt: number): Promise<Json[]> {
-  const pods = await line.pods(`${component("train-attempt")},loraline.dev/attempt=${attempt}`);
+  const pods = await line.runs.pods(`${component("train-attempt")},loraline.dev/attempt=${attempt}`);
   return pods.sort((a, b) => nodeOf(a) - nodeOf(b));
 }
 const nodeOf = ({ metadata }: Json): number => Number(metadata.labels["batch.kubernetes.io/job-completion-index"]);
@@ -64,8 +67,8 @@ const nothingLeft = () =>
   eventually(
     "no JobSet is left, and nothing of one",
     async () => {
-      const sets = await line.get("jobsets");
-      const { items } = await line.get("jobs,pods,services", "-l", "jobset.sigs.k8s.io/jobset-name");
+      const sets = await line.runs.get("jobsets");
+      const { items } = await line.runs.get("jobs,pods,services", "-l", "jobset.sigs.k8s.io/jobset-name");
       return sets.items.length + items.length === 0;
     },
     { timeoutMs: 120_000 },
@@ -80,14 +83,14 @@ it.runIf(isOwnNode)(
     expect(training.step).toMatch(/\/11$/);
     const pods = await podsOf(1);
     expect(pods.map(nodeOf)).toEqual([0, 1]);
-    const [set] = (await line.get("jobsets")).items;
+    const [set] = (await line.runs.get("jobsets")).items;
     for (const { metadata, spec } of pods) {
       expect(metadata.labels["jobset.sigs.k8s.io/jobset-name"]).toBe(set.metadata.name);
-      expect(spec.containers[0].resources.limits["nvidia.com/gpu"]).toBe("1");
+      expect(spec.initContainers[0].resources.limits["nvidia.com/gpu"]).toBe("1");
     }
 
     await line.until("persona", "past its first checkpoint", (status) => stepOf(status) >= 3);
-    await line.kubectl("delete", "pod", pods[1].metadata.name as string, "--wait=false");
+    await line.runs.kubectl("delete", "pod", pods[1].metadata.name as string, "--wait=false");
     await line.until("persona", "in its second attempt", ({ attempt }) => attempt === 2);
     const resumes = (await podsOf(2)).map(({ spec }) => {
       const job = spec.containers[0].env.find((variable: Json) => variable.name === "COURIER_ATTEMPT");
@@ -133,7 +136,7 @@ it.runIf(isOwnNode)("says which node has no GPU, begins when it has one; cancell
   expect(conditionOf(waiting, "Trained")).toMatchObject({ status: "Unknown", reason: "WAITING_FOR_DEVICE" });
   const first = await eventually("the first one's trainer", async () => {
     const [pod] = await podsOf(1);
-    const log = await line.kubectl("logs", pod.metadata.name as string);
+    const log = await line.runs.kubectl("logs", pod.metadata.name as string, "--container", "trainer");
     return log.includes("trainer started") && pod;
   });
   expect(nodeOf(first)).toBe(0);

@@ -83,8 +83,10 @@ it("is installed by one command, and everything gets ready", { timeout: 600_000 
 it("a FineTune becomes an adapter that is proven on both replicas and answers; one trace", { timeout: 420_000 }, async () => {
   const training = { num_train_epochs: 2, learning_rate: 0.001, lr_scheduler_type: "cosine", warmup_steps: 0.1, save_steps: 20 };
   await line.fineTune("persona", { adapter: "pirate", gate: "better-than-base", training });
-  const pod = await eventually("the attempt's pod", async () => (await line.pods(component("train-attempt")))[0], { timeoutMs: 120_000 });
-  expect(pod.spec.containers[0].resources.limits["nvidia.com/gpu"]).toBe("1");
+  const pod = await eventually("the attempt's pod", async () => (await line.runs.pods(component("train-attempt")))[0], {
+    timeoutMs: 120_000,
+  });
+  expect(pod.spec.initContainers[0].resources.limits["nvidia.com/gpu"]).toBe("1");
   await line.until("persona", "running", (status) => stepOf(status) > 0);
   await line.kubectl("wait", "finetune/persona", "--for=condition=Served", "--timeout=300s");
 
@@ -137,7 +139,8 @@ it("any pod that is deleted in the middle: the run ends served, each effect once
   await line.until(resource, "training", (status) => stepOf(status) >= 1);
   await deletePod(component("train"));
   await line.until(resource, "past its first checkpoint", (status) => stepOf(status) >= 4);
-  await deletePod(`${component("train-attempt")},loraline.dev/attempt=1`);
+  const attempt = await line.runs.podOf(`${component("train-attempt")},loraline.dev/attempt=1`);
+  await line.runs.kubectl("delete", "pod", attempt, "--wait=false");
   const resumed = await line.until(resource, "in its second attempt", (status) => status.attempt === 2 && stepOf(status) >= 4);
   expect(resumed.phase).toBe("Running");
   await deletePod(component("nats"));

@@ -8,6 +8,8 @@ import { type ClusterNamespace, createNamespace, type Json, kubectl, type Values
 const name = "network-test";
 /** Namespaces: of a tenant whose programs use NATS, of a reader of metrics, and of a stranger. */
 const others = { tenant: `${name}-tenant`, monitoring: `${name}-monitoring`, elsewhere: `${name}-elsewhere` };
+/** Made by the chart. */
+const attempts = `${name}-attempts`;
 const base = "smollm2-135m-instruct";
 const node = (process.env.LORALINE_IMAGES ?? "docker.io/loraline/x:dev").replace(/(\/x)?:([^:/]+)$/, "/services:$2");
 const listen = (port: number) => `
@@ -34,8 +36,8 @@ const values = (networkPolicy: Values, more: Values = {}): Values => ({
   agent: { env: [{ name: "AGENT_LEAVE_S", value: "0" }] },
   // Three servers, so that there are connections between them.
   nats: { replicas: 3, tenants: [{ name: "acme", namespaces: [others.tenant] }], persistence: { enabled: false }, resources: small },
-  networkPolicy: { metricsFrom: [namespaced(others.monitoring)], egress: { enabled: true }, ...networkPolicy },
-  ...more,
+  networkPolicy: { metricsFrom: [namespaced(others.monitoring)], ...networkPolicy },
+  train: { namespace: attempts, createNamespace: true, ...(more["train"] as Values | undefined) },
 });
 
 let line: ClusterNamespace;
@@ -60,11 +62,11 @@ beforeAll(async () => {
       resume: null,
       traceparent: null,
     });
-    await pod(name, `attempt-${attempt}`, jobManifest(job, settings).spec?.template.metadata?.labels ?? {});
+    await pod(attempts, `attempt-${attempt}`, jobManifest(job, settings).spec?.template.metadata?.labels ?? {});
   }
 }, 300_000);
 afterAll(async () => {
-  const rest = kubectl("delete", "namespace", ...Object.values(others), "--ignore-not-found", "--timeout=120s");
+  const rest = kubectl("delete", "namespace", attempts, ...Object.values(others), "--ignore-not-found", "--timeout=120s");
   await Promise.all([line[Symbol.asyncDispose](), rest]);
 }, 300_000);
 
@@ -119,7 +121,10 @@ async function reached(): Promise<Record<string, string[]>> {
     return found;
   };
   const [gateway, engine, operator, nats] = await Promise.all(["gateway", "engine", "operator", "nats"].map(running));
-  const [stranger, attempt, another] = await Promise.all(["stranger", "attempt-1", "attempt-2"].map((podName) => line.get("pod", podName)));
+  const stranger = await line.get("pod", "stranger");
+  const attemptPod = async (podName: string): Promise<Json> =>
+    JSON.parse(await kubectl("--namespace", attempts, "get", "pod", podName, "-o", "json"));
+  const [attempt, another] = await Promise.all(["attempt-1", "attempt-2"].map(attemptPod));
   const inside = (of: Json, container: string): Place => ({ namespace: name, pod: of.metadata.name as string, container });
   const at = (of: Json, port: number): Target => ({ host: of.status.podIP as string, port });
 
@@ -127,7 +132,7 @@ async function reached(): Promise<Record<string, string[]>> {
     gateway: inside(gateway, "gateway"),
     engine: inside(engine, "agent"),
     operator: inside(operator, "operator"),
-    attempt: inside(attempt, "main"),
+    attempt: { ...inside(attempt, "main"), namespace: attempts },
     stranger: inside(stranger, "main"),
     ...Object.fromEntries(Object.entries(others).map(([who, namespace]) => [who, { namespace, pod: "somebody", container: "main" }])),
   };
@@ -182,7 +187,8 @@ it("under its policies the line gets ready, and nobody reaches what is not their
   const services = "app.kubernetes.io/component!=engine";
   await line.kubectl("wait", "deployment", "--selector", services, "--for=condition=Available", "--timeout=240s");
   await expect.poll(reached, patience).toEqual({
-    "the API": but("gateway"),
+    // An attempt reaches NATS and nothing else, since there are neither S3 nor a collector here.
+    "the API": but("gateway", "attempt"),
     NATS: ["gateway", "engine", "operator", "attempt", "tenant"],
     vLLM: ["gateway"],
     "the agent's health": [],
@@ -192,9 +198,9 @@ it("under its policies the line gets ready, and nobody reaches what is not their
     "NATS' monitor": ["monitoring"],
     "NATS' routes": [],
     "another attempt": [],
-    // With `egress.enabled`, pods that handle users' data cannot reach the outside.
-    "outside: the API server": but("engine", "attempt"),
-    "outside: a pod": but("engine", "attempt", "stranger"),
+    // Of the line only train and operator reach the API server; the gateway fetches from public addresses alone.
+    "outside: the API server": but("gateway", "engine", "attempt"),
+    "outside: a pod": but("gateway", "engine", "operator", "attempt", "stranger"),
   });
 });
 

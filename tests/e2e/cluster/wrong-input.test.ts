@@ -65,15 +65,20 @@ it(
     // The remedy of docs/operations.md: the value is corrected, and the Job is made again.
     await two.helmInstall(values());
     await two.ready();
-    await two.kubectl("delete", "job", "--selector", component("train-attempt"));
+    await two.runs.kubectl("delete", "job", "--selector", component("train-attempt"));
     expect(await trained(two, "same")).toMatchObject({ attempt: 1, runId: waiting.runId });
   },
 );
 
-it("an attempt whose credentials NATS refuses says so in its run, which goes on when they are mended", { timeout: 300_000 }, async () => {
+it("an attempt whose credentials NATS refuses says so in its run, which goes on when they are mended", { timeout: 600_000 }, async () => {
   const password = await one.secret("loraline-nats-auth", "courier");
-  const set = (to: string) =>
-    one.kubectl("patch", "secret", "loraline-nats-auth", "--type=merge", "-p", JSON.stringify({ stringData: { courier: to } }));
+  const set = async (to: string) => {
+    await one.kubectl("patch", "secret", "loraline-nats-auth", "--type=merge", "-p", JSON.stringify({ stringData: { courier: to } }));
+    // Train writes what it sees into the couriers' Secret. The kubelet updates the file within a minute or two.
+    const seen = async () =>
+      one.kubectl("exec", await one.podOf(component("train")), "--", "node", "-p", "fs.readFileSync('/courier/nats-password', 'utf8')");
+    await eventually("train sees it", async () => (await seen()).trim() === to, { timeoutMs: 180_000, everyMs: 1000 });
+  };
   await set("wrong");
   await one.fineTune("refused", { adapter: "refused", training });
   const refused = await one.until("refused", "told", ({ message }) => /refused the credentials/.test(message ?? ""));
@@ -95,7 +100,7 @@ it("no storage class: the claim says so, and every pod says that it waits for NA
   const [nats] = await three.pods(component("nats"));
   expect(nats.status.conditions[0]).toMatchObject({ message: expect.stringContaining("unbound immediate PersistentVolumeClaims") });
   const logOf = ({ metadata }: Json) => three.kubectl("logs", metadata.name as string, "--tail=5");
-  await expect.poll(() => silent(three, /cannot reach NATS at nats:\/\/wrong-loraline-nats:4222/, logOf), within).toEqual([]);
+  await expect.poll(() => silent(three, /cannot reach NATS at nats:\/\/wrong-loraline-nats\S*:4222/, logOf), within).toEqual([]);
 });
 
 it("wrong passwords for a NATS of one's own: every pod ends with that reason", { timeout: 240_000 }, async () => {

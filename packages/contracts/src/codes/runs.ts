@@ -311,6 +311,14 @@ export const attemptCodes = defineArea(
       "Wait: the attempt starts when a controller is back.",
     ],
     TRAINER_MISSING: ["The trainer's program is not where it should be.", "Set LORALINE_TRAINER to its path, or remove the variable."],
+    TRAINER_UNREACHABLE: [
+      "The trainer's container in the attempt's pod does not answer the courier.",
+      "Wait: the attempt is tried again. Look at the log of the container `trainer` if this repeats.",
+    ],
+    TRAINER_FILE_REFUSED: [
+      "The trainer left a file that leads out of its folder, or that is none.",
+      "Look at the trainer's log: something other than the trainer may have written there.",
+    ],
     TRAINER_HANGS: [
       "The trainer reported no progress for too long and was stopped.",
       "Wait: the attempt is tried again. Look at its log if this repeats.",

@@ -9,6 +9,7 @@ import { quotaShape } from "../quotas.ts";
 
 const text = z.string();
 const dnsLabel = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/);
+const imageDigest = z.string().regex(/^(sha256:[0-9a-f]{64})?$/);
 const strings = z.record(z.string(), z.string());
 /** An object of Kubernetes' own API; the Kubernetes API server checks it. */
 const object = z.record(z.string(), z.unknown());
@@ -58,6 +59,7 @@ const engineKeys = {
   kind: kind.unwrap().unwrap(),
   replicas: count,
   image: z.string().min(1),
+  imageDigest,
   command: z.array(z.string()),
   maxLoras,
   maxCpuLoras,
@@ -101,6 +103,7 @@ export const chartValues = z.strictObject({
     trainer: text,
     agent: text,
     nats: z.string().min(1),
+    digest: z.strictObject({ services: imageDigest, trainer: imageDigest, agent: imageDigest, nats: imageDigest }),
   }),
   bootstrap: z.strictObject({ tenant: orEmpty(tenantName), existingSecret: text }),
   engineKey: z.strictObject({ existingSecret: text }),
@@ -114,6 +117,7 @@ export const chartValues = z.strictObject({
     otlpEndpoint: z.string().regex(/^(https?:\/\/.*)?$/),
     chatShare: z.number().min(0).max(1).nullish(),
   }),
+  trust: z.strictObject({ caSecret: text }),
   imports: z.strictObject({
     hubEndpoint: z.string().regex(/^(https?:\/\/.*)?$/),
     hubTokenSecret: text,
@@ -129,6 +133,7 @@ export const chartValues = z.strictObject({
     enabled: z.boolean(),
     url: text,
     replicas: z.literal([1, 3, 5]),
+    tls: z.strictObject({ secret: text, caSecret: text }),
     auth: z.strictObject({ existingSecret: text }),
     tenants: z.array(z.strictObject({ name: tenantName, namespaces: z.array(dnsLabel).optional() })),
     persistence: z.strictObject({
@@ -159,6 +164,7 @@ export const chartValues = z.strictObject({
       maxTokenSeconds: z.int().min(60),
       keyMaxDays: z.int().min(1).max(3660),
     }),
+    tls: z.strictObject({ secret: text }),
     service: z.strictObject({
       type: z.enum(["ClusterIP", "NodePort", "LoadBalancer"]),
       port: z.int().min(1).max(65_535),
@@ -170,6 +176,9 @@ export const chartValues = z.strictObject({
   tokenize: z.strictObject({ ...service, autoscaling }),
   train: z.strictObject({
     ...service,
+    namespace: orEmpty(dnsLabel),
+    createNamespace: z.boolean(),
+    formerNamespaces: z.array(dnsLabel),
     pods: z.strictObject({
       gpuResource: z.string().min(1),
       gpus: count,
@@ -190,10 +199,12 @@ export const chartValues = z.strictObject({
       queues: z.record(tenantName, dnsLabel),
       priorityClasses: z.record(z.string().regex(/^-?[0-9]+$/), z.string().min(1)),
       jobSet: z.boolean(),
+      basesVolume: object,
       env,
       envFrom: objects,
       volumes: objects,
       volumeMounts: objects,
+      courier: z.strictObject({ env, envFrom: objects, volumeMounts: objects, resources }),
       podTemplate: object,
     }),
   }),
@@ -208,7 +219,7 @@ export const chartValues = z.strictObject({
     enabled: z.boolean(),
     gatewayFrom: objects,
     metricsFrom: objects,
-    egress: z.strictObject({ enabled: z.boolean(), extra: objects }),
+    egress: z.strictObject({ enabled: z.boolean(), apiServer: objects, extra: objects }),
   }),
   podDisruptionBudget: z.strictObject({ enabled: z.boolean() }),
 });

@@ -2,8 +2,9 @@
 import type { Bus } from "@loraline/bus";
 import { type EventAddress, runCancelRequested, runWaiting } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
-import type { GuardedChild, KeepTryingOptions, Log, Telemetry } from "@loraline/runtime";
+import type { KeepTryingOptions, Log, Telemetry } from "@loraline/runtime";
 import type { AttemptSpec } from "../attempt/attempt-spec.ts";
+import type { RunningTrainer, TrainerHost } from "../trainer-host/trainer-host.ts";
 import type { Outbox } from "./outbox.ts";
 import type { CheckpointUploads } from "./upload-checkpoints.ts";
 
@@ -19,11 +20,9 @@ export interface CourierDeps {
   log: Log;
   /** Bases in Hugging Face's layout, each with a base.json. */
   basesDir: string;
-  /** Program path. */
-  python: string;
-  trainerPath: string;
-  /** The trainer's whole environment. */
-  trainerEnv: Record<string, string | undefined>;
+  /** The trainer's folder. All that is in it after the trainer began may be what an attacker put there: see trainer-files.ts. */
+  work: string;
+  trainerHost: TrainerHost;
   /** Aborted when the attempt should stop; the trainer then saves a checkpoint first. */
   stop: AbortSignal;
   /** A trainer that shows no sign of life for so long hangs: it is ended, and the next attempt goes on. Default 30 minutes. */
@@ -37,7 +36,7 @@ export interface CourierDeps {
   incarnation?: string | undefined;
   /**
    * In a pod: an attempt that is stopped leaves it to the controller to publish `run.attempt-ended`, because only the controller sees
-   * why the pod was stopped.
+   * why the pod was stopped. The same holds for a trainer that was killed.
    */
   controllerTellsStop?: boolean;
 }
@@ -47,10 +46,8 @@ export interface AttemptContext extends CourierDeps {
   outbox: Outbox;
   /** Of the span `train`: every event and every phase of the trainer continues it. */
   traceparent: string;
-  /** The trainer's folder. */
-  work: string;
   /** What exists from the trainer's start on. `conclude` ends it, whatever happened in between. */
-  running: { trainer?: GuardedChild; uploads?: CheckpointUploads };
+  running: { trainer?: RunningTrainer; uploads?: CheckpointUploads };
 }
 
 export const isFirstNode = ({ node = 0 }: Pick<AttemptContext, "node">): boolean => node === 0;

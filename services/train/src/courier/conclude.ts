@@ -58,10 +58,13 @@ async function endForRetry(attempt: AttemptContext, end: Extract<End, { kind: "r
     await uploads?.done();
   }
   // Makes room for outcome.json if the disk is full; nothing in the folder is needed any more.
-  await rm(work, { recursive: true, force: true });
+  await rm(work, { recursive: true, force: true }).catch((error: unknown) =>
+    log.warn({ err: error }, "the trainer's folder is not removed"),
+  );
   await writeJson(join(dir, "outcome.json"), { code, message }).catch((error: unknown) => log.error({ err: error }, "outcome not kept"));
-  // Of several nodes the controller sees which one ended first; the other nodes only see that one is gone.
-  const controllerTells = attempt.controllerTellsStop === true && (code === "PREEMPTED" || spec.machine.nodes > 1);
+  // The controller sees why the cluster ended the pod or the trainer's container. Of several nodes it sees which one ended first; the other nodes only see that one is gone.
+  const controllerTells =
+    attempt.controllerTellsStop === true && (code === "PREEMPTED" || code === "TRAINER_KILLED" || spec.machine.nodes > 1);
   if (!cancelled && !controllerTells) {
     const step = uploads?.newestStep() ?? spec.resume?.step ?? 0;
     await outbox.send(runAttemptEnded, { attempt: spec.attempt, step, code, message }, `attempt-${spec.attempt}`);

@@ -37,8 +37,7 @@ export async function runCourier(deps: CourierDeps): Promise<number> {
     const traceparent = traceparentOf(span);
     const outbox = isFirstNode(deps) ? createOutbox({ bus, at, traceparent, log }) : silentOutbox;
     const resume = await keepTrying("ask for the newest checkpoint", () => newestCheckpoint(bus, at, spec.resume), { log });
-    const work = join(deps.dir, "work");
-    const attempt: AttemptContext = { ...deps, spec: { ...spec, resume }, log, at, outbox, traceparent, work, running: {} };
+    const attempt: AttemptContext = { ...deps, spec: { ...spec, resume }, log, at, outbox, traceparent, running: {} };
     const end = await runAttempt(attempt).catch((error: unknown) => {
       log.error({ err: error }, "the attempt failed");
       return endOfError(error);

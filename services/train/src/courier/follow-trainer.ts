@@ -1,16 +1,17 @@
 /** A trainer that runs, followed by what it writes into its folder: lines of progress.jsonl, and at last result.json. */
 import { watch } from "node:fs";
-import { stat } from "node:fs/promises";
-import { join } from "node:path";
+import { lstat } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { type TrainerResult, trainerResult } from "@loraline/contracts";
-import type { Exit, GuardedChild, Log } from "@loraline/runtime";
-import { readJson } from "../attempt/attempt-files.ts";
+import type { Log } from "@loraline/runtime";
+import { readTrainerJson } from "../attempt/trainer-files.ts";
+import type { RunningTrainer, TrainerExit } from "../trainer-host/trainer-host.ts";
 import { followLines } from "./follow-lines.ts";
 
 export interface FollowTrainerOptions {
   /** The trainer's folder. */
   work: string;
-  trainer: Pick<GuardedChild, "exited" | "kill">;
+  trainer: Pick<RunningTrainer, "exited" | "kill">;
   onLine(line: string): void;
   /** Phase and step, for the message about a trainer that hangs. */
   where(): string;
@@ -23,7 +24,7 @@ export interface FollowTrainerOptions {
 
 export interface FollowedTrainer {
   /** undefined: the result is there, and the process is still ending. */
-  exit: Exit | undefined;
+  exit: TrainerExit | undefined;
   result: TrainerResult | undefined;
   /** Why it was taken for hanging, and killed. */
   hangs: string | undefined;
@@ -36,8 +37,8 @@ const pollMs = 250;
 export async function followTrainer(options: FollowTrainerOptions): Promise<FollowedTrainer> {
   const { work, trainer, onLine, where, onNodesMet, hangMs, log } = options;
   const progressFile = join(work, "progress.jsonl");
-  await using lines = followLines(progressFile);
-  let exit: Exit | undefined;
+  await using lines = followLines(progressFile, dirname(work));
+  let exit: TrainerExit | undefined;
   let hangs: string | undefined;
   let lastSign = { mtimeMs: 0, at: performance.now() };
   let meeting = onNodesMet !== undefined;
@@ -59,8 +60,8 @@ export async function followTrainer(options: FollowTrainerOptions): Promise<Foll
       });
       // In this order nothing is missed that was written before the end.
       const ended = exit;
-      const result = await readJson(join(work, "result.json"), trainerResult);
-      const mtimeMs = await stat(progressFile).then(
+      const result = await readTrainerJson(join(work, "result.json"), dirname(work), trainerResult);
+      const mtimeMs = await lstat(progressFile).then(
         (file) => file.mtimeMs,
         () => 0,
       );

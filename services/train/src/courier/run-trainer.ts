@@ -1,18 +1,18 @@
 /** The trainer, run once in its folder: started, followed, its checkpoints stored meanwhile, its end judged. */
-import { access } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { runStarted } from "@loraline/contracts";
-import { explainSystemError, type GuardedChild, PermanentError, processIdentity, spawnGuarded } from "@loraline/runtime";
-import { tailOf, writeJson } from "../attempt/attempt-files.ts";
+import { processIdentity } from "@loraline/runtime";
+import { writeJson } from "../attempt/attempt-files.ts";
 import type { AttemptSpec } from "../attempt/attempt-spec.ts";
+import { tailOfTrainerFile } from "../attempt/trainer-files.ts";
 import { trainMethodOf } from "../train-methods.ts";
+import type { RunningTrainer } from "../trainer-host/trainer-host.ts";
 import { type AttemptContext, eventKeyOf, isCancelRequested, isFirstNode } from "./attempt-context.ts";
-import { readCgroupMemory } from "./cgroup-memory.ts";
 import { decideEnd, type End } from "./decide-end.ts";
 import type { Inputs } from "./fetch-inputs.ts";
 import { followTrainer } from "./follow-trainer.ts";
 import { createProgressRelay } from "./relay-progress.ts";
-import { trainerArgs } from "./trainer-command.ts";
+import { launchArgs } from "./trainer-command.ts";
 import { createCheckpointUploads } from "./upload-checkpoints.ts";
 
 const defaultHangMs = 30 * 60_000;
@@ -25,7 +25,6 @@ export async function runTrainer(
   const { spec, objects, outbox, trainerTelemetry, traceparent, log, work, stop, running, hangMs = defaultHangMs } = attempt;
   const trainer = await startTrainer(attempt);
   running.trainer = trainer;
-  const memoryBefore = await readCgroupMemory();
   const fromStep = resumedFromStep ?? 0;
   let warnedOf: string | undefined;
   const uploads = createCheckpointUploads({
@@ -70,11 +69,17 @@ export async function runTrainer(
     hangMs: isFirstNode(attempt) ? hangMs : Infinity,
     log,
   });
-  const tail = await tailOf(join(attempt.dir, "trainer.log"));
-  const memory = await readCgroupMemory();
-  const outOfMemory = memory !== undefined && memory.oomKills > (memoryBefore?.oomKills ?? 0) ? { limit: memory.limit } : undefined;
+  const tail = await tailOfTrainerFile(logFileOf(work), dirname(work));
   const follower = !isFirstNode(attempt);
-  const end = decideEnd({ exit: exit ?? { code: 0, signal: null }, result, tail, stopped: stop.aborted, follower, outOfMemory, hangs });
+  const end = decideEnd({
+    exit: exit ?? { code: 0, signal: null },
+    result,
+    tail,
+    stopped: stop.aborted,
+    follower,
+    outOfMemory: exit?.outOfMemory,
+    hangs,
+  });
   relay.end(end.kind === "retry" ? end.code : end.kind === "failed" ? end.problem.code : undefined);
   return { end, lastStepAt: relay.lastStepAt() };
 }
@@ -82,28 +87,11 @@ export async function runTrainer(
 /** Whether the trainer begins only when the trainers of all nodes have met. Another node may wait for its device, for as long as it takes. */
 const meetsOtherNodes = ({ machine, runSpec }: AttemptSpec): boolean => machine.nodes > 1 && trainMethodOf(runSpec).distributed;
 
-async function startTrainer(attempt: AttemptContext): Promise<GuardedChild> {
-  const { spec, node = 0, dir, work, python, trainerPath, trainerEnv, stop, log } = attempt;
-  await access(trainerPath).catch((error: unknown) => {
-    throw new PermanentError("TRAINER_MISSING", `there is no trainer: ${trainerPath} is missing. Check LORALINE_TRAINER.`, {
-      cause: error,
-    });
-  });
-  let trainer: GuardedChild;
-  try {
-    const logFile = join(dir, "trainer.log");
-    trainer = spawnGuarded(python, trainerArgs(spec, { trainerPath, work, node }), {
-      cwd: work,
-      env: trainerEnv,
-      stdout: logFile,
-      stderr: logFile,
-    });
-  } catch (error) {
-    if (!(error instanceof PermanentError)) throw explainSystemError(error, "starting the trainer");
-    throw new PermanentError("PYTHON_MISSING", `the trainer's Python is missing: ${error.message} Check LORALINE_PYTHON.`, {
-      cause: error,
-    });
-  }
+const logFileOf = (work: string): string => join(dirname(work), "trainer.log");
+
+async function startTrainer(attempt: AttemptContext): Promise<RunningTrainer> {
+  const { spec, node = 0, dir, work, trainerHost, stop, log } = attempt;
+  const trainer = await trainerHost.start({ launch: launchArgs(spec, node), work, logFile: logFileOf(work) });
   const onStop = (): void => {
     trainer.kill("SIGTERM");
     // The checkpoint of a cancelled run is of no use.
@@ -115,6 +103,7 @@ async function startTrainer(attempt: AttemptContext): Promise<GuardedChild> {
   if (stop.aborted) onStop();
   else stop.addEventListener("abort", onStop, { once: true });
   void trainer.exited.then(() => stop.removeEventListener("abort", onStop));
+  // In a pod the pid is another container's, and the record is not read.
   await writeJson(join(dir, "trainer.json"), { pid: trainer.pid, identity: processIdentity(trainer.pid) ?? "gone" });
   log.info({ pid: trainer.pid }, "trainer started");
   return trainer;

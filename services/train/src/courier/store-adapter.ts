@@ -1,8 +1,9 @@
 /** The trained adapter on its way to the object store: files, manifest, evidence, event. Each exists only when all before it do. */
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { type FileRef, runTrained, type TokenManifest } from "@loraline/contracts";
 import { putJson } from "@loraline/objects";
 import { keepTrying, type KeepTryingOptions } from "@loraline/runtime";
+import { withTrainerFile } from "../attempt/trainer-files.ts";
 import { adapterManifestFor, evidenceFor } from "./adapter-manifest.ts";
 import { type AttemptContext, isCancelRequested, waitTeller } from "./attempt-context.ts";
 import type { End } from "./decide-end.ts";
@@ -33,8 +34,10 @@ export async function storeAdapter(
   const stored = await telemetry.span("store adapter", {}, async () => {
     const files = await Promise.all(
       trained.files.map(async ({ path, sha256 }): Promise<FileRef> => {
-        const source = { file: join(work, "adapter", path) };
-        const put = () => objects.put(spec.tenant, "adapter-file", source, { digest: `sha256:${sha256}` });
+        const put = () =>
+          withTrainerFile(join(work, "adapter", path), dirname(work), (file) =>
+            objects.put(spec.tenant, "adapter-file", { file }, { digest: `sha256:${sha256}` }),
+          );
         return { path, blob: await keepTrying(`store ${path}`, put, patience) };
       }),
     );

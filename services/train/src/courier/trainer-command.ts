@@ -11,22 +11,19 @@ const meetingSeconds = 30 * 86_400;
 const shareOfGrace = 0.6;
 
 /**
- * Arguments for Python. A method that is not distributed is the work of one process, on any number of GPUs.
+ * Python's arguments before the trainer's path. A method that is not distributed is the work of one process, on any number of GPUs.
  *
  * @param node - index of this node, from 0.
  */
-export function trainerArgs(
-  { machine, runSpec, name }: Pick<AttemptSpec, "machine" | "runSpec" | "name">,
-  { trainerPath, work, node }: { trainerPath: string; work: string; node: number },
-): string[] {
+export function launchArgs({ machine, runSpec, name }: Pick<AttemptSpec, "machine" | "runSpec" | "name">, node: number): string[] {
   const { processes, nodes, graceSeconds } = machine;
-  if (!trainMethodOf(runSpec).distributed || processes * nodes === 1) return [trainerPath, work];
+  if (!trainMethodOf(runSpec).distributed || processes * nodes === 1) return [];
   const place = ["--master-addr", firstNodeOf(name), "--master-port", String(port), "--rdzv-conf", `timeout=${meetingSeconds}`];
   const meeting = nodes === 1 ? ["--standalone"] : ["--nnodes", String(nodes), "--node-rank", String(node), ...place];
   const shutdown = String(Math.max(5, Math.floor(graceSeconds * shareOfGrace)));
   // A rank that fails ends the attempt; the controller then starts the next one from a checkpoint.
   const torchrun = ["-m", "torch.distributed.run", ...meeting, "--nproc-per-node", String(processes), "--max-restarts", "0"];
-  return [...torchrun, "--shutdown-timeout", shutdown, trainerPath, work];
+  return [...torchrun, "--shutdown-timeout", shutdown];
 }
 
 /** In a JobSet's network: pod 0 of its one replicated Job; see jobset-manifest.ts. */

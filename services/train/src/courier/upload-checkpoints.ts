@@ -1,9 +1,10 @@
 /** Checkpoints on their way to the object store, in order, while training goes on. */
 import { access, readdir } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { type BlobRef, type CheckpointManifest, type FileRef, runCheckpointed } from "@loraline/contracts";
 import { type Objects, putJson } from "@loraline/objects";
 import { keepTrying, type KeepTryingOptions, type Log } from "@loraline/runtime";
+import { withTrainerFile } from "../attempt/trainer-files.ts";
 import type { Outbox } from "./outbox.ts";
 
 export interface CheckpointUploads {
@@ -36,13 +37,15 @@ const patienceMs = 30 * 60_000;
 export function createCheckpointUploads(deps: CheckpointUploadsDeps): CheckpointUploads {
   const { dir, tenant, attempt, fromStep, objects, outbox, log, onWait } = deps;
   const patience: KeepTryingOptions = { log, patienceMs, ...(onWait === undefined ? {} : { onWait }) };
+  // Of the attempt: the trainer may exchange its own folder.
+  const root = dirname(dirname(dir));
   const queued = new Set<number>();
   let newest = fromStep;
   let last: Promise<void> = Promise.resolve();
 
   const upload = async (step: number, trainLoss: number | null): Promise<void> => {
     const folder = join(dir, folderOf(step));
-    const checkpoint = await keepTrying(`upload checkpoint ${step}`, () => putFolder(objects, tenant, folder, step), patience);
+    const checkpoint = await keepTrying(`upload checkpoint ${step}`, () => putFolder(objects, tenant, { folder, root }, step), patience);
     await outbox.send(runCheckpointed, { attempt, step, checkpoint, trainLoss }, `attempt-${attempt}/step-${step}`);
     newest = Math.max(newest, step);
     log.info({ step, checkpoint: checkpoint.digest }, "checkpoint stored");
@@ -76,12 +79,17 @@ export function createCheckpointUploads(deps: CheckpointUploadsDeps): Checkpoint
 }
 
 /** Files, then the manifest: its existence means that the checkpoint is complete. */
-async function putFolder(objects: Pick<Objects, "put">, tenant: string, folder: string, step: number): Promise<BlobRef> {
+async function putFolder(
+  objects: Pick<Objects, "put">,
+  tenant: string,
+  { folder, root }: { folder: string; root: string },
+  step: number,
+): Promise<BlobRef> {
   const entries = await readdir(folder, { recursive: true, withFileTypes: true });
   const paths = entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name).slice(folder.length + 1));
   const files: FileRef[] = [];
   for (const path of paths.toSorted((a, b) => (a < b ? -1 : 1))) {
-    files.push({ path, blob: await objects.put(tenant, "checkpoint-file", { file: join(folder, path) }) });
+    files.push({ path, blob: await withTrainerFile(join(folder, path), root, (file) => objects.put(tenant, "checkpoint-file", { file })) });
   }
   return putJson(objects, tenant, "checkpoint", { version: 1, step, files } satisfies CheckpointManifest);
 }

@@ -43,6 +43,25 @@ const withInit = (one: V1Pod, state: object): V1Pod => {
   const init = { name: "proxy", image: "mesh/proxy:2", imageID: "", ready: false, restartCount: 0, state };
   return Object.assign({}, one, { status: Object.assign({}, one.status, { initContainerStatuses: [init] }) });
 };
+/** With the trainer's container beside the courier, which was killed for its memory and has begun again. */
+const withTrainer = (one: V1Pod, last: object = {}): V1Pod => {
+  const trainer = {
+    name: "trainer",
+    image: "loraline/trainer:1",
+    imageID: "",
+    ready: true,
+    restartCount: 1,
+    state: { terminated: { exitCode: 137 } },
+  };
+  const spec = Object.assign({}, one.spec, {
+    initContainers: [{ name: "trainer", image: "loraline/trainer:1", resources: { limits: { memory: "64Gi" } } }],
+  });
+  return Object.assign({}, one, {
+    spec,
+    status: Object.assign({}, one.status, { initContainerStatuses: [{ ...trainer, lastState: last }] }),
+  });
+};
+const trainerKilled = '{"code":"TRAINER_KILLED","message":"the trainer was killed with SIGKILL"}';
 const unschedulable = (message: string): V1Pod =>
   pod({ phase: "Pending", conditions: [{ type: "PodScheduled", status: "False", reason: "Unschedulable", message }] });
 const disrupted = (reason: string): V1Pod => {
@@ -172,6 +191,20 @@ describe("an attempt that is over", () => {
       /ephemeral-storage/,
     ],
     ["out of memory", { pods: [ended(137, undefined, "OOMKilled")] }, "OUT_OF_MEMORY", /limit 32Gi.*per_device_train_batch_size/],
+    [
+      "the trainer's whole container out of memory",
+      { pods: [withTrainer(ended(75, trainerKilled), { terminated: { exitCode: 137, reason: "OOMKilled" } })] },
+      "OUT_OF_MEMORY",
+      /limit 64Gi.*train\.pods\.memory/,
+    ],
+    ["the trainer killed otherwise", { pods: [withTrainer(ended(75, trainerKilled))] }, "TRAINER_KILLED", /SIGKILL/],
+    ["the courier out of memory", { pods: [withTrainer(ended(137, undefined, "OOMKilled"))] }, "OUT_OF_MEMORY", /train\.pods\.courier/],
+    [
+      "nothing but the sidecar's end",
+      { job: failedJob(), pods: [withTrainer(pod({ phase: "Failed" }))] },
+      "ATTEMPT_LOST",
+      /without a word/,
+    ],
     ["told why", { pods: [ended(75, '{"code":"STORE_FULL","message":"the store is full"}')] }, "STORE_FULL", /the store is full/],
     ["told to stop", { pods: [ended(75)] }, "PREEMPTED", /asked to stop/],
     ["crashed", { pods: [ended(1, "line one\nTypeError: x is not a function\n")] }, "COURIER_CRASHED", /exit code 1: TypeError: x is not/],

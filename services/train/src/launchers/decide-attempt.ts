@@ -7,7 +7,7 @@
  *    └──────────── Kueue takes its place back: the same attempt goes on later, in a new pod
  */
 import type { CoreV1Event, V1ContainerStatus, V1JobCondition, V1ObjectMeta, V1Pod } from "@kubernetes/client-node";
-import { container } from "./job-manifest.ts";
+import { container, trainerContainer } from "./job-manifest.ts";
 import { courierExit } from "../attempt/courier-exit.ts";
 import type { AttemptPhase } from "./launcher.ts";
 
@@ -102,12 +102,14 @@ function failureOf(job: Holder | undefined, pod: V1Pod | undefined, failed: { re
     const limit = seconds === undefined ? "train.pods.activeDeadlineSeconds" : `${seconds} s (train.pods.activeDeadlineSeconds)`;
     return ["DEADLINE_EXCEEDED", `the attempt took longer than ${limit}${then}`];
   }
-  if (outcome !== undefined && outcome.code !== "PREEMPTED") return [outcome.code, outcome.message];
-  if (ended?.reason === "OOMKilled") {
-    const limit = pod?.spec?.containers.find(({ name }) => name === container)?.resources?.limits?.memory;
+  // The courier only sees that the trainer is gone: with cgroups of version 2 the kernel kills the whole container for its memory.
+  const outOfMemory = (outcome === undefined || outcome.code === "TRAINER_KILLED") && containerOutOfMemory(pod);
+  if (outcome !== undefined && outcome.code !== "PREEMPTED" && outOfMemory === false) return [outcome.code, outcome.message];
+  if (outOfMemory !== false) {
+    const [limit, setting] = outOfMemory;
     return [
       "OUT_OF_MEMORY",
-      `the kernel killed the attempt for its memory (limit ${limit ?? "of the node"}). Lower training.per_device_train_batch_size or tokenize.max_length, or raise train.pods.memory.`,
+      `the kernel killed the attempt for its memory (limit ${limit ?? "of the node"}). Lower training.per_device_train_batch_size or tokenize.max_length, or raise ${setting}.`,
     ];
   }
   // What the kubelet says of a container that it does not find again, as after a restart of its node.
@@ -117,7 +119,10 @@ function failureOf(job: Holder | undefined, pod: V1Pod | undefined, failed: { re
   if (job === undefined) return ["JOB_DELETED", `the attempt's Job was deleted${then}`];
   if (code === courierExit.retry) return ["PREEMPTED", outcome?.message ?? "the attempt was asked to stop"];
   if (code !== undefined) return ["COURIER_CRASHED", `the courier ended with exit code ${code}: ${lastLine(ended?.message)}`];
-  const init = pod === undefined || isDeleted(pod) ? undefined : initsOf(pod).find(({ state }) => (state?.terminated?.exitCode ?? 0) !== 0);
+  const init =
+    pod === undefined || isDeleted(pod)
+      ? undefined
+      : initsOf(pod).find(({ name, state }) => name !== trainerContainer && (state?.terminated?.exitCode ?? 0) !== 0);
   if (init !== undefined) {
     const { exitCode, message } = init.state?.terminated ?? {};
     return [
@@ -192,7 +197,7 @@ function pendingPod(pod: V1Pod, warnings: AttemptObjects["warnings"]): AttemptPh
     const { reason = "", message = reason } = state?.waiting ?? {};
     const code = waiting[reason];
     if (code === undefined) continue;
-    const from = pod.spec?.containers.find((one) => one.name === name)?.image ?? image;
+    const from = [...(pod.spec?.initContainers ?? []), ...(pod.spec?.containers ?? [])].find((one) => one.name === name)?.image ?? image;
     return pending(code, `${code === "IMAGE" ? `image ${from} cannot be had` : `container ${name} does not start`}: ${tidy(message)}`);
   }
   const mount = warnings.findLast(
@@ -248,6 +253,19 @@ function newestOfEachNode(pods: readonly V1Pod[]): V1Pod[] {
 const courierOf = (pod: V1Pod | undefined): V1ContainerStatus | undefined =>
   pod?.status?.containerStatuses?.find(({ name }) => name === container);
 const initsOf = (pod: V1Pod | undefined): V1ContainerStatus[] => pod?.status?.initContainerStatuses ?? [];
+/** Of a container that the kernel killed for its memory: its limit, and the value that sets it. An attempt of before has the courier only. */
+function containerOutOfMemory(pod: V1Pod | undefined): [limit: string | undefined, setting: string] | false {
+  const limitOf = (name: string) =>
+    [...(pod?.spec?.initContainers ?? []), ...(pod?.spec?.containers ?? [])].find((one) => one.name === name)?.resources?.limits?.[
+      "memory"
+    ];
+  const killed = (status: V1ContainerStatus | undefined) =>
+    [status?.state, status?.lastState].some((state) => state?.terminated?.reason === "OOMKilled");
+  const trainer = initsOf(pod).find(({ name }) => name === trainerContainer);
+  if (killed(trainer)) return [limitOf(trainerContainer), "train.pods.memory"];
+  if (!killed(courierOf(pod))) return false;
+  return [limitOf(container), trainer === undefined ? "train.pods.memory" : "train.pods.courier.resources"];
+}
 const endOf = (pod: V1Pod | undefined) => courierOf(pod)?.state?.terminated;
 const wasStopped = (pod: V1Pod | undefined): boolean => outcomeOf(endOf(pod)?.message)?.code === "PREEMPTED";
 const isDeleted = ({ metadata }: V1Pod): boolean => metadata?.deletionTimestamp !== undefined;

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { jobManifest, trainPodSettings } from "./job-manifest.ts";
 import { attemptSpec, type AttemptSpec } from "../attempt/attempt-spec.ts";
 
-const settings = trainPodSettings.parse({ namespace: "line", image: "trainer:1", env: [{ name: "SECRET", value: "s3cret" }] });
+const settings = trainPodSettings.parse({ namespace: "line", image: "trainer:1", courier: { env: [{ name: "SECRET", value: "s3cret" }] } });
 const attemptOf = (spec: object): AttemptSpec =>
   attemptSpec.parse({
     version: 1,
@@ -87,5 +87,40 @@ describe("Kueue's queue of an attempt", () => {
     const classes = { priorityClassName: "usual", priorityClasses: { "1": "urgent" } };
     const classOf = (spec: object) => jobOf(classes, spec).spec?.template.spec?.priorityClassName;
     expect([classOf({ priority: 1 }), classOf({ priority: 2 }), classOf({})]).toEqual(["urgent", "usual", "usual"]);
+  });
+});
+
+describe("courier and trainer", () => {
+  const secret = { name: "NATS_PASS_FILE", value: "/credentials/nats-password" };
+  const given = trainPodSettings.parse({
+    namespace: "line-runs",
+    image: "trainer:1",
+    gpus: 2,
+    credentials: "loraline-courier",
+    env: [{ name: "OMP_NUM_THREADS", value: "2" }],
+    courier: { env: [secret] },
+  });
+  const made = jobManifest(attemptOf({ dataset: "01KB0000000000000000000001" }), given);
+  const pod = made.spec?.template.spec;
+  const [trainer] = pod?.initContainers ?? [];
+  const [courier] = pod?.containers ?? [];
+
+  it("are two containers with users of their own, which share one folder and no processes", () => {
+    expect([pod?.initContainers?.length, pod?.containers.length, pod?.shareProcessNamespace]).toEqual([1, 1, false]);
+    expect(trainer).toMatchObject({ name: "trainer", restartPolicy: "Always" });
+    const userOf = (one: typeof trainer) => one?.securityContext?.runAsUser;
+    expect(userOf(trainer)).not.toBe(userOf(courier));
+    const volumesOf = (one: typeof trainer) => new Set(one?.volumeMounts?.map(({ name }) => name));
+    expect([...volumesOf(trainer).intersection(volumesOf(courier))]).toEqual(["work"]);
+    expect(trainer?.resources?.limits?.["nvidia.com/gpu"]).toBe("2");
+  });
+
+  it("only the courier has credentials, and none is in an environment; neither has a token", () => {
+    const has = (one: typeof trainer) => one?.volumeMounts?.some(({ name }) => name === "credentials");
+    expect([has(courier), has(trainer)]).toEqual([true, false]);
+    expect(courier?.env).toContainEqual(secret);
+    expect(JSON.stringify(trainer)).not.toMatch(/NATS|S3_|AWS|COURIER_|credentials/);
+    expect(pod?.automountServiceAccountToken).toBe(false);
+    expect(made.metadata?.namespace).toBe("line-runs");
   });
 });

@@ -1,12 +1,18 @@
 /** One attempt as a Kubernetes Job. Pure. */
-import type { V1Job, V1PodSpec, V1PodTemplateSpec } from "@kubernetes/client-node";
+import type { V1Container, V1Job, V1PodSpec, V1PodTemplateSpec } from "@kubernetes/client-node";
 import { z } from "zod";
 import type { AttemptRequest, AttemptSpec } from "../attempt/attempt-spec.ts";
 import { trainMethodOf } from "../train-methods.ts";
 
+const kubeObjects = z.array(z.record(z.string(), z.unknown())).default([]);
+
 /** How pods of attempts look on this cluster: the chart's `train` values, mounted as a file. Kubernetes' own names and meanings. */
 export const trainPodSettings = z.strictObject({
-  namespace: z.string().min(1),
+  namespace: z.string().min(1).describe("Where attempts are made. The line's own Secrets should not be there."),
+  formerNamespaces: z
+    .array(z.string().min(1))
+    .default([])
+    .describe("Where an earlier release made attempts: those that still run there are followed to their end."),
   image: z.string().min(1).describe("Courier and trainer."),
   imagePullPolicy: z.enum(["Always", "IfNotPresent", "Never"]).default("IfNotPresent"),
   imagePullSecrets: z.array(z.string()).default([]),
@@ -49,10 +55,23 @@ export const trainPodSettings = z.strictObject({
     .record(z.string(), z.string())
     .default({})
     .describe("A run's priority, as a text, to the PriorityClass of its pods, instead of priorityClassName."),
-  env: z.array(z.record(z.string(), z.unknown())).default([]).describe("The courier's environment, as in a container."),
-  envFrom: z.array(z.record(z.string(), z.unknown())).default([]),
-  volumes: z.array(z.record(z.string(), z.unknown())).default([]),
-  volumeMounts: z.array(z.record(z.string(), z.unknown())).default([]),
+  env: kubeObjects.describe("The trainer's environment, as in a container."),
+  envFrom: kubeObjects,
+  volumeMounts: kubeObjects.describe("Of the trainer's container."),
+  volumes: kubeObjects.describe("Of the pod."),
+  courier: z
+    .strictObject({
+      env: kubeObjects,
+      envFrom: kubeObjects,
+      volumeMounts: kubeObjects,
+      resources: z.record(z.string(), z.unknown()).default({}),
+    })
+    .prefault({})
+    .describe("The courier's container, which alone has credentials."),
+  credentials: z
+    .string()
+    .optional()
+    .describe("Secret of the courier, which the controller writes into the attempts' namespace; mounted at /credentials."),
   owner: z
     .string()
     .optional()
@@ -76,7 +95,9 @@ export const labels = {
 } as const;
 /** Values of the label `component`: an attempt is a Job or a JobSet; the Job that a JobSet makes is a part of it. */
 export const component = { attempt: "train-attempt", part: "train-attempt-part" } as const;
+/** The pod's containers: the courier is the main one, whose end is the attempt's. The trainer is a sidecar, so that it ends after it. */
 export const container = "courier";
+export const trainerContainer = "trainer";
 
 /** Whether some attempts are queued by Kueue. */
 export const usesKueue = ({ queueName, queues }: TrainPodSettings): boolean => queueName !== undefined || Object.keys(queues).length > 0;
@@ -85,12 +106,26 @@ export const usesKueue = ({ queueName, queues }: TrainPodSettings): boolean => q
 const queueOf = (tenant: string, { queueName, queues }: TrainPodSettings): string | undefined =>
   queues[tenant] ?? queueName?.replaceAll("{tenant}", tenant);
 
-/** Where the attempt works: see attempt-files.ts. */
-const workDir = "/work";
+/** The namespace of a tenant's attempts. */
+export const namespaceOf = ({ namespace }: Pick<TrainPodSettings, "namespace">, _tenant: string): string => namespace;
+
+/** Every namespace in which attempts may be. */
+export const namespacesOf = ({ namespace, formerNamespaces }: TrainPodSettings): string[] => [...new Set([namespace, ...formerNamespaces])];
+
+/** What the courier alone sees: see attempt-files.ts. */
+const courierDir = "/courier";
+/** What both containers share: the trainer's socket, its folder, its log. */
+const sharedDir = "/work";
+const socket = `${sharedDir}/trainer.sock`;
+/** Users of the containers. The group is the same, so that each reads what the other one writes for it; see trainer-files.ts. */
+const users = { courier: 65_532, trainer: 65_533, group: 65_532 } as const;
 
 /**
  * `backoffLimit: 0`: a Job is one attempt, and whether there is another is decided in `decide-run.ts`. The spec of the
  * attempt is in an environment variable, so that there is only one object to create and to delete.
+ *
+ * Courier and trainer are two containers with users of their own. The trainer works on a tenant's data, so it has no credentials: those are
+ * mounted as files, in the courier's container alone.
  */
 export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings): V1Job {
   const gpus = attempt.runSpec.gpus ?? settings.gpus;
@@ -107,64 +142,103 @@ export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings)
   const annotations = {
     "loraline.dev/adapter": `${attempt.tenant}/${attempt.runSpec.adapter}`,
     ...(attempt.traceparent === null ? {} : { "loraline.dev/traceparent": attempt.traceparent }),
+    // EKS gives each container a token for the service account's role, unless it is named here.
+    "eks.amazonaws.com/skip-containers": trainerContainer,
+  };
+  const device = gpus === 0 ? {} : { [settings.gpuResource]: String(gpus) };
+  const common = {
+    image: settings.image,
+    imagePullPolicy: settings.imagePullPolicy,
+    // The reason why it should be tried again; or the last lines of the log.
+    terminationMessagePolicy: "FallbackToLogsOnError",
+  };
+  const securityContext = (user: number) => ({
+    runAsUser: user,
+    runAsGroup: users.group,
+    allowPrivilegeEscalation: false,
+    readOnlyRootFilesystem: true,
+    capabilities: { drop: ["ALL"] },
+  });
+  const shared = { name: "work", mountPath: sharedDir };
+  const trainer: V1Container = {
+    ...common,
+    name: trainerContainer,
+    // A sidecar: on the pod's end it is told after the courier, which has it save a checkpoint first.
+    restartPolicy: "Always",
+    command: ["node", "--conditions=@loraline/source", "services/train/src/trainer-main.ts"],
+    env: [
+      ...(settings.env as never[]),
+      { name: "TRAINER_SOCKET", value: socket },
+      // Nothing outside of the work folder can be written.
+      { name: "HOME", value: sharedDir },
+      { name: "TMPDIR", value: sharedDir },
+    ],
+    envFrom: settings.envFrom,
+    resources: {
+      requests: { ...resources, ...device },
+      limits: { memory: settings.memory, "ephemeral-storage": settings.ephemeralStorage, ...device },
+    },
+    securityContext: securityContext(users.trainer),
+    volumeMounts: [
+      shared,
+      // Data loaders share tensors through it; the default of 64 MiB is too little for several GPUs.
+      { name: "shm", mountPath: "/dev/shm" },
+      ...(settings.volumeMounts as never[]),
+    ],
+  };
+  const courier: V1Container = {
+    ...common,
+    name: container,
+    args: [courierDir],
+    env: [
+      ...(settings.courier.env as never[]),
+      { name: "COURIER_ATTEMPT", value: literal(JSON.stringify(forCourier(attempt, machineOf(attempt.runSpec, gpus, settings)))) },
+      { name: "COURIER_INCARNATION", valueFrom: { fieldRef: { fieldPath: "metadata.uid" } } },
+      { name: "COURIER_HANG_SECONDS", value: String(settings.hangSeconds) },
+      { name: "COURIER_TRAINER_SOCKET", value: socket },
+      { name: "HOME", value: courierDir },
+      { name: "TMPDIR", value: courierDir },
+    ],
+    envFrom: settings.courier.envFrom,
+    resources: settings.courier.resources,
+    securityContext: securityContext(users.courier),
+    volumeMounts: [
+      shared,
+      { name: "courier", mountPath: courierDir },
+      ...(settings.credentials === undefined ? [] : [{ name: "credentials", mountPath: "/credentials", readOnly: true }]),
+      ...(settings.courier.volumeMounts as never[]),
+    ],
   };
   const spec: V1PodSpec = {
     restartPolicy: "Never",
     serviceAccountName: settings.serviceAccountName,
     automountServiceAccountToken: false,
     enableServiceLinks: false,
+    shareProcessNamespace: false,
     terminationGracePeriodSeconds: settings.terminationGracePeriodSeconds,
     nodeSelector: settings.nodeSelector,
     tolerations: settings.tolerations,
     ...(priorityClassName === undefined ? {} : { priorityClassName }),
     imagePullSecrets: settings.imagePullSecrets.map((name) => ({ name })),
-    securityContext: { runAsNonRoot: true, fsGroup: 65532, seccompProfile: { type: "RuntimeDefault" } },
-    containers: [
-      {
-        name: container,
-        image: settings.image,
-        imagePullPolicy: settings.imagePullPolicy,
-        args: [workDir],
-        env: [
-          ...(settings.env as never[]),
-          { name: "COURIER_ATTEMPT", value: literal(JSON.stringify(forCourier(attempt, machineOf(attempt.runSpec, gpus, settings)))) },
-          { name: "COURIER_INCARNATION", valueFrom: { fieldRef: { fieldPath: "metadata.uid" } } },
-          { name: "COURIER_HANG_SECONDS", value: String(settings.hangSeconds) },
-          // Nothing outside of the work folder can be written.
-          { name: "HOME", value: workDir },
-          { name: "TMPDIR", value: workDir },
-        ],
-        envFrom: settings.envFrom,
-        resources: {
-          requests: { ...resources, ...(gpus === 0 ? {} : { [settings.gpuResource]: String(gpus) }) },
-          limits: {
-            memory: settings.memory,
-            "ephemeral-storage": settings.ephemeralStorage,
-            ...(gpus === 0 ? {} : { [settings.gpuResource]: String(gpus) }),
-          },
-        },
-        // The reason why it should be tried again; or the last lines of the log.
-        terminationMessagePolicy: "FallbackToLogsOnError",
-        securityContext: {
-          allowPrivilegeEscalation: false,
-          readOnlyRootFilesystem: true,
-          capabilities: { drop: ["ALL"] },
-        },
-        volumeMounts: [
-          { name: "work", mountPath: workDir },
-          // Data loaders share tensors through it; the default of 64 MiB is too little for several GPUs.
-          { name: "shm", mountPath: "/dev/shm" },
-          ...(settings.volumeMounts as never[]),
-        ],
-      },
+    securityContext: { runAsNonRoot: true, fsGroup: users.group, seccompProfile: { type: "RuntimeDefault" } },
+    initContainers: [trainer],
+    containers: [courier],
+    volumes: [
+      { name: "work", emptyDir: {} },
+      { name: "courier", emptyDir: {} },
+      { name: "shm", emptyDir: { medium: "Memory" } },
+      ...(settings.credentials === undefined
+        ? []
+        : // Read by the group, to which the trainer's user belongs too: it is not mounted there.
+          [{ name: "credentials", secret: { secretName: settings.credentials, defaultMode: 0o440 } }]),
+      ...(settings.volumes as never[]),
     ],
-    volumes: [{ name: "work", emptyDir: {} }, { name: "shm", emptyDir: { medium: "Memory" } }, ...(settings.volumes as never[])],
   };
   const template: V1PodTemplateSpec = { metadata: { labels: named, annotations }, spec };
   return {
     metadata: {
       name: attempt.name,
-      namespace: settings.namespace,
+      namespace: namespaceOf(settings, attempt.tenant),
       labels: { ...named, ...(queue === undefined ? {} : { [labels.queue]: queue }) },
       annotations,
       ...(settings.owner === undefined || settings.ownerUid === undefined

@@ -10,7 +10,7 @@ import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { ulid } from "ulid";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { runSpec } from "@loraline/contracts";
-import { configMaps, createKubeLauncher } from "./kube-launcher.ts";
+import { configMaps, createKubeLauncher, secrets } from "./kube-launcher.ts";
 import { jobs, jobSets, pods } from "./watched-attempts.ts";
 import { trainPodSettings } from "./job-manifest.ts";
 import { attemptNameOf, attemptSpec, type AttemptSpec } from "../attempt/attempt-spec.ts";
@@ -89,7 +89,9 @@ describe("kube launcher", () => {
       securityContext: { runAsNonRoot: true },
     });
     const [courier] = spec?.containers ?? [];
-    expect(courier?.resources?.limits?.["nvidia.com/gpu"]).toBe("2");
+    const [trainer] = spec?.initContainers ?? [];
+    expect(trainer?.resources?.limits?.["nvidia.com/gpu"]).toBe("2");
+    expect(courier?.resources?.limits).toBeUndefined();
     expect(courier?.env?.map(({ name }) => name)).toEqual(expect.arrayContaining(["COURIER_ATTEMPT", "EXTRA"]));
     expect(JSON.parse(courier?.env?.find(({ name }) => name === "COURIER_ATTEMPT")?.value ?? "")).toMatchObject({
       runId: job.runId,
@@ -162,6 +164,26 @@ describe("kube launcher", () => {
     const orphan = jobFor();
     await expect(owned.launch(orphan)).rejects.toMatchObject({ code: "OWNER_MISSING" });
     expect(await kube.get(jobs, { namespace, name: orphan.name })).toBeUndefined();
+  });
+
+  it("writes the courier's credentials beside the attempt, as they are now; they go with the release", async () => {
+    const made = await kube.create(configMaps, { metadata: { namespace, name: "owner-of-secret" } });
+    let password = "one";
+    await using withCredentials = await createKubeLauncher({
+      kube,
+      settings: { ...settings, owner: "owner-of-secret", credentials: "loraline-courier" },
+      readCredentials: async () => ({ "nats-password": Buffer.from(password) }),
+      log,
+    });
+    for (password of ["one", "two"]) {
+      const job = jobFor();
+      await withCredentials.launch(job);
+      const secret = await kube.get(secrets, { namespace, name: "loraline-courier" });
+      expect(Buffer.from(secret?.data?.["nats-password"] ?? "", "base64").toString()).toBe(password);
+      expect(secret?.metadata?.ownerReferences).toMatchObject([{ name: "owner-of-secret", uid: made.metadata?.uid }]);
+      const spec = (await kube.get(jobs, { namespace, name: job.name }))?.spec?.template.spec;
+      expect(spec?.volumes).toContainEqual({ name: "credentials", secret: { secretName: "loraline-courier", defaultMode: 0o440 } });
+    }
   });
 
   it("says what the cluster does not allow", async () => {

@@ -136,3 +136,56 @@ it("takes pods whose Job is gone for an attempt until it is removed, and then de
   expect(await launcher.observe()).toEqual([]);
   expect(deleted).toEqual([{ kind: "Pod", namespace: "line", name: `${name}-abcde`, uid: "uid-of-pod" }]);
 });
+
+it("follows an attempt that an earlier release made in another namespace, ends it there, and makes it nowhere twice", async () => {
+  const name = "train-01kb0000000000000000000000-1";
+  const old = {
+    metadata: {
+      namespace: "line",
+      name,
+      uid: "uid-of-old",
+      resourceVersion: "1",
+      labels: {
+        "app.kubernetes.io/component": "train-attempt",
+        "loraline.dev/tenant": "acme",
+        "loraline.dev/run": "01kb0000000000000000000000",
+        "loraline.dev/attempt": "1",
+      },
+    },
+  };
+  const deleted: unknown[] = [];
+  const created: unknown[] = [];
+  const kube = {
+    async list({ kind }: { kind: string }, { namespace }: { namespace: string }) {
+      // The right to look there ended with the upgrade after the next.
+      if (namespace === "long-ago") throw new KubeError(403, "Forbidden", "jobs is forbidden");
+      return { items: kind === "Job" && namespace === "line" ? [old] : [], resourceVersion: "1" };
+    },
+    events: (_of: unknown, { signal }: { signal: AbortSignal }) => noEvents(signal),
+    create: async (_of: unknown, object: object) => {
+      created.push(object);
+      return object;
+    },
+    delete: async (_of: unknown, at: object, options: object) => deleted.push({ ...at, ...options }),
+  } as unknown as Kube;
+  const settings = trainPodSettings.parse({ namespace: "line-runs", formerNamespaces: ["line", "long-ago"], image: "trainer:1" });
+  await using launcher = await createKubeLauncher({ kube, settings, log: createLog({ service: "test", level: "silent" }) });
+  expect(await launcher.observe()).toMatchObject([{ name, tenant: "acme", attempt: 1 }]);
+  const request = {
+    version: 1,
+    tenant: "acme",
+    runId: "01KB0000000000000000000000",
+    attempt: 1,
+    name,
+    runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: "01KB0000000000000000000001" }),
+    tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
+    resume: null,
+    traceparent: null,
+  } as const;
+  expect(await launcher.launch(request)).toBe(true);
+  expect(created).toEqual([]);
+  expect(await launcher.launch({ ...request, attempt: 2, name: name.replace(/1$/, "2") })).toBe(true);
+  expect(created).toMatchObject([{ metadata: { namespace: "line-runs", name: name.replace(/1$/, "2") } }]);
+  await launcher.stop(name);
+  expect(deleted).toEqual([{ namespace: "line", name, uid: "uid-of-old", propagation: "Foreground" }]);
+});

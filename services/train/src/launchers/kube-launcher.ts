@@ -2,10 +2,10 @@
  * Attempts as Kubernetes Jobs, or JobSets: how they are made and deleted. Objects have the attempt's name, so that creating or deleting
  * one twice is harmless. watched-attempts.ts observes them.
  */
-import type { KubernetesObject, V1ConfigMap } from "@kubernetes/client-node";
+import type { KubernetesObject, V1ConfigMap, V1Secret } from "@kubernetes/client-node";
 import { type Kube, KubeError, resource } from "@loraline/kube";
 import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
-import { jobManifest, labels, type TrainPodSettings, usesKueue } from "./job-manifest.ts";
+import { component, jobManifest, labels, namespaceOf, type TrainPodSettings, usesKueue } from "./job-manifest.ts";
 import { jobSetManifest } from "./jobset-manifest.ts";
 import { attemptSpec } from "../attempt/attempt-spec.ts";
 import type { Launcher } from "./launcher.ts";
@@ -14,12 +14,15 @@ import { jobs, jobSets, pods, watchAttempts } from "./watched-attempts.ts";
 interface KubeLauncherOptions {
   kube: Kube;
   settings: TrainPodSettings;
+  /** What the courier gets as files, by name: read for each attempt, so that changed ones hold from the next attempt on. */
+  readCredentials?: () => Promise<Record<string, Buffer>>;
   log: Log;
   /** Ends the launcher, also while it still waits for the API server; it may then know no attempts. */
   signal?: AbortSignal;
 }
 
 export const configMaps = resource<V1ConfigMap>("v1", "ConfigMap", "configmaps");
+export const secrets = resource<V1Secret>("v1", "Secret", "secrets");
 
 /** Attempts then queue in the scheduler, or in Kueue: they become Jobs at once, and wait as pending pods or suspended. */
 const unlimited = 1_000_000_000;
@@ -28,23 +31,24 @@ const unlimited = 1_000_000_000;
 export async function createKubeLauncher({
   kube,
   settings,
+  readCredentials,
   log: parentLog,
   signal,
 }: KubeLauncherOptions): Promise<Launcher & AsyncDisposable> {
-  const { namespace } = settings;
-  const log = parentLog.child({ launcher: "kubernetes", namespace });
+  const log = parentLog.child({ launcher: "kubernetes", namespace: settings.namespace });
   const attempts = await watchAttempts({ kube, settings, log, signal });
 
   const end = async (attemptName: string, propagation: "Foreground" | "Background"): Promise<void> => {
     const holder = attempts.holderOf(attemptName);
-    if (holder !== undefined) await kube.delete(holder.of, { namespace, name: attemptName }, { propagation, uid: holder.uid });
+    if (holder !== undefined)
+      await kube.delete(holder.of, { namespace: holder.namespace, name: attemptName }, { propagation, uid: holder.uid });
     else
       for (const { metadata } of attempts.podsOf(attemptName))
-        await kube.delete(pods, { namespace, name: metadata?.name ?? "" }, { uid: metadata?.uid });
+        await kube.delete(pods, { namespace: metadata?.namespace, name: metadata?.name ?? "" }, { uid: metadata?.uid });
   };
 
   /** Read for each attempt: the cluster collects at once what belongs to an owner that was deleted, and made anew since. */
-  const withOwner = async (): Promise<TrainPodSettings> => {
+  const withOwner = async (namespace: string): Promise<TrainPodSettings> => {
     const { owner } = settings;
     if (owner === undefined) return settings;
     const found = await kube.get(configMaps, { namespace, name: owner });
@@ -56,6 +60,25 @@ export async function createKubeLauncher({
       );
     }
     return { ...settings, ownerUid: found.metadata?.uid };
+  };
+
+  /** Written before each attempt: the Secret may have been deleted, or may hold what has changed since. */
+  const writeCredentials = async (namespace: string, { credentials, owner, ownerUid }: TrainPodSettings): Promise<void> => {
+    if (credentials === undefined || readCredentials === undefined) return;
+    const files = Object.entries(await readCredentials());
+    const secret: V1Secret = {
+      metadata: {
+        name: credentials,
+        namespace,
+        labels: { "app.kubernetes.io/name": "loraline", [labels.component]: component.attempt },
+        ...(owner === undefined || ownerUid === undefined
+          ? {}
+          : { ownerReferences: [{ apiVersion: "v1", kind: "ConfigMap", name: owner, uid: ownerUid }] }),
+      },
+      type: "Opaque",
+      data: Object.fromEntries(files.map(([name, bytes]) => [name, bytes.toString("base64")])),
+    };
+    await kube.apply(secrets, secret, { manager: "loraline-train" });
   };
 
   return {
@@ -77,8 +100,13 @@ export async function createKubeLauncher({
           "train.pods.jobSet is set, and JobSet is not installed or may not be listed by the train controller. Install it, then restart the controller.",
         );
       }
+      const namespace = namespaceOf(settings, tenant);
+      // In a namespace of before an upgrade: it is followed to its end there.
+      const known = attempts.holderOf(name);
+      if (known !== undefined && known.namespace !== namespace) return true;
       try {
-        const owned = await withOwner();
+        const owned = await withOwner(namespace);
+        await writeCredentials(namespace, owned);
         if (several) attempts.keepNew({ jobSet: await kube.create(jobSets, jobSetManifest(spec, owned)) });
         else attempts.keepNew({ job: await kube.create(jobs, jobManifest(spec, owned)) });
         log.info({ name, tenant, runId, attempt }, "Job created");

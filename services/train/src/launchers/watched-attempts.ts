@@ -1,5 +1,5 @@
 /**
- * The attempts that a namespace has, by watches on their Jobs, JobSets and pods, on warnings, and on Kueue's Workloads. Pods that are
+ * The attempts that there are, by watches on their Jobs, JobSets and pods, on warnings, and on Kueue's Workloads. Pods that are
  * gone are remembered for as long as their attempt is there, because how they ended decides what becomes of it.
  */
 import { setTimeout as sleep } from "node:timers/promises";
@@ -7,7 +7,7 @@ import type { CoreV1Event, KubernetesObject, V1Job, V1Pod } from "@kubernetes/cl
 import { type Kube, KubeError, type Resource, resource, watch } from "@loraline/kube";
 import type { Log } from "@loraline/runtime";
 import { decideAttempt, type Holder, lastWordsOf, type Workload } from "./decide-attempt.ts";
-import { component, labels, type TrainPodSettings, usesKueue } from "./job-manifest.ts";
+import { component, labels, namespacesOf, type TrainPodSettings, usesKueue } from "./job-manifest.ts";
 import { type JobSet, jobSetLabel } from "./jobset-manifest.ts";
 import type { Attempt, Launcher } from "./launcher.ts";
 
@@ -33,7 +33,9 @@ interface WatchedAttempts extends AsyncDisposable, Pick<Launcher, "watch"> {
   /** Those of one run. */
   attemptsOf(run: { tenant: string; runId: string }): Attempt[];
   /** The attempt's JobSet, or else its Job. */
-  holderOf(attemptName: string): { of: Resource<V1Job> | Resource<JobSet>; uid: string | undefined } | undefined;
+  holderOf(
+    attemptName: string,
+  ): { of: Resource<V1Job> | Resource<JobSet>; namespace: string | undefined; uid: string | undefined } | undefined;
   /** Its pods, those that are gone and remembered included. */
   podsOf(attemptName: string): V1Pod[];
   /** Keeps what was just created, so that it is observed before the watch delivers it. */
@@ -55,7 +57,6 @@ export async function watchAttempts({
   /** Ends the watches, also while the API server is still waited for. */
   signal: AbortSignal | undefined;
 }): Promise<WatchedAttempts> {
-  const { namespace } = settings;
   /** By the attempt's name, because there may be ten thousand attempts and each change is of one. */
   const known = new Map<string, Parts>();
   /** Names of the attempts of each run, by its id in small letters. */
@@ -97,6 +98,7 @@ export async function watchAttempts({
     if (run !== undefined) for (const listener of listeners) listener(run);
   };
   const follow = async <T extends KubernetesObject>(
+    namespace: string,
     of: Resource<T>,
     which: { labelSelector?: string; fieldSelector?: string },
     attemptOf: (object: T) => string | undefined,
@@ -144,14 +146,20 @@ export async function watchAttempts({
   };
   const alive = new Set<string>();
 
-  const installed = await Promise.all([
-    settings.jobSet ? served(kube, jobSets, { namespace, log, signal: until }) : false,
-    !usesKueue(settings) ? undefined : firstServed(kube, workloads, { namespace, log, signal: until }),
+  const asking = { namespace: settings.namespace, log, signal: until };
+  const [withJobSets, workload, lookedInto] = await Promise.all([
+    settings.jobSet ? served(kube, jobSets, asking) : false,
+    usesKueue(settings) ? firstServed(kube, workloads, asking) : undefined,
+    // Where an earlier release made attempts, this one may look only until those have ended.
+    Promise.all(
+      namespacesOf(settings).map(async (namespace) =>
+        namespace === settings.namespace || (await served(kube, jobs, { ...asking, namespace })) ? [namespace] : [],
+      ),
+    ),
   ]);
-  const [withJobSets, workload] = installed;
   const ours = { labelSelector: `${labels.component} in (${component.attempt},${component.part})` };
-  const watches = await Promise.all([
-    follow(jobs, ours, attemptOfJob, (name, job, attemptName) => {
+  const followIn = (namespace: string): Promise<{ ended: Promise<void> }>[] => [
+    follow(namespace, jobs, ours, attemptOfJob, (name, job, attemptName) => {
       if (name !== attemptName) {
         partsOf(attemptName).inside = job;
         return;
@@ -162,18 +170,19 @@ export async function watchAttempts({
     }),
     ...(withJobSets
       ? [
-          follow(jobSets, ours, nameOf, (name, jobSet) => {
+          follow(namespace, jobSets, ours, nameOf, (name, jobSet) => {
             partsOf(name).jobSet = jobSet;
             if (jobSet?.spec.suspend === true) forgetGone(name);
           }),
         ]
       : []),
-    follow(pods, ours, attemptOfPod, (name, pod, attemptName) => {
+    follow(namespace, pods, ours, attemptOfPod, (name, pod, attemptName) => {
       if (pod === undefined) alive.delete(name);
       else alive.add(name);
       keepPod(name, pod, attemptName);
     }),
     follow(
+      namespace,
       events,
       { fieldSelector: "type=Warning" },
       ({ involvedObject: { name = "" } }) => attemptNamePattern.exec(name)?.[1],
@@ -181,8 +190,11 @@ export async function watchAttempts({
     ),
     ...(workload === undefined
       ? []
-      : [follow(workload, {}, attemptOfWorkload, (_name, object, attemptName) => void (partsOf(attemptName).workload = object))]),
-  ]);
+      : [
+          follow(namespace, workload, {}, attemptOfWorkload, (_name, object, attemptName) => void (partsOf(attemptName).workload = object)),
+        ]),
+  ];
+  const watches = await Promise.all(lookedInto.flat().flatMap(followIn));
 
   const judge = (attemptName: string, { job, jobSet, inside, workload: queued, pods: pieces, warnings }: Parts): Attempt | undefined => {
     const its = [...pieces.values()];
@@ -224,7 +236,8 @@ export async function watchAttempts({
 
     holderOf(attemptName) {
       const holder = holderOf(attemptName);
-      return holder && { of: known.get(attemptName)?.jobSet === undefined ? jobs : jobSets, uid: holder.metadata?.uid };
+      const { namespace, uid } = holder?.metadata ?? {};
+      return holder && { of: known.get(attemptName)?.jobSet === undefined ? jobs : jobSets, namespace, uid };
     },
     podsOf,
 
