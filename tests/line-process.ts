@@ -18,6 +18,8 @@ export interface Address {
   url: string;
   apiKey: string;
   natsUrl: string;
+  /** Passwords of NATS' users. */
+  natsAuth: Record<string, string>;
   stateDir: string;
 }
 
@@ -47,6 +49,7 @@ export async function startLineUnderTest(stateDir: string): Promise<LineUnderTes
     void exited.then(([code, signal]) => reject(new Error(`the line ended (${code ?? signal}) before it was up: ${complaints}`)));
   });
   const { natsUrl } = JSON.parse(await readFile(join(stateDir, "line.json"), "utf8")) as { natsUrl: string };
+  const natsAuth = JSON.parse(await readFile(join(stateDir, "nats-auth"), "utf8")) as Record<string, string>;
   const apiKey = (await readFile(join(stateDir, "api-key"), "utf8")).trim();
   const end = async (signal: NodeJS.Signals): Promise<number | null> => {
     child.kill(signal);
@@ -56,6 +59,7 @@ export async function startLineUnderTest(stateDir: string): Promise<LineUnderTes
     url,
     apiKey,
     natsUrl,
+    natsAuth,
     stateDir,
     pid: child.pid as number,
     news,

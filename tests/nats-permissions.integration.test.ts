@@ -11,7 +11,6 @@ import {
   datasetIngested,
   filterFor,
   inboxPrefixOf,
-  natsPermissions,
   runCancelRequested,
   runRequested,
   runTokenized,
@@ -19,7 +18,7 @@ import {
   streams,
   subjectFor,
 } from "@loraline/contracts";
-import { applyStreams } from "@loraline/local";
+import { applyStreams, natsAccounts } from "@loraline/local";
 import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { createSimulatedEngine } from "@loraline/testkit";
@@ -37,41 +36,14 @@ let url = "";
 let serverLog = "";
 let dir = "";
 
-/** NATS' configuration as the chart writes it: templates/nats.yaml. */
-const configuration = (storeDir: string): string => {
-  const { services, tenant } = natsPermissions;
-  const of = (name: string) => JSON.parse(JSON.stringify(tenant).replaceAll("{tenant}", name)) as typeof tenant;
-  const events = (name: string): string => `loraline.${name}.>`;
-  const accounts = {
-    LORALINE: {
-      jetstream: "enabled",
-      users: Object.entries(services).map(([user, permissions]) => ({ user, password: `p-${user}`, permissions })),
-      exports: tenants.flatMap((name) => [
-        { stream: events(name), accounts: [`tenant.${name}`] },
-        ...of(name).publish.allow.map((service) => ({ service, accounts: [`tenant.${name}`] })),
-      ]),
-    },
-    ...Object.fromEntries(
-      tenants.map((name) => [
-        `tenant.${name}`,
-        {
-          users: [{ user: `tenant.${name}`, password: `p-${name}`, permissions: of(name) }],
-          imports: [
-            { stream: { account: "LORALINE", subject: events(name) } },
-            ...of(name).publish.allow.map((subject) => ({ service: { account: "LORALINE", subject } })),
-          ],
-        },
-      ]),
-    ),
-  };
-  return JSON.stringify({
+const configuration = (storeDir: string): string =>
+  JSON.stringify({
     host: "127.0.0.1",
     port: -1,
     max_payload: 8 * 1024 ** 2,
     jetstream: { store_dir: storeDir },
-    accounts,
+    accounts: natsAccounts({ tenants, passwordOf: (user) => `p-${user.replace(/^tenant\./, "")}` }),
   });
-};
 
 const environment = (user: string): Record<string, string> => ({
   PATH: process.env.PATH ?? "",

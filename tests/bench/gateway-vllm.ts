@@ -36,6 +36,7 @@ export async function startRealEngine(scratch: string, adapters: number): Promis
     python,
     base: { name: base, dir: baseDir },
     port,
+    apiKey: undefined,
     env: { ...process.env, OMP_WAIT_POLICY: "PASSIVE" },
     logFile: join(stateDir, "engine.log"),
     log: createLog({ service: "bench", level: "error" }),

@@ -11,7 +11,8 @@ declare module "vitest" {
 export async function setup(project: TestProject): Promise<() => Promise<void>> {
   const scratch = await scratchDir();
   const line = await startLineUnderTest(scratch.path);
-  project.provide("line", { url: line.url, apiKey: line.apiKey, natsUrl: line.natsUrl, stateDir: line.stateDir });
+  const { url, apiKey, natsUrl, natsAuth, stateDir } = line;
+  project.provide("line", { url, apiKey, natsUrl, natsAuth, stateDir });
   return async () => {
     await line[Symbol.asyncDispose]();
     await scratch[Symbol.asyncDispose]();

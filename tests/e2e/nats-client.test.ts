@@ -1,4 +1,6 @@
 /** A program that is written by docs/asyncapi.json alone: it uses plain NATS and JSON. */
+import { readFile, stat } from "node:fs/promises";
+import { join } from "node:path";
 import { connect } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { expect, inject, it } from "vitest";
@@ -6,11 +8,19 @@ import { base, clientOf, eventually, loraline, runOver, sampleRows, smallTrainin
 
 const address = inject("line");
 const line = clientOf(address);
+/** As the tenant's own user, whose password `loraline up` names the file of. */
+const connectToNats = () =>
+  connect({
+    servers: address.natsUrl,
+    user: "tenant.local",
+    pass: address.natsAuth["tenant.local"] ?? "",
+    inboxPrefix: "_INBOX_tenant_local",
+  });
 
 it("asks for a run with a message, without any header", async () => {
   const rows = (await sampleRows(16)).map(({ instruction, output }) => ({ prompt: instruction, completion: output }));
   const { id } = await line.openai.files.create({ file: new File([JSON.stringify(rows)], "pairs.json"), purpose: "fine-tune" });
-  const nc = await connect({ servers: address.natsUrl });
+  const nc = await connectToNats();
   try {
     // Sent as a request, so that the stream answers when it has stored the message.
     const served = ulid();
@@ -27,7 +37,7 @@ it("asks for a run with a message, without any header", async () => {
 });
 
 it("puts a message that breaks the contract aside, with its reason, and goes on", async () => {
-  const nc = await connect({ servers: address.natsUrl });
+  const nc = await connectToNats();
   const runId = ulid();
   try {
     await nc.request(`loraline.local.run.${runId}.requested.v1`, JSON.stringify({ spec: { base, adapter: "No Such Name!" } }));
@@ -44,4 +54,14 @@ it("puts a message that breaks the contract aside, with its reason, and goes on"
   expect(JSON.parse((await loraline(address, ["dlq", "show", seq])).out)).toEqual(letter);
   expect(await loraline(address, ["dlq", "redrive", seq])).toMatchObject({ code: 0, out: expect.stringContaining(runId) });
   expect((await loraline(address, ["dlq", "show", seq])).code, "it went back to its stream").toBe(4);
+});
+
+it("is refused, as the engine does, without the password that only the owner of the state directory can read", async () => {
+  await expect(connect({ servers: address.natsUrl, reconnect: false })).rejects.toThrow(/authorization/i);
+  const { engineUrl } = JSON.parse(await readFile(join(address.stateDir, "line.json"), "utf8")) as { engineUrl: string };
+  const models = (key: string) => fetch(`${engineUrl}/v1/models`, { headers: { authorization: `Bearer ${key}` } });
+  await eventually("the engine answers", 180_000, async () => (await models("guessed").catch(() => undefined)) !== undefined || undefined);
+  expect((await models("guessed")).status).toBe(401);
+  expect((await models((await readFile(join(address.stateDir, "engine-key"), "utf8")).trim())).status).toBe(200);
+  for (const file of ["nats-auth", "engine-key", "api-key"]) expect((await stat(join(address.stateDir, file))).mode & 0o077, file).toBe(0);
 });

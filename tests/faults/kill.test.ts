@@ -100,7 +100,7 @@ async function expectAnswer(adapter: string): Promise<void> {
 
 /** @returns how often each event of a run is in the stream, read from the stream by subject. */
 async function eventsOf(runId: string): Promise<Record<string, number>> {
-  const nc = await connect({ servers: line.natsUrl });
+  const nc = await connect({ servers: line.natsUrl, user: "local", pass: line.natsAuth["local"] ?? "" });
   try {
     const asked = await nc.request("$JS.API.STREAM.INFO.RUNS", JSON.stringify({ subjects_filter: `loraline.local.run.${runId}.>` }));
     const { state } = asked.json<{ state: { subjects?: Record<string, number> } }>();

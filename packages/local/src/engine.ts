@@ -18,6 +18,8 @@ interface EngineOptions {
   /** `templateFile`: the chat template to apply; absent or null: the one in the base's folder. */
   base: { name: string; dir: string; templateFile?: string | null };
   port: number;
+  /** vLLM asks for it, since any user of the machine can connect to its port. undefined: none, for measurements. */
+  apiKey: string | undefined;
   env: Record<string, string | undefined>;
   logFile: string;
   log: Log;
@@ -37,7 +39,7 @@ const engineArgs = ({ base, port }: EngineOptions): string[] => [
  * The engine has half of the cores, because training runs beside it. More threads would not help either: each generated token takes
  * hundreds of small steps, and at each of them the threads wait for each other.
  */
-const engineEnv = ({ env, cacheDir }: EngineOptions): Record<string, string | undefined> => ({
+const engineEnv = ({ env, cacheDir, apiKey }: EngineOptions): Record<string, string | undefined> => ({
   ...env,
   OMP_NUM_THREADS: String(Math.max(1, Math.floor(availableParallelism() / 2))),
   ...vllmEnv,
@@ -46,6 +48,7 @@ const engineEnv = ({ env, cacheDir }: EngineOptions): Record<string, string | un
   DO_NOT_TRACK: "1",
   HF_HOME: join(cacheDir, "huggingface"),
   PYTHONUNBUFFERED: "1",
+  ...(apiKey === undefined ? {} : { VLLM_API_KEY: apiKey }),
 });
 
 /** Starts vLLM and returns at once. vLLM answers about half a minute later. */

@@ -1,4 +1,5 @@
 export { applyStreams } from "./apply-streams.ts";
+export { natsAccounts } from "./nats-accounts.ts";
 export { createTenantKey } from "./create-tenant-key.ts";
 export { type Line, type LineNews, type LineOptions, startLine } from "./start-line.ts";
 export { clearStateDir } from "./state-dir.ts";

@@ -1,11 +1,14 @@
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ensureStreams } from "@loraline/bus";
 import { createLog, killGroup, processIdentity } from "@loraline/runtime";
+import { spawnNatsServer } from "@loraline/testkit";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
+import { connect } from "@nats-io/transport-node";
+import { ulid } from "ulid";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
-import { startNats } from "./nats.ts";
+import { localUser, startNats } from "./nats.ts";
 
 const root = join(import.meta.dirname, "../../..");
 let stateDir: string;
@@ -17,6 +20,7 @@ afterEach(() => rm(stateDir, { recursive: true, force: true, maxRetries: 3 }));
 const start = (ends: string[]) =>
   startNats({
     stateDir,
+    tenant: "acme",
     nats: join(root, ".venv/bin/nats-server"),
     env: { PATH: process.env.PATH },
     logFile: join(stateDir, "nats.log"),
@@ -31,8 +35,9 @@ const childPid = async (): Promise<number> =>
 it("loses nothing that was acknowledged when it is killed, and is back on the same port", async () => {
   const ends: string[] = [];
   await using nats = await start(ends);
-  await ensureStreams(nats.nc);
-  const js = jetstream(nats.nc, { timeout: 1000 });
+  const nc = await nats.connect(localUser);
+  await ensureStreams(nc);
+  const js = jetstream(nc, { timeout: 1000 });
   const acknowledged = new Set<number>();
   let killed = false;
   // Four writers until some time after the kill; what fails in between was not acknowledged and does not count.
@@ -52,7 +57,7 @@ it("loses nothing that was acknowledged when it is killed, and is back on the sa
   );
   expect(ends).toEqual(["SIGKILL"]);
 
-  const jsm = await jetstreamManager(nats.nc);
+  const jsm = await jetstreamManager(nc);
   const { state } = await jsm.streams.info("DLQ");
   const stored = new Set<number>();
   const messages = await (await js.consumers.get("DLQ")).fetch({ max_messages: state.messages, expires: 10_000 });
@@ -61,6 +66,41 @@ it("loses nothing that was acknowledged when it is killed, and is back on the sa
     if (message.info.pending === 0) break;
   }
   expect([...acknowledged].filter((n) => !stored.has(n))).toEqual([]);
+  await nc.close();
+});
+
+it("refuses who does not know a password, which only the owner of the state directory can read", async () => {
+  await using nats = await start([]);
+  const stranger = connect({ servers: nats.url, reconnect: false, timeout: 2000 });
+  await expect(stranger).rejects.toThrow(/authorization/i);
+  await expect(connect({ servers: nats.url, user: localUser, pass: "guessed", reconnect: false })).rejects.toThrow(/authorization/i);
+  const modes = ["nats-auth", "nats/nats-server.conf"].map(async (file) => ((await stat(join(stateDir, file))).mode & 0o777).toString(8));
+  expect(await Promise.all(modes)).toEqual(["600", "600"]);
+
+  const users = JSON.parse(await readFile(join(stateDir, "nats-auth"), "utf8")) as Record<string, string>;
+  const nc = await connect({ servers: nats.url, user: "tenant.acme", pass: users["tenant.acme"]!, inboxPrefix: "_INBOX_tenant_acme" });
+  const local = await nats.connect(localUser);
+  await ensureStreams(local);
+  const subject = `loraline.acme.run.${ulid()}.cancel-requested.v1`;
+  expect((await nc.request(subject, "{}")).json()).toMatchObject({ stream: "RUNS" });
+  await expect(nc.request("$JS.API.STREAM.NAMES", "", { timeout: 500 })).rejects.toThrow();
+  await nc.close();
+  await local.close();
+});
+
+it("takes over the store of a release that had no users", async () => {
+  const dir = join(stateDir, "nats");
+  const old = await spawnNatsServer({ storeDir: dir });
+  const before = await old.connect();
+  await ensureStreams(before);
+  await before.request(`loraline.acme.run.${ulid()}.cancel-requested.v1`, "{}");
+  await before.close();
+  await old[Symbol.asyncDispose]();
+
+  await using nats = await start([]);
+  const nc = await nats.connect(localUser);
+  expect((await (await jetstreamManager(nc)).streams.info("RUNS")).state.messages).toBe(1);
+  await nc.close();
 });
 
 it("keeps its port from one start to the next, and its process ends with it", async () => {
@@ -76,6 +116,7 @@ it("keeps its port from one start to the next, and its process ends with it", as
 it("says why it does not start", async () => {
   const failing = startNats({
     stateDir,
+    tenant: "acme",
     nats: "/bin/false",
     env: { PATH: process.env.PATH },
     logFile: join(stateDir, "nats.log"),

@@ -1,11 +1,16 @@
-/** nats-server as a child, with JetStream in the state directory. It listens on loopback only. */
-import { mkdir, open, stat, statfs, writeFile } from "node:fs/promises";
+/**
+ * nats-server as a child, with JetStream in the state directory. It listens on loopback only, where every user of the machine can connect,
+ * so each of its own users has a password, in a file that only the owner of the state directory can read.
+ */
+import { chmod, mkdir, open, readdir, rename, stat, statfs, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { connectBus } from "@loraline/bus";
 import { type Log, PermanentError } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
+import { inboxPrefixOf, natsPermissions } from "@loraline/contracts";
 import { freePort } from "./free-port.ts";
-import { keepPort, readPort } from "./state-dir.ts";
+import { mainAccount, natsAccounts, natsUserOf } from "./nats-accounts.ts";
+import { ensureNatsPasswords, keepPort, readPort } from "./state-dir.ts";
 import { supervise } from "./supervise.ts";
 
 const host = "127.0.0.1";
@@ -19,7 +24,7 @@ const nothingBytes = 64 * 1024;
  * A message is acknowledged after nats-server has written it to its file, so killing the server loses nothing. The file is
  * synced to the disk every second: a power cut may take that second.
  */
-const config = (port: number, storeDir: string): string => `host: ${host}
+const config = (port: number, storeDir: string, accounts: object): string => `host: ${host}
 port: ${port}
 max_payload: 8MB
 jetstream {
@@ -29,19 +34,35 @@ jetstream {
   max_file_store: 1TB
   max_memory_store: 64MB
 }
+accounts: ${JSON.stringify(accounts)}
 `;
+
+/** User of this process itself, for what no service does: it makes the streams, the first key, and clears up. */
+export const localUser = "local";
 
 interface NatsChild extends AsyncDisposable {
   url: string;
-  nc: NatsConnection;
+  /** What a process needs in its environment to connect as this user. */
+  environmentOf(user: string): { NATS_URL: string; NATS_USER: string; NATS_PASS: string; NATS_INBOX_PREFIX: string };
+  /** Connects as this user, with the rights that it has in a cluster, too. Closing the connection is up to the caller. */
+  connect(user: string): Promise<NatsConnection>;
+}
+
+/** A store of a release without NATS accounts belongs to NATS' default account. */
+async function moveToMainAccount(dir: string): Promise<void> {
+  const accounts = await readdir(join(dir, "jetstream")).catch((): string[] => []);
+  if (accounts.includes("$G") && !accounts.includes(mainAccount))
+    await rename(join(dir, "jetstream/$G"), join(dir, "jetstream", mainAccount));
 }
 
 /**
- * Starts the server and connects.
+ * Starts the server, and waits until it takes connections.
  * @throws PermanentError NATS_NOT_STARTED
  */
 export async function startNats(options: {
   stateDir: string;
+  /** The tenant whose own client may connect, as the user `tenant.<name>`. */
+  tenant: string;
   nats: string;
   env: Record<string, string | undefined>;
   logFile: string;
@@ -54,14 +75,25 @@ export async function startNats(options: {
   await mkdir(dir, { recursive: true, mode: 0o700 });
   const port = await freePort(host, [await readPort(stateDir, "nats"), 4222]);
   await keepPort(stateDir, "nats", port);
-  await writeFile(join(dir, "nats-server.conf"), config(port, dir));
+  await moveToMainAccount(dir);
+  const passwords = await ensureNatsPasswords(stateDir, [...Object.keys(natsPermissions.services), localUser, natsUserOf(options.tenant)]);
+  const passwordOf = (user: string): string => {
+    const password = passwords[user];
+    if (password === undefined) throw new Error(`NATS has no user ${user}`);
+    return password;
+  };
+  const accounts = natsAccounts({ tenants: [options.tenant], administrators: [localUser], passwordOf });
+  const file = join(dir, "nats-server.conf");
+  await writeFile(file, config(port, dir, accounts), { mode: 0o600 });
+  // The mode above counts for a new file only, and older releases had no secrets in it.
+  await chmod(file, 0o600);
 
   let ended: string | undefined;
   const stopping = new AbortController();
   const server = await supervise({
     name: "nats",
     command: nats,
-    args: ["-c", join(dir, "nats-server.conf")],
+    args: ["-c", file],
     env,
     logFile,
     stateDir,
@@ -79,16 +111,23 @@ export async function startNats(options: {
     },
   });
   const url = `nats://${host}:${port}`;
+  const connect = (user: string): Promise<NatsConnection> =>
+    connectBus({ servers: url, name: user, user, pass: passwordOf(user), inboxPrefix: inboxPrefixOf(user) });
   const deadline = performance.now() + startMs;
   for (;;) {
     try {
-      const nc = await connectBus({ servers: url, name: "loraline" });
+      await (await connect(localUser)).close();
       return {
         url,
-        nc,
+        environmentOf: (user) => ({
+          NATS_URL: url,
+          NATS_USER: user,
+          NATS_PASS: passwordOf(user),
+          NATS_INBOX_PREFIX: inboxPrefixOf(user),
+        }),
+        connect,
         async [Symbol.asyncDispose]() {
           stopping.abort();
-          await nc.close();
           await server[Symbol.asyncDispose]();
         },
       };

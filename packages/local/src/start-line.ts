@@ -24,12 +24,13 @@ import { createCollector } from "@loraline/storage";
 import { createTokenizeService } from "@loraline/tokenize";
 import { describeTemplate, loadBase, readTemplate } from "@loraline/tokens";
 import { courierCommand, createProcessLauncher, createTrainService } from "@loraline/train";
+import type { NatsConnection } from "@nats-io/transport-node";
 import { z } from "zod";
 import { engineLimits, startEngine } from "./engine.ts";
 import { freePort, isFree } from "./free-port.ts";
-import { startNats } from "./nats.ts";
+import { localUser, startNats } from "./nats.ts";
 import { keepTracesSwept } from "./sweep-traces.ts";
-import { announceLine, ensureApiKey, ensureSecret, killLeftovers, lockStateDir } from "./state-dir.ts";
+import { announceLine, ensureApiKey, ensureEngineKey, ensureSecret, killLeftovers, lockStateDir } from "./state-dir.ts";
 
 export interface LineOptions {
   /** Holds everything that the server keeps; belongs to one server at a time. */
@@ -128,6 +129,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const nats = starting.use(
     await startNats({
       stateDir,
+      tenant,
       nats: options.nats,
       env,
       logFile: logFile("nats"),
@@ -136,8 +138,16 @@ export async function startLine(options: LineOptions): Promise<Line> {
       onDiskFull: () => onNews({ kind: "disk-full", stateDir }),
     }),
   );
-  const { nc, url: natsUrl } = nats;
+  const { url: natsUrl } = nats;
+  const connections = starting.use(new AsyncDisposableStack());
+  const connect = async (user: string): Promise<NatsConnection> => {
+    const nc = await nats.connect(user);
+    connections.defer(() => nc.close());
+    return nc;
+  };
+  const nc = await connect(localUser);
 
+  const engineKey = await ensureEngineKey(stateDir);
   const enginePort = await freePort("127.0.0.1", []);
   const engineUrl = `http://127.0.0.1:${enginePort}`;
   const baseDir = join(options.basesDir, options.base);
@@ -149,6 +159,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     python: options.python,
     base: { name: base.name, dir: baseDir, templateFile },
     port: enginePort,
+    apiKey: engineKey,
     env,
     logFile: logFile("engine"),
     log,
@@ -173,22 +184,29 @@ export async function startLine(options: LineOptions): Promise<Line> {
     );
   });
   await ensureStreams(nc);
-  const objects = await createJetStreamObjects(nc, { spoolDir: dirs.spool });
+  await createJetStreamObjects(nc, { spoolDir: dirs.spool });
 
-  /** What every service gets: one connection for all, and its own name in logs, spans and events. */
-  const service = (name: string) => {
+  /** What every service gets: a connection with the rights that its NATS user has in a cluster, too, and its name in logs, spans and events. */
+  const service = async (name: string, user = name) => {
     const telemetry = telemetries.use(createTelemetry({ service: name, spansDir: dirs.traces, otlpEndpoint: options.otlpEndpoint }));
     const serviceLog = logOf(name);
-    return { bus: createBus({ nc, log: serviceLog, telemetry, source: name }), objects, log: serviceLog, telemetry };
+    const connection = user === localUser ? nc : await connect(user);
+    const secret = nats.environmentOf(user).NATS_PASS;
+    const bus = createBus({ nc: connection, log: serviceLog, telemetry, source: name, secret });
+    return { nc: connection, bus, log: serviceLog, telemetry };
+  };
+  const serviceWithObjects = async (name: string, user = name) => {
+    const given = await service(name, user);
+    return { ...given, objects: await createJetStreamObjects(given.nc, { spoolDir: dirs.spool }) };
   };
 
-  const local = service("local");
+  const local = await service("local", localUser);
   const apiKey = await ensureApiKey(stateDir);
   const secret = await ensureSecret(stateDir);
   const keys = await local.bus.bucket(buckets.keys);
   await keys.put(hashApiKey(apiKey), { tenant, name: "local", createdAt: new Date().toISOString() });
 
-  const { bus: projectorBus, log: projectorLog } = service("projector");
+  const { bus: projectorBus, log: projectorLog } = await service("projector", "gateway");
   workers.set("projector", await createProjector({ bus: projectorBus, log: projectorLog }));
 
   const record: EngineRecord = {
@@ -202,17 +220,18 @@ export async function startLine(options: LineOptions): Promise<Line> {
     modules: await describeBase(join(options.basesDir, base.name)),
     updatedAt: new Date().toISOString(),
   };
-  workers.set("serve", await createServeService({ ...service("serve"), engines: [record] }));
+  workers.set("serve", await createServeService({ ...(await serviceWithObjects("serve")), engines: [record] }));
   const removeTrace = (traceId: string): Promise<void> => rm(join(dirs.traces, `${traceId}.jsonl`), { force: true });
-  workers.set("collector", await createCollector({ ...service("collector"), nc, inJetStream: true, removeTrace }));
+  workers.set("collector", await createCollector({ ...(await serviceWithObjects("collector", "serve")), inJetStream: true, removeTrace }));
   workers.set(
     "agent",
     await createAgentService({
-      ...service("agent"),
+      ...(await serviceWithObjects("agent")),
       engine: localEngine,
       base: base.name,
       replica: "local",
       engineUrl,
+      engineKey,
       publicUrl: engineUrl,
       adaptersDir: dirs.adapters,
     }),
@@ -224,7 +243,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     courierCommand: courierCommand(options.node),
     env: {
       ...env,
-      NATS_URL: natsUrl,
+      ...nats.environmentOf("courier"),
       LORALINE_SPANS_DIR: dirs.traces,
       LORALINE_BASES_DIR: options.basesDir,
       LORALINE_PYTHON: options.python,
@@ -233,7 +252,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     log,
     stopGraceMs: courierGraceMs,
   });
-  const train = await createTrainService({ ...service("train"), launcher, quotas }).catch(async (error: unknown) => {
+  const train = await createTrainService({ ...(await service("train")), launcher, quotas }).catch(async (error: unknown) => {
     await launcher[Symbol.asyncDispose]();
     throw error;
   });
@@ -243,13 +262,14 @@ export async function startLine(options: LineOptions): Promise<Line> {
       await launcher[Symbol.asyncDispose]();
     },
   });
-  workers.set("tokenize", await createTokenizeService({ ...service("tokenize"), basesDir: options.basesDir, quotas }));
+  workers.set("tokenize", await createTokenizeService({ ...(await serviceWithObjects("tokenize")), basesDir: options.basesDir, quotas }));
   const imports = importSettingsOf(loadEnv(z.object(importEnv), options.env));
-  workers.set("ingest", await createIngestService({ ...service("ingest"), imports, quotas }));
+  workers.set("ingest", await createIngestService({ ...(await serviceWithObjects("ingest")), imports, quotas }));
 
   const gateway = starting.use(
     await createGatewayService({
-      ...service("gateway"),
+      ...(await serviceWithObjects("gateway")),
+      engineKey,
       host,
       port: options.port,
       quotas,

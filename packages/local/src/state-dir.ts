@@ -5,6 +5,8 @@
  *   line.json      where the server answers; no secrets
  *   api-key        the key that was made for this server (0600)
  *   secret         from which it derives what only its own programs may know (0600)
+ *   nats-auth      password of each NATS user (0600)
+ *   engine-key     key between gateway, agent and vLLM (0600)
  *   children/      pid and identity of every child, so that the next start can end those that a killed server left running
  *   ports.json     ports of its children, which stay the same over a restart
  *   nats/ train/ adapters/ traces/ spool/ logs/
@@ -139,7 +141,7 @@ export async function clearStateDir(stateDir: string, pid: number): Promise<void
 export async function findLine(stateDir: string): Promise<(LineFile & { apiKey: string | undefined }) | undefined> {
   const line = await readRecord(join(stateDir, "line.json"), lineFile);
   if (line === undefined || !isRunning(line)) return undefined;
-  return { ...line, apiKey: await readApiKey(stateDir) };
+  return { ...line, apiKey: await readSecret(stateDir, "api-key") };
 }
 
 export async function announceLine(stateDir: string, line: LineFile): Promise<AsyncDisposable> {
@@ -152,29 +154,38 @@ export async function announceLine(stateDir: string, line: LineFile): Promise<As
   };
 }
 
-const readApiKey = async (stateDir: string): Promise<string | undefined> => {
-  const key = await readFile(join(stateDir, "api-key"), "utf8").catch(() => "");
-  return key.trim() === "" ? undefined : key.trim();
+const readSecret = async (stateDir: string, name: string): Promise<string | undefined> => {
+  const secret = await readFile(join(stateDir, name), "utf8").catch(() => "");
+  return secret.trim() === "" ? undefined : secret.trim();
 };
+const newSecret = (): string => randomBytes(24).toString("base64url");
 
-/** Reads the API key of this server, or makes it at the first start. */
-export async function ensureApiKey(stateDir: string): Promise<string> {
-  const known = await readApiKey(stateDir);
+async function ensureKept(stateDir: string, name: string, prefix = ""): Promise<string> {
+  const known = await readSecret(stateDir, name);
   if (known !== undefined) return known;
-  const key = `ll-${randomBytes(24).toString("base64url")}`;
-  await writeWhole(join(stateDir, "api-key"), key);
-  return key;
-}
-
-/** Reads the secret of this server, from which it derives what only its own programs may know, or makes it at the first start. */
-export async function ensureSecret(stateDir: string): Promise<string> {
-  const file = join(stateDir, "secret");
-  const known = (await readFile(file, "utf8").catch(() => "")).trim();
-  if (known !== "") return known;
-  const secret = randomBytes(32).toString("base64url");
-  await writeWhole(file, secret);
+  const secret = `${prefix}${newSecret()}`;
+  await writeWhole(join(stateDir, name), secret);
   return secret;
 }
+
+/** Reads the API key of this server, or makes it at the first start. */
+export const ensureApiKey = (stateDir: string): Promise<string> => ensureKept(stateDir, "api-key", "ll-");
+
+/** The same for the key with which vLLM is asked. */
+export const ensureEngineKey = (stateDir: string): Promise<string> => ensureKept(stateDir, "engine-key");
+
+/** The same for the passwords of NATS' users, by user. */
+export async function ensureNatsPasswords(stateDir: string, users: readonly string[]): Promise<Record<string, string>> {
+  const file = join(stateDir, "nats-auth");
+  const known = (await readRecord(file, z.record(z.string(), z.string()))) ?? {};
+  if (users.every((user) => known[user] !== undefined)) return known;
+  const all = { ...Object.fromEntries(users.map((user) => [user, newSecret()])), ...known };
+  await writeWhole(file, all);
+  return all;
+}
+
+/** The same for the secret from which the server derives what only its own programs may know. */
+export const ensureSecret = (stateDir: string): Promise<string> => ensureKept(stateDir, "secret");
 
 /** The port that a child had at the last start; undefined before the first. */
 export const readPort = async (stateDir: string, name: string): Promise<number | undefined> =>

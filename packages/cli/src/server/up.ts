@@ -1,4 +1,5 @@
 /** `loraline up`: the server in the foreground, until Ctrl-C. */
+import { join } from "node:path";
 import { type LineNews, type LineOptions, startLine } from "@loraline/local";
 import { exitCodes } from "../failure.ts";
 import { bold, cyan, dim, duration, green, pairs, shortPath, type Terminal, writeLine, yellow } from "../terminal.ts";
@@ -17,7 +18,7 @@ export async function runUp(options: Omit<LineOptions, "onNews"> & { json: boole
     const rows = pairs([
       ["URL", bold(server.url)],
       ["API key", server.apiKey],
-      ["NATS", server.natsUrl],
+      ["NATS", `${server.natsUrl} ${dim(`(user tenant.${server.tenant}, password in ${shortPath(join(options.stateDir, "nats-auth"))})`)}`],
       ["base", `${server.base} ${dim("(its engine is starting; trainings can begin already)")}`],
       ["try", cyan(example)],
       ["end", "Ctrl-C"],
