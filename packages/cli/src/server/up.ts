@@ -15,10 +15,11 @@ export async function runUp(options: Omit<LineOptions, "onNews"> & { json: boole
   const server = await startLine({ ...lineOptions, onNews: say });
   if (!json) {
     const example = `loraline run samples/persona.jsonl --base ${server.base} --name persona`;
+    const natsAt = `${server.natsUrl} ${dim(`(user tenant.${server.tenant}, password in ${shortPath(join(options.stateDir, "nats-auth"))})`)}`;
     const rows = pairs([
       ["URL", bold(server.url)],
       ["API key", server.apiKey],
-      ["NATS", `${server.natsUrl} ${dim(`(user tenant.${server.tenant}, password in ${shortPath(join(options.stateDir, "nats-auth"))})`)}`],
+      ["NATS", natsAt],
       ["base", `${server.base} ${dim("(its engine is starting; trainings can begin already)")}`],
       ["try", cyan(example)],
       ["end", "Ctrl-C"],
