@@ -36,8 +36,6 @@ export interface KvBucket<T> {
   keys(filter: string): Promise<string[]>;
   /** The entries of these keys, where there are any; no order. */
   many(keys: readonly string[]): Promise<KvEntry<T>[]>;
-  /** How many keys match `filter`; values are not read. */
-  count(filter: string): Promise<number>;
   /** What the clock of the NATS server shows, in milliseconds since the epoch. */
   serverTime(): Promise<number>;
   /**
@@ -137,11 +135,6 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           if (!isWrongRevision(error) || attempt >= 50) throw error;
         }
       }
-    },
-    async count(filter) {
-      let count = 0;
-      for await (const _key of await kv.keys(filter)) count += 1;
-      return count;
     },
     async serverTime() {
       const jsm = await jetstreamManager(nc);

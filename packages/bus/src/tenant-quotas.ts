@@ -89,7 +89,7 @@ export async function judgeRunByQuotas(
   if (quotas.adapters === null) return problems;
   const adapters = await bus.bucket(buckets.adapters);
   if ((await adapters.get(adapterKey({ tenant, adapter }))) !== undefined) return problems;
-  const used = await adapters.count(everyKeyOf(tenant));
+  const { length: used } = await adapters.keys(everyKeyOf(tenant));
   return used < quotas.adapters ? problems : [...problems, tooManyAdapters(adapter, used, quotas.adapters)];
 }
 

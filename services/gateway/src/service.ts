@@ -160,7 +160,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       }),
       traffic,
       limits,
-      quotas: await createGatewayQuotas({ bus, state, limits, settings: options.quotas ?? {} }),
+      quotas: await createGatewayQuotas({ bus, limits, settings: options.quotas ?? {} }),
       usage: owned.use(await createUsage({ bus, log, gateway })),
       metrics,
       keysOf: checkKey.keysOf,

@@ -5,6 +5,7 @@ import type { AddressInfo } from "node:net";
 import { gzipSync } from "node:zlib";
 import { type Bus, createBus, ensureStreams } from "@loraline/bus";
 import {
+  buckets,
   datasetDeleted,
   datasetImportRequested,
   datasetIngested,
@@ -12,6 +13,7 @@ import {
   datasetRejected,
   datasetReport,
   datasetWaiting,
+  foldDataset,
 } from "@loraline/contracts";
 import { createJetStreamObjects, getBytes, getJson, type Objects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
@@ -231,5 +233,36 @@ describe("an import", () => {
       /2 imports of this tenant are under way, and its quota is 2/,
     );
     expect(dripping).toBe(2);
+  });
+
+  test("over the number of datasets that a tenant may have is rejected, also one that comes by NATS", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using web = await serve({ "a.jsonl": rows(0, 3) });
+    const quotas = { tenants: { [tenant]: { datasets: 1 } } };
+    await using service = await createIngestService({ bus, objects, telemetry, imports: web.imports, quotas });
+    expect(service).toBeDefined();
+    const source = { url: `${web.url}/files/a.jsonl` };
+    // As the projector leaves the dataset that the tenant has.
+    const datasets = await bus.bucket(buckets.datasets);
+    const has = ulid();
+    const at = { tenant, id: has };
+    const state = foldDataset(undefined, {
+      type: "dataset.import-requested.v1",
+      at,
+      data: { source },
+      time: new Date().toISOString(),
+      seq: 1,
+      trace: null,
+    } as never);
+    await datasets.put(`${tenant}.${has}`, state as never);
+    expect(await outcome(line, await request(line, source))).toEqual({ records: 3, rejections: 0 });
+    await datasets.put(`${tenant}.${ulid()}`, state as never);
+    expect(await outcome(line, await request(line, source))).toMatchObject({
+      code: "QUOTA_DATASETS",
+      message: expect.stringContaining("its quota is 1") as string,
+    });
+    expect(
+      await outcome({ ...line, tenant: `${tenant}-other` }, await request({ ...line, tenant: `${tenant}-other` }, source)),
+    ).toMatchObject({ records: 3 });
   });
 });

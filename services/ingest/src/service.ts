@@ -15,6 +15,7 @@ import { defaultHubEndpoint } from "@loraline/models";
 import type { Telemetry } from "@loraline/runtime";
 import { defaultIngestSettings, type IngestSettings } from "@loraline/datasets";
 import { onDatasetReceived } from "./on-dataset-received.ts";
+import { createWithinQuota } from "./within-quota.ts";
 import { createImportSlots } from "./import-slots.ts";
 import { createImportFetch, type ImportSettings, onImportRequested } from "./on-import-requested.ts";
 
@@ -58,20 +59,25 @@ export async function createIngestService({
   });
   const stopping = new AbortController();
   const quotas = await watchQuotas({ bus, settings: granted, signal: stopping.signal });
+  const withinQuota = await createWithinQuota(bus, quotas);
   const fetch = createImportFetch(importSettings);
   const slots = createImportSlots({ places: importSettings.atOnce, mostOf: (tenant) => quotas.of(tenant).importsAtOnce });
   const started = await Promise.allSettled([
     bus.consume({
       consumer: consumers.ingestDatasetReceived,
       handlers: {
-        "dataset.received.v1": onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings } }),
+        "dataset.received.v1": withinQuota(
+          onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings } }),
+        ),
       },
       onDeadLetter,
       ...waits(datasetIngested),
     }),
     bus.consume({
       consumer: consumers.ingestDatasetImportRequested,
-      handlers: { "dataset.import-requested.v1": onImportRequested({ bus, objects, telemetry, fetch, slots, settings: importSettings }) },
+      handlers: {
+        "dataset.import-requested.v1": withinQuota(onImportRequested({ bus, objects, telemetry, fetch, slots, settings: importSettings })),
+      },
       onDeadLetter,
       ...waits(datasetReceived),
     }),

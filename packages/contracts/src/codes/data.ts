@@ -269,6 +269,10 @@ export const importCodes = defineArea(
       "The host sends the file so slowly that it would keep a place from other imports.",
       "Use a faster host, or upload the file yourself.",
     ],
+    QUOTA_DATASETS: [
+      "The tenant has as many datasets as it may have.",
+      "Delete some that are not needed any more, or have the operator raise the quota; `loraline limits list` shows it.",
+    ],
     QUOTA_IMPORTS: [
       "As many imports as may be under way at once are, of this tenant or of all.",
       "Wait: it goes on by itself. `loraline limits list` shows the quota, which the operator can raise.",

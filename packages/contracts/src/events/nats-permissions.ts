@@ -73,7 +73,7 @@ const needs = {
     publishes: [e.datasetReceived, e.datasetIngested, e.datasetRejected, e.datasetWaiting],
     consumes: [consumers.ingestDatasetReceived, consumers.ingestDatasetImportRequested],
     readsHistory: [streams.DATASETS],
-    reads: [buckets.cache, buckets.limits],
+    reads: [buckets.cache, buckets.limits, buckets.datasets],
     writes: [buckets.cache],
     objects: "write",
   },

@@ -228,7 +228,7 @@ export const httpRoutes = {
     }),
     idempotent: true,
     answer: fileObject,
-    refusals: [400, 413, 507],
+    refusals: [400, 403, 413, 507],
   },
   listFiles: {
     method: "GET",
@@ -383,7 +383,7 @@ export const httpRoutes = {
     idempotent: true,
     status: 202,
     answer: datasetState,
-    refusals: [400, 413, 415, 507],
+    refusals: [400, 403, 413, 415, 507],
   },
   getDataset: {
     method: "GET",

@@ -5,6 +5,7 @@ import { buckets } from "@loraline/contracts";
 import { test } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
+import { datasetIdOf } from "../openai-ids.ts";
 import { adapterOf, base, type GatewayUnderTest, putAdapter, registerEngine, startGateway, versionOf } from "../gateway-under-test.ts";
 
 const uploaded = async (line: GatewayUnderTest, client = line.openai): Promise<string> => {
@@ -69,6 +70,28 @@ test("a run is refused while as many of its tenant wait as may; what runs hold i
   });
   await training.put(tenant, { running: 2, gpus: 8, waiting: 4, at: new Date().toISOString() });
   expect(await create()).toMatchObject({ status: "validating_files" });
+});
+
+test("an upload or import over the number of datasets is refused, until one is deleted", async ({ nc, tenant }) => {
+  await using line = await started({ nc, tenant, quotas: { tenants: { [tenant]: { datasets: 2 } } } });
+  const [first] = [await uploaded(line), await uploaded(line)];
+  const full = {
+    status: 403,
+    code: "QUOTA_DATASETS",
+    message: expect.stringContaining("this tenant has 2 datasets, and its quota is 2. Delete some"),
+  };
+  await expect(uploaded(line)).rejects.toMatchObject(full);
+  const imported = await line.fetch("/v1/loraline/datasets/import", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ url: "https://example.org/a.jsonl" }),
+  });
+  expect([imported.status, ((await imported.json()) as { error: { code: string } }).error.code]).toEqual([403, "QUOTA_DATASETS"]);
+  const other = line.clientFor(await line.keyFor(`${tenant}-other`));
+  for (let n = 0; n < 3; n++) await uploaded(line, other);
+  // As the collector does with the entry of a dataset that is deleted.
+  await (await line.bus.bucket(buckets.datasets)).clear(`${tenant}.${datasetIdOf(first)}`);
+  expect(await uploaded(line)).toMatch(/^file-/);
 });
 
 test("imports of adapters: a tenant whose servers never end holds its own places only", async ({ nc, tenant }) => {

@@ -1,5 +1,5 @@
 /** What a tenant may have at most, and how much of it is used. */
-import { type Bus, judgeRunByQuotas } from "@loraline/bus";
+import { type Bus, createDatasetQuota, judgeRunByQuotas } from "@loraline/bus";
 import {
   buckets,
   everyKeyOf,
@@ -18,7 +18,6 @@ import {
 import { PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
 import { badRequestOf } from "../errors.ts";
-import type { StateReader } from "../state-reader.ts";
 import type { Limits } from "./limits.ts";
 
 export interface GatewayQuotas {
@@ -26,6 +25,8 @@ export interface GatewayQuotas {
   view(tenant: string): Promise<QuotaView[]>;
   /** @throws PermanentError 400 QUOTA_GPUS, QUOTA_PRIORITY or QUOTA_ADAPTERS, 429 QUOTA_RUNS_WAITING if the tenant may not have the run. */
   admitRun(tenant: string, spec: RunSpec): Promise<void>;
+  /** @throws PermanentError 403 QUOTA_DATASETS if the tenant may not have one more. */
+  admitDataset(tenant: string): Promise<void>;
   /**
    * Counts an import of an adapter by this gateway, until it is disposed.
    * @throws PermanentError 429 QUOTA_IMPORTS.
@@ -40,30 +41,24 @@ export interface GatewayQuotas {
 
 export async function createGatewayQuotas({
   bus,
-  state,
   limits,
   settings,
 }: {
   bus: Pick<Bus, "bucket">;
-  state: Pick<StateReader, "datasets">;
   limits: Pick<Limits, "all">;
   settings: QuotaSettings;
 }): Promise<GatewayQuotas> {
+  const datasets = await createDatasetQuota(bus);
   const [adapters, training] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.training)]);
   /** Imports of adapters under way, by tenant. */
   const importing = new Map<string, number>();
   const of = (tenant: string): Quotas => quotasOf(tenant, settings, limits.all().get(tenant));
 
   const usedBy = async (tenant: string): Promise<Partial<Record<QuotaName, number>>> => {
-    const [runs, datasets, adapterCount] = await Promise.all([
-      training.get(tenant),
-      state.datasets(tenant),
-      adapters.count(everyKeyOf(tenant)),
-    ]);
+    const [runs, datasetCount, its] = await Promise.all([training.get(tenant), datasets.used(tenant), adapters.keys(everyKeyOf(tenant))]);
     return {
-      datasets: datasets.filter(({ status }) => status !== "deleted").length,
-      importsAtOnce: datasets.filter(({ status }) => status === "importing").length,
-      adapters: adapterCount,
+      datasets: datasetCount,
+      adapters: its.length,
       runsAtOnce: runs?.value.running ?? 0,
       gpusAtOnce: runs?.value.gpus ?? 0,
       runsWaiting: runs?.value.waiting ?? 0,
@@ -89,6 +84,10 @@ export async function createGatewayQuotas({
           { status: 429 },
         );
       }
+    },
+    async admitDataset(tenant) {
+      const problem = await datasets.judge(tenant, of(tenant).datasets, false);
+      if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { status: 403 });
     },
     beginImport(tenant) {
       const most = of(tenant).importsAtOnce;

@@ -17,7 +17,7 @@ import { requestSpan } from "../tracing.ts";
 /** How long an answer waits for the projector, so that lists already show the dataset. The answer is right also without it. */
 const foldWithinMs = 1000;
 
-export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: FastifyInstance) => void {
+export function datasetRoutes({ bus, objects, state, quotas }: GatewayContext): (app: FastifyInstance) => void {
   const existing = async (request: FastifyRequest): Promise<DatasetState> => {
     const { id } = request.params as { id: string };
     const datasetId = datasetIdOf(id) ?? id;
@@ -51,6 +51,7 @@ export function datasetRoutes({ bus, objects, state }: GatewayContext): (app: Fa
         isSame: (known) => isDeepStrictEqual(known.source, source) && known.status !== "deleted",
       });
       if (earlier !== undefined) return reply.code(202).send(earlier);
+      await quotas.admitDataset(tenant);
       const id = ids[0] ?? ulid();
       requestSpan()?.setAttribute("loraline.dataset.id", id);
       await bus.publish(datasetImportRequested, { tenant, id }, { source, mapping, by });

@@ -101,6 +101,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
 
   return (app) => {
     app.post("/files", async (request, reply) => {
+      await context.quotas.admitDataset(request.caller.tenant);
       if (!request.isMultipart()) {
         throw badRequest("invalid_content_type", "Upload as multipart/form-data with the fields `file` and `purpose`.");
       }
