@@ -16,10 +16,11 @@ cat <<Y
 #   kubectl -n loraline create secret generic loraline-nats-auth \$(for user in $users cluster; do echo --from-literal=\$user=\$(word); done)
 #   kubectl -n loraline create secret generic loraline-engine-key --from-literal=key=ek-\$(word)
 #   kubectl -n loraline create secret generic loraline-admin-key --from-literal=key=ll-\$(word)
+#   kubectl -n loraline create secret generic loraline-secret --from-literal=secret=\$(word)
 # Then, and after every change of it:
 #   kubectl apply --server-side -f helm/loraline/crds -f helm/loraline-plain.yaml
 # What a new version no longer has stays; \`kubectl delete -f\` it. A Job of the streams that has another name is one of another version.
 Y
 helm template loraline "$here/loraline" --namespace loraline \
-  --set nats.auth.existingSecret=loraline-nats-auth,engineKey.existingSecret=loraline-engine-key,bootstrap.existingSecret=loraline-admin-key "$@" |
+  --set nats.auth.existingSecret=loraline-nats-auth,engineKey.existingSecret=loraline-engine-key,bootstrap.existingSecret=loraline-admin-key,lineSecret.existingSecret=loraline-secret "$@" |
   sed '/app.kubernetes.io\/managed-by: Helm/d; /^# Source: /d'

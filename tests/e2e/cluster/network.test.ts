@@ -1,4 +1,11 @@
-/** The chart's NetworkPolicies in a network that enforces them: connections are tried from pods. */
+/**
+ * The chart's NetworkPolicies in a network that enforces them: connections are tried from pods. NATS' three servers, their clients and the
+ * gateway use TLS here, with certificates as cert-manager would make them.
+ */
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { runSpec } from "../../../packages/contracts/src/index.ts";
 import { jobManifest, trainPodSettings } from "../../../services/train/src/launchers/job-manifest.ts";
@@ -31,11 +38,18 @@ const namespaced = (namespace: string) => ({ namespaceSelector: { matchLabels: {
 const small = { requests: { cpu: "10m", memory: "64Mi" } };
 const values = (networkPolicy: Values, more: Values = {}): Values => ({
   engines: [standIn],
-  gateway: { replicas: 1 },
+  gateway: { replicas: 1, tls: { secret: "gateway-tls" } },
+  trust: { caSecret: "our-ca" },
   // The stand-in cannot report that no requests arrive any more, so the hook is left out.
   agent: { env: [{ name: "AGENT_LEAVE_S", value: "0" }] },
   // Three servers, so that there are connections between them.
-  nats: { replicas: 3, tenants: [{ name: "acme", namespaces: [others.tenant] }], persistence: { enabled: false }, resources: small },
+  nats: {
+    replicas: 3,
+    tls: { secret: "nats-tls" },
+    tenants: [{ name: "acme", namespaces: [others.tenant] }],
+    persistence: { enabled: false },
+    resources: small,
+  },
   networkPolicy: { metricsFrom: [namespaced(others.monitoring)], ...networkPolicy },
   train: { namespace: attempts, createNamespace: true, ...(more["train"] as Values | undefined) },
 });
@@ -48,6 +62,13 @@ beforeAll(async () => {
     await pod(namespace, "somebody", {});
   }
   await pod(name, "stranger", {});
+  const certificates = makeCertificates({
+    "nats-tls": [`loraline-nats.${name}.svc`, `*.loraline-nats-headless.${name}.svc`],
+    "gateway-tls": [`loraline-gateway.${name}.svc`],
+    "our-ca": ["unused"],
+  });
+  for (const [secret, stringData] of Object.entries(certificates))
+    await line.apply({ apiVersion: "v1", kind: "Secret", metadata: { name: secret }, stringData });
   await line.helmInstall(values({}));
   const settings = trainPodSettings.parse(JSON.parse((await line.get("configmap", "loraline-train-pods")).data["pods.json"] as string));
   for (const attempt of [1, 2]) {
@@ -69,6 +90,28 @@ afterAll(async () => {
   const rest = kubectl("delete", "namespace", attempts, ...Object.values(others), "--ignore-not-found", "--timeout=120s");
   await Promise.all([line[Symbol.asyncDispose](), rest]);
 }, 300_000);
+
+/** @returns for each name the files of its Secret: a certificate for these hosts, its key, and the authority of all of them. */
+function makeCertificates(hosts: Record<string, string[]>): Record<string, Record<string, string>> {
+  const dir = mkdtempSync(join(tmpdir(), "loraline-certificates-"));
+  try {
+    const openssl = (...args: string[]) => execFileSync("openssl", args, { cwd: dir, stdio: "ignore" });
+    const read = (file: string): string => readFileSync(join(dir, file), "utf8");
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=our-ca");
+    return Object.fromEntries(
+      Object.entries(hosts).map(([of, names]) => {
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", `${of}.key`, "-out", `${of}.csr`, "-subj", `/CN=${of}`);
+        const alternatives = names.map((host) => `DNS:${host}`).join(",");
+        writeFileSync(join(dir, `${of}.ext`), `subjectAltName=${alternatives}\nextendedKeyUsage=serverAuth,clientAuth\n`);
+        const by = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2"];
+        openssl("x509", "-req", "-in", `${of}.csr`, ...by, "-out", `${of}.crt`, "-extfile", `${of}.ext`);
+        return [of, { "tls.crt": read(`${of}.crt`), "tls.key": read(`${of}.key`), "ca.crt": read("ca.crt") }];
+      }),
+    );
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+}
 
 /** A program that listens on port 9000 and does nothing. */
 async function pod(namespace: string, podName: string, labels: Record<string, string>): Promise<void> {
@@ -202,6 +245,22 @@ it("under its policies the line gets ready, and nobody reaches what is not their
     "outside: the API server": but("gateway", "engine", "attempt"),
     "outside: a pod": but("gateway", "engine", "operator", "attempt", "stranger"),
   });
+});
+
+it("NATS takes no client without TLS, and the gateway answers by https, each with its certificate", async () => {
+  const script = `
+    const { connect } = await import("node:net");
+    const info = await new Promise((resolve) => connect(4222, "loraline-nats.${name}.svc").once("data", (data) => resolve(String(data))));
+    const { tls_required } = JSON.parse(info.slice("INFO ".length));
+    const ask = (url) => fetch(url).then(({ status }) => status, () => "refused");
+    // The authority is trusted through trust.caSecret.
+    const https = await ask("https://loraline-gateway.${name}.svc:80/healthz");
+    const http = await ask("http://loraline-gateway.${name}.svc:80/healthz");
+    console.log(JSON.stringify({ tls_required, https, http }));
+    process.exit();`;
+  const operator = await line.podOf("app.kubernetes.io/component=operator");
+  const said = await line.kubectl("exec", operator, "--", "node", "--input-type=module", "-e", script);
+  expect(JSON.parse(said)).toEqual({ tls_required: true, https: 200, http: "refused" });
 });
 
 it("attempts on several nodes reach each other; the API is for whom it is opened", { timeout: 300_000 }, async () => {
