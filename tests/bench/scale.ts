@@ -11,6 +11,7 @@ import type { Row } from "./table.ts";
 import { scaleGateway } from "./scale/gateway.ts";
 import { scaleRoute } from "./scale/route.ts";
 import { scaleDatasets } from "./scale/datasets.ts";
+import { scaleNeighbour } from "./scale/neighbour.ts";
 import { scaleTrain } from "./scale/train-round.ts";
 
 /** A row of the scale table. */
@@ -29,6 +30,7 @@ const parts: Record<string, () => Promise<ScaleRow[]>> = {
   gateway: scaleGateway,
   train: scaleTrain,
   datasets: scaleDatasets,
+  neighbour: scaleNeighbour,
 };
 
 /** Each part as a benchmark of its own, `scale:<part>`. */

@@ -1,0 +1,214 @@
+/**
+ * Measures what one tenant notices of another that asks for all it can: uploads, jobs, chats and lists at once. Real NATS, gateway, ingest
+ * and tokenize, each a process of its own; an engine that answers after a fixed time. BENCH_SECONDS sets how long each part takes.
+ */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { createBus, ensureStreams } from "@loraline/bus";
+import { buckets, type EngineRecord, parseSubject } from "@loraline/contracts";
+import { createLog, createTelemetry } from "@loraline/runtime";
+import { spawnNatsServer } from "@loraline/testkit/servers";
+import { createApiKey } from "../../../services/gateway/src/access/auth.ts";
+import { root } from "../../line-under-test.ts";
+import { node } from "../gateway.ts";
+import type { ScaleRow } from "../scale.ts";
+import { percentile } from "../table.ts";
+import { report } from "./tables.ts";
+
+const seconds = Number(process.env.BENCH_SECONDS ?? 30);
+const bases = join(root, ".loraline/bases");
+const base = "smollm2-135m-instruct";
+const kinds = [
+  "chat, first byte",
+  "chat, whole",
+  "upload answered",
+  "upload → ingested",
+  "job answered",
+  "job → tokenized",
+  "list of jobs",
+] as const;
+type Kind = (typeof kinds)[number];
+type Times = Record<Kind, number[]>;
+
+export async function scaleNeighbour(): Promise<ScaleRow[]> {
+  await using owned = new AsyncDisposableStack();
+  const nats = owned.use(await spawnNatsServer());
+  const nc = await nats.connect();
+  owned.defer(() => nc.close());
+  await ensureStreams(nc);
+  const log = createLog({ service: "bench", level: "error" });
+  const bus = createBus({ nc, log, telemetry: owned.use(createTelemetry({ service: "bench" })), source: "bench" });
+  const engine = owned.use(await node("tests/bench/null-engine.ts", {}, (line) => line));
+  const about = JSON.parse(await readFile(join(bases, base, "base.json"), "utf8")) as EngineRecord["base"];
+  const record: EngineRecord = {
+    engine: "bench",
+    base: about,
+    maxLoraRank: 32,
+    maxLoras: 8,
+    maxCpuLoras: 400,
+    maxModelLen: 2048,
+    updatedAt: new Date().toISOString(),
+  };
+  await (await bus.bucket(buckets.engines)).put("bench", record);
+  const replicas = await bus.bucket(buckets.replicas);
+  const beat = () => replicas.put("bench.r0", { ...report(0, engine.said), engine: "bench", base, at: new Date().toISOString() });
+  await beat();
+  const beating = setInterval(() => void beat(), 3000);
+  owned.defer(() => clearInterval(beating));
+  const env = { NATS_URL: nats.url, HOST: "127.0.0.1", PORT: "0", METRICS_PORT: "0", LORALINE_BASES_DIR: bases };
+  const gateway = owned.use(
+    await node("services/gateway/src/main.ts", env, (line) =>
+      line.includes("gateway is listening") ? (JSON.parse(line) as { url: string }).url : undefined,
+    ),
+  );
+  for (const service of ["ingest", "tokenize"]) {
+    owned.use(await node(`services/${service}/src/main.ts`, env, (line) => (/ready|started|serving/i.test(line) ? line : undefined)));
+  }
+
+  /** When each event of the quiet tenant was seen, by type and id. */
+  const seen = new Map<string, number>();
+  const events = nc.subscribe("loraline.quiet.>", {
+    callback(_error, { subject }) {
+      const event = parseSubject(subject);
+      if (event !== undefined) seen.set(`${event.type} ${event.id}`, performance.now());
+    },
+  });
+  owned.defer(() => events.unsubscribe());
+  const happened = async (type: string, id: string): Promise<number> => {
+    for (const until = performance.now() + 120_000; ;) {
+      const at = seen.get(`${type} ${id}`);
+      if (at !== undefined) return at;
+      if (performance.now() > until) throw new Error(`no ${type} of ${id} in two minutes`);
+      await sleep(2);
+    }
+  };
+
+  const clientOf = async (tenant: string) => {
+    const key = await createApiKey({ bus }, { tenant, name: "bench" });
+    const ask = (path: string, body?: object | FormData): Promise<Response> =>
+      fetch(`${gateway.said}${path}`, {
+        ...(body === undefined ? {} : { method: "POST", body: body instanceof FormData ? body : JSON.stringify(body) }),
+        headers: { authorization: `Bearer ${key}`, ...(body instanceof FormData ? {} : { "content-type": "application/json" }) },
+      });
+    let files = 0;
+    return {
+      ask,
+      async upload(rows: number): Promise<string> {
+        const form = new FormData();
+        form.set("purpose", "fine-tune");
+        form.set("file", new File([rowsOf(rows, `${tenant} ${files++}`)], "rows.jsonl"));
+        return ((await (await ask("/v1/files", form)).json()) as { id: string }).id;
+      },
+      job: async (file: string): Promise<string> =>
+        ((await (await ask("/v1/fine_tuning/jobs", { model: base, training_file: file, suffix: "bench" })).json()) as { id: string }).id,
+      async chat(): Promise<{ first: number; whole: number }> {
+        const from = performance.now();
+        const body = { model: base, stream: true, seed: 10, max_tokens: 10, messages: [{ role: "user", content: "ahoy" }] };
+        const answer = await ask("/v1/chat/completions", body);
+        let first = 0;
+        for await (const _part of answer.body ?? []) if (first === 0) first = performance.now() - from;
+        if (!answer.ok) throw new Error(`a chat got ${answer.status}`);
+        return { first, whole: performance.now() - from };
+      },
+    };
+  };
+  const quiet = await clientOf("quiet");
+  const loud = await clientOf("loud");
+
+  const measure = async (): Promise<Times> => {
+    const times = Object.fromEntries(kinds.map((kind) => [kind, [] as number[]])) as Times;
+    const until = performance.now() + seconds * 1000;
+    const every = async (ms: number, work: () => Promise<void>): Promise<void> => {
+      while (performance.now() < until) {
+        const from = performance.now();
+        await work();
+        await sleep(Math.max(0, ms - (performance.now() - from)));
+      }
+    };
+    await Promise.all([
+      every(100, async () => {
+        const { first, whole } = await quiet.chat();
+        times["chat, first byte"].push(first);
+        times["chat, whole"].push(whole);
+      }),
+      every(500, async () => {
+        const from = performance.now();
+        const file = await quiet.upload(20);
+        times["upload answered"].push(performance.now() - from);
+        times["upload → ingested"].push((await happened("dataset.ingested.v1", file.replace("file-", ""))) - from);
+        const jobFrom = performance.now();
+        const job = await quiet.job(file);
+        times["job answered"].push(performance.now() - jobFrom);
+        times["job → tokenized"].push((await happened("run.tokenized.v1", job.replace("ftjob-", ""))) - jobFrom);
+      }),
+      every(200, async () => {
+        const from = performance.now();
+        await (await quiet.ask("/v1/fine_tuning/jobs")).arrayBuffer();
+        times["list of jobs"].push(performance.now() - from);
+      }),
+    ]);
+    return times;
+  };
+
+  await quiet.chat();
+  await happened("dataset.ingested.v1", (await quiet.upload(20)).replace("file-", ""));
+  console.error("bench: neighbour: alone …");
+  const alone = await measure();
+  console.error("bench: neighbour: with a loud one …");
+  const done = { chats: 0, uploads: 0, jobs: 0, lists: 0, refused: 0 };
+  let isLoud = true;
+  const forever = (count: number, work: () => Promise<void>): Promise<void>[] =>
+    Array.from({ length: count }, async () => {
+      while (isLoud) await work().catch(() => ((done.refused += 1), sleep(20)));
+    });
+  const kept: string[] = [];
+  const noise = [
+    ...forever(32, async () => void (await loud.chat(), done.chats++)),
+    ...forever(4, async () => void (kept.push(await loud.upload(500)), done.uploads++)),
+    ...forever(1, async () => void (kept.push(await loud.upload(20_000)), done.uploads++)),
+    ...forever(4, async () => {
+      const file = kept.at(-1);
+      if (file === undefined) return sleep(20);
+      if ((await loud.job(file)) === undefined) throw new Error("refused");
+      done.jobs++;
+    }),
+    ...forever(4, async () => void (await (await loud.ask("/v1/fine_tuning/jobs?limit=100")).arrayBuffer(), done.lists++)),
+  ];
+  await sleep(3000);
+  const both = await measure();
+  isLoud = false;
+  await Promise.all(noise);
+
+  return kinds.map((kind) => {
+    const ratio = Number(percentile(both[kind], 99)) / Number(percentile(alone[kind], 99));
+    return {
+      what: `neighbour: ${kind}, p99 beside a tenant at full load, over alone`,
+      value: `${ratio.toFixed(1)} ×`,
+      before: before[kind],
+      limit: "2 ×",
+      detail: `p50 · p99 alone ${percentile(alone[kind], 50)} · ${percentile(alone[kind], 99)} ms, beside it ${percentile(both[kind], 50)} · ${percentile(both[kind], 99)} ms (${both[kind].length} times); the loud one in ${seconds + 3} s: ${done.chats} chats, ${done.uploads} uploads, ${done.jobs} jobs, ${done.lists} lists, ${done.refused} refused`,
+    };
+  });
+}
+
+const before: Record<Kind, string> = {
+  "chat, first byte": "?",
+  "chat, whole": "?",
+  "upload answered": "?",
+  "upload → ingested": "?",
+  "job answered": "?",
+  "job → tokenized": "?",
+  "list of jobs": "?",
+};
+
+const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+const rowsOf = (count: number, about: string): string =>
+  Array.from({ length: count }, (_, row) =>
+    JSON.stringify({
+      messages: [
+        { role: "user", content: `What is ${row} of ${about}?` },
+        { role: "assistant", content: `Arr, matey, that be number ${row} of ${about}.` },
+      ],
+    }),
+  ).join("\n");
