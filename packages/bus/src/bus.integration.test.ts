@@ -81,6 +81,25 @@ describe("publish", () => {
 });
 
 describe("consume", () => {
+  test("one tenant's messages that take long do not hold up those of another, however many they are", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const other = `${tenant}-other`;
+    for (let n = 0; n < 20; n++) await bus.publish(events.datasetReceived, newDataset(tenant), { blob, filename: "a" });
+    const at = newDataset(other);
+    await bus.publish(events.datasetReceived, at, { blob, filename: "b" });
+    const done = Promise.withResolvers<string>();
+    await using _consuming = await bus.consume({
+      consumer: consumers.ingestDatasetReceived,
+      handlers: {
+        "dataset.received.v1": async ({ at: { tenant: whose, id } }) => {
+          if (whose === other) done.resolve(id);
+          if (whose === tenant) await done.promise;
+        },
+      },
+    });
+    expect(await done.promise).toBe(at.id);
+  });
+
   test("carries the trace, and a handler's publish continues it", async ({ nc, tenant }) => {
     const bus = await busOver(nc);
     const at = newDataset(tenant);

@@ -1,6 +1,6 @@
 /** Pull consumer with bounded concurrency, order by entity, heartbeats, the disposition table and dead letters. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { buckets, type ConsumerDef, parseSubject, waitedKey, type waitedState } from "@loraline/contracts";
+import { buckets, type ConsumerDef, parseSubject, tenantOfSubject, waitedKey, type waitedState } from "@loraline/contracts";
 import {
   backoffMs,
   dispositionOf,
@@ -108,7 +108,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   const log = deps.log.child({ consumer: def.durable });
   const waited = await openBucket(deps.nc, buckets.waited, log);
 
-  const lanes = createLanes(def.concurrency);
+  const lanes = createLanes({ places: def.concurrency, ahead: def.ahead, spare: def.ahead === undefined ? 0 : 1 });
   /** Which messages wait for each other: those about one entity, or none. */
   const laneOf = ({ subject, seq }: JsMsg): string => (def.ordered === true ? subject.split(".", 4).join(".") : String(seq));
   const pulls = new Set<ConsumerMessages>();
@@ -147,12 +147,14 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
       // A message that waits for its turn stays in hand as one that is worked on does.
       const heartbeat = setInterval(() => received.working(), def.ackWaitMs / 3);
       const done = lanes
-        .run(laneOf(received), (turn) => handleMessage({ ...deps, waited, turn }, options, received, log, stopping.signal))
+        .run(laneOf(received), tenantOfSubject(received.subject) ?? "", (turn) =>
+          handleMessage({ ...deps, waited, turn }, options, received, log, stopping.signal),
+        )
         // Not acknowledged, so the broker delivers it again.
         .catch((error: unknown) => log.error({ err: error }, "message not acknowledged; it will be delivered again"))
         .finally(() => clearInterval(heartbeat));
-      // Those of an ordered consumer may wait for each other, which must not keep this worker from messages of others.
-      if (def.ordered !== true) await done;
+      // Messages wait for each other, or for their tenant's turn, which must not keep this worker from messages of others.
+      if (def.ordered !== true && def.ahead === undefined) await done;
     }
   };
   const workers = Array.from({ length: def.concurrency }, worker);

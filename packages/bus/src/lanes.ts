@@ -1,4 +1,7 @@
-/** Order of work inside one process: tasks of one lane one after another, those of different lanes side by side. */
+/**
+ * Order of work inside one process: tasks of one lane one after another, those of different lanes side by side. Who waits for a place gets it
+ * in turns by owner, so that an owner of many tasks does not hold up one of few.
+ */
 import { setTimeout as sleep } from "node:timers/promises";
 
 /** The place of a running task among all that may run at once. */
@@ -8,55 +11,95 @@ export interface Turn {
 }
 
 interface Lanes {
-  /** Runs the task when those that came to its lane before are over and one of the places is free. */
-  run(lane: string, task: (turn: Turn) => Promise<void>): Promise<void>;
-  /** Resolves as soon as a place is free. */
+  /** Runs the task when those that came to its lane before are over and it has a place. `owner`: whose task it is. */
+  run(lane: string, owner: string, task: (turn: Turn) => Promise<void>): Promise<void>;
+  /** Resolves as soon as a place is free, or fewer tasks wait for one than may. */
   room(): Promise<void>;
   /** Resolves when nothing runs or waits any more. */
   idle(): Promise<void>;
 }
 
-/** @param places - tasks that run at once; those that pause do not count. */
-export function createLanes(places: number): Lanes {
+interface LanesOptions {
+  /** Tasks that run at once; those that pause do not count. */
+  places: number;
+  /** Tasks that may wait for a place before there is no more room. Default 0. */
+  ahead?: number | undefined;
+  /** Places more that only an owner may take of whom nothing runs: the tasks of another may take long. Default 0. */
+  spare?: number | undefined;
+}
+
+export function createLanes({ places, ahead = 0, spare = 0 }: LanesOptions): Lanes {
   const last = new Map<string, Promise<void>>();
-  let free = places;
+  /** Running tasks by owner; an owner without any is not in it. */
+  const running = new Map<string, number>();
+  let taken = 0;
+  /** Those who wait for a place, by owner. The first owner is the next in turn. */
+  const waiting = new Map<string, (() => void)[]>();
+  let waitingCount = 0;
   /** Tasks come before those who only look for room. */
-  const tasks: (() => void)[] = [];
   let watchers: (() => void)[] = [];
 
-  const take = async (): Promise<void> => {
-    if (free > 0) free -= 1;
-    // The place is handed over, so it is not counted as free in between.
-    else await new Promise<void>((resolve) => tasks.push(resolve));
+  const mayRun = (owner: string): boolean => taken < places || (taken < places + spare && !running.has(owner));
+  const begin = (owner: string): void => {
+    taken += 1;
+    running.set(owner, (running.get(owner) ?? 0) + 1);
   };
-  const give = (): void => {
-    const next = tasks.shift();
-    if (next !== undefined) {
-      next();
-      return;
-    }
-    free += 1;
+  const hasRoom = (): boolean => taken < places || waitingCount < ahead;
+  const wake = (): void => {
+    if (!hasRoom()) return;
     const woken = watchers;
     watchers = [];
-    for (const wake of woken) wake();
+    for (const go of woken) go();
   };
-  const turn: Turn = {
-    async pause(ms, signal) {
-      give();
-      await sleep(ms, undefined, { signal }).catch(() => {});
-      await take();
-    },
+
+  const take = async (owner: string): Promise<void> => {
+    if (mayRun(owner)) {
+      begin(owner);
+      return;
+    }
+    waitingCount += 1;
+    // The place is handed over, so it is not counted as free in between.
+    await new Promise<void>((resolve) => {
+      const queue = waiting.get(owner);
+      if (queue === undefined) waiting.set(owner, [resolve]);
+      else queue.push(resolve);
+    });
+  };
+  const give = (owner: string): void => {
+    taken -= 1;
+    const left = (running.get(owner) ?? 1) - 1;
+    if (left === 0) running.delete(owner);
+    else running.set(owner, left);
+    for (const [next, queue] of waiting) {
+      if (!mayRun(next)) continue;
+      const go = queue.shift();
+      // Behind all the others.
+      waiting.delete(next);
+      if (queue.length > 0) waiting.set(next, queue);
+      waitingCount -= 1;
+      begin(next);
+      go?.();
+      break;
+    }
+    wake();
   };
   return {
-    run(lane, task) {
+    run(lane, owner, task) {
       const before = last.get(lane);
+      const turn: Turn = {
+        async pause(ms, signal) {
+          give(owner);
+          await sleep(ms, undefined, { signal }).catch(() => {});
+          await take(owner);
+        },
+      };
       const run = async (): Promise<void> => {
         if (before !== undefined) await before.catch(() => {});
-        await take();
+        await take(owner);
         try {
           await task(turn);
         } finally {
-          give();
+          give(owner);
         }
       };
       const running = run().finally(() => {
@@ -66,7 +109,7 @@ export function createLanes(places: number): Lanes {
       return running;
     },
     async room() {
-      while (free <= 0) await new Promise<void>((resolve) => watchers.push(resolve));
+      while (!hasRoom()) await new Promise<void>((resolve) => watchers.push(resolve));
     },
     async idle() {
       await Promise.allSettled(last.values());

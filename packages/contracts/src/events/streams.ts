@@ -147,6 +147,11 @@ export interface ConsumerDef {
    * go on. Between processes there is no order: handlers see by `seq` what is older than what was done already. Absent: no order at all.
    */
   readonly ordered?: true;
+  /**
+   * Messages that one process takes in hand before it can work on them, to work on those of all tenants in turns. Absent: none, they are
+   * worked on as they come. Others cannot have them meanwhile, and if the process dies they count as delivered, so they are few.
+   */
+  readonly ahead?: number;
 }
 
 export const consumers = {
@@ -158,6 +163,7 @@ export const consumers = {
     maxDeliver: 6,
     concurrency: 2,
     maxAckPending: 10_000,
+    ahead: 32,
   },
   ingestDatasetImportRequested: {
     durable: "ingest-dataset-import-requested",
@@ -177,6 +183,7 @@ export const consumers = {
     maxDeliver: 6,
     concurrency: 8,
     maxAckPending: 10_000,
+    ahead: 32,
   },
   tokenizeChunkRequested: {
     durable: "tokenize-chunk-requested",
@@ -187,6 +194,7 @@ export const consumers = {
     maxDeliver: 6,
     concurrency: 2,
     maxAckPending: 10_000,
+    ahead: 8,
   },
   serveRunTrained: {
     durable: "serve-run-trained",
@@ -241,6 +249,7 @@ export const consumers = {
     maxDeliver: 5,
     concurrency: 4,
     maxAckPending: 256,
+    ahead: 200,
     ordered: true,
   },
   projectorRuns: {
@@ -251,6 +260,7 @@ export const consumers = {
     maxDeliver: 5,
     concurrency: 4,
     maxAckPending: 256,
+    ahead: 200,
     ordered: true,
   },
   projectorProgress: {
@@ -261,6 +271,7 @@ export const consumers = {
     maxDeliver: 3,
     concurrency: 4,
     maxAckPending: 256,
+    ahead: 200,
     ordered: true,
   },
 } as const satisfies Record<string, ConsumerDef>;

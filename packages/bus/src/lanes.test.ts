@@ -1,0 +1,98 @@
+import { setImmediate as turn } from "node:timers/promises";
+import fc from "fast-check";
+import { expect, it } from "vitest";
+import { createLanes } from "./lanes.ts";
+
+/** Tasks that end when they are told to, and the order in which they began. */
+function controlled(options: Parameters<typeof createLanes>[0]) {
+  const lanes = createLanes(options);
+  const began: string[] = [];
+  const ends = new Map<string, () => void>();
+  let count = 0;
+  return {
+    lanes,
+    began,
+    add(owner: string, lane = String(count)) {
+      const name = `${owner}${count++}`;
+      void lanes.run(lane, owner, async () => {
+        began.push(name);
+        await new Promise<void>((resolve) => ends.set(name, resolve));
+      });
+    },
+    async end(name: string) {
+      ends.get(name)?.();
+      ends.delete(name);
+      await turn();
+    },
+    runs: () => [...ends.keys()],
+  };
+}
+
+it("gives places in turns by owner, whoever has how many tasks", async () => {
+  const { add, began, end } = controlled({ places: 1 });
+  for (let n = 0; n < 5; n++) add("a");
+  add("b");
+  add("b");
+  add("c");
+  await turn();
+  for (let n = 0; n < 8; n++) await end(began.at(-1) ?? "");
+  expect(began.map((name) => name[0]).join("")).toBe("aabcabaa");
+});
+
+it("has a spare place only for an owner of whom nothing runs", async () => {
+  const { add, began } = controlled({ places: 2, spare: 1 });
+  for (let n = 0; n < 4; n++) add("a");
+  await turn();
+  expect(began).toEqual(["a0", "a1"]);
+  add("b");
+  add("b");
+  await turn();
+  expect(began).toEqual(["a0", "a1", "b4"]);
+});
+
+it("has room while a place is free or fewer wait than may", async () => {
+  const { add, lanes, began, end } = controlled({ places: 1, ahead: 2 });
+  let rooms = 0;
+  const look = () => void lanes.room().then(() => rooms++);
+  for (let n = 0; n < 3; n++) {
+    look();
+    await turn();
+    add("a");
+  }
+  look();
+  await turn();
+  expect(rooms).toBe(3);
+  await end(began[0] ?? "");
+  expect(rooms).toBe(4);
+});
+
+it("never runs more than it may, none of a lane twice at once, and in the end all", async () => {
+  const step = fc.oneof(
+    fc.record({ add: fc.constantFrom("a", "b", "c"), lane: fc.option(fc.constantFrom("x", "y"), { nil: undefined }) }),
+    fc.record({ end: fc.nat() }),
+  );
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(step, { maxLength: 40 }),
+      fc.integer({ min: 1, max: 3 }),
+      fc.integer({ min: 0, max: 2 }),
+      async (script, places, spare) => {
+        const { add, began, end, runs } = controlled({ places, spare });
+        let added = 0;
+        for (const one of script) {
+          if ("add" in one) {
+            add(one.add, one.lane === undefined ? undefined : `${one.add}${one.lane}`);
+            added += 1;
+          } else await end(runs()[one.end % (runs().length || 1)] ?? "");
+          await turn();
+          expect(runs().length).toBeLessThanOrEqual(places + spare);
+        }
+        for (let left = added; left > 0 && runs().length > 0; left--) {
+          await end(runs()[0] ?? "");
+          await turn();
+        }
+        expect(began).toHaveLength(added);
+      },
+    ),
+  );
+});
