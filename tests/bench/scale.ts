@@ -9,6 +9,7 @@
  */
 import type { Row } from "./table.ts";
 import { scaleGateway } from "./scale/gateway.ts";
+import { scaleTraffic } from "./scale/traffic.ts";
 import { scaleRoute } from "./scale/route.ts";
 import { scaleDatasets } from "./scale/datasets.ts";
 import { scaleNeighbour } from "./scale/neighbour.ts";
@@ -27,7 +28,7 @@ export interface ScaleRow {
 
 const parts: Record<string, () => Promise<ScaleRow[]>> = {
   route: scaleRoute,
-  gateway: scaleGateway,
+  gateway: scaleGateway, traffic: scaleTraffic,
   train: scaleTrain,
   datasets: scaleDatasets,
   neighbour: scaleNeighbour,

@@ -69,6 +69,14 @@ export const assignmentsTo = ({ engine, replica }: { engine: string; replica: st
   `${engine}.${replica}.>`,
 ];
 
+/**
+ * Bucket `traffic`, three entries of each gateway: `<gateway>` (requests in flight where none should come any more; also its sign of life),
+ * `<gateway>.canary` (counts of canaries), `<gateway>.asked` (names that were asked for lately). Whoever reads one kind is told of no other.
+ */
+export const trafficKeys = (gateway: string) => ({ inFlight: gateway, canary: `${gateway}.canary`, asked: `${gateway}.asked` });
+/** Match one kind of entry of every gateway. */
+export const everyTraffic = { inFlight: "*", canary: "*.canary", asked: "*.asked" } as const;
+
 /** Bucket `waited`: `<durable consumer>.<sequence in its stream>`. */
 export const waitedKey = ({ durable, seq }: { durable: string; seq: number }): string => `${durable}.${seq}`;
 

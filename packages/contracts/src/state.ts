@@ -374,8 +374,10 @@ export const replicaState = replicaReport.extend({ adapters: z.array(replicaAdap
 export type ReplicaState = z.infer<typeof replicaState>;
 
 /**
- * The requests of one gateway, for services that requests do not pass through: agents drain an adapter before they unload it, the serve
- * controller judges a canary, and the gateways advise about the working set. Only LoRA names with a request in flight or in the window are listed.
+ * What one gateway tells of its requests, to services that requests do not pass through: agents drain an adapter before they unload it, the
+ * serve controller judges a canary, and the gateways advise about the working set. Each gets an entry of its own, with no more than it needs
+ * (`trafficKeys`): agents the requests in flight on replicas to which no more of their kind are sent, the controller the names that are
+ * compared in a canary, gateways the names that were asked for.
  */
 export const trafficState = z.object({
   gateway: z.string(),
@@ -399,6 +401,7 @@ export const trafficState = z.object({
       window: z.object({ requests: z.int(), firstByteP50Ms: z.number().nullable(), firstByteP95Ms: z.number().nullable() }),
     }),
   ),
+  asked: z.record(z.string(), z.array(z.string())).nullish().describe("Engine to names that were asked for since the last such entry."),
 });
 export type TrafficState = z.infer<typeof trafficState>;
 

@@ -139,7 +139,9 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
   try {
     const checkToken = options.oidc === undefined ? undefined : createTokenCheck(options.oidc);
     const checkKey = await createKeyCheck({ bus, signal: watching.signal, checkToken });
-    const traffic = owned.use(await createTraffic({ bus, log }));
+    const atRandom = options.routeAtRandom === true ? Math.random : undefined;
+    const table = await createRoutingTable({ bus, signal: watching.signal, random: atRandom });
+    const traffic = owned.use(await createTraffic({ bus, log, table }));
     const { gateway } = traffic;
     const metrics = createMetrics();
     const metricsServer = options.metrics === undefined ? undefined : owned.use(await serveMetrics(metrics, options.metrics));
@@ -152,12 +154,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       log,
       telemetry,
       state,
-      table: await createRoutingTable({
-        bus,
-        signal: watching.signal,
-        random: options.routeAtRandom === true ? Math.random : undefined,
-        replicaHosts: options.replicaHosts,
-      }),
+      table,
       traffic,
       limits,
       quotas: await createGatewayQuotas({ bus, limits, settings: options.quotas ?? {} }),

@@ -325,7 +325,7 @@ export const buckets = {
   traffic: {
     name: "traffic",
     description:
-      "What each gateway is serving; key = the gateway's own id; written every second while anything changes, at least every 5 s",
+      "What each gateway tells of its requests; keys <gateway> (in flight where no more should come; at least every 5 s), <gateway>.canary, <gateway>.asked",
     value: trafficState,
     ttlMs: 15_000,
   },

@@ -1,5 +1,5 @@
 /** Engines with advice from observed traffic, and the placement of an adapter, as an operator reads and sets them. */
-import { buckets, engineList, type TrafficState } from "@loraline/contracts";
+import { buckets, engineList, trafficKeys, type TrafficState } from "@loraline/contracts";
 import { test } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import { adapterOf, heldBy, putAdapter, putReplica, registerEngine, replicaOf, startGateway, versionOf } from "../gateway-under-test.ts";
@@ -8,13 +8,8 @@ const traffic = (gateway: string, engine: string, names: readonly string[]): Tra
   gateway,
   at: new Date().toISOString(),
   windowMs: 60_000,
-  engines: names.map((engineName) => ({
-    engineName,
-    engine,
-    inFlight: {},
-    total: { requests: 1, errors: 0, firstByteMs: 1, promptTokens: 1, completionTokens: 1 },
-    window: { requests: 1, firstByteP50Ms: 1, firstByteP95Ms: 1 },
-  })),
+  engines: [],
+  asked: { [engine]: [...names] },
 });
 
 describe("GET /v1/loraline/engines", () => {
@@ -33,8 +28,8 @@ describe("GET /v1/loraline/engines", () => {
     await putReplica(line.bus, replicaOf("r1", "http://127.0.0.1:1", held, { engine, base: record.base.name, counts }));
     const bucket = await line.bus.bucket(buckets.traffic);
     const names = adapters.map(({ versions }) => versions[0]!.engineName);
-    await bucket.put(`gw-${tenant}-1`, traffic("gw1", engine, names.slice(0, 2)));
-    await bucket.put(`gw-${tenant}-2`, traffic("gw2", engine, [...names.slice(1), record.base.name]));
+    await bucket.put(trafficKeys(`gw-${tenant}-1`).asked, traffic("gw1", engine, names.slice(0, 2)));
+    await bucket.put(trafficKeys(`gw-${tenant}-2`).asked, traffic("gw2", engine, [...names.slice(1), record.base.name]));
 
     const mine = async () =>
       engineList.parse(await (await line.fetch("/v1/loraline/engines")).json()).data.find((each) => each.engine === engine);

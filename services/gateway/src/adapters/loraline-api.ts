@@ -12,6 +12,7 @@ import {
   canaryTraffic,
   type DeadLetterView,
   everyKeyOf,
+  everyTraffic,
   holdingKey,
   keepBody,
   parseHoldingKey,
@@ -107,7 +108,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     const [first, ...others] = states;
     if (first === undefined) return [];
     const held = await readHoldings(first.tenant, others.length === 0 ? first.adapter : "*");
-    const reports = states.some(({ canary }) => canary) ? (await traffic.entries()).map(({ value }) => value) : [];
+    const reports = states.some(({ canary }) => canary) ? (await traffic.entries(everyTraffic.canary)).map(({ value }) => value) : [];
     return states.map((adapter) => ({
       adapter,
       replicas: replicasOf(adapter, held.get(adapterKey(adapter)) ?? new Map()),

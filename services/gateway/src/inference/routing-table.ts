@@ -33,6 +33,12 @@ export interface RoutingTable {
   begin(replica: ReplicaView): () => void;
   /** It could not be reached: it is asked last until it is heard of again. */
   unreachable(replica: ReplicaView): void;
+  /** Whether requests for this name, a LoRA name or the base's, go to this replica now. */
+  isRouted(at: { engineModel: string; engine: string; replica: string }): boolean;
+  /** Whether a replica is about to unload an adapter, or to end, and waits for requests. */
+  isAnyDraining(): boolean;
+  /** LoRA names of the versions that canaries are of, and of those that they are compared with. */
+  comparedNames(): ReadonlySet<string>;
 }
 
 /** Resolves when the table holds everything that was in the buckets. Ends with the signal. */
@@ -134,6 +140,13 @@ export async function createRoutingTable({
       return view;
     },
     engine: engines.get,
+    isRouted({ engineModel, engine, replica }) {
+      const found = known.get(replicaKey({ engine, replica }));
+      return found !== undefined && found.state.ready && (engineModel === found.state.base || found.proven.has(engineModel));
+    },
+    isAnyDraining: () =>
+      known.values().some(({ state: { counts, problem } }) => (counts?.draining ?? 0) > 0 || problem?.code === "LEAVING"),
+    comparedNames: adapters.comparedNames,
     unreachable({ state }) {
       const replica = known.get(replicaKey(state));
       if (replica !== undefined) replica.unreachableAt = now();
@@ -262,6 +275,8 @@ function createAdapters() {
   const share = createInterner();
   const byTenant = new Map<string, Map<string, RoutedAdapter>>();
   const byEngine = new Map<string, { count: number; unplaced: number; ranks: Map<number, number> }>();
+  /** By the adapter's key. */
+  const compared = new Map<string, string[]>();
   const count = ({ engine, versions }: RoutedAdapter, by: 1 | -1): void => {
     const on = entryOf(byEngine, engine, () => ({ count: 0, unplaced: 0, ranks: new Map<number, number>() }));
     for (const { status, unplaced, rank } of versions) {
@@ -280,11 +295,21 @@ function createAdapters() {
       const { count: all, unplaced, ranks } = byEngine.get(engine) ?? { count: 0, unplaced: 0, ranks: new Map<number, number>() };
       return { count: all, unplaced, highestRank: Math.max(0, ...ranks.keys()) };
     },
+    comparedNames: (): ReadonlySet<string> => new Set([...compared.values()].flat()),
     take(key: string, state: RoutedAdapter | undefined): void {
       const { tenant, adapter } = parseAdapterKey(key);
       const ofTenant = entryOf(byTenant, tenant, () => new Map<string, RoutedAdapter>());
       const before = ofTenant.get(adapter);
       if (before !== undefined) count(before, -1);
+      compared.delete(key);
+      const { canary } = state ?? {};
+      if (state !== undefined && canary) {
+        const both = state.versions.filter(({ version }) => version === canary.version || version === canary.from);
+        compared.set(
+          key,
+          both.map(({ engineName }) => engineName),
+        );
+      }
       if (state !== undefined) {
         count(state, 1);
         for (const version of state.versions) version.replicas &&= version.replicas.map(share);

@@ -1,12 +1,22 @@
-/** What this gateway is serving, in KV `traffic`: for draining before an unload, for judging a canary, for sizing the working set. */
+/**
+ * What this gateway tells of its requests in KV `traffic`: for draining before an unload, for judging a canary, for sizing the working set. Of a
+ * thousand names that are busy nobody needs most, so each reader has an entry with what it needs, at the rate that it needs.
+ */
 import type { Bus } from "@loraline/bus";
-import { buckets, type TrafficState } from "@loraline/contracts";
+import { buckets, trafficKeys, type TrafficState } from "@loraline/contracts";
 import type { Log } from "@loraline/runtime";
 import { ulid } from "ulid";
+import type { RoutingTable } from "./routing-table.ts";
 
 const windowMs = 60_000;
 /** Newest first-byte times that are kept of each name; of a busier one the percentiles are about these. */
 const samplesKept = 1024;
+/** While a replica drains, agents hear this often that nothing has changed. */
+const drainingEveryMs = 2000;
+/** Names that were asked for are told after so long, and less often where they are many: so many names take so long. */
+const askedEvery = { ms: 5000, names: 100, atMostMs: 60_000 };
+/** Names in one such entry, which has to fit into a message of NATS. */
+const mostAsked = 5000;
 /** Totals of a name without requests for this long are dropped, because every version has a name of its own. */
 const forgottenAfterMs = 60 * 60_000;
 
@@ -27,6 +37,12 @@ export interface Traffic extends AsyncDisposable {
   begin(at: { engineModel: string; engine: string; replica: string }): TrafficRequest;
 }
 
+/** Of requests in flight nobody reads the counts. */
+const notCounted = {
+  total: { requests: 0, errors: 0, firstByteMs: 0, promptTokens: 0, completionTokens: 0 },
+  window: { requests: 0, firstByteP50Ms: null, firstByteP95Ms: null },
+};
+
 interface Counted {
   engine: string;
   inFlight: Map<string, number>;
@@ -38,18 +54,21 @@ interface Counted {
 }
 
 /**
- * Reports after `everyMs` while anything changes, and at least after `atLeastEveryMs`. A report that the bus does not take is
- * only logged: the next one holds the same and more. Disposing removes the entry.
+ * Tells after `everyMs` while anything changes that somebody needs, and at least after `atLeastEveryMs`. What the bus does not take is
+ * only logged: the next entry holds the same and more. Disposing removes the entries.
  */
 export async function createTraffic({
   bus,
   log,
+  table,
   everyMs = 1000,
   atLeastEveryMs = 5000,
   now = () => performance.now(),
 }: {
   bus: Pick<Bus, "bucket">;
   log: Log;
+  /** Where requests go, who waits for their end, and which names are compared. */
+  table: Pick<RoutingTable, "isRouted" | "isAnyDraining" | "comparedNames">;
   everyMs?: number;
   atLeastEveryMs?: number;
   now?: () => number;
@@ -57,8 +76,12 @@ export async function createTraffic({
   const bucket = await bus.bucket(buckets.traffic);
   const gateway = ulid();
   const names = new Map<string, Counted>();
-  let changed = true;
-  let reportedAt = Number.NEGATIVE_INFINITY;
+  const keys = trafficKeys(gateway);
+  /** Of each entry, what it told last and when. */
+  const told = { inFlight: { text: "", at: Number.NEGATIVE_INFINITY }, canary: { text: "", at: Number.NEGATIVE_INFINITY } };
+  /** Engine to names that were asked for since they were told. */
+  let asked = new Map<string, Set<string>>();
+  let askedToldAt = Number.NEGATIVE_INFINITY;
   let reporting: Promise<unknown> = Promise.resolve();
   let ended = false;
 
@@ -72,27 +95,62 @@ export async function createTraffic({
     return counted;
   };
 
+  type Listed = TrafficState["engines"][number];
+  const listed = (engineName: string, { engine, total, samples }: Counted, inFlight: Listed["inFlight"], time: number): Listed => {
+    const recent = samples.filter(({ at }) => time - at <= windowMs).map(({ ms }) => ms);
+    recent.sort((a, b) => a - b);
+    const window = { requests: recent.length, firstByteP50Ms: percentile(recent, 0.5), firstByteP95Ms: percentile(recent, 0.95) };
+    return { engineName, engine, inFlight, total: { ...total }, window };
+  };
+  const write = (key: string, rest: Pick<TrafficState, "engines" | "asked">): Promise<number> =>
+    bucket.put(key, { gateway, at: new Date().toISOString(), windowMs, ...rest });
+  const isDue = (of: { text: string; at: number }, text: string, time: number): boolean =>
+    of.text !== text || time - of.at >= atLeastEveryMs;
+
+  /** Requests in flight where no more of their kind are sent. Agents read it, each of them every entry. */
+  const tellInFlight = async (time: number): Promise<void> => {
+    const engines: Listed[] = [];
+    for (const [engineModel, counted] of names) {
+      const { engine } = counted;
+      const left = [...counted.inFlight].filter(([replica]) => !table.isRouted({ engineModel, engine, replica }));
+      if (left.length > 0) engines.push({ engineName: engineModel, engine, inFlight: Object.fromEntries(left), ...notCounted });
+      else if (counted.inFlight.size === 0 && time - counted.usedAt > forgottenAfterMs) names.delete(engineModel);
+    }
+    const text = JSON.stringify(engines);
+    const isAwaited = time - told.inFlight.at >= drainingEveryMs && table.isAnyDraining();
+    if (!isDue(told.inFlight, text, time) && !isAwaited) return;
+    await write(keys.inFlight, { engines });
+    told.inFlight = { text, at: time };
+  };
+  const tellCanaries = async (time: number): Promise<void> => {
+    const compared = [...table.comparedNames()].flatMap((name) => {
+      const counted = names.get(name);
+      return counted === undefined ? [] : [listed(name, counted, {}, time)];
+    });
+    const text = JSON.stringify(compared);
+    if ((compared.length === 0 && told.canary.text === "") || !isDue(told.canary, text, time)) return;
+    await write(keys.canary, { engines: compared });
+    told.canary = { text: compared.length === 0 ? "" : text, at: time };
+  };
+  const tellAsked = async (time: number): Promise<void> => {
+    const count = asked.values().reduce((sum, of) => sum + of.size, 0);
+    const pause = Math.min(askedEvery.atMostMs, askedEvery.ms * Math.max(1, count / askedEvery.names));
+    if (count === 0 || time - askedToldAt < pause) return;
+    const now = asked;
+    asked = new Map();
+    askedToldAt = time;
+    const most = Math.ceil(mostAsked / now.size);
+    await write(keys.asked, {
+      engines: [],
+      asked: Object.fromEntries([...now].map(([engine, of]) => [engine, [...of].slice(0, most)])),
+    });
+  };
   const report = async (): Promise<void> => {
     const time = now();
-    changed = false;
-    reportedAt = time;
-    const engines: TrafficState["engines"] = [];
-    for (const [engineModel, { engine, inFlight, total, samples, usedAt }] of names) {
-      const recent = samples.filter(({ at }) => time - at <= windowMs).map(({ ms }) => ms);
-      if (recent.length > 0 || inFlight.size > 0) {
-        recent.sort((a, b) => a - b);
-        const window = { requests: recent.length, firstByteP50Ms: percentile(recent, 0.5), firstByteP95Ms: percentile(recent, 0.95) };
-        engines.push({ engineName: engineModel, engine, inFlight: Object.fromEntries(inFlight), total: { ...total }, window });
-      } else if (time - usedAt > forgottenAfterMs) names.delete(engineModel);
-    }
-    await bucket.put(gateway, { gateway, at: new Date().toISOString(), windowMs, engines });
+    await Promise.all([tellInFlight(time), tellCanaries(time), tellAsked(time)]);
   };
   const tick = (): void => {
-    if (!changed && now() - reportedAt < atLeastEveryMs) return;
-    reporting = report().catch((error: unknown) => {
-      changed = true;
-      log.warn({ err: error }, "traffic was not reported");
-    });
+    reporting = report().catch((error: unknown) => log.warn({ err: error }, "traffic was not told"));
   };
   let busy = false;
   const timer = setInterval(() => {
@@ -111,7 +169,12 @@ export async function createTraffic({
     begin({ engineModel, engine, replica }) {
       const counted = countedOf(engineModel, engine);
       counted.inFlight.set(replica, (counted.inFlight.get(replica) ?? 0) + 1);
-      changed = true;
+      let ofEngine = asked.get(engine);
+      if (ofEngine === undefined) {
+        ofEngine = new Set();
+        asked.set(engine, ofEngine);
+      }
+      ofEngine.add(engineModel);
       const began = now();
       let firstByteMs: number | undefined;
       let over = false;
@@ -122,7 +185,6 @@ export async function createTraffic({
         end(outcome, tokens) {
           if (over) return;
           over = true;
-          changed = true;
           const time = now();
           counted.usedAt = time;
           const left = (counted.inFlight.get(replica) ?? 1) - 1;
@@ -147,7 +209,8 @@ export async function createTraffic({
       clearInterval(timer);
       await reporting;
       // The bucket's TTL does it when the bus is away.
-      await bucket.delete(gateway).catch((error: unknown) => log.debug({ err: error }, "traffic entry left to its TTL"));
+      for (const key of Object.values(keys))
+        await bucket.delete(key).catch((error: unknown) => log.debug({ err: error }, "traffic entry left to its TTL"));
     },
   };
 }

@@ -1,6 +1,6 @@
-/** Which LoRA names had requests lately, by the reports of all gateways in KV `traffic` since this gateway started. */
+/** Which LoRA names had requests lately, by what all gateways tell in KV `traffic` since this gateway started. */
 import type { Bus } from "@loraline/bus";
-import { buckets } from "@loraline/contracts";
+import { buckets, everyTraffic } from "@loraline/contracts";
 
 /** The working set is what was asked within this. */
 const workingSetMs = 5 * 60_000;
@@ -28,12 +28,13 @@ export async function createWorkingSet({
   const read = Promise.withResolvers<void>();
   const traffic = await bus.bucket(buckets.traffic);
   await traffic.watch({
+    filter: everyTraffic.asked,
     signal,
-    onChange(_gateway, state) {
-      for (const { engine, engineName: model, inFlight, window } of state?.engines ?? []) {
-        if (window.requests === 0 && Object.keys(inFlight).length === 0) continue;
-        if (!askedAt.has(engine)) askedAt.set(engine, new Map());
-        askedAt.get(engine)?.set(model, now());
+    onChange(_key, state) {
+      for (const [engine, names] of Object.entries(state?.asked ?? {})) {
+        const known = askedAt.get(engine) ?? new Map<string, number>();
+        askedAt.set(engine, known);
+        for (const name of names) known.set(name, now());
       }
     },
     onReady: read.resolve,

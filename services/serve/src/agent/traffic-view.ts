@@ -1,8 +1,11 @@
-/** What gateways say of requests in flight on one replica, from KV `traffic`: an adapter is not unloaded under a request. */
+/**
+ * What gateways say of requests in flight on one replica, from KV `traffic`: an adapter is not unloaded under a request. They tell those that are
+ * in flight where no more are sent; so what is asked about has to be out of routing.
+ */
 import type { Bus } from "@loraline/bus";
-import { buckets } from "@loraline/contracts";
+import { buckets, everyTraffic } from "@loraline/contracts";
 
-/** A gateway that is routing writes every second while anything changes, and at least every 5 s. */
+/** A gateway writes every second while such requests change or a replica drains, and at least every 5 s. */
 const silentAfterMs = 11_000;
 /** An entry this old is of a gateway that is gone. The bucket's TTL has removed the entry, but removals by TTL reach no watcher. */
 const forgottenAfterMs = 60_000;
@@ -37,6 +40,7 @@ export async function createTrafficView({
   const read = Promise.withResolvers<void>();
   const bucket = await bus.bucket(buckets.traffic);
   await bucket.watch({
+    filter: everyTraffic.inFlight,
     signal,
     onChange(key, state) {
       if (state === undefined) gateways.delete(key);

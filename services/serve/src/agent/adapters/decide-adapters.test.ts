@@ -82,7 +82,10 @@ describe("decideAdapters", () => {
   it("unloads what came from another path or whose files changed, before it loads it anew", () => {
     expect(kinds({ wanted, engine: { incarnation: "i1", listed: new Map([[one.loraName, "/elsewhere"]]) } })).toEqual(["unload"]);
     const changed = { wanted, engine: listed, held: held("proven") };
-    expect(kinds({ ...changed, spoiled: new Map([[one.loraName, now]]) })).toEqual(["unload"]);
+    expect(kinds({ ...changed, spoiled: new Map([[one.loraName, now]]), requests: () => "none" })).toEqual(["unload"]);
+    expect(kinds({ ...changed, spoiled: new Map([[one.loraName, now]]), requests: () => "unknown" })).toEqual(["wake"]);
+    // No request can be using files that were found spoiled before anybody was told of them.
+    expect(kinds({ ...changed, spoiled: new Map([[one.loraName, 0]]), requests: () => "unknown" })).toEqual(["unload"]);
     const busy = { ...changed, requests: () => "some" as const };
     expect(kinds({ ...busy, spoiled: new Map([[one.loraName, now]]) })).toEqual(["wake"]);
     expect(kinds({ ...busy, spoiled: new Map([[one.loraName, now - drainLimits.spoiledMs]]) })).toEqual(["unload"]);

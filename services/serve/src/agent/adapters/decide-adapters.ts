@@ -116,7 +116,8 @@ export function decideAdapter(view: AgentView, loraName: string, now: number, li
   if (isListed && engine.listed.get(loraName) !== view.pathOf(adapter)) return unload("it was loaded from another path");
   const spoiledSince = spoiled.get(loraName);
   if (isListed && spoiledSince !== undefined) {
-    if (view.requests(loraName, 0) === "some" && spoiledSince + limits.spoiledMs > now)
+    // Gateways tell of its requests once they send no more of them here.
+    if (spoiledSince + limits.spoiledMs > now && view.requests(loraName, spoiledSince) !== "none")
       return { kind: "wake", at: Math.min(now + limits.pollMs, spoiledSince + limits.spoiledMs) };
     return unload("its files changed on disk");
   }

@@ -21,6 +21,7 @@ import {
   runCancelRequested,
   runFailed,
   runServed,
+  trafficKeys,
   type RunSpecInput,
 } from "@loraline/contracts";
 import { createSimulatedEngine, simulatedAdapter, simulatedProbes, test as it } from "@loraline/testkit";
@@ -58,7 +59,7 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Li
   owned.use(await serve.startAgent(engine.url));
   const gateway = ulid();
   const traffic = await serve.bus.bucket(buckets.traffic);
-  owned.defer(() => traffic.delete(gateway));
+  owned.defer(() => traffic.delete(trafficKeys(gateway).canary));
   const startedAt = new Date().toISOString();
   const state = () => serve.adapter("pirate");
   const train = async (seed: number, spec: Partial<RunSpecInput> = {}, evaluation?: Evaluation): Promise<string> => {
@@ -88,7 +89,7 @@ const test = it.extend("line", async ({ nc, tenant }, { onCleanup }): Promise<Li
     },
     async count(counts) {
       const names = new Map((await state())?.versions.map(({ version, engineName }) => [version, engineName]));
-      await traffic.put(gateway, {
+      await traffic.put(trafficKeys(gateway).canary, {
         gateway,
         at: new Date().toISOString(),
         windowMs: 60_000,

@@ -1,6 +1,6 @@
 /** Follows the canaries: reads what the gateways count, and writes what `decideCanary` decides. */
 import type { KvBucket } from "@loraline/bus";
-import { type AdapterState, buckets, type ReplicaState, type TrafficState } from "@loraline/contracts";
+import { type AdapterState, buckets, everyTraffic, type ReplicaState, type TrafficState } from "@loraline/contracts";
 import { type AdapterEventDeps, publishLinesAfter } from "./adapter-events.ts";
 import { isMove, lastLine } from "./history-lines.ts";
 import { type CanaryDecision, decideCanary } from "./decide-canary.ts";
@@ -50,6 +50,7 @@ export async function createCanaries(deps: CanaryDeps): Promise<Canaries> {
   const watched = Promise.withResolvers<void>();
   const traffic = await bus.bucket(buckets.traffic);
   await traffic.watch({
+    filter: everyTraffic.canary,
     signal,
     onChange(gateway, report) {
       // What a gateway counted stays counted when it is gone.
