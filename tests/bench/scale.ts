@@ -28,7 +28,8 @@ export interface ScaleRow {
 
 const parts: Record<string, () => Promise<ScaleRow[]>> = {
   route: scaleRoute,
-  gateway: scaleGateway, traffic: scaleTraffic,
+  gateway: scaleGateway,
+  traffic: scaleTraffic,
   train: scaleTrain,
   datasets: scaleDatasets,
   neighbour: scaleNeighbour,

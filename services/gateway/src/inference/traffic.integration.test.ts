@@ -34,7 +34,11 @@ test("a request is told to agents while it is in flight where no more are sent, 
   const told = async () => (await read(keys.inFlight))?.engines;
   expect(await told()).toEqual([]);
   const first = await revision();
-  const requests = [traffic.begin({ ...at, replica: "r1" }), traffic.begin({ ...at, replica: "r1" }), traffic.begin({ ...at, replica: "r2" })];
+  const requests = [
+    traffic.begin({ ...at, replica: "r1" }),
+    traffic.begin({ ...at, replica: "r1" }),
+    traffic.begin({ ...at, replica: "r2" }),
+  ];
   clock.time += 1000;
   await new Promise((resolve) => setTimeout(resolve, 200));
   // Nobody needs to know, and nobody is told.
