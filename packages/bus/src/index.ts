@@ -1,6 +1,7 @@
 export { type Bus, createBus } from "./bus.ts";
 export { connectBus, connectFromEnv, natsEnv } from "./connect.ts";
 export type { HandlerContext, WaitReason } from "./consume.ts";
+export { judgeNewAdapter } from "./quotas/adapter-quota.ts";
 export { createDatasetQuota } from "./quotas/dataset-quota.ts";
 export { ensureStreams, type EnsureStreamsOptions, streamsInPlace } from "./ensure-streams.ts";
 export { messageId, type Received } from "./envelope.ts";

@@ -2,7 +2,6 @@
 import {
   adapterKey,
   buckets,
-  everyKeyOf,
   judgeByQuotas,
   type LimitState,
   type Problem,
@@ -14,6 +13,7 @@ import {
 } from "@loraline/contracts";
 import { z } from "zod";
 import type { Bus } from "./bus.ts";
+import { judgeNewAdapter } from "./quotas/adapter-quota.ts";
 
 /** Settings of a process that holds tenants to quotas: part of its schema for `loadEnv`. */
 export const quotasEnv = {
@@ -86,15 +86,8 @@ export async function judgeRunByQuotas(
 ): Promise<Problem[]> {
   const problems = judgeByQuotas(spec, quotas);
   const { adapter } = spec;
-  if (quotas.adapters === null) return problems;
   const adapters = await bus.bucket(buckets.adapters);
-  if ((await adapters.get(adapterKey({ tenant, adapter }))) !== undefined) return problems;
-  const { length: used } = await adapters.keys(everyKeyOf(tenant));
-  return used < quotas.adapters ? problems : [...problems, tooManyAdapters(adapter, used, quotas.adapters)];
+  if (quotas.adapters === null || (await adapters.get(adapterKey({ tenant, adapter }))) !== undefined) return problems;
+  const tooMany = await judgeNewAdapter(adapters, { tenant, adapter, most: quotas.adapters });
+  return tooMany === undefined ? problems : [...problems, tooMany];
 }
-
-const tooManyAdapters = (adapter: string, used: number, most: number): Problem => ({
-  code: "QUOTA_ADAPTERS",
-  param: "adapter",
-  message: `adapter: "${adapter}" would be a new adapter; this tenant has ${used}, and its quota is ${most}. Train a new version of one that exists, delete one, or have the operator raise the quota.`,
-});

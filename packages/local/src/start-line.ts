@@ -220,7 +220,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     modules: await describeBase(join(options.basesDir, base.name)),
     updatedAt: new Date().toISOString(),
   };
-  workers.set("serve", await createServeService({ ...(await serviceWithObjects("serve")), engines: [record] }));
+  workers.set("serve", await createServeService({ ...(await serviceWithObjects("serve")), engines: [record], quotas }));
   const removeTrace = (traceId: string): Promise<void> => rm(join(dirs.traces, `${traceId}.jsonl`), { force: true });
   workers.set("collector", await createCollector({ ...(await serviceWithObjects("collector", "serve")), inJetStream: true, removeTrace }));
   workers.set(

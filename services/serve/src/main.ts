@@ -1,7 +1,7 @@
 /** The serve controller as a process of its own. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { joinBus, type KvBucket, natsEnv } from "@loraline/bus";
+import { joinBus, type KvBucket, natsEnv, quotasEnv } from "@loraline/bus";
 import { buckets, type EngineRecord, engineRecord } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { type Log, PermanentError, runService } from "@loraline/runtime";
@@ -19,6 +19,7 @@ await runService({
   host: process,
   env: z.object({
     ...natsEnv,
+    ...quotasEnv,
     ...objectsEnv,
     SERVE_BASES_DIR: z
       .string()
@@ -44,7 +45,7 @@ await runService({
       if (problem) log.error({ engine, base: base.name, ...problem }, `nothing new is made for this engine: ${problem.message}`);
     }
     await forgetOthers(bucket, new Set(engines.map(({ engine }) => engine)), log);
-    running.use(await createServeService({ bus, objects, log, telemetry, engines }));
+    running.use(await createServeService({ bus, objects, log, telemetry, engines, quotas: env.LORALINE_QUOTAS }));
     running.use(await createCollector({ nc, bus, objects, log, inJetStream: env.S3_BUCKET === undefined }));
     if (dir !== undefined) running.use(watchBases({ engines: bucket, records: engines, basesDir: dir, log }));
     return running;

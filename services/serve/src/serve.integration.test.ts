@@ -168,6 +168,19 @@ describe("what is not served", () => {
     expect(engine.calls).toEqual([]);
   });
 
+  test("a new adapter over its tenant's quota; a new version of one that exists is free", async ({ serve, tenant, make }) => {
+    await using controller = await serve.startController(serve.bus, { quotas: { tenants: { [tenant]: { adapters: 1 } } } });
+    expect(controller).toBeDefined();
+    await serve.train("pirate", await make());
+    await expect.poll(async () => (await serve.adapter("pirate"))?.versions.length, until).toBe(1);
+    // Requested when there was room still.
+    const runId = await serve.train("parrot", await make({ seed: 2 }));
+    await expect.poll(() => codeOf(serve, runId), until).toBe("QUOTA_ADAPTERS");
+    expect(await serve.adapter("parrot")).toBeUndefined();
+    await serve.train("pirate", await make({ seed: 3 }));
+    await expect.poll(async () => (await serve.adapter("pirate"))?.versions.length, until).toBe(2);
+  });
+
   const q = "model.layers.0.self_attn.q_proj";
   const faults: [string, Partial<SimulatedAdapterOptions>, Partial<SimulatedAdapterOptions>, string][] = [
     ["only zeros", { size: 0 }, {}, "ADAPTER_ZERO"],

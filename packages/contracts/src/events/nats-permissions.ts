@@ -131,6 +131,7 @@ const needs = {
     consumes: [consumers.serveRunTrained, consumers.serveRunCancelRequested, consumers.serveAdapterCommands, consumers.serveVersionWanted],
     readsHistory: [streams.RUNS, streams.ADAPTERS],
     reads: [
+      buckets.limits,
       buckets.adapters,
       buckets.assignments,
       buckets.engines,

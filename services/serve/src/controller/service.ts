@@ -7,7 +7,7 @@
  * The state is written first, then its events are published: an event that was lost to a crash is published at the next start, with the
  * id it would have had. This file only puts the units together; what each does stands in its own file.
  */
-import { type Bus, tellWaiting } from "@loraline/bus";
+import { type Bus, tellWaiting, watchQuotas } from "@loraline/bus";
 import {
   adapterKeepRequested,
   adapterPlaceRequested,
@@ -21,6 +21,7 @@ import {
   type EngineRecord,
   type EventAddress,
   parseReplicaKey,
+  type QuotaSettings,
   runFailed,
   runWaiting,
 } from "@loraline/contracts";
@@ -55,6 +56,8 @@ export interface ServeServiceDeps {
   replicaAwayMs?: number;
   /** What a replica told is removed after so long without a sign of it. Default 10 min. */
   replicaGoneMs?: number;
+  /** What the operator grants tenants. Default: every quota's own default. */
+  quotas?: QuotaSettings;
 }
 
 export async function createServeService(deps: ServeServiceDeps): Promise<AsyncDisposable> {
@@ -72,6 +75,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
     bus.bucket(buckets.holdings),
   ]);
   for (const record of deps.engines) await engines.put(record.engine, record);
+  const quotas = await watchQuotas({ bus, settings: deps.quotas ?? {}, signal });
 
   /* what there is */
 
@@ -136,7 +140,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
 
   const trained = await bus.consume({
     consumer: consumers.serveRunTrained,
-    handlers: { "run.trained.v1": (received) => onRunTrained(received, { ...eventDeps, objects, adapters, engines, placer }) },
+    handlers: { "run.trained.v1": (received) => onRunTrained(received, { ...eventDeps, objects, adapters, engines, placer, quotas }) },
     isAway: objects.problem && (() => objects.problem?.() !== undefined),
     async onWait({ at }, reason) {
       await tellWaiting(bus, runWaiting, at, { stage: "serve", reason });

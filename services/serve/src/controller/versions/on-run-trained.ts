@@ -1,5 +1,5 @@
 /** A trained version: through the gate into KV `adapters`, or refused. */
-import type { KvBucket, Received } from "@loraline/bus";
+import { judgeNewAdapter, type KvBucket, type Received, type TenantQuotas } from "@loraline/bus";
 import { adapterFiles, type AdapterParts, readAdapterHead } from "@loraline/models";
 import {
   adapterKey,
@@ -30,11 +30,12 @@ interface GateDeps extends AdapterEventDeps {
   adapters: KvBucket<AdapterState>;
   engines: Pick<KvBucket<EngineRecord>, "entries">;
   placer: Pick<Placer, "initial">;
+  quotas: TenantQuotas;
 }
 
 /** Gates what a run trained; a version that passes is desired from then on. */
 export async function onRunTrained(received: Received<typeof runTrained>, deps: GateDeps): Promise<void> {
-  const { bus, objects, log, telemetry, adapters, engines, placer } = deps;
+  const { bus, objects, log, telemetry, adapters, engines, placer, quotas } = deps;
   const { at, data } = received;
   const { tenant, id: runId } = at;
   const requested = await bus.first(runRequested, at);
@@ -90,8 +91,11 @@ export async function onRunTrained(received: Received<typeof runTrained>, deps: 
         return found;
       },
     );
-    if (problem !== undefined || engine === undefined) {
-      const why = problem ?? { code: "BASE_UNKNOWN", message: `no engine serves base "${spec.base}".` };
+    // Runs for many new adapters may have been requested before the first of them was made.
+    const most = quotas.of(tenant).adapters;
+    const overQuota = known === undefined ? await judgeNewAdapter(adapters, { tenant, adapter: spec.adapter, most }) : undefined;
+    if (problem !== undefined || overQuota !== undefined || engine === undefined) {
+      const why = problem ?? overQuota ?? { code: "BASE_UNKNOWN", message: `no engine serves base "${spec.base}".` };
       log.warn({ runId, adapter: nameOf(name), ...why }, "version refused by the gate");
       await bus.publish(adapterRefused, name, { ...why, version: null, digest: data.adapter.digest, runId }, { key: runId });
       await bus.publish(runFailed, at, why);

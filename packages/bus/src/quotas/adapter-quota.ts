@@ -1,0 +1,18 @@
+/** Whether a tenant may have one more adapter. */
+import { everyKeyOf, type Problem } from "@loraline/contracts";
+import type { KvBucket } from "../kv.ts";
+
+/** @param adapters - KV `adapters`, in which the adapter is not yet. */
+export async function judgeNewAdapter(
+  adapters: Pick<KvBucket<unknown>, "keys">,
+  { tenant, adapter, most }: { tenant: string; adapter: string; most: number | null },
+): Promise<Problem | undefined> {
+  if (most === null) return undefined;
+  const { length: used } = await adapters.keys(everyKeyOf(tenant));
+  if (used < most) return undefined;
+  return {
+    code: "QUOTA_ADAPTERS",
+    param: "adapter",
+    message: `adapter: "${adapter}" would be a new adapter; this tenant has ${used}, and its quota is ${most}. Train a new version of one that exists, delete one, or have the operator raise the quota.`,
+  };
+}
