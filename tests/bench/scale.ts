@@ -8,7 +8,9 @@
  * To add rows, write a file in `scale/` and enter it here. Rows state CPU time beside wall time where they can, since a busy machine changes only the latter.
  */
 import type { Row } from "./table.ts";
+import { scaleAgent } from "./scale/agent.ts";
 import { scaleGateway } from "./scale/gateway.ts";
+import { scalePlacement } from "./scale/placement.ts";
 import { scaleTraffic } from "./scale/traffic.ts";
 import { scaleRoute } from "./scale/route.ts";
 import { scaleDatasets } from "./scale/datasets.ts";
@@ -30,6 +32,8 @@ const parts: Record<string, () => Promise<ScaleRow[]>> = {
   route: scaleRoute,
   gateway: scaleGateway,
   traffic: scaleTraffic,
+  agent: scaleAgent,
+  placement: scalePlacement,
   train: scaleTrain,
   datasets: scaleDatasets,
   neighbour: scaleNeighbour,

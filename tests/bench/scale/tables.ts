@@ -9,6 +9,10 @@ export interface LineSize {
   copies: number;
 }
 
+/** BENCH_SCALE divides it. */
+const divided = (count: number): number => Math.round(count / Number(process.env["BENCH_SCALE"] ?? 1));
+export const largeLine: LineSize = { adapters: divided(100_000), replicas: divided(1000), tenants: divided(10_000), copies: 2 };
+
 export const base = "scale-base";
 export const engine = "scale";
 const digestOf = (n: number): `sha256:${string}` => `sha256:${n.toString(16).padStart(64, "0")}`;
