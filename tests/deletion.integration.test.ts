@@ -9,7 +9,10 @@ import { createBus } from "@loraline/bus";
 import {
   type BlobRef,
   buckets,
+  datasetImportRequested,
+  datasetRejected,
   runCheckpointed,
+  runRejected,
   runRequested,
   runServed,
   runTokenized,
@@ -329,4 +332,52 @@ test("what nobody needs goes after a while: abandoned uploads, old checkpoints, 
   await expect
     .poll(() => kinds(line), until)
     .toEqual(["adapter", "adapter-file", "adapter-file", "dataset", "evidence", "raw", "records", "report"]);
+});
+
+test("what a tenant has is counted as it comes and goes, and bounds what it may upload, import and train", async ({ line }) => {
+  const storage = async () =>
+    (await (await line.gateway.fetch("/v1/loraline/storage")).json()) as {
+      bytes: number;
+      quota: number;
+      groups: { group: string; bytes: number }[];
+    };
+  expect(await storage()).toMatchObject({ bytes: 0, quota: 100 * 1024 ** 3 });
+  const text = rowsWith("KEPT-TEXT", 400);
+  const id = await line.upload(text);
+  const actual = async () => (await Array.fromAsync(line.objects.stored(line.tenant))).reduce((sum, { size }) => sum + size, 0);
+  const before = await storage();
+  expect(before.bytes).toBe(await actual());
+  expect(before.groups.find(({ group }) => group === "uploads")?.bytes).toBe(Buffer.byteLength(text));
+
+  const quota = before.bytes + 20_000;
+  const set = await line.gateway.fetch("/v1/loraline/limits", {
+    method: "PUT",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ storage_bytes: quota }),
+  });
+  expect(set.status).toBe(200);
+  await expect.poll(async () => (await storage()).quota, until).toBe(quota);
+  await expect(line.upload(text)).rejects.toMatchObject({ status: 403, code: "QUOTA_STORAGE" });
+  expect((await storage()).bytes).toBe(before.bytes);
+  const tight = await line.gateway.fetch("/v1/loraline/limits", {
+    method: "PUT",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ storage_bytes: before.bytes }),
+  });
+  expect(tight.status).toBe(200);
+  await expect.poll(async () => (await storage()).quota, until).toBe(before.bytes);
+  await expect(line.upload("{}")).rejects.toMatchObject({ status: 403, code: "QUOTA_STORAGE" });
+  const { bus } = line.serve;
+  const run = { tenant: line.tenant, id: ulid() };
+  await bus.publish(runRequested, run, { spec: { base: baseName, adapter: "late", dataset: id, min_records: 1, holdout: 0 } });
+  await expect.poll(async () => (await bus.last(runRejected, run))?.data.code, until).toBe("QUOTA_STORAGE");
+  const wanted = { tenant: line.tenant, id: ulid() };
+  await bus.publish(datasetImportRequested, wanted, { source: { url: "https://example.com/rows.jsonl" } });
+  await expect.poll(async () => (await bus.last(datasetRejected, wanted))?.data.code, until).toBe("QUOTA_STORAGE");
+
+  await line.gateway.openai.files.delete(`file-${id}`);
+  await using _collector = await line.startCollector();
+  await line.gone("dataset", id);
+  await expect.poll(storage, until).toMatchObject({ bytes: await actual() });
+  await line.upload('{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n');
 });

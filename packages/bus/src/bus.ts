@@ -20,6 +20,7 @@ import { createDeadLetters, type DeadLetters } from "./dead-letters.ts";
 import { findNewest } from "./find-newest.ts";
 import { headersOf, open, type Received, seal } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
+import { readStored, type StoredBytes } from "./storage/stored-bytes.ts";
 
 interface PublishOptions {
   /** Tells apart what one entity says more than once, such as `attempt-2` or `step-40`. */
@@ -63,6 +64,8 @@ export interface Bus {
     range: { before?: number; until?: Date; limit: number },
   ): Promise<Received<E>[]>;
   deadLetters: DeadLetters;
+  /** What a tenant has in the object store. */
+  stored(tenant: string): Promise<StoredBytes>;
 }
 
 interface BusDeps {
@@ -188,6 +191,7 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
       }
       return found;
     },
+    stored: (tenant) => readStored(nc, tenant),
     deadLetters: createDeadLetters(nc, secret),
   };
   return bus;

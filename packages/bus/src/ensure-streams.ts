@@ -38,6 +38,7 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: Ensure
       duplicate_window: nanos(def.dedupeMs),
       num_replicas: replicas,
       allow_direct: true,
+      ...(def.counter === true ? { allow_msg_counter: true, max_msgs_per_subject: 1 } : {}),
     };
     const exists = await jsm.streams.info(def.name).then(
       () => true,

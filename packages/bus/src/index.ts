@@ -9,5 +9,6 @@ export type { KvBucket } from "./kv.ts";
 export { joinBus } from "./join-bus.ts";
 export { createInterner, createLeanReplicaTable, createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";
 export { readKeptSpans, spanSink } from "./spans.ts";
-export { judgeRunByQuotas, quotasEnv, type TenantQuotas, watchQuotas } from "./tenant-quotas.ts";
+export { readStoredOfAll, type StoredBytes, sumOf } from "./storage/stored-bytes.ts";
+export { judgeRunByQuotas, judgeStorage, quotasEnv, type TenantQuotas, watchQuotas } from "./tenant-quotas.ts";
 export { tellWaiting } from "./tell-waiting.ts";

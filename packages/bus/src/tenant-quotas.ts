@@ -14,6 +14,7 @@ import {
 import { z } from "zod";
 import type { Bus } from "./bus.ts";
 import { judgeNewAdapter } from "./quotas/adapter-quota.ts";
+import { sumOf } from "./storage/stored-bytes.ts";
 
 /** Settings of a process that holds tenants to quotas: part of its schema for `loadEnv`. */
 export const quotasEnv = {
@@ -81,13 +82,31 @@ export async function watchQuotas({
  * which is free.
  */
 export async function judgeRunByQuotas(
-  bus: Pick<Bus, "bucket">,
+  bus: Pick<Bus, "bucket" | "stored">,
   { tenant, spec, quotas }: { tenant: string; spec: RunSpec; quotas: Quotas },
 ): Promise<Problem[]> {
   const problems = judgeByQuotas(spec, quotas);
+  // Asked before anything is spent: a run whose adapter cannot be kept would be trained for nothing.
+  const full = await judgeStorage(bus, { tenant, quotas, bytes: 0 });
+  if (full !== undefined) problems.push(full);
   const { adapter } = spec;
   const adapters = await bus.bucket(buckets.adapters);
   if (quotas.adapters === null || (await adapters.get(adapterKey({ tenant, adapter }))) !== undefined) return problems;
   const tooMany = await judgeNewAdapter(adapters, { tenant, adapter, most: quotas.adapters });
   return tooMany === undefined ? problems : [...problems, tooMany];
+}
+
+/**
+ * Whether a tenant may store so many bytes more. What is made of an upload or a run comes on top, so that a tenant may exceed its quota by
+ * the results of what it was allowed to begin.
+ */
+export async function judgeStorage(
+  bus: Pick<Bus, "stored">,
+  { tenant, quotas: { storageBytes: most }, bytes }: { tenant: string; quotas: Pick<Quotas, "storageBytes">; bytes: number },
+): Promise<Problem | undefined> {
+  if (most === null) return undefined;
+  const used = sumOf(await bus.stored(tenant));
+  if (used + bytes < most || (bytes > 0 && used + bytes === most)) return undefined;
+  const message = `this tenant has ${used} bytes in the object store${bytes === 0 ? "" : `, and these are ${bytes} more`}; its quota is ${most}. Delete datasets or adapters (\`loraline storage\` shows what takes the room), or have the operator raise the quota storageBytes.`;
+  return { code: "QUOTA_STORAGE", message, param: null };
 }

@@ -21,6 +21,7 @@ import { addEnginesCommand } from "./operate/engines-command.ts";
 import { addEnsureStreamsCommand } from "./operate/ensure-streams-command.ts";
 import { addKeysCommands } from "./operate/keys-commands.ts";
 import { addLimitsCommands } from "./operate/limits-commands.ts";
+import { addStorageCommand } from "./operate/storage-command.ts";
 import { addUsageCommand } from "./operate/usage-command.ts";
 import { addRunCommand } from "./runs/run-command.ts";
 import { addRunsCommands } from "./runs/runs-commands.ts";
@@ -39,6 +40,7 @@ const groups: Readonly<Record<string, readonly AddCommands[]>> = {
     addKeysCommands,
     addLimitsCommands,
     addUsageCommand,
+    addStorageCommand,
     addDeletionCommands,
     addDlqCommands,
     addEnsureStreamsCommand,

@@ -42,6 +42,26 @@ export const blobKinds = [
   "evidence",
 ] as const;
 
+/** What a kind of blob belongs to, for people who look what takes their room. */
+export const storageGroups = ["uploads", "datasets", "tokens", "checkpoints", "adapters"] as const;
+export type StorageGroup = (typeof storageGroups)[number];
+const groupOfKind: Record<BlobKind, StorageGroup> = {
+  raw: "uploads",
+  records: "datasets",
+  dataset: "datasets",
+  report: "datasets",
+  settings: "tokens",
+  encoded: "tokens",
+  shard: "tokens",
+  tokens: "tokens",
+  "checkpoint-file": "checkpoints",
+  checkpoint: "checkpoints",
+  "adapter-file": "adapters",
+  adapter: "adapters",
+  evidence: "adapters",
+};
+export const storageGroupOf = (kind: BlobKind): StorageGroup => groupOfKind[kind];
+
 /** Reference to an immutable object. Its key is `<tenant>/<kind>/sha256/<hex>`; the tenant comes from the context. */
 export const blobRef = z.object({
   kind: z.enum(blobKinds),

@@ -1,3 +1,4 @@
+export { countStored } from "./count-stored.ts";
 export { digestOf } from "./digest.ts";
 export { eraseMessages } from "./erase-messages.ts";
 export { createJetStreamObjects, removeUnfinishedBlobs } from "./jetstream.ts";

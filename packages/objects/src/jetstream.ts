@@ -13,6 +13,7 @@ import {
 import { type ObjectInfo, Objm, setSha256Backend } from "@nats-io/obj";
 import { headers, type NatsConnection, nuid } from "@nats-io/transport-node";
 import { noting, prepare, verified } from "./digest.ts";
+import { countStored } from "./count-stored.ts";
 import { eraseMessage, eraseMessages } from "./erase-messages.ts";
 import { blobOfKey, keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, storeFull, storeRefuses } from "./objects.ts";
 
@@ -38,6 +39,7 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
   const { bucket = "objects", replicas, maxBytes, spoolDir, timeoutMs = 10_000 } = options;
   const js = jetstream(nc, { timeout: timeoutMs });
   const objm = new Objm(js);
+  const count = countStored(nc);
   const jsm = await jetstreamManager(nc, { timeout: timeoutMs });
   // Looked at first: not everybody who may use it may create it.
   const there = await jsm.streams.info(`OBJ_${bucket}`).catch((error: unknown) => {
@@ -120,8 +122,9 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
         for (;;) {
           const before = await store.info(key);
           if (before === null || before.deleted) {
-            if (await writeMeta(key, metaFor(key, id, sent), before?.revision ?? 0)) return { ...ref, size: sent.size };
-            continue;
+            if (!(await writeMeta(key, metaFor(key, id, sent), before?.revision ?? 0))) continue;
+            await count(tenant, kind, sent.size);
+            return { ...ref, size: sent.size };
           }
           // Another writer of the same bytes was first. A second entry would take the chunks from under its readers.
           const winner = await touch(key);
@@ -183,6 +186,7 @@ export async function createJetStreamObjects(nc: NatsConnection, options: JetStr
         // The mark first: nobody may find the entry of a blob whose chunks are gone.
         const mark = { ...metaFor(key, info.nuid, { size: 0, chunks: 0 }), digest: "", deleted: true };
         if (!(await ask(writeMeta(key, mark, info.revision)))) continue;
+        await count(tenant, ref.kind, -info.size);
         await ask(eraseDeleted(jsm, { bucket, key: metaOf(key), nuid: info.nuid }));
         return true;
       }

@@ -2,6 +2,7 @@
 import type { Log } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { z } from "zod";
+import { countStored } from "./count-stored.ts";
 import { createJetStreamObjects } from "./jetstream.ts";
 import type { Objects } from "./objects.ts";
 import { createS3Objects } from "./s3.ts";
@@ -35,7 +36,14 @@ export async function objectsFromEnv(
   const s3 =
     env.S3_BUCKET === undefined
       ? undefined
-      : createS3Objects({ bucket: env.S3_BUCKET, endpoint: env.S3_ENDPOINT, region: env.S3_REGION, credentials, spoolDir });
+      : createS3Objects({
+          bucket: env.S3_BUCKET,
+          endpoint: env.S3_ENDPOINT,
+          region: env.S3_REGION,
+          credentials,
+          spoolDir,
+          count: countStored(nc),
+        });
   const watched = watchedObjects(s3 ?? (await createJetStreamObjects(nc, { spoolDir })), { log });
   return {
     ...watched,

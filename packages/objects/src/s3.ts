@@ -13,6 +13,7 @@ import {
 } from "@aws-sdk/client-s3";
 import { Upload } from "@aws-sdk/lib-storage";
 import { causesOf, PermanentError } from "@loraline/runtime";
+import type { CountStored } from "./count-stored.ts";
 import { noting, prepare, verified } from "./digest.ts";
 import { blobOfKey, keyPrefix, missing, objectKey, type Objects, refOfKey, storeAway, storeFull, storeRefuses } from "./objects.ts";
 
@@ -25,7 +26,8 @@ const largestCopyBytes = 5 * 1024 ** 3;
 const partBytesFor = (size: number | undefined): number => Math.max(partBytes, Math.ceil((size ?? 0) / 9_000));
 
 const contentType = "application/octet-stream";
-const revisionOf = (modified: Date | undefined): string => modified?.toISOString() ?? "";
+/** In whole seconds: a list may say it to the millisecond, where the answer to a HEAD, being an HTTP header, does not. */
+const revisionOf = (modified: Date | undefined): string => (modified === undefined ? "" : `${modified.toISOString().slice(0, 19)}Z`);
 
 interface S3ObjectsOptions {
   /** Must exist. An `AbortIncompleteMultipartUpload` lifecycle rule clears what killed writers leave. */
@@ -36,6 +38,8 @@ interface S3ObjectsOptions {
   credentials?: { accessKeyId: string; secretAccessKey: string; sessionToken?: string } | undefined;
   /** Where streams of unknown digest are spooled. Default: the system's temporary directory. */
   spoolDir?: string | undefined;
+  /** Is told of what comes and goes. Default: nobody is. */
+  count?: CountStored;
   /** Milliseconds after which a server that says nothing counts as away; each request is tried three times. */
   patience?: Partial<typeof usualPatience>;
 }
@@ -49,7 +53,7 @@ const usualPatience = {
 };
 
 export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable {
-  const { bucket: Bucket, endpoint, region = "us-east-1", credentials, spoolDir } = options;
+  const { bucket: Bucket, endpoint, region = "us-east-1", credentials, spoolDir, count = () => Promise.resolve() } = options;
   const patience = { ...usualPatience, ...options.patience };
   const config: S3ClientConfig = {
     region,
@@ -123,7 +127,9 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
       const Key = objectKey(tenant, ref);
       const before = await look(Key);
       if (before !== undefined && (await touch(Key, before))) return { ...ref, size: before.size };
-      return { ...ref, size: await upload(Key, prepared.stream(), prepared.size) };
+      const size = await upload(Key, prepared.stream(), prepared.size);
+      if (before === undefined) await count(tenant, kind, size);
+      return { ...ref, size };
     },
 
     async get(tenant, ref) {
@@ -171,13 +177,13 @@ export function createS3Objects(options: S3ObjectsOptions): Objects & Disposable
     // looks afterwards whether it is there.
     async delete(tenant, ref, { revision } = {}) {
       const Key = objectKey(tenant, ref);
-      if (revision !== undefined) {
-        const now = await look(Key);
-        if (now !== undefined && now.revision !== revision) return false;
-      }
+      const now = await look(Key);
+      if (now === undefined) return true;
+      if (revision !== undefined && now.revision !== revision) return false;
       await client.send(new DeleteObjectCommand({ Bucket, Key }), soon).catch((error: unknown) => {
         throw explain(error);
       });
+      await count(tenant, ref.kind, -now.size);
       return true;
     },
   };

@@ -11,15 +11,15 @@ import {
   everyDeletionOf,
   everyKeyOf,
 } from "@loraline/contracts";
-import type { Objects, StoredBlob } from "@loraline/objects";
+import { countStored, type Objects, type StoredBlob } from "@loraline/objects";
 import { type Log, RetryLaterError } from "@loraline/runtime";
 import { jetstreamManager } from "@nats-io/jetstream";
 import { decideGarbage, decideHolds, decideRoots, nameOf, type Retention, type TenantRecords } from "./decide-garbage.ts";
-import { eraseRecordsOf, type EraseRecordsDeps } from "./erase-records.ts";
+import { eraseCounters, eraseRecordsOf, type EraseRecordsDeps } from "./erase-records.ts";
 import type { ManifestReferences } from "./manifest-references.ts";
 
 export interface CollectDeps extends EraseRecordsDeps {
-  bus: Pick<Bus, "bucket" | "publish">;
+  bus: Pick<Bus, "bucket" | "publish" | "stored">;
   objects: Pick<Objects, "stored" | "delete">;
   references: ManifestReferences;
   retention: Retention;
@@ -68,6 +68,7 @@ export async function collectTenant(tenant: string, deps: CollectDeps, stored?: 
   const needed = await references.expand(tenant, roots.whole);
   for (const ref of roots.alone) needed.add(nameOf(ref));
   const { garbage, young } = decideGarbage(blobs, needed, decideHolds(records), now, retention);
+  await correctCounts(tenant, blobs, deps);
   const collected: Collected = { blobs: 0, bytes: 0, again: false };
   const waiting = [...garbage];
   const removeNext = async (): Promise<void> => {
@@ -85,6 +86,7 @@ export async function collectTenant(tenant: string, deps: CollectDeps, stored?: 
     const left = young.filter(({ storedAt }) => storedAt <= at + deps.settleMs);
     const why = wait ?? (left.length > 0 ? "blobs that work under way may need" : now - at < deps.settleMs ? "work under way" : null);
     if (why !== null) collected.again = true;
+    else if (deletion.what === "tenant") await eraseCounters(tenant, deps);
     await note(deletion, why, deps);
   }
   if (collected.blobs > 0) log.info({ tenant, blobs: collected.blobs, bytes: collected.bytes }, "unneeded blobs removed");
@@ -134,6 +136,17 @@ async function markErased(adapters: readonly AdapterState[], left: ReadonlySet<s
       return { ...current, versions: current.versions.map((known) => (mark(known) ? { ...known, erased: true } : known)) };
     });
     log.info({ adapter: `${tenant}/${adapter}`, versions: [...erased] }, "deleted versions are erased");
+  }
+}
+
+/** Sets the counters right: whoever stored or removed a blob may have died before it counted that, or be about to. */
+async function correctCounts(tenant: string, blobs: readonly StoredBlob[], { nc, bus }: CollectDeps): Promise<void> {
+  const counted = await bus.stored(tenant);
+  const actual = new Map<StoredBlob["kind"], number>();
+  for (const { kind, size } of blobs) actual.set(kind, (actual.get(kind) ?? 0) + size);
+  const count = countStored(nc);
+  for (const kind of new Set([...counted.keys(), ...actual.keys()])) {
+    await count(tenant, kind, (actual.get(kind) ?? 0) - (counted.get(kind) ?? 0));
   }
 }
 

@@ -14,7 +14,7 @@ import { createManifestReferences } from "./manifest-references.ts";
 
 interface CollectorOptions {
   nc: NatsConnection;
-  bus: Pick<Bus, "bucket" | "publish">;
+  bus: Pick<Bus, "bucket" | "publish" | "stored">;
   objects: Pick<Objects, "stored" | "delete" | "get">;
   log: Log;
   /** Whether blobs are in JetStream's object store, which keeps what killed writers left. */

@@ -20,6 +20,7 @@ import {
   runKey,
   type RunState,
   spansSubject,
+  storedSubject,
   streams,
 } from "@loraline/contracts";
 import { eraseMessages } from "@loraline/objects";
@@ -130,6 +131,10 @@ async function eraseTenant(tenant: string, records: TenantRecords, deps: EraseRe
     for (const { key } of await limits.entries(filter)) await forget(deps, buckets.limits, key);
   return undefined;
 }
+
+/** What a deleted tenant had in the store; after its last blob is gone. */
+export const eraseCounters = (tenant: string, deps: EraseRecordsDeps): Promise<void> =>
+  erase(deps, streams.STORED.name, storedSubject({ tenant, kind: "*" }));
 
 async function erase(
   { nc }: EraseRecordsDeps,

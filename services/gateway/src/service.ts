@@ -30,6 +30,7 @@ import { createMetrics, serveMetrics } from "./metrics.ts";
 import { modelRoutes } from "./inference/models.ts";
 import { createTokenCheck, type OidcOptions } from "./access/oidc.ts";
 import { createRoutingTable } from "./inference/routing-table.ts";
+import { storageRoutes } from "./storage/storage.ts";
 import { deletionRoutes } from "./storage/deletions.ts";
 import { followTls, readTls, type TlsFiles } from "./server-tls.ts";
 import { createStateReader } from "./state-reader.ts";
@@ -267,6 +268,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
           modelRoutes(context),
           versionDeletion,
           deletions,
+          storageRoutes(context),
           inference,
           loraline,
           addAdapterRoutes(context, options.imports ?? {}),

@@ -1,5 +1,5 @@
 /** `dataset.import-requested` → `dataset.received`, which continues as for an upload; or `dataset.rejected`. */
-import { type Bus, type HandlerContext, type Received, tellWaiting } from "@loraline/bus";
+import { type Bus, type HandlerContext, judgeStorage, type Received, sumOf, tellWaiting, type TenantQuotas } from "@loraline/bus";
 import {
   type BlobRef,
   datasetDeleted,
@@ -42,6 +42,7 @@ interface OnImportRequestedDeps {
   telemetry: Telemetry;
   fetch: GuardedFetch;
   slots: ImportSlots;
+  quotas: TenantQuotas;
   settings: ImportSettings;
 }
 
@@ -59,7 +60,7 @@ interface Wanted {
 export const createImportFetch = ({ allow }: ImportSettings): GuardedFetch => createGuardedFetch({ allow });
 
 /** Each step may be repeated without harm: a blob is named by its content, and the events always have the same id. */
-export function onImportRequested({ bus, objects, telemetry, fetch, slots, settings }: OnImportRequestedDeps) {
+export function onImportRequested({ bus, objects, telemetry, fetch, slots, quotas, settings }: OnImportRequestedDeps) {
   return async (received: Received<typeof datasetImportRequested>, { log, signal, tries }: HandlerContext): Promise<void> => {
     const { at, data } = received;
     const ended = async (): Promise<boolean> =>
@@ -136,10 +137,26 @@ export function onImportRequested({ bus, objects, telemetry, fetch, slots, setti
 
     async function fetchAll(wanted: readonly Wanted[], tenant: string): Promise<{ blob: BlobRef; filename: string }[]> {
       const fetched: { blob: BlobRef; filename: string }[] = [];
-      let left = settings.maxBytes;
+      const full = await judgeStorage(bus, { tenant, quotas: quotas.of(tenant), bytes: 0 });
+      if (full !== undefined) throw new PermanentError(full.code, full.message);
+      const { storageBytes } = quotas.of(tenant);
+      const room = storageBytes === null ? Number.POSITIVE_INFINITY : storageBytes - sumOf(await bus.stored(tenant));
+      const noRoom = new PermanentError(
+        "QUOTA_STORAGE",
+        `what is to be fetched is larger than the ${room} bytes that are left of this tenant's quota storageBytes. Delete datasets or adapters, or have the operator raise it.`,
+      );
+      const ofQuota = (error: unknown): unknown =>
+        room < settings.maxBytes && error instanceof PermanentError && error.code === "FETCH_TOO_LARGE" ? noRoom : error;
+      let left = Math.min(settings.maxBytes, room);
       for (const { url, filename, sha256, headers } of wanted) {
-        const { body } = await fetch.get(url, { maxBytes: left, timeoutMs: settings.timeoutMs, signal, headers });
-        const blob = await objects.put(tenant, "raw", body, sha256 === undefined ? {} : { digest: `sha256:${sha256}` });
+        if (left <= 0) throw noRoom;
+        const digest = sha256 === undefined ? {} : { digest: `sha256:${sha256}` as const };
+        const blob = await fetch
+          .get(url, { maxBytes: left, timeoutMs: settings.timeoutMs, signal, headers })
+          .then(({ body }) => objects.put(tenant, "raw", body, digest))
+          .catch((error: unknown) => {
+            throw ofQuota(error);
+          });
         left -= blob.size;
         fetched.push({ blob, filename });
       }
@@ -150,7 +167,7 @@ export function onImportRequested({ bus, objects, telemetry, fetch, slots, setti
 
 /** Codes about the source, which reject the dataset. Other codes are about the store, and the message becomes a failed message. */
 const saysWhy = ({ code }: PermanentError): boolean =>
-  /^(?:URL_|HUB_|FETCH_|ADDRESS_REFUSED$|TOO_MANY_REDIRECTS$|DIGEST_MISMATCH$)/.test(code);
+  /^(?:URL_|HUB_|FETCH_|ADDRESS_REFUSED$|QUOTA_STORAGE$|TOO_MANY_REDIRECTS$|DIGEST_MISMATCH$)/.test(code);
 
 /** @returns the last part of a path or URL, as a file's name. */
 function fileOf(location: string): string {

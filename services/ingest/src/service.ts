@@ -76,7 +76,9 @@ export async function createIngestService({
     bus.consume({
       consumer: consumers.ingestDatasetImportRequested,
       handlers: {
-        "dataset.import-requested.v1": withinQuota(onImportRequested({ bus, objects, telemetry, fetch, slots, settings: importSettings })),
+        "dataset.import-requested.v1": withinQuota(
+          onImportRequested({ bus, objects, telemetry, fetch, slots, quotas, settings: importSettings }),
+        ),
       },
       onDeadLetter,
       ...waits(datasetReceived),

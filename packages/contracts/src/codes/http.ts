@@ -120,6 +120,10 @@ export const httpCodes = defineArea(
     missing_file: ["The upload has no file.", "Send the file in the form field `file`."],
     empty_file: ["The file is empty.", "Send at least one training example."],
     file_too_large: ["The file is larger than the gateway accepts.", "Split it, or have the operator raise the gateway's upload limit."],
+    too_many_uploads: [
+      "As many uploads as one gateway takes at once are under way.",
+      "Try again after the seconds in the header Retry-After.",
+    ],
     files_deleted_meanwhile: ["The adapter's files were deleted while they were being sent.", "Send them again."],
     adapter_in_training: [
       "A run that trains this adapter has not ended, so the adapter cannot be deleted.",

@@ -77,6 +77,10 @@ export const specCodes = defineArea(
       "As many runs of the tenant as may wait at once do.",
       "Request the run again when some of them have ended, or have the operator raise the quota.",
     ],
+    QUOTA_STORAGE: [
+      "The tenant has as many bytes in the object store as it may have, or would have more.",
+      "Delete datasets or adapters (`loraline storage` shows what takes the room), or have the operator raise the quota storageBytes.",
+    ],
     QUOTA_ADAPTERS: [
       "The run would make a new adapter, and the tenant has as many as it may have.",
       "Train a new version of one that exists, delete one, or have the operator raise the quota.",

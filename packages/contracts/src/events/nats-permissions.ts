@@ -4,7 +4,16 @@
  */
 import { type EventDef, filterFor } from "./define-event.ts";
 import * as e from "./events.ts";
-import { type BucketDef, buckets, type ConsumerDef, consumers, deadLetterSubject, type StreamDef, streams } from "./streams.ts";
+import {
+  type BucketDef,
+  buckets,
+  type ConsumerDef,
+  consumers,
+  deadLetterSubject,
+  storedSubject,
+  type StreamDef,
+  streams,
+} from "./streams.ts";
 
 /** `permissions` of a user in the server's configuration. */
 interface NatsPermissions {
@@ -23,6 +32,8 @@ interface Needs {
   clears?: readonly BucketDef[];
   /** Streams and buckets from which the service erases messages, so that their bytes are gone from the server's disk. */
   erases?: { streams: readonly StreamDef[]; buckets: readonly BucketDef[] };
+  /** Whether it looks how much a tenant has in the object store. */
+  readsStored?: true;
   /** Consumers of other services whose progress it looks at. */
   observes?: readonly ConsumerDef[];
   /** `write` and `delete` include reading; `delete` cannot store objects. */
@@ -66,6 +77,7 @@ const needs = {
       buckets.usage,
       buckets.keys,
     ],
+    readsStored: true,
     objects: "write",
     deadLetters: "redrive",
   },
@@ -75,6 +87,7 @@ const needs = {
     readsHistory: [streams.DATASETS],
     reads: [buckets.cache, buckets.limits, buckets.datasets],
     writes: [buckets.cache],
+    readsStored: true,
     objects: "write",
   },
   tokenize: {
@@ -83,6 +96,7 @@ const needs = {
     readsHistory: [streams.DATASETS, streams.RUNS, streams.CHUNKS],
     reads: [buckets.engines, buckets.cache, buckets.runs, buckets.adapters, buckets.limits],
     writes: [buckets.cache],
+    readsStored: true,
     objects: "write",
     deadLetters: "read",
   },
@@ -153,6 +167,7 @@ const needs = {
       buckets: [buckets.runs, buckets.datasets, buckets.adapters, buckets.cache, buckets.limits, buckets.usage],
     },
     observes: [consumers.projectorDatasets, consumers.projectorRuns],
+    readsStored: true,
     objects: "delete",
   },
   agent: {
@@ -166,6 +181,7 @@ const needs = {
     publishes: commands,
     readsHistory: [streams.DATASETS, streams.RUNS, streams.ADAPTERS],
     reads: [buckets.runs, buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings],
+    readsStored: true,
     objects: "write",
     deadLetters: "read",
   },
@@ -220,6 +236,9 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
     ...(of.objects === undefined
       ? []
       : api("STREAM.INFO.OBJ_objects", "STREAM.MSG.GET.OBJ_objects", "DIRECT.GET.OBJ_objects", "DIRECT.GET.OBJ_objects.>")),
+    // What comes and goes is counted.
+    ...(of.objects === "write" || of.objects === "delete" ? [storedSubject({ tenant: "*", kind: "*" })] : []),
+    ...(of.readsStored === true ? readStream(streams.STORED.name) : []),
     // The pieces of failed uploads and of deleted objects are erased.
     ...(of.objects === "write" || of.objects === "delete" ? api("STREAM.MSG.DELETE.OBJ_objects") : []),
     // Only the collector lists objects.

@@ -4,6 +4,7 @@ import { type EventDef, filterFor } from "./define-event.ts";
 import { apiKeyRecord } from "../api-key.ts";
 import { engineRecord } from "../engine.ts";
 import { datasetEvents, events, runEvents } from "./events.ts";
+import type { BlobKind } from "../names.ts";
 import {
   adapterState,
   assignment,
@@ -35,6 +36,8 @@ export interface StreamDef {
   readonly dedupeMs: number;
   /** Above this size the oldest messages are removed. Absent: no limit. */
   readonly maxBytes?: number;
+  /** Each subject is a counter: a message says by how much it changes, and the newest one holds the sum (NATS 2.12). */
+  readonly counter?: true;
   /** The stream is a queue: a message is removed once it is processed. Absent: the stream is a history. */
   readonly queue?: true;
 }
@@ -96,6 +99,14 @@ export const streams = {
     // A tenant's client can cause any number of failed messages. Those of one tenant are limited where they are written (`buryLetter`).
     maxBytes: 1024 ** 3,
   },
+  STORED: {
+    name: "STORED",
+    description: "Bytes in the object store: stored.<tenant>.<kind>, a counter",
+    subjects: ["stored.*.*"],
+    maxAgeMs: 0,
+    dedupeMs: 10_000,
+    counter: true,
+  },
   SPANS: {
     name: "SPANS",
     description: "Traces, where they are kept on NATS: spans.<traceId>, a JSON list of spans",
@@ -119,6 +130,12 @@ export const deadLetterSubject = ({ stream, durable, tenant, seq }: DeadLetterAd
 export const parseDeadLetterSubject = (subject: string): { stream: string; durable: string } => {
   const [, stream = "", durable = ""] = subject.split(".");
   return { stream, durable };
+};
+
+export const storedSubject = ({ tenant, kind }: { tenant: string; kind: BlobKind | "*" }): string => `stored.${tenant}.${kind}`;
+export const parseStoredSubject = (subject: string): { tenant: string; kind: BlobKind } => {
+  const [, tenant = "", kind = ""] = subject.split(".");
+  return { tenant, kind: kind as BlobKind };
 };
 
 export const spansSubject = (traceId: string): string => `spans.${traceId}`;

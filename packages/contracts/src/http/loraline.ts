@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { hubSource, urlSource } from "../spec/import-source.ts";
-import { adapterName, digest, isoTime } from "../names.ts";
+import { adapterName, digest, isoTime, storageGroups } from "../names.ts";
 import { adapterImport, trainingOnlyFields } from "../spec/method.ts";
 import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
 import { adapterState, datasetState, deletionState, limitState, replicaReport, replicaState, runState, usageRow } from "../state.ts";
@@ -180,6 +180,12 @@ export const thingDeleted = z.object({
   id: z.string(),
   deleted: z.literal(true),
   stays: z.array(stays).describe("What is kept although it is gone, and why."),
+});
+export const storageView = z.object({
+  tenant: z.string(),
+  bytes: z.int().describe("In the object store, all together."),
+  quota: z.int().nullable().describe("Most that the tenant may have; null: no limit."),
+  groups: z.array(z.object({ group: z.enum(storageGroups), bytes: z.int() })),
 });
 export const deletionList = z.object({ data: z.array(deletionState) });
 

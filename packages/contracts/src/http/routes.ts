@@ -31,6 +31,7 @@ import {
   readiness,
   rollbackBody,
   runList,
+  storageView,
   thingDeleted,
   traceView,
   usageView,
@@ -600,6 +601,15 @@ export const httpRoutes = {
     scopes: ["admin"],
     answer: thingDeleted,
     refusals: [400, 507],
+  },
+  getStorage: {
+    method: "GET",
+    path: "/v1/loraline/storage",
+    tag: "Usage",
+    summary: "Show what the tenant has in the object store, and its quota",
+    scopes: ["train", "admin"],
+    answer: storageView,
+    refusals: [],
   },
   listDeletions: {
     method: "GET",

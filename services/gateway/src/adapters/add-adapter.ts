@@ -219,8 +219,10 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       const { caller } = incoming;
       const key = idempotencyKeyOf(incoming.headers);
       if (incoming.isMultipart()) {
+        const announced = Number(incoming.headers["content-length"]);
+        using _upload = await quotas.beginUpload(caller.tenant, Number.isFinite(announced) ? announced : null);
         const { settings, files, source } = await receive(incoming);
-        return reply.code(202).send(await request(caller, key, await judged(caller.tenant, settings, files, source)));
+        return await reply.code(202).send(await request(caller, key, await judged(caller.tenant, settings, files, source)));
       }
       const { from, ...settings } = parsedBody(addAdapterBody, incoming.body);
       checkModel(caller, settings.name);

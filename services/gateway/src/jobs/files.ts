@@ -60,7 +60,7 @@ function fileObjectOf(dataset: DatasetState): FileObject {
 }
 
 export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => void {
-  const { bus, objects, state, uploadLimitBytes, spoolDir } = context;
+  const { bus, objects, state, quotas, uploadLimitBytes, spoolDir } = context;
 
   const existing = async (request: FastifyRequest): Promise<DatasetState> => {
     const { id } = request.params as { id: string };
@@ -107,7 +107,15 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       }
       if (Number(request.headers["content-length"] ?? 0) > uploadLimitBytes + multipartOverhead) throw tooLarge(uploadLimitBytes);
       const key = idempotencyKeyOf(request.headers);
-      await using upload = await readUpload(request, (file) => spoolUpload(counted(file, uploadLimitBytes), spoolDir));
+      const announced = Number(request.headers["content-length"]);
+      using admitted = await quotas.beginUpload(
+        request.caller.tenant,
+        Number.isFinite(announced) ? Math.max(0, announced - multipartOverhead) : null,
+      );
+      const { mostBytes } = admitted;
+      await using upload = await readUpload(request, (file) =>
+        spoolUpload(counted(file, { limit: uploadLimitBytes, mostBytes }), spoolDir),
+      );
       const { spooled, filename } = upload;
       const dataset = await receive(request.caller, key, { spooled, filename, mapping: checkFields(upload.fields) });
       return await reply.send(fileObjectOf(dataset));
@@ -242,11 +250,18 @@ const isMalformedForm = (error: unknown): boolean =>
   error instanceof Error && !("code" in error) && /multipart|malformed|terminated early|boundary|part/i.test(error.message);
 
 /** Passes bytes on; fails when there are none or more than `limit`, so that nothing of either kind is stored. */
-async function* counted(source: AsyncIterable<Uint8Array>, limit: number): AsyncGenerator<Uint8Array, void, undefined> {
+async function* counted(
+  source: AsyncIterable<Uint8Array>,
+  { limit, mostBytes }: { limit: number; mostBytes: number },
+): AsyncGenerator<Uint8Array, void, undefined> {
   let bytes = 0;
   for await (const chunk of source) {
     bytes += chunk.byteLength;
     if (bytes > limit) throw tooLarge(limit);
+    if (bytes > mostBytes) {
+      const message = `The file has more than the ${mostBytes} bytes that are left of this tenant's quota storageBytes. Delete datasets or adapters (\`loraline storage\` shows what takes the room), or have the operator raise it.`;
+      throw new PermanentError("QUOTA_STORAGE", message, { status: 403, param: "file" });
+    }
     yield chunk;
   }
   if (bytes === 0) throw badRequest("empty_file", "The file is empty. Send at least one training example.", "file");

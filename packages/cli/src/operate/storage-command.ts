@@ -1,0 +1,39 @@
+/** `loraline storage`: what takes the room in the object store. */
+import { storageGroups } from "@loraline/contracts";
+import { Option } from "commander";
+import { type AddCommands, examples } from "../command.ts";
+import { table } from "../terminal.ts";
+
+export const addStorageCommand: AddCommands = (program, { connect, print, env }) => {
+  program
+    .command("storage")
+    .description("what the tenant has in the object store, beside its quota")
+    .addOption(new Option("--nats <url>", "of all tenants, at NATS itself: for whoever runs the server"))
+    .addHelpText("after", examples("loraline storage", "loraline storage --nats nats://nats:4222"))
+    .action(async ({ nats }: { nats?: string }) => {
+      if (nats === undefined) {
+        const { bytes, quota, groups } = await (await connect()).getStorage();
+        const all = { bytes, quota, groups };
+        const rows = groups.map((each) => [each.group, inUnits(each.bytes)]);
+        const limit = quota === null ? "no quota" : `${Math.round((bytes / Math.max(1, quota)) * 100)} % of ${inUnits(quota)}`;
+        return print(all, () => table([["WHAT", "SIZE"], ...rows, ["all", `${inUnits(bytes)}, ${limit}`]]));
+      }
+      const { storageOfTenants } = await import("@loraline/local");
+      const auth = { user: env["NATS_USER"], pass: env["NATS_PASS"], token: env["NATS_TOKEN"] };
+      const tenants = await storageOfTenants({ natsUrl: nats, ...auth });
+      const rows = tenants.map((each) => [
+        each.tenant,
+        inUnits(each.bytes),
+        ...storageGroups.map((group) => inUnits(each.groups[group] ?? 0)),
+      ]);
+      print(tenants, () => table([["TENANT", "ALL", ...storageGroups.map((group) => group.toUpperCase())], ...rows]));
+    });
+};
+
+function inUnits(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  let value = bytes;
+  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
+  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
+}
