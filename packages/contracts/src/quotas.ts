@@ -40,19 +40,16 @@ export type QuotaChoice = Readonly<Partial<Record<QuotaName, number | null | und
 
 const quotaValue = (name: QuotaName) =>
   name === "highestPriority" ? z.int().min(priorityRange.min).max(priorityRange.max) : z.int().min(0);
-const shapeOf = <Key extends string>(keyOf: (name: QuotaName) => Key) =>
+const shapeOf = <Key extends string>(keyOf: (name: QuotaName) => Key, otherwise: string) =>
   Object.fromEntries(
-    quotaNames.map((name) => [
-      keyOf(name),
-      quotaValue(name).nullish().describe(`${quotaTable[name].description} Absent: the installation's. null: no limit.`),
-    ]),
+    quotaNames.map((name) => [keyOf(name), quotaValue(name).nullish().describe(`${quotaTable[name].description} ${otherwise}`)]),
   ) as Record<Key, ReturnType<typeof quotaField>>;
 const quotaField = () => z.int().nullish();
 
 /** Fields of a tenant's entry in KV `limits`. */
-export const quotaShape = shapeOf((name) => name);
+export const quotaShape = shapeOf((name) => name, "Absent: the installation's. null: no limit.");
 /** Fields of an HTTP body. */
-export const quotaBodyShape = shapeOf((name) => quotaTable[name].field);
+export const quotaBodyShape = shapeOf((name) => quotaTable[name].field, "Absent or null: what the operator grants.");
 
 /** The operator's settings: LORALINE_QUOTAS (JSON), and `quotas` of the chart's values. */
 export const quotaSettings = z.strictObject({
