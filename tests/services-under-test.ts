@@ -6,12 +6,19 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { createWriteStream } from "node:fs";
 import { mkdir, readFile, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { join } from "node:path";
 import { createBus, ensureStreams } from "@loraline/bus";
 import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
+import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
-import { createSimulatedEngine, type SimulatedEngine, spawnNatsServer } from "@loraline/testkit/servers";
+import {
+  createSimulatedEngine,
+  freePort,
+  type NatsCluster,
+  type SimulatedEngine,
+  spawnNatsCluster,
+  spawnNatsServer,
+} from "@loraline/testkit/servers";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { base, clientOf, eventually, root } from "./line-under-test.ts";
 
@@ -40,12 +47,14 @@ export interface ServiceUnderTest {
   readonly pid: number | undefined;
   /** How often it was started. */
   readonly starts: number;
+  /** Which of its starts ended by themselves. */
+  readonly endedByItself: readonly number[];
   /** Ends it, by default like a crash; resolves when it is gone. @returns its exit code. */
   kill(signal?: NodeJS.Signals): Promise<number | null>;
   /** SIGSTOP: it stays there and does nothing, until `resume`. */
   pause(): void;
   resume(): void;
-  /** Starts the process; resolves when it runs, not when it is ready. */
+  /** Starts the process, unless it runs; resolves when it runs, not when it is ready. */
   spawn(env?: Record<string, string>): Promise<void>;
   /** Its wall clock shows so many milliseconds more than it is, from the next start on and at once if it runs. */
   stepClock(ms: number): Promise<void>;
@@ -65,22 +74,13 @@ interface ServicesOptions {
   script?: object;
 }
 
-interface Services extends AsyncDisposable {
+export interface Services extends AsyncDisposable {
   readonly all: readonly ServiceUnderTest[];
   /** Starts a service; resolves when it is ready, or with `wait: false` when the process runs. */
   start(program: ProgramName, over?: { id?: string; env?: Record<string, string>; wait?: boolean }): Promise<ServiceUnderTest>;
   /** Starts an agent beside an engine. */
   startAgent(id: string, engineUrl: string, over?: { publicUrl?: string; wait?: boolean }): Promise<ServiceUnderTest>;
   client(gateway: ServiceUnderTest): ReturnType<typeof clientOf>;
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as { port: number };
-  server.close();
-  await once(server, "close");
-  return port;
 }
 
 /** The engine's entry of KV `engines`, and of the file that the serve controller reads. */
@@ -107,6 +107,7 @@ export async function registerEngine(nc: NatsConnection): Promise<void> {
 
 export async function createServices({ dir, natsUrl, env = {}, script = {} }: ServicesOptions): Promise<Services> {
   const all: ServiceUnderTest[] = [];
+  let closing = false;
   const killAll = (): void => {
     for (const { pid } of all) if (pid !== undefined) process.kill(pid, "SIGKILL");
   };
@@ -138,10 +139,12 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
     const [port, healthPort] = [await freePort(), await freePort()];
     const log = join(dir, "logs", `${id}.log`);
     let child: ChildProcess | undefined;
+    let expected: ChildProcess | undefined;
     const clockFile = join(dir, `${id}.clock`);
     let starts = 0;
+    const endedByItself: number[] = [];
     const readyz = async (): Promise<string> => (await fetch(`http://127.0.0.1:${healthPort}/readyz`)).text();
-    return {
+    const service: ServiceUnderTest = {
       id,
       program,
       url: `http://127.0.0.1:${port}`,
@@ -151,9 +154,11 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
       get starts() {
         return starts;
       },
+      endedByItself,
       async kill(signal = "SIGKILL") {
         if (child === undefined) return null;
         const running = child;
+        expected = running;
         const gone = once(running, "exit") as Promise<[number | null]>;
         running.kill(signal);
         return (await gone)[0];
@@ -161,7 +166,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
       pause: () => void child?.kill("SIGSTOP"),
       resume: () => void child?.kill("SIGCONT"),
       async spawn(more = {}) {
-        if (child !== undefined) throw new Error(`${id} runs already`);
+        if (child !== undefined) return;
         const clock = join(root, "tests/faults/stepped-clock.mjs");
         const started = spawn(process.execPath, ["--import", clock, "--conditions=@loraline/source", join(root, programs[program])], {
           env: {
@@ -176,9 +181,15 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
           stdio: ["ignore", "pipe", "pipe"],
         });
         child = started;
-        starts++;
+        const start = ++starts;
         started.once("exit", () => {
           if (child === started) child = undefined;
+          if (expected === started || closing) return;
+          // A service that ends by itself is started again, as by Kubernetes.
+          endedByItself.push(start);
+          setTimeout(() => {
+            if (child === undefined && !closing) service.spawn(more).catch(() => {});
+          }, 1000);
         });
         for (const output of [started.stdout, started.stderr]) output.pipe(createWriteStream(log, { flags: "a" }));
         await once(started, "spawn");
@@ -187,6 +198,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
       readyz,
       ready: () => eventually(`${id} is ready`, 120_000, async () => ((await readyz()).trim() === "ok" ? true : undefined)).then(() => {}),
     };
+    return service;
   };
 
   const start: Services["start"] = async (program, { id = program, env: own = {}, wait = true } = {}) => {
@@ -214,6 +226,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
       }),
     client: ({ url }) => clientOf({ url, apiKey: bootstrapKey }),
     async [Symbol.asyncDispose]() {
+      closing = true;
       await Promise.all(
         all.map(async (service) => {
           service.resume();
@@ -227,41 +240,56 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
   };
 }
 
-export interface SimulatedLine extends AsyncDisposable {
-  readonly nats: Awaited<ReturnType<typeof spawnNatsServer>>;
+type NatsServer = Awaited<ReturnType<typeof spawnNatsServer>>;
+
+export interface SimulatedLine<Nats = NatsServer> extends AsyncDisposable {
+  readonly nats: Nats;
   readonly nc: NatsConnection;
   readonly services: Services;
   readonly engines: readonly SimulatedEngine[];
-  /** Starts what every line has; gateways and agents are numbered from 1. */
+  /** Gateways and agents are numbered from 1. */
   readonly gateways: readonly ServiceUnderTest[];
 }
 
-/** A whole line: one NATS server, every service once, and as many gateways, and agents with simulated engines, as are asked for. */
-export async function startSimulatedLine(
-  options: Omit<ServicesOptions, "natsUrl"> & {
-    gateways?: number;
-    agents?: number;
-    natsUrl?: (id: string, direct: string) => Promise<string>;
-  },
-): Promise<SimulatedLine> {
-  const { gateways = 1, agents = 1, natsUrl = async (_id, direct) => direct, ...rest } = options;
+interface LineOptions extends Omit<ServicesOptions, "natsUrl"> {
+  gateways?: number;
+  agents?: number;
+  /** Where a service finds the server at `direct`. */
+  natsUrl?: (id: string, direct: string) => Promise<string>;
+}
+
+/** A whole line: every service once, and as many gateways, and agents with simulated engines, as are asked for. */
+export const startSimulatedLine = (options: LineOptions): Promise<SimulatedLine> =>
+  startOn(options, async () => {
+    const nats = await spawnNatsServer();
+    return { nats, url: () => nats.url, replicas: 1 };
+  });
+
+/** The same on three NATS servers. Services begin with different ones of them. */
+export const startReplicatedLine = (options: LineOptions): Promise<SimulatedLine<NatsCluster>> =>
+  startOn(options, async () => {
+    const nats = await spawnNatsCluster();
+    return { nats, url: (n) => nats.servers[n % 3]?.url ?? "", replicas: 3 };
+  });
+
+async function startOn<Nats extends NatsServer | NatsCluster>(
+  { gateways = 1, agents = 1, natsUrl = async (_id, direct) => direct, ...rest }: LineOptions,
+  startNats: () => Promise<{ nats: Nats; url: (n: number) => string; replicas: number }>,
+): Promise<SimulatedLine<Nats>> {
   const owned = new AsyncDisposableStack();
   try {
-    const nats = owned.use(await spawnNatsServer());
+    const { nats, url, replicas } = await startNats();
+    owned.use(nats);
     const nc = await nats.connect({ maxReconnectAttempts: -1, reconnectTimeWait: 250 });
     owned.defer(() => nc.close());
-    await ensureStreams(nc);
+    await eventually("the streams are there", 60_000, () => ensureStreams(nc, { replicas }).then(() => true));
+    await createJetStreamObjects(nc, { replicas });
     const numbered = (name: string, count: number) => Array.from({ length: count }, (_, n) => `${name}-${n + 1}`);
     const ids = [...numbered("gateway", gateways), ...numbered("agent", agents), "ingest", "tokenize", "train", "serve"];
-    const urls = new Map(await Promise.all(ids.map(async (id) => [id, await natsUrl(id, nats.url)] as const)));
+    const urls = new Map(await Promise.all(ids.map(async (id, n) => [id, await natsUrl(id, url(n))] as const)));
     const engines = await Promise.all(Array.from({ length: agents }, async () => owned.use(await createSimulatedEngine({ base }))));
-    const services = owned.use(
-      await createServices({
-        script: { simulated: true, steps: 12, save_steps: 4, step_ms: 20 },
-        ...rest,
-        natsUrl: (id) => urls.get(id) ?? nats.url,
-      }),
-    );
+    const script = { simulated: true, steps: 12, save_steps: 4, step_ms: 20 };
+    const services = owned.use(await createServices({ script, ...rest, natsUrl: (id) => urls.get(id) ?? url(0) }));
     for (const id of ["ingest", "tokenize", "train", "serve"] as const) await services.start(id, { wait: false });
     for (const id of numbered("gateway", gateways)) await services.start("gateway", { id, wait: false });
     for (const [n, engine] of engines.entries()) await services.startAgent(`agent-${n + 1}`, engine.url, { wait: false });

@@ -22,7 +22,7 @@ export function checkHistory(history: readonly Entry[], stored: Stored): Finding
   checkMoves(of("move"), of("seen"), stored, report);
   const chats = of("chat");
   const moves = movesOf(history, stored);
-  checkAnswers(chats, { start, stored, healedAt: of("healed")[0]?.at }, report);
+  checkAnswers(chats, { start, stored, healedAt: of("healed").at(-1)?.at }, report);
   checkOrder(chats, moves, report);
   const crashed = new Set(of("ended").flatMap(({ process, how }) => (how === "crashed" ? [process] : [])));
   checkUsage(chats, of("usage"), { tenant: start.tenant, stored, crashed }, report);

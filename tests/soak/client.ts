@@ -76,11 +76,16 @@ async function untilAnswered(
 
 export function createClient({ tell, gateway, go }: { tell: Tell; gateway: () => ServiceUnderTest; go: () => boolean }) {
   return {
-    async chat(adapter: string, asked: string, { stream, via = gateway() }: { stream: boolean; via?: ServiceUnderTest }) {
+    async chat(
+      adapter: string,
+      asked: string,
+      { stream, via = gateway(), user }: { stream: boolean; via?: ServiceUnderTest; user?: string },
+    ) {
       const process = processOf(via);
       const body = {
         model: `${tenant}/${adapter}`,
         messages: [{ role: "user", content: asked }],
+        ...(user === undefined ? {} : { user }),
         ...(stream ? { stream, stream_options: { include_usage: true } } : {}),
       };
       const { at, until, status, text } = await send(via, "POST", "/v1/chat/completions", body);
@@ -92,6 +97,7 @@ export function createClient({ tell, gateway, go }: { tell: Tell; gateway: () =>
         until,
         process,
         adapter,
+        user,
         asked,
         outcome,
         status,
@@ -133,9 +139,16 @@ export function createClient({ tell, gateway, go }: { tell: Tell; gateway: () =>
       const { status, text } = await send(gateway(), "GET", `/v1/loraline/runs/${run}`);
       return status === 200 ? String(parsed(text)["phase"]) : undefined;
     },
-    async move(verb: "promote" | "rollback", adapter: string, body: object): Promise<void> {
+    async limit(adapter: string, limits: object): Promise<void> {
+      const { status, text } = await send(gateway(), "PUT", `/v1/loraline/limits/${adapter}`, limits);
+      if (status !== 200) throw new Error(`the limit was refused: ${status} ${text}`);
+    },
+    /** @returns undefined once it is acknowledged, or what was answered instead. */
+    async move(verb: "promote" | "rollback", adapter: string, body: object): Promise<string | undefined> {
       const reply = await send(gateway(), "POST", `/v1/loraline/adapters/${adapter}/${verb}`, body);
-      tell({ kind: "move", verb, adapter, moves: reply.status === 200 ? adapterOf(reply.text).moves : [], ...commandOf(reply) });
+      const isDone = reply.status === 200;
+      tell({ kind: "move", verb, adapter, moves: isDone ? adapterOf(reply.text).moves : [], ...commandOf(reply) });
+      return isDone ? undefined : `${reply.status} ${reply.text}`;
     },
     /** What the API shows of an adapter; undefined: it gave no answer. */
     async look(adapter: string) {
@@ -163,13 +176,15 @@ const sha256 = (text: string): string => createHash("sha256").update(text).diges
 function adapterOf(text: string) {
   const { adapter } = parsed(text) as {
     adapter: {
+      canary?: object | null;
+      awaiting?: object | null;
       alias: number | null;
       history: Parameters<typeof movesOf>[0];
       versions: { version: number; digest: string; status: string }[];
     };
   };
   const moves: Move[] = movesOf(adapter.history);
-  return { alias: adapter.alias, moves, versions: adapter.versions };
+  return { alias: adapter.alias, moves, versions: adapter.versions, isMoving: Boolean(adapter.canary ?? adapter.awaiting) };
 }
 
 const versionOf = (model: unknown): number => Number(String(model).split("@")[1]);

@@ -25,6 +25,7 @@ export interface ChatEntry extends Span {
   /** The process that was asked, such as `gateway-1#2`. */
   process: string;
   adapter: string;
+  user?: string | undefined;
   /** The last message. */
   asked: string;
   /** answered: to the very end. broken: no answer, or half of one. */

@@ -611,6 +611,19 @@ describe("kv", () => {
     expect((await kv.get(tenant))?.value.maxLoras).toBe(1);
   });
 
+  test("an entry that cannot be read stops who has to know all, and not who can do without it", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const kv = await bus.bucket(buckets.engines);
+    const [good, bad] = [`${tenant}-good`, `${tenant}-bad`];
+    await kv.put(good, engine(1));
+    await jetstream(nc).publish(`$KV.engines.${bad}`, "{ no entry");
+    await expect(kv.entries(bad)).rejects.toThrow(/JSON/);
+    await expect(kv.many([good, bad])).rejects.toThrow(/JSON/);
+    expect((await kv.entries(">", { skipUnreadable: true })).map(({ key }) => key)).toContain(good);
+    expect((await kv.many([good, bad], { skipUnreadable: true })).map(({ key }) => key)).toEqual([good]);
+    await kv.delete(bad);
+  });
+
   test("a watch gives what is there, says when it has, and follows changes", async ({ nc, tenant }) => {
     const bus = await busOver(nc);
     const kv = await bus.bucket(buckets.engines);

@@ -18,6 +18,14 @@ interface KvEntry<T> {
   revision: number;
 }
 
+interface ReadOptions {
+  /**
+   * Leaves out, and logs, what does not match the contract, where one bad entry must not keep all others from being read. Default: it
+   * throws, since what could not be read is not nothing.
+   */
+  skipUnreadable?: boolean;
+}
+
 export interface KvBucket<T> {
   get(key: string): Promise<KvEntry<T> | undefined>;
   /** Writes whatever was there before. */
@@ -31,11 +39,11 @@ export interface KvBucket<T> {
    */
   change(key: string, change: (current: T | undefined) => T | undefined): Promise<T | undefined>;
   /** All entries whose key matches `filter` (NATS wildcards); no order. */
-  entries(filter?: string): Promise<KvEntry<T>[]>;
+  entries(filter?: string, options?: ReadOptions): Promise<KvEntry<T>[]>;
   /** Keys that match `filter`, without reading their entries; no order. Those of entries that were deleted may be among them. */
   keys(filter: string): Promise<string[]>;
   /** The entries of these keys, where there are any; no order. */
-  many(keys: readonly string[]): Promise<KvEntry<T>[]>;
+  many(keys: readonly string[], options?: ReadOptions): Promise<KvEntry<T>[]>;
   /** What the clock of the NATS server shows, in milliseconds since the epoch. */
   serverTime(): Promise<number>;
   /**
@@ -80,6 +88,15 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     );
   };
   const parse = (key: string, bytes: Uint8Array): Value => check(key, JSON.parse(new TextDecoder().decode(bytes)));
+  const read = (key: string, bytes: Uint8Array, { skipUnreadable = false }: ReadOptions = {}): Value | undefined => {
+    try {
+      return parse(key, bytes);
+    } catch (error) {
+      if (!skipUnreadable) throw error;
+      log.error({ err: error, bucket: def.name, key }, "entry skipped");
+      return undefined;
+    }
+  };
   const encode = (key: string, value: Value): string => {
     const text = JSON.stringify(check(key, value));
     checkStateSize(nc, `${def.name}/${key}`, Buffer.byteLength(text));
@@ -147,7 +164,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       const { state } = await jsm.streams.info(`KV_${def.name}`, { subjects_filter: `${prefix}${filter}` });
       return Object.keys(state.subjects ?? {}).map((subject) => subject.slice(prefix.length));
     },
-    async many(keys) {
+    async many(keys, options) {
       const { direct } = await jetstreamManager(nc);
       const found: KvEntry<Value>[] = [];
       for (let from = 0; from < keys.length; from += manyAtOnce) {
@@ -155,12 +172,13 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
         for (const message of await storedMessages(direct.getLastMessagesFor(`KV_${def.name}`, { multi_last: subjects }))) {
           if (message.header?.get("KV-Operation") || message.header?.get("Nats-Marker-Reason")) continue;
           const key = message.subject.slice(prefix.length);
-          found.push({ key, value: parse(key, message.data), revision: message.seq });
+          const value = read(key, message.data, options);
+          if (value !== undefined) found.push({ key, value, revision: message.seq });
         }
       }
       return found;
     },
-    async entries(filter = ">") {
+    async entries(filter = ">", options) {
       // One pass over the values instead of a read per key, by a consumer that is removed at once: the client library's own `history`
       // leaves it to the server, for minutes, and a stream holds a thousand (nats-server 2.15).
       const consumer = await newestOf(filter);
@@ -171,8 +189,10 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           for await (const { subject, headers, data, seq, info } of await consumer.fetch({ max_messages: pending, expires: 5000 })) {
             const key = subject.slice(prefix.length);
             // A key that changes meanwhile comes twice, and the last one counts.
-            if (headers?.get("KV-Operation") || headers?.get("Nats-Marker-Reason")) found.delete(key);
-            else found.set(key, { key, value: parse(key, data), revision: seq });
+            const isGone = headers?.get("KV-Operation") || headers?.get("Nats-Marker-Reason");
+            const value = isGone ? undefined : read(key, data, options);
+            if (value === undefined) found.delete(key);
+            else found.set(key, { key, value, revision: seq });
             if (info.pending === 0) break;
           }
         }

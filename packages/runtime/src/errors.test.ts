@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { backoffMs, dispositionOf, explainSystemError, PermanentError, problemOf, RetryLaterError } from "./index.ts";
+import { backoffMs, dispositionOf, explainSystemError, natsOutage, PermanentError, problemOf, RetryLaterError } from "./index.ts";
 
 const at = (deliveries: number) => ({ deliveries, maxDeliver: 3 });
 
@@ -21,3 +21,16 @@ test("a full disk is named, whatever was being done", () => {
   const other = new Error("other");
   expect(explainSystemError(other, "x")).toBe(other);
 });
+
+/** An error as a client library makes it: told by its name. */
+const named = (name: string, message: string): Error => Object.assign(new Error(message), { name });
+
+test.each(["no responders", "heartbeats missed", "leadership change", "server shutdown"])(
+  "a pull that ends with `%s` says that NATS is away: the message that needed it is not to blame",
+  (message) => {
+    expect(natsOutage(named("JetStreamStatusError", message))).toBe(message);
+    expect(natsOutage(named("JetStreamError", message))).toBe(message);
+    expect(natsOutage(new Error(message)), "another library's error").toBeUndefined();
+    expect(natsOutage(named("JetStreamStatusError", "consumer deleted"))).toBeUndefined();
+  },
+);

@@ -79,6 +79,9 @@ const natsIsAway = new Set([
 /** JetStream's codes for: no leader, no quorum, not up yet, stream or consumer not up yet. */
 const jetStreamIsAway = new Set([10_008, 10_009, 10_039, 10_076, 10_118, 10_119]);
 
+/** What a pull of messages says when the server, or the stream's leader, went away before or while it was answered. */
+const brokenPull = /no responders|heartbeats missed|leadership change|server shutdown/i;
+
 /** Why NATS gave no answer; undefined when this error is another one. */
 export function natsOutage(error: unknown): string | undefined {
   for (const one of causesOf(error)) {
@@ -86,7 +89,8 @@ export function natsOutage(error: unknown): string | undefined {
     // The error of an aborted fetch has the same name.
     if (one instanceof DOMException) continue;
     const disconnected = name === "RequestError" && /disconnected|connection closed/.test(one.message);
-    if (natsIsAway.has(name) || disconnected || (name === "JetStreamApiError" && jetStreamIsAway.has(code as number)))
+    const pullBroke = /^JetStream(Status)?Error$/.test(name) && brokenPull.test(one.message);
+    if (natsIsAway.has(name) || disconnected || pullBroke || (name === "JetStreamApiError" && jetStreamIsAway.has(code as number)))
       return messageOf(one);
   }
   return undefined;

@@ -1,7 +1,9 @@
 /** A real server as a child process that tests can kill and start again on the same port and files. */
 import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, statfsSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -41,6 +43,16 @@ interface ServerCommand {
   listening: RegExp;
   /** Text that the server prints when it is ready; default: it is ready when it listens. */
   ready?: RegExp;
+}
+
+/** A port that nothing listens on now. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as { port: number };
+  server.close();
+  await once(server, "close");
+  return port;
 }
 
 /** Starts a bundled server; disposing kills it and removes its files, unless `storeDir` was given. */

@@ -1,8 +1,9 @@
 /** The servers and the simulated engine without vitest, for benchmarks and scripts. */
 export { baseName, basesDir, smollm2Dir } from "./base-dir.ts";
+export { type NatsCluster, spawnNatsCluster } from "./nats-cluster.ts";
 export { spawnNatsServer, startNats } from "./nats-server.ts";
 export { type ProxyFixture, startProxy } from "./proxy.ts";
 export { spawnS3Server, startS3 } from "./s3-server.ts";
-export type { ServerProcess } from "./server-process.ts";
+export { freePort, type ServerProcess } from "./server-process.ts";
 export * from "./simulated-engine.ts";
 export { simulatedAdapter, type SimulatedAdapterOptions, simulatedAnswer, simulatedProbes, simulatedWeights } from "./simulated-model.ts";

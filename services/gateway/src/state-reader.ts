@@ -54,7 +54,13 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
 
   const entriesOf = <T>(bucket: KvBucket<T>, tenant: string, known: Map<string, number>) => ({
     ids: async () => (await bucket.keys(everyKeyOf(tenant))).map((key) => parseRunKey(key).id),
-    read: async (ids: readonly string[]) => (await bucket.many(ids.map((id) => runKey({ tenant, id })))).map(({ value }) => value),
+    read: async (ids: readonly string[]) =>
+      (
+        await bucket.many(
+          ids.map((id) => runKey({ tenant, id })),
+          { skipUnreadable: true },
+        )
+      ).map(({ value }) => value),
     known,
   });
   const knownRuns = new Map<string, number>();
@@ -81,13 +87,13 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
       return received === undefined ? state : foldDataset(state, { ...received, type: datasetReceived.type });
     },
     async runs(tenant) {
-      const entries = await runs.entries(everyKeyOf(tenant));
+      const entries = await runs.entries(everyKeyOf(tenant), { skipUnreadable: true });
       return entries
         .map(({ value }) => value)
         .toSorted((a, b) => newestFirst({ at: a.requestedAt, id: a.runId }, { at: b.requestedAt, id: b.runId }));
     },
     async datasets(tenant) {
-      const entries = await datasets.entries(everyKeyOf(tenant));
+      const entries = await datasets.entries(everyKeyOf(tenant), { skipUnreadable: true });
       return entries
         .map(({ value }) => value)
         .toSorted((a, b) => newestFirst({ at: a.receivedAt, id: a.datasetId }, { at: b.receivedAt, id: b.datasetId }));

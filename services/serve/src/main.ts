@@ -54,7 +54,7 @@ await runService({
 
 /** Engines that are not set up any more: a run for one of them would wait for ever. */
 async function forgetOthers(known: KvBucket<EngineRecord>, names: ReadonlySet<string>, log: Log): Promise<void> {
-  for (const { key } of await known.entries()) {
+  for (const { key } of await known.entries(">", { skipUnreadable: true })) {
     if (names.has(key)) continue;
     await known.delete(key);
     log.warn({ engine: key }, "this engine is not set up any more; it is taken out of KV engines");

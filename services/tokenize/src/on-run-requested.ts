@@ -192,7 +192,7 @@ async function judge(bus: Bus, tenant: string, spec: RunSpec, tries: number): Pr
 }
 
 const enginesOf = async (bus: Bus): Promise<EngineRecord[]> =>
-  (await (await bus.bucket(buckets.engines)).entries()).map((entry) => entry.value);
+  (await (await bus.bucket(buckets.engines)).entries(">", { skipUnreadable: true })).map((entry) => entry.value);
 const isFor =
   (tenant: string) =>
   ({ tenants }: EngineRecord): boolean =>

@@ -34,7 +34,8 @@ export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<
   const loadBase = createBases(basesDir);
   const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
   // Loaded before the first run comes, which then finds the base in memory. Errors are ignored here: the run that needs the base meets them.
-  for (const { value } of await (await bus.bucket(buckets.engines)).entries()) loadBase(value.base.name).catch(() => undefined);
+  for (const { value } of await (await bus.bucket(buckets.engines)).entries(">", { skipUnreadable: true }))
+    loadBase(value.base.name).catch(() => undefined);
   const isAway = objects.problem && (() => objects.problem?.() !== undefined);
   const tell = async (at: EventAddress, reason: WaitReason | null): Promise<void> => {
     if (reason === null && (await needsNoTokens(bus, at))) return;

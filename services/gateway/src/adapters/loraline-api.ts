@@ -96,7 +96,9 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   /** What the replicas hold of one adapter of a tenant, or of all of them (`*`): by the adapter's key, then by replica. */
   const readHoldings = async (tenant: string, adapter: string): Promise<Map<string, Map<string, ReplicaHolding>>> => {
     const found = new Map<string, Map<string, ReplicaHolding>>();
-    for (const { key, value } of await holdings.entries(holdingKey({ replicaKey: "*.*", adapterKey: adapterKey({ tenant, adapter }) }))) {
+    for (const { key, value } of await holdings.entries(holdingKey({ replicaKey: "*.*", adapterKey: adapterKey({ tenant, adapter }) }), {
+      skipUnreadable: true,
+    })) {
       const parsed = parseHoldingKey(key);
       const ofAdapter = found.get(parsed.adapterKey) ?? new Map<string, ReplicaHolding>();
       found.set(parsed.adapterKey, ofAdapter.set(parsed.replicaKey, value));
@@ -108,7 +110,9 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     const [first, ...others] = states;
     if (first === undefined) return [];
     const held = await readHoldings(first.tenant, others.length === 0 ? first.adapter : "*");
-    const reports = states.some(({ canary }) => canary) ? (await traffic.entries(everyTraffic.canary)).map(({ value }) => value) : [];
+    const reports = states.some(({ canary }) => canary)
+      ? (await traffic.entries(everyTraffic.canary, { skipUnreadable: true })).map(({ value }) => value)
+      : [];
     return states.map((adapter) => ({
       adapter,
       replicas: replicasOf(adapter, held.get(adapterKey(adapter)) ?? new Map()),
@@ -166,7 +170,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     }));
 
     app.get("/loraline/adapters", async (request) => {
-      const entries = await adapters.entries(everyKeyOf(request.caller.tenant));
+      const entries = await adapters.entries(everyKeyOf(request.caller.tenant), { skipUnreadable: true });
       const seen = entries.map(({ value }) => value).filter(({ adapter }) => seesAdapter(request.caller, adapter));
       const states = seen.toSorted((a, b) => (a.adapter < b.adapter ? -1 : 1));
       return { data: await viewsOf(states) };

@@ -66,7 +66,7 @@ export async function onRunTrained(received: Received<typeof runTrained>, deps: 
       getJson(objects, tenant, data.evidence, evidenceShape),
     ]);
     const parts = await partsOf(objects, tenant, manifest);
-    const candidates = (await engines.entries())
+    const candidates = (await engines.entries(">", { skipUnreadable: true }))
       .map(({ value }) => value)
       .filter(({ base, tenants }) => base.name === spec.base && (tenants?.includes(tenant) ?? true));
     const engine =

@@ -1,0 +1,107 @@
+/**
+ * Two gateways under load: one is killed in the middle of a stream and of an upload, and the clocks of all services are stepped. Every answer is
+ * right, and what was used is counted exactly.
+ */
+import { readdir } from "node:fs/promises";
+import { request } from "node:http";
+import { afterAll, beforeAll, expect, it } from "vitest";
+import { eventually, scratchDir } from "../line-under-test.ts";
+import { bootstrapKey, type ServiceUnderTest, type SimulatedLine, startSimulatedLine, tenant } from "../services-under-test.ts";
+import type { ChatEntry, Entry } from "../soak/history.ts";
+import { type Load, observe } from "../soak/under-load.ts";
+
+const owned = new AsyncDisposableStack();
+let dir: string;
+let line: SimulatedLine;
+let first: ServiceUnderTest;
+let observed: ReturnType<typeof observe>;
+beforeAll(async () => {
+  dir = owned.use(await scratchDir()).path;
+  line = owned.use(await startSimulatedLine({ dir, gateways: 2, agents: 2, env: { TMPDIR: dir } }));
+  first = line.gateways[0] as ServiceUnderTest;
+  observed = observe({ ...line, adapters: ["anna"] });
+});
+afterAll(() => owned.disposeAsync());
+
+const post = (gateway: ServiceUnderTest, path: string, headers: Record<string, string>) =>
+  request(gateway.url + path, { method: "POST", headers: { authorization: `Bearer ${bootstrapKey}`, ...headers } });
+
+/** Opens a stream, and kills the gateway after its first event. @returns all that the client got. */
+async function killInStream(load: Load): Promise<string> {
+  for (const { behaviour } of line.engines) behaviour.chatDelayMs = 500;
+  const asking = post(first, "/v1/chat/completions", { "content-type": "application/json" });
+  const got = await new Promise<string>((resolve, reject) => {
+    asking.on("error", reject).on("response", (response) => {
+      let text = "";
+      response.once("data", () => void load.crash(first));
+      response.on("data", (chunk: Buffer) => (text += chunk.toString()));
+      response.on("close", () => resolve(text)).on("error", () => {});
+    });
+    asking.end(JSON.stringify({ model: `${tenant}/anna`, stream: true, messages: [{ role: "user", content: "Who are you?" }] }));
+  });
+  for (const { behaviour } of line.engines) behaviour.chatDelayMs = 0;
+  return got;
+}
+
+/** Sends half of a file, and kills the gateway. */
+async function killInUpload(load: Load, key: string): Promise<void> {
+  const headers = { "content-type": "multipart/form-data; boundary=x", "transfer-encoding": "chunked", "idempotency-key": key };
+  const sending = post(first, "/v1/files", headers);
+  const broken = new Promise((resolve) => sending.on("error", resolve).on("close", resolve));
+  sending.write('--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n');
+  sending.write('--x\r\ncontent-disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n');
+  sending.write(`{"instruction": "Say half", "output": "${"half ".repeat(50_000)}`);
+  await eventually("the gateway has begun to keep it", 60_000, async () =>
+    (await readdir(dir)).some((name) => name.endsWith(".spool")) ? true : undefined,
+  );
+  await load.crash(first);
+  await broken;
+}
+
+it("one is killed in the middle of a stream, and of an upload", { timeout: 900_000 }, async () => {
+  const findings = await observed.findings(async (load) => {
+    const got = await killInStream(load);
+    expect(got, "the stream began").toMatch(/^data: \{/);
+    expect(got, "and the client sees that it did not end").not.toContain("[DONE]");
+    await load.answers(20);
+    await first.spawn();
+    await first.ready();
+
+    await killInUpload(load, "upload-half.jsonl");
+    await first.spawn();
+    await load.client.upload("half.jsonl", '{"instruction": "Say half", "output": "One half."}\n');
+    await load.answers(10, first);
+  });
+  expect(findings).toEqual([]);
+});
+
+const answeredBy = (history: readonly Entry[], adapter: string): ChatEntry[] =>
+  history.filter((entry): entry is ChatEntry => entry.kind === "chat" && entry.outcome === "answered" && entry.adapter === adapter);
+
+/** Most answers that surely fell into one minute of NATS' clock, which is this machine's. */
+function mostInAMinute(chats: readonly ChatEntry[]): number {
+  const minuteOf = (ms: number): number => Math.floor(ms / 60_000);
+  const within = chats.filter(({ at, until }) => minuteOf(at) === minuteOf(until));
+  return Math.max(...[...Map.groupBy(within, ({ at }) => minuteOf(at)).values()].map((its) => its.length));
+}
+
+const perMinute = 300;
+
+it("the clocks of all services are stepped by an hour, forwards and back", { timeout: 900_000 }, async () => {
+  let from = 0;
+  const hour = 3_600_000;
+  const findings = await observed.findings(async ({ client, history, ...load }) => {
+    await client.limit("anna", { requests_per_minute: perMinute });
+    from = history.length;
+    for (const [n, service] of line.services.all.entries()) {
+      await service.stepClock(n % 2 === 0 ? hour : -hour);
+      await load.answers(5);
+    }
+    await load.nextRun();
+    for (const service of line.services.all) await service.stepClock(0);
+    await load.answers(5);
+    await load.nextRun();
+  });
+  expect(findings).toEqual([]);
+  expect(mostInAMinute(answeredBy(observed.history.slice(from), "anna"))).toBeLessThanOrEqual(perMinute);
+});
