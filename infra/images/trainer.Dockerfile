@@ -1,4 +1,4 @@
-# Courier (TypeScript, the main process) and trainer (Python): what runs in the pod of an attempt.
+# Courier (TypeScript) and trainer (Python, started by trainer-main.ts): the two containers in the pod of an attempt, with users of their own.
 #   docker build -f infra/images/trainer.Dockerfile --build-arg NODE_IMAGE=... --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:... \
 #     -t REGISTRY/trainer:TAG .
 # Both base images have no default: pin them by digest, or name ones built locally. They must share one glibc (both bookworm).
