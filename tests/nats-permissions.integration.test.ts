@@ -172,6 +172,11 @@ it("what is another's to say is refused", async () => {
     ["tenant.acme", subjectFor(datasetIngested, at)],
     ["tenant.acme", "$JS.API.CONSUMER.CREATE.RUNS"],
     ["tenant.acme", "$KV.keys.abc"],
+    ["tenant.acme", "audit.acme"],
+    ["courier", "audit.acme"],
+    ["agent", "audit.acme"],
+    ["gateway", "$JS.API.STREAM.PURGE.AUDIT"],
+    ["serve", "$JS.API.STREAM.MSG.DELETE.AUDIT"],
   ];
   for (const [user, subject] of foreign) await said(user, subject);
 });
@@ -238,6 +243,7 @@ it("a tenant makes nothing appear on any subject but its own, whichever it names
     "$O.objects.M.abc",
     "dlq.RUNS.tokenize-run-requested.1",
     "spans.0af7651916cd43dd8448eb211c80319c",
+    "audit.umbrella",
     "_INBOX_gateway.x.y",
   ];
   const before = await everything();
@@ -251,7 +257,8 @@ it("a tenant makes nothing appear on any subject but its own, whichever it names
     return now;
   };
   await vi.waitFor(after, { timeout: 10_000 });
-  const isAcmes = (subject: string): boolean => subject.startsWith("loraline.acme.");
+  // Serve writes down that the tenant asked for cancellations.
+  const isAcmes = (subject: string): boolean => subject.startsWith("loraline.acme.") || subject === "audit.acme";
   const ofOthers = (state: Record<string, Record<string, number>>) =>
     Object.fromEntries(
       Object.entries(state).map(([stream, subjects]) => [

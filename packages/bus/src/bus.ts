@@ -1,5 +1,6 @@
 /** The bus as services see it: publish, consume, state, history, dead letters. */
 import {
+  type Actor,
   type BucketDef,
   type ConsumerDef,
   type EventAddress,
@@ -15,6 +16,8 @@ import { type Log, PermanentError, type Telemetry, UnavailableError } from "@lor
 import { type Consumer, type DeliveryInfo, DeliverPolicy, jetstream, jetstreamManager, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import type { z } from "zod";
+import { type Audit, createAudit } from "./audit/audit.ts";
+import { proveActor } from "./audit/prove-actor.ts";
 import { consume, type ConsumeOptions } from "./consume.ts";
 import { createDeadLetters, type DeadLetters } from "./dead-letters.ts";
 import { findNewest } from "./find-newest.ts";
@@ -25,6 +28,8 @@ import { readStored, type StoredBytes } from "./storage/stored-bytes.ts";
 interface PublishOptions {
   /** Tells apart what one entity says more than once, such as `attempt-2` or `step-40`. */
   key?: string;
+  /** Who gives the command, as verified by this service. Consumers with the installation's secret believe it. */
+  actor?: Actor;
   /** W3C traceparent to carry instead of the active span's. */
   traceparent?: string | null | undefined;
 }
@@ -66,6 +71,7 @@ export interface Bus {
   deadLetters: DeadLetters;
   /** What a tenant has in the object store. */
   stored(tenant: string): Promise<StoredBytes>;
+  audit: Audit;
 }
 
 interface BusDeps {
@@ -76,11 +82,13 @@ interface BusDeps {
   source: string;
   /** Known to this service alone, such as its NATS password; it makes message ids that no other client can guess. Absent: no other client is there. */
   secret?: string | undefined;
+  /** Known to all services that say or read who gave a command (`actor`). Absent: nobody's word is believed. */
+  lineSecret?: string | undefined;
   /** Longest pause before a message that waits for a server, or failed, is tried again. Default 30 s. */
   longestWaitMs?: number;
 }
 
-export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 30_000 }: BusDeps): Bus {
+export function createBus({ nc, log, telemetry, source, secret, lineSecret, longestWaitMs = 30_000 }: BusDeps): Bus {
   const js = jetstream(nc);
   /** Left alone it would stay for minutes, and a stream holds only so many. */
   const removeConsumer = (consumer: Consumer): Promise<unknown> =>
@@ -88,11 +96,13 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
   const bus: Bus = {
     async publish(event, at, data, options = {}) {
       const traceparent = options.traceparent ?? telemetry.traceparent();
-      const sealed = seal({ event, at, data, key: options.key, source, now: new Date(), traceparent, secret });
+      const now = new Date();
+      const sealed = seal({ event, at, data, key: options.key, source, now, traceparent, secret });
+      if (options.actor !== undefined && lineSecret !== undefined) proveActor(sealed, options.actor, lineSecret, now);
       const ack = await js.publish(sealed.subject, sealed.body, { headers: sealed.headers, msgID: sealed.dedupeId, retries: 3 });
       return { seq: ack.seq, duplicate: ack.duplicate };
     },
-    consume: (options) => consume({ nc, log, telemetry, longestWaitMs }, options),
+    consume: (options) => consume({ nc, log, telemetry, longestWaitMs, lineSecret }, options),
     bucket: (def) => openBucket(nc, def, log),
     async last<E extends EventDef>(event: E, at: EventAddress) {
       const message = await (await jetstreamManager(nc)).streams.getMessage(streamOf(event).name, { last_by_subj: subjectFor(event, at) });
@@ -192,7 +202,8 @@ export function createBus({ nc, log, telemetry, source, secret, longestWaitMs = 
       return found;
     },
     stored: (tenant) => readStored(nc, tenant),
-    deadLetters: createDeadLetters(nc, secret),
+    deadLetters: createDeadLetters(nc, { secret, lineSecret }),
+    audit: createAudit(nc),
   };
   return bus;
 }

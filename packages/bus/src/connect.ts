@@ -12,6 +12,13 @@ export const natsEnv = {
   NATS_USER: z.string().optional(),
   NATS_PASS: z.string().optional(),
   NATS_TOKEN: z.string().optional(),
+  LORALINE_SECRET: z
+    .string()
+    .min(20)
+    .optional()
+    .describe(
+      "A secret of the installation, the same for its gateways, operator and serve: by it they know who gave a command, and gateways keep tenants apart in prefix caches.",
+    ),
   NATS_INBOX_PREFIX: z
     .string()
     .optional()

@@ -1,6 +1,6 @@
 /** Pull consumer with bounded concurrency, order by entity, heartbeats, the disposition table and dead letters. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { buckets, type ConsumerDef, parseSubject, tenantOfSubject, waitedKey, type waitedState } from "@loraline/contracts";
+import { type Actor, buckets, type ConsumerDef, parseSubject, tenantOfSubject, waitedKey, type waitedState } from "@loraline/contracts";
 import {
   backoffMs,
   dispositionOf,
@@ -14,6 +14,7 @@ import {
 } from "@loraline/runtime";
 import { type Consumer, type ConsumerMessages, jetstream, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection, Subscription } from "@nats-io/transport-node";
+import { provenActor } from "./audit/prove-actor.ts";
 import { buryLetter } from "./dead-letters.ts";
 import type { z } from "zod";
 import { headersOf, open, type Received } from "./envelope.ts";
@@ -26,6 +27,8 @@ export interface HandlerContext {
   log: Log;
   /** Aborted when the process shuts down; the message is then delivered again. */
   signal: AbortSignal;
+  /** Who published the message, as far as it is proven; without a proof it can only have been the tenant's NATS user. */
+  actor: Actor;
   deliveries: number;
   /** Deliveries that count towards giving the message up: all but those that ended because a server was away. */
   tries: number;
@@ -76,6 +79,8 @@ interface ConsumeDeps {
   telemetry: Telemetry;
   /** Longest pause before a message that waits for a server, or failed, is tried again. */
   longestWaitMs: number;
+  /** As of `createBus`. */
+  lineSecret: string | undefined;
 }
 
 const makeRoom = "The operator has to make room on its disk, or raise its limit.";
@@ -264,6 +269,7 @@ async function handleMessage<C extends ConsumerDef>(
     const context = {
       log: log.child({ [`${event.noun}Id`]: at.id, tenant: at.tenant }),
       signal,
+      actor: actorOf(message, at.tenant, deps.lineSecret),
       deliveries,
       tries: deliveries - waits.away - here.away,
     };
@@ -342,6 +348,15 @@ async function handleMessage<C extends ConsumerDef>(
   } finally {
     clearInterval(wentOn);
   }
+}
+
+function actorOf(message: JsMsg, tenant: string, lineSecret: string | undefined): Actor {
+  if (lineSecret === undefined) return { kind: "unverified", id: "" };
+  const { subject, data, info } = message;
+  const headers = headersOf(() => message.headers);
+  const storedAt = new Date(Number(info.timestampNanos / 1_000_000)).toISOString();
+  const proven = headers && provenActor({ subject, headers, body: data, storedAt }, lineSecret);
+  return proven ?? { kind: "nats", id: `tenant.${tenant}` };
 }
 
 /** The server that is away or full may be NATS itself, or only a stream of it that has no leader. */

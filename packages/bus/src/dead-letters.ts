@@ -1,5 +1,6 @@
 /** Dead letters: copies of messages that could not be processed, kept in the stream DLQ until somebody redrives them. */
 import {
+  type Actor,
   type ConsumerDef,
   deadLetterSubject,
   type DeadLetterView,
@@ -8,6 +9,7 @@ import {
   tenantOfSubject,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
+import { proveActor } from "./audit/prove-actor.ts";
 import { dedupeId, headersOf } from "./envelope.ts";
 import { largestEventBytes } from "./sizes.ts";
 import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
@@ -85,13 +87,17 @@ export interface DeadLetters {
   /**
    * Publishes the original message again and removes the letter. Dying in between leaves the letter, and handlers are
    * idempotent, so redriving twice is harmless.
+   * @param actor - who asks for it: the message is this one's command from then on.
    * @throws PermanentError LETTER_UNKNOWN, LETTER_TOO_LARGE
    */
-  redrive(seq: number): Promise<void>;
+  redrive(seq: number, actor?: Actor): Promise<void>;
 }
 
-/** @param secret - as of `createBus`. */
-export function createDeadLetters(nc: NatsConnection, secret?: string): DeadLetters {
+/** @param secrets - as of `createBus`. */
+export function createDeadLetters(
+  nc: NatsConnection,
+  { secret, lineSecret }: { secret?: string | undefined; lineSecret?: string | undefined } = {},
+): DeadLetters {
   const stream = streams.DLQ.name;
   const stored = async (query: { seq: number } | { last_by_subj: string }): Promise<StoredMsg | null> => {
     const jsm = await jetstreamManager(nc);
@@ -156,7 +162,7 @@ export function createDeadLetters(nc: NatsConnection, secret?: string): DeadLett
       return { ...rest, data: shownOf(data) };
     },
     of: async (consumer, tenant, seq) => viewOf(await stored({ last_by_subj: subjectOf(consumer, tenant, seq) })),
-    async redrive(seq) {
+    async redrive(seq, actor) {
       const message = await stored({ seq });
       if (message === null) {
         throw new PermanentError("LETTER_UNKNOWN", `there is no failed message ${seq}. \`loraline dlq ls\` lists those there are.`, {
@@ -179,6 +185,10 @@ export function createDeadLetters(nc: NatsConnection, secret?: string): DeadLett
       }
       // Its own id: the original's may still be in the stream's dedupe window.
       const msgID = dedupeId(`redrive.${message.subject}`, secret);
+      if (actor !== undefined && lineSecret !== undefined) {
+        original.set("Nats-Msg-Id", msgID);
+        proveActor({ subject, headers: original, body: data }, actor, lineSecret, new Date());
+      }
       await jetstream(nc).publish(subject, data, { headers: original, msgID });
       const jsm = await jetstreamManager(nc);
       await jsm.streams.deleteMessage(stream, seq);

@@ -22,9 +22,11 @@ const replacedValuesKept = 8;
 export interface EnsureStreamsOptions {
   /** Copies of each stream: 1, or 3 and 5 on a cluster of that size. */
   replicas?: number;
+  /** How long entries of the audit log are kept, in days. Default 400. */
+  auditDays?: number | undefined;
 }
 
-export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: EnsureStreamsOptions = {}): Promise<void> {
+export async function ensureStreams(nc: NatsConnection, { replicas = 1, auditDays }: EnsureStreamsOptions = {}): Promise<void> {
   const jsm = await jetstreamManager(nc);
   for (const def of Object.values<StreamDef>(streams)) {
     const config = {
@@ -33,7 +35,9 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1 }: Ensure
       subjects: [...def.subjects],
       retention: def.queue === true ? RetentionPolicy.Workqueue : RetentionPolicy.Limits,
       storage: StorageType.File,
-      max_age: nanos(def.maxAgeMs),
+      max_age: nanos(def === streams.AUDIT && auditDays !== undefined ? auditDays * 24 * 60 * 60_000 : def.maxAgeMs),
+      ...(def.maxPerSubject === undefined ? {} : { max_msgs_per_subject: def.maxPerSubject }),
+      ...(def.appendOnly === true ? { deny_delete: true, deny_purge: true } : {}),
       ...(def.maxBytes === undefined ? {} : { max_bytes: def.maxBytes }),
       duplicate_window: nanos(def.dedupeMs),
       num_replicas: replicas,

@@ -1,3 +1,4 @@
+export type { Audit } from "./audit/audit.ts";
 export { type Bus, createBus } from "./bus.ts";
 export { connectBus, connectFromEnv, natsEnv } from "./connect.ts";
 export type { HandlerContext, WaitReason } from "./consume.ts";

@@ -17,7 +17,7 @@ export async function joinBus(
   const nc = await connectService(env, name, { log, ...service });
   return {
     nc,
-    bus: createBus({ nc, log, telemetry, source, secret: env.NATS_PASS }),
+    bus: createBus({ nc, log, telemetry, source, secret: env.NATS_PASS, lineSecret: env.LORALINE_SECRET }),
     async [Symbol.asyncDispose]() {
       await telemetry.flush().catch(() => {});
       await leave(nc);

@@ -15,6 +15,7 @@ import { findServer } from "./find-server.ts";
 import { addCompletionCommand } from "./help/completion-command.ts";
 import { addExplainCommand } from "./help/explain-command.ts";
 import { addVersionCommand } from "./help/version-command.ts";
+import { addAuditCommand } from "./operate/audit-command.ts";
 import { addDeletionCommands } from "./operate/deletion-commands.ts";
 import { addDlqCommands } from "./operate/dlq-commands.ts";
 import { addEnginesCommand } from "./operate/engines-command.ts";
@@ -43,6 +44,7 @@ const groups: Readonly<Record<string, readonly AddCommands[]>> = {
     addStorageCommand,
     addDeletionCommands,
     addDlqCommands,
+    addAuditCommand,
     addEnsureStreamsCommand,
   ],
   "About this program:": [addExplainCommand, addVersionCommand, addCompletionCommand],

@@ -1,4 +1,5 @@
 export * from "./api-key.ts";
+export * from "./audit.ts";
 export * from "./canary-traffic.ts";
 export * from "./chat-template.ts";
 export * from "./engine-kinds.ts";

@@ -1,7 +1,7 @@
 /** Makes the first key of a tenant at NATS, because nobody has a key yet to ask a gateway with. */
 import { connectBus, createBus } from "@loraline/bus";
 import { type Scope, scopes as allScopes, tenantName } from "@loraline/contracts";
-import { createApiKey } from "@loraline/gateway";
+import { createOperatorKey } from "@loraline/gateway";
 import { createLog, createTelemetry, PermanentError } from "@loraline/runtime";
 
 /** @returns the key. @throws PermanentError TENANT_INVALID, BOUND_ADMIN, NATS_UNREACHABLE, BUCKET_MISSING. */
@@ -42,12 +42,12 @@ export async function createTenantKey({
     const log = createLog({ service: "cli", level: "warn" });
     await using telemetry = createTelemetry({ service: "cli" });
     const bus = createBus({ nc, log, telemetry, source: "cli" });
-    return await createApiKey(
+    return await createOperatorKey(
       { bus },
       {
         tenant,
         name,
-        createdBy: "operator",
+        by: user ?? "nats",
         ...(scopes === undefined ? {} : { scopes }),
         ...(models === undefined ? {} : { models }),
         ...(expiresAt === undefined ? {} : { expiresAt }),

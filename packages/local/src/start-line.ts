@@ -186,13 +186,14 @@ export async function startLine(options: LineOptions): Promise<Line> {
   await ensureStreams(nc);
   await createJetStreamObjects(nc, { spoolDir: dirs.spool });
 
+  const lineSecret = await ensureSecret(stateDir);
   /** What every service gets: a connection with the rights that its NATS user has in a cluster, too, and its name in logs, spans and events. */
   const service = async (name: string, user = name) => {
     const telemetry = telemetries.use(createTelemetry({ service: name, spansDir: dirs.traces, otlpEndpoint: options.otlpEndpoint }));
     const serviceLog = logOf(name);
     const connection = user === localUser ? nc : await connect(user);
     const secret = nats.environmentOf(user).NATS_PASS;
-    const bus = createBus({ nc: connection, log: serviceLog, telemetry, source: name, secret });
+    const bus = createBus({ nc: connection, log: serviceLog, telemetry, source: name, secret, lineSecret });
     return { nc: connection, bus, log: serviceLog, telemetry };
   };
   const serviceWithObjects = async (name: string, user = name) => {
@@ -202,7 +203,6 @@ export async function startLine(options: LineOptions): Promise<Line> {
 
   const local = await service("local", localUser);
   const apiKey = await ensureApiKey(stateDir);
-  const secret = await ensureSecret(stateDir);
   const keys = await local.bus.bucket(buckets.keys);
   await keys.put(hashApiKey(apiKey), { tenant, name: "local", createdAt: new Date().toISOString() });
 
@@ -274,7 +274,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       port: options.port,
       quotas,
       imports,
-      secret,
+      secret: lineSecret,
       replicaHosts: ["loopback"],
       spoolDir: dirs.spool,
       readTrace: (traceId) => readSpans(dirs.traces, traceId),

@@ -36,6 +36,7 @@ export interface GatewayUnderTest extends AsyncDisposable {
   routes: Gateway["routes"];
   tenant: string;
   key: string;
+  nc: Connection;
   bus: Bus;
   objects: Objects;
   openai: OpenAI;
@@ -94,6 +95,7 @@ export async function startGateway(
     routes: gateway.routes,
     tenant,
     key,
+    nc,
     bus,
     objects,
     openai: clientFor(key),

@@ -1,3 +1,3 @@
-export { createApiKey, hashApiKey } from "./access/auth.ts";
+export { createOperatorKey, hashApiKey } from "./access/auth.ts";
 export { createProjector } from "./projector.ts";
 export { createGatewayService } from "./service.ts";

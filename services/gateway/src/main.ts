@@ -4,7 +4,7 @@ import { tenantName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
 import { z } from "zod";
-import { createApiKey } from "./access/auth.ts";
+import { createOperatorKey } from "./access/auth.ts";
 import type { OidcOptions } from "./access/oidc.ts";
 import { createProjector } from "./projector.ts";
 import { createGatewayService } from "./service.ts";
@@ -32,11 +32,6 @@ await runService({
     TRACE_CHAT_SHARE: z.coerce.number().min(0).max(1).optional(),
     OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
     ENGINE_API_KEY: z.string().optional().describe("What engines were started with as VLLM_API_KEY."),
-    LORALINE_SECRET: z
-      .string()
-      .min(20)
-      .optional()
-      .describe("A secret of the installation, the same for all gateways; keeps tenants apart in the engines' prefix caches."),
     REPLICA_HOSTS: z
       .string()
       .optional()
@@ -114,7 +109,7 @@ await runService({
 /** @throws PermanentError SETTING_MISSING if a key is given without its tenant. */
 async function bootstrap(
   { BOOTSTRAP_TENANT: tenant, BOOTSTRAP_API_KEY: key }: { BOOTSTRAP_TENANT?: string | undefined; BOOTSTRAP_API_KEY?: string | undefined },
-  bus: Pick<Bus, "bucket">,
+  bus: Pick<Bus, "bucket" | "audit">,
 ): Promise<void> {
   if (key === undefined) return;
   if (tenant === undefined) {
@@ -122,7 +117,7 @@ async function bootstrap(
       param: "BOOTSTRAP_TENANT",
     });
   }
-  await createApiKey({ bus }, { tenant, name: "bootstrap", key, createdBy: "operator" });
+  await createOperatorKey({ bus }, { tenant, name: "bootstrap", key, by: "bootstrap" });
 }
 
 /** @throws PermanentError SETTING_MISSING if there is a certificate without its key, or a key without its certificate. */

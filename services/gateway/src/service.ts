@@ -15,6 +15,7 @@ import type { GatewayContext, KeyLifetimes } from "./context.ts";
 import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
 import { datasetRoutes } from "./jobs/datasets.ts";
 import { fileRoutes } from "./jobs/files.ts";
+import { auditRoutes } from "./access/audit.ts";
 import { adminRoutes } from "./access/admin-api.ts";
 import { fineTuningRoutes } from "./jobs/fine-tuning.ts";
 import { inferenceRoutes } from "./inference/inference.ts";
@@ -273,6 +274,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
           loraline,
           addAdapterRoutes(context, options.imports ?? {}),
           admin,
+          auditRoutes(context),
         ]) {
           routes(v1);
         }

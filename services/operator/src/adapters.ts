@@ -106,6 +106,7 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
   /** Gives a command once for each edit, also if the process died before it stored that in the status. @returns the command's sequence */
   const ask = async (at: { tenant: string; id: string }, command: Command, key: string): Promise<number> => {
     const by = `adapter/${namespace}/${at.id}`;
+    const actor = { kind: "kubernetes", id: by } as const;
     return telemetry.span(
       `adapter ${at.id}`,
       { parent: null, attributes: { "loraline.tenant": at.tenant, "loraline.adapter": at.id } },
@@ -121,11 +122,12 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
         const published = (await bus.newest([event], at, { limit: 20 })).find(({ id }) => id === messageId(event, at, key));
         if (published !== undefined) return published.seq;
         if (command.part === "placement")
-          return (await bus.publish(adapterPlaceRequested, at, { placement: command.placement, by }, { key })).seq;
-        if (command.part === "keep") return (await bus.publish(adapterKeepRequested, at, { keep: command.keep, by }, { key })).seq;
+          return (await bus.publish(adapterPlaceRequested, at, { placement: command.placement, by }, { key, actor })).seq;
+        if (command.part === "keep") return (await bus.publish(adapterKeepRequested, at, { keep: command.keep, by }, { key, actor })).seq;
         const { version, canary } = command;
-        if (command.kind === "promote") return (await bus.publish(adapterPromoteRequested, at, { version, canary, by }, { key })).seq;
-        return (await bus.publish(adapterRollbackRequested, at, { version, by }, { key })).seq;
+        if (command.kind === "promote")
+          return (await bus.publish(adapterPromoteRequested, at, { version, canary, by }, { key, actor })).seq;
+        return (await bus.publish(adapterRollbackRequested, at, { version, by }, { key, actor })).seq;
       },
     );
   };

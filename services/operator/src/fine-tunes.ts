@@ -149,7 +149,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
       runCancelRequested,
       { tenant, id: runId },
       { by: `finetune/${namespace}/${origin.name} deleted` },
-      { traceparent: run.trace },
+      { traceparent: run.trace, actor: { kind: "kubernetes", id: `finetune/${namespace}/${origin.name}` } },
     );
     log.info({ runId, finetune: `${namespace}/${origin.name}` }, "the FineTune is gone; its run is cancelled");
   };

@@ -73,6 +73,11 @@ export const httpCodes = defineArea(
     engine_timeout: ["The engine did not answer within the time that the gateway waits.", "Ask for fewer tokens, or try again."],
     client_closed_request: ["The client closed the connection before the answer was complete.", "Nothing has to be done."],
     shutting_down: ["This gateway is shutting down.", "Try again: another one answers, or it is back soon."],
+    audit_unavailable: [
+      "The audit log cannot be written, and what cannot be recorded is not done.",
+      "Try again; if it lasts, look at NATS.",
+      "operator",
+    ],
     bus_unavailable: ["NATS does not answer.", "Try again; nothing is lost.", "operator"],
     internal_error: [
       "The gateway failed on this request in a way it does not expect.",

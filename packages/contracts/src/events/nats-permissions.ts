@@ -40,6 +40,8 @@ interface Needs {
   objects?: "read" | "delete" | "write";
   /** `redrive`: may send a failed message again, and remove it from the failed ones. */
   deadLetters?: "read" | "redrive";
+  /** Writes into the audit log what it does itself. */
+  audits?: true;
 }
 
 const canConsume: readonly ConsumerDef[] = Object.values(consumers);
@@ -64,7 +66,7 @@ const needs = {
   gateway: {
     publishes: [...commands, e.datasetDeleted],
     consumes: [consumers.projectorDatasets, consumers.projectorRuns, consumers.projectorProgress],
-    readsHistory: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS],
+    readsHistory: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS, streams.AUDIT],
     reads: Object.values(buckets).filter(({ name }) => name !== "cache"),
     clears: [buckets.usage],
     writes: [
@@ -80,6 +82,7 @@ const needs = {
     readsStored: true,
     objects: "write",
     deadLetters: "redrive",
+    audits: true,
   },
   ingest: {
     publishes: [e.datasetReceived, e.datasetIngested, e.datasetRejected, e.datasetWaiting],
@@ -169,6 +172,7 @@ const needs = {
     observes: [consumers.projectorDatasets, consumers.projectorRuns],
     readsStored: true,
     objects: "delete",
+    audits: true,
   },
   agent: {
     publishes: [e.adapterLoaded, e.adapterUnloaded],
@@ -214,6 +218,7 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
   const publish = [
     ...api("INFO", `STREAM.INFO.${streams.DLQ.name}`),
     ...streams.SPANS.subjects,
+    ...(of.audits === true ? streams.AUDIT.subjects : []),
     ...[...events].map((event) => filterFor(event)),
     ...(of.readsHistory ?? []).flatMap(({ name }) => readStream(name)),
     ...(of.consumes ?? []).flatMap(({ durable, stream: { name } }) => [

@@ -38,6 +38,10 @@ export interface StreamDef {
   readonly maxBytes?: number;
   /** Each subject is a counter: a message says by how much it changes, and the newest one holds the sum (NATS 2.12). */
   readonly counter?: true;
+  /** Most messages of one subject; the oldest of it are removed. Absent: no limit. */
+  readonly maxPerSubject?: number;
+  /** Nobody can delete a message or purge the stream. NATS lets nobody take that back. */
+  readonly appendOnly?: true;
   /** The stream is a queue: a message is removed once it is processed. Absent: the stream is a history. */
   readonly queue?: true;
 }
@@ -106,6 +110,17 @@ export const streams = {
     maxAgeMs: 0,
     dedupeMs: 10_000,
     counter: true,
+  },
+  AUDIT: {
+    name: "AUDIT",
+    description: "Who did what: audit.<tenant>",
+    subjects: ["audit.*"],
+    // What `ensureStreams` is told counts instead.
+    maxAgeMs: 400 * day,
+    dedupeMs: 60 * 60_000,
+    // One subject for each tenant, so that whoever writes many entries makes only its own old ones go.
+    maxPerSubject: 100_000,
+    appendOnly: true,
   },
   SPANS: {
     name: "SPANS",

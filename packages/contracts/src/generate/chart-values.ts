@@ -107,6 +107,7 @@ export const chartValues = z.strictObject({
   }),
   bootstrap: z.strictObject({ tenant: orEmpty(tenantName), existingSecret: text }),
   engineKey: z.strictObject({ existingSecret: text }),
+  audit: z.strictObject({ days: z.int().min(1).max(36_500) }),
   lineSecret: z.strictObject({ existingSecret: text }),
   bases: z.strictObject({ volume: object }),
   objects: z.strictObject({

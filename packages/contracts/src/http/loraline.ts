@@ -8,6 +8,7 @@ import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/ru
 import { adapterState, datasetState, deletionState, limitState, replicaReport, replicaState, runState, usageRow } from "../state.ts";
 import { modelPattern, scopes } from "../api-key.ts";
 import { quotaBodyShape, quotaNames } from "../quotas.ts";
+import { auditEntry } from "../audit.ts";
 import { maskOf } from "./mask-of.ts";
 import { stays } from "./openai.ts";
 
@@ -158,6 +159,14 @@ export const keyView = z.object({
 export type KeyView = z.infer<typeof keyView>;
 export const keyList = z.object({ data: z.array(keyView) });
 export const createdKey = keyView.extend({ key: z.string().describe("Shown this once; only its hash is kept.") });
+
+export const auditList = z.object({
+  data: z.array(auditEntry.extend({ seq: z.int(), time: isoTime.describe("NATS' own time, when the entry was stored.") })),
+  next: z
+    .int()
+    .nullable()
+    .describe("`before` of the next page, which may have entries also when this one has few; null: there are no more."),
+});
 
 export const keyDeleted = z.object({ id: z.string(), deleted: z.literal(true) });
 

@@ -4,11 +4,13 @@
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import type { Scope } from "../api-key.ts";
+import { auditActions } from "../audit.ts";
 import {
   adapterList,
   adapterView,
   addAdapterBody,
   addAdapterSettings,
+  auditList,
   createdKey,
   createKeyBody,
   datasetList,
@@ -66,6 +68,7 @@ export const routeTags = {
   Limits: { openai: false, description: "Most that the tenant, or one adapter of it, may use." },
   Usage: { openai: false, description: "Tokens used." },
   Deletions: { openai: false, description: "What is deleted for good, and how far that is." },
+  Audit: { openai: false, description: "Who did what." },
   "Failed messages": { openai: false, description: "Messages that could not be processed (dead letters)." },
   Server: { openai: false, description: "The server itself; needs no key." },
 } as const satisfies Record<string, { openai: boolean; description: string }>;
@@ -683,6 +686,25 @@ export const httpRoutes = {
       to: day.describe("Last day (UTC); default: today."),
     }),
     answer: usageView,
+    refusals: [400],
+  },
+  listAudit: {
+    method: "GET",
+    path: "/v1/loraline/audit",
+    tag: "Audit",
+    summary: "List who did what, newest first",
+    description:
+      "Keys, limits, promotions, rollbacks, placements, deletions, cancellations, failed messages that were put back. With the scope `admin` all of the tenant; otherwise what the caller itself did.",
+    scopes: ["infer", "train", "promote", "admin"],
+    bound: "free",
+    query: z.object({
+      action: z.enum(auditActions).optional(),
+      target: z.string().optional().describe("Id or name of what it was done to."),
+      by: z.string().optional().describe("Id or name of who did it."),
+      before: z.coerce.number<string | number>().int().min(1).optional().describe("`next` of the page before."),
+      limit: z.coerce.number<string | number>().int().min(1).max(200).default(50).describe("Items per page."),
+    }),
+    answer: auditList,
     refusals: [400],
   },
   listFailedMessages: {

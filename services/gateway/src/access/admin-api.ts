@@ -14,7 +14,8 @@ import {
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
-import { type ApiKeyRecord, type Caller, createApiKey, hashApiKey, keyIdOf, revoked } from "./auth.ts";
+import { type ApiKeyRecord, type Caller, createApiKey, hashApiKey, keyIdOf, newApiKey, revoked } from "./auth.ts";
+import { createAudited } from "./audit.ts";
 import { parsedBody } from "../body.ts";
 import type { GatewayContext, KeyLifetimes } from "../context.ts";
 import { badRequest, notFound } from "../errors.ts";
@@ -27,6 +28,7 @@ const mostDays = 92;
 
 export async function adminRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
   const { bus, limits, quotas, usage, keysOf, keyLifetimes, log } = context;
+  const audited = createAudited(context);
   const keys = await bus.bucket(buckets.keys);
   const limitsBucket = await bus.bucket(buckets.limits);
 
@@ -49,10 +51,14 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
       by,
       at: new Date().toISOString(),
     };
-    await limitsBucket.change(key, (current) => {
-      if (current?.fixed === true) throw fixedLimit(adapter);
-      return next;
-    });
+    if ((await limitsBucket.get(key))?.value.fixed === true) throw fixedLimit(adapter);
+    const deed = { action: "limit.set", target: key, details: { ...body, ...chosen } } as const;
+    await audited(request, deed, () =>
+      limitsBucket.change(key, (current) => {
+        if (current?.fixed === true) throw fixedLimit(adapter);
+        return next;
+      }),
+    );
     log.info({ limit: key, ...body, ...chosen, by }, "limit changed");
     return { ...next, adapter };
   };
@@ -61,7 +67,7 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
     const current = await limitsBucket.get(key);
     if (current === undefined) throw notFound("limit", adapter ?? "of the tenant", "adapter");
     if (current.value.fixed === true) throw fixedLimit(adapter);
-    await limitsBucket.delete(key);
+    await audited(request, { action: "limit.remove", target: key }, () => limitsBucket.delete(key));
     log.info({ limit: key, by: request.caller.by }, "limit removed");
     return { adapter, deleted: true };
   };
@@ -95,7 +101,11 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
         ...(body.models === undefined ? {} : { models: [...new Set(body.models)] }),
         ...(expiresAt === undefined ? {} : { expiresAt }),
       };
-      const key = await createApiKey({ bus }, record);
+      const key = newApiKey();
+      const { tenant: _tenant, createdBy: _createdBy, ...details } = record;
+      await audited(request, { action: "key.create", target: keyIdOf(hashApiKey(key)), details }, () =>
+        createApiKey({ bus }, { ...record, key }),
+      );
       const view = keyViewOf(hashApiKey(key), { ...record, createdAt: new Date().toISOString() });
       log.info({ tenant, by, key: view.id, name: view.name, scopes: view.scopes }, "key created");
       return { ...view, key };
@@ -106,7 +116,9 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
       const { tenant, by } = request.caller;
       const found = keysOf(tenant).find(([hash]) => keyIdOf(hash) === id);
       if (found === undefined) throw notFound("key", id, "id");
-      await keys.change(found[0], (record) => record && revoked(record, new Date().toISOString()));
+      await audited(request, { action: "key.revoke", target: id, details: { name: found[1].name } }, () =>
+        keys.change(found[0], (record) => record && revoked(record, new Date().toISOString())),
+      );
       log.info({ tenant, by, key: id, name: found[1].name }, "key revoked");
       return { id, deleted: true };
     });

@@ -2,7 +2,7 @@
 import { hash as digestOf, randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
-import { type apiKeyRecord, buckets, type Scope, scopes } from "@loraline/contracts";
+import { type Actor, type apiKeyRecord, buckets, type Scope, scopes } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
 import { type BoundModels, boundModels } from "./decide-models.ts";
@@ -14,6 +14,8 @@ export interface Caller {
   scopes: ReadonlySet<Scope>;
   /** The only models that the caller may name; null: all of the tenant's. */
   models: BoundModels | null;
+  /** Who it is, for the audit log. */
+  actor: Actor;
   /** The key by which the caller is known; null: a token of the issuer. */
   key: { id: string; expiresAt: string | null } | null;
 }
@@ -25,6 +27,8 @@ export const hashApiKey = (key: string): string => digestOf("sha256", key);
 /** The id of a key in lists and in `revoke`: the start of its hash, which is unique and cannot be used as a key. */
 export const keyIdOf = (hash: string): string => hash.slice(0, 16);
 
+export const newApiKey = (): string => `ll-${randomBytes(32).toString("base64url")}`;
+
 /**
  * Makes a key valid for a tenant. Doing it again with the same key changes nothing, so a key that was revoked stays revoked.
  * @param options.key - absent: a new random one.
@@ -34,7 +38,7 @@ export const keyIdOf = (hash: string): string => hash.slice(0, 16);
 export async function createApiKey(
   { bus }: { bus: Pick<Bus, "bucket"> },
   {
-    key = `ll-${randomBytes(32).toString("base64url")}`,
+    key = newApiKey(),
     ...record
   }: {
     tenant: string;
@@ -103,6 +107,7 @@ export async function createKeyCheck({
       by: record.name,
       scopes: record.scopes ? new Set(record.scopes) : everyScope,
       models: record.models ? boundModels(record.models) : null,
+      actor: { kind: "key", id: keyIdOf(hash), name: record.name },
       key: { id: keyIdOf(hash), expiresAt: record.expiresAt ?? null },
     },
     expiresAt: record.expiresAt ? Date.parse(record.expiresAt) : Number.POSITIVE_INFINITY,
@@ -148,6 +153,24 @@ export async function createKeyCheck({
         .filter(([, { record }]) => record.tenant === tenant && !record.revokedAt)
         .map(([hash, { record }]): [string, ApiKeyRecord] => [hash, record]),
   });
+}
+
+/**
+ * Makes a key as whoever runs the installation, which the audit log tells first. A key that is there already stays as it is.
+ * @returns the key.
+ */
+export async function createOperatorKey(
+  { bus }: { bus: Pick<Bus, "bucket" | "audit"> },
+  { by, ...record }: Omit<Parameters<typeof createApiKey>[1], "createdBy"> & { by: string },
+): Promise<string> {
+  const { key = newApiKey(), tenant, name, scopes: given, models, expiresAt } = record;
+  const id = keyIdOf(hashApiKey(key));
+  if ((await (await bus.bucket(buckets.keys)).get(hashApiKey(key))) === undefined) {
+    const actor: Actor = { kind: "operator", id: by };
+    const details = { name, scopes: given, models, expiresAt };
+    await bus.audit.record({ id: `key.create/${id}`, tenant, action: "key.create", target: id, by: actor, outcome: "accepted", details });
+  }
+  return createApiKey({ bus }, { ...record, key, createdBy: "operator" });
 }
 
 /** Whether a text looks like a JSON Web Token: three base64url parts, the first of them a JSON object. */

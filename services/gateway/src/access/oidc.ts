@@ -138,6 +138,7 @@ function callerOf(payload: JWTPayload, { tenantClaim, scopeClaim }: { tenantClai
     by: `oidc:${String(payload.sub)}`.slice(0, 200),
     scopes: new Set<Scope>(scopes.filter((scope) => has.has(scope))),
     models: null,
+    actor: { kind: "token", id: String(payload.sub).slice(0, 512) },
     key: null,
   };
 }

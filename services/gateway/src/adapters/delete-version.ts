@@ -15,7 +15,7 @@ export async function deleteVersionRoutes(context: GatewayContext): Promise<(app
   return (app) => {
     app.delete("/models/*", async (request): Promise<z.output<typeof modelDeleted>> => {
       const { "*": model } = request.params as { "*": string };
-      const { tenant, by } = request.caller;
+      const { tenant, by, actor } = request.caller;
       if (enginesFor(table.view(), tenant).some(({ base }) => base.name === model))
         throw badRequest(
           "model_is_base",
@@ -38,7 +38,12 @@ export async function deleteVersionRoutes(context: GatewayContext): Promise<(app
       const deleted = { id: model, object: "model", deleted: true } as const;
       // A repeated request, whose first answer was lost, succeeds too.
       if (version.status === "deleted") return deleted;
-      const { seq } = await bus.publish(adapterVersionDeleteRequested, { tenant, id: adapter }, { version: number, by }, { key: ulid() });
+      const { seq } = await bus.publish(
+        adapterVersionDeleteRequested,
+        { tenant, id: adapter },
+        { version: number, by },
+        { key: ulid(), actor },
+      );
       await commands.follow(
         { tenant, adapter },
         seq,

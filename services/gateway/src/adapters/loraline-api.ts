@@ -31,6 +31,7 @@ import { PermanentError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import type { z } from "zod";
+import { createAudited } from "../access/audit.ts";
 import { checkModel, seesAdapter } from "../access/decide-models.ts";
 import { parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
@@ -57,6 +58,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     bus.bucket(buckets.holdings),
     bus.bucket(buckets.traffic),
   ]);
+  const audited = createAudited(context);
   const commands = await createCommandFollower(context);
   const workingSet = await createWorkingSet({ bus, signal: context.signal });
 
@@ -178,43 +180,43 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     app.get("/loraline/adapters/:adapter", async (request) => viewOf(await existingAdapter(request)));
 
     app.post("/loraline/adapters/:adapter/promote", async (request) => {
-      const { tenant, by } = request.caller;
+      const { tenant, by, actor } = request.caller;
       const adapter = await existingAdapter(request);
       const { version, canary } = parsedBody(promoteBody, request.body);
       checkVersion(adapter, version);
       if (adapter.alias === version && !adapter.canary && !adapter.awaiting) return viewOf(adapter);
       const key = commandKeyOf(request);
-      const { seq } = await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, canary, by }, { key });
+      const { seq } = await bus.publish(adapterPromoteRequested, { tenant, id: adapter.adapter }, { version, canary, by }, { key, actor });
       return viewWhen(request, seq, (now) => now.alias === version && !now.canary && !now.awaiting);
     });
 
     app.post("/loraline/adapters/:adapter/place", async (request) => {
-      const { tenant, by } = request.caller;
+      const { tenant, by, actor } = request.caller;
       const adapter = await existingAdapter(request);
       const wished = parsedBody(placeBody, request.body);
       const key = commandKeyOf(request);
-      const { seq } = await bus.publish(adapterPlaceRequested, { tenant, id: adapter.adapter }, { placement: wished, by }, { key });
+      const { seq } = await bus.publish(adapterPlaceRequested, { tenant, id: adapter.adapter }, { placement: wished, by }, { key, actor });
       return viewWhen(request, seq, ({ placement }) => JSON.stringify(placement) === JSON.stringify(wished), placementStays);
     });
 
     app.post("/loraline/adapters/:adapter/keep", async (request) => {
-      const { tenant, by } = request.caller;
+      const { tenant, by, actor } = request.caller;
       const adapter = await existingAdapter(request);
       const { keep } = parsedBody(keepBody, request.body);
       const key = commandKeyOf(request);
-      const { seq } = await bus.publish(adapterKeepRequested, { tenant, id: adapter.adapter }, { keep, by }, { key });
+      const { seq } = await bus.publish(adapterKeepRequested, { tenant, id: adapter.adapter }, { keep, by }, { key, actor });
       return viewWhen(request, seq, (now) => now.keep === keep, keepStays);
     });
 
     app.post("/loraline/adapters/:adapter/rollback", async (request) => {
-      const { tenant, by } = request.caller;
+      const { tenant, by, actor } = request.caller;
       const adapter = await existingAdapter(request);
       const { version } = parsedBody(rollbackBody, request.body ?? {});
       if (adapter.alias === null) throw badRequest("nothing_promoted", `${adapter.adapter} has no promoted version to go back from.`);
       if (version !== undefined) checkVersion(adapter, version);
       if (version === adapter.alias && !adapter.canary && !adapter.awaiting) return viewOf(adapter);
       const key = commandKeyOf(request);
-      const { seq } = await bus.publish(adapterRollbackRequested, { tenant, id: adapter.adapter }, { version, by }, { key });
+      const { seq } = await bus.publish(adapterRollbackRequested, { tenant, id: adapter.adapter }, { version, by }, { key, actor });
       return viewWhen(request, seq, (now) => now.alias === version && !now.canary && !now.awaiting);
     });
 
@@ -223,7 +225,10 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     app.post("/loraline/dlq/:seq/redrive", async (request) => {
       const letter = await letterOf(request);
       await checkRedrive(letter);
-      await bus.deadLetters.redrive(letter.seq);
+      const { seq, subject, durable, code } = letter;
+      await audited(request, { action: "failed-message.redrive", target: String(seq), details: { subject, durable, code } }, () =>
+        bus.deadLetters.redrive(seq, request.caller.actor),
+      );
       log.info({ letter: letter.seq, subject: letter.subject, by: request.caller.by }, "failed message redriven");
       return letter;
     });

@@ -16,6 +16,7 @@ import {
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
+import { createAudited } from "../access/audit.ts";
 import type { Caller } from "../access/auth.ts";
 import { fieldText } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
@@ -61,6 +62,7 @@ function fileObjectOf(dataset: DatasetState): FileObject {
 
 export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => void {
   const { bus, objects, state, quotas, uploadLimitBytes, spoolDir } = context;
+  const audited = createAudited(context);
 
   const existing = async (request: FastifyRequest): Promise<DatasetState> => {
     const { id } = request.params as { id: string };
@@ -153,8 +155,10 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       const { tenant, by } = request.caller;
       const dataset = await existing(request);
       const { datasetId } = dataset;
-      await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
-      await requestDeletion(bus, { tenant, what: "dataset", id: datasetId, by });
+      await audited(request, { action: "dataset.delete", target: datasetId }, async () => {
+        await bus.publish(datasetDeleted, { tenant, id: datasetId }, { by });
+        await requestDeletion(bus, { tenant, what: "dataset", id: datasetId, by });
+      });
       await state.datasetFolded(tenant, datasetId, ({ status }) => status === "deleted", foldWithinMs);
       const stays = await whatStaysOf(datasetId, tenant, context);
       return { id: fileIdOf(datasetId), object: "file", deleted: true, loraline: { stays } };

@@ -154,7 +154,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
     app.get("/fine_tuning/jobs/:id", async (request) => jobObjectOf(await existing(request)));
 
     app.post("/fine_tuning/jobs/:id/cancel", async (request) => {
-      const { tenant, by } = request.caller;
+      const { tenant, by, actor } = request.caller;
       const run = await existing(request);
       if (run.phase === "cancelled") return jobObjectOf(run);
       const refuseEnded = (ended: RunState): void => {
@@ -163,7 +163,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
         throw badRequest("job_not_cancellable", `The job has already ended (${status}); there is nothing to cancel.`);
       };
       refuseEnded(run);
-      await bus.publish(runCancelRequested, { tenant, id: run.runId }, { by }, { traceparent: run.trace });
+      await bus.publish(runCancelRequested, { tenant, id: run.runId }, { by }, { traceparent: run.trace, actor });
       await state.runFolded(tenant, run.runId, ({ finishedAt }) => finishedAt !== null, cancelWithinMs);
       const after = await existing(request);
       // The run may have ended before the cancellation was processed.

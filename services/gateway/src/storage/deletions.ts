@@ -2,7 +2,8 @@
 import type { Bus } from "@loraline/bus";
 import { adapterKey, buckets, deletionKey, type DeletionState, everyDeletionOf, type Stays } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import type { FastifyInstance } from "fastify";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { type Audited, createAudited } from "../access/audit.ts";
 import { revoked } from "../access/auth.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, notFound } from "../errors.ts";
@@ -38,8 +39,8 @@ export async function whatStaysOf(datasetId: string, tenant: string, { state }: 
 }
 
 /** Whether the adapter can be deleted, and the deletion of it. */
-async function deleteAdapter(adapter: string, caller: { tenant: string; by: string | null }, context: GatewayContext): Promise<Stays[]> {
-  const { tenant, by } = caller;
+async function deleteAdapter(adapter: string, request: FastifyRequest, context: GatewayContext, audited: Audited): Promise<Stays[]> {
+  const { tenant, by } = request.caller;
   const { bus, state } = context;
   const found = await (await bus.bucket(buckets.adapters)).get(adapterKey({ tenant, adapter }));
   if (found === undefined) throw notFound("adapter", adapter, "adapter");
@@ -51,12 +52,15 @@ async function deleteAdapter(adapter: string, caller: { tenant: string; by: stri
       { status: 409, param: "adapter" },
     );
   }
-  await requestDeletion(bus, { tenant, what: "adapter", id: adapter, by });
+  await audited(request, { action: "adapter.delete", target: adapter }, () =>
+    requestDeletion(bus, { tenant, what: "adapter", id: adapter, by }),
+  );
   return [audit];
 }
 
 export async function deletionRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
   const { bus, keysOf, log } = context;
+  const audited = createAudited(context);
   const [deletions, keys] = await Promise.all([bus.bucket(buckets.deletions), bus.bucket(buckets.keys)]);
   return (app) => {
     app.get("/loraline/deletions", async (request) => {
@@ -67,17 +71,19 @@ export async function deletionRoutes(context: GatewayContext): Promise<(app: Fas
     app.delete("/loraline/adapters/:adapter", async (request) => {
       const { adapter } = request.params as { adapter: string };
       const name = ownAdapterName(request.caller.tenant, adapter);
-      return { id: name, deleted: true, stays: await deleteAdapter(name, request.caller, context) };
+      return { id: name, deleted: true, stays: await deleteAdapter(name, request, context, audited) };
     });
 
     app.delete("/loraline/tenants/:tenant", async (request) => {
       const { tenant: named } = request.params as { tenant: string };
       const { tenant, by } = request.caller;
       if (named !== tenant) throw badRequest("tenant_foreign", `This key belongs to ${tenant}: it cannot delete ${named}.`, "tenant");
-      await requestDeletion(bus, { tenant, what: "tenant", id: tenant, by });
-      const at = new Date().toISOString();
-      // Last: without keys nothing new comes, and nobody could ask again if this broke off.
-      for (const [hash] of keysOf(tenant)) await keys.change(hash, (record) => record && revoked(record, at));
+      await audited(request, { action: "tenant.delete", target: tenant }, async () => {
+        await requestDeletion(bus, { tenant, what: "tenant", id: tenant, by });
+        const at = new Date().toISOString();
+        // Last: without keys nothing new comes, and nobody could ask again if this broke off.
+        for (const [hash] of keysOf(tenant)) await keys.change(hash, (record) => record && revoked(record, at));
+      });
       log.info({ tenant, by }, "tenant is to be deleted");
       const stays = [{ what: "revoked keys", why: "their hashes and names, so that none of them is ever accepted again" }, audit];
       return { id: tenant, deleted: true, stays };

@@ -22,6 +22,7 @@ import {
   type EventAddress,
   parseReplicaKey,
   type QuotaSettings,
+  type runCancelRequested,
   runFailed,
   runWaiting,
 } from "@loraline/contracts";
@@ -39,6 +40,7 @@ import { onDeleteRequested, onKeepRequested, onVersionWanted } from "./versions/
 import { createKeeper } from "./versions/keep-versions.ts";
 import { onCancelRequested } from "./versions/on-cancel-requested.ts";
 import { onRunTrained } from "./versions/on-run-trained.ts";
+import { createAudited } from "./audited.ts";
 import { createWatchedTable } from "./watched-table.ts";
 
 export interface ServeServiceDeps {
@@ -151,29 +153,40 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
       await bus.publish(runFailed, { tenant, id }, { code, message, param });
     },
   });
+  const audited = createAudited(bus.audit);
   const cancels = await bus.consume({
     consumer: consumers.serveRunCancelRequested,
-    handlers: { "run.cancel-requested.v1": (received) => onCancelRequested(received, eventDeps, adapters) },
+    handlers: {
+      "run.cancel-requested.v1": audited<typeof runCancelRequested>("run.cancel", (received) =>
+        onCancelRequested(received, eventDeps, adapters),
+      ),
+    },
   });
   const onCommand = (at: EventAddress, command: AliasCommand): Promise<void> =>
     followAliasCommand(at, command, eventDeps, adapters, replicas.of);
   const commands = await bus.consume({
     consumer: consumers.serveAdapterCommands,
     handlers: {
-      [adapterPromoteRequested.type]: ({ at, data, seq }) =>
+      [adapterPromoteRequested.type]: audited<typeof adapterPromoteRequested>("adapter.promote", ({ at, data, seq }) =>
         onCommand(at, { kind: "promote", version: data.version, canary: data.canary, by: data.by ?? null, seq }),
-      [adapterRollbackRequested.type]: ({ at, data, seq }) =>
+      ),
+      [adapterRollbackRequested.type]: audited<typeof adapterRollbackRequested>("adapter.rollback", ({ at, data, seq }) =>
         onCommand(at, { kind: "rollback", version: data.version ?? null, by: data.by ?? null, seq }),
-      async [adapterPlaceRequested.type]({ at, seq, data: { placement, by } }) {
+      ),
+      [adapterPlaceRequested.type]: audited<typeof adapterPlaceRequested>("adapter.place", async ({ at, seq, data: { placement, by } }) => {
         const state = await adapters.change(keyOf(at), (current) => {
           if (current === undefined || (current.placementSeq ?? 0) > seq) return undefined;
           return { ...current, placement, placementSeq: seq };
         });
         if (state === undefined) throw new PermanentError("ADAPTER_UNKNOWN", `there is no adapter "${nameOf(at)}".`);
         log.info({ adapter: nameOf(at), placement, by }, "placement set");
-      },
-      [adapterKeepRequested.type]: (received) => onKeepRequested(received, eventDeps, adapters),
-      [adapterVersionDeleteRequested.type]: (received) => onDeleteRequested(received, eventDeps, adapters, deletions),
+      }),
+      [adapterKeepRequested.type]: audited<typeof adapterKeepRequested>("adapter.keep", (received) =>
+        onKeepRequested(received, eventDeps, adapters),
+      ),
+      [adapterVersionDeleteRequested.type]: audited<typeof adapterVersionDeleteRequested>("adapter.delete-version", (received) =>
+        onDeleteRequested(received, eventDeps, adapters, deletions),
+      ),
     },
   });
   const wishes = await bus.consume({
