@@ -14,6 +14,7 @@ import { scalePlacement } from "./scale/placement.ts";
 import { scaleTraffic } from "./scale/traffic.ts";
 import { scaleRoute } from "./scale/route.ts";
 import { scaleDatasets } from "./scale/datasets.ts";
+import { scaleLists } from "./scale/lists.ts";
 import { scaleNeighbour } from "./scale/neighbour.ts";
 import { scaleTrain } from "./scale/train-round.ts";
 
@@ -36,6 +37,7 @@ const parts: Record<string, () => Promise<ScaleRow[]>> = {
   placement: scalePlacement,
   train: scaleTrain,
   datasets: scaleDatasets,
+  lists: scaleLists,
   neighbour: scaleNeighbour,
 };
 
