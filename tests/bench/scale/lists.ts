@@ -19,7 +19,7 @@ export async function scaleLists(): Promise<ScaleRow[]> {
     for (const [n, id] of ids.entries()) {
       const time = new Date(Date.now() - 1000 * (runs - n)).toISOString();
       const at = { tenant, id };
-      const state = foldRun(undefined, { type: events.runRequested.type, data: { spec }, at, time, seq: n + 1, trace: null } as never);
+      const state = foldRun(undefined, { type: events.runRequested.type, data: { spec }, at, time, seq: n + 1, trace: null });
       put(`$KV.${buckets.runs.name}.${runKey(at)}`, state);
       if (n % 500 === 0) await nc.flush();
     }
