@@ -212,3 +212,35 @@ it("an attempt that is evicted, then preempted: told apart, and no step is lost"
   expect(Number(saved[0])).toBeGreaterThanOrEqual(6);
   expect(told.filter((text) => text.startsWith("Training finished"))).toHaveLength(1);
 });
+
+it(
+  "an attempt that an earlier release made in its own namespace is followed to its end after the upgrade",
+  { timeout: 400_000 },
+  async () => {
+    const { train } = values as { train: Values };
+    await line.helmInstall({ ...values, train: { ...train, namespace: name } }, release);
+    await line.ready();
+    await line.fineTune("early", { adapter: "early", training: { ...training, max_steps: 30, save_steps: 10 } });
+    await line.until("early", "training", (status) => stepOf(status) >= 1);
+    const attempt = await line.podOf(component("train-attempt"));
+
+    await line.helmInstall(values, release);
+    await line.ready();
+    expect(await line.pods(component("train-attempt"))).toMatchObject([{ metadata: { name: attempt } }]);
+    expect(await trained("early")).toMatchObject({ attempt: 1, step: "30/30" });
+    await eventually(
+      "its Job is removed",
+      async () => (await line.get("jobs", "--selector", component("train-attempt"))).items.length === 0,
+    );
+
+    // With the next upgrade train has no rights there any more, and makes attempts in the other namespace.
+    const role = () => line.kubectl("get", "role", `${fullname}-train-former`, "--ignore-not-found", "-o", "name");
+    expect(await role()).toContain("train-former");
+    await line.helmInstall(values, release);
+    expect(await role()).toBe("");
+    await line.ready();
+    await line.fineTune("late", { adapter: "late", training });
+    await line.until("late", "training", (status) => stepOf(status) >= 1);
+    expect(await line.runs.pods(component("train-attempt"))).toHaveLength(1);
+  },
+);
