@@ -166,7 +166,8 @@ const needs = {
     writes: [buckets.adapters, buckets.assignments, buckets.engines, buckets.cache, buckets.limits, buckets.deletions, buckets.leases],
     clears: [buckets.holdings],
     erases: {
-      streams: Object.values(streams),
+      // The audit log stays, whatever is deleted.
+      streams: Object.values(streams).filter(({ name }) => name !== streams.AUDIT.name),
       buckets: [buckets.runs, buckets.datasets, buckets.adapters, buckets.cache, buckets.limits, buckets.usage],
     },
     observes: [consumers.projectorDatasets, consumers.projectorRuns],

@@ -79,7 +79,7 @@ const test = testWithNats.extend("owner", async ({ nc, tenant }, { onCleanup }):
 });
 
 /** Bodies that name what is the owner's, for routes that name it nowhere else. */
-const bodies = ({ line: { tenant }, file, engineName, stored }: Owner): Record<string, { body: object; status: number }[]> => {
+const bodies = ({ line: { tenant }, file, engineName, stored }: Owner): Record<string, { body: object | undefined; status: number }[]> => {
   const models = [`${tenant}/pirate`, `${tenant}/pirate@1`, `ft:${base}:${tenant}:pirate:1`, engineName];
   return {
     "POST /v1/chat/completions": models.map((model) => ({ body: { model, messages: [] }, status: 404 })),
@@ -95,6 +95,7 @@ const bodies = ({ line: { tenant }, file, engineName, stored }: Owner): Record<s
     "PUT /v1/loraline/limits": [{ body: { requests_per_minute: 1 }, status: 200 }],
     "PUT /v1/loraline/limits/:adapter": [{ body: { requests_per_minute: 1 }, status: 200 }],
     "POST /v1/loraline/adapters/:adapter/promote": [{ body: { version: 1 }, status: 404 }],
+    "DELETE /v1/loraline/tenants/:tenant": [{ body: undefined, status: 400 }],
     "POST /v1/loraline/adapters/:adapter/place": [{ body: { mode: "all" }, status: 404 }],
   };
 };
@@ -128,6 +129,7 @@ test("no route shows or changes what is another tenant's", async ({ owner }) => 
       ":runId": [runId],
       ":seq": [String(letter)],
       ":adapter": ["pirate"],
+      ":tenant": [tenant],
       "*": [`${tenant}/pirate`, `${tenant}%2Fpirate@1`],
     };
     return Object.entries(values).reduce(
