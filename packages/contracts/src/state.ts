@@ -140,6 +140,7 @@ const adapterVersion = z.object({
     ),
   reason: problem.nullable(),
   note: z.string().nullish().describe("What the gate was asked to judge and could not."),
+  system: z.string().nullish().describe("System prompt that it was trained with. The gateway puts it before conversations that have none."),
   promote: z.enum(["auto", "manual", "canary"]),
   canary: canarySettings.nullish().describe("Settings of its canary, when its run asked for one."),
   evaluation: evaluation.nullable(),
@@ -258,6 +259,7 @@ const routedVersion = adapterVersion.pick({
   createdAt: true,
   servedAt: true,
   wanted: true,
+  system: true,
   trace: true,
 });
 export type RoutedVersion = z.infer<typeof routedVersion>;

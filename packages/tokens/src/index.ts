@@ -8,5 +8,6 @@ export { neutralQuestions, plainPromptsFor, promptsFor } from "./probe-prompts.t
 export { pack } from "./shards/pack.ts";
 export { decodeMasked, readTokenFolder, showTokenRows, type TokenRow } from "./shards/read-shards.ts";
 export { describeTemplate, judgeTemplate } from "./templates/engine-template.ts";
+export { seedSystem } from "./templates/render-seed.ts";
 export { tokenizeCode, tokenizeDataset, type TokenizeInput, tokenizeKey, type TokenizeResult } from "./tokenize-dataset.ts";
 export { type TokenFolderManifest, type TokenizedDrop, tokenizeRecords } from "./tokenize-records.ts";

@@ -34,7 +34,7 @@ import { PermanentError, problemOf, RetryLaterError, type Telemetry } from "@lor
 import type { ChunkWorkDeps } from "./chunk-key.ts";
 import { encodeChunks, forgetChunks, TokensNotNeeded } from "./encode-chunks.ts";
 import { needsNoTokens, rejectingCodes } from "./run-outcome.ts";
-import { judgeTemplate, tokenizeDataset, type TokenizeInput, tokenizeKey, type TokenizeResult } from "@loraline/tokens";
+import { judgeTemplate, seedSystem, tokenizeDataset, type TokenizeInput, tokenizeKey, type TokenizeResult } from "@loraline/tokens";
 import { tokenizeImport } from "./tokenize-import.ts";
 
 interface OnRunRequestedDeps extends ChunkWorkDeps {
@@ -78,12 +78,21 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
         return;
       case "tokenized": {
         const { ref, manifest, cacheHit } = outcome;
+        const system = await systemOf(bus, at.tenant, received.data.spec);
         log.info({ ...manifest.totals, packed: manifest.packed, cacheHit }, "run tokenized");
-        await bus.publish(runTokenized, at, { manifest: ref, totals: manifest.totals, packed: manifest.packed, cacheHit });
+        await bus.publish(runTokenized, at, { manifest: ref, totals: manifest.totals, packed: manifest.packed, cacheHit, system });
         return;
       }
     }
   };
+}
+
+/** The system prompt of conversations that have none of their own: the run's, else that of the template or of the dataset's mapping. */
+async function systemOf(bus: Bus, tenant: string, { tokenize, dataset, method }: RunSpec): Promise<string | null> {
+  if (method.type !== "supervised") return null;
+  if (tokenize.template === "seed") return tokenize.system ?? seedSystem;
+  const received = dataset === undefined ? undefined : await bus.last(datasetReceived, { tenant, id: dataset });
+  return received?.data.mapping?.system ?? tokenize.system ?? null;
 }
 
 type Outcome =

@@ -34,12 +34,26 @@ export function listAdapters(views: readonly AdapterView[], now = Date.now()): s
     move ? [yellow(`${tenant}/${adapter}: the alias moves to version ${move.version} when it is loaded and proven again`)] : [],
   );
   const troubles = views.flatMap(troublesOf);
+  const systems = views.flatMap(systemsOf);
   return [
     ...table([["ADAPTER", "VERSION", "STATUS", "PROOF", "HELD-OUT LOSS", "DIGEST", ""], ...rows]),
+    ...systems,
     ...canaries,
     ...awaiting,
     ...troubles,
   ];
+}
+
+/** The system prompts with which versions were trained, and are served. */
+function systemsOf({ adapter }: AdapterView): string[] {
+  const of = new Map<string, number[]>();
+  for (const { version, status, system } of adapter.versions) {
+    if (system && (status === "desired" || status === "retired")) of.set(system, [...(of.get(system) ?? []), version]);
+  }
+  return [...of].map(([system, versions]) => {
+    const shown = system.length > 80 ? `${system.slice(0, 80).toWellFormed()}…` : system;
+    return dim(`${adapter.tenant}/${adapter.adapter}@${versions.join(",")}: served with its system prompt ${JSON.stringify(shown)}`);
+  });
 }
 
 /** `proven 2/3`: replicas that have it proven, of those that should. */

@@ -72,7 +72,16 @@ export const runRejected = defineEvent("run.rejected.v1", "The run cannot start;
 export const runTokenized = defineEvent(
   "run.tokenized.v1",
   "Arrow shards are ready to train on",
-  z.object({ manifest: blobRef, totals: tokenTotals, packed: z.boolean(), cacheHit: z.boolean() }),
+  z.object({
+    manifest: blobRef,
+    totals: tokenTotals,
+    packed: z.boolean(),
+    cacheHit: z.boolean(),
+    system: z
+      .string()
+      .nullish()
+      .describe("System prompt of the conversations that had none of their own. The version is served with it. Absent or null: none."),
+  }),
 );
 export const runQueued = defineEvent(
   "run.queued.v1",

@@ -120,7 +120,7 @@ function parametersOf({ path, query, idempotent, sticky }: HttpRoute): Json[] {
     ...inPath,
     ...inQuery,
     ...(idempotent === true ? [parameterRef("idempotencyKey")] : []),
-    ...(sticky === true ? [parameterRef("sticky")] : []),
+    ...(sticky === true ? [parameterRef("sticky"), parameterRef("system")] : []),
   ];
 }
 
@@ -164,7 +164,7 @@ function successOf(route: HttpRoute, nameOf: ReadonlyMap<z.ZodType, string>): Js
     },
   };
 }
-const answerHeaders = ["x-loraline-version", "x-loraline-replica"];
+const answerHeaders = ["x-loraline-version", "x-loraline-replica", "x-loraline-system"];
 
 function refusalsOf({ refusals, scopes, body, form }: HttpRoute): RefusalStatus[] {
   const withKey: readonly RefusalStatus[] = scopes.length === 0 ? [] : [401, 403, 500, 503];
@@ -250,6 +250,12 @@ export function openApi(): Json {
           description: "A request that is sent again with the same key, within twelve hours, is done once.",
           schema: { type: "string", minLength: 1, maxLength: 255 },
         },
+        system: {
+          name: "x-loraline-system",
+          in: "header",
+          description: "`off`: a conversation without a system prompt stays as it is, also where the version was trained with one.",
+          schema: { type: "string", enum: ["off"] },
+        },
         sticky: {
           name: "x-loraline-sticky",
           in: "header",
@@ -263,6 +269,10 @@ export function openApi(): Json {
         "Retry-After": { description: "Seconds after which to ask again.", schema: { type: "integer", minimum: 0 } },
         "x-loraline-version": { description: "The version that answered, or `base`.", schema: { type: "string" } },
         "x-loraline-replica": { description: "The replica that answered.", schema: { type: "string" } },
+        "x-loraline-system": {
+          description: "`applied`: the system prompt that the version was trained with was put before the conversation, which had none.",
+          schema: { type: "string" },
+        },
       },
       responses: Object.fromEntries(
         Object.entries(refusalStatuses).flatMap(([status, description]) =>

@@ -101,7 +101,7 @@ export interface HttpRoute {
   readonly form?: z.ZodObject;
   /** Whether a request that is sent again with the same `Idempotency-Key` is carried out only once. */
   readonly idempotent?: true;
-  /** Whether the header `x-loraline-sticky` is read, which chooses the version during a canary. */
+  /** Whether the headers `x-loraline-sticky`, which chooses the version during a canary, and `x-loraline-system` are read. */
   readonly sticky?: true;
   /** HTTP status of success. Default 200. */
   readonly status?: 200 | 202;

@@ -83,6 +83,24 @@ describe("answers", () => {
     expect([completion.model, completion.choices[0]?.text]).toEqual([`${alias}@2`, "Arr, matey ☠"]);
   });
 
+  test("are asked with the system prompt that the version was trained with, unless the conversation has one", async ({
+    serving: { line, engine, alias, adapter },
+  }) => {
+    const versions = adapter.versions.map((version) => ({ ...version, system: `You are pirate ${version.version}.` }));
+    await putAdapter(line.bus, { ...adapter, versions });
+    const create = (body: object, headers: Record<string, string> = {}) =>
+      line.openai.chat.completions.create({ model: alias, messages, ...body }, { headers }).withResponse();
+    await expect.poll(async () => (await create({})).response.headers.get("x-loraline-system")).toBe("applied");
+    expect(engine.requests.at(-1)?.body).toMatchObject({ messages: [{ role: "system", content: "You are pirate 2." }, ...messages] });
+    const own = [{ role: "system" as const, content: "Be brief." }, ...messages];
+    expect((await create({ messages: own })).response.headers.has("x-loraline-system")).toBe(false);
+    expect(engine.requests.at(-1)?.body).toMatchObject({ messages: own });
+    await create({}, { "x-loraline-system": "off" });
+    expect(engine.requests.at(-1)?.body).toMatchObject({ messages });
+    await create({ model: `${alias}@1` });
+    expect(engine.requests.at(-1)?.body).toMatchObject({ messages: [{ content: "You are pirate 1." }, ...messages] });
+  });
+
   test("come from whatever the request names: pinned, ft: form, base", async ({ serving: { line, engine, alias } }) => {
     const asked = async (model: string) => (await line.openai.chat.completions.create({ model, messages })).model;
     expect(await asked(`${alias}@1`)).toBe(`${alias}@1`);

@@ -21,6 +21,7 @@ import { decideRoute, type RouteDecision, type Routed, type RouteRequest, sticky
 import { type InferenceBody, type InferencePath, inferencePaths, judgeInferenceBody, mostTokensOf } from "./judge-inference-body.ts";
 import { modelNotFound } from "./models.ts";
 import { bytesOf, countedAs } from "./request-account.ts";
+import { systemFor, systemHeader, withSystem } from "./served-system.ts";
 
 const watchLagMs = 50;
 
@@ -70,7 +71,9 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
     judgeInferenceBody(path, body, engine);
     const { tenant } = request.caller;
     const { adapter } = countedAs(routed, tenant);
-    const mostTokens = (): number => mostTokensOf(path, body, { bytes: bytesOf(request), maxModelLen: engine?.maxModelLen ?? 0 });
+    const system = systemFor(path, body, routed.version, request.headers[systemHeader]);
+    const bytes = bytesOf(request) + Buffer.byteLength(system ?? "");
+    const mostTokens = (): number => mostTokensOf(path, withSystem(body, system), { bytes, maxModelLen: engine?.maxModelLen ?? 0 });
     try {
       return await limits.admit({ tenant, adapter, mostTokens });
     } catch (error) {
@@ -97,7 +100,9 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
           "gen_ai.response.model": routed.model,
           "loraline.stream": body["stream"] === true,
         });
-        await asker.answer({ path, body, routed, admission, request, reply });
+        const system = systemFor(path, body, routed.version, request.headers[systemHeader]);
+        if (system !== undefined) void reply.header(systemHeader, "applied");
+        await asker.answer({ path, body: withSystem(body, system), routed, admission, request, reply });
         return reply;
       });
     }

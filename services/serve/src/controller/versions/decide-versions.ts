@@ -14,6 +14,7 @@ export type NewVersion = Pick<
   | "runId"
   | "rank"
   | "note"
+  | "system"
   | "promote"
   | "canary"
   | "evaluation"

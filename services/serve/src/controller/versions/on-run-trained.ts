@@ -14,6 +14,7 @@ import {
   runCancelRequested,
   runFailed,
   runRequested,
+  runTokenized,
   type runTrained,
 } from "@loraline/contracts";
 import { getJson, type Objects } from "@loraline/objects";
@@ -101,6 +102,7 @@ export async function onRunTrained(received: Received<typeof runTrained>, deps: 
       await bus.publish(runFailed, at, why);
       return;
     }
+    const system = (await bus.last(runTokenized, at))?.data.system ?? null;
     const note = gateDoubt({ spec, evaluation: data.evaluation, adapter: known });
     if (note !== undefined) log.warn({ runId, adapter: nameOf(name), note }, "the gate could not judge everything it was asked to");
     let linesBefore = 0;
@@ -120,6 +122,7 @@ export async function onRunTrained(received: Received<typeof runTrained>, deps: 
         keep: spec.keep,
         replicas: placer.initial(engine.engine, current, spec.placement),
         note,
+        system,
         promote: note !== undefined && (spec.gate === "better-than-promoted" || spec.gate_accuracy === true) ? "manual" : spec.promote,
         canary: spec.canary,
         evaluation: data.evaluation,
