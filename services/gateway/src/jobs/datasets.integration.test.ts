@@ -1,5 +1,5 @@
 /** What ingest found, over HTTP. */
-import { datasetReport, datasetState, events } from "@loraline/contracts";
+import { buckets, datasetReport, datasetState, events, everyDeletionOf } from "@loraline/contracts";
 import { putJson } from "@loraline/objects";
 import { test as base } from "@loraline/testkit";
 import { toFile } from "openai";
@@ -109,7 +109,11 @@ describe("datasets", () => {
     await expect.poll(async () => (await line.openai.files.retrieve(file.id)).filename).toBe("1.jsonl");
     expect(await line.openai.files.retrieve(file.id)).toMatchObject({ bytes: 11, status: "uploaded", status_details: null });
     expect(await (await line.openai.files.content(file.id)).text()).toBe("first");
+    // The bytes of all parts are the collector's (tests/deletion.integration.test.ts); nobody can read them from now on.
     await line.openai.files.delete(file.id);
-    await expect.poll(async () => line.objects.head(tenant, (parts[0] as (typeof parts)[0]).blob)).toBeUndefined();
+    await expect(line.openai.files.content(file.id)).rejects.toMatchObject({ status: 404 });
+    expect(await bus.bucket(buckets.deletions).then((deletions) => deletions.entries(everyDeletionOf(tenant)))).toMatchObject([
+      { value: { what: "dataset", id } },
+    ]);
   });
 });
