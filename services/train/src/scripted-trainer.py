@@ -77,7 +77,8 @@ def noise(*words):
 def simulated_adapter():
     """The files of a PEFT adapter whose lora_A follows from the training's state, and its probes."""
     rank, alpha, size = spec["lora"]["r"], spec["lora"]["lora_alpha"], 3.0
-    header, data, direction = {"__metadata__": {"format": "pt"}}, b"", hashlib.sha256()
+    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
+    data, direction = b"", hashlib.sha256()
     for module in ("q_proj", "v_proj"):
         a = struct.pack(f"<{rank * 8}f", *(noise(state, module, i) - 0.5 for i in range(rank * 8)))
         direction.update(a)
