@@ -142,7 +142,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const checkToken = options.oidc === undefined ? undefined : createTokenCheck(options.oidc);
     const checkKey = await createKeyCheck({ bus, signal: watching.signal, checkToken });
     const atRandom = options.routeAtRandom === true ? Math.random : undefined;
-    const table = await createRoutingTable({ bus, signal: watching.signal, random: atRandom });
+    const table = await createRoutingTable({ bus, signal: watching.signal, random: atRandom, replicaHosts: options.replicaHosts });
     const traffic = owned.use(await createTraffic({ bus, log, table }));
     const { gateway } = traffic;
     const metrics = createMetrics();
