@@ -95,6 +95,8 @@ export async function collectTenant(tenant: string, deps: CollectDeps, stored?: 
 
 /** Everything that says what a tenant needs, as it is now. */
 async function readTenant(tenant: string, { bus, nc }: CollectDeps): Promise<TenantRecords> {
+  // First, so that whoever wrote an entry that is seen was requested before, and is folded below.
+  const cache = await bus.bucket(buckets.cache).then((bucket) => bucket.entries(everyCacheKeyOf(tenant)));
   const jsm = await jetstreamManager(nc);
   for (const { durable, stream } of [consumers.projectorDatasets, consumers.projectorRuns]) {
     const { last_seq: last } = (await jsm.streams.info(stream.name)).state;
@@ -105,11 +107,10 @@ async function readTenant(tenant: string, { bus, nc }: CollectDeps): Promise<Ten
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
   }
-  const [datasets, runs, adapters, cache] = await Promise.all([
+  const [datasets, runs, adapters] = await Promise.all([
     bus.bucket(buckets.datasets).then((bucket) => bucket.entries(everyKeyOf(tenant))),
     bus.bucket(buckets.runs).then((bucket) => bucket.entries(everyKeyOf(tenant))),
     bus.bucket(buckets.adapters).then((bucket) => bucket.entries(everyKeyOf(tenant))),
-    bus.bucket(buckets.cache).then((bucket) => bucket.entries(everyCacheKeyOf(tenant))),
   ]);
   return {
     datasets: datasets.map(({ value }) => value),
