@@ -313,6 +313,18 @@ test("a collector that dies anywhere is followed by one that finishes", async ({
   expect(await line.search("ZEBRA-TEXT")).toEqual([]);
 });
 
+test("what a store still has after NATS was lost is left alone", async ({ line }) => {
+  const stranger = "lost-and-found";
+  const blob = await line.objects.put(stranger, "raw", "the only copy");
+  await using _collector = await line.startCollector();
+  // Several sweeps, at each of which it is older than anything untold may be.
+  const dataset = await line.upload(rowsWith("KEPT-TEXT"));
+  await line.gateway.openai.files.delete(`file-${dataset}`);
+  await line.gone("dataset", dataset);
+  await new Promise((resolve) => setTimeout(resolve, 4 * collecting.sweepMs));
+  expect(await line.objects.head(stranger, blob)).toBeDefined();
+});
+
 test("what nobody needs goes after a while: abandoned uploads, old checkpoints, tokens that were not used again", async ({ line }) => {
   const id = await line.upload(rowsWith("KEPT-TEXT"));
   await line.train("plain", id, 1);

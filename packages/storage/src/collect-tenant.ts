@@ -46,7 +46,8 @@ const deletesAtOnce = 8;
 export async function collectTenant(tenant: string, deps: CollectDeps, stored?: readonly StoredBlob[]): Promise<Collected> {
   const { bus, objects, references, retention, log } = deps;
   const deletions = await bus.bucket(buckets.deletions);
-  const pending = (await deletions.entries(everyDeletionOf(tenant))).map(({ value }) => value).filter(({ doneAt }) => doneAt === null);
+  const asked = (await deletions.entries(everyDeletionOf(tenant))).map(({ value }) => value);
+  const pending = asked.filter(({ doneAt }) => doneAt === null);
 
   const before = await readTenant(tenant, deps);
   // Also those that an older version deleted, or whose deletion was not written down because somebody died.
@@ -61,6 +62,13 @@ export async function collectTenant(tenant: string, deps: CollectDeps, stored?: 
   const now = await deletions.serverTime();
   const records = await readTenant(tenant, deps);
   const blobs = stored ?? (await Array.fromAsync(objects.stored(tenant)));
+  const { datasets, runs, adapters } = records;
+  if (asked.length === 0 && blobs.length > 0 && [datasets, runs, adapters].every((of) => of.length === 0)) {
+    // NATS was lost or is not restored yet, and the store is the only copy that is left.
+    const message = "nothing says what this tenant's blobs are for, and nothing of it was ever deleted: its blobs are left alone";
+    log.warn({ tenant, blobs: blobs.length }, message);
+    return { blobs: 0, bytes: 0, again: false };
+  }
   const roots = decideRoots(records, now, retention);
   const cache = await bus.bucket(buckets.cache);
   // An entry goes before what it leads to.
