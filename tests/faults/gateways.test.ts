@@ -1,13 +1,14 @@
 /**
- * Two gateways under load: one is killed in the middle of a stream and of an upload, and the clocks of all services are stepped. Every answer is
- * right, and what was used is counted exactly.
+ * Two gateways under load: one is killed in the middle of a stream and of an upload, both are replaced one after the other under a canary
+ * and under a limit, and the clocks of all services are stepped. Every answer is right, and what was used is counted exactly.
  */
 import { readdir } from "node:fs/promises";
 import { request } from "node:http";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { eventually, scratchDir } from "../line-under-test.ts";
+import { eventually, jsonLines, sampleRows, scratchDir, smallTraining } from "../line-under-test.ts";
 import { bootstrapKey, type ServiceUnderTest, type SimulatedLine, startSimulatedLine, tenant } from "../services-under-test.ts";
 import type { ChatEntry, Entry } from "../soak/history.ts";
+import { processOf } from "../soak/client.ts";
 import { type Load, observe } from "../soak/under-load.ts";
 
 const owned = new AsyncDisposableStack();
@@ -84,6 +85,86 @@ function mostInAMinute(chats: readonly ChatEntry[]): number {
   const within = chats.filter(({ at, until }) => minuteOf(at) === minuteOf(until));
   return Math.max(...[...Map.groupBy(within, ({ at }) => minuteOf(at)).values()].map((its) => its.length));
 }
+
+/** Stops each gateway in order and starts it again, as a rolling update does, and calls back when the new process is ready. */
+async function replaceAll(load: Load, then: (gateway: ServiceUnderTest) => Promise<void>): Promise<void> {
+  for (const gateway of line.gateways) {
+    await load.stop(gateway);
+    await gateway.spawn();
+    await gateway.ready();
+    await then(gateway);
+  }
+}
+
+/** Chats with processes that were started after this place of the history: no chat before it names them. */
+function chatsOfStartedSince(place: number): ChatEntry[] {
+  const chatsIn = (entries: readonly Entry[]) => entries.filter((entry) => entry.kind === "chat");
+  const before = new Set(chatsIn(observed.history.slice(0, place)).map(({ process }) => process));
+  return chatsIn(observed.history.slice(place)).filter(({ process }) => !before.has(process));
+}
+
+/** Another version, which nothing promotes. @returns its number. */
+async function trainAnother({ client }: Load): Promise<number> {
+  const file = await client.upload("canary.jsonl", jsonLines(await sampleRows(20)));
+  const run = await client.run("canary", "anna", file ?? "", { ...smallTraining, promote: "manual" });
+  await eventually("it is served", 200_000, async () => ((await client.phase(run ?? "")) === "served" ? true : undefined));
+  const version = (await client.look("anna"))?.versions.at(-1)?.version;
+  if (version === undefined) throw new Error("anna is not shown");
+  return version;
+}
+
+it("both are replaced one after the other under a canary: each user has one version", { timeout: 900_000 }, async () => {
+  let answered: ChatEntry[] = [];
+  const findings = await observed.findings(
+    async (load) => {
+      const { client, history } = load;
+      const version = await trainAnother(load);
+      // Processes that have just started answer slowly. A canary that is rolled back for that changes its users' version, as it should.
+      const canary = { steps: [50], interval_s: 86_400, max_error_rate: 1, max_latency_ratio: 1000 };
+      expect(await client.move("promote", "anna", { version, canary })).toBeUndefined();
+      const from = history.length;
+      await replaceAll(load, async (via) => {
+        for (let n = 0; n < 20; n++) await client.chat("anna", "Which one are you?", { stream: false, via, user: `user-${n}` });
+      });
+      answered = answeredBy(chatsOfStartedSince(from), "anna");
+      expect((await client.look("anna"))?.moves.at(-1), "the canary is still under way").toMatchObject({
+        kind: "canary-started",
+        to: version,
+      });
+      expect(await client.move("promote", "anna", { version })).toBeUndefined();
+    },
+    { commands: false },
+  );
+  expect(findings).toEqual([]);
+  const versions = [...Map.groupBy(answered, ({ user }) => user)].map(([user, its]) => ({
+    user,
+    has: [...new Set(its.map(({ version }) => version))],
+  }));
+  expect(versions).toHaveLength(20);
+  expect(versions.filter(({ has }) => has.length !== 1)).toEqual([]);
+  expect(new Set(versions.flatMap(({ has }) => has)).size, "some have the canary, others do not").toBe(2);
+});
+
+it("both are replaced one after the other under a limit: it holds", { timeout: 900_000 }, async () => {
+  const few = 60;
+  let answered: ChatEntry[] = [];
+  const findings = await observed.findings(
+    async (load) => {
+      const { client, history } = load;
+      await client.limit("anna", { requests_per_minute: few });
+      const from = history.length;
+      await replaceAll(load, async (gateway) => {
+        const isRefusal = ({ process, status }: ChatEntry): boolean => process === processOf(gateway) && status === 429;
+        await eventually(`${gateway.id} has refused a chat`, 120_000, () => (chatsOfStartedSince(from).some(isRefusal) ? true : undefined));
+      });
+      answered = answeredBy(chatsOfStartedSince(from), "anna");
+      await client.limit("anna", { requests_per_minute: 100_000 });
+    },
+    { commands: false },
+  );
+  expect(findings).toEqual([]);
+  expect(mostInAMinute(answered)).toBeLessThanOrEqual(few);
+});
 
 const perMinute = 300;
 
