@@ -92,6 +92,9 @@ export const parseLimitKey = (key: string): { tenant: string; adapter: string | 
   return { tenant, adapter: adapter ?? null };
 };
 
+/** Bucket `budgets`: `<tenant>.-.uploads`, for bytes of uploads; three parts, so it is never the key of a limit. */
+export const uploadBudgetKey = (tenant: string): string => `${tenant}.-.uploads`;
+
 /** Takes the place of the gateway in the key of a day's total, which is made when the day is over. */
 export const usageTotal = "total";
 

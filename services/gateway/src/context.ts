@@ -7,6 +7,7 @@ import type { Caller, KeyCheck } from "./access/auth.ts";
 import type { RouteDecision } from "./inference/decide-route.ts";
 import type { Limits } from "./access/limits.ts";
 import type { GatewayQuotas } from "./access/quotas.ts";
+import type { Uploads } from "./access/uploads.ts";
 import type { Metrics } from "./metrics.ts";
 import type { RoutingTable } from "./inference/routing-table.ts";
 import type { StateReader } from "./state-reader.ts";
@@ -32,6 +33,7 @@ export interface GatewayContext {
   traffic: Traffic;
   limits: Limits;
   quotas: GatewayQuotas;
+  uploads: Uploads;
   usage: Usage;
   metrics: Metrics;
   keysOf: KeyCheck["keysOf"];

@@ -69,6 +69,9 @@ const fastifyFailures: Readonly<Record<string, { status: number; code: string; m
   FST_PARTS_LIMIT: { status: 400, code: "too_many_fields", message: "The upload has too many parts: send `file` and `purpose`." },
 };
 
+/** Statuses of errors after which the same request can succeed later, where they are not 503. */
+const statusOfWaiting: Readonly<Record<string, number>> = { STORE_FULL: 507, QUOTA_UPLOAD_RATE: 429 };
+
 /** Pure: status, body and Retry-After for anything that was thrown. */
 export function errorReplyOf(error: unknown): ErrorReply {
   if (error instanceof RateLimitError) {
@@ -79,7 +82,7 @@ export function errorReplyOf(error: unknown): ErrorReply {
     return { status: error.status, body: errorBodyOf(error.status, error.message, error.code, error.param) };
   }
   if (error instanceof RetryLaterError) {
-    const status = error.code === "STORE_FULL" ? 507 : 503;
+    const status = statusOfWaiting[error.code] ?? 503;
     return {
       status,
       body: errorBodyOf(status, error.message, error.code),

@@ -24,6 +24,7 @@ import { createServerClock } from "./access/server-clock.ts";
 import { createCacheSalt } from "./inference/engines/cache-salt.ts";
 import { createLimits } from "./access/limits.ts";
 import { createGatewayQuotas } from "./access/quotas.ts";
+import { createUploads } from "./access/uploads.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { ownAdapterName } from "./openai-ids.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
@@ -149,6 +150,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const metricsServer = options.metrics === undefined ? undefined : owned.use(await serveMetrics(metrics, options.metrics));
     const clock = owned.use(await createServerClock({ bucket: await bus.bucket(buckets.budgets), log }));
     const limits = owned.use(await createLimits({ bus, log, gateway, signal: watching.signal, now: clock.now }));
+    const quotas = await createGatewayQuotas({ bus, limits, settings: options.quotas ?? {} });
+    const uploads = owned.use(await createUploads({ bus, quotasOf: quotas.of, log, gateway, now: clock.now }));
     const state = await createStateReader({ bus });
     const context: GatewayContext = {
       bus,
@@ -159,7 +162,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       table,
       traffic,
       limits,
-      quotas: await createGatewayQuotas({ bus, limits, settings: options.quotas ?? {} }),
+      quotas,
+      uploads,
       usage: owned.use(await createUsage({ bus, log, gateway })),
       metrics,
       keysOf: checkKey.keysOf,

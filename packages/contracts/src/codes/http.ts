@@ -129,6 +129,10 @@ export const httpCodes = defineArea(
       "As many uploads as one gateway takes at once are under way.",
       "Try again after the seconds in the header Retry-After.",
     ],
+    QUOTA_UPLOAD_RATE: [
+      "The tenant has uploaded as many bytes as it may in one minute, or the upload alone has more.",
+      "Try again after the seconds in the header Retry-After; without that header split the upload, or have the operator raise the quota uploadBytesPerMinute.",
+    ],
     files_deleted_meanwhile: ["The adapter's files were deleted while they were being sent.", "Send them again."],
     adapter_in_training: [
       "A run that trains this adapter has not ended, so the adapter cannot be deleted.",

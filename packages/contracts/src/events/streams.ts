@@ -375,7 +375,7 @@ export const buckets = {
   },
   budgets: {
     name: "budgets",
-    description: "What gateways have taken of each limit; key as in limits",
+    description: "What gateways have taken of each limit; key as in limits, and <tenant>.-.uploads (bytes, in `tokens`)",
     value: budgetState,
     ttlMs: 3 * 60_000,
   },

@@ -1,6 +1,11 @@
 /** A tenant is held to its quotas by every route that could make more, with an answer that says quota, use and remedy; others go on. */
-import { createServer } from "node:http";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { createServer, type IncomingMessage, request as httpRequest } from "node:http";
 import type { AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Readable } from "node:stream";
+import { text } from "node:stream/consumers";
 import { buckets } from "@loraline/contracts";
 import { test } from "@loraline/testkit";
 import { toFile } from "openai";
@@ -92,6 +97,79 @@ test("an upload or import over the number of datasets is refused, until one is d
   // As the collector does with the entry of a dataset that is deleted.
   await (await line.bus.bucket(buckets.datasets)).clear(`${tenant}.${datasetIdOf(first)}`);
   expect(await uploaded(line)).toMatch(/^file-/);
+});
+
+describe("bytes of one minute", () => {
+  const boundary = "----rows";
+  const formOf = (rows: string): string =>
+    [
+      `--${boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune`,
+      `--${boundary}\r\nContent-Disposition: form-data; name="file"; filename="d.jsonl"\r\n\r\n${rows}`,
+      `--${boundary}--\r\n`,
+    ].join("\r\n");
+  const form = formOf('{"prompt":"ahoy","completion":"Arr"}\n'.repeat(1600));
+  const rowOf = async (answer: Response) => {
+    const { error } = (await answer.json()) as { error?: { code: string; message: string } };
+    return { status: answer.status, code: error?.code, message: error?.message, retryAfter: Number(answer.headers.get("retry-after")) };
+  };
+  const refusal = { status: 429, code: "QUOTA_UPLOAD_RATE", message: expect.stringContaining("100000 bytes in one minute") };
+
+  /** Asks until one is refused: two in one minute are too many, and of three two are in one minute. */
+  const refusedOf = async <T extends { status: number }>(send: (n: number) => Promise<T>): Promise<T> => {
+    for (let n = 0; n < 2; n++) {
+      const answer = await send(n);
+      if (answer.status !== 200) return answer;
+    }
+    return send(2);
+  };
+
+  test("are counted by all gateways together, before they are written", async ({ nc, tenant }) => {
+    const spoolDir = await mkdtemp(join(tmpdir(), "spool-"));
+    try {
+      const given = { nc, tenant, spoolDir, quotas: { default: { uploadBytesPerMinute: 100_000 } } };
+      await using one = await started(given);
+      await using other = await started({ ...given, projector: false });
+      const headers = { "content-type": `multipart/form-data; boundary=${boundary}` };
+      const send = (line: GatewayUnderTest, key = one.key) =>
+        line.fetch("/v1/files", { method: "POST", headers: { ...headers, authorization: `Bearer ${key}` }, body: form }).then(rowOf);
+      const refused = await refusedOf((n) => send(n % 2 === 0 ? one : other));
+      expect(refused).toMatchObject(refusal);
+      expect(refused.retryAfter).toBeGreaterThanOrEqual(1);
+      expect(refused.retryAfter).toBeLessThanOrEqual(60);
+      // Another tenant's bytes are its own.
+      expect(await send(one, await one.keyFor(`${tenant}-other`))).toMatchObject({ status: 200 });
+
+      // A client that says how much comes is refused before it has sent any of it.
+      const announced = await refusedOf(async (n) => {
+        const sent = httpRequest(`${(n % 2 === 0 ? other : one).url}/v1/files`, {
+          method: "POST",
+          headers: { ...headers, authorization: `Bearer ${one.key}`, "content-length": Buffer.byteLength(form) },
+        });
+        sent.flushHeaders();
+        // Admitted in a new minute: the rest has to come.
+        const late = setTimeout(() => sent.end(form), 2000);
+        const answer = await new Promise<IncomingMessage>((resolve, reject) => sent.on("response", resolve).on("error", reject));
+        clearTimeout(late);
+        const body = JSON.parse(await text(answer)) as { error?: { code: string; message: string } };
+        sent.destroy();
+        return { status: answer.statusCode ?? 0, ...body.error };
+      });
+      expect(announced).toMatchObject(refusal);
+
+      // One that does not is cut off there.
+      const cut = await refusedOf(() => {
+        const body = Readable.toWeb(Readable.from(form.match(/[^]{1,10000}/g) ?? [])) as ReadableStream;
+        return one.fetch("/v1/files", { method: "POST", headers, body, duplex: "half" } as RequestInit).then(rowOf);
+      });
+      expect(cut).toMatchObject(refusal);
+      expect(await readdir(spoolDir)).toEqual([]);
+
+      const alone = await one.fetch("/v1/files", { method: "POST", headers, body: formOf("x".repeat(100_000)) }).then(rowOf);
+      expect(alone).toMatchObject({ status: 413, code: "QUOTA_UPLOAD_RATE", message: expect.stringContaining("can never be taken") });
+    } finally {
+      await rm(spoolDir, { recursive: true });
+    }
+  });
 });
 
 test("imports of adapters: a tenant whose servers never end holds its own places only", async ({ nc, tenant }) => {

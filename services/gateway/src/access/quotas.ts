@@ -1,5 +1,5 @@
 /** What a tenant may have at most, and how much of it is used. */
-import { type Bus, createDatasetQuota, judgeRunByQuotas, judgeStorage, sumOf } from "@loraline/bus";
+import { type Bus, createDatasetQuota, judgeRunByQuotas, sumOf } from "@loraline/bus";
 import {
   buckets,
   everyKeyOf,
@@ -15,7 +15,7 @@ import {
   type RunSpec,
   type tenantLimitBody,
 } from "@loraline/contracts";
-import { PermanentError, RetryLaterError } from "@loraline/runtime";
+import { PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
 import { badRequestOf } from "../errors.ts";
 import type { Limits } from "./limits.ts";
@@ -28,13 +28,6 @@ export interface GatewayQuotas {
   /** @throws PermanentError 403 QUOTA_DATASETS if the tenant may not have one more. */
   admitDataset(tenant: string): Promise<void>;
   /**
-   * Counts an upload by this gateway until it is disposed. Nothing has been written yet.
-   * @param bytes - as the client announces them; null: it does not.
-   * @throws PermanentError 403 QUOTA_STORAGE; RetryLaterError `too_many_uploads`.
-   * @returns how many bytes it may have at most.
-   */
-  beginUpload(tenant: string, bytes: number | null): Promise<{ mostBytes: number } & Disposable>;
-  /**
    * Counts an import of an adapter by this gateway, until it is disposed.
    * @throws PermanentError 429 QUOTA_IMPORTS.
    */
@@ -45,10 +38,6 @@ export interface GatewayQuotas {
    */
   choiceFrom(tenant: string, body: z.infer<typeof tenantLimitBody>): QuotaChoice;
 }
-
-/** Uploads at once at one gateway: each may take as much of its disk as an upload may have. */
-const mostUploadsOfTenant = 4;
-const mostUploads = 16;
 
 export async function createGatewayQuotas({
   bus,
@@ -61,8 +50,6 @@ export async function createGatewayQuotas({
 }): Promise<GatewayQuotas> {
   const datasets = await createDatasetQuota(bus);
   const [adapters, training] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.training)]);
-  /** Uploads under way, with the bytes that were announced. */
-  const uploading = new Set<{ tenant: string; bytes: number }>();
   /** Imports of adapters under way, by tenant. */
   const importing = new Map<string, number>();
   const of = (tenant: string): Quotas => quotasOf(tenant, settings, limits.all().get(tenant));
@@ -102,31 +89,6 @@ export async function createGatewayQuotas({
     async admitDataset(tenant) {
       const problem = await datasets.judge(tenant, of(tenant).datasets, false);
       if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { status: 403 });
-    },
-    async beginUpload(tenant, bytes) {
-      const own = [...uploading].filter((each) => each.tenant === tenant);
-      if (own.length >= mostUploadsOfTenant || uploading.size >= mostUploads) {
-        const whose = own.length >= mostUploadsOfTenant ? "of this tenant " : "";
-        throw new RetryLaterError(
-          "too_many_uploads",
-          2000,
-          `Too many uploads ${whose}are under way at this gateway. Try again when one has ended.`,
-        );
-      }
-      const upload = { tenant, bytes: bytes ?? 0 };
-      uploading.add(upload);
-      try {
-        const quotas = of(tenant);
-        const others = own.reduce((sum, each) => sum + each.bytes, 0);
-        const full = await judgeStorage(bus, { tenant, quotas, bytes: others + upload.bytes });
-        if (full !== undefined) throw new PermanentError(full.code, full.message, { status: 403, param: "file" });
-        const left =
-          quotas.storageBytes === null ? Number.POSITIVE_INFINITY : quotas.storageBytes - sumOf(await bus.stored(tenant)) - others;
-        return { mostBytes: left, [Symbol.dispose]: () => void uploading.delete(upload) };
-      } catch (error) {
-        uploading.delete(upload);
-        throw error;
-      }
     },
     beginImport(tenant) {
       const most = of(tenant).importsAtOnce;

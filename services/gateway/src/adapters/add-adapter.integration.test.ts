@@ -205,6 +205,10 @@ describe("POST /v1/loraline/adapters", () => {
       expect(await codeOf(await json(open, { from: { hub: "org/lora", revision: "v2" } }))).toEqual([400, "ADAPTER_PICKLE_REFUSED"]);
       expect((await json(open, { from: { url: `${hubEndpoint}/plain/` } })).status).toBe(202);
       expect(await codeOf(await json(open, { from: { url: `${hubEndpoint}/plain/model.bin` } }))).toEqual([400, "ADAPTER_PICKLE_REFUSED"]);
+      // What the gateway fetches for a tenant counts as what the tenant sends.
+      const quotas = { default: { uploadBytesPerMinute: weights.length - 1 } };
+      await using slow = await startGateway({ nc, tenant: `${tenant}-slow`, quotas, imports: { allow: [`127.0.0.1:${port}`] } });
+      expect((await codeOf(await json(slow, { from: { url: `${hubEndpoint}/plain/` } })))[1]).toBe("QUOTA_UPLOAD_RATE");
       // Where nobody allowed it, an internal address is not reached.
       expect(await codeOf(await json(line, { from: { url: `https://127.0.0.1:${port}/plain` } }))).toEqual([422, "ADDRESS_REFUSED"]);
       expect(await codeOf(await json(line, { from: { url: "https://169.254.169.254/latest" } }))).toEqual([422, "ADDRESS_REFUSED"]);

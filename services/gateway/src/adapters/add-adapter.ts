@@ -28,6 +28,7 @@ import { ulid } from "ulid";
 import type { z } from "zod";
 import type { Caller } from "../access/auth.ts";
 import { checkModel } from "../access/decide-models.ts";
+import { contentLengthOf, type Upload } from "../access/uploads.ts";
 import { fieldText, parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { enginesFor } from "../inference/decide-route.ts";
@@ -73,14 +74,23 @@ const missing = (name: string, where: string): PermanentError =>
   badRequest("ADAPTER_FILES_MISSING", `${where} has no ${name}; an adapter is ${adapterFiles.config} and ${adapterFiles.weights}.`, name);
 
 export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions): (app: FastifyInstance) => void {
-  const { bus, objects, quotas, state, table, uploadLimitBytes } = context;
+  const { bus, objects, quotas, uploads, state, table, uploadLimitBytes } = context;
 
   const limitOf = (name: string): number => (name === adapterFiles.config ? configLimitBytes : uploadLimitBytes);
-  const store = (tenant: string, name: string, bytes: AsyncIterable<Uint8Array>, sha256?: string): Promise<BlobRef> =>
-    objects.put(tenant, "adapter-file", counted(bytes, name, limitOf(name)), sha256 === undefined ? {} : { digest: `sha256:${sha256}` });
+  const store = (
+    tenant: string,
+    bytes: AsyncIterable<Uint8Array>,
+    { name, upload, sha256 }: { name: string; upload: Upload; sha256?: string | undefined },
+  ): Promise<BlobRef> =>
+    objects.put(
+      tenant,
+      "adapter-file",
+      counted(bytes, { name, limit: limitOf(name), upload }),
+      sha256 === undefined ? {} : { digest: `sha256:${sha256}` },
+    );
 
   /** Reads the form part by part. A file that is not part of an adapter is refused by its name, before its bytes are read. */
-  const receive = async (request: FastifyRequest): Promise<{ settings: Settings; files: Files; source: string }> => {
+  const receive = async (request: FastifyRequest, upload: Upload): Promise<{ settings: Settings; files: Files; source: string }> => {
     const { tenant } = request.caller;
     let settings: Settings | undefined;
     const stored = new Map<string, BlobRef>();
@@ -102,7 +112,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
           name.slice(0, 200),
         );
       }
-      stored.set(name, await store(tenant, name, part.file));
+      stored.set(name, await store(tenant, part.file, { name, upload }));
     }
     if (settings === undefined)
       throw badRequest("missing_settings", 'The form has no field "settings": JSON with at least `base` and `name`.', "settings");
@@ -126,10 +136,11 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       return { files: { config, weights }, source: from.object };
     }
     using _import = quotas.beginImport(tenant);
+    using upload = await uploads.begin(tenant, null);
     await using fetch = createGuardedFetch({ allow: imports.allow ?? [] });
     const get = async (name: string, url: string, headers: Record<string, string> = {}, sha256?: string): Promise<BlobRef> => {
       const { body } = await fetch.get(url, { maxBytes: limitOf(name), timeoutMs: fetchWithinMs, headers, signal });
-      return store(tenant, name, body, sha256);
+      return store(tenant, body, { name, upload, sha256 });
     };
     if ("url" in from) {
       if (isPickle(new URL(from.url, "https://none").pathname)) throw pickleRefused(from.url);
@@ -219,9 +230,8 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       const { caller } = incoming;
       const key = idempotencyKeyOf(incoming.headers);
       if (incoming.isMultipart()) {
-        const announced = Number(incoming.headers["content-length"]);
-        using _upload = await quotas.beginUpload(caller.tenant, Number.isFinite(announced) ? announced : null);
-        const { settings, files, source } = await receive(incoming);
+        using upload = await uploads.begin(caller.tenant, contentLengthOf(incoming.headers));
+        const { settings, files, source } = await receive(incoming, upload);
         return await reply.code(202).send(await request(caller, key, await judged(caller.tenant, settings, files, source)));
       }
       const { from, ...settings } = parsedBody(addAdapterBody, incoming.body);
@@ -240,8 +250,11 @@ function parseJson(text: string): unknown {
   }
 }
 
-/** Passes bytes on; fails when there are more than `limit`, so that nothing is stored. */
-async function* counted(source: AsyncIterable<Uint8Array>, name: string, limit: number): AsyncGenerator<Uint8Array, void, undefined> {
+/** Passes bytes on; fails when there are more than `limit`, or than the upload may have, so that nothing is stored. */
+async function* counted(
+  source: AsyncIterable<Uint8Array>,
+  { name, limit, upload }: { name: string; limit: number; upload: Upload },
+): AsyncGenerator<Uint8Array, void, undefined> {
   let bytes = 0;
   for await (const chunk of source) {
     bytes += chunk.byteLength;
@@ -251,6 +264,7 @@ async function* counted(source: AsyncIterable<Uint8Array>, name: string, limit: 
         param: name,
       });
     }
+    await upload.arrived(chunk.byteLength);
     yield chunk;
   }
 }

@@ -18,6 +18,7 @@ import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { createAudited } from "../access/audit.ts";
 import type { Caller } from "../access/auth.ts";
+import { contentLengthOf, multipartOverhead, type Upload } from "../access/uploads.ts";
 import { fieldText } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
@@ -29,8 +30,6 @@ import { requestSpan } from "../tracing.ts";
 import { type SpooledUpload, spoolUpload } from "./spool-upload.ts";
 
 const purpose = "fine-tune";
-/** Bytes of an upload besides the file: boundaries, headers and fields. */
-const multipartOverhead = 64 * 1024;
 /** How long an answer waits for the projector, so that lists already show the dataset. The answer is right also without it. */
 const foldWithinMs = 1000;
 
@@ -61,7 +60,7 @@ function fileObjectOf(dataset: DatasetState): FileObject {
 }
 
 export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => void {
-  const { bus, objects, state, quotas, uploadLimitBytes, spoolDir } = context;
+  const { bus, objects, state, quotas, uploads, uploadLimitBytes, spoolDir } = context;
   const audited = createAudited(context);
 
   const existing = async (request: FastifyRequest): Promise<DatasetState> => {
@@ -103,23 +102,17 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
 
   return (app) => {
     app.post("/files", async (request, reply) => {
-      await context.quotas.admitDataset(request.caller.tenant);
+      await quotas.admitDataset(request.caller.tenant);
       if (!request.isMultipart()) {
         throw badRequest("invalid_content_type", "Upload as multipart/form-data with the fields `file` and `purpose`.");
       }
-      if (Number(request.headers["content-length"] ?? 0) > uploadLimitBytes + multipartOverhead) throw tooLarge(uploadLimitBytes);
+      const contentLength = contentLengthOf(request.headers);
+      if ((contentLength ?? 0) > uploadLimitBytes + multipartOverhead) throw tooLarge(uploadLimitBytes);
       const key = idempotencyKeyOf(request.headers);
-      const announced = Number(request.headers["content-length"]);
-      using admitted = await quotas.beginUpload(
-        request.caller.tenant,
-        Number.isFinite(announced) ? Math.max(0, announced - multipartOverhead) : null,
-      );
-      const { mostBytes } = admitted;
-      await using upload = await readUpload(request, (file) =>
-        spoolUpload(counted(file, { limit: uploadLimitBytes, mostBytes }), spoolDir),
-      );
-      const { spooled, filename } = upload;
-      const dataset = await receive(request.caller, key, { spooled, filename, mapping: checkFields(upload.fields) });
+      using upload = await uploads.begin(request.caller.tenant, contentLength);
+      await using form = await readForm(request, (file) => spoolUpload(counted(file, { limit: uploadLimitBytes, upload }), spoolDir));
+      const { spooled, filename } = form;
+      const dataset = await receive(request.caller, key, { spooled, filename, mapping: checkFields(form.fields) });
       return await reply.send(fileObjectOf(dataset));
     });
 
@@ -173,14 +166,14 @@ const tooLarge = (limitBytes: number): PermanentError =>
     { status: 413, param: "file" },
   );
 
-interface Upload extends AsyncDisposable {
+interface Form extends AsyncDisposable {
   spooled: SpooledUpload;
   filename: string;
   fields: ReadonlyMap<string, string>;
 }
 
 /** Reads the form part by part; the file goes to `spool` as it arrives. Fields may come before or after it. */
-async function readUpload(request: FastifyRequest, spool: (file: AsyncIterable<Uint8Array>) => Promise<SpooledUpload>): Promise<Upload> {
+async function readForm(request: FastifyRequest, spool: (file: AsyncIterable<Uint8Array>) => Promise<SpooledUpload>): Promise<Form> {
   const fields = new Map<string, string>();
   let stored: { spooled: SpooledUpload; filename: string } | undefined;
   try {
@@ -253,19 +246,16 @@ const nameOf = (part: MultipartFile): string => (part.filename || "upload").slic
 const isMalformedForm = (error: unknown): boolean =>
   error instanceof Error && !("code" in error) && /multipart|malformed|terminated early|boundary|part/i.test(error.message);
 
-/** Passes bytes on; fails when there are none or more than `limit`, so that nothing of either kind is stored. */
+/** Passes bytes on; fails when there are none, more than `limit`, or more than the upload may have, so that nothing of either kind is stored. */
 async function* counted(
   source: AsyncIterable<Uint8Array>,
-  { limit, mostBytes }: { limit: number; mostBytes: number },
+  { limit, upload }: { limit: number; upload: Upload },
 ): AsyncGenerator<Uint8Array, void, undefined> {
   let bytes = 0;
   for await (const chunk of source) {
     bytes += chunk.byteLength;
     if (bytes > limit) throw tooLarge(limit);
-    if (bytes > mostBytes) {
-      const message = `The file has more than the ${mostBytes} bytes that are left of this tenant's quota storageBytes. Delete datasets or adapters (\`loraline storage\` shows what takes the room), or have the operator raise it.`;
-      throw new PermanentError("QUOTA_STORAGE", message, { status: 403, param: "file" });
-    }
+    await upload.arrived(chunk.byteLength);
     yield chunk;
   }
   if (bytes === 0) throw badRequest("empty_file", "The file is empty. Send at least one training example.", "file");
