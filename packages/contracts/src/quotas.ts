@@ -20,7 +20,11 @@ interface QuotaEntry {
 
 export const quotaTable = {
   storageBytes: { default: 100 * GiB, field: "storage_bytes", description: "Bytes in the object store." },
-  uploadBytesPerMinute: { default: 10 * GiB, field: "upload_bytes_per_minute", description: "Bytes that gateways take in one minute: uploads, and adapters that are fetched." },
+  uploadBytesPerMinute: {
+    default: 10 * GiB,
+    field: "upload_bytes_per_minute",
+    description: "Bytes that gateways take in one minute: uploads, and adapters that are fetched.",
+  },
   datasets: { default: 10_000, field: "datasets", description: "Datasets that are not deleted." },
   adapters: { default: 1000, field: "adapters", description: "Adapters, each with any number of versions." },
   importsAtOnce: { default: 4, field: "imports_at_once", description: "Imports from other servers at once; further ones wait." },
