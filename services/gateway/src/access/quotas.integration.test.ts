@@ -159,7 +159,7 @@ describe("bytes of one minute", () => {
       // One that does not is cut off there.
       const cut = await refusedOf(() => {
         const body = Readable.toWeb(Readable.from(form.match(/[^]{1,10000}/g) ?? [])) as ReadableStream;
-        return one.fetch("/v1/files", { method: "POST", headers, body, duplex: "half" } as RequestInit).then(rowOf);
+        return one.fetch("/v1/files", { method: "POST", headers, body, duplex: "half" }).then(rowOf);
       });
       expect(cut).toMatchObject(refusal);
       expect(await readdir(spoolDir)).toEqual([]);
