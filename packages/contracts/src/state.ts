@@ -286,7 +286,7 @@ export const routedAdapter: z.ZodType<RoutedAdapter> = adapterState
   .extend({
     versions: z.array(
       routedVersion.transform(
-        ({ version, digest, engineName, rank, replicas, unplaced, status, reason, promote, createdAt, servedAt, wanted, trace }) => ({
+        ({
           version,
           digest,
           engineName,
@@ -299,6 +299,22 @@ export const routedAdapter: z.ZodType<RoutedAdapter> = adapterState
           createdAt,
           servedAt,
           wanted,
+          system,
+          trace,
+        }): Record<keyof RoutedVersion, unknown> & RoutedVersion => ({
+          version,
+          digest,
+          engineName,
+          rank,
+          replicas,
+          unplaced,
+          status,
+          reason,
+          promote,
+          createdAt,
+          servedAt,
+          wanted,
+          system,
           trace,
         }),
       ),
