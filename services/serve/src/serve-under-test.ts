@@ -160,7 +160,7 @@ export async function serveUnderTest(given: {
         adaptersDir: join(dir, over.replica ?? "a"),
         healthMs: 50,
         heartbeatMs: 300,
-        drain: { graceMs: 300, unknownMs: 1500, pollMs: 100 },
+        drain: { graceMs: 300, unknownMs: 1500, spoiledMs: 1500, pollMs: 100 },
         ...over,
       }),
     adapter: async (name) => (await adapters.get(`${tenant}.${name}`))?.value,
