@@ -25,6 +25,8 @@ const sides = ["version", "from"] as const;
 /** A gateway's percentiles count only if its report is not older than this: they describe its last minute. */
 const recentMs = 15_000;
 
+const isRecent = (report: TrafficState, now: number): boolean => now - Date.parse(report.at) < recentMs;
+
 const totalOf = ({ engines }: TrafficState, name: string) => engines.find(({ engineName }) => engineName === name)?.total;
 
 /** The counts until now: the baseline of a step that begins. */
@@ -55,13 +57,12 @@ export function canaryTraffic(
   const found = { version: side(), from: side() };
   const unknown: Baseline = {};
   for (const report of reports) {
-    const isRecent = now - Date.parse(report.at) < recentMs;
     for (const name of sides) {
       const counted = report.engines.find(({ engineName }) => engineName === names[name]);
       if (counted === undefined) continue;
       const { total, window } = counted;
       const sum = found[name];
-      if (isRecent && window.firstByteP95Ms !== null && window.requests > 0) {
+      if (isRecent(report, now) && window.firstByteP95Ms !== null && window.requests > 0) {
         const before = (sum.firstByteP95Ms ?? 0) * sum.recent;
         sum.recent += window.requests;
         sum.firstByteP95Ms = (before + window.firstByteP95Ms * window.requests) / sum.recent;
@@ -84,4 +85,22 @@ export function canaryTraffic(
     }
   }
   return { ...found, unknown };
+}
+
+/**
+ * How many of a name's recent answers were surely slower than this, over all gateways. A gateway tells two percentiles of its answers, so the
+ * true number may be higher.
+ */
+export function surelySlower(name: string, reports: Iterable<TrafficState>, { limitMs, now }: { limitMs: number; now: number }): number {
+  let slower = 0;
+  for (const report of reports) {
+    const window = report.engines.find(({ engineName }) => engineName === name)?.window;
+    if (window === undefined || !isRecent(report, now)) continue;
+    const { requests, firstByteP50Ms, firstByteP95Ms } = window;
+    // By nearest rank: the percentile is itself one of the answers, and those above it are not faster.
+    const fromRank = (share: number): number => requests - Math.ceil(requests * share) + 1;
+    if ((firstByteP50Ms ?? 0) > limitMs) slower += fromRank(0.5);
+    else if ((firstByteP95Ms ?? 0) > limitMs) slower += fromRank(0.95);
+  }
+  return slower;
 }

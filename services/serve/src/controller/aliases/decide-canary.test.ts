@@ -43,17 +43,17 @@ const settings = (over: Partial<CanarySettings> = {}): CanarySettings =>
 const cause = { by: "ann", reason: "canary requested", at: iso(0), command: 7 };
 const started = (over: Partial<CanarySettings> = {}, of = adapter()): AdapterState => startCanary(of, 2, settings(over), cause);
 
-type Counts = [requests: number, errors?: number, p95?: number, windowRequests?: number];
+type Counts = [requests: number, errors?: number, p95?: number, p50?: number];
 const report = (counts: Record<number, Counts>, over: { gateway?: string; at?: number; since?: number } = {}): TrafficState => ({
   gateway: over.gateway ?? "g1",
   at: iso(over.at ?? 0),
   windowMs: 60_000,
-  engines: Object.entries(counts).map(([version, [requests, errors = 0, p95 = 20, windowRequests = requests]]) => ({
+  engines: Object.entries(counts).map(([version, [requests, errors = 0, p95 = 20, p50 = Math.min(p95, 10)]]) => ({
     engineName: `acme.pirate.v${version}`,
     engine: "local",
     inFlight: {},
     total: { requests, errors, firstByteMs: requests * 20, promptTokens: 0, completionTokens: 0, since: iso(over.since ?? 1) },
-    window: { requests: windowRequests, firstByteP50Ms: p95 / 2, firstByteP95Ms: p95 },
+    window: { requests, firstByteP50Ms: p50, firstByteP95Ms: p95 },
   })),
 });
 const view = (afterMs: number, traffic: TrafficState[] = [], proven: (version: number) => number = () => 1): CanaryView => ({
@@ -186,6 +186,22 @@ describe("a canary that does worse is rolled back", () => {
     expect(slow([50, 0, 4], [50, 0, 1])).toMatchObject({ kind: "wait" }); // noise
     // A report of long ago says nothing about now.
     expect(ended(started(), view(50_000, [report({ 1: [50, 0, 40], 2: [50, 0, 900] }, { at: 5000 })]))).toMatchObject({ kind: "wait" });
+  });
+
+  it("when its first byte takes longer, which neither one answer decides nor one gateway with few of them", () => {
+    const slow = (...reports: Record<number, Counts>[]) => {
+      const traffic = reports.map((counts, n) => report(counts, { gateway: `g${n}`, at: 5000 }));
+      return ended(started(), view(5000, traffic));
+    };
+    // Of up to 19 answers the 95th percentile is the slowest one.
+    expect(slow({ 1: [50, 0, 40], 2: [19, 0, 900] })).toMatchObject({ kind: "wait" });
+    expect(slow({ 1: [50, 0, 40], 2: [20, 0, 900] })).toMatchObject({ code: "CANARY_SLOW" });
+    const few: Record<number, Counts> = { 1: [5, 0, 40], 2: [5, 0, 900] };
+    expect(slow(few, few, few)).toMatchObject({ code: "CANARY_SLOW" });
+    // The second gateway has just been started.
+    const usual: Record<number, Counts> = { 1: [100, 0, 40], 2: [100, 0, 40] };
+    expect(slow(usual, { 1: [30, 0, 40], 2: [30, 0, 900] })).toMatchObject({ kind: "wait" });
+    expect(slow(usual, { 1: [30, 0, 40], 2: [30, 0, 900, 450] })).toMatchObject({ code: "CANARY_SLOW" });
   });
 
   it("when its version is refused or retired", () => {

@@ -15,6 +15,7 @@ import {
   type CanarySide,
   type CanaryState,
   canaryTraffic,
+  surelySlower,
   type TrafficState,
 } from "@loraline/contracts";
 import { endCanary, moveAlias } from "./alias-moves.ts";
@@ -82,7 +83,8 @@ export function decideCanary(state: AdapterState, { traffic, provenOn, now }: Ca
   const seen = canaryTraffic(canary, names, traffic, now);
   if (Object.keys(seen.unknown).length > 0) return changed("note", { baseline: mergeBaselines(canary.baseline, seen.unknown) });
 
-  const worse = judge(canary, seen.version, seen.from);
+  const slowerThan = (limitMs: number): number => surelySlower(names.version, traffic, { limitMs, now });
+  const worse = judge(canary, seen.version, seen.from, slowerThan);
   if (worse !== undefined) return rollback(worse.code, worse.reason);
 
   const { steps, interval_s, min_requests } = canary.settings;
@@ -105,6 +107,7 @@ function judge(
   { settings, version, from }: CanaryState,
   its: CanarySide,
   promoted: CanarySide,
+  slowerThan: (limitMs: number) => number,
 ): { code: string; reason: string } | undefined {
   const { min_requests, max_error_rate, max_latency_ratio } = settings;
   const usual = promoted.requests === 0 ? 0 : promoted.errors / promoted.requests;
@@ -119,12 +122,14 @@ function judge(
   }
   const [slow, usualMs] = [its.firstByteP95Ms, promoted.firstByteP95Ms];
   if (slow === null || usualMs === null || its.recent < enoughForPercentile || promoted.recent < enoughForPercentile) return undefined;
-  return slow > usualMs * max_latency_ratio && slow - usualMs > latencySlackMs
-    ? {
-        code: "CANARY_SLOW",
-        reason: `the first byte of version ${version} takes ${Math.round(slow)} ms (95th percentile), that of version ${from} ${Math.round(usualMs)} ms; at most ${max_latency_ratio} times as long is allowed`,
-      }
-    : undefined;
+  const limitMs = Math.max(usualMs * max_latency_ratio, usualMs + latencySlackMs);
+  // The percentile is the mean of the gateways' own ones. Of few answers it is the slowest one, such as the first of a process that has just started.
+  const slower = slowerThan(limitMs);
+  if (slow <= limitMs || slower < 2 || slower <= its.recent * 0.05) return undefined;
+  return {
+    code: "CANARY_SLOW",
+    reason: `the first byte of version ${version} takes ${Math.round(slow)} ms (95th percentile), that of version ${from} ${Math.round(usualMs)} ms; at most ${max_latency_ratio} times as long is allowed`,
+  };
 }
 
 const latencyTold = (its: CanarySide, promoted: CanarySide): string =>
