@@ -464,7 +464,7 @@ containers:
     # `kubectl describe` then shows the last log lines as the reason of an end.
     terminationMessagePolicy: FallbackToLogsOnError
     env:
-      {{- include "loraline.env" (list (printf "%s\n%s" (include "loraline.selfEnv" $root) .env) $settings.env) | nindent 6 }}
+      {{- include "loraline.env" (list (printf "%s\n- name: SPOOL_DIR\n  value: /tmp/spool\n%s" (include "loraline.selfEnv" $root) .env) $settings.env) | nindent 6 }}
     ports:
       - name: health
         containerPort: 8081
@@ -477,7 +477,7 @@ containers:
       {{- . | nindent 6 }}
     {{- end }}
     resources:
-      {{- toYaml $settings.resources | nindent 6 }}
+      {{- toYaml (mergeOverwrite (dict) (.resources | default dict) $settings.resources) | nindent 6 }}
     securityContext:
       {{- include "loraline.containerSecurity" $root | nindent 6 }}
     volumeMounts:
@@ -489,7 +489,7 @@ containers:
       {{- end }}
 volumes:
   - name: tmp
-    emptyDir: {}
+    emptyDir: {{ if .tmpSize }}{sizeLimit: {{ .tmpSize }}}{{ else }}{}{{ end }}
   {{- include "loraline.credentialsVolume" (list $root .component (.secrets | default list)) | nindent 2 }}
   {{- with .volumes }}
   {{- . | nindent 2 }}

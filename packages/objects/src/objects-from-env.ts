@@ -1,4 +1,5 @@
 /** Which store a process uses, as its environment says. */
+import { mkdir, rm } from "node:fs/promises";
 import type { Log } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { z } from "zod";
@@ -16,18 +17,26 @@ export const objectsEnv = {
   AWS_ACCESS_KEY_ID: z.string().optional().describe("With AWS_SECRET_ACCESS_KEY. Absent: what else the AWS SDK finds, such as a role."),
   AWS_SECRET_ACCESS_KEY: z.string().optional(),
   AWS_SESSION_TOKEN: z.string().optional(),
+  SPOOL_DIR: z
+    .string()
+    .optional()
+    .describe("Folder of this process alone for bytes that are on their way. What a killed one left there is removed at the start."),
 };
 type ObjectsEnv = z.output<z.ZodObject<typeof objectsEnv>>;
 
 /**
  * S3 when a bucket is set, else the object store of this NATS. The connection stays the caller's.
- * @param options.spoolDir - where streams of unknown digest are spooled. Default: the system's temporary directory.
+ * @param options.spoolDir - where streams of unknown digest are spooled, if not in SPOOL_DIR. Default: the system's temporary directory.
  */
 export async function objectsFromEnv(
   env: ObjectsEnv,
   nc: NatsConnection,
-  { spoolDir, log }: { spoolDir?: string; log: Log },
+  { spoolDir = env.SPOOL_DIR, log }: { spoolDir?: string | undefined; log: Log },
 ): Promise<Objects & StoreState & Disposable> {
+  if (env.SPOOL_DIR !== undefined) {
+    await rm(env.SPOOL_DIR, { recursive: true, force: true });
+    await mkdir(env.SPOOL_DIR, { recursive: true, mode: 0o700 });
+  }
   const { AWS_ACCESS_KEY_ID: accessKeyId, AWS_SECRET_ACCESS_KEY: secretAccessKey, AWS_SESSION_TOKEN: sessionToken } = env;
   const credentials =
     accessKeyId === undefined || secretAccessKey === undefined

@@ -2,8 +2,9 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { type IncomingMessage, request } from "node:http";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { createBus, ensureStreams } from "@loraline/bus";
@@ -34,7 +35,7 @@ async function startMain(env: Record<string, string>): Promise<Running> {
       child,
       url,
       async [Symbol.asyncDispose]() {
-        if (child.exitCode === null) {
+        if (child.exitCode === null && child.signalCode === null) {
           child.kill("SIGKILL");
           await once(child, "exit");
         }
@@ -109,6 +110,30 @@ describe("main.ts", () => {
     },
     120_000,
   );
+
+  testWithNats("what a killed gateway had of an upload is removed at its next start", async ({ nats, nc, tenant }) => {
+    await ensureStreams(nc);
+    const key = `ll-bootstrap-of-${tenant}`;
+    const parent = await mkdtemp(join(tmpdir(), "gateway-"));
+    const env = { NATS_URL: nats.url, BOOTSTRAP_TENANT: tenant, BOOTSTRAP_API_KEY: key, SPOOL_DIR: join(parent, "spool") };
+    try {
+      await using killed = await startMain(env);
+      const posting = request(`${killed.url}/v1/files`, {
+        method: "POST",
+        headers: { authorization: `Bearer ${key}`, "content-type": `multipart/form-data; boundary=${boundary}` },
+      });
+      posting.on("error", () => {});
+      posting.write(`--${boundary}\r\ncontent-disposition: form-data; name="file"; filename="half.jsonl"\r\n\r\n${"half ".repeat(50_000)}`);
+      await expect.poll(() => readdir(env.SPOOL_DIR), { timeout: 20_000 }).toHaveLength(1);
+      killed.child.kill("SIGKILL");
+      await once(killed.child, "exit");
+      expect(await readdir(env.SPOOL_DIR)).toHaveLength(1);
+      await using _next = await startMain(env);
+      expect(await readdir(env.SPOOL_DIR)).toEqual([]);
+    } finally {
+      await rm(parent, { recursive: true });
+    }
+  });
 
   testWithNats("takes the key that it is started with, for that tenant, with every scope", async ({ nats, nc, tenant }) => {
     await ensureStreams(nc);

@@ -99,6 +99,7 @@ await runService({
           ? {}
           : { readTrace: (traceId: string) => readKeptSpans(nc, traceId) }),
       ...(uploadLimitBytes === undefined ? {} : { uploadLimitBytes }),
+      ...(env.SPOOL_DIR === undefined ? {} : { spoolDir: env.SPOOL_DIR }),
       ...(bodyLimitBytes === undefined ? {} : { bodyLimitBytes }),
     });
     running.use(gateway);

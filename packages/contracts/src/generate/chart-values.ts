@@ -154,6 +154,7 @@ export const chartValues = z.strictObject({
     autoscaling,
     uploadLimitBytes: bytes,
     bodyLimitBytes: bytes,
+    tmpSize: z.string().regex(/^([1-9][0-9]*(Mi|Gi|Ti))?$/),
     keyMaxDays: days,
     replicaHosts: z.array(text).min(1),
     oidc: z.strictObject({
