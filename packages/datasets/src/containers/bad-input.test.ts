@@ -185,6 +185,23 @@ describe("text", () => {
     expect(most).toBeLessThan(20_000_000);
   });
 
+  it("in very short lines takes no more memory than in long ones", async () => {
+    const text = Buffer.from("a\n".repeat(1_500_000));
+    let [before, most] = [0, 0];
+    async function* lines(): AsyncGenerator<Uint8Array> {
+      before = process.memoryUsage().rss;
+      for (let at = 0; at < text.length; at += 100_000) {
+        yield text.subarray(at, at + 100_000);
+        most = Math.max(most, process.memoryUsage().rss - before);
+      }
+    }
+    const reading = await readRecords(lines(), { ...options, maxRowBytes: 4_000_000, name: "a.txt" });
+    let records = 0;
+    for await (const batch of reading?.batches ?? []) records += batch.records.length;
+    expect(records).toBe(1);
+    expect(most).toBeLessThan(200_000_000);
+  });
+
   it("of one row, of duplicates only, of empty answers, is counted", async () => {
     expect(linesOf(await read(good(1)))).toEqual([1]);
     const same = await read(`${good(1)}\n`.repeat(50));

@@ -59,6 +59,12 @@ describe("a text that is not UTF-8", () => {
     expect(await read(bytes, { mapping: { encoding: encoding as "gb18030" } })).toMatchObject({ notes: [], records: expected.records });
   });
 
+  it("is told with its first words, though a word takes up all the rest", async () => {
+    const text = `${"Как дела? Хорошо, спасибо. Где ты живёшь? В Москве.\n".repeat(30)}${"a".repeat(200_000)}\n`;
+    const found = await read(iconv.encode(text, "windows-1251"), { step: 1_000_000, name: "a.txt", maxRowBytes: 1_000_000 });
+    expect(found.notes).toMatchObject([{ code: "ENCODING_DETECTED", message: expect.stringContaining(': "') as string }]);
+  });
+
   it("behind a long English beginning is detected too", async () => {
     const row = (n: number) => JSON.stringify({ question: `question ${n}`, answer: "x".repeat(50) });
     const text = [
@@ -209,6 +215,9 @@ function workbook({ rows, second = "" }: { rows: string; second?: string }): Uin
 }
 const header = '<row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="s"><v>1</v></c></row>';
 
+const farRows = (count: number): string =>
+  Array.from({ length: count }, (_, index) => `<row r="${index + 2}"><c r="XFD${index + 2}"><v>1</v></c></row>`).join("");
+
 describe("an Excel workbook", () => {
   it("is its first sheet with rows; a formula is the value that was saved with it", async () => {
     const rows = `${header}<row r="2"><c r="A2" t="s"><v>2</v></c><c r="B2" t="inlineStr"><is><t>Jörg</t></is></c></row><row r="4"><c r="A4" t="str"><f>HYPERLINK("http://evil")</f><v>6 × 7?</v></c><c r="B4"><f>6*7</f><v>42</v></c></row>`;
@@ -238,6 +247,13 @@ describe("an Excel workbook", () => {
     await expect(read(zip({ "xl/workbook.xml": "<workbook", "xl/worksheets/sheet1.xml": "<" }))).rejects.toMatchObject({
       code: "FILE_CORRUPT",
     });
+    // A cell far away stands for all the empty ones before it.
+    for (const far of ['<row r="2"><c r="XFE2"><v>1</v></c></row>', '<row r="1048577"><c r="A1048577"><v>1</v></c></row>', farRows(1000)]) {
+      await expect(read(workbook({ rows: header + far }))).rejects.toMatchObject({
+        code: "FILE_CORRUPT",
+        message: expect.stringMatching(/16384 columns|10000000 cells/) as string,
+      });
+    }
     const bomb = zipSync({ "xl/workbook.xml": strToU8("<workbook/>"), "xl/worksheets/sheet1.xml": new Uint8Array(100 * 1024 ** 2) });
     await expect(read(bomb, { step: 100_000 })).rejects.toMatchObject({
       code: "FILE_TOO_LARGE",
@@ -249,6 +265,14 @@ describe("an Excel workbook", () => {
 /* --- ZIP --- */
 
 describe("a ZIP archive", () => {
+  it("with a table that takes memory without end is refused", async () => {
+    const names = Array.from({ length: 1100 }, (_, index) => [`${index}-${"n".repeat(62_000)}.txt`, new Uint8Array(1)] as const);
+    await expect(read(zipSync(Object.fromEntries(names), { level: 0 }), { step: 1_000_000 })).rejects.toMatchObject({
+      code: "FILE_TOO_LARGE",
+      message: expect.stringContaining("shorter names") as string,
+    });
+  });
+
   const jsonl = (...names: string[]) => names.map((name) => `${JSON.stringify({ question: name, answer: "x" })}\n`).join("");
   it("is its data files, in order, each row with its file", async () => {
     const found = await read(

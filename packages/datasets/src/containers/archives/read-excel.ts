@@ -1,5 +1,6 @@
 /** Excel workbooks (xlsx): the first sheet that has rows. Formulas are never evaluated: a cell has the value that was saved with it. */
 import { PermanentError } from "@loraline/runtime";
+import { zipSync } from "fflate";
 import readWorkbook, { type CellValue } from "read-excel-file/node";
 import type { Note, RawRow } from "../raw-rows.ts";
 import { columnsOf, rowOfCells } from "../text/read-csv.ts";
@@ -22,7 +23,7 @@ export async function* readExcel(
     const message = `the workbook holds ${size} bytes unpacked; ${mostBytes} can be read. Save the sheet as CSV (UTF-8).`;
     throw new PermanentError("FILE_TOO_LARGE", message);
   }
-  const sheets = await readWorkbook(await archive.bytes()).catch((error: unknown) => {
+  const sheets = await readWorkbook(await repacked(archive)).catch((error: unknown) => {
     const message = `the Excel workbook cannot be read (${(error as Error).message}). Save it again, or save the sheet as CSV (UTF-8).`;
     throw new PermanentError("FILE_CORRUPT", message, { cause: error });
   });
@@ -54,6 +55,19 @@ export async function* readExcel(
     }
   }
   yield rows;
+}
+
+/**
+ * The workbook's XML as an archive without compression. The reader unpacks by the headers before each file, which may say anything, and does
+ * not stop at a size; what comes out of `archive` is as large as its table says.
+ */
+async function repacked(archive: ZipArchive): Promise<Buffer> {
+  const files: Record<string, Uint8Array> = {};
+  for (const { name } of archive.files) {
+    if (/\.xml(?:\.rels)?$/.test(name)) files[name] = Buffer.concat(await Array.fromAsync(archive.open(name)));
+  }
+  const { buffer, byteOffset, byteLength } = zipSync(files, { level: 0 });
+  return Buffer.from(buffer, byteOffset, byteLength);
 }
 
 function textOf(cell: CellValue | null): string {

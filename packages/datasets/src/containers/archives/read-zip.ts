@@ -7,13 +7,13 @@ import type { UnpackLimits } from "../unpack.ts";
 
 /** Files of an archive. More is an attack, or pictures. */
 const mostEntries = 100_000;
+/** Bytes of the archive's table, names and comments included: it is in memory as a whole. */
+const mostTableBytes = 64 * 1024 ** 2;
 
 export interface ZipArchive extends AsyncDisposable {
   /** Files in the order of the archive's table, without folders; sizes in bytes, unpacked. */
   readonly files: readonly { readonly name: string; readonly size: number }[];
   open(name: string): AsyncIterable<Uint8Array>;
-  /** The archive's own bytes. */
-  bytes(): Promise<Buffer>;
 }
 
 /**
@@ -31,8 +31,16 @@ export async function openZip(
     const zip = await fromFdPromise(file.fd, { autoClose: false, lazyEntries: true, strictFileNames: false }).catch(faultOf);
     const entries = new Map<string, Entry>();
     let total = 0;
+    let table = 0;
     try {
       for await (const entry of zip.eachEntry()) {
+        table += entry.fileNameLength + entry.extraFieldLength + entry.fileCommentLength;
+        if (table > mostTableBytes) {
+          throw new PermanentError(
+            "FILE_TOO_LARGE",
+            `names and comments in the ZIP archive take more than ${mostTableBytes} bytes. Pack its files with shorter names.`,
+          );
+        }
         if (entry.fileName.endsWith("/")) continue;
         if (entry.isEncrypted()) {
           throw new PermanentError("CONTAINER_UNSUPPORTED", "the ZIP archive is protected by a password. Pack it without one.");
@@ -60,11 +68,6 @@ export async function openZip(
         } finally {
           stream.destroy();
         }
-      },
-      async bytes() {
-        const bytes = Buffer.alloc(packed);
-        await file.read(bytes, 0, packed, 0);
-        return bytes;
       },
       [Symbol.asyncDispose]: () => file.close(),
     };

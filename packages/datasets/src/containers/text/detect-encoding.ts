@@ -131,8 +131,9 @@ const saysTheSame = (bytes: Buffer, one: string, other: string): boolean =>
 
 /** The first words that are not ASCII, so that a person sees whether the encoding is right. */
 function shown(bytes: Buffer, label: string): string {
-  const words = new TextDecoder(label).decode(bytes).match(/[^\s"',;|]*[^\p{ASCII}][^\s"',;|]*/gu) ?? [];
+  const words = new TextDecoder(label).decode(bytes).split(/[\s"',;|]+/);
   return words
+    .filter((word) => /[^\p{ASCII}]/u.test(word))
     .slice(0, 3)
     .map((word) => `"${word.slice(0, 20).toWellFormed()}"`)
     .join(", ");

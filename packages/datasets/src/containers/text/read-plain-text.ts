@@ -15,7 +15,8 @@ const newline = 0x0a;
 interface Block {
   /** Line on which it begins, from 1. */
   line: number;
-  bytes: Buffer[];
+  /** Its lines with their ends, `size` bytes, and room for more. A buffer for each line would take a hundred times the room of short lines. */
+  bytes: Buffer;
   size: number;
 }
 
@@ -40,9 +41,8 @@ export async function* readPlainText(
     if (isBlank && block === undefined) continue;
     // A paragraph without an end is cut between lines.
     if (block !== undefined && block.size + bytes.byteLength + 1 > maxRowBytes) finish();
-    block ??= { line, bytes: [], size: 0 };
-    block.bytes.push(Buffer.from(bytes));
-    block.size += bytes.byteLength + 1;
+    block ??= { line, bytes: Buffer.alloc(0), size: 0 };
+    addLine(block, bytes);
     if (rows.length >= 256) {
       yield rows;
       rows = [];
@@ -52,10 +52,22 @@ export async function* readPlainText(
   yield rows;
 }
 
+function addLine(block: Block, line: Uint8Array): void {
+  const size = block.size + line.byteLength + 1;
+  if (size > block.bytes.length) {
+    const larger = Buffer.allocUnsafe(Math.max(size, 2 * block.bytes.length));
+    block.bytes.copy(larger, 0, 0, block.size);
+    block.bytes = larger;
+  }
+  block.bytes.set(line, block.size);
+  block.bytes[size - 1] = newline;
+  block.size = size;
+}
+
 function rowOf({ line, bytes, size }: Block, maxRowBytes: number): RawRow[] {
   const place = `line ${line}`;
   if (size - 1 > maxRowBytes) return [rowTooLarge(line, place, size, maxRowBytes)];
-  const text = decodeUtf8(Buffer.concat(bytes.flatMap((each, index) => (index === 0 ? [each] : [Buffer.of(newline), each]))));
+  const text = decodeUtf8(bytes.subarray(0, size - 1));
   if (text === undefined) return [notText(line, place)];
   const value = {
     text: text
