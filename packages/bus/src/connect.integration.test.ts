@@ -1,12 +1,15 @@
-import { createHealth, createLog, createTelemetry, type SpanSink } from "@loraline/runtime";
+import { events } from "@loraline/contracts";
+import { createHealth, createLog, createTelemetry, natsFull, type SpanSink } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
+import { DiscardPolicy, jetstreamManager } from "@nats-io/jetstream";
+import { ulid } from "ulid";
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { connectFromEnv, connectService, leave } from "./connect.ts";
-import { ensureStreams, readKeptSpans, streamsInPlace } from "./index.ts";
+import { createBus, ensureStreams, readKeptSpans, streamsInPlace } from "./index.ts";
 
 const log = createLog({ service: "test", level: "silent" });
 const noSpans = () => {};
@@ -32,6 +35,45 @@ it("a service waits for NATS, then for its streams, says so, and follows the con
   await server.start();
   await expect.poll(() => health.problems(), { timeout: 5000 }).toEqual([]);
   await Promise.all([nc.close(), other.close()]);
+});
+
+it("a history that is full refuses what is new and loses nothing; a larger limit lets it go on, a smaller one takes nothing away", async () => {
+  await using server = await spawnNatsServer();
+  const nc = await server.connect();
+  const mib = 1024 ** 2;
+  const bus = createBus({ nc, log, telemetry: createTelemetry({ service: "test" }), source: "test" });
+  const blob = { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 3 } as const;
+  const receive = () => bus.publish(events.datasetReceived, { tenant: "acme", id: ulid() }, { blob, filename: "a".repeat(500) });
+  /** Tells of datasets until the stream takes no more. @returns the error. */
+  const fill = async (): Promise<unknown> => {
+    for (;;) {
+      const results = await Promise.allSettled(Array.from({ length: 200 }, receive));
+      const failed = results.find(({ status }) => status === "rejected");
+      if (failed?.status === "rejected") return failed.reason;
+    }
+  };
+  const stateOf = async () => (await (await jetstreamManager(nc)).streams.info("DATASETS")).state;
+
+  await ensureStreams(nc);
+  // As an earlier version made it.
+  await (await jetstreamManager(nc)).streams.update("DATASETS", { discard: DiscardPolicy.Old });
+  await receive();
+  await ensureStreams(nc, { limits: { DATASETS: mib } });
+  expect(natsFull(await fill())).toMatch(/maximum bytes/);
+  const full = await stateOf();
+  expect(full).toMatchObject({ first_seq: 1, messages: full.last_seq });
+  expect(full.bytes).toBeLessThanOrEqual(mib);
+
+  await ensureStreams(nc, { limits: { DATASETS: 2 * mib } });
+  await fill();
+  const fuller = await stateOf();
+  expect(fuller.bytes).toBeGreaterThan(1.9 * mib);
+  await ensureStreams(nc, { limits: { DATASETS: mib } });
+  expect(await stateOf()).toMatchObject({ first_seq: 1, messages: fuller.messages, bytes: fuller.bytes });
+  await expect(receive()).rejects.toSatisfy((error) => natsFull(error) !== undefined);
+  await ensureStreams(nc);
+  expect((await receive()).duplicate).toBe(false);
+  await nc.close();
 });
 
 it("a stop ends the wait", async () => {

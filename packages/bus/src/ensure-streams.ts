@@ -1,9 +1,10 @@
 /** Creates or updates every stream, consumer and bucket. Idempotent; never deletes. */
 import { createHash } from "node:crypto";
-import { type BucketDef, buckets, consumers, filterFor, streams, type StreamDef } from "@loraline/contracts";
+import { type BucketDef, buckets, consumers, filterFor, streams, type StreamDef, type StreamLimits } from "@loraline/contracts";
 import {
   AckPolicy,
   DeliverPolicy,
+  DiscardPolicy,
   JetStreamApiCodes,
   JetStreamApiError,
   jetstreamManager,
@@ -24,11 +25,16 @@ export interface EnsureStreamsOptions {
   replicas?: number;
   /** How long entries of the audit log are kept, in days. Default 400. */
   auditDays?: number | undefined;
+  /** Sizes of streams, in bytes. A stream that holds more already keeps that, and takes no more. Absent: as in `streams`. */
+  limits?: StreamLimits | undefined;
 }
 
-export async function ensureStreams(nc: NatsConnection, { replicas = 1, auditDays }: EnsureStreamsOptions = {}): Promise<void> {
+export async function ensureStreams(nc: NatsConnection, { replicas = 1, auditDays, limits = {} }: EnsureStreamsOptions = {}): Promise<void> {
   const jsm = await jetstreamManager(nc);
-  for (const def of Object.values<StreamDef>(streams)) {
+  // NATS sets aside what streams may have at most. Those that had a limit from the start come first, in case it becomes smaller and makes room.
+  const defs = Object.values<StreamDef>(streams).toSorted((a, b) => Number(a.maxBytes === undefined) - Number(b.maxBytes === undefined));
+  for (const def of defs) {
+    const maxBytes = (limits as Partial<Record<string, number>>)[def.name] ?? def.maxBytes;
     const config = {
       name: def.name,
       description: def.description,
@@ -38,7 +44,9 @@ export async function ensureStreams(nc: NatsConnection, { replicas = 1, auditDay
       max_age: nanos(def === streams.AUDIT && auditDays !== undefined ? auditDays * 24 * 60 * 60_000 : def.maxAgeMs),
       ...(def.maxPerSubject === undefined ? {} : { max_msgs_per_subject: def.maxPerSubject }),
       ...(def.appendOnly === true ? { deny_delete: true, deny_purge: true } : {}),
-      ...(def.maxBytes === undefined ? {} : { max_bytes: def.maxBytes }),
+      // A limit that was set once and is set no more is lifted.
+      max_bytes: maxBytes ?? -1,
+      discard: def.refusesWhenFull === true ? DiscardPolicy.New : DiscardPolicy.Old,
       duplicate_window: nanos(def.dedupeMs),
       num_replicas: replicas,
       allow_direct: true,

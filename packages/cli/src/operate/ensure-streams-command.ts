@@ -1,5 +1,6 @@
 /** `loraline ensure-streams` */
-import { Option } from "commander";
+import { type StreamLimits, streamLimits } from "@loraline/contracts";
+import { InvalidArgumentError, Option } from "commander";
 import { type AddCommands, examples, wholeNumber } from "../command.ts";
 
 export const addEnsureStreamsCommand: AddCommands = (program, { env, print }) => {
@@ -13,10 +14,27 @@ export const addEnsureStreamsCommand: AddCommands = (program, { env, print }) =>
         .env("AUDIT_DAYS")
         .argParser(wholeNumber(1)),
     )
+    .addOption(
+      new Option("--limits <json>", 'most bytes of streams, such as {"RUNS": 2147483648}; default: as large as the disk')
+        .env("STREAM_LIMITS")
+        .argParser(limitsOf),
+    )
     .addHelpText("after", examples("loraline ensure-streams --nats nats://nats:4222 --replicas 3"))
-    .action(async ({ nats, replicas, auditDays }: { nats: string; replicas: number; auditDays?: number }) => {
+    .action(async ({ nats, ...options }: { nats: string; replicas: number; auditDays?: number; limits?: StreamLimits }) => {
       const { applyStreams } = await import("@loraline/local");
-      await applyStreams({ natsUrl: nats, replicas, auditDays, env });
-      print({ nats, replicas }, () => [`streams, consumers, buckets and the object store are in place on ${nats}`]);
+      await applyStreams({ natsUrl: nats, ...options, env });
+      print({ nats, replicas: options.replicas }, () => [`streams, consumers, buckets and the object store are in place on ${nats}`]);
     });
 };
+
+function limitsOf(text: string): StreamLimits {
+  let given: unknown;
+  try {
+    given = JSON.parse(text);
+  } catch (error) {
+    throw new InvalidArgumentError(`It is not JSON: ${(error as Error).message}.`);
+  }
+  const parsed = streamLimits.safeParse(given);
+  if (parsed.success) return parsed.data;
+  throw new InvalidArgumentError(parsed.error.issues.map(({ path, message }) => [...path, message].join(": ")).join("; "));
+}

@@ -1,5 +1,5 @@
 /** Streams, durable consumers and KV buckets, with their policies. Applied by `ensureStreams`; never deleted by code. */
-import type { z } from "zod";
+import { z } from "zod";
 import { type EventDef, filterFor } from "./define-event.ts";
 import { apiKeyRecord } from "../api-key.ts";
 import { engineRecord } from "../engine.ts";
@@ -34,8 +34,10 @@ export interface StreamDef {
   readonly maxAgeMs: number;
   /** How long a second message with the same id is dropped. */
   readonly dedupeMs: number;
-  /** Above this size the oldest messages are removed. Absent: no limit. */
+  /** Its size at most, where `ensureStreams` is told no other. Absent: no limit. */
   readonly maxBytes?: number;
+  /** At that size further messages are refused (STORE_FULL), because to lose old ones is to lose what a tenant has. Absent: the oldest are removed. */
+  readonly refusesWhenFull?: true;
   /** Each subject is a counter: a message says by how much it changes, and the newest one holds the sum (NATS 2.12). */
   readonly counter?: true;
   /** Most messages of one subject; the oldest of it are removed. Absent: no limit. */
@@ -55,6 +57,7 @@ export const streams = {
     subjects: datasetEvents.map((event) => filterFor(event)),
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
+    refusesWhenFull: true,
   },
   RUNS: {
     name: "RUNS",
@@ -62,6 +65,7 @@ export const streams = {
     subjects: runEvents.map((event) => filterFor(event)),
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
+    refusesWhenFull: true,
   },
   PROGRESS: {
     name: "PROGRESS",
@@ -76,6 +80,7 @@ export const streams = {
     subjects: subjectsOf((event) => event.noun === "chunk"),
     maxAgeMs: day,
     dedupeMs: 10 * 60_000,
+    refusesWhenFull: true,
     queue: true,
   },
   ADAPTERS: {
@@ -84,6 +89,7 @@ export const streams = {
     subjects: subjectsOf((event) => event.noun === "adapter" && event !== events.adapterVersionWanted),
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
+    refusesWhenFull: true,
   },
   WANTED: {
     name: "WANTED",
@@ -131,6 +137,13 @@ export const streams = {
     maxBytes: 128 * 1024 ** 2,
   },
 } as const satisfies Record<string, StreamDef>;
+
+/** Sizes of streams, in bytes, as an installation sets them: STREAM_LIMITS (JSON). AUDIT and STORED are bounded by the number of their messages. */
+export const streamLimits = z.partialRecord(
+  z.enum(["RUNS", "DATASETS", "ADAPTERS", "PROGRESS", "CHUNKS", "DLQ", "SPANS", "WANTED"] satisfies (keyof typeof streams)[]),
+  z.int().min(1024 ** 2),
+);
+export type StreamLimits = z.infer<typeof streamLimits>;
 
 interface DeadLetterAddress {
   stream: string;

@@ -5,6 +5,7 @@
 import { z } from "zod";
 import { engineSettings } from "./engine-settings.ts";
 import { tenantName } from "../names.ts";
+import { streamLimits } from "../events/streams.ts";
 import { quotaShape } from "../quotas.ts";
 
 const text = z.string();
@@ -145,6 +146,7 @@ export const chartValues = z.strictObject({
       emptyDirSize: z.string().regex(/^[1-9][0-9]*(Mi|Gi|Ti)$/),
       syncInterval: z.string().regex(/^(always|[1-9][0-9]*(ms|s|m))$/),
     }),
+    limits: z.partialRecord(streamLimits.def.keyType, z.string().regex(/^[1-9][0-9]*(Mi|Gi|Ti)$/)),
     resources,
     ...pod,
   }),
