@@ -29,7 +29,10 @@ export interface EnsureStreamsOptions {
   limits?: StreamLimits | undefined;
 }
 
-export async function ensureStreams(nc: NatsConnection, { replicas = 1, auditDays, limits = {} }: EnsureStreamsOptions = {}): Promise<void> {
+export async function ensureStreams(
+  nc: NatsConnection,
+  { replicas = 1, auditDays, limits = {} }: EnsureStreamsOptions = {},
+): Promise<void> {
   const jsm = await jetstreamManager(nc);
   // NATS sets aside what streams may have at most. Those that had a limit from the start come first, in case it becomes smaller and makes room.
   const defs = Object.values<StreamDef>(streams).toSorted((a, b) => Number(a.maxBytes === undefined) - Number(b.maxBytes === undefined));
