@@ -23,9 +23,10 @@ interface KvEntry<T> {
 interface ReadOptions {
   /**
    * Leaves out, and logs, what does not match the contract, where one bad entry must not keep all others from being read. Default: it
-   * throws, since what could not be read is not nothing.
+   * throws, since what could not be read is not nothing. A function is called with the key of each that is left out, so that whoever wrote
+   * the entry can write it again.
    */
-  skipUnreadable?: boolean;
+  skipUnreadable?: boolean | ((key: string) => void);
 }
 
 export interface KvBucket<T> {
@@ -94,8 +95,9 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     try {
       return parse(key, bytes);
     } catch (error) {
-      if (!skipUnreadable) throw error;
+      if (skipUnreadable === false) throw error;
       log.error({ err: error, bucket: def.name, key }, "entry skipped");
+      if (skipUnreadable !== true) skipUnreadable(key);
       return undefined;
     }
   };

@@ -104,6 +104,6 @@ async function traceOf(
   const ofDataset = heard.find((event) => event?.trace)?.trace ?? undefined;
   if (ofDataset === undefined) return { parent: incoming ?? null };
   if (incoming !== undefined) return { parent: incoming, links: traceIdOf(incoming) === traceIdOf(ofDataset) ? [] : [ofDataset] };
-  const runs = await (await bus.bucket(buckets.runs)).entries(everyKeyOf(tenant));
+  const runs = await (await bus.bucket(buckets.runs)).entries(everyKeyOf(tenant), { skipUnreadable: true });
   return runs.some(({ value }) => value.spec.dataset === at.id) ? { parent: null, links: [ofDataset] } : { parent: ofDataset };
 }

@@ -64,7 +64,7 @@ export async function deletionRoutes(context: GatewayContext): Promise<(app: Fas
   const [deletions, keys] = await Promise.all([bus.bucket(buckets.deletions), bus.bucket(buckets.keys)]);
   return (app) => {
     app.get("/loraline/deletions", async (request) => {
-      const entries = await deletions.entries(everyDeletionOf(request.caller.tenant));
+      const entries = await deletions.entries(everyDeletionOf(request.caller.tenant), { skipUnreadable: true });
       return { data: entries.map(({ value }) => value).toSorted((a, b) => (a.at < b.at ? 1 : -1)) };
     });
 

@@ -148,7 +148,7 @@ export async function createReplicaReporter({
       await heartbeat;
       if (await isSuperseded()) return;
       // One that began a moment ago may not have said so yet, or this one has written over it.
-      const entries = await holdings.entries(everyHoldingOf(key)).catch(() => []);
+      const entries = await holdings.entries(everyHoldingOf(key), { skipUnreadable: true }).catch(() => []);
       if (entries.some(({ value }) => isLater(value.agent))) return;
       // An agent that ends in order says so; otherwise the controller waits until its last heartbeat is old.
       await replicas.delete(key).catch((error: unknown) => log.warn({ err: error }, "heartbeat not removed; it ages away"));

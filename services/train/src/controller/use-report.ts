@@ -21,8 +21,10 @@ const isSame = (a: Use, b: Use): boolean => a.running === b.running && a.gpus ==
 /** Disposing waits for what is being written. */
 export async function createUseReport({ bus, log }: { bus: Pick<Bus, "bucket">; log: Log }): Promise<UseReport> {
   const bucket = await bus.bucket(buckets.training);
-  const told = new Map<string, Use>();
-  for (const { key, value } of await bucket.entries()) told.set(key, value);
+  /** undefined: what stands there cannot be read, and is written again. */
+  const told = new Map<string, Use | undefined>();
+  const skipUnreadable = (key: string): void => void told.set(key, undefined);
+  for (const { key, value } of await bucket.entries(">", { skipUnreadable })) told.set(key, value);
   let newest: ReadonlyMap<string, Use> | undefined;
   let writing: Promise<void> | undefined;
   const write = async (): Promise<void> => {

@@ -29,12 +29,15 @@ export async function createAssigner({
 }): Promise<Assigner> {
   /** By the adapter's key: keys of its entries, each with what stands there. */
   const written = new Map<string, Map<string, string>>();
-  for (const { key, value } of await assignments.entries()) {
+  const note = (key: string, digest: string): void => {
     const parsed = parseAssignmentKey(key);
-    if (parsed === undefined) continue;
+    if (parsed === undefined) return;
     const ofAdapter = written.get(parsed.adapterKey) ?? new Map<string, string>();
-    written.set(parsed.adapterKey, ofAdapter.set(key, digestOf(value)));
-  }
+    written.set(parsed.adapterKey, ofAdapter.set(key, digest));
+  };
+  // An entry that cannot be read equals none that follows from an adapter: it is written again, or deleted.
+  const skipUnreadable = (key: string): void => note(key, "");
+  for (const { key, value } of await assignments.entries(">", { skipUnreadable })) note(key, digestOf(value));
   /** Adapters that have to be written before the engines are complete. */
   const open = new Set<string>(written.keys());
   let isComplete = false;
