@@ -110,6 +110,7 @@ async function serveAnother(load: Load, adapter: string): Promise<void> {
   const run = file && (await load.client.run(`of-${adapter}`, adapter, file, { lora, gate: "none", promote: "auto" }));
   if (!run) throw new Error("the run was not taken");
   await eventually(`${adapter} is served`, 120_000, async () => ((await load.client.phase(run)) === "served" ? true : undefined));
+  load.served.add(adapter);
 }
 
 it("other bytes in a replica's files, and in the store under it", async () => {

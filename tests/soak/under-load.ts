@@ -15,8 +15,8 @@ type Connection = Parameters<typeof readStored>[0];
 
 export interface Load {
   readonly client: ReturnType<typeof createClient>;
-  /** Adapters that have answered, or could have. */
-  readonly served: ReadonlySet<string>;
+  /** Adapters that have answered, or could have: those that clients ask. A test adds what it trained itself. */
+  readonly served: Set<string>;
   /** Runs that are not over yet. */
   readonly open: ReadonlyMap<string, string>;
   readonly uploads: readonly string[];

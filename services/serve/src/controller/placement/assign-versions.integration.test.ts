@@ -76,6 +76,24 @@ test("an agent is told of what it should hold alone, and a version that moves is
   expect(await entries()).toEqual(before);
 });
 
+test("entries that cannot be read are written again, or deleted, by a controller that starts", async ({ line, nc }) => {
+  const { owned, serve, tenant, engineOf, bytes, assignments } = line;
+  const controller = await serve.startController();
+  const engine = await engineOf();
+  owned.use(await serve.startAgent(engine.url));
+  await serve.train("pirate", bytes);
+  await expect.poll(async () => (await serve.replica())?.adapters.map(({ state }) => state), until).toEqual(["proven"]);
+  await controller[Symbol.asyncDispose]();
+
+  const [known, stale] = [`${serve.engine}.-.${tenant}.pirate`, `${serve.engine}.-.${tenant}.nobodys`];
+  const before = await assignments.get(known);
+  for (const key of [known, stale]) await nc.request(`$KV.${buckets.assignments.name}.${key}`, "{ no entry");
+  owned.use(await serve.startController());
+  await expect.poll(() => assignments.get(known).catch(() => undefined), until).toMatchObject({ value: before?.value });
+  await expect.poll(() => assignments.get(stale), until).toBeUndefined();
+  expect(engine.calls.filter((call) => call.startsWith("unload"))).toEqual([]);
+});
+
 test("an agent that does not know yet what is wanted unloads nothing, is not ready, and says why", async ({ line }) => {
   const { owned, serve, tenant, engineOf, bytes, assignments } = line;
   const controller = await serve.startController();
