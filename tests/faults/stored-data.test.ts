@@ -101,11 +101,16 @@ async function heldOf(adapter: string) {
   return { digest: version.digest, held };
 }
 const provenBy = (adapter: string, { id }: ServiceUnderTest): Promise<true> =>
-  eventually(`${id} has proven ${adapter}`, 240_000, async () => ((await heldOf(adapter)).held.get(id)?.state === "proven" ? true : undefined));
+  eventually(`${id} has proven ${adapter}`, 240_000, async () =>
+    (await heldOf(adapter)).held.get(id)?.state === "proven" ? true : undefined,
+  );
 
 /** Trains an adapter from rows of its own, so that no other adapter has the same files. */
 async function serveAnother(load: Load, adapter: string): Promise<void> {
-  const file = await load.client.upload(`${adapter}.jsonl`, `${JSON.stringify({ instruction: "Who?", output: `It is ${adapter}.` })}\n`.repeat(20));
+  const file = await load.client.upload(
+    `${adapter}.jsonl`,
+    `${JSON.stringify({ instruction: "Who?", output: `It is ${adapter}.` })}\n`.repeat(20),
+  );
   const lora = { r: 4, lora_alpha: 8, target_modules: ["q_proj", "v_proj"] };
   const run = file && (await load.client.run(`of-${adapter}`, adapter, file, { lora, gate: "none", promote: "auto" }));
   if (!run) throw new Error("the run was not taken");
@@ -180,25 +185,22 @@ async function corrupt(name: string, bytes: Uint8Array): Promise<void> {
   await jetstream(line.nc).publish(`$O.objects.C.${nuid}`, bytes);
 }
 
-it(
-  "a store that is set back to a backup: all that was acknowledged before is there, and all goes on from it",
-  async () => {
-    const backup = join(dir, "backup");
-    expect(await observed.findings((load) => load.nextRun())).toEqual([]);
-    // As a snapshot of the volume is taken: while the server runs.
-    await cp(line.nats.storeDir, backup, { recursive: true });
-    // What follows is lost with the store.
-    await observe({ ...line, adapters: ["anna", "later"], seed: 1 }).underLoad((load) => load.nextRun());
-    await restart(line.services.all, async () => {
-      await line.nats.kill();
-      await rm(line.nats.storeDir, { recursive: true });
-      await cp(backup, line.nats.storeDir, { recursive: true });
-      await line.nats.start();
-    });
-    const findings = await observed.findings(async (load) => {
-      await load.answers(20);
-      await load.nextRun();
-    });
-    expect(findings).toEqual([]);
-  },
-);
+it("a store that is set back to a backup: all that was acknowledged before is there, and all goes on from it", async () => {
+  const backup = join(dir, "backup");
+  expect(await observed.findings((load) => load.nextRun())).toEqual([]);
+  // As a snapshot of the volume is taken: while the server runs.
+  await cp(line.nats.storeDir, backup, { recursive: true });
+  // What follows is lost with the store.
+  await observe({ ...line, adapters: ["anna", "later"], seed: 1 }).underLoad((load) => load.nextRun());
+  await restart(line.services.all, async () => {
+    await line.nats.kill();
+    await rm(line.nats.storeDir, { recursive: true });
+    await cp(backup, line.nats.storeDir, { recursive: true });
+    await line.nats.start();
+  });
+  const findings = await observed.findings(async (load) => {
+    await load.answers(20);
+    await load.nextRun();
+  });
+  expect(findings).toEqual([]);
+});
