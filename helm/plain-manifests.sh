@@ -11,7 +11,7 @@ cat <<'Y'
 #   kubectl create namespace loraline
 #   word() { echo "p$(head -c 512 /dev/urandom | LC_ALL=C tr -dc A-Za-z0-9 | cut -c1-40)"; }
 Y
-users=$(python3 -c 'import json,sys; print(" ".join(sorted(json.load(open(sys.argv[1]))["services"])))' "$here/loraline/files/nats-permissions.json")
+users=$(python3 -c 'import json,sys; p = json.load(open(sys.argv[1])); print(" ".join(sorted([*p["services"], *p["managers"]])))' "$here/loraline/files/nats-permissions.json")
 cat <<Y
 #   kubectl -n loraline create secret generic loraline-nats-auth \$(for user in $users cluster; do echo --from-literal=\$user=\$(word); done)
 #   kubectl -n loraline create secret generic loraline-engine-key --from-literal=key=ek-\$(word)

@@ -8,9 +8,11 @@ import { createBus, messageId } from "@loraline/bus";
 import {
   baseRef,
   buckets,
+  consumers,
   datasetIngested,
   filterFor,
   inboxPrefixOf,
+  natsPermissions,
   runCancelRequested,
   runRequested,
   runTokenized,
@@ -144,6 +146,25 @@ it("every program does its work as its own user, and is refused nothing", async 
   expect(serverLog.match(/.*Violation.*/g)).toBeNull();
 }, 120_000);
 
+it("what a service pulls from another account comes once", async () => {
+  const jsm = await jetstreamManager(await as("streams", "p-streams", inboxPrefixOf("streams")));
+  const log = createLog({ service: "test", level: "silent" });
+  await using telemetry = createTelemetry({ service: "test" });
+  const bus = createBus({ nc: await as("gateway", "p-gateway", inboxPrefixOf("gateway")), log, telemetry, source: "gateway" });
+  // Many at once, so that some are there before they are pulled.
+  await Promise.all(Array.from({ length: 20 }, () => bus.publish(runCancelRequested, { tenant: "acme", id: ulid() }, { by: "acme" })));
+  for (const { stream, durable } of [consumers.projectorDatasets, consumers.projectorRuns]) {
+    // Deliveries are counted from 1 on, as the stream's messages are: one that got lost on the way and was sent again shows.
+    const seen = async () => {
+      const { delivered, num_ack_pending, num_pending } = await jsm.consumers.info(stream.name, durable);
+      return { deliveries: delivered.consumer_seq, acknowledged: delivered.consumer_seq - num_ack_pending, waiting: num_pending };
+    };
+    const { last_seq: stored } = (await jsm.streams.info(stream.name)).state;
+    expect(stored, stream.name).toBeGreaterThan(1);
+    await expect.poll(seen, { timeout: 10_000, message: durable }).toEqual({ deliveries: stored, acknowledged: stored, waiting: 0 });
+  }
+});
+
 it("what is another's to say is refused", async () => {
   const said = async (user: string, subject: string): Promise<void> => {
     const nc = await as(user, user.startsWith("tenant.") ? `p-${user.slice(7)}` : `p-${user}`, inboxPrefixOf(user.replace(".", "_")));
@@ -268,6 +289,49 @@ it("a tenant makes nothing appear on any subject but its own, whichever it names
     );
   expect(ofOthers(await after())).toEqual(ofOthers(before));
 });
+
+it("a service's user makes nothing appear on a subject that is not its own either, whichever it names for the answer", async () => {
+  const jsm = await jetstreamManager(await as("streams", "p-streams", inboxPrefixOf("streams")));
+  const at = (noun: string) => ({ tenant: "umbrella", id: { adapter: `p${ulid().toLowerCase()}`, chunk: "b".repeat(64) }[noun] ?? ulid() });
+  const matches = (pattern: string, subject: string): boolean =>
+    new RegExp(`^${pattern.replaceAll(".", "\\.").replaceAll("$", "\\$").replaceAll("*", "[^.]+").replace(/>$/, ".+")}$`).test(subject);
+  const everySubject = async (): Promise<Set<string>> => {
+    const found = new Set<string>();
+    for await (const { config } of jsm.streams.list()) {
+      const { state } = await jsm.streams.info(config.name, { subjects_filter: ">" });
+      for (const subject of Object.keys(state.subjects ?? {})) found.add(subject);
+    }
+    return found;
+  };
+  const streamsBefore = (await jsm.streams.list().next()).length;
+  for (const [user, { publish }] of Object.entries(natsPermissions.services)) {
+    const nc = await as(user, `p-${user}`, inboxPrefixOf(user));
+    const mark = ulid().toLowerCase();
+    const targets = [
+      ...Object.values(allEvents).map((event) => subjectFor(event, at(event.noun))),
+      ...Object.values(buckets).map(({ name }) => `$KV.${name}.${mark}.pirate`),
+      ...Object.values(streams).map(({ name }) => `$JS.API.STREAM.DELETE.${name}`),
+      `$O.objects.M.${mark}`,
+      `dlq.RUNS.tokenize-run-requested.umbrella.${mark}`,
+    ];
+    const isOwn = (subject: string): boolean => publish.allow.some((pattern) => matches(pattern, subject));
+    const trace = Buffer.from(mark).toString("hex").slice(0, 32);
+    for (const reply of targets) {
+      // Two requests that every service may make.
+      nc.publish(`spans.${trace}`, "[]", { reply });
+      nc.publish("$JS.API.STREAM.INFO.DLQ", "", { reply });
+    }
+    await nc.flush();
+    const spans = async () => (await jsm.streams.info("SPANS", { subjects_filter: `spans.${trace}` })).state.subjects?.[`spans.${trace}`];
+    await expect.poll(spans, { timeout: 10_000 }).toBe(targets.length);
+    const there = await everySubject();
+    expect(
+      targets.filter((subject) => there.has(subject) && !isOwn(subject)),
+      user,
+    ).toEqual([]);
+    expect((await jsm.streams.list().next()).length).toBe(streamsBefore);
+  }
+}, 60_000);
 
 it("a tenant that knows the ids of others' messages cannot make NATS drop them as duplicates", async () => {
   const acme = await as("tenant.acme", "p-acme", "_INBOX_tenant_acme");

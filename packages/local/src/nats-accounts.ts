@@ -2,9 +2,8 @@
 import { natsPermissions } from "@loraline/contracts";
 
 interface NatsAccountsOptions {
-  /** Each has an account of its own, which imports its commands and events. */
   tenants: readonly string[];
-  /** Users of the account LORALINE beside the services' that may do everything. */
+  /** Users of the account LORALINE that may do everything. */
   administrators?: readonly string[];
   passwordOf(user: string): string;
 }
@@ -14,31 +13,47 @@ export const mainAccount = "LORALINE";
 /** Account and user of a tenant's own client. */
 export const natsUserOf = (tenant: string): string => `tenant.${tenant}`;
 
-/** @returns the value of `accounts` in the server's configuration. */
+/** Messages that come without being asked for: a tenant's events, and what a service watches, which comes to its inbox. */
+const streamsOf = (subjects: readonly string[]): string[] => subjects.filter((subject) => !subject.startsWith("_INBOX_tenant_"));
+
+/** The server keeps the reply subject until no message has come for so long; a pull lasts five seconds at most. */
+const manyAnswers = { response_type: "Stream", response_threshold: "30s" };
+
+/**
+ * NATS does not ask whether somebody may publish on the reply subject of a message, and JetStream answers there. Between accounts the
+ * server puts a reply subject of its own in its place, so everybody but those who manage the streams has an account of their own.
+ * @returns the value of `accounts` in the server's configuration.
+ */
 export function natsAccounts({ tenants, administrators = [], passwordOf }: NatsAccountsOptions): Record<string, object> {
-  const may = (tenant: string) =>
-    JSON.parse(JSON.stringify(natsPermissions.tenant).replaceAll("{tenant}", tenant)) as typeof natsPermissions.tenant;
-  const events = (tenant: string): string => `loraline.${tenant}.>`;
+  const { services, tenant, managers } = natsPermissions;
+  const apart = [
+    ...Object.entries(services),
+    ...tenants.map((name) => [natsUserOf(name), JSON.parse(JSON.stringify(tenant).replaceAll("{tenant}", name)) as typeof tenant] as const),
+  ];
   return {
     [mainAccount]: {
       jetstream: "enabled",
       users: [
-        ...Object.entries(natsPermissions.services).map(([user, permissions]) => ({ user, password: passwordOf(user), permissions })),
+        ...Object.entries(managers).map(([user, permissions]) => ({ user, password: passwordOf(user), permissions })),
         ...administrators.map((user) => ({ user, password: passwordOf(user) })),
       ],
-      exports: tenants.flatMap((tenant) => [
-        { stream: events(tenant), accounts: [natsUserOf(tenant)] },
-        ...may(tenant).publish.allow.map((service) => ({ service, accounts: [natsUserOf(tenant)] })),
+      exports: apart.flatMap(([user, { publish, subscribe }]) => [
+        ...streamsOf(subscribe.allow).map((stream) => ({ stream, accounts: [user] })),
+        ...publish.allow.map((service) => ({
+          service,
+          accounts: [user],
+          ...(natsPermissions.manyAnswers.includes(service) ? manyAnswers : {}),
+        })),
       ]),
     },
     ...Object.fromEntries(
-      tenants.map((tenant) => [
-        natsUserOf(tenant),
+      apart.map(([user, permissions]) => [
+        user,
         {
-          users: [{ user: natsUserOf(tenant), password: passwordOf(natsUserOf(tenant)), permissions: may(tenant) }],
+          users: [{ user, password: passwordOf(user), permissions }],
           imports: [
-            { stream: { account: mainAccount, subject: events(tenant) } },
-            ...may(tenant).publish.allow.map((subject) => ({ service: { account: mainAccount, subject } })),
+            ...streamsOf(permissions.subscribe.allow).map((subject) => ({ stream: { account: mainAccount, subject } })),
+            ...permissions.publish.allow.map((subject) => ({ service: { account: mainAccount, subject } })),
           ],
         },
       ]),

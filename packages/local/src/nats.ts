@@ -76,7 +76,12 @@ export async function startNats(options: {
   const port = await freePort(host, [await readPort(stateDir, "nats"), 4222]);
   await keepPort(stateDir, "nats", port);
   await moveToMainAccount(dir);
-  const passwords = await ensureNatsPasswords(stateDir, [...Object.keys(natsPermissions.services), localUser, natsUserOf(options.tenant)]);
+  const passwords = await ensureNatsPasswords(stateDir, [
+    ...Object.keys(natsPermissions.services),
+    ...Object.keys(natsPermissions.managers),
+    localUser,
+    natsUserOf(options.tenant),
+  ]);
   const passwordOf = (user: string): string => {
     const password = passwords[user];
     if (password === undefined) throw new Error(`NATS has no user ${user}`);

@@ -198,6 +198,23 @@ export const inboxPrefixOf = (user: string): string => `_INBOX_${user}`;
 const api = (...calls: string[]): string[] => calls.map((call) => `$JS.API.${call}`);
 const byteOrder = (subjects: Iterable<string>): string[] => [...new Set(subjects)].sort();
 
+/** Whether the pattern stands for every subject that the other one stands for. */
+const covers = (pattern: string, other: string): boolean => {
+  const [tokens, others] = [pattern.split("."), other.split(".")];
+  return tokens.every((token, i) => {
+    const there = others[i];
+    if (token === ">") return there !== undefined;
+    if (i === tokens.length - 1 && others.length !== tokens.length) return false;
+    return token === there || (token === "*" && there !== undefined && there !== ">");
+  });
+};
+
+/** Each subject at most once: the server brings a message into the other account once for each import that its subject matches. */
+const eachOnce = (subjects: Iterable<string>): string[] => {
+  const all = byteOrder(subjects);
+  return all.filter((subject) => !all.some((other) => other !== subject && covers(other, subject)));
+};
+
 /** The API calls to read a whole stream: through a consumer that exists only for one question or watch. */
 const readStream = (stream: string): string[] => [
   ...api(
@@ -255,7 +272,7 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
     ...(of.deadLetters === undefined ? [] : api("STREAM.MSG.GET.DLQ")),
     ...(of.deadLetters === "redrive" ? [...readStream("DLQ"), ...api("STREAM.MSG.DELETE.DLQ")] : []),
   ];
-  return { publish: { allow: byteOrder(publish) }, subscribe: { allow: [`${inboxPrefixOf(user)}.>`] } };
+  return { publish: { allow: eachOnce(publish) }, subscribe: { allow: [`${inboxPrefixOf(user)}.>`] } };
 }
 
 /** A version is asked for by chatting with it: the gateway says so once in a while, and no client as often as it likes. */
@@ -276,10 +293,22 @@ const streamsUser: NatsPermissions = {
   subscribe: { allow: ["_INBOX.>", `${inboxPrefixOf("streams")}.>`] },
 };
 
-export const natsPermissions: { services: Record<string, NatsPermissions>; tenant: NatsPermissions } = {
-  services: {
-    ...Object.fromEntries(Object.entries<Needs>(needs).map(([user, of]) => [user, permissionsOf(user, of)])),
-    streams: streamsUser,
-  },
+export const natsPermissions: {
+  /** Each in a NATS account of its own. */
+  services: Record<string, NatsPermissions>;
+  /** The same; `{tenant}` stands for the name. */
+  tenant: NatsPermissions;
+  /** In the account of the streams. */
+  managers: Record<string, NatsPermissions>;
+  /** Requests of which each has many answers: between accounts the server has to know. */
+  manyAnswers: string[];
+} = {
+  services: Object.fromEntries(Object.entries<Needs>(needs).map(([user, of]) => [user, permissionsOf(user, of)])),
   tenant,
+  managers: { streams: streamsUser },
+  manyAnswers: byteOrder(
+    Object.entries<Needs>(needs)
+      .flatMap(([user, of]) => permissionsOf(user, of).publish.allow)
+      .filter((subject) => /^\$JS\.API\.(CONSUMER\.MSG\.NEXT\..+|DIRECT\.GET\.[^.]+)$/.test(subject)),
+  ),
 };
