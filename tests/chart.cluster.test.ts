@@ -158,5 +158,6 @@ it("its plain form is taken by the API server as it is", async () => {
 
 it("has a password for every user of NATS that the contracts know", async () => {
   const rendered = await render("--show-only", "templates/secrets.yaml");
-  for (const user of [...Object.keys(natsPermissions.services), ...Object.keys(natsPermissions.managers)]) expect(rendered).toMatch(new RegExp(`^  ${user}: [\\w+/=]+$`, "m"));
+  for (const user of [...Object.keys(natsPermissions.services), ...Object.keys(natsPermissions.managers)])
+    expect(rendered).toMatch(new RegExp(`^  ${user}: [\\w+/=]+$`, "m"));
 });
