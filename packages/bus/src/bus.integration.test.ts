@@ -5,7 +5,7 @@ import { spawnNatsServer, test } from "@loraline/testkit";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { headers, type NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
-import { describe, expect } from "vitest";
+import { describe, expect, vi } from "vitest";
 import { connectBus, createBus, ensureStreams, tellWaiting } from "./index.ts";
 
 const blob = { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 3 } as const;
@@ -609,6 +609,17 @@ describe("kv", () => {
     expect(await kv.get(tenant)).toBeUndefined();
     await kv.change(tenant, (current) => (current === undefined ? engine(1) : undefined));
     expect((await kv.get(tenant))?.value.maxLoras).toBe(1);
+  });
+
+  test("the server's time comes with one question, so that it is of the middle between asking and answer", async ({ nc }) => {
+    const kv = await (await busOver(nc)).bucket(buckets.engines);
+    const asked = vi.spyOn(nc, "request");
+    const before = Date.now();
+    const time = await kv.serverTime();
+    expect(asked).toHaveBeenCalledOnce();
+    asked.mockRestore();
+    // The test's server has this machine's clock, or a container's.
+    expect(Math.abs(time - before)).toBeLessThan(60_000);
   });
 
   test("an entry that cannot be read stops who has to know all, and not who can do without it", async ({ nc, tenant }) => {
