@@ -175,7 +175,8 @@ async function restartAfterFullDisk(options: { dir: string; logFile: string; sig
 
     await using log = await open(logFile, "r");
     const { size } = await log.stat();
-    const from = Math.max(read, size - 1024 ** 2);
+    // Smaller than before: it was moved aside (rotate-logs.ts).
+    const from = Math.max(size < read ? 0 : read, size - 1024 ** 2);
     const { buffer } = await log.read(Buffer.alloc(size - from), 0, size - from, from);
     read = size;
     full = free < nothingBytes || buffer.includes("no space left on device");

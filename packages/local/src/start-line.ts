@@ -29,6 +29,7 @@ import { z } from "zod";
 import { engineLimits, startEngine } from "./engine.ts";
 import { freePort, isFree } from "./free-port.ts";
 import { localUser, startNats } from "./nats.ts";
+import { keepLogsSmall } from "./rotate-logs.ts";
 import { keepTracesSwept } from "./sweep-traces.ts";
 import { announceLine, ensureApiKey, ensureEngineKey, ensureSecret, killLeftovers, lockStateDir } from "./state-dir.ts";
 
@@ -119,6 +120,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const log = logOf("local");
 
   starting.use(keepTracesSwept({ dir: dirs.traces, log }));
+  starting.use(keepLogsSmall({ dir: dirs.logs, log }));
   const killed = await killLeftovers(stateDir);
   if (killed.length > 0) onNews({ kind: "leftovers-killed", names: killed });
   // The port is asked for before any child starts, so that a refusal comes at once.
