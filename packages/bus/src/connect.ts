@@ -3,7 +3,7 @@ import { connect, type ConnectionOptions, type NatsConnection } from "@nats-io/t
 import { PermanentError, type ServiceContext } from "@loraline/runtime";
 import { z } from "zod";
 import { streamsInPlace } from "./ensure-streams.ts";
-import { spanSink } from "./spans.ts";
+import { spanSink } from "./traces/spans.ts";
 
 /** Settings of a process that speaks NATS: part of its schema for `loadEnv`. */
 export const natsEnv = {

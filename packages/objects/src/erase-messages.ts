@@ -1,5 +1,5 @@
 /** Removes messages of a stream so that their bytes are nowhere on the server's disk any more. */
-import { JetStreamApiError, type JetStreamManager } from "@nats-io/jetstream";
+import { JetStreamApiError, type JetStreamManager, type StoredMsg } from "@nats-io/jetstream";
 
 /** "no message found", by either of the two requests. Codes: https://github.com/nats-io/nats-server/blob/main/server/errors.json */
 const isGone = (error: unknown): boolean => error instanceof JetStreamApiError && (error.code === 10037 || error.code === 10043);
@@ -27,17 +27,24 @@ export async function eraseMessages(
   doomed: (message: { subject: string; seq: number }) => boolean = () => true,
 ): Promise<number> {
   let erased = 0;
+  for await (const message of messagesOf(jsm, stream, filter)) {
+    if (!doomed(message)) continue;
+    await eraseMessage(jsm, stream, message.seq);
+    erased++;
+  }
+  return erased;
+}
+
+/** The messages of a stream whose subject matches `filter` (NATS wildcards), oldest first. */
+export async function* messagesOf(jsm: JetStreamManager, stream: string, filter: string): AsyncGenerator<StoredMsg, void, undefined> {
   for (let seq = 1; ;) {
     const next = { seq, next_by_subj: filter };
     const message = await jsm.streams.getMessage(stream, next).catch((error: unknown) => {
       if (isGone(error)) return null;
       throw error;
     });
-    if (message === null) return erased;
-    if (doomed(message)) {
-      await eraseMessage(jsm, stream, message.seq);
-      erased++;
-    }
+    if (message === null) return;
+    yield message;
     seq = message.seq + 1;
   }
 }

@@ -1,6 +1,6 @@
 export { countStored } from "./count-stored.ts";
 export { digestOf } from "./digest.ts";
-export { eraseMessages } from "./erase-messages.ts";
+export { eraseMessage, eraseMessages, messagesOf } from "./erase-messages.ts";
 export { createJetStreamObjects, removeUnfinishedBlobs } from "./jetstream.ts";
 export { objectKey, type Objects, type StoredBlob } from "./objects.ts";
 export { objectsEnv, objectsFromEnv } from "./objects-from-env.ts";

@@ -1,5 +1,5 @@
 /** Erases what streams and KV buckets hold about something: the bytes, not only the entries. */
-import { type Bus } from "@loraline/bus";
+import type { Bus } from "@loraline/bus";
 import {
   type AdapterState,
   adapterKey,
@@ -19,7 +19,6 @@ import {
   runCancelRequested,
   runKey,
   type RunState,
-  spansSubject,
   storedSubject,
   streams,
 } from "@loraline/contracts";
@@ -27,6 +26,7 @@ import { eraseMessages } from "@loraline/objects";
 import { traceIdOf } from "@loraline/runtime";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
+import { eraseSpansOf } from "./erase-spans.ts";
 import type { TenantRecords } from "./decide-garbage.ts";
 
 export interface EraseRecordsDeps {
@@ -60,7 +60,7 @@ export async function eraseRecordsOf(deletion: DeletionState, records: TenantRec
 async function eraseDataset(tenant: string, id: string, state: DatasetState | undefined, deps: EraseRecordsDeps): Promise<void> {
   // Deleted by somebody, but not folded yet: it is done when it is.
   if (state !== undefined && state.status !== "deleted") return;
-  await eraseTraces([state?.trace], deps);
+  await eraseTraces(tenant, [state?.trace], deps);
   const kept = filterFor(datasetDeleted, { tenant, id });
   const subjects = `loraline.${tenant}.dataset.${id}.`;
   await erase(deps, streams.DATASETS.name, `${subjects}>`, ({ subject }) => subject !== kept);
@@ -69,7 +69,7 @@ async function eraseDataset(tenant: string, id: string, state: DatasetState | un
 }
 
 async function eraseRun({ tenant, runId, trace }: RunState, deps: EraseRecordsDeps): Promise<void> {
-  await eraseTraces([trace], deps);
+  await eraseTraces(tenant, [trace], deps);
   for (const { name } of [streams.RUNS, streams.PROGRESS]) await erase(deps, name, `loraline.${tenant}.run.${runId}.>`);
   await eraseEntries(deps, buckets.runs, runKey({ tenant, id: runId }));
 }
@@ -118,7 +118,7 @@ async function eraseTenant(tenant: string, records: TenantRecords, deps: EraseRe
   for (const state of records.adapters) await markDeleted(state, deps);
   const held = await deps.bus.bucket(buckets.holdings).then((holdings) => holdings.entries(everyHolding({ tenant })));
   if (held.some(({ value }) => value.adapters.length > 0)) return "replicas that still hold its adapters";
-  await eraseTraces([...records.runs.map(({ trace }) => trace), ...records.datasets.map(({ trace }) => trace)], deps);
+  await eraseTraces(tenant, [...records.runs.map(({ trace }) => trace), ...records.datasets.map(({ trace }) => trace)], deps);
   const { DATASETS, RUNS, PROGRESS, CHUNKS, ADAPTERS, WANTED } = streams;
   for (const { name } of [DATASETS, RUNS, PROGRESS, CHUNKS, ADAPTERS, WANTED]) await erase(deps, name, `loraline.${tenant}.>`);
   await eraseLetters([`loraline.${tenant}.`], deps);
@@ -176,11 +176,11 @@ async function eraseLetters(subjects: readonly string[], { nc }: EraseRecordsDep
   for (const subject of found) await eraseMessages(jsm, name, subject);
 }
 
-async function eraseTraces(traceparents: readonly (string | null | undefined)[], deps: EraseRecordsDeps): Promise<void> {
+async function eraseTraces(tenant: string, traceparents: readonly (string | null | undefined)[], deps: EraseRecordsDeps): Promise<void> {
   for (const traceparent of traceparents) {
     const traceId = traceIdOf(traceparent ?? null);
     if (traceId === undefined) continue;
-    await erase(deps, streams.SPANS.name, spansSubject(traceId));
+    await eraseSpansOf(deps.nc, tenant, traceId);
     await deps.removeTrace?.(traceId);
   }
 }

@@ -121,4 +121,9 @@ test("no route shows or changes another adapter, and a route that says nothing o
   }
   expect((await line.openai.fineTuning.jobs.list()).data.map(({ id }) => id)).toContain(jobs.parrot);
   expect((await line.openai.fineTuning.jobs.retrieve(jobs.parrot)).status).not.toBe("cancelled");
+  // Files belong to no adapter; what stays of one is told without the names of others.
+  const { text } = await ask(key, "DELETE", `/v1/files/${file}`);
+  expect(text).toContain(runIdOf(jobs.pirate));
+  expect(text).toContain("a run of another adapter");
+  expect(text).not.toContain(runIdOf(jobs.parrot));
 });

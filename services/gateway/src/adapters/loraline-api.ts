@@ -27,6 +27,7 @@ import {
   type RunState,
   type TrafficState,
 } from "@loraline/contracts";
+import { spansOfTenant } from "@loraline/bus";
 import { PermanentError, traceIdOf } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
@@ -41,7 +42,6 @@ import { badRequest, notFound } from "../errors.ts";
 import { idempotencyKeyOf } from "../idempotency.ts";
 import { ownAdapterName, runIdOf } from "../openai-ids.ts";
 import { dataOfPage, idOfCursor, pageQueryOf, ulidOf } from "../paging.ts";
-import { spansOfTenant } from "../spans-of-tenant.ts";
 import { createWorkingSet } from "../inference/working-set.ts";
 
 const aliasStays: Unfollowed = ({ adapter, alias }) => ({

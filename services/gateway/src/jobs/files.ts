@@ -153,7 +153,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
         await requestDeletion(bus, { tenant, what: "dataset", id: datasetId, by });
       });
       await state.datasetFolded(tenant, datasetId, ({ status }) => status === "deleted", foldWithinMs);
-      const stays = await whatStaysOf(datasetId, tenant, context);
+      const stays = await whatStaysOf(datasetId, request.caller, context);
       return { id: fileIdOf(datasetId), object: "file", deleted: true, loraline: { stays } };
     });
   };

@@ -4,6 +4,8 @@ import { adapterKey, buckets, deletionKey, type DeletionState, everyDeletionOf, 
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { type Audited, createAudited } from "../access/audit.ts";
+import type { Caller } from "../access/auth.ts";
+import { seesAdapter } from "../access/decide-models.ts";
 import { revoked } from "../access/auth.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, notFound } from "../errors.ts";
@@ -22,17 +24,22 @@ export async function requestDeletion(bus: Pick<Bus, "bucket">, wanted: Wanted):
 const audit = { what: "audit log", why: "who deleted what, and when; without any content" } as const satisfies Stays;
 const envelope = { what: "event `dataset.deleted`", why: "says that the dataset is gone, and who deleted it" } as const satisfies Stays;
 
-/** What stays of a dataset, because something else was made of it. */
-export async function whatStaysOf(datasetId: string, tenant: string, { state }: Pick<GatewayContext, "state">): Promise<Stays[]> {
+/** What stays of a dataset, because something else was made of it. A key that is bound to other adapters is told no names. */
+export async function whatStaysOf(datasetId: string, caller: Caller, { state }: Pick<GatewayContext, "state">): Promise<Stays[]> {
+  const { tenant } = caller;
   const users = (await state.runs(tenant)).filter(({ spec }) => spec.dataset === datasetId || spec.validation === datasetId);
   return users
     .flatMap((run): Stays[] => {
+      const isSeen = seesAdapter(caller, run.spec.adapter);
       if (run.finishedAt === null)
         return [
-          { what: `run ${run.runId}`, why: "has not ended; its tokens and checkpoints go when it has. Cancel it to have them gone sooner" },
+          {
+            what: isSeen ? `run ${run.runId}` : "a run of another adapter",
+            why: "has not ended; its tokens and checkpoints go when it has. Cancel it to have them gone sooner",
+          },
         ];
       if (run.served === null) return [];
-      const version = `${tenant}/${run.spec.adapter}@${run.served.version}`;
+      const version = isSeen ? `${tenant}/${run.spec.adapter}@${run.served.version}` : "a version of another adapter";
       return [{ what: version, why: "was trained on it; weights and test prompts (as tokens) stay until the version is deleted" }];
     })
     .concat(envelope, audit);

@@ -7,9 +7,15 @@ import type { SpanView } from "@loraline/contracts";
  * above it that names one; if there is none, the span is shown to nobody.
  */
 export function spansOfTenant(spans: readonly SpanView[], tenant: string): SpanView[] {
+  const ownerOf = ownersOf(spans);
+  return spans.filter((span) => ownerOf(span) === tenant);
+}
+
+/** @returns a function that says whose a span of the trace is; undefined: nobody's. */
+export function ownersOf(spans: readonly SpanView[]): (span: SpanView) => unknown {
   const byId = new Map(spans.map((span) => [span.spanId, span]));
   const owners = new Map<string, unknown>();
-  const ownerOf = (span: SpanView): unknown => {
+  return (span) => {
     const above: SpanView[] = [];
     let at: SpanView | undefined = span;
     let owner: unknown;
@@ -22,5 +28,4 @@ export function spansOfTenant(spans: readonly SpanView[], tenant: string): SpanV
     for (const { spanId } of above) owners.set(spanId, owner);
     return owner;
   };
-  return spans.filter((span) => ownerOf(span) === tenant);
 }
