@@ -266,11 +266,24 @@ describe("an Excel workbook", () => {
 
 describe("a ZIP archive", () => {
   it("with a table that takes memory without end is refused", async () => {
-    const names = Array.from({ length: 1100 }, (_, index) => [`${index}-${"n".repeat(62_000)}.txt`, new Uint8Array(1)] as const);
-    await expect(read(zipSync(Object.fromEntries(names), { level: 0 }), { step: 1_000_000 })).rejects.toMatchObject({
+    const noted = [new Uint8Array(1), { comment: "n".repeat(62_000) }] as const;
+    const files = Object.fromEntries(Array.from({ length: 1100 }, (_, index) => [`${index}.txt`, [...noted]]));
+    await expect(read(zipSync(files as Parameters<typeof zipSync>[0], { level: 0 }), { step: 1_000_000 })).rejects.toMatchObject({
       code: "FILE_TOO_LARGE",
-      message: expect.stringContaining("shorter names") as string,
+      message: expect.stringContaining("without comments") as string,
     });
+    await expect(read(zip({ [`${"n".repeat(1100)}.jsonl`]: "{" }), { step: 1000 })).rejects.toMatchObject({
+      code: "CONTAINER_UNSUPPORTED",
+      message: expect.stringContaining("shorter name") as string,
+    });
+  });
+
+  it("of many files with the same fault gets few notes", async () => {
+    const text = iconv.encode("Как дела? Хорошо, спасибо. Где ты живёшь? В Москве.\n", "windows-1251");
+    const found = await read(zip(Object.fromEntries(Array.from({ length: 30 }, (_, index) => [`${index}.txt`, text]))), { step: 100_000 });
+    expect(found.records).toHaveLength(30);
+    expect(found.notes).toHaveLength(21);
+    expect(found.notes.at(-1)).toEqual({ code: "ENCODING_DETECTED", message: "the same is noted of 10 more files." });
   });
 
   const jsonl = (...names: string[]) => names.map((name) => `${JSON.stringify({ question: name, answer: "x" })}\n`).join("");

@@ -97,6 +97,9 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
   }
 }
 
+/** Notes that are told one by one. An archive may have a hundred thousand files, and the report of them is read as a whole. */
+const mostNotes = 20;
+
 /** One of several files that are read as one dataset, such as the shards of a split. */
 export interface Part {
   readonly name: string;
@@ -130,6 +133,7 @@ async function openAll(
   const { container } = first;
   async function* all(): AsyncGenerator<RawRow[]> {
     let before = 0;
+    const untold = new Map<string, number>();
     for (const [index, part] of parts.slice(begin).entries()) {
       const opened = index === 0 ? first : await openPart(part);
       let last = 0;
@@ -141,9 +145,13 @@ async function openAll(
       } catch (error) {
         throw faultOf(error, part.name);
       }
-      for (const { code, message } of opened?.notes ?? []) notes.push({ code, message: `${part.name}: ${message}` });
+      for (const { code, message } of opened?.notes ?? []) {
+        if (notes.length < mostNotes) notes.push({ code, message: `${part.name}: ${message}` });
+        else untold.set(code, (untold.get(code) ?? 0) + 1);
+      }
       before += last;
     }
+    for (const [code, count] of untold) notes.push({ code, message: `the same is noted of ${count} more files.` });
   }
   return { container, notes, batches: all() };
 }

@@ -7,6 +7,8 @@ import type { UnpackLimits } from "../unpack.ts";
 
 /** Files of an archive. More is an attack, or pictures. */
 const mostEntries = 100_000;
+/** Bytes of a file's name: it is in every message about a row of the file. */
+const mostNameBytes = 1024;
 /** Bytes of the archive's table, names and comments included: it is in memory as a whole. */
 const mostTableBytes = 64 * 1024 ** 2;
 
@@ -34,11 +36,15 @@ export async function openZip(
     let table = 0;
     try {
       for await (const entry of zip.eachEntry()) {
+        if (entry.fileNameLength > mostNameBytes) {
+          const message = `a file in the ZIP archive has a name of ${entry.fileNameLength} bytes; ${mostNameBytes} are allowed. Pack it with a shorter name.`;
+          throw new PermanentError("CONTAINER_UNSUPPORTED", message);
+        }
         table += entry.fileNameLength + entry.extraFieldLength + entry.fileCommentLength;
         if (table > mostTableBytes) {
           throw new PermanentError(
             "FILE_TOO_LARGE",
-            `names and comments in the ZIP archive take more than ${mostTableBytes} bytes. Pack its files with shorter names.`,
+            `names and comments in the ZIP archive take more than ${mostTableBytes} bytes. Pack its files without comments.`,
           );
         }
         if (entry.fileName.endsWith("/")) continue;
