@@ -59,6 +59,8 @@ export interface KvBucket<T> {
     filter?: string | string[];
     signal: AbortSignal;
     onChange(key: string, value: T | undefined, revision: number): void;
+    /** An entry that does not match the contract. It is logged, and what was known of the key before may be old. */
+    onUnreadable?(key: string): void;
     onReady?(): void;
   }): Promise<void>;
 }
@@ -208,7 +210,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       }
       return [...found.values()];
     },
-    async watch({ filter = ">", signal, onChange, onReady }) {
+    async watch({ filter = ">", signal, onChange, onUnreadable, onReady }) {
       let ready = false;
       const becomeReady = (): void => {
         if (!ready) onReady?.();
@@ -220,7 +222,8 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
         for await (const entry of iterator) {
           if (signal.aborted) return;
           try {
-            onChange(entry.key, entry.operation === "PUT" ? parse(entry.key, entry.value) : undefined, entry.revision);
+            const value = entry.operation === "PUT" ? read(entry.key, entry.value, { skipUnreadable: onUnreadable ?? true }) : undefined;
+            if (value !== undefined || entry.operation !== "PUT") onChange(entry.key, value, entry.revision);
           } catch (error) {
             log.error({ err: error, bucket: def.name, key: entry.key }, "watch: entry skipped");
           }

@@ -179,6 +179,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   const limits: DrainLimits = { ...drainLimits, ...deps.drain };
   const agentView = (): AgentView => ({
     wanted: wanted.isComplete ? wanted.adapters : undefined,
+    isUnsure: unreadable.size > 0,
     engine: observer.observed,
     held: memory.held,
     inWork: scheduler.inWork,
@@ -200,6 +201,8 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
       reportHolding(loraName);
     },
   });
+  /** Keys of assignments that could not be read: this replica may have to hold what they name. */
+  const unreadable = new Set<string>();
   const fileWatch = createFileWatch({
     files,
     wanted: wanted.adapters,
@@ -221,6 +224,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   let isAssigned = false;
 
   function onAssignment(key: string, entry: Assignment | undefined): void {
+    unreadable.delete(key);
     const change = wanted.take(key, entry);
     if (change === undefined) {
       isAssigned = entry !== undefined;
@@ -276,7 +280,13 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   /* starting */
 
   const reading = Promise.withResolvers<void>();
-  await assignments.watch({ filter: assignmentsTo({ engine, replica }), signal, onChange: onAssignment, onReady: reading.resolve });
+  await assignments.watch({
+    filter: assignmentsTo({ engine, replica }),
+    signal,
+    onChange: onAssignment,
+    onUnreadable: (key) => unreadable.add(key),
+    onReady: reading.resolve,
+  });
   await reading.promise;
   isRead = true;
   completeWanted();

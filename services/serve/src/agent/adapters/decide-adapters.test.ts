@@ -23,6 +23,7 @@ const pathOf = ({ digest }: { digest: string }): string => `/adapters/${digest}`
 const now = 1_000_000;
 const view = (over: Partial<AgentView> = {}): AgentView => ({
   wanted: new Map(),
+  isUnsure: false,
   engine: { incarnation: "i1", listed: new Map() },
   held: new Map(),
   inWork: new Set(),
@@ -55,6 +56,11 @@ describe("decideAdapters", () => {
   it("does nothing about what it could not read", () => {
     expect(kinds({ wanted: undefined, engine: listed, leaving: leaving(0) })).toEqual([]);
     expect(kinds({ wanted, engine: undefined, held: held("proven") })).toEqual([]);
+  });
+
+  it("unloads nothing while something that is wanted cannot be read", () => {
+    expect(kinds({ engine: listed, leaving: leaving(0) })).toEqual(["unload"]);
+    expect(kinds({ engine: listed, leaving: leaving(0), isUnsure: true })).toEqual(["wake"]);
   });
 
   it("proves again what another incarnation had proven", () => {

@@ -58,6 +58,8 @@ export interface Leaving {
 export interface AgentView {
   /** undefined: the desired state has not been read. */
   wanted: ReadonlyMap<string, WantedAdapter> | undefined;
+  /** Something that is wanted could not be read, so what is not in `wanted` may be wanted all the same. */
+  isUnsure: boolean;
   /** undefined: the engine is away, or could not be read. */
   engine: ObservedEngine | undefined;
   held: ReadonlyMap<string, HeldAdapter>;
@@ -105,6 +107,7 @@ export function decideAdapter(view: AgentView, loraName: string, now: number, li
 
   if (adapter === undefined) {
     if (!isListed || !isLoraName(loraName)) return undefined;
+    if (view.isUnsure) return { kind: "wake", at: now + limits.pollMs };
     const since = leaving.get(loraName)?.since ?? now;
     if (since + limits.graceMs > now) return { kind: "wake", at: since + limits.graceMs };
     const requests = view.requests(loraName, since);
