@@ -158,7 +158,7 @@ describe("loraline data check", { timeout: 180_000 }, () => {
     expect(await run("data", "check", "nosuch.jsonl")).toEqual({
       code: 2,
       out: "",
-      err: "loraline: there is no file nosuch.jsonl. [FILE_MISSING]\n",
+      err: "loraline: there is no file or folder nosuch.jsonl. [FILE_MISSING]\n",
     });
     expect(await run("data", "check", file, "--base", dir)).toMatchObject({
       code: 2,

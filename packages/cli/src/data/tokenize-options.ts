@@ -45,7 +45,7 @@ export const mappingOf = async (path: string | undefined) => (path === undefined
 export function tellLeft({ err }: Pick<Terminal, "err">, left: readonly string[]): void {
   if (left.length === 0) return;
   const more = left.length > 10 ? ` and ${left.length - 10} more` : "";
-  writeLine(err, `note: not read: ${left.slice(0, 10).join(", ")}${more} (other splits, or text beside data)`);
+  writeLine(err, `note: not read: ${left.slice(0, 10).join(", ")}${more} (of no known kind, of other splits, or text beside data)`);
 }
 
 /** The folder of the only base of the server in this directory; undefined: there is none, or several. */
