@@ -4,7 +4,7 @@
  */
 import { type Bus, judgeStorage, sumOf } from "@loraline/bus";
 import { buckets, type Quotas, uploadBudgetKey } from "@loraline/contracts";
-import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
+import { type Log, natsFull, natsOutage, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { createBudgetSlices } from "./budget-slices.ts";
 import { type Amounts, minuteMs, none } from "./decide-slice.ts";
 
@@ -64,7 +64,12 @@ export async function createUploads({
       const message = `The upload has ${bytes} bytes, and the quota uploadBytesPerMinute of this tenant is ${most}, so it can never be taken. Split it, or have the operator raise the quota.`;
       throw new PermanentError("QUOTA_UPLOAD_RATE", message, { status: 413, param: "file" });
     }
-    const taken = await slices.take(uploadBudgetKey(tenant), { ...none(), tokens: bytes });
+    const taken = await slices.take(uploadBudgetKey(tenant), { ...none(), tokens: bytes }).catch((error: unknown) => {
+      // Where NATS cannot write, the upload cannot be stored either, and what is wrong with disk or store is what has to be told.
+      if (natsFull(error) === undefined && natsOutage(error) === undefined) throw error;
+      log.warn({ err: error, tenant }, "bytes of an upload were not counted");
+      return { refused: undefined };
+    });
     if (taken.refused === undefined) return;
     const afterMs = minuteMs - (now() % minuteMs);
     throw new RetryLaterError(
