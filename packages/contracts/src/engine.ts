@@ -11,6 +11,18 @@ export const baseRef = z.object({
 });
 export type BaseRef = z.infer<typeof baseRef>;
 
+/** Where a base's files come from, as `origin` of its base.json says. Nothing is decided by it; it is told to people and to other programs. */
+export const baseOrigin = z.object({
+  hub: z
+    .string()
+    .regex(/^[\w-][\w.-]*\/[\w-][\w.-]*$/)
+    .nullish()
+    .describe("Name on the hub of the model whose weights these are, or nearly are: `organisation/name`."),
+  revision: z.string().min(1).max(200).nullish().describe("Branch, tag or commit of it. Absent: not known."),
+  made: z.string().max(2000).nullish().describe("How the files were made of the hub's, if they are not the same."),
+});
+export type BaseOrigin = z.infer<typeof baseOrigin>;
+
 /** Takes the place of a base's digest until the base's files have been read once. */
 export const unreadDigest: Digest = `sha256:${"0".repeat(64)}`;
 
@@ -30,6 +42,7 @@ export const engineRecord = z.object({
   engine: z.string().describe("Name of the engine: one Deployment, or one local process."),
   kind: engineKindName.nullish().describe(`What program it is. Absent: ${defaultEngineKind}.`),
   base: baseRef,
+  origin: baseOrigin.nullish().describe("Where the base comes from. Absent: not known."),
   maxLoraRank: z.int(),
   maxLoras: z.int(),
   maxCpuLoras: z.int(),

@@ -16,7 +16,7 @@ import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
 import { createGatewayService, createProjector, hashApiKey } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects } from "@loraline/objects";
-import { readBaseRef } from "@loraline/models/base-ref";
+import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
 import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
 import { createAgentService, createServeService } from "@loraline/serve";
 import { describeBase } from "@loraline/models";
@@ -214,6 +214,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const record: EngineRecord = {
     engine: localEngine,
     base,
+    origin: await readBaseOrigin(baseDir),
     ...engineLimits,
     // engine.py corrects most of what vLLM does wrong there. But an adapter on the output layer, in one batch with other requests,
     // still stops the engine.

@@ -3,7 +3,7 @@ import { cp, mkdir, mkdtemp, rm, symlink, utimes, writeFile } from "node:fs/prom
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
-import { baseVersion, readBaseRef } from "./base-ref.ts";
+import { baseVersion, readBaseOrigin, readBaseRef } from "./base-ref.ts";
 
 let root: string;
 let bases: string;
@@ -49,6 +49,19 @@ test("other bytes are another base, also of the same length", async () => {
   await utimes(join(dir, "model.safetensors"), 1, 1);
   expect(await baseVersion(dir)).not.toBe(version);
   expect((await readBaseRef(dir)).digest).not.toBe(before.digest);
+});
+
+test("a base.json that says only where the base comes from leaves the rest to be computed", async () => {
+  const plain = await readBaseRef(dir);
+  expect(await readBaseOrigin(dir)).toBeUndefined();
+  await writeFile(join(dir, "base.json"), JSON.stringify({ origin: { hub: "Qwen/Qwen3-8B", revision: "main" } }));
+  expect(await readBaseRef(dir)).toEqual(plain);
+  expect(await readBaseOrigin(dir)).toEqual({ hub: "Qwen/Qwen3-8B", revision: "main" });
+  const version = await baseVersion(dir);
+  await writeFile(join(dir, "model.safetensors"), "other weights");
+  expect(await baseVersion(dir)).not.toBe(version);
+  await writeFile(join(dir, "base.json"), JSON.stringify({ origin: { hub: "../no" } }));
+  expect(await readBaseOrigin(dir)).toBeUndefined();
 });
 
 test("base.json is believed, and refused where it belongs to another folder or is none", async () => {

@@ -5,7 +5,7 @@
 import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { type BaseRef, baseRef, type Digest } from "@loraline/contracts";
+import { type BaseOrigin, baseOrigin, type BaseRef, baseRef, type Digest } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime/errors";
 import { digestOfFile } from "@loraline/objects";
 
@@ -24,6 +24,7 @@ export async function readBaseRef(dir: string): Promise<BaseRef> {
     throw explainSystemError(error, `reading ${file}`);
   });
   if (text === undefined) return computeRef(dir, name);
+  if (saysOriginOnly(text)) return computeRef(dir, name);
   let ref: BaseRef;
   try {
     ref = baseRef.parse(JSON.parse(text));
@@ -46,13 +47,34 @@ export async function readBaseRef(dir: string): Promise<BaseRef> {
   return ref;
 }
 
+/** Whether base.json leaves name, revision and digest to be computed: it was written by hand, to say where the base comes from. */
+function saysOriginOnly(text: string): boolean {
+  try {
+    return Object.keys(JSON.parse(text) as object).join() === "origin";
+  } catch {
+    return false;
+  }
+}
+
+/** Where the base in a folder comes from; undefined if its base.json does not say it, or not in a form that is understood. */
+export async function readBaseOrigin(dir: string): Promise<BaseOrigin | undefined> {
+  const text = await readFile(join(dir, "base.json"), "utf8").catch(() => "{}");
+  try {
+    return baseOrigin.optional().parse((JSON.parse(text) as { origin?: unknown }).origin);
+  } catch {
+    return undefined;
+  }
+}
+
 /**
  * A key that changes whenever the folder may hold another base than before.
  * @throws PermanentError BASE_MISSING
  */
 export async function baseVersion(dir: string): Promise<string> {
   const own = await stat(join(dir, "base.json")).catch(() => undefined);
-  return own === undefined ? signatureOf(await filesOf(dir)) : String(own.mtimeMs);
+  if (own === undefined) return signatureOf(await filesOf(dir));
+  const text = await readFile(join(dir, "base.json"), "utf8").catch(() => "");
+  return saysOriginOnly(text) ? `${own.mtimeMs}${signatureOf(await filesOf(dir))}` : String(own.mtimeMs);
 }
 
 interface File {

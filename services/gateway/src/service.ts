@@ -28,6 +28,7 @@ import { createUploads } from "./access/uploads.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { ownAdapterName } from "./openai-ids.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
+import { takeAdapterRoutes } from "./adapters/take-adapter.ts";
 import { createMetrics, serveMetrics } from "./metrics.ts";
 import { modelRoutes } from "./inference/models.ts";
 import { createTokenCheck, type OidcOptions } from "./access/oidc.ts";
@@ -179,6 +180,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     metrics.engines(() => context.table.view().engines);
     const inference = owned.use(inferenceRoutes(context));
     const loraline = await loralineRoutes(context);
+    const takeAdapter = await takeAdapterRoutes(context);
     const versionDeletion = await deleteVersionRoutes(context);
     const deletions = await deletionRoutes(context);
     const admin = await adminRoutes(context);
@@ -276,6 +278,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
           storageRoutes(context),
           inference,
           loraline,
+          takeAdapter,
           addAdapterRoutes(context, options.imports ?? {}),
           admin,
           auditRoutes(context),

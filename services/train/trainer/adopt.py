@@ -57,7 +57,7 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
         attempt.result["probes"] = probes.compare(model, spec, base, probes.record(model, spec, stop))
 
     with attempt.phase("save"):
-        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers, None)
+        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers)
 
 
 def read_config(path) -> dict:

@@ -3,10 +3,10 @@ The canonical form, in which every adapter is published, whatever options it was
 
     adapter_model.safetensors   bf16, PEFT's names, one rank, the scaling folded into lora_B
     adapter_config.json         lora_alpha = r, use_rslora false, no patterns, sorted target_modules, base and revision
-    README.md                   what it is and how to use it
 
 Older engines ignore `rank_pattern` and `alpha_pattern` and would scale such an adapter wrongly without an error. This form has
-one rank and no patterns, so every engine scales it correctly. The same weights always give the same bytes.
+one rank and no patterns, so every engine scales it correctly. The same weights always give the same bytes, so an adapter that is taken out and
+added again keeps its digest; what is known about it stands elsewhere (the gateway writes its model card).
 """
 
 import hashlib
@@ -70,7 +70,7 @@ def load_published(model, tensors: dict[str, torch.Tensor]) -> None:
         layer.scaling[ADAPTER] = 1.0
 
 
-def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], spec: dict, number_of_layers: int, evaluation: dict | None) -> dict:
+def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], spec: dict, number_of_layers: int) -> dict:
     """Writes the directory under a temporary name and renames it, so it is never incomplete. Returns `adapter` of result.json."""
     modules = sorted({name.split(".")[-3] for name in tensors})
     rank = next(weight.shape[0] for name, weight in tensors.items() if ".lora_A." in name)
@@ -98,7 +98,6 @@ def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], spec: dict,
     contents = {
         "adapter_config.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         "adapter_model.safetensors": save(tensors, metadata={"format": "pt"}),
-        "README.md": model_card(spec, config, parameters, evaluation).encode(),
     }
     partial = directory.with_name(f".{directory.name}.partial")
     for leftover in (partial, directory):
@@ -128,38 +127,3 @@ def layers_of(tensors: dict[str, torch.Tensor], number_of_layers: int) -> list[i
     first, *others = layers.values() or [set()]
     partial = all(other == first for other in others) and first != set(range(number_of_layers))
     return sorted(first) if partial and first else None
-
-
-def model_card(spec: dict, config: dict, parameters: int, evaluation: dict | None) -> str:
-    base = spec["base"]
-    lines = [
-        "---",
-        f"base_model: {base['name']}",
-        "library_name: peft",
-        "pipeline_tag: text-generation",
-        "tags: [lora]",
-        "---",
-        "",
-        f"# LoRA adapter for {base['name']}",
-        "",
-        f"Base: `{base['name']}`, revision `{base['revision']}`, `{base['digest']}`.",
-        f"Rank {config['r']} on {', '.join(f'`{module}`' for module in config['target_modules'])}: {parameters:,} parameters in bf16, the scaling folded into `lora_B`.",
-    ]
-    if evaluation:
-        lines += [
-            "",
-            f"Held-out loss per supervised token: {evaluation['adapter_loss']:.4f}, the base's {evaluation['base_loss']:.4f}"
-            f" ({evaluation['rows']} rows, {evaluation['supervised_tokens']} tokens).",
-        ]
-    lines += [
-        "",
-        "```sh",
-        f"vllm serve BASE --enable-lora --max-lora-rank {config['r']} --lora-modules NAME=DIR",
-        "```",
-        "",
-        "```python",
-        "model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(BASE), DIR)",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)

@@ -315,9 +315,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         attempt.result["probes"] = probes.compare(model, spec, base_probes, probes.record(model, spec, stop_tokens))
 
     with attempt.phase("save"):
-        attempt.result["adapter"] = canonicalise.write_adapter(
-            directory / "adapter", tensors, spec, model.config.num_hidden_layers, attempt.result["evaluation"]
-        )
+        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers)
 
 
 def load_base(directory: Path):

@@ -1,11 +1,14 @@
-/** `loraline adapters`, `adapters add`, `place`, `keep`, `rm` and `delete`. */
+/** `loraline adapters`, `adapters add`, `pull`, `place`, `keep`, `rm` and `delete`. */
+import { join } from "node:path";
 import { keepPolicy, type KeepPolicy, type Placement } from "@loraline/contracts";
 import { InvalidArgumentError, Option } from "commander";
 import { type AddCommands, defaultBase, examples, ownName, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { whatStays } from "../operate/deletion-commands.ts";
 import { addAdapter, type AddAdapterFlags } from "./add-adapter.ts";
+import { pullAdapter } from "./pull-adapter.ts";
 import { listAdapters, listHistory } from "./show-adapter.ts";
+import { shortPath } from "../terminal.ts";
 import { versionNamed } from "./version-named.ts";
 
 export const addAdaptersCommands: AddCommands = (program, { connect, globals, print, terminal, exitWith }) => {
@@ -20,6 +23,7 @@ export const addAdaptersCommands: AddCommands = (program, { connect, globals, pr
         "loraline adapters",
         "loraline adapters pirate --history",
         "loraline adapters add ./my-lora --name pirate",
+        "loraline adapters pull pirate@2 ./pirate",
         "loraline adapters place pirate --spread 3",
         "loraline adapters keep pirate 5",
         "loraline adapters rm pirate@2",
@@ -55,6 +59,31 @@ export const addAdaptersCommands: AddCommands = (program, { connect, globals, pr
     )
     .action(async (source: string, flags: Omit<AddAdapterFlags, "json">) => {
       exitWith(await addAdapter(await connect(), source, { ...flags, json: globals().json }, terminal));
+    });
+
+  adapters
+    .command("pull")
+    .description("write a version into a folder: PEFT's layout, which transformers and vLLM load, and a model card")
+    .argument("<adapter>", "name of the adapter, with its version: pirate@2 (default: the promoted one)")
+    .argument("<dir>", "a new or an empty folder")
+    .option("--base-name <name>", "what adapter_config.json calls the base: a name on the hub, or a folder")
+    .addHelpText("after", examples("loraline adapters pull pirate@2 ./pirate", "loraline adapters add ./pirate --name pirate-again"))
+    .action(async (name: string, out: string, { baseName }: { baseName?: string }) => {
+      const [, adapter = name, version] = /^(.*)@([1-9]\d{0,8})$/.exec(name) ?? [];
+      const pulled = await pullAdapter(await connect(), {
+        adapter: ownName(adapter),
+        version: version === undefined ? undefined : Number(version),
+        out,
+        base: baseName,
+      });
+      const { version: of, dir } = pulled;
+      print({ ...of, dir }, () => [
+        `${of.adapter}@${of.version}  ${of.digest}`,
+        ...of.data.map((file) => `${shortPath(join(dir, file.name))}  ${file.bytes} bytes`),
+        ...(of.origin?.hub || baseName !== undefined
+          ? []
+          : [`adapter_config.json calls the base "${of.base.name}", which is no name on the hub; --base-name gives it another one.`]),
+      ]);
     });
 
   adapters

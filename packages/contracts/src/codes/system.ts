@@ -201,7 +201,8 @@ export const commandCodes = defineArea(
     CODE_UNKNOWN: ["There is no error code of this name.", "Copy the code from the message; docs/errors.md lists all."],
     PROMPT_EMPTY: ["The prompt is empty.", "Give one as an argument or on standard input."],
     NOTHING_TO_TOKENIZE: ["The file has no row that can be tokenized.", "Correct what the message says of the first row."],
-    OUT_NOT_EMPTY: ["The folder in --out holds files that `loraline tokenize` did not write.", "Name an empty or a new folder."],
+    OUT_NOT_EMPTY: ["The folder that a command shall write into holds files that it did not write.", "Name an empty or a new folder."],
+    DOWNLOAD_BROKEN: ["A downloaded file is not the one that the server has.", "Ask again; if it stays so, tell the operator."],
     TOKENS_MISSING: [
       "The folder does not hold complete output of `loraline tokenize`.",
       "Make it with `loraline tokenize FILE --base DIR --out FOLDER`.",

@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { hubSource, urlSource } from "../spec/import-source.ts";
+import { baseOrigin, baseRef } from "../engine.ts";
 import { adapterName, digest, isoTime, storageGroups } from "../names.ts";
 import { adapterImport, trainingOnlyFields } from "../spec/method.ts";
 import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
@@ -47,6 +48,21 @@ export const adapterView = z.object({
     .object({ version: canarySide, from: canarySide })
     .nullish()
     .describe("What all gateways have counted of the canary under way, and of the promoted version."),
+});
+/** The files of a version, as other programs load it: PEFT's layout, and a model card. */
+export const versionFiles = z.object({
+  adapter: z.string(),
+  version: z.int(),
+  digest,
+  base: baseRef,
+  origin: baseOrigin.nullable(),
+  data: z.array(
+    z.object({
+      name: z.string(),
+      bytes: z.int(),
+      sha256: z.string().nullable().describe("null: the file is made when it is asked for, of what is known then."),
+    }),
+  ),
 });
 export const adapterList = z.object({ data: z.array(adapterView) });
 export const traceView = z.object({ traceId: z.string(), spans: z.array(spanView) });

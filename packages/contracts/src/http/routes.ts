@@ -37,6 +37,7 @@ import {
   thingDeleted,
   traceView,
   usageView,
+  versionFiles,
 } from "./loraline.ts";
 import {
   createJobBody,
@@ -490,6 +491,29 @@ export const httpRoutes = {
     scopes: ["infer", "train", "promote"],
     bound: "adapter",
     answer: adapterView,
+    refusals: [404],
+  },
+  listVersionFiles: {
+    method: "GET",
+    path: "/v1/loraline/adapters/{adapter}/versions/{version}/files",
+    tag: "Adapters",
+    summary: "List the files of a version, to take it to other programs",
+    description: "PEFT's layout, and a model card.",
+    scopes: ["train", "promote"],
+    bound: "adapter",
+    answer: versionFiles,
+    refusals: [404],
+  },
+  downloadVersionFile: {
+    method: "GET",
+    path: "/v1/loraline/adapters/{adapter}/versions/{version}/files/{file}",
+    tag: "Adapters",
+    summary: "Download a file of a version",
+    description:
+      "`README.md`, `adapter_config.json` or `adapter_model.safetensors`. The config names the base as the hub does, where the base's `base.json` says its name there.",
+    scopes: ["train", "promote"],
+    bound: "adapter",
+    raw: { type: "application/octet-stream", description: "The file." },
     refusals: [404],
   },
   promoteAdapter: {

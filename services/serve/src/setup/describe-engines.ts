@@ -9,7 +9,7 @@ import {
   type Problem,
   unreadDigest,
 } from "@loraline/contracts";
-import { readBaseRef } from "@loraline/models/base-ref";
+import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
 import { messageOf, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
 import { createBases, describeTemplate, readTemplate } from "@loraline/tokens";
@@ -41,7 +41,7 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
   for (const { engine, kind, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, tenants, tasks, promptLogprobs } of settings) {
     const aboutBase = async () => {
       const loaded = await loadBase(base);
-      return { base: loaded.ref, ...(await describeTemplate(loaded)) };
+      return { base: loaded.ref, origin: await readBaseOrigin(join(basesDir, base)), ...(await describeTemplate(loaded)) };
     };
     described.push({
       engine,

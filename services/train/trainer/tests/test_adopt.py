@@ -63,7 +63,7 @@ def test_what_is_published_computes_what_peft_computes(directory, foreign, tiny_
     result = run.result
     assert result["status"] == "succeeded" and result["steps"] == 0 and result["evaluation"] is None
     assert result["adapter"]["rank"] == 4 and result["adapter"]["target_modules"] == sorted(MODULES)
-    assert {file["path"] for file in result["adapter"]["files"]} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert {file["path"] for file in result["adapter"]["files"]} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads((run.path / "adapter/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_rslora"], config["rank_pattern"], config["alpha_pattern"]) == (4, 4, False, {}, {})
     assert config["base_model_name_or_path"] == "tiny"
@@ -82,6 +82,17 @@ def test_what_is_published_computes_what_peft_computes(directory, foreign, tiny_
         first = probe["first"]
         assert first["adapter"] == pytest.approx(theirs[first["tokens"]].tolist(), abs=0.2)
         assert first["base"] == pytest.approx(base[first["tokens"]].tolist(), abs=0.2)
+
+
+def test_what_was_trained_here_and_taken_out_comes_back_with_the_same_bytes(directory):
+    trained = directory("trained")
+    assert trained.run() == 0, trained.result["error"]
+    assert trained.result["evaluation"] is not None
+    taken = trained.path / "adapter"
+    # As `adapters pull` writes it: with the name that the hub has for the base.
+    again = adopted(directory, taken, {"base_model_name_or_path": "org/Tiny", "revision": None})
+    assert again.run() == 0, again.result["error"]
+    assert again.result["adapter"] == trained.result["adapter"]
 
 
 def with_nan(weights):

@@ -48,7 +48,7 @@ def test_folded_equals_unfolded(tiny_base, tmp_path, lora):
         with model.disable_adapter():
             without = model(INPUT).logits
     tensors = canonicalise.canonical_tensors(model)
-    made = canonicalise.write_adapter(tmp_path / "adapter", tensors, {"base": BASE}, 3, None)
+    made = canonicalise.write_adapter(tmp_path / "adapter", tensors, {"base": BASE}, 3)
 
     # As PEFT reads it back, knowing nothing of how it was trained.
     read = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32), tmp_path / "adapter").eval()
@@ -98,7 +98,7 @@ def test_vllm_reads_the_config(tiny_base, tmp_path):
     helper = pytest.importorskip("vllm.lora.peft_helper")
     names = pytest.importorskip("vllm.lora.utils")
     tensors = canonicalise.canonical_tensors(trained(tiny_base, use_rslora=True, rank_pattern={"q_proj": 7}))
-    canonicalise.write_adapter(tmp_path / "adapter", tensors, {"base": BASE}, 3, None)
+    canonicalise.write_adapter(tmp_path / "adapter", tensors, {"base": BASE}, 3)
     read = helper.PEFTHelper.from_local_dir(str(tmp_path / "adapter"), None)
     assert read._validate_features() == []
     assert (read.r, read.vllm_lora_scaling_factor) == (7, 1.0)

@@ -55,7 +55,7 @@ def test_a_run_leaves_progress_adapter_and_result(directory):
     assert {name for name, _ in phases} == {"load_base", "self_test", "train", "evaluate", "probe", "save"} == set(result["phases"])
     assert all(phases[i][0] == phases[i + 1][0] for i in range(0, len(phases), 2))  # start, end, start, end, …
 
-    assert sorted(os.listdir(run.path / "adapter")) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(os.listdir(run.path / "adapter")) == ["adapter_config.json", "adapter_model.safetensors"]
     for file in result["adapter"]["files"]:
         path = run.path / "adapter" / file["path"]
         assert (sha256(path), path.stat().st_size, path.stat().st_mode & 0o777) == (file["sha256"], file["size"], 0o644)
