@@ -5,7 +5,6 @@ import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promise
 import { basename, dirname, join, resolve } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
-import type { ReadableStream } from "node:stream/web";
 import type { ApiClient, Answer } from "@loraline/client";
 import { adapterFiles } from "@loraline/models";
 import { exitCodes, Failure } from "../failure.ts";
@@ -67,7 +66,7 @@ async function promotedOf(api: ApiClient, adapter: string): Promise<number> {
 async function store(answer: Response, file: string, sha256: string | null): Promise<void> {
   const hash = createHash("sha256");
   await pipeline(
-    Readable.fromWeb((answer.body ?? new Blob().stream()) as ReadableStream),
+    Readable.fromWeb(answer.body ?? new Blob().stream()),
     async function* (parts: AsyncIterable<Uint8Array>) {
       for await (const part of parts) {
         hash.update(part);
