@@ -1,7 +1,7 @@
 /** `loraline adapters pull`: a version as a folder in PEFT's layout, which other programs load and `adapters add` takes back. */
 import { createHash } from "node:crypto";
 import { createWriteStream } from "node:fs";
-import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
@@ -37,9 +37,9 @@ export async function pullAdapter(
   const number = version ?? (await promotedOf(api, adapter));
   const files = await api.listVersionFiles({ adapter, version: number });
   await mkdir(dirname(dir), { recursive: true });
-  const partial = join(dirname(dir), `.${basename(dir)}.partial-${process.pid}`);
+  const partial = await mkdtemp(join(dirname(dir), `.${basename(dir)}.partial-`));
   try {
-    await mkdir(partial);
+    await chmod(partial, 0o755); // an engine may run as another user
     for (const { name, sha256 } of files.data) {
       const answer = await api.downloadVersionFile({ adapter, version: number, file: name });
       // The name is the server's: it must not lead out of the folder.
