@@ -44,6 +44,17 @@ describe("the CLI", () => {
       loraline(at, ["version", "--json"]),
     ]);
     expect(runs.out).toMatch(new RegExp(`${runId} +running +${tenant}/persona +1/3`));
+    expect(runs.out).toMatch(/r 8, lr 0\.0002, 3 epochs +- /);
+    const second = await loraline(at, ["run", sample, "--base", base, "--name", "parrot", "--no-follow"]);
+    const listed = async (...flags: string[]) => (await loraline(at, ["runs", ...flags])).out.match(/[0-9A-Z]{26}(?= )/g) ?? [];
+    expect(await listed()).toEqual([second.out.trim(), runId]);
+    expect((await loraline(at, ["show", "last"])).out).toContain(second.out.trim());
+    expect(await listed("--adapter", `${tenant}/persona`)).toEqual([runId]);
+    expect(await listed("--phase", "requested")).toEqual([second.out.trim()]);
+    expect((await loraline(at, ["runs", "--limit", "1"])).out).toMatch(new RegExp(`older ones: --after ${second.out.trim()}\n$`));
+    expect(await listed("--limit", "1", "--after", second.out.trim())).toEqual([runId]);
+    expect((await loraline(at, ["runs", "--base", "other"])).out).toBe("no such runs\n");
+    expect((await loraline(at, ["runs", "--phase", "flying"])).code).toBe(2);
     expect(JSON.parse(shown.out)).toMatchObject({ run: { runId, phase: "running" }, adapter: null });
     expect(data.out).toMatch(/received +persona\.jsonl/);
     expect(failed.out).toBe("no failed messages\n");

@@ -44,7 +44,7 @@ export const datasetState = z.object({
 });
 export type DatasetState = z.infer<typeof datasetState>;
 
-const runPhases = ["requested", "tokenized", "queued", "running", "trained", "served", "rejected", "failed", "cancelled"] as const;
+export const runPhases = ["requested", "tokenized", "queued", "running", "trained", "served", "rejected", "failed", "cancelled"] as const;
 export type RunPhase = (typeof runPhases)[number];
 export const terminalPhases: ReadonlySet<RunPhase> = new Set(["served", "rejected", "failed", "cancelled"]);
 

@@ -85,6 +85,10 @@ export const trainerResult = z.object({
   tokens_seen: z.int(),
   train_tokens_per_second: z.number().nullable(),
   loss_history: z.array(z.tuple([z.int(), z.number()])),
+  eval_history: z
+    .array(z.tuple([z.int(), z.number()]))
+    .optional()
+    .describe("Step and loss on the held-out rows; the last one is of the adapter as it is published."),
   evaluation: evaluation.nullable(),
   probes: z.array(probeRecord),
   adapter: z
@@ -131,5 +135,6 @@ export const evidence = z.object({
   evaluation: evaluation.nullable(),
   probes: z.array(probeRecord),
   lossHistory: z.array(z.tuple([z.int(), z.number()])),
+  evalHistory: z.array(z.tuple([z.int(), z.number()])).optional(),
 });
 export type Evidence = z.infer<typeof evidence>;

@@ -4,6 +4,14 @@ import type { z } from "zod";
 import { badRequestOf } from "./errors.ts";
 
 /** @throws PermanentError 400 with every problem. */
+export function parsedQuery<T extends z.ZodType>(schema: T, query: unknown): z.output<T> {
+  const parsed = schema.safeParse(query);
+  if (parsed.success) return parsed.data;
+  const [first, ...others] = problemsOf(parsed.error, "invalid_query");
+  throw first === undefined ? parsed.error : badRequestOf([first, ...others]);
+}
+
+/** @throws PermanentError 400 with every problem. */
 export function parsedBody<T extends z.ZodType>(schema: T, body: unknown): z.output<T> {
   const parsed = schema.safeParse(body);
   if (parsed.success) return parsed.data;

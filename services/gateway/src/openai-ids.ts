@@ -12,6 +12,11 @@ export const fileIdOf = (datasetId: string): string => `file-${datasetId}`;
 /** The dataset of a file id; undefined if it is not one of ours. */
 export const datasetIdOf = suffixAfter("file-");
 
+/** The file with a run's metrics. */
+export const resultFileIdOf = (runId: string): string => `file-result-${runId}`;
+/** The run of a result file's id; undefined if it is not one of ours. */
+export const runIdOfResult = suffixAfter("file-result-");
+
 export const jobIdOf = (runId: string): string => `ftjob-${runId}`;
 /** The run of a job id; undefined if it is not one of ours. */
 export const runIdOf = suffixAfter("ftjob-");

@@ -33,6 +33,7 @@ class Meter:
     loss_history: list = field(default_factory=list)  # [step, mean loss since the entry before]
     open_loss: float = 0.0  # sum of the losses of the steps that are not in the history yet
     open_steps: int = 0
+    eval_history: list = field(default_factory=list)  # [step, loss on the held-out rows]
 
     def of_all_ranks(self) -> "Meter":
         """Returns the sums over all ranks. A collective operation: every rank must call it."""
@@ -42,11 +43,12 @@ class Meter:
             self.loss_history,  # means over the ranks already
             sum_over_ranks(self.open_loss),
             self.open_steps,
+            self.eval_history,  # of the whole held-out set, on every rank
         )
 
     def of_this_rank(self) -> "Meter":
         """The inverse of `of_all_ranks`, for a resume: rank 0 takes the sums, the other ranks begin at zero."""
-        return self if RANK == 0 else Meter(0, 0, self.loss_history, 0.0, self.open_steps)
+        return self if RANK == 0 else Meter(0, 0, self.loss_history, 0.0, self.open_steps, self.eval_history)
 
 
 class LoraTrainer(Trainer):
@@ -142,6 +144,7 @@ class Reporter(TrainerCallback):
         if self.eval_steps and state.global_step % self.eval_steps == 0 and not last:
             loss = self.evaluate()
             if loss is not None:
+                self.trainer.meter.eval_history.append([state.global_step, loss])
                 self.emit({"type": "eval", "step": state.global_step, "eval_loss": loss})
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -114,6 +114,7 @@ class Attempt:
             "tokens_seen": 0,
             "train_tokens_per_second": None,
             "loss_history": [],
+            "eval_history": [],
             "evaluation": None,
             "probes": [],
             "adapter": None,
@@ -283,6 +284,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
                 "train_loss": meter.loss_history[-1][1] if meter.loss_history else None,
                 "tokens_seen": meter.tokens_seen,
                 "loss_history": meter.loss_history,
+                "eval_history": meter.eval_history,
             }
         attempt.result["train_tokens_per_second"] = round(reporter.tokens_per_second(), 1)
         if reporter.stopped:
@@ -302,6 +304,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         if len(held_out):
             adapter_loss, adapter_accuracy, _ = packing.evaluate(model, held_out.sequences())
             attempt.emit({"type": "eval", "step": trainer.state.global_step, "eval_loss": adapter_loss})
+            attempt.result["eval_history"].append([trainer.state.global_step, adapter_loss])
             attempt.result["evaluation"] = {
                 "base_loss": base_loss,
                 "adapter_loss": adapter_loss,

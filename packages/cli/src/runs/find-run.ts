@@ -10,7 +10,8 @@ import { exitCodes, Failure } from "../failure.ts";
 export async function findRun(api: ApiClient, given: string): Promise<RunState> {
   const id = given.replace(/^ftjob-/, "").toUpperCase();
   if (/^[0-9A-Z]{26}$/.test(id)) return api.getRun({ run_id: id });
-  const runs = newestFirst((await api.listRuns()).data);
+  // Newest first. By their ids they would not be: those of requests with an idempotency key begin with the time of a window of it.
+  const runs = (await api.listRuns()).data;
   const found = given === "last" ? runs.slice(0, 1) : runs.filter(({ runId }) => runId.startsWith(id) || runId.endsWith(id));
   const [only] = found;
   if (only !== undefined && found.length === 1) return only;
@@ -23,6 +24,3 @@ export async function findRun(api: ApiClient, given: string): Promise<RunState> 
     { param: "run" },
   );
 }
-
-/** Ids are made of the time, so they sort as it does. */
-export const newestFirst = (runs: readonly RunState[]): RunState[] => runs.toSorted((a, b) => (a.runId < b.runId ? 1 : -1));

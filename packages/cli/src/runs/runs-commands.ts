@@ -1,17 +1,40 @@
 /** `loraline runs`, `show`, `cancel` and `trace`: runs that there are. */
-import { type AddCommands, examples } from "../command.ts";
-import { findRun, newestFirst } from "./find-run.ts";
+import { type RunPhase, runPhases } from "@loraline/contracts";
+import { Option } from "commander";
+import { type AddCommands, examples, ownName, wholeNumber } from "../command.ts";
+import { findRun } from "./find-run.ts";
 import { describeRun, listRuns } from "./show-run.ts";
 import { follow, showRun } from "./start-run.ts";
 import { waterfall } from "./waterfall.ts";
 
+interface RunsFlags {
+  phase?: RunPhase;
+  adapter?: string;
+  base?: string;
+  data?: string;
+  limit: number;
+  after?: string;
+}
+
 export const addRunsCommands: AddCommands = (program, { connect, globals, print, terminal, exitWith }) => {
   program
     .command("runs")
-    .description("list runs, newest first")
-    .action(async () => {
-      const runs = newestFirst((await (await connect()).listRuns()).data);
-      print(runs, () => (runs.length === 0 ? ["no runs yet"] : listRuns(runs)));
+    .description("list runs, newest first, with settings and result")
+    .addOption(new Option("--phase <phase>", "only runs in this phase").choices(runPhases))
+    .option("--adapter <name>", "only runs for this adapter", ownName)
+    .option("--base <name>", "only runs on this base")
+    .option("--data <id>", "only runs on this dataset")
+    .option("--limit <n>", "so many at once", wholeNumber(1, 1000), 20)
+    .option("--after <run>", "the page after this run")
+    .addHelpText("after", examples("loraline runs --phase failed", "loraline runs --adapter pirate --limit 50"))
+    .action(async ({ data: dataset, ...asked }: RunsFlags) => {
+      const query = { ...asked, ...(dataset === undefined ? {} : { dataset }) };
+      const { data: runs, has_more: hasMore } = await (await connect()).listRuns({ query });
+      const filtered = [asked.phase, asked.adapter, asked.base, dataset, asked.after].some((one) => one !== undefined);
+      print(runs, () => [
+        ...(runs.length === 0 ? [filtered ? "no such runs" : "no runs yet"] : listRuns(runs)),
+        ...(hasMore ? [`older ones: --after ${runs.at(-1)?.runId ?? ""}`] : []),
+      ]);
     });
 
   program

@@ -81,14 +81,22 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
   return pairs(rows);
 }
 
+/** The settings that people change first: `r 16, lr 2e-4, 3 epochs`. */
+function settingsOf({ spec: { lora, training } }: RunState): string {
+  const length = training.max_steps > 0 ? `${training.max_steps} steps` : `${training.num_train_epochs} epochs`;
+  return `r ${lora.r}, lr ${training.learning_rate}, ${length}`;
+}
+
 export function listRuns(runs: readonly RunState[]): string[] {
   const rows = runs.map((run) => [
     run.runId,
     run.phase,
     modelOf(run) + (run.served === null ? "" : `@${run.served.version}`),
     stepsOf(run).replace("step ", "") || "-",
+    methodWords(run.spec).trains ? settingsOf(run) : "-",
+    run.trained?.evaluation ? `${run.trained.evaluation.base_loss.toFixed(2)} → ${run.trained.evaluation.adapter_loss.toFixed(2)}` : "-",
     run.requestedAt.replace("T", " ").slice(0, 19),
     run.error?.message ?? run.queue?.message ?? "",
   ]);
-  return table([["RUN", "PHASE", "ADAPTER", "STEPS", "REQUESTED (UTC)", ""], ...rows]);
+  return table([["RUN", "PHASE", "ADAPTER", "STEPS", "SETTINGS", "HELD-OUT LOSS", "REQUESTED (UTC)", ""], ...rows]);
 }

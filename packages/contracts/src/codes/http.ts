@@ -96,6 +96,7 @@ export const httpCodes = defineArea(
     ],
     invalid_limit: ["`limit` is not a whole number in the allowed range.", "Use a number from the range that the message names."],
     invalid_cursor: ["`after` is not the id of an item in this list.", "Use the last id of the page before."],
+    invalid_query: ["A field of the query has a value that it cannot have.", "Use one of the values that the message names."],
     invalid_order: ["`order` is neither asc nor desc.", "Use `asc` or `desc`."],
     invalid_idempotency_key: ["The Idempotency-Key is empty or too long.", "Use 1 to 255 characters."],
     idempotency_key_reused: [

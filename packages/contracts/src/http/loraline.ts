@@ -6,7 +6,17 @@ import { baseOrigin, baseRef } from "../engine.ts";
 import { adapterName, digest, isoTime, storageGroups } from "../names.ts";
 import { adapterImport, trainingOnlyFields } from "../spec/method.ts";
 import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
-import { adapterState, datasetState, deletionState, limitState, replicaReport, replicaState, runState, usageRow } from "../state.ts";
+import {
+  adapterState,
+  datasetState,
+  deletionState,
+  limitState,
+  replicaReport,
+  replicaState,
+  runPhases,
+  runState,
+  usageRow,
+} from "../state.ts";
 import { modelPattern, scopes } from "../api-key.ts";
 import { quotaBodyShape, quotaNames } from "../quotas.ts";
 import { auditEntry } from "../audit.ts";
@@ -41,6 +51,28 @@ const canarySide = z.object({
   errors: z.int(),
   firstByteP95Ms: z.number().nullable().describe("Of the last minute."),
 });
+/** Which runs a list shows. */
+export const runFilters = z.object({
+  phase: z.enum(runPhases).optional().describe("Only runs in this phase."),
+  adapter: z.string().optional().describe("Only runs for this adapter."),
+  base: z.string().optional().describe("Only runs on this base."),
+  dataset: z.string().optional().describe("Only runs on this dataset: its id, or the file's."),
+});
+/** A run's curves. */
+export const runMetrics = z.object({
+  run_id: z.string(),
+  data: z
+    .array(
+      z.object({
+        step: z.int(),
+        train_loss: z.number().nullable().describe("Mean since the point before."),
+        valid_loss: z.number().nullable().describe("On the held-out rows, per supervised token."),
+        valid_mean_token_accuracy: z.number().nullable(),
+      }),
+    )
+    .describe("By step; a step has only what was measured at it."),
+});
+export type RunMetrics = z.infer<typeof runMetrics>;
 export const adapterView = z.object({
   adapter: adapterState,
   replicas: z.array(replicaState),

@@ -24,6 +24,7 @@ import {
   replicaKey,
   type ReplicaState,
   rollbackBody,
+  runFilters,
   type RunState,
   type TrafficState,
 } from "@loraline/contracts";
@@ -34,14 +35,15 @@ import { ulid } from "ulid";
 import type { z } from "zod";
 import { createAudited } from "../access/audit.ts";
 import { checkModel, seesAdapter } from "../access/decide-models.ts";
-import { parsedBody } from "../body.ts";
+import { parsedBody, parsedQuery } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { createCommandFollower, type Unfollowed } from "./follow-command.ts";
 import { enginesOf } from "./engines-view.ts";
 import { badRequest, notFound } from "../errors.ts";
 import { idempotencyKeyOf } from "../idempotency.ts";
-import { ownAdapterName, runIdOf } from "../openai-ids.ts";
+import { datasetIdOf, ownAdapterName, runIdOf } from "../openai-ids.ts";
 import { dataOfPage, idOfCursor, pageQueryOf, ulidOf } from "../paging.ts";
+import { metricsOf } from "../jobs/run-metrics.ts";
 import { createWorkingSet } from "../inference/working-set.ts";
 
 const aliasStays: Unfollowed = ({ adapter, alias }) => ({
@@ -156,10 +158,20 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     app.get("/loraline/runs", async ({ caller, query }) => {
       const page = pageQueryOf(query, { limit: 1000, max: 1000 });
       const after = idOfCursor(page.after, (id) => runIdOf(id) ?? ulidOf(id));
-      const shown = ({ spec }: RunState): boolean => seesAdapter(caller, spec.adapter);
+      const wanted = parsedQuery(runFilters, query);
+      const adapter = wanted.adapter && ownAdapterName(caller.tenant, wanted.adapter);
+      const dataset = wanted.dataset && (datasetIdOf(wanted.dataset) ?? wanted.dataset);
+      const fits = (want: string | undefined, is: string | undefined): boolean => want === undefined || want === is;
+      const shown = ({ spec, phase }: RunState): boolean =>
+        seesAdapter(caller, spec.adapter) &&
+        fits(wanted.phase, phase) &&
+        fits(adapter, spec.adapter) &&
+        fits(wanted.base, spec.base) &&
+        fits(dataset, spec.dataset);
       return dataOfPage(await state.runPage(caller.tenant, { ...page, after, shown }), page);
     });
     app.get("/loraline/runs/:runId", existingRun);
+    app.get("/loraline/runs/:runId/metrics", async (request) => metricsOf(await existingRun(request), context));
     app.get("/loraline/runs/:runId/trace", async (request) => {
       const { runId, trace } = await existingRun(request);
       const traceId = traceIdOf(trace);

@@ -21,12 +21,14 @@ import type { Caller } from "../access/auth.ts";
 import { contentLengthOf, multipartOverhead, type Upload } from "../access/uploads.ts";
 import { fieldText } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
+import { checkModel } from "../access/decide-models.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
-import { datasetIdOf, fileIdOf } from "../openai-ids.ts";
+import { datasetIdOf, fileIdOf, resultFileIdOf, runIdOfResult } from "../openai-ids.ts";
 import { idOfCursor, pageOfItems, pageQueryOf } from "../paging.ts";
 import { requestDeletion, whatStaysOf } from "../storage/deletions.ts";
 import { requestSpan } from "../tracing.ts";
+import { csvOf, metricsOf } from "./run-metrics.ts";
 import { type SpooledUpload, spoolUpload } from "./spool-upload.ts";
 
 const purpose = "fine-tune";
@@ -69,6 +71,30 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
     const dataset = datasetId === undefined ? undefined : await state.dataset(request.caller.tenant, datasetId);
     if (dataset === undefined || dataset.status === "deleted") throw notFound("File object", id, "id");
     return dataset;
+  };
+
+  /** The CSV of a run's metrics, if the file in the path is a run's result; undefined: it is a dataset. */
+  const resultOf = async ({ params, caller }: FastifyRequest): Promise<{ file: FileObject; csv: string } | undefined> => {
+    const { id } = params as { id: string };
+    const runId = runIdOfResult(id);
+    if (runId === undefined) return undefined;
+    const run = await state.run(caller.tenant, runId);
+    if (run === undefined || run.trained === null || run.trained.steps === 0) throw notFound("File object", id, "id");
+    checkModel(caller, run.spec.adapter);
+    const csv = csvOf(await metricsOf(run, context));
+    return {
+      csv,
+      file: {
+        id: resultFileIdOf(runId),
+        object: "file",
+        bytes: Buffer.byteLength(csv),
+        created_at: Math.floor(Date.parse(run.trained.at) / 1000),
+        filename: "step_metrics.csv",
+        purpose: "fine-tune-results",
+        status: "processed",
+        status_details: null,
+      },
+    };
   };
 
   /** Stores and announces an upload, once for each idempotency key. */
@@ -130,9 +156,16 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       return pageOfItems(await state.datasetPage(request.caller.tenant, { ...page, after, order, shown }), page, fileObjectOf);
     });
 
-    app.get("/files/:id", async (request) => fileObjectOf(await existing(request)));
+    app.get("/files/:id", async (request) => (await resultOf(request))?.file ?? fileObjectOf(await existing(request)));
 
     app.get("/files/:id/content", async (request, reply) => {
+      const result = await resultOf(request);
+      if (result !== undefined) {
+        return reply
+          .header("content-type", "text/csv; charset=utf-8")
+          .header("content-disposition", `attachment; filename="${result.file.filename}"`)
+          .send(result.csv);
+      }
       const dataset = await existing(request);
       const { blob, filename } = dataset;
       if (blob === null) throw notFound("content of file", fileIdOf(dataset.datasetId), "id");
@@ -146,6 +179,13 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
 
     app.delete("/files/:id", async (request) => {
       const { tenant, by } = request.caller;
+      if ((await resultOf(request)) !== undefined) {
+        throw badRequest(
+          "unsupported",
+          "A result file is a view of its job and stays as long as that; delete the adapter to delete both.",
+          "id",
+        );
+      }
       const dataset = await existing(request);
       const { datasetId } = dataset;
       await audited(request, { action: "dataset.delete", target: datasetId }, async () => {

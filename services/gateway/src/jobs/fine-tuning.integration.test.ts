@@ -2,7 +2,8 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { events, type RunState } from "@loraline/contracts";
+import { events, evidence, type RunState } from "@loraline/contracts";
+import { putJson } from "@loraline/objects";
 import { traceIdOf } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
 import { toFile } from "openai";
@@ -179,6 +180,67 @@ describe("jobs", () => {
       step_number: 2,
       metrics: { step: 2, train_loss: 1.5 },
     });
+  });
+
+  test("have a result file: the metrics as CSV with OpenAI's columns", async ({ line }) => {
+    const { bus, objects, openai, tenant } = line;
+    const resultOf = async (jobId: string) => {
+      await expect.poll(async () => (await openai.fineTuning.jobs.retrieve(jobId)).result_files).toEqual([`file-result-${idOf(jobId)}`]);
+      const [fileId = ""] = (await openai.fineTuning.jobs.retrieve(jobId)).result_files;
+      const csv = await (await openai.files.content(fileId)).text();
+      expect(await openai.files.retrieve(fileId)).toMatchObject({ purpose: "fine-tune-results", bytes: csv.length, status: "processed" });
+      return csv;
+    };
+    const head = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n";
+
+    const job = await created(line);
+    expect(job.result_files).toEqual([]);
+    const at = { tenant, id: idOf(job.id) };
+    const proven = evidence.parse({
+      version: 1,
+      runId: at.id,
+      adapter: refOf("adapter", "d").digest,
+      tokens: refOf("tokens"),
+      templateDigest: refOf("tokens").digest,
+      evaluation: null,
+      probes: [],
+      lossHistory: [
+        [1, 3.25],
+        [2, 2],
+      ],
+      evalHistory: [[2, 1.5]],
+    });
+    await bus.publish(events.runTrained, at, {
+      attempt: 1,
+      adapter: refOf("adapter", "d"),
+      evidence: await putJson(objects, tenant, "evidence", proven),
+      rank: 8,
+      targetModules: ["q_proj"],
+      parameters: 1000,
+      steps: 2,
+      trainLoss: 2,
+      trainedTokens: 600,
+      tokensPerSecond: 100,
+      evaluation: { base_loss: 3.5, adapter_loss: 1.5, base_accuracy: 0.1, adapter_accuracy: 0.75, rows: 2, supervised_tokens: 30 },
+      lastStepAt: new Date().toISOString(),
+    });
+    expect(await resultOf(job.id)).toBe(`${head}1,3.25,,,\n2,2,,1.5,0.75\n`);
+    const metrics = await (await line.fetch(`/v1/loraline/runs/${at.id}/metrics`)).json();
+    expect(metrics).toMatchObject({
+      run_id: at.id,
+      data: [
+        { step: 1, train_loss: 3.25, valid_loss: null },
+        { step: 2, valid_loss: 1.5 },
+      ],
+    });
+    await expect(openai.files.delete(`file-result-${at.id}`)).rejects.toMatchObject({ status: 400, code: "unsupported" });
+
+    // The evidence of this one is gone: what was told of its steps is what there is.
+    const older = await created(line, { suffix: "older" });
+    await playTrained(bus, tenant, idOf(older.id));
+    expect(await resultOf(older.id)).toBe(`${head}1,3,,,\n2,1.5,,,\n3,1,,,\n`);
+    const stranger = line.clientFor(await line.keyFor("stranger"));
+    await expect(stranger.files.content(`file-result-${at.id}`)).rejects.toMatchObject({ status: 404 });
   });
 
   test("are cancelled, again and again, until they have ended", async ({ line }) => {

@@ -10,7 +10,7 @@ import {
   type RunSpec,
   type RunState,
 } from "@loraline/contracts";
-import { fileIdOf, fineTunedModel, jobIdOf } from "../openai-ids.ts";
+import { fileIdOf, fineTunedModel, jobIdOf, resultFileIdOf } from "../openai-ids.ts";
 import { baseLearningRate, jobParamOf } from "./run-spec-from-job.ts";
 
 const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
@@ -68,7 +68,8 @@ export function jobObjectOf(run: RunState): JobObject {
     fine_tuned_model:
       run.served === null ? null : fineTunedModel({ base: spec.base, tenant, adapter: spec.adapter, version: run.served.version }),
     organization_id: tenant,
-    result_files: [],
+    // An import was trained elsewhere, so there are no metrics of it.
+    result_files: run.trained === null || run.trained.steps === 0 ? [] : [resultFileIdOf(run.runId)],
     seed: spec.training.seed,
     status: jobStatusOf[run.phase],
     trained_tokens: run.trained?.trainedTokens ?? null,

@@ -41,5 +41,6 @@ export function evidenceFor(input: {
     evaluation: result.evaluation,
     probes: result.probes,
     lossHistory: result.loss_history,
+    evalHistory: result.eval_history,
   };
 }

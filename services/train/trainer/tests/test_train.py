@@ -45,6 +45,7 @@ def test_a_run_leaves_progress_adapter_and_result(directory):
     assert steps[-1]["tokens_seen"] == result["tokens_seen"] == 2 * tokens
     assert steps[-1]["examples_seen"] == 2 * 12 * 3
     assert [line["step"] for line in run.lines("eval")] == [5, 10, 12]
+    assert result["eval_history"] == [[line["step"], line["eval_loss"]] for line in run.lines("eval")]
 
     assert result["evaluation"]["adapter_loss"] < result["evaluation"]["base_loss"]
     assert 0 <= result["evaluation"]["base_accuracy"] <= result["evaluation"]["adapter_accuracy"] <= 1
