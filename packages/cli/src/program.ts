@@ -25,6 +25,7 @@ import { addLimitsCommands } from "./operate/limits-commands.ts";
 import { addStorageCommand } from "./operate/storage-command.ts";
 import { addUsageCommand } from "./operate/usage-command.ts";
 import { addRunCommand } from "./runs/run-command.ts";
+import { addCompareCommands } from "./compare/compare-commands.ts";
 import { addRunsCommands } from "./runs/runs-commands.ts";
 import { addDemoCommand } from "./server/demo-command.ts";
 import { addUpCommand } from "./server/up-command.ts";
@@ -33,7 +34,7 @@ import { dim, red, writeJson, writeLine } from "./terminal.ts";
 /** A new command is one file beside these, and its line here. Groups and commands stand in `--help` in this order. */
 const groups: Readonly<Record<string, readonly AddCommands[]>> = {
   "A server on this machine:": [addUpCommand, addDemoCommand],
-  "Train and ask:": [addRunCommand, addRunsCommands, addChatCommand],
+  "Train and ask:": [addRunCommand, addRunsCommands, addCompareCommands, addChatCommand],
   "Datasets:": [addDataCommands, addTokenizeCommand],
   "Adapters and their versions:": [addAdaptersCommands, addPromoteCommands],
   "For operators and admins:": [
