@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { createLog } from "@loraline/runtime";
+import { createLog, nativeComputeType } from "@loraline/runtime";
 import { engineLimits, startEngine } from "../../packages/local/src/engine.ts";
 import { freePort } from "../../packages/local/src/free-port.ts";
 import { base } from "../line-under-test.ts";
@@ -36,6 +36,7 @@ export async function startRealEngine(scratch: string, adapters: number): Promis
     python,
     base: { name: base, dir: baseDir },
     port,
+    computeType: nativeComputeType(process.env),
     apiKey: undefined,
     env: { ...process.env, OMP_WAIT_POLICY: "PASSIVE" },
     logFile: join(stateDir, "engine.log"),

@@ -23,6 +23,10 @@ export const baseOrigin = z.object({
 });
 export type BaseOrigin = z.infer<typeof baseOrigin>;
 
+/** The number format of a computation. Adapters are published in bf16 whatever they were trained in. */
+export const computeType = z.enum(["bfloat16", "float32"]);
+export type ComputeType = z.infer<typeof computeType>;
+
 /** Takes the place of a base's digest until the base's files have been read once. */
 export const unreadDigest: Digest = `sha256:${"0".repeat(64)}`;
 
@@ -57,6 +61,9 @@ export const engineRecord = z.object({
     .boolean()
     .nullish()
     .describe("Whether requests for logprobs of the prompt are safe: there are engines that stop on one. Absent: they are."),
+  computeType: computeType
+    .nullish()
+    .describe("What the base is computed in, by which the proof is as strict as it can be. Absent: not known, or something else."),
   templateDigest: digest
     .nullish()
     .describe("sha256 of the chat template that the engine applies. Absent: not known, so nothing is judged by it."),

@@ -1,6 +1,6 @@
 /** The trainer's contract of files: `spec.json` in; `progress.jsonl` and `result.json` out. */
 import { z } from "zod";
-import { baseRef } from "./engine.ts";
+import { baseRef, computeType } from "./engine.ts";
 import { blobRef, digest, fileRef, problem } from "./names.ts";
 import { probePrompt } from "./records.ts";
 import { loraSpec } from "./spec/lora-fields.ts";
@@ -76,6 +76,17 @@ export const probeRecord = z.object({
 });
 export type ProbeRecord = z.infer<typeof probeRecord>;
 
+/** All that decides the last bits of a training, besides its data and settings. */
+const trainingEnvironment = z.object({
+  compute_type: computeType.describe("Of the base, in training, evaluation and probes; with `bf16: false` training alone is in float32."),
+  device: z.string().describe("Name of the GPU, or the processor's architecture."),
+  instruction_set: z.string().nullable().describe("The processor's, as torch uses it. Null on a GPU."),
+  max_instruction_set: z.string().nullable().describe("The limit that oneDNN was given. Null: none."),
+  threads: z.int(),
+  seed: z.int(),
+  libraries: z.record(z.string(), z.string()).describe("Name to version."),
+});
+
 export const trainerResult = z.object({
   status: z.enum(["succeeded", "failed", "preempted"]),
   error: problem.nullable(),
@@ -99,6 +110,7 @@ export const trainerResult = z.object({
       files: z.array(z.object({ path: z.string(), size: z.int(), sha256: z.string() })),
     })
     .nullable(),
+  environment: trainingEnvironment.nullish(),
   phases: z.record(z.string(), z.number()).describe("Phase to seconds."),
 });
 export type TrainerResult = z.infer<typeof trainerResult>;
@@ -134,6 +146,7 @@ export const evidence = z.object({
   templateDigest: digest,
   evaluation: evaluation.nullable(),
   probes: z.array(probeRecord),
+  environment: trainingEnvironment.nullish().describe("Where it was trained. Absent: by an older trainer, which computed in bf16."),
   lossHistory: z.array(z.tuple([z.int(), z.number()])),
   evalHistory: z.array(z.tuple([z.int(), z.number()])).optional(),
 });

@@ -1,6 +1,7 @@
 /** The local engine: vLLM as a child process, for one base, on loopback only. */
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
+import type { ComputeType } from "@loraline/contracts";
 import type { GuardedChild, Log } from "@loraline/runtime";
 import { vllmArgs, vllmCpuArgs, vllmCpuEnv, vllmEnv } from "@loraline/serve";
 import { supervise } from "./supervise.ts";
@@ -18,6 +19,7 @@ interface EngineOptions {
   /** `templateFile`: the chat template to apply; absent or null: the one in the base's folder. */
   base: { name: string; dir: string; templateFile?: string | null };
   port: number;
+  computeType: ComputeType;
   /** vLLM asks for it, since any user of the machine can connect to its port. undefined: none, for measurements. */
   apiKey: string | undefined;
   env: Record<string, string | undefined>;
@@ -27,10 +29,10 @@ interface EngineOptions {
   onEnded(end: { why: string; restartInMs: number }): void;
 }
 
-const engineArgs = ({ base, port }: EngineOptions): string[] => [
+const engineArgs = ({ base, port, computeType }: EngineOptions): string[] => [
   join(import.meta.dirname, "../engine.py"),
   ...vllmArgs({ ...engineLimits, model: base.dir, servedName: base.name, host, port, chatTemplateFile: base.templateFile }),
-  ...vllmCpuArgs,
+  ...vllmCpuArgs(computeType),
   "--disable-log-stats",
   "--disable-uvicorn-access-log",
 ];

@@ -17,7 +17,16 @@ import { createGatewayService, createProjector, hashApiKey } from "@loraline/gat
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects } from "@loraline/objects";
 import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
-import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
+import {
+  createLog,
+  createTelemetry,
+  loadEnv,
+  type Log,
+  nativeComputeType,
+  PermanentError,
+  processIdentity,
+  readSpans,
+} from "@loraline/runtime";
 import { createAgentService, createServeService } from "@loraline/serve";
 import { describeBase } from "@loraline/models";
 import { createCollector } from "@loraline/storage";
@@ -155,12 +164,14 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const baseDir = join(options.basesDir, options.base);
   const templateFile = await keepTemplate(stateDir, await readTemplate(baseDir));
   // The engine takes longest to start, so it comes first.
+  const computeType = nativeComputeType(env);
   const engine = await startEngine({
     stateDir,
     cacheDir,
     python: options.python,
     base: { name: base.name, dir: baseDir, templateFile },
     port: enginePort,
+    computeType,
     apiKey: engineKey,
     env,
     logFile: logFile("engine"),
@@ -216,6 +227,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     base,
     origin: await readBaseOrigin(baseDir),
     ...engineLimits,
+    computeType,
     // engine.py corrects most of what vLLM does wrong there. But an adapter on the output layer, in one batch with other requests,
     // still stops the engine.
     promptLogprobs: false,

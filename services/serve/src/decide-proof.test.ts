@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { decideProof, type Measured, proofLimits } from "./decide-proof.ts";
+import { type ComputedIn, decideProof, type Measured, proofLimits } from "./decide-proof.ts";
 
 const at = "2026-01-01T00:00:00.000Z";
 const record = (base: number[], adapter: number[], tokens = base.map((_, i) => i), length = 4): ProbeRecord => ({
@@ -34,7 +34,7 @@ describe("decideProof", () => {
       probes: 1,
       tokens: 4,
       agreement: 0,
-      agreementLimit: expect.closeTo(proofLimits.agreement + proofLimits.agreementShare * 5.725, 3),
+      agreementLimit: expect.closeTo(proofLimits.bfloat16.agreement + proofLimits.bfloat16.agreementShare * 5.725, 3),
       effect: 5.725,
       effectExpected: 5.725,
       baseAgreement: 0,
@@ -130,5 +130,52 @@ describe("answers of a real engine", () => {
     expect(codeOf(right)).toBe("proven");
     expect(right.proof.scale).toBeNull();
     expect(codeOf(real("hardly", "base"))).toBe("PROOF_WITHOUT_EFFECT");
+  });
+});
+
+/** The same in float32, and in one each: how they were made stands in decide-proof.ts too. Kinds `zero7`: lora_B of layer 7 is zero. */
+type Kind = "right" | "zero0" | "zero7" | "zero15" | "zero22" | "zero29" | "halved15" | "swapped" | "x0.8" | "shifted";
+interface Pair {
+  computed: ComputedIn;
+  recorded: ProbeRecord["first"][];
+  base: Answers;
+  answers: Partial<Record<Kind, Answers>>;
+}
+const pairs = JSON.parse(await readFile(join(import.meta.dirname, "../testdata/effects-in-float32.json"), "utf8")) as Record<string, Pair>;
+const ofPair = (name: string, kind: Kind, computed = pairs[name]?.computed) => {
+  const { recorded, base, answers } = pairs[name] as Pair;
+  return decideProof(
+    recorded.map((first, i) => ({ record: { ...record([], []), first }, base: base[i] ?? [], adapter: answers[kind]?.[i] ?? [] })),
+    at,
+    computed,
+  );
+};
+
+describe("answers of a real engine in float32", () => {
+  it.each(["medium", "weak", "hardly"])(
+    "%s, recorded in float32 too: a single layer of 30 that is zero, halved or swapped is told",
+    (name) => {
+      const right = ofPair(name, "right");
+      expect(codeOf(right)).toBe("proven");
+      expect(right.proof.agreement).toBeLessThan(0.0001);
+      expect(right.proof.scale?.value).toBeCloseTo(1, 3);
+      for (const kind of ["zero0", "zero7", "zero15", "zero22", "zero29", "halved15", "swapped", "x0.8"] as const)
+        expect([kind, codeOf(ofPair(name, kind))]).toEqual([kind, expect.stringMatching(/PROOF_(SCALING|DISAGREES)/)]);
+      expect(codeOf(ofPair(name, "shifted"))).toMatch(/PROOF_(WITHOUT_EFFECT|DISAGREES)/);
+    },
+  );
+
+  it.each(["medium on bfloat16", "weak on bfloat16", "weak of bfloat16"])(
+    "%s: the right bytes are proven, though a weak effect is another one",
+    (name) => {
+      expect(codeOf(ofPair(name, "right"))).toBe("proven");
+      expect(codeOf(ofPair(name, "shifted"))).toMatch(/PROOF_(WITHOUT_EFFECT|DISAGREES)/);
+    },
+  );
+
+  it("a replica whose record says float32 while it still computes in bf16 is not taken for one with other bytes", () => {
+    const both = { recorded: "float32", replica: "float32" } as const;
+    expect(codeOf(ofPair("weak on bfloat16", "right", both))).toBe("proven");
+    expect(codeOf(ofPair("weak on bfloat16", "shifted", both))).toMatch(/PROOF_(WITHOUT_EFFECT|DISAGREES)/);
   });
 });

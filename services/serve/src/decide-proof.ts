@@ -8,7 +8,9 @@
  * squares. Each probe is centred first, because a shift that all its logprobs share has no meaning. The standard error of the angle
  * comes from leaving out one probe at a time (jackknife).
  *
- * The limits come from measurements: PEFT in bf16 against vLLM 0.32 in bf16, both on the CPU, SmolLM2-135M; the union of the 32 likeliest tokens
+ * The limits depend on the two number formats in which was recorded and is answered.
+ *
+ * Both in bf16. The limits come from measurements: PEFT in bf16 against vLLM 0.32 in bf16, both on the CPU, SmolLM2-135M; the union of the 32 likeliest tokens
  * of base and adapter; eight prompts for weak adapters, four for strong ones. Adapters by training: persona, all linear modules, r = 8
  * and 16 (strong: effect 8.8 and 5.5; medium: 1.6 and 1.2; weak: 0.36), q and v only, r = 4 (0.15), hardly trained (five of 0.06 to 0.07).
  *
@@ -32,13 +34,30 @@
  * Below an effect of about 0.15 the scale cannot be judged, and more tokens would not help: the recorded effect is then mostly rounding.
  * Hardly trained adapters have an effect of 0.03 to 0.12 in float32. In bf16 both PEFT and vLLM show 0.07 ± 0.1 of it, in directions that
  * agree neither with float32 nor with each other (slope 0.28 for an effect of 0.12), because what the adapter adds is smaller than the
- * last bit of the number it is added to. Recording in float32 would be worse for the same reason: at 0.63 the replica shows 0.6 of it.
- * So for such an adapter it is proven only that it has an effect, and the proof says null for its scale.
+ * last bit of the number it is added to. So for such an adapter it is proven only that it has an effect, and the proof says null for its scale.
+ *
+ * Both in float32, as on processors without bf16. The same programs and base; persona, all linear modules, r = 8 (q and v only, r = 4: 0.14):
+ *
+ *                          agreement, by recorded effect
+ *   recorded effect        3.4      1.9      0.58     0.14     0.10
+ *   the right bytes        0.00001  0.00001  0.00001  0.00001  0.00001
+ *   one layer of 30 zero   0.037    0.050    0.0032   0.0008   0.0006     (the least of layers 0, 7, 15, 22, 29)
+ *   one layer of 30 halved 0.060    0.029    0.010    0.0045   0.0021
+ *   two layers swapped     0.23     0.13     0.051    0.019    0.010
+ *   scaling × 0.8          0.64     0.36     0.10     0.028    0.019
+ *   the replica's base     0.00001
+ *
+ * So 0.0005 are allowed, and every one of these faults is found. A base that differs by more than 0.0002 shows that the replica computes in
+ * something else than float32, whatever its record says (a replica of before a change of `dtype`): then the next limits count.
+ *
+ * One in bf16 and one in float32. For effects of 1.8 and more these agree as two in bf16 do (0.05, 45 ± 0.5°). A weak effect is another one in
+ * bf16: what is recorded as 0.58 in float32 is 0.33 on a replica in bf16 (agreement 0.25, 29°), and 0.36 in bf16 is 0.54 in float32 (0.20, 58°).
+ * So 0.45 are allowed, and the scale is judged from an effect of 12 times the rounding on.
  */
-import type { ProbeRecord, Problem, Proof } from "@loraline/contracts";
+import type { ComputeType, ProbeRecord, Problem, Proof } from "@loraline/contracts";
 
 interface ProofLimits {
-  /** The difference, in nats, that is allowed between two correct implementations in bf16: a constant, plus a share of the effect. */
+  /** The difference, in nats, that is allowed between two correct implementations: a constant, plus a share of the effect. */
   agreement: number;
   agreementShare: number;
   /** The difference, in nats, that is allowed between the trainer's base and the replica's. */
@@ -54,7 +73,7 @@ interface ProofLimits {
   scaleProbes: number;
 }
 
-export const proofLimits: ProofLimits = {
+const bfloat16: ProofLimits = {
   agreement: 0.25,
   agreementShare: 0.015,
   base: 0.35,
@@ -64,6 +83,24 @@ export const proofLimits: ProofLimits = {
   scaleAboveNoise: 1.6,
   scaleProbes: 3,
 };
+
+export const proofLimits = {
+  bfloat16,
+  float32: { ...bfloat16, agreement: 0.0005, agreementShare: 0, base: 0.0002 },
+  mixed: { ...bfloat16, agreement: 0.45, scaleAboveNoise: 12 },
+} as const satisfies Record<string, ProofLimits>;
+
+/** Null and undefined: not known, and taken for bf16: what trainers recorded in before they said it, and what most engines compute in. */
+export interface ComputedIn {
+  recorded?: ComputeType | null | undefined;
+  replica?: ComputeType | null | undefined;
+}
+
+function limitsFor({ recorded, replica }: ComputedIn, baseAgreement: number): ProofLimits {
+  const [there, here] = [recorded ?? "bfloat16", replica ?? "bfloat16"];
+  if (there !== here) return proofLimits.mixed;
+  return there === "float32" && baseAgreement > proofLimits.float32.base ? proofLimits.mixed : proofLimits[there];
+}
 
 /** Logprobs of `record.first.tokens` on the replica, in their order. */
 export interface Measured {
@@ -76,14 +113,14 @@ export type ProofDecision = { kind: "proven"; proof: Proof } | { kind: "refused"
 
 const mean = (values: readonly number[]): number =>
   values.length === 0 ? 0 : values.reduce((sum, value) => sum + value, 0) / values.length;
-const rounded = (value: number): number => Math.round(value * 10_000) / 10_000;
+const rounded = (value: number): number => Math.round(value * 1e6) / 1e6;
 
 /** Mean |logprob with the adapter − logprob of the base| as the trainer recorded it. */
 export const recordedEffect = (records: readonly ProbeRecord[]): number =>
   mean(records.flatMap(({ first }) => first.tokens.map((_, i) => Math.abs((first.adapter[i] ?? 0) - (first.base[i] ?? 0)))));
 
 /** Pure: decides whether the replica applies exactly this adapter. `at` is the time of the measurement, ISO 8601. */
-export function decideProof(measured: readonly Measured[], at: string, limits: ProofLimits = proofLimits): ProofDecision {
+export function decideProof(measured: readonly Measured[], at: string, computed: ComputedIn = {}): ProofDecision {
   const rows = measured.flatMap(({ record: { first }, base, adapter }) =>
     first.tokens.map((_, i) => ({
       recordedBase: first.base[i] ?? Number.NaN,
@@ -94,6 +131,7 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
   );
   const agreement = mean(rows.map((row) => Math.abs(row.adapter - row.recorded)));
   const baseAgreement = mean(rows.map((row) => Math.abs(row.base - row.recordedBase)));
+  const limits = limitsFor(computed, baseAgreement);
   const effect = mean(rows.map((row) => Math.abs(row.adapter - row.base)));
   const effectExpected = mean(rows.map((row) => Math.abs(row.recorded - row.recordedBase)));
   const agreementLimit = limits.agreement + limits.agreementShare * effectExpected;
@@ -110,7 +148,7 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
     provenAt: at,
   };
   const refused = (code: string, message: string): ProofDecision => ({ kind: "refused", problem: { code, message }, proof });
-  const logprobText = (value: number): string => value.toFixed(2);
+  const logprobText = (value: number): string => (value < 0.1 ? value.toPrecision(2) : value.toFixed(2));
 
   if (rows.length === 0)
     return refused("PROOF_WITHOUT_PROBES", "the trainer recorded no probes, so nothing can be proven. Train it again.");
@@ -144,7 +182,7 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
     return rightDirection
       ? refused(
           "PROOF_SCALING",
-          `the replica applies the adapter in the right direction but not by the right amount: ${how}. Wrong lora_alpha, rank or scaling?`,
+          `the replica applies the adapter in the right direction but not by the right amount: ${how}. Wrong lora_alpha, rank or scaling, or a layer that is missing?`,
         )
       : refused("PROOF_DISAGREES", `the replica answers like another adapter: ${how}.`);
   }
@@ -153,7 +191,7 @@ export function decideProof(measured: readonly Measured[], at: string, limits: P
     return rightDirection
       ? refused(
           "PROOF_SCALING",
-          `the replica applies the adapter in the right direction but not by the right amount: ${how}. Wrong lora_alpha, rank or scaling?`,
+          `the replica applies the adapter in the right direction but not by the right amount: ${how}. Wrong lora_alpha, rank or scaling, or a layer that is missing?`,
         )
       : refused("PROOF_DISAGREES", `the replica answers like another adapter: ${how}.`);
   }

@@ -24,6 +24,7 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
     directory = attempt.directory
     with attempt.phase("load_base"):
         import canonicalise
+        import compute
         import probes
         import torch
         from peft.utils import set_peft_model_state_dict
@@ -35,15 +36,18 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
         except Exception as error:
             raise TrainerError("ADAPTER_UNREADABLE", f"adapter_model.safetensors cannot be read: {error}", "adapter_model.safetensors") from error
         check_values(weights)
-        model = load_base(directory)
+        on_gpu = spec["device"] != "cpu" and torch.cuda.is_available()
+        compute_type = compute.BF16 if on_gpu else compute.native_type()
+        model = load_base(directory, compute_type)
         with time_limit(f"applying the patterns of adapter_config.json to {len(weights) // 2} modules"):
             model = attach_adapter(model, config, weights)
         loaded = set_peft_model_state_dict(model, weights)
         if loaded.unexpected_keys:
             raise TrainerError("ADAPTER_TENSOR_UNKNOWN", f"PEFT has no place for tensor {loaded.unexpected_keys[0]}.", loaded.unexpected_keys[0])
         model.config.use_cache = False
-        if spec["device"] != "cpu" and torch.cuda.is_available():
+        if on_gpu:
             model.to("cuda")
+        attempt.result["environment"] = compute.describe(compute_type, spec["training"]["seed"], on_gpu)
         tokens = model.generation_config.eos_token_id
         stop = set(tokens) if isinstance(tokens, list) else {tokens} - {None}
 

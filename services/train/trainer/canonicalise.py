@@ -61,11 +61,14 @@ def canonical_tensors(model) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def load_published(model, tensors: dict[str, torch.Tensor]) -> None:
-    """Loads the published tensors into the model, so that evaluation and probes use exactly the weights that will be served."""
+    """
+    Loads the published tensors into the model, in the type that it computes in (PEFT would convert its inputs to the type of the
+    weights), so that evaluation and probes use exactly the weights that will be served.
+    """
     for name, layer in lora_layers(model).items():
         for part in ("lora_A", "lora_B"):
             linear = getattr(layer, part)[ADAPTER]
-            weight = tensors[f"base_model.model.{name}.{part}.weight"].to(linear.weight.device)
+            weight = tensors[f"base_model.model.{name}.{part}.weight"].to(linear.weight.device, model.dtype)
             linear.weight = torch.nn.Parameter(weight, requires_grad=False)
         layer.scaling[ADAPTER] = 1.0
 

@@ -119,12 +119,13 @@ class Reporter(TrainerCallback):
 
     emit(line): appends to progress.jsonl. evaluate(): the loss on the evaluation rows, or None if there are none.
     stop_wanted(): whether this process got SIGTERM. fingerprint: what a checkpoint must share with a run to continue it.
+    compute_type: stands in each checkpoint, so that a process on another kind of processor goes on in it.
     """
 
-    def __init__(self, trainer: LoraTrainer, directory: Path, emit, evaluate, eval_steps, save_total_limit, stop_wanted, fingerprint):
+    def __init__(self, trainer: LoraTrainer, directory: Path, emit, evaluate, eval_steps, save_total_limit, stop_wanted, fingerprint, compute_type):
         self.trainer, self.directory, self.emit, self.evaluate = trainer, directory, emit, evaluate
         self.eval_steps, self.save_total_limit = eval_steps, save_total_limit
-        self.stop_wanted, self.fingerprint = stop_wanted, fingerprint
+        self.stop_wanted, self.fingerprint, self.compute_type = stop_wanted, fingerprint, compute_type
         self.stopped = False
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -180,7 +181,7 @@ class Reporter(TrainerCallback):
         meter = self.trainer.meter.of_all_ranks()  # waits for all ranks, so all have written their files
         partial = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
-            name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint)
+            name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint, self.compute_type)
             self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
             for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:
                 shutil.rmtree(old)
@@ -192,7 +193,7 @@ class Reporter(TrainerCallback):
         return (self.trainer.meter.tokens_seen - self.first_tokens) * sum_over_ranks(1) / max(time.monotonic() - self.started, 1e-9)
 
 
-def commit_checkpoint(partial: Path, directory: Path, step: int, meter: dict, fingerprint: str) -> str:
+def commit_checkpoint(partial: Path, directory: Path, step: int, meter: dict, fingerprint: str, compute_type: str) -> str:
     """Adds our state, then the manifest with every file's digest, then renames. Returns the checkpoint's name."""
     for unwanted in ("training_args.bin", "README.md"):  # a pickle of this process; an empty model card
         (partial / unwanted).unlink(missing_ok=True)
@@ -203,7 +204,7 @@ def commit_checkpoint(partial: Path, directory: Path, step: int, meter: dict, fi
             path.chmod(0o644)  # safetensors makes files that only its own user reads; who stores them may be another one
             files.append({"path": str(path.relative_to(partial)), "size": path.stat().st_size, "sha256": digest(path)})
     with open(partial / MANIFEST, "w") as file:
-        json.dump({"version": 1, "step": step, "fingerprint": fingerprint, "files": files}, file, indent=1)
+        json.dump({"version": 1, "step": step, "fingerprint": fingerprint, "compute_type": compute_type, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     target = directory / f"step-{step:08d}"

@@ -21,6 +21,8 @@ Out:
     DIR/adapter/        what a server loads; see canonicalise.py
     DIR/result.json     last of all, whole or not at all
 
+It computes in bf16 on a GPU and on a processor that does so natively, else in float32 (compute.py); result.json says which.
+
 Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to go on. 1: failed, result.json says why:
 
     SPEC_INVALID  LORA_FIELD_REFUSED  TRAINING_FIELD_REFUSED                            the spec
@@ -118,6 +120,7 @@ class Attempt:
             "evaluation": None,
             "probes": [],
             "adapter": None,
+            "environment": None,
             "phases": {},
         }
 
@@ -186,6 +189,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         if settings["full_determinism"]:  # read when the first product runs on a GPU, before transformers would set it
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         import canonicalise
+        import compute
         import loop
         import packing
         import probes
@@ -199,7 +203,12 @@ def supervise(attempt: Attempt, spec: dict) -> None:
                 "A GPU was asked for, and torch finds none. Is the driver there, and does the container get the device? On a CPU it"
                 " would take days; to train there anyway, ask for device cpu.",
             )
-        model = load_base(directory)
+        fingerprint = fingerprint_of(spec, directory / "shards")
+        checkpoint = newest_checkpoint(attempt, fingerprint)
+        compute_type = compute.BF16 if on_gpu else compute.native_type()
+        if checkpoint is not None:  # goes on as it began, so that all steps are of one kind
+            compute_type = json.loads((checkpoint / loop.MANIFEST).read_text()).get("compute_type", compute.BF16)
+        model = load_base(directory, compute_type)
         vocabulary = model.get_input_embeddings().num_embeddings
         rows = packing.Rows(directory / "shards", "train", vocabulary)
         held_out = packing.Rows(directory / "shards", "eval", vocabulary)
@@ -214,6 +223,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             model.to("cuda")
         model.config.use_cache = False
+        attempt.result["environment"] = compute.describe(compute_type, settings["seed"], on_gpu)
         stop_tokens = as_set(model.generation_config.eos_token_id)
 
     with attempt.phase("self_test"):
@@ -229,7 +239,8 @@ def supervise(attempt: Attempt, spec: dict) -> None:
 
     with attempt.phase("train"):
         served = [(parameter, parameter.dtype) for parameter in model.parameters()]
-        if not settings["bf16"]:
+        in_bf16 = settings["bf16"] and compute_type == compute.BF16
+        if not in_bf16:
             for parameter in model.parameters():  # not model.float(), which would also convert buffers, whose dtypes must stay
                 parameter.data = parameter.data.float()
         if settings["gradient_checkpointing"]:
@@ -240,7 +251,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
             model=model,
             args=TrainingArguments(
                 output_dir=str(directory / "checkpoints/.partial"),
-                **{name: value for name, value in settings.items() if name not in OURS and value is not None},
+                **{name: value for name, value in settings.items() if name not in OURS and value is not None} | {"bf16": in_bf16},
                 gradient_checkpointing_kwargs={"use_reentrant": False} if settings["gradient_checkpointing"] else None,
                 use_cpu=not on_gpu,
                 ddp_backend=None if on_gpu or WORLD_SIZE == 1 else "gloo",
@@ -258,7 +269,6 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.meter, trainer.sign_of_life = loop.Meter(), attempt.sign_of_life
-        fingerprint = fingerprint_of(spec, directory / "shards")
         reporter = loop.Reporter(
             trainer=trainer,
             directory=directory / "checkpoints",
@@ -268,9 +278,9 @@ def supervise(attempt: Attempt, spec: dict) -> None:
             save_total_limit=settings["save_total_limit"],
             stop_wanted=lambda: attempt.stop_wanted,
             fingerprint=fingerprint,
+            compute_type=compute_type,
         )
         trainer.add_callback(reporter)
-        checkpoint = newest_checkpoint(attempt, fingerprint)
         if checkpoint is not None:
             trainer.meter = loop.Meter(**json.loads((checkpoint / loop.METER).read_text())).of_this_rank()
         meter = trainer.meter
@@ -293,7 +303,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         return
 
     with attempt.phase("save"):
-        # From here on the model is as it will be served: bf16 without autocast, with the published adapter.
+        # From here on the model is as it will be served: without autocast, with the published adapter.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         for parameter, dtype in served:
             parameter.data = parameter.data.to(dtype)
@@ -321,8 +331,8 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers)
 
 
-def load_base(directory: Path):
-    """The base in bf16. Raises BASE_UNREADABLE."""
+def load_base(directory: Path, compute_type: str):
+    """The base in `compute_type`, "bfloat16" or "float32". Raises BASE_UNREADABLE."""
     import packing  # noqa: F401  registers the attention
     import torch
     from transformers import AutoModelForCausalLM
@@ -330,7 +340,7 @@ def load_base(directory: Path):
 
     disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(directory / "base", dtype=torch.bfloat16, attn_implementation="by_sequence", local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(directory / "base", dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True)
     except Exception as error:
         raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error
 

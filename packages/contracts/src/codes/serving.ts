@@ -124,8 +124,8 @@ export const gateCodes = defineArea(
       "operator",
     ],
     PROOF_SCALING: [
-      "The replica applies the adapter more strongly or more weakly than the trainer did.",
-      "Check lora_alpha, the rank and the scaling in adapter_config.json.",
+      "The replica applies the adapter more strongly or more weakly than the trainer did, or a part of it not at all.",
+      "Check lora_alpha, the rank and the scaling in adapter_config.json, and that no layer is missing.",
     ],
     PROOF_DISAGREES: [
       "The replica's answers with this adapter are not those that the trainer recorded; it answers as with another adapter.",

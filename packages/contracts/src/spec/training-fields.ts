@@ -37,8 +37,8 @@ const judgedTrainingArguments: JudgedFields = {
     "Remove it (bf16 is the default), or write bf16: false for fp32",
     false,
   ),
-  bf16_full_eval: neutral("held-out rows are evaluated in bf16, as the adapter is served", false, true),
-  fp16_full_eval: neutral("held-out rows are evaluated in bf16, as the adapter is served", false),
+  bf16_full_eval: neutral("held-out rows are evaluated in what the machine computes in natively", false, true),
+  fp16_full_eval: neutral("held-out rows are evaluated in what the machine computes in natively", false),
   tf32: neutral(device),
   gradient_checkpointing_kwargs: neutral("the trainer chooses; the gradients are the same", {}),
   torch_compile: neutral(speed, false),
@@ -335,7 +335,7 @@ export const trainingFields = z
       .optional()
       .meta({ default: false })
       .describe("Deterministic kernels on a GPU too, which are slower; on a CPU two runs are always the same."),
-    bf16: z.boolean().default(true).describe("Mixed precision; false: fp32."),
+    bf16: z.boolean().default(true).describe("Mixed precision; false: fp32. On a processor without native bf16 it is fp32 in any case."),
   })
   .meta({ description: "Names and meanings of transformers.TrainingArguments.", ...judgedPattern(judgedTrainingFields) });
 type TrainingInput = z.input<typeof trainingFields>;

@@ -26,7 +26,7 @@ import { engines as engineTable } from "../engines/table.ts";
 import { isLoraName, partsOfLoraName } from "../lora-names.ts";
 import { type AdapterFiles, createAdapterFiles } from "./adapters/adapter-files.ts";
 import { createAdapterMemory } from "./adapters/adapter-memory.ts";
-import { createAdapterSteps } from "./adapters/adapter-steps.ts";
+import { createAdapterSteps, type EngineFacts } from "./adapters/adapter-steps.ts";
 import { createAdapterWork } from "./adapters/adapter-work.ts";
 import { checkTemplate } from "./check-template.ts";
 import { systemClock } from "./clock.ts";
@@ -330,8 +330,8 @@ function limitsOf(
   engine: string,
   maxLoraRank: number | undefined,
   registered: () => Promise<EngineRecord | undefined>,
-): () => Promise<Pick<EngineRecord, "maxLoraRank">> {
-  let known: Pick<EngineRecord, "maxLoraRank"> | undefined = maxLoraRank === undefined ? undefined : { maxLoraRank };
+): () => Promise<EngineFacts> {
+  let known: EngineFacts | undefined = maxLoraRank === undefined ? undefined : { maxLoraRank };
   return async () => {
     known ??= await registered();
     if (known !== undefined) return known;

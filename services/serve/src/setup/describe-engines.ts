@@ -4,6 +4,7 @@ import { dirname, join } from "node:path";
 import {
   defaultEngineKind,
   type EngineRecord,
+  type ComputeType,
   type EngineSettings,
   engineSettingsList,
   type Problem,
@@ -38,7 +39,7 @@ export async function readEngineSettings(file: string): Promise<EngineSettings[]
 export async function describeEngines(settings: readonly EngineSettings[], basesDir: string): Promise<Omit<EngineRecord, "updatedAt">[]> {
   const loadBase = createBases(basesDir);
   const described: Omit<EngineRecord, "updatedAt">[] = [];
-  for (const { engine, kind, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, tenants, tasks, promptLogprobs } of settings) {
+  for (const { engine, kind, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, dtype, tenants, tasks, promptLogprobs } of settings) {
     const aboutBase = async () => {
       const loaded = await loadBase(base);
       return { base: loaded.ref, origin: await readBaseOrigin(join(basesDir, base)), ...(await describeTemplate(loaded)) };
@@ -50,6 +51,7 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
       maxLoras,
       maxCpuLoras,
       maxModelLen,
+      computeType: dtype === undefined ? undefined : computeTypes[dtype],
       tenants: tenants?.length === 0 ? null : tenants,
       tasks,
       promptLogprobs,
@@ -61,6 +63,13 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
   }
   return described;
 }
+
+/** What the proof has limits for. `auto` is what the base's config.json says, which may be anything. */
+const computeTypes: Partial<Record<NonNullable<EngineSettings["dtype"]>, ComputeType>> = {
+  bfloat16: "bfloat16",
+  float: "float32",
+  float32: "float32",
+};
 
 const problemOfBase = (error: unknown, engine: string, base: string): Problem =>
   error instanceof PermanentError

@@ -40,6 +40,7 @@ export function evidenceFor(input: {
     templateDigest: tokens.templateDigest,
     evaluation: result.evaluation,
     probes: result.probes,
+    environment: result.environment,
     lossHistory: result.loss_history,
     evalHistory: result.eval_history,
   };

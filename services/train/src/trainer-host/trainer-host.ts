@@ -67,7 +67,7 @@ export function createLocalTrainerHost(options: {
 
 /** Names of variables that may go from the courier's environment into that of a trainer that is its child. All others may be secrets. */
 const forTrainer =
-  /^(?:PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|TZ|TMPDIR|TMP|TEMP|LD_LIBRARY_PATH|LD_PRELOAD|XDG_CACHE_HOME|HF_HOME|(?:LC|PYTHON|VIRTUAL_ENV|CONDA|CUDA|CUBLAS|CUDNN|NVIDIA|NCCL|UCX|FI|GLOO|ROCM|ROCR|HIP|HSA|MIOPEN|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH|TRITON|OMP|GOMP|KMP|MKL|OPENBLAS|MALLOC|HF_HUB|TRANSFORMERS|TOKENIZERS|ACCELERATE|TRAINER)(?:_.*)?|PYTHON\w*)$/;
+  /^(?:PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|TZ|TMPDIR|TMP|TEMP|LD_LIBRARY_PATH|LD_PRELOAD|XDG_CACHE_HOME|HF_HOME|(?:LC|PYTHON|VIRTUAL_ENV|CONDA|CUDA|CUBLAS|CUDNN|NVIDIA|NCCL|UCX|FI|GLOO|ROCM|ROCR|HIP|HSA|MIOPEN|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH|TRITON|OMP|GOMP|KMP|MKL|ONEDNN|DNNL|ATEN|OPENBLAS|MALLOC|HF_HUB|TRANSFORMERS|TOKENIZERS|ACCELERATE|TRAINER)(?:_.*)?|PYTHON\w*)$/;
 
 /** Of an environment what a trainer needs: the machine's and its libraries' settings, and `TRAINER_*`. */
 export const trainerEnvironment = (env: Record<string, string | undefined>): Record<string, string | undefined> =>

@@ -81,7 +81,15 @@ describe("a trainer behind a socket", () => {
 });
 
 it("a trainer that is the courier's child gets settings of its machine, and no secrets", () => {
-  const machine = { PATH: "/bin", CUDA_VISIBLE_DEVICES: "0", NCCL_DEBUG: "INFO", OMP_NUM_THREADS: "2", HF_HUB_OFFLINE: "1", LC_ALL: "C" };
+  const machine = {
+    PATH: "/bin",
+    CUDA_VISIBLE_DEVICES: "0",
+    ONEDNN_MAX_CPU_ISA: "AVX2",
+    NCCL_DEBUG: "INFO",
+    OMP_NUM_THREADS: "2",
+    HF_HUB_OFFLINE: "1",
+    LC_ALL: "C",
+  };
   const more = { PYTHONPATH: "/x", LD_LIBRARY_PATH: "/lib", TRAINER_SCRIPT: "{}" };
   const secrets = {
     NATS_PASS: "p",

@@ -10,6 +10,7 @@ import signal
 import time
 from unittest.mock import patch
 
+import compute
 import pytest
 from conftest import TRAINER, make_rows
 
@@ -70,11 +71,12 @@ def test_the_same_run_gives_the_same_bytes(directory):
     assert first.result["loss_history"] == second.result["loss_history"]
 
 
-def test_probes_record_what_the_published_adapter_says(directory):
+def test_probes_record_what_the_published_adapter_says(directory, monkeypatch):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    monkeypatch.setattr(compute, "native_type", lambda: compute.BF16)
     prompts = [{"name": "a", "input_ids": [1, 5, 9, 12]}, {"name": "b", "input_ids": [7, 40, 11, 3, 20, 33]}]
     run = directory(probes=prompts)
     assert run.run() == 0

@@ -10,6 +10,9 @@ import { decideProof, type ProofDecision } from "../../decide-proof.ts";
 import { chooseProbes, measureProbes } from "../../measure-probes.ts";
 import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type LoraEngine } from "../../engines/lora-engine.ts";
 
+/** What loading and proving need of an engine's record. */
+export type EngineFacts = Pick<EngineRecord, "maxLoraRank" | "computeType">;
+
 export interface AdapterSteps {
   /** Fetches, judges and loads. Throws what `faultOf` understands. */
   load(adapter: WantedAdapter): Promise<void>;
@@ -37,7 +40,7 @@ export function createAdapterSteps({
   telemetry: Telemetry;
   base: string;
   /** What the engine was started for. */
-  limits(): Promise<Pick<EngineRecord, "maxLoraRank">>;
+  limits(): Promise<EngineFacts>;
 }): AdapterSteps {
   const evidenceCache = new Map<string, Evidence>();
   const evidenceOf = async ({ tenant, evidence }: WantedAdapter): Promise<Evidence> => {
@@ -67,9 +70,10 @@ export function createAdapterSteps({
         const { loraName } = adapter;
         const before = engine.incarnation;
         if (!(await files.verify(adapter))) return { kind: "spoiled" };
-        const { probes } = await evidenceOf(adapter);
+        const { probes, environment } = await evidenceOf(adapter);
+        const computed = { recorded: environment?.compute_type, replica: (await limits()).computeType };
         const measure = async (): Promise<ProofDecision> =>
-          decideProof(await measureProbes(client, { base, loraName, probes: chooseProbes(probes) }), new Date().toISOString());
+          decideProof(await measureProbes(client, { base, loraName, probes: chooseProbes(probes) }), new Date().toISOString(), computed);
         let decision = await measure();
         // A refusal is for good, so it takes two measurements: other requests in the same batch must not decide it.
         if (decision.kind === "refused") decision = await measure();

@@ -108,7 +108,7 @@ const canBeProven: Judge = ({ evidence }) => {
     };
   }
   const effect = recordedEffect(evidence.probes);
-  return effect < proofLimits.leastEffect
+  return effect < proofLimits.bfloat16.leastEffect
     ? {
         code: "NO_EFFECT",
         message: `the adapter answers like the base (its logprobs on the probes differ by ${lossText(effect)}): training changed nothing. Raise training.learning_rate or the number of steps, or look at the dataset.`,

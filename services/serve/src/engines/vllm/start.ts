@@ -1,4 +1,5 @@
 /** How vLLM has to be started for Loraline: the flags and environment variables that do not depend on the machine. */
+import type { ComputeType } from "@loraline/contracts";
 
 interface VllmStart {
   /** Folder of the base. */
@@ -30,9 +31,9 @@ export const vllmArgs = (start: VllmStart): string[] => [
 ];
 
 /** Flags of an engine on a CPU that shares its machine with training. */
-export const vllmCpuArgs: readonly string[] = [
+export const vllmCpuArgs = (computeType: ComputeType): string[] => [
   "--max-num-seqs=16",
-  "--dtype=bfloat16",
+  `--dtype=${computeType}`,
   "--enforce-eager",
   // One process less: the model runs in the engine process, not in a worker of it.
   "--distributed-executor-backend=uni",

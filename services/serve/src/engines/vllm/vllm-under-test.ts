@@ -3,8 +3,8 @@ import { readFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { BaseRef } from "@loraline/contracts";
-import { spawnGuarded } from "@loraline/runtime";
+import type { BaseRef, ComputeType } from "@loraline/contracts";
+import { nativeComputeType, spawnGuarded } from "@loraline/runtime";
 import { vllmArgs, vllmCpuArgs, vllmCpuEnv, vllmEnv } from "./start.ts";
 
 /** The key that it asks for. */
@@ -15,10 +15,12 @@ export async function startVllm({
   root,
   base,
   logFile,
+  computeType = nativeComputeType(process.env),
 }: {
   root: string;
   base: BaseRef;
   logFile: string;
+  computeType?: ComputeType;
 }): Promise<{ url: string; restart(): Promise<void> } & AsyncDisposable> {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
@@ -37,7 +39,7 @@ export async function startVllm({
           maxCpuLoras: 16,
           maxModelLen: 2048,
         }),
-        ...vllmCpuArgs,
+        ...vllmCpuArgs(computeType),
         "--middleware=loraline_guard.RequireKey",
         "--shutdown-timeout=30",
       ],
