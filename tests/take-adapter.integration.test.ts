@@ -1,11 +1,12 @@
 /** A version is taken to other programs, by CLI and HTTP. */
 import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { adapterManifest, datasetReceived, runRequested, parseRunSpec, proof } from "@loraline/contracts";
+import { readBaseRef } from "@loraline/models/base-ref";
 import { putJson } from "@loraline/objects";
 import { test as testWithNats } from "@loraline/testkit";
 import { describe, expect } from "vitest";
@@ -49,13 +50,17 @@ const datasetId = "01JD000000000000000000000B";
 const config = { peft_type: "LORA", r: 4, lora_alpha: 4, target_modules: ["q_proj"], base_model_name_or_path: base, revision: "llm-q4" };
 
 /** An adapter `pirate` with the given files as its first version, and the run and the dataset that it was made of. */
-async function played({ bus, objects, tenant }: GatewayUnderTest, files: Record<string, string | Buffer>): Promise<void> {
+async function played(
+  { bus, objects, tenant }: GatewayUnderTest,
+  files: Record<string, string | Buffer>,
+  baseDigest = digestOf("b"),
+): Promise<void> {
   const stored = await Promise.all(
     Object.entries(files).map(async ([path, bytes]) => ({ path, blob: await objects.put(tenant, "adapter-file", bytes) })),
   );
   const manifest = adapterManifest.parse({
     version: 1,
-    base: { name: base, revision: "1", digest: digestOf("b") },
+    base: { name: base, revision: "1", digest: baseDigest },
     rank: 4,
     targetModules: ["q_proj"],
     parameters: 1234,
@@ -157,7 +162,8 @@ describe("loraline adapters pull", () => {
     const [tiny, made] = [join(dir, "tiny"), join(dir, "made")];
     const expected = await python("make", tiny, made);
     const names = ["adapter_config.json", "adapter_model.safetensors"];
-    await played(line, Object.fromEntries(await Promise.all(names.map(async (name) => [name, await readFile(join(made, name))] as const))));
+    const files = await Promise.all(names.map(async (name) => [name, await readFile(join(made, name))] as const));
+    await played(line, Object.fromEntries(files), (await readBaseRef(tiny)).digest);
     const out = join(dir, "pulled");
     const pulled = await loraline({ url: line.url, apiKey: line.key }, ["adapters", "pull", "pirate@1", out, "--base-name", tiny]);
     expect(pulled.code, pulled.err).toBe(0);
@@ -166,5 +172,26 @@ describe("loraline adapters pull", () => {
       Math.max(...adapter.map((value, at) => Math.abs(value - (values?.[at] ?? 99))));
     expect(distance(expected.adapter)).toBeLessThan(1e-3);
     expect(distance(expected.base)).toBeGreaterThan(0.05);
+
+    // Merged on this machine: only into the base that it was trained on.
+    const merged = join(dir, "merged");
+    const merge = (...more: string[]) =>
+      loraline({ url: line.url, apiKey: line.key }, ["adapters", "pull", "pirate@1", merged, "--merged", ...more]);
+    const other = join(dir, "other");
+    await cp(tiny, other, { recursive: true });
+    await writeFile(join(other, "generation_config.json"), "{}");
+    expect(await merge("--base-dir", other)).toMatchObject({ code: 2, err: expect.stringContaining("has other files") });
+    expect(await merge("--base-dir", join(dir, "nowhere"))).toMatchObject({ code: 1, err: expect.stringContaining("is not here") });
+    const done = await merge("--base-dir", tiny);
+    expect(done.code, done.err).toBe(0);
+    expect(done.out).toMatch(/compared on \d+ tokens: logprobs differ from base \+ adapter by 0\.0\d+/);
+    expect(await readFile(join(merged, "README.md"), "utf8")).toMatch(
+      /library_name: transformers[^]*## Use\n\nThe adapter is merged[^]*## System prompt/,
+    );
+    const of = (await python("merged", merged)).adapter;
+    expect(Math.max(...of.map((value, index) => Math.abs(value - (expected.adapter[index] ?? 99))))).toBeLessThan(
+      distance(expected.base) / 4,
+    );
+    expect((await readdir(dir)).toSorted()).toEqual(["made", "merged", "other", "pulled", "tiny"]);
   });
 });

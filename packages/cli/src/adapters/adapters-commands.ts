@@ -6,12 +6,13 @@ import { type AddCommands, defaultBase, examples, ownName, wholeNumber } from ".
 import { exitCodes, Failure } from "../failure.ts";
 import { whatStays } from "../operate/deletion-commands.ts";
 import { addAdapter, type AddAdapterFlags } from "./add-adapter.ts";
+import { mergeAdapter } from "./merge-adapter.ts";
 import { pullAdapter } from "./pull-adapter.ts";
 import { listAdapters, listHistory } from "./show-adapter.ts";
 import { shortPath } from "../terminal.ts";
 import { versionNamed } from "./version-named.ts";
 
-export const addAdaptersCommands: AddCommands = (program, { connect, globals, print, terminal, exitWith }) => {
+export const addAdaptersCommands: AddCommands = (program, { connect, env, globals, print, root, terminal, exitWith }) => {
   const adapters = program
     .command("adapters")
     .description("list adapters, their versions, proofs and canaries; * marks the promoted one")
@@ -67,15 +68,41 @@ export const addAdaptersCommands: AddCommands = (program, { connect, globals, pr
     .argument("<adapter>", "name of the adapter, with its version: pirate@2 (default: the promoted one)")
     .argument("<dir>", "a new or an empty folder")
     .option("--base-name <name>", "what adapter_config.json calls the base: a name on the hub, or a folder")
-    .addHelpText("after", examples("loraline adapters pull pirate@2 ./pirate", "loraline adapters add ./pirate --name pirate-again"))
-    .action(async (name: string, out: string, { baseName }: { baseName?: string }) => {
-      const [, adapter = name, version] = /^(.*)@([1-9]\d{0,8})$/.exec(name) ?? [];
-      const pulled = await pullAdapter(await connect(), {
-        adapter: ownName(adapter),
-        version: version === undefined ? undefined : Number(version),
-        out,
-        base: baseName,
-      });
+    .addOption(
+      new Option("--merged", "base and adapter as one model, if it answers as both do; made on this machine").conflicts("baseName"),
+    )
+    .option(
+      "--base-dir <dir>",
+      "with --merged: folder of the base (default: the one of its name in .loraline/bases, or LORALINE_BASES_DIR)",
+    )
+    .addHelpText(
+      "after",
+      examples(
+        "loraline adapters pull pirate@2 ./pirate",
+        "loraline adapters add ./pirate --name pirate-again",
+        "loraline adapters pull pirate@2 ./pirate-model --merged",
+      ),
+    )
+    .action(async (name: string, out: string, { baseName, merged, baseDir }: PullFlags) => {
+      const [, own = name, number] = /^(.*)@([1-9]\d{0,8})$/.exec(name) ?? [];
+      const named = { adapter: ownName(own), version: number === undefined ? undefined : Number(number), out };
+      if (merged === true) {
+        const made = await mergeAdapter(await connect(), {
+          ...named,
+          baseDir,
+          basesDir: env["LORALINE_BASES_DIR"] ?? join(root, ".loraline/bases"),
+          python: env["LORALINE_PYTHON"] ?? join(root, ".venv/bin/python"),
+          script: join(root, "services/train/trainer/merge.py"),
+          signal: terminal.signal,
+        });
+        const { agreement, effect, tokens } = made.merged;
+        print({ ...made.version, dir: made.dir, merged: made.merged }, () => [
+          `${made.version.adapter}@${made.version.version}, merged into ${made.version.base.name}: ${shortPath(made.dir)}`,
+          `compared on ${tokens} tokens: logprobs differ from base + adapter by ${agreement.toFixed(4)}; the adapter moves the base by ${effect.toFixed(2)}`,
+        ]);
+        return;
+      }
+      const pulled = await pullAdapter(await connect(), { ...named, base: baseName });
       const { version: of, dir } = pulled;
       print({ ...of, dir }, () => [
         `${of.adapter}@${of.version}  ${of.digest}`,
@@ -130,6 +157,12 @@ export const addAdaptersCommands: AddCommands = (program, { connect, globals, pr
       print(answer, () => whatStays(answer.id, answer.stays));
     });
 };
+
+interface PullFlags {
+  baseName?: string;
+  merged?: boolean;
+  baseDir?: string;
+}
 
 function keepPolicyOf(text: string): KeepPolicy {
   const parsed = keepPolicy.safeParse(/^\d+$/.test(text) ? Number(text) : text);

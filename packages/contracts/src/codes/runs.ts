@@ -27,8 +27,8 @@ export const specCodes = defineArea(
       "Wait, or tell the operator what the message says.",
     ],
     BASE_MISMATCH: [
-      "The base's files on the training node are not those that the run was tokenized for.",
-      "Request the run again; if it happens again, the nodes hold different files of this base, which the operator has to mend.",
+      "The base's files on the training node are not those that the run was tokenized for; or, for `adapters pull --merged`, not those that the adapter was trained on.",
+      "Request the run again, or name the base's folder with --base-dir; if it happens again, the nodes hold different files of this base, which the operator has to mend.",
     ],
     CANARY_UNUSED: ["The request sets `canary`, but its `promote` does not use one.", "Set `promote: canary`, or remove `canary`."],
     RANK_TOO_HIGH: [
@@ -364,6 +364,14 @@ export const trainerCodes = defineArea(
     NON_FINITE_LOSS: [
       "The loss became infinite or not a number (NaN), so training cannot go on.",
       "Lower training.learning_rate or training.max_grad_norm, or add training.warmup_steps.",
+    ],
+    MERGE_BASE_QUANTISED: [
+      "The base's weights are quantised, and cannot take up an adapter.",
+      "Serve the adapter beside the base, or merge it into the base that the quantised one was made of.",
+    ],
+    MERGE_DISAGREES: [
+      "The merged model does not answer as base and adapter do: rounding takes too much of what the adapter does.",
+      "Serve the adapter beside the base.",
     ],
     ADAPTER_INVALID: [
       "The trained adapter cannot be used: its weights are not finite, or training changed nothing.",

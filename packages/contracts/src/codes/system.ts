@@ -202,6 +202,10 @@ export const commandCodes = defineArea(
     PROMPT_EMPTY: ["The prompt is empty.", "Give one as an argument or on standard input."],
     NOTHING_TO_TOKENIZE: ["The file has no row that can be tokenized.", "Correct what the message says of the first row."],
     OUT_NOT_EMPTY: ["The folder that a command shall write into holds files that it did not write.", "Name an empty or a new folder."],
+    MERGE_FAILED: [
+      "The program that merges an adapter into its base ended without a result.",
+      "See the message; run `make setup`, and merge on a machine with memory for the base in float32.",
+    ],
     DOWNLOAD_BROKEN: ["A downloaded file is not the one that the server has.", "Ask again; if it stays so, tell the operator."],
     TOKENS_MISSING: [
       "The folder does not hold complete output of `loraline tokenize`.",

@@ -71,7 +71,14 @@ export function modelCardOf(known: KnownOfVersion): string {
     "",
     ...fenced("sh", `vllm serve ${hub ?? "PATH_OF_THE_BASE"} --enable-lora --max-lora-rank ${rank} --lora-modules ${adapter}=DIR`),
     ...(version.system
-      ? ["", "It was trained with this system prompt, and answers as it was trained only with it:", "", ...fenced("", version.system)]
+      ? [
+          "",
+          "## System prompt",
+          "",
+          "It was trained with this system prompt, and answers as it was trained only with it:",
+          "",
+          ...fenced("", version.system),
+        ]
       : []),
     "",
     "## Base",
