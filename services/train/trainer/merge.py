@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from spec import TrainerError
 
@@ -59,11 +60,11 @@ def merge(base_dir: Path, adapter_dir: Path, out: Path) -> dict:
     with model.disable_adapter():
         without = [logprobs(model, *sequence) for sequence in sequences]
 
-    merged: torch.nn.Module = model.merge_and_unload(safe_merge=True)
+    merged: Any = model.merge_and_unload(safe_merge=True)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        merged.to(stored_dtype).save_pretrained(partial)  # pyright: ignore[reportCallIssue]
+        merged.to(stored_dtype).save_pretrained(partial)
         for path in base_dir.iterdir():
             # The tokenizer, its template and the licence: all that is neither weights nor written anew.
             if path.is_file() and not (partial / path.name).exists() and not is_weights(path.name) and path.name not in ("base.json", "README.md"):
@@ -92,7 +93,7 @@ def prompts_of(base_dir: Path, vocabulary: int) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base_dir, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(base_dir, local_files_only=True)
     except Exception:
         return [[(7 * i + j) % vocabulary for j in range(1, 6)] for i in range(len(PROMPTS))]
     if not tokenizer.chat_template:
