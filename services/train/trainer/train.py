@@ -245,13 +245,14 @@ def supervise(attempt: Attempt, spec: dict) -> None:
                 parameter.data = parameter.data.float()
         if settings["gradient_checkpointing"]:
             model.enable_input_require_grads()
+        given: dict[str, Any] = {name: value for name, value in settings.items() if name not in OURS and value is not None} | {"bf16": in_bf16}
         trainer = loop.LoraTrainer(
             loraplus_lr_ratio=settings["loraplus_lr_ratio"],
             neftune_noise_alpha=settings["neftune_noise_alpha"],
             model=model,
             args=TrainingArguments(
                 output_dir=str(directory / "checkpoints/.partial"),
-                **{name: value for name, value in settings.items() if name not in OURS and value is not None} | {"bf16": in_bf16},
+                **given,
                 gradient_checkpointing_kwargs={"use_reentrant": False} if settings["gradient_checkpointing"] else None,
                 use_cpu=not on_gpu,
                 ddp_backend=None if on_gpu or WORLD_SIZE == 1 else "gloo",
@@ -340,7 +341,9 @@ def load_base(directory: Path, compute_type: str):
 
     disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(directory / "base", dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(
+            directory / "base", dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True
+        )
     except Exception as error:
         raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error
 
