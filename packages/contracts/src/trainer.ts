@@ -55,6 +55,11 @@ export const evaluation = z.object({
   adapter_accuracy: z.number().nullish(),
   rows: z.int(),
   supervised_tokens: z.int(),
+  rows_digest: digest
+    .nullish()
+    .describe(
+      "Of the held-out rows' tokens and labels. Equal: evaluated on the same rows, on whatever machine. Absent: by an older trainer.",
+    ),
 });
 export type Evaluation = z.infer<typeof evaluation>;
 

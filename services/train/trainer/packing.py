@@ -6,6 +6,7 @@ sequences one after the other; the first label of each is -100. A batch is flatt
 other in one row of tokens, without padding. Attention runs on each sequence separately, which is exact and needs no L x L mask.
 """
 
+import hashlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,6 +47,14 @@ class Rows(torch.utils.data.Dataset):
         number, row = self.kept[index]
         values, bounds = self.batches[number]
         return {name: values[name][bounds[name][row] : bounds[name][row + 1]] for name in COLUMNS}
+
+    def digest(self) -> str:
+        """sha256 of all rows: equal for the same tokens and labels in the same order, whatever they are computed in."""
+        sha = hashlib.sha256()
+        for index in range(len(self)):
+            for values in self[index].values():
+                sha.update(len(values).to_bytes(8, "little") + values.astype("<i4").tobytes())
+        return f"sha256:{sha.hexdigest()}"
 
     def sequences(self):
         """Every sequence as (input_ids, labels), in order."""

@@ -322,6 +322,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
                 "base_accuracy": base_accuracy,
                 "adapter_accuracy": adapter_accuracy,
                 "rows": len(held_out),
+                "rows_digest": held_out.digest(),
                 "supervised_tokens": supervised_tokens,
             }
 

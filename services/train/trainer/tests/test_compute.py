@@ -7,6 +7,7 @@ from pathlib import Path
 import compute
 import pytest
 from canonicalise import lora_layers
+from conftest import make_rows
 
 PROCESSORS = json.loads((Path(__file__).parents[4] / "packages/runtime/testdata/processors.json").read_text())  # the services' test reads it too
 
@@ -60,6 +61,16 @@ def test_float32_is_float32_in_every_phase_and_publishes_bf16(directory, process
     assert probe["first"]["adapter"] == pytest.approx(now[probe["first"]["tokens"]].tolist(), abs=1e-4)
     assert probe["first"]["base"] == pytest.approx(before[probe["first"]["tokens"]].tolist(), abs=1e-4)
 
+    processor("bfloat16")
+    in_bf16 = directory("bf16")
+    assert in_bf16.run() == 0
+    here, there = run.result["evaluation"], in_bf16.result["evaluation"]
+    assert here["rows_digest"] == there["rows_digest"] and here["base_loss"] != there["base_loss"]
+    other = directory("other", held_out=make_rows(4, seed=5, packed=1))
+    assert other.run() == 0
+    assert other.result["evaluation"]["rows_digest"] != here["rows_digest"]
+
+    processor("float32")
     in_fp32 = directory("asked", training={"bf16": False})
     assert in_fp32.run() == 0
     assert in_fp32.result["loss_history"] == run.result["loss_history"]

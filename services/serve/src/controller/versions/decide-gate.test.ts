@@ -88,6 +88,7 @@ const promoted = (loss: number, over: Partial<Evaluation> = {}): AdapterState =>
     },
   ],
 });
+const doubt = (over: Partial<GateInput>) => gateDoubt({ ...input, ...over });
 const verdict = (over: Partial<GateInput>) => decideGate({ ...input, ...over })?.code ?? "accepted";
 
 describe("decideGate", () => {
@@ -155,6 +156,20 @@ describe("decideGate", () => {
     expect(verdict({ ...strict, adapter: undefined })).toBe("accepted");
   });
 
+  it("knows the same rows by their digest, though another processor gives the base another loss", () => {
+    const strict = { spec: { ...input.spec, gate: "better-than-promoted" as const } };
+    const rows_digest = `sha256:${"1".repeat(64)}` as const;
+    const here = { ...strict, evaluation: { ...evaluation, rows_digest } };
+    const elsewhere = promoted(1.5, { rows_digest, base_loss: 3.01 });
+    expect(verdict({ ...here, adapter: elsewhere })).toBe("NOT_BETTER_THAN_PROMOTED");
+    expect(doubt({ ...here, adapter: elsewhere })).toBeUndefined();
+    const otherRows = promoted(1.5, { rows_digest: `sha256:${"2".repeat(64)}` });
+    expect(verdict({ ...here, adapter: otherRows })).toBe("accepted");
+    expect(doubt({ ...here, adapter: otherRows })).toContain("on other rows");
+    // Of an older trainer: no digest.
+    expect(verdict({ ...here, adapter: promoted(1.5) })).toBe("NOT_BETTER_THAN_PROMOTED");
+  });
+
   it("asks for accuracy only when told to", () => {
     const judged = (own: number | null, gate: GateInput["spec"]["gate"], other?: number) =>
       verdict({
@@ -173,7 +188,6 @@ describe("decideGate", () => {
   });
 
   it("says what it could not judge", () => {
-    const doubt = (over: Partial<GateInput>) => gateDoubt({ ...input, ...over });
     const strict = { spec: { ...input.spec, gate: "better-than-promoted" as const } };
     expect(doubt({})).toBeUndefined();
     expect(doubt({ adapter: promoted(1.5, { rows: 11 }) })).toBeUndefined(); // not asked
