@@ -418,5 +418,6 @@ def test_a_full_disk(directory, tmp_path):
 def test_every_error_code_is_documented():
     source = "".join(path.read_text() for path in TRAINER.glob("*.py"))
     raised = set(re.findall(r'TrainerError\(\s*"([A-Z_]+)"', source))
-    documented = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bINTERNAL\b", (TRAINER / "train.py").read_text().split('"""')[1]))
+    programs = "".join((TRAINER / name).read_text().split('"""')[1] for name in ("train.py", "merge.py"))
+    documented = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bINTERNAL\b", programs))
     assert raised == documented
