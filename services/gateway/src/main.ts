@@ -9,6 +9,20 @@ import type { OidcOptions } from "./access/oidc.ts";
 import { createProjector } from "./projector.ts";
 import { createGatewayService } from "./service.ts";
 
+/** What browsers send as `Origin`: no path, and no slash at the end. */
+const corsOrigins = z
+  .string()
+  .transform((text) => text.split(",").map((origin) => origin.trim()))
+  .pipe(
+    z.array(
+      z
+        .string()
+        .refine(
+          (origin) => origin === "*" || (URL.canParse(origin) && new URL(origin).origin === origin),
+          "must be * or origins such as https://app.example.com: scheme, host and perhaps port, without a path or a slash at the end",
+        ),
+    ),
+  );
 const bytes = z.coerce.number().int().positive();
 
 await runService({
@@ -38,6 +52,7 @@ await runService({
       .describe(
         "Which addresses replicas may have, separated by commas: loopback, private, 10.4.0.0/16, *.engines.default.svc, each with or without :PORT.",
       ),
+    CORS_ORIGINS: corsOrigins.optional().describe("Origins of web pages that may call the API, separated by commas; `*`: all."),
     HF_ENDPOINT: z.url().optional(),
     HF_TOKEN: z.string().optional(),
     /** host:port, separated by commas: internal hosts that adapters may be fetched from. */
@@ -90,6 +105,7 @@ await runService({
       engineKey: env.ENGINE_API_KEY,
       secret: env.LORALINE_SECRET,
       replicaHosts: env.REPLICA_HOSTS?.split(",").map((host) => host.trim()),
+      corsOrigins: env.CORS_ORIGINS,
       host: env.HOST,
       port: env.PORT,
       tls: tlsOf(env),

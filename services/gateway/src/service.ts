@@ -1,6 +1,7 @@
 /** The gateway: the HTTP API. */
 import { randomFillSync } from "node:crypto";
 import { tmpdir } from "node:os";
+import cors from "@fastify/cors";
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
 import { buckets, type HttpRoute, httpRoutes, openApi, type QuotaSettings, type Scope, type SpanView, version } from "@loraline/contracts";
@@ -61,6 +62,8 @@ export interface GatewayServiceOptions {
   slowBodies?: SlowBodyLimits;
   /** Which addresses agents may say of their replicas (`createReplicaUrlJudge`). Default: of this machine and of private networks. */
   replicaHosts?: readonly string[] | undefined;
+  /** Origins of web pages that may call the API from browsers: `https://app.example.com`, or `*` for all. Default: none. */
+  corsOrigins?: readonly string[] | undefined;
   /** A secret of the installation, the same for all its gateways: keeps tenants apart in the engines' prefix caches. Default: a new one at each start. */
   secret?: string | undefined;
   /** The key with which engines were started (VLLM_API_KEY). */
@@ -215,6 +218,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     });
     parseJsonBodies(app);
     cutOffSlowBodies(app, options.slowBodies ?? slowBodyLimits);
+    await allowOrigins(app, options.corsOrigins ?? []);
     const known = collectRoutes(app);
     let draining = false;
     app.addHook("onRequest", async (request, reply) => {
@@ -307,6 +311,27 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     await owned.disposeAsync();
     throw error;
   }
+}
+
+/** Headers of answers that pages may read, beside those that every page may. */
+const exposedHeaders = [
+  "retry-after",
+  "x-request-id",
+  "x-loraline-version",
+  "x-loraline-replica",
+  "x-loraline-system",
+  ...["requests", "tokens"].flatMap((kind) => ["limit", "remaining", "reset"].map((what) => `x-ratelimit-${what}-${kind}`)),
+];
+
+/** Lets pages of these origins call the API. Keys come in a header that pages set themselves, so browsers are never told to send credentials of their own. */
+async function allowOrigins(app: FastifyInstance, origins: readonly string[]): Promise<void> {
+  if (origins.length === 0) return;
+  await app.register(cors, {
+    origin: origins.includes("*") ? "*" : [...origins],
+    methods: ["GET", "HEAD", "POST", "PUT", "DELETE"],
+    exposedHeaders,
+    maxAge: 600,
+  });
 }
 
 /** Parses JSON bodies. An empty body counts as no body, because the Python SDK sends JSON's Content-Type without a body. */

@@ -186,6 +186,16 @@ export const httpRoutes = {
     answer: embeddingAnswer,
     refusals: [400, 404, 413, 415, 429, 504],
   },
+  createModeration: {
+    method: "POST",
+    path: "/v1/moderations",
+    tag: "OpenAI inference",
+    summary: "Refuse to moderate a text",
+    description: "OpenAI's route, which is not offered: it answers 400 with the reason, so that no text counts as judged.",
+    scopes: ["infer"],
+    bound: "free",
+    refusals: [400, 413, 415],
+  },
   listModels: {
     method: "GET",
     path: "/v1/models",

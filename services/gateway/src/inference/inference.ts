@@ -84,6 +84,12 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
   const engineOf = ({ replicas: [{ state }] }: Routed): EngineRecord | undefined => table.engine(state.engine);
 
   const routes = (app: FastifyInstance): void => {
+    app.post("/moderations", async () => {
+      throw badRequest(
+        "unsupported",
+        "/v1/moderations is not offered: no model here judges texts. Ask a moderation service, or a model of your own at /v1/chat/completions.",
+      );
+    });
     for (const path of inferencePaths) {
       const config = { join: joinVersion, sampled: true } as const;
       app.post(`/${path}`, { bodyLimit: context.bodyLimitBytes, config }, async (request, reply) => {
