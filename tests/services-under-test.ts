@@ -81,6 +81,8 @@ export interface Services extends AsyncDisposable {
   /** Starts an agent beside an engine. */
   startAgent(id: string, engineUrl: string, over?: { publicUrl?: string; wait?: boolean }): Promise<ServiceUnderTest>;
   client(gateway: ServiceUnderTest): ReturnType<typeof clientOf>;
+  /** The end of each service's log, to find out why a test failed: its files go with the test. */
+  lastWords(): Promise<string>;
 }
 
 /** The engine's entry of KV `engines`, and of the file that the serve controller reads. */
@@ -225,6 +227,14 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
         },
       }),
     client: ({ url }) => clientOf({ url, apiKey: bootstrapKey }),
+    async lastWords() {
+      const words = all.map(async ({ id, pid }) => {
+        const log = await readFile(join(dir, "logs", `${id}.log`), "utf8").catch(() => "");
+        const lines = log.trimEnd().split("\n").slice(-5);
+        return `--- ${id} (${pid === undefined ? "does not run" : "runs"})\n${lines.map((line) => line.slice(0, 500)).join("\n")}`;
+      });
+      return (await Promise.all(words)).join("\n");
+    },
     async [Symbol.asyncDispose]() {
       closing = true;
       await Promise.all(

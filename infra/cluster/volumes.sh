@@ -19,10 +19,11 @@ volumes() {
 case ${1:?usage: volumes.sh NAMESPACE} in
   --list) volumes; exit ;;
   --delete)
-    # An attempt has two minutes to save a checkpoint, for a run that nobody follows any more. No pod is made in a namespace that ends.
+    # An attempt has two minutes to save a checkpoint, for a run that nobody follows any more. No pod is made in a namespace that ends. Where
+    # the namespace's end has asked a pod to stop already, the kubelet keeps to those two minutes unless the pod's object goes at once.
     kubectl delete namespace "$2" --ignore-not-found --wait=false
-    kubectl delete pods --all --namespace "$2" --grace-period=1 --wait=false >/dev/null || true
-    kubectl delete namespace "$2" --ignore-not-found --timeout=120s
+    kubectl delete pods --all --namespace "$2" --grace-period=0 --force --wait=false >/dev/null 2>&1 || true
+    kubectl delete namespace "$2" --ignore-not-found --timeout=180s
     kubectl delete persistentvolume -l "loraline.dev/test-namespace=$2" --timeout=60s
     exit ;;
 esac

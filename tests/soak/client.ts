@@ -139,6 +139,11 @@ export function createClient({ tell, gateway, go }: { tell: Tell; gateway: () =>
       const { status, text } = await send(gateway(), "GET", `/v1/loraline/runs/${run}`);
       return status === 200 ? String(parsed(text)["phase"]) : undefined;
     },
+    /** All that the API shows of a run, for the message of a test that waited for it in vain. */
+    async describe(run: string): Promise<string> {
+      const { status, text } = await send(gateway(), "GET", `/v1/loraline/runs/${run}`);
+      return `${run}: ${status} ${text}`;
+    },
     async limit(adapter: string, limits: object): Promise<void> {
       const { status, text } = await send(gateway(), "PUT", `/v1/loraline/limits/${adapter}`, limits);
       if (status !== 200) throw new Error(`the limit was refused: ${status} ${text}`);

@@ -174,6 +174,12 @@ export function observe({
         await eventually("a new run is over", settleMs, () => {
           for (const run of open.keys()) if (!before.has(run)) seen.add(run);
           return [...seen].some((run) => !open.has(run)) ? true : undefined;
+        }).catch(async (error: unknown) => {
+          const runs = await Promise.all([...open.keys()].map((run) => client.describe(run)));
+          const commands = history.filter((entry) => entry.kind === "upload" || entry.kind === "run").slice(-3);
+          throw new Error([String(error), ...runs, ...commands.map((entry) => JSON.stringify(entry)), await services.lastWords()].join("\n"), {
+            cause: error,
+          });
         });
       },
     };

@@ -10,7 +10,7 @@ import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { createLog, createTelemetry, keepTrying, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
 import { runCourier } from "./courier/courier.ts";
-import { outcomeRecord, readJson, writeJson } from "./attempt/attempt-files.ts";
+import { type Outcome, outcomeRecord, readJson, writeJson } from "./attempt/attempt-files.ts";
 import { attemptSpec } from "./attempt/attempt-spec.ts";
 import { courierExit } from "./attempt/courier-exit.ts";
 import { createLocalTrainerHost, trainerEnvironment } from "./trainer-host/trainer-host.ts";
@@ -30,7 +30,6 @@ async function main(): Promise<number> {
       LORALINE_SPANS_DIR: z.string().optional(),
       LORALINE_TRACES: z.enum(["nats"]).optional(),
       COURIER_ATTEMPT: z.string().optional(),
-      COURIER_TERMINATION_LOG: z.string().default("/dev/termination-log"),
       COURIER_INCARNATION: z.string().optional().describe("The pod's UID."),
       COURIER_HANG_SECONDS: z.coerce.number().int().min(1).default(1800).describe("A trainer without a sign of life for so long is ended."),
       JOB_COMPLETION_INDEX: z.coerce.number().int().min(0).default(0).describe("Kubernetes': which of several nodes this is."),
@@ -86,7 +85,7 @@ async function main(): Promise<number> {
   });
   if (code === courierExit.retry && env.COURIER_ATTEMPT !== undefined) {
     const outcome = await readJson(join(dir, "outcome.json"), outcomeRecord);
-    if (outcome !== undefined) await writeFile(env.COURIER_TERMINATION_LOG, JSON.stringify(outcome).slice(0, 4000)).catch(() => {});
+    if (outcome !== undefined) await tellKubernetes(outcome);
   }
   // Spans are worth a moment, and not a hanging collector.
   const flushed = Promise.all([telemetry[Symbol.asyncDispose](), trainerTelemetry[Symbol.asyncDispose]()]);
@@ -107,9 +106,23 @@ async function main(): Promise<number> {
 
 main().then(
   (code) => process.exit(code),
-  (error: unknown) => {
-    const stopped = error instanceof PermanentError && error.code === "STOPPED";
-    log[stopped ? "warn" : "fatal"]({ err: error }, error instanceof Error ? error.message : String(error));
-    process.exit(stopped ? courierExit.retry : 1);
+  async (error: unknown) => {
+    const code = error instanceof PermanentError ? error.code : undefined;
+    log[code === "STOPPED" ? "warn" : "fatal"]({ err: error }, error instanceof Error ? error.message : String(error));
+    // Credentials that are being changed are nobody's fault in the run: the attempt says so, and does not count as one that crashed.
+    if (code === "NATS_UNAUTHORIZED") await tellOutcome({ code, message: (error as Error).message });
+    process.exit(code === "STOPPED" || code === "NATS_UNAUTHORIZED" ? courierExit.retry : 1);
   },
 );
+
+/** Leaves in the attempt's folder why it should be tried again, and in a pod also where Kubernetes shows it. */
+async function tellOutcome(outcome: Outcome): Promise<void> {
+  const [dir] = process.argv.slice(2);
+  if (dir !== undefined) await writeJson(join(dir, "outcome.json"), outcome).catch(() => {});
+  if (process.env.COURIER_ATTEMPT !== undefined) await tellKubernetes(outcome);
+}
+
+async function tellKubernetes(outcome: Outcome): Promise<void> {
+  const path = process.env.COURIER_TERMINATION_LOG ?? "/dev/termination-log";
+  await writeFile(path, JSON.stringify(outcome).slice(0, 4000)).catch(() => {});
+}

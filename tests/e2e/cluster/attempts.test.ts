@@ -44,7 +44,7 @@ afterAll(async () => {
   await kubectl("delete", "priorityclass", urgent, "--ignore-not-found");
   await setGpus(0);
   await line[Symbol.asyncDispose]();
-}, 240_000);
+}, 480_000);
 
 /** Sets the number of pretended GPUs in the node's status, because the kubelet would need ten seconds for it. */
 async function setGpus(count: number): Promise<void> {

@@ -15,6 +15,7 @@ import { z } from "zod";
 
 export const processRecord = z.object({ pid: z.int(), identity: z.string() });
 export const outcomeRecord = z.object({ code: z.string(), message: z.string() });
+export type Outcome = z.infer<typeof outcomeRecord>;
 export const exitRecord = z.discriminatedUnion("phase", [
   z.object({ phase: z.literal("concluded") }),
   z.object({ phase: z.literal("failed"), code: z.string(), message: z.string(), endedAt: z.number() }),

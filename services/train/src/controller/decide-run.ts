@@ -49,9 +49,17 @@ export type Action =
   | { kind: "wake"; afterMs: number };
 
 /** Codes of ends whose cause is outside of the run. They do not use up its attempts. */
-const fromOutside: ReadonlySet<string> = new Set(["PREEMPTED", "EVICTED", "NODE_LOST", "NODE_REFUSED", "JOB_DELETED", "ATTEMPT_LOST"]);
-/** Codes of these after which the next attempt waits nevertheless, because it would probably come to the same node. */
-const mayComeAgain: ReadonlySet<string> = new Set(["NODE_REFUSED"]);
+const fromOutside: ReadonlySet<string> = new Set([
+  "PREEMPTED",
+  "EVICTED",
+  "NODE_LOST",
+  "NODE_REFUSED",
+  "NATS_UNAUTHORIZED",
+  "JOB_DELETED",
+  "ATTEMPT_LOST",
+]);
+/** Codes of these after which the next attempt waits nevertheless, because it would probably meet the same. */
+const mayComeAgain: ReadonlySet<string> = new Set(["NODE_REFUSED", "NATS_UNAUTHORIZED"]);
 /** A run that takes its machine down each time must end some day, although the cause of every single end seems to be outside. */
 const outsidePerAttempt = 10;
 
