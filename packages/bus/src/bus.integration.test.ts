@@ -452,6 +452,10 @@ describe("consume", () => {
     expect(nc.stats().inBytes - before).toBeLessThan(fits * bytes * 1.6);
     const last = (await bus.deadLetters.list(tenant)).at(-1);
     expect(await bus.deadLetters.get(last!.seq)).not.toHaveProperty("omittedBytes");
+    const read = nc.stats().inBytes;
+    expect(await bus.deadLetters.list(`${tenant}-none`)).toEqual([]);
+    // Not even the headers of others' letters, which are 300 bytes and more each.
+    expect(nc.stats().inBytes - read).toBeLessThan(10_000);
   });
 
   test("data that is too long for a letter is shown, and redriven, from the message itself", async ({ nc, tenant }) => {

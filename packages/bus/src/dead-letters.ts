@@ -6,6 +6,7 @@ import {
   type DeadLetterView,
   parseDeadLetterSubject,
   streams,
+  tenantName,
   tenantOfSubject,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
@@ -119,14 +120,20 @@ export function createDeadLetters(
       : view({ seq: message.seq, headers: message.header, data: message.data, subject: message.subject, at: message.time });
   return {
     async list(tenant) {
-      const jsm = await jetstreamManager(nc);
-      const { state } = await jsm.streams.info(stream);
-      if (state.messages === 0) return [];
-      // Headers say whose a letter is and how large, so that nothing of others' is read, and no more of the tenant's than fits.
-      const consumer = await jetstream(nc).consumers.get(stream, { headers_only: true });
+      // Only the tenant's own: others may have thousands. Letters of older releases, which are gone after 30 days, have no tenant in their subject.
+      const consumer = await jetstream(nc).consumers.get(stream, {
+        headers_only: true,
+        filter_subjects:
+          tenant === undefined
+            ? ["dlq.>"]
+            : [deadLetterSubject({ stream: "*", durable: "*", tenant: tenantName.parse(tenant), seq: "*" }), "dlq.*.*.*"],
+      });
+      // Headers say how large a letter is, so that no more of the tenant's is read than fits.
       const found: { seq: number; bytes: number; subject: string; headers: MsgHdrs | undefined; at: Date }[] = [];
       try {
-        const messages = await consumer.fetch({ max_messages: state.messages, expires: 5000 });
+        const { num_pending: there } = await consumer.info();
+        if (there === 0) return [];
+        const messages = await consumer.fetch({ max_messages: there, expires: 5000 });
         for await (const { seq, headers, subject, info } of messages) {
           if (tenant === undefined || tenantOfSubject(headers?.get(`${prefix}Subject`) ?? "") === tenant) {
             const at = new Date(Number(info.timestampNanos / 1_000_000));

@@ -25,7 +25,7 @@ import { createServerClock } from "./access/server-clock.ts";
 import { createCacheSalt } from "./inference/engines/cache-salt.ts";
 import { createLimits } from "./access/limits.ts";
 import { createGatewayQuotas } from "./access/quotas.ts";
-import { createUploads } from "./access/uploads.ts";
+import { createUploads, type UploadSpeed } from "./access/uploads.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { ownAdapterName } from "./openai-ids.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
@@ -60,6 +60,8 @@ export interface GatewayServiceOptions {
   bodyLimitBytes?: number;
   /** The slowest speed of bodies. Default: 4 KiB a second, after the first minute. */
   slowBodies?: SlowBodyLimits;
+  /** The slowest speed of uploads where all places are taken. Default: 64 KiB a second, after half a minute. */
+  uploadSpeed?: UploadSpeed;
   /** Which addresses agents may say of their replicas (`createReplicaUrlJudge`). Default: of this machine and of private networks. */
   replicaHosts?: readonly string[] | undefined;
   /** Origins of web pages that may call the API from browsers: `https://app.example.com`, or `*` for all. Default: none. */
@@ -155,7 +157,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const clock = owned.use(await createServerClock({ bucket: await bus.bucket(buckets.budgets), log }));
     const limits = owned.use(await createLimits({ bus, log, gateway, signal: watching.signal, now: clock.now }));
     const quotas = await createGatewayQuotas({ bus, limits, settings: options.quotas ?? {} });
-    const uploads = owned.use(await createUploads({ bus, quotasOf: quotas.of, log, gateway, now: clock.now }));
+    const uploads = owned.use(await createUploads({ bus, quotasOf: quotas.of, log, gateway, now: clock.now, speed: options.uploadSpeed }));
     const state = await createStateReader({ bus });
     const context: GatewayContext = {
       bus,

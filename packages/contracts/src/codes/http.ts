@@ -130,6 +130,10 @@ export const httpCodes = defineArea(
       "As many uploads as one gateway takes at once are under way.",
       "Try again after the seconds in the header Retry-After.",
     ],
+    request_too_slow: [
+      "The body comes too slowly: at less than 4 KiB a second after the first minute, or, where another tenant needs an upload's place, at less than 64 KiB a second after half a minute.",
+      "Send it faster, or in smaller requests.",
+    ],
     QUOTA_UPLOAD_RATE: [
       "The tenant has uploaded as many bytes as it may in one minute, or the upload alone has more.",
       "Try again after the seconds in the header Retry-After; without that header split the upload, or have the operator raise the quota uploadBytesPerMinute.",

@@ -11,6 +11,16 @@ import { type Amounts, minuteMs, none } from "./decide-slice.ts";
 /** Uploads at once at one gateway: each may take as much of its disk as an upload may have. */
 const mostUploadsOfTenant = 4;
 const mostUploads = 16;
+/** The last places are for tenants that have none. */
+const placesForOthers = 4;
+
+export interface UploadSpeed {
+  /** During this time an upload keeps its place however slow it is, in ms. */
+  graceMs: number;
+  /** After that time one of a lower average speed, in bytes a second, loses its place to a tenant that has none where all are taken. */
+  bytesPerSecond: number;
+}
+const uploadSpeed: UploadSpeed = { graceMs: 30_000, bytesPerSecond: 64 * 1024 };
 
 /** Bytes of an upload besides its files: boundaries, headers and fields. */
 export const multipartOverhead = 64 * 1024;
@@ -18,9 +28,12 @@ export const multipartOverhead = 64 * 1024;
 export interface Upload extends Disposable {
   /**
    * To be called with the size of each piece of a file before it is written.
-   * @throws PermanentError 403 QUOTA_STORAGE; RetryLaterError QUOTA_UPLOAD_RATE, if the client did not say how much it sends.
+   * @throws PermanentError 403 QUOTA_STORAGE, 408 `request_too_slow`, if its place was given to another; RetryLaterError
+   * QUOTA_UPLOAD_RATE, if the client did not say how much it sends.
    */
   arrived(bytes: number): Promise<void>;
+  /** To be called when a file has come whole: from here on it is not the client that takes the time. */
+  whole(): void;
 }
 
 export interface Uploads extends AsyncDisposable {
@@ -38,6 +51,7 @@ export async function createUploads({
   log,
   gateway,
   now,
+  speed = uploadSpeed,
 }: {
   bus: Pick<Bus, "bucket" | "stored">;
   quotasOf: (tenant: string) => Quotas;
@@ -46,9 +60,10 @@ export async function createUploads({
   gateway: string;
   /** A clock that all gateways share, in milliseconds since the epoch. */
   now: () => number;
+  speed?: UploadSpeed | undefined;
 }): Promise<Uploads> {
   /** Uploads under way, with the bytes that were announced. */
-  const under = new Set<{ tenant: string; bytes: number }>();
+  const under = new Set<UnderWay>();
   const mostOf = (key: string): Amounts | undefined => {
     const [tenant = ""] = key.split(".");
     const most = quotasOf(tenant).uploadBytesPerMinute;
@@ -82,12 +97,23 @@ export async function createUploads({
   return {
     async begin(tenant, contentLength) {
       const own = [...under].filter((each) => each.tenant === tenant);
-      if (own.length >= mostUploadsOfTenant || under.size >= mostUploads) {
-        const whose = own.length >= mostUploadsOfTenant ? "of this tenant " : "";
+      // Its place is free at once; its bytes are refused when more of them come.
+      if (own.length === 0 && under.size >= mostUploads) {
+        const slow = slowestOf(under, speed, performance.now());
+        if (slow !== undefined) under.delete(slow);
+      }
+      if (own.length >= mostUploadsOfTenant || under.size >= (own.length === 0 ? mostUploads : mostUploads - placesForOthers)) {
+        const whose = own.length > 0 ? "of this tenant " : "";
         const message = `Too many uploads ${whose}are under way at this gateway. Try again when one has ended.`;
         throw new RetryLaterError("too_many_uploads", 2000, message);
       }
-      const upload = { tenant, bytes: Math.max(0, (contentLength ?? 0) - multipartOverhead) };
+      const upload: UnderWay = {
+        tenant,
+        bytes: Math.max(0, (contentLength ?? 0) - multipartOverhead),
+        began: performance.now(),
+        came: 0,
+        isWhole: false,
+      };
       under.add(upload);
       try {
         const quotas = quotasOf(tenant);
@@ -98,13 +124,16 @@ export async function createUploads({
           quotas.storageBytes === null ? Number.POSITIVE_INFINITY : quotas.storageBytes - sumOf(await bus.stored(tenant)) - others;
         // The last check: what was refused for another reason has not used up the minute.
         if (contentLength !== null) await take(tenant, contentLength);
-        let bytes = 0;
         return {
           async arrived(more) {
-            bytes += more;
-            if (bytes > room) throw storageFull(room);
+            if (!under.has(upload)) throw tooSlow(speed);
+            upload.came += more;
+            // A form may have a second file.
+            upload.isWhole = false;
+            if (upload.came > room) throw storageFull(room);
             if (contentLength === null) await take(tenant, more);
           },
+          whole: () => void (upload.isWhole = true),
           [Symbol.dispose]: () => void under.delete(upload),
         };
       } catch (error) {
@@ -115,6 +144,32 @@ export async function createUploads({
     [Symbol.asyncDispose]: () => slices[Symbol.asyncDispose](),
   };
 }
+
+interface UnderWay {
+  tenant: string;
+  /** As announced; 0: nothing was. */
+  bytes: number;
+  /** `performance.now` when it began. */
+  began: number;
+  /** Bytes so far. */
+  came: number;
+  isWhole: boolean;
+}
+
+/** The slowest upload that is slower than uploads have to be where places are short; undefined: none is. */
+function slowestOf(under: ReadonlySet<UnderWay>, { graceMs, bytesPerSecond }: UploadSpeed, now: number): UnderWay | undefined {
+  const speedOf = ({ came, began }: UnderWay): number => came / ((now - began) / 1000);
+  return [...under]
+    .filter((each) => !each.isWhole && now - each.began > graceMs && speedOf(each) < bytesPerSecond)
+    .toSorted((a, b) => speedOf(a) - speedOf(b))[0];
+}
+
+const tooSlow = ({ bytesPerSecond }: UploadSpeed): PermanentError =>
+  new PermanentError(
+    "request_too_slow",
+    `The upload came at less than ${bytesPerSecond} bytes per second, and its place was needed for another tenant's; nothing was stored. Send it faster, or in smaller files.`,
+    { status: 408, param: "file" },
+  );
 
 /** The `Content-Length` of a request; null: it has none. */
 export const contentLengthOf = ({ "content-length": given }: { "content-length"?: string | undefined }): number | null =>

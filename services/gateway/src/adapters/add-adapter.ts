@@ -267,4 +267,5 @@ async function* counted(
     await upload.arrived(chunk.byteLength);
     yield chunk;
   }
+  upload.whole();
 }

@@ -298,5 +298,6 @@ async function* counted(
     await upload.arrived(chunk.byteLength);
     yield chunk;
   }
+  upload.whole();
   if (bytes === 0) throw badRequest("empty_file", "The file is empty. Send at least one training example.", "file");
 }
