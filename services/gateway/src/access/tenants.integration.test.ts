@@ -129,6 +129,8 @@ test("no route shows or changes what is another tenant's", async ({ owner }) => 
       ":runId": [runId],
       ":seq": [String(letter)],
       ":adapter": ["pirate"],
+      ":version": ["1"],
+      ":file": ["adapter_model.safetensors"],
       ":tenant": [tenant],
       "*": [`${tenant}/pirate`, `${tenant}%2Fpirate@1`],
     };
