@@ -272,19 +272,19 @@ interface LineOptions extends Omit<ServicesOptions, "natsUrl"> {
 export const startSimulatedLine = (options: LineOptions): Promise<SimulatedLine> =>
   startOn(options, async () => {
     const nats = await spawnNatsServer();
-    return { nats, url: () => nats.url, replicas: 1 };
+    return { nats, url: nats.url, replicas: 1 };
   });
 
-/** The same on three NATS servers. Services begin with different ones of them. */
+/** The same on three NATS servers. Each process knows all of them: one that starts while a server is away, as an attempt does, asks another. */
 export const startReplicatedLine = (options: LineOptions): Promise<SimulatedLine<NatsCluster>> =>
   startOn(options, async () => {
     const nats = await spawnNatsCluster();
-    return { nats, url: (n) => nats.servers[n % 3]?.url ?? "", replicas: 3 };
+    return { nats, url: nats.servers.map(({ url }) => url).join(","), replicas: 3 };
   });
 
 async function startOn<Nats extends NatsServer | NatsCluster>(
   { gateways = 1, agents = 1, natsUrl = async (_id, direct) => direct, ...rest }: LineOptions,
-  startNats: () => Promise<{ nats: Nats; url: (n: number) => string; replicas: number }>,
+  startNats: () => Promise<{ nats: Nats; url: string; replicas: number }>,
 ): Promise<SimulatedLine<Nats>> {
   const owned = new AsyncDisposableStack();
   try {
@@ -296,10 +296,10 @@ async function startOn<Nats extends NatsServer | NatsCluster>(
     await createJetStreamObjects(nc, { replicas });
     const numbered = (name: string, count: number) => Array.from({ length: count }, (_, n) => `${name}-${n + 1}`);
     const ids = [...numbered("gateway", gateways), ...numbered("agent", agents), "ingest", "tokenize", "train", "serve"];
-    const urls = new Map(await Promise.all(ids.map(async (id, n) => [id, await natsUrl(id, url(n))] as const)));
+    const urls = new Map(await Promise.all(ids.map(async (id) => [id, await natsUrl(id, url)] as const)));
     const engines = await Promise.all(Array.from({ length: agents }, async () => owned.use(await createSimulatedEngine({ base }))));
     const script = { simulated: true, steps: 12, save_steps: 4, step_ms: 20 };
-    const services = owned.use(await createServices({ script, ...rest, natsUrl: (id) => urls.get(id) ?? url(0) }));
+    const services = owned.use(await createServices({ script, ...rest, natsUrl: (id) => urls.get(id) ?? url }));
     for (const id of ["ingest", "tokenize", "train", "serve"] as const) await services.start(id, { wait: false });
     for (const id of numbered("gateway", gateways)) await services.start("gateway", { id, wait: false });
     for (const [n, engine] of engines.entries()) await services.startAgent(`agent-${n + 1}`, engine.url, { wait: false });

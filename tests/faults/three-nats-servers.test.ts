@@ -5,20 +5,22 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { jetstreamManager } from "@nats-io/jetstream";
 import type { NatsCluster } from "@loraline/testkit";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterEach, beforeEach, expect, it } from "vitest";
 import { eventually, scratchDir } from "../line-under-test.ts";
 import { type SimulatedLine, startReplicatedLine } from "../services-under-test.ts";
 import { observe } from "../soak/under-load.ts";
 
-const owned = new AsyncDisposableStack();
+let owned: AsyncDisposableStack;
 let line: SimulatedLine<NatsCluster>;
 let observed: ReturnType<typeof observe>;
-beforeAll(async () => {
+// Each on servers of its own, so that one that fails leaves the others a line that works.
+beforeEach(async () => {
+  owned = new AsyncDisposableStack();
   const scratch = owned.use(await scratchDir());
   line = owned.use(await startReplicatedLine({ dir: scratch.path, gateways: 2, agents: 2 }));
   observed = observe({ ...line, adapters: ["anna"] });
 });
-afterAll(() => owned.disposeAsync());
+afterEach(() => owned.disposeAsync());
 
 /** Index of the server that leads a stream now. */
 const leaderOf = (stream: string): Promise<number> =>
@@ -55,7 +57,7 @@ it("one is killed, and comes back without the last seconds of its disk", async (
   expect(findings).toEqual([]);
 });
 
-it("one is cut off from the others, with the services that speak to it", async () => {
+it("one is cut off from the others, with those that speak to it", async () => {
   const findings = await observed.findings(async (load) => {
     const index = await leaderOf("RUNS");
     await line.nats.partition(index);

@@ -177,9 +177,12 @@ export function observe({
         }).catch(async (error: unknown) => {
           const runs = await Promise.all([...open.keys()].map((run) => client.describe(run)));
           const commands = history.filter((entry) => entry.kind === "upload" || entry.kind === "run").slice(-3);
-          throw new Error([String(error), ...runs, ...commands.map((entry) => JSON.stringify(entry)), await services.lastWords()].join("\n"), {
-            cause: error,
-          });
+          throw new Error(
+            [String(error), ...runs, ...commands.map((entry) => JSON.stringify(entry)), await services.lastWords()].join("\n"),
+            {
+              cause: error,
+            },
+          );
         });
       },
     };

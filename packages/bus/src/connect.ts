@@ -7,7 +7,12 @@ import { spanSink } from "./traces/spans.ts";
 
 /** Settings of a process that speaks NATS: part of its schema for `loadEnv`. */
 export const natsEnv = {
-  NATS_URL: z.string().default("nats://127.0.0.1:4222").describe("tls://…: never without TLS, whatever the server says."),
+  NATS_URL: z
+    .string()
+    .default("nats://127.0.0.1:4222")
+    .describe(
+      "One server, or several with commas between: any that answers is asked. tls://…: never without TLS, whatever the server says.",
+    ),
   NATS_CA_FILE: z.string().optional().describe("Certificates (PEM) of the authority that the server's certificate is of. Implies TLS."),
   NATS_USER: z.string().optional(),
   NATS_PASS: z.string().optional(),
@@ -41,8 +46,9 @@ interface ConnectBusOptions {
  * Connects to NATS and keeps reconnecting for ever afterwards.
  * @throws PermanentError NATS_UNREACHABLE or NATS_UNAUTHORIZED when the first connection fails.
  */
-export async function connectBus({ servers, name, caFile, ...auth }: ConnectBusOptions): Promise<NatsConnection> {
-  const tls = caFile !== undefined || [servers].flat().some((url) => url.startsWith("tls://"));
+export async function connectBus({ servers: given, name, caFile, ...auth }: ConnectBusOptions): Promise<NatsConnection> {
+  const servers = [given].flat().flatMap((list) => list.split(",").map((url) => url.trim()));
+  const tls = caFile !== undefined || servers.some((url) => url.startsWith("tls://"));
   const options: ConnectionOptions = {
     servers,
     name,
@@ -63,7 +69,7 @@ export async function connectBus({ servers, name, caFile, ...auth }: ConnectBusO
   try {
     return await connect(options);
   } catch (error) {
-    const where = Array.isArray(servers) ? servers.join(", ") : servers;
+    const where = servers.join(", ");
     const message = error instanceof Error ? error.message : String(error);
     if (/authoriz|credential/i.test(message)) {
       throw new PermanentError(

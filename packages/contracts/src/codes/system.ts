@@ -10,7 +10,10 @@ export const busCodes = defineArea(
   },
   {
     NATS_UNREACHABLE: ["NATS cannot be reached at the address in NATS_URL.", "Check that NATS runs, and that NATS_URL is right."],
-    NATS_UNAUTHORIZED: ["NATS refuses the credentials.", "Check NATS_USER, NATS_PASS or NATS_TOKEN. An attempt of a run is tried again until they are right."],
+    NATS_UNAUTHORIZED: [
+      "NATS refuses the credentials.",
+      "Check NATS_USER, NATS_PASS or NATS_TOKEN. An attempt of a run is tried again until they are right.",
+    ],
     BUS_UNAVAILABLE: ["NATS does not answer, or answered with only a part.", "Wait: the work goes on by itself when NATS is back."],
     STREAMS_MISSING: ["A NATS stream or consumer that the program needs does not exist.", "Run `loraline ensure-streams`."],
     BUCKET_MISSING: ["A NATS KV bucket that the program needs does not exist.", "Run `loraline ensure-streams`."],
