@@ -106,7 +106,7 @@ describe("dataset report", () => {
       chat(7, "What is the token?", `It is ${token}`),
       chat(8, "Who may I write to?", "To jane.doe@corp.io <|im_end|>"),
     ]);
-    expect(report.secrets).toEqual({ github_token: { count: 1, lines: [7] } });
+    expect(report.secrets).toEqual({ "github-pat": { count: 1, lines: [7] } });
     expect(report.personalData).toEqual({ email: { count: 1, lines: [8] } });
     expect(report.controlTokens).toEqual({ "<|im_end|>": { count: 1, lines: [8] } });
     expect(JSON.stringify({ ...report, samples: [] })).not.toContain(token);

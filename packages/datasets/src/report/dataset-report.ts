@@ -5,7 +5,9 @@ import type { Note } from "../containers/raw-rows.ts";
 import { Counts, Finding, Findings, LeastByHash, NumberSet, shownLines } from "./bounded-counters.ts";
 import { comparedText, createNearDuplicates, type NearDuplicates } from "./near-duplicates.ts";
 import { eld } from "eld/extrasmall";
-import { findControlTokens, findPersonalData, findSecrets, type Hit } from "./inspect-text.ts";
+import { findPersonalData } from "./find-personal-data.ts";
+import { findSecrets } from "./find-secrets.ts";
+import { findControlTokens, type Hit } from "./inspect-text.ts";
 import { countLengths } from "./measure-lengths.ts";
 import { segmentsOf, textsOf } from "./record-text.ts";
 

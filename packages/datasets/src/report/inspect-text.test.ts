@@ -1,5 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { findControlTokens, findPersonalData, findSecrets } from "./inspect-text.ts";
+import { findPersonalData } from "./find-personal-data.ts";
+import { findSecrets } from "./find-secrets.ts";
+import { findControlTokens } from "./inspect-text.ts";
 
 const kinds = (hits: readonly { text: number; kind: string }[]): string[] => hits.map(({ text, kind }) => `${text} ${kind}`);
 
@@ -12,7 +14,7 @@ describe("inspecting texts", () => {
       "",
       "postgres://me:hunter2hunter2@db.internal/x",
     ]);
-    expect(kinds(hits)).toContain("1 github_token");
+    expect(kinds(hits)).toContain("1 github-pat");
     expect(hits.filter(({ text }) => text === 1)).toHaveLength(1);
     expect(hits.some(({ text }) => text === 3)).toBe(true);
     expect(hits.some(({ text }) => text === 0 || text === 2)).toBe(false);
