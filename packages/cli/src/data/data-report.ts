@@ -30,10 +30,7 @@ export function describeData(file: string, { report, rejections, tokens }: Check
       ),
     ),
     ...section("languages", describeShares(report.languages?.counts ?? {}, report.languages?.examined ?? 0)),
-    ...section(
-      "warnings",
-      report.warnings.map(({ code, message, lines: at }) => `${yellow(code)} ${message}${linesOf(at)}`),
-    ),
+    ...section("warnings", describeWarnings(report)),
   ];
   if ((report.samples ?? []).length > 0) {
     lines.push(
@@ -44,6 +41,9 @@ export function describeData(file: string, { report, rejections, tokens }: Check
   }
   return lines;
 }
+
+export const describeWarnings = ({ warnings }: Pick<DatasetReport, "warnings">): string[] =>
+  warnings.map(({ code, message, lines }) => `${yellow(code)} ${message}${linesOf(lines)}`);
 
 /** A record as it is trained on. */
 export function describeSample({ line, format, segments }: Sample): string[] {

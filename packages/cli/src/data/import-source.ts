@@ -29,7 +29,7 @@ export const importDataset = (api: ApiClient, source: ImportSource, mapping: Dat
 const pollMs = 300;
 
 /** @returns the dataset when it is read or rejected. */
-export async function followDataset(api: ApiClient, datasetId: string, signal: AbortSignal): Promise<DatasetState> {
+export async function followDataset(api: Pick<ApiClient, "getDataset">, datasetId: string, signal: AbortSignal): Promise<DatasetState> {
   for (;;) {
     const dataset = await api.getDataset({ dataset_id: datasetId });
     if (dataset.settledAt !== null || dataset.status === "deleted") return dataset;

@@ -3,9 +3,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ApiClient } from "@loraline/client";
 import type { RunState } from "@loraline/contracts";
+import { PassThrough } from "node:stream";
 import { expect, it } from "vitest";
 import { askedAs } from "./show-run.ts";
-import { startRun } from "./start-run.ts";
+import { startRun, tellWarnings } from "./start-run.ts";
 
 /** What a gateway would be sent: names of the files, then the job's body. */
 async function sent(of: { validation?: string; inRunFile?: string }): Promise<{ files: string[]; body: unknown }> {
@@ -24,7 +25,11 @@ async function sent(of: { validation?: string; inRunFile?: string }): Promise<{ 
   const settings = { gpus: 2, metadata: { team: "sea" }, ...(of.inRunFile === undefined ? {} : { validation: path(of.inRunFile) }) };
   const validation = of.validation === undefined ? {} : { validation: path(of.validation) };
   const request = { files: [path("pirate.jsonl")], base: "small", adapter: "pirate", settings, ...validation };
-  expect(await startRun(api, request, { err: process.stderr })).toEqual({ runId: "R", notices: [] });
+  expect(await startRun(api, request, { err: process.stderr })).toEqual({
+    runId: "R",
+    training: expect.stringMatching(/^file-/),
+    notices: [],
+  });
   return { files, body };
 }
 
@@ -52,4 +57,15 @@ it("says to ask the version that was just made, also where the alias still names
   const run = { tenant: "acme", spec: { adapter: "pirate" } } as RunState;
   expect(askedAs({ promoted: true, version: 2 }, run)).toBe("acme/pirate");
   expect(askedAs({ promoted: false, version: 2 }, run)).toBe("acme/pirate@2");
+});
+
+it("says what the report warns of, once the data is read", async () => {
+  const states = [{ settledAt: null }, { settledAt: "2026-11-24T12:00:00.000Z", error: null, datasetId: "D" }];
+  const api = {
+    getDataset: async () => (states.length > 1 ? states.shift() : states[0]),
+    getDatasetReport: async () => ({ warnings: [{ code: "SECRETS", count: 1, message: "texts look like secrets: jwt (1).", lines: [7] }] }),
+  } as unknown as ApiClient;
+  const err = new PassThrough();
+  await tellWarnings(api, "file-D", { err, signal: new AbortController().signal });
+  expect(err.read().toString()).toContain("SECRETS texts look like secrets: jwt (1). (line 7)");
 });

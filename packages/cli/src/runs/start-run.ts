@@ -6,7 +6,8 @@ import type { ApiClient } from "@loraline/client";
 import type { DatasetMapping, Notice, RunState } from "@loraline/contracts";
 import { exitCodes, Failure } from "../failure.ts";
 import { followRun } from "./follow-run.ts";
-import { importDataset, importSourceOf } from "../data/import-source.ts";
+import { describeWarnings } from "../data/data-report.ts";
+import { followDataset, importDataset, importSourceOf } from "../data/import-source.ts";
 import { localData, tellLeft } from "../data/tokenize-options.ts";
 import { readMapping } from "../data/mapping-file.ts";
 import { fileIdIn, jobBodyOf } from "./job-body.ts";
@@ -27,19 +28,19 @@ interface RunRequest {
 
 /**
  * Uploads the files, several of them or a folder as one dataset, and creates the job.
- * @returns id of the run, and what is to be told of fields that are not used as written.
+ * @returns id of the run, the training data's file id, and what is to be told of fields that are not used as written.
  */
 export async function startRun(
   api: ApiClient,
   request: RunRequest,
   terminal: Pick<Terminal, "err">,
-): Promise<{ runId: string; notices: Notice[] }> {
+): Promise<{ runId: string; training: string; notices: Notice[] }> {
   const training = await upload(api, request.files, request.mapping, terminal);
   const { base, adapter, settings, validation: given = settings.validation } = request;
   const validation = given === undefined ? undefined : (fileIdIn(given) ?? (await upload(api, [given], request.mapping, terminal)));
   const body = jobBodyOf({ base, adapter, training, validation, settings });
   const job = await api.createFineTuningJob({ body });
-  return { runId: job.id.replace(/^ftjob-/, ""), notices: job.loraline?.notices ?? [] };
+  return { runId: job.id.replace(/^ftjob-/, ""), training, notices: job.loraline?.notices ?? [] };
 }
 
 async function upload(
@@ -96,7 +97,7 @@ export async function runAndFollow(api: ApiClient, options: RunFlags, terminal: 
     adapter: options.name,
     settings,
   };
-  const { runId, notices } = await startRun(api, request, terminal);
+  const { runId, training, notices } = await startRun(api, request, terminal);
   // In the words of the run file, whose fields stand below `loraline` in the job.
   for (const { message } of notices) writeLine(terminal.err, `note: ${message.replace(/^loraline\./, "")}`);
   if (!options.follow) {
@@ -105,7 +106,23 @@ export async function runAndFollow(api: ApiClient, options: RunFlags, terminal: 
     return exitCodes.ok;
   }
   writeLine(terminal.err, `run ${runId}`);
+  await tellWarnings(api, training, terminal);
   return follow(api, runId, options, terminal);
+}
+
+/** Says what the report warns of as soon as the data is read: before the training, which somebody may want to stop. */
+export async function tellWarnings(
+  api: Pick<ApiClient, "getDataset" | "getDatasetReport">,
+  file: string,
+  terminal: Pick<Terminal, "err" | "signal">,
+): Promise<void> {
+  try {
+    const { error, datasetId } = await followDataset(api, file.replace(/^file-/, ""), terminal.signal);
+    if (error !== null) return;
+    for (const text of describeWarnings(await api.getDatasetReport({ dataset_id: datasetId }))) writeLine(terminal.err, text);
+  } catch {
+    // Whoever follows the run is told of Ctrl-C and of a server that is away.
+  }
 }
 
 /**
