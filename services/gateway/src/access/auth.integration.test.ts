@@ -103,7 +103,7 @@ describe("scopes", () => {
       ({ scope }) => scope.join(),
     );
     const listed = (scope: string) => (by[scope] ?? []).map(({ method, url }) => `${method} ${url.slice(3)}`);
-    expect(listed("infer")).toEqual(["POST /chat/completions", "POST /completions", "POST /embeddings"]);
+    expect(listed("infer")).toEqual(["POST /moderations", "POST /chat/completions", "POST /completions", "POST /embeddings"]);
     expect(listed("admin")).toEqual(
       expect.arrayContaining([
         "GET /loraline/keys",

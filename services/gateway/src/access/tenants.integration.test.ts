@@ -85,6 +85,7 @@ const bodies = ({ line: { tenant }, file, engineName, stored }: Owner): Record<s
     "POST /v1/chat/completions": models.map((model) => ({ body: { model, messages: [] }, status: 404 })),
     "POST /v1/completions": models.map((model) => ({ body: { model, prompt: "x" }, status: 404 })),
     "POST /v1/embeddings": models.map((model) => ({ body: { model, input: "x" }, status: 404 })),
+    "POST /v1/moderations": [{ body: { input: "x" }, status: 400 }],
     "POST /v1/fine_tuning/jobs": [
       { body: { model: base, training_file: file }, status: 400 },
       { body: { model: `${tenant}/pirate`, training_file: file }, status: 400 },
