@@ -135,10 +135,17 @@ describe("loraline adapters pull", () => {
     await mkdir(full);
     await writeFile(join(full, "mine"), "mine");
     expect(await loraline(at, ["adapters", "pull", "pirate", full])).toMatchObject({ code: 2, err: expect.stringContaining("mine") });
+    for (const merged of [[], ["--merged"]]) {
+      const onFile = await loraline(at, ["adapters", "pull", "pirate", join(full, "mine"), ...merged]);
+      expect(onFile).toMatchObject({ code: 2, err: expect.stringContaining("is a file") });
+    }
+    expect(await readFile(join(full, "mine"), "utf8")).toBe("mine");
     expect(await readdir(full)).toEqual(["mine"]);
+    await mkdir(join(dir, "empty"));
+    expect(await loraline(at, ["adapters", "pull", "pirate", join(dir, "empty")])).toMatchObject({ code: 0 });
     expect(await loraline(at, ["adapters", "pull", "pirate@2", join(dir, "deleted")])).toMatchObject({ code: 4 });
     expect(await loraline(at, ["adapters", "pull", "parrot", join(dir, "parrot")])).toMatchObject({ code: 4 });
-    expect((await readdir(dir)).toSorted()).toEqual(["deep", "full", "promoted"]);
+    expect((await readdir(dir)).toSorted()).toEqual(["deep", "empty", "full", "promoted"]);
   });
 
   test("leaves nothing behind when the store has lost the weights", async ({ line, dir }) => {
@@ -174,7 +181,7 @@ describe("loraline adapters pull", () => {
     expect(distance(expected.base)).toBeGreaterThan(0.05);
 
     // Merged on this machine: only into the base that it was trained on.
-    const merged = join(dir, "merged");
+    const merged = join(dir, "deep", "merged");
     const merge = (...more: string[]) =>
       loraline({ url: line.url, apiKey: line.key }, ["adapters", "pull", "pirate@1", merged, "--merged", ...more]);
     const other = join(dir, "other");
@@ -192,6 +199,6 @@ describe("loraline adapters pull", () => {
     expect(Math.max(...of.map((value, index) => Math.abs(value - (expected.adapter[index] ?? 99))))).toBeLessThan(
       distance(expected.base) / 4,
     );
-    expect((await readdir(dir)).toSorted()).toEqual(["made", "merged", "other", "pulled", "tiny"]);
+    expect((await readdir(dir)).toSorted()).toEqual(["deep", "made", "other", "pulled", "tiny"]);
   });
 });

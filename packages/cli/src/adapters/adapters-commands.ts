@@ -10,7 +10,7 @@ import { mergeAdapter } from "./merge-adapter.ts";
 import { pullAdapter } from "./pull-adapter.ts";
 import { listAdapters, listHistory } from "./show-adapter.ts";
 import { shortPath } from "../terminal.ts";
-import { versionNamed } from "./version-named.ts";
+import { splitVersion, versionNamed } from "./version-named.ts";
 
 export const addAdaptersCommands: AddCommands = (program, { connect, env, globals, print, root, terminal, exitWith }) => {
   const adapters = program
@@ -84,8 +84,8 @@ export const addAdaptersCommands: AddCommands = (program, { connect, env, global
       ),
     )
     .action(async (name: string, out: string, { baseName, merged, baseDir }: PullFlags) => {
-      const [, own = name, number] = /^(.*)@([1-9]\d{0,8})$/.exec(name) ?? [];
-      const named = { adapter: ownName(own), version: number === undefined ? undefined : Number(number), out };
+      const { adapter, version } = splitVersion(name);
+      const named = { adapter: ownName(adapter), version, out };
       if (merged === true) {
         const made = await mergeAdapter(await connect(), {
           ...named,

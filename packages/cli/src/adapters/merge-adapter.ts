@@ -1,12 +1,12 @@
 /** `loraline adapters pull --merged`: base and adapter as one model, made and compared on this machine by the trainer's Python. */
 import { execFile } from "node:child_process";
-import { mkdtemp, readdir, readFile, rename, rm, rmdir, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import type { ApiClient, Answer } from "@loraline/client";
 import { readBaseRef } from "@loraline/models/base-ref";
 import { z } from "zod";
 import { exitCodes, Failure } from "../failure.ts";
-import { pullAdapter } from "./pull-adapter.ts";
+import { emptyFolder, pullAdapter } from "./pull-adapter.ts";
 
 const said = z.union([
   z.object({ agreement: z.number(), effect: z.number(), tokens: z.int() }),
@@ -35,13 +35,7 @@ export async function mergeAdapter(
   api: ApiClient,
   { adapter, version, out, baseDir, basesDir, python, script, signal }: MergeOptions,
 ): Promise<{ dir: string; version: Answer<"listVersionFiles">; merged: Merged }> {
-  const dir = resolve(out);
-  const there = await readdir(dir).catch(() => undefined);
-  if (there !== undefined && there.length > 0) {
-    throw new Failure(exitCodes.usage, "OUT_NOT_EMPTY", `${out} is not empty (${there[0]}…). Name an empty or a new folder.`, {
-      param: "dir",
-    });
-  }
+  const dir = await emptyFolder(out);
   const scratch = await mkdtemp(join(dirname(dir), `.${basename(dir)}.merge-`));
   try {
     const pulled = await pullAdapter(api, { adapter, version, out: join(scratch, "adapter") });
@@ -59,7 +53,6 @@ export async function mergeAdapter(
     const merged = await run(python, [script, base, pulled.dir, join(scratch, "merged")], signal);
     const card = await readFile(join(pulled.dir, "README.md"), "utf8");
     await writeFile(join(scratch, "merged", "README.md"), mergedCard(card, merged));
-    if (there !== undefined) await rmdir(dir);
     await rename(join(scratch, "merged"), dir);
     return { dir, version: pulled.version, merged };
   } finally {

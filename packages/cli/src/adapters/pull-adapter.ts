@@ -24,19 +24,9 @@ export async function pullAdapter(
   api: ApiClient,
   { adapter, version, out, base }: { adapter: string; version?: number | undefined; out: string; base?: string | undefined },
 ): Promise<Pulled> {
-  const dir = resolve(out);
-  const there = await readdir(dir).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === "ENOENT") return [];
-    throw error;
-  });
-  if (there.length > 0) {
-    throw new Failure(exitCodes.usage, "OUT_NOT_EMPTY", `${out} is not empty (${there[0]}…). Name an empty or a new folder.`, {
-      param: "dir",
-    });
-  }
+  const dir = await emptyFolder(out);
   const number = version ?? (await promotedOf(api, adapter));
   const files = await api.listVersionFiles({ adapter, version: number });
-  await mkdir(dirname(dir), { recursive: true });
   const partial = await mkdtemp(join(dirname(dir), `.${basename(dir)}.partial-`));
   try {
     await chmod(partial, 0o755); // an engine may run as another user
@@ -46,12 +36,29 @@ export async function pullAdapter(
       await store(answer, join(partial, basename(name)), sha256);
     }
     if (base !== undefined) await renameBase(join(partial, adapterFiles.config), base);
-    await rm(dir, { recursive: true, force: true });
-    await rename(partial, dir);
+    await rename(partial, dir); // fails where somebody has put something into it meanwhile
   } finally {
     await rm(partial, { recursive: true, force: true });
   }
   return { dir, version: files };
+}
+
+/**
+ * A place for a folder that `rename` moves there when it is whole: nothing, or an empty folder. The folder above is made.
+ * @returns its whole path
+ * @throws Failure OUT_NOT_EMPTY
+ */
+export async function emptyFolder(out: string): Promise<string> {
+  const dir = resolve(out);
+  await mkdir(dirname(dir), { recursive: true });
+  const there = await readdir(dir).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return [];
+    if (error.code === "ENOTDIR") return undefined;
+    throw error;
+  });
+  if (there?.length === 0) return dir;
+  const what = there === undefined ? "is a file" : `is not empty (${there[0]}…)`;
+  throw new Failure(exitCodes.usage, "OUT_NOT_EMPTY", `${out} ${what}. Name an empty or a new folder.`, { param: "dir" });
 }
 
 async function promotedOf(api: ApiClient, adapter: string): Promise<number> {

@@ -3,6 +3,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import type { ApiClient } from "@loraline/client";
 import { ApiError } from "@loraline/client";
 import type { RunState } from "@loraline/contracts";
+import { splitVersion } from "../adapters/version-named.ts";
 import { type AddCommands, examples, ownName, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { findRun } from "../runs/find-run.ts";
@@ -99,7 +100,7 @@ const shortened = (text: string): string => (text.length > 40 ? `${text.slice(0,
 
 /** A run by its own name, or by what it made. An adapter without a version stands for its promoted one. */
 async function runOf(api: ApiClient, given: string): Promise<RunState> {
-  const [, named = given, number] = /^(.*)@([1-9]\d{0,8})$/.exec(given) ?? [];
+  const { adapter: named, version: number } = splitVersion(given);
   const mayBeAdapter = number !== undefined || (given !== "last" && /^(?:[a-z0-9-]+\/)?[a-z][a-z0-9-]*$/.test(given));
   const view = mayBeAdapter
     ? await api.getAdapter({ adapter: ownName(named) }).catch((error: unknown) => {
@@ -110,7 +111,7 @@ async function runOf(api: ApiClient, given: string): Promise<RunState> {
     : undefined;
   if (view === undefined) return findRun(api, given);
   const { adapter, alias, versions } = view.adapter;
-  const wanted = number === undefined ? alias : Number(number);
+  const wanted = number ?? alias;
   const version = versions.find((one) => one.version === wanted);
   if (version !== undefined) return api.getRun({ run_id: version.runId });
   const known = versions.map((one) => `${adapter}@${one.version}`).join(", ") || "none";
