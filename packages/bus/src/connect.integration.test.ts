@@ -76,6 +76,22 @@ it("a history that is full refuses what is new and loses nothing; a larger limit
   await nc.close();
 });
 
+it("NATS_URL may name several servers: one that answers is enough, and the message names all where none does", async () => {
+  await using away = await spawnNatsServer();
+  await using server = await spawnNatsServer();
+  await away.kill();
+  for (const urls of [`${away.url},${server.url}`, `${server.url}, ${away.url}`]) {
+    const nc = await connectFromEnv({ NATS_URL: urls }, "test");
+    await nc.flush();
+    await nc.close();
+  }
+  await server.kill();
+  await expect(connectFromEnv({ NATS_URL: `${away.url},${server.url}` }, "test")).rejects.toMatchObject({
+    code: "NATS_UNREACHABLE",
+    message: expect.stringContaining(`${away.url}, ${server.url}`),
+  });
+});
+
 it("a stop ends the wait", async () => {
   await using server = await spawnNatsServer();
   await using health = await createHealth();

@@ -221,6 +221,15 @@ describe("decideRun", () => {
     expect(decide(stream, [attempt(30, failed("ATTEMPT_LOST"))]).at(-1)).toMatchObject({ kind: "failed", code: "ATTEMPTS_EXHAUSTED" });
   });
 
+  it("does not count attempts whose credentials NATS refused, and waits longer before each: they may just be changed", () => {
+    const stream = tokenized();
+    for (let n = 1; n <= 7; n++)
+      stream.say("run.attempt-ended.v1", { attempt: n, step: 0, code: "NATS_UNAUTHORIZED", message: "m" }, `refused-${n}`);
+    const refused = [attempt(8, failed("NATS_UNAUTHORIZED"))];
+    expect(decide(stream, refused).at(-1)).toEqual({ kind: "wake", afterMs: 60_000 });
+    expect(decide(stream, refused, free, now + 60_000)).toContainEqual({ kind: "launch", attempt: 9, resume: null });
+  });
+
   it("takes an attempt that started and of which nothing is left for lost", () => {
     const stream = tokenized().say("run.started.v1", { attempt: 2, job: "x" });
     expect(decide(stream, [])).toMatchObject([
