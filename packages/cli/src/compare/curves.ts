@@ -25,8 +25,12 @@ export async function drawCurves(
   given: readonly Curve[],
   { columns, coloured }: { columns: number; coloured: boolean },
 ): Promise<string[]> {
-  if (given.length === 0) return [];
-  const curves = given.map(({ name, points }) => ({ name, points: thinned(points) }));
+  // One point is no curve: it is said.
+  const said = given.flatMap(({ name, points: [only, ...more] }) =>
+    only !== undefined && more.length === 0 ? [`${name}: ${only[1].toFixed(3)} at step ${only[0]}`] : [],
+  );
+  const curves = given.filter(({ points }) => points.length > 1).map(({ name, points }) => ({ name, points: thinned(points) }));
+  if (curves.length === 0) return said;
   const { plot } = await import("simple-ascii-chart");
   const losses = curves.flatMap(({ points }) => points.map(([, loss]) => loss));
   const [low, high] = [Math.min(...losses), Math.max(...losses)];
@@ -45,7 +49,7 @@ export async function drawCurves(
     });
   };
   const charts = coloured ? [draw(curves)] : curves.map((curve) => draw([curve]));
-  return charts.flatMap((chart) => chart.split("\n").map((line) => line.trimEnd()));
+  return [...charts.flatMap((chart) => chart.split("\n").map((line) => line.trimEnd())), ...said];
 }
 
 /** First and last step, and three between. */
