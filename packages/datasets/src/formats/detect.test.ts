@@ -138,6 +138,13 @@ describe("detect", () => {
     expect(read({ instruction: "a", output: "b", prompt: "a", completion: "b" })).toMatchObject({ code: "AMBIGUOUS" });
   });
 
+  it("names each known format once to somebody who is close to none", () => {
+    const { message } = read({ foo: 1, bar: 2 }) as { message: string };
+    const known = /Known: (.*)\. Others/.exec(message)?.[1]?.split("; ") ?? [];
+    expect(known).toContain("prompt + completion");
+    expect(known).toEqual([...new Set(known)]);
+  });
+
   const user = turn("user", "a");
   const assistant = turn("assistant", "b");
   it.each<[string, unknown, string, RegExp]>([

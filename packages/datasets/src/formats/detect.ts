@@ -377,7 +377,7 @@ function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wan
   const found = Object.keys(row).slice(0, 12).map(shorten).join(", ") || "none";
   const meant = misspeltKeys(row, keys);
   if (part === 0 && wanted === undefined) {
-    const known = signatures.map((candidate) => keysOf(candidate)).join("; ");
+    const known = [...new Set(signatures.map((candidate) => keysOf(candidate)))].join("; ");
     // The whole list helps only somebody who was not close to any of them.
     const help = meant === "" ? ` Known: ${known}. Others need a mapping.` : meant;
     return refuse("FORMAT_UNKNOWN", `no known format. Keys found: ${found}.${help}`);
