@@ -78,6 +78,10 @@ const samples: Record<string, unknown> = {
   "training.save_steps": 20,
   "training.save_total_limit": 5,
   "training.eval_steps": 10,
+  "training.eval_budget": "all",
+  "training.load_best_model_at_end": true,
+  "training.early_stopping_patience": 2,
+  "training.early_stopping_threshold": 0.01,
   "training.gradient_checkpointing": true,
   "training.seed": 9,
   "training.data_seed": 8,
@@ -113,6 +117,7 @@ const samples: Record<string, unknown> = {
 const beside: Record<string, Values> = {
   canary: { promote: "canary" },
   "lora.layers_pattern": { lora: { layers_to_transform: [0] } },
+  "training.early_stopping_patience": { training: { load_best_model_at_end: true } },
   "training.lr_scheduler_kwargs": { training: { lr_scheduler_type: "cosine_with_restarts" } },
 };
 

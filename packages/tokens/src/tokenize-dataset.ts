@@ -23,7 +23,7 @@ import { holdOut, inSeededOrder, shortId } from "./shards/split-holdout.ts";
 import { writeShards } from "./shards/write-shards.ts";
 
 /** Version of the conversion. Raise it when the same records give other tokens, rows or probes, so that results cached by older code are not used. */
-export const tokenizeCode = "tokenize/3";
+export const tokenizeCode = "tokenize/4";
 
 export interface TokenizeInput {
   tenant: string;
@@ -129,7 +129,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
     const write = (rows: Iterable<Int32Array>) =>
       writeShards({ store, rows, metadata, shardBytes, signal, put: (bytes) => objects.put(tenant, "shard", bytes) });
     const trainShards = await write(rowsOf(indices, bins));
-    const evalShards = await write(rowsOf(Int32Array.from(evaluation.sequences, (one) => one.index)));
+    const evalShards = await write(rowsOf(Int32Array.from(inEvaluationOrder(evaluation.sequences, spec.training.seed), (one) => one.index)));
 
     const sum = (shards: typeof trainShards, count: "sequences" | "tokens" | "supervised"): number =>
       shards.reduce((total, shard) => total + shard[count], 0);
@@ -166,6 +166,17 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
     span.setAttributes({ "loraline.tokens": manifest.totals.tokens, "loraline.packed": manifest.packed });
     return { kind: "tokenized", ref: await putJson(objects, tenant, "tokens", manifest), manifest };
   });
+}
+
+/** The trainer evaluates as many of the held-out sequences as its budget allows, from the first. So their order must not be that of the file. */
+function inEvaluationOrder(sequences: readonly Stored[], seed: number): Stored[] {
+  const rank = new Map(
+    inSeededOrder(
+      sequences.map((one) => one.id),
+      seed,
+    ).map((id, at) => [id, at]),
+  );
+  return sequences.toSorted((a, b) => (rank.get(a.id) as number) - (rank.get(b.id) as number));
 }
 
 interface Stored {

@@ -117,8 +117,8 @@ describe("the tokenize service", () => {
     expect(again.data).toEqual({ ...first.data, cacheHit: true });
     // Whoever changes what comes out, and so this digest, raises `tokenizeCode`, or old results would be served for new.
     expect([tokenizeCode, first.manifest.train[0]?.blob.digest]).toEqual([
-      "tokenize/3",
-      "sha256:c008295bc79300b7b04b8e892455afce9acb89154de26b7cb6774bcd8489868d",
+      "tokenize/4",
+      "sha256:b8d29bf7c6c1eb020de6e560d45215b6ff44de43fb564191c052d5bcf067aeea",
     ]);
 
     // Without the cache and its objects: the same bytes from the start.

@@ -9,18 +9,21 @@ import math
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from packing import rows_within_budget
 from peft.optimizers import create_loraplus_optimizer
+from safetensors.torch import load_file, save_file
 from spec import TrainerError
 from torch import distributed
 from transformers import Trainer, TrainerCallback
 
 MANIFEST = "checkpoint.json"
 METER = "meter.json"
+BEST = "best.safetensors"
 RANK = int(os.environ.get("RANK", "0"))
 
 
@@ -34,6 +37,8 @@ class Meter:
     open_loss: float = 0.0  # sum of the losses of the steps that are not in the history yet
     open_steps: int = 0
     eval_history: list = field(default_factory=list)  # [step, loss on the held-out rows]
+    best: list | None = None  # [step, loss] of the evaluation with the lowest loss; kept with load_best_model_at_end only
+    evaluations_without_gain: int = 0  # since the best one; smaller gains than early_stopping_threshold do not count
 
     def of_all_ranks(self) -> "Meter":
         """Returns the sums over all ranks. A collective operation: every rank must call it."""
@@ -44,11 +49,13 @@ class Meter:
             sum_over_ranks(self.open_loss),
             self.open_steps,
             self.eval_history,  # of the whole held-out set, on every rank
+            self.best,
+            self.evaluations_without_gain,
         )
 
     def of_this_rank(self) -> "Meter":
         """The inverse of `of_all_ranks`, for a resume: rank 0 takes the sums, the other ranks begin at zero."""
-        return self if RANK == 0 else Meter(0, 0, self.loss_history, 0.0, self.open_steps, self.eval_history)
+        return self if RANK == 0 else replace(self, tokens_seen=0, examples_seen=0, open_loss=0.0)
 
 
 class LoraTrainer(Trainer):
@@ -113,18 +120,82 @@ class LoraTrainer(Trainer):
         return loss
 
 
+@dataclass(frozen=True)
+class EvaluationPlan:
+    every: int | None  # steps; None: only before the first step and after the last one
+    rows: int  # of the held-out ones, from the first
+
+
+def plan_evaluations(settings: dict, rows, held_out, ranks: int) -> EvaluationPlan:
+    """
+    When to evaluate, and on how many of the held-out rows, so that all evaluations together take `eval_budget` of what training takes.
+    Reckoned in tokens, of which a step takes three passes' worth (forward, and twice that backward) and an evaluation one. So it depends
+    on nothing that differs between two runs of the same settings.
+    """
+    batches = math.ceil(len(rows) / (settings["per_device_train_batch_size"] * ranks))
+    steps_of_epoch = math.ceil(batches / settings["gradient_accumulation_steps"])
+    steps = settings["max_steps"] if settings["max_steps"] > 0 else math.ceil(settings["num_train_epochs"] * steps_of_epoch)
+    keeps_best = settings["load_best_model_at_end"]
+    every = settings["eval_steps"] or (max(1, steps // 10) if keeps_best else None)
+    if settings["eval_budget"] == "all":
+        return EvaluationPlan(every, len(held_out))
+    evaluations = 2 + keeps_best + ((steps - 1) // every if every else 0)
+    trained = steps / steps_of_epoch * rows.tokens().sum() / ranks
+    return EvaluationPlan(every, rows_within_budget(held_out.tokens(), settings["eval_budget"] * 3 * trained / evaluations))
+
+
+class Best:
+    """
+    The adapter's weights at the evaluation with the lowest held-out loss, and whether to stop because nothing gets better.
+
+    patience: evaluations without a gain after which training stops; None: it does not. threshold: a gain is a loss that is lower by more
+    than this. Both mean what they mean to transformers.EarlyStoppingCallback.
+    """
+
+    def __init__(self, model, patience: int | None, threshold: float):
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.patience, self.threshold = patience, threshold
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def note(self, meter: Meter, step: int, loss: float) -> None:
+        gain = float("inf") if meter.best is None else meter.best[1] - loss
+        meter.evaluations_without_gain = 0 if gain > self.threshold else meter.evaluations_without_gain + 1
+        if gain > 0:
+            meter.best = [step, loss]
+            self.weights = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+
+    def is_enough(self, meter: Meter) -> bool:
+        return self.patience is not None and meter.evaluations_without_gain >= self.patience
+
+    def save(self, directory: Path) -> None:
+        if self.weights:
+            save_file(self.weights, directory / BEST)
+
+    def load(self, directory: Path) -> None:
+        if (directory / BEST).exists():
+            self.weights = load_file(directory / BEST)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the best weights into the model."""
+        for name, weight in self.weights.items():
+            self.parameters[name].copy_(weight)
+
+
 class Reporter(TrainerCallback):
     """
     Progress lines, evaluation during training, checkpoints, and the stop on SIGTERM.
 
     emit(line): appends to progress.jsonl. evaluate(): the loss on the evaluation rows, or None if there are none.
-    stop_wanted(): whether this process got SIGTERM. fingerprint: what a checkpoint must share with a run to continue it.
+    best: remembers the best weights; None: the last ones are published. stop_wanted(): whether this process got SIGTERM. fingerprint: what a checkpoint must share with a run to continue it.
     compute_type: stands in each checkpoint, so that a process on another kind of processor goes on in it.
     """
 
-    def __init__(self, trainer: LoraTrainer, directory: Path, emit, evaluate, eval_steps, save_total_limit, stop_wanted, fingerprint, compute_type):
+    def __init__(
+        self, trainer: LoraTrainer, directory: Path, emit, evaluate, eval_steps, best: Best | None, save_total_limit, stop_wanted, fingerprint, compute_type
+    ):
         self.trainer, self.directory, self.emit, self.evaluate = trainer, directory, emit, evaluate
-        self.eval_steps, self.save_total_limit = eval_steps, save_total_limit
+        self.eval_steps, self.best, self.save_total_limit = eval_steps, best, save_total_limit
         self.stop_wanted, self.fingerprint, self.compute_type = stop_wanted, fingerprint, compute_type
         self.stopped = False
 
@@ -142,11 +213,22 @@ class Reporter(TrainerCallback):
         # All ranks must stop at the same step, or the others wait for ever in the next all-reduce.
         elif sum_over_ranks(self.stop_wanted()) > 0:
             self.stopped = control.should_log = control.should_save = control.should_training_stop = True
-        if self.eval_steps and state.global_step % self.eval_steps == 0 and not last:
-            loss = self.evaluate()
-            if loss is not None:
-                self.trainer.meter.eval_history.append([state.global_step, loss])
-                self.emit({"type": "eval", "step": state.global_step, "eval_loss": loss})
+        # The last step's adapter is evaluated after training, as it is published. Here it is only to find out whether it is the best one.
+        if self.best is not None if last else self.eval_steps and state.global_step % self.eval_steps == 0:
+            self.evaluate_now(state.global_step, control)
+
+    def evaluate_now(self, step: int, control) -> None:
+        loss, meter = self.evaluate(), self.trainer.meter
+        if loss is None:
+            return
+        loss = sum_over_ranks(loss) / sum_over_ranks(1)  # all ranks must find the same step to be the best one
+        meter.eval_history.append([step, loss])
+        self.emit({"type": "eval", "step": step, "eval_loss": loss})
+        if self.best is not None:
+            self.best.note(meter, step, loss)
+            if self.best.is_enough(meter):
+                control.should_log = control.should_training_stop = True
+                control.should_save = False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         meter = self.trainer.meter
@@ -181,6 +263,8 @@ class Reporter(TrainerCallback):
         meter = self.trainer.meter.of_all_ranks()  # waits for all ranks, so all have written their files
         partial = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
+            if self.best is not None:
+                self.best.save(partial)
             name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint, self.compute_type)
             self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
             for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:

@@ -7,6 +7,7 @@ other in one row of tokens, without padding. Attention runs on each sequence sep
 """
 
 import hashlib
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,6 +49,17 @@ class Rows(torch.utils.data.Dataset):
         values, bounds = self.batches[number]
         return {name: values[name][bounds[name][row] : bounds[name][row + 1]] for name in COLUMNS}
 
+    def first(self, count: int) -> "Rows":
+        """The first `count` rows, sharing the memory of all."""
+        part = copy(self)
+        part.kept = self.kept[:count]
+        return part
+
+    def tokens(self) -> np.ndarray:
+        """The tokens of each row: int64 [rows]."""
+        lengths = [np.diff(bounds["input_ids"]) for _, bounds in self.batches]
+        return np.fromiter((lengths[number][row] for number, row in self.kept), np.int64, len(self.kept))
+
     def digest(self) -> str:
         """sha256 of all rows: equal for the same tokens and labels in the same order, whatever they are computed in."""
         sha = hashlib.sha256()
@@ -86,6 +98,18 @@ def read_shard(path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise TrainerError("SHARD_INVALID", f"shards/{path.name}: {error}", f"shards/{path.name}") from error
     return batches
+
+
+def rows_within_budget(tokens: np.ndarray, budget: float) -> int:
+    """
+    How many of the held-out rows, which have `tokens` tokens each, to evaluate within `budget` tokens. It is a power of two, so that runs
+    with different settings on one dataset are mostly evaluated on the same rows and can be compared; but 32 at least, because fewer tell
+    little; and never more than there are.
+    """
+    affordable = int(np.searchsorted(np.cumsum(tokens), budget, side="right"))
+    if affordable >= len(tokens):
+        return len(tokens)
+    return min(len(tokens), max(32, 1 << max(affordable, 1).bit_length() - 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -70,7 +70,10 @@ WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 PREEMPTED = 75  # EX_TEMPFAIL
 # Settings that are not passed to transformers.Trainer. It does not know packed rows or LoRA+, and Loraline does evaluation and
 # checkpoints itself.
-OURS = ("eval_steps", "save_total_limit", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio")
+OURS = (
+    *("eval_steps", "eval_budget", "load_best_model_at_end", "early_stopping_patience", "early_stopping_threshold"),
+    *("save_total_limit", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio"),
+)
 
 
 def main(directory: Path) -> int:
@@ -219,6 +222,9 @@ def supervise(attempt: Attempt, spec: dict) -> None:
 
         with time_limit("applying lora's patterns to the base"):
             model = add_lora(model, lora, settings["seed"])
+        plan = loop.plan_evaluations(settings, rows, held_out, WORLD_SIZE)
+        evaluated = held_out.first(plan.rows)
+
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             model.to("cuda")
@@ -233,7 +239,7 @@ def supervise(attempt: Attempt, spec: dict) -> None:
     # The base's answers and evaluation are recorded before training: after the last step every second delays the result.
     with model.disable_adapter():
         with attempt.phase("evaluate"):
-            base_loss, base_accuracy, supervised_tokens = packing.evaluate(model, held_out.sequences())
+            base_loss, base_accuracy, supervised_tokens = packing.evaluate(model, evaluated.sequences())
         with attempt.phase("probe"):
             base_probes = probes.record(model, spec, stop_tokens)
 
@@ -270,12 +276,14 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.meter, trainer.sign_of_life = loop.Meter(), attempt.sign_of_life
+        best = loop.Best(model, settings["early_stopping_patience"], settings["early_stopping_threshold"]) if settings["load_best_model_at_end"] else None
         reporter = loop.Reporter(
             trainer=trainer,
             directory=directory / "checkpoints",
             emit=attempt.emit,
-            evaluate=lambda: packing.evaluate(model, held_out.sequences())[0] if len(held_out) else None,
-            eval_steps=settings["eval_steps"],
+            evaluate=lambda: packing.evaluate(model, evaluated.sequences())[0] if len(evaluated) else None,
+            eval_steps=plan.every,
+            best=best,
             save_total_limit=settings["save_total_limit"],
             stop_wanted=lambda: attempt.stop_wanted,
             fingerprint=fingerprint,
@@ -284,6 +292,8 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         trainer.add_callback(reporter)
         if checkpoint is not None:
             trainer.meter = loop.Meter(**json.loads((checkpoint / loop.METER).read_text())).of_this_rank()
+            if best is not None:
+                best.load(checkpoint)
         meter = trainer.meter
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -300,6 +310,10 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         attempt.result["train_tokens_per_second"] = round(reporter.tokens_per_second(), 1)
         if reporter.stopped:
             raise Preempted
+        published_step, stopped_early = trainer.state.global_step, trainer.state.global_step < trainer.state.max_steps
+        if best is not None and meter.best is not None:
+            best.restore()
+            published_step = meter.best[0]
     if not IS_WRITER:
         return
 
@@ -312,18 +326,22 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         canonicalise.load_published(model, tensors)
 
     with attempt.phase("evaluate"):
-        if len(held_out):
-            adapter_loss, adapter_accuracy, _ = packing.evaluate(model, held_out.sequences())
-            attempt.emit({"type": "eval", "step": trainer.state.global_step, "eval_loss": adapter_loss})
-            attempt.result["eval_history"].append([trainer.state.global_step, adapter_loss])
+        if len(evaluated):
+            adapter_loss, adapter_accuracy, _ = packing.evaluate(model, evaluated.sequences())
+            if best is None:  # else the curve has the last step already, and what is published may be of an earlier one
+                attempt.emit({"type": "eval", "step": published_step, "eval_loss": adapter_loss})
+                attempt.result["eval_history"].append([published_step, adapter_loss])
             attempt.result["evaluation"] = {
                 "base_loss": base_loss,
                 "adapter_loss": adapter_loss,
                 "base_accuracy": base_accuracy,
                 "adapter_accuracy": adapter_accuracy,
-                "rows": len(held_out),
-                "rows_digest": held_out.digest(),
+                "rows": len(evaluated),
+                "held_out_rows": len(held_out),
+                "rows_digest": evaluated.digest(),
                 "supervised_tokens": supervised_tokens,
+                "published_step": published_step,
+                "stopped_early": stopped_early,
             }
 
     with attempt.phase("probe"):

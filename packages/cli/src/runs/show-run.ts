@@ -1,5 +1,5 @@
 /** A run, its proof and its adapter, in words for a person. */
-import type { Proof, RunState } from "@loraline/contracts";
+import type { Evaluation, Proof, RunState } from "@loraline/contracts";
 import { bold, cyan, duration, green, pairs, red, table, yellow } from "../terminal.ts";
 import { type AdapterView, proofOf } from "../adapters/show-adapter.ts";
 import { doing, figures, stepsOf } from "./follow-run.ts";
@@ -20,6 +20,10 @@ const phaseColor = (run: RunState): string => {
   if (run.phase === "served") return green(run.phase);
   return run.phase === "failed" || run.phase === "rejected" ? red(run.phase) : yellow(run.phase);
 };
+
+/** `64 of 4,821 rows (eval_budget)`, or `64 rows` when all were evaluated. */
+const rowsWords = ({ rows, held_out_rows: all }: Evaluation): string =>
+  typeof all === "number" && all > rows ? `${rows} of ${all} rows (training.eval_budget)` : `${rows} rows`;
 
 /** Everything worth knowing about one run. */
 export function describeRun(run: RunState, view: AdapterView | undefined): string[] {
@@ -47,7 +51,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
       ? undefined
       : [
           "training",
-          `${trained.steps} steps, ${trained.trainedTokens} tokens` +
+          `${trained.steps} steps${evaluation?.stopped_early === true ? " (stopped early)" : ""}, ${trained.trainedTokens} tokens` +
             (trained.tokensPerSecond === null ? "" : `, ${Math.round(trained.tokensPerSecond)} tokens/s`) +
             (trained.trainLoss === null ? "" : `, loss ${trained.trainLoss.toFixed(3)}`),
         ],
@@ -55,7 +59,10 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
       ? undefined
       : [
           "evaluation",
-          `held-out loss ${evaluation.base_loss.toFixed(3)} (base) → ${evaluation.adapter_loss.toFixed(3)} (adapter) on ${evaluation.rows} rows`,
+          `held-out loss ${evaluation.base_loss.toFixed(3)} (base) → ${evaluation.adapter_loss.toFixed(3)} (adapter) on ${rowsWords(evaluation)}` +
+            (typeof evaluation.published_step === "number" && evaluation.published_step !== trained?.steps
+              ? `; published: step ${evaluation.published_step}, the best one`
+              : ""),
         ],
     served === null ? undefined : ["version", `${modelOf(run)}@${served.version}  ${served.digest}`],
     served === null ? undefined : ["proof", proof === undefined ? yellow("no replica holds it proven just now") : green(proofLine(proof))],

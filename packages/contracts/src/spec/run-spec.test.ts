@@ -127,7 +127,8 @@ test("warmup_ratio of transformers 4 is warmup_steps below 1", () => {
 
 test.each([
   ["fp16", true, /bf16/],
-  ["load_best_model_at_end", true, /num_train_epochs/],
+  ["metric_for_best_model", "eval_accuracy", /eval_loss/],
+  ["greater_is_better", true, /false/],
   ["deepspeed", { zero_optimization: { stage: 3 } }, /gpus and nodes/],
   ["loss_type", "dft", /cross entropy/],
   ["resume_from_checkpoint", "./checkpoint-100", /import/],
@@ -232,4 +233,12 @@ test("a spec of megabytes is refused, whichever field makes it so", () => {
   ]);
   const metadata = Object.fromEntries(zeros.slice(0, 5000).map((_, n) => [`key-${n}`, "v".repeat(100)]));
   expect(problemsOfSpec({ ...minimal, metadata })).toEqual([["SPEC_INVALID", null, expect.stringMatching(/at most 196608/)]]);
+});
+
+test.each([
+  ["early stopping alone", { training: { early_stopping_patience: 3 } }, "training.early_stopping_patience", /needs load_best_model_at_end/],
+  ["no held-out rows", { holdout: 0, training: { load_best_model_at_end: true } }, "training.load_best_model_at_end", /holdout above 0/],
+  ["no budget", { training: { eval_budget: 0 } }, "training.eval_budget", /expected number to be >0/],
+])("the best step cannot be published with %s", (_, fields, param, message) => {
+  expect(problemsOfSpec({ ...minimal, ...fields })).toEqual([["SPEC_INVALID", param, expect.stringMatching(message)]]);
 });

@@ -248,6 +248,13 @@ const anyRun = runSpecFields
       context.addIssue({ code: "custom", path: [], message: `the run spec has ${bytes} characters, and at most ${largestSpec} are taken` });
     }
     if (spec.method !== undefined && spec.import !== undefined) wrong("import", "says what `method` says already; remove it");
+    if (spec.training.load_best_model_at_end === true && spec.validation === undefined && spec.holdout === 0) {
+      context.addIssue({
+        code: "custom",
+        path: ["training", "load_best_model_at_end"],
+        message: "needs held-out rows to find the best step: give a validation dataset, or a holdout above 0",
+      });
+    }
     const { needs, refuses } = datasetRules[methodOf(spec).type];
     const isGiven = (field: string): boolean => spec[field as keyof Fields] !== undefined;
     for (const [field, message] of Object.entries(needs)) if (!isGiven(field)) wrong(field, message);

@@ -87,13 +87,13 @@ const judgedTrainingArguments: JudgedFields = {
   hub_strategy: neutral(hub, "every_save"),
   hub_always_push: neutral(hub, false),
   hub_revision: neutral(hub),
-  load_best_model_at_end: refused(
-    "the adapter after the last step is published, and earlier checkpoints are not compared with it",
-    "Remove it, and lower num_train_epochs if the held-out loss rises; the gate refuses an adapter that is worse",
-    false,
+  metric_for_best_model: refused(
+    "the best step is the one with the lowest held-out loss",
+    "Remove it, or write eval_loss",
+    "eval_loss",
+    "loss",
   ),
-  metric_for_best_model: neutral("it belongs to load_best_model_at_end"),
-  greater_is_better: neutral("it belongs to load_best_model_at_end", true, false),
+  greater_is_better: refused("the best step is the one with the lowest held-out loss", "Remove it, or write false", false),
   ignore_data_skip: neutral("a resumed run goes on with the very next row", false),
   restore_callback_states_from_checkpoint: neutral("a resumed run goes on bit for bit", false, true),
   resume_from_checkpoint: refused(
@@ -230,6 +230,9 @@ export const ownTrainingDefaults: Readonly<Record<string, string>> = {
 /** Fields that TrainingArguments does not have. */
 export const ownTrainingFields: Readonly<Record<string, string>> = {
   loraplus_lr_ratio: "an argument of PEFT's create_loraplus_optimizer",
+  eval_budget: "keeps evaluation cheap; no library has it",
+  early_stopping_patience: "an argument of transformers.EarlyStoppingCallback",
+  early_stopping_threshold: "an argument of transformers.EarlyStoppingCallback",
 };
 
 /** Learning rate schedules, with the arguments that each takes in lr_scheduler_kwargs. */
@@ -316,7 +319,35 @@ export const trainingFields = z
     logging_steps: z.int().min(1).default(1).describe("The loss is told every so many steps."),
     save_steps: z.int().min(1).default(50).describe("A checkpoint to resume from every so many steps."),
     save_total_limit: z.int().min(1).default(2).describe("Checkpoints kept."),
-    eval_steps: z.int().min(1).optional().describe("Absent: evaluate once, after the last step."),
+    eval_steps: z
+      .int()
+      .min(1)
+      .optional()
+      .describe("Evaluate every so many steps. Absent: only the base, and the adapter after the last step (with load_best_model_at_end: ten times)."),
+    eval_budget: z
+      .union([z.number().positive().max(10), z.literal("all")], { error: 'must be a share of the training above 0, such as 0.05, or "all"' })
+      .optional()
+      .meta({ default: 0.05 })
+      .describe(
+        "Share of the training's computation that all evaluations together may take. Of the held-out rows as many are evaluated as fit, in an order that the seed decides: a power of two, at least 32. `all`: every one.",
+      ),
+    load_best_model_at_end: z
+      .boolean()
+      .optional()
+      .meta({ default: false })
+      .describe("The step with the lowest held-out loss is published, and not the last one. Needs held-out rows."),
+    early_stopping_patience: z
+      .int()
+      .min(1)
+      .max(1000)
+      .optional()
+      .describe("Training stops after so many evaluations in a row without a lower held-out loss. Needs load_best_model_at_end."),
+    early_stopping_threshold: z
+      .number()
+      .min(0)
+      .optional()
+      .meta({ default: 0 })
+      .describe("A held-out loss counts as lower if it is lower by more than this."),
     gradient_checkpointing: z.boolean().default(false).describe("Less memory, more time; the same gradients."),
     seed: z
       .int()
@@ -364,5 +395,12 @@ export const trainingSpec = z.preprocess(
     if (needsMinimum && "min_lr" in given === "min_lr_rate" in given) wrong(`the schedule ${schedule} needs either min_lr or min_lr_rate`);
     if (schedule === "warmup_stable_decay" && !("num_decay_steps" in given))
       wrong("the schedule warmup_stable_decay needs num_decay_steps");
+  }).superRefine(({ early_stopping_patience: patience, load_best_model_at_end: best }, context) => {
+    if (patience !== undefined && best !== true)
+      context.addIssue({
+        code: "custom",
+        path: ["early_stopping_patience"],
+        message: "needs load_best_model_at_end: true, or what is published would be of a step after the best one",
+      });
   }),
 );

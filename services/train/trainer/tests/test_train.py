@@ -71,6 +71,85 @@ def test_the_same_run_gives_the_same_bytes(directory):
     assert first.result["loss_history"] == second.result["loss_history"]
 
 
+# Rows that contradict the held-out ones: the longer it trains, the worse it does there.
+MISLED = {"training": {"num_train_epochs": 6, "learning_rate": 0.05, "eval_steps": 3, "load_best_model_at_end": True}}
+
+
+def misleading_rows():
+    return make_rows(4, seed=1) + [
+        [(tokens, [-100 if label == -100 else (label * 7) % 61 + 3 for label in labels]) for tokens, labels in row] for row in make_rows(8, seed=2)
+    ]
+
+
+def test_the_best_step_is_published(directory):
+    best, last = directory("best", rows=misleading_rows(), **MISLED), directory("last", rows=misleading_rows(), training=MISLED["training"] | {"load_best_model_at_end": False})
+    assert best.run() == last.run() == 0
+    curve = best.result["eval_history"]
+    assert [step for step, _ in curve] == [*range(3, 36, 3), 36]
+    step, loss = min(curve, key=lambda point: point[1])
+    assert step < 36, "the rows must mislead it, or the test shows nothing"
+    evaluation = best.result["evaluation"]
+    assert evaluation["published_step"] == step and evaluation["adapter_loss"] == pytest.approx(loss, abs=0.02)
+    assert last.result["evaluation"]["published_step"] == 36 and last.result["evaluation"]["adapter_loss"] > evaluation["adapter_loss"]
+    assert not evaluation["stopped_early"] and best.result["steps"] == 36
+
+
+
+def test_the_best_step_has_the_very_weights_of_that_step(directory):
+    constant = MISLED["training"] | {"lr_scheduler_type": "constant"}
+    best = directory("best", rows=misleading_rows(), training=constant)
+    assert best.run() == 0
+    step = best.result["evaluation"]["published_step"]
+    assert step < best.result["steps"]
+    ended = directory("ended", rows=misleading_rows(), training=constant | {"load_best_model_at_end": False, "eval_steps": None, "max_steps": step})
+    assert ended.run() == 0
+    assert best.result["adapter"] == ended.result["adapter"]
+
+
+def test_it_stops_when_nothing_gets_better_and_goes_on_so_after_a_kill(directory, monkeypatch):
+    import loop
+
+    patient = MISLED["training"] | {"early_stopping_patience": 2, "save_steps": 5}
+    whole, killed = directory("whole", rows=misleading_rows(), training=patient), directory("killed", rows=misleading_rows(), training=patient)
+    assert whole.run() == 0
+    steps = [step for step, _ in whole.result["eval_history"]]
+    losses = [loss for _, loss in whole.result["eval_history"]]
+    best = losses.index(min(losses))
+    assert whole.result["steps"] == steps[-1] == steps[best] + 6 < whole.result["total_steps"] == 36
+    assert whole.result["evaluation"]["stopped_early"] and whole.result["evaluation"]["published_step"] == steps[best]
+
+    def die_before_the_end():
+        note = loop.Best.note
+
+        def noting(self, meter, step, loss):
+            note(self, meter, step, loss)
+            if step == steps[-1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        loop.Best.note = noting
+
+    killed.run_and_die(die_before_the_end)
+    assert killed.run() == 0
+    assert killed.result["adapter"] == whole.result["adapter"]
+    assert killed.result["eval_history"] == whole.result["eval_history"]
+
+
+def test_of_many_held_out_rows_as_many_are_evaluated_as_the_budget_allows(directory):
+    held_out = make_rows(400, seed=2, packed=1)
+    cheap = directory("cheap", held_out=held_out)
+    more = directory("more", held_out=held_out, training={"eval_budget": 1})
+    every = directory("every", held_out=held_out, training={"eval_budget": "all"})
+    assert cheap.run() == more.run() == every.run() == 0
+    assert [run.result["evaluation"]["rows"] for run in (cheap, more, every)] == [32, 64, 400]
+    assert {run.result["evaluation"]["held_out_rows"] for run in (cheap, more, every)} == {400}
+    assert cheap.result["adapter"] == every.result["adapter"]
+    first = directory("first", held_out=held_out[:64])
+    assert first.run() == 0
+    assert first.result["evaluation"]["rows_digest"] != more.result["evaluation"]["rows_digest"]  # 32 of 64
+    tokens = sum(len(labels) - 4 for row in held_out[:64] for _, labels in row)
+    assert more.result["evaluation"]["supervised_tokens"] == tokens
+
+
 def test_probes_record_what_the_published_adapter_says(directory, monkeypatch):
     import torch
     from peft import PeftModel
