@@ -55,8 +55,14 @@ export const evaluation = z.object({
   adapter_accuracy: z.number().nullish(),
   rows: z.int().describe("Evaluated rows; `held_out_rows` of them are held out."),
   supervised_tokens: z.int(),
-  held_out_rows: z.int().nullish().describe("All of them, of which `training.eval_budget` allows `rows`. Absent: by an older trainer, which evaluated all."),
-  published_step: z.int().nullish().describe("The step whose weights are published: the last one, unless `load_best_model_at_end` chose another."),
+  held_out_rows: z
+    .int()
+    .nullish()
+    .describe("All of them, of which `training.eval_budget` allows `rows`. Absent: by an older trainer, which evaluated all."),
+  published_step: z
+    .int()
+    .nullish()
+    .describe("The step whose weights are published: the last one, unless `load_best_model_at_end` chose another."),
   stopped_early: z.boolean().nullish().describe("Whether `early_stopping_patience` ended the training before its last step."),
   rows_digest: digest
     .nullish()
@@ -107,7 +113,9 @@ export const trainerResult = z.object({
   eval_history: z
     .array(z.tuple([z.int(), z.number()]))
     .optional()
-    .describe("Step and loss on the held-out rows. The last one is of the adapter as it is published, except with `load_best_model_at_end`."),
+    .describe(
+      "Step and loss on the held-out rows. The last one is of the adapter as it is published, except with `load_best_model_at_end`.",
+    ),
   evaluation: evaluation.nullable(),
   probes: z.array(probeRecord),
   adapter: z

@@ -129,7 +129,9 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
     const write = (rows: Iterable<Int32Array>) =>
       writeShards({ store, rows, metadata, shardBytes, signal, put: (bytes) => objects.put(tenant, "shard", bytes) });
     const trainShards = await write(rowsOf(indices, bins));
-    const evalShards = await write(rowsOf(Int32Array.from(inEvaluationOrder(evaluation.sequences, spec.training.seed), (one) => one.index)));
+    const evalShards = await write(
+      rowsOf(Int32Array.from(inEvaluationOrder(evaluation.sequences, spec.training.seed), (one) => one.index)),
+    );
 
     const sum = (shards: typeof trainShards, count: "sequences" | "tokens" | "supervised"): number =>
       shards.reduce((total, shard) => total + shard[count], 0);

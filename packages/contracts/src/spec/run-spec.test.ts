@@ -236,7 +236,12 @@ test("a spec of megabytes is refused, whichever field makes it so", () => {
 });
 
 test.each([
-  ["early stopping alone", { training: { early_stopping_patience: 3 } }, "training.early_stopping_patience", /needs load_best_model_at_end/],
+  [
+    "early stopping alone",
+    { training: { early_stopping_patience: 3 } },
+    "training.early_stopping_patience",
+    /needs load_best_model_at_end/,
+  ],
   ["no held-out rows", { holdout: 0, training: { load_best_model_at_end: true } }, "training.load_best_model_at_end", /holdout above 0/],
   ["no budget", { training: { eval_budget: 0 } }, "training.eval_budget", /expected number to be >0/],
 ])("the best step cannot be published with %s", (_, fields, param, message) => {

@@ -323,9 +323,13 @@ export const trainingFields = z
       .int()
       .min(1)
       .optional()
-      .describe("Evaluate every so many steps. Absent: only the base, and the adapter after the last step (with load_best_model_at_end: ten times)."),
+      .describe(
+        "Evaluate every so many steps. Absent: only the base, and the adapter after the last step (with load_best_model_at_end: ten times).",
+      ),
     eval_budget: z
-      .union([z.number().positive().max(10), z.literal("all")], { error: 'must be a share of the training above 0, such as 0.05, or "all"' })
+      .union([z.number().positive().max(10), z.literal("all")], {
+        error: 'must be a share of the training above 0, such as 0.05, or "all"',
+      })
       .optional()
       .meta({ default: 0.05 })
       .describe(
@@ -386,21 +390,24 @@ export const trainingSpec = z.preprocess(
     }
     return withoutNeutral(steps === undefined ? rest : { ...rest, warmup_steps: steps }, judgedTrainingFields);
   },
-  trainingFields.superRefine(({ lr_scheduler_type: schedule, lr_scheduler_kwargs: given = {} }, context) => {
-    const wrong = (message: string): void => context.addIssue({ code: "custom", path: ["lr_scheduler_kwargs"], message });
-    const known: readonly string[] = schedules[schedule];
-    for (const name of Object.keys(given).filter((one) => !known.includes(one)))
-      wrong(`the schedule ${schedule} takes ${known.length === 0 ? "no arguments" : known.join(", ")}, not ${name}`);
-    const needsMinimum = schedule === "cosine_with_min_lr" || schedule === "cosine_warmup_with_min_lr";
-    if (needsMinimum && "min_lr" in given === "min_lr_rate" in given) wrong(`the schedule ${schedule} needs either min_lr or min_lr_rate`);
-    if (schedule === "warmup_stable_decay" && !("num_decay_steps" in given))
-      wrong("the schedule warmup_stable_decay needs num_decay_steps");
-  }).superRefine(({ early_stopping_patience: patience, load_best_model_at_end: best }, context) => {
-    if (patience !== undefined && best !== true)
-      context.addIssue({
-        code: "custom",
-        path: ["early_stopping_patience"],
-        message: "needs load_best_model_at_end: true, or what is published would be of a step after the best one",
-      });
-  }),
+  trainingFields
+    .superRefine(({ lr_scheduler_type: schedule, lr_scheduler_kwargs: given = {} }, context) => {
+      const wrong = (message: string): void => context.addIssue({ code: "custom", path: ["lr_scheduler_kwargs"], message });
+      const known: readonly string[] = schedules[schedule];
+      for (const name of Object.keys(given).filter((one) => !known.includes(one)))
+        wrong(`the schedule ${schedule} takes ${known.length === 0 ? "no arguments" : known.join(", ")}, not ${name}`);
+      const needsMinimum = schedule === "cosine_with_min_lr" || schedule === "cosine_warmup_with_min_lr";
+      if (needsMinimum && "min_lr" in given === "min_lr_rate" in given)
+        wrong(`the schedule ${schedule} needs either min_lr or min_lr_rate`);
+      if (schedule === "warmup_stable_decay" && !("num_decay_steps" in given))
+        wrong("the schedule warmup_stable_decay needs num_decay_steps");
+    })
+    .superRefine(({ early_stopping_patience: patience, load_best_model_at_end: best }, context) => {
+      if (patience !== undefined && best !== true)
+        context.addIssue({
+          code: "custom",
+          path: ["early_stopping_patience"],
+          message: "needs load_best_model_at_end: true, or what is published would be of a step after the best one",
+        });
+    }),
 );

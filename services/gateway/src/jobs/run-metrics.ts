@@ -44,7 +44,8 @@ function pointsOf(training: readonly Pair[], validation: readonly Pair[], { trai
   for (const [step, loss] of training) at(step).train_loss = loss;
   for (const [step, loss] of validation) at(step).valid_loss = loss;
   const accuracy = trained?.evaluation?.adapter_accuracy;
-  if (trained !== null && typeof accuracy === "number") at(trained.evaluation?.published_step ?? trained.steps).valid_mean_token_accuracy = accuracy;
+  if (trained !== null && typeof accuracy === "number")
+    at(trained.evaluation?.published_step ?? trained.steps).valid_mean_token_accuracy = accuracy;
   return [...points.values()].toSorted((a, b) => a.step - b.step);
 }
 
