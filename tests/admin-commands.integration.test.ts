@@ -1,7 +1,7 @@
 /** `loraline keys`, `limits` and `usage`, as a person types them, against a gateway. */
 import { test } from "@loraline/testkit";
 import { expect } from "vitest";
-import { startGateway } from "../services/gateway/src/gateway-under-test.ts";
+import { adapterOf, putAdapter, startGateway } from "../services/gateway/src/gateway-under-test.ts";
 import { loraline } from "./run-cli.ts";
 
 test("an admin makes and revokes keys, sets limits and reads usage; the first key comes from NATS", async ({ nats, nc, tenant }) => {
@@ -16,6 +16,10 @@ test("an admin makes and revokes keys, sets limits and reads usage; the first ke
   expect((await loraline(boss, ["keys", "list"])).out).toMatch(new RegExp(`${id} +ci +train,infer .* boss `));
   expect(await loraline(ci, ["limits", "set", "--requests", "5"])).toMatchObject({ code: 5, err: expect.stringContaining("`admin`") });
 
+  const unknown = await loraline(boss, ["limits", "set", `${tenant}/pirate`, "--requests", "5"]);
+  expect(unknown).toMatchObject({ code: 4, err: expect.stringContaining("No such adapter: ") });
+  expect(await loraline(boss, ["limits", "set"])).toMatchObject({ code: 2, err: expect.stringContaining("say what to limit") });
+  await putAdapter(line.bus, adapterOf(tenant, "pirate", []));
   expect((await loraline(boss, ["limits", "set", `${tenant}/pirate`, "--requests", "5", "--tokens", "1000"])).out).toMatch(
     /pirate +5 +1000 +- +boss/,
   );

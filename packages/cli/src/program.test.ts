@@ -41,7 +41,7 @@ test("a misspelt option is told, not that the required one is missing", async ()
   expect(wrong.err).toMatch(/^loraline: usage error: unknown option '--bas'\n\(Did you mean --base\?\)\n\(--help shows how\)/);
   expect(wrong.code).toBe(2);
   expect((await run("keys", "create", "--nam", "x")).err).toContain("unknown option '--nam'");
-  expect((await run("run", "a.jsonl")).err).toMatch(/^loraline: usage error: required option '--base <name>' not specified/);
+  expect((await run("run", "a.jsonl")).err).toMatch(/^loraline: usage error: required option '--name <adapter>' not specified/);
   expect((await run("run", "--help")).out).toContain("--settings <run.yaml>");
   expect((await run("adapters", "place", "x", "--spread", "0")).err).toMatch(/usage error: .*whole number from 1 to 10000/);
 });

@@ -7,7 +7,7 @@ import { type Command, CommanderError, Option } from "commander";
 import { addAdaptersCommands } from "./adapters/adapters-commands.ts";
 import { addChatCommand } from "./adapters/chat-command.ts";
 import { addPromoteCommands } from "./adapters/promote-commands.ts";
-import { type AddCommands, type CommandTools, type Context, defaultBase, type Globals, ProgramCommand } from "./command.ts";
+import { type AddCommands, type CommandTools, type Context, type Globals, ProgramCommand } from "./command.ts";
 import { addDataCommands } from "./data/data-commands.ts";
 import { addTokenizeCommand } from "./data/tokenize-command.ts";
 import { exitCodes, failureOf } from "./failure.ts";
@@ -59,7 +59,7 @@ Exit codes: 0 done · 1 the run failed, or the server refused · 2 wrong usage o
 
 Examples:
   loraline up
-  loraline run samples/persona.jsonl --base ${defaultBase} --name persona
+  loraline run samples/persona.jsonl --name persona
   loraline chat local/persona "Who are you?"
 `;
 

@@ -53,6 +53,16 @@ export function badRequestOf(problems: readonly [Problem, ...Problem[]]): Perman
 export const notFound = (what: string, id: string, param: string): PermanentError =>
   new PermanentError("not_found", `No such ${what}: ${id}.`, { status: 404, param });
 
+/**
+ * The error for a run that does not exist.
+ * @param rejected - why its request, which came over NATS, made none.
+ */
+export function noSuchRun(what: "run" | "fine-tuning job", id: string, param: string, rejected: Problem | undefined): PermanentError {
+  if (rejected === undefined) return notFound(what, id, param);
+  const message = `No such ${what}: ${id}. Its request was rejected, because it cannot be read: ${rejected.message} [${rejected.code}]. Publish a corrected one under a new id.`;
+  return new PermanentError("not_found", message, { status: 404, param });
+}
+
 interface FastifyFailure extends Error {
   statusCode: number;
   code: string;

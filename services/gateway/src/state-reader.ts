@@ -10,7 +10,9 @@ import {
   foldDataset,
   foldRun,
   parseRunKey,
+  type Problem,
   runKey,
+  runRejected,
   runRequested,
   type RunState,
   ulid,
@@ -23,6 +25,8 @@ const pollMs = 20;
 export interface StateReader {
   /** The run; undefined: there is none with this id, or it is another tenant's. A run exists as soon as its request is stored. */
   run(tenant: string, runId: string): Promise<RunState | undefined>;
+  /** Why there is no run: its request was rejected as it cannot be read. undefined: nobody asked for a run with this id. */
+  rejection(tenant: string, runId: string): Promise<Problem | undefined>;
   /** The dataset, also if it was deleted. */
   dataset(tenant: string, datasetId: string): Promise<DatasetState | undefined>;
   /** All of the tenant, newest first. Reads them all: lists use `runPage`. */
@@ -73,6 +77,10 @@ export async function createStateReader({ bus }: { bus: Pick<Bus, "bucket" | "la
       if (entry !== undefined) return entry.value;
       const requested = await lastKept(bus.last(runRequested, { tenant, id: runId }));
       return requested && foldRun(undefined, { ...requested, type: runRequested.type });
+    },
+    async rejection(tenant, runId) {
+      if (!ulid.safeParse(runId).success) return undefined;
+      return (await lastKept(bus.last(runRejected, { tenant, id: runId })))?.data;
     },
     async dataset(tenant, datasetId) {
       if (!ulid.safeParse(datasetId).success) return undefined;

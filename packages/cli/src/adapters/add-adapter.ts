@@ -7,6 +7,7 @@ import type { addAdapterBody, addAdapterSettings } from "@loraline/contracts";
 import { adapterFiles } from "@loraline/models";
 import type { z } from "zod";
 import { exitCodes, Failure } from "../failure.ts";
+import { onlyBase } from "../runs/only-base.ts";
 import { follow } from "../runs/start-run.ts";
 import { type Terminal, writeJson, writeLine } from "../terminal.ts";
 
@@ -112,17 +113,6 @@ function whereOf(source: string, folder: string | undefined): From {
     "ADAPTER_NOT_FOUND",
     `there is no folder ${source}, and it is neither a model of the hub (organisation/name), nor an https address, nor the digest of an adapter (sha256:…).`,
     source,
-  );
-}
-
-async function onlyBase(api: ApiClient): Promise<string> {
-  const { data: engines } = await api.listEngines();
-  const bases = [...new Set(engines.map(({ base }) => base))].sort();
-  if (bases.length === 1 && bases[0] !== undefined) return bases[0];
-  throw usage(
-    "BASE_MISSING",
-    bases.length === 0 ? "no engine is up yet, so say the base with --base." : `say which base with --base: ${bases.join(", ")}.`,
-    "--base",
   );
 }
 

@@ -3,6 +3,7 @@ import type { Answer, ApiClient } from "@loraline/client";
 import { priorityRange, type QuotaName, quotaNames, quotaTable } from "@loraline/contracts";
 import { Option } from "commander";
 import { type AddCommands, byteSize, orNone, wholeNumber } from "../command.ts";
+import { exitCodes, Failure } from "../failure.ts";
 import { table } from "../terminal.ts";
 
 type Limit = number | null;
@@ -57,6 +58,10 @@ export const addLimitsCommands: AddCommands = (program, { connect, print }) => {
     set.addOption(new Option(`${flagOf(name)} <n>`, words).argParser(orNone(valueOf(name))));
   }
   set.action(async (adapter: string | undefined, flags: RateFlags & Partial<Record<QuotaName, Flag>>) => {
+    if (Object.keys(flags).length === 0) {
+      const message = "say what to limit: --requests, --tokens, --concurrency, … (`loraline limits set --help`).";
+      throw new Failure(exitCodes.usage, "LIMIT_MISSING", message);
+    }
     const api = await connect();
     const current = await limitOf(api, adapter);
     const rates = {

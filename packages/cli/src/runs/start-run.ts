@@ -12,6 +12,8 @@ import { localData, tellLeft } from "../data/tokenize-options.ts";
 import { readMapping } from "../data/mapping-file.ts";
 import { fileIdIn, jobBodyOf } from "./job-body.ts";
 import { readRunFile, type RunFile } from "./run-file.ts";
+import { onlyBase } from "./only-base.ts";
+import { type SettingFlags, withFlags } from "./setting-flags.ts";
 import { askedAs, describeRun } from "./show-run.ts";
 import { type Terminal, writeJson, writeLine } from "../terminal.ts";
 
@@ -75,11 +77,11 @@ async function pack(files: readonly string[]): ReturnType<Awaited<ReturnType<typ
   });
 }
 
-export interface RunFlags {
+export interface RunFlags extends SettingFlags {
   files: string[];
   validation?: string;
   mapping?: string;
-  base: string;
+  base?: string;
   name: string;
   settings?: string;
   follow: boolean;
@@ -88,12 +90,12 @@ export interface RunFlags {
 
 /** @returns the exit code. */
 export async function runAndFollow(api: ApiClient, options: RunFlags, terminal: Terminal): Promise<number> {
-  const settings = options.settings === undefined ? {} : await readRunFile(options.settings);
+  const settings = withFlags(options.settings === undefined ? {} : await readRunFile(options.settings), options);
   const request: RunRequest = {
     files: options.files,
     validation: options.validation,
     mapping: options.mapping === undefined ? undefined : await readMapping(options.mapping),
-    base: options.base,
+    base: options.base ?? (await onlyBase(api)),
     adapter: options.name,
     settings,
   };

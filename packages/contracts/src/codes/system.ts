@@ -200,6 +200,7 @@ export const commandCodes = defineArea(
     VERSION_MISSING: ["The command needs the version of an adapter.", "Write it as ADAPTER@VERSION."],
     NOT_CONFIRMED: ["The command deletes much, for good, and was not confirmed.", "Say --yes to do it."],
     PLACEMENT_MISSING: ["The command was not told on which replicas to place the adapter.", "Give --all, --spread or --pin."],
+    LIMIT_MISSING: ["`limits set` was given nothing to set.", "Say what to limit, such as --requests 60; `none` lifts a limit."],
     CANARY_MISSING: ["Options of a canary are given without --canary.", "Add --canary, or remove the options."],
     CODE_UNKNOWN: ["There is no error code of this name.", "Copy the code from the message; docs/errors.md lists all."],
     PROMPT_EMPTY: ["The prompt is empty.", "Give one as an argument or on standard input."],

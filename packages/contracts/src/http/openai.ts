@@ -119,7 +119,7 @@ export const createJobBody = z.strictObject({
     .min(1)
     .max(64)
     .nullish()
-    .describe("Name of the adapter, made a slug. Without it the name derives from the file's name."),
+    .describe("Name of the adapter, made a slug. Without it: the file's name and the end of its id."),
   seed: z.int().nonnegative().nullish(),
   hyperparameters: hyperparameters.nullish().describe("Deprecated by OpenAI in favour of `method`."),
   method: z

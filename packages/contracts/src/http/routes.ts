@@ -707,11 +707,11 @@ export const httpRoutes = {
     path: "/v1/loraline/limits/{adapter}",
     tag: "Limits",
     summary: "Set an adapter's limits",
-    description: "What is not given is not limited.",
+    description: "What is not given is not limited. The adapter must exist.",
     scopes: ["admin"],
     body: limitBody,
     answer: limitView,
-    refusals: [400, 413, 415, 507],
+    refusals: [400, 404, 413, 415, 507],
   },
   deleteAdapterLimit: {
     method: "DELETE",

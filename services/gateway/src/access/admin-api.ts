@@ -1,5 +1,6 @@
 /** `/v1/loraline/keys`, `limits` and `usage`, which a tenant's admins see and change for their own tenant only. */
 import {
+  adapterKey,
   buckets,
   createKeyBody,
   type KeyView,
@@ -31,6 +32,7 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
   const audited = createAudited(context);
   const keys = await bus.bucket(buckets.keys);
   const limitsBucket = await bus.bucket(buckets.limits);
+  const adapters = await bus.bucket(buckets.adapters);
 
   const limitOf = ({ caller: { tenant }, params }: FastifyRequest): { key: string; adapter: string | null } => {
     const { adapter: given } = params as { adapter?: string };
@@ -42,7 +44,10 @@ export async function adminRoutes(context: GatewayContext): Promise<(app: Fastif
   };
   const changeLimit = async (request: FastifyRequest, body: z.infer<typeof limitBody>, chosen: QuotaChoice = {}) => {
     const { key, adapter } = limitOf(request);
-    const { by } = request.caller;
+    const { by, tenant } = request.caller;
+    // A limit of a misspelt name would hold nobody.
+    if (adapter !== null && (await adapters.get(adapterKey({ tenant, adapter }))) === undefined)
+      throw notFound("adapter", adapter, "adapter");
     const next: LimitState = {
       requestsPerMinute: body.requests_per_minute ?? null,
       tokensPerMinute: body.tokens_per_minute ?? null,

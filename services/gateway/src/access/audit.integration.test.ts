@@ -4,7 +4,7 @@ import { test as testWithNats } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
 import { createApiKey, hashApiKey, keyIdOf } from "./auth.ts";
-import { type GatewayUnderTest, playIngested, startGateway } from "../gateway-under-test.ts";
+import { adapterOf, type GatewayUnderTest, playIngested, putAdapter, startGateway } from "../gateway-under-test.ts";
 import { datasetIdOf } from "../openai-ids.ts";
 
 const asker =
@@ -32,6 +32,8 @@ describe("the audit log", () => {
     const ask = asker(line);
     const { id } = (await ask("POST", "keys", { name: "ci", scopes: ["infer"], models: ["pirate"] })).body as { id: string };
     await expect.poll(async () => (await ask("DELETE", `keys/${id}`)).status).toBe(200);
+    expect((await ask("PUT", "limits/pirat", { requests_per_minute: 5 })).status, "a name that is nobody's").toBe(404);
+    await putAdapter(line.bus, adapterOf(tenant, "pirate", []));
     await ask("PUT", "limits/pirate", { requests_per_minute: 5 });
     await ask("DELETE", "limits/pirate");
     const rows = Buffer.from('{"prompt":"my secret","completion":"b"}\n'.repeat(20));

@@ -94,14 +94,14 @@ const bodies = ({ line: { tenant }, file, engineName, stored }: Owner): Record<s
     "POST /v1/loraline/adapters": [{ body: { base, name: "x", from: { object: stored } }, status: 400 }],
     "POST /v1/loraline/keys": [{ body: { name: "x", tenant }, status: 400 }],
     "PUT /v1/loraline/limits": [{ body: { requests_per_minute: 1 }, status: 200 }],
-    "PUT /v1/loraline/limits/:adapter": [{ body: { requests_per_minute: 1 }, status: 200 }],
+    "PUT /v1/loraline/limits/:adapter": [{ body: { requests_per_minute: 1 }, status: 404 }],
     "POST /v1/loraline/adapters/:adapter/promote": [{ body: { version: 1 }, status: 404 }],
     "DELETE /v1/loraline/tenants/:tenant": [{ body: undefined, status: 400 }],
     "POST /v1/loraline/adapters/:adapter/place": [{ body: { mode: "all" }, status: 404 }],
   };
 };
 /** Made by the other tenant a moment before, in its own name. */
-const ownThings = new Set(["DELETE /v1/loraline/limits", "DELETE /v1/loraline/limits/:adapter"]);
+const ownThings = new Set(["DELETE /v1/loraline/limits"]);
 /** Takes a form, not names: what is uploaded belongs to whoever uploads it. */
 const uploads = new Set(["POST /v1/files"]);
 

@@ -39,7 +39,7 @@ import { parsedBody, parsedQuery } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { createCommandFollower, type Unfollowed } from "./follow-command.ts";
 import { enginesOf } from "./engines-view.ts";
-import { badRequest, notFound } from "../errors.ts";
+import { badRequest, noSuchRun, notFound } from "../errors.ts";
 import { idempotencyKeyOf } from "../idempotency.ts";
 import { datasetIdOf, ownAdapterName, runIdOf } from "../openai-ids.ts";
 import { dataOfPage, idOfCursor, pageQueryOf, ulidOf } from "../paging.ts";
@@ -67,7 +67,7 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
   const existingRun = async (request: FastifyRequest): Promise<RunState> => {
     const { runId } = request.params as { runId: string };
     const run = await state.run(request.caller.tenant, runId);
-    if (run === undefined) throw notFound("run", runId, "runId");
+    if (run === undefined) throw noSuchRun("run", runId, "runId", await state.rejection(request.caller.tenant, runId));
     checkModel(request.caller, run.spec.adapter);
     return run;
   };

@@ -2,7 +2,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { events, evidence, type RunState } from "@loraline/contracts";
+import { events, evidence, runRejected, type RunState } from "@loraline/contracts";
 import { putJson } from "@loraline/objects";
 import { traceIdOf } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
@@ -47,6 +47,30 @@ const idOf = (jobId: string): string => runIdOf(jobId) ?? "";
 /** Waits until the projector has folded what was played. */
 const until = (line: GatewayUnderTest, jobId: string, status: string) =>
   expect.poll(async () => (await line.openai.fineTuning.jobs.retrieve(jobId)).status).toBe(status);
+
+describe("a request over NATS that cannot be read", () => {
+  test("made no run, and whoever shows or cancels it is told why", async ({ line }) => {
+    const id = "01JD000000000000000000000M";
+    const fails = async (act: Promise<unknown>) =>
+      act.then(
+        () => undefined,
+        (error: { error?: unknown }) => error.error,
+      );
+    expect(await fails(line.openai.fineTuning.jobs.retrieve(`ftjob-${id}`))).toMatchObject({
+      message: `No such fine-tuning job: ftjob-${id}.`,
+    });
+    // As tokenize answers it.
+    const rejected = { code: "CONTRACT_VIOLATION", message: "spec.base: must be a text", param: "spec.base" };
+    await line.bus.publish(runRejected, { tenant: line.tenant, id }, rejected);
+    const told = {
+      code: "not_found",
+      message: expect.stringMatching(/rejected, because it cannot be read: spec\.base: must be a text \[CONTRACT_VIOLATION\]/) as string,
+    };
+    expect(await fails(line.openai.fineTuning.jobs.retrieve(`ftjob-${id}`))).toMatchObject(told);
+    expect(await fails(line.openai.fineTuning.jobs.cancel(`ftjob-${id}`))).toMatchObject(told);
+    expect(await (await line.fetch(`/v1/loraline/runs/${id}`)).json()).toMatchObject({ error: told });
+  });
+});
 
 describe("jobs", () => {
   test("go from created to succeeded, as the SDK sees them", async ({ line }) => {
@@ -380,7 +404,7 @@ describe("jobs", () => {
     const job = await line.openai.fineTuning.jobs.create({ model: base, training_file });
     expect(job).toMatchObject({ status: "validating_files", training_file });
     expect(await line.openai.fineTuning.jobs.retrieve(job.id)).toEqual(job);
-    expect((job as unknown as { loraline: { run: RunState } }).loraline.run.spec.adapter).toBe("pirate-talk");
+    expect((job as unknown as { loraline: { run: RunState } }).loraline.run.spec.adapter).toMatch(/^pirate-talk-[0-9a-z]{6}$/);
   });
 });
 

@@ -16,7 +16,7 @@ import type { Caller } from "../access/auth.ts";
 import { checkModel, seesAdapter } from "../access/decide-models.ts";
 import type { GatewayContext } from "../context.ts";
 import { enginesFor } from "../inference/decide-route.ts";
-import { badRequest, badRequestOf, notFound } from "../errors.ts";
+import { badRequest, badRequestOf, noSuchRun } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { cursorOf, jobEventsOf } from "./job-events.ts";
 import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
@@ -48,7 +48,10 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
     const { id } = request.params as { id: string };
     const runId = runIdOf(id);
     const run = runId === undefined ? undefined : await state.run(request.caller.tenant, runId);
-    if (run === undefined) throw notFound("fine-tuning job", id, "fine_tuning_job_id");
+    if (run === undefined) {
+      const rejected = runId === undefined ? undefined : await state.rejection(request.caller.tenant, runId);
+      throw noSuchRun("fine-tuning job", id, "fine_tuning_job_id", rejected);
+    }
     checkModel(request.caller, run.spec.adapter);
     return run;
   };
@@ -115,7 +118,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       if (engines.length === 0) {
         throw new RetryLaterError("NO_ENGINE", 5000, "No engine is registered yet, so no base is known. Try again when one is up.");
       }
-      const made = runSpecFromJob(body, { filename: training.filename, engines });
+      const made = runSpecFromJob(body, { datasetId: training.datasetId, filename: training.filename, engines });
       if ("problems" in made) throw badRequestOf(made.problems);
       const { spec } = made;
       checkModel(request.caller, spec.adapter);

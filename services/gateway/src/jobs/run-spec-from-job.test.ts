@@ -6,7 +6,7 @@ import { parseJobBody, runSpecFromJob } from "./run-spec-from-job.ts";
 const dataset = "01JD000000000000000000000D";
 const made = (over: object, filename = "pirate.jsonl") => {
   const parsed = parseJobBody({ model: base, training_file: `file-${dataset}`, ...over });
-  return "problems" in parsed ? parsed : runSpecFromJob(parsed.body, { filename, engines: [engineRecord()] });
+  return "problems" in parsed ? parsed : runSpecFromJob(parsed.body, { datasetId: dataset, filename, engines: [engineRecord()] });
 };
 const specOf = (over: object, filename?: string): RunSpec => {
   const result = made(over, filename);
@@ -35,7 +35,7 @@ describe("a job becomes a run spec", () => {
     expect(specOf({})).toMatchObject({
       base,
       dataset,
-      adapter: "pirate",
+      adapter: "pirate-00000d",
       holdout: 0.1,
       lora: { r: 8 },
       training: { seed: 42, learning_rate: 2e-4 },
@@ -88,11 +88,25 @@ describe("a job becomes a run spec", () => {
     [{ suffix: "My Pirate!" }, "x.jsonl", "my-pirate"],
     [{ suffix: "Žluťoučký kůň" }, "x.jsonl", "zlutoucky-kun"],
     [{ suffix: `${"a".repeat(62)} b` }, "x.jsonl", "a".repeat(62)],
-    [{}, "C:\\data\\Sea Shanties.v2.jsonl.gz", "sea-shanties-v2"],
-    [{}, "海盗.jsonl", "adapter"],
-    [{}, ".jsonl", "adapter"],
+    [{}, "C:\\data\\Sea Shanties.v2.jsonl.gz", "sea-shanties-v2-00000d"],
+    [{}, "海盗.jsonl", "adapter-00000d"],
+    [{}, ".jsonl", "adapter-00000d"],
+    [{}, `${"a".repeat(80)}.jsonl`, `${"a".repeat(56)}-00000d`],
   ])("named by %j and %s: %s", (over, filename, adapter) => {
     expect(specOf(over, filename).adapter).toBe(adapter);
+  });
+
+  it("gives two files of one name an alias each, and the same file always the same", () => {
+    const named = (datasetId: string): string => {
+      const parsed = parseJobBody({ model: base, training_file: `file-${datasetId}` });
+      if ("problems" in parsed) throw new Error(JSON.stringify(parsed.problems));
+      const result = runSpecFromJob(parsed.body, { datasetId, filename: "train.jsonl", engines: [engineRecord()] });
+      if ("problems" in result) throw new Error(JSON.stringify(result.problems));
+      return result.spec.adapter;
+    };
+    expect(named("01JD0000000000000000ABCDEF")).toBe("train-abcdef");
+    expect(named("01JD0000000000000000ABCDEG")).toBe("train-abcdeg");
+    expect(named("01JD0000000000000000ABCDEF")).toBe("train-abcdef");
   });
 });
 

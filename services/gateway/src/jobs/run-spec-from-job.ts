@@ -57,12 +57,12 @@ export function parseJobBody(raw: unknown): { body: Body } | { problems: Problem
 }
 
 /**
- * @param source.filename - of the training file; names the adapter when the caller does not.
+ * @param source - the training file; it names the adapter when the caller does not.
  * @param source.engines - those the tenant may use.
  */
 export function runSpecFromJob(
   body: Body,
-  source: { filename: string; engines: readonly EngineRecord[] },
+  source: { datasetId: string; filename: string; engines: readonly EngineRecord[] },
 ): { spec: RunSpec } | { problems: Problems } {
   const { loraline } = body;
   const asked = body.method ? fromJob(body.method) : undefined;
@@ -93,7 +93,7 @@ export function runSpecFromJob(
   const validation = body.validation_file ?? undefined;
   const parsed = parseRunSpec(
     withoutUndefined({
-      adapter: typeof body.suffix === "string" ? slugOf(body.suffix) : slugOf(stemOf(source.filename)) || "adapter",
+      adapter: typeof body.suffix === "string" ? slugOf(body.suffix) : nameAfter(source),
       ...withoutUndefined({ ...loraline }),
       training,
       base: body.model,
@@ -118,6 +118,15 @@ export function runSpecFromJob(
 
 const withoutUndefined = (fields: Record<string, unknown>): Record<string, unknown> =>
   Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
+
+/**
+ * `train-0q8k2v` for `train.jsonl`: file names repeat, and two files called `train.jsonl` must not share an alias unasked. It follows
+ * from the file, so a second job on it makes version 2.
+ */
+function nameAfter({ datasetId, filename }: { datasetId: string; filename: string }): string {
+  const stem = slugOf(stemOf(filename)).slice(0, 56).replace(/-+$/, "") || "adapter";
+  return `${stem}-${datasetId.slice(-6).toLowerCase()}`;
+}
 
 /** `data/Pirate Talk.v2.jsonl.gz` → `Pirate Talk.v2` */
 const stemOf = (filename: string): string =>

@@ -6,11 +6,12 @@ import { type Cause, type Line, withLine } from "./history-lines.ts";
 
 /** The alias on another version. A canary that is under way is over with that. */
 export function moveAlias(state: AdapterState, to: number, cause: Cause): AdapterState {
-  const kind: Line["kind"] = state.alias !== null && to < state.alias ? "rolledback" : "promoted";
-  const over =
-    state.canary?.version === to
-      ? endCanary(state, "promoted", cause)
-      : endCanary(state, "superseded", { ...cause, reason: `version ${to} was promoted meanwhile` });
+  // A canary that passed was promoted, also where it is an older version.
+  const isCanary = state.canary?.version === to;
+  const kind: Line["kind"] = state.alias !== null && to < state.alias && !isCanary ? "rolledback" : "promoted";
+  const over = isCanary
+    ? endCanary(state, "promoted", cause)
+    : endCanary(state, "superseded", { ...cause, reason: `version ${to} was promoted meanwhile` });
   return applyKeep(withLine({ ...withoutAwaiting(over, to, cause), alias: to }, { from: state.alias, to, kind, ...cause }), cause.at, to);
 }
 

@@ -109,6 +109,16 @@ describe("a canary that does well", () => {
     expect(done.history.at(-1)?.reason).toBe("step 2 of 2 (50 %) passed: 20 answers, 0 failed");
   });
 
+  it("of an older version is promoted, not rolled back to", () => {
+    const begun = startCanary(adapter([versionOf(1), versionOf(2)], 2), 1, settings({ steps: [50] }), cause);
+    const done = decideUntilStable(begun, view(61_000, [report({ 2: [900], 1: [20] }, { at: 61_000 })]));
+    expect(done).toMatchObject({ alias: 1, canary: null });
+    expect(lines(done).slice(2)).toEqual([
+      ["canary-ended", 1, "promoted", "ann"],
+      ["promoted", 1, null, "ann"],
+    ]);
+  });
+
   it("never takes two steps at one time, however often it is decided, by whomever (property)", () => {
     fc.assert(
       fc.property(fc.integer({ min: 0, max: 500_000 }), fc.integer({ min: 0, max: 1000 }), (at, requests) => {
