@@ -143,7 +143,9 @@ function specOr<T extends object>(made: { spec: RunSpec } | T): RunSpec {
 const sendJob = (body: unknown): RunSpec => {
   const parsed = parseJobBody(JSON.parse(JSON.stringify(body)));
   if ("problems" in parsed) throw new Error(JSON.stringify(parsed.problems));
-  return specOr(runSpecFromJob(parsed.body, { datasetId: "01JD000000000000000000000D", filename: "pirate.jsonl", engines: [engineRecord()] }));
+  return specOr(
+    runSpecFromJob(parsed.body, { datasetId: "01JD000000000000000000000D", filename: "pirate.jsonl", engines: [engineRecord()] }),
+  );
 };
 const stateOf = (spec: unknown) => {
   const data = runRequested.data.parse({ spec });
