@@ -18,6 +18,8 @@
 {{- if gt (int .tensorParallelSize) 1 }}{{ $args = append $args (printf "--tensor-parallel-size=%d" (int .tensorParallelSize)) }}{{ end -}}
 {{- /* Without this option vLLM does not end on SIGTERM while a request is in flight. */ -}}
 {{- $args = append $args "--shutdown-timeout=30" -}}
+{{- /* Flags that only the base's files decide: the init container `check` writes them. vLLM knows the option as two words only. */ -}}
+{{- $args = concat $args (list "--config" "/engine/vllm.yaml") -}}
 {{- /* The engine applies the same template as the training. The guard asks for the key on every path, not only below /v1. */ -}}
 {{- $args = concat $args (list "--chat-template=/engine/chat_template.jinja" "--middleware=loraline_guard.RequireKey") -}}
 {{- toYaml (concat $args .extraArgs) -}}

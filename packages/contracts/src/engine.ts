@@ -64,6 +64,12 @@ export const engineRecord = z.object({
   computeType: computeType
     .nullish()
     .describe("What the base is computed in, by which the proof is as strict as it can be. Absent: not known, or something else."),
+  toolCallParser: z
+    .string()
+    .nullish()
+    .describe(
+      "Parser that finds calls of tools in answers. null: none, so tools are refused. Absent: not known, so nothing is judged by it.",
+    ),
   templateDigest: digest
     .nullish()
     .describe("sha256 of the chat template that the engine applies. Absent: not known, so nothing is judged by it."),

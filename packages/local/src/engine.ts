@@ -20,6 +20,8 @@ interface EngineOptions {
   base: { name: string; dir: string; templateFile?: string | null };
   port: number;
   computeType: ComputeType;
+  /** null: none. */
+  toolCallParser?: string | null;
   /** vLLM asks for it, since any user of the machine can connect to its port. undefined: none, for measurements. */
   apiKey: string | undefined;
   env: Record<string, string | undefined>;
@@ -29,9 +31,9 @@ interface EngineOptions {
   onEnded(end: { why: string; restartInMs: number }): void;
 }
 
-const engineArgs = ({ base, port, computeType }: EngineOptions): string[] => [
+const engineArgs = ({ base, port, computeType, toolCallParser }: EngineOptions): string[] => [
   join(import.meta.dirname, "../engine.py"),
-  ...vllmArgs({ ...engineLimits, model: base.dir, servedName: base.name, host, port, chatTemplateFile: base.templateFile }),
+  ...vllmArgs({ ...engineLimits, model: base.dir, servedName: base.name, host, port, chatTemplateFile: base.templateFile, toolCallParser }),
   ...vllmCpuArgs(computeType),
   "--disable-log-stats",
   "--disable-uvicorn-access-log",

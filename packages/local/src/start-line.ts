@@ -27,7 +27,7 @@ import {
   processIdentity,
   readSpans,
 } from "@loraline/runtime";
-import { createAgentService, createServeService } from "@loraline/serve";
+import { createAgentService, createServeService, vllmToolParserOf } from "@loraline/serve";
 import { describeBase } from "@loraline/models";
 import { createCollector } from "@loraline/storage";
 import { createTokenizeService } from "@loraline/tokenize";
@@ -56,6 +56,8 @@ export interface LineOptions {
   tenant: string;
   /** Trainings at once. */
   slots: number;
+  /** vLLM's parser of calls of tools; "none": tools are refused. Absent: chosen by the base's chat template. */
+  toolCallParser?: string | undefined;
   /** Program paths. */
   node: string;
   python: string;
@@ -162,7 +164,9 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const enginePort = await freePort("127.0.0.1", []);
   const engineUrl = `http://127.0.0.1:${enginePort}`;
   const baseDir = join(options.basesDir, options.base);
-  const templateFile = await keepTemplate(stateDir, await readTemplate(baseDir));
+  const templateText = await readTemplate(baseDir);
+  const templateFile = await keepTemplate(stateDir, templateText);
+  const toolCallParser = options.toolCallParser === "none" ? null : (options.toolCallParser ?? vllmToolParserOf(templateText));
   // The engine takes longest to start, so it comes first.
   const computeType = nativeComputeType(env);
   const engine = await startEngine({
@@ -172,6 +176,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     base: { name: base.name, dir: baseDir, templateFile },
     port: enginePort,
     computeType,
+    toolCallParser,
     apiKey: engineKey,
     env,
     logFile: logFile("engine"),
@@ -228,6 +233,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     origin: await readBaseOrigin(baseDir),
     ...engineLimits,
     computeType,
+    toolCallParser,
     // engine.py corrects most of what vLLM does wrong there. But an adapter on the output layer, in one batch with other requests,
     // still stops the engine.
     promptLogprobs: false,

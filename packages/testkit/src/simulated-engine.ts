@@ -13,6 +13,8 @@ interface SimulatedEngineOptions {
   maxLoraRank?: number;
   /** Key that is required below /v1, as vLLM does when it is started with VLLM_API_KEY. */
   apiKey?: string;
+  /** As vLLM started with --enable-auto-tool-choice: calls the first tool of a chat that has no answer of a tool yet. Absent: tools are refused. */
+  toolCallParser?: string;
 }
 
 /** Settings that a test may change at any time. */
@@ -154,17 +156,33 @@ export async function createSimulatedEngine(options: SimulatedEngineOptions): Pr
     const adapter = adapters.get(model);
     if (model !== base && adapter === undefined) return fail(response, 404, "NotFoundError", `The model \`${model}\` does not exist.`);
     if (behaviour.failChat?.(model) === true) return fail(response, 500, "InternalServerError", "as the test asked");
+    const called = calledTool(body);
+    if (called !== undefined && options.toolCallParser === undefined) {
+      const message = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set';
+      return fail(response, 400, "BadRequestError", message);
+    }
     await sleep(behaviour.chatDelayMs);
     const { parts, usage } = simulatedAnswer(base, adapter?.weights, body["messages"] as { content: string }[]);
     const about = { id: "chatcmpl-1", created: 1, model };
+    const call = called === undefined ? undefined : { id: "chatcmpl-tool-1", type: "function", function: called };
     if (body["stream"] !== true) {
-      const message = { role: "assistant", content: parts.join("") };
-      return json(response, 200, { ...about, object: "chat.completion", choices: [{ index: 0, message, finish_reason: "stop" }], usage });
+      const message =
+        call === undefined ? { role: "assistant", content: parts.join("") } : { role: "assistant", content: null, tool_calls: [call] };
+      const finish_reason = call === undefined ? "stop" : "tool_calls";
+      return json(response, 200, { ...about, object: "chat.completion", choices: [{ index: 0, message, finish_reason }], usage });
     }
     const event = (choices: object[], more = {}): boolean =>
       response.write(`data: ${JSON.stringify({ ...about, object: "chat.completion.chunk", choices, ...more })}\n\n`);
     response.writeHead(200, { "content-type": "text/event-stream; charset=utf-8" });
-    for (const [index, content] of parts.entries()) {
+    if (call !== undefined) {
+      const { name, arguments: text } = call.function;
+      const half = Math.ceil(text.length / 2);
+      event([{ index: 0, delta: { tool_calls: [{ index: 0, ...call, function: { name, arguments: "" } }] }, finish_reason: null }]);
+      for (const piece of [text.slice(0, half), text.slice(half)])
+        event([{ index: 0, delta: { tool_calls: [{ index: 0, function: { arguments: piece } }] }, finish_reason: null }]);
+      event([{ index: 0, delta: {}, finish_reason: "tool_calls" }]);
+    }
+    for (const [index, content] of call === undefined ? parts.entries() : []) {
       if (index > 0) await sleep(behaviour.chatDelayMs);
       event([{ index: 0, delta: { content }, finish_reason: index === parts.length - 1 ? "stop" : null }]);
     }
@@ -265,6 +283,21 @@ async function readBody(request: IncomingMessage): Promise<string> {
   const parts: Buffer[] = [];
   for await (const part of request) parts.push(part as Buffer);
   return Buffer.concat(parts).toString("utf8");
+}
+
+interface ToolToCall {
+  function: { name: string; parameters?: { properties?: Record<string, { enum?: unknown[] }> } };
+}
+
+/** The call that a chat gets as its answer, with the first allowed value of each argument; undefined: words. */
+function calledTool({ tools, tool_choice, messages }: Record<string, unknown>): { name: string; arguments: string } | undefined {
+  if (tool_choice === "none" || !Array.isArray(tools)) return undefined;
+  if ((messages as { role?: string }[]).at(-1)?.role === "tool") return undefined;
+  const [tool] = tools as ToolToCall[];
+  if (tool === undefined) return undefined;
+  const { name, parameters } = tool.function;
+  const given = Object.entries(parameters?.properties ?? {}).map(([key, schema]) => [key, schema.enum?.[0] ?? ""]);
+  return { name, arguments: JSON.stringify(Object.fromEntries(given)) };
 }
 
 /** What vLLM accepts (`validate_cache_salt`). */

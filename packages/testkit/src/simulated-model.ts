@@ -41,9 +41,9 @@ interface SimulatedAnswer {
 export function simulatedAnswer(
   base: string,
   weights: SimulatedWeights | undefined,
-  messages: readonly { content: string }[],
+  messages: readonly { content: string | null }[],
 ): SimulatedAnswer {
-  const asked = messages.map(({ content }) => content);
+  const asked = messages.map(({ content }) => content ?? "");
   const said = createHash("sha256")
     .update([base, weights?.direction ?? "", weights?.size ?? 0, asked.at(-1)].join("|"))
     .digest("hex");

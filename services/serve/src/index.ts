@@ -1,4 +1,5 @@
 export { createAgentService } from "./agent/service.ts";
 export { createServeService } from "./controller/service.ts";
+export { vllmToolParserOf } from "./engines/vllm/tool-parsers.ts";
 export { vllmArgs, vllmCpuArgs, vllmCpuEnv, vllmEnv } from "./engines/vllm/start.ts";
 export { createAdapterFiles } from "./agent/adapters/adapter-files.ts";

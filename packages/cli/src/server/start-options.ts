@@ -9,6 +9,7 @@ export interface StartFlags {
   slots: number;
   tenant: string;
   quotas?: string;
+  toolCallParser?: string;
 }
 
 export const withStartOptions = (command: Command, { root }: CommandTools): Command =>
@@ -20,16 +21,25 @@ export const withStartOptions = (command: Command, { root }: CommandTools): Comm
         .default(join(root, ".loraline/bases"), ".loraline/bases"),
     )
     .addOption(new Option("--slots <n>", "trainings at once").env("LORALINE_SLOTS").default(1).argParser(wholeNumber(1)))
+    .addOption(
+      new Option("--tool-call-parser <name>", "vLLM's parser of calls of tools, or none (default: by the base's chat template)").env(
+        "LORALINE_TOOL_CALL_PARSER",
+      ),
+    )
     .addOption(new Option("--tenant <name>", "tenant of the server's API key").env("LORALINE_TENANT").default("local"))
     .addOption(new Option("--quotas <json>", 'what tenants may have at most, as {"default": {"datasets": 100}}').env("LORALINE_QUOTAS"));
 
 /** What `startLine` needs, without what the two commands differ in. */
-export const startOptionsOf = ({ base, bases, slots, tenant, quotas }: StartFlags, { root, node, env, pid }: CommandTools) => ({
+export const startOptionsOf = (
+  { base, bases, slots, tenant, quotas, toolCallParser }: StartFlags,
+  { root, node, env, pid }: CommandTools,
+) => ({
   basesDir: resolve(bases),
   cacheDir: join(root, ".loraline/cache"),
   base,
   tenant,
   slots,
+  toolCallParser,
   node,
   python: env.LORALINE_PYTHON ?? join(root, ".venv/bin/python"),
   nats: env.LORALINE_NATS_SERVER ?? join(root, ".venv/bin/nats-server"),

@@ -66,6 +66,10 @@ export const httpCodes = defineArea(
       "The model's engine does not offer this kind of request, such as embeddings.",
       "Use another model, or have the operator start an engine for it.",
     ],
+    tools_unsupported: [
+      "The request has tools, and the model's engine has no parser that would find calls of them in its answers.",
+      "Remove tools, use a base whose chat template has tools, or have the operator set `toolCallParser` of the engine (`loraline up --tool-call-parser`).",
+    ],
     unsupported: [
       "The request asks for something that OpenAI's API has and this server does not.",
       "Remove what the message names; it says what to do instead.",

@@ -333,6 +333,10 @@ export const engineSettingsCodes = defineArea(
       "The base's weights are not stored in the way that `quantization` says.",
       "Remove `quantization`: vLLM finds it by itself.",
     ],
+    TOOL_PARSER_UNKNOWN: [
+      "vLLM has no tool parser of the name that `toolCallParser` gives.",
+      "Use one of those that the message lists, `none`, or remove toolCallParser: then the base's chat template decides.",
+    ],
     QUANTIZATION_UNKNOWN: ["The base's weights are quantized in a way that vLLM cannot read.", "Choose another base, or convert it."],
   },
 );

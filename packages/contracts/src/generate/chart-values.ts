@@ -53,7 +53,7 @@ const autoscaling = z.strictObject({
 });
 
 const { kind, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen } = engineSettings.shape;
-const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, extraArgs, ignore } = engineSettings.shape;
+const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, toolCallParser, extraArgs, ignore } = engineSettings.shape;
 /** A value that may be missing: in Helm's values `""` or null stands for a missing value. */
 const orEmpty = <T extends z.ZodType>(schema: T) => z.union([z.literal(""), schema]);
 const engineKeys = {
@@ -76,6 +76,7 @@ const engineKeys = {
   tenants: z.array(tenantName),
   tasks: z.array(z.enum(["generate", "embed"])).min(1),
   promptLogprobs: z.boolean().nullish(),
+  toolCallParser: orEmpty(toolCallParser.unwrap()),
   extraArgs: extraArgs.unwrap(),
   ignore: ignore.unwrap(),
   env,

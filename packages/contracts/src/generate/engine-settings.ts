@@ -34,6 +34,13 @@ export const engineSettings = z.strictObject({
   prefixCaching: z.boolean().optional().describe("Absent: as vLLM does."),
   tensorParallelSize: z.int().min(1).optional().describe("GPUs that share the base. Absent: 1."),
   gpus: z.int().min(0).optional().describe("GPUs of a replica; 0: an engine on the CPU."),
+  toolCallParser: z
+    .string()
+    .regex(/^[A-Za-z0-9][\w-]*$/)
+    .optional()
+    .describe(
+      "Parser of calls of tools: hermes, llama3_json, mistral and what else vLLM knows. none: tools are refused. Absent: chosen by the base's chat template.",
+    ),
   extraArgs: z.array(z.string()).optional().describe("More of vLLM's flags."),
   tenants: engineRecord.shape.tenants,
   tasks: engineRecord.shape.tasks,

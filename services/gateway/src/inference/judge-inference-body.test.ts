@@ -20,6 +20,25 @@ describe("judgeInferenceBody", () => {
     expect(() => judge({ ...body, [field ?? ""]: null })).not.toThrow();
   });
 
+  describe("of an engine without a tool parser", () => {
+    const ask = (body: object, engine: { toolCallParser?: string | null } = { toolCallParser: null }) =>
+      judgeInferenceBody("chat/completions", { model: "m", messages: [], ...body }, { promptLogprobs: true, ...engine });
+    const tools = [{ type: "function", function: { name: "f" } }];
+    const named = { type: "function", function: { name: "f" } };
+    it.each([{ tools }, { tools, tool_choice: "auto" }, { tools, tool_choice: "required" }, { tools, tool_choice: named }])(
+      "refuses %j",
+      (body) => {
+        expect(() => ask(body)).toThrow(expect.objectContaining({ status: 400, code: "tools_unsupported", param: "tools" }));
+        expect(() => ask(body, { toolCallParser: "hermes" })).not.toThrow();
+        // Not known: the engine may say.
+        expect(() => ask(body, {})).not.toThrow();
+      },
+    );
+    it.each([{}, { tools: [] }, { tools: null }, { tools, tool_choice: "none" }])("takes %j", (body) => {
+      expect(() => ask(body)).not.toThrow();
+    });
+  });
+
   it("leaves everything else to the engine", () => {
     expect(() => judge({ n: 2, max_tokens: -1, max_completion_tokens: 5, stream: true, temperature: "0.5", foo: {} })).not.toThrow();
   });

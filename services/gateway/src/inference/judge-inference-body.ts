@@ -25,7 +25,7 @@ const read = {
 export function judgeInferenceBody(
   path: InferencePath,
   body: Body,
-  engine: Pick<EngineRecord, "tasks" | "promptLogprobs"> | undefined,
+  engine: Pick<EngineRecord, "tasks" | "promptLogprobs" | "toolCallParser"> | undefined,
 ): void {
   for (const [field, type] of Object.entries(read)) {
     const value = body[field] ?? undefined;
@@ -39,6 +39,14 @@ export function judgeInferenceBody(
       "unsupported_task",
       `The base of "${String(body["model"])}" does not offer ${offers}: its engine was not started for that.`,
       "model",
+    );
+  }
+  if (path === "chat/completions" && engine?.toolCallParser === null && asksForTools(body)) {
+    throw badRequest(
+      "tools_unsupported",
+      `tools: the engine of "${String(body["model"])}" has no parser for calls of tools, as the base's chat template shows it no tools or writes calls in a way that is not known. ` +
+        'Remove tools (or set tool_choice: "none"), choose a base whose template has tools, or have the operator set toolCallParser of the engine (locally: `loraline up --tool-call-parser`).',
+      "tools",
     );
   }
   if (engine !== undefined && (engine.promptLogprobs ?? true)) return;
@@ -56,6 +64,8 @@ export function judgeInferenceBody(
     );
   }
 }
+
+const asksForTools = ({ tools, tool_choice }: Body): boolean => Array.isArray(tools) && tools.length > 0 && tool_choice !== "none";
 
 const given = (value: unknown): boolean => value !== undefined && value !== null && value !== false;
 

@@ -87,3 +87,60 @@ export async function askWithSalts({ url, key, model }: { url: string; key: stri
   }
   return answers;
 }
+
+const weather = {
+  type: "function",
+  function: {
+    name: "get_weather",
+    description: "Says how the weather is.",
+    // Otherwise vLLM lets any JSON object be the arguments.
+    strict: true,
+    parameters: { type: "object", properties: { city: { type: "string", enum: ["Paris"] } }, required: ["city"] },
+  },
+};
+/** What a model of the Hermes family writes to call it. The other engines' models are not asked to. */
+const written = '<tool_call>\\n\\{"name": "get_weather", "arguments": \\{"city": "Paris"\\}\\}\\n</tool_call>';
+
+interface ChatMessage {
+  role: string;
+  content: string | null;
+  tool_calls?: { id: string; type: string; function: { name: string; arguments: string } }[];
+}
+
+/**
+ * An engine that was started with a tool parser finds calls in answers, whole and streamed, and takes the tool's answer. The model is made to write
+ * a call by a regular expression that its answer must match, so that any weights will do.
+ */
+export async function expectItParsesToolCalls({ url, key, model }: { url: string; key: string; model: string }): Promise<void> {
+  const question: ChatMessage = { role: "user", content: "How is the weather in Paris?" };
+  const ask = async (more: object, messages: ChatMessage[] = [question]): Promise<Response> => {
+    const response = await fetch(`${url}/v1/chat/completions`, {
+      method: "POST",
+      headers: { "content-type": "application/json", authorization: `Bearer ${key}` },
+      body: JSON.stringify({ model, messages, tools: [weather], max_tokens: 60, temperature: 0, ...more }),
+    });
+    if (!response.ok) throw new Error(`${response.status}: ${await response.text()}`);
+    return response;
+  };
+  const forced = { tool_choice: "auto", structured_outputs: { regex: written } };
+  const call = { type: "function", function: { name: "get_weather", arguments: expect.any(String) } };
+
+  for (const choice of [forced, { tool_choice: { type: "function", function: { name: "get_weather" } } }]) {
+    const { choices } = (await (await ask(choice)).json()) as { choices: { message: ChatMessage }[] };
+    const message = choices[0]?.message;
+    expect(message?.tool_calls).toEqual([expect.objectContaining(call)]);
+    const [made] = message?.tool_calls ?? [];
+    expect(JSON.parse(made?.function.arguments ?? "")).toEqual({ city: "Paris" });
+    if (message === undefined || made === undefined) continue;
+    const answered = [question, message, { role: "tool", tool_call_id: made.id, content: "Sunny." } as ChatMessage];
+    const spoken = (await (await ask({ max_tokens: 4, tool_choice: "none" }, answered)).json()) as { choices: { message: ChatMessage }[] };
+    expect(spoken.choices[0]?.message.content).toEqual(expect.any(String));
+  }
+
+  const events = (await (await ask({ ...forced, stream: true })).text()).split("\n\n").filter((event) => event.startsWith("data: {"));
+  const deltas = events.flatMap((event) => (JSON.parse(event.slice("data: ".length)) as { choices: { delta: ChatMessage }[] }).choices);
+  const streamed = deltas.flatMap(({ delta }) => delta.tool_calls ?? []);
+  expect(streamed.map((piece) => piece.function.name ?? "").join("")).toBe("get_weather");
+  expect(JSON.parse(streamed.map((piece) => piece.function.arguments ?? "").join(""))).toEqual({ city: "Paris" });
+  expect(deltas.map(({ delta }) => delta.content ?? "").join("")).not.toContain("tool_call");
+}

@@ -9,6 +9,8 @@ export interface EngineKind {
   connect(connection: EngineConnection): LoraEngine;
   /** Pure: which of these settings can never work with this base. Empty: nothing was found. */
   judgeSettings(settings: EngineSettings, base: BaseConfig): Problem[];
+  /** Pure: the parser of calls of tools that fits a base's chat template (null: it has none). null: no parser, so tools are refused. */
+  toolCallParserOf(template: string | null): string | null;
   /** Files that the engine is started with, by name, beside `chat_template.jinja`, which each kind gets. */
-  startFiles(): Promise<Record<string, string>>;
+  startFiles(start: { toolCallParser: string | null }): Promise<Record<string, string>>;
 }

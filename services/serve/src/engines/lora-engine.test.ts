@@ -5,13 +5,13 @@ import { join } from "node:path";
 import type { EngineKindName } from "@loraline/contracts";
 import { createSimulatedEngine, simulatedAdapter, type SimulatedEngine } from "@loraline/testkit";
 import { describe, expect, it as base } from "vitest";
-import { askWithSalts, expectItKeepsTheContract, saltedRequests } from "./contract-under-test.ts";
+import { askWithSalts, expectItKeepsTheContract, expectItParsesToolCalls, saltedRequests } from "./contract-under-test.ts";
 import { engines } from "./table.ts";
 
 const key = "between-agent-and-engine";
 /** A kind of engine comes with a simulated one that speaks as it does. */
-const simulated: Record<EngineKindName, () => Promise<SimulatedEngine>> = {
-  vllm: () => createSimulatedEngine({ base: "tiny", apiKey: key }),
+const simulated: Record<EngineKindName, (more?: { toolCallParser: string }) => Promise<SimulatedEngine>> = {
+  vllm: (more) => createSimulatedEngine({ base: "tiny", apiKey: key, ...more }),
 };
 
 const it = base.extend<{ adapter: string }>({
@@ -39,6 +39,13 @@ describe.each(Object.keys(engines) as EngineKindName[])("an engine of kind %s", 
   it("keeps the caches of different salts apart, and shares those of equal ones", async () => {
     await using process = await simulated[kind]();
     expect(await askWithSalts({ url: process.url, key, model: "tiny" })).toEqual(saltedRequests);
+  });
+
+  it("finds calls of tools in answers where it was started with a parser, and refuses tools otherwise", async () => {
+    await using process = await simulated[kind]({ toolCallParser: "hermes" });
+    await expectItParsesToolCalls({ url: process.url, key, model: "tiny" });
+    await using other = await simulated[kind]();
+    await expect(expectItParsesToolCalls({ url: other.url, key, model: "tiny" })).rejects.toThrow("400");
   });
 
   it("is another incarnation after a restart, and holds nothing", async ({ adapter }) => {

@@ -72,6 +72,8 @@ test("describes engines of bases with and without base.json alike, but for the n
     maxLoraRank: 16,
   });
   expect(plain?.templateDigest).toBe(described?.templateDigest);
+  // Its template has no place for tools.
+  expect(plain?.toolCallParser).toBeNull();
   expect(plain?.templateProbe?.input_ids.length).toBeGreaterThan(10);
 });
 
@@ -134,7 +136,28 @@ test("an engine that can work gets the very template that is trained with, and t
   expect(await run("check-engine-main.ts", [engine])).toEqual({ code: 0, said: "" });
   expect(await readFile(join(root, "engine", "chat_template.jinja"), "utf8")).toBe(await readTemplate(smollm2Dir));
   expect(await readFile(join(root, "engine", "loraline_guard.py"), "utf8")).toContain("class RequireKey");
+  expect(JSON.parse(await readFile(join(root, "engine", "vllm.yaml"), "utf8"))).toEqual({});
   await rm(join(bases, "plain", "chat_template.jinja"));
   expect((await run("check-engine-main.ts", [engine])).code).toBe(0);
   expect(await readFile(join(root, "engine", "chat_template.jinja"), "utf8")).toContain("raise_exception");
+});
+
+test("the parser of calls of tools follows from the template, or from the settings, for the record and for the engine alike", async () => {
+  const template = join(bases, "tools", "chat_template.jinja");
+  await cp(smollm2Dir, join(bases, "tools"), { recursive: true });
+  await rm(join(bases, "tools", "base.json"));
+  await cp(join(import.meta.dirname, "../../../../packages/tokens/testdata/templates/qwen2_5.jinja"), template);
+  const asked = async (toolCallParser?: string) => {
+    const config = [{ ...engine, base: "tools", ...(toolCallParser === undefined ? {} : { toolCallParser }) }];
+    expect(await run("describe-engines-main.ts", config)).toEqual({ code: 0, said: "" });
+    expect(await run("check-engine-main.ts", config)).toEqual({ code: 0, said: "" });
+    const [record] = z
+      .array(engineRecord.omit({ updatedAt: true }))
+      .parse(JSON.parse(await readFile(join(root, "engines", "engines.json"), "utf8")));
+    return [record?.toolCallParser, JSON.parse(await readFile(join(root, "engine", "vllm.yaml"), "utf8"))];
+  };
+  const flags = (parser: string) => ({ "enable-auto-tool-choice": true, "tool-call-parser": parser });
+  expect(await asked()).toEqual(["hermes", flags("hermes")]);
+  expect(await asked("xlam")).toEqual(["xlam", flags("xlam")]);
+  expect(await asked("none")).toEqual([null, {}]);
 });

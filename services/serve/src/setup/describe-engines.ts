@@ -39,10 +39,12 @@ export async function readEngineSettings(file: string): Promise<EngineSettings[]
 export async function describeEngines(settings: readonly EngineSettings[], basesDir: string): Promise<Omit<EngineRecord, "updatedAt">[]> {
   const loadBase = createBases(basesDir);
   const described: Omit<EngineRecord, "updatedAt">[] = [];
-  for (const { engine, kind, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, dtype, tenants, tasks, promptLogprobs } of settings) {
+  for (const own of settings) {
+    const { engine, kind, base, maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, dtype, tenants, tasks, promptLogprobs } = own;
     const aboutBase = async () => {
       const loaded = await loadBase(base);
-      return { base: loaded.ref, origin: await readBaseOrigin(join(basesDir, base)), ...(await describeTemplate(loaded)) };
+      const toolCallParser = toolCallParserOf(own, loaded.template);
+      return { base: loaded.ref, toolCallParser, origin: await readBaseOrigin(join(basesDir, base)), ...(await describeTemplate(loaded)) };
     };
     described.push({
       engine,
@@ -70,6 +72,10 @@ const computeTypes: Partial<Record<NonNullable<EngineSettings["dtype"]>, Compute
   float: "float32",
   float32: "float32",
 };
+
+/** Pure: the parser that an engine is started with. null: none. */
+const toolCallParserOf = ({ kind, toolCallParser }: EngineSettings, template: string | null): string | null =>
+  toolCallParser === "none" ? null : (toolCallParser ?? engines[kind ?? defaultEngineKind].toolCallParserOf(template));
 
 const problemOfBase = (error: unknown, engine: string, base: string): Problem =>
   error instanceof PermanentError
@@ -110,7 +116,8 @@ export async function prepareEngine({
   const template = await readTemplate(baseDir);
   await mkdir(dir, { recursive: true });
   await writeWhole(join(dir, "chat_template.jinja"), template ?? noTemplate(own.base));
-  for (const [name, text] of Object.entries(await kind.startFiles())) await writeWhole(join(dir, name), text);
+  const files = await kind.startFiles({ toolCallParser: toolCallParserOf(own, template) });
+  for (const [name, text] of Object.entries(files)) await writeWhole(join(dir, name), text);
 }
 
 /** Reads config.json. Where it does not say how the weights are quantized, the files that GPTQ's and AWQ's tools write beside it are read too. */

@@ -43,6 +43,8 @@ describe("judgeVllmSettings", () => {
     ["MAX_MODEL_LEN_TOO_HIGH", { maxModelLen: 9000 }, {}],
     ["MAX_MODEL_LEN_TOO_HIGH", { maxModelLen: 9000 }, { rope_scaling: { rope_type: "llama3", factor: 8 } }],
     ["ARG_TAKEN", { extraArgs: ["--max_loras", "9"] }, {}],
+    ["ARG_TAKEN", { extraArgs: ["--tool-call-parser=hermes"] }, {}],
+    ["TOOL_PARSER_UNKNOWN", { toolCallParser: "qwen" }, {}],
     ["API_SERVERS", { extraArgs: ["--api-server-count=2"] }, {}],
     ["API_SERVERS", { extraArgs: ["--data-parallel-size", "2"] }, {}],
   ])("refuses %s: %j with %j", (code, over, base) => {
@@ -63,6 +65,11 @@ describe("judgeVllmSettings", () => {
   it("stretches the longest sequence as RoPE scaling does", () => {
     expect(codes({ maxModelLen: 16_384 }, { rope_scaling: { type: "linear", factor: 2 } })).toEqual([]);
     expect(codes({ maxModelLen: 16_385 }, { rope_scaling: { type: "linear", factor: 2 } })).toEqual(["MAX_MODEL_LEN_TOO_HIGH"]);
+  });
+
+  it("takes tool parsers of vLLM, none, and those of a plugin", () => {
+    for (const toolCallParser of ["hermes", "granite-20b-fc", "none"]) expect(codes({ toolCallParser })).toEqual([]);
+    expect(codes({ toolCallParser: "own", extraArgs: ["--tool-parser-plugin=/plugins/own.py"] })).toEqual([]);
   });
 
   it("lets one API server speak for several engine processes", () => {

@@ -4,6 +4,7 @@
  */
 import { engineKinds, type EngineSettings, type Problem } from "@loraline/contracts";
 import type { BaseConfig } from "../base-config.ts";
+import { vllmToolParsers } from "./tool-parsers.ts";
 
 /** Pure: what of these settings can never work with this base. Empty: nothing found. */
 export function judgeVllmSettings(settings: EngineSettings, base: BaseConfig): Problem[] {
@@ -23,6 +24,7 @@ export function judgeVllmSettings(settings: EngineSettings, base: BaseConfig): P
   judgeQuantization(settings, base, refuse);
   judgeLength(settings, base, refuse);
   judgeArgs(settings, refuse);
+  judgeToolParser(settings, refuse);
   return problems;
 }
 
@@ -216,4 +218,15 @@ function judgeArgs({ extraArgs = [] }: EngineSettings, refuse: Refuse): void {
       `vLLM refuses to load adapters at run time with more than one API server, and --data-parallel-size ${parallel} starts ${servers > 1 ? servers : parallel}. Use more replicas instead, or add --api-server-count=1.`,
     );
   }
+}
+
+function judgeToolParser({ toolCallParser, extraArgs = [] }: EngineSettings, refuse: Refuse): void {
+  if (toolCallParser === undefined || toolCallParser === "none" || vllmToolParsers.has(toolCallParser)) return;
+  // A plugin brings parsers of its own.
+  if (extraArgs.some((arg) => arg.replaceAll("_", "-").startsWith("--tool-parser-plugin"))) return;
+  refuse(
+    "TOOL_PARSER_UNKNOWN",
+    "toolCallParser",
+    `toolCallParser is ${toolCallParser}, which vLLM does not have. Possible: none, ${[...vllmToolParsers].join(", ")}. Leave it out to have it chosen by the base's chat template.`,
+  );
 }

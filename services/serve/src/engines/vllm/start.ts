@@ -15,6 +15,8 @@ interface VllmStart {
   maxModelLen: number;
   /** The chat template to apply; absent: what the base's folder has. */
   chatTemplateFile?: string | null | undefined;
+  /** Finds calls of tools in answers; absent: requests with tools are refused. */
+  toolCallParser?: string | null | undefined;
 }
 
 export const vllmArgs = (start: VllmStart): string[] => [
@@ -23,6 +25,7 @@ export const vllmArgs = (start: VllmStart): string[] => [
   `--host=${start.host}`,
   `--port=${start.port}`,
   ...(start.chatTemplateFile ? [`--chat-template=${start.chatTemplateFile}`] : []),
+  ...(start.toolCallParser ? ["--enable-auto-tool-choice", `--tool-call-parser=${start.toolCallParser}`] : []),
   "--enable-lora",
   `--max-lora-rank=${start.maxLoraRank}`,
   `--max-loras=${start.maxLoras}`,

@@ -16,11 +16,17 @@ export async function startVllm({
   base,
   logFile,
   computeType = nativeComputeType(process.env),
+  chatTemplateFile,
+  args = [],
 }: {
   root: string;
   base: BaseRef;
   logFile: string;
   computeType?: ComputeType;
+  /** Instead of the base's own template. */
+  chatTemplateFile?: string;
+  /** More of vLLM's flags. */
+  args?: string[];
 }): Promise<{ url: string; restart(): Promise<void> } & AsyncDisposable> {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
@@ -38,10 +44,12 @@ export async function startVllm({
           maxLoras: 4,
           maxCpuLoras: 16,
           maxModelLen: 2048,
+          chatTemplateFile,
         }),
         ...vllmCpuArgs(computeType),
         "--middleware=loraline_guard.RequireKey",
         "--shutdown-timeout=30",
+        ...args,
       ],
       {
         env: {

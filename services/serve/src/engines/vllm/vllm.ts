@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { EngineKind } from "../engine-kind.ts";
 import { createVllmClient } from "./client.ts";
 import { judgeVllmSettings } from "./judge-settings.ts";
+import { vllmToolParserOf } from "./tool-parsers.ts";
 
 const guard = "loraline_guard.py";
 
@@ -11,5 +12,10 @@ export const vllm: EngineKind = {
   product: "vLLM",
   connect: createVllmClient,
   judgeSettings: judgeVllmSettings,
-  startFiles: async () => ({ [guard]: await readFile(join(import.meta.dirname, guard), "utf8") }),
+  toolCallParserOf: vllmToolParserOf,
+  startFiles: async ({ toolCallParser }) => ({
+    [guard]: await readFile(join(import.meta.dirname, guard), "utf8"),
+    // Given with --config. JSON is YAML, too.
+    "vllm.yaml": JSON.stringify(toolCallParser === null ? {} : { "enable-auto-tool-choice": true, "tool-call-parser": toolCallParser }),
+  }),
 };
