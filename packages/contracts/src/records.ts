@@ -37,6 +37,7 @@ const recordMeta = z.object({
   template: z.string().optional().describe("Name and version of the prompt that ingest wrote around the row, such as `translation.zh/1`."),
   slice: z.string().optional().describe("Part of the dataset that is evaluated for itself, such as `adversarial`."),
   unusedKeys: z.array(z.string()).optional(),
+  redacted: z.array(z.string()).optional().describe("Kinds of what was replaced in its texts, because the mapping says `redact`."),
   /** Columns of the original row, which the template `seed` joins without a newline. */
   seed: z.object({ instruction: z.string(), input: z.string(), output: z.string() }).optional(),
 });
@@ -151,6 +152,7 @@ export const datasetReport = z.object({
   controlTokens: z.record(z.string(), finding).nullish().describe("Spellings of control tokens inside texts; trained as plain text."),
   secrets: z.record(z.string(), finding).nullish().describe("Kind of secret to where it was seen."),
   personalData: z.record(z.string(), finding).nullish(),
+  redacted: z.record(z.string(), finding).nullish().describe("Kind of what the mapping's `redact` replaced to the records that had it."),
   samples: z.array(sample).nullish().describe("Twenty records, chosen by their hash."),
   warnings: z.array(z.object({ code: z.string(), count: z.int(), message: z.string(), lines: z.array(z.int()) })),
   firstRejections: z.array(rejection).describe("The first 100."),

@@ -7,6 +7,7 @@ import { countLabels } from "./formats/label-inventory.ts";
 import { type FileSource, openContainer, openParts, type Part } from "./containers/open-container.ts";
 import type { Container, Note, RawRow } from "./containers/raw-rows.ts";
 import { recordId } from "./formats/record-id.ts";
+import { redactRecords } from "./report/redact-records.ts";
 import type { UnpackLimits } from "./containers/unpack.ts";
 
 export interface ReadRecordsOptions {
@@ -67,7 +68,10 @@ export async function readRecords(
           else batch.rejections.push({ line: row.line, code: read.code, message: read.message });
         }
         count += rowsOfChunk.length;
-        yield batch;
+        if (mapping?.redact === true) {
+          const { records, rejections } = await redactRecords(batch.records);
+          yield { records, rejections: [...batch.rejections, ...rejections] };
+        } else yield batch;
       }
     } catch (error) {
       if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;

@@ -117,6 +117,10 @@ export const rowCodes = defineArea(
     ],
     SYSTEM_TWICE: ["A row has two different system prompts.", "Keep one of them."],
     TOOLS_INVALID: ["The field `tools` of a row is not a JSON list of objects.", "Write `tools` as a list with one object for each tool."],
+    REDACTION_BREAKS_JSON: [
+      "The mapping says `redact`, and what is to be replaced in a row's tools or tool calls is more than one value of the JSON.",
+      "Replace it in the file.",
+    ],
     NESTED_TOO_DEEPLY: [
       "A value of a row has too many levels of nested lists and objects.",
       "Use fewer levels in the field that the message names.",
@@ -219,6 +223,10 @@ export const reportCodes = defineArea(
     PERSONAL_DATA: [
       "Texts seem to hold personal data, which the model could repeat.",
       "Remove or replace it unless you have the right to use it.",
+    ],
+    REDACTED: [
+      "Secrets or personal data were replaced by their kind, because the dataset's mapping says `redact`.",
+      "Nothing, or delete the uploaded file too, which has them still.",
     ],
     LABELS_UNBALANCED: [
       "One label is at least ten times as frequent as another.",

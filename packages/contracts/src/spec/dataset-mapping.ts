@@ -117,6 +117,12 @@ export const datasetMapping = z
       .describe(
         "The file is plain text or Markdown: one record of each document, or of each paragraph. Absent: files that end in .txt or .md are documents.",
       ),
+    redact: z
+      .boolean()
+      .optional()
+      .describe(
+        "Secrets and personal data that the report would warn of are replaced by their kind, such as `[EMAIL]`, before anything is stored but the file itself. The report says what was replaced.",
+      ),
     on_unknown: z
       .enum(["fail", "drop"])
       .default("fail")

@@ -66,7 +66,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
   const nearDuplicates: NonNullable<DatasetReport["nearDuplicates"]> = { examined: 0, count: 0, examples: [] };
   const unused = { lines: new Finding(), keys: new Counts(50) };
   const overlap = { exact: new Finding(), near: new Finding() };
-  const found = { controlTokens: new Findings(), secrets: new Findings(), personalData: new Findings() };
+  const found = { controlTokens: new Findings(), secrets: new Findings(), personalData: new Findings(), redacted: new Findings() };
   const characters = countLengths();
   const samples = new LeastByHash(shownSamples);
   let examinedLanguages = 0;
@@ -75,8 +75,9 @@ export function createReport({ validation }: { validation?: Contents | undefined
   const severalObjects = new Finding();
 
   const addRecord = (record: Rec, text: string): void => {
-    const { line, format, unusedKeys } = record.meta;
+    const { line, format, unusedKeys, redacted } = record.meta;
     records++;
+    for (const kind of redacted ?? []) found.redacted.add(kind, line);
     formats.add(format);
     kinds.add(record.kind);
     characters.add(text.length);
@@ -146,6 +147,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
         controlTokens: found.controlTokens.value,
         secrets: found.secrets.value,
         personalData: found.personalData.value,
+        redacted: found.redacted.value,
         samples: samples.records.map(sampleOf),
         firstRejections,
         allRejections,
@@ -233,6 +235,11 @@ function warningsOf(
     "PERSONAL_DATA",
     report.personalData,
     (kinds) => `personal data in texts: ${kinds}. Remove or replace them unless you may use them.`,
+  );
+  findings(
+    "REDACTED",
+    report.redacted,
+    (kinds) => `replaced by their kind, as the mapping's redact asks: ${kinds}. The uploaded file itself has them still, until it is deleted.`,
   );
   const classes = Object.entries(report.labels ?? {});
   const [most, least] = [classes[0], classes.at(-1)];

@@ -1,6 +1,6 @@
 /** Finds personal data in texts: patterns and context words after Presidio 2.2.366 (MIT, Microsoft), checksums by validator. */
 import validator from "validator";
-import type { Hit } from "./inspect-text.ts";
+import { type Hit, type Span, unique } from "./inspect-text.ts";
 
 interface Kind {
   readonly kind: string;
@@ -102,26 +102,26 @@ function isNhsNumber(text: string): boolean {
 /** Characters before and after a candidate in which a word of its context counts. */
 const context = { before: 60, after: 30 };
 
-function found({ pattern, is, near }: Kind, text: string): boolean {
-  if (near !== undefined && !near.test(text)) return false;
-  for (const { 0: candidate, index } of text.matchAll(pattern)) {
-    if (is !== undefined && !is(candidate)) continue;
-    if (near === undefined || near.test(text.slice(Math.max(0, index - context.before), index + candidate.length + context.after)))
-      return true;
-  }
-  return false;
+function spansOf({ kind, pattern, is, near }: Kind, text: string): Span[] {
+  if (near !== undefined && !near.test(text)) return [];
+  return [...text.matchAll(pattern)].flatMap(({ 0: candidate, index: start }) => {
+    const end = start + candidate.length;
+    if (is !== undefined && !is(candidate)) return [];
+    const isNear = near === undefined || near.test(text.slice(Math.max(0, start - context.before), end + context.after));
+    return isNear ? [{ start, end, kind }] : [];
+  });
 }
 
 const [email, ...numbers] = personal as [Kind, ...Kind[]];
 
-/** @returns each kind of personal data of each text, once. Names and addresses are not looked for: they need a model. */
-export function findPersonalData(texts: readonly string[]): Hit[] {
-  const hits: Hit[] = [];
-  for (const [text, content] of texts.entries()) {
-    const tried = [...(content.includes("@") ? [email] : []), ...(mayHoldNumber.test(content) ? numbers : [])];
-    for (const kind of new Set(tried.filter((one) => found(one, content)).map((one) => one.kind))) hits.push({ text, kind });
-  }
-  return hits;
+/** @returns where a text has personal data. Names and addresses are not looked for: they need a model. */
+export function personalSpans(text: string): Span[] {
+  const tried = [...(text.includes("@") ? [email] : []), ...(mayHoldNumber.test(text) ? numbers : [])];
+  return tried.flatMap((kind) => spansOf(kind, text));
 }
 /** Every number above has six digits at least, with two of them side by side, or four between letters. */
 const mayHoldNumber = /\d\d(?:[^\d\n]{0,3}\d){4}|\d[\dA-Z]{4,}\d|[A-Z]\d{4}[A-Z]/;
+
+/** @returns each kind of personal data of each text, once. */
+export const findPersonalData = (texts: readonly string[]): Hit[] =>
+  unique(texts.flatMap((content, text) => personalSpans(content).map(({ kind }) => ({ text, kind }))));

@@ -3,20 +3,18 @@ import { lintSource } from "@secretlint/core";
 import { creator as secretlintRules } from "@secretlint/secretlint-rule-preset-recommend";
 import { RE2JS } from "re2js";
 import { allowedEverywhere, gitleaksRules } from "./gitleaks-rules.ts";
-import { type Hit, unique } from "./inspect-text.ts";
-
-/** A secret from `start` to `end`, in characters of its text. */
-interface Span {
-  readonly start: number;
-  readonly end: number;
-  readonly kind: string;
-}
+import { type Hit, type Span, unique } from "./inspect-text.ts";
 
 /** @returns each kind of secret of each text, once. What several rules find at one place is told as the first of them names it. */
 export async function findSecrets(texts: readonly string[]): Promise<Hit[]> {
+  return unique((await secretSpans(texts)).flatMap((found, text) => firstOfEachPlace(found).map(({ kind }) => ({ text, kind }))));
+}
+
+/** @returns where each text has secrets. Several rules may find one place; the rule that names it best comes first. */
+export async function secretSpans(texts: readonly string[]): Promise<Span[][]> {
   const spans = texts.map((text) => [...gitleaksSpans(text), ...passwordSpans(text)]);
   for (const { text, ...span } of await secretlintHits(texts)) spans[text]?.push(span);
-  return unique(spans.flatMap((found, text) => firstOfEachPlace(found).map(({ kind }) => ({ text, kind }))));
+  return spans;
 }
 
 const firstOfEachPlace = (spans: readonly Span[]): Span[] => {

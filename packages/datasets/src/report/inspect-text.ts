@@ -6,6 +6,13 @@ export interface Hit {
   readonly kind: string;
 }
 
+/** Where in a text something was found: from `start` to before `end`, in UTF-16 units. */
+export interface Span {
+  readonly start: number;
+  readonly end: number;
+  readonly kind: string;
+}
+
 /** Control tokens of the template families. In a record they stay text, but the author hardly ever wants that. */
 const controlToken =
   /<\|[a-z][a-z0-9_]{1,40}\|>|<\/?s>|\[\/?INST\]|<<\/?SYS>>|<(?:start|end)_of_turn>|<[｜|][^<>｜|]{1,40}[｜|]>|<\/?think>|<\/?tool_call>/gu;
