@@ -239,7 +239,8 @@ function warningsOf(
   findings(
     "REDACTED",
     report.redacted,
-    (kinds) => `replaced by their kind, as the mapping's redact asks: ${kinds}. The uploaded file itself has them still, until it is deleted.`,
+    (kinds) =>
+      `replaced by their kind, as the mapping's redact asks: ${kinds}. The uploaded file itself has them still, until it is deleted.`,
   );
   const classes = Object.entries(report.labels ?? {});
   const [most, least] = [classes[0], classes.at(-1)];

@@ -68,7 +68,11 @@ describe("redact: true", () => {
       {
         messages: [
           { role: "user", content: "Send it" },
-          { role: "assistant", content: null, tool_calls: [{ id: "a", type: "function", function: { name: "send", arguments: `{"to": "${mail}"}` } }] },
+          {
+            role: "assistant",
+            content: null,
+            tool_calls: [{ id: "a", type: "function", function: { name: "send", arguments: `{"to": "${mail}"}` } }],
+          },
         ],
       },
     );
