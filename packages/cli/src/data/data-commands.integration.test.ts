@@ -82,6 +82,16 @@ describe("loraline data check", { timeout: 180_000 }, () => {
     expect(page.trimEnd().endsWith(`5 of 5 records can be trained on with the base ${base}.`)).toBe(true);
   });
 
+  it("says a reason once, with the lines that it was given for", async () => {
+    const misspelled = join(dir, "misspelled.jsonl");
+    const rows = [...Array.from({ length: 7 }, (_, n) => ({ Quesiton: `q${n}`, anwser: "a" })), { instruction: "Who?", output: "" }];
+    await writeFile(misspelled, rows.map((row) => `${JSON.stringify(row)}\n`).join(""));
+    const page = (await run("data", "check", misspelled)).out;
+    expect(page).toMatch(/7 rows: lines 1, 2, 3, 4, 5, … +FORMAT_UNKNOWN/);
+    expect(page.split("\n\n")[1]?.match(/Did you mean `question`/g)).toHaveLength(1);
+    expect(page).toMatch(/line 8 +EMPTY_ANSWER/);
+  });
+
   it("counts what is too long at this length as what cannot be trained on, unless it is to be trimmed", async () => {
     const short = await run("data", "check", file, "--base", base, "--max-length", "48", "--min-records", "3");
     expect(short.out.trimEnd().endsWith(`3 of 5 records can be trained on with the base ${base}.`)).toBe(true);

@@ -81,16 +81,35 @@ const linesOf = (lines: readonly number[]): string =>
     ? ""
     : dim(` (${lines.length === 1 ? "line" : "lines"} ${lines.slice(0, 8).join(", ")}${lines.length > 8 ? ", …" : ""})`);
 
+/** Each reason once, with the lines that it was given for. */
 function describeRejections(report: DatasetReport, rejections: readonly Rejection[], columns: number): string[] {
   if (report.rejections === 0) return ["none"];
-  const shown = rejections.slice(0, shownRejections).flatMap(({ line, code, message }) => {
+  const groups = new Map<string, { code: string; said: string; lines: number[] }>();
+  for (const { line, code, message } of rejections) {
     // The message begins with the place, which stands in front of it already.
     const said = message.replace(/^(?:line|row|element) \d+(?: \(line \d+\))?: /, "");
-    return [`line ${line}  ${red(code)}`, ...wrap(clip(said, 400), Math.max(40, columns - 14)).map((text) => `  ${text}`)];
-  });
-  const more = report.rejections - Math.min(rejections.length, shownRejections);
-  return [listOf(report.reasons), ...shown, ...(more > 0 ? [dim(`… and ${more.toLocaleString("en")} more: --json lists all`)] : [])];
+    const key = `${code} ${said}`;
+    const group = groups.get(key) ?? { code, said, lines: [] };
+    groups.set(key, group);
+    group.lines.push(line);
+  }
+  const shown = [...groups.values()].slice(0, shownRejections);
+  const told = shown.reduce((sum, { lines }) => sum + lines.length, 0);
+  const more = report.rejections - told;
+  return [
+    listOf(report.reasons),
+    ...shown.flatMap(({ code, said, lines }) => [
+      `${placesOf(lines)}  ${red(code)}`,
+      ...wrap(clip(said, 400), Math.max(40, columns - 14)).map((text) => `  ${text}`),
+    ]),
+    ...(more > 0 ? [dim(`… and ${more.toLocaleString("en")} more: --json lists all`)] : []),
+  ];
 }
+
+const placesOf = (lines: readonly number[]): string =>
+  lines.length === 1
+    ? `line ${lines[0]}`
+    : `${count(lines.length, "row")}: lines ${lines.slice(0, 5).join(", ")}${lines.length > 5 ? ", …" : ""}`;
 
 function describeLengths(lengths: Lengths | null, unit: string): string[] {
   if (lengths === null) return [];
