@@ -10,6 +10,8 @@ import {
   buckets,
   consumers,
   datasetIngested,
+  doorStream,
+  doorSubject,
   filterFor,
   inboxPrefixOf,
   natsPermissions,
@@ -31,7 +33,9 @@ import { afterAll, beforeAll, expect, it, vi } from "vitest";
 
 const root = join(import.meta.dirname, "..");
 const basesDir = join(root, ".loraline/bases");
-const tenants = ["acme", "umbrella"];
+const tenants = ["acme", "umbrella", "mallory"];
+/** Of mallory: so many bytes of its events are kept. */
+const historyBytes = 200_000;
 const key = "ll-the-first-key-of-all-of-them";
 const stack = new AsyncDisposableStack();
 let url = "";
@@ -94,7 +98,7 @@ beforeAll(async () => {
 afterAll(() => stack.disposeAsync());
 
 it("every program does its work as its own user, and is refused nothing", async () => {
-  await applyStreams({ natsUrl: url, env: { NATS_USER: "streams", NATS_PASS: "p-streams" } });
+  await applyStreams({ natsUrl: url, tenants, env: { NATS_USER: "streams", NATS_PASS: "p-streams" } });
   const base = baseRef.parse(JSON.parse(await readFile(join(basesDir, "smollm2-135m-instruct/base.json"), "utf8")));
   const engine = stack.use(await createSimulatedEngine({ base: base.name }));
   const engines = [{ engine: "e", base, maxLoraRank: 32, maxLoras: 4, maxCpuLoras: 16, maxModelLen: 2048 }];
@@ -116,6 +120,8 @@ it("every program does its work as its own user, and is refused nothing", async 
       PORT: "0",
       METRICS_PORT: "0",
       BOOTSTRAP_TENANT: "acme",
+      NATS_TENANTS: tenants.join(","),
+      LORALINE_QUOTAS: JSON.stringify({ tenants: { mallory: { historyBytes } } }),
       BOOTSTRAP_API_KEY: key,
     }),
   ]);
@@ -191,6 +197,11 @@ it("what is another's to say is refused", async () => {
     ["tenant.acme", subjectFor(runRequested, { ...at, tenant: "umbrella" })],
     ["tenant.acme", subjectFor(runTokenized, at)],
     ["tenant.acme", subjectFor(datasetIngested, at)],
+    ["tenant.acme", doorSubject(subjectFor(runRequested, at))],
+    ["tenant.acme", doorSubject(subjectFor(runRequested, { ...at, tenant: "umbrella" }))],
+    ["tenant.acme", "$JS.ACK.DOOR_acme.door-acme.1"],
+    ["tenant.acme", "$JS.API.STREAM.INFO.DOOR_umbrella"],
+    ["courier", doorSubject(subjectFor(runRequested, at))],
     ["tenant.acme", "$JS.API.CONSUMER.CREATE.RUNS"],
     ["tenant.acme", "$KV.keys.abc"],
     ["tenant.acme", "audit.acme"],
@@ -289,6 +300,57 @@ it("a tenant makes nothing appear on any subject but its own, whichever it names
     );
   expect(ofOthers(await after())).toEqual(ofOthers(before));
 });
+
+it("a tenant's client that says all it can fills its own door and its own quota, and holds up nobody", async () => {
+  const [mallory, umbrella] = await Promise.all(
+    ["mallory", "umbrella"].map((name) => as(`tenant.${name}`, `p-${name}`, `_INBOX_tenant_${name}`)),
+  );
+  const jsm = await jetstreamManager(await as("streams", "p-streams", inboxPrefixOf("streams")));
+  const door = doorStream("mallory");
+  const metadata = Object.fromEntries(Array.from({ length: 8 }, (_, n) => [`note-${n}`, "b".repeat(500)]));
+  const requested = () => subjectFor(runRequested, { tenant: "mallory", id: ulid() });
+  const body = JSON.stringify({ spec: { base: "none", adapter: "a", dataset: ulid(), metadata } });
+  const answers: string[] = [];
+  const say = async (subject: string, data: string | Uint8Array): Promise<void> => {
+    const { data: answer } = await mallory!.request(subject, data, { timeout: 10_000 });
+    const { error } = JSON.parse(new TextDecoder().decode(answer)) as { error?: { description: string } };
+    answers.push(error?.description ?? "taken");
+  };
+  // Garbage, what is too large, and far more commands than are taken.
+  await Promise.all([say(requested(), "no JSON"), say(requested(), new Uint8Array(700 * 1024))]);
+  await Promise.all(Array.from({ length: 3000 }, () => say(requested(), body)));
+  expect(new Set(answers)).toEqual(new Set(["taken", "message size exceeds maximum allowed", "maximum messages exceeded"]));
+  const { state } = await jsm.streams.info(door.name);
+  expect(state.messages).toBeLessThanOrEqual(door.maxMessages ?? 0);
+
+  // Another tenant's command goes on meanwhile.
+  const other = subjectFor(runCancelRequested, { tenant: "umbrella", id: ulid() });
+  await umbrella!.request(other, "{}", { timeout: 5000 });
+  const stored = async (subjects_filter: string) => (await jsm.streams.info("RUNS", { subjects_filter })).state.subjects ?? {};
+  await expect.poll(() => stored(other), { timeout: 5000 }).toEqual({ [other]: 1 });
+  expect((await jsm.streams.info(door.name)).state.messages).toBeGreaterThan(0);
+
+  // What is over the quota becomes failed messages, of which few are kept.
+  const reasons = async (): Promise<Set<string>> => {
+    const { subjects = {} } = (await jsm.streams.info("DLQ", { subjects_filter: `dlq.${door.name}.>` })).state;
+    const letters = await Promise.all(Object.keys(subjects).map((subject) => jsm.streams.getMessage("DLQ", { last_by_subj: subject })));
+    return new Set(letters.map((letter) => letter?.header.get("Loraline-Dlq-Code") ?? ""));
+  };
+  await expect.poll(reasons, { timeout: 20_000 }).toEqual(new Set(["CONTRACT_VIOLATION", "QUOTA_HISTORY"]));
+  const bytes = async (): Promise<number> => {
+    const log = createLog({ service: "test", level: "silent" });
+    await using telemetry = createTelemetry({ service: "test" });
+    return await createBus({ nc: await as("gateway", "p-gateway", inboxPrefixOf("gateway")), log, telemetry, source: "test" }).eventBytes(
+      "mallory",
+    );
+  };
+  const before = Object.keys(await stored(`loraline.mallory.run.*.requested.v1`)).length;
+  await expect.poll(async () => (await jsm.streams.info(door.name)).state.messages, { timeout: 60_000, interval: 500 }).toBe(0);
+  expect(Object.keys(await stored(`loraline.mallory.run.*.requested.v1`)).length).toBe(before);
+  expect(before * body.length).toBeLessThan(historyBytes);
+  // Beside what it said itself there are answers: that the run was rejected, and why.
+  expect(await bytes()).toBeLessThan(historyBytes * 1.5);
+}, 120_000);
 
 it("a service's user makes nothing appear on a subject that is not its own either, whichever it names for the answer", async () => {
   const jsm = await jetstreamManager(await as("streams", "p-streams", inboxPrefixOf("streams")));

@@ -45,12 +45,12 @@ it("puts a message that breaks the contract aside, with its reason, and goes on"
     await nc.close();
   }
   const letter = await eventually("a failed message", 20_000, async () =>
-    (await line.listFailedMessages()).data.find(({ subject, durable }) => subject.includes(runId) && durable === "tokenize-run-requested"),
+    (await line.listFailedMessages()).data.find(({ subject, durable }) => subject.includes(runId) && durable === "door-local"),
   );
   expect(letter.message).toContain("spec.adapter");
 
   const seq = String(letter.seq);
-  expect((await loraline(address, ["dlq", "ls"])).out).toMatch(new RegExp(`^${seq} +tokenize-run-requested .*spec\\.adapter`, "m"));
+  expect((await loraline(address, ["dlq", "ls"])).out).toMatch(new RegExp(`^${seq} +door-local .*spec\\.adapter`, "m"));
   expect(JSON.parse((await loraline(address, ["dlq", "show", seq])).out)).toEqual(letter);
   expect(await loraline(address, ["dlq", "redrive", seq])).toMatchObject({ code: 0, out: expect.stringContaining(runId) });
   expect((await loraline(address, ["dlq", "show", seq])).code, "it went back to its stream").toBe(4);

@@ -23,7 +23,9 @@ import { createDeadLetters, type DeadLetters } from "./dead-letters.ts";
 import { findNewest } from "./find-newest.ts";
 import { headersOf, open, type Received, seal } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
+import { createEventBytes, type EventBytes } from "./storage/event-bytes.ts";
 import { readStored, type StoredBytes } from "./storage/stored-bytes.ts";
+import { takeCommands, type TakeCommandsOptions } from "./take-commands.ts";
 
 interface PublishOptions {
   /** Tells apart what one entity says more than once, such as `attempt-2` or `step-40`. */
@@ -47,6 +49,8 @@ export interface Bus {
     options?: PublishOptions,
   ): Promise<{ seq: number; duplicate: boolean }>;
   consume<C extends ConsumerDef>(options: ConsumeOptions<C>): Promise<AsyncDisposable>;
+  /** Takes what a tenant's own NATS client says, until it is disposed. */
+  takeCommands(options: TakeCommandsOptions): AsyncDisposable;
   bucket<T extends z.ZodType>(def: BucketDef<T>): Promise<KvBucket<z.output<T>>>;
   /** Oldest stored event of this kind about this entity that keeps the contract. When a request was made twice, this one counts. */
   first<E extends EventDef>(event: E, at: EventAddress): Promise<Received<E> | undefined>;
@@ -71,6 +75,8 @@ export interface Bus {
   deadLetters: DeadLetters;
   /** What a tenant has in the object store. */
   stored(tenant: string): Promise<StoredBytes>;
+  /** Bytes that streams keep of a tenant's events; `anew`: without those that were erased since they were counted. */
+  eventBytes: EventBytes;
   audit: Audit;
 }
 
@@ -103,6 +109,7 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
       return { seq: ack.seq, duplicate: ack.duplicate };
     },
     consume: (options) => consume({ nc, log, telemetry, longestWaitMs, lineSecret }, options),
+    takeCommands: (options) => takeCommands({ nc, publish: bus.publish, log, longestWaitMs }, options),
     bucket: (def) => openBucket(nc, def, log),
     async last<E extends EventDef>(event: E, at: EventAddress) {
       const message = await (await jetstreamManager(nc)).streams.getMessage(streamOf(event).name, { last_by_subj: subjectFor(event, at) });
@@ -202,6 +209,7 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
       return found;
     },
     stored: (tenant) => readStored(nc, tenant),
+    eventBytes: createEventBytes(nc),
     deadLetters: createDeadLetters(nc, { secret, lineSecret }),
     audit: createAudit(nc),
   };

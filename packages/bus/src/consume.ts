@@ -92,7 +92,7 @@ const pullMs = 1000;
  * Ends a pull early. A message that the server has sent already still arrives; the client's own `close` would drop it, and it would be
  * delivered again only after the ack wait. `sub` is not in the client's types: without it the pull ends by itself after `pullMs`.
  */
-const endPull = (pull: ConsumerMessages & { sub?: Subscription }): void => void pull.sub?.drain().catch(() => undefined);
+export const endPull = (pull: ConsumerMessages & { sub?: Subscription }): void => void pull.sub?.drain().catch(() => undefined);
 
 /** Starts consuming; disposing stops pulling, lets running handlers finish, and gives back what came too late. */
 export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options: ConsumeOptions<C>): Promise<AsyncDisposable> {
@@ -360,7 +360,7 @@ function actorOf(message: JsMsg, tenant: string, lineSecret: string | undefined)
 }
 
 /** The server that is away or full may be NATS itself, or only a stream of it that has no leader. */
-function asUnavailable(error: unknown): unknown {
+export function asUnavailable(error: unknown): unknown {
   if (error instanceof PermanentError || error instanceof RetryLaterError) return error;
   const full = natsFull(error);
   if (full !== undefined) return new UnavailableError("STORE_FULL", `NATS is full (${full}). ${makeRoom}`, { cause: error });

@@ -4,6 +4,8 @@ import {
   type ConsumerDef,
   deadLetterSubject,
   type DeadLetterView,
+  doorStream,
+  doorSubject,
   parseDeadLetterSubject,
   streams,
   tenantName,
@@ -196,7 +198,9 @@ export function createDeadLetters(
         original.set("Nats-Msg-Id", msgID);
         proveActor({ subject, headers: original, body: data }, actor, lineSecret, new Date());
       }
-      await jetstream(nc).publish(subject, data, { headers: original, msgID });
+      // What was refused at the door is judged there again.
+      const wasAtDoor = parseDeadLetterSubject(message.subject).stream === doorStream(tenantOfSubject(subject) ?? "").name;
+      await jetstream(nc).publish(wasAtDoor ? doorSubject(subject) : subject, data, { headers: original, msgID });
       const jsm = await jetstreamManager(nc);
       await jsm.streams.deleteMessage(stream, seq);
     },

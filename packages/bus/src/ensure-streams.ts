@@ -1,6 +1,17 @@
 /** Creates or updates every stream, consumer and bucket. Idempotent; never deletes. */
 import { createHash } from "node:crypto";
-import { type BucketDef, buckets, consumers, filterFor, streams, type StreamDef, type StreamLimits } from "@loraline/contracts";
+import {
+  type BucketDef,
+  buckets,
+  type ConsumerDef,
+  consumers,
+  doorConsumer,
+  doorStream,
+  filterFor,
+  streams,
+  type StreamDef,
+  type StreamLimits,
+} from "@loraline/contracts";
 import {
   AckPolicy,
   DeliverPolicy,
@@ -27,15 +38,19 @@ export interface EnsureStreamsOptions {
   auditDays?: number | undefined;
   /** Sizes of streams, in bytes. A stream that holds more already keeps that, and takes no more. Absent: as in `streams`. */
   limits?: StreamLimits | undefined;
+  /** Tenants whose own clients use NATS: each gets a stream for what they say. That of one that is not named any more stays. */
+  tenants?: readonly string[] | undefined;
 }
 
 export async function ensureStreams(
   nc: NatsConnection,
-  { replicas = 1, auditDays, limits = {} }: EnsureStreamsOptions = {},
+  { replicas = 1, auditDays, limits = {}, tenants = [] }: EnsureStreamsOptions = {},
 ): Promise<void> {
   const jsm = await jetstreamManager(nc);
   // NATS sets aside what streams may have at most. Those that had a limit from the start come first, in case it becomes smaller and makes room.
-  const defs = Object.values<StreamDef>(streams).toSorted((a, b) => Number(a.maxBytes === undefined) - Number(b.maxBytes === undefined));
+  const defs = [...Object.values<StreamDef>(streams), ...tenants.map(doorStream)].toSorted(
+    (a, b) => Number(a.maxBytes === undefined) - Number(b.maxBytes === undefined),
+  );
   for (const def of defs) {
     const maxBytes = (limits as Partial<Record<string, number>>)[def.name] ?? def.maxBytes;
     const config = {
@@ -46,6 +61,9 @@ export async function ensureStreams(
       storage: StorageType.File,
       max_age: nanos(def === streams.AUDIT && auditDays !== undefined ? auditDays * 24 * 60 * 60_000 : def.maxAgeMs),
       ...(def.maxPerSubject === undefined ? {} : { max_msgs_per_subject: def.maxPerSubject }),
+      ...(def.storedAs === undefined ? {} : { subject_transform: { src: def.storedAs.from, dest: def.storedAs.to } }),
+      ...(def.maxMessages === undefined ? {} : { max_msgs: def.maxMessages }),
+      ...(def.maxMessageBytes === undefined ? {} : { max_msg_size: def.maxMessageBytes }),
       ...(def.appendOnly === true ? { deny_delete: true, deny_purge: true } : {}),
       // A limit that was set once and is set no more is lifted.
       max_bytes: maxBytes ?? -1,
@@ -62,10 +80,11 @@ export async function ensureStreams(
     if (exists) await jsm.streams.update(def.name, config);
     else await jsm.streams.add(config);
   }
-  for (const def of Object.values(consumers)) {
+  for (const def of [...Object.values<ConsumerDef>(consumers), ...tenants.map(doorConsumer)]) {
     await jsm.consumers.add(def.stream.name, {
       durable_name: def.durable,
-      filter_subjects: def.events.map((event) => filterFor(event)),
+      // A queue of one consumer: whatever came is taken, so that what is no command is put aside, too.
+      filter_subjects: def.stream.storedAs === undefined ? def.events.map((event) => filterFor(event)) : [],
       ack_policy: AckPolicy.Explicit,
       deliver_policy: DeliverPolicy.All,
       ack_wait: nanos(def.ackWaitMs),

@@ -4,6 +4,7 @@ export { connectBus, connectFromEnv, natsEnv } from "./connect.ts";
 export type { HandlerContext, WaitReason } from "./consume.ts";
 export { judgeNewAdapter } from "./quotas/adapter-quota.ts";
 export { createDatasetQuota } from "./quotas/dataset-quota.ts";
+export { createHistoryQuota } from "./quotas/history-quota.ts";
 export { ensureStreams, type EnsureStreamsOptions, streamsInPlace } from "./ensure-streams.ts";
 export { messageId, type Received } from "./envelope.ts";
 export type { KvBucket } from "./kv.ts";

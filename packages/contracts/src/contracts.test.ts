@@ -143,8 +143,9 @@ test("no subject of what a user may publish is in the list twice", () => {
     if (a === ">" || b === ">") return true;
     return (a === b || a === "*" || b === "*") && overlap(as, bs);
   };
-  for (const [user, { publish }] of Object.entries({ ...natsPermissions.services, tenant: natsPermissions.tenant }))
-    for (const [i, one] of publish.allow.entries())
-      for (const other of publish.allow.slice(i + 1))
-        expect(overlap(one.split("."), other.split(".")), `${user}: ${one} and ${other}`).toBe(false);
+  for (const [user, { publish }] of Object.entries({ ...natsPermissions.services, tenant: natsPermissions.tenant })) {
+    const all = [...publish.allow, ...(natsPermissions.perTenant[user] ?? []).map((subject) => subject.replaceAll("{tenant}", "acme"))];
+    for (const [i, one] of all.entries())
+      for (const other of all.slice(i + 1)) expect(overlap(one.split("."), other.split(".")), `${user}: ${one} and ${other}`).toBe(false);
+  }
 });

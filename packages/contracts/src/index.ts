@@ -10,6 +10,7 @@ export * from "./events/define-event.ts";
 export * from "./events/events.ts";
 export * from "./events/fold-dataset.ts";
 export * from "./events/fold-run.ts";
+export * from "./events/door.ts";
 export * from "./events/nats-permissions.ts";
 export * from "./events/streams.ts";
 export * from "./generate/chart-values.ts";

@@ -25,6 +25,11 @@ export const quotaTable = {
     field: "upload_bytes_per_minute",
     description: "Bytes that gateways take in one minute: uploads, and adapters that are fetched.",
   },
+  historyBytes: {
+    default: 256 * 1024 ** 2,
+    field: "history_bytes",
+    description: "Bytes of the events that are kept of runs, datasets and adapters; with more, further commands are refused.",
+  },
   datasets: { default: 10_000, field: "datasets", description: "Datasets that are not deleted." },
   adapters: { default: 1000, field: "adapters", description: "Adapters, each with any number of versions." },
   importsAtOnce: { default: 4, field: "imports_at_once", description: "Imports from other servers at once; further ones wait." },

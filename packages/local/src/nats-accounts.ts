@@ -1,5 +1,5 @@
 /** Pure: NATS' accounts and users, the same as those of the chart (helm/loraline/templates/nats.yaml). */
-import { natsPermissions } from "@loraline/contracts";
+import { doorSubject, natsPermissions } from "@loraline/contracts";
 
 interface NatsAccountsOptions {
   tenants: readonly string[];
@@ -25,10 +25,24 @@ const manyAnswers = { response_type: "Stream", response_threshold: "30s" };
  * @returns the value of `accounts` in the server's configuration.
  */
 export function natsAccounts({ tenants, administrators = [], passwordOf }: NatsAccountsOptions): Record<string, object> {
-  const { services, tenant, managers } = natsPermissions;
+  const { services, perTenant, tenant, managers } = natsPermissions;
+  const named = (texts: readonly string[], name: string): string[] => texts.map((text) => text.replaceAll("{tenant}", name));
+  const ofEach = (texts: readonly string[]): string[] => tenants.flatMap((name) => named(texts, name));
+  const answersMany = [...natsPermissions.manyAnswers, ...ofEach(natsPermissions.manyAnswers)];
+  /** `arrives`: the subject on which a message comes to the streams' account. */
   const apart = [
-    ...Object.entries(services),
-    ...tenants.map((name) => [natsUserOf(name), JSON.parse(JSON.stringify(tenant).replaceAll("{tenant}", name)) as typeof tenant] as const),
+    ...Object.entries(services).map(([user, { publish, subscribe }]) => ({
+      user,
+      publish: { allow: [...publish.allow, ...ofEach(perTenant[user] ?? [])] },
+      subscribe,
+      arrives: (subject: string) => subject,
+    })),
+    ...tenants.map((name) => ({
+      user: natsUserOf(name),
+      publish: { allow: named(tenant.publish.allow, name) },
+      subscribe: { allow: named(tenant.subscribe.allow, name) },
+      arrives: doorSubject,
+    })),
   ];
   return {
     [mainAccount]: {
@@ -37,23 +51,23 @@ export function natsAccounts({ tenants, administrators = [], passwordOf }: NatsA
         ...Object.entries(managers).map(([user, permissions]) => ({ user, password: passwordOf(user), permissions })),
         ...administrators.map((user) => ({ user, password: passwordOf(user) })),
       ],
-      exports: apart.flatMap(([user, { publish, subscribe }]) => [
+      exports: apart.flatMap(({ user, publish, subscribe, arrives }) => [
         ...streamsOf(subscribe.allow).map((stream) => ({ stream, accounts: [user] })),
-        ...publish.allow.map((service) => ({
-          service,
+        ...publish.allow.map((subject) => ({
+          service: arrives(subject),
           accounts: [user],
-          ...(natsPermissions.manyAnswers.includes(service) ? manyAnswers : {}),
+          ...(answersMany.includes(subject) ? manyAnswers : {}),
         })),
       ]),
     },
     ...Object.fromEntries(
-      apart.map(([user, permissions]) => [
+      apart.map(({ user, publish, subscribe, arrives }) => [
         user,
         {
-          users: [{ user, password: passwordOf(user), permissions }],
+          users: [{ user, password: passwordOf(user), permissions: { publish, subscribe } }],
           imports: [
-            ...streamsOf(permissions.subscribe.allow).map((subject) => ({ stream: { account: mainAccount, subject } })),
-            ...permissions.publish.allow.map((subject) => ({ service: { account: mainAccount, subject } })),
+            ...streamsOf(subscribe.allow).map((subject) => ({ stream: { account: mainAccount, subject } })),
+            ...publish.allow.map((subject) => ({ service: { account: mainAccount, subject: arrives(subject) }, to: subject })),
           ],
         },
       ]),

@@ -80,9 +80,9 @@ it("refuses who does not know a password, which only the owner of the state dire
   const users = JSON.parse(await readFile(join(stateDir, "nats-auth"), "utf8")) as Record<string, string>;
   const nc = await connect({ servers: nats.url, user: "tenant.acme", pass: users["tenant.acme"]!, inboxPrefix: "_INBOX_tenant_acme" });
   const local = await nats.connect(localUser);
-  await ensureStreams(local);
+  await ensureStreams(local, { tenants: ["acme"] });
   const subject = `loraline.acme.run.${ulid()}.cancel-requested.v1`;
-  expect((await nc.request(subject, "{}")).json()).toMatchObject({ stream: "RUNS" });
+  expect((await nc.request(subject, "{}")).json()).toMatchObject({ stream: "DOOR_acme" });
   await expect(nc.request("$JS.API.STREAM.NAMES", "", { timeout: 500 })).rejects.toThrow(/permissions violation|timeout/i);
   await nc.close();
   await local.close();

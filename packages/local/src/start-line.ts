@@ -201,7 +201,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       }),
     );
   });
-  await ensureStreams(nc);
+  await ensureStreams(nc, { tenants: [tenant] });
   await createJetStreamObjects(nc, { spoolDir: dirs.spool });
 
   const lineSecret = await ensureSecret(stateDir);
@@ -290,6 +290,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const gateway = starting.use(
     await createGatewayService({
       ...(await serviceWithObjects("gateway")),
+      natsTenants: [tenant],
       engineKey,
       host,
       port: options.port,

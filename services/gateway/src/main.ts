@@ -53,6 +53,12 @@ await runService({
         "Which addresses replicas may have, separated by commas: loopback, private, 10.4.0.0/16, *.engines.default.svc, each with or without :PORT.",
       ),
     CORS_ORIGINS: corsOrigins.optional().describe("Origins of web pages that may call the API, separated by commas; `*`: all."),
+    NATS_TENANTS: z
+      .string()
+      .default("")
+      .transform((text) => text.split(",").filter((name) => name !== ""))
+      .pipe(z.array(tenantName))
+      .describe("Tenants whose own clients give commands over NATS, separated by commas."),
     HF_ENDPOINT: z.url().optional(),
     HF_TOKEN: z.string().optional(),
     /** host:port, separated by commas: internal hosts that adapters may be fetched from. */
@@ -99,6 +105,7 @@ await runService({
       metrics: { host: env.HOST, port: env.METRICS_PORT },
       chatTraceShare: env.TRACE_CHAT_SHARE ?? (spansDir === undefined && env.OTEL_EXPORTER_OTLP_ENDPOINT === undefined ? 0 : 1),
       bus,
+      natsTenants: env.NATS_TENANTS,
       objects,
       log,
       telemetry,

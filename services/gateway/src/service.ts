@@ -4,7 +4,18 @@ import { tmpdir } from "node:os";
 import cors from "@fastify/cors";
 import multipart from "@fastify/multipart";
 import type { Bus } from "@loraline/bus";
-import { buckets, type HttpRoute, httpRoutes, openApi, type QuotaSettings, type Scope, type SpanView, version } from "@loraline/contracts";
+import {
+  buckets,
+  type EventAddress,
+  type EventDef,
+  type HttpRoute,
+  httpRoutes,
+  openApi,
+  type QuotaSettings,
+  type Scope,
+  type SpanView,
+  version,
+} from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
@@ -24,7 +35,7 @@ import { cutOffSlowBodies, type SlowBodyLimits, slowBodyLimits } from "./access/
 import { createServerClock } from "./access/server-clock.ts";
 import { createCacheSalt } from "./inference/engines/cache-salt.ts";
 import { createLimits } from "./access/limits.ts";
-import { createGatewayQuotas } from "./access/quotas.ts";
+import { createGatewayQuotas, type GatewayQuotas } from "./access/quotas.ts";
 import { createUploads, type UploadSpeed } from "./access/uploads.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { ownAdapterName } from "./openai-ids.ts";
@@ -84,6 +95,8 @@ export interface GatewayServiceOptions {
   metrics?: { host: string; port: number } | undefined;
   /** What the operator grants tenants. Default: every quota's own default. */
   quotas?: QuotaSettings;
+  /** Tenants whose own NATS clients give commands, which the gateway takes at the door. Default: none. */
+  natsTenants?: readonly string[];
   /** How adapters that were trained elsewhere are fetched. */
   imports?: ImportOptions;
   /** Share, from 0 to 1, of the chats without a `traceparent` that get a trace. Default 1. */
@@ -157,10 +170,12 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const clock = owned.use(await createServerClock({ bucket: await bus.bucket(buckets.budgets), log }));
     const limits = owned.use(await createLimits({ bus, log, gateway, signal: watching.signal, now: clock.now }));
     const quotas = await createGatewayQuotas({ bus, limits, settings: options.quotas ?? {} });
+    const admit = (event: EventDef, { tenant }: EventAddress) => quotas.admitEvent(tenant, event);
+    for (const tenant of options.natsTenants ?? []) owned.use(bus.takeCommands({ tenant, admit }));
     const uploads = owned.use(await createUploads({ bus, quotasOf: quotas.of, log, gateway, now: clock.now, speed: options.uploadSpeed }));
     const state = await createStateReader({ bus });
     const context: GatewayContext = {
-      bus,
+      bus: { ...bus, publish: admitted(bus, quotas) },
       objects,
       log,
       telemetry,
@@ -314,6 +329,14 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     throw error;
   }
 }
+
+/** Publishes what the tenant's quotas let in. */
+const admitted =
+  (bus: Bus, quotas: GatewayQuotas): Bus["publish"] =>
+  async (event, at, data, options) => {
+    await quotas.admitEvent(at.tenant, event);
+    return bus.publish(event, at, data, options);
+  };
 
 /** Headers of answers that pages may read, beside those that every page may. */
 const exposedHeaders = [

@@ -1,5 +1,5 @@
 /** `loraline ensure-streams` */
-import { type StreamLimits, streamLimits } from "@loraline/contracts";
+import { type StreamLimits, streamLimits, tenantName } from "@loraline/contracts";
 import { InvalidArgumentError, Option } from "commander";
 import { type AddCommands, examples, wholeNumber } from "../command.ts";
 
@@ -19,13 +19,29 @@ export const addEnsureStreamsCommand: AddCommands = (program, { env, print }) =>
         .env("STREAM_LIMITS")
         .argParser(limitsOf),
     )
+    .addOption(
+      new Option("--tenants <names>", "tenants whose own clients use NATS, separated by commas; default: none")
+        .env("NATS_TENANTS")
+        .argParser(namesOf),
+    )
     .addHelpText("after", examples("loraline ensure-streams --nats nats://nats:4222 --replicas 3"))
-    .action(async ({ nats, ...options }: { nats: string; replicas: number; auditDays?: number; limits?: StreamLimits }) => {
-      const { applyStreams } = await import("@loraline/local");
-      await applyStreams({ natsUrl: nats, ...options, env });
-      print({ nats, replicas: options.replicas }, () => [`streams, consumers, buckets and the object store are in place on ${nats}`]);
-    });
+    .action(
+      async ({ nats, ...options }: { nats: string; replicas: number; auditDays?: number; limits?: StreamLimits; tenants?: string[] }) => {
+        const { applyStreams } = await import("@loraline/local");
+        await applyStreams({ natsUrl: nats, ...options, env });
+        print({ nats, replicas: options.replicas }, () => [`streams, consumers, buckets and the object store are in place on ${nats}`]);
+      },
+    );
 };
+
+function namesOf(text: string): string[] {
+  const names = text.split(",").filter((name) => name !== "");
+  for (const name of names) {
+    const { error } = tenantName.safeParse(name);
+    if (error !== undefined) throw new InvalidArgumentError(`"${name}" is no tenant's name: ${error.issues[0]?.message}.`);
+  }
+  return names;
+}
 
 function limitsOf(text: string): StreamLimits {
   let given: unknown;

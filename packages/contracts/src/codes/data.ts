@@ -277,6 +277,10 @@ export const importCodes = defineArea(
       "The host sends the file so slowly that it would keep a place from other imports.",
       "Use a faster host, or upload the file yourself.",
     ],
+    QUOTA_HISTORY: [
+      "The events of the tenant's runs, datasets and adapters take as many bytes as they may.",
+      "Delete adapters or datasets, or have the operator raise the quota; `loraline limits list` shows it.",
+    ],
     QUOTA_DATASETS: [
       "The tenant has as many datasets as it may have.",
       "Delete some that are not needed any more, or have the operator raise the quota; `loraline limits list` shows it.",

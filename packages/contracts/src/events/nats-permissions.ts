@@ -3,6 +3,7 @@
  * these permissions into the NATS server's configuration. Pure.
  */
 import { type EventDef, filterFor } from "./define-event.ts";
+import { commands, doorConsumer, doorFilter, tenantCommands } from "./door.ts";
 import * as e from "./events.ts";
 import {
   type BucketDef,
@@ -47,20 +48,6 @@ interface Needs {
 const canConsume: readonly ConsumerDef[] = Object.values(consumers);
 /** Events that some consumer reads: only these can become failed messages. */
 const consumed = [...new Set(canConsume.flatMap((consumer) => consumer.events))];
-/** Events by which users give commands. Services do not trust what such a message says about its origin. */
-export const commands: readonly EventDef[] = [
-  e.datasetImportRequested,
-  e.datasetReceived,
-  e.runRequested,
-  e.runCancelRequested,
-  e.adapterPromoteRequested,
-  e.adapterRollbackRequested,
-  e.adapterPlaceRequested,
-  e.adapterKeepRequested,
-  e.adapterVersionWanted,
-  e.adapterVersionDeleteRequested,
-];
-
 /** The NATS users of Loraline's own programs, and what each needs. */
 const needs = {
   gateway: {
@@ -275,17 +262,30 @@ function permissionsOf(user: string, of: Needs): NatsPermissions {
   return { publish: { allow: eachOnce(publish) }, subscribe: { allow: [`${inboxPrefixOf(user)}.>`] } };
 }
 
-/** A version is asked for by chatting with it: the gateway says so once in a while, and no client as often as it likes. */
-const tenantCommands = commands.filter((event) => event !== e.adapterVersionWanted);
-
 /**
  * A tenant's own client: may give commands for its tenant and follow its new events. It may read neither history nor objects, because
- * NATS cannot separate these by tenant; the gateway shows them instead. `{tenant}` stands for the tenant's name.
+ * NATS cannot separate these by tenant; the gateway shows them instead. Its commands arrive at the door: `loraline.` at the beginning of a
+ * subject becomes `door.`. `{tenant}` stands for the tenant's name.
  */
 const tenant: NatsPermissions = {
   publish: { allow: byteOrder(tenantCommands.map((event) => filterFor(event, { tenant: "{tenant}" }))) },
   subscribe: { allow: ["_INBOX_tenant_{tenant}.>", "loraline.{tenant}.>"] },
 };
+
+/** What the gateway may do besides for each tenant that has a client: take what it says at the door. `{tenant}` stands for the name. */
+const atDoor = ({ durable, stream: { name }, events }: ConsumerDef): string[] => [
+  ...api(
+    `STREAM.INFO.${name}`,
+    `STREAM.MSG.GET.${name}`,
+    `CONSUMER.INFO.${name}.${durable}`,
+    `CONSUMER.MSG.NEXT.${name}.${durable}`,
+    `STREAM.MSG.DELETE.${name}`,
+  ),
+  `$JS.ACK.${name}.${durable}.>`,
+  deadLetterSubject({ stream: name, durable, tenant: "{tenant}", seq: "*" }),
+  // What could not be taken may be tried again.
+  ...events.map((event) => doorFilter(event, "{tenant}")),
+];
 
 /** The user of the Job that makes streams, consumers, buckets and the object store, and of backups, which acknowledge each part. */
 const streamsUser: NatsPermissions = {
@@ -298,6 +298,8 @@ export const natsPermissions: {
   services: Record<string, NatsPermissions>;
   /** The same; `{tenant}` stands for the name. */
   tenant: NatsPermissions;
+  /** What services may say besides, for each tenant that has a client; `{tenant}` stands for its name. */
+  perTenant: Record<string, string[]>;
   /** In the account of the streams. */
   managers: Record<string, NatsPermissions>;
   /** Requests of which each has many answers: between accounts the server has to know. */
@@ -305,10 +307,12 @@ export const natsPermissions: {
 } = {
   services: Object.fromEntries(Object.entries<Needs>(needs).map(([user, of]) => [user, permissionsOf(user, of)])),
   tenant,
+  perTenant: { gateway: byteOrder(atDoor(doorConsumer("{tenant}"))) },
   managers: { streams: streamsUser },
   manyAnswers: byteOrder(
     Object.entries<Needs>(needs)
       .flatMap(([user, of]) => permissionsOf(user, of).publish.allow)
+      .concat(atDoor(doorConsumer("{tenant}")))
       .filter((subject) => /^\$JS\.API\.(CONSUMER\.MSG\.NEXT\..+|DIRECT\.GET\.[^.]+)$/.test(subject)),
   ),
 };

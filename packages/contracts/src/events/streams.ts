@@ -38,6 +38,12 @@ export interface StreamDef {
   readonly maxBytes?: number;
   /** At that size further messages are refused (STORE_FULL), because to lose old ones is to lose what a tenant has. Absent: the oldest are removed. */
   readonly refusesWhenFull?: true;
+  /** Subjects under which messages are stored, where these are others. */
+  readonly storedAs?: { readonly from: string; readonly to: string };
+  /** Most messages in it. Absent: no limit. */
+  readonly maxMessages?: number;
+  /** Largest message, with its headers. Absent: as large as the server allows. */
+  readonly maxMessageBytes?: number;
   /** Each subject is a counter: a message says by how much it changes, and the newest one holds the sum (NATS 2.12). */
   readonly counter?: true;
   /** Most messages of one subject; the oldest of it are removed. Absent: no limit. */

@@ -82,6 +82,8 @@ function asyncApi(): Json {
       description: [
         "Everything the services of Loraline say to each other, and the API for programs that speak NATS.",
         "To start a run: publish `run.requested.v1` with a new ULID on its subject, through JetStream so that you get an acknowledgement.",
+        "A tenant's client is acknowledged by the stream `DOOR_<tenant>`, from where the gateway takes commands, fifty a second; one that waits there is not lost.",
+        "`maximum messages exceeded` instead: try again later. What breaks the contract or a quota becomes a failed message (`GET /v1/loraline/dlq`).",
         "Then follow `loraline.<tenant>.run.<id>.>`: the run ends with `served`, `rejected`, `failed` or `cancelled`.",
       ].join("\n"),
     },

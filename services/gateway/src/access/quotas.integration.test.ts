@@ -51,6 +51,35 @@ describe("a run over its tenant's quota is refused", () => {
   });
 });
 
+test("a tenant whose events take all the room that they may gives no further commands, but for those that make room", async ({
+  nc,
+  tenant,
+}) => {
+  await using line = await started({ nc, tenant, quotas: { default: { historyBytes: 40_000 } } });
+  const training_file = await uploaded(line);
+  const create = () => line.openai.fineTuning.jobs.create({ model: base, training_file, metadata: { note: "n".repeat(500) } });
+  const jobs: string[] = [];
+  const refused = async (): Promise<unknown> => {
+    for (;;) {
+      try {
+        jobs.push((await create()).id);
+      } catch (error) {
+        return error;
+      }
+    }
+  };
+  expect(await refused()).toMatchObject({ status: 403, code: "QUOTA_HISTORY", message: expect.stringContaining("its quota is 40000") });
+  expect(jobs.length).toBeGreaterThan(4);
+  expect(await line.bus.eventBytes(tenant)).toBeLessThan(45_000);
+  const views = (await (await line.fetch("/v1/loraline/limits")).json()) as { quotas: { quota: string; used: number }[] };
+  expect(views.quotas.find(({ quota }) => quota === "historyBytes")?.used).toBe(await line.bus.eventBytes(tenant));
+  await expect(uploaded(line)).rejects.toMatchObject({ status: 403, code: "QUOTA_HISTORY" });
+
+  expect(await line.openai.fineTuning.jobs.cancel(jobs[0] ?? "")).toMatchObject({ id: jobs[0] });
+  const other = line.clientFor(await line.keyFor(`${tenant}-other`));
+  expect(await uploaded(line, other)).toMatch(/^file-/);
+});
+
 test("a run is refused while as many of its tenant wait as may; what runs hold is in the list of quotas", async ({ nc, tenant }) => {
   await using line = await started({ nc, tenant, quotas: { default: { runsWaiting: 5 } } });
   const training_file = await uploaded(line);

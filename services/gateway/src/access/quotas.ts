@@ -1,7 +1,8 @@
 /** What a tenant may have at most, and how much of it is used. */
-import { type Bus, createDatasetQuota, judgeRunByQuotas, sumOf } from "@loraline/bus";
+import { type Bus, createDatasetQuota, createHistoryQuota, judgeRunByQuotas, sumOf } from "@loraline/bus";
 import {
   buckets,
+  type EventDef,
   everyKeyOf,
   grantedQuotas,
   type QuotaChoice,
@@ -13,6 +14,7 @@ import {
   quotaTable,
   type QuotaView,
   type RunSpec,
+  tenantCommands,
   type tenantLimitBody,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
@@ -25,6 +27,8 @@ export interface GatewayQuotas {
   view(tenant: string): Promise<QuotaView[]>;
   /** @throws PermanentError 400 QUOTA_GPUS, QUOTA_PRIORITY, QUOTA_ADAPTERS or QUOTA_STORAGE, 429 QUOTA_RUNS_WAITING if the tenant may not have the run. */
   admitRun(tenant: string, spec: RunSpec): Promise<void>;
+  /** @throws PermanentError 403 QUOTA_HISTORY if the event is a command, and streams hold as much of the tenant as they may. */
+  admitEvent(tenant: string, event: EventDef): Promise<void>;
   /** @throws PermanentError 403 QUOTA_DATASETS if the tenant may not have one more. */
   admitDataset(tenant: string): Promise<void>;
   /**
@@ -44,11 +48,12 @@ export async function createGatewayQuotas({
   limits,
   settings,
 }: {
-  bus: Pick<Bus, "bucket" | "stored">;
+  bus: Pick<Bus, "bucket" | "stored" | "eventBytes">;
   limits: Pick<Limits, "all">;
   settings: QuotaSettings;
 }): Promise<GatewayQuotas> {
   const datasets = await createDatasetQuota(bus);
+  const history = createHistoryQuota(bus);
   const [adapters, training] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.training)]);
   /** Imports of adapters under way, by tenant. */
   const importing = new Map<string, number>();
@@ -58,6 +63,7 @@ export async function createGatewayQuotas({
     const [runs, datasetCount, its] = await Promise.all([training.get(tenant), datasets.used(tenant), adapters.keys(everyKeyOf(tenant))]);
     return {
       storageBytes: sumOf(await bus.stored(tenant)),
+      historyBytes: await history.used(tenant),
       datasets: datasetCount,
       adapters: its.length,
       runsAtOnce: runs?.value.running ?? 0,
@@ -85,6 +91,11 @@ export async function createGatewayQuotas({
           { status: 429 },
         );
       }
+    },
+    async admitEvent(tenant, event) {
+      if (!tenantCommands.includes(event)) return;
+      const problem = await history.judge(tenant, of(tenant).historyBytes, event);
+      if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { status: 403 });
     },
     async admitDataset(tenant) {
       const problem = await datasets.judge(tenant, of(tenant).datasets, false);

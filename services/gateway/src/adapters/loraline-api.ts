@@ -25,6 +25,7 @@ import {
   type ReplicaState,
   rollbackBody,
   runFilters,
+  runRequested,
   type RunState,
   type TrafficState,
 } from "@loraline/contracts";
@@ -237,6 +238,8 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
     app.post("/loraline/dlq/:seq/redrive", async (request) => {
       const letter = await letterOf(request);
       await checkRedrive(letter);
+      // Whatever it is, it is stored once more.
+      await context.quotas.admitEvent(request.caller.tenant, runRequested);
       const { seq, subject, durable, code } = letter;
       await audited(request, { action: "failed-message.redrive", target: String(seq), details: { subject, durable, code } }, () =>
         bus.deadLetters.redrive(seq, request.caller.actor),

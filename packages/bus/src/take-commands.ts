@@ -1,0 +1,131 @@
+/** Takes what a tenant's NATS client says at the door, judges it, and says it where everybody's events are (docs/adr/0018). */
+import { setTimeout as sleep } from "node:timers/promises";
+import { doorConsumer, type EventAddress, type EventDef, tenantCommands } from "@loraline/contracts";
+import { backoffMs, dispositionOf, type Log, natsOutage, UnavailableError } from "@loraline/runtime";
+import { type Consumer, type ConsumerMessages, jetstream, jetstreamManager, type JsMsg } from "@nats-io/jetstream";
+import type { NatsConnection } from "@nats-io/transport-node";
+import { asUnavailable, endPull } from "./consume.ts";
+import { buryLetter } from "./dead-letters.ts";
+import { headersOf, open } from "./envelope.ts";
+
+export interface TakeCommandsOptions {
+  tenant: string;
+  /**
+   * Whether the tenant may say this now.
+   * @throws PermanentError: the message becomes a failed one.
+   */
+  admit(event: EventDef, at: EventAddress): Promise<void>;
+}
+
+interface TakeCommandsDeps {
+  /** Its user may read the door of this tenant. */
+  nc: NatsConnection;
+  publish(event: EventDef, at: EventAddress, data: unknown, options: { key: string; traceparent: string | null }): Promise<unknown>;
+  log: Log;
+  /** Longest pause before a command that cannot be said yet is tried again. */
+  longestWaitMs: number;
+}
+
+/** A pull waits this long for a message. */
+const pullMs = 5000;
+/** Between two commands of a tenant: fifty a second are more than any program needs, and cost a gateway little. */
+const paceMs = 20;
+const missingMs = 5000;
+
+/** Goes on until it is disposed; a door that is not there yet is waited for. */
+export function takeCommands(
+  { nc, publish, log: parent, longestWaitMs }: TakeCommandsDeps,
+  { tenant, admit }: TakeCommandsOptions,
+): AsyncDisposable {
+  const def = doorConsumer(tenant);
+  const stream = def.stream.name;
+  const log = parent.child({ consumer: def.durable, tenant });
+  const stopping = new AbortController();
+  const { signal } = stopping;
+  const pause = (ms: number): Promise<void> => sleep(ms, undefined, { signal }).catch(() => {});
+  let pull: ConsumerMessages | undefined;
+
+  const say = async (message: JsMsg): Promise<void> => {
+    const { subject, data, seq, info } = message;
+    const storedAt = new Date(Number(info.timestampNanos / 1_000_000)).toISOString();
+    const headers = headersOf(() => message.headers);
+    const { event, at, data: said, trace } = open({ subject, headers, data, seq, storedAt }, tenantCommands);
+    await admit(event, at);
+    // The key makes the same message, taken twice because somebody died, one event, and two equal messages two.
+    await publish(event, at, said, { key: `door-${seq}`, traceparent: trace });
+  };
+  /** @returns whether the message is done with: said, or a failed message. */
+  const handle = async (message: JsMsg): Promise<boolean> => {
+    for (let tries = message.info.deliveryCount, away = 0; ; tries++) {
+      let failed: unknown;
+      try {
+        await say(message);
+        return true;
+      } catch (error) {
+        failed = asUnavailable(error);
+      }
+      const isAway = failed instanceof UnavailableError;
+      const disposition = isAway ? undefined : dispositionOf(failed, { deliveries: tries - away, maxDeliver: def.maxDeliver });
+      if (disposition?.kind === "dead-letter") {
+        const { code, message: reason } = disposition;
+        log.info({ err: failed, subject: message.subject, code }, "command refused");
+        try {
+          await buryLetter(nc, { def, message, code, reason, deliveries: tries - away });
+          return true;
+        } catch (error) {
+          failed = error;
+        }
+      }
+      if (isAway) away++;
+      log.warn({ err: failed, subject: message.subject }, "a command waits");
+      await pause(Math.min(longestWaitMs, disposition?.kind === "retry" ? disposition.afterMs : backoffMs(away + 1)));
+      if (signal.aborted) return false;
+    }
+  };
+  const take = async (consumer: Consumer): Promise<void> => {
+    pull = await consumer.fetch({ max_messages: 1, expires: pullMs });
+    if (signal.aborted) endPull(pull);
+    for await (const message of pull) {
+      const heartbeat = setInterval(() => message.working(), def.ackWaitMs / 3);
+      try {
+        if (!(await handle(message))) {
+          message.nak();
+          continue;
+        }
+        // Erased: an acknowledged message leaves its bytes on the server's disk, and it may hold what is to be deleted one day.
+        await (await jetstreamManager(nc, { checkAPI: false })).streams.deleteMessage(stream, message.seq, true);
+        message.ack();
+      } finally {
+        clearInterval(heartbeat);
+      }
+      await pause(paceMs);
+    }
+  };
+  const run = async (): Promise<void> => {
+    let consumer: Consumer | undefined;
+    for (let failures = 0; !signal.aborted && !nc.isClosed();) {
+      try {
+        consumer ??= await jetstream(nc).consumers.get(stream, def.durable);
+        await take(consumer);
+        failures = 0;
+      } catch (error) {
+        if (signal.aborted || nc.isClosed()) return;
+        if (++failures % 12 === 1) {
+          const why = natsOutage(error) ?? `run \`loraline ensure-streams --tenants ${tenant}\` if ${stream} is not there`;
+          log.warn({ err: error }, `nothing can be taken from the NATS client of ${tenant}: ${why}`);
+        }
+        consumer = undefined;
+        await pause(missingMs);
+      }
+    }
+  };
+  const running = run();
+  return {
+    async [Symbol.asyncDispose]() {
+      stopping.abort();
+      if (pull !== undefined) endPull(pull);
+      // A pull from a server that went away may never end.
+      await Promise.race([running, sleep(2000)]);
+    },
+  };
+}
