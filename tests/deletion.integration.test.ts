@@ -263,6 +263,14 @@ test("a tenant goes with everything, its runs are cancelled, and its keys are re
   await using _collector = await line.startCollector();
   const dataset = await line.upload(rowsWith("ZEBRA-TEXT"), "zebra-names.jsonl");
   await line.train("stripes", dataset, 1);
+  const { responses } = line.gateway.openai;
+  const model = `${line.tenant}/stripes`;
+  await expect.poll(async () => (await line.gateway.openai.models.list()).data.map(({ id }) => id), until).toContain(model);
+  const said = await responses.create({ model, input: "OKAPI-TEXT" });
+  await responses.create({ model, input: "QUAGGA-TEXT" });
+  await responses.delete(said.id);
+  expect(await line.search("OKAPI-TEXT")).toEqual([]);
+  expect(await line.search("QUAGGA-TEXT")).not.toEqual([]);
   const foreign = await line.gateway.fetch("/v1/loraline/tenants/somebody-else", { method: "DELETE" });
   expect([foreign.status, await foreign.json()]).toMatchObject([400, { error: { code: "tenant_foreign" } }]);
   const answer = await line.gateway.fetch(`/v1/loraline/tenants/${line.tenant}`, { method: "DELETE" });
@@ -270,6 +278,7 @@ test("a tenant goes with everything, its runs are cancelled, and its keys are re
   await expect.poll(async () => (await line.gateway.fetch("/v1/models")).status, until).toBe(401);
   await line.gone("tenant", line.tenant);
   expect(await line.search("ZEBRA-TEXT")).toEqual([]);
+  expect(await line.search("QUAGGA-TEXT")).toEqual([]);
   expect(await line.search("zebra-names")).toEqual([]);
   expect(await line.search("META-stripes")).toEqual([]);
   expect(await kinds(line)).toEqual([]);

@@ -34,6 +34,10 @@ export interface KvBucket<T> {
   /** Writes whatever was there before. */
   put(key: string, value: T): Promise<number>;
   delete(key: string): Promise<void>;
+  /** Removes an entry that nobody watches, its bytes included, and leaves no mark. Only of buckets that hold texts. */
+  erase(key: string): Promise<void>;
+  /** Keys that match `filter` with the sizes of their entries in bytes, oldest first, without reading the values. */
+  sizes(filter: string): Promise<{ key: string; bytes: number }[]>;
   /** Removes every entry whose key matches `filter` (NATS wildcards) and leaves no markers; watchers are not told. */
   clear(filter: string): Promise<void>;
   /**
@@ -110,8 +114,12 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
   };
 
   const subjectsOf = (filter: string | string[]): string[] => [filter].flat().map((each) => `${prefix}${each}`);
-  const newestOf = (filter: string | string[]) =>
-    jetstream(nc).consumers.get(`KV_${def.name}`, { filter_subjects: subjectsOf(filter), deliver_policy: DeliverPolicy.LastPerSubject });
+  const newestOf = (filter: string | string[], headersOnly = false) =>
+    jetstream(nc).consumers.get(`KV_${def.name}`, {
+      filter_subjects: subjectsOf(filter),
+      deliver_policy: DeliverPolicy.LastPerSubject,
+      headers_only: headersOnly,
+    });
   type Consumer = Awaited<ReturnType<typeof newestOf>>;
   const remove = (consumer: Consumer): Promise<unknown> =>
     consumer.delete().catch((error: unknown) => log.debug({ err: error, bucket: def.name }, "consumer not removed"));
@@ -139,6 +147,27 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
     },
     put: async (key, value) => kv.put(key, encode(key, value)),
     delete: (key) => kv.purge(key),
+    async erase(key) {
+      const entry = await kv.get(key);
+      if (entry === null) return;
+      const jsm = await jetstreamManager(nc, { checkAPI: false });
+      await jsm.streams.deleteMessage(`KV_${def.name}`, entry.revision, true);
+    },
+    async sizes(filter) {
+      const consumer = await newestOf(filter, true);
+      const found: { key: string; bytes: number }[] = [];
+      try {
+        for (let pending = (await consumer.info()).num_pending; pending > 0; pending = (await consumer.info()).num_pending) {
+          for await (const { subject, headers, info } of await consumer.fetch({ max_messages: pending, expires: 5000 })) {
+            found.push({ key: subject.slice(prefix.length), bytes: Number(headers?.get("Nats-Msg-Size") ?? 0) });
+            if (info.pending === 0) break;
+          }
+        }
+      } finally {
+        await remove(consumer);
+      }
+      return found;
+    },
     async clear(filter) {
       const jsm = await jetstreamManager(nc);
       await jsm.streams.purge(`KV_${def.name}`, { filter: `${prefix}${filter}` });

@@ -27,7 +27,7 @@ export const parseAdapterKey = (key: string): AdapterOfTenant => {
   return { tenant, adapter };
 };
 
-/** Matches every entry of one tenant in `runs`, `datasets` or `adapters`. */
+/** Matches every entry of one tenant in `runs`, `datasets`, `adapters` or `responses`. */
 export const everyKeyOf = (tenant: string): string => `${tenant}.*`;
 
 /** Bucket `replicas`: `<engine>.<replica>`. */
@@ -116,6 +116,9 @@ export const parseUsageKey = (key: string): UsageKey => {
 export const everyUsageOf = ({ tenant, day }: Pick<UsageKey, "tenant" | "day">): string => `${tenant}.${day}.>`;
 /** Matches all usage of a tenant. */
 export const everyUsageOfTenant = (tenant: string): string => `${tenant}.>`;
+
+/** Bucket `responses`: `<tenant>.<ulid>`; `everyKeyOf` matches a tenant's. */
+export const responseKey = ({ tenant, id }: { readonly tenant: string; readonly id: string }): string => `${tenant}.${id}`;
 
 /** Bucket `deletions`: `<tenant>.<what>.<id>`. */
 export const deletionKey = ({ tenant, what, id }: Pick<DeletionState, "tenant" | "what" | "id">): string => `${tenant}.${what}.${id}`;

@@ -30,7 +30,8 @@ import { fileRoutes } from "./jobs/files.ts";
 import { auditRoutes } from "./access/audit.ts";
 import { adminRoutes } from "./access/admin-api.ts";
 import { fineTuningRoutes } from "./jobs/fine-tuning.ts";
-import { inferenceRoutes } from "./inference/inference.ts";
+import { createInference, inferenceRoutes } from "./inference/inference.ts";
+import { responseRoutes } from "./responses/responses.ts";
 import { cutOffSlowBodies, type SlowBodyLimits, slowBodyLimits } from "./access/slow-bodies.ts";
 import { createServerClock } from "./access/server-clock.ts";
 import { createCacheSalt } from "./inference/engines/cache-salt.ts";
@@ -198,7 +199,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       signal: abandoning.signal,
     };
     metrics.engines(() => context.table.view().engines);
-    const inference = owned.use(inferenceRoutes(context));
+    const inference = owned.use(createInference(context));
+    const responses = await responseRoutes(context, inference);
     const loraline = await loralineRoutes(context);
     const takeAdapter = await takeAdapterRoutes(context);
     const versionDeletion = await deleteVersionRoutes(context);
@@ -297,7 +299,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
           versionDeletion,
           deletions,
           storageRoutes(context),
-          inference,
+          inferenceRoutes(context, inference),
+          responses,
           loraline,
           takeAdapter,
           addAdapterRoutes(context, options.imports ?? {}),

@@ -70,6 +70,20 @@ export const httpCodes = defineArea(
       "The request has tools, and the model's engine has no parser that would find calls of them in its answers.",
       "Remove tools, use a base whose chat template has tools, or have the operator set `toolCallParser` of the engine (`loraline up --tool-call-parser`).",
     ],
+    previous_response_not_found: [
+      "`previous_response_id` names no response of your tenant that is kept: it was made with `store: false`, deleted, or is older than three days.",
+      "Send the conversation's items in `input`.",
+    ],
+    server_error: ["A response failed while the engine answered; the event `response.failed` says why.", "Ask again."],
+    item_not_found: [
+      "An `item_reference` names no item of a response that is kept.",
+      "Send the item itself in `input`, or make responses with `store: true`.",
+    ],
+    too_many_items: ["`input` refers to items of more stored responses than one request may.", "Send the items themselves."],
+    response_too_large: [
+      "The conversation is too large to be kept.",
+      "Set `store: false` and send the items in `input`, or begin another conversation.",
+    ],
     unsupported: [
       "The request asks for something that OpenAI's API has and this server does not.",
       "Remove what the message names; it says what to do instead.",

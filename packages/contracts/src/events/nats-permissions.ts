@@ -65,6 +65,7 @@ const needs = {
       buckets.budgets,
       buckets.usage,
       buckets.keys,
+      buckets.responses,
     ],
     readsStored: true,
     objects: "write",
@@ -155,7 +156,7 @@ const needs = {
     erases: {
       // The audit log stays, whatever is deleted.
       streams: Object.values(streams).filter(({ name }) => name !== streams.AUDIT.name),
-      buckets: [buckets.runs, buckets.datasets, buckets.adapters, buckets.cache, buckets.limits, buckets.usage],
+      buckets: [buckets.runs, buckets.datasets, buckets.adapters, buckets.cache, buckets.limits, buckets.usage, buckets.responses],
     },
     observes: [consumers.projectorDatasets, consumers.projectorRuns],
     readsStored: true,

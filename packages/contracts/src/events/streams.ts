@@ -5,6 +5,7 @@ import { apiKeyRecord } from "../api-key.ts";
 import { engineRecord } from "../engine.ts";
 import { datasetEvents, events, runEvents } from "./events.ts";
 import type { BlobKind } from "../names.ts";
+import { responsesKeptMs, storedResponse } from "../stored-response.ts";
 import {
   adapterState,
   assignment,
@@ -404,6 +405,13 @@ export const buckets = {
     value: usageState,
     // A year, and a month to look back at it.
     ttlMs: 400 * day,
+  },
+  responses: {
+    name: "responses",
+    description: "Answers of /v1/responses with their conversations; key <tenant>.<ulid>",
+    value: storedResponse,
+    ttlMs: responsesKeptMs,
+    holdsTexts: true,
   },
   deletions: {
     name: "deletions",

@@ -151,7 +151,7 @@ function successOf(route: HttpRoute, nameOf: ReadonlyMap<z.ZodType, string>): Js
       ? status === 202
         ? "It is under way."
         : "Done."
-      : "The answer; with `stream: true` server-sent events, each of whose data is as shown here, and at the end `data: [DONE]`.");
+      : "The answer; with `stream: true` server-sent events, each of whose data is as shown here (chats, completions: at the end `data: [DONE]`).");
   return {
     [status]: {
       description,

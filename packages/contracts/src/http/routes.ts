@@ -54,6 +54,7 @@ import {
   modelObject,
 } from "./openai.ts";
 import { chatAnswer, chatBody, chatChunk, completionAnswer, completionBody, embeddingAnswer, embeddingBody } from "./inference.ts";
+import { responseBody, responseDeleted, responseEvent, responseObject } from "./responses.ts";
 import { datasetReport } from "../records.ts";
 import { datasetState, runState } from "../state.ts";
 
@@ -185,6 +186,42 @@ export const httpRoutes = {
     sticky: true,
     answer: embeddingAnswer,
     refusals: [400, 404, 413, 415, 429, 504],
+  },
+  createResponse: {
+    method: "POST",
+    path: "/v1/responses",
+    tag: "OpenAI inference",
+    summary: "Answer a conversation, and keep it",
+    description:
+      "OpenAI's Responses API with text and functions, asked of the engine as a chat. Kept for three days unless `store` is false. Built-in tools, background, conversations, prompts, images and reasoning are refused.",
+    scopes: ["infer"],
+    bound: "model",
+    body: responseBody,
+    sticky: true,
+    answer: responseObject,
+    event: responseEvent,
+    refusals: [400, 404, 413, 415, 429, 504],
+  },
+  getResponse: {
+    method: "GET",
+    path: "/v1/responses/{response_id}",
+    tag: "OpenAI inference",
+    summary: "Show a response that was kept",
+    scopes: ["infer"],
+    bound: "handler",
+    answer: responseObject,
+    refusals: [400, 404],
+  },
+  deleteResponse: {
+    method: "DELETE",
+    path: "/v1/responses/{response_id}",
+    tag: "OpenAI inference",
+    summary: "Delete a response",
+    description: "Its bytes are erased. Responses that went on from it hold its text as a part of their own conversation.",
+    scopes: ["infer"],
+    bound: "handler",
+    answer: responseDeleted,
+    refusals: [404],
   },
   createModeration: {
     method: "POST",

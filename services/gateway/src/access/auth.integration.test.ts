@@ -103,7 +103,15 @@ describe("scopes", () => {
       ({ scope }) => scope.join(),
     );
     const listed = (scope: string) => (by[scope] ?? []).map(({ method, url }) => `${method} ${url.slice(3)}`);
-    expect(listed("infer")).toEqual(["POST /moderations", "POST /chat/completions", "POST /completions", "POST /embeddings"]);
+    expect(listed("infer")).toEqual([
+      "POST /moderations",
+      "POST /chat/completions",
+      "POST /completions",
+      "POST /embeddings",
+      "POST /responses",
+      "GET /responses/:response_id",
+      "DELETE /responses/:response_id",
+    ]);
     expect(listed("admin")).toEqual(
       expect.arrayContaining([
         "GET /loraline/keys",

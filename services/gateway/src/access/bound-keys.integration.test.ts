@@ -86,10 +86,13 @@ test("no route shows or changes another adapter, and a route that says nothing o
     addAdapter: (name) => ({ base, name, from: { url: "https://127.0.0.1/none" } }),
     promoteAdapter: () => ({ version: 9 }),
   };
+  const responseOf = async (adapter: string) => (await line.openai.responses.create({ model: `${tenant}/${adapter}`, input: "x" })).id;
+  const responses = { pirate: await responseOf("pirate"), parrot: await responseOf("parrot") };
   const valuesOf = (adapter: "pirate" | "parrot"): Record<string, string> => ({
     "{adapter}": adapter,
     "{model}": `${tenant}/${adapter}`,
     "{fine_tuning_job_id}": jobs[adapter],
+    "{response_id}": responses[adapter],
     "{run_id}": runIdOf(jobs[adapter]) ?? "",
     "{file_id}": file,
     "{dataset_id}": datasetIdOf(file) ?? "",

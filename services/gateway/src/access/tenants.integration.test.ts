@@ -37,6 +37,8 @@ interface Owner {
   engineName: string;
   /** Digest of an object in the owner's store. */
   stored: string;
+  /** Id of a response that is kept. */
+  response: string;
   /** traceparent of the owner's upload and run. */
   trace: string;
 }
@@ -64,6 +66,7 @@ const test = testWithNats.extend("owner", async ({ nc, tenant }, { onCleanup }):
   owned.defer(async () => (await line.bus.bucket(buckets.replicas)).delete("local.r1"));
   await expect.poll(async () => (await line.openai.models.list()).data.length).toBe(3);
   await line.openai.chat.completions.create({ model: `${tenant}/pirate`, messages: [] });
+  const response = (await line.openai.responses.create({ model: `${tenant}/pirate`, input: "ahoy" })).id;
   await line.fetch("/v1/loraline/limits/pirate", { method: "PUT", headers: json, body: '{"requests_per_minute":1000}' });
   nc.publish(`loraline.${tenant}.run.01JD000000000000000000000C.requested.v1`, "not json");
   await expect.poll(async () => (await line.bus.deadLetters.list(tenant)).length).toBeGreaterThan(0);
@@ -75,16 +78,26 @@ const test = testWithNats.extend("owner", async ({ nc, tenant }, { onCleanup }):
   await expect.poll(async () => (await line.openai.fineTuning.jobs.retrieve(job)).status).toBe("running");
   const stored = (await line.objects.put(tenant, "adapter", Readable.from([Buffer.from("{}")]))).digest;
   const trace = (await line.bus.last(events.runRequested, { tenant, id: runId }))?.trace ?? "";
-  return { line, engine, file, job, runId, letter, keyId: keys[0]?.id ?? "", engineName: version.engineName, stored, trace };
+  return { line, engine, file, job, runId, letter, keyId: keys[0]?.id ?? "", engineName: version.engineName, stored, response, trace };
 });
 
 /** Bodies that name what is the owner's, for routes that name it nowhere else. */
-const bodies = ({ line: { tenant }, file, engineName, stored }: Owner): Record<string, { body: object | undefined; status: number }[]> => {
+const bodies = ({
+  line: { tenant },
+  file,
+  engineName,
+  stored,
+  response,
+}: Owner): Record<string, { body: object | undefined; status: number }[]> => {
   const models = [`${tenant}/pirate`, `${tenant}/pirate@1`, `ft:${base}:${tenant}:pirate:1`, engineName];
   return {
     "POST /v1/chat/completions": models.map((model) => ({ body: { model, messages: [] }, status: 404 })),
     "POST /v1/completions": models.map((model) => ({ body: { model, prompt: "x" }, status: 404 })),
     "POST /v1/embeddings": models.map((model) => ({ body: { model, input: "x" }, status: 404 })),
+    "POST /v1/responses": [
+      ...models.map((model) => ({ body: { model, input: "x" }, status: 404 })),
+      { body: { model: base, input: "x", previous_response_id: response }, status: 400 },
+    ],
     "POST /v1/moderations": [{ body: { input: "x" }, status: 400 }],
     "POST /v1/fine_tuning/jobs": [
       { body: { model: base, training_file: file }, status: 400 },
@@ -131,6 +144,7 @@ test("no route shows or changes what is another tenant's", async ({ owner }) => 
       ":seq": [String(letter)],
       ":adapter": ["pirate"],
       ":version": ["1"],
+      ":response_id": [owner.response],
       ":file": ["adapter_model.safetensors"],
       ":tenant": [tenant],
       "*": [`${tenant}/pirate`, `${tenant}%2Fpirate@1`],

@@ -11,7 +11,7 @@ import { engineErrorOf, type Renaming, renameModel, type TokenCount, usageOf } f
 import { createEngineClient, type EngineAnswer, type RunningQuestion } from "./engine-client.ts";
 import type { InferenceBody, InferencePath } from "./judge-inference-body.ts";
 import { openAccount, type Outcome, type RequestAccount } from "./request-account.ts";
-import { streamAnswer } from "./stream-answer.ts";
+import { type Presentation, streamAnswer } from "./stream-answer.ts";
 
 /** Engines queue; the SDKs themselves give up after ten minutes. */
 const answerWithinMs = 10 * 60_000;
@@ -22,6 +22,9 @@ const maxErrorLength = 64 * 1024;
 interface AdmittedRequest {
   path: InferencePath;
   body: InferenceBody;
+  /** Of the body, without the version's system prompt. */
+  bytes: number;
+  present?: Presentation | undefined;
   routed: Routed;
   admission: Admission | undefined;
   request: FastifyRequest;
@@ -59,7 +62,7 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
   });
 
   const answer = async (admitted: AdmittedRequest): Promise<void> => {
-    const { routed, admission, request, reply } = admitted;
+    const { routed, admission, request, reply, bytes } = admitted;
     // "close" was emitted already: nothing would stop the engine, and a stream that nobody takes would never end.
     if (reply.raw.destroyed) {
       admission?.end(0);
@@ -67,7 +70,7 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
     }
     const exchange: Exchange = {
       ...admitted,
-      account: openAccount(context, routed, request, admission),
+      account: openAccount(context, { routed, request, admission, bytes }),
       sent: engineRequestOf(admitted, context.cacheSalt),
       renaming: { from: routed.engineModel, to: routed.model },
       clientLeft: false,
@@ -82,7 +85,7 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
           log.warn({ model: routed.model, engineModel: routed.engineModel }, `trying elsewhere: ${why}`);
         }
         const tried = await tryReplica(exchange, replica, index === replicas.length - 1);
-        if (tried.kind === "answered") sendWhole(exchange, tried);
+        if (tried.kind === "answered") await sendWhole(exchange, tried);
         if (tried.kind !== "unanswered") return;
         ({ why } = tried);
       }
@@ -136,7 +139,8 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
         streaming = true;
         return streamAnswer(reply, contentType, {
           renaming,
-          hideUsage: !asksForUsage(exchange.body),
+          hideUsage: exchange.present === undefined && !asksForUsage(exchange.body),
+          present: exchange.present,
           onEnd(outcome, tokens) {
             over(outcome, "prompt" in tokens ? tokens : undefined);
             account.end(outcome, tokens);
@@ -204,7 +208,10 @@ function engineRequestOf({ path, body, routed, request }: AdmittedRequest, saltO
 }
 
 /** Sends an answer that was collected: the engine's, or its error in OpenAI's shape. */
-function sendWhole({ reply, renaming, account }: Exchange, { answer, outcome, tokens }: Extract<Tried, { kind: "answered" }>): void {
+async function sendWhole(
+  { reply, renaming, account, present }: Exchange,
+  { answer, outcome, tokens }: Extract<Tried, { kind: "answered" }>,
+): Promise<void> {
   const { status, contentType, text } = answer;
   if (status >= 400) {
     account.end(outcome, null);
@@ -212,7 +219,9 @@ function sendWhole({ reply, renaming, account }: Exchange, { answer, outcome, to
     return;
   }
   account.end(outcome, tokens ?? { events: 0 });
-  void reply.code(status).header("content-type", contentType).send(renameModel(text, renaming));
+  const renamed = renameModel(text, renaming);
+  if (present === undefined) void reply.code(status).header("content-type", contentType).send(renamed);
+  else void reply.code(status).send(await present.whole(renamed));
 }
 
 const clientWentAway = (): PermanentError => new PermanentError("client_closed_request", "The client went away.", { status: 499 });

@@ -168,9 +168,9 @@ const beginningLength = 512;
  */
 export function stickyKeyOf({ header, by, body }: { header?: unknown; by: string; body: Readonly<Record<string, unknown>> }): string {
   for (const given of [header, body["user"], body["safety_identifier"]]) if (typeof given === "string" && given !== "") return given;
-  const { messages, prompt } = body;
+  const { messages, prompt, input } = body;
   const isUsers = (message: unknown): boolean => (message as { role?: unknown } | null)?.role === "user";
-  const beginning: unknown = Array.isArray(messages) ? (messages.find(isUsers) ?? messages[0]) : prompt;
+  const beginning: unknown = Array.isArray(messages) ? (messages.find(isUsers) ?? messages[0]) : (prompt ?? input);
   return `${by} ${(JSON.stringify(beginning) ?? "").slice(0, beginningLength)}`;
 }
 

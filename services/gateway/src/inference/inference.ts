@@ -1,15 +1,16 @@
 /**
- * `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`: to the replica that has the version proven, streamed through.
+ * Questions to models: to the replica that has the version proven, streamed through.
  *
  *   choose ─────────────────► admit ──────► ask ───────────────► stream ──────────► account
  *   model name, decideRoute   body, limits  replica by replica   answer, renamed    traffic, usage, metrics: once, at the end
  *   decide-route.ts           limits.ts     ask-replicas.ts      stream-answer.ts   request-account.ts
  *
- * Nothing else of an engine can be reached: its path is one of these three, whatever the request's was.
+ * `/v1/chat/completions`, `/v1/completions` and `/v1/embeddings` are asked as they are; `/v1/responses` (responses/) is asked as a chat. Nothing
+ * else of an engine can be reached: its path is one of these three, whatever the request's was.
  */
 import type { EngineRecord } from "@loraline/contracts";
 import { RetryLaterError, traceIdOf } from "@loraline/runtime";
-import type { FastifyInstance, FastifyRequest } from "fastify";
+import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
 import type { Admission } from "../access/limits.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, RateLimitError } from "../errors.ts";
@@ -21,11 +22,32 @@ import { decideRoute, type RouteDecision, type Routed, type RouteRequest, sticky
 import { type InferenceBody, type InferencePath, inferencePaths, judgeInferenceBody, mostTokensOf } from "./judge-inference-body.ts";
 import { modelNotFound } from "./models.ts";
 import { bytesOf, countedAs } from "./request-account.ts";
+import type { Presentation } from "./stream-answer.ts";
 import { systemFor, systemHeader, withSystem } from "./served-system.ts";
 
 const watchLagMs = 50;
 
-export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance) => void) & AsyncDisposable {
+interface Question {
+  path: InferencePath;
+  body: InferenceBody;
+  /** How the version is chosen. */
+  asked: RouteRequest;
+  /** Of the body. */
+  bytes: number;
+  /** Absent: the answer goes to the client as the engine gives it. */
+  present?: Presentation;
+}
+
+export interface Inference extends AsyncDisposable {
+  /**
+   * Answers a request. Resolves when the answer is sent, or when a stream of it has begun.
+   * @throws PermanentError 400, 404 `model_not_found`; RetryLaterError `model_not_ready`, `version_loading`; RateLimitError
+   */
+  answer(question: Question, request: FastifyRequest, reply: FastifyReply): Promise<void>;
+  joinVersion: JoinTrace;
+}
+
+export function createInference(context: GatewayContext): Inference {
   const { table, limits, metrics } = context;
   const asker = createReplicaAsker(context);
   const askForVersion = createVersionAsker(context);
@@ -61,19 +83,15 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
   };
 
   /** @throws PermanentError 400; RateLimitError */
-  const admit = async (
-    path: InferencePath,
-    body: InferenceBody,
-    routed: Routed,
-    request: FastifyRequest,
-  ): Promise<Admission | undefined> => {
+  const admit = async ({ path, body, bytes }: Question, routed: Routed, request: FastifyRequest): Promise<Admission | undefined> => {
     const engine = engineOf(routed);
     judgeInferenceBody(path, body, engine);
     const { tenant } = request.caller;
     const { adapter } = countedAs(routed, tenant);
     const system = systemFor(path, body, routed.version, request.headers[systemHeader]);
-    const bytes = bytesOf(request) + Buffer.byteLength(system ?? "");
-    const mostTokens = (): number => mostTokensOf(path, withSystem(body, system), { bytes, maxModelLen: engine?.maxModelLen ?? 0 });
+    const withPrompt = bytes + Buffer.byteLength(system ?? "");
+    const mostTokens = (): number =>
+      mostTokensOf(path, withSystem(body, system), { bytes: withPrompt, maxModelLen: engine?.maxModelLen ?? 0 });
     try {
       return await limits.admit({ tenant, adapter, mostTokens });
     } catch (error) {
@@ -83,7 +101,32 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
   };
   const engineOf = ({ replicas: [{ state }] }: Routed): EngineRecord | undefined => table.engine(state.engine);
 
-  const routes = (app: FastifyInstance): void => {
+  return {
+    joinVersion,
+    async answer(question, request, reply) {
+      const { path, body, asked, bytes, present } = question;
+      const first = await choose(request, asked);
+      const admission = await admit(question, first, request);
+      if (admission !== undefined) void reply.headers(admission.headers);
+      // Decided again without a pause before `answer` counts this request, so that requests that come at once see each other.
+      const now = decideRoute(table.view(), asked);
+      const routed = now.kind === "route" && now.engineModel === first.engineModel ? now : first;
+      requestSpan()?.setAttributes({
+        "gen_ai.request.model": body.model,
+        "gen_ai.response.model": routed.model,
+        "loraline.stream": body["stream"] === true,
+      });
+      const system = systemFor(path, body, routed.version, request.headers[systemHeader]);
+      if (system !== undefined) void reply.header(systemHeader, "applied");
+      await asker.answer({ path, body: withSystem(body, system), bytes, routed, admission, request, reply, present });
+    },
+    [Symbol.asyncDispose]: () => asker[Symbol.asyncDispose](),
+  };
+}
+
+export const inferenceRoutes =
+  ({ bodyLimitBytes }: GatewayContext, inference: Inference) =>
+  (app: FastifyInstance): void => {
     app.post("/moderations", async () => {
       throw badRequest(
         "unsupported",
@@ -91,32 +134,17 @@ export function inferenceRoutes(context: GatewayContext): ((app: FastifyInstance
       );
     });
     for (const path of inferencePaths) {
-      const config = { join: joinVersion, sampled: true } as const;
-      app.post(`/${path}`, { bodyLimit: context.bodyLimitBytes, config }, async (request, reply) => {
+      const config = { join: inference.joinVersion, sampled: true } as const;
+      app.post(`/${path}`, { bodyLimit: bodyLimitBytes, config }, async (request, reply) => {
         const body = bodyOf(request.body);
-        const asked = askedOf(request, body);
-        const first = await choose(request, asked);
-        const admission = await admit(path, body, first, request);
-        if (admission !== undefined) void reply.headers(admission.headers);
-        // Decided again without a pause before `answer` counts this request, so that requests that come at once see each other.
-        const now = decideRoute(table.view(), asked);
-        const routed = now.kind === "route" && now.engineModel === first.engineModel ? now : first;
-        requestSpan()?.setAttributes({
-          "gen_ai.request.model": body.model,
-          "gen_ai.response.model": routed.model,
-          "loraline.stream": body["stream"] === true,
-        });
-        const system = systemFor(path, body, routed.version, request.headers[systemHeader]);
-        if (system !== undefined) void reply.header(systemHeader, "applied");
-        await asker.answer({ path, body: withSystem(body, system), routed, admission, request, reply });
+        await inference.answer({ path, body, asked: askedOf(request, body), bytes: bytesOf(request) }, request, reply);
         return reply;
       });
     }
   };
-  return Object.assign(routes, { [Symbol.asyncDispose]: () => asker[Symbol.asyncDispose]() });
-}
 
-const askedOf = ({ caller: { tenant, by }, headers }: FastifyRequest, body: InferenceBody): RouteRequest => ({
+/** How a version is chosen for this request. */
+export const askedOf = ({ caller: { tenant, by }, headers }: FastifyRequest, body: InferenceBody): RouteRequest => ({
   tenant,
   model: body.model,
   sticky: () => stickyKeyOf({ header: headers["x-loraline-sticky"], by, body }),

@@ -11,12 +11,18 @@ beforeEach(() => {
     end: (outcome: string) => did["ended"]?.push(outcome),
     tokens: (prompt: number, completion: number) => did["tokens"]?.push([prompt, completion]),
   };
-  account = openAccount(
-    { metrics: { model: () => measured }, usage: { count: (used: unknown) => did["used"]?.push(used) } } as never,
-    { kind: "route", model: "acme/pirate@3", engineModel: "e.1", version: { version: 3 }, replicas: [{ state: { base: "b" } }] } as never,
-    { caller: { tenant: "acme" }, headers: { "content-length": "41" }, body: {} } as never,
-    { headers: {}, end: (tokens: number) => did["charged"]?.push(tokens) },
-  );
+  account = openAccount({ metrics: { model: () => measured }, usage: { count: (used: unknown) => did["used"]?.push(used) } } as never, {
+    routed: {
+      kind: "route",
+      model: "acme/pirate@3",
+      engineModel: "e.1",
+      version: { version: 3 },
+      replicas: [{ state: { base: "b" } }],
+    } as never,
+    request: { caller: { tenant: "acme" } } as never,
+    admission: { headers: {}, end: (tokens: number) => did["charged"]?.push(tokens) },
+    bytes: 41,
+  });
 });
 const row = { tenant: "acme", model: "acme/pirate@3", base: "b", adapter: "pirate", version: 3 };
 

@@ -20,9 +20,12 @@ export interface RequestAccount {
 
 export function openAccount(
   { metrics, usage }: Pick<GatewayContext, "metrics" | "usage">,
-  routed: Routed,
-  request: FastifyRequest,
-  admission: Admission | undefined,
+  {
+    routed,
+    request,
+    admission,
+    bytes,
+  }: { routed: Routed; request: Pick<FastifyRequest, "caller">; admission: Admission | undefined; bytes: number },
 ): RequestAccount {
   const { tenant } = request.caller;
   const named = countedAs(routed, tenant);
@@ -40,7 +43,7 @@ export function openAccount(
       // What a broken answer has cost is not known, so the limit is charged with the most that it could.
       admission?.end(tokens === null ? 0 : isEstimate ? Number.POSITIVE_INFINITY : tokens.prompt + tokens.completion);
       if (outcome === "ignored" && tokens === null) return;
-      const count = isEstimate ? estimated(request, tokens.events) : tokens;
+      const count = isEstimate ? estimated(bytes, tokens.events) : tokens;
       const { prompt: promptTokens, completion: completionTokens } = count ?? { prompt: 0, completion: 0 };
       measured.tokens(promptTokens, completionTokens);
       const failed = outcome === "failed";
@@ -59,7 +62,7 @@ export function countedAs({ version, model, replicas: [{ state }] }: Routed, ten
 export const bytesOf = ({ headers, body }: Pick<FastifyRequest, "headers" | "body">): number =>
   Number(headers["content-length"]) || Buffer.byteLength(JSON.stringify(body));
 
-const estimated = (request: FastifyRequest, events: number): TokenCount => ({
-  prompt: Math.ceil(bytesOf(request) / 4),
+const estimated = (bytes: number, events: number): TokenCount => ({
+  prompt: Math.ceil(bytes / 4),
   completion: events,
 });

@@ -3,9 +3,25 @@ import type { FastifyReply } from "fastify";
 import { brokeOffEvent, createEventFilter, type Renaming, type TokenCount } from "./engine-answer.ts";
 import type { EngineReader } from "./engine-client.ts";
 
+/** Gives the engine's answer to the client in another shape. Each function is called once at most, but `push`. */
+export interface Presentation {
+  /** @param json - the engine's whole answer, with the pinned name. */
+  whole(json: string): Promise<object>;
+  /** @param lines - whole lines of the engine's stream of events, with the pinned name. Returns what goes to the client now. */
+  push(lines: string): string;
+  /** Returns what goes to the client last, after the engine's end. */
+  end(): Promise<string>;
+  /** The engine broke off. Returns what tells the client. */
+  broken(message: string): string;
+}
+
+const brokeOff = "The engine broke off while it answered. Ask again.";
+
 interface StreamOptions {
   renaming: Renaming;
   hideUsage: boolean;
+  /** Absent: the engine's own events. */
+  present?: Presentation | undefined;
   /** Called once. `events`: the engine's count never came, and so many events were passed on. */
   onEnd(outcome: "served" | "failed", tokens: TokenCount | { events: number }): void;
   /** The engine failed in the middle of its answer. */
@@ -16,7 +32,7 @@ interface StreamOptions {
 export function streamAnswer(
   reply: Pick<FastifyReply, "hijack" | "getHeaders" | "raw">,
   contentType: string,
-  { renaming, hideUsage, onEnd, onBroken }: StreamOptions,
+  { renaming, hideUsage, present, onEnd, onBroken }: StreamOptions,
 ): EngineReader {
   const { raw } = reply;
   const filter = createEventFilter(renaming, { hideUsage });
@@ -30,7 +46,8 @@ export function streamAnswer(
   const tokens = (): TokenCount | { events: number } => filter.usage ?? { events: filter.events };
   return {
     read(chunk, resume) {
-      const bytes = filter.push(chunk);
+      const passed = filter.push(chunk);
+      const bytes = present === undefined ? passed : present.push(passed.toString("utf8"));
       if (bytes.length === 0 || raw.write(bytes)) return true;
       raw.once("drain", resume);
       return false;
@@ -40,13 +57,18 @@ export function streamAnswer(
       const { failure } = filter;
       if (failure !== undefined) onBroken(new Error(failure));
       onEnd(failure === undefined ? "served" : "failed", tokens());
-      raw.end(bytes);
+      if (present === undefined) return void raw.end(bytes);
+      const last = present.push(bytes.toString("utf8"));
+      present.end().then(
+        (ending) => raw.end(last + ending),
+        (error: unknown) => raw.destroy(error as Error),
+      );
     },
     broken(error) {
       const clientLeft = raw.destroyed;
       if (!clientLeft) onBroken(error);
       onEnd(clientLeft ? "served" : "failed", tokens());
-      if (!clientLeft) raw.end(brokeOffEvent("The engine broke off while it answered. Ask again."));
+      if (!clientLeft) raw.end(present === undefined ? brokeOffEvent(brokeOff) : present.broken(brokeOff));
     },
   };
 }

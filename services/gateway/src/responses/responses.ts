@@ -1,0 +1,172 @@
+/**
+ * OpenAI's Responses API: asked of the engine as a chat, so that routing, canaries, limits, system prompts, usage and traces are those of chats.
+ *
+ *   conversation ─────────────► chat ───► inference ───► response, or events ──────────────► keep
+ *   stored one, then `input`    to-chat   inference.ts   response-object, response-events    stored-responses
+ */
+import {
+  type ConversationItem,
+  conversationItem,
+  type InputItem,
+  type ResponseBody,
+  responseBody,
+  type StoredResponse,
+} from "@loraline/contracts";
+import type { FastifyInstance, FastifyRequest } from "fastify";
+import { ulid } from "ulid";
+import { boundNameOf, checkModel } from "../access/decide-models.ts";
+import { parsedBody } from "../body.ts";
+import type { GatewayContext } from "../context.ts";
+import { badRequest, notFound } from "../errors.ts";
+import { askedOf, type Inference } from "../inference/inference.ts";
+import type { InferenceBody } from "../inference/judge-inference-body.ts";
+import type { Presentation } from "../inference/stream-answer.ts";
+import { refuseWhatIsNotOffered } from "./refuse-fields.ts";
+import { createResponseEvents } from "./response-events.ts";
+import { itemUlid, type ResponseHead, responseIdOf, responseOfChat, responseUlid } from "./response-object.ts";
+import { createStoredResponses, storedResponseBytes } from "./stored-responses.ts";
+import { chatOf } from "./to-chat.ts";
+
+/** Most stored responses that the items of one request may refer to. */
+const mostReferred = 32;
+
+export async function responseRoutes(context: GatewayContext, inference: Inference): Promise<(app: FastifyInstance) => void> {
+  const stored = await createStoredResponses(context);
+
+  /** undefined: there is none of this tenant. @throws PermanentError 403 if the caller's key is bound to other models. */
+  const find = async ({ caller }: FastifyRequest, id: string): Promise<StoredResponse | undefined> => {
+    const known = responseUlid(id);
+    const found = known === undefined ? undefined : await stored.get({ tenant: caller.tenant, id: known });
+    if (found === undefined) return undefined;
+    const isBase = context.table.view().enginesOf(found.model).length > 0;
+    checkModel(caller, boundNameOf(found.model, { tenant: caller.tenant, isBase }));
+    return found;
+  };
+
+  /** Puts items in the place of references to them. */
+  const resolved = async (request: FastifyRequest, items: readonly InputItem[]): Promise<ConversationItem[]> => {
+    const responses = new Map<string, StoredResponse | undefined>();
+    const conversation: ConversationItem[] = [];
+    for (const [index, item] of items.entries()) {
+      if (item.type !== "item_reference") {
+        conversation.push(item);
+        continue;
+      }
+      const { id } = item as { id: string };
+      const of = itemUlid(id) ?? "";
+      if (!responses.has(of)) {
+        if (responses.size === mostReferred)
+          throw badRequest(
+            "too_many_items",
+            `input refers to items of more than ${mostReferred} responses: send the items themselves.`,
+            "input",
+          );
+        responses.set(of, await find(request, responseIdOf(of)));
+      }
+      const found = responses.get(of)?.response.output.find((each) => each["id"] === id);
+      if (found === undefined)
+        throw badRequest(
+          "item_not_found",
+          `input[${index}].id: there is no item ${id}, or its response was not stored, or is no longer kept. Send the item itself.`,
+          `input[${index}].id`,
+        );
+      conversation.push(conversationItem.parse(found));
+    }
+    return conversation;
+  };
+
+  const previousOf = async (request: FastifyRequest, { previous_response_id: id }: ResponseBody): Promise<StoredResponse | undefined> => {
+    if (id === null || id === undefined) return undefined;
+    const found = await find(request, id);
+    if (found !== undefined) return found;
+    throw badRequest(
+      "previous_response_not_found",
+      `previous_response_id: there is no response ${id}, or it was not stored, or is no longer kept. Send its items in \`input\`.`,
+      "previous_response_id",
+    );
+  };
+
+  return (app) => {
+    app.post(
+      "/responses",
+      { bodyLimit: context.bodyLimitBytes, config: { join: inference.joinVersion, sampled: true } },
+      async (request, reply) => {
+        const raw = request.body;
+        if (typeof raw === "object" && raw !== null) refuseWhatIsNotOffered(raw as Record<string, unknown>);
+        const body = parsedBody(responseBody, raw);
+        const previous = await previousOf(request, body);
+        const own = typeof body.input === "string" ? [{ role: "user" as const, content: body.input }] : await resolved(request, body.input);
+        const input = [...(previous === undefined ? [] : conversationOf(previous)), ...own];
+        const keeps = body.store ?? true;
+        if (keeps && Buffer.byteLength(JSON.stringify(input)) > storedResponseBytes * 0.8)
+          throw badRequest(
+            "response_too_large",
+            `input: the conversation has more than ${storedResponseBytes * 0.8} bytes, too many to be kept. Set store: false.`,
+            "store",
+          );
+        const chat = chatOf(body, input);
+        // A conversation keeps to the version that its beginning got.
+        const asked = askedOf(request, raw as InferenceBody);
+        const sticky = previous?.sticky ?? asked.sticky?.() ?? "";
+        if (previous !== undefined) request.routed = null;
+        const head: ResponseHead = { id: ulid(), createdAt: unixNow(), body };
+        const keep = async (response: StoredResponse["response"]): Promise<boolean> =>
+          keeps && (await stored.put({ tenant: request.caller.tenant, id: head.id }, { model: body.model, sticky, input, response }));
+        await inference.answer(
+          {
+            path: "chat/completions",
+            body: chat,
+            asked: { ...asked, sticky: () => sticky },
+            bytes: Buffer.byteLength(JSON.stringify(chat)),
+            present: presentationOf(head, keeps, keep),
+          },
+          request,
+          reply,
+        );
+        return reply;
+      },
+    );
+
+    app.get<{ Params: { response_id: string }; Querystring: { stream?: string } }>("/responses/:response_id", async (request) => {
+      const { response_id: id } = request.params;
+      if (request.query.stream === "true")
+        throw badRequest("unsupported", "stream is not offered here: the response is complete. Leave it out.", "stream");
+      const found = await find(request, id);
+      if (found === undefined) throw notFound("response", id, "response_id");
+      return found.response;
+    });
+
+    app.delete<{ Params: { response_id: string } }>("/responses/:response_id", async (request) => {
+      const { response_id: id } = request.params;
+      const [found, known] = [await find(request, id), responseUlid(id)];
+      if (found === undefined || known === undefined) throw notFound("response", id, "response_id");
+      await stored.erase({ tenant: request.caller.tenant, id: known });
+      return { id: responseIdOf(known), object: "response", deleted: true };
+    });
+  };
+}
+
+const unixNow = (): number => Math.floor(Date.now() / 1000);
+
+/** A stored conversation with what was answered to it. */
+const conversationOf = ({ input, response }: StoredResponse): ConversationItem[] =>
+  [...input, ...response.output].map((item) => conversationItem.parse(item));
+
+function presentationOf(
+  head: ResponseHead,
+  keeps: boolean,
+  keep: (response: StoredResponse["response"]) => Promise<boolean>,
+): Presentation {
+  const events = createResponseEvents(head, { store: keeps });
+  const kept = async <T extends StoredResponse["response"] & { store: boolean }>(response: T): Promise<T> =>
+    !keeps || (await keep(response)) ? response : { ...response, store: false };
+  return {
+    whole: (json) => kept(responseOfChat(head, JSON.parse(json), { store: keeps, completedAt: unixNow() })),
+    push: events.push,
+    async end() {
+      const response = events.finished(unixNow());
+      return events.end(response === undefined ? undefined : await kept(response));
+    },
+    broken: events.broken,
+  };
+}
