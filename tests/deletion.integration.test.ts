@@ -212,6 +212,22 @@ test("a deleted dataset is nowhere: not in the store, not in any stream, nor in 
   expect((await line.gateway.openai.files.list()).data.map((file) => file.id)).toEqual([`file-${kept}`]);
 });
 
+test("of an adapter that was never made, the runs that failed can be deleted, so that they take no room", async ({ line }) => {
+  await using _collector = await line.startCollector();
+  const { bus } = line.gateway;
+  const at = { tenant: line.tenant, id: ulid() };
+  await bus.publish(runRequested, at, { spec: { base: "none", adapter: "never-made", dataset: ulid(), metadata: { note: "NEVER-TEXT" } } });
+  await bus.publish(runRejected, at, { code: "BASE_UNKNOWN", message: "NEVER-TEXT", param: null });
+  const there = async () => (await line.gateway.fetch(`/v1/loraline/runs/${at.id}`)).status;
+  await expect.poll(there).toBe(200);
+  const before = await bus.eventBytes(line.tenant);
+  expect((await line.gateway.fetch("/v1/loraline/adapters/never-made", { method: "DELETE" })).status).toBe(200);
+  await line.gone("adapter", "never-made");
+  expect(await there()).toBe(404);
+  expect(await line.search("NEVER-TEXT")).toEqual([]);
+  expect(await bus.eventBytes(line.tenant, { anew: true })).toBeLessThan(before);
+});
+
 test("an adapter goes with its versions, runs, usage and events, and only with them", async ({ line }) => {
   await using _collector = await line.startCollector();
   const dataset = await line.upload(rowsWith("KEPT-TEXT"));

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { buckets, consumers, type EngineRecord, events } from "@loraline/contracts";
+import { buckets, consumers, type EngineRecord, type EventDef, events, subjectFor } from "@loraline/contracts";
 import { createLog, createTelemetry, PermanentError, RetryLaterError, traceIdOf, UnavailableError } from "@loraline/runtime";
 import { spawnNatsServer, test } from "@loraline/testkit";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
@@ -26,6 +26,19 @@ describe("publish", () => {
     expect([first.duplicate, again.duplicate]).toEqual([false, true]);
     expect(again.seq).toBe(first.seq);
     expect(await bus.history([events.datasetReceived, events.datasetIngested], at)).toHaveLength(1);
+  });
+
+  test("an event that is wanted for a while only is gone after that, and takes no room for ever", async ({ nc, tenant }) => {
+    const bus = await busOver(nc);
+    const at = newDataset(tenant);
+    const stored = async (event: EventDef) =>
+      (await (await jetstreamManager(nc)).streams.getMessage("DATASETS", { last_by_subj: subjectFor(event, at) }))?.header.get("Nats-TTL");
+    await bus.publish(events.datasetDeleted, at, { by: "me" });
+    expect(await stored(events.datasetDeleted)).toBe("7776000s");
+    await bus.publish({ ...events.datasetDeleted, lastsMs: 1000 }, at, { by: "me" }, { key: "soon" });
+    await bus.publish(events.datasetReceived, at, { blob, filename: "stays" });
+    await expect.poll(() => stored(events.datasetDeleted), { timeout: 5000 }).toBe("7776000s");
+    expect(await stored(events.datasetReceived)).toBe("");
   });
 
   test("reading a history leaves nothing behind on the server", async ({ nc, tenant }) => {

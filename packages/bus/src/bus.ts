@@ -23,6 +23,7 @@ import { createDeadLetters, type DeadLetters } from "./dead-letters.ts";
 import { findNewest } from "./find-newest.ts";
 import { headersOf, open, type Received, seal } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
+import { storeFullOr } from "./sizes.ts";
 import { createEventBytes, type EventBytes } from "./storage/event-bytes.ts";
 import { readStored, type StoredBytes } from "./storage/stored-bytes.ts";
 import { takeCommands, type TakeCommandsOptions } from "./take-commands.ts";
@@ -105,7 +106,15 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
       const now = new Date();
       const sealed = seal({ event, at, data, key: options.key, source, now, traceparent, secret });
       if (options.actor !== undefined && lineSecret !== undefined) proveActor(sealed, options.actor, lineSecret, now);
-      const ack = await js.publish(sealed.subject, sealed.body, { headers: sealed.headers, msgID: sealed.dedupeId, retries: 3 });
+      const published = js.publish(sealed.subject, sealed.body, {
+        headers: sealed.headers,
+        msgID: sealed.dedupeId,
+        retries: 3,
+        ...(event.lastsMs === undefined ? {} : { ttl: `${event.lastsMs / 1000}s` }),
+      });
+      const ack = await published.catch((error: unknown) => {
+        throw storeFullOr(error, `stream ${streamOf(event).name}`);
+      });
       return { seq: ack.seq, duplicate: ack.duplicate };
     },
     consume: (options) => consume({ nc, log, telemetry, longestWaitMs, lineSecret }, options),

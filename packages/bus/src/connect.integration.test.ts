@@ -1,4 +1,4 @@
-import { events } from "@loraline/contracts";
+import { buckets, events } from "@loraline/contracts";
 import { createHealth, createLog, createTelemetry, natsFull, type SpanSink } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
 import { DiscardPolicy, jetstreamManager } from "@nats-io/jetstream";
@@ -73,6 +73,36 @@ it("a history that is full refuses what is new and loses nothing; a larger limit
   await expect(receive()).rejects.toSatisfy((error) => natsFull(error) !== undefined);
   await ensureStreams(nc);
   expect((await receive()).duplicate).toBe(false);
+  await nc.close();
+});
+
+it("a bucket that is full takes no more, and says which one it is; a limit that NATS has no room for is left out, and told", async () => {
+  await using server = await spawnNatsServer();
+  const nc = await server.connect();
+  const mib = 1024 ** 2;
+  expect(await ensureStreams(nc, { limits: { KV_leases: mib } })).toEqual({ unlimited: [] });
+  const bus = createBus({ nc, log, telemetry: createTelemetry({ service: "test" }), source: "test" });
+  const leases = await bus.bucket(buckets.leases);
+  const fill = async (): Promise<unknown> => {
+    for (let n = 0; ; n++) {
+      try {
+        await leases.put(`work-${n}`, { holder: "h".repeat(50_000) });
+      } catch (error) {
+        return error;
+      }
+    }
+  };
+  expect(await fill()).toMatchObject({
+    code: "STORE_FULL",
+    message: expect.stringMatching(/^KV bucket leases is full .* raise its limit/),
+  });
+  await expect(leases.change("work-0", () => ({ holder: "h".repeat(50_000) }))).rejects.toMatchObject({ code: "STORE_FULL" });
+  await leases.delete("work-1");
+  expect(await ensureStreams(nc, { limits: { KV_leases: 2 * mib } })).toEqual({ unlimited: [] });
+  await leases.change("work-0", () => ({ holder: "another" }));
+  expect(await ensureStreams(nc, { limits: { KV_leases: 2 ** 50, KV_keys: mib } })).toEqual({ unlimited: ["leases"] });
+  const limitOf = async (bucket: string) => (await (await jetstreamManager(nc)).streams.info(`KV_${bucket}`)).config.max_bytes;
+  expect([await limitOf("leases"), await limitOf("keys")]).toEqual([-1, mib]);
   await nc.close();
 });
 

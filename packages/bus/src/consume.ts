@@ -5,7 +5,6 @@ import {
   backoffMs,
   dispositionOf,
   type Log,
-  natsFull,
   natsOutage,
   PermanentError,
   RetryLaterError,
@@ -20,6 +19,7 @@ import type { z } from "zod";
 import { headersOf, open, type Received } from "./envelope.ts";
 import { type KvBucket, openBucket } from "./kv.ts";
 import { createLanes, type Turn } from "./lanes.ts";
+import { storeFullOr } from "./sizes.ts";
 
 type Waited = z.output<typeof waitedState>;
 
@@ -82,8 +82,6 @@ interface ConsumeDeps {
   /** As of `createBus`. */
   lineSecret: string | undefined;
 }
-
-const makeRoom = "The operator has to make room on its disk, or raise its limit.";
 
 /** A pull waits this long for a message. */
 const pullMs = 1000;
@@ -362,8 +360,8 @@ function actorOf(message: JsMsg, tenant: string, lineSecret: string | undefined)
 /** The server that is away or full may be NATS itself, or only a stream of it that has no leader. */
 export function asUnavailable(error: unknown): unknown {
   if (error instanceof PermanentError || error instanceof RetryLaterError) return error;
-  const full = natsFull(error);
-  if (full !== undefined) return new UnavailableError("STORE_FULL", `NATS is full (${full}). ${makeRoom}`, { cause: error });
+  const full = storeFullOr(error, "NATS");
+  if (full !== error) return full;
   const why = natsOutage(error);
   return why === undefined ? error : new UnavailableError("BUS_UNAVAILABLE", `NATS does not answer (${why})`, { cause: error });
 }

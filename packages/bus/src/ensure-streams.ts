@@ -23,6 +23,7 @@ import {
   StorageType,
 } from "@nats-io/jetstream";
 import { Kvm } from "@nats-io/kv";
+import { natsFull } from "@loraline/runtime";
 import { type NatsConnection, nanos } from "@nats-io/transport-node";
 
 /** Every replica's agent and every gateway watches some buckets; a server of 2.15 allows a thousand unless told otherwise. */
@@ -36,16 +37,17 @@ export interface EnsureStreamsOptions {
   replicas?: number;
   /** How long entries of the audit log are kept, in days. Default 400. */
   auditDays?: number | undefined;
-  /** Sizes of streams, in bytes. A stream that holds more already keeps that, and takes no more. Absent: as in `streams`. */
+  /** Sizes of streams and buckets, in bytes. One that holds more already keeps that, and takes no more. Absent: as in `streams`; buckets have no limit. */
   limits?: StreamLimits | undefined;
   /** Tenants whose own clients use NATS: each gets a stream for what they say. That of one that is not named any more stays. */
   tenants?: readonly string[] | undefined;
 }
 
+/** @returns `unlimited`: buckets for whose limit NATS has nothing left to set aside, beside the limits of all others. */
 export async function ensureStreams(
   nc: NatsConnection,
   { replicas = 1, auditDays, limits = {}, tenants = [] }: EnsureStreamsOptions = {},
-): Promise<void> {
+): Promise<{ unlimited: string[] }> {
   const jsm = await jetstreamManager(nc);
   // NATS sets aside what streams may have at most. Those that had a limit from the start come first, in case it becomes smaller and makes room.
   const defs = [...Object.values<StreamDef>(streams), ...tenants.map(doorStream)].toSorted(
@@ -64,6 +66,7 @@ export async function ensureStreams(
       ...(def.storedAs === undefined ? {} : { subject_transform: { src: def.storedAs.from, dest: def.storedAs.to } }),
       ...(def.maxMessages === undefined ? {} : { max_msgs: def.maxMessages }),
       ...(def.maxMessageBytes === undefined ? {} : { max_msg_size: def.maxMessageBytes }),
+      ...(def.mayExpire === true ? { allow_msg_ttl: true } : {}),
       ...(def.appendOnly === true ? { deny_delete: true, deny_purge: true } : {}),
       // A limit that was set once and is set no more is lifted.
       max_bytes: maxBytes ?? -1,
@@ -94,6 +97,7 @@ export async function ensureStreams(
     });
   }
   const kvm = new Kvm(nc);
+  const unlimited: string[] = [];
   for (const def of Object.values<BucketDef>(buckets)) {
     await kvm.create(def.name, { description: def.description, ttl: def.ttlMs, history: 1, replicas });
     // The client's types say that it cannot be changed; older servers say so too, and have no limit of their own.
@@ -103,10 +107,20 @@ export async function ensureStreams(
     });
     // What the server removes by itself is not erased: replaced values stay until their writer has done that.
     const revisions = def.holdsTexts === true ? { max_msgs_per_subject: replacedValuesKept } : {};
-    await jsm.streams.update(`KV_${def.name}`, { num_replicas: replicas, max_age: nanos(def.ttlMs), ...revisions });
+    const max_bytes = (limits as Partial<Record<string, number>>)[`KV_${def.name}`] ?? -1;
+    const config = { num_replicas: replicas, max_age: nanos(def.ttlMs), ...revisions };
+    try {
+      await jsm.streams.update(`KV_${def.name}`, { ...config, max_bytes });
+    } catch (error) {
+      // Limits that an installation chose before buckets had any may have left no room to set aside, and nothing must stop for that.
+      if (max_bytes === -1 || natsFull(error) === undefined) throw error;
+      await jsm.streams.update(`KV_${def.name}`, { ...config, max_bytes: -1 });
+      unlimited.push(def.name);
+    }
   }
   // Last, so that a service that sees it finds everything else.
   await jsm.streams.update(streams.DLQ.name, { metadata: { [mark]: markOf() } });
+  return { unlimited };
 }
 
 /** On the stream DLQ: which definitions were applied here. */

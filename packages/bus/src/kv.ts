@@ -6,7 +6,7 @@ import type { z } from "zod";
 import { DeliverPolicy, jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
 import { Kvm, type KV } from "@nats-io/kv";
 import type { NatsConnection } from "@nats-io/transport-node";
-import { checkStateSize } from "./sizes.ts";
+import { checkStateSize, storeFullOr } from "./sizes.ts";
 
 /** NATS gives the last messages of at most 1,024 subjects for one request. */
 const manyAtOnce = 500;
@@ -86,6 +86,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
   }
 
   const prefix = `$KV.${def.name}.`;
+  const where = `KV bucket ${def.name}`;
   const check = (key: string, value: unknown): Value => {
     const parsed = def.value.safeParse(value);
     if (parsed.success) return parsed.data;
@@ -145,7 +146,10 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       if (entry === null || entry.operation !== "PUT") return undefined;
       return { key, value: parse(key, entry.value), revision: entry.revision };
     },
-    put: async (key, value) => kv.put(key, encode(key, value)),
+    put: async (key, value) =>
+      kv.put(key, encode(key, value)).catch((error: unknown) => {
+        throw storeFullOr(error, where);
+      }),
     delete: (key) => kv.purge(key),
     async erase(key) {
       const entry = await kv.get(key);
@@ -184,7 +188,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           if (def.holdsTexts === true && raw !== null) eraseReplaced(raw.revision);
           return next;
         } catch (error) {
-          if (!isWrongRevision(error) || attempt >= 50) throw error;
+          if (!isWrongRevision(error) || attempt >= 50) throw storeFullOr(error, where);
         }
       }
     },

@@ -2,7 +2,7 @@
  * How large a message may be. An event says what happened, and bytes travel by digest, so that a large one is a mistake or an attack;
  * it is refused before anybody spends time on it, and nothing that is made of it can grow beyond what NATS takes.
  */
-import { PermanentError } from "@loraline/runtime";
+import { natsFull, PermanentError, UnavailableError } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
 
 /** Bytes of an event's body: half of what NATS takes with its own default, so that a copy with more headers fits, too. */
@@ -17,6 +17,17 @@ export function checkEventSize(subject: string, bytes: number): void {
     "EVENT_TOO_LARGE",
     `the message on ${subject} has ${bytes} bytes, and at most ${largestEventBytes} are read. Make it smaller: data goes into the object store, and messages name its digest.`,
   );
+}
+
+const makeRoom = "The operator has to make room on its disk, or raise its limit.";
+
+/**
+ * The error itself, or UnavailableError STORE_FULL.
+ * @param where - what could not be written to, such as `stream RUNS`.
+ */
+export function storeFullOr(error: unknown, where: string): unknown {
+  const full = natsFull(error);
+  return full === undefined ? error : new UnavailableError("STORE_FULL", `${where} is full (${full}). ${makeRoom}`, { cause: error });
 }
 
 /** @throws PermanentError STATE_TOO_LARGE: waiting would not help, and would hold up whatever is next. */

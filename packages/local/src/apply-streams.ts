@@ -7,13 +7,13 @@ import { createJetStreamObjects } from "@loraline/objects";
 /** @param options.env - `natsEnv` of packages/bus: who connects, and whom to trust. */
 export async function applyStreams(
   options: EnsureStreamsOptions & { natsUrl: string; env: Record<string, string | undefined> },
-): Promise<void> {
+): Promise<{ unlimited: string[] }> {
   const { natsUrl, env, ...rest } = options;
   const nc = await connectFromEnv(loadEnv(z.object(natsEnv), { ...env, NATS_URL: natsUrl }), "loraline ensure-streams");
   try {
     // The object store comes first, because services wait for the streams only.
     await createJetStreamObjects(nc, rest);
-    await ensureStreams(nc, rest);
+    return await ensureStreams(nc, rest);
   } finally {
     await nc.close();
   }

@@ -15,7 +15,10 @@ export const addEnsureStreamsCommand: AddCommands = (program, { env, print }) =>
         .argParser(wholeNumber(1)),
     )
     .addOption(
-      new Option("--limits <json>", 'most bytes of streams, such as {"RUNS": 2147483648}; default: as large as the disk')
+      new Option(
+        "--limits <json>",
+        'most bytes of streams and buckets, such as {"RUNS": 2147483648, "KV_runs": 1073741824}; default: as large as the disk',
+      )
         .env("STREAM_LIMITS")
         .argParser(limitsOf),
     )

@@ -13,6 +13,8 @@ export interface EventDef<Type extends string = string, Data extends z.ZodType =
   readonly tail: string;
   readonly summary: string;
   readonly data: Data;
+  /** How long its stream keeps it, in ms. Absent: as long as what it is about, or as the stream says. */
+  readonly lastsMs?: number;
 }
 
 export type EventData<E extends EventDef> = z.output<E["data"]>;

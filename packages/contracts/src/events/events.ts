@@ -63,7 +63,11 @@ export const datasetRejected = defineEvent(
   problem.extend({ report: blobRef.nullish(), rejections: z.int().nonnegative() }),
 );
 export const datasetWaiting = defineEvent("dataset.waiting.v1", "The dataset waits for a server that it needs, or goes on", waiting);
-export const datasetDeleted = defineEvent("dataset.deleted.v1", "A user deleted the upload", z.object({ by: actor }));
+export const datasetDeleted = {
+  ...defineEvent("dataset.deleted.v1", "A user deleted the upload", z.object({ by: actor })),
+  // All else of the dataset is gone by then, as is the record of its deletion (KV `deletions`).
+  lastsMs: 90 * 24 * 60 * 60_000,
+};
 
 /* run */
 

@@ -49,6 +49,8 @@ export interface StreamDef {
   readonly counter?: true;
   /** Most messages of one subject; the oldest of it are removed. Absent: no limit. */
   readonly maxPerSubject?: number;
+  /** Messages may say how long they are kept (`lastsMs` of their event). NATS lets nobody take that back. */
+  readonly mayExpire?: true;
   /** Nobody can delete a message or purge the stream. NATS lets nobody take that back. */
   readonly appendOnly?: true;
   /** The stream is a queue: a message is removed once it is processed. Absent: the stream is a history. */
@@ -65,6 +67,7 @@ export const streams = {
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
     refusesWhenFull: true,
+    mayExpire: true,
   },
   RUNS: {
     name: "RUNS",
@@ -144,13 +147,6 @@ export const streams = {
     maxBytes: 128 * 1024 ** 2,
   },
 } as const satisfies Record<string, StreamDef>;
-
-/** Sizes of streams, in bytes, as an installation sets them: STREAM_LIMITS (JSON). AUDIT and STORED are bounded by the number of their messages. */
-export const streamLimits = z.partialRecord(
-  z.enum(["RUNS", "DATASETS", "ADAPTERS", "PROGRESS", "CHUNKS", "DLQ", "SPANS", "WANTED"] satisfies (keyof typeof streams)[]),
-  z.int().min(1024 ** 2),
-);
-export type StreamLimits = z.infer<typeof streamLimits>;
 
 interface DeadLetterAddress {
   stream: string;
@@ -422,3 +418,25 @@ export const buckets = {
   leases: { name: "leases", description: "Work that one process does at a time; key = the work", value: leaseState, ttlMs: 30_000 },
   keys: { name: "keys", description: "API keys; key = sha256 of the key, hex", value: apiKeyRecord, ttlMs: 0 },
 } as const satisfies Record<string, BucketDef>;
+
+const bucketNames = Object.keys(buckets) as (keyof typeof buckets)[];
+const boundedStreams = [
+  "RUNS",
+  "DATASETS",
+  "ADAPTERS",
+  "PROGRESS",
+  "CHUNKS",
+  "DLQ",
+  "SPANS",
+  "WANTED",
+] as const satisfies (keyof typeof streams)[];
+
+/**
+ * Sizes of streams and of KV buckets, which are streams, too, in bytes, as an installation sets them: STREAM_LIMITS (JSON). AUDIT and STORED
+ * are bounded by the number of their messages. A bucket that is full refuses what is new, also new values of what is there.
+ */
+export const streamLimits = z.partialRecord(
+  z.enum([...boundedStreams, ...bucketNames.map((name): `KV_${keyof typeof buckets}` => `KV_${name}`)]),
+  z.int().min(1024 ** 2),
+);
+export type StreamLimits = z.infer<typeof streamLimits>;

@@ -22,7 +22,10 @@ export async function requestDeletion(bus: Pick<Bus, "bucket">, wanted: Wanted):
 
 /** What is left by every deletion, for whoever asks what stays. */
 const audit = { what: "audit log", why: "who deleted what, and when; without any content" } as const satisfies Stays;
-const envelope = { what: "event `dataset.deleted`", why: "says that the dataset is gone, and who deleted it" } as const satisfies Stays;
+const envelope = {
+  what: "event `dataset.deleted`",
+  why: "says for 90 days that the dataset is gone, and who deleted it",
+} as const satisfies Stays;
 
 /** What stays of a dataset, because something else was made of it. A key that is bound to other adapters is told no names. */
 export async function whatStaysOf(datasetId: string, caller: Caller, { state }: Pick<GatewayContext, "state">): Promise<Stays[]> {
@@ -50,8 +53,10 @@ async function deleteAdapter(adapter: string, request: FastifyRequest, context: 
   const { tenant, by } = request.caller;
   const { bus, state } = context;
   const found = await (await bus.bucket(buckets.adapters)).get(adapterKey({ tenant, adapter }));
-  if (found === undefined) throw notFound("adapter", adapter, "adapter");
-  const [open] = (await state.runs(tenant)).filter(({ spec, finishedAt }) => spec.adapter === adapter && finishedAt === null);
+  const runs = (await state.runs(tenant)).filter(({ spec }) => spec.adapter === adapter);
+  // Of an adapter that no run ever made there are its runs, which were rejected, failed or cancelled.
+  if (found === undefined && runs.length === 0) throw notFound("adapter", adapter, "adapter");
+  const open = runs.find(({ finishedAt }) => finishedAt === null);
   if (open !== undefined) {
     throw new PermanentError(
       "adapter_in_training",
