@@ -276,7 +276,7 @@ async function realEngine(): Promise<Row[]> {
     const { pid } = JSON.parse(await readFile(join(state, "children/engine.json"), "utf8")) as { pid: number };
     const killedAt = performance.now();
     process.kill(pid, "SIGKILL");
-    const health = `${(JSON.parse(await readFile(join(state, "line.json"), "utf8")) as { engineUrl: string }).engineUrl}/health`;
+    const health = `${(JSON.parse(await readFile(join(state, "line.json"), "utf8")) as { engines: { url: string }[] }).engines[0]?.url}/health`;
     await eventually("the engine is gone", 30_000, () =>
       fetch(health).then(
         () => undefined,

@@ -5,7 +5,8 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { createLog, nativeComputeType } from "@loraline/runtime";
-import { engineLimits, startEngine } from "../../packages/local/src/engine.ts";
+import { startEngine } from "../../packages/local/src/engines/engine.ts";
+import { localDefaults } from "../../packages/local/src/engines/local-engines.ts";
 import { freePort } from "../../packages/local/src/free-port.ts";
 import { base } from "../line-under-test.ts";
 import { root } from "../line-process.ts";
@@ -33,9 +34,11 @@ export async function startRealEngine(scratch: string, adapters: number): Promis
   const engine = await startEngine({
     stateDir,
     cacheDir: join(root, ".loraline/cache"),
+    name: "engine",
     python,
     base: { name: base, dir: baseDir },
     port,
+    settings: localDefaults,
     computeType: nativeComputeType(process.env),
     apiKey: undefined,
     env: { ...process.env, OMP_WAIT_POLICY: "PASSIVE" },
@@ -58,7 +61,7 @@ export async function startRealEngine(scratch: string, adapters: number): Promis
       if (!response.ok) throw new Error(`loading ${name}: ${await response.text()}`);
       names.push(name);
     }
-    return { url, base, adapters: names, maxLoras: engineLimits.maxLoras, [Symbol.asyncDispose]: () => engine[Symbol.asyncDispose]() };
+    return { url, base, adapters: names, maxLoras: localDefaults.maxLoras, [Symbol.asyncDispose]: () => engine[Symbol.asyncDispose]() };
   } catch (error) {
     await engine[Symbol.asyncDispose]();
     throw error;

@@ -58,8 +58,8 @@ it("puts a message that breaks the contract aside, with its reason, and goes on"
 
 it("is refused, as the engine does, without the password that only the owner of the state directory can read", async () => {
   await expect(connect({ servers: address.natsUrl, reconnect: false })).rejects.toThrow(/authorization/i);
-  const { engineUrl } = JSON.parse(await readFile(join(address.stateDir, "line.json"), "utf8")) as { engineUrl: string };
-  const models = (key: string) => fetch(`${engineUrl}/v1/models`, { headers: { authorization: `Bearer ${key}` } });
+  const { engines } = JSON.parse(await readFile(join(address.stateDir, "line.json"), "utf8")) as { engines: { url: string }[] };
+  const models = (key: string) => fetch(`${engines[0]?.url}/v1/models`, { headers: { authorization: `Bearer ${key}` } });
   await eventually("the engine answers", 180_000, async () => (await models("guessed").catch(() => undefined)) !== undefined || undefined);
   expect((await models("guessed")).status).toBe(401);
   expect((await models((await readFile(join(address.stateDir, "engine-key"), "utf8")).trim())).status).toBe(200);

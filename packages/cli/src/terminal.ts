@@ -39,6 +39,13 @@ export function duration(ms: number): string {
   return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
 }
 
+/** `1.5 GiB` */
+export function byteWords(bytes: number): string {
+  const power = Math.max(0, Math.min(4, Math.floor(Math.log2(Math.max(1, bytes)) / 10)));
+  const scaled = bytes / 1024 ** power;
+  return `${Number.isInteger(scaled) ? scaled : scaled.toFixed(1)} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
+}
+
 /** `label   value` lines with one left edge. */
 export function pairs(rows: readonly (readonly [string, string] | undefined)[]): string[] {
   const present = rows.filter((row) => row !== undefined);

@@ -10,7 +10,7 @@ import type { NatsConnection } from "@nats-io/transport-node";
 import { inboxPrefixOf, natsPermissions } from "@loraline/contracts";
 import { freePort } from "./free-port.ts";
 import { mainAccount, natsAccounts, natsUserOf } from "./nats-accounts.ts";
-import { ensureNatsPasswords, keepPort, readPort } from "./state-dir.ts";
+import { ensureNatsPasswords, keepPort, readPort } from "./state/state-dir.ts";
 import { supervise } from "./supervise.ts";
 
 const host = "127.0.0.1";

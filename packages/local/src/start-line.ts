@@ -3,44 +3,42 @@
  *
  *   this process ── gateway, projector, ingest, tokenize, train, serve (controller and agent)
  *      ├── nats-server      state/nats
- *      ├── vLLM             one engine for one base; starts for half a minute, and only serving waits for it
+ *      ├── vLLM             an engine for each base; starts for half a minute, and only serving waits for it
  *      └── courier ── trainer    one per attempt, by train's process launcher
  *
  * Every child dies with this process, however it dies. The next start finds and ends those that did not.
  */
 import { createWriteStream } from "node:fs";
-import { access, constants, mkdir, rm, writeFile } from "node:fs/promises";
+import { access, constants, mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { createBus, ensureStreams, quotasEnv } from "@loraline/bus";
-import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
+import { buckets, version } from "@loraline/contracts";
 import { createGatewayService, createProjector, hashApiKey } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects } from "@loraline/objects";
-import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
-import {
-  createLog,
-  createTelemetry,
-  loadEnv,
-  type Log,
-  nativeComputeType,
-  PermanentError,
-  processIdentity,
-  readSpans,
-} from "@loraline/runtime";
-import { createAgentService, createServeService, vllmToolParserOf } from "@loraline/serve";
-import { describeBase } from "@loraline/models";
+import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
+import { createAgentService, createServeService } from "@loraline/serve";
 import { createCollector } from "@loraline/storage";
 import { createTokenizeService } from "@loraline/tokenize";
-import { describeTemplate, loadBase, readTemplate } from "@loraline/tokens";
 import { courierCommand, createProcessLauncher, createTrainService } from "@loraline/train";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { z } from "zod";
-import { engineLimits, startEngine } from "./engine.ts";
-import { freePort, isFree } from "./free-port.ts";
+import { firstEngine, type LocalEngine, nameEngines } from "./engines/local-engines.ts";
+import { checkEngines, type StartedEngine, startLocalEngine } from "./engines/start-engines.ts";
+import { isFree } from "./free-port.ts";
 import { localUser, startNats } from "./nats.ts";
-import { keepLogsSmall } from "./rotate-logs.ts";
-import { keepTracesSwept } from "./sweep-traces.ts";
-import { announceLine, ensureApiKey, ensureEngineKey, ensureSecret, killLeftovers, lockStateDir } from "./state-dir.ts";
+import { keepLogsSmall } from "./state/rotate-logs.ts";
+import {
+  announceLine,
+  ensureApiKey,
+  ensureEngineKey,
+  ensureSecret,
+  keepEngineNames,
+  killLeftovers,
+  lockStateDir,
+  readEngineNames,
+} from "./state/state-dir.ts";
+import { keepTracesSwept } from "./state/sweep-traces.ts";
 
 export interface LineOptions {
   /** Holds everything that the server keeps; belongs to one server at a time. */
@@ -49,15 +47,14 @@ export interface LineOptions {
   basesDir: string;
   /** Holds what can be made again at any time, such as vLLM's findings about this machine. */
   cacheDir: string;
-  base: string;
+  /** One for each base that is served. */
+  engines: readonly [LocalEngine, ...LocalEngine[]];
   host: string;
   /** 0: any free one. */
   port: number;
   tenant: string;
   /** Trainings at once. */
   slots: number;
-  /** vLLM's parser of calls of tools; "none": tools are refused. Absent: chosen by the base's chat template. */
-  toolCallParser?: string | undefined;
   /** Program paths. */
   node: string;
   python: string;
@@ -75,20 +72,20 @@ export interface LineOptions {
 export type LineNews =
   | { kind: "leftovers-killed"; names: string[] }
   | { kind: "up"; url: string }
-  | { kind: "engine-ready"; afterMs: number }
+  | { kind: "engine-ready"; base: string; afterMs: number }
   | { kind: "disk-full"; stateDir: string }
-  | { kind: "child-ended"; name: "nats-server" | "engine"; why: string; restartInMs: number; logFile: string };
+  | { kind: "child-ended"; name: "nats-server"; why: string; restartInMs: number; logFile: string }
+  | { kind: "child-ended"; name: "engine"; base: string; why: string; restartInMs: number; logFile: string };
 
 export interface Line extends AsyncDisposable {
   url: string;
   natsUrl: string;
-  engineUrl: string;
   apiKey: string;
   tenant: string;
-  base: string;
+  /** At least one. */
+  bases: readonly [string, ...string[]];
 }
 
-const localEngine = "local";
 /** Time that a courier has for saving a checkpoint when the server stops. */
 const courierGraceMs = 8000;
 
@@ -103,7 +100,8 @@ export async function startLine(options: LineOptions): Promise<Line> {
     // the other program: a training step took ten times as long.
     OMP_WAIT_POLICY: options.env.OMP_WAIT_POLICY ?? "PASSIVE",
   };
-  const base = await checkInstallation(options);
+  await checkInstallation(options);
+  const checked = await checkEngines(options.engines, options.basesDir);
   const { LORALINE_QUOTAS: quotas } = loadEnv(z.object(quotasEnv), options.env);
   await using starting = new AsyncDisposableStack();
   starting.use(await lockStateDir(stateDir, options.pid));
@@ -137,8 +135,6 @@ export async function startLine(options: LineOptions): Promise<Line> {
   // The port is asked for before any child starts, so that a refusal comes at once.
   if (!(await isFree(host, options.port))) throw portTaken(host, options.port);
 
-  const childEnded = (name: "nats-server" | "engine", file: string) => (end: { why: string; restartInMs: number }) =>
-    onNews({ kind: "child-ended", name, logFile: file, ...end });
   const nats = starting.use(
     await startNats({
       stateDir,
@@ -147,7 +143,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       env,
       logFile: logFile("nats"),
       log,
-      onEnded: childEnded("nats-server", logFile("nats")),
+      onEnded: (end) => onNews({ kind: "child-ended", name: "nats-server", logFile: logFile("nats"), ...end }),
       onDiskFull: () => onNews({ kind: "disk-full", stateDir }),
     }),
   );
@@ -161,34 +157,9 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const nc = await connect(localUser);
 
   const engineKey = await ensureEngineKey(stateDir);
-  const enginePort = await freePort("127.0.0.1", []);
-  const engineUrl = `http://127.0.0.1:${enginePort}`;
-  const baseDir = join(options.basesDir, options.base);
-  const templateText = await readTemplate(baseDir);
-  const templateFile = await keepTemplate(stateDir, templateText);
-  const toolCallParser = options.toolCallParser === "none" ? null : (options.toolCallParser ?? vllmToolParserOf(templateText));
-  // The engine takes longest to start, so it comes first.
-  const computeType = nativeComputeType(env);
-  const engine = await startEngine({
-    stateDir,
-    cacheDir,
-    python: options.python,
-    base: { name: base.name, dir: baseDir, templateFile },
-    port: enginePort,
-    computeType,
-    toolCallParser,
-    apiKey: engineKey,
-    env,
-    logFile: logFile("engine"),
-    log,
-    onReady: (afterMs) => onNews({ kind: "engine-ready", afterMs }),
-    onEnded: childEnded("engine", logFile("engine")),
-  });
-  const template = loadBase(baseDir, { ref: base }).then(describeTemplate);
-  template.catch(() => {}); // Its failure is thrown where it is awaited.
   const telemetries = starting.use(new AsyncDisposableStack());
   /** Services, by name. They are ended side by side, while NATS still runs, because each may need a second or two. */
-  const workers = new Map<string, AsyncDisposable>([["engine", engine]]);
+  const workers = new Map<string, AsyncDisposable>();
   starting.defer(async () => {
     await Promise.all(
       workers.entries().map(async ([name, worker]) => {
@@ -220,6 +191,31 @@ export async function startLine(options: LineOptions): Promise<Line> {
   };
 
   const local = await service("local", localUser);
+  const known = await local.bus.bucket(buckets.engines);
+  // A state directory of before there could be several has one engine, and no file of their names.
+  const before = (await known.entries(">", { skipUnreadable: true })).map(({ value }) => [value.base.name, value.engine] as const);
+  const names = nameEngines(
+    { ...Object.fromEntries(before), ...(await readEngineNames(stateDir)) },
+    options.engines.map(({ base }) => base),
+  );
+  await keepEngineNames(stateDir, names);
+  // They take longest to start, so they come before the services.
+  const engines: StartedEngine[] = [];
+  for (const each of checked) {
+    const engine = await startLocalEngine(names[each.settings.base] as string, each, {
+      stateDir,
+      cacheDir,
+      python: options.python,
+      engineKey,
+      env,
+      log,
+      logFile,
+      onReady: (base, afterMs) => onNews({ kind: "engine-ready", base, afterMs }),
+      onEnded: (base, file, end) => onNews({ kind: "child-ended", name: "engine", base, logFile: file, ...end }),
+    });
+    workers.set(engine.child, engine.worker);
+    engines.push(engine);
+  }
   const apiKey = await ensureApiKey(stateDir);
   const keys = await local.bus.bucket(buckets.keys);
   await keys.put(hashApiKey(apiKey), { tenant, name: "local", createdAt: new Date().toISOString() });
@@ -227,36 +223,28 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const { bus: projectorBus, log: projectorLog } = await service("projector", "gateway");
   workers.set("projector", await createProjector({ bus: projectorBus, log: projectorLog }));
 
-  const record: EngineRecord = {
-    engine: localEngine,
-    base,
-    origin: await readBaseOrigin(baseDir),
-    ...engineLimits,
-    computeType,
-    toolCallParser,
-    // engine.py corrects most of what vLLM does wrong there. But an adapter on the output layer, in one batch with other requests,
-    // still stops the engine.
-    promptLogprobs: false,
-    ...(await template),
-    modules: await describeBase(join(options.basesDir, base.name)),
-    updatedAt: new Date().toISOString(),
-  };
-  workers.set("serve", await createServeService({ ...(await serviceWithObjects("serve")), engines: [record], quotas }));
+  const records = await Promise.all(engines.map(({ record }) => record()));
+  // A base that is not served any more is not offered to runs.
+  for (const engine of await known.keys(">")) if (!engines.some((own) => own.engine === engine)) await known.delete(engine);
+  workers.set("serve", await createServeService({ ...(await serviceWithObjects("serve")), engines: records, quotas }));
   const removeTrace = (traceId: string): Promise<void> => rm(join(dirs.traces, `${traceId}.jsonl`), { force: true });
   workers.set("collector", await createCollector({ ...(await serviceWithObjects("collector", "serve")), inJetStream: true, removeTrace }));
-  workers.set(
-    "agent",
-    await createAgentService({
-      ...(await serviceWithObjects("agent")),
-      engine: localEngine,
-      base: base.name,
-      replica: "local",
-      engineUrl,
-      engineKey,
-      publicUrl: engineUrl,
-      adaptersDir: dirs.adapters,
-    }),
-  );
+  for (const { engine, base, url } of engines) {
+    workers.set(
+      `agent of ${engine}`,
+      await createAgentService({
+        ...(await serviceWithObjects("agent")),
+        engine,
+        base: base.name,
+        replica: "local",
+        engineUrl: url,
+        engineKey,
+        publicUrl: url,
+        // Each has a folder of its own; the first one's was there before there could be several.
+        adaptersDir: engine === firstEngine ? dirs.adapters : `${dirs.adapters}-${engine}`,
+      }),
+    );
+  }
 
   const launcher = await createProcessLauncher({
     dir: dirs.train,
@@ -303,38 +291,31 @@ export async function startLine(options: LineOptions): Promise<Line> {
       drainMs: 3000,
     }),
   );
+  const served = engines.map(({ engine, base, url }) => ({ engine, base: base.name, url }));
   starting.use(
     await announceLine(stateDir, {
       url: gateway.url,
       natsUrl,
-      engineUrl,
       pid: options.pid,
       identity: processIdentity(options.pid) ?? "",
-      base: base.name,
+      startedAt: new Date().toISOString(),
+      version,
+      engines: served,
       tenant,
     }),
   );
-  log.info({ url: gateway.url, natsUrl, engineUrl }, "the server is up");
+  log.info({ url: gateway.url, natsUrl, engines: served }, "the server is up");
   onNews({ kind: "up", url: gateway.url });
 
   const running = starting.move();
   return {
     url: gateway.url,
     natsUrl,
-    engineUrl,
     apiKey,
     tenant,
-    base: base.name,
+    bases: served.map(({ base }) => base) as [string, ...string[]],
     [Symbol.asyncDispose]: () => running.disposeAsync(),
   };
-}
-
-/** Writes the chat template that is trained with into a file, for the engine to be started with the same. null: the base has none. */
-async function keepTemplate(stateDir: string, template: string | null): Promise<string | null> {
-  if (template === null) return null;
-  const file = join(stateDir, "chat_template.jinja");
-  await writeFile(file, template);
-  return file;
 }
 
 const portTaken = (host: string, port: number): PermanentError =>
@@ -342,8 +323,8 @@ const portTaken = (host: string, port: number): PermanentError =>
     param: "--port",
   });
 
-/** @throws PermanentError PYTHON_MISSING, NATS_MISSING, BASE_MISSING: each says what to run. */
-async function checkInstallation({ python, nats, basesDir, base }: LineOptions): Promise<BaseRef> {
+/** @throws PermanentError PYTHON_MISSING, NATS_MISSING: each says what to run. */
+async function checkInstallation({ python, nats }: LineOptions): Promise<void> {
   await access(python, constants.X_OK).catch((error: unknown) => {
     throw new PermanentError("PYTHON_MISSING", `there is no Python environment: ${python} is missing. Run \`make setup\`.`, {
       param: "LORALINE_PYTHON",
@@ -356,5 +337,4 @@ async function checkInstallation({ python, nats, basesDir, base }: LineOptions):
       cause: error,
     });
   });
-  return readBaseRef(join(basesDir, base));
 }

@@ -1,7 +1,7 @@
 /** A child process that is started again whenever it ends, until it is disposed. */
 import { open } from "node:fs/promises";
 import { type GuardedChild, type Log, spawnGuarded } from "@loraline/runtime";
-import { forgetChild, recordChild } from "./state-dir.ts";
+import { forgetChild, recordChild } from "./state/state-dir.ts";
 
 export interface SuperviseOptions {
   name: string;

@@ -1,6 +1,14 @@
 /** Judges a run spec, and an adapter from elsewhere, against the engines before any work is done. */
 import { expandModules } from "./base-modules.ts";
-import { byMethod, type EngineRecord, type MethodOf, type MethodTable, type Problem, type RunSpec } from "@loraline/contracts";
+import {
+  byMethod,
+  type EngineRecord,
+  engineRankFor,
+  type MethodOf,
+  type MethodTable,
+  type Problem,
+  type RunSpec,
+} from "@loraline/contracts";
 import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
 import { isNamed, judgePattern, patternBudget, shortNames } from "./module-patterns.ts";
 
@@ -18,7 +26,7 @@ export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): P
       {
         code: "BASE_UNKNOWN",
         param: "base",
-        message: `base "${spec.base}" is not served here. ${known.length === 0 ? "No engine is registered yet." : `Known bases: ${known.join(", ")}.`}`,
+        message: `base "${spec.base}" is not served here. ${known.length === 0 ? "No engine is registered yet." : `Served: ${[...new Set(known)].join(", ")}. (On one machine \`loraline bases\` lists what can be; \`loraline up --base A --base B\` serves several.)`}`,
       },
     ];
   }
@@ -49,7 +57,7 @@ function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
       problems.push({
         code: "RANK_TOO_HIGH",
         param,
-        message: `${param} is ${rank}, but engine "${engine.engine}" serves ranks up to ${engine.maxLoraRank}. Lower it, or raise the engine's max_lora_rank.`,
+        message: `${param} is ${rank}, but engine "${engine.engine}" serves ranks up to ${engine.maxLoraRank}. Lower it, or have the engine started for higher ranks (on one machine: \`loraline up --max-lora-rank ${engineRankFor(rank)}\`; in the chart: maxLoraRank).`,
       });
     }
   }
@@ -57,7 +65,7 @@ function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
     problems.push({
       code: "MAX_LENGTH_TOO_HIGH",
       param: "tokenize.max_length",
-      message: `tokenize.max_length is ${spec.tokenize.max_length}, but engine "${engine.engine}" serves sequences up to ${engine.maxModelLen} tokens. Lower it, or raise the engine's max_model_len.`,
+      message: `tokenize.max_length is ${spec.tokenize.max_length}, but engine "${engine.engine}" serves sequences up to ${engine.maxModelLen} tokens. Lower it, or, if the base was made for it, have the engine started with a longer context (on one machine: \`loraline up --max-model-len ${spec.tokenize.max_length}\`; in the chart: maxModelLen).`,
     });
   }
   return [...problems, ...judgeTargets(spec.lora, engine)];

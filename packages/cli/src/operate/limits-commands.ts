@@ -4,7 +4,7 @@ import { priorityRange, type QuotaName, quotaNames, quotaTable } from "@loraline
 import { Option } from "commander";
 import { type AddCommands, byteSize, orNone, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
-import { table } from "../terminal.ts";
+import { byteWords, table } from "../terminal.ts";
 
 type Limit = number | null;
 type Flag = number | "none";
@@ -102,9 +102,7 @@ async function limitOf(api: ApiClient, adapter: string | undefined): Promise<Ans
 function shownQuota(name: QuotaName, value: number | null): string {
   if (value === null) return "no limit";
   if (!inBytes.has(name)) return String(value);
-  const power = Math.max(0, Math.min(4, Math.floor(Math.log2(Math.max(1, value)) / 10)));
-  const scaled = value / 1024 ** power;
-  return `${Number.isInteger(scaled) ? scaled : scaled.toFixed(1)} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
+  return byteWords(value);
 }
 
 function listLimits(rows: readonly Answer<"setTenantLimit">[]): string[] {

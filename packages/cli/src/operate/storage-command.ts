@@ -2,7 +2,7 @@
 import { storageGroups } from "@loraline/contracts";
 import { Option } from "commander";
 import { type AddCommands, examples } from "../command.ts";
-import { table } from "../terminal.ts";
+import { byteWords, table } from "../terminal.ts";
 
 export const addStorageCommand: AddCommands = (program, { connect, print, env }) => {
   program
@@ -14,26 +14,18 @@ export const addStorageCommand: AddCommands = (program, { connect, print, env })
       if (nats === undefined) {
         const { bytes, quota, groups } = await (await connect()).getStorage();
         const all = { bytes, quota, groups };
-        const rows = groups.map((each) => [each.group, inUnits(each.bytes)]);
-        const limit = quota === null ? "no quota" : `${Math.round((bytes / Math.max(1, quota)) * 100)} % of ${inUnits(quota)}`;
-        return print(all, () => table([["WHAT", "SIZE"], ...rows, ["all", `${inUnits(bytes)}, ${limit}`]]));
+        const rows = groups.map((each) => [each.group, byteWords(each.bytes)]);
+        const limit = quota === null ? "no quota" : `${Math.round((bytes / Math.max(1, quota)) * 100)} % of ${byteWords(quota)}`;
+        return print(all, () => table([["WHAT", "SIZE"], ...rows, ["all", `${byteWords(bytes)}, ${limit}`]]));
       }
       const { storageOfTenants } = await import("@loraline/local");
       const auth = { user: env["NATS_USER"], pass: env["NATS_PASS"], token: env["NATS_TOKEN"] };
       const tenants = await storageOfTenants({ natsUrl: nats, ...auth });
       const rows = tenants.map((each) => [
         each.tenant,
-        inUnits(each.bytes),
-        ...storageGroups.map((group) => inUnits(each.groups[group] ?? 0)),
+        byteWords(each.bytes),
+        ...storageGroups.map((group) => byteWords(each.groups[group] ?? 0)),
       ]);
       print(tenants, () => table([["TENANT", "ALL", ...storageGroups.map((group) => group.toUpperCase())], ...rows]));
     });
 };
-
-function inUnits(bytes: number): string {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let unit = 0;
-  let value = bytes;
-  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
-  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
-}

@@ -11,7 +11,7 @@ export const addDemoCommand: AddCommands = (program, tools) => {
   withStartOptions(command, tools).action(async (flags: StartFlags) => {
     const demoDir = join(tools.root, ".loraline/demo");
     const options = {
-      ...startOptionsOf(flags, tools),
+      ...(await startOptionsOf(flags, tools)),
       stateDir: join(demoDir, "state"),
       demoDir,
       sample: join(tools.root, "samples/persona.jsonl"),

@@ -91,7 +91,8 @@ export async function runDemo(
 
   say(bold(`\n2. ${shortPath(sample)} becomes the adapter ${adapter}`));
   const api = createApiClient(server);
-  const { runId } = await startRun(api, { files: [sample], base: server.base, adapter, settings }, terminal);
+  const [base] = server.bases;
+  const { runId } = await startRun(api, { files: [sample], base, adapter, settings }, terminal);
   const run = await followRun(api, runId, terminal);
   if (run.finishedAt === null) return exitCodes.interrupted;
   const view = run.served === null ? undefined : await api.getAdapter({ adapter });
@@ -103,7 +104,7 @@ export async function runDemo(
   }
 
   say(bold("\n3. Questions that are not in the dataset"));
-  const [baseAnswers, adapterAnswers] = await Promise.all([askAll(api, server.base, terminal), askAll(api, modelOf(run), terminal)]);
+  const [baseAnswers, adapterAnswers] = await Promise.all([askAll(api, base, terminal), askAll(api, modelOf(run), terminal)]);
   for (const text of sideBySide(baseAnswers, adapterAnswers, Math.min(terminal.columns, 140))) say(text);
 
   const { traceId, spans } = await completeTrace(api, runId);

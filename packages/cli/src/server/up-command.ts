@@ -8,7 +8,21 @@ export const addUpCommand: AddCommands = (program, tools) => {
   const command = program
     .command("up")
     .description("run the whole server on this machine, in the foreground")
-    .addHelpText("after", examples("loraline up --port 9000", "loraline up --state /data/loraline"));
+    .addHelpText(
+      "after",
+      examples(
+        "loraline up --port 9000",
+        "loraline up --state /data/loraline",
+        "loraline up --base smollm2-135m-instruct --base qwen2.5-0.5b-instruct --max-lora-rank 64",
+        "loraline up --config loraline.yaml",
+        "",
+        "loraline.yaml, with the names of the chart's values:",
+        "  engineDefaults: { maxLoraRank: 64 }",
+        "  engines:",
+        "    - { base: smollm2-135m-instruct, maxModelLen: 4096 }",
+        "    - { base: qwen2.5-0.5b-instruct, toolCallParser: hermes }",
+      ),
+    );
   withStartOptions(command, tools)
     .addOption(new Option("--host <address>", "address to listen on").env("LORALINE_HOST").default("127.0.0.1"))
     .addOption(
@@ -18,7 +32,7 @@ export const addUpCommand: AddCommands = (program, tools) => {
       const { state, json } = tools.globals();
       // Loaded only now, since the services and their libraries take long to load.
       const { runUp } = await import("./up.ts");
-      const options = { ...startOptionsOf(flags, tools), stateDir: resolve(state), host, port, json };
+      const options = { ...(await startOptionsOf(flags, tools)), stateDir: resolve(state), host, port, json };
       tools.exitWith(await runUp(options, tools.terminal));
     });
 };

@@ -14,13 +14,17 @@ export async function runUp(options: Omit<LineOptions, "onNews"> & { json: boole
   if (!json) writeLine(terminal.out, dim(`starting; everything is kept in ${shortPath(options.stateDir)}`));
   const server = await startLine({ ...lineOptions, onNews: say });
   if (!json) {
-    const example = `loraline run samples/persona.jsonl --base ${server.base} --name persona`;
+    const [base, ...others] = server.bases;
+    const example = `loraline run samples/persona.jsonl${others.length === 0 ? "" : ` --base ${base}`} --name persona`;
     const natsAt = `${server.natsUrl} ${dim(`(user tenant.${server.tenant}, password in ${shortPath(join(options.stateDir, "nats-auth"))})`)}`;
     const rows = pairs([
       ["URL", bold(server.url)],
       ["API key", server.apiKey],
       ["NATS", natsAt],
-      ["base", `${server.base} ${dim("(its engine is starting; trainings can begin already)")}`],
+      [
+        others.length === 0 ? "base" : "bases",
+        `${server.bases.join(", ")} ${dim(`(${others.length === 0 ? "its engine is" : "their engines are"} starting; trainings can begin already)`)}`,
+      ],
       ["try", cyan(example)],
       ["end", "Ctrl-C"],
     ]);
@@ -40,12 +44,14 @@ export function newsLine(news: Exclude<LineNews, { kind: "up" }>): string {
     case "leftovers-killed":
       return yellow(`ended what an earlier server left running: ${news.names.join(", ")}`);
     case "engine-ready":
-      return green(`engine answers (${duration(news.afterMs)} after its start)`);
+      return green(`the engine of ${news.base} answers (${duration(news.afterMs)} after its start)`);
     case "disk-full":
       return yellow(
         `the disk is full: nothing can be stored in ${shortPath(news.stateDir)}. Free space; the server then goes on by itself.`,
       );
     case "child-ended":
-      return yellow(`${news.name} ended (${news.why}); started again in ${duration(news.restartInMs)}. Log: ${shortPath(news.logFile)}`);
+      return yellow(
+        `${news.name === "engine" ? `the engine of ${news.base}` : news.name} ended (${news.why}); started again in ${duration(news.restartInMs)}. Log: ${shortPath(news.logFile)}`,
+      );
   }
 }

@@ -33,11 +33,11 @@ export const specCodes = defineArea(
     CANARY_UNUSED: ["The request sets `canary`, but its `promote` does not use one.", "Set `promote: canary`, or remove `canary`."],
     RANK_TOO_HIGH: [
       "The rank is higher than the engine of this base can serve.",
-      "Lower the field that the message names, or have the operator raise the engine's max_lora_rank.",
+      "Lower the field that the message names, or have the engine started for higher ranks: `loraline up --max-lora-rank`, or maxLoraRank in the chart.",
     ],
     MAX_LENGTH_TOO_HIGH: [
       "tokenize.max_length is larger than the sequences that the engine of this base can serve.",
-      "Lower it, or have the operator raise the engine's max_model_len.",
+      "Lower it, or have the engine started with a longer context: `loraline up --max-model-len`, or maxModelLen in the chart.",
     ],
     TARGET_MODULES_INVALID: [
       "A pattern of module names is not a valid regular expression.",

@@ -32,7 +32,7 @@ export const adapterCodes = defineArea(
     ],
     ADAPTER_RANK_TOO_HIGH: [
       "The adapter's rank is higher than the engine can serve.",
-      "Train with a lower lora.r, or have the operator raise the engine's max_lora_rank.",
+      "Train with a lower lora.r, or have the engine started for higher ranks: `loraline up --max-lora-rank`, or maxLoraRank in the chart.",
     ],
     ADAPTER_NOT_CANONICAL: [
       "The adapter has different ranks or scalings for different modules, which some engines ignore.",

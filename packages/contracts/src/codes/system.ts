@@ -174,6 +174,19 @@ export const commandCodes = defineArea(
       "You stopped the command; the server goes on with the work.",
       "Follow the work with `loraline runs`, `loraline data ls` or `loraline adapters`.",
     ],
+    BASE_NOT_FOUND: [
+      "`bases add` was given neither a folder nor a model of the hub.",
+      "Give a folder in Hugging Face's layout, or organisation/name.",
+    ],
+    BASE_NAME_INVALID: [
+      "The name of a base has characters that it cannot have.",
+      "Give another with --name: letters, digits, dots, dashes.",
+    ],
+    BASE_EXISTS: ["There is a base of this name on this machine already.", "Give another name with --name, or remove its folder."],
+    HUB_UNREACHABLE: [
+      "A model did not come from the hub: no way there, no such model, or it asks for a token.",
+      "Read the reason in the message; set HF_ENDPOINT or HF_TOKEN, or add a folder that was downloaded elsewhere.",
+    ],
     FILE_UNREADABLE: [
       "A file that the command was given does not exist, is no file, or cannot be read.",
       "Correct its path, or its permissions.",
@@ -185,6 +198,11 @@ export const commandCodes = defineArea(
     RUN_FILE_UNREADABLE: ["The run file (run.yaml) does not exist or cannot be read.", "Correct its path, or its permissions."],
     RUN_FILE_INVALID: [
       "The run file (run.yaml) is not valid YAML, or has a wrong or unknown field.",
+      "Correct the line and field that the message names.",
+    ],
+    LINE_FILE_UNREADABLE: ["loraline.yaml does not exist or cannot be read.", "Correct the path in --config, or its permissions."],
+    LINE_FILE_INVALID: [
+      "loraline.yaml is not valid YAML, or has a wrong or unknown field.",
       "Correct the line and field that the message names.",
     ],
     MAPPING_UNREADABLE: ["The mapping file does not exist or cannot be read.", "Correct its path, or its permissions."],

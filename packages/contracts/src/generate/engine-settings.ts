@@ -5,6 +5,9 @@ import { engineRecord } from "../engine.ts";
 /** The values that vLLM accepts; so for an adapter of rank 24 the value must be 32 or more. */
 const engineRanks = [1, 8, 16, 32, 64, 128, 256, 320, 512] as const;
 
+/** The lowest value that serves adapters of this rank; the highest one, where none does. */
+export const engineRankFor = (rank: number): number => engineRanks.find((value) => value >= rank) ?? 512;
+
 export const engineSettings = z.strictObject({
   engine: z
     .string()

@@ -66,7 +66,7 @@ const byPattern = <T extends z.ZodType>(value: T) =>
 
 export const loraFields = z
   .strictObject({
-    r: z.int().min(1).max(512).default(8).describe("Rank. At most the engine's `max_lora_rank`."),
+    r: z.int().min(1).max(512).default(8).describe("Rank. At most what the engine was started for (`maxLoraRank`, 32 on one machine)."),
     lora_alpha: z.number().positive().default(16).describe("Scaling is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora."),
     lora_dropout: z.number().min(0).lt(1).default(0).describe("Share of a LoRA layer's inputs that are dropped in training."),
     target_modules: moduleNames

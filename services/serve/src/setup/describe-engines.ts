@@ -15,6 +15,7 @@ import { messageOf, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
 import { createBases, describeTemplate, readTemplate } from "@loraline/tokens";
 import { type BaseConfig, baseConfig } from "../engines/base-config.ts";
+import type { EngineKind } from "../engines/engine-kind.ts";
 import { engines } from "../engines/table.ts";
 
 /** @throws PermanentError ENGINES_INVALID with every problem */
@@ -104,20 +105,29 @@ export async function prepareEngine({
     throw new PermanentError("ENGINE_UNKNOWN", `there is no engine "${engine}"; there are: ${known}.`, { param: "AGENT_ENGINE" });
   }
   const baseDir = join(basesDir, own.base);
-  const config = await readBaseConfig(baseDir).catch(ofEngine(engine));
-  const kind = engines[own.kind ?? defaultEngineKind];
-  const problems = kind.judgeSettings(own, config);
+  const kind = await checkEngine(own, baseDir);
+  const template = await readTemplate(baseDir);
+  await mkdir(dir, { recursive: true });
+  await writeWhole(join(dir, "chat_template.jinja"), template ?? noTemplate(own.base));
+  const files = await kind.startFiles({ toolCallParser: toolCallParserOf(own, template) });
+  for (const [name, text] of Object.entries(files)) await writeWhole(join(dir, name), text);
+}
+
+/**
+ * Checks an engine's settings against its base's files.
+ * @throws PermanentError ENGINE_IMPOSSIBLE with every reason, BASE_MISSING, BASE_INVALID
+ */
+export async function checkEngine(settings: EngineSettings, baseDir: string): Promise<EngineKind> {
+  const config = await readBaseConfig(baseDir).catch(ofEngine(settings.engine));
+  const kind = engines[settings.kind ?? defaultEngineKind];
+  const problems = kind.judgeSettings(settings, config);
   const [first] = problems;
   if (first !== undefined) {
     throw new PermanentError("ENGINE_IMPOSSIBLE", problems.map(({ code, message }) => `${code}: ${message}`).join(" "), {
       param: first.param ?? null,
     });
   }
-  const template = await readTemplate(baseDir);
-  await mkdir(dir, { recursive: true });
-  await writeWhole(join(dir, "chat_template.jinja"), template ?? noTemplate(own.base));
-  const files = await kind.startFiles({ toolCallParser: toolCallParserOf(own, template) });
-  for (const [name, text] of Object.entries(files)) await writeWhole(join(dir, name), text);
+  return kind;
 }
 
 /** Reads config.json. Where it does not say how the weights are quantized, the files that GPTQ's and AWQ's tools write beside it are read too. */

@@ -7,6 +7,7 @@ import {
   byMethod,
   type Digest,
   type EngineRecord,
+  engineRankFor,
   type Evaluation,
   type Evidence,
   type MethodTable,
@@ -64,7 +65,7 @@ const rankFits: Judge = ({ manifest, engine }) =>
     ? {
         code: "ADAPTER_RANK_TOO_HIGH",
         param: "lora.r",
-        message: `rank ${manifest.rank} is above the ${engine.maxLoraRank} that engine "${engine.engine}" serves. Lower lora.r, or raise the engine's max_lora_rank.`,
+        message: `rank ${manifest.rank} is above the ${engine.maxLoraRank} that engine "${engine.engine}" serves. Lower lora.r, or have the engine started for higher ranks (on one machine: \`loraline up --max-lora-rank ${engineRankFor(manifest.rank)}\`; in the chart: maxLoraRank).`,
       }
     : undefined;
 

@@ -76,7 +76,7 @@ it("is found while it runs, with a key that only its owner can read", async () =
   const key = await ensureApiKey(stateDir);
   expect(await ensureApiKey(stateDir)).toBe(key);
   expect((await stat(join(stateDir, "api-key"))).mode & 0o777).toBe(0o600);
-  const line = { url: "http://127.0.0.1:1", natsUrl: "nats://127.0.0.1:2", engineUrl: "http://127.0.0.1:3", base: "b", tenant: "local" };
+  const line = { url: "http://127.0.0.1:1", natsUrl: "nats://127.0.0.1:2", engines: [], tenant: "local" };
   const identity = processIdentity(process.pid) as string;
   await using announced = await announceLine(stateDir, { ...line, pid: process.pid, identity });
   expect(await findLine(stateDir)).toMatchObject({ url: "http://127.0.0.1:1", apiKey: key });

@@ -4,14 +4,14 @@ import { join } from "node:path";
 import type { ComputeType } from "@loraline/contracts";
 import type { GuardedChild, Log } from "@loraline/runtime";
 import { vllmArgs, vllmCpuArgs, vllmCpuEnv, vllmEnv } from "@loraline/serve";
-import { supervise } from "./supervise.ts";
+import { supervise } from "../supervise.ts";
+import type { LocalEngine } from "./local-engines.ts";
 
 const host = "127.0.0.1";
 
-/** What this engine can serve. Both its record on the bus and vLLM's flags derive from it. */
-export const engineLimits = { maxLoraRank: 32, maxLoras: 4, maxCpuLoras: 16, maxModelLen: 2048 } as const;
-
-interface EngineOptions {
+interface EngineStart {
+  /** What the child is called in the state directory. */
+  name: string;
   stateDir: string;
   /** Holds what vLLM found out about this machine; kept when the state is cleared. */
   cacheDir: string;
@@ -19,6 +19,8 @@ interface EngineOptions {
   /** `templateFile`: the chat template to apply; absent or null: the one in the base's folder. */
   base: { name: string; dir: string; templateFile?: string | null };
   port: number;
+  /** What it can serve. Both its record on the bus and vLLM's flags derive from it. */
+  settings: Omit<LocalEngine, "base" | "dtype" | "toolCallParser">;
   computeType: ComputeType;
   /** null: none. */
   toolCallParser?: string | null;
@@ -31,23 +33,26 @@ interface EngineOptions {
   onEnded(end: { why: string; restartInMs: number }): void;
 }
 
-const engineArgs = ({ base, port, computeType, toolCallParser }: EngineOptions): string[] => [
-  join(import.meta.dirname, "../engine.py"),
-  ...vllmArgs({ ...engineLimits, model: base.dir, servedName: base.name, host, port, chatTemplateFile: base.templateFile, toolCallParser }),
+const engineArgs = ({ base, port, settings: { extraArgs = [], ...limits }, computeType, toolCallParser }: EngineStart): string[] => [
+  join(import.meta.dirname, "../../engine.py"),
+  ...vllmArgs({ ...limits, model: base.dir, servedName: base.name, host, port, chatTemplateFile: base.templateFile, toolCallParser }),
   ...vllmCpuArgs(computeType),
   "--disable-log-stats",
   "--disable-uvicorn-access-log",
+  ...extraArgs,
 ];
 
 /**
  * The engine has half of the cores, because training runs beside it. More threads would not help either: each generated token takes
  * hundreds of small steps, and at each of them the threads wait for each other.
  */
-const engineEnv = ({ env, cacheDir, apiKey }: EngineOptions): Record<string, string | undefined> => ({
+const engineEnv = ({ env, cacheDir, apiKey }: EngineStart): Record<string, string | undefined> => ({
   ...env,
   OMP_NUM_THREADS: String(Math.max(1, Math.floor(availableParallelism() / 2))),
   ...vllmEnv,
   ...vllmCpuEnv,
+  // A long context needs more than the GiB that is enough for a small one.
+  ...(env.VLLM_CPU_KVCACHE_SPACE === undefined ? {} : { VLLM_CPU_KVCACHE_SPACE: env.VLLM_CPU_KVCACHE_SPACE }),
   VLLM_CACHE_ROOT: join(cacheDir, "vllm"),
   DO_NOT_TRACK: "1",
   HF_HOME: join(cacheDir, "huggingface"),
@@ -56,10 +61,10 @@ const engineEnv = ({ env, cacheDir, apiKey }: EngineOptions): Record<string, str
 });
 
 /** Starts vLLM and returns at once. vLLM answers about half a minute later. */
-export function startEngine(options: EngineOptions): Promise<AsyncDisposable> {
+export function startEngine(options: EngineStart): Promise<AsyncDisposable> {
   const url = `http://${host}:${options.port}`;
   return supervise({
-    name: "engine",
+    name: options.name,
     command: options.python,
     args: engineArgs(options),
     env: engineEnv(options),
@@ -80,7 +85,7 @@ export function startEngine(options: EngineOptions): Promise<AsyncDisposable> {
  * Calls `onReady` when the engine is healthy, and kills it when it answers 503 again and again: then vLLM's inner process has died, and
  * only a new start helps. No answer at all means nothing: on a busy machine it is only slow.
  */
-async function watchHealth(url: string, child: GuardedChild, signal: AbortSignal, { onReady, log }: EngineOptions): Promise<void> {
+async function watchHealth(url: string, child: GuardedChild, signal: AbortSignal, { onReady, log }: EngineStart): Promise<void> {
   const startedAt = performance.now();
   let healthy = false;
   for (let refusals = 0; !signal.aborted;) {

@@ -9,6 +9,7 @@
  *   engine-key     key between gateway, agent and vLLM (0600)
  *   children/      pid and identity of every child, so that the next start can end those that a killed server left running
  *   ports.json     ports of its children, which stay the same over a restart
+ *   engines.json   the engine of each base that was ever served here
  *   nats/ train/ adapters/ traces/ spool/ logs/
  */
 import { randomBytes } from "node:crypto";
@@ -22,10 +23,14 @@ const processRecord = z.object({ pid: z.int(), identity: z.string() });
 const lineFile = z.object({
   url: z.string(),
   natsUrl: z.string(),
-  engineUrl: z.string(),
   pid: z.int(),
   identity: z.string().describe("Tells the process apart from a later one with the same pid."),
-  base: z.string(),
+  startedAt: z.string().optional(),
+  version: z.string().optional().describe("Of the program that runs."),
+  engines: z
+    .array(z.object({ engine: z.string(), base: z.string(), url: z.string() }))
+    .default([])
+    .describe("Empty: of an older release."),
   tenant: z.string(),
 });
 /** `line.json`, by which other programs find a running server. */
@@ -186,6 +191,16 @@ export async function ensureNatsPasswords(stateDir: string, users: readonly stri
 
 /** The same for the secret from which the server derives what only its own programs may know. */
 export const ensureSecret = (stateDir: string): Promise<string> => ensureKept(stateDir, "secret");
+
+const engineNames = z.record(z.string(), z.string());
+
+/** Base to engine, for all bases that were ever served on this directory; empty before the first start. */
+export const readEngineNames = async (stateDir: string): Promise<Record<string, string>> =>
+  (await readRecord(join(stateDir, "engines.json"), engineNames)) ?? {};
+
+export async function keepEngineNames(stateDir: string, names: Readonly<Record<string, string>>): Promise<void> {
+  await writeWhole(join(stateDir, "engines.json"), names);
+}
 
 /** The port that a child had at the last start; undefined before the first. */
 export const readPort = async (stateDir: string, name: string): Promise<number | undefined> =>

@@ -1,0 +1,71 @@
+import { mkdir, mkdtempDisposable, readdir, readFile, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { PassThrough } from "node:stream";
+import { readBaseRef } from "@loraline/models/base-ref";
+import { test as base, expect } from "vitest";
+import { addBase } from "./add-base.ts";
+import { listBases } from "./list-bases.ts";
+
+const test = base.extend("dirs", async ({}, { onCleanup }) => {
+  const dir = await mkdtempDisposable(join(tmpdir(), "loraline-bases-"));
+  onCleanup(() => dir.remove());
+  const source = join(dir.path, "My Model");
+  await mkdir(join(source, "onnx"), { recursive: true });
+  const files = {
+    "config.json": JSON.stringify({ architectures: ["LlamaForCausalLM"], max_position_embeddings: 512 }),
+    "tokenizer.json": "{}",
+    "model.safetensors": "weights",
+    "pytorch_model.bin": "a pickle",
+    ".gitattributes": "",
+    "onnx/model.onnx": "",
+  };
+  for (const [name, text] of Object.entries(files)) await writeFile(join(source, name), text);
+  return { source, basesDir: join(dir.path, "bases") };
+});
+
+const add = ({ source, basesDir }: { source: string; basesDir: string }, name?: string, python = "false") =>
+  addBase({ source, name, basesDir, python, env: {}, signal: new AbortController().signal, progress: new PassThrough() });
+
+test("a folder becomes a base, without pickles and what belongs to other programs", async ({ dirs }) => {
+  expect(await add(dirs, "small")).toMatchObject({ name: "small", architecture: "LlamaForCausalLM", context: 512, hub: null });
+  expect(await readdir(join(dirs.basesDir, "small"))).toEqual(["base.json", "config.json", "model.safetensors", "tokenizer.json"]);
+  const written = JSON.parse(await readFile(join(dirs.basesDir, "small/base.json"), "utf8")) as { digest: string };
+  expect(await readBaseRef(join(dirs.basesDir, "small"))).toEqual({ name: "small", revision: "unknown", digest: written.digest });
+  expect((await listBases(dirs.basesDir)).map(({ name }) => name)).toEqual(["small"]);
+
+  // The same files under another name are the same base, and keep what they are called.
+  const source = join(dirs.basesDir, "small");
+  await writeFile(
+    join(source, "base.json"),
+    JSON.stringify({ name: "small", revision: "v7", digest: written.digest, origin: { hub: "org/x" } }),
+  );
+  await add({ ...dirs, source }, "twin");
+  expect(await readBaseRef(join(dirs.basesDir, "twin"))).toEqual({ name: "twin", revision: "v7", digest: written.digest });
+  expect((await listBases(dirs.basesDir)).map(({ name, hub }) => [name, hub])).toEqual([
+    ["small", "org/x"],
+    ["twin", "org/x"],
+  ]);
+});
+
+test("what cannot be a base is refused, and leaves nothing behind", async ({ dirs }) => {
+  await expect(add(dirs)).rejects.toMatchObject({ code: "BASE_NAME_INVALID", message: expect.stringContaining("--name") as string });
+  await expect(add({ ...dirs, source: "nosuch" }, "x")).rejects.toMatchObject({ code: "BASE_NOT_FOUND" });
+  await expect(add({ ...dirs, source: join(dirs.source, "onnx") }, "x")).rejects.toMatchObject({
+    code: "BASE_INVALID",
+    message: expect.stringContaining("config.json, tokenizer.json, *.safetensors are missing") as string,
+  });
+  await writeFile(join(dirs.source, "config.json"), JSON.stringify({ architectures: ["GPT2LMHeadModel"] }));
+  await expect(add(dirs, "x")).rejects.toMatchObject({
+    code: "ENGINE_IMPOSSIBLE",
+    message: expect.stringContaining("without LoRA") as string,
+  });
+  // `false` ends without a word, as a Python without huggingface_hub would not.
+  await expect(add({ ...dirs, source: "org/model" })).rejects.toMatchObject({
+    code: "HUB_UNREACHABLE",
+    message: expect.stringContaining("HF_ENDPOINT") as string,
+  });
+  expect(await readdir(dirs.basesDir)).toEqual([]);
+  await mkdir(join(dirs.basesDir, "x"));
+  await expect(add(dirs, "x")).rejects.toMatchObject({ code: "BASE_EXISTS" });
+});

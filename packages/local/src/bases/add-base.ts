@@ -1,0 +1,159 @@
+/** Puts a base among those of this machine: a copy of a folder in Hugging Face's layout, or a model of the hub. It appears whole or not at all. */
+import { execFile } from "node:child_process";
+import { constants, copyFile, mkdir, mkdtemp, readdir, rename, rm, stat, writeFile } from "node:fs/promises";
+import { basename, join, resolve } from "node:path";
+import type { Writable } from "node:stream";
+import type { BaseOrigin, Digest } from "@loraline/contracts";
+import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
+import { PermanentError } from "@loraline/runtime";
+import { checkEngine } from "@loraline/serve";
+import { localDefaults } from "../engines/local-engines.ts";
+import { type BaseHere, listBases } from "./list-bases.ts";
+
+interface AddBase {
+  /** A folder, or `organisation/name[@revision]`. */
+  source: string;
+  /** Default: as the source is called. */
+  name?: string | undefined;
+  basesDir: string;
+  /** For a model of the hub. */
+  python: string;
+  env: Record<string, string | undefined>;
+  signal: AbortSignal;
+  /** Takes the hub's progress. */
+  progress: Writable;
+}
+
+const nameOf = /^[\w][\w.-]{0,95}$/;
+/** Weights that can run code when they are read, and weights for other programs. */
+const notTaken = /\.(?:bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf|tflite)$/;
+
+/** @throws PermanentError BASE_NOT_FOUND, BASE_EXISTS, BASE_NAME_INVALID, BASE_INVALID, ENGINE_IMPOSSIBLE, HUB_UNREACHABLE, DISK_FULL */
+export async function addBase({ source, name: asked, basesDir, ...ofHub }: AddBase): Promise<BaseHere> {
+  const isFolder = await stat(source).then(
+    (info) => info.isDirectory(),
+    () => false,
+  );
+  const [, hub, revision] = /^([\w-][\w.-]*\/[\w-][\w.-]*)(?:@([\w./-]+))?$/.exec(source) ?? [];
+  if (!isFolder && hub === undefined) {
+    throw new PermanentError(
+      "BASE_NOT_FOUND",
+      `there is no folder ${source}, and it is no model of the hub either (organisation/name, or organisation/name@revision).`,
+      { param: "source" },
+    );
+  }
+  const name = asked ?? (isFolder ? basename(resolve(source)) : basename(hub as string).toLowerCase());
+  if (!nameOf.test(name)) {
+    throw new PermanentError(
+      "BASE_NAME_INVALID",
+      `"${name}" is no base's name: letters, digits, dots and dashes. Give another with --name.`,
+      {
+        param: "--name",
+      },
+    );
+  }
+  const target = join(basesDir, name);
+  if (await stat(target).catch(() => undefined)) {
+    throw new PermanentError(
+      "BASE_EXISTS",
+      `there is a base "${name}" already: ${target}. Choose another name with --name, or remove that folder.`,
+      {
+        param: "--name",
+      },
+    );
+  }
+  await mkdir(basesDir, { recursive: true });
+  const partial = await mkdtemp(join(basesDir, `.${name}.partial-`));
+  try {
+    const files = join(partial, name);
+    await mkdir(files);
+    const origin = isFolder ? await copyFolder(source, files) : await download({ hub: hub as string, revision, into: files, ...ofHub });
+    await judge(files, name, source);
+    const { digest } = await readBaseRef(files);
+    const ref = { name, revision: origin?.revision ?? (isFolder ? await revisionOf(source, digest) : undefined) ?? "unknown", digest };
+    // With it the files need not be read again at each start.
+    await writeFile(join(files, "base.json"), `${JSON.stringify({ ...ref, ...(origin === undefined ? {} : { origin }) }, null, 2)}\n`);
+    await rename(files, target);
+  } finally {
+    await rm(partial, { recursive: true, force: true });
+  }
+  const added = (await listBases(basesDir)).find((base) => base.name === name);
+  if (added === undefined) throw new Error(`${target} was made, and is not there`);
+  return added;
+}
+
+/** Copies what belongs to a base: the files directly in the folder, but no weights in formats that are not read. Links are followed. */
+async function copyFolder(source: string, into: string): Promise<BaseOrigin | undefined> {
+  for (const entry of await readdir(source)) {
+    if (entry.startsWith(".") || entry === "base.json" || notTaken.test(entry)) continue;
+    const path = join(source, entry);
+    // Where the file system can, both share their blocks.
+    if ((await stat(path)).isFile()) await copyFile(path, join(into, entry), constants.COPYFILE_FICLONE);
+  }
+  return readBaseOrigin(source);
+}
+
+/** What the folder's own base.json calls these very files. */
+const revisionOf = (source: string, digest: Digest): Promise<string | undefined> =>
+  readBaseRef(source).then(
+    (own) => (own.digest === digest ? own.revision : undefined),
+    () => undefined,
+  );
+
+const needed = ["config.json", "tokenizer.json"];
+
+/** Whether a base in Hugging Face's layout came, and one that the engine can serve with adapters. */
+async function judge(dir: string, name: string, source: string): Promise<void> {
+  const files = await readdir(dir);
+  const missing = needed.filter((file) => !files.includes(file));
+  if (!files.some((file) => file.endsWith(".safetensors"))) missing.push("*.safetensors");
+  if (missing.length > 0) {
+    throw new PermanentError(
+      "BASE_INVALID",
+      `${source} is no base in Hugging Face's layout: ${missing.join(", ")} ${missing.length === 1 ? "is" : "are"} missing. Weights must be safetensors, and the tokenizer a "fast" one (\`model.save_pretrained\` and \`tokenizer.save_pretrained\` write both).`,
+      { param: "source" },
+    );
+  }
+  const { maxLoras, maxCpuLoras, maxLoraRank } = localDefaults;
+  await checkEngine({ engine: name, base: name, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen: 1, gpus: 0 }, dir);
+}
+
+/** Prints `commit <sha>`, or why nothing came, as the last line. */
+const program = `
+import sys
+from huggingface_hub import HfApi, snapshot_download
+hub, revision, into = sys.argv[1:4]
+try:
+    commit = HfApi().model_info(hub, revision=revision or None, timeout=20).sha
+    snapshot_download(hub, revision=commit, local_dir=into, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*"],
+                      ignore_patterns=["*/*"])
+except Exception as error:
+    print(f"{type(error).__name__}: {error}".splitlines()[0])
+    sys.exit(1)
+print(f"commit {commit}")
+`;
+
+interface Download extends Pick<AddBase, "python" | "env" | "signal" | "progress"> {
+  hub: string;
+  revision: string | undefined;
+  into: string;
+}
+
+/** With huggingface_hub, which honours HF_ENDPOINT, HF_TOKEN and the proxies of the environment. */
+async function download({ hub, revision, into, python, env, signal, progress }: Download): Promise<BaseOrigin> {
+  const said = await new Promise<{ failed: boolean; last: string }>((done) => {
+    const child = execFile(python, ["-c", program, hub, revision ?? "", into], { env, signal }, (error, stdout) =>
+      done({ failed: error !== null, last: stdout.trim().split("\n").at(-1) ?? "" }),
+    );
+    child.stderr?.pipe(progress, { end: false });
+  });
+  await rm(join(into, ".cache"), { recursive: true, force: true });
+  const [, commit] = /^commit ([0-9a-f]+)$/.exec(said.last) ?? [];
+  if (!said.failed && commit !== undefined) return { hub, revision: commit };
+  throw new PermanentError(
+    "HUB_UNREACHABLE",
+    `${hub}${revision === undefined ? "" : `@${revision}`} did not come from the hub (${env.HF_ENDPOINT ?? "https://huggingface.co"}): ${said.last || "it gave no reason"}. ` +
+      "Set HF_ENDPOINT for a mirror and HF_TOKEN for a model that asks for one; or download it elsewhere, and add its folder.",
+    { param: "source" },
+  );
+}

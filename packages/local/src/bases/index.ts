@@ -1,0 +1,2 @@
+export { addBase } from "./add-base.ts";
+export { type BaseHere, listBases } from "./list-bases.ts";
