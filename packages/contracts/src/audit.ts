@@ -49,7 +49,23 @@ export const auditEntry = z.object({
 });
 export type AuditEntry = z.infer<typeof auditEntry>;
 
-export const auditSubject = (tenant: string): string => `audit.${tenant}`;
+/** Of these a tenant's programs may do any number, so they are kept apart: they make no entry go that says who may do what. */
+const everyday: readonly string[] = [
+  "failed-message.redrive",
+  "dataset.delete",
+  "run.cancel",
+  "adapter.promote",
+  "adapter.rollback",
+  "adapter.place",
+  "adapter.keep",
+  "adapter.delete-version",
+] satisfies AuditAction[];
+export const auditSubject = (tenant: string, action: string): string => `audit.${tenant}${everyday.includes(action) ? ".everyday" : ""}`;
+/** Where the entries of a tenant are. */
+export const auditSubjectsOf = (tenant: string): string[] => [`audit.${tenant}`, `audit.${tenant}.everyday`];
+/** Actions that the quota `adminActionsPerDay` counts and holds up: not those by which an admin stops somebody, who could use it up before. */
+export const isHeldUp = (action: AuditAction): boolean =>
+  !everyday.includes(action) && action !== "key.revoke" && action !== "tenant.delete";
 
 /** What is looked for in the audit log. */
 export interface AuditFilter {

@@ -35,6 +35,12 @@ export const quotaTable = {
   importsAtOnce: { default: 4, field: "imports_at_once", description: "Imports from other servers at once; further ones wait." },
   runsAtOnce: { default: 32, field: "runs_at_once", description: "Runs that train at once; further ones wait." },
   runsWaiting: { default: 1000, field: "runs_waiting", description: "Runs that are not over and do not train; further ones are refused." },
+  adminActionsPerDay: {
+    default: 250,
+    field: "admin_actions_per_day",
+    description:
+      "Keys that are made, limits that are set or removed, and adapters that are deleted, within 24 hours; further ones are refused.",
+  },
   gpusPerRun: { default: 16, field: "gpus_per_run", description: "GPUs of one run, on all its nodes." },
   gpusAtOnce: { default: 32, field: "gpus_at_once", description: "GPUs of all runs that train at once; further runs wait." },
   highestPriority: { default: 0, field: "highest_priority", description: "Highest `priority` that a run may ask for." },

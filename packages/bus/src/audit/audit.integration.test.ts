@@ -62,6 +62,19 @@ describe("the audit log", () => {
     expect(new Set(everybody.entries.map((each) => each.tenant))).toEqual(new Set([tenant, other]));
   });
 
+  test("keeps what programs do all day apart from who may do what, and shows both in their order", async ({ nc, tenant }) => {
+    const { audit } = await busOver(nc);
+    for (let n = 1; n <= 6; n++) await audit.record(entry(tenant, String(n), n % 3 === 0 ? {} : { action: "adapter.promote" }));
+    const jsm = await jetstreamManager(nc);
+    const { subjects } = (await jsm.streams.info(streams.AUDIT.name, { subjects_filter: `audit.${tenant}.>` })).state;
+    expect(subjects).toEqual({ [`audit.${tenant}.everyday`]: 4 });
+    expect(await audit.countOfDay(tenant)).toBe(2);
+    expect((await audit.page({ tenant, limit: 10 })).entries.map(({ id }) => id)).toEqual(["6", "5", "4", "3", "2", "1"]);
+    const { entries, next } = await audit.page({ tenant, limit: 2 });
+    expect(entries.map(({ id }) => id)).toEqual(["6", "5"]);
+    expect((await audit.page({ tenant, limit: 2, before: next ?? 0 })).entries.map(({ id }) => id)).toEqual(["4", "3"]);
+  });
+
   test("is kept for as long as the installation says", async () => {
     await using server = await spawnNatsServer();
     const nc = await connectBus({ servers: server.url, name: "test" });

@@ -281,6 +281,10 @@ export const importCodes = defineArea(
       "The events of the tenant's runs, datasets and adapters take as many bytes as they may.",
       "Delete adapters or datasets, or have the operator raise the quota; `loraline limits list` shows it.",
     ],
+    QUOTA_ADMIN_ACTIONS: [
+      "The tenant's admins made as many keys, changed as many limits and deleted as many adapters within a day as they may.",
+      "Wait, or have the operator raise the quota adminActionsPerDay. Keys can be revoked all the same.",
+    ],
     QUOTA_DATASETS: [
       "The tenant has as many datasets as it may have.",
       "Delete some that are not needed any more, or have the operator raise the quota; `loraline limits list` shows it.",

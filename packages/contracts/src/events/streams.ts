@@ -129,13 +129,14 @@ export const streams = {
   },
   AUDIT: {
     name: "AUDIT",
-    description: "Who did what: audit.<tenant>",
-    subjects: ["audit.*"],
+    description: "Who did what: audit.<tenant>, and audit.<tenant>.everyday for what programs do all day",
+    subjects: ["audit.*", "audit.*.everyday"],
     // What `ensureStreams` is told counts instead.
     maxAgeMs: 400 * day,
     dedupeMs: 60 * 60_000,
-    // One subject for each tenant, so that whoever writes many entries makes only its own old ones go.
-    maxPerSubject: 100_000,
+    // Subjects of each tenant, so that whoever writes many entries makes only its own old ones go. Of those that say who may do what, none goes
+    // before its time: the quota adminActionsPerDay lets in 250 a day, and each key can be revoked once.
+    maxPerSubject: 200_000,
     appendOnly: true,
   },
   SPANS: {

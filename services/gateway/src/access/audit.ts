@@ -1,5 +1,13 @@
 /** What the gateway does itself is in the audit log before it is done; and the log is read here. */
-import { type Actor, type AuditAction, type AuditEntry, type AuditFilter, type auditList, matchesAudit } from "@loraline/contracts";
+import {
+  type Actor,
+  type AuditAction,
+  type AuditEntry,
+  type AuditFilter,
+  type auditList,
+  isHeldUp,
+  matchesAudit,
+} from "@loraline/contracts";
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
@@ -17,10 +25,11 @@ export type Audited = <T>(request: Pick<FastifyRequest, "id" | "caller">, deed: 
 
 /**
  * Makes the function that records a deed and then does it. What cannot be recorded is not done.
- * @returns it throws RetryLaterError `audit_unavailable`, or what `act` throws.
+ * @returns it throws RetryLaterError `audit_unavailable`, PermanentError 429 QUOTA_ADMIN_ACTIONS, or what `act` throws.
  */
-export function createAudited({ bus, log }: Pick<GatewayContext, "bus" | "log">): Audited {
+export function createAudited({ bus, log, quotas }: Pick<GatewayContext, "bus" | "log" | "quotas">): Audited {
   return async ({ id, caller: { tenant, actor } }, { action, target, details = {} }, act) => {
+    if (isHeldUp(action)) await quotas.admitAdminAction(tenant);
     const entry = { tenant, action, target, by: actor, details };
     await bus.audit.record({ ...entry, id, outcome: "accepted" }).catch((error: unknown) => {
       const message = `The audit log cannot be written (${(error as Error).message}), so nothing was changed. Try again.`;

@@ -80,6 +80,30 @@ test("a tenant whose events take all the room that they may gives no further com
   expect(await uploaded(line, other)).toMatch(/^file-/);
 });
 
+test("admins change no more in a day than the audit log keeps, and can revoke keys all the same", async ({ nc, tenant }) => {
+  await using line = await started({ nc, tenant, quotas: { default: { adminActionsPerDay: 3 } } });
+  const post = (path: string, body: object) =>
+    line.fetch(path, { method: "POST", body: JSON.stringify(body), headers: { "content-type": "application/json" } });
+  const made = await Promise.all(
+    [1, 2].map(async (n) => ((await (await post("/v1/loraline/keys", { name: `k${n}` })).json()) as { id: string }).id),
+  );
+  expect(await line.bus.audit.countOfDay(tenant)).toBe(2);
+  expect((await post("/v1/loraline/keys", { name: "k3" })).status).toBe(200);
+  const refused = await post("/v1/loraline/keys", { name: "k4" });
+  expect([refused.status, await refused.json()]).toMatchObject([
+    429,
+    {
+      error: {
+        code: "QUOTA_ADMIN_ACTIONS",
+        message: expect.stringContaining("did 3 things within 24 hours, and its quota adminActionsPerDay is 3"),
+      },
+    },
+  ]);
+  await expect.poll(async () => (await line.fetch(`/v1/loraline/keys/${made[0]}`, { method: "DELETE" })).status).toBe(200);
+  const { data } = (await (await line.fetch("/v1/loraline/audit")).json()) as { data: { action: string }[] };
+  expect(data.map(({ action }) => action)).toEqual(["key.revoke", "key.create", "key.create", "key.create"]);
+});
+
 test("a run is refused while as many of its tenant wait as may; what runs hold is in the list of quotas", async ({ nc, tenant }) => {
   await using line = await started({ nc, tenant, quotas: { default: { runsWaiting: 5 } } });
   const training_file = await uploaded(line);

@@ -29,6 +29,8 @@ export interface GatewayQuotas {
   admitRun(tenant: string, spec: RunSpec): Promise<void>;
   /** @throws PermanentError 403 QUOTA_HISTORY if the event is a command, and streams hold as much of the tenant as they may. */
   admitEvent(tenant: string, event: EventDef): Promise<void>;
+  /** @throws PermanentError 429 QUOTA_ADMIN_ACTIONS if its admins did as much within a day as they may: with more, entries of the audit log would go. */
+  admitAdminAction(tenant: string): Promise<void>;
   /** @throws PermanentError 403 QUOTA_DATASETS if the tenant may not have one more. */
   admitDataset(tenant: string): Promise<void>;
   /**
@@ -48,7 +50,7 @@ export async function createGatewayQuotas({
   limits,
   settings,
 }: {
-  bus: Pick<Bus, "bucket" | "stored" | "eventBytes">;
+  bus: Pick<Bus, "bucket" | "stored" | "eventBytes" | "audit">;
   limits: Pick<Limits, "all">;
   settings: QuotaSettings;
 }): Promise<GatewayQuotas> {
@@ -64,6 +66,7 @@ export async function createGatewayQuotas({
     return {
       storageBytes: sumOf(await bus.stored(tenant)),
       historyBytes: await history.used(tenant),
+      adminActionsPerDay: await bus.audit.countOfDay(tenant),
       datasets: datasetCount,
       adapters: its.length,
       runsAtOnce: runs?.value.running ?? 0,
@@ -96,6 +99,17 @@ export async function createGatewayQuotas({
       if (!tenantCommands.includes(event)) return;
       const problem = await history.judge(tenant, of(tenant).historyBytes, event);
       if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { status: 403 });
+    },
+    async admitAdminAction(tenant) {
+      const most = of(tenant).adminActionsPerDay;
+      if (most === null) return;
+      const done = await bus.audit.countOfDay(tenant);
+      if (done < most) return;
+      throw new PermanentError(
+        "QUOTA_ADMIN_ACTIONS",
+        `this tenant's admins did ${done} things within 24 hours, and its quota adminActionsPerDay is ${most}. Wait, or have the operator raise it; keys can be revoked all the same.`,
+        { status: 429 },
+      );
     },
     async admitDataset(tenant) {
       const problem = await datasets.judge(tenant, of(tenant).datasets, false);
