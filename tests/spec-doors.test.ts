@@ -42,6 +42,7 @@ const samples: Record<string, unknown> = {
   "method.type=import": { type: "import", ...adapterFromElsewhere },
   import: adapterFromElsewhere,
   validation: "01JD000000000000000000000V",
+  init_from: "pirate@2",
   holdout: 0.25,
   validation_overlap: "keep",
   dedupe: "near",

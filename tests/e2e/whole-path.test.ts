@@ -7,9 +7,15 @@ const line = clientOf(inject("line"));
 const { openai } = line;
 const model = "local/whole-path";
 
-async function train(trainingFile: string) {
+async function train(trainingFile: string, more: object = {}) {
   // The client's types lack `loraline`, but it sends any field that it is given.
-  const body = { model: base, training_file: trainingFile, suffix: "whole-path", metadata: { purpose: "test" }, loraline: smallTraining };
+  const body = {
+    model: base,
+    training_file: trainingFile,
+    suffix: "whole-path",
+    metadata: { purpose: "test" },
+    loraline: { ...smallTraining, ...more },
+  };
   const job = await openai.fineTuning.jobs.create(body);
   const run = await runOver(line, job.id.replace("ftjob-", ""));
   return { job, run };
@@ -93,8 +99,12 @@ describe("the whole path", () => {
     for (const phase of ["load_base", "train", "evaluate", "save"]) expect(trainer).toContain(phase);
   });
 
-  it("a second run on the same dataset is version 2, in its own trace, linked to the dataset's", async () => {
-    const { run } = await train(fileId);
+  it("a second run on the same dataset, which goes on from the first, is version 2, in its own trace, linked to the dataset's", async () => {
+    const { run } = await train(fileId, { init_from: "whole-path@1" });
+    const before = await line.getRun({ run_id: runId });
+    const [earlier, later] = [before, run].map((one) => one.trained?.evaluation?.adapter_loss ?? Number.NaN);
+    expect(later).toBeLessThan(earlier as number);
+    expect(run.tokens?.init).toMatchObject({ adapter: "whole-path", version: 1 });
     expect(run.phase).toBe("served");
     expect(run.served?.version).toBe(2);
     const [first, second] = await Promise.all([line.getTrace({ run_id: runId }), line.getTrace({ run_id: run.runId })]);

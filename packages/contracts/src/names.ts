@@ -14,6 +14,14 @@ export const adapterName = z
   .regex(slug, "use 1 to 63 lowercase letters, digits or dashes, not starting or ending with a dash")
   .describe("Name of the adapter inside its tenant, such as `pirate`.");
 
+export const versionName = z
+  .string()
+  .regex(
+    /^(?:[a-z0-9-]+\/)?[a-z0-9-]+(?:@[1-9]\d{0,8})?$/,
+    "must be the name of an adapter, such as pirate, or of a version, such as pirate@3",
+  )
+  .describe("`pirate@3`, or `pirate` for the version that its alias names. `acme/` may stand before it.");
+
 export const ulid = z
   .string()
   .regex(/^[0-7][0-9A-HJKMNP-TV-Z]{25}$/, "must be a ULID: 26 characters of Crockford base 32, uppercase")

@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { olderTemplates, templateOf, templates } from "./spec/run-spec.ts";
 import { baseRef } from "./engine.ts";
-import { blobRef, digest } from "./names.ts";
+import { adapterName, blobRef, digest } from "./names.ts";
 
 const message = z.object({
   role: z.enum(["system", "user", "assistant", "tool"]),
@@ -205,6 +205,10 @@ export const tokenTotals = z.object({
   evalSupervised: z.int(),
   dropped: z.int(),
 });
+
+/** The version with which a training begins, as its name was understood when the run was tokenized. */
+export const initialAdapter = z.object({ adapter: adapterName, version: z.int().min(1), manifest: blobRef.describe("Adapter manifest.") });
+export type InitialAdapter = z.infer<typeof initialAdapter>;
 
 /** The manifest of a run's tokens: JSON object of kind `tokens`, written last. */
 export const tokenManifest = z

@@ -5,7 +5,7 @@ import { proof } from "./events/events.ts";
 import { importSource } from "./spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { quotaShape } from "./quotas.ts";
-import { tokenTotals } from "./records.ts";
+import { initialAdapter, tokenTotals } from "./records.ts";
 import { canarySettings, defaultKeep, keepPolicy, placement, runSpec } from "./spec/run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
@@ -71,7 +71,16 @@ export const runState = z.object({
   lostAttempts: z.int().describe("Attempts that ended without a result."),
   lastLostAttempt: z.int().optional().describe("The newest of them."),
   queue: z.object({ reason: z.string(), message: z.string() }).nullable().describe("What it waits for, in any phase."),
-  tokens: z.object({ manifest: blobRef, totals: tokenTotals, packed: z.boolean(), cacheHit: z.boolean(), at: isoTime }).nullable(),
+  tokens: z
+    .object({
+      manifest: blobRef,
+      totals: tokenTotals,
+      packed: z.boolean(),
+      cacheHit: z.boolean(),
+      init: initialAdapter.nullish(),
+      at: isoTime,
+    })
+    .nullable(),
   progress: z
     .object({
       attempt: z.int(),

@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { baseRef, computeType } from "./engine.ts";
 import { blobRef, digest, fileRef, problem } from "./names.ts";
-import { probePrompt } from "./records.ts";
+import { initialAdapter, probePrompt } from "./records.ts";
 import { loraSpec } from "./spec/lora-fields.ts";
 import { trainingSpec } from "./spec/training-fields.ts";
 
@@ -19,6 +19,7 @@ export const trainerSpec = z.object({
   method: trainerMethod
     .default({ type: "supervised" })
     .describe("`supervised`: trains on `shards/`. `import`: nothing is trained; `import/` holds an adapter from elsewhere."),
+  init: z.object({ name: z.string(), digest }).nullish().describe("The adapter in `init/` with which training begins. Absent: none."),
   probes: z.array(probePrompt),
   probe_tokens: z.int().default(16).describe("Greedy tokens recorded for each probe."),
   device: z.enum(["auto", "cuda", "cpu"]).default("auto").describe("`cuda`: without a GPU it is an error. `auto`: a GPU if there is one."),
@@ -159,6 +160,7 @@ export const evidence = z.object({
   runId: z.string(),
   adapter: digest,
   tokens: blobRef.describe("Manifest of the shards it was trained on."),
+  init: initialAdapter.nullish().describe("The version with which the training began. Absent or null: none."),
   templateDigest: digest,
   evaluation: evaluation.nullable(),
   probes: z.array(probeRecord),

@@ -17,6 +17,7 @@ import {
   datasetWaiting,
   type EngineRecord,
   type EventAddress,
+  type InitialAdapter,
   type MethodOf,
   type MethodTable,
   type Problem,
@@ -35,6 +36,7 @@ import type { ChunkWorkDeps } from "./chunk-key.ts";
 import { encodeChunks, forgetChunks, TokensNotNeeded } from "./encode-chunks.ts";
 import { needsNoTokens, rejectingCodes } from "./run-outcome.ts";
 import { judgeTemplate, seedSystem, tokenizeDataset, type TokenizeInput, tokenizeKey, type TokenizeResult } from "@loraline/tokens";
+import { findInitialAdapter } from "./find-initial-adapter.ts";
 import { tokenizeImport } from "./tokenize-import.ts";
 
 interface OnRunRequestedDeps extends ChunkWorkDeps {
@@ -80,7 +82,8 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
         const { ref, manifest, cacheHit } = outcome;
         const system = await systemOf(bus, at.tenant, received.data.spec);
         log.info({ ...manifest.totals, packed: manifest.packed, cacheHit }, "run tokenized");
-        await bus.publish(runTokenized, at, { manifest: ref, totals: manifest.totals, packed: manifest.packed, cacheHit, system });
+        const { init } = outcome;
+        await bus.publish(runTokenized, at, { manifest: ref, totals: manifest.totals, packed: manifest.packed, cacheHit, system, init });
         return;
       }
     }
@@ -98,7 +101,7 @@ async function systemOf(bus: Bus, tenant: string, { tokenize, dataset, method }:
 type Outcome =
   | { kind: "not-needed" }
   | (TokenizeResult & { kind: "rejected" })
-  | (TokenizeResult & { kind: "tokenized" } & { cacheHit: boolean });
+  | (TokenizeResult & { kind: "tokenized" } & { cacheHit: boolean; init: InitialAdapter | null });
 
 async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof runRequested>, context: HandlerContext): Promise<Outcome> {
   const { at } = received;
@@ -138,6 +141,8 @@ async function tokenizeRecords(
   const base = await telemetry.span("load tokenizer", {}, () => loadBase(spec.base));
   const mismatch = judgeTemplate(base, (await enginesOf(bus)).filter(isFor(at.tenant)));
   if (mismatch !== undefined) return { kind: "rejected", problem: mismatch };
+  const init = await findInitialAdapter(deps, at.tenant, spec, base.ref);
+  if (init !== null && "code" in init) return { kind: "rejected", problem: init };
   const input: TokenizeInput = { tenant: at.tenant, base, spec, dataset: dataset.manifest, validation };
   const cache = await bus.bucket(buckets.cache);
   const key = cacheKey({ stage: "tokenize", tenant: at.tenant, hex: tokenizeKey(input).slice("sha256:".length) });
@@ -146,7 +151,7 @@ async function tokenizeRecords(
   // The minimum is no part of the key: the tokens are the same whatever it is.
   const usable = manifest === undefined ? 0 : manifest.totals.sequences + (validation === null ? manifest.totals.evalSequences : 0);
   if (entry !== undefined && manifest !== undefined && usable >= spec.min_records) {
-    return { kind: "tokenized", ref: entry.value.manifest, manifest, cacheHit: true };
+    return { kind: "tokenized", ref: entry.value.manifest, manifest, cacheHit: true, init };
   }
   const chunks = [...dataset.manifest.chunks, ...(validation?.chunks ?? [])];
   const run = {
@@ -167,7 +172,7 @@ async function tokenizeRecords(
   });
   if (result.kind === "tokenized") await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
   await forgetChunks(deps, run, chunks);
-  return result.kind === "tokenized" ? { ...result, cacheHit: false } : result;
+  return result.kind === "tokenized" ? { ...result, cacheHit: false, init } : result;
 }
 
 /** Nothing is trained: the adapter is judged, and its probes are made ready. */
@@ -183,7 +188,7 @@ async function tokenizeAdapter(
   if (mismatch !== undefined) return { kind: "rejected", problem: mismatch };
   try {
     const result = await tokenizeImport({ objects }, { tenant, base, spec, adapter, engines });
-    return result.kind === "rejected" ? result : { ...result, cacheHit: false };
+    return result.kind === "rejected" ? result : { ...result, cacheHit: false, init: null };
   } catch (error) {
     // Waiting would not mend this error, and the user has to know it.
     if (!(error instanceof PermanentError) || !/^(?:ADAPTER|OBJECT)_/.test(error.code)) throw error;

@@ -4,6 +4,8 @@ import { cp, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type Bus } from "@loraline/bus";
 import {
+  adapterKey,
+  adapterState,
   buckets,
   datasetDeleted,
   datasetRejected,
@@ -15,7 +17,8 @@ import {
   type RunSpecInput,
   runTokenized,
 } from "@loraline/contracts";
-import { digestOf, getToFile } from "@loraline/objects";
+import { readBaseRef } from "@loraline/models/base-ref";
+import { digestOf, getToFile, putJson } from "@loraline/objects";
 import { ulid } from "ulid";
 import { baseName, basesDir } from "@loraline/testkit";
 import { describe, expect } from "vitest";
@@ -305,6 +308,71 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
     await expect
       .poll(async () => outcome(line, await request(line, specOf(id, { gpus: 3 }))), { timeout: 20_000 })
       .toHaveProperty("tokenized");
+  });
+
+  test("one that begins with a version that it cannot begin with; a version's weights are those that its name meant then", async ({
+    bus,
+    objects,
+    tenant,
+  }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const id = await dataset(line, someRecords(20));
+    const { digest } = await readBaseRef(join(basesDir, baseName));
+    const versions = await Promise.all(
+      [
+        { rank: 8, base: digest, status: "retired" },
+        { rank: 32, base: digest, status: "desired" },
+        { rank: 8, base: `sha256:${"5".repeat(64)}`, status: "desired" },
+        { rank: 8, base: digest, status: "deleted" },
+      ].map(async ({ rank, base, status }, n) => {
+        const made = {
+          version: 1,
+          base: { name: baseName, revision: "r", digest: base },
+          rank,
+          targetModules: [],
+          parameters: n,
+          files: [],
+        };
+        const manifest = await putJson(objects, tenant, "adapter", made);
+        const at = "2026-11-29T00:00:00.000Z";
+        const never = { reason: null, evaluation: null, servedAt: null, trace: null };
+        const ids = { digest: manifest.digest, manifest, evidence: manifest, runId: ulid(), engineName: `wren-${n}` };
+        return { ...never, ...ids, version: n + 1, rank, status, promote: "auto", lastStepAt: at, createdAt: at };
+      }),
+    );
+    const adapters = await bus.bucket(buckets.adapters);
+    const put = async (of: string, alias: number | null) =>
+      adapters.put(
+        adapterKey({ tenant: of, adapter: "wren" }),
+        adapterState.parse({
+          ...{ tenant: of, adapter: "wren", engine: "local", base: baseName, history: [], updatedAt: "2026-11-29T00:00:00.000Z" },
+          ...{ alias, versions },
+        }),
+      );
+    await put(tenant, 1);
+    await put("neighbour", 1);
+
+    const from = async (init_from: string) => request(line, specOf(id, { init_from, lora: { r: 16 } }));
+    for (const [name, code, message] of [
+      ["robin", "INIT_FROM_UNKNOWN", /no adapter "robin"/],
+      ["neighbour/wren@1", "INIT_FROM_UNKNOWN", /no adapter "neighbour\/wren@1"/],
+      ["wren@2", "INIT_FROM_MISMATCH", /rank 32, and this run lora\.r 16/],
+      ["wren@3", "INIT_FROM_MISMATCH", /made for base/],
+      ["wren@4", "INIT_FROM_UNKNOWN", /was deleted/],
+      ["wren@5", "INIT_FROM_UNKNOWN", /does not exist/],
+    ] as const)
+      expect(await rejected(line, await from(name))).toMatchObject({ code, param: "init_from", message: expect.stringMatching(message) });
+
+    const first = await tokenized(line, await from(`${tenant}/wren@1`));
+    expect(first.data.init).toEqual({ adapter: "wren", version: 1, manifest: versions[0]?.manifest });
+    expect((await tokenized(line, await from("wren"))).data).toMatchObject({ cacheHit: true, init: { version: 1 } });
+    await put(tenant, null);
+    expect(await rejected(line, await from("wren"))).toMatchObject({
+      code: "INIT_FROM_UNKNOWN",
+      message: expect.stringMatching(/promoted/),
+    });
   });
 
   test.for<[string, Partial<RunSpecInput>, object]>([

@@ -686,6 +686,7 @@ describe("faults", () => {
       name: "train-x-1",
       runSpec: spec,
       tokens: ref,
+      init: null,
       resume: null,
       traceparent: null,
     });

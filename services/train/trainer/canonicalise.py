@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from spec import TrainerError
 
 ADAPTER = "default"
@@ -71,6 +71,33 @@ def load_published(model, tensors: dict[str, torch.Tensor]) -> None:
             weight = tensors[f"base_model.model.{name}.{part}.weight"].to(linear.weight.device, model.dtype)
             linear.weight = torch.nn.Parameter(weight, requires_grad=False)
         layer.scaling[ADAPTER] = 1.0
+
+
+@torch.no_grad()
+def start_from(model, directory: Path, name: str) -> None:
+    """
+    Begins with the published adapter in `directory`: the model's scaling x B x A is that adapter's B x A, whatever rank and scaling the
+    model has. Modules and ranks that the adapter lacks keep their beginning (A drawn at random, B zero). Raises INIT_FROM_MISMATCH.
+    """
+    published, layers = load_file(directory / "adapter_model.safetensors"), lora_layers(model)
+    modules = {tensor.removeprefix("base_model.model.").rpartition(".lora_")[0] for tensor in published}
+    if missing := sorted(modules - set(layers)):
+        raise TrainerError(
+            "INIT_FROM_MISMATCH",
+            f"init_from: {name} adapts {missing[0]}, which this run leaves out. Choose its modules in lora.target_modules and its layers too.",
+            "lora.target_modules",
+        )
+    for module in sorted(modules):
+        layer = layers[module]
+        a, b = (published[f"base_model.model.{module}.lora_{part}.weight"].float() for part in "AB")
+        used = a.any(dim=1) | b.any(dim=0)  # others only pad it to the adapter's rank; they would never learn again
+        rank = int(used.sum())
+        if rank > layer.r[ADAPTER]:
+            raise TrainerError(
+                "INIT_FROM_MISMATCH", f"init_from: {name} has rank {rank} in {module}, and this run {layer.r[ADAPTER]}. Set lora.r to {rank} or more.", "lora.r"
+            )
+        weight_of(layer.lora_A[ADAPTER])[:rank] = a[used]
+        weight_of(layer.lora_B[ADAPTER])[:, :rank] = b[:, used] / layer.scaling[ADAPTER]
 
 
 def write_adapter(directory: Path, tensors: dict[str, torch.Tensor], spec: dict, number_of_layers: int) -> dict:

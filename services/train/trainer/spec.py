@@ -51,6 +51,9 @@ def read_spec(path: Path) -> dict:
     spec["method"] = spec.get("method", {"type": "supervised"})
     if not isinstance(spec["method"], dict) or not isinstance(spec["method"].get("type"), str):
         raise TrainerError("SPEC_INVALID", "method must be an object with a type.", "method.type")
+    spec["init"] = spec.get("init")
+    if spec["init"] is not None and not (isinstance(spec["init"], dict) and {"name", "digest"} <= set(spec["init"])):
+        raise TrainerError("SPEC_INVALID", "init needs a name and a digest.", "init")
     spec["probes"] = spec.get("probes") or []
     spec["probe_tokens"] = spec.get("probe_tokens", 16)
     spec["device"] = spec.get("device", "auto")

@@ -12,6 +12,7 @@ In:
     DIR/base/           the base, a Hugging Face directory
     DIR/shards/         train-*.arrow and, if there are held-out rows, eval-*.arrow; see packing.py
     DIR/resume/         a complete checkpoint of the same run, optional
+    DIR/init/           with init in spec.json: an adapter that was published here, with which training begins
     DIR/import/         with method import in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
 
 Out:
@@ -26,7 +27,7 @@ It computes in bf16 on a GPU and on a processor that does so natively, else in f
 Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to go on. 1: failed, result.json says why:
 
     SPEC_INVALID  LORA_FIELD_REFUSED  TRAINING_FIELD_REFUSED                            the spec
-    NO_TARGET_MODULES  TARGET_MODULE_UNSUPPORTED
+    NO_TARGET_MODULES  TARGET_MODULE_UNSUPPORTED  INIT_FROM_MISMATCH
     BASE_UNREADABLE  SHARD_INVALID  NO_SUPERVISED_TOKENS  RESUME_INVALID                the inputs
     PATTERN_TOO_COSTLY                                                                  the spec's expressions
     ADAPTER_CONFIG_INVALID  ADAPTER_FEATURE_UNSUPPORTED  ADAPTER_UNREADABLE             what is adopted
@@ -225,6 +226,8 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         plan = loop.plan_evaluations(settings, rows, held_out, WORLD_SIZE)
         evaluated = held_out.first(plan.rows)
 
+        if spec["init"] is not None:
+            canonicalise.start_from(model, directory / "init", spec["init"]["name"])
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             model.to("cuda")
@@ -481,6 +484,8 @@ FIRST_FIELDS = {
 def fingerprint_of(spec: dict, shards: Path) -> str:
     """Returns a hash of everything that changes the training, so that a checkpoint is never continued with other settings."""
     deciding = {"base": spec["base"]["digest"]}
+    if spec["init"] is not None:
+        deciding["init"] = spec["init"]["digest"]
     for section, defaults in (("lora", LORA_DEFAULTS), ("training", TRAINING_DEFAULTS)):
         fields = spec[section].items()
         deciding[section] = {name: value for name, value in fields if name in FIRST_FIELDS[section] or value != defaults[name]}

@@ -46,6 +46,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): strin
             (tokens.packed ? "; packed" : "") +
             (tokens.cacheHit ? "; from cache" : ""),
         ],
+    tokens?.init ? ["begins with", `${run.tenant}/${tokens.init.adapter}@${tokens.init.version}`] : undefined,
     run.attempt > 1 ? ["attempts", `${run.attempt}, of which ${run.lostAttempts} lost`] : undefined,
     trained === null || !words.trains
       ? undefined

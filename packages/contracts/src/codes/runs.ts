@@ -135,6 +135,14 @@ export const tokenizeCodes = defineArea(
       "A record is left out because it is a preference between answers, which supervised fine-tuning does not train.",
       "Give rows with one answer each, or leave it out.",
     ],
+    INIT_FROM_UNKNOWN: [
+      "`init_from` names an adapter or a version that does not exist, was refused or deleted, or whose adapter has no promoted version.",
+      "Name one that `loraline adapters` shows, such as `pirate@3`.",
+    ],
+    INIT_FROM_MISMATCH: [
+      "The version that `init_from` names was made for another base, or has a higher rank than the run.",
+      "Use its base, and set `lora.r` at least to its rank.",
+    ],
     BASE_CANNOT_SEE: ["A record is left out because it shows an image, and the base reads text only.", "Use rows of text only."],
     SEED_UNSUITABLE: [
       "A record is left out because the template `seed` trains one question and one answer, and the record is something else.",

@@ -4,7 +4,7 @@ import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { defineEvent, type EventDef, type Noun } from "./define-event.ts";
 import { importSource } from "../spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, ulid } from "../names.ts";
-import { tokenTotals } from "../records.ts";
+import { initialAdapter, tokenTotals } from "../records.ts";
 import { canarySettings, keepPolicy, placement, runSpec } from "../spec/run-spec.ts";
 import { evaluation } from "../trainer.ts";
 
@@ -85,6 +85,9 @@ export const runTokenized = defineEvent(
       .string()
       .nullish()
       .describe("System prompt of the conversations that had none of their own. The version is served with it. Absent or null: none."),
+    init: initialAdapter
+      .nullish()
+      .describe("What `init_from` names. Absent or null: training begins with an adapter that changes nothing yet."),
   }),
 );
 export const runQueued = defineEvent(

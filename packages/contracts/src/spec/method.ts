@@ -58,6 +58,7 @@ export const byMethod = <Args extends readonly unknown[], Result>(table: MethodT
 export const trainingOnlyFields = [
   "dataset",
   "validation",
+  "init_from",
   "holdout",
   "validation_overlap",
   "dedupe",

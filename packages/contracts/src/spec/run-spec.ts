@@ -1,7 +1,7 @@
 /** The run spec: what a user asks for. One schema for HTTP, NATS, `run.yaml` and the `FineTune` resource. */
 import { z } from "zod";
 import { priorityRange } from "../quotas.ts";
-import { adapterName, type Problem, ulid } from "../names.ts";
+import { adapterName, type Problem, ulid, versionName } from "../names.ts";
 import { isObject, movesOf, type Notice, notice, noticesOf, reasonOf } from "./judged-fields.ts";
 import { judgedLoraFields, loraSpec } from "./lora-fields.ts";
 import { adapterImport, datasetRules, type Method, method } from "./method.ts";
@@ -118,6 +118,11 @@ export const runSpecFields = z
     method: method.optional().meta({ default: { type: "supervised" } }),
     import: adapterImport.optional().meta({ deprecated: true, description: "Older spelling of `method: {type: import, …}`." }),
     validation: ulid.optional().describe("Dataset to evaluate on. Without it `holdout` rows are held out."),
+    init_from: versionName
+      .optional()
+      .describe(
+        "Training begins with this version of one of your adapters (`pirate@3`; `pirate`: the one that its alias names then), whatever its rank was, up to `lora.r`. Absent: with an adapter that changes nothing yet.",
+      ),
     holdout: z
       .number()
       .min(0)

@@ -130,3 +130,13 @@ test("no route shows or changes another adapter, and a route that says nothing o
   expect(text).toContain("a run of another adapter");
   expect(text).not.toContain(runIdOf(jobs.parrot));
 });
+
+test("begins no training with an adapter that it may not name, whose weights would be in the result", async ({ tried }) => {
+  const { tenant, file, ask, keyOf } = tried;
+  const key = await keyOf("pirate", "pirate@2");
+  const start = (init_from: string) =>
+    ask(key, "POST", "/v1/fine_tuning/jobs", { model: base, training_file: file, suffix: "pirate", loraline: { init_from } });
+  for (const name of ["parrot", "parrot@1", `${tenant}/parrot@2`])
+    expect(await start(name), name).toMatchObject({ status: 403, code: "model_not_allowed" });
+  expect((await start(`${tenant}/pirate@2`)).status).toBe(200);
+});

@@ -20,7 +20,7 @@ import { badRequest, badRequestOf, noSuchRun } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { cursorOf, jobEventsOf } from "./job-events.ts";
 import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
-import { datasetIdOf, runIdOf } from "../openai-ids.ts";
+import { datasetIdOf, ownAdapterName, runIdOf } from "../openai-ids.ts";
 import { idOfCursor, pageOf, pageOfItems, pageQueryOf } from "../paging.ts";
 import { parseJobBody, runSpecFromJob } from "./run-spec-from-job.ts";
 import { type JoinTrace, requestSpan } from "../tracing.ts";
@@ -122,6 +122,7 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       if ("problems" in made) throw badRequestOf(made.problems);
       const { spec } = made;
       checkModel(request.caller, spec.adapter);
+      if (spec.init_from !== undefined) checkModel(request.caller, ownAdapterName(tenant, spec.init_from));
 
       const key = idempotencyKeyOf(request.headers);
       const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });

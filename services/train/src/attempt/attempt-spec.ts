@@ -1,5 +1,5 @@
 /** What one attempt of a run has to do, as the controller asks for it and the courier reads it. Pure. */
-import { blobRef, runSpec, tenantName, traceparent, trainerSpec, ulid } from "@loraline/contracts";
+import { blobRef, initialAdapter, runSpec, tenantName, traceparent, trainerSpec, ulid } from "@loraline/contracts";
 import { z } from "zod";
 
 /** `attempt.json` in the attempt's folder. Where servers, bases and Python are, the courier learns from its environment. */
@@ -11,6 +11,7 @@ export const attemptSpec = z.object({
   name: z.string().describe("Of the attempt, and so of its Kubernetes Job or of its folder."),
   runSpec,
   tokens: blobRef.describe("Token manifest."),
+  init: initialAdapter.nullable().default(null).describe("The version with which training begins."),
   resume: z.object({ step: z.int(), checkpoint: blobRef }).nullable().describe("Checkpoint to go on from."),
   traceparent: traceparent.nullable(),
   machine: z

@@ -302,6 +302,7 @@ async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState
           name,
           runSpec: run.spec,
           tokens,
+          init: run.tokens?.init ?? null,
           resume,
           traceparent: traceparentOf(span),
         }),

@@ -1,5 +1,14 @@
 /** What is stored about a finished training: the adapter, free of everything that differs between equal trainings, and its evidence. */
-import type { AdapterManifest, BlobRef, Digest, Evidence, FileRef, TokenManifest, TrainerResult } from "@loraline/contracts";
+import type {
+  AdapterManifest,
+  BlobRef,
+  Digest,
+  Evidence,
+  FileRef,
+  InitialAdapter,
+  TokenManifest,
+  TrainerResult,
+} from "@loraline/contracts";
 
 type TrainedAdapter = NonNullable<TrainerResult["adapter"]>;
 
@@ -29,14 +38,16 @@ export function evidenceFor(input: {
   adapter: Digest;
   tokensRef: BlobRef;
   tokens: Pick<TokenManifest, "templateDigest">;
+  init: InitialAdapter | null;
   result: TrainerResult;
 }): Evidence {
-  const { runId, adapter, tokensRef, tokens, result } = input;
+  const { runId, adapter, tokensRef, tokens, init, result } = input;
   return {
     version: 1,
     runId,
     adapter,
     tokens: tokensRef,
+    init,
     templateDigest: tokens.templateDigest,
     evaluation: result.evaluation,
     probes: result.probes,

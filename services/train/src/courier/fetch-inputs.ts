@@ -2,8 +2,11 @@
 import { mkdir, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import {
+  adapterManifest,
   type BlobRef,
   checkpointManifest,
+  type FileRef,
+  type InitialAdapter,
   type TokenManifest,
   tokenManifest,
   type TokenManifest as Tokens,
@@ -29,7 +32,7 @@ export interface Inputs {
 }
 
 /**
- * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `base`, `resume/`, `import/` and last `spec.json` into `work`.
+ * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `base`, `resume/`, `import/`, `init/` and last `spec.json` into `work`.
  * @throws PermanentError BASE_MISSING, BASE_MISMATCH, OBJECT_MISSING, OBJECT_CORRUPT, DISK_FULL …
  */
 export async function fetchInputs(deps: {
@@ -58,7 +61,8 @@ export async function fetchInputs(deps: {
     );
     const ofMethod = trainMethodOf(attempt.runSpec);
     const files = ofMethod.files.map(({ blob, path }) => fetch(blob, path));
-    await inParallel(downloadsAtOnce, [...shards, ...files]);
+    const init = attempt.init === null ? [] : await initialFiles(attempt.init, deps, patience);
+    await inParallel(downloadsAtOnce, [...shards, ...files, ...init.map(({ path, blob }) => fetch(blob, `init/${path}`))]);
 
     let resumedFromStep: number | null = null;
     let resumeLost: string | null = null;
@@ -91,6 +95,7 @@ export async function fetchInputs(deps: {
       lora: attempt.runSpec.lora,
       training: attempt.runSpec.training,
       method: ofMethod.trainer,
+      init: attempt.init && { name: `${attempt.init.adapter}@${attempt.init.version}`, digest: attempt.init.manifest.digest },
       probes: tokens.probes,
       probe_tokens: probeTokens,
       device: attempt.machine.device,
@@ -99,6 +104,22 @@ export async function fetchInputs(deps: {
     return { tokens, resumedFromStep, resumeLost };
   } catch (error) {
     throw explainSystemError(error, `fetching the inputs of ${attempt.name} to ${work}`);
+  }
+}
+
+/** @throws PermanentError INIT_FROM_UNKNOWN: the version was deleted since the run was tokenized. */
+async function initialFiles(
+  { adapter, version, manifest }: InitialAdapter,
+  { spec, objects }: { spec: AttemptSpec; objects: Pick<Objects, "get"> },
+  patience: KeepTryingOptions,
+): Promise<FileRef[]> {
+  try {
+    const { files } = await keepTrying("fetch adapter", () => getJson(objects, spec.tenant, manifest, adapterManifest), patience);
+    return files;
+  } catch (error) {
+    if (!(error instanceof PermanentError) || error.code !== "OBJECT_MISSING") throw error;
+    const message = `init_from: ${adapter}@${version} was deleted since the run was requested. Name another version.`;
+    throw new PermanentError("INIT_FROM_UNKNOWN", message, { param: "init_from", cause: error });
   }
 }
 

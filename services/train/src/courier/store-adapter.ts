@@ -43,7 +43,7 @@ export async function storeAdapter(
     );
     const manifest = adapterManifestFor(tokens, trained, files);
     const adapter = await keepTrying("store adapter manifest", () => putJson(objects, spec.tenant, "adapter", manifest), patience);
-    const proof = evidenceFor({ runId: spec.runId, adapter: adapter.digest, tokensRef: spec.tokens, tokens, result });
+    const proof = evidenceFor({ runId: spec.runId, adapter: adapter.digest, tokensRef: spec.tokens, tokens, init: spec.init, result });
     return { adapter, evidence: await keepTrying("store evidence", () => putJson(objects, spec.tenant, "evidence", proof), patience) };
   });
   await outbox.send(runTrained, {

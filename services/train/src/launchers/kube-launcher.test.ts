@@ -92,6 +92,7 @@ it.each([
     name,
     runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: "01KB0000000000000000000001", nodes }),
     tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
+    init: null,
     resume: null,
     traceparent: null,
   });
@@ -179,6 +180,7 @@ it("follows an attempt that an earlier release made in another namespace, ends i
     name,
     runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: "01KB0000000000000000000001" }),
     tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
+    init: null,
     resume: null,
     traceparent: null,
   } as const;

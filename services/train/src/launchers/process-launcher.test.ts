@@ -22,6 +22,7 @@ const attemptOf = (attempt: number, id = runId): AttemptRequest => ({
   name: attemptNameOf(id, attempt),
   runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: runId }),
   tokens: { kind: "tokens", digest: `sha256:${hex}`, size: 1 },
+  init: null,
   resume: null,
   traceparent: null,
 });

@@ -500,3 +500,59 @@ def test_every_error_code_is_documented():
     programs = "".join((TRAINER / name).read_text().split('"""')[1] for name in ("train.py", "merge.py"))
     documented = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b|\bINTERNAL\b", programs))
     assert raised == documented
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run that begins with an adapter
+
+
+def begin_with(run, adapter):
+    """Fills `run` as the courier does for a spec with init_from."""
+    shutil.copytree(adapter, run.path / "init")
+    run.spec["init"] = {"name": "pirate@1", "digest": "sha256:" + "1" * 64}
+    (run.path / "spec.json").write_text(json.dumps(run.spec))
+    return run
+
+
+def test_training_begins_with_the_weights_of_a_version_in_any_rank_and_scaling(directory):
+    first = directory("first")
+    assert first.run() == 0
+    learned = first.result["evaluation"]["adapter_loss"]
+    standing_still = {"max_steps": 1, "learning_rate": 1e-9}
+    for name, lora in (("same", {}), ("higher", {"r": 6, "lora_alpha": 21}), ("rslora", {"r": 16, "use_rslora": True})):
+        again = begin_with(directory(name, lora=lora, training=standing_still), first.path / "adapter")
+        assert again.run() == 0
+        assert again.result["evaluation"]["adapter_loss"] == pytest.approx(learned, abs=2e-3)
+        assert again.result["evaluation"]["base_loss"] == first.result["evaluation"]["base_loss"]
+    # Rounding of B / scaling apart, the weights themselves are those of the version.
+    same = directory("plain", training=standing_still)
+    assert same.run() == 0 and same.result["evaluation"]["adapter_loss"] > learned + 0.1
+
+    further = begin_with(directory("further", lora={"r": 8}), first.path / "adapter")
+    assert further.run() == 0
+    assert further.result["evaluation"]["adapter_loss"] < learned
+
+
+def test_a_run_that_began_with_a_version_resumes_bit_for_bit_and_never_from_a_run_that_did_not(directory):
+    first = directory("first")
+    assert first.run() == 0
+    whole = begin_with(directory("whole"), first.path / "adapter")
+    assert whole.run() == 0
+    shutil.copytree(whole.path / "checkpoints/step-00000009", (killed := begin_with(directory("killed"), first.path / "adapter")).path / "resume")
+    assert killed.run() == 0
+    assert killed.result["adapter"] == whole.result["adapter"]
+    other = directory("other")
+    shutil.copytree(whole.path / "checkpoints/step-00000009", other.path / "resume")
+    assert failure(other)["code"] == "RESUME_INVALID"
+
+
+@pytest.mark.parametrize(
+    "lora, param, words",
+    [({"r": 2}, "lora.r", "rank 4"), ({"target_modules": ["q_proj"]}, "lora.target_modules", "which this run leaves out")],
+    ids=["rank", "modules"],
+)
+def test_a_version_that_does_not_fit_into_the_run_is_refused(directory, lora, param, words):
+    first = directory("first", training={"max_steps": 3})
+    assert first.run() == 0
+    error = failure(begin_with(directory("second", lora=lora), first.path / "adapter"))
+    assert (error["code"], error["param"]) == ("INIT_FROM_MISMATCH", param) and words in error["message"]
