@@ -347,8 +347,14 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
       adapters.put(
         adapterKey({ tenant: of, adapter: "wren" }),
         adapterState.parse({
-          ...{ tenant: of, adapter: "wren", engine: "local", base: baseName, history: [], updatedAt: "2026-11-29T00:00:00.000Z" },
-          ...{ alias, versions },
+          tenant: of,
+          adapter: "wren",
+          engine: "local",
+          base: baseName,
+          history: [],
+          updatedAt: "2026-11-29T00:00:00.000Z",
+          alias,
+          versions,
         }),
       );
     await put(tenant, 1);

@@ -82,7 +82,10 @@ def misleading_rows():
 
 
 def test_the_best_step_is_published(directory):
-    best, last = directory("best", rows=misleading_rows(), **MISLED), directory("last", rows=misleading_rows(), training=MISLED["training"] | {"load_best_model_at_end": False})
+    best, last = (
+        directory("best", rows=misleading_rows(), **MISLED),
+        directory("last", rows=misleading_rows(), training=MISLED["training"] | {"load_best_model_at_end": False}),
+    )
     assert best.run() == last.run() == 0
     curve = best.result["eval_history"]
     assert [step for step, _ in curve] == [*range(3, 36, 3), 36]
@@ -92,7 +95,6 @@ def test_the_best_step_is_published(directory):
     assert evaluation["published_step"] == step and evaluation["adapter_loss"] == pytest.approx(loss, abs=0.02)
     assert last.result["evaluation"]["published_step"] == 36 and last.result["evaluation"]["adapter_loss"] > evaluation["adapter_loss"]
     assert not evaluation["stopped_early"] and best.result["steps"] == 36
-
 
 
 def test_the_best_step_has_the_very_weights_of_that_step(directory):
