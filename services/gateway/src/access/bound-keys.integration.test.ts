@@ -1,5 +1,6 @@
 /** A key that is bound to the models of one adapter tries every route there is on that adapter and on another one. */
 import { buckets, httpRoutes, type HttpRoute, type Scope } from "@loraline/contracts";
+import { putJson } from "@loraline/objects";
 import { test as testWithNats } from "@loraline/testkit";
 import { toFile } from "openai";
 import { expect } from "vitest";
@@ -7,6 +8,7 @@ import { createApiKey } from "./auth.ts";
 import {
   adapterOf,
   base,
+  digestOf,
   heldBy,
   playIngested,
   putAdapter,
@@ -139,4 +141,30 @@ test("begins no training with an adapter that it may not name, whose weights wou
   for (const name of ["parrot", "parrot@1", `${tenant}/parrot@2`])
     expect(await start(name), name).toMatchObject({ status: 403, code: "model_not_allowed" });
   expect((await start(`${tenant}/pirate@2`)).status).toBe(200);
+});
+
+test("takes no other adapter's files by their digest, and is not told that they are there", async ({ tried }) => {
+  const { line, tenant, ask, keyOf } = tried;
+  const stored = async (adapter: string): Promise<string> => {
+    const about = { name: base, revision: adapter, digest: digestOf("b") };
+    const manifest = await putJson(line.objects, tenant, "adapter", {
+      version: 1,
+      base: about,
+      rank: 8,
+      targetModules: [],
+      parameters: 1,
+      files: [],
+    });
+    await putAdapter(line.bus, adapterOf(tenant, adapter, [versionOf(tenant, adapter, 1, { manifest })]));
+    return manifest.digest;
+  };
+  const [own, other] = [await stored("pirate"), await stored("parrot")];
+  const take = (key: string, object: string) => ask(key, "POST", "/v1/loraline/adapters", { base, name: "pirate", from: { object } });
+  const bound = await keyOf("pirate");
+  // These manifests name no files.
+  expect(await take(bound, own)).toMatchObject({ status: 400, code: "ADAPTER_FILES_MISSING" });
+  expect(await take(line.key, other)).toMatchObject({ status: 400, code: "ADAPTER_FILES_MISSING" });
+  const [refused, missing] = [await take(bound, other), await take(bound, digestOf("c"))];
+  expect(refused).toMatchObject({ status: 400, code: "OBJECT_MISSING" });
+  expect(refused.text.replace(other, "")).toBe(missing.text.replace(digestOf("c"), ""));
 });

@@ -5,6 +5,8 @@ import {
   addAdapterSettings,
   adapterManifest,
   type BlobRef,
+  buckets,
+  everyKeyOf,
   parseRunSpec,
   type Problem,
   runRequested,
@@ -27,7 +29,7 @@ import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import type { z } from "zod";
 import type { Caller } from "../access/auth.ts";
-import { checkModel } from "../access/decide-models.ts";
+import { checkModel, seesAdapter } from "../access/decide-models.ts";
 import { contentLengthOf, type Upload } from "../access/uploads.ts";
 import { fieldText, parsedBody } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
@@ -122,11 +124,24 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
     return { settings, files: { config, weights }, source: "upload" };
   };
 
-  const fetchAll = async (tenant: string, from: From, signal: AbortSignal): Promise<{ files: Files; source: string }> => {
+  /** Whether the caller may see some version that has this manifest. A key that is bound to adapters may not copy others by their digests. */
+  const maySee = async (caller: Caller, manifest: string): Promise<boolean> => {
+    if (caller.models === null) return true;
+    const adapters = await (await bus.bucket(buckets.adapters)).entries(everyKeyOf(caller.tenant), { skipUnreadable: true });
+    return adapters.some(
+      ({ value: { adapter, versions } }) =>
+        seesAdapter(caller, adapter) && versions.some((version) => version.manifest.digest === manifest),
+    );
+  };
+
+  const fetchAll = async (caller: Caller, from: From, signal: AbortSignal): Promise<{ files: Files; source: string }> => {
+    const { tenant } = caller;
     if ("object" in from) {
+      const unknown = () => badRequest("OBJECT_MISSING", `there is no adapter ${from.object} in the store of this tenant.`, "from.object");
+      if (!(await maySee(caller, from.object))) throw unknown();
       const manifest = await getJson(objects, tenant, { kind: "adapter", digest: from.object }, adapterManifest).catch((error: unknown) => {
         if (!(error instanceof PermanentError) || error.code !== "OBJECT_MISSING") throw error;
-        throw badRequest("OBJECT_MISSING", `there is no adapter ${from.object} in the store of this tenant.`, "from.object");
+        throw unknown();
       });
       const [config, weights] = [adapterFiles.config, adapterFiles.weights].map(
         (name) => manifest.files.find(({ path }) => path === name)?.blob,
@@ -236,7 +251,7 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       }
       const { from, ...settings } = parsedBody(addAdapterBody, incoming.body);
       checkModel(caller, settings.name);
-      const { files, source } = await fetchAll(caller.tenant, from, context.signal);
+      const { files, source } = await fetchAll(caller, from, context.signal);
       return reply.code(202).send(await request(caller, key, await judged(caller.tenant, settings, files, source)));
     });
   };
