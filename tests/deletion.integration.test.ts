@@ -301,6 +301,41 @@ test("a tenant goes with everything, its runs are cancelled, and its keys are re
   expect(await line.serve.adapter("stripes")).toBeUndefined();
 });
 
+test("parts of uploads that ended or expired are removed, and those of open ones stay", async ({ line }) => {
+  const { openai, bus } = line.gateway;
+  const begin = async (word: string) => {
+    const rows = rowsWith(word);
+    const upload = await openai.uploads.create({ bytes: rows.length, filename: `${word}.jsonl`, mime_type: "x", purpose: "fine-tune" });
+    const halves = [rows.slice(0, 500), rows.slice(500)];
+    const part_ids: string[] = [];
+    for (const half of halves)
+      part_ids.push((await openai.uploads.parts.create(upload.id, { data: await toFile(Buffer.from(half), "p") })).id);
+    return { id: upload.id, part_ids };
+  };
+  const [open, cancelled, expired, whole] = [
+    await begin("OPEN-TEXT"),
+    await begin("GIVEN-UP"),
+    await begin("TOO-LATE"),
+    await begin("WHOLE-TEXT"),
+  ];
+  // Nothing but uploads is there to say that NATS was not lost.
+  await using _collector = await line.startCollector({ retention: { untold: 100 }, roundMs: 50, sweepMs: 300 });
+  await openai.uploads.cancel(cancelled.id);
+  const key = `${line.tenant}.${expired.id.slice("upload_".length)}`;
+  await (await bus.bucket(buckets.uploads)).change(key, (state) => state && { ...state, expiresAt: new Date(0).toISOString() });
+  for (const word of ["GIVEN-UP", "TOO-LATE"]) await expect.poll(() => line.search(`It is ${word}`), until).toEqual([]);
+  expect(await line.search("It is OPEN-TEXT")).not.toEqual([]);
+  const { file } = await openai.uploads.complete(whole.id, { part_ids: whole.part_ids });
+  const raw = async () => (await kinds(line)).filter((kind) => kind === "raw").length;
+  // The file, and two parts of the open upload.
+  await expect.poll(raw, until).toBe(3);
+  expect(await (await openai.files.content(file?.id ?? "")).text()).toBe(rowsWith("WHOLE-TEXT"));
+  await openai.uploads.complete(open.id, { part_ids: open.part_ids });
+  await expect.poll(raw, until).toBe(2);
+  await openai.files.delete(file?.id ?? "");
+  await expect.poll(() => line.search("WHOLE-TEXT"), until).toEqual([]);
+});
+
 test("bytes that are uploaded again while they are erased survive, however often", async ({ line }) => {
   await using _collector = await line.startCollector({ retention: { untold: 100 }, roundMs: 20 });
   let id = await line.upload(rowsWith("AGAIN-TEXT"));

@@ -47,6 +47,7 @@ const keys: Record<keyof typeof buckets, string> = {
   training: "broken",
   budgets: `${tenant}.broken`,
   usage: `${tenant}.2026-01-01.broken.${ulid}`,
+  uploads: `${tenant}.${ulid}`,
   responses: `${tenant}.${ulid}`,
   deletions: `${tenant}.dataset.${ulid}`,
   leases: "broken",

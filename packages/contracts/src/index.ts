@@ -35,6 +35,7 @@ export * from "./spec/method.ts";
 export * from "./spec/run-spec.ts";
 export * from "./spec/training-fields.ts";
 export * from "./state.ts";
-export * from "./stored-response.ts";
+export * from "./http/stored-response.ts";
 export * from "./trainer.ts";
+export * from "./http/upload-state.ts";
 export * from "./version.ts";

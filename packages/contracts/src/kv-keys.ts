@@ -27,7 +27,7 @@ export const parseAdapterKey = (key: string): AdapterOfTenant => {
   return { tenant, adapter };
 };
 
-/** Matches every entry of one tenant in `runs`, `datasets`, `adapters` or `responses`. */
+/** Matches every entry of one tenant in `runs`, `datasets`, `adapters`, `responses` or `uploads`. */
 export const everyKeyOf = (tenant: string): string => `${tenant}.*`;
 
 /** Bucket `replicas`: `<engine>.<replica>`. */
@@ -119,6 +119,11 @@ export const everyUsageOfTenant = (tenant: string): string => `${tenant}.>`;
 
 /** Bucket `responses`: `<tenant>.<ulid>`; `everyKeyOf` matches a tenant's. */
 export const responseKey = ({ tenant, id }: { readonly tenant: string; readonly id: string }): string => `${tenant}.${id}`;
+
+/** Bucket `uploads`: `<tenant>.<ulid>`. */
+export const uploadKey = ({ tenant, id }: { readonly tenant: string; readonly id: string }): string => `${tenant}.${id}`;
+
+export const parseUploadKey = parseRunKey;
 
 /** Bucket `deletions`: `<tenant>.<what>.<id>`. */
 export const deletionKey = ({ tenant, what, id }: Pick<DeletionState, "tenant" | "what" | "id">): string => `${tenant}.${what}.${id}`;

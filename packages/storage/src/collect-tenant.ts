@@ -62,8 +62,8 @@ export async function collectTenant(tenant: string, deps: CollectDeps, stored?: 
   const now = await deletions.serverTime();
   const records = await readTenant(tenant, deps);
   const blobs = stored ?? (await Array.fromAsync(objects.stored(tenant)));
-  const { datasets, runs, adapters } = records;
-  if (asked.length === 0 && blobs.length > 0 && [datasets, runs, adapters].every((of) => of.length === 0)) {
+  const { datasets, runs, adapters, uploads = [] } = records;
+  if (asked.length === 0 && blobs.length > 0 && [datasets, runs, adapters, uploads].every((of) => of.length === 0)) {
     // NATS was lost or is not restored yet, and the store is the only copy that is left.
     const message = "nothing says what this tenant's blobs are for, and nothing of it was ever deleted: its blobs are left alone";
     log.warn({ tenant, blobs: blobs.length }, message);
@@ -115,12 +115,14 @@ async function readTenant(tenant: string, { bus, nc }: CollectDeps): Promise<Ten
       await new Promise((resolve) => setTimeout(resolve, 50));
     }
   }
-  const [datasets, runs, adapters] = await Promise.all([
+  const [uploads, datasets, runs, adapters] = await Promise.all([
+    bus.bucket(buckets.uploads).then((bucket) => bucket.entries(everyKeyOf(tenant))),
     bus.bucket(buckets.datasets).then((bucket) => bucket.entries(everyKeyOf(tenant))),
     bus.bucket(buckets.runs).then((bucket) => bucket.entries(everyKeyOf(tenant))),
     bus.bucket(buckets.adapters).then((bucket) => bucket.entries(everyKeyOf(tenant))),
   ]);
   return {
+    uploads: uploads.map(({ value }) => value),
     datasets: datasets.map(({ value }) => value),
     runs: runs.map(({ value }) => value),
     adapters: adapters.map(({ value }) => value),

@@ -4,7 +4,7 @@
  */
 import { randomUUID } from "node:crypto";
 import type { Bus } from "@loraline/bus";
-import { buckets, type DeletionState } from "@loraline/contracts";
+import { buckets, type DeletionState, parseUploadKey, type UploadState } from "@loraline/contracts";
 import { type Objects, removeUnfinishedBlobs, type StoredBlob } from "@loraline/objects";
 import { type Log, messageOf } from "@loraline/runtime";
 import type { NatsConnection } from "@nats-io/transport-node";
@@ -59,6 +59,17 @@ export async function createCollector(options: CollectorOptions): Promise<AsyncD
         due.set(value.tenant, { at: 0, pause: roundMs });
         wake();
       } else if (!due.has(value.tenant)) putOff(value.tenant);
+    },
+  });
+
+  // The parts of an upload that has ended are as many bytes as its file. What was stored a moment ago is not removed yet.
+  await (
+    await bus.bucket(buckets.uploads)
+  ).watch({
+    signal,
+    onChange(key, value: UploadState | undefined) {
+      const { tenant } = parseUploadKey(key);
+      if (value !== undefined && value.status !== "pending" && !due.has(tenant)) putOff(tenant, retention.untold + roundMs);
     },
   });
 

@@ -7,7 +7,16 @@
  * Whoever stores bytes that are there already, or tells of such bytes, makes them young again (`Objects.put`, `Objects.touch`). So a blob that
  * is in use by work under way is never older than that work.
  */
-import { type AdapterState, type BlobKind, type BlobRef, type DatasetState, type RunState, stageOfCacheKey } from "@loraline/contracts";
+import {
+  type AdapterState,
+  type BlobKind,
+  type BlobRef,
+  type DatasetState,
+  type RunState,
+  stageOfCacheKey,
+  uploadGraceMs,
+  type UploadState,
+} from "@loraline/contracts";
 
 const minute = 60_000;
 const day = 24 * 60 * minute;
@@ -40,6 +49,8 @@ export interface TenantRecords {
   runs: readonly RunState[];
   adapters: readonly AdapterState[];
   cache: readonly CacheRecord[];
+  /** Absent: none. */
+  uploads?: readonly UploadState[];
 }
 
 interface Roots {
@@ -52,12 +63,19 @@ interface Roots {
 }
 
 /** @param now - the server's clock, in milliseconds since the epoch. */
-export function decideRoots({ datasets, runs, adapters, cache }: TenantRecords, now: number, retention: Retention): Roots {
+export function decideRoots({ datasets, runs, adapters, cache, uploads = [] }: TenantRecords, now: number, retention: Retention): Roots {
   const roots: Roots = { whole: [], alone: [], dropFromCache: [] };
   const live = new Map(datasets.filter(({ status }) => status !== "deleted").map((dataset) => [dataset.datasetId, dataset]));
   for (const { blob, parts, manifest, report } of live.values()) {
     roots.alone.push(...(blob === null ? [] : [blob]), ...parts.map((part) => part.blob));
     roots.whole.push(...(manifest === null ? [] : [manifest]), ...(report === null ? [] : [report]));
+  }
+
+  // What is put together is told of a moment later, or when somebody asks for its completion again. Parts are needed no more then.
+  for (const { status, parts, file, expiresAt } of uploads) {
+    if (now >= Date.parse(expiresAt) + uploadGraceMs) continue;
+    if (status === "pending") roots.alone.push(...parts.map(({ blob }) => blob));
+    if (status === "completed" && file !== null) roots.alone.push(file);
   }
 
   const hasData = ({ spec }: RunState): boolean => [spec.dataset, spec.validation].every((id) => id === undefined || live.has(id));

@@ -17,6 +17,11 @@ export const resultFileIdOf = (runId: string): string => `file-result-${runId}`;
 /** The run of a result file's id; undefined if it is not one of ours. */
 export const runIdOfResult = suffixAfter("file-result-");
 
+export const uploadIdOf = (id: string): string => `upload_${id}`;
+/** The ULID of an upload, and of its dataset; undefined if it is not one of ours. */
+export const ulidOfUpload = suffixAfter("upload_");
+export const partIdOf = (id: string): string => `part_${id}`;
+
 export const jobIdOf = (runId: string): string => `ftjob-${runId}`;
 /** The run of a job id; undefined if it is not one of ours. */
 export const runIdOf = suffixAfter("ftjob-");

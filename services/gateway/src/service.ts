@@ -29,6 +29,7 @@ import { datasetRoutes } from "./jobs/datasets.ts";
 import { fileRoutes } from "./jobs/files.ts";
 import { auditRoutes } from "./access/audit.ts";
 import { adminRoutes } from "./access/admin-api.ts";
+import { partUploadRoutes } from "./jobs/part-uploads.ts";
 import { fineTuningRoutes } from "./jobs/fine-tuning.ts";
 import { createInference, inferenceRoutes } from "./inference/inference.ts";
 import { responseRoutes } from "./responses/responses.ts";
@@ -200,6 +201,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     };
     metrics.engines(() => context.table.view().engines);
     const inference = owned.use(createInference(context));
+    const partUploads = await partUploadRoutes(context);
     const responses = await responseRoutes(context, inference);
     const loraline = await loralineRoutes(context);
     const takeAdapter = await takeAdapterRoutes(context);
@@ -293,6 +295,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
         });
         for (const routes of [
           fileRoutes(context),
+          partUploads,
           datasetRoutes(context),
           fineTuningRoutes(context),
           modelRoutes(context),

@@ -165,6 +165,15 @@ export const httpCodes = defineArea(
       "The key belongs to another tenant than the one that is to be deleted.",
       "Use a key of that tenant, with the scope admin.",
     ],
+    upload_ended: [
+      "The upload takes nothing more: it is complete, cancelled or has expired.",
+      "Begin another one with POST /v1/uploads. Uploads expire after an hour.",
+    ],
+    upload_incomplete: [
+      "The parts do not make the file that was announced: a part is unknown or named twice, or the number of bytes is another one.",
+      "Name every part once, in the file's order; send what is missing.",
+    ],
+    checksum_mismatch: ["The file does not have the checksum `md5`.", "Send the parts again, and name them in the file's order."],
     upload_aborted: ["The upload ended before the file was complete.", "Upload it again."],
     too_many_files: ["The upload has more than one file.", "Send exactly one file per upload."],
     too_many_fields: [

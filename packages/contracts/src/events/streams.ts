@@ -5,7 +5,8 @@ import { apiKeyRecord } from "../api-key.ts";
 import { engineRecord } from "../engine.ts";
 import { datasetEvents, events, runEvents } from "./events.ts";
 import type { BlobKind } from "../names.ts";
-import { responsesKeptMs, storedResponse } from "../stored-response.ts";
+import { uploadKnownMs, uploadState } from "../http/upload-state.ts";
+import { responsesKeptMs, storedResponse } from "../http/stored-response.ts";
 import {
   adapterState,
   assignment,
@@ -408,6 +409,13 @@ export const buckets = {
     description: "Answers of /v1/responses with their conversations; key <tenant>.<ulid>",
     value: storedResponse,
     ttlMs: responsesKeptMs,
+    holdsTexts: true,
+  },
+  uploads: {
+    name: "uploads",
+    description: "Files that come in parts; key <tenant>.<ulid>",
+    value: uploadState,
+    ttlMs: uploadKnownMs,
     holdsTexts: true,
   },
   deletions: {

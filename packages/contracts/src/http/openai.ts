@@ -8,6 +8,7 @@ import { notice } from "../spec/judged-fields.ts";
 import { adapterImport, type MethodType } from "../spec/method.ts";
 import { runSpecFields } from "../spec/run-spec.ts";
 import { runState } from "../state.ts";
+import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { maskOf } from "./mask-of.ts";
 
 const unix = z.int().describe("Unix seconds.");
@@ -45,6 +46,41 @@ export const fileDeleted = z.object({
   object: z.literal("file"),
   deleted: z.literal(true),
   loraline: z.object({ stays: z.array(stays).describe("What is kept although the file is gone, and why.") }).optional(),
+});
+
+export const createUploadBody = z.strictObject({
+  bytes: z.int().min(1).describe("Bytes of the whole file."),
+  filename: z.string().min(1).max(512),
+  mime_type: z.string().max(255).nullish().describe("Changes nothing: the format is found by the file's name and its content."),
+  purpose: z.literal("fine-tune"),
+  expires_after: z.null("files stay until they are deleted: remove it").optional(),
+  mapping: datasetMapping.nullish().describe("How the rows are to be read; without it by detection. OpenAI has no such field."),
+});
+export const completeUploadBody = z.strictObject({
+  part_ids: z.array(z.string()).min(1).max(2000).describe("Every part of the file, in its order."),
+  md5: z
+    .string()
+    .regex(/^[0-9a-fA-F]{32}$/, "32 hex digits")
+    .nullish()
+    .describe("Of the whole file: it is only taken if it has this checksum."),
+});
+export const uploadObject = z.object({
+  id: z.string().regex(/^upload_/),
+  object: z.literal("upload"),
+  bytes: z.int(),
+  created_at: unix,
+  expires_at: unix,
+  filename: z.string(),
+  purpose: z.string(),
+  status: z.enum(["pending", "completed", "cancelled", "expired"]),
+  file: fileObject.nullable(),
+});
+export type UploadObject = z.infer<typeof uploadObject>;
+export const uploadPartObject = z.object({
+  id: z.string().regex(/^part_/),
+  object: z.literal("upload.part"),
+  created_at: unix,
+  upload_id: z.string(),
 });
 
 export const listOf = <T extends z.ZodType>(item: T) =>

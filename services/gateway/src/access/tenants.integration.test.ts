@@ -37,6 +37,8 @@ interface Owner {
   engineName: string;
   /** Digest of an object in the owner's store. */
   stored: string;
+  /** Id of an upload that is open. */
+  upload: string;
   /** Id of a response that is kept. */
   response: string;
   /** traceparent of the owner's upload and run. */
@@ -66,6 +68,7 @@ const test = testWithNats.extend("owner", async ({ nc, tenant }, { onCleanup }):
   owned.defer(async () => (await line.bus.bucket(buckets.replicas)).delete("local.r1"));
   await expect.poll(async () => (await line.openai.models.list()).data.length).toBe(3);
   await line.openai.chat.completions.create({ model: `${tenant}/pirate`, messages: [] });
+  const upload = (await line.openai.uploads.create({ bytes: 9, filename: "x.jsonl", mime_type: "x", purpose: "fine-tune" })).id;
   const response = (await line.openai.responses.create({ model: `${tenant}/pirate`, input: "ahoy" })).id;
   await line.fetch("/v1/loraline/limits/pirate", { method: "PUT", headers: json, body: '{"requests_per_minute":1000}' });
   nc.publish(`loraline.${tenant}.run.01JD000000000000000000000C.requested.v1`, "not json");
@@ -78,7 +81,20 @@ const test = testWithNats.extend("owner", async ({ nc, tenant }, { onCleanup }):
   await expect.poll(async () => (await line.openai.fineTuning.jobs.retrieve(job)).status).toBe("running");
   const stored = (await line.objects.put(tenant, "adapter", Readable.from([Buffer.from("{}")]))).digest;
   const trace = (await line.bus.last(events.runRequested, { tenant, id: runId }))?.trace ?? "";
-  return { line, engine, file, job, runId, letter, keyId: keys[0]?.id ?? "", engineName: version.engineName, stored, response, trace };
+  return {
+    line,
+    engine,
+    file,
+    job,
+    runId,
+    letter,
+    keyId: keys[0]?.id ?? "",
+    engineName: version.engineName,
+    stored,
+    upload,
+    response,
+    trace,
+  };
 });
 
 /** Bodies that name what is the owner's, for routes that name it nowhere else. */
@@ -103,6 +119,8 @@ const bodies = ({
       { body: { model: base, training_file: file }, status: 400 },
       { body: { model: `${tenant}/pirate`, training_file: file }, status: 400 },
     ],
+    "POST /v1/uploads": [{ body: { bytes: 1, filename: "x", mime_type: "x", purpose: "fine-tune", tenant }, status: 400 }],
+    "POST /v1/uploads/:upload_id/complete": [{ body: { part_ids: ["x"] }, status: 404 }],
     "POST /v1/loraline/datasets/import": [{ body: { file }, status: 400 }],
     "POST /v1/loraline/adapters": [{ body: { base, name: "x", from: { object: stored } }, status: 400 }],
     "POST /v1/loraline/keys": [{ body: { name: "x", tenant }, status: 400 }],
@@ -144,6 +162,7 @@ test("no route shows or changes what is another tenant's", async ({ owner }) => 
       ":seq": [String(letter)],
       ":adapter": ["pirate"],
       ":version": ["1"],
+      ":upload_id": [owner.upload],
       ":response_id": [owner.response],
       ":file": ["adapter_model.safetensors"],
       ":tenant": [tenant],

@@ -1,25 +1,20 @@
 /** `/v1/files`: receives datasets as a stream, and shows them as OpenAI's file objects. */
 import { Readable } from "node:stream";
 import { isDeepStrictEqual } from "node:util";
-import type { MultipartFile } from "@fastify/multipart";
 import {
-  type BlobRef,
   datasetDeleted,
   type DatasetMapping,
   datasetMapping,
-  datasetReceived,
   type DatasetState,
   type FileObject,
   type Problem,
   problemsOf,
 } from "@loraline/contracts";
-import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { createAudited } from "../access/audit.ts";
 import type { Caller } from "../access/auth.ts";
-import { contentLengthOf, multipartOverhead, type Upload } from "../access/uploads.ts";
-import { fieldText } from "../body.ts";
+import { contentLengthOf, multipartOverhead } from "../access/uploads.ts";
 import type { GatewayContext } from "../context.ts";
 import { checkModel } from "../access/decide-models.ts";
 import { badRequest, badRequestOf, notFound } from "../errors.ts";
@@ -27,39 +22,10 @@ import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { datasetIdOf, fileIdOf, resultFileIdOf, runIdOfResult } from "../openai-ids.ts";
 import { idOfCursor, pageOfItems, pageQueryOf } from "../paging.ts";
 import { requestDeletion, whatStaysOf } from "../storage/deletions.ts";
-import { requestSpan } from "../tracing.ts";
+import { counted, readForm, tooLarge } from "./read-form.ts";
+import { fileObjectOf, foldWithinMs, purpose, receiveDataset } from "./receive-dataset.ts";
 import { csvOf, metricsOf } from "./run-metrics.ts";
 import { type SpooledUpload, spoolUpload } from "./spool-upload.ts";
-
-const purpose = "fine-tune";
-/** How long an answer waits for the projector, so that lists already show the dataset. The answer is right also without it. */
-const foldWithinMs = 1000;
-
-const statusOf = { importing: "uploaded", received: "uploaded", ingested: "processed", rejected: "error", deleted: "error" } as const;
-
-const blobsOf = ({ blob, parts }: DatasetState): BlobRef[] => (blob === null ? [] : [blob, ...parts.map((part) => part.blob)]);
-
-function fileObjectOf(dataset: DatasetState): FileObject {
-  return {
-    id: fileIdOf(dataset.datasetId),
-    object: "file",
-    bytes: blobsOf(dataset).reduce((sum, { size }) => sum + size, 0),
-    created_at: Math.floor(Date.parse(dataset.receivedAt) / 1000),
-    filename: dataset.filename,
-    purpose,
-    status: statusOf[dataset.status],
-    status_details:
-      dataset.error?.message ??
-      (dataset.waiting !== null ? `waiting: ${dataset.waiting.message}` : null) ??
-      (dataset.status === "importing" ? "The file is being fetched." : null),
-    loraline: {
-      sha256: dataset.blob?.digest.slice("sha256:".length) ?? null,
-      records: dataset.records,
-      rejections: dataset.rejections,
-      error: dataset.error,
-    },
-  };
-}
 
 export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => void {
   const { bus, objects, state, quotas, uploads, uploadLimitBytes, spoolDir } = context;
@@ -103,27 +69,15 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
     key: string | undefined,
     { spooled, filename, mapping }: { spooled: SpooledUpload; filename: string; mapping: DatasetMapping | null },
   ): Promise<DatasetState> => {
-    const { tenant, by } = caller;
-    const store = () => objects.put(tenant, "raw", { file: spooled.file }, { digest: spooled.digest });
-    const upload = { blob: { kind: "raw", digest: spooled.digest, size: spooled.size }, filename, mapping } as const;
+    const { tenant } = caller;
     const ids = key === undefined ? [] : idsOfKey({ tenant, key, nowMs: Date.now() });
     const earlier = await madeEarlier(ids, {
       what: "file or mapping",
       read: (id) => state.dataset(tenant, id),
-      isSame: ({ blob, mapping, status }) =>
-        blob?.digest === upload.blob.digest && isDeepStrictEqual(mapping, upload.mapping) && status !== "deleted",
+      isSame: ({ blob, mapping: known, status }) =>
+        blob?.digest === spooled.digest && isDeepStrictEqual(known, mapping) && status !== "deleted",
     });
-    if (earlier !== undefined) return earlier;
-    const datasetId = ids[0] ?? ulid();
-    requestSpan()?.setAttribute("loraline.dataset.id", datasetId);
-    await store();
-    await bus.publish(datasetReceived, { tenant, id: datasetId }, { ...upload, by });
-    await state.datasetFolded(tenant, datasetId, () => true, foldWithinMs);
-    // If another dataset with these bytes was deleted and this gateway slept in between, they may be gone. Now that they are told of, they stay.
-    if ((await objects.head(tenant, upload.blob)) === undefined) await store();
-    const dataset = await state.dataset(tenant, datasetId);
-    if (dataset === undefined) throw new Error(`dataset ${datasetId} was stored, but cannot be read back`);
-    return dataset;
+    return earlier ?? receiveDataset(context, caller, { datasetId: ids[0] ?? ulid(), spooled, filename, mapping });
   };
 
   return (app) => {
@@ -136,7 +90,15 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       if ((contentLength ?? 0) > uploadLimitBytes + multipartOverhead) throw tooLarge(uploadLimitBytes);
       const key = idempotencyKeyOf(request.headers);
       using upload = await uploads.begin(request.caller.tenant, contentLength);
-      await using form = await readForm(request, (file) => spoolUpload(counted(file, { limit: uploadLimitBytes, upload }), spoolDir));
+      await using form = await readForm(request, {
+        field: "file",
+        spool: (file) => spoolUpload(counted(file, { limit: uploadLimitBytes, upload }), spoolDir),
+        // Fields that are wrong are refused before the file's bytes are read.
+        onField(name, text) {
+          if (name === "purpose") checkPurpose(text);
+          if (name === "mapping") mappingOf(text);
+        },
+      });
       const { spooled, filename } = form;
       const dataset = await receive(request.caller, key, { spooled, filename, mapping: checkFields(form.fields) });
       return await reply.send(fileObjectOf(dataset));
@@ -199,49 +161,6 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
   };
 }
 
-const tooLarge = (limitBytes: number): PermanentError =>
-  new PermanentError(
-    "file_too_large",
-    `The file is larger than this gateway accepts (${limitBytes} bytes). Split it, or raise the gateway's upload limit.`,
-    { status: 413, param: "file" },
-  );
-
-interface Form extends AsyncDisposable {
-  spooled: SpooledUpload;
-  filename: string;
-  fields: ReadonlyMap<string, string>;
-}
-
-/** Reads the form part by part; the file goes to `spool` as it arrives. Fields may come before or after it. */
-async function readForm(request: FastifyRequest, spool: (file: AsyncIterable<Uint8Array>) => Promise<SpooledUpload>): Promise<Form> {
-  const fields = new Map<string, string>();
-  let stored: { spooled: SpooledUpload; filename: string } | undefined;
-  try {
-    for await (const part of request.parts()) {
-      if (part.type === "field") {
-        const text = fieldText(part.value);
-        fields.set(part.fieldname, text);
-        // Fields that are wrong are refused before the file's bytes are read.
-        if (part.fieldname === "purpose" && stored === undefined) checkPurpose(text);
-        if (part.fieldname === "mapping" && stored === undefined) mappingOf(text);
-        continue;
-      }
-      if (part.fieldname !== "file") {
-        throw badRequest("unknown_field", `The upload has a file in "${part.fieldname}". Send it in the field "file".`, part.fieldname);
-      }
-      stored = { spooled: await spool(part.file), filename: nameOf(part) };
-    }
-  } catch (error) {
-    await stored?.spooled[Symbol.asyncDispose]();
-    if (request.raw.destroyed && !request.raw.complete) {
-      throw badRequest("upload_aborted", "The upload ended before the file was complete; nothing was stored.", "file");
-    }
-    throw isMalformedForm(error) ? badRequest("invalid_multipart", `The form data is broken: ${(error as Error).message}.`) : error;
-  }
-  if (stored === undefined) throw badRequest("missing_file", 'The upload has no file. Send it in the field "file".', "file");
-  return { ...stored, fields, [Symbol.asyncDispose]: () => stored.spooled[Symbol.asyncDispose]() };
-}
-
 /** @returns how the rows are to be read; null: by detection. */
 function checkFields(fields: ReadonlyMap<string, string>): DatasetMapping | null {
   checkPurpose(fields.get("purpose"));
@@ -278,26 +197,4 @@ function checkPurpose(given: string | undefined): void {
       : `purpose "${given}" is not supported: files are training data here. Send purpose="${purpose}".`,
     "purpose",
   );
-}
-
-const nameOf = (part: MultipartFile): string => (part.filename || "upload").slice(-512).toWellFormed();
-
-/** Whether the error is of the form's parser (busboy): its errors have no code, unlike ours and fastify's. */
-const isMalformedForm = (error: unknown): boolean =>
-  error instanceof Error && !("code" in error) && /multipart|malformed|terminated early|boundary|part/i.test(error.message);
-
-/** Passes bytes on; fails when there are none, more than `limit`, or more than the upload may have, so that nothing of either kind is stored. */
-async function* counted(
-  source: AsyncIterable<Uint8Array>,
-  { limit, upload }: { limit: number; upload: Upload },
-): AsyncGenerator<Uint8Array, void, undefined> {
-  let bytes = 0;
-  for await (const chunk of source) {
-    bytes += chunk.byteLength;
-    if (bytes > limit) throw tooLarge(limit);
-    await upload.arrived(chunk.byteLength);
-    yield chunk;
-  }
-  upload.whole();
-  if (bytes === 0) throw badRequest("empty_file", "The file is empty. Send at least one training example.", "file");
 }
