@@ -1,6 +1,6 @@
 /** Where the server is, and the key for it: as given, or as the server that runs on this machine has written it down. */
 import type { ApiAddress } from "@loraline/client";
-import { findLine } from "@loraline/local/state-dir";
+import { findLine } from "@loraline/local/state";
 import { exitCodes, Failure } from "./failure.ts";
 
 /** @throws Failure NO_LINE, API_KEY_MISSING */

@@ -27,14 +27,16 @@ import { addUsageCommand } from "./operate/usage-command.ts";
 import { addRunCommand } from "./runs/run-command.ts";
 import { addCompareCommands } from "./compare/compare-commands.ts";
 import { addRunsCommands } from "./runs/runs-commands.ts";
+import { addBackupCommands } from "./server/backup-commands.ts";
 import { addBasesCommands } from "./server/bases-command.ts";
 import { addDemoCommand } from "./server/demo-command.ts";
+import { addStatusCommands } from "./server/status-commands.ts";
 import { addUpCommand } from "./server/up-command.ts";
 import { dim, red, writeJson, writeLine } from "./terminal.ts";
 
 /** A new command is one file beside these, and its line here. Groups and commands stand in `--help` in this order. */
 const groups: Readonly<Record<string, readonly AddCommands[]>> = {
-  "A server on this machine:": [addUpCommand, addBasesCommands, addDemoCommand],
+  "A server on this machine:": [addUpCommand, addStatusCommands, addBasesCommands, addBackupCommands, addDemoCommand],
   "Train and ask:": [addRunCommand, addRunsCommands, addCompareCommands, addChatCommand],
   "Datasets:": [addDataCommands, addTokenizeCommand],
   "Adapters and their versions:": [addAdaptersCommands, addPromoteCommands],

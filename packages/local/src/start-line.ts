@@ -34,6 +34,7 @@ import {
   ensureEngineKey,
   ensureSecret,
   keepEngineNames,
+  keepStateVersion,
   killLeftovers,
   lockStateDir,
   readEngineNames,
@@ -199,6 +200,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     options.engines.map(({ base }) => base),
   );
   await keepEngineNames(stateDir, names);
+  await keepStateVersion(stateDir, version);
   // They take longest to start, so they come before the services.
   const engines: StartedEngine[] = [];
   for (const each of checked) {

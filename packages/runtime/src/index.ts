@@ -19,5 +19,5 @@ export { createKeyedQueue, type KeyedQueue } from "./keyed-queue.ts";
 export { createLog, type Log } from "./log.ts";
 export { nativeComputeType } from "./native-compute-type.ts";
 export { runService, type ServiceContext } from "./service.ts";
-export { type Exit, type GuardedChild, killGroup, processIdentity, spawnGuarded } from "./spawn-guarded.ts";
+export { type Exit, type GuardedChild, killGroup, processIdentity, signalProcess, spawnGuarded } from "./spawn-guarded.ts";
 export { createTelemetry, readSpans, type SpanSink, type StoredSpan, type Telemetry, traceIdOf, traceparentOf } from "./telemetry.ts";

@@ -115,6 +115,15 @@ export function killGroup(pid: number): void {
   }
 }
 
+/** A signal to a process that need not be a child; nothing happens when it is gone. */
+export function signalProcess(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
+
 /**
  * What tells a process apart from a later one with the same pid: its start time, and the boot it belongs to.
  * Record it beside the pid. undefined: there is no such process (a zombie counts as none).

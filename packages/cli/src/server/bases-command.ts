@@ -1,6 +1,6 @@
 /** `loraline bases` and `bases add`: the bases on this machine. */
 import { join, resolve } from "node:path";
-import { findLine } from "@loraline/local/state-dir";
+import { findLine } from "@loraline/local/state";
 import { type AddCommands, examples } from "../command.ts";
 import { byteWords, shortPath, table } from "../terminal.ts";
 import { basesOption } from "./start-options.ts";

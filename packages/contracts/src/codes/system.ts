@@ -118,7 +118,26 @@ export const programCodes = defineArea(
       "Run `make setup`, or set LORALINE_PYTHON to a Python that has the trainer's packages.",
       "user",
     ],
-    LINE_RUNNING: ["A server already runs on this state directory.", "Use it, stop it, or choose another directory with --state.", "user"],
+    NOT_STOPPED: ["The server on this machine does not end.", "End it with `loraline stop --now`; nothing stored is lost.", "user"],
+    STATE_EMPTY: ["No server ever ran on this state directory.", "Name the right one with --state.", "user"],
+    STATE_NOT_EMPTY: [
+      "A backup is to be restored into a directory that holds something.",
+      "Move what is there away, or name another directory with --state.",
+      "user",
+    ],
+    BACKUP_EXISTS: ["There is a file of this name already.", "Give the backup another name.", "user"],
+    BACKUP_NAME_INVALID: ["The name of a backup says how it is packed.", "Let it end in .tar or .tar.gz.", "user"],
+    BACKUP_NOT_WRITTEN: ["The backup could not be written; nothing is left of it.", "Make room, or choose another place.", "user"],
+    BACKUP_INVALID: [
+      "The file is no backup, is damaged, or comes from a newer release.",
+      "Take another backup, or the release that the backup names.",
+      "user",
+    ],
+    LINE_RUNNING: [
+      "A server already runs on this state directory.",
+      "Use it, stop it with `loraline stop`, or choose another directory with --state.",
+      "user",
+    ],
     STATE_DIR_UNUSABLE: [
       "The state directory cannot be made or written.",
       "Correct its permissions, or choose another one with --state.",
@@ -174,6 +193,7 @@ export const commandCodes = defineArea(
       "You stopped the command; the server goes on with the work.",
       "Follow the work with `loraline runs`, `loraline data ls` or `loraline adapters`.",
     ],
+    LOG_MISSING: ["There is no log of this name.", "`loraline logs --parts` lists them."],
     BASE_NOT_FOUND: [
       "`bases add` was given neither a folder nor a model of the hub.",
       "Give a folder in Hugging Face's layout, or organisation/name.",

@@ -10,6 +10,7 @@
  *   children/      pid and identity of every child, so that the next start can end those that a killed server left running
  *   ports.json     ports of its children, which stay the same over a restart
  *   engines.json   the engine of each base that was ever served here
+ *   state.json     the release that wrote here last
  *   nats/ train/ adapters/ traces/ spool/ logs/
  */
 import { randomBytes } from "node:crypto";
@@ -88,7 +89,7 @@ async function removeStaleLock(stateDir: string, lock: string, pid: number): Pro
   if (owner !== undefined && isRunning(owner)) {
     throw new PermanentError(
       "LINE_RUNNING",
-      `a server already runs on ${stateDir} (pid ${owner.pid}). Use it, stop it with \`kill ${owner.pid}\`, or choose another directory with --state.`,
+      `a server already runs on ${stateDir} (pid ${owner.pid}). Use it, stop it with \`loraline stop\`, or choose another directory with --state.`,
       { param: "--state" },
     );
   }
@@ -100,6 +101,24 @@ async function removeStaleLock(stateDir: string, lock: string, pid: number): Pro
   const moved = await readRecord(aside, processRecord);
   if (moved !== undefined && isRunning(moved)) await linked(aside, lock);
   await rm(aside, { force: true });
+}
+
+/** The living process that has the directory: a server, or a command that works on its state. */
+export async function readOwner(stateDir: string): Promise<z.infer<typeof processRecord> | undefined> {
+  const owner = await readRecord(join(stateDir, "line.lock"), processRecord);
+  return owner !== undefined && isRunning(owner) ? owner : undefined;
+}
+
+/** Children that run, by name. */
+export async function readChildren(stateDir: string): Promise<{ name: string; pid: number }[]> {
+  const files = await readdir(join(stateDir, "children")).catch((): string[] => []);
+  const found = await Promise.all(
+    files.map(async (file) => ({
+      name: file.replace(/\.json$/, ""),
+      child: await readRecord(join(stateDir, "children", file), processRecord),
+    })),
+  );
+  return found.flatMap(({ name, child }) => (child !== undefined && isRunning(child) ? [{ name, pid: child.pid }] : []));
 }
 
 /** Writes down a child, until `forgetChild`. */
@@ -200,6 +219,17 @@ export const readEngineNames = async (stateDir: string): Promise<Record<string, 
 
 export async function keepEngineNames(stateDir: string, names: Readonly<Record<string, string>>): Promise<void> {
   await writeWhole(join(stateDir, "engines.json"), names);
+}
+
+const stateFile = z.object({ version: z.string(), at: z.string() });
+
+/** The release that wrote into the directory last; undefined: one that did not say so, or none. */
+export const readStateVersion = async (stateDir: string): Promise<string | undefined> =>
+  (await readRecord(join(stateDir, "state.json"), stateFile))?.version;
+
+export async function keepStateVersion(stateDir: string, version: string): Promise<void> {
+  if ((await readStateVersion(stateDir)) !== version)
+    await writeWhole(join(stateDir, "state.json"), { version, at: new Date().toISOString() });
 }
 
 /** The port that a child had at the last start; undefined before the first. */
