@@ -50,6 +50,8 @@ export async function* followLog(path: string, from: number, signal: AbortSignal
 
 const levels: Readonly<Record<number, string>> = { 10: "trace", 20: "debug", 30: "info", 40: "WARN", 50: "ERROR", 60: "FATAL" };
 
+const asText = (value: unknown): string => (typeof value === "string" ? value : JSON.stringify(value ?? ""));
+
 /** A line of ours, which is JSON, for a person; others stay as they are. */
 export function lineOfLog(text: string): string {
   if (!text.startsWith("{")) return text;
@@ -61,10 +63,10 @@ export function lineOfLog(text: string): string {
   }
   const { level, time, service, msg, err, trace_id: _trace, span_id: _span, pid: _pid, hostname: _hostname, ...rest } = said;
   if (typeof time !== "number") return text;
-  const word = levels[Number(level)] ?? String(level);
+  const word = levels[Number(level)] ?? asText(level);
   const marked = Number(level) >= 50 ? red(word) : Number(level) >= 40 ? yellow(word) : word;
-  const more = Object.entries(rest).map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`);
-  const why = typeof err === "object" && err !== null ? `: ${String((err as { message?: unknown }).message)}` : "";
+  const more = Object.entries(rest).map(([name, value]) => `${name}=${asText(value)}`);
+  const why = typeof err === "object" && err !== null ? `: ${asText((err as { message?: unknown }).message)}` : "";
   const when = new Date(time).toISOString().slice(0, 19).replace("T", " ");
-  return `${dim(when)} ${marked.padEnd(5)} ${String(service)}: ${String(msg ?? "")}${why}${more.length === 0 ? "" : dim(` ${more.join(" ")}`)}`;
+  return `${dim(when)} ${marked.padEnd(5)} ${asText(service)}: ${asText(msg)}${why}${more.length === 0 ? "" : dim(` ${more.join(" ")}`)}`;
 }

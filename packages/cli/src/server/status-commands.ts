@@ -39,6 +39,7 @@ export const addStatusCommands: AddCommands = (program, { globals, print, termin
         typeof asked === "string"
           ? undefined
           : { engines: asked[0].data, runs: asked[1].data.filter(({ finishedAt }) => finishedAt === null) };
+      const problem = typeof asked === "string" ? asked : null;
       const isReady = (engine: string): boolean =>
         said?.engines.find((known) => known.engine === engine)?.replicas.some(({ ready }) => ready) ?? false;
       const bases = engines.map(({ engine, base }) => ({ base, engine, ready: isReady(engine) }));
@@ -53,9 +54,9 @@ export const addStatusCommands: AddCommands = (program, { globals, print, termin
         startedAt: startedAt ?? null,
       };
       const runsNow = said?.runs.map(({ runId, phase }) => ({ runId, phase })) ?? [];
-      print({ ...state, bases, children, runs: runsNow, problem: said === undefined ? asked : null }, () =>
+      print({ ...state, bases, children, runs: runsNow, problem }, () =>
         pairs([
-          ["server", `${said === undefined ? yellow(`does not answer: ${String(asked)}`) : green("running")}, pid ${pid}`],
+          ["server", `${said === undefined ? yellow(`does not answer: ${problem}`) : green("running")}, pid ${pid}`],
           startedAt === undefined
             ? undefined
             : ["since", `${duration(Date.now() - Date.parse(startedAt))} (${startedAt.slice(0, 19).replace("T", " ")} UTC)`],
