@@ -18,7 +18,7 @@ const manifest = z.object({
   at: z.string(),
   bases: z.array(z.string()).describe("That were ever served on it. Their files are not in the backup."),
 });
-export type BackupManifest = z.infer<typeof manifest>;
+type BackupManifest = z.infer<typeof manifest>;
 
 /** What the next start makes again, and what belongs to a process. */
 const leftOut = /^(?:line\.lock.*|line\.json|children|spool|logs|adapters|adapters-.*|chat_template.*\.jinja|\..*)$/;
