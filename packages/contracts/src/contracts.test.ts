@@ -56,7 +56,14 @@ test.each(samples)("sample $file is valid by the AsyncAPI document alone", ({ ty
   const validate = ajv.compile(document.components.schemas[key]!);
   expect(validate(data), JSON.stringify(validate.errors)).toBe(true);
   expect(validate({})).toBe(
-    ["dataset.deleted.v1", "run.cancel-requested.v1", "run.cancelled.v1", "adapter.rollback-requested.v1"].includes(type),
+    [
+      "dataset.deleted.v1",
+      "run.cancel-requested.v1",
+      "run.pause-requested.v1",
+      "run.resume-requested.v1",
+      "run.cancelled.v1",
+      "adapter.rollback-requested.v1",
+    ].includes(type),
   );
 });
 

@@ -46,6 +46,9 @@ export type DatasetState = z.infer<typeof datasetState>;
 
 export const runPhases = ["requested", "tokenized", "queued", "running", "trained", "served", "rejected", "failed", "cancelled"] as const;
 export type RunPhase = (typeof runPhases)[number];
+/** `queue.reason` of a run that somebody paused. */
+export const pausedReason = "PAUSED";
+
 export const terminalPhases: ReadonlySet<RunPhase> = new Set(["served", "rejected", "failed", "cancelled"]);
 
 const runCheckpoint = z.object({
@@ -67,6 +70,7 @@ export const runState = z.object({
   finishedAt: isoTime.nullable(),
   trace: traceparent.nullable().describe("Trace context of the newest event of the run's main path; later work continues it."),
   cancelRequested: z.boolean(),
+  paused: z.boolean().optional().describe("Somebody paused it: no attempt starts until it is resumed."),
   attempt: z.int().describe("Newest attempt that started; 0 before the first."),
   lostAttempts: z.int().describe("Attempts that ended without a result."),
   lastLostAttempt: z.int().optional().describe("The newest of them."),

@@ -417,6 +417,28 @@ describe("cancelling", () => {
   });
 });
 
+describe("paused and resumed", () => {
+  test("it gives its device to the next one, holds none until it is resumed, and goes on from its checkpoint", async () => {
+    await startTrain({ steps: 40, step_ms: 50 });
+    const at = await newRun();
+    await reachesStep(at, 7);
+    const trainer = pidOf(at, 1, "trainer");
+    await bus.publish(events.runPauseRequested, at, {});
+    await expect.poll(async () => (await state(at)).queue?.reason, within).toBe("PAUSED");
+    expect(processIdentity(trainer)).toBeUndefined();
+    await ended(await newRun());
+    const paused = await state(at);
+    expect(paused).toMatchObject({ phase: "queued", paused: true, attempt: 1 });
+    expect(paused.checkpoints[0]?.step).toBeGreaterThanOrEqual(7);
+
+    await bus.publish(events.runResumeRequested, at, {});
+    await ended(at);
+    const [started] = ((await data(at, "started")) as { attempt: number; resumedFromStep?: number }[]).filter((one) => one.attempt === 2);
+    expect(started?.resumedFromStep).toBe(paused.checkpoints[0]?.step);
+    await cleanedUp();
+  });
+});
+
 describe("what can never work", () => {
   test.each<[string, object, Record<string, string>, string, RegExp]>([
     [

@@ -1,4 +1,4 @@
-/** `loraline runs`, `show`, `cancel` and `trace`: runs that there are. */
+/** `loraline runs`, `show`, `cancel`, `pause`, `resume` and `trace`: runs that there are. */
 import { type RunPhase, runPhases } from "@loraline/contracts";
 import { Option } from "commander";
 import { type AddCommands, examples, ownName, wholeNumber } from "../command.ts";
@@ -62,6 +62,25 @@ export const addRunsCommands: AddCommands = (program, { connect, globals, print,
       const run = await api.getRun({ run_id: runId });
       print(run, () => describeRun(run, undefined));
     });
+
+  for (const [verb, description, hint] of [
+    ["pause", "let a run hold no device until it is resumed; a trainer that runs saves a checkpoint first", "loraline resume"],
+    ["resume", "let a paused run go on from its newest checkpoint", "loraline show --follow"],
+  ] as const) {
+    program
+      .command(verb)
+      .description(description)
+      .argument("<run>", "id of the run, or `last`")
+      .addHelpText("after", examples(`loraline ${verb} last`, `${hint} last`))
+      .action(async (id: string) => {
+        const api = await connect();
+        const { runId } = await findRun(api, id);
+        const params = { fine_tuning_job_id: `ftjob-${runId}` };
+        await (verb === "pause" ? api.pauseFineTuningJob(params) : api.resumeFineTuningJob(params));
+        const run = await api.getRun({ run_id: runId });
+        print(run, () => describeRun(run, undefined));
+      });
+  }
 
   program
     .command("trace")

@@ -183,6 +183,8 @@ export const httpCodes = defineArea(
     unknown_field: ["The form has a field, or a file in a field, that is not known.", "Use the field names that the message lists."],
     unknown_file: ["The form has a file that is not part of an adapter.", "Send adapter_config.json and adapter_model.safetensors only."],
     job_not_cancellable: ["The job has already ended, so it cannot be cancelled.", "Nothing has to be done."],
+    job_not_pausable: ["The job has already ended, or its training has, so it cannot be paused.", "Nothing has to be done."],
+    job_not_paused: ["The job is not paused, so it cannot be resumed.", "Nothing has to be done: it goes on by itself."],
     run_ended: [
       "The run has ended, so sending the failed message again would change nothing.",
       "Mend what the failed message says, and request the run again.",

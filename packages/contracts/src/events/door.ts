@@ -12,6 +12,8 @@ export const commands: readonly EventDef[] = [
   e.datasetReceived,
   e.runRequested,
   e.runCancelRequested,
+  e.runPauseRequested,
+  e.runResumeRequested,
   e.adapterPromoteRequested,
   e.adapterRollbackRequested,
   e.adapterPlaceRequested,
@@ -24,7 +26,7 @@ export const commands: readonly EventDef[] = [
 export const tenantCommands: readonly EventDef[] = commands.filter((event) => event !== e.adapterVersionWanted);
 
 /** Commands that stop something or make room: who has no room left may still give them. */
-export const freeingCommands: readonly EventDef[] = [e.runCancelRequested, e.adapterVersionDeleteRequested];
+export const freeingCommands: readonly EventDef[] = [e.runCancelRequested, e.runPauseRequested, e.adapterVersionDeleteRequested];
 
 /** Where a client's message on a subject `loraline.…` arrives. */
 export const doorSubject = (subject: string): string => subject.replace(/^loraline\./, "door.");

@@ -169,6 +169,12 @@ export const runFailed = defineEvent(
   problem.extend({ attempt: z.int().nullish() }),
 );
 export const runCancelRequested = defineEvent("run.cancel-requested.v1", "Somebody wants the run stopped", z.object({ by: actor }));
+export const runPauseRequested = defineEvent(
+  "run.pause-requested.v1",
+  "Somebody wants the run to stop for now: after its next checkpoint it holds no device until it is resumed",
+  z.object({ by: actor }),
+);
+export const runResumeRequested = defineEvent("run.resume-requested.v1", "Somebody wants a paused run to go on", z.object({ by: actor }));
 export const runCancelled = defineEvent("run.cancelled.v1", "The run was stopped on request", z.object({ by: actor }));
 export const runServed = defineEvent(
   "run.served.v1",
@@ -338,6 +344,8 @@ export const events = {
   runTrained,
   runFailed,
   runCancelRequested,
+  runPauseRequested,
+  runResumeRequested,
   runCancelled,
   runServed,
   chunkRequested,

@@ -122,6 +122,8 @@ const types = [
   "run.trained.v1",
   "run.failed.v1",
   "run.cancel-requested.v1",
+  "run.pause-requested.v1",
+  "run.resume-requested.v1",
   "run.cancelled.v1",
   "run.served.v1",
 ] as const;

@@ -9,7 +9,7 @@
  */
 import type { SeenEvent } from "./define-event.ts";
 import type { runEvents, runProgress } from "./events.ts";
-import { type RunPhase, type RunState, terminalPhases } from "../state.ts";
+import { pausedReason, type RunPhase, type RunState, terminalPhases } from "../state.ts";
 
 export type RunEvent = SeenEvent<(typeof runEvents)[number] | typeof runProgress>;
 
@@ -102,6 +102,10 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
     }
     case "run.cancel-requested.v1":
       return { ...next, cancelRequested: true };
+    case "run.pause-requested.v1":
+      return { ...next, paused: true };
+    case "run.resume-requested.v1":
+      return { ...next, paused: false, queue: state.queue?.reason === pausedReason ? null : state.queue };
     case "run.cancelled.v1":
       return end("cancelled");
     case "run.served.v1": {

@@ -169,7 +169,7 @@ export const createJobBody = z.strictObject({
 });
 export type CreateJobBodyInput = z.input<typeof createJobBody>;
 
-export const jobStatuses = ["validating_files", "queued", "running", "succeeded", "failed", "cancelled"] as const;
+export const jobStatuses = ["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"] as const;
 
 export const jobObject = z.object({
   id: z.string().regex(/^ftjob-/),

@@ -389,10 +389,16 @@ describe("jobs", () => {
     await line.openai.files.delete(gone);
     expect(await refused({ training_file: gone })).toMatchObject({ error: { code: "invalid_training_file" } });
 
-    for (const verb of ["pause", "resume"] as const) {
-      const job = await created(line);
-      await expect(line.openai.fineTuning.jobs[verb](job.id)).rejects.toMatchObject({ status: 400, code: "unsupported" });
-    }
+    const { jobs } = line.openai.fineTuning;
+    const { id } = await created(line);
+    await expect(jobs.resume(id)).rejects.toMatchObject({ status: 400, code: "job_not_paused" });
+    expect(await jobs.pause(id)).toMatchObject({ status: "paused" });
+    expect(await jobs.pause(id)).toMatchObject({ status: "paused" });
+    expect(await jobs.resume(id)).toMatchObject({ status: "validating_files" });
+    const ended = (await created(line)).id;
+    await line.bus.publish(events.runFailed, { tenant: line.tenant, id: ended.replace("ftjob-", "") }, { code: "X", message: "x" });
+    await expect.poll(async () => (await jobs.retrieve(ended)).status).toBe("failed");
+    await expect(jobs.pause(ended)).rejects.toMatchObject({ status: 400, code: "job_not_pausable" });
     await expect(line.openai.fineTuning.jobs.retrieve("ftjob-01JD000000000000000000000A")).rejects.toMatchObject({ status: 404 });
     expect((await line.openai.fineTuning.jobs.list()).data).toHaveLength(2);
   });

@@ -3,6 +3,8 @@ import { isDeepStrictEqual } from "node:util";
 import {
   type DatasetState,
   runCancelRequested,
+  runPauseRequested,
+  runResumeRequested,
   runEvents,
   runProgress,
   runRequested,
@@ -19,7 +21,7 @@ import { enginesFor } from "../inference/decide-route.ts";
 import { badRequest, badRequestOf, noSuchRun } from "../errors.ts";
 import { idempotencyKeyOf, idsOfKey, madeEarlier } from "../idempotency.ts";
 import { cursorOf, jobEventsOf } from "./job-events.ts";
-import { checkpointObjectsOf, jobObjectOf } from "./job-object.ts";
+import { checkpointObjectsOf, jobObjectOf, mayPause } from "./job-object.ts";
 import { datasetIdOf, ownAdapterName, runIdOf } from "../openai-ids.ts";
 import { idOfCursor, pageOf, pageOfItems, pageQueryOf } from "../paging.ts";
 import { parseJobBody, runSpecFromJob } from "./run-spec-from-job.ts";
@@ -175,10 +177,23 @@ export function fineTuningRoutes(context: GatewayContext): (app: FastifyInstance
       return jobObjectOf(after);
     });
 
-    for (const verb of ["pause", "resume"]) {
+    for (const [verb, event] of [
+      ["pause", runPauseRequested],
+      ["resume", runResumeRequested],
+    ] as const) {
       app.post(`/fine_tuning/jobs/:id/${verb}`, async (request) => {
-        await existing(request);
-        throw badRequest("unsupported", `Jobs cannot be ${verb}d here. Cancel the job and create it again, or let it run.`);
+        const { tenant, by, actor } = request.caller;
+        const run = await existing(request);
+        const isPaused = run.paused === true;
+        if (!mayPause.has(run.phase)) {
+          const code = verb === "pause" ? "job_not_pausable" : "job_not_paused";
+          throw badRequest(code, `The job cannot be ${verb}d: it is ${run.phase}.`);
+        }
+        if (verb === "resume" && !isPaused) throw badRequest("job_not_paused", "The job is not paused; it goes on by itself.");
+        if (verb === "pause" && isPaused) return jobObjectOf(run);
+        await bus.publish(event, { tenant, id: run.runId }, { by }, { traceparent: run.trace, actor });
+        await state.runFolded(tenant, run.runId, ({ paused = false }) => paused === (verb === "pause"), foldWithinMs);
+        return jobObjectOf(await existing(request));
       });
     }
 

@@ -62,6 +62,10 @@ function tell(event: RunEvent, base: string): Told {
       return { level: "error", message: event.data.message, data: { ...event.data } };
     case "run.cancel-requested.v1":
       return { message: "Cancellation requested" };
+    case "run.pause-requested.v1":
+      return { message: "Pause requested: the job stops at its next checkpoint" };
+    case "run.resume-requested.v1":
+      return { message: "The job is resumed" };
     case "run.cancelled.v1":
       return { message: "Fine-tuning job cancelled" };
     case "run.served.v1": {

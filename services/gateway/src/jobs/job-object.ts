@@ -28,6 +28,9 @@ const jobStatusOf: Readonly<Record<RunPhase, JobObject["status"]>> = {
   cancelled: "cancelled",
 };
 
+/** Phases in which a run that is paused does not go on. */
+export const mayPause: ReadonlySet<RunPhase> = new Set(["requested", "tokenized", "queued", "running"]);
+
 /** The parts of a job object that depend on the run's method. */
 const methods: MethodTable<[spec: RunSpec, hyperparameters: JobObject["hyperparameters"]], Pick<JobObject, "method" | "training_file">> = {
   supervised: ({ type }, { dataset }, hyperparameters) => ({
@@ -71,7 +74,7 @@ export function jobObjectOf(run: RunState): JobObject {
     // An import was trained elsewhere, so there are no metrics of it.
     result_files: run.trained === null || run.trained.steps === 0 ? [] : [resultFileIdOf(run.runId)],
     seed: spec.training.seed,
-    status: jobStatusOf[run.phase],
+    status: run.paused === true && mayPause.has(run.phase) ? "paused" : jobStatusOf[run.phase],
     trained_tokens: run.trained?.trainedTokens ?? null,
     ...byMethod(methods, spec.method, spec, hyperparameters),
     validation_file: spec.validation === undefined ? null : fileIdOf(spec.validation),

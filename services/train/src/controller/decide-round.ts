@@ -129,6 +129,6 @@ export const isWaiting = (run: RunState): boolean => mayStillTrain(run) && run.p
 
 /** Whether the run could start now. A run that waits out a delay after a failure does not hold up those behind it. */
 function isReady(run: RunState, its: readonly Attempt[], now: number): boolean {
-  if (!mayStillTrain(run) || run.tokens === null || run.cancelRequested) return false;
+  if (!mayStillTrain(run) || run.tokens === null || run.cancelRequested || run.paused === true) return false;
   return its.length === 0 || (its.every(({ phase }) => phase === "failed") && readyAt(newestOf(its), now) <= now);
 }

@@ -255,6 +255,26 @@ describe("decideRun", () => {
     expect(decideRun({ ...observed, history: { over: true, lost: [], checkpoint: null } }, now)).toEqual([]);
   });
 
+  it("pauses: stops what runs, tells it once, starts nothing; resumed it goes on from its checkpoint, and no attempt is used up", () => {
+    const stream = tokenized().say("run.pause-requested.v1", {});
+    expect(decide(stream, [attempt(1, { phase: "running" })])).toEqual([{ kind: "stop", name: attemptNameOf(runId, 1) }]);
+    stream.say("run.started.v1", { attempt: 1, job: "j" });
+    stream.say("run.checkpointed.v1", { attempt: 1, step: 10, checkpoint: blob(10) });
+    stream.say("run.attempt-ended.v1", { attempt: 1, step: 10, code: "PREEMPTED", message: "m" });
+    const stopped = [attempt(1, failed("PREEMPTED"))];
+    expect(decide(stream, stopped)).toEqual([
+      { kind: "queued", attempt: 2, reason: "PAUSED", message: expect.stringContaining("resume") as string },
+    ]);
+    stream.say("run.queued.v1", { attempt: 2, reason: "PAUSED", message: "m" });
+    expect(decide(stream, stopped)).toEqual([]);
+    expect(decide(stream, [])).toEqual([]);
+    stream.say("run.resume-requested.v1", {});
+    expect(stream.state().queue).toBeNull();
+    expect(decide(stream, stopped)).toContainEqual({ kind: "launch", attempt: 2, resume: { step: 10, checkpoint: blob(10) } });
+    const cancelled = stream.say("run.pause-requested.v1", {}).say("run.cancel-requested.v1", {});
+    expect(decide(cancelled, stopped)).toEqual([{ kind: "cancelled" }]);
+  });
+
   it("cleans up when the run is over, and lets the courier of a trained run end by itself", () => {
     const name = attemptNameOf(runId, 1);
     const done = tokenized().say("run.trained.v1", trained);
@@ -282,6 +302,7 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
     { weight: 5, arbitrary: fc.record({ do: fc.constant("checkpoint" as const) }) },
     { weight: 1, arbitrary: fc.record({ do: fc.constant("train" as const), crash: fc.boolean() }) },
     { weight: 1, arbitrary: fc.record({ do: fc.constant("cancel" as const) }) },
+    { weight: 1, arbitrary: fc.record({ do: fc.constant("pause" as const) }) },
     { weight: 5, arbitrary: fc.record({ do: fc.constant("pass" as const), ms: fc.integer({ min: 100, max: 100_000 }) }) },
   );
 
@@ -349,6 +370,8 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
           if (happens.do === "reconcile") reconcile(happens.lag, happens.free, happens.dieAfter);
           if (happens.do === "pass") clock += happens.ms;
           if (happens.do === "cancel" && !isOver()) stream.say("run.cancel-requested.v1", {});
+          if (happens.do === "pause" && !isOver())
+            stream.say(`run.${stream.state().paused === true ? "resume" : "pause"}-requested.v1`, {});
           if (job === undefined) continue;
           if (happens.do === "checkpoint") {
             step += 10;
@@ -370,6 +393,7 @@ describe("a run under a controller that dies anywhere, sees old state, and meets
           expect(running().length).toBeLessThanOrEqual(1);
         }
 
+        if (!isOver()) stream.say("run.resume-requested.v1", {});
         // Nothing disturbs it any more: it gets its slot, trains, and comes to rest.
         let settled: Action[] = [];
         for (let round = 0; round < 60; round++) {

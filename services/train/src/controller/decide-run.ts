@@ -9,10 +9,11 @@
  *                        └───────────── checkpoint ◄──── attempt-ended: why ──► attempts exhausted: failed
  *
  *   cancel requested: stop what runs, then cancelled        over: stop what runs, remove what ended
+ *   paused: stop what runs, start nothing until it is resumed
  *
  * Everything is safe to repeat: names of attempts and ids of events follow from run and attempt.
  */
-import { type BlobRef, type RunState, terminalPhases } from "@loraline/contracts";
+import { type BlobRef, pausedReason, type RunState, terminalPhases } from "@loraline/contracts";
 import type { Attempt } from "../launchers/launcher.ts";
 import { type Standing, waitReasonOf } from "./decide-line.ts";
 
@@ -96,6 +97,8 @@ export function decideRun({ run, attempts, history, standing, refusal }: Observe
   if (run.cancelRequested) return running.length > 0 ? stop(running) : [{ kind: "cancelled" }];
   if (refusal !== undefined && attempts.length === 0) return [{ kind: "failed", attempt: null, ...refusal }];
   if (run.tokens === null) return [];
+  // A trainer that is stopped saves a checkpoint first, and its end uses up no attempt.
+  if (run.paused === true && running.length > 0) return stop(running);
 
   const newest = newestOf(attempts);
   // One attempt at a time: those older than the newest have been given up on.
@@ -130,6 +133,12 @@ export function decideRun({ run, attempts, history, standing, refusal }: Observe
     return [...actions, { kind: "failed", attempt: last, code: "ATTEMPTS_EXHAUSTED", message }];
   }
 
+  if (run.paused === true) {
+    const published = actions.length === 0 && run.queue?.reason === pausedReason;
+    return published
+      ? []
+      : [...actions, { kind: "queued", attempt: last + 1, reason: pausedReason, message: "paused; resume it to go on" }];
+  }
   const waitMs = readyAt(newest, now) - now;
   if (waitMs > 0) return [...actions, { kind: "wake", afterMs: waitMs }];
 
