@@ -64,7 +64,7 @@ export const addRunsCommands: AddCommands = (program, { connect, globals, print,
     });
 
   for (const [verb, description, hint] of [
-    ["pause", "let a run hold no device until it is resumed; a trainer that runs saves a checkpoint first", "loraline resume"],
+    ["pause", "stop a run until it is resumed, and give its device back", "loraline resume"],
     ["resume", "let a paused run go on from its newest checkpoint", "loraline show --follow"],
   ] as const) {
     program
