@@ -32,7 +32,9 @@ test("--help has what users need before what operators need", async () => {
     "Examples:",
   ]);
   const group = (heading: string) => out.slice(out.indexOf(heading)).split("\n\n")[0];
-  expect(group("Train and ask:")).toMatch(/run .*\n.*runs .*\n.*show .*\n.*cancel .*\n.*pause .*\n.*resume .*\n.*trace .*\n.*plot .*\n.*compare .*\n.*chat /);
+  expect(group("Train and ask:")).toMatch(
+    /run .*\n.*runs .*\n.*show .*\n.*cancel .*\n.*pause .*\n.*resume .*\n.*trace .*\n.*plot .*\n.*compare .*\n.*chat /,
+  );
   expect(group("For operators and admins:")).toMatch(/keys[\s\S]*dlq[\s\S]*ensure-streams/);
 });
 
