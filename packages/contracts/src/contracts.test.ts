@@ -10,6 +10,7 @@ import {
   eventOfType,
   events,
   filterFor,
+  buckets,
   natsPermissions,
   parseSubject,
   streamOf,
@@ -131,6 +132,11 @@ test("each event goes to exactly one stream, and each consumer's events are in i
   for (const consumer of Object.values(consumers)) {
     for (const event of consumer.events) expect(streamOf(event).name, `${consumer.durable} ${event.type}`).toBe(consumer.stream.name);
   }
+});
+
+test("the chart gives each KV bucket a size", () => {
+  const template = readFileSync(join(root, "../../helm/loraline/templates/nats.yaml"), "utf8");
+  for (const name of Object.keys(buckets)) expect(template).toMatch(new RegExp(`(dict|list) [^\\n]*"${name}"`));
 });
 
 // NATS refuses whatever is not in this table, and only in an installation.
