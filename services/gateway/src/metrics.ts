@@ -33,6 +33,8 @@ export interface Metrics {
   model(model: MeasuredModel): ModelMetrics;
   limited(kind: "requests" | "tokens" | "concurrency"): void;
   retried(): void;
+  /** Tells how many requests wait for their tenant's turn. */
+  waitingForTurn(ask: () => number): void;
   /** Tells which engines there are. */
   engines(ask: () => Iterable<EngineRecord>): void;
   text(): Promise<string>;
@@ -85,6 +87,15 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
     registers,
   });
   const retried = new Counter({ name: "loraline_gateway_retries_total", help: "Replicas that were passed over for the next", registers });
+  let askWaiting = (): number => 0;
+  new Gauge({
+    name: "loraline_gateway_waiting_turn",
+    help: "Requests of tenants that have many under way, which wait because the gateway has no time left",
+    registers,
+    collect() {
+      this.set(askWaiting());
+    },
+  });
   const left = new Counter({
     name: "loraline_gateway_models_over_cap_total",
     help: `Requests counted under "other", because ${cap} models have series of their own already`,
@@ -175,6 +186,9 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
     },
     limited: (kind) => limited.inc({ limit: kind }),
     retried: () => retried.inc(),
+    waitingForTurn(ask) {
+      askWaiting = ask;
+    },
     engines(ask) {
       new Gauge({
         name: "loraline_engine_problem",

@@ -38,6 +38,7 @@ import { createServerClock } from "./access/server-clock.ts";
 import { createCacheSalt } from "./inference/engines/cache-salt.ts";
 import { createLimits } from "./access/limits.ts";
 import { createGatewayQuotas, type GatewayQuotas } from "./access/quotas.ts";
+import { createTurns } from "./access/turns.ts";
 import { createUploads, type UploadSpeed } from "./access/uploads.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { ownAdapterName } from "./openai-ids.ts";
@@ -168,6 +169,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const traffic = owned.use(await createTraffic({ bus, log, table }));
     const { gateway } = traffic;
     const metrics = createMetrics();
+    const turns = owned.use(createTurns());
+    metrics.waitingForTurn(turns.waiting);
     const metricsServer = options.metrics === undefined ? undefined : owned.use(await serveMetrics(metrics, options.metrics));
     const clock = owned.use(await createServerClock({ bucket: await bus.bucket(buckets.budgets), log }));
     const limits = owned.use(await createLimits({ bus, log, gateway, signal: watching.signal, now: clock.now }));
@@ -281,12 +284,16 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
         });
         v1.decorateRequest("caller");
         v1.decorateRequest("routed", null);
-        v1.addHook("onRequest", async (request) => {
+        v1.addHook("onRequest", async (request, reply) => {
           const caller = checkKey(request.headers.authorization);
           request.caller = caller instanceof Promise ? await caller : caller;
           const { scopes = [], alsoNeeds = [] } = request.routeOptions.config.described ?? {};
           checkScope(request.caller, scopes);
           for (const scope of alsoNeeds) checkScope(request.caller, [scope]);
+          // Before the body is read, which is work, too.
+          const turn = await turns.begin(request.caller.tenant);
+          if (reply.raw.closed) turn[Symbol.dispose]();
+          else reply.raw.once("close", () => turn[Symbol.dispose]());
         });
         v1.addHook("preHandler", async (request) => checkBound(request, context));
         v1.addHook("onRoute", (route) => {
