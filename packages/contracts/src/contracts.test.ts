@@ -136,7 +136,8 @@ test("each event goes to exactly one stream, and each consumer's events are in i
 
 test("the chart gives each KV bucket a size", () => {
   const template = readFileSync(join(root, "../../helm/loraline/templates/nats.yaml"), "utf8");
-  for (const name of Object.keys(buckets)) expect(template, `loraline.streamLimits has no size for ${name}`).toMatch(new RegExp(`(dict|list) [^\\n]*"${name}"`));
+  for (const name of Object.keys(buckets))
+    expect(template, `loraline.streamLimits has no size for ${name}`).toMatch(new RegExp(`(dict|list) [^\\n]*"${name}"`));
 });
 
 // NATS refuses whatever is not in this table, and only in an installation.
