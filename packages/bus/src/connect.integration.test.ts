@@ -106,6 +106,26 @@ it("a bucket that is full takes no more, and says which one it is; a limit that 
   await nc.close();
 });
 
+it("responses that are kept as a convenience lose their oldest when their bucket is full, and take what is new", async () => {
+  await using server = await spawnNatsServer();
+  const nc = await server.connect();
+  // As one from before, which refused.
+  await ensureStreams(nc);
+  await ensureStreams(nc, { limits: { KV_responses: 1024 ** 2 } });
+  const bus = createBus({ nc, log, telemetry: createTelemetry({ service: "test" }), source: "test" });
+  const responses = await bus.bucket(buckets.responses);
+  const value = { model: "m", sticky: "x".repeat(100_000), input: [], response: { id: "resp_1", output: [] } };
+  const keys = Array.from({ length: 20 }, (_, n) => `acme.${n}`);
+  for (const key of keys) await responses.put(key, value);
+  expect(await responses.get("acme.0")).toBeUndefined();
+  const kept = await responses.sizes("acme.*");
+  expect(kept.map(({ key }) => key)).toEqual(keys.slice(-kept.length));
+  expect(kept.length).toBeGreaterThan(5);
+  await responses.erase("acme.19");
+  expect(await responses.get("acme.19")).toBeUndefined();
+  await nc.close();
+});
+
 it("NATS_URL may name several servers: one that answers is enough, and the message names all where none does", async () => {
   await using away = await spawnNatsServer();
   await using server = await spawnNatsServer();

@@ -108,7 +108,8 @@ export async function ensureStreams(
     // What the server removes by itself is not erased: replaced values stay until their writer has done that.
     const revisions = def.holdsTexts === true ? { max_msgs_per_subject: replacedValuesKept } : {};
     const max_bytes = (limits as Partial<Record<string, number>>)[`KV_${def.name}`] ?? -1;
-    const config = { num_replicas: replicas, max_age: nanos(def.ttlMs), ...revisions };
+    const discard = def.dropsOldest === true ? { discard: DiscardPolicy.Old } : {};
+    const config = { num_replicas: replicas, max_age: nanos(def.ttlMs), ...revisions, ...discard };
     try {
       await jsm.streams.update(`KV_${def.name}`, { ...config, max_bytes });
     } catch (error) {

@@ -334,6 +334,8 @@ export interface BucketDef<T extends z.ZodType = z.ZodType> {
   readonly ttlMs: number;
   /** Values may hold texts of users: one that is replaced is erased from the server's disk, where it would otherwise stay for long. */
   readonly holdsTexts?: true;
+  /** At its size the oldest entries go: they are a convenience, and whoever comes next has the same right. Absent: what is new is refused. */
+  readonly dropsOldest?: true;
 }
 
 export const buckets = {
@@ -410,6 +412,7 @@ export const buckets = {
     value: storedResponse,
     ttlMs: responsesKeptMs,
     holdsTexts: true,
+    dropsOldest: true,
   },
   uploads: {
     name: "uploads",
