@@ -210,6 +210,22 @@ it("prompts and slices are named", async () => {
   ]);
 });
 
+it("reading a large file lets whatever else the process does go on in between", async () => {
+  const rows = Array.from({ length: 20_000 }, (_, n) => JSON.stringify({ prompt: `What is ${n}?`, completion: `It is ${n}.` })).join("\n");
+  let turns = 0;
+  let isReading = true;
+  const other = (): void => {
+    turns += 1;
+    if (isReading) setImmediate(other);
+  };
+  setImmediate(other);
+  const all = await read(rows, Buffer.byteLength(rows));
+  isReading = false;
+  expect(all?.records).toHaveLength(20_000);
+  expect(all?.records.at(-1)?.meta.line).toBe(20_000);
+  expect(turns).toBeGreaterThan(10);
+});
+
 describe("a record's id", () => {
   it("depends on what it says, and not on file, line or the order of keys", async () => {
     const all = await read(`{"instruction":"a","output":"b"}\n{"output":"b","instruction":"a","note":1}\n{"instruction":"a","output":"c"}`);

@@ -1,6 +1,7 @@
 /** Converts the rows of a file to canonical records and rejections. Needs no services: bytes in, records out. */
 import type { DatasetMapping, Rec, Rejection } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
+import { setImmediate as nextTurn } from "node:timers/promises";
 import { createDetector, type Detector, isRefusal, needsLabels, type Refusal } from "./formats/detect.ts";
 import { parseExact } from "./containers/exact-json.ts";
 import { countLabels } from "./formats/label-inventory.ts";
@@ -56,9 +57,9 @@ export async function readRecords(
   async function* batches(raw: AsyncIterable<RawRow[]>): AsyncGenerator<Batch> {
     let count = 0;
     try {
-      for await (const rowsOfChunk of raw) {
+      for await (const rowsOfPart of inParts(raw)) {
         const batch: Batch = { records: [], rejections: [] };
-        for (const row of rowsOfChunk) {
+        for (const row of rowsOfPart) {
           let read = readRow(row, detector);
           if (read === needsLabels) {
             await learnLabels();
@@ -67,11 +68,12 @@ export async function readRecords(
           if ("v" in read) batch.records.push(read);
           else batch.rejections.push({ line: row.line, code: read.code, message: read.message });
         }
-        count += rowsOfChunk.length;
+        count += rowsOfPart.length;
         if (mapping?.redact === true) {
           const { records, rejections } = await redactRecords(batch.records);
           yield { records, rejections: [...batch.rejections, ...rejections] };
         } else yield batch;
+        await nextTurn();
       }
     } catch (error) {
       if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;
@@ -80,6 +82,26 @@ export async function readRecords(
     }
   }
   return { container: rows.container, notes: rows.notes, batches: batches(rows.batches) };
+}
+
+/** Characters of rows that are worked on at once, a few milliseconds' work: a process reads several files, of several tenants. */
+const breathCharacters = 64 * 1024;
+/** Of a row of values nobody knows the size without writing it down. */
+const charactersOfValues = 1024;
+
+async function* inParts(raw: AsyncIterable<RawRow[]>): AsyncGenerator<RawRow[]> {
+  for await (const rows of raw) {
+    let from = 0;
+    let characters = 0;
+    for (const [at, row] of rows.entries()) {
+      characters += "text" in row ? row.text.length : charactersOfValues;
+      if (characters < breathCharacters) continue;
+      yield rows.slice(from, at + 1);
+      from = at + 1;
+      characters = 0;
+    }
+    if (from < rows.length) yield rows.slice(from);
+  }
 }
 
 const isParts = (source: FileSource | readonly Part[]): source is readonly Part[] => Array.isArray(source);
