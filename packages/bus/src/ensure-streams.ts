@@ -86,8 +86,9 @@ export async function ensureStreams(
   for (const def of [...Object.values<ConsumerDef>(consumers), ...tenants.map(doorConsumer)]) {
     await jsm.consumers.add(def.stream.name, {
       durable_name: def.durable,
-      // A queue of one consumer: whatever came is taken, so that what is no command is put aside, too.
-      filter_subjects: def.stream.storedAs === undefined ? def.events.map((event) => filterFor(event)) : [],
+      // A queue of one consumer: whatever came is taken, so that what is no command is put aside, too. An empty list would not do: a server
+      // that was started again has forgotten it, and takes the same consumer for another one.
+      ...(def.stream.storedAs === undefined ? { filter_subjects: def.events.map((event) => filterFor(event)) } : {}),
       ack_policy: AckPolicy.Explicit,
       deliver_policy: DeliverPolicy.All,
       ack_wait: nanos(def.ackWaitMs),

@@ -1,7 +1,7 @@
 /** What every command is made with: its words, its options' values, and what it needs of the program. */
 import type { ApiClient } from "@loraline/client";
 import { Command, InvalidArgumentError } from "commander";
-import type { Terminal } from "./terminal.ts";
+import type { Line, Terminal } from "./terminal.ts";
 
 /** Everything of the process that commands may know. */
 export interface Context {
@@ -27,7 +27,7 @@ export interface CommandTools extends Context {
   /** @throws Failure NO_LINE, API_KEY_MISSING */
   connect(): Promise<ApiClient>;
   /** Prints a value as JSON, or as lines. */
-  print(value: unknown, lines: () => readonly string[]): void;
+  print(value: unknown, lines: () => readonly Line[]): void;
   /** Sets the exit code. Default 0. */
   exitWith(code: number): void;
 }

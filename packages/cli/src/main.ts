@@ -25,6 +25,10 @@ stdout.on("error", (error: NodeJS.ErrnoException) => {
   throw error;
 });
 
-const terminal = { out: stdout, err: stderr, in: stdin, columns: stdout.columns ?? stderr.columns ?? 120, signal: interrupted.signal };
+/** What somebody set, such as for a pager, counts more than what the terminal says. */
+const asked = Number(env.COLUMNS) > 0 ? Number(env.COLUMNS) : undefined;
+const width = asked ?? (stdout.isTTY ? stdout.columns : undefined);
+const columns = width ?? stderr.columns ?? 120;
+const terminal = { out: stdout, err: stderr, in: stdin, columns, width, signal: interrupted.signal };
 const context = { root: join(import.meta.dirname, "../../.."), env, pid, node: execPath, terminal };
 process.exitCode = await runProgram(argv.slice(2), context);

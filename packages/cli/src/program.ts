@@ -32,7 +32,7 @@ import { addBasesCommands } from "./server/bases-command.ts";
 import { addDemoCommand } from "./server/demo-command.ts";
 import { addStatusCommands } from "./server/status-commands.ts";
 import { addUpCommand } from "./server/up-command.ts";
-import { dim, red, writeJson, writeLine } from "./terminal.ts";
+import { dim, red, shaped, writeJson, writeLine, writeLines } from "./terminal.ts";
 
 /** A new command is one file beside these, and its line here. Groups and commands stand in `--help` in this order. */
 const groups: Readonly<Record<string, readonly AddCommands[]>> = {
@@ -99,7 +99,7 @@ export function createProgram(context: Context, exitWith: (code: number) => void
     connect: async () => createApiClient(await findServer(globals())),
     print(value, lines) {
       if (globals().json) writeJson(out, value);
-      else for (const text of lines()) writeLine(out, text);
+      else writeLines(terminal, lines());
     },
     exitWith,
   };
@@ -131,7 +131,9 @@ export async function runProgram(args: readonly string[], context: Context): Pro
     if (signal.aborted) return exitCodes.interrupted;
     const { message, code, param, exitCode: failed } = failureOf(error);
     if (program.opts<Globals>().json) writeJson(out, { error: { code, message, param } });
-    else writeLine(err, `${red("loraline:")} ${message} ${dim(`[${code}]`)}`);
+    else
+      for (const text of shaped([`${red("loraline:")} ${message} ${dim(`[${code}]`)}`], context.terminal.width ?? Infinity))
+        writeLine(err, text);
     if (context.env.LORALINE_DEBUG) writeLine(err, inspect(error));
     return failed;
   }

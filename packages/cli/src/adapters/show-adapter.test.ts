@@ -1,6 +1,7 @@
 import { canarySettings } from "@loraline/contracts";
 import { expect, it } from "vitest";
 import { type AdapterView, listAdapters, listHistory } from "./show-adapter.ts";
+import { shaped } from "../terminal.ts";
 
 const at = "2026-01-01T10:00:00.000Z";
 const digest = `sha256:${"a".repeat(64)}` as const;
@@ -55,17 +56,17 @@ const view = (over: Partial<AdapterView["adapter"]> = {}): AdapterView => ({
 });
 
 it("tells where a canary stands and what it waits for", () => {
-  const lines = listAdapters([view()], Date.parse(at) + 30_000);
+  const lines = shaped(listAdapters([view()], Date.parse(at) + 30_000), Infinity);
   expect(lines[1]).toMatch(/acme\/pirate +1 \* +desired/);
   expect(lines[2]).toMatch(/acme\/pirate +2 25 % .*nothing was judged/);
   expect(lines[3]).toBe(
     "acme/pirate: canary of version 2 beside 1, by ann, step 2 of 3 (25 %): 1 min 0 s left, 12 of 50 answers, 1 failed",
   );
-  expect(listAdapters([view()], Date.parse(at) + 100_000)[3]).toMatch(/\(25 %\): 12 of 50 answers/);
-  expect(listAdapters([view({ canary: { ...canary, unprovenSince: at } })])[3]).toContain(
+  expect(shaped(listAdapters([view()], Date.parse(at) + 100_000), Infinity)[3]).toMatch(/\(25 %\): 12 of 50 answers/);
+  expect(shaped(listAdapters([view({ canary: { ...canary, unprovenSince: at } })]), Infinity)[3]).toContain(
     "paused, for no ready replica has it proven since 2026-01-01 10:00:00",
   );
-  expect(listAdapters([view({ canary: null })])).toHaveLength(3);
+  expect(shaped(listAdapters([view({ canary: null })]), Infinity)).toHaveLength(3);
 });
 
 it("says of retired versions that they are loaded again, of deleted ones who did it, and what a move waits for", () => {
@@ -77,11 +78,11 @@ it("says of retired versions that they are loaded again, of deleted ones who did
     { from: null, to: 1, kind: "deleted" as const, by: "ann", reason: "deletion requested", at },
   ];
   const shown = view({ versions, canary: null, alias: 3, awaiting, history });
-  const lines = listAdapters([shown]);
+  const lines = shaped(listAdapters([shown]), Infinity);
   expect(lines[1]).toMatch(/acme\/pirate +1 +deleted .*it was deleted on 2026-01-01 by ann\./);
   expect(lines[2]).toMatch(/acme\/pirate +2 +retired .*loaded again when asked for/);
   expect(lines[4]).toBe("acme/pirate: the alias moves to version 2 when it is loaded and proven again");
-  expect(listHistory([shown]).map((line) => line.replace(/ {2,}/g, " | "))).toEqual([
+  expect(shaped(listHistory([shown]), Infinity).map((line) => line.replace(/ {2,}/g, " | "))).toEqual([
     expect.stringContaining("WHEN"),
     "2026-01-01 10:00:00 | acme/pirate | retired 2 | (itself) | the 1 newest version is kept (keep: 1)",
     "2026-01-01 10:00:00 | acme/pirate | deleted 1 | ann | deletion requested",
@@ -89,11 +90,11 @@ it("says of retired versions that they are loaded again, of deleted ones who did
 });
 
 it("tells who moved the alias, when and why", () => {
-  const [, ...lines] = listHistory([view()]);
+  const [, ...lines] = shaped(listHistory([view()]), Infinity);
   expect(lines.map((line) => line.replace(/ {2,}/g, " | "))).toEqual([
     "2026-01-01 10:00:00 | acme/pirate | promoted 1 | (itself) | proven on 1 replica",
     "2026-01-01 10:00:00 | acme/pirate | canary 2 began, 5 % | ann | canary requested",
     "2026-01-01 10:00:00 | acme/pirate | canary 2 rolled back | (itself) | 3 of 4 failed [CANARY_ERRORS]",
   ]);
-  expect(listHistory([view({ history: [] })])).toEqual(["acme/pirate: nothing was promoted yet"]);
+  expect(shaped(listHistory([view({ history: [] })]), Infinity)).toEqual(["acme/pirate: nothing was promoted yet"]);
 });

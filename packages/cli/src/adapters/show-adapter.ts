@@ -1,7 +1,7 @@
 /** Adapters, their versions, canaries and history, in words for a person. */
 import type { adapterView, Proof } from "@loraline/contracts";
 import type { z } from "zod";
-import { dim, duration, table, yellow } from "../terminal.ts";
+import { dim, duration, type Line, table, yellow } from "../terminal.ts";
 
 export type AdapterView = z.output<typeof adapterView>;
 type Move = AdapterView["adapter"]["history"][number];
@@ -13,7 +13,7 @@ export function proofOf(view: AdapterView, version: number): Proof | undefined {
 }
 
 /** A table of all versions, and a line for each canary under way. */
-export function listAdapters(views: readonly AdapterView[], now = Date.now()): string[] {
+export function listAdapters(views: readonly AdapterView[], now = Date.now()): Line[] {
   const rows = views.flatMap((view) => {
     const { adapter } = view;
     return adapter.versions.map((version) => {
@@ -106,8 +106,8 @@ const kinds: Readonly<Record<Move["kind"], (move: Move) => string>> = {
 };
 
 /** Moves of the alias and of canaries, oldest first: when, what, who, why. */
-export function listHistory(views: readonly AdapterView[]): string[] {
-  return views.flatMap(({ adapter }) => {
+export function listHistory(views: readonly AdapterView[]): Line[] {
+  return views.flatMap(({ adapter }): readonly Line[] => {
     const name = `${adapter.tenant}/${adapter.adapter}`;
     const { history } = adapter;
     if (history.length === 0) return [`${name}: nothing was promoted yet`];

@@ -8,7 +8,7 @@ import { type AddCommands, examples, ownName, wholeNumber } from "../command.ts"
 import { exitCodes, Failure } from "../failure.ts";
 import { findRun } from "../runs/find-run.ts";
 import { modelOf } from "../runs/show-run.ts";
-import { bold, cyan, marksTrained, shortPath, table, wrap, yellow } from "../terminal.ts";
+import { bold, cyan, marksTrained, type Shaped, shortPath, table, wrap, yellow } from "../terminal.ts";
 import { type Difference, resultsOf, settingsThatDiffer } from "./compare-runs.ts";
 import { curvesOf, drawCurves, svgOfCurves } from "./curves.ts";
 
@@ -94,7 +94,7 @@ export const addCompareCommands: AddCommands = (program, { connect, print, termi
 };
 
 const nameOf = (run: RunState): string => `${run.runId}  ${modelOf(run)}${run.served === null ? "" : `@${run.served.version}`}`;
-const tableOf = (head: string, rows: readonly Difference[]): string[] =>
+const tableOf = (head: string, rows: readonly Difference[]): Shaped[] =>
   table([[head, "A", "B"], ...rows.map(({ name, a, b }) => [name, shortened(a), shortened(b)])]);
 const shortened = (text: string): string => (text.length > 40 ? `${text.slice(0, 39).toWellFormed()}…` : text);
 

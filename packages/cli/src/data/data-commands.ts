@@ -3,7 +3,7 @@ import { type DatasetReport, defaultMinRecords, type TokenReport } from "@lorali
 import { type AddCommands, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { whatStays } from "../operate/deletion-commands.ts";
-import { dim, green, red, shortPath, table, writeJson, writeLine } from "../terminal.ts";
+import { dim, green, red, shortPath, table, writeJson, writeLine, writeLines } from "../terminal.ts";
 import { describeData, describeSample } from "./data-report.ts";
 import { followDataset, importDataset, type Narrowed, requiredSource } from "./import-source.ts";
 import {
@@ -151,7 +151,7 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
           String(one.rejections ?? "-"),
           one.error?.message ?? (one.waiting === null ? "" : `waiting: ${one.waiting.message}`),
         ]);
-        for (const text of table([["DATASET", "STATUS", "FILE", "RECORDS", "REJECTED", ""], ...rows])) writeLine(out, text);
+        writeLines(terminal, table([["DATASET", "STATUS", "FILE", "RECORDS", "REJECTED", ""], ...rows]));
       }
     });
 

@@ -1,7 +1,7 @@
 /** `loraline tokenize` */
 import type { AddCommands } from "../command.ts";
 import { exitCodes } from "../failure.ts";
-import { pairs, shortPath, writeJson, writeLine, yellow } from "../terminal.ts";
+import { pairs, shortPath, writeJson, writeLine, writeLines, yellow } from "../terminal.ts";
 import { baseDirOf, localData, mappingHelp, mappingOf, tokenizeOf, type TokenizeFlags, withTokenizeOptions } from "./tokenize-options.ts";
 
 export const addTokenizeCommand: AddCommands = (program, { root, terminal, globals, exitWith }) => {
@@ -43,17 +43,18 @@ export const addTokenizeCommand: AddCommands = (program, { root, terminal, globa
         for (const { line, code, message } of [...rejections, ...dropped].slice(0, 10))
           writeLine(err, `${yellow(code)} line ${line}: ${message}`);
         const left = rejections.length + dropped.length;
-        for (const line of pairs([
-          [
-            "rows",
-            `${totals.records + rejections.length} read, ${rejections.length} rejected, ${totals.dropped} dropped${left > 10 ? " (the first 10 above)" : ""}`,
-          ],
-          ["tokens", `${totals.tokens} in ${totals.sequences} sequences (${totals.rows} rows), ${totals.supervised} learned`],
-          ["shards", `${shards.length} in ${shortPath(flags.out)}`],
-          ["show", `loraline data show ${shortPath(flags.out)} --row 0`],
-        ])) {
-          writeLine(out, line);
-        }
+        writeLines(
+          terminal,
+          pairs([
+            [
+              "rows",
+              `${totals.records + rejections.length} read, ${rejections.length} rejected, ${totals.dropped} dropped${left > 10 ? " (the first 10 above)" : ""}`,
+            ],
+            ["tokens", `${totals.tokens} in ${totals.sequences} sequences (${totals.rows} rows), ${totals.supervised} learned`],
+            ["shards", `${shards.length} in ${shortPath(flags.out)}`],
+            ["show", `loraline data show ${shortPath(flags.out)} --row 0`],
+          ]),
+        );
       }
       exitWith(totals.supervised === 0 ? exitCodes.failed : exitCodes.ok);
     },

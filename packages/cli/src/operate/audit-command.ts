@@ -2,7 +2,7 @@
 import { type AuditAction, type AuditEntry, auditActions } from "@loraline/contracts";
 import { Option } from "commander";
 import { type AddCommands, examples, wholeNumber } from "../command.ts";
-import { table } from "../terminal.ts";
+import { type Line, table } from "../terminal.ts";
 
 interface Flags {
   action?: AuditAction;
@@ -34,7 +34,7 @@ export const addAuditCommand: AddCommands = (program, { connect, print, env }) =
     });
 };
 
-function listAudit(rows: readonly (AuditEntry & { seq: number; time: string })[]): string[] {
+function listAudit(rows: readonly (AuditEntry & { seq: number; time: string })[]): Line[] {
   return table([
     ["SEQ", "TIME", "TENANT", "BY", "ACTION", "TARGET", "OUTCOME", "DETAILS"],
     ...rows.map(({ seq, time, tenant, by, action, target, outcome, code, details }) => [
@@ -45,7 +45,12 @@ function listAudit(rows: readonly (AuditEntry & { seq: number; time: string })[]
       action,
       target,
       code ? `${outcome}: ${code}` : outcome,
-      Object.keys(details).length === 0 ? "-" : JSON.stringify(details),
+      detailsOf(details),
     ]),
   ]);
 }
+
+const detailsOf = (details: Readonly<Record<string, unknown>>): string =>
+  Object.entries(details)
+    .map(([name, value]) => `${name}=${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .join(" ") || "-";

@@ -4,7 +4,7 @@ import { modelPattern, type Scope, scopes } from "@loraline/contracts";
 import { InvalidArgumentError, Option } from "commander";
 import { type AddCommands, examples } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
-import { bold, pairs, table } from "../terminal.ts";
+import { bold, type Line, pairs, table } from "../terminal.ts";
 
 interface CreateFlags {
   name: string;
@@ -116,7 +116,7 @@ function expiry(text: string): string {
   return new Date(at).toISOString();
 }
 
-const describeKey = ({ id, name, scopes: has, models, expiresAt }: Answer<"createKey">): string[] =>
+const describeKey = ({ id, name, scopes: has, models, expiresAt }: Answer<"createKey">): Line[] =>
   pairs([
     ["id", id],
     ["name", name],

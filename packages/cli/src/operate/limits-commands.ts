@@ -4,7 +4,7 @@ import { priorityRange, type QuotaName, quotaNames, quotaTable } from "@loraline
 import { Option } from "commander";
 import { type AddCommands, byteSize, orNone, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
-import { byteWords, table } from "../terminal.ts";
+import { byteWords, type Line, table } from "../terminal.ts";
 
 type Limit = number | null;
 type Flag = number | "none";
@@ -15,7 +15,7 @@ interface RateFlags {
   concurrency?: Flag;
 }
 
-const inBytes: ReadonlySet<QuotaName> = new Set(["storageBytes", "uploadBytesPerMinute"]);
+const inBytes: ReadonlySet<QuotaName> = new Set(["storageBytes", "uploadBytesPerMinute", "historyBytes"]);
 /** `storage_bytes` is `--storage-bytes`. */
 const flagOf = (name: QuotaName): string => `--${quotaTable[name].field.replaceAll("_", "-")}`;
 const valueOf = (name: QuotaName) =>
@@ -105,7 +105,7 @@ function shownQuota(name: QuotaName, value: number | null): string {
   return byteWords(value);
 }
 
-function listLimits(rows: readonly Answer<"setTenantLimit">[]): string[] {
+function listLimits(rows: readonly Answer<"setTenantLimit">[]): Line[] {
   const shown = (value: Limit | undefined): string => (typeof value === "number" ? String(value) : "-");
   return table([
     ["OF", "REQUESTS/MIN", "TOKENS/MIN", "AT ONCE", "SET BY", "QUOTAS"],

@@ -1,5 +1,6 @@
 import type { EngineView } from "@loraline/contracts";
 import { expect, it } from "vitest";
+import { shaped } from "../terminal.ts";
 import { listEngines } from "./show-engine.ts";
 
 const counts = { wanted: 3, proven: 3, retrying: 0, quarantined: 0, refused: 0, draining: 0 };
@@ -16,7 +17,8 @@ const engine = (over: Partial<EngineView> = {}): EngineView => ({
   advice: [],
   ...over,
 });
-const plain = (engines: EngineView[]) => listEngines(engines).map((line) => line.replace(/ {2,}/g, " | ").replace(/[ |]+$/, ""));
+const plain = (engines: EngineView[]) =>
+  shaped(listEngines(engines), Infinity).map((line) => line.replace(/ {2,}/g, " | ").replace(/[ |]+$/, ""));
 
 it("lists engines, their replicas where there is more to say, and the advice", () => {
   expect(plain([engine()])).toEqual([

@@ -1,8 +1,8 @@
 /** Engines and what would make them serve better, in words for a person. */
 import type { EngineView } from "@loraline/contracts";
-import { duration, table, yellow } from "../terminal.ts";
+import { duration, type Line, table, yellow } from "../terminal.ts";
 
-export function listEngines(engines: readonly EngineView[]): string[] {
+export function listEngines(engines: readonly EngineView[]): Line[] {
   const rows = engines.map(({ engine, base, replicas, versions, asked, maxLoras, maxCpuLoras, maxLoraRank }) => [
     engine,
     base,
@@ -26,7 +26,7 @@ export function listEngines(engines: readonly EngineView[]): string[] {
 }
 
 /** One row for each replica, where an engine has several, or where its only one holds less than it should. */
-function replicaLines(engines: readonly EngineView[]): string[] {
+function replicaLines(engines: readonly EngineView[]): Line[] {
   const rows = engines.flatMap(({ engine, replicas }) =>
     replicas.flatMap(({ replica, ready, counts }) => {
       const { wanted = 0, proven = 0, retrying = 0, quarantined = 0, refused = 0, draining = 0 } = counts ?? {};

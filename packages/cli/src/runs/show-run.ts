@@ -1,6 +1,6 @@
 /** A run, its proof and its adapter, in words for a person. */
 import type { Evaluation, Proof, RunState } from "@loraline/contracts";
-import { bold, cyan, duration, green, pairs, red, table, yellow } from "../terminal.ts";
+import { bold, cyan, duration, green, type Line, pairs, red, table, yellow } from "../terminal.ts";
 import { type AdapterView, proofOf } from "../adapters/show-adapter.ts";
 import { doing, figures, stepsOf } from "./follow-run.ts";
 import { methodWords } from "./method-words.ts";
@@ -26,7 +26,7 @@ const rowsWords = ({ rows, held_out_rows: all }: Evaluation): string =>
   typeof all === "number" && all > rows ? `${rows} of ${all} rows (training.eval_budget)` : `${rows} rows`;
 
 /** Everything worth knowing about one run. */
-export function describeRun(run: RunState, view: AdapterView | undefined): string[] {
+export function describeRun(run: RunState, view: AdapterView | undefined): Line[] {
   const { tokens, trained, served, error, spec } = run;
   const proof = served === null || view === undefined ? undefined : proofOf(view, served.version);
   const evaluation = trained?.evaluation ?? null;
@@ -95,7 +95,7 @@ function settingsOf({ spec: { lora, training } }: RunState): string {
   return `r ${lora.r}, lr ${training.learning_rate}, ${length}`;
 }
 
-export function listRuns(runs: readonly RunState[]): string[] {
+export function listRuns(runs: readonly RunState[]): Line[] {
   const rows = runs.map((run) => [
     run.runId,
     run.phase,

@@ -15,7 +15,7 @@ import { readRunFile, type RunFile } from "./run-file.ts";
 import { onlyBase } from "./only-base.ts";
 import { type SettingFlags, withFlags } from "./setting-flags.ts";
 import { askedAs, describeRun } from "./show-run.ts";
-import { type Terminal, writeJson, writeLine } from "../terminal.ts";
+import { type Terminal, writeJson, writeLine, writeLines } from "../terminal.ts";
 
 interface RunRequest {
   /** Files, one folder, or one source that the server fetches. */
@@ -138,12 +138,12 @@ export async function follow(api: ApiClient, runId: string, { json }: { json: bo
     return exitCodes.interrupted;
   }
   await showRun(api, run, { json }, terminal);
-  if (run.served !== null && !json) writeLine(terminal.out, `\nAsk it: loraline chat ${askedAs(run.served, run)} "Who are you?"`);
+  if (run.served !== null && !json) writeLines(terminal, ["", `Ask it: loraline chat ${askedAs(run.served, run)} "Who are you?"`]);
   return run.phase === "served" ? exitCodes.ok : exitCodes.failed;
 }
 
 export async function showRun(api: ApiClient, run: RunState, { json }: { json: boolean }, terminal: Terminal): Promise<void> {
   const view = run.served === null ? undefined : await api.getAdapter({ adapter: run.spec.adapter });
   if (json) writeJson(terminal.out, { run, adapter: view ?? null });
-  else for (const text of describeRun(run, view)) writeLine(terminal.out, text);
+  else writeLines(terminal, describeRun(run, view));
 }

@@ -10,7 +10,7 @@ import type { RunFile } from "../runs/run-file.ts";
 import { proofOf } from "../adapters/show-adapter.ts";
 import { describeRun, modelOf, proofLine } from "../runs/show-run.ts";
 import { startRun } from "../runs/start-run.ts";
-import { bold, dim, duration, green, red, shortPath, type Terminal, wrap, writeJson, writeLine } from "../terminal.ts";
+import { bold, dim, duration, green, red, shaped, shortPath, type Terminal, wrap, writeJson, writeLine } from "../terminal.ts";
 import { newsLine } from "./up.ts";
 import { spanOf, waterfall } from "../runs/waterfall.ts";
 
@@ -97,7 +97,7 @@ export async function runDemo(
   if (run.finishedAt === null) return exitCodes.interrupted;
   const view = run.served === null ? undefined : await api.getAdapter({ adapter });
   say();
-  for (const text of describeRun(run, view)) say(`   ${text}`);
+  for (const text of shaped(describeRun(run, view), (terminal.width ?? Infinity) - 3)) say(`   ${text}`);
   if (run.served === null || run.trained === null || view === undefined) {
     say(red(`\nThe demo failed. Logs: ${shortPath(join(lineOptions.stateDir, "logs"))}`));
     return exitCodes.failed;

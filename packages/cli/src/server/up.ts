@@ -2,7 +2,7 @@
 import { join } from "node:path";
 import { type LineNews, type LineOptions, startLine } from "@loraline/local";
 import { exitCodes } from "../failure.ts";
-import { bold, cyan, dim, duration, green, pairs, shortPath, type Terminal, writeLine, yellow } from "../terminal.ts";
+import { bold, cyan, dim, duration, green, pairs, shortPath, type Terminal, writeLine, writeLines, yellow } from "../terminal.ts";
 
 /** @returns the exit code. */
 export async function runUp(options: Omit<LineOptions, "onNews"> & { json: boolean }, terminal: Terminal): Promise<number> {
@@ -28,7 +28,7 @@ export async function runUp(options: Omit<LineOptions, "onNews"> & { json: boole
       ["try", cyan(example)],
       ["end", "Ctrl-C"],
     ]);
-    for (const row of rows) writeLine(terminal.out, row);
+    writeLines(terminal, rows);
   }
   await new Promise<void>((resolve) => {
     if (terminal.signal.aborted) resolve();

@@ -26,7 +26,7 @@ test("what was stored is there after backup, loss, restore and upgrade, and what
     const logFile = join(dir.path, "nats.log");
     await using server = await startNats({ stateDir, tenant: "local", nats, env, logFile, log, onEnded() {}, onDiskFull() {} });
     const nc = await server.connect(localUser);
-    await ensureStreams(nc);
+    await ensureStreams(nc, { tenants: ["local"] });
     await using telemetry = createTelemetry({ service: "test" });
     const js = jetstream(nc);
     const done = await work(createBus({ nc, log, telemetry, source: "test" }), (subject, text) => js.publish(subject, text));

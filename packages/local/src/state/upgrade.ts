@@ -47,7 +47,7 @@ export async function upgradeState(options: {
   });
   const nc = await nats.connect(localUser);
   try {
-    await ensureStreams(nc);
+    await ensureStreams(nc, { tenants: [tenant] });
     await createJetStreamObjects(nc);
     await using telemetry = createTelemetry({ service: "upgrade" });
     const bus = createBus({ nc, log, telemetry, source: "upgrade" });
