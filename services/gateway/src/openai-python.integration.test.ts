@@ -50,83 +50,94 @@ function startProgram(env: Record<string, string>): Program {
   };
 }
 
-testWithNats("a Python program uploads, trains, follows, cancels, chats and understands errors", async ({ nc, tenant }) => {
-  await using line = await startGateway({ nc, tenant });
-  await using folder = await temporaryFolder();
-  using program = startProgram({ OPENAI_BASE_URL: `${line.url}/v1`, OPENAI_API_KEY: line.key });
-  const { step } = program;
-  await registerEngine(line.bus);
+testWithNats(
+  "a Python program uploads, trains, follows, cancels, chats, goes on from responses, uploads in parts and understands errors",
+  async ({ nc, tenant }) => {
+    await using line = await startGateway({ nc, tenant });
+    await using folder = await temporaryFolder();
+    using program = startProgram({ OPENAI_BASE_URL: `${line.url}/v1`, OPENAI_API_KEY: line.key });
+    const { step } = program;
+    await registerEngine(line.bus);
 
-  const path = join(folder.path, "sea shanties.jsonl");
-  await writeFile(path, '{"prompt":"ahoy","completion":"Arr ☠"}\n'.repeat(20));
-  const { file, job } = (await step("submit", base, path)) as { file: string; job: string };
-  const runId = runIdOf(job) ?? "";
-  const requested = await line.bus.last(events.runRequested, { tenant, id: runId });
-  expect(requested?.data.spec).toMatchObject({
-    adapter: "pirate",
-    lora: { r: 16 },
-    tokenize: { max_length: 512 },
-    training: { seed: 7, num_train_epochs: 2 },
-    metadata: { team: "sea" },
-  });
+    const path = join(folder.path, "sea shanties.jsonl");
+    await writeFile(path, '{"prompt":"ahoy","completion":"Arr ☠"}\n'.repeat(20));
+    const { file, job } = (await step("submit", base, path)) as { file: string; job: string };
+    const runId = runIdOf(job) ?? "";
+    const requested = await line.bus.last(events.runRequested, { tenant, id: runId });
+    expect(requested?.data.spec).toMatchObject({
+      adapter: "pirate",
+      lora: { r: 16 },
+      tokenize: { max_length: 512 },
+      training: { seed: 7, num_train_epochs: 2 },
+      metadata: { team: "sea" },
+    });
 
-  await playIngested(line.bus, tenant, datasetIdOf(file) ?? "");
-  await playTokenized(line.bus, tenant, runId);
-  await playTrained(line.bus, tenant, runId);
-  await playServed(line.bus, tenant, runId, "pirate");
-  await expect.poll(async () => (await line.openai.fineTuning.jobs.retrieve(job)).status).toBe("succeeded");
-  expect(await step("follow", job)).toEqual({
-    status: "succeeded",
-    model: `ft:${base}:${tenant}:pirate:1`,
-    messages: expect.objectContaining({ length: 9, 8: `Created fine-tuning job: ${job}` }),
-    losses: [1, 1.5, 3],
-    checkpoints: [2],
-  });
+    await playIngested(line.bus, tenant, datasetIdOf(file) ?? "");
+    await playTokenized(line.bus, tenant, runId);
+    await playTrained(line.bus, tenant, runId);
+    await playServed(line.bus, tenant, runId, "pirate");
+    await expect.poll(async () => (await line.openai.fineTuning.jobs.retrieve(job)).status).toBe("succeeded");
+    expect(await step("follow", job)).toEqual({
+      status: "succeeded",
+      model: `ft:${base}:${tenant}:pirate:1`,
+      messages: expect.objectContaining({ length: 9, 8: `Created fine-tuning job: ${job}` }),
+      losses: [1, 1.5, 3],
+      checkpoints: [2],
+    });
 
-  const version = versionOf(tenant, "pirate", 1);
-  const adapter = adapterOf(tenant, "pirate", [version]);
-  await using engine = await startEngine(base, version.engineName);
-  await putAdapter(line.bus, adapter);
-  await putReplica(line.bus, replicaOf("r1", engine.url, [heldBy(adapter, version)]));
-  await expect.poll(async () => (await line.openai.models.list()).data.length).toBe(3);
-  expect(await step("chat", `ft:${base}:${tenant}:pirate:1`)).toEqual({
-    model: `${tenant}/pirate@1`,
-    answer: "Arr, matey ☠",
-    parts: ["Arr", ", mat", "ey ☠", ""],
-    last_line: "data: [DONE]",
-    text: "Arr, matey ☠",
-    models: [base, `${tenant}/pirate`, `${tenant}/pirate@1`],
-    retrieved: `${tenant}/pirate@1`,
-  });
-  expect(await step("chat", `${tenant}/pirate`)).toMatchObject({ model: `${tenant}/pirate@1`, retrieved: `${tenant}/pirate` });
+    const version = versionOf(tenant, "pirate", 1);
+    const adapter = adapterOf(tenant, "pirate", [version]);
+    await using engine = await startEngine(base, version.engineName);
+    await putAdapter(line.bus, adapter);
+    await putReplica(line.bus, replicaOf("r1", engine.url, [heldBy(adapter, version)]));
+    await expect.poll(async () => (await line.openai.models.list()).data.length).toBe(3);
+    expect(await step("chat", `ft:${base}:${tenant}:pirate:1`)).toEqual({
+      model: `${tenant}/pirate@1`,
+      answer: "Arr, matey ☠",
+      parts: ["Arr", ", mat", "ey ☠", ""],
+      last_line: "data: [DONE]",
+      text: "Arr, matey ☠",
+      models: [base, `${tenant}/pirate`, `${tenant}/pirate@1`],
+      retrieved: `${tenant}/pirate@1`,
+    });
+    expect(await step("chat", `${tenant}/pirate`)).toMatchObject({ model: `${tenant}/pirate@1`, retrieved: `${tenant}/pirate` });
 
-  const cancelling = step("cancel", base, file);
-  let cancelled: string | undefined;
-  await expect
-    .poll(
-      async () => {
-        cancelled = (await line.openai.fineTuning.jobs.list({ limit: 1 })).data[0]?.id;
-        return line.bus.last(events.runCancelRequested, { tenant, id: runIdOf(cancelled ?? "") ?? runId });
-      },
-      { timeout: 10_000 },
-    )
-    .toBeDefined();
-  await line.bus.publish(events.runCancelled, { tenant, id: runIdOf(cancelled ?? "") ?? "" }, { by: "test" });
-  expect(await cancelling).toEqual({ job: cancelled, status: "cancelled" });
+    expect(await step("respond", `${tenant}/pirate`)).toEqual({
+      model: `${tenant}/pirate@1`,
+      text: "Arr, matey ☠",
+      last: "response.completed",
+      tokens: 6,
+    });
+    expect(await step("upload_in_parts", path)).toEqual({ status: "completed", name: "sea shanties.jsonl" });
 
-  expect(await step("failures", base, file)).toEqual([
-    ["AuthenticationError", "invalid_api_key", null],
-    ["NotFoundError", "model_not_found", "model"],
-    ["BadRequestError", "empty_file", "file"],
-    ["BadRequestError", "invalid_purpose", "purpose"],
-    ["NotFoundError", "not_found", "id"],
-    ["BadRequestError", "BASE_UNKNOWN", "model"],
-    ["BadRequestError", "invalid_training_file", "training_file"],
-    ["BadRequestError", "RANK_TOO_HIGH", "loraline.lora.r"],
-    ["NotFoundError", "not_found", "fine_tuning_job_id"],
-  ]);
-  await (await line.bus.bucket(buckets.replicas)).delete("local.r1");
-});
+    const cancelling = step("cancel", base, file);
+    let cancelled: string | undefined;
+    await expect
+      .poll(
+        async () => {
+          cancelled = (await line.openai.fineTuning.jobs.list({ limit: 1 })).data[0]?.id;
+          return line.bus.last(events.runCancelRequested, { tenant, id: runIdOf(cancelled ?? "") ?? runId });
+        },
+        { timeout: 10_000 },
+      )
+      .toBeDefined();
+    await line.bus.publish(events.runCancelled, { tenant, id: runIdOf(cancelled ?? "") ?? "" }, { by: "test" });
+    expect(await cancelling).toEqual({ job: cancelled, status: "cancelled" });
+
+    expect(await step("failures", base, file)).toEqual([
+      ["AuthenticationError", "invalid_api_key", null],
+      ["NotFoundError", "model_not_found", "model"],
+      ["BadRequestError", "empty_file", "file"],
+      ["BadRequestError", "invalid_purpose", "purpose"],
+      ["NotFoundError", "not_found", "id"],
+      ["BadRequestError", "BASE_UNKNOWN", "model"],
+      ["BadRequestError", "invalid_training_file", "training_file"],
+      ["BadRequestError", "RANK_TOO_HIGH", "loraline.lora.r"],
+      ["NotFoundError", "not_found", "fine_tuning_job_id"],
+    ]);
+    await (await line.bus.bucket(buckets.replicas)).delete("local.r1");
+  },
+);
 
 async function temporaryFolder(): Promise<AsyncDisposable & { path: string }> {
   const path = await mkdtemp(join(tmpdir(), "loraline-python-"));

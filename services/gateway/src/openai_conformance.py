@@ -74,6 +74,32 @@ def chat(model: str) -> dict:
     }
 
 
+def respond(model: str) -> dict:
+    whole = client.responses.create(model=model, input="ahoy")
+    with client.responses.stream(model=model, previous_response_id=whole.id, input="again") as stream:
+        types = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert client.responses.retrieve(final.id).output_text == final.output_text
+    client.responses.delete(whole.id)
+    try:
+        client.responses.retrieve(whole.id)
+        raise AssertionError("it is still there")
+    except openai.NotFoundError:
+        pass
+    usage = final.usage
+    assert usage is not None
+    return {"model": whole.model, "text": final.output_text, "last": types[-1], "tokens": usage.total_tokens}
+
+
+def upload_in_parts(path: str) -> dict:
+    upload = client.uploads.upload_file_chunked(file=Path(path), mime_type="text/jsonl", purpose="fine-tune", part_size=300)
+    assert upload.file is not None
+    content = client.files.content(upload.file.id).read()
+    assert content == Path(path).read_bytes()
+    client.files.delete(upload.file.id)
+    return {"status": upload.status, "name": upload.file.filename}
+
+
 def failures(base: str, file_id: str) -> list:
     attempts = [
         lambda: client.with_options(api_key="wrong").models.list(),
@@ -97,7 +123,7 @@ def failures(base: str, file_id: str) -> list:
     return told
 
 
-steps = {"submit": submit, "follow": follow, "cancel": cancel, "chat": chat, "failures": failures}
+steps = {"submit": submit, "follow": follow, "cancel": cancel, "chat": chat, "respond": respond, "upload_in_parts": upload_in_parts, "failures": failures}
 for line in sys.stdin:
     step, *arguments = json.loads(line)
     print(json.dumps(steps[step](*arguments)), flush=True)

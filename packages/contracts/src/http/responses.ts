@@ -2,6 +2,8 @@
 import { z } from "zod";
 
 const metadata = z.record(z.string().max(64), z.string().max(512));
+/** What is echoed in every event must not be large, and no engine judges it. */
+const echoed = z.string().max(1024);
 const text = z.string();
 
 const textPart = z.looseObject({ type: z.enum(["input_text", "output_text", "text"]), text });
@@ -63,10 +65,10 @@ export const responseBody = z.strictObject({
   tools: z.array(functionTool).max(1024).nullish().describe("Functions only."),
   tool_choice: z.union([z.enum(["none", "auto", "required"]), z.strictObject({ type: z.literal("function"), name: text })]).nullish(),
   parallel_tool_calls: z.boolean().nullish(),
-  metadata: metadata.nullish(),
-  user: text.nullish(),
-  safety_identifier: text.nullish(),
-  prompt_cache_key: text.nullish().describe("Changes nothing."),
+  metadata: metadata.refine((pairs) => Object.keys(pairs).length <= 16, "at most 16 pairs").nullish(),
+  user: echoed.nullish(),
+  safety_identifier: echoed.nullish(),
+  prompt_cache_key: echoed.nullish().describe("Changes nothing."),
   prompt_cache_retention: text.nullish().describe("Changes nothing."),
   service_tier: text.nullish().describe("Changes nothing."),
   max_tool_calls: z.int().nullish().describe("Changes nothing: it counts calls of built-in tools."),

@@ -397,6 +397,9 @@ test("what is not offered is refused by its field", async ({ serving: { line, en
     expect([answer.status, await answer.json()]).toEqual([400, { error: expect.objectContaining({ code: "unsupported", param }) }]);
   }
   await expect(line.openai.responses.create({ model: alias, input: "x", colour: "red" } as never)).rejects.toMatchObject({ status: 400 });
+  const metadata = Object.fromEntries(Array.from({ length: 17 }, (_, n) => [`k${n}`, "v"]));
+  await expect(line.openai.responses.create({ model: alias, input: "x", metadata })).rejects.toMatchObject({ param: "metadata" });
+  await expect(line.openai.responses.create({ model: alias, input: "x", user: "u".repeat(2000) })).rejects.toMatchObject({ param: "user" });
   await expect(line.openai.responses.create({ model: alias } as never)).rejects.toMatchObject({ status: 400, param: "input" });
   expect(engine.requests.length).toBe(before);
 });
