@@ -10,7 +10,9 @@ import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from packing import rows_within_budget
@@ -20,6 +22,9 @@ from safetensors.torch import load_file, save_file
 from spec import TrainerError
 from torch import distributed
 from transformers import Trainer, TrainerCallback
+
+if TYPE_CHECKING:
+    from objectives import Objective
 
 MANIFEST = "checkpoint.json"
 METER = "meter.json"
@@ -39,6 +44,7 @@ class Meter:
     eval_history: list = field(default_factory=list)  # [step, loss on the held-out rows]
     best: list | None = None  # [step, loss] of the evaluation with the lowest loss; kept with load_best_model_at_end only
     evaluations_without_gain: int = 0  # since the best one; smaller gains than early_stopping_threshold do not count
+    open_rewards: list = field(default_factory=list)  # preferences.py's tallies, summed since the last entry of the history
 
     def of_all_ranks(self) -> "Meter":
         """Returns the sums over all ranks. A collective operation: every rank must call it."""
@@ -51,26 +57,31 @@ class Meter:
             self.eval_history,  # of the whole held-out set, on every rank
             self.best,
             self.evaluations_without_gain,
+            [sum_over_ranks(value) for value in self.open_rewards],
         )
 
     def of_this_rank(self) -> "Meter":
         """The inverse of `of_all_ranks`, for a resume: rank 0 takes the sums, the other ranks begin at zero."""
-        return self if RANK == 0 else replace(self, tokens_seen=0, examples_seen=0, open_loss=0.0)
+        return self if RANK == 0 else replace(self, tokens_seen=0, examples_seen=0, open_loss=0.0, open_rewards=[0.0] * len(self.open_rewards))
 
 
 class LoraTrainer(Trainer):
     """
+    objective: what is learned from the rows.
     loraplus_lr_ratio: lora_B's learning rate divided by lora_A's (LoRA+); None: both have the same.
     neftune_noise_alpha: strength of the noise on the embeddings during training (NEFTune); None or 0: no noise.
     """
 
     meter: Meter
     model: PeftModel
+    objective: "Objective"
     noise_bounds: torch.Tensor  # where each sequence of the current batch begins and ends: [sequences + 1]
     sign_of_life = staticmethod(lambda: None)  # called in each forward and backward pass
 
-    def __init__(self, *, loraplus_lr_ratio: float | None, neftune_noise_alpha: float | None, **options):
-        super().__init__(**options)
+    def __init__(self, *, objective: "Objective", loraplus_lr_ratio: float | None, neftune_noise_alpha: float | None, **options):
+        super().__init__(data_collator=objective.flatten, **options)
+        self.objective = objective
+        self.loss_is_scaled_for_ga = True  # micro-batches need no further division; see compute_loss
         self.loraplus_lr_ratio, self.noise_alpha = loraplus_lr_ratio, neftune_noise_alpha
 
     def create_optimizer(self, model=None):
@@ -103,13 +114,25 @@ class LoraTrainer(Trainer):
         noise = torch.empty_like(output).uniform_(-1, 1)
         return output + noise * largest.repeat_interleave(lengths)[None, :, None].to(output.dtype)
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of an optimizer step, and what their losses are divided by, so that these add up to the step's."""
+        batches = list(islice(epoch_iterator, num_batches))
+        return batches, self.objective.begin_step(self.model, batches)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, rewards = self.objective.loss(model, inputs, num_items_in_batch)
+        if rewards is not None:
+            before = self.meter.open_rewards or [0.0] * len(rewards)
+            self.meter.open_rewards = [a + b for a, b in zip(before, rewards, strict=True)]
+        return loss * self.accelerator.num_processes  # gradients are averaged over the ranks
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.sign_of_life()
         self.noise_bounds = inputs["cu_seq_lens_q"]
         self.meter.tokens_seen += inputs["input_ids"].numel()
         self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
         loss = super().training_step(model, inputs, num_items_in_batch)
-        value = loss.item()  # normalised by the supervised tokens of the whole optimizer step, so the losses of its micro-batches add up
+        value = loss.item()  # normalised over the whole optimizer step, so the losses of its micro-batches add up
         if not math.isfinite(value):
             raise TrainerError(
                 "NON_FINITE_LOSS",
@@ -238,6 +261,8 @@ class Reporter(TrainerCallback):
         loss = sum_over_ranks(meter.open_loss) / ranks / meter.open_steps
         meter.open_loss, meter.open_steps = 0.0, 0
         meter.loss_history.append([state.global_step, loss])
+        rewards = self.trainer.objective.means([sum_over_ranks(value) for value in meter.open_rewards]) if meter.open_rewards else {}
+        meter.open_rewards = []
         now = time.monotonic()
         tokens = int(sum_over_ranks(meter.tokens_seen))
         seconds_a_step = (now - self.started) / (state.global_step - self.first_step)
@@ -254,6 +279,7 @@ class Reporter(TrainerCallback):
                 "tokens_seen": tokens,
                 "examples_seen": int(sum_over_ranks(meter.examples_seen)),
                 "eta_seconds": round(seconds_a_step * (state.max_steps - state.global_step), 1),
+                **rewards,
             }
         )
         self.last_time, self.last_tokens = now, meter.tokens_seen
@@ -265,6 +291,7 @@ class Reporter(TrainerCallback):
         if state.is_world_process_zero:
             if self.best is not None:
                 self.best.save(partial)
+            self.trainer.objective.save(partial)
             name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint, self.compute_type)
             self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
             for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:

@@ -30,8 +30,10 @@ COLUMNS = ("input_ids", "labels", "seq_lengths")
 class Rows(torch.utils.data.Dataset):
     """Rows of the shards `<kind>-*.arrow`, memory-mapped. A row is a dict of int32 arrays, one per column."""
 
+    columns: tuple[str, ...] = COLUMNS
+
     def __init__(self, directory: Path, kind: str, vocabulary: int):
-        self.batches = [batch for path in sorted(directory.glob(f"{kind}-*.arrow")) for batch in read_shard(path, vocabulary)]
+        self.batches = [batch for path in sorted(directory.glob(f"{kind}-*.arrow")) for batch in self.read_shard(path, vocabulary)]
         # A row without a supervised token teaches nothing, and a batch of such rows would divide by zero.
         self.kept, self.dropped, self.supervised_tokens = [], 0, 0
         for number, (values, bounds) in enumerate(self.batches):
@@ -47,7 +49,7 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         number, row = self.kept[index]
         values, bounds = self.batches[number]
-        return {name: values[name][bounds[name][row] : bounds[name][row + 1]] for name in COLUMNS}
+        return {name: values[name][bounds[name][row] : bounds[name][row + 1]] for name in self.columns}
 
     def first(self, count: int) -> "Rows":
         """The first `count` rows, sharing the memory of all."""
@@ -64,7 +66,8 @@ class Rows(torch.utils.data.Dataset):
         """sha256 of all rows: equal for the same tokens and labels in the same order, whatever they are computed in."""
         sha = hashlib.sha256()
         for index in range(len(self)):
-            for values in self[index].values():
+            row = self[index]
+            for values in (row[name] for name in self.columns):
                 sha.update(len(values).to_bytes(8, "little") + values.astype("<i4").tobytes())
         return f"sha256:{sha.hexdigest()}"
 
@@ -75,29 +78,32 @@ class Rows(torch.utils.data.Dataset):
             for start, end in pairwise([0, *np.cumsum(row["seq_lengths"]).tolist()]):
                 yield row["input_ids"][start:end], row["labels"][start:end]
 
+    def read_shard(self, path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
+        """Returns each record batch as (flat values, row bounds), both by column. Raises SHARD_INVALID."""
+        batches = []
+        try:
+            for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
+                values, bounds = {}, {}
+                for name in self.columns:
+                    column = batch.column(name).cast(pa.list_(pa.int32()))
+                    offsets = column.offsets.to_numpy()
+                    values[name], bounds[name] = column.flatten().to_numpy(), offsets - offsets[0]
+                ends = np.concatenate([[0], np.cumsum(values["seq_lengths"])])  # ends of the sequences; the ends of rows must be among them
+                if not (bounds["input_ids"] == bounds["labels"]).all() or not (ends[bounds["seq_lengths"]] == bounds["labels"]).all():
+                    raise ValueError("input_ids, labels and the sum of seq_lengths differ in length")
+                if len(values["labels"]):
+                    if (values["seq_lengths"] < 1).any() or (values["labels"][ends[:-1]] != -100).any():
+                        raise ValueError("a sequence is empty, or its first label is not -100")
+                    if not 0 <= values["input_ids"].min() <= max(values["input_ids"].max(), values["labels"].max()) < vocabulary:
+                        raise ValueError(f"a token id is outside the base's vocabulary of {vocabulary}")
+                    self.check(values, bounds)
+                batches.append((values, bounds))
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise TrainerError("SHARD_INVALID", f"shards/{path.name}: {error}", f"shards/{path.name}") from error
+        return batches
 
-def read_shard(path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
-    """Returns each record batch as (flat values, row bounds), both by column. Raises SHARD_INVALID."""
-    batches = []
-    try:
-        for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
-            values, bounds = {}, {}
-            for name in COLUMNS:
-                column = batch.column(name).cast(pa.list_(pa.int32()))
-                offsets = column.offsets.to_numpy()
-                values[name], bounds[name] = column.flatten().to_numpy(), offsets - offsets[0]
-            ends = np.concatenate([[0], np.cumsum(values["seq_lengths"])])  # ends of the sequences; the ends of rows must be among them
-            if not (bounds["input_ids"] == bounds["labels"]).all() or not (ends[bounds["seq_lengths"]] == bounds["labels"]).all():
-                raise ValueError("input_ids, labels and the sum of seq_lengths differ in length")
-            if len(values["labels"]):
-                if (values["seq_lengths"] < 1).any() or (values["labels"][ends[:-1]] != -100).any():
-                    raise ValueError("a sequence is empty, or its first label is not -100")
-                if not 0 <= values["input_ids"].min() <= max(values["input_ids"].max(), values["labels"].max()) < vocabulary:
-                    raise ValueError(f"a token id is outside the base's vocabulary of {vocabulary}")
-            batches.append((values, bounds))
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise TrainerError("SHARD_INVALID", f"shards/{path.name}: {error}", f"shards/{path.name}") from error
-    return batches
+    def check(self, values: dict, bounds: dict) -> None:
+        """Checks what a method needs beyond that, on a record batch that is not empty. Raises ValueError."""
 
 
 def rows_within_budget(tokens: np.ndarray, budget: float) -> int:
@@ -116,15 +122,15 @@ def rows_within_budget(tokens: np.ndarray, budget: float) -> int:
 # Batches
 
 
-def flatten(rows: list[dict]) -> dict:
+def flatten(rows: list[dict], targets: str = "labels") -> dict:
     """
     The collator: rows to one flattened batch. `input_ids` and `position_ids` [1, tokens], `cu_seq_lens_*`
     [sequences + 1]. The output head takes a fifth of a small model's time, so it runs only at the positions that
     predict a supervised token: `logits_to_keep` [n]. The expected tokens are `labels` [1 + n]; the first is always -100,
-    because transformers counts supervised tokens from the second one on.
+    because transformers counts supervised tokens from the second one on. `targets`: the column of the rows that holds the labels.
     """
     input_ids = np.concatenate([row["input_ids"] for row in rows])
-    labels = np.concatenate([row["labels"] for row in rows])
+    labels = np.concatenate([row[targets] for row in rows])
     lengths = np.concatenate([row["seq_lengths"] for row in rows])
     ends = np.cumsum(lengths)
     supervised = np.flatnonzero(labels != -100)  # never a sequence's first token, so position - 1 is of the same sequence
@@ -190,12 +196,15 @@ def evaluate(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, floa
 # Attention
 
 
-def attend_by_sequence(module, query, key, value, attention_mask, cu_seq_lens_q=None, sliding_window=None, **kwargs):
-    """Causal attention within each sequence. query, key, value: [1, heads, tokens, head size]."""
+def attend_by_sequence(module, query, key, value, attention_mask, cu_seq_lens_q=None, sliding_window=None, float32_attention=False, **kwargs):
+    """
+    Causal attention within each sequence. query, key, value: [1, heads, tokens, head size]. float32_attention: on a CPU in float32
+    without gradients, too, so that passes with and without gradients give the same numbers.
+    """
     if cu_seq_lens_q is None or attention_mask is not None:
         raise ValueError("attend_by_sequence needs cu_seq_lens_q and no mask: anything else would let sequences see each other")
     dtype = query.dtype
-    if query.device.type == "cpu" and query.requires_grad:  # on a CPU the backward pass is three times slower in bf16 than in fp32
+    if query.device.type == "cpu" and (query.requires_grad or float32_attention):  # on a CPU the backward pass is three times slower in bf16 than in fp32
         query, key, value = query.float(), key.float(), value.float()
     outputs = []
     for start, end in pairwise(cu_seq_lens_q.tolist()):

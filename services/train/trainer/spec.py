@@ -30,6 +30,8 @@ TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("spec_fields.json")
 # Field to its default. None: left to PEFT or transformers.
 LORA_DEFAULTS: dict[str, Any] = {name: field.get("default") for name, field in TABLES["lora"]["fields"].items()}
 TRAINING_DEFAULTS: dict[str, Any] = {name: field.get("default") for name, field in TABLES["training"]["fields"].items()}
+# Methods that learn from preferences: sides of pairs, or answers that are labelled good or bad.
+PREFERENCE_METHODS: tuple[str, ...] = tuple(TABLES["methodFields"])
 
 
 def read_spec(path: Path) -> dict:
@@ -48,9 +50,10 @@ def read_spec(path: Path) -> dict:
             raise TrainerError("SPEC_INVALID", f"base.{name} is missing.", f"base.{name}")
     spec["lora"] = check_lora(spec["lora"])
     spec["training"] = check_training(spec["training"])
-    spec["method"] = spec.get("method", {"type": "supervised"})
-    if not isinstance(spec["method"], dict) or not isinstance(spec["method"].get("type"), str):
-        raise TrainerError("SPEC_INVALID", "method must be an object with a type.", "method.type")
+    spec["method"] = check_method(spec.get("method", {"type": "supervised"}))
+    if spec["method"]["type"] in PREFERENCE_METHODS and spec["training"]["label_smoothing_factor"]:
+        message = "training.label_smoothing_factor smooths the targets of the supervised loss. Remove it; method.label_smoothing of dpo is about pairs."
+        raise TrainerError("SPEC_INVALID", message, "training.label_smoothing_factor")
     spec["init"] = spec.get("init")
     if spec["init"] is not None and not (isinstance(spec["init"], dict) and {"name", "digest"} <= set(spec["init"])):
         raise TrainerError("SPEC_INVALID", "init needs a name and a digest.", "init")
@@ -81,6 +84,20 @@ def check_training(given: dict) -> dict:
             message = f"training.lr_scheduler_kwargs: the schedule {schedule} takes {', '.join(known) or 'no arguments'}, not {name}."
             raise TrainerError("SPEC_INVALID", message, "training.lr_scheduler_kwargs")
     return training
+
+
+def check_method(given: Any) -> dict:
+    """`method` with the defaults of the fields that are absent or null. train.py refuses an unknown type."""
+    if not isinstance(given, dict) or not isinstance(given.get("type"), str):
+        raise TrainerError("SPEC_INVALID", "method must be an object with a type.", "method.type")
+    method = dict(given)
+    for name, field in TABLES["methodFields"].get(given["type"], {}).items():
+        if method.get(name) is None:
+            method[name] = field["default"]
+        wanted = expected(method[name], field)
+        if wanted is not None:
+            raise TrainerError("SPEC_INVALID", f"method.{name} must be {wanted}, not {method[name]!r}.", f"method.{name}")
+    return method
 
 
 def check_section(section: str, given: dict) -> dict:

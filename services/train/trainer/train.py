@@ -10,7 +10,7 @@ written by the first rank that meets one. On several machines each has its own D
 In:
     DIR/spec.json       what to train; see spec.py
     DIR/base/           the base, a Hugging Face directory
-    DIR/shards/         train-*.arrow and, if there are held-out rows, eval-*.arrow; see packing.py
+    DIR/shards/         train-*.arrow and, if there are held-out rows, eval-*.arrow; see packing.py, and preferences.py for pairs
     DIR/resume/         a complete checkpoint of the same run, optional
     DIR/init/           with init in spec.json: an adapter that was published here, with which training begins
     DIR/import/         with method import in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
@@ -19,6 +19,7 @@ Out:
     DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens; during
                         training its modification time is that of the last forward pass
     DIR/checkpoints/    step-NNNNNNNN/, complete as soon as it has this name; checkpoint.json lists the digests
+    DIR/reference-*.partial   what dpo and kto know of the base so far, so that a killed process goes on there
     DIR/adapter/        what a server loads; see canonicalise.py
     DIR/result.json     last of all, whole or not at all
 
@@ -53,11 +54,13 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spec import LORA_DEFAULTS, TRAINING_DEFAULTS, TrainerError, read_spec
+from spec import LORA_DEFAULTS, PREFERENCE_METHODS, TRAINING_DEFAULTS, TrainerError, read_spec
+
+if TYPE_CHECKING:
+    from objectives import Objective
 
 # Set before torch and transformers are imported. `train` imports them late: the import takes seconds, and a wrong spec is refused first.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -184,7 +187,8 @@ def import_adapter(attempt: Attempt, spec: dict) -> None:
     adopt.adopt(attempt, spec, load_base, time_limit)
 
 
-def supervise(attempt: Attempt, spec: dict) -> None:
+def train_adapter(attempt: Attempt, spec: dict) -> None:
+    """Supervised training, or from preferences: what is learned is the `objective`."""
     directory = attempt.directory
     lora, settings = spec["lora"], spec["training"]
     (directory / "checkpoints/.partial").mkdir(parents=True, exist_ok=True)
@@ -214,8 +218,9 @@ def supervise(attempt: Attempt, spec: dict) -> None:
             compute_type = json.loads((checkpoint / loop.MANIFEST).read_text()).get("compute_type", compute.BF16)
         model = load_base(directory, compute_type)
         vocabulary = model.get_input_embeddings().num_embeddings
-        rows = packing.Rows(directory / "shards", "train", vocabulary)
-        held_out = packing.Rows(directory / "shards", "eval", vocabulary)
+        objective = objective_of(spec)
+        rows = objective.read(directory / "shards", "train", vocabulary)
+        held_out = objective.read(directory / "shards", "eval", vocabulary)
         if rows.dropped:
             attempt.emit({"type": "warning", "code": "ROWS_WITHOUT_LABELS", "message": f"{rows.dropped} rows have no supervised token and are left out."})
         if not rows.supervised_tokens:
@@ -240,63 +245,69 @@ def supervise(attempt: Attempt, spec: dict) -> None:
         packing.prove_packing(model, rows, settings["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
 
     # The base's answers and evaluation are recorded before training: after the last step every second delays the result.
-    with model.disable_adapter():
-        with attempt.phase("evaluate"):
-            base_loss, base_accuracy, supervised_tokens = packing.evaluate(model, evaluated.sequences())
-        with attempt.phase("probe"):
-            base_probes = probes.record(model, spec, stop_tokens)
+    with attempt.phase("evaluate"):
+        base_measured = objective.measure_base(model, evaluated)
+    with attempt.phase("probe"), model.disable_adapter():
+        base_probes = probes.record(model, spec, stop_tokens)
+
+    served = [(parameter, parameter.dtype) for parameter in model.parameters()]
+    in_bf16 = settings["bf16"] and compute_type == compute.BF16
+    if not in_bf16:
+        for parameter in model.parameters():  # not model.float(), which would also convert buffers, whose dtypes must stay
+            parameter.data = parameter.data.float()
+    if settings["gradient_checkpointing"]:
+        model.enable_input_require_grads()
+    given: dict[str, Any] = {name: value for name, value in settings.items() if name not in OURS and value is not None} | {"bf16": in_bf16}
+    trainer = loop.LoraTrainer(
+        objective=objective,
+        loraplus_lr_ratio=settings["loraplus_lr_ratio"],
+        neftune_noise_alpha=settings["neftune_noise_alpha"],
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(directory / "checkpoints/.partial"),
+            **given,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if settings["gradient_checkpointing"] else None,
+            use_cpu=not on_gpu,
+            ddp_backend=None if on_gpu or WORLD_SIZE == 1 else "gloo",
+            remove_unused_columns=False,  # the collator makes its own
+            logging_nan_inf_filter=False,  # or a loss of NaN would be logged as 0
+            save_on_each_node=False,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=on_gpu,
+            ddp_find_unused_parameters=False,
+        ),
+        train_dataset=rows,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.meter, trainer.sign_of_life = loop.Meter(), attempt.sign_of_life
+    best = loop.Best(model, settings["early_stopping_patience"], settings["early_stopping_threshold"]) if settings["load_best_model_at_end"] else None
+    reporter = loop.Reporter(
+        trainer=trainer,
+        directory=directory / "checkpoints",
+        emit=attempt.emit,
+        evaluate=lambda: objective.held_out_loss(base_measured, objective.measure(model, evaluated)) if len(evaluated) else None,
+        eval_steps=plan.every,
+        best=best,
+        save_total_limit=settings["save_total_limit"],
+        stop_wanted=lambda: attempt.stop_wanted,
+        fingerprint=fingerprint,
+        compute_type=compute_type,
+    )
+    trainer.add_callback(reporter)
+    if checkpoint is not None:
+        trainer.meter = loop.Meter(**json.loads((checkpoint / loop.METER).read_text())).of_this_rank()
+        if best is not None:
+            best.load(checkpoint)
+
+    if objective.has_reference:
+        with attempt.phase("reference"):
+            key = hashlib.sha256(f"{fingerprint} {compute_type}".encode()).hexdigest()
+            as_in_training = lambda: torch.autocast(model.device.type, torch.bfloat16, enabled=in_bf16)  # noqa: E731
+            if not objective.prepare(model, rows, directory, key, checkpoint, settings["per_device_train_batch_size"], as_in_training, attempt):
+                raise Preempted
 
     with attempt.phase("train"):
-        served = [(parameter, parameter.dtype) for parameter in model.parameters()]
-        in_bf16 = settings["bf16"] and compute_type == compute.BF16
-        if not in_bf16:
-            for parameter in model.parameters():  # not model.float(), which would also convert buffers, whose dtypes must stay
-                parameter.data = parameter.data.float()
-        if settings["gradient_checkpointing"]:
-            model.enable_input_require_grads()
-        given: dict[str, Any] = {name: value for name, value in settings.items() if name not in OURS and value is not None} | {"bf16": in_bf16}
-        trainer = loop.LoraTrainer(
-            loraplus_lr_ratio=settings["loraplus_lr_ratio"],
-            neftune_noise_alpha=settings["neftune_noise_alpha"],
-            model=model,
-            args=TrainingArguments(
-                output_dir=str(directory / "checkpoints/.partial"),
-                **given,
-                gradient_checkpointing_kwargs={"use_reentrant": False} if settings["gradient_checkpointing"] else None,
-                use_cpu=not on_gpu,
-                ddp_backend=None if on_gpu or WORLD_SIZE == 1 else "gloo",
-                remove_unused_columns=False,  # the collator makes its own
-                logging_nan_inf_filter=False,  # or a loss of NaN would be logged as 0
-                save_on_each_node=False,
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=on_gpu,
-                ddp_find_unused_parameters=False,
-            ),
-            train_dataset=rows,
-            data_collator=packing.flatten,
-            compute_loss_func=partial(packing.sum_of_losses, label_smoothing=settings["label_smoothing_factor"]),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.meter, trainer.sign_of_life = loop.Meter(), attempt.sign_of_life
-        best = loop.Best(model, settings["early_stopping_patience"], settings["early_stopping_threshold"]) if settings["load_best_model_at_end"] else None
-        reporter = loop.Reporter(
-            trainer=trainer,
-            directory=directory / "checkpoints",
-            emit=attempt.emit,
-            evaluate=lambda: packing.evaluate(model, evaluated.sequences())[0] if len(evaluated) else None,
-            eval_steps=plan.every,
-            best=best,
-            save_total_limit=settings["save_total_limit"],
-            stop_wanted=lambda: attempt.stop_wanted,
-            fingerprint=fingerprint,
-            compute_type=compute_type,
-        )
-        trainer.add_callback(reporter)
-        if checkpoint is not None:
-            trainer.meter = loop.Meter(**json.loads((checkpoint / loop.METER).read_text())).of_this_rank()
-            if best is not None:
-                best.load(checkpoint)
         meter = trainer.meter
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -330,19 +341,15 @@ def supervise(attempt: Attempt, spec: dict) -> None:
 
     with attempt.phase("evaluate"):
         if len(evaluated):
-            adapter_loss, adapter_accuracy, _ = packing.evaluate(model, evaluated.sequences())
+            measured = objective.measure(model, evaluated)
             if best is None:  # else the curve has the last step already, and what is published may be of an earlier one
-                attempt.emit({"type": "eval", "step": published_step, "eval_loss": adapter_loss})
-                attempt.result["eval_history"].append([published_step, adapter_loss])
-            attempt.result["evaluation"] = {
-                "base_loss": base_loss,
-                "adapter_loss": adapter_loss,
-                "base_accuracy": base_accuracy,
-                "adapter_accuracy": adapter_accuracy,
+                loss = objective.held_out_loss(base_measured, measured)
+                attempt.emit({"type": "eval", "step": published_step, "eval_loss": loss})
+                attempt.result["eval_history"].append([published_step, loss])
+            attempt.result["evaluation"] = objective.evaluation(base_measured, measured) | {
                 "rows": len(evaluated),
                 "held_out_rows": len(held_out),
                 "rows_digest": evaluated.digest(),
-                "supervised_tokens": supervised_tokens,
                 "published_step": published_step,
                 "stopped_early": stopped_early,
             }
@@ -352,6 +359,15 @@ def supervise(attempt: Attempt, spec: dict) -> None:
 
     with attempt.phase("save"):
         attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers)
+
+
+def objective_of(spec: dict) -> "Objective":
+    import objectives
+    import preferences
+
+    if spec["method"]["type"] in PREFERENCE_METHODS:
+        return preferences.Preferences(spec["method"], from_version=spec["init"] is not None)
+    return objectives.Supervised(spec["training"]["label_smoothing_factor"])
 
 
 def load_base(directory: Path, compute_type: str):
@@ -489,6 +505,8 @@ def fingerprint_of(spec: dict, shards: Path) -> str:
     for section, defaults in (("lora", LORA_DEFAULTS), ("training", TRAINING_DEFAULTS)):
         fields = spec[section].items()
         deciding[section] = {name: value for name, value in fields if name in FIRST_FIELDS[section] or value != defaults[name]}
+    if spec["method"]["type"] in PREFERENCE_METHODS:
+        deciding["method"] = spec["method"]
     if WORLD_SIZE > 1:
         deciding["ranks"] = WORLD_SIZE
     files = [f"{path.name} {path.stat().st_size}" for path in sorted(shards.glob("train-*.arrow"))]
@@ -517,7 +535,7 @@ def explain(error: Exception) -> TrainerError:
 
 
 # The function for each method.type of the run spec. A test compares the types with those of the contracts.
-METHODS = {"supervised": supervise, "import": import_adapter}
+METHODS = {"supervised": train_adapter, "import": import_adapter} | dict.fromkeys(PREFERENCE_METHODS, train_adapter)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ PROBE = {"name": "first", "input_ids": [1, 5, 9, 12]}
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def make_tiny_base(directory: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,7 +47,6 @@ def tiny_base(tmp_path_factory) -> Path:
         tie_word_embeddings=True,
         initializer_range=0.4,  # large enough that tokens depend on each other, so that a leak shows
     )
-    directory = tmp_path_factory.mktemp("base")
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
     return directory
 
@@ -62,8 +65,34 @@ def make_rows(count: int, seed: int, packed: int = 3, prompt: int = 4) -> list[l
     return rows
 
 
+def make_pairs(count: int, seed: int, packed: int = 2, prompt: int = 4, unpaired: bool = False) -> list[list[tuple[list[int], list[int], int]]]:
+    """
+    Rows of `packed` pairs: (tokens, labels, side), chosen then rejected. The chosen answer counts up by three, the rejected one down
+    by five. `unpaired`: the same answers, each with a prompt of its own, good and bad in random order.
+    """
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        sequences = []
+        for _ in range(packed):
+            start = random.integers(3, VOCABULARY, size=prompt).tolist()
+            for side, step in ((1, 3), (0, -5)):
+                answer = [(start[-1] + step * (i + 1)) % (VOCABULARY - 3) + 3 for i in range(int(random.integers(2, 8)))] + [2]
+                sequences.append((start + answer, [-100] * prompt + answer, side))
+                if unpaired:
+                    start = random.integers(3, VOCABULARY, size=prompt).tolist()
+        if unpaired:
+            sequences = [sequences[i] for i in random.permutation(len(sequences))]
+        rows.append(sequences)
+    return rows
+
+
 def write_shard(path: Path, rows) -> None:
+    """Rows of sequences (tokens, labels), or (tokens, labels, side)."""
     columns = {"input_ids": [], "labels": [], "seq_lengths": []}
+    if rows and rows[0] and len(rows[0][0]) == 3:
+        columns["sides"] = [[side for _, _, side in sequences] for sequences in rows]
+        rows = [[sequence[:2] for sequence in sequences] for sequences in rows]
     for sequences in rows:
         columns["input_ids"].append([token for tokens, _ in sequences for token in tokens])
         columns["labels"].append([label for _, labels in sequences for label in labels])
@@ -77,7 +106,7 @@ def write_shard(path: Path, rows) -> None:
 class Directory:
     """A trainer directory, filled as the courier fills it, and ways to run the trainer on it."""
 
-    def __init__(self, path: Path, base: Path, lora=None, training=None, rows=None, held_out=None, probes=(PROBE,)):
+    def __init__(self, path: Path, base: Path, lora=None, training=None, rows=None, held_out=None, probes=(PROBE,), method=None):
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         os.symlink(base, path / "base")
@@ -103,6 +132,8 @@ class Directory:
             "probes": list(probes),
             "probe_tokens": 6,
         }
+        if method is not None:
+            self.spec["method"] = method
         (path / "spec.json").write_text(json.dumps(self.spec))
 
     def start(self) -> subprocess.Popen:

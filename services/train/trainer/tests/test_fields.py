@@ -128,4 +128,5 @@ def test_a_method_without_a_function_is_refused_naming_those_that_have_one(tmp_p
     (tmp_path / "spec.json").write_text(json.dumps({**minimal, "method": {"type": "telepathy"}}))
     assert train.main(tmp_path) == 1
     error = json.loads((tmp_path / "result.json").read_text())["error"]
-    assert error == {"code": "SPEC_INVALID", "message": "method.type must be one of supervised, import, not 'telepathy'.", "param": "method.type"}
+    message = "method.type must be one of supervised, import, dpo, orpo, simpo, kto, not 'telepathy'."
+    assert error == {"code": "SPEC_INVALID", "message": message, "param": "method.type"}

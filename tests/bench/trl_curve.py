@@ -1,0 +1,107 @@
+"""
+Trains with TRL on a trainer's folder (train.py), for the side by side of beside_trl.py: the same tokens, the same initial A, float32.
+
+    python trl_curve.py DIR TRAINER ARGUMENTS TENSORS
+
+TRAINER: DPO, ORPO, CPO or KTO. ARGUMENTS: JSON for its config. TENSORS: a safetensors file with the initial A of each module. Each packed
+row of the folder becomes one batch. Prints JSON: {"version", "seconds", "steps": [{"loss", "margin"}]}. The tokenizer is a mapping of ids to
+words, so TRL's own preparation of rows brings exactly the ids.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+import numpy as np
+import pyarrow as pa
+import torch
+import trl
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+directory, kind, arguments, tensors = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), load_file(sys.argv[4])
+spec = json.loads((directory / "spec.json").read_text())
+lora, settings = spec["lora"], spec["training"]
+disable_progress_bars()
+model = AutoModelForCausalLM.from_pretrained(directory / "base", dtype=torch.float32)
+
+words = {f"<{token}>": token for token in range(model.config.vocab_size)}
+tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
+tokenizer.pre_tokenizer = pre_tokenizers.Split(">", "merged_with_previous")
+end = model.generation_config.eos_token_id
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=f"<{end}>", pad_token="<0>")
+
+
+def text(tokens) -> str:
+    return "".join(f"<{token}>" for token in tokens)
+
+
+rows, batch_size = [], 0
+for table in (pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in sorted(directory.glob("shards/train-*.arrow"))):
+    for row in table.to_pylist():
+        sequences = []
+        for (start, stop), side in zip(pairwise([0, *np.cumsum(row["seq_lengths"])]), row["sides"], strict=True):
+            first = start + next(i for i, label in enumerate(row["labels"][start:stop]) if label != -100)
+            sequences.append((text(row["input_ids"][start:first]), text(row["input_ids"][first:stop]), side))
+        if kind == "KTO":
+            rows += [{"prompt": prompt, "completion": answer, "label": side == 1} for prompt, answer, side in sequences]
+        else:
+            pairs = zip(sequences[0::2], sequences[1::2], strict=True)
+            rows += [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for (prompt, chosen, _), (_, rejected, _) in pairs]
+        batch_size = batch_size or len(rows)
+
+if kind in ("DPO", "KTO"):
+    trainer_class, config_class = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
+elif kind == "ORPO":
+    from trl.experimental.orpo import ORPOConfig as config_class
+    from trl.experimental.orpo import ORPOTrainer as trainer_class
+else:
+    from trl.experimental.cpo import CPOConfig as config_class
+    from trl.experimental.cpo import CPOTrainer as trainer_class
+
+with tempfile.TemporaryDirectory() as output:
+    trainer = trainer_class(
+        model=model,
+        args=config_class(
+            output_dir=output,
+            per_device_train_batch_size=batch_size,
+            num_train_epochs=settings["num_train_epochs"],
+            max_steps=settings.get("max_steps", -1),
+            learning_rate=settings["learning_rate"],
+            max_grad_norm=settings.get("max_grad_norm", 1.0),
+            train_sampling_strategy="sequential",
+            max_length=4096,
+            logging_steps=1,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=settings["seed"],
+            **arguments,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=lora["r"], lora_alpha=lora["lora_alpha"], lora_dropout=0.0),
+    )
+    copied = 0
+    for name, parameter in trainer.model.named_parameters():
+        if ".lora_A." in name:
+            parameter.data.copy_(tensors[name])
+            copied += 1
+    assert copied == len(tensors)
+    started = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - started
+
+steps = [{"loss": line["loss"], "margin": line["rewards/margins"]} for line in trainer.state.log_history if "loss" in line]
+print(json.dumps({"version": trl.__version__, "seconds": seconds, "steps": steps}))
