@@ -6,19 +6,23 @@ import { Ajv } from "ajv";
 import addFormats from "ajv-formats";
 import { describe, expect, it } from "vitest";
 import type { z } from "zod";
-import { fileIdIn, jobBodyOf } from "../packages/cli/src/runs/job-body.ts";
+import { fileIdIn, jobBodyOf, jobMethodOf } from "../packages/cli/src/runs/job-body.ts";
 import { parseRunFile } from "../packages/cli/src/runs/run-file.ts";
 import {
   addAdapterSettings,
   crds,
   foldRun,
   jobObject,
+  type MethodType,
+  methodTypes,
   parseRunSpec,
   runRequested,
   type RunSpec,
   runSpec,
   runSpecFields,
+  type RunSpecInput,
   trainingOnlyFields,
+  usualLearningRates,
 } from "../packages/contracts/src/index.ts";
 import { jsonSchemas } from "../packages/contracts/src/generate/generate.ts";
 import { runSpecFromSettings } from "../services/gateway/src/adapters/add-adapter.ts";
@@ -40,6 +44,10 @@ const samples: Record<string, unknown> = {
   dataset,
   "method.type=supervised": { type: "supervised" },
   "method.type=import": { type: "import", ...adapterFromElsewhere },
+  "method.type=dpo": { type: "dpo", beta: 0.3, label_smoothing: 0.1, loss_type: "robust", sft_weight: 0.2, pairs: "all" },
+  "method.type=orpo": { type: "orpo", beta: 0.3, pairs: "all" },
+  "method.type=simpo": { type: "simpo", beta: 3, simpo_gamma: 1, cpo_alpha: 0.5, pairs: "all" },
+  "method.type=kto": { type: "kto", beta: 0.3, desirable_weight: 1.5, undesirable_weight: 2 },
   import: adapterFromElsewhere,
   validation: "01JD000000000000000000000V",
   init_from: "pirate@2",
@@ -177,7 +185,7 @@ const apis: Record<string, Api> = {
         model,
         training_file: `file-${id as string}`,
         ...(validation === undefined ? {} : { validation_file: `file-${validation as string}` }),
-        method,
+        method: method && jobMethodOf(method as NonNullable<RunSpecInput["method"]>),
         metadata,
         loraline,
       }),
@@ -201,7 +209,7 @@ const apis: Record<string, Api> = {
     },
     lacks: {
       ...Object.fromEntries(trainingOnlyFields.map((field) => [field, nothingIsTrained])),
-      "method.type=supervised": nothingIsTrained,
+      ...Object.fromEntries(methodTypes.filter((type) => type !== "import").map((type) => [`method.type=${type}`, nothingIsTrained])),
       import: "its settings stand beside the others, and always did",
     },
   },
@@ -320,6 +328,11 @@ describe.each(Object.entries(apis))("%s", (_, api) => {
     expect(() => api.send(specWith(path), path)).toThrow(/unrecognized key|no such field|POST \/v1\/loraline\/adapters|method\.config/i);
   });
 
+  it("leaves the learning rate to the method", () => {
+    if (whyLacking(api, "method.type=dpo") !== undefined) return;
+    expect(api.send(specWith("method.type=dpo"), "method.type=dpo").training.learning_rate).toBe(usualLearningRates.dpo);
+  });
+
   it("lacks nothing that is no field", () => {
     const sections = [...fields.keys()].flatMap((path) => [path, path.split(".")[0]]);
     expect(sections).toEqual(expect.arrayContaining(Object.keys(api.lacks)));
@@ -353,6 +366,33 @@ describe("OpenAI's own fields", () => {
     expect(jobObjectOf(stateOf(spec))).toMatchObject({ ...sent, hyperparameters });
   });
 
+  const own: Partial<Record<MethodType, Values>> = {
+    dpo: { beta: 0.2, loss_type: "hinge", sft_weight: 0.5 },
+    orpo: { beta: 0.2 },
+    simpo: { beta: 4, simpo_gamma: 1 },
+    kto: { beta: 0.2, undesirable_weight: 1.5 },
+  };
+  it.each(Object.entries(own))("have a place for what %s has of its own, with its own usual learning rate", (type, settings) => {
+    const spec = sendJob({ ...job, method: { type, [type]: { hyperparameters: { ...hyperparameters, ...settings } } } });
+    const usual = usualLearningRates[type as MethodType];
+    expect(spec).toMatchObject({ method: { type, ...settings }, training: { num_train_epochs: 5 } });
+    expect(spec.training.learning_rate).toBeCloseTo(3 * usual, 12);
+    expect(jobObject.parse(jobObjectOf(stateOf(spec))).method).toMatchObject({
+      type,
+      [type]: { hyperparameters: { ...hyperparameters, ...settings } },
+    });
+    const auto = Object.fromEntries(Object.keys({ ...hyperparameters, ...settings }).map((name) => [name, "auto"]));
+    const byDefault = sendJob({ ...job, method: { type, [type]: { hyperparameters: auto } } });
+    expect(byDefault).toEqual(sendJob({ ...job, method: { type } }));
+    expect(byDefault.training.learning_rate).toBe(usual);
+    expect(() => sendJob({ ...job, method: { type, [type]: { hyperparameters: { ...settings, telepathy: 1 } } } })).toThrow(
+      new RegExp(`method\\.${type}\\.hyperparameters\\.telepathy`),
+    );
+    expect(() => sendJob({ ...job, method: { type, [type]: { hyperparameters: { beta: -1 } } } })).toThrow(
+      new RegExp(`method\\.${type}\\.hyperparameters\\.beta`),
+    );
+  });
+
   it("name an import by where it came from", () => {
     const imported = jobObjectOf(stateOf(specWith("method.type=import")));
     expect(jobObject.parse(imported)).toMatchObject({
@@ -363,7 +403,7 @@ describe("OpenAI's own fields", () => {
 
   it("refuse a method that is not offered, naming what is", () => {
     expect(() => sendJob({ ...job, method: { type: "telepathy", telepathy: {} } })).toThrow(
-      /method\.type: \\"telepathy\\" is not offered; use \\"supervised\\"/,
+      /method\.type: \\"telepathy\\" is not offered; use one of \\"supervised\\", \\"dpo\\", \\"orpo\\", \\"simpo\\", \\"kto\\"/,
     );
     expect(() => sendJob({ ...job, method: { type: "import" } })).toThrow(/method\.type: .*POST \/v1\/loraline\/adapters/);
   });

@@ -47,15 +47,15 @@ const recordKinds = ["chat", "completion", "text", "preference", "ranked", "unpa
 /**
  * One training example in canonical form. `id` is the sha256 of everything except `meta`.
  *
- * | kind | fields | trained by supervised fine-tuning |
+ * | kind | fields | trained by |
  * |---|---|---|
- * | chat | messages, tools?, media? | yes (with media: only where the base can see) |
- * | completion | prompt, completion | yes, without a chat template |
- * | text | text | yes |
- * | pretokenized | input_ids, labels | yes |
- * | preference | messages (the common prompt), chosen, rejected | no: kept as records |
- * | ranked | messages, candidates | no: kept as records |
- * | unpaired | messages (with the answer), label | no: kept as records |
+ * | chat | messages, tools?, media? | supervised (with media: only where the base can see) |
+ * | completion | prompt, completion | supervised, without a chat template |
+ * | text | text | supervised |
+ * | pretokenized | input_ids, labels | supervised |
+ * | preference | messages (the common prompt), chosen, rejected | dpo, orpo, simpo, kto |
+ * | ranked | messages, candidates | dpo, orpo, simpo, kto |
+ * | unpaired | messages (with the answer), label | kto |
  */
 export const record = z.object({
   v: z.literal("lrec/1"),
@@ -145,6 +145,22 @@ export const datasetReport = z.object({
     .nullish(),
   overlap: z.object({ exact: finding, near: finding }).nullish().describe("Records that the validation file holds too; null without one."),
   characters: lengths.nullish().describe("Length of each record's text."),
+  preferences: z
+    .object({
+      pairs: z.int().describe("A chosen answer against a rejected one; of a list, the best against each worse one."),
+      chosen: lengths.nullable().describe("Characters of the better answers; null: there are no pairs."),
+      rejected: lengths.nullable(),
+      longerWins: z.int().describe("Pairs whose better answer is the longer one."),
+      shorterWins: z.int(),
+      identical: z.int().describe("Rows that were refused because both sides say the same."),
+      ties: finding.describe("Lists with answers of the same score."),
+      unranked: finding.describe("Lists that do not say which answer is better."),
+      contradictions: finding.describe("Records that say the opposite of an earlier one."),
+      good: z.int().describe("Answers labelled good."),
+      bad: z.int(),
+    })
+    .nullish()
+    .describe("What compares answers; null when nothing does."),
   labels: z.record(z.string(), z.int()).nullish().describe("Classification labels to records; null when there are none."),
   languages: z
     .object({ examined: z.int(), counts: z.record(z.string(), z.int()).describe("ISO 639-1 code, or `?`, to records.") })

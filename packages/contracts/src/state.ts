@@ -96,6 +96,8 @@ export const runState = z.object({
       learningRate: z.number().nullable(),
       tokensPerSecond: z.number().nullable(),
       etaSeconds: z.number().nullable(),
+      rewardsMargin: z.number().nullish(),
+      rewardsAccuracy: z.number().nullish(),
       at: isoTime,
     })
     .nullable(),

@@ -4,10 +4,18 @@ import { baseRef, computeType } from "./engine.ts";
 import { blobRef, digest, fileRef, problem } from "./names.ts";
 import { initialAdapter, probePrompt } from "./records.ts";
 import { loraSpec } from "./spec/lora-fields.ts";
+import { preferenceFields } from "./spec/method.ts";
 import { trainingSpec } from "./spec/training-fields.ts";
 
 /** The part of the run spec's method that the trainer needs; the method's files are in the trainer's folder. */
-const trainerMethod = z.discriminatedUnion("type", [z.object({ type: z.literal("supervised") }), z.object({ type: z.literal("import") })]);
+const trainerMethod = z.discriminatedUnion("type", [
+  z.object({ type: z.literal("supervised") }),
+  z.object({ type: z.literal("import") }),
+  z.object({ type: z.literal("dpo"), ...preferenceFields.dpo }),
+  z.object({ type: z.literal("orpo"), ...preferenceFields.orpo }),
+  z.object({ type: z.literal("simpo"), ...preferenceFields.simpo }),
+  z.object({ type: z.literal("kto"), ...preferenceFields.kto }),
+]);
 
 export const trainerSpec = z.object({
   version: z.literal(1),
@@ -18,7 +26,9 @@ export const trainerSpec = z.object({
   training: trainingSpec,
   method: trainerMethod
     .default({ type: "supervised" })
-    .describe("`supervised`: trains on `shards/`. `import`: nothing is trained; `import/` holds an adapter from elsewhere."),
+    .describe(
+      "`supervised`: trains on `shards/`. `dpo`, `orpo`, `simpo`: on pairs, which are two adjacent sequences of a row, chosen (`sides` 1) before rejected (0). `kto`: on sequences that are good (1) or bad (0). `import`: nothing is trained; `import/` holds an adapter from elsewhere.",
+    ),
   init: z.object({ name: z.string(), digest }).nullish().describe("The adapter in `init/` with which training begins. Absent: none."),
   probes: z.array(probePrompt),
   probe_tokens: z.int().default(16).describe("Greedy tokens recorded for each probe."),
@@ -42,6 +52,13 @@ export const progressLine = z.discriminatedUnion("type", [
     tokens_seen: z.int(),
     examples_seen: z.int(),
     eta_seconds: z.number(),
+    rewards_chosen: z.number().nullish().describe("Mean reward of the step's chosen (`kto`: good) answers, as the method defines it."),
+    rewards_rejected: z.number().nullish().describe("Of the rejected (`kto`: bad) ones."),
+    rewards_margin: z.number().nullish().describe("The first less the second."),
+    rewards_accuracy: z
+      .number()
+      .nullish()
+      .describe("Share of the pairs whose chosen answer has the higher reward. `kto`: of the answers whose reward has the label's sign."),
   }),
   z.object({ type: z.literal("eval"), ...at, step: z.int(), eval_loss: z.number() }),
   z.object({ type: z.literal("checkpoint"), ...at, step: z.int(), path: z.string() }),
@@ -49,8 +66,39 @@ export const progressLine = z.discriminatedUnion("type", [
 ]);
 export type ProgressLine = z.infer<typeof progressLine>;
 
+/** What was measured on the held-out pairs (`kto`: labelled answers) with the adapter as it is published. */
+const preferenceEvaluation = z.object({
+  pairs: z.int().describe("Held-out pairs; `kto`: answers."),
+  accuracy: z
+    .number()
+    .describe("Share of the pairs whose chosen answer has the higher reward. `kto`: of the answers whose reward has the label's sign."),
+  accuracy_low: z.number().describe("Lower end of the 95 % interval of `accuracy` (Wilson)."),
+  accuracy_high: z.number(),
+  margin: z.number().describe("Mean reward of the chosen answers less that of the rejected ones."),
+  chosen_logprob_change: z
+    .number()
+    .describe("Mean log-probability per token of the chosen answers, with the adapter less without it. Below 0 they became less likely."),
+  loss: z.number().describe("The method's own loss. `dpo` with `sigmoid`: ln 2 is what the base alone has."),
+});
+export type PreferenceEvaluation = z.infer<typeof preferenceEvaluation>;
+
+const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
+
+/** In words: `the right side is preferred in 87.5 % of 40 held-out comparisons (95 %: 73.9 % to 94.5 %), margin 0.612`. */
+export const preferenceWords = ({ pairs, accuracy, accuracy_low: low, accuracy_high: high, margin }: PreferenceEvaluation): string =>
+  `the right side is preferred in ${percent(accuracy)} of ${pairs} held-out comparisons (95 %: ${percent(low)} to ${percent(high)}), margin ${margin.toFixed(3)}`;
+
+/** By so much, in log-probability per token, chosen answers may become less likely before it is told: the known failure of DPO. */
+const toldFall = -0.01;
+
+/** @returns what a person should know although it refuses nothing; undefined: there is nothing of the kind. */
+export const preferenceDoubt = ({ chosen_logprob_change: change }: PreferenceEvaluation): string | undefined =>
+  change < toldFall
+    ? `the chosen answers became less likely than they are to the base (${change.toFixed(3)} per token): the adapter learned what to avoid more than what to say. method.sft_weight, a higher beta or a lower learning rate helps.`
+    : undefined;
+
 export const evaluation = z.object({
-  base_loss: z.number(),
+  base_loss: z.number().describe("Mean loss per supervised token. Of pairs: of the chosen answers."),
   adapter_loss: z.number(),
   base_accuracy: z.number().nullish().describe("Share of the supervised tokens that are the likeliest one to the base."),
   adapter_accuracy: z.number().nullish(),
@@ -70,6 +118,7 @@ export const evaluation = z.object({
     .describe(
       "Of the held-out rows' tokens and labels. Equal: evaluated on the same rows, on whatever machine. Absent: by an older trainer.",
     ),
+  preference: preferenceEvaluation.nullish().describe("Of methods that learn from preferences."),
 });
 export type Evaluation = z.infer<typeof evaluation>;
 

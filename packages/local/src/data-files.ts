@@ -4,6 +4,8 @@ import { basename, join } from "node:path";
 import {
   type DatasetReport,
   defaultMinRecords,
+  method as runSpecMethod,
+  type MethodType,
   type Problem,
   type Rec,
   type Rejection,
@@ -28,6 +30,8 @@ import {
   createRecordEncoder,
   decodeMasked,
   type Encoded,
+  type Examples,
+  examplesOf,
   explainTooFew,
   ignored,
   loadBase,
@@ -56,6 +60,8 @@ export interface CheckDataOptions {
   /** Folder of a base; without it no tokens are counted. */
   baseDir?: string | undefined;
   tokenize?: TokenizeSettings;
+  /** The method of the run that is judged; default: supervised. */
+  method?: MethodType | undefined;
   /** Fewer usable records than this reject a run. */
   minRecords?: number | undefined;
 }
@@ -80,13 +86,14 @@ export async function checkData({
   validation,
   baseDir,
   tokenize,
+  method = "supervised",
   minRecords,
 }: CheckDataOptions): Promise<CheckedData> {
   const base = baseDir === undefined ? undefined : await loadBase(baseDir);
   const contents = validation === undefined ? undefined : await contentsOf(validation, mapping);
   const builder = createReport({ validation: contents });
   const spec = tokenizeSpec.parse(tokenize ?? {});
-  const counter = base === undefined ? undefined : countTokens(base, spec);
+  const counter = base === undefined ? undefined : countTokens(base, spec, methodTrains(method));
   const rejections: Rejection[] = [];
   const { notes, batches } = await openData(file, mapping);
   for await (const batch of batches) {
@@ -97,16 +104,24 @@ export async function checkData({
   const report = builder.report(null, notes);
   const tokens = counter?.report();
   if (counter !== undefined) report.samples = await counter.decode(builder.samples());
-  return { report, rejections, tokens, problem: problemOf(name, report, tokens, { mapping, minRecords, spec }) };
+  return { report, rejections, tokens, problem: problemOf(name, report, tokens, { mapping, minRecords, spec, method }) };
 }
 
-/** Kinds of records that no base can be trained on by supervised fine-tuning. */
-const untrainedKinds = ["preference", "ranked", "unpaired"];
+const methodTrains = (type: MethodType): Examples => (type === "import" ? "answers" : examplesOf(runSpecMethod.parse({ type })));
+
+/** Kinds of records that a method can train on some base. */
+const trainedKinds: Record<Examples, readonly Rec["kind"][]> = {
+  answers: ["chat", "completion", "text", "pretokenized"],
+  "best-pairs": ["preference", "ranked"],
+  "all-pairs": ["preference", "ranked"],
+  labelled: ["preference", "ranked", "unpaired"],
+};
 
 interface Judged {
   mapping: Mapping;
   minRecords: number | undefined;
   spec: z.output<typeof tokenizeSpec>;
+  method: MethodType;
 }
 
 /** @returns why a run on this file would be rejected. Without a base only what is true of every base. */
@@ -114,14 +129,14 @@ function problemOf(
   file: string,
   report: DatasetReport,
   tokens: TokenReport | undefined,
-  { mapping, minRecords = defaultMinRecords, spec }: Judged,
+  { mapping, minRecords = defaultMinRecords, spec, method }: Judged,
 ): Problem | null {
   const problem = judgeDataset(file, report, mapping);
   if (problem !== null) return problem;
-  const dropped = new Map(Object.entries(tokens?.dropped ?? untrained(report)));
+  const dropped = new Map(Object.entries(tokens?.dropped ?? untrained(report, method)));
   const { records } = report;
   const usable = [...dropped.values()].reduce((left, lost) => left - lost, records);
-  if (usable < minRecords) return { ...explainTooFew({ records, usable, dropped, minRecords, tokenize: spec }), param: "file" };
+  if (usable < minRecords) return { ...explainTooFew({ records, usable, dropped, minRecords, tokenize: spec, method }), param: "file" };
   if (tokens === undefined || tokens.supervised > 0) return null;
   return {
     code: "NO_SUPERVISED_TOKENS",
@@ -130,8 +145,9 @@ function problemOf(
   };
 }
 
-function untrained({ kinds }: DatasetReport): Record<string, number> {
-  const count = untrainedKinds.reduce((sum, kind) => sum + (kinds[kind] ?? 0), 0);
+function untrained({ kinds }: DatasetReport, method: MethodType): Record<string, number> {
+  const trained: readonly string[] = trainedKinds[methodTrains(method)];
+  const count = Object.entries(kinds).reduce((sum, [kind, records]) => sum + (trained.includes(kind) ? 0 : records), 0);
   return count === 0 ? {} : { KIND_NOT_TRAINED: count };
 }
 
@@ -159,10 +175,10 @@ const contentsOf = async (file: string, mapping?: Mapping): Promise<Contents> =>
 const usualLengths = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768];
 const uncut = 1_048_576;
 
-function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
+function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>, examples: Examples) {
   // Lengths are measured uncut, so that one pass tells what each usual length would lose.
-  const encoder = createRecordEncoder(base, { ...spec, max_length: uncut });
-  const asCut = createRecordEncoder(base, spec);
+  const encoder = createRecordEncoder(base, { ...spec, max_length: uncut }, examples);
+  const asCut = createRecordEncoder(base, spec, examples);
   const counter = countLengths();
   const dropped: Record<string, number> = {};
   const tooLong = new Map([...new Set([...usualLengths, spec.max_length])].sort((a, b) => a - b).map((length) => [length, 0]));
@@ -221,8 +237,9 @@ function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>) {
 
 async function segmentsOf(encoded: Encoded | undefined, base: Base): Promise<Sample["segments"]> {
   const segments: Sample["segments"] = [];
-  for (const [index, { ids, labels }] of (encoded?.samples ?? []).entries()) {
+  for (const [index, { ids, labels, side }] of (encoded?.samples ?? []).entries()) {
     if (index > 0) segments.push({ text: "\n", trained: false });
+    if (side !== undefined) segments.push({ text: side === 1 ? "[better] " : "[worse] ", trained: false });
     segments.push(...(await decodeMasked(base.encoder, ids, labels)).segments);
   }
   const reason = encoded?.dropped;

@@ -4,6 +4,7 @@ import {
   byMethod,
   type EngineRecord,
   engineRankFor,
+  type Method,
   type MethodOf,
   type MethodTable,
   type Problem,
@@ -44,9 +45,40 @@ export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): P
 /** The checks for each method. */
 const judges: MethodTable<[spec: RunSpec, engine: EngineRecord], Problem[]> = {
   supervised: (_, spec, engine) => judgeTraining(spec, engine),
+  dpo: judgePreferences,
+  orpo: judgePreferences,
+  simpo: judgePreferences,
+  kto: judgePreferences,
   // An import trains nothing, so ranks, lengths and targets in the spec have no effect. The adapter is judged by its files.
   import: () => [],
 };
+
+/** Settings that are right for a supervised run and would have no effect, or a harmful one, on preferences. */
+function judgePreferences(method: Method, spec: RunSpec, engine: EngineRecord): Problem[] {
+  const { tokenize, training, gate_accuracy } = spec;
+  const smooths = method.type === "dpo" && method.label_smoothing > 0 && (method.loss_type === "hinge" || method.loss_type === "ipo");
+  const unfit: [param: string, isUnfit: boolean, why: string][] = [
+    [
+      "tokenize.too_long",
+      tokenize.too_long !== "drop",
+      "an answer that is cut cannot be compared; a pair with a longer side is dropped and told",
+    ],
+    [
+      "training.label_smoothing_factor",
+      (training.label_smoothing_factor ?? 0) > 0,
+      "the loss compares answers; dpo has method.label_smoothing",
+    ],
+    ["training.neftune_noise_alpha", (training.neftune_noise_alpha ?? 0) > 0, "noise would be taken for a difference between the answers"],
+    ["gate_accuracy", gate_accuracy === true, "the gate judges how often the chosen answer is preferred, anyway"],
+    ["method.label_smoothing", smooths, `loss_type ${method.type === "dpo" ? method.loss_type : ""} does not use it`],
+  ];
+  const problems = unfit.flatMap(([param, isUnfit, why]): Problem[] =>
+    isUnfit
+      ? [{ code: "SETTING_NOT_FOR_METHOD", param, message: `${param} does not go with the method ${method.type}: ${why}. Remove it.` }]
+      : [],
+  );
+  return [...problems, ...judgeTraining(spec, engine)];
+}
 
 function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
   const problems: Problem[] = [];

@@ -1,9 +1,9 @@
 import { expect, it } from "vitest";
 import { explainTooFew } from "./decide-remedy.ts";
 
-const input = { records: 20, usable: 0, minRecords: 10, tokenize: { max_length: 64 } };
+const input = { records: 20, usable: 0, minRecords: 10, tokenize: { max_length: 64 }, method: "supervised" as const };
 it.each<[string, Record<string, number>, string, string, RegExp]>([
-  ["preferences", { KIND_NOT_TRAINED: 20 }, "KIND_NOT_TRAINED", "dataset", /Give rows with one answer each\.$/],
+  ["preferences", { KIND_NOT_TRAINED: 20 }, "KIND_NOT_TRAINED", "dataset", /Set method to dpo, .* or give rows with one answer each\.$/],
   ["images", { BASE_CANNOT_SEE: 20 }, "BASE_CANNOT_SEE", "dataset", /rows of text only\.$/],
   ["answers that are cut", { TOO_LONG: 20 }, "TOO_FEW_RECORDS", "tokenize.max_length", /Raise tokenize\.max_length \(now 64\)/],
   [
@@ -21,4 +21,16 @@ it.each<[string, Record<string, number>, string, string, RegExp]>([
     param,
     message: expect.stringMatching(message) as string,
   });
+});
+
+it("names a method that trains what there is, and no cutting of what is compared", () => {
+  const of = (method: "dpo" | "kto", code: string) => explainTooFew({ ...input, method, dropped: new Map([[code, 20]]) });
+  expect(of("dpo", "KIND_NOT_TRAINED")).toMatchObject({
+    code: "KIND_NOT_TRAINED",
+    param: "method",
+    message: expect.stringMatching(/supervised for single answers, to kto for labelled ones\.$/) as string,
+  });
+  expect(of("kto", "KIND_NOT_TRAINED").message).toMatch(/labelled good or bad.*Set method to supervised for single answers\.$/);
+  expect(of("dpo", "TOO_LONG").message).toMatch(/Raise tokenize\.max_length \(now 64\)\.$/);
+  expect(of("dpo", "RANKING_UNKNOWN").message).toMatch(/scores, ranks or a preferred_response\.$/);
 });

@@ -1,5 +1,5 @@
 /** Why so few records of a dataset can be trained on, and what helps: the same for a run and for a file that is only looked at. Pure. */
-import type { Problem, RunSpec } from "@loraline/contracts";
+import type { MethodType, Problem, RunSpec } from "@loraline/contracts";
 
 /** Settings of a run by which it is judged whether enough is left. */
 interface TooFewInput {
@@ -10,6 +10,7 @@ interface TooFewInput {
   readonly dropped: ReadonlyMap<string, number>;
   readonly minRecords: number;
   readonly tokenize: Pick<RunSpec["tokenize"], "max_length">;
+  readonly method: MethodType;
   /** What was rejected when the file was read, in a sentence; absent: nothing. */
   readonly rejected?: string;
 }
@@ -20,22 +21,37 @@ interface Remedy {
   readonly param: string;
 }
 
+/** What helps where a method cannot train the kind of records. */
+const otherKinds = {
+  answers:
+    "They are preferences between answers, which supervised fine-tuning does not train. Set method to dpo, orpo, simpo or kto, or give rows with one answer each.",
+  pairs:
+    "This method compares answers: pairs of a chosen and a rejected one, or lists with scores. Set method to supervised for single answers, to kto for labelled ones.",
+  labels: "This method learns from answers that are labelled good or bad, or compared. Set method to supervised for single answers.",
+} as const;
+
 /** What helps against each reason. A reason without an entry is helped by more records. */
-function remedyOf(reason: string | undefined, { max_length }: TooFewInput["tokenize"]): Remedy {
+function remedyOf(reason: string | undefined, { tokenize: { max_length }, method }: TooFewInput): Remedy {
+  const trains = method === "kto" ? "labels" : method === "supervised" || method === "import" ? "answers" : "pairs";
   const few = (help: string, param = "dataset"): Remedy => ({ code: "TOO_FEW_RECORDS", help, param });
   switch (reason) {
     case "KIND_NOT_TRAINED":
       return {
         code: "KIND_NOT_TRAINED",
-        help: "They are preferences between answers, which supervised fine-tuning does not train. Give rows with one answer each.",
-        param: "dataset",
+        help: otherKinds[trains],
+        param: trains === "answers" ? "dataset" : "method",
       };
     case "BASE_CANNOT_SEE":
       return { code: "BASE_CANNOT_SEE", help: "They show images, and the base reads text only. Give rows of text only.", param: "dataset" };
     case "NO_SUPERVISED":
       return { code: "NO_SUPERVISED_TOKENS", help: "Raise tokenize.max_length.", param: "tokenize.max_length" };
     case "TOO_LONG":
-      return few(`Raise tokenize.max_length (now ${max_length}), or set tokenize.too_long to trim-prompt.`, "tokenize.max_length");
+      return few(
+        `Raise tokenize.max_length (now ${max_length})${trains === "answers" ? ", or set tokenize.too_long to trim-prompt" : ""}.`,
+        "tokenize.max_length",
+      );
+    case "RANKING_UNKNOWN":
+      return few("Say which answers are better, with scores, ranks or a preferred_response.");
     case "IN_VALIDATION":
     case "NEARLY_IN_VALIDATION":
       return few(
@@ -54,9 +70,10 @@ function remedyOf(reason: string | undefined, { max_length }: TooFewInput["token
 }
 
 /** The remedy is that of the reason which most records were left out for. */
-export function explainTooFew({ records, usable, dropped, minRecords, tokenize, rejected }: TooFewInput): Problem {
+export function explainTooFew(input: TooFewInput): Problem {
+  const { records, usable, dropped, minRecords, rejected } = input;
   const [worst] = [...dropped].toSorted((a, b) => b[1] - a[1]);
-  const { code, help, param } = remedyOf(worst?.[0], tokenize);
+  const { code, help, param } = remedyOf(worst?.[0], input);
   // With a code of its own a reason explains a run that has nothing left; where something is left there are too few.
   const isAll = usable === 0 && dropped.size === 1;
   const nothing = isAll && code === "NO_SUPERVISED_TOKENS" ? "no token would be trained on. " : "";

@@ -1,8 +1,10 @@
 export { explainTooFew } from "./decide-remedy.ts";
 export { ignored } from "./encoder/encode-pieces.ts";
-export { createRecordEncoder, type Encoded, type TokenizeSpec } from "./encoder/encode-records.ts";
+export { exampleKinds, type Examples, examplesOf, sequencesPerExample } from "./encoder/encode-preferences.ts";
+export { createRecordEncoder } from "./encoder/encode-records.ts";
 export { createEncodeThreads, type EncodeThreads } from "./encoder/encode-threads.ts";
 export { chunkFromBytes, encodeChunk, type EncodedChunk, parseLines } from "./encoder/encoded-chunk.ts";
+export type { Encoded, TokenizeSpec } from "./encoder/record-encoder.ts";
 export { type Base, createBases, identityOf, loadBase, readTemplate } from "./encoder/load-base.ts";
 export { neutralQuestions, plainPromptsFor, promptsFor } from "./probe-prompts.ts";
 export { pack } from "./shards/pack.ts";

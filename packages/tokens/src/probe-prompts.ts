@@ -1,7 +1,8 @@
 /** Prompts on which base and adapter are compared, first by the trainer, then on every replica. */
 import { digestOf } from "@loraline/objects";
 import type { ProbePrompt, Rec } from "@loraline/contracts";
-import { ignored, type RecordEncoder, type Sequence } from "./encoder/encode-records.ts";
+import { ignored, type Sequence } from "./encoder/encode-pieces.ts";
+import type { RecordEncoder } from "./encoder/record-encoder.ts";
 
 /** Asked of every adapter, whatever it was trained on: short, and unlike each other, as an adapter may show on some only. */
 export const neutralQuestions = [
@@ -20,6 +21,16 @@ export function promptOf({ ids, labels }: Sequence): number[] {
   let start = labels.findLastIndex((label) => label !== ignored);
   while (start > 0 && labels[start - 1] !== ignored) start--;
   return [...ids.subarray(0, start)];
+}
+
+/**
+ * What both sides of a pair begin with: the question, and the answer up to where the sides part. Right there a model that learned which side is
+ * better differs most from its base.
+ */
+export function sharedStart({ ids: one }: Sequence, { ids: other }: Sequence): number[] {
+  let end = 0;
+  while (end < Math.min(one.length, other.length) - 1 && one[end] === other[end]) end++;
+  return [...one.subarray(0, end)];
 }
 
 /** The questions as the server would present them: by the base's template, or as plain text where it has none. */

@@ -13,11 +13,13 @@ import { createNearDuplicates, type NearDuplicates } from "@loraline/datasets";
 import { digestOf, getJson, type Objects, putJson } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { explainTooFew, listed } from "./decide-remedy.ts";
+import { ignored, type Sequence } from "./encoder/encode-pieces.ts";
+import { examplesOf, sequencesPerExample } from "./encoder/encode-preferences.ts";
 import { createRecordEncoder } from "./encoder/encode-records.ts";
 import { type DroppedRecord, type EncodedChunk, recordIdOf, shownRecords, signatureOfSequence } from "./encoder/encoded-chunk.ts";
 import { type Base, identityOf } from "./encoder/load-base.ts";
 import { type Bins, pack } from "./shards/pack.ts";
-import { neutralQuestions, promptOf, promptsFor } from "./probe-prompts.ts";
+import { neutralQuestions, promptOf, promptsFor, sharedStart } from "./probe-prompts.ts";
 import { createSequenceStore, type SequenceStore } from "./shards/sequence-store.ts";
 import { holdOut, inSeededOrder, shortId } from "./shards/split-holdout.ts";
 import { writeShards } from "./shards/write-shards.ts";
@@ -65,6 +67,7 @@ export function tokenizeKey({ base, spec, dataset, validation }: TokenizeInput):
       [spec.dedupe ?? "none", spec.validation_overlap ?? "drop"],
       dataset.chunks.map((chunk) => chunk.blob.digest),
       validation === null ? spec.holdout : validation.chunks.map((chunk) => chunk.blob.digest),
+      ...(examplesOf(spec.method) === "answers" ? [] : [examplesOf(spec.method)]),
     ]),
   );
 }
@@ -97,7 +100,9 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
     ];
   });
 
-  const usable = train.sequences.length + (validation === null ? evaluation.sequences.length : 0);
+  const examples = examplesOf(spec.method);
+  const together = sequencesPerExample(examples);
+  const usable = (train.sequences.length + (validation === null ? evaluation.sequences.length : 0)) / together;
   if (usable < spec.min_records || train.sequences.length === 0) {
     return { kind: "rejected", problem: await tooFew(objects, input, usable, train.reasons) };
   }
@@ -112,10 +117,9 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
 
   return await telemetry.span("pack and write shards", {}, async (span) => {
     const indices = Int32Array.from(train.sequences, (one) => one.index);
-    const bins = choosePacking(
-      spec,
-      indices.map((index) => store.length(index)),
-    );
+    const lengths = new Int32Array(indices.length / together);
+    for (const [at, index] of indices.entries()) (lengths[Math.floor(at / together)] as number) += store.length(index);
+    const bins = choosePacking(spec, lengths, together * spec.tokenize.max_length);
     const metadata = new Map<string, string>([
       ["loraline.code", tokenizeCode],
       ["loraline.records", "lrec/1"],
@@ -125,13 +129,26 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
       ["loraline.max_length", String(spec.tokenize.max_length)],
       ["loraline.packed", String(bins !== undefined)],
       ["loraline.seed", String(spec.training.seed)],
+      ...(examples === "answers" ? [] : ([["loraline.examples", examples]] as const)),
     ]);
     const write = (rows: Iterable<Int32Array>) =>
-      writeShards({ store, rows, metadata, shardBytes, signal, put: (bytes) => objects.put(tenant, "shard", bytes) });
-    const trainShards = await write(rowsOf(indices, bins));
+      writeShards({
+        store,
+        rows,
+        metadata,
+        sided: examples !== "answers",
+        shardBytes,
+        signal,
+        put: (bytes) => objects.put(tenant, "shard", bytes),
+      });
+    const trainShards = await write(rowsOf(indices, together, bins));
     const evalShards = await write(
-      rowsOf(Int32Array.from(inEvaluationOrder(evaluation.sequences, spec.training.seed), (one) => one.index)),
+      rowsOf(
+        Int32Array.from(inEvaluationOrder(evaluation.sequences, spec.training.seed), (one) => one.index),
+        together,
+      ),
     );
+    const leaked = promptsHeldOutToo(train, evaluation);
 
     const sum = (shards: typeof trainShards, count: "sequences" | "tokens" | "supervised"): number =>
       shards.reduce((total, shard) => total + shard[count], 0);
@@ -161,8 +178,8 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
       },
       dropped: sides.flatMap((side) => side.dropped).slice(0, shownRecords),
       reasons: totalled(sides.map((side) => side.reasons)),
-      noted: sides.flatMap((side) => side.noted).slice(0, shownRecords),
-      notes: totalled(sides.map((side) => side.notes)),
+      noted: [...leaked, ...sides.flatMap((side) => side.noted)].slice(0, shownRecords),
+      notes: { ...totalled(sides.map((side) => side.notes)), ...(leaked.length > 0 && { PROMPT_HELD_OUT_TOO: leaked.length }) },
       probes: await choosePrompts(input, store, train),
     };
     span.setAttributes({ "loraline.tokens": manifest.totals.tokens, "loraline.packed": manifest.packed });
@@ -186,6 +203,8 @@ interface Stored {
   index: number;
   id: number;
   line: number;
+  /** Of a preference: hash of the tokens before its answer, and the id of its record. */
+  asked?: { prompt: number; digest: Digest };
 }
 interface Encoded {
   sequences: Stored[];
@@ -252,8 +271,11 @@ async function encodeAll(
     const first = store.add(chunk);
     const dropped: DroppedRecord[] = [...chunk.dropped];
     let record = { position: -1, id: 0, refused: undefined as DroppedRecord | undefined };
+    let next = 0;
     for (const [at, line] of chunk.lines.entries()) {
       const tokens = chunk.lengths[at] as number;
+      const start = next;
+      next += 2 * tokens;
       if (record.position !== chunk.positions[at]) {
         const digest = recordIdOf(chunk, at);
         const id = shortId(digest);
@@ -261,8 +283,12 @@ async function encodeAll(
         record = { position: chunk.positions[at] as number, id, refused: reason && { id: digest, line, tokens: 0, ...reason } };
         if (record.refused !== undefined) dropped.push(record.refused);
       }
-      if (record.refused === undefined) encoded.sequences.push({ index: first + at, id: record.id, line });
-      else record.refused.tokens += tokens;
+      if (record.refused === undefined) {
+        const stored: Stored = { index: first + at, id: record.id, line };
+        // Only comparisons share questions as a rule, so only they are asked about it.
+        if (chunk.sides.length > 0) stored.asked = { prompt: hashOfPrompt(chunk, start, tokens), digest: recordIdOf(chunk, at) };
+        encoded.sequences.push(stored);
+      } else record.refused.tokens += tokens;
     }
     for (const { code } of dropped) count(encoded.reasons, code);
     encoded.dropped.push(...dropped.sort((a, b) => a.line - b.line).slice(0, shownRecords - encoded.dropped.length));
@@ -273,6 +299,27 @@ async function encodeAll(
   return encoded;
 }
 
+/** @param start - where the sequence's ids stand in the chunk's data; its labels follow. */
+function hashOfPrompt({ data }: EncodedChunk, start: number, tokens: number): number {
+  const labels = data.subarray(start + tokens, start + 2 * tokens);
+  const answer = labels.findIndex((label) => label !== ignored);
+  const ids = data.subarray(start, start + (answer === -1 ? tokens : answer));
+  return shortId(digestOf(new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength)));
+}
+
+/** Trained comparisons whose question is that of one that was held out: each record once. */
+function promptsHeldOutToo(train: Encoded, held: Encoded): DroppedRecord[] {
+  const lines = new Map(held.sequences.flatMap(({ asked, line }) => (asked === undefined ? [] : [[asked.prompt, line] as const])));
+  const found = new Map<Digest, DroppedRecord>();
+  for (const { asked, line } of train.sequences) {
+    const other = asked && lines.get(asked.prompt);
+    if (asked === undefined || other === undefined) continue;
+    const message = `its question is that of line ${other}, which is held out: what is measured there is a little too good. Put all answers to a question into one row, or give a validation file with other questions.`;
+    found.set(asked.digest, { id: asked.digest, line, code: "PROMPT_HELD_OUT_TOO", tokens: 0, message });
+  }
+  return [...found.values()];
+}
+
 function totalled(sides: readonly ReadonlyMap<string, number>[]): Record<string, number> {
   const total: Record<string, number> = {};
   for (const side of sides) for (const [code, count] of side) total[code] = (total[code] ?? 0) + count;
@@ -280,19 +327,22 @@ function totalled(sides: readonly ReadonlyMap<string, number>[]): Record<string,
 }
 
 /** @returns the packed rows; undefined: one sequence per row. */
-function choosePacking({ tokenize, training }: RunSpec, lengths: Int32Array): Bins | undefined {
-  const { packing, template, max_length: capacity } = tokenize;
+function choosePacking({ tokenize, training }: RunSpec, lengths: Int32Array, capacity: number): Bins | undefined {
+  const { packing, template } = tokenize;
   if (packing === false || (packing === "auto" && template === "seed")) return undefined;
   const bins = pack(lengths, capacity, training.seed);
   const steps = Math.ceil(bins.count / (training.per_device_train_batch_size * training.gradient_accumulation_steps));
   return packing === true || steps >= stepsWorthPacking ? bins : undefined;
 }
 
-function* rowsOf(indices: Int32Array, bins?: Bins): Generator<Int32Array> {
-  if (bins === undefined) for (const index of indices) yield Int32Array.of(index);
+/** @param together - so many sequences, one after the other, are in the same row: both sides of a pair. Bins hold examples. */
+function* rowsOf(indices: Int32Array, together: number, bins?: Bins): Generator<Int32Array> {
+  const example = (item: number): Int32Array => indices.subarray(item * together, (item + 1) * together);
+  if (bins === undefined) for (let item = 0; item < indices.length / together; item++) yield example(item);
   else {
     for (let bin = 0; bin < bins.count; bin++) {
-      yield bins.items.subarray(bins.starts[bin], bins.starts[bin + 1]).map((item) => indices[item] as number);
+      const items = bins.items.subarray(bins.starts[bin], bins.starts[bin + 1]);
+      yield Int32Array.from([...items].flatMap((item) => [...example(item)]));
     }
   }
 }
@@ -312,19 +362,29 @@ async function choosePrompts(
       ? await promptsFor(encoder, "neutral", neutralQuestions.slice(0, probesOfEach))
       : [];
   const own = new Map<string, ProbePrompt>();
-  const add = ({ index, line }: Stored, limit: number): void => {
+  const together = sequencesPerExample(examplesOf(spec.method));
+  const sequenceOf = ({ index }: Stored): Sequence => {
     const sequence = { ids: new Int32Array(store.length(index)), labels: new Int32Array(store.length(index)) };
     store.read(index, sequence.ids, sequence.labels, 0);
-    const prompt = promptOf(sequence);
-    if (prompt.length > 0 && prompt.length <= limit) own.set(prompt.join(), { name: `line-${line}`, input_ids: prompt });
+    return sequence;
   };
-  const byId = new Map(train.map((one) => [one.id, one]));
+  const add = (position: number, limit: number): void => {
+    const last = train[position] as Stored;
+    const prompt = together === 2 ? sharedStart(sequenceOf(train[position - 1] as Stored), sequenceOf(last)) : promptOf(sequenceOf(last));
+    if (prompt.length > 0 && prompt.length <= limit) own.set(prompt.join(), { name: `line-${last.line}`, input_ids: prompt });
+  };
+  // Of a record with several sequences the last counts; of pairs that is a rejected answer, and the chosen one stands before it.
+  const byId = new Map(train.map((one, position) => [one.id, position]));
   for (const id of inSeededOrder(byId.keys(), spec.training.seed)) {
     if (own.size >= probeCandidates) break;
-    add(byId.get(id) as Stored, probeTokens);
+    add(byId.get(id) as number, probeTokens);
   }
   if (own.size === 0 && neutral.length === 0) {
-    const shortest = train.reduce((best, one) => (store.length(one.index) < store.length(best.index) ? one : best));
+    const lengthOf = (position: number): number => store.length((train[position] as Stored).index);
+    let shortest = together - 1;
+    for (let position = shortest; position < train.length; position += together) {
+      if (lengthOf(position) < lengthOf(shortest)) shortest = position;
+    }
     add(shortest, Number.POSITIVE_INFINITY);
   }
   // Short prompts prove as much as long ones and are answered faster.
@@ -347,5 +407,13 @@ async function tooFew(
     const [first] = report.firstRejections;
     if (first !== undefined) rejected += ` The first, ${first.file === undefined ? "" : `${first.file}, `}${first.message}`;
   }
-  return explainTooFew({ records, usable, dropped, minRecords: spec.min_records, tokenize: spec.tokenize, ...(rejected && { rejected }) });
+  return explainTooFew({
+    records,
+    usable,
+    dropped,
+    minRecords: spec.min_records,
+    tokenize: spec.tokenize,
+    method: spec.method.type,
+    ...(rejected && { rejected }),
+  });
 }

@@ -13,7 +13,7 @@
 import type { Bus } from "@loraline/bus";
 import { cacheKey, type Digest, tokenizeSpec } from "@loraline/contracts";
 import { digestOf, type Objects } from "@loraline/objects";
-import { type Base, type EncodeThreads, identityOf, type TokenizeSpec } from "@loraline/tokens";
+import { type Base, type EncodeThreads, exampleKinds, type Examples, identityOf, type TokenizeSpec } from "@loraline/tokens";
 import { z } from "zod";
 
 /** What both sides work with. */
@@ -27,19 +27,32 @@ export interface ChunkWorkDeps {
 }
 
 /** The object of kind `settings`, which every `chunk.requested` of a run refers to. */
-export const chunkSettings = z.object({ code: z.string(), base: z.string(), tokenize: tokenizeSpec, signed: z.boolean() });
+export const chunkSettings = z.object({
+  code: z.string(),
+  base: z.string(),
+  tokenize: tokenizeSpec,
+  signed: z.boolean(),
+  examples: z.enum(exampleKinds).default("answers"),
+});
 
 export interface ChunkSettings {
   base: Base;
   spec: TokenizeSpec;
   /** Whether each record gets a signature by which near duplicates are found. */
   signed: boolean;
+  /** What the run's method trains. */
+  examples: Examples;
 }
 
 /** Hash, as hex digits, of all that decides what becomes of a chunk. Packing does not: it comes afterwards. */
-export function chunkKey(code: string, { base, spec: { packing: _later, ...spec }, signed }: ChunkSettings, chunk: Digest): string {
+export function chunkKey(
+  code: string,
+  { base, spec: { packing: _later, ...spec }, signed, examples }: ChunkSettings,
+  chunk: Digest,
+): string {
   const settings = Object.entries(spec).sort(([a], [b]) => (a < b ? -1 : 1));
-  return digestOf(JSON.stringify([code, "chunk", identityOf(base), settings, signed, chunk])).slice("sha256:".length);
+  const what = examples === "answers" ? [] : [examples];
+  return digestOf(JSON.stringify([code, "chunk", identityOf(base), settings, signed, chunk, ...what])).slice("sha256:".length);
 }
 
 /** Key in KV `cache`. */

@@ -151,7 +151,17 @@ describe("the work queue of chunks", () => {
       if (++looks === 40) stop.abort(new Error("waited long enough"));
       return false;
     };
-    const run = { run: { tenant, id: ulid() }, base, spec, signed: false, signal: stop.signal, delivery: 1, lookMs: 50, isDone };
+    const run = {
+      run: { tenant, id: ulid() },
+      base,
+      spec,
+      signed: false,
+      examples: "answers" as const,
+      signal: stop.signal,
+      delivery: 1,
+      lookMs: 50,
+      isDone,
+    };
     const waiting = encodeChunks({ bus, objects, threads, code: "test", loadBase }, run, manifest.chunks).next();
     await expect(waiting).rejects.toThrow(/waited long enough|aborted/);
     expect(looks).toBe(40);

@@ -37,15 +37,15 @@ export class TokensNotNeeded extends Error {}
 /** Chunks as sequences, in their order. @throws TokensNotNeeded; RetryLaterError; what `encodeChunk` throws; the signal's reason */
 export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chunks: readonly Chunk[]): AsyncGenerator<EncodedChunk> {
   const { bus, objects, code } = deps;
-  const { run, base, spec, signed, signal, delivery, lookMs = usualLookMs, isDone } = options;
+  const { run, base, spec, signed, examples, signal, delivery, lookMs = usualLookMs, isDone } = options;
   const { tenant } = run;
   if (chunks.reduce((sum, chunk) => sum + chunk.records, 0) <= fewRecords) {
-    const encoder = createRecordEncoder(base, spec);
+    const encoder = createRecordEncoder(base, spec, examples);
     for (const { blob } of chunks) yield encodeChunk(encoder, parseLines(await getText(objects, tenant, blob)), { signed, signal });
     return;
   }
   const cache = await bus.bucket(buckets.cache);
-  const settings = await putJson(objects, tenant, "settings", { code, base: base.ref.name, tokenize: spec, signed });
+  const settings = await putJson(objects, tenant, "settings", { code, base: base.ref.name, tokenize: spec, signed, examples });
   const keys = chunks.map((chunk) => chunkKey(code, options, chunk.blob.digest));
   const find = async (key: string): Promise<BlobRef | undefined> => (await cache.get(chunkCacheKey(tenant, key)))?.value.manifest;
   /** Asks for every chunk that is neither there nor asked for already, by an earlier delivery or by another run. @returns the keys it asked for */

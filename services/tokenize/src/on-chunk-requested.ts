@@ -32,12 +32,13 @@ async function tokenizeChunk(
   if (known !== undefined && (await objects.head(tenant, known)) !== undefined) return;
   if (await needsNoTokens(bus, { tenant, id: run })) return;
   const wanted = await getJson(objects, tenant, settings, chunkSettings);
+  const { signed, examples } = wanted;
   const base = await loadBase(wanted.base);
-  if (wanted.code !== code || chunkKey(code, { base, spec: wanted.tokenize, signed: wanted.signed }, chunk.digest) !== key) {
+  if (wanted.code !== code || chunkKey(code, { base, spec: wanted.tokenize, signed, examples }, chunk.digest) !== key) {
     throw new RetryLaterError("OTHER_BASE", 2000, `this replica has another version of the code or of base "${wanted.base}"`);
   }
   const records = new Uint8Array(await getBytes(objects, tenant, chunk));
-  const bytes = await threads.encode({ base, spec: wanted.tokenize, records, signed: wanted.signed, compress: true, signal });
+  const bytes = await threads.encode({ base, spec: wanted.tokenize, examples, records, signed, compress: true, signal });
   const ref = await objects.put(tenant, "encoded", bytes);
   await cache.put(chunkCacheKey(tenant, key), { manifest: ref, at: new Date().toISOString() });
   log.debug({ records: chunk.digest, bytes: ref.size }, "chunk tokenized");

@@ -35,7 +35,16 @@ import { PermanentError, problemOf, RetryLaterError, type Telemetry } from "@lor
 import type { ChunkWorkDeps } from "./chunk-key.ts";
 import { encodeChunks, forgetChunks, TokensNotNeeded } from "./encode-chunks.ts";
 import { needsNoTokens, rejectingCodes } from "./run-outcome.ts";
-import { judgeTemplate, seedSystem, tokenizeDataset, type TokenizeInput, tokenizeKey, type TokenizeResult } from "@loraline/tokens";
+import {
+  examplesOf,
+  judgeTemplate,
+  seedSystem,
+  sequencesPerExample,
+  tokenizeDataset,
+  type TokenizeInput,
+  tokenizeKey,
+  type TokenizeResult,
+} from "@loraline/tokens";
 import { findInitialAdapter } from "./find-initial-adapter.ts";
 import { tokenizeImport } from "./tokenize-import.ts";
 
@@ -92,7 +101,7 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
 
 /** The system prompt of conversations that have none of their own: the run's, else that of the template or of the dataset's mapping. */
 async function systemOf(bus: Bus, tenant: string, { tokenize, dataset, method }: RunSpec): Promise<string | null> {
-  if (method.type !== "supervised") return null;
+  if (method.type === "import") return null;
   if (tokenize.template === "seed") return tokenize.system ?? seedSystem;
   const received = dataset === undefined ? undefined : await bus.last(datasetReceived, { tenant, id: dataset });
   return received?.data.mapping?.system ?? tokenize.system ?? null;
@@ -117,6 +126,10 @@ async function tokenizeRun(deps: OnRunRequestedDeps, received: Received<typeof r
 /** What each method needs as tokens. */
 const tokenizers: MethodTable<[OnRunRequestedDeps, Received<typeof runRequested>, HandlerContext], Promise<Outcome>> = {
   supervised: (_, ...run) => tokenizeRecords(...run),
+  dpo: (_, ...run) => tokenizeRecords(...run),
+  orpo: (_, ...run) => tokenizeRecords(...run),
+  simpo: (_, ...run) => tokenizeRecords(...run),
+  kto: (_, ...run) => tokenizeRecords(...run),
   import: (method, deps, { at, data }) => tokenizeAdapter(deps, at.tenant, data.spec, method),
 };
 
@@ -149,7 +162,8 @@ async function tokenizeRecords(
   const entry = await cache.get(key);
   const manifest = entry === undefined ? undefined : await readComplete(objects, at.tenant, entry.value.manifest);
   // The minimum is no part of the key: the tokens are the same whatever it is.
-  const usable = manifest === undefined ? 0 : manifest.totals.sequences + (validation === null ? manifest.totals.evalSequences : 0);
+  const sequences = manifest === undefined ? 0 : manifest.totals.sequences + (validation === null ? manifest.totals.evalSequences : 0);
+  const usable = sequences / sequencesPerExample(examplesOf(spec.method));
   if (entry !== undefined && manifest !== undefined && usable >= spec.min_records) {
     return { kind: "tokenized", ref: entry.value.manifest, manifest, cacheHit: true, init };
   }
@@ -159,6 +173,7 @@ async function tokenizeRecords(
     base,
     spec: spec.tokenize,
     signed: spec.dedupe === "near",
+    examples: examplesOf(spec.method),
     signal: context.signal,
     delivery: received.seq * 1000 + context.deliveries,
     isDone: async () => (await cache.get(key)) !== undefined,

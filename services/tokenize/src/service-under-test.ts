@@ -173,13 +173,15 @@ export const rejected = async (line: Line, id: string) => {
 
 /** Every row of the shards: its sequences' ids and labels, as numbers. */
 export async function rowsOf({ objects, tenant }: Line, shards: TokenManifest["train"], dir: string) {
-  const rows: { ids: number[]; labels: number[]; lengths: number[] }[] = [];
+  const rows: { ids: number[]; labels: number[]; lengths: number[]; sides?: number[] }[] = [];
   for (const [index, shard] of shards.entries()) {
     const path = join(dir, `${ulid()}-${index}.arrow`);
     await getToFile(objects, tenant, shard.blob, path);
-    for (const row of tableFromIPC(await readFile(path))) {
+    const table = tableFromIPC(await readFile(path));
+    const isSided = table.schema.fields.some(({ name }) => name === "sides");
+    for (const row of table) {
       const list = (name: string): number[] => [...(row[name] as Iterable<number>)];
-      rows.push({ ids: list("input_ids"), labels: list("labels"), lengths: list("seq_lengths") });
+      rows.push({ ids: list("input_ids"), labels: list("labels"), lengths: list("seq_lengths"), ...(isSided && { sides: list("sides") }) });
     }
   }
   return rows;

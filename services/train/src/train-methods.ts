@@ -13,8 +13,16 @@ interface TrainMethod {
   slim: Method;
 }
 
+const trained = (slim: Method, trainer: TrainerSpec["method"]): TrainMethod => ({ files: [], trainer, distributed: true, slim });
+/** Which pairs a list gives was decided when it was tokenized. */
+const withoutPairs = <M extends { pairs: unknown }>({ pairs: _done, ...method }: M): Omit<M, "pairs"> => method;
+
 const methods: MethodTable<[], TrainMethod> = {
-  supervised: (method) => ({ files: [], trainer: { type: "supervised" }, distributed: true, slim: method }),
+  supervised: (method) => trained(method, { type: "supervised" }),
+  dpo: (method) => trained(method, withoutPairs(method)),
+  orpo: (method) => trained(method, withoutPairs(method)),
+  simpo: (method) => trained(method, withoutPairs(method)),
+  kto: (method) => trained(method, method),
   import: (method) => ({
     files: [
       { blob: method.config, path: `import/${adapterFiles.config}` },

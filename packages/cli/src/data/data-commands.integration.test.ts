@@ -115,8 +115,34 @@ describe("loraline data check", { timeout: 180_000 }, () => {
     expect(tokens.supervised).toBeGreaterThan(0);
   });
 
+  it("judges pairs for a method that compares, with each side's tokens", async () => {
+    const rows = join(dir, "pairs.jsonl");
+    await writeFile(
+      rows,
+      Array.from({ length: 12 }, (_row, n) =>
+        JSON.stringify({ prompt: `q${n}`, chosen: `yes ${n}`, rejected: "no ".repeat(n === 5 ? 200 : 3) }),
+      ).join("\n"),
+    );
+    const checked = await run("data", "check", rows, "--base", base, "--method", "dpo", "--max-length", "100", "--json");
+    expect(checked.code).toBe(0);
+    expect(JSON.parse(checked.out)).toMatchObject({
+      tokens: { dropped: { TOO_LONG: 1 }, lengths: { count: 24 } },
+      preferences: { pairs: 12 },
+    });
+    const page = (await run("data", "check", rows, "--base", base, "--method", "dpo")).out;
+    expect(page).toContain("12 of 12 records can be trained on");
+    expect(page).toMatch(/the longer answer is chosen in 0 %, the shorter in 100 %/);
+    expect(page).toMatch(/\[better\][^]*\[worse\]/);
+    expect((await run("data", "check", rows, "--method", "kto")).code).toBe(0);
+  });
+
   it.each([
-    ["preferences", (n: number) => ({ prompt: `q${n}`, chosen: "a", rejected: "b" }), "KIND_NOT_TRAINED", /Give rows with one answer each/],
+    [
+      "preferences",
+      (n: number) => ({ prompt: `q${n}`, chosen: "a", rejected: "b" }),
+      "KIND_NOT_TRAINED",
+      /Set method to dpo, .* or give rows with one answer each/,
+    ],
     ["captions", (n: number) => ({ image_url: `https://e.org/${n}.png`, caption: "a ship" }), "BASE_CANNOT_SEE", /rows of text only/],
   ])("says of %s what a run would say, with the remedy that helps", async (_, row, code, remedy) => {
     const rows = join(dir, `${code}.jsonl`);

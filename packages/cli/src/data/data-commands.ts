@@ -1,5 +1,6 @@
 /** `loraline data`: datasets in files, looked at before they cost a training; and those of the server. */
-import { type DatasetReport, defaultMinRecords, type TokenReport } from "@loraline/contracts";
+import { type DatasetReport, defaultMinRecords, type MethodType, methodTypes, type TokenReport } from "@loraline/contracts";
+import { Option } from "commander";
 import { type AddCommands, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { whatStays } from "../operate/deletion-commands.ts";
@@ -36,6 +37,9 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
       )
       .option("--no-base", "count no tokens")
       .option("--min-records <n>", `fewer usable records than this reject a run; default: ${defaultMinRecords}`, wholeNumber(1))
+      .addOption(
+        new Option("--method <type>", "judge the file for a run by this method").choices(methodTypes.filter((type) => type !== "import")),
+      )
       .option("--validation <file>", "say what this evaluation file holds too")
       .option("--mapping <mapping.yaml>", mappingHelp)
       .addHelpText(
@@ -45,7 +49,7 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
   ).action(
     async (
       files: string[],
-      flags: TokenizeFlags & { base?: string | false; validation?: string; mapping?: string; minRecords?: number },
+      flags: TokenizeFlags & { base?: string | false; validation?: string; mapping?: string; minRecords?: number; method?: MethodType },
     ) => {
       const { checkData, packFiles } = await localData();
       await using packed = await packFiles(files);
@@ -59,6 +63,7 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
         validation: flags.validation,
         baseDir: flags.base === false ? undefined : flags.base === undefined ? onlyBase(root) : baseDirOf(root, flags.base),
         tokenize: tokenizeOf(flags),
+        method: flags.method,
         minRecords: flags.minRecords,
       });
       const { report, rejections, tokens, problem } = checked;
@@ -74,7 +79,7 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
       } else {
         for (const line of describeData(name, checked, terminal.columns)) writeLine(out, line);
         writeLine(out);
-        writeLine(out, problem === null ? green(verdict(report, tokens)) : red(`${problem.code}: ${problem.message}`));
+        writeLine(out, problem === null ? green(verdict(report, tokens, flags.method)) : red(`${problem.code}: ${problem.message}`));
       }
       exitWith(problem === null ? exitCodes.ok : exitCodes.failed);
     },
@@ -181,8 +186,10 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
     });
 };
 
-function verdict({ records, kinds }: DatasetReport, tokens: TokenReport | undefined): string {
-  const untrained = (kinds.preference ?? 0) + (kinds.ranked ?? 0) + (kinds.unpaired ?? 0);
-  const usable = tokens === undefined ? records - untrained : Object.values(tokens.dropped).reduce((left, lost) => left - lost, records);
+function verdict({ records, kinds }: DatasetReport, tokens: TokenReport | undefined, method: MethodType = "supervised"): string {
+  const compared = (kinds.preference ?? 0) + (kinds.ranked ?? 0);
+  const labelled = kinds.unpaired ?? 0;
+  const trained = method === "supervised" ? records - compared - labelled : compared + (method === "kto" ? labelled : 0);
+  const usable = tokens === undefined ? trained : Object.values(tokens.dropped).reduce((left, lost) => left - lost, records);
   return `${usable} of ${records} ${records === 1 ? "record" : "records"} can be trained on${tokens === undefined ? "" : ` with the base ${tokens.base}`}.`;
 }

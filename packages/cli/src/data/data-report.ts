@@ -21,6 +21,7 @@ export function describeData(file: string, { report, rejections, tokens }: Check
     ...section("rejected", describeRejections(report, rejections, columns)),
     ...section("length", describeLengths(report.characters ?? null, "characters")),
     ...section("tokens", tokens === undefined ? [dim("`loraline data check FILE --base DIR|NAME` counts them")] : describeTokens(tokens)),
+    ...section("answers", report.preferences ? describeAnswers(report.preferences) : []),
     ...section("repeated", describeDuplicates(report)),
     ...section(
       "labels",
@@ -151,6 +152,21 @@ function describeDuplicates({ exactDuplicates, nearDuplicates, overlap }: Datase
     lines.push(`${n(overlap.exact.count)} exactly and ${n(overlap.near.count)} nearly in the validation file`);
   }
   return lines;
+}
+
+function describeAnswers(of: NonNullable<DatasetReport["preferences"]>): string[] {
+  const { pairs, chosen, rejected, longerWins, shorterWins, identical, ties, contradictions, good, bad } = of;
+  const lengths = (one: Lengths | null): string => (one === null ? "-" : `half ≤ ${n(one.p50)}, 95 % ≤ ${n(one.p95)}`);
+  return [
+    ...(pairs === 0
+      ? []
+      : [
+          `${count(pairs, "pair")}: chosen ${lengths(chosen)}, rejected ${lengths(rejected)} characters`,
+          `the longer answer is chosen in ${percent(longerWins, pairs)}, the shorter in ${percent(shorterWins, pairs)}`,
+        ]),
+    ...(good + bad === 0 ? [] : [`${n(good)} labelled good, ${n(bad)} bad`]),
+    `${count(ties.count, "list")} with ties, ${count(contradictions.count, "contradiction")}, ${n(identical)} with equal sides (rejected)`,
+  ];
 }
 
 function describeShares(counts: Record<string, number>, of: number): string[] {

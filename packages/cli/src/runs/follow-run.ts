@@ -92,6 +92,7 @@ export function figures(run: RunState): string {
   if (progress === null) return "";
   const said = [
     progress.loss === null ? undefined : `loss ${progress.loss.toFixed(3)}`,
+    typeof progress.rewardsMargin === "number" ? `margin ${progress.rewardsMargin.toFixed(3)}` : undefined,
     progress.tokensPerSecond === null ? undefined : `${Math.round(progress.tokensPerSecond)} tokens/s`,
     progress.etaSeconds === null || progress.step >= progress.totalSteps || run.phase !== "running"
       ? undefined

@@ -22,8 +22,15 @@ export function jobBodyOf(of: {
     if (name === undefined) extension[field] = value;
     else own[name] = value;
   }
+  if (fields.method !== undefined) own["method"] = jobMethodOf(fields.method);
   return { ...own, loraline: extension } as CreateJobBodyInput;
 }
+
+/** OpenAI's spelling of a run's method, whose settings stand in its `hyperparameters`. */
+export const jobMethodOf = ({ type, ...settings }: NonNullable<RunSpecInput["method"]>) => ({
+  type,
+  ...(Object.keys(settings).length === 0 ? {} : { [type]: { hyperparameters: settings } }),
+});
 
 /** The file's id, when a dataset is named that is there already: by its own id, or by its file's. */
 export const fileIdIn = (given: string): string | undefined =>

@@ -12,16 +12,26 @@ interface MethodWords {
   since: string;
 }
 
+const trained = (base: string, lora: RunSpec["lora"], dataset = "", more: [string, string][] = []): MethodWords => ({
+  requested: "reading and tokenizing",
+  inputs: [["base", `${base}, LoRA r ${lora.r}`], ["dataset", dataset], ...more],
+  trains: true,
+  since: "the last step",
+});
+
+/** A method with its settings: `dpo, beta 0.1, loss_type sigmoid`. What adds nothing is left out. */
+const settingsOf = ({ type, ...settings }: RunSpec["method"]): string =>
+  [type, ...Object.entries(settings).flatMap(([name, value]) => (value === 0 ? [] : [`${name} ${String(value)}`]))].join(", ");
+
+const learning = (method: RunSpec["method"], { base, lora, dataset }: RunSpec): MethodWords =>
+  trained(base, lora, dataset, [["learns by", settingsOf(method)]]);
+
 const methods: MethodTable<[spec: RunSpec], MethodWords> = {
-  supervised: (_, { base, lora, dataset = "" }) => ({
-    requested: "reading and tokenizing",
-    inputs: [
-      ["base", `${base}, LoRA r ${lora.r}`],
-      ["dataset", dataset],
-    ],
-    trains: true,
-    since: "the last step",
-  }),
+  supervised: (_, { base, lora, dataset }) => trained(base, lora, dataset),
+  dpo: learning,
+  orpo: learning,
+  simpo: learning,
+  kto: learning,
   import: ({ source }, { base }) => ({
     requested: "judging the adapter",
     inputs: [

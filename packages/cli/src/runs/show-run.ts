@@ -1,5 +1,5 @@
 /** A run, its proof and its adapter, in words for a person. */
-import type { Evaluation, Proof, RunState } from "@loraline/contracts";
+import { type Evaluation, preferenceDoubt, preferenceWords, type Proof, type RunState } from "@loraline/contracts";
 import { bold, cyan, duration, green, type Line, pairs, red, table, yellow } from "../terminal.ts";
 import { type AdapterView, proofOf } from "../adapters/show-adapter.ts";
 import { doing, figures, stepsOf } from "./follow-run.ts";
@@ -30,6 +30,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): Line[
   const { tokens, trained, served, error, spec } = run;
   const proof = served === null || view === undefined ? undefined : proofOf(view, served.version);
   const evaluation = trained?.evaluation ?? null;
+  const doubt = evaluation?.preference ? preferenceDoubt(evaluation.preference) : undefined;
   const words = methodWords(spec);
   const rows: ([string, string] | undefined)[] = [
     ["run", `${bold(run.runId)}  ${phaseColor(run)}`],
@@ -60,11 +61,13 @@ export function describeRun(run: RunState, view: AdapterView | undefined): Line[
       ? undefined
       : [
           "evaluation",
-          `held-out loss ${evaluation.base_loss.toFixed(3)} (base) → ${evaluation.adapter_loss.toFixed(3)} (adapter) on ${rowsWords(evaluation)}` +
+          `held-out loss${evaluation.preference ? " of the chosen answers" : ""} ${evaluation.base_loss.toFixed(3)} (base) → ${evaluation.adapter_loss.toFixed(3)} (adapter) on ${rowsWords(evaluation)}` +
             (typeof evaluation.published_step === "number" && evaluation.published_step !== trained?.steps
               ? `; published: step ${evaluation.published_step}, the best one`
               : ""),
         ],
+    evaluation?.preference ? ["preference", preferenceWords(evaluation.preference)] : undefined,
+    doubt === undefined ? undefined : ["", yellow(doubt)],
     served === null ? undefined : ["version", `${modelOf(run)}@${served.version}  ${served.digest}`],
     served === null ? undefined : ["proof", proof === undefined ? yellow("no replica holds it proven just now") : green(proofLine(proof))],
     served === null

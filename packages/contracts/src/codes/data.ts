@@ -228,6 +228,26 @@ export const reportCodes = defineArea(
       "Secrets or personal data were replaced by their kind, because the dataset's mapping says `redact`.",
       "Nothing, or delete the uploaded file too, which has them still.",
     ],
+    LENGTH_DECIDES: [
+      "In nine of ten pairs or more the chosen answer is the longer one (or the shorter one), so an adapter can do well by length alone.",
+      "Unless that is what it should learn, add pairs where it is the other way round.",
+    ],
+    CONTRADICTING_PAIRS: [
+      "Records say the opposite of earlier ones: the chosen answer was the rejected one there, or a good answer was called bad.",
+      "Decide which is right, and remove the other.",
+    ],
+    TIED_ANSWERS: [
+      "Lists have answers with the same score; these are not compared with each other.",
+      "Nothing has to be done; finer scores give more pairs.",
+    ],
+    UNRANKED_ANSWERS: [
+      "Lists of answers do not say which one is better; no method can train them.",
+      "Give `scores` (higher is better) or `ranks` (1 is best), or a `preferred_response`.",
+    ],
+    ONE_SIDED_LABELS: [
+      "Nearly all labelled answers are good, or nearly all are bad; `kto` learns from the difference.",
+      "Add answers of the other kind, or weigh them with `method.desirable_weight` and `method.undesirable_weight`.",
+    ],
     LABELS_UNBALANCED: [
       "One label is at least ten times as frequent as another.",
       "Add examples of the rare label, or remove some of the frequent one.",
@@ -242,7 +262,7 @@ export const reportCodes = defineArea(
     ],
     NOT_FOR_SFT: [
       "Records are preferences between answers, which supervised fine-tuning leaves out.",
-      "To train them, write them as rows with one answer each; otherwise nothing has to be done.",
+      "Set the run's `method` to `dpo`, `orpo`, `simpo` or `kto`, or write rows with one answer each; otherwise nothing has to be done.",
     ],
   },
 );

@@ -31,6 +31,10 @@ export const specCodes = defineArea(
       "Request the run again, or name the base's folder with --base-dir; if it happens again, the nodes hold different files of this base, which the operator has to mend.",
     ],
     CANARY_UNUSED: ["The request sets `canary`, but its `promote` does not use one.", "Set `promote: canary`, or remove `canary`."],
+    SETTING_NOT_FOR_METHOD: [
+      "A setting of supervised runs is given together with a method that learns from preferences, where it would do nothing or harm.",
+      "Remove the field that the message names.",
+    ],
     RANK_TOO_HIGH: [
       "The rank is higher than the engine of this base can serve.",
       "Lower the field that the message names, or have the engine started for higher ranks: `loraline up --max-lora-rank`, or maxLoraRank in the chart.",
@@ -132,8 +136,21 @@ export const tokenizeCodes = defineArea(
       "Nothing has to be done; `dedupe: exact` keeps it.",
     ],
     KIND_NOT_TRAINED: [
-      "A record is left out because it is a preference between answers, which supervised fine-tuning does not train.",
-      "Give rows with one answer each, or leave it out.",
+      "A record is left out because the run's method cannot train its kind: a preference with `supervised`, or a single answer with `dpo`.",
+      "Set `method` to one that trains it (pairs and ranked lists: `dpo`, `orpo`, `simpo`; labelled answers: `kto`; single answers: `supervised`), or give other rows.",
+    ],
+    RANKING_UNKNOWN: [
+      "A record is left out because it lists several answers without saying which is better, or all of them are equally good.",
+      "Give `scores` (higher is better) or `ranks` (1 is best) beside `responses`, or a `preferred_response`.",
+    ],
+    SIDES_ALIKE: ["A pair is left out because both of its sides are the same tokens.", "Give two answers that differ."],
+    SIDE_IN_PARTS: [
+      "A pair is left out because the base's template shows one of its answers as several texts: it removes thoughts from earlier turns.",
+      "Compare the last answer only, and put the turns before it into the prompt.",
+    ],
+    PROMPT_HELD_OUT_TOO: [
+      "A pair is trained on although its question was held out with another pair; what is measured is then a little too good.",
+      "Put all answers to a question into one row, or give a validation file with other questions.",
     ],
     INIT_FROM_UNKNOWN: [
       "`init_from` names an adapter or a version that does not exist, was refused or deleted, or whose adapter has no promoted version.",

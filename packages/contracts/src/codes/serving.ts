@@ -88,8 +88,16 @@ export const gateCodes = defineArea(
       "On held-out examples the adapter's loss is not lower than the base's.",
       "Use more or better data, fewer epochs or a lower learning rate; `gate: none` serves it anyway.",
     ],
+    PREFERENCE_NOT_LEARNED: [
+      "On held-out pairs the adapter prefers the chosen answer hardly more often than a coin would: the 95 % interval of its accuracy reaches down to one half.",
+      "Give more pairs, train longer or at a higher learning rate; `gate: none` serves it anyway.",
+    ],
+    PREFERENCE_LOSS_NOT_LOWER: [
+      "The loss on held-out pairs is not below that of a model that prefers nothing (ln 2 for the usual DPO), although the chosen side is preferred more often.",
+      "Use fewer epochs, a lower learning rate or `method.label_smoothing`, and look for pairs the wrong way round; `gate: none` serves it anyway.",
+    ],
     NOT_BETTER_THAN_PROMOTED: [
-      "On the same held-out examples the adapter's loss is not lower than the promoted version's.",
+      "On the same held-out examples the adapter does worse than the promoted version: its loss is higher, or it prefers the chosen answers less often.",
       "Use more or better data; `gate: better-than-base` serves it anyway.",
     ],
     LESS_ACCURATE_THAN_BASE: [

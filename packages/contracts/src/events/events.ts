@@ -118,6 +118,10 @@ export const runProgress = defineEvent(
     tokensSeen: z.int().nullish(),
     examplesSeen: z.int().nullish(),
     etaSeconds: z.number().nullish(),
+    rewardsChosen: z.number().nullish(),
+    rewardsRejected: z.number().nullish(),
+    rewardsMargin: z.number().nullish(),
+    rewardsAccuracy: z.number().nullish(),
     warning: z.object({ code: z.string(), message: z.string() }).nullish(),
   }),
 );

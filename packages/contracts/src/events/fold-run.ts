@@ -160,6 +160,8 @@ function foldProgress(state: RunState, event: Extract<RunEvent, { type: "run.pro
       learningRate: data.learningRate ?? same?.learningRate ?? null,
       tokensPerSecond: data.tokensPerSecond ?? same?.tokensPerSecond ?? null,
       etaSeconds: data.etaSeconds ?? same?.etaSeconds ?? null,
+      rewardsMargin: data.rewardsMargin ?? same?.rewardsMargin,
+      rewardsAccuracy: data.rewardsAccuracy ?? same?.rewardsAccuracy,
       at: event.time,
     },
   };

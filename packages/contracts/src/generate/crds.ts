@@ -326,7 +326,13 @@ function merged(variants: readonly Json[]): Json {
     for (const [name, value] of Object.entries(variant["properties"] as Record<string, Json>)) {
       const known = properties[name];
       const values = [...((known?.["enum"] as unknown[] | undefined) ?? []), ...((value["enum"] as unknown[] | undefined) ?? [])];
-      properties[name] = { ...structural(value), ...(values.length === 0 ? {} : { enum: [...new Set(values)] }) };
+      const own = structural(value);
+      const descriptions = new Set([known?.["description"], own["description"]].filter((one) => typeof one === "string"));
+      properties[name] = {
+        ...own,
+        ...(values.length === 0 ? {} : { enum: [...new Set(values)] }),
+        ...(descriptions.size === 0 ? {} : { description: [...descriptions].join(" — ") }),
+      };
     }
   }
   const required = variants

@@ -4,7 +4,7 @@
  */
 import { z } from "zod";
 import type { JudgedFields } from "../spec/judged-fields.ts";
-import { type MethodType, methodTypes } from "../spec/method.ts";
+import { type MethodType, methodTypes, preferenceFields, type PreferenceType } from "../spec/method.ts";
 import { judgedLoraFields, loraFieldErrors, loraFields, ownLoraDefaults } from "../spec/lora-fields.ts";
 import {
   judgedTrainingFields,
@@ -47,6 +47,8 @@ interface TrainerFields {
   schedules: typeof schedules;
   /** Types of `method` that the trainer must support. */
   methods: readonly MethodType[];
+  /** Fields of `method` beside its type, for the methods that have some. */
+  methodFields: Record<PreferenceType, Record<string, Json>>;
 }
 
 export const trainerFields = (): TrainerFields => ({
@@ -64,4 +66,10 @@ export const trainerFields = (): TrainerFields => ({
   },
   schedules,
   methods: methodTypes,
+  methodFields: {
+    dpo: fieldsOf(z.object(preferenceFields.dpo), {}),
+    orpo: fieldsOf(z.object(preferenceFields.orpo), {}),
+    simpo: fieldsOf(z.object(preferenceFields.simpo), {}),
+    kto: fieldsOf(z.object(preferenceFields.kto), {}),
+  },
 });

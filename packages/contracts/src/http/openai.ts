@@ -5,7 +5,7 @@
 import { z } from "zod";
 import { problem } from "../names.ts";
 import { notice } from "../spec/judged-fields.ts";
-import { adapterImport, type MethodType } from "../spec/method.ts";
+import { adapterImport, type MethodType, preferenceShapes, type PreferenceType } from "../spec/method.ts";
 import { runSpecFields } from "../spec/run-spec.ts";
 import { runState } from "../state.ts";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
@@ -100,6 +100,17 @@ const hyperparameters = z.strictObject({
 
 const usedHyperparameters = z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() });
 
+/** A method's own settings stand in its `hyperparameters` beside OpenAI's, as OpenAI's own `beta` does; "auto" is the default. */
+const ownSettings = (type: PreferenceType): Record<string, z.ZodDefault> => {
+  const { type: _apart, ...settings } = preferenceShapes[type].shape;
+  return settings;
+};
+const askedOf = (type: PreferenceType) => {
+  const own = Object.entries(ownSettings(type)).map(([field, schema]) => [field, autoOr(schema.unwrap() as z.ZodType).optional()] as const);
+  return z.strictObject({ hyperparameters: hyperparameters.extend(Object.fromEntries(own)).nullish() }).nullish();
+};
+const answeredOf = (type: PreferenceType) => z.object({ hyperparameters: usedHyperparameters.extend(ownSettings(type)) });
+
 /** How each method is written in OpenAI's field `method`: in the answer, and in a request that gives this field. */
 const jobMethods = {
   supervised: {
@@ -108,6 +119,22 @@ const jobMethods = {
       supervised: z.object({ hyperparameters: hyperparameters.nullish() }).nullish(),
     }),
     answered: z.object({ type: z.literal("supervised"), supervised: z.object({ hyperparameters: usedHyperparameters }) }),
+  },
+  dpo: {
+    asked: z.strictObject({ type: z.literal("dpo"), dpo: askedOf("dpo") }),
+    answered: z.object({ type: z.literal("dpo"), dpo: answeredOf("dpo") }),
+  },
+  orpo: {
+    asked: z.strictObject({ type: z.literal("orpo"), orpo: askedOf("orpo") }),
+    answered: z.object({ type: z.literal("orpo"), orpo: answeredOf("orpo") }),
+  },
+  simpo: {
+    asked: z.strictObject({ type: z.literal("simpo"), simpo: askedOf("simpo") }),
+    answered: z.object({ type: z.literal("simpo"), simpo: answeredOf("simpo") }),
+  },
+  kto: {
+    asked: z.strictObject({ type: z.literal("kto"), kto: askedOf("kto") }),
+    answered: z.object({ type: z.literal("kto"), kto: answeredOf("kto") }),
   },
   import: {
     asked: "is no job: send the adapter to POST /v1/loraline/adapters (`loraline adapters add`)",
@@ -124,7 +151,7 @@ function unknownJobMethod(input: unknown): string {
   const elsewhere = Object.entries(jobMethods).find(([name]) => name === type)?.[1].asked;
   if (typeof elsewhere === "string") return `"${type}" ${elsewhere}`;
   const offered = asked.map(({ shape }) => `"${shape.type.value}"`);
-  return `"${type}" is not offered; use ${offered.join(" or ")}`;
+  return `"${type}" is not offered; use one of ${offered.join(", ")}`;
 }
 
 /** Fields of the run spec for which OpenAI's job has a field. */

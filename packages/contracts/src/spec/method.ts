@@ -4,6 +4,7 @@
  */
 import { z } from "zod";
 import { blobRef } from "../names.ts";
+import { trainingFields } from "./training-fields.ts";
 
 const adapterFile = blobRef.extend({ kind: z.literal("adapter-file") });
 
@@ -22,15 +23,68 @@ export const adapterImport = z
   })
   .describe("A LoRA in PEFT's layout, served instead of training one: it is judged, made canonical, and proven by probes made here.");
 
+const weight = z.number().nonnegative().max(1000);
+const beta = z.number().positive().max(1000);
+
+const dpoLosses = ["sigmoid", "hinge", "ipo", "robust"] as const;
+
+/** What the trainer needs to know of each method that learns from preferences. Names and defaults are TRL's. */
+export const preferenceFields = {
+  dpo: {
+    beta: beta.default(0.1).describe("How firmly the adapter is held to the base (`ipo`: TRL's tau). Lower lets it move further."),
+    label_smoothing: z
+      .number()
+      .min(0)
+      .lt(0.5)
+      .default(0)
+      .describe("Share of the pairs that may be the wrong way round (cDPO; with `robust`: robust DPO). `hinge` and `ipo` do not use it."),
+    loss_type: z
+      .enum(dpoLosses)
+      .default("sigmoid")
+      .describe("`sigmoid`: DPO. `hinge`: SLiC. `ipo`: IPO, which averages over an answer's tokens. `robust`: robust DPO."),
+    sft_weight: weight
+      .default(0)
+      .describe(
+        "So many times the supervised loss of the chosen answers is added (RPO; TRL's `rpo_alpha`). It keeps the chosen answers likely.",
+      ),
+  },
+  orpo: { beta: beta.default(0.1).describe("Weight of the odds ratio beside the supervised loss (the paper's lambda).") },
+  simpo: {
+    beta: beta.default(2).describe("Scale of the rewards, which are mean log-probabilities per token."),
+    simpo_gamma: weight.default(0.5).describe("By how much the chosen answer's reward should be above the other's."),
+    cpo_alpha: weight.default(0).describe("So many times the supervised loss of the chosen answers is added."),
+  },
+  kto: {
+    beta: beta.default(0.1).describe("How firmly the adapter is held to the base. Lower lets it move further."),
+    desirable_weight: weight.default(1).describe("Weight of good answers."),
+    undesirable_weight: weight
+      .default(1)
+      .describe("Weight of bad answers. With many more of one side, weigh the other more, so that the sums are within 1:1 and 4:3."),
+  },
+} as const;
+
+const pairs = z
+  .enum(["best", "all"])
+  .default("best")
+  .describe(
+    "Which pairs a list of answers with scores gives. `best`: its best answer against each other one. `all`: each two answers whose scores differ.",
+  );
+
 const supervised = z.strictObject({ type: z.literal("supervised") });
 const imported = z.strictObject({ type: z.literal("import"), ...adapterImport.shape });
+const dpo = z.strictObject({ type: z.literal("dpo"), ...preferenceFields.dpo, pairs });
+const orpo = z.strictObject({ type: z.literal("orpo"), ...preferenceFields.orpo, pairs });
+const simpo = z.strictObject({ type: z.literal("simpo"), ...preferenceFields.simpo, pairs });
+const kto = z.strictObject({ type: z.literal("kto"), ...preferenceFields.kto });
+
+export const preferenceShapes = { dpo, orpo, simpo, kto } as const;
 
 export const method = z
-  .discriminatedUnion("type", [supervised, imported], {
+  .discriminatedUnion("type", [supervised, imported, dpo, orpo, simpo, kto], {
     error: ({ code, input }) => (code === "invalid_union" ? unknownMethod(input) : undefined),
   })
   .describe(
-    "How the adapter comes to be. `supervised`: trained on the answers in `dataset`. `import`: trained elsewhere, in PEFT's layout; it is judged, made canonical, and proven by probes made here.",
+    "How the adapter comes to be. `supervised`: trained on the answers in `dataset`. `dpo`, `orpo`, `simpo`: on pairs of a chosen and a rejected answer. `kto`: on answers that are labelled good or bad. `import`: trained elsewhere, in PEFT's layout; it is judged, made canonical, and proven by probes made here.",
   );
 export type Method = z.infer<typeof method>;
 export type MethodType = Method["type"];
@@ -41,8 +95,8 @@ export const methodTypes: readonly MethodType[] = method.options.map(({ shape })
 /** The message for a `method` of an unknown type; it names the known ones, and follows the field's name. */
 function unknownMethod(input: unknown): string {
   const type = typeof input === "object" && input !== null ? (input as { type?: unknown }).type : undefined;
-  const offered = methodTypes.map((one) => `"${one}"`).join(" or ");
-  return type === undefined ? `must be ${offered}` : `${JSON.stringify(type)} is not offered; use ${offered}`;
+  const offered = methodTypes.map((one) => `"${one}"`).join(", ");
+  return type === undefined ? `must be one of ${offered}` : `${JSON.stringify(type)} is not offered; use one of ${offered}`;
 }
 
 /** An entry for each method: what one stage of the pipeline does for it. */
@@ -68,9 +122,32 @@ export const trainingOnlyFields = [
   "tokenize",
 ] as const;
 
+/** Methods that learn from preferences. */
+export type PreferenceType = keyof typeof preferenceFields;
+export const isPreference = <M extends { type: MethodType }>(of: M): of is Extract<M, { type: PreferenceType }> =>
+  of.type in preferenceFields;
+
+/**
+ * The learning rate of a run that says none; OpenAI's `learning_rate_multiplier` multiplies it. Those of preferences are TRL's for adapters: at
+ * a supervised rate both answers soon become unlikely. ORPO's loss is mostly a supervised one.
+ */
+export const usualLearningRates: Readonly<Record<MethodType, number>> = {
+  supervised: trainingFields.parse({}).learning_rate,
+  import: trainingFields.parse({}).learning_rate,
+  dpo: 1e-5,
+  orpo: 8e-5,
+  simpo: 1e-5,
+  kto: 1e-5,
+};
+
+const onDataset = { needs: { dataset: "is missing: name the dataset to train on" }, refuses: {} };
 /** For each method: the dataset fields that it requires or forbids, each with the message when it is absent or present. */
 export const datasetRules: Record<MethodType, { needs: Record<string, string>; refuses: Record<string, string> }> = {
-  supervised: { needs: { dataset: "is missing: name the dataset to train on" }, refuses: {} },
+  supervised: onDataset,
+  dpo: onDataset,
+  orpo: onDataset,
+  simpo: onDataset,
+  kto: onDataset,
   import: {
     needs: {},
     refuses: {

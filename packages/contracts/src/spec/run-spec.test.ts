@@ -204,10 +204,14 @@ test("an adapter is trained on a dataset or imported, and nothing else", () => {
 
 test("a method that is not offered is refused, naming those that are", () => {
   expect(problemsOfSpec({ ...minimal, method: { type: "telepathy" } })).toEqual([
-    ["SPEC_INVALID", "method.type", 'method.type: "telepathy" is not offered; use "supervised" or "import"'],
+    [
+      "SPEC_INVALID",
+      "method.type",
+      'method.type: "telepathy" is not offered; use one of "supervised", "import", "dpo", "orpo", "simpo", "kto"',
+    ],
   ]);
   expect(problemsOfSpec({ ...minimal, method: {} })).toEqual([
-    ["SPEC_INVALID", "method.type", 'method.type: must be "supervised" or "import"'],
+    ["SPEC_INVALID", "method.type", 'method.type: must be one of "supervised", "import", "dpo", "orpo", "simpo", "kto"'],
   ]);
   expect(problemsOfSpec({ ...imported, method: { type: "supervised" } })).toEqual([
     ["SPEC_INVALID", "import", expect.stringMatching(/remove it/)],

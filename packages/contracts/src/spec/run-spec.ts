@@ -4,7 +4,7 @@ import { priorityRange } from "../quotas.ts";
 import { adapterName, type Problem, ulid, versionName } from "../names.ts";
 import { isObject, movesOf, type Notice, notice, noticesOf, reasonOf } from "./judged-fields.ts";
 import { judgedLoraFields, loraSpec } from "./lora-fields.ts";
-import { adapterImport, datasetRules, type Method, method } from "./method.ts";
+import { adapterImport, datasetRules, type Method, method, usualLearningRates } from "./method.ts";
 import { judgedTrainingFields, trainingSpec } from "./training-fields.ts";
 
 export const templates = z.enum(["base", "seed"]);
@@ -197,7 +197,7 @@ export const runSpecFields = z
 const pasted = { lora: judgedLoraFields, training: judgedTrainingFields } as const;
 
 /**
- * Moves fields that belong to another section (such as SFTConfig's `max_length`), and adds to `notices` those that have no effect, which
+ * Fills in the learning rate that is usual with the method. Moves fields that belong to another section (such as SFTConfig's `max_length`), and adds to `notices` those that have no effect, which
  * the sections' schemas then drop. Applying it again changes nothing, because a spec may pass through several APIs.
  */
 function acceptPasted(input: RunSpecInput, context: z.core.$RefinementCtx): unknown {
@@ -227,8 +227,15 @@ function acceptPasted(input: RunSpecInput, context: z.core.$RefinementCtx): unkn
     }
     spec[name] = rest;
   }
+  const usual = rateOf(spec["method"]);
+  const training = spec["training"] ?? {};
+  if (usual !== undefined && isObject(training)) spec["training"] = { learning_rate: usual, ...training };
   return notices.length === 0 ? spec : { ...spec, notices };
 }
+
+/** @returns the learning rate that is usual with a method as somebody wrote it; undefined: there is no such method. */
+const rateOf = (written: unknown): number | undefined =>
+  isObject(written) ? (usualLearningRates as Readonly<Record<string, number>>)[String(written["type"])] : undefined;
 
 type Fields = z.output<typeof runSpecFields>;
 

@@ -275,7 +275,12 @@ export const trainingFields = z
       .refine((steps) => steps !== 0, "must be at least 1, or -1 for as many as num_train_epochs needs")
       .default(-1)
       .describe("-1: as many as num_train_epochs needs."),
-    learning_rate: z.number().positive().max(10).default(2e-4).describe("Highest learning rate."),
+    learning_rate: z
+      .number()
+      .positive()
+      .max(10)
+      .default(2e-4)
+      .describe("Highest learning rate. Of `dpo`, `simpo` and `kto` the default is 1e-5, of `orpo` 8e-5."),
     lr_scheduler_type: z
       .enum(scheduleNames, { error: trainingFieldErrors.lr_scheduler_type })
       .default("linear")

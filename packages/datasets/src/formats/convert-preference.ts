@@ -1,6 +1,6 @@
 /** Converts preferences, which say which of several answers is better. They become records, but supervised fine-tuning does not use them. Pure. */
 import type { Message, Rec } from "@loraline/contracts";
-import { convertTurns, judgeMessages, putSystem, readTurns, type Turns } from "./convert-conversation.ts";
+import { convertTurns, judgeMessages, putSystem, readTurns, toolsOf, type Turns } from "./convert-conversation.ts";
 import { ask, type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row, shorten } from "./signature.ts";
 
 const user = (content: string): Message => ({ role: "user", content });
@@ -16,6 +16,7 @@ interface PreferenceValues {
   readonly messages: string | readonly unknown[] | undefined;
   readonly chosen: string | readonly unknown[] | Row;
   readonly rejected: string | readonly unknown[] | Row;
+  readonly tools?: string | readonly unknown[] | undefined;
 }
 
 export function convertPreference(values: PreferenceValues, context: Context): Conversion {
@@ -67,8 +68,17 @@ export function convertPreference(values: PreferenceValues, context: Context): C
   if (answers[0].length === answers[1].length && answers[0].every((message, index) => isSame(message, answers[1][index]))) {
     return refuse("SAME_ANSWERS", "`chosen` and `rejected` say the same: nothing can be told from it");
   }
+  const tools = toolsOf(values.tools, context);
+  if (typeof tools === "object") return tools;
   return {
-    body: { kind: "preference", task: "preference", messages: prompt, chosen: answers[0], rejected: answers[1] },
+    body: {
+      kind: "preference",
+      task: "preference",
+      messages: prompt,
+      chosen: answers[0],
+      rejected: answers[1],
+      ...(tools === undefined ? {} : { tools }),
+    },
     unusedKeys: [...unused],
   };
 }
@@ -129,20 +139,31 @@ export function convertPreferredOutputs(
 interface RankedValues {
   readonly prompt: string;
   readonly system: string | undefined;
+  readonly input?: string | undefined;
   readonly responses: readonly unknown[];
   readonly scores: readonly unknown[] | undefined;
+  readonly ranks?: readonly unknown[] | undefined;
 }
 type Candidates = NonNullable<Rec["candidates"]>;
 
-export function convertRanked({ prompt, system, responses, scores }: RankedValues, { names, answered }: Context): Conversion {
-  if (isBlank(prompt)) return refuse("EMPTY_PROMPT", `\`${names.prompt ?? "prompt"}\` is empty`);
-  if (scores !== undefined && (scores.length !== responses.length || !scores.every((score) => typeof score === "number"))) {
-    return refuse("LENGTHS_DIFFER", `there are ${responses.length} responses and ${scores.length} scores; one number for each is expected`);
+/** Keys of a response's own score, best first: UltraFeedback has the last two. */
+const scoreKeys = ["score", "rating", "overall_score", "fine-grained_score"];
+
+export function convertRanked({ prompt, input, system, responses, scores, ranks }: RankedValues, context: Context): Conversion {
+  const { names, answered } = context;
+  if (isBlank(prompt) && isBlank(input ?? "")) return refuse("EMPTY_PROMPT", `\`${names.prompt ?? "prompt"}\` is empty`);
+  for (const [field, values] of [["scores", scores] as const, ["ranks", ranks] as const]) {
+    if (values !== undefined && (values.length !== responses.length || !values.every((value) => typeof value === "number"))) {
+      return refuse(
+        "LENGTHS_DIFFER",
+        `there are ${responses.length} responses and ${values.length} ${field}; one number for each is expected`,
+      );
+    }
   }
   const candidates: Candidates = [];
   for (const [index, response] of responses.entries()) {
     const [content, own] = isObject(response)
-      ? [response.content ?? response.text ?? response.response, response.score ?? response.rating]
+      ? [response.content ?? response.text ?? response.response, scoreOf(response)]
       : [response, undefined];
     if (typeof content !== "string") {
       return refuse(
@@ -151,13 +172,19 @@ export function convertRanked({ prompt, system, responses, scores }: RankedValue
       );
     }
     if (isBlank(content)) return refuse("EMPTY_ANSWER", `response ${index + 1} is empty`);
-    const score = scores?.[index] ?? own;
+    // The first rank is the best, and a higher score is better.
+    const score = scores?.[index] ?? (ranks === undefined ? own : -(ranks[index] as number));
     candidates.push(typeof score === "number" ? { content, score } : { content });
   }
   if (candidates.length === 0) return refuse("EMPTY_ANSWER", `\`${names.responses ?? "responses"}\` is empty`);
   const said = candidates.map(({ content }) => content);
   answered.set(plainQuestion(prompt), said);
-  return { body: { kind: "ranked", task: "preference", messages: questionOf(prompt, system), candidates } };
+  return { body: { kind: "ranked", task: "preference", messages: questionOf(joined(prompt, input), system), candidates } };
+}
+
+function scoreOf(response: Row): unknown {
+  const key = scoreKeys.find((name) => typeof response[name] === "number");
+  return key === undefined ? (typeof response.rank === "number" ? -response.rank : undefined) : response[key];
 }
 
 interface PreferredValues {
@@ -234,7 +261,12 @@ export function convertUnpaired(
 }
 
 export function convertUnpairedConversation(
-  values: { messages: string | readonly unknown[]; system: string | undefined; label: boolean | number | string },
+  values: {
+    messages: string | readonly unknown[];
+    system: string | undefined;
+    label: boolean | number | string;
+    tools: string | readonly unknown[] | undefined;
+  },
   context: Context,
 ): Conversion {
   const turns = readTurns(values.messages, "messages", context);
@@ -242,8 +274,10 @@ export function convertUnpairedConversation(
   if (turns.media.length > 0) return refuse("CONTENT_NOT_TEXT", "the messages hold images; text is expected");
   const problem = putSystem(values.system, turns.messages) ?? judgeMessages(turns.messages);
   if (problem !== undefined) return problem;
+  const tools = toolsOf(values.tools, context);
+  if (typeof tools === "object") return tools;
   return labelled(values.label, context, (label) => ({
-    body: { kind: "unpaired", task: "preference", messages: turns.messages, label },
+    body: { kind: "unpaired", task: "preference", messages: turns.messages, label, ...(tools === undefined ? {} : { tools }) },
     unusedKeys: [...turns.unusedKeys],
   }));
 }

@@ -9,7 +9,7 @@ import { recordId } from "./record-id.ts";
 
 const read = (row: unknown) => createDetector({ labels: null }).detect(row, () => row) as Detected | Refusal;
 const user = (content: string) => ({ role: "user", content });
-const assistant = (content: string) => ({ role: "assistant", content });
+const assistant = (content: string, more: Record<string, unknown> = {}) => ({ role: "assistant", content, ...more });
 const system = (content: string) => ({ role: "system", content });
 const turns = [user("hi"), assistant("ho")];
 /** From the source text, so that numbers are seen as written. */
@@ -286,6 +286,104 @@ describe("a row as it is in", () => {
           { content: "b", score: 2 },
         ],
       },
+    ],
+    [
+      "OpenAI's preferences",
+      {
+        input: {
+          messages: [system("s"), user("q")],
+          tools: [{ type: "function", function: { name: "look" } }],
+          parallel_tool_calls: true,
+        },
+        preferred_output: [assistant("y")],
+        non_preferred_output: [assistant("n")],
+      },
+      "preferred-outputs",
+      {
+        kind: "preference",
+        messages: [system("s"), user("q")],
+        tools: '[{"type":"function","function":{"name":"look"}}]',
+        chosen: [assistant("y")],
+        rejected: [assistant("n")],
+      },
+    ],
+    [
+      "UltraFeedback, as it was published",
+      {
+        source: "evol_instruct",
+        instruction: "q",
+        models: ["m1", "m2"],
+        completions: [
+          { model: "m1", principle: "p", response: "a", critique: "c", "fine-grained_score": 2.5, overall_score: 4 },
+          { model: "m2", principle: "p", response: "b", critique: "c", "fine-grained_score": 4.5, overall_score: 7.5 },
+        ],
+      },
+      "ranked",
+      {
+        candidates: [
+          { content: "a", score: 4 },
+          { content: "b", score: 7.5 },
+        ],
+      },
+    ],
+    [
+      "distilabel's generations with ratings",
+      { instruction: "q", input: "i", generations: ["a", "b"], rating: [3, 1] },
+      "ranked",
+      {
+        messages: [user("q\ni")],
+        candidates: [
+          { content: "a", score: 3 },
+          { content: "b", score: 1 },
+        ],
+      },
+    ],
+    [
+      "responses in ranks, of which the first is the best",
+      { prompt: "q", responses: ["a", "b", "c"], ranks: [2, 1, 3] },
+      "ranked",
+      {
+        candidates: [
+          { content: "a", score: -2 },
+          { content: "b", score: -1 },
+          { content: "c", score: -3 },
+        ],
+      },
+    ],
+    [
+      "TRL's preferences with tools",
+      {
+        prompt: [user("Weather?")],
+        chosen: [assistant("", { tool_calls: [{ type: "function", function: { name: "look", arguments: { city: "Ulm" } } }] })],
+        rejected: [assistant("Sunny.")],
+        tools: [{ type: "function", function: { name: "look" } }],
+      },
+      "preference",
+      {
+        tools: '[{"type":"function","function":{"name":"look"}}]',
+        chosen: [
+          { role: "assistant", content: "", tool_calls: '[{"type":"function","function":{"name":"look","arguments":{"city":"Ulm"}}}]' },
+        ],
+        rejected: [assistant("Sunny.")],
+      },
+    ],
+    [
+      "LLaMA-Factory's KTO",
+      { messages: [user("q"), assistant("y")], label: false },
+      "unpaired-conversation",
+      { label: false, messages: [user("q"), assistant("y")] },
+    ],
+    [
+      "KTO with tools, as JSON text",
+      { messages: [user("q"), assistant("y")], label: true, tools: '[{"name": "look"}]' },
+      "unpaired-conversation",
+      { label: true, tools: '[{"name": "look"}]' },
+    ],
+    [
+      "LLaMA-Factory's ranking in Alpaca's form",
+      { instruction: "q", input: "i", chosen: "y", rejected: "n" },
+      "preference",
+      { messages: [user("q\ni")], chosen: [assistant("y")], rejected: [assistant("n")] },
     ],
     [
       "responses with the preferred one",

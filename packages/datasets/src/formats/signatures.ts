@@ -80,6 +80,7 @@ export const signatures: readonly Signature[] = [
       messages: may(listOrJson, "conversation", "conversations"),
       chosen: needs(textListOrObject),
       rejected: needs(textListOrObject),
+      tools: may(textOrList, "functions"),
     },
     convert: convertPreference,
   }),
@@ -104,13 +105,20 @@ export const signatures: readonly Signature[] = [
   signature({
     format: "ranked",
     kind: "ranked",
-    fields: { prompt: needs(text, ...prompts), system, responses: needs(list, "candidates", "completions"), scores: may(list, "ratings") },
+    fields: {
+      prompt: needs(text, ...prompts),
+      input: may(text),
+      system,
+      responses: needs(list, "candidates", "completions", "generations"),
+      scores: may(list, "ratings", "rating"),
+      ranks: may(list, "rankings", "ranking", "rank"),
+    },
     convert: convertRanked,
   }),
   signature({
     format: "unpaired-conversation",
     kind: "unpaired",
-    fields: { messages: turns, system, label: needs(flag, "kto_tag") },
+    fields: { messages: turns, system, label: needs(flag, "kto_tag"), tools: may(textOrList, "functions") },
     convert: convertUnpairedConversation,
   }),
   signature({

@@ -21,6 +21,9 @@ export class NumberSet {
     this.#count++;
     return true;
   }
+  has(value: number): boolean {
+    return this.#slots[this.#slotOf(value)] === value;
+  }
   #slotOf(value: number): number {
     const last = this.#slots.length - 1;
     // Ids are hashes, so they need no further hashing.

@@ -47,6 +47,82 @@ describe("dataset report", () => {
     expect(report.warnings).toEqual([]);
   });
 
+  const compared = (line: number, body: Partial<Rec>): Rec => {
+    const whole = { kind: "preference", task: "preference", messages: [{ role: "user", content: `Question ${line}?` }], ...body } as Body;
+    return { v: "lrec/1", id: recordId(whole), ...whole, meta: { line, format: "preference" } };
+  };
+  const pair = (line: number, chosen: string, rejected: string, question = `Question ${line}?`): Rec =>
+    compared(line, {
+      messages: [{ role: "user", content: question }],
+      chosen: [{ role: "assistant", content: chosen }],
+      rejected: [{ role: "assistant", content: rejected }],
+    });
+
+  it("compares the answers of preferences: lengths, ties, and what contradicts itself", async () => {
+    const report = await reportOn([
+      pair(1, "Yes, and here is why.", "No."),
+      pair(2, "Yes.", "Perhaps, but who can tell?", "Same?"),
+      pair(3, "Perhaps, but who can tell?", "Yes.", "Same?"),
+      pair(4, "Yes.", "No.!"),
+      compared(5, {
+        kind: "ranked",
+        candidates: [
+          { content: "a", score: 1 },
+          { content: "bb", score: 3 },
+          { content: "ccc", score: 1 },
+        ],
+      }),
+      compared(6, { kind: "ranked", candidates: [{ content: "a" }, { content: "b" }] }),
+      compared(7, { kind: "unpaired", messages: [...(pair(7, "", "").messages ?? []), { role: "assistant", content: "x" }], label: true }),
+      compared(8, { kind: "unpaired", messages: [...(pair(7, "", "").messages ?? []), { role: "assistant", content: "x" }], label: false }),
+    ]);
+    expect(report.preferences).toMatchObject({
+      pairs: 6,
+      longerWins: 3,
+      shorterWins: 2,
+      chosen: { count: 6, max: 26 },
+      rejected: { count: 6, max: 26 },
+      ties: { count: 1, lines: [5] },
+      unranked: { count: 1, lines: [6] },
+      contradictions: { count: 2, lines: [3, 8] },
+      good: 1,
+      bad: 1,
+    });
+    expect(codes(report)).toEqual(expect.arrayContaining(["CONTRADICTING_PAIRS", "TIED_ANSWERS", "UNRANKED_ANSWERS"]));
+    expect(codes(report)).not.toContain("LENGTH_DECIDES");
+  });
+
+  it("warns where length alone tells which answer is chosen, whichever way round", async () => {
+    const many = (chosen: string, rejected: string, others: number): Rec[] =>
+      Array.from({ length: 20 }, (_, index) => (index < others ? pair(index, rejected, chosen) : pair(index, chosen, rejected)));
+    const [longer, shorter, mixed] = [
+      await reportOn(many("A long answer.", "Short.", 2)),
+      await reportOn(many("Short.", "A long answer.", 0)),
+      await reportOn(many("A long answer.", "Short.", 3)),
+    ];
+    const told = (report: typeof longer) => report.warnings.find(({ code }) => code === "LENGTH_DECIDES")?.message;
+    expect(told(longer)).toMatch(/^in 90 % of 20 pairs the longer answer is the chosen one/);
+    expect(told(shorter)).toMatch(/^in 100 % of 20 pairs the shorter answer/);
+    expect(told(mixed)).toBeUndefined();
+    expect((await reportOn([chat(1, "q", "a")])).preferences).toBeNull();
+  });
+
+  it("warns of labels that are nearly all the same", async () => {
+    const labelled = (bad: number): Rec[] =>
+      Array.from({ length: 22 }, (_, index) =>
+        compared(index, {
+          kind: "unpaired",
+          messages: [
+            { role: "user", content: `q${index}` },
+            { role: "assistant", content: "a" },
+          ],
+          label: index >= bad,
+        }),
+      );
+    expect(codes(await reportOn(labelled(1)))).toContain("ONE_SIDED_LABELS");
+    expect(codes(await reportOn(labelled(2)))).not.toContain("ONE_SIDED_LABELS");
+  });
+
   it("tells triples with several objects, and preferred responses that are preferred to nothing", async () => {
     const { warnings } = await reportOn([
       chat(1, "What is the child of Marie?", "Irène", "kg"),

@@ -2,6 +2,7 @@
 import { hash } from "node:crypto";
 import type { BlobRef, DatasetReport, Rec, Rejection, Sample } from "@loraline/contracts";
 import type { Note } from "../containers/raw-rows.ts";
+import { createAnswerComparison, warnOfAnswers } from "./compare-answers.ts";
 import { Counts, Finding, Findings, LeastByHash, NumberSet, shownLines } from "./bounded-counters.ts";
 import { comparedText, createNearDuplicates, type NearDuplicates } from "./near-duplicates.ts";
 import { eld } from "eld/extrasmall";
@@ -68,6 +69,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
   const overlap = { exact: new Finding(), near: new Finding() };
   const found = { controlTokens: new Findings(), secrets: new Findings(), personalData: new Findings(), redacted: new Findings() };
   const characters = countLengths();
+  const answers = createAnswerComparison();
   const samples = new LeastByHash(shownSamples);
   let examinedLanguages = 0;
   /** Question of a triple to its first answer, both as hashes: they may be of any length. */
@@ -80,6 +82,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
     for (const kind of redacted ?? []) found.redacted.add(kind, line);
     formats.add(format);
     kinds.add(record.kind);
+    answers.add(record);
     characters.add(text.length);
     const id = shortId(record.id);
     const exact = !seen.add(id);
@@ -142,6 +145,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
         nearDuplicates: { ...nearDuplicates, examined: near.examined },
         overlap: validation === undefined ? null : { exact: overlap.exact.value, near: overlap.near.value },
         characters: characters.lengths(),
+        preferences: answers.value(reasons.sorted()["SAME_ANSWERS"] ?? 0),
         labels: labels.size === 0 ? null : labels.largest(shownLabels),
         languages: { examined: examinedLanguages, counts: languages.largest(shownLabels) },
         controlTokens: found.controlTokens.value,
@@ -259,11 +263,12 @@ function warningsOf(
     alone,
     `${alone} rows have a preferred response without what it was preferred to: they are trained as plain answers. Put \`responses\` before them to keep them as preferences.`,
   );
+  if (report.preferences) warnOfAnswers(report.preferences, warn);
   const untrained = ["preference", "ranked", "unpaired"].reduce((sum, kind) => sum + (report.kinds[kind] ?? 0), 0);
   warn(
     "NOT_FOR_SFT",
     untrained,
-    `${untrained} ${untrained === 1 ? "record is a preference" : "records are preferences"}: kept, but left out by supervised fine-tuning`,
+    `${untrained} ${untrained === 1 ? "record is a preference" : "records are preferences"}: trained by the methods dpo, orpo, simpo and kto, and left out by supervised fine-tuning`,
   );
   return warnings;
 }

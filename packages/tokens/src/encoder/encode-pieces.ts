@@ -9,6 +9,8 @@ export interface Sequence {
   readonly ids: Int32Array;
   /** As long as `ids`: the id of each trained token, `ignored` for others. The first label is always `ignored`. */
   readonly labels: Int32Array;
+  /** Of preferences: 1 of a chosen or good answer, 0 of another one. */
+  readonly side?: 0 | 1;
 }
 
 export interface EncodedPieces extends Sequence {

@@ -3,7 +3,9 @@ import { type Message, type Rec, tokenizeSpec } from "@loraline/contracts";
 import fc from "fast-check";
 import { smollm2Dir } from "@loraline/testkit/servers";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { createRecordEncoder, type Encoded, ignored, type Sequence } from "./encode-records.ts";
+import { ignored, type Sequence } from "./encode-pieces.ts";
+import { createRecordEncoder } from "./encode-records.ts";
+import type { Encoded } from "./record-encoder.ts";
 import { type Base, loadBase } from "./load-base.ts";
 import { recogniseTemplate } from "../templates/recognise-template.ts";
 import {

@@ -1,60 +1,41 @@
 /** Encodes records to sequences of ids with their labels, in batches. */
-import type { Message, Rec, RunSpec } from "@loraline/contracts";
+import type { Message, Rec } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime/errors";
+import { type Examples, preferenceEncoder } from "./encode-preferences.ts";
 import { type EncodedPieces, encodePieces, ignored, type Known, type Sequence } from "./encode-pieces.ts";
 import type { Base } from "./load-base.ts";
+import { drop, type Encoded, type Reason, type RecordEncoder, type TokenizeSpec } from "./record-encoder.ts";
 import type { Piece } from "../templates/pieces.ts";
 import { type ChatTemplate, recogniseTemplate } from "../templates/recognise-template.ts";
 import type { Conversation, Sample } from "../templates/render-jinja.ts";
 import { renderSeed, seedPrompt, seedSystem } from "../templates/render-seed.ts";
 
-export { ignored, type Sequence } from "./encode-pieces.ts";
-
-export type TokenizeSpec = RunSpec["tokenize"];
-
-interface Reason {
-  readonly code: string;
-  readonly message: string;
-  readonly tokens: number;
-}
-/** The result for one record. */
-export interface Encoded {
-  /** Usually one sequence. A template that removes thoughts from earlier turns gives one for each trained turn; a dropped record gives none. */
-  readonly samples: readonly Sequence[];
-  /** Why there are no samples; null exactly when there are some. */
-  readonly dropped: Reason | null;
-  /** Notes about a record that is kept; each code at most once. */
-  readonly notes: readonly Reason[];
+/**
+ * @param examples - what the run's method trains.
+ * @throws PermanentError (also from `encode`) TEMPLATE_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING
+ */
+export function createRecordEncoder(base: Base, spec: TokenizeSpec, examples: Examples = "answers"): RecordEncoder {
+  const single = (of: TokenizeSpec): RecordEncoder => (of.template === "seed" ? seedEncoder(base, of) : templateEncoder(base, of));
+  if (examples === "answers") return single(spec);
+  return preferenceEncoder(single({ ...spec, too_long: "drop", max_length: uncut }), examples, spec.max_length);
 }
 
-export interface RecordEncoder {
-  /** One result per record, in their order. */
-  encode(records: readonly Rec[]): Promise<Encoded[]>;
-  /** @returns the ids of a question as the server presents it to the model; undefined when the records are not conversations. */
-  ask(question: string): Promise<Int32Array | undefined>;
-  /** The recognised family of the base's template; null as long as no record needed it. */
-  readonly family: string | null;
-}
+/** Longer than what fits into a row is only judged by who compares it, so that nothing is cut before. */
+const uncut = 2 ** 30;
 
-/** @throws PermanentError (also from `encode`) TEMPLATE_MISSING, TEMPLATE_UNSUPPORTED, PAD_TOKEN_MISSING, EOS_TOKEN_MISSING */
-export function createRecordEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
-  return spec.template === "seed" ? seedEncoder(base, spec) : templateEncoder(base, spec);
-}
-
-const drop = (code: string, message: string, tokens = 0): Encoded => ({ samples: [], dropped: { code, message, tokens }, notes: [] });
-
-/** Kinds of records that supervised fine-tuning cannot use. They stay in the dataset for other methods. */
-const notTrained: Readonly<Partial<Record<Rec["kind"], string>>> = {
-  preference: "a preference (chosen and rejected)",
-  ranked: "a ranking of answers",
-  unpaired: "an answer that is labelled good or bad",
+/** Kinds of records that supervised fine-tuning cannot use, and the methods that can. */
+const notTrained: Readonly<Partial<Record<Rec["kind"], readonly [what: string, methods: string]>>> = {
+  preference: ["a preference (chosen and rejected)", "dpo, orpo or simpo (or kto)"],
+  ranked: ["a ranking of answers", "dpo, orpo or simpo (or kto)"],
+  unpaired: ["an answer that is labelled good or bad", "kto"],
 };
 
 /** @returns why no template can train a record; undefined: it can be trained. */
 function judgeKind({ kind, media }: Rec, { ref }: Base): Encoded | undefined {
-  const what = notTrained[kind];
-  if (what !== undefined) {
-    const message = `the record is ${what}, which supervised fine-tuning does not train. Give rows with one answer each, or leave it out.`;
+  const found = notTrained[kind];
+  if (found !== undefined) {
+    const [what, methods] = found;
+    const message = `the record is ${what}, which supervised fine-tuning does not train. Set method to ${methods}, or give rows with one answer each.`;
     return drop("KIND_NOT_TRAINED", message);
   }
   if (media !== undefined && media.length > 0) {

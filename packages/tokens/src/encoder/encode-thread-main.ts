@@ -2,7 +2,8 @@
 import { parentPort } from "node:worker_threads";
 import { constants, zstdCompressSync } from "node:zlib";
 import { problemOf, PermanentError } from "@loraline/runtime/errors";
-import { createRecordEncoder, type RecordEncoder } from "./encode-records.ts";
+import { createRecordEncoder } from "./encode-records.ts";
+import type { RecordEncoder } from "./record-encoder.ts";
 import { EncodersDiffer } from "./encoder.ts";
 import type { ThreadAnswer, ThreadWarning, ThreadWork } from "./encode-threads.ts";
 import { chunkToBytes, encodeChunk, parseLines } from "./encoded-chunk.ts";
@@ -19,7 +20,7 @@ async function load({ dir, fast }: Pick<ThreadWork, "dir" | "fast">, anew = fals
 }
 
 async function encoderFor(work: ThreadWork): Promise<RecordEncoder> {
-  const { dir, ref, identity, fast, spec } = work;
+  const { dir, ref, identity, fast, spec, examples } = work;
   // The base's reference comes with the work: its digest covers the weights and would take long to compute in each thread.
   const isIt = (loaded: Base): boolean => identityOf({ ...loaded, ref }) === identity;
   let loaded = await load(work);
@@ -27,8 +28,8 @@ async function encoderFor(work: ThreadWork): Promise<RecordEncoder> {
   if (!isIt(loaded)) {
     throw new Error(`the files of base "${loaded.ref.name}" have changed while records were tokenized with them`);
   }
-  const key = JSON.stringify([dir, identity, fast, spec]);
-  if (encoder?.key !== key) encoder = { key, value: createRecordEncoder(loaded, spec) };
+  const key = JSON.stringify([dir, identity, fast, spec, examples]);
+  if (encoder?.key !== key) encoder = { key, value: createRecordEncoder(loaded, spec, examples) };
   return encoder.value;
 }
 

@@ -7,7 +7,8 @@ import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import type { BaseRef } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import type { TokenizeSpec } from "./encode-records.ts";
+import type { Examples } from "./encode-preferences.ts";
+import type { TokenizeSpec } from "./record-encoder.ts";
 import { type Base, identityOf } from "./load-base.ts";
 
 export interface EncodeThreads extends AsyncDisposable {
@@ -20,6 +21,8 @@ export interface EncodeThreads extends AsyncDisposable {
   encode(work: {
     base: Base;
     spec: TokenizeSpec;
+    /** Absent: `answers`. */
+    examples?: Examples;
     records: Uint8Array<ArrayBuffer>;
     /** Whether signatures for comparing records are computed. */
     signed?: boolean;
@@ -37,6 +40,7 @@ export interface ThreadWork {
   /** Whether this thread checks the fast encoder with the official package. Only the first thread does. */
   fast: "judged" | "trusted" | "none";
   spec: TokenizeSpec;
+  examples: Examples;
   records: Uint8Array<ArrayBuffer>;
   signed: boolean;
   compress: boolean;
@@ -125,7 +129,7 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
       while (threads.length < count) start();
       for (const thread of threads) thread.worker.postMessage({ warm: true, dir, fast: fastOf(thread) } satisfies ThreadWarning);
     },
-    encode: ({ base, spec, records, signed = false, compress, signal }) =>
+    encode: ({ base, spec, examples = "answers", records, signed = false, compress, signal }) =>
       new Promise((resolve, reject) => {
         if (closed || signal?.aborted === true) {
           reject((signal?.reason as Error | undefined) ?? new Error("the threads that tokenize have been ended"));
@@ -134,7 +138,7 @@ export function createEncodeThreads(count = availableParallelism(), { exact = fa
         clearTimeout(idle);
         idle = undefined;
         const task: Task = {
-          work: { dir: base.dir, ref: base.ref, identity: identityOf(base), spec, records, signed, compress },
+          work: { dir: base.dir, ref: base.ref, identity: identityOf(base), spec, examples, records, signed, compress },
           resolve,
           reject,
         };

@@ -2,7 +2,8 @@
 import { comparedText, signatureOf, signatureSize } from "@loraline/datasets";
 import type { Digest, droppedRecord, Rec } from "@loraline/contracts";
 import type { z } from "zod";
-import { ignored, type RecordEncoder } from "./encode-records.ts";
+import { ignored } from "./encode-pieces.ts";
+import type { RecordEncoder } from "./record-encoder.ts";
 
 export type DroppedRecord = z.infer<typeof droppedRecord>;
 
@@ -16,6 +17,8 @@ export interface EncodedChunk {
   readonly lines: Int32Array;
   readonly lengths: Int32Array;
   readonly supervised: Int32Array;
+  /** For each sequence: 1 of a chosen or good answer, 0 of another one. Empty where nothing is compared. */
+  readonly sides: Int32Array;
   /** For each sequence: its record's signature (`signatureOf`; zeros: too short to compare). Empty when signatures were not asked for. */
   readonly signatures: Uint32Array;
   /** For each sequence: its token ids, then its labels. */
@@ -40,6 +43,7 @@ export async function encodeChunk(
   const digests: string[] = [];
   const positions: number[] = [];
   const lines: number[] = [];
+  const sides: number[] = [];
   const parts: Int32Array[] = [];
   const signatures: Uint32Array[] = [];
   const dropped: DroppedRecord[] = [];
@@ -54,7 +58,8 @@ export async function encodeChunk(
       const { id, kind, meta } = record;
       const place = { id, ...(meta.file === undefined ? {} : { file: meta.file }), line: meta.line };
       // Decided by this chunk's records. The encoder may have seen conversations in other chunks.
-      needsTemplate ||= kind === "chat" && result.dropped?.code !== "BASE_CANNOT_SEE";
+      const isConversation = kind === "chat" || result.samples.some(({ side }) => side !== undefined);
+      needsTemplate ||= isConversation && result.dropped?.code !== "BASE_CANNOT_SEE";
       if (result.dropped !== null) dropped.push({ ...place, ...result.dropped });
       const signature = signed && result.samples.length > 0 ? (signatureOf(comparedText(record)) ?? unsigned) : unsigned;
       for (const sample of result.samples) {
@@ -62,6 +67,7 @@ export async function encodeChunk(
         digests.push(id.slice("sha256:".length));
         positions.push(count);
         lines.push(meta.line);
+        if (sample.side !== undefined) sides.push(sample.side);
         parts.push(sample.ids, sample.labels);
       }
       for (const note of result.notes) {
@@ -89,6 +95,7 @@ export async function encodeChunk(
     lines: Int32Array.from(lines),
     lengths,
     supervised,
+    sides: Int32Array.from(sides),
     signatures: concatenated(signatures),
     data,
     dropped,
@@ -147,24 +154,27 @@ export function* parseLines(jsonl: string): Generator<Rec> {
 /*
  * The chunk as bytes, in the computer's byte order, which is little-endian wherever Node runs:
  *
- *   Uint32 bytes of the header | header, JSON, filled up with blanks to a multiple of 4 | digests | positions | lines | lengths | supervised | signatures | data
+ *   Uint32 bytes of the header | header, JSON, filled up with blanks to a multiple of 4 | digests | positions | lines | lengths | supervised | sides | signatures | data
  */
 
 type Header = Pick<EncodedChunk, "records" | "family" | "dropped" | "noted" | "notes"> & {
   v: 1;
   sequences: number;
   signed: boolean;
+  /** Absent: by older code, which compared nothing. */
+  sided?: boolean;
   numbers: number;
 };
 
 export function chunkToBytes(chunk: EncodedChunk): Uint8Array {
-  const { records, family, dropped, noted, notes, digests, positions, lines, lengths, supervised, signatures, data } = chunk;
+  const { records, family, dropped, noted, notes, digests, positions, lines, lengths, supervised, sides, signatures, data } = chunk;
   const header: Header = {
     v: 1,
     records,
     family,
     sequences: lengths.length,
     signed: signatures.length > 0,
+    sided: sides.length > 0,
     numbers: data.length,
     dropped,
     noted,
@@ -172,7 +182,7 @@ export function chunkToBytes(chunk: EncodedChunk): Uint8Array {
   };
   const json = new TextEncoder().encode(JSON.stringify(header));
   const start = Math.ceil((4 + json.length) / 4) * 4;
-  const arrays = [digests, positions, lines, lengths, supervised, signatures, data];
+  const arrays = [digests, positions, lines, lengths, supervised, sides, signatures, data];
   const bytes = new Uint8Array(arrays.reduce((sum, array) => sum + array.byteLength, start)).fill(0x20, 4, start);
   new DataView(bytes.buffer).setUint32(0, start - 4, true);
   bytes.set(json, 4);
@@ -191,6 +201,7 @@ export function chunkFromBytes(given: Uint8Array): EncodedChunk {
   const {
     sequences,
     signed,
+    sided = false,
     numbers,
     v: _version,
     ...header
@@ -208,6 +219,7 @@ export function chunkFromBytes(given: Uint8Array): EncodedChunk {
     lines: next(Int32Array, sequences),
     lengths: next(Int32Array, sequences),
     supervised: next(Int32Array, sequences),
+    sides: next(Int32Array, sided ? sequences : 0),
     signatures: next(Uint32Array, signed ? sequences * signatureSize : 0),
     data: next(Int32Array, numbers),
   };

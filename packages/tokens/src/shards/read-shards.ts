@@ -6,7 +6,7 @@ import type { Sample } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { RecordBatchReader, type Vector } from "apache-arrow";
 import { z } from "zod";
-import { ignored } from "../encoder/encode-records.ts";
+import { ignored } from "../encoder/encode-pieces.ts";
 import type { Encoder } from "../encoder/encoder.ts";
 import { type TokenFolderManifest, tokenFolderManifest } from "../tokenize-records.ts";
 

@@ -15,8 +15,10 @@ export interface SequenceStore extends Disposable {
   length(index: number): number;
   /** Trained tokens of sequence `index`. */
   supervised(index: number): number;
+  /** Of a preference: 1 of a chosen or good answer, 0 of another one. */
+  side(index: number): number;
   /** Adds a chunk's sequences and returns the index of the first; the others follow. */
-  add(chunk: Pick<EncodedChunk, "lengths" | "supervised" | "data">): number;
+  add(chunk: Pick<EncodedChunk, "lengths" | "supervised" | "sides" | "data">): number;
   /** Copies a sequence into the arrays, from `at` on. */
   read(index: number, ids: Int32Array, labels: Int32Array, at: number): void;
 }
@@ -27,6 +29,7 @@ export function createSequenceStore(): SequenceStore {
   let offsets = new Float64Array(1024);
   let lengths = new Int32Array(1024);
   let supervised = new Int32Array(1024);
+  let sides = new Int32Array(0);
   let written = 0;
   let scratch = new Int32Array(4096);
   const bytesOf = (array: Int32Array): Buffer => Buffer.from(array.buffer, array.byteOffset, array.byteLength);
@@ -51,9 +54,17 @@ export function createSequenceStore(): SequenceStore {
       check(index);
       return supervised[index] as number;
     },
+    side(index) {
+      check(index);
+      return sides[index] as number;
+    },
     add(chunk) {
       const first = count;
       const more = chunk.lengths.length;
+      if (chunk.sides.length > 0) {
+        if (count + more > sides.length) sides = grown(sides, Math.max(sides.length * 2, count + more));
+        sides.set(chunk.sides, count);
+      }
       if (count + more > lengths.length) {
         const size = Math.max(lengths.length * 2, count + more);
         offsets = grown(offsets, size);

@@ -13,6 +13,8 @@ interface ShardOptions {
   rows: Iterable<ArrayLike<number> & Iterable<number>>;
   /** Written into each shard's schema. */
   metadata: ReadonlyMap<string, string>;
+  /** Whether there is a column `sides` beside `seq_lengths`: 1 of a chosen or good answer, 0 of another one. */
+  sided?: boolean;
   /** Bytes of token data after which a shard is closed. About as much is held in memory. */
   shardBytes: number;
   put(bytes: AsyncIterable<Uint8Array>): Promise<BlobRef>;
@@ -24,12 +26,13 @@ const batchTokens = 128 * 1024;
 const bytesPerToken = 8;
 
 const list = (): List<Int32> => new List(new Field("item", new Int32(), true));
-type Columns = { input_ids: List<Int32>; labels: List<Int32>; seq_lengths: List<Int32> };
+type Columns = { input_ids: List<Int32>; labels: List<Int32>; seq_lengths: List<Int32>; sides?: List<Int32> };
 
 /** Equal sequences and rows give equal bytes. */
-export async function writeShards({ store, rows, metadata, shardBytes, put, signal }: ShardOptions): Promise<TokenShard[]> {
+export async function writeShards({ store, rows, metadata, sided = false, shardBytes, put, signal }: ShardOptions): Promise<TokenShard[]> {
+  const names = ["input_ids", "labels", "seq_lengths", ...(sided ? (["sides"] as const) : [])] as const;
   const schema = new Schema<Columns>(
-    [new Field("input_ids", list(), true), new Field("labels", list(), true), new Field("seq_lengths", list(), true)],
+    names.map((name) => new Field(name, list(), true)),
     new Map(metadata),
   );
   const shards: TokenShard[] = [];
@@ -82,6 +85,8 @@ function toRecordBatch(
   const ids = new Int32Array(tokens);
   const labels = new Int32Array(tokens);
   const lengths: number[] = [];
+  const sided = schema.fields.length > 3;
+  const sides: number[] = [];
   const tokenOffsets = new Int32Array(rows.length + 1);
   const sequenceOffsets = new Int32Array(rows.length + 1);
   let at = 0;
@@ -90,6 +95,7 @@ function toRecordBatch(
       store.read(sequence, ids, labels, at);
       at += store.length(sequence);
       lengths.push(store.length(sequence));
+      if (sided) sides.push(store.side(sequence));
     }
     tokenOffsets[index + 1] = at;
     sequenceOffsets[index + 1] = lengths.length;
@@ -103,5 +109,6 @@ function toRecordBatch(
       child: makeData({ type: new Int32(), length: values.length, nullCount: 0, data: values }),
     });
   const children = [column(ids, tokenOffsets), column(labels, tokenOffsets), column(Int32Array.from(lengths), sequenceOffsets)];
+  if (sided) children.push(column(Int32Array.from(sides), sequenceOffsets));
   return new RecordBatch(schema, makeData({ type: new Struct<Columns>(schema.fields), length: rows.length, nullCount: 0, children }));
 }

@@ -6,7 +6,8 @@ import { type Message, type Rec, tokenizeSpec } from "@loraline/contracts";
 import fc from "fast-check";
 import { smollm2Dir } from "@loraline/testkit/servers";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { createRecordEncoder, ignored } from "../encoder/encode-records.ts";
+import { ignored } from "../encoder/encode-pieces.ts";
+import { createRecordEncoder } from "../encoder/encode-records.ts";
 import { type Base, loadBase } from "../encoder/load-base.ts";
 import { recogniseTemplate } from "./recognise-template.ts";
 import {

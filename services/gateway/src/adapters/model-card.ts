@@ -1,5 +1,14 @@
 /** Pure: the model card (README.md) of a version that is taken out, and its adapter_config.json as other programs load it. */
-import type { AdapterManifest, AdapterVersion, BaseOrigin, DatasetState, Proof, RunState } from "@loraline/contracts";
+import {
+  type AdapterManifest,
+  type AdapterVersion,
+  type BaseOrigin,
+  type DatasetState,
+  isPreference,
+  preferenceWords,
+  type Proof,
+  type RunState,
+} from "@loraline/contracts";
 
 /** What is known of a version. What was deleted meanwhile is undefined, and the card says so. */
 export interface KnownOfVersion {
@@ -138,7 +147,10 @@ function settingsLines({ run }: KnownOfVersion): string[] {
   if (run === undefined) return ["They were deleted with the run."];
   if (run.spec.method.type === "import") return ["Not known: it was trained elsewhere."];
   const { lora, training, tokenize } = run.spec;
-  return fenced("json", JSON.stringify({ method: run.spec.method.type, lora, training, tokenize }, null, 2));
+  return fenced(
+    "json",
+    JSON.stringify({ method: isPreference(run.spec.method) ? run.spec.method : run.spec.method.type, lora, training, tokenize }, null, 2),
+  );
 }
 
 function evaluationLines({ evaluation }: AdapterVersion): string[] {
@@ -151,6 +163,7 @@ function evaluationLines({ evaluation }: AdapterVersion): string[] {
     "|---|---|---|",
     `| loss per token | ${evaluation.base_loss.toFixed(4)} | ${evaluation.adapter_loss.toFixed(4)} |`,
     `| likeliest token is right | ${percent(evaluation.base_accuracy)} | ${percent(evaluation.adapter_accuracy)} |`,
+    ...(evaluation.preference ? ["", `It learned from preferences: ${preferenceWords(evaluation.preference)}.`] : []),
   ];
 }
 

@@ -1,5 +1,5 @@
 /** Pure: makes OpenAI's job events from the events of a run. */
-import type { JobEventObject, RunEvent } from "@loraline/contracts";
+import { type JobEventObject, preferenceDoubt, preferenceWords, type RunEvent } from "@loraline/contracts";
 import { fineTunedModel, jobIdOf } from "../openai-ids.ts";
 import { noticeOfJob } from "./job-object.ts";
 
@@ -53,8 +53,12 @@ function tell(event: RunEvent, base: string): Told {
       const { evaluation, steps, trainLoss } = event.data;
       const judged =
         evaluation === null ? "" : `; held-out loss ${evaluation.adapter_loss.toFixed(4)}, base ${evaluation.base_loss.toFixed(4)}`;
+      const preference = evaluation?.preference ?? undefined;
+      const doubt = preference && preferenceDoubt(preference);
+      const preferred = preference === undefined ? "" : `; ${preferenceWords(preference)}`;
       return {
-        message: `Training finished after ${count(steps, "step")}${judged}. Loading the adapter on the engine`,
+        ...(doubt === undefined ? {} : { level: "warn" as const }),
+        message: `Training finished after ${count(steps, "step")}${judged}${preferred}. Loading the adapter on the engine${doubt === undefined ? "" : `. But ${doubt}`}`,
         data: { steps, train_loss: trainLoss, evaluation, digest: event.data.adapter.digest },
       };
     }
@@ -87,6 +91,7 @@ function tellProgress({ data }: Extract<RunEvent, { type: "run.progress.v1" }>):
   const losses = [
     ...(typeof loss === "number" ? [`training loss=${loss.toFixed(4)}`] : []),
     ...(typeof evalLoss === "number" ? [`validation loss=${evalLoss.toFixed(4)}`] : []),
+    ...(typeof data.rewardsMargin === "number" ? [`reward margin=${data.rewardsMargin.toFixed(4)}`] : []),
   ];
   const metrics = {
     step: data.step,
@@ -100,6 +105,10 @@ function tellProgress({ data }: Extract<RunEvent, { type: "run.progress.v1" }>):
     tokens_per_second: data.tokensPerSecond,
     tokens_seen: data.tokensSeen,
     eta_seconds: data.etaSeconds,
+    rewards_chosen: data.rewardsChosen,
+    rewards_rejected: data.rewardsRejected,
+    rewards_margin: data.rewardsMargin,
+    rewards_accuracy: data.rewardsAccuracy,
   };
   return {
     metrics: true,

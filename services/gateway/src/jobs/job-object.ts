@@ -9,9 +9,10 @@ import {
   type RunPhase,
   type RunSpec,
   type RunState,
+  usualLearningRates,
 } from "@loraline/contracts";
 import { fileIdOf, fineTunedModel, jobIdOf, resultFileIdOf } from "../openai-ids.ts";
-import { baseLearningRate, jobParamOf } from "./run-spec-from-job.ts";
+import { jobParamOf } from "./run-spec-from-job.ts";
 
 const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
 
@@ -31,11 +32,29 @@ const jobStatusOf: Readonly<Record<RunPhase, JobObject["status"]>> = {
 /** Phases in which a run that is paused does not go on. */
 export const mayPause: ReadonlySet<RunPhase> = new Set(["requested", "tokenized", "queued", "running"]);
 
+const trainingFile = ({ dataset }: RunSpec): string => (dataset === undefined ? "" : fileIdOf(dataset));
+
 /** The parts of a job object that depend on the run's method. */
 const methods: MethodTable<[spec: RunSpec, hyperparameters: JobObject["hyperparameters"]], Pick<JobObject, "method" | "training_file">> = {
-  supervised: ({ type }, { dataset }, hyperparameters) => ({
-    training_file: dataset === undefined ? "" : fileIdOf(dataset),
+  supervised: ({ type }, spec, hyperparameters) => ({
+    training_file: trainingFile(spec),
     method: { type, supervised: { hyperparameters } },
+  }),
+  dpo: ({ type, ...own }, spec, used) => ({
+    training_file: trainingFile(spec),
+    method: { type, dpo: { hyperparameters: { ...used, ...own } } },
+  }),
+  orpo: ({ type, ...own }, spec, used) => ({
+    training_file: trainingFile(spec),
+    method: { type, orpo: { hyperparameters: { ...used, ...own } } },
+  }),
+  simpo: ({ type, ...own }, spec, used) => ({
+    training_file: trainingFile(spec),
+    method: { type, simpo: { hyperparameters: { ...used, ...own } } },
+  }),
+  kto: ({ type, ...own }, spec, used) => ({
+    training_file: trainingFile(spec),
+    method: { type, kto: { hyperparameters: { ...used, ...own } } },
   }),
   import: ({ type, source }) => ({ training_file: `import:${source}`, method: { type, import: { source } } }),
 };
@@ -58,7 +77,7 @@ export function jobObjectOf(run: RunState): JobObject {
     n_epochs: spec.training.num_train_epochs,
     batch_size: spec.training.per_device_train_batch_size * spec.training.gradient_accumulation_steps,
     // 15 digits: 4e-4 / 2e-4 is 2, not 2.0000000000000004.
-    learning_rate_multiplier: Number((spec.training.learning_rate / baseLearningRate).toPrecision(15)),
+    learning_rate_multiplier: Number((spec.training.learning_rate / usualLearningRates[spec.method.type]).toPrecision(15)),
   };
   return {
     id: jobIdOf(run.runId),

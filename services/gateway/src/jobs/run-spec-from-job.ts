@@ -4,23 +4,21 @@ import {
   type CreateJobBodyInput,
   type EngineRecord,
   jobExtension,
-  type MethodOf,
   type MethodType,
   openAiFields,
   parseRunSpec,
+  type PreferenceType,
   type Problem,
   problemsOf,
   type RunSpec,
-  trainingFields,
+  type trainingFields,
+  usualLearningRates,
 } from "@loraline/contracts";
 import { judgeRunSpec } from "@loraline/models";
 import { datasetIdOf } from "../openai-ids.ts";
 
 type Body = CreateJobBodyInput;
 type Problems = [Problem, ...Problem[]];
-
-/** The learning rate that `learning_rate_multiplier` multiplies. */
-export const baseLearningRate = trainingFields.parse({}).learning_rate;
 
 /** The name that a field of the run spec has in a job's body. */
 export function jobParamOf(param: string): string {
@@ -31,16 +29,30 @@ export function jobParamOf(param: string): string {
 }
 
 type BodyMethod = NonNullable<Body["method"]>;
-interface FromJob<T extends MethodType> {
-  method: MethodOf<T>;
+interface FromJob {
+  /** As in the run spec; its settings are checked there. */
+  method: { type: MethodType } & Record<string, unknown>;
   /** OpenAI's hyperparameters, which are under the method's name. They set the training, whatever the method is. */
   hyperparameters: Body["hyperparameters"];
 }
+type PreferenceHyperparameters = NonNullable<Body["hyperparameters"]> & Record<string, unknown>;
+
+/** What OpenAI's hyperparameters do not name is the method's own; "auto" is its default. */
+function fromPreferences(type: PreferenceType, under: { hyperparameters?: unknown } | null | undefined): FromJob {
+  const { n_epochs, batch_size, learning_rate_multiplier, ...own } = (under?.hyperparameters ?? {}) as PreferenceHyperparameters;
+  const given = Object.entries(own).filter(([, value]) => value !== "auto");
+  return { method: { type, ...Object.fromEntries(given) }, hyperparameters: { n_epochs, batch_size, learning_rate_multiplier } };
+}
+
 /** The run spec's method for OpenAI's `method`. */
-const specMethods: { [T in BodyMethod["type"]]: (asked: Extract<BodyMethod, { type: T }>) => FromJob<T> } = {
+const specMethods: { [T in BodyMethod["type"]]: (asked: Extract<BodyMethod, { type: T }>) => FromJob } = {
   supervised: ({ type, supervised }) => ({ method: { type }, hyperparameters: supervised?.hyperparameters }),
+  dpo: ({ type, dpo }) => fromPreferences(type, dpo),
+  orpo: ({ type, orpo }) => fromPreferences(type, orpo),
+  simpo: ({ type, simpo }) => fromPreferences(type, simpo),
+  kto: ({ type, kto }) => fromPreferences(type, kto),
 };
-const fromJob = (asked: BodyMethod): FromJob<MethodType> => (specMethods[asked.type] as (asked: BodyMethod) => FromJob<MethodType>)(asked);
+const fromJob = (asked: BodyMethod): FromJob => (specMethods[asked.type] as (asked: BodyMethod) => FromJob)(asked);
 
 /** Checks the shape of the body. It is returned as the caller wrote it, without defaults, so that given values can be told from defaults. */
 export function parseJobBody(raw: unknown): { body: Body } | { problems: Problems } {
@@ -86,7 +98,11 @@ export function runSpecFromJob(
     const multiplier = number(hyperparameters?.learning_rate_multiplier);
     wish("num_train_epochs", number(hyperparameters?.n_epochs), `${where}.n_epochs`);
     wish("per_device_train_batch_size", number(hyperparameters?.batch_size), `${where}.batch_size`);
-    wish("learning_rate", multiplier && multiplier * baseLearningRate, `${where}.learning_rate_multiplier`);
+    wish(
+      "learning_rate",
+      multiplier && multiplier * usualLearningRates[asked?.method.type ?? "supervised"],
+      `${where}.learning_rate_multiplier`,
+    );
   }
   wish("seed", body.seed, "seed");
 
@@ -106,7 +122,7 @@ export function runSpecFromJob(
   const inCallersWords = (problem: Problem): Problem => {
     const { param } = problem;
     if (typeof param !== "string") return problem;
-    const name = written.get(param) ?? jobParamOf(param);
+    const name = written.get(param) ?? methodParamOf(param, asked?.method) ?? jobParamOf(param);
     const message = problem.message.startsWith(param) ? name + problem.message.slice(param.length) : problem.message;
     return { ...problem, param: name, message };
   };
@@ -114,6 +130,12 @@ export function runSpecFromJob(
   const [first, ...others] = problems.map(inCallersWords);
   if (first !== undefined) return { problems: [first, ...others] };
   return parsed;
+}
+
+/** A method's own settings stand among its hyperparameters: `method.beta` is `method.dpo.hyperparameters.beta`. */
+function methodParamOf(param: string, method: FromJob["method"] | undefined): string | undefined {
+  const [, field] = /^method\.([^.]+)$/.exec(param) ?? [];
+  return field === undefined || field === "type" || method === undefined ? undefined : `method.${method.type}.hyperparameters.${field}`;
 }
 
 const withoutUndefined = (fields: Record<string, unknown>): Record<string, unknown> =>

@@ -41,7 +41,7 @@ const step = (at: number, more: object = {}): void =>
 describe("progress of the trainer", () => {
   it("becomes events whose ids stay the same when an attempt is repeated, and spans of its phases", () => {
     line({ type: "phase", phase: "train", state: "start" });
-    step(11);
+    step(11, { rewards_chosen: 0.2, rewards_rejected: null, rewards_margin: 0.5, rewards_accuracy: 1 });
     line({ type: "checkpoint", step: 11, path: "checkpoints/step-00000011" });
     line({ type: "eval", step: 11, eval_loss: 1.5 });
     line({ type: "phase", phase: "train", state: "end", time: 103 });
@@ -54,6 +54,7 @@ describe("progress of the trainer", () => {
     ]);
     expect(sent[0]?.[1]).toEqual({ attempt: 2, phase: "train", step: 10, totalSteps: 0 });
     expect(sent[1]?.[1]).toMatchObject({ attempt: 2, phase: "train", step: 11, totalSteps: 20, loss: 2, etaSeconds: 4 });
+    expect(sent[1]?.[1]).toMatchObject({ rewardsChosen: 0.2, rewardsRejected: null, rewardsMargin: 0.5, rewardsAccuracy: 1 });
     expect(checkpoints).toEqual([[11, 2]]);
     expect(spans).toEqual([["train", 100_000, 103_000, undefined]]);
     expect(relay.where()).toBe("phase save, step 11 of 20");

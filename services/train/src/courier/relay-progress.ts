@@ -86,6 +86,10 @@ export function createProgressRelay(deps: ProgressRelayDeps): ProgressRelay {
           tokensSeen: line.tokens_seen,
           examplesSeen: line.examples_seen,
           etaSeconds: line.eta_seconds,
+          rewardsChosen: line.rewards_chosen,
+          rewardsRejected: line.rewards_rejected,
+          rewardsMargin: line.rewards_margin,
+          rewardsAccuracy: line.rewards_accuracy,
         });
         return;
       case "eval":

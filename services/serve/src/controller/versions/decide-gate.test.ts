@@ -1,4 +1,12 @@
-import type { AdapterState, EngineRecord, Evaluation, ProbeRecord } from "@loraline/contracts";
+import {
+  type AdapterState,
+  type EngineRecord,
+  type Evaluation,
+  type Method,
+  method,
+  type PreferenceEvaluation,
+  type ProbeRecord,
+} from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
 import { decideGate, gateDoubt, type GateInput } from "./decide-gate.ts";
 
@@ -209,5 +217,60 @@ describe("decideGate", () => {
     };
     expect(doubt({ ...accurate, adapter: promoted(2.5) })).toContain("accuracy of the promoted version 1 was not measured");
     expect(doubt({ ...accurate, adapter: promoted(2.5, { adapter_accuracy: 0.1 }) })).toBeUndefined();
+  });
+});
+
+describe("of what learned from preferences the gate", () => {
+  const measured: PreferenceEvaluation = {
+    pairs: 40,
+    accuracy: 0.75,
+    accuracy_low: 0.6,
+    accuracy_high: 0.86,
+    margin: 0.3,
+    chosen_logprob_change: -0.2,
+    loss: 0.55,
+  };
+  const learned = (of: { type: string } & Record<string, unknown>, over: Partial<PreferenceEvaluation> = {}, gate = input.spec.gate) => ({
+    spec: { ...input.spec, gate, method: method.parse(of) satisfies Method },
+    // Chosen answers that became less likely are usual, and refuse nothing.
+    evaluation: { ...evaluation, adapter_loss: 3.5, preference: { ...measured, ...over } },
+  });
+
+  it("asks whether the right side is preferred more often than by chance, whatever became of its loss as text", () => {
+    for (const type of ["dpo", "orpo", "simpo", "kto"]) {
+      expect(verdict(learned({ type }))).toBe("accepted");
+      expect(verdict(learned({ type }, { accuracy_low: 0.5 }))).toBe("PREFERENCE_NOT_LEARNED");
+      expect(verdict(learned({ type }, { accuracy_low: Number.NaN }))).toBe("PREFERENCE_NOT_LEARNED");
+      expect(verdict(learned({ type }, { accuracy_low: 0.5 }, "none"))).toBe("accepted");
+    }
+    expect(verdict({ ...learned({ type: "dpo" }), spec: input.spec })).toBe("NOT_BETTER_THAN_BASE");
+  });
+
+  it.each<[{ type: string } & Record<string, unknown>, number]>([
+    [{ type: "dpo" }, Math.LN2],
+    [{ type: "dpo", loss_type: "robust", label_smoothing: 0.1 }, Math.LN2],
+    [{ type: "dpo", loss_type: "hinge" }, 1],
+    [{ type: "dpo", loss_type: "ipo", beta: 0.5 }, 1],
+  ])("asks of %j for a loss below that of the base alone", (of, limit) => {
+    expect(verdict(learned(of, { loss: limit - 0.01 }))).toBe("accepted");
+    expect(verdict(learned(of, { loss: limit }))).toBe("PREFERENCE_LOSS_NOT_LOWER");
+    expect(verdict(learned(of, { loss: Number.NaN }))).toBe("PREFERENCE_LOSS_NOT_LOWER");
+    expect(verdict(learned(of, { loss: limit }, "none"))).toBe("accepted");
+  });
+
+  it("knows no such limit where the loss holds a supervised one", () => {
+    expect(verdict(learned({ type: "dpo", sft_weight: 1 }, { loss: 3 }))).toBe("accepted");
+    expect(verdict(learned({ type: "orpo" }, { loss: 3 }))).toBe("accepted");
+  });
+
+  it("compares with the promoted version by how often the right side is preferred, on the same rows", () => {
+    const strict = learned({ type: "dpo" }, {}, "better-than-promoted");
+    const other = (accuracy: number, over: Partial<Evaluation> = {}) => promoted(1, { preference: { ...measured, accuracy }, ...over });
+    expect(verdict({ ...strict, adapter: other(0.8) })).toBe("NOT_BETTER_THAN_PROMOTED");
+    expect(verdict({ ...strict, adapter: other(0.75) })).toBe("accepted");
+    expect(verdict({ ...strict, adapter: other(0.8, { rows: 11 }) })).toBe("accepted");
+    expect(doubt({ ...strict, adapter: other(0.8, { rows: 11 }) })).toContain("on other rows");
+    expect(verdict({ ...strict, adapter: promoted(1) })).toBe("accepted");
+    expect(doubt({ ...strict, adapter: promoted(1) })).toContain("which learned from no preferences");
   });
 });

@@ -10,7 +10,10 @@ import {
   engineRankFor,
   type Evaluation,
   type Evidence,
+  isPreference,
+  type MethodOf,
   type MethodTable,
+  preferenceWords,
   type Problem,
   type RunSpec,
   unreadDigest,
@@ -118,13 +121,42 @@ const canBeProven: Judge = ({ evidence }) => {
 };
 
 const betterThanBase: Judge = ({ spec, evaluation }) =>
-  spec.gate !== "none" && evaluation !== null && !(evaluation.adapter_loss < evaluation.base_loss)
+  spec.gate !== "none" && evaluation !== null && !isPreference(spec.method) && !(evaluation.adapter_loss < evaluation.base_loss)
     ? {
         code: "NOT_BETTER_THAN_BASE",
         param: "gate",
         message: `held-out loss is ${lossText(evaluation.adapter_loss)} with the adapter and ${lossText(evaluation.base_loss)} without it (${evaluation.rows} rows). More or better data, fewer epochs or a lower learning rate may help; gate: none serves it anyway.`,
       }
     : undefined;
+
+/** The loss of each kind of DPO where the adapter prefers nothing, as the base alone does. */
+const lossOfBase: Record<MethodOf<"dpo">["loss_type"], (beta: number) => number> = {
+  sigmoid: () => Math.LN2,
+  robust: () => Math.LN2,
+  hinge: () => 1,
+  ipo: (beta) => 1 / (2 * beta) ** 2,
+};
+
+const prefersTheRightSide: Judge = ({ spec, evaluation }) => {
+  const measured = evaluation?.preference;
+  if (spec.gate === "none" || !measured || !isPreference(spec.method)) return undefined;
+  if (!(measured.accuracy_low > 0.5)) {
+    return {
+      code: "PREFERENCE_NOT_LEARNED",
+      param: "gate",
+      message: `${preferenceWords(measured)}: that may be chance, since the interval reaches down to half. More pairs (holdout holds some out for judging), more steps or a higher learning rate may help; gate: none serves it anyway.`,
+    };
+  }
+  const { method } = spec;
+  const limit = method.type === "dpo" && method.sft_weight === 0 ? lossOfBase[method.loss_type](method.beta) : Number.POSITIVE_INFINITY;
+  return measured.loss < limit
+    ? undefined
+    : {
+        code: "PREFERENCE_LOSS_NOT_LOWER",
+        param: "gate",
+        message: `held-out loss is ${lossText(measured.loss)}, and ${lossText(limit)} is what the base alone has: a few answers are preferred much too little, or the wrong way round. Fewer epochs, a lower learning rate or method.label_smoothing may help; gate: none serves it anyway.`,
+      };
+};
 
 const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
 
@@ -155,12 +187,25 @@ const promotedOf = (adapter: AdapterState | undefined): AdapterVersion | undefin
 
 const betterThanPromoted: Judge = ({ spec, evaluation, adapter }) => {
   const promoted = promotedOf(adapter);
-  if (spec.gate !== "better-than-promoted" || evaluation === null || !promoted?.evaluation) return undefined;
+  if (spec.gate !== "better-than-promoted" || evaluation === null || !promoted?.evaluation || isPreference(spec.method)) return undefined;
   return sameRows(evaluation, promoted.evaluation) && evaluation.adapter_loss > promoted.evaluation.adapter_loss
     ? {
         code: "NOT_BETTER_THAN_PROMOTED",
         param: "gate",
         message: `held-out loss is ${lossText(evaluation.adapter_loss)}, that of the promoted version ${promoted.version} on the same ${evaluation.rows} rows ${lossText(promoted.evaluation.adapter_loss)}. gate: better-than-base serves it anyway.`,
+      }
+    : undefined;
+};
+
+const prefersAsOftenAsPromoted: Judge = ({ spec, evaluation, adapter }) => {
+  const promoted = promotedOf(adapter);
+  const [own, other] = [evaluation?.preference, promoted?.evaluation?.preference];
+  if (spec.gate !== "better-than-promoted" || !evaluation || !promoted?.evaluation || !own || !other) return undefined;
+  return sameRows(evaluation, promoted.evaluation) && own.accuracy < other.accuracy
+    ? {
+        code: "NOT_BETTER_THAN_PROMOTED",
+        param: "gate",
+        message: `the right side is preferred in ${percent(own.accuracy)} of the held-out comparisons, by the promoted version ${promoted.version} in ${percent(other.accuracy)} of the same. gate: better-than-base serves it anyway.`,
       }
     : undefined;
 };
@@ -188,8 +233,10 @@ const chain: readonly Judge[] = [
   sameTemplate,
   canBeProven,
   betterThanBase,
+  prefersTheRightSide,
   asAccurateAsBase,
   betterThanPromoted,
+  prefersAsOftenAsPromoted,
   asAccurateAsPromoted,
 ];
 
@@ -202,9 +249,14 @@ export function decideGate(input: GateInput): Problem | undefined {
   return undefined;
 }
 
+const nothingHeldOut = (): string => "nothing was judged: no rows were held out, and there is no validation file.";
 /** Says why there is no evaluation. */
 const unjudged: MethodTable<[], string> = {
-  supervised: () => "nothing was judged: no rows were held out, and there is no validation file.",
+  supervised: nothingHeldOut,
+  dpo: nothingHeldOut,
+  orpo: nothingHeldOut,
+  simpo: nothingHeldOut,
+  kto: nothingHeldOut,
   import: () => "nothing was judged: an adapter that was trained elsewhere has no held-out rows here.",
 };
 
@@ -221,6 +273,8 @@ export function gateDoubt({ spec, evaluation, adapter }: Pick<GateInput, "spec" 
   const cannot = `its held-out loss cannot be compared with that of the promoted version ${promoted.version}`;
   const { evaluation: other } = promoted;
   if (!other) return `${cannot}, which was not evaluated.`;
+  if (isPreference(spec.method) && !other.preference)
+    return `it cannot be compared with the promoted version ${promoted.version}, which learned from no preferences.`;
   if (sameRows(evaluation, other)) {
     const unmeasured = spec.gate_accuracy === true && typeof other.adapter_accuracy !== "number";
     return unmeasured
