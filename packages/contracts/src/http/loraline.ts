@@ -2,7 +2,7 @@
 import { z } from "zod";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { hubSource, urlSource } from "../spec/import-source.ts";
-import { baseOrigin, baseRef } from "../engine.ts";
+import { baseOrigin, baseRef, engineRecord } from "../engine.ts";
 import { adapterName, digest, isoTime, storageGroups } from "../names.ts";
 import { adapterImport, trainingOnlyFields } from "../spec/method.ts";
 import { canarySettings, keepPolicy, placement, runSpecFields } from "../spec/run-spec.ts";
@@ -146,6 +146,7 @@ export const engineView = z.object({
   maxLoras: z.int(),
   maxCpuLoras: z.int(),
   maxModelLen: z.int(),
+  toolCallParser: engineRecord.shape.toolCallParser,
   replicas: z.array(replicaReport.pick({ replica: true, ready: true, incarnation: true, counts: true, problem: true })),
   versions: z.int().describe("Adapter versions that are wanted on it, of all tenants."),
   asked: z.object({

@@ -20,7 +20,7 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
       asked: adapters,
       windowMs,
     });
-    const { maxLoraRank, maxLoras, maxCpuLoras, maxModelLen } = engine;
+    const { maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, toolCallParser } = engine;
     return {
       engine: engine.engine,
       base: engine.base.name,
@@ -28,6 +28,7 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
       maxLoras,
       maxCpuLoras,
       maxModelLen,
+      toolCallParser,
       replicas,
       versions: versions.count,
       asked: { adapters, windowMs },

@@ -17,7 +17,7 @@ describe("GET /v1/loraline/engines", () => {
     await using line = await startGateway({ nc, tenant, projector: false });
     const engine = `engine-${tenant}`;
     const record = { engine, base: { name: `base-${tenant}`, revision: "1", digest: `sha256:${"b".repeat(64)}` as const } };
-    await registerEngine(line.bus, { ...record, maxLoras: 2, maxCpuLoras: 4, tenants: [tenant, "neighbour"] });
+    await registerEngine(line.bus, { ...record, maxLoras: 2, maxCpuLoras: 4, toolCallParser: "hermes", tenants: [tenant, "neighbour"] });
     const adapters = ["one", "two", "three"].map((name, n) => {
       const of = n === 2 ? "neighbour" : tenant;
       return adapterOf(of, name, [versionOf(of, name, 1)], { engine, base: record.base.name });
@@ -35,7 +35,12 @@ describe("GET /v1/loraline/engines", () => {
       engineList.parse(await (await line.fetch("/v1/loraline/engines")).json()).data.find((each) => each.engine === engine);
     await expect.poll(async () => (await mine())?.asked.adapters).toBe(3);
     const view = await mine();
-    expect(view).toMatchObject({ versions: 3, maxLoras: 2, replicas: [{ replica: "r1", ready: true, counts: { proven: 3 } }] });
+    expect(view).toMatchObject({
+      toolCallParser: "hermes",
+      versions: 3,
+      maxLoras: 2,
+      replicas: [{ replica: "r1", ready: true, counts: { proven: 3 } }],
+    });
     expect(view?.advice[0]).toMatchObject({
       code: "WORKING_SET_TOO_BIG",
       message: expect.stringMatching(/^3 adapters .* max_loras is 2.*Raise max_loras to 3/),
