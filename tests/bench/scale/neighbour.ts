@@ -13,6 +13,7 @@ import { root } from "../../line-under-test.ts";
 import { node } from "../gateway.ts";
 import type { ScaleRow } from "../scale.ts";
 import { percentile } from "../table.ts";
+import { benchTenant } from "./bench-tenant.ts";
 import { report } from "./tables.ts";
 
 const seconds = Number(process.env.BENCH_SECONDS ?? 30);
@@ -83,37 +84,8 @@ export async function scaleNeighbour(): Promise<ScaleRow[]> {
     }
   };
 
-  const clientOf = async (tenant: string) => {
-    const key = await createApiKey({ bus }, { tenant, name: "bench" });
-    const ask = (path: string, body?: object | FormData): Promise<Response> =>
-      fetch(`${gateway.said}${path}`, {
-        ...(body === undefined ? {} : { method: "POST", body: body instanceof FormData ? body : JSON.stringify(body) }),
-        headers: { authorization: `Bearer ${key}`, ...(body instanceof FormData ? {} : { "content-type": "application/json" }) },
-      });
-    let files = 0;
-    return {
-      ask,
-      async upload(rows: number): Promise<string> {
-        const form = new FormData();
-        form.set("purpose", "fine-tune");
-        form.set("file", new File([rowsOf(rows, `${tenant} ${files++}`)], "rows.jsonl"));
-        return ((await (await ask("/v1/files", form)).json()) as { id: string }).id;
-      },
-      job: async (file: string): Promise<string> =>
-        ((await (await ask("/v1/fine_tuning/jobs", { model: base, training_file: file, suffix: "bench" })).json()) as { id: string }).id,
-      async chat(): Promise<{ first: number; whole: number }> {
-        const from = performance.now();
-        const body = { model: base, stream: true, seed: 10, max_tokens: 10, messages: [{ role: "user", content: "ahoy" }] };
-        const answer = await ask("/v1/chat/completions", body);
-        let first = 0;
-        for await (const _part of answer.body ?? []) if (first === 0) first = performance.now() - from;
-        if (!answer.ok) throw new Error(`a chat got ${answer.status}`);
-        return { first, whole: performance.now() - from };
-      },
-    };
-  };
-  const quiet = await clientOf("quiet");
-  const loud = await clientOf("loud");
+  const keyOf = (tenant: string) => createApiKey({ bus }, { tenant, name: "bench" });
+  const quiet = benchTenant({ tenant: "quiet", url: gateway.said, key: await keyOf("quiet"), base });
 
   const measure = async (): Promise<Times> => {
     const times = Object.fromEntries(kinds.map((kind) => [kind, [] as number[]])) as Times;
@@ -155,29 +127,14 @@ export async function scaleNeighbour(): Promise<ScaleRow[]> {
   console.error("bench: neighbour: alone …");
   const alone = await measure();
   console.error("bench: neighbour: with a loud one …");
-  const done = { chats: 0, uploads: 0, jobs: 0, lists: 0, refused: 0 };
-  let isLoud = true;
-  const forever = (count: number, work: () => Promise<void>): Promise<void>[] =>
-    Array.from({ length: count }, async () => {
-      while (isLoud) await work().catch(() => ((done.refused += 1), sleep(20)));
-    });
-  const kept: string[] = [];
-  const noise = [
-    ...forever(32, async () => void (await loud.chat(), done.chats++)),
-    ...forever(4, async () => void (kept.push(await loud.upload(500)), done.uploads++)),
-    ...forever(1, async () => void (kept.push(await loud.upload(20_000)), done.uploads++)),
-    ...forever(4, async () => {
-      const file = kept.at(-1);
-      if (file === undefined) return sleep(20);
-      if ((await loud.job(file)) === undefined) throw new Error("refused");
-      done.jobs++;
-    }),
-    ...forever(4, async () => void (await (await loud.ask("/v1/fine_tuning/jobs?limit=100")).arrayBuffer(), done.lists++)),
-  ];
+  let done = "nothing";
+  const loudEnv = { GATEWAY: gateway.said, KEY: await keyOf("loud"), BASE: base };
+  const loud = await node("tests/bench/scale/loud-tenant.ts", loudEnv, (line) => (done = line));
+  const [usedBefore, from] = [await gateway.cpu(), performance.now()];
   await sleep(3000);
   const both = await measure();
-  isLoud = false;
-  await Promise.all(noise);
+  const cores = ((await gateway.cpu()) - usedBefore) / ((performance.now() - from) / 1000);
+  await loud[Symbol.asyncDispose]();
 
   return kinds.map((kind) => {
     const ratio = Number(percentile(both[kind], 99)) / Number(percentile(alone[kind], 99));
@@ -186,12 +143,12 @@ export async function scaleNeighbour(): Promise<ScaleRow[]> {
       value: `${ratio.toFixed(1)} ×`,
       before: before[kind],
       limit: "2 ×",
-      detail: `p50 · p99 alone ${percentile(alone[kind], 50)} · ${percentile(alone[kind], 99)} ms, beside it ${percentile(both[kind], 50)} · ${percentile(both[kind], 99)} ms (${both[kind].length} times); the loud one in ${seconds + 3} s: ${done.chats} chats, ${done.uploads} uploads, ${done.jobs} jobs, ${done.lists} lists, ${done.refused} refused`,
+      detail: `p50 · p99 alone ${percentile(alone[kind], 50)} · ${percentile(alone[kind], 99)} ms, beside it ${percentile(both[kind], 50)} · ${percentile(both[kind], 99)} ms (${both[kind].length} times); the loud one: ${done.replaceAll(/[{}"]/g, "").replaceAll(",", ", ")}; the gateway used ${cores.toFixed(2)} cores`,
     };
   });
 }
 
-/** At a load of 41 from other work, before consumers worked in turns. */
+/** At a load of 41 from other work, before consumers worked in turns; the loud one ran in the process of the quiet one. */
 const before: Record<Kind, string> = {
   "chat, first byte": "9.1 ×",
   "chat, whole": "5.1 ×",
@@ -203,13 +160,3 @@ const before: Record<Kind, string> = {
 };
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-
-const rowsOf = (count: number, about: string): string =>
-  Array.from({ length: count }, (_, row) =>
-    JSON.stringify({
-      messages: [
-        { role: "user", content: `What is ${row} of ${about}?` },
-        { role: "assistant", content: `Arr, matey, that be number ${row} of ${about}.` },
-      ],
-    }),
-  ).join("\n");

@@ -36,6 +36,25 @@ it("lets a tenant wait behind its own requests while there is no time left, and 
   }
 });
 
+it("lets nobody wait long, even if those under way never end and there is never any time left", async () => {
+  vi.useFakeTimers();
+  try {
+    using turns = createTurns(busyLoop(() => 1));
+    for (let n = 0; n < 30; n++) await turns.begin("loud");
+    await turns.begin("quiet");
+    await vi.advanceTimersByTimeAsync(1000);
+    let began = 0;
+    for (let n = 0; n < 100; n++) void turns.begin("loud").then(() => began++);
+    await vi.advanceTimersByTimeAsync(1000);
+    expect(began).toBeGreaterThan(50);
+    expect(began).toBeLessThan(90);
+    await vi.advanceTimersByTimeAsync(2500);
+    expect(began).toBe(100);
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
 it("lets all of them in when it ends, so that nobody waits for ever", async () => {
   vi.useFakeTimers();
   try {
