@@ -471,6 +471,14 @@ containers:
       {{- with .ports }}
       {{- . | nindent 6 }}
       {{- end }}
+    # A process that starts on a busy node may take minutes before it answers at all, and must not be ended for that.
+    startupProbe:
+      httpGet:
+        path: /livez
+        port: health
+      periodSeconds: 1
+      timeoutSeconds: 5
+      failureThreshold: 300
     {{- include "loraline.probes" $root | nindent 4 }}
     {{- with .lifecycle }}
     lifecycle:
