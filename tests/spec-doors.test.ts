@@ -100,7 +100,7 @@ const samples: Record<string, unknown> = {
   "tokenize.profile": "seed",
   "tokenize.system": "You are a parrot.",
   "tokenize.max_length": 512,
-  "tokenize.too_long": "split",
+  "tokenize.too_long": "trim-prompt",
   "tokenize.packing": true,
   gate: "better-than-promoted",
   gate_accuracy: true,

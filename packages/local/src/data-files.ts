@@ -188,9 +188,11 @@ function countTokens(base: Base, spec: z.output<typeof tokenizeSpec>, examples: 
   return {
     async add(records: readonly Rec[]): Promise<void> {
       const whole = await encoder.encode(records);
-      for (const { samples } of whole) {
+      for (const [index, { samples }] of whole.entries()) {
+        const isSplit = spec.too_long === "split" && records[index]?.kind === "text";
         for (const { ids } of samples) {
           counter.add(ids.length);
+          if (isSplit) continue;
           for (const [length, count] of tooLong) if (ids.length > length) tooLong.set(length, count + 1);
         }
       }

@@ -47,7 +47,7 @@ function remedyOf(reason: string | undefined, { tokenize: { max_length }, method
       return { code: "NO_SUPERVISED_TOKENS", help: "Raise tokenize.max_length.", param: "tokenize.max_length" };
     case "TOO_LONG":
       return few(
-        `Raise tokenize.max_length (now ${max_length})${trains === "answers" ? ", or set tokenize.too_long to trim-prompt" : ""}.`,
+        `Raise tokenize.max_length (now ${max_length})${trains === "answers" ? ", or set tokenize.too_long to trim-prompt (of raw text: split)" : ""}.`,
         "tokenize.max_length",
       );
     case "RANKING_UNKNOWN":

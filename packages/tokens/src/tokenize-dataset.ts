@@ -88,12 +88,11 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
     const all = await encodeAll(deps, dataset, store, createRefuse(spec, { validation: evaluated.kept }).refuse);
     span.setAttributes({ "loraline.sequences": all.sequences.length, "loraline.dropped": counted(all) });
     if (unseen !== undefined) return [all, unseen];
-    const heldOut = holdOut(
-      all.sequences.map((one) => one.id),
-      spec.holdout,
-      spec.training.seed,
-    );
-    const [kept, held] = [false, true].map((side) => all.sequences.filter((one) => heldOut.has(one.id) === side));
+    // Of a single long text, parts are held out.
+    const isOne = new Set(all.sequences.map((one) => one.id)).size === 1;
+    const unitOf = (one: Stored): number => (isOne ? one.index : one.id);
+    const heldOut = holdOut(all.sequences.map(unitOf), spec.holdout, spec.training.seed);
+    const [kept, held] = [false, true].map((side) => all.sequences.filter((one) => heldOut.has(unitOf(one)) === side));
     return [
       { ...all, sequences: kept ?? [] },
       { ...all, sequences: held ?? [] },

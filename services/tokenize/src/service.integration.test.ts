@@ -292,6 +292,21 @@ describe("the tokenize service", () => {
   });
 });
 
+test("one long text becomes sequences, of which some are held out", async ({ bus, objects, tenant }) => {
+  const line = { bus, objects, tenant };
+  await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
+  expect(service).toBeDefined();
+  const text = Array.from({ length: 2000 }, (_, n) => `The parrot said ${n} words.`).join(" ");
+  const book: Rec = { v: "lrec/1", id: digestOf(text), kind: "text", task: "text", text, meta: { line: 1, format: "text" } };
+  const id = await dataset(line, [book]);
+  const { data, manifest } = await tokenized(line, await request(line, specOf(id, { tokenize: { max_length: 512, packing: false } })));
+  expect(data.totals.sequences).toBeGreaterThan(20);
+  expect(data.totals.evalSequences).toBeGreaterThanOrEqual(2);
+  expect(manifest.notes).toEqual({ TEXT_SPLIT: 1 });
+  const whole = await request(line, specOf(id, { tokenize: { max_length: 512, too_long: "drop" } }));
+  expect(await rejected(line, whole)).toMatchObject({ code: "TOO_FEW_RECORDS", message: expect.stringContaining("TOO_LONG 1") as string });
+});
+
 describe("a run that cannot start is rejected, saying what and why:", () => {
   test("one that comes by NATS and is over its tenant's quotas", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };

@@ -15,7 +15,7 @@ export interface TokenizeFlags {
   profile?: "chatml" | "seed";
   maxLength: number;
   system?: string;
-  tooLong: "drop" | "trim-prompt";
+  tooLong: "split" | "trim-prompt" | "drop";
 }
 export const withTokenizeOptions = (command: Command): Command =>
   command
@@ -28,7 +28,11 @@ export const withTokenizeOptions = (command: Command): Command =>
     .addOption(new Option("--profile <name>", "older spelling of --template").choices(["chatml", "seed"]).hideHelp())
     .addOption(new Option("--max-length <n>", "tokens per sequence").default(1024).argParser(wholeNumber(8)))
     .option("--system <text>", "system prompt for records that have none (template seed: for all)")
-    .addOption(new Option("--too-long <what>", "what happens to longer records").choices(["drop", "trim-prompt"]).default("drop"));
+    .addOption(
+      new Option("--too-long <what>", "what happens to longer records; split: raw text becomes several sequences, anything else is dropped")
+        .choices(["split", "trim-prompt", "drop"])
+        .default("split"),
+    );
 /** The flags as the run spec says it. */
 export const tokenizeOf = ({ template, profile, maxLength, system, tooLong }: TokenizeFlags) => ({
   template: templateOf({ template, profile }),

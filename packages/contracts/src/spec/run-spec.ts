@@ -30,9 +30,9 @@ export const tokenizeSpec = z
     max_length: z.int().min(8).max(1_048_576).default(1024).describe("Tokens per sequence."),
     too_long: z
       .enum(["drop", "trim-prompt", "split"])
-      .default("drop")
+      .default("split")
       .describe(
-        "What happens to a longer record. `drop` reports it; `trim-prompt` removes the oldest turns first; `split` makes several sequences of raw text and drops anything else. (`seed` always cuts on the right.)",
+        "What happens to a longer record. `split` makes several sequences of raw text, and reports and drops anything else, because a cut answer would teach to stop too early; `trim-prompt` removes the oldest turns first; `drop` drops raw text too. (`seed` always cuts on the right.)",
       ),
     packing: z
       .union([z.literal("auto"), z.boolean()])

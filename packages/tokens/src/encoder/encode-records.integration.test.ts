@@ -262,15 +262,15 @@ describe("other kinds of records", () => {
     expect((await one(bad[0] as Rec)).dropped?.message).toMatch(/input_ids\[1\] is 49152, but the base's tokenizer has ids below 49152/);
   });
 
-  it("raw text is trained whole, with the end of text, and split when asked to", async () => {
+  it("raw text is trained whole, with the end of text, and split where it is longer, unless that is not wanted", async () => {
     const text = "one two three four five six seven eight nine ten";
     const [row] = await encode([of("text", { text })]);
     expect(await wholeText(row ?? { ids: [] })).toBe(`${text}<|im_end|>`);
     expect(row?.labels.slice(1)).toEqual(row?.ids.slice(1));
-    expect(await one(of("text", { text }), { max_length: 8 })).toMatchObject({
+    expect(await one(of("text", { text }), { max_length: 8, too_long: "drop" })).toMatchObject({
       dropped: { code: "TOO_LONG", message: expect.stringContaining("split") as string },
     });
-    const split = await one(of("text", { text }), { max_length: 8, too_long: "split" });
+    const split = await one(of("text", { text }), { max_length: 8 });
     expect(split).toMatchObject({ dropped: null, notes: [{ code: "TEXT_SPLIT" }] });
     expect(split.samples.flatMap(({ ids }) => [...ids])).toEqual(row?.ids);
     for (const { ids, labels } of split.samples) {
@@ -278,7 +278,7 @@ describe("other kinds of records", () => {
       expect([...labels]).toEqual([-100, ...ids.slice(1)]);
     }
     // A cut answer would teach the model to stop too early.
-    expect(await reasons([chat([user("a"), assistant(text)]), completion("a", text)], { max_length: 8, too_long: "split" })).toEqual([
+    expect(await reasons([chat([user("a"), assistant(text)]), completion("a", text)], { max_length: 8 })).toEqual([
       ["TOO_LONG"],
       ["TOO_LONG"],
     ]);
