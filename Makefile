@@ -4,7 +4,7 @@ REPORTS := .cache/reports
 CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
-.PHONY: help setup installed demo up test test-quick test-all bench bench-cluster soak check fmt generate clean test-unit test-integration test-engine \
+.PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster soak check fmt generate clean test-unit test-integration test-engine \
   test-python test-e2e test-e2e-quick test-faults test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -14,6 +14,9 @@ setup: ## install Node, packages, the Python environment and the base model into
 
 demo: setup ## a real dataset becomes a proven, answering adapter
 	@./loraline demo
+
+demo-preferences: setup ## pairs of answers become an adapter that prefers the plain ones
+	@./loraline demo --preferences
 
 up: setup ## run everything in the foreground on one port
 	@./loraline up

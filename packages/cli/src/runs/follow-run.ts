@@ -76,6 +76,7 @@ export function doing(run: RunState): string {
 const trainerWords: Readonly<Record<string, string>> = {
   load_base: "loading the base",
   self_test: "checking packing and masks",
+  reference: "asking the base about all answers",
   train: "training",
   evaluate: "evaluating",
   probe: "recording probes",

@@ -7,8 +7,9 @@ export const addDemoCommand: AddCommands = (program, tools) => {
   const command = program
     .command("demo")
     .description("train the sample persona and check every claim; its state is made anew each time")
-    .addHelpText("after", examples("loraline demo --json"));
-  withStartOptions(command, tools).action(async (flags: StartFlags) => {
+    .option("--preferences", "instead: what pairs of answers teach, beside the base and a supervised run")
+    .addHelpText("after", examples("loraline demo --json", "loraline demo --preferences"));
+  withStartOptions(command, tools).action(async (flags: StartFlags & { preferences?: true }) => {
     const demoDir = join(tools.root, ".loraline/demo");
     const options = {
       ...(await startOptionsOf(flags, tools)),
@@ -19,6 +20,11 @@ export const addDemoCommand: AddCommands = (program, tools) => {
       port: 0,
       json: tools.globals().json,
     };
+    if (flags.preferences) {
+      const { runPreferenceDemo } = await import("./demo-preferences.ts");
+      tools.exitWith(await runPreferenceDemo({ ...options, sample: join(tools.root, "samples/preferences.jsonl") }, tools.terminal));
+      return;
+    }
     // Loaded only now, since the services and their libraries take long to load.
     const { runDemo } = await import("./demo.ts");
     tools.exitWith(await runDemo(options, tools.terminal));

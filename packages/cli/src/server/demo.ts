@@ -176,9 +176,9 @@ export function judge(summary: DemoSummary, run: RunState, spans: readonly SpanV
   ];
 }
 
-const askAll = (api: ApiClient, model: string, { signal }: Terminal): Promise<string[]> =>
+export const askAll = (api: ApiClient, model: string, { signal }: Terminal, asked: readonly string[] = questions): Promise<string[]> =>
   Promise.all(
-    questions.map(async (content) => {
+    asked.map(async (content) => {
       const body = { model, messages: [{ role: "user", content }], max_tokens: 48, temperature: 0 };
       const answer = await api.createChatCompletion({ body, signal: AbortSignal.any([signal, AbortSignal.timeout(120_000)]) });
       const text = answer.choices[0]?.message.content;
