@@ -32,9 +32,12 @@ export interface LineUnderTest extends Address, AsyncDisposable {
   stop(): Promise<number | null>;
 }
 
-/** Starts a server; resolves when its API answers, which is before the engine is ready. */
-export async function startLineUnderTest(stateDir: string): Promise<LineUnderTest> {
-  const child = spawn(program, ["up", "--json", "--port", "0", "--state", stateDir], { stdio: ["ignore", "pipe", "pipe"] });
+/**
+ * Starts a server; resolves when its API answers, which is before the engine is ready.
+ * @param args - more of `up`'s.
+ */
+export async function startLineUnderTest(stateDir: string, args: readonly string[] = []): Promise<LineUnderTest> {
+  const child = spawn(program, ["up", "--json", "--port", "0", "--state", stateDir, ...args], { stdio: ["ignore", "pipe", "pipe"] });
   const exited = once(child, "exit") as Promise<[number | null, NodeJS.Signals | null]>;
   const news: LineNews[] = [];
   let complaints = "";
