@@ -38,11 +38,14 @@ it("the OpenAI client's program trains the sample and is answered by the persona
 it("the CLI's commands check, train, ask, list and promote", async () => {
   const settings = blockWith("yaml", "# run.yaml");
   await writeFile(join(scratch.path, "run.yaml"), settings);
-  const commands = blockWith("sh", "./loraline data check");
   const env = { ...process.env, LORALINE_URL: address.url, LORALINE_API_KEY: address.apiKey };
-  const { stdout } = await run("bash", ["-ec", commands], { cwd: scratch.path, env, maxBuffer: 16 * 1024 * 1024 });
-  expect(stdout).toContain("90 of 90 records can be trained on");
-  expect(stdout).toMatch(/your majesty|humble lady/i);
+  const said = new Map<string, string>();
+  for (const command of blockWith("sh", "./loraline data check").trim().split("\n")) {
+    const { stdout } = await run("bash", ["-ec", command], { cwd: scratch.path, env, maxBuffer: 16 * 1024 * 1024 });
+    said.set(command.split(" ")[1] ?? "", stdout);
+  }
+  expect(said.get("data")).toContain("90 of 90 records can be trained on");
+  expect(said.get("chat")).toMatch(/your majesty|humble lady/i);
   const { adapter } = await line.getAdapter({ adapter: "persona" });
   expect(adapter.versions.map(({ rank }) => rank)).toEqual([16, 16, 4]);
   expect(adapter.history.map(({ kind, to }) => `${kind} ${to}`)).toEqual([
