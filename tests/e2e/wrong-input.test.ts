@@ -63,7 +63,7 @@ describe("a dataset", () => {
 
 describe("a job", () => {
   it.each([
-    ["an unknown base", { model: "gpt-9" }, "model", /gpt-9.*Known bases: smollm2/s],
+    ["an unknown base", { model: "gpt-9" }, "model", /gpt-9.*Served: smollm2/s],
     ["a rank above the engine's", { loraline: { lora: { r: 64 } } }, "loraline.lora.r", /64.*up to 32/s],
     [
       "a bad regular expression",
