@@ -4,7 +4,7 @@ Trains with TRL on a trainer's folder (train.py), for the side by side of beside
     python trl_curve.py DIR TRAINER ARGUMENTS TENSORS
 
 TRAINER: DPO, ORPO, CPO or KTO. ARGUMENTS: JSON for its config. TENSORS: a safetensors file with the initial A of each module. Each packed
-row of the folder becomes one batch. Prints JSON: {"version", "seconds", "steps": [{"loss", "margin"}]}. The tokenizer is a mapping of ids to
+row of the folder becomes one batch. Prints JSON: {"version", "seconds", "cpu_seconds", "steps": [{"loss", "margin"}]}. The tokenizer is a mapping of ids to
 words, so TRL's own preparation of rows brings exactly the ids.
 """
 
@@ -99,9 +99,9 @@ with tempfile.TemporaryDirectory() as output:
             parameter.data.copy_(tensors[name])
             copied += 1
     assert copied == len(tensors)
-    started = time.monotonic()
+    started, used = time.monotonic(), time.process_time()
     trainer.train()
-    seconds = time.monotonic() - started
+    seconds, cpu_seconds = time.monotonic() - started, time.process_time() - used
 
 steps = [{"loss": line["loss"], "margin": line["rewards/margins"]} for line in trainer.state.log_history if "loss" in line]
-print(json.dumps({"version": trl.__version__, "seconds": seconds, "steps": steps}))
+print(json.dumps({"version": trl.__version__, "seconds": seconds, "cpu_seconds": cpu_seconds, "steps": steps}))
