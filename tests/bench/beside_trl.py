@@ -1,8 +1,8 @@
 """
-Learning from preferences beside TRL, on the same tokens in the same order, with the same initial A, in float32:
+Training beside TRL, on the same tokens in the same order, with the same initial A, in float32:
 
     .venv/bin/python tests/bench/beside_trl.py [--write]             every method on a tiny base, 50 steps: the largest differences
-    .venv/bin/python tests/bench/beside_trl.py --base DIR [--steps N]     DPO on a real base, and the time of both
+    .venv/bin/python tests/bench/beside_trl.py --base DIR [--steps N] [--method supervised|dpo]     a real base, and the time of both
 
 --write puts TRL's curves into services/train/trainer/tests/trl_curves.json, by which the trainer's tests check every method without TRL.
 TRL's environment is made by tests/bench/trl-env.sh; TRL_PYTHON names another one.
@@ -49,8 +49,9 @@ def trl(directory: conftest.Directory, kind: str, arguments: dict, threads: int)
 
 
 def largest(ours: list[dict], theirs: list[dict]) -> tuple[float, float]:
+    """The largest difference of the losses, and of the margins where there are some."""
     pairs = list(zip(ours, theirs, strict=True))
-    return max(abs(a["loss"] - b["loss"]) for a, b in pairs), max(abs(a["rewards_margin"] - b["margin"]) for a, b in pairs)
+    return max(abs(a["loss"] - b["loss"]) for a, b in pairs), max(abs(a["rewards_margin"] - b["margin"]) if "margin" in b else 0 for a, b in pairs)
 
 
 def every_method(write: bool) -> None:
@@ -61,7 +62,7 @@ def every_method(write: bool) -> None:
         for name, (_, kind, arguments) in CASES.items():
             directory = directory_of(name, Path(folder) / name, base)
             theirs = trl(directory, kind, arguments, threads=1)
-            curves[name] = {"trl": theirs["version"], **{key: [round(step[key], 6) for step in theirs["steps"]] for key in ("loss", "margin")}}
+            curves[name] = {"trl": theirs["version"], **{key: [round(step[key], 6) for step in theirs["steps"]] for key in theirs["steps"][0]}}
             loss, margin = largest(run_in_order(directory), theirs["steps"])
             print(f"{name}: {len(theirs['steps'])} steps, largest difference of the loss {loss:.1e}, of the margin {margin:.1e}", flush=True)
     if write:
@@ -93,8 +94,11 @@ def cpu_seconds_of_training():
         yield taken
 
 
-def real_base(base: Path, steps: int, pairs_a_step: int) -> None:
-    """Pairs of mixed lengths, as chats have them: prompts of 20 to 120 tokens, chosen answers of 10 to 60, rejected ones of 20 to 200."""
+def real_base(base: Path, steps: int, pairs_a_step: int, method: str) -> None:
+    """
+    Pairs of mixed lengths, as chats have them: prompts of 20 to 120 tokens, chosen answers of 10 to 60, rejected ones of 20 to 200.
+    supervised: all answers are learned.
+    """
     import torch
 
     torch.set_num_threads(2)
@@ -108,21 +112,22 @@ def real_base(base: Path, steps: int, pairs_a_step: int) -> None:
                 sequences.append((prompt + answer, [-100] * len(prompt) + answer, side))
         rows.append(sequences)
     end = json.loads((base / "generation_config.json").read_text())["eos_token_id"]
-    rows = [[([*tokens, end], [*labels, end], side) for tokens, labels, side in row] for row in rows]
+    rows = [[([*tokens, end], [*labels, end], *([side] if method == "dpo" else [])) for tokens, labels, side in row] for row in rows]
     training = {"per_device_train_batch_size": 1, "num_train_epochs": 1, "learning_rate": 1e-4, "save_steps": 1000, "bf16": False}
     with tempfile.TemporaryDirectory() as folder:
         lora = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
-        directory = conftest.Directory(Path(folder) / "run", base, rows=rows, held_out=[], method={"type": "dpo"}, lora=lora, training=training, probes=())
-        theirs = trl(directory, "DPO", {}, threads=2)
+        directory = conftest.Directory(Path(folder) / "run", base, rows=rows, held_out=[], method={"type": method}, lora=lora, training=training, probes=())
+        theirs = trl(directory, "DPO" if method == "dpo" else "SFT", {}, threads=2)
         with cpu_seconds_of_training() as cpu:
             lines = run_in_order(directory)
         phases = directory.result["phases"]
         loss, margin = largest(lines, theirs["steps"])
-    print(f"{steps} steps of {pairs_a_step} pairs, {sum(len(tokens) for row in rows for tokens, _, _ in row)} tokens, load {os.getloadavg()[0]:.1f}")
+    print(f"{steps} steps of {pairs_a_step} pairs, {sum(len(sequence[0]) for row in rows for sequence in row)} tokens, load {os.getloadavg()[0]:.1f}")
     print(f"largest difference of the loss {loss:.1e}, of the margin {margin:.1e}")
-    ours = phases["reference"] + phases["train"]
+    reference = phases.get("reference", 0.0)
+    ours = reference + phases["train"]
     print(f"TRL {theirs['version']}: {theirs['seconds']:.1f} s, {theirs['cpu_seconds']:.1f} CPU seconds")
-    print(f"ours: {ours:.1f} s, {sum(cpu):.1f} CPU seconds, the reference included ({phases['reference']:.1f} s)")
+    print(f"ours: {ours:.1f} s, {sum(cpu):.1f} CPU seconds, the reference included ({reference:.1f} s)")
     print(f"{theirs['seconds'] / ours:.2f} times as fast, {theirs['cpu_seconds'] / sum(cpu):.2f} in CPU seconds")
 
 
@@ -132,8 +137,9 @@ if __name__ == "__main__":
     parser.add_argument("--base", type=Path)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--method", choices=["supervised", "dpo"], default="dpo")
     given = parser.parse_args()
     if given.base is None:
         every_method(given.write)
     else:
-        real_base(given.base.resolve(), given.steps, given.pairs)
+        real_base(given.base.resolve(), given.steps, given.pairs, given.method)

@@ -3,8 +3,8 @@ Trains with TRL on a trainer's folder (train.py), for the side by side of beside
 
     python trl_curve.py DIR TRAINER ARGUMENTS TENSORS
 
-TRAINER: DPO, ORPO, CPO or KTO. ARGUMENTS: JSON for its config. TENSORS: a safetensors file with the initial A of each module. Each packed
-row of the folder becomes one batch. Prints JSON: {"version", "seconds", "cpu_seconds", "steps": [{"loss", "margin"}]}. The tokenizer is a mapping of ids to
+TRAINER: SFT, DPO, ORPO, CPO or KTO. ARGUMENTS: JSON for its config. TENSORS: a safetensors file with the initial A of each module. Each packed
+row of the folder becomes one batch. Prints JSON: {"version", "seconds", "cpu_seconds", "steps": [{"loss", "margin"}]} (SFT has no margin). The tokenizer is a mapping of ids to
 words, so TRL's own preparation of rows brings exactly the ids.
 """
 
@@ -48,17 +48,19 @@ rows, batch_size = [], 0
 for table in (pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in sorted(directory.glob("shards/train-*.arrow"))):
     for row in table.to_pylist():
         sequences = []
-        for (start, stop), side in zip(pairwise([0, *np.cumsum(row["seq_lengths"])]), row["sides"], strict=True):
+        for (start, stop), side in zip(pairwise([0, *np.cumsum(row["seq_lengths"])]), row.get("sides", [1] * len(row["seq_lengths"])), strict=True):
             first = start + next(i for i, label in enumerate(row["labels"][start:stop]) if label != -100)
             sequences.append((text(row["input_ids"][start:first]), text(row["input_ids"][first:stop]), side))
-        if kind == "KTO":
+        if kind == "SFT":
+            rows += [{"prompt": prompt, "completion": answer} for prompt, answer, _ in sequences]
+        elif kind == "KTO":
             rows += [{"prompt": prompt, "completion": answer, "label": side == 1} for prompt, answer, side in sequences]
         else:
             pairs = zip(sequences[0::2], sequences[1::2], strict=True)
             rows += [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for (prompt, chosen, _), (_, rejected, _) in pairs]
-        batch_size = batch_size or len(rows)
+        batch_size = batch_size or len(rows) * settings["per_device_train_batch_size"]
 
-if kind in ("DPO", "KTO"):
+if kind in ("SFT", "DPO", "KTO"):
     trainer_class, config_class = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
 elif kind == "ORPO":
     from trl.experimental.orpo import ORPOConfig as config_class
@@ -103,5 +105,7 @@ with tempfile.TemporaryDirectory() as output:
     trainer.train()
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - used
 
-steps = [{"loss": line["loss"], "margin": line["rewards/margins"]} for line in trainer.state.log_history if "loss" in line]
+steps = [
+    {"loss": line["loss"]} | ({"margin": line["rewards/margins"]} if "rewards/margins" in line else {}) for line in trainer.state.log_history if "loss" in line
+]
 print(json.dumps({"version": trl.__version__, "seconds": seconds, "cpu_seconds": cpu_seconds, "steps": steps}))

@@ -51,8 +51,11 @@ def test_losses_and_margins_are_those_of_trl(name, tmp_path, tiny_base):
     lines, expected = run_in_order(directory_of(name, tmp_path / "run", tiny_base)), CURVES[name]
     assert len(lines) == len(expected["loss"]) == 50
     assert [line["loss"] for line in lines] == pytest.approx(expected["loss"], abs=1e-4, rel=1e-4)
-    assert [line["rewards_margin"] for line in lines] == pytest.approx(expected["margin"], abs=1e-4, rel=1e-4)
-    assert max(abs(margin) for margin in expected["margin"]) > 0.1  # something was learned
+    if "margin" in expected:
+        assert [line["rewards_margin"] for line in lines] == pytest.approx(expected["margin"], abs=1e-4, rel=1e-4)
+        assert max(abs(margin) for margin in expected["margin"]) > 0.1  # something was learned
+    else:
+        assert expected["loss"][-1] < expected["loss"][0] - 0.1
 
 
 def test_label_smoothing_of_dpo_is_cdpo():

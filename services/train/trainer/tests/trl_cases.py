@@ -6,11 +6,13 @@ margins stand in trl_curves.json. `python tests/bench/beside_trl.py` makes it, w
 from pathlib import Path
 from unittest.mock import patch
 
-from conftest import Directory, make_pairs
+from conftest import Directory, make_pairs, make_rows
 
 STEPS = 50
 # Name to (our method, TRL's trainer, TRL's arguments).
 CASES: dict[str, tuple[dict, str, dict]] = {
+    "supervised": ({"type": "supervised"}, "SFT", {}),
+    "supervised-packed": ({"type": "supervised"}, "SFT", {}),
     "dpo": ({"type": "dpo"}, "DPO", {}),
     "dpo-hinge": ({"type": "dpo", "loss_type": "hinge", "beta": 0.2}, "DPO", {"loss_type": ["hinge"], "beta": 0.2}),
     "dpo-ipo": ({"type": "dpo", "loss_type": "ipo"}, "DPO", {"loss_type": ["ipo"]}),
@@ -29,16 +31,23 @@ CASES: dict[str, tuple[dict, str, dict]] = {
 
 
 def directory_of(name: str, path: Path, base: Path) -> Directory:
-    """A folder for the trainer in which each packed row is one of TRL's batches: 4 pairs, or 8 answers."""
+    """A folder for the trainer in which one of TRL's batches is a packed row (4 pairs, or 8 answers), or 4 rows that are not packed."""
     method = CASES[name][0]
+    packed = name != "supervised"
+
+    def rows_of(count: int, seed: int, sequences: int):
+        if method["type"] == "supervised":
+            return make_rows(count, seed=seed, packed=sequences)
+        return make_pairs(count, seed=seed, packed=sequences, unpaired=method["type"] == "kto")
+
     return Directory(
         path,
         base,
-        rows=make_pairs(STEPS, seed=11, packed=4, unpaired=method["type"] == "kto"),
-        held_out=make_pairs(4, seed=12, packed=1, unpaired=method["type"] == "kto"),
+        rows=rows_of(STEPS, 11, 4) if packed else rows_of(4 * STEPS, 11, 1),
+        held_out=rows_of(4, 12, 1),
         method=method,
         lora={"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
-        training={"per_device_train_batch_size": 1, "num_train_epochs": 1, "learning_rate": 0.005, "save_steps": 100, "bf16": False},
+        training={"per_device_train_batch_size": 1 if packed else 4, "num_train_epochs": 1, "learning_rate": 0.005, "save_steps": 100, "bf16": False},
     )
 
 
