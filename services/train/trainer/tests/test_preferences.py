@@ -55,7 +55,7 @@ def test_losses_and_margins_are_those_of_trl(name, tmp_path, tiny_base):
         assert [line["rewards_margin"] for line in lines] == pytest.approx(expected["margin"], abs=1e-4, rel=1e-4)
         assert max(abs(margin) for margin in expected["margin"]) > 0.1  # something was learned
     else:
-        assert expected["loss"][-1] < expected["loss"][0] - 0.1
+        assert sum(expected["loss"][-10:]) < sum(expected["loss"][:10]) - 1  # something was learned
 
 
 def test_label_smoothing_of_dpo_is_cdpo():
