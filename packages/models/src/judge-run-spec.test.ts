@@ -29,6 +29,10 @@ test.each([
   expect(judgeRunSpec(specOf({ ...minimal, ...change }), [engine])).toEqual([{ code, param, message: expect.stringMatching(message) }]);
 });
 
+test.each(["dpo", "orpo", "simpo", "kto"] as const)("%s goes with all that a run says when it says nothing else", (type) => {
+  expect(judgeRunSpec(specOf({ ...minimal, method: { type } }), [engine])).toEqual([]);
+});
+
 test("a run for a base whose files are missing is refused with the reason, unless another engine has it", () => {
   const problem = { code: "BASE_MISSING", message: 'engine "local": base "smollm2-135m-instruct" is not here', param: "base" };
   const broken = { ...engine, problem };

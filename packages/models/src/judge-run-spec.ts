@@ -60,7 +60,7 @@ function judgePreferences(method: Method, spec: RunSpec, engine: EngineRecord): 
   const unfit: [param: string, isUnfit: boolean, why: string][] = [
     [
       "tokenize.too_long",
-      tokenize.too_long !== "drop",
+      tokenize.too_long === "trim-prompt",
       "an answer that is cut cannot be compared; a pair with a longer side is dropped and told",
     ],
     [
