@@ -26,6 +26,7 @@ import conftest  # noqa: E402  sets the threads, before torch is imported
 import numpy as np  # noqa: E402
 from trl_cases import CASES, directory_of, run_in_order  # noqa: E402
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py has it
 TRL_PYTHON = os.environ.get("TRL_PYTHON", str(ROOT / ".cache/bench-trl/bin/python"))
 
 
@@ -94,14 +95,14 @@ def cpu_seconds_of_training():
         yield taken
 
 
-def real_base(base: Path, steps: int, pairs_a_step: int, method: str) -> None:
+def real_base(base: Path, steps: int, pairs_a_step: int, method: str, threads: int) -> None:
     """
     Pairs of mixed lengths, as chats have them: prompts of 20 to 120 tokens, chosen answers of 10 to 60, rejected ones of 20 to 200.
     supervised: all answers are learned.
     """
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     random, rows = np.random.default_rng(5), []
     for _ in range(steps):
         sequences = []
@@ -117,7 +118,7 @@ def real_base(base: Path, steps: int, pairs_a_step: int, method: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         lora = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
         directory = conftest.Directory(Path(folder) / "run", base, rows=rows, held_out=[], method={"type": method}, lora=lora, training=training, probes=())
-        theirs = trl(directory, "DPO" if method == "dpo" else "SFT", {}, threads=2)
+        theirs = trl(directory, "DPO" if method == "dpo" else "SFT", {}, threads=threads)
         with cpu_seconds_of_training() as cpu:
             lines = run_in_order(directory)
         phases = directory.result["phases"]
@@ -137,9 +138,10 @@ if __name__ == "__main__":
     parser.add_argument("--base", type=Path)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2, help="1: CPU seconds are then the work that is done, whatever else runs")
     parser.add_argument("--method", choices=["supervised", "dpo"], default="dpo")
     given = parser.parse_args()
     if given.base is None:
         every_method(given.write)
     else:
-        real_base(given.base.resolve(), given.steps, given.pairs, given.method)
+        real_base(given.base.resolve(), given.steps, given.pairs, given.method, given.threads)
