@@ -47,6 +47,7 @@ const samples: Record<string, unknown> = {
   "method.type=dpo": { type: "dpo", beta: 0.3, label_smoothing: 0.1, loss_type: "robust", sft_weight: 0.2, pairs: "all" },
   "method.type=orpo": { type: "orpo", beta: 0.3, pairs: "all" },
   "method.type=simpo": { type: "simpo", beta: 3, simpo_gamma: 1, cpo_alpha: 0.5, pairs: "all" },
+  "method.type=judge": { type: "judge", pairs: "all" },
   "method.type=kto": { type: "kto", beta: 0.3, desirable_weight: 1.5, undesirable_weight: 2 },
   import: adapterFromElsewhere,
   validation: "01JD000000000000000000000V",

@@ -115,6 +115,8 @@ const trainedKinds: Record<Examples, readonly Rec["kind"][]> = {
   "best-pairs": ["preference", "ranked"],
   "all-pairs": ["preference", "ranked"],
   labelled: ["preference", "ranked", "unpaired"],
+  "best-comparisons": ["preference", "ranked"],
+  "all-comparisons": ["preference", "ranked"],
 };
 
 interface Judged {

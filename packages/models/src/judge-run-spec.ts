@@ -9,6 +9,7 @@ import {
   type MethodTable,
   type Problem,
   type RunSpec,
+  isPreference,
 } from "@loraline/contracts";
 import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
 import { isNamed, judgePattern, patternBudget, shortNames } from "./module-patterns.ts";
@@ -49,14 +50,16 @@ const judges: MethodTable<[spec: RunSpec, engine: EngineRecord], Problem[]> = {
   orpo: judgePreferences,
   simpo: judgePreferences,
   kto: judgePreferences,
+  judge: judgePreferences,
   // An import trains nothing, so ranks, lengths and targets in the spec have no effect. The adapter is judged by its files.
   import: () => [],
 };
 
-/** Settings that are right for a supervised run and would have no effect, or a harmful one, on preferences. */
+/** Settings that are right for a supervised run and would have no effect, or a harmful one, on preferences. A judge is trained like others. */
 function judgePreferences(method: Method, spec: RunSpec, engine: EngineRecord): Problem[] {
   const { tokenize, training, gate_accuracy } = spec;
   const smooths = method.type === "dpo" && method.label_smoothing > 0 && (method.loss_type === "hinge" || method.loss_type === "ipo");
+  const compares = isPreference(method);
   const unfit: [param: string, isUnfit: boolean, why: string][] = [
     [
       "tokenize.too_long",
@@ -65,11 +68,15 @@ function judgePreferences(method: Method, spec: RunSpec, engine: EngineRecord): 
     ],
     [
       "training.label_smoothing_factor",
-      (training.label_smoothing_factor ?? 0) > 0,
+      compares && (training.label_smoothing_factor ?? 0) > 0,
       "the loss compares answers; dpo has method.label_smoothing",
     ],
-    ["training.neftune_noise_alpha", (training.neftune_noise_alpha ?? 0) > 0, "noise would be taken for a difference between the answers"],
-    ["gate_accuracy", gate_accuracy === true, "the gate judges how often the chosen answer is preferred, anyway"],
+    [
+      "training.neftune_noise_alpha",
+      compares && (training.neftune_noise_alpha ?? 0) > 0,
+      "noise would be taken for a difference between the answers",
+    ],
+    ["gate_accuracy", compares && gate_accuracy === true, "the gate judges how often the chosen answer is preferred, anyway"],
     ["method.label_smoothing", smooths, `loss_type ${method.type === "dpo" ? method.loss_type : ""} does not use it`],
   ];
   const problems = unfit.flatMap(([param, isUnfit, why]): Problem[] =>

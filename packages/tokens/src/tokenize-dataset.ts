@@ -14,7 +14,7 @@ import { digestOf, getJson, type Objects, putJson } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { explainTooFew, listed } from "./decide-remedy.ts";
 import { ignored, type Sequence } from "./encoder/encode-pieces.ts";
-import { examplesOf, sequencesPerExample } from "./encoder/encode-preferences.ts";
+import { examplesOf, isSided, sequencesPerExample, sequencesTogether } from "./encoder/encode-preferences.ts";
 import { createRecordEncoder } from "./encoder/encode-records.ts";
 import { type DroppedRecord, type EncodedChunk, recordIdOf, shownRecords, signatureOfSequence } from "./encoder/encoded-chunk.ts";
 import { type Base, identityOf } from "./encoder/load-base.ts";
@@ -81,6 +81,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
   const { objects, telemetry, signal, shardBytes } = deps;
   const { tenant, base, spec, dataset, validation } = input;
   using store = createSequenceStore();
+  const examples = examplesOf(spec.method);
 
   const [train, evaluation] = await telemetry.span("encode records", {}, async (span) => {
     const evaluated = createRefuse(spec, { remembers: validation !== null });
@@ -90,7 +91,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
     if (unseen !== undefined) return [all, unseen];
     // Of a single long text, parts are held out.
     const isOne = new Set(all.sequences.map((one) => one.id)).size === 1;
-    const unitOf = (one: Stored): number => (isOne ? one.index : one.id);
+    const unitOf = (one: Stored): number => (isOne ? Math.floor(one.index / sequencesPerExample(examples)) : one.id);
     const heldOut = holdOut(all.sequences.map(unitOf), spec.holdout, spec.training.seed);
     const [kept, held] = [false, true].map((side) => all.sequences.filter((one) => heldOut.has(unitOf(one)) === side));
     return [
@@ -99,9 +100,8 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
     ];
   });
 
-  const examples = examplesOf(spec.method);
-  const together = sequencesPerExample(examples);
-  const usable = (train.sequences.length + (validation === null ? evaluation.sequences.length : 0)) / together;
+  const together = sequencesTogether(examples);
+  const usable = (train.sequences.length + (validation === null ? evaluation.sequences.length : 0)) / sequencesPerExample(examples);
   if (usable < spec.min_records || train.sequences.length === 0) {
     return { kind: "rejected", problem: await tooFew(objects, input, usable, train.reasons) };
   }
@@ -135,7 +135,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
         store,
         rows,
         metadata,
-        sided: examples !== "answers",
+        sided: isSided(examples),
         shardBytes,
         signal,
         put: (bytes) => objects.put(tenant, "shard", bytes),
@@ -361,7 +361,7 @@ async function choosePrompts(
       ? await promptsFor(encoder, "neutral", neutralQuestions.slice(0, probesOfEach))
       : [];
   const own = new Map<string, ProbePrompt>();
-  const together = sequencesPerExample(examplesOf(spec.method));
+  const together = sequencesTogether(examplesOf(spec.method));
   const sequenceOf = ({ index }: Stored): Sequence => {
     const sequence = { ids: new Int32Array(store.length(index)), labels: new Int32Array(store.length(index)) };
     store.read(index, sequence.ids, sequence.labels, 0);

@@ -130,6 +130,7 @@ const tokenizers: MethodTable<[OnRunRequestedDeps, Received<typeof runRequested>
   orpo: (_, ...run) => tokenizeRecords(...run),
   simpo: (_, ...run) => tokenizeRecords(...run),
   kto: (_, ...run) => tokenizeRecords(...run),
+  judge: (_, ...run) => tokenizeRecords(...run),
   import: (method, deps, { at, data }) => tokenizeAdapter(deps, at.tenant, data.spec, method),
 };
 

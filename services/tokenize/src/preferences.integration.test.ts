@@ -1,7 +1,9 @@
 /** Runs that learn from preferences: what becomes of pairs, ranked lists and labelled answers, on the real base. */
+import { join } from "node:path";
 import type { Message, Rec } from "@loraline/contracts";
 import { digestOf } from "@loraline/objects";
-import { basesDir } from "@loraline/testkit";
+import { baseName, basesDir } from "@loraline/testkit";
+import { loadBase } from "@loraline/tokens";
 import { describe, expect } from "vitest";
 import { chatRecord, dataset, rejected, request, rowsOf, someRecords, specOf, telemetry, test, tokenized } from "./service-under-test.ts";
 import { createTokenizeService } from "./service.ts";
@@ -258,4 +260,56 @@ test("settings that would do nothing or harm are refused before anything is spen
   ] as const) {
     expect(await rejected(line, await request(line, specOf(id, spec)))).toMatchObject({ code: "SETTING_NOT_FOR_METHOD", param });
   }
+});
+
+describe("a judge", () => {
+  test("is asked each pair in both orders, learns the letter alone, and is measured on pairs of which it saw neither order", async ({
+    bus,
+    objects,
+    tenant,
+    dir,
+  }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
+    expect(service).toBeDefined();
+    const id = await dataset(line, [...somePairs(38), ranked(39, "Which?", [3, 1, 2]), pair(40, "Long?", "No.", "yes ".repeat(2000))]);
+    const { data, manifest } = await tokenized(line, await request(line, specOf(id, { method: { type: "judge" } })));
+    // 38 pairs and two of the list, in two orders each; of 39 records four are held out.
+    expect(data.totals.sequences + data.totals.evalSequences).toBe(80);
+    expect(data.totals).toMatchObject({ dropped: 1, supervised: data.totals.sequences, evalSupervised: data.totals.evalSequences });
+    expect(manifest.reasons).toEqual({ TOO_LONG: 1 });
+
+    const { encoder } = await loadBase(join(basesDir, baseName));
+    const asked = async (shards: typeof manifest.train) =>
+      Promise.all(
+        (await rowsOf(line, shards, dir)).flatMap((row) => {
+          expect(row.sides).toBeUndefined();
+          return sequencesOf(row).map(async ({ ids, trained }) => ({
+            text: await encoder.decode(ids),
+            letter: await encoder.decode(trained),
+          }));
+        }),
+      );
+    const [train, held] = [await asked(manifest.train), await asked(manifest.eval)];
+    for (const { text, letter } of [...train, ...held]) {
+      expect(text.endsWith(`assistant\n${letter}`)).toBe(true);
+      const [, a = "", b = ""] = /Answer A:\n(.*)\n\nAnswer B:\n(.*?)<\|im_end\|>/s.exec(text) ?? [];
+      const better = /^Sure: |^Answer 0\./;
+      expect([better.test(a), better.test(b)]).toEqual([letter === "A", letter === "B"]);
+    }
+    const questionsOf = (of: typeof train): Set<string | undefined> => new Set(of.map(({ text }) => /Question:\n(.*)\n/.exec(text)?.[1]));
+    expect(questionsOf(train).intersection(questionsOf(held)).size).toBe(0);
+    expect(held.filter(({ letter }) => letter === "A")).toHaveLength(held.length / 2);
+  });
+});
+
+test("a single list of answers gives pairs that are held out whole", async ({ bus, objects, tenant, dir }) => {
+  const line = { bus, objects, tenant };
+  await using service = await createTokenizeService({ bus, objects, telemetry, basesDir });
+  expect(service).toBeDefined();
+  const id = await dataset(line, [ranked(1, "Which?", [6, 5, 4, 3, 2, 1])]);
+  const { data, manifest } = await tokenized(line, await request(line, specOf(id, { method: { type: "dpo", pairs: "all" } })));
+  expect(data.totals).toMatchObject({ sequences: 26, evalSequences: 4 });
+  for (const row of [...(await rowsOf(line, manifest.train, dir)), ...(await rowsOf(line, manifest.eval, dir))])
+    expect(row.sides).toEqual([1, 0]);
 });

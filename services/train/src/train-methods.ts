@@ -23,6 +23,8 @@ const methods: MethodTable<[], TrainMethod> = {
   orpo: (method) => trained(method, withoutPairs(method)),
   simpo: (method) => trained(method, withoutPairs(method)),
   kto: (method) => trained(method, method),
+  // Its answers are letters, and they are learned like any others.
+  judge: (method) => trained(method, { type: "supervised" }),
   import: (method) => ({
     files: [
       { blob: method.config, path: `import/${adapterFiles.config}` },

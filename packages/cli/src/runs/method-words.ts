@@ -32,6 +32,7 @@ const methods: MethodTable<[spec: RunSpec], MethodWords> = {
   orpo: learning,
   simpo: learning,
   kto: learning,
+  judge: learning,
   import: ({ source }, { base }) => ({
     requested: "judging the adapter",
     inputs: [

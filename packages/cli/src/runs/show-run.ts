@@ -25,6 +25,12 @@ const phaseColor = (run: RunState): string => {
 const rowsWords = ({ rows, held_out_rows: all }: Evaluation): string =>
   typeof all === "number" && all > rows ? `${rows} of ${all} rows (training.eval_budget)` : `${rows} rows`;
 
+/** A judge's only trained token is its verdict. Each pair is asked in both orders. */
+const judgedRight = ({ base_accuracy: base, adapter_accuracy: own, rows }: Evaluation): string => {
+  const percent = (share: number | null | undefined): string => (typeof share === "number" ? `${(100 * share).toFixed(1)} %` : "-");
+  return `${percent(own)} of ${rows} held-out comparisons; the base ${percent(base)}`;
+};
+
 /** Everything worth knowing about one run. */
 export function describeRun(run: RunState, view: AdapterView | undefined): Line[] {
   const { tokens, trained, served, error, spec } = run;
@@ -66,6 +72,7 @@ export function describeRun(run: RunState, view: AdapterView | undefined): Line[
               ? `; published: step ${evaluation.published_step}, the best one`
               : ""),
         ],
+    spec.method.type === "judge" && evaluation !== null ? ["judges right", judgedRight(evaluation)] : undefined,
     evaluation?.preference ? ["preference", preferenceWords(evaluation.preference)] : undefined,
     doubt === undefined ? undefined : ["", yellow(doubt)],
     served === null ? undefined : ["version", `${modelOf(run)}@${served.version}  ${served.digest}`],

@@ -5,7 +5,7 @@
 import { z } from "zod";
 import { problem } from "../names.ts";
 import { notice } from "../spec/judged-fields.ts";
-import { adapterImport, type MethodType, preferenceShapes, type PreferenceType } from "../spec/method.ts";
+import { adapterImport, type MethodType, shapesWithSettings } from "../spec/method.ts";
 import { runSpecFields } from "../spec/run-spec.ts";
 import { runState } from "../state.ts";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
@@ -101,15 +101,15 @@ const hyperparameters = z.strictObject({
 const usedHyperparameters = z.object({ n_epochs: z.number(), batch_size: z.int(), learning_rate_multiplier: z.number() });
 
 /** A method's own settings stand in its `hyperparameters` beside OpenAI's, as OpenAI's own `beta` does; "auto" is the default. */
-const ownSettings = (type: PreferenceType): Record<string, z.ZodDefault> => {
-  const { type: _apart, ...settings } = preferenceShapes[type].shape;
+const ownSettings = (type: keyof typeof shapesWithSettings): Record<string, z.ZodDefault> => {
+  const { type: _apart, ...settings } = shapesWithSettings[type].shape;
   return settings;
 };
-const askedOf = (type: PreferenceType) => {
+const askedOf = (type: keyof typeof shapesWithSettings) => {
   const own = Object.entries(ownSettings(type)).map(([field, schema]) => [field, autoOr(schema.unwrap() as z.ZodType).optional()] as const);
   return z.strictObject({ hyperparameters: hyperparameters.extend(Object.fromEntries(own)).nullish() }).nullish();
 };
-const answeredOf = (type: PreferenceType) => z.object({ hyperparameters: usedHyperparameters.extend(ownSettings(type)) });
+const answeredOf = (type: keyof typeof shapesWithSettings) => z.object({ hyperparameters: usedHyperparameters.extend(ownSettings(type)) });
 
 /** How each method is written in OpenAI's field `method`: in the answer, and in a request that gives this field. */
 const jobMethods = {
@@ -135,6 +135,10 @@ const jobMethods = {
   kto: {
     asked: z.strictObject({ type: z.literal("kto"), kto: askedOf("kto") }),
     answered: z.object({ type: z.literal("kto"), kto: answeredOf("kto") }),
+  },
+  judge: {
+    asked: z.strictObject({ type: z.literal("judge"), judge: askedOf("judge") }),
+    answered: z.object({ type: z.literal("judge"), judge: answeredOf("judge") }),
   },
   import: {
     asked: "is no job: send the adapter to POST /v1/loraline/adapters (`loraline adapters add`)",

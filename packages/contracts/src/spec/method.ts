@@ -76,15 +76,18 @@ const dpo = z.strictObject({ type: z.literal("dpo"), ...preferenceFields.dpo, pa
 const orpo = z.strictObject({ type: z.literal("orpo"), ...preferenceFields.orpo, pairs });
 const simpo = z.strictObject({ type: z.literal("simpo"), ...preferenceFields.simpo, pairs });
 const kto = z.strictObject({ type: z.literal("kto"), ...preferenceFields.kto });
+const judge = z.strictObject({ type: z.literal("judge"), pairs });
 
-export const preferenceShapes = { dpo, orpo, simpo, kto } as const;
+const preferenceShapes = { dpo, orpo, simpo, kto } as const;
+/** Methods with settings, which a job's body has among its hyperparameters. */
+export const shapesWithSettings = { ...preferenceShapes, judge } as const;
 
 export const method = z
-  .discriminatedUnion("type", [supervised, imported, dpo, orpo, simpo, kto], {
+  .discriminatedUnion("type", [supervised, imported, dpo, orpo, simpo, kto, judge], {
     error: ({ code, input }) => (code === "invalid_union" ? unknownMethod(input) : undefined),
   })
   .describe(
-    "How the adapter comes to be. `supervised`: trained on the answers in `dataset`. `dpo`, `orpo`, `simpo`: on pairs of a chosen and a rejected answer. `kto`: on answers that are labelled good or bad. `import`: trained elsewhere, in PEFT's layout; it is judged, made canonical, and proven by probes made here.",
+    "How the adapter comes to be. `supervised`: trained on the answers in `dataset`. `dpo`, `orpo`, `simpo`: on pairs of a chosen and a rejected answer. `kto`: on answers that are labelled good or bad. `judge`: to say which of two answers is better, from the same pairs, each asked in both orders. `import`: trained elsewhere, in PEFT's layout; it is judged, made canonical, and proven by probes made here.",
   );
 export type Method = z.infer<typeof method>;
 export type MethodType = Method["type"];
@@ -138,6 +141,7 @@ export const usualLearningRates: Readonly<Record<MethodType, number>> = {
   orpo: 8e-5,
   simpo: 1e-5,
   kto: 1e-5,
+  judge: trainingFields.parse({}).learning_rate,
 };
 
 const onDataset = { needs: { dataset: "is missing: name the dataset to train on" }, refuses: {} };
@@ -148,6 +152,7 @@ export const datasetRules: Record<MethodType, { needs: Record<string, string>; r
   orpo: onDataset,
   simpo: onDataset,
   kto: onDataset,
+  judge: onDataset,
   import: {
     needs: {},
     refuses: {

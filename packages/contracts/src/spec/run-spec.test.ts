@@ -207,11 +207,11 @@ test("a method that is not offered is refused, naming those that are", () => {
     [
       "SPEC_INVALID",
       "method.type",
-      'method.type: "telepathy" is not offered; use one of "supervised", "import", "dpo", "orpo", "simpo", "kto"',
+      'method.type: "telepathy" is not offered; use one of "supervised", "import", "dpo", "orpo", "simpo", "kto", "judge"',
     ],
   ]);
   expect(problemsOfSpec({ ...minimal, method: {} })).toEqual([
-    ["SPEC_INVALID", "method.type", 'method.type: must be one of "supervised", "import", "dpo", "orpo", "simpo", "kto"'],
+    ["SPEC_INVALID", "method.type", 'method.type: must be one of "supervised", "import", "dpo", "orpo", "simpo", "kto", "judge"'],
   ]);
   expect(problemsOfSpec({ ...imported, method: { type: "supervised" } })).toEqual([
     ["SPEC_INVALID", "import", expect.stringMatching(/remove it/)],

@@ -8,21 +8,29 @@ import { drop, type Encoded, type RecordEncoder } from "./record-encoder.ts";
 
 /**
  * What a method trains: `answers` one by one; `best-pairs` and `all-pairs` of answers, which differ in what a list of answers gives;
- * `labelled` answers, each good or bad.
+ * `labelled` answers, each good or bad; for a judge `best-comparisons` and `all-comparisons` of the same pairs.
  */
-export const exampleKinds = ["answers", "best-pairs", "all-pairs", "labelled"] as const;
+export const exampleKinds = ["answers", "best-pairs", "all-pairs", "labelled", "best-comparisons", "all-comparisons"] as const;
 export type Examples = (typeof exampleKinds)[number];
 
 export const examplesOf = (method: Method): Examples => {
   if (method.type === "kto") return "labelled";
+  if (method.type === "judge") return `${method.pairs}-comparisons`;
   return "pairs" in method ? `${method.pairs}-pairs` : "answers";
 };
 
-/** Sequences that belong together: both sides of a pair, or one answer. */
-export const sequencesPerExample = (examples: Examples): 1 | 2 => (examples.endsWith("-pairs") ? 2 : 1);
+type Compared = Extract<Examples, `${string}-pairs` | "labelled">;
+
+/** Whether sequences have sides, which are compared with each other in training. */
+export const isSided = (examples: Examples): examples is Compared => examples.endsWith("-pairs") || examples === "labelled";
+/** Sequences of an example: both sides of a pair, a judge's question in both orders, or one answer. They are held out together. */
+export const sequencesPerExample = (examples: Examples): 1 | 2 =>
+  examples.endsWith("-pairs") || examples.endsWith("-comparisons") ? 2 : 1;
+/** Sequences that must be in one row. */
+export const sequencesTogether = (examples: Examples): 1 | 2 => (examples.endsWith("-pairs") ? 2 : 1);
 
 /** One answer: good (or chosen), or bad (or rejected). */
-interface Side {
+export interface Side {
   readonly isGood: boolean;
   readonly answer: readonly Message[];
 }
@@ -31,8 +39,8 @@ interface Side {
  * @param encoder - of single conversations; it must neither cut nor drop what is too long.
  * @param maxLength - of each side, in tokens.
  */
-export function preferenceEncoder(encoder: RecordEncoder, examples: Exclude<Examples, "answers">, maxLength: number): RecordEncoder {
-  const together = sequencesPerExample(examples);
+export function preferenceEncoder(encoder: RecordEncoder, examples: Compared, maxLength: number): RecordEncoder {
+  const together = sequencesTogether(examples);
   return {
     async encode(records) {
       const sides = records.map((record) => sidesOf(record, examples));
@@ -58,7 +66,7 @@ export function preferenceEncoder(encoder: RecordEncoder, examples: Exclude<Exam
 }
 
 /** @returns a record's answers in the order in which they are compared (of pairs: chosen, rejected, chosen, …), or why it has none. */
-function sidesOf(record: Rec, examples: Exclude<Examples, "answers">): Side[] | { code: string; message: string } {
+export function sidesOf(record: Rec, examples: Compared): Side[] | { code: string; message: string } {
   const { kind, messages = [], chosen = [], rejected = [] } = record;
   switch (kind) {
     case "preference":
@@ -88,7 +96,7 @@ function promptLength(messages: readonly Message[]): number {
   return question + 1;
 }
 
-function rankedSides({ candidates = [] }: Rec, examples: Exclude<Examples, "answers">): ReturnType<typeof sidesOf> {
+function rankedSides({ candidates = [] }: Rec, examples: Compared): ReturnType<typeof sidesOf> {
   const unknown = (message: string) => ({ code: "RANKING_UNKNOWN", message });
   const scored = candidates.flatMap(({ content, score }) => (score === undefined ? [] : [{ content, score }]));
   if (scored.length < candidates.length) {
@@ -162,7 +170,7 @@ const nameOf = (isGood: boolean, together: 1 | 2): string =>
   together === 1 ? "the answer" : isGood ? "the chosen side" : "the rejected side";
 
 /** @returns why this side cannot be compared; null: it can. */
-function judgeSide({ samples, dropped }: Encoded, name: string, maxLength: number): Encoded["dropped"] {
+export function judgeSide({ samples, dropped }: Encoded, name: string, maxLength: number): Encoded["dropped"] {
   if (dropped !== null) return { ...dropped, message: `${name}: ${dropped.message}` };
   const [sample, another] = samples;
   if (sample === undefined || another !== undefined) {

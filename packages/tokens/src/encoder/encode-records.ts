@@ -1,7 +1,8 @@
 /** Encodes records to sequences of ids with their labels, in batches. */
 import type { Message, Rec } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime/errors";
-import { type Examples, preferenceEncoder } from "./encode-preferences.ts";
+import { comparisonEncoder } from "./encode-comparisons.ts";
+import { type Examples, isSided, preferenceEncoder } from "./encode-preferences.ts";
 import { type EncodedPieces, encodePieces, ignored, type Known, type Sequence } from "./encode-pieces.ts";
 import type { Base } from "./load-base.ts";
 import { drop, type Encoded, type Reason, type RecordEncoder, type TokenizeSpec } from "./record-encoder.ts";
@@ -17,7 +18,8 @@ import { renderSeed, seedPrompt, seedSystem } from "../templates/render-seed.ts"
 export function createRecordEncoder(base: Base, spec: TokenizeSpec, examples: Examples = "answers"): RecordEncoder {
   const single = (of: TokenizeSpec): RecordEncoder => (of.template === "seed" ? seedEncoder(base, of) : templateEncoder(base, of));
   if (examples === "answers") return single(spec);
-  return preferenceEncoder(single({ ...spec, too_long: "drop", max_length: uncut }), examples, spec.max_length);
+  const whole = single({ ...spec, too_long: "drop", max_length: uncut });
+  return isSided(examples) ? preferenceEncoder(whole, examples, spec.max_length) : comparisonEncoder(whole, examples, spec.max_length);
 }
 
 /** Longer than what fits into a row is only judged by who compares it, so that nothing is cut before. */

@@ -56,6 +56,10 @@ const methods: MethodTable<[spec: RunSpec, hyperparameters: JobObject["hyperpara
     training_file: trainingFile(spec),
     method: { type, kto: { hyperparameters: { ...used, ...own } } },
   }),
+  judge: ({ type, ...own }, spec, used) => ({
+    training_file: trainingFile(spec),
+    method: { type, judge: { hyperparameters: { ...used, ...own } } },
+  }),
   import: ({ type, source }) => ({ training_file: `import:${source}`, method: { type, import: { source } } }),
 };
 

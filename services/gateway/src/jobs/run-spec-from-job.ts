@@ -7,10 +7,10 @@ import {
   type MethodType,
   openAiFields,
   parseRunSpec,
-  type PreferenceType,
   type Problem,
   problemsOf,
   type RunSpec,
+  type shapesWithSettings,
   type trainingFields,
   usualLearningRates,
 } from "@loraline/contracts";
@@ -38,7 +38,7 @@ interface FromJob {
 type PreferenceHyperparameters = NonNullable<Body["hyperparameters"]> & Record<string, unknown>;
 
 /** What OpenAI's hyperparameters do not name is the method's own; "auto" is its default. */
-function fromPreferences(type: PreferenceType, under: { hyperparameters?: unknown } | null | undefined): FromJob {
+function fromPreferences(type: keyof typeof shapesWithSettings, under: { hyperparameters?: unknown } | null | undefined): FromJob {
   const { n_epochs, batch_size, learning_rate_multiplier, ...own } = (under?.hyperparameters ?? {}) as PreferenceHyperparameters;
   const given = Object.entries(own).filter(([, value]) => value !== "auto");
   return { method: { type, ...Object.fromEntries(given) }, hyperparameters: { n_epochs, batch_size, learning_rate_multiplier } };
@@ -51,6 +51,7 @@ const specMethods: { [T in BodyMethod["type"]]: (asked: Extract<BodyMethod, { ty
   orpo: ({ type, orpo }) => fromPreferences(type, orpo),
   simpo: ({ type, simpo }) => fromPreferences(type, simpo),
   kto: ({ type, kto }) => fromPreferences(type, kto),
+  judge: ({ type, judge }) => fromPreferences(type, judge),
 };
 const fromJob = (asked: BodyMethod): FromJob => (specMethods[asked.type] as (asked: BodyMethod) => FromJob)(asked);
 

@@ -257,6 +257,7 @@ const unjudged: MethodTable<[], string> = {
   orpo: nothingHeldOut,
   simpo: nothingHeldOut,
   kto: nothingHeldOut,
+  judge: nothingHeldOut,
   import: () => "nothing was judged: an adapter that was trained elsewhere has no held-out rows here.",
 };
 
