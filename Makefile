@@ -4,7 +4,7 @@ REPORTS := .cache/reports
 CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
-.PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster soak check fmt generate clean test-unit test-integration test-engine \
+.PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster bench-trl soak check fmt generate clean test-unit test-integration test-engine \
   test-python test-e2e test-e2e-quick test-faults test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -23,6 +23,11 @@ up: setup ## run everything in the foreground on one port
 
 bench: setup .cache/bench-litellm/.stamp ## measure; figures in docs/benchmarks.md
 	@node --conditions=@loraline/source tests/bench/main.ts
+
+bench-trl: setup .cache/bench-trl/.stamp ## the trainer beside TRL: the same losses step by step for every method, and the time of both on a real base
+	.venv/bin/python tests/bench/beside_trl.py
+	.venv/bin/python tests/bench/beside_trl.py --base .loraline/bases/smollm2-135m-instruct --method supervised
+	.venv/bin/python tests/bench/beside_trl.py --base .loraline/bases/smollm2-135m-instruct --method dpo
 
 soak: setup ## kills, faults and load at random for SOAK_MINUTES (10), then a check of all that was answered; docs/contributing.md
 	@node --conditions=@loraline/source tests/soak/main.ts
@@ -99,6 +104,10 @@ clean: ## remove all that was installed or made here
 
 .cache/bench-litellm/.stamp: tests/bench/litellm.lock | .venv/.stamp
 	sh tests/bench/litellm-env.sh
+	@touch $@
+
+.cache/bench-trl/.stamp: tests/bench/trl.lock | .venv/.stamp
+	sh tests/bench/trl-env.sh
 	@touch $@
 
 # --- the parts of `setup`: each folder has a stamp that says it is complete ---
