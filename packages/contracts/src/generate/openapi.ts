@@ -82,7 +82,12 @@ const answers = () =>
   named(
     {
       ...answerNames,
-      ...Object.fromEntries(allRoutes.flatMap(([id, { answer }]) => (answer === undefined ? [] : [[`${capital(id)}Answer`, answer]]))),
+      ...Object.fromEntries(
+        allRoutes.flatMap(([id, { answer, event }]) => [
+          ...(answer === undefined ? [] : [[`${capital(id)}Answer`, answer] as const]),
+          ...(event === undefined ? [] : [[`${capital(id)}Event`, event] as const]),
+        ]),
+      ),
     },
     "output",
   );
@@ -99,6 +104,12 @@ const bodies = () =>
     },
     "input",
   );
+
+function nameIn(nameOf: ReadonlyMap<z.ZodType, string>, schema: z.ZodType): string {
+  const name = nameOf.get(schema);
+  if (name === undefined) throw new Error("a route has a schema that is among neither answers nor bodies");
+  return name;
+}
 
 const parameterRef = (name: string): Json => ({ $ref: `#/components/parameters/${name}` });
 const headerRefs = (...names: string[]): Json => Object.fromEntries(names.map((name) => [name, { $ref: `#/components/headers/${name}` }]));
@@ -126,7 +137,7 @@ function parametersOf({ path, query, idempotent, sticky }: HttpRoute): Json[] {
 
 function bodyOf({ body, form, bodyOptional }: HttpRoute, nameOf: ReadonlyMap<z.ZodType, string>): Json {
   if (body === undefined && form === undefined) return {};
-  const refTo = (schema: z.ZodType): Json => schemaRef(nameOf.get(schema) as string);
+  const refTo = (schema: z.ZodType): Json => schemaRef(nameIn(nameOf, schema));
   // Form fields that are neither files nor texts are sent as JSON text.
   const json = Object.entries(form?.shape ?? {}).filter(([, field]) => !isFile(field as z.ZodType) && !isText(field as z.ZodType));
   const encoding = Object.fromEntries(json.map(([name]) => [name, { contentType: "application/json" }]));
@@ -144,7 +155,7 @@ const isText = (schema: z.ZodType): boolean => ["string", "literal", "enum"].inc
 
 function successOf(route: HttpRoute, nameOf: ReadonlyMap<z.ZodType, string>): Json {
   const { status = 200, answer, event, raw, sticky, scopes } = route;
-  const refTo = (schema: z.ZodType): Json => schemaRef(nameOf.get(schema) as string);
+  const refTo = (schema: z.ZodType): Json => schemaRef(nameIn(nameOf, schema));
   const description =
     raw?.description ??
     (event === undefined
