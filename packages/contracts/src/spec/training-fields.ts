@@ -280,7 +280,7 @@ export const trainingFields = z
       .positive()
       .max(10)
       .default(2e-4)
-      .describe("Highest learning rate. Of `dpo`, `simpo` and `kto` the default is 1e-5, of `orpo` 8e-5."),
+      .describe("Highest learning rate. Of `dpo` the default is 5e-5, of `simpo` and `kto` 1e-5, of `orpo` 8e-5."),
     lr_scheduler_type: z
       .enum(scheduleNames, { error: trainingFieldErrors.lr_scheduler_type })
       .default("linear")
