@@ -277,6 +277,8 @@ describe("a judge", () => {
     // 38 pairs and two of the list, in two orders each; of 39 records four are held out.
     expect(data.totals.sequences + data.totals.evalSequences).toBe(80);
     expect(data.totals).toMatchObject({ dropped: 1, supervised: data.totals.sequences, evalSupervised: data.totals.evalSequences });
+    // Those of its own, and those that every adapter is asked.
+    expect(manifest.probes.map(({ name }) => name.split("-")[0])).toEqual([...Array(4).fill("line"), ...Array(4).fill("neutral")]);
     expect(manifest.reasons).toEqual({ TOO_LONG: 1 });
 
     const { encoder } = await loadBase(join(basesDir, baseName));

@@ -34,6 +34,9 @@ export interface EncodedChunk {
 export const shownRecords = 1000;
 const recordsPerBatch = 256;
 
+/** Kinds of records whose answers are rendered as conversations, where a method trains them. */
+const compared: ReadonlySet<Rec["kind"]> = new Set(["preference", "ranked", "unpaired"]);
+
 /** Equal records give equal chunks. @throws what `encode` throws; the signal's reason */
 export async function encodeChunk(
   encoder: RecordEncoder,
@@ -58,7 +61,7 @@ export async function encodeChunk(
       const { id, kind, meta } = record;
       const place = { id, ...(meta.file === undefined ? {} : { file: meta.file }), line: meta.line };
       // Decided by this chunk's records. The encoder may have seen conversations in other chunks.
-      const isConversation = kind === "chat" || result.samples.some(({ side }) => side !== undefined);
+      const isConversation = kind === "chat" || (compared.has(kind) && result.samples.length > 0);
       needsTemplate ||= isConversation && result.dropped?.code !== "BASE_CANNOT_SEE";
       if (result.dropped !== null) dropped.push({ ...place, ...result.dropped });
       const signature = signed && result.samples.length > 0 ? (signatureOf(comparedText(record)) ?? unsigned) : unsigned;
