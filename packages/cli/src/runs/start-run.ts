@@ -138,7 +138,11 @@ export async function follow(api: ApiClient, runId: string, { json }: { json: bo
     return exitCodes.interrupted;
   }
   await showRun(api, run, { json }, terminal);
-  if (run.served !== null && !json) writeLines(terminal, ["", `Ask it: loraline chat ${askedAs(run.served, run)} "Who are you?"`]);
+  if (run.served !== null && !json) {
+    const model = askedAs(run.served, run);
+    const isJudge = run.spec.method.type === "judge";
+    writeLines(terminal, ["", isJudge ? `How ${model} is asked: docs/preferences.md` : `Ask it: loraline chat ${model} "Who are you?"`]);
+  }
   return run.phase === "served" ? exitCodes.ok : exitCodes.failed;
 }
 
