@@ -53,8 +53,8 @@ const recordKinds = ["chat", "completion", "text", "preference", "ranked", "unpa
  * | completion | prompt, completion | supervised, without a chat template |
  * | text | text | supervised |
  * | pretokenized | input_ids, labels | supervised |
- * | preference | messages (the common prompt), chosen, rejected | dpo, orpo, simpo, kto |
- * | ranked | messages, candidates | dpo, orpo, simpo, kto |
+ * | preference | messages (the common prompt), chosen, rejected | dpo, orpo, simpo, kto, judge |
+ * | ranked | messages, candidates | dpo, orpo, simpo, kto, judge |
  * | unpaired | messages (with the answer), label | kto |
  */
 export const record = z.object({

@@ -8,7 +8,7 @@ import { countLabels } from "./formats/label-inventory.ts";
 import { type FileSource, openContainer, openParts, type Part } from "./containers/open-container.ts";
 import type { Container, Note, RawRow } from "./containers/raw-rows.ts";
 import { recordId } from "./formats/record-id.ts";
-import { redactRecords } from "./report/redact-records.ts";
+import { redact } from "./report/redact-records.ts";
 import type { UnpackLimits } from "./containers/unpack.ts";
 
 export interface ReadRecordsOptions {
@@ -69,10 +69,7 @@ export async function readRecords(
           else batch.rejections.push({ line: row.line, code: read.code, message: read.message });
         }
         count += rowsOfPart.length;
-        if (mapping?.redact === true) {
-          const { records, rejections } = await redactRecords(batch.records);
-          yield { records, rejections: [...batch.rejections, ...rejections] };
-        } else yield batch;
+        yield mapping?.redact === true ? await redact(batch) : batch;
         await nextTurn();
       }
     } catch (error) {

@@ -110,4 +110,24 @@ describe("redact: true", () => {
     expect(records.length + rejections.length).toBe(1);
     expect(rejections.every(({ code }) => code === "REDACTION_BREAKS_JSON")).toBe(true);
   });
+
+  it("keeps nothing of it in the reasons why rows are rejected, which quote them", async () => {
+    const lines = [
+      `{"messages": [{"role": "jo.doe@corp-mail.de", "content": "hi"}, {"role": "assistant", "content": "x"}]}`,
+      `jo.doe@corp-mail.de`,
+      `{"instruction": "a", "output": ${awsKey}}`,
+    ];
+    const reading = await readRecords(
+      (async function* () {
+        yield Buffer.from(lines.join("\n"));
+      })(),
+      { mapping: datasetMapping.parse({ redact: true }), maxRowBytes: 1e6, name: "rows.jsonl" },
+    );
+    const rejections: Rejection[] = [];
+    for await (const batch of reading?.batches ?? []) rejections.push(...batch.rejections);
+    expect(rejections.map(({ code }) => code)).toEqual(["ROLE_UNKNOWN", "NOT_JSON", "NOT_JSON"]);
+    const said = JSON.stringify(rejections);
+    for (const part of ["jo.doe", "corp-mail", awsKey.slice(0, 8), awsKey.slice(4, 9)]) expect(said).not.toContain(part);
+    expect(rejections[1]?.message).toMatch(/^line 2: not JSON: Unexpected token/);
+  });
 });

@@ -1,4 +1,4 @@
-/** Replaces secrets and personal data in records by the name of their kind, such as `[EMAIL]`. */
+/** Replaces secrets and personal data by the name of their kind, such as `[EMAIL]`: in records, and in what is said about rejected rows. */
 import type { Rec, Rejection } from "@loraline/contracts";
 import { recordId } from "../formats/record-id.ts";
 import { personalSpans } from "./find-personal-data.ts";
@@ -33,16 +33,40 @@ function slotsOf(record: Rec): Slot[] {
 
 const between = "\n";
 
-/**
- * Words that tell what a number is may stand in another turn, so all texts of a record are searched as one, as the report does.
- * @returns the records with other ids; and those whose tools would be no JSON any more, as rejections.
- */
-export async function redactRecords(records: readonly Rec[]): Promise<{ records: Rec[]; rejections: Rejection[] }> {
+interface Read {
+  records: Rec[];
+  rejections: Rejection[];
+}
+
+/** @returns the records with other ids; with the rejections those whose tools would be no JSON any more. */
+export async function redact({ records, rejections }: Readonly<Read>): Promise<Read> {
+  const [made, told] = [await redactRecords(records), await redactMessages(rejections)];
+  return { records: made.records, rejections: [...told, ...made.rejections] };
+}
+
+/** The part of a row that V8 quotes in its message. It may begin or end within a secret, which no rule would know then. */
+const quotedByJson = /, (?:\.\.\.)?".*"(?:\.\.\.)? is not valid JSON$/s;
+
+/** Messages quote values of the rows that they are about. */
+async function redactMessages(rejections: readonly Rejection[]): Promise<Rejection[]> {
+  if (rejections.length === 0) return [];
+  const messages = rejections.map(({ message }) => message.replace(quotedByJson, ""));
+  const secrets = await secretSpans(messages);
+  return rejections.map((rejection, index) => {
+    let message = messages[index] as string;
+    const put = (changed: string): void => void (message = changed);
+    replaceAll([{ text: message, isJson: false, put }], merged([...(secrets[index] ?? []), ...personalSpans(message)]));
+    return { ...rejection, message };
+  });
+}
+
+/** Words that tell what a number is may stand in another turn, so all texts of a record are searched as one, as the report does. */
+async function redactRecords(records: readonly Rec[]): Promise<Read> {
   const copies = records.map((record) => structuredClone(record));
   const slots = copies.map(slotsOf);
   const texts = slots.map((of) => of.map(({ text }) => text).join(between));
   const secrets = texts.length === 0 ? [] : await secretSpans(texts);
-  const result: { records: Rec[]; rejections: Rejection[] } = { records: [], rejections: [] };
+  const result: Read = { records: [], rejections: [] };
   for (const [index, record] of copies.entries()) {
     const places = merged([...(secrets[index] ?? []), ...personalSpans(texts[index] as string)]);
     if (places.length === 0) {
