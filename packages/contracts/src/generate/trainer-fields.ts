@@ -65,7 +65,8 @@ export const trainerFields = (): TrainerFields => ({
     ownFields: ownTrainingFields,
   },
   schedules,
-  methods: methodTypes,
+  // A judge reaches the trainer as `supervised`: tokenize has made questions with one right answer of its pairs.
+  methods: methodTypes.filter((type) => type !== "judge"),
   methodFields: {
     dpo: fieldsOf(z.object(preferenceFields.dpo), {}),
     orpo: fieldsOf(z.object(preferenceFields.orpo), {}),
