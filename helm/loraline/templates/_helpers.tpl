@@ -221,6 +221,8 @@ description of a pod and in no environment that child processes inherit. (list r
 {{- define "loraline.selfEnv" -}}
 - name: HEALTH_PORT
   value: "8081"
+- name: METRICS_PORT
+  value: "9464"
 - name: LOG_LEVEL
   value: {{ .Values.logLevel }}
 - name: POD_NAME
@@ -468,6 +470,8 @@ containers:
     ports:
       - name: health
         containerPort: 8081
+      - name: metrics
+        containerPort: 9464
       {{- with .ports }}
       {{- . | nindent 6 }}
       {{- end }}

@@ -367,6 +367,7 @@ export const replicaReport = z.object({
   engine: z.string(),
   base: z.string(),
   replica: z.string().describe("Pod UID, or the local process's slot."),
+  pod: z.string().nullish().describe("Name of the pod, for people."),
   incarnation: z
     .string()
     .describe("Changes whenever the engine process restarts; nothing is proven before it was proven in this incarnation."),

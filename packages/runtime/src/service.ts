@@ -3,6 +3,7 @@ import { z } from "zod";
 import { loadEnv } from "./env.ts";
 import { createHealth, type Health } from "./health.ts";
 import { createLog, type Log } from "./log.ts";
+import { serveMetrics } from "./metrics.ts";
 import { createTelemetry, type SpanSink, type Telemetry } from "./telemetry.ts";
 
 export interface ServiceContext<Env> {
@@ -37,6 +38,8 @@ interface ServiceOptions<Schema extends z.ZodType> {
 /** What every service takes from its environment besides its own settings. */
 const commonEnv = z.object({
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).optional().describe("Where /livez and /readyz are answered; absent: nowhere."),
+  METRICS_PORT: z.coerce.number().int().min(0).max(65_535).optional().describe("Where Prometheus finds /metrics, without keys; absent: nowhere."),
+  METRICS_HOST: z.string().default("0.0.0.0"),
   LORALINE_TRACES: z.enum(["nats"]).optional().describe("nats: spans are kept in the stream SPANS, for `loraline trace`."),
 });
 
@@ -70,7 +73,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     });
   }
   try {
-    const { HEALTH_PORT: port, LORALINE_TRACES: traces } = loadEnv(commonEnv, host.env);
+    const { HEALTH_PORT: port, LORALINE_TRACES: traces, METRICS_PORT: metricsPort, METRICS_HOST: metricsHost } = loadEnv(commonEnv, host.env);
     const keeping = Promise.withResolvers<SpanSink>();
     const env = loadEnv(options.env, host.env);
     telemetry = createTelemetry({
@@ -81,6 +84,10 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     });
     // Answers until the very end: a probe that fails while the service still drains would have it killed.
     const health = await createHealth({ port });
+    if (metricsPort !== undefined) {
+      const { url } = await serveMetrics(telemetry.metrics, { host: metricsHost, port: metricsPort });
+      log.info({ metricsUrl: url }, "metrics are served");
+    }
     running = await options.start({ env, log, telemetry, health, keepSpans: keeping.resolve, stopping: stopping.signal });
     health.started();
     log.info("ready");

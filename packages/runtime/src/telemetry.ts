@@ -1,5 +1,5 @@
 /**
- * Tracing. One provider per service, so that the local line, which runs all of them in one process, still names each.
+ * Traces, and the metrics beside them. One provider per service, so that the local line, which runs all of them in one process, still names each.
  * Spans go to OTLP when an endpoint is set, to files below `spansDir` when that is set, and to `keep`; all may be on.
  */
 import { appendFile, mkdir, readFile } from "node:fs/promises";
@@ -27,6 +27,7 @@ import {
   type SpanExporter,
   type SpanProcessor,
 } from "@opentelemetry/sdk-trace-base";
+import { createMetrics, type Metrics } from "./metrics.ts";
 
 const propagator = new W3CTraceContextPropagator();
 let contextManagerInstalled = false;
@@ -39,6 +40,8 @@ interface TelemetryOptions {
   otlpEndpoint?: string | undefined;
   /** Takes the spans of one trace, some at a time. */
   keep?: SpanSink | undefined;
+  /** Default: new ones. Services of one process share theirs. */
+  metrics?: Metrics;
 }
 
 export type SpanSink = (traceId: string, spans: readonly StoredSpan[]) => Promise<void>;
@@ -55,6 +58,8 @@ interface SpanOptions {
 }
 
 export interface Telemetry {
+  /** What the process shows to Prometheus. */
+  readonly metrics: Metrics;
   /** Runs `work` inside a span; an error marks the span and is thrown on. */
   span<T>(name: string, options: SpanOptions, work: (span: Span) => Promise<T>): Promise<T>;
   /** Starts a span that the caller ends itself. */
@@ -88,7 +93,7 @@ export function traceparentOf(span: Span): string {
 export const traceIdOf = (traceparent: string | null | undefined): string | undefined =>
   /^00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$/.exec(traceparent ?? "")?.[1];
 
-export function createTelemetry({ service, spansDir, otlpEndpoint, keep }: TelemetryOptions): Telemetry {
+export function createTelemetry({ service, spansDir, otlpEndpoint, keep, metrics = createMetrics() }: TelemetryOptions): Telemetry {
   if (!contextManagerInstalled) {
     // The one global of the SDK that cannot be avoided: who the active span is, across awaits.
     context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
@@ -127,6 +132,7 @@ export function createTelemetry({ service, spansDir, otlpEndpoint, keep }: Telem
   };
 
   return {
+    metrics,
     startSpan: start,
     async span(name, options, work) {
       const span = start(name, options);

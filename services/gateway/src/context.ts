@@ -8,7 +8,7 @@ import type { RouteDecision } from "./inference/decide-route.ts";
 import type { Limits } from "./access/limits.ts";
 import type { GatewayQuotas } from "./access/quotas.ts";
 import type { Uploads } from "./access/uploads.ts";
-import type { Metrics } from "./metrics.ts";
+import type { GatewayMetrics } from "./metrics.ts";
 import type { RoutingTable } from "./inference/routing-table.ts";
 import type { StateReader } from "./state-reader.ts";
 import type { JoinTrace } from "./tracing.ts";
@@ -35,7 +35,7 @@ export interface GatewayContext {
   quotas: GatewayQuotas;
   uploads: Uploads;
   usage: Usage;
-  metrics: Metrics;
+  metrics: GatewayMetrics;
   keysOf: KeyCheck["keysOf"];
   /** Spans of one trace, oldest first; empty when none are kept here. */
   readTrace: (traceId: string) => Promise<SpanView[]>;
@@ -59,6 +59,8 @@ declare module "fastify" {
     caller: Caller;
     /** The route that was decided when the trace was chosen; the handler uses the same one. */
     routed: RouteDecision | null;
+    /** Code of the error that answers it; null: none. */
+    failure: string | null;
   }
   interface FastifyContextConfig {
     /** The route's entry in the table of routes. Every route has one; `collectRoutes` sets it. */

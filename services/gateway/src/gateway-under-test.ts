@@ -15,7 +15,7 @@ import {
   type ReplicaState,
 } from "@loraline/contracts";
 import { createJetStreamObjects, type Objects } from "@loraline/objects";
-import { createLog, createTelemetry, readSpans, type StoredSpan } from "@loraline/runtime";
+import { createLog, createTelemetry, readSpans, serveMetrics, type StoredSpan } from "@loraline/runtime";
 import OpenAI from "openai";
 import { ulid } from "ulid";
 import { createApiKey } from "./access/auth.ts";
@@ -32,7 +32,7 @@ export const quietLog = createLog({ service: "test", level: "silent" });
 
 export interface GatewayUnderTest extends AsyncDisposable {
   url: string;
-  metricsUrl: string | undefined;
+  metricsUrl: string;
   routes: Gateway["routes"];
   tenant: string;
   key: string;
@@ -91,7 +91,7 @@ export async function startGateway(
   const clientFor = (apiKey: string) => new OpenAI({ apiKey, baseURL: `${gateway.url}/v1`, maxRetries: 0 });
   return {
     url: gateway.url,
-    metricsUrl: gateway.metricsUrl,
+    metricsUrl: owned.use(await serveMetrics(telemetry.metrics, { host: "127.0.0.1", port: 0 })).url,
     routes: gateway.routes,
     tenant,
     key,

@@ -4,6 +4,7 @@ import { tenantName } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { allowListOf, PermanentError, readSpans, runService } from "@loraline/runtime";
 import { z } from "zod";
+import { accessLogs } from "./access-log.ts";
 import { createOperatorKey } from "./access/auth.ts";
 import type { OidcOptions } from "./access/oidc.ts";
 import { createProjector } from "./projector.ts";
@@ -40,8 +41,7 @@ await runService({
     BODY_LIMIT_BYTES: bytes.optional(),
     LORALINE_SPANS_DIR: z.string().optional(),
     LORALINE_TRACES: z.enum(["nats"]).optional(),
-    /** Prometheus; without keys, so only inside the cluster. */
-    METRICS_PORT: z.coerce.number().int().min(0).max(65_535).default(9464),
+    ACCESS_LOG: z.enum(accessLogs).default("all").describe("Which answers are logged: all, those of 400 and above (errors), none."),
     /** Default: all of them where spans go anywhere, else none. */
     TRACE_CHAT_SHARE: z.coerce.number().min(0).max(1).optional(),
     OTEL_EXPORTER_OTLP_ENDPOINT: z.string().optional(),
@@ -102,7 +102,7 @@ await runService({
         hubToken: env.HF_TOKEN,
         ...(env.HF_ENDPOINT === undefined ? {} : { hubEndpoint: env.HF_ENDPOINT }),
       },
-      metrics: { host: env.HOST, port: env.METRICS_PORT },
+      accessLog: env.ACCESS_LOG,
       chatTraceShare: env.TRACE_CHAT_SHARE ?? (spansDir === undefined && env.OTEL_EXPORTER_OTLP_ENDPOINT === undefined ? 0 : 1),
       bus,
       natsTenants: env.NATS_TENANTS,

@@ -1,12 +1,6 @@
-/**
- * Prometheus metrics of all tenants, for the operator. They are on a separate port without keys, because a tenant's admin must not see
- * other tenants; keep the port inside the cluster.
- */
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
+/** The gateway's metrics of all tenants, for the operator: what requests came to, and what engines made of them. */
 import type { EngineRecord } from "@loraline/contracts";
-import { PermanentError } from "@loraline/runtime";
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+import { exemplarOf, type Metrics } from "@loraline/runtime";
 
 /** How many models have their own series; further models are counted as `other`. */
 const modelsAtMost = 200;
@@ -27,79 +21,105 @@ interface ModelMetrics {
   firstByte(ms: number): void;
   end(outcome: "served" | "failed" | "ignored", ms: number): void;
   tokens(prompt: number, completion: number): void;
+  /** No replica could be asked. */
+  unanswered(): void;
 }
 
-export interface Metrics {
+/** An answer, whoever gave it. */
+export interface Answered {
+  /** As in the table of routes; empty: none that is known. */
+  route: string;
+  method: string;
+  status: number;
+  /** The error's code; empty: none. */
+  error: string;
+  /** `unknown`: nobody whom the gateway knows. */
+  tenant: string;
+  /** `<tenant>/<adapter>` or a base; `unknown`: asked for, and there is none of that name; empty: the route asks no model. */
+  model: string;
+  seconds: number;
+  traceId: string | undefined;
+}
+
+export interface GatewayMetrics {
+  answered(answer: Answered): void;
   model(model: MeasuredModel): ModelMetrics;
   limited(kind: "requests" | "tokens" | "concurrency"): void;
   retried(): void;
   /** Tells how many requests wait for their tenant's turn. */
   waitingForTurn(ask: () => number): void;
-  /** Tells which engines there are. */
-  engines(ask: () => Iterable<EngineRecord>): void;
-  text(): Promise<string>;
+  /** Tells which engines there are, and how many of each one's replicas are in which state. */
+  engines(ask: () => Iterable<EngineInMetrics>): void;
 }
 
+interface EngineInMetrics {
+  record: EngineRecord;
+  replicas: { ready: number; silent: number; unready: number };
+}
+
+const answerLabels = ["route", "method", "code", "error", "tenant", "model"] as const;
+/** Further ones are counted under the tenant and model `other`. */
+const answerSeriesAtMost = 5000;
 const names = ["tenant", "base", "adapter", "version"] as const;
 const seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 
-/** Makes a registry of its own for each gateway, so that one process may have several gateways. */
-export function createMetrics({ cap = modelsAtMost, now = () => performance.now() }: { cap?: number; now?: () => number } = {}): Metrics {
-  const registry = new Registry();
-  const registers = [registry];
-  collectDefaultMetrics({ register: registry });
-  const requests = new Counter({
-    name: "loraline_gateway_requests_total",
-    help: "Requests to models that are over. outcome: served; failed (5xx, or broken off by the engine); ignored (refused by the engine as wrong, or its client left before the first byte)",
-    labelNames: [...names, "outcome"],
-    registers,
+export function createGatewayMetrics(
+  metrics: Metrics,
+  { cap = modelsAtMost, now = () => performance.now() }: { cap?: number; now?: () => number } = {},
+): GatewayMetrics {
+  const answers = metrics.counter({
+    name: "loraline_gateway_http_requests_total",
+    help: "Requests that were answered, whoever answered them. code: HTTP status, 499 where the client left before; error: code of the error",
+    labels: answerLabels,
   });
-  const firstByte = new Histogram({
+  const answerSeconds = metrics.histogram({
+    name: "loraline_gateway_http_seconds",
+    help: "From a request's headers to the end of its answer",
+    labels: ["route", "method"],
+    buckets: seconds,
+  });
+  const requests = metrics.counter({
+    name: "loraline_gateway_requests_total",
+    help: "Requests to models that are over. outcome: served; failed (5xx, or broken off by the engine, or no replica could be asked); ignored (refused by the engine as wrong, or its client left before the first byte)",
+    labels: [...names, "outcome"],
+  });
+  const firstByte = metrics.histogram({
     name: "loraline_gateway_first_byte_seconds",
     help: "From asking the engine to the beginning of its answer",
-    labelNames: names,
+    labels: names,
     buckets: seconds,
-    registers,
   });
-  const duration = new Histogram({
+  const duration = metrics.histogram({
     name: "loraline_gateway_answer_seconds",
     help: "From asking the engine to the end of its answer",
-    labelNames: names,
+    labels: names,
     buckets: seconds,
-    registers,
   });
-  const inFlight = new Gauge({
+  const inFlight = metrics.gauge({
     name: "loraline_gateway_in_flight",
     help: "Requests that engines are answering",
-    labelNames: names,
-    registers,
+    labels: names,
   });
-  const tokens = new Counter({
+  const tokens = metrics.counter({
     name: "loraline_gateway_tokens_total",
     help: "Tokens, as the engine counted them; estimated where an answer was broken off. kind: prompt, completion",
-    labelNames: [...names, "kind"],
-    registers,
+    labels: [...names, "kind"],
   });
-  const limited = new Counter({
+  const limited = metrics.counter({
     name: "loraline_gateway_limited_total",
     help: "Requests refused with 429. limit: requests, tokens, concurrency",
-    labelNames: ["limit"],
-    registers,
+    labels: ["limit"],
   });
-  const retried = new Counter({ name: "loraline_gateway_retries_total", help: "Replicas that were passed over for the next", registers });
+  const retried = metrics.counter({ name: "loraline_gateway_retries_total", help: "Replicas that were passed over for the next" });
   let askWaiting = (): number => 0;
-  new Gauge({
+  const waiting = metrics.gauge({
     name: "loraline_gateway_waiting_turn",
     help: "Requests of tenants that have many under way, which wait because the gateway has no time left",
-    registers,
-    collect() {
-      this.set(askWaiting());
-    },
   });
-  const left = new Counter({
+  metrics.beforeScrape(() => waiting.set(askWaiting()));
+  const left = metrics.counter({
     name: "loraline_gateway_models_over_cap_total",
     help: `Requests counted under "other", because ${cap} models have series of their own already`,
-    registers,
   });
 
   interface Place {
@@ -115,8 +135,6 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
       served: requests.labels({ ...labels, outcome: "served" }),
       failed: requests.labels({ ...labels, outcome: "failed" }),
       ignored: requests.labels({ ...labels, outcome: "ignored" }),
-      firstByte: firstByte.labels(labels),
-      duration: duration.labels(labels),
       inFlight: inFlight.labels(labels),
       prompt: tokens.labels({ ...labels, kind: "prompt" }),
       completion: tokens.labels({ ...labels, kind: "completion" }),
@@ -131,12 +149,16 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
           place.usedAt = now();
           bound.inFlight.inc();
         },
-        firstByte: (ms) => bound.firstByte.observe(ms / 1000),
+        firstByte: (ms) => firstByte.observe({ labels, value: ms / 1000, exemplarLabels: exemplarOf() }),
         end(outcome, ms) {
           place.busy -= 1;
           bound.inFlight.dec();
           bound[outcome].inc();
-          if (outcome === "served") bound.duration.observe(ms / 1000);
+          if (outcome === "served") duration.observe({ labels, value: ms / 1000, exemplarLabels: exemplarOf() });
+        },
+        unanswered() {
+          place.usedAt = now();
+          bound.failed.inc();
         },
         tokens(prompt, completion) {
           bound.prompt.inc(prompt);
@@ -164,7 +186,23 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
   };
   let triedAt = Number.NEGATIVE_INFINITY;
 
+  const seriesOf = new Map<string, { inc(): void }>();
+  const series = (labels: Record<(typeof answerLabels)[number], string>): { inc(): void } => {
+    const key = Object.values(labels).join(" ");
+    let found = seriesOf.get(key);
+    if (found === undefined) {
+      if (seriesOf.size >= answerSeriesAtMost && labels.tenant !== "other") return series({ ...labels, tenant: "other", model: "other" });
+      found = answers.labels(labels);
+      seriesOf.set(key, found);
+    }
+    return found;
+  };
+
   return {
+    answered({ route, method, status, error, tenant, model, seconds: took, traceId }) {
+      series({ route, method, code: String(status), error, tenant, model }).inc();
+      answerSeconds.observe({ labels: { route, method }, value: took, exemplarLabels: exemplarOf(traceId) });
+    },
     model({ tenant, base, adapter, version, engineModel }) {
       // All tenants use the same name of a base, so its key contains the tenant; a LoRA name belongs to one tenant.
       const key = adapter === null ? `${tenant} ${engineModel}` : engineModel;
@@ -190,52 +228,25 @@ export function createMetrics({ cap = modelsAtMost, now = () => performance.now(
       askWaiting = ask;
     },
     engines(ask) {
-      new Gauge({
+      const problems = metrics.gauge({
         name: "loraline_engine_problem",
         help: "1: nothing new is made for this engine, and code says why, such as BASE_MISSING. Engines that are well have no series",
-        labelNames: ["engine", "base", "code"],
-        registers,
-        collect() {
-          this.reset();
-          for (const { engine, base, problem } of ask()) if (problem) this.labels({ engine, base: base.name, code: problem.code }).set(1);
-        },
+        labels: ["engine", "base", "code"],
       });
-    },
-    text: () => registry.metrics(),
-  };
-}
-
-interface MetricsServer extends AsyncDisposable {
-  readonly url: string;
-}
-
-/** `GET /metrics` on its own address. @throws PermanentError PORT_TAKEN, ADDRESS_UNUSABLE. */
-export async function serveMetrics(metrics: Metrics, { host, port }: { host: string; port: number }): Promise<MetricsServer> {
-  const server = createServer((request, response) => {
-    if (request.method !== "GET" || request.url?.split("?", 1)[0] !== "/metrics") {
-      response.writeHead(404).end();
-      return;
-    }
-    metrics.text().then(
-      (text) => response.writeHead(200, { "content-type": "text/plain; version=0.0.4; charset=utf-8" }).end(text),
-      (error: unknown) => response.writeHead(500).end(String(error)),
-    );
-  });
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", (error: NodeJS.ErrnoException) => {
-      const taken = error.code === "EADDRINUSE";
-      const message = taken ? `port ${port} of ${host} is taken by another process` : `cannot listen on ${host}:${port}: ${error.message}`;
-      reject(new PermanentError(taken ? "PORT_TAKEN" : "ADDRESS_UNUSABLE", `metrics: ${message}.`, { param: "metricsPort", cause: error }));
-    });
-    server.listen(port, host, resolve);
-  });
-  const { address, family, port: bound } = server.address() as AddressInfo;
-  return {
-    url: `http://${family === "IPv6" ? `[${address}]` : address}:${bound}/metrics`,
-    async [Symbol.asyncDispose]() {
-      server.closeAllConnections();
-      await new Promise((resolve) => {
-        server.close(resolve);
+      const replicas = metrics.gauge({
+        name: "loraline_engine_replicas",
+        help: "Replicas of an engine as this gateway sees them. state: ready; unready (says that it is not); silent (its agent says nothing, or it cannot be reached)",
+        labels: ["engine", "base", "state"],
+      });
+      metrics.beforeScrape(() => {
+        problems.reset();
+        replicas.reset();
+        for (const { record, replicas: count } of ask()) {
+          const { engine, problem } = record;
+          const base = record.base.name;
+          if (problem) problems.set({ engine, base, code: problem.code }, 1);
+          for (const state of ["ready", "unready", "silent"] as const) replicas.set({ engine, base, state }, count[state]);
+        }
       });
     },
   };

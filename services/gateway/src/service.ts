@@ -44,7 +44,8 @@ import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { ownAdapterName } from "./openai-ids.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
 import { takeAdapterRoutes } from "./adapters/take-adapter.ts";
-import { createMetrics, serveMetrics } from "./metrics.ts";
+import { createGatewayMetrics } from "./metrics.ts";
+import { type AccessLog, followAnswers } from "./access-log.ts";
 import { modelRoutes } from "./inference/models.ts";
 import { createTokenCheck, type OidcOptions } from "./access/oidc.ts";
 import { createRoutingTable } from "./inference/routing-table.ts";
@@ -94,8 +95,8 @@ export interface GatewayServiceOptions {
   keyLifetimes?: Partial<KeyLifetimes> | undefined;
   /** The API is served by https, with these files. Absent: http. */
   tls?: TlsFiles | undefined;
-  /** Where `GET /metrics` is answered, without keys. Absent: nowhere. */
-  metrics?: { host: string; port: number } | undefined;
+  /** Which answers are logged. Default: all. */
+  accessLog?: AccessLog | undefined;
   /** What the operator grants tenants. Default: every quota's own default. */
   quotas?: QuotaSettings;
   /** Tenants whose own NATS clients give commands, which the gateway takes at the door. Default: none. */
@@ -108,7 +109,6 @@ export interface GatewayServiceOptions {
 
 export interface Gateway extends AsyncDisposable {
   readonly url: string;
-  readonly metricsUrl: string | undefined;
   /** All routes, each with the scopes of which a caller needs one; none: no key is needed. */
   readonly routes: readonly Route[];
 }
@@ -168,10 +168,9 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const table = await createRoutingTable({ bus, signal: watching.signal, random: atRandom, replicaHosts: options.replicaHosts });
     const traffic = owned.use(await createTraffic({ bus, log, table }));
     const { gateway } = traffic;
-    const metrics = createMetrics();
+    const metrics = createGatewayMetrics(telemetry.metrics);
     const turns = owned.use(createTurns());
     metrics.waitingForTurn(turns.waiting);
-    const metricsServer = options.metrics === undefined ? undefined : owned.use(await serveMetrics(metrics, options.metrics));
     const clock = owned.use(await createServerClock({ bucket: await bus.bucket(buckets.budgets), log }));
     const limits = owned.use(await createLimits({ bus, log, gateway, signal: watching.signal, now: clock.now }));
     const quotas = await createGatewayQuotas({ bus, limits, settings: options.quotas ?? {} });
@@ -202,7 +201,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       engineKey: options.engineKey,
       signal: abandoning.signal,
     };
-    metrics.engines(() => context.table.view().engines);
+    metrics.engines(() => context.table.engines());
     const inference = owned.use(createInference(context));
     const partUploads = await partUploadRoutes(context);
     const responses = await responseRoutes(context, inference);
@@ -227,10 +226,12 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       forceCloseConnections: "idle",
       return503OnClosing: false,
       routerOptions: { maxParamLength: 300 },
-      frameworkErrors: (error, _request, reply) => {
+      frameworkErrors: (error, request, reply) => {
+        request.failure = "bad_request";
         void (reply as FastifyReply).code(400).send(errorBodyOf(400, error.message, "bad_request"));
       },
       clientErrorHandler: (_error, socket) => {
+        answers.malformed();
         const body = JSON.stringify(errorBodyOf(400, "The request is not valid HTTP.", "bad_request"));
         if (socket.writable) {
           socket.write(
@@ -241,6 +242,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       },
     });
     parseJsonBodies(app);
+    const answers = followAnswers(app, { metrics, log, which: options.accessLog ?? "all" });
     cutOffSlowBodies(app, options.slowBodies ?? slowBodyLimits);
     await allowOrigins(app, options.corsOrigins ?? []);
     const known = collectRoutes(app);
@@ -253,6 +255,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     app.setNotFoundHandler(async (request, reply) => {
       const path = request.url.split("?", 1)[0] ?? "";
       const allowed = known.methodsOf(path);
+      request.failure = allowed.length === 0 ? "unknown_url" : "method_not_allowed";
       if (allowed.length === 0) {
         const message = `Unknown request URL: ${request.method} ${path}. Check the path and the /v1 in front of it.`;
         return reply.code(404).send(errorBodyOf(404, message, "unknown_url"));
@@ -336,7 +339,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       await app.close();
       clearTimeout(giveUp);
     });
-    return { url, metricsUrl: metricsServer?.url, routes: known.routes, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+    return { url, routes: known.routes, [Symbol.asyncDispose]: () => owned.disposeAsync() };
   } catch (error) {
     await owned.disposeAsync();
     throw error;
@@ -461,6 +464,7 @@ function collectRoutes(app: FastifyInstance): { methodsOf(path: string): string[
 
 async function replyWithError(error: unknown, request: FastifyRequest, reply: FastifyReply, log: Log): Promise<FastifyReply> {
   const { status, body, retryAfterSeconds, headers } = errorReplyOf(error);
+  request.failure = body.error.code ?? "other";
   const fields = { err: error, requestId: request.id, method: request.method, url: request.url, status };
   if (status >= 500 && status !== 503) log.error(fields, "request failed");
   else log.debug(fields, body.error.message);

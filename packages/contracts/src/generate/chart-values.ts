@@ -159,6 +159,7 @@ export const chartValues = z.strictObject({
     bodyLimitBytes: bytes,
     tmpSize: z.string().regex(/^([1-9][0-9]*(Mi|Gi|Ti))?$/),
     keyMaxDays: days,
+    accessLog: z.enum(["all", "errors", "none"]),
     replicaHosts: z.array(text).min(1),
     corsOrigins: z.array(z.string().regex(/^(\*|https?:\/\/[^/\s,]+)$/)),
     oidc: z.strictObject({

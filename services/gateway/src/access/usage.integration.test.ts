@@ -1,7 +1,7 @@
 /** Tokens as they are counted, kept over restarts, and shown: in the API and as metrics. */
 import { createBus, ensureStreams } from "@loraline/bus";
 import { buckets, everyTraffic, type UsageRow } from "@loraline/contracts";
-import { createTelemetry } from "@loraline/runtime";
+import { createMetrics, createTelemetry } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import {
@@ -20,7 +20,7 @@ import {
   startGateway,
   versionOf,
 } from "../gateway-under-test.ts";
-import { createMetrics } from "../metrics.ts";
+import { createGatewayMetrics } from "../metrics.ts";
 import { createUsage, dayOf, type Used } from "./usage.ts";
 
 interface Serving {
@@ -33,7 +33,7 @@ interface Serving {
 const test = testWithNats.extend("serving", async ({ nc, tenant }, { onCleanup }): Promise<Serving> => {
   const owned = new AsyncDisposableStack();
   onCleanup(() => owned.disposeAsync());
-  const line = owned.use(await startGateway({ nc, tenant, projector: false, metrics: { host: "127.0.0.1", port: 0 } }));
+  const line = owned.use(await startGateway({ nc, tenant, projector: false }));
   const version = versionOf(tenant, "pirate", 1);
   const adapter = adapterOf(tenant, "pirate", [version]);
   const engine = owned.use(await startEngine(base, version.engineName));
@@ -253,7 +253,7 @@ describe("metrics", () => {
     engine.models.delete(base);
     await expect(line.openai.chat.completions.create({ model: base, messages })).rejects.toThrow(/503/);
     await expect(line.openai.chat.completions.create({ model: alias, messages, max_tokens: -1 })).rejects.toThrow(/400/);
-    const text = await (await fetch(line.metricsUrl ?? "")).text();
+    const text = await (await fetch(line.metricsUrl)).text();
     const labels = `tenant="${line.tenant}",base="${base}",adapter="pirate",version="1"`;
     expect(text).toContain(`loraline_gateway_requests_total{${labels},outcome="served"} 1`);
     expect(text).toContain(`loraline_gateway_requests_total{${labels},outcome="ignored"} 1`);
@@ -265,12 +265,13 @@ describe("metrics", () => {
     expect(text).toContain("process_resident_memory_bytes");
     expect((await line.fetch("/metrics")).status).toBe(404);
     expect((await line.fetch("/v1/metrics")).status).toBe(404);
-    expect((await fetch((line.metricsUrl ?? "").replace("/metrics", "/"))).status).toBe(404);
+    expect((await fetch(line.metricsUrl.replace("/metrics", "/"))).status).toBe(404);
   });
 
   testWithNats("never have more series than they may, however many models there are", async () => {
     let time = 0;
-    const metrics = createMetrics({ cap: 10, now: () => time });
+    const registry = createMetrics();
+    const metrics = createGatewayMetrics(registry, { cap: 10, now: () => time });
     const ask = (n: number) => {
       const model = metrics.model({ tenant: "t", base, adapter: `a${n}`, version: 1, engineModel: `t.a${n}.v1` });
       model.begin();
@@ -279,14 +280,14 @@ describe("metrics", () => {
       model.end("served", 10);
     };
     for (let n = 0; n < 500; n++) ask(n);
-    const series = async (name: string) => (await metrics.text()).split("\n").filter((text) => text.startsWith(`${name}{`)).length;
+    const series = async (name: string) => (await registry.text()).split("\n").filter((text) => text.startsWith(`${name}{`)).length;
     expect(await series("loraline_gateway_in_flight")).toBe(11);
-    expect(await metrics.text()).toMatch(/requests_total\{tenant="other".*outcome="served"\} 490/);
+    expect(await registry.text()).toMatch(/requests_total\{tenant="other".*outcome="served"\} 490/);
     // Idle ones give their place to others.
     time += 2 * 60 * 60_000;
     for (let n = 500; n < 520; n++) ask(n);
     expect(await series("loraline_gateway_in_flight")).toBe(11);
-    expect(await metrics.text()).toContain('adapter="a505"');
-    expect(await metrics.text()).not.toContain('adapter="a5"');
+    expect(await registry.text()).toContain('adapter="a505"');
+    expect(await registry.text()).not.toContain('adapter="a5"');
   });
 });

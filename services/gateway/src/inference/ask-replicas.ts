@@ -5,7 +5,7 @@ import type { FastifyReply, FastifyRequest } from "fastify";
 import type { Admission } from "../access/limits.ts";
 import type { GatewayContext } from "../context.ts";
 import { requestSpan } from "../tracing.ts";
-import type { ReplicaView } from "./decide-replicas.ts";
+import { podOf, type ReplicaView, retryAfterOf } from "./decide-replicas.ts";
 import type { Routed } from "./decide-route.ts";
 import { engineErrorOf, type Renaming, renameModel, type TokenCount, usageOf } from "./engine-answer.ts";
 import { createEngineClient, type EngineAnswer, type RunningQuestion } from "./engine-client.ts";
@@ -89,7 +89,8 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
         if (tried.kind !== "unanswered") return;
         ({ why } = tried);
       }
-      throw new RetryLaterError("model_not_ready", 2000, `${routed.model} is answered by no replica now: ${why}`);
+      const { load } = table.view().replicasOf(routed.replicas[0].state.engine);
+      throw new RetryLaterError("model_not_ready", retryAfterOf(load), `${routed.model} is answered by no replica now: ${why}`);
     } catch (error) {
       // A client that leaves before the first byte has still made the engine work; how much is not known.
       if (exchange.clientLeft) exchange.account.end("ignored", { events: 0 });
@@ -168,7 +169,7 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
       if (!isFinal(status) || isDead(table.engine(engine), status, text)) {
         if (isLastTry) outcome = "failed";
         const { message } = engineErrorOf(status, text.slice(0, maxErrorLength), renaming).error;
-        return { kind: "unanswered", why: `replica ${name} answered ${status}: ${message}` };
+        return { kind: "unanswered", why: `replica ${podOf(replica.state)} answered ${status}: ${message}` };
       }
       if (status === 500) beginAnswer();
       outcome = status < 400 ? "served" : status >= 500 ? "failed" : "ignored";
@@ -185,7 +186,7 @@ export function createReplicaAsker(context: GatewayContext): ReplicaAsker {
       if (isLastTry) outcome = "failed";
       // A pod that vanished leaves connections hanging: not every request should wait for that.
       table.unreachable(replica);
-      return { kind: "unanswered", why: `replica ${name} cannot be reached: ${(error as Error).message}` };
+      return { kind: "unanswered", why: `replica ${podOf(replica.state)} cannot be reached: ${(error as Error).message}` };
     } finally {
       if (!streaming) over(outcome, tokens ?? undefined);
     }
@@ -209,12 +210,13 @@ function engineRequestOf({ path, body, routed, request }: AdmittedRequest, saltO
 
 /** Sends an answer that was collected: the engine's, or its error in OpenAI's shape. */
 async function sendWhole(
-  { reply, renaming, account, present }: Exchange,
+  { request, reply, renaming, account, present }: Exchange,
   { answer, outcome, tokens }: Extract<Tried, { kind: "answered" }>,
 ): Promise<void> {
   const { status, contentType, text } = answer;
   if (status >= 400) {
     account.end(outcome, null);
+    request.failure = status >= 500 ? "engine_failed" : "engine_refused";
     void reply.code(status).send(engineErrorOf(status, text.slice(0, maxErrorLength), renaming));
     return;
   }

@@ -25,8 +25,33 @@ export interface Candidates {
   /** Of many: a few, other ones at each call. */
   others(): readonly ReplicaView[];
   /** Of many: requests in flight on so many ready replicas of the engine, which stand for those of the candidates. */
-  readonly load: { readonly requests: number; readonly replicas: number };
+  readonly load: EngineLoad;
 }
+
+export interface EngineLoad {
+  /** In flight on all of the engine's replicas. */
+  readonly requests: number;
+  /** Replicas that are ready. */
+  readonly replicas: number;
+  /** For how long none has been ready; undefined: one is. */
+  readonly awayMs?: number | undefined;
+  /** How long it took the last time that none was ready. */
+  readonly lastAwayMs?: number | undefined;
+}
+
+/** What an outage is expected to take before one was seen. */
+const expectedAwayMs = 30_000;
+/** Clients of OpenAI's heed what is said up to a minute. */
+const longestRetryMs = 60_000;
+const shortestRetryMs = 5000;
+
+/** When an engine without a ready replica is expected to have one again: as long after it went as it took the last time. */
+export function retryAfterOf({ awayMs = 0, lastAwayMs = expectedAwayMs }: Pick<EngineLoad, "awayMs" | "lastAwayMs">): number {
+  return Math.min(longestRetryMs, Math.max(shortestRetryMs, lastAwayMs - awayMs));
+}
+
+/** A replica as people find it: its pod's name where it says one. */
+export const podOf = ({ pod, replica }: Pick<ReplicaReport, "pod" | "replica">): string => pod ?? replica;
 
 /** Up to so many replicas are all compared. Of more than that, half of these are favourites, and half are others. */
 export const fewReplicas = 16;

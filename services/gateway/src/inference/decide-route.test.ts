@@ -82,6 +82,7 @@ describe("decideRoute", () => {
         code: "version_loading",
         reason: expect.stringContaining("being loaded again") as string,
         retryAfterMs: 2000,
+        counted: { model: "acme/pirate@1", base, adapter: "pirate", version: 1 },
         named: { adapter: "pirate", version: 1, wanted: null },
       });
     });

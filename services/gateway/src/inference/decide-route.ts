@@ -11,7 +11,7 @@
  */
 import type { EngineRecord, RoutedAdapter, RoutedVersion } from "@loraline/contracts";
 import { parseFineTunedModel } from "../openai-ids.ts";
-import { type Candidates, decideReplicas, hash, type ReplicaView } from "./decide-replicas.ts";
+import { type Candidates, decideReplicas, hash, podOf, type ReplicaView, retryAfterOf } from "./decide-replicas.ts";
 
 /** What there is, found by name: nothing here looks at everything, however much there is. */
 export interface RoutingView {
@@ -68,7 +68,18 @@ export type RouteDecision =
       reason: string;
       retryAfterMs: number;
       named?: NamedVersion;
+      /** What the request is counted under. */
+      counted: CountedModel;
     };
+
+/** A model in usage and metrics. */
+export interface CountedModel {
+  /** A base, `<tenant>/<adapter>@<version>`, or `<tenant>/<adapter>` where no version was chosen. */
+  model: string;
+  base: string;
+  adapter: string | null;
+  version: number | null;
+}
 
 /** A version that the request names; it stays loaded because somebody does. */
 export interface NamedVersion {
@@ -93,7 +104,13 @@ export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteR
       fits: ({ state }) => state.base === model,
     });
     if (best === undefined) {
-      return { kind: "unavailable", code: "model_not_ready", reason: `No replica of the base "${model}" is ready.`, retryAfterMs: 5000 };
+      return {
+        kind: "unavailable",
+        code: "model_not_ready",
+        reason: `No replica of the base "${model}" is ready.`,
+        retryAfterMs: Math.min(...groups.map(({ load }) => retryAfterOf(load))),
+        counted: { model, base: model, adapter: null, version: null },
+      };
     }
     return { kind: "route", model, engineModel: model, version: null, replicas: [best, ...others] };
   }
@@ -108,13 +125,14 @@ function decideVersion(view: RoutingView, adapter: RoutedAdapter, number: number
   const name = `${adapter.tenant}/${adapter.adapter}`;
   if (number === null) return notPromoted(name, adapter);
   const version = adapter.versions.find((candidate) => candidate.version === number);
+  const counted = { model: `${name}@${number}`, base: adapter.base, adapter: adapter.adapter, version: number };
   if (version === undefined) return unknown;
   // Users of the alias keep their version loaded without asking.
   const named =
     !isNamed || number === adapter.alias ? {} : { named: { adapter: adapter.adapter, version: number, wanted: version.wanted ?? null } };
   if (version.status === "retired") {
     const reason = `Version ${number} of ${name} was retired to make room for newer ones. It is being loaded again; ask again in a moment.`;
-    return { kind: "unavailable", code: "version_loading", reason, retryAfterMs: 2000, ...named };
+    return { kind: "unavailable", code: "version_loading", reason, retryAfterMs: 2000, ...named, counted };
   }
   if (version.status !== "desired") {
     const why = version.reason === null ? "" : `: ${version.reason.message}`;
@@ -126,8 +144,8 @@ function decideVersion(view: RoutingView, adapter: RoutedAdapter, number: number
   });
   if (best === undefined) {
     const why = notProven(view, adapter, version);
-    if (version.servedAt === null || !version.wanted) return { kind: "unavailable", code: "model_not_ready", ...why, ...named };
-    return { kind: "unavailable", code: "version_loading", ...why, reason: `It is being loaded again: ${why.reason}`, ...named };
+    if (version.servedAt === null || !version.wanted) return { kind: "unavailable", code: "model_not_ready", ...why, ...named, counted };
+    return { kind: "unavailable", code: "version_loading", ...why, reason: `It is being loaded again: ${why.reason}`, ...named, counted };
   }
   return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others], ...named };
 }
@@ -179,7 +197,8 @@ function notPromoted(name: string, adapter: RoutedAdapter): RouteDecision {
   const coming = adapter.versions.findLast(({ status, promote }) => status === "desired" && promote !== "manual");
   if (coming !== undefined) {
     const reason = `Version ${coming.version} of ${name} is being loaded and proven; no version is promoted yet.`;
-    return { kind: "unavailable", code: "model_not_ready", reason, retryAfterMs: 2000 };
+    const counted = { model: name, base: adapter.base, adapter: adapter.adapter, version: null };
+    return { kind: "unavailable", code: "model_not_ready", reason, retryAfterMs: 2000, counted };
   }
   const waiting = adapter.versions.findLast(({ status }) => status === "desired");
   return {
@@ -196,9 +215,10 @@ const mostReasons = 10;
 
 function notProven(view: RoutingView, adapter: RoutedAdapter, version: RoutedVersion): { reason: string; retryAfterMs: number } {
   const name = `${adapter.tenant}/${adapter.adapter}@${version.version}`;
-  const ofEngine = view.replicasOf(adapter.engine).replicas;
+  const { replicas: ofEngine, load } = view.replicasOf(adapter.engine);
+  const retryAfterMs = load.replicas === 0 ? retryAfterOf(load) : 2000;
   if (!ofEngine.some(({ fresh }) => fresh)) {
-    return { reason: `${name} is proven nowhere: its engine has no replica now.`, retryAfterMs: 5000 };
+    return { reason: `${name} is proven nowhere: its engine has no replica now.`, retryAfterMs: retryAfterOf(load) };
   }
   const { replicas: placed, unplaced } = version;
   if (placed?.length === 0 && unplaced) return { reason: `${name} is not loaded: ${unplaced.message}`, retryAfterMs: 30_000 };
@@ -212,12 +232,12 @@ function notProven(view: RoutingView, adapter: RoutedAdapter, version: RoutedVer
       reasons.push("and so on");
       break;
     }
-    if (!state.ready) reasons.push(`replica ${state.replica} is not ready`);
-    else if (held === undefined) reasons.push(`replica ${state.replica} has not begun to load it`);
-    else reasons.push(`replica ${state.replica}: ${held.state}${held.error === null ? "" : ` (${held.error.message})`}`);
+    if (!state.ready) reasons.push(`replica ${podOf(state)} is not ready`);
+    else if (held === undefined) reasons.push(`replica ${podOf(state)} has not begun to load it`);
+    else reasons.push(`replica ${podOf(state)}: ${held.state}${held.error === null ? "" : ` (${held.error.message})`}`);
   }
   const why = reasons.length === 0 ? "none of the replicas that should hold it is there" : reasons.join("; ");
-  return { reason: `${name} is proven nowhere now: ${why}.`, retryAfterMs: 2000 };
+  return { reason: `${name} is proven nowhere now: ${why}.`, retryAfterMs };
 }
 
 /** Engines a tenant may use. */

@@ -21,7 +21,7 @@ import { createFirstRequests } from "./first-requests.ts";
 import { decideRoute, type RouteDecision, type Routed, type RouteRequest, stickyKeyOf } from "./decide-route.ts";
 import { type InferenceBody, type InferencePath, inferencePaths, judgeInferenceBody, mostTokensOf } from "./judge-inference-body.ts";
 import { modelNotFound } from "./models.ts";
-import { bytesOf, countedAs } from "./request-account.ts";
+import { bytesOf, countedAs, countUnanswered } from "./request-account.ts";
 import type { Presentation } from "./stream-answer.ts";
 import { systemFor, systemHeader, withSystem } from "./served-system.ts";
 
@@ -76,9 +76,13 @@ export function createInference(context: GatewayContext): Inference {
   /** @throws PermanentError 404 `model_not_found`; RetryLaterError `model_not_ready`, `version_loading` */
   const choose = async (request: FastifyRequest, asked: RouteRequest): Promise<Routed> => {
     const decision = request.routed ?? (await routeOf(asked));
+    request.routed = decision;
     if (decision.kind === "unknown") throw modelNotFound(asked.model, decision.reason);
     if (decision.named !== undefined) askForVersion(request.caller.tenant, decision.named);
-    if (decision.kind === "unavailable") throw new RetryLaterError(decision.code, decision.retryAfterMs, decision.reason);
+    if (decision.kind === "unavailable") {
+      countUnanswered(context, request.caller.tenant, decision.counted);
+      throw new RetryLaterError(decision.code, decision.retryAfterMs, decision.reason);
+    }
     return decision;
   };
 

@@ -2,7 +2,7 @@
 import type { FastifyRequest } from "fastify";
 import type { Admission } from "../access/limits.ts";
 import type { GatewayContext } from "../context.ts";
-import type { Routed } from "./decide-route.ts";
+import type { CountedModel, Routed } from "./decide-route.ts";
 import type { TokenCount } from "./engine-answer.ts";
 
 /** `ignored`: the client did something wrong or left before the first byte, which says nothing about the version. */
@@ -50,6 +50,13 @@ export function openAccount(
       usage.count({ tenant, model: routed.model, ...named, promptTokens, completionTokens, failed, estimated: isEstimate });
     },
   };
+}
+
+/** Counts a request for a model that no replica could be asked for. */
+export function countUnanswered({ metrics, usage }: Pick<GatewayContext, "metrics" | "usage">, tenant: string, counted: CountedModel): void {
+  const { model, ...named } = counted;
+  metrics.model({ tenant, ...named, engineModel: model }).unanswered();
+  usage.count({ tenant, ...counted, promptTokens: 0, completionTokens: 0, failed: true, estimated: false });
 }
 
 /** What a request is counted under. */

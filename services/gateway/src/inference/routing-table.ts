@@ -15,7 +15,7 @@ import {
   routedHolding,
 } from "@loraline/contracts";
 import type { z } from "zod";
-import { type Candidates, fewReplicas, type HeldOnReplica, preferenceOf, type ReplicaView } from "./decide-replicas.ts";
+import { type Candidates, type EngineLoad, fewReplicas, type HeldOnReplica, preferenceOf, type ReplicaView } from "./decide-replicas.ts";
 import type { RoutingView, VersionCounts } from "./decide-route.ts";
 import { createReplicaUrlJudge, defaultReplicaHosts } from "./engines/judge-replica-url.ts";
 
@@ -29,6 +29,8 @@ const sweepEveryMs = 1000;
 export interface RoutingTable {
   view(): RoutingView;
   engine(name: string): EngineRecord | undefined;
+  /** What there is of each engine, for metrics. */
+  engines(): { record: EngineRecord; replicas: { ready: number; unready: number; silent: number } }[];
   /** Counts a request as in flight on a replica until the returned function is called; calling it again does nothing. */
   begin(replica: ReplicaView): () => void;
   /** It could not be reached: it is asked last until it is heard of again. */
@@ -73,8 +75,8 @@ export async function createRoutingTable({
   const known = new Map<string, KnownReplica>();
   const byEngine = new Map<string, ReplicaGroup>();
   const byName = new Map<string, ReplicaGroup>();
-  const loads = new Map<string, EngineLoad>();
-  const loadOf = (engine: string): EngineLoad => entryOf(loads, engine, () => ({ requests: 0, replicas: 0 }));
+  const loads = new Map<string, MeasuredLoad>();
+  const loadOf = (engine: string): MeasuredLoad => entryOf(loads, engine, () => new MeasuredLoad(now));
   const leave = (groups: Map<string, ReplicaGroup>, name: string, replica: KnownReplica): void => {
     const group = groups.get(name);
     group?.remove(replica);
@@ -96,9 +98,9 @@ export async function createRoutingTable({
       if (replica === undefined) return;
       const { engine } = replica.state;
       const load = loadOf(engine);
-      load.replicas -= replica.countsAsReady ? 1 : 0;
+      const wasReady = replica.countsAsReady;
       replica.countsAsReady = entry !== undefined && replica.state.ready;
-      load.replicas += replica.countsAsReady ? 1 : 0;
+      load.ready(Number(replica.countsAsReady) - Number(wasReady));
       if (entry === undefined) {
         leave(byEngine, engine, replica);
         known.delete(key);
@@ -129,7 +131,7 @@ export async function createRoutingTable({
     adapter: adapters.get,
     adaptersOf: adapters.of,
     versionsOn: adapters.on,
-    replicasOf: (engine) => byEngine.get(engine) ?? nobody,
+    replicasOf: (engine) => byEngine.get(engine) ?? { ...nobody, load: loadOf(engine) },
     provenOn: (loraName) => byName.get(loraName) ?? nobody,
     random,
   };
@@ -140,6 +142,15 @@ export async function createRoutingTable({
       return view;
     },
     engine: engines.get,
+    engines() {
+      sweep();
+      return engines.all().map((record) => {
+        const replicas = { ready: 0, unready: 0, silent: 0 };
+        for (const { fresh, state } of byEngine.get(record.engine)?.replicas ?? [])
+          replicas[!fresh ? "silent" : state.ready ? "ready" : "unready"] += 1;
+        return { record, replicas };
+      });
+    },
     isRouted({ engineModel, engine, replica }) {
       const found = known.get(replicaKey({ engine, replica }));
       return found !== undefined && found.state.ready && (engineModel === found.state.base || found.proven.has(engineModel));
@@ -169,11 +180,31 @@ export async function createRoutingTable({
 const routed = { ...buckets.adapters, value: routedAdapter };
 const nobody: Candidates = { replicas: [], favourites: () => [], others: () => [], load: { requests: 0, replicas: 0 } };
 
-interface EngineLoad {
-  /** In flight on all of its replicas. */
-  requests: number;
-  /** That are ready. */
-  replicas: number;
+class MeasuredLoad implements EngineLoad {
+  requests = 0;
+  replicas = 0;
+  lastAwayMs: number | undefined;
+  #wasReady = false;
+  #awaySince: number | undefined;
+  readonly #now: () => number;
+  constructor(now: () => number) {
+    this.#now = now;
+    this.#awaySince = now();
+  }
+  get awayMs(): number | undefined {
+    return this.#awaySince === undefined ? undefined : this.#now() - this.#awaySince;
+  }
+  /** So many more replicas are ready, or fewer. */
+  ready(more: number): void {
+    if (more === 0) return;
+    this.replicas += more;
+    if (this.replicas > 0 && this.#awaySince !== undefined) {
+      // The first time, the gateway may have started long after the engine.
+      if (this.#wasReady) this.lastAwayMs = this.awayMs;
+      this.#wasReady = true;
+      this.#awaySince = undefined;
+    } else if (this.replicas === 0) this.#awaySince ??= this.#now();
+  }
 }
 
 /** A replica while it has a heartbeat. What it shows is always the newest. */
@@ -211,13 +242,13 @@ class KnownReplica implements ReplicaView {
 
 /** Replicas that could answer for one name. */
 class ReplicaGroup implements Candidates {
-  readonly load: EngineLoad;
+  readonly load: MeasuredLoad;
   #all: KnownReplica[] = [];
   /** Those that the name asked for last prefers, best first, with how much. */
   #favourites: { name: string; of: { replica: KnownReplica; preference: number }[] } | undefined;
   #next = 0;
 
-  constructor(load: EngineLoad) {
+  constructor(load: MeasuredLoad) {
     this.load = load;
   }
   get replicas(): readonly KnownReplica[] {

@@ -53,6 +53,8 @@ export interface AgentServiceDeps {
   base: string;
   /** Identity of the replica: pod UID, or the local process's slot. */
   replica: string;
+  /** Name of its pod, for people. */
+  pod?: string | undefined;
   /** Where the agent reaches the engine: loopback. */
   engineUrl: string;
   /** What program the engine is. Default: vllm. */
@@ -139,6 +141,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
       engine,
       base,
       replica,
+      pod: deps.pod,
       incarnation: observer.incarnation,
       agent,
       url: publicUrl,
