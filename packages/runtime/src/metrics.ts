@@ -46,8 +46,7 @@ export function createMetrics(): Metrics {
   });
   return {
     registry,
-    counter: ({ name, help, labels = [] }) =>
-      once(name, () => new Counter({ name, help, labelNames: [...labels], registers: [registry] })),
+    counter: ({ name, help, labels = [] }) => once(name, () => new Counter({ name, help, labelNames: [...labels], registers: [registry] })),
     gauge: ({ name, help, labels = [] }) => once(name, () => new Gauge({ name, help, labelNames: [...labels], registers: [registry] })),
     histogram: ({ name, help, labels = [], buckets }) =>
       once(

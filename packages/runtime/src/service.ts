@@ -38,7 +38,13 @@ interface ServiceOptions<Schema extends z.ZodType> {
 /** What every service takes from its environment besides its own settings. */
 const commonEnv = z.object({
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).optional().describe("Where /livez and /readyz are answered; absent: nowhere."),
-  METRICS_PORT: z.coerce.number().int().min(0).max(65_535).optional().describe("Where Prometheus finds /metrics, without keys; absent: nowhere."),
+  METRICS_PORT: z.coerce
+    .number()
+    .int()
+    .min(0)
+    .max(65_535)
+    .optional()
+    .describe("Where Prometheus finds /metrics, without keys; absent: nowhere."),
   METRICS_HOST: z.string().default("0.0.0.0"),
   LORALINE_TRACES: z.enum(["nats"]).optional().describe("nats: spans are kept in the stream SPANS, for `loraline trace`."),
 });
@@ -73,7 +79,12 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     });
   }
   try {
-    const { HEALTH_PORT: port, LORALINE_TRACES: traces, METRICS_PORT: metricsPort, METRICS_HOST: metricsHost } = loadEnv(commonEnv, host.env);
+    const {
+      HEALTH_PORT: port,
+      LORALINE_TRACES: traces,
+      METRICS_PORT: metricsPort,
+      METRICS_HOST: metricsHost,
+    } = loadEnv(commonEnv, host.env);
     const keeping = Promise.withResolvers<SpanSink>();
     const env = loadEnv(options.env, host.env);
     telemetry = createTelemetry({

@@ -28,5 +28,7 @@ test("an invented route of one tenant too many is counted under `other`", async 
   expect(lines.filter((line) => line.startsWith("loraline_gateway_http_requests_total{")).length).toBe(5001);
   expect(lines.find((line) => line.includes('tenant="other"'))).toMatch(/ 1000$/);
   // The exemplar leads from the time to the trace.
-  expect(lines.find((line) => /^loraline_gateway_http_seconds_bucket\{le="0.01".* # \{trace_id="(ab){16}"\} 0.01 /.test(line))).toBeDefined();
+  expect(
+    lines.find((line) => /^loraline_gateway_http_seconds_bucket\{le="0.01".* # \{trace_id="(ab){16}"\} 0.01 /.test(line)),
+  ).toBeDefined();
 });

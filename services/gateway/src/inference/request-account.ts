@@ -53,7 +53,11 @@ export function openAccount(
 }
 
 /** Counts a request for a model that no replica could be asked for. */
-export function countUnanswered({ metrics, usage }: Pick<GatewayContext, "metrics" | "usage">, tenant: string, counted: CountedModel): void {
+export function countUnanswered(
+  { metrics, usage }: Pick<GatewayContext, "metrics" | "usage">,
+  tenant: string,
+  counted: CountedModel,
+): void {
   const { model, ...named } = counted;
   metrics.model({ tenant, ...named, engineModel: model }).unanswered();
   usage.count({ tenant, ...counted, promptTokens: 0, completionTokens: 0, failed: true, estimated: false });
