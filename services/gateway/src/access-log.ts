@@ -10,7 +10,7 @@ export type AccessLog = (typeof accessLogs)[number];
 /** Asked every few seconds by machines, and of no interest while they succeed. */
 const probes = new Set(["/healthz", "/readyz"]);
 
-export interface Answers {
+interface Answers {
   /** A request that was no valid HTTP, so that no route has seen it. */
   malformed(): void;
 }

@@ -26,7 +26,7 @@ interface ModelMetrics {
 }
 
 /** An answer, whoever gave it. */
-export interface Answered {
+interface Answered {
   /** As in the table of routes; empty: none that is known. */
   route: string;
   method: string;
