@@ -1,6 +1,6 @@
 /** Pull consumer with bounded concurrency, order by entity, heartbeats, the disposition table and dead letters. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Actor, buckets, type ConsumerDef, parseSubject, tenantOfSubject, waitedKey, type waitedState } from "@loraline/contracts";
+import { type Actor, buckets, type ConsumerDef, parseSubject, tenantOfSubject, waitedKey } from "@loraline/contracts";
 import {
   backoffMs,
   dispositionOf,
@@ -15,13 +15,11 @@ import { type Consumer, type ConsumerMessages, jetstream, type JsMsg } from "@na
 import type { NatsConnection, Subscription } from "@nats-io/transport-node";
 import { provenActor } from "./audit/prove-actor.ts";
 import { buryLetter } from "./dead-letters.ts";
-import type { z } from "zod";
 import { headersOf, open, type Received } from "./envelope.ts";
-import { type KvBucket, openBucket } from "./kv.ts";
+import { openBucket } from "./kv.ts";
 import { createLanes, type Turn } from "./lanes.ts";
 import { storeFullOr } from "./sizes.ts";
-
-type Waited = z.output<typeof waitedState>;
+import { createTries, type Tries } from "./tries.ts";
 
 export interface HandlerContext {
   log: Log;
@@ -83,6 +81,14 @@ interface ConsumeDeps {
   lineSecret: string | undefined;
 }
 
+/**
+ * A message that failed so often, or whose process died so often, is suspected: of these one is worked on at a time, so that one that takes
+ * its process down cannot count against the others again and again.
+ */
+const suspectedFrom = 3;
+/** Of messages in hand that wait, so that big ones of a tenant do not fill the memory. */
+const aheadBytes = 32 * 1024 ** 2;
+
 /** A pull waits this long for a message. */
 const pullMs = 1000;
 
@@ -111,9 +117,12 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   const log = deps.log.child({ consumer: def.durable });
   const waited = await openBucket(deps.nc, buckets.waited, log);
 
-  const lanes = createLanes({ places: def.concurrency, ahead: def.ahead, spare: def.ahead === undefined ? 0 : 1 });
-  /** Which messages wait for each other: those about one entity, or none. */
-  const laneOf = ({ subject, seq }: JsMsg): string => (def.ordered === true ? subject.split(".", 4).join(".") : String(seq));
+  const lanes = createLanes({ places: def.concurrency, ahead: def.ahead, aheadBytes, spare: def.ahead === undefined ? 0 : 1 });
+  /** Which messages wait for each other: those about one entity, those that are suspected, or none. */
+  const laneOf = ({ subject, seq }: JsMsg, tries: Tries): string => {
+    if (def.ordered === true) return subject.split(".", 4).join(".");
+    return tries.failed() < suspectedFrom ? String(seq) : "suspected";
+  };
   const pulls = new Set<ConsumerMessages>();
   const next = async (): Promise<JsMsg | null> => {
     const pull = await consumer.fetch({ max_messages: 1, expires: pullMs });
@@ -149,10 +158,13 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
       const received = message;
       // A message that waits for its turn stays in hand as one that is worked on does.
       const heartbeat = setInterval(() => received.working(), def.ackWaitMs / 3);
+      const { subject, seq, data, info } = received;
+      const tries = createTries(waited, waitedKey({ durable: def.durable, seq }), info.deliveryCount);
+      // Waits only for what was delivered before. Where it cannot be read now, the handler waits until it can.
+      if (def.ordered !== true && info.deliveryCount > 1) await tries.load().catch(() => {});
+      const handle = (turn: Turn): Promise<void> => handleMessage({ ...deps, tries, turn }, options, received, log, stopping.signal);
       const done = lanes
-        .run(laneOf(received), tenantOfSubject(received.subject) ?? "", (turn) =>
-          handleMessage({ ...deps, waited, turn }, options, received, log, stopping.signal),
-        )
+        .run({ lane: laneOf(received, tries), owner: tenantOfSubject(subject) ?? "", bytes: data.byteLength }, handle)
         // Not acknowledged, so the broker delivers it again.
         .catch((error: unknown) => log.error({ err: error }, "message not acknowledged; it will be delivered again"))
         .finally(() => clearInterval(heartbeat));
@@ -173,26 +185,25 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
 }
 
 async function handleMessage<C extends ConsumerDef>(
-  deps: ConsumeDeps & { waited: KvBucket<Waited>; turn: Turn },
+  deps: ConsumeDeps & { tries: Tries; turn: Turn },
   options: ConsumeOptions<C>,
   message: JsMsg,
   log: Log,
   signal: AbortSignal,
 ): Promise<void> {
   const { consumer: def, onDeadLetter, traced = true } = options;
+  const { tries } = deps;
   if (signal.aborted) {
     // It waited behind another one until now.
     message.nak();
     return;
   }
-  const key = waitedKey({ durable: def.durable, seq: message.seq });
   /** Tries here that ended, while the message stayed in hand. */
   const here = { tries: 0, putOff: 0, away: 0 };
-  /** What earlier deliveries of this message were put off for. */
-  let waits: Waited | undefined = message.info.deliveryCount > 1 ? undefined : { deliveries: 0, away: 0 };
   /** Deliveries, and tries here after the first one, which are the same to a handler. */
   const deliveriesNow = (): number => message.info.deliveryCount + here.tries;
-  const putOffNow = (): number => (waits?.deliveries ?? 0) + here.putOff;
+  /** Tries, this one included, that were not put off. */
+  const triesNow = (): number => tries.begun() + here.tries - tries.putOff() - here.putOff;
   /** Keeps the message in hand while NATS is away or full: given back without being counted, a wait would look like a crash. */
   const whenNatsCan = async <T>(work: () => Promise<T>): Promise<T> => {
     for (let failed = 1; ; failed++) {
@@ -207,11 +218,8 @@ async function handleMessage<C extends ConsumerDef>(
   };
   /** Before the nak: dying in between then counts as waiting, which costs a delivery and loses nothing. */
   const putOff = async (afterMs: number | undefined, away: 0 | 1): Promise<void> => {
-    // What could not be read is not overwritten.
-    if (waits !== undefined) {
-      const now = { deliveries: waits.deliveries + 1, away: waits.away + away };
-      await whenNatsCan(() => deps.waited.put(key, now)).catch((error: unknown) => log.debug({ err: error, key }, "wait not counted"));
-    }
+    const { seq } = message;
+    await whenNatsCan(() => tries.putOffNow(away === 1)).catch((error: unknown) => log.debug({ err: error, seq }, "wait not counted"));
     message.nak(afterMs);
   };
   /**
@@ -242,13 +250,9 @@ async function handleMessage<C extends ConsumerDef>(
   };
   const handleOnce = async (): Promise<void> => {
     const deliveries = deliveriesNow();
-    waits ??= (await whenNatsCan(() => deps.waited.get(key)))?.value ?? { deliveries: 0, away: 0 };
     // A handler that takes its process down never throws here; the count is what tells.
-    if (deliveries - putOffNow() > def.maxDeliver * 2) {
-      throw new PermanentError(
-        "MAX_DELIVERIES",
-        `delivered ${deliveries - putOffNow()} times without an answer; the handler may be crashing its process`,
-      );
+    if (triesNow() > def.maxDeliver * 2) {
+      throw new PermanentError("MAX_DELIVERIES", `begun ${triesNow()} times without an answer; the handler may be crashing its process`);
     }
     received = open<EventsOf<C>>({
       subject: message.subject,
@@ -258,7 +262,7 @@ async function handleMessage<C extends ConsumerDef>(
       storedAt: new Date(Number(message.info.timestampNanos / 1_000_000)).toISOString(),
     });
     const { type, event, at, trace, id } = received;
-    toldWaiting ||= waits.away > 0;
+    toldWaiting ||= tries.away() > 0;
     // `open` checked the payload against the schema of its own type, so the handler of that type may have it.
     type Handle = (received: Received<EventsOf<C>>, context: HandlerContext) => Promise<void>;
     const { handlers } = options;
@@ -269,7 +273,7 @@ async function handleMessage<C extends ConsumerDef>(
       signal,
       actor: actorOf(message, at.tenant, deps.lineSecret),
       deliveries,
-      tries: deliveries - waits.away - here.away,
+      tries: tries.begun() + here.tries - tries.away() - here.away,
     };
     const handle = handler.bind(undefined, received, context);
     if (!traced) return handle();
@@ -309,6 +313,8 @@ async function handleMessage<C extends ConsumerDef>(
     if (toldWaiting && options.isAway?.() === false) void tell(null);
   }, def.ackWaitMs / 3);
   try {
+    await whenNatsCan(() => tries.load());
+    await tries.begin().catch((error: unknown) => log.debug({ err: error, seq: message.seq }, "begin not counted"));
     for (;;) {
       try {
         await handleOnce();
@@ -324,14 +330,14 @@ async function handleMessage<C extends ConsumerDef>(
         const { subject } = message;
         const deliveries = deliveriesNow();
         if (error instanceof UnavailableError) {
-          const afterMs = Math.min(deps.longestWaitMs, backoffMs((waits?.away ?? 0) + here.away + 1));
+          const afterMs = Math.min(deps.longestWaitMs, backoffMs(tries.away() + here.away + 1));
           const { code, message: why } = error;
           log.warn({ err: thrown, subject, deliveries, afterMs, code }, `waiting: ${why}`);
           await tell({ code, message: why });
           if (await again(afterMs, "away")) continue;
           return;
         }
-        const disposition = dispositionOf(error, { deliveries: deliveries - putOffNow(), maxDeliver: def.maxDeliver });
+        const disposition = dispositionOf(error, { deliveries: triesNow(), maxDeliver: def.maxDeliver });
         if (disposition.kind === "dead-letter") {
           await bury(error, disposition.code, disposition.message);
           return;

@@ -12,9 +12,9 @@ function controlled(options: Parameters<typeof createLanes>[0]) {
   return {
     lanes,
     began,
-    add(owner: string, lane = String(count)) {
+    add(owner: string, lane = String(count), bytes = 0) {
       const name = `${owner}${count++}`;
-      void lanes.run(lane, owner, async () => {
+      void lanes.run({ lane, owner, bytes }, async () => {
         began.push(name);
         await new Promise<void>((resolve) => ends.set(name, resolve));
       });
@@ -64,6 +64,18 @@ it("has room while a place is free or fewer wait than may", async () => {
   expect(rooms).toBe(3);
   await end(began[0] ?? "");
   expect(rooms).toBe(4);
+});
+
+it("has no room while those that wait hold more bytes than may be", async () => {
+  const { add, lanes, began, end } = controlled({ places: 1, ahead: 9, aheadBytes: 100 });
+  for (const bytes of [1000, 60, 60]) add("a", undefined, bytes);
+  await turn();
+  let rooms = 0;
+  void lanes.room().then(() => rooms++);
+  await turn();
+  expect(rooms).toBe(0);
+  await end(began[0] ?? "");
+  expect(rooms).toBe(1);
 });
 
 it("never runs more than it may, none of a lane twice at once, and in the end all", async () => {

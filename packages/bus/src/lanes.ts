@@ -10,9 +10,17 @@ export interface Turn {
   pause(ms: number, signal: AbortSignal): Promise<void>;
 }
 
+interface Task {
+  lane: string;
+  /** Whose task it is. */
+  owner: string;
+  /** What it holds in memory. Default 0. */
+  bytes?: number;
+}
+
 interface Lanes {
-  /** Runs the task when those that came to its lane before are over and it has a place. `owner`: whose task it is. */
-  run(lane: string, owner: string, task: (turn: Turn) => Promise<void>): Promise<void>;
+  /** Runs the task when those that came to its lane before are over and it has a place. */
+  run(of: Task, work: (turn: Turn) => Promise<void>): Promise<void>;
   /** Resolves as soon as a place is free, or fewer tasks wait for one than may. */
   room(): Promise<void>;
   /** Resolves when nothing runs or waits any more. */
@@ -24,11 +32,13 @@ interface LanesOptions {
   places: number;
   /** Tasks that may wait for a place before there is no more room. Default 0. */
   ahead?: number | undefined;
+  /** Bytes of those that wait for a place before there is no more room. Default: any number. */
+  aheadBytes?: number | undefined;
   /** Places more that only an owner may take of whom nothing runs: the tasks of another may take long. Default 0. */
   spare?: number | undefined;
 }
 
-export function createLanes({ places, ahead = 0, spare = 0 }: LanesOptions): Lanes {
+export function createLanes({ places, ahead = 0, aheadBytes = Infinity, spare = 0 }: LanesOptions): Lanes {
   const last = new Map<string, Promise<void>>();
   /** Running tasks by owner; an owner without any is not in it. */
   const running = new Map<string, number>();
@@ -36,6 +46,7 @@ export function createLanes({ places, ahead = 0, spare = 0 }: LanesOptions): Lan
   /** Those who wait for a place, by owner. The first owner is the next in turn. */
   const waiting = new Map<string, (() => void)[]>();
   let waitingCount = 0;
+  let waitingBytes = 0;
   /** Tasks come before those who only look for room. */
   let watchers: (() => void)[] = [];
 
@@ -44,7 +55,7 @@ export function createLanes({ places, ahead = 0, spare = 0 }: LanesOptions): Lan
     taken += 1;
     running.set(owner, (running.get(owner) ?? 0) + 1);
   };
-  const hasRoom = (): boolean => taken < places || waitingCount < ahead;
+  const hasRoom = (): boolean => taken < places || (waitingCount < ahead && waitingBytes < aheadBytes);
   const wake = (): void => {
     if (!hasRoom()) return;
     const woken = watchers;
@@ -52,18 +63,21 @@ export function createLanes({ places, ahead = 0, spare = 0 }: LanesOptions): Lan
     for (const go of woken) go();
   };
 
-  const take = async (owner: string): Promise<void> => {
+  const take = async (owner: string, bytes: number): Promise<void> => {
     if (mayRun(owner)) {
       begin(owner);
       return;
     }
     waitingCount += 1;
+    waitingBytes += bytes;
     // The place is handed over, so it is not counted as free in between.
     await new Promise<void>((resolve) => {
       const queue = waiting.get(owner);
       if (queue === undefined) waiting.set(owner, [resolve]);
       else queue.push(resolve);
     });
+    waitingBytes -= bytes;
+    wake();
   };
   const give = (owner: string): void => {
     taken -= 1;
@@ -84,20 +98,20 @@ export function createLanes({ places, ahead = 0, spare = 0 }: LanesOptions): Lan
     wake();
   };
   return {
-    run(lane, owner, task) {
+    run({ lane, owner, bytes = 0 }, work) {
       const before = last.get(lane);
       const turn: Turn = {
         async pause(ms, signal) {
           give(owner);
           await sleep(ms, undefined, { signal }).catch(() => {});
-          await take(owner);
+          await take(owner, bytes);
         },
       };
       const run = async (): Promise<void> => {
         if (before !== undefined) await before.catch(() => {});
-        await take(owner);
+        await take(owner, bytes);
         try {
-          await task(turn);
+          await work(turn);
         } finally {
           give(owner);
         }

@@ -521,8 +521,9 @@ export type DeletionState = z.infer<typeof deletionState>;
 /** KV `leases`: who does some work of which one at a time is enough. */
 export const leaseState = z.object({ holder: z.string() });
 
-/** KV `waited`: how many deliveries of a message ended in planned waiting. These do not count as failed tries. */
+/** KV `waited`: of a message that was delivered more than once, how often it was begun, and how many of these ended in planned waiting. */
 export const waitedState = z.object({
-  deliveries: z.int().min(1),
+  deliveries: z.int().min(0).describe("Those that ended in planned waiting, and so do not count as failed tries."),
   away: z.int().min(0).default(0).describe("Those of them that were put off because a server was away."),
+  begun: z.int().min(1).optional().describe("How often a handler began with it: what only waited in the hand of a process that died was not."),
 });

@@ -199,7 +199,7 @@ export interface ConsumerDef {
   readonly ordered?: true;
   /**
    * Messages that one process takes in hand before it can work on them, to work on those of all tenants in turns. Absent: none, they are
-   * worked on as they come. Others cannot have them meanwhile, and if the process dies they count as delivered, so they are few.
+   * worked on as they come. Other processes cannot have them meanwhile.
    */
   readonly ahead?: number;
 }
@@ -213,7 +213,7 @@ export const consumers = {
     maxDeliver: 6,
     concurrency: 2,
     maxAckPending: 10_000,
-    ahead: 32,
+    ahead: 200,
   },
   ingestDatasetImportRequested: {
     durable: "ingest-dataset-import-requested",
@@ -233,7 +233,8 @@ export const consumers = {
     maxDeliver: 6,
     concurrency: 8,
     maxAckPending: 10_000,
-    ahead: 32,
+    // As many as a tenant may have waiting (quota runsWaiting): the work itself is asked for in chunks, which any process may have.
+    ahead: 1000,
   },
   tokenizeChunkRequested: {
     durable: "tokenize-chunk-requested",
