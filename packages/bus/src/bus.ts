@@ -50,6 +50,8 @@ export interface Bus {
     options?: PublishOptions,
   ): Promise<{ seq: number; duplicate: boolean }>;
   consume<C extends ConsumerDef>(options: ConsumeOptions<C>): Promise<AsyncDisposable>;
+  /** Messages for this consumer that no process has in hand yet. */
+  undelivered(consumer: ConsumerDef): Promise<number>;
   /** Takes what a tenant's own NATS client says, until it is disposed. */
   takeCommands(options: TakeCommandsOptions): AsyncDisposable;
   bucket<T extends z.ZodType>(def: BucketDef<T>): Promise<KvBucket<z.output<T>>>;
@@ -118,6 +120,7 @@ export function createBus({ nc, log, telemetry, source, secret, lineSecret, long
       return { seq: ack.seq, duplicate: ack.duplicate };
     },
     consume: (options) => consume({ nc, log, telemetry, longestWaitMs, lineSecret }, options),
+    undelivered: async ({ stream, durable }) => (await (await jetstreamManager(nc)).consumers.info(stream.name, durable)).num_pending,
     takeCommands: (options) => takeCommands({ nc, publish: bus.publish, log, longestWaitMs }, options),
     bucket: (def) => openBucket(nc, def, log),
     async last<E extends EventDef>(event: E, at: EventAddress) {

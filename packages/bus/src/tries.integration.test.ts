@@ -24,43 +24,47 @@ async function startServer(ackWaitMs: number) {
   return Object.assign(running, { nc, url: server.url, bus: createBus({ nc, ...deps }) });
 }
 
-test("a message that takes its process down is buried, and nothing that was worked on or waited beside it", { timeout: 60_000 }, async () => {
-  await using server = await startServer(400);
-  const poison = ulid();
-  const sound = Array.from({ length: 8 }, () => ulid());
-  for (const id of [sound[0], poison, ...sound.slice(1)]) {
-    await server.bus.publish(events.datasetReceived, { tenant: "acme", id: id as string }, { blob, filename: "a.jsonl" });
-  }
-  const done = new Set<string>();
-  const letters = () => server.bus.deadLetters.list("acme");
-  const isOver = async () => (await letters()).length > 0 && done.size === sound.length;
-  for (let processes = 0; !(await isOver()); processes++) {
-    expect(processes).toBeLessThan(60);
-    const own = await connectBus({ servers: server.url, name: "a process" });
-    const died = Promise.withResolvers<void>();
-    const consuming = await createBus({ nc: own, ...deps }).consume({
-      consumer: consumers.ingestDatasetReceived,
-      handlers: {
-        "dataset.received.v1": async ({ at }) => {
-          if (at.id === poison) setTimeout(died.resolve, 20);
-          // Longer than the poison lets a process live.
-          await sleep(100);
-          if (at.id === poison) await new Promise(() => {});
-          if (!own.isClosed()) done.add(at.id);
+test(
+  "a message that takes its process down is buried, and nothing that was worked on or waited beside it",
+  { timeout: 60_000 },
+  async () => {
+    await using server = await startServer(400);
+    const poison = ulid();
+    const sound = Array.from({ length: 8 }, () => ulid());
+    for (const id of [sound[0], poison, ...sound.slice(1)]) {
+      await server.bus.publish(events.datasetReceived, { tenant: "acme", id: id as string }, { blob, filename: "a.jsonl" });
+    }
+    const done = new Set<string>();
+    const letters = () => server.bus.deadLetters.list("acme");
+    const isOver = async () => (await letters()).length > 0 && done.size === sound.length;
+    for (let processes = 0; !(await isOver()); processes++) {
+      expect(processes).toBeLessThan(60);
+      const own = await connectBus({ servers: server.url, name: "a process" });
+      const died = Promise.withResolvers<void>();
+      const consuming = await createBus({ nc: own, ...deps }).consume({
+        consumer: consumers.ingestDatasetReceived,
+        handlers: {
+          "dataset.received.v1": async ({ at }) => {
+            if (at.id === poison) setTimeout(died.resolve, 20);
+            // Longer than the poison lets a process live.
+            await sleep(100);
+            if (at.id === poison) await new Promise(() => {});
+            if (!own.isClosed()) done.add(at.id);
+          },
         },
-      },
-    });
-    const over = new AbortController();
-    const whenOver = async (): Promise<void> => {
-      while (!over.signal.aborted && !(await isOver())) await sleep(50);
-    };
-    await Promise.race([died.promise.then(() => own.close()), whenOver().then(() => consuming[Symbol.asyncDispose]())]);
-    over.abort();
-    await own.close();
-  }
-  expect((await letters()).map(({ code, subject }) => [code, subject.split(".")[3]])).toEqual([["MAX_DELIVERIES", poison]]);
-  expect([...done].sort()).toEqual(sound.sort());
-});
+      });
+      const over = new AbortController();
+      const whenOver = async (): Promise<void> => {
+        while (!over.signal.aborted && !(await isOver())) await sleep(50);
+      };
+      await Promise.race([died.promise.then(() => own.close()), whenOver().then(() => consuming[Symbol.asyncDispose]())]);
+      over.abort();
+      await own.close();
+    }
+    expect((await letters()).map(({ code, subject }) => [code, subject.split(".")[3]])).toEqual([["MAX_DELIVERIES", poison]]);
+    expect([...done].sort()).toEqual(sound.sort());
+  },
+);
 
 test("what only waited in the hand of processes that died is worked on as if it were new", { timeout: 60_000 }, async () => {
   await using server = await startServer(400);

@@ -525,5 +525,9 @@ export const leaseState = z.object({ holder: z.string() });
 export const waitedState = z.object({
   deliveries: z.int().min(0).describe("Those that ended in planned waiting, and so do not count as failed tries."),
   away: z.int().min(0).default(0).describe("Those of them that were put off because a server was away."),
-  begun: z.int().min(1).optional().describe("How often a handler began with it: what only waited in the hand of a process that died was not."),
+  begun: z
+    .int()
+    .min(1)
+    .optional()
+    .describe("How often a handler began with it: what only waited in the hand of a process that died was not."),
 });

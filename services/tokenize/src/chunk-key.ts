@@ -3,7 +3,7 @@
  *
  *   encode-chunks.ts (holds run.requested)                 on-chunk-requested.ts (holds chunk.requested), on any replica
  *     key of each chunk ─► KV cache: done already?           done already, or the run is over? ─► ack
- *     the others ─► chunk.requested ─────────────────────►   records ─► sequences ─► object ─► KV cache ─► ack
+ *     the next ones ─► chunk.requested ──────────────────►   records ─► sequences ─► object ─► KV cache ─► ack
  *     waits for KV cache, reads the objects in the chunks' order
  *
  * A chunk's key is the hash of all that decides its result. Every replica that does a chunk therefore leaves the same bytes, however
@@ -15,6 +15,7 @@ import { cacheKey, type Digest, tokenizeSpec } from "@loraline/contracts";
 import { digestOf, type Objects } from "@loraline/objects";
 import { type Base, type EncodeThreads, exampleKinds, type Examples, identityOf, type TokenizeSpec } from "@loraline/tokens";
 import { z } from "zod";
+import type { ChunkWindows } from "./chunk-windows.ts";
 
 /** What both sides work with. */
 export interface ChunkWorkDeps {
@@ -24,6 +25,7 @@ export interface ChunkWorkDeps {
   /** Version of the code that decides the result. */
   code: string;
   loadBase(name: string): Promise<Base>;
+  windows: ChunkWindows;
 }
 
 /** The object of kind `settings`, which every `chunk.requested` of a run refers to. */

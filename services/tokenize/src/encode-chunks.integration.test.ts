@@ -8,6 +8,7 @@ import type { NatsConnection } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { baseName, basesDir } from "@loraline/testkit";
 import { describe, expect } from "vitest";
+import { createChunkWindows } from "./chunk-windows.ts";
 import { encodeChunks } from "./encode-chunks.ts";
 import { createBases, createEncodeThreads } from "@loraline/tokens";
 import {
@@ -137,9 +138,14 @@ describe("the work queue of chunks", () => {
     expect(await bus.history([runTokenized, runRejected], { tenant, id: cancelled })).toEqual([]);
   });
 
-  test("waits for its chunks however long others stand before them", async ({ bus, objects, tenant }) => {
+  test("waits for its chunks however long others stand before them, and asks for few while they wait", async ({
+    bus,
+    objects,
+    tenant,
+    nc,
+  }) => {
     const line = { bus, objects, tenant };
-    const { manifest } = await storeDataset(line, records, 3000);
+    const { manifest } = await storeDataset(line, records, 20);
     await using threads = createEncodeThreads(1);
     const loadBase = createBases(basesDir);
     const base = await loadBase(baseName);
@@ -162,9 +168,15 @@ describe("the work queue of chunks", () => {
       lookMs: 50,
       isDone,
     };
-    const waiting = encodeChunks({ bus, objects, threads, code: "test", loadBase }, run, manifest.chunks).next();
+    const waiting = encodeChunks(
+      { bus, objects, threads, code: "test", loadBase, windows: createChunkWindows() },
+      run,
+      manifest.chunks,
+    ).next();
     await expect(waiting).rejects.toThrow(/waited long enough|aborted/);
     expect(looks).toBe(40);
+    // Of three hundred: another tenant's chunks come after these.
+    expect((await leftOver(line, nc)).messages).toBe(24);
   });
 
   test("rejects the run whose chunk cannot be done, saying why", async ({ bus, objects, tenant, nc }) => {

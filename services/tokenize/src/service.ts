@@ -5,6 +5,7 @@ import type { Objects, StoreState } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { createBases, createEncodeThreads, tokenizeCode } from "@loraline/tokens";
 import type { ChunkWorkDeps } from "./chunk-key.ts";
+import { createChunkWindows } from "./chunk-windows.ts";
 import { onChunkRequested } from "./on-chunk-requested.ts";
 import { onRunRequested } from "./on-run-requested.ts";
 import { needsNoTokens } from "./run-outcome.ts";
@@ -32,7 +33,7 @@ export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<
   const quotas = await watchQuotas({ bus, settings: deps.quotas ?? {}, signal: stopping.signal });
   const threads = starting.use(createEncodeThreads(threadCount));
   const loadBase = createBases(basesDir);
-  const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase };
+  const work: ChunkWorkDeps = { bus, objects, threads, code: tokenizeCode, loadBase, windows: createChunkWindows() };
   // Loaded before the first run comes, which then finds the base in memory. Errors are ignored here: the run that needs the base meets them.
   for (const { value } of await (await bus.bucket(buckets.engines)).entries(">", { skipUnreadable: true }))
     loadBase(value.base.name).catch(() => undefined);
