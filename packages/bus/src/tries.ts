@@ -1,9 +1,8 @@
 /** How often a message was begun. Whoever dies cannot say so, therefore it is written before: a handler may take its process down. */
-import { buckets, type waitedState } from "@loraline/contracts";
+import type { waitedState } from "@loraline/contracts";
 import type { z } from "zod";
 import type { KvBucket } from "./kv.ts";
 
-export type WaitedBucket = KvBucket<z.output<typeof buckets.waited.value>>;
 type Waited = z.output<typeof waitedState>;
 
 export interface Tries {
@@ -23,7 +22,7 @@ export interface Tries {
 }
 
 /** @param deliveries - of the message, this one included. */
-export function createTries(bucket: WaitedBucket, key: string, deliveries: number): Tries {
+export function createTries(bucket: KvBucket<Waited>, key: string, deliveries: number): Tries {
   /** What stood there before this delivery; `begun` is without it. */
   let before: (Waited & { begun: number }) | undefined = deliveries > 1 ? undefined : { deliveries: 0, away: 0, begun: 0 };
   return {
