@@ -4,8 +4,8 @@ import { doorConsumer, type EventAddress, type EventDef, tenantCommands } from "
 import { backoffMs, dispositionOf, type Log, natsOutage, UnavailableError } from "@loraline/runtime";
 import { type Consumer, type ConsumerMessages, jetstream, jetstreamManager, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
-import { asUnavailable, endPull } from "./consume.ts";
-import { buryLetter } from "./dead-letters.ts";
+import { asUnavailable, endPull } from "./consume/consume.ts";
+import { buryLetter } from "./consume/dead-letters.ts";
 import { headersOf, open } from "./envelope.ts";
 
 export interface TakeCommandsOptions {

@@ -12,9 +12,9 @@ import {
   tenantOfSubject,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
-import { proveActor } from "./audit/prove-actor.ts";
-import { dedupeId, headersOf } from "./envelope.ts";
-import { largestEventBytes } from "./sizes.ts";
+import { proveActor } from "../audit/prove-actor.ts";
+import { dedupeId, headersOf } from "../envelope.ts";
+import { largestEventBytes } from "../sizes.ts";
 import { jetstream, jetstreamManager, type JsMsg, type StoredMsg } from "@nats-io/jetstream";
 import { headers, type MsgHdrs, type NatsConnection } from "@nats-io/transport-node";
 

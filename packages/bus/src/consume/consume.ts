@@ -13,12 +13,12 @@ import {
 } from "@loraline/runtime";
 import { type Consumer, type ConsumerMessages, jetstream, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection, Subscription } from "@nats-io/transport-node";
-import { provenActor } from "./audit/prove-actor.ts";
+import { provenActor } from "../audit/prove-actor.ts";
 import { buryLetter } from "./dead-letters.ts";
-import { headersOf, open, type Received } from "./envelope.ts";
-import { openBucket } from "./kv.ts";
+import { headersOf, open, type Received } from "../envelope.ts";
+import { openBucket } from "../kv.ts";
 import { createLanes, type Turn } from "./lanes.ts";
-import { storeFullOr } from "./sizes.ts";
+import { storeFullOr } from "../sizes.ts";
 import { createTries, type Tries } from "./tries.ts";
 
 export interface HandlerContext {

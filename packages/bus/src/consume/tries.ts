@@ -1,7 +1,7 @@
 /** How often a message was begun. Whoever dies cannot say so, therefore it is written before: a handler may take its process down. */
 import type { waitedState } from "@loraline/contracts";
 import type { z } from "zod";
-import type { KvBucket } from "./kv.ts";
+import type { KvBucket } from "../kv.ts";
 
 type Waited = z.output<typeof waitedState>;
 

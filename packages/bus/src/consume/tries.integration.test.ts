@@ -6,7 +6,7 @@ import { spawnNatsServer } from "@loraline/testkit";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { ulid } from "ulid";
 import { expect, test } from "vitest";
-import { connectBus, createBus, ensureStreams } from "./index.ts";
+import { connectBus, createBus, ensureStreams } from "../index.ts";
 
 const deps = { log: createLog({ service: "test", level: "silent" }), telemetry: createTelemetry({ service: "test" }), source: "test" };
 const blob = { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 3 } as const;
