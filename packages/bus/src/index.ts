@@ -14,4 +14,5 @@ export { readKeptSpans, spanSink } from "./traces/spans.ts";
 export { ownersOf, spansOfTenant } from "./traces/spans-of-tenant.ts";
 export { readStoredOfAll, type StoredBytes, sumOf } from "./storage/stored-bytes.ts";
 export { judgeRunByQuotas, judgeStorage, quotasEnv, type TenantQuotas, watchQuotas } from "./tenant-quotas.ts";
-export { tellWaiting } from "./tell-waiting.ts";
+export { tellProgress } from "./tell/tell-progress.ts";
+export { tellWaiting } from "./tell/tell-waiting.ts";

@@ -1,7 +1,7 @@
 /** The values of the KV buckets. Runs and datasets can be rebuilt from the streams; each other value is written by one service. */
 import { z } from "zod";
 import { datasetMapping } from "./spec/dataset-mapping.ts";
-import { proof } from "./events/events.ts";
+import { proof, workDone } from "./events/events.ts";
 import { importSource } from "./spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { quotaShape } from "./quotas.ts";
@@ -38,6 +38,10 @@ export const datasetState = z.object({
     .nullable()
     .default(null)
     .describe("What it waits for: a server that is away, or refuses the operator's account."),
+  progress: z
+    .object({ stage: z.enum(["fetch", "read"]), ...workDone, at: isoTime })
+    .nullish()
+    .describe("Bytes that are fetched or read, while it is. Absent: it was quick, or is done."),
   trace: traceparent.nullable().describe("Trace context of the upload."),
   seq: z.int().describe("Last stream sequence folded in; makes folding twice harmless."),
   wholeSeq,
@@ -89,6 +93,8 @@ export const runState = z.object({
     .object({
       attempt: z.int(),
       phase: z.string(),
+      done: z.int().nullish().describe("Of the phase: records tokenized, held-out rows evaluated."),
+      total: z.int().nullish(),
       step: z.int(),
       totalSteps: z.int(),
       epoch: z.number().nullable(),

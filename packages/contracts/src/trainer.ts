@@ -60,6 +60,14 @@ export const progressLine = z.discriminatedUnion("type", [
       .nullish()
       .describe("Share of the pairs whose chosen answer has the higher reward. `kto`: of the answers whose reward has the label's sign."),
   }),
+  z.object({
+    type: z.literal("count"),
+    ...at,
+    phase: z.string().describe("`evaluate` comes in the middle of `train`, too."),
+    done: z.int(),
+    total: z.int(),
+    eta_seconds: z.number(),
+  }),
   z.object({ type: z.literal("eval"), ...at, step: z.int(), eval_loss: z.number() }),
   z.object({ type: z.literal("checkpoint"), ...at, step: z.int(), path: z.string() }),
   z.object({ type: z.literal("warning"), ...at, code: z.string(), message: z.string() }),

@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import type { BlobRef, DatasetManifest, DatasetMapping, Problem, Rejection } from "@loraline/contracts";
 import { digestOf, type Objects, putJson } from "@loraline/objects";
-import { explainSystemError, PermanentError } from "@loraline/runtime";
+import { countBytes, explainSystemError, PermanentError } from "@loraline/runtime";
 import { canonicalJson } from "./canonical-json.ts";
 import { createReport } from "./report/dataset-report.ts";
 import { judgeDataset } from "./report/judge-dataset.ts";
@@ -64,18 +64,23 @@ interface IngestDeps {
   objects: Objects;
   settings: IngestSettings;
   signal: AbortSignal;
+  /** Told again and again how many bytes of the files are read. */
+  onRead?: (bytes: number) => void;
 }
 
 const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
 
-async function readAndStore({ objects, settings, signal }: IngestDeps, upload: Upload): Promise<IngestResult> {
+async function readAndStore({ objects, settings, signal, onRead }: IngestDeps, upload: Upload): Promise<IngestResult> {
   const { tenant, blob, filename, parts, mapping } = upload;
-  const open = () => objects.get(tenant, blob);
+  let read = 0;
+  const open = async (ref: BlobRef): Promise<AsyncIterable<Uint8Array>> =>
+    countBytes(await objects.get(tenant, ref), (bytes) => onRead?.((read += bytes)));
   const source =
     parts.length === 0
-      ? await open()
-      : [{ blob, filename }, ...parts].map((part) => ({ name: part.filename, open: () => objects.get(tenant, part.blob) }));
-  const reading = await readRecords(source, { mapping, reopen: open, maxRowBytes: settings.maxRowBytes, name: filename });
+      ? await open(blob)
+      : [{ blob, filename }, ...parts].map((part) => ({ name: part.filename, open: () => open(part.blob) }));
+  const reopen = () => objects.get(tenant, blob);
+  const reading = await readRecords(source, { mapping, reopen, maxRowBytes: settings.maxRowBytes, name: filename });
   if (reading === undefined) {
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
   }

@@ -64,6 +64,8 @@ export interface CheckDataOptions {
   method?: MethodType | undefined;
   /** Fewer usable records than this reject a run. */
   minRecords?: number | undefined;
+  /** Told of bytes of the file as they are read. */
+  onRead?: (bytes: number) => void;
 }
 
 export interface CheckedData {
@@ -88,6 +90,7 @@ export async function checkData({
   tokenize,
   method = "supervised",
   minRecords,
+  onRead,
 }: CheckDataOptions): Promise<CheckedData> {
   const base = baseDir === undefined ? undefined : await loadBase(baseDir);
   const contents = validation === undefined ? undefined : await contentsOf(validation, mapping);
@@ -95,7 +98,7 @@ export async function checkData({
   const spec = tokenizeSpec.parse(tokenize ?? {});
   const counter = base === undefined ? undefined : countTokens(base, spec, methodTrains(method));
   const rejections: Rejection[] = [];
-  const { notes, batches } = await openData(file, mapping);
+  const { notes, batches } = await openData(file, mapping, onRead);
   for await (const batch of batches) {
     await builder.add(batch);
     await counter?.add(batch.records);
@@ -155,19 +158,20 @@ function untrained({ kinds }: DatasetReport, method: MethodType): Record<string,
 
 async function* nothing(): AsyncGenerator<Batch> {}
 
-async function openData(file: string, mapping?: Mapping): Promise<Pick<Reading, "notes" | "batches">> {
+async function openData(file: string, mapping?: Mapping, onRead?: (bytes: number) => void): Promise<Pick<Reading, "notes" | "batches">> {
   const found = await stat(file).catch((error: unknown) => {
     const gone = (error as NodeJS.ErrnoException).code === "ENOENT";
     const message = gone ? `there is no file ${file}.` : `${file} cannot be read: ${(error as Error).message}`;
     throw new PermanentError("FILE_MISSING", message, { cause: error, param: "file" });
   });
   if (!found.isFile()) throw new PermanentError("FILE_MISSING", `${file} is not a file.`, { param: "file" });
-  const reading = await readRecords({ file }, { mapping, maxRowBytes: defaultIngestSettings.maxRowBytes, name: basename(file) });
+  const source = onRead === undefined ? { file } : { file, onRead };
+  const reading = await readRecords(source, { mapping, maxRowBytes: defaultIngestSettings.maxRowBytes, name: basename(file) });
   return reading ?? { notes: [], batches: nothing() };
 }
 type Reading = NonNullable<Awaited<ReturnType<typeof readRecords>>>;
 
-const batchesOf = async (file: string, mapping?: Mapping): Promise<AsyncIterable<Batch>> => (await openData(file, mapping)).batches;
+const batchesOf = async (...what: Parameters<typeof openData>): Promise<AsyncIterable<Batch>> => (await openData(...what)).batches;
 
 const contentsOf = async (file: string, mapping?: Mapping): Promise<Contents> => readContents(await batchesOf(file, mapping));
 
@@ -261,13 +265,15 @@ export interface TokenizeFileOptions {
   /** The official tokenizers package encodes everything. */
   exact?: boolean;
   signal: AbortSignal;
+  /** Told of bytes of the file as they are read. */
+  onRead?: (bytes: number) => void;
   onRejected(rejection: Rejection): void;
   onDropped(record: TokenizedDrop): void;
 }
 
 /** @throws PermanentError as `checkData` and `tokenizeRecords` do; NOTHING_TO_TOKENIZE when no row gives a record. */
-export async function tokenizeFile({ file, mapping, onRejected, ...options }: TokenizeFileOptions): Promise<TokenFolderManifest> {
-  const batches = await batchesOf(file, mapping);
+export async function tokenizeFile({ file, mapping, onRead, onRejected, ...options }: TokenizeFileOptions): Promise<TokenFolderManifest> {
+  const batches = await batchesOf(file, mapping, onRead);
   let first: Rejection | undefined;
   const told = async function* (): AsyncGenerator<Batch> {
     for await (const batch of batches) {

@@ -1,3 +1,4 @@
+export { countBytes } from "./count-bytes.ts";
 export { loadEnv } from "./env.ts";
 export {
   backoffMs,

@@ -51,6 +51,19 @@ describe("the projector", () => {
     }
   });
 
+  test("shows how far a dataset is, also when that is read before the dataset", async ({ bus, tenant }) => {
+    const at = { tenant, id: ulid() };
+    await bus.publish(events.datasetProgress, at, { stage: "read", done: 2, total: 3, etaSeconds: 1 });
+    await bus.publish(events.datasetReceived, at, {
+      blob: { kind: "raw", digest: `sha256:${"a".repeat(64)}`, size: 3 },
+      filename: "a.jsonl",
+    });
+    await using _projector = await createProjector({ bus, log: quietLog });
+    const datasets = await bus.bucket(buckets.datasets);
+    const progress = async () => (await datasets.get(`${tenant}.${at.id}`))?.value.progress;
+    await expect.poll(progress, { timeout: 10_000 }).toMatchObject({ stage: "read", done: 2, total: 3, etaSeconds: 1 });
+  });
+
   test("folds an event that comes after later ones, as when another gateway had it in hand", async ({ nc, bus, tenant }) => {
     const runs = await bus.bucket(buckets.runs);
     const datasets = await bus.bucket(buckets.datasets);

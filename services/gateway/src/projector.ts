@@ -6,6 +6,7 @@ import {
   datasetEvents,
   datasetImportRequested,
   datasetKey,
+  type datasetProgress,
   datasetReceived,
   type DatasetState,
   type EventDef,
@@ -31,6 +32,17 @@ interface Projection<S, E extends EventDef> {
   fold(state: S | undefined, event: Received<E>): S | undefined;
   /** What of the entry comes from elsewhere. */
   keep?(state: S): Partial<S>;
+}
+
+/** @returns false when there is no entry that it could be folded into. */
+async function foldInto<S>(bucket: KvBucket<S>, key: string, fold: (state: S | undefined) => S | undefined): Promise<boolean> {
+  let isKnown = true;
+  await bucket.change(key, (state) => {
+    const next = fold(state);
+    isKnown = next !== undefined;
+    return next === state ? undefined : next;
+  });
+  return isKnown;
 }
 
 /**
@@ -76,6 +88,7 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
     events: datasetEvents,
     begins: [datasetReceived, datasetImportRequested],
     fold: foldDataset,
+    keep: ({ progress, settledAt }) => (settledAt === null ? { progress } : {}),
   };
   const ofRuns: Projection<RunState, (typeof runEvents)[number]> = {
     bucket: runs,
@@ -95,19 +108,20 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
     eventLog.warn({ type: received.type }, "event about a run that was never requested; dropped");
   };
 
-  const onProgress = async (received: Received<typeof runProgress>, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
-    let known = true;
-    await runs.change(runKey(received.at), (state) => {
-      const next = foldRun(state, received);
-      known = next !== undefined;
-      return next === state ? undefined : next;
-    });
-    if (known) return;
-    // Progress is in another stream, so it may be read before the request of its run.
-    if (deliveries < progressPatience && (await bus.last(runRequested, received.at)) !== undefined) {
-      throw new RetryLaterError("RUN_NOT_FOLDED", 500, "the run's request is not folded yet");
+  type Progress = Received<typeof runProgress | typeof datasetProgress>;
+  const onProgress = async (received: Progress, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
+    const isKnown =
+      received.type === "run.progress.v1"
+        ? await foldInto(runs, runKey(received.at), (state) => foldRun(state, received))
+        : await foldInto(datasets, datasetKey(received.at), (state) => foldDataset(state, received));
+    if (isKnown) return;
+    // Progress is in another stream, so it may be read before what its run or dataset begins with.
+    const begins = received.type === "run.progress.v1" ? ofRuns.begins : ofDatasets.begins;
+    const began = await Promise.all(begins.map((event) => bus.last(event, received.at)));
+    if (deliveries < progressPatience && began.some((event) => event !== undefined)) {
+      throw new RetryLaterError("RUN_NOT_FOLDED", 500, "its beginning is not folded yet");
     }
-    eventLog.warn({ type: received.type }, "progress of a run that was never requested; dropped");
+    eventLog.warn({ type: received.type }, "progress of what never began; dropped");
   };
 
   const { projectorDatasets, projectorProgress, projectorRuns } = consumers;

@@ -9,6 +9,7 @@ import {
   datasetDeleted,
   datasetImportRequested,
   datasetIngested,
+  datasetProgress,
   datasetReceived,
   datasetRejected,
   datasetReport,
@@ -132,10 +133,14 @@ describe("an import", () => {
       "data/train-00000-of-00002.jsonl": rows(0, 10),
       "data/test-00000-of-00001.jsonl": rows(50, 60),
     });
-    await using service = await createIngestService({ bus, objects, telemetry, imports: hub.imports });
+    await using service = await createIngestService({ bus, objects, telemetry, imports: hub.imports, tellEveryMs: 0 });
     expect(service).toBeDefined();
     const id = await request(line, { hub: "acme/pirates" });
     expect(await outcome(line, id)).toEqual({ records: 15, rejections: 1 });
+    const fetched = (await bus.history([datasetProgress], { tenant, id })).filter(({ data }) => data.stage === "fetch");
+    const total = `${rows(10, 15)}not json\n${rows(0, 10)}`.length;
+    expect(fetched.length).toBeGreaterThan(0);
+    expect(fetched.every(({ data }) => data.total === total && data.done > 0 && data.done <= total)).toBe(true);
     const ingested = await bus.last(datasetIngested, { tenant, id });
     const report = await getJson(objects, tenant, ingested?.data.report as never, datasetReport);
     expect(report.firstRejections).toMatchObject([

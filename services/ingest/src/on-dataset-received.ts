@@ -1,5 +1,5 @@
 /** `dataset.received` → `dataset.ingested` or `dataset.rejected`. */
-import type { Bus, HandlerContext, Received } from "@loraline/bus";
+import { type Bus, type HandlerContext, type Received, tellProgress } from "@loraline/bus";
 import {
   type BlobRef,
   buckets,
@@ -7,6 +7,7 @@ import {
   datasetDeleted,
   datasetIngested,
   datasetManifest,
+  datasetProgress,
   type datasetReceived,
   datasetRejected,
 } from "@loraline/contracts";
@@ -19,13 +20,14 @@ interface OnDatasetReceivedDeps {
   objects: Objects;
   telemetry: Telemetry;
   settings: IngestSettings;
+  tellEveryMs?: number | undefined;
 }
 
 /**
  * Each step may be repeated without harm: objects and the cache entry depend on the upload only, and the event always has the same id.
  * The order is objects, manifest, cache entry, event, acknowledgement.
  */
-export function onDatasetReceived({ bus, objects, telemetry, settings }: OnDatasetReceivedDeps) {
+export function onDatasetReceived({ bus, objects, telemetry, settings, tellEveryMs }: OnDatasetReceivedDeps) {
   return async (received: Received<typeof datasetReceived>, { log, signal }: HandlerContext): Promise<void> => {
     const { at } = received;
     const { blob, filename, parts, mapping } = received.data;
@@ -40,7 +42,12 @@ export function onDatasetReceived({ bus, objects, telemetry, settings }: OnDatas
     const result =
       cached ??
       (await telemetry.span("read rows", { attributes: { "loraline.bytes": upload.blob.size } }, async (span) => {
-        const read = await ingestDataset({ objects, settings, signal }, upload);
+        const onRead = tellProgress({
+          total: [upload, ...upload.parts].reduce((sum, part) => sum + part.blob.size, 0),
+          tell: (work, key) => bus.publish(datasetProgress, at, { stage: "read", ...work }, { key }),
+          everyMs: tellEveryMs,
+        });
+        const read = await ingestDataset({ objects, settings, signal, onRead }, upload);
         span.setAttribute("loraline.rejections", read.rejections);
         if (read.kind === "ingested") span.setAttribute("loraline.records", read.records);
         return read;

@@ -1,8 +1,18 @@
 /** `dataset.import-requested` → `dataset.received`, which continues as for an upload; or `dataset.rejected`. */
-import { type Bus, type HandlerContext, judgeStorage, type Received, sumOf, tellWaiting, type TenantQuotas } from "@loraline/bus";
+import {
+  type Bus,
+  type HandlerContext,
+  judgeStorage,
+  type Received,
+  sumOf,
+  tellProgress,
+  tellWaiting,
+  type TenantQuotas,
+} from "@loraline/bus";
 import {
   type BlobRef,
   datasetDeleted,
+  datasetProgress,
   type datasetImportRequested,
   datasetReceived,
   datasetRejected,
@@ -11,6 +21,7 @@ import {
 } from "@loraline/contracts";
 import type { Objects } from "@loraline/objects";
 import {
+  countBytes,
   createGuardedFetch,
   type GuardedFetch,
   PermanentError,
@@ -44,6 +55,7 @@ interface OnImportRequestedDeps {
   slots: ImportSlots;
   quotas: TenantQuotas;
   settings: ImportSettings;
+  tellEveryMs?: number | undefined;
 }
 
 /** Tries after which an import gives up on a server that does not answer: about a minute with the delays. */
@@ -54,13 +66,15 @@ interface Wanted {
   url: string;
   filename: string;
   sha256: string | undefined;
+  /** In bytes, where it is known before. */
+  size: number | undefined;
   headers: Record<string, string>;
 }
 
 export const createImportFetch = ({ allow }: ImportSettings): GuardedFetch => createGuardedFetch({ allow });
 
 /** Each step may be repeated without harm: a blob is named by its content, and the events always have the same id. */
-export function onImportRequested({ bus, objects, telemetry, fetch, slots, quotas, settings }: OnImportRequestedDeps) {
+export function onImportRequested({ bus, objects, telemetry, fetch, slots, quotas, settings, tellEveryMs }: OnImportRequestedDeps) {
   return async (received: Received<typeof datasetImportRequested>, { log, signal, tries }: HandlerContext): Promise<void> => {
     const { at, data } = received;
     const ended = async (): Promise<boolean> =>
@@ -110,7 +124,7 @@ export function onImportRequested({ bus, objects, telemetry, fetch, slots, quota
     }
 
     async function locate(source: ImportSource): Promise<Wanted[]> {
-      if ("url" in source) return [{ url: source.url, filename: fileOf(source.url), sha256: undefined, headers: {} }];
+      if ("url" in source) return [{ url: source.url, filename: fileOf(source.url), sha256: undefined, size: undefined, headers: {} }];
       const repository = {
         endpoint: settings.hubEndpoint,
         kind: "datasets",
@@ -127,10 +141,11 @@ export function onImportRequested({ bus, objects, telemetry, fetch, slots, quota
           `"${source.hub}" has ${bytes} bytes to fetch; the limit is ${settings.maxBytes}. Name one file with \`file\`.`,
         );
       }
-      return chosen.map(({ path, sha256 }) => ({
+      return chosen.map(({ path, sha256, size }) => ({
         url: hubFileUrl({ ...repository, revision: commit }, path),
         filename: fileOf(path),
         sha256,
+        size,
         headers: hubHeaders(repository),
       }));
     }
@@ -148,12 +163,34 @@ export function onImportRequested({ bus, objects, telemetry, fetch, slots, quota
       const ofQuota = (error: unknown): unknown =>
         room < settings.maxBytes && error instanceof PermanentError && error.code === "FETCH_TOO_LARGE" ? noRoom : error;
       let left = Math.min(settings.maxBytes, room);
+      let done = 0;
+      let onFetched: ((bytes: number) => void) | undefined;
+      /** The total is known from the hub's list, or of a single file from its server. */
+      const tellFrom = (size: number | undefined): ((bytes: number) => void) =>
+        tellProgress({
+          total: size ?? null,
+          tell: (work, key) => bus.publish(datasetProgress, at, { stage: "fetch", ...work }, { key }),
+          everyMs: tellEveryMs,
+        });
+      const listed = wanted.reduce<number | undefined>(
+        (sum, { size }) => (sum === undefined || size === undefined ? undefined : sum + size),
+        0,
+      );
       for (const { url, filename, sha256, headers } of wanted) {
         if (left <= 0) throw noRoom;
         const digest = sha256 === undefined ? {} : { digest: `sha256:${sha256}` as const };
         const blob = await fetch
           .get(url, { maxBytes: left, timeoutMs: settings.timeoutMs, signal, headers })
-          .then(({ body }) => objects.put(tenant, "raw", body, digest))
+          .then(({ body, size }) => {
+            onFetched ??= tellFrom(listed ?? (wanted.length === 1 ? size : undefined));
+            const tell = onFetched;
+            return objects.put(
+              tenant,
+              "raw",
+              countBytes(body, (bytes) => tell((done += bytes))),
+              digest,
+            );
+          })
           .catch((error: unknown) => {
             throw ofQuota(error);
           });

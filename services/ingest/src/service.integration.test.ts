@@ -3,6 +3,7 @@ import {
   buckets,
   datasetIngested,
   datasetManifest,
+  datasetProgress,
   type datasetMapping,
   datasetReceived,
   datasetRejected,
@@ -98,6 +99,22 @@ describe("the ingest service", () => {
       },
       { line: 25, code: "NOT_JSON" },
     ]);
+  });
+
+  test("tells how many bytes are read while it reads", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createIngestService({ bus, objects, telemetry, tellEveryMs: 0 });
+    expect(service).toBeDefined();
+    const content = rows(20_000);
+    const id = await upload(line, content);
+    await ingested(line, id);
+    const told = (await bus.history([datasetProgress], { tenant, id })).map(({ data }) => data);
+    expect(told.length).toBeGreaterThan(0);
+    for (const data of told)
+      expect(data).toMatchObject({ stage: "read", total: Buffer.byteLength(content), etaSeconds: expect.any(Number) });
+    const done = told.map((data) => data.done);
+    expect(done).toEqual(done.toSorted((a, b) => a - b));
+    expect(done.every((bytes) => bytes > 0 && bytes <= Buffer.byteLength(content))).toBe(true);
   });
 
   test("answers a second upload of the same bytes from the cache, with the same objects", async ({ bus, objects, tenant }) => {

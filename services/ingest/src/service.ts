@@ -27,6 +27,8 @@ interface IngestServiceDeps {
   imports?: Partial<ImportSettings>;
   /** What the operator grants tenants. Default: every quota's own default. */
   quotas?: QuotaSettings;
+  /** How often it is told how far a file is. Default: every two seconds. */
+  tellEveryMs?: number;
 }
 
 const defaultImportSettings: ImportSettings = {
@@ -45,6 +47,7 @@ export async function createIngestService({
   settings,
   imports,
   quotas: granted = {},
+  tellEveryMs,
 }: IngestServiceDeps): Promise<AsyncDisposable> {
   const importSettings = { ...defaultImportSettings, ...imports };
   const onDeadLetter: NonNullable<Parameters<Bus["consume"]>[0]["onDeadLetter"]> = async ({ tenant, id, code, message, param }) => {
@@ -67,7 +70,7 @@ export async function createIngestService({
       consumer: consumers.ingestDatasetReceived,
       handlers: {
         "dataset.received.v1": withinQuota(
-          onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings } }),
+          onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings }, tellEveryMs }),
         ),
       },
       onDeadLetter,
@@ -77,7 +80,7 @@ export async function createIngestService({
       consumer: consumers.ingestDatasetImportRequested,
       handlers: {
         "dataset.import-requested.v1": withinQuota(
-          onImportRequested({ bus, objects, telemetry, fetch, slots, quotas, settings: importSettings }),
+          onImportRequested({ bus, objects, telemetry, fetch, slots, quotas, settings: importSettings, tellEveryMs }),
         ),
       },
       onDeadLetter,

@@ -189,7 +189,7 @@ function asked({ tenant, version: held, traceId }: Observed, run: RunState): Par
           "Tokenized",
           `${tokens.totals.sequences} sequences, ${tokens.totals.tokens} tokens${tokens.cacheHit ? " (known already)" : ""}`,
         )
-      : (missed ?? waiting ?? unknown("Tokenizing", "the dataset is read and tokenized"));
+      : (missed ?? waiting ?? unknown("Tokenizing", tokenizingWords(progress)));
   const finished = ended
     ? done(error?.code ?? words[run.phase as keyof typeof words], error?.message ?? serving.message)
     : never("UnderWay", run.phase);
@@ -233,6 +233,11 @@ type Defined<T> = { [K in keyof T]: Exclude<T[K], undefined> };
 /** Drops fields that are undefined, because a status that is applied must not contain them. */
 export const defined = <T extends object>(value: T): Defined<T> =>
   Object.fromEntries(Object.entries(value).filter(([, one]) => one !== undefined)) as Defined<T>;
+
+const tokenizingWords = (progress: RunState["progress"]): string =>
+  progress?.phase === "tokenize" && typeof progress.total === "number"
+    ? `${progress.done ?? 0} of ${progress.total} records are tokenized`
+    : "the dataset is read and tokenized";
 
 /** The milestones since the status before. If they are found again after a crash, they are the same Events. */
 function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, { run, waited }: Observed): Milestone[] {

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import type { CoreV1Event, V1Namespace } from "@kubernetes/client-node";
-import { type Bus, createBus, ensureStreams } from "@loraline/bus";
+import { type Bus, createBus, ensureStreams, type Received } from "@loraline/bus";
 import {
   type AdapterState,
   type AdapterVersion,
@@ -60,7 +60,8 @@ beforeAll(async () => {
   bus = createBus({ nc, log, telemetry, source: "test" });
   // The projector belongs to the gateway, and services do not import each other.
   const runs = await bus.bucket(buckets.runs);
-  const fold = async (received: RunEvent): Promise<void> => {
+  const fold = async (received: RunEvent | Received<typeof events.datasetProgress>): Promise<void> => {
+    if (received.type === "dataset.progress.v1") return;
     await runs.change(runKey(received.at), (state) => foldRun(state, received));
   };
   servers.use(await bus.consume({ consumer: consumers.projectorRuns, handlers: fold, traced: false }));

@@ -1,7 +1,7 @@
 /** A run's chunks divided among replicas, against a real NATS server: whoever does them, and whoever dies, the bytes are the same. */
 import { spawn } from "node:child_process";
 import { join } from "node:path";
-import { buckets, runCancelled, runRejected, runTokenized, type TokenManifest, tokenizeSpec } from "@loraline/contracts";
+import { buckets, runCancelled, runProgress, runRejected, runTokenized, type TokenManifest, tokenizeSpec } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { jetstreamManager } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
@@ -72,9 +72,14 @@ describe("the work queue of chunks", () => {
       // One replica.
       let one;
       {
-        await using alone = await createTokenizeService({ bus, objects, telemetry, basesDir, threads: 1 });
+        await using alone = await createTokenizeService({ bus, objects, telemetry, basesDir, threads: 1, tellEveryMs: 0 });
         expect(alone).toBeDefined();
-        one = await tokenized(line, await request(line, spec));
+        const run = await request(line, spec);
+        one = await tokenized(line, run);
+        const told = (await bus.history([runProgress], { tenant, id: run })).map(({ data }) => data);
+        expect(told.length).toBeGreaterThan(0);
+        for (const data of told) expect(data).toMatchObject({ attempt: 0, phase: "tokenize", total: records.length });
+        expect(told.at(-1)?.done).toBeLessThanOrEqual(records.length);
         expect(one.data).toMatchObject({ cacheHit: false, packed: true });
         expect(one.data.totals.sequences + one.data.totals.evalSequences).toBe(records.length);
       }

@@ -1,7 +1,15 @@
 /** `run.requested` → `run.tokenized` or `run.rejected`. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
-import { type Bus, type HandlerContext, judgeRunByQuotas, type Received, tellWaiting, type TenantQuotas } from "@loraline/bus";
+import {
+  type Bus,
+  type HandlerContext,
+  judgeRunByQuotas,
+  type Received,
+  tellProgress,
+  tellWaiting,
+  type TenantQuotas,
+} from "@loraline/bus";
 import {
   type BlobRef,
   buckets,
@@ -21,6 +29,7 @@ import {
   type MethodOf,
   type MethodTable,
   type Problem,
+  runProgress,
   runRejected,
   runRequested,
   type RunSpec,
@@ -36,6 +45,7 @@ import type { ChunkWorkDeps } from "./chunk-key.ts";
 import { encodeChunks, forgetChunks, TokensNotNeeded } from "./encode-chunks.ts";
 import { needsNoTokens, rejectingCodes } from "./run-outcome.ts";
 import {
+  type EncodedChunk,
   examplesOf,
   judgeTemplate,
   seedSystem,
@@ -52,6 +62,8 @@ interface OnRunRequestedDeps extends ChunkWorkDeps {
   telemetry: Telemetry;
   quotas: TenantQuotas;
   shardBytes: number;
+  /** How often it is told how far tokenizing is. Default: every two seconds. */
+  tellEveryMs?: number | undefined;
 }
 
 const pollMs = 100;
@@ -179,13 +191,26 @@ async function tokenizeRecords(
     delivery: received.seq * 1000 + context.deliveries,
     isDone: async () => (await cache.get(key)) !== undefined,
   };
-  const result = await tokenizeDataset(
-    { objects, telemetry, signal: context.signal, shardBytes, encode: (some) => encodeChunks(deps, run, some) },
-    input,
-  ).catch((error: unknown) => {
-    if (error instanceof TokensNotNeeded) return { kind: "not-needed" as const };
-    throw error;
+  const report = tellProgress({
+    total: chunks.reduce((sum, chunk) => sum + chunk.records, 0),
+    tell: (work, messageKey) =>
+      bus.publish(runProgress, at, { attempt: 0, phase: "tokenize", step: 0, totalSteps: 0, ...work }, { key: messageKey }),
+    everyMs: deps.tellEveryMs,
   });
+  let done = 0;
+  async function* encode(some: DatasetManifest["chunks"]): AsyncGenerator<EncodedChunk> {
+    let next = 0;
+    for await (const encoded of encodeChunks(deps, run, some)) {
+      yield encoded;
+      report((done += some[next++]?.records ?? 0));
+    }
+  }
+  const result = await tokenizeDataset({ objects, telemetry, signal: context.signal, shardBytes, encode }, input).catch(
+    (error: unknown) => {
+      if (error instanceof TokensNotNeeded) return { kind: "not-needed" as const };
+      throw error;
+    },
+  );
   if (result.kind === "tokenized") await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
   await forgetChunks(deps, run, chunks);
   return result.kind === "tokenized" ? { ...result, cacheHit: false, init } : result;

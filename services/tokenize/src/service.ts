@@ -22,6 +22,8 @@ interface TokenizeServiceDeps {
   shardBytes?: number;
   /** Threads that tokenize; default: as many as there are cores. */
   threads?: number;
+  /** How often it is told how far tokenizing is. Default: every two seconds. */
+  tellEveryMs?: number;
 }
 
 /** Starts consuming `run.requested` and `chunk.requested`; disposing gives back what is not finished. */
@@ -51,7 +53,7 @@ export async function createTokenizeService(deps: TokenizeServiceDeps): Promise<
   starting.use(chunks);
   const runs = await bus.consume({
     consumer: consumers.tokenizeRunRequested,
-    handlers: { "run.requested.v1": onRunRequested({ ...work, telemetry, quotas, shardBytes }) },
+    handlers: { "run.requested.v1": onRunRequested({ ...work, telemetry, quotas, shardBytes, tellEveryMs: deps.tellEveryMs }) },
     isAway,
     onWait: ({ at }, reason) => tell(at, reason),
     async onDeadLetter({ tenant, id, code, message, param }) {

@@ -4,6 +4,7 @@ method has, and learning from answers; preferences.py has learning from preferen
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import packing
 
 class Objective(ABC):
     has_reference = False  # whether `prepare` must run before the first step
+    counted: Callable[[str, Sequence], Iterable] = staticmethod(lambda phase, items: items)  # iterates, and tells how far it is
 
     @abstractmethod
     def read(self, shards: Path, kind: str, vocabulary: int) -> Any:
@@ -79,7 +81,7 @@ class Supervised(Objective):
         return packing.sum_of_losses(model(**batch), labels, totals, self.label_smoothing), None
 
     def measure(self, model, rows: packing.Rows) -> tuple[float, float, int]:
-        return packing.evaluate(model, rows.sequences())
+        return packing.evaluate(model, rows.sequences(lambda indices: self.counted("evaluate", indices)))
 
     def held_out_loss(self, base, now) -> float:
         return now[0]

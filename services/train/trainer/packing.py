@@ -71,9 +71,9 @@ class Rows(torch.utils.data.Dataset):
                 sha.update(len(values).to_bytes(8, "little") + values.astype("<i4").tobytes())
         return f"sha256:{sha.hexdigest()}"
 
-    def sequences(self):
-        """Every sequence as (input_ids, labels), in order."""
-        for index in range(len(self)):
+    def sequences(self, counted=iter):
+        """Every sequence as (input_ids, labels), in order. counted(indices): iterates over the rows' indices."""
+        for index in counted(range(len(self))):
             row = self[index]
             for start, end in pairwise([0, *np.cumsum(row["seq_lengths"]).tolist()]):
                 yield row["input_ids"][start:end], row["labels"][start:end]

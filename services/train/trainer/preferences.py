@@ -300,7 +300,7 @@ class Preferences(Objective):
         model.eval()
         with open(path, "r+b", buffering=0) as file, nullcontext() if self.from_version else model.disable_adapter(), autocast():
             file.seek(0, 2)
-            for each in mine[len(values) :]:
+            for each in self.counted("reference", mine[len(values) :]):
                 if attempt.stop_wanted:
                     break
                 attempt.sign_of_life()
@@ -406,7 +406,7 @@ class Preferences(Objective):
             return {}
         measured = {
             "sides": torch.cat([batch["sides"] for batch in batches]).to(model.device),
-            "scores": Scores.of([score(model, batch) for batch in batches]),
+            "scores": Scores.of([score(model, batch) for batch in self.counted("evaluate", batches)]),
             "mismatched": None if self.paired else Scores.of([score(model, batch["mismatched"]) for batch in batches]),
         }
         model.train(was_training)

@@ -16,7 +16,7 @@ In:
     DIR/import/         with method import in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
 
 Out:
-    DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens; during
+    DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens, and how far an evaluation is; during
                         training its modification time is that of the last forward pass
     DIR/checkpoints/    step-NNNNNNNN/, complete as soon as it has this name; checkpoint.json lists the digests
     DIR/reference-*.partial   what dpo and kto know of the base so far, so that a killed process goes on there
@@ -53,6 +53,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ IS_WRITER = int(os.environ.get("RANK", "0")) == 0
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 
 PREEMPTED = 75  # EX_TEMPFAIL
+COUNT_EVERY_S = 2.0  # how often a phase that is counted says how far it is
 # Settings that are not passed to transformers.Trainer. It does not know packed rows or LoRA+, and Loraline does evaluation and
 # checkpoints itself.
 OURS = (
@@ -143,6 +145,18 @@ class Attempt:
         if IS_WRITER and time.monotonic() - self.last_sign > 1:
             self.last_sign = time.monotonic()
             os.utime(self.progress.fileno())
+
+    def counted(self, phase: str, items: Sequence) -> Iterator:
+        """Iterates over the items, and says every COUNT_EVERY_S seconds how many are done. What takes less is not told."""
+        started = told = time.monotonic()
+        for done, item in enumerate(items):
+            self.sign_of_life()
+            now = time.monotonic()
+            if done and now - told >= COUNT_EVERY_S:
+                told = now
+                eta = (now - started) / done * (len(items) - done)
+                self.emit({"type": "count", "phase": phase, "done": done, "total": len(items), "eta_seconds": round(eta, 1)})
+            yield item
 
     @contextmanager
     def phase(self, name: str):
@@ -219,6 +233,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         model = load_base(directory, compute_type)
         vocabulary = model.get_input_embeddings().num_embeddings
         objective = objective_of(spec)
+        objective.counted = attempt.counted
         rows = objective.read(directory / "shards", "train", vocabulary)
         held_out = objective.read(directory / "shards", "eval", vocabulary)
         if rows.dropped:

@@ -4,6 +4,7 @@ import { Option } from "commander";
 import { type AddCommands, wholeNumber } from "../command.ts";
 import { exitCodes, Failure } from "../failure.ts";
 import { whatStays } from "../operate/deletion-commands.ts";
+import { showBytes } from "../show-progress.ts";
 import { dim, green, red, shortPath, table, writeJson, writeLine, writeLines } from "../terminal.ts";
 import { describeData, describeSample } from "./data-report.ts";
 import { followDataset, importDataset, type Narrowed, requiredSource } from "./import-source.ts";
@@ -13,6 +14,7 @@ import {
   mappingHelp,
   mappingOf,
   onlyBase,
+  sizeOf,
   tellLeft,
   tokenizeOf,
   type TokenizeFlags,
@@ -56,7 +58,9 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
       tellLeft(terminal, packed.left);
       const [file] = files;
       const name = files.length === 1 && file !== undefined ? shortPath(file) : packed.name;
+      const shown = showBytes(terminal, "reading", await sizeOf(packed.path));
       const checked = await checkData({
+        onRead: shown.add,
         file: packed.path,
         name,
         mapping: await mappingOf(flags.mapping),
@@ -65,7 +69,7 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
         tokenize: tokenizeOf(flags),
         method: flags.method,
         minRecords: flags.minRecords,
-      });
+      }).finally(shown.end);
       const { report, rejections, tokens, problem } = checked;
       if (globals().json) {
         const { firstRejections: _first, allRejections: _all, ...said } = report;
@@ -129,7 +133,7 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
       const api = await connect();
       const started = await importDataset(api, requiredSource(given, flags), await mappingOf(flags.mapping));
       const { datasetId } = started;
-      const dataset = flags.follow ? await followDataset(api, datasetId, terminal.signal) : started;
+      const dataset = flags.follow ? await followDataset(api, datasetId, terminal) : started;
       if (globals().json) writeJson(out, dataset);
       else if (!flags.follow) writeLine(out, datasetId);
       else if (dataset.error === null) {

@@ -2,6 +2,8 @@
 import type { ApiClient } from "@loraline/client";
 import type { DatasetMapping, DatasetState, ImportSource } from "@loraline/contracts";
 import { exitCodes, Failure } from "../failure.ts";
+import { showBar, showLines, workFigures } from "../show-progress.ts";
+import type { Terminal } from "../terminal.ts";
 
 export interface Narrowed {
   file?: string | undefined;
@@ -28,11 +30,18 @@ export const importDataset = (api: ApiClient, source: ImportSource, mapping: Dat
 
 const pollMs = 300;
 
-/** @returns the dataset when it is read or rejected. */
-export async function followDataset(api: Pick<ApiClient, "getDataset">, datasetId: string, signal: AbortSignal): Promise<DatasetState> {
+/** Shows how much is fetched and read, where that takes long. @returns the dataset when it is read or rejected. */
+export async function followDataset(
+  api: Pick<ApiClient, "getDataset">,
+  datasetId: string,
+  terminal: Pick<Terminal, "err" | "columns" | "signal">,
+): Promise<DatasetState> {
+  using shown = showDataset(terminal);
+  const { signal } = terminal;
   for (;;) {
     const dataset = await api.getDataset({ dataset_id: datasetId });
     if (dataset.settledAt !== null || dataset.status === "deleted") return dataset;
+    shown.update(dataset);
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, pollMs);
       signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
@@ -40,6 +49,22 @@ export async function followDataset(api: Pick<ApiClient, "getDataset">, datasetI
     if (signal.aborted)
       throw new Failure(exitCodes.interrupted, "INTERRUPTED", `the server goes on with dataset ${datasetId}: loraline data ls`);
   }
+}
+
+function showDataset(terminal: Pick<Terminal, "err" | "columns">): Disposable & { update(dataset: DatasetState): void } {
+  let bar: ReturnType<typeof showBar> | undefined;
+  const say = showLines(terminal);
+  return {
+    update({ progress, waiting }) {
+      if (waiting) say(`waiting: ${waiting.message}`);
+      if (waiting || !progress) return;
+      const doing = progress.stage === "fetch" ? "fetching the data" : "reading the data";
+      const figures = workFigures(progress, "bytes");
+      if (terminal.err.isTTY !== true) say(doing, figures);
+      else (bar ??= showBar(terminal)).update({ doing, done: progress.done, total: progress.total ?? 0, figures });
+    },
+    [Symbol.dispose]: () => bar?.end(),
+  };
 }
 
 /**

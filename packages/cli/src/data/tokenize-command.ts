@@ -1,8 +1,18 @@
 /** `loraline tokenize` */
 import type { AddCommands } from "../command.ts";
 import { exitCodes } from "../failure.ts";
+import { showBytes } from "../show-progress.ts";
 import { pairs, shortPath, writeJson, writeLine, writeLines, yellow } from "../terminal.ts";
-import { baseDirOf, localData, mappingHelp, mappingOf, tokenizeOf, type TokenizeFlags, withTokenizeOptions } from "./tokenize-options.ts";
+import {
+  baseDirOf,
+  localData,
+  mappingHelp,
+  mappingOf,
+  sizeOf,
+  tokenizeOf,
+  type TokenizeFlags,
+  withTokenizeOptions,
+} from "./tokenize-options.ts";
 
 export const addTokenizeCommand: AddCommands = (program, { root, terminal, globals, exitWith }) => {
   const { out, err } = terminal;
@@ -25,8 +35,10 @@ export const addTokenizeCommand: AddCommands = (program, { root, terminal, globa
       const { tokenizeFile } = await localData();
       const rejections: { line: number; code: string; message: string }[] = [];
       const dropped: { line: number; code: string; message: string; tokens: number }[] = [];
+      const shown = showBytes(terminal, "tokenizing", await sizeOf(file));
       const manifest = await tokenizeFile({
         file,
+        onRead: shown.add,
         mapping: await mappingOf(flags.mapping),
         baseDir: baseDirOf(root, flags.base),
         outDir: flags.out,
@@ -35,7 +47,7 @@ export const addTokenizeCommand: AddCommands = (program, { root, terminal, globa
         signal: terminal.signal,
         onRejected: ({ line, code, message }) => void rejections.push({ line, code, message }),
         onDropped: ({ line, code, message, tokens }) => void dropped.push({ line, code, message, tokens }),
-      });
+      }).finally(shown.end);
       const { totals, shards } = manifest;
       if (globals().json) {
         writeJson(out, { ...manifest, rejections, droppedRecords: dropped });

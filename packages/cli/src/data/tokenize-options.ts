@@ -1,5 +1,6 @@
 /** Options of the commands that read or tokenize a file on this machine: `data check` and `tokenize`. */
 import { existsSync, readdirSync } from "node:fs";
+import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { templateOf } from "@loraline/contracts";
 import { type Command, Option } from "commander";
@@ -41,10 +42,16 @@ export const tokenizeOf = ({ template, profile, maxLength, system, tooLong }: To
   ...(system === undefined ? {} : { system }),
 });
 
+/** In bytes; 0 of what is no file, which whoever reads it says better. */
+export const sizeOf = (path: string): Promise<number> =>
+  stat(path).then(
+    ({ size }) => size,
+    () => 0,
+  );
+
 export const mappingHelp = "how the rows are read, instead of by detection (docs/formats.md)";
 export const mappingOf = async (path: string | undefined) => (path === undefined ? undefined : readMapping(path));
 
-/** @param given - a folder, or the name of a base of this checkout. */
 /** Says which files of a folder are not read. */
 export function tellLeft({ err }: Pick<Terminal, "err">, left: readonly string[]): void {
   if (left.length === 0) return;
@@ -59,6 +66,7 @@ export function onlyBase(root: string): string | undefined {
   return folders.length === 1 ? join(bases, folders[0] as string) : undefined;
 }
 
+/** @param given - a folder, or the name of a base of this checkout. */
 export function baseDirOf(root: string, given: string): string {
   const named = join(root, ".loraline/bases", given);
   return !existsSync(given) && existsSync(named) ? named : given;

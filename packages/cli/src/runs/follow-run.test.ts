@@ -53,6 +53,30 @@ it("says each thing once where there is no terminal, and the last step also when
   ]);
 });
 
+it("says how far tokenizing and evaluating are, and how long they take", async () => {
+  const { said } = await follow([
+    at("requested", {
+      attempt: 0,
+      phase: "tokenize",
+      step: 0,
+      totalSteps: 0,
+      loss: null,
+      tokensPerSecond: null,
+      done: 1200,
+      total: 482_000,
+    }),
+    at("running", { phase: "evaluate", step: 0, totalSteps: 0, loss: null, tokensPerSecond: null, done: 7, total: 20, etaSeconds: 61 }),
+    at("running", { step: 1 }),
+    at("served", { step: 1 }),
+  ]);
+  expect(said).toEqual([
+    "tokenizing: 1,200/482,000 · ETA 3.0 s",
+    "evaluating: 7/20 · ETA 1 min 1 s",
+    "training: step 1/4 · loss 2.000 · 100 tokens/s · ETA 3.0 s",
+    "served",
+  ]);
+});
+
 it("waits for a server that is away for a moment, and does not wait for one that refuses", async () => {
   const away = new ApiError("UNREACHABLE", "connection refused");
   const { said } = await follow([at("requested"), away, at("failed")]);

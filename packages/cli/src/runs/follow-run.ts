@@ -1,9 +1,9 @@
 /** Shows a run until it is over: a bar on a terminal, plain lines elsewhere. */
 import type { ApiClient } from "@loraline/client";
 import { type RunState, terminalPhases } from "@loraline/contracts";
-import { type Options, Presets, SingleBar } from "cli-progress";
 import { exitCodes, Failure, failureOf } from "../failure.ts";
 import { duration, type Terminal, writeLine } from "../terminal.ts";
+import { showBar, showLines, type WorkDone, workFigures } from "../show-progress.ts";
 import { methodWords } from "./method-words.ts";
 
 const askEveryMs = 400;
@@ -56,7 +56,7 @@ export function doing(run: RunState): string {
   if (queue !== null) return `waiting: ${queue.message}`;
   switch (phase) {
     case "requested":
-      return methodWords(run.spec).requested;
+      return progress?.phase === "tokenize" ? "tokenizing" : methodWords(run.spec).requested;
     case "tokenized":
       return "starting the trainer";
     case "queued":
@@ -87,15 +87,25 @@ const trainerWords: Readonly<Record<string, string>> = {
 export const stepsOf = ({ progress }: RunState): string =>
   progress === null || progress.totalSteps === 0 ? "" : `step ${progress.step}/${progress.totalSteps}`;
 
+/** How far the phase is, where it is one that is counted: records that are tokenized, held-out rows that are evaluated. */
+function countedOf({ phase, queue, progress, attempt }: RunState): (WorkDone & { total: number }) | undefined {
+  if (progress === null || queue !== null || typeof progress.total !== "number") return undefined;
+  const { done, total, etaSeconds } = progress;
+  const isNow = phase === "requested" ? progress.attempt === 0 : phase === "running" && progress.attempt === attempt;
+  return isNow ? { done: done ?? 0, total, etaSeconds } : undefined;
+}
+
 /** `loss 1.234 · 210 tokens/s · ETA 12 s` */
 export function figures(run: RunState): string {
   const { progress } = run;
   if (progress === null) return "";
+  const counted = countedOf(run);
   const said = [
+    counted && workFigures(counted),
     progress.loss === null ? undefined : `loss ${progress.loss.toFixed(3)}`,
     typeof progress.rewardsMargin === "number" ? `margin ${progress.rewardsMargin.toFixed(3)}` : undefined,
     progress.tokensPerSecond === null ? undefined : `${Math.round(progress.tokensPerSecond)} tokens/s`,
-    progress.etaSeconds === null || progress.step >= progress.totalSteps || run.phase !== "running"
+    progress.etaSeconds === null || countedOf(run) !== undefined || progress.step >= progress.totalSteps || run.phase !== "running"
       ? undefined
       : `ETA ${duration(progress.etaSeconds * 1000)}`,
   ];
@@ -109,43 +119,26 @@ interface Show {
   end(): void;
 }
 
-function bar({ err, columns }: Terminal): Show {
-  const options: Options = {
-    format: "{doing}  {bar}  {figures}",
-    stream: err,
-    hideCursor: true,
-    clearOnComplete: false,
-    stopOnComplete: false,
-    barsize: Math.max(10, Math.min(30, columns - 90)),
-    fps: 5,
-    linewrap: false,
-    autopadding: true,
-  };
-  const shown = new SingleBar(options, Presets.shades_classic);
-  shown.start(1, 0, { doing: "…".padEnd(33), figures: "" });
-  const say = (words: string): string => (words.length > 33 ? `${words.slice(0, 32)}…` : words.padEnd(33));
+const awayWords = "the server does not answer; waiting";
+
+function bar(terminal: Terminal): Show {
+  const shown = showBar(terminal);
   return {
     update(run) {
-      const total = run.progress?.totalSteps ?? 0;
-      shown.setTotal(Math.max(1, total));
-      shown.update(run.progress?.step ?? 0, {
-        doing: say(doing(run)),
-        figures: [stepsOf(run), figures(run)].filter((part) => part !== "").join(" · "),
-      });
+      const counted = countedOf(run);
+      const [done, total] = counted ? [counted.done, counted.total] : [run.progress?.step ?? 0, run.progress?.totalSteps ?? 0];
+      const words = [stepsOf(run), figures(run)].filter((part) => part !== "");
+      shown.update({ doing: doing(run), done, total, figures: words.join(" · ") });
     },
-    away: () => shown.update({ doing: say("the server does not answer; waiting") }),
-    end: () => shown.stop(),
+    away: () => shown.update({ doing: awayWords }),
+    end: () => shown.end(),
   };
 }
 
-function lines({ err }: Terminal): Show {
-  let said = "";
+function lines(terminal: Terminal): Show {
+  const say = showLines(terminal);
   let saidStep = -1;
   let saidAt = Number.NEGATIVE_INFINITY;
-  const say = (words: string): void => {
-    if (words !== said) writeLine(err, words);
-    said = words;
-  };
   return {
     update(run) {
       const { progress } = run;
@@ -156,11 +149,12 @@ function lines({ err }: Terminal): Show {
       if (step > saidStep && step > 0 && due) {
         saidStep = step;
         saidAt = performance.now();
-        say(`training: ${stepsOf(run)} · ${figures(run)}`);
+        writeLine(terminal.err, `training: ${stepsOf(run)} · ${figures(run)}`);
       }
-      if (!training) say(doing(run));
+      const counted = countedOf(run);
+      if (!training) say(doing(run), counted && workFigures(counted));
     },
-    away: () => say("the server does not answer; waiting"),
+    away: () => say(awayWords),
     end() {},
   };
 }

@@ -16,7 +16,12 @@ async function sent(of: { validation?: string; inRunFile?: string }): Promise<{ 
   const files: string[] = [];
   let body: unknown;
   const api = {
-    createFile: async ({ body: form }: { body: FormData }) => ({ id: `file-${files.push((form.get("file") as File).name)}` }),
+    createFile: async ({ body: form }: { body: FormData }) => {
+      const file = form.get("file") as File;
+      // The bytes go through what counts them.
+      expect(await new Response(form).text()).toContain("\r\n\r\n{}\n\r\n");
+      return { id: `file-${files.push(file.name)}` };
+    },
     createFineTuningJob: async (request: { body: unknown }) => {
       body = request.body;
       return { id: "ftjob-R" };
@@ -25,7 +30,7 @@ async function sent(of: { validation?: string; inRunFile?: string }): Promise<{ 
   const settings = { gpus: 2, metadata: { team: "sea" }, ...(of.inRunFile === undefined ? {} : { validation: path(of.inRunFile) }) };
   const validation = of.validation === undefined ? {} : { validation: path(of.validation) };
   const request = { files: [path("pirate.jsonl")], base: "small", adapter: "pirate", settings, ...validation };
-  expect(await startRun(api, request, { err: process.stderr })).toEqual({
+  expect(await startRun(api, request, { err: process.stderr, columns: 80 })).toEqual({
     runId: "R",
     training: expect.stringMatching(/^file-/),
     notices: [],
@@ -66,6 +71,6 @@ it("says what the report warns of, once the data is read", async () => {
     getDatasetReport: async () => ({ warnings: [{ code: "SECRETS", count: 1, message: "texts look like secrets: jwt (1).", lines: [7] }] }),
   } as unknown as ApiClient;
   const err = new PassThrough();
-  await tellWarnings(api, "file-D", { err, signal: new AbortController().signal });
+  await tellWarnings(api, "file-D", { err, columns: 80, signal: new AbortController().signal });
   expect(err.read().toString()).toContain("SECRETS texts look like secrets: jwt (1). (line 7)");
 });

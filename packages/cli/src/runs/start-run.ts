@@ -13,6 +13,7 @@ import { readMapping } from "../data/mapping-file.ts";
 import { fileIdIn, jobBodyOf } from "./job-body.ts";
 import { readRunFile, type RunFile } from "./run-file.ts";
 import { onlyBase } from "./only-base.ts";
+import { showBytes } from "../show-progress.ts";
 import { type SettingFlags, withFlags } from "./setting-flags.ts";
 import { askedAs, describeRun } from "./show-run.ts";
 import { type Terminal, writeJson, writeLine, writeLines } from "../terminal.ts";
@@ -35,7 +36,7 @@ interface RunRequest {
 export async function startRun(
   api: ApiClient,
   request: RunRequest,
-  terminal: Pick<Terminal, "err">,
+  terminal: Pick<Terminal, "err" | "columns">,
 ): Promise<{ runId: string; training: string; notices: Notice[] }> {
   const training = await upload(api, request.files, request.mapping, terminal);
   const { base, adapter, settings, validation: given = settings.validation } = request;
@@ -49,7 +50,7 @@ async function upload(
   api: ApiClient,
   files: readonly string[],
   mapping: DatasetMapping | undefined,
-  terminal: Pick<Terminal, "err">,
+  terminal: Pick<Terminal, "err" | "columns">,
 ): Promise<string> {
   const sources = files.map((path) => importSourceOf(path));
   const [source] = sources;
@@ -62,12 +63,37 @@ async function upload(
   // One file goes as it is, without loading what reads and packs.
   await using packed = isOneFile ? undefined : await pack(files);
   tellLeft(terminal, packed?.left ?? []);
-  // Read from the disk while it is sent, whatever its size.
   const form = new FormData();
   form.set("purpose", "fine-tune");
   if (mapping !== undefined) form.set("mapping", JSON.stringify(mapping));
-  form.set("file", await openAsBlob(packed?.path ?? (file as string)), packed?.name ?? basename(file as string));
-  return (await api.createFile({ body: form })).id;
+  const blob = await openAsBlob(packed?.path ?? (file as string));
+  const shown = showBytes(terminal, "uploading", blob.size);
+  form.set("file", new SentFile(blob, packed?.name ?? basename(file as string), shown));
+  try {
+    return (await api.createFile({ body: form })).id;
+  } finally {
+    shown.end();
+  }
+}
+
+/** Read from the disk while it is sent, whatever its size, and counted then. */
+class SentFile extends File {
+  readonly #shown: ReturnType<typeof showBytes>;
+  constructor(blob: Blob, name: string, shown: ReturnType<typeof showBytes>) {
+    super([blob], name);
+    this.#shown = shown;
+  }
+  override stream(): ReturnType<File["stream"]> {
+    const { add, restart } = this.#shown;
+    restart();
+    const count = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
+      transform(piece, controller) {
+        add(piece.byteLength);
+        controller.enqueue(piece);
+      },
+    });
+    return super.stream().pipeThrough(count);
+  }
 }
 
 async function pack(files: readonly string[]): ReturnType<Awaited<ReturnType<typeof localData>>["packFiles"]> {
@@ -116,10 +142,10 @@ export async function runAndFollow(api: ApiClient, options: RunFlags, terminal: 
 export async function tellWarnings(
   api: Pick<ApiClient, "getDataset" | "getDatasetReport">,
   file: string,
-  terminal: Pick<Terminal, "err" | "signal">,
+  terminal: Pick<Terminal, "err" | "columns" | "signal">,
 ): Promise<void> {
   try {
-    const { error, datasetId } = await followDataset(api, file.replace(/^file-/, ""), terminal.signal);
+    const { error, datasetId } = await followDataset(api, file.replace(/^file-/, ""), terminal);
     if (error !== null) return;
     for (const text of describeWarnings(await api.getDatasetReport({ dataset_id: datasetId }))) writeLine(terminal.err, text);
   } catch {

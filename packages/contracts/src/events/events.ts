@@ -63,6 +63,17 @@ export const datasetRejected = defineEvent(
   problem.extend({ report: blobRef.nullish(), rejections: z.int().nonnegative() }),
 );
 export const datasetWaiting = defineEvent("dataset.waiting.v1", "The dataset waits for a server that it needs, or goes on", waiting);
+/** How much of a piece of work is done. Told every few seconds of whatever takes long, for display only. */
+export const workDone = {
+  done: z.int().nonnegative(),
+  total: z.int().nonnegative().nullable().describe("null: nobody knows."),
+  etaSeconds: z.number().nonnegative().nullish().describe("Until `total`, at the speed so far."),
+};
+export const datasetProgress = defineEvent(
+  "dataset.progress.v1",
+  "How many bytes of a dataset are fetched, or read",
+  z.object({ stage: z.enum(["fetch", "read"]), ...workDone }),
+);
 export const datasetDeleted = {
   ...defineEvent("dataset.deleted.v1", "A user deleted the upload", z.object({ by: actor })),
   // All else of the dataset is gone by then, as is the record of its deletion (KV `deletions`).
@@ -103,10 +114,12 @@ export const runStarted = defineEvent(
 );
 export const runProgress = defineEvent(
   "run.progress.v1",
-  "A logged training step, or a phase of the trainer",
+  "A logged training step, a phase of the trainer, or how far a phase is",
   z.object({
-    attempt: z.int().min(1),
+    attempt: z.int().min(0).describe("0: before the first one, while records are tokenized."),
     phase: z.string(),
+    done: z.int().nonnegative().nullish().describe("Of the phase: records tokenized, held-out rows evaluated."),
+    total: z.int().nonnegative().nullish(),
     step: z.int().nonnegative(),
     totalSteps: z.int().nonnegative(),
     epoch: z.number().nullish(),
@@ -117,7 +130,7 @@ export const runProgress = defineEvent(
     tokensPerSecond: z.number().nullish(),
     tokensSeen: z.int().nullish(),
     examplesSeen: z.int().nullish(),
-    etaSeconds: z.number().nullish(),
+    etaSeconds: z.number().nullish().describe("Until the last step, or where `total` is told until the end of the phase."),
     rewardsChosen: z.number().nullish(),
     rewardsRejected: z.number().nullish(),
     rewardsMargin: z.number().nullish(),
@@ -334,6 +347,7 @@ export const events = {
   datasetIngested,
   datasetRejected,
   datasetWaiting,
+  datasetProgress,
   datasetDeleted,
   runRequested,
   runRejected,
@@ -378,9 +392,9 @@ export type AnyEvent = (typeof events)[keyof typeof events];
 type EventsAbout<N extends Noun> = Extract<AnyEvent, { type: `${N}.${string}` }>;
 const eventsAbout = <N extends Noun>(noun: N) => Object.values(events).filter((event): event is EventsAbout<N> => event.noun === noun);
 
-/** Every event of the stream DATASETS. */
-export const datasetEvents = eventsAbout("dataset");
-/** Every event of the stream RUNS. Progress is not among them: it has its own stream. */
+/** Every event of the stream DATASETS. Progress is not among them, nor among those of RUNS: it has its own stream. */
+export const datasetEvents = eventsAbout("dataset").filter((event) => event !== datasetProgress);
+/** Every event of the stream RUNS. */
 export const runEvents = eventsAbout("run").filter((event) => event !== runProgress);
 
 const byType = new Map<string, EventDef>(Object.values(events).map((event) => [event.type, event]));

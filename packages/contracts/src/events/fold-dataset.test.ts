@@ -52,6 +52,18 @@ describe("an imported dataset", () => {
     expect(fold(asked(1), waits(2, reason), rejected(3), waits(4, reason))).toMatchObject({ status: "rejected", waiting: null });
   });
 
+  it("says how far fetching and reading are, and nothing of it once they are done", () => {
+    const far = (stage: string, done: number, second: number) =>
+      ({ ...seen(1, "dataset.progress.v1", { stage, done, total: 9 }), time: `2026-11-24T18:00:0${second}.000Z` }) as DatasetEvent;
+    const told = (...events: DatasetEvent[]) => fold(...events)?.progress;
+    expect(told(asked(1), far("fetch", 3, 1))).toMatchObject({ stage: "fetch", done: 3, total: 9 });
+    expect(told(asked(1), far("fetch", 5, 2), far("fetch", 3, 1))).toMatchObject({ done: 5 });
+    expect(told(asked(1), far("fetch", 3, 1), fetched(2), far("fetch", 9, 2))).toBeUndefined();
+    expect(told(asked(1), fetched(2), far("read", 3, 3))).toMatchObject({ stage: "read", done: 3 });
+    expect(told(asked(1), far("fetch", 3, 1), rejected(2), far("fetch", 4, 2))).toBeUndefined();
+    expect(fold(far("read", 3, 1))).toBeUndefined();
+  });
+
   it("is the same whatever comes twice or late", () => {
     const once = fold(asked(1), fetched(2));
     expect(fold(asked(1), fetched(2), asked(1), fetched(2))).toEqual(once);

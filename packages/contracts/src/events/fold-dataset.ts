@@ -1,13 +1,14 @@
 /** Pure: folds the events of a dataset into its entry of KV `datasets`. */
 import type { SeenEvent } from "./define-event.ts";
-import type { datasetEvents } from "./events.ts";
+import type { datasetEvents, datasetProgress } from "./events.ts";
 import type { ImportSource } from "../spec/import-source.ts";
 import type { DatasetState } from "../state.ts";
 
-export type DatasetEvent = SeenEvent<(typeof datasetEvents)[number]>;
+export type DatasetEvent = SeenEvent<(typeof datasetEvents)[number] | typeof datasetProgress>;
 
 /** Folding an event twice, or an old one after a newer one, changes nothing. */
 export function foldDataset(state: DatasetState | undefined, event: DatasetEvent): DatasetState | undefined {
+  if (event.type === "dataset.progress.v1") return state && foldProgress(state, event);
   if (state !== undefined && event.seq <= state.seq) return state;
   if (state === undefined) {
     if (event.type !== "dataset.received.v1" && event.type !== "dataset.import-requested.v1") return undefined;
@@ -42,7 +43,14 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
     case "dataset.received.v1": {
       if (state.blob !== null) return next;
       const { blob, filename, parts } = event.data;
-      return { ...next, status: state.status === "importing" ? "received" : state.status, blob, filename, parts: parts ?? [] };
+      return {
+        ...next,
+        status: state.status === "importing" ? "received" : state.status,
+        blob,
+        filename,
+        parts: parts ?? [],
+        progress: undefined,
+      };
     }
     case "dataset.ingested.v1":
       return {
@@ -55,6 +63,7 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
         rejections: event.data.rejections,
         error: null,
         waiting: null,
+        progress: undefined,
       };
     case "dataset.rejected.v1": {
       const { code, message, param } = event.data;
@@ -67,14 +76,22 @@ export function foldDataset(state: DatasetState | undefined, event: DatasetEvent
         rejections: event.data.rejections,
         error: { code, message, param },
         waiting: null,
+        progress: undefined,
       };
     }
     case "dataset.waiting.v1":
       // After the dataset is settled, a late event of waiting has no meaning.
       return state.settledAt === null ? { ...next, waiting: event.data.reason } : next;
     case "dataset.deleted.v1":
-      return { ...next, status: "deleted", waiting: null };
+      return { ...next, status: "deleted", waiting: null, progress: undefined };
   }
+}
+
+/** Progress is in another stream, so it may arrive after what ended the work, and its time decides what is newer. */
+function foldProgress(state: DatasetState, { data, time }: Extract<DatasetEvent, { type: "dataset.progress.v1" }>): DatasetState {
+  const isLate = state.settledAt !== null || state.status === "deleted" || (data.stage === "fetch" && state.blob !== null);
+  if (isLate || time < (state.progress?.at ?? "")) return state;
+  return { ...state, progress: { ...data, at: time } };
 }
 
 /** The file name that an import shows until its file is known. */

@@ -151,3 +151,14 @@ test("a run that ended stays ended", () => {
     }),
   );
 });
+
+test("how far a phase is, is told until the next phase begins, and tokenizing comes before the first attempt", () => {
+  const progress = (seq: number, data: object): RunEvent =>
+    ({ ...event("run.progress.v1", seq), data: { step: 0, totalSteps: 0, ...data } }) as RunEvent;
+  const tokenizing = fold(event("run.requested.v1", 1), progress(1, { attempt: 0, phase: "tokenize", done: 3, total: 9, etaSeconds: 6 }));
+  expect(runState.parse(tokenizing).progress).toMatchObject({ attempt: 0, phase: "tokenize", done: 3, total: 9, etaSeconds: 6 });
+  const evaluating = foldRun(tokenizing, progress(2, { attempt: 1, phase: "evaluate", done: 1, total: 4, etaSeconds: 30 }));
+  expect(evaluating?.progress).toMatchObject({ attempt: 1, done: 1, total: 4, etaSeconds: 30 });
+  const training = foldRun(evaluating, progress(3, { attempt: 1, phase: "train", step: 0, totalSteps: 8 }));
+  expect(training?.progress).toMatchObject({ totalSteps: 8, done: undefined, total: undefined, etaSeconds: null });
+});

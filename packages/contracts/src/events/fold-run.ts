@@ -147,19 +147,23 @@ function foldProgress(state: RunState, event: Extract<RunEvent, { type: "run.pro
   if (terminalPhases.has(state.phase)) return state;
   if (known !== null && (data.attempt < known.attempt || (data.attempt === known.attempt && event.time < known.at))) return state;
   const same = known !== null && known.attempt === data.attempt ? known : null;
+  // Of another phase, how far it was says nothing.
+  const before = same?.phase === data.phase ? same : null;
   return {
     ...state,
     updatedAt: event.time > state.updatedAt ? event.time : state.updatedAt,
     progress: {
       attempt: data.attempt,
       phase: data.phase,
+      done: data.done ?? before?.done,
+      total: data.total ?? before?.total,
       step: Math.max(data.step, same?.step ?? 0),
       totalSteps: data.totalSteps > 0 ? data.totalSteps : (same?.totalSteps ?? 0),
       epoch: data.epoch ?? same?.epoch ?? null,
       loss: data.loss ?? same?.loss ?? null,
       learningRate: data.learningRate ?? same?.learningRate ?? null,
       tokensPerSecond: data.tokensPerSecond ?? same?.tokensPerSecond ?? null,
-      etaSeconds: data.etaSeconds ?? same?.etaSeconds ?? null,
+      etaSeconds: data.etaSeconds ?? before?.etaSeconds ?? null,
       rewardsMargin: data.rewardsMargin ?? same?.rewardsMargin,
       rewardsAccuracy: data.rewardsAccuracy ?? same?.rewardsAccuracy,
       at: event.time,

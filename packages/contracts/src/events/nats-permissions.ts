@@ -74,7 +74,7 @@ const needs = {
     audits: true,
   },
   ingest: {
-    publishes: [e.datasetReceived, e.datasetIngested, e.datasetRejected, e.datasetWaiting],
+    publishes: [e.datasetReceived, e.datasetIngested, e.datasetRejected, e.datasetWaiting, e.datasetProgress],
     consumes: [consumers.ingestDatasetReceived, consumers.ingestDatasetImportRequested],
     readsHistory: [streams.DATASETS],
     reads: [buckets.cache, buckets.limits, buckets.datasets],
@@ -83,7 +83,7 @@ const needs = {
     objects: "write",
   },
   tokenize: {
-    publishes: [e.runTokenized, e.runRejected, e.runWaiting, e.chunkRequested],
+    publishes: [e.runTokenized, e.runRejected, e.runWaiting, e.runProgress, e.chunkRequested],
     consumes: [consumers.tokenizeRunRequested, consumers.tokenizeChunkRequested],
     readsHistory: [streams.DATASETS, streams.RUNS, streams.CHUNKS],
     reads: [buckets.engines, buckets.cache, buckets.runs, buckets.adapters, buckets.limits],

@@ -80,8 +80,8 @@ export const streams = {
   },
   PROGRESS: {
     name: "PROGRESS",
-    description: "Training steps; short-lived",
-    subjects: [filterFor(events.runProgress)],
+    description: "How far work is, such as training steps; short-lived",
+    subjects: [filterFor(events.runProgress), filterFor(events.datasetProgress)],
     maxAgeMs: 7 * day,
     dedupeMs: 10 * 60_000,
   },
@@ -317,7 +317,7 @@ export const consumers = {
   projectorProgress: {
     durable: "projector-progress",
     stream: streams.PROGRESS,
-    events: [events.runProgress],
+    events: [events.runProgress, events.datasetProgress],
     ackWaitMs: 15_000,
     maxDeliver: 3,
     concurrency: 4,

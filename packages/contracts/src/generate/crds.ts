@@ -93,7 +93,7 @@ const fineTuneStatus = z.object({
   attempt: z.int().optional(),
   step: z.string().optional().describe("Steps done, of all."),
   loss: z.string().optional().describe("Of the last step: natural logarithm, per token."),
-  eta: z.string().optional().describe("Until the last step, as the trainer guesses."),
+  eta: z.string().optional().describe("Until the last step, or the end of an evaluation, as the trainer guesses."),
   heldOutLoss: heldOutLoss.optional(),
   version: z.int().optional().describe("Version of the adapter that came of it."),
   digest: z.string().optional(),

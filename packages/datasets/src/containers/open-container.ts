@@ -1,6 +1,6 @@
 /** Turns any uploaded file into rows: unpacks, decodes and splits it by what its first bytes say. Memory stays bounded at any size. */
 import { createReadStream } from "node:fs";
-import { PermanentError } from "@loraline/runtime";
+import { countBytes, PermanentError } from "@loraline/runtime";
 import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./text/decode-text.ts";
 import { decideArchiveFiles, isTextFile } from "./archives/decide-archive-files.ts";
 import { readExcel } from "./archives/read-excel.ts";
@@ -16,8 +16,11 @@ import { recognise, recogniseBytes } from "./recognise-file.ts";
 import { isBlank, splitArray, splitLines } from "./text/split-rows.ts";
 import { defaultUnpackLimits, unpack, type UnpackLimits } from "./unpack.ts";
 
-/** The bytes of an upload, or a file on disk. A file spares a copy for formats that are read at random places. */
-export type FileSource = AsyncIterable<Uint8Array> | { readonly file: string };
+/**
+ * The bytes of an upload, or a file on disk. A file spares a copy for formats that are read at random places. `onRead` is told of bytes as
+ * they are read, where the file is read from its beginning to its end.
+ */
+export type FileSource = AsyncIterable<Uint8Array> | { readonly file: string; readonly onRead?: (bytes: number) => void };
 
 interface OpenOptions {
   maxRowBytes: number;
@@ -45,7 +48,7 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
   const { maxRowBytes, unpackLimits = defaultUnpackLimits } = options;
   const notes: Note[] = [];
   let file = "file" in source ? source : undefined;
-  let bytes = file === undefined ? (source as AsyncIterable<Uint8Array>) : createReadStream(file.file, { highWaterMark: 256 * 1024 });
+  let bytes = file === undefined ? (source as AsyncIterable<Uint8Array>) : readFrom(file);
   for (let packings = 0; ; packings++) {
     const peeked = await peek(bytes, recogniseBytes);
     const { head } = peeked;
@@ -95,6 +98,11 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
       }
     }
   }
+}
+
+function readFrom({ file, onRead }: Extract<FileSource, { file: string }>): AsyncIterable<Uint8Array> {
+  const pieces = createReadStream(file, { highWaterMark: 256 * 1024 });
+  return onRead === undefined ? pieces : countBytes(pieces, onRead);
 }
 
 /** Notes that are told one by one. An archive may have a hundred thousand files, and the report of them is read as a whole. */

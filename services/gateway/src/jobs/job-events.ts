@@ -87,7 +87,12 @@ function tellProgress({ data }: Extract<RunEvent, { type: "run.progress.v1" }>):
   if (data.warning) return { level: "warn", message: data.warning.message, data: { ...data.warning, step: data.step } };
   const { loss, evalLoss } = data;
   const isStep = typeof loss === "number" || typeof evalLoss === "number";
-  if (!isStep) return { message: `Trainer: ${data.phase}`, data: { phase: data.phase, attempt: data.attempt, step: data.step } };
+  if (!isStep) {
+    const { phase, attempt, step, done, total, etaSeconds } = data;
+    if (typeof total !== "number") return { message: `Trainer: ${phase}`, data: { phase, attempt, step } };
+    const eta = typeof etaSeconds === "number" ? `, ETA ${Math.ceil(etaSeconds)} s` : "";
+    return { message: `${phase}: ${done ?? 0} of ${total}${eta}`, data: { phase, attempt, step, done, total, eta_seconds: etaSeconds } };
+  }
   const losses = [
     ...(typeof loss === "number" ? [`training loss=${loss.toFixed(4)}`] : []),
     ...(typeof evalLoss === "number" ? [`validation loss=${evalLoss.toFixed(4)}`] : []),

@@ -89,7 +89,9 @@ export function jobObjectOf(run: RunState): JobObject {
     created_at: unix(run.requestedAt),
     finished_at: run.finishedAt === null ? null : unix(run.finishedAt),
     estimated_finish:
-      run.phase === "running" && typeof progress?.etaSeconds === "number" ? unix(progress.at) + Math.ceil(progress.etaSeconds) : null,
+      run.phase === "running" && typeof progress?.etaSeconds === "number" && typeof progress.total !== "number"
+        ? unix(progress.at) + Math.ceil(progress.etaSeconds)
+        : null,
     model: spec.base,
     fine_tuned_model:
       run.served === null ? null : fineTunedModel({ base: spec.base, tenant, adapter: spec.adapter, version: run.served.version }),

@@ -76,6 +76,18 @@ describe("progress of the trainer", () => {
     expect(relay.lastStepAt()).toBe(new Date(102_000).toISOString());
   });
 
+  it("tells how far an evaluation is, also in the middle of training", () => {
+    line({ type: "phase", phase: "train", state: "start" });
+    line({ type: "count", phase: "evaluate", done: 64, total: 128, eta_seconds: 2 });
+    line({ type: "count", phase: "evaluate", done: 96, total: 128, eta_seconds: 1 });
+    expect(sent.slice(1).map(([, data]) => data)).toMatchObject([
+      { attempt: 2, phase: "evaluate", done: 64, total: 128, etaSeconds: 2 },
+      { attempt: 2, phase: "evaluate", done: 96, total: 128, etaSeconds: 1 },
+    ]);
+    expect(new Set(sent.map(([key]) => key)).size).toBe(3);
+    expect(relay.where()).toContain("phase train");
+  });
+
   it("goes on after lines that it does not understand, and numbers warnings", () => {
     relay.line("no JSON");
     relay.line('{"type":"of another release"}');

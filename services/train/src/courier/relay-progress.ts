@@ -38,8 +38,9 @@ export function createProgressRelay(deps: ProgressRelayDeps): ProgressRelay {
   let step = fromStep;
   let totalSteps = 0;
   let loss: number | null = null;
-  /** Phases and warnings are numbered in their message ids, because a phase such as `save` comes more than once. */
+  /** Phases, counts and warnings are numbered in their message ids, because a phase such as `save` comes more than once. */
   let phases = 0;
+  let counts = 0;
   let warnings = 0;
   let lastStep: number | undefined;
   let trainEnded: number | undefined;
@@ -91,6 +92,9 @@ export function createProgressRelay(deps: ProgressRelayDeps): ProgressRelay {
           rewardsMargin: line.rewards_margin,
           rewardsAccuracy: line.rewards_accuracy,
         });
+        return;
+      case "count":
+        publish(`count-${++counts}`, { phase: line.phase, done: line.done, total: line.total, etaSeconds: line.eta_seconds });
         return;
       case "eval":
         publish(`eval-${line.step}`, { step: line.step, evalLoss: line.eval_loss });

@@ -152,6 +152,17 @@ def test_of_many_held_out_rows_as_many_are_evaluated_as_the_budget_allows(direct
     assert more.result["evaluation"]["supervised_tokens"] == tokens
 
 
+def test_it_says_how_far_an_evaluation_is(directory, monkeypatch):
+    import train
+
+    monkeypatch.setattr(train, "COUNT_EVERY_S", 0.0)
+    run = directory(held_out=make_rows(6, seed=2, packed=1), training={"eval_steps": 6})
+    assert run.run() == 0
+    counts = run.lines("count")
+    assert [(line["phase"], line["done"], line["total"]) for line in counts] == [("evaluate", done, 6) for done in range(1, 6)] * 3
+    assert all(line["eta_seconds"] >= 0 for line in counts)
+
+
 def test_probes_record_what_the_published_adapter_says(directory, monkeypatch):
     import torch
     from peft import PeftModel

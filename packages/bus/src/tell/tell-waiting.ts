@@ -1,7 +1,7 @@
 /** What a dataset or run waits for, published as its event: once for each reason, however many messages and replicas meet it. */
 import { createHash } from "node:crypto";
 import type { datasetWaiting, EventAddress, EventData, runWaiting } from "@loraline/contracts";
-import type { Bus } from "./bus.ts";
+import type { Bus } from "../bus.ts";
 
 /**
  * The same code with another message is published only after so long. Messages of S3 differ each time in an address, the stream keeps
