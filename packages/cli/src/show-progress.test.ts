@@ -16,7 +16,7 @@ it("shows bytes that are sent, on a terminal as a bar and elsewhere as lines, an
   const tty = Object.assign(new PassThrough(), { isTTY: true, cursorTo() {}, clearLine() {} });
   let drawn = "";
   tty.on("data", (piece: Buffer) => (drawn += piece.toString()));
-  const bar = showBytes({ err: tty as never, columns: 80 }, "uploading", 4 * MiB, 0);
+  const bar = showBytes({ err: tty, columns: 80 }, "uploading", 4 * MiB, 0);
   bar.add(4 * MiB);
   bar.end();
   await new Promise(setImmediate);

@@ -53,8 +53,10 @@ describe("an imported dataset", () => {
   });
 
   it("says how far fetching and reading are, and nothing of it once they are done", () => {
-    const far = (stage: string, done: number, second: number) =>
-      ({ ...seen(1, "dataset.progress.v1", { stage, done, total: 9 }), time: `2026-11-24T18:00:0${second}.000Z` }) as DatasetEvent;
+    const far = (stage: string, done: number, second: number): DatasetEvent => ({
+      ...seen(1, "dataset.progress.v1", { stage, done, total: 9 }),
+      time: `2026-11-24T18:00:0${second}.000Z`,
+    });
     const told = (...events: DatasetEvent[]) => fold(...events)?.progress;
     expect(told(asked(1), far("fetch", 3, 1))).toMatchObject({ stage: "fetch", done: 3, total: 9 });
     expect(told(asked(1), far("fetch", 5, 2), far("fetch", 3, 1))).toMatchObject({ done: 5 });
