@@ -1,10 +1,11 @@
 /** Renders the chart with several values and has a real API server validate it. Nothing is installed. */
 import { execFile, spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { engineSettingsList, natsPermissions } from "@loraline/contracts";
+import { shapesOf } from "../packages/contracts/src/generate/kubernetes-shapes.ts";
 import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parseAllDocuments } from "yaml";
@@ -114,11 +115,88 @@ describe.each(cases)("with %s", (_, args) => {
   });
 });
 
+it("its schema knows Kubernetes' own objects as the API server does (`vitest run --project cluster tests/chart.cluster.test.ts -u` writes them)", async () => {
+  const documents = await Promise.all(
+    ["/openapi/v3/api/v1", "/openapi/v3/apis/networking.k8s.io/v1"].map(async (path) =>
+      JSON.parse((await kubectl(["get", "--raw", path])).out),
+    ),
+  );
+  await expect(`${JSON.stringify(shapesOf(documents), null, 1)}\n`).toMatchFileSnapshot(
+    join(root, "packages/contracts/src/generate/kubernetes-shapes.json"),
+  );
+});
+
+interface Rendered {
+  kind: string;
+  metadata: { name: string; labels?: Record<string, string>; annotations?: Record<string, string> };
+  spec?: { template?: object; replicas?: number; maxUnavailable?: number };
+}
+const objectsOf = async (...args: string[]): Promise<Rendered[]> =>
+  parseAllDocuments(await render(...args))
+    .map((document) => document.toJS() as Rendered | null)
+    .filter((object) => object !== null);
+
+it("a chart of another version, with the same images, starts no pod anew", async () => {
+  const dir = mkdtempSync(join(tmpdir(), "loraline-chart-"));
+  try {
+    cpSync(chart, dir, { recursive: true });
+    const about = readFileSync(join(dir, "Chart.yaml"), "utf8");
+    writeFileSync(
+      join(dir, "Chart.yaml"),
+      about.replace(/^version: .*/m, "version: 9.9.9").replace(/^appVersion: .*/m, 'appVersion: "9.9.9"'),
+    );
+    const settings = ["-f", values("everything"), "--set", "image.tag=v1"];
+    const podsOf = (objects: Rendered[]) =>
+      objects.filter(({ spec }) => spec?.template).map(({ metadata, spec }) => [metadata.name, spec?.template]);
+    const rendered = parseAllDocuments(await helm("template", "loraline", dir, "--namespace", namespace, ...settings));
+    const after = podsOf(rendered.map((document) => document.toJS() as Rendered));
+    expect(after.length).toBeGreaterThan(8);
+    expect(after).toEqual(podsOf(await objectsOf(...settings)));
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});
+
+it("every object has the labels and annotations that are set for all", async () => {
+  for (const { kind, metadata } of await objectsOf("-f", values("everything"), "--set", "train.tenantNamespaces.acme=acme-runs")) {
+    expect(metadata.labels, `${kind} ${metadata.name}`).toMatchObject({ team: "ml" });
+    expect(metadata.annotations, `${kind} ${metadata.name}`).toMatchObject({ "example.com/owner": "ml" });
+  }
+});
+
+it("sets no number of replicas where the number is null, and a budget where there may be several", async () => {
+  const parts = ["gateway", "ingest", "tokenize", "train", "serve", "operator", "engineDefaults"];
+  const set = ["-f", values("engine"), "--set", parts.map((part) => `${part}.replicas=null`).join(",")];
+  const objects = await objectsOf(
+    ...set,
+    "--set-json",
+    'engines=[{"name":"a","base":"b"},{"name":"c","base":"d","replicas":null},{"name":"e","base":"f","replicas":1}]',
+  );
+  const numbers = objects.filter(({ kind }) => kind === "Deployment").map(({ metadata, spec }) => [metadata.name, spec?.replicas]);
+  expect(numbers).toHaveLength(9);
+  expect(numbers.filter(([, replicas]) => replicas !== undefined)).toEqual([["loraline-engine-e", 1]]);
+  const budgets = (of: Rendered[]) =>
+    of.filter(({ kind }) => kind === "PodDisruptionBudget").map(({ metadata, spec }) => `${metadata.name} ${spec?.maxUnavailable}`);
+  expect(budgets(objects)).toEqual(
+    ["gateway", "ingest", "tokenize", "train", "serve", "operator", "engine-a", "engine-c"].map((part) => `loraline-${part} 1`),
+  );
+  // One pod is protected by a budget of none, which somebody has to want.
+  expect(budgets(await objectsOf("-f", values("engine")))).toEqual(["loraline-gateway 1", "loraline-engine-qwen 1"]);
+  expect(budgets(await objectsOf("--set", "podDisruptionBudget.keepSingle=true"))).toContain("loraline-nats 0");
+});
+
 it("every value has a line that says what it means, or stands among others of its kind", () => {
   const lines = readFileSync(join(chart, "values.yaml"), "utf8").split("\n");
   const bare = lines.filter((line, i) => /^\w/.test(line) && !/^\s*#/.test(lines[i - 1] ?? "") && !/^\w/.test(lines[i - 1] ?? ""));
   // Sections whose keys are explained one by one.
-  expect(bare.map((line) => line.replace(/:.*/, ""))).toEqual(["image", "tracing", "nats", "networkPolicy", "podDisruptionBudget"]);
+  expect(bare.map((line) => line.replace(/:.*/, ""))).toEqual([
+    "image",
+    "tracing",
+    "nats",
+    "networkPolicy",
+    "podDisruptionBudget",
+    "aggregatedRoles",
+  ]);
 });
 
 it.each<[string, string[], RegExp]>([
@@ -128,6 +206,36 @@ it.each<[string, string[], RegExp]>([
   ["two servers of NATS", ["--set", "nats.replicas=2"], /'\/nats\/replicas': value must be one of 1, 3, 5/],
   ["words for a number", ["--set", "gateway.replicas=many"], /'\/gateway\/replicas': got string, want integer/],
   ["a tenant that cannot be one", ["--set", "bootstrap.tenant=A.B"], /'\/bootstrap\/tenant'/],
+  [
+    "a typo in a pod's own words",
+    ["--set", "train.pods.podTemplate.spec.nodSelector.a=b"],
+    /'\/train\/pods\/podTemplate\/spec': additional properties 'nodSelector' not/,
+  ],
+  [
+    "a typo in a toleration",
+    ["--set", "gateway.tolerations[0].ky=gpu"],
+    /'\/gateway\/tolerations\/0': additional properties 'ky' not allowed/,
+  ],
+  [
+    "a resource that there is not",
+    ["--set", "gateway.resources.limits.memry=1Gi"],
+    /'\/gateway\/resources\/limits': additional properties 'memry' not/,
+  ],
+  [
+    "one in a container of a pod",
+    ["--set-json", 'nats.podTemplate={"spec":{"containers":[{"name":"nats","resources":{"limits":{"cp":"1"}}}]}}'],
+    /'\/nats\/podTemplate\/spec\/containers\/0\/resources\/limits': additional properties 'cp' not allowed/,
+  ],
+  [
+    "a typo in a policy's peer",
+    ["--set", "networkPolicy.metricsFrom[0].podSelectr.a=b"],
+    /'\/networkPolicy\/metricsFrom\/0': additional properties/,
+  ],
+  [
+    "a setting of a base that there is not",
+    ["--set", "train.pods.byBase.large.memry=1Gi"],
+    /'\/train\/pods\/byBase\/large': additional properties 'memry'/,
+  ],
   ["an engine without a base", ["--set", "engines[0].name=a"], /'\/engines\/0': missing property 'base'/],
   [
     "engines without bases",

@@ -18,4 +18,5 @@ ENV NODE_ENV=production HOME=/tmp
 WORKDIR /app
 COPY --from=build /app /app
 USER 65532:65532
-ENTRYPOINT ["node", "--conditions=@loraline/source"]
+# The second option has a process end on SIGTERM also while it still loads: the first process of a container ignores it otherwise.
+ENTRYPOINT ["node", "--conditions=@loraline/source", "--import=/app/packages/runtime/src/heed-signals.ts"]

@@ -16,28 +16,48 @@ app.kubernetes.io/instance: {{ $root.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* (list root component) */}}
-{{- define "loraline.labels" -}}
+{{/* Labels of pods. No version is among them: pods start anew when what they run changes, and not with every chart. (list root component) */}}
+{{- define "loraline.podLabels" -}}
 {{- $root := index . 0 -}}
 {{ include "loraline.selector" . }}
 app.kubernetes.io/part-of: loraline
-app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- with $root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
 
-{{/* name, namespace, labels and annotations of an object. (list root component suffix): suffix "" is the bare name */}}
+{{/* Labels of all other objects. (list root component) */}}
+{{- define "loraline.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "loraline.podLabels" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/*
+name, namespace, labels and annotations of an object. (list root component suffix more): suffix "" is the bare name. `more` may be left out, or be
+(dict "name" "namespace" "labels" "annotations"): namespace "" is none, as of what is the cluster's.
+*/}}
 {{- define "loraline.metadata" -}}
 {{- $root := index . 0 -}}
 {{- $suffix := index . 2 -}}
+{{- $more := dict -}}
+{{- if gt (len .) 3 }}{{ $more = index . 3 }}{{ end -}}
+{{- if $more.name -}}
+name: {{ $more.name | quote }}
+{{- else -}}
 name: {{ include "loraline.fullname" $root }}{{ if $suffix }}-{{ $suffix }}{{ end }}
-namespace: {{ $root.Release.Namespace | quote }}
+{{- end }}
+{{- with ternary $more.namespace $root.Release.Namespace (hasKey $more "namespace") }}
+namespace: {{ . | quote }}
+{{- end }}
 labels:
   {{- include "loraline.labels" (list $root (index . 1)) | nindent 2 }}
-{{- with $root.Values.commonAnnotations }}
+  {{- with $more.labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with merge (dict) ($more.annotations | default dict) ($root.Values.commonAnnotations | default dict) }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -55,9 +75,19 @@ annotations:
 {{- index . 0 -}}{{- with index . 1 }}@{{ . }}{{ end -}}
 {{- end -}}
 
+{{/* Mebibytes of a size such as 20Gi. */}}
+{{- define "loraline.mebibytes" -}}
+{{- mul (regexFind "[0-9]+" . | int64) (get (dict "Mi" 1 "Gi" 1024 "Ti" 1048576) (regexFind "[MGT]i$" .)) -}}
+{{- end -}}
+
 {{/* The namespace of attempts. */}}
 {{- define "loraline.runsNamespace" -}}
 {{- .Values.train.namespace | default (printf "%s-runs" (.Release.Namespace | trunc 58 | trimSuffix "-")) -}}
+{{- end -}}
+
+{{/* As JSON: namespaces in which attempts are made. */}}
+{{- define "loraline.attemptNamespaces" -}}
+{{- prepend (values .Values.train.tenantNamespaces | sortAlpha) (include "loraline.runsNamespace" .) | uniq | toJson -}}
 {{- end -}}
 
 {{/* As JSON: namespaces in which an earlier release made attempts that are there still. Helm sees those of the release's own namespace. */}}
@@ -68,12 +98,17 @@ annotations:
 {{- range list (list "batch/v1" "Job") (list "jobset.x-k8s.io/v1alpha2" "JobSet") -}}
 {{- if or (eq (index . 1) "Job") ($.Capabilities.APIVersions.Has (index . 0)) -}}
 {{- range (lookup (index . 0) (index . 1) $.Release.Namespace "").items -}}
-{{- if eq (get (.metadata.labels | default dict) "app.kubernetes.io/component") "train-attempt" }}{{ $former = append $former $.Release.Namespace }}{{ end -}}
+{{- $ended := false -}}
+{{- range (.status | default dict).conditions }}{{ if and (eq .status "True") (has .type (list "Complete" "Completed" "Failed")) }}{{ $ended = true }}{{ end }}{{ end -}}
+{{- if and (not $ended) (eq (get (.metadata.labels | default dict) "app.kubernetes.io/component") "train-attempt") }}{{ $former = append $former $.Release.Namespace }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- without ($former | uniq) $runs | toJson -}}
+{{- $kept := list -}}
+{{- $now := include "loraline.attemptNamespaces" . | fromJsonArray -}}
+{{- range $former | uniq }}{{ if not (has . $now) }}{{ $kept = append $kept . }}{{ end }}{{ end -}}
+{{- $kept | toJson -}}
 {{- end -}}
 
 {{- define "loraline.natsAuthSecret" -}}
@@ -348,7 +383,7 @@ A pod template with the settings that all pods share, and the component's own se
 {{- $settings := .settings -}}
 metadata:
   labels:
-    {{- include "loraline.labels" (list $root .component) | nindent 4 }}
+    {{- include "loraline.podLabels" (list $root .component) | nindent 4 }}
     {{- with .labels }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -434,8 +469,9 @@ kind: Deployment
 metadata:
   {{- include "loraline.metadata" (list $root .component .component) | nindent 2 }}
 spec:
-  {{- if not (and $settings.autoscaling $settings.autoscaling.enabled) }}
-  replicas: {{ $settings.replicas }}
+  {{- /* Whoever scales it has the number for its own: an autoscaler, or whoever uses `kubectl scale`. */}}
+  {{- if not (or (kindIs "invalid" $settings.replicas) (and $settings.autoscaling $settings.autoscaling.enabled)) }}
+  replicas: {{ int $settings.replicas }}
   {{- end }}
   revisionHistoryLimit: 3
   strategy:

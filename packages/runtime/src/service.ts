@@ -1,4 +1,5 @@
 /** Frame of a service process: settings, log, telemetry, signals, orderly end. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { loadEnv } from "./env.ts";
 import { createHealth, type Health } from "./health.ts";
@@ -35,6 +36,9 @@ interface ServiceOptions<Schema extends z.ZodType> {
   start(context: ServiceContext<z.output<Schema>>): Promise<AsyncDisposable>;
 }
 
+/** A start ends soon after it was told to, unless it hangs. */
+const startEndsMs = 10_000;
+
 /** What every service takes from its environment besides its own settings. */
 const commonEnv = z.object({
   HEALTH_PORT: z.coerce.number().int().min(0).max(65_535).optional().describe("Where /livez and /readyz are answered; absent: nowhere."),
@@ -57,7 +61,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
   const { service, host, shutdownMs = 20_000 } = options;
   const log = createLog({ service, level: host.env.LOG_LEVEL ?? "info" });
   const stopping = new AbortController();
-  let running: AsyncDisposable | undefined;
+  let starting: Promise<AsyncDisposable> | undefined;
   let telemetry: Telemetry | undefined;
   const stop = async (): Promise<void> => {
     log.info("stopping");
@@ -66,6 +70,8 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
       host.exit(1);
     }, shutdownMs).unref();
     stopping.abort();
+    // What a start has made so far, such as a lease, is given back as well; one that waits for something else is not waited for.
+    const running = await Promise.race([starting?.catch(() => undefined), sleep(startEndsMs, undefined, { ref: false })]);
     await running?.[Symbol.asyncDispose]();
     await telemetry?.[Symbol.asyncDispose]();
     host.exit(0);
@@ -99,7 +105,9 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
       const { url } = await serveMetrics(telemetry.metrics, { host: metricsHost, port: metricsPort });
       log.info({ metricsUrl: url }, "metrics are served");
     }
-    running = await options.start({ env, log, telemetry, health, keepSpans: keeping.resolve, stopping: stopping.signal });
+    starting = options.start({ env, log, telemetry, health, keepSpans: keeping.resolve, stopping: stopping.signal });
+    await starting;
+    if (stopping.signal.aborted) return;
     health.started();
     log.info("ready");
   } catch (error) {

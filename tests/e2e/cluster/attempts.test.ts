@@ -228,10 +228,12 @@ it(
     await line.ready();
     expect(await line.pods(component("train-attempt"))).toMatchObject([{ metadata: { name: attempt } }]);
     expect(await trained("early")).toMatchObject({ attempt: 1, step: "30/30" });
-    await eventually(
-      "its Job is removed",
-      async () => (await line.get("jobs", "--selector", component("train-attempt"))).items.length === 0,
-    );
+    // Job and pod stay for their log, and are no attempt that has still to be followed.
+    await eventually("its Job has ended", async () => {
+      const { items } = await line.get("jobs", "--selector", component("train-attempt"));
+      return items[0].status.succeeded === 1;
+    });
+    expect(await line.kubectl("logs", attempt, "-c", "trainer")).toMatch(/./);
 
     // With the next upgrade train has no rights there any more, and makes attempts in the other namespace.
     const role = () => line.kubectl("get", "role", `${fullname}-train-former`, "--ignore-not-found", "-o", "name");

@@ -154,7 +154,9 @@ function scopeOf(name: string): Scope {
     apply: (...objects) => applyAll(objects, name),
     async pods(selector) {
       const { items } = await self.get("pods", "--selector", selector);
-      return (items as Json[]).filter((pod) => pod.metadata.deletionTimestamp === undefined);
+      return (items as Json[]).filter(
+        ({ metadata, status }) => metadata.deletionTimestamp === undefined && !["Succeeded", "Failed"].includes(status.phase as string),
+      );
     },
     async podOf(selector) {
       const [pod] = await self.pods(selector);

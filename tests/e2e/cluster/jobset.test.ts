@@ -27,6 +27,7 @@ const values = {
     // Each pod gets one core, because there are two pods and two cores.
     pods: {
       jobSet: true,
+      ttlSecondsAfterFinished: 10,
       podTemplate: { spec: { initContainers: [{ name: "trainer", env: [{ name: "OMP_NUM_THREADS", value: "1" }] }] } },
     },
   },

@@ -7,15 +7,25 @@ import { engineSettings } from "./engine-settings.ts";
 import { tenantName } from "../names.ts";
 import { streamLimits } from "../events/streams.ts";
 import { quotaShape } from "../quotas.ts";
+import { type KubernetesShape, resourceName, shapeKey } from "./kubernetes-shapes.ts";
 
 const text = z.string();
 const dnsLabel = z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/);
 const imageDigest = z.string().regex(/^(sha256:[0-9a-f]{64})?$/);
 const strings = z.record(z.string(), z.string());
-/** An object of Kubernetes' own API; the Kubernetes API server checks it. */
 const object = z.record(z.string(), z.unknown());
-const objects = z.array(object);
-const env = z.array(z.looseObject({ name: z.string() }));
+/** An object of Kubernetes' own API. `withKubernetes` puts its schema there, so that Helm refuses what the API server would drop in silence. */
+const kubernetes = (name: KubernetesShape) => z.unknown().meta({ [shapeKey]: name });
+const listOf = (name: KubernetesShape) => z.array(kubernetes(name));
+const env = listOf("io.k8s.api.core.v1.EnvVar");
+const volumes = listOf("io.k8s.api.core.v1.Volume");
+const volumeMounts = listOf("io.k8s.api.core.v1.VolumeMount");
+const envFrom = listOf("io.k8s.api.core.v1.EnvFromSource");
+const tolerations = listOf("io.k8s.api.core.v1.Toleration");
+const peers = listOf("io.k8s.api.networking.v1.NetworkPolicyPeer");
+const egressRules = listOf("io.k8s.api.networking.v1.NetworkPolicyEgressRule");
+const volume = kubernetes("io.k8s.api.core.v1.Volume");
+const podTemplate = kubernetes("io.k8s.api.core.v1.PodTemplateSpec");
 const count = z.int().min(0);
 const atLeastOne = z.int().min(1);
 /** May be null, because Helm drops keys that are null. */
@@ -23,10 +33,12 @@ const bytes = z.int().min(1).nullish();
 const days = z.int().min(1).max(3660).nullish();
 /** A quantity in Kubernetes' notation. */
 const quantity = z.union([z.number(), z.string().regex(/^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$/)]);
+/** A misspelt resource is one that no node has, and one of a device has a domain. */
+const quantities = z.record(z.string().regex(resourceName), quantity);
 const resources = z.strictObject({
-  requests: z.record(z.string(), quantity).optional(),
-  limits: z.record(z.string(), quantity).optional(),
-  claims: objects.optional(),
+  requests: quantities.optional(),
+  limits: quantities.optional(),
+  claims: listOf("io.k8s.api.core.v1.ResourceClaim").optional(),
 });
 
 /** `none` stands for null, because Helm drops keys that are null. */
@@ -37,14 +49,16 @@ const quotas = z.strictObject(
 /** Values that every pod has. */
 const pod = {
   nodeSelector: strings,
-  tolerations: objects,
-  affinity: object,
+  tolerations,
+  affinity: kubernetes("io.k8s.api.core.v1.Affinity"),
   priorityClassName: text,
   podAnnotations: strings,
   podLabels: strings,
-  podTemplate: object,
+  podTemplate,
 };
-const service = { replicas: count, env, resources, ...pod };
+/** null leaves the number to whoever scales it: an autoscaler, or `kubectl scale`. */
+const replicas = count.nullish();
+const service = { replicas, env, resources, ...pod };
 const autoscaling = z.strictObject({
   enabled: z.boolean(),
   minReplicas: atLeastOne,
@@ -58,7 +72,7 @@ const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, toolCallPar
 const orEmpty = <T extends z.ZodType>(schema: T) => z.union([z.literal(""), schema]);
 const engineKeys = {
   kind: kind.unwrap().unwrap(),
-  replicas: count,
+  replicas,
   image: z.string().min(1),
   imageDigest,
   command: z.array(z.string()),
@@ -84,9 +98,27 @@ const engineKeys = {
   startupSeconds: atLeastOne,
   maxUnavailable: z.union([count, z.string().regex(/^[0-9]+%$/)]),
   maxSurge: z.union([count, z.string().regex(/^[0-9]+%$/)]),
-  volumes: objects,
-  volumeMounts: objects,
+  volumes,
+  volumeMounts,
   ...pod,
+};
+
+/** Of pods of attempts: what may differ by base. */
+const attemptOfBase = {
+  gpuResource: z.string().min(1),
+  gpus: count,
+  cpu: quantity,
+  memory: quantity,
+  ephemeralStorage: quantity,
+  nodeSelector: strings,
+  tolerations,
+  priorityClassName: text,
+  activeDeadlineSeconds: atLeastOne.nullish(),
+  hangSeconds: z.int().min(10),
+  queueName: z.string().regex(/^([a-z0-9]([a-z0-9.-]|\{tenant\})*|\{tenant\}([a-z0-9.-])*)?$/),
+  jobLabels: strings,
+  jobAnnotations: strings,
+  podTemplate,
 };
 
 export const chartValues = z.strictObject({
@@ -111,7 +143,7 @@ export const chartValues = z.strictObject({
   engineKey: z.strictObject({ existingSecret: text }),
   audit: z.strictObject({ days: z.int().min(1).max(36_500) }),
   lineSecret: z.strictObject({ existingSecret: text }),
-  bases: z.strictObject({ volume: object }),
+  bases: z.strictObject({ volume }),
   objects: z.strictObject({
     s3: z.strictObject({ bucket: text, endpoint: text, region: text, existingSecret: text }),
   }),
@@ -185,34 +217,25 @@ export const chartValues = z.strictObject({
     ...service,
     namespace: orEmpty(dnsLabel),
     createNamespace: z.boolean(),
+    tenantNamespaces: z.record(tenantName, dnsLabel),
     formerNamespaces: z.array(dnsLabel),
     pods: z.strictObject({
-      gpuResource: z.string().min(1),
-      gpus: count,
-      cpu: quantity,
-      memory: quantity,
-      ephemeralStorage: quantity,
+      ...attemptOfBase,
       device: z.enum(["auto", "cpu"]),
-      nodeSelector: strings,
-      tolerations: objects,
-      priorityClassName: text,
-      activeDeadlineSeconds: atLeastOne.nullish(),
       ttlSecondsAfterFinished: count,
       terminationGracePeriodSeconds: atLeastOne,
-      hangSeconds: z.int().min(10),
-      queueName: z.string().regex(/^([a-z0-9]([a-z0-9.-]|\{tenant\})*|\{tenant\}([a-z0-9.-])*)?$/),
       gpusTotal: atLeastOne.nullish(),
       pendingPerTenant: atLeastOne,
       queues: z.record(tenantName, dnsLabel),
       priorityClasses: z.record(z.string().regex(/^-?[0-9]+$/), z.string().min(1)),
+      byBase: z.record(z.string(), z.strictObject(attemptOfBase).partial()),
       jobSet: z.boolean(),
-      basesVolume: object,
+      basesVolume: volume,
       env,
-      envFrom: objects,
-      volumes: objects,
-      volumeMounts: objects,
-      courier: z.strictObject({ env, envFrom: objects, volumeMounts: objects, resources }),
-      podTemplate: object,
+      envFrom,
+      volumes,
+      volumeMounts,
+      courier: z.strictObject({ env, envFrom, volumeMounts, resources }),
     }),
   }),
   serve: z.strictObject(service),
@@ -224,9 +247,10 @@ export const chartValues = z.strictObject({
   engineDefaults: z.strictObject(engineKeys),
   networkPolicy: z.strictObject({
     enabled: z.boolean(),
-    gatewayFrom: objects,
-    metricsFrom: objects,
-    egress: z.strictObject({ enabled: z.boolean(), apiServer: objects, extra: objects }),
+    gatewayFrom: peers,
+    metricsFrom: peers,
+    egress: z.strictObject({ enabled: z.boolean(), apiServer: egressRules, extra: egressRules }),
   }),
-  podDisruptionBudget: z.strictObject({ enabled: z.boolean() }),
+  podDisruptionBudget: z.strictObject({ enabled: z.boolean(), keepSingle: z.boolean() }),
+  aggregatedRoles: z.strictObject({ enabled: z.boolean() }),
 });

@@ -24,6 +24,7 @@ import {
   trafficState,
   usageState,
 } from "../state.ts";
+import { withKubernetes } from "./kubernetes-shapes.ts";
 import { openApi } from "./openapi.ts";
 import { buckets, type ConsumerDef, consumers, streamOf, streams } from "../events/streams.ts";
 import { runSpecPage } from "./run-spec-page.ts";
@@ -200,7 +201,7 @@ export function chartFiles(): Map<string, string> {
   const text = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`;
   return new Map([
     ...crdFiles(),
-    ["values.schema.json", text({ $schema: "http://json-schema.org/draft-07/schema#", title: "loraline", ...values })],
+    ["values.schema.json", text({ $schema: "http://json-schema.org/draft-07/schema#", title: "loraline", ...withKubernetes(values) })],
     ["files/nats-permissions.json", text(natsPermissions)],
     ["files/engine-flags.json", text(engineFlags())],
   ]);

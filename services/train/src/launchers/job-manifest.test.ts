@@ -90,6 +90,45 @@ describe("Kueue's queue of an attempt", () => {
   });
 });
 
+describe("what differs by base", () => {
+  const given = trainPodSettings.parse({
+    ...settings,
+    jobLabels: { team: "ml" },
+    jobAnnotations: { "alpha.jobset.sigs.k8s.io/exclusive-topology": "rack", "loraline.dev/adapter": "not this" },
+    tenantNamespaces: { acme: "acme-runs" },
+    byBase: {
+      large: {
+        memory: "200Gi",
+        gpus: 8,
+        queueName: "large",
+        nodeSelector: { gpu: "h200" },
+        podTemplate: { spec: { runtimeClassName: "nvidia" } },
+      },
+    },
+  });
+  const jobOf = (base: string) => jobManifest(attemptOf({ base, dataset: "01KB0000000000000000000001" }), given);
+
+  it("holds for its runs and for no others", () => {
+    const [large, other] = [jobOf("large"), jobOf("b")];
+    const podOf = ({ spec }: typeof large) => spec?.template.spec;
+    expect(podOf(large)?.initContainers?.[0]?.resources?.limits).toMatchObject({ memory: "200Gi", "nvidia.com/gpu": "8" });
+    expect(podOf(large)).toMatchObject({ nodeSelector: { gpu: "h200" }, runtimeClassName: "nvidia" });
+    expect([large.spec?.suspend, large.metadata?.labels?.["kueue.x-k8s.io/queue-name"]]).toEqual([true, "large"]);
+    expect(podOf(other)?.initContainers?.[0]?.resources?.limits).toMatchObject({ memory: "32Gi", "nvidia.com/gpu": "1" });
+    expect([other.spec?.suspend, podOf(other)?.runtimeClassName, podOf(other)?.nodeSelector]).toEqual([undefined, undefined, {}]);
+  });
+
+  it("a Job has the labels and annotations that are set for it, but for Loraline's own, in its tenant's namespace", () => {
+    const { metadata, spec } = jobOf("b");
+    expect(metadata).toMatchObject({
+      namespace: "acme-runs",
+      labels: { team: "ml", "loraline.dev/tenant": "acme" },
+      annotations: { "alpha.jobset.sigs.k8s.io/exclusive-topology": "rack", "loraline.dev/adapter": "acme/pirate" },
+    });
+    expect(spec?.template.metadata?.labels).not.toHaveProperty("team");
+  });
+});
+
 describe("courier and trainer", () => {
   const secret = { name: "NATS_PASS_FILE", value: "/credentials/nats-password" };
   const given = trainPodSettings.parse({

@@ -6,9 +6,33 @@ import { trainMethodOf } from "../train-methods.ts";
 
 const kubeObjects = z.array(z.record(z.string(), z.unknown())).default([]);
 
+/** What of the settings may differ by base. */
+const attemptOfBase = z
+  .strictObject({
+    gpuResource: z.string(),
+    gpus: z.int().min(0),
+    cpu: z.string(),
+    memory: z.string(),
+    ephemeralStorage: z.string(),
+    nodeSelector: z.record(z.string(), z.string()),
+    tolerations: z.array(z.record(z.string(), z.unknown())),
+    priorityClassName: z.string(),
+    queueName: z.string(),
+    activeDeadlineSeconds: z.int().min(1),
+    hangSeconds: z.int().min(10),
+    jobLabels: z.record(z.string(), z.string()),
+    jobAnnotations: z.record(z.string(), z.string()),
+    podTemplate: z.record(z.string(), z.unknown()),
+  })
+  .partial();
+
 /** How pods of attempts look on this cluster: the chart's `train` values, mounted as a file. Kubernetes' own names and meanings. */
 export const trainPodSettings = z.strictObject({
   namespace: z.string().min(1).describe("Where attempts are made. The line's own Secrets should not be there."),
+  tenantNamespaces: z
+    .record(z.string(), z.string().min(1))
+    .default({})
+    .describe("Tenant to the namespace of its attempts, instead of `namespace`: what confines pods there confines them."),
   formerNamespaces: z
     .array(z.string().min(1))
     .default([])
@@ -55,6 +79,12 @@ export const trainPodSettings = z.strictObject({
     .record(z.string(), z.string())
     .default({})
     .describe("A run's priority, as a text, to the PriorityClass of its pods, instead of priorityClassName."),
+  jobLabels: z.record(z.string(), z.string()).default({}).describe("Of the Job or JobSet itself; Loraline's own win."),
+  jobAnnotations: z.record(z.string(), z.string()).default({}),
+  byBase: z
+    .record(z.string(), attemptOfBase)
+    .default({})
+    .describe("What differs for runs of a base. jobLabels, jobAnnotations and podTemplate are merged, the others replaced."),
   env: kubeObjects.describe("The trainer's environment, as in a container."),
   envFrom: kubeObjects,
   volumeMounts: kubeObjects.describe("Of the trainer's container."),
@@ -100,17 +130,35 @@ export const container = "courier";
 export const trainerContainer = "trainer";
 
 /** Whether some attempts are queued by Kueue. */
-export const usesKueue = ({ queueName, queues }: TrainPodSettings): boolean => queueName !== undefined || Object.keys(queues).length > 0;
+export const usesKueue = ({ queueName, queues, byBase }: TrainPodSettings): boolean =>
+  queueName !== undefined || Object.keys(queues).length > 0 || Object.values(byBase).some((of) => of.queueName !== undefined);
+
+/** The settings for runs of a base. */
+export function settingsOfBase(settings: TrainPodSettings, base: string): TrainPodSettings {
+  const { jobLabels, jobAnnotations, podTemplate, ...others } = settings.byBase[base] ?? {};
+  return {
+    ...settings,
+    ...(others as Partial<TrainPodSettings>),
+    jobLabels: { ...settings.jobLabels, ...jobLabels },
+    jobAnnotations: { ...settings.jobAnnotations, ...jobAnnotations },
+    podTemplate: merged(settings.podTemplate, podTemplate) as TrainPodSettings["podTemplate"],
+  };
+}
 
 /** The LocalQueue of a tenant's attempts; undefined: they are not queued. */
 const queueOf = (tenant: string, { queueName, queues }: TrainPodSettings): string | undefined =>
   queues[tenant] ?? queueName?.replaceAll("{tenant}", tenant);
 
 /** The namespace of a tenant's attempts. */
-export const namespaceOf = ({ namespace }: Pick<TrainPodSettings, "namespace">, _tenant: string): string => namespace;
+export const namespaceOf = (
+  { namespace, tenantNamespaces }: Pick<TrainPodSettings, "namespace" | "tenantNamespaces">,
+  tenant: string,
+): string => tenantNamespaces[tenant] ?? namespace;
 
-/** Every namespace in which attempts may be. */
-export const namespacesOf = ({ namespace, formerNamespaces }: TrainPodSettings): string[] => [...new Set([namespace, ...formerNamespaces])];
+/** Every namespace in which attempts are made. */
+export const namespacesOf = ({ namespace, tenantNamespaces }: TrainPodSettings): string[] => [
+  ...new Set([namespace, ...Object.values(tenantNamespaces)]),
+];
 
 /** What the courier alone sees: see attempt-files.ts. */
 const courierDir = "/courier";
@@ -127,7 +175,8 @@ const users = { courier: 65_532, trainer: 65_533, group: 65_532 } as const;
  * Courier and trainer are two containers with users of their own. The trainer works on a tenant's data, so it has no credentials: those are
  * mounted as files, in the courier's container alone.
  */
-export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings): V1Job {
+export function jobManifest(attempt: AttemptRequest, ofAll: TrainPodSettings): V1Job {
+  const settings = settingsOfBase(ofAll, attempt.runSpec.base);
   const gpus = attempt.runSpec.gpus ?? settings.gpus;
   const queue = queueOf(attempt.tenant, settings);
   const priorityClassName = settings.priorityClasses[String(attempt.runSpec.priority ?? 0)] ?? settings.priorityClassName;
@@ -165,7 +214,12 @@ export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings)
     name: trainerContainer,
     // A sidecar: on the pod's end it is told after the courier, which has it save a checkpoint first.
     restartPolicy: "Always",
-    command: ["node", "--conditions=@loraline/source", "services/train/src/trainer-main.ts"],
+    command: [
+      "node",
+      "--conditions=@loraline/source",
+      "--import=/app/packages/runtime/src/heed-signals.ts",
+      "services/train/src/trainer-main.ts",
+    ],
     env: [
       ...(settings.env as never[]),
       { name: "TRAINER_SOCKET", value: socket },
@@ -239,8 +293,8 @@ export function jobManifest(attempt: AttemptRequest, settings: TrainPodSettings)
     metadata: {
       name: attempt.name,
       namespace: namespaceOf(settings, attempt.tenant),
-      labels: { ...named, ...(queue === undefined ? {} : { [labels.queue]: queue }) },
-      annotations,
+      labels: { ...settings.jobLabels, ...named, ...(queue === undefined ? {} : { [labels.queue]: queue }) },
+      annotations: { ...settings.jobAnnotations, ...annotations },
       ...(settings.owner === undefined || settings.ownerUid === undefined
         ? {}
         : { ownerReferences: [{ apiVersion: "v1", kind: "ConfigMap", name: settings.owner, uid: settings.ownerUid }] }),

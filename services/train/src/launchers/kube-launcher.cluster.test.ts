@@ -3,8 +3,8 @@ import { execFile } from "node:child_process";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import type { V1Pod } from "@kubernetes/client-node";
-import { createKube, type Kube } from "@loraline/kube";
+import type { KubernetesObject, V1Pod } from "@kubernetes/client-node";
+import { createKube, type Kube, resource } from "@loraline/kube";
 import { createLog } from "@loraline/runtime";
 import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { ulid } from "ulid";
@@ -16,6 +16,8 @@ import { trainPodSettings } from "./job-manifest.ts";
 import { attemptNameOf, attemptSpec, type AttemptSpec } from "../attempt/attempt-spec.ts";
 import type { Launcher } from "./launcher.ts";
 
+const namespaces = resource<KubernetesObject>("v1", "Namespace", "namespaces", false);
+const quotas = resource<KubernetesObject>("v1", "ResourceQuota", "resourcequotas");
 const log = createLog({ service: "test", level: "silent" });
 const namespace = "default";
 const settings = trainPodSettings.parse({
@@ -139,8 +141,51 @@ describe("kube launcher", () => {
     expect(new Set(told)).toEqual(new Set([`acme ${job.runId}`]));
     await launcher.remove(job.name);
     await launcher.remove(job.name);
+    expect(await phaseOf(job)).toBeUndefined();
+    // Job and pod stay for ttlSecondsAfterFinished, so that there is a log to read; also when a later controller comes upon them.
+    await using second = await createKubeLauncher({ kube, settings, log });
+    await second.remove(job.name);
+    expect((await second.observe()).map(({ name }) => name)).not.toContain(job.name);
+    expect((await kube.get(jobs, { namespace, name: job.name }))?.metadata?.deletionTimestamp).toBeUndefined();
+    expect((await kube.get(pods, { namespace, name: `${job.name}-abcde` }))?.status?.phase).toBe("Failed");
+  });
+
+  it("deletes one that still runs when it is removed", async () => {
+    const job = jobFor();
+    await launcher.launch(job);
+    await playPod(job, { phase: "Running" });
+    await expect.poll(() => phaseOf(job)).toMatchObject({ phase: "running" });
+    await launcher.remove(job.name);
     // Without the garbage collector of a whole cluster the pod stays, but the attempt is gone.
     await expect.poll(() => phaseOf(job)).toBeUndefined();
+    expect(await kube.get(jobs, { namespace, name: job.name })).toBeUndefined();
+  });
+
+  it("makes a tenant's attempts in the tenant's namespace, where its quota refuses them by name", async () => {
+    const of = "acme-runs";
+    await kube.create(namespaces, { metadata: { name: of } });
+    const hard = { "count/jobs.batch": "0" };
+    const quota = { metadata: { name: "gpus", namespace: of }, spec: { hard } };
+    await kube.create(quotas, quota as never);
+    // As the quota controller counts.
+    await kube.apply(quotas, { metadata: quota.metadata, status: { hard, used: { "count/jobs.batch": "0" } } } as never, {
+      manager: "quotas",
+      subresource: "status",
+    });
+    await using confined = await createKubeLauncher({ kube, settings: { ...settings, tenantNamespaces: { acme: of } }, log });
+    const job = jobFor();
+    // Admission learns of it after a moment; until then it is another Job that is made.
+    await expect
+      .poll(() => confined.launch(jobFor()).catch((error: unknown) => error), { timeout: 10_000 })
+      .toMatchObject({ code: "QUOTA", message: expect.stringMatching(/exceeded quota: gpus, requested: count\/jobs.batch=1/) });
+    await kube.delete(quotas, { namespace: of, name: "gpus" });
+    await expect.poll(() => confined.launch(job).catch(() => false), { timeout: 10_000 }).toBe(true);
+    expect(await kube.get(jobs, { namespace: of, name: job.name })).toBeDefined();
+    expect(await kube.get(jobs, { namespace, name: job.name })).toBeUndefined();
+    expect((await confined.observe()).map(({ name }) => name)).toContain(job.name);
+    const other = jobFor({ tenant: "umbrella" });
+    await confined.launch(other);
+    expect(await kube.get(jobs, { namespace, name: other.name })).toBeDefined();
   });
 
   it("finds again what an earlier controller started", async () => {
@@ -278,7 +323,7 @@ describe("an attempt on several nodes", () => {
     await expect.poll(phase).toMatchObject({ phase: "failed", code: "OUT_OF_MEMORY" });
     await several.remove(job.name);
     await expect.poll(phase).toBeUndefined();
-    expect(await kube.get(jobSets, { namespace, name: job.name })).toBeUndefined();
+    expect((await kube.get(jobSets, { namespace, name: job.name }))?.metadata.deletionTimestamp, "it stays for its log").toBeUndefined();
 
     // As with JobSet installed and its controller down.
     const webhook = {

@@ -139,7 +139,8 @@ export async function createKubeLauncher({
           throw new RetryLaterError("JOBSET_UNAVAILABLE", 5000, message, { cause: error });
         }
         if (error.status === 403) {
-          throw new RetryLaterError("JOB_FORBIDDEN", 15_000, `Kubernetes does not allow the Job ${name}: ${error.message}`, {
+          const code = /exceeded quota/.test(error.message) ? "QUOTA" : "JOB_FORBIDDEN";
+          throw new RetryLaterError(code, 15_000, `Kubernetes does not allow the Job ${name}: ${error.message}`, {
             cause: error,
           });
         }
@@ -161,7 +162,7 @@ export async function createKubeLauncher({
       return { total, free: total, ...(usesKueue(settings) ? {} : { pendingPerTenant: settings.pendingPerTenant }) };
     },
 
-    sizeOf({ gpus = settings.gpus, nodes = 1 }) {
+    sizeOf({ base, gpus = settings.byBase[base]?.gpus ?? settings.gpus, nodes = 1 }) {
       return { slots: gpus * nodes, gpus: gpus * nodes };
     },
 
@@ -170,7 +171,9 @@ export async function createKubeLauncher({
       await end(attemptName, "Foreground");
     },
 
+    /** A Job that has ended stays, with its pod's log, until Kubernetes removes it (`ttlSecondsAfterFinished`). */
     async remove(attemptName) {
+      if (attempts.setAside(attemptName)) return;
       attempts.forget(attemptName);
       await end(attemptName, "Background");
     },

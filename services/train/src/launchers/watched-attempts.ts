@@ -40,6 +40,8 @@ interface WatchedAttempts extends AsyncDisposable, Pick<Launcher, "watch"> {
   podsOf(attemptName: string): V1Pod[];
   /** Keeps what was just created, so that it is observed before the watch delivers it. */
   keepNew(made: { job: V1Job } | { jobSet: JobSet }): void;
+  /** An attempt whose Job or JobSet has ended by itself is observed no more, though it is still there. false: it has not ended so. */
+  setAside(attemptName: string): boolean;
   /** Forgets an attempt that is about to be deleted; its pods count no more, though they need time to end. */
   forget(attemptName: string): void;
 }
@@ -63,6 +65,8 @@ export async function watchAttempts({
   const namesOfRun = new Map<string, Set<string>>();
   /** Attempts that were removed while they had pods. The cluster deletes these pods, and how they ended is not kept. */
   const removed = new Set<string>();
+  /** Attempts that have ended and were dealt with; their objects stay for people to look at. */
+  const aside = new Set<string>();
   const listeners = new Set<(run: { tenant: string; runId: string }) => void>();
   const stopping = new AbortController();
   const until = signal === undefined ? stopping.signal : AbortSignal.any([stopping.signal, signal]);
@@ -83,6 +87,7 @@ export async function watchAttempts({
     if (parts === undefined || (parts.job ?? parts.jobSet ?? parts.inside ?? parts.workload) !== undefined) return;
     if (parts.pods.size > 0 || parts.warnings.size > 0) return;
     known.delete(attemptName);
+    aside.delete(attemptName);
     const runId = runIdOfName(attemptName);
     const names = namesOfRun.get(runId);
     names?.delete(attemptName);
@@ -152,8 +157,8 @@ export async function watchAttempts({
     usesKueue(settings) ? firstServed(kube, workloads, asking) : undefined,
     // Where an earlier release made attempts, this one may look only until those have ended.
     Promise.all(
-      namespacesOf(settings).map(async (namespace) =>
-        namespace === settings.namespace || (await served(kube, jobs, { ...asking, namespace })) ? [namespace] : [],
+      [...new Set([...namespacesOf(settings), ...settings.formerNamespaces])].map(async (namespace) =>
+        namespacesOf(settings).includes(namespace) || (await served(kube, jobs, { ...asking, namespace })) ? [namespace] : [],
       ),
     ),
   ]);
@@ -197,6 +202,7 @@ export async function watchAttempts({
   const watches = await Promise.all(lookedInto.flat().flatMap(followIn));
 
   const judge = (attemptName: string, { job, jobSet, inside, workload: queued, pods: pieces, warnings }: Parts): Attempt | undefined => {
+    if (aside.has(attemptName)) return undefined;
     const its = [...pieces.values()];
     const holder = jobSet ?? (job !== undefined && isAttempt(job) ? job : undefined);
     const about = holder ?? its[0];
@@ -206,7 +212,7 @@ export async function watchAttempts({
     const why = inside?.status?.conditions?.filter(({ reason }) => reason === "DeadlineExceeded") ?? [];
     const held: Holder | undefined = holder && {
       metadata: holder.metadata,
-      spec: { suspend: holder.spec?.suspend, activeDeadlineSeconds: settings.activeDeadlineSeconds },
+      spec: { suspend: holder.spec?.suspend, activeDeadlineSeconds: (jobSet === undefined ? job : inside)?.spec?.activeDeadlineSeconds },
       status: { conditions: [...why, ...(holder.status?.conditions ?? [])] },
     };
     return {
@@ -245,6 +251,20 @@ export async function watchAttempts({
       const parts = partsOf(nameOf("job" in made ? made.job : made.jobSet) ?? "");
       if ("job" in made) parts.job = newest(parts.job, made.job);
       else parts.jobSet = newest(parts.jobSet, made.jobSet);
+    },
+
+    setAside(attemptName) {
+      const holder = holderOf(attemptName);
+      const saysSo = holder?.status?.conditions?.some(
+        ({ type, status }) => status === "True" && ["Complete", "Completed", "Failed"].includes(type),
+      );
+      const its = podsOf(attemptName);
+      // The Job's own word may come a moment after its pods'.
+      const ended = saysSo === true || (its.length > 0 && its.every((pod) => lastWordsOf(pod) !== undefined));
+      if (holder === undefined || !ended || holder.metadata?.deletionTimestamp !== undefined) return false;
+      aside.add(attemptName);
+      partsOf(attemptName);
+      return true;
     },
 
     forget(attemptName) {
