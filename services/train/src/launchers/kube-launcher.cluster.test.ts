@@ -166,7 +166,7 @@ describe("kube launcher", () => {
     await kube.create(namespaces, { metadata: { name: of } });
     const hard = { "count/jobs.batch": "0" };
     const quota = { metadata: { name: "gpus", namespace: of }, spec: { hard } };
-    await kube.create(quotas, quota as never);
+    await kube.create(quotas, quota);
     // As the quota controller counts.
     await kube.apply(quotas, { metadata: quota.metadata, status: { hard, used: { "count/jobs.batch": "0" } } } as never, {
       manager: "quotas",
