@@ -5,10 +5,10 @@ import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { engineSettingsList, natsPermissions } from "@loraline/contracts";
-import { shapesOf } from "../packages/contracts/src/generate/kubernetes-shapes.ts";
 import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { parseAllDocuments } from "yaml";
+import { shapesOf } from "./kubernetes-shapes.ts";
 import { trainPodSettings } from "../services/train/src/launchers/job-manifest.ts";
 
 const root = join(import.meta.dirname, "..");

@@ -102,7 +102,7 @@ jobset=$(layer jobset "$(stat -c '%s %Y' "$bin/jobset" | key)" jobset)
 
 # --- images ---
 settings='"User": "65532:65532", "WorkingDir": "/app", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/tmp", "NODE_ENV=production"]'
-run='"node", "--conditions=@loraline/source", "--import=/app/packages/runtime/src/heed-signals.ts"'
+run='"node", "--conditions=@loraline/source", "--import=/app/packages/runtime/src/heed-signals-main.ts"'
 layers="\"$debian\", \"$node\", \"$modules\", \"$app\""
 cat >"$work/images.json" <<J
 [

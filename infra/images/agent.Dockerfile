@@ -17,5 +17,5 @@ WORKDIR /app
 COPY --from=build /app /app
 USER 65532:65532
 # The second option has a process end on SIGTERM also while it still loads: the first process of a container ignores it otherwise.
-ENTRYPOINT ["node", "--conditions=@loraline/source", "--import=/app/packages/runtime/src/heed-signals.ts"]
+ENTRYPOINT ["node", "--conditions=@loraline/source", "--import=/app/packages/runtime/src/heed-signals-main.ts"]
 CMD ["services/serve/src/agent-main.ts"]

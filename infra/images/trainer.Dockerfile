@@ -39,4 +39,4 @@ COPY --from=build /app /app
 # Node is linked to libatomic, which the slim Python image does not have.
 RUN if ! node --version; then apt-get update && apt-get install -y --no-install-recommends libatomic1 && rm -rf /var/lib/apt/lists/*; fi
 USER 65532:65532
-ENTRYPOINT ["node", "--conditions=@loraline/source", "--import=/app/packages/runtime/src/heed-signals.ts", "services/train/src/courier-main.ts"]
+ENTRYPOINT ["node", "--conditions=@loraline/source", "--import=/app/packages/runtime/src/heed-signals-main.ts", "services/train/src/courier-main.ts"]

@@ -36,7 +36,7 @@ it("takes down what a start has made when it is told to end during the start", a
 });
 
 it("a program that still loads ends when it is told to, though it has no handlers yet", async () => {
-  const preload = join(import.meta.dirname, "heed-signals.ts");
+  const preload = join(import.meta.dirname, "heed-signals-main.ts");
   const loading = "data:text/javascript,console.log('loading'); setInterval(() => {}, 1000); await new Promise(() => {});";
   const child = spawn(process.execPath, ["--import", preload, "--import", loading, "--eval", "0"], {
     stdio: ["ignore", "pipe", "inherit"],

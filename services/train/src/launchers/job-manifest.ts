@@ -217,7 +217,7 @@ export function jobManifest(attempt: AttemptRequest, ofAll: TrainPodSettings): V
     command: [
       "node",
       "--conditions=@loraline/source",
-      "--import=/app/packages/runtime/src/heed-signals.ts",
+      "--import=/app/packages/runtime/src/heed-signals-main.ts",
       "services/train/src/trainer-main.ts",
     ],
     env: [
