@@ -246,7 +246,7 @@ description of a pod and in no environment that child processes inherit. (list r
 {{/* Quotas of tenants, for services that hold tenants to them. Helm drops keys that are null, so values say "none". (list root user) */}}
 {{- define "loraline.quotasEnv" -}}
 {{- $quotas := (index . 0).Values.quotas -}}
-{{- if and (or $quotas.default $quotas.tenants) (has (index . 1) (list "gateway" "ingest" "tokenize" "train" "serve")) }}
+{{- if and (or $quotas.default $quotas.tenants) (has (index . 1) (list "gateway" "ingest" "tokenize" "train" "serve" "operator")) }}
 - name: LORALINE_QUOTAS
   value: {{ toJson $quotas | replace "\"none\"" "null" | quote }}
 {{- end }}

@@ -3,6 +3,7 @@ export { type Bus, createBus } from "./bus.ts";
 export { connectBus, connectFromEnv, natsEnv } from "./connect.ts";
 export type { HandlerContext, WaitReason } from "./consume/consume.ts";
 export { judgeNewAdapter } from "./quotas/adapter-quota.ts";
+export { judgeWaitingRuns } from "./quotas/waiting-quota.ts";
 export { createDatasetQuota } from "./quotas/dataset-quota.ts";
 export { createHistoryQuota } from "./quotas/history-quota.ts";
 export { ensureStreams, type EnsureStreamsOptions, streamsInPlace } from "./ensure-streams.ts";

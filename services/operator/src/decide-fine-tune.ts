@@ -70,10 +70,15 @@ export function originOf({ spec }: Pick<RunState, "spec">): Origin | undefined {
 
 /**
  * Whether a FineTune waits because of this problem. It waits for a base that no engine serves yet, since it may be applied together with the
- * chart that brings the engine, for a base whose files are missing, and for its ConfigMap. Other problems are final: a FineTune cannot be edited.
+ * chart that brings the engine, for a base whose files are missing, for its ConfigMap, and while the tenant has all that it may have. Other
+ * problems are final: a FineTune cannot be edited.
  */
-export const isWaitedFor = ({ code }: Problem): boolean =>
-  code === "BASE_UNKNOWN" || code === "BASE_UNAVAILABLE" || code.startsWith("CONFIGMAP_");
+export const isWaitedFor = (problem: Problem): boolean =>
+  problem.code === "BASE_UNKNOWN" || problem.code === "BASE_UNAVAILABLE" || isToldByNobody(problem);
+
+/** Whether nobody tells when what is waited for is there. */
+export const isToldByNobody = ({ code }: Problem): boolean =>
+  code.startsWith("CONFIGMAP_") || code === "QUOTA_HISTORY" || code === "QUOTA_RUNS_WAITING";
 
 /** Why a run waits, or why its attempt ended. */
 export interface Wait {

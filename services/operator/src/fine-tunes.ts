@@ -16,7 +16,7 @@ import {
 import { type Kube, keyOf } from "@loraline/kube";
 import { createKeyedQueue, type KeyedQueue, type Log, PermanentError, traceIdOf } from "@loraline/runtime";
 import { isTrue } from "./conditions.ts";
-import { decideFineTune, decideWanted, isWaitedFor, originOf, type Wait } from "./decide-fine-tune.ts";
+import { decideFineTune, decideWanted, isToldByNobody, isWaitedFor, originOf, type Wait } from "./decide-fine-tune.ts";
 import { idsOf } from "./ids.ts";
 import { tell } from "./kube-events.ts";
 import { judgeWanted, requestRun, type RequestRunDeps } from "./request-run.ts";
@@ -42,7 +42,7 @@ interface FineTunes extends AsyncDisposable {
   start(): void;
 }
 
-/** How often a FineTune that waits for a ConfigMap is checked again, because ConfigMaps are not watched. */
+/** How often a FineTune that waits for a ConfigMap, or for room within a quota, is checked again: these are not watched. */
 const lookAgainMs = 3000;
 /** How long changes are collected before a FineTune is reconciled, because many replicas change at once. */
 const gatherMs = 200;
@@ -87,7 +87,7 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     const [problem] = problems;
     if (problem !== undefined && isWaitedFor(problem)) {
       waiting.add(key);
-      if (problem.code.startsWith("CONFIGMAP_")) queue.addAfter(key, lookAgainMs);
+      if (isToldByNobody(problem)) queue.addAfter(key, lookAgainMs);
     } else waiting.delete(key);
 
     const waited = waits.get(ids.run) ?? [];

@@ -12,11 +12,11 @@
  *   (core)                namespaces                         get      its own; a Role can grant that
  *
  * And of NATS: to publish dataset.import-requested, dataset.received, run.requested, run.cancel-requested and the adapter commands of
- * its tenants; to read the streams DATASETS, RUNS, ADAPTERS and DLQ, and KV runs, adapters, engines, replicas and holdings; and to
+ * its tenants; to read the streams DATASETS, RUNS, ADAPTERS and DLQ, and KV runs, adapters, engines, replicas, holdings, limits and training; and to
  * write objects of kind `raw`.
  */
 import { randomUUID } from "node:crypto";
-import { joinBus, natsEnv } from "@loraline/bus";
+import { joinBus, natsEnv, quotasEnv } from "@loraline/bus";
 import { tenantName } from "@loraline/contracts";
 import { createKube } from "@loraline/kube";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
@@ -36,6 +36,7 @@ const json = z.string().transform((text, context): unknown => {
 const operatorEnv = z.object({
   ...natsEnv,
   ...objectsEnv,
+  ...quotasEnv,
   OPERATOR_NAMESPACES: z.string().optional().describe("Namespaces to serve, separated by commas; absent: the pod's."),
   OPERATOR_TENANTS: json
     .pipe(z.record(z.string(), tenantName))
@@ -63,6 +64,7 @@ await runService({
       log,
       telemetry,
       tenants,
+      quotas: env.LORALINE_QUOTAS,
       identity: env.POD_NAME ?? `operator-${randomUUID()}`,
       onProblem(namespace, problem) {
         if (problem === undefined) problems.delete(namespace);

@@ -28,6 +28,8 @@ export interface RequestRunDeps {
   line: LineView;
   tenant: string;
   namespace: string;
+  /** @throws PermanentError QUOTA_… while the tenant may not request a run. */
+  admitRun(tenant: string): Promise<void>;
 }
 
 /** The problems of a run spec with the engines, and with addresses that may not be fetched. Nothing is published while there are any. */
@@ -46,10 +48,11 @@ export function judgeWanted({ spec, dataset, validation }: Wanted, { line, tenan
 
 /**
  * May be repeated after a crash at any point: the ids are derived from the resource, and events that were published are not published again.
- * @throws PermanentError CONFIGMAP_… while the data is not there.
+ * @throws PermanentError CONFIGMAP_… while the data is not there, QUOTA_… while the tenant has all that it may have.
  */
 export async function requestRun(object: FineTune, wanted: Wanted, ids: Ids, deps: RequestRunDeps): Promise<void> {
   const { bus, telemetry, tenant, namespace } = deps;
+  await deps.admitRun(tenant);
   const name = object.metadata?.name ?? "";
   const by = `finetune/${namespace}/${name}`;
   const attributes = { "loraline.tenant": tenant, "loraline.run.id": ids.run, "loraline.dataset.id": wanted.spec.dataset ?? "" };

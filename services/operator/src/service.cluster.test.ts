@@ -395,6 +395,31 @@ describe("a FineTune", () => {
     await expect.poll(() => condition("early", "Accepted"), within).toMatchObject({ status: "True" });
   });
 
+  it("waits while its tenant has all that it may have, and goes on when there is room", async () => {
+    const training = await bus.bucket(buckets.training);
+    const at = new Date().toISOString();
+    await training.put(tenant, { running: 0, gpus: 0, waiting: 5, at });
+    await start({ quotas: { default: { runsWaiting: 5 } } });
+    const ids = idsOf(await made("one-too-many"));
+    await expect
+      .poll(() => condition("one-too-many", "Accepted"), within)
+      .toMatchObject({
+        status: "False",
+        reason: "QUOTA_RUNS_WAITING",
+        message: expect.stringContaining("its quota runsWaiting is 5") as string,
+      });
+    expect(await stored(ids.run)).toEqual([]);
+    await training.put(tenant, { running: 0, gpus: 0, waiting: 4, at });
+    await expect.poll(() => condition("one-too-many", "Accepted"), within).toMatchObject({ status: "True" });
+    expect(await stored(ids.run)).toHaveLength(1);
+
+    // As the tenant's admins set it, at the gateway.
+    await (await bus.bucket(buckets.limits)).put(tenant, { historyBytes: 1, by: null, at });
+    await made("after-it");
+    await expect.poll(() => condition("after-it", "Accepted"), within).toMatchObject({ status: "False", reason: "QUOTA_HISTORY" });
+    expect((await read("after-it")).status?.phase).toBe("Pending");
+  });
+
   it("fails visibly", async () => {
     await start();
     const id = idsOf(await made("failing")).run;

@@ -3,15 +3,16 @@
  * holds the namespace's Lease watches FineTunes and Adapters, and writes their state from NATS into their statuses.
  */
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Bus } from "@loraline/bus";
-import { type AdapterState, buckets, everyKeyOf } from "@loraline/contracts";
+import { type Bus, createHistoryQuota, judgeWaitingRuns, watchQuotas } from "@loraline/bus";
+import { type AdapterState, buckets, everyKeyOf, type QuotaSettings, runRequested } from "@loraline/contracts";
 import { type Kube, KubeError, resource, watch, withLease } from "@loraline/kube";
 import type { Objects } from "@loraline/objects";
-import type { Log, Telemetry } from "@loraline/runtime";
+import { type Log, PermanentError, type Telemetry } from "@loraline/runtime";
 import { createAdapters } from "./adapters.ts";
 import { createFineTunes } from "./fine-tunes.ts";
 import { tell } from "./kube-events.ts";
-import { createLineView, type LineView } from "./line-view.ts";
+import { createLineView } from "./line-view.ts";
+import type { RequestRunDeps } from "./request-run.ts";
 import { adapters, fineTunes, namespaces } from "./resources.ts";
 
 export interface OperatorServiceDeps {
@@ -24,6 +25,8 @@ export interface OperatorServiceDeps {
   identity: string;
   /** Namespace to the tenant to which its resources belong. */
   tenants: ReadonlyMap<string, string>;
+  /** What the operator of the line grants tenants. Default: every quota's own default. */
+  quotas?: QuotaSettings;
   /** Default: loraline-operator */
   leaseName?: string;
   leaseMs?: number;
@@ -39,6 +42,14 @@ export async function createOperatorService(deps: OperatorServiceDeps): Promise<
   const line = await createLineView({ bus });
   const ending = new AbortController();
   const { signal } = ending;
+  const quotas = await watchQuotas({ bus, settings: deps.quotas ?? {}, signal });
+  const history = createHistoryQuota(bus);
+  const training = await bus.bucket(buckets.training);
+  const admitRun = async (tenant: string): Promise<void> => {
+    const { historyBytes, runsWaiting: most } = quotas.of(tenant);
+    const problem = (await history.judge(tenant, historyBytes, runRequested)) ?? (await judgeWaitingRuns(training, { tenant, most }));
+    if (problem !== undefined) throw new PermanentError(problem.code, problem.message);
+  };
   const holding = [...tenants].map(async ([namespace, tenant]) => {
     // This is checked before the Lease is asked for, so that a process that waits for the Lease also reports what is missing.
     if ((await uidWhenReadable(namespace, signal, deps)) === undefined) return;
@@ -56,7 +67,7 @@ export async function createOperatorService(deps: OperatorServiceDeps): Promise<
           log.warn({ err: error }, "the event about the lease was not written"),
         );
       },
-      work: (lost) => serveNamespace(namespace, tenant, line, lost, deps),
+      work: (lost) => serveNamespace(namespace, tenant, { ...deps, line, admitRun }, lost),
     });
   });
   return {
@@ -71,11 +82,10 @@ export async function createOperatorService(deps: OperatorServiceDeps): Promise<
 async function serveNamespace(
   namespace: string,
   tenant: string,
-  line: LineView,
+  deps: OperatorServiceDeps & Pick<RequestRunDeps, "line" | "admitRun">,
   lost: AbortSignal,
-  deps: OperatorServiceDeps,
 ): Promise<void> {
-  const { kube, bus, log: allLog } = deps;
+  const { kube, bus, line, log: allLog } = deps;
   const log = allLog.child({ namespace, tenant });
   const ending = new AbortController();
   const signal = AbortSignal.any([lost, ending.signal]);
@@ -83,7 +93,7 @@ async function serveNamespace(
   if (namespaceUid === undefined) return;
 
   const states = new Map<string, AdapterState>();
-  const all = { ...deps, log, line, namespace, tenant, namespaceUid, states };
+  const all = { ...deps, log, namespace, tenant, namespaceUid, states };
   await using tunes = createFineTunes(all);
   await using loras = createAdapters(all);
   const onAdapter = (adapter: string): void => {

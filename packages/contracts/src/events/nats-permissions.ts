@@ -184,7 +184,7 @@ const needs = {
   operator: {
     publishes: commands,
     readsHistory: [streams.DATASETS, streams.RUNS, streams.ADAPTERS],
-    reads: [buckets.runs, buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings],
+    reads: [buckets.runs, buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings, buckets.limits, buckets.training],
     readsStored: true,
     objects: "write",
     deadLetters: "read",

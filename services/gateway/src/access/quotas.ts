@@ -1,5 +1,5 @@
 /** What a tenant may have at most, and how much of it is used. */
-import { type Bus, createDatasetQuota, createHistoryQuota, judgeRunByQuotas, sumOf } from "@loraline/bus";
+import { type Bus, createDatasetQuota, createHistoryQuota, judgeRunByQuotas, judgeWaitingRuns, sumOf } from "@loraline/bus";
 import {
   buckets,
   type EventDef,
@@ -85,15 +85,8 @@ export async function createGatewayQuotas({
     async admitRun(tenant, spec) {
       const [first, ...others] = await judgeRunByQuotas(bus, { tenant, spec, quotas: of(tenant) });
       if (first !== undefined) throw badRequestOf([first, ...others]);
-      const most = of(tenant).runsWaiting;
-      const waiting = most === null ? 0 : ((await training.get(tenant))?.value.waiting ?? 0);
-      if (most !== null && waiting >= most) {
-        throw new PermanentError(
-          "QUOTA_RUNS_WAITING",
-          `${waiting} runs of this tenant wait already, and its quota runsWaiting is ${most}. Try again when some have ended.`,
-          { status: 429 },
-        );
-      }
+      const tooMany = await judgeWaitingRuns(training, { tenant, most: of(tenant).runsWaiting });
+      if (tooMany !== undefined) throw new PermanentError(tooMany.code, tooMany.message, { status: 429 });
     },
     async admitEvent(tenant, event) {
       if (!tenantCommands.includes(event)) return;
