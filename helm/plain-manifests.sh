@@ -21,6 +21,6 @@ cat <<Y
 #   kubectl apply --server-side -f helm/loraline/crds -f helm/loraline-plain.yaml
 # What a new version no longer has stays; \`kubectl delete -f\` it. A Job of the streams that has another name is one of another version.
 Y
-helm template loraline "$here/loraline" --namespace loraline \
+helm template loraline "$here/loraline" --namespace loraline --skip-tests \
   --set nats.auth.existingSecret=loraline-nats-auth,engineKey.existingSecret=loraline-engine-key,bootstrap.existingSecret=loraline-admin-key,lineSecret.existingSecret=loraline-secret "$@" |
   sed '/app.kubernetes.io\/managed-by: Helm/d; /^# Source: /d'

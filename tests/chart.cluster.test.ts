@@ -126,9 +126,23 @@ it("its schema knows Kubernetes' own objects as the API server does (`vitest run
   );
 });
 
+it("what it says after an install is a FineTune that the API server takes, of a sample that is there", async () => {
+  const said = await helm("install", "loraline", chart, "--namespace", namespace, "-f", values("engine"), "--dry-run=client");
+  const [, manifest = ""] = /apply -f - <<'Y'\n([^]*?)\nY\n/.exec(said.slice(said.indexOf("NOTES:"))) ?? [];
+  const { code, out } = await kubectl(["--namespace", namespace, "apply", "--dry-run=server", "--validate=strict", "-f", "-"], manifest);
+  expect([code, out]).toEqual([0, "finetune.loraline.dev/persona created (server dry run)\n"]);
+  const [{ spec }] = parseAllDocuments(manifest).map(
+    (document) => document.toJS() as { spec: { dataset: { configMap: { name: string; key: string } } } },
+  ) as [{ spec: { dataset: { configMap: { name: string; key: string } } } }];
+  const { name, key } = spec.dataset.configMap;
+  const sample = (await objectsOf("-f", values("engine"))).find(({ kind, metadata }) => kind === "ConfigMap" && metadata.name === name);
+  expect(sample?.data?.[key]).toBe(readFileSync(join(root, "samples/persona.jsonl"), "utf8"));
+});
+
 interface Rendered {
   kind: string;
   metadata: { name: string; labels?: Record<string, string>; annotations?: Record<string, string> };
+  data?: Record<string, string>;
   spec?: { template?: object; replicas?: number; maxUnavailable?: number };
 }
 const objectsOf = async (...args: string[]): Promise<Rendered[]> =>

@@ -68,7 +68,17 @@ annotations:
 {{- $root := index . 0 -}}
 {{- $name := index . 1 -}}
 {{- $image := $root.Values.image -}}
-{{- include "loraline.withDigest" (list (index $image $name | default (printf "%s/%s:%s" $image.registry $name ($image.tag | default $root.Chart.AppVersion))) (index $image.digest $name)) -}}
+{{- $reference := index $image $name | default (printf "%s/%s:%s" $image.registry $name ($image.tag | default $root.Chart.AppVersion)) -}}
+{{- include "loraline.withDigest" (list (include "loraline.mirrored" (list $root $reference)) (index $image.digest $name)) -}}
+{{- end -}}
+{{/* A reference at the mirror, if there is one: what names the registry is replaced. (list root reference) */}}
+{{- define "loraline.mirrored" -}}
+{{- $mirror := (index . 0).Values.image.mirror -}}
+{{- if $mirror -}}
+{{- printf "%s/%s" (trimSuffix "/" $mirror) (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" (index . 1) "") -}}
+{{- else -}}
+{{- index . 1 -}}
+{{- end -}}
 {{- end -}}
 {{/* A reference pinned to a digest, if there is one; the tag then only tells people what it is. (list reference digest) */}}
 {{- define "loraline.withDigest" -}}
