@@ -13,6 +13,7 @@ export { joinBus } from "./join-bus.ts";
 export { createInterner, createLeanReplicaTable, createReplicaTable, type ReplicaEntry, type ReplicaTable } from "./replica-table.ts";
 export { readKeptSpans, spanSink } from "./traces/spans.ts";
 export { ownersOf, spansOfTenant } from "./traces/spans-of-tenant.ts";
+export { followNats } from "./storage/nats-metrics.ts";
 export { readStoredOfAll, type StoredBytes, sumOf } from "./storage/stored-bytes.ts";
 export { judgeRunByQuotas, judgeStorage, quotasEnv, type TenantQuotas, watchQuotas } from "./tenant-quotas.ts";
 export { tellProgress } from "./tell/tell-progress.ts";

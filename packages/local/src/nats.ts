@@ -24,9 +24,9 @@ const nothingBytes = 64 * 1024;
  * A message is acknowledged after nats-server has written it to its file, so killing the server loses nothing. The file is
  * synced to the disk every second: a power cut may take that second.
  */
-const config = (port: number, storeDir: string, accounts: object): string => `host: ${host}
+const config = (port: number, monitorPort: number | undefined, storeDir: string, accounts: object): string => `host: ${host}
 port: ${port}
-max_payload: 8MB
+${monitorPort === undefined ? "" : `http: "${host}:${monitorPort}"\n`}max_payload: 8MB
 jetstream {
   store_dir: ${JSON.stringify(storeDir)}
   sync_interval: 1s
@@ -67,6 +67,8 @@ export async function startNats(options: {
   env: Record<string, string | undefined>;
   logFile: string;
   log: Log;
+  /** Where the server tells its numbers, on loopback. Absent: nowhere. */
+  monitorPort?: number | undefined;
   onEnded(end: { why: string; restartInMs: number }): void;
   onDiskFull(): void;
 }): Promise<NatsChild> {
@@ -89,7 +91,7 @@ export async function startNats(options: {
   };
   const accounts = natsAccounts({ tenants: [options.tenant], administrators: [localUser], passwordOf });
   const file = join(dir, "nats-server.conf");
-  await writeFile(file, config(port, dir, accounts), { mode: 0o600 });
+  await writeFile(file, config(port, options.monitorPort, dir, accounts), { mode: 0o600 });
   // The mode above counts for a new file only, and older releases had no secrets in it.
   await chmod(file, 0o600);
 

@@ -11,12 +11,22 @@
 import { createWriteStream } from "node:fs";
 import { access, constants, mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { createBus, ensureStreams, quotasEnv } from "@loraline/bus";
+import { createBus, ensureStreams, followNats, quotasEnv } from "@loraline/bus";
 import { buckets, version } from "@loraline/contracts";
 import { createGatewayService, createProjector, hashApiKey } from "@loraline/gateway";
 import { createIngestService, importEnv, importSettingsOf } from "@loraline/ingest";
 import { createJetStreamObjects } from "@loraline/objects";
-import { createLog, createTelemetry, loadEnv, type Log, PermanentError, processIdentity, readSpans } from "@loraline/runtime";
+import {
+  createLog,
+  createMetrics,
+  createTelemetry,
+  loadEnv,
+  type Log,
+  PermanentError,
+  processIdentity,
+  readSpans,
+  serveMetrics,
+} from "@loraline/runtime";
 import { createAgentService, createServeService } from "@loraline/serve";
 import { createCollector } from "@loraline/storage";
 import { createTokenizeService } from "@loraline/tokenize";
@@ -25,7 +35,7 @@ import type { NatsConnection } from "@nats-io/transport-node";
 import { z } from "zod";
 import { firstEngine, type LocalEngine, nameEngines } from "./engines/local-engines.ts";
 import { checkEngines, type StartedEngine, startLocalEngine } from "./engines/start-engines.ts";
-import { isFree } from "./free-port.ts";
+import { freePort, isFree } from "./free-port.ts";
 import { localUser, startNats } from "./nats.ts";
 import { keepLogsSmall } from "./state/rotate-logs.ts";
 import {
@@ -65,6 +75,8 @@ export interface LineOptions {
   /** Of this process. */
   pid: number;
   otlpEndpoint?: string | undefined;
+  /** Where Prometheus finds the metrics of all services and of NATS, on loopback. Absent: nowhere. */
+  metricsPort?: number | undefined;
   logLevel?: string | undefined;
   /** Gets what a person at the terminal wants to know. */
   onNews(news: LineNews): void;
@@ -136,6 +148,9 @@ export async function startLine(options: LineOptions): Promise<Line> {
   // The port is asked for before any child starts, so that a refusal comes at once.
   if (!(await isFree(host, options.port))) throw portTaken(host, options.port);
 
+  /** Of all services: they are one process. */
+  const metrics = createMetrics();
+  const monitorPort = options.metricsPort === undefined ? undefined : await freePort("127.0.0.1", []);
   const nats = starting.use(
     await startNats({
       stateDir,
@@ -144,6 +159,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
       env,
       logFile: logFile("nats"),
       log,
+      monitorPort,
       onEnded: (end) => onNews({ kind: "child-ended", name: "nats-server", logFile: logFile("nats"), ...end }),
       onDiskFull: () => onNews({ kind: "disk-full", stateDir }),
     }),
@@ -179,7 +195,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const lineSecret = await ensureSecret(stateDir);
   /** What every service gets: a connection with the rights that its NATS user has in a cluster, too, and its name in logs, spans and events. */
   const service = async (name: string, user = name) => {
-    const telemetry = telemetries.use(createTelemetry({ service: name, spansDir: dirs.traces, otlpEndpoint: options.otlpEndpoint }));
+    const telemetry = telemetries.use(createTelemetry({ service: name, spansDir: dirs.traces, otlpEndpoint: options.otlpEndpoint, metrics }));
     const serviceLog = logOf(name);
     const connection = user === localUser ? nc : await connect(user);
     const secret = nats.environmentOf(user).NATS_PASS;
@@ -223,7 +239,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   await keys.put(hashApiKey(apiKey), { tenant, name: "local", createdAt: new Date().toISOString() });
 
   const { bus: projectorBus, log: projectorLog } = await service("projector", "gateway");
-  workers.set("projector", await createProjector({ bus: projectorBus, log: projectorLog }));
+  workers.set("projector", await createProjector({ bus: projectorBus, log: projectorLog, metrics }));
 
   const records = await Promise.all(engines.map(({ record }) => record()));
   // A base that is not served any more is not offered to runs.
@@ -293,6 +309,11 @@ export async function startLine(options: LineOptions): Promise<Line> {
       drainMs: 3000,
     }),
   );
+  if (options.metricsPort !== undefined) {
+    followNats({ metrics, monitors: [`http://127.0.0.1:${monitorPort}`] });
+    const { url } = starting.use(await serveMetrics(metrics, { host: "127.0.0.1", port: options.metricsPort }));
+    log.info({ url }, "metrics are served");
+  }
   const served = engines.map(({ engine, base, url }) => ({ engine, base: base.name, url }));
   starting.use(
     await announceLine(stateDir, {

@@ -4,6 +4,7 @@
  */
 import { backoffMs } from "./errors.ts";
 import type { Log } from "./log.ts";
+import type { Metrics } from "./metrics.ts";
 
 export interface KeyedQueue extends AsyncDisposable {
   add(key: string): void;
@@ -17,10 +18,14 @@ interface KeyedQueueOptions {
   /** What it throws is logged, and the key comes back after a growing delay (0.5 s to 60 s). */
   work(key: string): Promise<void>;
   log: Log;
+  /** Under which name its work is counted. Absent: it is not. */
+  measured?: { metrics: Metrics; name: string };
 }
 
 /** Disposing waits for what is being worked on and drops the rest. */
-export function createKeyedQueue({ concurrency, work, log }: KeyedQueueOptions): KeyedQueue {
+export function createKeyedQueue({ concurrency, work, log, measured }: KeyedQueueOptions): KeyedQueue {
+  const over = measured && measure(measured.metrics, measured.name);
+  const scraped = measured && tellDepth(measured.metrics, measured.name, () => waiting.size);
   const waiting = new Set<string>();
   const running = new Map<string, Promise<void>>();
   const timers = new Map<string, { timer: NodeJS.Timeout; at: number }>();
@@ -37,10 +42,13 @@ export function createKeyedQueue({ concurrency, work, log }: KeyedQueueOptions):
   };
 
   const run = async (key: string): Promise<void> => {
+    const startedAt = performance.now();
     try {
       await work(key);
       failures.delete(key);
+      over?.("done", startedAt);
     } catch (error) {
+      over?.("failed", startedAt);
       const failed = (failures.get(key) ?? 0) + 1;
       failures.set(key, failed);
       log.warn({ err: error, key, failed, afterMs: backoffMs(failed) }, "reconcile failed; it will be tried again");
@@ -71,6 +79,7 @@ export function createKeyedQueue({ concurrency, work, log }: KeyedQueueOptions):
     },
     async [Symbol.asyncDispose]() {
       stopped = true;
+      scraped?.[Symbol.dispose]();
       waiting.clear();
       for (const { timer } of timers.values()) clearTimeout(timer);
       timers.clear();
@@ -78,4 +87,20 @@ export function createKeyedQueue({ concurrency, work, log }: KeyedQueueOptions):
     },
   };
   return queue;
+}
+
+function tellDepth(metrics: Metrics, queue: string, waiting: () => number): Disposable {
+  const depth = metrics.gauge({ name: "loraline_reconcile_waiting", help: "Keys that wait to be reconciled", labels: ["queue"] });
+  return metrics.beforeScrape(() => depth.set({ queue }, waiting()));
+}
+
+function measure(metrics: Metrics, queue: string): (outcome: "done" | "failed", startedAt: number) => void {
+  const seconds = metrics.histogram({
+    name: "loraline_reconcile_seconds",
+    help: "Reconciling a key. outcome: done; failed (it is tried again)",
+    labels: ["queue", "outcome"],
+    buckets: [0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60],
+  });
+  return (outcome, startedAt) =>
+    seconds.observe({ labels: { queue, outcome }, value: (performance.now() - startedAt) / 1000, exemplarLabels: {} });
 }

@@ -4,7 +4,7 @@ import { z } from "zod";
 import { loadEnv } from "./env.ts";
 import { createHealth, type Health } from "./health.ts";
 import { createLog, type Log } from "./log.ts";
-import { serveMetrics } from "./metrics.ts";
+import { type Metrics, serveMetrics } from "./metrics.ts";
 import { createTelemetry, type SpanSink, type Telemetry } from "./telemetry.ts";
 
 export interface ServiceContext<Env> {
@@ -101,6 +101,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     });
     // Answers until the very end: a probe that fails while the service still drains would have it killed.
     const health = await createHealth({ port });
+    tellReadiness(telemetry.metrics, service, health);
     if (metricsPort !== undefined) {
       const { url } = await serveMetrics(telemetry.metrics, { host: metricsHost, port: metricsPort });
       log.info({ metricsUrl: url }, "metrics are served");
@@ -115,4 +116,19 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     log.fatal({ err: error }, error instanceof Error ? error.message : String(error));
     host.exit(1);
   }
+}
+
+function tellReadiness(metrics: Metrics, service: string, health: Pick<Health, "problems">): void {
+  const ready = metrics.gauge({ name: "loraline_ready", help: "1: the service works; 0: /readyz says what is missing", labels: ["component"] });
+  const problem = metrics.gauge({
+    name: "loraline_problem",
+    help: "1: this keeps the service from working. check: service (it starts), nats, objects, kubernetes, engine",
+    labels: ["component", "check"],
+  });
+  metrics.beforeScrape(() => {
+    const found = health.problems();
+    ready.set({ component: service }, found.length === 0 ? 1 : 0);
+    problem.reset();
+    for (const one of found) problem.set({ component: service, check: one.split(":", 1)[0] ?? "" }, 1);
+  });
 }

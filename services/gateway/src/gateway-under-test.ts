@@ -69,7 +69,7 @@ export async function startGateway(
   await ensureStreams(nc);
   const bus = createBus({ nc, log, telemetry, source: "gateway" });
   const objects = await createJetStreamObjects(nc);
-  if (projector) owned.use(await createProjector({ bus, log }));
+  if (projector) owned.use(await createProjector({ bus, log, metrics: telemetry.metrics }));
   const spans = async (traceId: string): Promise<StoredSpan[]> => {
     await telemetry.flush();
     return readSpans(spansDir ?? "", traceId);

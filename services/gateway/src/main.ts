@@ -87,7 +87,7 @@ await runService({
     // Stays ready while NATS does not answer: it can answer from what it knows, and without it requests would be refused.
     service.health.check("nats", () => undefined);
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
-    running.use(await createProjector({ bus, log }));
+    running.use(await createProjector({ bus, log, metrics: telemetry.metrics }));
     await bootstrap(env, bus);
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
     const gateway = await createGatewayService({

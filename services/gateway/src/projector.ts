@@ -18,7 +18,8 @@ import {
   runRequested,
   type RunState,
 } from "@loraline/contracts";
-import { type Log, RetryLaterError } from "@loraline/runtime";
+import { type Log, type Metrics, RetryLaterError } from "@loraline/runtime";
+import { createLineMetrics } from "./line-metrics.ts";
 
 /** After this many deliveries, progress whose run is not folded yet is dropped: progress is only for display. */
 const progressPatience = 5;
@@ -30,18 +31,28 @@ interface Projection<S, E extends EventDef> {
   /** One of these is the first event of every entity. */
   begins: readonly E[];
   fold(state: S | undefined, event: Received<E>): S | undefined;
+  /** Called for each event that changed an entry. */
+  onFolded?(before: S | undefined, after: S, event: Received<E>): void;
   /** What of the entry comes from elsewhere. */
   keep?(state: S): Partial<S>;
 }
 
 /** @returns false when there is no entry that it could be folded into. */
-async function foldInto<S>(bucket: KvBucket<S>, key: string, fold: (state: S | undefined) => S | undefined): Promise<boolean> {
+async function foldInto<S>(
+  bucket: KvBucket<S>,
+  key: string,
+  fold: (state: S | undefined) => S | undefined,
+  onFolded?: (before: S | undefined, after: S) => void,
+): Promise<boolean> {
   let isKnown = true;
+  let change: { before: S | undefined; after: S } | undefined;
   await bucket.change(key, (state) => {
     const next = fold(state);
     isKnown = next !== undefined;
+    change = next === undefined || next === state ? undefined : { before: state, after: next };
     return next === state ? undefined : next;
   });
+  if (change !== undefined) onFolded?.(change.before, change.after);
   return isKnown;
 }
 
@@ -49,24 +60,37 @@ async function foldInto<S>(bucket: KvBucket<S>, key: string, fold: (state: S | u
  * Several may run at once, in no order between them: writes are compare-and-set, folding an event twice changes nothing, and when an
  * event comes after a later one of its entity was folded, the entry is folded anew from the whole history.
  */
-export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Promise<AsyncDisposable> {
+export async function createProjector({
+  bus,
+  log,
+  metrics,
+}: {
+  bus: Bus;
+  log: Log;
+  /** Where what happens to datasets and runs is counted. Absent: nowhere. */
+  metrics?: Metrics;
+}): Promise<AsyncDisposable> {
+  const counted = metrics && createLineMetrics(metrics);
   const runs = await bus.bucket(buckets.runs);
   const datasets = await bus.bucket(buckets.datasets);
 
   /** @returns false when the entity never began. */
   async function project<S extends { seq: number; wholeSeq?: number | null | undefined }, E extends EventDef>(
-    { bucket, events, begins, fold, keep }: Projection<S, E>,
+    { bucket, events, begins, fold, keep, onFolded }: Projection<S, E>,
     key: string,
     received: Received<E>,
   ): Promise<boolean> {
     const { at, seq } = received;
     let state = "folded" as "folded" | "passed" | "unknown";
+    let change: { before: S | undefined; after: S } | undefined;
     await bucket.change(key, (current) => {
       const next = fold(current, received);
+      change = next === undefined || next === current ? undefined : { before: current, after: next };
       if (current === undefined) state = next === undefined ? "unknown" : "folded";
       else state = seq < current.seq && seq > (current.wholeSeq ?? 0) ? "passed" : "folded";
       return next === current ? undefined : next;
     });
+    if (change !== undefined) onFolded?.(change.before, change.after, received);
     if (state === "folded") return true;
     // Asked first, because that costs less: a client can name any number of entities that never were.
     if (state === "unknown" && (await Promise.all(begins.map((event) => bus.last(event, at)))).every((first) => first === undefined))
@@ -89,12 +113,14 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
     begins: [datasetReceived, datasetImportRequested],
     fold: foldDataset,
     keep: ({ progress, settledAt }) => (settledAt === null ? { progress } : {}),
+    ...(counted === undefined ? {} : { onFolded: counted.onDataset }),
   };
   const ofRuns: Projection<RunState, (typeof runEvents)[number]> = {
     bucket: runs,
     events: runEvents,
     begins: [runRequested],
     fold: foldRun,
+    ...(counted === undefined ? {} : { onFolded: counted.onRun }),
     keep: ({ progress }) => ({ progress }),
   };
 
@@ -112,7 +138,12 @@ export async function createProjector({ bus, log }: { bus: Bus; log: Log }): Pro
   const onProgress = async (received: Progress, { log: eventLog, deliveries }: HandlerContext): Promise<void> => {
     const isKnown =
       received.type === "run.progress.v1"
-        ? await foldInto(runs, runKey(received.at), (state) => foldRun(state, received))
+        ? await foldInto(
+            runs,
+            runKey(received.at),
+            (state) => foldRun(state, received),
+            (before, after) => counted?.onRun(before, after, received),
+          )
         : await foldInto(datasets, datasetKey(received.at), (state) => foldDataset(state, received));
     if (isKnown) return;
     // Progress is in another stream, so it may be read before what its run or dataset begins with.

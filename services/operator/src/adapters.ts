@@ -143,7 +143,12 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
     }
   };
 
-  const queue: KeyedQueue = createKeyedQueue({ concurrency: 8, log, work: reconcile });
+  const queue: KeyedQueue = createKeyedQueue({
+    concurrency: 8,
+    log,
+    work: reconcile,
+    measured: { metrics: telemetry.metrics, name: `adapters of ${namespace}` },
+  });
   return {
     onResource(key, object) {
       const before = objects.get(key);

@@ -154,7 +154,12 @@ export function createFineTunes(deps: FineTunesDeps): FineTunes {
     log.info({ runId, finetune: `${namespace}/${origin.name}` }, "the FineTune is gone; its run is cancelled");
   };
 
-  const queue: KeyedQueue = createKeyedQueue({ concurrency: 8, log, work: (key) => reconcile(key) });
+  const queue: KeyedQueue = createKeyedQueue({
+    concurrency: 8,
+    log,
+    work: (key) => reconcile(key),
+    measured: { metrics: deps.telemetry.metrics, name: `finetunes of ${deps.namespace}` },
+  });
   const orphans = createKeyedQueue({ concurrency: 2, log, work: settleRun });
   const mayBeOrphan = (runId: string, run: RunState): void => {
     const origin = originOf(run);

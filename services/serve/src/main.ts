@@ -1,7 +1,7 @@
 /** The serve controller as a process of its own. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { joinBus, type KvBucket, natsEnv, quotasEnv } from "@loraline/bus";
+import { followNats, joinBus, type KvBucket, natsEnv, quotasEnv } from "@loraline/bus";
 import { buckets, type EngineRecord, engineRecord } from "@loraline/contracts";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { type Log, PermanentError, runService } from "@loraline/runtime";
@@ -21,6 +21,12 @@ await runService({
     ...natsEnv,
     ...quotasEnv,
     ...objectsEnv,
+    NATS_MONITORS: z
+      .string()
+      .transform((text) => text.split(","))
+      .pipe(z.array(z.url()))
+      .optional()
+      .describe("Base URLs of the NATS servers' monitors, separated by commas: their numbers then stand among this service's metrics."),
     SERVE_BASES_DIR: z
       .string()
       .optional()
@@ -31,6 +37,7 @@ await runService({
     const running = new AsyncDisposableStack();
     const { nc, bus } = running.use(await joinBus({ env, log, telemetry, ...service }, "serve"));
     const objects = running.use(await objectsFromEnv(env, nc, { log }));
+    if (env.NATS_MONITORS !== undefined) followNats({ metrics: telemetry.metrics, monitors: env.NATS_MONITORS });
     const updatedAt = new Date().toISOString();
     const dir = env.SERVE_BASES_DIR;
     const modulesOf = async (base: string) => (dir === undefined ? undefined : await describeBase(join(dir, base)));

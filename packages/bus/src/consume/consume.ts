@@ -4,11 +4,13 @@ import { type Actor, buckets, type ConsumerDef, parseSubject, tenantOfSubject, w
 import {
   backoffMs,
   dispositionOf,
+  exemplarOf,
   type Log,
   natsOutage,
   PermanentError,
   RetryLaterError,
   type Telemetry,
+  traceIdOf,
   UnavailableError,
 } from "@loraline/runtime";
 import { type Consumer, type ConsumerMessages, jetstream, type JsMsg } from "@nats-io/jetstream";
@@ -117,6 +119,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
   const log = deps.log.child({ consumer: def.durable });
   const waited = await openBucket(deps.nc, buckets.waited, log);
 
+  const measured = measure(deps.telemetry, def.durable);
   const lanes = createLanes({ places: def.concurrency, ahead: def.ahead, aheadBytes, spare: def.ahead === undefined ? 0 : 1 });
   /** Which messages wait for each other: those about one entity, those that are suspected, or none. */
   const laneOf = ({ subject, seq }: JsMsg, tries: Tries): string => {
@@ -162,7 +165,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
       const tries = createTries(waited, waitedKey({ durable: def.durable, seq }), info.deliveryCount);
       // Waits only for what was delivered before. Where it cannot be read now, the handler waits until it can.
       if (def.ordered !== true && info.deliveryCount > 1) await tries.load().catch(() => {});
-      const handle = (turn: Turn): Promise<void> => handleMessage({ ...deps, tries, turn }, options, received, log, stopping.signal);
+      const handle = (turn: Turn): Promise<void> => handleMessage({ ...deps, tries, turn, measured }, options, received, log, stopping.signal);
       const done = lanes
         .run({ lane: laneOf(received, tries), owner: tenantOfSubject(subject) ?? "", bytes: data.byteLength }, handle)
         // Not acknowledged, so the broker delivers it again.
@@ -185,7 +188,7 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
 }
 
 async function handleMessage<C extends ConsumerDef>(
-  deps: ConsumeDeps & { tries: Tries; turn: Turn },
+  deps: ConsumeDeps & { tries: Tries; turn: Turn; measured: Measured },
   options: ConsumeOptions<C>,
   message: JsMsg,
   log: Log,
@@ -198,6 +201,7 @@ async function handleMessage<C extends ConsumerDef>(
     message.nak();
     return;
   }
+  const startedAt = performance.now();
   /** Tries here that ended, while the message stayed in hand. */
   const here = { tries: 0, putOff: 0, away: 0 };
   /** Deliveries, and tries here after the first one, which are the same to a handler. */
@@ -308,6 +312,7 @@ async function handleMessage<C extends ConsumerDef>(
     }
     await whenNatsCan(() => buryLetter(deps.nc, { def, message, code, reason, deliveries }));
     message.term(code);
+    deps.measured("dead", startedAt, received?.trace);
   };
   const wentOn = setInterval(() => {
     if (toldWaiting && options.isAway?.() === false) void tell(null);
@@ -320,6 +325,7 @@ async function handleMessage<C extends ConsumerDef>(
         await handleOnce();
         if (toldWaiting) await tell(null);
         message.ack();
+        deps.measured("done", startedAt, received?.trace);
         return;
       } catch (thrown) {
         if (signal.aborted && !(thrown instanceof PermanentError)) {
@@ -334,6 +340,7 @@ async function handleMessage<C extends ConsumerDef>(
           const { code, message: why } = error;
           log.warn({ err: thrown, subject, deliveries, afterMs, code }, `waiting: ${why}`);
           await tell({ code, message: why });
+          deps.measured("waiting", startedAt, received?.trace);
           if (await again(afterMs, "away")) continue;
           return;
         }
@@ -345,6 +352,7 @@ async function handleMessage<C extends ConsumerDef>(
         const isPutOff = error instanceof RetryLaterError;
         const afterMs = isPutOff ? disposition.afterMs : Math.min(deps.longestWaitMs, disposition.afterMs);
         log.warn({ err: error, subject, deliveries, afterMs }, "will be tried again");
+        deps.measured(isPutOff ? "put off" : "failed", startedAt, received?.trace);
         if (await again(afterMs, isPutOff ? "put off" : "failed")) continue;
         return;
       }
@@ -352,6 +360,25 @@ async function handleMessage<C extends ConsumerDef>(
   } finally {
     clearInterval(wentOn);
   }
+}
+
+type Measured = (
+  outcome: "done" | "dead" | "waiting" | "put off" | "failed",
+  startedAt: number,
+  traceparent: string | null | undefined,
+) => void;
+
+function measure({ metrics }: Telemetry, consumer: string): Measured {
+  const seconds = metrics.histogram({
+    name: "loraline_message_seconds",
+    help: "Handling a message, with tries in hand. outcome: done; waiting (a server is away or full); put off (not its turn yet); failed (tried again); dead (failed for good)",
+    labels: ["consumer", "outcome"],
+    buckets: [0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 60, 300, 1800],
+  });
+  return (outcome, startedAt, traceparent) => {
+    const value = (performance.now() - startedAt) / 1000;
+    seconds.observe({ labels: { consumer, outcome }, value, exemplarLabels: exemplarOf(traceIdOf(traceparent)) });
+  };
 }
 
 function actorOf(message: JsMsg, tenant: string, lineSecret: string | undefined): Actor {

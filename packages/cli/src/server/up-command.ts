@@ -28,11 +28,16 @@ export const addUpCommand: AddCommands = (program, tools) => {
     .addOption(
       new Option("--port <n>", "port to listen on; 0: any free one").env("LORALINE_PORT").default(8420).argParser(wholeNumber(0, 65_535)),
     )
-    .action(async ({ host, port, ...flags }: StartFlags & { host: string; port: number }) => {
+    .addOption(
+      new Option("--metrics-port <n>", "port of this machine alone where Prometheus finds /metrics (default: nowhere)")
+        .env("LORALINE_METRICS_PORT")
+        .argParser(wholeNumber(0, 65_535)),
+    )
+    .action(async ({ host, port, metricsPort, ...flags }: StartFlags & { host: string; port: number; metricsPort?: number }) => {
       const { state, json } = tools.globals();
       // Loaded only now, since the services and their libraries take long to load.
       const { runUp } = await import("./up.ts");
-      const options = { ...(await startOptionsOf(flags, tools)), stateDir: resolve(state), host, port, json };
+      const options = { ...(await startOptionsOf(flags, tools)), stateDir: resolve(state), host, port, metricsPort, json };
       tools.exitWith(await runUp(options, tools.terminal));
     });
 };

@@ -28,6 +28,7 @@ import { type AdapterFiles, createAdapterFiles } from "./adapters/adapter-files.
 import { createAdapterMemory } from "./adapters/adapter-memory.ts";
 import { createAdapterSteps, type EngineFacts } from "./adapters/adapter-steps.ts";
 import { createAdapterWork } from "./adapters/adapter-work.ts";
+import { createAgentMetrics } from "./agent-metrics.ts";
 import { checkTemplate } from "./check-template.ts";
 import { systemClock } from "./clock.ts";
 import { type AgentView, decideAdapter, type DrainLimits, drainLimits } from "./adapters/decide-adapters.ts";
@@ -153,6 +154,11 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
       at: new Date().toISOString(),
     }),
   });
+  const metrics = createAgentMetrics(telemetry.metrics, {
+    engine,
+    replica: deps.pod ?? replica,
+    now: () => ({ ready: observer.ready && !leaving.isLeaving(), counts: countsOf(view()) }),
+  });
   const reportHolding = (loraName: string): void => {
     if (!signal.aborted) void reporter.changed(adapterKey(partsOfLoraName(loraName)));
   };
@@ -197,7 +203,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     decide: (loraName, time) => decideAdapter(agentView(), loraName, time, limits),
     isRetry: (loraName) => (memory.currentOf(loraName)?.attempts ?? 0) > 0,
     isPaused: () => signal.aborted || leaving.isLeaving(),
-    work: createAdapterWork({ steps, engine: observer, wanted, memory, events, report: reporter.changed, telemetry, log, signal }),
+    work: createAdapterWork({ steps, engine: observer, wanted, memory, events, report: reporter.changed, metrics, telemetry, log, signal }),
     onDone(loraName) {
       // It may have stopped being wanted while it was worked on.
       if (observer.observed?.listed.has(loraName) && !wanted.adapters.has(loraName)) memory.leave(loraName);
@@ -254,6 +260,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
 
   function onEngineChanged(what: "ready" | "away"): void {
     if (what === "ready") {
+      metrics.engineStarted();
       readiness.engineReady();
       memory.engineReady();
     }
@@ -321,6 +328,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
     drain: leaving.drain,
     async [Symbol.asyncDispose]() {
       stopping.abort();
+      metrics[Symbol.dispose]();
       client[Symbol.dispose]();
       await Promise.all([...loops, scheduler[Symbol.asyncDispose]()]);
       await reporter.close();

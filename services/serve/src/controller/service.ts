@@ -41,6 +41,7 @@ import { createKeeper } from "./versions/keep-versions.ts";
 import { onCancelRequested } from "./versions/on-cancel-requested.ts";
 import { onRunTrained } from "./versions/on-run-trained.ts";
 import { createAudited } from "./audited.ts";
+import { followServing } from "./serve-metrics.ts";
 import { createWatchedTable } from "./watched-table.ts";
 
 export interface ServeServiceDeps {
@@ -86,6 +87,8 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
     createWatchedTable(engines, signal),
     createReplicas({ bus, signal }),
   ]);
+
+  const metrics = followServing(telemetry.metrics, { states: adapterTable, replicas: replicas.table });
 
   /* who decides about it */
 
@@ -207,6 +210,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
   return {
     async [Symbol.asyncDispose]() {
       clearInterval(resync);
+      metrics[Symbol.dispose]();
       await Promise.all([trained, cancels, commands, wishes].map((consuming) => consuming[Symbol.asyncDispose]()));
       stopping.abort();
       await Promise.all([convergence[Symbol.asyncDispose](), assigner[Symbol.asyncDispose]()]);

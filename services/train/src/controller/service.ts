@@ -28,6 +28,7 @@ import { type Action, decideRun, type History, needsHistory, type Observed } fro
 import { attemptNameOf } from "../attempt/attempt-spec.ts";
 import type { Launcher } from "../launchers/launcher.ts";
 import { createRounds } from "./rounds.ts";
+import { createTrainMetrics } from "./train-metrics.ts";
 import { createUseReport } from "./use-report.ts";
 
 export interface TrainServiceDeps {
@@ -59,10 +60,16 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
   const { runs, histories, resting, launching, refusals } = known;
   const stopping = new AbortController();
   const use = await createUseReport({ bus, log });
+  const metrics = createTrainMetrics(telemetry.metrics, {
+    runs,
+    sizeOf: (spec) => launcher.sizeOf(spec),
+    keyOf: ({ tenant, runId }) => runKey({ tenant, id: runId }),
+  });
 
   const queue = createKeyedQueue({
     concurrency: 8,
     log,
+    measured: { metrics: telemetry.metrics, name: "runs" },
     async work(key) {
       const rest = (afterMs: number): void => void resting.set(key, performance.now() + afterMs);
       try {
@@ -89,6 +96,7 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
     // Before the attempts are observed: one that is started meanwhile is in one of the two.
     const inFlight = new Set(launching);
     const attempts = await launcher.observe();
+    metrics.seen(attempts, slots);
     const quotasOf = (tenant: string) => quotas.of(tenant);
     const { sizeOf } = launcher;
     const round = decideRound({ runs, attempts, slots, sizeOf, quotasOf, launching: inFlight, refusals, histories }, Date.now());
@@ -153,6 +161,7 @@ export async function createTrainService(deps: TrainServiceDeps): Promise<AsyncD
       await rounds[Symbol.asyncDispose]();
       await queue[Symbol.asyncDispose]();
       await use[Symbol.asyncDispose]();
+      metrics[Symbol.dispose]();
     },
   };
 }

@@ -14,6 +14,7 @@ function working(steps: Partial<AdapterSteps>) {
     listed: new Map<string, string | null>() as Map<string, string | null> | undefined,
     wanted: new Map([[loraName, pirate]]),
     calls: [] as string[],
+    measured: [] as unknown[],
   };
   const memory = createAdapterMemory({ incarnation: () => "one", now: () => 1000 });
   const note = (what: string) => async () => void at.calls.push(what);
@@ -35,6 +36,7 @@ function working(steps: Partial<AdapterSteps>) {
     memory,
     events: { loaded: note("loaded"), unloaded: note("unloaded") },
     report: note("report"),
+    metrics: { stepped: (step, _ms, code) => void at.measured.push([step, code]) },
     telemetry: { traceparent: () => undefined },
     log: createLog({ service: "test", level: "silent" }),
     signal: new AbortController().signal,
@@ -51,6 +53,7 @@ describe("work on an adapter", () => {
     await work(loraName, { kind: "prove", wanted: pirate }, false);
     expect(memory.currentOf(loraName)).toMatchObject({ state: "proven", proof });
     expect(at.calls).toEqual(["report", "loaded"]);
+    expect(at.measured).toEqual([["prove", undefined]]);
   });
 
   it("that fails is remembered, and the engine is looked at before anything is decided", async () => {
@@ -58,6 +61,7 @@ describe("work on an adapter", () => {
     await work(loraName, { kind: "load", wanted: pirate }, false);
     expect(memory.currentOf(loraName)).toMatchObject({ state: "refused", blame: "adapter", error: { code: "ADAPTER_CONFIG_INVALID" } });
     expect(at.calls).toEqual(["look"]);
+    expect(at.measured).toEqual([["load", "ADAPTER_CONFIG_INVALID"]]);
   });
 
   it("that is tried again first looks whether the last load went through without an answer", async () => {

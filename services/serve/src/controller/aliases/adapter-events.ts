@@ -30,7 +30,7 @@ export const keyOf = ({ tenant, id }: EventAddress): string => adapterKey({ tena
 export interface AdapterEventDeps {
   bus: Bus;
   log: Log;
-  telemetry: Pick<Telemetry, "span" | "traceparent">;
+  telemetry: Pick<Telemetry, "span" | "traceparent" | "metrics">;
 }
 
 export const addressOf = ({ tenant, adapter }: AdapterState): EventAddress => ({ tenant, id: adapter });

@@ -81,7 +81,7 @@ export function createConvergence(deps: ConvergenceDeps): Convergence {
     await keeper.keep(key);
     unpublished.delete(key);
   };
-  const queue = createKeyedQueue({ concurrency: 16, log, work });
+  const queue = createKeyedQueue({ concurrency: 16, log, work, measured: { metrics: deps.telemetry.metrics, name: "adapters" } });
 
   /** Whether what is new about a replica may change something about an adapter. */
   const matters = (replica: string, state: AdapterState): boolean => {
