@@ -195,7 +195,9 @@ export async function startLine(options: LineOptions): Promise<Line> {
   const lineSecret = await ensureSecret(stateDir);
   /** What every service gets: a connection with the rights that its NATS user has in a cluster, too, and its name in logs, spans and events. */
   const service = async (name: string, user = name) => {
-    const telemetry = telemetries.use(createTelemetry({ service: name, spansDir: dirs.traces, otlpEndpoint: options.otlpEndpoint, metrics }));
+    const telemetry = telemetries.use(
+      createTelemetry({ service: name, spansDir: dirs.traces, otlpEndpoint: options.otlpEndpoint, metrics }),
+    );
     const serviceLog = logOf(name);
     const connection = user === localUser ? nc : await connect(user);
     const secret = nats.environmentOf(user).NATS_PASS;

@@ -119,7 +119,11 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
 }
 
 function tellReadiness(metrics: Metrics, service: string, health: Pick<Health, "problems">): void {
-  const ready = metrics.gauge({ name: "loraline_ready", help: "1: the service works; 0: /readyz says what is missing", labels: ["component"] });
+  const ready = metrics.gauge({
+    name: "loraline_ready",
+    help: "1: the service works; 0: /readyz says what is missing",
+    labels: ["component"],
+  });
   const problem = metrics.gauge({
     name: "loraline_problem",
     help: "1: this keeps the service from working. check: service (it starts), nats, objects, kubernetes, engine",

@@ -12,7 +12,7 @@ interface Seen {
   time: string;
 }
 
-export interface LineMetrics {
+interface LineMetrics {
   /** An event was folded into a run. @param before - undefined: it began. */
   onRun(before: RunState | undefined, after: RunState, event: Seen): void;
   onDataset(before: DatasetState | undefined, after: DatasetState, event: Seen): void;
@@ -22,7 +22,11 @@ const seconds = [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 2 * 3600, 6 * 3
 const between = (from: string, to: string): number => Math.max(0, Date.parse(to) - Date.parse(from)) / 1000;
 
 export function createLineMetrics(metrics: Metrics): LineMetrics {
-  const requested = metrics.counter({ name: "loraline_runs_requested_total", help: "Runs that were requested", labels: ["tenant", "base"] });
+  const requested = metrics.counter({
+    name: "loraline_runs_requested_total",
+    help: "Runs that were requested",
+    labels: ["tenant", "base"],
+  });
   const ended = metrics.counter({
     name: "loraline_runs_ended_total",
     help: "Runs that are over. outcome: served, failed, cancelled, rejected; code: why",
@@ -82,8 +86,9 @@ export function createLineMetrics(metrics: Metrics): LineMetrics {
       }
       if (after.startedAt !== null && !before?.startedAt && after.tokens !== null) took("queue", after.tokens.at, after.startedAt);
       if (after.progress !== null) steps.inc({ tenant, base }, newSteps(before, after));
-      if (event.type === "run.checkpointed.v1") checkpoints.inc({ tenant });
-      if (after.lostAttempts > (before?.lostAttempts ?? 0)) attempts.inc({ tenant, code: codeOf(event.data) });
+      checkpoints.inc({ tenant }, newCheckpoints(before, after));
+      if (after.lostAttempts > (before?.lostAttempts ?? 0))
+        attempts.inc({ tenant, code: event.type === "run.attempt-ended.v1" ? codeOf(event.data) : "" });
       if (after.trained !== null && !before?.trained) {
         took("train", after.startedAt ?? after.trained.at, after.trained.at);
         trainedTokens.inc({ tenant, base }, after.trained.trainedTokens);
@@ -114,6 +119,11 @@ function newSteps(before: RunState | undefined, { progress, checkpoints }: RunSt
   const known = before?.progress;
   const from = known?.attempt === progress.attempt ? known.step : progress.attempt === 1 ? 0 : (checkpoints[0]?.step ?? 0);
   return Math.max(0, progress.step - from);
+}
+
+function newCheckpoints(before: RunState | undefined, { checkpoints }: RunState): number {
+  const known = new Set(before?.checkpoints.map(({ attempt, step }) => `${attempt}/${step}`));
+  return checkpoints.filter(({ attempt, step }) => !known.has(`${attempt}/${step}`)).length;
 }
 
 const codeOf = (data: unknown): string => (data as { code?: string }).code ?? "";

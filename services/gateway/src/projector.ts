@@ -99,11 +99,15 @@ export async function createProjector({
       const whole = (await bus.history(events, at)).reduce<S | undefined>(fold, undefined);
       if (whole === undefined) return false;
       let isOld = false;
+      let before: S | undefined;
       await bucket.change(key, (current) => {
         isOld = current !== undefined && current.seq > whole.seq;
+        before = current;
         return isOld ? undefined : { ...whole, ...(current === undefined ? {} : keep?.(current)), wholeSeq: whole.seq };
       });
-      if (!isOld) return true;
+      if (isOld) continue;
+      onFolded?.(before, whole, received);
+      return true;
     }
   }
 

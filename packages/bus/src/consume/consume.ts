@@ -165,7 +165,8 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
       const tries = createTries(waited, waitedKey({ durable: def.durable, seq }), info.deliveryCount);
       // Waits only for what was delivered before. Where it cannot be read now, the handler waits until it can.
       if (def.ordered !== true && info.deliveryCount > 1) await tries.load().catch(() => {});
-      const handle = (turn: Turn): Promise<void> => handleMessage({ ...deps, tries, turn, measured }, options, received, log, stopping.signal);
+      const handle = (turn: Turn): Promise<void> =>
+        handleMessage({ ...deps, tries, turn, measured }, options, received, log, stopping.signal);
       const done = lanes
         .run({ lane: laneOf(received, tries), owner: tenantOfSubject(subject) ?? "", bytes: data.byteLength }, handle)
         // Not acknowledged, so the broker delivers it again.

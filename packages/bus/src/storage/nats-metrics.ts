@@ -25,7 +25,13 @@ const jsz = z.object({
               config: z.object({ max_bytes: z.number().optional() }).optional(),
               consumer_detail: z
                 .array(
-                  z.object({ name: z.string(), cluster, num_pending: z.number(), num_ack_pending: z.number(), num_redelivered: z.number() }),
+                  z.object({
+                    name: z.string(),
+                    cluster,
+                    num_pending: z.number(),
+                    num_ack_pending: z.number(),
+                    num_redelivered: z.number(),
+                  }),
                 )
                 .optional(),
             }),
@@ -81,7 +87,7 @@ export function followNats({ metrics, monitors }: { metrics: Metrics; monitors: 
     const answers = await Promise.all(monitors.map((url) => askServer(url)));
     for (const each of [up, storeUsed, storeLimit, memory, connections, sent, sentBytes, slow]) each.reset();
     for (const [i, answer] of answers.entries()) {
-      const server = answer?.server.server_name ?? new URL(monitors[i] ?? "").hostname.split(".")[0] ?? "";
+      const server = answer?.server.server_name ?? nameOf(monitors[i] ?? "");
       up.set({ server }, answer === undefined ? 0 : 1);
       if (answer === undefined) continue;
       const { server: v, store } = answer;
@@ -117,6 +123,12 @@ export function followNats({ metrics, monitors }: { metrics: Metrics; monitors: 
       }
     }
   });
+}
+
+/** As the server calls itself in the chart, where its pod's name is the first part of the host. */
+function nameOf(url: string): string {
+  const { host, hostname } = new URL(url);
+  return /^[\d.]+$|:/.test(hostname) ? host : (hostname.split(".")[0] ?? host);
 }
 
 /** undefined: it does not answer, or not as a NATS server does. */

@@ -168,6 +168,7 @@ export const chartValues = z.strictObject({
   nats: z.strictObject({
     enabled: z.boolean(),
     url: text,
+    monitors: z.array(z.string().regex(/^https?:\/\//)),
     replicas: z.literal([1, 3, 5]),
     tls: z.strictObject({ secret: text, caSecret: text }),
     auth: z.strictObject({ existingSecret: text }),
