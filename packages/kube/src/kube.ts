@@ -53,7 +53,7 @@ export interface Kube {
   get<T extends KubernetesObject>(of: Resource<T>, at: Address): Promise<T | undefined>;
   list<T extends KubernetesObject>(of: Resource<T>, options?: ListOptions): Promise<{ items: T[]; resourceVersion: string }>;
   /** @throws KubeError AlreadyExists */
-  create<T extends KubernetesObject>(of: Resource<T>, object: T): Promise<T>;
+  create<T extends KubernetesObject>(of: Resource<T>, object: T, options?: { dryRun?: boolean }): Promise<T>;
   /**
    * Server-side apply: sets the fields of `object` and owns them under `manager`; fields that were applied before and are left out now
    * go away. Fields that another manager owns are taken over.
@@ -176,7 +176,13 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
       } while (next !== undefined);
       return { items, resourceVersion };
     },
-    create: (of, object) => ask({ method: "POST", path: pathOf(of, { namespace: object.metadata?.namespace }), body: typed(of, object) }),
+    create: (of, object, { dryRun = false } = {}) =>
+      ask({
+        method: "POST",
+        path: pathOf(of, { namespace: object.metadata?.namespace }),
+        query: { dryRun: dryRun ? "All" : undefined },
+        body: typed(of, object),
+      }),
     apply: (of, object, { manager, subresource, dryRun = false }) =>
       ask({
         method: "PATCH",

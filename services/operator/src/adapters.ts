@@ -1,4 +1,4 @@
-/** Reconciles the Adapters of one namespace: creates them, gives the commands that their specs require, and writes their statuses. */
+/** Reconciles the Adapters of one namespace: creates and removes them, gives the commands that their specs require, and writes their statuses. */
 import { type Bus, messageId } from "@loraline/bus";
 import {
   type AdapterState,
@@ -16,6 +16,7 @@ import { createKeyedQueue, type KeyedQueue, type Log, type Telemetry } from "@lo
 import { type Command, decideAdapter, madeBy, tenantLabel } from "./decide-adapter.ts";
 import { tell } from "./kube-events.ts";
 import type { LineView } from "./line-view.ts";
+import { createRemoval, isAlive } from "./remove-adapter.ts";
 import { type Adapter, adapters } from "./resources.ts";
 import { createStatusWriter, isOlder } from "./write-status.ts";
 
@@ -29,6 +30,8 @@ interface AdaptersDeps {
   namespace: string;
   /** The adapters' states, by name. */
   states: ReadonlyMap<string, AdapterState>;
+  /** See remove-adapter.ts. */
+  replacedMs?: number | undefined;
 }
 
 interface Adapters extends AsyncDisposable {
@@ -43,7 +46,11 @@ const gatherMs = (count: number): number => 200 + count;
 /** After which time a command that is not answered yet is checked again. */
 const lookAgainMs = 1500;
 
-export function createAdapters({ kube, bus, line, log, telemetry, tenant, namespace, states }: AdaptersDeps): Adapters {
+/** Whether the operator made the resource, and nobody has written into its spec. */
+const isOwnWork = ({ metadata, spec }: Adapter): boolean =>
+  metadata?.labels?.["app.kubernetes.io/managed-by"] === madeBy["app.kubernetes.io/managed-by"] && Object.keys(spec ?? {}).length === 0;
+
+export function createAdapters({ kube, bus, line, log, telemetry, tenant, namespace, states, replacedMs }: AdaptersDeps): Adapters {
   const objects = new Map<string, Adapter>();
   const writer = createStatusWriter(kube, adapters);
   let started = false;
@@ -54,10 +61,18 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
     const state = states.get(name);
     const object = objects.get(key);
     if (object === undefined) {
-      if (state !== undefined && state.versions.length > 0) await make(name);
+      const afterDeletion = await removal.goOn(name, state);
+      if (afterDeletion === undefined) {
+        if (isAlive(state)) await make(name);
+      } else if (afterDeletion !== null) queue.addAfter(key, afterDeletion);
       return;
     }
     if (object.metadata?.deletionTimestamp !== undefined) return;
+    // Deleted through another API. What somebody wrote into a spec is left to its author.
+    if (state === undefined && object.status?.model !== undefined && isOwnWork(object)) {
+      await kube.delete(adapters, { namespace, name }, { uid: object.metadata?.uid });
+      return;
+    }
     const at = { tenant, id: name };
     const { generation = 1, uid = "" } = object.metadata ?? {};
     const { asked } = object.status ?? {};
@@ -132,16 +147,18 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
     );
   };
 
-  const make = async (name: string): Promise<void> => {
+  const make = async (name: string): Promise<Adapter | undefined> => {
     try {
-      await kube.create(adapters, { metadata: { namespace, name, labels: { ...madeBy, [tenantLabel]: tenant } }, spec: {} });
+      return await kube.create(adapters, { metadata: { namespace, name, labels: { ...madeBy, [tenantLabel]: tenant } }, spec: {} });
     } catch (error) {
       if (!(error instanceof KubeError)) throw error;
       // In a namespace that is being deleted nothing can be created; that is no error.
       const isOver = error.status === 404 || (error.status === 403 && /being terminated/.test(error.message));
       if (error.reason !== "AlreadyExists" && !isOver) throw error;
+      return undefined;
     }
   };
+  const removal = createRemoval({ kube, bus, log, tenant, namespace, make, replacedMs });
 
   const queue: KeyedQueue = createKeyedQueue({
     concurrency: 8,
@@ -152,8 +169,14 @@ export function createAdapters({ kube, bus, line, log, telemetry, tenant, namesp
   return {
     onResource(key, object) {
       const before = objects.get(key);
-      if (object === undefined) objects.delete(key);
-      else objects.set(key, object);
+      const name = key.slice(namespace.length + 1);
+      if (object === undefined) {
+        objects.delete(key);
+        if (before !== undefined && started) removal.note(name, before);
+      } else {
+        objects.set(key, object);
+        removal.forget(name);
+      }
       if (before !== undefined && before.metadata?.uid !== object?.metadata?.uid) writer.forget(before.metadata?.uid ?? "");
       if (started) queue.add(key);
     },

@@ -619,8 +619,43 @@ describe("an Adapter", () => {
     await expect.poll(() => state("Converged"), within).toEqual({ status: "True", reason: "Converged" });
     const { stdout } = await promisify(execFile)(kubectlPath, ["--kubeconfig", api.kubeconfig, "-n", namespace, "get", "lora"]);
     expect(stdout).toMatch(/pirate +smollm2-135m-instruct +1 +2 +2\/2/);
-    await kube.delete(adapters, { namespace, name: "pirate" });
+  });
+
+  it("takes its adapter along when it is deleted, is made again where that is refused, and goes when the adapter goes", async () => {
+    await start();
+    const state = { versions: [versionOf(1)], alias: 1 };
+    await putAdapter(state);
     await expect.poll(async () => (await show())?.status?.promoted, within).toBe(1);
+    // Serve is played: it refuses the first deletion.
+    let refuses = true;
+    stack.use(
+      await bus.consume({
+        consumer: consumers.serveAdapterCommands,
+        handlers: async ({ type }) => {
+          if (type !== "adapter.delete-requested.v1") return;
+          if (refuses) throw new PermanentError("ADAPTER_IN_TRAINING", "run R trains pirate");
+          await (await bus.bucket(buckets.adapters)).delete(`${tenant}.pirate`);
+        },
+      }),
+    );
+    const deletions = async () => (await bus.history([events.adapterDeleteRequested], { tenant, id: "pirate" })).map(({ data }) => data);
+    await kube.delete(adapters, { namespace, name: "pirate" });
+    expect(await show()).toBeUndefined();
+    await expect.poll(async () => (await show())?.status?.promoted, within).toBe(1);
+    expect(await deletions()).toEqual([{ by: `adapter/${namespace}/pirate` }]);
+    await expect.poll(() => told("pirate"), within).toEqual(expect.arrayContaining(["ADAPTER_IN_TRAINING"]));
+
+    refuses = false;
+    await kube.delete(adapters, { namespace, name: "pirate" });
+    await expect.poll(async () => (await deletions()).length, within).toBe(2);
+    await sleep(3000);
+    expect(await show()).toBeUndefined();
+
+    // The name is free again.
+    await putAdapter(state);
+    await expect.poll(async () => (await show())?.status?.promoted, within).toBe(1);
+    await (await bus.bucket(buckets.adapters)).delete(`${tenant}.pirate`);
+    await expect.poll(show, within).toBeUndefined();
   });
 
   it("asks once for the version that its spec names, and does not fight other doors", async () => {

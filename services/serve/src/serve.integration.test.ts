@@ -6,6 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
 import {
   adapterAccepted,
+  adapterDeleteRequested,
   adapterKeepRequested,
   adapterLoaded,
   adapterPromoted,
@@ -21,13 +22,17 @@ import {
   adapterVersionWanted,
   type BaseRef,
   buckets,
+  foldRun,
   runCancelled,
   runFailed,
+  runRequested,
   runServed,
+  runSpec,
   runTrained,
 } from "@loraline/contracts";
 import { readSpans } from "@loraline/runtime";
 import { createSimulatedEngine, simulatedAdapter, type SimulatedAdapterOptions, simulatedProbes, test as it } from "@loraline/testkit";
+import { ulid } from "ulid";
 import { describe, expect } from "vitest";
 import { type AdapterBytes, type ServeUnderTest, serveUnderTest } from "./serve-under-test.ts";
 
@@ -545,6 +550,43 @@ describe("aliases and versions", () => {
       .poll(async () => (await serve.replica())?.adapters.find(({ adapter }) => adapter === "parrot")?.state, until)
       .toBe("proven");
   });
+});
+
+describe("an adapter that is to be deleted", () => {
+  test(
+    "is given to the collector once no run trains it, and both answers are in the audit log",
+    { timeout: 40_000 },
+    async ({ serve, start, make }) => {
+      await start();
+      await servedBy(serve, await serve.train("pirate", await make()));
+      const at = { tenant: serve.tenant, id: "pirate" };
+      const [deletions, runs] = await Promise.all([serve.bus.bucket(buckets.deletions), serve.bus.bucket(buckets.runs)]);
+      const asked = async () => (await deletions.entries(`${serve.tenant}.adapter.*`)).map(({ value: { id, by } }) => `${id} ${by}`);
+      const spec = runSpec.parse({ base: base.name, adapter: "pirate", dataset: ulid() });
+      const id = ulid();
+      const { seq } = await serve.bus.publish(runRequested, { tenant: serve.tenant, id }, { spec });
+      const [requested] = await serve.bus.history([runRequested], { tenant: serve.tenant, id });
+      const open = foldRun(undefined, requested as NonNullable<typeof requested>);
+      expect(open?.seq).toBe(seq);
+      await runs.put(`${serve.tenant}.${id}`, open as NonNullable<typeof open>);
+      await serve.bus.publish(adapterDeleteRequested, at, { by: "ann" }, { key: "1" });
+      await expect
+        .poll(async () => (await serve.bus.deadLetters.list(serve.tenant)).map(({ code, message }) => `${code} ${message}`), until)
+        .toEqual([expect.stringMatching(/^ADAPTER_IN_TRAINING run .+ trains .+pirate and has not ended \(requested\)/)]);
+      expect(await asked()).toEqual([]);
+
+      await runs.put(`${serve.tenant}.${id}`, { ...(open as NonNullable<typeof open>), finishedAt: new Date().toISOString() });
+      await serve.bus.publish(adapterDeleteRequested, at, { by: "ann" }, { key: "2" });
+      await serve.bus.publish(adapterDeleteRequested, { ...at, id: "nobody" }, { by: "ann" });
+      await expect.poll(asked, until).toEqual(["pirate ann"]);
+      const ofDeletion = ({ action }: { action: string }) => action === "adapter.delete";
+      const answers = async () =>
+        (await serve.bus.audit.page({ tenant: serve.tenant, limit: 10, matches: ofDeletion })).entries.map(({ target, outcome, code }) =>
+          [target, outcome, code].join(" "),
+        );
+      await expect.poll(answers, until).toEqual(["nobody done ", "pirate done ", "pirate refused ADAPTER_IN_TRAINING"]);
+    },
+  );
 });
 
 describe("a controller that dies", () => {

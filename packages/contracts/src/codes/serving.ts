@@ -153,6 +153,10 @@ export const aliasCodes = defineArea(
   },
   {
     ADAPTER_UNKNOWN: ["There is no adapter of this name.", "Check the name; an adapter exists once a run for it has been trained."],
+    ADAPTER_IN_TRAINING: [
+      "A run that trains the adapter has not ended, so the adapter cannot be deleted.",
+      "Cancel the run, or wait for it, and delete the adapter again.",
+    ],
     VERSION_UNKNOWN: ["The adapter has no such version.", "Use one of the versions that the message lists."],
     VERSION_REFUSED: [
       "The version was refused, so it is not served and cannot be promoted.",

@@ -292,6 +292,11 @@ export const adapterVersionDeleteRequested = defineEvent(
   "Somebody wants a version gone for good",
   z.object({ version, by: actor }),
 );
+export const adapterDeleteRequested = defineEvent(
+  "adapter.delete-requested.v1",
+  "Somebody wants the adapter gone for good, with all its versions and runs",
+  z.object({ by: actor }),
+);
 export const adapterVersionRetired = defineEvent(
   "adapter.version-retired.v1",
   "Replicas unload the version; its bytes stay in the object store, and it is loaded again when somebody asks for it",
@@ -377,6 +382,7 @@ export const events = {
   adapterKeepRequested,
   adapterVersionWanted,
   adapterVersionDeleteRequested,
+  adapterDeleteRequested,
   adapterVersionRetired,
   adapterVersionRecalled,
   adapterVersionDeleted,

@@ -276,6 +276,7 @@ export const consumers = {
       events.adapterPlaceRequested,
       events.adapterKeepRequested,
       events.adapterVersionDeleteRequested,
+      events.adapterDeleteRequested,
     ],
     ackWaitMs: 15_000,
     maxDeliver: 6,

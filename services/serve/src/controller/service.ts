@@ -9,6 +9,7 @@
  */
 import { type Bus, tellWaiting, watchQuotas } from "@loraline/bus";
 import {
+  adapterDeleteRequested,
   adapterKeepRequested,
   adapterPlaceRequested,
   adapterPromoteRequested,
@@ -36,7 +37,7 @@ import { createAssigner } from "./placement/assign-versions.ts";
 import { createPlacer } from "./placement/place-versions.ts";
 import { createReplicas, createReplicaSweep } from "./replicas.ts";
 import { createConvergence } from "./versions/convergence.ts";
-import { onDeleteRequested, onKeepRequested, onVersionWanted } from "./versions/follow-keep-commands.ts";
+import { onAdapterDeleteRequested, onDeleteRequested, onKeepRequested, onVersionWanted } from "./versions/follow-keep-commands.ts";
 import { createKeeper } from "./versions/keep-versions.ts";
 import { onCancelRequested } from "./versions/on-cancel-requested.ts";
 import { onRunTrained } from "./versions/on-run-trained.ts";
@@ -69,13 +70,14 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
   const eventDeps: AdapterEventDeps = { bus, log, telemetry };
   const stopping = new AbortController();
   const { signal } = stopping;
-  const [adapters, assignments, deletions, engines, replicaReports, holdings] = await Promise.all([
+  const [adapters, assignments, deletions, engines, replicaReports, holdings, runs] = await Promise.all([
     bus.bucket(buckets.adapters),
     bus.bucket(buckets.assignments),
     bus.bucket(buckets.deletions),
     bus.bucket(buckets.engines),
     bus.bucket(buckets.replicas),
     bus.bucket(buckets.holdings),
+    bus.bucket(buckets.runs),
   ]);
   for (const record of deps.engines) await engines.put(record.engine, record);
   const quotas = await watchQuotas({ bus, settings: deps.quotas ?? {}, signal });
@@ -189,6 +191,9 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
       ),
       [adapterVersionDeleteRequested.type]: audited<typeof adapterVersionDeleteRequested>("adapter.delete-version", (received) =>
         onDeleteRequested(received, eventDeps, adapters, deletions),
+      ),
+      [adapterDeleteRequested.type]: audited<typeof adapterDeleteRequested>("adapter.delete", (received) =>
+        onAdapterDeleteRequested(received, eventDeps, adapters, runs, deletions),
       ),
     },
   });

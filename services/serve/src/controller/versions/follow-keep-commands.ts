@@ -1,6 +1,7 @@
 /** Carries out commands about which versions stay loaded: a version asked for by name, a new `keep`, a deletion. */
 import type { KvBucket, Received } from "@loraline/bus";
 import {
+  type adapterDeleteRequested,
   type AdapterState,
   type adapterKeepRequested,
   type adapterVersionDeleteRequested,
@@ -8,6 +9,8 @@ import {
   deletionKey,
   type DeletionState,
   type EventAddress,
+  everyKeyOf,
+  type RunState,
 } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { type AdapterEventDeps, keyOf, nameOf, publishLine, publishLinesAfter } from "../aliases/adapter-events.ts";
@@ -57,6 +60,31 @@ export async function onKeepRequested(
   const state = await changeAndPublish(at, change, deps, adapters);
   if (state === undefined) throw new PermanentError("ADAPTER_UNKNOWN", `there is no adapter "${nameOf(at)}".`);
   deps.log.info({ adapter: nameOf(at), keep, by }, "keep set");
+}
+
+/** Asks the collector to remove the adapter, as the gateway does for a request by HTTP. Nothing happens if there is none any more. */
+export async function onAdapterDeleteRequested(
+  { at, data: { by } }: Received<typeof adapterDeleteRequested>,
+  { log }: Pick<AdapterEventDeps, "log">,
+  adapters: KvBucket<AdapterState>,
+  runs: KvBucket<RunState>,
+  deletions: KvBucket<DeletionState>,
+): Promise<void> {
+  if ((await adapters.get(keyOf(at))) === undefined) return;
+  const open = (await runs.entries(everyKeyOf(at.tenant), { skipUnreadable: true })).find(
+    ({ value: { spec, finishedAt } }) => spec.adapter === at.id && finishedAt === null,
+  )?.value;
+  if (open !== undefined) {
+    throw new PermanentError(
+      "ADAPTER_IN_TRAINING",
+      `run ${open.runId} trains ${nameOf(at)} and has not ended (${open.phase}). Cancel it, or wait for it, then delete the adapter.`,
+      { param: "adapter" },
+    );
+  }
+  const what = { tenant: at.tenant, what: "adapter", id: at.id } as const;
+  const fresh = { ...what, by: by ?? null, at: new Date().toISOString(), waiting: null, doneAt: null };
+  await deletions.change(deletionKey(what), (current) => (current === undefined || current.doneAt !== null ? fresh : undefined));
+  log.info({ adapter: nameOf(at), by }, "adapter is to be deleted");
 }
 
 /** Marks the version as deleted, and asks the collector to remove its bytes. */
