@@ -95,6 +95,8 @@ function remembering(answer: (object: Adapter, options?: { dryRun?: boolean }) =
   };
   return { made, kube: { create: create as Kube["create"], apply: (async (_of: unknown, object: object) => object) as Kube["apply"] } };
 }
+const withMetadata = (more: object): Adapter =>
+  ({ spec: {}, metadata: { namespace: "team", name: "pirate", uid: "u", generation: 1, resourceVersion: "10", ...more } }) as Adapter;
 const soon = (ms = 150) => new Promise((resolve) => setTimeout(resolve, ms));
 
 it("deletes the adapter whose resource was deleted, and does not make the resource again", async () => {
@@ -153,7 +155,7 @@ it("takes a resource that is made anew at once, as by kubectl replace --force, f
   reconciling.onResource("team/pirate", adapter(1, {}));
   reconciling.start();
   reconciling.onResource("team/pirate", undefined);
-  reconciling.onResource("team/pirate", { ...adapter(1, {}), metadata: { ...adapter(1, {}).metadata, uid: "other" } });
+  reconciling.onResource("team/pirate", withMetadata({ uid: "other" }));
   await soon();
   expect(deleted).toEqual([]);
 });
@@ -166,7 +168,7 @@ it("removes its own resource when the adapter was deleted through another API, a
   await using _adapters = reconciling;
   const labels = { "app.kubernetes.io/managed-by": "loraline-operator" };
   const known = { status: { model: "acme/pirate" } as Adapter["status"] };
-  reconciling.onResource("team/pirate", { ...adapter(1, {}), ...known, metadata: { ...adapter(1, {}).metadata, labels } } as Adapter);
+  reconciling.onResource("team/pirate", { ...withMetadata({ labels }), ...known });
   reconciling.onResource("team/own", {
     ...adapter(1, { version: 2 }),
     ...known,
