@@ -95,8 +95,10 @@ function remembering(answer: (object: Adapter, options?: { dryRun?: boolean }) =
   };
   return { made, kube: { create: create as Kube["create"], apply: (async (_of: unknown, object: object) => object) as Kube["apply"] } };
 }
-const withMetadata = (more: object): Adapter =>
-  ({ spec: {}, metadata: { namespace: "team", name: "pirate", uid: "u", generation: 1, resourceVersion: "10", ...more } }) as Adapter;
+const withMetadata = (more: object): Adapter => ({
+  spec: {},
+  metadata: { namespace: "team", name: "pirate", uid: "u", generation: 1, resourceVersion: "10", ...more },
+});
 const soon = (ms = 150) => new Promise((resolve) => setTimeout(resolve, ms));
 
 it("deletes the adapter whose resource was deleted, and does not make the resource again", async () => {
@@ -167,13 +169,13 @@ it("removes its own resource when the adapter was deleted through another API, a
   states.delete("pirate");
   await using _adapters = reconciling;
   const labels = { "app.kubernetes.io/managed-by": "loraline-operator" };
-  const known = { status: { model: "acme/pirate" } as Adapter["status"] };
+  const known = { status: { model: "acme/pirate" } };
   reconciling.onResource("team/pirate", { ...withMetadata({ labels }), ...known });
   reconciling.onResource("team/own", {
     ...adapter(1, { version: 2 }),
     ...known,
     metadata: { namespace: "team", name: "own", uid: "o" },
-  } as Adapter);
+  });
   reconciling.start();
   await expect.poll(() => gone).toEqual(["pirate"]);
   await soon();
