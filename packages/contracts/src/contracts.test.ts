@@ -64,6 +64,7 @@ test.each(samples)("sample $file is valid by the AsyncAPI document alone", ({ ty
       "run.resume-requested.v1",
       "run.cancelled.v1",
       "adapter.rollback-requested.v1",
+      "adapter.delete-requested.v1",
     ].includes(type),
   );
 });

@@ -30,7 +30,7 @@ interface Deleted {
   since: number;
 }
 
-export interface Removal {
+interface Removal {
   /** Notes that the resource was deleted. */
   note(name: string, object: Adapter): void;
   /** The name has a resource again, or never lost it. */
