@@ -4,7 +4,7 @@ REPORTS := .cache/reports
 CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
-.PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster bench-trl soak check fmt generate clean test-unit test-integration test-engine \
+.PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster bench-trl bench-warm soak check fmt generate clean test-unit test-integration test-engine \
   test-python test-e2e test-e2e-quick test-faults test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -28,6 +28,9 @@ bench-trl: setup .cache/bench-trl/.stamp ## the trainer beside TRL: the same los
 	.venv/bin/python tests/bench/beside_trl.py
 	.venv/bin/python tests/bench/beside_trl.py --base .loraline/bases/smollm2-135m-instruct --method supervised
 	.venv/bin/python tests/bench/beside_trl.py --base .loraline/bases/smollm2-135m-instruct --method dpo
+
+bench-warm: setup ## eight short runs, each in a process of its own and in one that stays warm
+	.venv/bin/python tests/bench/warm.py --base .loraline/bases/smollm2-135m-instruct
 
 soak: setup ## kills, faults and load at random for SOAK_MINUTES (10), then a check of all that was answered; docs/contributing.md
 	@node --conditions=@loraline/source tests/soak/main.ts

@@ -4,7 +4,8 @@
  *   this process ── gateway, projector, ingest, tokenize, train, serve (controller and agent)
  *      ├── nats-server      state/nats
  *      ├── vLLM             an engine for each base; starts for half a minute, and only serving waits for it
- *      └── courier ── trainer    one per attempt, by train's process launcher
+ *      ├── courier ── trainer    one per attempt, by train's process launcher
+ *      └── warm trainer     forks the trainers of one base
  *
  * Every child dies with this process, however it dies. The next start finds and ends those that did not.
  */
@@ -30,7 +31,7 @@ import {
 import { createAgentService, createServeService } from "@loraline/serve";
 import { createCollector } from "@loraline/storage";
 import { createTokenizeService } from "@loraline/tokenize";
-import { courierCommand, createProcessLauncher, createTrainService } from "@loraline/train";
+import { courierCommand, createProcessLauncher, createTrainService, createWarmTrainers, warmEnv } from "@loraline/train";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { z } from "zod";
 import { firstEngine, type LocalEngine, nameEngines } from "./engines/local-engines.ts";
@@ -115,7 +116,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
   };
   await checkInstallation(options);
   const checked = await checkEngines(options.engines, options.basesDir);
-  const { LORALINE_QUOTAS: quotas } = loadEnv(z.object(quotasEnv), options.env);
+  const { LORALINE_QUOTAS: quotas, LORALINE_WARM_SECONDS: warmSeconds } = loadEnv(z.object({ ...quotasEnv, ...warmEnv }), options.env);
   await using starting = new AsyncDisposableStack();
   starting.use(await lockStateDir(stateDir, options.pid));
 
@@ -266,18 +267,21 @@ export async function startLine(options: LineOptions): Promise<Line> {
     );
   }
 
+  const courierEnv = {
+    ...env,
+    ...nats.environmentOf("courier"),
+    LORALINE_SPANS_DIR: dirs.traces,
+    LORALINE_BASES_DIR: options.basesDir,
+    LORALINE_PYTHON: options.python,
+    OTEL_EXPORTER_OTLP_ENDPOINT: options.otlpEndpoint,
+  };
+  const warm = createWarmTrainers({ env: courierEnv, idleMs: warmSeconds * 1000, logFile: logFile("warm-trainer"), log });
   const launcher = await createProcessLauncher({
     dir: dirs.train,
     slots: options.slots,
     courierCommand: courierCommand(options.node),
-    env: {
-      ...env,
-      ...nats.environmentOf("courier"),
-      LORALINE_SPANS_DIR: dirs.traces,
-      LORALINE_BASES_DIR: options.basesDir,
-      LORALINE_PYTHON: options.python,
-      OTEL_EXPORTER_OTLP_ENDPOINT: options.otlpEndpoint,
-    },
+    env: courierEnv,
+    warm,
     log,
     stopGraceMs: courierGraceMs,
   });
@@ -289,6 +293,7 @@ export async function startLine(options: LineOptions): Promise<Line> {
     async [Symbol.asyncDispose]() {
       await train[Symbol.asyncDispose]();
       await launcher[Symbol.asyncDispose]();
+      await warm[Symbol.asyncDispose]();
     },
   });
   workers.set("tokenize", await createTokenizeService({ ...(await serviceWithObjects("tokenize")), basesDir: options.basesDir, quotas }));

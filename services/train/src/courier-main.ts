@@ -13,8 +13,8 @@ import { runCourier } from "./courier/courier.ts";
 import { type Outcome, outcomeRecord, readJson, writeJson } from "./attempt/attempt-files.ts";
 import { attemptSpec } from "./attempt/attempt-spec.ts";
 import { courierExit } from "./attempt/courier-exit.ts";
-import { createLocalTrainerHost, trainerEnvironment } from "./trainer-host/trainer-host.ts";
-import { connectTrainerHost } from "./trainer-host/trainer-socket.ts";
+import { createLocalTrainerHost, trainerEnvironment, type TrainerHost, trainerPathOf } from "./trainer-host/trainer-host.ts";
+import { connectTrainerHost, warmTrainerHost } from "./trainer-host/trainer-socket.ts";
 
 const log = createLog({ service: "courier", level: process.env.LOG_LEVEL ?? "info" });
 
@@ -25,8 +25,9 @@ async function main(): Promise<number> {
       ...objectsEnv,
       LORALINE_BASES_DIR: z.string(),
       LORALINE_PYTHON: z.string().default("python3"),
-      LORALINE_TRAINER: z.string().default(join(import.meta.dirname, "../trainer/train.py")),
+      LORALINE_TRAINER: z.string().optional().describe("The trainer's program. Default: this package's."),
       COURIER_TRAINER_SOCKET: z.string().optional().describe("Of the trainer's container. Absent: the trainer is a child process."),
+      COURIER_WARM_SOCKET: z.string().optional().describe("Where trainers are made quickly; see warm-trainers.ts. Set by the launcher."),
       LORALINE_SPANS_DIR: z.string().optional(),
       LORALINE_TRACES: z.enum(["nats"]).optional(),
       COURIER_ATTEMPT: z.string().optional(),
@@ -73,10 +74,7 @@ async function main(): Promise<number> {
     basesDir: env.LORALINE_BASES_DIR,
     // What the containers share is the socket's folder; nothing else of the courier can be reached from there.
     work: socket === undefined ? join(dir, "work") : join(dirname(socket), "attempt"),
-    trainerHost:
-      socket === undefined
-        ? createLocalTrainerHost({ python: env.LORALINE_PYTHON, trainerPath: env.LORALINE_TRAINER, env: trainerEnvironment(process.env) })
-        : connectTrainerHost(socket),
+    trainerHost: trainerHost(),
     stop: stop.signal,
     hangMs: env.COURIER_HANG_SECONDS * 1000,
     node: env.JOB_COMPLETION_INDEX,
@@ -93,6 +91,16 @@ async function main(): Promise<number> {
     log.warn({ err: error }, "spans not kept"),
   );
   return code;
+
+  function trainerHost(): TrainerHost {
+    if (socket !== undefined) return connectTrainerHost(socket);
+    const cold = createLocalTrainerHost({
+      python: env.LORALINE_PYTHON,
+      trainerPath: trainerPathOf(process.env),
+      env: trainerEnvironment(process.env),
+    });
+    return env.COURIER_WARM_SOCKET === undefined ? cold : warmTrainerHost(env.COURIER_WARM_SOCKET, cold, log);
+  }
 
   function connect() {
     if (stop.signal.aborted) throw new PermanentError("STOPPED", "asked to stop before NATS answered");

@@ -6,11 +6,13 @@ import { joinBus, natsEnv, quotasEnv } from "@loraline/bus";
 import { PermanentError, runService } from "@loraline/runtime";
 import { z } from "zod";
 import { courierCommand, createProcessLauncher } from "./launchers/process-launcher.ts";
+import { createWarmTrainers, warmEnv } from "./trainer-host/warm-trainers.ts";
 import { createTrainService, type TrainServiceDeps } from "./controller/service.ts";
 
 const trainEnv = z.object({
   ...natsEnv,
   ...quotasEnv,
+  ...warmEnv,
   TRAIN_LAUNCHER: z.enum(["process", "kubernetes"]).default("process").describe("What runs attempts: child processes, or Jobs."),
   TRAIN_ATTEMPTS_DIR: z.string().optional().describe("process: folder of the attempts; belongs to this process alone."),
   TRAIN_SLOTS: z.coerce.number().int().min(1).default(1).describe("process: attempts at once, the number of devices."),
@@ -49,8 +51,12 @@ await runService({
       return running;
     }
     needed(env, "LORALINE_BASES_DIR");
+    const dir = needed(env, "TRAIN_ATTEMPTS_DIR");
+    const warm = createWarmTrainers({ env: process.env, idleMs: env.LORALINE_WARM_SECONDS * 1000, logFile: `${dir}-warm.log`, log });
+    running.use(warm);
     const launcher = await createProcessLauncher({
-      dir: needed(env, "TRAIN_ATTEMPTS_DIR"),
+      dir,
+      warm,
       slots: env.TRAIN_SLOTS,
       courierCommand: courierCommand(process.execPath),
       env: process.env,

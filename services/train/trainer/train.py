@@ -385,8 +385,36 @@ def objective_of(spec: dict) -> "Objective":
     return objectives.Supervised(spec["training"]["label_smoothing_factor"])
 
 
+class WarmBase:
+    """A base that was loaded before the run began; see warm.py. Holds only as long as the folder's files are the ones that were read."""
+
+    def __init__(self, folder: Path, compute_type: str):
+        self.folder, self.compute_type = folder.resolve(), compute_type
+        self.files = self.files_now()
+        self.model = read_base(self.folder, compute_type)
+
+    def files_now(self) -> list:
+        stats = [(path.name, path.stat()) for path in sorted(self.folder.iterdir())]
+        return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+    def is_current(self) -> bool:
+        return self.folder.is_dir() and self.files_now() == self.files
+
+    def suits(self, folder: Path, compute_type: str) -> bool:
+        return compute_type == self.compute_type and folder.resolve() == self.folder and self.is_current()
+
+
+warm_base: WarmBase | None = None  # set in a process that was forked by warm.py
+
+
 def load_base(directory: Path, compute_type: str):
     """The base in `compute_type`, "bfloat16" or "float32". Raises BASE_UNREADABLE."""
+    if warm_base is not None and warm_base.suits(directory / "base", compute_type):
+        return warm_base.model
+    return read_base(directory / "base", compute_type)
+
+
+def read_base(folder: Path, compute_type: str):
     import packing  # noqa: F401  registers the attention
     import torch
     from transformers import AutoModelForCausalLM
@@ -394,9 +422,7 @@ def load_base(directory: Path, compute_type: str):
 
     disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            directory / "base", dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True
-        )
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True)
     except Exception as error:
         raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error
 

@@ -15,6 +15,7 @@ import {
 import { type ExitRecord, exitRecord, outcomeRecord, processRecord, readJson, tailOf, writeJson } from "../attempt/attempt-files.ts";
 import { attemptSpec } from "../attempt/attempt-spec.ts";
 import { courierExit } from "../attempt/courier-exit.ts";
+import type { WarmTrainers } from "../trainer-host/warm-trainers.ts";
 import type { Attempt, AttemptPhase, Launcher } from "./launcher.ts";
 
 export interface ProcessLauncherOptions {
@@ -26,6 +27,8 @@ export interface ProcessLauncherOptions {
   courierCommand: readonly [string, ...string[]];
   /** The courier's whole environment: see `courier-main.ts`. */
   env: Record<string, string | undefined>;
+  /** Where couriers get trainers from that need not start; default: each starts its own. */
+  warm?: Pick<WarmTrainers, "take"> | undefined;
   log: Log;
   /** How long a courier may take from SIGTERM to SIGKILL; it saves a checkpoint in this time. Default 30 s. */
   stopGraceMs?: number;
@@ -117,19 +120,30 @@ export async function createProcessLauncher(options: ProcessLauncherOptions): Pr
       const entry: Known = { who: { tenant, runId, attempt, name }, state: { phase: "running" } };
       known.set(name, entry); // takes the slot before anything is awaited
       const folder = join(dir, name);
+      let warm: Awaited<ReturnType<WarmTrainers["take"]>>;
       try {
         await mkdir(folder, { recursive: true });
         await writeJson(join(folder, "attempt.json"), spec);
-        if (closing) throw new RetryLaterError("SHUTTING_DOWN", 1000, "the launcher is shutting down");
         const logFile = join(folder, "courier.log");
-        const child = spawnGuarded(command[0], [...command.slice(1), folder], { cwd: folder, env, stdout: logFile, stderr: logFile });
+        warm = await options.warm?.take({ tenant, base: spec.runSpec.base });
+        if (closing) throw new RetryLaterError("SHUTTING_DOWN", 1000, "the launcher is shutting down");
+        const child = spawnGuarded(command[0], [...command.slice(1), folder], {
+          cwd: folder,
+          env: { ...env, COURIER_WARM_SOCKET: warm?.socket },
+          stdout: logFile,
+          stderr: logFile,
+        });
         entry.child = child;
-        entry.ended = child.exited.then((exit) => keepEnd(entry, exit));
+        entry.ended = child.exited.then((exit) => {
+          warm?.[Symbol.dispose]();
+          return keepEnd(entry, exit);
+        });
         await writeJson(join(folder, "process.json"), { pid: child.pid, identity: processIdentity(child.pid) ?? "gone" });
         log.info({ tenant, runId, attempt, name, pid: child.pid, resumeStep: spec.resume?.step }, "attempt started");
         return true;
       } catch (error) {
         if (entry.child === undefined) {
+          warm?.[Symbol.dispose]();
           known.delete(name);
           await rm(folder, { recursive: true, force: true });
         } else {

@@ -3,6 +3,7 @@
  * asks over a socket (trainer-socket.ts), so that the trainer reads no credentials of the courier.
  */
 import { access } from "node:fs/promises";
+import { join } from "node:path";
 import { explainSystemError, type Exit, type GuardedChild, PermanentError, spawnGuarded } from "@loraline/runtime";
 import { readCgroupMemory } from "./cgroup-memory.ts";
 
@@ -30,6 +31,20 @@ export interface TrainerHost {
   start(start: TrainerStart): Promise<RunningTrainer>;
 }
 
+/** The trainer's program: LORALINE_TRAINER, or the one of this package. */
+export const trainerPathOf = (env: Record<string, string | undefined>): string =>
+  env.LORALINE_TRAINER ?? join(import.meta.dirname, "../../trainer/train.py");
+
+/** Call it before a trainer starts; what it returns adds to the trainer's end whether the kernel killed one of its processes for memory. */
+export async function watchMemory(): Promise<(exit: Exit) => Promise<TrainerExit>> {
+  const before = await readCgroupMemory();
+  return async (exit) => {
+    const after = await readCgroupMemory();
+    const killed = after !== undefined && after.oomKills > (before?.oomKills ?? 0);
+    return { ...exit, outOfMemory: killed ? { limit: after.limit } : undefined };
+  };
+}
+
 /** Runs the trainer as a child of this process. `python` and `trainerPath` are paths of programs, `env` is the trainer's whole environment. */
 export function createLocalTrainerHost(options: {
   python: string;
@@ -44,7 +59,7 @@ export function createLocalTrainerHost(options: {
           cause: error,
         });
       });
-      const before = await readCgroupMemory();
+      const withMemory = await watchMemory();
       let child: GuardedChild;
       try {
         child = spawnGuarded(python, [...launch, trainerPath, work], { cwd: work, env, stdout: logFile, stderr: logFile });
@@ -55,12 +70,7 @@ export function createLocalTrainerHost(options: {
         });
       }
       const { pid, kill } = child;
-      const exited = child.exited.then(async (exit): Promise<TrainerExit> => {
-        const after = await readCgroupMemory();
-        const killed = after !== undefined && after.oomKills > (before?.oomKills ?? 0);
-        return { ...exit, outOfMemory: killed ? { limit: after.limit } : undefined };
-      });
-      return { pid, exited, kill: (signal) => kill(signal) };
+      return { pid, exited: child.exited.then(withMemory), kill: (signal) => kill(signal) };
     },
   };
 }

@@ -1,11 +1,11 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { connect } from "node:net";
+import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createLog, processIdentity, spawnGuarded } from "@loraline/runtime";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { createLocalTrainerHost, trainerEnvironment } from "./trainer-host.ts";
-import { connectTrainerHost, serveTrainer } from "./trainer-socket.ts";
+import { connectTrainerHost, serveTrainer, warmTrainerHost } from "./trainer-socket.ts";
 
 const log = createLog({ service: "test", level: "silent" });
 let dir: string;
@@ -77,6 +77,21 @@ describe("a trainer behind a socket", () => {
     const host = createLocalTrainerHost({ python: "sh", trainerPath: join(dir, "none.py"), env: {} });
     await using _serving = await serveTrainer(path, host, log);
     await expect(start()).rejects.toMatchObject({ code: "TRAINER_MISSING" });
+  });
+
+  it("that is to be a warm one, and is gone or dies before it starts anything, is replaced by one that starts by itself", async () => {
+    writeFileSync(join(dir, "cold.sh"), "exit 3");
+    const cold = createLocalTrainerHost({ python: "sh", trainerPath: join(dir, "cold.sh"), env: { PATH: process.env.PATH } });
+    const host = warmTrainerHost(path, cold, log);
+    const wanted = { launch: [], work: dir, logFile: join(dir, "trainer.log") };
+    const code = async (launch: string[] = []) => (await (await host.start({ ...wanted, launch })).exited).code;
+    const dying = createServer((socket) => socket.destroy());
+    await new Promise<void>((resolve) => dying.listen(path, resolve));
+    expect(await code()).toBe(3);
+    await new Promise((resolve) => dying.close(resolve));
+    await using _serving = await serve("exit 7");
+    expect(await code()).toBe(7);
+    expect(await code(["-e"])).toBe(3); // several processes are not a warm one's work
   });
 });
 

@@ -11,7 +11,7 @@ import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Log, PermanentError, problemOf, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
-import type { RunningTrainer, TrainerExit, TrainerHost } from "./trainer-host.ts";
+import { type RunningTrainer, type TrainerExit, type TrainerHost, watchMemory } from "./trainer-host.ts";
 
 const request = z.union([
   z.strictObject({ start: z.strictObject({ launch: z.array(z.string()), work: z.string(), logFile: z.string() }) }),
@@ -143,6 +143,24 @@ export const connectTrainerHost = (path: string, mostMs = patienceMs): TrainerHo
       exited: exited.promise,
       kill: (signal) => say(socket, { kill: signal === "SIGKILL" ? "SIGKILL" : "SIGTERM" }),
     };
+  },
+});
+
+/** How long a warm trainer may take until it listens, which it does before it imports anything. */
+const warmPatienceMs = 10_000;
+
+/** Takes trainers from a warm one (warm-trainers.ts), and from `cold` when that is gone, or cannot make what is wanted. */
+export const warmTrainerHost = (path: string, cold: TrainerHost, log: Log): TrainerHost => ({
+  async start(wanted) {
+    if (wanted.launch.length > 0) return cold.start(wanted);
+    const withMemory = await watchMemory();
+    try {
+      const trainer = await connectTrainerHost(path, warmPatienceMs).start(wanted);
+      return { ...trainer, exited: trainer.exited.then(withMemory) };
+    } catch (error) {
+      log.warn({ err: error }, "no warm trainer; starting one");
+      return cold.start(wanted);
+    }
   },
 });
 
