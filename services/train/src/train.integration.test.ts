@@ -31,6 +31,7 @@ import { ulid } from "ulid";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { courierCommand, createProcessLauncher, type ProcessLauncherOptions } from "./launchers/process-launcher.ts";
 import { createTrainService } from "./controller/service.ts";
+import { createWarmTrainers } from "./trainer-host/warm-trainers.ts";
 
 const root = join(import.meta.dirname, "../../..");
 const python = join(root, ".venv/bin/python");
@@ -740,9 +741,12 @@ describe("the real trainer and the real base", () => {
     return tableToIPC(new Table(columns), "stream");
   }
 
-  test("killed with SIGKILL in the middle, it goes on to the same loss curve and the same adapter as undisturbed", async () => {
+  test("made by a warm one and killed with SIGKILL in the middle, it goes on to the same loss curve and the same adapter as undisturbed", async () => {
     const real = JSON.parse(readFileSync(join(bases, name, "base.json"), "utf8")) as BaseRef;
-    await startTrain({}, {}, { LORALINE_TRAINER: join(import.meta.dirname, "../trainer/train.py"), LORALINE_BASES_DIR: bases });
+    const more = { LORALINE_TRAINER: join(import.meta.dirname, "../trainer/train.py"), LORALINE_BASES_DIR: bases };
+    const warm = createWarmTrainers({ env: courierEnv({}, more), idleMs: 600_000, logFile: join(dir, "warm.log"), log });
+    stack.use(warm);
+    await startTrain({}, { warm }, more);
     const { ref } = await tokens(real, { train: [shardOf(4, 0), shardOf(2, 100)], eval: [shardOf(1, 200)] });
     const training = { per_device_train_batch_size: 2, num_train_epochs: 2, save_steps: 2, learning_rate: 1e-3 };
     const [undisturbed, disturbed] = [await request({ base: name, training }), await request({ base: name, training })];
@@ -754,7 +758,9 @@ describe("the real trainer and the real base", () => {
     await expect
       .poll(async () => Math.max(0, ...(await progress(disturbed.at)).map((told) => Number(told.step))), slow)
       .toBeGreaterThanOrEqual(3);
-    process.kill(pidOf(disturbed.at, 1, "trainer"), "SIGKILL");
+    const trainer = pidOf(disturbed.at, 1, "trainer");
+    expect(readFileSync(`/proc/${trainer}/cmdline`, "utf8")).toContain("warm.py");
+    process.kill(trainer, "SIGKILL");
     await expect.poll(async () => (await state(disturbed.at)).phase, slow).toBe("trained");
 
     expect(await data(disturbed.at, "attempt-ended")).toMatchObject([{ attempt: 1, code: "TRAINER_KILLED" }]);
