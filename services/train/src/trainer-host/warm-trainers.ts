@@ -5,7 +5,7 @@
  */
 import { existsSync } from "node:fs";
 import { mkdtemp, readdir, rm, stat } from "node:fs/promises";
-import { tmpdir, totalmem } from "node:os";
+import { platform, tmpdir, totalmem } from "node:os";
 import { dirname, join } from "node:path";
 import { type GuardedChild, type Log, spawnGuarded } from "@loraline/runtime";
 import { z } from "zod";
@@ -49,8 +49,7 @@ export function createWarmTrainers(options: {
   const { env, idleMs, logFile, log } = options;
   const program = join(dirname(trainerPathOf(env)), "warm.py");
   // A GPU's driver cannot be forked, and other systems do not end a child with its parent.
-  const possible =
-    idleMs > 0 && process.platform === "linux" && !existsSync("/dev/nvidiactl") && !existsSync("/dev/kfd") && existsSync(program);
+  const possible = idleMs > 0 && platform() === "linux" && !existsSync("/dev/nvidiactl") && !existsSync("/dev/kfd") && existsSync(program);
   const warm = new Map<string, Warm>();
   let folder: Promise<string> | undefined;
   let made = 0;
