@@ -34,7 +34,7 @@ Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to 
     ADAPTER_CONFIG_INVALID  ADAPTER_FEATURE_UNSUPPORTED  ADAPTER_UNREADABLE             what is adopted
     ADAPTER_EMPTY  ADAPTER_DTYPE  ADAPTER_NAN  ADAPTER_ZERO  ADAPTER_TENSOR_UNKNOWN
     ADAPTER_TENSOR_MISSING  ADAPTER_MODULE_UNKNOWN  ADAPTER_BASE_MISMATCH  ADAPTER_SHAPE_MISMATCH
-    PACKING_SELF_TEST_FAILED  NON_FINITE_LOSS  ADAPTER_INVALID                          the training
+    PACKING_SELF_TEST_FAILED  ATTENTION_UNSUPPORTED  NON_FINITE_LOSS  ADAPTER_INVALID   the training
     DEVICE_MISSING  OUT_OF_MEMORY  DISK_FULL  INTERNAL                                  the machine, or a bug
 
 A process may be killed at any time. Started again in the same directory, the trainer goes on from the newest complete

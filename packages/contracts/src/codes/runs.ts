@@ -402,6 +402,10 @@ export const trainerCodes = defineArea(
       "The trained adapter cannot be used: its weights are not finite, or training changed nothing.",
       "Check training.learning_rate as the message says, and the dataset.",
     ],
+    ATTENTION_UNSUPPORTED: [
+      "The base's attention has something that the trainer does not have; without it, it would be trained as another model.",
+      "Choose another base.",
+    ],
     PACKING_SELF_TEST_FAILED: [
       "With this base, examples that are packed into one sequence would influence each other.",
       "Set tokenize.packing: false and training.per_device_train_batch_size: 1.",

@@ -1,5 +1,6 @@
 """Sequences of a packed row never see each other, and the self-test notices when they do."""
 
+import attention
 import numpy as np
 import packing
 import pytest
@@ -8,6 +9,8 @@ from conftest import VOCABULARY, make_rows, write_shard
 from peft import LoraConfig, get_peft_model
 from spec import TrainerError
 from transformers import AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import AttentionInterface
 
 
 @pytest.fixture
@@ -62,33 +65,18 @@ def test_gradients_of_a_packed_batch_equal_those_of_its_sequences(tiny_base, row
     assert torch.allclose(gradients([together], items), gradients(alone, items), rtol=1e-4, atol=1e-6)
 
 
-def test_a_sliding_window_is_kept(tiny_base, rows):
-    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, attn_implementation="by_sequence")
-    query = torch.randn(1, 4, 12, 8)
-    key = value = torch.randn(1, 2, 12, 8)
-    module = model.model.layers[0].self_attn
-    bounds = torch.tensor([0, 12], dtype=torch.int32)
-    wide, _ = packing.attend_by_sequence(module, query, key, value, None, cu_seq_lens_q=bounds, sliding_window=12, scaling=1.0)
-    narrow, _ = packing.attend_by_sequence(module, query, key, value, None, cu_seq_lens_q=bounds, sliding_window=3, scaling=1.0)
-    assert torch.allclose(wide[:, :3], narrow[:, :3], atol=1e-5)
-    last, _ = packing.attend_by_sequence(
-        module, query[:, :, 9:], key[:, :, 9:], value[:, :, 9:], None, cu_seq_lens_q=torch.tensor([0, 3], dtype=torch.int32), scaling=1.0
-    )
-    assert torch.allclose(narrow[:, -1], last[:, -1], atol=1e-5)
-
-
 def leaking(module, query, key, value, attention_mask, cu_seq_lens_q=None, **kwargs):
     """An ordinary causal mask over the whole batch, so that sequences see each other."""
-    return packing.sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs)
 
 
 def test_the_self_test_catches_sequences_that_see_each_other(model, rows, monkeypatch):
-    packing.AttentionInterface.register("by_sequence", leaking)
+    AttentionInterface.register("by_sequence", leaking)
     try:
         with pytest.raises(TrainerError) as caught:
             packing.prove_packing(model, rows, 2, max_rows=8, max_tokens=10_000)
     finally:
-        packing.AttentionInterface.register("by_sequence", packing.attend_by_sequence)
+        AttentionInterface.register("by_sequence", attention.attend_by_sequence)
     assert caught.value.code == "PACKING_SELF_TEST_FAILED"
     assert model.config._attn_implementation == "sdpa" or model.config._attn_implementation == "by_sequence"
 
