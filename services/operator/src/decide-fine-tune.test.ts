@@ -33,18 +33,38 @@ const tokenized = ["run.tokenized.v1", { manifest: {}, totals: { sequences: 1, t
 
 describe("conditions", () => {
   it.for<[string, RunState | undefined, string]>([
-    ["asked for", runAfter(), "True ? ? ? False"],
-    ["tokenized", runAfter([...tokenized]), "True True ? ? False"],
-    ["running", runAfter([...tokenized], [...started]), "True True ? ? False"],
-    ["rejected", runAfter(["run.rejected.v1", { code: "X", message: "no" }]), "False False False False True"],
-    ["failed", runAfter([...tokenized], ["run.failed.v1", { code: "X", message: "no" }]), "True True False False True"],
-    ["cancelled", runAfter([...tokenized], ["run.cancelled.v1", {}]), "True True False False True"],
+    ["asked for", runAfter(), "True ? ? ? False ?"],
+    ["tokenized", runAfter([...tokenized]), "True True ? ? False ?"],
+    ["running", runAfter([...tokenized], [...started]), "True True ? ? False ?"],
+    ["rejected", runAfter(["run.rejected.v1", { code: "X", message: "no" }]), "False False False False True False True"],
+    ["failed", runAfter([...tokenized], ["run.failed.v1", { code: "X", message: "no" }]), "True True False False True False True"],
+    ["cancelled", runAfter([...tokenized], ["run.cancelled.v1", {}]), "True True False False True False True"],
   ])("of a run that is %s", ([, run, expected]) => {
     const { status } = decideFineTune(observed({ run }));
     expect(status.conditions?.map((one) => (one.status === "Unknown" ? "?" : one.status)).join(" ")).toBe(expected);
     // Seen again later it is the same, to the time of each transition, and nothing is told twice.
     const again = decideFineTune(observed({ run, before: status, now: "2026-11-24T11:00:00Z" }));
     expect(again).toEqual({ status, milestones: [] });
+  });
+
+  it("say in two words, for tools that know nothing of FineTunes, whether it is ready, under way or stalled, and why", () => {
+    const summary = (over: Partial<Observed>) =>
+      decideFineTune(observed(over)).status.conditions?.filter(({ type }) => type === "Ready" || type === "Stalled");
+    expect(summary({ run: runAfter([...tokenized]) })).toMatchObject([
+      { type: "Ready", status: "Unknown", reason: "Waiting", observedGeneration: 1 },
+    ]);
+    expect(summary({ problems: [{ code: "BASE_UNKNOWN", message: "no engine serves it" }] })).toMatchObject([
+      { type: "Ready", status: "Unknown", reason: "BASE_UNKNOWN", message: "no engine serves it" },
+    ]);
+    expect(summary({ problems: [{ code: "RANK_TOO_HIGH", message: "lora.r is 64" }] })).toMatchObject([
+      { type: "Ready", status: "False", reason: "RANK_TOO_HIGH" },
+      { type: "Stalled", status: "True", reason: "RANK_TOO_HIGH", message: "lora.r is 64" },
+    ]);
+    const blob = { kind: "checkpoint", digest: `sha256:${"a".repeat(64)}`, size: 1 };
+    const trained = ["run.trained.v1", { attempt: 1, adapter: blob, steps: 3, trainLoss: 0.1, evaluation: null }] as const;
+    const served = ["run.served.v1", { version: 1, digest: blob.digest, replicas: 2, promoted: true }] as const;
+    const run = runAfter([...tokenized], [...started], [...trained], [...served]);
+    expect(summary({ run })).toMatchObject([{ type: "Ready", status: "True", reason: "Served" }]);
   });
 
   it("change their time with their status only", () => {

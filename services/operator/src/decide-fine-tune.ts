@@ -109,7 +109,7 @@ export function decideFineTune(observed: Observed): { status: FineTuneStatus; mi
   const { generation, before, now } = observed;
   const status = observed.run === undefined ? notAsked(observed) : asked(observed, observed.run);
   const { said, ...rest } = status;
-  const conditions = conditionsOf(said, { before: before?.conditions, generation, now });
+  const conditions = conditionsOf({ ...said, ...readiness(said) }, { before: before?.conditions, generation, now });
   const next: FineTuneStatus = { observedGeneration: generation, runId: observed.runId, ...rest, conditions };
   return { status: next, milestones: milestonesOf(before, next, observed) };
 }
@@ -119,6 +119,19 @@ type Parts = Omit<FineTuneStatus, "conditions"> & { said: Record<string, Said> }
 const unknown = (reason: string, message: string): Said => ({ status: "Unknown", reason, message });
 const never = (reason: string, message: string): Said => ({ status: "False", reason, message });
 const done = (reason: string, message: string): Said => ({ status: "True", reason, message });
+
+/**
+ * What tools ask that know nothing of FineTunes (Flux, `kubectl wait`, kstatus): `Ready` is True when the adapter is served, and `Stalled` is there,
+ * and True, when it never will be.
+ */
+function readiness({ Accepted, Tokenized, Trained, Served, Finished }: Record<string, Said>): Record<string, Said> {
+  const stages = [Accepted, Tokenized, Trained, Served].filter((one) => one !== undefined);
+  if (Served?.status === "True") return { Ready: Served };
+  if (Finished?.status === "True")
+    return { Ready: never(Finished.reason, Finished.message), Stalled: done(Finished.reason, Finished.message) };
+  const { reason = "UnderWay", message = "" } = stages.find(({ status }) => status !== "True") ?? {};
+  return { Ready: unknown(reason, message) };
+}
 
 function notAsked({ problems, now }: Observed): Parts {
   const [problem] = problems;
@@ -244,13 +257,16 @@ const tokenizingWords = (progress: RunState["progress"]): string =>
     ? `${progress.done ?? 0} of ${progress.total} records are tokenized`
     : "the dataset is read and tokenized";
 
+/** Conditions that say again what others say. */
+const summaries: ReadonlySet<string> = new Set(["Finished", "Ready", "Stalled"]);
+
 /** The milestones since the status before. If they are found again after a crash, they are the same Events. */
 function milestonesOf(before: FineTuneStatus | undefined, next: FineTuneStatus, { run, waited }: Observed): Milestone[] {
   const milestones: Milestone[] = [];
   const was = (type: string) => before?.conditions?.find((condition) => condition.type === type);
   for (const { type, status, reason, message } of next.conditions ?? []) {
     const same = was(type)?.status === status && was(type)?.reason === reason;
-    if (same || type === "Finished") continue;
+    if (same || summaries.has(type)) continue;
     if (status === "True") milestones.push({ type: "Normal", reason, message, key: type });
     // The end of a run makes several conditions False with the same reason; only the first of them becomes an Event.
     else if (status === "False" && !milestones.some((told) => told.reason === reason))

@@ -253,6 +253,11 @@ export const attemptCodes = defineArea(
       "The tenant's runs use as many places or GPUs as its quota allows; the message says which quota, and the run's place.",
       "Wait, or have the operator raise the quota; `loraline limits list` shows it.",
     ],
+    GPUS_TOO_MANY: [
+      "The run asks for more GPUs than this installation trains on at all.",
+      "Request it again with fewer `gpus` or `nodes`, or have the operator raise train.pods.gpusTotal.",
+      "user",
+    ],
     WAITING_FOR_DEVICE: ["No GPU or training slot is free.", "Wait, or add devices."],
     SUSPENDED: ["The attempt waits in Kueue's queue, or its Job was suspended.", "Wait, or look at the queue, which the message names."],
     SCHEDULING_GATED: [

@@ -101,6 +101,20 @@ describe("decideRun", () => {
     expect(of(tokenized(), [attempt(1, { phase: "running" })])).toEqual([]);
   });
 
+  it("fails a run that asks for more than there is at all; one that has run already waits, as after a resource was taken away", () => {
+    const tooLarge: Standing = { may: "wait", for: "larger-installation", slots: 9, total: 2 };
+    expect(decide(tokenized(), [], tooLarge)).toEqual([
+      {
+        kind: "failed",
+        attempt: null,
+        code: "GPUS_TOO_MANY",
+        message: expect.stringMatching(/^it asks for 9 GPUs, and this installation trains on 2 /),
+      },
+    ]);
+    const again = decide(tokenized(), [attempt(1, failed("PREEMPTED"))], tooLarge);
+    expect(again.map(({ kind }) => kind)).toEqual(["attempt-ended", "queued"]);
+  });
+
   it("does nothing before the tokens are there, while it runs, and between its last word and the fold of it", () => {
     expect(decide(new Stream().say("run.requested.v1", { spec }), [])).toEqual([]);
     expect(decide(tokenized(), [attempt(1, { phase: "running" })])).toEqual([]);

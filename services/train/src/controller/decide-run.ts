@@ -144,6 +144,9 @@ export function decideRun({ run, attempts, history, standing, refusal }: Observe
 
   const attempt = last + 1;
   if (standing === undefined) return [...actions, { kind: "wake", afterMs: 0 }];
+  // One that has run already waits: what there is may have been lowered for a while.
+  if (last === 0 && standing.may === "wait" && standing.for === "larger-installation")
+    return [...actions, { kind: "failed", attempt: null, code: "GPUS_TOO_MANY", message: tooLarge(standing) }];
   const waits = waitReasonOf(standing);
   if (waits !== undefined) {
     const published = actions.length === 0 && run.queue?.reason === waits.reason && run.queue.message === waits.message;
@@ -152,6 +155,9 @@ export function decideRun({ run, attempts, history, standing, refusal }: Observe
   // Older attempts are removed only now that a later one exists, so that no number is used twice.
   return [...actions, { kind: "launch", attempt, resume }, ...remove(attempts)];
 }
+
+const tooLarge = ({ slots, total }: { slots: number; total: number }): string =>
+  `it asks for ${slots} GPUs, and this installation trains on ${total} (train.pods.gpusTotal). Request the run again with fewer, or have the operator add some.`;
 
 /** Publishes each reason once. A pod that is starting is no reason. */
 function tellWhyPending(run: RunState, newest: Attempt | undefined): Action[] {
