@@ -1,5 +1,7 @@
 """Bases with sliding windows, soft caps and sinks are trained with their own attention, and the self-test would notice another one."""
 
+from typing import Any
+
 import attention
 import packing
 import pytest
@@ -9,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from spec import TrainerError
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GptOssConfig, MistralConfig, PreTrainedConfig, Qwen3Config
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -21,13 +23,13 @@ SMALL = {
     "pad_token_id": 2,
     "initializer_range": 0.4,
 }
-WINDOW = {"sliding_window": 5}
+WINDOW: dict[str, Any] = {"sliding_window": 5}
 # Name to its config, and which of its arguments attention must not leave out.
 BASES: dict[str, tuple[PreTrainedConfig, list[str]]] = {
     "Mistral": (MistralConfig(**SMALL, **WINDOW), ["sliding_window"]),
     "Qwen3": (Qwen3Config(**SMALL, **WINDOW, use_sliding_window=True, max_window_layers=1), ["sliding_window"]),
     "Gemma 2": (Gemma2Config(**SMALL, **WINDOW, attn_logit_softcapping=0.5, query_pre_attn_scalar=8), ["sliding_window", "softcap"]),
-    "Gemma 3": (Gemma3TextConfig(**SMALL, **WINDOW, sliding_window_pattern=2), ["sliding_window"]),
+    "Gemma 3": (Gemma3TextConfig(**SMALL, **WINDOW, layer_types=["sliding_attention", "full_attention"]), ["sliding_window"]),
     "gpt-oss": (GptOssConfig(**SMALL, **WINDOW, num_local_experts=2, num_experts_per_tok=1), ["sliding_window", "s_aux"]),
 }
 
@@ -55,8 +57,9 @@ def test_packed_losses_equal_those_of_the_bases_own_attention(name, rows):
 
 @pytest.mark.parametrize(("name", "argument"), [(name, argument) for name, (_, arguments) in BASES.items() for argument in arguments])
 def test_the_self_test_notices_what_attention_leaves_out(name, argument, rows):
-    def forgetful(*arguments, **options):
-        return attention.attend_by_sequence(*arguments, **(options | {argument: None}))
+    def forgetful(*arguments: Any, **options: Any):
+        options[argument] = None
+        return attention.attend_by_sequence(*arguments, **options)
 
     attention.AttentionInterface.register(attention.NAME, forgetful)
     try:
@@ -76,10 +79,10 @@ def test_what_this_trainer_does_not_have_is_refused_by_name(options, words):
 
 
 def test_gradients_of_plain_attention_are_those_of_torchs():
-    given = [torch.randn(1, heads, 9, 8, requires_grad=True) for heads in (4, 2, 2)]
+    query, key, value = given = [torch.randn(1, heads, 9, 8, requires_grad=True) for heads in (4, 2, 2)]
     mask = attention.mask_of(9, None, "cpu")
-    plain = attention.attend_plainly(*given, mask, 8**-0.5, 0.0, None, None)
-    theirs = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=True).transpose(1, 2)
+    plain = attention.attend_plainly(query, key, value, mask, 8**-0.5, 0.0, None, None)
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(1, 2)
     assert torch.allclose(plain, theirs, atol=1e-5)
     for ours, other in zip(torch.autograd.grad(plain.sum(), given), torch.autograd.grad(theirs.sum(), given), strict=True):
         assert torch.allclose(ours, other, atol=1e-5)
