@@ -10,6 +10,7 @@ import { ApiError, parseJson, refusalOf, unexpected, unreachable } from "./api-e
 export interface ApiAddress {
   /** Without `/v1`. */
   url: string;
+  /** Empty: none is sent. In a browser the cookie of its session speaks instead. */
   apiKey: string;
 }
 
@@ -72,7 +73,7 @@ export function createApiClient({ url, apiKey, fetch: send = fetch, retries = 2 
     const { body, signal } = request;
     const isForm = body instanceof FormData;
     const headers: Record<string, string> = {
-      ...(route.scopes.length === 0 ? {} : { authorization: `Bearer ${apiKey}` }),
+      ...(route.scopes.length === 0 || apiKey === "" ? {} : { authorization: `Bearer ${apiKey}` }),
       ...(body === undefined || isForm ? {} : { "content-type": "application/json" }),
       ...(route.idempotent === true ? { "idempotency-key": request.idempotencyKey ?? randomKey() } : {}),
     };

@@ -23,6 +23,7 @@ export * from "./http/openai.ts";
 export * from "./http/inference.ts";
 export * from "./http/responses.ts";
 export * from "./http/routes.ts";
+export * from "./http/session.ts";
 export * from "./kv-keys.ts";
 export * from "./names.ts";
 export * from "./quotas.ts";

@@ -21,7 +21,7 @@ import { type Log, PermanentError, RetryLaterError, type Telemetry } from "@lora
 import Fastify, { LogController, type FastifyBaseLogger, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { addAdapterRoutes, type ImportOptions } from "./adapters/add-adapter.ts";
-import { checkScope, createKeyCheck } from "./access/auth.ts";
+import { type Caller, checkScope, createKeyCheck } from "./access/auth.ts";
 import { boundNameOf, checkModel } from "./access/decide-models.ts";
 import type { GatewayContext, KeyLifetimes } from "./context.ts";
 import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
@@ -34,6 +34,12 @@ import { fineTuningRoutes } from "./jobs/fine-tuning.ts";
 import { createInference, inferenceRoutes } from "./inference/inference.ts";
 import { responseRoutes } from "./responses/responses.ts";
 import { cutOffSlowBodies, type SlowBodyLimits, slowBodyLimits } from "./access/slow-bodies.ts";
+import { createChanges } from "./console/changes.ts";
+import { liveRoute } from "./console/live-route.ts";
+import { checkOrigin, sessionCookieOf } from "./console/session-cookie.ts";
+import { sessionRoutes, signInRoute } from "./console/session-routes.ts";
+import { createSessions } from "./console/sessions.ts";
+import { builtConsole, consoleRoutes } from "./console/static-files.ts";
 import { createServerClock } from "./access/server-clock.ts";
 import { createCacheSalt } from "./inference/engines/cache-salt.ts";
 import { createLimits } from "./access/limits.ts";
@@ -81,7 +87,12 @@ export interface GatewayServiceOptions {
   replicaHosts?: readonly string[] | undefined;
   /** Origins of web pages that may call the API from browsers: `https://app.example.com`, or `*` for all. Default: none. */
   corsOrigins?: readonly string[] | undefined;
-  /** A secret of the installation, the same for all its gateways: keeps tenants apart in the engines' prefix caches. Default: a new one at each start. */
+  /** The console's built files. Default: where `make setup` builds them. */
+  consoleDir?: string;
+  /**
+   * A secret of the installation, the same for all its gateways: keeps tenants apart in the engines' prefix caches, and signs the cookies of
+   * sessions. Default: a new one at each start.
+   */
   secret?: string | undefined;
   /** The key with which engines were started (VLLM_API_KEY). */
   engineKey?: string | undefined;
@@ -210,6 +221,18 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const versionDeletion = await deleteVersionRoutes(context);
     const deletions = await deletionRoutes(context);
     const admin = await adminRoutes(context);
+    const sessions = await createSessions({ bus, checkKey, secret: options.secret });
+    const changes = owned.use(await createChanges({ bus }));
+    const pages = await consoleRoutes(options.consoleDir ?? builtConsole);
+    const endStreams = new AbortController();
+    /** A key or token where one is given; else the session of a browser. */
+    const checkCaller = async (request: FastifyRequest): Promise<Caller> => {
+      const { authorization } = request.headers;
+      const cookie = authorization === undefined ? sessionCookieOf(request) : undefined;
+      if (cookie === undefined) return checkKey(authorization);
+      checkOrigin(request);
+      return sessions.callerOf(cookie);
+    };
     const keys = await bus.bucket(buckets.keys);
 
     const loggerInstance: FastifyBaseLogger = log;
@@ -279,6 +302,9 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       return reply.type("application/json").send(reference);
     });
 
+    signInRoute(app, { sessions });
+    pages(app);
+
     await app.register(
       async (v1) => {
         await v1.register(multipart, {
@@ -288,11 +314,15 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
         v1.decorateRequest("caller");
         v1.decorateRequest("routed", null);
         v1.addHook("onRequest", async (request, reply) => {
-          const caller = checkKey(request.headers.authorization);
+          // A key that is known costs no wait.
+          const { authorization } = request.headers;
+          const caller = authorization === undefined ? checkCaller(request) : checkKey(authorization);
           request.caller = caller instanceof Promise ? await caller : caller;
           const { scopes = [], alsoNeeds = [] } = request.routeOptions.config.described ?? {};
           checkScope(request.caller, scopes);
           for (const scope of alsoNeeds) checkScope(request.caller, [scope]);
+          // An open page follows changes for hours and costs next to nothing, so it takes no other request's turn.
+          if (request.routeOptions.config.described === httpRoutes.followChanges) return;
           // Before the body is read, which is work, too.
           const turn = await turns.begin(request.caller.tenant);
           if (reply.raw.closed) turn[Symbol.dispose]();
@@ -319,6 +349,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
           addAdapterRoutes(context, options.imports ?? {}),
           admin,
           auditRoutes(context),
+          sessionRoutes({ sessions }),
+          liveRoute({ changes, checkCaller, signal: endStreams.signal }),
         ]) {
           routes(v1);
         }
@@ -331,6 +363,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     log.info({ url }, "gateway is listening");
     owned.defer(async () => {
       draining = true;
+      endStreams.abort();
       const giveUp = setTimeout(() => {
         log.warn({ drainMs }, "requests outlived the shutdown; aborting them");
         abandoning.abort();

@@ -19,6 +19,25 @@ export const httpCodes = defineArea(
       "The key is bound to some models, and the request names another one or a route that such keys may not use.",
       "Ask for one of the models that the message names, or use another key.",
     ],
+    session_ended: ["The browser's session has ended, or was ended.", "Sign in again."],
+    link_used: [
+      "The link to sign in was used already, or is older than a quarter of an hour.",
+      "Make another one: `loraline console`.",
+    ],
+    link_needs_key: ["A link to sign in is made of an API key, and the request has none.", "Send an API key as `Authorization: Bearer KEY`."],
+    origin_refused: [
+      "The request came from a page of another address than this server's own, with the cookie of a session.",
+      "Use the console at the server's own address; other pages and programs send an API key.",
+    ],
+    stream_only: [
+      "This route answers with server-sent events only, and the request does not accept them.",
+      "Send `Accept: text/event-stream`.",
+    ],
+    console_missing: [
+      "The server has no console: its files were not built.",
+      "Run `make setup`, or build the image with its own Dockerfile.",
+      "operator",
+    ],
     insufficient_scope: [
       "The key does not have the scope that this request needs.",
       "Use another key, or have one made with the scope that the message names.",

@@ -65,6 +65,7 @@ const needs = {
       buckets.budgets,
       buckets.usage,
       buckets.keys,
+      buckets.sessions,
       buckets.responses,
       buckets.uploads,
     ],

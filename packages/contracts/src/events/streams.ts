@@ -6,6 +6,7 @@ import { engineRecord } from "../engine.ts";
 import { datasetEvents, events, runEvents } from "./events.ts";
 import type { BlobKind } from "../names.ts";
 import { uploadKnownMs, uploadState } from "../http/upload-state.ts";
+import { sessionLastsMs, sessionState } from "../http/session.ts";
 import { responsesKeptMs, storedResponse } from "../http/stored-response.ts";
 import {
   adapterState,
@@ -430,6 +431,12 @@ export const buckets = {
     ttlMs: 90 * day,
   },
   leases: { name: "leases", description: "Work that one process does at a time; key = the work", value: leaseState, ttlMs: 30_000 },
+  sessions: {
+    name: "sessions",
+    description: "Browsers that are signed in, and links that sign one in; key = sha256 of the cookie's or link's secret, hex",
+    value: sessionState,
+    ttlMs: sessionLastsMs,
+  },
   keys: { name: "keys", description: "API keys; key = sha256 of the key, hex", value: apiKeyRecord, ttlMs: 0 },
 } as const satisfies Record<string, BucketDef>;
 

@@ -59,6 +59,7 @@ import {
 } from "./openai.ts";
 import { chatAnswer, chatBody, chatChunk, completionAnswer, completionBody, embeddingAnswer, embeddingBody } from "./inference.ts";
 import { responseBody, responseDeleted, responseEvent, responseObject } from "./responses.ts";
+import { beginSessionBody, sessionEnded, sessionView, signInLink } from "./session.ts";
 import { datasetReport } from "../records.ts";
 import { datasetState, runState } from "../state.ts";
 
@@ -78,6 +79,7 @@ export const routeTags = {
   Deletions: { openai: false, description: "What is deleted for good, and how far that is." },
   Audit: { openai: false, description: "Who did what." },
   "Failed messages": { openai: false, description: "Messages that could not be processed (dead letters)." },
+  Console: { openai: false, description: "The web pages, the session of a browser, and what it is told while it is open." },
   Server: { openai: false, description: "The server itself; needs no key." },
 } as const satisfies Record<string, { openai: boolean; description: string }>;
 type RouteTag = keyof typeof routeTags;
@@ -871,6 +873,80 @@ export const httpRoutes = {
     scopes: ["admin"],
     answer: deadLetterView,
     refusals: [404, 409, 507],
+  },
+  beginSession: {
+    method: "POST",
+    path: "/v1/loraline/session",
+    tag: "Console",
+    summary: "Sign a browser in",
+    description:
+      "With an API key, or with a link that can be used once. The answer sets a cookie that pages cannot read; requests with it and without `Authorization` are those of the key. Only pages of this server's own origin may use it.",
+    scopes: [],
+    body: beginSessionBody,
+    answer: sessionView,
+    refusals: [400, 401, 403, 413, 415, 507],
+  },
+  getSession: {
+    method: "GET",
+    path: "/v1/loraline/session",
+    tag: "Console",
+    summary: "Say who the caller is, and what it may do",
+    scopes: ["infer", "train", "promote", "admin"],
+    bound: "free",
+    answer: sessionView,
+    refusals: [],
+  },
+  endSession: {
+    method: "DELETE",
+    path: "/v1/loraline/session",
+    tag: "Console",
+    summary: "Sign a browser out",
+    description: "On every gateway, at once.",
+    scopes: ["infer", "train", "promote", "admin"],
+    bound: "free",
+    answer: sessionEnded,
+    refusals: [],
+  },
+  createSignInLink: {
+    method: "POST",
+    path: "/v1/loraline/session/links",
+    tag: "Console",
+    summary: "Make a link by which a browser can be signed in once",
+    description: "With the rights of the key that asks, which a token of the issuer or a session cannot do.",
+    scopes: ["infer", "train", "promote", "admin"],
+    bound: "free",
+    answer: signInLink,
+    refusals: [400, 507],
+  },
+  followChanges: {
+    method: "GET",
+    path: "/v1/loraline/live",
+    tag: "Console",
+    summary: "Follow what changes, as server-sent events",
+    description:
+      "Wants `Accept: text/event-stream`. Begins with an event `ready`; `Last-Event-ID` continues after that event where the gateway still knows it (`resumed`). Runs and datasets are told to callers with the scope `train`.",
+    scopes: ["infer", "train", "promote"],
+    bound: "handler",
+    raw: { type: "text/event-stream", description: "Events whose data has a `type`: `ready`, `beat`, `run`, `dataset`, `adapter`." },
+    refusals: [400],
+  },
+  getConsole: {
+    method: "GET",
+    path: "/console",
+    tag: "Console",
+    summary: "Show the console",
+    scopes: [],
+    raw: { type: "text/html", description: "The console's page." },
+    refusals: [404],
+  },
+  getConsoleFile: {
+    method: "GET",
+    path: "/console/{file}",
+    tag: "Console",
+    summary: "Get a page or a file of the console",
+    scopes: [],
+    raw: { type: "text/html", description: "The file, or the console's page where there is none of this name." },
+    refusals: [404],
   },
   getOpenApi: {
     method: "GET",

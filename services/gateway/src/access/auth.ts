@@ -18,6 +18,8 @@ export interface Caller {
   actor: Actor;
   /** The key by which the caller is known; null: a token of the issuer. */
   key: { id: string; expiresAt: string | null } | null;
+  /** When the session ends by whose cookie the caller is known; absent: it sent a key or token. */
+  sessionEndsAt?: string;
 }
 
 export type ApiKeyRecord = z.infer<typeof apiKeyRecord>;
@@ -68,6 +70,8 @@ export interface KeyCheck {
    * @throws PermanentError 401 `invalid_api_key`, `api_key_expired`.
    */
   (authorization: string | undefined): Caller | Promise<Caller>;
+  /** The same for a key that is known by its hash only, as of a session. */
+  byHash(hash: string): Caller | Promise<Caller>;
   /** Keys of a tenant, by hash. */
   keysOf(tenant: string): [string, ApiKeyRecord][];
 }
@@ -140,7 +144,9 @@ export async function createKeyCheck({
     const key = /^Bearer +(\S+) *$/i.exec(authorization ?? "")?.[1];
     if (key === undefined) throw refused("You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`.");
     if (checkToken !== undefined && looksLikeToken.test(key)) return checkToken(key);
-    const hash = hashApiKey(key);
+    return byHash(hashApiKey(key), key);
+  };
+  const byHash = (hash: string, key = ""): Caller | Promise<Caller> => {
     const found = known.get(hash);
     if (found !== undefined) return judge(found, key);
     // A new key may not have reached the watch yet, so NATS is asked. The number is limited, because anybody can send invented keys.
@@ -148,6 +154,7 @@ export async function createKeyCheck({
     return sleep(watchLagMs).then(() => judge(known.get(hash), key));
   };
   return Object.assign(check, {
+    byHash: (hash: string) => byHash(hash),
     keysOf: (tenant: string) =>
       [...known]
         .filter(([, { record }]) => record.tenant === tenant && !record.revokedAt)

@@ -127,6 +127,10 @@ const bodies = ({
     "PUT /v1/loraline/limits": [{ body: { requests_per_minute: 1 }, status: 200 }],
     "PUT /v1/loraline/limits/:adapter": [{ body: { requests_per_minute: 1 }, status: 404 }],
     "POST /v1/loraline/adapters/:adapter/promote": [{ body: { version: 1 }, status: 404 }],
+    "POST /v1/loraline/session": [{ body: { api_key: "x" }, status: 401 }],
+    "DELETE /v1/loraline/session": [{ body: undefined, status: 200 }],
+    "POST /v1/loraline/session/links": [{ body: undefined, status: 200 }],
+    "GET /v1/loraline/live": [{ body: undefined, status: 400 }],
     "DELETE /v1/loraline/tenants/:tenant": [{ body: undefined, status: 400 }],
     "POST /v1/loraline/adapters/:adapter/place": [{ body: { mode: "all" }, status: 404 }],
   };

@@ -1,0 +1,108 @@
+/** Sessions of browsers: a cookie stands for an API key, and is judged as the key itself is, each time. */
+import { createHmac, hash, randomBytes, timingSafeEqual } from "node:crypto";
+import type { Bus } from "@loraline/bus";
+import { buckets, sessionLastsMs, signInLinkLastsMs } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
+import { type Caller, hashApiKey, type KeyCheck } from "../access/auth.ts";
+
+export interface Sessions {
+  /**
+   * The caller for whom the cookie stands.
+   * @throws PermanentError 401 `session_ended`, or what the check of its key throws.
+   */
+  callerOf(cookie: string): Promise<Caller & { sessionEndsAt: string }>;
+  /** @throws PermanentError what the check of a key throws. */
+  begin(apiKey: string): Promise<Begun>;
+  /** @throws PermanentError 401 `link_used` */
+  beginByLink(link: string): Promise<Begun>;
+  /** @returns whether there was one. */
+  end(cookie: string): Promise<boolean>;
+  /** A link that signs one browser in with the rights of this key. */
+  createLink(caller: Caller, apiKey: string): Promise<{ link: string; expiresAt: string }>;
+}
+
+interface Begun {
+  cookie: string;
+  caller: Caller;
+  expiresAt: string;
+}
+
+const ended = (): PermanentError => new PermanentError("session_ended", "Your session has ended. Sign in again.", { status: 401 });
+const used = (): PermanentError =>
+  new PermanentError(
+    "link_used",
+    "This link was used already, or is older than a quarter of an hour. Make another one with `loraline console`.",
+    { status: 401 },
+  );
+
+/** @param deps.secret - signs cookies and links, so that NATS is asked for none that was invented. All gateways of an installation have the same one. */
+export async function createSessions({
+  bus,
+  checkKey,
+  secret,
+}: {
+  bus: Pick<Bus, "bucket">;
+  checkKey: KeyCheck;
+  secret: string | undefined;
+}): Promise<Sessions> {
+  const stored = await bus.bucket(buckets.sessions);
+  const signingKey = hash("sha256", `loraline console ${secret ?? randomBytes(32).toString("hex")}`, "buffer");
+  const signatureOf = (id: string): string => createHmac("sha256", signingKey).update(id).digest("base64url");
+  const newToken = (): string => {
+    const id = randomBytes(32).toString("base64url");
+    return `${id}.${signatureOf(id)}`;
+  };
+  const keyOf = (token: string): string | undefined => {
+    const [id = "", signature = ""] = token.split(".", 2);
+    const [given, right] = [Buffer.from(signature), Buffer.from(signatureOf(id))];
+    return given.length === right.length && timingSafeEqual(given, right) ? hash("sha256", token) : undefined;
+  };
+  const store = async (kind: "session" | "link", key: string, tenant: string, lastsMs: number, noLaterThan: string | null) => {
+    const token = newToken();
+    const now = Date.now();
+    const until = Math.min(now + lastsMs, noLaterThan === null ? Number.POSITIVE_INFINITY : Date.parse(noLaterThan));
+    const expiresAt = new Date(until).toISOString();
+    await stored.put(hash("sha256", token), { kind, tenant, key, createdAt: new Date(now).toISOString(), expiresAt });
+    return { token, expiresAt };
+  };
+  const begin = async (keyHash: string): Promise<Begun> => {
+    const caller = await checkKey.byHash(keyHash);
+    const { token, expiresAt } = await store("session", keyHash, caller.tenant, sessionLastsMs, caller.key?.expiresAt ?? null);
+    return { cookie: token, caller, expiresAt };
+  };
+
+  return {
+    async callerOf(cookie) {
+      const key = keyOf(cookie);
+      const session = key === undefined ? undefined : (await stored.get(key))?.value;
+      if (session?.kind !== "session" || Date.parse(session.expiresAt) <= Date.now()) throw ended();
+      return { ...(await checkKey.byHash(session.key)), sessionEndsAt: session.expiresAt };
+    },
+    async begin(apiKey) {
+      await checkKey(`Bearer ${apiKey}`);
+      return begin(hashApiKey(apiKey));
+    },
+    async beginByLink(link) {
+      const key = keyOf(link);
+      if (key === undefined) throw used();
+      // Of two who open it at the same time the compare-and-set lets one win: the other finds it used.
+      let keyHash: string | undefined;
+      await stored.change(key, (known) => {
+        keyHash = known?.kind === "link" && Date.parse(known.expiresAt) > Date.now() ? known.key : undefined;
+        return known === undefined || keyHash === undefined ? undefined : { ...known, expiresAt: known.createdAt };
+      });
+      if (keyHash === undefined) throw used();
+      return begin(keyHash);
+    },
+    async end(cookie) {
+      const key = keyOf(cookie);
+      if (key === undefined || (await stored.get(key))?.value.kind !== "session") return false;
+      await stored.delete(key);
+      return true;
+    },
+    async createLink({ tenant, key }, apiKey) {
+      const { token, expiresAt } = await store("link", hashApiKey(apiKey), tenant, signInLinkLastsMs, key?.expiresAt ?? null);
+      return { link: token, expiresAt };
+    },
+  };
+}
