@@ -39,6 +39,7 @@ export const mayImport: Readonly<Record<string, readonly string[]>> = {
   "packages/storage": ["contracts", "runtime", "objects", "bus"],
   "packages/kube": ["runtime"],
   "packages/client": ["contracts"],
+  "packages/console": ["contracts", "client"],
   "packages/testkit": [...libraries, "bus", "kube"],
   "packages/local": [...serviceMayImport, "gateway", "ingest", "tokenize", "train", "serve"],
   "packages/cli": [...libraries, "client", "local"],
@@ -54,6 +55,16 @@ export const mayImport: Readonly<Record<string, readonly string[]>> = {
 const forBrowsers: Readonly<Record<string, readonly string[]>> = {
   "packages/contracts": ["zod"],
   "packages/client": ["zod", "eventsource-parser"],
+  "packages/console": [
+    "zod",
+    "react",
+    "react-dom",
+    "@tanstack/react-query",
+    "@tanstack/react-router",
+    "@tanstack/react-virtual",
+    "radix-ui",
+    "uplot",
+  ],
 };
 
 const pureName = /^(decide-[^/]+|fold-[^/]+|[^/]+-manifest|pack|detect)\.ts$/;
@@ -163,11 +174,12 @@ const mayTouchProcess = (path: string) =>
   isTest(path) || path.startsWith("packages/testkit/") || path === "packages/runtime/src/spawn-guarded.ts";
 
 const knowsKeys = /^@loraline\/(?:contracts|bus)$/;
-/** Files that join names with dots which are not keys: LoRA names, Kubernetes events, decimal numbers. */
+/** Files that join names with dots which are not keys: LoRA names, Kubernetes events, decimal numbers, settings. */
 const joinsOtherNames = new Set([
   "services/serve/src/lora-names.ts",
   "services/operator/src/kube-events.ts",
   "packages/datasets/src/containers/row-values.ts",
+  "packages/console/src/data/settings-of.ts",
 ]);
 
 /** Finds files that import each other in a circle, also by types. Reports one circle for each group of such files. */

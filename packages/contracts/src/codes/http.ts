@@ -20,11 +20,11 @@ export const httpCodes = defineArea(
       "Ask for one of the models that the message names, or use another key.",
     ],
     session_ended: ["The browser's session has ended, or was ended.", "Sign in again."],
-    link_used: [
-      "The link to sign in was used already, or is older than a quarter of an hour.",
-      "Make another one: `loraline console`.",
+    link_used: ["The link to sign in was used already, or is older than a quarter of an hour.", "Make another one: `loraline console`."],
+    link_needs_key: [
+      "A link to sign in is made of an API key, and the request has none.",
+      "Send an API key as `Authorization: Bearer KEY`.",
     ],
-    link_needs_key: ["A link to sign in is made of an API key, and the request has none.", "Send an API key as `Authorization: Bearer KEY`."],
     origin_refused: [
       "The request came from a page of another address than this server's own, with the cookie of a session.",
       "Use the console at the server's own address; other pages and programs send an API key.",

@@ -10,7 +10,7 @@ interface Numbered {
   change: Change;
 }
 
-export interface Feed extends Disposable {
+interface Feed extends Disposable {
   /** Id of the newest change; what comes later has another. */
   readonly newest: string;
   /** Changes since this id; undefined: the id is not known here (any more), so something may be missed. */

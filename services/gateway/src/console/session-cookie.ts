@@ -38,7 +38,8 @@ export function checkOrigin({ headers, method }: Asked): void {
   const { origin, host, "sec-fetch-site": site } = headers;
   const isRead = method === "GET" || method === "HEAD";
   // Browsers say by themselves from where a request comes; where they do not (plain http from another machine), `Origin` says it of writes.
-  const ok = site !== undefined ? site === "same-origin" || (isRead && site === "none") : origin === undefined ? isRead : isOf(origin, host);
+  const ok =
+    site !== undefined ? site === "same-origin" || (isRead && site === "none") : origin === undefined ? isRead : isOf(origin, host);
   if (ok) return;
   const from = origin ?? "another site";
   throw new PermanentError("origin_refused", `A session may be used by pages of this server only, and this request came from ${from}.`, {

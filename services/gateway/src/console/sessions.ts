@@ -50,10 +50,10 @@ export async function createSessions({
   const signatureOf = (id: string): string => createHmac("sha256", signingKey).update(id).digest("base64url");
   const newToken = (): string => {
     const id = randomBytes(32).toString("base64url");
-    return `${id}.${signatureOf(id)}`;
+    return `${id}~${signatureOf(id)}`;
   };
   const keyOf = (token: string): string | undefined => {
-    const [id = "", signature = ""] = token.split(".", 2);
+    const [id = "", signature = ""] = token.split("~", 2);
     const [given, right] = [Buffer.from(signature), Buffer.from(signatureOf(id))];
     return given.length === right.length && timingSafeEqual(given, right) ? hash("sha256", token) : undefined;
   };

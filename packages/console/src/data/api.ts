@@ -1,0 +1,89 @@
+/** The API as this page uses it. The browser's session speaks for the reader, so no key is ever in a script's hands. */
+import { ApiError, createApiClient } from "@loraline/client";
+import { type Scope, terminalPhases, type RunState } from "@loraline/contracts";
+import { infiniteQueryOptions, QueryClient, queryOptions } from "@tanstack/react-query";
+
+export const api = createApiClient({ url: location.origin, apiKey: "", retries: 1 });
+
+export const jobIdOf = (runId: string): string => `ftjob-${runId}`;
+export const fileIdOf = (datasetId: string): string => `file-${datasetId}`;
+
+/** Whether trying again, by itself, can help. */
+const mayPass = (error: unknown): boolean =>
+  error instanceof ApiError && (error.status === null || error.status === 429 || error.status >= 502 || error.status === 503);
+
+export const queryClient = new QueryClient({
+  defaultOptions: {
+    queries: {
+      retry: (failures, error) => failures < 2 && mayPass(error),
+      // The stream of changes says when something is old.
+      staleTime: 30_000,
+      refetchOnWindowFocus: false,
+      // The browser's own guess; whether the server answers is seen by asking it.
+      networkMode: "always",
+    },
+    mutations: { networkMode: "always" },
+  },
+});
+
+export const sessionQuery = queryOptions({
+  queryKey: ["session"],
+  queryFn: ({ signal }) =>
+    api.getSession({ signal }).catch((error: unknown) => {
+      if (error instanceof ApiError && error.status === 401) return null;
+      throw error;
+    }),
+  staleTime: Number.POSITIVE_INFINITY,
+});
+
+const runsOfPage = 100;
+export const runsQuery = infiniteQueryOptions({
+  queryKey: ["runs"],
+  queryFn: ({ signal, pageParam }) =>
+    api.listRuns({ signal, query: { limit: runsOfPage, ...(pageParam === "" ? {} : { after: pageParam }) } }),
+  initialPageParam: "",
+  getNextPageParam: ({ data, has_more: more }) => (more ? data.at(-1)?.runId : undefined),
+});
+export const runQuery = (runId: string) =>
+  queryOptions({ queryKey: ["run", runId], queryFn: ({ signal }) => api.getRun({ run_id: runId, signal }) });
+export const metricsQuery = (runId: string) =>
+  queryOptions({ queryKey: ["metrics", runId], queryFn: ({ signal }) => api.getRunMetrics({ run_id: runId, signal }) });
+export const runEventsQuery = (runId: string) =>
+  queryOptions({
+    queryKey: ["run-events", runId],
+    queryFn: ({ signal }) => api.listFineTuningEvents({ fine_tuning_job_id: jobIdOf(runId), query: { limit: 200 }, signal }),
+  });
+
+export const datasetsQuery = queryOptions({ queryKey: ["datasets"], queryFn: ({ signal }) => api.listDatasets({ signal }) });
+export const datasetQuery = (id: string) =>
+  queryOptions({ queryKey: ["dataset", id], queryFn: ({ signal }) => api.getDataset({ dataset_id: id, signal }) });
+export const reportQuery = (id: string) =>
+  queryOptions({ queryKey: ["report", id], queryFn: ({ signal }) => api.getDatasetReport({ dataset_id: id, signal }) });
+
+export const adaptersQuery = queryOptions({ queryKey: ["adapters"], queryFn: ({ signal }) => api.listAdapters({ signal }) });
+/** What replicas report of themselves comes by no stream. */
+export const enginesQuery = queryOptions({
+  queryKey: ["engines"],
+  queryFn: ({ signal }) => api.listEngines({ signal }),
+  refetchInterval: 5000,
+});
+export const modelsQuery = queryOptions({
+  queryKey: ["models"],
+  queryFn: ({ signal }) => api.listModels({ signal }),
+  refetchInterval: 10_000,
+});
+
+export const keysQuery = queryOptions({ queryKey: ["keys"], queryFn: ({ signal }) => api.listKeys({ signal }) });
+export const limitsQuery = queryOptions({ queryKey: ["limits"], queryFn: ({ signal }) => api.listLimits({ signal }) });
+export const usageQuery = queryOptions({ queryKey: ["usage"], queryFn: ({ signal }) => api.getUsage({ signal }) });
+export const auditQuery = infiniteQueryOptions({
+  queryKey: ["audit"],
+  queryFn: ({ signal, pageParam }) => api.listAudit({ signal, query: pageParam === 0 ? {} : { before: pageParam } }),
+  initialPageParam: 0,
+  getNextPageParam: ({ next }) => next ?? undefined,
+});
+export const failedQuery = queryOptions({ queryKey: ["failed"], queryFn: ({ signal }) => api.listFailedMessages({ signal }) });
+
+export const isOver = ({ phase }: Pick<RunState, "phase">): boolean => terminalPhases.has(phase);
+export const can = (session: { scopes: readonly Scope[] } | null | undefined, scope: Scope): boolean =>
+  session?.scopes.includes(scope) ?? false;

@@ -1,0 +1,82 @@
+/** Signing in: with an API key, or with the link that `loraline up` and `loraline console` print. */
+import type { SessionView } from "@loraline/contracts";
+import { type FormEvent, type ReactNode, useEffect, useState } from "react";
+import { api, queryClient, sessionQuery } from "./data/api.ts";
+import { useTexts } from "./texts/texts.tsx";
+import { Card, Field } from "./ui/controls.tsx";
+import { ErrorNote } from "./ui/states.tsx";
+
+/** What follows `#link=`. It is taken out of the address at once, since it must not stay in the history. */
+const givenLink = ((): string | undefined => {
+  const link = /^#link=([\w~-]+)$/.exec(location.hash)?.[1];
+  if (link !== undefined) history.replaceState(history.state, "", location.pathname + location.search);
+  return link;
+})();
+let isLinkUsed = false;
+
+export const hasLink = (): boolean => givenLink !== undefined && !isLinkUsed;
+
+const entered = async (session: Promise<SessionView>): Promise<void> => {
+  const view = await session;
+  queryClient.clear();
+  queryClient.setQueryData(sessionQuery.queryKey, view);
+};
+
+export function SignIn(): ReactNode {
+  const t = useTexts();
+  const [key, setKey] = useState("");
+  const [error, setError] = useState<unknown>();
+  const [isBusy, setBusy] = useState(hasLink);
+  useEffect(() => {
+    document.title = `${t.signIn.title}`;
+  }, [t]);
+  const begin = (session: Promise<SessionView>): void => {
+    setBusy(true);
+    setError(undefined);
+    entered(session).catch((failed: unknown) => {
+      setError(failed);
+      setBusy(false);
+    });
+  };
+  useEffect(() => {
+    if (givenLink === undefined || isLinkUsed) return;
+    isLinkUsed = true;
+    begin(api.beginSession({ body: { link: givenLink } }));
+  }, []);
+  const submit = (event: FormEvent): void => {
+    event.preventDefault();
+    begin(api.beginSession({ body: { api_key: key.trim() } }));
+  };
+  return (
+    <main className="sign-in">
+      <Card>
+        <h1>{isBusy && key === "" ? t.signIn.linkTitle : t.signIn.title}</h1>
+        {error !== undefined && <ErrorNote error={error} title={t.common.failedTitle} />}
+        <form className="stack" onSubmit={submit}>
+          <Field label={t.signIn.withKey} hint={t.signIn.keyHint}>
+            {(ids) => (
+              <input
+                {...ids}
+                className="input"
+                type="password"
+                autoComplete="off"
+                spellCheck={false}
+                value={key}
+                onChange={(event) => setKey(event.target.value)}
+              />
+            )}
+          </Field>
+          <button type="submit" className="button primary" disabled={isBusy || key.trim() === ""}>
+            {t.signIn.submit}
+          </button>
+        </form>
+        <div className="stack-s small soft">
+          <p>{t.signIn.byLink}</p>
+          <pre className="code" tabIndex={0}>
+            <code>loraline console</code>
+          </pre>
+        </div>
+      </Card>
+    </main>
+  );
+}
