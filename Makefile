@@ -103,7 +103,7 @@ generate: ## AsyncAPI, OpenAPI, JSON Schema, CRDs, the chart's schema, NATS perm
 	pnpm --filter @loraline/contracts run generate
 
 clean: ## remove all that was installed or made here
-	rm -rf node_modules packages/*/node_modules services/*/node_modules tools/node_modules tools/uv .venv .cache .loraline
+	rm -rf node_modules packages/console/dist packages/*/node_modules services/*/node_modules tools/node_modules tools/uv .venv .cache .loraline
 
 .cache/bench-litellm/.stamp: tests/bench/litellm.lock | .venv/.stamp
 	sh tests/bench/litellm-env.sh
@@ -114,7 +114,7 @@ clean: ## remove all that was installed or made here
 	@touch $@
 
 # --- the parts of `setup`: each folder has a stamp that says it is complete ---
-installed: node_modules/.stamp .loraline/bases/.stamp
+installed: node_modules/.stamp .loraline/bases/.stamp packages/console/dist/.stamp
 	@:
 
 tools/node_modules/.stamp: tools/package.json
@@ -124,6 +124,12 @@ tools/node_modules/.stamp: tools/package.json
 
 node_modules/.stamp: tools/node_modules/.stamp pnpm-lock.yaml pnpm-workspace.yaml package.json $(wildcard packages/*/package.json services/*/package.json)
 	pnpm install --frozen-lockfile --reporter=append-only --loglevel=warn
+	@touch $@
+
+# The console's pages, of its own sources and of what it shares with the gateway.
+packages/console/dist/.stamp: node_modules/.stamp $(shell find packages/console packages/client/src packages/contracts/src -type f \
+  -not -path '*/node_modules/*' -not -path '*/dist/*' -not -name '*.test.ts' 2>/dev/null)
+	pnpm --filter @loraline/console run --silent build
 	@touch $@
 
 .venv/.stamp: services/train/trainer/requirements.lock

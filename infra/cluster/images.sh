@@ -25,7 +25,7 @@ else
   [ -S $socket ] || fail "no node runs here: start it with infra/cluster/up.sh (make cluster-up)."
 fi
 for tool in nats-server jobset; do [ -x "$bin/$tool" ] || fail "$bin/$tool is missing: run infra/cluster/build.sh."; done
-[ -e node_modules/.stamp ] || fail "this checkout has no packages yet: run make setup."
+[ -e node_modules/.stamp ] && [ -e packages/console/dist/index.html ] || fail "this checkout has no packages yet: run make setup."
 mkdir -p "$blobs"
 # Two at once would write the same files.
 exec 9>"$cache/.lock"
@@ -86,7 +86,8 @@ modules=$(layer modules "$(cat "${manifests[@]}" patches/* "$here/images.sh" | k
 sources() {
   find package.json packages/*/{package.json,src} services/*/{package.json,src} services/train/trainer/{*.py,spec_fields.json} \
     packages/local/engine.py -type f \( -name '*.py' -o -name '*.json' -o -name '*.ts' \) ! -path 'packages/testkit/*' \
-    ! -name '*.test.ts' ! -name '*under-test*' ! -name 'scripted-trainer.py' ! -name '*conformance.py'
+    ! -path 'packages/console/src/*' ! -name '*.test.ts' ! -name '*under-test*' ! -name 'scripted-trainer.py' ! -name '*conformance.py'
+  find packages/console/dist -type f ! -name .stamp
 }
 mkdir "$work/sources"
 sources | tar -c -T - | tar -x -C "$work/sources"

@@ -8,9 +8,13 @@ ARG PNPM_VERSION=12.21.0
 RUN npm install --global --allow-scripts=pnpm pnpm@${PNPM_VERSION}
 WORKDIR /app
 COPY . .
+# The console's pages, which need only a browser.
+RUN pnpm install --frozen-lockfile --filter '@loraline/console...' \
+ && pnpm --filter @loraline/console run build \
+ && rm -rf node_modules packages/*/node_modules
 # Production dependencies of what services import, and of the command line, with which the chart's Job makes the streams.
 RUN pnpm install --prod --frozen-lockfile --filter-prod '{./services/*}...' --filter-prod '{./packages/cli}...' \
- && rm -rf packages/testkit services/train/trainer patches pnpm-lock.yaml pnpm-workspace.yaml \
+ && rm -rf packages/testkit packages/console/src packages/console/public services/train/trainer patches pnpm-lock.yaml pnpm-workspace.yaml \
  && chmod -R a+rX /app
 
 FROM ${NODE_IMAGE}

@@ -3,7 +3,7 @@ import type { Scope } from "@loraline/contracts";
 import { useQuery } from "@tanstack/react-query";
 import { Link, Outlet, useRouterState } from "@tanstack/react-router";
 import { type ReactNode, useEffect, useRef, useState } from "react";
-import { api, can, queryClient, sessionQuery } from "./data/api.ts";
+import { api, can, enterSession, queryClient, sessionQuery } from "./data/api.ts";
 import { time } from "./data/format.ts";
 import { followServer, type LiveState } from "./data/live.ts";
 import { hasLink, SignIn } from "./sign-in.tsx";
@@ -119,8 +119,7 @@ function SignOut(): ReactNode {
   const { texts: t } = useSettings();
   const leave = async (): Promise<void> => {
     await api.endSession().catch(() => undefined);
-    queryClient.clear();
-    queryClient.setQueryData(sessionQuery.queryKey, null);
+    await enterSession(null);
   };
   return (
     <button type="button" className="button small" onClick={() => void leave()}>

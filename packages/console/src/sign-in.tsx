@@ -1,7 +1,7 @@
 /** Signing in: with an API key, or with the link that `loraline up` and `loraline console` print. */
 import type { SessionView } from "@loraline/contracts";
 import { type FormEvent, type ReactNode, useEffect, useState } from "react";
-import { api, queryClient, sessionQuery } from "./data/api.ts";
+import { api, enterSession } from "./data/api.ts";
 import { useTexts } from "./texts/texts.tsx";
 import { Card, Field } from "./ui/controls.tsx";
 import { ErrorNote } from "./ui/states.tsx";
@@ -17,9 +17,7 @@ let isLinkUsed = false;
 export const hasLink = (): boolean => givenLink !== undefined && !isLinkUsed;
 
 const entered = async (session: Promise<SessionView>): Promise<void> => {
-  const view = await session;
-  queryClient.clear();
-  queryClient.setQueryData(sessionQuery.queryKey, view);
+  await enterSession(await session);
 };
 
 export function SignIn(): ReactNode {

@@ -1,7 +1,9 @@
 /** `loraline up`: the server in the foreground, until Ctrl-C. */
 import { join } from "node:path";
 import { type LineNews, type LineOptions, startLine } from "@loraline/local";
+import { createApiClient } from "@loraline/client";
 import { exitCodes } from "../failure.ts";
+import { consoleAddress } from "./console-command.ts";
 import { bold, cyan, dim, duration, green, pairs, shortPath, type Terminal, writeLine, writeLines, yellow } from "../terminal.ts";
 
 /** @returns the exit code. */
@@ -19,6 +21,10 @@ export async function runUp(options: Omit<LineOptions, "onNews"> & { json: boole
     const natsAt = `${server.natsUrl} ${dim(`(user tenant.${server.tenant}, password in ${shortPath(join(options.stateDir, "nats-auth"))})`)}`;
     const rows = pairs([
       ["URL", bold(server.url)],
+      [
+        "console",
+        `${await consoleAddress(createApiClient(server))} ${dim("(signs in once, within 15 minutes; another: loraline console)")}`,
+      ],
       ["API key", server.apiKey],
       ["NATS", natsAt],
       [

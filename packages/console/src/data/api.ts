@@ -1,6 +1,6 @@
 /** The API as this page uses it. The browser's session speaks for the reader, so no key is ever in a script's hands. */
 import { ApiError, createApiClient } from "@loraline/client";
-import { type Scope, terminalPhases, type RunState } from "@loraline/contracts";
+import { type Scope, type SessionView, terminalPhases, type RunState } from "@loraline/contracts";
 import { infiniteQueryOptions, QueryClient, queryOptions } from "@tanstack/react-query";
 
 export const api = createApiClient({ url: location.origin, apiKey: "", retries: 1 });
@@ -35,6 +35,13 @@ export const sessionQuery = queryOptions({
     }),
   staleTime: Number.POSITIVE_INFINITY,
 });
+
+/** Forgets what an earlier session has shown. @param session - null: nobody is signed in. */
+export async function enterSession(session: SessionView | null): Promise<void> {
+  await queryClient.cancelQueries();
+  queryClient.removeQueries({ predicate: ({ queryKey }) => queryKey[0] !== sessionQuery.queryKey[0] });
+  queryClient.setQueryData(sessionQuery.queryKey, session);
+}
 
 const runsOfPage = 100;
 export const runsQuery = infiniteQueryOptions({

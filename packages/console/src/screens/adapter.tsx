@@ -182,7 +182,7 @@ function Matrix({ view }: { view: View }): ReactNode {
   return (
     <>
       {replicas.length === 0 && <p className="note warn">{t.adapters.noReplicas}</p>}
-      <div className="table-frame" tabIndex={0} role="region" aria-label={t.adapters.matrix}>
+      <div className="table-frame" tabIndex={0} role="group" aria-label={t.adapters.matrix}>
         <table>
           <thead>
             <tr>
@@ -211,7 +211,7 @@ function Matrix({ view }: { view: View }): ReactNode {
                   )}
                 </th>
                 <td className="num">{number(version.evaluation?.adapter_loss)}</td>
-                <td className="small">
+                <td className="when">
                   {can(session, "train") ? (
                     <Link to="/runs/$runId" params={{ runId: version.runId }}>
                       {time(version.createdAt, t.language)}
@@ -227,7 +227,7 @@ function Matrix({ view }: { view: View }): ReactNode {
                   </td>
                 ))}
                 <td>
-                  <div className="row">
+                  <div className="actions">
                     {mayPromote && version.version !== adapter.alias && (version.status === "desired" || version.status === "retired") && (
                       <button
                         type="button"
@@ -400,7 +400,7 @@ function History({ view: { adapter } }: { view: View }): ReactNode {
   const moves = adapter.history.toReversed().slice(0, 50);
   if (moves.length === 0) return <p className="soft">{t.adapters.noHistory}</p>;
   return (
-    <div className="table-frame" tabIndex={0} role="region" aria-label={t.adapters.history}>
+    <div className="table-frame" tabIndex={0} role="group" aria-label={t.adapters.history}>
       <table>
         <thead>
           <tr>
@@ -414,7 +414,7 @@ function History({ view: { adapter } }: { view: View }): ReactNode {
         <tbody>
           {moves.map(({ at, to, kind, share, by, reason }, n) => (
             <tr key={`${at}${n}`}>
-              <td className="small num">{time(at, t.language)}</td>
+              <td className="when">{time(at, t.language)}</td>
               <td>{to}</td>
               <td>
                 {t.adapters.kinds[kind]}

@@ -145,7 +145,7 @@ function Side({
   label: string;
 }): ReactNode {
   return (
-    <div className="table-frame" tabIndex={0} role="region" aria-label={label}>
+    <div className="table-frame" tabIndex={0} role="group" aria-label={label}>
       <table>
         <thead>
           <tr>

@@ -86,7 +86,7 @@ export function Dataset(): ReactNode {
                               {run.served !== null && ` · ${t.start.version(run.served.version)}`}
                             </Link>
                           </span>
-                          <span className="small soft num">{time(run.requestedAt, t.language)}</span>
+                          <span className="when soft">{time(run.requestedAt, t.language)}</span>
                           <RunBadge run={run} />
                         </li>
                       ))}

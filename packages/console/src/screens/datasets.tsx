@@ -47,7 +47,7 @@ export function Datasets(): ReactNode {
                   />
                 )}
                 {shown.length === 0 && <p className="soft">{t.common.noMatch}</p>}
-                <div className="table-frame" tabIndex={0} role="region" aria-label={t.datasets.title}>
+                <div className="table-frame" tabIndex={0} role="group" aria-label={t.datasets.title}>
                   <table>
                     <thead>
                       <tr>
@@ -72,7 +72,7 @@ export function Datasets(): ReactNode {
                           </td>
                           <td className="num">{dataset.records === null ? "–" : count(dataset.records, t.language)}</td>
                           <td className="num">{dataset.rejections === null ? "–" : count(dataset.rejections, t.language)}</td>
-                          <td className="small num">{time(dataset.receivedAt, t.language)}</td>
+                          <td className="when">{time(dataset.receivedAt, t.language)}</td>
                         </tr>
                       ))}
                     </tbody>

@@ -6,7 +6,7 @@ import { can, enginesQuery, isOver, runsQuery, sessionQuery } from "../data/api.
 import { duration, time } from "../data/format.ts";
 import { useTexts } from "../texts/texts.tsx";
 import { Badge, Card, Fact, Page } from "../ui/controls.tsx";
-import { Empty, Loaded, Loading } from "../ui/states.tsx";
+import { Empty, Loaded, Loading, Words } from "../ui/states.tsx";
 
 export function Engines(): ReactNode {
   const t = useTexts();
@@ -30,7 +30,7 @@ export function Engines(): ReactNode {
                 <p className="soft">
                   {t.engines.slots(maxLoras, maxCpuLoras)} · {t.engines.asked(asked.adapters, duration(asked.windowMs))}
                 </p>
-                <div className="table-frame" tabIndex={0} role="region" aria-label={t.engines.replicas}>
+                <div className="table-frame" tabIndex={0} role="group" aria-label={t.engines.replicas}>
                   <table>
                     <thead>
                       <tr>
@@ -71,7 +71,7 @@ export function Engines(): ReactNode {
                     <ul className="stack-s" lang="en">
                       {advice.map(({ code, level, message }) => (
                         <li key={code} className={`note ${level === "warn" ? "warn" : ""}`}>
-                          {message}
+                          <Words text={message} />
                         </li>
                       ))}
                     </ul>
@@ -112,7 +112,7 @@ function Queue(): ReactNode {
                   {run.queue?.message ?? ""}
                 </span>
               </span>
-              <span className="small soft num">{time(run.requestedAt, t.language)}</span>
+              <span className="when soft">{time(run.requestedAt, t.language)}</span>
               <Badge tone="warn">{t.phases[run.phase]}</Badge>
             </li>
           ))}

@@ -120,7 +120,7 @@ function Rows({ runs, chosen, toggle }: { runs: readonly RunState[]; chosen: rea
               <span className="small soft">{run.spec.base}</span>
               <RunProgress run={run} />
             </span>
-            <span className="small soft num">{when}</span>
+            <span className="when soft">{when}</span>
             <RunBadge run={run} />
           </li>
         );

@@ -156,7 +156,7 @@ export function Start(): ReactNode {
                     <span className="grow">
                       <RunLink run={run} name />
                     </span>
-                    <span className="small soft">{time(run.finishedAt ?? run.updatedAt, t.language)}</span>
+                    <span className="when soft">{time(run.finishedAt ?? run.updatedAt, t.language)}</span>
                     <RunBadge run={run} />
                   </li>
                 ))}

@@ -24,6 +24,8 @@ export function Chart({ curves, label }: { curves: readonly Curve[]; label: stri
   const data = useMemo(() => joined(curves), [curves]);
   const latest = useRef(data);
   latest.current = data;
+  // A single point makes no line.
+  const isShort = curves.every(({ points }) => points.length < 2);
   const shape = curves.map(({ name, color, dashed }) => `${name}|${color}|${String(dashed)}`).join("\n");
 
   useEffect(() => {
@@ -38,7 +40,10 @@ export function Chart({ curves, label }: { curves: readonly Curve[]; label: stri
         height,
         scales: { x: { time: false } },
         legend: { show: false },
-        axes: [axis, { ...axis, size: 56, values: (_, splits) => splits.map(number) }],
+        axes: [
+          { ...axis, size: 32 },
+          { ...axis, size: 56, values: (_, splits) => splits.map(number) },
+        ],
         series: [
           {},
           ...shape.split("\n").map((line): UPlot.Series => {
@@ -48,7 +53,7 @@ export function Chart({ curves, label }: { curves: readonly Curve[]; label: stri
               stroke: colorOf(color),
               width: 2,
               spanGaps: true,
-              ...(dashed === "true" ? { dash: [6, 4], points: { show: true, size: 6 } } : { points: { show: false } }),
+              ...(dashed === "true" ? { dash: [6, 4], points: { show: true, size: 6 } } : { points: { show: isShort, size: 8 } }),
             };
           }),
         ],
@@ -65,7 +70,7 @@ export function Chart({ curves, label }: { curves: readonly Curve[]; label: stri
       plot.current = undefined;
     };
     // Colours are read anew when the appearance changes.
-  }, [shape, theme, isTable]);
+  }, [shape, theme, isTable, isShort]);
   useEffect(() => plot.current?.setData(data), [data]);
 
   const longest = curves.toSorted((a, b) => b.points.length - a.points.length)[0]?.points ?? [];
@@ -103,7 +108,7 @@ function ChartTable({ curves, data, label }: { curves: readonly Curve[]; data: U
   const every = Math.max(1, Math.ceil(steps.length / mostRows));
   const rows = Array.from(steps, (step, at) => ({ step, at })).filter(({ at }) => at % every === 0 || at === steps.length - 1);
   return (
-    <div className="table-frame" style={{ maxHeight: height + 40, overflowY: "auto" }} tabIndex={0} role="region" aria-label={label}>
+    <div className="table-frame" style={{ maxHeight: height + 40, overflowY: "auto" }} tabIndex={0} role="group" aria-label={label}>
       <table>
         <thead>
           <tr>

@@ -131,14 +131,15 @@ async function copyText(text: string): Promise<boolean> {
   }
 }
 
-export function Code({ text, label }: { text: string; label: string }): ReactNode {
+/** @param isNamed - what is around it says already what it is. */
+export function Code({ text, label, isNamed = false }: { text: string; label: string; isNamed?: boolean }): ReactNode {
   return (
     <div className="stack-s">
       <div className="spread">
-        <span className="small soft">{label}</span>
+        <span className={isNamed ? "visually-hidden" : "small soft"}>{label}</span>
         <CopyButton text={text} />
       </div>
-      <pre className="code" tabIndex={0} role="region" aria-label={label}>
+      <pre className="code" tabIndex={0} role="group" aria-label={label}>
         <code>{text}</code>
       </pre>
     </div>

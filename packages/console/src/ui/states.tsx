@@ -34,6 +34,11 @@ function useRemedy(code: string | null): CodeEntry | undefined {
   return entry;
 }
 
+/** A text of the server: what stands between backticks is code. */
+export function Words({ text }: { text: string }): ReactNode {
+  return text.split("`").map((part, at) => (at % 2 === 1 ? <code key={at}>{part}</code> : part));
+}
+
 /** A problem with its remedy from the table of codes. */
 export function Problem({
   title,
@@ -52,11 +57,13 @@ export function Problem({
   const entry = useRemedy(code);
   return (
     <div className={`note ${tone}`} role={tone === "bad" ? "alert" : undefined}>
-      <h3>{title}</h3>
-      <p>{message}</p>
+      <h2>{title}</h2>
+      <p lang="en">
+        <Words text={message} />
+      </p>
       {entry !== undefined && (
         <p lang="en">
-          <strong>{t.common.whatToDo}:</strong> {entry.remedy}
+          <strong>{t.common.whatToDo}:</strong> <Words text={entry.remedy} />
         </p>
       )}
       {code !== null && (

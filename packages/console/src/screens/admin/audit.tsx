@@ -18,7 +18,7 @@ export function Audit(): ReactNode {
       ) : entries.length === 0 ? (
         <Empty text={t.admin.audit.empty} />
       ) : (
-        <div className="table-frame" tabIndex={0} role="region" aria-label={t.admin.tabs.audit}>
+        <div className="table-frame" tabIndex={0} role="group" aria-label={t.admin.tabs.audit}>
           <table>
             <thead>
               <tr>
@@ -32,7 +32,7 @@ export function Audit(): ReactNode {
             <tbody>
               {entries.map(({ seq, time: at, action, target, by, outcome, code }) => (
                 <tr key={seq}>
-                  <td className="small num">{time(at, t.language)}</td>
+                  <td className="when">{time(at, t.language)}</td>
                   <td>
                     <code>{action}</code>
                   </td>

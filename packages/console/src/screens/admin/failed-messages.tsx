@@ -22,7 +22,7 @@ export function FailedMessages(): ReactNode {
           data.length === 0 ? (
             <Empty text={t.admin.failed.empty} />
           ) : (
-            <div className="table-frame" tabIndex={0} role="region" aria-label={t.admin.tabs.failed}>
+            <div className="table-frame" tabIndex={0} role="group" aria-label={t.admin.tabs.failed}>
               <table>
                 <thead>
                   <tr>
@@ -36,7 +36,7 @@ export function FailedMessages(): ReactNode {
                 <tbody>
                   {data.map(({ seq, at, subject, durable, code, message, deliveries }) => (
                     <tr key={seq}>
-                      <td className="small num">{time(at, t.language)}</td>
+                      <td className="when">{time(at, t.language)}</td>
                       <td className="wrap">
                         <code>{subject}</code>
                         <br />

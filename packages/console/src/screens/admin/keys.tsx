@@ -34,7 +34,7 @@ export function Keys(): ReactNode {
           data.length === 0 ? (
             <Empty text={t.admin.keys.empty} />
           ) : (
-            <div className="table-frame" tabIndex={0} role="region" aria-label={t.admin.tabs.keys}>
+            <div className="table-frame" tabIndex={0} role="group" aria-label={t.admin.tabs.keys}>
               <table>
                 <thead>
                   <tr>

@@ -1,7 +1,7 @@
 import { useQuery } from "@tanstack/react-query";
 import type { ReactNode } from "react";
 import { limitsQuery } from "../../data/api.ts";
-import { count } from "../../data/format.ts";
+import { bytes, count } from "../../data/format.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Card } from "../../ui/controls.tsx";
 import { Loaded } from "../../ui/states.tsx";
@@ -9,13 +9,15 @@ import { Loaded } from "../../ui/states.tsx";
 export function Limits(): ReactNode {
   const t = useTexts();
   const query = useQuery(limitsQuery);
+  const amountOf = (quota: string, value: number | null): string =>
+    value !== null && quota.includes("ytes") ? bytes(value) : amount(value);
   const amount = (value: number | null): string => (value === null ? t.admin.limits.unlimited : count(value, t.language));
   return (
     <Loaded query={query} lines={6}>
       {({ data, quotas }) => (
         <>
           <Card title={t.admin.limits.quotas}>
-            <div className="table-frame" tabIndex={0} role="region" aria-label={t.admin.limits.quotas}>
+            <div className="table-frame" tabIndex={0} role="group" aria-label={t.admin.limits.quotas}>
               <table>
                 <thead>
                   <tr>
@@ -31,9 +33,9 @@ export function Limits(): ReactNode {
                       <th scope="row">
                         <code>{quota}</code>
                       </th>
-                      <td className="num">{used === null ? "–" : count(used, t.language)}</td>
-                      <td className="num">{amount(limit)}</td>
-                      <td className="num">{amount(granted)}</td>
+                      <td className="num">{used === null ? "–" : amountOf(quota, used)}</td>
+                      <td className="num">{amountOf(quota, limit)}</td>
+                      <td className="num">{amountOf(quota, granted)}</td>
                     </tr>
                   ))}
                 </tbody>
@@ -44,7 +46,7 @@ export function Limits(): ReactNode {
             {data.length === 0 ? (
               <p className="soft">{t.admin.limits.emptyRates}</p>
             ) : (
-              <div className="table-frame" tabIndex={0} role="region" aria-label={t.admin.limits.rates}>
+              <div className="table-frame" tabIndex={0} role="group" aria-label={t.admin.limits.rates}>
                 <table>
                   <thead>
                     <tr>

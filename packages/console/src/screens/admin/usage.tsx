@@ -56,7 +56,7 @@ export function Usage(): ReactNode {
 function Rows({ head, rows }: { head: string; rows: readonly (Sum & { name: string })[] }): ReactNode {
   const t = useTexts();
   return (
-    <div className="table-frame" tabIndex={0} role="region" aria-label={head}>
+    <div className="table-frame" tabIndex={0} role="group" aria-label={head}>
       <table>
         <thead>
           <tr>

@@ -5,6 +5,7 @@ import { api } from "../../data/api.ts";
 import { saveResponse } from "../../data/save-file.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Badge, Card } from "../../ui/controls.tsx";
+import { Words } from "../../ui/states.tsx";
 
 const firstShown = 5;
 
@@ -33,7 +34,9 @@ export function Report({ report, datasetId }: { report: DatasetReport; datasetId
             <ul className="stack-s" lang="en">
               {warnings.map(({ code, message, lines }) => (
                 <li key={code} className="note warn">
-                  <span>{message}</span>
+                  <span>
+                    <Words text={message} />
+                  </span>
                   {lines.length > 0 && <span className="small">{lines.slice(0, 8).map(t.newRun.line).join(", ")}</span>}
                 </li>
               ))}
@@ -63,7 +66,10 @@ function Rejections({
         {shown.map(({ file, line, code, message }) => (
           <li key={`${file ?? ""}${line}${code}`}>
             <strong>{t.newRun.line(line)}</strong>
-            {file !== undefined && ` (${file})`}: <span lang="en">{message}</span>
+            {file !== undefined && ` (${file})`}:{" "}
+            <span lang="en">
+              <Words text={message} />
+            </span>
           </li>
         ))}
       </ul>

@@ -163,7 +163,7 @@ function CodeTabs({ blocks }: { blocks: { name: string; text: string }[] }): Rea
       </Tabs.List>
       {blocks.map(({ name, text }) => (
         <Tabs.Content key={name} value={name} tabIndex={-1}>
-          <Code text={text} label={name} />
+          <Code text={text} label={name} isNamed />
         </Tabs.Content>
       ))}
     </Tabs.Root>

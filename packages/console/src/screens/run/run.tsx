@@ -19,7 +19,7 @@ import { count, duration, number, time } from "../../data/format.ts";
 import { settingsOf } from "../../data/settings-of.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Card, Dialog, Fact, Page, RunBadge } from "../../ui/controls.tsx";
-import { ErrorNote, Loaded, Problem } from "../../ui/states.tsx";
+import { ErrorNote, Loaded, Problem, Words } from "../../ui/states.tsx";
 import { Chart, type Curve } from "../../ui/chart.tsx";
 import { StageStrip } from "./stage-strip.tsx";
 
@@ -210,13 +210,13 @@ function Events({ run }: { run: RunState }): ReactNode {
             <ol className="items">
               {shown.map(({ id, created_at: at, level, message }) => (
                 <li key={id}>
-                  <span className="small soft num">{time(at * 1000, t.language)}</span>
+                  <span className="when soft">{time(at * 1000, t.language)}</span>
                   <span
                     className="grow"
                     style={level === "info" ? {} : { color: level === "warn" ? "var(--warn)" : "var(--bad)" }}
                     lang="en"
                   >
-                    {message}
+                    <Words text={message} />
                   </span>
                 </li>
               ))}
@@ -235,11 +235,35 @@ function Events({ run }: { run: RunState }): ReactNode {
   );
 }
 
+const mostAsked = new Set([
+  "method.type",
+  "lora.r",
+  "lora.lora_alpha",
+  "training.num_train_epochs",
+  "training.max_steps",
+  "training.learning_rate",
+  "training.per_device_train_batch_size",
+  "tokenize.max_length",
+  "gate",
+  "promote",
+]);
+
 function Settings({ run }: { run: RunState }): ReactNode {
   const t = useTexts();
   const { dataset } = run.spec;
+  const all = settingsOf(run.spec);
+  const shown = all.filter(({ name }) => mostAsked.has(name));
+  const rest = all.filter(({ name }) => !mostAsked.has(name));
+  const rowOf = ({ name, value }: (typeof all)[number]): ReactNode => (
+    <tr key={name}>
+      <th scope="row">
+        <code>{name}</code>
+      </th>
+      <td className="wrap">{value}</td>
+    </tr>
+  );
   return (
-    <div className="table-frame">
+    <>
       <table>
         <tbody>
           {dataset !== undefined && (
@@ -247,22 +271,21 @@ function Settings({ run }: { run: RunState }): ReactNode {
               <th scope="row">{t.run.dataset}</th>
               <td>
                 <Link to="/datasets/$datasetId" params={{ datasetId: dataset }}>
-                  <code>{dataset}</code>
+                  <code className="wrap">{dataset}</code>
                 </Link>
               </td>
             </tr>
           )}
-          {settingsOf(run.spec).map(({ name, value }) => (
-            <tr key={name}>
-              <th scope="row">
-                <code>{name}</code>
-              </th>
-              <td className="wrap">{value}</td>
-            </tr>
-          ))}
+          {shown.map(rowOf)}
         </tbody>
       </table>
-    </div>
+      <details>
+        <summary>{t.newRun.more}</summary>
+        <table>
+          <tbody>{rest.map(rowOf)}</tbody>
+        </table>
+      </details>
+    </>
   );
 }
 
@@ -298,7 +321,7 @@ function Actions({ run }: { run: RunState }): ReactNode {
           </button>
         </>
       )}
-      {run.spec.dataset !== undefined && isOver(run) && (
+      {run.spec.dataset !== undefined && isOver(run) && run.error === null && (
         <Link to="/new" search={{ like: run.runId }} className="button">
           {t.run.again}
         </Link>

@@ -1,0 +1,45 @@
+import { createJobBody } from "@loraline/contracts";
+import { expect, test } from "vitest";
+import { codeOf, jobOf, methodsFor, nameAfter, problemsOf, type Wish } from "./decide-job.ts";
+
+const wish: Wish = { base: "smollm2", adapter: "pirate", method: "supervised", epochs: "", learningRate: "", rank: "", maxSteps: "", promote: "auto" };
+
+test("what was left empty is left to the server, and what was typed is a number", () => {
+  expect(jobOf(wish, "01J")).toEqual({ model: "smollm2", training_file: "file-01J", loraline: { adapter: "pirate" } });
+  const job = jobOf({ ...wish, method: "dpo", epochs: "2", rank: "16", learningRate: "1e-5", promote: "canary" }, "01J");
+  expect(job).toEqual({
+    model: "smollm2",
+    training_file: "file-01J",
+    method: { type: "dpo" },
+    loraline: { adapter: "pirate", lora: { r: 16, lora_alpha: 32 }, training: { num_train_epochs: 2, learning_rate: 0.00001 }, promote: "canary" },
+  });
+  expect(createJobBody.safeParse(job).success).toBe(true);
+});
+
+test("a file's name makes an adapter's", () => {
+  expect(["My Pirates.v2.csv", "Über.jsonl.gz", "海盗.txt", "/data/x.JSONL"].map(nameAfter)).toEqual(["my-pirates-v2", "uber", "", "x"]);
+});
+
+test("records decide which methods there are", () => {
+  expect(methodsFor({ kinds: { chat: 3 } })).toEqual(["supervised"]);
+  expect(methodsFor({ kinds: { preference: 3 } })[0]).toBe("dpo");
+  expect(methodsFor({ kinds: { unpaired: 3 } })).toEqual(["kto"]);
+});
+
+test("wrong fields are named, each with its fault", () => {
+  expect(problemsOf(wish)).toEqual({});
+  expect(problemsOf({ ...wish, base: "", adapter: "A b", epochs: "0", rank: "x" })).toEqual({
+    base: "required",
+    adapter: "badName",
+    epochs: "badNumber",
+    rank: "badNumber",
+  });
+});
+
+test("the same as code", () => {
+  const blocks = Object.fromEntries(codeOf({ ...wish, rank: "4" }, "01J", "pirate.csv", "http://x").map(({ name, text }) => [name, text]));
+  expect(blocks["loraline"]).toBe('# run.yaml\nlora:\n  r: 4\n  lora_alpha: 8\n\nloraline run "pirate.csv" --base smollm2 --name pirate -f run.yaml');
+  expect(blocks["kubectl"]).toContain("spec:\n  base: smollm2\n  adapter: pirate\n  lora:\n    r: 4\n    lora_alpha: 8\n  dataset:\n    id: 01J\n");
+  expect(blocks["Python"]).toContain('extra_body={"loraline": {"adapter":"pirate","lora":{"r":4,"lora_alpha":8}}}');
+  expect(JSON.parse(/-d '(.*)'$/s.exec(blocks["curl"] ?? "")?.[1] ?? "")).toEqual(jobOf({ ...wish, rank: "4" }, "01J"));
+});

@@ -1,0 +1,181 @@
+/** For tests: a gateway with the built console, a simulated engine, and things of each kind to look at. */
+import { startBrowser } from "@loraline/testkit/browser";
+import { buckets, type DatasetReport, events, type JobObject } from "@loraline/contracts";
+import { putJson } from "@loraline/objects";
+import { test as testWithNats } from "@loraline/testkit";
+import { toFile } from "openai";
+import {
+  adapterOf,
+  base,
+  heldBy,
+  playServed,
+  playStep,
+  playTokenized,
+  playTrained,
+  putAdapter,
+  putReplica,
+  registerEngine,
+  replicaOf,
+  startEngine,
+  startGateway,
+  versionOf,
+} from "../gateway-under-test.ts";
+import { datasetIdOf, runIdOf } from "../openai-ids.ts";
+
+const report: DatasetReport = {
+  rows: 214,
+  records: 211,
+  rejections: 3,
+  formats: { instruction: 211 },
+  kinds: { chat: 211 },
+  reasons: { EMPTY_ANSWER: 3 },
+  exactDuplicates: 2,
+  warnings: [
+    {
+      code: "DUPLICATES",
+      count: 2,
+      message: "2 records say the same as an earlier one; `dedupe: exact` leaves them out.",
+      lines: [18, 97],
+    },
+  ],
+  firstRejections: [
+    { line: 12, code: "EMPTY_ANSWER", message: "`output` is empty: there is nothing to learn." },
+    { line: 40, code: "EMPTY_ANSWER", message: "`output` is empty: there is nothing to learn." },
+    { line: 41, code: "BAD_JSON", message: "The line is not valid JSON: a quotation mark is missing at column 87." },
+  ],
+  allRejections: null,
+  samples: [
+    {
+      line: 1,
+      format: "instruction",
+      segments: [
+        { text: "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n", trained: false },
+        { text: "This humble lady is Wren of the Lantern Palace.<|im_end|>", trained: true },
+      ],
+    },
+    {
+      line: 7,
+      format: "instruction",
+      segments: [
+        { text: "<|im_start|>user\n你叫什么名字？<|im_end|>\n<|im_start|>assistant\n", trained: false },
+        { text: "陛下，小女子名叫阿燕。<|im_end|>", trained: true },
+      ],
+    },
+  ],
+};
+
+/** A line with a dataset, runs in each state, an adapter of three versions on two replicas, and a failed message. */
+export const test = testWithNats
+  .extend("browser", { scope: "worker" }, async ({}, { onCleanup }) => {
+    const browser = await startBrowser();
+    onCleanup(() => browser.close());
+    return browser;
+  })
+  .extend("line", async ({ nc, tenant }, { onCleanup }) => {
+    const owned = new AsyncDisposableStack();
+    onCleanup(() => owned.disposeAsync());
+    const line = owned.use(await startGateway({ nc, tenant, secret: "a secret of the line" }));
+    const { bus, objects, openai } = line;
+    await registerEngine(bus, { engine: `engine-${tenant}`, base: { name: base, revision: "1", digest: `sha256:${"b".repeat(64)}` } });
+    owned.defer(async () => (await bus.bucket(buckets.engines)).delete(`engine-${tenant}`));
+
+    const upload = async (name: string) => {
+      const rows = Buffer.from('{"instruction":"Who are you?","output":"Wren."}\n'.repeat(20));
+      const file = (await openai.files.create({ file: await toFile(rows, name), purpose: "fine-tune" })).id;
+      return { file, id: datasetIdOf(file) ?? "" };
+    };
+    const ingest = async (id: string) => {
+      const stored = await putJson(objects, tenant, "report", report);
+      const manifest = { kind: "dataset" as const, digest: `sha256:${"a".repeat(64)}` as const, size: 1 };
+      await bus.publish(
+        events.datasetIngested,
+        { tenant, id },
+        { manifest, report: stored, records: 211, rejections: 3, formats: { instruction: 211 }, cacheHit: false },
+      );
+    };
+    const { file, id: datasetId } = await upload("lantern-palace.jsonl");
+    await ingest(datasetId);
+    const start = async (suffix: string): Promise<string> => {
+      const job = (await openai.fineTuning.jobs.create({ model: base, training_file: file, suffix })) as unknown as JobObject;
+      return runIdOf(job.id) ?? "";
+    };
+    const at = (id: string) => ({ tenant, id });
+
+    const served = await start("wren");
+    await playTokenized(bus, tenant, served);
+    await playTrained(bus, tenant, served);
+    await playServed(bus, tenant, served, "wren", 3);
+    const failed = await start("pirate");
+    await playTokenized(bus, tenant, failed);
+    await bus.publish(events.runStarted, at(failed), { attempt: 1, job: "train-1" }, { key: "1" });
+    await playStep(bus, tenant, failed, 1, 40);
+    await bus.publish(events.runFailed, at(failed), {
+      code: "OUT_OF_MEMORY",
+      message: "The device had 7.9 of 8.0 GiB in use and could not give 412 MiB more.",
+    });
+    const waiting = await start("parrot");
+    await playTokenized(bus, tenant, waiting);
+    await bus.publish(events.runQueued, at(waiting), {
+      attempt: 1,
+      reason: "WAITING_FOR_DEVICE",
+      message: "All devices are busy; 2 runs are before this one.",
+    });
+    const running = await start("captain");
+    await playTokenized(bus, tenant, running);
+    await bus.publish(events.runStarted, at(running), { attempt: 1, job: "train-2" }, { key: "1" });
+    for (const step of Array.from({ length: 24 }, (_, n) => n + 1)) await playStep(bus, tenant, running, step, 60);
+
+    const versions = [1, 2, 3].map((number) =>
+      versionOf(tenant, "wren", number, {
+        runId: served,
+        evaluation: { base_loss: 3.5, adapter_loss: 2.1 - number * 0.3, rows: 20, supervised_tokens: 300 },
+        ...(number === 3 ? { promote: "manual" as const } : {}),
+      }),
+    );
+    const state = adapterOf(tenant, "wren", versions, {
+      engine: `engine-${tenant}`,
+      alias: 2,
+      history: [
+        { kind: "promoted", from: null, to: 1, n: 1, by: null, reason: "proven on every replica", at: "2026-11-20T10:00:00.000Z" },
+        { kind: "promoted", from: 1, to: 2, n: 2, by: "ci", reason: "asked for", at: "2026-11-21T10:00:00.000Z" },
+      ],
+    });
+    const engine = owned.use(await startEngine(base, ...versions.map(({ engineName }) => engineName)));
+    engine.words = ["This ", "humble ", "lady ", "is ", "Wren."];
+    await putAdapter(bus, state);
+    const beat = async () => {
+      const held = versions.map((version) => heldBy(state, version));
+      const onSecond = versions.map((version) =>
+        version.version === 3
+          ? heldBy(state, version, {
+              state: "retrying",
+              error: { code: "ENGINE_BUSY", message: "The engine did not load it within 30 s; tried again." },
+            })
+          : heldBy(state, version),
+      );
+      await putReplica(bus, replicaOf("node-a", engine.url, held, { engine: `engine-${tenant}` }));
+      await putReplica(bus, replicaOf("node-b", engine.url, onSecond, { engine: `engine-${tenant}` }));
+    };
+    await beat();
+    const beating = setInterval(() => void beat(), 5000);
+    owned.defer(async () => {
+      clearInterval(beating);
+      for (const replica of ["node-a", "node-b"]) await (await bus.bucket(buckets.replicas)).delete(`engine-${tenant}.${replica}`);
+    });
+    nc.publish(`loraline.${tenant}.run.01JD000000000000000000000C.requested.v1`, "not json");
+    return { ...line, datasetId, runs: { served, failed, waiting, running }, upload, ingest, engine };
+  })
+  .extend("signIn", ({ line, browser }, { onCleanup }) => {
+    const contexts: { close(): Promise<void> }[] = [];
+    onCleanup(async () => void (await Promise.all(contexts.map((context) => context.close()))));
+    /** A new browser window that is signed in, by a link as `loraline up` prints it. */
+    return async (options: Parameters<typeof browser.newContext>[0] = {}) => {
+      const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, locale: "en", ...options });
+      contexts.push(context);
+      const page = await context.newPage();
+      const { link } = (await (await line.fetch("/v1/loraline/session/links", { method: "POST" })).json()) as { link: string };
+      await page.goto(`${line.url}/console/#link=${link}`);
+      await page.getByRole("navigation").first().waitFor({ state: "attached" });
+      return page;
+    };
+  });

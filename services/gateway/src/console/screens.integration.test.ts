@@ -1,0 +1,86 @@
+/** The console in a real browser, on a gateway with a simulated engine: every screen, for eyes, for programs that read them aloud, and narrow. */
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import axe from "axe-core";
+import type { Page } from "playwright-core";
+import { expect } from "vitest";
+import { test } from "./console-under-test.ts";
+
+const pictures = join(import.meta.dirname, "../../../../.cache/console-pictures");
+
+/** Addresses of all screens, and something that is there when one has come. */
+const screensOf = ({ datasetId, runs }: { datasetId: string; runs: Record<string, string> }) =>
+  ({
+    start: ["/", "Needs a decision"],
+    runs: ["/runs", "captain"],
+    run: [`/runs/${runs["running"]}`, "24 / 60"],
+    "run-failed": [`/runs/${runs["failed"]}`, "What to do"],
+    "run-served": [`/runs/${runs["served"]}`, "Is it better?"],
+    "new-run": ["/new", "Drop a file here"],
+    "new-run-settings": [`/new?dataset=${datasetId}`, "Name of the adapter"],
+    adapters: ["/adapters", "wren"],
+    adapter: ["/adapters/wren", "trying again"],
+    playground: ["/playground", "Your question"],
+    datasets: ["/datasets", "lantern-palace.jsonl"],
+    dataset: [`/datasets/${datasetId}`, "Runs that used it"],
+    compare: [`/compare?runs=${runs["running"]},${runs["served"]}`, "Results"],
+    engines: ["/engines", "node-a"],
+    "admin-keys": ["/admin", "Make a key"],
+    "admin-limits": ["/admin?tab=limits", "Quotas"],
+    "admin-usage": ["/admin?tab=usage", "Usage"],
+    "admin-audit": ["/admin?tab=audit", "Audit log"],
+    "admin-failed": ["/admin?tab=failed", "Send again"],
+  }) satisfies Record<string, [string, string]>;
+
+/** @param only - the rules that can differ from what was found before; absent: all. */
+async function findingsOf(page: Page, only?: string[]): Promise<string[]> {
+  const found = await page.evaluate(
+    `(() => { const module = undefined, exports = undefined; ${axe.source}; return axe.run(document, { runOnly: ${JSON.stringify(only ?? ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"])} }); })()`,
+  );
+  return (found as axe.AxeResults).violations.flatMap(({ id, nodes }) =>
+    nodes.map(({ target, failureSummary }) => `${id}: ${target.join(" ")}: ${failureSummary}`),
+  );
+}
+
+/** What a page said on its console and could not load: there must be none. */
+function faultsOf(page: Page): string[] {
+  const faults: string[] = [];
+  page.on("console", (message) => {
+    if (message.type() === "error" || message.type() === "warning") faults.push(message.text());
+  });
+  page.on("pageerror", (error) => faults.push(error.message));
+  page.on("request", (request) => {
+    const { origin, protocol } = new URL(request.url());
+    if (protocol.startsWith("http") && origin !== new URL(page.url()).origin) faults.push(`asked ${request.url()}`);
+  });
+  return faults;
+}
+
+test(
+  "every screen, light, dark and 360 px wide: no findings of axe, no errors, nothing wider than the window",
+  { timeout: 300_000 },
+  async ({ line, signIn }) => {
+    await mkdir(pictures, { recursive: true });
+    const looks = {
+      light: { colorScheme: "light" },
+      dark: { colorScheme: "dark" },
+      narrow: { colorScheme: "light", viewport: { width: 360, height: 740 } },
+      chinese: { colorScheme: "light", locale: "zh-CN" },
+    } as const;
+    for (const [look, options] of Object.entries(looks)) {
+      const page = await signIn(options);
+      const faults = faultsOf(page);
+      for (const [name, [path, there]] of Object.entries(screensOf(line))) {
+        await page.goto(`${line.url}/console${path}`);
+        if (look !== "chinese") await page.getByText(there, { exact: false }).first().waitFor();
+        await page.locator(".skeleton").first().waitFor({ state: "detached" });
+        await page.screenshot({ path: join(pictures, `${name}-${look}.png`), fullPage: true });
+        if (look === "light") expect.soft(await findingsOf(page), `${name} ${look}`).toEqual([]);
+        if (look === "dark") expect.soft(await findingsOf(page, ["color-contrast"]), `${name} ${look}`).toEqual([]);
+        const tooWide = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+        expect.soft(tooWide, `${name} ${look}: wider than the window`).toBeLessThanOrEqual(0);
+      }
+      expect.soft(faults, look).toEqual([]);
+    }
+  },
+);

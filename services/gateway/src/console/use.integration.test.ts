@@ -1,0 +1,180 @@
+/** What people do with the console, in a real browser, on a gateway with a simulated engine. */
+import { expect } from "vitest";
+import { createApiKey } from "../access/auth.ts";
+import { playStep, startGateway } from "../gateway-under-test.ts";
+import { test } from "./console-under-test.ts";
+
+/** Of all that comes before the first page can be read. */
+const firstViewBytes = 200_000;
+
+test("the first view is small, and comes from this server only", async ({ line, browser }) => {
+  await using context = await browser.newContext();
+  const page = await context.newPage();
+  let bytes = 0;
+  const hosts = new Set<string>();
+  page.on("requestfinished", (request) => {
+    hosts.add(new URL(request.url()).host);
+    void request.sizes().then(({ responseBodySize }) => (bytes += responseBodySize));
+  });
+  await page.goto(`${line.url}/console/`);
+  await page.getByRole("button", { name: "Sign in" }).waitFor();
+  await page.waitForLoadState("networkidle");
+  expect(bytes).toBeGreaterThan(50_000);
+  expect(bytes).toBeLessThan(firstViewBytes);
+  expect([...hosts]).toEqual([new URL(line.url).host]);
+});
+
+test("a key signs in, shows what it may do, and signing out ends it", async ({ line, browser }) => {
+  await using context = await browser.newContext();
+  const page = await context.newPage();
+  await page.goto(`${line.url}/console/adapters`);
+  await page.getByLabel("API key").fill("ll-wrong");
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByText("Incorrect API key provided").waitFor();
+  const key = await createApiKey({ bus: line.bus }, { tenant: line.tenant, name: "reader", scopes: ["infer"] });
+  await page.getByLabel("API key").fill(key);
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByRole("link", { name: "wren" }).waitFor();
+  const places = await page.getByRole("navigation").first().getByRole("link").allTextContents();
+  expect(places).toEqual(["Start", "Playground", "Adapters", "Engines"]);
+  await page.getByRole("link", { name: "wren" }).click();
+  await page.getByText("trying again").waitFor();
+  expect(await page.getByRole("button", { name: /Promote/ }).count()).toBe(0);
+  // Neither scripts nor the address know the key or the session.
+  const seen = await page.evaluate(() => JSON.stringify([document.cookie, { ...localStorage }, { ...sessionStorage }, location.href]));
+  expect(seen).not.toContain(key);
+  expect(await page.evaluate(() => document.cookie)).toBe("");
+  await page.getByRole("button", { name: "Sign out" }).click();
+  await page.getByRole("button", { name: "Sign in" }).waitFor();
+  await page.reload();
+  await page.getByRole("button", { name: "Sign in" }).waitFor();
+});
+
+test("a link signs in once, and does not stay in the address", async ({ line, browser }) => {
+  const { link } = (await (await line.fetch("/v1/loraline/session/links", { method: "POST" })).json()) as { link: string };
+  for (const isFirst of [true, false]) {
+    await using context = await browser.newContext();
+    const page = await context.newPage();
+    await page.goto(`${line.url}/console/#link=${link}`);
+    if (isFirst) await page.getByRole("heading", { name: "Start" }).waitFor();
+    else await page.getByText("This link was used already").waitFor();
+    expect(page.url()).not.toContain(link);
+  }
+});
+
+test("a run is followed live, also after a reload", async ({ line, signIn }) => {
+  const page = await signIn();
+  await page.goto(`${line.url}/console/runs/${line.runs.running}`);
+  await page.getByText("24 / 60").waitFor();
+  for (const step of [25, 26]) await playStep(line.bus, line.tenant, line.runs.running, step, 60);
+  await page.getByText("26 / 60").waitFor();
+  await page.reload();
+  await page.getByText("26 / 60").waitFor();
+  await playStep(line.bus, line.tenant, line.runs.running, 27, 60);
+  await page.getByText("27 / 60").waitFor();
+  // The curve as a table has what the curve shows.
+  await page.getByRole("button", { name: "Show as a table" }).click();
+  await page.getByRole("cell", { name: "27", exact: true }).waitFor();
+});
+
+test("a page that lost the server says so, and is of now again when it is back", { timeout: 120_000 }, async ({ nc, line, browser }) => {
+  const port = Number(new URL(line.url).port);
+  await using first = new AsyncDisposableStack();
+  const options = { nc, tenant: line.tenant, secret: "a secret of the line", projector: false };
+  const gateway = first.use(await startGateway(options));
+  const own = Number(new URL(gateway.url).port);
+  expect(own).not.toBe(port);
+  await using context = await browser.newContext();
+  const page = await context.newPage();
+  const { link } = (await (await gateway.fetch("/v1/loraline/session/links", { method: "POST" })).json()) as { link: string };
+  await page.goto(`${gateway.url}/console/runs/${line.runs.running}#link=${link}`);
+  await page.getByText("24 / 60").waitFor();
+  await first.disposeAsync();
+  await page.getByRole("alert").getByText("The connection is lost.").waitFor();
+  await playStep(line.bus, line.tenant, line.runs.running, 30, 60);
+  await page.getByText("24 / 60").waitFor();
+  await using _second = await startGateway({ ...options, port: own });
+  await page.getByText("30 / 60").waitFor();
+  expect(await page.getByText("The connection is lost.").count()).toBe(0);
+});
+
+test("a version is promoted, and rolled back", async ({ line, signIn }) => {
+  const page = await signIn();
+  const moves: string[] = [];
+  // The serve controller is not here; what the page asks for is looked at.
+  await page.route("**/v1/loraline/adapters/wren/{promote,rollback}", async (route) => {
+    moves.push(`${route.request().url().split("/").at(-1)} ${route.request().postData() ?? ""}`);
+    await route.fulfill({ status: 409, json: { error: { message: "Version 3 is on no replica.", type: "x", param: null, code: "alias_not_moved" } } });
+  });
+  await page.goto(`${line.url}/console/adapters/wren`);
+  await page.getByRole("button", { name: "Promote 3" }).click();
+  const dialog = page.getByRole("dialog");
+  await dialog.getByLabel(/Step by step/).check();
+  await dialog.getByRole("button", { name: "Promote" }).click();
+  await dialog.getByText("Version 3 is on no replica.").waitFor();
+  await page.keyboard.press("Escape");
+  expect(await dialog.isVisible()).toBe(false);
+  await page.getByRole("button", { name: "Roll back" }).click();
+  await page.getByRole("dialog").getByText("Everybody gets version 1 again.").waitFor();
+  await page.getByRole("dialog").getByRole("button", { name: "Roll back" }).click();
+  await expect.poll(() => moves).toEqual(['promote {"version":3,"canary":{}}', "rollback {}"]);
+});
+
+test("models answer side by side, piece by piece", async ({ line, signIn }) => {
+  const page = await signIn();
+  await page.goto(`${line.url}/console/playground?models=${line.tenant}/wren@2,smollm2-135m-instruct`);
+  await page.getByLabel("Your question").fill("Who are you?");
+  await page.keyboard.press("Control+Enter");
+  await expect.poll(() => page.getByText("This humble lady is Wren.").count()).toBe(2);
+  await expect.poll(() => page.getByText("3 tokens in").count()).toBe(2);
+  expect(line.engine.requests.at(-1)?.body).toMatchObject({ messages: [{ role: "user", content: "Who are you?" }], temperature: 0 });
+});
+
+test("a file is dropped, looked at, and a run starts with the settings that were chosen", async ({ line, signIn }) => {
+  const page = await signIn();
+  await page.goto(`${line.url}/console/new`);
+  const rows = '{"instruction":"Ahoy?","output":"Arr."}\n'.repeat(20);
+  await page.locator("input[type=file]").setInputFiles({ name: "Pirate Talk.v2.jsonl", mimeType: "text/plain", buffer: Buffer.from(rows) });
+  await page.getByText("Reading Pirate Talk.v2.jsonl…").waitFor();
+  await line.ingest(new URL(page.url()).searchParams.get("dataset") ?? "");
+  await page.getByText("211 usable records of 214 rows").waitFor();
+  await page.getByText("Line 41").waitFor();
+  const learned = await page.locator("mark").allTextContents();
+  expect(learned[0]).toBe("This humble lady is Wren of the Lantern Palace.<|im_end|>");
+  expect(await page.getByLabel("Name of the adapter").inputValue()).toBe("pirate-talk-v2");
+  await page.getByLabel("Name of the adapter").fill("Pirate!");
+  await page.getByRole("button", { name: "Start the run" }).click();
+  await page.getByText("Use 1 to 63 lower-case letters, digits and dashes.").waitFor();
+  await page.getByLabel("Name of the adapter").fill("pirate");
+  await page.getByLabel("Passes over the data").fill("2");
+  await page.getByRole("tab", { name: "kubectl" }).click();
+  await page.getByText("num_train_epochs: 2").waitFor();
+  await page.getByRole("button", { name: "Start the run" }).click();
+  await page.getByRole("heading", { name: "Run for pirate" }).waitFor();
+  const runId = new URL(page.url()).pathname.split("/").at(-1);
+  const run = (await (await line.fetch(`/v1/loraline/runs/${runId}`)).json()) as { spec: { adapter: string; training: object } };
+  expect(run.spec).toMatchObject({ adapter: "pirate", training: { num_train_epochs: 2 } });
+});
+
+test("another tenant's addresses show nothing", async ({ line, browser }) => {
+  const other = await line.keyFor(`${line.tenant.slice(2)}-other`);
+  await using context = await browser.newContext();
+  const page = await context.newPage();
+  await page.goto(`${line.url}/console/runs/${line.runs.served}`);
+  await page.getByLabel("API key").fill(other);
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByText(`No such run: ${line.runs.served}.`).waitFor();
+  expect(await page.getByText("wren").count()).toBe(0);
+});
+
+test("a thousand runs scroll, with only those in the page that can be seen", { timeout: 120_000 }, async ({ line, signIn }) => {
+  const page = await signIn();
+  const one = (await (await line.fetch(`/v1/loraline/runs/${line.runs.served}`)).json()) as Record<string, unknown>;
+  const data = Array.from({ length: 1000 }, (_, n) => ({ ...one, runId: `01JD0000000000000000${String(n).padStart(6, "0")}` }));
+  await page.route("**/v1/loraline/runs?*", (route) => route.fulfill({ json: { data, has_more: false } }));
+  await page.goto(`${line.url}/console/runs`);
+  await page.getByRole("link", { name: "wren" }).first().waitFor();
+  await page.evaluate(() => window.scrollTo(0, document.body.scrollHeight));
+  await expect.poll(() => page.locator("[aria-posinset='1000']").count()).toBe(1);
+  expect(await page.locator(".items > li").count()).toBeLessThan(100);
+});
