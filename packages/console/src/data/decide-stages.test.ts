@@ -4,12 +4,27 @@ import { decideStages } from "./decide-stages.ts";
 
 const at = (minute: number) => `2026-11-29T12:${String(minute).padStart(2, "0")}:00.000Z`;
 const run = (over: object) =>
-  ({ requestedAt: at(1), tokens: null, startedAt: null, trained: null, served: null, finishedAt: null, phase: "requested", ...over }) as unknown as RunState;
+  ({
+    requestedAt: at(1),
+    tokens: null,
+    startedAt: null,
+    trained: null,
+    served: null,
+    finishedAt: null,
+    phase: "requested",
+    ...over,
+  }) as unknown as RunState;
 const dataset = { receivedAt: at(0), settledAt: at(2) };
 const told = (...given: Parameters<typeof decideStages>) => decideStages(...given).map(({ name, state }) => `${name} ${state}`);
 
 test("a run that waits for its data reads, and nothing after it has begun", () => {
-  expect(told(run({}), { receivedAt: at(0), settledAt: null })).toEqual(["read active", "tokenize todo", "wait todo", "train todo", "serve todo"]);
+  expect(told(run({}), { receivedAt: at(0), settledAt: null })).toEqual([
+    "read active",
+    "tokenize todo",
+    "wait todo",
+    "train todo",
+    "serve todo",
+  ]);
 });
 
 test("times are those of each stage: a run may be asked for before or after its data is read", () => {

@@ -175,7 +175,7 @@ export const test = testWithNats
       const page = await context.newPage();
       const { link } = (await (await line.fetch("/v1/loraline/session/links", { method: "POST" })).json()) as { link: string };
       await page.goto(`${line.url}/console/#link=${link}`);
-      await page.getByRole("navigation").first().waitFor({ state: "attached" });
+      await page.locator("#main").waitFor();
       return page;
     };
   });

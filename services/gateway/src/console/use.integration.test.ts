@@ -95,7 +95,7 @@ test("a page that lost the server says so, and is of now again when it is back",
   await page.getByText("24 / 60").waitFor();
   await using _second = await startGateway({ ...options, port: own });
   await page.getByText("30 / 60").waitFor();
-  expect(await page.getByText("The connection is lost.").count()).toBe(0);
+  await expect.poll(() => page.getByText("The connection is lost.").count()).toBe(0);
 });
 
 test("a version is promoted, and rolled back", async ({ line, signIn }) => {
@@ -104,7 +104,10 @@ test("a version is promoted, and rolled back", async ({ line, signIn }) => {
   // The serve controller is not here; what the page asks for is looked at.
   await page.route("**/v1/loraline/adapters/wren/{promote,rollback}", async (route) => {
     moves.push(`${route.request().url().split("/").at(-1)} ${route.request().postData() ?? ""}`);
-    await route.fulfill({ status: 409, json: { error: { message: "Version 3 is on no replica.", type: "x", param: null, code: "alias_not_moved" } } });
+    await route.fulfill({
+      status: 409,
+      json: { error: { message: "Version 3 is on no replica.", type: "x", param: null, code: "alias_not_moved" } },
+    });
   });
   await page.goto(`${line.url}/console/adapters/wren`);
   await page.getByRole("button", { name: "Promote 3" }).click();

@@ -2,7 +2,16 @@ import { createJobBody } from "@loraline/contracts";
 import { expect, test } from "vitest";
 import { codeOf, jobOf, methodsFor, nameAfter, problemsOf, type Wish } from "./decide-job.ts";
 
-const wish: Wish = { base: "smollm2", adapter: "pirate", method: "supervised", epochs: "", learningRate: "", rank: "", maxSteps: "", promote: "auto" };
+const wish: Wish = {
+  base: "smollm2",
+  adapter: "pirate",
+  method: "supervised",
+  epochs: "",
+  learningRate: "",
+  rank: "",
+  maxSteps: "",
+  promote: "auto",
+};
 
 test("what was left empty is left to the server, and what was typed is a number", () => {
   expect(jobOf(wish, "01J")).toEqual({ model: "smollm2", training_file: "file-01J", loraline: { adapter: "pirate" } });
@@ -11,7 +20,12 @@ test("what was left empty is left to the server, and what was typed is a number"
     model: "smollm2",
     training_file: "file-01J",
     method: { type: "dpo" },
-    loraline: { adapter: "pirate", lora: { r: 16, lora_alpha: 32 }, training: { num_train_epochs: 2, learning_rate: 0.00001 }, promote: "canary" },
+    loraline: {
+      adapter: "pirate",
+      lora: { r: 16, lora_alpha: 32 },
+      training: { num_train_epochs: 2, learning_rate: 0.00001 },
+      promote: "canary",
+    },
   });
   expect(createJobBody.safeParse(job).success).toBe(true);
 });
@@ -38,8 +52,12 @@ test("wrong fields are named, each with its fault", () => {
 
 test("the same as code", () => {
   const blocks = Object.fromEntries(codeOf({ ...wish, rank: "4" }, "01J", "pirate.csv", "http://x").map(({ name, text }) => [name, text]));
-  expect(blocks["loraline"]).toBe('# run.yaml\nlora:\n  r: 4\n  lora_alpha: 8\n\nloraline run "pirate.csv" --base smollm2 --name pirate -f run.yaml');
-  expect(blocks["kubectl"]).toContain("spec:\n  base: smollm2\n  adapter: pirate\n  lora:\n    r: 4\n    lora_alpha: 8\n  dataset:\n    id: 01J\n");
+  expect(blocks["loraline"]).toBe(
+    '# run.yaml\nlora:\n  r: 4\n  lora_alpha: 8\n\nloraline run "pirate.csv" --base smollm2 --name pirate -f run.yaml',
+  );
+  expect(blocks["kubectl"]).toContain(
+    "spec:\n  base: smollm2\n  adapter: pirate\n  lora:\n    r: 4\n    lora_alpha: 8\n  dataset:\n    id: 01J\n",
+  );
   expect(blocks["Python"]).toContain('extra_body={"loraline": {"adapter":"pirate","lora":{"r":4,"lora_alpha":8}}}');
   expect(JSON.parse(/-d '(.*)'$/s.exec(blocks["curl"] ?? "")?.[1] ?? "")).toEqual(jobOf({ ...wish, rank: "4" }, "01J"));
 });
