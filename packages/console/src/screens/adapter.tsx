@@ -200,7 +200,7 @@ function Matrix({ view }: { view: View }): ReactNode {
           <tbody>
             {versions.map((version) => (
               <tr key={version.version}>
-                <th scope="row">
+                <th scope="row" className="keep">
                   {version.version}{" "}
                   {version.version === adapter.alias ? (
                     <Badge tone="good">{t.adapters.promoted}</Badge>
