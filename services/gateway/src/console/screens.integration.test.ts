@@ -2,7 +2,7 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import axe from "axe-core";
-import type { Page } from "playwright-core";
+import type { Page } from "@loraline/testkit/browser";
 import { expect } from "vitest";
 import { test } from "./console-under-test.ts";
 
@@ -77,7 +77,7 @@ test(
         await page.screenshot({ path: join(pictures, `${name}-${look}.png`), fullPage: true });
         if (look === "light") expect.soft(await findingsOf(page), `${name} ${look}`).toEqual([]);
         if (look === "dark") expect.soft(await findingsOf(page, ["color-contrast"]), `${name} ${look}`).toEqual([]);
-        const tooWide = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+        const tooWide = await page.evaluate("document.documentElement.scrollWidth - innerWidth");
         expect.soft(tooWide, `${name} ${look}: wider than the window`).toBeLessThanOrEqual(0);
       }
       expect.soft(faults, look).toEqual([]);

@@ -41,9 +41,9 @@ test("a key signs in, shows what it may do, and signing out ends it", async ({ l
   await page.getByText("trying again").waitFor();
   expect(await page.getByRole("button", { name: /Promote/ }).count()).toBe(0);
   // Neither scripts nor the address know the key or the session.
-  const seen = await page.evaluate(() => JSON.stringify([document.cookie, { ...localStorage }, { ...sessionStorage }, location.href]));
+  const seen = await page.evaluate("JSON.stringify([document.cookie, { ...localStorage }, { ...sessionStorage }, location.href])");
   expect(seen).not.toContain(key);
-  expect(await page.evaluate(() => document.cookie)).toBe("");
+  expect(await page.evaluate("document.cookie")).toBe("");
   await page.getByRole("button", { name: "Sign out" }).click();
   await page.getByRole("button", { name: "Sign in" }).waitFor();
   await page.reload();
@@ -177,7 +177,7 @@ test("a thousand runs scroll, with only those in the page that can be seen", { t
   await page.route("**/v1/loraline/runs?*", (route) => route.fulfill({ json: { data, has_more: false } }));
   await page.goto(`${line.url}/console/runs`);
   await page.getByRole("link", { name: "wren" }).first().waitFor();
-  await page.evaluate(() => window.scrollTo(0, document.body.scrollHeight));
+  await page.evaluate("scrollTo(0, document.body.scrollHeight)");
   await expect.poll(() => page.locator("[aria-posinset='1000']").count()).toBe(1);
   expect(await page.locator(".items > li").count()).toBeLessThan(100);
 });
