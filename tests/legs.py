@@ -42,17 +42,17 @@ class Leg:
     tests: bool = True  # it writes a JUnit report
 
 
-engine = frozenset({"engine"})  # vLLM or a training: two at once need twice the memory
+engine = frozenset({"engine"})  # vLLM, or the training of a real base: two at once need twice the memory
 # Legs in the order in which they are started if possible: those with an engine wait for each other, and the others run beside them.
 LEGS = {
     "cluster-bin": Leg(cores=0, tests=False),  # has the lowest priority, so it takes what others leave idle
     "check": Leg(tests=False),
-    "test-python": Leg(alone=engine),
-    "test-unit": Leg(),
     "test-engine": Leg(alone=engine),
-    "test-integration": Leg(),  # two workers, which mostly wait
     "test-e2e-quick": Leg(alone=engine),
     "test-e2e": Leg(alone=engine),
+    "test-python": Leg(),  # its bases are tiny
+    "test-unit": Leg(),
+    "test-integration": Leg(),  # two workers, which mostly wait
     "test-api-server": Leg(needs=("cluster-bin",)),
     "test-faults": Leg(cores=2, alone=engine),
     "test-cluster-e2e": Leg(cores=2, alone=engine, needs=("cluster-bin",)),
