@@ -566,7 +566,7 @@ volumes:
 {{/* The engine in the form that serve and the check read, as JSON. */}}
 {{- define "loraline.engineEntry" -}}
 {{- $entry := dict "engine" .name "base" .base -}}
-{{- range $key := list "kind" "maxLoraRank" "maxLoras" "maxCpuLoras" "maxModelLen" "tenants" "tasks" "promptLogprobs" "dtype" "quantization" "kvCacheDtype" "prefixCaching" "tensorParallelSize" "gpus" "toolCallParser" "extraArgs" "ignore" -}}
+{{- range $key := list "kind" "derivedFrom" "maxLoraRank" "maxLoras" "maxCpuLoras" "maxModelLen" "tenants" "tasks" "promptLogprobs" "dtype" "quantization" "kvCacheDtype" "prefixCaching" "tensorParallelSize" "gpus" "toolCallParser" "extraArgs" "ignore" -}}
 {{- $value := get $ $key -}}
 {{- if not (or (kindIs "invalid" $value) (and (kindIs "string" $value) (eq $value "")) (and (kindIs "slice" $value) (empty $value))) -}}
 {{- $_ := set $entry $key $value -}}

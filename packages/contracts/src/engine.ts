@@ -23,6 +23,13 @@ export const baseOrigin = z.object({
 });
 export type BaseOrigin = z.infer<typeof baseOrigin>;
 
+/**
+ * The base whose weights a quantised one's are, rounded. The two, and all that derive from one, are twins: an adapter of the original is served
+ * on its twins, too.
+ */
+export const derivedFrom = z.object({ name: z.string(), digest }).describe("The unquantised base, whose twin this one is.");
+export type DerivedFrom = z.infer<typeof derivedFrom>;
+
 /** The number format of a computation. Adapters are published in bf16 whatever they were trained in. */
 export const computeType = z.enum(["bfloat16", "float32"]);
 export type ComputeType = z.infer<typeof computeType>;
@@ -47,6 +54,7 @@ export const engineRecord = z.object({
   kind: engineKindName.nullish().describe(`What program it is. Absent: ${defaultEngineKind}.`),
   base: baseRef,
   origin: baseOrigin.nullish().describe("Where the base comes from. Absent: not known."),
+  derivedFrom: derivedFrom.nullish().describe("The unquantised base that this one was made of. Adapters of it are served here. Absent: none."),
   maxLoraRank: z.int(),
   maxLoras: z.int(),
   maxCpuLoras: z.int(),
@@ -64,6 +72,10 @@ export const engineRecord = z.object({
   computeType: computeType
     .nullish()
     .describe("What the base is computed in, by which the proof is as strict as it can be. Absent: not known, or something else."),
+  rounded: z
+    .boolean()
+    .nullish()
+    .describe("Whether the engine itself rounds weights or its cache, such as to FP8: it answers a little otherwise than the base's files say."),
   toolCallParser: z
     .string()
     .nullish()

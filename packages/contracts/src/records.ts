@@ -226,6 +226,10 @@ export const tokenTotals = z.object({
 export const initialAdapter = z.object({ adapter: adapterName, version: z.int().min(1), manifest: blobRef.describe("Adapter manifest.") });
 export type InitialAdapter = z.infer<typeof initialAdapter>;
 
+/** A quantised base made of the run's, on which the adapter will be served. */
+export const twin = z.object({ name: z.string(), digest });
+export type Twin = z.infer<typeof twin>;
+
 /** The manifest of a run's tokens: JSON object of kind `tokens`, written last. */
 export const tokenManifest = z
   .object({

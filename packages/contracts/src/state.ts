@@ -5,7 +5,7 @@ import { proof, workDone } from "./events/events.ts";
 import { importSource } from "./spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent, ulid } from "./names.ts";
 import { quotaShape } from "./quotas.ts";
-import { initialAdapter, tokenTotals } from "./records.ts";
+import { initialAdapter, tokenTotals, twin } from "./records.ts";
 import { canarySettings, defaultKeep, keepPolicy, placement, runSpec } from "./spec/run-spec.ts";
 import { evaluation } from "./trainer.ts";
 
@@ -86,6 +86,7 @@ export const runState = z.object({
       packed: z.boolean(),
       cacheHit: z.boolean(),
       init: initialAdapter.nullish(),
+      twins: z.array(twin).nullish(),
       at: isoTime,
     })
     .nullable(),

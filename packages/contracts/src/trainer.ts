@@ -30,6 +30,10 @@ export const trainerSpec = z.object({
       "`supervised`: trains on `shards/`. `dpo`, `orpo`, `simpo`: on pairs, which are two adjacent sequences of a row, chosen (`sides` 1) before rejected (0). `kto`: on sequences that are good (1) or bad (0). `import`: nothing is trained; `import/` holds an adapter from elsewhere.",
     ),
   init: z.object({ name: z.string(), digest }).nullish().describe("The adapter in `init/` with which training begins. Absent: none."),
+  twins: z
+    .array(z.object({ path: z.string(), digest }))
+    .default([])
+    .describe("Quantised bases made of `base/`, in these folders, on which the probes are recorded, too."),
   probes: z.array(probePrompt),
   probe_tokens: z.int().default(16).describe("Greedy tokens recorded for each probe."),
   device: z.enum(["auto", "cuda", "cpu"]).default("auto").describe("`cuda`: without a GPU it is an error. `auto`: a GPU if there is one."),
@@ -159,6 +163,9 @@ const trainingEnvironment = z.object({
   libraries: z.record(z.string(), z.string()).describe("Name to version."),
 });
 
+/** What base and adapter answer when the base's weights are those of a quantised twin, by its digest. */
+const twinRecord = z.object({ base: digest, probes: z.array(probeRecord) });
+
 export const trainerResult = z.object({
   status: z.enum(["succeeded", "failed", "preempted"]),
   error: problem.nullable(),
@@ -176,6 +183,7 @@ export const trainerResult = z.object({
     ),
   evaluation: evaluation.nullable(),
   probes: z.array(probeRecord),
+  twins: z.array(twinRecord).nullish(),
   adapter: z
     .object({
       rank: z.int(),
@@ -220,7 +228,9 @@ export const evidence = z.object({
   init: initialAdapter.nullish().describe("The version with which the training began. Absent or null: none."),
   templateDigest: digest,
   evaluation: evaluation.nullable(),
+  base: digest.nullish().describe("Of the base with which `probes` were recorded. Absent: of before a base could have twins."),
   probes: z.array(probeRecord),
+  twins: z.array(twinRecord).nullish().describe("The same on quantised bases on which it is served. Absent: none was known."),
   environment: trainingEnvironment.nullish().describe("Where it was trained. Absent: by an older trainer, which computed in bf16."),
   lossHistory: z.array(z.tuple([z.int(), z.number()])),
   evalHistory: z.array(z.tuple([z.int(), z.number()])).optional(),

@@ -5,7 +5,7 @@
 import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
-import { type BaseOrigin, baseOrigin, type BaseRef, baseRef, type Digest } from "@loraline/contracts";
+import { type BaseOrigin, baseOrigin, type BaseRef, baseRef, type DerivedFrom, derivedFrom, type Digest } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime/errors";
 import { digestOfFile } from "@loraline/objects";
 
@@ -50,7 +50,8 @@ export async function readBaseRef(dir: string): Promise<BaseRef> {
 /** Whether base.json leaves name, revision and digest to be computed: it was written by hand, to say where the base comes from. */
 function saysOriginOnly(text: string): boolean {
   try {
-    return Object.keys(JSON.parse(text) as object).join() === "origin";
+    const said = Object.keys(JSON.parse(text) as object);
+    return said.length > 0 && said.every((name) => name === "origin" || name === "derivedFrom");
   } catch {
     return false;
   }
@@ -63,6 +64,23 @@ export async function readBaseOrigin(dir: string): Promise<BaseOrigin | undefine
     return baseOrigin.optional().parse((JSON.parse(text) as { origin?: unknown }).origin);
   } catch {
     return undefined;
+  }
+}
+
+/**
+ * The unquantised base that the one in a folder was made of, as its base.json says; undefined if it does not.
+ * @throws PermanentError BASE_INVALID
+ */
+export async function readDerivedFrom(dir: string): Promise<DerivedFrom | undefined> {
+  const file = join(dir, "base.json");
+  const text = await readFile(file, "utf8").catch(() => "{}");
+  try {
+    return derivedFrom.optional().parse((JSON.parse(text) as { derivedFrom?: unknown }).derivedFrom);
+  } catch (error) {
+    throw new PermanentError("BASE_INVALID", `${file}: derivedFrom is not a base's name and digest. Correct it, or remove it.`, {
+      param: "derivedFrom",
+      cause: error,
+    });
   }
 }
 

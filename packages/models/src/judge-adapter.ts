@@ -21,6 +21,8 @@ export interface AdapterParts {
 
 export interface ServedBase {
   name: string;
+  /** The unquantised base that this one was made of, whose adapters it serves, too. */
+  derivedFrom?: string | undefined;
   /** Ranks the engine was started for. */
   maxLoraRank: number;
   /** The base's own modules, where they are known: names and shapes are then compared with them. */
@@ -87,7 +89,9 @@ export function judgeAdapter(
   const problems: Problem[] = [];
 
   const named = config.base_model_name_or_path;
-  const isBase = typeof named !== "string" || named === base.name || (imported && bareName(named) === bareName(base.name));
+  const names = [base.name, ...(base.derivedFrom === undefined ? [] : [base.derivedFrom])];
+  const isBase =
+    typeof named !== "string" || names.some((name) => named === name || (imported && bareName(named) === bareName(name)));
   if (!isBase && !anyBase) {
     problems.push({
       code: "ADAPTER_BASE_MISMATCH",

@@ -42,6 +42,15 @@ test("a run for a base whose files are missing is refused with the reason, unles
   expect(judgeRunSpec(specOf(minimal), [broken, { ...engine, engine: "other" }])).toEqual([]);
 });
 
+test("a base that is served only as a quantised copy of it is judged by the copy's engine; one that is served itself by its own", () => {
+  const derivedFrom = { name: "smollm2-135m-instruct", digest: engine.base.digest };
+  const twin = { ...engine, engine: "twin", base: { ...engine.base, name: "smollm2-gptq" }, derivedFrom, maxLoraRank: 16 };
+  const spec = specOf({ ...minimal, lora: { r: 32 } });
+  expect(judgeRunSpec(spec, [twin])).toMatchObject([{ code: "RANK_TOO_HIGH", message: expect.stringContaining('"twin"') as string }]);
+  expect(judgeRunSpec(spec, [twin, engine])).toEqual([]);
+  expect(judgeRunSpec(spec, [{ ...twin, derivedFrom: { ...derivedFrom, name: "another" } }])).toMatchObject([{ code: "BASE_UNKNOWN" }]);
+});
+
 test("a regular expression that only Python knows is left to the trainer", () => {
   const spec = specOf({ ...minimal, lora: { target_modules: String.raw`(?i).*\.(?P<which>q|v)_proj\Z` } });
   expect(judgeRunSpec(spec, [engine])).toEqual([]);

@@ -13,10 +13,11 @@ import {
 } from "@loraline/contracts";
 import { type AdapterParts, judgeAdapter } from "./judge-adapter.ts";
 import { isNamed, judgePattern, patternBudget, shortNames } from "./module-patterns.ts";
+import { enginesServing } from "./twins.ts";
 
 /** Pure. @returns the problems of a spec that the engines can never serve; empty: nothing found. */
 export function judgeRunSpec(spec: RunSpec, engines: readonly EngineRecord[]): Problem[] {
-  const those = engines.filter((candidate) => candidate.base.name === spec.base);
+  const those = enginesServing(engines, spec.base);
   const engine = those.find((candidate) => !candidate.problem) ?? those[0];
   if (engine?.problem) {
     const message = `base "${spec.base}" cannot be used now: ${engine.problem.message}`;
@@ -116,10 +117,10 @@ export function judgeImport(
   { base: name, any_base }: { base: string } & Pick<MethodOf<"import">, "any_base">,
   engines: readonly EngineRecord[],
 ): Problem[] {
-  const engine = engines.find(({ base }) => base.name === name);
+  const [engine] = enginesServing(engines, name);
   if (engine === undefined) return [];
   const modules = engine.modules ? expandModules(engine.modules) : undefined;
-  const served = { name: engine.base.name, maxLoraRank: engine.maxLoraRank, modules };
+  const served = { name: engine.base.name, derivedFrom: engine.derivedFrom?.name, maxLoraRank: engine.maxLoraRank, modules };
   return judgeAdapter(parts, served, { imported: true, anyBase: any_base === true });
 }
 

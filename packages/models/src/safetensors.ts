@@ -16,7 +16,8 @@ interface ScannedTensor extends Tensor {
   allZero: boolean;
 }
 
-async function locate(path: string, file: Awaited<ReturnType<typeof open>>): Promise<LocatedTensor[]> {
+/** Where in a file each tensor is. */
+export async function locateTensors(path: string, file: Awaited<ReturnType<typeof open>>): Promise<LocatedTensor[]> {
   const { size } = await file.stat();
   try {
     const prefix = Buffer.alloc(Math.min(safetensorsPrefix, size));
@@ -37,7 +38,7 @@ const unreadable = (name: string, why: Error): PermanentError =>
 export async function readTensors(path: string): Promise<Tensor[]> {
   const file = await open(path, "r");
   try {
-    return (await locate(path, file)).map(({ name, dtype, shape }) => ({ name, dtype, shape }));
+    return (await locateTensors(path, file)).map(({ name, dtype, shape }) => ({ name, dtype, shape }));
   } finally {
     await file.close();
   }
@@ -52,7 +53,7 @@ export async function scanTensors(path: string): Promise<ScannedTensor[]> {
   if (size <= smallBytes) return scanWhole(path, readFileSync(path));
   const file = await open(path, "r");
   try {
-    const tensors = await locate(path, file);
+    const tensors = await locateTensors(path, file);
     // One buffer for all tensors: allocating and clearing one for each takes longer than reading.
     const buffer = new ArrayBuffer(Math.max(0, ...tensors.map(({ start, end }) => end - start)));
     const scanned: ScannedTensor[] = [];

@@ -53,6 +53,25 @@
  * One in bf16 and one in float32. For effects of 1.8 and more these agree as two in bf16 do (0.05, 45 ± 0.5°). A weak effect is another one in
  * bf16: what is recorded as 0.58 in float32 is 0.33 on a replica in bf16 (agreement 0.25, 29°), and 0.36 in bf16 is 0.54 in float32 (0.20, 58°).
  * So 0.45 are allowed, and the scale is judged from an effect of 12 times the rounding on.
+ *
+ * A quantised base. Where the trainer had the quantised weights, it recorded the probes with them, unpacked, and the limits above count: the
+ * engine multiplies with the same numbers. That is so for runs on the quantised base itself, and for runs on the base that it was made of
+ * while an engine of it was registered. Otherwise (an adapter of before, a packing that the trainer cannot unpack, an engine that rounds
+ * weights or its cache to FP8 itself) record and replica are of two bases, and the difference of the two bases, measured at the replica, is the
+ * noise. PEFT in bf16 on SmolLM2-135M, and on its copies in 4 bit, groups of 64, rounded to nearest without data (the worst that there is):
+ *
+ *                          agreement with the record of the unquantised base; in brackets, with one of the quantised base
+ *                          GPTQ, base differs by 1.5 to 1.7                 AWQ, base differs by 0.9 to 1.2
+ *   recorded effect        7.9         9.1         1.5        0.51          7.9         9.1         1.5        0.51
+ *   the right bytes        2.8 (0)     3.3 (0)     1.6 (0)    1.7 (0)       1.1 (0)     1.5 (0)     0.84 (0)   0.89 (0)
+ *   scaling × 2            2.3 (2.2)   2.8 (3.9)   1.6 (1.0)  1.4 (0.44)    2.5 (3.2)   2.1 (2.5)   1.1 (0.69) 0.92 (0.28)
+ *   scaling × 0.5          5.3 (2.9)   5.9 (4.7)   2.0 (0.66) 1.9 (0.23)    5.1 (4.7)   5.4 (4.9)   1.0 (0.48) 0.94 (0.18)
+ *   one layer of 30 zero   2.6 (0.48)  3.2 (0.85)  1.6 (0.09) 1.7 (0.07)    1.3 (0.31)  2.0 (0.84)  0.86 (0.07) 0.90 (0.06)
+ *   another adapter        5.3 (6.5)   8.2 (8.4)   2.1 (0.86) 1.4 (0.64)    6.3 (6.1)   8.5 (8.9)   1.1 (0.69) 1.1 (0.57)
+ *
+ * So with another base's record only presence is proven, and for strong adapters that it is this one and not half of it. Allowed are 0.25 +
+ * a quarter of the effect + 1.2 × the difference of the bases, which itself may be 2.5; the scale is judged from an effect of 12 times the
+ * noise on, which is so for FP8 only.
  */
 import type { ComputeType, ProbeRecord, Problem, Proof } from "@loraline/contracts";
 
@@ -60,6 +79,8 @@ interface ProofLimits {
   /** The difference, in nats, that is allowed between two correct implementations: a constant, plus a share of the effect. */
   agreement: number;
   agreementShare: number;
+  /** The same: as a share of the difference between the trainer's base and the replica's. */
+  agreementOfBase: number;
   /** The difference, in nats, that is allowed between the trainer's base and the replica's. */
   base: number;
   /** Share of the recorded effect that the replica must show at least. */
@@ -76,6 +97,7 @@ interface ProofLimits {
 const bfloat16: ProofLimits = {
   agreement: 0.25,
   agreementShare: 0.015,
+  agreementOfBase: 0,
   base: 0.35,
   effectShare: 0.25,
   leastEffect: 0.005,
@@ -88,15 +110,19 @@ export const proofLimits = {
   bfloat16,
   float32: { ...bfloat16, agreement: 0.0005, agreementShare: 0, base: 0.0002 },
   mixed: { ...bfloat16, agreement: 0.45, scaleAboveNoise: 12 },
+  rounded: { ...bfloat16, agreementShare: 0.25, agreementOfBase: 1.2, base: 2.5, scaleAboveNoise: 12 },
 } as const satisfies Record<string, ProofLimits>;
 
 /** Null and undefined: not known, and taken for bf16: what trainers recorded in before they said it, and what most engines compute in. */
 export interface ComputedIn {
   recorded?: ComputeType | null | undefined;
   replica?: ComputeType | null | undefined;
+  /** The record is of a base whose weights the replica has rounded, and not of the rounded ones. */
+  rounded?: boolean | undefined;
 }
 
-function limitsFor({ recorded, replica }: ComputedIn, baseAgreement: number): ProofLimits {
+function limitsFor({ recorded, replica, rounded: isRounded }: ComputedIn, baseAgreement: number): ProofLimits {
+  if (isRounded === true) return proofLimits.rounded;
   const [there, here] = [recorded ?? "bfloat16", replica ?? "bfloat16"];
   if (there !== here) return proofLimits.mixed;
   return there === "float32" && baseAgreement > proofLimits.float32.base ? proofLimits.mixed : proofLimits[there];
@@ -134,7 +160,7 @@ export function decideProof(measured: readonly Measured[], at: string, computed:
   const limits = limitsFor(computed, baseAgreement);
   const effect = mean(rows.map((row) => Math.abs(row.adapter - row.base)));
   const effectExpected = mean(rows.map((row) => Math.abs(row.recorded - row.recordedBase)));
-  const agreementLimit = limits.agreement + limits.agreementShare * effectExpected;
+  const agreementLimit = limits.agreement + limits.agreementShare * effectExpected + limits.agreementOfBase * baseAgreement;
   const slope = slopeOf(measured, limits);
   const proof: Proof = {
     probes: measured.length,

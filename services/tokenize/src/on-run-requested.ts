@@ -11,6 +11,7 @@ import {
   type TenantQuotas,
 } from "@loraline/bus";
 import {
+  type BaseRef,
   type BlobRef,
   buckets,
   byMethod,
@@ -37,8 +38,9 @@ import {
   runWaiting,
   type TokenManifest,
   tokenManifest,
+  type Twin,
 } from "@loraline/contracts";
-import { judgeRunSpec } from "@loraline/models";
+import { enginesServing, judgeRunSpec, kinship } from "@loraline/models";
 import { getJson, type Objects } from "@loraline/objects";
 import { PermanentError, problemOf, RetryLaterError, type Telemetry } from "@loraline/runtime";
 import type { ChunkWorkDeps } from "./chunk-key.ts";
@@ -104,11 +106,20 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
         const system = await systemOf(bus, at.tenant, received.data.spec);
         log.info({ ...manifest.totals, packed: manifest.packed, cacheHit }, "run tokenized");
         const { init } = outcome;
-        await bus.publish(runTokenized, at, { manifest: ref, totals: manifest.totals, packed: manifest.packed, cacheHit, system, init });
+        const { totals, packed, base } = manifest;
+        const twins = await twinsOf(bus, at.tenant, base);
+        await bus.publish(runTokenized, at, { manifest: ref, totals, packed, cacheHit, system, init, twins });
         return;
       }
     }
   };
+}
+
+/** Quantised bases that serve what is trained on a base, because it has no engine itself. */
+async function twinsOf(bus: Bus, tenant: string, base: BaseRef): Promise<Twin[]> {
+  const serving = enginesServing((await enginesOf(bus)).filter(isFor(tenant)), base.name);
+  const twins = serving.filter((engine) => kinship(engine, base) === "twin").map(({ base: { name, digest } }) => ({ name, digest }));
+  return [...new Map(twins.map((twin) => [twin.digest, twin])).values()];
 }
 
 /** The system prompt of conversations that have none of their own: the run's, else that of the template or of the dataset's mapping. */

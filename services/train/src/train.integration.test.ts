@@ -710,6 +710,7 @@ describe("faults", () => {
       runSpec: spec,
       tokens: ref,
       init: null,
+      twins: [],
       resume: null,
       traceparent: null,
     });

@@ -59,6 +59,7 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
         with model.disable_adapter():
             base = probes.record(model, spec, stop)
         attempt.result["probes"] = probes.compare(model, spec, base, probes.record(model, spec, stop))
+        attempt.result["twins"] = probes.on_twins(model, spec, directory, stop)
 
     with attempt.phase("save"):
         attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers)

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
+import unpack
 from packing import flatten, forward
 
 
@@ -112,6 +113,36 @@ def compare(model, spec: dict, base, adapter) -> list[dict]:
         }
         for i, probe in enumerate(spec["probes"])
     ]
+
+
+def on_twins(model, spec: dict, directory, stop: set[int]) -> list[dict]:
+    """
+    Returns `twins` of result.json: the probes once more with the weights of each quantised base of the spec that can be unpacked. The model
+    keeps the last one's weights, so nothing else must be asked of it afterwards.
+    """
+    found, replaced = [], {}
+    for twin in spec["twins"]:
+        base = directory / twin["path"]
+        packing = unpack.packing_of(base)
+        if packing is None:
+            continue
+        for weight, original in replaced.values():
+            weight.data.copy_(original)
+        for name, values in unpack.packed_weights(base, packing):
+            weight = weight_of(model, name)
+            replaced.setdefault(name, (weight, weight.data.cpu().clone() if len(spec["twins"]) > 1 else None))
+            weight.data.copy_(values)
+        asked = spec | {"probe_tokens": 1}
+        with model.disable_adapter():
+            without = record(model, asked, stop)
+        found.append({"base": twin["digest"], "probes": compare(model, asked, without, record(model, asked, stop))})
+    return found
+
+
+def weight_of(model, name: str) -> torch.nn.Parameter:
+    """The base's own weight of this name, within the PEFT model."""
+    module = model.get_base_model().get_submodule(name.removesuffix(".weight"))
+    return getattr(module, "base_layer", module).weight
 
 
 def first_tokens(base: torch.Tensor, adapter: torch.Tensor, likeliest: int = 32) -> dict:

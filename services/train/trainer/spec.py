@@ -58,6 +58,9 @@ def read_spec(path: Path) -> dict:
     if spec["init"] is not None and not (isinstance(spec["init"], dict) and {"name", "digest"} <= set(spec["init"])):
         raise TrainerError("SPEC_INVALID", "init needs a name and a digest.", "init")
     spec["probes"] = spec.get("probes") or []
+    spec["twins"] = spec.get("twins") or []
+    if not all(isinstance(twin, dict) and {"path", "digest"} <= set(twin) for twin in spec["twins"]):
+        raise TrainerError("SPEC_INVALID", "each of twins needs a path and a digest.", "twins")
     spec["probe_tokens"] = spec.get("probe_tokens", 16)
     spec["device"] = spec.get("device", "auto")
     if spec["device"] not in ("auto", "cuda", "cpu"):

@@ -371,6 +371,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
 
     with attempt.phase("probe"):
         attempt.result["probes"] = probes.compare(model, spec, base_probes, probes.record(model, spec, stop_tokens))
+        attempt.result["twins"] = probes.on_twins(model, spec, directory, stop_tokens)
 
     with attempt.phase("save"):
         attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers)
@@ -417,11 +418,14 @@ def load_base(directory: Path, compute_type: str):
 def read_base(folder: Path, compute_type: str):
     import packing  # noqa: F401  registers the attention
     import torch
+    import unpack
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     try:
+        if (packed := unpack.packing_of(folder)) is not None:
+            return unpack.load(folder, packed, getattr(torch, compute_type), attn_implementation="by_sequence")
         return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True)
     except Exception as error:
         raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error

@@ -15,6 +15,7 @@ export const addBasesCommands: AddCommands = (program, { globals, print, root, e
       examples(
         "loraline bases",
         "loraline bases add ./my-base",
+        "loraline bases add ./my-base-awq --derived-from my-base",
         "loraline bases add Qwen/Qwen2.5-0.5B-Instruct",
         "loraline up --base my-base",
       ),
@@ -40,6 +41,9 @@ export const addBasesCommands: AddCommands = (program, { globals, print, root, e
                 ]),
               ]),
               ...here.flatMap(({ name, made }) => (made === null ? [] : [`${name}: ${made}`])),
+              ...here.flatMap(({ name, derivedFrom }) =>
+                derivedFrom === null ? [] : [`${name}: made of ${derivedFrom}, whose adapters it serves, too`],
+              ),
             ],
       );
     });
@@ -49,12 +53,14 @@ export const addBasesCommands: AddCommands = (program, { globals, print, root, e
     .description("copy a base to the others: a folder in Hugging Face's layout, or a model of the hub")
     .argument("<source>", "folder, or organisation/name[@revision]")
     .option("--name <name>", "what it is called here (default: as the source is)")
-    .action(async (source: string, { name }: { name?: string }) => {
+    .option("--derived-from <base>", "of a quantised base: the one here that it was made of, whose adapters it serves, too")
+    .action(async (source: string, { name, derivedFrom }: { name?: string; derivedFrom?: string }) => {
       const { addBase } = await import("@loraline/local/bases");
       const { bases: dir } = bases.opts<{ bases: string }>();
       const added = await addBase({
         source,
         name,
+        derivedFrom,
         basesDir: resolve(dir),
         python: env.LORALINE_PYTHON ?? join(root, ".venv/bin/python"),
         env,

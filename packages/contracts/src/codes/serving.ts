@@ -295,6 +295,26 @@ export const placementCodes = defineArea(
       "The files of the engine's base cannot be read, so nothing new is trained or served on it.",
       "Put the files where the message says; they are looked for again by themselves.",
     ],
+    TWIN_CONFIG_DIFFERS: [
+      "The base that `derivedFrom` names is another model: it has other sizes.",
+      "Name the base whose weights were quantised, or leave derivedFrom out.",
+    ],
+    TWIN_TOKENIZER_DIFFERS: [
+      "A quantised base has another tokenizer than the base that `derivedFrom` names.",
+      "Put the original's tokenizer.json into its folder, if the weights are of this base; else name their own.",
+    ],
+    TWIN_TEMPLATE_DIFFERS: [
+      "A quantised base has another chat template than the base that `derivedFrom` names, so adapters would be asked in a form they have never seen.",
+      "Put the original's chat_template.jinja into its folder.",
+    ],
+    TWIN_SCALES_FOLDED: [
+      "AWQ's tool has moved scales from the weights into the norms: an adapter of the unquantised base would get other inputs, and do something else.",
+      "Leave derivedFrom out, and train on the quantised base itself; the trainer unpacks it.",
+    ],
+    TWIN_WEIGHTS_DIFFER: [
+      "The weights of a quantised base are not those of the base that `derivedFrom` names.",
+      "Name the base whose weights were quantised, or leave derivedFrom out.",
+    ],
     ENGINES_INVALID: [
       "The list of engines (SERVE_ENGINES_FILE or ENGINES_CONFIG) is not valid.",
       "Correct the field that the message names.",

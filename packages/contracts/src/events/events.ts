@@ -4,7 +4,7 @@ import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { defineEvent, type EventDef, type Noun } from "./define-event.ts";
 import { importSource } from "../spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, ulid } from "../names.ts";
-import { initialAdapter, tokenTotals } from "../records.ts";
+import { initialAdapter, tokenTotals, twin } from "../records.ts";
 import { canarySettings, keepPolicy, placement, runSpec } from "../spec/run-spec.ts";
 import { evaluation } from "../trainer.ts";
 
@@ -99,6 +99,7 @@ export const runTokenized = defineEvent(
     init: initialAdapter
       .nullish()
       .describe("What `init_from` names. Absent or null: training begins with an adapter that changes nothing yet."),
+    twins: z.array(twin).nullish().describe("Quantised bases on which the adapter will be served instead of its own. Absent or null: none."),
   }),
 );
 export const runQueued = defineEvent(

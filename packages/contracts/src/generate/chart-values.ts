@@ -268,7 +268,12 @@ export const chartValues = z.strictObject({
   operator: z.strictObject({ ...service, enabled: z.boolean(), namespaces: z.array(dnsLabel), tenants: z.record(dnsLabel, tenantName) }),
   agent: z.strictObject({ env, resources }),
   engines: z.array(
-    z.strictObject({ name: engineSettings.shape.engine, base: engineSettings.shape.base, ...z.strictObject(engineKeys).partial().shape }),
+    z.strictObject({
+      name: engineSettings.shape.engine,
+      base: engineSettings.shape.base,
+      derivedFrom: orEmpty(engineSettings.shape.derivedFrom.unwrap()).optional(),
+      ...z.strictObject(engineKeys).partial().shape,
+    }),
   ),
   engineDefaults: z.strictObject(engineKeys),
   test: z.strictObject({ base: text, steps: atLeastOne, env, resources, ...pod }),

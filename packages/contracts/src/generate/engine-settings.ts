@@ -18,6 +18,11 @@ export const engineSettings = z.strictObject({
     .string()
     .regex(/^[\w][\w.-]{0,95}$/, "the name of one folder: letters, digits, dots, dashes and underscores")
     .describe("Folder of the base on the volume with the bases; also the name that it is asked for by."),
+  derivedFrom: z
+    .string()
+    .regex(/^[\w][\w.-]{0,95}$/, "the name of one folder: letters, digits, dots, dashes and underscores")
+    .optional()
+    .describe("Of a quantised base: folder of the unquantised one that it was made of. Adapters of that base are served on this one, too."),
   replicas: z.int().min(0).optional().describe("Copies of the engine. Only the Deployment uses it."),
   maxLoras: z.int().min(1).describe("Adapters in one batch: slots in the GPU's memory."),
   maxCpuLoras: z.int().min(1).describe("Adapters in the host's memory; at least maxLoras."),

@@ -142,6 +142,7 @@ export const rollbackBody = z.strictObject({ version: z.int().min(1).optional() 
 export const engineView = z.object({
   engine: z.string(),
   base: z.string(),
+  derivedFrom: z.string().nullish().describe("The unquantised base that its base was made of, whose adapters it serves, too."),
   maxLoraRank: z.int(),
   maxLoras: z.int(),
   maxCpuLoras: z.int(),

@@ -2,7 +2,7 @@ import { mkdir, mkdtempDisposable, readdir, readFile, writeFile } from "node:fs/
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PassThrough } from "node:stream";
-import { readBaseRef } from "@loraline/models/base-ref";
+import { readBaseRef, readDerivedFrom } from "@loraline/models/base-ref";
 import { test as base, expect } from "vitest";
 import { addBase } from "./add-base.ts";
 import { listBases } from "./list-bases.ts";
@@ -46,6 +46,29 @@ test("a folder becomes a base, without pickles and what belongs to other program
     ["small", "org/x"],
     ["twin", "org/x"],
   ]);
+});
+
+test("a base is added as a copy of another one only if it is one", async ({ dirs }) => {
+  const safetensors = (norm: number) => {
+    const header = Buffer.from(JSON.stringify({ "model.norm.weight": { dtype: "F32", shape: [1], data_offsets: [0, 4] } }));
+    const prefix = Buffer.alloc(8);
+    prefix.writeBigUInt64LE(BigInt(header.length));
+    return Buffer.concat([prefix, header, Buffer.from(Float32Array.of(norm).buffer)]);
+  };
+  const file = join(dirs.source, "model.safetensors");
+  await writeFile(file, safetensors(1));
+  const derive = (name: string, derivedFrom: string) =>
+    addBase({ ...dirs, name, derivedFrom, python: "false", env: {}, signal: new AbortController().signal, progress: new PassThrough() });
+  await expect(derive("copy", "small")).rejects.toMatchObject({ code: "BASE_MISSING" });
+  await add(dirs, "small");
+  expect(await derive("copy", "small")).toMatchObject({ name: "copy", derivedFrom: "small" });
+  const { digest } = await readBaseRef(join(dirs.basesDir, "small"));
+  expect(await readDerivedFrom(join(dirs.basesDir, "copy"))).toEqual({ name: "small", digest });
+  await writeFile(file, safetensors(1.01));
+  await expect(derive("other", "small")).rejects.toMatchObject({ code: "TWIN_WEIGHTS_DIFFER", param: "derivedFrom" });
+  await writeFile(join(dirs.source, "tokenizer.json"), JSON.stringify({ model: { vocab: { a: 0 } } }));
+  await expect(derive("other", "small")).rejects.toMatchObject({ code: "TWIN_TOKENIZER_DIFFERS" });
+  expect((await listBases(dirs.basesDir)).map(({ name }) => name)).toEqual(["copy", "small"]);
 });
 
 test("what cannot be a base is refused, and leaves nothing behind", async ({ dirs }) => {

@@ -6,7 +6,7 @@ import type { Writable } from "node:stream";
 import type { BaseOrigin, Digest } from "@loraline/contracts";
 import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
 import { PermanentError } from "@loraline/runtime";
-import { checkEngine } from "@loraline/serve";
+import { checkEngine, twinOf } from "@loraline/serve";
 import { localDefaults } from "../engines/local-engines.ts";
 import { type BaseHere, listBases } from "./list-bases.ts";
 
@@ -15,6 +15,8 @@ interface AddBase {
   source: string;
   /** Default: as the source is called. */
   name?: string | undefined;
+  /** Of a quantised base: the one here that it was made of. */
+  derivedFrom?: string | undefined;
   basesDir: string;
   /** For a model of the hub. */
   python: string;
@@ -28,8 +30,8 @@ const nameOf = /^[\w][\w.-]{0,95}$/;
 /** Weights that can run code when they are read, and weights for other programs. */
 const notTaken = /\.(?:bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf|tflite)$/;
 
-/** @throws PermanentError BASE_NOT_FOUND, BASE_EXISTS, BASE_NAME_INVALID, BASE_INVALID, ENGINE_IMPOSSIBLE, HUB_UNREACHABLE, DISK_FULL */
-export async function addBase({ source, name: asked, basesDir, ...ofHub }: AddBase): Promise<BaseHere> {
+/** @throws PermanentError BASE_NOT_FOUND, BASE_EXISTS, BASE_NAME_INVALID, BASE_INVALID, BASE_MISSING, TWIN_…, ENGINE_IMPOSSIBLE, HUB_UNREACHABLE, DISK_FULL */
+export async function addBase({ source, name: asked, derivedFrom, basesDir, ...ofHub }: AddBase): Promise<BaseHere> {
   const isFolder = await stat(source).then(
     (info) => info.isDirectory(),
     () => false,
@@ -62,6 +64,7 @@ export async function addBase({ source, name: asked, basesDir, ...ofHub }: AddBa
       },
     );
   }
+  if (derivedFrom !== undefined) await readBaseRef(join(basesDir, derivedFrom));
   await mkdir(basesDir, { recursive: true });
   const partial = await mkdtemp(join(basesDir, `.${name}.partial-`));
   try {
@@ -71,8 +74,9 @@ export async function addBase({ source, name: asked, basesDir, ...ofHub }: AddBa
     await judge(files, name, source);
     const { digest } = await readBaseRef(files);
     const ref = { name, revision: origin?.revision ?? (isFolder ? await revisionOf(source, digest) : undefined) ?? "unknown", digest };
+    const twin = derivedFrom === undefined ? {} : { derivedFrom: await twinOf(files, join(basesDir, derivedFrom)) };
     // With it the files need not be read again at each start.
-    await writeFile(join(files, "base.json"), `${JSON.stringify({ ...ref, ...(origin === undefined ? {} : { origin }) }, null, 2)}\n`);
+    await writeFile(join(files, "base.json"), `${JSON.stringify({ ...ref, ...(origin === undefined ? {} : { origin }), ...twin }, null, 2)}\n`);
     await rename(files, target);
   } finally {
     await rm(partial, { recursive: true, force: true });

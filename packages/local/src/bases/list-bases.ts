@@ -1,7 +1,7 @@
 /** The bases that are on this machine. */
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { readBaseOrigin } from "@loraline/models/base-ref";
+import { readBaseOrigin, readDerivedFrom } from "@loraline/models/base-ref";
 
 export interface BaseHere {
   name: string;
@@ -16,6 +16,8 @@ export interface BaseHere {
   hub: string | null;
   /** How the files were made of the hub's, if they are not the same. */
   made: string | null;
+  /** The unquantised base whose adapters it serves, too. */
+  derivedFrom: string | null;
 }
 
 /** @returns the bases by name; empty when the folder is not there. */
@@ -44,5 +46,6 @@ async function baseIn(basesDir: string, name: string): Promise<BaseHere | undefi
     context: typeof context === "number" ? context : null,
     hub: origin?.hub ?? null,
     made: origin?.made ?? null,
+    derivedFrom: (await readDerivedFrom(dir).catch(() => undefined))?.name ?? null,
   };
 }

@@ -2,7 +2,7 @@
 import { type EngineSettings, engineSettings } from "@loraline/contracts";
 import { z } from "zod";
 
-const { base, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen, toolCallParser, extraArgs } = engineSettings.shape;
+const { base, derivedFrom, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen, toolCallParser, extraArgs } = engineSettings.shape;
 
 /** An engine's settings, called as in the chart's values. A setting more is a line here, and one in `up`'s flags. */
 export const engineOptions = z
@@ -21,7 +21,7 @@ export type EngineOptions = z.infer<typeof engineOptions>;
 /** `loraline.yaml` */
 export const lineSettings = z.strictObject({
   engines: z
-    .array(engineOptions.extend({ base }))
+    .array(engineOptions.extend({ base, derivedFrom }))
     .min(1)
     .optional()
     .describe("The bases to serve, each with what it has other than `engineDefaults`."),
@@ -31,7 +31,7 @@ export type LineSettings = z.infer<typeof lineSettings>;
 
 /** An engine as it is started. */
 export type LocalEngine = Pick<EngineOptions, "dtype" | "toolCallParser" | "extraArgs"> &
-  Pick<EngineSettings, "base" | "maxLoraRank" | "maxLoras" | "maxCpuLoras" | "maxModelLen">;
+  Pick<EngineSettings, "base" | "derivedFrom" | "maxLoraRank" | "maxLoras" | "maxCpuLoras" | "maxModelLen">;
 
 /** For a machine without a GPU, on which a training runs, too. */
 export const localDefaults = { maxLoraRank: 32, maxLoras: 4, maxCpuLoras: 16, maxModelLen: 2048 } as const;

@@ -1,11 +1,11 @@
 /** The engines of the server on this machine: one for each base, each with its record for KV `engines`. */
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { BaseRef, ComputeType, EngineRecord } from "@loraline/contracts";
+import type { BaseRef, ComputeType, DerivedFrom, EngineRecord } from "@loraline/contracts";
 import { describeBase } from "@loraline/models";
 import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
 import { type Log, nativeComputeType } from "@loraline/runtime";
-import { checkEngine, vllmToolParserOf } from "@loraline/serve";
+import { checkEngine, readTwin, vllmToolParserOf } from "@loraline/serve";
 import { describeTemplate, loadBase, readTemplate } from "@loraline/tokens";
 import { freePort } from "../free-port.ts";
 import { startEngine } from "./engine.ts";
@@ -17,12 +17,13 @@ const host = "127.0.0.1";
 interface CheckedEngine {
   settings: LocalEngine;
   base: BaseRef;
+  derivedFrom: DerivedFrom | undefined;
   baseDir: string;
 }
 
 /**
  * Reads the bases' files, before anything is started.
- * @throws PermanentError BASE_MISSING, BASE_INVALID; ENGINE_IMPOSSIBLE with every reason
+ * @throws PermanentError BASE_MISSING, BASE_INVALID; ENGINE_IMPOSSIBLE with every reason; TWIN_…
  */
 export async function checkEngines(settings: readonly LocalEngine[], basesDir: string): Promise<CheckedEngine[]> {
   return Promise.all(
@@ -31,7 +32,7 @@ export async function checkEngines(settings: readonly LocalEngine[], basesDir: s
       const base = await readBaseRef(baseDir);
       const { dtype = "auto", ...rest } = each;
       await checkEngine({ ...rest, dtype, engine: each.base, gpus: 0 }, baseDir);
-      return { settings: each, base, baseDir };
+      return { settings: each, base, derivedFrom: await readTwin(basesDir, each.base, each.derivedFrom), baseDir };
     }),
   );
 }
@@ -62,10 +63,10 @@ interface EngineDeps {
 /** Starts one engine, which answers about half a minute later. */
 export async function startLocalEngine(
   engine: string,
-  { settings, base, baseDir }: CheckedEngine,
+  { settings, base, derivedFrom, baseDir }: CheckedEngine,
   { stateDir, cacheDir, python, engineKey, env, log, logFile, onReady, onEnded }: EngineDeps,
 ): Promise<StartedEngine> {
-  const { dtype = "auto", toolCallParser: asked, base: name, ...limits } = settings;
+  const { dtype = "auto", toolCallParser: asked, base: name, derivedFrom: _asked, ...limits } = settings;
   const child = engine === firstEngine ? "engine" : `engine-${engine}`;
   const port = await freePort(host, []);
   const text = await readTemplate(baseDir);
@@ -101,6 +102,7 @@ export async function startLocalEngine(
     record: async () => ({
       engine,
       base,
+      derivedFrom,
       origin: await readBaseOrigin(baseDir),
       maxLoraRank,
       maxLoras,

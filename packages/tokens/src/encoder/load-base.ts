@@ -64,9 +64,8 @@ export async function loadBase(dir: string, { ref, ...options }: EncoderOptions 
   return {
     dir,
     ref:
-      base === null
-        ? (ref ?? { name: basename(resolve(dir)), revision: "unknown", digest: encoder.digest })
-        : baseRef.parse(JSON.parse(base)),
+      ref ??
+      (base === null ? { name: basename(resolve(dir)), revision: "unknown", digest: encoder.digest } : baseRef.parse(JSON.parse(base))),
     encoder,
     template,
     templateDigest: digestOf(template ?? ""),

@@ -51,8 +51,8 @@ async function probe(base: Base, source: string): Promise<TemplateProbe | null> 
 /** Whether an engine is known to apply another template than training does. */
 export function judgeTemplate(base: Base, engines: readonly EngineRecord[]): Problem | undefined {
   const other = engines.find(
-    ({ base: { name }, templateDigest }) =>
-      name === base.ref.name && typeof templateDigest === "string" && templateDigest !== base.templateDigest,
+    ({ base: { name }, derivedFrom, templateDigest }) =>
+      (name === base.ref.name || derivedFrom?.name === base.ref.name) && typeof templateDigest === "string" && templateDigest !== base.templateDigest,
   );
   if (other === undefined) return undefined;
   const [theirs, ours] = [other.template ?? null, base.template];

@@ -24,6 +24,7 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
     return {
       engine: engine.engine,
       base: engine.base.name,
+      derivedFrom: engine.derivedFrom?.name ?? null,
       maxLoraRank,
       maxLoras,
       maxCpuLoras,

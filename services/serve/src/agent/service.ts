@@ -336,7 +336,7 @@ export async function createAgentService(deps: AgentServiceDeps): Promise<ServeA
   };
 }
 
-/** What an engine was started for: as given, or as KV `engines` says once the engine is registered. */
+/** What an engine was started for: as given, or as KV `engines` says, now or before NATS went away. */
 function limitsOf(
   engine: string,
   maxLoraRank: number | undefined,
@@ -344,7 +344,7 @@ function limitsOf(
 ): () => Promise<EngineFacts> {
   let known: EngineFacts | undefined = maxLoraRank === undefined ? undefined : { maxLoraRank };
   return async () => {
-    known ??= await registered();
+    if (maxLoraRank === undefined) known = (await registered().catch(() => undefined)) ?? known;
     if (known !== undefined) return known;
     throw new RetryLaterError(
       "ENGINE_UNREGISTERED",

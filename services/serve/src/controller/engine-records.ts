@@ -1,20 +1,20 @@
 /** Writes KV `engines`: a record for each engine, from the chart's settings and the base's files; while these cannot be read, from the record before. */
 import { join } from "node:path";
 import type { KvBucket } from "@loraline/bus";
-import type { EngineRecord } from "@loraline/contracts";
+import { type EngineRecord, unreadDigest } from "@loraline/contracts";
 import { readBaseRef } from "@loraline/models/base-ref";
 import { type Log, PermanentError } from "@loraline/runtime";
 
 /** Pure: takes the base's description from the last record while its files cannot be read. It still holds for replicas and adapters that exist. */
 export function withWhatWasKnown<R extends Omit<EngineRecord, "updatedAt">>(described: R, known: EngineRecord | undefined): R {
-  if (!described.problem || known === undefined || known.base.name !== described.base.name) return described;
-  const { base, modules, toolCallParser, template, templateDigest, templateProbe } = known;
-  return { ...described, base, modules, toolCallParser, template, templateDigest, templateProbe };
+  if (described.base.digest !== unreadDigest || known === undefined || known.base.name !== described.base.name) return described;
+  const { base, derivedFrom, modules, toolCallParser, template, templateDigest, templateProbe } = known;
+  return { ...described, base, derivedFrom, modules, toolCallParser, template, templateDigest, templateProbe };
 }
 
 interface BasesWatchDeps {
   engines: Pick<KvBucket<EngineRecord>, "put">;
-  /** All engines; the bases of those with a problem are checked again and again. */
+  /** All engines; those whose bases cannot be read are checked again and again. What is declared wrongly (TWIN_…) takes a change of settings. */
   records: readonly EngineRecord[];
   basesDir: string;
   log: Log;
@@ -27,7 +27,7 @@ interface BasesWatchDeps {
  * base that was never read has no known chat template, so serve has to be restarted for it.
  */
 export function watchBases({ engines, records, basesDir, log, everyMs = 30_000 }: BasesWatchDeps): AsyncDisposable {
-  const broken = new Map(records.filter(({ problem }) => problem).map((record) => [record.engine, record]));
+  const broken = new Map(records.filter(({ problem }) => problem && !problem.code.startsWith("TWIN_")).map((record) => [record.engine, record]));
   const put = async (record: EngineRecord): Promise<void> => {
     await engines.put(record.engine, { ...record, updatedAt: new Date().toISOString() });
     broken.set(record.engine, record);

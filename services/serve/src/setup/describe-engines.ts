@@ -17,6 +17,7 @@ import { createBases, describeTemplate, readTemplate } from "@loraline/tokens";
 import { type BaseConfig, baseConfig } from "../engines/base-config.ts";
 import type { EngineKind } from "../engines/engine-kind.ts";
 import { engines } from "../engines/table.ts";
+import { readTwin } from "./read-twin.ts";
 
 /** @throws PermanentError ENGINES_INVALID with every problem */
 export async function readEngineSettings(file: string): Promise<EngineSettings[]> {
@@ -35,7 +36,7 @@ export async function readEngineSettings(file: string): Promise<EngineSettings[]
 
 /**
  * Makes the record that serve registers for each engine. If a base cannot be read, the record of its engine has a `problem`
- * (BASE_MISSING, BASE_INVALID, BASE_FILES_MISSING, TOKENIZER_INVALID, BASE_UNREADABLE), and the other engines are served nevertheless.
+ * (BASE_MISSING, BASE_INVALID, BASE_FILES_MISSING, TOKENIZER_INVALID, BASE_UNREADABLE, TWIN_…), and the other engines are served nevertheless.
  */
 export async function describeEngines(settings: readonly EngineSettings[], basesDir: string): Promise<Omit<EngineRecord, "updatedAt">[]> {
   const loadBase = createBases(basesDir);
@@ -45,7 +46,13 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
     const aboutBase = async () => {
       const loaded = await loadBase(base);
       const toolCallParser = toolCallParserOf(own, loaded.template);
-      return { base: loaded.ref, toolCallParser, origin: await readBaseOrigin(join(basesDir, base)), ...(await describeTemplate(loaded)) };
+      const template = await describeTemplate(loaded);
+      // A wrong declaration is told, and keeps what the base's own adapters need.
+      const twin = await readTwin(basesDir, base, own.derivedFrom).then(
+        (derivedFrom) => ({ derivedFrom }),
+        (error: unknown) => ({ problem: problemOfBase(error, engine, base) }),
+      );
+      return { base: loaded.ref, ...twin, toolCallParser, origin: await readBaseOrigin(join(basesDir, base)), ...template };
     };
     described.push({
       engine,
@@ -55,6 +62,7 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
       maxCpuLoras,
       maxModelLen,
       computeType: dtype === undefined ? undefined : computeTypes[dtype],
+      rounded: isRounded(own),
       tenants: tenants?.length === 0 ? null : tenants,
       tasks,
       promptLogprobs,
@@ -66,6 +74,12 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
   }
   return described;
 }
+
+/** Whether the engine is told to round what the base's files have in full. */
+const isRounded = ({ quantization, kvCacheDtype }: EngineSettings): boolean =>
+  kvCacheDtype?.startsWith("fp8") === true || roundsItself.has(quantization ?? "");
+/** Ways of vLLM to quantise weights that are stored in full. */
+const roundsItself = new Set(["fp8", "mxfp8", "experts_int8", "torchao", "humming"]);
 
 /** What the proof has limits for. `auto` is what the base's config.json says, which may be anything. */
 const computeTypes: Partial<Record<NonNullable<EngineSettings["dtype"]>, ComputeType>> = {

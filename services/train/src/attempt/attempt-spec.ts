@@ -1,5 +1,5 @@
 /** What one attempt of a run has to do, as the controller asks for it and the courier reads it. Pure. */
-import { blobRef, initialAdapter, runSpec, tenantName, traceparent, trainerSpec, ulid } from "@loraline/contracts";
+import { blobRef, initialAdapter, runSpec, tenantName, traceparent, trainerSpec, twin, ulid } from "@loraline/contracts";
 import { z } from "zod";
 
 /** `attempt.json` in the attempt's folder. Where servers, bases and Python are, the courier learns from its environment. */
@@ -12,6 +12,7 @@ export const attemptSpec = z.object({
   runSpec,
   tokens: blobRef.describe("Token manifest."),
   init: initialAdapter.nullable().default(null).describe("The version with which training begins."),
+  twins: z.array(twin).default([]).describe("Quantised bases on which the probes are recorded, too."),
   resume: z.object({ step: z.int(), checkpoint: blobRef }).nullable().describe("Checkpoint to go on from."),
   traceparent: traceparent.nullable(),
   machine: z

@@ -312,6 +312,7 @@ async function launch(action: Extract<Action, { kind: "launch" }>, run: RunState
           runSpec: run.spec,
           tokens,
           init: run.tokens?.init ?? null,
+          twins: run.tokens?.twins ?? [],
           resume,
           traceparent: traceparentOf(span),
         }),

@@ -37,7 +37,7 @@ export function evidenceFor(input: {
   runId: string;
   adapter: Digest;
   tokensRef: BlobRef;
-  tokens: Pick<TokenManifest, "templateDigest">;
+  tokens: Pick<TokenManifest, "templateDigest" | "base">;
   init: InitialAdapter | null;
   result: TrainerResult;
 }): Evidence {
@@ -50,7 +50,9 @@ export function evidenceFor(input: {
     init,
     templateDigest: tokens.templateDigest,
     evaluation: result.evaluation,
+    base: tokens.base.digest,
     probes: result.probes,
+    twins: result.twins,
     environment: result.environment,
     lossHistory: result.loss_history,
     evalHistory: result.eval_history,

@@ -32,7 +32,7 @@ export interface Inputs {
 }
 
 /**
- * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `base`, `resume/`, `import/`, `init/` and last `spec.json` into `work`.
+ * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `base`, `resume/`, `import/`, `init/`, `twin-*` and last `spec.json` into `work`.
  * @throws PermanentError BASE_MISSING, BASE_MISMATCH, OBJECT_MISSING, OBJECT_CORRUPT, DISK_FULL …
  */
 export async function fetchInputs(deps: {
@@ -53,6 +53,7 @@ export async function fetchInputs(deps: {
       patience,
     );
     await symlink(await baseDirOf(basesDir, tokens), join(work, "base"));
+    const twins = await linkTwins(attempt.twins, basesDir, work);
 
     const fetch = (blob: BlobRef, path: string) => () =>
       keepTrying(`fetch ${path}`, () => getToFile(objects, attempt.tenant, blob, join(work, path)), patience);
@@ -96,6 +97,7 @@ export async function fetchInputs(deps: {
       training: attempt.runSpec.training,
       method: ofMethod.trainer,
       init: attempt.init && { name: `${attempt.init.adapter}@${attempt.init.version}`, digest: attempt.init.manifest.digest },
+      twins,
       probes: tokens.probes,
       probe_tokens: probeTokens,
       device: attempt.machine.device,
@@ -121,6 +123,20 @@ async function initialFiles(
     const message = `init_from: ${adapter}@${version} was deleted since the run was requested. Name another version.`;
     throw new PermanentError("INIT_FROM_UNKNOWN", message, { param: "init_from", cause: error });
   }
+}
+
+/** Links those quantised bases that are here as they were when the run was tokenized. On others the adapter is proven less strictly. */
+async function linkTwins(twins: AttemptSpec["twins"], basesDir: string, work: string): Promise<TrainerSpec["twins"]> {
+  const linked: TrainerSpec["twins"] = [];
+  for (const [n, { name, digest }] of twins.entries()) {
+    const dir = join(basesDir, name);
+    const here = await readBaseRef(dir).catch(() => undefined);
+    if (here?.digest !== digest) continue;
+    const path = `twin-${n}`;
+    await symlink(dir, join(work, path));
+    linked.push({ path, digest });
+  }
+  return linked;
 }
 
 /** The base as it was tokenized for, and no other: another revision would give another adapter. */

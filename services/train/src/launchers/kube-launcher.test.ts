@@ -93,6 +93,7 @@ it.each([
     runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: "01KB0000000000000000000001", nodes }),
     tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
     init: null,
+    twins: [] as { name: string; digest: `sha256:${string}` }[],
     resume: null,
     traceparent: null,
   });
@@ -181,6 +182,7 @@ it("follows an attempt that an earlier release made in another namespace, ends i
     runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: "01KB0000000000000000000001" }),
     tokens: { kind: "tokens", digest: `sha256:${"a".repeat(64)}`, size: 1 },
     init: null,
+    twins: [] as { name: string; digest: `sha256:${string}` }[],
     resume: null,
     traceparent: null,
   } as const;

@@ -23,6 +23,7 @@ const attemptOf = (attempt: number, id = runId): AttemptRequest => ({
   runSpec: runSpec.parse({ base: "b", adapter: "pirate", dataset: runId }),
   tokens: { kind: "tokens", digest: `sha256:${hex}`, size: 1 },
   init: null,
+  twins: [],
   resume: null,
   traceparent: null,
 });

@@ -6,12 +6,13 @@ import { PermanentError, problemOf, RetryLaterError, type Telemetry, Unavailable
 import type { AdapterFiles } from "./adapter-files.ts";
 import type { Fault, WantedAdapter } from "./decide-adapters.ts";
 import type { EngineObserver } from "../engine-observer.ts";
-import { decideProof, type ProofDecision } from "../../decide-proof.ts";
+import { type ComputedIn, decideProof, type ProofDecision } from "../../decide-proof.ts";
 import { chooseProbes, measureProbes } from "../../measure-probes.ts";
 import { EngineRefusedError, EngineUnknownError, type LoadOutcome, type LoraEngine } from "../../engines/lora-engine.ts";
 
 /** What loading and proving need of an engine's record. */
-export type EngineFacts = Pick<EngineRecord, "maxLoraRank" | "computeType">;
+export type EngineFacts = Pick<EngineRecord, "maxLoraRank" | "computeType"> &
+  Partial<Pick<EngineRecord, "base" | "derivedFrom" | "rounded">>;
 
 export interface AdapterSteps {
   /** Fetches, judges and loads. Throws what `faultOf` understands. */
@@ -56,8 +57,9 @@ export function createAdapterSteps({
     load: (adapter) =>
       telemetry.span("load", { parent: adapter.trace ?? undefined, attributes: attributesOf(adapter) }, async () => {
         const path = await files.ensure(adapter);
-        const { maxLoraRank } = await limits();
-        const [problem] = judgeAdapter(await files.read(adapter), { name: base, maxLoraRank, modules: engine.baseModules });
+        const { maxLoraRank, derivedFrom } = await limits();
+        const served = { name: base, derivedFrom: derivedFrom?.name, maxLoraRank, modules: engine.baseModules };
+        const [problem] = judgeAdapter(await files.read(adapter), served);
         if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { param: problem.param });
         const outcome = await client.load(adapter.loraName, path);
         refuseUnlessDone(outcome, adapter);
@@ -70,8 +72,16 @@ export function createAdapterSteps({
         const { loraName } = adapter;
         const before = engine.incarnation;
         if (!(await files.verify(adapter))) return { kind: "spoiled" };
-        const { probes, environment } = await evidenceOf(adapter);
-        const computed = { recorded: environment?.compute_type, replica: (await limits()).computeType };
+        const { environment, base: recordedOn, ...evidence } = await evidenceOf(adapter);
+        const facts = await limits();
+        const onTwin = evidence.twins?.find(({ base: digest }) => digest === facts.base?.digest);
+        const { probes } = onTwin ?? evidence;
+        const isOfAnother = onTwin === undefined && Boolean(recordedOn) && facts.base !== undefined && recordedOn !== facts.base.digest;
+        const computed: ComputedIn = {
+          recorded: environment?.compute_type,
+          replica: facts.computeType,
+          rounded: facts.rounded === true || isOfAnother,
+        };
         const measure = async (): Promise<ProofDecision> =>
           decideProof(await measureProbes(client, { base, loraName, probes: chooseProbes(probes) }), new Date().toISOString(), computed);
         let decision = await measure();

@@ -69,6 +69,10 @@ const input: GateInput = {
   },
   adapter: undefined,
 };
+const twinOf = (derivedFrom: EngineRecord["derivedFrom"]): GateInput => ({
+  ...input,
+  engine: { ...(input.engine as EngineRecord), base: { name: "small-awq", revision: "1", digest }, derivedFrom },
+});
 const promoted = (loss: number, over: Partial<Evaluation> = {}): AdapterState => ({
   tenant: "acme",
   adapter: "pirate",
@@ -105,9 +109,16 @@ describe("decideGate", () => {
     expect(verdict({ evaluation: null })).toBe("accepted");
   });
 
+  it("accepts an adapter of the base that the engine's own was made of", () => {
+    expect(verdict(twinOf({ name: "small", digest: base.digest }))).toBe("accepted");
+    expect(verdict(twinOf(undefined))).toBe("ADAPTER_BASE_MISMATCH");
+  });
+
   it.each<[string, Partial<GateInput>, string]>([
     ["no engine serves the base", { engine: undefined }, "BASE_UNKNOWN"],
     ["the base has other bytes", { manifest: { ...input.manifest, base: { ...base, digest } } }, "ADAPTER_BASE_MISMATCH"],
+    ["the engine serves another base's twin", twinOf({ name: "large", digest: base.digest }), "ADAPTER_BASE_MISMATCH"],
+    ["the engine serves a twin of what its base was before", twinOf({ name: "small", digest }), "ADAPTER_BASE_MISMATCH"],
     ["the adapter has another base", { adapter: { ...promoted(1), base: "large" } }, "ADAPTER_BASE_CHANGED"],
     ["its rank is too high", { manifest: { ...input.manifest, rank: 32 } }, "ADAPTER_RANK_TOO_HIGH"],
     ["a file is missing", { manifest: { ...input.manifest, files: [{ path: "adapter_model.bin", blob }] } }, "ADAPTER_FILES_MISSING"],

@@ -1,5 +1,5 @@
 /** Pure: may a trained version be served? Static facts first, then what was measured on held-out rows. */
-import { adapterFiles, type AdapterParts, expandModules, judgeAdapter } from "@loraline/models";
+import { adapterFiles, type AdapterParts, expandModules, judgeAdapter, kinship } from "@loraline/models";
 import {
   type AdapterManifest,
   type AdapterState,
@@ -45,14 +45,16 @@ const engineServesBase: Judge = ({ spec, engine }) => {
   return { code: "BASE_UNAVAILABLE", param: "base", message: `nothing is known of the base: ${engine.problem.message}` };
 };
 
-const sameBase: Judge = ({ manifest, engine }) =>
-  engine !== undefined && (manifest.base.name !== engine.base.name || manifest.base.digest !== engine.base.digest)
-    ? {
-        code: "ADAPTER_BASE_MISMATCH",
-        param: "base",
-        message: `trained on base "${manifest.base.name}" (${manifest.base.digest}), but engine "${engine.engine}" serves "${engine.base.name}" (${engine.base.digest}). Train it again on the base that is served.`,
-      }
-    : undefined;
+const sameBaseOrTwin: Judge = ({ manifest, engine }) => {
+  if (engine === undefined || kinship(engine, manifest.base) !== undefined) return undefined;
+  const { base, derivedFrom } = engine;
+  const madeOf = derivedFrom ? `, which was made of "${derivedFrom.name}" (${derivedFrom.digest})` : "";
+  return {
+    code: "ADAPTER_BASE_MISMATCH",
+    param: "base",
+    message: `trained on base "${manifest.base.name}" (${manifest.base.digest}), but engine "${engine.engine}" serves "${base.name}" (${base.digest})${madeOf}. Train it again on the base that is served; or, if that is a quantised copy of "${manifest.base.name}", have the engine say so (derivedFrom).`,
+  };
+};
 
 const oneBasePerAdapter: Judge = ({ spec, adapter }) =>
   adapter !== undefined && adapter.base !== spec.base
@@ -84,7 +86,8 @@ const filesAreRight: Judge = ({ parts, engine }) => {
   if ("code" in parts) return parts;
   if (engine === undefined) return undefined;
   const modules = engine.modules ? expandModules(engine.modules) : undefined;
-  return judgeAdapter(parts, { name: engine.base.name, maxLoraRank: engine.maxLoraRank, modules })[0];
+  const { base, derivedFrom, maxLoraRank } = engine;
+  return judgeAdapter(parts, { name: base.name, derivedFrom: derivedFrom?.name, maxLoraRank, modules })[0];
 };
 
 const sameTemplate: Judge = ({ evidence, engine }) => {
@@ -225,7 +228,7 @@ const asAccurateAsPromoted: Judge = ({ spec, evaluation, adapter }) => {
 const chain: readonly Judge[] = [
   engineServesBase,
   oneBasePerAdapter,
-  sameBase,
+  sameBaseOrTwin,
   rankFits,
   filesAreThere,
   filesAreRight,

@@ -1,6 +1,6 @@
 /** A trained version: through the gate into KV `adapters`, or refused. */
 import { judgeNewAdapter, type KvBucket, type Received, type TenantQuotas } from "@loraline/bus";
-import { adapterFiles, type AdapterParts, readAdapterHead } from "@loraline/models";
+import { adapterFiles, type AdapterParts, enginesServing, readAdapterHead } from "@loraline/models";
 import {
   adapterKey,
   type AdapterManifest,
@@ -67,11 +67,12 @@ export async function onRunTrained(received: Received<typeof runTrained>, deps: 
       getJson(objects, tenant, data.evidence, evidenceShape),
     ]);
     const parts = await partsOf(objects, tenant, manifest);
-    const candidates = (await engines.entries(">", { skipUnreadable: true }))
+    const open = (await engines.entries(">", { skipUnreadable: true }))
       .map(({ value }) => value)
-      .filter(({ base, tenants }) => base.name === spec.base && (tenants?.includes(tenant) ?? true));
+      .filter(({ tenants }) => tenants?.includes(tenant) ?? true);
+    const candidates = enginesServing(open, spec.base);
     const engine =
-      candidates.find((candidate) => candidate.engine === known?.engine) ??
+      open.find((each) => each.engine === known?.engine && [each.base.name, each.derivedFrom?.name].includes(spec.base)) ??
       candidates.find(({ problem: broken }) => !broken) ??
       candidates[0];
     const problem = await telemetry.span(
