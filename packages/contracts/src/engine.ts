@@ -54,7 +54,9 @@ export const engineRecord = z.object({
   kind: engineKindName.nullish().describe(`What program it is. Absent: ${defaultEngineKind}.`),
   base: baseRef,
   origin: baseOrigin.nullish().describe("Where the base comes from. Absent: not known."),
-  derivedFrom: derivedFrom.nullish().describe("The unquantised base that this one was made of. Adapters of it are served here. Absent: none."),
+  derivedFrom: derivedFrom
+    .nullish()
+    .describe("The unquantised base that this one was made of. Adapters of it are served here. Absent: none."),
   maxLoraRank: z.int(),
   maxLoras: z.int(),
   maxCpuLoras: z.int(),
@@ -75,7 +77,9 @@ export const engineRecord = z.object({
   rounded: z
     .boolean()
     .nullish()
-    .describe("Whether the engine itself rounds weights or its cache, such as to FP8: it answers a little otherwise than the base's files say."),
+    .describe(
+      "Whether the engine itself rounds weights or its cache, such as to FP8: it answers a little otherwise than the base's files say.",
+    ),
   toolCallParser: z
     .string()
     .nullish()

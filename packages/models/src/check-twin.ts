@@ -83,7 +83,12 @@ async function otherTokenizer(dir: string, original: string): Promise<string | u
   const files = await Promise.all([dir, original].map((folder) => readFile(join(folder, "tokenizer.json"), "utf8")));
   if (files[0] === files[1]) return undefined;
   const [here, there] = files.map((text) => {
-    const { model = {}, added_tokens = [], normalizer = null, pre_tokenizer = null } = JSON.parse(text) as {
+    const {
+      model = {},
+      added_tokens = [],
+      normalizer = null,
+      pre_tokenizer = null,
+    } = JSON.parse(text) as {
       model?: { vocab?: unknown; merges?: (string | string[])[] };
       added_tokens?: { id: number; content: string }[];
       normalizer?: unknown;
@@ -110,7 +115,8 @@ async function differingPlain(here: OpenTensors, there: OpenTensors): Promise<st
     const values = a.shape.reduce((product, size) => product * size, 1);
     let isEqual = isDeepStrictEqual(a.shape, b.shape);
     const most = Math.min(values, windowBytes / 2);
-    const starts = values <= most * windows ? [0] : Array.from({ length: windows }, (_, i) => Math.floor(((values - most) * i) / (windows - 1)));
+    const starts =
+      values <= most * windows ? [0] : Array.from({ length: windows }, (_, i) => Math.floor(((values - most) * i) / (windows - 1)));
     const length = starts.length === 1 ? values : most;
     for (const start of starts) {
       if (!isEqual) break;
@@ -126,7 +132,8 @@ const isPlain = (tensors: OpenTensors, name: string): boolean =>
   tensors.has(name) && ["BF16", "F16", "F32"].includes(tensors.tensor(name).dtype) && !/\.(?:scales|qzeros|g_idx)$/.test(name);
 
 /** Tools store what they do not quantise in float16 where it was bfloat16, or the other way round: exact to the coarser one's last bit. */
-const isClose = (a: number, b: number, exact: boolean): boolean => a === b || (!exact && Math.abs(a - b) <= 2 ** -8 * Math.abs(b) + 2 ** -24);
+const isClose = (a: number, b: number, exact: boolean): boolean =>
+  a === b || (!exact && Math.abs(a - b) <= 2 ** -8 * Math.abs(b) + 2 ** -24);
 
 /** Why the packed weights are not the original's; undefined: they are. */
 async function differingPacked(here: OpenTensors, there: OpenTensors, packing: Packing): Promise<string | undefined> {
@@ -157,7 +164,8 @@ async function differingPacked(here: OpenTensors, there: OpenTensors, packing: P
       }
     }
     const steps = Math.sqrt(squares / (rows * inputs));
-    if (!(steps <= mostSteps)) return `the weights of "${name}" are ${steps.toFixed(1)} steps of its packing away from the original's (limit ${mostSteps})`;
+    if (!(steps <= mostSteps))
+      return `the weights of "${name}" are ${steps.toFixed(1)} steps of its packing away from the original's (limit ${mostSteps})`;
   }
   return undefined;
 }

@@ -90,8 +90,7 @@ export function judgeAdapter(
 
   const named = config.base_model_name_or_path;
   const names = [base.name, ...(base.derivedFrom === undefined ? [] : [base.derivedFrom])];
-  const isBase =
-    typeof named !== "string" || names.some((name) => named === name || (imported && bareName(named) === bareName(name)));
+  const isBase = typeof named !== "string" || names.some((name) => named === name || (imported && bareName(named) === bareName(name)));
   if (!isBase && !anyBase) {
     problems.push({
       code: "ADAPTER_BASE_MISMATCH",

@@ -32,7 +32,7 @@ export async function openTensors(dir: string): Promise<OpenTensors> {
   const bytesOf = async (name: string, start: number, length: number, width: number): Promise<ArrayBuffer> => {
     const { file, at } = of(name);
     const bytes = new Uint8Array(Math.min(length * width, at.end - at.start - start * width));
-    for (let done = 0; done < bytes.length; ) {
+    for (let done = 0; done < bytes.length;) {
       const { bytesRead } = await file.read(bytes, done, bytes.length - done, at.start + start * width + done);
       if (bytesRead === 0) throw new Error(`${dir}: tensor ${name} ends early`);
       done += bytesRead;
@@ -62,6 +62,7 @@ const ofBfloat16 = (words: Uint16Array): Float32Array => new Float32Array(Uint32
 
 function ofFloat16(word: number): number {
   const [exponent, fraction] = [(word >> 10) & 31, word & 1023];
-  const size = exponent === 0 ? fraction * 2 ** -24 : exponent === 31 ? (fraction ? Number.NaN : Infinity) : (1024 + fraction) * 2 ** (exponent - 25);
+  const size =
+    exponent === 0 ? fraction * 2 ** -24 : exponent === 31 ? (fraction ? Number.NaN : Infinity) : (1024 + fraction) * 2 ** (exponent - 25);
   return word & 0x8000 ? -size : size;
 }

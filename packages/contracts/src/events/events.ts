@@ -99,7 +99,10 @@ export const runTokenized = defineEvent(
     init: initialAdapter
       .nullish()
       .describe("What `init_from` names. Absent or null: training begins with an adapter that changes nothing yet."),
-    twins: z.array(twin).nullish().describe("Quantised bases on which the adapter will be served instead of its own. Absent or null: none."),
+    twins: z
+      .array(twin)
+      .nullish()
+      .describe("Quantised bases on which the adapter will be served instead of its own. Absent or null: none."),
   }),
 );
 export const runQueued = defineEvent(

@@ -76,7 +76,10 @@ export async function addBase({ source, name: asked, derivedFrom, basesDir, ...o
     const ref = { name, revision: origin?.revision ?? (isFolder ? await revisionOf(source, digest) : undefined) ?? "unknown", digest };
     const twin = derivedFrom === undefined ? {} : { derivedFrom: await twinOf(files, join(basesDir, derivedFrom)) };
     // With it the files need not be read again at each start.
-    await writeFile(join(files, "base.json"), `${JSON.stringify({ ...ref, ...(origin === undefined ? {} : { origin }), ...twin }, null, 2)}\n`);
+    await writeFile(
+      join(files, "base.json"),
+      `${JSON.stringify({ ...ref, ...(origin === undefined ? {} : { origin }), ...twin }, null, 2)}\n`,
+    );
     await rename(files, target);
   } finally {
     await rm(partial, { recursive: true, force: true });

@@ -52,7 +52,9 @@ async function probe(base: Base, source: string): Promise<TemplateProbe | null> 
 export function judgeTemplate(base: Base, engines: readonly EngineRecord[]): Problem | undefined {
   const other = engines.find(
     ({ base: { name }, derivedFrom, templateDigest }) =>
-      (name === base.ref.name || derivedFrom?.name === base.ref.name) && typeof templateDigest === "string" && templateDigest !== base.templateDigest,
+      (name === base.ref.name || derivedFrom?.name === base.ref.name) &&
+      typeof templateDigest === "string" &&
+      templateDigest !== base.templateDigest,
   );
   if (other === undefined) return undefined;
   const [theirs, ours] = [other.template ?? null, base.template];

@@ -27,7 +27,9 @@ interface BasesWatchDeps {
  * base that was never read has no known chat template, so serve has to be restarted for it.
  */
 export function watchBases({ engines, records, basesDir, log, everyMs = 30_000 }: BasesWatchDeps): AsyncDisposable {
-  const broken = new Map(records.filter(({ problem }) => problem && !problem.code.startsWith("TWIN_")).map((record) => [record.engine, record]));
+  const broken = new Map(
+    records.filter(({ problem }) => problem && !problem.code.startsWith("TWIN_")).map((record) => [record.engine, record]),
+  );
   const put = async (record: EngineRecord): Promise<void> => {
     await engines.put(record.engine, { ...record, updatedAt: new Date().toISOString() });
     broken.set(record.engine, record);

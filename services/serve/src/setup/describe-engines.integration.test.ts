@@ -108,62 +108,90 @@ test("an engine whose base cannot be read says so, and keeps no other from being
 });
 
 const madeQuantised = 240_000;
-test("a quantised base serves adapters of the one it was made of, if it was; a wrong declaration is told, and hides nothing else", {
-  timeout: madeQuantised,
-}, async () => {
-  const put = async (name: string, kind: "gptq" | "awq", change?: (dir: string) => Promise<void>) => {
-    await cp(await quantisedBase(kind), join(bases, name), { recursive: true });
-    await change?.(join(bases, name));
-  };
-  const text = (file: string, edit: (text: string) => string) => async (dir: string) =>
-    writeFile(join(dir, file), edit(await readFile(join(dir, file), "utf8")));
-  /** Changes the bytes of one tensor. */
-  const tensor = (name: string, edit: (bytes: Buffer) => void) => async (dir: string) => {
-    const file = join(dir, "model.safetensors");
-    const weights = await readFile(file);
-    const first = 8 + Number(weights.readBigUInt64LE());
-    const header = JSON.parse(weights.subarray(8, first).toString()) as Record<string, { data_offsets: [number, number] }>;
-    const [from = 0, to = 0] = header[name]?.data_offsets ?? [];
-    edit(weights.subarray(first + from, first + to));
-    await writeFile(file, weights);
-  };
-  await put("gptq", "gptq");
-  await put("awq", "awq", (dir) => writeFile(join(dir, "base.json"), JSON.stringify({ derivedFrom: { name: "plain", digest: unreadDigest } })));
-  await put(
-    "other",
-    "gptq",
-    tensor("model.layers.29.mlp.up_proj.qweight", (bytes) => bytes.reverse()),
-  );
-  await put("words", "gptq", text("tokenizer.json", (json) => json.replace('"<|im_end|>"', '"<|im_over|>"')));
-  await put("form", "gptq", text("chat_template.jinja", (jinja) => `${jinja} `));
-  await put("deep", "gptq", text("config.json", (json) => json.replace('"num_hidden_layers": 30', '"num_hidden_layers": 29')));
-  await put(
-    "folded",
-    "awq",
-    tensor("model.layers.3.input_layernorm.weight", (bytes) => bytes.writeUInt16LE(bytes.readUInt16LE() ^ 0x40)),
-  );
-  const declared = ["gptq", "other", "words", "form", "deep", "folded"].map((base) => ({ ...engine, engine: base, base, derivedFrom: "plain" }));
-  const engines = [engine, { ...engine, engine: "awq", base: "awq" }, { ...engine, engine: "none", base: "gptq", derivedFrom: "typo" }, ...declared];
-  expect(await run("describe-engines-main.ts", engines)).toEqual({ code: 0, said: "" });
-  const records = z
-    .array(engineRecord.omit({ updatedAt: true }))
-    .parse(JSON.parse(await readFile(join(root, "engines", "engines.json"), "utf8")));
-  const of = (name: string) => records.find(({ engine: each }) => each === name);
-  const { digest } = of("e")?.base ?? {};
-  for (const name of ["gptq", "awq"]) expect(of(name)).toMatchObject({ derivedFrom: { name: "plain", digest } });
-  const codes = Object.fromEntries(records.map(({ engine: name, problem }) => [name, problem?.code]));
-  expect(codes).toMatchObject({
-    other: "TWIN_WEIGHTS_DIFFER",
-    words: "TWIN_TOKENIZER_DIFFERS",
-    form: "TWIN_TEMPLATE_DIFFERS",
-    deep: "TWIN_CONFIG_DIFFERS",
-    folded: "TWIN_SCALES_FOLDED",
-    none: "BASE_MISSING",
-  });
-  expect(of("other")?.problem?.message).toMatch(/steps of its packing away/);
-  expect(of("other")?.base.digest).not.toBe(unreadDigest);
-  for (const name of ["gptq", "awq", "other", "words", "form", "deep", "folded"]) await rm(join(bases, name), { recursive: true });
-});
+test(
+  "a quantised base serves adapters of the one it was made of, if it was; a wrong declaration is told, and hides nothing else",
+  {
+    timeout: madeQuantised,
+  },
+  async () => {
+    const put = async (name: string, kind: "gptq" | "awq", change?: (dir: string) => Promise<void>) => {
+      await cp(await quantisedBase(kind), join(bases, name), { recursive: true });
+      await change?.(join(bases, name));
+    };
+    const text = (file: string, edit: (text: string) => string) => async (dir: string) =>
+      writeFile(join(dir, file), edit(await readFile(join(dir, file), "utf8")));
+    /** Changes the bytes of one tensor. */
+    const tensor = (name: string, edit: (bytes: Buffer) => void) => async (dir: string) => {
+      const file = join(dir, "model.safetensors");
+      const weights = await readFile(file);
+      const first = 8 + Number(weights.readBigUInt64LE());
+      const header = JSON.parse(weights.subarray(8, first).toString()) as Record<string, { data_offsets: [number, number] }>;
+      const [from = 0, to = 0] = header[name]?.data_offsets ?? [];
+      edit(weights.subarray(first + from, first + to));
+      await writeFile(file, weights);
+    };
+    await put("gptq", "gptq");
+    await put("awq", "awq", (dir) =>
+      writeFile(join(dir, "base.json"), JSON.stringify({ derivedFrom: { name: "plain", digest: unreadDigest } })),
+    );
+    await put(
+      "other",
+      "gptq",
+      tensor("model.layers.29.mlp.up_proj.qweight", (bytes) => bytes.reverse()),
+    );
+    await put(
+      "words",
+      "gptq",
+      text("tokenizer.json", (json) => json.replace('"<|im_end|>"', '"<|im_over|>"')),
+    );
+    await put(
+      "form",
+      "gptq",
+      text("chat_template.jinja", (jinja) => `${jinja} `),
+    );
+    await put(
+      "deep",
+      "gptq",
+      text("config.json", (json) => json.replace('"num_hidden_layers": 30', '"num_hidden_layers": 29')),
+    );
+    await put(
+      "folded",
+      "awq",
+      tensor("model.layers.3.input_layernorm.weight", (bytes) => bytes.writeUInt16LE(bytes.readUInt16LE() ^ 0x40)),
+    );
+    const declared = ["gptq", "other", "words", "form", "deep", "folded"].map((base) => ({
+      ...engine,
+      engine: base,
+      base,
+      derivedFrom: "plain",
+    }));
+    const engines = [
+      engine,
+      { ...engine, engine: "awq", base: "awq" },
+      { ...engine, engine: "none", base: "gptq", derivedFrom: "typo" },
+      ...declared,
+    ];
+    expect(await run("describe-engines-main.ts", engines)).toEqual({ code: 0, said: "" });
+    const records = z
+      .array(engineRecord.omit({ updatedAt: true }))
+      .parse(JSON.parse(await readFile(join(root, "engines", "engines.json"), "utf8")));
+    const of = (name: string) => records.find(({ engine: each }) => each === name);
+    const { digest } = of("e")?.base ?? {};
+    for (const name of ["gptq", "awq"]) expect(of(name)).toMatchObject({ derivedFrom: { name: "plain", digest } });
+    const codes = Object.fromEntries(records.map(({ engine: name, problem }) => [name, problem?.code]));
+    expect(codes).toMatchObject({
+      other: "TWIN_WEIGHTS_DIFFER",
+      words: "TWIN_TOKENIZER_DIFFERS",
+      form: "TWIN_TEMPLATE_DIFFERS",
+      deep: "TWIN_CONFIG_DIFFERS",
+      folded: "TWIN_SCALES_FOLDED",
+      none: "BASE_MISSING",
+    });
+    expect(of("other")?.problem?.message).toMatch(/steps of its packing away/);
+    expect(of("other")?.base.digest).not.toBe(unreadDigest);
+    for (const name of ["gptq", "awq", "other", "words", "form", "deep", "folded"]) await rm(join(bases, name), { recursive: true });
+  },
+);
 
 test.each<[string, string, unknown, Record<string, string>, RegExp]>([
   ["describe-engines-main.ts", "a typing error", [{ ...engine, maxLora: 3 }], {}, /maxLora/],
