@@ -74,7 +74,7 @@ const pureMayUse: Readonly<Record<string, readonly string[] | "all">> = {
   "fastest-levenshtein": "all",
   "@loraline/contracts": "all",
   "@loraline/runtime": ["PermanentError", "RetryLaterError"],
-  "@loraline/models": ["adapterFiles", "expandModules", "judgeAdapter", "judgeImport", "judgeRunSpec"],
+  "@loraline/models": ["adapterFiles", "expandModules", "judgeAdapter", "judgeImport", "judgeRunSpec", "enginesServing", "kinship"],
 };
 const impureGlobals = new Set([
   "process",
