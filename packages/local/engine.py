@@ -115,5 +115,31 @@ try:
 except (ImportError, AttributeError) as error:
     print(f"engine.py: vLLM's own LoRA kernels are used: {error}", file=sys.stderr)
 
+
+def run_experts_without_lora():
+    """
+    With LoRA enabled, vLLM computes experts with Triton, which a CPU does not have, so that the first request ends the engine. Here adapters have
+    no experts (--lora-target-modules leaves them out), so experts are computed as without LoRA.
+    """
+    from copy import copy
+
+    from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method as method
+
+    select = method.select_unquantized_moe_backend
+
+    def select_without_lora(moe_config):
+        without = copy(moe_config)
+        without.is_lora_enabled = False
+        return select(without)
+
+    vars(method)["select_unquantized_moe_backend"] = select_without_lora
+
+
+if "--lora-target-modules" in sys.argv:
+    try:
+        run_experts_without_lora()
+    except (ImportError, AttributeError) as error:
+        print(f"engine.py: experts are computed as vLLM chooses: {error}", file=sys.stderr)
+
 sys.argv[0] = "vllm"
 runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)

@@ -2,7 +2,9 @@
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { BaseModules } from "@loraline/contracts";
+import { hasExperts, wrapperOf } from "./architectures.ts";
 import { expandModules, type ModuleShapes, modulesOfBase } from "./base-modules.ts";
+import { shortNames } from "./module-patterns.ts";
 import { packingOf, unpackedTensors } from "./quantised-tensors.ts";
 import { readTensors } from "./safetensors.ts";
 
@@ -24,4 +26,22 @@ export async function describeBase(dir: string): Promise<BaseModules | undefined
 export async function readBaseModules(dir: string): Promise<ModuleShapes | undefined> {
   const modules = await describeBase(dir);
   return modules && expandModules(modules);
+}
+
+/** The parts of a base that an engine starts. */
+export interface ServedParts {
+  /** The base has a vision tower, which is left out: no request has pictures. */
+  languageModelOnly: boolean;
+  /**
+   * The modules that adapters may have, by the last parts of their names; null: all that the engine knows. Those of a mixture of experts are
+   * without the experts: no adapter that is trained here has them, their slots take many times the memory, and vLLM's CPU build cannot start so.
+   */
+  loraModules: readonly string[] | null;
+}
+
+/** @throws Error: its config.json cannot be read. */
+export async function readServedParts(dir: string): Promise<ServedParts> {
+  const config: unknown = JSON.parse(await readFile(join(dir, "config.json"), "utf8"));
+  const modules = hasExperts(config) ? await readBaseModules(dir) : undefined;
+  return { languageModelOnly: wrapperOf(config) !== undefined, loraModules: modules === undefined ? null : shortNames(modules.keys()) };
 }

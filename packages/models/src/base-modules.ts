@@ -1,4 +1,5 @@
 /** The linear modules of a base, small enough to be kept in a record: a 30-layer model has seven entries. */
+import { moduleInWrapper, wrapperOf } from "./architectures.ts";
 import type { BaseModules } from "@loraline/contracts";
 
 /** Name to [outputs, inputs]. */
@@ -7,20 +8,33 @@ export type ModuleShapes = ReadonlyMap<string, readonly [number, number]>;
 /** Tensors with two dimensions that are not linear layers. No engine can serve an adapter on them. */
 const embeddings = /(?:^|\.)(?:embed_tokens|word_embeddings|embed_in|embed_out|embed_positions|position_embeddings|wte|wpe|lm_head)$/;
 
+/** Experts, which are no linear modules of their own, and the routers that choose among them. */
+const experts = /\.experts\.|\.(?:mlp|feed_forward|block_sparse_moe)\.(?:gate|router)$|\.(?:shared_expert_gate)$/;
+
 /**
- * Pure: finds the linear modules of a model by the tensors of its files.
+ * Pure: finds the linear modules of a model, without experts, by the tensors of its files.
  * @param config - the model's config.json.
- * @returns undefined when the names in the files are not those of the modules: quantised weights, experts, models with several parts.
+ * @returns undefined when the names in the files are not those of the modules: quantised weights, models with several parts that are not known.
  */
 export function modulesOfBase(tensors: readonly { name: string; shape: readonly number[] }[], config: unknown): BaseModules | undefined {
   const settings = typeof config === "object" && config !== null ? (config as Record<string, unknown>) : {};
-  const unclear = ["quantization_config", "vision_config", "text_config", "num_experts", "num_local_experts", "n_routed_experts"];
+  const wrapper = wrapperOf(config);
+  const unclear = ["quantization_config", ...(wrapper === undefined ? ["vision_config", "text_config"] : [])];
   if (unclear.some((field) => settings[field] !== undefined && settings[field] !== null)) return undefined;
   const shapes = new Map<string, readonly [number, number]>();
   for (const { name, shape } of tensors) {
-    const module = /^(.+)\.weight$/.exec(name)?.[1];
+    const stored = /^(.+)\.weight$/.exec(name)?.[1];
+    const module = stored === undefined || wrapper === undefined ? stored : moduleInWrapper(stored, wrapper);
     const [outputs, inputs] = shape;
-    if (module === undefined || shape.length !== 2 || outputs === undefined || inputs === undefined || embeddings.test(module)) continue;
+    if (
+      module === undefined ||
+      shape.length !== 2 ||
+      outputs === undefined ||
+      inputs === undefined ||
+      embeddings.test(module) ||
+      experts.test(module)
+    )
+      continue;
     shapes.set(module, [outputs, inputs]);
   }
   return shapes.size === 0 ? undefined : compactModules(shapes);

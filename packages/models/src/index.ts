@@ -1,5 +1,6 @@
+export { servedWrappers, wrapperOf } from "./architectures.ts";
 export { readAdapterHead } from "./adapter-head.ts";
-export { describeBase, readBaseModules } from "./base-files.ts";
+export { describeBase, readBaseModules, readServedParts, type ServedParts } from "./base-files.ts";
 export { expandModules, type ModuleShapes } from "./base-modules.ts";
 export { checkTwin } from "./check-twin.ts";
 export { defaultHubEndpoint, hubFileUrl, hubHeaders, listHubFiles } from "./hub.ts";

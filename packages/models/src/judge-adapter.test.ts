@@ -69,6 +69,26 @@ describe("judgeAdapter", () => {
       ],
       "ADAPTER_MODULE_UNKNOWN",
     ],
+    [
+      "experts, in vLLM's layout of one pair for each",
+      [
+        a(),
+        b(),
+        tensor("base_model.model.model.layers.0.mlp.experts.3.up_proj.lora_A.weight", [8, 64]),
+        tensor("base_model.model.model.layers.0.mlp.experts.3.up_proj.lora_B.weight", [16, 8]),
+      ],
+      "ADAPTER_FEATURE_UNSUPPORTED",
+    ],
+    [
+      "experts, in PEFT's layout of one pair for all",
+      [
+        a(),
+        b(),
+        tensor("base_model.model.model.layers.0.mlp.experts.lora_A.weight", [32, 16]),
+        tensor("base_model.model.model.layers.0.mlp.experts.lora_B.weight", [64, 32]),
+      ],
+      "ADAPTER_FEATURE_UNSUPPORTED",
+    ],
     ["a DoRA magnitude", [a(), b(), tensor(`base_model.model.${q}.lora_magnitude_vector`, [32])], "ADAPTER_TENSOR_UNKNOWN"],
     ["a whole embedding", [a(), b(), tensor("base_model.model.model.embed_tokens.weight", [100, 64])], "ADAPTER_TENSOR_UNKNOWN"],
   ])("refuses tensors with %s", (_what, tensors, code) => {
@@ -102,5 +122,17 @@ describe("judgeAdapter", () => {
     expect(judge({ tensors: many }, base, imported)).toContainEqual(["ADAPTER_TENSOR_MISSING", "m0"]);
     expect(judge({ config: { use_dora: true } }, base, imported)).toEqual([["ADAPTER_FEATURE_UNSUPPORTED", "use_dora"]]);
     expect(judge({ tensors: [a({}, [8, 63]), b()] }, base, imported)).toEqual([["ADAPTER_BASE_MISMATCH", q]]);
+  });
+
+  it("knows the modules of a wrapped base by the names that older transformers gave them, in an adapter from elsewhere", () => {
+    const wrapped: ServedBase = { ...base, modules: new Map([["model.language_model.layers.0.self_attn.q_proj", [32, 64]]]) };
+    for (const beginning of ["language_model.model", "model", "model.text_model", "model.language_model"]) {
+      const tensors = [a(), b()].map((each) => ({ ...each, name: each.name.replace("model.layers", `${beginning}.layers`) }));
+      expect(judge({ tensors }, wrapped, { imported: true })).toEqual([]);
+      const own = beginning === "model.language_model";
+      expect(judge({ tensors }, wrapped)).toEqual(own ? [] : [["ADAPTER_MODULE_UNKNOWN", `${beginning}.layers.0.self_attn.q_proj`]]);
+    }
+    const tower = [a(), b()].map((each) => ({ ...each, name: each.name.replace("model.layers", "model.vision_tower.encoder.layers") }));
+    expect(judge({ tensors: tower }, wrapped, { imported: true })[0]?.[0]).toBe("ADAPTER_MODULE_UNKNOWN");
   });
 });

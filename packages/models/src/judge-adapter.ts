@@ -1,5 +1,6 @@
 /** Pure: judges an adapter before any engine loads it. Settings that vLLM would silently ignore are refused here. */
 import { z } from "zod";
+import { spellingsOf } from "./architectures.ts";
 import type { ModuleShapes } from "./base-modules.ts";
 import { judgedLoraFields, type Problem, refusedIn } from "@loraline/contracts";
 import type { Tensor } from "./safetensors-header.ts";
@@ -127,11 +128,11 @@ export function judgeAdapter(
         "the adapter has ranks or scalings per module, which some versions of vLLM ignore without a word. Fold the scaling into lora_B and pad to one rank.",
     });
   }
-  return [...problems, ...judgeTensors(tensors, imported && isSet(config.rank_pattern) ? undefined : config.r, base)];
+  return [...problems, ...judgeTensors(tensors, imported && isSet(config.rank_pattern) ? undefined : config.r, base, imported)];
 }
 
 /** Keeps one problem of each kind, that of the first tensor, because an adapter has hundreds of tensors. */
-function judgeTensors(tensors: readonly JudgedTensor[], expected: number | undefined, base: ServedBase): Problem[] {
+function judgeTensors(tensors: readonly JudgedTensor[], expected: number | undefined, base: ServedBase, imported: boolean): Problem[] {
   const found = new Map<string, Problem>();
   const report = (code: string, param: string, message: string): void => {
     if (!found.has(code)) found.set(code, { code, param, message });
@@ -172,6 +173,14 @@ function judgeTensors(tensors: readonly JudgedTensor[], expected: number | undef
       );
       continue;
     }
+    if (/\.experts(?:\.|$)/.test(module)) {
+      report(
+        "ADAPTER_FEATURE_UNSUPPORTED",
+        module,
+        `the adapter adapts experts ("${module}"), and engines are started without LoRA on experts: it takes a slot for each expert, and vLLM's CPU build has no kernel for it. Train it on the other modules, such as those of attention.`,
+      );
+      continue;
+    }
     const [rankA, inputs] = A.shape;
     const [outputs, rankB] = B.shape;
     const rank = expected ?? rankA;
@@ -184,7 +193,10 @@ function judgeTensors(tensors: readonly JudgedTensor[], expected: number | undef
       continue;
     }
     if (base.modules === undefined) continue;
-    const weight = base.modules.get(module);
+    const { modules } = base;
+    // One from elsewhere gets the names of its base when it is made canonical.
+    const named = imported ? spellingsOf(module).find((each) => modules.has(each)) : module;
+    const weight = named === undefined ? undefined : modules.get(named);
     if (weight === undefined) {
       report(
         "ADAPTER_MODULE_UNKNOWN",

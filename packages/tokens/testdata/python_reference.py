@@ -58,9 +58,14 @@ def tokenizer_of(asked):
     return tokenizers[directory]
 
 
-def as_the_engine_does(message):
-    """Messages as vLLM renders them: arguments of calls are parsed, and Loraline's own fields `train` and `weight` are removed."""
+def as_the_engine_does(message, parts):
+    """
+    Messages as vLLM renders them: arguments of calls are parsed, and Loraline's own fields `train` and `weight` are removed.
+    parts: the template goes through the parts of contents.
+    """
     message = {key: value for key, value in message.items() if key not in ("train", "weight")}
+    if parts:
+        message["content"] = [{"type": "text", "text": message["content"]}]
     if "reasoning" in message:
         message["reasoning_content"] = message["reasoning"]
     if "tool_calls" in message:
@@ -78,7 +83,7 @@ def chat(asked):
     """
     tok = tokenizer_of(asked)
     stops = asked.get("stops") or [tok.eos_token]
-    messages = [as_the_engine_does(message) for message in asked["messages"]]
+    messages = [as_the_engine_does(message, asked.get("parts", False)) for message in asked["messages"]]
     tools = json.loads(asked["tools"]) if "tools" in asked else None
 
     def render(part, generation):

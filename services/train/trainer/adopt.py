@@ -25,6 +25,7 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
     with attempt.phase("load_base"):
         import canonicalise
         import compute
+        import language_model
         import probes
         import torch
         from peft.utils import set_peft_model_state_dict
@@ -39,12 +40,13 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
         on_gpu = spec["device"] != "cpu" and torch.cuda.is_available()
         compute_type = compute.BF16 if on_gpu else compute.native_type()
         model = load_base(directory, compute_type)
+        weights = with_names_of(model, weights)
         with time_limit(f"applying the patterns of adapter_config.json to {len(weights) // 2} modules"):
             model = attach_adapter(model, config, weights)
         loaded = set_peft_model_state_dict(model, weights)
         if loaded.unexpected_keys:
             raise TrainerError("ADAPTER_TENSOR_UNKNOWN", f"PEFT has no place for tensor {loaded.unexpected_keys[0]}.", loaded.unexpected_keys[0])
-        model.config.use_cache = False
+        language_model.text_config(model).use_cache = False
         if on_gpu:
             model.to("cuda")
         attempt.result["environment"] = compute.describe(compute_type, spec["training"]["seed"], on_gpu)
@@ -62,7 +64,7 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
         attempt.result["twins"] = probes.on_twins(model, spec, directory, stop)
 
     with attempt.phase("save"):
-        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers)
+        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, language_model.text_config(model).num_hidden_layers)
 
 
 def read_config(path) -> dict:
@@ -102,14 +104,26 @@ def check_values(weights: dict) -> None:
         raise TrainerError("ADAPTER_ZERO", "Every lora_B is zero: the adapter does nothing.", "adapter_model.safetensors")
 
 
+def with_names_of(model, weights: dict) -> dict:
+    """The weights under the names that their modules have in this base, whose language model may stand in another wrapper than in training."""
+    import language_model
+
+    linear = language_model.linear_modules(model)
+
+    def renamed(name: str) -> str:
+        module, part, rest = name.removeprefix(PREFIX).rpartition(".lora_")
+        return f"{PREFIX}{language_model.named_as_in(linear, module)}{part}{rest}" if name.startswith(PREFIX) and part else name
+
+    return {renamed(name): weight for name, weight in weights.items()}
+
+
 def attach_adapter(model, config: dict, weights: dict):
     """Returns the PEFT model with a LoRA layer for each pair of tensors, scaled as the config says. Raises TrainerError."""
-    import torch
+    import language_model
     from peft import LoraConfig, get_peft_model
     from peft.utils.other import get_pattern_key
 
-    head = model.get_output_embeddings()
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
+    linear = language_model.linear_modules(model)
     ranks = {}
     for name, weight in weights.items():
         module, _, part = name.removeprefix(PREFIX).rpartition(".lora_")

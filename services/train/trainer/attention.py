@@ -149,5 +149,25 @@ def attend_one_by_one(query, key, value, bounds, longest, scale: float, window: 
     return torch.cat(outputs, dim=1)
 
 
+def recur_by_sequence(model) -> None:
+    """
+    Makes the recurrent layers of a model (Qwen3.5's and Qwen3-Next's gated delta nets) begin anew at each sequence of a flattened batch.
+    transformers' own reference implementation of them takes no notice of where sequences begin.
+    """
+
+    def apart(forward):
+        def each(hidden_states, cu_seq_lens_q=None, **kwargs):
+            if cu_seq_lens_q is None:
+                return forward(hidden_states=hidden_states, **kwargs)
+            others = {name: value for name, value in kwargs.items() if not name.startswith(("cu_seq_lens", "max_length", "position_ids"))}
+            return torch.cat([forward(hidden_states=hidden_states[:, start:end], **others) for start, end in pairwise(cu_seq_lens_q.tolist())], dim=1)
+
+        return each
+
+    for module in model.modules():
+        if type(module).__name__.endswith("GatedDeltaNet"):
+            module.forward = apart(module.forward)
+
+
 AttentionInterface.register(NAME, attend_by_sequence)
 AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)

@@ -39,11 +39,11 @@ def merge(base_dir: Path, adapter_dir: Path, out: Path) -> dict:
             "base",
         )
     import torch
+    from language_model import auto_class_of, text_config
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     def load(directory: Path, dtype):
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).eval()
+        return auto_class_of(directory).from_pretrained(directory, dtype=dtype, local_files_only=True).eval()
 
     try:
         stored_dtype = load(base_dir, "auto").dtype
@@ -55,7 +55,7 @@ def merge(base_dir: Path, adapter_dir: Path, out: Path) -> dict:
     except Exception as error:
         raise TrainerError("ADAPTER_UNREADABLE", f"{adapter_dir} cannot be loaded on {base_dir}: {error}", str(adapter_dir)) from error
 
-    sequences = [answered(model, prompt) for prompt in prompts_of(base_dir, base.config.vocab_size)]
+    sequences = [answered(model, prompt) for prompt in prompts_of(base_dir, text_config(base).vocab_size)]
     expected = [logprobs(model, *sequence) for sequence in sequences]
     with model.disable_adapter():
         without = [logprobs(model, *sequence) for sequence in sequences]

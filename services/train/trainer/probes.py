@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 import unpack
+from language_model import text_config
 from packing import flatten, forward
 
 
@@ -20,7 +21,7 @@ def one_thread_if_small(model):
     less time and a third less CPU for the same numbers.)
     """
     threads = torch.get_num_threads()
-    if model.device.type == "cpu" and model.config.hidden_size <= 1024:
+    if model.device.type == "cpu" and text_config(model).hidden_size <= 1024:
         torch.set_num_threads(1)
     try:
         yield

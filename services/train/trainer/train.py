@@ -212,6 +212,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         import canonicalise
         import compute
+        import language_model
         import loop
         import packing
         import probes
@@ -243,6 +244,8 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
 
         with time_limit("applying lora's patterns to the base"):
             model = add_lora(model, lora, settings["seed"])
+        if (missed := language_model.missed_experts(model)) is not None:
+            attempt.emit({"type": "warning", "code": "EXPERTS_NOT_ADAPTED", "message": missed})
         plan = loop.plan_evaluations(settings, rows, held_out, WORLD_SIZE)
         evaluated = held_out.first(plan.rows)
 
@@ -251,7 +254,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             model.to("cuda")
-        model.config.use_cache = False
+        language_model.text_config(model).use_cache = False
         attempt.result["environment"] = compute.describe(compute_type, settings["seed"], on_gpu)
         stop_tokens = as_set(model.generation_config.eos_token_id)
 
@@ -374,7 +377,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         attempt.result["twins"] = probes.on_twins(model, spec, directory, stop_tokens)
 
     with attempt.phase("save"):
-        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, model.config.num_hidden_layers)
+        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, language_model.text_config(model).num_hidden_layers)
 
 
 def objective_of(spec: dict) -> "Objective":
@@ -416,17 +419,21 @@ def load_base(directory: Path, compute_type: str):
 
 
 def read_base(folder: Path, compute_type: str):
-    import packing  # noqa: F401  registers the attention
+    import attention
+    import language_model
     import torch
     import unpack
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     try:
         if (packed := unpack.packing_of(folder)) is not None:
-            return unpack.load(folder, packed, getattr(torch, compute_type), attn_implementation="by_sequence")
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True)
+            model = unpack.load(folder, packed, getattr(torch, compute_type), attn_implementation="by_sequence")
+        else:
+            load = language_model.auto_class_of(folder).from_pretrained
+            model = load(folder, dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True)
+        attention.recur_by_sequence(model)
+        return model
     except Exception as error:
         raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error
 
@@ -456,12 +463,12 @@ def time_limit(doing: str, seconds: int = 30):
 
 def add_lora(model, lora: dict, seed: int):
     """The PEFT model. Raises NO_TARGET_MODULES or TARGET_MODULE_UNSUPPORTED, naming what the base does have."""
+    import language_model
     import torch
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    linear, prefix = language_model.linear_modules(model), language_model.prefix_of(model)
     known = sorted({name.rsplit(".", 1)[-1] for name in linear})
     param = "lora.target_modules"
     exist = f"Names in this base: {', '.join(known)}."
@@ -477,7 +484,7 @@ def add_lora(model, lora: dict, seed: int):
         if target in known:  # one name
             target = [target]
     if not isinstance(target, str):
-        names = [name for name, _ in model.named_modules()]
+        names = [name for name, _ in model.named_modules() if name.startswith(prefix)]
         unknown = [each for each in target if not any(name == each or name.endswith(f".{each}") for name in names)]
         if unknown or not target:
             raise TrainerError(
@@ -485,6 +492,8 @@ def add_lora(model, lora: dict, seed: int):
             )
 
     chosen: dict[str, Any] = {name: value for name, value in lora.items() if value is not None} | {"target_modules": target}
+    if (excluded := language_model.outside(prefix, chosen.get("exclude_modules"))) is not None:
+        chosen["exclude_modules"] = excluded
     torch.manual_seed(seed)  # lora_A is drawn here
     try:
         config = LoraConfig(task_type="CAUSAL_LM", **chosen)
@@ -492,14 +501,14 @@ def add_lora(model, lora: dict, seed: int):
     except re.error as error:
         raise TrainerError("NO_TARGET_MODULES", f"lora: not a regular expression: {error}. {exist}", param) from error
     except (ValueError, TypeError) as error:
-        if "arget modules" in str(error) or "No modules were targeted" in str(error):
+        if re.search("arget modules|No modules were targeted|All modules were excluded", str(error)):
             raise TrainerError("NO_TARGET_MODULES", f"{param} matches nothing: {error} {exist}", param) from error
         if "is not supported" in str(error):
             raise TrainerError("TARGET_MODULE_UNSUPPORTED", f"{param}: {error} {exist}", param) from error
         raise TrainerError("SPEC_INVALID", f"lora: PEFT refuses this: {error}", "lora") from error
 
     for name, module in model.get_base_model().named_modules():
-        if isinstance(module, LoraLayer) and (not isinstance(module.base_layer, torch.nn.Linear) or module.base_layer is head):
+        if isinstance(module, LoraLayer) and not (isinstance(module.base_layer, torch.nn.Linear) and name in linear):
             raise TrainerError(
                 "TARGET_MODULE_UNSUPPORTED", f"{param}: {name} is not a linear layer inside the model, so vLLM cannot serve an adapter on it. {exist}", param
             )

@@ -417,6 +417,10 @@ export const trainerCodes = defineArea(
     ],
     SHARD_INVALID: ["A file of tokens that the trainer got cannot be read.", "Request the run again; report it if it happens again."],
     ROWS_WITHOUT_LABELS: ["Rows are left out because they have no token to learn.", "Nothing has to be done."],
+    EXPERTS_NOT_ADAPTED: [
+      "The base is a mixture of experts, and the adapter reaches its other modules only.",
+      "Nothing has to be done: such an adapter is served. What it reaches stands in the message.",
+    ],
     CHECKPOINT_IGNORED: [
       "A checkpoint on disk is incomplete and is not used.",
       "Nothing has to be done: training goes on from the one before.",

@@ -344,8 +344,8 @@ export const engineSettingsCodes = defineArea(
       "Remove it from extraArgs; use the setting that the message names.",
     ],
     BASE_MULTIMODAL: [
-      "The base is multimodal, and adapters that were trained here would have no effect on it in vLLM.",
-      "Choose a base of text only.",
+      "The base is multimodal, and not among those whose language model can have adapters in vLLM.",
+      "Choose one that the message names, or a base of text only.",
     ],
     CPU_LORAS_TOO_FEW: ["maxCpuLoras is lower than maxLoras, which vLLM does not allow.", "Raise maxCpuLoras to maxLoras or more."],
     GPUS_TOO_FEW: [

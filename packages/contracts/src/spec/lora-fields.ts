@@ -27,7 +27,10 @@ export const judgedLoraFields: JudgedFields = {
   bias: unserved("vLLM refuses adapters with trained biases"),
   lora_bias: unserved("vLLM refuses adapters with LoRA biases"),
   trainable_token_indices: unserved("vLLM ignores or refuses trained token embeddings"),
-  target_parameters: unserved("vLLM has no loader for adapters on bare parameters", "Name linear layers in target_modules instead"),
+  target_parameters: unserved(
+    "these are the weights of experts, and engines are started without LoRA on experts",
+    "Name linear layers in target_modules instead",
+  ),
   layer_replication: unserved("vLLM serves the base as it is; replicated layers do not exist there"),
   loftq_config: unserved("LoftQ changes the base's weights; the adapter would be wrong on the served base"),
   eva_config: unserved("EVA's data-driven ranks need passes over the data that the trainer does not make"),

@@ -2,6 +2,7 @@
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import type { ComputeType } from "@loraline/contracts";
+import type { ServedParts } from "@loraline/models";
 import type { GuardedChild, Log } from "@loraline/runtime";
 import { vllmArgs, vllmCpuArgs, vllmCpuEnv, vllmEnv } from "@loraline/serve";
 import { supervise } from "../supervise.ts";
@@ -16,8 +17,8 @@ interface EngineStart {
   /** Holds what vLLM found out about this machine; kept when the state is cleared. */
   cacheDir: string;
   python: string;
-  /** `templateFile`: the chat template to apply; absent or null: the one in the base's folder. */
-  base: { name: string; dir: string; templateFile?: string | null };
+  /** `templateFile`: the chat template to apply; absent or null: the one in the base's folder. `parts`: absent: all of it. */
+  base: { name: string; dir: string; templateFile?: string | null; parts?: ServedParts };
   port: number;
   /** What it can serve. Both its record on the bus and vLLM's flags derive from it. */
   settings: Omit<LocalEngine, "base" | "dtype" | "toolCallParser">;
@@ -35,7 +36,16 @@ interface EngineStart {
 
 const engineArgs = ({ base, port, settings: { extraArgs = [], ...limits }, computeType, toolCallParser }: EngineStart): string[] => [
   join(import.meta.dirname, "../../engine.py"),
-  ...vllmArgs({ ...limits, model: base.dir, servedName: base.name, host, port, chatTemplateFile: base.templateFile, toolCallParser }),
+  ...vllmArgs({
+    ...limits,
+    model: base.dir,
+    servedName: base.name,
+    host,
+    port,
+    chatTemplateFile: base.templateFile,
+    toolCallParser,
+    ...(base.parts && { parts: base.parts }),
+  }),
   ...vllmCpuArgs(computeType),
   "--disable-log-stats",
   "--disable-uvicorn-access-log",

@@ -2,7 +2,7 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { BaseRef, ComputeType, DerivedFrom, EngineRecord } from "@loraline/contracts";
-import { describeBase } from "@loraline/models";
+import { describeBase, readServedParts } from "@loraline/models";
 import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
 import { type Log, nativeComputeType } from "@loraline/runtime";
 import { checkEngine, readTwin, vllmToolParserOf } from "@loraline/serve";
@@ -77,7 +77,12 @@ export async function startLocalEngine(
     stateDir,
     cacheDir,
     python,
-    base: { name, dir: baseDir, templateFile: await keepTemplate(stateDir, engine, text) },
+    base: {
+      name,
+      dir: baseDir,
+      templateFile: await keepTemplate(stateDir, engine, text),
+      parts: await readServedParts(baseDir),
+    },
     port,
     settings: limits,
     computeType,

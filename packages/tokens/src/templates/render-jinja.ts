@@ -48,6 +48,12 @@ const today = new Date(Date.UTC(2024, 6, 26));
 export const isTaught = (message: Message): boolean =>
   isTrainedTurn(message) && (message.content.trim() !== "" || message.tool_calls !== undefined || (message.reasoning ?? "").trim() !== "");
 
+/**
+ * Whether a template goes through the parts of contents, as those of multimodal bases do. vLLM gives such templates `[{"type": "text",
+ * "text": …}]` for each text, and others the text itself.
+ */
+const goesThroughContents = (source: string): boolean => /\{%-?\s*for\s+\w+\s+in\s+[^%]*\bcontent\b/.test(source);
+
 /** @throws Error when the template cannot be parsed. */
 export function createJinja(
   { template, special, encoder }: Pick<Base, "template" | "special" | "encoder">,
@@ -58,6 +64,7 @@ export function createJinja(
   const parsed = new Template(source);
   // Some templates need text here, such as DeepSeek's `'\n' + tool['function']['arguments'] + '\n'`.
   const argumentsAreText = !source.includes("tojson") && /\+[^+|{}]*\barguments\b['"\]]*\s*(?:\+|-?\}\}|-?%\})/.test(source);
+  const asParts = goesThroughContents(source);
   const names = Object.fromEntries(Object.entries(special).map(([name, token]) => [`${name}_token`, token ?? ""]));
   const split = createSplit(encoder.controls);
   const controls = controlPattern(encoder.controls);
@@ -92,7 +99,7 @@ export function createJinja(
     const { role, content, name, tool_call_id, reasoning } = message;
     return {
       role,
-      content: sealed(content),
+      content: asParts ? [{ type: "text", text: sealed(content) }] : sealed(content),
       ...(name !== undefined && { name: sealed(name) }),
       ...(tool_call_id !== undefined && { tool_call_id: sealed(tool_call_id) }),
       ...(reasoning !== undefined && { reasoning_content: sealed(reasoning), reasoning: sealed(reasoning) }),

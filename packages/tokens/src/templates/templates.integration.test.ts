@@ -107,7 +107,7 @@ async function compare(
   base: Base,
   baseDir: string,
   cases: readonly Case[],
-  more: { stops?: readonly string[]; joint?: boolean } = {},
+  more: { stops?: readonly string[]; joint?: boolean; parts?: boolean } = {},
 ): Promise<number> {
   const answers = await python.ask(cases.map((one) => ({ ...one, ...more, dir: baseDir })));
   const results = await encode(
@@ -164,6 +164,45 @@ describe("families", { timeout: 120_000 }, () => {
       .sample(conversation, { numRuns: 60 * fuzzFactor, seed: 12 })
       .map((messages) => ({ messages: messages.map((one) => ({ ...one, content: `A${one.content}A` })) }));
     expect(await compare(base, baseDir, cases, { stops: phi.stops, joint: true })).toBe(cases.length);
+  });
+});
+
+const idefics: Omit<BaseParts, "template"> = {
+  special: { bos: "<|im_start|>", eos: "<end_of_utterance>" },
+  tokens: ["<|begin_of_text|>", "<end_of_utterance>", "<image>"],
+  stops: ["<end_of_utterance>"],
+};
+const gemma4: Omit<BaseParts, "template"> = {
+  special: { bos: "<bos>", eos: "<eos>" },
+  tokens: ["<bos>", "<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|image|>"],
+  stops: ["<eos>", "<turn|>"],
+};
+
+describe("templates that go through the parts of contents", { timeout: 120_000 }, () => {
+  it.each<[name: string, family: string, parts: Omit<BaseParts, "template">]>([
+    ["smolvlm", "turns", idefics],
+    ["idefics3", "turns", idefics],
+    ["qwen2_5_vl", "chatml", chatml],
+    ["qwen3_vl", "chatml", chatml],
+    ["qwen3_5_nothink", "jinja", chatml],
+    ["gemma3", "gemma", gemma],
+    ["gemma4", "gemma", gemma4],
+    ["llava_next", "mistral", sentencePiece],
+  ])("%s is recognised as %s, and gives Python's ids and masks", async (name, family, parts) => {
+    const baseDir = await makeBase(join(dir, `${name}-parts`), { ...parts, template: await templateNamed(name) });
+    const base = await loadBase(baseDir);
+    expect((await recogniseTemplate(base)).family).toBe(family);
+    const joint = parts.tokenizer === "llama2";
+    const cases = fc
+      .sample(conversation, { numRuns: 60 * fuzzFactor, seed: 13 })
+      .map((messages) => messages.map((one) => (joint && one.role === "assistant" ? { ...one, content: `A${one.content}` } : one)));
+    const same = await compare(
+      base,
+      baseDir,
+      cases.map((messages) => ({ messages })),
+      { stops: parts.stops, joint, parts: true },
+    );
+    expect(same).toBeGreaterThan(10);
   });
 });
 

@@ -1,5 +1,6 @@
 /** What one kind of engine brings along; an entry of table.ts. */
 import type { EngineSettings, Problem } from "@loraline/contracts";
+import type { ServedParts } from "@loraline/models";
 import type { BaseConfig } from "./base-config.ts";
 import type { EngineConnection, LoraEngine } from "./lora-engine.ts";
 
@@ -12,5 +13,5 @@ export interface EngineKind {
   /** Pure: the parser of calls of tools that fits a base's chat template (null: it has none). null: no parser, so tools are refused. */
   toolCallParserOf(template: string | null): string | null;
   /** Files that the engine is started with, by name, beside `chat_template.jinja`, which each kind gets. */
-  startFiles(start: { toolCallParser: string | null }): Promise<Record<string, string>>;
+  startFiles(start: { toolCallParser: string | null; parts: ServedParts }): Promise<Record<string, string>>;
 }

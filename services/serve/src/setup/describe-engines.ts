@@ -10,6 +10,7 @@ import {
   type Problem,
   unreadDigest,
 } from "@loraline/contracts";
+import { readServedParts } from "@loraline/models";
 import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
 import { messageOf, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
@@ -123,7 +124,7 @@ export async function prepareEngine({
   const template = await readTemplate(baseDir);
   await mkdir(dir, { recursive: true });
   await writeWhole(join(dir, "chat_template.jinja"), template ?? noTemplate(own.base));
-  const files = await kind.startFiles({ toolCallParser: toolCallParserOf(own, template) });
+  const files = await kind.startFiles({ toolCallParser: toolCallParserOf(own, template), parts: await readServedParts(baseDir) });
   for (const [name, text] of Object.entries(files)) await writeWhole(join(dir, name), text);
 }
 

@@ -34,7 +34,8 @@ describe("judgeVllmSettings", () => {
     ["HEADS_NOT_DIVISIBLE", { tensorParallelSize: 3, gpus: 3 }, {}],
     ["HEADS_NOT_DIVISIBLE", { tensorParallelSize: 2, gpus: 2 }, { num_attention_heads: 14, num_key_value_heads: 3 }],
     ["ARCHITECTURE_WITHOUT_LORA", {}, { architectures: ["FalconMambaForCausalLM"] }],
-    ["BASE_MULTIMODAL", {}, { architectures: ["Gemma3ForConditionalGeneration"], vision_config: {} }],
+    ["BASE_MULTIMODAL", {}, { architectures: ["Phi3VForCausalLM"], vision_config: {} }],
+    ["BASE_MULTIMODAL", {}, { architectures: ["UltravoxModel"], audio_config: {} }],
     ["QUANTIZATION_MISMATCH", { quantization: "gptq" }, {}],
     ["QUANTIZATION_MISMATCH", { quantization: "awq" }, { quantization_config: { quant_method: "gptq" } }],
     ["QUANTIZATION_MISMATCH", { quantization: "fp8" }, { quantization_config: { quant_method: "awq" } }],
@@ -52,6 +53,11 @@ describe("judgeVllmSettings", () => {
     expect(more).toEqual([]);
     expect(problem).toMatchObject({ code });
     expect(codes({ ...over, ignore: [code] }, base)).toEqual([]);
+  });
+
+  it("takes multimodal bases whose adapters are known to work", () => {
+    expect(codes({}, { architectures: ["Gemma3ForConditionalGeneration"], vision_config: {}, text_config: {} })).toEqual([]);
+    expect(codes({}, { architectures: ["SmolVLMForConditionalGeneration"], vision_config: {}, text_config: {} })).toEqual([]);
   });
 
   it("takes quantizations that fit the files, and those that are made while loading", () => {

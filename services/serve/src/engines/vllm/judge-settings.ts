@@ -3,6 +3,7 @@
  * What is said of vLLM is version 0.32's, read in its sources.
  */
 import { engineKinds, type EngineSettings, type Problem } from "@loraline/contracts";
+import { servedWrappers, wrapperOf } from "@loraline/models";
 import type { BaseConfig } from "../base-config.ts";
 import { vllmToolParsers } from "./tool-parsers.ts";
 
@@ -45,13 +46,18 @@ function judgeArchitecture({ base: name }: EngineSettings, base: BaseConfig, ref
   const architecture = base.architectures?.find((each) => withoutLora.has(each));
   if (architecture !== undefined) {
     refuse("ARCHITECTURE_WITHOUT_LORA", "base", `vLLM serves ${architecture} (base "${name}") without LoRA. Choose another base.`);
-  } else if (base.vision_config !== undefined || base.audio_config !== undefined) {
-    refuse(
-      "BASE_MULTIMODAL",
-      "base",
-      `base "${name}" (${base.architectures?.join(", ") ?? "no architecture"}) is multimodal: vLLM calls the modules of its language model otherwise than training does, so adapters would do nothing. Choose a base of text only.`,
-    );
+    return;
   }
+  const wrapper = wrapperOf(base);
+  if (wrapper === undefined ? base.vision_config === undefined && base.audio_config === undefined : wrapper.refused === undefined) return;
+  const own = `base "${name}" (${base.architectures?.join(", ") ?? "no architecture"})`;
+  refuse(
+    "BASE_MULTIMODAL",
+    "base",
+    wrapper?.refused === undefined
+      ? `${own} is multimodal, and not among those whose adapters are known to work in vLLM: ${servedWrappers.join(", ")}. Choose one of these, or a base of text only.`
+      : `${own} is multimodal: ${wrapper.refused}. Choose another base.`,
+  );
 }
 
 /** Of the language model, where the base has one of its own inside. */

@@ -1,5 +1,6 @@
 /** How vLLM has to be started for Loraline: the flags and environment variables that do not depend on the machine. */
 import type { ComputeType } from "@loraline/contracts";
+import type { ServedParts } from "@loraline/models";
 
 interface VllmStart {
   /** Folder of the base. */
@@ -17,6 +18,8 @@ interface VllmStart {
   chatTemplateFile?: string | null | undefined;
   /** Finds calls of tools in answers; absent: requests with tools are refused. */
   toolCallParser?: string | null | undefined;
+  /** Absent: the whole base, and adapters may have every module. */
+  parts?: ServedParts;
 }
 
 export const vllmArgs = (start: VllmStart): string[] => [
@@ -26,6 +29,8 @@ export const vllmArgs = (start: VllmStart): string[] => [
   `--port=${start.port}`,
   ...(start.chatTemplateFile ? [`--chat-template=${start.chatTemplateFile}`] : []),
   ...(start.toolCallParser ? ["--enable-auto-tool-choice", `--tool-call-parser=${start.toolCallParser}`] : []),
+  ...(start.parts?.languageModelOnly === true ? ["--language-model-only"] : []),
+  ...(start.parts?.loraModules ? ["--lora-target-modules", ...start.parts.loraModules] : []),
   "--enable-lora",
   `--max-lora-rank=${start.maxLoraRank}`,
   `--max-loras=${start.maxLoras}`,

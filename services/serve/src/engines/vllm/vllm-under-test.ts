@@ -4,6 +4,7 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { BaseRef, ComputeType } from "@loraline/contracts";
+import type { ServedParts } from "@loraline/models";
 import { nativeComputeType, spawnGuarded } from "@loraline/runtime";
 import { vllmArgs, vllmCpuArgs, vllmCpuEnv, vllmEnv } from "./start.ts";
 
@@ -14,6 +15,8 @@ export const vllmKey = "between-agent-and-engine";
 export async function startVllm({
   root,
   base,
+  baseDir = join(root, ".loraline/bases", base.name),
+  parts,
   logFile,
   computeType = nativeComputeType(process.env),
   chatTemplateFile,
@@ -21,6 +24,8 @@ export async function startVllm({
 }: {
   root: string;
   base: BaseRef;
+  baseDir?: string;
+  parts?: ServedParts;
   logFile: string;
   computeType?: ComputeType;
   /** Instead of the base's own template. */
@@ -36,7 +41,7 @@ export async function startVllm({
       [
         join(root, "packages/local/engine.py"),
         ...vllmArgs({
-          model: join(root, ".loraline/bases", base.name),
+          model: baseDir,
           servedName: base.name,
           host: "127.0.0.1",
           port,
@@ -45,6 +50,7 @@ export async function startVllm({
           maxCpuLoras: 16,
           maxModelLen: 2048,
           chatTemplateFile,
+          ...(parts && { parts }),
         }),
         ...vllmCpuArgs(computeType),
         "--middleware=loraline_guard.RequireKey",

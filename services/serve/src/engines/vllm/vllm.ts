@@ -13,9 +13,13 @@ export const vllm: EngineKind = {
   connect: createVllmClient,
   judgeSettings: judgeVllmSettings,
   toolCallParserOf: vllmToolParserOf,
-  startFiles: async ({ toolCallParser }) => ({
+  startFiles: async ({ toolCallParser, parts: { languageModelOnly, loraModules } }) => ({
     [guard]: await readFile(join(import.meta.dirname, guard), "utf8"),
     // Given with --config. JSON is YAML, too.
-    "vllm.yaml": JSON.stringify(toolCallParser === null ? {} : { "enable-auto-tool-choice": true, "tool-call-parser": toolCallParser }),
+    "vllm.yaml": JSON.stringify({
+      ...(toolCallParser === null ? {} : { "enable-auto-tool-choice": true, "tool-call-parser": toolCallParser }),
+      ...(languageModelOnly ? { "language-model-only": true } : {}),
+      ...(loraModules === null ? {} : { "lora-target-modules": loraModules }),
+    }),
   }),
 };

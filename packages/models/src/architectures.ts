@@ -1,0 +1,63 @@
+/**
+ * The architectures whose language model stands inside of a wrapper, beside a vision tower. Adapters are for the language model only. Their
+ * names are those of the whole model as transformers builds it, since these are what vLLM 0.32 maps to its own; names as they would be without
+ * the wrapper, or with another one, vLLM ignores without a word. An architecture that is not here is refused by its engine.
+ */
+
+interface Wrapper {
+  /** Begins the names of the language model's modules. */
+  readonly languageModel: string;
+  /** Why no adapter can be served on it. Absent: adapters are trained, served and proven; tests/families.ts makes a small one. */
+  readonly refused?: string;
+}
+
+const inside: Wrapper = { languageModel: "model.language_model." };
+const idefics: Wrapper = { languageModel: "model.text_model." };
+
+const wrappers: Readonly<Record<string, Wrapper>> = {
+  Gemma3ForConditionalGeneration: inside,
+  SmolVLMForConditionalGeneration: idefics,
+};
+
+/** Those whose adapters are served. */
+export const servedWrappers = Object.keys(wrappers).filter((name) => wrappers[name]?.refused === undefined);
+
+/** The beginnings under which files and adapters name the language model's modules: of newer and older transformers, and without a wrapper. */
+const beginnings = ["model.language_model.", "language_model.model.", "model.text_model.", "language_model.", "model."];
+
+/** @returns a module's name within the language model: `layers.0.self_attn.q_proj`; undefined: it is none of its modules. */
+function withinLanguageModel(name: string): string | undefined {
+  const beginning = beginnings.find((each) => name.startsWith(each));
+  const rest = beginning === undefined ? "" : name.slice(beginning.length);
+  // The short beginnings are those of towers, too.
+  return rest.startsWith("layers.") || (rest !== "" && beginnings.indexOf(beginning as string) < 3) ? rest : undefined;
+}
+
+/** @returns a module's name as the whole model has it; undefined: it is no module of the language model. */
+export function moduleInWrapper(name: string, { languageModel }: Wrapper): string | undefined {
+  const rest = withinLanguageModel(name);
+  return rest === undefined ? undefined : `${languageModel}${rest}`;
+}
+
+/** @returns the names that a module may have: its own first, then those with other wrappers and without one. */
+export function spellingsOf(name: string): string[] {
+  const rest = withinLanguageModel(name);
+  return rest === undefined ? [name] : [name, ...beginnings.map((each) => `${each}${rest}`)];
+}
+
+/** @param config - a model's config.json. undefined: its language model is the whole model, or its architecture is not known here. */
+export function wrapperOf(config: unknown): Wrapper | undefined {
+  const { architectures } = (typeof config === "object" && config !== null ? config : {}) as { architectures?: unknown };
+  const names = Array.isArray(architectures) ? architectures.filter((each) => typeof each === "string") : [];
+  const name = names.find((each) => Object.hasOwn(wrappers, each));
+  return name === undefined ? undefined : wrappers[name];
+}
+
+/** Whether layers of the language model are mixtures of experts. @param config - a model's config.json. */
+export function hasExperts(config: unknown): boolean {
+  const fields = ["num_experts", "num_local_experts", "n_routed_experts"];
+  const { text_config: text } = (config ?? {}) as { text_config?: unknown };
+  return [config, text].some((each) =>
+    fields.some((field) => Number((each as Record<string, unknown> | null | undefined)?.[field] ?? 0) > 1),
+  );
+}

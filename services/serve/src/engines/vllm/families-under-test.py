@@ -1,0 +1,206 @@
+"""
+A tiny random base of one family with an adapter that our trainer trained on it: python families-under-test.py FAMILY TOKENIZER OUT
+
+Writes OUT/FAMILY/, the base, with the tokenizer of the base in TOKENIZER; OUT/right/{adapter_config.json, adapter_model.safetensors}, as the trainer
+publishes it, and OUT/other/, the same weights under the names of another wrapper; OUT/result.json, the trainer's, last. Everything is
+computed in float32, in which trainer and engine agree to the fourth digit.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # the trainer takes it for a processor without bf16, and computes in float32
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+
+TRAINER = Path(__file__).resolve().parents[5] / "services/train/trainer/train.py"
+VOCABULARY, IMAGE = 49_280, 49_200  # SmolLM2's tokenizer has 49,152; ids of pictures come behind
+TEXT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+}
+TOWER = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+QWEN_TOWER = {"depth": 1, "hidden_size": 64, "out_hidden_size": 128, "intermediate_size": 64, "num_heads": 2}
+QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2, "vision_end_token_id": IMAGE + 3}
+TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 512}
+
+
+def rope(**more):
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, **more}}
+
+
+def qwen(config, tower: dict, **text):
+    return config(text_config=TEXT | text, vision_config=tower, tie_word_embeddings=False, **QWEN_IDS)
+
+
+def qwen3_5():
+    text = {
+        **rope(mrope_section=[2, 1, 1], partial_rotary_factor=0.25, mrope_interleaved=True),
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    }
+    return qwen(hf.Qwen3_5Config, QWEN_TOWER | {"patch_size": 16, "num_position_embeddings": 16}, **text)
+
+
+def around(config, text_type: str | None, tower_type: str, **more):
+    text = TEXT if text_type is None else TEXT | {"model_type": text_type}
+    return config(text_config=text, vision_config=TOWER | {"model_type": tower_type}, tie_word_embeddings=False, **more)
+
+
+def gemma3():
+    text = TEXT | TWO_KINDS | {"query_pre_attn_scalar": 32}
+    return hf.Gemma3Config(
+        text_config=text,
+        vision_config=TOWER | {"model_type": "siglip_vision_model"},
+        mm_tokens_per_image=4,
+        boi_token_index=IMAGE + 2,
+        eoi_token_index=IMAGE + 3,
+        image_token_index=IMAGE,
+    )
+
+
+def gemma4():
+    text = TEXT | TWO_KINDS | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "global_head_dim": 32}
+    return hf.Gemma4Config(text_config=text, vision_config=None, audio_config=None)
+
+
+def llama4():
+    text = TEXT | {"intermediate_size": 64, "intermediate_size_mlp": 192, "num_local_experts": 2, "num_experts_per_tok": 1, "moe_layers": [1]}
+    tower = TOWER | {"intermediate_size": 256, "projector_input_dim": 128, "projector_output_dim": 128, "vision_output_dim": 128}
+    return hf.Llama4Config(text_config=text, vision_config=tower, image_token_index=IMAGE)
+
+
+def idefics(config, tower: str):
+    return around(config, "llama", tower, image_token_id=IMAGE, scale_factor=2, pad_token_id=2)
+
+
+MROPE = rope(mrope_section=[4, 6, 6])
+FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
+    "qwen2-vl": (
+        "Qwen2VLForConditionalGeneration",
+        lambda: qwen(hf.Qwen2VLConfig, {"depth": 1, "embed_dim": 64, "hidden_size": 128, "num_heads": 2, "mlp_ratio": 1, "patch_size": 14}, **MROPE),
+    ),
+    "qwen2.5-vl": (
+        "Qwen2_5_VLForConditionalGeneration",
+        lambda: qwen(hf.Qwen2_5_VLConfig, QWEN_TOWER | {"patch_size": 14, "fullatt_block_indexes": [0]}, **MROPE),
+    ),
+    "qwen3-vl": (
+        "Qwen3VLForConditionalGeneration",
+        lambda: qwen(hf.Qwen3VLConfig, QWEN_TOWER | {"patch_size": 16, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}, **MROPE),
+    ),
+    "qwen3.5": ("Qwen3_5ForConditionalGeneration", qwen3_5),
+    "gemma3": ("Gemma3ForConditionalGeneration", gemma3),
+    "gemma4": ("Gemma4ForConditionalGeneration", gemma4),
+    "mistral3": ("Mistral3ForConditionalGeneration", lambda: around(hf.Mistral3Config, "mistral", "pixtral", image_token_index=IMAGE)),
+    "ministral3": ("Mistral3ForConditionalGeneration", lambda: around(hf.Mistral3Config, "ministral3", "pixtral", image_token_index=IMAGE)),
+    "llama4": ("Llama4ForConditionalGeneration", llama4),
+    "internvl": (
+        "InternVLForConditionalGeneration",
+        lambda: hf.InternVLConfig(text_config=TEXT | {"model_type": "qwen2"}, vision_config=TOWER | {"image_size": [28, 28], "patch_size": [14, 14]}),
+    ),
+    "smolvlm": ("SmolVLMForConditionalGeneration", lambda: idefics(hf.SmolVLMConfig, "smolvlm_vision")),
+    "idefics3": ("Idefics3ForConditionalGeneration", lambda: idefics(hf.Idefics3Config, "idefics3_vision")),
+    "llava": (
+        "LlavaForConditionalGeneration",
+        lambda: around(hf.LlavaConfig, "llama", "clip_vision_model", image_token_index=IMAGE, vision_feature_layer=-1),
+    ),
+    "llava-next": (
+        "LlavaNextForConditionalGeneration",
+        lambda: around(hf.LlavaNextConfig, "llama", "clip_vision_model", image_token_index=IMAGE, vision_feature_layer=-1, image_grid_pinpoints=[[28, 56]]),
+    ),
+    "qwen3-moe": ("Qwen3MoeForCausalLM", lambda: hf.Qwen3MoeConfig(**TEXT, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2)),
+}
+
+
+def make_base(family: str, tokenizer: Path, out: Path) -> None:
+    architecture, config = FAMILIES[family]
+    torch.manual_seed(0)
+    model = getattr(hf, architecture)(config())
+    head = model.get_output_embeddings()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:  # so that tokens depend on each other, and no token stands out
+            tied = head is not None and parameter is head.weight and "embed" in name
+            torch.nn.init.normal_(parameter, std=0.05 if tied else 0.5 if "embed_tokens" in name else parameter.shape[-1] ** -0.5)
+    model.to(torch.bfloat16).save_pretrained(out)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, out / name)
+    (out / "base.json").write_text(json.dumps({"name": family, "revision": "1", "digest": f"sha256:{'0' * 64}"}))
+
+
+def make_rows(count: int, random: np.random.Generator) -> pa.Table:
+    """Rows of three questions of random words with one answer."""
+    answer, columns = [345, 999, 2000, 17, 2], {"input_ids": [], "labels": [], "seq_lengths": []}
+    for _ in range(count):
+        questions = [random.integers(10, 400, size=6).tolist() for _ in range(3)]
+        columns["input_ids"].append([token for question in questions for token in question + answer])
+        columns["labels"].append([label for _ in questions for label in [-100] * 6 + answer])
+        columns["seq_lengths"].append([11] * 3)
+    return pa.table({name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()})
+
+
+def train(base: Path, directory: Path) -> None:
+    random = np.random.default_rng(1)
+    (directory / "shards").mkdir(parents=True)
+    os.symlink(base.resolve(), directory / "base")
+    for kind, count in (("train", 8), ("eval", 2)):
+        table = make_rows(count, random)
+        with pa.OSFile(str(directory / f"shards/{kind}-00000.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    spec = {
+        "version": 1,
+        "run_id": "01KB000000000000000000RN01",
+        "attempt": 1,
+        "base": json.loads((base / "base.json").read_text()),
+        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0},
+        "training": {"per_device_train_batch_size": 2, "num_train_epochs": 3, "learning_rate": 0.01, "save_steps": 1000, "seed": 7},
+        "probes": [{"name": f"probe-{i}", "input_ids": random.integers(10, 400, size=8).tolist()} for i in range(4)],
+    }
+    (directory / "spec.json").write_text(json.dumps(spec))
+    ended = subprocess.run([sys.executable, str(TRAINER), str(directory)], capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit((directory / "result.json").read_text()[-2000:] if (directory / "result.json").exists() else ended.stderr[-2000:])
+
+
+def main(family: str, tokenizer: Path, out: Path) -> None:
+    make_base(family, tokenizer, out / family)
+    train(out / family, out / "run")
+    shutil.copytree(out / "run/adapter", out / "right")
+    shutil.copytree(out / "right", out / "other")
+    weights = load_file(out / "right/adapter_model.safetensors")
+    ours, other = ("text_model", "language_model") if any("text_model" in name for name in weights) else ("language_model", "text_model")
+    renamed = {
+        name.replace(f".{ours}.", f".{other}.") if ours in name else name.replace("model.layers.", "model.text_model.layers."): weights[name]
+        for name in weights
+    }
+    save_file(renamed, out / "other/adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(out / "run/progress.jsonl", out / "progress.jsonl")
+    os.replace(out / "run/result.json", out / "result.json")
+    shutil.rmtree(out / "run")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
