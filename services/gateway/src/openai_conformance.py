@@ -80,6 +80,13 @@ def respond(model: str) -> dict:
         types = [event.type for event in stream]
         final = stream.get_final_response()
     assert client.responses.retrieve(final.id).output_text == final.output_text
+    items: list[Any] = list(client.responses.input_items.list(final.id, order="asc"))
+    assert [(item.role, item.content[0].text) for item in items] == [("user", "ahoy"), ("assistant", whole.output_text), ("user", "again")], items
+    try:
+        client.responses.cancel(final.id)
+        raise AssertionError("it was complete")
+    except openai.BadRequestError as error:
+        assert error.code == "response_not_cancellable", error
     client.responses.delete(whole.id)
     try:
         client.responses.retrieve(whole.id)

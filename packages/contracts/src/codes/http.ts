@@ -89,6 +89,10 @@ export const httpCodes = defineArea(
       "The request has tools, and the model's engine has no parser that would find calls of them in its answers.",
       "Remove tools, use a base whose chat template has tools, or have the operator set `toolCallParser` of the engine (`loraline up --tool-call-parser`).",
     ],
+    response_not_cancellable: [
+      "Only responses that are made in the background can be cancelled, and none are here.",
+      "Close the connection to stop a response that is being answered.",
+    ],
     previous_response_not_found: [
       "`previous_response_id` names no response of your tenant that is kept: it was made with `store: false`, deleted, or is older than three days.",
       "Send the conversation's items in `input`.",

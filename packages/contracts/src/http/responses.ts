@@ -20,11 +20,15 @@ const functionCallOutput = z.looseObject({
   call_id: text.min(1),
   output: z.union([text, z.array(textPart)]),
 });
+const reasoningItem = z.looseObject({
+  type: z.literal("reasoning"),
+  content: z.array(z.looseObject({ type: z.literal("reasoning_text"), text })).nullish(),
+});
 const itemReference = z.looseObject({ type: z.literal("item_reference"), id: text });
 
-export const conversationItem = z.union([messageItem, functionCall, functionCallOutput]);
+export const conversationItem = z.union([messageItem, functionCall, functionCallOutput, reasoningItem]);
 export type ConversationItem = z.infer<typeof conversationItem>;
-const inputItem = z.union([messageItem, functionCall, functionCallOutput, itemReference]);
+const inputItem = z.union([messageItem, functionCall, functionCallOutput, reasoningItem, itemReference]);
 export type InputItem = z.infer<typeof inputItem>;
 
 const functionTool = z.strictObject({
@@ -50,7 +54,7 @@ export const responseBody = z.strictObject({
   model: text.min(1).describe("As in a chat."),
   input: z
     .union([text, z.array(inputItem)])
-    .describe("Text, or items: messages, `function_call`, `function_call_output`, `item_reference`."),
+    .describe("Text, or items: messages, `function_call`, `function_call_output`, `reasoning`, `item_reference`."),
   instructions: text.nullish().describe("The system prompt of this response only: `previous_response_id` does not carry it on."),
   previous_response_id: text
     .nullish()
@@ -97,6 +101,13 @@ const outputItem = z.union([
     status,
     role: z.literal("assistant"),
     content: z.array(z.object({ type: z.literal("output_text"), text, annotations: z.array(z.unknown()), logprobs: z.array(z.unknown()) })),
+  }),
+  z.object({
+    id: text,
+    type: z.literal("reasoning"),
+    status,
+    summary: z.array(z.unknown()).describe("Empty: nothing here summarises."),
+    content: z.array(z.object({ type: z.literal("reasoning_text"), text })),
   }),
   z.object({ id: text, type: z.literal("function_call"), status, call_id: text, name: text, arguments: text }),
 ]);
@@ -146,5 +157,14 @@ export type ResponseObject = z.infer<typeof responseObject>;
 
 /** The data of one event of a streamed response; `event:` says its type, too. */
 export const responseEvent = z.looseObject({ type: text, sequence_number: z.int() });
+
+/** One page of what a response was asked: items as they were sent or answered, each with an id. */
+export const responseItems = z.object({
+  object: z.literal("list"),
+  data: z.array(z.looseObject({ id: text, type: text })),
+  first_id: text.nullable(),
+  last_id: text.nullable(),
+  has_more: z.boolean(),
+});
 
 export const responseDeleted = z.object({ id: text, object: z.literal("response"), deleted: z.literal(true) });

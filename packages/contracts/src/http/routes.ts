@@ -58,7 +58,7 @@ import {
   uploadPartObject,
 } from "./openai.ts";
 import { chatAnswer, chatBody, chatChunk, completionAnswer, completionBody, embeddingAnswer, embeddingBody } from "./inference.ts";
-import { responseBody, responseDeleted, responseEvent, responseObject } from "./responses.ts";
+import { responseBody, responseDeleted, responseEvent, responseItems, responseObject } from "./responses.ts";
 import { beginSessionBody, sessionEnded, sessionView, signInLink } from "./session.ts";
 import { datasetReport } from "../records.ts";
 import { datasetState, runState } from "../state.ts";
@@ -199,7 +199,7 @@ export const httpRoutes = {
     tag: "OpenAI inference",
     summary: "Answer a conversation, and keep it",
     description:
-      "OpenAI's Responses API with text and functions, asked of the engine as a chat. Kept for three days unless `store` is false. Built-in tools, background, conversations, prompts, images and reasoning are refused.",
+      "OpenAI's Responses API with text and functions, asked of the engine as a chat. Kept for three days unless `store` is false. Built-in tools, background, conversations, prompts, images and settings of reasoning are refused.",
     scopes: ["infer"],
     bound: "model",
     body: responseBody,
@@ -228,6 +228,34 @@ export const httpRoutes = {
     bound: "handler",
     answer: responseDeleted,
     refusals: [404],
+  },
+  listResponseItems: {
+    method: "GET",
+    path: "/v1/responses/{response_id}/input_items",
+    tag: "OpenAI inference",
+    summary: "List what a response was asked",
+    description: "The whole conversation before the response, that of `previous_response_id` included; the newest item first.",
+    scopes: ["infer"],
+    bound: "handler",
+    query: z.object({
+      limit: z.coerce.number().int().min(1).max(100).optional().describe("Default: 20."),
+      order: z.enum(["asc", "desc"]).optional().describe("Default: desc."),
+      after: z.string().optional().describe("Id of an item: those after it."),
+    }),
+    answer: responseItems,
+    refusals: [400, 404],
+  },
+  cancelResponse: {
+    method: "POST",
+    path: "/v1/responses/{response_id}/cancel",
+    tag: "OpenAI inference",
+    summary: "Cancel a response",
+    description:
+      "Always refused, as by OpenAI for a response that was not created with `background: true`, which is not offered. Close the connection to stop one that is being answered.",
+    scopes: ["infer"],
+    bound: "handler",
+    answer: responseObject,
+    refusals: [400, 404],
   },
   createModeration: {
     method: "POST",

@@ -26,8 +26,8 @@ const unless: Readonly<Record<string, { holds: (value: unknown) => boolean; why:
   },
 };
 
-const itemTypes = ["message", "function_call", "function_call_output", "item_reference"];
-const partTypes = ["input_text", "output_text", "text", "refusal"];
+const itemTypes = ["message", "function_call", "function_call_output", "reasoning", "item_reference"];
+const partTypes = ["input_text", "output_text", "text", "refusal", "reasoning_text"];
 
 /** @throws PermanentError 400 `unsupported` with the field. */
 export function refuseWhatIsNotOffered(body: Fields): void {

@@ -1,8 +1,18 @@
 /** Pure: the events of a streamed response, made of the events of a streamed chat. Names, order and fields are OpenAI's. */
 import type { OutputItem, ResponseObject } from "@loraline/contracts";
-import { type ChatUsage, itemIdOf, type ResponseHead, responseOf, statusOf, textPartOf } from "./response-object.ts";
+import {
+  type ChatUsage,
+  itemIdOf,
+  reasoningPartOf,
+  type ResponseHead,
+  responseOf,
+  statusOf,
+  textPartOf,
+  type Thoughts,
+  thoughtsOf,
+} from "./response-object.ts";
 
-interface ChatDelta {
+interface ChatDelta extends Thoughts {
   content?: string | null;
   tool_calls?: { index: number; id?: string | null; function?: { name?: string | null; arguments?: string | null } | null }[] | null;
 }
@@ -65,6 +75,11 @@ export function createResponseEvents(head: ResponseHead, { store }: { store: boo
       item.content = [part];
       emit("response.output_text.done", { item_id, output_index, content_index: 0, text, logprobs: [] });
       emit("response.content_part.done", { item_id, output_index, content_index: 0, part });
+    } else if (item.type === "reasoning") {
+      const part = reasoningPartOf(text);
+      item.content = [part];
+      emit("response.reasoning_text.done", { item_id, output_index, content_index: 0, text });
+      emit("response.content_part.done", { item_id, output_index, content_index: 0, part });
     } else {
       item.arguments = text;
       emit("response.function_call_arguments.done", { item_id, output_index, name: item.name, arguments: text });
@@ -84,6 +99,15 @@ export function createResponseEvents(head: ResponseHead, { store }: { store: boo
     }
     written.push(delta);
     emit("response.output_text.delta", { item_id: output[open ?? 0]?.id, output_index: open, content_index: 0, delta, logprobs: [] });
+  };
+  const think = (delta: string): void => {
+    if (open === undefined || output[open]?.type !== "reasoning") {
+      openItem({ id: itemIdOf("rs", head, output.length), type: "reasoning", status: "in_progress", summary: [], content: [] });
+      const part = reasoningPartOf("");
+      emit("response.content_part.added", { item_id: output[open ?? 0]?.id, output_index: open, content_index: 0, part });
+    }
+    written.push(delta);
+    emit("response.reasoning_text.delta", { item_id: output[open ?? 0]?.id, output_index: open, content_index: 0, delta });
   };
   const call = ({ index, id, function: called }: NonNullable<ChatDelta["tool_calls"]>[number]): void => {
     if (openCall !== index) {
@@ -116,6 +140,8 @@ export function createResponseEvents(head: ResponseHead, { store }: { store: boo
     begin();
     usage = event.usage ?? usage;
     for (const { delta, finish_reason } of event.choices ?? []) {
+      const thoughts = thoughtsOf(delta ?? {});
+      if (thoughts !== "") think(thoughts);
       if (delta?.content) say(delta.content);
       for (const each of delta?.tool_calls ?? []) call(each);
       finish = finish_reason ?? finish;

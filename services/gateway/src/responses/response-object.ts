@@ -1,5 +1,5 @@
 /** Pure: the response object, and its items, made of what the engine answers to a chat. */
-import type { OutputItem, ResponseBody, ResponseObject } from "@loraline/contracts";
+import type { ConversationItem, OutputItem, ResponseBody, ResponseObject } from "@loraline/contracts";
 
 /** What is known of a response before the engine answers. */
 export interface ResponseHead {
@@ -21,11 +21,22 @@ const responseIdPrefix = "resp_";
 export const responseIdOf = (id: string): string => responseIdPrefix + id;
 
 /** Ids of items name their response, so that a reference to one finds it. */
-export const itemIdOf = (kind: "msg" | "fc", { id }: ResponseHead, index: number): string => `${kind}_${id}_${index}`;
+export const itemIdOf = (kind: "msg" | "fc" | "rs", { id }: ResponseHead, index: number): string => `${kind}_${id}_${index}`;
+
+/** An item of a stored conversation as OpenAI lists it: with an id, its content in parts. */
+export function inputItemOf(item: ConversationItem, id: string, index: number): { id: string; type: string } & Record<string, unknown> {
+  const own = "id" in item && typeof item["id"] === "string" ? item["id"] : `in_${id}_${index}`;
+  const { type } = item;
+  if (type !== undefined && type !== "message") return { status: "completed", ...item, id: own, type };
+  const kind = item.role === "assistant" ? "output_text" : "input_text";
+  const content = typeof item.content === "string" ? [{ type: kind, text: item.content }] : item.content;
+  const parts = content.map((part) => (part.type === "output_text" ? { annotations: [], ...part } : part));
+  return { status: "completed", ...item, id: own, type: "message", content: parts };
+}
 
 /** @returns the response's ULID in its own id, or in that of one of its items; undefined: it is none of ours. */
 export const responseUlid = (id: string): string | undefined => /^resp_([0-9A-HJKMNP-TV-Z]{26})$/.exec(id)?.[1];
-export const itemUlid = (id: string): string | undefined => /^(?:msg|fc)_([0-9A-HJKMNP-TV-Z]{26})_\d{1,4}$/.exec(id)?.[1];
+export const itemUlid = (id: string): string | undefined => /^(?:msg|fc|rs)_([0-9A-HJKMNP-TV-Z]{26})_\d{1,4}$/.exec(id)?.[1];
 
 export function responseOf(
   { id, createdAt, body }: ResponseHead,
@@ -78,12 +89,20 @@ const usageOf = ({ prompt_tokens, completion_tokens = 0, total_tokens, prompt_to
   total_tokens,
 });
 
+/** What an engine with a parser of thoughts says beside the answer; vLLM calls it `reasoning`, others as it was called before. */
+export interface Thoughts {
+  reasoning?: string | null;
+  reasoning_content?: string | null;
+}
+export const thoughtsOf = ({ reasoning, reasoning_content }: Thoughts): string => reasoning || reasoning_content || "";
+export const reasoningPartOf = (text: string) => ({ type: "reasoning_text" as const, text });
+
 export const textPartOf = (text: string) => ({ type: "output_text" as const, text, annotations: [], logprobs: [] });
 
 interface ChatAnswer {
   model: string;
   choices: {
-    message: { content?: string | null; tool_calls?: { id: string; function: { name: string; arguments: string } }[] | null };
+    message: Thoughts & { content?: string | null; tool_calls?: { id: string; function: { name: string; arguments: string } }[] | null };
     finish_reason?: string | null;
   }[];
   usage?: ChatUsage | null;
@@ -97,10 +116,14 @@ export function responseOfChat(
 ): ResponseObject {
   const [choice] = answer.choices;
   const { content, tool_calls } = choice?.message ?? {};
+  const thoughts = thoughtsOf(choice?.message ?? {});
   const status = statusOf(choice?.finish_reason);
   const output: OutputItem[] = [];
+  if (thoughts !== "") {
+    output.push({ id: itemIdOf("rs", head, 0), type: "reasoning", status, summary: [], content: [reasoningPartOf(thoughts)] });
+  }
   if (content) {
-    output.push({ id: itemIdOf("msg", head, 0), type: "message", status, role: "assistant", content: [textPartOf(content)] });
+    output.push({ id: itemIdOf("msg", head, output.length), type: "message", status, role: "assistant", content: [textPartOf(content)] });
   }
   for (const { id, function: called } of tool_calls ?? []) {
     output.push({

@@ -372,6 +372,86 @@ describe("functions", () => {
   });
 });
 
+test("its input is listed in pages, and it cannot be cancelled, in OpenAI's words", async ({ serving: { line, alias } }) => {
+  const { responses } = line.openai;
+  const first = await responses.create({ model: alias, input: "ahoy" });
+  const second = await responses.create({
+    model: alias,
+    previous_response_id: first.id,
+    input: [
+      { role: "developer", content: "Be brief." },
+      { role: "user", content: [{ type: "input_text", text: "again" }] },
+    ],
+  });
+  const listed = await Array.fromAsync(responses.inputItems.list(second.id, { limit: 2 }));
+  expect(listed).toMatchObject([
+    { type: "message", role: "user", content: [{ type: "input_text", text: "again" }] },
+    { type: "message", role: "developer", content: [{ type: "input_text", text: "Be brief." }] },
+    { type: "message", role: "assistant", id: first.output[0]?.id, content: [{ type: "output_text", text: first.output_text }] },
+    { type: "message", role: "user", content: [{ type: "input_text", text: "ahoy" }] },
+  ]);
+  expect(new Set(listed.map(({ id }) => id)).size).toBe(4);
+  expect(await Array.fromAsync(responses.inputItems.list(second.id, { order: "asc" }))).toEqual(listed.toReversed());
+  await expect(responses.inputItems.list("resp_nope")).rejects.toMatchObject({ status: 404 });
+  await expect(responses.inputItems.list(second.id, { limit: 1000 })).rejects.toMatchObject({ status: 400, param: "limit" });
+
+  await expect(responses.cancel(second.id)).rejects.toMatchObject({
+    status: 400,
+    type: "invalid_request_error",
+    code: "response_not_cancellable",
+    message: expect.stringContaining("background: true"),
+  });
+  await expect(responses.cancel("resp_nope")).rejects.toMatchObject({ status: 404 });
+});
+
+/** An engine with a parser of thoughts, as vLLM writes them. */
+const thinks = (body: Record<string, unknown>, response: ServerResponse): void => {
+  const about = { id: "chatcmpl-1", created: 1, model: body["model"] };
+  if (body["stream"] !== true) {
+    const message = { role: "assistant", reasoning: "A greeting.", content: "Ahoy!" };
+    response
+      .writeHead(200, { "content-type": "application/json" })
+      .end(JSON.stringify({ ...about, object: "chat.completion", choices: [{ index: 0, message, finish_reason: "stop" }], usage }));
+    return;
+  }
+  response.writeHead(200, { "content-type": "text/event-stream; charset=utf-8" });
+  for (const delta of [{ role: "assistant", content: "" }, { reasoning: "A " }, { reasoning: "greeting." }, { content: "Ahoy!" }])
+    response.write(
+      `data: ${JSON.stringify({ ...about, object: "chat.completion.chunk", choices: [{ index: 0, delta, finish_reason: null }] })}\n\n`,
+    );
+  response.write(
+    `data: ${JSON.stringify({ ...about, object: "chat.completion.chunk", choices: [{ index: 0, delta: {}, finish_reason: "stop" }], usage })}\n\n`,
+  );
+  response.end("data: [DONE]\n\n");
+};
+
+test("thoughts are items of their own, whole and streamed, and go back with the answer", async ({ serving: { line, engine, alias } }) => {
+  const { responses } = line.openai;
+  engine.answer = thinks;
+  const whole = await responses.create({ model: alias, input: "ahoy" });
+  const thought = { type: "reasoning", status: "completed", summary: [], content: [{ type: "reasoning_text", text: "A greeting." }] };
+  expect(whole.output).toMatchObject([thought, { type: "message", content: [{ text: "Ahoy!" }] }]);
+  expect(whole.output_text).toBe("Ahoy!");
+
+  const stream = responses.stream({ model: alias, input: "ahoy" });
+  const types: string[] = [];
+  for await (const { type } of stream) types.push(type);
+  expect(types.filter((type) => type.startsWith("response.reasoning"))).toEqual([
+    "response.reasoning_text.delta",
+    "response.reasoning_text.delta",
+    "response.reasoning_text.done",
+  ]);
+  expect((await stream.finalResponse()).output).toMatchObject([thought, { type: "message", content: [{ text: "Ahoy!" }] }]);
+
+  // By hand, as the Agents SDK does, and by the response's id.
+  const again = { role: "user" as const, content: "again" };
+  await responses.create({ model: alias, input: [{ role: "user", content: "ahoy" }, ...whole.output, again] as never });
+  const turns = [{ role: "user", content: "ahoy" }, { role: "assistant", content: "Ahoy!", reasoning: "A greeting." }, again];
+  expect(asked(engine)["messages"]).toEqual([{ role: "system", content: system }, ...turns]);
+  await responses.create({ model: alias, previous_response_id: whole.id, input: "again" });
+  expect(asked(engine)["messages"]).toEqual([{ role: "system", content: system }, ...turns]);
+});
+
 test("what is not offered is refused by its field", async ({ serving: { line, engine, alias } }) => {
   const before = engine.requests.length;
   const refused: [object, string][] = [
@@ -385,7 +465,7 @@ test("what is not offered is refused by its field", async ({ serving: { line, en
     [{ text: { verbosity: "low" } }, "text.verbosity"],
     [{ tools: [weather, { type: "web_search" }] }, "tools[1].type"],
     [{ tool_choice: { type: "file_search" } }, "tool_choice.type"],
-    [{ input: [{ type: "reasoning", summary: [] }] }, "input[0].type"],
+    [{ input: [{ type: "web_search_call", id: "ws_1" }] }, "input[0].type"],
     [{ input: [{ role: "user", content: [{ type: "input_image", image_url: "https://x" }] }] }, "input[0].content[0].type"],
   ];
   for (const [more, param] of refused) {

@@ -7,6 +7,7 @@
 import {
   type ConversationItem,
   conversationItem,
+  httpRoutes,
   type InputItem,
   type ResponseBody,
   responseBody,
@@ -15,15 +16,16 @@ import {
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
 import { boundNameOf, checkModel } from "../access/decide-models.ts";
-import { parsedBody } from "../body.ts";
+import { parsedBody, parsedQuery } from "../body.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, notFound } from "../errors.ts";
 import { askedOf, type Inference } from "../inference/inference.ts";
 import type { InferenceBody } from "../inference/judge-inference-body.ts";
 import type { Presentation } from "../inference/stream-answer.ts";
+import { pageOf } from "../paging.ts";
 import { refuseWhatIsNotOffered } from "./refuse-fields.ts";
 import { createResponseEvents } from "./response-events.ts";
-import { itemUlid, type ResponseHead, responseIdOf, responseOfChat, responseUlid } from "./response-object.ts";
+import { inputItemOf, itemUlid, type ResponseHead, responseIdOf, responseOfChat, responseUlid } from "./response-object.ts";
 import { createStoredResponses, storedResponseBytes } from "./stored-responses.ts";
 import { chatOf } from "./to-chat.ts";
 
@@ -134,6 +136,25 @@ export async function responseRoutes(context: GatewayContext, inference: Inferen
       const found = await find(request, id);
       if (found === undefined) throw notFound("response", id, "response_id");
       return found.response;
+    });
+
+    app.get<{ Params: { response_id: string } }>("/responses/:response_id/input_items", async (request) => {
+      const { response_id: id } = request.params;
+      const { limit = 20, order = "desc", after } = parsedQuery(httpRoutes.listResponseItems.query, request.query);
+      const [found, known] = [await find(request, id), responseUlid(id)];
+      if (found === undefined || known === undefined) throw notFound("response", id, "response_id");
+      const items = found.input.map((item, index) => inputItemOf(conversationItem.parse(item), known, index));
+      return pageOf(order === "asc" ? items : items.toReversed(), { limit, after }, { idOf: (item) => item.id, view: (item) => item });
+    });
+
+    app.post<{ Params: { response_id: string } }>("/responses/:response_id/cancel", async (request) => {
+      const { response_id: id } = request.params;
+      if ((await find(request, id)) === undefined) throw notFound("response", id, "response_id");
+      throw badRequest(
+        "response_not_cancellable",
+        "Only responses that were created with background: true can be cancelled, and none are here. Close the connection to stop one that is being answered.",
+        "response_id",
+      );
     });
 
     app.delete<{ Params: { response_id: string } }>("/responses/:response_id", async (request) => {

@@ -9,7 +9,7 @@ interface ChatCall {
 }
 type ChatMessage =
   | { role: "system" | "user"; content: string }
-  | { role: "assistant"; content: string | null; tool_calls?: ChatCall[] }
+  | { role: "assistant"; content: string | null; reasoning?: string; tool_calls?: ChatCall[] }
   | { role: "tool"; tool_call_id: string; content: string };
 
 /** Fields that a chat calls the same. */
@@ -67,28 +67,37 @@ function formatOf(format: NonNullable<ResponseBody["text"]>["format"]): object |
 
 /**
  * Chat templates know one system prompt, at the beginning: instructions and leading messages of system and developer are one. Words of the assistant and
- * the calls after them are one message, too.
+ * the calls after them are one message, too, with the thoughts before them.
  */
 function messagesOf(instructions: string | undefined, items: readonly ConversationItem[]): ChatMessage[] {
   const messages: ChatMessage[] = instructions === undefined ? [] : [{ role: "system", content: instructions }];
+  let thoughts: { reasoning?: string } = {};
   for (const item of items) {
     const last = messages.at(-1);
+    if (item.type === "reasoning") {
+      const text = textOf(item.content ?? []);
+      thoughts = text === "" ? {} : { reasoning: text };
+      continue;
+    }
+    const before = thoughts;
+    thoughts = {};
     if (item.type === "function_call") {
       const call: ChatCall = { id: item.call_id, type: "function", function: { name: item.name, arguments: item.arguments } };
       if (last?.role === "assistant") last.tool_calls = [...(last.tool_calls ?? []), call];
-      else messages.push({ role: "assistant", content: null, tool_calls: [call] });
+      else messages.push({ role: "assistant", content: null, ...before, tool_calls: [call] });
     } else if (item.type === "function_call_output") {
       messages.push({ role: "tool", tool_call_id: item.call_id, content: textOf(item.output) });
     } else {
       const role = item.role === "developer" ? "system" : item.role;
       const content = textOf(item.content);
       if (role === "system" && last?.role === "system" && messages.length === 1) last.content += `\n\n${content}`;
+      else if (role === "assistant") messages.push({ role, content, ...before });
       else messages.push({ role, content });
     }
   }
   return messages;
 }
 
-type Part = Exclude<Extract<ConversationItem, { role: unknown }>["content"], string>[number];
+type Part = Exclude<Extract<ConversationItem, { role: unknown }>["content"], string>[number] | { type: "reasoning_text"; text: string };
 const textOf = (content: string | readonly Part[]): string =>
   typeof content === "string" ? content : content.map((part) => (part.type === "refusal" ? part.refusal : part.text)).join("");
