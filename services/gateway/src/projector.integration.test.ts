@@ -64,6 +64,35 @@ describe("the projector", () => {
     await expect.poll(progress, { timeout: 10_000 }).toMatchObject({ stage: "read", done: 2, total: 3, etaSeconds: 1 });
   });
 
+  test("answers commands about runs that are unknown or over, and no others", async ({ bus, tenant }) => {
+    await using _projector = await createProjector({ bus, log: quietLog });
+    const refused = async (id: string) =>
+      (await bus.history([events.runCommandRefused], { tenant, id })).map(({ data }) => `${data.command} ${data.code} ${data.message}`);
+    const unknown = ulid();
+    await bus.publish(events.runCancelRequested, { tenant, id: unknown }, { by: "ann" });
+    await bus.publish(events.runPauseRequested, { tenant, id: unknown }, { by: "ann" });
+    await expect
+      .poll(async () => (await refused(unknown)).toSorted(), { timeout: 10_000 })
+      .toEqual([
+        expect.stringMatching(/^run.cancel-requested.v1 RUN_UNKNOWN there is no run .+ nothing is cancelled/),
+        expect.stringMatching(/^run.pause-requested.v1 RUN_UNKNOWN there is no run .+ nothing is paused/),
+      ]);
+
+    const over = await playWholeRun(bus, tenant);
+    await bus.publish(events.runCancelRequested, { tenant, id: over }, { by: "ann" });
+    await expect
+      .poll(() => refused(over), { timeout: 10_000 })
+      .toEqual([expect.stringContaining("RUN_OVER run " + over + " has ended (served)")]);
+
+    const open = ulid();
+    const spec = runSpec.parse({ base, adapter: "pirate", dataset: ulid() });
+    await bus.publish(events.runRequested, { tenant, id: open }, { spec });
+    await bus.publish(events.runCancelRequested, { tenant, id: open }, { by: "ann" });
+    const runs = await bus.bucket(buckets.runs);
+    await expect.poll(async () => (await runs.get(`${tenant}.${open}`))?.value.cancelRequested, { timeout: 10_000 }).toBe(true);
+    expect(await refused(open)).toEqual([]);
+  });
+
   test("folds an event that comes after later ones, as when another gateway had it in hand", async ({ nc, bus, tenant }) => {
     const runs = await bus.bucket(buckets.runs);
     const datasets = await bus.bucket(buckets.datasets);

@@ -13,6 +13,7 @@ import {
   foldDataset,
   foldRun,
   runEvents,
+  runCommandRefused,
   runKey,
   type runProgress,
   runRequested,
@@ -20,6 +21,15 @@ import {
 } from "@loraline/contracts";
 import { type Log, type Metrics, RetryLaterError } from "@loraline/runtime";
 import { createLineMetrics } from "./line-metrics.ts";
+
+type RunEventDef = (typeof runEvents)[number];
+
+/** Commands about runs that exist, and what they do to them. */
+const commandWords: { readonly [Type in RunEventDef["type"]]?: string } = {
+  "run.cancel-requested.v1": "cancelled",
+  "run.pause-requested.v1": "paused",
+  "run.resume-requested.v1": "resumed",
+};
 
 /** After this many deliveries, progress whose run is not folded yet is dropped: progress is only for display. */
 const progressPatience = 5;
@@ -134,8 +144,23 @@ export async function createProjector({
   };
 
   const onRun = async (received: Received<(typeof runEvents)[number]>, { log: eventLog }: HandlerContext): Promise<void> => {
-    if (await project(ofRuns, runKey(received.at), received)) return;
-    eventLog.warn({ type: received.type }, "event about a run that was never requested; dropped");
+    const isKnown = await project(ofRuns, runKey(received.at), received);
+    if (!isKnown) eventLog.warn({ type: received.type }, "event about a run that was never requested; dropped");
+    const words = commandWords[received.type];
+    if (words !== undefined) await answerCommand(received, words, isKnown);
+  };
+
+  /** Who gives a command over NATS waits for an event, and would wait for ever. */
+  const answerCommand = async ({ at, seq, type, time }: Received<RunEventDef>, words: string, isKnown: boolean): Promise<void> => {
+    const tell = (code: "RUN_UNKNOWN" | "RUN_OVER", message: string): Promise<unknown> =>
+      bus.publish(runCommandRefused, at, { command: type, code, message, param: null }, { key: `refused-${seq}` });
+    if (!isKnown) {
+      await tell("RUN_UNKNOWN", `there is no run ${at.id}, so nothing is ${words}. Check the id on the command's subject.`);
+      return;
+    }
+    const run = (await runs.get(runKey(at)))?.value;
+    if (run !== undefined && run.finishedAt !== null && run.finishedAt < time)
+      await tell("RUN_OVER", `run ${at.id} has ended (${run.phase}), so nothing is ${words}.`);
   };
 
   type Progress = Received<typeof runProgress | typeof datasetProgress>;

@@ -30,6 +30,7 @@ import {
   type MethodOf,
   type MethodTable,
   type Problem,
+  runCommandRefused,
   runProgress,
   runRejected,
   runRequested,
@@ -83,13 +84,14 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
   return async (received: Received<typeof runRequested>, context: HandlerContext): Promise<void> => {
     const { at } = received;
     const { log } = context;
-    if (await needsNoTokens(bus, at)) return;
     // A second request under the same id does not count. A redriven request has the same spec as the first, and does.
     const first = await bus.first(runRequested, at);
     if (first !== undefined && first.seq < received.seq && !isDeepStrictEqual(first.data.spec, received.data.spec)) {
       log.warn({ seq: received.seq, first: first.seq }, "the run was requested before with another spec, which counts");
+      await refuseSecond(bus, received);
       return;
     }
+    if (await needsNoTokens(bus, at)) return;
     const outcome = await tokenizeRun(deps, received, context).catch((error: unknown) => {
       if (!(error instanceof PermanentError) || !rejectingCodes.has(error.code)) throw error;
       return { kind: "rejected" as const, problem: { code: error.code, message: error.message, param: error.param } };
@@ -115,12 +117,27 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
   };
 }
 
+<<<<<<< HEAD
 /** Quantised bases that serve what is trained on a base, because it has no engine itself. */
 async function twinsOf(bus: Bus, tenant: string, base: BaseRef): Promise<Twin[]> {
   const serving = enginesServing((await enginesOf(bus)).filter(isFor(tenant)), base.name);
   const twins = serving.filter((engine) => kinship(engine, base) === "twin").map(({ base: { name, digest } }) => ({ name, digest }));
   return [...new Map(twins.map((twin) => [twin.digest, twin])).values()];
 }
+=======
+const refuseSecond = (bus: Bus, { at, seq, type }: Received<typeof runRequested>): Promise<unknown> =>
+  bus.publish(
+    runCommandRefused,
+    at,
+    {
+      command: type,
+      code: "RUN_EXISTS",
+      message: `run ${at.id} was requested before with another spec, which counts. Request this one again with a new ULID.`,
+      param: "spec",
+    },
+    { key: `refused-${seq}` },
+  );
+>>>>>>> 7f6de73 (NATS: commands about runs that are unknown or over, and a second request with another spec, are answered by an event)
 
 /** The system prompt of conversations that have none of their own: the run's, else that of the template or of the dataset's mapping. */
 async function systemOf(bus: Bus, tenant: string, { tokenize, dataset, method }: RunSpec): Promise<string | null> {

@@ -12,6 +12,7 @@ import {
   type EngineRecord,
   type Rec,
   runCancelled,
+  runCommandRefused,
   runRejected,
   runRequested,
   type RunSpecInput,
@@ -462,6 +463,24 @@ describe("a run that cannot start is rejected, saying what and why:", () => {
       code: "TOO_FEW_RECORDS",
       message: expect.stringContaining("IN_VALIDATION 20") as string,
     });
+  });
+
+  test("a second request of the same run with another spec changes nothing, and is told why", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createTokenizeService({ bus, objects, telemetry, basesDir, threads: 1 });
+    expect(service).toBeDefined();
+    const spec = specOf(await dataset(line, someRecords(30)));
+    const id = await request(line, spec);
+    const at = { tenant, id };
+    await tokenized(line, id);
+    await bus.publish(runRequested, at, { spec }, { key: "again" });
+    const { seq } = await bus.publish(runRequested, at, { spec: { ...spec, adapter: "parrot" } }, { key: "other" });
+    const refused = async () => (await bus.history([runCommandRefused], at)).map(({ data }) => data);
+    await expect
+      .poll(refused, { timeout: 10_000 })
+      .toEqual([{ command: "run.requested.v1", code: "RUN_EXISTS", message: expect.stringContaining("new ULID"), param: "spec" }]);
+    expect(seq).toBeGreaterThan(0);
+    expect(await bus.history([runTokenized, runRejected], at)).toHaveLength(1);
   });
 
   test("a message that breaks the contract, from any NATS client", async ({ bus, objects, tenant, nc }) => {

@@ -21,6 +21,8 @@ export const specCodes = defineArea(
       "A field of transformers' TrainingArguments or trl's SFTConfig is set that does not work here.",
       "Remove the field; the message says why it is refused.",
     ],
+    RUN_EXISTS: ["A run of this id was requested before, with another spec, which counts.", "Request the run again with a new ULID."],
+    RUN_OVER: ["The run has ended, so the command changes nothing.", "Nothing has to be done; to train again, request a new run."],
     BASE_UNKNOWN: ["No engine serves this base.", "Use one of the bases that the message lists, or ask the operator to serve this one."],
     BASE_UNAVAILABLE: [
       "An engine for this base is set up, but the base's files cannot be read now.",

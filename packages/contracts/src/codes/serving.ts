@@ -71,8 +71,8 @@ export const gateCodes = defineArea(
   },
   {
     RUN_UNKNOWN: [
-      "An event says that a run was trained, but no request of that run is known.",
-      "A client that publishes events itself must publish run.requested first.",
+      "A message names a run that nobody requested: that it was trained, or that it is to be cancelled, paused or resumed.",
+      "Check the id. A client that publishes events itself must publish run.requested first.",
       "developer",
     ],
     ADAPTER_BASE_CHANGED: [

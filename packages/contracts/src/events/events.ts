@@ -197,6 +197,11 @@ export const runPauseRequested = defineEvent(
 );
 export const runResumeRequested = defineEvent("run.resume-requested.v1", "Somebody wants a paused run to go on", z.object({ by: actor }));
 export const runCancelled = defineEvent("run.cancelled.v1", "The run was stopped on request", z.object({ by: actor }));
+export const runCommandRefused = defineEvent(
+  "run.command-refused.v1",
+  "A command about the run changes nothing, and why; for whoever gave it over NATS",
+  problem.extend({ command: z.string().describe("Type of the command's event.") }),
+);
 export const runServed = defineEvent(
   "run.served.v1",
   "The version is proven on every ready replica",
@@ -374,6 +379,7 @@ export const events = {
   runPauseRequested,
   runResumeRequested,
   runCancelled,
+  runCommandRefused,
   runServed,
   chunkRequested,
   adapterAccepted,
@@ -402,10 +408,10 @@ export type AnyEvent = (typeof events)[keyof typeof events];
 type EventsAbout<N extends Noun> = Extract<AnyEvent, { type: `${N}.${string}` }>;
 const eventsAbout = <N extends Noun>(noun: N) => Object.values(events).filter((event): event is EventsAbout<N> => event.noun === noun);
 
-/** Every event of the stream DATASETS. Progress is not among them, nor among those of RUNS: it has its own stream. */
+/** Every event of the stream DATASETS. Progress is not among them, nor among those of RUNS, nor are refused commands: they are short-lived. */
 export const datasetEvents = eventsAbout("dataset").filter((event) => event !== datasetProgress);
 /** Every event of the stream RUNS. */
-export const runEvents = eventsAbout("run").filter((event) => event !== runProgress);
+export const runEvents = eventsAbout("run").filter((event) => event !== runProgress && event !== runCommandRefused);
 
 const byType = new Map<string, EventDef>(Object.values(events).map((event) => [event.type, event]));
 

@@ -30,6 +30,7 @@ const stageOf: Partial<Record<RunPhase, "tokenize" | "train" | "serve">> = {
 export function foldRun(state: RunState | undefined, event: RunEvent): RunState | undefined {
   if (state === undefined) return event.type === "run.requested.v1" ? initial(event) : undefined;
   if (event.type === "run.progress.v1") return foldProgress(state, event);
+  if (event.type === "run.command-refused.v1") return state;
   if (event.seq <= state.seq) return state;
 
   const next: RunState = { ...state, seq: event.seq, updatedAt: event.time };

@@ -51,7 +51,7 @@ const consumed = [...new Set(canConsume.flatMap((consumer) => consumer.events))]
 /** The NATS users of Loraline's own programs, and what each needs. */
 const needs = {
   gateway: {
-    publishes: [...commands, e.datasetDeleted],
+    publishes: [...commands, e.datasetDeleted, e.runCommandRefused],
     consumes: [consumers.projectorDatasets, consumers.projectorRuns, consumers.projectorProgress],
     readsHistory: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS, streams.AUDIT],
     reads: Object.values(buckets).filter(({ name }) => name !== "cache"),
@@ -84,7 +84,7 @@ const needs = {
     objects: "write",
   },
   tokenize: {
-    publishes: [e.runTokenized, e.runRejected, e.runWaiting, e.runProgress, e.chunkRequested],
+    publishes: [e.runTokenized, e.runRejected, e.runCommandRefused, e.runWaiting, e.runProgress, e.chunkRequested],
     consumes: [consumers.tokenizeRunRequested, consumers.tokenizeChunkRequested],
     readsHistory: [streams.DATASETS, streams.RUNS, streams.CHUNKS],
     reads: [buckets.engines, buckets.cache, buckets.runs, buckets.adapters, buckets.limits],

@@ -81,8 +81,8 @@ export const streams = {
   },
   PROGRESS: {
     name: "PROGRESS",
-    description: "How far work is, such as training steps; short-lived",
-    subjects: [filterFor(events.runProgress), filterFor(events.datasetProgress)],
+    description: "How far work is, such as training steps, and commands that change nothing; short-lived",
+    subjects: [filterFor(events.runProgress), filterFor(events.datasetProgress), filterFor(events.runCommandRefused)],
     maxAgeMs: 7 * day,
     dedupeMs: 10 * 60_000,
   },

@@ -70,6 +70,8 @@ function tell(event: RunEvent, base: string): Told {
       return { message: "Pause requested: the job stops at its next checkpoint" };
     case "run.resume-requested.v1":
       return { message: "The job is resumed" };
+    case "run.command-refused.v1":
+      return { level: "warn", message: event.data.message, data: { ...event.data } };
     case "run.cancelled.v1":
       return { message: "Fine-tuning job cancelled" };
     case "run.served.v1": {
