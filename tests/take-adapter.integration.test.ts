@@ -109,6 +109,8 @@ describe("loraline adapters pull", () => {
     expect(pulled, pulled.err).toMatchObject({ code: 0, out: expect.stringMatching(/^pirate@1 {2}sha256:[0-9a-f]{64}\n/) });
     expect((await readdir(out)).toSorted()).toEqual(["README.md", "adapter_config.json", "adapter_model.safetensors"]);
     expect(await readFile(join(out, "adapter_model.safetensors"))).toEqual(weights);
+    const audit = (await (await line.fetch("/v1/loraline/audit?action=adapter.pull")).json()) as { data: object[] };
+    expect(audit.data).toMatchObject([{ target: "pirate@1", outcome: "accepted", details: { file: "adapter_model.safetensors" } }]);
     expect(JSON.parse(await readFile(join(out, "adapter_config.json"), "utf8"))).toEqual({
       ...config,
       base_model_name_or_path: "Org/SmolLM2-135M-Instruct",

@@ -14,6 +14,7 @@ export const auditActions = [
   "adapter.rollback",
   "adapter.place",
   "adapter.keep",
+  "adapter.pull",
   "adapter.delete-version",
   "adapter.delete",
   "tenant.delete",
@@ -58,6 +59,7 @@ const everyday: readonly string[] = [
   "adapter.rollback",
   "adapter.place",
   "adapter.keep",
+  "adapter.pull",
   "adapter.delete-version",
 ] satisfies AuditAction[];
 export const auditSubject = (tenant: string, action: string): string => `audit.${tenant}${everyday.includes(action) ? ".everyday" : ""}`;

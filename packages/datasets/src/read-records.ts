@@ -59,17 +59,20 @@ export async function readRecords(
     try {
       for await (const rowsOfPart of inParts(raw)) {
         const batch: Batch = { records: [], rejections: [] };
+        const places: string[] = [];
         for (const row of rowsOfPart) {
           let read = readRow(row, detector);
           if (read === needsLabels) {
             await learnLabels();
             read = readRow(row, detector) as Rec | Refusal;
           }
-          if ("v" in read) batch.records.push(read);
-          else batch.rejections.push({ line: row.line, code: read.code, message: read.message });
+          if ("v" in read) {
+            batch.records.push(read);
+            places.push(row.place);
+          } else batch.rejections.push({ line: row.line, code: read.code, message: read.message });
         }
         count += rowsOfPart.length;
-        yield mapping?.redact === true ? await redact(batch) : batch;
+        yield mapping?.redact === true ? await redact(batch, places) : batch;
         await nextTurn();
       }
     } catch (error) {

@@ -262,6 +262,8 @@ export interface TokenizeFileOptions {
   baseDir: string;
   outDir: string;
   tokenize: TokenizeSettings;
+  /** The method of the run that the tokens are for; default: supervised. */
+  method?: MethodType | undefined;
   /** The official tokenizers package encodes everything. */
   exact?: boolean;
   signal: AbortSignal;
@@ -272,7 +274,14 @@ export interface TokenizeFileOptions {
 }
 
 /** @throws PermanentError as `checkData` and `tokenizeRecords` do; NOTHING_TO_TOKENIZE when no row gives a record. */
-export async function tokenizeFile({ file, mapping, onRead, onRejected, ...options }: TokenizeFileOptions): Promise<TokenFolderManifest> {
+export async function tokenizeFile({
+  file,
+  mapping,
+  method = "supervised",
+  onRead,
+  onRejected,
+  ...options
+}: TokenizeFileOptions): Promise<TokenFolderManifest> {
   const batches = await batchesOf(file, mapping, onRead);
   let first: Rejection | undefined;
   const told = async function* (): AsyncGenerator<Batch> {
@@ -282,7 +291,7 @@ export async function tokenizeFile({ file, mapping, onRead, onRejected, ...optio
       yield batch;
     }
   };
-  const manifest = await tokenizeRecords({ ...options, batches: told() });
+  const manifest = await tokenizeRecords({ ...options, examples: methodTrains(method), batches: told() });
   if (manifest.totals.records > 0) return manifest;
   const why = first === undefined ? "it holds no row" : `no row can be read. The first, ${first.message}`;
   throw new PermanentError("NOTHING_TO_TOKENIZE", `${file}: ${why}`, { param: "file" });

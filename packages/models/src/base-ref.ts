@@ -57,15 +57,36 @@ function saysOriginOnly(text: string): boolean {
   }
 }
 
-/** Where the base in a folder comes from; undefined if its base.json does not say it, or not in a form that is understood. */
-export async function readBaseOrigin(dir: string): Promise<BaseOrigin | undefined> {
-  const text = await readFile(join(dir, "base.json"), "utf8").catch(() => "{}");
+/**
+ * Where the base in a folder comes from; undefined if its base.json does not say it.
+ * @throws PermanentError BASE_INVALID if it says it in a form that is not understood.
+ */
+export async function requireBaseOrigin(dir: string): Promise<BaseOrigin | undefined> {
+  const file = join(dir, "base.json");
+  const text = await readFile(file, "utf8").catch(() => "{}");
+  let given: unknown;
   try {
-    return baseOrigin.optional().parse((JSON.parse(text) as { origin?: unknown }).origin);
+    given = (JSON.parse(text) as { origin?: unknown } | null)?.origin;
   } catch {
-    return undefined;
+    return undefined; // whoever reads the base itself says it
   }
+  const parsed = baseOrigin.nullish().safeParse(given);
+  if (parsed.success) return parsed.data ?? undefined;
+  const [issue] = parsed.error.issues;
+  const field = ["origin", ...(issue?.path ?? [])].join(".");
+  throw new PermanentError(
+    "BASE_INVALID",
+    `${file}: ${field} is not understood: ${issue?.message}. It may have hub (organisation/name), revision and made, which are texts.`,
+    { param: "base" },
+  );
 }
+
+/** The same for whoever only tells of it: what is not understood takes the place of how the base was made, so that it is seen. */
+export const readBaseOrigin = (dir: string): Promise<BaseOrigin | undefined> =>
+  requireBaseOrigin(dir).catch((error: unknown) => {
+    if (!(error instanceof PermanentError)) throw error;
+    return { made: `not known: ${error.message}`.slice(0, 2000) };
+  });
 
 /**
  * The unquantised base that the one in a folder was made of, as its base.json says; undefined if it does not.

@@ -335,7 +335,7 @@ function choosePacking({ tokenize, training }: RunSpec, lengths: Int32Array, cap
 }
 
 /** @param together - so many sequences, one after the other, are in the same row: both sides of a pair. Bins hold examples. */
-function* rowsOf(indices: Int32Array, together: number, bins?: Bins): Generator<Int32Array> {
+export function* rowsOf(indices: Int32Array, together: number, bins?: Bins): Generator<Int32Array> {
   const example = (item: number): Int32Array => indices.subarray(item * together, (item + 1) * together);
   if (bins === undefined) for (let item = 0; item < indices.length / together; item++) yield example(item);
   else {

@@ -11,6 +11,7 @@ import { pipeline } from "node:stream/promises";
 import { type BlobRef, type Rec, olderTemplates, templateOf, templates, tokenizeSpec } from "@loraline/contracts";
 import { explainSystemError, PermanentError } from "@loraline/runtime";
 import { z } from "zod";
+import { type Examples, isSided, sequencesTogether } from "./encoder/encode-preferences.ts";
 import { createRecordEncoder } from "./encoder/encode-records.ts";
 import { createEncodeThreads, type EncodeThreads } from "./encoder/encode-threads.ts";
 import { chunkFromBytes, type DroppedRecord, encodeChunk, type EncodedChunk } from "./encoder/encoded-chunk.ts";
@@ -18,7 +19,7 @@ import { type Base, loadBase } from "./encoder/load-base.ts";
 import type { TokenizeSpec } from "./encoder/record-encoder.ts";
 import { pack } from "./shards/pack.ts";
 import { createSequenceStore } from "./shards/sequence-store.ts";
-import { tokenizeCode } from "./tokenize-dataset.ts";
+import { rowsOf, tokenizeCode } from "./tokenize-dataset.ts";
 import { writeShards } from "./shards/write-shards.ts";
 
 export interface TokenizeRecordsOptions {
@@ -30,6 +31,8 @@ export interface TokenizeRecordsOptions {
   outDir: string;
   /** Defaults as in the run spec, but `packing: "auto"` means no packing: there are no training steps to choose by. */
   tokenize?: z.input<typeof tokenizeSpec>;
+  /** What the method of the run trains. Default: answers. Both sides of a pair are adjacent sequences of a row; `sides` says which is which. */
+  examples?: Examples;
   /** Decides which of equally long sequences share a packed row, and the order of the packed rows. */
   seed?: number;
   /** The official package encodes everything, several times slower. A fallback in case the fast encoder is ever wrong. */
@@ -57,6 +60,7 @@ export const tokenFolderManifest = z
     tooLong: z.string(),
     packed: z.boolean(),
     seed: z.int(),
+    examples: z.string().optional().describe("Absent: answers."),
     shards: z.array(
       z.object({
         file: z.string(),
@@ -94,7 +98,8 @@ export type TokenFolderManifest = z.infer<typeof tokenFolderManifest>;
 export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<TokenFolderManifest> {
   const { batches, baseDir, outDir, seed = 42, shardBytes = 64 * 1024 * 1024, signal = new AbortController().signal, onDropped } = options;
   const spec = tokenizeSpec.parse(options.tokenize ?? {});
-  const { exact = false } = options;
+  const { exact = false, examples = "answers" } = options;
+  const together = sequencesTogether(examples);
   const groups = inGroups(batches, recordsPerChunk);
   const first = await groups.next();
   const second = first.done === true ? first : await groups.next();
@@ -112,7 +117,8 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   const totals = { records: 0, rows: 0, sequences: 0, tokens: 0, supervised: 0, dropped: 0 };
   let family: string | null = null;
   const all = chained(second === first ? [first] : [first, second], groups);
-  const chunks = second.done === true ? alone(base, spec, all, signal) : withThreads(threads, count, base, spec, all, signal);
+  const chunks =
+    second.done === true ? alone(base, spec, examples, all, signal) : withThreads(threads, count, { base, spec, examples }, all, signal);
   for await (const chunk of chunks) {
     totals.records += chunk.records;
     family ??= chunk.family;
@@ -127,16 +133,16 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
   }
 
   const packed = spec.packing === true;
-  const lengths = Int32Array.from(lines, (_, index) => store.length(index));
-  const bins = packed ? pack(lengths, spec.max_length, seed) : undefined;
-  const rows: ArrayLike<number>[] = [];
-  if (bins === undefined) for (const index of lines.keys()) rows.push(Int32Array.of(index));
-  else for (let bin = 0; bin < bins.count; bin++) rows.push(bins.items.subarray(bins.starts[bin], bins.starts[bin + 1]));
+  const lengths = new Int32Array(lines.length / together);
+  for (const index of lines.keys()) (lengths[Math.floor(index / together)] as number) += store.length(index);
+  const bins = packed ? pack(lengths, together * spec.max_length, seed) : undefined;
+  const rows = [...rowsOf(Int32Array.from(lines.keys()), together, bins)];
 
   const files: string[] = [];
   const shards = await writeShards({
     store,
-    rows: rows as Int32Array[],
+    rows,
+    sided: isSided(examples),
     metadata: new Map([
       ["loraline.code", tokenizeCode],
       ["loraline.records", "lrec/1"],
@@ -146,6 +152,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
       ["loraline.max_length", String(spec.max_length)],
       ["loraline.packed", String(packed)],
       ["loraline.seed", String(seed)],
+      ...(examples === "answers" ? [] : ([["loraline.examples", examples]] as const)),
     ]),
     shardBytes,
     signal,
@@ -177,6 +184,7 @@ export async function tokenizeRecords(options: TokenizeRecordsOptions): Promise<
     tooLong: spec.too_long,
     packed,
     seed,
+    ...(examples === "answers" ? {} : { examples }),
     shards: shards.map(({ blob, ...counts }, index) => ({
       file: files[index] as string,
       digest: blob.digest,
@@ -200,15 +208,14 @@ type Group = readonly Rec[];
 async function* withThreads(
   threads: EncodeThreads,
   count: number,
-  base: Base,
-  spec: TokenizeSpec,
+  { base, spec, examples }: { base: Base; spec: TokenizeSpec; examples: Examples },
   groups: AsyncIterable<Group>,
   signal: AbortSignal,
 ): AsyncGenerator<EncodedChunk> {
   const started: Promise<EncodedChunk>[] = [];
   for await (const records of groups) {
     const jsonl = new TextEncoder().encode(records.map((record) => JSON.stringify(record)).join("\n"));
-    const encoded = threads.encode({ base, spec, records: jsonl, compress: false, signal }).then(chunkFromBytes);
+    const encoded = threads.encode({ base, spec, examples, records: jsonl, compress: false, signal }).then(chunkFromBytes);
     encoded.catch(() => undefined); // the error is reported when this chunk's turn comes
     started.push(encoded);
     if (started.length > count * 2) yield started.shift() as Promise<EncodedChunk>;
@@ -216,8 +223,14 @@ async function* withThreads(
   while (started.length > 0) yield started.shift() as Promise<EncodedChunk>;
 }
 
-async function* alone(base: Base, spec: TokenizeSpec, groups: AsyncIterable<Group>, signal: AbortSignal): AsyncGenerator<EncodedChunk> {
-  for await (const records of groups) yield encodeChunk(createRecordEncoder(base, spec), records, { signal });
+async function* alone(
+  base: Base,
+  spec: TokenizeSpec,
+  examples: Examples,
+  groups: AsyncIterable<Group>,
+  signal: AbortSignal,
+): AsyncGenerator<EncodedChunk> {
+  for await (const records of groups) yield encodeChunk(createRecordEncoder(base, spec, examples), records, { signal });
 }
 
 async function* chained(read: readonly IteratorResult<Group, void>[], rest: AsyncIterable<Group>): AsyncGenerator<Group> {

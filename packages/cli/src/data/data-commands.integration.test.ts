@@ -218,7 +218,7 @@ describe("loraline data check", { timeout: 180_000 }, () => {
   });
 });
 
-describe("loraline tokenize", () => {
+describe("loraline tokenize", { timeout: 180_000 }, () => {
   it("writes shards in the file's order, says what gave no row, and data show decodes them", async () => {
     const tokens = join(dir, "tokens");
     const made = await run("tokenize", file, "--base", base, "--max-length", "48", "--out", tokens, "--json");
@@ -249,6 +249,17 @@ describe("loraline tokenize", () => {
       code: 1,
       err: expect.stringContaining("holds other files"),
     });
+  });
+
+  it("puts both sides of a pair into one row, for a method that compares", async () => {
+    const pairs = join(dir, "pairs.jsonl");
+    const pair = (n: number) => ({ prompt: `Question ${n}?`, chosen: `Aye, ${n}.`, rejected: "No." });
+    await writeFile(pairs, [1, 2].map((n) => `${JSON.stringify(pair(n))}\n`).join(""));
+    expect((await run("tokenize", pairs, "--base", base, "--out", join(dir, "none"))).err).toMatch(/KIND_NOT_TRAINED.+dpo/);
+    const compared = await run("tokenize", pairs, "--base", base, "--method", "dpo", "--out", join(dir, "compared"), "--json");
+    expect(JSON.parse(compared.out)).toMatchObject({ examples: "best-pairs", totals: { records: 2, rows: 2, sequences: 4, dropped: 0 } });
+    const sides = await run("data", "show", join(dir, "compared"), "--row", "1");
+    expect(sides.out).toMatch(/line 2, the better answer[\s\S]+Aye, 2\.[\s\S]+line 2, the worse answer[\s\S]+No\./);
   });
 });
 

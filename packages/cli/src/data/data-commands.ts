@@ -104,10 +104,11 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
         return;
       }
       for (const { row, lines, sequences } of rows) {
-        for (const [index, { tokens, supervised, segments }] of sequences.entries()) {
+        for (const [index, { tokens, supervised, segments, side }] of sequences.entries()) {
           const line = lines[index] ?? 0;
           const [, ...text] = describeSample({ line, format: "", segments });
-          writeLine(out, dim(`row ${row}, line ${line}: ${tokens} tokens, ${supervised} learned`));
+          const which = side === undefined ? "" : side === 1 ? ", the better answer" : ", the worse answer";
+          writeLine(out, dim(`row ${row}, line ${line}${which}: ${tokens} tokens, ${supervised} learned`));
           for (const one of text) writeLine(out, one);
         }
       }

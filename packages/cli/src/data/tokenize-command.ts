@@ -1,4 +1,6 @@
 /** `loraline tokenize` */
+import { type MethodType, methodTypes } from "@loraline/contracts";
+import { Option } from "commander";
 import type { AddCommands } from "../command.ts";
 import { exitCodes } from "../failure.ts";
 import { showBytes } from "../show-progress.ts";
@@ -24,6 +26,12 @@ export const addTokenizeCommand: AddCommands = (program, { root, terminal, globa
       .requiredOption("--base <dir|name>", "folder with tokenizer.json and tokenizer_config.json, or a base of this checkout")
       .requiredOption("--out <dir>", "where the shards go: an empty or a new folder")
       .option("--mapping <mapping.yaml>", mappingHelp)
+      .addOption(
+        new Option(
+          "--method <type>",
+          "the method that the tokens are for (supervised); dpo and others: both sides of a pair in one row",
+        ).choices(methodTypes.filter((type) => type !== "import")),
+      )
       .option("--packing", "put several sequences into a row of --max-length tokens", false)
       .option("--exact", "let the official tokenizers package encode everything (slower; the ids are the same)", false)
       .addHelpText(
@@ -31,7 +39,10 @@ export const addTokenizeCommand: AddCommands = (program, { root, terminal, globa
         "\nRows stand in the file's order (unless packed). manifest.json says what was made, dropped.jsonl which record gave none and why.\nPython reads a shard with datasets.Dataset.from_file(DIR/shard-00000.arrow).\n\nExample:\n  loraline tokenize pirate.jsonl --base smollm2-135m-instruct --template seed --max-length 384 --out tokens\n",
       ),
   ).action(
-    async (file: string, flags: TokenizeFlags & { base: string; out: string; packing: boolean; exact: boolean; mapping?: string }) => {
+    async (
+      file: string,
+      flags: TokenizeFlags & { base: string; out: string; packing: boolean; exact: boolean; mapping?: string; method?: MethodType },
+    ) => {
       const { tokenizeFile } = await localData();
       const rejections: { line: number; code: string; message: string }[] = [];
       const dropped: { line: number; code: string; message: string; tokens: number }[] = [];
@@ -43,6 +54,7 @@ export const addTokenizeCommand: AddCommands = (program, { root, terminal, globa
         baseDir: baseDirOf(root, flags.base),
         outDir: flags.out,
         tokenize: { ...tokenizeOf(flags), packing: flags.packing },
+        method: flags.method,
         exact: flags.exact,
         signal: terminal.signal,
         onRejected: ({ line, code, message }) => void rejections.push({ line, code, message }),

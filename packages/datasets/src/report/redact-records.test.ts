@@ -2,6 +2,7 @@ import { datasetMapping, type Rec, type Rejection } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
 import { readRecords } from "../read-records.ts";
 import { createReport } from "./dataset-report.ts";
+import { redact } from "./redact-records.ts";
 
 /** Written in parts, so that scanners of repositories do not take the tests for leaks. */
 const whole = (...parts: string[]): string => parts.join("");
@@ -109,6 +110,22 @@ describe("redact: true", () => {
     for (const { messages = [] } of records) for (const { tool_calls: calls } of messages) if (calls) JSON.parse(calls);
     expect(records.length + rejections.length).toBe(1);
     expect(rejections.every(({ code }) => code === "REDACTION_BREAKS_JSON")).toBe(true);
+  });
+
+  it("says where a row stands as its file counts, such as rows of Parquet", async () => {
+    const tools = `[{"name": "pay", "default": 4111111111111111}]`;
+    const broken: Rec = {
+      v: "lrec/1",
+      id: `sha256:${"0".repeat(64)}`,
+      kind: "chat",
+      task: "conversation",
+      messages: [],
+      tools,
+      meta: { line: 7, format: "conversation" },
+    };
+    const { records, rejections } = await redact({ records: [broken], rejections: [] }, ["row 7"]);
+    expect(records).toEqual([]);
+    expect(rejections).toMatchObject([{ line: 7, code: "REDACTION_BREAKS_JSON", message: expect.stringMatching(/^row 7: /) }]);
   });
 
   it("keeps nothing of it in the reasons why rows are rejected, which quote them", async () => {

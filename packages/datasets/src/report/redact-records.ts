@@ -38,9 +38,12 @@ interface Read {
   rejections: Rejection[];
 }
 
-/** @returns the records with other ids; with the rejections those whose tools would be no JSON any more. */
-export async function redact({ records, rejections }: Readonly<Read>): Promise<Read> {
-  const [made, told] = [await redactRecords(records), await redactMessages(rejections)];
+/**
+ * @param places - where each record stands, for people.
+ * @returns the records with other ids; with the rejections those whose tools would be no JSON any more.
+ */
+export async function redact({ records, rejections }: Readonly<Read>, places: readonly string[]): Promise<Read> {
+  const [made, told] = [await redactRecords(records, places), await redactMessages(rejections)];
   return { records: made.records, rejections: [...told, ...made.rejections] };
 }
 
@@ -61,7 +64,7 @@ async function redactMessages(rejections: readonly Rejection[]): Promise<Rejecti
 }
 
 /** Words that tell what a number is may stand in another turn, so all texts of a record are searched as one, as the report does. */
-async function redactRecords(records: readonly Rec[]): Promise<Read> {
+async function redactRecords(records: readonly Rec[], rowPlaces: readonly string[]): Promise<Read> {
   const copies = records.map((record) => structuredClone(record));
   const slots = copies.map(slotsOf);
   const texts = slots.map((of) => of.map(({ text }) => text).join(between));
@@ -74,7 +77,7 @@ async function redactRecords(records: readonly Rec[]): Promise<Read> {
       continue;
     }
     if (!replaceAll(slots[index] as Slot[], places)) {
-      const message = `line ${record.meta.line}: what is to be redacted in its tools is more than a value, so that they would be no JSON any more. Redact it in the file.`;
+      const message = `${rowPlaces[index]}: what is to be redacted in its tools is more than a value, so that they would be no JSON any more. Redact it in the file.`;
       result.rejections.push({ line: record.meta.line, code: "REDACTION_BREAKS_JSON", message });
       continue;
     }

@@ -92,3 +92,16 @@ test("what cannot be a base is refused, and leaves nothing behind", async ({ dir
   await mkdir(join(dirs.basesDir, "x"));
   await expect(add(dirs, "x")).rejects.toMatchObject({ code: "BASE_EXISTS" });
 });
+
+test("an origin that is not understood is refused where a base is added, and shown where one is there", async ({ dirs }) => {
+  await writeFile(join(dirs.source, "base.json"), JSON.stringify({ origin: { hub: "no such form" } }));
+  await expect(add(dirs, "small")).rejects.toMatchObject({
+    code: "BASE_INVALID",
+    message: expect.stringContaining("origin.hub is not understood") as string,
+  });
+  await writeFile(join(dirs.source, "base.json"), JSON.stringify({ origin: null }));
+  await add(dirs, "small");
+  await writeFile(join(dirs.basesDir, "small/base.json"), JSON.stringify({ origin: "the hub" }));
+  const [base] = await listBases(dirs.basesDir);
+  expect(base).toMatchObject({ hub: null, made: expect.stringMatching(/^not known: .+base\.json: origin is not understood/) as string });
+});

@@ -4,7 +4,7 @@ import { constants, copyFile, mkdir, mkdtemp, readdir, rename, rm, stat, writeFi
 import { basename, join, resolve } from "node:path";
 import type { Writable } from "node:stream";
 import type { BaseOrigin, Digest } from "@loraline/contracts";
-import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
+import { readBaseRef, requireBaseOrigin } from "@loraline/models/base-ref";
 import { PermanentError } from "@loraline/runtime";
 import { checkEngine, twinOf } from "@loraline/serve";
 import { localDefaults } from "../engines/local-engines.ts";
@@ -97,7 +97,7 @@ async function copyFolder(source: string, into: string): Promise<BaseOrigin | un
     // Where the file system can, both share their blocks.
     if ((await stat(path)).isFile()) await copyFile(path, join(into, entry), constants.COPYFILE_FICLONE);
   }
-  return readBaseOrigin(source);
+  return requireBaseOrigin(source);
 }
 
 /** What the folder's own base.json calls these very files. */

@@ -16,7 +16,13 @@ export interface TokenRow {
   /** Source lines of the sequences in the row. */
   lines: number[];
   /** One list of segments per sequence of the row. */
-  sequences: { tokens: number; supervised: number; segments: Sample["segments"] }[];
+  sequences: {
+    tokens: number;
+    supervised: number;
+    segments: Sample["segments"];
+    /** Of comparisons: 1 is the better answer, 0 the worse one. */
+    side?: number;
+  }[];
 }
 
 /** @throws PermanentError TOKENS_MISSING: no folder of shards, or one that is not complete. */
@@ -70,9 +76,12 @@ export async function* showTokenRows(
           const column = (name: string): number[] => Array.from((batch.getChild(name) as Vector).get(index) as Vector, Number);
           const sequences: TokenRow["sequences"] = [];
           const [ids, labels] = [column("input_ids"), column("labels")];
+          const sides = batch.getChild("sides") === null ? [] : column("sides");
           let start = 0;
-          for (const length of column("seq_lengths")) {
-            sequences.push(await decodeMasked(encoder, ids.slice(start, start + length), labels.slice(start, start + length)));
+          for (const [at, length] of column("seq_lengths").entries()) {
+            const decoded = await decodeMasked(encoder, ids.slice(start, start + length), labels.slice(start, start + length));
+            const side = sides[at];
+            sequences.push(side === undefined ? decoded : { ...decoded, side });
             start += length;
           }
           yield { row, lines: (lines[row] ?? "").split(" ").map(Number), sequences };

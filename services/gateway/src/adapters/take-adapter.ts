@@ -14,6 +14,7 @@ import { adapterFiles } from "@loraline/models";
 import { getJson } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
+import { createAudited } from "../access/audit.ts";
 import type { GatewayContext } from "../context.ts";
 import { notFound } from "../errors.ts";
 import { ownAdapterName } from "../openai-ids.ts";
@@ -24,7 +25,9 @@ const cardFile = "README.md";
 /** A file: bytes of the store, or a text that is made when it is asked for. */
 type TakenFile = { name: string; blob: BlobRef } | { name: string; text: string };
 
-export async function takeAdapterRoutes({ bus, objects, state, table }: GatewayContext): Promise<(app: FastifyInstance) => void> {
+export async function takeAdapterRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
+  const { bus, objects, state, table } = context;
+  const audited = createAudited(context);
   const [adapters, holdings] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.holdings)]);
 
   const existing = async (request: FastifyRequest): Promise<{ adapter: string; engine: string; version: AdapterVersion }> => {
@@ -102,11 +105,14 @@ export async function takeAdapterRoutes({ bus, objects, state, table }: GatewayC
     });
     app.get("/loraline/adapters/:adapter/versions/:version/files/:file", async (request, reply) => {
       const { file: name } = request.params as { file: string };
-      const file = (await filesOf(request)).files.find((one) => one.name === name);
+      const { known, files } = await filesOf(request);
+      const file = files.find((one) => one.name === name);
       if (file === undefined) throw notFound("file", name, "file");
       void reply.header("content-type", "application/octet-stream").header("content-disposition", `attachment; filename="${file.name}"`);
       if ("text" in file) return reply.send(file.text);
-      const bytes = await objects.get(request.caller.tenant, file.blob);
+      const { blob } = file;
+      const deed = { action: "adapter.pull", target: `${known.adapter}@${known.version.version}`, details: { file: name } } as const;
+      const bytes = await audited(request, deed, () => objects.get(request.caller.tenant, blob));
       return reply.header("content-length", file.blob.size).send(Readable.from(bytes, { objectMode: false }));
     });
   };
