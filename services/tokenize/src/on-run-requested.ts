@@ -117,14 +117,13 @@ export function onRunRequested(deps: OnRunRequestedDeps) {
   };
 }
 
-<<<<<<< HEAD
 /** Quantised bases that serve what is trained on a base, because it has no engine itself. */
 async function twinsOf(bus: Bus, tenant: string, base: BaseRef): Promise<Twin[]> {
   const serving = enginesServing((await enginesOf(bus)).filter(isFor(tenant)), base.name);
   const twins = serving.filter((engine) => kinship(engine, base) === "twin").map(({ base: { name, digest } }) => ({ name, digest }));
   return [...new Map(twins.map((twin) => [twin.digest, twin])).values()];
 }
-=======
+
 const refuseSecond = (bus: Bus, { at, seq, type }: Received<typeof runRequested>): Promise<unknown> =>
   bus.publish(
     runCommandRefused,
@@ -137,7 +136,6 @@ const refuseSecond = (bus: Bus, { at, seq, type }: Received<typeof runRequested>
     },
     { key: `refused-${seq}` },
   );
->>>>>>> 7f6de73 (NATS: commands about runs that are unknown or over, and a second request with another spec, are answered by an event)
 
 /** The system prompt of conversations that have none of their own: the run's, else that of the template or of the dataset's mapping. */
 async function systemOf(bus: Bus, tenant: string, { tokenize, dataset, method }: RunSpec): Promise<string | null> {
