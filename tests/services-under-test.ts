@@ -43,6 +43,8 @@ export interface ServiceUnderTest {
   readonly program: ProgramName;
   /** Of the API of a gateway; of the others nothing answers there. */
   readonly url: string;
+  /** Of 127.0.0.1: where it answers /metrics. */
+  readonly metricsPort: number;
   /** undefined while it does not run. */
   readonly pid: number | undefined;
   /** How often it was started. */
@@ -125,7 +127,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
     HOME: process.env["HOME"],
     LOG_LEVEL: process.env["LOG_LEVEL"] ?? "warn",
     HOST: "127.0.0.1",
-    METRICS_PORT: "0",
+    METRICS_HOST: "127.0.0.1",
     BOOTSTRAP_TENANT: tenant,
     BOOTSTRAP_API_KEY: bootstrapKey,
     LORALINE_BASES_DIR: join(root, ".loraline/bases"),
@@ -138,7 +140,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
   };
 
   const create = async (program: ProgramName, id: string, own: Record<string, string>): Promise<ServiceUnderTest> => {
-    const [port, healthPort] = [await freePort(), await freePort()];
+    const [port, healthPort, metricsPort] = [await freePort(), await freePort(), await freePort()];
     const log = join(dir, "logs", `${id}.log`);
     let child: ChildProcess | undefined;
     let expected: ChildProcess | undefined;
@@ -150,6 +152,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
       id,
       program,
       url: `http://127.0.0.1:${port}`,
+      metricsPort,
       get pid() {
         return child?.pid;
       },
@@ -177,6 +180,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
             NATS_URL: natsUrl(id),
             PORT: String(port),
             HEALTH_PORT: String(healthPort),
+            METRICS_PORT: String(metricsPort),
             ...own,
             ...more,
           },
@@ -264,6 +268,8 @@ export interface SimulatedLine<Nats = NatsServer> extends AsyncDisposable {
 interface LineOptions extends Omit<ServicesOptions, "natsUrl"> {
   gateways?: number;
   agents?: number;
+  /** More arguments of nats-server. */
+  natsArgs?: string[];
   /** Where a service finds the server at `direct`. */
   natsUrl?: (id: string, direct: string) => Promise<string>;
 }
@@ -271,7 +277,7 @@ interface LineOptions extends Omit<ServicesOptions, "natsUrl"> {
 /** A whole line: every service once, and as many gateways, and agents with simulated engines, as are asked for. */
 export const startSimulatedLine = (options: LineOptions): Promise<SimulatedLine> =>
   startOn(options, async () => {
-    const nats = await spawnNatsServer();
+    const nats = await spawnNatsServer({ args: options.natsArgs ?? [] });
     return { nats, url: nats.url, replicas: 1 };
   });
 

@@ -4,6 +4,7 @@
  */
 import { z } from "zod";
 import { engineSettings } from "./engine-settings.ts";
+import { alerts } from "../monitoring/alerts.ts";
 import { tenantName } from "../names.ts";
 import { streamLimits } from "../events/streams.ts";
 import { quotaShape } from "../quotas.ts";
@@ -277,6 +278,28 @@ export const chartValues = z.strictObject({
   ),
   engineDefaults: z.strictObject(engineKeys),
   test: z.strictObject({ base: text, steps: atLeastOne, env, resources, ...pod }),
+  monitoring: z.strictObject({
+    podMonitors: z.strictObject({ enabled: z.boolean(), interval: z.string().regex(/^[0-9]+(ms|s|m)$/), labels: strings }),
+    rules: z.strictObject({
+      enabled: z.boolean(),
+      labels: strings,
+      runbookUrl: text,
+      alerts: z.partialRecord(
+        z.enum(alerts.map(({ name }) => name)),
+        z.strictObject({
+          enabled: z.boolean().optional(),
+          for: z
+            .string()
+            .regex(/^[0-9]+(s|m|h|d)$/)
+            .optional(),
+          expr: z.string().min(1).optional(),
+          labels: strings.optional(),
+        }),
+      ),
+      extraGroups: z.array(object),
+    }),
+    dashboards: z.strictObject({ enabled: z.boolean(), labels: strings }),
+  }),
   networkPolicy: z.strictObject({
     enabled: z.boolean(),
     gatewayFrom: peers,

@@ -27,6 +27,8 @@ import {
 import { withKubernetes } from "./kubernetes-shapes.ts";
 import { openApi } from "./openapi.ts";
 import { buckets, type ConsumerDef, consumers, streamOf, streams } from "../events/streams.ts";
+import { ruleGroups, runbookPage } from "../monitoring/alerts.ts";
+import { dashboards, grafanaDashboard } from "../monitoring/dashboards.ts";
 import { runSpecPage } from "./run-spec-page.ts";
 import { trainerFields } from "./trainer-fields.ts";
 import { adapterManifest, checkpointManifest, evidence, progressLine, trainerResult, trainerSpec } from "../trainer.ts";
@@ -204,6 +206,8 @@ export function chartFiles(): Map<string, string> {
     ["values.schema.json", text({ $schema: "http://json-schema.org/draft-07/schema#", title: "loraline", ...withKubernetes(values) })],
     ["files/nats-permissions.json", text(natsPermissions)],
     ["files/engine-flags.json", text(engineFlags())],
+    ["files/alerts.json", text(ruleGroups('namespace=~".*"'))],
+    ...dashboards.map((dashboard): [string, string] => [`files/dashboards/${dashboard.name}.json`, text(grafanaDashboard(dashboard))]),
   ]);
 }
 
@@ -224,6 +228,7 @@ export const docFiles = (): Map<string, string> =>
   new Map([
     ["errors.md", errorsPage()],
     ["run-spec.md", runSpecPage()],
+    ["runbook.md", runbookPage()],
   ]);
 
 /** Path to text; below `generated/`, and below the chart's folder. */
