@@ -3,7 +3,7 @@
  * that somebody has to mend, and fires by a fault in tests/monitoring.
  */
 
-export interface Alert {
+interface Alert {
   name: string;
   /** PromQL. `NS` stands for the selector of the release's namespace. */
   expr: string;
