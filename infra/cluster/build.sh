@@ -23,6 +23,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   [ "$(id -u)" = 0 ] || { echo "build.sh: missing: ${missing[*]}. Install them (apt-get install ${missing[*]}), or name a cluster of yours with LORALINE_KUBECONFIG." >&2; exit 1; }
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >/dev/null ||
     { echo "build.sh: apt-get could not install ${missing[*]}" >&2; exit 1; }
+  printf '%s\n' "${missing[@]}" >>"$out/.packages"
 fi
 
 exec 9>"$out/.lock"
@@ -35,8 +36,12 @@ part() {
   shift 3
   [ -x "$out/$file" ] && [ "$(cat "$out/.stamp-$name" 2>/dev/null)" = "$inputs" ] && return
   command -v go >/dev/null || { echo "build.sh: go 1.24 or newer is needed to build $name: install it, or name a cluster of yours with LORALINE_KUBECONFIG." >&2; exit 1; }
-  echo "building $name (once)" >&2
-  ( set -e; export CGO_ENABLED=0; cd "$src"; "$@" )
+  echo "building $name (once$([ "$name" != kube ] || echo ": some ten minutes of a core, without a warm Go cache"))" >&2
+  # Somebody who waits sees that it goes on.
+  ( for ((s = 60; ; s += 60)); do sleep 60; echo "  still building $name, $s s" >&2; done ) &
+  local clock=$!
+  ( set -e; export CGO_ENABLED=0; cd "$src"; "$@" ) || { kill $clock; exit 1; }
+  kill $clock
   echo "$inputs" >"$out/.stamp-$name"
 }
 module_dir() { go mod download -json "$1" | python3 -c 'import json,sys; print(json.load(sys.stdin)["Dir"])'; }

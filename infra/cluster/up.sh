@@ -16,14 +16,20 @@ for pid in $(cat "$other"/*.pid 2>/dev/null); do
 done
 echo "$R" >$owner
 mkdir -p "$R/pki" "$R/cni" "$R/kubelet" "$R/img"
+# What kubelet, kube-proxy and this script change on this machine; down.sh takes it back.
+modprobe -q br_netfilter 2>/dev/null || true
+settings="net.ipv4.ip_forward net.ipv4.conf.all.route_localnet net.bridge.bridge-nf-call-iptables net.bridge.bridge-nf-call-ip6tables
+  net.netfilter.nf_conntrack_tcp_be_liberal net.netfilter.nf_conntrack_max net.netfilter.nf_conntrack_buckets
+  net.netfilter.nf_conntrack_tcp_timeout_established net.netfilter.nf_conntrack_tcp_timeout_close_wait
+  vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops kernel.keys.root_maxkeys kernel.keys.root_maxbytes"
+# shellcheck disable=SC2086
+[ -e "$R/sysctl.before" ] || sysctl -e $settings >"$R/sysctl.before" 2>/dev/null || true
+grep -q bridge-nf-call-iptables "$R/sysctl.before" ||
+  { rm "$R/sysctl.before"; fail "this kernel does not show a bridge's traffic to iptables (br_netfilter), so that NetworkPolicies would mean nothing."; }
+[ -e "$R/folders.before" ] || ls -d /var/lib/kubelet /var/lib/cni /var/log/pods /var/log/containers /sys/fs/cgroup/{*/,}kubepods >"$R/folders.before" 2>/dev/null || true
 ip link add cni0 type bridge 2>/dev/null || true
 ip addr add $IP/16 dev cni0 2>/dev/null || true; ip link set cni0 up
 # What pods of one node say to each other passes the bridge; without the second setting NetworkPolicies would not see it.
-modprobe -q br_netfilter 2>/dev/null || true
-[ -e "$R/sysctl.before" ] || sysctl net.ipv4.ip_forward net.bridge.bridge-nf-call-iptables >"$R/sysctl.before" 2>/dev/null ||
-  { rm "$R/sysctl.before"; fail "this kernel does not show a bridge's traffic to iptables (br_netfilter), so that NetworkPolicies would mean nothing."; }
-# kube-proxy sets it: what conntrack takes for invalid kube-router drops, and a connection of a new pod once hung so for a minute.
-grep -q be_liberal "$R/sysctl.before" || sysctl net.netfilter.nf_conntrack_tcp_be_liberal >>"$R/sysctl.before" 2>/dev/null || true
 sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1
 # Docker on this machine blocks all forwarding except its own.
 for side in -i -o; do iptables -C FORWARD $side cni0 -j ACCEPT 2>/dev/null || iptables -I FORWARD $side cni0 -j ACCEPT; done
@@ -137,6 +143,7 @@ if ! ctr images ls -q | grep -qx registry.k8s.io/pause:3.10; then
   ctr images import img/pause.tar >/dev/null
 fi
 start kubelet $K kubelet --kubeconfig=kubelet.conf --config=kubelet.yaml --hostname-override=node1 --root-dir=$R/kubelet --node-ip=$IP
+# be_liberal: what conntrack takes for invalid kube-router drops, and a connection of a new pod once hung so for a minute.
 start proxy $K kube-proxy --kubeconfig=admin.conf --proxy-mode=iptables --conntrack-tcp-be-liberal --cluster-cidr=10.88.0.0/16 --hostname-override=node1
 start coredns $B/coredns -conf Corefile
 ready() { kubectl get node node1 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' | grep -qx True; }

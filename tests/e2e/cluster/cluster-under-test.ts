@@ -123,6 +123,8 @@ export interface ClusterNamespace extends Scope, AsyncDisposable {
   runs: Scope;
   /** `upgrade --install`: the same command for the first time and all later ones. Does not wait; see `ready`. */
   helmInstall(values?: Values, options?: { release?: string; args?: string[] }): Promise<string>;
+  /** @returns what `helm test` says, with the pod's log. */
+  helmTest(): Promise<string>;
   helmUninstall(release?: string): Promise<string>;
   /** Waits until every Deployment and StatefulSet has all its pods ready, all of the newest template. */
   ready(options?: { timeoutMs?: number }): Promise<void>;
@@ -199,6 +201,7 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
       const flags = ["--namespace", name, "--values", "-", ...args];
       return await command("helm", ["upgrade", "--install", release, chart, ...flags], JSON.stringify(all));
     },
+    helmTest: () => helm("test", "loraline", "--namespace", name, "--logs", "--timeout", "400s"),
     helmUninstall: (release = "loraline") => helm("uninstall", release, "--namespace", name, "--wait", "--timeout", "180s"),
     async ready({ timeoutMs = 300_000 } = {}) {
       const unready = async (): Promise<string[]> => {
@@ -407,6 +410,7 @@ async function chartValues(): Promise<Values> {
     serve: small("1Gi"),
     operator: small("512Mi"),
     agent: small("512Mi"),
+    test: { steps: 4, ...small("512Mi") },
     train: {
       ...small("1Gi"),
       createNamespace: false, // the claims must be there before the attempts

@@ -216,6 +216,22 @@ const allReady = async (): Promise<boolean> =>
     status.conditions?.some((one: Json) => one.type === "Ready" && one.status === "True"),
   );
 
+it("helm test trains the sample and asks what came of it", { timeout: 420_000 }, async () => {
+  const said = await line.helmTest();
+  expect(said).toMatch(/Phase: +Succeeded/);
+  const { items } = (await line.ask("/v1/loraline/adapters")) as { items?: Json[] };
+  expect(JSON.stringify(items ?? [])).toContain("helm-test");
+});
+
+it("replicas that somebody scaled stay through an upgrade, where the chart leaves their number alone", { timeout: 300_000 }, async () => {
+  const unset = values({ tokenize: { replicas: null } });
+  await line.helmInstall(unset);
+  await line.kubectl("scale", "deployment/loraline-tokenize", "--replicas=2");
+  await line.helmInstall(unset);
+  expect((await line.get("deployment", "loraline-tokenize")).spec.replicas).toBe(2);
+  await line.ready();
+});
+
 it("helm upgrade during a run, uninstall, and install again on the data that was kept", { timeout: 900_000 }, async () => {
   await line.fineTune("during", { adapter: "during", training: { ...shortTraining, max_steps: 24 } });
   await line.until("during", "training", (status) => stepOf(status) >= 1);
