@@ -49,7 +49,7 @@ test-all: setup ## `test` and `test-cluster`
 	@python3 tests/legs.py all
 
 cluster-up: setup ## a real one-node Kubernetes on this machine with the images of this checkout; or kind: LORALINE_CLUSTER=kind
-	@conf=$$(bash infra/cluster/cluster-up.sh) && echo "export KUBECONFIG=$$conf"
+	@conf=$$(bash infra/cluster/cluster-up.sh) && bash infra/cluster/next-steps.sh "$$conf"
 
 cluster-down: ## stop it, and take back all that it changed on this machine
 	@bash infra/cluster/down.sh .cache/cluster

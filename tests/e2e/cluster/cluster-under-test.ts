@@ -123,8 +123,6 @@ export interface ClusterNamespace extends Scope, AsyncDisposable {
   runs: Scope;
   /** `upgrade --install`: the same command for the first time and all later ones. Does not wait; see `ready`. */
   helmInstall(values?: Values, options?: { release?: string; args?: string[] }): Promise<string>;
-  /** @returns what `helm test` says, with the pod's log. */
-  helmTest(): Promise<string>;
   helmUninstall(release?: string): Promise<string>;
   /** Waits until every Deployment and StatefulSet has all its pods ready, all of the newest template. */
   ready(options?: { timeoutMs?: number }): Promise<void>;
@@ -201,7 +199,6 @@ export async function createNamespace(name: string): Promise<ClusterNamespace> {
       const flags = ["--namespace", name, "--values", "-", ...args];
       return await command("helm", ["upgrade", "--install", release, chart, ...flags], JSON.stringify(all));
     },
-    helmTest: () => helm("test", "loraline", "--namespace", name, "--logs", "--timeout", "400s"),
     helmUninstall: (release = "loraline") => helm("uninstall", release, "--namespace", name, "--wait", "--timeout", "180s"),
     async ready({ timeoutMs = 300_000 } = {}) {
       const unready = async (): Promise<string[]> => {
@@ -390,70 +387,7 @@ async function chartValues(): Promise<Values> {
     const theirs = file === undefined ? {} : (JSON.parse(readFileSync(file, "utf8")) as Values);
     return merged({ image: { registry, tag } }, theirs);
   }
-  const mounts = (await command(join(root, "infra/cluster/volumes.sh"), ["--list"]))
-    .trim()
-    .split("\n")
-    .map((line) => line.split(" ") as [string, string])
-    .filter(([name]) => name.startsWith("python"));
-  const volumes = mounts.map(([name]) => ({ name, persistentVolumeClaim: { claimName: name, readOnly: true } }));
-  const volumeMounts = mounts.map(([name, mountPath]) => ({ name, mountPath, readOnly: true }));
-  const python = join(root, ".venv/bin/python");
-  const small = (memory: string) => ({ resources: { requests: { cpu: "10m", memory: "64Mi" }, limits: { memory } } });
-  return {
-    image: { tag: "dev", nats: "docker.io/loraline/nats:dev" },
-    bases: { volume: { persistentVolumeClaim: { claimName: "bases", readOnly: true } } },
-    nats: { persistence: isOwnNode ? { size: "4Gi", storageClassName: "" } : { size: "4Gi" }, ...small("1Gi") },
-    streams: small("512Mi"),
-    gateway: small("1Gi"),
-    ingest: small("2Gi"),
-    tokenize: small("2Gi"),
-    serve: small("1Gi"),
-    operator: small("512Mi"),
-    agent: small("512Mi"),
-    test: { steps: 4, ...small("512Mi") },
-    train: {
-      ...small("1Gi"),
-      createNamespace: false, // the claims must be there before the attempts
-      pods: {
-        courier: { resources: { requests: { cpu: "10m", memory: "64Mi" }, limits: { memory: "1Gi", "ephemeral-storage": "1Gi" } } },
-        device: "cpu",
-        gpus: 1, // the node pretends to have two
-        cpu: "100m",
-        memory: "4Gi",
-        ephemeralStorage: "1Gi",
-        env: [
-          { name: "LORALINE_PYTHON", value: python },
-          { name: "OMP_NUM_THREADS", value: "2" },
-          { name: "HF_HUB_OFFLINE", value: "1" },
-        ],
-        volumes,
-        volumeMounts,
-      },
-    },
-    engineDefaults: {
-      image: "docker.io/loraline/engine-cpu:dev",
-      command: [python, "packages/local/engine.py"],
-      gpus: 0,
-      dtype: "bfloat16",
-      maxModelLen: 2048,
-      extraArgs: [
-        "--max-num-seqs=16",
-        "--enforce-eager",
-        "--distributed-executor-backend=uni",
-        "--disable-log-stats",
-        "--disable-uvicorn-access-log",
-      ],
-      env: [
-        { name: "OMP_NUM_THREADS", value: "1" },
-        { name: "VLLM_CPU_OMP_THREADS_BIND", value: "nobind" },
-        { name: "VLLM_CPU_KVCACHE_SPACE", value: "1" },
-        { name: "VLLM_ENABLE_V1_MULTIPROCESSING", value: "0" },
-        { name: "TORCHDYNAMO_DISABLE", value: "1" },
-        { name: "PYTHONUNBUFFERED", value: "1" },
-      ],
-      resources: { requests: { cpu: "100m", memory: "2Gi" }, limits: { memory: "5Gi" } },
-      volumes,
-      volumeMounts,
-    },
-  };
+  const values = JSON.parse(await command("python3", [join(root, "infra/cluster/values.py")])) as Values;
+  // Our node has no storage class; the volume is made by hand.
+  return isOwnNode ? merged(values, { nats: { persistence: { storageClassName: "" } } }) : values;
 }

@@ -216,13 +216,6 @@ const allReady = async (): Promise<boolean> =>
     status.conditions?.some((one: Json) => one.type === "Ready" && one.status === "True"),
   );
 
-it("helm test trains the sample and asks what came of it", { timeout: 420_000 }, async () => {
-  const said = await line.helmTest();
-  expect(said).toMatch(/Phase: +Succeeded/);
-  const { items } = (await line.ask("/v1/loraline/adapters")) as { items?: Json[] };
-  expect(JSON.stringify(items ?? [])).toContain("helm-test");
-});
-
 it("replicas that somebody scaled stay through an upgrade, where the chart leaves their number alone", { timeout: 300_000 }, async () => {
   const unset = values({ tokenize: { replicas: null } });
   await line.helmInstall(unset);
