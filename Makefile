@@ -5,7 +5,7 @@ CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
 .PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster bench-trl bench-warm soak check fmt generate clean test-unit test-integration test-engine test-families \
-  test-python test-e2e test-e2e-quick test-faults test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests
+  test-python test-e2e test-e2e-quick test-faults test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests release
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -96,6 +96,9 @@ test-python: ; python -m pytest -q --junitxml=$(REPORTS)/$@.xml services/train/t
 test-e2e: ; $(VITEST) --project e2e
 test-e2e-quick: ; $(VITEST) --project e2e tests/e2e/whole-path.test.ts
 test-faults: ; $(VITEST) --project faults
+
+release: setup ## images, chart and CLI for a registry: make release REGISTRY=registry.example.com/loraline (infra/release/release.sh)
+	@bash infra/release/release.sh "$(REGISTRY)" $(FLAGS)
 
 fmt: ## format the sources
 	pnpm -s fmt

@@ -30,5 +30,7 @@ const asked = Number(env.COLUMNS) > 0 ? Number(env.COLUMNS) : undefined;
 const width = asked ?? (stdout.isTTY ? stdout.columns : undefined);
 const columns = width ?? stderr.columns ?? 120;
 const terminal = { out: stdout, err: stderr, in: stdin, columns, width, signal: interrupted.signal };
-const context = { root: join(import.meta.dirname, "../../.."), env, pid, node: execPath, terminal };
+/** The checkout; of the npm package, which has none, the folder that it is called in. */
+const root = env["LORALINE_ROOT"] ?? join(import.meta.dirname, "../../..");
+const context = { root, env, pid, node: execPath, terminal };
 process.exitCode = await runProgram(argv.slice(2), context);

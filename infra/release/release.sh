@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# What a release consists of, for a registry of yours:
+#   REGISTRY/{services,agent,trainer}:VERSION   images from infra/images, with SBOM and provenance
+#   REGISTRY/charts/loraline:VERSION            the chart, as an OCI artefact
+#   .cache/release/                             CLI (npm package), chart, list of images for air gaps, checksums
+# usage: release.sh REGISTRY [--without-images] [--plain-http]
+#   NODE_IMAGE, PYTHON_IMAGE   base images of the images, pinned by digest (see infra/images/*.Dockerfile)
+#   COSIGN_KEY                 signs images and chart, if set
+#   HELM_VALUES                values for the list of images, such as your engines'
+# Needs docker with buildx (for images), helm, and what `make setup` installs.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+root=$PWD
+export PATH=$root/tools/node_modules/.bin:${LORALINE_CLUSTER_BIN:-$HOME/.cache/loraline/cluster-bin}:$PATH
+fail() { echo "release: $1" >&2; exit 1; }
+registry=${1:-}
+[[ "$registry" =~ ^[a-zA-Z0-9.:/_-]+$ ]] || fail "say where to: make release REGISTRY=registry.example.com/loraline"
+shift
+with_images=1 plain=()
+for flag in "$@"; do
+  case $flag in
+    --without-images) with_images= ;;
+    --plain-http) plain=(--plain-http) ;;
+    *) fail "$flag is not known: --without-images, --plain-http" ;;
+  esac
+done
+version=$(sed -n 's/^appVersion: "\(.*\)"$/\1/p' helm/loraline/Chart.yaml)
+out=$root/.cache/release
+rm -rf "$out" && mkdir -p "$out"
+
+digests=()
+if [ -n "$with_images" ]; then
+  [ -n "${NODE_IMAGE:-}" ] && [ -n "${PYTHON_IMAGE:-}" ] || fail "set NODE_IMAGE and PYTHON_IMAGE, pinned by digest: see infra/images."
+  docker buildx version >/dev/null || fail "docker with buildx is needed to build images."
+  for image in services agent trainer; do
+    arguments=(--build-arg "NODE_IMAGE=$NODE_IMAGE")
+    [ $image != trainer ] || arguments+=(--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE")
+    docker buildx build -f infra/images/$image.Dockerfile "${arguments[@]}" --sbom=true --provenance=mode=max \
+      --metadata-file "$out/$image.json" --tag "$registry/$image:$version" --push .
+    digests+=("$registry/$image@$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["containerimage.digest"])' "$out/$image.json")")
+  done
+fi
+
+echo "release: chart" >&2
+helm package helm/loraline --destination "$out" >/dev/null
+helm push "${plain[@]}" "$out/loraline-$version.tgz" "oci://$registry/charts" 2>&1 | tee "$out/chart.txt" >&2
+digests+=("$registry/charts/loraline@$(sed -n 's/^Digest: //p' "$out/chart.txt")")
+
+echo "release: CLI" >&2
+node --conditions=@loraline/source packages/cli/pack-npm-main.ts "$out/cli"
+( cd "$out" && npm pack --silent ./cli >/dev/null && rm -r cli )
+
+# Every image that an installation needs; with engines, so that theirs is among them.
+helm template loraline helm/loraline --set "image.registry=$registry" -f "${HELM_VALUES:-helm/loraline/tests/values/engine.yaml}" |
+  grep -oP '"?image"?: "?\K[^"\s,]+' | sort -u >"$out/images.txt"
+
+if [ -n "${COSIGN_KEY:-}" ]; then
+  for digest in "${digests[@]}"; do cosign sign --yes --key "$COSIGN_KEY" "$digest"; done
+fi
+( cd "$out" && sha256sum ./*.tgz images.txt >SHA256SUMS )
+cat <<T
+# $version is in $registry. CLI and lists are in $out. From there:
+helm upgrade --install loraline oci://$registry/charts/loraline --version $version -n loraline --create-namespace --set image.registry=$registry -f values.yaml
+npm publish --access public $out/loraline-cli-$version.tgz
+T

@@ -1,0 +1,80 @@
+/**
+ * Makes the npm package `@loraline/cli`: the CLI and all that it imports in plain JavaScript, without a checkout and without Python.
+ *   node --conditions=@loraline/source packages/cli/pack-npm-main.ts FOLDER
+ * What starts a server (`up`, `demo`) and what merges weights needs a checkout, and says what is missing.
+ */
+import { cpSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { version } from "@loraline/contracts";
+import { rolldown } from "rolldown";
+import tokens from "../tokens/package.json" with { type: "json" };
+import { parse } from "yaml";
+import { readFileSync } from "node:fs";
+
+const root = join(import.meta.dirname, "../..");
+const [out] = process.argv.slice(2);
+if (out === undefined) throw new Error("usage: pack-npm-main.ts FOLDER");
+const { catalog } = parse(readFileSync(join(root, "pnpm-workspace.yaml"), "utf8")) as { catalog: Record<string, string> };
+
+/** Native, so npm installs it for the machine. Everything else is in the bundle, our patches of it included. */
+const native = Object.keys(tokens.dependencies).filter((name) => name === "tokenizers");
+
+rmSync(out, { recursive: true, force: true });
+mkdirSync(join(out, "bin"), { recursive: true });
+const bundle = await rolldown({
+  cwd: root,
+  // The second one is a thread, started by its file's name.
+  input: { main: "packages/cli/src/main.ts", "encode-thread-main": "packages/tokens/src/encoder/encode-thread-main.ts" },
+  platform: "node",
+  resolve: { conditionNames: ["@loraline/source", "node", "import", "default"] },
+  external: native,
+  onLog(level, log, handler) {
+    // Of others' code, which we do not write.
+    if (level !== "warn") handler(level, log);
+  },
+});
+await bundle.write({ dir: join(out, "dist"), format: "esm", chunkFileNames: "[name]-[hash].js", comments: { legal: true } });
+await bundle.close();
+writeFileSync(
+  join(out, "bin/loraline.js"),
+  `#!/usr/bin/env node
+process.env.LORALINE_ROOT ??= process.cwd();
+await import("../dist/main.js");
+`,
+  { mode: 0o755 },
+);
+writeFileSync(
+  join(out, "package.json"),
+  JSON.stringify(
+    {
+      name: "@loraline/cli",
+      version,
+      description: "The command line of Loraline, a LoRA production line.",
+      license: "Apache-2.0",
+      type: "module",
+      bin: { loraline: "bin/loraline.js" },
+      files: ["bin", "dist"],
+      engines: { node: ">=24" },
+      dependencies: Object.fromEntries(native.map((name) => [name, catalog[name]])),
+    },
+    null,
+    2,
+  ),
+);
+cpSync(join(root, "LICENSE"), join(out, "LICENSE"));
+writeFileSync(
+  join(out, "README.md"),
+  `# @loraline/cli
+
+\`npx @loraline/cli --help\`: trains, asks and promotes adapters on a Loraline that runs elsewhere, and looks at data without one.
+
+\`\`\`sh
+npx @loraline/cli data check data.jsonl                  # needs no server
+export LORALINE_URL=https://loraline.example.com LORALINE_API_KEY=ll-…
+npx @loraline/cli run data.jsonl --name mine
+npx @loraline/cli chat TENANT/mine "Who are you?"
+\`\`\`
+
+A server on this machine (\`up\`, \`demo\`) needs a checkout.
+`,
+);
