@@ -47,7 +47,7 @@ helm push "${plain[@]}" "$out/loraline-$version.tgz" "oci://$registry/charts" 2>
 digests+=("$registry/charts/loraline@$(sed -n 's/^Digest: //p' "$out/chart.txt")")
 
 echo "release: CLI" >&2
-node --conditions=@loraline/source packages/cli/pack-npm-main.ts "$out/cli"
+node --conditions=@loraline/source infra/release/pack-npm-main.ts "$out/cli"
 ( cd "$out" && npm pack --silent ./cli >/dev/null && rm -r cli )
 
 # Every image that an installation needs; with engines, so that theirs is among them.

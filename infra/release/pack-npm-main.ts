@@ -1,15 +1,13 @@
 /**
  * Makes the npm package `@loraline/cli`: the CLI and all that it imports in plain JavaScript, without a checkout and without Python.
- *   node --conditions=@loraline/source packages/cli/pack-npm-main.ts FOLDER
+ *   node --conditions=@loraline/source infra/release/pack-npm-main.ts FOLDER
  * What starts a server (`up`, `demo`) and what merges weights needs a checkout, and says what is missing.
  */
-import { cpSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { version } from "@loraline/contracts";
 import { rolldown } from "rolldown";
-import tokens from "../tokens/package.json" with { type: "json" };
 import { parse } from "yaml";
-import { readFileSync } from "node:fs";
 
 const root = join(import.meta.dirname, "../..");
 const [out] = process.argv.slice(2);
@@ -17,7 +15,7 @@ if (out === undefined) throw new Error("usage: pack-npm-main.ts FOLDER");
 const { catalog } = parse(readFileSync(join(root, "pnpm-workspace.yaml"), "utf8")) as { catalog: Record<string, string> };
 
 /** Native, so npm installs it for the machine. Everything else is in the bundle, our patches of it included. */
-const native = Object.keys(tokens.dependencies).filter((name) => name === "tokenizers");
+const native = ["tokenizers"];
 
 rmSync(out, { recursive: true, force: true });
 mkdirSync(join(out, "bin"), { recursive: true });
