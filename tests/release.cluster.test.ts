@@ -66,5 +66,10 @@ it("the CLI is an npm package that needs no checkout", { timeout: 300_000 }, asy
   expect((await loraline("data", "check", "persona.jsonl")).stdout).toContain("90 rows = 90 records + 0 rejections");
   expect((await loraline("explain", "RANK_TOO_HIGH")).stdout).toMatch(/What to do/);
   await expect(loraline("runs", "--url", "http://127.0.0.1:9", "--key", "ll-none")).rejects.toMatchObject({ code: 3 });
+  // What kubectl finds as its plugin; here without a cluster.
+  const plugin = (...args: string[]) =>
+    run(join(dir, "node_modules/.bin/kubectl-loraline"), args, { cwd: dir, env: { PATH: `${bin}:${path}`, HOME: dir } });
+  expect((await plugin("-n", "loraline", "--version")).stdout.trim()).toBe(version);
+  await expect(plugin("-n", "loraline", "runs")).rejects.toMatchObject({ code: 3, stderr: expect.stringContaining("kubectl loraline:") });
   await expect(loraline("up")).rejects.toMatchObject({ stderr: expect.stringContaining("PYTHON_MISSING") });
 });

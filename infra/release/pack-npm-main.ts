@@ -21,8 +21,12 @@ rmSync(out, { recursive: true, force: true });
 mkdirSync(join(out, "bin"), { recursive: true });
 const bundle = await rolldown({
   cwd: root,
-  // The second one is a thread, started by its file's name.
-  input: { main: "packages/cli/src/main.ts", "encode-thread-main": "packages/tokens/src/encoder/encode-thread-main.ts" },
+  // The last one is a thread, started by its file's name.
+  input: {
+    main: "packages/cli/src/main.ts",
+    "kubectl-main": "packages/cli/src/kubectl-main.ts",
+    "encode-thread-main": "packages/tokens/src/encoder/encode-thread-main.ts",
+  },
   platform: "node",
   resolve: { conditionNames: ["@loraline/source", "node", "import", "default"] },
   external: native,
@@ -33,14 +37,18 @@ const bundle = await rolldown({
 });
 await bundle.write({ dir: join(out, "dist"), format: "esm", chunkFileNames: "[name]-[hash].js", comments: { legal: true } });
 await bundle.close();
-writeFileSync(
-  join(out, "bin/loraline.js"),
-  `#!/usr/bin/env node
+for (const [name, program] of [
+  ["loraline", "main"],
+  ["kubectl-loraline", "kubectl-main"],
+])
+  writeFileSync(
+    join(out, `bin/${name}.js`),
+    `#!/usr/bin/env node
 process.env.LORALINE_ROOT ??= process.cwd();
-await import("../dist/main.js");
+await import("../dist/${program}.js");
 `,
-  { mode: 0o755 },
-);
+    { mode: 0o755 },
+  );
 writeFileSync(
   join(out, "package.json"),
   JSON.stringify(
@@ -50,7 +58,7 @@ writeFileSync(
       description: "The command line of Loraline, a LoRA production line.",
       license: "Apache-2.0",
       type: "module",
-      bin: { loraline: "bin/loraline.js" },
+      bin: { loraline: "bin/loraline.js", "kubectl-loraline": "bin/kubectl-loraline.js" },
       files: ["bin", "dist"],
       engines: { node: ">=24" },
       dependencies: Object.fromEntries(native.map((name) => [name, catalog[name]])),
@@ -72,6 +80,8 @@ export LORALINE_URL=https://loraline.example.com LORALINE_API_KEY=ll-…
 npx @loraline/cli run data.jsonl --name mine
 npx @loraline/cli chat TENANT/mine "Who are you?"
 \`\`\`
+
+\`npm install --global @loraline/cli\` also gives kubectl a command: \`kubectl loraline -n NAMESPACE runs\` asks the Loraline of that namespace, with kubectl's own rights.
 
 A server on this machine (\`up\`, \`demo\`) needs a checkout.
 `,

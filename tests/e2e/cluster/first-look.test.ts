@@ -3,7 +3,7 @@ import { execFile } from "node:child_process";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, expect, inject, it } from "vitest";
-import { helm, isOwnNode, kubectl, root } from "./cluster-under-test.ts";
+import { binDir, helm, isOwnNode, kubectl, root } from "./cluster-under-test.ts";
 
 const bash = async (...args: string[]): Promise<string> =>
   (await promisify(execFile)("bash", args, { cwd: root, maxBuffer: 2 ** 26 })).stdout;
@@ -20,6 +20,11 @@ it.runIf(isOwnNode)("the printed commands lead to a proven adapter that answers"
   const printed = await bash(join(root, "infra/cluster/next-steps.sh"), inject("kubeconfig"));
   const said = await bash("-euo", "pipefail", "-c", printed);
   expect(said).toMatch(/Phase: +Succeeded/);
+  // The same through kubectl, as its plugin.
+  const plugin = join(root, "packages/cli/src/kubectl-main.ts");
+  const args = ["--conditions=@loraline/source", plugin, "--kubeconfig", inject("kubeconfig"), "-n", "loraline", "adapters"];
+  const env = { ...process.env, PATH: `${process.env.PATH}:${binDir}` };
+  expect((await promisify(execFile)(process.execPath, args, { env })).stdout).toContain("helm-test");
   // The pod's own words: the run that it followed, and the answer.
   const log = await kubectl("--namespace", "loraline", "logs", "loraline-test", "--all-containers");
   expect(log).toMatch(/served/i);
