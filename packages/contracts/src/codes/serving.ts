@@ -361,6 +361,10 @@ export const engineSettingsCodes = defineArea(
       "maxModelLen is longer than the sequences that the base was made for.",
       "Lower maxModelLen to the number that the message names.",
     ],
+    QUANTIZATION_DTYPE: [
+      "vLLM cannot compute in float32 with weights that are quantized so.",
+      "Leave dtype out, or set bfloat16 or float16.",
+    ],
     QUANTIZATION_MISMATCH: [
       "The base's weights are not stored in the way that `quantization` says.",
       "Remove `quantization`: vLLM finds it by itself.",

@@ -5,7 +5,7 @@ import type { BaseRef, ComputeType, DerivedFrom, EngineRecord } from "@loraline/
 import { describeBase, readServedParts } from "@loraline/models";
 import { readBaseOrigin, readBaseRef } from "@loraline/models/base-ref";
 import { type Log, nativeComputeType } from "@loraline/runtime";
-import { checkEngine, readTwin, vllmToolParserOf } from "@loraline/serve";
+import { checkEngine, isQuantised, readTwin, vllmToolParserOf } from "@loraline/serve";
 import { describeTemplate, loadBase, readTemplate } from "@loraline/tokens";
 import { freePort } from "../free-port.ts";
 import { startEngine } from "./engine.ts";
@@ -71,7 +71,9 @@ export async function startLocalEngine(
   const port = await freePort(host, []);
   const text = await readTemplate(baseDir);
   const toolCallParser = asked === "none" ? null : (asked ?? vllmToolParserOf(text));
-  const computeType: ComputeType = dtype === "auto" ? nativeComputeType(env) : dtype;
+  // vLLM computes with quantised weights in half precision only, also where the processor is slow in it.
+  const fastest = (await isQuantised(baseDir)) ? "bfloat16" : nativeComputeType(env);
+  const computeType: ComputeType = dtype === "auto" ? fastest : dtype;
   const worker = await startEngine({
     name: child,
     stateDir,

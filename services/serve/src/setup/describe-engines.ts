@@ -145,6 +145,12 @@ export async function checkEngine(settings: EngineSettings, baseDir: string): Pr
   return kind;
 }
 
+/** Whether the weights of a base are stored in fewer bits. */
+export const isQuantised = async (baseDir: string): Promise<boolean> => {
+  const { quantization_config: own, compression_config: other } = await readBaseConfig(baseDir);
+  return Boolean(own ?? other);
+};
+
 /** Reads config.json. Where it does not say how the weights are quantized, the files that GPTQ's and AWQ's tools write beside it are read too. */
 async function readBaseConfig(dir: string): Promise<BaseConfig> {
   await readBaseRef(dir);

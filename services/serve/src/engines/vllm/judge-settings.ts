@@ -121,6 +121,9 @@ const otherWays = new Set([
 const readsSeveral = new Set(["moe_wna16", "humming", "inc"]);
 const wayOf = (name: string): string => storedWays.find((names) => names.includes(name))?.[0] ?? name;
 
+/** Ways that vLLM does not compute with in float32. */
+const halfOnly = new Set(["gptq", "awq", "fp8"]);
+
 const cpuKvCaches = ["auto", "fp8", "fp8_e4m3", "fp8_e5m2"];
 
 function judgeQuantization(settings: EngineSettings, base: BaseConfig, refuse: Refuse): void {
@@ -144,6 +147,14 @@ function judgeQuantization(settings: EngineSettings, base: BaseConfig, refuse: R
       "QUANTIZATION_MISMATCH",
       "quantization",
       `quantization is ${asked}, but the weights of base "${settings.base}" are not quantized (its config.json has no quantization_config). Leave it out, or choose weights that were stored so.`,
+    );
+  }
+  const way = asked ?? stored;
+  if (way !== undefined && (settings.dtype === "float32" || settings.dtype === "float") && halfOnly.has(wayOf(way))) {
+    refuse(
+      "QUANTIZATION_DTYPE",
+      "dtype",
+      `dtype is ${settings.dtype}, but vLLM computes with weights in ${way} in bfloat16 or float16 only. Leave dtype out, or choose one of these.`,
     );
   }
   if (gpus === 0 && kvCacheDtype !== undefined && !cpuKvCaches.includes(kvCacheDtype)) {
