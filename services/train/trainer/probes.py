@@ -118,14 +118,14 @@ def compare(model, spec: dict, base, adapter) -> list[dict]:
 
 def on_twins(model, spec: dict, directory, stop: set[int]) -> list[dict]:
     """
-    Returns `twins` of result.json: the probes once more with the weights of each quantised base of the spec that can be unpacked. The model
-    keeps the last one's weights, so nothing else must be asked of it afterwards.
+    Returns `twins` of result.json: the probes once more with the weights of each quantised base of the spec that can be unpacked, and whose
+    weights have the names that this model's have. The model keeps the last one's weights, so nothing else must be asked of it afterwards.
     """
     found, replaced = [], {}
     for twin in spec["twins"]:
         base = directory / twin["path"]
         packing = unpack.packing_of(base)
-        if packing is None:
+        if packing is None or any(weight_of(model, name) is None for name in unpack.packed_names(base)):
             continue
         for weight, original in replaced.values():
             weight.data.copy_(original)
@@ -140,9 +140,12 @@ def on_twins(model, spec: dict, directory, stop: set[int]) -> list[dict]:
     return found
 
 
-def weight_of(model, name: str) -> torch.nn.Parameter:
+def weight_of(model, name: str) -> torch.nn.Parameter | None:
     """The base's own weight of this name, within the PEFT model."""
-    module = model.get_base_model().get_submodule(name.removesuffix(".weight"))
+    try:
+        module = model.get_base_model().get_submodule(name.removesuffix(".weight"))
+    except AttributeError:
+        return None
     return getattr(module, "base_layer", module).weight
 
 

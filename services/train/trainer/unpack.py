@@ -41,6 +41,13 @@ def load(base: Path, packing: dict[str, Any], dtype: torch.dtype, **arguments):
     return model
 
 
+def packed_names(base: Path) -> Iterator[str]:
+    """Names of the weights that are packed."""
+    for file in sorted(base.glob("*.safetensors")):
+        with safe_open(file, "pt") as shard:
+            yield from (f"{name.removesuffix('.qweight')}.weight" for name in sorted(shard.keys()) if name.endswith(".qweight"))
+
+
 def packed_weights(base: Path, packing: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and values of the weights that are packed, one at a time."""
     for file in sorted(base.glob("*.safetensors")):
