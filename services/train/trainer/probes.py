@@ -125,12 +125,13 @@ def on_twins(model, spec: dict, directory, stop: set[int]) -> list[dict]:
     for twin in spec["twins"]:
         base = directory / twin["path"]
         packing = unpack.packing_of(base)
-        if packing is None or any(weight_of(model, name) is None for name in unpack.packed_names(base)):
+        own = {name: weight for name in unpack.packed_names(base) if (weight := weight_of(model, name)) is not None}
+        if packing is None or own.keys() != set(unpack.packed_names(base)):
             continue
         for weight, original in replaced.values():
             weight.data.copy_(original)
         for name, values in unpack.packed_weights(base, packing):
-            weight = weight_of(model, name)
+            weight = own[name]
             replaced.setdefault(name, (weight, weight.data.cpu().clone() if len(spec["twins"]) > 1 else None))
             weight.data.copy_(values)
         asked = spec | {"probe_tokens": 1}

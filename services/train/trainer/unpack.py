@@ -35,7 +35,8 @@ def load(base: Path, packing: dict[str, Any], dtype: torch.dtype, **arguments):
         with safe_open(file, "pt") as shard:
             names = shard.keys()
             tensors |= {name: shard.get_tensor(name) for name in names if not name.endswith(PARTS)}
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **arguments)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **arguments)
     if (base / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(base, local_files_only=True)
     return model

@@ -1,8 +1,8 @@
 """Bases that are packed into 4 bits: trained on as what they stand for, and probed with the weights that will serve."""
 
-import importlib.util
 import json
 import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -10,22 +10,22 @@ import torch
 import unpack
 
 ROOT = Path(__file__).resolve().parents[4]
-spec = importlib.util.spec_from_file_location("quantise", ROOT / "packages/testkit/quantise.py")
-quantise = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(quantise)
+quantise = runpy.run_path(str(ROOT / "packages/testkit/quantise.py"))["main"]
 
 
 @pytest.fixture(scope="module", params=["gptq", "awq"])
 def packed(request, tiny_base, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp(request.param)
-    quantise.main(tiny_base, out, request.param, group=16)
+    quantise(tiny_base, out, request.param, group=16)
     return out
 
 
 def loaded(base: Path):
     import packing  # noqa: F401  registers the attention
 
-    return unpack.load(base, unpack.packing_of(base), torch.bfloat16, attn_implementation="sdpa").eval()
+    packed = unpack.packing_of(base)
+    assert packed is not None
+    return unpack.load(base, packed, torch.bfloat16, attn_implementation="sdpa").eval()
 
 
 def first_logprobs(model, probe: dict) -> torch.Tensor:
