@@ -1,16 +1,23 @@
 /** Signing in: with an API key, or with the link that `loraline up` and `loraline console` print. */
 import type { SessionView } from "@loraline/contracts";
+import { useQuery } from "@tanstack/react-query";
 import { type FormEvent, type ReactNode, useEffect, useState } from "react";
-import { api, enterSession } from "./data/api.ts";
+import { api, enterSession, signInOptionsQuery } from "./data/api.ts";
 import { useTexts } from "./texts/texts.tsx";
 import { Card, Field } from "./ui/controls.tsx";
-import { ErrorNote } from "./ui/states.tsx";
+import { ErrorNote, Problem } from "./ui/states.tsx";
 
 /** What follows `#link=`. It is taken out of the address at once, since it must not stay in the history. */
 const givenLink = ((): string | undefined => {
   const link = /^#link=([\w~-]+)$/.exec(location.hash)?.[1];
   if (link !== undefined) history.replaceState(history.state, "", location.pathname + location.search);
   return link;
+})();
+/** Why signing in at the issuer failed, as a code. */
+const failedCode = ((): string | undefined => {
+  const code = /^#failed=(\w+)$/.exec(location.hash)?.[1];
+  if (code !== undefined) history.replaceState(history.state, "", location.pathname + location.search);
+  return code;
 })();
 let isLinkUsed = false;
 
@@ -23,6 +30,7 @@ const entered = async (session: Promise<SessionView>): Promise<void> => {
 export function SignIn(): ReactNode {
   const t = useTexts();
   const [key, setKey] = useState("");
+  const { data: { issuer } = {} } = useQuery(signInOptionsQuery);
   const [error, setError] = useState<unknown>();
   const [isBusy, setBusy] = useState(hasLink);
   useEffect(() => {
@@ -50,6 +58,17 @@ export function SignIn(): ReactNode {
       <Card>
         <h1>{isBusy && key === "" ? t.signIn.linkTitle : t.signIn.title}</h1>
         {error !== undefined && <ErrorNote error={error} title={t.common.failedTitle} />}
+        {failedCode !== undefined && error === undefined && (
+          <Problem title={t.signIn.failed} code={failedCode} message={t.signIn.failedText} />
+        )}
+        {issuer !== null && issuer !== undefined && (
+          <>
+            <a className="button primary" href="/console/oidc/start">
+              {t.signIn.atIssuer(new URL(issuer).host)}
+            </a>
+            <p className="soft small">{t.signIn.or}</p>
+          </>
+        )}
         <form className="stack" onSubmit={submit}>
           <Field label={t.signIn.withKey} hint={t.signIn.keyHint}>
             {(ids) => (

@@ -78,6 +78,11 @@ await runService({
     OIDC_CLOCK_TOLERANCE_S: z.coerce.number().min(0).max(600).optional(),
     OIDC_TOKEN_TYPES: z.string().optional().describe("What tokens' `typ` may be, separated by commas; `none`: it may be absent."),
     OIDC_MAX_TOKEN_S: z.coerce.number().int().min(60).optional().describe("Longest time from a token's `iat` to its `exp`."),
+    OIDC_CLIENT_ID: z.string().optional().describe("As the issuer knows the console: people may then sign in there."),
+    OIDC_CLIENT_SECRET: z.string().optional().describe("Absent: a public client."),
+    OIDC_SCOPES: z.string().optional().describe("What the console asks the issuer for, beside `openid`, with spaces between."),
+    OIDC_PARAMETERS: z.string().optional().describe("More of the question, as in an address: `resource=https://loraline.example.com`."),
+    CONSOLE_ORIGIN: z.url().optional().describe("Origin under which people open the console, where a proxy changes `Host`."),
     OIDC_KEY_MAX_DAYS: z.coerce.number().positive().max(3660).optional().describe("Longest lifetime of a key that is made with a token."),
     KEY_MAX_DAYS: z.coerce.number().positive().max(3660).optional().describe("Longest lifetime of every key that is made over HTTP."),
   }),
@@ -92,6 +97,17 @@ await runService({
     const { LORALINE_SPANS_DIR: spansDir, UPLOAD_LIMIT_BYTES: uploadLimitBytes, BODY_LIMIT_BYTES: bodyLimitBytes } = env;
     const gateway = await createGatewayService({
       oidc: oidcOf(env),
+      oidcSignIn:
+        env.OIDC_ISSUER === undefined || env.OIDC_CLIENT_ID === undefined
+          ? undefined
+          : {
+              issuer: env.OIDC_ISSUER,
+              clientId: env.OIDC_CLIENT_ID,
+              clientSecret: env.OIDC_CLIENT_SECRET,
+              scopes: env.OIDC_SCOPES,
+              parameters: env.OIDC_PARAMETERS,
+              origin: env.CONSOLE_ORIGIN,
+            },
       quotas: env.LORALINE_QUOTAS,
       keyLifetimes: {
         days: env.KEY_MAX_DAYS,

@@ -38,6 +38,8 @@ import { createChanges } from "./console/changes.ts";
 import { liveRoute } from "./console/live-route.ts";
 import { checkOrigin, sessionCookieOf } from "./console/session-cookie.ts";
 import { sessionRoutes, signInRoute } from "./console/session-routes.ts";
+import { oidcSignIn, type OidcSignInOptions } from "./console/oidc-sign-in.ts";
+import { createSeal } from "./console/seal.ts";
 import { createSessions } from "./console/sessions.ts";
 import { builtConsole, consoleRoutes } from "./console/static-files.ts";
 import { createServerClock } from "./access/server-clock.ts";
@@ -87,6 +89,8 @@ export interface GatewayServiceOptions {
   replicaHosts?: readonly string[] | undefined;
   /** Origins of web pages that may call the API from browsers: `https://app.example.com`, or `*` for all. Default: none. */
   corsOrigins?: readonly string[] | undefined;
+  /** People may sign in to the console at the issuer. Its tokens must be accepted: `oidc`. */
+  oidcSignIn?: OidcSignInOptions | undefined;
   /** The console's built files. Default: where `make setup` builds them. */
   consoleDir?: string;
   /**
@@ -221,7 +225,9 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const versionDeletion = await deleteVersionRoutes(context);
     const deletions = await deletionRoutes(context);
     const admin = await adminRoutes(context);
-    const sessions = await createSessions({ bus, checkKey, secret: options.secret });
+    const seal = createSeal(options.secret);
+    const sessions = await createSessions({ bus, checkKey, secret: options.secret, seal });
+    const signInAtIssuer = oidcSignIn({ options: options.oidcSignIn, sessions, seal });
     const changes = owned.use(await createChanges({ bus }));
     const pages = await consoleRoutes(options.consoleDir ?? builtConsole);
     const endStreams = new AbortController();
@@ -302,7 +308,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       return reply.type("application/json").send(reference);
     });
 
-    signInRoute(app, { sessions });
+    signInRoute(app, { sessions, issuer: options.oidcSignIn?.issuer ?? null });
+    signInAtIssuer(app);
     pages(app);
 
     await app.register(

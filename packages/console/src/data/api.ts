@@ -36,6 +36,12 @@ export const sessionQuery = queryOptions({
   staleTime: Number.POSITIVE_INFINITY,
 });
 
+export const signInOptionsQuery = queryOptions({
+  queryKey: ["sign-in-options"],
+  queryFn: ({ signal }) => api.getSignInOptions({ signal }),
+  staleTime: Number.POSITIVE_INFINITY,
+});
+
 /** Forgets what an earlier session has shown. @param session - null: nobody is signed in. */
 export async function enterSession(session: SessionView | null): Promise<void> {
   await queryClient.cancelQueries();

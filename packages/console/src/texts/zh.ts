@@ -68,6 +68,10 @@ export const zh: Texts = {
     submit: "登录",
     byLink: "在自己的机器上不需要密钥：在终端运行下面的命令，然后打开它给出的链接。",
     linkTitle: "正在登录…",
+    atIssuer: (issuer) => `通过 ${issuer} 登录`,
+    or: "或",
+    failed: "登录未成功",
+    failedText: "无法使用登录服务的答复。",
     ended: "会话已结束，请重新登录。",
   },
   phases: {

@@ -25,6 +25,16 @@ export const httpCodes = defineArea(
       "A link to sign in is made of an API key, and the request has none.",
       "Send an API key as `Authorization: Bearer KEY`.",
     ],
+    sign_in_refused: [
+      "The issuer did not let you in, or gave no token for this server.",
+      "Try again, or ask whoever runs the issuer whether you may use this server.",
+    ],
+    sign_in_expired: ["Signing in took longer than ten minutes, or was begun in another browser.", "Sign in again, in one window."],
+    sign_in_not_offered: [
+      "The server has no issuer at which people sign in to the console.",
+      "Sign in with an API key. (Operator: set OIDC_CLIENT_ID.)",
+      "operator",
+    ],
     origin_refused: [
       "The request came from a page of another address than this server's own, with the cookie of a session.",
       "Use the console at the server's own address; other pages and programs send an API key.",

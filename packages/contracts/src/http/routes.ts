@@ -59,7 +59,7 @@ import {
 } from "./openai.ts";
 import { chatAnswer, chatBody, chatChunk, completionAnswer, completionBody, embeddingAnswer, embeddingBody } from "./inference.ts";
 import { responseBody, responseDeleted, responseEvent, responseItems, responseObject } from "./responses.ts";
-import { beginSessionBody, sessionEnded, sessionView, signInLink } from "./session.ts";
+import { beginSessionBody, sessionEnded, sessionView, signInLink, signInOptions } from "./session.ts";
 import { datasetReport } from "../records.ts";
 import { datasetState, runState } from "../state.ts";
 
@@ -914,6 +914,15 @@ export const httpRoutes = {
     answer: sessionView,
     refusals: [400, 401, 403, 413, 415, 507],
   },
+  getSignInOptions: {
+    method: "GET",
+    path: "/v1/loraline/session/options",
+    tag: "Console",
+    summary: "Say how people may sign in",
+    scopes: [],
+    answer: signInOptions,
+    refusals: [],
+  },
   getSession: {
     method: "GET",
     path: "/v1/loraline/session",
@@ -966,6 +975,25 @@ export const httpRoutes = {
     scopes: [],
     raw: { type: "text/html", description: "The console's page." },
     refusals: [404],
+  },
+  startOidcSignIn: {
+    method: "GET",
+    path: "/console/oidc/start",
+    tag: "Console",
+    summary: "Send a browser to the OIDC issuer to sign in",
+    description: "By the code flow with PKCE.",
+    scopes: [],
+    raw: { type: "text/html", description: "A redirect (303)." },
+    refusals: [404],
+  },
+  endOidcSignIn: {
+    method: "GET",
+    path: "/console/oidc/callback",
+    tag: "Console",
+    summary: "Take a browser back from the OIDC issuer, and begin its session",
+    scopes: [],
+    raw: { type: "text/html", description: "A redirect (303) to the console, which says what went wrong, if anything did." },
+    refusals: [],
   },
   getConsoleFile: {
     method: "GET",

@@ -16,7 +16,8 @@ export const signInLinkLastsMs = 15 * 60 * 1000;
 export const sessionState = z.object({
   kind: z.enum(["session", "link"]),
   tenant: tenantName,
-  key: z.string().describe("sha256 of the API key, hex, as in KV `keys`."),
+  key: z.string().nullable().describe("sha256 of the API key, hex, as in KV `keys`; null: it was begun with a token."),
+  token: z.string().nullish().describe("The issuer's access token, encrypted with the installation's secret."),
   createdAt: isoTime,
   expiresAt: isoTime,
 });
@@ -32,6 +33,9 @@ export const sessionView = z.object({
   scopes: z.array(z.enum(scopes)),
   models: z.array(z.string()).nullable().describe("The only models that it may name; null: all."),
   expires_at: isoTime.nullable().describe("When the session ends; null: the request came with a key or token of its own."),
+});
+export const signInOptions = z.object({
+  issuer: z.string().nullable().describe("Where people sign in (`/console/oidc/start`); null: with keys only."),
 });
 export type SessionView = z.infer<typeof sessionView>;
 export const signInLink = z.object({

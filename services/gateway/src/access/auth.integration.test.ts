@@ -77,7 +77,17 @@ describe("scopes", () => {
     const keys = new Map<Scope, string>();
     for (const scope of scopes) keys.set(scope, await keyWith({ name: scope, scopes: [scope] }));
     const routes = line.routes.filter(({ method }) => method !== "HEAD");
-    const open = ["/healthz", "/readyz", "/v1/loraline/openapi.json", "/v1/loraline/session", "/console", "/console/*"];
+    const open = [
+      "/healthz",
+      "/readyz",
+      "/v1/loraline/openapi.json",
+      "/v1/loraline/session/options",
+      "/v1/loraline/session",
+      "/console/oidc/start",
+      "/console/oidc/callback",
+      "/console",
+      "/console/*",
+    ];
     expect(routes.filter(({ scope }) => scope.length === 0).map(({ url }) => url)).toEqual(open);
     let asked = 0;
     for (const route of routes.filter(({ scope }) => scope.length > 0)) {

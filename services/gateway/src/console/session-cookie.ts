@@ -5,7 +5,7 @@ import type { FastifyRequest } from "fastify";
 type Asked = Pick<FastifyRequest, "headers" | "protocol" | "method">;
 
 /** A proxy in front that ends TLS says so; somebody who only claims it makes his own browser keep the cookie for https. */
-const isSecure = ({ headers, protocol }: Asked): boolean => protocol === "https" || headers["x-forwarded-proto"] === "https";
+export const isSecure = ({ headers, protocol }: Asked): boolean => protocol === "https" || headers["x-forwarded-proto"] === "https";
 
 /**
  * Browsers give a cookie to all ports of a host, so the name holds the port: two servers on one machine do not take each other's. `__Host-`
@@ -17,7 +17,10 @@ function nameOf(request: Asked): string {
 }
 
 export function sessionCookieOf(request: Asked): string | undefined {
-  const name = nameOf(request);
+  return cookieOf(request, nameOf(request));
+}
+
+export function cookieOf(request: Pick<Asked, "headers">, name: string): string | undefined {
   for (const pair of (request.headers.cookie ?? "").split(";")) {
     const [key, value] = pair.trim().split("=", 2);
     if (key === name && value) return value;

@@ -15,8 +15,9 @@ const viewOf = ({ tenant, by, scopes, models }: Caller, expiresAt: string | null
   expires_at: expiresAt,
 });
 
-/** The only route of the session that needs no caller. */
-export function signInRoute(app: FastifyInstance, { sessions }: { sessions: Sessions }): void {
+/** The routes of the session that need no caller. */
+export function signInRoute(app: FastifyInstance, { sessions, issuer }: { sessions: Sessions; issuer: string | null }): void {
+  app.get("/v1/loraline/session/options", async () => ({ issuer }));
   app.post("/v1/loraline/session", async (request, reply) => {
     // Otherwise another page could sign a browser in as somebody else, who then sees what is uploaded.
     if (request.headers.origin !== undefined) checkOrigin(request);

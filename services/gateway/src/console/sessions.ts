@@ -3,7 +3,9 @@ import { createHmac, hash, randomBytes, timingSafeEqual } from "node:crypto";
 import type { Bus } from "@loraline/bus";
 import { buckets, sessionLastsMs, signInLinkLastsMs } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
+import { decodeJwt } from "jose";
 import { type Caller, hashApiKey, type KeyCheck } from "../access/auth.ts";
+import type { createSeal } from "./seal.ts";
 
 export interface Sessions {
   /**
@@ -13,6 +15,11 @@ export interface Sessions {
   callerOf(cookie: string): Promise<Caller & { sessionEndsAt: string }>;
   /** @throws PermanentError what the check of a key throws. */
   begin(apiKey: string): Promise<Begun>;
+  /**
+   * With an access token of the issuer, with which the session ends.
+   * @throws PermanentError what the check of a token throws.
+   */
+  beginWithToken(token: string): Promise<Begun>;
   /** @throws PermanentError 401 `link_used` */
   beginByLink(link: string): Promise<Begun>;
   /** @returns whether there was one. */
@@ -40,10 +47,12 @@ export async function createSessions({
   bus,
   checkKey,
   secret,
+  seal,
 }: {
   bus: Pick<Bus, "bucket">;
   checkKey: KeyCheck;
   secret: string | undefined;
+  seal: ReturnType<typeof createSeal>;
 }): Promise<Sessions> {
   const stored = await bus.bucket(buckets.sessions);
   const signingKey = hash("sha256", `loraline console ${secret ?? randomBytes(32).toString("hex")}`, "buffer");
@@ -57,26 +66,48 @@ export async function createSessions({
     const [given, right] = [Buffer.from(signature), Buffer.from(signatureOf(id))];
     return given.length === right.length && timingSafeEqual(given, right) ? hash("sha256", token) : undefined;
   };
-  const store = async (kind: "session" | "link", key: string, tenant: string, lastsMs: number, noLaterThan: string | null) => {
+  const store = async (
+    kind: "session" | "link",
+    by: { key: string } | { key: null; token: string },
+    tenant: string,
+    lastsMs: number,
+    noLaterThan: string | null,
+  ) => {
     const token = newToken();
     const now = Date.now();
     const until = Math.min(now + lastsMs, noLaterThan === null ? Number.POSITIVE_INFINITY : Date.parse(noLaterThan));
     const expiresAt = new Date(until).toISOString();
-    await stored.put(hash("sha256", token), { kind, tenant, key, createdAt: new Date(now).toISOString(), expiresAt });
+    await stored.put(hash("sha256", token), { kind, tenant, ...by, createdAt: new Date(now).toISOString(), expiresAt });
     return { token, expiresAt };
   };
   const begin = async (keyHash: string): Promise<Begun> => {
     const caller = await checkKey.byHash(keyHash);
-    const { token, expiresAt } = await store("session", keyHash, caller.tenant, sessionLastsMs, caller.key?.expiresAt ?? null);
+    const { token, expiresAt } = await store("session", { key: keyHash }, caller.tenant, sessionLastsMs, caller.key?.expiresAt ?? null);
     return { cookie: token, caller, expiresAt };
   };
 
+  /** Whoever the session is of is asked for anew, each time. */
+  const callerOf = async ({ key, token }: { key: string | null; token?: string | null | undefined }): Promise<Caller> => {
+    if (key !== null) return checkKey.byHash(key);
+    const opened = token ? seal.open(token) : undefined;
+    if (opened === undefined) throw ended();
+    return checkKey(`Bearer ${opened}`);
+  };
+
   return {
+    async beginWithToken(token) {
+      const caller = await checkKey(`Bearer ${token}`);
+      // A key's check takes keys, too; what is no token of the issuer has no end by which the session could end.
+      const { exp } = decodeJwt(token);
+      const endsAt = new Date((exp ?? 0) * 1000).toISOString();
+      const made = await store("session", { key: null, token: seal.close(token) }, caller.tenant, sessionLastsMs, endsAt);
+      return { cookie: made.token, caller, expiresAt: made.expiresAt };
+    },
     async callerOf(cookie) {
       const key = keyOf(cookie);
       const session = key === undefined ? undefined : (await stored.get(key))?.value;
       if (session?.kind !== "session" || Date.parse(session.expiresAt) <= Date.now()) throw ended();
-      return { ...(await checkKey.byHash(session.key)), sessionEndsAt: session.expiresAt };
+      return { ...(await callerOf(session)), sessionEndsAt: session.expiresAt };
     },
     async begin(apiKey) {
       await checkKey(`Bearer ${apiKey}`);
@@ -86,12 +117,12 @@ export async function createSessions({
       const key = keyOf(link);
       if (key === undefined) throw used();
       // Of two who open it at the same time the compare-and-set lets one win: the other finds it used.
-      let keyHash: string | undefined;
+      let keyHash: string | null | undefined;
       await stored.change(key, (known) => {
         keyHash = known?.kind === "link" && Date.parse(known.expiresAt) > Date.now() ? known.key : undefined;
         return known === undefined || keyHash === undefined ? undefined : { ...known, expiresAt: known.createdAt };
       });
-      if (keyHash === undefined) throw used();
+      if (keyHash === undefined || keyHash === null) throw used();
       return begin(keyHash);
     },
     async end(cookie) {
@@ -101,7 +132,7 @@ export async function createSessions({
       return true;
     },
     async createLink({ tenant, key }, apiKey) {
-      const { token, expiresAt } = await store("link", hashApiKey(apiKey), tenant, signInLinkLastsMs, key?.expiresAt ?? null);
+      const { token, expiresAt } = await store("link", { key: hashApiKey(apiKey) }, tenant, signInLinkLastsMs, key?.expiresAt ?? null);
       return { link: token, expiresAt };
     },
   };

@@ -1,0 +1,124 @@
+/** Signing in to the console at a real OIDC provider, in a real browser: code flow, PKCE, nonce, state. */
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import Provider from "oidc-provider";
+import { describe, expect } from "vitest";
+import { startGateway } from "../gateway-under-test.ts";
+import { test as testOfConsole } from "./console-under-test.ts";
+
+const audience = "https://loraline.example.com";
+
+const test = testOfConsole.extend("at", async ({ nc, tenant }, { onCleanup }) => {
+  const owned = new AsyncDisposableStack();
+  onCleanup(() => owned.disposeAsync());
+  const server = createServer();
+  await new Promise<void>((resolve) => {
+    server.listen(0, "127.0.0.1", resolve);
+  });
+  owned.defer(() => {
+    server.closeAllConnections();
+    server.close();
+  });
+  const issuer = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const oidc = { issuer, audience };
+  const parameters = new URLSearchParams({ resource: audience }).toString();
+  const oidcSignIn = { issuer, clientId: "console", scopes: "train infer", parameters };
+  const line = owned.use(await startGateway({ nc, tenant, projector: false, secret: "a secret of the line", oidc, oidcSignIn }));
+  const asked: URL[] = [];
+  const provider = new Provider(issuer, {
+    clients: [
+      {
+        client_id: "console",
+        token_endpoint_auth_method: "none",
+        redirect_uris: [`${line.url}/console/oidc/callback`],
+        grant_types: ["authorization_code"],
+        response_types: ["code"],
+      },
+    ],
+    findAccount: (_context, accountId) => ({ accountId, claims: () => ({ sub: accountId }) }),
+    extraTokenClaims: (_context, token) => ("accountId" in token && token.accountId === "nobody" ? {} : { tenant }),
+    pkce: { required: () => true },
+    cookies: { keys: ["a key of the test"] },
+    features: {
+      devInteractions: { enabled: true },
+      resourceIndicators: {
+        enabled: true,
+        useGrantedResource: () => true,
+        getResourceServerInfo: () => ({
+          scope: "infer train promote admin",
+          audience,
+          accessTokenTTL: 600,
+          accessTokenFormat: "jwt",
+          jwt: { sign: { alg: "RS256" } },
+        }),
+      },
+    },
+  });
+  const answer = provider.callback();
+  server.on("request", (request, response) => {
+    asked.push(new URL(request.url ?? "/", issuer));
+    void answer(request, response);
+  });
+  return { line, issuer, asked };
+});
+
+describe("at the issuer", () => {
+  test("somebody signs in with the tenant and the scopes of the token, and out", { timeout: 120_000 }, async ({ at, browser }) => {
+    const { line, issuer, asked } = at;
+    await using context = await browser.newContext();
+    const page = await context.newPage();
+    await page.goto(`${line.url}/console/`);
+    await page.getByRole("link", { name: `Sign in at ${new URL(issuer).host}` }).click();
+    await page.locator("input[name=login]").fill("ada");
+    await page.locator("input[name=password]").fill("x");
+    await page.getByRole("button", { name: "Sign-in" }).click();
+    await page.getByRole("button", { name: "Continue" }).click();
+    await page.getByText(`oidc:ada · ${line.tenant}`).waitFor();
+    expect(new URL(page.url()).pathname).toBe("/console/");
+    const question = asked.find(({ pathname }) => pathname === "/auth")?.searchParams;
+    expect(Object.fromEntries(question ?? [])).toMatchObject({
+      response_type: "code",
+      code_challenge_method: "S256",
+      resource: audience,
+      scope: "openid train infer",
+    });
+    const places = await page.getByRole("navigation").first().getByRole("link").allTextContents();
+    expect(places).toContain("New run");
+    expect(places).not.toContain("Administration");
+    const [session] = (await context.cookies()).filter(({ name }) => name.startsWith("loraline-") && name !== "loraline-oidc");
+    expect(session).toMatchObject({ httpOnly: true, sameSite: "Strict" });
+    // The session ends with the token.
+    expect((session?.expires ?? 0) * 1000 - Date.now()).toBeLessThan(601_000);
+    await page.getByRole("button", { name: "Sign out" }).click();
+    await page.getByRole("button", { name: "Sign in" }).waitFor();
+    const after = await fetch(`${line.url}/v1/loraline/session`, { headers: { cookie: `${session?.name}=${session?.value}` } });
+    expect(after.status).toBe(401);
+  });
+
+  test("who has no tenant is told so, and no session begins", { timeout: 120_000 }, async ({ at: { line }, browser }) => {
+    await using context = await browser.newContext();
+    const page = await context.newPage();
+    await page.goto(`${line.url}/console/oidc/start`);
+    await page.locator("input[name=login]").fill("nobody");
+    await page.locator("input[name=password]").fill("x");
+    await page.getByRole("button", { name: "Sign-in" }).click();
+    await page.getByRole("button", { name: "Continue" }).click();
+    await page.getByText("tenant_missing").waitFor();
+    expect((await context.cookies()).filter(({ name }) => /^loraline-\d/.test(name))).toEqual([]);
+  });
+
+  test("an answer that was asked for by no browser, or by another one, begins no session", async ({ at: { line } }) => {
+    const callback = (cookie?: string) =>
+      fetch(`${line.url}/console/oidc/callback?code=stolen&state=x&iss=y`, {
+        redirect: "manual",
+        ...(cookie === undefined ? {} : { headers: { cookie } }),
+      });
+    const begun = await fetch(`${line.url}/console/oidc/start`, { redirect: "manual" });
+    expect(begun.status).toBe(303);
+    const cookie = begun.headers.get("set-cookie")?.split(";")[0] ?? "";
+    for (const answer of [await callback(), await callback("loraline-oidc=x"), await callback(cookie)]) {
+      expect([answer.status, answer.headers.get("location")]).toEqual([303, expect.stringMatching(/^\/console\/#failed=sign_in_expired$/)]);
+      expect(answer.headers.get("set-cookie") ?? "").not.toMatch(/loraline-\d/);
+    }
+  });
+});
