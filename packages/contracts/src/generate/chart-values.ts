@@ -205,7 +205,12 @@ export const chartValues = z.strictObject({
       tokenTypes: z.array(z.string().regex(/^[\w.+/-]+$/)).min(1),
       maxTokenSeconds: z.int().min(60),
       keyMaxDays: z.int().min(1).max(3660),
+      clientId: text,
+      clientSecret: text,
+      scopes: text,
+      parameters: text,
     }),
+    consoleOrigin: z.string().regex(/^(https?:\/\/[^/\s]+)?$/),
     tls: z.strictObject({ secret: text }),
     service: z.strictObject({
       type: z.enum(["ClusterIP", "NodePort", "LoadBalancer"]),
