@@ -14,6 +14,8 @@ export interface Curve {
 }
 
 const height = 280;
+/** There are no half steps. */
+const wholeSteps = [1, 2, 5].flatMap((one) => [0, 1, 2, 3, 4, 5, 6].map((power) => one * 10 ** power)).toSorted((a, b) => a - b);
 const mostRows = 400;
 
 export function Chart({ curves, label }: { curves: readonly Curve[]; label: string }): ReactNode {

@@ -32,7 +32,7 @@ export const httpCodes = defineArea(
     sign_in_expired: ["Signing in took longer than ten minutes, or was begun in another browser.", "Sign in again, in one window."],
     sign_in_not_offered: [
       "The server has no issuer at which people sign in to the console.",
-      "Sign in with an API key. (Operator: set OIDC_CLIENT_ID.)",
+      "Sign in with an API key, or set OIDC_CLIENT_ID.",
       "operator",
     ],
     origin_refused: [

@@ -81,6 +81,11 @@ test(
         expect.soft(tooWide, `${name} ${look}: wider than the window`).toBeLessThanOrEqual(0);
       }
       expect.soft(faults, look).toEqual([]);
+      await page.evaluate("document.querySelectorAll('.side').forEach((side) => side.setAttribute('data-open', 'true'))");
+      await page.getByRole("button", { name: /Sign out|退出/ }).click();
+      await page.locator("input[type=password]").waitFor();
+      await page.screenshot({ path: join(pictures, `sign-in-${look}.png`), fullPage: true });
+      if (look === "light") expect.soft(await findingsOf(page), "sign-in").toEqual([]);
     }
   },
 );
