@@ -43,7 +43,7 @@ export function Chart({ curves, label }: { curves: readonly Curve[]; label: stri
         scales: { x: { time: false } },
         legend: { show: false },
         axes: [
-          { ...axis, size: 32 },
+          { ...axis, size: 32, incrs: wholeSteps },
           { ...axis, size: 56, values: (_, splits) => splits.map(number) },
         ],
         series: [
