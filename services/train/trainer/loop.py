@@ -83,6 +83,7 @@ class LoraTrainer(Trainer):
         self.objective = objective
         self.loss_is_scaled_for_ga = True  # micro-batches need no further division; see compute_loss
         self.loraplus_lr_ratio, self.noise_alpha = loraplus_lr_ratio, neftune_noise_alpha
+        self.unread: list[tuple[int, torch.Tensor]] = []  # (step, loss) of micro-batches
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.loraplus_lr_ratio is not None:
@@ -132,15 +133,27 @@ class LoraTrainer(Trainer):
         self.meter.tokens_seen += inputs["input_ids"].numel()
         self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
         loss = super().training_step(model, inputs, num_items_in_batch)
-        value = loss.item()  # normalised over the whole optimizer step, so the losses of its micro-batches add up
-        if not math.isfinite(value):
-            raise TrainerError(
-                "NON_FINITE_LOSS",
-                f"The loss of step {self.state.global_step + 1} is {value}. Lower training.learning_rate or training.max_grad_norm, or add warmup_steps.",
-                "training.learning_rate",
-            )
-        self.meter.open_loss += value
+        self.unread.append((self.state.global_step + 1, loss.detach()))
+        if loss.device.type == "cpu":
+            self.read_losses()
         return loss
+
+    def read_losses(self) -> None:
+        """
+        Counts the losses since the last reading. On a GPU reading waits until it has done all that it was given, so it is done once for each
+        line of the log and each checkpoint. Raises NON_FINITE_LOSS, so that no checkpoint holds weights of after that.
+        """
+        steps, losses = [step for step, _ in self.unread], [loss for _, loss in self.unread]
+        self.unread = []
+        for step, value in zip(steps, torch.stack(losses).tolist() if losses else [], strict=True):
+            # Normalised over the whole optimizer step, so the losses of its micro-batches add up.
+            if not math.isfinite(value):
+                raise TrainerError(
+                    "NON_FINITE_LOSS",
+                    f"The loss of step {step} is {value}. Lower training.learning_rate or training.max_grad_norm, or add warmup_steps.",
+                    "training.learning_rate",
+                )
+            self.meter.open_loss += value
 
 
 @dataclass(frozen=True)
@@ -257,6 +270,7 @@ class Reporter(TrainerCallback):
         meter = self.trainer.meter
         if logs is None or "loss" not in logs or not meter.open_steps:
             return
+        self.trainer.read_losses()
         ranks = sum_over_ranks(1)
         loss = sum_over_ranks(meter.open_loss) / ranks / meter.open_steps
         meter.open_loss, meter.open_steps = 0.0, 0
@@ -286,6 +300,7 @@ class Reporter(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Makes a checkpoint of the temporary directory into which transformers has just written everything."""
+        self.trainer.read_losses()
         meter = self.trainer.meter.of_all_ranks()  # waits for all ranks, so all have written their files
         partial = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:

@@ -77,8 +77,7 @@ class Supervised(Objective):
         return int(loop.sum_over_ranks(sum(int((batch["labels"] != -100).sum()) for batch in batches)))
 
     def loss(self, model, batch: dict, totals: int):
-        labels = batch.pop("labels")
-        return packing.sum_of_losses(model(**batch), labels, totals, self.label_smoothing), None
+        return packing.sum_of_losses(model, batch, totals, self.label_smoothing), None
 
     def measure(self, model, rows: packing.Rows) -> tuple[float, float, int]:
         return packing.evaluate(model, rows.sequences(lambda indices: self.counted("evaluate", indices)))

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import attention  # noqa: F401  registers it
+import head
 import numpy as np
 import pyarrow as pa
 import torch
@@ -145,20 +146,26 @@ def flatten(rows: list[dict], targets: str = "labels") -> dict:
     }
 
 
-def sum_of_losses(outputs, labels, num_items_in_batch=None, label_smoothing: float = 0.0):
+def sum_of_losses(model, batch: dict, num_items_in_batch=None, label_smoothing: float = 0.0):
     """
-    Cross entropy, summed, over the supervised tokens of the whole optimizer step (not over this micro-batch). Label
-    smoothing spreads its share of the target over the whole vocabulary, as transformers' LabelSmoother does.
+    Cross entropy, summed, of a flattened batch on the model's device, over the supervised tokens of the whole optimizer step (not over
+    this micro-batch). Label smoothing spreads its share of the target over the whole vocabulary, as transformers' LabelSmoother does.
     """
-    loss = cross_entropy(outputs.logits[0].float(), labels[1:], reduction="sum", label_smoothing=label_smoothing)
+
+    def of_chunk(logits, labels):
+        return (cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing),)
+
+    labels = batch["labels"][1:]
+    inputs = {name: value for name, value in batch.items() if name != "labels"} | {"use_cache": False}
+    loss = sum(part for (part,) in head.of_logits(model, inputs, labels, of_chunk))
     return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
-def forward(model, batch: dict):
-    """One forward pass over a flattened batch. The KV cache is off: with it, packed sequences would see each other."""
+def inputs_of(model, batch: dict) -> tuple[dict, torch.Tensor]:
+    """A flattened batch as arguments of the model, and the expected tokens. The KV cache is off: with it, packed sequences would see each other."""
     batch = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
     labels = batch.pop("labels")
-    return model(**batch, use_cache=False), labels
+    return batch | {"use_cache": False}, labels[1:]
 
 
 @torch.no_grad()
@@ -171,13 +178,17 @@ def evaluate(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, floa
     model.eval()
     total, right, count, waiting, size = 0.0, 0, 0, [], 0
 
+    def of_chunk(logits, labels):
+        return cross_entropy(logits, labels, reduction="sum"), (logits.argmax(-1) == labels).sum()
+
     def flush():
         nonlocal total, right, count, waiting, size
         if waiting:
-            outputs, labels = forward(model, flatten(waiting))
-            total += sum_of_losses(outputs, labels).item()
-            right += (outputs.logits[0].argmax(-1) == labels[1:]).sum().item()
-            count += labels.numel() - 1
+            inputs, labels = inputs_of(model, flatten(waiting))
+            for loss, hits in head.of_logits(model, inputs, labels, of_chunk):
+                total += loss.item()
+                right += hits.item()
+            count += labels.numel()
         waiting, size = [], 0
 
     for input_ids, labels in sequences:
@@ -195,6 +206,11 @@ def evaluate(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, floa
 
 
 LONGEST_PROVEN = 2048  # tokens of a sequence: eager attention needs heads x tokens x tokens numbers
+
+
+def largest_batch(rows: Rows, batch_size: int) -> int:
+    """Tokens that a batch has at most."""
+    return int(rows.tokens().max()) * batch_size
 
 
 @torch.no_grad()
@@ -215,16 +231,21 @@ def prove_packing(model, rows: Rows, batch_size: int, max_rows: int, max_tokens:
         if sequences:
             sampled.append(sequences)
 
-    def losses(logits, targets, counts):
-        return [each.mean().item() for each in cross_entropy(logits.float(), targets, reduction="none").split(counts)]
+    def each(logits, targets):
+        return (cross_entropy(logits, targets, reduction="none"),)
+
+    def means(losses, counts):
+        return [part.mean().item() for part in losses.split(counts)]
 
     was_training = model.training
     model.eval()
+    if sampled and head.is_large(model, largest_batch(rows, batch_size)):
+        head.prove_head(model, *inputs_of(model, flatten(sampled[0][:1])))
     packed = []
     for first in range(0, len(sampled), batch_size):
         sequences = [sequence for row in sampled[first : first + batch_size] for sequence in row]
-        outputs, labels = forward(model, flatten(sequences))
-        packed += losses(outputs.logits[0], labels[1:], [int((sequence["labels"] != -100).sum()) for sequence in sequences])
+        parts = head.of_logits(model, *inputs_of(model, flatten(sequences)), each)
+        packed += means(torch.cat([part for (part,) in parts]), [int((sequence["labels"] != -100).sum()) for sequence in sequences])
 
     base, implementation = model.get_base_model(), model.config._attn_implementation
     base.set_attn_implementation("eager")  # each base's own code; transformers' other implementations may leave something out as well
@@ -232,8 +253,10 @@ def prove_packing(model, rows: Rows, batch_size: int, max_rows: int, max_tokens:
     for sequence in (sequence for row in sampled for sequence in row):
         input_ids = torch.from_numpy(sequence["input_ids"].astype(np.int64))[None].to(model.device)
         targets = torch.from_numpy(sequence["labels"][1:].astype(np.int64)).to(model.device)
-        logits = model(input_ids=input_ids, use_cache=False).logits[0, :-1]
-        alone += losses(logits[targets != -100], targets[targets != -100], [int((targets != -100).sum())])
+        kept = (targets != -100).nonzero()[:, 0]
+        inputs = {"input_ids": input_ids, "use_cache": False, "logits_to_keep": kept}
+        parts = head.of_logits(model, inputs, targets[kept], each)
+        alone += means(torch.cat([part for (part,) in parts]), [len(kept)])
     base.set_attn_implementation(implementation)
     model.train(was_training)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import head
 import numpy as np
 import packing
 import torch
@@ -129,15 +130,17 @@ def score(model, batch: dict) -> Scores:
     labels, owner, answered, sides = (batch.pop(name) for name in ("labels", "owner", "answered", "sides"))
     batch.pop("reference")
     batch.pop("mismatched", None)
-    logits, labels = model(**batch, use_cache=False).logits[0].float(), labels[1:]
-    logprobs = -cross_entropy(logits, labels, reduction="none")
+
+    def of_chunk(logits, labels):
+        return -cross_entropy(logits, labels, reduction="none"), (logits.detach().argmax(-1) == labels).float()
+
+    parts = head.of_logits(model, batch | {"use_cache": False}, labels[1:], of_chunk)
+    logprobs, right = (torch.cat(part) for part in zip(*parts, strict=True))
 
     def total(values, chosen) -> torch.Tensor:
         return values.new_zeros(len(sides)).index_add(0, owner[chosen], values[chosen])
 
     ones, of_chosen = torch.ones_like(logprobs), sides[owner] == 1
-    with torch.no_grad():
-        right = (logits.argmax(-1) == labels).float()
     return Scores(total(logprobs, answered), total(ones, answered), total(right, answered), -total(logprobs, of_chosen), total(ones, of_chosen))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import unpack
 from language_model import text_config
-from packing import flatten, forward
+from packing import flatten, inputs_of
 
 
 @contextmanager
@@ -88,8 +88,8 @@ def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) ->
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     model.eval()
-    outputs, labels = forward(model, flatten(rows))
-    chosen = torch.log_softmax(outputs.logits[0].float(), -1).gather(-1, labels[1:, None])[:, 0]
+    inputs, labels = inputs_of(model, flatten(rows))
+    chosen = torch.log_softmax(model(**inputs).logits[0].float(), -1).gather(-1, labels[:, None])[:, 0]
     return [each.tolist() for each in chosen.split([len(answer) for answer in answers])]
 
 
