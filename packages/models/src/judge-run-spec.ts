@@ -1,6 +1,7 @@
 /** Judges a run spec, and an adapter from elsewhere, against the engines before any work is done. */
 import { expandModules } from "./base-modules.ts";
 import {
+  beginsWithTheBase,
   byMethod,
   type EngineRecord,
   engineRankFor,
@@ -8,6 +9,7 @@ import {
   type MethodOf,
   type MethodTable,
   type Problem,
+  publishedRank,
   type RunSpec,
   isPreference,
 } from "@loraline/contracts";
@@ -78,6 +80,11 @@ function judgePreferences(method: Method, spec: RunSpec, engine: EngineRecord): 
       "noise would be taken for a difference between the answers",
     ],
     ["gate_accuracy", compares && gate_accuracy === true, "the gate judges how often the chosen answer is preferred, anyway"],
+    [
+      "lora.init_lora_weights",
+      (method.type === "dpo" || method.type === "kto") && beginsWithTheBase(spec.lora.init_lora_weights),
+      "it changes the base during training, with which the method compares",
+    ],
     ["method.label_smoothing", smooths, `loss_type ${method.type === "dpo" ? method.loss_type : ""} does not use it`],
   ];
   const problems = unfit.flatMap(([param, isUnfit, why]): Problem[] =>
@@ -92,12 +99,15 @@ function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
   const problems: Problem[] = [];
   const ranks: [string, number][] = [["lora.r", spec.lora.r]];
   for (const [pattern, rank] of Object.entries(spec.lora.rank_pattern ?? {})) ranks.push([`lora.rank_pattern.${pattern}`, rank]);
-  for (const [param, rank] of ranks) {
+  const init = spec.lora.init_lora_weights;
+  for (const [param, trained] of ranks) {
+    const rank = publishedRank(trained, init);
     if (rank > engine.maxLoraRank) {
+      const doubled = rank === trained ? "" : `, which init_lora_weights ${init} publishes as ${rank}`;
       problems.push({
         code: "RANK_TOO_HIGH",
         param,
-        message: `${param} is ${rank}, but engine "${engine.engine}" serves ranks up to ${engine.maxLoraRank}. Lower it, or have the engine started for higher ranks (on one machine: \`loraline up --max-lora-rank ${engineRankFor(rank)}\`; in the chart: maxLoraRank).`,
+        message: `${param} is ${trained}${doubled}, but engine "${engine.engine}" serves ranks up to ${engine.maxLoraRank}. Lower it, or have the engine started for higher ranks (on one machine: \`loraline up --max-lora-rank ${engineRankFor(rank)}\`; in the chart: maxLoraRank).`,
       });
     }
   }
@@ -106,6 +116,13 @@ function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
       code: "MAX_LENGTH_TOO_HIGH",
       param: "tokenize.max_length",
       message: `tokenize.max_length is ${spec.tokenize.max_length}, but engine "${engine.engine}" serves sequences up to ${engine.maxModelLen} tokens. Lower it, or, if the base was made for it, have the engine started with a longer context (on one machine: \`loraline up --max-model-len ${spec.tokenize.max_length}\`; in the chart: maxModelLen).`,
+    });
+  }
+  if (spec.init_from !== undefined && beginsWithTheBase(init)) {
+    problems.push({
+      code: "SPEC_INVALID",
+      param: "lora.init_lora_weights",
+      message: `lora.init_lora_weights ${init} begins with a part of the base, and init_from with a version. Remove one of them.`,
     });
   }
   return [...problems, ...judgeTargets(spec.lora, engine)];

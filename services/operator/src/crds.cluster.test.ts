@@ -169,7 +169,7 @@ const specs: [what: string, spec: object, names?: string, later?: "later"][] = [
   ["a placement without a mode", { ...minimal, placement: { replicas: 2 } }, "placement.mode"],
   ["fewer GPUs than none", { ...minimal, gpus: -1 }, "gpus"],
   ["modules that are a number", { ...minimal, lora: { target_modules: 3 } }, "target_modules", "later"],
-  ["an initialisation that changes the base", { ...minimal, lora: { init_lora_weights: "pissa" } }, "init_lora_weights", "later"],
+  ["an initialisation that changes the base", { ...minimal, lora: { init_lora_weights: "corda" } }, "init_lora_weights", "later"],
   ["packing in words", { ...minimal, tokenize: { packing: "sometimes" } }, "packing", "later"],
 ];
 

@@ -364,7 +364,7 @@ describe("a FineTune", () => {
     expect((await read("refused")).status).toMatchObject({ phase: "Rejected", error: { code: "RANK_TOO_HIGH", param: "lora.r" } });
     expect(await condition("refused", "Finished")).toMatchObject({ status: "True", reason: "RANK_TOO_HIGH" });
     expect(await condition("refused", "Served")).toMatchObject({ status: "False" });
-    await made("pissa", { lora: { init_lora_weights: "pissa" } });
+    await made("pissa", { lora: { init_lora_weights: "corda" } });
     await expect
       .poll(() => condition("pissa", "Accepted"), within)
       .toMatchObject({ status: "False", reason: "SPEC_INVALID", message: expect.stringContaining("lora.init_lora_weights") as string });

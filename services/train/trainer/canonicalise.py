@@ -14,11 +14,15 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save
 from spec import TrainerError
+
+if TYPE_CHECKING:
+    from changed_base import ChangedBase
 
 ADAPTER = "default"
 
@@ -34,14 +38,17 @@ def weight_of(linear: torch.nn.Module) -> torch.Tensor:
 
 
 @torch.no_grad()
-def canonical_tensors(model) -> dict[str, torch.Tensor]:
+def canonical_tensors(model, changed_base: "ChangedBase | None" = None) -> dict[str, torch.Tensor]:
     """PEFT model to the tensors to publish. Raises ADAPTER_INVALID for weights that are not finite or did nothing."""
     layers = lora_layers(model)
-    rank = max(layer.r[ADAPTER] for layer in layers.values())
-    tensors = {}
+    pairs = {}
     for name, layer in layers.items():
         a, b = weight_of(layer.lora_A[ADAPTER]).float(), weight_of(layer.lora_B[ADAPTER]).float()  # [r, in], [out, r]
-        b = b * layer.scaling[ADAPTER]  # rsLoRA and patterns are in the scaling
+        a, b = (a, b) if changed_base is None else changed_base.learned(name, a, b)
+        pairs[name] = a, b * layer.scaling[ADAPTER]  # rsLoRA and patterns are in the scaling
+    rank = max(a.shape[0] for a, _ in pairs.values())
+    tensors = {}
+    for name, (a, b) in pairs.items():
         padding = rank - a.shape[0]
         a = torch.nn.functional.pad(a, (0, 0, 0, padding))
         b = torch.nn.functional.pad(b, (0, padding))
@@ -52,11 +59,16 @@ def canonical_tensors(model) -> dict[str, torch.Tensor]:
             tensors[f"base_model.model.{name}.{part}.weight"] = weight
     if len(tensors) != 2 * len(layers):
         raise TrainerError("ADAPTER_INVALID", f"{len(tensors)} tensors for {len(layers)} adapted modules; there must be two for each.")
-    if not any(weight.any() for name, weight in tensors.items() if ".lora_B." in name):
+    if not any(does_something(*pair) for pair in pairs.values()):
         raise TrainerError(
             "ADAPTER_INVALID", "Every lora_B is zero: training changed nothing. Check training.learning_rate and the dataset.", "training.learning_rate"
         )
     return tensors
+
+
+def does_something(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether B x A can be other than zero: some row of A and the same column of B are."""
+    return bool((b.any(dim=0) & a.any(dim=1)).any())
 
 
 @torch.no_grad()

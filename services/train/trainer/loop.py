@@ -224,15 +224,26 @@ class Reporter(TrainerCallback):
 
     emit(line): appends to progress.jsonl. evaluate(): the loss on the evaluation rows, or None if there are none.
     best: remembers the best weights; None: the last ones are published. stop_wanted(): whether this process got SIGTERM. fingerprint: what a checkpoint must share with a run to continue it.
-    compute_type: stands in each checkpoint, so that a process on another kind of processor goes on in it.
+    changed_base: see changed_base.py; None for most runs. compute_type: stands in each checkpoint, so that a process on another kind of processor goes on in it.
     """
 
     def __init__(
-        self, trainer: LoraTrainer, directory: Path, emit, evaluate, eval_steps, best: Best | None, save_total_limit, stop_wanted, fingerprint, compute_type
+        self,
+        trainer: LoraTrainer,
+        directory: Path,
+        emit,
+        evaluate,
+        eval_steps,
+        best: Best | None,
+        save_total_limit,
+        stop_wanted,
+        fingerprint,
+        compute_type,
+        changed_base,
     ):
         self.trainer, self.directory, self.emit, self.evaluate = trainer, directory, emit, evaluate
         self.eval_steps, self.best, self.save_total_limit = eval_steps, best, save_total_limit
-        self.stop_wanted, self.fingerprint, self.compute_type = stop_wanted, fingerprint, compute_type
+        self.stop_wanted, self.fingerprint, self.compute_type, self.changed_base = stop_wanted, fingerprint, compute_type, changed_base
         self.stopped = False
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -307,6 +318,8 @@ class Reporter(TrainerCallback):
             if self.best is not None:
                 self.best.save(partial)
             self.trainer.objective.save(partial)
+            if self.changed_base is not None:
+                self.changed_base.save(partial)
             name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint, self.compute_type)
             self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
             for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:

@@ -57,6 +57,13 @@ def read_spec(path: Path) -> dict:
     spec["init"] = spec.get("init")
     if spec["init"] is not None and not (isinstance(spec["init"], dict) and {"name", "digest"} <= set(spec["init"])):
         raise TrainerError("SPEC_INVALID", "init needs a name and a digest.", "init")
+    begins = spec["lora"]["init_lora_weights"]
+    if str(begins).startswith(("pissa", "olora")):
+        if spec["init"] is not None:
+            raise TrainerError("SPEC_INVALID", f"lora.init_lora_weights {begins} begins with the base, and init_from with a version. Remove one.", "lora")
+        if spec["method"]["type"] in ("dpo", "kto"):
+            message = f"lora.init_lora_weights {begins} changes the base during training, which is what {spec['method']['type']} compares with. Remove it."
+            raise TrainerError("SPEC_INVALID", message, "lora.init_lora_weights")
     spec["probes"] = spec.get("probes") or []
     spec["twins"] = spec.get("twins") or []
     if not all(isinstance(twin, dict) and {"path", "digest"} <= set(twin) for twin in spec["twins"]):

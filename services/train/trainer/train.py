@@ -82,6 +82,10 @@ OURS = (
 )
 
 
+# Values of lora.init_lora_weights; see changed_base.py.
+CHANGES_THE_BASE = ("pissa", "pissa_niter_4", "pissa_niter_16", "olora")
+
+
 def main(directory: Path) -> int:
     attempt = Attempt(directory)
     try:
@@ -211,6 +215,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         if settings["full_determinism"]:  # read when the first product runs on a GPU, before transformers would set it
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         import canonicalise
+        import changed_base
         import compute
         import language_model
         import loop
@@ -246,6 +251,9 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             model = add_lora(model, lora, settings["seed"])
         if (missed := language_model.missed_experts(model)) is not None:
             attempt.emit({"type": "warning", "code": "EXPERTS_NOT_ADAPTED", "message": missed})
+        changed = None
+        if lora["init_lora_weights"] in CHANGES_THE_BASE:
+            changed = changed_base.ChangedBase(model, lora["init_lora_weights"], checkpoint, attempt.sign_of_life)
         plan = loop.plan_evaluations(settings, rows, held_out, WORLD_SIZE)
         evaluated = held_out.first(plan.rows)
 
@@ -311,6 +319,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         stop_wanted=lambda: attempt.stop_wanted,
         fingerprint=fingerprint,
         compute_type=compute_type,
+        changed_base=changed,
     )
     trainer.add_callback(reporter)
     if checkpoint is not None:
@@ -325,6 +334,8 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             if not objective.prepare(model, rows, directory, key, checkpoint, settings["per_device_train_batch_size"], as_in_training, attempt):
                 raise Preempted
 
+    if changed is not None:
+        changed.begin()
     with attempt.phase("train"):
         meter = trainer.meter
         try:
@@ -352,9 +363,11 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
     with attempt.phase("save"):
         # From here on the model is as it will be served: without autocast, with the published adapter.
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if changed is not None:
+            changed.end()
         for parameter, dtype in served:
             parameter.data = parameter.data.to(dtype)
-        tensors = canonicalise.canonical_tensors(model)
+        tensors = canonicalise.canonical_tensors(model, changed)
         canonicalise.load_published(model, tensors)
 
     with attempt.phase("evaluate"):
@@ -491,6 +504,8 @@ def add_lora(model, lora: dict, seed: int):
                 "NO_TARGET_MODULES", f"{param}: nothing in the base is called {', '.join(map(repr, unknown)) or '(an empty list)'}. {exist}", param
             )
 
+    if lora["init_lora_weights"] in CHANGES_THE_BASE:
+        lora = lora | {"init_lora_weights": True}  # begun anew when it stands; see changed_base.py
     chosen: dict[str, Any] = {name: value for name, value in lora.items() if value is not None} | {"target_modules": target}
     if (excluded := language_model.outside(prefix, chosen.get("exclude_modules"))) is not None:
         chosen["exclude_modules"] = excluded

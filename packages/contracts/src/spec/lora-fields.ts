@@ -55,8 +55,15 @@ export const ownLoraDefaults: Readonly<Record<string, string>> = {
 /** The message for a value that a field does not accept. */
 export const loraFieldErrors = {
   init_lora_weights:
-    'must be true, "gaussian" or "orthogonal": the other initialisations (pissa, olora, corda, eva, loftq, lora_ga, mica) change the base\'s weights or need passes over the data, so the adapter would be wrong on the served base; false starts from noise',
+    'must be true, "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16" or "olora": the other initialisations (corda, eva, loftq, lora_ga, mica) change the base\'s weights in ways that no plain LoRA undoes, or need passes over the data, so the adapter would be wrong on the served base; false starts from noise',
 } as const;
+
+/** Values of init_lora_weights that begin with a part of the base; the adapter that is published has twice the rank. */
+const initsFromTheBase = ["pissa", "pissa_niter_4", "pissa_niter_16", "olora"] as const;
+
+/** The rank of the adapter that a run publishes, from that of its training. */
+export const publishedRank = (trained: number, init: unknown): number => (beginsWithTheBase(init) ? 2 * trained : trained);
+export const beginsWithTheBase = (init: unknown): boolean => (initsFromTheBase as readonly unknown[]).includes(init);
 
 /** Most items in a list of modules or layers. No model needs more; a longer list is a mistake or an attack. */
 const most = 1000;
@@ -87,9 +94,11 @@ export const loraFields = z
     rank_pattern: byPattern(z.int().min(1).max(512)).optional().describe("Rank of some modules, by name or pattern."),
     alpha_pattern: byPattern(z.number().positive()).optional().describe("lora_alpha of some modules, by name or pattern."),
     init_lora_weights: z
-      .union([z.literal(true), z.enum(["gaussian", "orthogonal"])], { error: loraFieldErrors.init_lora_weights })
+      .union([z.literal(true), z.enum(["gaussian", "orthogonal", ...initsFromTheBase])], { error: loraFieldErrors.init_lora_weights })
       .default(true)
-      .describe("How lora_A is drawn; lora_B begins at zero."),
+      .describe(
+        "How lora_A is drawn; lora_B begins at zero. `pissa` (`pissa_niter_4`, `pissa_niter_16`: faster) and `olora` begin with a part of the base and train it on; what is published is what was learned, exactly, as a plain LoRA of rank 2 r.",
+      ),
   })
   .meta({ description: "Fields of PEFT's LoraConfig that vLLM can serve.", ...judgedPattern(judgedLoraFields) });
 type LoraInput = z.input<typeof loraFields>;

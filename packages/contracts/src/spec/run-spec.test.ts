@@ -162,7 +162,7 @@ test("every judged field says why, and none is a field of ours", () => {
 });
 
 test("initialisations that change the base are refused, naming the ones that do not", () => {
-  expect(problemsOfSpec({ ...minimal, lora: { init_lora_weights: "pissa" } })).toEqual([
+  expect(problemsOfSpec({ ...minimal, lora: { init_lora_weights: "corda" } })).toEqual([
     ["SPEC_INVALID", "lora.init_lora_weights", expect.stringMatching(/gaussian.*change the base/)],
   ]);
 });

@@ -437,7 +437,7 @@ def test_no_supervised_token_at_all(directory):
         ({"layer_replication": [[0, 2]]}, "LORA_FIELD_REFUSED", "lora.layer_replication"),
         ({"target_parameters": ["x"]}, "LORA_FIELD_REFUSED", "lora.target_parameters"),
         ({"megatron_config": {"a": 1}}, "LORA_FIELD_REFUSED", "lora.megatron_config"),
-        *(({"init_lora_weights": init}, "SPEC_INVALID", "lora.init_lora_weights") for init in ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")),
+        *(({"init_lora_weights": init}, "SPEC_INVALID", "lora.init_lora_weights") for init in ("pissa_niter_5", "corda", "eva", "loftq", "lora_ga")),
         ({"rr": 8}, "SPEC_INVALID", "lora.rr"),
         ({"r": 0}, "SPEC_INVALID", "lora.r"),
     ],
