@@ -50,7 +50,7 @@ def test_what_is_published_is_what_peft_trained(tiny_base, kind, rslora):
         with ours.disable_adapter():
             assert torch.equal(ours(TOKENS).logits, base_of(tiny_base)(TOKENS).logits)
         for name, layer in canonicalise.lora_layers(ours).items():
-            a, b = changed.learned(name, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+            a, b = changed.learned(name, *(canonicalise.weight_of(part["default"]) for part in (layer.lora_A, layer.lora_B)))
             assert a.shape[0] == 8
             layer.lora_A["default"].weight, layer.lora_B["default"].weight = torch.nn.Parameter(a), torch.nn.Parameter(b)
         assert torch.allclose(ours(TOKENS).logits, trained, atol=2e-4)
