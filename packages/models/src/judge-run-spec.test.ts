@@ -22,6 +22,13 @@ const engine = {
 test.each([
   [{ base: "gpt-9" }, "BASE_UNKNOWN", "base", /smollm2-135m-instruct/],
   [{ lora: { r: 64 } }, "RANK_TOO_HIGH", "lora.r", /up to 32/],
+  [
+    { lora: { r: 32, init_lora_weights: "pissa" } },
+    "RANK_TOO_HIGH",
+    "lora.r",
+    /is 32, which init_lora_weights pissa publishes as 64, .*up to 32/,
+  ],
+  [{ init_from: "pirate@3", lora: { init_lora_weights: "olora" } }, "SPEC_INVALID", "lora.init_lora_weights", /Remove one/],
   [{ lora: { rank_pattern: { q_proj: 64 } } }, "RANK_TOO_HIGH", "lora.rank_pattern.q_proj", /up to 32/],
   [{ tokenize: { max_length: 4096 } }, "MAX_LENGTH_TOO_HIGH", "tokenize.max_length", /2048/],
   [{ lora: { target_modules: "(q_proj" } }, "TARGET_MODULES_INVALID", "lora.target_modules", /regular expression/],

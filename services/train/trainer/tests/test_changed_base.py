@@ -13,6 +13,8 @@ import torch
 from changed_base import ChangedBase
 from conftest import Directory
 from peft import LoraConfig, PeftModel, get_peft_model
+from spec import TABLES
+from train import CHANGES_THE_BASE
 from transformers import AutoModelForCausalLM
 
 KINDS = ["pissa", "pissa_niter_4", "olora"]
@@ -109,6 +111,11 @@ def test_killed_it_goes_on_to_the_same_bytes(run_of):
     assert killed.run() == 0
     assert killed.result["adapter"] == whole.result["adapter"]
     assert killed.result["loss_history"] == whole.result["loss_history"]
+
+
+def test_they_are_the_ones_that_the_services_accept():
+    accepted = next(one["enum"] for one in TABLES["lora"]["fields"]["init_lora_weights"]["anyOf"] if "enum" in one)
+    assert set(accepted) == {"gaussian", "orthogonal", *CHANGES_THE_BASE}
 
 
 def test_what_does_not_go_with_it_is_refused(directory):
