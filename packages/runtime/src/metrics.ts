@@ -5,7 +5,16 @@
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { isSpanContextValid, trace } from "@opentelemetry/api";
-import { collectDefaultMetrics, Counter, Gauge, Histogram, type Metric, Registry } from "prom-client";
+import {
+  collectDefaultMetrics,
+  Counter,
+  Gauge,
+  Histogram,
+  type Metric,
+  type MetricObjectWithValues,
+  type MetricValueWithName,
+  Registry,
+} from "prom-client";
 import { PermanentError } from "./errors.ts";
 
 /** `help` is what Prometheus shows; units stand in the name. */
@@ -23,6 +32,8 @@ export interface Metrics {
   histogram<Label extends string = never>(definition: Definition<Label> & { buckets: readonly number[] }): Histogram<Label>;
   /** Called before each scrape, to set gauges to what is now. A failure is counted, and the other metrics are answered. */
   beforeScrape(update: () => void | Promise<void>): Disposable;
+  /** What `text` says, as data; histograms with Prometheus' cumulative buckets. */
+  read(): Promise<MetricObjectWithValues<MetricValueWithName<string>>[]>;
   /** In OpenMetrics' format, with exemplars. */
   text(): Promise<string>;
   readonly registry: Registry<typeof Registry.OPENMETRICS_CONTENT_TYPE>;
@@ -44,6 +55,15 @@ export function createMetrics(): Metrics {
     help: "Parts of a scrape that could not be brought up to date; their gauges show what was before",
     registers: [registry],
   });
+  const bringUpToDate = async (): Promise<void> => {
+    for (const update of updates) {
+      try {
+        await update();
+      } catch {
+        failed.inc();
+      }
+    }
+  };
   return {
     registry,
     counter: ({ name, help, labels = [] }) => once(name, () => new Counter({ name, help, labelNames: [...labels], registers: [registry] })),
@@ -57,14 +77,12 @@ export function createMetrics(): Metrics {
       updates.add(update);
       return { [Symbol.dispose]: () => void updates.delete(update) };
     },
+    async read() {
+      await bringUpToDate();
+      return (await registry.getMetricsAsJSON()) as MetricObjectWithValues<MetricValueWithName<string>>[];
+    },
     async text() {
-      for (const update of updates) {
-        try {
-          await update();
-        } catch {
-          failed.inc();
-        }
-      }
+      await bringUpToDate();
       return registry.metrics();
     },
   };

@@ -59,7 +59,12 @@ const commonEnv = z.object({
  */
 export async function runService<Schema extends z.ZodType>(options: ServiceOptions<Schema>): Promise<void> {
   const { service, host, shutdownMs = 20_000 } = options;
-  const log = createLog({ service, level: host.env.LOG_LEVEL ?? "info" });
+  const endpoint = host.env.OTEL_EXPORTER_OTLP_ENDPOINT || undefined;
+  // Only where it is used: it takes a while to load.
+  const otlp = endpoint === undefined ? undefined : { endpoint, ...(await import("./otlp.ts")) };
+  const otlpLogs = otlp?.createOtlpLogs({ service, endpoint: otlp.endpoint });
+  let otlpMetrics: AsyncDisposable | undefined;
+  const log = createLog({ service, level: host.env.LOG_LEVEL ?? "info", also: otlpLogs?.lines });
   const stopping = new AbortController();
   let starting: Promise<AsyncDisposable> | undefined;
   let telemetry: Telemetry | undefined;
@@ -73,7 +78,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     // What a start has made so far, such as a lease, is given back as well; one that waits for something else is not waited for.
     const running = await Promise.race([starting?.catch(() => undefined), sleep(startEndsMs, undefined, { ref: false })]);
     await running?.[Symbol.asyncDispose]();
-    await telemetry?.[Symbol.asyncDispose]();
+    await Promise.allSettled([telemetry?.[Symbol.asyncDispose](), otlpMetrics?.[Symbol.asyncDispose](), otlpLogs?.[Symbol.asyncDispose]()]);
     host.exit(0);
   };
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
@@ -102,6 +107,7 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
     // Answers until the very end: a probe that fails while the service still drains would have it killed.
     const health = await createHealth({ port });
     tellReadiness(telemetry.metrics, service, health);
+    otlpMetrics = otlp?.sendMetrics({ service, endpoint: otlp.endpoint, metrics: telemetry.metrics });
     if (metricsPort !== undefined) {
       const { url } = await serveMetrics(telemetry.metrics, { host: metricsHost, port: metricsPort });
       log.info({ metricsUrl: url }, "metrics are served");
@@ -114,6 +120,8 @@ export async function runService<Schema extends z.ZodType>(options: ServiceOptio
   } catch (error) {
     if (stopping.signal.aborted) return;
     log.fatal({ err: error }, error instanceof Error ? error.message : String(error));
+    // A collector is told why, unless it hangs.
+    if (otlpLogs !== undefined) await Promise.race([otlpLogs[Symbol.asyncDispose](), sleep(2000)]).catch(() => undefined);
     host.exit(1);
   }
 }

@@ -50,6 +50,9 @@ export async function* followLog(path: string, from: number, signal: AbortSignal
 
 const levels: Readonly<Record<number, string>> = { 10: "trace", 20: "debug", 30: "info", 40: "WARN", 50: "ERROR", 60: "FATAL" };
 
+/** What a person does not need to see. */
+const forMachines = new Set(["trace_id", "span_id", "pid", "hostname", "severity_text", "severity_number"]);
+
 const asText = (value: unknown): string => (typeof value === "string" ? value : JSON.stringify(value ?? ""));
 
 /** A line of ours, which is JSON, for a person; others stay as they are. */
@@ -61,12 +64,13 @@ export function lineOfLog(text: string): string {
   } catch {
     return text;
   }
-  const { level, time, service, msg, err, trace_id: _trace, span_id: _span, pid: _pid, hostname: _hostname, ...rest } = said;
+  const { level, time, service, msg, err, ...more } = said;
+  const rest = Object.entries(more).filter(([name]) => !forMachines.has(name));
   if (typeof time !== "number") return text;
   const word = levels[Number(level)] ?? asText(level);
   const marked = Number(level) >= 50 ? red(word) : Number(level) >= 40 ? yellow(word) : word;
-  const more = Object.entries(rest).map(([name, value]) => `${name}=${asText(value)}`);
+  const fields = rest.map(([name, value]) => `${name}=${asText(value)}`);
   const why = typeof err === "object" && err !== null ? `: ${asText((err as { message?: unknown }).message)}` : "";
   const when = new Date(time).toISOString().slice(0, 19).replace("T", " ");
-  return `${dim(when)} ${marked.padEnd(5)} ${asText(service)}: ${asText(msg)}${why}${more.length === 0 ? "" : dim(` ${more.join(" ")}`)}`;
+  return `${dim(when)} ${marked.padEnd(5)} ${asText(service)}: ${asText(msg)}${why}${fields.length === 0 ? "" : dim(` ${fields.join(" ")}`)}`;
 }
