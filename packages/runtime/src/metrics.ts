@@ -79,7 +79,7 @@ export function createMetrics(): Metrics {
     },
     async read() {
       await bringUpToDate();
-      return (await registry.getMetricsAsJSON()) as MetricObjectWithValues<MetricValueWithName<string>>[];
+      return registry.getMetricsAsJSON();
     },
     async text() {
       await bringUpToDate();
