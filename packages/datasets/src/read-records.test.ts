@@ -46,6 +46,19 @@ describe("JSON Lines", () => {
     ]);
   });
 
+  it.each([
+    ["objects over several lines", '{\n "instruction": "a",\n "output": "b"\n}', /jq -c \. FILE/],
+    ["a list in an object over several lines", '{\n "data": [\n]}', /jq -c '\.data\[\]' FILE/],
+    ["a list in an object", JSON.stringify({ train: [JSON.parse(good(1)), JSON.parse(good(2))] }), /jq -c '\.train\[\]' FILE/],
+    ["Python's own form", "{'instruction': 'a', 'output': 'b'}", /json\.dumps/],
+    ["quotes of a text", "{\u201cinstruction\u201d: \u201ca\u201d}", /straight/],
+    ["pandas' missing values", '{"instruction": "a", "input": NaN, "output": "b"}', /write null/],
+  ])("says what helps with %s", async (_, text, advice) => {
+    const all = await read(`${text}\n`);
+    expect(all?.records).toEqual([]);
+    expect(all?.rejections[0]?.message).toMatch(advice);
+  });
+
   it("rejects what is no UTF-8, one row only", async () => {
     const all = await read(
       Buffer.concat([Buffer.from(`${good(1)}\n{"instruction":"`), Buffer.from([0xff]), Buffer.from(`"}\n${good(3)}`)]),

@@ -117,7 +117,10 @@ function readRow(row: RawRow, { detect }: Detector): Rec | Refusal | typeof need
   try {
     value = "text" in row ? JSON.parse(row.text) : row.value;
   } catch (error) {
-    return { code: "NOT_JSON", message: `${place}: not JSON: ${explainSyntax(error as Error, (row as { firstLine: number }).firstLine)}` };
+    return {
+      code: "NOT_JSON",
+      message: `${place}: not JSON: ${explainSyntax(error as Error, (row as { firstLine: number }).firstLine)}${adviceOf((row as { text: string }).text)}`,
+    };
   }
   try {
     const detected = detect(value, "text" in row ? () => parseExact(row.text) : row.exact);
@@ -141,6 +144,17 @@ function readRow(row: RawRow, { detect }: Detector): Rec | Refusal | typeof need
     if (!(error instanceof RangeError)) throw error;
     return { code: "NESTED_TOO_DEEPLY", message: `${place}: the row is nested too deeply to be read` };
   }
+}
+
+/** @returns what the author has probably written in the place of JSON, and what to do; empty: nobody knows. */
+function adviceOf(text: string): string {
+  const start = text.slice(0, 2000).trim();
+  if (/^[[{]\s*$/.test(start))
+    return ". Objects over several lines are read as a list of rows only: `jq -c . FILE` writes each on a line, `jq -c '.data[]' FILE` the rows that an object holds in `data`";
+  if (/^\{\s*'/.test(start)) return ". These are Python's quotes: write rows with json.dumps(row)";
+  if (/^\{\s*[\u201c\u201d\u201e\u00ab]/.test(start)) return '. Its quotes are those of a text; JSON has "straight" ones';
+  if (/[:,[]\s*(?:NaN|-?Infinity)\b/.test(text)) return ". JSON has no NaN and no Infinity: write null";
+  return "";
 }
 
 /** V8's message, with the position as a person counts it. */

@@ -379,7 +379,13 @@ function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wan
   if (part === 0 && wanted === undefined) {
     const known = [...new Set(signatures.map((candidate) => keysOf(candidate)))].join("; ");
     // The whole list helps only somebody who was not close to any of them.
-    const help = meant === "" ? ` Known: ${known}. Others need a mapping.` : meant;
+    const list = Object.keys(row).find((key) => /^\w+$/.test(key) && isListOfRows(row[key]));
+    const help =
+      list !== undefined
+        ? ` \`${shorten(list)}\` is a list of objects: if these are the rows, \`jq -c '.${shorten(list)}[]' FILE\` writes each on a line.`
+        : meant === ""
+          ? ` Known: ${known}. Others need a mapping.`
+          : meant;
     return refuse("FORMAT_UNKNOWN", `no known format. Keys found: ${found}.${help}`);
   }
   const faults = Object.entries(near.fields).flatMap(([name, field]) => {
@@ -395,6 +401,11 @@ function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wan
     ? refuse("FORMAT_UNKNOWN", `close to the format "${near.format}", but ${why}. Keys found: ${found}.${meant}`)
     : refuse("FORMAT_MISMATCH", `not of the mapping's format "${wanted}": ${why}. Keys found: ${found}.${meant}`);
 }
+
+const isListOfRows = (value: unknown): boolean =>
+  Array.isArray(value) &&
+  value.length > 0 &&
+  value.every((item: unknown) => typeof item === "object" && item !== null && !Array.isArray(item) && Object.keys(item).length > 1);
 
 const knownKeys = [
   ...new Set(signatures.flatMap(({ fields }) => Object.entries(fields).flatMap(([name, { spellings }]) => [name, ...spellings]))),

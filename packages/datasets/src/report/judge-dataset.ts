@@ -20,7 +20,7 @@ export function judgeDataset(filename: string, read: Read, mapping?: Pick<Datase
   if (rows === 0) return problem("EMPTY_FILE", `${filename} is empty: there is no row in it. Give one example per row.`);
   if (records === 0) {
     if (reasons.NOT_JSON === rejections) {
-      const message = `${filename} is not JSON Lines (one JSON object per line), not a JSON array and not CSV (columns named in the first line). ${first?.message} If it is plain text, name it .txt or set the mapping's text_rows.`;
+      const message = `${filename} is not JSON Lines (one JSON object per line), not a JSON array and not CSV (columns named in the first line). ${first?.message}. If it is plain text, name it .txt or set the mapping's text_rows.`;
       return problem("NOT_JSON", message);
     }
     const all = `none of the ${rows} ${rows === 1 ? "row" : "rows"} of ${filename} can be trained on (${counted(reasons)}). The first reason, ${first?.message}`;

@@ -48,7 +48,7 @@ export async function redact({ records, rejections }: Readonly<Read>, places: re
 }
 
 /** The part of a row that V8 quotes in its message. It may begin or end within a secret, which no rule would know then. */
-const quotedByJson = /, (?:\.\.\.)?".*"(?:\.\.\.)? is not valid JSON$/s;
+const quotedByJson = /, (?:\.\.\.)?".*"(?:\.\.\.)? is not valid JSON/s;
 
 /** Messages quote values of the rows that they are about. */
 async function redactMessages(rejections: readonly Rejection[]): Promise<Rejection[]> {
