@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { templateOf } from "@loraline/contracts";
 import { type Command, Option } from "commander";
 import { wholeNumber } from "../command.ts";
+import { exitCodes, Failure } from "../failure.ts";
 import { type Terminal, writeLine } from "../terminal.ts";
 import { readMapping } from "./mapping-file.ts";
 
@@ -59,15 +60,28 @@ export function tellLeft({ err }: Pick<Terminal, "err">, left: readonly string[]
   writeLine(err, `note: not read: ${left.slice(0, 10).join(", ")}${more} (of no known kind, of other splits, or text beside data)`);
 }
 
+const basesOf = (root: string): string => join(root, ".loraline/bases");
+/** Names of the bases of this checkout. */
+const basesHere = (root: string): string[] =>
+  existsSync(basesOf(root)) ? readdirSync(basesOf(root)).filter((name) => existsSync(join(basesOf(root), name, "tokenizer.json"))) : [];
+
 /** The folder of the only base of the server in this directory; undefined: there is none, or several. */
 export function onlyBase(root: string): string | undefined {
-  const bases = join(root, ".loraline/bases");
-  const folders = existsSync(bases) ? readdirSync(bases).filter((name) => existsSync(join(bases, name, "tokenizer.json"))) : [];
-  return folders.length === 1 ? join(bases, folders[0] as string) : undefined;
+  const [only, ...others] = basesHere(root);
+  return only === undefined || others.length > 0 ? undefined : join(basesOf(root), only);
 }
 
-/** @param given - a folder, or the name of a base of this checkout. */
+/**
+ * @param given - a folder, or the name of a base of this checkout.
+ * @throws Failure BASE_NOT_FOUND
+ */
 export function baseDirOf(root: string, given: string): string {
-  const named = join(root, ".loraline/bases", given);
-  return !existsSync(given) && existsSync(named) ? named : given;
+  if (existsSync(given)) return given;
+  const named = join(basesOf(root), given);
+  if (existsSync(named)) return named;
+  const here = basesHere(root);
+  const known = here.length === 0 ? "there are no bases here; `loraline bases add` makes one" : `the bases here are ${here.join(", ")}`;
+  throw new Failure(exitCodes.usage, "BASE_NOT_FOUND", `there is no folder ${given} and no base of this name; ${known}.`, {
+    param: "base",
+  });
 }

@@ -195,8 +195,8 @@ export const commandCodes = defineArea(
     ],
     LOG_MISSING: ["There is no log of this name.", "`loraline logs --parts` lists them."],
     BASE_NOT_FOUND: [
-      "`bases add` was given neither a folder nor a model of the hub.",
-      "Give a folder in Hugging Face's layout, or organisation/name.",
+      "What names the base is no folder, no base of this machine, and for `bases add` no model of the hub.",
+      "Give a folder in Hugging Face's layout, one of the names that the message lists, or for `bases add` organisation/name.",
     ],
     BASE_NAME_INVALID: [
       "The name of a base has characters that it cannot have.",
