@@ -7,6 +7,7 @@ import {
   type BaseRef,
   buckets,
   type EngineRecord,
+  type Evidence,
   type EventDef,
   type Evaluation,
   type EventInput,
@@ -28,6 +29,8 @@ export interface AdapterBytes {
   weights: Buffer;
   /** What the trainer recorded; not necessarily of these weights. */
   probes: readonly ProbeRecord[];
+  /** The same on quantised bases. */
+  twins?: Evidence["twins"];
 }
 
 export interface ServeUnderTest extends AsyncDisposable {
@@ -57,11 +60,14 @@ export async function serveUnderTest(given: {
   tenant: string;
   dir: string;
   base: BaseRef;
+  /** The base of what is trained, where the engine's is a quantised copy of it. */
+  original?: BaseRef;
+  record?: Partial<EngineRecord>;
   spansDir?: string;
   maxLoraRank?: number;
   maxCpuLoras?: number;
 }): Promise<ServeUnderTest> {
-  const { nc, tenant, dir, base, spansDir, maxLoraRank = 32, maxCpuLoras = 16 } = given;
+  const { nc, tenant, dir, base, original = base, spansDir, maxLoraRank = 32, maxCpuLoras = 16 } = given;
   const owned = new AsyncDisposableStack();
   const log = createLog({ service: "serve", level: process.env["LOG_LEVEL"] ?? "silent" });
   const telemetry = owned.use(createTelemetry({ service: "serve", spansDir }));
@@ -78,6 +84,8 @@ export async function serveUnderTest(given: {
     maxModelLen: 2048,
     // Other tests on this server have engines for the same base.
     tenants: [tenant],
+    derivedFrom: original === base ? undefined : { name: original.name, digest: original.digest },
+    ...given.record,
     updatedAt: new Date().toISOString(),
   };
   const replicas = await bus.bucket(buckets.replicas);
@@ -90,11 +98,11 @@ export async function serveUnderTest(given: {
     engine,
     log,
     telemetry,
-    async train(adapter, { config, weights, probes }, over = {}) {
+    async train(adapter, { config, weights, probes, twins }, over = {}) {
       const runId = ulid();
       const at = { tenant, id: runId };
       const { traceparent } = over;
-      await bus.publish(runRequested, at, { spec: { base: base.name, adapter, dataset: ulid(), ...over.spec } }, { traceparent });
+      await bus.publish(runRequested, at, { spec: { base: original.name, adapter, dataset: ulid(), ...over.spec } }, { traceparent });
       const files = [
         { path: "adapter_config.json", blob: await objects.put(tenant, "adapter-file", config) },
         { path: "adapter_model.safetensors", blob: await objects.put(tenant, "adapter-file", weights) },
@@ -102,7 +110,7 @@ export async function serveUnderTest(given: {
       const { r: rank } = JSON.parse(config.toString()) as { r: number };
       const manifest = await putJson(objects, tenant, "adapter", {
         version: 1,
-        base,
+        base: original,
         rank,
         targetModules: ["q_proj"],
         parameters: 1,
@@ -117,7 +125,9 @@ export async function serveUnderTest(given: {
         tokens: manifest,
         templateDigest: manifest.digest,
         evaluation,
+        base: original.digest,
         probes,
+        twins,
         lossHistory: [],
       });
       await bus.publish(

@@ -23,7 +23,8 @@ export async function startVllm({
   args = [],
 }: {
   root: string;
-  base: BaseRef;
+  base: Pick<BaseRef, "name">;
+  /** Folder of the base. Default: the one of its name. */
   baseDir?: string;
   parts?: ServedParts;
   logFile: string;

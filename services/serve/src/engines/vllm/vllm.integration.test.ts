@@ -1,18 +1,15 @@
 /** The same promises on a real vLLM with real PEFT adapters; one start, a kill and a second start for the whole file. */
-import { execFile } from "node:child_process";
-import { createHash } from "node:crypto";
-import { access, mkdir, mkdtemp, readFile, rename, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { promisify } from "node:util";
-import { baseRef, probeRecord, runFailed, runServed } from "@loraline/contracts";
+import { baseRef, runFailed, runServed } from "@loraline/contracts";
 import { createLog } from "@loraline/runtime";
 import { test as it } from "@loraline/testkit";
 import { afterAll, beforeAll, describe, expect } from "vitest";
-import { z } from "zod";
-import { type AdapterBytes, serveUnderTest } from "../../serve-under-test.ts";
+import { serveUnderTest } from "../../serve-under-test.ts";
 import { askWithSalts, expectItKeepsTheContract, saltedRequests } from "../contract-under-test.ts";
+import { bytesOf, makeAdapters } from "./adapters-under-test.ts";
 import { startVllm, vllmKey } from "./vllm-under-test.ts";
 import { checkTemplate } from "../../agent/check-template.ts";
 import { createVllmClient } from "./client.ts";
@@ -27,28 +24,6 @@ let vllm: Awaited<ReturnType<typeof startVllm>>;
 let adapters = "";
 let logs = "";
 
-/** Made once for this script and base; made whole or not at all. */
-async function makeAdapters(): Promise<string> {
-  const script = join(import.meta.dirname, "adapters-under-test.py");
-  const key = createHash("sha256")
-    .update(await readFile(script))
-    .update(base.digest)
-    .digest("hex")
-    .slice(0, 16);
-  const dir = join(root, ".cache/serve-adapters", key);
-  const there = await access(join(dir, "probes.json")).then(
-    () => true,
-    () => false,
-  );
-  if (there) return dir;
-  const partial = `${dir}.${process.pid}`;
-  await mkdir(partial, { recursive: true });
-  await promisify(execFile)(join(root, ".venv/bin/python"), [script, baseDir, partial]);
-  await rm(dir, { recursive: true, force: true });
-  await rename(partial, dir);
-  return dir;
-}
-
 beforeAll(async () => {
   logs = await mkdtemp(join(tmpdir(), "loraline-vllm-"));
   [vllm, adapters] = await Promise.all([startVllm({ root, base, logFile: join(logs, "vllm.log") }), makeAdapters()]);
@@ -57,16 +32,6 @@ afterAll(async () => {
   await vllm?.[Symbol.asyncDispose]();
   await rm(logs, { recursive: true, force: true });
 });
-
-async function bytesOf(kind: string): Promise<AdapterBytes> {
-  const record = kind.startsWith("weak") ? "weak-probes.json" : "probes.json";
-  const probes = z.array(probeRecord).parse(JSON.parse(await readFile(join(adapters, record), "utf8")));
-  return {
-    config: await readFile(join(adapters, kind, "adapter_config.json")),
-    weights: await readFile(join(adapters, kind, "adapter_model.safetensors")),
-    probes,
-  };
-}
 
 const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
   const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
@@ -182,7 +147,7 @@ describe("vLLM's endpoints", () => {
 describe("on a real engine", () => {
   test("the right bytes are proven within seconds, and again after the process was killed", { timeout: startMs }, async ({ serve }) => {
     await expect.poll(async () => (await serve.replica())?.ready, until).toBe(true);
-    const runId = await serve.train("pirate", await bytesOf("right"));
+    const runId = await serve.train("pirate", await bytesOf(adapters, "right"));
     await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
     const [served] = await serve.history([runServed], runId);
     const { lastStepToProvenMs } = runServed.data.parse(served?.data);
@@ -201,19 +166,19 @@ describe("on a real engine", () => {
     await using second = await startVllm({ root, base, logFile });
     await using _agent = await serve.startAgent(second.url, { replica: "b", healthMs: 200, engineKey: vllmKey });
     await expect.poll(async () => (await serve.replica("b"))?.adapters[0], until).toMatchObject({ state: "proven", error: null });
-    const later = await serve.train("parrot", await bytesOf("right"));
+    const later = await serve.train("parrot", await bytesOf(adapters, "right"));
     await expect.poll(() => serve.history([runServed], later), until).toHaveLength(1);
     expect((await serve.history([runServed], later))[0]?.data).toMatchObject({ replicas: 2, of: 2 });
     await second[Symbol.asyncDispose]();
     await expect.poll(async () => (await serve.replica("b"))?.ready, until).toBe(false);
-    const last = await serve.train("parakeet", await bytesOf("right"));
+    const last = await serve.train("parakeet", await bytesOf(adapters, "right"));
     await expect.poll(() => serve.history([runServed], last), until).toHaveLength(1);
     expect((await serve.history([runServed], last))[0]?.data).toMatchObject({ replicas: 1, of: 1 });
     await expect.poll(async () => (await serve.replica())?.counts, until).toMatchObject({ wanted: 3, proven: 3 });
   });
 
   test("an adapter that was hardly trained is proven, and its scale with it", { timeout: 120_000 }, async ({ serve }) => {
-    const runId = await serve.train("pirate", await bytesOf("weak"));
+    const runId = await serve.train("pirate", await bytesOf(adapters, "weak"));
     await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
     const proof = (await serve.replica())?.adapters[0]?.proof;
     expect(proof?.effectExpected).toBeLessThan(0.6);
@@ -236,7 +201,7 @@ describe("on a real engine", () => {
     ["opposite", "PROOF_DISAGREES"],
   ] as const) {
     test(`${kind} is refused: ${code}`, { timeout: 120_000 }, async ({ serve }) => {
-      const runId = await serve.train("pirate", await bytesOf(kind));
+      const runId = await serve.train("pirate", await bytesOf(adapters, kind));
       await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
       const [failed] = await serve.history([runFailed, runServed], runId);
       expect(failed?.data).toMatchObject({ code });

@@ -1,0 +1,110 @@
+/** Adapters of the small base on real engines whose bases are 4-bit copies of it: proven there, and faults found there. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type BaseRef, baseRef, runFailed, runServed } from "@loraline/contracts";
+import { readBaseRef } from "@loraline/models/base-ref";
+import { test as it } from "@loraline/testkit";
+import { quantisedBase, smollm2Dir } from "@loraline/testkit/servers";
+import { afterAll, beforeAll, describe, expect } from "vitest";
+import { type AdapterBytes, serveUnderTest } from "../../serve-under-test.ts";
+import { bytesOf, makeAdapters, probesIn, probeTwin } from "./adapters-under-test.ts";
+import { startVllm, vllmKey } from "./vllm-under-test.ts";
+
+const root = join(import.meta.dirname, "../../../../..");
+const startMs = 600_000;
+const until = { timeout: 60_000, interval: 50 };
+
+describe.each(["gptq", "awq"] as const)("vLLM with a base in %s", (kind) => {
+  let original: BaseRef;
+  let base: BaseRef;
+  let vllm: Awaited<ReturnType<typeof startVllm>>;
+  let adapters = "";
+  let recorded = "";
+  let logs = "";
+  beforeAll(async () => {
+    logs = await mkdtemp(join(tmpdir(), "loraline-vllm-"));
+    const dir = await quantisedBase(kind);
+    original = baseRef.parse(await readBaseRef(smollm2Dir));
+    base = { ...(await readBaseRef(dir)), name: `smollm2-${kind}` };
+    const prepare = async () => {
+      adapters = await makeAdapters();
+      recorded = await probeTwin(dir, adapters);
+    };
+    [vllm] = await Promise.all([startVllm({ root, base, baseDir: dir, logFile: join(logs, "vllm.log"), computeType: "bfloat16" }), prepare()]);
+  }, startMs);
+  afterAll(async () => {
+    await vllm?.[Symbol.asyncDispose]();
+    await rm(logs, { recursive: true, force: true });
+  });
+
+  /** With what the trainer records where it has the quantised base, too. */
+  const onTwin = async (name: string): Promise<AdapterBytes> => ({
+    ...(await bytesOf(name.endsWith("layer-zero") ? recorded : adapters, name)),
+    probes: await probesIn(join(adapters, name.startsWith("weak") ? "weak-probes.json" : "probes.json")),
+    twins: [{ base: base.digest, probes: await probesIn(join(recorded, name.startsWith("weak") ? "weak.json" : "right.json")) }],
+  });
+
+  const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
+    const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
+    const serve = await serveUnderTest({ nc, tenant, dir, base, original, record: { computeType: "bfloat16" } });
+    const controller = await serve.startController();
+    const agent = await serve.startAgent(vllm.url, { healthMs: 200, engineKey: vllmKey });
+    onCleanup(async () => {
+      await agent[Symbol.asyncDispose]();
+      await controller[Symbol.asyncDispose]();
+      await serve[Symbol.asyncDispose]();
+      await rm(dir, { recursive: true, force: true });
+    });
+    return serve;
+  });
+
+  test("an adapter of the unquantised base is proven as strictly as on that base", { timeout: 120_000 }, async ({ serve }) => {
+    for (const [name, least] of [
+      ["right", 2],
+      ["weak", 0.1],
+    ] as const) {
+      const runId = await serve.train(name, await onTwin(name));
+      await expect.poll(() => serve.history([runServed, runFailed], runId), until).toHaveLength(1);
+      const proof = (await serve.replica())?.adapters.find(({ adapter }) => adapter === name)?.proof;
+      console.log(kind, name, proof);
+      expect(await serve.history([runServed], runId)).toHaveLength(1);
+      expect(proof?.effect).toBeGreaterThan(least);
+      // As between two programs with the same weights, and not as between two bases.
+      expect(proof?.baseAgreement).toBeLessThan(0.2);
+      expect(proof?.agreementLimit).toBeLessThan(0.5);
+    }
+  });
+
+  for (const [name, code] of [
+    ["double", "PROOF_SCALING"],
+    ["half", "PROOF_SCALING"],
+    ["layer-zero", "PROOF_SCALING"],
+    ["weak-double", "PROOF_SCALING"],
+    ["weak-half", "PROOF_SCALING"],
+    ["other", "PROOF_DISAGREES"],
+    ["shifted", "PROOF_WITHOUT_EFFECT"],
+    ["misnamed", "ADAPTER_MODULE_UNKNOWN"],
+  ] as const) {
+    test(`${name} is refused there, too: ${code}`, { timeout: 120_000 }, async ({ serve }) => {
+      const runId = await serve.train("pirate", await onTwin(name));
+      await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
+      const [failed] = await serve.history([runFailed, runServed], runId);
+      console.log(kind, name, (await serve.replica())?.adapters[0]?.proof);
+      expect(failed?.data).toMatchObject({ code });
+    });
+  }
+
+  test("with a record of the unquantised base alone, its presence is proven; another adapter's is not", { timeout: 120_000 }, async ({ serve }) => {
+    const runId = await serve.train("pirate", await bytesOf(adapters, "right"));
+    await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
+    const proof = (await serve.replica())?.adapters[0]?.proof;
+    console.log(kind, "recorded elsewhere", proof);
+    expect(proof?.baseAgreement).toBeGreaterThan(0.5);
+    expect(proof?.scale).toBeNull();
+    const other = await serve.train("robot", await bytesOf(adapters, "other"));
+    await expect.poll(async () => (await serve.history([runFailed, runServed], other)).length, until).toBe(1);
+    const [failed] = await serve.history([runFailed, runServed], other);
+    expect(failed?.data).toMatchObject({ code: "PROOF_DISAGREES" });
+  });
+});
