@@ -41,11 +41,11 @@ export const probeTwin = (twin: string, adapters: string): Promise<string> => ma
 
 export const probesIn = async (file: string): Promise<ProbeRecord[]> => z.array(probeRecord).parse(JSON.parse(await readFile(file, "utf8")));
 
-/** An adapter with the record of the one that it was made of. */
-export async function bytesOf(adapters: string, kind: string): Promise<AdapterBytes> {
+/** An adapter with the record of the one that it was made of. `from`: the folder that it is in, if another one. */
+export async function bytesOf(adapters: string, kind: string, from = adapters): Promise<AdapterBytes> {
   return {
-    config: await readFile(join(adapters, kind, "adapter_config.json")),
-    weights: await readFile(join(adapters, kind, "adapter_model.safetensors")),
+    config: await readFile(join(from, kind, "adapter_config.json")),
+    weights: await readFile(join(from, kind, "adapter_model.safetensors")),
     probes: await probesIn(join(adapters, kind.startsWith("weak") ? "weak-probes.json" : "probes.json")),
   };
 }

@@ -1,7 +1,7 @@
 """
 What PEFT says of the adapters of adapters-under-test.py on a quantised base: .venv/bin/python probe-twin.py TWIN ADAPTERS OUT
 
-Writes OUT/{right,weak}.json, the probes recorded with the unpacked weights, and OUT/{layer-zero,weak-layer-zero}/, the adapters without one layer.
+Writes OUT/{right,weak}.json, the probes recorded with the unpacked weights, and OUT/layer-zero/, the right adapter without one layer.
 """
 
 import json
@@ -41,9 +41,9 @@ for kind, record in (("right", "probes.json"), ("weak", "weak-probes.json")):
     rows = [abs(a - b) for probe in probes for a, b in zip(probe["first"]["adapter"], probe["first"]["base"], strict=True)]
     print(f"{kind}: {len(probes)} prompts, effect {sum(rows) / len(rows):.2f}")
 
-    broken = out / ("layer-zero" if kind == "right" else "weak-layer-zero")
-    broken.mkdir(exist_ok=True)
-    weights = load_file(adapters / kind / "adapter_model.safetensors")
-    kept = {name: weight * 0 if re.search(r"layers\.29\..*lora_B", name) else weight for name, weight in weights.items()}
-    save_file(kept, broken / "adapter_model.safetensors", metadata={"format": "pt"})
-    (broken / "adapter_config.json").write_text((adapters / kind / "adapter_config.json").read_text())
+broken = out / "layer-zero"
+broken.mkdir(exist_ok=True)
+weights = load_file(adapters / "right/adapter_model.safetensors")
+kept = {name: weight * 0 if re.search(r"layers\.29\..*lora_B", name) else weight for name, weight in weights.items()}
+save_file(kept, broken / "adapter_model.safetensors", metadata={"format": "pt"})
+(broken / "adapter_config.json").write_text((adapters / "right/adapter_config.json").read_text())
