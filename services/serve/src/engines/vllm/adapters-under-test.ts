@@ -39,7 +39,8 @@ export const makeAdapters = async (): Promise<string> =>
 /** The record of these adapters on a quantised base. */
 export const probeTwin = (twin: string, adapters: string): Promise<string> => made("probe-twin.py", `${twin} ${adapters}`, twin, adapters);
 
-export const probesIn = async (file: string): Promise<ProbeRecord[]> => z.array(probeRecord).parse(JSON.parse(await readFile(file, "utf8")));
+export const probesIn = async (file: string): Promise<ProbeRecord[]> =>
+  z.array(probeRecord).parse(JSON.parse(await readFile(file, "utf8")));
 
 /** An adapter with the record of the one that it was made of. `from`: the folder that it is in, if another one. */
 export async function bytesOf(adapters: string, kind: string, from = adapters): Promise<AdapterBytes> {

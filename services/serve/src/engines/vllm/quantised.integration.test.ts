@@ -31,7 +31,10 @@ describe.each(["gptq", "awq"] as const)("vLLM with a base in %s", (kind) => {
       adapters = await makeAdapters();
       recorded = await probeTwin(dir, adapters);
     };
-    [vllm] = await Promise.all([startVllm({ root, base, baseDir: dir, logFile: join(logs, "vllm.log"), computeType: "bfloat16" }), prepare()]);
+    [vllm] = await Promise.all([
+      startVllm({ root, base, baseDir: dir, logFile: join(logs, "vllm.log"), computeType: "bfloat16" }),
+      prepare(),
+    ]);
   }, startMs);
   afterAll(async () => {
     await vllm?.[Symbol.asyncDispose]();
@@ -92,16 +95,20 @@ describe.each(["gptq", "awq"] as const)("vLLM with a base in %s", (kind) => {
     });
   }
 
-  test("with a record of the unquantised base alone, its presence is proven; another adapter's is not", { timeout: 120_000 }, async ({ serve }) => {
-    const runId = await serve.train("pirate", await bytesOf(adapters, "right"));
-    await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
-    const proof = (await serve.replica())?.adapters[0]?.proof;
-    console.log(kind, "recorded elsewhere", proof);
-    expect(proof?.baseAgreement).toBeGreaterThan(0.5);
-    expect(proof?.scale).toBeNull();
-    const other = await serve.train("robot", await bytesOf(adapters, "other"));
-    await expect.poll(async () => (await serve.history([runFailed, runServed], other)).length, until).toBe(1);
-    const [failed] = await serve.history([runFailed, runServed], other);
-    expect(failed?.data).toMatchObject({ code: "PROOF_DISAGREES" });
-  });
+  test(
+    "with a record of the unquantised base alone, its presence is proven; another adapter's is not",
+    { timeout: 120_000 },
+    async ({ serve }) => {
+      const runId = await serve.train("pirate", await bytesOf(adapters, "right"));
+      await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
+      const proof = (await serve.replica())?.adapters[0]?.proof;
+      console.log(kind, "recorded elsewhere", proof);
+      expect(proof?.baseAgreement).toBeGreaterThan(0.5);
+      expect(proof?.scale).toBeNull();
+      const other = await serve.train("robot", await bytesOf(adapters, "other"));
+      await expect.poll(async () => (await serve.history([runFailed, runServed], other)).length, until).toBe(1);
+      const [failed] = await serve.history([runFailed, runServed], other);
+      expect(failed?.data).toMatchObject({ code: "PROOF_DISAGREES" });
+    },
+  );
 });
