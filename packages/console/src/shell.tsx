@@ -8,6 +8,7 @@ import { time } from "./data/format.ts";
 import { followServer, type LiveState } from "./data/live.ts";
 import { hasLink, SignIn } from "./sign-in.tsx";
 import { languageNames, type Theme, themes, useSettings } from "./texts/texts.tsx";
+import { Badge } from "./ui/controls.tsx";
 import { ErrorNote, Loading } from "./ui/states.tsx";
 
 const places = [
@@ -79,6 +80,11 @@ function Frame(): ReactNode {
             ))}
         </nav>
         <div className="side-end">
+          {live.status !== "lost" && follows && (
+            <p>
+              <Badge tone={live.status === "live" ? "good" : "plain"}>{live.status === "live" ? t.shell.live : t.shell.connecting}</Badge>
+            </p>
+          )}
           <p className="who">{session && t.shell.signedInAs(session.name, session.tenant)}</p>
           <Appearance />
           <SignOut />
