@@ -7,7 +7,7 @@
 interface Wrapper {
   /** Begins the names of the language model's modules. */
   readonly languageModel: string;
-  /** Why no adapter can be served on it. Absent: adapters are trained, served and proven; tests/families.ts makes a small one. */
+  /** Why no adapter can be served on it. Absent: adapters are trained, served and proven; families-under-test.py makes a small one. */
   readonly refused?: string;
 }
 
@@ -15,6 +15,7 @@ const inside: Wrapper = { languageModel: "model.language_model." };
 const idefics: Wrapper = { languageModel: "model.text_model." };
 
 const wrappers: Readonly<Record<string, Wrapper>> = {
+  Qwen2VLForConditionalGeneration: inside,
   Gemma3ForConditionalGeneration: inside,
   SmolVLMForConditionalGeneration: idefics,
 };

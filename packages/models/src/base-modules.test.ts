@@ -40,7 +40,7 @@ test("where files do not say what modules there are, none are claimed", () => {
 
 test.each([
   ["Gemma3ForConditionalGeneration", "language_model.model", "model.language_model"],
-  ["Gemma3ForConditionalGeneration", "model.language_model", "model.language_model"],
+  ["Qwen2VLForConditionalGeneration", "model", "model.language_model"],
   ["SmolVLMForConditionalGeneration", "model.text_model", "model.text_model"],
 ])("the language model of %s is found under %s, and named as the whole model names it", (architecture, inFiles, named) => {
   const wrapped = tensors.map(({ name, shape }) => ({ name: name.replace(/^model/, inFiles), shape }));

@@ -21,9 +21,10 @@ const root = join(import.meta.dirname, "../../../../..");
 const tokenizer = join(root, ".loraline/bases/smollm2-135m-instruct");
 const script = join(import.meta.dirname, "families-under-test.py");
 
-const all = ["gemma3", "smolvlm"];
+const inCi = ["gemma3", "smolvlm", "qwen3-moe"];
+const all = [...inCi, "qwen2-vl"];
 const asked = process.env["LORALINE_FAMILIES"];
-const families = asked === undefined || asked === "all" ? all : asked.split(",");
+const families = asked === undefined ? inCi : asked === "all" ? all : asked.split(",");
 
 const trained = z.object({ environment: z.object({ compute_type: z.literal("float32") }), probes: z.array(probeRecord) });
 
