@@ -433,7 +433,7 @@ export const buckets = {
   leases: { name: "leases", description: "Work that one process does at a time; key = the work", value: leaseState, ttlMs: 30_000 },
   sessions: {
     name: "sessions",
-    description: "Browsers that are signed in, and links that sign one in; key = sha256 of the cookie's or link's secret, hex",
+    description: "Browsers that are signed in, and links that sign one in; key = <tenant>.<sha256 of the cookie or link, hex>",
     value: sessionState,
     ttlMs: sessionLastsMs,
   },

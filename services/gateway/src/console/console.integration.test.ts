@@ -4,12 +4,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { brotliDecompressSync } from "node:zlib";
 import { get } from "node:http";
-import { type LiveEvent, liveEvent, type SessionView } from "@loraline/contracts";
+import { buckets, type LiveEvent, liveEvent, type SessionView } from "@loraline/contracts";
 import { test as testWithNats } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import { createApiKey } from "../access/auth.ts";
 import { adapterOf, base, playIngested, putAdapter, registerEngine, startGateway, versionOf } from "../gateway-under-test.ts";
 import { datasetIdOf } from "../openai-ids.ts";
+import { mostOfTenant } from "./sessions.ts";
 import { toFile } from "openai";
 
 const test = testWithNats.extend("tried", async ({ nc, tenant }, { onCleanup }) => {
@@ -193,6 +194,25 @@ describe("a session", () => {
     expect(await codeOf(again)).toBe("link_needs_key");
     const unused = ((await (await line.fetch("/v1/loraline/session/links", { method: "POST" })).json()) as { link: string }).link;
     expect((await asPage("/v1/loraline/session", { cookie: `${cookie.split("=")[0]}=${unused}` })).status).toBe(401);
+  });
+
+  test("takes the place of the tenant's oldest one when there are very many", { timeout: 30_000 }, async ({ tried, tenant }) => {
+    const { line, asPage, signIn } = tried;
+    const oldest = await signIn({ api_key: line.key });
+    const sessions = await line.bus.bucket(buckets.sessions);
+    const later = new Date(Date.now() + 1000).toISOString();
+    const entry = { kind: "session", tenant, key: "0".repeat(64), createdAt: later, expiresAt: later } as const;
+    const others = Array.from({ length: mostOfTenant - 2 }, (_, n) => sessions.put(`${tenant}.${n}`, entry));
+    await Promise.all([
+      ...others,
+      sessions.put(`${tenant}-b.1`, { ...entry, tenant: `${tenant}-b`, createdAt: "2026-01-01T00:00:00.000Z" }),
+    ]);
+    const statusOf = async (cookie: string) => (await asPage("/v1/loraline/session", { cookie })).status;
+    const newest = await signIn({ api_key: line.key });
+    expect([await statusOf(oldest.cookie), await statusOf(newest.cookie)]).toEqual([200, 200]);
+    await signIn({ api_key: line.key });
+    expect([await statusOf(oldest.cookie), await statusOf(newest.cookie)]).toEqual([401, 200]);
+    expect(await sessions.get(`${tenant}-b.1`)).toBeDefined();
   });
 });
 

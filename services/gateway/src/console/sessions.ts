@@ -1,7 +1,7 @@
 /** Sessions of browsers: a cookie stands for an API key, and is judged as the key itself is, each time. */
 import { createHmac, hash, randomBytes, timingSafeEqual } from "node:crypto";
 import type { Bus } from "@loraline/bus";
-import { buckets, sessionLastsMs, signInLinkLastsMs } from "@loraline/contracts";
+import { buckets, everyKeyOf, sessionLastsMs, signInLinkLastsMs } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { decodeJwt } from "jose";
 import { type Caller, hashApiKey, type KeyCheck } from "../access/auth.ts";
@@ -34,6 +34,9 @@ interface Begun {
   expiresAt: string;
 }
 
+/** Sessions and links of one tenant at a time. */
+export const mostOfTenant = 500;
+
 const ended = (): PermanentError => new PermanentError("session_ended", "Your session has ended. Sign in again.", { status: 401 });
 const used = (): PermanentError =>
   new PermanentError(
@@ -57,14 +60,22 @@ export async function createSessions({
   const stored = await bus.bucket(buckets.sessions);
   const signingKey = hash("sha256", `loraline console ${secret ?? randomBytes(32).toString("hex")}`, "buffer");
   const signatureOf = (id: string): string => createHmac("sha256", signingKey).update(id).digest("base64url");
-  const newToken = (): string => {
-    const id = randomBytes(32).toString("base64url");
+  const newToken = (tenant: string): string => {
+    const id = `${tenant}~${randomBytes(32).toString("base64url")}`;
     return `${id}~${signatureOf(id)}`;
   };
+  const storedAs = (tenant: string, token: string): string => `${tenant}.${hash("sha256", token)}`;
   const keyOf = (token: string): string | undefined => {
-    const [id = "", signature = ""] = token.split("~", 2);
-    const [given, right] = [Buffer.from(signature), Buffer.from(signatureOf(id))];
-    return given.length === right.length && timingSafeEqual(given, right) ? hash("sha256", token) : undefined;
+    const [tenant = "", secret = "", signature = ""] = token.split("~", 3);
+    const [given, right] = [Buffer.from(signature), Buffer.from(signatureOf(`${tenant}~${secret}`))];
+    return given.length === right.length && timingSafeEqual(given, right) ? storedAs(tenant, token) : undefined;
+  };
+  /** The oldest go, so that whoever signs in all the time takes no room of other tenants. */
+  const makeRoom = async (tenant: string): Promise<void> => {
+    if ((await stored.keys(everyKeyOf(tenant))).length < mostOfTenant) return;
+    const entries = await stored.entries(everyKeyOf(tenant), { skipUnreadable: true });
+    entries.sort((a, b) => (a.value.createdAt < b.value.createdAt ? -1 : 1));
+    for (const { key } of entries.slice(0, Math.max(0, entries.length - mostOfTenant + 1))) await stored.delete(key);
   };
   const store = async (
     kind: "session" | "link",
@@ -73,11 +84,12 @@ export async function createSessions({
     lastsMs: number,
     noLaterThan: string | null,
   ) => {
-    const token = newToken();
+    await makeRoom(tenant);
+    const token = newToken(tenant);
     const now = Date.now();
     const until = Math.min(now + lastsMs, noLaterThan === null ? Number.POSITIVE_INFINITY : Date.parse(noLaterThan));
     const expiresAt = new Date(until).toISOString();
-    await stored.put(hash("sha256", token), { kind, tenant, ...by, createdAt: new Date(now).toISOString(), expiresAt });
+    await stored.put(storedAs(tenant, token), { kind, tenant, ...by, createdAt: new Date(now).toISOString(), expiresAt });
     return { token, expiresAt };
   };
   const begin = async (keyHash: string): Promise<Begun> => {
