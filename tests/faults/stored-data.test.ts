@@ -51,7 +51,7 @@ const keys: Record<keyof typeof buckets, string> = {
   responses: `${tenant}.${ulid}`,
   deletions: `${tenant}.dataset.${ulid}`,
   leases: "broken",
-  sessions: `acme.${"0".repeat(64)}`,
+  sessions: `${tenant}.${"0".repeat(64)}`,
   keys: "0".repeat(64),
 };
 
