@@ -77,6 +77,9 @@ export const trafficKeys = (gateway: string) => ({ inFlight: gateway, canary: `$
 /** Match one kind of entry of every gateway. */
 export const everyTraffic = { inFlight: "*", canary: "*.canary", asked: "*.asked" } as const;
 
+/** Bucket `sessions`: `<tenant>.<sha256 of the cookie or link, hex>`; `everyKeyOf` matches a tenant's. */
+export const sessionKey = ({ tenant, hex }: { tenant: string; hex: string }): string => `${tenant}.${hex}`;
+
 /** Bucket `waited`: `<durable consumer>.<sequence in its stream>`. */
 export const waitedKey = ({ durable, seq }: { durable: string; seq: number }): string => `${durable}.${seq}`;
 

@@ -1,7 +1,7 @@
 /** Sessions of browsers: a cookie stands for an API key, and is judged as the key itself is, each time. */
 import { createHmac, hash, randomBytes, timingSafeEqual } from "node:crypto";
 import type { Bus } from "@loraline/bus";
-import { buckets, everyKeyOf, sessionLastsMs, signInLinkLastsMs } from "@loraline/contracts";
+import { buckets, everyKeyOf, sessionKey, sessionLastsMs, signInLinkLastsMs } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { decodeJwt } from "jose";
 import { type Caller, hashApiKey, type KeyCheck } from "../access/auth.ts";
@@ -64,7 +64,7 @@ export async function createSessions({
     const id = `${tenant}~${randomBytes(32).toString("base64url")}`;
     return `${id}~${signatureOf(id)}`;
   };
-  const storedAs = (tenant: string, token: string): string => `${tenant}.${hash("sha256", token)}`;
+  const storedAs = (tenant: string, token: string): string => sessionKey({ tenant, hex: hash("sha256", token) });
   const keyOf = (token: string): string | undefined => {
     const [tenant = "", secret = "", signature = ""] = token.split("~", 3);
     const [given, right] = [Buffer.from(signature), Buffer.from(signatureOf(`${tenant}~${secret}`))];
