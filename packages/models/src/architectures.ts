@@ -17,6 +17,7 @@ const idefics: Wrapper = { languageModel: "model.text_model." };
 const wrappers: Readonly<Record<string, Wrapper>> = {
   Qwen2VLForConditionalGeneration: inside,
   Gemma3ForConditionalGeneration: inside,
+  Mistral3ForConditionalGeneration: inside,
   SmolVLMForConditionalGeneration: idefics,
 };
 

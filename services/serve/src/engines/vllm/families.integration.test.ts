@@ -22,7 +22,7 @@ const tokenizer = join(root, ".loraline/bases/smollm2-135m-instruct");
 const script = join(import.meta.dirname, "families-under-test.py");
 
 const inCi = ["gemma3", "smolvlm", "qwen3-moe"];
-const all = [...inCi, "qwen2-vl"];
+const all = [...inCi, "qwen2-vl", "mistral3"];
 const asked = process.env["LORALINE_FAMILIES"];
 const families = asked === undefined ? inCi : asked === "all" ? all : asked.split(",");
 
