@@ -47,7 +47,6 @@ const engineArgs = ({ base, port, settings: { extraArgs = [], ...limits }, compu
     ...(base.parts && { parts: base.parts }),
   }),
   ...vllmCpuArgs(computeType),
-  "--disable-log-stats",
   "--disable-uvicorn-access-log",
   ...extraArgs,
 ];
