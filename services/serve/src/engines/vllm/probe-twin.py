@@ -28,7 +28,10 @@ def after(model, prompt):
 
 
 for kind, record in (("right", "probes.json"), ("weak", "weak-probes.json")):
-    base = unpack.load(twin, unpack.packing_of(twin), torch.bfloat16, attn_implementation="sdpa")
+    quantised = unpack.packing_of(twin)
+    if quantised is None:
+        sys.exit(f"{twin} is not quantised")
+    base = unpack.load(twin, quantised, torch.bfloat16, attn_implementation="sdpa")
     model = PeftModel.from_pretrained(base, adapters / kind).to(torch.bfloat16).eval()
     probes = json.loads((adapters / record).read_text())
     for probe in probes:
