@@ -20,6 +20,10 @@ export const httpCodes = defineArea(
       "Ask for one of the models that the message names, or use another key.",
     ],
     session_ended: ["The browser's session has ended, or was ended.", "Sign in again."],
+    too_many_pages: [
+      "As many pages of the console as one tenant may have open at one gateway follow changes already.",
+      "Close some that are not looked at.",
+    ],
     link_used: ["The link to sign in was used already, or is older than a quarter of an hour.", "Make another one: `loraline console`."],
     link_needs_key: [
       "A link to sign in is made of an API key, and the request has none.",

@@ -965,7 +965,7 @@ export const httpRoutes = {
     scopes: ["infer", "train", "promote"],
     bound: "handler",
     raw: { type: "text/event-stream", description: "Events whose data has a `type`: `ready`, `beat`, `run`, `dataset`, `adapter`." },
-    refusals: [400],
+    refusals: [400, 429],
   },
   getConsole: {
     method: "GET",

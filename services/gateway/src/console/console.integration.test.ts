@@ -302,6 +302,22 @@ describe("the stream of changes", () => {
     await expect.poll(() => own.hasEnded()).toBe(true);
   });
 
+  test("is open so often for one tenant, and others are not kept out by it", { timeout: 30_000 }, async ({ tried: { line }, tenant }) => {
+    const stop = new AbortController();
+    const statusOf = async (key: string) => {
+      const headers = { authorization: `Bearer ${key}`, accept: "text/event-stream" };
+      return (await fetch(`${line.url}/v1/loraline/live`, { headers, signal: stop.signal })).status;
+    };
+    const statuses = await Promise.all(Array.from({ length: 203 }, () => statusOf(line.key)));
+    expect(statuses.filter((status) => status === 429)).toHaveLength(3);
+    expect(await statusOf(await line.keyFor(`${tenant}-b`))).toBe(200);
+    stop.abort();
+    const again = new AbortController();
+    const headers = { authorization: `Bearer ${line.key}`, accept: "text/event-stream" };
+    await expect.poll(async () => (await fetch(`${line.url}/v1/loraline/live`, { headers, signal: again.signal })).status).toBe(200);
+    again.abort();
+  });
+
   test("wants to be accepted as one", async ({ tried: { line } }) => {
     const answer = await line.fetch("/v1/loraline/live");
     expect([answer.status, await codeOf(answer)]).toEqual([400, "stream_only"]);

@@ -1,5 +1,6 @@
 /** `/v1/loraline/live`: what changes, as server-sent events. */
 import type { LiveEvent } from "@loraline/contracts";
+import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { Caller } from "../access/auth.ts";
 import { seesAdapter } from "../access/decide-models.ts";
@@ -9,6 +10,8 @@ import type { Change, Changes } from "./changes.ts";
 const beatMs = 10_000;
 /** A reader that is so far behind is cut off; it comes back and is told what it missed. */
 const mostWaitingBytes = 4 * 1024 ** 2;
+/** Open pages of one tenant at one gateway: they take no turns, so this is what keeps them from filling it. */
+const mostOfTenant = 200;
 
 interface LiveDeps {
   changes: Changes;
@@ -19,12 +22,30 @@ interface LiveDeps {
 }
 
 export function liveRoute({ changes, checkCaller, signal }: LiveDeps): (app: FastifyInstance) => void {
+  const open = new Map<string, number>();
   return (app) => {
     app.get("/loraline/live", async (request, reply) => {
       if (!(request.headers.accept ?? "").includes("text/event-stream"))
         throw badRequest("stream_only", "This route answers with server-sent events. Send `Accept: text/event-stream`.");
       let { caller } = request;
+      const { tenant } = caller;
       const { raw: response } = reply;
+      const others = open.get(tenant) ?? 0;
+      if (others >= mostOfTenant) {
+        throw new PermanentError(
+          "too_many_pages",
+          `${others} pages of this tenant follow changes already. Close some that are not looked at.`,
+          {
+            status: 429,
+          },
+        );
+      }
+      open.set(tenant, others + 1);
+      response.once("close", () => {
+        const left = (open.get(tenant) ?? 1) - 1;
+        if (left === 0) open.delete(tenant);
+        else open.set(tenant, left);
+      });
       const write = (event: LiveEvent, id?: string): void => {
         if (response.destroyed) return;
         response.write(`${id === undefined ? "" : `id: ${id}\n`}data: ${JSON.stringify(event)}\n\n`);
@@ -36,7 +57,7 @@ export function liveRoute({ changes, checkCaller, signal }: LiveDeps): (app: Fas
         if (waiting !== undefined) waiting.push({ id, change });
         else if (mayKnow(caller, change)) write(change, id);
       };
-      const feed = await changes.follow(request.caller.tenant, tell);
+      const feed = await changes.follow(tenant, tell);
       if (signal.aborted || response.destroyed) return feed[Symbol.dispose]();
 
       reply.hijack();
