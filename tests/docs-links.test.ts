@@ -4,7 +4,7 @@ import { dirname, join, relative } from "node:path";
 import { expect, test } from "vitest";
 
 const root = join(import.meta.dirname, "..");
-const pages = ["README.md", ...globSync("docs/**/*.md", { cwd: root })];
+const pages = ["README.md", ...globSync(["docs/**/*.md", "examples/**/*.md"], { cwd: root })];
 const textOf = (page: string): string => readFileSync(join(root, page), "utf8");
 
 /** A page without its code blocks, whose brackets are no links. */
@@ -34,7 +34,7 @@ function brokenLinks(page: string): string[] {
   });
 }
 
-const folders = ["docs", "helm", "infra", "packages", "samples", "services", "tests", "tools", "patches", ".ci"];
+const folders = ["docs", "examples", "helm", "infra", "packages", "samples", "services", "tests", "tools", "patches", ".ci"];
 /** Files that a build or a user makes, so that a fresh checkout lacks them. */
 const made = [/^services\/[a-z]+\/dist\b/, /\/node_modules\//];
 

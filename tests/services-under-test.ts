@@ -9,6 +9,8 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createBus, ensureStreams } from "@loraline/bus";
 import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
+import { natsAccounts } from "@loraline/local";
+import { natsUserOf } from "@loraline/local/state";
 import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import {
@@ -270,14 +272,33 @@ interface LineOptions extends Omit<ServicesOptions, "natsUrl"> {
   agents?: number;
   /** More arguments of nats-server. */
   natsArgs?: string[];
+  /** Tenants whose own programs use NATS: as in an installation, each in an account of its own, through its door (`natsLoginOf`). */
+  natsTenants?: readonly string[];
   /** Where a service finds the server at `direct`. */
   natsUrl?: (id: string, direct: string) => Promise<string>;
+}
+
+/** What a tenant's own program has in its environment, on a line with `natsTenants`. */
+export const natsLoginOf = (name: string, url: string) => ({
+  NATS_URL: url,
+  NATS_USER: natsUserOf(name),
+  NATS_PASS: passwordOf(natsUserOf(name)),
+});
+const passwordOf = (user: string): string => `p-${user}`;
+
+/** Tenants' programs need a password; the line's own ones may do everything without. @returns arguments of nats-server. */
+async function withTenants(dir: string, tenants: readonly string[]): Promise<string[]> {
+  const file = join(dir, "nats.conf");
+  const accounts = natsAccounts({ tenants, administrators: ["local"], passwordOf });
+  await writeFile(file, `no_auth_user: local\naccounts: ${JSON.stringify(accounts)}\n`);
+  return ["-c", file];
 }
 
 /** A whole line: every service once, and as many gateways, and agents with simulated engines, as are asked for. */
 export const startSimulatedLine = (options: LineOptions): Promise<SimulatedLine> =>
   startOn(options, async () => {
-    const nats = await spawnNatsServer({ args: options.natsArgs ?? [] });
+    const accounts = options.natsTenants === undefined ? [] : await withTenants(options.dir, options.natsTenants);
+    const nats = await spawnNatsServer({ args: [...accounts, ...(options.natsArgs ?? [])] });
     return { nats, url: nats.url, replicas: 1 };
   });
 
@@ -289,7 +310,7 @@ export const startReplicatedLine = (options: LineOptions): Promise<SimulatedLine
   });
 
 async function startOn<Nats extends NatsServer | NatsCluster>(
-  { gateways = 1, agents = 1, natsUrl = async (_id, direct) => direct, ...rest }: LineOptions,
+  { gateways = 1, agents = 1, natsUrl = async (_id, direct) => direct, natsTenants = [], env, ...rest }: LineOptions,
   startNats: () => Promise<{ nats: Nats; url: string; replicas: number }>,
 ): Promise<SimulatedLine<Nats>> {
   const owned = new AsyncDisposableStack();
@@ -298,14 +319,16 @@ async function startOn<Nats extends NatsServer | NatsCluster>(
     owned.use(nats);
     const nc = await nats.connect({ maxReconnectAttempts: -1, reconnectTimeWait: 250 });
     owned.defer(() => nc.close());
-    await eventually("the streams are there", 60_000, () => ensureStreams(nc, { replicas }).then(() => true));
+    await eventually("the streams are there", 60_000, () => ensureStreams(nc, { replicas, tenants: natsTenants }).then(() => true));
     await createJetStreamObjects(nc, { replicas });
     const numbered = (name: string, count: number) => Array.from({ length: count }, (_, n) => `${name}-${n + 1}`);
     const ids = [...numbered("gateway", gateways), ...numbered("agent", agents), "ingest", "tokenize", "train", "serve"];
     const urls = new Map(await Promise.all(ids.map(async (id) => [id, await natsUrl(id, url)] as const)));
     const engines = await Promise.all(Array.from({ length: agents }, async () => owned.use(await createSimulatedEngine({ base }))));
     const script = { simulated: true, steps: 12, save_steps: 4, step_ms: 20 };
-    const services = owned.use(await createServices({ script, ...rest, natsUrl: (id) => urls.get(id) ?? url }));
+    const services = owned.use(
+      await createServices({ script, ...rest, env: { NATS_TENANTS: natsTenants.join(), ...env }, natsUrl: (id) => urls.get(id) ?? url }),
+    );
     for (const id of ["ingest", "tokenize", "train", "serve"] as const) await services.start(id, { wait: false });
     for (const id of numbered("gateway", gateways)) await services.start("gateway", { id, wait: false });
     for (const [n, engine] of engines.entries()) await services.startAgent(`agent-${n + 1}`, engine.url, { wait: false });

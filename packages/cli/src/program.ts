@@ -31,13 +31,22 @@ import { addBackupCommands } from "./server/backup-commands.ts";
 import { addBasesCommands } from "./server/bases-command.ts";
 import { addConsoleCommand } from "./server/console-command.ts";
 import { addDemoCommand } from "./server/demo-command.ts";
+import { addNatsContextCommand } from "./server/nats-context-command.ts";
 import { addStatusCommands } from "./server/status-commands.ts";
 import { addUpCommand } from "./server/up-command.ts";
 import { dim, red, shaped, writeJson, writeLine, writeLines } from "./terminal.ts";
 
 /** A new command is one file beside these, and its line here. Groups and commands stand in `--help` in this order. */
 const groups: Readonly<Record<string, readonly AddCommands[]>> = {
-  "A server on this machine:": [addUpCommand, addConsoleCommand, addStatusCommands, addBasesCommands, addBackupCommands, addDemoCommand],
+  "A server on this machine:": [
+    addUpCommand,
+    addConsoleCommand,
+    addNatsContextCommand,
+    addStatusCommands,
+    addBasesCommands,
+    addBackupCommands,
+    addDemoCommand,
+  ],
   "Train and ask:": [addRunCommand, addRunsCommands, addCompareCommands, addChatCommand],
   "Datasets:": [addDataCommands, addTokenizeCommand],
   "Adapters and their versions:": [addAdaptersCommands, addPromoteCommands],

@@ -180,6 +180,10 @@ export const commandCodes = defineArea(
       "Start one with `loraline up`, or give --url and --key.",
     ],
     API_KEY_MISSING: ["No API key was given.", "Give one with --key or LORALINE_API_KEY."],
+    NATS_PASSWORD_MISSING: [
+      "The state directory has no password of this NATS user, or it cannot be read.",
+      "Ask as the owner of the state directory, after the server has been started once.",
+    ],
     UNREACHABLE: ["The server does not answer at the address in --url.", "Check the address, and that the server runs."],
     UNEXPECTED_ANSWER: [
       "The server's answer does not have the expected shape.",

@@ -211,6 +211,10 @@ export async function ensureNatsPasswords(stateDir: string, users: readonly stri
 /** The same for the secret from which the server derives what only its own programs may know. */
 export const ensureSecret = (stateDir: string): Promise<string> => ensureKept(stateDir, "secret");
 
+/** @returns the password of a NATS user; undefined where there is none, or the directory is somebody else's. */
+export const readNatsPassword = async (stateDir: string, user: string): Promise<string | undefined> =>
+  (await readRecord(join(stateDir, "nats-auth"), z.record(z.string(), z.string())))?.[user];
+
 const engineNames = z.record(z.string(), z.string());
 
 /** Base to engine, for all bases that were ever served on this directory; empty before the first start. */
