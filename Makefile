@@ -104,8 +104,9 @@ fmt: ## format the sources
 	pnpm -s fmt
 	ruff format --quiet .
 
-generate: ## AsyncAPI, OpenAPI, JSON Schema, CRDs, the chart's schema, NATS permissions and docs/errors.md from the contracts
+generate: ## AsyncAPI, OpenAPI, JSON Schema, CRDs, the chart's schema, NATS permissions and docs/errors.md from the contracts; the chart's values.md
 	pnpm --filter @loraline/contracts run generate
+	node --conditions=@loraline/source infra/chart/write-values-page-main.ts
 
 clean: ## remove all that was installed or made here
 	rm -rf node_modules packages/console/dist packages/*/node_modules services/*/node_modules tools/node_modules tools/uv .venv .cache .loraline
