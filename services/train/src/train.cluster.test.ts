@@ -244,6 +244,13 @@ const told = async (id: string, event: (typeof runEvents)[number]) =>
   (await bus.history([event] as never, { tenant, id })) as unknown as { data: Record<string, unknown> }[];
 const jobsOf = async (id: string): Promise<V1Job[]> =>
   (await kube.list(jobs, { namespace, labelSelector: `loraline.dev/run=${id.toLowerCase()}` })).items;
+/** Those that Kubernetes keeps with their logs until `ttlSecondsAfterFinished` is over, by uid. */
+const endedJobsOf = async (id: string): Promise<(string | undefined)[]> =>
+  (await jobsOf(id))
+    .filter(
+      ({ metadata, status }) => metadata?.deletionTimestamp === undefined && status?.conditions?.some(({ type }) => type === "Complete"),
+    )
+    .map(({ metadata }) => metadata?.uid);
 const podsOf = async (id: string): Promise<V1Pod[]> =>
   (await kube.list(pods, { namespace, labelSelector: `loraline.dev/run=${id.toLowerCase()}` })).items;
 const suspend = (id: string, value: boolean) =>
@@ -295,7 +302,7 @@ describe("Kueue, played", () => {
       [1, saved],
     ]);
     expect(await told(id, events.runAttemptEnded)).toEqual([]);
-    await expect.poll(() => jobsOf(id), within).toEqual([]);
+    await expect.poll(() => endedJobsOf(id), within).toEqual([job?.metadata?.uid]);
   });
 });
 
@@ -313,8 +320,7 @@ describe("Jobs and their owners", () => {
     expect((await jobsOf(id)).map(({ metadata }) => metadata?.uid)).toEqual([job?.metadata?.uid]);
     await expect.poll(async () => (await stateOf(id))?.phase, within).toBe("trained");
     expect(await told(id, events.runStarted)).toHaveLength(1);
-    await expect.poll(() => jobsOf(id), within).toEqual([]);
-    await expect.poll(() => podsOf(id), within).toEqual([]);
+    await expect.poll(() => endedJobsOf(id), within).toEqual([job?.metadata?.uid]);
   });
 
   it("a Job that somebody deletes saves a checkpoint, and only then the next attempt goes on from it", async () => {

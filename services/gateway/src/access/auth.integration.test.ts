@@ -120,6 +120,8 @@ describe("scopes", () => {
       "POST /embeddings",
       "POST /responses",
       "GET /responses/:response_id",
+      "GET /responses/:response_id/input_items",
+      "POST /responses/:response_id/cancel",
       "DELETE /responses/:response_id",
     ]);
     expect(listed("admin")).toEqual(
