@@ -5,12 +5,11 @@ import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { processIdentity } from "@loraline/runtime";
 import { connect } from "@nats-io/transport-node";
 import { ulid } from "ulid";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { base, clientOf, fileWith, jsonLines, program as loralineProgram, root, sampleRows, scratchDir } from "./line-under-test.ts";
-import { bootstrapKey, natsLoginOf, type SimulatedLine, startSimulatedLine, tenant } from "./services-under-test.ts";
+import { base, clientOf, jsonLines, program as loralineProgram, root, sampleRows, scratchDir } from "./line-under-test.ts";
+import { announceLineIn, bootstrapKey, natsLoginOf, type SimulatedLine, startSimulatedLine, tenant } from "./services-under-test.ts";
 
 const exec = promisify(execFile);
 const examples = join(root, "examples/nats");
@@ -67,17 +66,9 @@ beforeAll(async () => {
 afterAll(() => owned.disposeAsync());
 
 describe("loraline nats-context", () => {
-  /** A state directory as a server on this machine leaves it while it runs. */
   async function stateOf(): Promise<{ path: string } & AsyncDisposable> {
     const dir = await scratchDir();
-    const { NATS_URL, NATS_USER, NATS_PASS } = natsLoginOf(tenant, line.nats.url);
-    const identity = processIdentity(process.pid);
-    await fileWith(
-      dir.path,
-      "line.json",
-      JSON.stringify({ url: line.gateways[0]?.url, natsUrl: NATS_URL, pid: process.pid, identity, tenant }),
-    );
-    await fileWith(dir.path, "nats-auth", JSON.stringify({ [NATS_USER]: NATS_PASS }));
+    await announceLineIn(dir.path, line);
     return dir;
   }
 

@@ -12,7 +12,7 @@ import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
 import { natsAccounts } from "@loraline/local";
 import { natsUserOf } from "@loraline/local/state";
 import { createJetStreamObjects } from "@loraline/objects";
-import { createLog, createTelemetry } from "@loraline/runtime";
+import { createLog, createTelemetry, processIdentity } from "@loraline/runtime";
 import {
   createSimulatedEngine,
   freePort,
@@ -284,6 +284,14 @@ export const natsLoginOf = (name: string, url: string) => ({
   NATS_USER: natsUserOf(name),
   NATS_PASS: passwordOf(natsUserOf(name)),
 });
+/** Fills a state directory as a server on this machine leaves it while it runs, so that the CLI finds a line with `natsTenants` there. */
+export async function announceLineIn(dir: string, line: SimulatedLine): Promise<void> {
+  const { NATS_URL, NATS_USER, NATS_PASS } = natsLoginOf(tenant, line.nats.url);
+  const file = { url: line.gateways[0]?.url, natsUrl: NATS_URL, pid: process.pid, identity: processIdentity(process.pid), tenant };
+  await writeFile(join(dir, "line.json"), JSON.stringify(file));
+  await writeFile(join(dir, "api-key"), bootstrapKey);
+  await writeFile(join(dir, "nats-auth"), JSON.stringify({ [NATS_USER]: NATS_PASS }));
+}
 const passwordOf = (user: string): string => `p-${user}`;
 
 /** Tenants' programs need a password; the line's own ones may do everything without. @returns arguments of nats-server. */
