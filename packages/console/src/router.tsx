@@ -43,7 +43,7 @@ const routes = [
     path: "/playground",
     validateSearch: (search): { models?: string } =>
       text(search["models"]) === undefined ? {} : { models: text(search["models"]) as string },
-    component: lazyRouteComponent(() => import("./screens/playground.tsx"), "Playground"),
+    component: lazyRouteComponent(() => import("./screens/playground/playground.tsx"), "Playground"),
   }),
   createRoute({ ...under, path: "/adapters", component: lazyRouteComponent(() => import("./screens/adapters.tsx"), "Adapters") }),
   createRoute({ ...under, path: "/adapters/$adapter", component: lazyRouteComponent(() => import("./screens/adapter.tsx"), "Adapter") }),

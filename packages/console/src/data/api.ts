@@ -2,6 +2,7 @@
 import { ApiError, createApiClient } from "@loraline/client";
 import { type Scope, type SessionView, terminalPhases, type RunState } from "@loraline/contracts";
 import { infiniteQueryOptions, QueryClient, queryOptions } from "@tanstack/react-query";
+import { keptPairs } from "./kept-pairs.ts";
 
 export const api = createApiClient({ url: location.origin, apiKey: "", retries: 1 });
 
@@ -47,6 +48,7 @@ export async function enterSession(session: SessionView | null): Promise<void> {
   await queryClient.cancelQueries();
   queryClient.removeQueries({ predicate: ({ queryKey }) => queryKey[0] !== sessionQuery.queryKey[0] });
   queryClient.setQueryData(sessionQuery.queryKey, session);
+  keptPairs.write([]);
 }
 
 const runsOfPage = 100;
@@ -61,6 +63,14 @@ export const runQuery = (runId: string) =>
   queryOptions({ queryKey: ["run", runId], queryFn: ({ signal }) => api.getRun({ run_id: runId, signal }) });
 export const metricsQuery = (runId: string) =>
   queryOptions({ queryKey: ["metrics", runId], queryFn: ({ signal }) => api.getRunMetrics({ run_id: runId, signal }) });
+/** Also what only the steps tell: learning rate, gradient norm, speed. */
+export const stepsQuery = (runId: string) =>
+  queryOptions({
+    queryKey: [...metricsQuery(runId).queryKey, "details"],
+    queryFn: ({ signal }) => api.getRunMetrics({ run_id: runId, query: { details: "true" }, signal }),
+  });
+export const traceQuery = (runId: string) =>
+  queryOptions({ queryKey: ["trace", runId], queryFn: ({ signal }) => api.getTrace({ run_id: runId, signal }) });
 export const runEventsQuery = (runId: string) =>
   queryOptions({
     queryKey: ["run-events", runId],
@@ -74,6 +84,13 @@ export const reportQuery = (id: string) =>
   queryOptions({ queryKey: ["report", id], queryFn: ({ signal }) => api.getDatasetReport({ dataset_id: id, signal }) });
 
 export const adaptersQuery = queryOptions({ queryKey: ["adapters"], queryFn: ({ signal }) => api.listAdapters({ signal }) });
+export const adapterQuery = (adapter: string) =>
+  queryOptions({
+    queryKey: [...adaptersQuery.queryKey, adapter],
+    queryFn: ({ signal }) => api.getAdapter({ adapter, signal }),
+    // What replicas hold, and what a canary has counted, comes by no stream.
+    refetchInterval: 5000,
+  });
 /** What replicas report of themselves comes by no stream. */
 export const enginesQuery = queryOptions({
   queryKey: ["engines"],

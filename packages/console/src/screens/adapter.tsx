@@ -1,10 +1,10 @@
 /** One adapter: which replica holds which version, proven or why not; the alias and where it has been; canary, promotion, rollback, download. */
 import type { AdapterVersion } from "@loraline/contracts";
 import type { Answer } from "@loraline/client";
-import { queryOptions, useMutation, useQuery } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { Link, useParams } from "@tanstack/react-router";
 import { type ReactNode, useState } from "react";
-import { adaptersQuery, api, can, queryClient, sessionQuery } from "../data/api.ts";
+import { adapterQuery, adaptersQuery, api, can, queryClient, sessionQuery } from "../data/api.ts";
 import { bytes, duration, number, time } from "../data/format.ts";
 import { saveResponse } from "../data/save-file.ts";
 import { useTexts } from "../texts/texts.tsx";
@@ -12,14 +12,6 @@ import { Badge, Card, Dialog, Page } from "../ui/controls.tsx";
 import { Empty, ErrorNote, Loaded } from "../ui/states.tsx";
 
 type View = Answer<"getAdapter">;
-
-const adapterQuery = (adapter: string) =>
-  queryOptions({
-    queryKey: [...adaptersQuery.queryKey, adapter],
-    queryFn: ({ signal }) => api.getAdapter({ adapter, signal }),
-    // What replicas hold, and what a canary has counted, comes by no stream.
-    refetchInterval: 5000,
-  });
 
 export function Adapter(): ReactNode {
   const t = useTexts();

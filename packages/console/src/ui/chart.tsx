@@ -76,7 +76,7 @@ export function Chart({ curves, label }: { curves: readonly Curve[]; label: stri
   useEffect(() => plot.current?.setData(data), [data]);
 
   const longest = curves.toSorted((a, b) => b.points.length - a.points.length)[0]?.points ?? [];
-  const summary = t.run.chartSummary(longest.length, number(longest[0]?.[1]), number(longest.at(-1)?.[1]));
+  const summary = t.run.chartSummary(label, longest.length, number(longest[0]?.[1]), number(longest.at(-1)?.[1]));
   return (
     <div className="stack-s">
       <div className="spread">
@@ -96,7 +96,7 @@ export function Chart({ curves, label }: { curves: readonly Curve[]; label: stri
         <ChartTable curves={curves} data={data} label={label} />
       ) : (
         <>
-          <div className="chart" ref={place} role="img" aria-label={`${label}. ${summary}`} />
+          <div className="chart" ref={place} role="img" aria-label={summary} />
           <p className="small soft">{t.run.chartHint}</p>
         </>
       )}

@@ -68,9 +68,15 @@ export const runMetrics = z.object({
         train_loss: z.number().nullable().describe("Mean since the point before."),
         valid_loss: z.number().nullable().describe("On the held-out rows, per supervised token."),
         valid_mean_token_accuracy: z.number().nullable(),
+        learning_rate: z.number().nullish().describe("This and what follows: with `details=true`, for the seven days that steps are kept."),
+        grad_norm: z.number().nullish().describe("Before clipping."),
+        tokens_per_second: z.number().nullish(),
       }),
     )
     .describe("By step; a step has only what was measured at it."),
+});
+export const runMetricsQuery = z.object({
+  details: z.enum(["true", "false"]).optional().describe("`true`: also learning rate, gradient norm and speed of each step."),
 });
 export type RunMetrics = z.infer<typeof runMetrics>;
 export const adapterView = z.object({

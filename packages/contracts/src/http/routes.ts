@@ -35,6 +35,7 @@ import {
   runFilters,
   runList,
   runMetrics,
+  runMetricsQuery,
   storageView,
   thingDeleted,
   traceView,
@@ -583,8 +584,9 @@ export const httpRoutes = {
       "Losses by step. As CSV with OpenAI's columns it is the job's result file (`result_files`). Of a run that has not been trained to its end: what the last seven days kept.",
     scopes: ["train"],
     bound: "handler",
+    query: runMetricsQuery,
     answer: runMetrics,
-    refusals: [404],
+    refusals: [400, 404],
   },
   getTrace: {
     method: "GET",

@@ -25,6 +25,7 @@ import {
   type ReplicaState,
   rollbackBody,
   runFilters,
+  runMetricsQuery,
   runRequested,
   type RunState,
   type TrafficState,
@@ -172,7 +173,10 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
       return dataOfPage(await state.runPage(caller.tenant, { ...page, after, shown }), page);
     });
     app.get("/loraline/runs/:runId", existingRun);
-    app.get("/loraline/runs/:runId/metrics", async (request) => metricsOf(await existingRun(request), context));
+    app.get("/loraline/runs/:runId/metrics", async (request) => {
+      const { details } = parsedQuery(runMetricsQuery, request.query);
+      return metricsOf(await existingRun(request), context, { details: details === "true" });
+    });
     app.get("/loraline/runs/:runId/trace", async (request) => {
       const { runId, trace } = await existingRun(request);
       const traceId = traceIdOf(trace);

@@ -1,12 +1,13 @@
 /** For tests: a gateway with the built console, a simulated engine, and things of each kind to look at. */
 import { startBrowser } from "@loraline/testkit/browser";
-import { buckets, type DatasetReport, events, type JobObject } from "@loraline/contracts";
+import { buckets, type DatasetReport, events, type JobObject, type Proof, type SpanView } from "@loraline/contracts";
 import { putJson } from "@loraline/objects";
 import { test as testWithNats } from "@loraline/testkit";
 import { toFile } from "openai";
 import {
   adapterOf,
   base,
+  type Engine,
   heldBy,
   playServed,
   playStep,
@@ -64,6 +65,57 @@ const report: DatasetReport = {
   ],
 };
 
+const proof: Proof = {
+  probes: 8,
+  tokens: 64,
+  agreement: 0.021,
+  agreementLimit: 0.15,
+  effect: 0.684,
+  effectExpected: 0.691,
+  baseAgreement: 0.018,
+  scale: { value: 0.99, error: 0.02 },
+  provenAt: "2026-11-21T09:58:00.000Z",
+};
+
+const spansOf = (traceId: string, tenant: string): SpanView[] =>
+  (
+    [
+      ["gateway", "POST /v1/files", 0, 120],
+      ["ingest", "ingest dataset", 150, 900],
+      ["tokenize", "tokenize run", 1300, 2100],
+      ["trainer", "train", 4000, 46_000],
+      ["serve", "load adapter", 51_000, 1800],
+    ] as const
+  ).map(([service, name, startMs, durationMs], n) => ({
+    traceId,
+    spanId: String(n).padStart(16, "0"),
+    parentSpanId: null,
+    service,
+    name,
+    startMs: 1_700_000_000_000 + startMs,
+    durationMs,
+    status: "ok",
+    attributes: { "loraline.tenant": tenant },
+    links: [],
+  }));
+
+/** An engine's answer that is another one for adapters than for the base, with logprobs where they are asked for. */
+export const answerUnalike: Engine["answer"] = (body, response) => {
+  const model = String(body["model"]);
+  const words = model === base ? ["I ", "am ", "an ", "AI ", "assistant."] : ["This ", "humble ", "lady ", "is ", "Wren."];
+  response.writeHead(200, { "content-type": "text/event-stream; charset=utf-8" });
+  for (const [n, token] of words.entries()) {
+    const probability = [0.98, 0.35, 0.72, 0.999, 0.91][n] ?? 1;
+    const logprobs =
+      body["logprobs"] === true ? { content: [{ token, logprob: Math.log(probability), bytes: [...Buffer.from(token)] }] } : null;
+    const choice = { index: 0, delta: { content: token }, logprobs, finish_reason: n === words.length - 1 ? "stop" : null };
+    response.write(
+      `data: ${JSON.stringify({ id: "chatcmpl-1", object: "chat.completion.chunk", created: 1, model, choices: [choice] })}\n\n`,
+    );
+  }
+  response.end("data: [DONE]\n\n");
+};
+
 /** A line with a dataset, runs in each state, an adapter of three versions on two replicas, and a failed message. */
 export const test = testWithNats
   .extend("browser", { scope: "worker" }, async ({}, { onCleanup }) => {
@@ -74,7 +126,8 @@ export const test = testWithNats
   .extend("line", async ({ nc, tenant }, { onCleanup }) => {
     const owned = new AsyncDisposableStack();
     onCleanup(() => owned.disposeAsync());
-    const line = owned.use(await startGateway({ nc, tenant, secret: "a secret of the line" }));
+    const readTrace = (traceId: string) => Promise.resolve(spansOf(traceId, tenant));
+    const line = owned.use(await startGateway({ nc, tenant, secret: "a secret of the line", readTrace }));
     const { bus, objects, openai } = line;
     await registerEngine(bus, { engine: `engine-${tenant}`, base: { name: base, revision: "1", digest: `sha256:${"b".repeat(64)}` } });
     owned.defer(async () => (await bus.bucket(buckets.engines)).delete(`engine-${tenant}`));
@@ -123,7 +176,16 @@ export const test = testWithNats
     const running = await start("captain");
     await playTokenized(bus, tenant, running);
     await bus.publish(events.runStarted, at(running), { attempt: 1, job: "train-2" }, { key: "1" });
-    for (const step of Array.from({ length: 24 }, (_, n) => n + 1)) await playStep(bus, tenant, running, step, 60);
+    for (const step of Array.from({ length: 24 }, (_, n) => n + 1)) {
+      const measured = { loss: 3 / step, gradNorm: 2 / step, learningRate: step * 1e-5, tokensPerSecond: 900 + step };
+      const data = { attempt: 1, phase: "train", step, totalSteps: 60, epoch: step / 60, etaSeconds: 60 - step, ...measured };
+      await bus.publish(events.runProgress, at(running), data, { key: `attempt-1/step-${step}` });
+    }
+    const checkpoint = { kind: "checkpoint" as const, digest: `sha256:${"c".repeat(64)}` as const, size: 5_400_000 };
+    for (const step of [10, 20]) {
+      const data = { attempt: 1, step, checkpoint, trainLoss: 3 / step };
+      await bus.publish(events.runCheckpointed, at(running), data, { key: `1/${step}` });
+    }
 
     const versions = [1, 2, 3].map((number) =>
       versionOf(tenant, "wren", number, {
@@ -144,14 +206,14 @@ export const test = testWithNats
     engine.words = ["This ", "humble ", "lady ", "is ", "Wren."];
     await putAdapter(bus, state);
     const beat = async () => {
-      const held = versions.map((version) => heldBy(state, version));
+      const held = versions.map((version) => heldBy(state, version, { proof }));
       const onSecond = versions.map((version) =>
         version.version === 3
           ? heldBy(state, version, {
               state: "retrying",
               error: { code: "ENGINE_BUSY", message: "The engine did not load it within 30 s; tried again." },
             })
-          : heldBy(state, version),
+          : heldBy(state, version, { proof }),
       );
       await putReplica(bus, replicaOf("node-a", engine.url, held, { engine: `engine-${tenant}` }));
       await putReplica(bus, replicaOf("node-b", engine.url, onSecond, { engine: `engine-${tenant}` }));

@@ -4,23 +4,49 @@ import { join } from "node:path";
 import axe from "axe-core";
 import type { Page } from "@loraline/testkit/browser";
 import { expect } from "vitest";
-import { test } from "./console-under-test.ts";
+import { answerUnalike, test } from "./console-under-test.ts";
 
 const pictures = join(import.meta.dirname, "../../../../.cache/console-pictures");
 
+/** What is done there before it is looked at: the same in every language. */
+type Prepare = (page: Page) => Promise<void>;
+type Screen = [path: string, there: string, prepare?: Prepare];
+
 /** Addresses of all screens, and something that is there when one has come. */
-const screensOf = ({ datasetId, runs }: { datasetId: string; runs: Record<string, string> }) =>
+const screensOf = ({ tenant, datasetId, runs }: { tenant: string; datasetId: string; runs: Record<string, string> }) =>
   ({
     start: ["/", "Needs a decision"],
     runs: ["/runs", "captain"],
     run: [`/runs/${runs["running"]}`, "24 / 60"],
     "run-failed": [`/runs/${runs["failed"]}`, "What to do"],
-    "run-served": [`/runs/${runs["served"]}`, "Is it better?"],
+    "run-served": [`/runs/${runs["served"]}`, "at most 0.15"],
+    "run-measured": [
+      `/runs/${runs["running"]}`,
+      "Checkpoints",
+      async (page) => {
+        await page.getByRole("tab").nth(2).click();
+        await page.locator(".uplot").waitFor();
+        await page.locator("summary").first().click();
+        await page.locator("td.place").first().waitFor();
+      },
+    ],
     "new-run": ["/new", "Drop a file here"],
     "new-run-settings": [`/new?dataset=${datasetId}`, "Name of the adapter"],
     adapters: ["/adapters", "wren"],
     adapter: ["/adapters/wren", "trying again"],
     playground: ["/playground", "Your question"],
+    "playground-answered": [
+      `/playground?models=${tenant}/wren@2,smollm2-135m-instruct`,
+      "Your question",
+      async (page) => {
+        await page.locator("summary").first().click();
+        await page.locator("input[type=checkbox]").check();
+        await page.locator("textarea").first().fill("Who are you?");
+        await page.keyboard.press("Control+Enter");
+        await page.locator("[aria-pressed=false]").first().click();
+        await page.locator("[aria-pressed=true]").waitFor();
+      },
+    ],
     datasets: ["/datasets", "lantern-palace.jsonl"],
     dataset: [`/datasets/${datasetId}`, "Runs that used it"],
     compare: [`/compare?runs=${runs["running"]},${runs["served"]}`, "Results"],
@@ -30,7 +56,7 @@ const screensOf = ({ datasetId, runs }: { datasetId: string; runs: Record<string
     "admin-usage": ["/admin?tab=usage", "Usage"],
     "admin-audit": ["/admin?tab=audit", "Audit log"],
     "admin-failed": ["/admin?tab=failed", "Send again"],
-  }) satisfies Record<string, [string, string]>;
+  }) satisfies Record<string, Screen>;
 
 /** @param only - the rules that can differ from what was found before; absent: all. */
 async function findingsOf(page: Page, only?: string[]): Promise<string[]> {
@@ -61,6 +87,7 @@ test(
   { timeout: 300_000 },
   async ({ line, signIn }) => {
     await mkdir(pictures, { recursive: true });
+    line.engine.answer = answerUnalike;
     const looks = {
       light: { colorScheme: "light" },
       dark: { colorScheme: "dark" },
@@ -70,10 +97,11 @@ test(
     for (const [look, options] of Object.entries(looks)) {
       const page = await signIn(options);
       const faults = faultsOf(page);
-      for (const [name, [path, there]] of Object.entries(screensOf(line))) {
+      for (const [name, [path, there, prepare]] of Object.entries<Screen>(screensOf(line))) {
         await page.goto(`${line.url}/console${path}`);
         if (look !== "chinese") await page.getByText(there, { exact: false }).first().waitFor();
         await page.locator(".skeleton").first().waitFor({ state: "detached" });
+        await prepare?.(page);
         await page.screenshot({ path: join(pictures, `${name}-${look}.png`), fullPage: true });
         if (look === "light") expect.soft(await findingsOf(page), `${name} ${look}`).toEqual([]);
         if (look === "dark") expect.soft(await findingsOf(page, ["color-contrast"]), `${name} ${look}`).toEqual([]);

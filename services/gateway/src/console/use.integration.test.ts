@@ -2,7 +2,7 @@
 import { expect } from "vitest";
 import { createApiKey } from "../access/auth.ts";
 import { playStep, startGateway } from "../gateway-under-test.ts";
-import { test } from "./console-under-test.ts";
+import { answerUnalike, test } from "./console-under-test.ts";
 
 /** Of all that comes before the first page can be read. */
 const firstViewBytes = 200_000;
@@ -77,6 +77,29 @@ test("a run is followed live, also after a reload", async ({ line, signIn }) => 
   await page.getByRole("cell", { name: "27", exact: true }).waitFor();
 });
 
+test("a run shows what was measured at each step, its checkpoints, its proof and where its time went", async ({ line, signIn }) => {
+  const page = await signIn();
+  await page.goto(`${line.url}/console/runs/${line.runs.running}`);
+  await page.getByRole("tab", { name: "Gradient norm" }).click();
+  await page.getByRole("button", { name: "Show as a table" }).click();
+  await page.getByRole("row", { name: "20 0.1", exact: true }).waitFor();
+  await page.getByRole("tab", { name: "Tokens per second" }).click();
+  await page.getByRole("button", { name: "Show as a table" }).click();
+  await page.getByRole("row", { name: "20 920", exact: true }).waitFor();
+  const checkpoints = page.getByRole("group", { name: "Checkpoints" });
+  const steps = await checkpoints.locator("tbody td:first-child").allTextContents();
+  expect(steps).toEqual(["20", "10"]);
+  await checkpoints.getByText("5.4 MB").first().waitFor();
+  await page.getByText("Where the time went").click();
+  await page.getByRole("row", { name: /ingest dataset.*900 ms/ }).waitFor();
+
+  await page.goto(`${line.url}/console/runs/${line.runs.served}`);
+  const proof = page.getByRole("region", { name: "Does every replica answer with what was trained?" });
+  await proof.getByText("8 test prompts, 64 tokens").waitFor();
+  await proof.getByText("at most 0.15").waitFor();
+  await proof.getByText("The engine did not load it within 30 s").waitFor();
+});
+
 test("a page that lost the server says so, and is of now again when it is back", { timeout: 120_000 }, async ({ nc, line, browser }) => {
   const port = Number(new URL(line.url).port);
   await using first = new AsyncDisposableStack();
@@ -131,6 +154,53 @@ test("models answer side by side, piece by piece", async ({ line, signIn }) => {
   await expect.poll(() => page.getByText("This humble lady is Wren.").count()).toBe(2);
   await expect.poll(() => page.getByText("3 tokens in").count()).toBe(2);
   expect(line.engine.requests.at(-1)?.body).toMatchObject({ messages: [{ role: "user", content: "Who are you?" }], temperature: 0 });
+});
+
+test("votes and corrections outlive a reload, and become a file of pairs that can be trained on", async ({ line, signIn }) => {
+  line.engine.answer = answerUnalike;
+  const page = await signIn();
+  await page.goto(`${line.url}/console/playground?models=${line.tenant}/wren@2,smollm2-135m-instruct`);
+  await page.getByText("Sampling").click();
+  await page.getByLabel("System prompt").fill("Be brief.");
+  await page.getByLabel("Tools").fill("[{]");
+  await page.getByText("This is not a JSON list of tools").waitFor();
+  await page.getByLabel("Tools").fill("");
+  await page.getByLabel("Show how sure the model was").check();
+  for (const n of [1, 2, 3, 4, 5]) {
+    await page.getByLabel("Your question").fill(`Who are you, ${n}?`);
+    await page.keyboard.press("Control+Enter");
+    await page.getByRole("button", { name: "This one is better smollm2" }).click();
+    // Whoever thinks again has voted once.
+    await page.getByRole("button", { name: /This one is better .*wren/ }).click();
+    await page.getByRole("button", { name: "Correct it smollm2" }).click();
+    await page.getByLabel("The answer as it should be").fill("I am Wren.");
+    await page.getByRole("button", { name: "Keep the correction" }).click();
+    await page.getByRole("heading", { name: `Preferences you gave: ${2 * n}` }).waitFor();
+  }
+  expect(await page.locator(".token[title='35%']").allTextContents()).toEqual(["humble ", "am "]);
+  await page.reload();
+  await page.getByRole("heading", { name: "Preferences you gave: 10" }).waitFor();
+  await page.getByRole("button", { name: "Train on them" }).click();
+  await page.getByText(/Reading preferences-\d+\.jsonl…/).waitFor();
+  const file = await line.openai.files.content(`file-${new URL(page.url()).searchParams.get("dataset")}`);
+  const lines = (await file.text()).trim().split("\n");
+  expect(lines).toHaveLength(10);
+  const input = {
+    messages: [
+      { role: "system", content: "Be brief." },
+      { role: "user", content: "Who are you, 1?" },
+    ],
+  };
+  const answerOf = (content: string) => [{ role: "assistant", content }];
+  const worse = answerOf("I am an AI assistant.");
+  expect(lines.slice(0, 2).map((one) => JSON.parse(one) as unknown)).toEqual([
+    { input, preferred_output: answerOf("This humble lady is Wren."), non_preferred_output: worse },
+    { input, preferred_output: answerOf("I am Wren."), non_preferred_output: worse },
+  ]);
+  // They are no longer here, or somebody would train on them twice.
+  await page.goto(`${line.url}/console/playground`);
+  await page.getByLabel("Your question").waitFor();
+  expect(await page.getByText("Preferences you gave").count()).toBe(0);
 });
 
 test("a file is dropped, looked at, and a run starts with the settings that were chosen", async ({ line, signIn }) => {

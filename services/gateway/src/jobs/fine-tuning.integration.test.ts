@@ -263,6 +263,11 @@ describe("jobs", () => {
     const older = await created(line, { suffix: "older" });
     await playTrained(bus, tenant, idOf(older.id));
     expect(await resultOf(older.id)).toBe(`${head}1,3,,,\n2,1.5,,,\n3,1,,,\n`);
+    const ofOlder = `/v1/loraline/runs/${idOf(older.id)}/metrics?details`;
+    expect(await (await line.fetch(`${ofOlder}=true`)).json()).toMatchObject({
+      data: [1, 2, 3].map((step) => ({ step, train_loss: 3 / step, learning_rate: 1e-4, tokens_per_second: 100 })),
+    });
+    expect((await line.fetch(`${ofOlder}=maybe`)).status).toBe(400);
     const stranger = line.clientFor(await line.keyFor("stranger"));
     await expect(stranger.files.content(`file-result-${at.id}`)).rejects.toMatchObject({ status: 404 });
   });

@@ -10,22 +10,27 @@ type Pair = readonly [step: number, loss: number];
 /** Most steps of a run that is not trained yet: each is a message. */
 const mostSteps = 10_000;
 
-export async function metricsOf(run: RunState, { bus, objects }: Pick<GatewayContext, "bus" | "objects">): Promise<RunMetrics> {
+/** @param details - also learning rate, gradient norm and speed, which only the steps tell. */
+export async function metricsOf(
+  run: RunState,
+  { bus, objects }: Pick<GatewayContext, "bus" | "objects">,
+  { details = false }: { details?: boolean } = {},
+): Promise<RunMetrics> {
   const known = run.trained === null ? undefined : await kept(getJson(objects, run.tenant, run.trained.evidence, evidence));
-  if (known !== undefined) return { run_id: run.runId, data: pointsOf(known.lossHistory, evaluated(known, run), run) };
+  const losses = known && { training: known.lossHistory, validation: evaluated(known, run) };
+  if (losses !== undefined && !details) return { run_id: run.runId, data: pointsOf(losses, run) };
   const told = await bus.newest([runProgress], { tenant: run.tenant, id: run.runId }, { limit: mostSteps });
   // Oldest first: a step that a later attempt took again counts as that attempt took it.
   const steps = told.toReversed().map(({ data }) => data);
   const pairs = (loss: (data: (typeof steps)[number]) => number | null | undefined): Pair[] =>
     steps.flatMap((data) => (typeof loss(data) === "number" ? [[data.step, loss(data) as number] as const] : []));
-  return {
-    run_id: run.runId,
-    data: pointsOf(
-      pairs(({ loss }) => loss),
-      pairs(({ evalLoss }) => evalLoss),
-      run,
-    ),
+  const curves = losses ?? { training: pairs(({ loss }) => loss), validation: pairs(({ evalLoss }) => evalLoss) };
+  const measured = {
+    learning_rate: pairs(({ learningRate }) => learningRate),
+    grad_norm: pairs(({ gradNorm }) => gradNorm),
+    tokens_per_second: pairs(({ tokensPerSecond }) => tokensPerSecond),
   };
+  return { run_id: run.runId, data: pointsOf(curves, run, details ? measured : {}) };
 }
 
 /** Of what was made by older code the adapter's own evaluation is known, and no curve. */
@@ -34,7 +39,13 @@ function evaluated({ evalHistory, evaluation }: Evidence, run: RunState): readon
   return evaluation === null || run.trained === null ? [] : [[run.trained.steps, evaluation.adapter_loss]];
 }
 
-function pointsOf(training: readonly Pair[], validation: readonly Pair[], { trained }: RunState): Point[] {
+type Measured = Partial<Record<"learning_rate" | "grad_norm" | "tokens_per_second", readonly Pair[]>>;
+
+function pointsOf(
+  { training, validation }: { training: readonly Pair[]; validation: readonly Pair[] },
+  { trained }: RunState,
+  measured: Measured = {},
+): Point[] {
   const points = new Map<number, Point>();
   const at = (step: number): Point => {
     const point = points.get(step) ?? { step, train_loss: null, valid_loss: null, valid_mean_token_accuracy: null };
@@ -43,6 +54,7 @@ function pointsOf(training: readonly Pair[], validation: readonly Pair[], { trai
   };
   for (const [step, loss] of training) at(step).train_loss = loss;
   for (const [step, loss] of validation) at(step).valid_loss = loss;
+  for (const [name, pairs] of Object.entries(measured)) for (const [step, value] of pairs) at(step)[name as keyof Measured] = value;
   const accuracy = trained?.evaluation?.adapter_accuracy;
   if (trained !== null && typeof accuracy === "number")
     at(trained.evaluation?.published_step ?? trained.steps).valid_mean_token_accuracy = accuracy;

@@ -2,25 +2,17 @@
 import type { RunState } from "@loraline/contracts";
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { Link, useParams } from "@tanstack/react-router";
-import { type ReactNode, useMemo, useState } from "react";
-import {
-  api,
-  can,
-  datasetQuery,
-  isOver,
-  jobIdOf,
-  metricsQuery,
-  queryClient,
-  runEventsQuery,
-  runQuery,
-  sessionQuery,
-} from "../../data/api.ts";
+import { type ReactNode, useState } from "react";
+import { api, can, datasetQuery, isOver, jobIdOf, queryClient, runEventsQuery, runQuery, sessionQuery } from "../../data/api.ts";
 import { count, duration, number, time } from "../../data/format.ts";
 import { settingsOf } from "../../data/settings-of.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Card, Dialog, Fact, Page, RunBadge } from "../../ui/controls.tsx";
 import { ErrorNote, Loaded, Problem, Words } from "../../ui/states.tsx";
-import { Chart, type Curve } from "../../ui/chart.tsx";
+import { Checkpoints } from "./checkpoints.tsx";
+import { Curves } from "./curves.tsx";
+import { Proof } from "./proof.tsx";
+import { Spans } from "./spans.tsx";
 import { StageStrip } from "./stage-strip.tsx";
 
 export function Run(): ReactNode {
@@ -61,6 +53,7 @@ function Known({ run }: { run: RunState }): ReactNode {
       {run.cancelRequested && !isOver(run) && <p className="soft">{t.run.cancelling}</p>}
       <Card title={t.run.stages}>
         <Stages run={run} />
+        <Spans run={run} />
       </Card>
       {run.phase === "running" && run.progress !== null && <Now run={run} />}
       {run.trained !== null && <Quality run={run} />}
@@ -94,6 +87,8 @@ function Known({ run }: { run: RunState }): ReactNode {
       <Card title={t.run.curves}>
         <Curves run={run} />
       </Card>
+      {run.served !== null && <Proof adapter={run.spec.adapter} version={run.served.version} />}
+      {run.checkpoints.length > 0 && <Checkpoints run={run} />}
       <div className="columns">
         <Card title={t.run.events}>
           <Events run={run} />
@@ -162,35 +157,6 @@ function Quality({ run: { trained } }: { run: RunState }): ReactNode {
         )}
       </dl>
     </Card>
-  );
-}
-
-function Curves({ run }: { run: RunState }): ReactNode {
-  const t = useTexts();
-  const query = useQuery(metricsQuery(run.runId));
-  const data = query.data?.data;
-  const curves = useMemo((): Curve[] => {
-    const pointsOf = (pick: (point: NonNullable<typeof data>[number]) => number | null) =>
-      (data ?? []).flatMap((point) => {
-        const value = pick(point);
-        return value === null ? [] : [[point.step, value] as const];
-      });
-    const held = pointsOf(({ valid_loss: loss }) => loss);
-    return [
-      { name: t.run.trainLoss, color: "--accent", points: pointsOf(({ train_loss: loss }) => loss) },
-      ...(held.length === 0 ? [] : [{ name: t.run.validLoss, color: "--second", dashed: true, points: held }]),
-    ];
-  }, [data, t]);
-  return (
-    <Loaded query={query}>
-      {({ data: points }) =>
-        points.length === 0 ? (
-          <p className="soft">{isOver(run) ? t.run.noCurveKept : t.run.noCurve}</p>
-        ) : (
-          <Chart curves={curves} label={t.run.curves} />
-        )
-      }
-    </Loaded>
   );
 }
 

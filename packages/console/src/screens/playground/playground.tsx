@@ -1,24 +1,17 @@
 /** Two to six models answer one question side by side. */
 import { useQuery } from "@tanstack/react-query";
 import { useNavigate, useSearch } from "@tanstack/react-router";
-import { type KeyboardEvent, type ReactNode, useEffect, useRef, useState } from "react";
-import { api, modelsQuery } from "../data/api.ts";
-import { duration } from "../data/format.ts";
-import { useTexts } from "../texts/texts.tsx";
-import { Card, Field, Page } from "../ui/controls.tsx";
-import { Empty, ErrorNote, Loaded } from "../ui/states.tsx";
+import { type KeyboardEvent, type ReactNode, useState } from "react";
+import { can, modelsQuery, sessionQuery } from "../../data/api.ts";
+import { useTexts } from "../../texts/texts.tsx";
+import { Card, Field, Page } from "../../ui/controls.tsx";
+import { Empty, Loaded } from "../../ui/states.tsx";
+import { type Asked, OneAnswer, type Whole } from "./answer.tsx";
+import { toolsOf } from "./decide-answer.ts";
+import { pairsOf } from "./decide-pairs.ts";
+import { Pairs, usePairs } from "./pairs.tsx";
 
 const most = 6;
-
-interface Asked {
-  /** A new number for each question, so that answers begin anew. */
-  n: number;
-  prompt: string;
-  system: string;
-  temperature: number;
-  maxTokens: number;
-  seed: number | undefined;
-}
 
 export function Playground(): ReactNode {
   const t = useTexts();
@@ -50,21 +43,32 @@ function Table({ models }: { models: string[] }): ReactNode {
   const [temperature, setTemperature] = useState("0");
   const [maxTokens, setMaxTokens] = useState("128");
   const [seed, setSeed] = useState("");
+  const [toolText, setToolText] = useState("");
+  const [probabilities, setProbabilities] = useState(false);
   const [asked, setAsked] = useState<Asked>();
   const [busy, setBusy] = useState<ReadonlySet<string>>(new Set());
   const [stop, setStop] = useState(0);
+  const [whole, setWhole] = useState<ReadonlyMap<string, Whole>>(new Map());
+  const [better, setBetter] = useState<string>();
+  const { data: session } = useQuery(sessionQuery);
+  const { pairs, set, choose: choosePairs } = usePairs();
+  const tools = toolsOf(toolText);
 
   const choose = (next: readonly string[]): void => void navigate({ to: "/playground", search: { models: next.join() }, replace: true });
   const ask = (): void => {
-    if (prompt.trim() === "" || chosen.length === 0) return;
+    if (prompt.trim() === "" || chosen.length === 0 || tools === undefined) return;
     setBusy(new Set(chosen));
+    setWhole(new Map());
+    setBetter(undefined);
     setAsked({
-      n: (asked?.n ?? 0) + 1,
+      id: `${Date.now()}`,
       prompt,
       system,
       temperature: Number(temperature) || 0,
       maxTokens: Math.max(1, Math.round(Number(maxTokens)) || 128),
       seed: seed.trim() === "" ? undefined : Math.round(Number(seed)),
+      tools,
+      probabilities,
     });
   };
   const onKey = (event: KeyboardEvent): void => {
@@ -72,6 +76,18 @@ function Table({ models }: { models: string[] }): ReactNode {
   };
   const left = models.filter((model) => !chosen.includes(model));
   const isBusy = busy.size > 0;
+  /** Choosing this answer, where there is another one that differs. */
+  const voteFor = (model: string): (() => void) | undefined => {
+    const own = whole.get(model);
+    if (asked === undefined || own === undefined || own.isCut) return undefined;
+    const others = chosen.filter((one) => one !== model).flatMap((one) => whole.get(one)?.text ?? []);
+    const chosenPairs = pairsOf(`${asked.id}/vote`, asked, own.text, others);
+    if (chosenPairs.length === 0) return undefined;
+    return () => {
+      setBetter(model);
+      choosePairs(chosenPairs);
+    };
+  };
   return (
     <>
       <Card>
@@ -133,9 +149,31 @@ function Table({ models }: { models: string[] }): ReactNode {
               </Field>
             ))}
           </div>
+          <div className="stack" style={{ marginTop: 14 }}>
+            <Field label={t.playground.tools} hint={t.playground.toolsHint} error={tools === undefined ? t.playground.badTools : undefined}>
+              {(ids) => (
+                <textarea
+                  {...ids}
+                  className="input mono"
+                  spellCheck={false}
+                  value={toolText}
+                  onChange={(event) => setToolText(event.target.value)}
+                />
+              )}
+            </Field>
+            <label className="check">
+              <input type="checkbox" checked={probabilities} onChange={(event) => setProbabilities(event.target.checked)} />
+              {t.playground.probabilities}
+            </label>
+          </div>
         </details>
         <div className="row">
-          <button type="button" className="button primary" disabled={prompt.trim() === "" || chosen.length === 0 || isBusy} onClick={ask}>
+          <button
+            type="button"
+            className="button primary"
+            disabled={prompt.trim() === "" || chosen.length === 0 || tools === undefined || isBusy}
+            onClick={ask}
+          >
             {t.playground.ask}
           </button>
           {isBusy && (
@@ -155,80 +193,22 @@ function Table({ models }: { models: string[] }): ReactNode {
               model={model}
               asked={asked}
               stop={stop}
-              onEnd={() => setBusy((before) => new Set([...before].filter((one) => one !== model)))}
+              onEnd={(answer) => {
+                setBusy((before) => new Set([...before].filter((one) => one !== model)));
+                if (answer !== undefined) setWhole((before) => new Map(before).set(model, answer));
+              }}
+              vote={isBusy ? undefined : voteFor(model)}
+              isChosen={better === model}
+              onCorrect={
+                asked.tools.length > 0 || isBusy
+                  ? undefined
+                  : (right, wrong) => choosePairs(pairsOf(`${asked.id}/${model}`, asked, right, [wrong]))
+              }
             />
           ))}
         </div>
       )}
+      <Pairs pairs={pairs} set={set} mayTrain={can(session, "train")} />
     </>
   );
 }
-
-function OneAnswer({ model, asked, stop, onEnd }: { model: string; asked: Asked; stop: number; onEnd: () => void }): ReactNode {
-  const t = useTexts();
-  const [text, setText] = useState("");
-  const [end, setEnd] = useState<{ tokens: number; ms: number; isStopped: boolean }>();
-  const [error, setError] = useState<unknown>();
-  const controller = useRef<AbortController>(undefined);
-  const firstStop = useRef(stop);
-  const ended = useRef(onEnd);
-  ended.current = onEnd;
-
-  useEffect(() => {
-    const stopping = new AbortController();
-    controller.current = stopping;
-    setText("");
-    setEnd(undefined);
-    setError(undefined);
-    void (async () => {
-      const begun = performance.now();
-      let [whole, tokens, isStopped] = ["", 0, false];
-      try {
-        const events = api.stream("createChatCompletion", {
-          signal: stopping.signal,
-          body: {
-            model,
-            messages: [
-              ...(asked.system.trim() === "" ? [] : [{ role: "system", content: asked.system }]),
-              { role: "user", content: asked.prompt },
-            ],
-            temperature: asked.temperature,
-            max_tokens: asked.maxTokens,
-            ...(asked.seed === undefined ? {} : { seed: asked.seed }),
-            stream_options: { include_usage: true },
-          },
-        });
-        for await (const { choices, usage } of events) {
-          whole += choices[0]?.delta.content ?? "";
-          tokens = usage?.completion_tokens ?? tokens;
-          setText(whole);
-        }
-      } catch (failed) {
-        isStopped = stopping.signal.aborted;
-        if (!isStopped) setError(failed);
-      }
-      if (isStopped && stopping.signal.reason === leaving) return;
-      setEnd({ tokens, ms: performance.now() - begun, isStopped });
-      ended.current();
-    })();
-    return () => stopping.abort(leaving);
-  }, [model, asked]);
-  useEffect(() => {
-    if (stop !== firstStop.current) controller.current?.abort();
-    firstStop.current = stop;
-  }, [stop]);
-
-  return (
-    <Card title={<code className="wrap">{model}</code>}>
-      <p className="answer" aria-live="polite" aria-busy={end === undefined}>
-        {text === "" && end === undefined && error === undefined ? <span className="soft">{t.playground.waiting}</span> : text}
-      </p>
-      {error !== undefined && <ErrorNote error={error} title={t.common.failedTitle} />}
-      {end !== undefined && error === undefined && (
-        <p className="small soft num">{end.isStopped ? t.playground.stopped : t.playground.answered(end.tokens, duration(end.ms))}</p>
-      )}
-    </Card>
-  );
-}
-
-const leaving = new Error("another question");
