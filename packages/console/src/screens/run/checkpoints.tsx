@@ -14,7 +14,7 @@ export function Checkpoints({ run: { checkpoints } }: { run: RunState }): ReactN
           <thead>
             <tr>
               <th className="num">{t.run.step}</th>
-              <th className="num">{t.run.trainLoss}</th>
+              <th className="num">{t.run.loss}</th>
               <th className="num">{t.run.attempt}</th>
               <th className="num">{t.run.size}</th>
               <th>{t.common.when}</th>

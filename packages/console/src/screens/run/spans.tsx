@@ -46,7 +46,7 @@ function Table({ run }: { run: RunState }): ReactNode {
                 {shown.map(({ spanId, service, name, startMs, durationMs, status }) => (
                   <tr key={spanId}>
                     <th scope="row" lang="en">
-                      {name} <span className="small soft">{service}</span>
+                      {name} <span className="small soft plain">{service}</span>
                     </th>
                     <td className="num">{duration(durationMs)}</td>
                     <td className="place">
