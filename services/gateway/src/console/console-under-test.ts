@@ -109,9 +109,10 @@ export const answerUnalike: Engine["answer"] = (body, response) => {
     const logprobs =
       body["logprobs"] === true ? { content: [{ token, logprob: Math.log(probability), bytes: [...Buffer.from(token)] }] } : null;
     const choice = { index: 0, delta: { content: token }, logprobs, finish_reason: n === words.length - 1 ? "stop" : null };
-    response.write(
-      `data: ${JSON.stringify({ id: "chatcmpl-1", object: "chat.completion.chunk", created: 1, model, choices: [choice] })}\n\n`,
-    );
+    const tokens = words.length;
+    const usage = n < tokens - 1 ? {} : { usage: { prompt_tokens: 9, completion_tokens: tokens, total_tokens: 9 + tokens } };
+    const chunk = { id: "chatcmpl-1", object: "chat.completion.chunk", created: 1, model, choices: [choice], ...usage };
+    response.write(`data: ${JSON.stringify(chunk)}\n\n`);
   }
   response.end("data: [DONE]\n\n");
 };
