@@ -59,6 +59,13 @@ export const runsQuery = infiniteQueryOptions({
   initialPageParam: "",
   getNextPageParam: ({ data, has_more: more }) => (more ? data.at(-1)?.runId : undefined),
 });
+/** What was trained lately on a base, to tell how long the next one takes. */
+export const trainedRunsQuery = (base: string) =>
+  queryOptions({
+    queryKey: ["trained-runs", base],
+    queryFn: ({ signal }) => api.listRuns({ signal, query: { base, phase: "served", limit: 20 } }),
+    enabled: base !== "",
+  });
 export const runQuery = (runId: string) =>
   queryOptions({ queryKey: ["run", runId], queryFn: ({ signal }) => api.getRun({ run_id: runId, signal }) });
 export const metricsQuery = (runId: string) =>

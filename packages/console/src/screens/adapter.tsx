@@ -1,15 +1,16 @@
 /** One adapter: which replica holds which version, proven or why not; the alias and where it has been; canary, promotion, rollback, download. */
 import type { AdapterVersion } from "@loraline/contracts";
 import type { Answer } from "@loraline/client";
-import { useMutation, useQuery } from "@tanstack/react-query";
+import { useQuery } from "@tanstack/react-query";
 import { Link, useParams } from "@tanstack/react-router";
 import { type ReactNode, useState } from "react";
-import { adapterQuery, adaptersQuery, api, can, queryClient, sessionQuery } from "../data/api.ts";
+import { adapterQuery, api, can, sessionQuery } from "../data/api.ts";
 import { bytes, duration, number, time } from "../data/format.ts";
 import { saveResponse } from "../data/save-file.ts";
 import { useTexts } from "../texts/texts.tsx";
 import { Badge, Card, Dialog, Page } from "../ui/controls.tsx";
-import { Empty, ErrorNote, Loaded } from "../ui/states.tsx";
+import { Empty, Loaded } from "../ui/states.tsx";
+import { Confirm, Promote, useMove } from "./moves.tsx";
 
 type View = Answer<"getAdapter">;
 
@@ -44,20 +45,6 @@ export function Adapter(): ReactNode {
       </Loaded>
     </Page>
   );
-}
-
-function useMove(adapter: string, done: () => void) {
-  return useMutation({
-    mutationFn: (move: { kind: "promote"; version: number; canary: boolean } | { kind: "rollback"; version?: number }) =>
-      move.kind === "promote"
-        ? api.promoteAdapter({ adapter, body: { version: move.version, ...(move.canary ? { canary: {} } : {}) } })
-        : api.rollbackAdapter({ adapter, body: move.version === undefined ? {} : { version: move.version } }),
-    onSuccess: (view) => {
-      queryClient.setQueryData(adapterQuery(adapter).queryKey, view);
-      void queryClient.invalidateQueries({ queryKey: adaptersQuery.queryKey });
-      done();
-    },
-  });
 }
 
 function Canary({ view: { adapter, canary: counts } }: { view: View }): ReactNode {
@@ -117,55 +104,14 @@ function Canary({ view: { adapter, canary: counts } }: { view: View }): ReactNod
   );
 }
 
-function Confirm({
-  title,
-  text,
-  action,
-  isOpen,
-  onClose,
-  move,
-  onYes,
-  children,
-}: {
-  title: string;
-  text: string;
-  action: string;
-  isOpen: boolean;
-  onClose: () => void;
-  move: { error: unknown; isPending: boolean };
-  onYes: () => void;
-  children?: ReactNode;
-}): ReactNode {
-  const t = useTexts();
-  return (
-    <Dialog title={title} isOpen={isOpen} onClose={onClose}>
-      <p>{text}</p>
-      {children}
-      {move.error !== null && <ErrorNote error={move.error} title={t.common.failedTitle} />}
-      <div className="dialog-end">
-        <button type="button" className="button" onClick={onClose}>
-          {t.common.cancel}
-        </button>
-        <button type="button" className="button primary" disabled={move.isPending} onClick={onYes}>
-          {action}
-        </button>
-      </div>
-    </Dialog>
-  );
-}
-
 function Matrix({ view }: { view: View }): ReactNode {
   const t = useTexts();
   const { data: session } = useQuery(sessionQuery);
   const [promoting, setPromoting] = useState<number>();
-  const [stepwise, setStepwise] = useState(false);
   const [rolling, setRolling] = useState(false);
   const [files, setFiles] = useState<number>();
   const { adapter, replicas } = view;
-  const move = useMove(adapter.adapter, () => {
-    setPromoting(undefined);
-    setRolling(false);
-  });
+  const move = useMove(adapter.adapter, () => setRolling(false));
   const mayPromote = can(session, "promote");
   const mayTake = mayPromote || can(session, "train");
   const before = previousOf(view);
@@ -221,14 +167,7 @@ function Matrix({ view }: { view: View }): ReactNode {
                 <td>
                   <div className="actions">
                     {mayPromote && version.version !== adapter.alias && (version.status === "desired" || version.status === "retired") && (
-                      <button
-                        type="button"
-                        className="button small"
-                        onClick={() => {
-                          move.reset();
-                          setPromoting(version.version);
-                        }}
-                      >
+                      <button type="button" className="button small" onClick={() => setPromoting(version.version)}>
                         {t.adapters.promote}
                         <span className="visually-hidden"> {version.version}</span>
                       </button>
@@ -270,29 +209,7 @@ function Matrix({ view }: { view: View }): ReactNode {
           </button>
         </div>
       )}
-      <Confirm
-        title={t.adapters.promoteTitle(promoting ?? 0)}
-        text={t.adapters.promoteText}
-        action={t.adapters.promote}
-        isOpen={promoting !== undefined}
-        onClose={() => setPromoting(undefined)}
-        move={move}
-        onYes={() =>
-          promoting !== undefined && move.mutate({ kind: "promote", version: promoting, canary: stepwise && adapter.alias !== null })
-        }
-      >
-        {adapter.alias !== null && (
-          <fieldset className="stack-s">
-            <legend className="visually-hidden">{t.adapters.how}</legend>
-            {[false, true].map((isCanary) => (
-              <label className="check" key={String(isCanary)}>
-                <input type="radio" name="how" checked={stepwise === isCanary} onChange={() => setStepwise(isCanary)} />
-                {isCanary ? t.adapters.canary : t.adapters.atOnce}
-              </label>
-            ))}
-          </fieldset>
-        )}
-      </Confirm>
+      <Promote view={view} version={promoting} onClose={() => setPromoting(undefined)} />
       <Confirm
         title={t.adapters.rollbackTitle}
         text={t.adapters.rollbackText(before ?? 0)}

@@ -2,14 +2,15 @@
 import type { RunState } from "@loraline/contracts";
 import { useInfiniteQuery, useQueries, useQuery } from "@tanstack/react-query";
 import { Link, useNavigate, useSearch } from "@tanstack/react-router";
-import { type ReactNode, useMemo } from "react";
-import { can, metricsQuery, runQuery, runsQuery, sessionQuery } from "../data/api.ts";
+import { type ReactNode, useMemo, useState } from "react";
+import { adapterQuery, can, metricsQuery, runQuery, runsQuery, sessionQuery } from "../data/api.ts";
 import { duration, number, time } from "../data/format.ts";
 import { differencesOf } from "../data/settings-of.ts";
 import { useTexts } from "../texts/texts.tsx";
 import { Chart, type Curve } from "../ui/chart.tsx";
-import { Card, Page, RunBadge } from "../ui/controls.tsx";
+import { Badge, Card, Page, RunBadge } from "../ui/controls.tsx";
 import { Empty, ErrorNote, Loading } from "../ui/states.tsx";
+import { Promote } from "./moves.tsx";
 
 const colors = ["--accent", "--second", "--warn", "--bad", "--good", "--text", "--soft", "--control"];
 const most = colors.length;
@@ -49,13 +50,7 @@ export function Compare(): ReactNode {
     [
       t.compare.version,
       ({ served: known, spec: { adapter } }) =>
-        known === null ? (
-          "–"
-        ) : (
-          <Link to="/adapters/$adapter" params={{ adapter }}>
-            {known.version}
-          </Link>
-        ),
+        known === null ? "–" : <PromoteHere adapter={adapter} version={known.version} mayPromote={can(session, "promote")} />,
     ],
   ];
   return (
@@ -132,6 +127,37 @@ export function Compare(): ReactNode {
         </Card>
       )}
     </Page>
+  );
+}
+
+/** The version, whether it is promoted, and the way to make it so. */
+function PromoteHere({ adapter, version, mayPromote }: { adapter: string; version: number; mayPromote: boolean }): ReactNode {
+  const t = useTexts();
+  const { data: view } = useQuery(adapterQuery(adapter));
+  const [asks, setAsks] = useState(false);
+  const known = view?.adapter.versions.find((one) => one.version === version);
+  return (
+    <span className="row">
+      <Link to="/adapters/$adapter" params={{ adapter }}>
+        {t.start.version(version)}
+      </Link>
+      {view !== undefined && view.adapter.alias === version && <Badge tone="good">{t.adapters.promoted}</Badge>}
+      {mayPromote &&
+        view !== undefined &&
+        view.adapter.alias !== version &&
+        (known?.status === "desired" || known?.status === "retired") && (
+          <>
+            <button type="button" className="button small" onClick={() => setAsks(true)}>
+              {t.adapters.promote}
+              <span className="visually-hidden">
+                {" "}
+                {adapter} {version}
+              </span>
+            </button>
+            <Promote view={view} version={asks ? version : undefined} onClose={() => setAsks(false)} />
+          </>
+        )}
+    </span>
   );
 }
 

@@ -10,6 +10,7 @@ import { Card, Dialog, Page, RunBadge } from "../ui/controls.tsx";
 import { ErrorNote, Loaded, Problem } from "../ui/states.tsx";
 import { DatasetBadge } from "./datasets.tsx";
 import { Report } from "./new-run/report.tsx";
+import { Rows } from "./rows.tsx";
 
 export function Dataset(): ReactNode {
   const t = useTexts();
@@ -71,6 +72,9 @@ export function Dataset(): ReactNode {
             {known.report === null && known.error === null && <p className="soft">{t.datasets.noReport}</p>}
             {report.error !== null && <ErrorNote error={report.error} retry={() => void report.refetch()} />}
             {report.data !== undefined && <Report report={report.data} datasetId={datasetId} />}
+            {known.blob !== null && known.parts.length === 0 && (
+              <Rows datasetId={datasetId} filename={known.filename} size={known.blob.size} />
+            )}
             <Card title={t.datasets.usedBy}>
               <Loaded query={runs}>
                 {({ data }) =>

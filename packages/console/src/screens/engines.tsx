@@ -1,11 +1,12 @@
 /** Engines, their replicas, what would make them serve better, and the runs that wait. */
+import type { RunState } from "@loraline/contracts";
 import { useInfiniteQuery, useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import type { ReactNode } from "react";
 import { can, enginesQuery, isOver, runsQuery, sessionQuery } from "../data/api.ts";
 import { duration, time } from "../data/format.ts";
 import { useTexts } from "../texts/texts.tsx";
-import { Badge, Card, Fact, Page } from "../ui/controls.tsx";
+import { Badge, Card, Fact, Page, RunBadge } from "../ui/controls.tsx";
 import { Empty, Loaded, Loading, Words } from "../ui/states.tsx";
 
 export function Engines(): ReactNode {
@@ -87,36 +88,69 @@ export function Engines(): ReactNode {
   );
 }
 
+const gpusOf = ({ spec: { gpus = 1, nodes = 1 } }: RunState): number => gpus * nodes;
+
 function Queue(): ReactNode {
   const t = useTexts();
   const runs = useInfiniteQuery(runsQuery);
-  const waiting = (runs.data?.pages.flatMap(({ data }) => data) ?? []).filter(
-    (run) => !isOver(run) && run.phase !== "running" && run.trained === null,
-  );
+  const open = (runs.data?.pages.flatMap(({ data }) => data) ?? []).filter((run) => !isOver(run) && run.trained === null);
+  const training = open.filter(({ phase }) => phase === "running");
+  const waiting = open
+    .filter(({ phase }) => phase !== "running")
+    .toSorted((a, b) => (b.spec.priority ?? 0) - (a.spec.priority ?? 0) || (a.requestedAt < b.requestedAt ? -1 : 1));
   return (
     <Card title={t.engines.queue}>
       {runs.data === undefined ? (
         <Loading />
-      ) : waiting.length === 0 ? (
-        <p className="soft">{t.engines.queueEmpty}</p>
       ) : (
-        <ul className="items">
-          {waiting.map((run) => (
-            <li key={run.runId}>
-              <span className="grow">
-                <Link to="/runs/$runId" params={{ runId: run.runId }}>
-                  {run.spec.adapter}
-                </Link>
-                <br />
-                <span className="small soft" lang="en">
-                  {run.queue?.message ?? ""}
-                </span>
-              </span>
-              <span className="when soft">{time(run.requestedAt, t.language)}</span>
-              <Badge tone="warn">{t.phases[run.phase]}</Badge>
-            </li>
-          ))}
-        </ul>
+        <>
+          <p className="soft">
+            {t.engines.training(
+              training.length,
+              training.reduce((sum, run) => sum + gpusOf(run), 0),
+            )}{" "}
+            {waiting.length === 0 ? t.engines.queueEmpty : t.engines.queueOrder}
+          </p>
+          {waiting.length > 0 && (
+            <div className="table-frame" tabIndex={0} role="group" aria-label={t.engines.queue}>
+              <table>
+                <thead>
+                  <tr>
+                    <th className="num">{t.engines.place}</th>
+                    <th>{t.compare.run}</th>
+                    <th>{t.engines.state}</th>
+                    <th className="num">{t.engines.gpus}</th>
+                    <th className="num">{t.engines.priority}</th>
+                    <th>{t.engines.since}</th>
+                  </tr>
+                </thead>
+                <tbody>
+                  {waiting.map((run, at) => (
+                    <tr key={run.runId}>
+                      <td className="num">{at + 1}</td>
+                      <td>
+                        <Link to="/runs/$runId" params={{ runId: run.runId }}>
+                          {run.spec.adapter}
+                        </Link>
+                      </td>
+                      <td className="wrap">
+                        <RunBadge run={run} />
+                        {run.queue !== null && (
+                          <p className="small soft" lang="en">
+                            <Words text={run.queue.message} />
+                          </p>
+                        )}
+                      </td>
+                      <td className="num">{gpusOf(run)}</td>
+                      <td className="num">{run.spec.priority ?? 0}</td>
+                      <td className="when">{time(run.requestedAt, t.language)}</td>
+                    </tr>
+                  ))}
+                </tbody>
+              </table>
+            </div>
+          )}
+        </>
       )}
     </Card>
   );

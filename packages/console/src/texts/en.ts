@@ -1,5 +1,5 @@
 /** All words of the console in English. Other languages have the same shape (`Texts`), which the type checker holds complete. */
-import type { RunPhase } from "@loraline/contracts";
+import type { QuotaName, RunPhase } from "@loraline/contracts";
 import type { StageName } from "../data/decide-stages.ts";
 
 const s = (amount: number, noun: string, plural = `${noun}s`): string => `${amount.toLocaleString("en")} ${amount === 1 ? noun : plural}`;
@@ -238,6 +238,11 @@ export const en = {
     start: "Start the run",
     code: "The same as code",
     codeHint: "For a terminal, a pipeline or a cluster.",
+    estimate: (time: string, runs: number) =>
+      `Training takes about ${time}: an estimate from ${s(runs, "earlier run")} of this method on this base. Waiting for a device comes on top.`,
+    noEstimate: "How long it takes cannot be told yet: no run of this method on this base has ended.",
+    pairs: (n: number) => `${s(n, "pair")} of a better and a worse answer.`,
+    longerWins: (share: string) => `In ${share} of them the better one is the longer one; far from 50 %, length itself may be learned.`,
     noBase: "No engine serves a base yet. Wait until one is ready.",
     required: "This is needed.",
     badName: "Use 1 to 63 lower-case letters, digits and dashes.",
@@ -246,6 +251,7 @@ export const en = {
   },
   compare: {
     title: "Compare runs",
+    run: "Run",
     empty: "Choose runs to compare, here or in the list of runs.",
     add: "Add a run",
     remove: (adapter: string) => `Remove ${adapter}`,
@@ -379,6 +385,11 @@ export const en = {
     deleteText:
       "The file and everything made from it is erased for good. Adapters that were trained on it stay, and keep what they have learned.",
     download: "Download the file",
+    rows: "Rows",
+    showRows: "Show the rows of the file",
+    rowsFound: (found: string, all: string) => `${found} of ${all} rows`,
+    rowsTooLarge: (most: string) => `Files of more than ${most} are not shown here. Download it to look into it.`,
+    rowsNoText: "This kind of file has no rows of text. The samples above are from it; download it to see all.",
     noReport: "The report is written once the file has been read.",
   },
   engines: {
@@ -399,7 +410,16 @@ export const en = {
     advice: "Advice",
     noAdvice: "Nothing to improve.",
     queue: "Queue",
-    queueEmpty: "No run waits.",
+    queueEmpty: "None of yours waits.",
+    queueOrder: "Your runs that wait, the next one first. Between tenants, whoever has the least at work comes first.",
+    training: (runs: number, gpus: number) =>
+      runs === 0
+        ? "None of your runs trains now."
+        : `${s(runs, "run")} of yours ${runs === 1 ? "trains" : "train"} now, on ${s(gpus, "device")}.`,
+    place: "Place",
+    gpus: "Devices",
+    priority: "Priority",
+    since: "Since",
     state: "State",
   },
   admin: {
@@ -421,6 +441,10 @@ export const en = {
       createTitle: "Make a key",
       days: "Valid for days",
       daysHint: "Empty: as long as the installation allows.",
+      modelsHint:
+        "Empty: all. Otherwise names with commas between them: pirate, pirate@2, pirate@*, base:NAME. * stands for any characters.",
+      badModel: (model: string) => `“${model}” is no adapter, version or base. Write pirate, pirate@2, pirate@* or base:NAME.`,
+      boundAdmin: "A key that may administer cannot be bound to models. Leave one of the two out.",
       made: "Copy the key now. It is not shown again.",
       scopeNames: { infer: "ask models", train: "train", promote: "promote", admin: "administer" },
       noName: "Give it a name.",
@@ -440,6 +464,33 @@ export const en = {
       limit: "Limit",
       granted: "Granted",
       emptyRates: "No rates are limited.",
+      change: "Change",
+      changeTitle: (adapter: string) => `Limits of ${adapter}`,
+      changeTenant: "Limits of your whole tenant",
+      rateNames: { requestsPerMinute: "Requests per minute", tokensPerMinute: "Tokens per minute", concurrency: "Requests at once" },
+      add: "Limit an adapter",
+      lift: "Lift all of them",
+      save: "Save",
+      fixed: "set by the operator",
+      emptyLifts: "What is left empty is not limited, or as the operator grants it.",
+      grantedIs: (amount: string) => `Granted: ${amount}`,
+      noneGranted: "Granted: no limit",
+      badAmount: "Enter a whole number, or nothing.",
+      badBytes: "Enter a size such as 500 MB or 20 GiB, or nothing.",
+      quotaNames: {
+        storageBytes: "Storage",
+        uploadBytesPerMinute: "Uploads per minute",
+        historyBytes: "History",
+        datasets: "Datasets",
+        adapters: "Adapters",
+        importsAtOnce: "Imports at once",
+        runsAtOnce: "Runs that train at once",
+        runsWaiting: "Runs that wait",
+        adminActionsPerDay: "Changes by administrators per day",
+        gpusPerRun: "GPUs of one run",
+        gpusAtOnce: "GPUs at once",
+        highestPriority: "Highest priority",
+      } satisfies Record<QuotaName, string>,
     },
     usage: {
       empty: "Nothing was asked in the last 30 days.",

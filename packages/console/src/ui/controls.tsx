@@ -150,11 +150,13 @@ export function Code({ text, label, isNamed = false }: { text: string; label: st
 export function Dialog({
   title,
   isOpen,
+  isWide = false,
   onClose,
   children,
 }: {
   title: string;
   isOpen: boolean;
+  isWide?: boolean;
   onClose: () => void;
   children: ReactNode;
 }): ReactNode {
@@ -165,7 +167,7 @@ export function Dialog({
     else ref.current?.close();
   }, [isOpen]);
   return (
-    <dialog ref={ref} aria-labelledby={id} onClose={onClose}>
+    <dialog ref={ref} className={isWide ? "wide" : ""} aria-labelledby={id} onClose={onClose}>
       {isOpen && (
         <div className="stack">
           <h2 id={id}>{title}</h2>

@@ -99,6 +99,25 @@ const spansOf = (traceId: string, tenant: string): SpanView[] =>
     links: [],
   }));
 
+/** What a report says of a file of pairs. */
+export const reportOfPairs: Partial<DatasetReport> = {
+  formats: { "preferred-outputs": 211 },
+  kinds: { preference: 211 },
+  preferences: {
+    pairs: 211,
+    chosen: null,
+    rejected: null,
+    longerWins: 143,
+    shorterWins: 60,
+    identical: 0,
+    ties: { count: 0, lines: [] },
+    unranked: { count: 0, lines: [] },
+    contradictions: { count: 0, lines: [] },
+    good: 0,
+    bad: 0,
+  },
+};
+
 /** An engine's answer that is another one for adapters than for the base, with logprobs where they are asked for. */
 export const answerUnalike: Engine["answer"] = (body, response) => {
   const model = String(body["model"]);
@@ -138,8 +157,8 @@ export const test = testWithNats
       const file = (await openai.files.create({ file: await toFile(rows, name), purpose: "fine-tune" })).id;
       return { file, id: datasetIdOf(file) ?? "" };
     };
-    const ingest = async (id: string) => {
-      const stored = await putJson(objects, tenant, "report", report);
+    const ingest = async (id: string, over: Partial<DatasetReport> = {}) => {
+      const stored = await putJson(objects, tenant, "report", { ...report, ...over });
       const manifest = { kind: "dataset" as const, digest: `sha256:${"a".repeat(64)}` as const, size: 1 };
       await bus.publish(
         events.datasetIngested,

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import axe from "axe-core";
 import type { Page } from "@loraline/testkit/browser";
 import { expect } from "vitest";
-import { answerUnalike, test } from "./console-under-test.ts";
+import { answerUnalike, reportOfPairs, test } from "./console-under-test.ts";
 
 const pictures = join(import.meta.dirname, "../../../../.cache/console-pictures");
 
@@ -13,7 +13,7 @@ type Prepare = (page: Page) => Promise<void>;
 type Screen = [path: string, there: string, prepare?: Prepare];
 
 /** Addresses of all screens, and something that is there when one has come. */
-const screensOf = ({ tenant, datasetId, runs }: { tenant: string; datasetId: string; runs: Record<string, string> }) =>
+const screensOf = ({ tenant, datasetId, runs }: { tenant: string; datasetId: string; runs: Record<string, string> }, pairsId: string) =>
   ({
     start: ["/", "Needs a decision"],
     runs: ["/runs", "captain"],
@@ -32,6 +32,7 @@ const screensOf = ({ tenant, datasetId, runs }: { tenant: string; datasetId: str
     ],
     "new-run": ["/new", "Drop a file here"],
     "new-run-settings": [`/new?dataset=${datasetId}`, "Name of the adapter"],
+    "new-run-pairs": [`/new?dataset=${pairsId}`, "a better and a worse answer"],
     adapters: ["/adapters", "wren"],
     adapter: ["/adapters/wren", "trying again"],
     playground: ["/playground", "Your question"],
@@ -48,11 +49,39 @@ const screensOf = ({ tenant, datasetId, runs }: { tenant: string; datasetId: str
       },
     ],
     datasets: ["/datasets", "lantern-palace.jsonl"],
-    dataset: [`/datasets/${datasetId}`, "Runs that used it"],
+    dataset: [
+      `/datasets/${datasetId}`,
+      "Runs that used it",
+      async (page) => {
+        await page
+          .locator("section")
+          .filter({ hasNot: page.locator("section") })
+          .nth(2)
+          .getByRole("button")
+          .click();
+        await page.locator(".row-text").first().waitFor();
+      },
+    ],
     compare: [`/compare?runs=${runs["running"]},${runs["served"]}`, "Results"],
     engines: ["/engines", "node-a"],
     "admin-keys": ["/admin", "Make a key"],
     "admin-limits": ["/admin?tab=limits", "Quotas"],
+    "admin-limits-change": [
+      "/admin?tab=limits",
+      "Quotas",
+      async (page) => {
+        await page.locator("#main .button.small").first().click();
+        await page.locator("dialog form").waitFor();
+      },
+    ],
+    "admin-keys-make": [
+      "/admin",
+      "Make a key",
+      async (page) => {
+        await page.locator("#main .button.primary").first().click();
+        await page.locator("dialog form").waitFor();
+      },
+    ],
     "admin-usage": ["/admin?tab=usage", "Usage"],
     "admin-audit": ["/admin?tab=audit", "Audit log"],
     "admin-failed": ["/admin?tab=failed", "Send again"],
@@ -88,6 +117,8 @@ test(
   async ({ line, signIn }) => {
     await mkdir(pictures, { recursive: true });
     line.engine.answer = answerUnalike;
+    const pairs = await line.upload("answers.jsonl");
+    await line.ingest(pairs.id, reportOfPairs);
     const looks = {
       light: { colorScheme: "light" },
       dark: { colorScheme: "dark" },
@@ -97,7 +128,7 @@ test(
     for (const [look, options] of Object.entries(looks)) {
       const page = await signIn(options);
       const faults = faultsOf(page);
-      for (const [name, [path, there, prepare]] of Object.entries<Screen>(screensOf(line))) {
+      for (const [name, [path, there, prepare]] of Object.entries<Screen>(screensOf(line, pairs.id))) {
         await page.goto(`${line.url}/console${path}`);
         if (look !== "chinese") await page.getByText(there, { exact: false }).first().waitFor();
         await page.locator(".skeleton").first().waitFor({ state: "detached" });

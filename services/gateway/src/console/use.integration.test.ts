@@ -229,6 +229,101 @@ test("a file is dropped, looked at, and a run starts with the settings that were
   expect(run.spec).toMatchObject({ adapter: "pirate", training: { num_train_epochs: 2 } });
 });
 
+test("limits are set, refused where they are none, and lifted", async ({ line, signIn }) => {
+  const page = await signIn();
+  const limits = async () => {
+    const { data } = (await (await line.fetch("/v1/loraline/limits")).json()) as { data: Record<string, unknown>[] };
+    return data.map(({ adapter, requestsPerMinute, storageBytes }) => ({ adapter, requestsPerMinute, storageBytes }));
+  };
+  await page.goto(`${line.url}/console/admin?tab=limits`);
+  await page.getByRole("button", { name: "Change everything" }).click();
+  const dialog = page.getByRole("dialog");
+  await dialog.getByLabel("Requests per minute").fill("600");
+  await dialog.getByLabel("Storage").fill("three");
+  await dialog.getByText("Enter a size such as 500 MB").waitFor();
+  await dialog.getByLabel("Storage").fill("2 GiB");
+  await dialog.getByRole("button", { name: "Save" }).click();
+  await page.getByRole("cell", { name: "600" }).waitFor();
+  expect(await limits()).toEqual([{ adapter: null, requestsPerMinute: 600, storageBytes: 2 * 1024 ** 3 }]);
+  await page.getByRole("button", { name: "Limit an adapter" }).click();
+  await dialog.getByLabel("Name of the adapter").fill("nobody");
+  await dialog.getByLabel("Requests per minute").fill("5");
+  await dialog.getByRole("button", { name: "Save" }).click();
+  await dialog.getByText("No such adapter: nobody.").waitFor();
+  await dialog.getByLabel("Name of the adapter").fill("wren");
+  await dialog.getByRole("button", { name: "Save" }).click();
+  await page.getByRole("rowheader", { name: "wren" }).waitFor();
+  // What was not touched stays.
+  await page.getByRole("button", { name: "Change everything" }).first().click();
+  await dialog.getByLabel("Requests per minute").fill("700");
+  await dialog.getByRole("button", { name: "Save" }).click();
+  await page.getByRole("cell", { name: "700" }).waitFor();
+  expect(await limits()).toContainEqual({ adapter: null, requestsPerMinute: 700, storageBytes: 2 * 1024 ** 3 });
+  await page.getByRole("button", { name: "Change wren" }).click();
+  await dialog.getByRole("button", { name: "Lift all of them" }).click();
+  await expect.poll(() => page.getByRole("rowheader", { name: "wren" }).count()).toBe(0);
+});
+
+test("a key is made that is bound to models", async ({ line, signIn }) => {
+  const page = await signIn();
+  await page.goto(`${line.url}/console/admin`);
+  await page.getByRole("button", { name: "Make a key" }).click();
+  const dialog = page.getByRole("dialog");
+  await dialog.getByLabel("Name").fill("shop");
+  await dialog.getByRole("textbox", { name: "Models" }).fill("wren@2, Nobody!");
+  await dialog.getByText("“Nobody!” is no adapter, version or base.").waitFor();
+  await dialog.getByRole("textbox", { name: "Models" }).fill("wren@2, base:smol*");
+  await dialog.getByLabel("administer").check();
+  await dialog.getByText("A key that may administer cannot be bound to models.").waitFor();
+  await dialog.getByLabel("administer").uncheck();
+  await dialog.getByLabel("Valid for days").fill("30");
+  await dialog.getByRole("button", { name: "Make a key" }).click();
+  const key = await dialog.locator("pre").textContent();
+  await dialog.getByRole("button", { name: "Close" }).click();
+  await page.getByRole("cell", { name: "wren@2, base:smol*" }).waitFor();
+  const models = await line.clientFor(key ?? "").models.list();
+  expect(models.data.map(({ id }) => id)).toEqual(["smollm2-135m-instruct", `${line.tenant}/wren@2`]);
+});
+
+test("the queue says in which place a run waits, for what, and how much it asks for", async ({ line, signIn }) => {
+  const page = await signIn();
+  await page.goto(`${line.url}/console/engines`);
+  await page.getByText("1 run of yours trains now, on 1 device.").waitFor();
+  await page.getByRole("row", { name: /^1 parrot waiting All devices are busy; 2 runs are before this one\. 1 0/ }).waitFor();
+});
+
+test("runs are compared, and the better one is promoted from there", async ({ line, signIn }) => {
+  const page = await signIn();
+  const moves: (string | null)[] = [];
+  await page.route("**/v1/loraline/adapters/wren/promote", async (route) => {
+    moves.push(route.request().postData());
+    await route.fulfill({ json: await (await line.fetch("/v1/loraline/adapters/wren")).json() });
+  });
+  await page.goto(`${line.url}/console/compare?runs=${line.runs.running},${line.runs.served}`);
+  await page.getByRole("button", { name: "Promote wren 3" }).click();
+  const dialog = page.getByRole("dialog");
+  await dialog.getByRole("button", { name: "Promote" }).click();
+  await expect.poll(() => dialog.count()).toBe(0);
+  expect(moves).toEqual(['{"version":3}']);
+});
+
+test("the rows of a file are searched, and a training on it says what time it may take", async ({ line, signIn }) => {
+  const page = await signIn();
+  await page.goto(`${line.url}/console/datasets/${line.datasetId}`);
+  await page.getByRole("button", { name: "Show the rows of the file" }).click();
+  await page.getByText("20 of 20 rows").waitFor();
+  await page.getByLabel("Search").fill("nothing of that");
+  await page.getByText("0 of 20 rows").waitFor();
+  await page.getByLabel("Search").fill("WHO ARE");
+  await page.getByText("20 of 20 rows").waitFor();
+  await page.goto(`${line.url}/console/new?dataset=${line.datasetId}`);
+  // 12 records in 3 passes took 6 s; these are 211.
+  await page.getByText("Training takes about 2 min 0 s").waitFor();
+  await page.getByText("More settings").click();
+  await page.getByLabel("Most steps").fill("6");
+  await page.getByText(/Training takes about 20 s: an estimate from 1 earlier run/).waitFor();
+});
+
 test("another tenant's addresses show nothing", async ({ line, browser }) => {
   const other = await line.keyFor(`${line.tenant.slice(2)}-other`);
   await using context = await browser.newContext();

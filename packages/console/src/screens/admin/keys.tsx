@@ -1,4 +1,4 @@
-import { scopes, type Scope } from "@loraline/contracts";
+import { modelPattern, scopes, type Scope } from "@loraline/contracts";
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { type FormEvent, type ReactNode, useState } from "react";
 import { api, keysQuery, queryClient } from "../../data/api.ts";
@@ -110,6 +110,15 @@ function MakeKey({ onDone, onClose }: { onDone: () => void; onClose: () => void 
   const [name, setName] = useState("");
   const [chosen, setChosen] = useState<readonly Scope[]>(["infer"]);
   const [days, setDays] = useState("");
+  const [modelText, setModelText] = useState("");
+  const models = modelText.split(/[\s,，、]+/).filter((model) => model !== "");
+  const wrongModel = models.find((model) => !modelPattern.safeParse(model).success);
+  const modelsError =
+    wrongModel !== undefined
+      ? t.admin.keys.badModel(wrongModel)
+      : models.length > 0 && chosen.includes("admin")
+        ? t.admin.keys.boundAdmin
+        : undefined;
   const [isTried, setTried] = useState(false);
   const make = useMutation({
     mutationFn: () =>
@@ -117,6 +126,7 @@ function MakeKey({ onDone, onClose }: { onDone: () => void; onClose: () => void 
         body: {
           name: name.trim(),
           scopes: [...chosen],
+          ...(models.length === 0 ? {} : { models }),
           ...(days.trim() === "" ? {} : { expires_at: new Date(Date.now() + Number(days) * dayMs).toISOString() }),
         },
       }),
@@ -126,7 +136,7 @@ function MakeKey({ onDone, onClose }: { onDone: () => void; onClose: () => void 
   const submit = (event: FormEvent): void => {
     event.preventDefault();
     setTried(true);
-    if (name.trim() !== "" && chosen.length > 0 && !isDaysWrong) make.mutate();
+    if (name.trim() !== "" && chosen.length > 0 && !isDaysWrong && modelsError === undefined) make.mutate();
   };
   if (make.data !== undefined)
     return (
@@ -160,6 +170,18 @@ function MakeKey({ onDone, onClose }: { onDone: () => void; onClose: () => void 
         </div>
         {isTried && chosen.length === 0 && <p className="small error">{t.admin.keys.noScope}</p>}
       </fieldset>
+      <Field label={t.admin.keys.models} hint={t.admin.keys.modelsHint} error={modelsError}>
+        {(ids) => (
+          <input
+            {...ids}
+            className="input"
+            autoComplete="off"
+            spellCheck={false}
+            value={modelText}
+            onChange={(event) => setModelText(event.target.value)}
+          />
+        )}
+      </Field>
       <Field label={t.admin.keys.days} hint={t.admin.keys.daysHint} error={isDaysWrong ? t.newRun.badNumber : undefined}>
         {(ids) => <input {...ids} className="input" inputMode="numeric" value={days} onChange={(event) => setDays(event.target.value)} />}
       </Field>

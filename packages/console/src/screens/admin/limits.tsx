@@ -1,14 +1,28 @@
 import { useQuery } from "@tanstack/react-query";
-import type { ReactNode } from "react";
+import { type ReactNode, useState } from "react";
 import { limitsQuery } from "../../data/api.ts";
 import { bytes, count } from "../../data/format.ts";
 import { useTexts } from "../../texts/texts.tsx";
-import { Card } from "../../ui/controls.tsx";
+import { Card, Dialog } from "../../ui/controls.tsx";
 import { Loaded } from "../../ui/states.tsx";
+import { LimitForm } from "./limit-form.tsx";
 
 export function Limits(): ReactNode {
   const t = useTexts();
   const query = useQuery(limitsQuery);
+  /** Of which one: null is the tenant, empty an adapter that is still to be named. */
+  const [changing, setChanging] = useState<{ of: string | null }>();
+  const change = (of: string | null, isFixed: boolean | null | undefined): ReactNode =>
+    isFixed === true ? (
+      <span className="small soft">{t.admin.limits.fixed}</span>
+    ) : (
+      <button type="button" className="button small" onClick={() => setChanging({ of })}>
+        {t.admin.limits.change}
+        <span className="visually-hidden"> {of ?? t.admin.limits.tenant}</span>
+      </button>
+    );
+  const titleOf = (of: string | null | undefined): string =>
+    of === "" ? t.admin.limits.add : of === null || of === undefined ? t.admin.limits.changeTenant : t.admin.limits.changeTitle(of);
   const amountOf = (quota: string, value: number | null): string =>
     value !== null && quota.includes("ytes") ? bytes(value) : amount(value);
   const amount = (value: number | null): string => (value === null ? t.admin.limits.unlimited : count(value, t.language));
@@ -16,7 +30,7 @@ export function Limits(): ReactNode {
     <Loaded query={query} lines={6}>
       {({ data, quotas }) => (
         <>
-          <Card title={t.admin.limits.quotas}>
+          <Card title={t.admin.limits.quotas} end={change(null, data.find(({ adapter }) => adapter === null)?.fixed)}>
             <div className="table-frame" tabIndex={0} role="group" aria-label={t.admin.limits.quotas}>
               <table>
                 <thead>
@@ -31,7 +45,7 @@ export function Limits(): ReactNode {
                   {quotas.map(({ quota, used, limit, granted }) => (
                     <tr key={quota}>
                       <th scope="row">
-                        <code>{quota}</code>
+                        {t.admin.limits.quotaNames[quota]} <code className="small soft plain">{quota}</code>
                       </th>
                       <td className="num">{used === null ? "–" : amountOf(quota, used)}</td>
                       <td className="num">{amountOf(quota, limit)}</td>
@@ -42,7 +56,14 @@ export function Limits(): ReactNode {
               </table>
             </div>
           </Card>
-          <Card title={t.admin.limits.rates}>
+          <Card
+            title={t.admin.limits.rates}
+            end={
+              <button type="button" className="button small" onClick={() => setChanging({ of: "" })}>
+                {t.admin.limits.add}
+              </button>
+            }
+          >
             {data.length === 0 ? (
               <p className="soft">{t.admin.limits.emptyRates}</p>
             ) : (
@@ -54,15 +75,19 @@ export function Limits(): ReactNode {
                       <th className="num">{t.admin.limits.requests}</th>
                       <th className="num">{t.admin.limits.tokens}</th>
                       <th className="num">{t.admin.limits.concurrency}</th>
+                      <td />
                     </tr>
                   </thead>
                   <tbody>
-                    {data.map(({ adapter, requestsPerMinute, tokensPerMinute, concurrency }) => (
+                    {data.map(({ adapter, requestsPerMinute, tokensPerMinute, concurrency, fixed }) => (
                       <tr key={adapter ?? ""}>
                         <th scope="row">{adapter ?? t.admin.limits.tenant}</th>
                         <td className="num">{amount(requestsPerMinute ?? null)}</td>
                         <td className="num">{amount(tokensPerMinute ?? null)}</td>
                         <td className="num">{amount(concurrency ?? null)}</td>
+                        <td>
+                          <div className="actions">{change(adapter, fixed)}</div>
+                        </td>
                       </tr>
                     ))}
                   </tbody>
@@ -70,6 +95,21 @@ export function Limits(): ReactNode {
               </div>
             )}
           </Card>
+          <Dialog
+            isWide={changing?.of === null}
+            title={titleOf(changing?.of)}
+            isOpen={changing !== undefined}
+            onClose={() => setChanging(undefined)}
+          >
+            {changing !== undefined && (
+              <LimitForm
+                adapter={changing.of}
+                entry={data.find(({ adapter }) => adapter === changing.of)}
+                quotas={quotas}
+                onClose={() => setChanging(undefined)}
+              />
+            )}
+          </Dialog>
         </>
       )}
     </Loaded>

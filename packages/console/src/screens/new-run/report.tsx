@@ -11,7 +11,7 @@ const firstShown = 5;
 
 export function Report({ report, datasetId }: { report: DatasetReport; datasetId: string }): ReactNode {
   const t = useTexts();
-  const { rows, records, rejections, formats, warnings, exactDuplicates } = report;
+  const { rows, records, rejections, formats, warnings, exactDuplicates, preferences } = report;
   return (
     <>
       <Card title={t.newRun.report}>
@@ -27,6 +27,14 @@ export function Report({ report, datasetId }: { report: DatasetReport; datasetId
             </Badge>
           ))}
         </p>
+        {preferences && preferences.pairs > 0 && (
+          <p>
+            {t.newRun.pairs(preferences.pairs)}{" "}
+            {t.newRun.longerWins(
+              (preferences.longerWins / preferences.pairs).toLocaleString(t.language, { style: "percent", maximumFractionDigits: 0 }),
+            )}
+          </p>
+        )}
         {rejections > 0 && <Rejections report={report} datasetId={datasetId} />}
         {warnings.length > 0 && (
           <div className="stack-s">

@@ -4,10 +4,12 @@ import { useMutation, useQuery } from "@tanstack/react-query";
 import { useNavigate } from "@tanstack/react-router";
 import { Tabs } from "radix-ui";
 import { type FormEvent, type ReactNode, useState } from "react";
-import { api, enginesQuery } from "../../data/api.ts";
+import { api, enginesQuery, trainedRunsQuery } from "../../data/api.ts";
+import { duration } from "../../data/format.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Card, Code, Field } from "../../ui/controls.tsx";
 import { ErrorNote, Loaded } from "../../ui/states.tsx";
+import { estimateOf, roughly } from "./decide-time.ts";
 import { codeOf, jobOf, methodsFor, nameAfter, offeredMethods, problemsOf, type Wish } from "./decide-job.ts";
 
 interface Given {
@@ -46,6 +48,8 @@ function Form({ bases, ...given }: Given & { bases: readonly string[] }): ReactN
   const [isTried, setTried] = useState(false);
   const chosen = wish.base === "" && bases[0] !== undefined ? { ...wish, base: bases[0] } : wish;
   const problems = problemsOf(chosen);
+  const recent = useQuery(trainedRunsQuery(chosen.base));
+  const estimate = Object.keys(problems).length > 0 ? undefined : estimateOf(chosen, report, recent.data?.data ?? []);
   const start = useMutation({
     mutationFn: () => api.createFineTuningJob({ body: jobOf(chosen, datasetId) }),
     onSuccess: ({ id }) => void navigate({ to: "/runs/$runId", params: { runId: id.replace(/^ftjob-/, "") } }),
@@ -135,6 +139,9 @@ function Form({ bases, ...given }: Given & { bases: readonly string[] }): ReactN
             {textField("maxSteps", t.newRun.maxSteps, t.newRun.maxStepsHint)}
           </div>
         </details>
+        <p className="soft" role="status">
+          {estimate === undefined ? t.newRun.noEstimate : t.newRun.estimate(duration(roughly(estimate.ms)), estimate.runs)}
+        </p>
         {report.records < 10 && <p className="note warn">{t.newRun.tooFew(report.records)}</p>}
         {start.error !== null && <ErrorNote error={start.error} title={t.common.failedTitle} />}
         <div>
