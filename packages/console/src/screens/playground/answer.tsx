@@ -5,7 +5,7 @@ import { duration } from "../../data/format.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Card, Code, Field } from "../../ui/controls.tsx";
 import { ErrorNote } from "../../ui/states.tsx";
-import { nothingTold, type Piece, type Token, tokensOf, withPiece } from "./decide-answer.ts";
+import { nothingTold, type Token, tokensOf, withPiece } from "./decide-answer.ts";
 
 export interface Asked {
   /** A new one for each question, so that answers begin anew. */
@@ -86,7 +86,7 @@ export function OneAnswer({
           },
         });
         for await (const { choices, usage } of events) {
-          if (choices[0] !== undefined) whole = withPiece(whole, choices[0] as Piece);
+          if (choices[0] !== undefined) whole = withPiece(whole, choices[0]);
           tokens = usage?.completion_tokens ?? tokens;
           setTold(whole);
         }
