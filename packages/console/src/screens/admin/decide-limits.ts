@@ -6,7 +6,7 @@ type RateName = (typeof rateNames)[number];
 const rateFields = { requestsPerMinute: "requests_per_minute", tokensPerMinute: "tokens_per_minute", concurrency: "concurrency" } as const;
 
 /** What was typed; empty: no limit of one's own. */
-export type Typed = Record<RateName, string> & Partial<Record<QuotaName, string>>;
+type Typed = Record<RateName, string> & Partial<Record<QuotaName, string>>;
 type LimitField = RateName | QuotaName;
 
 export const isBytes = (name: string): boolean => /bytes/i.test(name);

@@ -2,7 +2,7 @@
 import type { DatasetReport, RunState } from "@loraline/contracts";
 import type { Wish } from "./decide-job.ts";
 
-export interface Estimate {
+interface Estimate {
   ms: number;
   /** Runs that it is made of. */
   runs: number;

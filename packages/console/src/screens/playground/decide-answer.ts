@@ -11,12 +11,12 @@ export interface Token {
   /** 0 to 1. */
   probability: number;
 }
-export interface ToolCall {
+interface ToolCall {
   name: string;
   /** JSON, as far as it has come. */
   arguments: string;
 }
-export interface Told {
+interface Told {
   text: string;
   tokens: readonly TokenLogprob[];
   calls: readonly ToolCall[];

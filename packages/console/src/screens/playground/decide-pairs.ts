@@ -1,6 +1,6 @@
 /** Pure: pairs of a better and a worse answer, as people choose them, and as a file to train on. */
 
-export interface Question {
+interface Question {
   prompt: string;
   /** Empty: none. */
   system: string;
