@@ -2,6 +2,7 @@
 import type { RunState } from "@loraline/contracts";
 import { useInfiniteQuery, useQueries, useQuery } from "@tanstack/react-query";
 import { Link, useNavigate, useSearch } from "@tanstack/react-router";
+import { Tabs } from "radix-ui";
 import { type ReactNode, useMemo, useState } from "react";
 import { adapterQuery, can, metricsQuery, runQuery, runsQuery, sessionQuery } from "../data/api.ts";
 import { duration, number, time } from "../data/format.ts";
@@ -30,11 +31,14 @@ export function Compare(): ReactNode {
   const others = (all.data?.pages.flatMap(({ data }) => data) ?? []).filter(({ runId }) => !ids.includes(runId));
   const nameOf = (run: RunState): string => `${run.spec.adapter}${run.served === null ? "" : `@${run.served.version}`}`;
 
-  const curves = runs.flatMap((run, n): Curve[] => {
-    const data = metrics.find(({ data: one }) => one?.run_id === run.runId)?.data?.data ?? [];
-    const points = data.flatMap(({ step, train_loss: loss }) => (loss === null ? [] : [[step, loss] as const]));
-    return points.length === 0 ? [] : [{ name: `${n + 1}. ${nameOf(run)}`, color: colors[n] ?? "--accent", points }];
-  });
+  const curvesOf = (loss: "train_loss" | "valid_loss"): Curve[] =>
+    runs.flatMap((run, n): Curve[] => {
+      const data = metrics.find(({ data: one }) => one?.run_id === run.runId)?.data?.data ?? [];
+      const points = data.flatMap(({ step, [loss]: value }) => (value === null ? [] : [[step, value] as const]));
+      return points.length === 0 ? [] : [{ name: `${n + 1}. ${nameOf(run)}`, color: colors[n] ?? "--accent", points }];
+    });
+  const curves = curvesOf("train_loss");
+  const heldOut = curvesOf("valid_loss");
   const differences = runs.length < 2 ? [] : differencesOf(runs.map(({ spec }) => spec));
   const served = runs.flatMap((run) => (run.served === null ? [] : [`${run.tenant}/${run.spec.adapter}@${run.served.version}`]));
 
@@ -104,8 +108,19 @@ export function Compare(): ReactNode {
       {failed !== undefined && <ErrorNote error={failed.error} retry={() => void failed.refetch()} />}
       {found.some(({ isPending }) => isPending) && <Loading />}
       {curves.length > 0 && (
-        <Card title={t.compare.curves}>
-          <Chart curves={curves} label={t.compare.curves} />
+        <Card title={t.run.curves}>
+          <Tabs.Root defaultValue="train" className="stack-s">
+            <Tabs.List className="tabs" aria-label={t.run.curves}>
+              <Tabs.Trigger value="train">{t.compare.curves}</Tabs.Trigger>
+              {heldOut.length > 0 && <Tabs.Trigger value="held-out">{t.compare.heldOut}</Tabs.Trigger>}
+            </Tabs.List>
+            <Tabs.Content value="train" tabIndex={-1}>
+              <Chart curves={curves} label={t.compare.curves} />
+            </Tabs.Content>
+            <Tabs.Content value="held-out" tabIndex={-1}>
+              <Chart curves={heldOut} label={t.compare.heldOut} />
+            </Tabs.Content>
+          </Tabs.Root>
         </Card>
       )}
       {runs.length > 0 && (

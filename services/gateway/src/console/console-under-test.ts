@@ -197,7 +197,8 @@ export const test = testWithNats
     await playTokenized(bus, tenant, running);
     await bus.publish(events.runStarted, at(running), { attempt: 1, job: "train-2" }, { key: "1" });
     for (const step of Array.from({ length: 24 }, (_, n) => n + 1)) {
-      const measured = { loss: 3 / step, gradNorm: 2 / step, learningRate: step * 1e-5, tokensPerSecond: 900 + step };
+      const evaluated = step % 6 === 0 ? { evalLoss: 3 / step + 0.4 } : {};
+      const measured = { ...evaluated, loss: 3 / step, gradNorm: 2 / step, learningRate: step * 1e-5, tokensPerSecond: 900 + step };
       const data = { attempt: 1, phase: "train", step, totalSteps: 60, epoch: step / 60, etaSeconds: 60 - step, ...measured };
       await bus.publish(events.runProgress, at(running), data, { key: `attempt-1/step-${step}` });
     }

@@ -1,7 +1,7 @@
 /** What people do with the console, in a real browser, on a gateway with a simulated engine. */
 import { expect } from "vitest";
 import { createApiKey } from "../access/auth.ts";
-import { playStep, startGateway } from "../gateway-under-test.ts";
+import { chunkOf, playStep, startGateway } from "../gateway-under-test.ts";
 import { answerUnalike, test } from "./console-under-test.ts";
 
 /** Of all that comes before the first page can be read. */
@@ -203,6 +203,24 @@ test("votes and corrections outlive a reload, and become a file of pairs that ca
   expect(await page.getByText("Preferences you gave").count()).toBe(0);
 });
 
+test("an answer that was cut off is not for voting, but can be corrected", async ({ line, signIn }) => {
+  line.engine.answer = (body, response) => {
+    const isBase = body["model"] === "smollm2-135m-instruct";
+    response.writeHead(200, { "content-type": "text/event-stream; charset=utf-8" });
+    response.end(`${chunkOf("x", isBase ? "I am an" : "Wren.", isBase ? "length" : "stop")}data: [DONE]\n\n`);
+  };
+  const page = await signIn();
+  await page.goto(`${line.url}/console/playground?models=${line.tenant}/wren@2,smollm2-135m-instruct`);
+  await page.getByLabel("Your question").fill("Who are you?");
+  await page.keyboard.press("Control+Enter");
+  await page.getByText("cut off at the most tokens").waitFor();
+  expect(await page.getByRole("button", { name: /^(?:This one is better|Correct it)/ }).allTextContents()).toEqual([
+    `This one is better ${line.tenant}/wren@2`,
+    `Correct it ${line.tenant}/wren@2`,
+    "Correct it smollm2-135m-instruct",
+  ]);
+});
+
 test("a file is dropped, looked at, and a run starts with the settings that were chosen", async ({ line, signIn }) => {
   const page = await signIn();
   await page.goto(`${line.url}/console/new`);
@@ -300,11 +318,29 @@ test("runs are compared, and the better one is promoted from there", async ({ li
     await route.fulfill({ json: await (await line.fetch("/v1/loraline/adapters/wren")).json() });
   });
   await page.goto(`${line.url}/console/compare?runs=${line.runs.running},${line.runs.served}`);
+  await page.getByRole("tab", { name: "Held-out loss" }).click();
+  await page.getByRole("button", { name: "Show as a table" }).click();
+  await page.getByRole("row", { name: "12 0.65", exact: true }).waitFor();
   await page.getByRole("button", { name: "Promote wren 3" }).click();
   const dialog = page.getByRole("dialog");
   await dialog.getByRole("button", { name: "Promote" }).click();
   await expect.poll(() => dialog.count()).toBe(0);
   expect(moves).toEqual(['{"version":3}']);
+});
+
+test("ten thousand rows are in the file, and only those in the page that can be seen", async ({ line, signIn }) => {
+  const rows = Array.from({ length: 10_000 }, (_, n) => JSON.stringify({ instruction: `Question ${n}?`, output: "\\u71d5" }));
+  const text = rows.join("\n").replaceAll("\\\\u", "\\u");
+  const file = await line.openai.files.create({ file: new File([text], "many.jsonl"), purpose: "fine-tune" });
+  const page = await signIn();
+  await page.goto(`${line.url}/console/datasets/${file.id.replace("file-", "")}`);
+  await page.getByRole("button", { name: "Show the rows of the file" }).click();
+  await page.getByText("10,000 of 10,000 rows").waitFor();
+  expect(await page.locator(".row-text").count()).toBeLessThan(60);
+  await page.getByLabel("Search").fill("question 9999?");
+  await page.getByText("1 of 10,000 rows").waitFor();
+  // What is written as \\u71d5 is read as what it is.
+  await page.getByText('{"instruction":"Question 9999?","output":"燕"}').waitFor();
 });
 
 test("the rows of a file are searched, and a training on it says what time it may take", async ({ line, signIn }) => {
