@@ -140,7 +140,7 @@ it("the line, when the adapter is trained but not yet served", async () => {
   expect((await expectServedOnce(run)).attempt, "it is not trained again").toBe(1);
 });
 
-it.each(["load_base", "train", "evaluate"])("the trainer, in its phase %s", async (phase) => {
+it.each(["self_test", "train", "evaluate"])("the trainer, in its phase %s", async (phase) => {
   const run = await startRun();
   await reaches(run.runId, `trainer is in ${phase}`, ({ progress }) => progress?.attempt === 1 && progress.phase === phase);
   const [job] = (await readdir(join(stateDir, "train"))).filter((name) => name.includes(run.runId.toLowerCase()));
