@@ -9,6 +9,7 @@ import { benchIngest } from "./ingest.ts";
 import { benchIngestMemory } from "./ingest-memory.ts";
 import { benchLine } from "./line.ts";
 import { benchObjects } from "./objects.ts";
+import { benchProof } from "./proof.ts";
 import { benchReconcile } from "./reconcile.ts";
 import { scaleBenches } from "./scale.ts";
 import { type Row, tableOf } from "./table.ts";
@@ -29,7 +30,12 @@ const benches: Record<string, () => Promise<Row[]>> = {
   ...scaleBenches,
 };
 /** Benchmarks that run only when they are named. */
-const others: Record<string, () => Promise<Row[]>> = { fleet: benchFleet, "three-replicas": benchThreeReplicas, cluster: benchCluster };
+const others: Record<string, () => Promise<Row[]>> = {
+  fleet: benchFleet,
+  "three-replicas": benchThreeReplicas,
+  cluster: benchCluster,
+  proof: benchProof,
+};
 const load = loadavg()[0]!.toFixed(1);
 const machine = `${cpus().length} × ${cpus()[0]?.model ?? "unknown CPU"}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.version}, load before the start ${load}`;
 const rows: Row[] = [];
