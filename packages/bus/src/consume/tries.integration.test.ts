@@ -1,9 +1,10 @@
 /** Messages in the hand of processes that die, and behind those of others. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { consumers, events } from "@loraline/contracts";
+import { buckets, consumers, events, waitedKey } from "@loraline/contracts";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
+import { Kvm } from "@nats-io/kv";
 import { ulid } from "ulid";
 import { expect, test } from "vitest";
 import { connectBus, createBus, ensureStreams } from "../index.ts";
@@ -81,6 +82,22 @@ test("what only waited in the hand of processes that died is worked on as if it 
   await expect.poll(() => tries, { timeout: 5000 }).toEqual([2]);
   expect(await server.bus.deadLetters.list("acme")).toEqual([]);
   await expect.poll(async () => (await jsm.consumers.info(stream.name, durable)).num_ack_pending).toBe(0);
+});
+
+test("a message whose count cannot be read is worked on, and counted from there", { timeout: 30_000 }, async () => {
+  await using server = await startServer(400);
+  const { seq } = await server.bus.publish(events.datasetReceived, { tenant: "acme", id: ulid() }, { blob, filename: "a.jsonl" });
+  const key = waitedKey({ durable, seq });
+  await (await new Kvm(server.nc).open(buckets.waited.name)).put(key, "{");
+  const pulled = await jetstream(server.nc).consumers.get(stream.name, durable);
+  (await pulled.next({ expires: 2000 }))?.nak();
+  const tries: number[] = [];
+  await using _consuming = await server.bus.consume({
+    consumer: consumers.ingestDatasetReceived,
+    handlers: { "dataset.received.v1": async (_, context) => void tries.push(context.tries) },
+  });
+  await expect.poll(() => tries, { timeout: 5000 }).toEqual([2]);
+  expect((await (await server.bus.bucket(buckets.waited)).get(key))?.value).toEqual({ deliveries: 0, away: 0, begun: 2 });
 });
 
 test("a tenant's message behind hundreds of another's is next but a few", { timeout: 30_000 }, async () => {

@@ -1,5 +1,6 @@
 /** How often a message was begun. Whoever dies cannot say so, therefore it is written before: a handler may take its process down. */
 import type { waitedState } from "@loraline/contracts";
+import { natsOutage } from "@loraline/runtime";
 import type { z } from "zod";
 import type { KvBucket } from "../kv.ts";
 
@@ -28,7 +29,14 @@ export function createTries(bucket: KvBucket<Waited>, key: string, deliveries: n
   return {
     async load() {
       if (before !== undefined) return;
-      const found = (await bucket.get(key))?.value;
+      const found = await bucket.get(key).then(
+        (entry) => entry?.value,
+        // An entry that cannot be read says nothing; the message must not wait for ever because of it. It is overwritten by `begin`.
+        (error: unknown) => {
+          if (natsOutage(error) === undefined) return undefined;
+          throw error;
+        },
+      );
       // Only the first delivery is begun without an entry. An entry without the number is of a release that took every delivery for begun.
       if (found === undefined) before = { deliveries: 0, away: 0, begun: 1 };
       else before = { ...found, begun: found.begun ?? deliveries - 1 };
