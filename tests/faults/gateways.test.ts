@@ -99,11 +99,17 @@ async function replaceAll(load: Load, then: (gateway: ServiceUnderTest) => Promi
   }
 }
 
-/** Chats with processes that were started after this place of the history: no chat before it names them. */
-function chatsOfStartedSince(place: number): ChatEntry[] {
-  const chatsIn = (entries: readonly Entry[]) => entries.filter((entry) => entry.kind === "chat");
-  const before = new Set(chatsIn(observed.history.slice(0, place)).map(({ process }) => process));
-  return chatsIn(observed.history.slice(place)).filter(({ process }) => !before.has(process));
+/**
+ * Replaces all gateways as above. @returns the chats of the processes that this started, and of no other: one that ran before may answer
+ * its first chat only afterwards, and has admitted it before the limit or the canary was set.
+ */
+async function chatsWhileReplaced(load: Load, then: (gateway: ServiceUnderTest, chats: () => ChatEntry[]) => Promise<void>) {
+  const before = new Set(line.gateways.map(processOf));
+  const from = observed.history.length;
+  const chats = (): ChatEntry[] =>
+    observed.history.slice(from).filter((entry): entry is ChatEntry => entry.kind === "chat" && !before.has(entry.process));
+  await replaceAll(load, (gateway) => then(gateway, chats));
+  return chats();
 }
 
 /** Another version, which nothing promotes. @returns its number. */
@@ -120,16 +126,15 @@ it("both are replaced one after the other under a canary: each user has one vers
   let answered: ChatEntry[] = [];
   const findings = await observed.findings(
     async (load) => {
-      const { client, history } = load;
+      const { client } = load;
       const version = await trainAnother(load);
       // Processes that have just started answer slowly. A canary that is rolled back for that changes its users' version, as it should.
       const canary = { steps: [50], interval_s: 86_400, max_error_rate: 1, max_latency_ratio: 1000 };
       expect(await client.move("promote", "anna", { version, canary })).toBeUndefined();
-      const from = history.length;
-      await replaceAll(load, async (via) => {
+      const chats = await chatsWhileReplaced(load, async (via) => {
         for (let n = 0; n < 20; n++) await client.chat("anna", "Which one are you?", { stream: false, via, user: `user-${n}` });
       });
-      answered = answeredBy(chatsOfStartedSince(from), "anna");
+      answered = answeredBy(chats, "anna");
       expect((await client.look("anna"))?.moves.at(-1), "the canary is still under way").toMatchObject({
         kind: "canary-started",
         to: version,
@@ -153,14 +158,13 @@ it("both are replaced one after the other under a limit: it holds", { timeout: 9
   let answered: ChatEntry[] = [];
   const findings = await observed.findings(
     async (load) => {
-      const { client, history } = load;
+      const { client } = load;
       await client.limit("anna", { requests_per_minute: few });
-      const from = history.length;
-      await replaceAll(load, async (gateway) => {
+      const chats = await chatsWhileReplaced(load, async (gateway, soFar) => {
         const isRefusal = ({ process, status }: ChatEntry): boolean => process === processOf(gateway) && status === 429;
-        await eventually(`${gateway.id} has refused a chat`, 120_000, () => (chatsOfStartedSince(from).some(isRefusal) ? true : undefined));
+        await eventually(`${gateway.id} has refused a chat`, 120_000, () => (soFar().some(isRefusal) ? true : undefined));
       });
-      answered = answeredBy(chatsOfStartedSince(from), "anna");
+      answered = answeredBy(chats, "anna");
       await client.limit("anna", { requests_per_minute: 100_000 });
     },
     { commands: false },
@@ -174,8 +178,11 @@ const perMinute = 300;
 it("the clocks of all services are stepped by an hour, forwards and back", { timeout: 900_000 }, async () => {
   let from = 0;
   const hour = 3_600_000;
-  const findings = await observed.findings(async ({ client, history, ...load }) => {
+  const findings = await observed.findings(async (load) => {
+    const { client, history } = load;
     await client.limit("anna", { requests_per_minute: perMinute });
+    // What both gateways had admitted before they saw the limit is answered by then.
+    await load.answers(20);
     from = history.length;
     for (const [n, service] of line.services.all.entries()) {
       await service.stepClock(n % 2 === 0 ? hour : -hour);
