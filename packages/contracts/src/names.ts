@@ -37,6 +37,8 @@ export const digestHex = z.string().regex(/^[0-9a-f]{64}$/, "must be 64 lowercas
 export const blobKinds = [
   "raw",
   "records",
+  "picture",
+  "pictures",
   "dataset",
   "report",
   "settings",
@@ -56,6 +58,8 @@ export type StorageGroup = (typeof storageGroups)[number];
 const groupOfKind: Record<BlobKind, StorageGroup> = {
   raw: "uploads",
   records: "datasets",
+  picture: "datasets",
+  pictures: "datasets",
   dataset: "datasets",
   report: "datasets",
   settings: "tokens",

@@ -16,12 +16,54 @@ const message = z.object({
     .optional()
     .describe("OpenAI's spelling of `train`."),
   reasoning: z.string().optional().describe("The assistant's thinking, apart from its answer (`reasoning_content`, `<think>`)."),
-  media: z.array(z.int().nonnegative()).optional().describe("Indexes into the record's `media`, shown before the content."),
+  media: z
+    .array(z.int().nonnegative())
+    .optional()
+    .describe("Indexes into the record's `media`, in the order in which they are shown: where U+FFFC stands in the content, others before it."),
 });
 export type Message = z.infer<typeof message>;
 
 /** Whether a message is trained on: those of the assistant are, unless `train` or `weight` excludes them. */
 export const isTrainedTurn = (turn: Message): boolean => turn.role === "assistant" && turn.train !== false && turn.weight !== 0;
+
+/**
+ * Unicode's object replacement character, which stands in a content where a picture is shown. A content stays one text, so that
+ * everything that reads, redacts, counts or compares texts need not know of pictures.
+ */
+export const pictureMark = "\uFFFC";
+
+/** What a picture may be. Ingest refuses a row with any other. */
+export const pictureLimits = {
+  /** Bytes of the file. */
+  bytes: 20 * 1024 ** 2,
+  /** Width times height. */
+  pixels: 50_000_000,
+  side: 16_384,
+  /** The longer side by the shorter. */
+  ratio: 200,
+  ofRecord: 32,
+  ofDataset: 1_000_000,
+} as const;
+
+export const pictureTypes = ["image/png", "image/jpeg", "image/webp", "image/gif"] as const;
+
+/** A line of the table of a dataset's or run's pictures (JSONL, a blob of kind `pictures`). The picture is the blob of kind `picture` with this digest. */
+export const pictureEntry = z.object({
+  digest,
+  bytes: z.int().positive(),
+  media_type: z.enum(pictureTypes),
+  width: z.int().positive().describe("Pixels, as it is shown: after the orientation that a JPEG may tell. Of a moving picture its first frame."),
+  height: z.int().positive(),
+});
+export type PictureEntry = z.infer<typeof pictureEntry>;
+
+/** The pictures of a dataset or a run. */
+export const pictureTable = z.object({
+  table: blobRef.describe("JSONL: a `pictureEntry` for each picture, once."),
+  count: z.int().positive(),
+  bytes: z.int().positive().describe("Of all pictures."),
+});
+export type PictureTable = z.infer<typeof pictureTable>;
 
 const recordMeta = z.object({
   file: z
@@ -75,9 +117,17 @@ export const record = z.object({
     .optional(),
   label: z.boolean().optional().describe("unpaired: whether the answer is wanted."),
   media: z
-    .array(z.object({ type: z.enum(["image", "audio", "video"]), ref: z.string() }))
-    .optional()
-    .describe("`ref`: URL, path or data URI as the row gives it."),
+    .array(
+      z.object({
+        type: z.enum(["image", "audio", "video"]),
+        ref: z
+          .string()
+          .describe("Digest of a picture in the object store. By older code: URL, path or data URI as the row gives it, which nobody fetched."),
+        ...pictureEntry.omit({ digest: true }).partial().shape,
+        source: z.string().optional().describe("Where the row says that the picture is; of bytes in the row nothing."),
+      }),
+    )
+    .optional(),
   input_ids: z.array(z.int().nonnegative()).min(1).optional(),
   labels: z.array(z.int()).min(1).optional().describe("As long as input_ids; -100 is not trained on."),
   meta: recordMeta,
@@ -185,6 +235,7 @@ export const datasetManifest = z.object({
   rejections: z.int(),
   formats: z.record(z.string(), z.int()),
   chunks: z.array(z.object({ blob: blobRef, records: z.int() })).describe("Canonical records, JSONL."),
+  pictures: pictureTable.optional().describe("What its records show; absent: no pictures."),
   report: blobRef,
   code: z.string().describe("Version of the ingest code."),
 });
@@ -201,6 +252,21 @@ export const tokenShard = z.object({
 export const probePrompt = z.object({
   name: z.string(),
   input_ids: z.array(z.int().nonnegative()).min(1),
+  pictures: z.array(digest).optional().describe("Pictures whose tokens stand in `input_ids`, in their order."),
+  messages: z
+    .array(
+      z.object({
+        role: z.enum(["system", "user", "assistant", "tool"]),
+        content: z.array(
+          z.discriminatedUnion("type", [
+            z.object({ type: z.literal("text"), text: z.string() }),
+            z.object({ type: z.literal("image"), digest }),
+          ]),
+        ),
+      }),
+    )
+    .optional()
+    .describe("The same question as a conversation, because engines take pictures in conversations only."),
 });
 export type ProbePrompt = z.infer<typeof probePrompt>;
 
@@ -247,6 +313,7 @@ export const tokenManifest = z
     code: z.string(),
     train: z.array(tokenShard),
     eval: z.array(tokenShard),
+    pictures: pictureTable.optional().describe("What its sequences and probes show; absent: no pictures, and no columns of them in shards."),
     totals: tokenTotals,
     dropped: z.array(droppedRecord).describe("The first 1000."),
     reasons: z.record(z.string(), z.int()).default({}).describe("Code to how many records were dropped for it."),

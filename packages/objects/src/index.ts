@@ -8,3 +8,4 @@ export { createS3Objects } from "./s3.ts";
 export { getBytes, getJson, getToFile, putJson } from "./whole-blobs.ts";
 export { type StoreState, watchedObjects } from "./watched-objects.ts";
 export { digestOfFile } from "./digest.ts";
+export { blobOfPicture, putPictureTable, readPictureTable } from "./picture-table.ts";

@@ -132,8 +132,8 @@ export function decideRoots({ datasets, runs, adapters, cache, uploads = [] }: T
 
 const writtenBy: Record<"import" | "ingest" | "tokenize" | "train", readonly BlobKind[]> = {
   import: ["raw"],
-  ingest: ["records", "report", "dataset"],
-  tokenize: ["settings", "encoded", "shard", "tokens"],
+  ingest: ["records", "picture", "pictures", "report", "dataset"],
+  tokenize: ["settings", "encoded", "shard", "pictures", "tokens"],
   train: ["checkpoint-file", "checkpoint", "adapter-file", "adapter", "evidence"],
 };
 

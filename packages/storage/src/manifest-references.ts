@@ -1,6 +1,6 @@
 /** What manifests refer to. A manifest never changes, so each is read once. */
 import { adapterManifest, type BlobRef, checkpointManifest, datasetManifest, datasetReport, tokenManifest } from "@loraline/contracts";
-import { getJson, type Objects } from "@loraline/objects";
+import { blobOfPicture, getJson, type Objects, readPictureTable } from "@loraline/objects";
 import { PermanentError } from "@loraline/runtime";
 import { nameOf } from "./decide-garbage.ts";
 
@@ -19,17 +19,19 @@ export function createManifestReferences({ objects }: { objects: Pick<Objects, "
   const read = async (tenant: string, ref: BlobRef): Promise<readonly BlobRef[]> => {
     switch (ref.kind) {
       case "dataset": {
-        const { source, chunks, report } = await getJson(objects, tenant, ref, datasetManifest);
-        return [source, report, ...chunks.map(({ blob }) => blob)];
+        const { source, chunks, report, pictures } = await getJson(objects, tenant, ref, datasetManifest);
+        return [source, report, ...chunks.map(({ blob }) => blob), ...(pictures === undefined ? [] : [pictures.table])];
       }
       case "report": {
         const { allRejections } = await getJson(objects, tenant, ref, datasetReport);
         return allRejections === null ? [] : [allRejections];
       }
       case "tokens": {
-        const { train, eval: held } = await getJson(objects, tenant, ref, tokenManifest);
-        return [...train, ...held].map(({ blob }) => blob);
+        const { train, eval: held, pictures } = await getJson(objects, tenant, ref, tokenManifest);
+        return [...[...train, ...held].map(({ blob }) => blob), ...(pictures === undefined ? [] : [pictures.table])];
       }
+      case "pictures":
+        return (await Array.fromAsync(readPictureTable(objects, tenant, ref))).map(blobOfPicture);
       case "checkpoint":
         return (await getJson(objects, tenant, ref, checkpointManifest)).files.map(({ blob }) => blob);
       case "adapter":

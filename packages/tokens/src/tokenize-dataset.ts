@@ -10,7 +10,7 @@ import {
   type TokenManifest,
 } from "@loraline/contracts";
 import { createNearDuplicates, type NearDuplicates } from "@loraline/datasets";
-import { digestOf, getJson, type Objects, putJson } from "@loraline/objects";
+import { digestOf, getJson, type Objects, putJson, putPictureTable } from "@loraline/objects";
 import type { Telemetry } from "@loraline/runtime";
 import { explainTooFew, listed } from "./decide-remedy.ts";
 import { ignored, type Sequence } from "./encoder/encode-pieces.ts";
@@ -52,6 +52,8 @@ const probeTokens = 256;
 /** Numbers of the run's own probe prompts and of neutral ones: enough to distinguish a weak adapter's effect from rounding (services/serve/src/decide-proof.ts). */
 const probesOfEach = 4;
 const probeCandidates = 16;
+/** Of the run's own probes: a picture is large, and each proof sends it. */
+const probesWithPictures = 2;
 
 /** Hash of everything that decides the result. */
 export function tokenizeKey({ base, spec, dataset, validation }: TokenizeInput): Digest {
@@ -130,12 +132,14 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
       ["loraline.seed", String(spec.training.seed)],
       ...(examples === "answers" ? [] : ([["loraline.examples", examples]] as const)),
     ]);
+    const pictured = [...train.sequences, ...evaluation.sequences].some((one) => store.pictures(one.index).length > 0);
     const write = (rows: Iterable<Int32Array>) =>
       writeShards({
         store,
         rows,
         metadata,
         sided: isSided(examples),
+        pictured,
         shardBytes,
         signal,
         put: (bytes) => objects.put(tenant, "shard", bytes),
@@ -167,6 +171,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
       code: tokenizeCode,
       train: trainShards,
       eval: evalShards,
+      ...(pictured && { pictures: await storePictures(objects, tenant, store, [...train.sequences, ...evaluation.sequences]) }),
       totals: {
         sequences: sum(trainShards, "sequences"),
         tokens: sum(trainShards, "tokens"),
@@ -186,6 +191,17 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
   });
 }
 
+/** Stores the table of the pictures that sequences show. The pictures themselves are stored already, by ingest. */
+async function storePictures(
+  objects: Objects,
+  tenant: string,
+  store: SequenceStore,
+  sequences: readonly Stored[],
+): Promise<TokenManifest["pictures"]> {
+  const pictures = new Map(sequences.flatMap((one) => store.pictures(one.index).map((entry) => [entry.digest, entry] as const)));
+  return putPictureTable(objects, tenant, pictures.values());
+}
+
 /** The trainer evaluates as many of the held-out sequences as its budget allows, from the first. So their order must not be that of the file. */
 function inEvaluationOrder(sequences: readonly Stored[], seed: number): Stored[] {
   const rank = new Map(
@@ -202,6 +218,8 @@ interface Stored {
   index: number;
   id: number;
   line: number;
+  /** What it asks with pictures, if it could be a probe. */
+  question?: NonNullable<ProbePrompt["messages"]>;
   /** Of a preference: hash of the tokens before its answer, and the id of its record. */
   asked?: { prompt: number; digest: Digest };
 }
@@ -269,6 +287,7 @@ async function encodeAll(
     signal.throwIfAborted();
     const first = store.add(chunk);
     const dropped: DroppedRecord[] = [...chunk.dropped];
+    const questions = new Map(chunk.pictureProbes.map(({ sequence, messages }) => [sequence, messages]));
     let record = { position: -1, id: 0, refused: undefined as DroppedRecord | undefined };
     let next = 0;
     for (const [at, line] of chunk.lines.entries()) {
@@ -286,6 +305,8 @@ async function encodeAll(
         const stored: Stored = { index: first + at, id: record.id, line };
         // Only comparisons share questions as a rule, so only they are asked about it.
         if (chunk.sides.length > 0) stored.asked = { prompt: hashOfPrompt(chunk, start, tokens), digest: recordIdOf(chunk, at) };
+        const question = questions.get(at);
+        if (question !== undefined) stored.question = question;
         encoded.sequences.push(stored);
       } else record.refused.tokens += tokens;
     }
@@ -361,6 +382,7 @@ async function choosePrompts(
       ? await promptsFor(encoder, "neutral", neutralQuestions.slice(0, probesOfEach))
       : [];
   const own = new Map<string, ProbePrompt>();
+  const seen = new Map<string, ProbePrompt & { bytes: number }>();
   const together = sequencesTogether(examplesOf(spec.method));
   const sequenceOf = ({ index }: Stored): Sequence => {
     const sequence = { ids: new Int32Array(store.length(index)), labels: new Int32Array(store.length(index)) };
@@ -369,6 +391,15 @@ async function choosePrompts(
   };
   const add = (position: number, limit: number): void => {
     const last = train[position] as Stored;
+    const pictures = store.pictures(last.index);
+    if (pictures.length > 0) {
+      const asked = promptOf(sequenceOf(last));
+      if (last.question === undefined || asked.length > limit) return;
+      const bytes = pictures.reduce((sum, picture) => sum + picture.bytes, 0);
+      const probe = { name: `line-${last.line}`, input_ids: asked, pictures: pictures.map(({ digest }) => digest), messages: last.question };
+      seen.set(JSON.stringify([asked, probe.pictures]), { ...probe, bytes });
+      return;
+    }
     const prompt = together === 2 ? sharedStart(sequenceOf(train[position - 1] as Stored), sequenceOf(last)) : promptOf(sequenceOf(last));
     if (prompt.length > 0 && prompt.length <= limit) own.set(prompt.join(), { name: `line-${last.line}`, input_ids: prompt });
   };
@@ -378,7 +409,8 @@ async function choosePrompts(
     if (own.size >= probeCandidates) break;
     add(byId.get(id) as number, probeTokens);
   }
-  if (own.size === 0 && neutral.length === 0) {
+  const shown = [...seen.values()].sort((a, b) => a.bytes - b.bytes).slice(0, probesWithPictures);
+  if (own.size === 0 && shown.length === 0 && neutral.length === 0) {
     const lengthOf = (position: number): number => store.length((train[position] as Stored).index);
     let shortest = together - 1;
     for (let position = shortest; position < train.length; position += together) {
@@ -388,7 +420,7 @@ async function choosePrompts(
   }
   // Short prompts prove as much as long ones and are answered faster.
   const shortest = [...own.values()].sort((a, b) => a.input_ids.length - b.input_ids.length).slice(0, probesOfEach);
-  return [...shortest, ...neutral];
+  return [...shown.map(({ bytes: _bytes, ...probe }) => probe), ...shortest, ...neutral];
 }
 
 async function tooFew(

@@ -1,4 +1,5 @@
 /** Encodes pieces to ids and labels. */
+import type { PictureEntry, ProbePrompt } from "@loraline/contracts";
 import type { Base } from "./load-base.ts";
 import type { Piece } from "../templates/pieces.ts";
 
@@ -11,6 +12,10 @@ export interface Sequence {
   readonly labels: Int32Array;
   /** Of preferences: 1 of a chosen or good answer, 0 of another one. */
   readonly side?: 0 | 1;
+  /** Pictures whose tokens stand in `ids`, in their order. Absent: none. */
+  readonly pictures?: readonly PictureEntry[];
+  /** With pictures: the conversation up to the last trained turn, where it can be asked of an engine. */
+  question?(): NonNullable<ProbePrompt["messages"]> | undefined;
 }
 
 export interface EncodedPieces extends Sequence {

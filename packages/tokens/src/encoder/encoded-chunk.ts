@@ -1,6 +1,6 @@
 /** The result of tokenizing some records: sequences and reasons, in the records' order, in memory and as bytes. */
 import { comparedText, signatureOf, signatureSize } from "@loraline/datasets";
-import type { Digest, droppedRecord, Rec } from "@loraline/contracts";
+import type { Digest, droppedRecord, PictureEntry, ProbePrompt, Rec } from "@loraline/contracts";
 import type { z } from "zod";
 import { ignored } from "./encode-pieces.ts";
 import type { RecordEncoder } from "./record-encoder.ts";
@@ -23,6 +23,12 @@ export interface EncodedChunk {
   readonly signatures: Uint32Array;
   /** For each sequence: its token ids, then its labels. */
   readonly data: Int32Array;
+  /** Pictures that the sequences show, each once. */
+  readonly pictures: readonly PictureEntry[];
+  /** For each sequence that shows pictures, its place in the chunk and theirs in `pictures`, in the order of their tokens. */
+  readonly shown: readonly Shown[];
+  /** Questions with pictures, as conversations: of the first sequences that could be probes. */
+  readonly pictureProbes: readonly PictureProbe[];
   /** All records that gave no sequence. */
   readonly dropped: readonly DroppedRecord[];
   /** Notes about records that are kept: the first ones, and how many there are of each code. */
@@ -30,6 +36,17 @@ export interface EncodedChunk {
   readonly notes: Readonly<Record<string, number>>;
 }
 
+export type Shown = readonly [sequence: number, pictures: readonly number[]];
+
+export interface PictureProbe {
+  readonly sequence: number;
+  readonly messages: NonNullable<ProbePrompt["messages"]>;
+}
+
+/** Of a chunk. Others could be probes, too, but each run needs a few only. */
+const mostPictureProbes = 16;
+/** Pictures of a probe, in bytes: they travel with each request of each proof. */
+const probePictureBytes = 64 * 1024;
 /** Most notes of a chunk that are kept one by one; others are only counted. */
 export const shownRecords = 1000;
 const recordsPerBatch = 256;
@@ -52,6 +69,14 @@ export async function encodeChunk(
   const dropped: DroppedRecord[] = [];
   const noted: DroppedRecord[] = [];
   const notes: Record<string, number> = {};
+  const pictures = new Map<Digest, { entry: PictureEntry; at: number }>();
+  const shown: Shown[] = [];
+  const pictureProbes: PictureProbe[] = [];
+  const placeOf = (entry: PictureEntry): number => {
+    const known = pictures.get(entry.digest) ?? { entry, at: pictures.size };
+    pictures.set(entry.digest, known);
+    return known.at;
+  };
   let count = 0;
   let needsTemplate = false;
   for (const batch of inBatches(records)) {
@@ -71,6 +96,12 @@ export async function encodeChunk(
         positions.push(count);
         lines.push(meta.line);
         if (sample.side !== undefined) sides.push(sample.side);
+        if (sample.pictures !== undefined && sample.pictures.length > 0) {
+          shown.push([lines.length - 1, sample.pictures.map(placeOf)]);
+          const bytes = sample.pictures.reduce((sum, picture) => sum + picture.bytes, 0);
+          const messages = bytes <= probePictureBytes && pictureProbes.length < mostPictureProbes ? sample.question?.() : undefined;
+          if (messages !== undefined) pictureProbes.push({ sequence: lines.length - 1, messages });
+        }
         parts.push(sample.ids, sample.labels);
       }
       for (const note of result.notes) {
@@ -101,6 +132,9 @@ export async function encodeChunk(
     sides: Int32Array.from(sides),
     signatures: concatenated(signatures),
     data,
+    pictures: [...pictures.values()].map(({ entry }) => entry),
+    shown,
+    pictureProbes,
     dropped,
     noted,
     notes,
@@ -167,10 +201,15 @@ type Header = Pick<EncodedChunk, "records" | "family" | "dropped" | "noted" | "n
   /** Absent: by older code, which compared nothing. */
   sided?: boolean;
   numbers: number;
+  /** Absent: none. */
+  pictures?: EncodedChunk["pictures"];
+  shown?: EncodedChunk["shown"];
+  pictureProbes?: EncodedChunk["pictureProbes"];
 };
 
 export function chunkToBytes(chunk: EncodedChunk): Uint8Array {
   const { records, family, dropped, noted, notes, digests, positions, lines, lengths, supervised, sides, signatures, data } = chunk;
+  const { pictures, shown, pictureProbes } = chunk;
   const header: Header = {
     v: 1,
     records,
@@ -182,6 +221,7 @@ export function chunkToBytes(chunk: EncodedChunk): Uint8Array {
     dropped,
     noted,
     notes,
+    ...(pictures.length > 0 && { pictures, shown, pictureProbes }),
   };
   const json = new TextEncoder().encode(JSON.stringify(header));
   const start = Math.ceil((4 + json.length) / 4) * 4;
@@ -206,6 +246,9 @@ export function chunkFromBytes(given: Uint8Array): EncodedChunk {
     signed,
     sided = false,
     numbers,
+    pictures = [],
+    shown = [],
+    pictureProbes = [],
     v: _version,
     ...header
   } = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + size))) as Header;
@@ -217,6 +260,9 @@ export function chunkFromBytes(given: Uint8Array): EncodedChunk {
   };
   return {
     ...header,
+    pictures,
+    shown,
+    pictureProbes,
     digests: next(Uint8Array, sequences * 32),
     positions: next(Int32Array, sequences),
     lines: next(Int32Array, sequences),

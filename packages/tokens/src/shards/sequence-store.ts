@@ -6,6 +6,7 @@ import { randomUUID } from "node:crypto";
 import { closeSync, openSync, readSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Digest, PictureEntry } from "@loraline/contracts";
 import { explainSystemError } from "@loraline/runtime";
 import type { EncodedChunk } from "../encoder/encoded-chunk.ts";
 
@@ -17,8 +18,10 @@ export interface SequenceStore extends Disposable {
   supervised(index: number): number;
   /** Of a preference: 1 of a chosen or good answer, 0 of another one. */
   side(index: number): number;
+  /** Pictures that sequence `index` shows, in the order of their tokens. */
+  pictures(index: number): readonly PictureEntry[];
   /** Adds a chunk's sequences and returns the index of the first; the others follow. */
-  add(chunk: Pick<EncodedChunk, "lengths" | "supervised" | "sides" | "data">): number;
+  add(chunk: Pick<EncodedChunk, "lengths" | "supervised" | "sides" | "data" | "pictures" | "shown">): number;
   /** Copies a sequence into the arrays, from `at` on. */
   read(index: number, ids: Int32Array, labels: Int32Array, at: number): void;
 }
@@ -30,6 +33,8 @@ export function createSequenceStore(): SequenceStore {
   let lengths = new Int32Array(1024);
   let supervised = new Int32Array(1024);
   let sides = new Int32Array(0);
+  const pictures = new Map<Digest, PictureEntry>();
+  const shown = new Map<number, readonly PictureEntry[]>();
   let written = 0;
   let scratch = new Int32Array(4096);
   const bytesOf = (array: Int32Array): Buffer => Buffer.from(array.buffer, array.byteOffset, array.byteLength);
@@ -58,8 +63,24 @@ export function createSequenceStore(): SequenceStore {
       check(index);
       return sides[index] as number;
     },
+    pictures(index) {
+      check(index);
+      return shown.get(index) ?? [];
+    },
     add(chunk) {
       const first = count;
+      // Each picture is kept once, however many sequences of however many chunks show it.
+      const entries = chunk.pictures.map((entry) => {
+        const known = pictures.get(entry.digest) ?? entry;
+        pictures.set(entry.digest, known);
+        return known;
+      });
+      for (const [sequence, which] of chunk.shown) {
+        shown.set(
+          first + sequence,
+          which.map((at) => entries[at] as PictureEntry),
+        );
+      }
       const more = chunk.lengths.length;
       if (chunk.sides.length > 0) {
         if (count + more > sides.length) sides = grown(sides, Math.max(sides.length * 2, count + more));

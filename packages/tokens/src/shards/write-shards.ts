@@ -1,7 +1,7 @@
 /** Writes rows of sequences to Arrow IPC streams of limited size, which the trainer reads. */
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { BlobRef, tokenShard } from "@loraline/contracts";
-import { Field, Int32, List, makeData, RecordBatch, RecordBatchStreamWriter, Schema, Struct } from "apache-arrow";
+import { type Data, Field, Int32, List, makeData, RecordBatch, RecordBatchStreamWriter, Schema, Struct, Utf8 } from "apache-arrow";
 import type { z } from "zod";
 import type { SequenceStore } from "./sequence-store.ts";
 
@@ -15,6 +15,8 @@ interface ShardOptions {
   metadata: ReadonlyMap<string, string>;
   /** Whether there is a column `sides` beside `seq_lengths`: 1 of a chosen or good answer, 0 of another one. */
   sided?: boolean;
+  /** Whether there are the columns `pictures`, digests in the order of their tokens, and `picture_counts`, how many each sequence has. */
+  pictured?: boolean;
   /** Bytes of token data after which a shard is closed. About as much is held in memory. */
   shardBytes: number;
   put(bytes: AsyncIterable<Uint8Array>): Promise<BlobRef>;
@@ -26,15 +28,24 @@ const batchTokens = 128 * 1024;
 const bytesPerToken = 8;
 
 const list = (): List<Int32> => new List(new Field("item", new Int32(), true));
-type Columns = { input_ids: List<Int32>; labels: List<Int32>; seq_lengths: List<Int32>; sides?: List<Int32> };
+const texts = (): List<Utf8> => new List(new Field("item", new Utf8(), true));
+type Columns = {
+  input_ids: List<Int32>;
+  labels: List<Int32>;
+  seq_lengths: List<Int32>;
+  sides?: List<Int32>;
+  pictures?: List<Utf8>;
+  picture_counts?: List<Int32>;
+};
 
 /** Equal sequences and rows give equal bytes. */
-export async function writeShards({ store, rows, metadata, sided = false, shardBytes, put, signal }: ShardOptions): Promise<TokenShard[]> {
-  const names = ["input_ids", "labels", "seq_lengths", ...(sided ? (["sides"] as const) : [])] as const;
-  const schema = new Schema<Columns>(
-    names.map((name) => new Field(name, list(), true)),
-    new Map(metadata),
-  );
+export async function writeShards(options: ShardOptions): Promise<TokenShard[]> {
+  const { store, rows, metadata, sided = false, pictured = false, shardBytes, put, signal } = options;
+  const fields = [
+    ...["input_ids", "labels", "seq_lengths", ...(sided ? ["sides"] : [])].map((name) => new Field(name, list(), true)),
+    ...(pictured ? [new Field("pictures", texts(), true), new Field("picture_counts", list(), true)] : []),
+  ];
+  const schema = new Schema<Columns>(fields, new Map(metadata));
   const shards: TokenShard[] = [];
   let writer = new RecordBatchStreamWriter<Columns>();
   let shard = { rows: 0, sequences: 0, tokens: 0, supervised: 0 };
@@ -85,8 +96,12 @@ function toRecordBatch(
   const ids = new Int32Array(tokens);
   const labels = new Int32Array(tokens);
   const lengths: number[] = [];
-  const sided = schema.fields.length > 3;
+  const has = (name: keyof Columns): boolean => schema.fields.some((field) => field.name === name);
+  const [sided, pictured] = [has("sides"), has("pictures")];
   const sides: number[] = [];
+  const pictures: string[] = [];
+  const pictureCounts: number[] = [];
+  const pictureOffsets = new Int32Array(rows.length + 1);
   const tokenOffsets = new Int32Array(rows.length + 1);
   const sequenceOffsets = new Int32Array(rows.length + 1);
   let at = 0;
@@ -96,9 +111,12 @@ function toRecordBatch(
       at += store.length(sequence);
       lengths.push(store.length(sequence));
       if (sided) sides.push(store.side(sequence));
+      if (pictured) pictureCounts.push(store.pictures(sequence).length);
+      if (pictured) for (const { digest } of store.pictures(sequence)) pictures.push(digest);
     }
     tokenOffsets[index + 1] = at;
     sequenceOffsets[index + 1] = lengths.length;
+    pictureOffsets[index + 1] = pictures.length;
   }
   const column = (values: Int32Array, valueOffsets: Int32Array) =>
     makeData({
@@ -108,7 +126,15 @@ function toRecordBatch(
       valueOffsets,
       child: makeData({ type: new Int32(), length: values.length, nullCount: 0, data: values }),
     });
-  const children = [column(ids, tokenOffsets), column(labels, tokenOffsets), column(Int32Array.from(lengths), sequenceOffsets)];
+  const texted = (values: readonly string[], valueOffsets: Int32Array) => {
+    const each = values.map((value) => Buffer.from(value));
+    const ends = new Int32Array(values.length + 1);
+    for (const [index, { length }] of each.entries()) ends[index + 1] = (ends[index] as number) + length;
+    const child = makeData({ type: new Utf8(), length: values.length, nullCount: 0, valueOffsets: ends, data: Buffer.concat(each) });
+    return makeData({ type: texts(), length: rows.length, nullCount: 0, valueOffsets, child });
+  };
+  const children: Data[] = [column(ids, tokenOffsets), column(labels, tokenOffsets), column(Int32Array.from(lengths), sequenceOffsets)];
   if (sided) children.push(column(Int32Array.from(sides), sequenceOffsets));
+  if (pictured) children.push(texted(pictures, pictureOffsets), column(Int32Array.from(pictureCounts), sequenceOffsets));
   return new RecordBatch(schema, makeData({ type: new Struct<Columns>(schema.fields), length: rows.length, nullCount: 0, children }));
 }
