@@ -19,7 +19,9 @@ const message = z.object({
   media: z
     .array(z.int().nonnegative())
     .optional()
-    .describe("Indexes into the record's `media`, in the order in which they are shown: where U+FFFC stands in the content, others before it."),
+    .describe(
+      "Indexes into the record's `media`, in the order in which they are shown: where U+FFFC stands in the content, others before it.",
+    ),
 });
 export type Message = z.infer<typeof message>;
 
@@ -52,7 +54,10 @@ export const pictureEntry = z.object({
   digest,
   bytes: z.int().positive(),
   media_type: z.enum(pictureTypes),
-  width: z.int().positive().describe("Pixels, as it is shown: after the orientation that a JPEG may tell. Of a moving picture its first frame."),
+  width: z
+    .int()
+    .positive()
+    .describe("Pixels, as it is shown: after the orientation that a JPEG may tell. Of a moving picture its first frame."),
   height: z.int().positive(),
 });
 export type PictureEntry = z.infer<typeof pictureEntry>;
@@ -122,7 +127,9 @@ export const record = z.object({
         type: z.enum(["image", "audio", "video"]),
         ref: z
           .string()
-          .describe("Digest of a picture in the object store. By older code: URL, path or data URI as the row gives it, which nobody fetched."),
+          .describe(
+            "Digest of a picture in the object store. By older code: URL, path or data URI as the row gives it, which nobody fetched.",
+          ),
         ...pictureEntry.omit({ digest: true }).partial().shape,
         source: z.string().optional().describe("Where the row says that the picture is; of bytes in the row nothing."),
       }),
@@ -313,7 +320,9 @@ export const tokenManifest = z
     code: z.string(),
     train: z.array(tokenShard),
     eval: z.array(tokenShard),
-    pictures: pictureTable.optional().describe("What its sequences and probes show; absent: no pictures, and no columns of them in shards."),
+    pictures: pictureTable
+      .optional()
+      .describe("What its sequences and probes show; absent: no pictures, and no columns of them in shards."),
     totals: tokenTotals,
     dropped: z.array(droppedRecord).describe("The first 1000."),
     reasons: z.record(z.string(), z.int()).default({}).describe("Code to how many records were dropped for it."),

@@ -396,7 +396,12 @@ async function choosePrompts(
       const asked = promptOf(sequenceOf(last));
       if (last.question === undefined || asked.length > limit) return;
       const bytes = pictures.reduce((sum, picture) => sum + picture.bytes, 0);
-      const probe = { name: `line-${last.line}`, input_ids: asked, pictures: pictures.map(({ digest }) => digest), messages: last.question };
+      const probe = {
+        name: `line-${last.line}`,
+        input_ids: asked,
+        pictures: pictures.map(({ digest }) => digest),
+        messages: last.question,
+      };
       seen.set(JSON.stringify([asked, probe.pictures]), { ...probe, bytes });
       return;
     }

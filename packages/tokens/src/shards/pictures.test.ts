@@ -41,15 +41,13 @@ const rows: readonly Encoded[] = [
   sequence([1, ...shown, 33, ...shown, 34, ...shown], [42, 43, 2], [blue, red, blue]),
 ];
 const encoder: RecordEncoder = { encode: async () => [...rows], ask: async () => undefined, family: "jinja" };
-const records = rows.map(
-  (_, at): Rec => ({
-    v: "lrec/1",
-    id: digestOf(String(at)),
-    kind: "chat",
-    task: "chat",
-    meta: { line: at + 1, format: "conversation" },
-  }),
-);
+const records = rows.map((_, at): Rec => ({
+  v: "lrec/1",
+  id: digestOf(String(at)),
+  kind: "chat",
+  task: "chat",
+  meta: { line: at + 1, format: "conversation" },
+}));
 
 const write = async (pictured: boolean): Promise<Buffer> => {
   const chunk = chunkFromBytes(chunkToBytes(await encodeChunk(encoder, records)));
