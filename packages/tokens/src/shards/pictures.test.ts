@@ -75,7 +75,7 @@ it("keeps, for each sequence, which pictures it shows", async () => {
   expect(bytes.equals(readFileSync(join(folder, "train-00000.arrow"))), "bytes of the golden file").toBe(true);
 
   const [batch] = [...RecordBatchReader.from(bytes)];
-  const column = (name: string, row: number): unknown[] => [...(batch?.getChild(name)?.get(row) as Iterable<unknown>)];
+  const column = (name: string, row: number): unknown[] => Array.from(batch?.getChild(name)?.get(row) as ArrayLike<unknown>);
   expect(column("pictures", 0)).toEqual([red.digest]);
   expect(column("picture_counts", 0)).toEqual([1, 0]);
   expect(column("pictures", 1)).toEqual([blue.digest, red.digest, blue.digest]);
