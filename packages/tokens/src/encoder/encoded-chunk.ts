@@ -36,9 +36,9 @@ export interface EncodedChunk {
   readonly notes: Readonly<Record<string, number>>;
 }
 
-export type Shown = readonly [sequence: number, pictures: readonly number[]];
+type Shown = readonly [sequence: number, pictures: readonly number[]];
 
-export interface PictureProbe {
+interface PictureProbe {
   readonly sequence: number;
   readonly messages: NonNullable<ProbePrompt["messages"]>;
 }
