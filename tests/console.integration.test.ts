@@ -1,7 +1,8 @@
 /**
  * From a file to an answer in a browser, with every service a process of its own over a real NATS; only trainer and engine are simulated.
- * The gateway is killed in the middle of the run.
+ * The gateway is killed in the middle of the run. Then a second version is tried by some, and taken back.
  */
+import { createTenantKey } from "@loraline/local";
 import { startBrowser } from "@loraline/testkit/browser";
 import { expect, it } from "vitest";
 import { jsonLines, sampleRows, scratchDir } from "./line-under-test.ts";
@@ -55,5 +56,52 @@ it(
     await page.getByRole("link", { name: "Adapters" }).first().click();
     await page.getByRole("link", { name: "from-a-page" }).click();
     await page.getByText("proven", { exact: true }).waitFor();
+
+    // A second version waits for a decision, gets a share of the users, and is taken back.
+    const client = line.services.client(gateway);
+    const ofFirst = (await client.listRuns()).data[0]?.runId ?? "";
+    await page.goto(`${gateway.url}/console/new?like=${ofFirst}`);
+    await page.getByText("More settings").click();
+    await page.getByLabel("When it is ready").selectOption({ label: "Wait for a decision" });
+    await page.getByRole("button", { name: "Start the run" }).click();
+    await page.getByText("answers", { exact: true }).waitFor({ timeout: 2 * minute });
+    await page.getByRole("link", { name: "Start", exact: true }).click();
+    await page.getByText("“from-a-page” version 2 is ready and waits to be promoted").waitFor();
+    await page.goto(`${gateway.url}/console/adapters/from-a-page`);
+    await page.getByRole("button", { name: "Promote 2" }).click();
+    const dialog = page.getByRole("dialog");
+    await dialog.getByLabel(/Step by step/).check();
+    await dialog.getByRole("button", { name: "Promote" }).click();
+    const card = page.getByRole("region", { name: "Version 2 answers 5 % of the users (canary)" });
+    await card.waitFor();
+    const users = Array.from({ length: 100 }, (_, n) => `user-${n}`);
+    const versions: number[] = [];
+    for (const user of users) {
+      const messages = [{ role: "user" as const, content: "Who are you?" }];
+      const { model } = await client.openai.chat.completions.create({ model: `${tenant}/from-a-page`, messages, user, max_tokens: 4 });
+      versions.push(Number(model.split("@")[1]));
+    }
+    const [first, second] = [1, 2].map((version) => versions.filter((one) => one === version).length);
+    expect(second).toBeGreaterThan(0);
+    await card.getByRole("row", { name: `version 2 ${second} 0` }).waitFor({ timeout: minute });
+    await card.getByRole("row", { name: `version 1 ${first} 0` }).waitFor();
+    await card.getByRole("button", { name: "Roll back" }).click();
+    await dialog.getByText("The canary ends, and everybody gets the promoted version.").waitFor();
+    await dialog.getByRole("button", { name: "Roll back" }).click();
+    await expect.poll(() => card.count(), { timeout: minute }).toBe(0);
+    await page.getByText("answers with version 1").waitFor();
+    await page.getByRole("row", { name: /2 canary ended bootstrap/ }).waitFor();
+
+    // Whoever belongs to another tenant learns nothing by the addresses of this one.
+    const key = await createTenantKey({ natsUrl: line.nats.url, tenant: "neighbour", name: "theirs" });
+    await using elsewhere = await browser.newContext({ locale: "en" });
+    const theirs = await elsewhere.newPage();
+    await theirs.goto(`${gateway.url}/console/runs/${ofFirst}`);
+    await theirs.getByLabel("API key").fill(key);
+    await theirs.getByRole("button", { name: "Sign in" }).click();
+    await theirs.getByRole("heading", { name: "This is not here" }).waitFor();
+    await theirs.getByRole("link", { name: "Go to the start page" }).click();
+    await theirs.getByText("Train your first adapter").waitFor();
+    expect(await theirs.locator("body").textContent()).not.toContain("from-a-page");
   },
 );

@@ -3,10 +3,10 @@ import type { Scope } from "@loraline/contracts";
 import { useQuery } from "@tanstack/react-query";
 import { Link, Outlet, useRouterState } from "@tanstack/react-router";
 import { type ReactNode, useEffect, useRef, useState } from "react";
-import { api, can, enterSession, queryClient, sessionQuery } from "./data/api.ts";
+import { api, can, enterSession, queryClient, sessionEndedQuery, sessionQuery } from "./data/api.ts";
 import { time } from "./data/format.ts";
 import { followServer, type LiveState } from "./data/live.ts";
-import { hasLink, SignIn } from "./sign-in.tsx";
+import { hasLink, SignIn, SignInAgain } from "./sign-in.tsx";
 import { languageNames, type Theme, themes, useSettings } from "./texts/texts.tsx";
 import { Badge } from "./ui/controls.tsx";
 import { ErrorNote, Loading } from "./ui/states.tsx";
@@ -39,6 +39,7 @@ export function Shell(): ReactNode {
 function Frame(): ReactNode {
   const { texts: t } = useSettings();
   const { data: session } = useQuery(sessionQuery);
+  const { data: hasEnded } = useQuery(sessionEndedQuery);
   const [live, setLive] = useState<LiveState>({ status: "connecting", since: 0 });
   const [isOpen, setOpen] = useState(false);
   const path = useRouterState({ select: ({ location }) => location.pathname });
@@ -57,7 +58,8 @@ function Frame(): ReactNode {
       <a className="skip" href="#main">
         {t.common.skip}
       </a>
-      {live.status === "lost" && (
+      {hasEnded && <SignInAgain />}
+      {live.status === "lost" && !hasEnded && (
         <p className="lost" role="alert">
           {t.shell.lost(time(live.since, t.language))}
         </p>
@@ -86,6 +88,7 @@ function Frame(): ReactNode {
             </p>
           )}
           <p className="who">{session && t.shell.signedInAs(session.name, session.tenant)}</p>
+          {session?.expires_at && <p className="who">{t.shell.until(time(session.expires_at, t.language))}</p>}
           <Appearance />
           <SignOut />
         </div>

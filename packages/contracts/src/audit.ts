@@ -18,6 +18,8 @@ export const auditActions = [
   "adapter.delete-version",
   "adapter.delete",
   "tenant.delete",
+  "session.begin",
+  "session.end",
 ] as const;
 export type AuditAction = (typeof auditActions)[number];
 
@@ -61,6 +63,8 @@ const everyday: readonly string[] = [
   "adapter.keep",
   "adapter.pull",
   "adapter.delete-version",
+  "session.begin",
+  "session.end",
 ] satisfies AuditAction[];
 export const auditSubject = (tenant: string, action: string): string => `audit.${tenant}${everyday.includes(action) ? ".everyday" : ""}`;
 /** Where the entries of a tenant are. */

@@ -226,7 +226,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const deletions = await deletionRoutes(context);
     const admin = await adminRoutes(context);
     const seal = createSeal(options.secret);
-    const sessions = await createSessions({ bus, checkKey, secret: options.secret, seal });
+    const sessions = await createSessions({ bus, checkKey, secret: options.secret, seal, log });
     const signInAtIssuer = oidcSignIn({ options: options.oidcSignIn, sessions, seal });
     const changes = owned.use(await createChanges({ bus }));
     const pages = await consoleRoutes(options.consoleDir ?? builtConsole);

@@ -39,8 +39,11 @@ describe("decideProof", () => {
       effectExpected: 5.725,
       baseAgreement: 0,
       scale: null,
+      answers: [{ base: -9, trainer: -0.1, replica: -0.1 }],
       provenAt: at,
     });
+    const { answers } = decideProof([said(strong, { adapter: [-9, -6, -3, -0.25] })], at).proof;
+    expect(answers, "the replica's own number").toEqual([{ base: -9, trainer: -0.1, replica: -0.25 }]);
   });
 
   it("tells one fault from another", () => {

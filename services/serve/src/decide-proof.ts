@@ -175,6 +175,7 @@ export function decideProof(measured: readonly Measured[], at: string, computed:
     effectExpected: finite(effectExpected),
     baseAgreement: finite(baseAgreement),
     scale: slope === undefined ? null : { value: finite(slope.scale), error: finite(slope.error) },
+    answers: measured.flatMap(answerOf),
     provenAt: at,
   };
   const refused = (code: string, message: string): ProofDecision => ({ kind: "refused", problem: { code, message }, proof });
@@ -288,6 +289,15 @@ const sum = (a: readonly number[], b: readonly number[]): number => a.reduce((to
 function centred(values: readonly number[]): number[] {
   const middle = mean(values);
   return values.map((value) => value - middle);
+}
+
+/** What base, trainer and replica say of the token that the adapter finds likeliest in the trainer. Empty where one of them is no number. */
+function answerOf({ record: { first }, adapter: replied }: Measured): NonNullable<Proof["answers"]> {
+  const likeliest = first.adapter.reduce((best, logprob, i) => (logprob > (first.adapter[best] ?? Number.NEGATIVE_INFINITY) ? i : best), 0);
+  const [base = Number.NaN, trainer = Number.NaN, replica = Number.NaN] = [first.base, first.adapter, replied].map((all) => all[likeliest]);
+  return [base, trainer, replica].every(Number.isFinite)
+    ? [{ base: rounded(base), trainer: rounded(trainer), replica: rounded(replica) }]
+    : [];
 }
 
 const finite = (value: number): number => (Number.isFinite(value) ? rounded(value) : 1e6);

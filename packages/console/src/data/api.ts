@@ -1,7 +1,7 @@
 /** The API as this page uses it. The browser's session speaks for the reader, so no key is ever in a script's hands. */
 import { ApiError, createApiClient } from "@loraline/client";
 import { type Scope, type SessionView, terminalPhases, type RunState } from "@loraline/contracts";
-import { infiniteQueryOptions, QueryClient, queryOptions } from "@tanstack/react-query";
+import { infiniteQueryOptions, MutationCache, QueryCache, QueryClient, queryOptions } from "@tanstack/react-query";
 import { keptPairs } from "./kept-pairs.ts";
 
 export const api = createApiClient({ url: location.origin, apiKey: "", retries: 1 });
@@ -13,7 +13,15 @@ export const fileIdOf = (datasetId: string): string => `file-${datasetId}`;
 const mayPass = (error: unknown): boolean =>
   error instanceof ApiError && (error.status === null || error.status === 429 || error.status >= 502 || error.status === 503);
 
-export const queryClient = new QueryClient({
+/** Whoever is refused may be signed out: looked at once, not when the stream of changes notices. */
+const onError = (error: unknown): void => {
+  if (error instanceof ApiError && error.status === 401 && queryClient.getQueryData(sessionEndedQuery.queryKey) !== true)
+    void queryClient.invalidateQueries({ queryKey: sessionQuery.queryKey });
+};
+
+export const queryClient: QueryClient = new QueryClient({
+  queryCache: new QueryCache({ onError }),
+  mutationCache: new MutationCache({ onError }),
   defaultOptions: {
     queries: {
       retry: (failures, error) => failures < 2 && mayPass(error),
@@ -27,15 +35,44 @@ export const queryClient = new QueryClient({
   },
 });
 
+/** Who is signed in; null: nobody. A session that ends under an open page stays here, so that the page stays as it is, with all that was typed. */
 export const sessionQuery = queryOptions({
   queryKey: ["session"],
-  queryFn: ({ signal }) =>
-    api.getSession({ signal }).catch((error: unknown) => {
-      if (error instanceof ApiError && error.status === 401) return null;
-      throw error;
-    }),
+  queryFn: async ({ signal }): Promise<SessionView | null> => {
+    const before = queryClient.getQueryData(sessionQuery.queryKey) ?? null;
+    try {
+      const now = await api.getSession({ signal });
+      resumeSession(before, now);
+      return now;
+    } catch (error) {
+      if (!(error instanceof ApiError && error.status === 401)) throw error;
+      if (before !== null) queryClient.setQueryData(sessionEndedQuery.queryKey, true);
+      return before;
+    }
+  },
   staleTime: Number.POSITIVE_INFINITY,
 });
+
+/** Whether the session of `sessionQuery` has ended: whoever it is of has to sign in again. */
+export const sessionEndedQuery = queryOptions({
+  queryKey: ["session-ended"],
+  queryFn: () => false,
+  initialData: false,
+  staleTime: Number.POSITIVE_INFINITY,
+});
+
+/** Goes on where the session had ended. Another person begins with an empty page: what is on this one is not theirs. */
+export function resumeSession(before: SessionView | null, now: SessionView): void {
+  if (before !== null && (before.tenant !== now.tenant || before.name !== now.name)) {
+    keptPairs.write([]);
+    location.reload();
+    return;
+  }
+  if (queryClient.getQueryData(sessionEndedQuery.queryKey) !== true) return;
+  queryClient.setQueryData(sessionEndedQuery.queryKey, false);
+  queryClient.setQueryData(sessionQuery.queryKey, now);
+  void queryClient.invalidateQueries({ predicate: ({ queryKey }) => !String(queryKey[0]).startsWith("session") });
+}
 
 export const signInOptionsQuery = queryOptions({
   queryKey: ["sign-in-options"],
@@ -48,6 +85,7 @@ export async function enterSession(session: SessionView | null): Promise<void> {
   await queryClient.cancelQueries();
   queryClient.removeQueries({ predicate: ({ queryKey }) => queryKey[0] !== sessionQuery.queryKey[0] });
   queryClient.setQueryData(sessionQuery.queryKey, session);
+  queryClient.setQueryData(sessionEndedQuery.queryKey, false);
   keptPairs.write([]);
 }
 

@@ -26,6 +26,8 @@ const stages: Record<StageName, string> = {
 export const en = {
   language: "en",
   name: "English",
+  /** What to do about each code. Empty: the table of codes is English itself. */
+  remedies: (): Promise<Readonly<Record<string, string>>> => Promise.resolve({}),
   common: {
     retry: "Try again",
     loading: "Loading…",
@@ -51,6 +53,9 @@ export const en = {
     noScope: (scope: string) => `Your key does not have the scope “${scope}”, which this needs. Ask an administrator for one that has it.`,
     notFound: "There is no such page.",
     toStart: "Go to the start page",
+    notHere: "This is not here",
+    notHereText: (tenant: string) =>
+      `It may have been deleted, its address may be mistyped, or it belongs to somebody else. You are signed in for “${tenant}”; whoever sent you the address can tell whether that is the right place.`,
   },
   shell: {
     menu: "Menu",
@@ -63,6 +68,7 @@ export const en = {
     connecting: "Connecting…",
     lost: (when: string) => `The connection is lost. What you see is from ${when}. Trying again…`,
     signedInAs: (name: string, tenant: string) => `${name} · ${tenant}`,
+    until: (when: string) => `Signed in until ${when}`,
   },
   nav: {
     start: "Start",
@@ -86,6 +92,10 @@ export const en = {
     or: "or",
     failed: "Signing in did not work",
     failedText: "The issuer's answer could not be used.",
+    again: "Sign in again",
+    ended: "You are signed out.",
+    endedText: "Your session has ended. Sign in again, here or in another tab: this page stays as it is, with everything you entered.",
+    leave: "Leave this page",
   },
   phases,
   stages,
@@ -152,6 +162,12 @@ export const en = {
     deviation: "Replica against trainer",
     baseDeviation: "The same without the adapter",
     atMost: (limit: string) => `at most ${limit}`,
+    eachPrompt: "Each test prompt",
+    eachPromptHint:
+      "How likely the next token is that the adapter prefers: without the adapter, with it in the trainer, with it on the replica. The last two should lie on each other.",
+    prompt: "Prompt",
+    probability: "Probability from 0 to 100 %",
+    sides: { base: "base", trainer: "trainer", replica: "replica" },
     trace: "Where the time went",
     noTrace: "No times were recorded of this run, or they are not kept any more.",
     spanName: "Work",

@@ -6,6 +6,7 @@ const n = (amount: number): string => amount.toLocaleString("zh");
 export const zh: Texts = {
   language: "zh",
   name: "中文",
+  remedies: () => import("./remedies-zh.ts").then(({ remedies }) => remedies),
   common: {
     retry: "重试",
     loading: "正在加载…",
@@ -31,6 +32,8 @@ export const zh: Texts = {
     noScope: (scope) => `您的密钥没有此操作所需的权限“${scope}”。请向管理员申请。`,
     notFound: "没有这个页面。",
     toStart: "回到首页",
+    notHere: "这里没有此内容",
+    notHereText: (tenant) => `它可能已被删除，地址可能有误，或属于他人。您当前以“${tenant}”登录；给您地址的人可以告诉您是否该在这里查看。`,
   },
   shell: {
     menu: "菜单",
@@ -43,6 +46,7 @@ export const zh: Texts = {
     connecting: "正在连接…",
     lost: (when) => `连接已中断。您看到的是 ${when} 的内容。正在重新连接…`,
     signedInAs: (name, tenant) => `${name} · ${tenant}`,
+    until: (when) => `登录有效至 ${when}`,
   },
   nav: {
     start: "首页",
@@ -66,6 +70,10 @@ export const zh: Texts = {
     or: "或",
     failed: "登录未成功",
     failedText: "无法使用登录服务的答复。",
+    again: "重新登录",
+    ended: "您已退出登录。",
+    endedText: "会话已结束。请在此处或另一个标签页重新登录：本页保持原样，您输入的内容都还在。",
+    leave: "离开本页",
   },
   phases: {
     requested: "读取数据",
@@ -135,6 +143,11 @@ export const zh: Texts = {
     deviation: "副本与训练器之差",
     baseDeviation: "不用适配器时之差",
     atMost: (limit) => `不超过 ${limit}`,
+    eachPrompt: "逐条测试提示",
+    eachPromptHint: "适配器最倾向的下一个词元有多大可能：不带适配器、训练器中带适配器、副本上带适配器。后两者应当重合。",
+    prompt: "提示",
+    probability: "概率，从 0 到 100 %",
+    sides: { base: "基座", trainer: "训练器", replica: "副本" },
     trace: "时间花在哪里",
     noTrace: "没有记录此训练的时间，或已不再保留。",
     spanName: "工作",

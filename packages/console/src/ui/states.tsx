@@ -1,8 +1,9 @@
 /** What a page shows while it waits, and when something went wrong: always what, why and what to do. */
 import { ApiError } from "@loraline/client";
-import type { CodeEntry } from "@loraline/contracts";
-import type { UseQueryResult } from "@tanstack/react-query";
+import { type UseQueryResult, useQuery } from "@tanstack/react-query";
+import { Link } from "@tanstack/react-router";
 import { type ReactNode, useEffect, useState } from "react";
+import { sessionQuery } from "../data/api.ts";
 import { useTexts } from "../texts/texts.tsx";
 
 export function Loading({ lines = 3 }: { lines?: number }): ReactNode {
@@ -17,26 +18,37 @@ export function Loading({ lines = 3 }: { lines?: number }): ReactNode {
   );
 }
 
-/** The table of codes is large and seldom needed. */
-function useRemedy(code: string | null): CodeEntry | undefined {
-  const [entry, setEntry] = useState<CodeEntry>();
+/** What to do about a code, in the reader's language where its table has it. The tables are large and seldom needed. */
+function useRemedy(code: string | null): { text: string; lang: string } | undefined {
+  const t = useTexts();
+  const [entry, setEntry] = useState<{ text: string; lang: string }>();
   useEffect(() => {
     let isCurrent = true;
-    if (code !== null)
-      void import("../data/codes.ts").then(
-        ({ explainCode }) => isCurrent && setEntry(explainCode(code)),
-        () => undefined,
-      );
+    const find = async (wanted: string): Promise<void> => {
+      const translated = (await t.remedies())[wanted];
+      const text = translated ?? (await import("../data/codes.ts")).explainCode(wanted)?.remedy;
+      if (isCurrent) setEntry(text === undefined ? undefined : { text, lang: translated === undefined ? "en" : t.language });
+    };
+    if (code !== null) void find(code).catch(() => undefined);
     return () => {
       isCurrent = false;
     };
-  }, [code]);
+  }, [code, t]);
   return entry;
 }
 
 /** A text of the server: what stands between backticks is code. */
 export function Words({ text }: { text: string }): ReactNode {
   return text.split("`").map((part, at) => (at % 2 === 1 ? <code key={at}>{part}</code> : part));
+}
+
+function Remedy({ text, lang }: { text: string; lang: string }): ReactNode {
+  const t = useTexts();
+  return (
+    <p lang={lang}>
+      <strong>{t.common.whatToDo}:</strong> <Words text={text} />
+    </p>
+  );
 }
 
 /** A problem with its remedy from the table of codes. */
@@ -58,14 +70,11 @@ export function Problem({
   return (
     <div className={`note ${tone}`} role={tone === "bad" ? "alert" : undefined}>
       <h2>{title}</h2>
+      {entry !== undefined && entry.lang !== "en" && <Remedy {...entry} />}
       <p lang="en">
         <Words text={message} />
       </p>
-      {entry !== undefined && (
-        <p lang="en">
-          <strong>{t.common.whatToDo}:</strong> <Words text={entry.remedy} />
-        </p>
-      )}
+      {entry?.lang === "en" && <Remedy {...entry} />}
       {code !== null && (
         <p className="small soft">
           {t.common.code}: <code>{code}</code>
@@ -80,6 +89,8 @@ export function ErrorNote({ error, title, retry }: { error: unknown; title?: str
   const t = useTexts();
   const code = error instanceof ApiError ? error.code : null;
   const message = error instanceof Error ? error.message : String(error);
+  // What was to be shown is not there, or not for this tenant: the server does not say which, and neither does this page.
+  if (error instanceof ApiError && error.status === 404 && title === undefined) return <NotHere message={message} />;
   return (
     <Problem title={title ?? t.common.errorTitle} code={code} message={message}>
       {retry && (
@@ -88,6 +99,25 @@ export function ErrorNote({ error, title, retry }: { error: unknown; title?: str
         </button>
       )}
     </Problem>
+  );
+}
+
+function NotHere({ message }: { message: string }): ReactNode {
+  const t = useTexts();
+  const { data: session } = useQuery(sessionQuery);
+  return (
+    <div className="note warn" role="alert">
+      <h2>{t.common.notHere}</h2>
+      <p>{t.common.notHereText(session?.tenant ?? "")}</p>
+      <p className="small soft" lang="en">
+        <Words text={message} />
+      </p>
+      <div className="row">
+        <Link to="/" className="button small">
+          {t.common.toStart}
+        </Link>
+      </div>
+    </div>
   );
 }
 

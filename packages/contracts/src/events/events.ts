@@ -245,6 +245,18 @@ export const proof = z.object({
     .object({ value: z.number(), error: z.number().describe("One standard error.") })
     .nullish()
     .describe("By how much of the recorded effect the replica moves: 1 where all is right. Null: the effect is too small to tell."),
+  answers: z
+    .array(
+      z.object({
+        base: z.number().describe("Of the base, in the trainer."),
+        trainer: z.number().describe("With the adapter, in the trainer."),
+        replica: z.number().describe("With the adapter, on the replica."),
+      }),
+    )
+    .nullish()
+    .describe(
+      "For each probe, the logprobs of the next token that the adapter finds likeliest in the trainer. Absent in proofs of before.",
+    ),
   provenAt: isoTime,
 });
 export type Proof = z.infer<typeof proof>;

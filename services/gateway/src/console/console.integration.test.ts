@@ -181,6 +181,23 @@ describe("a session", () => {
     expect(await codeOf(invented)).toBe("session_ended");
   });
 
+  test("is in the audit log when it begins and when it is ended", async ({ tried: { line, asPage, signIn } }) => {
+    const apiKey = await createApiKey({ bus: line.bus }, { tenant: line.tenant, name: "ada" });
+    const { cookie } = await signIn({ api_key: apiKey });
+    await asPage("/v1/loraline/session", { method: "DELETE", cookie });
+    const { link } = (await (await line.fetch("/v1/loraline/session/links", { method: "POST" })).json()) as { link: string };
+    const second = await signIn({ link });
+    await signIn({ api_key: "ll-wrong" });
+    const log = await line.fetch("/v1/loraline/audit?limit=10");
+    const { data } = (await log.json()) as { data: { action: string; target: string; by: { name: string }; details: object }[] };
+    const told = data.filter(({ action }) => action.startsWith("session."));
+    expect(told.map(({ action, by }) => `${action} ${by.name}`)).toEqual(["session.begin test", "session.end ada", "session.begin ada"]);
+    expect(told[0]?.details).toMatchObject({ with: "link", expires_at: second.body["expires_at"] });
+    expect(told[2]?.details).toMatchObject({ with: "key" });
+    expect(told[1]?.target, "which one it was").toBe(told[2]?.target);
+    expect(JSON.stringify(data)).not.toContain(cookie.split("=")[1]);
+  });
+
   test("is begun by a link, once", async ({ tried: { line, asPage, signIn } }) => {
     const made = await line.fetch("/v1/loraline/session/links", { method: "POST" });
     const { link } = (await made.json()) as { link: string };

@@ -93,6 +93,14 @@ describe("at the issuer", () => {
     await page.getByRole("button", { name: "Sign in" }).waitFor();
     const after = await fetch(`${line.url}/v1/loraline/session`, { headers: { cookie: `${session?.name}=${session?.value}` } });
     expect(after.status).toBe(401);
+    const { data } = (await (await line.fetch("/v1/loraline/audit?by=ada")).json()) as {
+      data: { action: string; by: object; details: object }[];
+    };
+    expect(data.map(({ action, by }) => ({ action, by }))).toMatchObject([
+      { action: "session.end", by: { kind: "token", id: "ada" } },
+      { action: "session.begin", by: { kind: "token", id: "ada" } },
+    ]);
+    expect(data[1]?.details).toMatchObject({ with: "issuer" });
   });
 
   test("who has no tenant is told so, and no session begins", { timeout: 120_000 }, async ({ at: { line }, browser }) => {

@@ -37,7 +37,7 @@ export function sessionRoutes({ sessions }: { sessions: Sessions }): (app: Fasti
     });
     app.delete("/loraline/session", async (request, reply) => {
       const cookie = sessionCookieOf(request);
-      const ended = cookie !== undefined && (await sessions.end(cookie));
+      const ended = cookie !== undefined && (await sessions.end(cookie, request.caller));
       if (cookie !== undefined) void reply.header("set-cookie", setSessionCookie(request, "", 0));
       return { ended };
     });

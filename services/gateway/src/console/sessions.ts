@@ -2,7 +2,7 @@
 import { createHmac, hash, randomBytes, timingSafeEqual } from "node:crypto";
 import type { Bus } from "@loraline/bus";
 import { buckets, everyKeyOf, sessionKey, sessionLastsMs, signInLinkLastsMs } from "@loraline/contracts";
-import { PermanentError } from "@loraline/runtime";
+import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { decodeJwt } from "jose";
 import { type Caller, hashApiKey, type KeyCheck } from "../access/auth.ts";
 import type { createSeal } from "./seal.ts";
@@ -23,7 +23,7 @@ export interface Sessions {
   /** @throws PermanentError 401 `link_used` */
   beginByLink(link: string): Promise<Begun>;
   /** @returns whether there was one. */
-  end(cookie: string): Promise<boolean>;
+  end(cookie: string, caller: Caller): Promise<boolean>;
   /** A link that signs one browser in with the rights of this key. */
   createLink(caller: Caller, apiKey: string): Promise<{ link: string; expiresAt: string }>;
 }
@@ -45,17 +45,22 @@ const used = (): PermanentError =>
     { status: 401 },
   );
 
+/** By what somebody signed in. */
+type Way = "key" | "link" | "issuer";
+
 /** @param deps.secret - signs cookies and links, so that NATS is asked for none that was invented. All gateways of an installation have the same one. */
 export async function createSessions({
   bus,
   checkKey,
   secret,
   seal,
+  log,
 }: {
-  bus: Pick<Bus, "bucket">;
+  bus: Pick<Bus, "bucket" | "audit">;
   checkKey: KeyCheck;
   secret: string | undefined;
   seal: ReturnType<typeof createSeal>;
+  log: Log;
 }): Promise<Sessions> {
   const stored = await bus.bucket(buckets.sessions);
   const signingKey = hash("sha256", `loraline console ${secret ?? randomBytes(32).toString("hex")}`, "buffer");
@@ -77,25 +82,53 @@ export async function createSessions({
     entries.sort((a, b) => (a.value.createdAt < b.value.createdAt ? -1 : 1));
     for (const { key } of entries.slice(0, Math.max(0, entries.length - mostOfTenant + 1))) await stored.delete(key);
   };
+  /** Tells sessions apart in the audit log, and is of no use to whoever reads it there. */
+  const nameOf = (token: string): string => hash("sha256", token).slice(0, 16);
+  const record = (action: "session.begin" | "session.end", token: string, { tenant, actor }: Caller, details: Record<string, unknown>) =>
+    bus.audit.record({
+      id: `${action}/${nameOf(token)}`,
+      tenant,
+      action,
+      target: nameOf(token),
+      by: actor,
+      outcome: action === "session.begin" ? "accepted" : "done",
+      details,
+    });
   const store = async (
     kind: "session" | "link",
     by: { key: string } | { key: null; token: string },
     tenant: string,
     lastsMs: number,
     noLaterThan: string | null,
+    before: (token: string, expiresAt: string) => Promise<void> = async () => {},
   ) => {
     await makeRoom(tenant);
     const token = newToken(tenant);
     const now = Date.now();
     const until = Math.min(now + lastsMs, noLaterThan === null ? Number.POSITIVE_INFINITY : Date.parse(noLaterThan));
     const expiresAt = new Date(until).toISOString();
+    await before(token, expiresAt);
     await stored.put(storedAs(tenant, token), { kind, tenant, ...by, createdAt: new Date(now).toISOString(), expiresAt });
     return { token, expiresAt };
   };
-  const begin = async (keyHash: string): Promise<Begun> => {
-    const caller = await checkKey.byHash(keyHash);
-    const { token, expiresAt } = await store("session", { key: keyHash }, caller.tenant, sessionLastsMs, caller.key?.expiresAt ?? null);
+  /** What cannot be recorded does not begin. */
+  const storeSession = async (
+    by: { key: string } | { key: null; token: string },
+    caller: Caller,
+    noLaterThan: string | null,
+    way: Way,
+  ): Promise<Begun> => {
+    const recorded = (token: string, expiresAt: string): Promise<void> =>
+      record("session.begin", token, caller, { with: way, expires_at: expiresAt }).catch((error: unknown) => {
+        const message = `The audit log cannot be written (${(error as Error).message}), so nobody is signed in. Try again.`;
+        throw new RetryLaterError("audit_unavailable", 2000, message, { cause: error });
+      });
+    const { token, expiresAt } = await store("session", by, caller.tenant, sessionLastsMs, noLaterThan, recorded);
     return { cookie: token, caller, expiresAt };
+  };
+  const begin = async (keyHash: string, way: Way): Promise<Begun> => {
+    const caller = await checkKey.byHash(keyHash);
+    return storeSession({ key: keyHash }, caller, caller.key?.expiresAt ?? null, way);
   };
 
   /** Whoever the session is of is asked for anew, each time. */
@@ -112,8 +145,7 @@ export async function createSessions({
       // A key's check takes keys, too; what is no token of the issuer has no end by which the session could end.
       const { exp } = decodeJwt(token);
       const endsAt = new Date((exp ?? 0) * 1000).toISOString();
-      const made = await store("session", { key: null, token: seal.close(token) }, caller.tenant, sessionLastsMs, endsAt);
-      return { cookie: made.token, caller, expiresAt: made.expiresAt };
+      return storeSession({ key: null, token: seal.close(token) }, caller, endsAt, "issuer");
     },
     async callerOf(cookie) {
       const key = keyOf(cookie);
@@ -123,7 +155,7 @@ export async function createSessions({
     },
     async begin(apiKey) {
       await checkKey(`Bearer ${apiKey}`);
-      return begin(hashApiKey(apiKey));
+      return begin(hashApiKey(apiKey), "key");
     },
     async beginByLink(link) {
       const key = keyOf(link);
@@ -135,12 +167,16 @@ export async function createSessions({
         return known === undefined || keyHash === undefined ? undefined : { ...known, expiresAt: known.createdAt };
       });
       if (keyHash === undefined || keyHash === null) throw used();
-      return begin(keyHash);
+      return begin(keyHash, "link");
     },
-    async end(cookie) {
+    async end(cookie, caller) {
       const key = keyOf(cookie);
       if (key === undefined || (await stored.get(key))?.value.kind !== "session") return false;
       await stored.delete(key);
+      // Whoever leaves is let go, also while the log cannot be written.
+      await record("session.end", cookie, caller, {}).catch((error: unknown) => {
+        log.error({ err: error, tenant: caller.tenant }, "the audit log lacks the end of a session");
+      });
       return true;
     },
     async createLink({ tenant, key }, apiKey) {

@@ -50,6 +50,44 @@ test("a key signs in, shows what it may do, and signing out ends it", async ({ l
   await page.getByRole("button", { name: "Sign in" }).waitFor();
 });
 
+test("a session that ends under an open page loses nothing that was typed; somebody else begins with an empty page", async ({
+  line,
+  browser,
+}) => {
+  const keyOf = (name: string) => createApiKey({ bus: line.bus }, { tenant: line.tenant, name });
+  const revoke = async (name: string) => {
+    const { data } = (await (await line.fetch("/v1/loraline/keys")).json()) as { data: { id: string; name: string }[] };
+    for (const { id } of data.filter((one) => one.name === name)) await line.fetch(`/v1/loraline/keys/${id}`, { method: "DELETE" });
+  };
+  await using context = await browser.newContext();
+  const page = await context.newPage();
+  await page.goto(`${line.url}/console/playground?models=smollm2-135m-instruct`);
+  await page.getByLabel("API key").fill(await keyOf("ada"));
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByText(/^Signed in until /).waitFor();
+  await page.getByLabel("Your question").fill("A long question");
+  await revoke("ada");
+  await page.keyboard.press("Control+Enter");
+  const dialog = page.getByRole("dialog");
+  await dialog.getByRole("heading", { name: "Sign in again" }).waitFor();
+  await page.keyboard.press("Escape");
+  await page.getByRole("alert").getByRole("button", { name: "Sign in again" }).click();
+  await dialog.getByLabel("API key").fill(await keyOf("ada"));
+  await dialog.getByRole("button", { name: "Sign in", exact: true }).click();
+  await expect.poll(() => page.getByText("You are signed out.").count()).toBe(0);
+  expect(await page.getByLabel("Your question").inputValue()).toBe("A long question");
+  await page.getByRole("button", { name: "Ask" }).click();
+  await page.getByText("3 tokens in").waitFor();
+
+  await revoke("ada");
+  await page.getByRole("link", { name: "Runs", exact: true }).click();
+  await dialog.getByLabel("API key").fill(await keyOf("grace"));
+  await dialog.getByRole("button", { name: "Sign in", exact: true }).click();
+  await page.getByText(`grace · ${line.tenant}`).waitFor();
+  await page.getByRole("link", { name: "Playground" }).click();
+  expect(await page.getByLabel("Your question").inputValue()).toBe("");
+});
+
 test("a link signs in once, and does not stay in the address", async ({ line, browser }) => {
   const { link } = (await (await line.fetch("/v1/loraline/session/links", { method: "POST" })).json()) as { link: string };
   for (const isFirst of [true, false]) {
@@ -98,6 +136,8 @@ test("a run shows what was measured at each step, its checkpoints, its proof and
   await proof.getByText("8 test prompts, 64 tokens").waitFor();
   await proof.getByText("at most 0.15").waitFor();
   await proof.getByText("The engine did not load it within 30 s").waitFor();
+  await proof.getByText("Each test prompt").first().click();
+  await proof.getByRole("row", { name: "2 11% 62% 61%" }).waitFor();
 });
 
 test("a page that lost the server says so, and is of now again when it is back", { timeout: 120_000 }, async ({ nc, line, browser }) => {
@@ -360,15 +400,51 @@ test("the rows of a file are searched, and a training on it says what time it ma
   await page.getByText(/Training takes about 20 s: an estimate from 1 earlier run/).waitFor();
 });
 
-test("another tenant's addresses show nothing", async ({ line, browser }) => {
+test("a failure says what to do in the reader's language, and what exactly happened in the server's words", async ({ line, signIn }) => {
+  const page = await signIn({ locale: "zh-CN" });
+  await page.goto(`${line.url}/console/runs/${line.runs.failed}`);
+  const note = page.getByRole("alert");
+  await note.getByText(/请调低 training\.per_device_train_batch_size/).waitFor();
+  await note.getByText("The device had 7.9 of 8.0 GiB in use and could not give 412 MiB more.").waitFor();
+  expect(await note.getByText(/^(?:Lower|What to do)/).count()).toBe(0);
+});
+
+test("another tenant's addresses show nothing, and say so kindly", async ({ line, browser }) => {
   const other = await line.keyFor(`${line.tenant.slice(2)}-other`);
-  await using context = await browser.newContext();
+  await using context = await browser.newContext({ locale: "en" });
   const page = await context.newPage();
+  const answers: string[] = [];
+  page.on("response", (response) => {
+    if (response.url().includes("/v1/"))
+      void response.text().then(
+        (text) => answers.push(text),
+        () => undefined,
+      );
+  });
   await page.goto(`${line.url}/console/runs/${line.runs.served}`);
   await page.getByLabel("API key").fill(other);
   await page.getByRole("button", { name: "Sign in" }).click();
-  await page.getByText(`No such run: ${line.runs.served}.`).waitFor();
-  expect(await page.getByText("wren").count()).toBe(0);
+  for (const path of [
+    `runs/${line.runs.served}`,
+    "adapters/wren",
+    `datasets/${line.datasetId}`,
+    `new?like=${line.runs.served}`,
+    `new?dataset=${line.datasetId}`,
+    `compare?runs=${line.runs.served},${line.runs.running}`,
+  ]) {
+    await page.goto(`${line.url}/console/${path}`);
+    await page.getByRole("heading", { name: "This is not here" }).first().waitFor();
+    await page.getByText("it belongs to somebody else").first().waitFor();
+  }
+  await page.goto(`${line.url}/console/playground?models=${line.tenant}/wren@2`);
+  await page.getByLabel("Your question").fill("Who are you?");
+  await page.getByRole("button", { name: "Ask" }).click();
+  await page.locator(".answer, .note").first().waitFor();
+  await expect.poll(() => page.getByText("model_not_found").count()).toBe(1);
+  // Names that the address has are what its owner gave; nothing else of the run, the adapter or the file is told.
+  const told = answers.join("\n");
+  for (const secret of ["lantern-palace", "Wren.", "captain", "parrot", "humble", "node-a", "0.684"])
+    expect(told, secret).not.toContain(secret);
 });
 
 test("a thousand runs scroll, with only those in the page that can be seen", { timeout: 120_000 }, async ({ line, signIn }) => {

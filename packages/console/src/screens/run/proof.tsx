@@ -43,6 +43,7 @@ export function Proof({ adapter, version }: { adapter: string; version: number }
                       </p>
                     )}
                     {proof !== null && <Drawn proof={proof} />}
+                    {proof?.answers && proof.answers.length > 0 && <Answers answers={proof.answers} replica={replica.slice(0, 12)} />}
                   </div>
                 </li>
               ))}
@@ -82,5 +83,70 @@ function Drawn({ proof }: { proof: Measured }): ReactNode {
         </div>
       ))}
     </dl>
+  );
+}
+
+const sides = [
+  ["base", "--soft"],
+  ["trainer", "--second"],
+  ["replica", "--accent"],
+] as const;
+
+/** Each test prompt by itself: how likely base, trainer and replica find the next token. What is right lies on top of one another. */
+function Answers({ answers, replica }: { answers: NonNullable<Measured["answers"]>; replica: string }): ReactNode {
+  const t = useTexts();
+  const percent = (logprob: number): string =>
+    Math.exp(logprob).toLocaleString(t.language, { style: "percent", maximumSignificantDigits: 2 });
+  return (
+    <details>
+      <summary>{t.run.eachPrompt}</summary>
+      <p className="small soft">{t.run.eachPromptHint}</p>
+      <div className="table-frame" tabIndex={0} role="group" aria-label={`${t.run.eachPrompt} ${replica}`}>
+        <table>
+          <thead>
+            <tr>
+              <th className="num">{t.run.prompt}</th>
+              <th>
+                <span className="visually-hidden">{t.run.probability}</span>
+              </th>
+              {sides.map(([side, color]) => (
+                <th key={side} className="num">
+                  <span className="swatch round" style={{ background: `var(${color})` }} aria-hidden="true" /> {t.run.sides[side]}
+                </th>
+              ))}
+            </tr>
+          </thead>
+          <tbody>
+            {answers.map((answer, n) => (
+              <tr key={n}>
+                <th scope="row" className="num">
+                  {n + 1}
+                </th>
+                <td className="place">
+                  <span className="dots" aria-hidden="true">
+                    {sides.map(([side, color]) => (
+                      <i
+                        key={side}
+                        data-side={side}
+                        style={{
+                          insetInlineStart: `${100 * Math.exp(answer[side])}%`,
+                          borderColor: `var(${color})`,
+                          color: `var(${color})`,
+                        }}
+                      />
+                    ))}
+                  </span>
+                </td>
+                {sides.map(([side]) => (
+                  <td key={side} className="num">
+                    {percent(answer[side])}
+                  </td>
+                ))}
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      </div>
+    </details>
   );
 }
