@@ -11,6 +11,7 @@ import {
   buckets,
   datasetImportRequested,
   datasetRejected,
+  everyKeyOf,
   runCheckpointed,
   runRejected,
   runRequested,
@@ -33,6 +34,7 @@ import {
   spawnNatsServer,
   test as it,
 } from "@loraline/testkit";
+import { jetstream } from "@nats-io/jetstream";
 import { createTokenizeService } from "@loraline/tokenize";
 import { toFile } from "openai";
 import { ulid } from "ulid";
@@ -212,6 +214,19 @@ test("a deleted dataset is nowhere: not in the store, not in any stream, nor in 
   expect((await line.gateway.openai.files.list()).data.map((file) => file.id)).toEqual([`file-${kept}`]);
 });
 
+test("a message that failed for good goes with what it was about", async ({ line }) => {
+  await using _collector = await line.startCollector();
+  const id = await line.upload(rowsWith("KEPT-TEXT"));
+  const { nc, bus } = line.gateway;
+  await jetstream(nc).publish(`loraline.${line.tenant}.dataset.${id}.import-requested.v1`, '{"source": "GNU-TEXT"}');
+  await expect.poll(async () => (await bus.deadLetters.list(line.tenant)).length, until).toBeGreaterThan(0);
+  expect(await line.search("GNU-TEXT")).not.toEqual([]);
+  await line.gateway.openai.files.delete(`file-${id}`);
+  await line.gone("dataset", id);
+  expect(await line.search("GNU-TEXT")).toEqual([]);
+  expect(await bus.deadLetters.list(line.tenant)).toEqual([]);
+});
+
 test("of an adapter that was never made, the runs that failed can be deleted, so that they take no room", async ({ line }) => {
   await using _collector = await line.startCollector();
   const { bus } = line.gateway;
@@ -287,6 +302,19 @@ test("a tenant goes with everything, its runs are cancelled, and its keys are re
   await responses.delete(said.id);
   expect(await line.search("OKAPI-TEXT")).toEqual([]);
   expect(await line.search("QUAGGA-TEXT")).not.toEqual([]);
+  // What came later than datasets and adapters: a browser that is signed in, and a file that comes in parts.
+  const { status } = await fetch(`${line.gateway.url}/v1/loraline/session`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify({ api_key: line.gateway.key }),
+  });
+  expect(status).toBe(200);
+  const begun = { bytes: 9000, filename: "begun-names.jsonl", mime_type: "x", purpose: "fine-tune" as const };
+  const upload = await line.gateway.openai.uploads.create(begun);
+  await line.gateway.openai.uploads.parts.create(upload.id, { data: await toFile(Buffer.from("TAPIR-TEXT"), "p") });
+  const ofTenant = async (bucket: "sessions" | "uploads" | "responses") =>
+    (await line.serve.bus.bucket(buckets[bucket])).keys(everyKeyOf(line.tenant));
+  expect((await ofTenant("sessions")).length).toBe(1);
   const foreign = await line.gateway.fetch("/v1/loraline/tenants/somebody-else", { method: "DELETE" });
   expect([foreign.status, await foreign.json()]).toMatchObject([400, { error: { code: "tenant_foreign" } }]);
   const answer = await line.gateway.fetch(`/v1/loraline/tenants/${line.tenant}`, { method: "DELETE" });
@@ -297,6 +325,8 @@ test("a tenant goes with everything, its runs are cancelled, and its keys are re
   expect(await line.search("QUAGGA-TEXT")).toEqual([]);
   expect(await line.search("zebra-names")).toEqual([]);
   expect(await line.search("META-stripes")).toEqual([]);
+  for (const text of ["TAPIR-TEXT", "begun-names"]) expect(await line.search(text), text).toEqual([]);
+  for (const bucket of ["sessions", "uploads", "responses"] as const) expect(await ofTenant(bucket), bucket).toEqual([]);
   expect(await kinds(line)).toEqual([]);
   expect(await line.serve.adapter("stripes")).toBeUndefined();
 });

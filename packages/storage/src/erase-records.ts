@@ -122,7 +122,7 @@ async function eraseTenant(tenant: string, records: TenantRecords, deps: EraseRe
   const { DATASETS, RUNS, PROGRESS, CHUNKS, ADAPTERS, WANTED } = streams;
   for (const { name } of [DATASETS, RUNS, PROGRESS, CHUNKS, ADAPTERS, WANTED]) await erase(deps, name, `loraline.${tenant}.>`);
   await eraseLetters([`loraline.${tenant}.`], deps);
-  for (const bucket of [buckets.datasets, buckets.runs, buckets.responses, buckets.uploads])
+  for (const bucket of [buckets.datasets, buckets.runs, buckets.responses, buckets.uploads, buckets.sessions])
     await eraseEntries(deps, bucket, everyKeyOf(tenant));
   await eraseEntries(deps, buckets.usage, everyUsageOfTenant(tenant));
   await eraseEntries(deps, buckets.cache, everyCacheKeyOf(tenant));

@@ -24,6 +24,7 @@ import { addAdapterRoutes, type ImportOptions } from "./adapters/add-adapter.ts"
 import { type Caller, checkScope, createKeyCheck } from "./access/auth.ts";
 import { boundNameOf, checkModel } from "./access/decide-models.ts";
 import type { GatewayContext, KeyLifetimes } from "./context.ts";
+import { createBodies, holdBodies, weightOf } from "./access/bodies.ts";
 import { badRequest, errorBodyOf, errorReplyOf } from "./errors.ts";
 import { datasetRoutes } from "./jobs/datasets.ts";
 import { fileRoutes } from "./jobs/files.ts";
@@ -151,6 +152,9 @@ const random = ((): (() => number) => {
 const largestCommandBytes = 512 * 1024;
 /** Most objects, lists and members in a JSON body. Each needs 50 bytes of memory or more, so a body of many needs a hundred times its size. */
 const mostJsonValues = 500_000;
+
+/** Bytes of one tenant's JSON bodies in memory, or twice as many as one of them may have. */
+const leastBodiesBytes = 64 * 1024 ** 2;
 
 /** How long a refused upload is still read, so that its sender gets the reason instead of a broken connection. */
 const lingerMs = 30_000;
@@ -335,6 +339,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
           if (reply.raw.closed) turn[Symbol.dispose]();
           else reply.raw.once("close", () => turn[Symbol.dispose]());
         });
+        holdBodies(v1, createBodies(Math.max(leastBodiesBytes, 2 * bodyLimitBytes)), bodyLimitBytes);
         v1.addHook("preHandler", async (request) => checkBound(request, context));
         v1.addHook("onRoute", (route) => {
           const { join, sampled = false } = route.config ?? {};
@@ -418,7 +423,7 @@ async function allowOrigins(app: FastifyInstance, origins: readonly string[]): P
 /** Parses JSON bodies. An empty body counts as no body, because the Python SDK sends JSON's Content-Type without a body. */
 function parseJsonBodies(app: FastifyInstance): void {
   app.removeAllContentTypeParsers();
-  app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
+  app.addContentTypeParser("application/json", { parseAs: "string" }, (request, body, done) => {
     const text = body.toString();
     if (text.trim() === "") return done(null, undefined);
     if (text.length > mostJsonValues && valuesIn(text) > mostJsonValues)
@@ -426,8 +431,11 @@ function parseJsonBodies(app: FastifyInstance): void {
         new PermanentError("body_too_large", `The body has more than ${mostJsonValues} values. Send fewer at once.`, { status: 413 }),
       );
     try {
+      // Routes without a caller take small bodies only, which are not counted.
+      (request.heldBody as typeof request.heldBody | undefined)?.settle(weightOf(text, valuesIn));
       return done(null, JSON.parse(text));
     } catch (error) {
+      if (error instanceof RetryLaterError) return done(error);
       return done(badRequest("invalid_json", `The body is not valid JSON: ${(error as Error).message}.`));
     }
   });

@@ -116,7 +116,11 @@ export const httpCodes = defineArea(
       "An `item_reference` names no item of a response that is kept.",
       "Send the item itself in `input`, or make responses with `store: true`.",
     ],
-    too_many_items: ["`input` refers to items of more stored responses than one request may.", "Send the items themselves."],
+    too_many_items: [
+      "A list of the request is too long, or `input` refers to more stored responses, or to more bytes of them, than one request may.",
+      "Send fewer items, or the items themselves instead of references.",
+    ],
+    field_too_large: ["A field that each response repeats is too large.", "Make `instructions` or `tools` shorter; what is long goes into `input`."],
     response_too_large: [
       "The conversation is too large to be kept.",
       "Set `store: false` and send the items in `input`, or begin another conversation.",
@@ -184,6 +188,10 @@ export const httpCodes = defineArea(
     too_many_uploads: [
       "As many uploads as one gateway takes at once are under way.",
       "Try again after the seconds in the header Retry-After.",
+    ],
+    too_many_bodies: [
+      "The JSON bodies of requests that are under way at this gateway are more than it keeps in memory: of one tenant 64 MiB, or twice what one body may have.",
+      "Try again after the seconds in the header Retry-After; send fewer large requests at once.",
     ],
     request_too_slow: [
       "The body comes too slowly: at less than 4 KiB a second after the first minute, or, where another tenant needs an upload's place, at less than 64 KiB a second after half a minute.",

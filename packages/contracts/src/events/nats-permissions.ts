@@ -55,7 +55,7 @@ const needs = {
     consumes: [consumers.projectorDatasets, consumers.projectorRuns, consumers.projectorProgress],
     readsHistory: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS, streams.AUDIT],
     reads: Object.values(buckets).filter(({ name }) => name !== "cache"),
-    clears: [buckets.usage],
+    clears: [buckets.usage, buckets.sessions],
     writes: [
       buckets.runs,
       buckets.datasets,
@@ -168,6 +168,7 @@ const needs = {
         buckets.usage,
         buckets.responses,
         buckets.uploads,
+        buckets.sessions,
       ],
     },
     observes: [consumers.projectorDatasets, consumers.projectorRuns],

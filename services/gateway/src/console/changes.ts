@@ -3,11 +3,15 @@ import { randomUUID } from "node:crypto";
 import type { Bus } from "@loraline/bus";
 import { buckets, everyKeyOf, type LiveEvent, parseAdapterKey } from "@loraline/contracts";
 
-export type Change = Exclude<LiveEvent, { type: "ready" | "beat" }>;
+type Change = Exclude<LiveEvent, { type: "ready" | "beat" }>;
 
-interface Numbered {
+export interface Numbered {
   id: string;
-  change: Change;
+  type: Change["type"];
+  /** Of a dataset: null. */
+  adapter: string | null;
+  /** The change as JSON: made once for all pages. */
+  json: string;
 }
 
 interface Feed extends Disposable {
@@ -22,8 +26,9 @@ export interface Changes extends Disposable {
   follow(tenant: string, onChange: (numbered: Numbered) => void): Promise<Feed>;
 }
 
-/** Changes of a tenant that are kept for pages that come back. */
+/** Changes of a tenant that are kept for pages that come back: so many, and no more bytes of them. */
 const kept = 500;
+const keptBytes = 4 * 1024 ** 2;
 /** How long they are kept after the last page has gone. */
 const lingerMs = 60_000;
 
@@ -51,10 +56,12 @@ export async function createChanges({ bus }: { bus: Pick<Bus, "bucket"> }): Prom
     const recent: Numbered[] = [];
     // Another gateway, or this one after a restart, counts anew, so its ids must not be taken for these.
     const prefix = randomUUID();
+    let bytes = 0;
     const tell = (change: Change): void => {
-      const numbered = { id: `${prefix}-${++feed.last}`, change };
+      const numbered = { id: `${prefix}-${++feed.last}`, type: change.type, adapter: adapterOf(change), json: JSON.stringify(change) };
       recent.push(numbered);
-      if (recent.length > kept) recent.shift();
+      bytes += numbered.json.length;
+      while (recent.length > kept || (bytes > keptBytes && recent.length > 0)) bytes -= recent.shift()?.json.length ?? 0;
       for (const listener of listeners) listener(numbered);
     };
     const filter = everyKeyOf(tenant);
@@ -126,5 +133,8 @@ export async function createChanges({ bus }: { bus: Pick<Bus, "bucket"> }): Prom
     },
   };
 }
+
+const adapterOf = (change: Change): string | null =>
+  change.type === "run" ? change.run.spec.adapter : change.type === "adapter" ? change.adapter : null;
 
 type Watcher<T> = (key: string, value: T | undefined, revision: number) => void;

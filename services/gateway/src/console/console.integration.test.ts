@@ -5,11 +5,12 @@ import { join } from "node:path";
 import { brotliDecompressSync } from "node:zlib";
 import { get } from "node:http";
 import { buckets, type LiveEvent, liveEvent, type SessionView } from "@loraline/contracts";
+import { jetstreamManager } from "@nats-io/jetstream";
 import { test as testWithNats } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import { createApiKey } from "../access/auth.ts";
 import { adapterOf, base, playIngested, putAdapter, registerEngine, startGateway, versionOf } from "../gateway-under-test.ts";
-import { datasetIdOf } from "../openai-ids.ts";
+import { datasetIdOf, runIdOf } from "../openai-ids.ts";
 import { mostOfTenant } from "./sessions.ts";
 import { toFile } from "openai";
 
@@ -213,7 +214,7 @@ describe("a session", () => {
     expect((await asPage("/v1/loraline/session", { cookie: `${cookie.split("=")[0]}=${unused}` })).status).toBe(401);
   });
 
-  test("takes the place of the tenant's oldest one when there are very many", { timeout: 30_000 }, async ({ tried, tenant }) => {
+  test("takes the place of the tenant's oldest one when there are very many", { timeout: 30_000 }, async ({ nc, tried, tenant }) => {
     const { line, asPage, signIn } = tried;
     const oldest = await signIn({ api_key: line.key });
     const sessions = await line.bus.bucket(buckets.sessions);
@@ -230,6 +231,9 @@ describe("a session", () => {
     await signIn({ api_key: line.key });
     expect([await statusOf(oldest.cookie), await statusOf(newest.cookie)]).toEqual([401, 200]);
     expect(await sessions.get(`${tenant}-b.1`)).toBeDefined();
+    // No marks of those that went are left: whoever signs in all the time would fill NATS' memory with them.
+    const { state } = await (await jetstreamManager(nc)).streams.info("KV_sessions", { subjects_filter: `$KV.sessions.${tenant}.>` });
+    expect(Object.keys(state.subjects ?? {}).length).toBeLessThan(mostOfTenant);
   });
 });
 
@@ -309,6 +313,24 @@ describe("the stream of changes", () => {
     // A gateway that does not know what was seen says so.
     using anew = await follow(line.url, line.key, "00000000-0000-0000-0000-000000000000-7");
     await expect.poll(() => told(anew)).toEqual(["ready anew"]);
+  });
+
+  test("keeps no more bytes of what was missed than a gateway has memory for", async ({ tried: { line } }) => {
+    await registerEngine(line.bus);
+    const file = await line.openai.files.create({
+      file: await toFile(Buffer.from('{"prompt":"ahoy","completion":"Arr"}\n'.repeat(20)), "rows.jsonl"),
+      purpose: "fine-tune",
+    });
+    const { id } = await line.openai.fineTuning.jobs.create({ model: base, training_file: file.id, suffix: "pirate" });
+    using page = await follow(line.url, line.key);
+    await expect.poll(() => told(page)).toEqual(["ready anew"]);
+    const seen = page.newest();
+    const runs = await line.bus.bucket(buckets.runs);
+    const long = { code: "X", message: "x".repeat(400_000) };
+    for (let n = 0; n < 12; n++) await runs.change(`${line.tenant}.${runIdOf(id)}`, (run) => run && { ...run, seq: run.seq + 1, error: long });
+    await expect.poll(() => told(page).length).toBeGreaterThan(12);
+    using resumed = await follow(line.url, line.key, seen);
+    await expect.poll(() => told(resumed)).toEqual(["ready anew"]);
   });
 
   test("ends with the gateway, which does not wait for open pages", async ({ nc, tenant }) => {

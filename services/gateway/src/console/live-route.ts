@@ -1,15 +1,17 @@
 /** `/v1/loraline/live`: what changes, as server-sent events. */
+import type { ServerResponse } from "node:http";
 import type { LiveEvent } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { Caller } from "../access/auth.ts";
 import { seesAdapter } from "../access/decide-models.ts";
 import { badRequest } from "../errors.ts";
-import type { Change, Changes } from "./changes.ts";
+import type { Changes, Numbered } from "./changes.ts";
 
 const beatMs = 10_000;
-/** A reader that is so far behind is cut off; it comes back and is told what it missed. */
+/** A reader that is so far behind is cut off, or whose tenant's pages are together; it comes back and is told what it missed. */
 const mostWaitingBytes = 4 * 1024 ** 2;
+const mostWaitingOfTenant = 16 * 1024 ** 2;
 /** Open pages of one tenant at one gateway: they take no turns, so this is what keeps them from filling it. */
 const mostOfTenant = 200;
 
@@ -22,7 +24,7 @@ interface LiveDeps {
 }
 
 export function liveRoute({ changes, checkCaller, signal }: LiveDeps): (app: FastifyInstance) => void {
-  const open = new Map<string, number>();
+  const open = new Map<string, Set<ServerResponse>>();
   return (app) => {
     app.get("/loraline/live", async (request, reply) => {
       if (!(request.headers.accept ?? "").includes("text/event-stream"))
@@ -30,32 +32,33 @@ export function liveRoute({ changes, checkCaller, signal }: LiveDeps): (app: Fas
       let { caller } = request;
       const { tenant } = caller;
       const { raw: response } = reply;
-      const others = open.get(tenant) ?? 0;
-      if (others >= mostOfTenant) {
+      const pages = open.get(tenant) ?? new Set();
+      if (pages.size >= mostOfTenant) {
         throw new PermanentError(
           "too_many_pages",
-          `${others} pages of this tenant follow changes already. Close some that are not looked at.`,
-          {
-            status: 429,
-          },
+          `${pages.size} pages of this tenant follow changes already. Close some that are not looked at.`,
+          { status: 429 },
         );
       }
-      open.set(tenant, others + 1);
+      open.set(tenant, pages.add(response));
       response.once("close", () => {
-        const left = (open.get(tenant) ?? 1) - 1;
-        if (left === 0) open.delete(tenant);
-        else open.set(tenant, left);
+        pages.delete(response);
+        if (pages.size === 0) open.delete(tenant);
       });
-      const write = (event: LiveEvent, id?: string): void => {
+      const write = (json: string, id?: string): void => {
         if (response.destroyed) return;
-        response.write(`${id === undefined ? "" : `id: ${id}\n`}data: ${JSON.stringify(event)}\n\n`);
-        if (response.writableLength > mostWaitingBytes) response.destroy();
+        response.write(`${id === undefined ? "" : `id: ${id}\n`}data: ${json}\n\n`);
+        const { writableLength } = response;
+        if (writableLength < mostWaitingOfTenant / mostOfTenant) return;
+        const ofTenant = [...pages].reduce((sum, page) => sum + page.writableLength, 0);
+        if (writableLength > mostWaitingBytes || ofTenant > mostWaitingOfTenant) response.destroy();
       };
+      const writeEvent = (event: LiveEvent, id?: string): void => write(JSON.stringify(event), id);
       // Until the page is told that it may begin, changes wait.
-      let waiting: { id: string; change: Change }[] | undefined = [];
-      const tell = ({ id, change }: { id: string; change: Change }): void => {
-        if (waiting !== undefined) waiting.push({ id, change });
-        else if (mayKnow(caller, change)) write(change, id);
+      let waiting: Numbered[] | undefined = [];
+      const tell = (change: Numbered): void => {
+        if (waiting !== undefined) waiting.push(change);
+        else if (mayKnow(caller, change)) write(change.json, change.id);
       };
       const feed = await changes.follow(tenant, tell);
       if (signal.aborted || response.destroyed) return feed[Symbol.dispose]();
@@ -69,10 +72,10 @@ export function liveRoute({ changes, checkCaller, signal }: LiveDeps): (app: Fas
       });
       const lastSeen = request.headers["last-event-id"];
       const missed = typeof lastSeen === "string" ? feed.since(lastSeen) : undefined;
-      if (missed === undefined) write({ type: "ready", resumed: false }, feed.newest);
+      if (missed === undefined) writeEvent({ type: "ready", resumed: false }, feed.newest);
       else {
-        write({ type: "ready", resumed: true });
-        for (const { id, change } of missed) if (mayKnow(caller, change)) write(change, id);
+        writeEvent({ type: "ready", resumed: true });
+        for (const change of missed) if (mayKnow(caller, change)) write(change.json, change.id);
       }
       // With a number, all that waits is in what was missed, or older than what the page will read now.
       waiting = undefined;
@@ -81,7 +84,7 @@ export function liveRoute({ changes, checkCaller, signal }: LiveDeps): (app: Fas
         checkCaller(request).then(
           (now) => {
             caller = now;
-            write({ type: "beat" });
+            writeEvent({ type: "beat" });
           },
           () => response.end(),
         );
@@ -98,13 +101,5 @@ export function liveRoute({ changes, checkCaller, signal }: LiveDeps): (app: Fas
   };
 }
 
-function mayKnow(caller: Caller, change: Change): boolean {
-  switch (change.type) {
-    case "run":
-      return caller.scopes.has("train") && seesAdapter(caller, change.run.spec.adapter);
-    case "dataset":
-      return caller.scopes.has("train");
-    case "adapter":
-      return seesAdapter(caller, change.adapter);
-  }
-}
+const mayKnow = (caller: Caller, { type, adapter }: Numbered): boolean =>
+  (type === "adapter" || caller.scopes.has("train")) && (adapter === null || seesAdapter(caller, adapter));

@@ -15,10 +15,13 @@ const viewOf = ({ tenant, by, scopes, models }: Caller, expiresAt: string | null
   expires_at: expiresAt,
 });
 
+/** A key or a link, and nothing larger: anybody may send it. */
+const signInBytes = 4096;
+
 /** The routes of the session that need no caller. */
 export function signInRoute(app: FastifyInstance, { sessions, issuer }: { sessions: Sessions; issuer: string | null }): void {
   app.get("/v1/loraline/session/options", async () => ({ issuer }));
-  app.post("/v1/loraline/session", async (request, reply) => {
+  app.post("/v1/loraline/session", { bodyLimit: signInBytes }, async (request, reply) => {
     // Otherwise another page could sign a browser in as somebody else, who then sees what is uploaded.
     if (request.headers.origin !== undefined) checkOrigin(request);
     const body = parsedBody(beginSessionBody, request.body);

@@ -157,3 +157,19 @@ test("parts count towards the tenant's room in the store", async ({ nc, tenant }
   const small = await line.openai.uploads.create({ ...announced, bytes: 900 });
   expect(await sendPart(line, small.id, "x".repeat(90))).not.toBe(part);
 });
+
+test("many small parts of many uploads take no room of other tenants in KV", async ({ line }) => {
+  const upload = await line.openai.uploads.create(announced);
+  const bucket = await line.bus.bucket(buckets.uploads);
+  const part = { id: "part_01JD000000000000000000000A", blob: await line.objects.put(line.tenant, "raw", "x"), at: new Date().toISOString() };
+  const key = `${line.tenant}.${upload.id.slice("upload_".length)}`;
+  await bucket.change(key, (state) => state && { ...state, parts: Array.from({ length: 2000 }, () => part) });
+  const filled = (await bucket.get(key))?.value;
+  if (filled === undefined) throw new Error("the upload is gone");
+  for (let n = 0; n < 45; n++) await bucket.put(`${line.tenant}.${"0".repeat(24)}${String(n).padStart(2, "0")}`, filled);
+  await expect(line.openai.uploads.create(announced)).rejects.toMatchObject({ status: 503, code: "too_many_uploads" });
+  await bucket.change(key, (state) => state && { ...state, parts: Array.from({ length: 63 }, () => part) });
+  await expect(sendPart(line, upload.id, "x")).rejects.toMatchObject({ status: 503, code: "too_many_uploads" });
+  const other = line.clientFor(await line.keyFor(`${line.tenant}-b`));
+  expect((await other.uploads.create(announced)).status).toBe("pending");
+});

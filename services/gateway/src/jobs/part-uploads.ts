@@ -35,6 +35,9 @@ import { spoolUpload } from "./spool-upload.ts";
 /** Most uploads of a tenant that are known at a time, ended ones included: they are known for three hours. */
 const mostUploads = 1000;
 const mostParts = 2000;
+/** Most bytes of what KV knows of a tenant's uploads. It is looked at when an upload begins, and after so many parts of one. */
+const mostKnownBytes = 16 * 1024 ** 2;
+const lookEveryParts = 64;
 
 type Status = UploadObject["status"];
 const statusOf = ({ status, expiresAt }: UploadState): Status =>
@@ -62,6 +65,14 @@ export async function partUploadRoutes(context: GatewayContext): Promise<(app: F
     return changed;
   };
 
+  /** Small parts leave as much in KV as large ones, so their number is bounded over all of a tenant's uploads. @throws RetryLaterError */
+  const checkRoom = async (tenant: string): Promise<void> => {
+    const known = await bucket.sizes(everyKeyOf(tenant));
+    if (known.length < mostUploads && known.reduce((sum, { bytes }) => sum + bytes, 0) < mostKnownBytes) return;
+    const message = `This tenant has begun ${known.length} uploads in the last three hours, or sent too many parts of them. Try again later with larger parts, or send whole files to /v1/files.`;
+    throw new RetryLaterError("too_many_uploads", 60_000, message);
+  };
+
   /** Tells of the dataset that was put together, if nobody has, and forgets what is not needed any more. */
   const announce = async (request: FastifyRequest, upload: UploadState): Promise<DatasetState> => {
     const { tenant } = request.caller;
@@ -84,10 +95,7 @@ export async function partUploadRoutes(context: GatewayContext): Promise<(app: F
       const { bytes, filename, mapping } = parsedBody(createUploadBody, request.body);
       if (bytes > uploadLimitBytes) throw tooLarge(uploadLimitBytes);
       await quotas.admitDataset(tenant);
-      if ((await bucket.keys(everyKeyOf(tenant))).length >= mostUploads) {
-        const message = `This tenant has begun ${mostUploads} uploads in the last three hours. Try again later, or send whole files to /v1/files.`;
-        throw new RetryLaterError("too_many_uploads", 60_000, message);
-      }
+      await checkRoom(tenant);
       const now = Date.now();
       const upload: UploadState = {
         id: ulid(now),
@@ -106,7 +114,8 @@ export async function partUploadRoutes(context: GatewayContext): Promise<(app: F
 
     app.post("/uploads/:upload_id/parts", async (request) => {
       const { tenant } = request.caller;
-      const { id } = checkOpen(await existing(request));
+      const { id, parts } = checkOpen(await existing(request));
+      if (parts.length % lookEveryParts === lookEveryParts - 1) await checkRoom(tenant);
       const contentLength = contentLengthOf(request.headers);
       if ((contentLength ?? 0) > uploadPartBytes + multipartOverhead) throw partTooLarge();
       using place = await uploads.begin(tenant, contentLength);

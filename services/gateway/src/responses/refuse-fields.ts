@@ -1,4 +1,7 @@
-/** Pure: refuses, by the field's name, what OpenAI's Responses API has and is not offered here. What is merely wrong is left to the contract. */
+/**
+ * Pure: refuses, by the field's name, what OpenAI's Responses API has and is not offered here, and lists that are too long to be judged. What is
+ * merely wrong is left to the contract.
+ */
 import { badRequest } from "../errors.ts";
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -29,8 +32,16 @@ const unless: Readonly<Record<string, { holds: (value: unknown) => boolean; why:
 const itemTypes = ["message", "function_call", "function_call_output", "reasoning", "item_reference"];
 const partTypes = ["input_text", "output_text", "text", "refusal", "reasoning_text"];
 
-/** @throws PermanentError 400 `unsupported` with the field. */
+/** Most items of `input`, with the parts of their content: the contract judges each in several ways, and meanwhile nobody else is answered. */
+const mostItems = 10_000;
+/** Most elements of other fields' lists. */
+const mostElements = 1024;
+/** Most characters of `instructions`, and of `tools` as JSON: a stream repeats them three times. */
+const mostEchoed = 1024 ** 2;
+
+/** @throws PermanentError 400 `unsupported`, `too_many_items` or `field_too_large` with the field. */
 export function refuseWhatIsNotOffered(body: Fields): void {
+  refuseWhatIsTooLarge(body);
   for (const [field, value] of Object.entries(body)) {
     if (value === null || value === undefined) continue;
     const why = never[field] ?? (unless[field]?.holds(value) === false ? unless[field].why : undefined);
@@ -58,6 +69,27 @@ export function refuseWhatIsNotOffered(body: Fields): void {
           throw notOffered(`input[${index}].${field}[${at}].type`, `"${kind}" is no text, and the bases here read text`);
       }
     }
+  }
+}
+
+function refuseWhatIsTooLarge(body: Fields): void {
+  for (const [field, value] of Object.entries(body)) {
+    if (field === "input" || !Array.isArray(value) || value.length <= mostElements) continue;
+    throw badRequest("too_many_items", `${field} has ${value.length} elements; at most ${mostElements} are taken.`, field);
+  }
+  const input = listOf(body["input"]);
+  let items = input.length;
+  for (const item of items > mostItems ? [] : input) {
+    const { content, output } = fieldsOf(item);
+    items += listOf(content).length + listOf(output).length;
+  }
+  if (items > mostItems)
+    throw badRequest("too_many_items", `input has ${items} items and parts of their content; at most ${mostItems} are taken.`, "input");
+  const { instructions, tools } = body;
+  const echoed = { instructions: typeof instructions === "string" ? instructions : "", tools: JSON.stringify(tools ?? null) };
+  for (const [field, { length }] of Object.entries(echoed)) {
+    if (length <= mostEchoed) continue;
+    throw badRequest("field_too_large", `${field} has ${length} characters; at most ${mostEchoed} are taken, as each response repeats it.`, field);
   }
 }
 

@@ -484,6 +484,45 @@ test("what is not offered is refused by its field", async ({ serving: { line, en
   expect(engine.requests.length).toBe(before);
 });
 
+test("lists that nobody could judge in time are refused, and short references do not become more than memory holds", async ({
+  serving: { line, engine, alias },
+}) => {
+  const before = engine.requests.length;
+  const many = (count: number, item: object) => Array.from({ length: count }, () => item);
+  const functionCall = { type: "function_call", call_id: "a", name: "a", arguments: "" };
+  const refused: [object, string, string][] = [
+    [{ input: many(10_001, functionCall) }, "too_many_items", "input"],
+    [{ input: [{ role: "user", content: many(10_000, { type: "input_text", text: "x" }) }] }, "too_many_items", "input"],
+    [{ stop: many(2000, {}) }, "too_many_items", "stop"],
+    [{ instructions: "x".repeat(2 * 1024 ** 2) }, "field_too_large", "instructions"],
+  ];
+  for (const [more, code, param] of refused) {
+    const answer = line.openai.responses.create({ model: alias, input: "ahoy", ...more } as never);
+    await expect(answer).rejects.toMatchObject({ status: 400, code, param });
+  }
+  expect(engine.requests.length).toBe(before);
+
+  engine.answer = (body, response) => {
+    const message = { role: "assistant", content: "x".repeat(400_000) };
+    const choices = [{ index: 0, message, finish_reason: "stop" }];
+    response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify({ model: body["model"], choices, usage }));
+  };
+  const { output } = await line.openai.responses.create({ model: alias, input: "ahoy" });
+  const references = many(200, { type: "item_reference", id: output[0]?.id });
+  await expect(line.openai.responses.create({ model: alias, input: references as never, store: false })).rejects.toMatchObject({
+    status: 400,
+    code: "too_many_items",
+  });
+  const fewer = await line.openai.responses.create({ model: alias, input: references.slice(0, 3) as never, store: false });
+  expect(fewer.status).toBe("completed");
+
+  // Calls in a row are one message; as many as may be do not hold up others.
+  engine.answer = undefined;
+  const calls = [{ role: "user", content: "x" }, ...many(9000, functionCall)] as never;
+  await line.openai.responses.create({ model: alias, input: calls, store: false });
+  expect(asked(engine)["messages"]).toMatchObject([{}, {}, { role: "assistant", tool_calls: { length: 9000 } }]);
+});
+
 test("is seen by its tenant only, and by keys that may use its model", async ({ serving: { line, alias } }) => {
   const { id, output } = await line.openai.responses.create({ model: alias, input: "secret" });
   const stranger = line.clientFor(await line.keyFor(`${line.tenant}-other`));

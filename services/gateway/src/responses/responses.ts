@@ -48,13 +48,30 @@ export async function responseRoutes(context: GatewayContext, inference: Inferen
   /** Puts items in the place of references to them. */
   const resolved = async (request: FastifyRequest, items: readonly InputItem[]): Promise<ConversationItem[]> => {
     const responses = new Map<string, StoredResponse | undefined>();
+    const referred = new Map<string, { item: ConversationItem; bytes: number }>();
     const conversation: ConversationItem[] = [];
+    let bytes = 0;
     for (const [index, item] of items.entries()) {
       if (item.type !== "item_reference") {
         conversation.push(item);
         continue;
       }
       const { id } = item as { id: string };
+      const known = referred.get(id) ?? (await read(id, index));
+      referred.set(id, known);
+      // A reference is short and its item may be long, so that a small request could become one that no memory holds.
+      bytes += known.bytes;
+      if (bytes > context.bodyLimitBytes)
+        throw badRequest(
+          "too_many_items",
+          `input refers to items of more than ${context.bodyLimitBytes} bytes together, which is the most that a request may have.`,
+          "input",
+        );
+      conversation.push(known.item);
+    }
+    return conversation;
+
+    async function read(id: string, index: number): Promise<{ item: ConversationItem; bytes: number }> {
       const of = itemUlid(id) ?? "";
       if (!responses.has(of)) {
         if (responses.size === mostReferred)
@@ -72,9 +89,8 @@ export async function responseRoutes(context: GatewayContext, inference: Inferen
           `input[${index}].id: there is no item ${id}, or its response was not stored, or is no longer kept. Send the item itself.`,
           `input[${index}].id`,
         );
-      conversation.push(conversationItem.parse(found));
+      return { item: conversationItem.parse(found), bytes: Buffer.byteLength(JSON.stringify(found)) };
     }
-    return conversation;
   };
 
   const previousOf = async (request: FastifyRequest, { previous_response_id: id }: ResponseBody): Promise<StoredResponse | undefined> => {

@@ -83,7 +83,7 @@ function messagesOf(instructions: string | undefined, items: readonly Conversati
     thoughts = {};
     if (item.type === "function_call") {
       const call: ChatCall = { id: item.call_id, type: "function", function: { name: item.name, arguments: item.arguments } };
-      if (last?.role === "assistant") last.tool_calls = [...(last.tool_calls ?? []), call];
+      if (last?.role === "assistant") (last.tool_calls ??= []).push(call);
       else messages.push({ role: "assistant", content: null, ...before, tool_calls: [call] });
     } else if (item.type === "function_call_output") {
       messages.push({ role: "tool", tool_call_id: item.call_id, content: textOf(item.output) });
