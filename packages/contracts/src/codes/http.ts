@@ -120,7 +120,10 @@ export const httpCodes = defineArea(
       "A list of the request is too long, or `input` refers to more stored responses, or to more bytes of them, than one request may.",
       "Send fewer items, or the items themselves instead of references.",
     ],
-    field_too_large: ["A field that each response repeats is too large.", "Make `instructions` or `tools` shorter; what is long goes into `input`."],
+    field_too_large: [
+      "A field that each response repeats is too large.",
+      "Make `instructions` or `tools` shorter; what is long goes into `input`.",
+    ],
     response_too_large: [
       "The conversation is too large to be kept.",
       "Set `store: false` and send the items in `input`, or begin another conversation.",

@@ -327,7 +327,8 @@ describe("the stream of changes", () => {
     const seen = page.newest();
     const runs = await line.bus.bucket(buckets.runs);
     const long = { code: "X", message: "x".repeat(400_000) };
-    for (let n = 0; n < 12; n++) await runs.change(`${line.tenant}.${runIdOf(id)}`, (run) => run && { ...run, seq: run.seq + 1, error: long });
+    for (let n = 0; n < 12; n++)
+      await runs.change(`${line.tenant}.${runIdOf(id)}`, (run) => run && { ...run, seq: run.seq + 1, error: long });
     await expect.poll(() => told(page).length).toBeGreaterThan(12);
     using resumed = await follow(line.url, line.key, seen);
     await expect.poll(() => told(resumed)).toEqual(["ready anew"]);

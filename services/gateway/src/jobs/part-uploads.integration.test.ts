@@ -161,7 +161,11 @@ test("parts count towards the tenant's room in the store", async ({ nc, tenant }
 test("many small parts of many uploads take no room of other tenants in KV", async ({ line }) => {
   const upload = await line.openai.uploads.create(announced);
   const bucket = await line.bus.bucket(buckets.uploads);
-  const part = { id: "part_01JD000000000000000000000A", blob: await line.objects.put(line.tenant, "raw", "x"), at: new Date().toISOString() };
+  const part = {
+    id: "part_01JD000000000000000000000A",
+    blob: await line.objects.put(line.tenant, "raw", "x"),
+    at: new Date().toISOString(),
+  };
   const key = `${line.tenant}.${upload.id.slice("upload_".length)}`;
   await bucket.change(key, (state) => state && { ...state, parts: Array.from({ length: 2000 }, () => part) });
   const filled = (await bucket.get(key))?.value;

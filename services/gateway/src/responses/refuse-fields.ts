@@ -89,7 +89,11 @@ function refuseWhatIsTooLarge(body: Fields): void {
   const echoed = { instructions: typeof instructions === "string" ? instructions : "", tools: JSON.stringify(tools ?? null) };
   for (const [field, { length }] of Object.entries(echoed)) {
     if (length <= mostEchoed) continue;
-    throw badRequest("field_too_large", `${field} has ${length} characters; at most ${mostEchoed} are taken, as each response repeats it.`, field);
+    throw badRequest(
+      "field_too_large",
+      `${field} has ${length} characters; at most ${mostEchoed} are taken, as each response repeats it.`,
+      field,
+    );
   }
 }
 
