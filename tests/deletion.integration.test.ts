@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { createBus } from "@loraline/bus";
 import {
   type BlobRef,
+  type BucketDef,
   buckets,
   datasetImportRequested,
   datasetRejected,
@@ -312,8 +313,10 @@ test("a tenant goes with everything, its runs are cancelled, and its keys are re
   const begun = { bytes: 9000, filename: "begun-names.jsonl", mime_type: "x", purpose: "fine-tune" as const };
   const upload = await line.gateway.openai.uploads.create(begun);
   await line.gateway.openai.uploads.parts.create(upload.id, { data: await toFile(Buffer.from("TAPIR-TEXT"), "p") });
-  const ofTenant = async (bucket: "sessions" | "uploads" | "responses") =>
-    (await line.serve.bus.bucket(buckets[bucket])).keys(everyKeyOf(line.tenant));
+  const ofTenant = async (name: "sessions" | "uploads" | "responses"): Promise<string[]> => {
+    const def: BucketDef = buckets[name];
+    return (await line.serve.bus.bucket(def)).keys(everyKeyOf(line.tenant));
+  };
   expect((await ofTenant("sessions")).length).toBe(1);
   const foreign = await line.gateway.fetch("/v1/loraline/tenants/somebody-else", { method: "DELETE" });
   expect([foreign.status, await foreign.json()]).toMatchObject([400, { error: { code: "tenant_foreign" } }]);
