@@ -47,6 +47,6 @@ export async function bytesOf(adapters: string, kind: string, from = adapters): 
   return {
     config: await readFile(join(from, kind, "adapter_config.json")),
     weights: await readFile(join(from, kind, "adapter_model.safetensors")),
-    probes: await probesIn(join(adapters, kind.startsWith("weak") ? "weak-probes.json" : "probes.json")),
+    probes: await probesIn(join(adapters, `${/^(weak|preferred)/.exec(kind)?.[0].concat("-") ?? ""}probes.json`)),
   };
 }

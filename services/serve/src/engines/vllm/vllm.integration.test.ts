@@ -187,6 +187,15 @@ describe("on a real engine", () => {
     expect(proof?.scale?.value).toBeLessThan(1.15);
   });
 
+  test("an adapter that was trained on pairs is proven where their sides part", { timeout: 120_000 }, async ({ serve }) => {
+    const runId = await serve.train("pirate", await bytesOf(adapters, "preferred"));
+    await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);
+    const proof = (await serve.replica())?.adapters[0]?.proof;
+    expect(proof?.agreement).toBeLessThan(proof?.agreementLimit ?? 0);
+    expect(proof?.scale?.value).toBeGreaterThan(0.85);
+    expect(proof?.scale?.value).toBeLessThan(1.15);
+  });
+
   for (const [kind, code] of [
     ["zero", "ADAPTER_ZERO"],
     ["nan", "ADAPTER_NAN"],
@@ -199,6 +208,10 @@ describe("on a real engine", () => {
     ["other", "PROOF_DISAGREES"],
     ["shifted", "PROOF_WITHOUT_EFFECT"],
     ["opposite", "PROOF_DISAGREES"],
+    ["preferred-double", "PROOF_SCALING"],
+    ["preferred-half", "PROOF_SCALING"],
+    ["preferred-untrained", "PROOF_WITHOUT_EFFECT"],
+    ["preferred-other", "PROOF_DISAGREES"],
   ] as const) {
     test(`${kind} is refused: ${code}`, { timeout: 120_000 }, async ({ serve }) => {
       const runId = await serve.train("pirate", await bytesOf(adapters, kind));
