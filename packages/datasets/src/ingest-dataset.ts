@@ -12,7 +12,7 @@ import { isTextFile } from "./containers/archives/decide-archive-files.ts";
 import { openNameless } from "./containers/spool.ts";
 
 /** Version of the conversion. Raise it when the same bytes give other records, so that results cached by older code are not used. */
-const ingestCode = "ingest/4";
+const ingestCode = "ingest/5";
 
 export interface IngestSettings {
   /** A row with more bytes is rejected. */

@@ -154,6 +154,7 @@ function adviceOf(text: string): string {
   if (/^\{\s*'/.test(start)) return ". These are Python's quotes: write rows with json.dumps(row)";
   if (/^\{\s*[\u201c\u201d\u201e\u00ab]/.test(start)) return '. Its quotes are those of a text; JSON has "straight" ones';
   if (/[:,[]\s*(?:NaN|-?Infinity)\b/.test(text)) return ". JSON has no NaN and no Infinity: write null";
+  if (/^\{.*\},\s*$/s.test(text)) return ". There is a comma behind the row: JSON Lines has none (`sed 's/,\\s*$//' FILE` removes them)";
   return "";
 }
 

@@ -89,7 +89,8 @@ function describeRejections(report: DatasetReport, rejections: readonly Rejectio
   for (const { line, code, message } of rejections) {
     // The message begins with the place, which stands in front of it already.
     const said = message.replace(/^(?:line|row|element) \d+(?: \(line \d+\))?: /, "");
-    const key = `${code} ${said}`;
+    // The place inside of a line, and what stands there, differ from line to line; the fault does not.
+    const key = `${code} ${said.replace(/ at column \d+|(?<=Unexpected token ).*?(?= is not valid JSON)/gs, "")}`;
     const group = groups.get(key) ?? { code, said, lines: [] };
     groups.set(key, group);
     group.lines.push(line);

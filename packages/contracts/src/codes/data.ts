@@ -85,6 +85,10 @@ export const rowCodes = defineArea(
       "A row has a key that may say that its answer is bad, counts less or is to be left out (`label`, `score`, `rejected`, `weight`, …), and the row's format does not read it.",
       "List the key in the mapping's `ignore` if it means nothing for the training; otherwise bring the rows into a format that reads it, such as `unpaired` or `preference`.",
     ],
+    SCORES_REVERSED: [
+      "The scores beside a preference say that its rejected answer is the better one.",
+      "Swap `chosen` and `rejected` if they are the wrong way round; remove the scores if they mean something else.",
+    ],
     LABEL_NOT_BOOLEAN: [
       "The label of an answer says neither true nor false.",
       "Write `true` for a good answer and `false` for a bad one (1 and 0 work too).",
@@ -212,9 +216,13 @@ export const reportCodes = defineArea(
       "Records of the training file are nearly the same as records of the validation file.",
       "Remove them from one of the two files.",
     ],
+    GARBLED_TEXT: [
+      "Texts hold characters as they come out when UTF-8 is read in another encoding, such as `Ã¼` in the place of `ü`.",
+      "Export the data again as UTF-8, or repair it (Python's ftfy does), or the adapter learns to write so.",
+    ],
     CONTROL_TOKENS: [
       "Texts contain the spelling of a base's control tokens, such as `<|im_end|>`.",
-      "Remove it unless the text is about such tokens: it is trained as plain text, never as a control token.",
+      "Give conversations as `messages`, so that the base's own template writes the tokens and only answers are learned. Otherwise remove it unless the text is about such tokens: it is trained as plain text, never as a control token.",
     ],
     SECRETS: [
       "Texts seem to hold passwords or keys, which the model could repeat.",

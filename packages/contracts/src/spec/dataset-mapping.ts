@@ -24,6 +24,8 @@ export const datasetFormats = {
   unpaired: { fields: ["prompt", "input", "system", "completion", "label"], takes: ["system"] },
   conversation: { fields: ["messages", "system", "tools", "image"], takes: ["roles", "system"] },
   contents: { fields: ["contents", "system_instruction", "tools"], takes: ["roles", "system"] },
+  "tool-calls": { fields: ["question", "calls", "tools", "system"], takes: ["system"] },
+  glaive: { fields: ["chat", "system"], takes: ["system"] },
   triple: { fields: ["subject", "predicate", "object"], takes: ["system", "instruction_template"] },
   adversarial: { fields: ["sentence", "question", "answer"], takes: ["system", "instruction_template"] },
   "context-question-answer": { fields: ["context", "question", "answer"], takes: ["system", "instruction_template"] },

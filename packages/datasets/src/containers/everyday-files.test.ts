@@ -366,3 +366,63 @@ it("reads what save_to_disk writes, and leaves what describes it", () => {
   });
   expect(decideArchiveFiles(["only-test.jsonl"])).toEqual({ read: ["only-test.jsonl"], left: [] });
 });
+
+/* --- files that look like others --- */
+
+describe("a file that looks like another", () => {
+  it("is a table where Excel says its delimiter above it", async () => {
+    const found = await read("\ufeffsep=;\r\nquestion;answer\r\nHow?;So, or so.\r\n");
+    expect(found).toMatchObject({ container: "csv", rejections: [] });
+    expect(said(found)).toEqual([["How?", "So, or so."]]);
+  });
+
+  it.each([
+    ["a chat's export", "[01.11.26, 10:00:00] Anna: How are you?\n[01.11.26, 10:00:09] Ben: Fine.\n"],
+    ["a conversation that a template has written", "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n"],
+    ["Markdown with front matter", "---\ntitle: A guide\nlang: en\n---\n\nFirst, open the oven.\n"],
+  ])("is plain text as its name says: %s", async (_, text) => {
+    const found = await read(text, { name: "a.txt", step: 1000 });
+    expect(found).toMatchObject({ container: "text", rejections: [] });
+    expect(said(found)).toEqual([[text.trim()]]);
+  });
+  it("is a list of rows whatever its name says", async () => {
+    expect(await read('[ {"question": "a", "answer": "b"} ]', { name: "a.txt" })).toMatchObject({
+      container: "json-array",
+      rejections: [],
+    });
+  });
+
+  it.each([
+    ["a Jupyter notebook", '{\n "cells": [\n  {"cell_type": "markdown", "source": ["a"]}\n ]\n}\n', "nbconvert"],
+    ["JSON with comments", '// mine\n[\n{"question": "a", "answer": "b"}\n]\n', "remove them"],
+    ["subtitles", "1\n00:00:01,000 --> 00:00:02,000\nHello\n", ".txt"],
+    ["subtitles", "WEBVTT\n\n00:01.000 --> 00:02.000\nHello\n", ".txt"],
+    ["YAML", "- question: a\n  answer: |\n    b\n", "yq"],
+    ["YAML", "# mine\n---\nversion: 1\ndata:\n  - a: b\n", "yq"],
+  ])("is refused by its name: %s", async (name, text, advice) => {
+    await expect(read(text, { step: 1000 })).rejects.toMatchObject({
+      code: "CONTAINER_UNSUPPORTED",
+      message: expect.stringMatching(new RegExp(`^the file is ${name};.*${advice.replace(".", "\\.")}`, "s")) as string,
+    });
+  });
+
+  it("is refused with the archive that it holds", async () => {
+    await expect(read(zip({ "inner.zip": zip({ "a.jsonl": '{"question": "a", "answer": "b"}' }) }))).rejects.toMatchObject({
+      message: expect.stringContaining("inner.zip is an archive itself: unpack it first") as string,
+    });
+  });
+
+  it.each([
+    [
+      "a comma behind each row",
+      '{"question": "a", "answer": "b"},\n{"question": "c", "answer": "d"},\n',
+      "There is a comma behind the row",
+    ],
+    ["a column that Python has printed", "messages\n\"[{'role': 'user', 'content': 'a'}]\"\n", "json.dumps"],
+  ])("is rejected with what helps: %s", async (_, text, advice) => {
+    const { records, rejections } = await read(text, { step: 1000 });
+    expect(records).toEqual([]);
+    for (const { message } of rejections) expect(message).toContain(advice);
+    expect(rejections.length).toBeGreaterThan(0);
+  });
+});

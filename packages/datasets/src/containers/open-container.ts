@@ -12,7 +12,7 @@ import { decodeText } from "./text/detect-encoding.ts";
 import { readConll, recogniseConll } from "./text/read-conll.ts";
 import { readPlainText, type TextUnit } from "./text/read-plain-text.ts";
 import { readParquet } from "./read-parquet.ts";
-import { recognise, recogniseBytes } from "./recognise-file.ts";
+import { recognise, recogniseBytes, recogniseOtherText } from "./recognise-file.ts";
 import { isBlank, splitArray, splitLines } from "./text/split-rows.ts";
 import { defaultUnpackLimits, unpack, type UnpackLimits } from "./unpack.ts";
 
@@ -85,9 +85,7 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
       }
       case "other": {
         await peeked.close();
-        const expected =
-          "JSON Lines, a JSON array, CSV, TSV, Excel (xlsx), Parquet, Arrow, CoNLL, plain text or Markdown, plain or packed with gzip, zstd or ZIP, is expected";
-        throw new PermanentError("CONTAINER_UNSUPPORTED", `the file is ${found.name}; ${expected}. ${found.advice}`);
+        throw notADataset(found);
       }
       case "text": {
         const bytes = skipBytes(peeked.all(), found.skip);
@@ -99,6 +97,11 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
     }
   }
 }
+
+const expected =
+  "JSON Lines, a JSON array, CSV, TSV, Excel (xlsx), Parquet, Arrow, CoNLL, plain text or Markdown, plain or packed with gzip, zstd or ZIP, is expected";
+const notADataset = ({ name, advice }: { name: string; advice: string }): PermanentError =>
+  new PermanentError("CONTAINER_UNSUPPORTED", `the file is ${name}; ${expected}. ${advice}`);
 
 function readFrom({ file, onRead }: Extract<FileSource, { file: string }>): AsyncIterable<Uint8Array> {
   const pieces = createReadStream(file, { highWaterMark: 256 * 1024 });
@@ -188,12 +191,13 @@ async function openArchive(archive: ZipArchive, options: OpenOptions, isInArchiv
     if (isInArchive) {
       throw new PermanentError("CONTAINER_UNSUPPORTED", "the file is a ZIP archive inside of another. Unpack it, and pack its files once.");
     }
+    const inner = files.find(({ name }) => /\.(?:zip|tar|tgz|7z|rar|tar\.\w+)$/i.test(name))?.name;
     const { read, left } = decideArchiveFiles(files.filter(({ size }) => size > 0).map(({ name }) => name));
     if (read.length === 0) {
       const held = files.slice(0, 10).map(({ name }) => name);
       throw new PermanentError(
         "CONTAINER_UNSUPPORTED",
-        `the ZIP archive has no file of a known kind (${held.join(", ") || "it is empty"}). Pack files that end in .jsonl, .json, .csv, .tsv, .xlsx, .parquet, .arrow, .conll, .txt or .md.`,
+        `the ZIP archive has no file of a known kind (${held.join(", ") || "it is empty"}). ${inner === undefined ? "" : `${inner} is an archive itself: unpack it first. `}Pack files that end in .jsonl, .json, .csv, .tsv, .xlsx, .parquet, .arrow, .conll, .txt or .md.`,
       );
     }
     if (left.length > 0) {
@@ -231,8 +235,11 @@ async function splitText(
   if (textRows !== undefined) {
     return { container: "text", notes, batches: readPlainText(peeked.all(), { unit: textRows, maxRowBytes }) };
   }
-  if (head[start] === 0x5b) return { container: "json-array", notes, batches: splitArray(peeked.all(), maxRowBytes) };
   const beginning = Buffer.from(head.buffer, head.byteOffset, head.byteLength).toString("utf8");
+  const content = beginning.trimStart();
+  // A text may begin with a bracket that opens no list of rows, such as the time of a message in a chat's export.
+  const isProse = isTextFile(name) && !/^\[\s*(?:[[{"\]]|$)/.test(content);
+  if (head[start] === 0x5b && !isProse) return { container: "json-array", notes, batches: splitArray(peeked.all(), maxRowBytes) };
   const conll = head[start] === 0x7b ? undefined : recogniseConll(beginning);
   if (conll !== undefined) return { container: "conll", notes, batches: readConll(peeked.all(), { kind: conll, maxRowBytes }) };
   const delimiter = recogniseCsv(beginning);
@@ -242,6 +249,8 @@ async function splitText(
   if (delimiter !== undefined) {
     return { container: delimiter === "\t" ? "tsv" : "csv", notes, batches: readCsv(peeked.all(), { delimiter, maxRowBytes }) };
   }
+  const other = recogniseOtherText(content);
+  if (other !== undefined) throw notADataset(other);
   return { container: "jsonl", notes, batches: splitLines(peeked.all(), maxRowBytes) };
 }
 

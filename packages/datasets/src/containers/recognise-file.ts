@@ -55,6 +55,34 @@ const zips: readonly { name: string; member: RegExp; advice: string }[] = [
   { name: "NumPy arrays (npz)", member: /\.npy$/, advice: exportIt },
 ];
 
+/** Texts that are neither JSON nor a table, by how they begin. */
+const texts: readonly { name: string; begins: RegExp; advice: string }[] = [
+  {
+    name: "a Jupyter notebook",
+    begins: /^\{\s*"cells"\s*:\s*\[/,
+    advice: "`jupyter nbconvert --to markdown FILE` makes Markdown of it, which can be read as plain text.",
+  },
+  { name: "JSON with comments", begins: /^\/[/*]/, advice: "JSON has no comments: remove them." },
+  {
+    name: "subtitles",
+    begins: /^(?:WEBVTT\b|\d+\r?\n\d\d:\d\d:\d\d[,.]\d{3} -->)/,
+    advice: "Write what is said as text (.txt), or as JSON Lines.",
+  },
+  {
+    name: "YAML",
+    begins:
+      /^(?:(?:#[^\n]*|---[^\n]*|\s*)\n)*(?:- +["']?[\p{L}_][\p{L}\p{N}_ -]{0,60}["']?:(?:\s|$)|["']?[\p{L}_][\p{L}\p{N}_-]{0,60}["']?:[^\n]*\n(?:\s*- |["']?[\p{L}_][\p{L}\p{N}_-]{0,60}["']?:\s))/u,
+    advice: "`yq -o=json FILE` makes JSON of it.",
+  },
+];
+
+/**
+ * What a text is that would be read as JSON Lines, and cannot be; undefined: nothing that is known.
+ * @param head - its beginning, without blank lines before it.
+ */
+export const recogniseOtherText = (head: string): { name: string; advice: string } | undefined =>
+  texts.find(({ begins }) => begins.test(head.slice(0, 4096)));
+
 /** @param head - the file's first `recogniseBytes` bytes, or the whole file if it is shorter. */
 export function recognise(head: Uint8Array): Recognised {
   if (has(head, [0x1f, 0x8b])) return { is: "gzip" };

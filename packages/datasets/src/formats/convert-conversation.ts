@@ -1,6 +1,15 @@
 /** Converts conversations in every known spelling to messages. Pure. */
 import { isTrainedTurn, type Message, type Rec } from "@loraline/contracts";
 import { parseExact, parseJson } from "../containers/exact-json.ts";
+import {
+  asOpenAiTools,
+  callsOfList,
+  isGeminiTool,
+  splitAnthropicTurn,
+  systemOfGlaive,
+  turnsOfGeminiParts,
+  turnsOfGlaive,
+} from "./convert-tool-calls.ts";
 import { judges, mayJudge } from "./judgements.ts";
 import {
   type Body,
@@ -92,9 +101,13 @@ export function convertTurns(
       continue;
     }
     for (const key of Object.keys(turn)) if (!turnKeys.has(key) && isSaid(key, turn[key])) unusedKeys.add(`${own}[].${key}`);
-    const read = convertTurn(turn, place, { media, roles: context.mapping.roles, exact: () => (exact() as Row[])[index] as Row });
-    if ("code" in read) return read;
-    messages.push(read);
+    const exactTurn = (): Row => (exact() as Row[])[index] as Row;
+    const split = splitAnthropicTurn(turn, exactTurn);
+    for (const one of split ?? [turn]) {
+      const read = convertTurn(one, place, { media, roles: context.mapping.roles, exact: split === undefined ? exactTurn : () => one });
+      if ("code" in read) return read;
+      messages.push(read);
+    }
   }
   return { messages, media, unusedKeys };
 }
@@ -199,7 +212,7 @@ function textOf(
         if (image === undefined) {
           return refuse(
             "CONTENT_NOT_TEXT",
-            `${place} holds a part of type "${shorten(part.type as string)}"; text and image URLs can be read`,
+            `${place} holds a part of type "${shorten(part.type as string)}"; text, image URLs and calls of tools can be read`,
           );
         }
         images.push(media.push({ type: "image", ref: image }) - 1);
@@ -253,24 +266,33 @@ export function readTurns(given: string | readonly unknown[], field: string, con
   if (typeof given !== "string") return convertTurns(given, field, context);
   const parsed = parseJson(given);
   if (!Array.isArray(parsed)) {
-    return refuse("MESSAGE_INVALID", `\`${context.names[field] ?? field}\` is text; it must be a list of messages, or one as JSON text`);
+    return refuse(
+      "MESSAGE_INVALID",
+      `\`${context.names[field] ?? field}\` is text; it must be a list of messages, or one as JSON text${/^\s*\[\s*\{\s*'/.test(given) ? ". These are Python's quotes: write the column with json.dumps" : ""}`,
+    );
   }
   let exact: unknown;
   return convertTurns(parsed, field, context, () => (exact ??= parseExact(given)));
 }
 
-/** Gemini's shape: `contents` of turns with `parts`, the system prompt apart (`systemInstruction`). Only text parts can be read. */
+/** Gemini's shape: `contents` of turns with `parts`, the system prompt apart (`systemInstruction`). Texts and calls of functions can be read. */
 export function convertContents(
   values: { contents: readonly unknown[]; system_instruction: unknown; tools: string | readonly unknown[] | undefined },
   context: Context,
 ): Conversion {
   const read: Row[] = [];
-  for (const [index, turn] of values.contents.entries()) {
-    const parts = textOfParts(turn, `message ${index + 1}`);
-    if (typeof parts !== "string") return parts;
+  const hasTools = values.contents.some((turn) => isObject(turn) && Array.isArray(turn.parts) && turn.parts.some(isGeminiTool));
+  const contents = (hasTools ? context.exact("contents") : values.contents) as readonly unknown[];
+  for (const [index, turn] of contents.entries()) {
+    const own = isObject(turn) && Array.isArray(turn.parts) ? (turn.parts as unknown[]).filter(isGeminiTool) : [];
+    const others =
+      own.length === 0 ? turn : { ...(turn as Row), parts: (turn as { parts: unknown[] }).parts.filter((part) => !isGeminiTool(part)) };
+    const said = textOfParts(others, `message ${index + 1}`);
+    if (typeof said !== "string") return said;
     // Gemini leaves the role out where there is a single question.
-    const { role = "user", parts: _parts, ...rest } = turn as Row;
-    read.push({ ...rest, role, content: parts });
+    const { role = "user", parts: _parts, ...rest } = others as Row;
+    if (own.length === 0) read.push({ ...rest, role, content: said });
+    else read.push(...turnsOfGeminiParts(own, { ...rest, role }, said === "" ? undefined : said));
   }
   const system =
     typeof values.system_instruction === "object" && values.system_instruction !== null
@@ -278,7 +300,35 @@ export function convertContents(
       : (values.system_instruction as string | undefined);
   if (typeof system === "object") return system;
   const messages = { messages: read, system, tools: values.tools };
-  return convertConversation(messages, { ...context, names: { ...context.names, messages: context.names.contents ?? "contents" } });
+  const names = { ...context.names, messages: context.names.contents ?? "contents" };
+  return convertConversation(messages, { ...context, names, exact: (field) => (field === "messages" ? read : context.exact(field)) });
+}
+
+/** A question, and the calls of functions that answer it (xLAM). */
+export function convertToolCalls(
+  values: { question: string; calls: string | readonly unknown[]; tools: string | readonly unknown[]; system: string | undefined },
+  context: Context,
+): Conversion {
+  const calls = callsOfList(values.calls, context.names.calls ?? "calls", () => context.exact("calls"));
+  if (typeof calls === "object") return calls;
+  const turns = [
+    { role: "user", content: values.question },
+    { role: "assistant", content: "", tool_calls: calls },
+  ];
+  return convertConversation({ messages: turns, system: values.system, tools: values.tools }, context);
+}
+
+/** glaive-function-calling: turns and functions as text. */
+export function convertGlaive(values: { chat: string; system: string | undefined }, context: Context): Conversion {
+  const turns = turnsOfGlaive(values.chat);
+  if ("code" in turns) return turns;
+  const { system, tools, ...fault } = {
+    system: undefined,
+    tools: undefined,
+    ...(values.system === undefined ? {} : systemOfGlaive(values.system)),
+  };
+  if ("code" in fault) return fault as Refusal;
+  return convertConversation({ messages: turns, system, tools }, { ...context, exact: () => turns });
 }
 
 function textOfParts(turn: unknown, place: string): string | Refusal {
@@ -289,7 +339,7 @@ function textOfParts(turn: unknown, place: string): string | Refusal {
   for (const part of turn.parts as unknown[]) {
     if (!isObject(part) || typeof part.text !== "string") {
       const kinds = isObject(part) ? Object.keys(part).map(shorten).join(", ") : nameOf(part);
-      return refuse("CONTENT_NOT_TEXT", `${place} holds a part with ${kinds}; only text parts can be read`);
+      return refuse("CONTENT_NOT_TEXT", `${place} holds a part with ${kinds}; text and calls of functions can be read`);
     }
     said.push(part.text);
   }
@@ -333,7 +383,11 @@ export function toolsOf(tools: string | readonly unknown[] | undefined, context:
   if (!many.every((tool) => isObject(tool))) return refuse("TOOLS_INVALID", "`tools` must be a list of objects, one for each tool");
   if (isDeeperThan(value, deepest)) return refuse("NESTED_TOO_DEEPLY", `\`tools\` is nested more than ${deepest} levels deep`);
   if (many.length === 0) return undefined;
-  const json = typeof tools === "string" ? tools : JSON.stringify(context.exact("tools"));
+  const written = typeof tools === "string" ? parseExact(tools) : context.exact("tools");
+  const listed = (Array.isArray(written) ? written : [written]) as Row[];
+  const read = asOpenAiTools(listed);
+  if (read.some((tool, index) => tool !== listed[index])) return JSON.stringify(read);
+  const json = typeof tools === "string" ? tools : JSON.stringify(written);
   return Array.isArray(value) ? json : `[${json}]`;
 }
 

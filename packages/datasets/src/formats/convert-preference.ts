@@ -19,7 +19,31 @@ interface PreferenceValues {
   readonly tools?: string | readonly unknown[] | undefined;
 }
 
+/** Scores of the two answers, as UltraFeedback, argilla and others write them. */
+const scoredPairs = [
+  ["score_chosen", "score_rejected"],
+  ["chosen_score", "rejected_score"],
+  ["chosen-rating", "rejected-rating"],
+  ["chosen_rating", "rejected_rating"],
+] as const;
+
+/** @returns why the row contradicts itself: its own scores say that the rejected answer is the better one. */
+function refuseReversed(row: Row): Refusal | undefined {
+  for (const [better, worse] of scoredPairs) {
+    const [high, low] = [row[better], row[worse]].map((score) => (score === null || score === "" ? Number.NaN : Number(score)));
+    if ((high as number) < (low as number)) {
+      return refuse(
+        "SCORES_REVERSED",
+        `\`${better}\` (${high}) is less than \`${worse}\` (${low}): the rejected answer has the higher score. Swap the two answers, or remove the scores.`,
+      );
+    }
+  }
+  return undefined;
+}
+
 export function convertPreference(values: PreferenceValues, context: Context): Conversion {
+  const reversed = refuseReversed(context.row);
+  if (reversed !== undefined) return reversed;
   const unused = new Set<string>();
   const read = (given: string | readonly unknown[] | Row, field: string): Message[] | Refusal => {
     if (typeof given === "string") return turnsOfTranscript(given) ?? [assistant(given)];

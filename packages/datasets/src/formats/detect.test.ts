@@ -138,11 +138,35 @@ describe("detect", () => {
     expect(read({ instruction: "a", output: "b", prompt: "a", completion: "b" })).toMatchObject({ code: "AMBIGUOUS" });
   });
 
-  it("names each known format once to somebody who is close to none", () => {
-    const { message } = read({ foo: 1, bar: 2 }) as { message: string };
-    const known = /Known: (.*)\. Others/.exec(message)?.[1]?.split("; ") ?? [];
-    expect(known).toContain("prompt + completion");
-    expect(known).toEqual([...new Set(known)]);
+  it.each<[string, Record<string, unknown>, string]>([
+    ["names the usual formats to somebody who is close to none", { foo: 1, bar: 2 }, "Usual are messages; instruction + output;"],
+    [
+      "writes the mapping that other names of columns need",
+      { id: "1", Frage: "a", Antwort: "b" },
+      '{"format": "question-answer", "columns": {"question": "Frage", "answer": "Antwort"}}',
+    ],
+    ["does not call one field of three close", { custom_id: "1", request: { body: {} }, response: { body: {} } }, "no known format"],
+    ["says that a first line without names is missing", { "How do I reset the oven?": "a", "Press reset.": "b" }, "put a line above it"],
+    ["knows a table that was written by columns", { question: ["a", "b"], answer: ["c", "d"] }, 'orient="records"'],
+    ["knows a table that was written by columns and numbers", { question: { 0: "a", 1: "b" }, answer: { 0: "c", 1: "d" } }, "lines=True"],
+    [
+      "does not learn the letter of a choice that it does not show",
+      { question: "a", choices: ["b", "c"], answer: "B" },
+      "`choices` stands beside it",
+    ],
+    ["does not learn the letter of a choice in columns", { question: "a", A: "b", B: "c", answer: "B" }, "`b` stands beside it"],
+    ["does not learn the turns of a conversation as texts", { text: "a", role: "prompter", message_id: "1" }, "belong into one row"],
+  ])("%s", (_, row, said) => {
+    expect(read(row)).toMatchObject({ code: "FORMAT_UNKNOWN", message: expect.stringContaining(said) as string });
+  });
+
+  it("shows choices where a mapping asks for it", () => {
+    const mapping = { format: "question-answer" as const, instruction_template: "{question} {choices}" };
+    const { detect: detectMapped } = createDetector({ labels: null, mapping: { language: "auto", on_unknown: "fail", ...mapping } });
+    const row = { question: "a", choices: ["b", "c"], answer: "B" };
+    expect(detectMapped(row, () => row)).toMatchObject({
+      body: { messages: [turn("user", "a b\nc"), turn("assistant", "B")] },
+    });
   });
 
   const user = turn("user", "a");

@@ -7,10 +7,11 @@
  */
 import type { DatasetMapping, Rec } from "@loraline/contracts";
 import { closest, distance } from "fastest-levenshtein";
-import { judgementMessage, mayJudge, refuseJudged } from "./judgements.ts";
+import { judgementMessage, mayJudge, refuseJudged, refuseJudgedInside } from "./judgements.ts";
 import { namesIn, parseTemplate } from "./prompt-templates.ts";
 import {
   type Body,
+  choices,
   type Context,
   type Converted,
   isNothing,
@@ -71,6 +72,8 @@ interface Match {
   readonly unused: readonly string[];
   /** Those of `unused` that may judge the answer, and do not only say again what a field was read from: `label` beside `label_text`. */
   readonly judging: readonly string[];
+  /** Those of `unused` whose values are objects. */
+  readonly objects: readonly string[];
   /** A required field is present but empty. */
   readonly isHollow: boolean;
 }
@@ -120,13 +123,18 @@ export function createDetector({ mapping, labels: counted }: DetectorOptions = {
     return made;
   };
 
-  const convert = ({ signature, names, reads, unused, judging }: Match, row: Row, original: Row, exact: ExactRow) => {
+  const convert = ({ signature, names, reads, unused, judging, objects }: Match, row: Row, original: Row, exact: ExactRow) => {
     const judged = refuseJudged(
       signature.format,
       judging.filter((key) => !isMeant(key)),
       original,
     );
     if (judged !== undefined) return judged;
+    if (objects.length > 0) {
+      const open = objects.filter((key) => !isMeant(key));
+      const inside = refuseJudgedInside(signature.format, open, { row: original, isMeant });
+      if (inside !== undefined) return inside;
+    }
     const values: Record<string, unknown> = {};
     for (const field in signature.fields) values[field] = undefined;
     for (const [field, key] of reads) values[field] = row[key];
@@ -293,6 +301,9 @@ function matchOf(signature: Signature, row: Row, keys: Keys, isForced: boolean):
     names: Object.fromEntries(reads),
     unused,
     judging: unused.filter((key) => mayJudge(key) && !said.has(key)),
+    objects: Object.keys(row)
+      .filter((key) => !used.has(key) && tagOf(row[key]) === "o" && !isNothing(row[key]))
+      .map(plain),
   };
 }
 
@@ -376,18 +387,21 @@ function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wan
     .reduce((best, next) => (next[1] >= best[1] ? next : best));
   const found = Object.keys(row).slice(0, 12).map(shorten).join(", ") || "none";
   const meant = misspeltKeys(row, keys);
-  if (part === 0 && wanted === undefined) {
-    const known = [...new Set(signatures.map((candidate) => keysOf(candidate)))].join("; ");
-    // The whole list helps only somebody who was not close to any of them.
+  // One field of three is no closeness: many columns are called `answer` or `text`.
+  const isFar = part === 0 || (part < 0.4 && Object.values(near.fields).filter(({ optional }) => !optional).length > 2);
+  if (isFar && wanted === undefined) {
     const list = Object.keys(row).find((key) => /^\w+$/.test(key) && isListOfRows(row[key]));
     const help =
       list !== undefined
         ? ` \`${shorten(list)}\` is a list of objects: if these are the rows, \`jq -c '.${shorten(list)}[]' FILE\` writes each on a line.`
         : meant === ""
-          ? ` Known: ${known}. Others need a mapping.`
+          ? unknownAdvice(row)
           : meant;
     return refuse("FORMAT_UNKNOWN", `no known format. Keys found: ${found}.${help}`);
   }
+  const asColumns = isOfColumns(row, near, keys)
+    ? ' The file holds columns, not rows: pandas writes rows with `df.to_json(FILE, orient="records", lines=True)`.'
+    : "";
   const faults = Object.entries(near.fields).flatMap(([name, field]) => {
     const { key, fits } = find(name, field, row, keys);
     const column = keys.fixed.get(name);
@@ -395,11 +409,51 @@ function explainMiss(row: Row, keys: Keys, candidates: readonly Signature[], wan
     if (key === undefined) return field.optional ? [] : [`\`${name}\` is missing${from}`];
     return fits ? [] : [`\`${shorten(plain(key))}\` is ${nameOf(row[key])}; it must be ${field.type.called}`];
   });
-  const beside = besideOf(near, row, keys).map((name) => `\`${name}\` stands beside it, whose meaning is unknown`);
+  const beside = besideOf(near, row, keys).map(
+    (name) => `\`${name}\` stands beside it, whose meaning is unknown${besideAdvice(name, near.format)}`,
+  );
   const why = [...faults, ...(wanted === undefined ? beside : [])].join(", and ");
   return wanted === undefined
-    ? refuse("FORMAT_UNKNOWN", `close to the format "${near.format}", but ${why}. Keys found: ${found}.${meant}`)
+    ? refuse("FORMAT_UNKNOWN", `close to the format "${near.format}", but ${why}. Keys found: ${found}.${asColumns}${meant}`)
     : refuse("FORMAT_MISMATCH", `not of the mapping's format "${wanted}": ${why}. Keys found: ${found}.${meant}`);
+}
+
+/** What to do with keys that stand beside a format, and would be lost. */
+function besideAdvice(name: string, format: string): string {
+  if (name === "role" || name === "speaker" || name === "parent_id")
+    return " (the turns of a conversation belong into one row, in order, as `messages`)";
+  if (choices.has(name))
+    return ` (to show it to the model, give a mapping with \`format: ${format}\` and an \`instruction_template\` that names it, such as "{question} {${name}}")`;
+  return "";
+}
+
+/** Whether each field that a format needs is a list or an object of the same size: a table that was written by columns. */
+function isOfColumns(row: Row, near: Signature, keys: Keys): boolean {
+  const sizes = Object.entries(near.fields).flatMap(([name, field]) => {
+    if (field.optional) return [];
+    const { key } = find(name, field, row, keys);
+    const value = key === undefined ? undefined : row[key];
+    return [typeof value === "object" && value !== null ? Object.keys(value).length : 0];
+  });
+  return sizes.length > 1 && (sizes[0] as number) > 1 && sizes.every((size) => size === sizes[0]);
+}
+
+/** Names of columns are short and no sentences. */
+const isSentence = (key: string): boolean => key.length > 40 || /[.?!:]\s*$/.test(key) || key.trim().split(/\s+/).length > 5;
+
+/** What helps with a row whose keys are like those of no format. */
+function unknownAdvice(row: Row): string {
+  const keys = Object.keys(row);
+  if (keys.some(isSentence))
+    return " The first line names the columns: if it is an example already, put a line above it, such as `question,answer`.";
+  const texts = keys.filter((key) => typeof row[key] === "string" && row[key] !== "" && !/(?:^|_)id$/i.test(key));
+  const [first, last] = [texts[0], texts.at(-1)];
+  const example =
+    first !== undefined && last !== undefined && first !== last
+      ? `, such as {"format": "question-answer", "columns": {"question": ${JSON.stringify(shorten(first))}, "answer": ${JSON.stringify(shorten(last))}}}`
+      : "";
+  const usual = "Usual are messages; instruction + output; question + answer; prompt + completion; text.";
+  return ` ${usual} Say with a mapping which column is which${example}, or rename them as docs/formats.md lists.`;
 }
 
 const isListOfRows = (value: unknown): boolean =>

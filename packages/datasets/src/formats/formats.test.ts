@@ -377,7 +377,7 @@ describe("a row as it is in", () => {
       "KTO with tools, as JSON text",
       { messages: [user("q"), assistant("y")], label: true, tools: '[{"name": "look"}]' },
       "unpaired-conversation",
-      { label: true, tools: '[{"name": "look"}]' },
+      { label: true, tools: '[{"type":"function","function":{"name":"look"}}]' },
     ],
     [
       "LLaMA-Factory's ranking in Alpaca's form",
@@ -442,7 +442,7 @@ describe("a row as it is in", () => {
     expect(readText(source)).toMatchObject({
       format: "conversation",
       body: {
-        tools: '[{"name":"f","max":1.0}]',
+        tools: '[{"type":"function","function":{"name":"f","max":1.0}}]',
         messages: [
           user("q"),
           {
@@ -466,7 +466,10 @@ describe("a row as it is in", () => {
       tools: '[{"name":"f","max":1.0}]',
     };
     expect(read(glaive)).toMatchObject({
-      body: { tools: '[{"name":"f","max":1.0}]', messages: [user("q"), { tool_calls: '[{"name":"f","arguments":{"x":1.0}}]' }, {}, {}] },
+      body: {
+        tools: '[{"type":"function","function":{"name":"f","max":1.0}}]',
+        messages: [user("q"), { tool_calls: '[{"name":"f","arguments":{"x":1.0}}]' }, {}, {}],
+      },
     });
   });
 });

@@ -30,6 +30,8 @@ describe("an answer that is marked as bad", () => {
     ["who chose it", { prompt: "a", completion: "b", chosen_by: "annotator 3" }, "chosen_by"],
     ["in capitals", { Instruction: "a", Output: "b", Rating: 1 }, "rating"],
     ["a judgement of a turn", { messages: [...ask, { ...rude[0], rating: 1 }] }, "messages[].rating"],
+    ["a verdict among the metadata", { messages: [...ask, ...rude], metadata: { source: "x", quality: "bad" } }, "metadata.quality"],
+    ["a row of another split", { question: "a", answer: "b", split: "test" }, "split"],
     ["axolotl's parts of a turn", { messages: [...ask, { ...rude[0], train_detail: [] }] }, "messages[].train_detail"],
   ])("is refused where the format does not read it: %s", (_, row, key) => {
     const refused = { code: "JUDGEMENT_NOT_READ", message: expect.stringContaining(`\`${key}\``) as string };
@@ -50,6 +52,8 @@ describe("an answer that is marked as bad", () => {
 });
 
 it.each([
+  ["metadata that judges nothing", { question: "a", answer: "b", metadata: { source: "x", deleted: false, tags: ["rank"] } }],
+  ["the split that is trained on", { question: "a", answer: "b", split: "train" }],
   ["a weight of one", { instruction: "a", output: "b", weight: 1 }],
   ["nothing that is to be left out", { question: "a", answer: "b", ignore: false, deleted: 0, flagged: "False" }],
   ["a class by number beside its name", { text: "a", label: 0, label_text: "good" }],
@@ -125,4 +129,19 @@ it("does not report what a mapping reads as unused", () => {
     body: { messages: [turn("user", "Nenne t: a"), turn("assistant", "b")] },
     unusedKeys: [],
   });
+});
+
+it("refuses a preference whose own scores say the opposite", () => {
+  const pair = { prompt: "a", chosen: "b", rejected: "c" };
+  expect(read({ ...pair, score_chosen: 2, score_rejected: 9 })).toMatchObject({
+    code: "SCORES_REVERSED",
+    message:
+      "`score_chosen` (2) is less than `score_rejected` (9): the rejected answer has the higher score. Swap the two answers, or remove the scores.",
+  });
+  for (const scores of [
+    { score_chosen: 9, score_rejected: 2 },
+    { score_chosen: 2, score_rejected: 2 },
+    { score_chosen: null, score_rejected: 2 },
+  ])
+    expect(read({ ...pair, ...scores })).toMatchObject({ body: { kind: "preference" } });
 });

@@ -3,7 +3,7 @@
  * OpenAssistant and others). A row with such a key that its format does not read is refused: read without it, the row would teach
  * the opposite of what its author meant. Pure.
  */
-import { isNothing, nameOf, type Refusal, refuse, type Row, shorten } from "./signature.ts";
+import { isNothing, isObject, nameOf, type Refusal, refuse, type Row, shorten } from "./signature.ts";
 
 const words = (text: string): string[] => text.trim().split(/\s+/);
 
@@ -26,13 +26,18 @@ const judgingIfSet = new Set(
 /** Keys that judge unless they say that the row counts like any other (1). */
 const weighing = new Set(words("weight weights sample_weight example_weight loss_weight importance"));
 
+/** Keys that name a row's split: those of other splits than train are there to measure with. */
+const splitting = new Set(["split"]);
+const heldOut = /^(?:test|testing|valid|validation|val|dev|eval|evaluation|held[_-]?out)$/i;
+
 /** Whether a key may judge the row or turn that it stands in. @param key - in lower case. */
-export const mayJudge = (key: string): boolean => judging.has(key) || judgingIfSet.has(key) || weighing.has(key);
+export const mayJudge = (key: string): boolean => judging.has(key) || judgingIfSet.has(key) || weighing.has(key) || splitting.has(key);
 
 /** Whether a key with this value judges the row or turn that it stands in. @param key - in lower case. */
 export function judges(key: string, value: unknown): boolean {
   if (isNothing(value)) return false;
   if (judging.has(key)) return true;
+  if (splitting.has(key)) return heldOut.test(String(value).trim());
   if (judgingIfSet.has(key)) return value !== false && value !== 0 && !/^(?:false|0|no)$/i.test(String(value));
   return weighing.has(key) && Number(value) !== 1;
 }
@@ -44,6 +49,31 @@ export function refuseJudged(format: string, judging: readonly string[], row: Ro
   const value = valueOf(row, key);
   const said = typeof value === "object" ? nameOf(value) : shorten(JSON.stringify(value));
   return refuse("JUDGEMENT_NOT_READ", judgementMessage(`\`${key}\` (${said})`, key, format));
+}
+
+/**
+ * A judgement inside of an object that no format reads, such as `metadata.quality`.
+ * @param objects - the row's unread keys whose values are objects.
+ */
+export function refuseJudgedInside(
+  format: string,
+  objects: readonly string[],
+  { row, isMeant }: { row: Row; isMeant: (key: string) => boolean },
+): Refusal | undefined {
+  for (const name of objects) {
+    const held = valueOf(row, name);
+    if (!isObject(held)) continue;
+    for (const [key, value] of Object.entries(held)) {
+      const plain = key.trim().toLowerCase();
+      // A list of labels or scores there is more likely about something else, as of an annotation tool's regions.
+      if (typeof value === "object" || !mayJudge(plain) || !judges(plain, value)) continue;
+      const whole = `${name}.${plain}`;
+      if (!isMeant(whole)) {
+        return refuse("JUDGEMENT_NOT_READ", judgementMessage(`\`${whole}\` (${shorten(JSON.stringify(value))})`, whole, format));
+      }
+    }
+  }
+  return undefined;
 }
 
 /** The reason why a row is refused: its format does not read what may be a judgement. */

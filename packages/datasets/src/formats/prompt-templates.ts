@@ -49,7 +49,8 @@ export function fillTemplate(
     if (!known && (row === undefined || !Object.hasOwn(row, name))) {
       return { message: `the mapping's instruction_template asks for {${name}}, and the row has no such column` };
     }
-    const value = (known ? values[name] : row?.[name]) ?? "";
+    const held = (known ? values[name] : row?.[name]) ?? "";
+    const value = Array.isArray(held) && held.every((item) => typeof item !== "object") ? held.join("\n") : held;
     if (typeof value === "object") {
       return { message: `the mapping's instruction_template asks for {${name}}, which is no text in this row` };
     }

@@ -120,6 +120,9 @@ export const signature = <F extends Fields>(
   },
 ): Signature => def;
 
+/** Keys that hold the answers to choose from: a question without them teaches to say a letter. */
+export const choices: ReadonlySet<string> = new Set(["choices", "options", "option_a", "option_b", "opa", "opb", "b"]);
+
 /* --- one question, one answer --- */
 
 interface Question {

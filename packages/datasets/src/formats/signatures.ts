@@ -3,7 +3,17 @@
  * format is one entry here and one in `datasetFormats` (contracts). Pure.
  */
 import type { Message } from "@loraline/contracts";
-import { convertContents, convertConversation, judgeMessages, mediaOf, readHistory, readTurns, toolsOf } from "./convert-conversation.ts";
+import {
+  convertContents,
+  convertConversation,
+  convertGlaive,
+  convertToolCalls,
+  judgeMessages,
+  mediaOf,
+  readHistory,
+  readTurns,
+  toolsOf,
+} from "./convert-conversation.ts";
 import {
   convertPreference,
   convertPreferred,
@@ -19,6 +29,7 @@ import { languageByScript, languageCode, languageName, languageOf, mostLabels, n
 import {
   ask,
   type Body,
+  choices,
   type Context,
   type Conversion,
   type Converted,
@@ -160,6 +171,23 @@ export const signatures: readonly Signature[] = [
     convert: convertContents,
   }),
   signature({
+    format: "tool-calls",
+    kind: "chat",
+    fields: {
+      question: needs(text, "query", "prompt", "instruction"),
+      calls: needs(listOrJson, "answers", "tool_calls", "function_calls"),
+      tools: needs(textOrList, "functions"),
+      system,
+    },
+    convert: convertToolCalls,
+  }),
+  signature({
+    format: "glaive",
+    kind: "chat",
+    fields: { chat: needs(text), system },
+    convert: convertGlaive,
+  }),
+  signature({
     format: "triple",
     kind: "chat",
     fields: {
@@ -191,6 +219,7 @@ export const signatures: readonly Signature[] = [
   signature({
     format: "context-question-answer",
     kind: "chat",
+    unless: [...choices],
     fields: {
       context: needs(text, "article", "passage", "document", "paragraph"),
       question: needs(text, "query"),
@@ -225,6 +254,7 @@ export const signatures: readonly Signature[] = [
   signature({
     format: "instruction",
     kind: "chat",
+    unless: [...choices],
     fields: {
       instruction: needs(text, "指令"),
       output: needs(text, "response", "answer", "输出", "回答"),
@@ -301,6 +331,7 @@ export const signatures: readonly Signature[] = [
   signature({
     format: "question-answer",
     kind: "chat",
+    unless: [...choices],
     fields: {
       question: needs(text, "query", "prompt", "problem", "human", "user", "问题"),
       answer: needs(text, "response", "output", "solution", "assistant", "答案", "回答"),
@@ -360,7 +391,7 @@ export const signatures: readonly Signature[] = [
     kind: "text",
     fields: { text: needs(text, "content", "文本") },
     unless:
-      "prompt instruction question query answer answers response responses output completion label labels entities tags spans summary chosen rejected".split(
+      "prompt instruction question query answer answers response responses output completion label labels entities tags spans summary chosen rejected role speaker parent_id".split(
         " ",
       ),
     convert(values, { names }) {

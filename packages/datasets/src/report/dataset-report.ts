@@ -8,7 +8,7 @@ import { comparedText, createNearDuplicates, type NearDuplicates } from "./near-
 import { eld } from "eld/extrasmall";
 import { findPersonalData } from "./find-personal-data.ts";
 import { findSecrets } from "./find-secrets.ts";
-import { findControlTokens, type Hit } from "./inspect-text.ts";
+import { findControlTokens, findGarbledText, type Hit } from "./inspect-text.ts";
 import { countLengths } from "./measure-lengths.ts";
 import { segmentsOf, textsOf } from "./record-text.ts";
 
@@ -67,6 +67,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
   const nearDuplicates: NonNullable<DatasetReport["nearDuplicates"]> = { examined: 0, count: 0, examples: [] };
   const unused = { lines: new Finding(), keys: new Counts(50) };
   const overlap = { exact: new Finding(), near: new Finding() };
+  const garbled = new Findings();
   const found = { controlTokens: new Findings(), secrets: new Findings(), personalData: new Findings(), redacted: new Findings() };
   const characters = countLengths();
   const answers = createAnswerComparison();
@@ -124,6 +125,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
         for (const { text, kind } of hits) into.add(kind, batch.records[text]?.meta.line ?? 0);
       };
       note(found.controlTokens, findControlTokens(texts));
+      note(garbled, findGarbledText(texts));
       note(found.personalData, findPersonalData(texts));
       if (texts.length > 0) note(found.secrets, await findSecrets(texts));
       for (const rejection of batch.rejections) {
@@ -159,7 +161,13 @@ export function createReport({ validation }: { validation?: Contents | undefined
       const told: DatasetReport["warnings"] = notes.map(({ code, message }) => ({ code, message, count: 1, lines: [] }));
       return {
         ...said,
-        warnings: told.concat(warningsOf(said, { lines: unused.lines.value, keys: unused.keys.largest(50) }, severalObjects.value)),
+        warnings: told.concat(
+          warningsOf(
+            said,
+            { lines: unused.lines.value, keys: unused.keys.largest(50) },
+            { severalObjects: severalObjects.value, garbled: garbled.value },
+          ),
+        ),
       };
     },
   };
@@ -181,7 +189,7 @@ function sampleOf(record: Rec): Sample {
 function warningsOf(
   report: Omit<DatasetReport, "warnings">,
   unused: { lines: { count: number; lines: number[] }; keys: Record<string, number> },
-  severalObjects: { count: number; lines: number[] },
+  { severalObjects, garbled }: { severalObjects: { count: number; lines: number[] }; garbled: DatasetReport["secrets"] },
 ): DatasetReport["warnings"] {
   const warnings: DatasetReport["warnings"] = [];
   const warn = (code: string, count: number, message: string, lines: number[] = []): void => {
@@ -228,7 +236,13 @@ function warningsOf(
   findings(
     "CONTROL_TOKENS",
     report.controlTokens,
-    (kinds) => `texts spell control tokens: ${kinds}. They are trained as plain text, never as control tokens.`,
+    (kinds) =>
+      `texts spell control tokens: ${kinds}. They are trained as plain text, never as control tokens. If these are conversations, give them as messages: the base's template writes the tokens then, and only answers are learned.`,
+  );
+  findings(
+    "GARBLED_TEXT",
+    garbled,
+    (kinds) => `texts look like UTF-8 that was read in another encoding: ${kinds}. Export them again as UTF-8, or repair them (ftfy).`,
   );
   findings(
     "SECRETS",

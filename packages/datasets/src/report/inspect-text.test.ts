@@ -1,11 +1,18 @@
 import { describe, expect, it } from "vitest";
 import { findPersonalData } from "./find-personal-data.ts";
 import { findSecrets } from "./find-secrets.ts";
-import { findControlTokens } from "./inspect-text.ts";
+import { findControlTokens, findGarbledText } from "./inspect-text.ts";
 
 const kinds = (hits: readonly { text: number; kind: string }[]): string[] => hits.map(({ text, kind }) => `${text} ${kind}`);
 
 describe("inspecting texts", () => {
+  it("tells text that was read in another encoding, and not what only looks like it", () => {
+    const garble = (text: string): string => Buffer.from(text).toString("latin1");
+    expect(
+      kinds(findGarbledText([garble("größer"), "Itâ€™s late", "größer, à la carte, naïve", "NÃO, MANHÃ: GARÇON", "â la", garble("日本")])),
+    ).toEqual(["0 Ã¶", "1 â€™"]);
+  });
+
   it("tells secrets by the text they are in", async () => {
     const token = ["ghp_", "wWPw5k4aXcaT4fNP0UcnZwJUVFk6LO0pINUx"].join("");
     const hits = await findSecrets([

@@ -25,5 +25,18 @@ export const findControlTokens = (texts: readonly string[]): Hit[] =>
     ),
   );
 
+/**
+ * UTF-8 that was read as windows-1252 and saved: `Ã¼` is ü, `â€™` an apostrophe. What stands behind `Ã` there is never a capital letter, so
+ * Portuguese in capitals (`SÃO`) is none.
+ */
+const garbled = /[ÃÂ][\u0080-\u00BF€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘“”•–—˜™š›œžŸ]|â€[™œ\u009D“”¦˜]/u;
+
+/** @returns the first garbled spelling of each text. */
+export const findGarbledText = (texts: readonly string[]): Hit[] =>
+  texts.flatMap((text, index) => {
+    const kind = garbled.exec(text)?.[0];
+    return kind === undefined ? [] : [{ text: index, kind }];
+  });
+
 /** Each kind once for each text. */
 export const unique = (hits: readonly Hit[]): Hit[] => [...new Map(hits.map((hit) => [`${hit.text} ${hit.kind}`, hit])).values()];

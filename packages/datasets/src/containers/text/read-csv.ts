@@ -18,6 +18,9 @@ const newline = 0x0a;
 const carriageReturn = 0x0d;
 const quote = 0x22;
 
+/** What Excel writes above a table, and takes as the delimiter. */
+const separatorLine = /^sep=(.)\r?(?:\n|$)/i;
+
 /**
  * Finds the delimiter of a file whose first row names columns; undefined when it is not CSV. JSON is never taken for CSV: its rows
  * begin with a bracket.
@@ -26,6 +29,10 @@ const quote = 0x22;
 export function recogniseCsv(head: string): Delimiter | undefined {
   const text = head.trimStart();
   if (/^[[{]/.test(text)) return undefined;
+  const told = separatorLine.exec(text)?.[1];
+  if (told !== undefined) return delimiters.find((delimiter) => delimiter === told);
+  // A conversation that a chat template has written: `<|im_start|>user`.
+  if (text.startsWith("<|")) return undefined;
   const end = endOfRow(text);
   const header = text.slice(0, end).trimEnd();
   // This is JSON Lines whose first line is broken.
@@ -37,7 +44,9 @@ export function recogniseCsv(head: string): Delimiter | undefined {
   if (found !== undefined) return found.delimiter;
   // A table with one column has no delimiter.
   const name = header.replace(/^"(.*)"$/s, "$1");
-  return end < text.length && /^[\p{L}_][\p{L}\p{N}_.-]{0,63}$/u.test(name) && !["null", "true", "false"].includes(name) ? "," : undefined;
+  return end < text.length && /^[\p{L}_][\p{L}\p{N}_.-]{0,63}$/u.test(name) && !["null", "true", "false", "WEBVTT"].includes(name)
+    ? ","
+    : undefined;
 }
 
 /** Whether the first rows have as many cells as the header: prose with a comma in its first line has not. */
@@ -130,6 +139,7 @@ export async function* readCsv(
         if (fault !== undefined || bytes === undefined)
           throw headerFault(`its quotes are wrong, or it is longer than ${maxRowBytes} bytes`, line);
         const text = decodeUtf8(bytes);
+        if (text !== undefined && separatorLine.test(text.replace(/^\uFEFF/, ""))) continue;
         const cells = text === undefined ? undefined : cellsOf(text, delimiter);
         if (cells === undefined) throw headerFault("it is not UTF-8 text, or its quotes are wrong", line);
         columns = columnsOf(cells, line);
@@ -167,7 +177,7 @@ export function rowOfCells(
   // Spreadsheets write empty cells to the right of the table.
   while (cells.length > columns.length && cells.at(-1)?.trim() === "") cells.pop();
   if (cells.length !== columns.length) {
-    const message = `${place} has ${cells.length} ${cells.length === 1 ? "cell" : "cells"}; the header has ${columns.length}. Quote cells that hold a delimiter or a line end.`;
+    const message = `${place}: there are ${cells.length} ${cells.length === 1 ? "cell" : "cells"}; the header has ${columns.length}. Quote cells that hold a delimiter or a line end.`;
     return refused(line, place, "CSV_RAGGED", message);
   }
   const size = maxRowBytes === undefined ? 0 : cells.reduce((sum, cell) => sum + Buffer.byteLength(cell), 0);
