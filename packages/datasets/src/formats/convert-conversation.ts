@@ -327,7 +327,7 @@ export function convertGlaive(values: { chat: string; system: string | undefined
     tools: undefined,
     ...(values.system === undefined ? {} : systemOfGlaive(values.system)),
   };
-  if ("code" in fault) return fault as Refusal;
+  if ("code" in fault) return fault;
   return convertConversation({ messages: turns, system, tools }, { ...context, exact: () => turns });
 }
 
