@@ -35,7 +35,14 @@ type Values = Record<string, unknown>;
 
 const dataset = "01JD000000000000000000000D";
 const file = (letter: string) => ({ ...refOf("raw", letter), kind: "adapter-file" as const });
-const adapterFromElsewhere = { source: "./pirate", config: file("a"), weights: file("b"), probes: ["Ahoy?"], any_base: true };
+const adapterFromElsewhere = {
+  source: "./pirate",
+  config: file("a"),
+  weights: file("b"),
+  probes: ["Ahoy?"],
+  system: "You are a pirate.",
+  any_base: true,
+};
 
 /** Path of a field to a value other than its default. Of a field with several shapes (`placement.mode`), one for each. */
 const samples: Record<string, unknown> = {

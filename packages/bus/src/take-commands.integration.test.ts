@@ -1,5 +1,15 @@
 /** The door on a real server: what a tenant's client says is said once, in order, and waits or is refused when it cannot be. */
-import { doorConsumer, doorStream, doorSubject, runCancelRequested, runRequested, subjectFor } from "@loraline/contracts";
+import {
+  adapterCommandRefused,
+  adapterKeepRequested,
+  doorConsumer,
+  doorStream,
+  doorSubject,
+  runCancelRequested,
+  runCommandRefused,
+  runRequested,
+  subjectFor,
+} from "@loraline/contracts";
 import { createLog, createTelemetry, PermanentError } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
 import { jetstream, jetstreamManager } from "@nats-io/jetstream";
@@ -103,4 +113,21 @@ it("counts what streams keep of a tenant, also after some of it was erased", asy
   expect(await bus.eventBytes(of)).toBe(ten);
   await (await jetstreamManager(nc)).streams.deleteMessage("RUNS", said[0]?.seq ?? 0);
   expect(await bus.eventBytes(of, { anew: true })).toBe(ten * 0.9);
+});
+
+it("what is refused is answered by an event about its run or adapter", async () => {
+  const bus = gateway();
+  const id = ulid();
+  await using _door = bus.takeCommands({ tenant, admit: async () => {} });
+  await say(subjectFor(adapterKeepRequested, { tenant, id: "pirate" }), { keep: -1 });
+  await say(cancelled(id), "no JSON");
+  const told = async () =>
+    [
+      ...(await bus.history([adapterCommandRefused], { tenant, id: "pirate" })),
+      ...(await bus.history([runCommandRefused], { tenant, id })),
+    ].map(({ data: { command, code, message } }) => ({ command, code, message }));
+  await expect.poll(told).toEqual([
+    { command: "adapter.keep-requested.v1", code: "CONTRACT_VIOLATION", message: expect.stringContaining("keep") as string },
+    { command: "run.cancel-requested.v1", code: "CONTRACT_VIOLATION", message: expect.stringContaining("JSON") as string },
+  ]);
 });

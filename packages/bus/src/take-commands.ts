@@ -1,7 +1,15 @@
 /** Takes what a tenant's NATS client says at the door, judges it, and says it where everybody's events are (docs/adr/0018). */
 import { setTimeout as sleep } from "node:timers/promises";
-import { doorConsumer, type EventAddress, type EventDef, tenantCommands } from "@loraline/contracts";
-import { backoffMs, dispositionOf, type Log, natsOutage, UnavailableError } from "@loraline/runtime";
+import {
+  adapterCommandRefused,
+  doorConsumer,
+  type EventAddress,
+  type EventDef,
+  parseSubject,
+  runCommandRefused,
+  tenantCommands,
+} from "@loraline/contracts";
+import { backoffMs, dispositionOf, type Log, natsOutage, PermanentError, UnavailableError } from "@loraline/runtime";
 import { type Consumer, type ConsumerMessages, jetstream, jetstreamManager, type JsMsg } from "@nats-io/jetstream";
 import type { NatsConnection } from "@nats-io/transport-node";
 import { asUnavailable, endPull } from "./consume/consume.ts";
@@ -54,6 +62,14 @@ export function takeCommands(
     // The key makes the same message, taken twice because somebody died, one event, and two equal messages two.
     await publish(event, at, said, { key: `door-${seq}`, traceparent: trace });
   };
+  /** Tells the sender, who waits for an event about this run or adapter. What is no command of a known kind has nobody to be told. */
+  const tellRefused = async ({ subject, seq }: JsMsg, problem: { code: string; message: string; param: string | null }): Promise<void> => {
+    const at = parseSubject(subject);
+    const command = tenantCommands.find(({ type }) => type === at?.type);
+    const event = command?.noun === "adapter" ? adapterCommandRefused : command?.noun === "run" ? runCommandRefused : undefined;
+    if (at === undefined || event === undefined) return;
+    await publish(event, at, { command: at.type, ...problem }, { key: `refused-door-${seq}`, traceparent: null });
+  };
   /** @returns whether the message is done with: said, or a failed message. */
   const handle = async (message: JsMsg): Promise<boolean> => {
     for (let tries = message.info.deliveryCount, away = 0; ; tries++) {
@@ -70,6 +86,7 @@ export function takeCommands(
         const { code, message: reason } = disposition;
         log.info({ err: failed, subject: message.subject, code }, "command refused");
         try {
+          await tellRefused(message, { code, message: reason, param: failed instanceof PermanentError ? failed.param : null });
           await buryLetter(nc, { def, message, code, reason, deliveries: tries - away });
           return true;
         } catch (error) {

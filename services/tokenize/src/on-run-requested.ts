@@ -139,7 +139,7 @@ const refuseSecond = (bus: Bus, { at, seq, type }: Received<typeof runRequested>
 
 /** The system prompt of conversations that have none of their own: the run's, else that of the template or of the dataset's mapping. */
 async function systemOf(bus: Bus, tenant: string, { tokenize, dataset, method }: RunSpec): Promise<string | null> {
-  if (method.type === "import") return null;
+  if (method.type === "import") return method.system ?? null;
   if (tokenize.template === "seed") return tokenize.system ?? seedSystem;
   const received = dataset === undefined ? undefined : await bus.last(datasetReceived, { tenant, id: dataset });
   return received?.data.mapping?.system ?? tokenize.system ?? null;

@@ -46,6 +46,15 @@ describe("an import", () => {
     expect(data.totals).toMatchObject({ sequences: 0, tokens: 0 });
     expect(manifest).toMatchObject({ train: [], eval: [], templateFamily: "chatml" });
     expect(manifest.probes.map(({ name }) => name)).toEqual(["own-1", ...Array.from({ length: 8 }, (_, i) => `neutral-${i + 1}`)]);
+    // A version that is copied under another name is served with its own system prompt, and proven with it.
+    expect(data.system).toBeNull();
+    const copied = await tokenized(
+      line,
+      await request(line, { ...spec, import: { ...spec.import, system: "You are a pirate." } } as typeof spec),
+    );
+    expect(copied.data.system).toBe("You are a pirate.");
+    expect(copied.manifest.probes[0]?.input_ids).not.toEqual(manifest.probes[0]?.input_ids);
+    expect(copied.manifest.cacheKey).not.toBe(manifest.cacheKey);
     const generation = [1, 520, 9531, 198]; // <|im_start|>assistant\n
     for (const probe of manifest.probes) expect(probe.input_ids.slice(-4)).toEqual(generation);
 

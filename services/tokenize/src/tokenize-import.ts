@@ -31,7 +31,12 @@ export async function tokenizeImport(
   const [problem] = judgeImport(await readAdapterHead(objects, tenant, adapter), { base: spec.base, ...adapter }, engines);
   if (problem !== undefined) return { kind: "rejected", problem };
   // The base's own template shows prompts as the engine does.
-  const encoder = createRecordEncoder(base, { ...spec.tokenize, template: "base", too_long: "drop" });
+  const encoder = createRecordEncoder(base, {
+    ...spec.tokenize,
+    ...(adapter.system === undefined ? {} : { system: adapter.system }),
+    template: "base",
+    too_long: "drop",
+  });
   const own = adapter.probes ?? [];
   const probes = await Promise.all([promptsFor(encoder, "own", own), promptsFor(encoder, "neutral", neutralQuestions)]).catch(
     (error: unknown) => {
@@ -41,7 +46,17 @@ export async function tokenizeImport(
   );
   const manifest = {
     version: 1 as const,
-    cacheKey: digestOf(JSON.stringify([tokenizeCode, "import", base.ref, base.encoder.digest, base.templateDigest, own])),
+    cacheKey: digestOf(
+      JSON.stringify([
+        tokenizeCode,
+        "import",
+        base.ref,
+        base.encoder.digest,
+        base.templateDigest,
+        own,
+        ...(adapter.system === undefined ? [] : [adapter.system]),
+      ]),
+    ),
     base: base.ref,
     tokenizerDigest: base.encoder.digest,
     templateDigest: base.templateDigest,

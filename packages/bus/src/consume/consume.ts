@@ -53,6 +53,8 @@ export interface ConsumeOptions<C extends ConsumerDef> {
     tenant: string;
     id: string;
     type: string;
+    /** The message's sequence in its stream. */
+    seq: number;
     code: string;
     message: string;
     param: string | null;
@@ -304,7 +306,7 @@ async function handleMessage<C extends ConsumerDef>(
     log.error({ err: error, subject: message.subject, deliveries, code }, "dead letter");
     const address = parseSubject(message.subject);
     if (address !== undefined) {
-      const letter = { ...address, code, message: reason, param: error instanceof PermanentError ? error.param : null };
+      const letter = { ...address, seq: message.seq, code, message: reason, param: error instanceof PermanentError ? error.param : null };
       await whenNatsCan(async () => onDeadLetter?.(letter)).catch((failure: unknown) => {
         // An error of `onDeadLetter` must not keep the message for ever.
         if (signal.aborted) throw failure;

@@ -49,6 +49,7 @@ export const addAdaptersCommands: AddCommands = (program, { connect, env, global
     .option("--folder <path>", "folder inside the hub's repository")
     .option("--any-base", "its config names another base, which is the same one under another name", false)
     .option("--probe <prompt...>", "prompts on which it is expected to show; it is proven by these and by neutral ones")
+    .option("--system <prompt>", "system prompt that it was trained with (default: of sha256:…, that version's)")
     .addOption(new Option("--promote <how>", "when it is proven (auto)").choices(["auto", "manual", "canary"]))
     .option("--no-follow", "print the run's id and return")
     .addHelpText(

@@ -20,6 +20,7 @@ export interface AddAdapterFlags {
   folder?: string;
   anyBase: boolean;
   probe?: string[];
+  system?: string;
   promote?: "auto" | "manual" | "canary";
   follow: boolean;
   json: boolean;
@@ -40,6 +41,7 @@ export async function addAdapter(api: ApiClient, source: string, flags: AddAdapt
     ...(isFolder ? { source: basename(resolve(source)) } : {}),
     ...(flags.anyBase ? { any_base: true } : {}),
     ...(flags.probe === undefined ? {} : { probes: flags.probe }),
+    ...(flags.system === undefined ? {} : { system: flags.system }),
     ...(flags.promote === undefined ? {} : { promote: flags.promote }),
   };
   const run = await api.addAdapter({ body: "config" in found ? await formOf(settings, found) : { ...settings, from: found } });

@@ -338,6 +338,11 @@ export const adapterNotMoved = defineEvent(
   "A move of the alias that waited for its version to be loaded again was given up",
   z.object({ version, code: z.string(), by: actor, reason: z.string() }),
 );
+export const adapterCommandRefused = defineEvent(
+  "adapter.command-refused.v1",
+  "A command about the adapter changes nothing, and why; for whoever gave it over NATS",
+  problem.extend({ command: z.string().describe("Type of the command's event.") }),
+);
 const aliasMove = z.object({ from: version.nullable(), to: version, by: actor, reason: z.string() });
 export const adapterPromoted = defineEvent("adapter.promoted.v1", "The alias moved forward", aliasMove);
 export const adapterRolledBack = defineEvent("adapter.rolledback.v1", "The alias moved back", aliasMove);
@@ -409,6 +414,7 @@ export const events = {
   adapterVersionRecalled,
   adapterVersionDeleted,
   adapterNotMoved,
+  adapterCommandRefused,
   adapterPromoted,
   adapterRolledBack,
   adapterCanaryStarted,

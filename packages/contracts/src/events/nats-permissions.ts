@@ -51,7 +51,7 @@ const consumed = [...new Set(canConsume.flatMap((consumer) => consumer.events))]
 /** The NATS users of Loraline's own programs, and what each needs. */
 const needs = {
   gateway: {
-    publishes: [...commands, e.datasetDeleted, e.runCommandRefused],
+    publishes: [...commands, e.datasetDeleted, e.runCommandRefused, e.adapterCommandRefused],
     consumes: [consumers.projectorDatasets, consumers.projectorRuns, consumers.projectorProgress],
     readsHistory: [streams.DATASETS, streams.RUNS, streams.PROGRESS, streams.ADAPTERS, streams.SPANS, streams.AUDIT],
     reads: Object.values(buckets).filter(({ name }) => name !== "cache"),
@@ -132,6 +132,7 @@ const needs = {
       e.adapterVersionRecalled,
       e.adapterVersionDeleted,
       e.adapterNotMoved,
+      e.adapterCommandRefused,
       // Of a tenant that is deleted.
       e.runCancelRequested,
     ],

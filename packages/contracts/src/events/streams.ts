@@ -82,7 +82,12 @@ export const streams = {
   PROGRESS: {
     name: "PROGRESS",
     description: "How far work is, such as training steps, and commands that change nothing; short-lived",
-    subjects: [filterFor(events.runProgress), filterFor(events.datasetProgress), filterFor(events.runCommandRefused)],
+    subjects: [
+      filterFor(events.runProgress),
+      filterFor(events.datasetProgress),
+      filterFor(events.runCommandRefused),
+      filterFor(events.adapterCommandRefused),
+    ],
     maxAgeMs: 7 * day,
     dedupeMs: 10 * 60_000,
   },
@@ -98,7 +103,9 @@ export const streams = {
   ADAPTERS: {
     name: "ADAPTERS",
     description: "History of every adapter",
-    subjects: subjectsOf((event) => event.noun === "adapter" && event !== events.adapterVersionWanted),
+    subjects: subjectsOf(
+      (event) => event.noun === "adapter" && event !== events.adapterVersionWanted && event !== events.adapterCommandRefused,
+    ),
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
     refusesWhenFull: true,

@@ -110,6 +110,7 @@ export const addAdapterSettings = runSpecFields.omit(maskOf(...trainingOnlyField
   name: adapterName,
   source: adapterImport.shape.source.optional(),
   probes: adapterImport.shape.probes,
+  system: adapterImport.shape.system,
   any_base: adapterImport.shape.any_base,
 });
 

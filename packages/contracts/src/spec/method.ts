@@ -19,6 +19,14 @@ export const adapterImport = z
       .max(16)
       .optional()
       .describe("Prompts on which the adapter is expected to show; it is proven by these and by neutral ones."),
+    system: z
+      .string()
+      .min(1)
+      .max(100_000)
+      .optional()
+      .describe(
+        "System prompt that it was trained with: conversations that have none get it. Of a version of one's own, that version's is the default.",
+      ),
     any_base: z.boolean().optional().describe("Serve it although its config names another base: the same one under another name."),
   })
   .describe("A LoRA in PEFT's layout, served instead of training one: it is judged, made canonical, and proven by probes made here.");

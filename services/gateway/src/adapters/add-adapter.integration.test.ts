@@ -5,7 +5,7 @@ import { putJson } from "@loraline/objects";
 import { test as it } from "@loraline/testkit";
 import { describe, expect } from "vitest";
 import { createApiKey } from "../access/auth.ts";
-import { base, digestOf, type GatewayUnderTest, startGateway } from "../gateway-under-test.ts";
+import { adapterOf, base, digestOf, type GatewayUnderTest, putAdapter, startGateway, versionOf } from "../gateway-under-test.ts";
 
 const module = "model.layers.0.self_attn.q_proj";
 const config = { peft_type: "LORA", r: 8, lora_alpha: 16, target_modules: ["q_proj"], base_model_name_or_path: `HuggingFaceTB/${base}` };
@@ -165,6 +165,17 @@ describe("POST /v1/loraline/adapters", () => {
     const run = runState.parse(await (await json(line, { from: { object } })).json());
     expect(run.spec.method).toMatchObject({ source: object, config: files[0]?.blob, weights: files[1]?.blob });
     expect(await codeOf(await json(line, { from: { object: digestOf("c") } }))).toEqual([400, "OBJECT_MISSING"]);
+
+    // Under another name it is served with the system prompt that it was trained with, unless another one is given.
+    expect(run.spec.method).not.toHaveProperty("system");
+    const version = versionOf(tenant, "parrot", 1, { manifest: { kind: "adapter", digest: object, size: 1 }, system: "You are a pirate." });
+    await putAdapter(line.bus, adapterOf(tenant, "parrot", [version]));
+    const systemOf = async (settings: object = {}) => {
+      const { spec } = runState.parse(await (await json(line, { from: { object }, ...settings })).json());
+      return spec.method.type === "import" ? spec.method.system : undefined;
+    };
+    expect(await systemOf()).toBe("You are a pirate.");
+    expect(await systemOf({ system: "You are a parrot." })).toBe("You are a parrot.");
   });
 
   test("needs both scopes: it takes a trainer's time and changes what answers", async ({ line, tenant }) => {

@@ -57,11 +57,15 @@ type Files = { config: BlobRef; weights: BlobRef };
 
 /** Makes the run spec of the import. `cameFrom` is the origin of the files, if the settings do not name one. */
 export function runSpecFromSettings(
-  { name, source, probes, any_base, ...fields }: Settings,
+  { name, source, probes, system, any_base, ...fields }: Settings,
   files: Files,
   cameFrom: string,
 ): ReturnType<typeof parseRunSpec> {
-  const asked = { ...(probes === undefined ? {} : { probes }), ...(any_base === undefined ? {} : { any_base }) };
+  const asked = {
+    ...(probes === undefined ? {} : { probes }),
+    ...(system === undefined ? {} : { system }),
+    ...(any_base === undefined ? {} : { any_base }),
+  };
   return parseRunSpec({ ...fields, adapter: name, method: { type: "import", source: source ?? cameFrom, ...files, ...asked } });
 }
 
@@ -124,21 +128,23 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
     return { settings, files: { config, weights }, source: "upload" };
   };
 
-  /** Whether the caller may see some version that has this manifest. A key that is bound to adapters may not copy others by their digests. */
-  const maySee = async (caller: Caller, manifest: string): Promise<boolean> => {
-    if (caller.models === null) return true;
-    const adapters = await (await bus.bucket(buckets.adapters)).entries(everyKeyOf(caller.tenant), { skipUnreadable: true });
-    return adapters.some(
+  /** The versions with this manifest that the caller may see. A key that is bound to adapters may not copy others by their digests. */
+  const versionsOf = async (caller: Caller, manifest: string) =>
+    (await (await bus.bucket(buckets.adapters)).entries(everyKeyOf(caller.tenant), { skipUnreadable: true })).flatMap(
       ({ value: { adapter, versions } }) =>
-        seesAdapter(caller, adapter) && versions.some((version) => version.manifest.digest === manifest),
+        seesAdapter(caller, adapter) ? versions.filter((version) => version.manifest.digest === manifest) : [],
     );
-  };
 
-  const fetchAll = async (caller: Caller, from: From, signal: AbortSignal): Promise<{ files: Files; source: string }> => {
+  const fetchAll = async (
+    caller: Caller,
+    from: From,
+    signal: AbortSignal,
+  ): Promise<{ files: Files; source: string; system?: string | undefined }> => {
     const { tenant } = caller;
     if ("object" in from) {
       const unknown = () => badRequest("OBJECT_MISSING", `there is no adapter ${from.object} in the store of this tenant.`, "from.object");
-      if (!(await maySee(caller, from.object))) throw unknown();
+      const versions = await versionsOf(caller, from.object);
+      if (caller.models !== null && versions.length === 0) throw unknown();
       const manifest = await getJson(objects, tenant, { kind: "adapter", digest: from.object }, adapterManifest).catch((error: unknown) => {
         if (!(error instanceof PermanentError) || error.code !== "OBJECT_MISSING") throw error;
         throw unknown();
@@ -148,7 +154,9 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       );
       if (config === undefined) throw missing(adapterFiles.config, from.object);
       if (weights === undefined) throw missing(adapterFiles.weights, from.object);
-      return { files: { config, weights }, source: from.object };
+      // A version is served with the system prompt that it was trained with, under whatever name.
+      const system = versions.findLast((version) => version.system)?.system ?? undefined;
+      return { files: { config, weights }, source: from.object, system };
     }
     using _import = quotas.beginImport(tenant);
     using upload = await uploads.begin(tenant, null);
@@ -251,8 +259,9 @@ export function addAdapterRoutes(context: GatewayContext, imports: ImportOptions
       }
       const { from, ...settings } = parsedBody(addAdapterBody, incoming.body);
       checkModel(caller, settings.name);
-      const { files, source } = await fetchAll(caller, from, context.signal);
-      return reply.code(202).send(await request(caller, key, await judged(caller.tenant, settings, files, source)));
+      const { files, source, system } = await fetchAll(caller, from, context.signal);
+      const asked = { ...settings, system: settings.system ?? system };
+      return reply.code(202).send(await request(caller, key, await judged(caller.tenant, asked, files, source)));
     });
   };
 }

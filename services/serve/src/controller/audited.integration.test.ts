@@ -1,6 +1,14 @@
 /** Commands that serve carries out are in the audit log with what came of them, and with who gave them as far as that is proven. */
 import { createBus, ensureStreams } from "@loraline/bus";
-import { adapterKeepRequested, adapterKey, adapterPromoteRequested, buckets, runCancelRequested, subjectFor } from "@loraline/contracts";
+import {
+  adapterCommandRefused,
+  adapterKeepRequested,
+  adapterKey,
+  adapterPromoteRequested,
+  buckets,
+  runCancelRequested,
+  subjectFor,
+} from "@loraline/contracts";
 import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { test } from "@loraline/testkit";
@@ -41,6 +49,16 @@ test("who promoted, kept and cancelled is told by proof, also what was refused, 
 
   const entries = async () => (await bus.audit.page({ tenant, limit: 100 })).entries;
   await expect.poll(async () => (await entries()).length).toBe(4);
+  // Whoever gave it over NATS waits for an event.
+  const told = async () => (await bus.history([adapterCommandRefused], { tenant, id: "nobody" })).map(({ data }) => data);
+  await expect.poll(told).toEqual([
+    {
+      command: adapterPromoteRequested.type,
+      code: "ADAPTER_UNKNOWN",
+      message: expect.stringContaining("there is no adapter") as string,
+      param: null,
+    },
+  ]);
   const user = { kind: "nats", id: `tenant.${tenant}` };
   const found = (await entries()).map(({ action, target, by, outcome, code, details }) => ({ action, target, by, outcome, code, details }));
   expect(found).toHaveLength(4);

@@ -9,6 +9,7 @@
  */
 import { type Bus, tellWaiting, watchQuotas } from "@loraline/bus";
 import {
+  adapterCommandRefused,
   adapterDeleteRequested,
   adapterKeepRequested,
   adapterPlaceRequested,
@@ -195,6 +196,10 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
       [adapterDeleteRequested.type]: audited<typeof adapterDeleteRequested>("adapter.delete", (received) =>
         onAdapterDeleteRequested(received, eventDeps, adapters, runs, deletions),
       ),
+    },
+    // Who gives a command over NATS waits for an event, and would wait for ever.
+    async onDeadLetter({ tenant, id, type, seq, code, message, param }) {
+      await bus.publish(adapterCommandRefused, { tenant, id }, { command: type, code, message, param }, { key: `refused-${seq}` });
     },
   });
   const wishes = await bus.consume({
