@@ -186,6 +186,23 @@ describe("more values than bytes", () => {
   });
 });
 
+describe("more values in one row than it may have", () => {
+  beforeAll(() => python("write_bombs.py"));
+
+  test.each(["nulls.arrow", "fixed-nulls.arrow"])("cost the row of %s, and no memory", async (name) => {
+    const opened = await openContainer({ file: join(dir, name) }, { maxRowBytes: 1_000_000 });
+    const [row] = (await Array.fromAsync(opened?.batches ?? [])).flat();
+    expect(row).toMatchObject({ line: 1, refusal: { code: "ROW_TOO_LARGE" } });
+  });
+
+  test("are not read on through one page after the other", async () => {
+    await expect(read({ file: join(dir, "endless.parquet") })).rejects.toMatchObject({
+      code: "FILE_TOO_LARGE",
+      message: expect.stringMatching(/^row 1 has more than 8000000 values/) as string,
+    });
+  });
+});
+
 describe("types", () => {
   test.each(["types.parquet", "types.arrow"])("of %s keep every digit", async (name) => {
     const opened = await openContainer({ file: join(dir, name) }, options);

@@ -228,7 +228,11 @@ async function splitText(
   notes: Note[],
 ): Promise<RawRows | undefined> {
   // Any number of blank lines may come before the first row.
-  const peeked = await peek(text, recogniseBytes, (head) => head.byteLength > maxRowBytes || !head.every(isBlank));
+  let blank = 0;
+  const peeked = await peek(text, recogniseBytes, (head) => {
+    while (blank < head.byteLength && isBlank(head[blank] as number)) blank++;
+    return blank < head.byteLength || blank > maxRowBytes;
+  });
   const { head } = peeked;
   const start = head.findIndex((byte) => !isBlank(byte));
   if (start === -1 && peeked.ended) return undefined;

@@ -18,7 +18,7 @@ import {
 } from "apache-arrow";
 import { decodeLz4Frame } from "./lz4-frame.ts";
 import type { RawRow } from "./raw-rows.ts";
-import { createRowBatch, dayOf, decimalOf, textOf, textOrBinary, timeOf } from "./row-values.ts";
+import { createRowBatch, dayOf, decimalOf, textOf, textOrBinary, timeOf, TooMany } from "./row-values.ts";
 import type { UnpackLimits } from "./unpack.ts";
 
 /** Largest batch, in bytes after unpacking: apache-arrow needs the whole batch in memory. */
@@ -59,7 +59,8 @@ export async function* readArrow(
       for (let index = 0; index < numRows; index++) {
         // Without a prototype any name of a column is only a name.
         const row = Object.create(null) as Record<string, unknown>;
-        for (const { name, vector } of columns) row[name] = valueAt(vector, index);
+        const room: Room = { values: maxRowBytes / 8 };
+        for (const { name, vector } of columns) row[name] = valueAt(vector, index, room);
         line++;
         if (rows.add(line, row) || line % rowsOfBatch === 0) yield rows.take();
       }
@@ -222,8 +223,19 @@ const units: Readonly<Record<TimeUnit, "second" | "milli" | "micro" | "nano">> =
   [TimeUnit.NANOSECOND]: "nano",
 };
 
+/** How many values of lists a row may still have. A list of nulls takes no bytes in the file, however long it says it is. */
+interface Room {
+  values: number;
+}
+
+/** The values of a list, or what stands for more than the row has room for. */
+function listOf(length: number, room: Room, at: (index: number) => unknown): unknown {
+  room.values -= length;
+  return room.values < 0 ? new TooMany(length) : Array.from({ length }, (_, index) => at(index));
+}
+
 /** Reads one value without apache-arrow's losses: digits, fractions of a second, and text that is not UTF-8. */
-function valueAt(vector: Vector, index: number): unknown {
+function valueAt(vector: Vector, index: number, room: Room): unknown {
   const data = vector.data[0] as Data | undefined;
   if (data === undefined || !vector.isValid(index)) return null;
   const { type } = vector as { type: DataType };
@@ -231,19 +243,23 @@ function valueAt(vector: Vector, index: number): unknown {
     const offsets = data.valueOffsets as Int32Array | BigInt64Array;
     return textOf((data.values as Uint8Array).subarray(Number(offsets[index]), Number(offsets[index + 1])));
   }
-  if (DataType.isDictionary(type)) return valueAt(data.dictionary as Vector, Number((data.values as Int32Array)[index]));
+  if (DataType.isDictionary(type)) return valueAt(data.dictionary as Vector, Number((data.values as Int32Array)[index]), room);
   if (DataType.isList(type) || DataType.isLargeList(type) || DataType.isFixedSizeList(type)) {
     const items = vector.get(index) as Vector;
-    return Array.from({ length: items.length }, (_, at) => valueAt(items, at));
+    return listOf(items.length, room, (at) => valueAt(items, at, room));
   }
   if (DataType.isStruct(type)) {
     const row = Object.create(null) as Record<string, unknown>;
-    for (const [at, { name }] of type.children.entries()) row[name] = valueAt(new Vector([data.children[at] as Data]), index);
+    for (const [at, { name }] of type.children.entries()) row[name] = valueAt(new Vector([data.children[at] as Data]), index, room);
     return row;
   }
   if (DataType.isMap(type)) {
+    const offsets = data.valueOffsets;
+    const length = Number(offsets[index + 1]) - Number(offsets[index]);
+    room.values -= length;
+    if (room.values < 0) return new TooMany(length);
     const entries = vector.get(index) as Iterable<[unknown, unknown]>;
-    return Object.fromEntries([...entries].map(([key, value]) => [String(key), plain(value)]));
+    return Object.fromEntries([...entries].map(([key, value]) => [String(key), plain(value, room)]));
   }
   if (DataType.isDecimal(type)) {
     const words = vector.get(index) as Uint32Array;
@@ -253,13 +269,13 @@ function valueAt(vector: Vector, index: number): unknown {
   }
   if (DataType.isTimestamp(type)) return timeOf(BigInt((data.values as BigInt64Array)[index] as bigint), units[type.unit]);
   if (DataType.isDate(type) && type.unit === DateUnit.DAY) return dayOf(Number((data.values as Int32Array)[index]));
-  return plain(vector.get(index));
+  return plain(vector.get(index), room);
 }
 
 /** Values of all other types: numbers, booleans, bytes, and types that training data does not have. */
-function plain(value: unknown): unknown {
+function plain(value: unknown, room: Room): unknown {
   if (value instanceof Uint8Array) return textOrBinary(value);
   if (value instanceof Date) return value.toISOString();
-  if (value instanceof Vector) return Array.from({ length: value.length }, (_, at) => valueAt(value, at));
+  if (value instanceof Vector) return listOf(value.length, room, (at) => valueAt(value, at, room));
   return ArrayBuffer.isView(value) ? Array.from(value as unknown as Iterable<unknown>) : value;
 }

@@ -145,6 +145,8 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
   /** Index in `pending` of the first row that is not yet taken. Moving the rest to the front at each take would need quadratic time. */
   let begin = 0;
   let taken = 0;
+  /** Values of the newest row, if it goes on through pages that begin no other. */
+  let unfinished = 0;
 
   /** @returns false at the end of the column. */
   async function readNext(): Promise<boolean> {
@@ -197,6 +199,13 @@ function openColumn(file: RandomAccess, meta: ColumnMetaData, tree: SchemaTree, 
     if (data !== pending) for (const value of data) pending.push(value);
     budget.held += pending.length - before;
     if (pending.length - before > values + 1) throw new Error(`a page of column "${path}" has more rows than values`);
+    unfinished = pending.length > before ? values : unfinished + values;
+    if (unfinished > maxPageValues) {
+      throw new PermanentError(
+        "FILE_TOO_LARGE",
+        `row ${taken + pending.length - begin} has more than ${maxPageValues} values in column "${path}". Make shorter rows.`,
+      );
+    }
     return true;
   }
 

@@ -19,6 +19,13 @@ class Binary {
     this.bytes = bytes;
   }
 }
+/** A list of more values than a row may have, which are not read: its row is refused for its size. */
+export class TooMany {
+  readonly values: number;
+  constructor(values: number) {
+    this.values = values;
+  }
+}
 /** Parses a value of a JSON column. */
 export class JsonText {
   readonly text: string;
@@ -130,6 +137,10 @@ function toJson(value: unknown, number: (text: string) => unknown, json: (text: 
   if (Array.isArray(value)) return value.map((item) => toJson(item, number, json, seen));
   if (value instanceof Digits) return number(value.text);
   if (value instanceof Binary) return { bytes: value.bytes };
+  if (value instanceof TooMany) {
+    seen.size += value.values * 8;
+    return null;
+  }
   if (value instanceof JsonText) {
     seen.size += value.text.length;
     try {
