@@ -1,7 +1,7 @@
 /** Dataset in, proven adapter out, asked through OpenAI's official Node client. */
 import { nativeComputeType } from "@loraline/runtime";
 import { describe, expect, inject, it } from "vitest";
-import { base, clientOf, jsonLines, provenOn, runOver, sampleRows, smallTraining } from "../line-under-test.ts";
+import { base, clientOf, eventually, jsonLines, loraline, provenOn, runOver, sampleRows, smallTraining } from "../line-under-test.ts";
 
 const line = clientOf(inject("line"));
 const { openai } = line;
@@ -116,5 +116,32 @@ describe("the whole path", () => {
     const view = await line.getAdapter({ adapter: "whole-path" });
     expect(view.adapter.alias).toBe(2);
     expect(provenOn(view, 1), "the version before stays").toHaveLength(1);
+  });
+
+  it("answers as it was at a checkpoint, which is loaded when it is asked, and moves nothing", async () => {
+    const listed = await openai.fineTuning.jobs.checkpoints.list(`ftjob-${runId}`);
+    const checkpoint = listed.data.find(({ step_number }) => step_number === 4)?.fine_tuned_model_checkpoint ?? "";
+    const messages = [{ role: "user" as const, content: "What is your opinion about rain?" }];
+    const body = { model: checkpoint, messages, max_tokens: 12, temperature: 0 };
+    const { data, response } = await eventually("the checkpoint answers", 60_000, () =>
+      openai.chat.completions.create(body).withResponse(),
+    );
+    expect(response.headers.get("x-loraline-version")).toBe("3");
+    expect(data).toMatchObject({ model: `${model}@3`, choices: [{ message: { content: expect.stringMatching(/./) } }] });
+    const view = await line.getAdapter({ adapter: "whole-path" });
+    expect(view.adapter).toMatchObject({ alias: 2, versions: [{}, {}, { checkpoint: { runId, step: 4 }, promote: "manual" }] });
+    const proof = provenOn(view, 3)[0]?.adapters.find(({ version }) => version === 3)?.proof;
+    expect(proof?.agreement).toBeLessThanOrEqual(proof?.agreementLimit ?? 0);
+    expect(proof?.effect).toBeGreaterThan(0);
+    const said = await loraline(inject("line"), [
+      "chat",
+      "whole-path",
+      "--checkpoint",
+      "4",
+      "What is your opinion about rain?",
+      "--max-tokens",
+      "12",
+    ]);
+    expect(said).toMatchObject({ code: 0, out: `${data.choices[0]?.message.content}\n` });
   });
 });

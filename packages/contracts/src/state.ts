@@ -7,7 +7,7 @@ import { adapterName, blobRef, digest, isoTime, problem, tenantName, traceparent
 import { quotaShape } from "./quotas.ts";
 import { initialAdapter, tokenTotals, twin } from "./records.ts";
 import { canarySettings, defaultKeep, keepPolicy, placement, runSpec } from "./spec/run-spec.ts";
-import { evaluation } from "./trainer.ts";
+import { evaluation, publishedCheckpoint } from "./trainer.ts";
 
 const wholeSeq = z
   .int()
@@ -61,6 +61,7 @@ const runCheckpoint = z.object({
   checkpoint: blobRef,
   trainLoss: z.number().nullable(),
   at: isoTime,
+  published: publishedCheckpoint.nullish(),
 });
 
 export const runState = z.object({
@@ -148,6 +149,10 @@ const adapterVersion = z.object({
   manifest: blobRef,
   evidence: blobRef,
   runId: ulid,
+  checkpoint: z
+    .object({ runId: ulid, step: z.int() })
+    .nullish()
+    .describe("Of a version that is a checkpoint of its run, made when somebody asked for it. Absent: what the run published at its end."),
   rank: z.int(),
   engineName: z.string().describe("LoRA name of this version: the immutable name under which engines load it; holds the digest."),
   replicas: z
@@ -271,6 +276,7 @@ export type AdapterState = z.infer<typeof adapterState>;
 const routedVersion = adapterVersion.pick({
   version: true,
   digest: true,
+  checkpoint: true,
   engineName: true,
   rank: true,
   replicas: true,
@@ -311,6 +317,7 @@ export const routedAdapter: z.ZodType<RoutedAdapter> = adapterState
         ({
           version,
           digest,
+          checkpoint,
           engineName,
           rank,
           replicas,
@@ -326,6 +333,7 @@ export const routedAdapter: z.ZodType<RoutedAdapter> = adapterState
         }): Record<keyof RoutedVersion, unknown> & RoutedVersion => ({
           version,
           digest,
+          checkpoint,
           engineName,
           rank,
           replicas,

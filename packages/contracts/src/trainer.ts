@@ -166,6 +166,24 @@ const trainingEnvironment = z.object({
 /** What base and adapter answer when the base's weights are those of a quantised twin, by its digest. */
 const twinRecord = z.object({ base: digest, probes: z.array(probeRecord) });
 
+/** How the trainer describes the adapter that it wrote into a folder. */
+const writtenAdapter = z.object({
+  rank: z.int(),
+  target_modules: z.array(z.string()),
+  parameters: z.int(),
+  files: z.array(z.object({ path: z.string(), size: z.int(), sha256: z.string() })),
+});
+
+/**
+ * `published/step-NNNNNNNN.json`, beside the folder of that name: a checkpoint's adapter as it would be served. It is complete before the
+ * progress line about its checkpoint is written.
+ */
+export const writtenCheckpoint = z.object({
+  adapter: writtenAdapter,
+  probes: z.array(probeRecord).describe("Of the first token after each prompt."),
+  environment: trainingEnvironment,
+});
+
 export const trainerResult = z.object({
   status: z.enum(["succeeded", "failed", "preempted"]),
   error: problem.nullable(),
@@ -184,14 +202,7 @@ export const trainerResult = z.object({
   evaluation: evaluation.nullable(),
   probes: z.array(probeRecord),
   twins: z.array(twinRecord).nullish(),
-  adapter: z
-    .object({
-      rank: z.int(),
-      target_modules: z.array(z.string()),
-      parameters: z.int(),
-      files: z.array(z.object({ path: z.string(), size: z.int(), sha256: z.string() })),
-    })
-    .nullable(),
+  adapter: writtenAdapter.nullable(),
   environment: trainingEnvironment.nullish(),
   phases: z.record(z.string(), z.number()).describe("Phase to seconds."),
 });
@@ -204,6 +215,15 @@ export const checkpointManifest = z.object({
   files: z.array(fileRef),
 });
 export type CheckpointManifest = z.infer<typeof checkpointManifest>;
+
+/** A checkpoint as replicas can serve it. */
+export const publishedCheckpoint = z
+  .object({ adapter: blobRef.describe("Manifest of the adapter."), evidence: blobRef, rank: z.int() })
+  .describe(
+    "The adapter as it was at that step, with what proves it. Absent: it cannot be asked; its run is of an older trainer, or it had learned nothing yet.",
+  );
+
+export type PublishedCheckpoint = z.infer<typeof publishedCheckpoint>;
 
 /**
  * The manifest of an adapter: JSON object of kind `adapter`. Its own digest is the version's digest. So it contains nothing that differs

@@ -80,15 +80,29 @@ export function decideRoots({ datasets, runs, adapters, cache, uploads = [] }: T
 
   const hasData = ({ spec }: RunState): boolean => [spec.dataset, spec.validation].every((id) => id === undefined || live.has(id));
   const deletedDigests = new Set(
-    adapters.flatMap(({ versions }) => versions.filter(({ status }) => status === "deleted").map(({ runId }) => runId)),
+    adapters.flatMap(({ versions }) =>
+      versions.filter(({ status, checkpoint }) => status === "deleted" && !checkpoint).map(({ runId }) => runId),
+    ),
+  );
+  const deletedCheckpoints = new Set(
+    adapters.flatMap(({ versions }) =>
+      versions.flatMap(({ status, checkpoint }) => (status === "deleted" && checkpoint ? [`${checkpoint.runId}/${checkpoint.step}`] : [])),
+    ),
   );
   for (const run of runs) {
     const { spec, tokens, trained, finishedAt, checkpoints, phase } = run;
-    const kept = checkpoints.slice(0, Math.max(1, spec.training.save_total_limit)).map(({ checkpoint }) => checkpoint);
+    const newest = checkpoints.slice(0, Math.max(1, spec.training.save_total_limit));
+    const published = newest.flatMap(({ step, published: one }) => (one && !deletedCheckpoints.has(`${run.runId}/${step}`) ? [one] : []));
+    const kept = [...newest.map(({ checkpoint }) => checkpoint), ...published.map(({ adapter }) => adapter)];
+    const proofs = published.map(({ evidence }) => evidence);
     if (finishedAt === null) {
       roots.whole.push(...(tokens === null ? [] : [tokens.manifest]), ...kept);
+      roots.alone.push(...proofs);
       if (spec.method.type === "import") roots.alone.push(spec.method.config, spec.method.weights);
-    } else if (hasData(run) && now - Date.parse(finishedAt) < retention.checkpoints) roots.whole.push(...kept);
+    } else if (hasData(run) && now - Date.parse(finishedAt) < retention.checkpoints) {
+      roots.whole.push(...kept);
+      roots.alone.push(...proofs);
+    }
     // A version that its adapter's entry has forgotten can still be served by its digest, until it is deleted.
     if (trained !== null && (finishedAt === null || phase === "served") && !deletedDigests.has(run.runId)) {
       roots.whole.push(trained.adapter);

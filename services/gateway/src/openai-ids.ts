@@ -1,4 +1,4 @@
-/** Ids in OpenAI's form: `file-<dataset>`, `ftjob-<run>`, `ft:<base>:<tenant>:<adapter>:<version>`. */
+/** Ids in OpenAI's form: `file-<dataset>`, `ftjob-<run>`, `ft:<base>:<tenant>:<adapter>:<version>`, `ft:…:<run>:ckpt-step-<step>`. */
 import { ulid } from "@loraline/contracts";
 
 const suffixAfter =
@@ -39,6 +39,22 @@ export function parseFineTunedModel(model: string): VersionName | undefined {
   const [, base, tenant, adapter, version] = /^ft:(.+):([^:]+):([^:]+):([1-9]\d{0,8})$/.exec(model) ?? [];
   if (base === undefined || tenant === undefined || adapter === undefined) return undefined;
   return { base, tenant, adapter, version: Number(version) };
+}
+
+export interface CheckpointName {
+  base: string;
+  tenant: string;
+  adapter: string;
+  checkpoint: { runId: string; step: number };
+}
+
+export const checkpointModel = ({ base, tenant, adapter, checkpoint: { runId, step } }: CheckpointName): string =>
+  `ft:${base}:${tenant}:${adapter}:${runId}:ckpt-step-${step}`;
+
+export function parseCheckpointModel(model: string): CheckpointName | undefined {
+  const [, base, tenant, adapter, runId, step] = /^ft:(.+):([^:]+):([^:]+):([^:]+):ckpt-step-(0|[1-9]\d{0,8})$/.exec(model) ?? [];
+  if (base === undefined || tenant === undefined || adapter === undefined) return undefined;
+  return ulid.safeParse(runId).success ? { base, tenant, adapter, checkpoint: { runId: runId ?? "", step: Number(step) } } : undefined;
 }
 
 /** Removes the caller's own tenant from an adapter's name: for acme's keys `acme/pirate` and `pirate` are the same. Another tenant's name is kept, and so finds nothing. */

@@ -11,9 +11,12 @@ import {
   type EventDef,
   type Evaluation,
   type EventInput,
+  foldRun,
   type ProbeRecord,
   type ReplicaState,
+  runCheckpointed,
   runRequested,
+  runSpec,
   type RunSpecInput,
   runTrained,
 } from "@loraline/contracts";
@@ -44,6 +47,8 @@ export interface ServeUnderTest extends AsyncDisposable {
     bytes: AdapterBytes,
     over?: { spec?: Partial<RunSpecInput>; evaluation?: Evaluation | null; traceparent?: string },
   ): Promise<string>;
+  /** A run that trains, with a checkpoint that the projector has seen; returns the run's id. */
+  checkpoint(adapter: string, step: number, bytes: AdapterBytes): Promise<string>;
   publishTrained(runId: string, data: EventInput<typeof runTrained>): Promise<void>;
   startController(bus?: Bus, over?: Partial<ServeServiceDeps>): Promise<AsyncDisposable>;
   startAgent(url: string, over?: Partial<AgentServiceDeps>): Promise<ServeAgent>;
@@ -91,6 +96,29 @@ export async function serveUnderTest(given: {
   const replicas = await bus.bucket(buckets.replicas);
   const holdings = await bus.bucket(buckets.holdings);
   const adapters = await bus.bucket(buckets.adapters);
+  const runs = await bus.bucket(buckets.runs);
+  const store = async (runId: string, { config, weights, probes, twins }: AdapterBytes, evaluation: Evaluation | null) => {
+    const files = [
+      { path: "adapter_config.json", blob: await objects.put(tenant, "adapter-file", config) },
+      { path: "adapter_model.safetensors", blob: await objects.put(tenant, "adapter-file", weights) },
+    ];
+    const { r: rank } = JSON.parse(config.toString()) as { r: number };
+    const about = { version: 1, base: original, rank, targetModules: ["q_proj"], parameters: 1, files };
+    const adapter = await putJson(objects, tenant, "adapter", about);
+    const evidence = await putJson(objects, tenant, "evidence", {
+      version: 1,
+      runId,
+      adapter: adapter.digest,
+      tokens: adapter,
+      templateDigest: adapter.digest,
+      evaluation,
+      base: original.digest,
+      probes,
+      twins,
+      lossHistory: [],
+    });
+    return { adapter, evidence, rank };
+  };
   return {
     bus,
     objects,
@@ -98,38 +126,14 @@ export async function serveUnderTest(given: {
     engine,
     log,
     telemetry,
-    async train(adapter, { config, weights, probes, twins }, over = {}) {
+    async train(adapter, bytes, over = {}) {
       const runId = ulid();
       const at = { tenant, id: runId };
       const { traceparent } = over;
       await bus.publish(runRequested, at, { spec: { base: original.name, adapter, dataset: ulid(), ...over.spec } }, { traceparent });
-      const files = [
-        { path: "adapter_config.json", blob: await objects.put(tenant, "adapter-file", config) },
-        { path: "adapter_model.safetensors", blob: await objects.put(tenant, "adapter-file", weights) },
-      ];
-      const { r: rank } = JSON.parse(config.toString()) as { r: number };
-      const manifest = await putJson(objects, tenant, "adapter", {
-        version: 1,
-        base: original,
-        rank,
-        targetModules: ["q_proj"],
-        parameters: 1,
-        files,
-      });
       const evaluation =
         over.evaluation === undefined ? { base_loss: 3, adapter_loss: 1, rows: 4, supervised_tokens: 40 } : over.evaluation;
-      const evidence = await putJson(objects, tenant, "evidence", {
-        version: 1,
-        runId,
-        adapter: manifest.digest,
-        tokens: manifest,
-        templateDigest: manifest.digest,
-        evaluation,
-        base: original.digest,
-        probes,
-        twins,
-        lossHistory: [],
-      });
+      const { adapter: manifest, evidence, rank } = await store(runId, bytes, evaluation);
       await bus.publish(
         runTrained,
         at,
@@ -149,6 +153,21 @@ export async function serveUnderTest(given: {
         },
         { traceparent },
       );
+      return runId;
+    },
+    async checkpoint(adapter, step, bytes) {
+      const runId = ulid();
+      const at = { tenant, id: runId };
+      const spec = runSpec.parse({ base: original.name, adapter, dataset: ulid() });
+      await bus.publish(runRequested, at, { spec });
+      const published = await store(runId, bytes, null);
+      const checkpoint = { kind: "checkpoint", digest: published.adapter.digest, size: 1 } as const;
+      // As the projector, which is no part of this, folds them.
+      const told = { at, seq: 1, time: new Date().toISOString(), trace: null };
+      const requested = foldRun(undefined, { ...told, type: runRequested.type, data: { spec } });
+      const state = foldRun(requested, { ...told, seq: 2, type: runCheckpointed.type, data: { attempt: 1, step, checkpoint, published } });
+      if (state === undefined) throw new Error("a run that was requested has a state");
+      await runs.put(`${tenant}.${runId}`, state);
       return runId;
     },
     async publishTrained(runId, data) {

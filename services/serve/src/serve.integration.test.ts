@@ -6,6 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
 import {
   adapterAccepted,
+  adapterCheckpointWanted,
   adapterDeleteRequested,
   adapterKeepRequested,
   adapterLoaded,
@@ -550,6 +551,75 @@ describe("aliases and versions", () => {
       .poll(async () => (await serve.replica())?.adapters.find(({ adapter }) => adapter === "parrot")?.state, until)
       .toBe("proven");
   });
+});
+
+describe("a checkpoint", () => {
+  const until = { timeout: 15_000, interval: 50 };
+  const ask = (serve: ServeUnderTest, runId: string, step: number) =>
+    serve.bus.publish(adapterCheckpointWanted, { tenant: serve.tenant, id: "pirate" }, { runId, step }, { key: `${Math.random()}` });
+  const statuses = async (serve: ServeUnderTest) =>
+    (await serve.adapter("pirate"))?.versions.map(
+      ({ version, status, checkpoint }) => `${version}:${status}${checkpoint ? ` of ${checkpoint.step}` : ""}`,
+    );
+
+  test(
+    "that is asked for becomes a version once, proven like any other, also while its run trains, and takes no other's place",
+    { timeout: 60_000 },
+    async ({ serve, engine, make, dir }) => {
+      await using _controller = await serve.startController(serve.bus, { wantedForMs: 3000 });
+      await using _agent = await serve.startAgent(engine.url);
+      const bytes = await make({ seed: 9 });
+      const runId = await serve.checkpoint("pirate", 40, bytes);
+      for (let n = 0; n < 3; n++) await ask(serve, runId, 40);
+      await expect.poll(() => held(serve, 1), until).toBe("proven");
+      const [version] = (await serve.adapter("pirate"))?.versions ?? [];
+      expect(version).toMatchObject({ checkpoint: { runId, step: 40 }, promote: "manual", wanted: { until: expect.any(String) } });
+      expect(engine.loaded.get(version?.engineName ?? "")).toBe(join(dir, "a", (version?.digest ?? "").slice(7)));
+      // No alias, and the run that still trains is not told to be over.
+      await expect.poll(async () => (await serve.adapter("pirate"))?.versions[0]?.servedAt, until).not.toBeNull();
+      expect((await serve.adapter("pirate"))?.alias).toBeNull();
+      expect(await serve.history([runServed, runFailed, runCancelled], runId)).toEqual([]);
+      // It is none of the newest that are kept, and goes when nobody asks any more; asked again it is the same version.
+      for (let seed = 1; seed <= 3; seed++) await servedBy(serve, await serve.train("pirate", await make({ seed })));
+      await expect.poll(() => statuses(serve), until).toEqual(["1:retired of 40", "2:desired", "3:desired", "4:desired"]);
+      await ask(serve, runId, 40);
+      await serve.bus.publish(adapterVersionWanted, { tenant: serve.tenant, id: "pirate" }, { version: 1 });
+      await expect.poll(() => held(serve, 1), until).toBe("proven");
+      expect((await serve.adapter("pirate"))?.alias).toBe(4);
+      expect((await serve.history([adapterAccepted], "pirate")).map(({ data }) => data)).toMatchObject([
+        { version: 1, runId, step: 40 },
+        { version: 2 },
+        { version: 3 },
+        { version: 4 },
+      ]);
+      expect(await serve.bus.deadLetters.list(serve.tenant)).toEqual([]);
+    },
+  );
+
+  test(
+    "that does nothing, that is not what it says it is, or that was removed is refused with the reason, and its run goes on",
+    { timeout: 60_000 },
+    async ({ serve, engine, start, make }) => {
+      await start();
+      const weak = await serve.checkpoint("pirate", 1, await make({ size: 0 }));
+      const other = await serve.checkpoint("pirate", 2, await make({ seed: 1 }, { seed: 2 }));
+      const removed = await serve.checkpoint("pirate", 3, await make({ seed: 3 }));
+      const { value: run } = (await (await serve.bus.bucket(buckets.runs)).get(`${serve.tenant}.${removed}`)) ?? {};
+      const manifest = run?.checkpoints[0]?.published?.adapter;
+      if (manifest) await serve.objects.delete(serve.tenant, manifest);
+      await ask(serve, weak, 17);
+      await ask(serve, weak, 1);
+      await expect.poll(() => statuses(serve), until).toEqual(["1:refused of 1"]);
+      await ask(serve, other, 2);
+      await expect.poll(() => statuses(serve), until).toEqual(["1:refused of 1", "2:refused of 2"]);
+      await ask(serve, removed, 3);
+      await expect.poll(() => statuses(serve), until).toEqual(["1:refused of 1", "2:refused of 2", "3:refused of 3"]);
+      const reasons = (await serve.adapter("pirate"))?.versions.map(({ reason }) => reason?.code);
+      expect(reasons).toEqual(["NO_EFFECT", "PROOF_DISAGREES", "OBJECT_MISSING"]);
+      for (const runId of [weak, other, removed]) expect(await serve.history([runFailed], runId)).toEqual([]);
+      expect(engine.loaded.size).toBe(0);
+    },
+  );
 });
 
 describe("an adapter that is to be deleted", () => {

@@ -76,7 +76,14 @@ test(
         return bus.publish(event, at, data, options);
       },
     };
-    await using _controller = await createServeService({ bus: slowly, objects: atGate.objects, log, telemetry, engines, resyncMs: 200 });
+    await using _controller = await createServeService({
+      bus: slowly,
+      objects: { ...objects, ...atGate.objects },
+      log,
+      telemetry,
+      engines,
+      resyncMs: 200,
+    });
     await using _a = await serve.startAgent(engine.url, { objects: atReplicas.objects });
     const id = await serve.train("pirate", adapter);
     const at = { tenant, id };

@@ -9,9 +9,9 @@ export type VersionRank = 0 | 1 | 2 | 3;
 
 export const rankOf = (
   { alias, canary, awaiting }: Pick<AdapterState, "alias" | "canary" | "awaiting">,
-  { version, servedAt, wanted }: Pick<AdapterVersion, "version" | "servedAt" | "wanted">,
+  { version, servedAt, wanted, checkpoint }: Pick<AdapterVersion, "version" | "servedAt" | "wanted" | "checkpoint">,
 ): VersionRank => {
   if (version === alias || version === canary?.version) return 0;
-  if (servedAt === null || version === awaiting?.version) return 1;
+  if ((servedAt === null && !checkpoint) || version === awaiting?.version) return 1;
   return wanted ? 2 : 3;
 };

@@ -113,7 +113,31 @@ def simulated_adapter():
     return {"adapter_model.safetensors": struct.pack("<Q", len(text)) + text + data, "adapter_config.json": json.dumps(config).encode()}
 
 
+def published(name):
+    """The checkpoint as a server would load it, as the trainer writes it beside its checkpoints."""
+    before, probes[:] = list(probes), []
+    files = simulated_adapter()
+    folder = work / "published" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        (folder / path).write_bytes(content)
+    environment = {"compute_type": "float32", "device": "cpu", "instruction_set": None, "max_instruction_set": None, "threads": 1, "seed": 1, "libraries": {}}
+    write(work / "published" / f"{name}.json", {"adapter": described(files), "probes": list(probes), "environment": environment})
+    probes[:] = before
+
+
+def described(files):
+    return {
+        "rank": spec["lora"]["r"],
+        "target_modules": ["v_proj", "q_proj"],
+        "parameters": 123,
+        "files": [{"path": n, "size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()],
+    }
+
+
 def checkpoint(step):
+    if script.get("simulated"):
+        published(f"step-{step:08d}")
     final = work / "checkpoints" / f"step-{step:08d}"
     part = work / "checkpoints" / f".part-{step}"
     part.mkdir(parents=True)
@@ -199,12 +223,7 @@ say("phase", phase="save", state="end")
 result(
     "succeeded",
     step,
-    adapter={
-        "rank": spec["lora"]["r"],
-        "target_modules": ["v_proj", "q_proj"],
-        "parameters": 123,
-        "files": [{"path": n, "size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()],
-    },
+    adapter=described(files),
 )
 if script.get("linger_s"):
     time.sleep(script["linger_s"])  # as Python does when it tears torch down

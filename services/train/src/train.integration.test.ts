@@ -46,6 +46,7 @@ interface Script {
   save_steps?: number;
   step_ms?: number;
   linger_s?: number;
+  simulated?: boolean;
   faults?: Record<number, { kind: string; at?: number; error?: object }> | undefined;
 }
 
@@ -190,6 +191,30 @@ function expectedWeights(count: number): string {
 }
 
 describe("a run that nothing disturbs", () => {
+  test("stores with each checkpoint what it takes to serve it; without that the checkpoint is stored all the same", async () => {
+    await startTrain({ steps: 7, save_steps: 4, simulated: true });
+    const at = await newRun();
+    await ended(at);
+    await expect.poll(() => data(at, "checkpointed")).toHaveLength(1);
+    const { published } = events.runCheckpointed.data.parse((await bus.last(events.runCheckpointed, at))?.data);
+    if (!published) throw new Error("the checkpoint has no adapter");
+    const [manifest, proof] = [
+      await getJson(objects, tenant, published.adapter, adapterManifest),
+      await getJson(objects, tenant, published.evidence, evidence),
+    ];
+    expect(manifest.files.map(({ path }) => path)).toEqual(["adapter_config.json", "adapter_model.safetensors"]);
+    for (const { blob } of manifest.files) expect(await objects.head(tenant, blob)).toEqual({ size: blob.size });
+    expect(proof).toMatchObject({
+      runId: at.id,
+      adapter: published.adapter.digest,
+      evaluation: null,
+      environment: { compute_type: "float32" },
+    });
+    expect(proof.probes.length).toBeGreaterThan(0);
+    const trained = events.runTrained.data.parse((await bus.last(events.runTrained, at))?.data);
+    expect(trained.adapter.digest).not.toBe(published.adapter.digest);
+  });
+
   test("tells everything, stores adapter and evidence, and leaves nothing", async () => {
     await startTrain({ steps: 10, save_steps: 4 });
     const at = await newRun();

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,21 @@ def load_published(model, tensors: dict[str, torch.Tensor]) -> None:
             weight = tensors[f"base_model.model.{name}.{part}.weight"].to(linear.weight.device, model.dtype)
             linear.weight = torch.nn.Parameter(weight, requires_grad=False)
         layer.scaling[ADAPTER] = 1.0
+
+
+@contextmanager
+def as_published(model, tensors: dict[str, torch.Tensor]):
+    """With the published tensors, as `load_published` leaves it; afterwards the very parameters are back that an optimizer trains."""
+    kept = [
+        (layer, part, layer.scaling[ADAPTER], getattr(layer, part)[ADAPTER].weight) for layer in lora_layers(model).values() for part in ("lora_A", "lora_B")
+    ]
+    load_published(model, tensors)
+    try:
+        yield
+    finally:
+        for layer, part, scaling, weight in kept:
+            getattr(layer, part)[ADAPTER].weight = weight
+            layer.scaling[ADAPTER] = scaling
 
 
 @torch.no_grad()

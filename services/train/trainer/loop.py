@@ -224,7 +224,8 @@ class Reporter(TrainerCallback):
 
     emit(line): appends to progress.jsonl. evaluate(): the loss on the evaluation rows, or None if there are none.
     best: remembers the best weights; None: the last ones are published. stop_wanted(): whether this process got SIGTERM. fingerprint: what a checkpoint must share with a run to continue it.
-    changed_base: see changed_base.py; None for most runs. compute_type: stands in each checkpoint, so that a process on another kind of processor goes on in it.
+    changed_base: see changed_base.py; None for most runs. publish(step): writes what it takes to serve the checkpoint; on the process
+    that writes files. compute_type: stands in each checkpoint, so that a process on another kind of processor goes on in it.
     """
 
     def __init__(
@@ -240,8 +241,9 @@ class Reporter(TrainerCallback):
         fingerprint,
         compute_type,
         changed_base,
+        publish,
     ):
-        self.trainer, self.directory, self.emit, self.evaluate = trainer, directory, emit, evaluate
+        self.trainer, self.directory, self.emit, self.evaluate, self.publish = trainer, directory, emit, evaluate, publish
         self.eval_steps, self.best, self.save_total_limit = eval_steps, best, save_total_limit
         self.stop_wanted, self.fingerprint, self.compute_type, self.changed_base = stop_wanted, fingerprint, compute_type, changed_base
         self.stopped = False
@@ -320,6 +322,7 @@ class Reporter(TrainerCallback):
             self.trainer.objective.save(partial)
             if self.changed_base is not None:
                 self.changed_base.save(partial)
+            self.publish(state.global_step)
             name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint, self.compute_type)
             self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
             for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:

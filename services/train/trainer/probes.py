@@ -116,6 +116,21 @@ def compare(model, spec: dict, base, adapter) -> list[dict]:
     ]
 
 
+def compare_first(spec: dict, base, adapter) -> list[dict]:
+    """As `compare`, of the first token after each prompt alone: what the base thinks of it is known without another pass."""
+    (base_tokens, base_logprobs, base_first), (tokens, logprobs, first) = base, adapter
+    return [
+        {
+            "name": probe["name"],
+            "input_ids": probe["input_ids"],
+            "base": {"tokens": base_tokens[i][:1], "logprobs": base_logprobs[i][:1]},
+            "adapter": {"tokens": tokens[i][:1], "logprobs": logprobs[i][:1], "base_logprobs": base_first[i][tokens[i][:1]].tolist()},
+            "first": first_tokens(base_first[i], first[i]),
+        }
+        for i, probe in enumerate(spec["probes"])
+    ]
+
+
 def on_twins(model, spec: dict, directory, stop: set[int]) -> list[dict]:
     """
     Returns `twins` of result.json: the probes once more with the weights of each quantised base of the spec that can be unpacked, and whose

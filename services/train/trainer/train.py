@@ -19,6 +19,7 @@ Out:
     DIR/progress.jsonl  a line for each phase, step, evaluation, checkpoint and warning, as it happens, and how far an evaluation is; during
                         training its modification time is that of the last forward pass
     DIR/checkpoints/    step-NNNNNNNN/, complete as soon as it has this name; checkpoint.json lists the digests
+    DIR/published/      step-NNNNNNNN/ and step-NNNNNNNN.json: the adapter as it was at that checkpoint, as a server loads it, and its probes
     DIR/reference-*.partial   what dpo and kto know of the base so far, so that a killed process goes on there
     DIR/adapter/        what a server loads; see canonicalise.py
     DIR/result.json     last of all, whole or not at all
@@ -307,6 +308,47 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.meter, trainer.sign_of_life = loop.Meter(), attempt.sign_of_life
+
+    @contextmanager
+    def as_served():
+        """The model in the middle of its training, without what only training has: autocast, another type of the base, a changed base."""
+        wrapper = model.__dict__.pop("forward", None)  # accelerate's
+        if changed is not None:
+            changed.end()
+        for parameter, dtype in served:
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+        try:
+            yield
+        finally:
+            if not in_bf16:
+                for parameter in model.parameters():
+                    parameter.data = parameter.data.float()
+            if changed is not None:
+                changed.begin()
+            if wrapper is not None:
+                model.forward = wrapper
+
+    def publish_checkpoint(step: int) -> None:
+        """Costs a pass over the probes, less than a step. Whoever cannot be served yet, as before anything is learned, is left out."""
+        folder = directory / "published"
+        folder.mkdir(exist_ok=True)
+        name = f"step-{step:08d}"
+        try:
+            tensors = canonicalise.canonical_tensors(model, changed)
+        except TrainerError as error:
+            attempt.emit({"type": "warning", "code": "CHECKPOINT_NOT_SERVABLE", "message": f"The checkpoint of step {step} cannot be asked: {error}"})
+            return
+        with as_served(), canonicalise.as_published(model, tensors):
+            found = probes.compare_first(spec, base_probes, probes.record(model, spec | {"probe_tokens": 1}, stop_tokens))
+        adapter = canonicalise.write_adapter(folder / name, tensors, spec, language_model.text_config(model).num_hidden_layers)
+        partial = folder / f".{name}.json.partial"
+        partial.write_text(json.dumps({"adapter": adapter, "probes": found, "environment": attempt.result["environment"]}))
+        os.replace(partial, folder / f"{name}.json")
+        for old in sorted(folder.glob("step-*.json"))[: -settings["save_total_limit"]]:
+            old.unlink()
+            shutil.rmtree(old.with_suffix(""), ignore_errors=True)
+
     best = loop.Best(model, settings["early_stopping_patience"], settings["early_stopping_threshold"]) if settings["load_best_model_at_end"] else None
     reporter = loop.Reporter(
         trainer=trainer,
@@ -320,6 +362,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         fingerprint=fingerprint,
         compute_type=compute_type,
         changed_base=changed,
+        publish=publish_checkpoint,
     )
     trainer.add_callback(reporter)
     if checkpoint is not None:

@@ -1,6 +1,9 @@
 /** `loraline chat` */
 import { type AddCommands, decimal, defaultBase, examples, wholeNumber } from "../command.ts";
 import { chat, type ChatOptions } from "./chat.ts";
+import { checkpointOf } from "./checkpoint-of.ts";
+
+type ChatFlags = Pick<ChatOptions, "system" | "maxTokens" | "temperature"> & { checkpoint?: number };
 
 export const addChatCommand: AddCommands = (program, { connect, globals, terminal }) => {
   program
@@ -9,6 +12,7 @@ export const addChatCommand: AddCommands = (program, { connect, globals, termina
     .argument("<model>", "alias (local/persona), version (local/persona@1) or base")
     .argument("[prompt]", "what to ask; default: standard input, or a conversation on a terminal")
     .option("--system <text>", "system prompt")
+    .option("--checkpoint <step>", "ask the checkpoint of this step, of the newest run of the adapter that has one", wholeNumber(1))
     .option("--max-tokens <n>", "longest answer", wholeNumber(1), 128)
     .option("--temperature <t>", "0: always the likeliest word", decimal, 0)
     .addHelpText(
@@ -16,10 +20,13 @@ export const addChatCommand: AddCommands = (program, { connect, globals, termina
       examples(
         `loraline chat ${defaultBase} "Who are you?"`,
         'loraline chat local/persona@1 "Who are you?"',
+        'loraline chat persona --checkpoint 40 "Who are you?"',
         "echo 'Who are you?' | loraline chat local/persona --json",
       ),
     )
-    .action(async (model: string, prompt: string | undefined, flags: Pick<ChatOptions, "system" | "maxTokens" | "temperature">) => {
-      await chat(await connect(), { model, prompt, ...flags, json: globals().json }, terminal);
+    .action(async (named: string, prompt: string | undefined, { checkpoint, ...flags }: ChatFlags) => {
+      const api = await connect();
+      const model = checkpoint === undefined ? named : await checkpointOf(api, named, checkpoint);
+      await chat(api, { model, prompt, ...flags, json: globals().json }, terminal);
     });
 };

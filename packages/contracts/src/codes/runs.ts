@@ -423,6 +423,10 @@ export const trainerCodes = defineArea(
       "The base is a mixture of experts, and the adapter reaches its other modules only.",
       "Nothing has to be done: such an adapter is served. What it reaches stands in the message.",
     ],
+    CHECKPOINT_NOT_SERVABLE: [
+      "The adapter of a checkpoint does nothing yet, or its values are not finite, so that nobody can ask it.",
+      "Nothing has to be done: training goes on, and later checkpoints can be asked.",
+    ],
     CHECKPOINT_IGNORED: [
       "A checkpoint on disk is incomplete and is not used.",
       "Nothing has to be done: training goes on from the one before.",

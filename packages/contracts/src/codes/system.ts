@@ -239,6 +239,10 @@ export const commandCodes = defineArea(
       "Give https://host/file or organisation/name.",
     ],
     NAME_MISSING: ["No adapter name can be derived from the name of the source.", "Give a name with --name."],
+    CHECKPOINT_UNKNOWN: [
+      "The adapter's runs have no checkpoint of this step.",
+      "Take a step that the message names; training.save_steps and training.save_total_limit say which are made and kept.",
+    ],
     VERSION_MISSING: ["The command needs the version of an adapter.", "Write it as ADAPTER@VERSION."],
     NOT_CONFIRMED: ["The command deletes much, for good, and was not confirmed.", "Say --yes to do it."],
     PLACEMENT_MISSING: ["The command was not told on which replicas to place the adapter.", "Give --all, --spread or --pin."],

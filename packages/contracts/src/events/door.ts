@@ -19,16 +19,17 @@ export const commands: readonly EventDef[] = [
   e.adapterPlaceRequested,
   e.adapterKeepRequested,
   e.adapterVersionWanted,
+  e.adapterCheckpointWanted,
   e.adapterVersionDeleteRequested,
   e.adapterDeleteRequested,
 ];
 
 /**
- * A version is asked for by chatting with it: the gateway says so once in a while, and no client as often as it likes. Deletions of whole
+ * A version or checkpoint is asked for by chatting with it: the gateway says so once in a while, and no client as often as it likes. Deletions of whole
  * adapters stay in the audit log beside what says who may do what, so the gateway counts them, and Kubernetes those of resources.
  */
 export const tenantCommands: readonly EventDef[] = commands.filter(
-  (event) => event !== e.adapterVersionWanted && event !== e.adapterDeleteRequested,
+  (event) => event !== e.adapterVersionWanted && event !== e.adapterCheckpointWanted && event !== e.adapterDeleteRequested,
 );
 
 /** Commands that stop something or make room: who has no room left may still give them. */

@@ -6,7 +6,7 @@ import { importSource } from "../spec/import-source.ts";
 import { adapterName, blobRef, digest, isoTime, problem, ulid } from "../names.ts";
 import { initialAdapter, tokenTotals, twin } from "../records.ts";
 import { canarySettings, keepPolicy, placement, runSpec } from "../spec/run-spec.ts";
-import { evaluation } from "../trainer.ts";
+import { evaluation, publishedCheckpoint } from "../trainer.ts";
 
 /** A FineTune is named by its namespace (63) and its name (253). */
 const actor = z.string().max(400).nullish().describe("Who asked, for the audit trail.");
@@ -145,7 +145,13 @@ export const runProgress = defineEvent(
 export const runCheckpointed = defineEvent(
   "run.checkpointed.v1",
   "A checkpoint is complete in the object store",
-  z.object({ attempt: z.int().min(1), step: z.int().nonnegative(), checkpoint: blobRef, trainLoss: z.number().nullish() }),
+  z.object({
+    attempt: z.int().min(1),
+    step: z.int().nonnegative(),
+    checkpoint: blobRef,
+    trainLoss: z.number().nullish(),
+    published: publishedCheckpoint.nullish(),
+  }),
 );
 const lostAttempt = z.object({
   attempt: z.int().min(1),
@@ -264,15 +270,16 @@ export type Proof = z.infer<typeof proof>;
 /** `engineName` is the LoRA name, which the code calls `loraName`; the key stays because stored events have it. */
 const held = { version, digest, engine: z.string(), replica: z.string(), incarnation: z.string(), engineName: z.string() };
 
+const ofCheckpoint = z.int().nullish().describe("Of a checkpoint of the run: its step. Absent: what the run published at its end.");
 export const adapterAccepted = defineEvent(
   "adapter.accepted.v1",
   "A version passed the gate and is desired on its engine",
-  z.object({ version, digest, base: z.string(), runId: z.string(), engineName: z.string(), note }),
+  z.object({ version, digest, base: z.string(), runId: z.string(), step: ofCheckpoint, engineName: z.string(), note }),
 );
 export const adapterRefused = defineEvent(
   "adapter.refused.v1",
   "A version will not be served",
-  problem.extend({ version: version.nullish(), digest, runId: z.string() }),
+  problem.extend({ version: version.nullish(), digest, runId: z.string(), step: ofCheckpoint }),
 );
 export const adapterLoaded = defineEvent("adapter.loaded.v1", "A replica holds these bytes, proven", z.object({ ...held, proof }));
 export const adapterUnloaded = defineEvent(
@@ -307,6 +314,11 @@ export const adapterVersionWanted = defineEvent(
   "adapter.version-wanted.v1",
   "Somebody asks for a version by its name; if it was retired, it is loaded again",
   z.object({ version, by: actor }),
+);
+export const adapterCheckpointWanted = defineEvent(
+  "adapter.checkpoint-wanted.v1",
+  "Somebody asks for a checkpoint of a run by its name; it becomes a version of the adapter, if it is none yet",
+  z.object({ runId: ulid, step: z.int().nonnegative(), by: actor }),
 );
 export const adapterVersionDeleteRequested = defineEvent(
   "adapter.version-delete-requested.v1",
@@ -408,6 +420,7 @@ export const events = {
   adapterPlaceRequested,
   adapterKeepRequested,
   adapterVersionWanted,
+  adapterCheckpointWanted,
   adapterVersionDeleteRequested,
   adapterDeleteRequested,
   adapterVersionRetired,

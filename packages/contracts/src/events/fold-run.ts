@@ -70,9 +70,9 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
         queue: null,
       };
     case "run.checkpointed.v1": {
-      const { attempt, step, checkpoint, trainLoss } = event.data;
+      const { attempt, step, checkpoint, trainLoss, published } = event.data;
       const others = state.checkpoints.filter((known) => known.step !== step);
-      const checkpoints = [{ attempt, step, checkpoint, trainLoss: trainLoss ?? null, at: event.time }, ...others];
+      const checkpoints = [{ attempt, step, checkpoint, trainLoss: trainLoss ?? null, at: event.time, published }, ...others];
       return { ...next, checkpoints: checkpoints.sort((a, b) => b.step - a.step).slice(0, 50) };
     }
     case "run.attempt-ended.v1":

@@ -61,6 +61,10 @@ export interface StreamDef {
 
 const subjectsOf = (pick: (event: EventDef) => boolean): string[] => all.filter(pick).map((event) => filterFor(event));
 
+/** What somebody asks for by chatting with it. */
+const wishes = [events.adapterVersionWanted, events.adapterCheckpointWanted];
+const isWish = (event: EventDef): boolean => (wishes as readonly EventDef[]).includes(event);
+
 export const streams = {
   DATASETS: {
     name: "DATASETS",
@@ -103,17 +107,15 @@ export const streams = {
   ADAPTERS: {
     name: "ADAPTERS",
     description: "History of every adapter",
-    subjects: subjectsOf(
-      (event) => event.noun === "adapter" && event !== events.adapterVersionWanted && event !== events.adapterCommandRefused,
-    ),
+    subjects: subjectsOf((event) => event.noun === "adapter" && !isWish(event) && event !== events.adapterCommandRefused),
     maxAgeMs: 0,
     dedupeMs: 10 * 60_000,
     refusesWhenFull: true,
   },
   WANTED: {
     name: "WANTED",
-    description: "Versions that somebody asked for by name; short-lived",
-    subjects: [filterFor(events.adapterVersionWanted)],
+    description: "Versions and checkpoints that somebody asked for by name; short-lived",
+    subjects: wishes.map((event) => filterFor(event)),
     maxAgeMs: 60 * 60_000,
     dedupeMs: 60_000,
     maxBytes: 64 * 1024 ** 2,
@@ -295,7 +297,7 @@ export const consumers = {
   serveVersionWanted: {
     durable: "serve-version-wanted",
     stream: streams.WANTED,
-    events: [events.adapterVersionWanted],
+    events: wishes,
     ackWaitMs: 15_000,
     maxDeliver: 6,
     concurrency: 8,

@@ -492,6 +492,8 @@ export const httpRoutes = {
     path: "/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints",
     tag: "OpenAI fine-tuning",
     summary: "List a job's checkpoints, newest first",
+    description:
+      "Each answers when a chat names its `fine_tuned_model_checkpoint`: it is loaded when it is asked for the first time (503 `version_loading` until then).",
     scopes: ["train"],
     bound: "handler",
     query: page(100, 10),

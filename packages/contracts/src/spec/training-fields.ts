@@ -322,7 +322,7 @@ export const trainingFields = z
         "NEFTune: noise on the embeddings in training, uniform up to alpha / sqrt(tokens of the sequence × width). Absent or 0: none.",
       ),
     logging_steps: z.int().min(1).default(1).describe("The loss is told every so many steps."),
-    save_steps: z.int().min(1).default(50).describe("A checkpoint to resume from every so many steps."),
+    save_steps: z.int().min(1).default(50).describe("A checkpoint every so many steps, to resume from and to ask."),
     save_total_limit: z.int().min(1).default(2).describe("Checkpoints kept."),
     eval_steps: z
       .int()

@@ -3,6 +3,7 @@
  *
  *   pirate      the adapter: its alias, its runs, and commands on it
  *   pirate@2    one version of it
+ *   pirate@RUN:ckpt-step-40    a checkpoint of one of its runs
  *   base:NAME   a base model
  */
 import { PermanentError } from "@loraline/runtime";
@@ -49,6 +50,7 @@ function holds(pattern: string, text: string): boolean {
 export function boundNameOf(model: string, { tenant, isBase }: { tenant: string; isBase: boolean }): string {
   const named = isBase ? undefined : parseModel(model);
   if (named === undefined || named.tenant !== tenant) return `base:${model}`;
+  if (named.checkpoint !== undefined) return `${named.adapter}@${named.checkpoint.runId}:ckpt-step-${named.checkpoint.step}`;
   return named.version === undefined ? named.adapter : `${named.adapter}@${named.version}`;
 }
 

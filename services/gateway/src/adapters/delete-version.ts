@@ -5,7 +5,7 @@ import { ulid } from "ulid";
 import type { z } from "zod";
 import type { GatewayContext } from "../context.ts";
 import { badRequest } from "../errors.ts";
-import { enginesFor, parseModel } from "../inference/decide-route.ts";
+import { enginesFor, parseModel, versionOfCheckpoint } from "../inference/decide-route.ts";
 import { modelNotFound } from "../inference/models.ts";
 import { createCommandFollower } from "./follow-command.ts";
 
@@ -26,7 +26,13 @@ export async function deleteVersionRoutes(context: GatewayContext): Promise<(app
       const state = named?.tenant === tenant ? await commands.adapter(tenant, named.adapter) : undefined;
       if (named === undefined || state === undefined || (named.base !== undefined && named.base !== state.base))
         throw modelNotFound(model, null);
-      const { adapter, version: number } = named;
+      const { adapter } = named;
+      const number = named.checkpoint === undefined ? named.version : versionOfCheckpoint(state, named.checkpoint)?.version;
+      if (number === undefined && named.checkpoint !== undefined)
+        throw modelNotFound(
+          model,
+          `\`${model}\` is no version: nobody has asked for this checkpoint yet, or it was deleted. It goes with its run.`,
+        );
       if (number === undefined)
         throw badRequest(
           "version_missing",

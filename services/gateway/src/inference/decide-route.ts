@@ -10,7 +10,7 @@
  * A request keeps the version that was decided when it began.
  */
 import type { EngineRecord, RoutedAdapter, RoutedVersion } from "@loraline/contracts";
-import { parseFineTunedModel } from "../openai-ids.ts";
+import { type CheckpointName, parseCheckpointModel, parseFineTunedModel } from "../openai-ids.ts";
 import { type Candidates, decideReplicas, hash, podOf, type ReplicaView, retryAfterOf } from "./decide-replicas.ts";
 
 /** What there is, found by name: nothing here looks at everything, however much there is. */
@@ -60,7 +60,12 @@ export type RouteDecision =
       /** Absent: the version stays loaded whoever asks for it. */
       named?: NamedVersion;
     }
-  | { kind: "unknown"; reason: string | null }
+  | {
+      kind: "unknown";
+      reason: string | null;
+      /** The request names a checkpoint that is no version yet; the run, which is not known here, says whether there is one. */
+      checkpoint?: CheckpointName;
+    }
   | {
       kind: "unavailable";
       /** `version_loading`: it was retired, and is loaded because somebody asks for it. */
@@ -115,11 +120,22 @@ export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteR
     return { kind: "route", model, engineModel: model, version: null, replicas: [best, ...others] };
   }
   const named = parseModel(model);
-  const adapter = named?.tenant === tenant ? view.adapter({ tenant, adapter: named.adapter }) : undefined;
-  if (named === undefined || adapter === undefined) return unknown;
+  if (named?.tenant !== tenant) return unknown;
+  const adapter = view.adapter(named);
+  const checkpoint = named.checkpoint === undefined ? undefined : versionOfCheckpoint(adapter, named.checkpoint);
+  if (checkpoint === undefined && named.checkpoint !== undefined) return { kind: "unknown", reason: null, checkpoint: named };
+  if (adapter === undefined) return unknown;
   if (named.base !== undefined && named.base !== adapter.base) return unknown;
-  return decideVersion(view, adapter, named.version ?? aliasFor(view, adapter, sticky), named.version !== undefined);
+  const version = named.checkpoint === undefined ? named.version : checkpoint?.version;
+  return decideVersion(view, adapter, version ?? aliasFor(view, adapter, sticky), version !== undefined);
 }
+
+/** The version that a checkpoint has become; undefined: nobody has asked for it yet. */
+export const versionOfCheckpoint = (
+  adapter: Pick<RoutedAdapter, "versions"> | undefined,
+  { runId, step }: CheckpointName["checkpoint"],
+): RoutedVersion | undefined =>
+  adapter?.versions.find(({ checkpoint }) => checkpoint && checkpoint.runId === runId && checkpoint.step === step);
 
 function decideVersion(view: RoutingView, adapter: RoutedAdapter, number: number | null, isNamed: boolean): RouteDecision {
   const name = `${adapter.tenant}/${adapter.adapter}`;
@@ -246,9 +262,16 @@ export const enginesFor = ({ engines }: Pick<RoutingView, "engines">, tenant: st
 
 const isOpenTo = ({ tenants }: EngineRecord, tenant: string): boolean => tenants?.includes(tenant) ?? true;
 
-/** `<tenant>/<adapter>`, `<tenant>/<adapter>@<version>`, or OpenAI's `ft:` form. */
-export function parseModel(model: string): { tenant: string; adapter: string; version?: number; base?: string } | undefined {
-  const fineTuned = parseFineTunedModel(model);
+interface ModelName {
+  tenant: string;
+  adapter: string;
+  version?: number;
+  base?: string;
+}
+
+/** `<tenant>/<adapter>`, `<tenant>/<adapter>@<version>`, or OpenAI's `ft:` forms. */
+export function parseModel(model: string): (ModelName & { checkpoint?: never }) | CheckpointName | undefined {
+  const fineTuned = parseFineTunedModel(model) ?? parseCheckpointModel(model);
   if (fineTuned !== undefined) return fineTuned;
   const [, tenant, adapter, version] = /^([a-z0-9-]+)\/([a-z0-9-]+)(?:@([1-9]\d{0,8}))?$/.exec(model) ?? [];
   if (tenant === undefined || adapter === undefined) return undefined;

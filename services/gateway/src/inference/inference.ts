@@ -15,7 +15,7 @@ import type { Admission } from "../access/limits.ts";
 import type { GatewayContext } from "../context.ts";
 import { badRequest, RateLimitError } from "../errors.ts";
 import { type JoinTrace, requestSpan } from "../tracing.ts";
-import { createVersionAsker } from "./ask-for-versions.ts";
+import { createCheckpointAsker, createVersionAsker } from "./ask-for-versions.ts";
 import { createReplicaAsker } from "./ask-replicas.ts";
 import { createFirstRequests } from "./first-requests.ts";
 import { decideRoute, type RouteDecision, type Routed, type RouteRequest, stickyKeyOf } from "./decide-route.ts";
@@ -51,6 +51,7 @@ export function createInference(context: GatewayContext): Inference {
   const { table, limits, metrics } = context;
   const asker = createReplicaAsker(context);
   const askForVersion = createVersionAsker(context);
+  const askForCheckpoint = createCheckpointAsker(context);
   const isFirstRequest = createFirstRequests();
 
   const routeOf = async (asked: RouteRequest): Promise<RouteDecision> => {
@@ -77,6 +78,8 @@ export function createInference(context: GatewayContext): Inference {
   const choose = async (request: FastifyRequest, asked: RouteRequest): Promise<Routed> => {
     const decision = request.routed ?? (await routeOf(asked));
     request.routed = decision;
+    if (decision.kind === "unknown" && decision.checkpoint !== undefined)
+      throw await askForCheckpoint(decision.checkpoint, request.caller.by);
     if (decision.kind === "unknown") throw modelNotFound(asked.model, decision.reason);
     if (decision.named !== undefined) askForVersion(request.caller.tenant, decision.named);
     if (decision.kind === "unavailable") {

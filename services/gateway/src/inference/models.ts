@@ -5,7 +5,7 @@ import { boundNameOf } from "../access/decide-models.ts";
 import type { GatewayContext } from "../context.ts";
 import { PermanentError } from "@loraline/runtime";
 import type { Candidates } from "./decide-replicas.ts";
-import { enginesFor, parseModel, type RoutingView } from "./decide-route.ts";
+import { enginesFor, parseModel, type RoutingView, versionOfCheckpoint } from "./decide-route.ts";
 
 const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
 
@@ -89,12 +89,11 @@ export function modelRoutes({ table }: GatewayContext): (app: FastifyInstance) =
       const ready = readyCounts(view);
       const adapter = asked?.tenant === tenant ? view.adapter(asked) : undefined;
       const isOther = adapter !== undefined && asked?.base !== undefined && asked.base !== adapter.base;
-      const ids = [name, `${tenant}/${asked?.adapter}@${asked?.version}`];
+      const version = asked?.checkpoint === undefined ? asked?.version : versionOfCheckpoint(adapter, asked.checkpoint)?.version;
+      const ids = [name, `${tenant}/${asked?.adapter}@${version}`];
       const found =
         baseModels(view, tenant, ready).find(({ id }) => id === name) ??
-        (adapter === undefined || isOther
-          ? undefined
-          : adapterModels(view, adapter, ready, asked?.version).find(({ id }) => ids.includes(id)));
+        (adapter === undefined || isOther ? undefined : adapterModels(view, adapter, ready, version).find(({ id }) => ids.includes(id)));
       if (found === undefined) throw modelNotFound(name, null);
       return found;
     });

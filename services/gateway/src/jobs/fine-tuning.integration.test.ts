@@ -2,23 +2,31 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { events, evidence, runRejected, type RunState } from "@loraline/contracts";
+import { buckets, events, evidence, runRejected, type RunState } from "@loraline/contracts";
 import { putJson } from "@loraline/objects";
 import { traceIdOf } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
+import { createApiKey } from "../access/auth.ts";
 import {
+  adapterOf,
   base,
   type GatewayUnderTest,
+  heldBy,
   playIngested,
   playServed,
   playStep,
   playTokenized,
   playTrained,
+  putAdapter,
+  putReplica,
   refOf,
   registerEngine,
+  replicaOf,
+  startEngine,
   startGateway,
+  versionOf,
 } from "../gateway-under-test.ts";
 import { datasetIdOf, runIdOf } from "../openai-ids.ts";
 
@@ -204,6 +212,75 @@ describe("jobs", () => {
       step_number: 2,
       metrics: { step: 2, train_loss: 1.5 },
     });
+  });
+
+  test("have checkpoints that answer: loaded when they are asked, and 404 with a remedy when they cannot be", async ({ line }) => {
+    const { bus, openai, objects, tenant } = line;
+    const job = await created(line, { loraline: { training: { save_total_limit: 2 } } });
+    const runId = idOf(job.id);
+    const at = { tenant, id: runId };
+    const manifestOf = (step: number) =>
+      putJson(objects, tenant, "adapter", {
+        version: 1,
+        base: { name: base, revision: "1", digest: refOf("adapter").digest },
+        rank: step,
+        targetModules: ["q_proj"],
+        parameters: 1,
+        files: [],
+      });
+    await bus.publish(events.runStarted, at, { attempt: 1, job: "train-1" }, { key: "1" });
+    for (const step of [10, 20, 30]) {
+      const published = step === 30 ? undefined : { adapter: await manifestOf(step), evidence: refOf("evidence"), rank: 8 };
+      await bus.publish(events.runCheckpointed, at, { attempt: 1, step, checkpoint: refOf("checkpoint"), published }, { key: `1/${step}` });
+    }
+    await expect.poll(async () => (await openai.fineTuning.jobs.checkpoints.list(job.id)).data).toHaveLength(3);
+    const named = new Map((await openai.fineTuning.jobs.checkpoints.list(job.id)).data.map((one) => [one.step_number, one]));
+    const nameOf = (step: number): string => named.get(step)?.fine_tuned_model_checkpoint ?? "";
+    const ask = (model: string, client = openai) =>
+      client.chat.completions.create({ model, messages: [{ role: "user", content: "ahoy" }] });
+
+    // The first time it is asked of serve; asked at once by many it is asked of serve once.
+    for (let n = 0; n < 3; n++) await expect(ask(nameOf(20))).rejects.toMatchObject({ status: 503, code: "version_loading" });
+    expect((await bus.last(events.adapterCheckpointWanted, { tenant, id: "pirate" }))?.data).toMatchObject({ runId, step: 20, by: "test" });
+    // Serve made a version of it.
+    const version = versionOf(tenant, "pirate", 1, { checkpoint: { runId, step: 20 }, promote: "manual" });
+    const state = adapterOf(tenant, "pirate", [version], { alias: null });
+    await using engine = await startEngine(base, version.engineName);
+    await putAdapter(bus, state);
+    await putReplica(bus, replicaOf("r-checkpoint", engine.url, [heldBy(state, version)]));
+    await expect.poll(async () => (await ask(nameOf(20)).catch(() => undefined))?.model).toBe(`${tenant}/pirate@1`);
+    expect(engine.requests.at(-1)?.body["model"]).toBe(version.engineName);
+    expect((await openai.models.retrieve(nameOf(20))).id).toBe(`${tenant}/pirate@1`);
+
+    const manifest = await manifestOf(10);
+    await objects.delete(tenant, manifest);
+    const refused: [string, RegExp][] = [
+      [
+        nameOf(10),
+        /step 10 was removed\. Of each run the newest 2 are kept \(training\.save_total_limit\).*higher training\.save_total_limit/,
+      ],
+      [nameOf(30), /step 30 cannot be asked: it holds no adapter.*lists the run's/],
+      [nameOf(20).replace("step-20", "step-21"), /has no checkpoint of step 21.*training\.save_steps/],
+      [nameOf(20).replace(":pirate:", ":parrot:"), /does not exist or you do not have access/],
+      [nameOf(20).replace(base, "another-base"), /does not exist or you do not have access/],
+      [nameOf(20).replace(runId, "01JD000000000000000000000M"), /does not exist or you do not have access/],
+    ];
+    for (const [model, message] of refused)
+      await expect(ask(model), model).rejects.toMatchObject({
+        status: 404,
+        code: "model_not_found",
+        message: expect.stringMatching(message),
+      });
+    // Another tenant learns nothing of it, also of one that answers.
+    const stranger = line.clientFor(await line.keyFor(`${tenant}-other`));
+    for (const step of [20, 30])
+      await expect(ask(nameOf(step), stranger)).rejects.toMatchObject({ status: 404, message: expect.stringMatching(/does not exist/) });
+    // A key that is bound to the adapter's alias gets no checkpoint; one for its versions does.
+    const bound = async (...models: string[]) =>
+      line.clientFor(await createApiKey({ bus }, { tenant, name: "bound", scopes: ["infer"], models }));
+    await expect(ask(nameOf(20), await bound("pirate", "pirate@1"))).rejects.toMatchObject({ status: 403, code: "model_not_allowed" });
+    expect((await ask(nameOf(20), await bound("pirate@*"))).model).toBe(`${tenant}/pirate@1`);
+    await (await bus.bucket(buckets.replicas)).delete("local.r-checkpoint");
   });
 
   test("have a result file: the metrics as CSV with OpenAI's columns", async ({ line }) => {

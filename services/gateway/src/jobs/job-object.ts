@@ -11,7 +11,7 @@ import {
   type RunState,
   usualLearningRates,
 } from "@loraline/contracts";
-import { fileIdOf, fineTunedModel, jobIdOf, resultFileIdOf } from "../openai-ids.ts";
+import { checkpointModel, fileIdOf, fineTunedModel, jobIdOf, resultFileIdOf } from "../openai-ids.ts";
 import { jobParamOf } from "./run-spec-from-job.ts";
 
 const unix = (iso: string): number => Math.floor(Date.parse(iso) / 1000);
@@ -117,7 +117,12 @@ export const checkpointObjectsOf = (run: RunState): JobCheckpointObject[] =>
     id: `ftckpt-${run.runId}-${checkpoint.step}`,
     object: "fine_tuning.job.checkpoint",
     created_at: unix(checkpoint.at),
-    fine_tuned_model_checkpoint: `ft:${run.spec.base}:${run.tenant}:${run.spec.adapter}:${run.runId}:ckpt-step-${checkpoint.step}`,
+    fine_tuned_model_checkpoint: checkpointModel({
+      base: run.spec.base,
+      tenant: run.tenant,
+      adapter: run.spec.adapter,
+      checkpoint: { runId: run.runId, step: checkpoint.step },
+    }),
     fine_tuning_job_id: jobIdOf(run.runId),
     step_number: checkpoint.step,
     metrics: { step: checkpoint.step, ...(checkpoint.trainLoss === null ? {} : { train_loss: checkpoint.trainLoss }) },

@@ -9,6 +9,7 @@
  */
 import { type Bus, tellWaiting, watchQuotas } from "@loraline/bus";
 import {
+  adapterCheckpointWanted,
   adapterCommandRefused,
   adapterDeleteRequested,
   adapterKeepRequested,
@@ -41,6 +42,7 @@ import { createConvergence } from "./versions/convergence.ts";
 import { onAdapterDeleteRequested, onDeleteRequested, onKeepRequested, onVersionWanted } from "./versions/follow-keep-commands.ts";
 import { createKeeper } from "./versions/keep-versions.ts";
 import { onCancelRequested } from "./versions/on-cancel-requested.ts";
+import { onCheckpointWanted } from "./versions/on-checkpoint-wanted.ts";
 import { onRunTrained } from "./versions/on-run-trained.ts";
 import { createAudited } from "./audited.ts";
 import { followServing } from "./serve-metrics.ts";
@@ -48,7 +50,7 @@ import { createWatchedTable } from "./watched-table.ts";
 
 export interface ServeServiceDeps {
   bus: Bus;
-  objects: Pick<Objects, "get"> & Partial<StoreState>;
+  objects: Pick<Objects, "get" | "touch"> & Partial<StoreState>;
   log: Log;
   telemetry: Telemetry;
   /** What each engine can serve; becomes KV `engines`. */
@@ -205,6 +207,17 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
   const wishes = await bus.consume({
     consumer: consumers.serveVersionWanted,
     handlers: {
+      [adapterCheckpointWanted.type]: (received) =>
+        onCheckpointWanted(received, {
+          ...eventDeps,
+          objects,
+          adapters,
+          engines,
+          placer,
+          quotas,
+          runs,
+          wantedForMs: deps.wantedForMs,
+        }),
       [adapterVersionWanted.type]: (received) => onVersionWanted(received, { ...eventDeps, wantedForMs: deps.wantedForMs }, adapters),
     },
   });

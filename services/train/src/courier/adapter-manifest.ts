@@ -39,7 +39,9 @@ export function evidenceFor(input: {
   tokensRef: BlobRef;
   tokens: Pick<TokenManifest, "templateDigest" | "base">;
   init: InitialAdapter | null;
-  result: TrainerResult;
+  /** Of a checkpoint only what was measured of it. */
+  result: Pick<TrainerResult, "probes" | "environment"> &
+    Partial<Pick<TrainerResult, "evaluation" | "twins" | "loss_history" | "eval_history">>;
 }): Evidence {
   const { runId, adapter, tokensRef, tokens, init, result } = input;
   return {
@@ -49,12 +51,12 @@ export function evidenceFor(input: {
     tokens: tokensRef,
     init,
     templateDigest: tokens.templateDigest,
-    evaluation: result.evaluation,
+    evaluation: result.evaluation ?? null,
     base: tokens.base.digest,
     probes: result.probes,
     twins: result.twins,
     environment: result.environment,
-    lossHistory: result.loss_history,
+    lossHistory: result.loss_history ?? [],
     evalHistory: result.eval_history,
   };
 }

@@ -75,10 +75,10 @@ async function runAttempt(attempt: AttemptContext): Promise<End> {
   let { end, lastStepAt } = await runTrainer(attempt, inputs);
   if (end.kind === "failed" && end.problem.code === "RESUME_INVALID" && inputs.resumedFromStep !== null) {
     // As after an update of the trainer. Training again from the start is slower, and better than a run that can never go on.
-    for (const name of ["resume", "checkpoints", "progress.jsonl", "result.json"]) {
+    for (const name of ["resume", "checkpoints", "published", "progress.jsonl", "result.json"]) {
       await rm(join(work, name), { recursive: true, force: true });
     }
-    ({ end, lastStepAt } = await runTrainer(attempt, { resumedFromStep: null, resumeLost: end.problem.message }));
+    ({ end, lastStepAt } = await runTrainer(attempt, { tokens: inputs.tokens, resumedFromStep: null, resumeLost: end.problem.message }));
   }
   if (end.kind === "trained" && isFirstNode(attempt)) await storeAdapter(attempt, inputs.tokens, end.result, lastStepAt);
   return end;

@@ -20,7 +20,7 @@ const defaultHangMs = 30 * 60_000;
 /** @returns how it ended, and when its last optimizer step ended (ISO 8601). */
 export async function runTrainer(
   attempt: AttemptContext,
-  { resumedFromStep, resumeLost }: Pick<Inputs, "resumedFromStep" | "resumeLost">,
+  { tokens, resumedFromStep, resumeLost }: Inputs,
 ): Promise<{ end: End; lastStepAt: string }> {
   const { spec, objects, outbox, trainerTelemetry, traceparent, log, work, stop, running, hangMs = defaultHangMs } = attempt;
   const trainer = await startTrainer(attempt);
@@ -28,9 +28,9 @@ export async function runTrainer(
   const fromStep = resumedFromStep ?? 0;
   let warnedOf: string | undefined;
   const uploads = createCheckpointUploads({
-    dir: join(work, "checkpoints"),
-    tenant: spec.tenant,
-    attempt: spec.attempt,
+    work,
+    spec,
+    tokens,
     fromStep,
     objects,
     outbox,

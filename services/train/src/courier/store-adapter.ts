@@ -1,12 +1,9 @@
 /** The trained adapter on its way to the object store: files, manifest, evidence, event. Each exists only when all before it do. */
-import { dirname, join } from "node:path";
-import { type FileRef, runTrained, type TokenManifest } from "@loraline/contracts";
-import { putJson } from "@loraline/objects";
-import { keepTrying, type KeepTryingOptions } from "@loraline/runtime";
-import { withTrainerFile } from "../attempt/trainer-files.ts";
-import { adapterManifestFor, evidenceFor } from "./adapter-manifest.ts";
+import { runTrained, type TokenManifest } from "@loraline/contracts";
+import type { KeepTryingOptions } from "@loraline/runtime";
 import { type AttemptContext, isCancelRequested, waitTeller } from "./attempt-context.ts";
 import type { End } from "./decide-end.ts";
+import { putAdapter } from "./put-adapter.ts";
 
 const patienceMs = 30 * 60_000;
 
@@ -31,21 +28,9 @@ export async function storeAdapter(
       return cancelled ? { code: "PREEMPTED", message: "the run was cancelled" } : undefined;
     },
   };
-  const stored = await telemetry.span("store adapter", {}, async () => {
-    const files = await Promise.all(
-      trained.files.map(async ({ path, sha256 }): Promise<FileRef> => {
-        const put = () =>
-          withTrainerFile(join(work, "adapter", path), dirname(work), (file) =>
-            objects.put(spec.tenant, "adapter-file", { file }, { digest: `sha256:${sha256}` }),
-          );
-        return { path, blob: await keepTrying(`store ${path}`, put, patience) };
-      }),
-    );
-    const manifest = adapterManifestFor(tokens, trained, files);
-    const adapter = await keepTrying("store adapter manifest", () => putJson(objects, spec.tenant, "adapter", manifest), patience);
-    const proof = evidenceFor({ runId: spec.runId, adapter: adapter.digest, tokensRef: spec.tokens, tokens, init: spec.init, result });
-    return { adapter, evidence: await keepTrying("store evidence", () => putJson(objects, spec.tenant, "evidence", proof), patience) };
-  });
+  const stored = await telemetry.span("store adapter", {}, () =>
+    putAdapter({ spec, objects, work, tokens, folder: "adapter", written: trained, result, patience }),
+  );
   await outbox.send(runTrained, {
     attempt: spec.attempt,
     ...stored,

@@ -1,11 +1,21 @@
 /** Checkpoints on their way to the object store, in order, while training goes on. */
 import { access, readdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { type BlobRef, type CheckpointManifest, type FileRef, runCheckpointed } from "@loraline/contracts";
+import {
+  type BlobRef,
+  type CheckpointManifest,
+  type FileRef,
+  type PublishedCheckpoint,
+  runCheckpointed,
+  type TokenManifest,
+  writtenCheckpoint,
+} from "@loraline/contracts";
 import { type Objects, putJson } from "@loraline/objects";
 import { keepTrying, type KeepTryingOptions, type Log } from "@loraline/runtime";
-import { withTrainerFile } from "../attempt/trainer-files.ts";
+import type { AttemptSpec } from "../attempt/attempt-spec.ts";
+import { readTrainerJson, withTrainerFile } from "../attempt/trainer-files.ts";
 import type { Outbox } from "./outbox.ts";
+import { putAdapter } from "./put-adapter.ts";
 
 export interface CheckpointUploads {
   /** Queues a complete checkpoint; nothing happens when it was queued before. */
@@ -19,10 +29,10 @@ export interface CheckpointUploads {
 }
 
 interface CheckpointUploadsDeps {
-  /** The trainer's `checkpoints/`. */
-  dir: string;
-  tenant: string;
-  attempt: number;
+  /** The trainer's folder. */
+  work: string;
+  spec: AttemptSpec;
+  tokens: Pick<TokenManifest, "base" | "templateDigest">;
   /** Step this attempt began at: its checkpoint is stored already. */
   fromStep: number;
   objects: Pick<Objects, "put">;
@@ -35,10 +45,12 @@ const folderOf = (step: number): string => `step-${String(step).padStart(8, "0")
 const patienceMs = 30 * 60_000;
 
 export function createCheckpointUploads(deps: CheckpointUploadsDeps): CheckpointUploads {
-  const { dir, tenant, attempt, fromStep, objects, outbox, log, onWait } = deps;
+  const { work, spec, tokens, fromStep, objects, outbox, log, onWait } = deps;
+  const { tenant, attempt } = spec;
+  const dir = join(work, "checkpoints");
   const patience: KeepTryingOptions = { log, patienceMs, ...(onWait === undefined ? {} : { onWait }) };
   // Of the attempt: the trainer may exchange its own folder.
-  const root = dirname(dirname(dir));
+  const root = dirname(work);
   const queued = new Set<number>();
   let newest = fromStep;
   let last: Promise<void> = Promise.resolve();
@@ -46,9 +58,22 @@ export function createCheckpointUploads(deps: CheckpointUploadsDeps): Checkpoint
   const upload = async (step: number, trainLoss: number | null): Promise<void> => {
     const folder = join(dir, folderOf(step));
     const checkpoint = await keepTrying(`upload checkpoint ${step}`, () => putFolder(objects, tenant, { folder, root }, step), patience);
-    await outbox.send(runCheckpointed, { attempt, step, checkpoint, trainLoss }, `attempt-${attempt}/step-${step}`);
+    const published = await storePublished(step).catch((error: unknown) => {
+      log.warn({ err: error, step }, "the checkpoint's adapter is not stored: nobody can ask it");
+      return undefined;
+    });
+    await outbox.send(runCheckpointed, { attempt, step, checkpoint, trainLoss, published }, `attempt-${attempt}/step-${step}`);
     newest = Math.max(newest, step);
     log.info({ step, checkpoint: checkpoint.digest }, "checkpoint stored");
+  };
+
+  /** @returns undefined: the trainer wrote none. */
+  const storePublished = async (step: number): Promise<PublishedCheckpoint | undefined> => {
+    const folder = join("published", folderOf(step));
+    const result = await readTrainerJson(join(work, `${folder}.json`), root, writtenCheckpoint);
+    if (result === undefined) return undefined;
+    const { adapter: written } = result;
+    return { ...(await putAdapter({ spec, objects, work, tokens, folder, written, result, patience })), rank: written.rank };
   };
 
   const uploads: CheckpointUploads = {

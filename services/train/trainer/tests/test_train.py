@@ -366,6 +366,36 @@ def test_checkpoints_hold_no_pickle_of_the_process_and_are_rotated(directory):
     assert "training_args.bin" not in files and {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "meter.json"} <= files
 
 
+@pytest.mark.parametrize("lora", [{}, {"init_lora_weights": "pissa"}, {"use_rslora": True, "rank_pattern": {"q_proj": 2}}])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_checkpoint_is_published_as_a_run_of_so_many_steps_would_be(directory, monkeypatch, lora, bf16):
+    """In the type that the processor does not matter for: the checkpoint is proven by what the whole run would be proven by."""
+    monkeypatch.setattr(compute, "native_type", lambda: "bfloat16")
+    training = {"bf16": bf16, "lr_scheduler_type": "constant", "save_steps": 3, "save_total_limit": 1}
+    run, without = directory("run", lora=lora, training=training), directory("without", lora=lora, training=training | {"save_steps": 1000})
+    short = directory("short", lora=lora, training=training | {"max_steps": 9})
+    assert [one.run() for one in (run, without, short)] == [0, 0, 0]
+    assert run.result["adapter"] == without.result["adapter"]  # publishing changes nothing of the training
+    assert sorted(os.listdir(run.path / "published")) == ["step-00000009", "step-00000009.json"]
+    published = json.loads((run.path / "published/step-00000009.json").read_text())
+    assert published["adapter"] == short.result["adapter"] and published["environment"] == short.result["environment"]
+    for file in published["adapter"]["files"]:
+        assert sha256(run.path / "published/step-00000009" / file["path"]) == file["sha256"]
+    for ours, whole in zip(published["probes"], short.result["probes"], strict=True):
+        assert ours["first"]["tokens"] == whole["first"]["tokens"]
+        assert ours["first"]["adapter"] == pytest.approx(whole["first"]["adapter"], abs=2e-5)
+        assert ours["first"]["base"] == whole["first"]["base"]
+        assert ours["adapter"]["tokens"] == whole["adapter"]["tokens"][:1]
+        assert ours["adapter"]["base_logprobs"] == pytest.approx(whole["adapter"]["base_logprobs"][:1], abs=0.02)
+
+
+def test_a_checkpoint_that_learned_nothing_is_not_published_and_the_run_goes_on(directory):
+    run = directory(training={"learning_rate": 1e-45, "save_steps": 3})
+    assert run.run() == 1  # nothing was learned at the end, either
+    assert (run.path / "checkpoints/step-00000003").is_dir() and list((run.path / "published").iterdir()) == []
+    assert run.lines("warning")[0]["code"] == "CHECKPOINT_NOT_SERVABLE"
+
+
 def test_sigterm_checkpoints_after_the_current_step_and_exits_75(directory, undisturbed):
     """A real process with a real signal."""
     run = directory(**LONG)

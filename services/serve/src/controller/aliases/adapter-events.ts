@@ -42,9 +42,13 @@ export const publishAccepted = async (
   version: AdapterVersion,
   { bus }: Pick<AdapterEventDeps, "bus">,
 ): Promise<void> => {
-  const { digest, runId, engineName, note } = version;
-  await bus.publish(adapterAccepted, at, { version: version.version, digest, base, runId, engineName, note }, { key: runId });
+  const { digest, runId, engineName, note, checkpoint } = version;
+  const data = { version: version.version, digest, base, runId, step: checkpoint?.step, engineName, note };
+  await bus.publish(adapterAccepted, at, data, { key: keyOfMade(version) });
 };
+
+/** Tells events about what a run published from those about its checkpoints. */
+const keyOfMade = ({ runId, checkpoint }: AdapterVersion): string => (checkpoint ? `${runId}-step-${checkpoint.step}` : runId);
 
 /** Index in the history of the move that came with the proof, not by a command: of the alias, or the beginning of a canary. */
 export const movedWithProof = ({ history }: AdapterState, { version }: AdapterVersion): number | undefined => {
@@ -106,7 +110,8 @@ export async function publishServed(
   version: AdapterVersion,
   { bus, telemetry }: Pick<AdapterEventDeps, "bus" | "telemetry">,
 ): Promise<void> {
-  const { runId, digest, servedAt, servedOn, servedOf, lastStepAt, trace } = version;
+  const { runId, digest, servedAt, servedOn, servedOf, lastStepAt, trace, checkpoint } = version;
+  if (checkpoint) return;
   const move = state.history[movedWithProof(state, version) ?? -1];
   await bus.publish(
     runServed,
@@ -133,14 +138,15 @@ export async function publishRefused(
   problem: Problem,
   { bus, telemetry }: Pick<AdapterEventDeps, "bus" | "telemetry">,
 ): Promise<void> {
-  const { runId, digest, trace } = version;
+  const { runId, digest, trace, checkpoint } = version;
   const { code, message, param } = problem;
   await bus.publish(
     adapterRefused,
     addressOf(state),
-    { code, message, param, version: version.version, digest, runId },
-    { key: runId, traceparent: telemetry.traceparent() ?? trace },
+    { code, message, param, version: version.version, digest, runId, step: checkpoint?.step },
+    { key: keyOfMade(version), traceparent: telemetry.traceparent() ?? trace },
   );
+  if (checkpoint) return; // its run ends as it ends
   const at = { tenant: state.tenant, id: runId };
   const options = { traceparent: telemetry.traceparent() ?? trace };
   if (code === cancelledCode) await bus.publish(runCancelled, at, {}, options);
@@ -161,7 +167,7 @@ export async function publishWhatWasLost(state: AdapterState, deps: AdapterEvent
       await publishLine(state, index, deps);
     }
   }
-  for (const version of state.versions) {
+  for (const version of state.versions.filter(({ checkpoint }) => !checkpoint)) {
     const at = { tenant: state.tenant, id: version.runId };
     const end = version.reason?.code === cancelledCode ? runCancelled : runFailed;
     if (version.status === "refused" && (await bus.last<EventDef>(end, at)) === undefined) {

@@ -67,7 +67,8 @@ export function decideWaiting(
 ): { runId: string; reason: { code: string; message: string } | null }[] {
   const all = [...replicas];
   const isAnyReady = readyReplicas(state.engine, all, now).length > 0;
-  return openVersions(state).map((version) => {
+  const ofRuns = openVersions(state).filter(({ checkpoint }) => !checkpoint);
+  return ofRuns.map((version) => {
     const { runId } = version;
     if (!isAnyReady && engine?.problem) return { runId, reason: reasonOf(engine.problem) };
     const errors = bucketReplicas(version, state.engine, all, now).holders.map(({ report }) => report?.error ?? null);

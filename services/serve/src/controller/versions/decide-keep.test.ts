@@ -4,8 +4,8 @@ import { describe, expect, it } from "vitest";
 import { moveAlias } from "../aliases/alias-moves.ts";
 import { type AliasCommand, decideAlias } from "../aliases/decide-alias.ts";
 import { awaitMs, decideAwaiting } from "../aliases/decide-awaiting.ts";
-import { applyKeep, decideDelete, nextLapse, overKept, retiredKept, wantedForMs, wantVersion } from "./decide-keep.ts";
-import { addVersion, applyRefused, applyServed } from "./decide-versions.ts";
+import { applyKeep, decideDelete, nextLapse, overKept, retiredKept, rollbackTarget, wantedForMs, wantVersion } from "./decide-keep.ts";
+import { addVersion, applyRefused, applyServed, versionOfRun } from "./decide-versions.ts";
 import { added, now, replica, serve, served, statuses, time, withVersions } from "./versions-under-test.ts";
 
 const many = (count: number): number[] => Array.from({ length: count }, (_, i) => i + 1);
@@ -16,6 +16,19 @@ const linesOf = (state: AdapterState, ...kinds: string[]) =>
 const later = (ms: number): string => new Date(now + ms).toISOString();
 
 describe("applyKeep", () => {
+  it("takes no place of a checkpoint's, and rolls back to one only if it was promoted", () => {
+    const checkpoint = (n: number) => added(n, { runId: "run-1", checkpoint: { runId: "run-1", step: n }, promote: "manual" });
+    const state = serve(addVersion(addVersion(withVersions(2), checkpoint(3)), added(4)), 1, 2, 3, 4);
+    expect(statuses(state)).toEqual(["1:desired", "2:desired", "3:retired", "4:desired"]);
+    // The same checkpoint is the same version, and its run's own one is another.
+    expect(addVersion(state, checkpoint(3)).versions).toHaveLength(4);
+    expect(versionOfRun(state, "run-1")?.version).toBe(1);
+    expect([state.alias, rollbackTarget(state)]).toEqual([4, 2]);
+    const promoted = moveAlias(wantVersion(state, 3, cause), 3, cause);
+    expect(statuses(promoted)).toContain("3:desired");
+    expect(rollbackTarget(moveAlias(promoted, 4, cause))).toBe(3);
+  });
+
   it("keeps the newest three, the promoted one, the one before it, and all that are still waited for", () => {
     expect(statuses(serve(withVersions(6), 1, 2, 3, 4, 5))).toEqual([
       "1:retired",

@@ -6,7 +6,7 @@
  *     └────────────► deleted ◄──────────────────┘   └── not asked for during `wantedForMs` ─────┘
  */
 import { type AdapterState, type AdapterVersion, defaultKeep, type Problem } from "@loraline/contracts";
-import { type Cause, withLine } from "../aliases/history-lines.ts";
+import { type Cause, isMove, withLine } from "../aliases/history-lines.ts";
 
 /** How long a version stays loaded after it was last asked for by its name. */
 export const wantedForMs = 15 * 60_000;
@@ -17,14 +17,19 @@ export const overKept = 100;
 
 const isServed = ({ status, servedAt }: AdapterVersion): boolean => (status === "desired" || status === "retired") && servedAt !== null;
 
-/** The version before the promoted one; it may be retired. */
-export const rollbackTarget = ({ alias, versions }: AdapterState): number | undefined =>
-  alias === null ? undefined : versions.findLast((known) => known.version < alias && isServed(known))?.version;
+/** The version before the promoted one; it may be retired. A checkpoint only if it was promoted itself: others were just asked for. */
+export const rollbackTarget = ({ alias, versions, history }: AdapterState): number | undefined => {
+  if (alias === null) return undefined;
+  const wasPromoted = (version: number): boolean => history.some((line) => isMove(line) && line.to === version);
+  const isBefore = (known: AdapterVersion): boolean =>
+    known.version < alias && isServed(known) && (!known.checkpoint || wasPromoted(known.version));
+  return versions.findLast(isBefore)?.version;
+};
 
 /**
  * Retires and recalls versions, so that exactly these are loaded: the newest served ones, as many as `keep` says; the promoted version,
  * the target of a rollback, the canary and the version that a move waits for; versions that were asked for by name lately; and all
- * versions that have not been served yet, because their runs wait for that.
+ * versions that have not been served yet, because their runs wait for that. Checkpoints do not count among the newest.
  *
  * @param at - ISO 8601.
  * @param because - the version that has just been served, and so may have caused an older one to be retired.
@@ -32,7 +37,8 @@ export const rollbackTarget = ({ alias, versions }: AdapterState): number | unde
 export function applyKeep(state: AdapterState, at: string, because?: number): AdapterState {
   const keep = state.keep ?? defaultKeep;
   const served = state.versions.filter(isServed);
-  const newest = new Set((keep === "all" ? served : served.slice(-keep)).map(({ version }) => version));
+  const published = served.filter(({ checkpoint }) => !checkpoint);
+  const newest = new Set((keep === "all" ? published : published.slice(-keep)).map(({ version }) => version));
   const special = new Set([state.alias, rollbackTarget(state), state.canary?.version, state.awaiting?.version]);
   let next = state;
   for (const known of served) {

@@ -1,5 +1,5 @@
 /** Pure: how the versions of one adapter come, go, and carry its alias. Every function may be applied again to its own result. */
-import { type AdapterState, type AdapterVersion, canarySettings, type KeepPolicy, type Placement } from "@loraline/contracts";
+import { type AdapterState, type AdapterVersion, canarySettings, type KeepPolicy, type Placement, type Problem } from "@loraline/contracts";
 import { judgeCanaryLoss, moveAlias, refuseCanary, startCanary } from "../aliases/alias-moves.ts";
 import { isMove } from "../aliases/history-lines.ts";
 import type { Convergence } from "./decide-convergence.ts";
@@ -12,6 +12,8 @@ export type NewVersion = Pick<
   | "manifest"
   | "evidence"
   | "runId"
+  | "checkpoint"
+  | "wanted"
   | "rank"
   | "note"
   | "system"
@@ -31,28 +33,36 @@ export type NewVersion = Pick<
   placement?: Placement | undefined;
   /** Absent: as it is. */
   keep?: KeepPolicy | undefined;
+  /** Why it will never be served. Absent: it is to be loaded. */
+  refused?: Problem | undefined;
 };
 
-/** Adds the version of a run, once: a run that has one keeps it. */
+/** Adds the version of a run or of a checkpoint, once: what has one keeps it. */
 export function addVersion(state: AdapterState | undefined, added: NewVersion): AdapterState {
-  const { tenant, adapter, engine, base, placement, keep, ...facts } = added;
+  const { tenant, adapter, engine, base, placement, keep, refused, ...facts } = added;
   const before: AdapterState = state ?? { tenant, adapter, engine, base, versions: [], alias: null, history: [] };
   const current: AdapterState = { ...before, ...(placement === undefined ? {} : { placement }), ...(keep === undefined ? {} : { keep }) };
-  if (versionOfRun(before, added.runId) !== undefined) return before;
+  const own = added.checkpoint ? versionOfCheckpoint(before, added.checkpoint) : versionOfRun(before, added.runId);
+  if (own !== undefined) return before;
   const version = Math.max(0, ...current.versions.map((known) => known.version)) + 1;
   const entry: AdapterVersion = {
     version,
     ...facts,
     engineName: loraNameOf({ tenant, adapter, version, digest: added.digest }),
-    status: "desired",
-    reason: null,
+    status: refused === undefined ? "desired" : "refused",
+    reason: refused ?? null,
     servedAt: null,
   };
   return applyKeep({ ...current, versions: [...current.versions, entry] }, added.createdAt);
 }
 
 export const versionOfRun = (state: AdapterState | undefined, runId: string): AdapterVersion | undefined =>
-  state?.versions.find((known) => known.runId === runId);
+  state?.versions.find((known) => known.runId === runId && !known.checkpoint);
+
+export const versionOfCheckpoint = (
+  state: AdapterState | undefined,
+  { runId, step }: NonNullable<AdapterVersion["checkpoint"]>,
+): AdapterVersion | undefined => state?.versions.find(({ checkpoint }) => checkpoint?.runId === runId && checkpoint.step === step);
 
 /* convergence, as decide-convergence.ts found it */
 
