@@ -1,4 +1,5 @@
 /** Converts the rows of a file to canonical records and rejections. Needs no services: bytes in, records out. */
+import { stat } from "node:fs/promises";
 import type { DatasetMapping, Rec, Rejection } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime";
 import { setImmediate as nextTurn } from "node:timers/promises";
@@ -23,6 +24,8 @@ export interface ReadRecordsOptions {
   unpackLimits?: UnpackLimits;
   /** The file's name; of several files each has its own. */
   name?: string | undefined;
+  /** See `openContainer`. */
+  onShare?: ((share: number) => void) | undefined;
 }
 
 /** A batch of rows, in their order: rows = records + rejections. */
@@ -45,10 +48,13 @@ export async function readRecords(
   { mapping, reopen, ...settings }: ReadRecordsOptions,
 ): Promise<{ container: Container; notes: readonly Note[]; batches: AsyncIterable<Batch> } | undefined> {
   const options = { ...settings, encoding: mapping?.encoding, textRows: mapping?.text_rows };
-  const open = (from: FileSource | readonly Part[]) => (isParts(from) ? openParts(from, options) : openContainer(from, options));
-  const rows = await open(source);
+  const open = (from: FileSource | readonly Part[], more: { onShare?: typeof settings.onShare } = {}) =>
+    isParts(from) ? openParts(from, { ...options, ...more }) : openContainer(from, { ...options, ...more });
+  const counted = await countedSource(source);
+  const rows = await open(counted.source, { onShare: settings.onShare ?? counted.onShare });
   if (rows === undefined) return undefined;
-  const again = isParts(source) || "file" in source ? async () => source : reopen;
+  // What is read a second time is not counted again.
+  const again = isParts(source) ? async () => source : "file" in source ? async () => ({ file: source.file }) : reopen;
   const detector = createDetector({ mapping, labels: again === undefined ? null : undefined });
   const learnLabels = async (): Promise<void> => {
     const all = await open((await again?.()) as FileSource | readonly Part[]);
@@ -82,6 +88,21 @@ export async function readRecords(
     }
   }
   return { container: rows.container, notes: rows.notes, batches: batches(rows.batches) };
+}
+
+/** A file whose `onRead` is told of a share of its rows as of so many of its bytes, where it is not read from its beginning to its end. */
+async function countedSource(
+  source: FileSource | readonly Part[],
+): Promise<{ source: FileSource | readonly Part[]; onShare?: (share: number) => void }> {
+  if (isParts(source) || !("file" in source) || source.onRead === undefined) return { source };
+  const { onRead, file } = source;
+  const { size } = await stat(file);
+  let told = 0;
+  const tell = (bytes: number): void => {
+    told += bytes;
+    onRead(bytes);
+  };
+  return { source: { file, onRead: tell }, onShare: (share) => tell(Math.max(0, Math.floor(share * size) - told)) };
 }
 
 /** Characters of rows that are worked on at once, a few milliseconds' work: a process reads several files, of several tenants. */

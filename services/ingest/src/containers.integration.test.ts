@@ -112,6 +112,23 @@ describe.each(names)("%s", (name) => {
     expect(inPieces).toEqual(fromPath);
   });
 
+  test("says how much of it is read, to its end, from a path and from bytes that are copied first", async () => {
+    const size = bytes().length;
+    for (const isPath of [true, false]) {
+      let done = 0;
+      const shares: number[] = [];
+      const source = isPath ? { file: join(dir, name), onRead: (more: number) => void (done += more) } : once(bytes());
+      const reading = await readRecords(source, { ...options, ...(isPath ? {} : { onShare: (share: number) => void shares.push(share) }) });
+      for await (const _batch of reading?.batches ?? []);
+      if (isPath) expect(done).toBe(size);
+      // Of other files the bytes say it.
+      else if (name.endsWith(".parquet")) {
+        expect([shares[0], shares.at(-1)]).toEqual([0, 1]);
+        expect(shares).toEqual(shares.toSorted((a, b) => a - b));
+      } else expect(shares).toEqual([]);
+    }
+  });
+
   test("gives them packed with gzip and zstd too, in several members and frames", async () => {
     const whole = bytes();
     const half = whole.length >> 1;

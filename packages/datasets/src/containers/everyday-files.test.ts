@@ -265,6 +265,21 @@ describe("an Excel workbook", () => {
 /* --- ZIP --- */
 
 describe("a ZIP archive", () => {
+  it("tells how much of its files' rows is read", async () => {
+    const rows = Array.from({ length: 40 }, (_, n) => JSON.stringify({ question: `q ${n}`, answer: "a".repeat(50) })).join("\n");
+    const bytes = zip({ "a.jsonl": rows, "b.jsonl": rows, "README.md": "x".repeat(100_000) });
+    const shares: number[] = [];
+    const reading = await readRecords(pieces(bytes, 1000), { maxRowBytes: 10_000, onShare: (share) => shares.push(share) });
+    let records = 0;
+    const seen: [share: number, records: number][] = [];
+    for await (const batch of reading?.batches ?? []) seen.push([shares.at(-1) ?? -1, (records += batch.records.length)]);
+    expect(shares[0]).toBe(0);
+    expect(shares).toEqual(shares.toSorted((a, b) => a - b));
+    expect(shares.at(-1)).toBe(1);
+    // Half of the rows are half of the work, whatever stands beside them.
+    expect(seen.find(([, read]) => read === 40)?.[0]).toBeLessThanOrEqual(0.5);
+  });
+
   it("with a table that takes memory without end is refused", async () => {
     const noted = [new Uint8Array(1), { comment: "n".repeat(62_000) }] as const;
     const files = Object.fromEntries(Array.from({ length: 1100 }, (_, index) => [`${index}.txt`, [...noted]]));

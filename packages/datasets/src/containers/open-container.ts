@@ -29,6 +29,11 @@ interface OpenOptions {
   name?: string | undefined;
   /** The mapping's encoding of texts without a mark; absent: detected. */
   encoding?: string | undefined;
+  /**
+   * Told how much of a file's rows is read, from 0 to 1, where the file is copied first or read at random places (Parquet, ZIP): its bytes
+   * say nothing about that. Told 0 as soon as this is known.
+   */
+  onShare?: ((share: number) => void) | undefined;
   /** The mapping's `text_rows`: the file is plain text, whatever its name. */
   textRows?: TextUnit | undefined;
 }
@@ -69,7 +74,12 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
       }
       case "parquet": {
         if (file !== undefined) await peeked.close();
-        return { container: "parquet", notes, batches: readParquet(file ?? peeked.all(), { maxRowBytes, unpackLimits }) };
+        options.onShare?.(0);
+        return {
+          container: "parquet",
+          notes,
+          batches: readParquet(file ?? peeked.all(), { maxRowBytes, unpackLimits, onShare: options.onShare }),
+        };
       }
       case "arrow-file":
       case "arrow-stream": {
@@ -81,6 +91,7 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
       }
       case "zip": {
         if (file !== undefined) await peeked.close();
+        if (!isInArchive) options.onShare?.(0);
         return openArchive(await openZip(file ?? peeked.all(), unpackLimits), options, isInArchive);
       }
       case "other": {
@@ -133,7 +144,8 @@ async function openAll(
   const openPart = (part: Part): Promise<RawRows | undefined> =>
     part
       .open()
-      .then((source) => openOne(source, { ...options, name: part.name }, { isInArchive }))
+      // How much of all files is read, whoever opened them counts.
+      .then((source) => openOne(source, { ...options, name: part.name, onShare: undefined }, { isInArchive }))
       .catch((error: unknown) => {
         throw faultOf(error, part.name);
       });
@@ -204,7 +216,11 @@ async function openArchive(archive: ZipArchive, options: OpenOptions, isInArchiv
       const message = `of the archive ${read.length === 1 ? `only ${read[0]} is` : `${read.length} files are`} read; left out: ${left.slice(0, 10).join(", ")}${left.length > 10 ? ` and ${left.length - 10} more` : ""}.`;
       notes.push({ code: "FILES_LEFT_OUT", message });
     }
-    const parts = read.map((name): Part => ({ name, open: async () => archive.open(name) }));
+    const sizes = new Map(files.map(({ name, size }) => [name, size]));
+    const total = read.reduce((sum, name) => sum + (sizes.get(name) ?? 0), 0);
+    let unpacked = 0;
+    const onPiece = (bytes: number): void => options.onShare?.(Math.min(1, (unpacked += bytes) / Math.max(1, total)));
+    const parts = read.map((name): Part => ({ name, open: async () => countBytes(archive.open(name), onPiece) }));
     const rows = await openAll(parts, options, { isInArchive: true, notes });
     if (rows === undefined) await release();
     return rows && { ...rows, batches: releasing(rows.batches, release) };

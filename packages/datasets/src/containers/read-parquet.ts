@@ -48,7 +48,11 @@ const compressors: Compressors = {
 /** @throws PermanentError FILE_TRUNCATED, FILE_CORRUPT, FILE_TOO_LARGE from the iteration. */
 export async function* readParquet(
   source: AsyncIterable<Uint8Array> | { readonly file: string },
-  { maxRowBytes, unpackLimits }: { maxRowBytes: number; unpackLimits: UnpackLimits },
+  {
+    maxRowBytes,
+    unpackLimits,
+    onShare,
+  }: { maxRowBytes: number; unpackLimits: UnpackLimits; onShare?: ((share: number) => void) | undefined },
 ): AsyncGenerator<RawRow[], void, undefined> {
   await using file = await openRandomAccess(source);
   let line = 0;
@@ -77,6 +81,7 @@ export async function* readParquet(
         }
         yield batch.take();
         done += wanted;
+        onShare?.(line / Math.max(1, Number(metadata.num_rows)));
       }
     }
   } catch (error) {
