@@ -15,7 +15,7 @@ if (out === undefined) throw new Error("usage: pack-npm-main.ts FOLDER");
 const { catalog } = parse(readFileSync(join(root, "pnpm-workspace.yaml"), "utf8")) as { catalog: Record<string, string> };
 
 /** Native, so npm installs it for the machine. Everything else is in the bundle, our patches of it included. */
-const native = ["tokenizers"];
+const native = ["tokenizers", "sharp"];
 
 rmSync(out, { recursive: true, force: true });
 mkdirSync(join(out, "bin"), { recursive: true });

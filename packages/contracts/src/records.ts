@@ -28,6 +28,25 @@ export type Message = z.infer<typeof message>;
 /** Whether a message is trained on: those of the assistant are, unless `train` or `weight` excludes them. */
 export const isTrainedTurn = (turn: Message): boolean => turn.role === "assistant" && turn.train !== false && turn.weight !== 0;
 
+/**
+ * Unicode's object replacement character, which stands in a content where a picture is shown. A content stays one text, so that
+ * everything that reads, redacts, counts or compares texts need not know of pictures.
+ */
+export const pictureMark = "\uFFFC";
+
+/** What a picture may be. Ingest refuses a row with any other. */
+export const pictureLimits = {
+  /** Bytes of the file. */
+  bytes: 20 * 1024 ** 2,
+  /** Width times height. */
+  pixels: 50_000_000,
+  side: 16_384,
+  /** The longer side by the shorter. */
+  ratio: 200,
+  ofRecord: 32,
+  ofDataset: 1_000_000,
+} as const;
+
 const pictureTypes = ["image/png", "image/jpeg", "image/webp", "image/gif"] as const;
 
 /** A line of the table of a dataset's or run's pictures (JSONL, a blob of kind `pictures`). The picture is the blob of kind `picture` with this digest. */

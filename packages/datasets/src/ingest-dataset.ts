@@ -2,13 +2,14 @@
 import { createHash } from "node:crypto";
 import type { FileHandle } from "node:fs/promises";
 import type { BlobRef, DatasetManifest, DatasetMapping, Problem, Rejection } from "@loraline/contracts";
-import { digestOf, type Objects, putJson } from "@loraline/objects";
+import { digestOf, type Objects, putJson, putPictureTable } from "@loraline/objects";
 import { countBytes, explainSystemError, PermanentError } from "@loraline/runtime";
 import { canonicalJson } from "./canonical-json.ts";
 import { createReport } from "./report/dataset-report.ts";
 import { judgeDataset } from "./report/judge-dataset.ts";
 import { isFileFault, readRecords } from "./read-records.ts";
 import { isTextFile } from "./containers/archives/decide-archive-files.ts";
+import { createPictureTaker, type PictureTakerOptions } from "./pictures/take-pictures.ts";
 import { openNameless } from "./containers/spool.ts";
 
 /** Version of the conversion. Raise it when the same bytes give other records, so that results cached by older code are not used. */
@@ -55,7 +56,7 @@ export async function ingestDataset(deps: IngestDeps, upload: Upload): Promise<I
     return await readAndStore(deps, upload);
   } catch (error) {
     // A file that is cut off is rejected as a whole: otherwise nobody would notice that its rest is missing in the training.
-    if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;
+    if (!(error instanceof PermanentError) || !(isFileFault(error) || error.code === "QUOTA_STORAGE")) throw error;
     return nothing({ code: error.code, message: `${upload.filename}: ${error.message}`, param: "file" });
   }
 }
@@ -66,6 +67,8 @@ interface IngestDeps {
   signal: AbortSignal;
   /** Told again and again how many bytes of the files are read. */
   onRead?: (bytes: number) => void;
+  /** Reads a URL at which a row says that a picture is. @throws PermanentError, RetryLaterError */
+  fetchPicture?: PictureTakerOptions["fetch"];
 }
 
 /** The part of the work that fetching a file is, where its rows are read from a copy of it. */
@@ -100,19 +103,26 @@ export function countDone(
 
 const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
 
-async function readAndStore({ objects, settings, signal, onRead }: IngestDeps, upload: Upload): Promise<IngestResult> {
+async function readAndStore(deps: IngestDeps, upload: Upload): Promise<IngestResult> {
+  const { objects, settings, signal, onRead, fetchPicture } = deps;
   const { tenant, blob, filename, parts, mapping } = upload;
   const done = countDone(
     [blob, ...parts.map((part) => part.blob)].reduce((sum, { size }) => sum + size, 0),
     onRead,
   );
   const open = async (ref: BlobRef): Promise<AsyncIterable<Uint8Array>> => countBytes(await objects.get(tenant, ref), done.onBytes);
+  const pictures = createPictureTaker({
+    ...(fetchPicture === undefined ? {} : { fetch: fetchPicture }),
+    async put({ digest }, bytes) {
+      await objects.put(tenant, "picture", bytes, { digest });
+    },
+  });
   const source =
     parts.length === 0
       ? await open(blob)
       : [{ blob, filename }, ...parts].map((part) => ({ name: part.filename, open: () => open(part.blob) }));
   const reopen = () => objects.get(tenant, blob);
-  const reading = await readRecords(source, { mapping, reopen, maxRowBytes: settings.maxRowBytes, name: filename, onShare: done.onShare });
+  const reading = await readRecords(source, { mapping, reopen, maxRowBytes: settings.maxRowBytes, name: filename, onShare: done.onShare, pictures });
   if (reading === undefined) {
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
   }
@@ -146,6 +156,7 @@ async function readAndStore({ objects, settings, signal, onRead }: IngestDeps, u
   const problem = judgeDataset(filename, report, mapping);
   if (problem !== null) return { kind: "rejected", problem, report: reportRef, rejections: report.rejections };
   const { records, rejections, formats } = report;
+  const table = await putPictureTable(objects, tenant, pictures.entries.values());
   const manifest: DatasetManifest = {
     version: 1,
     source: blob,
@@ -153,6 +164,7 @@ async function readAndStore({ objects, settings, signal, onRead }: IngestDeps, u
     rejections,
     formats,
     chunks,
+    ...(table === undefined ? {} : { pictures: table }),
     report: reportRef,
     code: ingestCode,
   };

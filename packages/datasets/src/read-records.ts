@@ -8,6 +8,7 @@ import { parseExact } from "./containers/exact-json.ts";
 import { countLabels } from "./formats/label-inventory.ts";
 import { type FileSource, openContainer, openParts, type Part } from "./containers/open-container.ts";
 import type { Container, Note, RawRow } from "./containers/raw-rows.ts";
+import type { PictureTaker } from "./pictures/take-pictures.ts";
 import { recordId } from "./formats/record-id.ts";
 import { redact } from "./report/redact-records.ts";
 import type { UnpackLimits } from "./containers/unpack.ts";
@@ -26,6 +27,8 @@ export interface ReadRecordsOptions {
   name?: string | undefined;
   /** See `openContainer`. */
   onShare?: ((share: number) => void) | undefined;
+  /** Takes what records show. Absent: pictures are left where they are. */
+  pictures?: Pick<PictureTaker, "take"> | undefined;
 }
 
 /** A batch of rows, in their order: rows = records + rejections. */
@@ -45,7 +48,7 @@ export interface Batch {
  */
 export async function readRecords(
   source: FileSource | readonly Part[],
-  { mapping, reopen, ...settings }: ReadRecordsOptions,
+  { mapping, reopen, pictures, ...settings }: ReadRecordsOptions,
 ): Promise<{ container: Container; notes: readonly Note[]; batches: AsyncIterable<Batch> } | undefined> {
   const options = { ...settings, encoding: mapping?.encoding, textRows: mapping?.text_rows };
   const open = (from: FileSource | readonly Part[], more: { onShare?: typeof settings.onShare } = {}) =>
@@ -66,16 +69,27 @@ export async function readRecords(
       for await (const rowsOfPart of inParts(raw)) {
         const batch: Batch = { records: [], rejections: [] };
         const places: string[] = [];
-        for (const row of rowsOfPart) {
+        const withPictures: (() => Promise<void>)[] = [];
+        const reads: (Rec | Refusal)[] = [];
+        for (const [at, row] of rowsOfPart.entries()) {
           let read = readRow(row, detector);
           if (read === needsLabels) {
             await learnLabels();
             read = readRow(row, detector) as Rec | Refusal;
           }
+          reads.push(read);
+          if (pictures === undefined || !("v" in read) || read.media === undefined) continue;
+          const record = read;
+          const from = { place: row.place, file: row.file, beside: row.beside };
+          withPictures.push(async () => void (reads[at] = await pictures.take(record, from)));
+        }
+        await inParallel(picturesAtOnce, withPictures);
+        for (const [at, read] of reads.entries()) {
+          const { line, place } = rowsOfPart[at] as RawRow;
           if ("v" in read) {
             batch.records.push(read);
-            places.push(row.place);
-          } else batch.rejections.push({ line: row.line, code: read.code, message: read.message });
+            places.push(place);
+          } else batch.rejections.push({ line, code: read.code, message: read.message });
         }
         count += rowsOfPart.length;
         yield mapping?.redact === true ? await redact(batch, places) : batch;
@@ -123,6 +137,17 @@ async function* inParts(raw: AsyncIterable<RawRow[]>): AsyncGenerator<RawRow[]> 
     }
     if (from < rows.length) yield rows.slice(from);
   }
+}
+
+/** Rows whose pictures are fetched and decoded side by side. Each may hold 20 MiB. */
+const picturesAtOnce = 4;
+
+async function inParallel(count: number, work: (() => Promise<void>)[]): Promise<void> {
+  const waiting = work.values();
+  const next = async (): Promise<void> => {
+    for (const one of waiting) await one();
+  };
+  await Promise.all(Array.from({ length: Math.min(count, work.length) }, next));
 }
 
 const isParts = (source: FileSource | readonly Part[]): source is readonly Part[] => Array.isArray(source);

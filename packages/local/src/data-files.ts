@@ -17,6 +17,7 @@ import {
   type Batch,
   type Contents,
   countLengths,
+  createPictureTaker,
   createReport,
   defaultIngestSettings,
   readContents,
@@ -166,7 +167,13 @@ async function openData(file: string, mapping?: Mapping, onRead?: (bytes: number
   });
   if (!found.isFile()) throw new PermanentError("FILE_MISSING", `${file} is not a file.`, { param: "file" });
   const source = onRead === undefined ? { file } : { file, onRead };
-  const reading = await readRecords(source, { mapping, maxRowBytes: defaultIngestSettings.maxRowBytes, name: basename(file) });
+  const reading = await readRecords(source, {
+    mapping,
+    maxRowBytes: defaultIngestSettings.maxRowBytes,
+    name: basename(file),
+    // Those at URLs are fetched by the server only.
+    pictures: createPictureTaker(),
+  });
   return reading ?? { notes: [], batches: nothing() };
 }
 type Reading = NonNullable<Awaited<ReturnType<typeof readRecords>>>;

@@ -20,7 +20,7 @@ interface PackedFiles extends AsyncDisposable {
 const noTime = new Date(1980, 0, 1);
 
 /**
- * Of a folder the data files are taken, as of an archive; what is named one by one is taken whatever it is called.
+ * Of a folder the data files and pictures are taken, as of an archive; what is named one by one is taken whatever it is called.
  * @param given - files and folders.
  * @throws PermanentError FILE_MISSING
  */
@@ -46,7 +46,7 @@ export async function packFiles(given: readonly string[]): Promise<PackedFiles> 
       const message = `the folder ${path} has no data file (${held}). Files that end in .jsonl, .json, .csv, .tsv, .xlsx, .parquet, .arrow, .conll, .txt or .md are read.`;
       throw new PermanentError("FILE_MISSING", message, { param: "file" });
     }
-    for (const name of found.read) taken.set(posix.join(named, name), inside.get(name) as string);
+    for (const name of [...found.read, ...found.pictures]) taken.set(posix.join(named, name), inside.get(name) as string);
     left.push(...found.left.map((name) => posix.join(named, name)));
   }
   const [only] = taken.values();
@@ -61,7 +61,7 @@ export async function packFiles(given: readonly string[]): Promise<PackedFiles> 
   return { path, name, left, [Symbol.asyncDispose]: () => rm(dir, { recursive: true, force: true }) };
 }
 
-const isPacked = /\.(?:gz|zst|parquet|xlsx|zip)$/i;
+const isPacked = /\.(?:gz|zst|parquet|xlsx|zip|png|jpe?g|webp|gif)$/i;
 
 async function filesIn(folder: string): Promise<string[]> {
   const entries = await readdir(folder, { recursive: true, withFileTypes: true });

@@ -4,13 +4,14 @@ import { Readable } from "node:stream";
 import { type BlobRef, type PictureEntry, pictureEntry, type PictureTable } from "@loraline/contracts";
 import type { Objects } from "./objects.ts";
 
-/** @returns undefined when there are no pictures. Equal entries in equal order give equal references. */
+/** @returns undefined when there are no pictures. Equal entries, in any order, give equal references. */
 export async function putPictureTable(
   objects: Pick<Objects, "put">,
   tenant: string,
   entries: Iterable<PictureEntry>,
 ): Promise<PictureTable | undefined> {
-  const all = [...entries];
+  // Several are taken side by side, so their order is that of who came first.
+  const all = [...entries].sort((a, b) => (a.digest < b.digest ? -1 : 1));
   if (all.length === 0) return undefined;
   const lines = function* (): Generator<Uint8Array> {
     for (const { digest, bytes, media_type, width, height } of all)

@@ -1,7 +1,9 @@
 /** Imports through the real service and real NATS, from a hub and a web server on this machine. */
 import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
 import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
+import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { type Bus, createBus, ensureStreams } from "@loraline/bus";
 import {
@@ -9,6 +11,7 @@ import {
   datasetDeleted,
   datasetImportRequested,
   datasetIngested,
+  datasetManifest,
   datasetProgress,
   datasetReceived,
   datasetRejected,
@@ -16,7 +19,7 @@ import {
   datasetWaiting,
   foldDataset,
 } from "@loraline/contracts";
-import { createJetStreamObjects, getBytes, getJson, type Objects } from "@loraline/objects";
+import { blobOfPicture, createJetStreamObjects, getBytes, getJson, type Objects, readPictureTable } from "@loraline/objects";
 import { createLog, createTelemetry } from "@loraline/runtime";
 import { test as base } from "@loraline/testkit";
 import { ulid } from "ulid";
@@ -185,6 +188,53 @@ describe("an import", () => {
       expect(await outcome(line, asked[index] as string)).toEqual({ code, message: expect.stringMatching(message) as string });
     }
     expect(await bus.deadLetters.list(tenant)).toEqual([]);
+  });
+
+  test("fetches the pictures of its rows, never from an internal address, and keeps each once", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    const [red, blue] = ["red-square.png", "blue-circle.jpg"].map((name) =>
+      readFileSync(join(import.meta.dirname, "../../../packages/tokens/testdata/pictures", name)),
+    ) as [Buffer, Buffer];
+    let busy = 0;
+    await using web = await serve(
+      { "red.png": red, "blue.jpg": blue, "cut.png": red.subarray(0, 60) },
+      { "/files/busy.png": (_, response) => void (++busy === 1 ? response.writeHead(503).end() : response.end(blue)) },
+    );
+    const at = (path: string): object => ({ image_url: `${web.url}/files/${path}`, caption: "A shape." });
+    const images = [at("red.png"), at("red.png"), at("blue.jpg"), at("busy.png"), at("gone.png"), at("cut.png")];
+    images.push({ image_url: "http://169.254.169.254/latest/meta-data/", caption: "Secret." });
+    const files = images.map((each) => `${JSON.stringify(each)}\n`).join("");
+    await using service = await createIngestService({ bus, objects, telemetry, imports: web.imports });
+    expect(service).toBeDefined();
+    const id = ulid();
+    const blob = await objects.put(tenant, "raw", files);
+    await bus.publish(datasetReceived, { tenant, id }, { blob, filename: "rows.jsonl", by: "test" });
+    expect(await outcome(line, id)).toEqual({ records: 4, rejections: 3 });
+    expect(web.asked.filter((url) => url === "/files/red.png")).toHaveLength(1);
+    const ingested = await bus.last(datasetIngested, { tenant, id });
+    const report = await getJson(objects, tenant, ingested?.data.report as never, datasetReport);
+    expect(report.firstRejections).toMatchObject([
+      { line: 5, code: "PICTURE_UNREACHABLE", message: expect.stringMatching(/404: there is no such file/) as string },
+      { line: 6, code: "PICTURE_BROKEN" },
+      { line: 7, code: "PICTURE_UNREACHABLE", message: expect.stringMatching(/only https/) as string },
+    ]);
+    const { pictures } = await getJson(objects, tenant, ingested?.data.manifest as never, datasetManifest);
+    expect(pictures).toMatchObject({ count: 2, bytes: red.length + blue.length });
+    const entries = await Array.fromAsync(readPictureTable(objects, tenant, pictures?.table as never));
+    for (const [entry, bytes] of entries.map((each) => [each, each.media_type === "image/png" ? red : blue] as const))
+      expect(await getBytes(objects, tenant, blobOfPicture(entry))).toEqual(bytes);
+  });
+
+  test("whose pictures are more than it may store is refused", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    const red = readFileSync(join(import.meta.dirname, "../../../packages/tokens/testdata/pictures/red-square.png"));
+    await using web = await serve({ "red.png": red });
+    await using service = await createIngestService({ bus, objects, telemetry, imports: { ...web.imports, maxBytes: 50 } });
+    expect(service).toBeDefined();
+    const id = ulid();
+    const blob = await objects.put(tenant, "raw", `${JSON.stringify({ image_url: `${web.url}/files/red.png`, caption: "A shape." })}\n`);
+    await bus.publish(datasetReceived, { tenant, id }, { blob, filename: "rows.jsonl", by: "test" });
+    expect(await outcome(line, id)).toMatchObject({ code: "QUOTA_STORAGE" });
   });
 
   test("tries again while the server is overloaded, and leaves alone what was deleted meanwhile", async ({ bus, objects, tenant }) => {

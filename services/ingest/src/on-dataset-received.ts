@@ -1,5 +1,5 @@
 /** `dataset.received` → `dataset.ingested` or `dataset.rejected`. */
-import { type Bus, type HandlerContext, type Received, tellProgress } from "@loraline/bus";
+import { type Bus, type HandlerContext, type Received, tellProgress, type TenantQuotas } from "@loraline/bus";
 import {
   type BlobRef,
   buckets,
@@ -11,15 +11,20 @@ import {
   type datasetReceived,
   datasetRejected,
 } from "@loraline/contracts";
-import { getJson, type Objects } from "@loraline/objects";
-import { PermanentError, type Telemetry } from "@loraline/runtime";
+import { blobOfPicture, getJson, type Objects, readPictureTable } from "@loraline/objects";
+import { type GuardedFetch, PermanentError, type Telemetry } from "@loraline/runtime";
 import { ingestDataset, ingestKey, type IngestResult, type IngestSettings, type Upload } from "@loraline/datasets";
+import { createPictureFetch } from "./fetch-picture.ts";
+import type { ImportSettings } from "./on-import-requested.ts";
 
 interface OnDatasetReceivedDeps {
   bus: Bus;
   objects: Objects;
   telemetry: Telemetry;
   settings: IngestSettings;
+  fetch: GuardedFetch;
+  quotas: TenantQuotas;
+  imports: Pick<ImportSettings, "maxBytes">;
   tellEveryMs?: number | undefined;
 }
 
@@ -27,7 +32,7 @@ interface OnDatasetReceivedDeps {
  * Each step may be repeated without harm: objects and the cache entry depend on the upload only, and the event always has the same id.
  * The order is objects, manifest, cache entry, event, acknowledgement.
  */
-export function onDatasetReceived({ bus, objects, telemetry, settings, tellEveryMs }: OnDatasetReceivedDeps) {
+export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, quotas, imports, tellEveryMs }: OnDatasetReceivedDeps) {
   return async (received: Received<typeof datasetReceived>, { log, signal }: HandlerContext): Promise<void> => {
     const { at } = received;
     const { blob, filename, parts, mapping } = received.data;
@@ -47,7 +52,8 @@ export function onDatasetReceived({ bus, objects, telemetry, settings, tellEvery
           tell: (work, key) => bus.publish(datasetProgress, at, { stage: "read", ...work }, { key }),
           everyMs: tellEveryMs,
         });
-        const read = await ingestDataset({ objects, settings, signal, onRead }, upload);
+        const fetchPicture = await createPictureFetch({ bus, fetch, quotas, settings: imports, signal }, at.tenant);
+        const read = await ingestDataset({ objects, settings, signal, onRead, fetchPicture }, upload);
         span.setAttribute("loraline.rejections", read.rejections);
         if (read.kind === "ingested") span.setAttribute("loraline.records", read.records);
         return read;
@@ -75,10 +81,14 @@ async function readCached(
   if (entry === undefined) return undefined;
   const ref = entry.value.manifest;
   try {
-    const { report, records, rejections, formats, chunks } = await getJson(objects, tenant, ref, datasetManifest);
+    const { report, records, rejections, formats, chunks, pictures } = await getJson(objects, tenant, ref, datasetManifest);
     // The dataset that they were made for may be deleted this very moment: what is touched stays.
-    for (const blob of [...chunks.map((chunk) => chunk.blob), report, ref])
+    for (const blob of [...chunks.map((chunk) => chunk.blob), ...(pictures === undefined ? [] : [pictures.table]), report, ref])
       if ((await objects.touch(tenant, blob)) === undefined) return undefined;
+    if (pictures !== undefined) {
+      for await (const entry of readPictureTable(objects, tenant, pictures.table))
+        if ((await objects.touch(tenant, blobOfPicture(entry))) === undefined) return undefined;
+    }
     return { kind: "ingested", manifest: ref, report, records, rejections, formats };
   } catch (error) {
     if (error instanceof PermanentError && error.code === "OBJECT_MISSING") return undefined;

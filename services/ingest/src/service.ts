@@ -70,7 +70,16 @@ export async function createIngestService({
       consumer: consumers.ingestDatasetReceived,
       handlers: {
         "dataset.received.v1": withinQuota(
-          onDatasetReceived({ bus, objects, telemetry, settings: { ...defaultIngestSettings, ...settings }, tellEveryMs }),
+          onDatasetReceived({
+            bus,
+            objects,
+            telemetry,
+            settings: { ...defaultIngestSettings, ...settings },
+            fetch,
+            quotas,
+            imports: importSettings,
+            tellEveryMs,
+          }),
         ),
       },
       onDeadLetter,

@@ -119,6 +119,24 @@ export const rowCodes = defineArea(
       "The messages hold the mark `<image>` more or fewer times than the row has images.",
       "Write one `<image>` for each image.",
     ],
+    PICTURE_MISSING: [
+      "A row names a picture by its path, and no such file is in the archive, or the upload is no archive.",
+      "Pack the rows and their pictures into one ZIP or tar; write the path as it is in the archive, from the rows' file or from the root.",
+    ],
+    PICTURE_UNREACHABLE: [
+      "A row gives a picture's URL, and it could not be fetched: the message has the server's reason. Servers fetch over https, from public addresses only.",
+      "Correct the URL, or upload the pictures in an archive.",
+    ],
+    PICTURE_UNSUPPORTED: ["A row's picture is no PNG, JPEG, WebP or GIF.", "Save it as one of these."],
+    PICTURE_BROKEN: [
+      "A row's picture cannot be decoded: it is cut off, damaged or empty, or its data URL is no base64.",
+      "Save it again, or remove the row.",
+    ],
+    PICTURE_TOO_LARGE: [
+      "A row's picture has more than 20 MiB, 50 megapixels, or 16,384 pixels on a side, or one side is more than 200 times the other.",
+      "Make it smaller: a base scales pictures to a few hundred pixels anyway.",
+    ],
+    PICTURES_TOO_MANY: ["A row shows more than 32 pictures, or a dataset has more than a million.", "Split the row or the dataset."],
     SYSTEM_TWICE: ["A row has two different system prompts.", "Keep one of them."],
     TOOLS_INVALID: ["The field `tools` of a row is not a JSON list of objects.", "Write `tools` as a list with one object for each tool."],
     REDACTION_BREAKS_JSON: [

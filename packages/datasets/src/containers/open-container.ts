@@ -4,7 +4,8 @@ import { countBytes, PermanentError } from "@loraline/runtime";
 import { hasOnlyCarriageReturns, toUtf8, withLineFeeds } from "./text/decode-text.ts";
 import { decideArchiveFiles, isTextFile } from "./archives/decide-archive-files.ts";
 import { readExcel } from "./archives/read-excel.ts";
-import { openZip, type ZipArchive } from "./archives/read-zip.ts";
+import { openTar } from "./archives/read-tar.ts";
+import { openZip, type Archive } from "./archives/read-zip.ts";
 import type { Note, RawRow, RawRows } from "./raw-rows.ts";
 import { readArrow } from "./read-arrow.ts";
 import { isTable, readCsv, recogniseCsv } from "./text/read-csv.ts";
@@ -93,6 +94,9 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
         if (file !== undefined) await peeked.close();
         if (!isInArchive) options.onShare?.(0);
         return openArchive(await openZip(file ?? peeked.all(), unpackLimits), options, isInArchive);
+      }
+      case "tar": {
+        return openArchive(await openTar(peeked.all(), unpackLimits), options, isInArchive);
       }
       case "other": {
         await peeked.close();
@@ -185,13 +189,13 @@ const faultOf = (error: unknown, name: string): unknown =>
     : error;
 
 function inPart(row: RawRow, name: string, before: number): RawRow {
-  const moved = { ...row, line: row.line + before, place: `${name}, ${row.place}` };
+  const moved = { ...row, file: row.file ?? name, line: row.line + before, place: `${name}, ${row.place}` };
   if (!("refusal" in row)) return moved;
   return { ...moved, refusal: { code: row.refusal.code, message: `${name}, ${row.refusal.message}` } };
 }
 
 /** Files of an archive, read as one dataset; or the workbook that the archive is. */
-async function openArchive(archive: ZipArchive, options: OpenOptions, isInArchive: boolean): Promise<RawRows | undefined> {
+async function openArchive(archive: Archive, options: OpenOptions, isInArchive: boolean): Promise<RawRows | undefined> {
   const release = async (): Promise<void> => archive[Symbol.asyncDispose]();
   try {
     const { files } = archive;
@@ -201,7 +205,7 @@ async function openArchive(archive: ZipArchive, options: OpenOptions, isInArchiv
       return { container: "xlsx", notes, batches: releasing(rows, release) };
     }
     if (isInArchive) {
-      throw new PermanentError("CONTAINER_UNSUPPORTED", "the file is a ZIP archive inside of another. Unpack it, and pack its files once.");
+      throw new PermanentError("CONTAINER_UNSUPPORTED", "the file is an archive inside of another. Unpack it, and pack its files once.");
     }
     const inner = files.find(({ name }) => /\.(?:zip|tar|tgz|7z|rar|tar\.\w+)$/i.test(name))?.name;
     const { read, left } = decideArchiveFiles(files.filter(({ size }) => size > 0).map(({ name }) => name));
@@ -209,7 +213,7 @@ async function openArchive(archive: ZipArchive, options: OpenOptions, isInArchiv
       const held = files.slice(0, 10).map(({ name }) => name);
       throw new PermanentError(
         "CONTAINER_UNSUPPORTED",
-        `the ZIP archive has no file of a known kind (${held.join(", ") || "it is empty"}). ${inner === undefined ? "" : `${inner} is an archive itself: unpack it first. `}Pack files that end in .jsonl, .json, .csv, .tsv, .xlsx, .parquet, .arrow, .conll, .txt or .md.`,
+        `the archive has no file of a known kind (${held.join(", ") || "it is empty"}). ${inner === undefined ? "" : `${inner} is an archive itself: unpack it first. `}Pack files that end in .jsonl, .json, .csv, .tsv, .xlsx, .parquet, .arrow, .conll, .txt or .md.`,
       );
     }
     if (left.length > 0) {
@@ -223,11 +227,15 @@ async function openArchive(archive: ZipArchive, options: OpenOptions, isInArchiv
     const parts = read.map((name): Part => ({ name, open: async () => countBytes(archive.open(name), onPiece) }));
     const rows = await openAll(parts, options, { isInArchive: true, notes });
     if (rows === undefined) await release();
-    return rows && { ...rows, batches: releasing(rows.batches, release) };
+    return rows && { ...rows, batches: releasing(besideIn(archive, rows.batches), release) };
   } catch (error) {
     await release();
     throw error;
   }
+}
+
+async function* besideIn(beside: Archive, batches: AsyncIterable<RawRow[]>): AsyncGenerator<RawRow[]> {
+  for await (const rows of batches) yield rows.map((row) => ({ ...row, beside }));
 }
 
 async function* releasing(batches: AsyncIterable<RawRow[]>, release: () => Promise<void>): AsyncGenerator<RawRow[]> {

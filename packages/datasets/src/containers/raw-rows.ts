@@ -1,4 +1,5 @@
 /** The rows that every kind of container gives: in order, each one separate. */
+import type { FilesBeside } from "../pictures/take-pictures.ts";
 import type { Refusal } from "../formats/detect.ts";
 
 export type Container = "jsonl" | "json-array" | "csv" | "tsv" | "parquet" | "arrow" | "xlsx" | "text" | "conll" | "zip";
@@ -7,6 +8,10 @@ export type Container = "jsonl" | "json-array" | "csv" | "tsv" | "parquet" | "ar
 interface RowPlace {
   readonly line: number;
   readonly place: string;
+  /** Of several files, the one that it stands in. */
+  readonly file?: string;
+  /** All files of the archive that it stands in, such as the pictures that it names. Open as long as batches are read. */
+  readonly beside?: FilesBeside;
 }
 
 /** A row of text that is still to be parsed, a row of values, or why there is none. */

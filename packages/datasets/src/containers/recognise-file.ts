@@ -4,7 +4,7 @@
 export type Encoding = "utf-8" | "utf-16le" | "utf-16be";
 
 type Recognised =
-  | { readonly is: "gzip" | "zstd" | "parquet" | "arrow-file" | "arrow-stream" | "zip" }
+  | { readonly is: "gzip" | "zstd" | "parquet" | "arrow-file" | "arrow-stream" | "zip" | "tar" }
   /** `skip`: length of the byte order mark, in bytes. */
   | { readonly is: "text"; readonly encoding: Encoding; readonly skip: number }
   | { readonly is: "other"; readonly name: string; readonly advice: string };
@@ -28,7 +28,6 @@ const others: readonly Magic[] = [
   { name: "an lz4 file", bytes: [0x04, 0x22, 0x4d, 0x18], advice: unpackIt },
   { name: "a 7z archive", bytes: [0x37, 0x7a, 0xbc, 0xaf, 0x27, 0x1c], advice: unpackIt },
   { name: "a RAR archive", bytes: "Rar!\u001a\u0007", advice: unpackIt },
-  { name: "a tar archive", bytes: "ustar", at: 257, advice: "Pack it as ZIP, or upload the data files in it." },
   { name: "an old Excel or Word file", bytes: [0xd0, 0xcf, 0x11, 0xe0, 0xa1, 0xb1, 0x1a, 0xe1], advice: "Save the sheet as CSV (UTF-8)." },
   { name: "an SQLite database", bytes: "SQLite format 3\0", advice: exportIt },
   { name: "an HDF5 file", bytes: [0x89, 0x48, 0x44, 0x46, 0x0d, 0x0a, 0x1a, 0x0a], advice: exportIt },
@@ -92,6 +91,7 @@ export function recognise(head: Uint8Array): Recognised {
   if (has(head, "ARROW1\0\0")) return { is: "arrow-file" };
   if (has(head, [0xff, 0xff, 0xff, 0xff])) return { is: "arrow-stream" };
   if (has(head, "PK\u0003\u0004") || has(head, "PK\u0005\u0006")) return recogniseZip(head);
+  if (has(head, "ustar", 257)) return { is: "tar" };
   if (has(head, "BZh") && has(head, "1AY&SY", 4)) return { is: "other", name: "a bzip2 file", advice: unpackIt };
   const other = others.find(({ bytes, at }) => has(head, bytes, at));
   if (other !== undefined) return { is: "other", name: other.name, advice: other.advice };

@@ -3,6 +3,7 @@ import { PermanentError } from "@loraline/runtime";
 import { decodeUtf8 } from "./text/decode-text.ts";
 import { asWritten, parseExact } from "./exact-json.ts";
 import { type RawRow, rowTooLarge } from "./raw-rows.ts";
+import { kindOfPicture } from "../pictures/kind-of-picture.ts";
 import { notText } from "./text/split-rows.ts";
 
 /** A number by its digits: a decimal, or an integer of any size. */
@@ -12,10 +13,10 @@ class Digits {
     this.text = text;
   }
 }
-/** Bytes that are not text, such as an image. They become an object, so a field that must be text is refused. */
+/** Bytes that are not text. A picture becomes a data URL, as JSON would have it; others an object, so a field that must be text is refused. */
 class Binary {
-  readonly bytes: number;
-  constructor(bytes: number) {
+  readonly bytes: Uint8Array;
+  constructor(bytes: Uint8Array) {
     this.bytes = bytes;
   }
 }
@@ -38,7 +39,8 @@ export const brokenText: unique symbol = Symbol("not UTF-8");
 
 export const textOf = (bytes: Uint8Array): string | typeof brokenText => decodeUtf8(bytes) ?? brokenText;
 /** Bytes of a column without a type: old writers do not mark text columns, so valid UTF-8 is taken for text. */
-export const textOrBinary = (bytes: Uint8Array): string | Binary => decodeUtf8(bytes) ?? new Binary(bytes.byteLength);
+export const textOrBinary = (bytes: Uint8Array): string | Binary =>
+  kindOfPicture(bytes) === undefined ? (decodeUtf8(bytes) ?? new Binary(bytes)) : new Binary(bytes);
 
 /** `unscaled` / 10^scale, with all its digits. */
 export function decimalOf(unscaled: bigint, scale: number): Digits {
@@ -136,7 +138,7 @@ function toJson(value: unknown, number: (text: string) => unknown, json: (text: 
   if (value === null) return null;
   if (Array.isArray(value)) return value.map((item) => toJson(item, number, json, seen));
   if (value instanceof Digits) return number(value.text);
-  if (value instanceof Binary) return { bytes: value.bytes };
+  if (value instanceof Binary) return ofBytes(value.bytes, seen);
   if (value instanceof TooMany) {
     seen.size += value.values * 8;
     return null;
@@ -149,7 +151,7 @@ function toJson(value: unknown, number: (text: string) => unknown, json: (text: 
       return value.text;
     }
   }
-  if (value instanceof Uint8Array) return { bytes: value.byteLength };
+  if (value instanceof Uint8Array) return ofBytes(value, seen);
   const row: Record<string, unknown> = {};
   for (const [name, item] of Object.entries(value)) {
     const converted = toJson(item, number, json, seen);
@@ -157,4 +159,12 @@ function toJson(value: unknown, number: (text: string) => unknown, json: (text: 
     else row[name] = converted;
   }
   return row;
+}
+
+function ofBytes(bytes: Uint8Array, seen: Seen): unknown {
+  const kind = kindOfPicture(bytes);
+  if (kind === undefined) return { bytes: bytes.byteLength };
+  const url = `data:${kind};base64,${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("base64")}`;
+  seen.size += url.length;
+  return url;
 }

@@ -1,5 +1,5 @@
 /** Converts conversations in every known spelling to messages. Pure. */
-import { isTrainedTurn, type Message, type Rec } from "@loraline/contracts";
+import { isTrainedTurn, type Message, pictureMark } from "@loraline/contracts";
 import { parseExact, parseJson } from "../containers/exact-json.ts";
 import {
   asOpenAiTools,
@@ -11,6 +11,7 @@ import {
   turnsOfGlaive,
 } from "./convert-tool-calls.ts";
 import { judges, mayJudge } from "./judgements.ts";
+import { type Media, mediaOf, placeImages, refOf, settle, unmark } from "./place-images.ts";
 import {
   type Body,
   type Context,
@@ -25,8 +26,6 @@ import {
   type Row,
   shorten,
 } from "./signature.ts";
-
-type Media = NonNullable<Rec["media"]>;
 
 /** Spellings of roles in files, and the role that each means. */
 export const roles: Readonly<Record<string, Message["role"] | "function_call">> = {
@@ -145,7 +144,7 @@ function convertTurn(turn: Row, place: string, context: TurnContext): Message | 
   const message: Message = { role, content };
   if (typeof turn.name === "string") message.name = turn.name;
   if (typeof turn.tool_call_id === "string") message.tool_call_id = turn.tool_call_id;
-  if (images.length > 0) message.media = images;
+  if (images.length > 0) Object.assign(message, settle(content, images));
   const train = turn.train ?? turn.loss ?? undefined;
   const weight = turn.weight ?? undefined;
   if ((train !== undefined && typeof train !== "boolean") || (weight !== undefined && weight !== 0 && weight !== 1)) {
@@ -204,11 +203,15 @@ function textOf(
   if (typeof written === "string") return written;
   if (Array.isArray(written) && written.every((part) => typeof part === "string" || (isObject(part) && typeof part.type === "string"))) {
     const said: string[] = [];
+    const isShowing = (written as (string | Row)[]).some((part) => typeof part === "object" && /image/.test(part.type as string));
     for (const part of written as (string | Row)[]) {
-      if (typeof part === "string") said.push(part);
-      else if (typeof part.text === "string" && /^(?:input_|output_)?text$/.test(part.type as string)) said.push(part.text);
+      if (typeof part === "string") said.push(unmark(part, !isShowing));
+      else if (typeof part.text === "string" && /^(?:input_|output_)?text$/.test(part.type as string))
+        said.push(unmark(part.text, !isShowing));
       else {
-        const image = /^(?:input_)?image(?:_url)?$/.test(part.type as string) ? refOf(part.image_url ?? part.image ?? part.url) : undefined;
+        const image = /^(?:input_)?image(?:_url)?$/.test(part.type as string)
+          ? refOf(part.image_url ?? part.image ?? part.url ?? part.path)
+          : undefined;
         if (image === undefined) {
           return refuse(
             "CONTENT_NOT_TEXT",
@@ -216,9 +219,11 @@ function textOf(
           );
         }
         images.push(media.push({ type: "image", ref: image }) - 1);
+        said.push(pictureMark);
       }
     }
-    return said.join("\n");
+    // Texts side by side are lines; a picture between them separates them itself.
+    return said.reduce((all, one, at) => all + (at > 0 && one !== pictureMark && said[at - 1] !== pictureMark ? "\n" : "") + one, "");
   }
   // The result of a tool may be data: templates show it as JSON.
   if (role === "tool" && typeof written === "object" && written !== null) {
@@ -226,30 +231,6 @@ function textOf(
     return JSON.stringify(exact()[key]);
   }
   return refuse("CONTENT_NOT_TEXT", `the content of ${place} is ${nameOf(written)}; it must be text`);
-}
-
-/* --- images --- */
-
-/** @returns URL, path or data URI of an image; undefined: the value has none. */
-function refOf(image: unknown): string | undefined {
-  if (typeof image === "string") return isBlank(image) ? undefined : image;
-  if (!isObject(image)) return undefined;
-  const named = image.url ?? image.path ?? image.image_url;
-  return typeof named === "string" && !isBlank(named) ? named : undefined;
-}
-
-/** @returns a row's images; an empty list where the field is absent or empty. */
-export function mediaOf(image: unknown, name: string): Media | Refusal {
-  if (image === undefined || image === "") return [];
-  const media: Media = [];
-  for (const one of Array.isArray(image) ? (image as unknown[]) : [image]) {
-    const ref = refOf(one);
-    if (ref === undefined) {
-      return refuse("IMAGE_UNREADABLE", `\`${name}\` holds ${nameOf(one)} without a path or URL. Give the image's path or URL.`);
-    }
-    media.push({ type: "image", ref });
-  }
-  return media;
 }
 
 /* --- whole rows --- */
@@ -389,26 +370,6 @@ export function toolsOf(tools: string | readonly unknown[] | undefined, context:
   if (read.some((tool, index) => tool !== listed[index])) return JSON.stringify(read);
   const json = typeof tools === "string" ? tools : JSON.stringify(written);
   return Array.isArray(value) ? json : `[${json}]`;
-}
-
-const marker = /<image>\n?/g;
-/** Puts a row's images where `<image>` stands in the user's turns; without such a mark, into the first user's turn. */
-function placeImages(messages: Message[], media: Media, images: Media): Refusal | undefined {
-  if (images.length === 0) return undefined;
-  const marks = messages.reduce((sum, { content }) => sum + (content.match(marker)?.length ?? 0), 0);
-  if (marks > 0 && marks !== images.length) {
-    return refuse("IMAGES_DIFFER", `the messages show <image> ${marks} times, and the row has ${images.length} images. Make them equal.`);
-  }
-  let next = media.length;
-  media.push(...images);
-  for (const message of messages) {
-    const here = marks === 0 ? (message.role === "user" ? images.length : 0) : (message.content.match(marker)?.length ?? 0);
-    if (here === 0) continue;
-    message.media = [...(message.media ?? []), ...Array.from({ length: here }, () => next++)];
-    message.content = message.content.replace(marker, "");
-    if (marks === 0) break;
-  }
-  return undefined;
 }
 
 export function judgeMessages(messages: readonly Message[]): Refusal | undefined {

@@ -1,7 +1,8 @@
 /** Converts preferences, which say which of several answers is better. They become records, but supervised fine-tuning does not use them. Pure. */
 import type { Message, Rec } from "@loraline/contracts";
 import { convertTurns, judgeMessages, putSystem, readTurns, toolsOf, type Turns } from "./convert-conversation.ts";
-import { ask, type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row, shorten } from "./signature.ts";
+import { ask } from "./ask.ts";
+import { type Context, type Conversion, isBlank, isObject, nameOf, type Refusal, refuse, type Row, shorten } from "./signature.ts";
 
 const user = (content: string): Message => ({ role: "user", content });
 const assistant = (content: string): Message => ({ role: "assistant", content });

@@ -3,7 +3,8 @@
  * serve a LoRA with a token-classification head.) Pure.
  */
 import { isUnspaced, languageOf, prompt } from "./prompt-templates.ts";
-import { ask, type Context, type Conversion, type Refusal, refuse, shorten } from "./signature.ts";
+import { ask } from "./ask.ts";
+import { type Context, type Conversion, type Refusal, refuse, shorten } from "./signature.ts";
 
 const universal = new Set("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split(" "));
 const pennTreebank = new Set(

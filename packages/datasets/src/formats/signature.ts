@@ -1,6 +1,6 @@
 /** Parts of a format's definition: typed fields with their spellings, and the conversion of their values to a record's body. Pure. */
-import type { DatasetFormat, DatasetMapping, Message, Rec } from "@loraline/contracts";
-import { fillTemplate, type Template } from "./prompt-templates.ts";
+import type { DatasetFormat, DatasetMapping, Rec } from "@loraline/contracts";
+import type { Template } from "./prompt-templates.ts";
 
 export type Body = Omit<Rec, "v" | "id" | "meta">;
 /** Why a row gives no record. */
@@ -123,55 +123,13 @@ export const signature = <F extends Fields>(
 /** Keys that hold the answers to choose from: a question without them teaches to say a letter. */
 export const choices: ReadonlySet<string> = new Set(["choices", "options", "option_a", "option_b", "opa", "opb", "b"]);
 
-/* --- one question, one answer --- */
-
-interface Question {
-  readonly task: string;
-  /** The user's turn, unless the mapping has a template for it. */
-  readonly user: string;
-  /** Fields of the user's turn; at least one must not be empty. */
-  readonly asks: readonly string[];
-  readonly answer: string;
-  readonly answers: string;
-  /** Values by field, for the mapping's template. */
-  readonly values: Readonly<Record<string, unknown>>;
-  readonly system?: string | undefined;
-  readonly history?: readonly Message[] | undefined;
-  readonly media?: Rec["media"];
-}
-
-/** A conversation of one question and its answer. */
-export function ask(question: Question, { template, row, names }: Context): { body: Body } | Refusal {
-  const { task, asks, answer, answers, values, system, history, media } = question;
-  if (isBlank(answer)) return refuse("EMPTY_ANSWER", `\`${names[answers] ?? answers}\` is empty: there is nothing to learn from it`);
-  if (asks.length > 0 && asks.every((field) => isBlankValue(values[field]))) {
-    const said = asks.flatMap((field) => names[field] ?? []).map((name) => `\`${name}\``);
-    return refuse("EMPTY_PROMPT", `${said.join(" and ")} ${said.length === 1 ? "is" : "are both"} empty`);
-  }
-  let { user } = question;
-  if (template !== undefined) {
-    const filled = fillTemplate(template, values, row);
-    if (typeof filled !== "string") return refuse("COLUMN_MISSING", filled.message);
-    user = filled;
-  }
-  const messages: Message[] = [];
-  if (system !== undefined && system !== "") messages.push({ role: "system", content: system });
-  if (history !== undefined) messages.push(...history);
-  messages.push({ role: "user", content: user }, { role: "assistant", content: answer });
-  const body: Body = { kind: "chat", task, messages };
-  if (media !== undefined && media.length > 0) {
-    body.media = media;
-    (messages.at(-2) as Message).media = media.map((_, index) => index);
-  }
-  return { body };
-}
-
 /* --- words --- */
 
 export const isObject = (value: unknown): value is Row => typeof value === "object" && value !== null && !Array.isArray(value);
 const visible = /\S/;
 export const isBlank = (value: string): boolean => !visible.test(value);
-const isBlankValue = (value: unknown): boolean => value === undefined || value === null || (typeof value === "string" && isBlank(value));
+export const isBlankValue = (value: unknown): boolean =>
+  value === undefined || value === null || (typeof value === "string" && isBlank(value));
 export const shorten = (value: string): string => (value.length > 60 ? `${value.slice(0, 60)}…` : value).toWellFormed();
 export const nameOf = (value: unknown): string => {
   if (value === undefined) return "missing";

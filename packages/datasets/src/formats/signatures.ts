@@ -9,7 +9,6 @@ import {
   convertGlaive,
   convertToolCalls,
   judgeMessages,
-  mediaOf,
   readHistory,
   readTurns,
   toolsOf,
@@ -26,8 +25,9 @@ import {
 } from "./convert-preference.ts";
 import { convertTags } from "./convert-tags.ts";
 import { languageByScript, languageCode, languageName, languageOf, mostLabels, namesIn, prompt } from "./prompt-templates.ts";
+import { ask } from "./ask.ts";
+import { mediaOf } from "./place-images.ts";
 import {
-  ask,
   type Body,
   choices,
   type Context,
@@ -60,7 +60,7 @@ import {
 
 const system = may(text, "system_prompt", "系统提示");
 const history = may(list);
-const image = may(textListOrObject, "images", "image_url", "image_path");
+const image = may(textListOrObject, "images", "image_url", "image_path", "file_name");
 const turns = needs(listOrJson, "conversation", "conversations", "dialogue", "dialog", "对话");
 const prompts = ["question", "instruction", "query"] as const;
 const preferred = ["preferred", "preferred_answer"] as const;
@@ -237,7 +237,7 @@ export const signatures: readonly Signature[] = [
   signature({
     format: "image-caption",
     kind: "chat",
-    fields: { image: needs(textListOrObject, "images", "image_url", "image_path"), caption: needs(text, "text", "描述") },
+    fields: { image: needs(textListOrObject, "images", "image_url", "image_path", "file_name"), caption: needs(text, "text", "描述") },
     convert(values, context) {
       const media = mediaOf(values.image, context.names.image ?? "image");
       if ("code" in media) return media;

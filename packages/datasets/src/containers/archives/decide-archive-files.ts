@@ -2,6 +2,8 @@
 
 const dataFile = /\.(?:parquet|jsonl|ndjson|json|csv|tsv|arrow|feather|xlsx|conll|conllu|iob2?|bio)(?:\.(?:gz|zst))?$/i;
 const textFile = /\.(?:txt|text|md|markdown)(?:\.(?:gz|zst))?$/i;
+/** Pictures, which rows name. */
+const pictureFile = /\.(?:png|jpe?g|webp|gif)$/i;
 /** Files that programs leave beside data, and that nobody means. */
 const litter = /(?:^|\/)(?:\.|__MACOSX\/|Thumbs\.db$|desktop\.ini$)/i;
 /** Files that describe data, such as those that `save_to_disk` writes. */
@@ -13,6 +15,8 @@ interface ArchiveFiles {
   readonly read: string[];
   /** Files that a person may have meant, and that are not read. */
   readonly left: string[];
+  /** Pictures, which rows may name. */
+  readonly pictures: string[];
 }
 
 /**
@@ -27,7 +31,11 @@ export function decideArchiveFiles(paths: readonly string[]): ArchiveFiles {
   const train = candidates.filter((path) => !otherSplits.some((split) => namesPart(path, split)));
   const read = train.length > 0 ? train : candidates;
   const chosen = new Set(read);
-  return { read, left: meant.filter((path) => !chosen.has(path)) };
+  return {
+    read,
+    left: meant.filter((path) => !chosen.has(path) && !pictureFile.test(path)),
+    pictures: meant.filter((path) => pictureFile.test(path)),
+  };
 }
 
 /** Whether a path has `word` as a word of its own: `data/test-00000-of-00002.parquet` has `test`. */

@@ -4,7 +4,7 @@ import { zipSync } from "fflate";
 import readWorkbook, { type CellValue } from "read-excel-file/node";
 import type { Note, RawRow } from "../raw-rows.ts";
 import { columnsOf, rowOfCells } from "../text/read-csv.ts";
-import type { ZipArchive } from "./read-zip.ts";
+import type { Archive } from "./read-zip.ts";
 
 /** Bytes of a workbook, unpacked: the reader has it in memory as a whole. */
 const mostBytes = 96 * 1024 ** 2;
@@ -15,7 +15,7 @@ const rowsPerBatch = 500;
  * @throws PermanentError FILE_TOO_LARGE, FILE_CORRUPT, CSV_HEADER from the iteration.
  */
 export async function* readExcel(
-  archive: ZipArchive,
+  archive: Archive,
   { maxRowBytes, notes }: { maxRowBytes: number; notes: Note[] },
 ): AsyncGenerator<RawRow[], void, undefined> {
   const size = archive.files.reduce((sum, file) => sum + file.size, 0);
@@ -61,7 +61,7 @@ export async function* readExcel(
  * The workbook's XML as an archive without compression. The reader unpacks by the headers before each file, which may say anything, and does
  * not stop at a size; what comes out of `archive` is as large as its table says.
  */
-async function repacked(archive: ZipArchive): Promise<Buffer> {
+async function repacked(archive: Archive): Promise<Buffer> {
   const files: Record<string, Uint8Array> = {};
   for (const { name } of archive.files) {
     if (/\.xml(?:\.rels)?$/.test(name)) files[name] = Buffer.concat(await Array.fromAsync(archive.open(name)));

@@ -5,14 +5,14 @@ import { type Entry, fromFdPromise } from "yauzl";
 import { openNameless } from "../spool.ts";
 import type { UnpackLimits } from "../unpack.ts";
 
-/** Files of an archive. More is an attack, or pictures. */
-const mostEntries = 100_000;
+/** Files of an archive. More is an attack, or pictures that belong into a Parquet file. */
+export const mostEntries = 100_000;
 /** Bytes of a file's name: it is in every message about a row of the file. */
-const mostNameBytes = 1024;
+export const mostNameBytes = 1024;
 /** Bytes of the archive's table, names and comments included: it is in memory as a whole. */
 const mostTableBytes = 64 * 1024 ** 2;
 
-export interface ZipArchive extends AsyncDisposable {
+export interface Archive extends AsyncDisposable {
   /** Files in the order of the archive's table, without folders; sizes in bytes, unpacked. */
   readonly files: readonly { readonly name: string; readonly size: number }[];
   open(name: string): AsyncIterable<Uint8Array>;
@@ -25,7 +25,7 @@ export interface ZipArchive extends AsyncDisposable {
 export async function openZip(
   source: AsyncIterable<Uint8Array> | { readonly file: string },
   { maxUnpackedBytes, maxRatio, ratioFromBytes }: UnpackLimits,
-): Promise<ZipArchive> {
+): Promise<Archive> {
   const file = "file" in source ? await open(source.file, "r") : await openNameless();
   try {
     if (!("file" in source)) for await (const chunk of source) await file.appendFile(chunk);

@@ -1,0 +1,50 @@
+/** What the bytes of a picture are. Bytes come from anybody: the kind is told by their beginning, and only then does a decoder see them. */
+import { type PictureEntry, pictureLimits } from "@loraline/contracts";
+import { digestOf } from "@loraline/objects";
+import { type Refusal, refuse } from "../formats/signature.ts";
+import { kindOfPicture } from "./kind-of-picture.ts";
+
+/** A picture of so many pixels is decoded alone: its memory is a few bytes for each. */
+const largePixels = 4_000_000;
+let large: Promise<unknown> = Promise.resolve();
+
+/**
+ * Decodes a picture whole, so that one that is cut off or damaged is found before somebody trains on it.
+ * @param what - names the picture in messages, such as "the picture images/1.png".
+ */
+export async function judgePicture(bytes: Uint8Array, what: string): Promise<PictureEntry | Refusal> {
+  if (bytes.byteLength === 0) return refuse("PICTURE_BROKEN", `${what} is empty. Give the picture itself, or remove the row.`);
+  if (bytes.byteLength > pictureLimits.bytes) return tooLarge(what, `has ${bytes.byteLength} bytes; ${pictureLimits.bytes} are allowed`);
+  const media_type = kindOfPicture(bytes);
+  if (media_type === undefined) {
+    return refuse("PICTURE_UNSUPPORTED", `${what} is no PNG, JPEG, WebP or GIF. Save it as one of these.`);
+  }
+  // Loaded with the first picture: most datasets have none, and threads that only tokenize import this package, too.
+  const { default: sharp } = await import("sharp");
+  // Nothing is kept of what strangers send.
+  sharp.cache(false);
+  const open = () => sharp(bytes, { failOn: "error", limitInputPixels: pictureLimits.pixels, sequentialRead: true });
+  try {
+    const { width: stored, height, format, autoOrient } = await open().metadata();
+    if (`image/${format}` !== media_type) throw new Error(`its first bytes are those of ${media_type}, and it is ${format}`);
+    const [long, short] = [Math.max(stored, height), Math.min(stored, height)];
+    if (long > pictureLimits.side || long > short * pictureLimits.ratio || stored * height > pictureLimits.pixels) {
+      const { pixels, side, ratio } = pictureLimits;
+      return tooLarge(what, `has ${stored} × ${height} pixels; ${pixels} in all, ${side} a side and sides of ${ratio}:1 are allowed`);
+    }
+    const decode = () => open().stats();
+    if (stored * height < largePixels) await decode();
+    else {
+      const turn = large.then(decode, decode);
+      large = turn.catch(() => undefined);
+      await turn;
+    }
+    return { digest: digestOf(bytes), bytes: bytes.byteLength, media_type, width: autoOrient.width, height: autoOrient.height };
+  } catch (error) {
+    const [why = ""] = (error as Error).message.split("\n");
+    if (/pixel limit|exceeds/i.test(why)) return tooLarge(what, `has more than ${pictureLimits.pixels} pixels`);
+    return refuse("PICTURE_BROKEN", `${what} cannot be decoded (${why.slice(0, 200).toWellFormed()}). Save it again, or remove the row.`);
+  }
+}
+
+export const tooLarge = (what: string, how: string): Refusal => refuse("PICTURE_TOO_LARGE", `${what} ${how}. Make it smaller.`);
