@@ -27,7 +27,7 @@ export async function openTar(source: AsyncIterable<Uint8Array>, { maxUnpackedBy
     const feeding = pipeline(Readable.from(bytes(), { objectMode: false }), reader).catch(() => undefined);
     try {
       for await (const entry of reader) {
-        const { name, size = 0, type } = entry.header;
+        const { name, size, type } = entry.header;
         if (Buffer.byteLength(name) > mostNameBytes) {
           const message = `a file in the tar archive has a name of ${Buffer.byteLength(name)} bytes; ${mostNameBytes} are allowed. Pack it with a shorter name.`;
           throw new PermanentError("CONTAINER_UNSUPPORTED", message);
