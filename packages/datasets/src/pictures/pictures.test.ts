@@ -241,7 +241,7 @@ describe("a picture that cannot be used", () => {
         const picture = Buffer.from(heads[of] as Buffer);
         picture.set(bytes.subarray(0, Math.max(0, picture.length - at)), Math.min(at, picture.length));
         const judged = await judgePicture(picture.subarray(0, keep), "it");
-        expect("code" in judged ? /^PICTURE_/.test(judged.code) : judged.width * judged.height <= pictureLimits.pixels).toBe(true);
+        expect("code" in judged ? judged.code.startsWith("PICTURE_") : judged.width * judged.height <= pictureLimits.pixels).toBe(true);
       }),
       { numRuns: 300 },
     );
