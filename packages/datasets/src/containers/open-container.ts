@@ -114,7 +114,7 @@ async function openOne(source: FileSource, options: OpenOptions, { isInArchive }
 }
 
 const expected =
-  "JSON Lines, a JSON array, CSV, TSV, Excel (xlsx), Parquet, Arrow, CoNLL, plain text or Markdown, plain or packed with gzip, zstd or ZIP, is expected";
+  "JSON Lines, a JSON array, CSV, TSV, Excel (xlsx), Parquet, Arrow, CoNLL, plain text or Markdown, plain or packed with gzip, zstd, ZIP or tar, is expected";
 const notADataset = ({ name, advice }: { name: string; advice: string }): PermanentError =>
   new PermanentError("CONTAINER_UNSUPPORTED", `the file is ${name}; ${expected}. ${advice}`);
 
