@@ -1,4 +1,4 @@
-export { createPictureTaker, type PictureTaker } from "./pictures/take-pictures.ts";
+export { createPictureTaker } from "./pictures/take-pictures.ts";
 export { decideArchiveFiles } from "./containers/archives/decide-archive-files.ts";
 export { type FileSource, openContainer } from "./containers/open-container.ts";
 export { roles } from "./formats/convert-conversation.ts";
