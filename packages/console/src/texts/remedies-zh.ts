@@ -150,6 +150,8 @@ export const remedies: Readonly<Record<string, string>> = {
   INIT_FROM_UNKNOWN: "请写 `loraline adapters` 显示的一个，如 `pirate@3`。",
   INIT_FROM_MISMATCH: "请用它的基座，并把 `lora.r` 设为不低于它的秩。",
   BASE_CANNOT_SEE: "请只用文本的行。",
+  PICTURE_NOT_FETCHED: "请重新上传该数据集。",
+  TEMPLATE_HIDES_PICTURES: "请换用聊天模板会显示图片的基座。",
   SEED_UNSUITABLE: "请设 `tokenize.template: base`。",
   IDS_INVALID: "请用此基座的分词器生成编号；每个编号一个标签：-100 或编号本身。",
   ANSWER_JOINS_PROMPT: "无须处理。",

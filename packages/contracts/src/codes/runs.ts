@@ -162,7 +162,18 @@ export const tokenizeCodes = defineArea(
       "The version that `init_from` names was made for another base, or has a higher rank than the run.",
       "Use its base, and set `lora.r` at least to its rank.",
     ],
-    BASE_CANNOT_SEE: ["A record is left out because it shows an image, and the base reads text only.", "Use rows of text only."],
+    BASE_CANNOT_SEE: [
+      "A record is left out because it shows an image, and the base reads text only, or writes pictures in a way that Loraline does not know.",
+      "Use rows of text only.",
+    ],
+    PICTURE_NOT_FETCHED: [
+      "A record is left out because its picture was not fetched: it was read by an older version, or by `data check`, which fetches nothing.",
+      "Upload the dataset again.",
+    ],
+    TEMPLATE_HIDES_PICTURES: [
+      "A record is left out because the base's chat template does not show its pictures, so that the model would not see them.",
+      "Use a base whose chat template shows pictures.",
+    ],
     SEED_UNSUITABLE: [
       "A record is left out because the template `seed` trains one question and one answer, and the record is something else.",
       "Set `tokenize.template: base`.",

@@ -1,12 +1,14 @@
 /** Encodes records to sequences of ids with their labels, in batches. */
-import type { Message, Rec } from "@loraline/contracts";
+import type { Digest, Message, PictureEntry, ProbePrompt, Rec } from "@loraline/contracts";
 import { PermanentError } from "@loraline/runtime/errors";
 import { comparisonEncoder } from "./encode-comparisons.ts";
 import { type Examples, isSided, preferenceEncoder } from "./encode-preferences.ts";
 import { type EncodedPieces, encodePieces, ignored, type Known, type Sequence } from "./encode-pieces.ts";
 import type { Base } from "./load-base.ts";
 import { drop, type Encoded, type Reason, type RecordEncoder, type TokenizeSpec } from "./record-encoder.ts";
-import type { Piece } from "../templates/pieces.ts";
+import { partsOf } from "../templates/content-parts.ts";
+import { append, createSplit, type Piece } from "../templates/pieces.ts";
+import { imageToken, spellPicture, type Vision } from "./vision.ts";
 import { type ChatTemplate, recogniseTemplate } from "../templates/recognise-template.ts";
 import type { Conversation, Sample } from "../templates/render-jinja.ts";
 import { renderSeed, seedPrompt, seedSystem } from "../templates/render-seed.ts";
@@ -33,7 +35,7 @@ const notTrained: Readonly<Partial<Record<Rec["kind"], readonly [what: string, m
 };
 
 /** @returns why no template can train a record; undefined: it can be trained. */
-function judgeKind({ kind, media }: Rec, { ref }: Base): Encoded | undefined {
+function judgeKind({ kind, media }: Rec, { ref, vision }: Base): Encoded | undefined {
   const found = notTrained[kind];
   if (found !== undefined) {
     const [what, methods] = found;
@@ -41,11 +43,21 @@ function judgeKind({ kind, media }: Rec, { ref }: Base): Encoded | undefined {
     return drop("KIND_NOT_TRAINED", message);
   }
   if (media !== undefined && media.length > 0) {
-    const [first] = media;
-    return drop(
-      "BASE_CANNOT_SEE",
-      `the record shows ${article(first?.type ?? "image")}, and base "${ref.name}" reads text only. Use text-only rows.`,
-    );
+    const other = media.find(({ type }) => type !== "image");
+    if (vision === undefined || other !== undefined) {
+      return drop(
+        "BASE_CANNOT_SEE",
+        `the record shows ${article(other?.type ?? "image")}, and base "${ref.name}" ${vision === undefined ? "reads text only" : "reads texts and images"}. Use text-only rows.`,
+      );
+    }
+    const missing = media.find(({ media_type }) => media_type === undefined);
+    if (missing !== undefined) {
+      const where = missing.ref.length > 200 ? `${missing.ref.slice(0, 200)}…` : missing.ref;
+      return drop(
+        "PICTURE_NOT_FETCHED",
+        `its picture ${where} was not fetched: the server does so when the dataset is uploaded. Upload the dataset again if it was uploaded before Loraline took pictures.`,
+      );
+    }
   }
   return undefined;
 }
@@ -58,7 +70,9 @@ function seedEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
   const pad = idOf(base, "pad");
   return {
     async encode(records) {
-      const rows = records.map((record) => judgeKind(record, base) ?? renderSeed(record, system) ?? unsuitable(record));
+      const rows = records.map(
+        (record) => judgeKind(record, base) ?? (isShowing(record) ? undefined : renderSeed(record, system)) ?? unsuitable(record),
+      );
       const texts = rows.flatMap((row) => ("prompt" in row ? [row.prompt, row.answer] : []));
       const encoded = (await base.encoder.encode(texts, "raw")).values();
       return rows.map((row) => {
@@ -83,8 +97,11 @@ function seedEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
   };
 }
 
-function unsuitable({ kind }: Rec): Encoded {
-  const what = kind === "chat" ? "more than one question and one answer" : `a ${kind}`;
+const isShowing = ({ media }: Rec): boolean => media !== undefined && media.length > 0;
+
+function unsuitable(record: Rec): Encoded {
+  const { kind } = record;
+  const what = isShowing(record) ? "one with pictures" : kind === "chat" ? "more than one question and one answer" : `a ${kind}`;
   return drop(
     "SEED_UNSUITABLE",
     `the template seed trains one question and one answer; this record is ${what}. Use tokenize.template: base.`,
@@ -96,7 +113,7 @@ function unsuitable({ kind }: Rec): Encoded {
 /** A record in work: dropped already, or samples that are encoded and then judged. */
 interface Draft {
   readonly record: Rec;
-  readonly samples: readonly Sample[];
+  readonly samples: readonly (Sample & Pick<Sequence, "pictures" | "question">)[];
   readonly notes: readonly Omit<Reason, "tokens">[];
 }
 
@@ -118,7 +135,8 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
     if (record.kind === "pretokenized") return pretokenized(record, encoder.vocabSize, spec);
     if (record.kind === "chat") {
       const rendered = (await template()).render(conversationOf(record, spec));
-      return "code" in rendered ? drop(rendered.code, rendered.message) : { record, ...rendered };
+      if ("code" in rendered) return drop(rendered.code, rendered.message);
+      return isShowing(record) ? show(record, rendered) : { record, ...rendered };
     }
     // Raw text has no template. The end-of-text token is trained, so that the model learns to stop.
     const { prompt = "", completion = record.text ?? "" } = record;
@@ -129,13 +147,49 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
     return { record, samples: [{ pieces, end: 0, trained: [] }], notes: [] };
   };
 
+  const split = createSplit(encoder.controls);
+  /** Puts the tokens of a record's pictures in the places that the template gave them. */
+  const show = (record: Rec, { samples, notes }: Pick<Draft, "samples" | "notes">): Draft | Encoded => {
+    const { messages } = conversationOf(record, spec);
+    const shown: Draft["samples"][number][] = [];
+    for (const sample of samples) {
+      const pictures = messages
+        .slice(0, sample.end)
+        .flatMap((message) => partsOf(message).flatMap((part) => ("picture" in part ? entryOf(record, part.picture) : [])));
+      const waiting = pictures.values();
+      const pieces: Piece[] = [];
+      let placed = 0;
+      for (const piece of sample.pieces) {
+        const picture = "control" in piece && piece.control === imageToken ? waiting.next().value : undefined;
+        if (picture !== undefined) placed++;
+        if (picture === undefined) append(pieces, piece);
+        else split(spellPicture(base.vision as Vision, picture), false, pieces);
+      }
+      const places = sample.pieces.filter((piece) => "control" in piece && piece.control === imageToken).length;
+      if (places !== pictures.length || placed !== places) {
+        const message = `the base's chat template shows ${places} of the record's ${pictures.length} pictures. Use a base whose template shows pictures.`;
+        return drop("TEMPLATE_HIDES_PICTURES", message);
+      }
+      const last = sample.trained.at(-1);
+      shown.push({
+        ...sample,
+        pieces,
+        pictures,
+        question: () => (last === undefined ? undefined : questionOf(record, messages.slice(0, last))),
+      });
+    }
+    return { record, samples: shown, notes };
+  };
+
   const finish = async ({ record, samples, notes }: Draft, encoded: readonly EncodedPieces[]): Promise<Encoded> => {
     const kept: Sequence[] = [];
     const reasons: Reason[] = notes.map((note) => ({ ...note, tokens: encoded[0]?.ids.length ?? 0 }));
     for (const [index, sample] of samples.entries()) {
       const { joins, ...whole } = withPrefix(encoded[index] as EncodedPieces, record);
       const fitted = whole.ids.length <= spec.max_length ? { sequences: [whole], reason: null } : await shorten(record, sample, whole);
-      kept.push(...fitted.sequences.filter(startUntrained));
+      const { pictures, question } = sample;
+      const seen = pictures === undefined ? {} : { pictures, ...(question !== undefined && { question }) };
+      kept.push(...fitted.sequences.filter(startUntrained).map((sequence) => ({ ...sequence, ...seen })));
       if (fitted.sequences.length > 0 && !fitted.sequences.some(isTrained)) reasons.push(nothingTrained(whole.ids.length));
       if (fitted.reason !== null) reasons.push(fitted.reason);
       if (joins && fitted.sequences.length > 0) reasons.push(joined(whole.ids.length));
@@ -162,7 +216,11 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
   };
 
   /** Applies `too_long`. `reason` says what was left out or, if no sequence remains, why. */
-  const shorten = async (record: Rec, sample: Sample, whole: Sequence): Promise<{ sequences: Sequence[]; reason: Reason | null }> => {
+  const shorten = async (
+    record: Rec,
+    sample: Draft["samples"][number],
+    whole: Sequence,
+  ): Promise<{ sequences: Sequence[]; reason: Reason | null }> => {
     const total = whole.ids.length;
     const { max_length, too_long } = spec;
     const remedy = record.kind === "text" ? "split" : "trim-prompt";
@@ -184,6 +242,10 @@ function templateEncoder(base: Base, spec: TokenizeSpec): RecordEncoder {
         sequences: parts,
         reason: { code: "TEXT_SPLIT", message: `the text was split into ${parts.length} sequences`, tokens: total },
       };
+    }
+    if (sample.pictures !== undefined) {
+      const own = `${total} tokens, those of its ${sample.pictures.length === 1 ? "picture" : `${sample.pictures.length} pictures`} included; tokenize.max_length is ${max_length}. Raise it.`;
+      return { sequences: [], reason: { code: "TOO_LONG", message: own, tokens: total } };
     }
     if (too_long !== "trim-prompt") return tooLong;
     if (record.kind !== "chat") {
@@ -258,6 +320,28 @@ const conversationOf = ({ messages = [], tools }: Rec, { system }: TokenizeSpec)
   messages: withSystem(messages, system),
   tools,
 });
+
+/** @returns what a record's media is, at an index; nothing where it is no picture. */
+function entryOf({ media }: Rec, at: number): PictureEntry[] {
+  const { ref, bytes, media_type, width, height } = media?.[at] ?? {};
+  if (ref === undefined || bytes === undefined || media_type === undefined || width === undefined || height === undefined) return [];
+  return [{ digest: ref as Digest, bytes, media_type, width, height }];
+}
+
+/** @returns messages as an engine is asked them; undefined: they hold more than texts and pictures. */
+function questionOf(record: Rec, messages: readonly Message[]): ProbePrompt["messages"] {
+  if (
+    record.tools !== undefined ||
+    messages.some((one) => one.tool_calls !== undefined || one.role === "tool" || one.reasoning !== undefined || one.name !== undefined)
+  )
+    return undefined;
+  return messages.map((message) => ({
+    role: message.role,
+    content: partsOf(message).map((part) =>
+      "text" in part ? { type: "text", text: part.text } : { type: "image", digest: record.media?.[part.picture]?.ref as Digest },
+    ),
+  }));
+}
 
 /** Adds the run's system prompt to a record without one. The template's own default prompt appears when the text is rendered. */
 const withSystem = (messages: readonly Message[], system: string | undefined): readonly Message[] =>

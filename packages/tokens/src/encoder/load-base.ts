@@ -6,6 +6,7 @@ import { baseVersion, readBaseRef } from "@loraline/models/base-ref";
 import { digestOf } from "@loraline/objects/digest";
 import { PermanentError } from "@loraline/runtime/errors";
 import { z } from "zod";
+import { imageToken, readVision, type Vision } from "./vision.ts";
 import { createEncoder, type Encoder, type EncoderOptions } from "./encoder.ts";
 
 interface SpecialTokens {
@@ -25,6 +26,8 @@ export interface Base {
   /** sha256 of the template's text; of the empty text when there is none. */
   readonly templateDigest: Digest;
   readonly special: SpecialTokens;
+  /** How it writes pictures into the text. Absent: it takes none. */
+  readonly vision?: Vision | undefined;
   /** Ids at which an engine stops: the tokenizer's EOS, and those of generation_config.json. null: unknown, as for a folder with a tokenizer only. */
   readonly stopIds: ReadonlySet<number> | null;
 }
@@ -50,12 +53,13 @@ const generationConfig = z.object({ eos_token_id: z.union([z.int().transform((id
  * @throws PermanentError BASE_FILES_MISSING, TOKENIZER_INVALID
  */
 export async function loadBase(dir: string, { ref, ...options }: EncoderOptions & { ref?: BaseRef } = {}): Promise<Base> {
-  const [base, tokenizer, config, template, generation] = await Promise.all([
+  const [base, tokenizer, config, template, generation, vision] = await Promise.all([
     readFile(join(dir, "base.json"), "utf8").catch(() => null),
     readFile(join(dir, "tokenizer.json"), "utf8").catch(missing(dir, "tokenizer.json")),
     readFile(join(dir, "tokenizer_config.json"), "utf8").catch(() => "{}"),
     readTemplate(dir),
     readFile(join(dir, "generation_config.json"), "utf8").catch(() => null),
+    readVision(dir),
   ]);
   const tokens = tokenizerConfig.parse(JSON.parse(config));
   const encoder = await createEncoder(tokenizer, options);
@@ -69,6 +73,7 @@ export async function loadBase(dir: string, { ref, ...options }: EncoderOptions 
     encoder,
     template,
     templateDigest: digestOf(template ?? ""),
+    vision: vision !== undefined && encoder.controls.has(imageToken) ? vision : undefined,
     special: { bos: tokens.bos_token, eos: tokens.eos_token, pad: tokens.pad_token, unk: tokens.unk_token },
     stopIds: base === null && generation === null ? null : new Set(eos === undefined ? stops : [eos, ...stops]),
   };
@@ -85,8 +90,15 @@ export async function readTemplate(dir: string): Promise<string | null> {
 }
 
 /** @returns a key that is equal for bases that give equal tokens. */
-export const identityOf = ({ ref, encoder, templateDigest, special, stopIds }: Base): string =>
-  JSON.stringify([ref, encoder.digest, templateDigest, special, stopIds === null ? null : [...stopIds].sort((a, b) => a - b)]);
+export const identityOf = ({ ref, encoder, templateDigest, special, stopIds, vision }: Base): string =>
+  JSON.stringify([
+    ref,
+    encoder.digest,
+    templateDigest,
+    special,
+    stopIds === null ? null : [...stopIds].sort((a, b) => a - b),
+    ...(vision === undefined ? [] : [vision]),
+  ]);
 
 const missing = (dir: string, file: string) => (error: unknown) => {
   throw new PermanentError(

@@ -78,7 +78,8 @@ async function recognise(base: Base): Promise<ChatTemplate> {
     prompt: jinja.prompt,
     render: (conversation) => {
       if (isTooMany(conversation)) return tooMany(conversation);
-      return regular.takes(conversation) && !conversation.messages.some(({ content }) => known?.test(content) === true)
+      const isPlain = ({ content, media }: Message): boolean => media === undefined && known?.test(content) !== true;
+      return regular.takes(conversation) && conversation.messages.every(isPlain)
         ? regular.render(conversation)
         : jinja.render(conversation);
     },

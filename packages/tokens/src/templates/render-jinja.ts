@@ -7,6 +7,8 @@ import { Template } from "@huggingface/jinja";
 import { isTrainedTurn, type Message } from "@loraline/contracts";
 import { isPythonNumber, type Json, parseExact } from "./python-json.ts";
 import type { Base } from "../encoder/load-base.ts";
+import { imageToken } from "../encoder/vision.ts";
+import { partsOf } from "./content-parts.ts";
 import { controlPattern, createSplit, type Piece } from "./pieces.ts";
 
 export interface Conversation {
@@ -96,15 +98,24 @@ export function createJinja(
     });
   };
   const toInput = (message: Message): Json => {
-    const { role, content, name, tool_call_id, reasoning } = message;
+    const { role, name, tool_call_id, reasoning } = message;
     return {
       role,
-      content: asParts ? [{ type: "text", text: sealed(content) }] : sealed(content),
+      content: asParts
+        ? partsOf(message).map((part) => ("text" in part ? { type: "text", text: sealed(part.text) } : { type: "image" }))
+        : asText(message),
       ...(name !== undefined && { name: sealed(name) }),
       ...(tool_call_id !== undefined && { tool_call_id: sealed(tool_call_id) }),
       ...(reasoning !== undefined && { reasoning_content: sealed(reasoning), reasoning: sealed(reasoning) }),
       ...(message.tool_calls !== undefined && { tool_calls: seal(calls(message)) }),
     };
+  };
+  /** Templates that take text get pictures in front of it, each on a line, as vLLM gives them. */
+  const asText = (message: Message): string => {
+    const parts = partsOf(message);
+    const shown = parts.filter((part) => !("text" in part)).map(() => imageToken);
+    if (shown.length === 0) return sealed(message.content);
+    return [...shown, parts.flatMap((part) => ("text" in part ? [sealed(part.text)] : [])).join("\n")].join("\n");
   };
   const toolsOf = ({ tools }: Conversation): Json => (tools === undefined ? null : seal(parseExact(tools)));
   const renderInput = (messages: readonly Json[], tools: Json, forGeneration: boolean): string =>

@@ -1,0 +1,215 @@
+/** Pictures become the tokens that transformers' own processor gives them, whatever their size. */
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Message, pictureMark, type Rec, tokenizeSpec } from "@loraline/contracts";
+import { digestOf } from "@loraline/objects";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { assistant, chat, makeBase, root, system, user } from "../tokenize-under-test.ts";
+import { createRecordEncoder } from "./encode-records.ts";
+import { ignored } from "./encode-pieces.ts";
+import { type Base, loadBase } from "./load-base.ts";
+
+const dir = mkdtempSync(join(tmpdir(), "loraline-vision-"));
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+
+/** SmolVLM's own. */
+const template =
+  "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
+const tiles = Array.from({ length: 6 }, (_, row) => Array.from({ length: 6 }, (__, column) => `<row_${row + 1}_col_${column + 1}>`)).flat();
+const tokens = ["<fake_token_around_image>", "<image>", "<global-img>", ...tiles, "<end_of_utterance>"];
+
+const processors = {
+  whole: { do_image_splitting: false, size: { longest_edge: 64 }, max_image_size: { longest_edge: 64 } },
+  split: { do_image_splitting: true, size: { longest_edge: 4 * 364 }, max_image_size: { longest_edge: 364 } },
+  small: { do_image_splitting: true, size: { longest_edge: 128 }, max_image_size: { longest_edge: 64 } },
+  // Ten rows: more than there are tokens for.
+  fine: { do_image_splitting: true, size: { longest_edge: 630 }, max_image_size: { longest_edge: 64 } },
+  kept: { do_image_splitting: true, do_resize: false, size: { longest_edge: 128 }, max_image_size: { longest_edge: 100 } },
+};
+const bases = new Map<string, Base>();
+beforeAll(async () => {
+  for (const [name, image] of Object.entries(processors)) {
+    const special = { eos: "<end_of_utterance>", pad: "<|im_end|>" };
+    const folder = await makeBase(join(dir, name), { template, special, tokens, stops: ["<end_of_utterance>"] });
+    const names = { image_processor_type: "Idefics3ImageProcessor", processor_class: "Idefics3Processor" };
+    writeFileSync(join(folder, "preprocessor_config.json"), JSON.stringify({ ...names, ...image }));
+    writeFileSync(join(folder, "processor_config.json"), JSON.stringify({ processor_class: "Idefics3Processor", image_seq_len: 4 }));
+    bases.set(name, await loadBase(folder));
+  }
+});
+
+type Size = readonly [width: number, height: number];
+const withPictures = (messages: readonly Message[], sizes: readonly Size[]): Rec =>
+  chat(messages, {
+    media: sizes.map(([width, height], at) => ({
+      type: "image",
+      ref: digestOf(`${at} ${width} ${height}`),
+      bytes: 1000,
+      media_type: "image/png",
+      width,
+      height,
+    })),
+  });
+const shows = (content: string, ...media: number[]): Message => ({ ...user(content), media });
+
+/** Parts as OpenAI's clients write them. */
+const asParts = ({ role, content, media = [] }: Message): object => {
+  const texts = content.split(pictureMark);
+  const front = media.slice(0, media.length - (texts.length - 1)).map(() => ({ type: "image" }));
+  const rest = texts.flatMap((text, at) => [
+    ...(text === "" ? [] : [{ type: "text", text }]),
+    ...(at < texts.length - 1 ? [{ type: "image" }] : []),
+  ]);
+  return { role, content: [...front, ...rest] };
+};
+
+function askTransformers(asked: readonly { record: Rec; base: string }[]): number[][] {
+  const input = asked.map(({ record, base }) =>
+    JSON.stringify({
+      dir: join(dir, base),
+      messages: record.messages?.map(asParts),
+      pictures: record.media?.map(({ width, height }) => [width, height]),
+    }),
+  );
+  const script = join(import.meta.dirname, "../../testdata/python_pictures.py");
+  const { stdout, stderr, status } = spawnSync(join(root, ".venv/bin/python"), [script], {
+    input: input.join("\n"),
+    encoding: "utf8",
+    maxBuffer: 1e9,
+  });
+  expect(status, stderr).toBe(0);
+  return stdout
+    .trim()
+    .split("\n")
+    .map((line) => (JSON.parse(line) as { ids: number[] }).ids);
+}
+
+const spec = tokenizeSpec.parse({ max_length: 100_000 });
+const encode = async (base: string, record: Rec, more: object = {}) =>
+  (await createRecordEncoder(bases.get(base) as Base, { ...spec, ...more }).encode([record]))[0];
+
+describe("ids equal those of transformers", () => {
+  const sizes: Size[] = [
+    [1, 1],
+    [7, 300],
+    [64, 64],
+    [65, 64],
+    [101, 100],
+    [129, 365],
+    [300, 7],
+    [364, 728],
+    [365, 364],
+    [640, 480],
+    [1000, 333],
+    [2000, 20],
+  ];
+  const shapes = sizes.map((size): [Message[], Size[]] => [[shows("What is it?", 0), assistant("A square.")], [size]]);
+  const conversations: [Message[], Size[]][] = [
+    [
+      [shows(`Is ${pictureMark} like ${pictureMark}?`, 0, 1), assistant("Yes.")],
+      [
+        [10, 20],
+        [400, 100],
+      ],
+    ],
+    [
+      [shows(`or ${pictureMark}`, 0, 1), assistant("Yes."), user("Sure?"), assistant("No.")],
+      [
+        [10, 20],
+        [10, 20],
+      ],
+    ],
+    [
+      [system("Be brief."), shows("Say.", 0), assistant("A."), shows(`${pictureMark}\n\n`, 1), assistant("B.")],
+      [
+        [64, 64],
+        [365, 10],
+      ],
+    ],
+    [[user("No picture."), assistant("No.")], []],
+  ];
+
+  it("for pictures of every shape, several, between words and in several turns, on every kind of processor", async () => {
+    const asked = [...shapes, ...conversations].flatMap(([messages, of]) =>
+      Object.keys(processors).map((base) => ({ base, record: withPictures(messages, of) })),
+    );
+    // One process: it takes longer to start than to answer.
+    const theirs = askTransformers(asked);
+    expect(theirs).toHaveLength(asked.length);
+    for (const [at, { base, record }] of asked.entries()) {
+      const ours = [...((await encode(base, record))?.samples[0]?.ids ?? [])];
+      expect(ours, `${base} ${JSON.stringify(record.media)}`).toEqual(theirs[at]);
+    }
+  }, 600_000);
+
+  it("and a text that spells a placeholder does not become one", async () => {
+    const placeholder = bases.get("whole")?.encoder.addedId("<image>");
+    const spelled = await encode("whole", withPictures([shows("Is <image> a tag?", 0), assistant("<image> is.")], [[10, 10]]));
+    expect([...(spelled?.samples[0]?.ids ?? [])].filter((id) => id === placeholder)).toHaveLength(4);
+  });
+});
+
+describe("a record with pictures", () => {
+  const record = withPictures([system("Be brief."), shows("What is it?", 0), assistant("A square.")], [[10, 20]]);
+
+  it("trains the answer only, and says which pictures it shows and what a probe asks", async () => {
+    const sample = (await encode("whole", record))?.samples[0];
+    const base = bases.get("whole") as Base;
+    const trained = [...(sample?.labels ?? [])].filter((label) => label !== ignored);
+    expect(await base.encoder.decode(trained)).toBe(" A square.<end_of_utterance>");
+    const digest = record.media?.[0]?.ref;
+    expect(sample?.pictures).toEqual([{ digest, bytes: 1000, media_type: "image/png", width: 10, height: 20 }]);
+    expect(sample?.question?.()).toEqual([
+      { role: "system", content: [{ type: "text", text: "Be brief." }] },
+      {
+        role: "user",
+        content: [
+          { type: "image", digest },
+          { type: "text", text: "What is it?" },
+        ],
+      },
+    ]);
+  });
+
+  it("that is too long with its pictures is left out and told, however much of it could be cut", async () => {
+    const long = withPictures([user("Hello."), assistant("Hi."), shows("What is it?", 0), assistant("A square.")], [[1456, 1456]]);
+    expect(await encode("split", long, { max_length: 60, too_long: "trim-prompt" })).toMatchObject({
+      samples: [],
+      dropped: { code: "TOO_LONG", message: expect.stringMatching(/^\d+ tokens, those of its picture included; .* Raise it\.$/) as string },
+    });
+  });
+
+  it("that nobody fetched, or for a template that hides pictures, is left out and told", async () => {
+    const unfetched = { ...record, media: [{ type: "image" as const, ref: "https://a.test/1.png" }] };
+    expect(await encode("whole", unfetched)).toMatchObject({ dropped: { code: "PICTURE_NOT_FETCHED" } });
+    const folder = join(dir, "whole");
+    writeFileSync(join(folder, "chat_template.jinja"), template.replace("{{ '<image>' }}", ""));
+    const hiding = await loadBase(folder);
+    writeFileSync(join(folder, "chat_template.jinja"), template);
+    const [hidden] = await createRecordEncoder(hiding, spec).encode([record]);
+    expect(hidden?.dropped).toMatchObject({
+      code: "TEMPLATE_HIDES_PICTURES",
+      message: expect.stringMatching(/shows 0 of the record's 1 pictures/) as string,
+    });
+  });
+
+  it("for a template that takes text has its pictures in front, each on a line, as vLLM puts them", async () => {
+    const folder = join(dir, "whole");
+    const plain =
+      "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    writeFileSync(join(folder, "chat_template.jinja"), plain);
+    writeFileSync(
+      join(folder, "generation_config.json"),
+      JSON.stringify({ eos_token_id: bases.get("whole")?.encoder.addedId("<|im_end|>") }),
+    );
+    const base = await loadBase(folder);
+    const [encoded] = await createRecordEncoder(base, spec).encode([
+      withPictures([shows(`a${pictureMark}b`, 0), assistant("c")], [[9, 9]]),
+    ]);
+    const text = await base.encoder.decode([...(encoded?.samples[0]?.ids ?? [])]);
+    const shown = `<fake_token_around_image><global-img>${"<image>".repeat(4)}<fake_token_around_image>`;
+    expect(text).toBe(`<|im_start|>user\n${shown}\na\nb<|im_end|>\n<|im_start|>assistant\nc<|im_end|>\n`);
+  });
+});
