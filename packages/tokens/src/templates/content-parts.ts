@@ -2,7 +2,7 @@
 import { type Message, pictureMark } from "@loraline/contracts";
 
 /** `picture`: index into the record's `media`. */
-export type ContentPart = { readonly text: string } | { readonly picture: number };
+type ContentPart = { readonly text: string } | { readonly picture: number };
 
 /** Pictures without a mark stand before the content. A message without pictures is one text, and so are marks that no picture has. */
 export function partsOf({ content, media }: Message): ContentPart[] {
