@@ -122,7 +122,14 @@ async function readAndStore(deps: IngestDeps, upload: Upload): Promise<IngestRes
       ? await open(blob)
       : [{ blob, filename }, ...parts].map((part) => ({ name: part.filename, open: () => open(part.blob) }));
   const reopen = () => objects.get(tenant, blob);
-  const reading = await readRecords(source, { mapping, reopen, maxRowBytes: settings.maxRowBytes, name: filename, onShare: done.onShare, pictures });
+  const reading = await readRecords(source, {
+    mapping,
+    reopen,
+    maxRowBytes: settings.maxRowBytes,
+    name: filename,
+    onShare: done.onShare,
+    pictures,
+  });
   if (reading === undefined) {
     return nothing({ code: "EMPTY_FILE", message: `${filename} is empty. Upload JSON Lines with one example per line.`, param: "file" });
   }
