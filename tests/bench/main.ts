@@ -3,6 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, totalmem } from "node:os";
 import { benchBus } from "./bus.ts";
 import { benchCluster } from "./cluster.ts";
+import { benchConsole } from "./console.ts";
 import { benchConverge, benchFleet, benchThreeReplicas } from "./converge.ts";
 import { benchGateway, benchGatewayOnVllm } from "./gateway.ts";
 import { benchIngest } from "./ingest.ts";
@@ -27,6 +28,7 @@ const benches: Record<string, () => Promise<Row[]>> = {
   converge: benchConverge,
   "gateway-vllm": benchGatewayOnVllm,
   line: benchLine,
+  console: benchConsole,
   ...scaleBenches,
 };
 /** Benchmarks that run only when they are named. */

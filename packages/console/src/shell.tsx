@@ -4,7 +4,7 @@ import { useQuery } from "@tanstack/react-query";
 import { Link, Outlet, useRouterState } from "@tanstack/react-router";
 import { type ReactNode, useEffect, useRef, useState } from "react";
 import { api, can, enterSession, queryClient, sessionEndedQuery, sessionQuery } from "./data/api.ts";
-import { time } from "./data/format.ts";
+import { soon, time } from "./data/format.ts";
 import { followServer, type LiveState } from "./data/live.ts";
 import { hasLink, SignIn, SignInAgain } from "./sign-in.tsx";
 import { languageNames, type Theme, themes, useSettings } from "./texts/texts.tsx";
@@ -88,7 +88,7 @@ function Frame(): ReactNode {
             </p>
           )}
           <p className="who">{session && t.shell.signedInAs(session.name, session.tenant)}</p>
-          {session?.expires_at && <p className="who">{t.shell.until(time(session.expires_at, t.language))}</p>}
+          {session?.expires_at && <p className="who">{t.shell.until(soon(session.expires_at, t.language))}</p>}
           <Appearance />
           <SignOut />
         </div>

@@ -33,3 +33,11 @@ export const time = (iso: string | number, language: string): string => {
   const isToday = date.toDateString() === new Date().toDateString();
   return date.toLocaleString(language, isToday ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" });
 };
+
+/** A time of today or tomorrow. */
+export const soon = (iso: string, language: string): string => {
+  const date = new Date(iso);
+  const isToday = date.toDateString() === new Date().toDateString();
+  const clock = { hour: "numeric", minute: "2-digit" } as const;
+  return date.toLocaleString(language, isToday ? clock : { weekday: "short", ...clock });
+};

@@ -1,7 +1,8 @@
 /** All adapters: which version answers, and what was made last. */
+import type { AdapterState } from "@loraline/contracts";
 import { useQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
-import { type ReactNode, useState } from "react";
+import { memo, type ReactNode, useState } from "react";
 import { adaptersQuery } from "../data/api.ts";
 import { useTexts } from "../texts/texts.tsx";
 import { Badge, Card, Page } from "../ui/controls.tsx";
@@ -34,24 +35,8 @@ export function Adapters(): ReactNode {
                 )}
                 {shown.length === 0 && <p className="soft">{t.common.noMatch}</p>}
                 <ul className="items">
-                  {shown.map(({ adapter: { adapter, base, versions, alias, canary } }) => (
-                    <li key={adapter}>
-                      <span className="grow">
-                        <Link to="/adapters/$adapter" params={{ adapter }}>
-                          {adapter}
-                        </Link>
-                        <br />
-                        <span className="small soft">
-                          {base} · {t.common.versions(versions.length)}
-                        </span>
-                      </span>
-                      {canary && <Badge tone="active">{t.adapters.canaryRuns(canary.version, canary.share)}</Badge>}
-                      {alias === null ? (
-                        <Badge tone="plain">{t.adapters.notPromoted}</Badge>
-                      ) : (
-                        <Badge tone="good">{t.adapters.promotedIs(alias)}</Badge>
-                      )}
-                    </li>
+                  {shown.map(({ adapter }) => (
+                    <Item key={adapter.adapter} of={adapter} />
                   ))}
                 </ul>
               </>
@@ -62,3 +47,23 @@ export function Adapters(): ReactNode {
     </Page>
   );
 }
+
+/** Those that stay are not made anew at each letter of a search. */
+const Item = memo(function Item({ of: { adapter, base, versions, alias, canary } }: { of: AdapterState }): ReactNode {
+  const t = useTexts();
+  return (
+    <li>
+      <span className="grow">
+        <Link to="/adapters/$adapter" params={{ adapter }}>
+          {adapter}
+        </Link>
+        <br />
+        <span className="small soft">
+          {base} · {t.common.versions(versions.length)}
+        </span>
+      </span>
+      {canary && <Badge tone="active">{t.adapters.canaryRuns(canary.version, canary.share)}</Badge>}
+      {alias === null ? <Badge tone="plain">{t.adapters.notPromoted}</Badge> : <Badge tone="good">{t.adapters.promotedIs(alias)}</Badge>}
+    </li>
+  );
+});

@@ -3,7 +3,7 @@ import type { RunState } from "@loraline/contracts";
 import { useInfiniteQuery } from "@tanstack/react-query";
 import { Link } from "@tanstack/react-router";
 import { useWindowVirtualizer } from "@tanstack/react-virtual";
-import { type ReactNode, useRef, useState } from "react";
+import { memo, type ReactNode, useCallback, useRef, useState } from "react";
 import { runsQuery } from "../data/api.ts";
 import { time } from "../data/format.ts";
 import { useTexts } from "../texts/texts.tsx";
@@ -20,7 +20,10 @@ export function Runs(): ReactNode {
   const shown = known.filter(({ spec, phase }) =>
     `${spec.adapter} ${spec.base} ${t.phases[phase]}`.toLowerCase().includes(search.toLowerCase()),
   );
-  const toggle = (id: string): void => setChosen(chosen.includes(id) ? chosen.filter((one) => one !== id) : [...chosen, id]);
+  const toggle = useCallback(
+    (id: string): void => setChosen((before) => (before.includes(id) ? before.filter((one) => one !== id) : [...before, id])),
+    [],
+  );
   return (
     <Page
       title={t.runs.title}
@@ -76,7 +79,6 @@ export function Runs(): ReactNode {
 
 /** Only the rows that can be seen are in the page, so that ten thousand are as quick as ten. */
 function Rows({ runs, chosen, toggle }: { runs: readonly RunState[]; chosen: readonly string[]; toggle: (id: string) => void }): ReactNode {
-  const t = useTexts();
   const list = useRef<HTMLUListElement>(null);
   const rows = useWindowVirtualizer({
     count: runs.length,
@@ -89,42 +91,69 @@ function Rows({ runs, chosen, toggle }: { runs: readonly RunState[]; chosen: rea
     <ul ref={list} className="items" style={{ position: "relative", height: rows.getTotalSize() }}>
       {rows.getVirtualItems().map(({ index, start, key }) => {
         const run = runs[index];
-        if (run === undefined) return null;
-        const when = time(run.requestedAt, t.language);
         return (
-          <li
-            key={key}
-            ref={rows.measureElement}
-            data-index={index}
-            aria-setsize={runs.length}
-            aria-posinset={index + 1}
-            style={{
-              position: "absolute",
-              insetInline: 0,
-              top: 0,
-              transform: `translateY(${start - rows.options.scrollMargin}px)`,
-              padding: "10px 0",
-            }}
-          >
-            <input
-              type="checkbox"
-              className="choose"
-              aria-label={t.runs.select(run.spec.adapter, when)}
-              checked={chosen.includes(run.runId)}
-              onChange={() => toggle(run.runId)}
+          run && (
+            <Row
+              key={key}
+              run={run}
+              index={index}
+              of={runs.length}
+              top={start - rows.options.scrollMargin}
+              isChosen={chosen.includes(run.runId)}
+              toggle={toggle}
+              measure={rows.measureElement}
             />
-            <span className="grow">
-              <Link to="/runs/$runId" params={{ runId: run.runId }}>
-                {run.spec.adapter}
-              </Link>{" "}
-              <span className="small soft">{run.spec.base}</span>
-              <RunProgress run={run} />
-            </span>
-            <span className="when soft">{when}</span>
-            <RunBadge run={run} />
-          </li>
+          )
         );
       })}
     </ul>
   );
 }
+
+/** Rows that stay in view are not made anew while somebody scrolls. */
+const Row = memo(function Row({
+  run,
+  index,
+  of,
+  top,
+  isChosen,
+  toggle,
+  measure,
+}: {
+  run: RunState;
+  index: number;
+  of: number;
+  top: number;
+  isChosen: boolean;
+  toggle: (id: string) => void;
+  measure: (element: HTMLElement | null) => void;
+}): ReactNode {
+  const t = useTexts();
+  const when = time(run.requestedAt, t.language);
+  return (
+    <li
+      ref={measure}
+      data-index={index}
+      aria-setsize={of}
+      aria-posinset={index + 1}
+      style={{ position: "absolute", insetInline: 0, top: 0, transform: `translateY(${top}px)`, padding: "10px 0" }}
+    >
+      <input
+        type="checkbox"
+        className="choose"
+        aria-label={t.runs.select(run.spec.adapter, when)}
+        checked={isChosen}
+        onChange={() => toggle(run.runId)}
+      />
+      <span className="grow">
+        <Link to="/runs/$runId" params={{ runId: run.runId }}>
+          {run.spec.adapter}
+        </Link>{" "}
+        <span className="small soft">{run.spec.base}</span>
+        <RunProgress run={run} />
+      </span>
+      <span className="when soft">{when}</span>
+      <RunBadge run={run} />
+    </li>
+  );
+});

@@ -251,6 +251,7 @@ export const en = {
     promote: "When it is ready",
     promotes: { auto: "Answer at once", canary: "Answer step by step (canary)", manual: "Wait for a decision" },
     more: "More settings",
+    kept: "As in the earlier run:",
     start: "Start the run",
     code: "The same as code",
     codeHint: "For a terminal, a pipeline or a cluster.",

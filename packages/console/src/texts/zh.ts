@@ -230,6 +230,7 @@ export const zh: Texts = {
     promote: "就绪之后",
     promotes: { auto: "立即上线", canary: "逐步上线（金丝雀）", manual: "等待决定" },
     more: "更多设置",
+    kept: "与先前的训练相同：",
     start: "开始训练",
     code: "对应的代码",
     codeHint: "用于终端、流水线或集群。",

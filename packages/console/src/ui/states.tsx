@@ -51,6 +51,21 @@ function Remedy({ text, lang }: { text: string; lang: string }): ReactNode {
   );
 }
 
+/** What to do about codes of a list, each once. @param isTranslatedOnly - the list itself says it, in English. */
+export function Remedies({ codes, isTranslatedOnly = false }: { codes: readonly string[]; isTranslatedOnly?: boolean }): ReactNode {
+  return [...new Set(codes)].map((code) => <RemedyOf key={code} code={code} isTranslatedOnly={isTranslatedOnly} />);
+}
+
+function RemedyOf({ code, isTranslatedOnly }: { code: string; isTranslatedOnly: boolean }): ReactNode {
+  const entry = useRemedy(code);
+  if (entry === undefined || (isTranslatedOnly && entry.lang === "en")) return null;
+  return (
+    <div className="small">
+      <Remedy {...entry} />
+    </div>
+  );
+}
+
 /** A problem with its remedy from the table of codes. */
 export function Problem({
   title,

@@ -1,6 +1,6 @@
-import { createJobBody } from "@loraline/contracts";
+import { createJobBody, parseRunSpec } from "@loraline/contracts";
 import { expect, test } from "vitest";
-import { codeOf, jobOf, methodsFor, nameAfter, problemsOf, type Wish } from "./decide-job.ts";
+import { codeOf, jobOf, keptOf, methodsFor, nameAfter, namesOf, problemsOf, type Wish } from "./decide-job.ts";
 
 const wish: Wish = {
   base: "smollm2",
@@ -60,4 +60,55 @@ test("the same as code", () => {
   );
   expect(blocks["Python"]).toContain('extra_body={"loraline": {"adapter":"pirate","lora":{"r":4,"lora_alpha":8}}}');
   expect(JSON.parse(/-d '(.*)'$/s.exec(blocks["curl"] ?? "")?.[1] ?? "")).toEqual(jobOf({ ...wish, rank: "4" }, "01J"));
+});
+
+test("run again, what the form does not ask is asked for again, and only that", () => {
+  const asked = {
+    base: "smollm2",
+    adapter: "pirate",
+    dataset: "01M8KJT9G0PKNXTV18JTHQ6VM9",
+    validation: "01M8KJT9G0PKNXTV18JTHQ6VM8",
+    method: { type: "dpo", beta: 0.3 },
+    lora: { r: 4, lora_alpha: 4, target_modules: ["q_proj"] },
+    training: { max_steps: 5, learning_rate: 0.002, warmup_steps: 2 },
+    gate: "none",
+    promote: "canary",
+    canary: { steps: [10] },
+  };
+  const parsed = parseRunSpec(asked);
+  if (!("spec" in parsed)) throw new Error(JSON.stringify(parsed.problems));
+  const kept = keptOf(parsed.spec);
+  const names = namesOf(kept.fields).toSorted();
+  expect(names).toContain("canary.steps");
+  expect(names.filter((name) => !name.startsWith("canary."))).toEqual([
+    "gate",
+    "lora.lora_alpha",
+    "lora.target_modules",
+    "method.beta",
+    "training.warmup_steps",
+    "validation",
+  ]);
+  const same: Wish = { ...wish, method: "dpo", epochs: "3", learningRate: "0.002", rank: "4", maxSteps: "5", promote: "canary" };
+  const job = jobOf(same, asked.dataset, kept);
+  expect(job).toMatchObject({
+    validation_file: `file-${asked.validation}`,
+    method: { type: "dpo", dpo: { hyperparameters: { beta: 0.3 } } },
+    loraline: {
+      lora: { r: 4, lora_alpha: 4, target_modules: ["q_proj"] },
+      training: { warmup_steps: 2 },
+      gate: "none",
+      canary: { steps: [10] },
+    },
+  });
+  expect(createJobBody.safeParse(job).error).toBeUndefined();
+  // Another rank has its own scaling, another method its own settings, and a promotion at once no canary.
+  const other = jobOf({ ...same, method: "orpo", rank: "8", promote: "auto" }, asked.dataset, kept);
+  expect(other.method).toEqual({ type: "orpo" });
+  expect(other.loraline).toMatchObject({ lora: { r: 8, lora_alpha: 16 } });
+  expect(other.loraline).not.toHaveProperty("canary");
+  const yaml = codeOf(same, asked.dataset, "pirate.csv", "http://x", kept).find(({ name }) => name === "loraline")?.text ?? "";
+  expect(yaml).toContain('target_modules: ["q_proj"]');
+  expect(
+    keptOf((parseRunSpec({ base: "smollm2", adapter: "pirate", dataset: asked.dataset }) as { spec: typeof parsed.spec }).spec).fields,
+  ).toEqual({});
 });

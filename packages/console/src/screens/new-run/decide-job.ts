@@ -1,5 +1,5 @@
 /** Pure: what a form asks for, as the body of a job, as `run.yaml`, for kubectl, and as code. */
-import type { CreateJobBodyInput, DatasetReport, MethodType } from "@loraline/contracts";
+import { type CreateJobBodyInput, type DatasetReport, type MethodType, parseRunSpec, type RunSpec } from "@loraline/contracts";
 
 export const offeredMethods = ["supervised", "dpo", "orpo", "simpo", "kto", "judge"] as const satisfies MethodType[];
 type OfferedMethod = (typeof offeredMethods)[number];
@@ -54,42 +54,112 @@ export function problemsOf(wish: Wish): Partial<Record<Field, "required" | "badN
   };
 }
 
+type Fields = Record<string, unknown>;
+const isFields = (value: unknown): value is Fields => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** What of `value` is not so in `plain`, however deep. */
+function beyond(value: Fields, plain: Fields): Fields {
+  return Object.fromEntries(
+    Object.entries(value).flatMap(([name, inner]) => {
+      const usual = plain[name];
+      if (!isFields(inner)) return JSON.stringify(inner) === JSON.stringify(usual) ? [] : [[name, inner]];
+      const rest = beyond(inner, isFields(usual) ? usual : {});
+      return Object.keys(rest).length === 0 ? [] : [[name, rest]];
+    }),
+  );
+}
+
+/** What the form itself asks, and what is of one run only. */
+const asked = new Set(["base", "adapter", "dataset", "notices", "promote", "method.type", "lora.r", "training.num_train_epochs"]);
+for (const name of ["training.learning_rate", "training.max_steps", "import"]) asked.add(name);
+const without = (fields: Fields, path = ""): Fields =>
+  Object.fromEntries(
+    Object.entries(fields).flatMap(([name, inner]) => {
+      if (asked.has(path + name)) return [];
+      if (!isFields(inner)) return [[name, inner]];
+      const rest = without(inner, `${path}${name}.`);
+      return Object.keys(rest).length === 0 ? [] : [[name, rest]];
+    }),
+  );
+
+/** What an earlier run was asked for and the form does not ask: run again, it is asked for again. Only what differs from the defaults. */
+export interface Kept {
+  fields: Fields;
+  /** With which the scaling `lora_alpha` was meant. */
+  rank: number;
+  method: string;
+}
+export function keptOf(spec: RunSpec): Kept {
+  const { base, adapter, dataset, method } = spec;
+  const type = method?.type ?? "supervised";
+  const plain = parseRunSpec({ base, adapter, ...(dataset === undefined ? {} : { dataset }), method: { type } });
+  return { fields: "spec" in plain ? without(beyond(spec, plain.spec)) : {}, rank: spec.lora.r, method: type };
+}
+
+/** The names of what is kept, as run.yaml has them. */
+export const namesOf = (fields: Fields, path = ""): string[] =>
+  Object.entries(fields).flatMap(([name, inner]) => (isFields(inner) ? namesOf(inner, `${path}${name}.`) : [path + name]));
+
 /** Sections of the run spec that differ from the defaults. */
-function sectionsOf({ epochs, learningRate, rank, maxSteps, promote }: Wish) {
+function sectionsOf({ epochs, learningRate, rank, maxSteps, promote, method }: Wish, kept: Kept | undefined): Fields {
   const given = (name: string, text: string) => (text.trim() === "" ? {} : { [name]: Number(text) });
-  const lora = { ...given("r", rank), ...(rank.trim() === "" ? {} : { lora_alpha: 2 * Number(rank) }) };
-  const training = { ...given("num_train_epochs", epochs), ...given("learning_rate", learningRate), ...given("max_steps", maxSteps) };
+  const { lora: keptLora, training: keptTraining, method: keptMethod, canary, ...others } = kept?.fields ?? {};
+  const { lora_alpha: alpha, ...restLora } = isFields(keptLora) ? keptLora : {};
+  const scaling =
+    alpha !== undefined && Number(rank) === kept?.rank ? { lora_alpha: alpha } : rank.trim() === "" ? {} : { lora_alpha: 2 * Number(rank) };
+  const lora = { ...restLora, ...given("r", rank), ...scaling };
+  const training = {
+    ...(isFields(keptTraining) ? keptTraining : {}),
+    ...given("num_train_epochs", epochs),
+    ...given("learning_rate", learningRate),
+    ...given("max_steps", maxSteps),
+  };
+  const settings = kept?.method === method && isFields(keptMethod) ? keptMethod : {};
   return {
+    ...(method === "supervised" ? {} : { method: { type: method, ...settings } }),
+    ...others,
     ...(Object.keys(lora).length === 0 ? {} : { lora }),
     ...(Object.keys(training).length === 0 ? {} : { training }),
     ...(promote === "auto" ? {} : { promote }),
+    ...(promote === "canary" && canary !== undefined ? { canary } : {}),
   };
 }
 
-export function jobOf(wish: Wish, datasetId: string): CreateJobBodyInput {
+/** @param kept - of the run that is run again. */
+export function jobOf(wish: Wish, datasetId: string, kept?: Kept): CreateJobBodyInput {
+  const { method, validation, ...sections } = sectionsOf(wish, kept);
+  const { type, ...settings } = isFields(method) ? method : {};
+  const own = Object.keys(settings).length === 0 ? {} : { [String(type)]: { hyperparameters: settings } };
   return {
     model: wish.base,
     training_file: `file-${datasetId}`,
-    ...(wish.method === "supervised" ? {} : { method: { type: wish.method } }),
-    loraline: { adapter: wish.adapter, ...sectionsOf(wish) },
+    ...(typeof validation === "string" ? { validation_file: `file-${validation}` } : {}),
+    ...(type === undefined ? {} : { method: { type, ...own } as CreateJobBodyInput["method"] }),
+    loraline: { adapter: wish.adapter, ...sections },
   };
 }
 
-const yamlOf = (value: Record<string, unknown>, indent = ""): string =>
+/** JSON is YAML, too; words that can be nothing else need no quotes. */
+const scalarOf = (value: unknown): string =>
+  typeof value === "string" &&
+  /^(?=.*[a-z])[a-z0-9][\w./@-]*$/i.test(value) &&
+  !/^(?:true|false|null|yes|no|on|off|[\d.]+e\d+)$/i.test(value)
+    ? value
+    : JSON.stringify(value);
+const yamlOf = (value: Fields, indent = ""): string =>
   Object.entries(value)
     .map(([name, inner]) =>
-      typeof inner === "object" && inner !== null
-        ? `${indent}${name}:\n${yamlOf(inner as Record<string, unknown>, `${indent}  `)}`
-        : `${indent}${name}: ${String(inner)}\n`,
+      isFields(inner) ? `${indent}${name}:\n${yamlOf(inner, `${indent}  `)}` : `${indent}${name}: ${scalarOf(inner)}\n`,
     )
     .join("");
 
-export function codeOf(wish: Wish, datasetId: string, filename: string, origin: string): { name: string; text: string }[] {
-  const sections = { ...(wish.method === "supervised" ? {} : { method: { type: wish.method } }), ...sectionsOf(wish) };
+export function codeOf(wish: Wish, datasetId: string, filename: string, origin: string, kept?: Kept): { name: string; text: string }[] {
+  const sections = sectionsOf(wish, kept);
   const spec = { base: wish.base, adapter: wish.adapter, ...sections };
-  const body = JSON.stringify(jobOf(wish, datasetId), null, 2);
-  const { model, training_file: file, ...rest } = jobOf(wish, datasetId) as Record<string, unknown>;
-  const python = Object.entries({ model, training_file: file, ...(rest["method"] === undefined ? {} : { method: rest["method"] }) })
+  const body = JSON.stringify(jobOf(wish, datasetId, kept), null, 2);
+  const { model, training_file: file, ...rest } = jobOf(wish, datasetId, kept) as Record<string, unknown>;
+  const { loraline, ...others } = rest;
+  const python = Object.entries({ model, training_file: file, ...others })
     .map(([name, value]) => `    ${name}=${JSON.stringify(value)},`)
     .join("\n");
   const yaml = yamlOf(sections);
@@ -104,7 +174,7 @@ export function codeOf(wish: Wish, datasetId: string, filename: string, origin: 
     },
     {
       name: "Python",
-      text: `from openai import OpenAI\n\nclient = OpenAI(base_url="${origin}/v1", api_key="YOUR_KEY")\njob = client.fine_tuning.jobs.create(\n${python}\n    extra_body={"loraline": ${JSON.stringify(rest["loraline"])}},\n)`,
+      text: `from openai import OpenAI\n\nclient = OpenAI(base_url="${origin}/v1", api_key="YOUR_KEY")\njob = client.fine_tuning.jobs.create(\n${python}\n    extra_body={"loraline": ${JSON.stringify(loraline)}},\n)`,
     },
     {
       name: "curl",

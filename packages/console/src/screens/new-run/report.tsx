@@ -5,7 +5,7 @@ import { api } from "../../data/api.ts";
 import { saveResponse } from "../../data/save-file.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Badge, Card } from "../../ui/controls.tsx";
-import { Words } from "../../ui/states.tsx";
+import { Remedies, Words } from "../../ui/states.tsx";
 
 const firstShown = 5;
 
@@ -39,10 +39,11 @@ export function Report({ report, datasetId }: { report: DatasetReport; datasetId
         {warnings.length > 0 && (
           <div className="stack-s">
             <h3>{t.newRun.warnings}</h3>
-            <ul className="stack-s" lang="en">
+            <ul className="stack-s">
               {warnings.map(({ code, message, lines }) => (
                 <li key={code} className="note warn">
-                  <span>
+                  <Remedies codes={[code]} isTranslatedOnly />
+                  <span lang="en">
                     <Words text={message} />
                   </span>
                   {lines.length > 0 && <span className="small">{lines.slice(0, 8).map(t.newRun.line).join(", ")}</span>}
@@ -76,11 +77,12 @@ function Rejections({
             <strong>{t.newRun.line(line)}</strong>
             {file !== undefined && ` (${file})`}:{" "}
             <span lang="en">
-              <Words text={message} />
+              <Words text={message.replace(/^line \d+: /, "")} />
             </span>
           </li>
         ))}
       </ul>
+      <Remedies codes={shown.map(({ code }) => code)} />
       <div className="row">
         {firstRejections.length > firstShown && (
           <button type="button" className="button small" aria-expanded={isAll} onClick={() => setAll(!isAll)}>

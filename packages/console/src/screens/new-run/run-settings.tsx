@@ -3,14 +3,14 @@ import type { DatasetReport, RunState } from "@loraline/contracts";
 import { useMutation, useQuery } from "@tanstack/react-query";
 import { useNavigate } from "@tanstack/react-router";
 import { Tabs } from "radix-ui";
-import { type FormEvent, type ReactNode, useState } from "react";
+import { type FormEvent, type ReactNode, useMemo, useState } from "react";
 import { api, enginesQuery, trainedRunsQuery } from "../../data/api.ts";
 import { duration } from "../../data/format.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Card, Code, Field } from "../../ui/controls.tsx";
 import { ErrorNote, Loaded } from "../../ui/states.tsx";
 import { estimateOf, roughly } from "./decide-time.ts";
-import { codeOf, jobOf, methodsFor, nameAfter, offeredMethods, problemsOf, type Wish } from "./decide-job.ts";
+import { codeOf, jobOf, keptOf, methodsFor, nameAfter, namesOf, offeredMethods, problemsOf, type Wish } from "./decide-job.ts";
 
 interface Given {
   datasetId: string;
@@ -43,7 +43,8 @@ function firstWish({ filename, report, like }: Given, bases: readonly string[]):
 function Form({ bases, ...given }: Given & { bases: readonly string[] }): ReactNode {
   const t = useTexts();
   const navigate = useNavigate();
-  const { datasetId, filename, report } = given;
+  const { datasetId, filename, report, like } = given;
+  const kept = useMemo(() => (like === undefined ? undefined : keptOf(like.spec)), [like]);
   const [wish, setWish] = useState(() => firstWish(given, bases));
   const [isTried, setTried] = useState(false);
   const chosen = wish.base === "" && bases[0] !== undefined ? { ...wish, base: bases[0] } : wish;
@@ -51,7 +52,7 @@ function Form({ bases, ...given }: Given & { bases: readonly string[] }): ReactN
   const recent = useQuery(trainedRunsQuery(chosen.base));
   const estimate = Object.keys(problems).length > 0 ? undefined : estimateOf(chosen, report, recent.data?.data ?? []);
   const start = useMutation({
-    mutationFn: () => api.createFineTuningJob({ body: jobOf(chosen, datasetId) }),
+    mutationFn: () => api.createFineTuningJob({ body: jobOf(chosen, datasetId, kept) }),
     onSuccess: ({ id }) => void navigate({ to: "/runs/$runId", params: { runId: id.replace(/^ftjob-/, "") } }),
   });
   const submit = (event: FormEvent): void => {
@@ -139,6 +140,11 @@ function Form({ bases, ...given }: Given & { bases: readonly string[] }): ReactN
             {textField("maxSteps", t.newRun.maxSteps, t.newRun.maxStepsHint)}
           </div>
         </details>
+        {kept !== undefined && namesOf(kept.fields).length > 0 && (
+          <p className="small soft wrap">
+            {t.newRun.kept} {namesOf(kept.fields).join(", ")}
+          </p>
+        )}
         <p className="soft" role="status">
           {estimate === undefined ? t.newRun.noEstimate : t.newRun.estimate(duration(roughly(estimate.ms)), estimate.runs)}
         </p>
@@ -151,7 +157,7 @@ function Form({ bases, ...given }: Given & { bases: readonly string[] }): ReactN
         </div>
       </Card>
       <Card title={t.newRun.code} end={<span className="small soft">{t.newRun.codeHint}</span>}>
-        <CodeTabs blocks={codeOf(chosen, datasetId, filename, location.origin)} />
+        <CodeTabs blocks={codeOf(chosen, datasetId, filename, location.origin, kept)} />
       </Card>
     </form>
   );

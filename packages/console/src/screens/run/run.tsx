@@ -49,7 +49,7 @@ function Known({ run }: { run: RunState }): ReactNode {
           </Link>
         </Problem>
       )}
-      {queue !== null && !isOver(run) && <Problem tone="warn" title={t.run.waits} code={null} message={queue.message} />}
+      {queue !== null && !isOver(run) && <Problem tone="warn" title={t.run.waits} code={queue.reason} message={queue.message} />}
       {run.cancelRequested && !isOver(run) && <p className="soft">{t.run.cancelling}</p>}
       <Card title={t.run.stages}>
         <Stages run={run} />
