@@ -3,6 +3,7 @@ import { globSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { codeAreas, explainCode } from "@loraline/contracts";
 import { describe, expect, it } from "vitest";
+import { remedies } from "../packages/console/src/texts/remedies-zh.ts";
 import { codesRaisedIn, codesRaisedInPython } from "./error-codes.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -16,7 +17,22 @@ const typescript = sources("{packages,services}/*/src/**/*.ts");
 const python = sources("services/train/trainer/*.py");
 const codes = codeAreas.flatMap((area) => Object.keys(area.codes));
 
+/** Their codes end programs and commands, and reach no page of the console. */
+const onNoPage = [
+  "The command line",
+  "Programs and their environment",
+  "Settings of an engine",
+  "NATS and the object store",
+  "Kubernetes resources",
+];
+
 describe("the table of codes", () => {
+  it("has each that a page can show in Chinese, too, in packages/console/src/texts/remedies-zh.ts", () => {
+    const shown = codeAreas.filter(({ title }) => !onNoPage.includes(title)).flatMap((area) => Object.keys(area.codes));
+    expect(shown.length).toBeLessThan(codes.length);
+    expect(Object.keys(remedies).toSorted()).toEqual(shown.toSorted());
+  });
+
   it("has every code that is raised", () => {
     const raised = [...typescript.flatMap(codesRaisedIn), ...python.flatMap(codesRaisedInPython)];
     expect(raised.length).toBeGreaterThan(300);

@@ -72,18 +72,19 @@ function beyond(value: Fields, plain: Fields): Fields {
 /** What the form itself asks, and what is of one run only. */
 const asked = new Set(["base", "adapter", "dataset", "notices", "promote", "method.type", "lora.r", "training.num_train_epochs"]);
 for (const name of ["training.learning_rate", "training.max_steps", "import"]) asked.add(name);
-const without = (fields: Fields, path = ""): Fields =>
+const without = (fields: Fields, path: readonly string[] = []): Fields =>
   Object.fromEntries(
     Object.entries(fields).flatMap(([name, inner]) => {
-      if (asked.has(path + name)) return [];
+      const here = [...path, name];
+      if (asked.has(here.join("."))) return [];
       if (!isFields(inner)) return [[name, inner]];
-      const rest = without(inner, `${path}${name}.`);
+      const rest = without(inner, here);
       return Object.keys(rest).length === 0 ? [] : [[name, rest]];
     }),
   );
 
 /** What an earlier run was asked for and the form does not ask: run again, it is asked for again. Only what differs from the defaults. */
-export interface Kept {
+interface Kept {
   fields: Fields;
   /** With which the scaling `lora_alpha` was meant. */
   rank: number;
@@ -97,8 +98,8 @@ export function keptOf(spec: RunSpec): Kept {
 }
 
 /** The names of what is kept, as run.yaml has them. */
-export const namesOf = (fields: Fields, path = ""): string[] =>
-  Object.entries(fields).flatMap(([name, inner]) => (isFields(inner) ? namesOf(inner, `${path}${name}.`) : [path + name]));
+export const namesOf = (fields: Fields, path: readonly string[] = []): string[] =>
+  Object.entries(fields).flatMap(([name, inner]) => (isFields(inner) ? namesOf(inner, [...path, name]) : [[...path, name].join(".")]));
 
 /** Sections of the run spec that differ from the defaults. */
 function sectionsOf({ epochs, learningRate, rank, maxSteps, promote, method }: Wish, kept: Kept | undefined): Fields {
