@@ -230,6 +230,7 @@ export const remedies: Readonly<Record<string, string>> = {
   SHARD_INVALID: "请重新提交训练；若再次出现，请报告。",
   ROWS_WITHOUT_LABELS: "无须处理。",
   EXPERTS_NOT_ADAPTED: "无须处理：这样的适配器可以使用。它作用于何处见提示。",
+  CHECKPOINT_NOT_SERVABLE: "无须处理：训练会继续，之后的检查点可以提问。",
   CHECKPOINT_IGNORED: "无须处理：训练会从更早的检查点继续。",
   // Files of an adapter
   ADAPTER_FILES_MISSING: "请给出两个文件。",
