@@ -24,10 +24,12 @@ up: setup ## run everything in the foreground on one port
 bench: setup .cache/bench-litellm/.stamp ## measure; figures in docs/benchmarks.md
 	@node --conditions=@loraline/source tests/bench/main.ts
 
-bench-trl: setup .cache/bench-trl/.stamp ## the trainer beside TRL: the same losses step by step for every method, and the time of both on a real base
+bench-trl: setup .cache/bench-trl/.stamp .cache/bench-llama-factory/.stamp ## the trainer beside TRL, transformers' Trainer and LLaMA-Factory: the same losses step by step, and the time of each on a real base
 	.venv/bin/python tests/bench/beside_trl.py
 	.venv/bin/python tests/bench/beside_trl.py --base .loraline/bases/smollm2-135m-instruct --method supervised
 	.venv/bin/python tests/bench/beside_trl.py --base .loraline/bases/smollm2-135m-instruct --method dpo
+	.venv/bin/python tests/bench/beside_trl.py --base .loraline/bases/smollm2-135m-instruct --method seq2seq --rows persona --steps 50 --turns 2
+	.venv/bin/python tests/bench/beside_trl.py --base .loraline/bases/smollm2-135m-instruct --method llama-factory --rows persona --steps 50 --turns 2
 
 bench-warm: setup ## eight short runs, each in a process of its own and in one that stays warm
 	.venv/bin/python tests/bench/warm.py --base .loraline/bases/smollm2-135m-instruct
@@ -117,6 +119,10 @@ clean: ## remove all that was installed or made here
 
 .cache/bench-trl/.stamp: tests/bench/trl.lock | .venv/.stamp
 	sh tests/bench/trl-env.sh
+	@touch $@
+
+.cache/bench-llama-factory/.stamp: tests/bench/llama-factory.lock | .venv/.stamp
+	sh tests/bench/llama-factory-env.sh
 	@touch $@
 
 # --- the parts of `setup`: each folder has a stamp that says it is complete ---

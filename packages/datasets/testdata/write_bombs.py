@@ -39,9 +39,7 @@ count = 7_000_000
 flags = pa.repeat(pa.scalar(False), 3 * count)
 lists = pa.ListArray.from_arrays(pa.array([0, count, 2 * count, 3 * count], pa.int32()), flags)
 path = out / "endless.parquet"
-pq.write_table(
-    pa.table({"text": lists}), path, compression="none", max_rows_per_page=1, data_page_size=1 << 30, use_dictionary=False, write_statistics=False
-)
+pq.write_table(pa.table({"text": lists}), path, compression="none", max_rows_per_page=1, data_page_size=1 << 30, use_dictionary=False, write_statistics=False)
 whole = path.read_bytes()
 footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
 pages, table = whole[:footer], whole[footer:]

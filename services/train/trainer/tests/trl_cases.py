@@ -1,6 +1,6 @@
 """
-What this trainer and TRL's are compared on: the same tokens in the same order, the same initial A, float32, 50 steps. TRL's losses and
-margins stand in trl_curves.json. `python tests/bench/beside_trl.py` makes it, with TRL in an environment of its own.
+What this trainer, TRL's, transformers' own and LLaMA-Factory's are compared on: the same tokens in the same order, the same initial A, float32, 50 steps. Their losses
+and margins stand in trl_curves.json. `python tests/bench/beside_trl.py` makes it, with TRL in an environment of its own.
 """
 
 from pathlib import Path
@@ -9,10 +9,13 @@ from unittest.mock import patch
 from conftest import Directory, make_pairs, make_rows
 
 STEPS = 50
-# Name to (our method, TRL's trainer, TRL's arguments).
+# Name to (our method, the other trainer as trl_curve.py names it, its arguments).
 CASES: dict[str, tuple[dict, str, dict]] = {
     "supervised": ({"type": "supervised"}, "SFT", {}),
     "supervised-packed": ({"type": "supervised"}, "SFT", {}),
+    "seq2seq": ({"type": "supervised"}, "Seq2Seq", {}),
+    "seq2seq-packed": ({"type": "supervised"}, "Seq2Seq", {}),
+    "llama-factory": ({"type": "supervised"}, "LLaMA-Factory", {}),
     "dpo": ({"type": "dpo"}, "DPO", {}),
     "dpo-hinge": ({"type": "dpo", "loss_type": "hinge", "beta": 0.2}, "DPO", {"loss_type": ["hinge"], "beta": 0.2}),
     "dpo-ipo": ({"type": "dpo", "loss_type": "ipo"}, "DPO", {"loss_type": ["ipo"]}),
@@ -33,7 +36,7 @@ CASES: dict[str, tuple[dict, str, dict]] = {
 def directory_of(name: str, path: Path, base: Path) -> Directory:
     """A folder for the trainer in which one of TRL's batches is a packed row (4 pairs, or 8 answers), or 4 rows that are not packed."""
     method = CASES[name][0]
-    packed = name != "supervised"
+    packed = name not in ("supervised", "seq2seq", "llama-factory")
 
     def rows_of(count: int, seed: int, sequences: int):
         if method["type"] == "supervised":
