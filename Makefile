@@ -5,7 +5,7 @@ CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
 .PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster bench-trl bench-warm soak check fmt generate clean test-unit test-integration test-engine test-families \
-  test-python test-e2e test-e2e-quick test-faults test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests release
+  test-python test-e2e test-e2e-quick test-faults test-images test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests release
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -92,6 +92,8 @@ check: ## lint, format and types
 test-unit: ; $(VITEST) --project unit
 test-integration: ; $(VITEST) --project integration
 test-engine: ; $(VITEST) --project engine
+test-images: setup ## every Dockerfile is built by the Docker engine, and what comes of it runs
+	$(VITEST) --project docker
 test-families: setup ## a tiny base of every family of multimodal bases and mixtures of experts, each on its own vLLM (some ten minutes)
 	LORALINE_FAMILIES=$${LORALINE_FAMILIES:-all} $(VITEST) --project engine services/serve/src/engines/vllm/families.integration.test.ts
 test-python: ; python -m pytest -q --junitxml=$(REPORTS)/$@.xml services/train/trainer

@@ -22,7 +22,7 @@ export default defineConfig({
         test: {
           name: "unit",
           include: ["**/*.test.ts"],
-          exclude: [...excluded, ...wholeLine, "**/*.integration.test.ts", "**/*.cluster.test.ts"],
+          exclude: [...excluded, ...wholeLine, "**/*.integration.test.ts", "**/*.cluster.test.ts", "**/*.docker.test.ts"],
           ...patience,
         },
       },
@@ -54,6 +54,18 @@ export default defineConfig({
           exclude: excluded,
           ...patience,
           hookTimeout: 120_000,
+        },
+      },
+      // Builds images with the Docker engine.
+      {
+        ssr,
+        test: {
+          name: "docker",
+          include: ["**/*.docker.test.ts"],
+          exclude: excluded,
+          fileParallelism: false,
+          ...patience,
+          testTimeout: 300_000,
         },
       },
       // These two start the whole line, engine included: one at a time, so that a small machine can hold it.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the images of this checkout without a registry and hands them to the node that up.sh started, or to kind.
-# usage: images.sh [--kind NAME | --layers]      --layers: only makes the layers, for later; needs no node
+# usage: images.sh [--kind NAME | --layers | --debian]      --layers: only makes the layers, for later; needs no node
+#   --debian: only the layer with Debian; prints its file, which infra/images/base-images.sh begins with
 #   docker.io/loraline/{services,agent,trainer,nats,engine-cpu,jobset}:dev
 # Cold: some 60 s, most of it debootstrap. Nothing changed: a second. A changed source file: only the layer with the sources.
 # Python (6 GB) is in no image: volumes.sh mounts this checkout's .venv.
@@ -16,16 +17,18 @@ socket=/run/test-containerd/containerd.sock
 fail() { echo "images.sh: $1" >&2; exit 1; }
 
 kind=
-layers_only=
+layers_only= debian_only=
 if [ "${1:-}" = --kind ]; then
   kind=${2:?usage: images.sh --kind NAME}
 elif [ "${1:-}" = --layers ]; then
   layers_only=1
+elif [ "${1:-}" = --debian ]; then
+  debian_only=1
 else
   [ -S $socket ] || fail "no node runs here: start it with infra/cluster/up.sh (make cluster-up)."
 fi
-for tool in nats-server jobset; do [ -x "$bin/$tool" ] || fail "$bin/$tool is missing: run infra/cluster/build.sh."; done
-[ -e node_modules/.stamp ] && [ -e packages/console/dist/index.html ] || fail "this checkout has no packages yet: run make setup."
+[ -n "$debian_only" ] || for tool in nats-server jobset; do [ -x "$bin/$tool" ] || fail "$bin/$tool is missing: run infra/cluster/build.sh."; done
+[ -n "$debian_only" ] || { [ -e node_modules/.stamp ] && [ -e packages/console/dist/index.html ] || fail "this checkout has no packages yet: run make setup."; }
 mkdir -p "$blobs"
 # Two at once would write the same files.
 exec 9>"$cache/.lock"
@@ -66,6 +69,7 @@ debian() {
   tool layer "$blobs" "$work/debian=/"
 }
 debian=$(layer debian "$(echo "$packages 2" | key)" debian)
+[ -z "$debian_only" ] || { echo "$blobs/$debian"; exit 0; }
 
 # --- Node, the packages' production dependencies, the sources ---
 node_bin=$(readlink -f tools/node_modules/node/bin/node)

@@ -5,8 +5,11 @@ FROM ${NODE_IMAGE} AS build
 ARG PNPM_VERSION=12.21.0
 RUN npm install --global --allow-scripts=pnpm pnpm@${PNPM_VERSION}
 WORKDIR /app
+COPY pnpm-lock.yaml pnpm-workspace.yaml ./
+COPY patches patches
+RUN pnpm fetch --prod --loglevel=warn && rm -rf node_modules
 COPY . .
-RUN pnpm install --prod --frozen-lockfile --filter-prod '@loraline/serve...' \
+RUN pnpm install --prod --frozen-lockfile --prefer-offline --loglevel=warn --filter-prod '@loraline/serve...' \
  && rm -rf packages/cli packages/client packages/local packages/testkit packages/kube patches pnpm-lock.yaml pnpm-workspace.yaml \
  && find services -mindepth 1 -maxdepth 1 ! -name serve -exec rm -rf {} + \
  && chmod -R a+rX /app

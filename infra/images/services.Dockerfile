@@ -7,13 +7,16 @@ FROM ${NODE_IMAGE} AS build
 ARG PNPM_VERSION=12.21.0
 RUN npm install --global --allow-scripts=pnpm pnpm@${PNPM_VERSION}
 WORKDIR /app
+COPY pnpm-lock.yaml pnpm-workspace.yaml ./
+COPY patches patches
+RUN pnpm fetch --prod --loglevel=warn && rm -rf node_modules
 COPY . .
 # The console's pages, which need only a browser.
-RUN pnpm install --frozen-lockfile --filter '@loraline/console...' \
+RUN pnpm install --frozen-lockfile --prefer-offline --loglevel=warn --filter '@loraline/console...' \
  && pnpm --filter @loraline/console run build \
  && rm -rf node_modules packages/*/node_modules
 # Production dependencies of what services import, and of the command line, with which the chart's Job makes the streams.
-RUN pnpm install --prod --frozen-lockfile --filter-prod '{./services/*}...' --filter-prod '{./packages/cli}...' \
+RUN pnpm install --prod --frozen-lockfile --prefer-offline --loglevel=warn --filter-prod '{./services/*}...' --filter-prod '{./packages/cli}...' \
  && rm -rf packages/testkit packages/console/src packages/console/public services/train/trainer patches pnpm-lock.yaml pnpm-workspace.yaml \
  && chmod -R a+rX /app
 
