@@ -153,7 +153,7 @@ description of a pod and in no environment that child processes inherit. (list r
 */}}
 {{- define "loraline.credentialSources" -}}
 {{- $root := index . 0 -}}
-{{- $files := list (list (include "loraline.natsAuthSecret" $root) (index . 1) "nats-password") -}}
+{{- $files := list (list (include "loraline.natsAuthSecret" $root) (index . 1) (printf "nats-%s" $root.Values.nats.auth.kind)) -}}
 {{- with include "loraline.natsCaSecret" $root }}{{ $files = append $files (list . "ca.crt" "nats-ca.crt") }}{{ end -}}
 {{- with $root.Values.trust.caSecret }}{{ $files = append $files (list . "ca.crt" "ca.crt") }}{{ end -}}
 {{- with $root.Values.objects.s3 -}}
@@ -181,16 +181,24 @@ description of a pod and in no environment that child processes inherit. (list r
   readOnly: true
 {{- end -}}
 
-{{/* Environment for NATS: URL, user, and where the password is. (list root user) */}}
+{{/* Environment for NATS: URL, user, and where the password or other credentials are. (list root user) */}}
 {{- define "loraline.natsEnv" -}}
 {{- $root := index . 0 -}}
 {{- $user := index . 1 -}}
 - name: NATS_URL
   value: {{ include "loraline.natsUrl" $root | quote }}
+{{- if eq $root.Values.nats.auth.kind "creds" }}
+- name: NATS_CREDS_FILE
+  value: /credentials/nats-creds
+{{- else if eq $root.Values.nats.auth.kind "nkey" }}
+- name: NATS_NKEY_FILE
+  value: /credentials/nats-nkey
+{{- else }}
 - name: NATS_USER
   value: {{ $user }}
 - name: NATS_PASS_FILE
   value: /credentials/nats-password
+{{- end }}
 - name: NATS_INBOX_PREFIX
   value: _INBOX_{{ $user }}
 {{- if include "loraline.natsCaSecret" $root }}

@@ -1,5 +1,13 @@
 /** One connection that outlives its server, and where a process finds it. */
-import { connect, type ConnectionOptions, type NatsConnection } from "@nats-io/transport-node";
+import { readFileSync } from "node:fs";
+import {
+  type Authenticator,
+  connect,
+  type ConnectionOptions,
+  credsAuthenticator,
+  type NatsConnection,
+  nkeyAuthenticator,
+} from "@nats-io/transport-node";
 import { PermanentError, type ServiceContext } from "@loraline/runtime";
 import { z } from "zod";
 import { streamsInPlace } from "./ensure-streams.ts";
@@ -17,6 +25,17 @@ export const natsEnv = {
   NATS_USER: z.string().optional(),
   NATS_PASS: z.string().optional(),
   NATS_TOKEN: z.string().optional(),
+  NATS_CREDS_FILE: z
+    .string()
+    .optional()
+    .describe(
+      "Credentials of a user as `nsc` writes them, JWT and NKey in one file; read at each connection, so that a new JWT may take its place.",
+    ),
+  NATS_NKEY: z
+    .string()
+    .regex(/^SU[A-Z2-7]{56}$/, "must be the seed of a user's NKey: SU and 56 letters and digits")
+    .optional()
+    .describe("Seed of a user's NKey, where the server knows users by public keys."),
   LORALINE_SECRET: z
     .string()
     .min(20)
@@ -31,14 +50,57 @@ export const natsEnv = {
 };
 export type NatsEnv = z.output<z.ZodObject<typeof natsEnv>>;
 
-interface ConnectBusOptions {
+/** How a client shows who it is. At most one of: user and password, token, file of credentials, seed of an NKey. */
+export interface NatsAuth {
+  user?: string | undefined;
+  pass?: string | undefined;
+  token?: string | undefined;
+  credsFile?: string | undefined;
+  nkey?: string | undefined;
+}
+
+export const natsAuthOf = (env: {
+  NATS_USER?: string | undefined;
+  NATS_PASS?: string | undefined;
+  NATS_TOKEN?: string | undefined;
+  NATS_CREDS_FILE?: string | undefined;
+  NATS_NKEY?: string | undefined;
+}): NatsAuth => ({ user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN, credsFile: env.NATS_CREDS_FILE, nkey: env.NATS_NKEY });
+
+/**
+ * What only this client and its server's operator know: for `createBus`.
+ * @throws PermanentError NATS_UNAUTHORIZED when the file of credentials cannot be used
+ */
+export function natsSecretOf(env: Parameters<typeof natsAuthOf>[0]): string | undefined {
+  if (env.NATS_CREDS_FILE === undefined) return env.NATS_PASS ?? env.NATS_NKEY;
+  // The seed, because a JWT is made anew from time to time.
+  return /^SU[A-Z2-7]{56}$/m.exec(readCreds(env.NATS_CREDS_FILE).toString())?.[0];
+}
+
+/** @throws PermanentError NATS_UNAUTHORIZED */
+function readCreds(file: string): Buffer {
+  const problem = (why: string, cause?: unknown): PermanentError =>
+    new PermanentError("NATS_UNAUTHORIZED", `NATS_CREDS_FILE: ${file} ${why}.`, { param: "NATS_CREDS_FILE", cause });
+  let text: Buffer;
+  try {
+    text = readFileSync(file);
+  } catch (error) {
+    throw problem(`cannot be read (${(error as NodeJS.ErrnoException).code ?? String(error)})`, error);
+  }
+  if (/BEGIN NATS USER JWT/.test(text.toString()) && /^SU[A-Z2-7]{56}$/m.test(text.toString())) return text;
+  throw problem("has no JWT and seed of a user, as `nsc generate creds` writes them");
+}
+
+function authenticatorOf({ credsFile, nkey }: NatsAuth): Authenticator | undefined {
+  if (credsFile !== undefined) return credsAuthenticator(() => readCreds(credsFile));
+  return nkey === undefined ? undefined : nkeyAuthenticator(new TextEncoder().encode(nkey));
+}
+
+interface ConnectBusOptions extends NatsAuth {
   servers: string | string[];
   name: string;
   /** File of the authority to trust; absent: those that Node trusts. With it, or with a URL `tls://…`, there is no connection without TLS. */
   caFile?: string | undefined;
-  token?: string | undefined;
-  user?: string | undefined;
-  pass?: string | undefined;
   inboxPrefix?: string | undefined;
 }
 
@@ -49,6 +111,8 @@ interface ConnectBusOptions {
 export async function connectBus({ servers: given, name, caFile, ...auth }: ConnectBusOptions): Promise<NatsConnection> {
   const servers = [given].flat().flatMap((list) => list.split(",").map((url) => url.trim()));
   const tls = caFile !== undefined || servers.some((url) => url.startsWith("tls://"));
+  if (auth.credsFile !== undefined) readCreds(auth.credsFile);
+  const authenticator = authenticatorOf(auth);
   const options: ConnectionOptions = {
     servers,
     name,
@@ -61,6 +125,7 @@ export async function connectBus({ servers: given, name, caFile, ...auth }: Conn
     pingInterval: 10_000,
     // Errors name the subject; a stack captured beforehand for each request costs more than the request.
     noAsyncTraces: true,
+    ...(authenticator === undefined ? {} : { authenticator }),
     ...(auth.token === undefined ? {} : { token: auth.token }),
     ...(auth.user === undefined ? {} : { user: auth.user }),
     ...(auth.pass === undefined ? {} : { pass: auth.pass }),
@@ -74,7 +139,7 @@ export async function connectBus({ servers: given, name, caFile, ...auth }: Conn
     if (/authoriz|credential/i.test(message)) {
       throw new PermanentError(
         "NATS_UNAUTHORIZED",
-        `NATS at ${where} refused the credentials of "${name}": ${message}. Check NATS_USER, NATS_PASS or NATS_TOKEN.`,
+        `NATS at ${where} refused the credentials of "${name}": ${message}. Check NATS_USER and NATS_PASS, NATS_TOKEN, NATS_CREDS_FILE or NATS_NKEY: whichever it takes.`,
         { cause: error },
       );
     }
@@ -96,9 +161,7 @@ export const connectFromEnv = (env: NatsEnv, name: string): Promise<NatsConnecti
     servers: env.NATS_URL,
     name,
     caFile: env.NATS_CA_FILE,
-    user: env.NATS_USER,
-    pass: env.NATS_PASS,
-    token: env.NATS_TOKEN,
+    ...natsAuthOf(env),
     inboxPrefix: env.NATS_INBOX_PREFIX,
   });
 

@@ -1,6 +1,6 @@
 export type { Audit } from "./audit/audit.ts";
 export { type Bus, createBus } from "./bus.ts";
-export { connectBus, connectFromEnv, natsEnv } from "./connect.ts";
+export { connectBus, connectFromEnv, type NatsAuth, natsAuthOf, natsEnv, natsSecretOf } from "./connect.ts";
 export type { HandlerContext, WaitReason } from "./consume/consume.ts";
 export { judgeNewAdapter } from "./quotas/adapter-quota.ts";
 export { judgeWaitingRuns } from "./quotas/waiting-quota.ts";

@@ -2,7 +2,7 @@
 import type { NatsConnection } from "@nats-io/transport-node";
 import type { ServiceContext } from "@loraline/runtime";
 import { type Bus, createBus } from "./bus.ts";
-import { connectService, leave, type NatsEnv } from "./connect.ts";
+import { connectService, leave, natsSecretOf, type NatsEnv } from "./connect.ts";
 
 /**
  * Waits as `connectService` does, and makes the service's bus. Disposing sends the spans and messages that are left, and closes the connection.
@@ -17,7 +17,7 @@ export async function joinBus(
   const nc = await connectService(env, name, { log, ...service });
   return {
     nc,
-    bus: createBus({ nc, log, telemetry, source, secret: env.NATS_PASS, lineSecret: env.LORALINE_SECRET }),
+    bus: createBus({ nc, log, telemetry, source, secret: natsSecretOf(env), lineSecret: env.LORALINE_SECRET }),
     async [Symbol.asyncDispose]() {
       await telemetry.flush().catch(() => {});
       await leave(nc);

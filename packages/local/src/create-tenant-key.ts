@@ -1,5 +1,5 @@
 /** Makes the first key of a tenant at NATS, because nobody has a key yet to ask a gateway with. */
-import { connectBus, createBus } from "@loraline/bus";
+import { connectBus, createBus, type NatsAuth } from "@loraline/bus";
 import { type Scope, scopes as allScopes, tenantName } from "@loraline/contracts";
 import { createOperatorKey } from "@loraline/gateway";
 import { createLog, createTelemetry, PermanentError } from "@loraline/runtime";
@@ -7,9 +7,7 @@ import { createLog, createTelemetry, PermanentError } from "@loraline/runtime";
 /** @returns the key. @throws PermanentError TENANT_INVALID, BOUND_ADMIN, NATS_UNREACHABLE, BUCKET_MISSING. */
 export async function createTenantKey({
   natsUrl,
-  user,
-  pass,
-  token,
+  auth,
   tenant,
   name,
   scopes,
@@ -17,9 +15,7 @@ export async function createTenantKey({
   expiresAt,
 }: {
   natsUrl: string;
-  user?: string | undefined;
-  pass?: string | undefined;
-  token?: string | undefined;
+  auth: NatsAuth;
   tenant: string;
   name: string;
   scopes?: readonly Scope[] | undefined;
@@ -37,7 +33,7 @@ export async function createTenantKey({
       param: "--models",
     });
   }
-  const nc = await connectBus({ servers: natsUrl, name: "loraline keys", user, pass, token });
+  const nc = await connectBus({ servers: natsUrl, name: "loraline keys", ...auth });
   try {
     const log = createLog({ service: "cli", level: "warn" });
     await using telemetry = createTelemetry({ service: "cli" });
@@ -47,7 +43,7 @@ export async function createTenantKey({
       {
         tenant,
         name,
-        by: user ?? "nats",
+        by: auth.user ?? "nats",
         ...(scopes === undefined ? {} : { scopes }),
         ...(models === undefined ? {} : { models }),
         ...(expiresAt === undefined ? {} : { expiresAt }),

@@ -1,3 +1,4 @@
+export { natsAuthOf } from "@loraline/bus";
 export { applyStreams } from "./apply-streams.ts";
 export { natsAccounts } from "./nats-accounts.ts";
 export { createTenantKey } from "./create-tenant-key.ts";

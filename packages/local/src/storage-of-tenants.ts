@@ -1,5 +1,5 @@
 /** What every tenant has in the object store, asked at NATS itself: for whoever runs the server. */
-import { connectBus, readStoredOfAll, sumOf } from "@loraline/bus";
+import { connectBus, type NatsAuth, readStoredOfAll, sumOf } from "@loraline/bus";
 import { type StorageGroup, storageGroupOf } from "@loraline/contracts";
 
 interface TenantStorage {
@@ -9,15 +9,7 @@ interface TenantStorage {
 }
 
 /** @returns the tenant with most first. */
-export async function storageOfTenants({
-  natsUrl,
-  ...auth
-}: {
-  natsUrl: string;
-  user?: string | undefined;
-  pass?: string | undefined;
-  token?: string | undefined;
-}): Promise<TenantStorage[]> {
+export async function storageOfTenants({ natsUrl, auth }: { natsUrl: string; auth: NatsAuth }): Promise<TenantStorage[]> {
   const nc = await connectBus({ servers: natsUrl, name: "loraline storage", ...auth });
   try {
     return [...(await readStoredOfAll(nc))]

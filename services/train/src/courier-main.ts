@@ -5,7 +5,7 @@
  */
 import { writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { connectFromEnv, createBus, natsEnv, spanSink } from "@loraline/bus";
+import { connectFromEnv, createBus, natsEnv, natsSecretOf, spanSink } from "@loraline/bus";
 import { objectsEnv, objectsFromEnv } from "@loraline/objects";
 import { createLog, createTelemetry, keepTrying, loadEnv, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { z } from "zod";
@@ -61,7 +61,7 @@ async function main(): Promise<number> {
   };
   const telemetry = createTelemetry({ service: "courier", ...options });
   const trainerTelemetry = createTelemetry({ service: "trainer", ...options });
-  const bus = createBus({ nc, log, telemetry, source: "courier", secret: env.NATS_PASS });
+  const bus = createBus({ nc, log, telemetry, source: "courier", secret: natsSecretOf(env) });
   const objects = await keepTrying("open the object store", () => objectsFromEnv(env, nc, { spoolDir: dir, log }), { log });
   const code = await runCourier({
     spec,

@@ -26,8 +26,8 @@ export const addAuditCommand: AddCommands = (program, { connect, print, env }) =
     .addHelpText("after", examples("loraline audit --action adapter.promote --target pirate", "loraline audit --nats nats://nats:4222"))
     .action(async ({ nats, ...query }: Flags) => {
       const readAtNats = async (natsUrl: string) => {
-        const { readAudit } = await import("@loraline/local");
-        return readAudit({ natsUrl, user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN, ...query });
+        const { natsAuthOf, readAudit } = await import("@loraline/local");
+        return readAudit({ natsUrl, auth: natsAuthOf(env), ...query });
       };
       const answer = nats === undefined ? await (await connect()).listAudit({ query }) : await readAtNats(nats);
       print(answer, () => (answer.data.length === 0 ? ["nothing found"] : listAudit(answer.data)));

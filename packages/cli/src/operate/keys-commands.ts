@@ -54,9 +54,8 @@ export const addKeysCommands: AddCommands = (program, { connect, print, env }) =
           { param: "--nats" },
         );
       }
-      const { createTenantKey } = await import("@loraline/local");
-      const auth = { user: env.NATS_USER, pass: env.NATS_PASS, token: env.NATS_TOKEN };
-      const key = await createTenantKey({ natsUrl: nats, ...auth, tenant, name, scopes: has, models, expiresAt });
+      const { createTenantKey, natsAuthOf } = await import("@loraline/local");
+      const key = await createTenantKey({ natsUrl: nats, auth: natsAuthOf(env), tenant, name, scopes: has, models, expiresAt });
       print({ tenant, name, key }, () => [`key "${name}" of tenant ${tenant}`, "", bold(key), "Keep it: it is not shown again."]);
     });
 

@@ -18,9 +18,8 @@ export const addStorageCommand: AddCommands = (program, { connect, print, env })
         const limit = quota === null ? "no quota" : `${Math.round((bytes / Math.max(1, quota)) * 100)} % of ${byteWords(quota)}`;
         return print(all, () => table([["WHAT", "SIZE"], ...rows, ["all", `${byteWords(bytes)}, ${limit}`]]));
       }
-      const { storageOfTenants } = await import("@loraline/local");
-      const auth = { user: env["NATS_USER"], pass: env["NATS_PASS"], token: env["NATS_TOKEN"] };
-      const tenants = await storageOfTenants({ natsUrl: nats, ...auth });
+      const { natsAuthOf, storageOfTenants } = await import("@loraline/local");
+      const tenants = await storageOfTenants({ natsUrl: nats, auth: natsAuthOf(env) });
       const rows = tenants.map((each) => [
         each.tenant,
         byteWords(each.bytes),

@@ -12,7 +12,7 @@ export const busCodes = defineArea(
     NATS_UNREACHABLE: ["NATS cannot be reached at the address in NATS_URL.", "Check that NATS runs, and that NATS_URL is right."],
     NATS_UNAUTHORIZED: [
       "NATS refuses the credentials.",
-      "Check NATS_USER, NATS_PASS or NATS_TOKEN. An attempt of a run is tried again until they are right.",
+      "Check NATS_USER and NATS_PASS, NATS_TOKEN, NATS_CREDS_FILE or NATS_NKEY, whichever the server takes. An attempt of a run is tried again until they are right.",
     ],
     BUS_UNAVAILABLE: ["NATS does not answer, or answered with only a part.", "Wait: the work goes on by itself when NATS is back."],
     STREAMS_MISSING: ["A NATS stream or consumer that the program needs does not exist.", "Run `loraline ensure-streams`."],

@@ -172,7 +172,7 @@ export const chartValues = z.strictObject({
     monitors: z.array(z.string().regex(/^https?:\/\//)),
     replicas: z.literal([1, 3, 5]),
     tls: z.strictObject({ secret: text, caSecret: text }),
-    auth: z.strictObject({ existingSecret: text }),
+    auth: z.strictObject({ existingSecret: text, kind: z.enum(["password", "creds", "nkey"]) }),
     tenants: z.array(z.strictObject({ name: tenantName, namespaces: z.array(dnsLabel).optional() })),
     persistence: z.strictObject({
       enabled: z.boolean(),
