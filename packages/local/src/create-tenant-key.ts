@@ -7,7 +7,7 @@ import { createLog, createTelemetry, PermanentError } from "@loraline/runtime";
 /** @returns the key. @throws PermanentError TENANT_INVALID, BOUND_ADMIN, NATS_UNREACHABLE, BUCKET_MISSING. */
 export async function createTenantKey({
   natsUrl,
-  auth,
+  auth = {},
   tenant,
   name,
   scopes,
@@ -15,7 +15,7 @@ export async function createTenantKey({
   expiresAt,
 }: {
   natsUrl: string;
-  auth: NatsAuth;
+  auth?: NatsAuth;
   tenant: string;
   name: string;
   scopes?: readonly Scope[] | undefined;
