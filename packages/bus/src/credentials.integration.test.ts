@@ -40,7 +40,7 @@ ${seedOf(user)}
 ------END USER NKEY SEED------
 `;
 const whoIs = async (nc: NatsConnection): Promise<string> =>
-  ((await nc.request("$SYS.REQ.USER.INFO")).json() as { data: { user: string } }).data.user;
+  (await nc.request("$SYS.REQ.USER.INFO")).json<{ data: { user: string } }>().data.user;
 
 it("a service comes with a file of credentials, and with the newer ones in it when it connects again", async () => {
   const [operator, account, system] = [nkeys.createOperator(), nkeys.createAccount(), nkeys.createAccount()];
