@@ -227,6 +227,18 @@ export const datasetReport = z.object({
   personalData: z.record(z.string(), finding).nullish(),
   redacted: z.record(z.string(), finding).nullish().describe("Kind of what the mapping's `redact` replaced to the records that had it."),
   samples: z.array(sample).nullish().describe("Twenty records, chosen by their hash."),
+  pictures: z
+    .object({
+      records: z.int().describe("Records that show pictures."),
+      count: z.int().describe("Different pictures."),
+      bytes: z.int(),
+      notFetched: z.int().describe("Pictures at URLs that nobody fetched, as in a check of a file."),
+      samples: z
+        .array(pictureEntry.extend({ line: z.int() }))
+        .describe("The first ones, each once. `GET /v1/loraline/datasets/{dataset_id}/pictures/{digest}` shows them."),
+    })
+    .nullish()
+    .describe("What the records show; null: no pictures. Rows whose pictures cannot be used are among the rejections."),
   warnings: z.array(z.object({ code: z.string(), count: z.int(), message: z.string(), lines: z.array(z.int()) })),
   firstRejections: z.array(rejection).describe("The first 100."),
   allRejections: blobRef.nullable().describe("Every rejection, JSONL; null when there is none."),

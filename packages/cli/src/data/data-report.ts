@@ -1,6 +1,6 @@
 /** Pure: what `data check` found, as a page that needs no knowledge of the project. */
 import type { DatasetReport, Lengths, Rejection, Sample, TokenReport } from "@loraline/contracts";
-import { bold, dim, green, marksTrained, red, wrap, yellow } from "../terminal.ts";
+import { bold, byteWords, dim, green, marksTrained, red, wrap, yellow } from "../terminal.ts";
 
 interface CheckedData {
   report: DatasetReport;
@@ -19,6 +19,7 @@ export function describeData(file: string, { report, rejections, tokens }: Check
     "",
     ...section("formats", [listOf(report.formats) || "none"]),
     ...section("rejected", describeRejections(report, rejections, columns)),
+    ...section("pictures", describePictures(report.pictures ?? null)),
     ...section("length", describeLengths(report.characters ?? null, "characters")),
     ...section("tokens", tokens === undefined ? [dim("`loraline data check FILE --base DIR|NAME` counts them")] : describeTokens(tokens)),
     ...section("answers", report.preferences ? describeAnswers(report.preferences) : []),
@@ -112,6 +113,15 @@ const placesOf = (lines: readonly number[]): string =>
   lines.length === 1
     ? `line ${lines[0]}`
     : `${count(lines.length, "row")}: lines ${lines.slice(0, 5).join(", ")}${lines.length > 5 ? ", …" : ""}`;
+
+function describePictures(pictures: DatasetReport["pictures"] & {} | null): string[] {
+  if (pictures === null) return [];
+  const { records, count: different, bytes, notFetched, samples } = pictures;
+  return [
+    `${count(different, "picture")} (${byteWords(bytes)}) in ${count(records, "record")}${notFetched > 0 ? `, ${count(notFetched, "picture")} at URLs` : ""}`,
+    ...samples.map(({ line, digest, media_type, width, height }) => dim(`line ${line}: ${digest}  ${media_type.slice(6)} ${width} × ${height}`)),
+  ];
+}
 
 function describeLengths(lengths: Lengths | null, unit: string): string[] {
   if (lengths === null) return [];

@@ -556,6 +556,17 @@ export const httpRoutes = {
     raw: { type: "application/jsonl", description: "One rejection per line, with line, code and message." },
     refusals: [404],
   },
+  getPicture: {
+    method: "GET",
+    path: "/v1/loraline/datasets/{dataset_id}/pictures/{digest}",
+    tag: "Datasets",
+    summary: "Show a picture of a dataset",
+    description: "By its digest, `sha256:…`, as it stands in records and in `pictures.samples` of the report.",
+    scopes: ["train"],
+    bound: "free",
+    raw: { type: "image/*", description: "The file as it was uploaded or fetched: PNG, JPEG, WebP or GIF." },
+    refusals: [404],
+  },
   listRuns: {
     method: "GET",
     path: "/v1/loraline/runs",

@@ -1,6 +1,6 @@
 /** The report on a file: counts and samples, collected while it is read. Memory grows by 16 to 32 bytes a record only (see the bounds at each counter). */
 import { hash } from "node:crypto";
-import type { BlobRef, DatasetReport, Rec, Rejection, Sample } from "@loraline/contracts";
+import type { BlobRef, DatasetReport, Digest, Rec, Rejection, Sample } from "@loraline/contracts";
 import type { Note } from "../containers/raw-rows.ts";
 import { createAnswerComparison, warnOfAnswers } from "./compare-answers.ts";
 import { Counts, Finding, Findings, LeastByHash, NumberSet, shownLines } from "./bounded-counters.ts";
@@ -16,6 +16,7 @@ const shownRejections = 100;
 const shownLabels = 50;
 const shownSamples = 20;
 const sampleCharacters = 2000;
+const shownPictures = 12;
 /** Most records whose language is detected: detecting it takes longer than reading the record. */
 const languageRecords = 20_000;
 /** Most questions of triples that are remembered, to be compared with later ones. */
@@ -77,6 +78,20 @@ export function createReport({ validation }: { validation?: Contents | undefined
   const objects = new Map<string, string>();
   const severalObjects = new Finding();
 
+  const pictures = { records: 0, count: 0, bytes: 0, notFetched: 0, samples: [] as NonNullable<DatasetReport["pictures"]>["samples"] };
+  const differentPictures = new NumberSet();
+  const addPictures = ({ media = [], meta: { line } }: Rec): void => {
+    if (media.length > 0) pictures.records++;
+    for (const { ref, bytes, media_type, width, height } of media) {
+      if (bytes === undefined || media_type === undefined || width === undefined || height === undefined) pictures.notFetched++;
+      else if (differentPictures.add(shortId(ref))) {
+        pictures.count++;
+        pictures.bytes += bytes;
+        if (pictures.samples.length < shownPictures) pictures.samples.push({ line, digest: ref as Digest, bytes, media_type, width, height });
+      }
+    }
+  };
+
   const addRecord = (record: Rec, text: string): void => {
     const { line, format, unusedKeys, redacted } = record.meta;
     records++;
@@ -114,6 +129,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
       unused.lines.add(line);
       for (const key of unusedKeys) unused.keys.add(key);
     }
+    addPictures(record);
     samples.add(id, record);
   };
 
@@ -155,6 +171,7 @@ export function createReport({ validation }: { validation?: Contents | undefined
         personalData: found.personalData.value,
         redacted: found.redacted.value,
         samples: samples.records.map(sampleOf),
+        pictures: pictures.records === 0 ? null : { ...pictures },
         firstRejections,
         allRejections,
       };
@@ -216,6 +233,12 @@ function warningsOf(
     unused.lines.count,
     `fields that no record keeps: ${named(unused.keys)}. Rename them if they matter.`,
     unused.lines.lines,
+  );
+  const unfetched = report.pictures?.notFetched ?? 0;
+  warn(
+    "PICTURES_NOT_FETCHED",
+    unfetched,
+    `${unfetched} ${unfetched === 1 ? "picture is" : "pictures are"} at URLs. The server fetches them when the file is uploaded, and rejects rows whose pictures it cannot get.`,
   );
   const one = report.exactDuplicates === 1;
   warn(

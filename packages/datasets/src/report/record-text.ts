@@ -1,5 +1,5 @@
 /** The content of a record, as text. Pure. */
-import { isTrainedTurn, type Rec, type Sample } from "@loraline/contracts";
+import { isTrainedTurn, type Message, pictureMark, type Rec, type Sample } from "@loraline/contracts";
 
 type Segments = Sample["segments"];
 
@@ -39,7 +39,13 @@ export function segmentsOf(record: Rec): Segments {
 const turnsOf = (messages: Rec["messages"] = [], before = ""): Segments =>
   messages.flatMap((message) => {
     const said = [message.reasoning, message.content, message.tool_calls].filter((text) => text !== undefined && text !== "").join("\n");
-    return [segment(`${before}${message.role}: `, false), segment(said, isTrainedTurn(message)), segment("\n", false)];
+    return [segment(`${before}${message.role}: `, false), segment(pictured(said, message), isTrainedTurn(message)), segment("\n", false)];
   });
+/** A text with `[image]` where pictures are shown. */
+function pictured(said: string, { content, media = [] }: Pick<Message, "content" | "media">): string {
+  if (media.length === 0) return said;
+  const marks = content.split(pictureMark).length - 1;
+  return `${"[image] ".repeat(Math.max(0, media.length - marks))}${said.replaceAll(pictureMark, "[image]")}`;
+}
 const segment = (text: string, trained: boolean): Segments[number] => ({ text, trained });
 const untrained = ({ text }: Segments[number]): Segments[number] => segment(text, false);

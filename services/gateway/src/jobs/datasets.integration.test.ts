@@ -1,6 +1,8 @@
 /** What ingest found, over HTTP. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { buckets, datasetReport, datasetState, events, everyDeletionOf } from "@loraline/contracts";
-import { putJson } from "@loraline/objects";
+import { putJson, putPictureTable } from "@loraline/objects";
 import { test as base } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
@@ -47,6 +49,45 @@ describe("datasets", () => {
     await line.openai.files.delete(file.id);
     await expect.poll(async () => (await get(line, `/${id}`)).status).toBe(404);
     expect(await (await get(line, "")).json()).toEqual({ data: [], has_more: false });
+  });
+
+  test("show their pictures: to their tenant, as nothing but pictures", async ({ line }) => {
+    const { bus, objects, tenant } = line;
+    const red = readFileSync(join(import.meta.dirname, "../../../../packages/tokens/testdata/pictures/red-square.png"));
+    const ref = await objects.put(tenant, "picture", red);
+    const other = await objects.put(tenant, "picture", Buffer.from("of another dataset"));
+    const entry = { digest: ref.digest, bytes: red.length, media_type: "image/png" as const, width: 24, height: 16 };
+    const pictures = await putPictureTable(objects, tenant, [entry]);
+    const manifestOf = async (of: typeof pictures) => {
+      const source = await objects.put(tenant, "raw", "{}");
+      const report = await objects.put(tenant, "report", "{}");
+      const counts = { records: 1, rejections: 0, formats: {}, chunks: [] };
+      const made = { version: 1, source, ...counts, report, code: "test", ...(of && { pictures: of }) };
+      return { counts, report, manifest: await putJson(objects, tenant, "dataset", made) };
+    };
+    const upload = async (of: typeof pictures): Promise<string> => {
+      const file = await line.openai.files.create({ file: await toFile(Buffer.from("{}\n"), "a.jsonl"), purpose: "fine-tune" });
+      const id = datasetIdOf(file.id) ?? "";
+      const { counts, report, manifest } = await manifestOf(of);
+      const { chunks: _none, ...told } = counts;
+      await bus.publish(events.datasetIngested, { tenant, id }, { ...told, manifest, report, cacheHit: false });
+      await expect.poll(async () => ((await (await get(line, `/${id}`)).json()) as { status: string }).status).toBe("ingested");
+      return id;
+    };
+    const id = await upload(pictures);
+    const answer = await get(line, `/${id}/pictures/${ref.digest}`);
+    expect({ status: answer.status, headers: Object.fromEntries(answer.headers) }).toMatchObject({
+      status: 200,
+      headers: {
+        "content-type": "image/png",
+        "content-length": String(red.length),
+        "x-content-type-options": "nosniff",
+        "content-security-policy": "default-src 'none'; sandbox",
+      },
+    });
+    expect(Buffer.from(await answer.arrayBuffer()).equals(red)).toBe(true);
+    const paths = [`/${id}/pictures/${other.digest}`, `/${id}/pictures/nonsense`, `/${await upload(undefined)}/pictures/${ref.digest}`];
+    for (const path of paths) expect((await get(line, path)).status, path).toBe(404);
   });
 
   test("are imported by URL or hub id: one request, one dataset, shown while it is fetched", async ({ line }) => {

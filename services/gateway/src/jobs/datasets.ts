@@ -1,8 +1,17 @@
 /** `/v1/loraline/datasets`: reports about each dataset, which OpenAI's file object does not have. */
 import { Readable } from "node:stream";
 import { isDeepStrictEqual } from "node:util";
-import { datasetImportRequested, datasetReport, type DatasetReport, type DatasetState, importBody } from "@loraline/contracts";
-import { getJson } from "@loraline/objects";
+import {
+  type BlobRef,
+  datasetImportRequested,
+  datasetManifest,
+  datasetReport,
+  type DatasetReport,
+  type DatasetState,
+  importBody,
+  type PictureEntry,
+} from "@loraline/contracts";
+import { blobOfPicture, getJson, readPictureTable } from "@loraline/objects";
 import { parseFetchUrl } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { ulid } from "ulid";
@@ -29,6 +38,13 @@ export function datasetRoutes({ bus, objects, state, quotas }: GatewayContext): 
     const { datasetId, report } = await existing(request);
     if (report === null) throw notFound("report of dataset", datasetId, "id");
     return getJson(objects, request.caller.tenant, report, datasetReport);
+  };
+
+  const pictureOf = async (tenant: string, ref: BlobRef, digest: string): Promise<PictureEntry | undefined> => {
+    const { pictures } = await getJson(objects, tenant, ref, datasetManifest);
+    if (pictures === undefined) return undefined;
+    for await (const entry of readPictureTable(objects, tenant, pictures.table)) if (entry.digest === digest) return entry;
+    return undefined;
   };
 
   return (app) => {
@@ -65,6 +81,24 @@ export function datasetRoutes({ bus, objects, state, quotas }: GatewayContext): 
       const { allRejections } = await reportOf(request);
       const lines = allRejections === null ? [] : await objects.get(request.caller.tenant, allRejections);
       return reply.header("content-type", "application/jsonl").send(Readable.from(lines, { objectMode: false }));
+    });
+    app.get("/loraline/datasets/:id/pictures/:digest", async (request, reply) => {
+      const { tenant } = request.caller;
+      const { digest } = request.params as { digest: string };
+      const { datasetId, manifest } = await existing(request);
+      const entry = manifest === null ? undefined : await pictureOf(tenant, manifest, digest);
+      if (entry === undefined) throw notFound("picture", `${digest} of dataset ${datasetId}`, "digest");
+      const bytes = await objects.get(tenant, blobOfPicture(entry));
+      return (
+        reply
+          .header("content-type", entry.media_type)
+          .header("content-length", entry.bytes)
+          // Bytes of strangers: a browser must take them for this picture only, and its page may do nothing.
+          .header("x-content-type-options", "nosniff")
+          .header("content-security-policy", "default-src 'none'; sandbox")
+          .header("cache-control", "private, max-age=86400, immutable")
+          .send(Readable.from(bytes, { objectMode: false }))
+      );
     });
   };
 }
