@@ -114,12 +114,14 @@ const placesOf = (lines: readonly number[]): string =>
     ? `line ${lines[0]}`
     : `${count(lines.length, "row")}: lines ${lines.slice(0, 5).join(", ")}${lines.length > 5 ? ", …" : ""}`;
 
-function describePictures(pictures: DatasetReport["pictures"] & {} | null): string[] {
+function describePictures(pictures: (DatasetReport["pictures"] & {}) | null): string[] {
   if (pictures === null) return [];
   const { records, count: different, bytes, notFetched, samples } = pictures;
   return [
     `${count(different, "picture")} (${byteWords(bytes)}) in ${count(records, "record")}${notFetched > 0 ? `, ${count(notFetched, "picture")} at URLs` : ""}`,
-    ...samples.map(({ line, digest, media_type, width, height }) => dim(`line ${line}: ${digest}  ${media_type.slice(6)} ${width} × ${height}`)),
+    ...samples.map(({ line, digest, media_type, width, height }) =>
+      dim(`line ${line}: ${digest}  ${media_type.slice(6)} ${width} × ${height}`),
+    ),
   ];
 }
 

@@ -10,6 +10,7 @@ import sharp from "sharp";
 import { pack } from "tar-stream";
 import { describe, expect, it } from "vitest";
 import { readRecords } from "../read-records.ts";
+import { createReport } from "../report/dataset-report.ts";
 import { judgePicture } from "./judge-picture.ts";
 import { createPictureTaker } from "./take-pictures.ts";
 
@@ -319,4 +320,29 @@ describe("at a URL", () => {
     const { records } = await read(urls("1.png"));
     expect(records[0]?.media).toEqual([{ type: "image", ref: "https://a.test/1.png" }]);
   });
+});
+
+it("the report counts pictures, each once, names the first, and shows in samples where they stand", async () => {
+  const question = { image: dataUrl(red), question: "Is <image> red?", answer: "Yes." };
+  const caption = { image: dataUrl(red), caption: "A red square." };
+  const { records, rejections } = await read(
+    jsonl(question, caption, { image: dataUrl(blue), caption: "A blue square." }, { image_url: "https://a.test/1.png", caption: "?" }),
+  );
+  const builder = createReport();
+  await builder.add({ records, rejections });
+  const report = builder.report(null);
+  expect(report.pictures).toEqual({
+    records: 4,
+    count: 2,
+    bytes: red.length + blue.length,
+    notFetched: 1,
+    samples: [
+      { line: 1, digest: digestOf(red), bytes: red.length, media_type: "image/png", width: 24, height: 16 },
+      { line: 3, digest: digestOf(blue), bytes: blue.length, media_type: "image/jpeg", width: 24, height: 16 },
+    ],
+  });
+  expect(report.warnings).toContainEqual(expect.objectContaining({ code: "PICTURES_NOT_FETCHED", count: 1 }));
+  const said = (report.samples ?? []).map(({ segments }) => segments.map(({ text }) => text).join(""));
+  expect(said.toSorted().at(-1)).toBe("user: Is [image] red?\nassistant: Yes.\n");
+  expect(said).toContain("user: [image] Describe this image.\nassistant: A red square.\n");
 });

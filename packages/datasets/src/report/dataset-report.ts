@@ -87,7 +87,8 @@ export function createReport({ validation }: { validation?: Contents | undefined
       else if (differentPictures.add(shortId(ref))) {
         pictures.count++;
         pictures.bytes += bytes;
-        if (pictures.samples.length < shownPictures) pictures.samples.push({ line, digest: ref as Digest, bytes, media_type, width, height });
+        if (pictures.samples.length < shownPictures)
+          pictures.samples.push({ line, digest: ref as Digest, bytes, media_type, width, height });
       }
     }
   };

@@ -166,6 +166,7 @@ test("no route shows or changes what is another tenant's", async ({ owner }) => 
       ":seq": [String(letter)],
       ":adapter": ["pirate"],
       ":version": ["1"],
+      ":digest": [owner.stored],
       ":upload_id": [owner.upload],
       ":response_id": [owner.response],
       ":file": ["adapter_model.safetensors"],
