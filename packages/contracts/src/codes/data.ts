@@ -278,6 +278,10 @@ export const reportCodes = defineArea(
       "One label is at least ten times as frequent as another.",
       "Add examples of the rare label, or remove some of the frequent one.",
     ],
+    PICTURES_NOT_FETCHED: [
+      "Pictures of a file that is checked are at URLs, which a check does not fetch.",
+      "Nothing has to be done: the server fetches them when the file is uploaded, and rejects rows whose pictures it cannot get.",
+    ],
     SEVERAL_OBJECTS: [
       "Rows with the same subject and predicate name different objects, so one question has several answers.",
       "Put all objects of a subject and predicate into one row.",

@@ -343,6 +343,6 @@ it("the report counts pictures, each once, names the first, and shows in samples
   });
   expect(report.warnings).toContainEqual(expect.objectContaining({ code: "PICTURES_NOT_FETCHED", count: 1 }));
   const said = (report.samples ?? []).map(({ segments }) => segments.map(({ text }) => text).join(""));
-  expect(said.toSorted().at(-1)).toBe("user: Is [image] red?\nassistant: Yes.\n");
+  expect(said).toContain("user: Is [image] red?\nassistant: Yes.\n");
   expect(said).toContain("user: [image] Describe this image.\nassistant: A red square.\n");
 });
