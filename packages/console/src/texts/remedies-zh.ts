@@ -82,6 +82,7 @@ export const remedies: Readonly<Record<string, string>> = {
   UNRANKED_ANSWERS: "请给出 `scores`（越高越好）、`ranks`（1 最好）或 `preferred_response`。",
   ONE_SIDED_LABELS: "请加入另一类回答，或用 `method.desirable_weight` 与 `method.undesirable_weight` 加权。",
   LABELS_UNBALANCED: "请增加少见标签的样本，或减少常见标签的样本。",
+  PICTURES_NOT_FETCHED: "无需处理：上传文件时服务器会去取这些图片，取不到的行会被拒绝。",
   SEVERAL_OBJECTS: "请把同一主语与谓语的所有宾语放在一行。",
   PREFERRED_ALONE: "若要作为偏好保留，请把含 `responses` 的行放在前面。",
   NOT_FOR_SFT: "请把方法设为 `dpo`、`orpo`、`simpo` 或 `kto`，或改写成每行一个回答；否则无须处理。",
