@@ -69,6 +69,11 @@ interface IngestDeps {
   onRead?: (bytes: number) => void;
   /** Reads a URL at which a row says that a picture is. @throws PermanentError, RetryLaterError */
   fetchPicture?: PictureTakerOptions["fetch"];
+  /**
+   * Asked now and then while records are stored: a file of a few hundred bytes may hold any number of bytes of them.
+   * @throws PermanentError QUOTA_STORAGE: there is no room for more.
+   */
+  checkRoom?: () => Promise<void>;
 }
 
 /** The part of the work that fetching a file is, where its rows are read from a copy of it. */
@@ -101,10 +106,13 @@ export function countDone(
   };
 }
 
+/** Bytes of records after which it is asked whether there is room for more. */
+const roomEveryBytes = 16 * 1024 ** 2;
+
 const nothing = (problem: Problem): IngestResult => ({ kind: "rejected", problem, report: null, rejections: 0 });
 
 async function readAndStore(deps: IngestDeps, upload: Upload): Promise<IngestResult> {
-  const { objects, settings, signal, onRead, fetchPicture } = deps;
+  const { objects, settings, signal, onRead, fetchPicture, checkRoom } = deps;
   const { tenant, blob, filename, parts, mapping } = upload;
   const done = countDone(
     [blob, ...parts.map((part) => part.blob)].reduce((sum, { size }) => sum + size, 0),
@@ -139,8 +147,14 @@ async function readAndStore(deps: IngestDeps, upload: Upload): Promise<IngestRes
   await using rejected = new RejectionSpool();
   let lines: string[] = [];
   let size = 0;
+  let unasked = 0;
   const closeChunk = async (): Promise<void> => {
     if (lines.length === 0) return;
+    unasked += size;
+    if (unasked >= roomEveryBytes) {
+      unasked = 0;
+      await checkRoom?.();
+    }
     chunks.push({ blob: await objects.put(tenant, "records", lines.join("")), records: lines.length });
     lines = [];
     size = 0;

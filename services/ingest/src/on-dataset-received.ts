@@ -1,5 +1,5 @@
 /** `dataset.received` → `dataset.ingested` or `dataset.rejected`. */
-import { type Bus, type HandlerContext, type Received, tellProgress, type TenantQuotas } from "@loraline/bus";
+import { type Bus, type HandlerContext, type Received, sumOf, tellProgress, type TenantQuotas } from "@loraline/bus";
 import {
   type BlobRef,
   buckets,
@@ -29,10 +29,27 @@ interface OnDatasetReceivedDeps {
 }
 
 /**
+ * What records may take beyond the tenant's quota: an upload that was let in is to be of use, and records are larger than its rows. A bomb, or a
+ * system prompt that is put before each of a million rows, is larger by far.
+ */
+const overdraftOf = (uploaded: number): number => 4 * uploaded + 16 * 1024 ** 2;
+
+/**
  * Each step may be repeated without harm: objects and the cache entry depend on the upload only, and the event always has the same id.
  * The order is objects, manifest, cache entry, event, acknowledgement.
  */
 export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, quotas, imports, tellEveryMs }: OnDatasetReceivedDeps) {
+  /** @throws PermanentError QUOTA_STORAGE */
+  const checkRoom = async (tenant: string, uploaded: number): Promise<void> => {
+    const { storageBytes: most } = quotas.of(tenant);
+    if (most === null) return;
+    const stored = sumOf(await bus.stored(tenant));
+    if (stored <= most + overdraftOf(uploaded)) return;
+    throw new PermanentError(
+      "QUOTA_STORAGE",
+      `its records take more than what is left of this tenant's quota storageBytes: there are ${stored} bytes in the store now, and ${most} are allowed. Upload fewer or shorter rows (what a mapping adds to each of them counts, too), delete datasets or adapters, or have the operator raise the quota.`,
+    );
+  };
   return async (received: Received<typeof datasetReceived>, { log, signal }: HandlerContext): Promise<void> => {
     const { at } = received;
     const { blob, filename, parts, mapping } = received.data;
@@ -47,13 +64,15 @@ export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, qu
     const result =
       cached ??
       (await telemetry.span("read rows", { attributes: { "loraline.bytes": upload.blob.size } }, async (span) => {
+        const uploaded = [upload, ...upload.parts].reduce((sum, part) => sum + part.blob.size, 0);
         const onRead = tellProgress({
-          total: [upload, ...upload.parts].reduce((sum, part) => sum + part.blob.size, 0),
+          total: uploaded,
           tell: (work, key) => bus.publish(datasetProgress, at, { stage: "read", ...work }, { key }),
           everyMs: tellEveryMs,
         });
         const fetchPicture = await createPictureFetch({ bus, fetch, quotas, settings: imports, signal }, at.tenant);
-        const read = await ingestDataset({ objects, settings, signal, onRead, fetchPicture }, upload);
+        const mayGoOn = () => checkRoom(at.tenant, uploaded);
+        const read = await ingestDataset({ objects, settings, signal, onRead, fetchPicture, checkRoom: mayGoOn }, upload);
         span.setAttribute("loraline.rejections", read.rejections);
         if (read.kind === "ingested") span.setAttribute("loraline.records", read.records);
         return read;

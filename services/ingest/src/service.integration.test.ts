@@ -62,6 +62,24 @@ const row = (n: number): string => JSON.stringify({ instruction: `question ${n}`
 const rows = (n: number): string => Array.from({ length: n }, (_, index) => `${row(index)}\n`).join("");
 
 describe("the ingest service", () => {
+  test("stores no more records than the tenant has room for, however small the file is", async ({ bus, objects, tenant }) => {
+    const line = { bus, objects, tenant };
+    await using service = await createIngestService({ bus, objects, telemetry, quotas: { default: { storageBytes: 1_000_000 } } });
+    expect(service).toBeDefined();
+    const mapping = { format: "instruction", system: "x".repeat(16_000) } as const;
+    const id = await upload(line, rows(8000), { mapping });
+    expect((await rejected(line, id)).data).toMatchObject({
+      code: "QUOTA_STORAGE",
+      message: expect.stringMatching(/^data\.jsonl: its records take more than .* quota storageBytes/) as string,
+    });
+    const kept = await Array.fromAsync(objects.stored(tenant));
+    expect(kept.reduce((sum, { size }) => sum + size, 0)).toBeLessThan(64_000_000);
+    // What is a little more than the quota is kept: it was let in.
+    const other = { ...line, tenant: `${tenant}-b` };
+    const fits = await upload(other, rows(500), { mapping });
+    expect((await ingested(other, fits)).data.records).toBe(500);
+  });
+
   test("turns an upload into chunks, rejections, a report and a manifest", async ({ bus, objects, tenant }) => {
     const line = { bus, objects, tenant };
     await using service = await createIngestService({ bus, objects, telemetry, settings: { chunkBytes: 1000 } });
