@@ -1,7 +1,7 @@
-import { buckets, events } from "@loraline/contracts";
+import { buckets, consumers, events, filterFor } from "@loraline/contracts";
 import { createHealth, createLog, createTelemetry, natsFull, type SpanSink } from "@loraline/runtime";
 import { spawnNatsServer } from "@loraline/testkit";
-import { DiscardPolicy, jetstreamManager } from "@nats-io/jetstream";
+import { DiscardPolicy, jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { ulid } from "ulid";
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
@@ -73,6 +73,25 @@ it("a history that is full refuses what is new and loses nothing; a larger limit
   await expect(receive()).rejects.toSatisfy((error) => natsFull(error) !== undefined);
   await ensureStreams(nc);
   expect((await receive()).duplicate).toBe(false);
+  await nc.close();
+});
+
+it("consumers of an earlier version are those of this one afterwards, and have lost nothing", async () => {
+  await using server = await spawnNatsServer();
+  const nc = await server.connect();
+  await ensureStreams(nc);
+  const jsm = await jetstreamManager(nc);
+  const changed = [consumers.projectorProgress, consumers.serveVersionWanted, consumers.projectorRuns];
+  for (const { stream, durable, events } of changed) {
+    const { config } = await jsm.consumers.info(stream.name, durable);
+    const subject = filterFor(events[0]);
+    await jsm.consumers.update(stream.name, durable, { filter_subjects: [subject], max_ack_pending: 7 });
+    await jetstream(nc).publish(subject.replaceAll("*", "x"), "{}");
+    await ensureStreams(nc);
+    const after = await jsm.consumers.info(stream.name, durable);
+    expect(after.config).toEqual(config);
+    expect(after.num_pending).toBe(1);
+  }
   await nc.close();
 });
 

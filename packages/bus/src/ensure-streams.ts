@@ -84,17 +84,20 @@ export async function ensureStreams(
     else await jsm.streams.add(config);
   }
   for (const def of [...Object.values<ConsumerDef>(consumers), ...tenants.map(doorConsumer)]) {
-    await jsm.consumers.add(def.stream.name, {
-      durable_name: def.durable,
+    const changeable = {
       // A queue of one consumer: whatever came is taken, so that what is no command is put aside, too. An empty list would not do: a server
       // that was started again has forgotten it, and takes the same consumer for another one.
       ...(def.stream.storedAs === undefined ? { filter_subjects: def.events.map((event) => filterFor(event)) } : {}),
-      ack_policy: AckPolicy.Explicit,
-      deliver_policy: DeliverPolicy.All,
       ack_wait: nanos(def.ackWaitMs),
       max_ack_pending: def.maxAckPending,
       // The limit on deliveries is ours (`consume`), so that a message that reaches it becomes a dead letter first.
       max_deliver: -1,
+    };
+    const config = { durable_name: def.durable, ack_policy: AckPolicy.Explicit, deliver_policy: DeliverPolicy.All, ...changeable };
+    await jsm.consumers.add(def.stream.name, config).catch(async (error: unknown) => {
+      // `add` changes nothing: the server refuses it where an earlier version, or a later one, made the consumer of other events.
+      if (!/consumer already exists/i.test((error as Error).message)) throw error;
+      await jsm.consumers.update(def.stream.name, def.durable, changeable);
     });
   }
   const kvm = new Kvm(nc);
