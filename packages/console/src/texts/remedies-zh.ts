@@ -65,6 +65,7 @@ export const remedies: Readonly<Record<string, string>> = {
   // Warnings in a dataset's report
   ENCODING_DETECTED: "请看提示中的词句。若有误，请在映射中写明编码（`encoding`），或把文件存为 UTF-8。",
   GARBLED_TEXT: "请重新以 UTF-8 导出数据，或加以修复（如 Python 的 ftfy），否则适配器会学着这样写。",
+  TITLE_LEFT_OUT: "若提示中所示只是标题，则无须处理。",
   SHEETS_LEFT_OUT: "请把其余工作表另存为单独的文件。",
   FILES_LEFT_OUT: "请把要训练的内容单独打包。",
   UNUSED_KEYS: "若这些字段重要，请按 docs/formats.md 改名；否则无须处理。",

@@ -212,6 +212,10 @@ export const reportCodes = defineArea(
       "The text was not UTF-8, and its encoding was found by a detector.",
       "Look at the words that the message shows. If they are wrong, name the encoding in the mapping (`encoding`), or save the file as UTF-8.",
     ],
+    TITLE_LEFT_OUT: [
+      "Rows above the names of an Excel sheet's columns, such as a title in merged cells, are left out.",
+      "Nothing has to be done if the message shows only a title.",
+    ],
     SHEETS_LEFT_OUT: ["An Excel workbook has several sheets with rows; only the first is read.", "Save the others as files of their own."],
     FILES_LEFT_OUT: [
       "Not all files of an archive or folder are read: splits other than train, and text beside data, are left out.",

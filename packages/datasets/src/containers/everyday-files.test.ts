@@ -218,7 +218,39 @@ const header = '<row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="s"><v>1</v><
 const farRows = (count: number): string =>
   Array.from({ length: count }, (_, index) => `<row r="${index + 2}"><c r="XFD${index + 2}"><v>1</v></c></row>`).join("");
 
+const cellsOf = (row: number, ...texts: (string | null)[]): string =>
+  `<row r="${row}">${texts.map((text, at) => (text === null ? "" : `<c r="${"ABC"[at]}${row}" t="inlineStr"><is><t>${text}</t></is></c>`)).join("")}</row>`;
+
 describe("an Excel workbook", () => {
+  it("may have a title above the names of its columns, which is told", async () => {
+    const rows = `${cellsOf(1, "FAQ of our shop")}${cellsOf(3, "question", "answer")}${cellsOf(4, "How?", "So.")}${cellsOf(5, "When?", "Now.")}`;
+    const found = await read(workbook({ rows, second: "" }));
+    expect(found).toMatchObject({
+      rejections: [],
+      notes: [{ code: "TITLE_LEFT_OUT", message: 'what stands above the names of the columns is left out: "FAQ of our shop".' }],
+    });
+    expect(said(found)).toEqual([
+      ["How?", "So."],
+      ["When?", "Now."],
+    ]);
+    expect(found.records.map(({ meta }) => meta.line)).toEqual([4, 5]);
+  });
+  it("of one column has no title, though a remark stands beside one of its texts", async () => {
+    const rows = `${cellsOf(1, "text")}${cellsOf(2, "One.")}${cellsOf(3, "Two.", "remark")}${cellsOf(4, "Three.")}${cellsOf(5, "Four.")}`;
+    const found = await read(workbook({ rows, second: "" }));
+    expect([found.notes, said(found)]).toEqual([[], [["One."], ["Three."], ["Four."]]]);
+    expect(found.rejections).toMatchObject([{ code: "CSV_RAGGED", line: 3 }]);
+  });
+  it("may say on its first sheet what it is about", async () => {
+    const found = await read(
+      workbook({ rows: cellsOf(1, "Our FAQ"), second: `${cellsOf(1, "question", "answer")}${cellsOf(2, "How?", "So.")}` }),
+    );
+    expect(said(found)).toEqual([["How?", "So."]]);
+    expect(found.notes).toMatchObject([
+      { code: "SHEETS_LEFT_OUT", message: expect.stringContaining('only the sheet "Notes" is read') as string },
+    ]);
+  });
+
   it("is its first sheet with rows; a formula is the value that was saved with it", async () => {
     const rows = `${header}<row r="2"><c r="A2" t="s"><v>2</v></c><c r="B2" t="inlineStr"><is><t>Jörg</t></is></c></row><row r="4"><c r="A4" t="str"><f>HYPERLINK("http://evil")</f><v>6 × 7?</v></c><c r="B4"><f>6*7</f><v>42</v></c></row>`;
     const found = await read(workbook({ rows, second: header }));

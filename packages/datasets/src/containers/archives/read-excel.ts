@@ -1,8 +1,9 @@
-/** Excel workbooks (xlsx): the first sheet that has rows. Formulas are never evaluated: a cell has the value that was saved with it. */
+/** Excel workbooks (xlsx): the first sheet that has rows below names of columns. Formulas are never evaluated: a cell has the value that was saved with it. */
 import { PermanentError } from "@loraline/runtime";
 import { zipSync } from "fflate";
 import readWorkbook, { type CellValue } from "read-excel-file/node";
 import type { Note, RawRow } from "../raw-rows.ts";
+import { shorten } from "../../formats/signature.ts";
 import { columnsOf, rowOfCells } from "../text/read-csv.ts";
 import type { Archive } from "./read-zip.ts";
 
@@ -27,20 +28,35 @@ export async function* readExcel(
     const message = `the Excel workbook cannot be read (${(error as Error).message}). Save it again, or save the sheet as CSV (UTF-8).`;
     throw new PermanentError("FILE_CORRUPT", message, { cause: error });
   });
-  const filled = sheets.filter(({ data }) => data.some((row) => row.some((cell) => cell !== null)));
-  const [sheet, ...others] = filled;
+  const filled = sheets.filter(({ data }) => data.some(isFilled));
+  // A sheet with one row has no rows below its names: it says what the workbook is about.
+  const sheet = filled.find(({ data }) => data.filter(isFilled).length > 1) ?? filled[0];
   if (sheet === undefined) return;
+  const others = filled.filter((other) => other !== sheet);
   if (others.length > 0) {
     const names = others.slice(0, 10).map((other) => `"${other.sheet}"`);
     notes.push({
       code: "SHEETS_LEFT_OUT",
-      message: `only the first sheet, "${sheet.sheet}", is read; not read: ${names.join(", ")}. Save others as files of their own.`,
+      message: `only the sheet "${sheet.sheet}" is read; not read: ${names.join(", ")}. Save others as files of their own.`,
+    });
+  }
+  const above = titleRows(sheet.data);
+  if (above > 0) {
+    const said = sheet.data
+      .slice(0, above)
+      .flat()
+      .map(textOf)
+      .filter((text) => text.trim() !== "");
+    notes.push({
+      code: "TITLE_LEFT_OUT",
+      message: `what stands above the names of the columns is left out: ${said.map((text) => JSON.stringify(shorten(text))).join(", ")}.`,
     });
   }
   let columns: string[] | undefined;
   let rows: RawRow[] = [];
   for (const [index, cells] of sheet.data.entries()) {
     const line = index + 1;
+    if (index < above) continue;
     const texts = cells.map(textOf);
     if (texts.every((text) => text.trim() === "")) continue;
     if (columns === undefined) columns = columnsOf(texts, line);
@@ -68,6 +84,20 @@ async function repacked(archive: Archive): Promise<Buffer> {
   }
   const { buffer, byteOffset, byteLength } = zipSync(files, { level: 0 });
   return Buffer.from(buffer, byteOffset, byteLength);
+}
+
+const filledCells = (row: readonly (CellValue | null)[]): number => row.filter((cell) => textOf(cell).trim() !== "").length;
+const isFilled = (row: readonly (CellValue | null)[]): boolean => filledCells(row) > 0;
+
+/** Rows of a title, often in merged cells, which may stand above a table. */
+const mostTitles = 5;
+
+/** How many rows stand above the one that names the columns: those with a single cell, where most rows of the sheet have several. */
+function titleRows(data: readonly (readonly (CellValue | null)[])[]): number {
+  const header = data.findIndex((row) => filledCells(row) > 1);
+  if (header <= 0 || data.slice(0, header).filter(isFilled).length > mostTitles || !data.slice(0, header).some(isFilled)) return 0;
+  const below = data.slice(header + 1, header + 21).filter(isFilled);
+  return 2 * below.filter((row) => filledCells(row) > 1).length > below.length ? header : 0;
 }
 
 function textOf(cell: CellValue | null): string {
