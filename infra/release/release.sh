@@ -5,7 +5,7 @@
 #   .cache/release/                             CLI (npm package), chart, list of images for air gaps, checksums
 # usage: release.sh REGISTRY [--without-images] [--plain-http]
 #   NODE_IMAGE, PYTHON_IMAGE   base images of the images, pinned by digest (see infra/images/*.Dockerfile)
-#   COSIGN_KEY                 signs images and chart, if set
+#   COSIGN_KEY                 signs images and chart with cosign 3, if set (a file, or what cosign knows besides), in the registry alone
 #   HELM_VALUES                values for the list of images, such as your engines'
 # Needs docker with buildx (for images), helm, and what `make setup` installs.
 set -euo pipefail
@@ -55,7 +55,12 @@ helm template loraline helm/loraline --set "image.registry=$registry" -f "${HELM
   grep -oP '"?image"?: "?\K[^"\s,]+' | sort -u >"$out/images.txt"
 
 if [ -n "${COSIGN_KEY:-}" ]; then
-  for digest in "${digests[@]}"; do cosign sign --yes --key "$COSIGN_KEY" "$digest"; done
+  # The file names no services. Without it cosign tells a public log of each artefact, and signs nothing where that cannot be reached.
+  echo '{"mediaType": "application/vnd.dev.sigstore.signingconfig.v0.2+json"}' >"$out/signing.json"
+  flags=(--yes --signing-config "$out/signing.json" --key "$COSIGN_KEY")
+  [ ${#plain[@]} = 0 ] || flags+=(--allow-http-registry)
+  for digest in "${digests[@]}"; do cosign sign "${flags[@]}" "$digest"; done
+  rm "$out/signing.json"
 fi
 ( cd "$out" && sha256sum ./*.tgz images.txt >SHA256SUMS )
 cat <<T
