@@ -319,6 +319,8 @@ async function findDataset(
 async function readComplete(objects: Objects, tenant: string, ref: BlobRef): Promise<TokenManifest | undefined> {
   if ((await objects.touch(tenant, ref)) === undefined) return undefined;
   const manifest = await getJson(objects, tenant, ref, tokenManifest);
-  const there = await Promise.all([...manifest.train, ...manifest.eval].map((shard) => objects.touch(tenant, shard.blob)));
-  return there.every((shard) => shard !== undefined) ? manifest : undefined;
+  const blobs = [...manifest.train, ...manifest.eval].map((shard) => shard.blob);
+  if (manifest.pictures !== undefined) blobs.push(manifest.pictures.table);
+  const there = await Promise.all(blobs.map((blob) => objects.touch(tenant, blob)));
+  return there.every((blob) => blob !== undefined) ? manifest : undefined;
 }
