@@ -41,6 +41,8 @@ export default defineConfig({
         test: {
           name: "engine",
           include: realEngines,
+          // Takes three minutes: make test-pictures.
+          exclude: process.env["LORALINE_PICTURES"] === undefined ? [...excluded, "**/pictures.integration.test.ts"] : excluded,
           fileParallelism: false,
           ...patience,
         },

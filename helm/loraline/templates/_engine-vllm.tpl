@@ -39,6 +39,9 @@
 # Bases are mounted, so vLLM must not fetch anything.
 - name: HF_HUB_OFFLINE
   value: "1"
+# A small file may hold a picture that takes gigabytes when it is unpacked.
+- name: VLLM_MAX_IMAGE_PIXELS
+  value: "50000000"
 - name: VLLM_NO_USAGE_STATS
   value: "1"
 - name: DO_NOT_TRACK

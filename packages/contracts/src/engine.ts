@@ -86,6 +86,7 @@ export const engineRecord = z.object({
     .describe(
       "Parser that finds calls of tools in answers. null: none, so tools are refused. Absent: not known, so nothing is judged by it.",
     ),
+  pictures: z.int().min(0).nullish().describe("Most pictures in a request. Absent or 0: it takes none."),
   templateDigest: digest
     .nullish()
     .describe("sha256 of the chat template that the engine applies. Absent: not known, so nothing is judged by it."),

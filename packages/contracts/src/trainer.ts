@@ -138,6 +138,22 @@ export type Evaluation = z.infer<typeof evaluation>;
 export const probeRecord = z.object({
   name: z.string(),
   input_ids: z.array(z.int()),
+  messages: z
+    .array(
+      z.object({
+        role: z.string(),
+        content: z.array(
+          z.discriminatedUnion("type", [
+            z.object({ type: z.literal("text"), text: z.string() }),
+            z.object({ type: z.literal("image_url"), image_url: z.object({ url: z.string().startsWith("data:") }) }),
+          ]),
+        ),
+      }),
+    )
+    .nullish()
+    .describe(
+      "The prompt as OpenAI's conversation, with its pictures as data URLs, by which a replica is asked; `input_ids` has their tokens. Absent: it has no pictures.",
+    ),
   base: z.object({ tokens: z.array(z.int()), logprobs: z.array(z.number()) }),
   adapter: z.object({
     tokens: z.array(z.int()).describe("Greedy continuation with the adapter."),

@@ -9,6 +9,8 @@ interface Wrapper {
   readonly languageModel: string;
   /** Why no adapter can be served on it. Absent: adapters are trained, served and proven; families-under-test.py makes a small one. */
   readonly refused?: string;
+  /** Whether pictures are trained and served: vLLM needs nothing for its processor that is not installed, and the trainer knows it. */
+  readonly takesPictures?: boolean;
 }
 
 const inside: Wrapper = { languageModel: "model.language_model." };
@@ -19,6 +21,7 @@ const wrappers: Readonly<Record<string, Wrapper>> = {
   Gemma3ForConditionalGeneration: inside,
   Mistral3ForConditionalGeneration: inside,
   SmolVLMForConditionalGeneration: idefics,
+  Idefics3ForConditionalGeneration: { ...idefics, takesPictures: true },
 };
 
 /** Those whose adapters are served. */

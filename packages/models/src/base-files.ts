@@ -32,6 +32,8 @@ export async function readBaseModules(dir: string): Promise<ModuleShapes | undef
 export interface ServedParts {
   /** The base has a vision tower, which is left out: no request has pictures. */
   languageModelOnly: boolean;
+  /** Most pictures in a request; 0: it takes none. */
+  pictures: number;
   /**
    * The modules that adapters may have, by the last parts of their names; null: all that the engine knows. Those of a mixture of experts are
    * without the experts: no adapter that is trained here has them, their slots take many times the memory, and vLLM's CPU build cannot start so.
@@ -39,9 +41,21 @@ export interface ServedParts {
   loraModules: readonly string[] | null;
 }
 
+/** An engine keeps memory for so many in each request. */
+const mostPictures = 4;
+/** Without them neither transformers nor vLLM knows how a picture is prepared. */
+const processorFiles = ["preprocessor_config.json", "processor_config.json"];
+
 /** @throws Error: its config.json cannot be read. */
 export async function readServedParts(dir: string): Promise<ServedParts> {
   const config: unknown = JSON.parse(await readFile(join(dir, "config.json"), "utf8"));
   const modules = hasExperts(config) ? await readBaseModules(dir) : undefined;
-  return { languageModelOnly: wrapperOf(config) !== undefined, loraModules: modules === undefined ? null : shortNames(modules.keys()) };
+  const wrapper = wrapperOf(config);
+  const hasProcessor = (await readdir(dir)).filter((name) => processorFiles.includes(name)).length === processorFiles.length;
+  const pictures = wrapper?.takesPictures === true && hasProcessor ? mostPictures : 0;
+  return {
+    languageModelOnly: wrapper !== undefined && pictures === 0,
+    pictures,
+    loraModules: modules === undefined ? null : shortNames(modules.keys()),
+  };
 }

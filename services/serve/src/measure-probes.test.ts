@@ -24,6 +24,9 @@ describe("measureProbes", () => {
     const asked: [string, number, number][] = [];
     const client = {
       maxLogprobTokens: 128,
+      async nextTokenLogprobsInChat(): Promise<Map<number, number>> {
+        throw new Error("no probe has a picture");
+      },
       async nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]) {
         asked.push([model, prompts.length, tokens.length]);
         return prompts.map(() => new Map(tokens.map((token) => [token, model === "base" ? token : -token])));
@@ -42,6 +45,27 @@ describe("measureProbes", () => {
       expect(one.adapter).toEqual(one.record.first.tokens.map((token) => -token));
     }
   });
+
+  it("asks one with a picture in a conversation, and keeps its place", async () => {
+    const seen = { ...record([-1, -2], [-3, -4], [5, 6]), messages: [] };
+    const probes = [seen, record([-1], [-2], [7])];
+    const client = {
+      maxLogprobTokens: 128,
+      nextTokenLogprobs: async (_: string, prompts: readonly unknown[]) => prompts.map(() => new Map([[7, -7]])),
+      async nextTokenLogprobsInChat(model: string, _: unknown, tokens: readonly number[], expected: readonly number[]) {
+        expect(expected).toBe(seen.input_ids);
+        return new Map(tokens.map((token) => [token, model === "base" ? -token : -2 * token]));
+      },
+    };
+    const measured = await measureProbes(client, { base: "base", loraName: "adapter", probes });
+    expect(measured.map(({ base, adapter }) => [base, adapter])).toEqual([
+      [
+        [-5, -6],
+        [-10, -12],
+      ],
+      [[-7], [-7]],
+    ]);
+  });
 });
 
 describe("chooseProbes", () => {
@@ -51,6 +75,10 @@ describe("chooseProbes", () => {
   it("takes short ones within the budget, and none that shows nothing", () => {
     expect(chooseProbes([long, mute, short], { strong: 96, weak: 0 })).toEqual([short, long]);
     expect(chooseProbes([long, short], { strong: 60, weak: 0 })).toEqual([short]);
+  });
+  it("takes one with a picture first", () => {
+    const seen = { ...long, messages: [] };
+    expect(chooseProbes([long, short, seen], { strong: 90, weak: 0 })).toEqual([seen, short]);
   });
   it("always asks one", () => {
     expect(chooseProbes([long], { strong: 10, weak: 10 })).toEqual([long]);

@@ -5,7 +5,7 @@ import type { LoraEngine } from "./engines/lora-engine.ts";
 
 /**
  * Pure: chooses the probes to ask: of those on which the adapter has an effect, the shortest ones that fit into the budget, but always
- * at least one. With a strong adapter a few probes show any fault; a weak one needs more, because its effect is near the rounding errors.
+ * at least one, and one with a picture if there are such. With a strong adapter a few probes show any fault; a weak one needs more, because its effect is near the rounding errors.
  * @param budget prompt tokens in all; each takes 3 to 12 ms on a CPU.
  */
 export function chooseProbes(records: readonly ProbeRecord[], budget = { strong: 128, weak: 384 }): ProbeRecord[] {
@@ -15,7 +15,10 @@ export function chooseProbes(records: readonly ProbeRecord[], budget = { strong:
   const most = recordedEffect(telling) >= strongEffect ? budget.strong : budget.weak;
   const chosen: ProbeRecord[] = [];
   let tokens = 0;
-  for (const record of telling.toSorted((a, b) => a.input_ids.length - b.input_ids.length)) {
+  const shortest = telling.toSorted((a, b) => a.input_ids.length - b.input_ids.length);
+  // One with a picture proves the tower and its projector, too.
+  const seen = shortest.find(({ messages }) => messages);
+  for (const record of seen === undefined ? shortest : [seen, ...shortest.filter((each) => each !== seen)]) {
     if (chosen.length > 0 && tokens + record.input_ids.length > most) break;
     chosen.push(record);
     tokens += record.input_ids.length;
@@ -45,11 +48,21 @@ function grouped(probes: readonly ProbeRecord[], tokensAtOnce: number): { probes
  * the same engine process and cost little. The two are asked one after the other, because some engines mix them up within a batch.
  */
 export async function measureProbes(
-  client: Pick<LoraEngine, "nextTokenLogprobs" | "maxLogprobTokens">,
+  client: Pick<LoraEngine, "nextTokenLogprobs" | "nextTokenLogprobsInChat" | "maxLogprobTokens">,
   { base, loraName, probes }: { base: string; loraName: string; probes: readonly ProbeRecord[] },
 ): Promise<Measured[]> {
-  const groups = grouped(probes, client.maxLogprobTokens);
-  const ask = async (model: string): Promise<number[][]> => {
+  const logprobsOf = ({ first }: ProbeRecord, found: Map<number, number> | undefined): number[] =>
+    first.tokens.map((token) => found?.get(token) ?? Number.NaN);
+  const groups = grouped(
+    probes.filter(({ messages }) => !messages),
+    client.maxLogprobTokens,
+  );
+  const ask = async (model: string): Promise<Map<ProbeRecord, number[]>> => {
+    const inChat = probes.map(async (probe): Promise<[ProbeRecord, number[]][]> => {
+      if (!probe.messages) return [];
+      const found = await client.nextTokenLogprobsInChat(model, probe.messages, probe.first.tokens, probe.input_ids);
+      return [[probe, logprobsOf(probe, found)]];
+    });
     const answers = await Promise.all(
       groups.map(async ({ probes: asked, tokens }) => {
         const found = await client.nextTokenLogprobs(
@@ -57,12 +70,12 @@ export async function measureProbes(
           asked.map(({ input_ids }) => input_ids),
           tokens,
         );
-        return asked.map(({ first }, i) => first.tokens.map((token) => found[i]?.get(token) ?? Number.NaN));
+        return asked.map((probe, i): [ProbeRecord, number[]] => [probe, logprobsOf(probe, found[i])]);
       }),
     );
-    return answers.flat();
+    return new Map([...answers, ...(await Promise.all(inChat))].flat());
   };
   const ofBase = await ask(base);
   const ofAdapter = await ask(loraName);
-  return probes.map((record, i) => ({ record, base: ofBase[i] ?? [], adapter: ofAdapter[i] ?? [] }));
+  return probes.map((record) => ({ record, base: ofBase.get(record) ?? [], adapter: ofAdapter.get(record) ?? [] }));
 }

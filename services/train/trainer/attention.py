@@ -15,7 +15,7 @@ import torch
 from spec import TrainerError
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
-from transformers.modeling_utils import AttentionInterface
+from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 NAME = "by_sequence"
 # They name what is known otherwise (where sequences are, that attention is causal), or ask for what training does not use.
@@ -147,6 +147,20 @@ def attend_one_by_one(query, key, value, bounds, longest, scale: float, window: 
         for part in parts
     ]
     return torch.cat(outputs, dim=1)
+
+
+def use(model, name: str) -> None:
+    """
+    Sets the attention of a model: NAME, or one of transformers'. A vision tower always gets transformers' own: its patches see each
+    other within a picture, whatever the rows are.
+    """
+    model.set_attn_implementation(name)
+    decoder = model.get_decoder()
+    inner = set(map(id, decoder.modules()))
+    for module in model.modules():
+        is_around = any(each is decoder for each in module.modules())
+        if isinstance(module, PreTrainedModel) and not is_around and id(module) not in inner:
+            module.config._attn_implementation = "sdpa"
 
 
 def recur_by_sequence(model) -> None:

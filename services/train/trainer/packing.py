@@ -2,8 +2,9 @@
 Packed rows: how they are read, flattened into one forward pass, and proven to be kept apart by attention.py.
 
 A shard is an Arrow IPC stream with the columns `input_ids`, `labels` and `seq_lengths` (list<int32>). A row holds whole
-sequences one after the other; the first label of each is -100. A batch is flattened: all its sequences stand one after the
-other in one row of tokens, without padding.
+sequences one after the other; the first label of each is -100. With pictures there are two more: `pictures` (list<string>), the digests of
+the row's pictures in order, and `picture_counts` (list<int32>), how many each sequence has. A batch is flattened: all its sequences stand one
+after the other in one row of tokens, without padding.
 """
 
 import hashlib
@@ -11,9 +12,10 @@ from copy import copy
 from itertools import pairwise
 from pathlib import Path
 
-import attention  # noqa: F401  registers it
+import attention
 import head
 import numpy as np
+import pictures
 import pyarrow as pa
 import torch
 from spec import TrainerError
@@ -27,11 +29,15 @@ COLUMNS = ("input_ids", "labels", "seq_lengths")
 
 
 class Rows(torch.utils.data.Dataset):
-    """Rows of the shards `<kind>-*.arrow`, memory-mapped. A row is a dict of int32 arrays, one per column."""
+    """
+    Rows of the shards `<kind>-*.arrow`, memory-mapped. A row is a dict of int32 arrays, one per column; one with pictures has these as well.
+    """
 
     columns: tuple[str, ...] = COLUMNS
 
     def __init__(self, directory: Path, kind: str, vocabulary: int):
+        self.album = pictures.Album(directory.parent / "base", directory.parent / "pictures")
+        self.pictures: list[tuple[list, list] | None] = []  # of each record batch, by row: digests, and how many each sequence has
         self.batches = [batch for path in sorted(directory.glob(f"{kind}-*.arrow")) for batch in self.read_shard(path, vocabulary)]
         # A row without a supervised token teaches nothing, and a batch of such rows would divide by zero.
         self.kept, self.dropped, self.supervised_tokens = [], 0, 0
@@ -48,7 +54,11 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         number, row = self.kept[index]
         values, bounds = self.batches[number]
-        return {name: values[name][bounds[name][row] : bounds[name][row + 1]] for name in self.columns}
+        found: dict = {name: values[name][bounds[name][row] : bounds[name][row + 1]] for name in self.columns}
+        if (of_batch := self.pictures[number]) is not None:
+            digests, counts = of_batch
+            found |= {"pictures": [self.album.picture(digest) for digest in digests[row]], "picture_counts": counts[row]}
+        return found
 
     def first(self, count: int) -> "Rows":
         """The first `count` rows, sharing the memory of all."""
@@ -68,14 +78,14 @@ class Rows(torch.utils.data.Dataset):
             row = self[index]
             for values in (row[name] for name in self.columns):
                 sha.update(len(values).to_bytes(8, "little") + values.astype("<i4").tobytes())
+            for picture in row.get("pictures", ()):
+                sha.update(picture.digest.encode())
         return f"sha256:{sha.hexdigest()}"
 
     def sequences(self, counted=iter):
-        """Every sequence as (input_ids, labels), in order. counted(indices): iterates over the rows' indices."""
+        """Every sequence as a row of its own, in order. counted(indices): iterates over the rows' indices."""
         for index in counted(range(len(self))):
-            row = self[index]
-            for start, end in pairwise([0, *np.cumsum(row["seq_lengths"]).tolist()]):
-                yield row["input_ids"][start:end], row["labels"][start:end]
+            yield from sequences_of(self[index])
 
     def read_shard(self, path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
         """Returns each record batch as (flat values, row bounds), both by column. Raises SHARD_INVALID."""
@@ -97,12 +107,33 @@ class Rows(torch.utils.data.Dataset):
                         raise ValueError(f"a token id is outside the base's vocabulary of {vocabulary}")
                     self.check(values, bounds)
                 batches.append((values, bounds))
+                self.pictures.append(self.read_pictures(batch, bounds["seq_lengths"]) if "pictures" in batch.schema.names else None)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             raise TrainerError("SHARD_INVALID", f"shards/{path.name}: {error}", f"shards/{path.name}") from error
         return batches
 
+    def read_pictures(self, batch: pa.RecordBatch, sequences: np.ndarray) -> tuple[list, list]:
+        """The digests and counts of each row of a record batch. Raises ValueError."""
+        digests, counts = batch.column("pictures").to_pylist(), batch.column("picture_counts").to_pylist()
+        if any(sum(each) != len(named) for named, each in zip(digests, counts, strict=True)) or [len(each) for each in counts] != np.diff(sequences).tolist():
+            raise ValueError("picture_counts does not say how many pictures each sequence has")
+        for digest in {digest for named in digests for digest in named}:
+            self.album.picture(digest)
+        return digests, counts
+
     def check(self, values: dict, bounds: dict) -> None:
         """Checks what a method needs beyond that, on a record batch that is not empty. Raises ValueError."""
+
+
+def sequences_of(row: dict):
+    """Each sequence of a row as a row of its own."""
+    taken, counts = 0, row.get("picture_counts")
+    for number, (start, end) in enumerate(pairwise([0, *np.cumsum(row["seq_lengths"]).tolist()])):
+        sequence = {"input_ids": row["input_ids"][start:end], "labels": row["labels"][start:end], "seq_lengths": np.array([end - start])}
+        if counts is not None:
+            sequence["pictures"] = row["pictures"][taken : taken + counts[number]]
+            taken += counts[number]
+        yield sequence
 
 
 def rows_within_budget(tokens: np.ndarray, budget: float) -> int:
@@ -126,7 +157,7 @@ def flatten(rows: list[dict], targets: str = "labels") -> dict:
     The collator: rows to one flattened batch. `input_ids` and `position_ids` [1, tokens], `cu_seq_lens_*`
     [sequences + 1]. The output head takes a fifth of a small model's time, so it runs only at the positions that
     predict a supervised token: `logits_to_keep` [n]. The expected tokens are `labels` [1 + n]; the first is always -100,
-    because transformers counts supervised tokens from the second one on. `targets`: the column of the rows that holds the labels.
+    because transformers counts supervised tokens from the second one on. Pictures: see pictures.py. `targets`: the column of the rows that holds the labels.
     """
     input_ids = np.concatenate([row["input_ids"] for row in rows])
     labels = np.concatenate([row[targets] for row in rows])
@@ -143,6 +174,7 @@ def flatten(rows: list[dict], targets: str = "labels") -> dict:
         "max_length_k": int(lengths.max()),
         "logits_to_keep": torch.from_numpy(supervised - 1),
         "labels": torch.from_numpy(np.concatenate([[-100], labels[supervised]]).astype(np.int64)),
+        **pictures.inputs_of([picture for row in rows for picture in row.get("pictures", ())], input_ids),
     }
 
 
@@ -170,7 +202,7 @@ def inputs_of(model, batch: dict) -> tuple[dict, torch.Tensor]:
 
 @torch.no_grad()
 def evaluate(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, float, int]:
-    """Returns (mean loss, accuracy, number) over the supervised tokens of (input_ids, labels) pairs.
+    """Returns (mean loss, accuracy, number) over the supervised tokens of sequences, each a row of its own.
 
     Accuracy is the share of tokens that the model finds likeliest.
     """
@@ -191,11 +223,11 @@ def evaluate(model, sequences, tokens_per_pass: int = 2048) -> tuple[float, floa
             count += labels.numel()
         waiting, size = [], 0
 
-    for input_ids, labels in sequences:
-        if size + len(input_ids) > tokens_per_pass:
+    for sequence in sequences:
+        if size + len(sequence["input_ids"]) > tokens_per_pass:
             flush()
-        waiting.append({"input_ids": input_ids, "labels": labels, "seq_lengths": np.array([len(input_ids)])})
-        size += len(input_ids)
+        waiting.append(sequence)
+        size += len(sequence["input_ids"])
     flush()
     model.train(was_training)
     return total / max(count, 1), right / max(count, 1), count
@@ -223,11 +255,16 @@ def prove_packing(model, rows: Rows, batch_size: int, max_rows: int, max_tokens:
     sampled, size = [], 0
     for row in (rows[index] for index in range(min(max_rows, len(rows)))):
         sequences = []
-        for start, end in pairwise([0, *np.cumsum(row["seq_lengths"]).tolist()]):
-            end = min(end, start + LONGEST_PROVEN)
-            if (row["labels"][start:end] != -100).any() and (size == 0 or size + end - start <= max_tokens):
-                sequences.append({"input_ids": row["input_ids"][start:end], "labels": row["labels"][start:end], "seq_lengths": np.array([end - start])})
-                size += end - start
+        for sequence in sequences_of(row):
+            length = len(sequence["input_ids"])
+            if length > LONGEST_PROVEN:
+                if sequence.get("pictures"):  # its beginning might end within a picture
+                    continue
+                length = LONGEST_PROVEN
+                sequence |= {"seq_lengths": np.array([length])} | {name: sequence[name][:length] for name in ("input_ids", "labels")}
+            if (sequence["labels"] != -100).any() and (size == 0 or size + length <= max_tokens):
+                sequences.append(sequence)
+                size += length
         if sequences:
             sampled.append(sequences)
 
@@ -248,16 +285,17 @@ def prove_packing(model, rows: Rows, batch_size: int, max_rows: int, max_tokens:
         packed += means(torch.cat([part for (part,) in parts]), [int((sequence["labels"] != -100).sum()) for sequence in sequences])
 
     base, implementation = model.get_base_model(), model.config._attn_implementation
-    base.set_attn_implementation("eager")  # each base's own code; transformers' other implementations may leave something out as well
+    attention.use(base, "eager")  # each base's own code; transformers' other implementations may leave something out as well
     alone = []
     for sequence in (sequence for row in sampled for sequence in row):
         input_ids = torch.from_numpy(sequence["input_ids"].astype(np.int64))[None].to(model.device)
         targets = torch.from_numpy(sequence["labels"][1:].astype(np.int64)).to(model.device)
         kept = (targets != -100).nonzero()[:, 0]
-        inputs = {"input_ids": input_ids, "use_cache": False, "logits_to_keep": kept}
+        seen = pictures.inputs_of(sequence.get("pictures", ()), sequence["input_ids"])
+        inputs = {"input_ids": input_ids, "use_cache": False, "logits_to_keep": kept} | {name: value.to(model.device) for name, value in seen.items()}
         parts = head.of_logits(model, inputs, targets[kept], each)
         alone += means(torch.cat([part for (part,) in parts]), [len(kept)])
-    base.set_attn_implementation(implementation)
+    attention.use(base, implementation)
     model.train(was_training)
 
     # In bf16, rounding depends on the shapes of the products. A leak between sequences changes a loss by more than rounding does.

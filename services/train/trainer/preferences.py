@@ -70,6 +70,9 @@ class PreferenceRows(packing.Rows):
         if (np.diff(so_far[np.concatenate([[0], np.cumsum(values["seq_lengths"])])]) == 0).any():
             raise ValueError("a sequence has no answer: all its labels are -100")
 
+    def read_pictures(self, batch, sequences):
+        raise ValueError("preferences are learned from text only: train rows with pictures with the method supervised, or leave the pictures out")
+
     def __getitem__(self, index: int) -> dict:
         row = super().__getitem__(index)
         row["reference"] = self.reference[:, self.first_sequence[index] : self.first_sequence[index + 1]]

@@ -4,13 +4,17 @@ that it applies this adapter. Recorded are greedy tokens, the natural log-probab
 and the likeliest first tokens. Replicas are asked for the first tokens.
 """
 
+import base64
 from contextlib import contextmanager, nullcontext
 
+import attention
 import numpy as np
+import pictures
 import torch
 import unpack
 from language_model import text_config
 from packing import flatten, inputs_of
+from spec import TrainerError
 
 
 @contextmanager
@@ -29,29 +33,74 @@ def one_thread_if_small(model):
         torch.set_num_threads(threads)
 
 
+# Of a picture in a probe: the evidence holds it, and each replica is sent it. A probe with a larger one is left out; others prove.
+LARGEST_PICTURE = 1024 * 1024
+
+
+def find_pictures(spec: dict, album: pictures.Album) -> None:
+    """
+    Puts the pictures into those of the spec's probes that show some, as `shown`, and into their `messages` as data URLs, which is how a
+    replica is asked. Leaves out what cannot be asked so. Raises SHARD_INVALID, PICTURE_UNREADABLE
+    """
+    kept = []
+    for probe in spec["probes"]:
+        try:
+            probe["shown"] = [album.picture(digest) for digest in probe.get("pictures") or []]
+        except ValueError as error:
+            raise TrainerError("SHARD_INVALID", f"probe {probe['name']}: {error}", "probes") from error
+        if not probe["shown"]:
+            kept.append(probe)
+        elif probe.get("messages") and all(album.path_of(digest).stat().st_size <= LARGEST_PICTURE for digest in probe["pictures"]):
+            kept.append(probe)
+            for part in (part for message in probe["messages"] for part in message["content"]):
+                if part["type"] == "image":
+                    part["url"] = data_url(album.path_of(part["digest"]).read_bytes())
+    spec["probes"] = kept
+
+
+def data_url(content: bytes) -> str:
+    from io import BytesIO
+
+    from PIL import Image
+
+    kind = Image.open(BytesIO(content)).get_format_mimetype()
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def as_asked(messages: list[dict]) -> list[dict]:
+    """Messages as OpenAI's API takes them."""
+    parts = {"text": lambda part: {"type": "text", "text": part["text"]}, "image": lambda part: {"type": "image_url", "image_url": {"url": part["url"]}}}
+    return [{"role": message["role"], "content": [parts[part["type"]](part) for part in message["content"]]} for message in messages]
+
+
 @torch.inference_mode()
-def greedy(model, prompts: list[list[int]], new_tokens: int, stop: set[int]) -> tuple[list[list[int]], list[list[float]], torch.Tensor]:
+def greedy(
+    model, prompts: list[list[int]], new_tokens: int, stop: set[int], shown: list[list] | None = None
+) -> tuple[list[list[int]], list[list[float]], torch.Tensor]:
     """
     Continues all prompts greedily in one batch. Returns the tokens, their log-probabilities, and the log-probabilities of
     the whole vocabulary right after each prompt ([prompts, vocabulary], on the CPU). A stop token ends a continuation and
-    is part of it.
+    is part of it. shown: the pictures of each prompt.
     """
     answers, logprobs, first, cache = [[] for _ in prompts], [[] for _ in prompts], torch.empty(0, 0), None
     if not prompts:
         return answers, logprobs, first
     base, implementation = model.get_base_model(), model.config._attn_implementation
-    base.set_attn_implementation("sdpa")  # here prompts are padded on the left, not flattened
+    attention.use(base, "sdpa")  # here prompts are padded on the left, not flattened
     width = max(map(len, prompts))
     padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     model.eval()
     input_ids = padded
+    seen = pictures.inputs_of([picture for each in shown or [] for picture in each], np.concatenate(prompts))
+    seen = {name: value.to(model.device) for name, value in seen.items()}
 
     def forward_once():
         # A tensor and not the number 1: 1 makes a slice that is not contiguous, and then the head's weights are copied for every prompt.
         last = torch.tensor([input_ids.shape[1] - 1], device=model.device)
-        return model(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last)
+        given = seen if cache is None else {}
+        return model(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=last, **given)
 
     for step in range(max(1, new_tokens)):
         with nullcontext() if step == 0 else one_thread_if_small(model):
@@ -70,12 +119,12 @@ def greedy(model, prompts: list[list[int]], new_tokens: int, stop: set[int]) -> 
         input_ids = chosen[:, None]
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
         positions = positions[:, -1:] + 1
-    base.set_attn_implementation(implementation)
+    attention.use(base, implementation)
     return answers, logprobs, first
 
 
 @torch.inference_mode()
-def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) -> list[list[float]]:
+def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]], shown: list[list]) -> list[list[float]]:
     """Returns the log-probabilities that this model gives to tokens that another model chose, in one flattened pass."""
     if not any(answers):
         return [[] for _ in answers]
@@ -84,8 +133,9 @@ def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) ->
             "input_ids": np.array(prompt + answer, dtype=np.int32),
             "labels": np.array([-100] * len(prompt) + answer, dtype=np.int32),
             "seq_lengths": np.array([len(prompt) + len(answer)]),
+            "pictures": pictures_of,
         }
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for prompt, answer, pictures_of in zip(prompts, answers, shown, strict=True)
     ]
     model.eval()
     inputs, labels = inputs_of(model, flatten(rows))
@@ -95,7 +145,12 @@ def teacher_forced(model, prompts: list[list[int]], answers: list[list[int]]) ->
 
 def record(model, spec: dict, stop: set[int]):
     """Records the answers of a model, in its current state, to the spec's probe prompts."""
-    return greedy(model, [probe["input_ids"] for probe in spec["probes"]], spec["probe_tokens"], stop)
+    return greedy(model, [probe["input_ids"] for probe in spec["probes"]], spec["probe_tokens"], stop, shown_in(spec))
+
+
+def shown_in(spec: dict) -> list[list]:
+    """The pictures of each probe."""
+    return [probe.get("shown", []) for probe in spec["probes"]]
 
 
 def compare(model, spec: dict, base, adapter) -> list[dict]:
@@ -103,7 +158,7 @@ def compare(model, spec: dict, base, adapter) -> list[dict]:
     base_tokens, base_logprobs, base_first = base
     adapter_tokens, adapter_logprobs, adapter_first = adapter
     with model.disable_adapter():
-        base_logprobs_of_adapter = teacher_forced(model, [probe["input_ids"] for probe in spec["probes"]], adapter_tokens)
+        base_logprobs_of_adapter = teacher_forced(model, [probe["input_ids"] for probe in spec["probes"]], adapter_tokens, shown_in(spec))
     return [
         {
             "name": probe["name"],
@@ -111,6 +166,7 @@ def compare(model, spec: dict, base, adapter) -> list[dict]:
             "base": {"tokens": base_tokens[i], "logprobs": base_logprobs[i]},
             "adapter": {"tokens": adapter_tokens[i], "logprobs": adapter_logprobs[i], "base_logprobs": base_logprobs_of_adapter[i]},
             "first": first_tokens(base_first[i], adapter_first[i]),
+            **({"messages": as_asked(probe["messages"])} if probe.get("shown") else {}),
         }
         for i, probe in enumerate(spec["probes"])
     ]

@@ -11,6 +11,7 @@ In:
     DIR/spec.json       what to train; see spec.py
     DIR/base/           the base, a Hugging Face directory
     DIR/shards/         train-*.arrow and, if there are held-out rows, eval-*.arrow; see packing.py, and preferences.py for pairs
+    DIR/pictures/       the files of the rows' and probes' pictures, named by their sha256 in hex; see pictures.py
     DIR/resume/         a complete checkpoint of the same run, optional
     DIR/init/           with init in spec.json: an adapter that was published here, with which training begins
     DIR/import/         with method import in spec.json: an adapter from elsewhere, instead of shards; see adopt.py
@@ -31,6 +32,7 @@ Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to 
     SPEC_INVALID  LORA_FIELD_REFUSED  TRAINING_FIELD_REFUSED                            the spec
     NO_TARGET_MODULES  TARGET_MODULE_UNSUPPORTED  INIT_FROM_MISMATCH
     BASE_UNREADABLE  SHARD_INVALID  NO_SUPERVISED_TOKENS  RESUME_INVALID                the inputs
+    BASE_CANNOT_SEE  PICTURE_UNREADABLE
     PATTERN_TOO_COSTLY                                                                  the spec's expressions
     ADAPTER_CONFIG_INVALID  ADAPTER_FEATURE_UNSUPPORTED  ADAPTER_UNREADABLE             what is adopted
     ADAPTER_EMPTY  ADAPTER_DTYPE  ADAPTER_NAN  ADAPTER_ZERO  ADAPTER_TENSOR_UNKNOWN
@@ -221,6 +223,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         import language_model
         import loop
         import packing
+        import pictures
         import probes
         import torch
         from transformers import PrinterCallback, TrainingArguments
@@ -241,6 +244,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         vocabulary = model.get_input_embeddings().num_embeddings
         objective = objective_of(spec)
         objective.counted = attempt.counted
+        probes.find_pictures(spec, pictures.Album(directory / "base", directory / "pictures"))
         rows = objective.read(directory / "shards", "train", vocabulary)
         held_out = objective.read(directory / "shards", "eval", vocabulary)
         if rows.dropped:
@@ -488,6 +492,7 @@ def read_base(folder: Path, compute_type: str):
         else:
             load = language_model.auto_class_of(folder).from_pretrained
             model = load(folder, dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True)
+        attention.use(model, attention.NAME)
         attention.recur_by_sequence(model)
         return model
     except Exception as error:

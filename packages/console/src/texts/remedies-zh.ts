@@ -207,6 +207,7 @@ export const remedies: Readonly<Record<string, string>> = {
   JOBSET_UNAVAILABLE: "请查看 JobSet 的控制器；会自动重试。",
   OWNER_MISSING: "请重新安装该 release。",
   RUN_ID_TAKEN: "请用新的 ULID 重新提交训练。",
+  PICTURE_UNREADABLE: "请从数据集中移除该图片，另存为 PNG 或 JPEG 后重新上传。",
   RESUME_INVALID: "无须处理：训练会从头开始。",
   RESUME_LOST: "无须处理：训练会从头开始。",
   COURIER_CRASHED: "请查看其日志；会自动重试。",
@@ -361,6 +362,8 @@ export const remedies: Readonly<Record<string, string>> = {
   unsupported_task: "请换一个模型，或请运维人员为此启动引擎。",
   tools_unsupported:
     "请去掉工具，换用对话模板支持工具的基座，或请运维人员设置引擎的 `toolCallParser`（`loraline up --tool-call-parser`）。",
+  pictures_unsupported: "请只用文本提问，或使用 `GET /v1/models` 中 `modalities` 含 `image` 的模型。",
+  picture_refused: "请直接发送图片（`data:image/png;base64,…`）：不会从别处获取图片。提示说明了一个请求最多可含几张。",
   response_not_cancellable: "请关闭连接以停止正在进行的回答。",
   previous_response_not_found: "请在 `input` 中发送对话的各项。",
   server_error: "请再问一次。",

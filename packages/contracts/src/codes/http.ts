@@ -103,6 +103,14 @@ export const httpCodes = defineArea(
       "The request has tools, and the model's engine has no parser that would find calls of them in its answers.",
       "Remove tools, use a base whose chat template has tools, or have the operator set `toolCallParser` of the engine (`loraline up --tool-call-parser`).",
     ],
+    pictures_unsupported: [
+      "The request has pictures, and the model's base takes none.",
+      "Ask with text only, or use a model whose `modalities` in `GET /v1/models` have `image`.",
+    ],
+    picture_refused: [
+      "A picture is not a data URL of a PNG, JPEG, WebP or GIF, or there are more than a request may have.",
+      "Send the picture itself (`data:image/png;base64,…`): it is fetched from nowhere. The message says how many a request may have.",
+    ],
     response_not_cancellable: [
       "Only responses that are made in the background can be cancelled, and none are here.",
       "Close the connection to stop a response that is being answered.",

@@ -343,6 +343,10 @@ export const attemptCodes = defineArea(
     ],
     OWNER_MISSING: ["The release's ConfigMap that owns all attempts is gone.", "Install the release again."],
     RUN_ID_TAKEN: ["Another tenant's run has the same id.", "Request the run again under a new ULID.", "user"],
+    PICTURE_UNREADABLE: [
+      "A picture that was stored for a run cannot be read by the trainer.",
+      "Remove the picture from the dataset, and upload it again as PNG or JPEG.",
+    ],
     RESUME_INVALID: [
       "The checkpoint to go on from does not fit the run, mostly after an update of the trainer.",
       "Nothing has to be done: training begins again from the start.",

@@ -155,6 +155,7 @@ export const engineView = z.object({
   maxCpuLoras: z.int(),
   maxModelLen: z.int(),
   toolCallParser: engineRecord.shape.toolCallParser,
+  pictures: engineRecord.shape.pictures,
   replicas: z.array(replicaReport.pick({ replica: true, ready: true, incarnation: true, counts: true, problem: true })),
   versions: z.int().describe("Adapter versions that are wanted on it, of all tenants."),
   asked: z.object({

@@ -257,6 +257,9 @@ export const jobCheckpointObject = z.object({
 });
 export type JobCheckpointObject = z.infer<typeof jobCheckpointObject>;
 
+const modality = z.enum(["text", "image"]);
+export type Modality = z.infer<typeof modality>;
+
 export const modelObject = z.object({
   id: z.string(),
   object: z.literal("model"),
@@ -270,6 +273,7 @@ export const modelObject = z.object({
       digest: z.string().nullable(),
       provenReplicas: z.int(),
       readyReplicas: z.int(),
+      modalities: z.array(modality).optional().describe("What a request may have. `image`: pictures, as data URLs in a conversation."),
     })
     .optional(),
 });

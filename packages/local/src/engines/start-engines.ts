@@ -74,6 +74,7 @@ export async function startLocalEngine(
   // vLLM computes with quantised weights in half precision only, also where the processor is slow in it.
   const fastest = (await isQuantised(baseDir)) ? "bfloat16" : nativeComputeType(env);
   const computeType: ComputeType = dtype === "auto" ? fastest : dtype;
+  const parts = await readServedParts(baseDir);
   const worker = await startEngine({
     name: child,
     stateDir,
@@ -83,7 +84,7 @@ export async function startLocalEngine(
       name,
       dir: baseDir,
       templateFile: await keepTemplate(stateDir, engine, text),
-      parts: await readServedParts(baseDir),
+      parts,
     },
     port,
     settings: limits,
@@ -117,6 +118,7 @@ export async function startLocalEngine(
       maxModelLen,
       computeType,
       toolCallParser,
+      pictures: parts.pictures,
       // engine.py corrects most of what vLLM does wrong there. But an adapter on the output layer, in one batch with other requests,
       // still stops the engine.
       promptLogprobs: false,

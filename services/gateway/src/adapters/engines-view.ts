@@ -20,7 +20,7 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
       asked: adapters,
       windowMs,
     });
-    const { maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, toolCallParser } = engine;
+    const { maxLoraRank, maxLoras, maxCpuLoras, maxModelLen, toolCallParser, pictures } = engine;
     return {
       engine: engine.engine,
       base: engine.base.name,
@@ -30,6 +30,7 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
       maxCpuLoras,
       maxModelLen,
       toolCallParser,
+      pictures: pictures ?? 0,
       replicas,
       versions: versions.count,
       asked: { adapters, windowMs },

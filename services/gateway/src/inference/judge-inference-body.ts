@@ -1,6 +1,7 @@
 /** Pure: refuses requests that an engine must not or cannot answer; says how many tokens a request may cost at most. */
 import type { EngineRecord } from "@loraline/contracts";
 import { badRequest } from "../errors.ts";
+import { judgePictures } from "./engines/judge-pictures.ts";
 
 export const inferencePaths = ["chat/completions", "completions", "embeddings"] as const;
 export type InferencePath = (typeof inferencePaths)[number];
@@ -25,7 +26,7 @@ const read = {
 export function judgeInferenceBody(
   path: InferencePath,
   body: Body,
-  engine: Pick<EngineRecord, "tasks" | "promptLogprobs" | "toolCallParser"> | undefined,
+  engine: Pick<EngineRecord, "tasks" | "promptLogprobs" | "toolCallParser" | "pictures"> | undefined,
 ): void {
   for (const [field, type] of Object.entries(read)) {
     const value = body[field] ?? undefined;
@@ -49,6 +50,7 @@ export function judgeInferenceBody(
       "tools",
     );
   }
+  judgePictures(body, engine);
   if (engine !== undefined && (engine.promptLogprobs ?? true)) return;
   const asks = given(body["prompt_logprobs"])
     ? "prompt_logprobs"

@@ -1,5 +1,5 @@
 /** `GET /v1/models`: the bases, and the tenant's own aliases and versions that are proven. */
-import type { EngineRecord, ModelObject, RoutedAdapter, RoutedVersion } from "@loraline/contracts";
+import type { EngineRecord, Modality, ModelObject, RoutedAdapter, RoutedVersion } from "@loraline/contracts";
 import type { FastifyInstance } from "fastify";
 import { boundNameOf } from "../access/decide-models.ts";
 import type { GatewayContext } from "../context.ts";
@@ -32,6 +32,8 @@ const readyOf = ({ replicas }: Candidates): number => replicas.filter(({ state, 
 const baseModels = (view: RoutingView, tenant: string, ready: (engine: string) => number): ModelObject[] =>
   [...Map.groupBy(enginesFor(view, tenant), ({ base }) => base.name)].map(([base, engines]) => baseModel(base, engines, ready));
 
+const modalitiesOf = (takesPictures: boolean): Modality[] => (takesPictures ? ["text", "image"] : ["text"]);
+
 /** A base is one model, however many engines serve it. */
 function baseModel(base: string, engines: readonly EngineRecord[], readyOn: (engine: string) => number): ModelObject {
   const ready = engines.reduce((sum, { engine }) => sum + readyOn(engine), 0);
@@ -40,12 +42,21 @@ function baseModel(base: string, engines: readonly EngineRecord[], readyOn: (eng
     object: "model",
     created: Math.min(...engines.map(({ updatedAt }) => unix(updatedAt))),
     owned_by: "loraline",
-    loraline: { base, adapter: null, version: null, digest: null, provenReplicas: ready, readyReplicas: ready },
+    loraline: {
+      base,
+      adapter: null,
+      version: null,
+      digest: null,
+      provenReplicas: ready,
+      readyReplicas: ready,
+      modalities: modalitiesOf(engines.every(({ pictures }) => (pictures ?? 0) > 0)),
+    },
   };
 }
 
 /** @param retired - this version too if it was retired: it answers when it is loaded again. */
 function adapterModels(view: RoutingView, adapter: RoutedAdapter, readyOn: (engine: string) => number, retired?: number): ModelObject[] {
+  const modalities = modalitiesOf((view.engine(adapter.engine)?.pictures ?? 0) > 0);
   const model = (id: string, version: RoutedVersion, provenReplicas: number): ModelObject => ({
     id,
     object: "model",
@@ -58,6 +69,7 @@ function adapterModels(view: RoutingView, adapter: RoutedAdapter, readyOn: (engi
       digest: version.digest,
       provenReplicas,
       readyReplicas: readyOn(adapter.engine),
+      modalities,
     },
   });
   const name = `${adapter.tenant}/${adapter.adapter}`;

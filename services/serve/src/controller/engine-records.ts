@@ -8,8 +8,8 @@ import { type Log, PermanentError } from "@loraline/runtime";
 /** Pure: takes the base's description from the last record while its files cannot be read. It still holds for replicas and adapters that exist. */
 export function withWhatWasKnown<R extends Omit<EngineRecord, "updatedAt">>(described: R, known: EngineRecord | undefined): R {
   if (described.base.digest !== unreadDigest || known === undefined || known.base.name !== described.base.name) return described;
-  const { base, derivedFrom, modules, toolCallParser, template, templateDigest, templateProbe } = known;
-  return { ...described, base, derivedFrom, modules, toolCallParser, template, templateDigest, templateProbe };
+  const { base, derivedFrom, modules, toolCallParser, pictures, template, templateDigest, templateProbe } = known;
+  return { ...described, base, derivedFrom, modules, toolCallParser, pictures, template, templateDigest, templateProbe };
 }
 
 interface BasesWatchDeps {

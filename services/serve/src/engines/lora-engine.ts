@@ -6,6 +6,7 @@
  * - It answers OpenAI's API under its URL, and takes a LoRA name or the base's name as `model`: the gateway asks it directly.
  * - It reads an adapter from a folder with `adapter_config.json` and `adapter_model.safetensors`, and may read it again while it lists it.
  */
+import type { ProbeRecord } from "@loraline/contracts";
 
 /** A model as the engine lists it. */
 interface ListedModel {
@@ -54,6 +55,17 @@ export interface LoraEngine extends Disposable {
    * @throws EngineUnknownError when there was no answer; EngineRefusedError when the engine said no.
    */
   nextTokenLogprobs(model: string, prompts: readonly (readonly number[])[], tokens: readonly number[]): Promise<Map<number, number>[]>;
+  /**
+   * The same after one conversation with pictures, which stand in it as data URLs.
+   * @param expected token ids that the engine must make of the conversation.
+   * @throws EngineUnknownError; EngineRefusedError, also when it makes other tokens.
+   */
+  nextTokenLogprobsInChat(
+    model: string,
+    messages: NonNullable<ProbeRecord["messages"]>,
+    tokens: readonly number[],
+    expected: readonly number[],
+  ): Promise<Map<number, number>>;
   /**
    * Token ids of a conversation in the chat template that the engine applies, ready to be answered.
    * @throws EngineUnknownError, EngineRefusedError (also when the engine has no such function)

@@ -53,7 +53,8 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
         (derivedFrom) => ({ derivedFrom }),
         (error: unknown) => ({ problem: problemOfBase(error, engine, base) }),
       );
-      return { base: loaded.ref, ...twin, toolCallParser, origin: await readBaseOrigin(join(basesDir, base)), ...template };
+      const { pictures } = await readServedParts(join(basesDir, base));
+      return { base: loaded.ref, ...twin, toolCallParser, pictures, origin: await readBaseOrigin(join(basesDir, base)), ...template };
     };
     described.push({
       engine,

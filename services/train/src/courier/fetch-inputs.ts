@@ -12,7 +12,7 @@ import {
   type TokenManifest as Tokens,
   type TrainerSpec,
 } from "@loraline/contracts";
-import { getJson, getToFile, type Objects } from "@loraline/objects";
+import { blobOfPicture, getJson, getToFile, type Objects, readPictureTable } from "@loraline/objects";
 import { readBaseRef } from "@loraline/models/base-ref";
 import { explainSystemError, keepTrying, type KeepTryingOptions, PermanentError } from "@loraline/runtime";
 import type { AttemptSpec } from "../attempt/attempt-spec.ts";
@@ -32,7 +32,7 @@ export interface Inputs {
 }
 
 /**
- * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `base`, `resume/`, `import/`, `init/`, `twin-*` and last `spec.json` into `work`.
+ * Writes `shards/train-*.arrow`, `shards/eval-*.arrow`, `pictures/*`, `base`, `resume/`, `import/`, `init/`, `twin-*` and last `spec.json` into `work`.
  * @throws PermanentError BASE_MISSING, BASE_MISMATCH, OBJECT_MISSING, OBJECT_CORRUPT, DISK_FULL …
  */
 export async function fetchInputs(deps: {
@@ -60,10 +60,16 @@ export async function fetchInputs(deps: {
     const shards = (["train", "eval"] as const).flatMap((split) =>
       tokens[split].map(({ blob }, n) => fetch(blob, `shards/${split}-${String(n).padStart(5, "0")}.arrow`)),
     );
+    const pictures = await picturesOf(tokens, deps, patience);
     const ofMethod = trainMethodOf(attempt.runSpec);
     const files = ofMethod.files.map(({ blob, path }) => fetch(blob, path));
     const init = attempt.init === null ? [] : await initialFiles(attempt.init, deps, patience);
-    await inParallel(downloadsAtOnce, [...shards, ...files, ...init.map(({ path, blob }) => fetch(blob, `init/${path}`))]);
+    await inParallel(downloadsAtOnce, [
+      ...shards,
+      ...pictures.map((blob) => fetch(blob, `pictures/${blob.digest.slice("sha256:".length)}`)),
+      ...files,
+      ...init.map(({ path, blob }) => fetch(blob, `init/${path}`)),
+    ]);
 
     let resumedFromStep: number | null = null;
     let resumeLost: string | null = null;
@@ -108,6 +114,20 @@ export async function fetchInputs(deps: {
     throw explainSystemError(error, `fetching the inputs of ${attempt.name} to ${work}`);
   }
 }
+
+/** The pictures of the rows and probes. */
+const picturesOf = async (
+  { pictures }: TokenManifest,
+  { spec, objects }: { spec: AttemptSpec; objects: Pick<Objects, "get"> },
+  patience: KeepTryingOptions,
+): Promise<BlobRef[]> =>
+  pictures === undefined
+    ? []
+    : keepTrying(
+        "fetch the table of pictures",
+        async () => (await Array.fromAsync(readPictureTable(objects, spec.tenant, pictures.table))).map(blobOfPicture),
+        patience,
+      );
 
 /** @throws PermanentError INIT_FROM_UNKNOWN: the version was deleted since the run was tokenized. */
 async function initialFiles(

@@ -29,7 +29,7 @@ def model(request, tiny_base):
 def test_rows_come_back_as_they_were_written(rows):
     written = make_rows(5, seed=1) + make_rows(5, seed=2, packed=2)
     assert len(rows) == 10
-    assert [(tokens.tolist(), labels.tolist()) for tokens, labels in rows.sequences()] == [pair for row in written for pair in row]
+    assert [(each["input_ids"].tolist(), each["labels"].tolist()) for each in rows.sequences()] == [pair for row in written for pair in row]
 
 
 def test_a_flattened_batch(rows):
@@ -59,9 +59,7 @@ def test_gradients_of_a_packed_batch_equal_those_of_its_sequences(tiny_base, row
 
     together = packing.flatten([rows[0], rows[1]])
     items = together["labels"].numel() - 1
-    alone = [
-        packing.flatten([{"input_ids": tokens, "labels": labels, "seq_lengths": np.array([len(tokens)])}]) for tokens, labels in list(rows.sequences())[:6]
-    ]
+    alone = [packing.flatten([sequence]) for sequence in list(rows.sequences())[:6]]
     assert torch.allclose(gradients([together], items), gradients(alone, items), rtol=1e-4, atol=1e-6)
 
 

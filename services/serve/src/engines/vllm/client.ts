@@ -37,6 +37,25 @@ const completion = z.object({
   ),
 });
 
+const chatCompletion = z.object({
+  prompt_token_ids: z.array(z.int()),
+  choices: z.tuple([
+    z.object({
+      logprobs: z.object({
+        content: z.tuple([z.object({ top_logprobs: z.array(z.object({ token: z.string(), logprob: z.number() })) })], z.unknown()),
+      }),
+    }),
+  ]),
+});
+
+/** Of a prompt that is only asked for the logprobs of the token after it. */
+const ofNextToken = (tokens: readonly number[]) => ({
+  max_tokens: 1,
+  temperature: 0,
+  logprob_token_ids: tokens,
+  return_tokens_as_token_ids: true,
+});
+
 export function createVllmClient(options: EngineConnection): LoraEngine {
   const { url, apiKey, healthTimeoutMs = 2000, readTimeoutMs = 5000, loadTimeoutMs = 60_000, probeTimeoutMs = 60_000 } = options;
   // The agent has its own connections, so that users' requests never keep a health check waiting.
@@ -123,6 +142,31 @@ export function createVllmClient(options: EngineConnection): LoraEngine {
     throw new EngineRefusedError(200, `the engine at ${url} answered ${path} with something else than was asked for`);
   };
 
+  /** @returns the answer of a 200. */
+  const probe = async (path: string, body: unknown): Promise<unknown> => {
+    const { status, text } = await call("POST", path, probeTimeoutMs, body);
+    if (status === 200) return parseJson(text);
+    const message = parseError(text)?.message ?? `HTTP ${status}: ${text.slice(0, 300)}`;
+    if (status >= 500) throw new EngineUnknownError(`the engine at ${url} failed on a probe: ${message}`);
+    throw new EngineRefusedError(status, message);
+  };
+  const withoutLogprobs = () =>
+    new EngineRefusedError(200, "the answer to a probe holds no logprobs for each prompt; this version of vLLM cannot be proven");
+  /** The logprob of each token, as `of` finds it in the answer. */
+  const all = (tokens: readonly number[], of: (token: number) => unknown): Map<number, number> => {
+    const found = new Map<number, number>();
+    for (const token of tokens) {
+      const logprob = of(token);
+      if (typeof logprob === "number") found.set(token, logprob);
+    }
+    const absent = tokens.filter((token) => !found.has(token));
+    if (absent.length === 0) return found;
+    throw new EngineRefusedError(
+      200,
+      `the answer to a probe lacks the logprobs of tokens ${absent.slice(0, 5).join(", ")}; vLLM must know \`logprob_token_ids\``,
+    );
+  };
+
   return {
     product: "vLLM",
     // It refuses requests for more.
@@ -162,45 +206,29 @@ export function createVllmClient(options: EngineConnection): LoraEngine {
     load: (name, path) => change(loadPath, { lora_name: name, lora_path: path }),
     unload: (name) => change("/v1/unload_lora_adapter", { lora_name: name }),
     async nextTokenLogprobs(model, prompts, tokens) {
-      const { status, text } = await call("POST", "/v1/completions", probeTimeoutMs, {
-        model,
-        prompt: prompts,
-        max_tokens: 1,
-        temperature: 0,
-        logprobs: 1,
-        logprob_token_ids: tokens,
-        return_tokens_as_token_ids: true,
-      });
-      if (status !== 200) {
-        const message = parseError(text)?.message ?? `HTTP ${status}: ${text.slice(0, 300)}`;
-        if (status >= 500) throw new EngineUnknownError(`the engine at ${url} failed on a probe: ${message}`);
-        throw new EngineRefusedError(status, message);
-      }
-      const parsed = completion.safeParse(parseJson(text));
-      if (!parsed.success || parsed.data.choices.length !== prompts.length) {
-        throw new EngineRefusedError(
-          status,
-          "the answer to a probe holds no logprobs for each prompt; this version of vLLM cannot be proven",
-        );
-      }
+      const answer = await probe("/v1/completions", { model, prompt: prompts, logprobs: 1, ...ofNextToken(tokens) });
+      const parsed = completion.safeParse(answer);
+      if (!parsed.success || parsed.data.choices.length !== prompts.length) throw withoutLogprobs();
       return parsed.data.choices
         .toSorted((a, b) => a.index - b.index)
         .map(({ logprobs }) => {
           const [answered] = logprobs.top_logprobs;
-          const found = new Map<number, number>();
-          for (const token of tokens) {
-            const logprob = answered?.[`token_id:${token}`];
-            if (typeof logprob === "number") found.set(token, logprob);
-          }
-          const absent = tokens.filter((token) => !found.has(token));
-          if (absent.length > 0) {
-            throw new EngineRefusedError(
-              status,
-              `the answer to a probe lacks the logprobs of tokens ${absent.slice(0, 5).join(", ")}; vLLM must know \`logprob_token_ids\``,
-            );
-          }
-          return found;
+          return all(tokens, (token) => answered?.[`token_id:${token}`]);
         });
+    },
+    async nextTokenLogprobsInChat(model, messages, tokens, expected) {
+      const asked = { model, messages, logprobs: true, return_token_ids: true, ...ofNextToken(tokens) };
+      const parsed = chatCompletion.safeParse(await probe("/v1/chat/completions", asked));
+      if (!parsed.success) throw withoutLogprobs();
+      const { prompt_token_ids: made, choices } = parsed.data;
+      if (made.length !== expected.length || made.some((token, i) => token !== expected[i])) {
+        throw new EngineRefusedError(
+          200,
+          `the engine makes ${made.length} tokens of a conversation with pictures that was trained as ${expected.length}, or others: it applies another chat template, or prepares pictures otherwise`,
+        );
+      }
+      const answered = new Map(choices[0].logprobs.content[0].top_logprobs.map(({ token, logprob }) => [token, logprob]));
+      return all(tokens, (token) => answered.get(`token_id:${token}`));
     },
     [Symbol.dispose]() {
       void pool.destroy();

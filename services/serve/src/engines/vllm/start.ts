@@ -30,6 +30,9 @@ export const vllmArgs = (start: VllmStart): string[] => [
   ...(start.chatTemplateFile ? [`--chat-template=${start.chatTemplateFile}`] : []),
   ...(start.toolCallParser ? ["--enable-auto-tool-choice", `--tool-call-parser=${start.toolCallParser}`] : []),
   ...(start.parts?.languageModelOnly === true ? ["--language-model-only"] : []),
+  ...Object.entries(start.parts ? pictureFlags(start.parts) : {}).flatMap(([flag, value]) =>
+    Array.isArray(value) ? [`--${flag}`, ...value.map(String)] : [`--${flag}=${JSON.stringify(value)}`],
+  ),
   ...(start.parts?.loraModules ? ["--lora-target-modules", ...start.parts.loraModules] : []),
   "--enable-lora",
   `--max-lora-rank=${start.maxLoraRank}`,
@@ -37,6 +40,15 @@ export const vllmArgs = (start: VllmStart): string[] => [
   `--max-cpu-loras=${start.maxCpuLoras}`,
   `--max-model-len=${start.maxModelLen}`,
 ];
+
+/**
+ * Flags, without dashes, of an engine that takes pictures. It fetches none: a request that names an address could make it ask servers that only it
+ * can reach, so only those of a domain that cannot exist are allowed. It keeps none from one request for the next, or the time of an answer
+ * would tell a tenant which pictures others had sent, and whoever knows a picture's `uuid` could ask about it.
+ */
+export const pictureFlags = ({ pictures }: Pick<ServedParts, "pictures">): Record<string, unknown> =>
+  pictures === 0 ? {} : { "limit-mm-per-prompt": { image: pictures }, "allowed-media-domains": [noDomain], "mm-processor-cache-gb": 0 };
+const noDomain = "pictures.invalid";
 
 /** Flags of an engine on a CPU that shares its machine with training. */
 export const vllmCpuArgs = (computeType: ComputeType): string[] => [
@@ -52,6 +64,8 @@ export const vllmEnv = {
   VLLM_ALLOW_RUNTIME_LORA_UPDATING: "True",
   VLLM_NO_USAGE_STATS: "1",
   HF_HUB_OFFLINE: "1",
+  // A small file may hold a picture that takes gigabytes when it is unpacked.
+  VLLM_MAX_IMAGE_PIXELS: "50000000",
 } as const;
 
 export const vllmCpuEnv = {

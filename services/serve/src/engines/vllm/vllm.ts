@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { EngineKind } from "../engine-kind.ts";
 import { createVllmClient } from "./client.ts";
 import { judgeVllmSettings } from "./judge-settings.ts";
+import { pictureFlags } from "./start.ts";
 import { vllmToolParserOf } from "./tool-parsers.ts";
 
 const guard = "loraline_guard.py";
@@ -13,12 +14,13 @@ export const vllm: EngineKind = {
   connect: createVllmClient,
   judgeSettings: judgeVllmSettings,
   toolCallParserOf: vllmToolParserOf,
-  startFiles: async ({ toolCallParser, parts: { languageModelOnly, loraModules } }) => ({
+  startFiles: async ({ toolCallParser, parts: { languageModelOnly, pictures, loraModules } }) => ({
     [guard]: await readFile(join(import.meta.dirname, guard), "utf8"),
     // Given with --config. JSON is YAML, too.
     "vllm.yaml": JSON.stringify({
       ...(toolCallParser === null ? {} : { "enable-auto-tool-choice": true, "tool-call-parser": toolCallParser }),
       ...(languageModelOnly ? { "language-model-only": true } : {}),
+      ...pictureFlags({ pictures }),
       ...(loraModules === null ? {} : { "lora-target-modules": loraModules }),
     }),
   }),
