@@ -10,23 +10,29 @@ interface FetchPictureDeps {
   quotas: TenantQuotas;
   settings: Pick<ImportSettings, "maxBytes">;
   signal: AbortSignal;
+  /** A clock in milliseconds, which only goes forward. */
+  now?: () => number;
 }
 
 const timeoutMs = 60_000;
+/** Longest time that servers may take for all pictures of one dataset: meanwhile it has a place at which others' datasets would be read. */
+const mostMs = 60 * 60_000;
 const tries = 3;
 const pauseMs = 1000;
 
 /**
  * @returns a function for the pictures of one dataset. It throws QUOTA_STORAGE when they are more than what the tenant, or an import, may have
- * in all; else what the guarded fetch throws: a server that does not answer was asked three times.
+ * in all, FETCH_TOO_SLOW when their servers took too long together; else what the guarded fetch throws: a server that does not answer was asked
+ * three times.
  */
 export async function createPictureFetch(
-  { bus, fetch, quotas, settings, signal }: FetchPictureDeps,
+  { bus, fetch, quotas, settings, signal, now = () => performance.now() }: FetchPictureDeps,
   tenant: string,
 ): Promise<(url: string, maxBytes: number) => Promise<Uint8Array>> {
   const { storageBytes } = quotas.of(tenant);
   let room: Promise<number> | undefined;
   let fetched = 0;
+  let waitedMs = 0;
   // Asked with the first picture: most datasets have none.
   const measure = async (): Promise<number> =>
     Math.min(settings.maxBytes, storageBytes === null ? Number.POSITIVE_INFINITY : storageBytes - sumOf(await bus.stored(tenant)));
@@ -39,6 +45,11 @@ export async function createPictureFetch(
   return async (url, maxBytes) => {
     const most = await (room ??= measure());
     for (let tried = 1; ; tried++) {
+      if (waitedMs >= mostMs) {
+        const message = `servers took more than ${mostMs / 60_000} minutes for the pictures before it. Split the file, or upload the pictures in an archive.`;
+        throw new PermanentError("FETCH_TOO_SLOW", message);
+      }
+      const began = now();
       try {
         const bytes = await read(url, maxBytes);
         fetched += bytes.byteLength;
@@ -47,6 +58,8 @@ export async function createPictureFetch(
         if (!(error instanceof RetryLaterError) || tried === tries) throw error;
         await sleep(pauseMs * tried, undefined, { signal });
         continue;
+      } finally {
+        waitedMs += now() - began;
       }
       throw new PermanentError(
         "QUOTA_STORAGE",
