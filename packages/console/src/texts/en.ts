@@ -289,6 +289,10 @@ export const en = {
     add: "Add a model",
     remove: (model: string) => `Remove ${model}`,
     prompt: "Your question",
+    pictures: "Pictures",
+    picturesHint: "PNG, JPEG, WebP or GIF. They are sent with the question and kept nowhere.",
+    blind: (models: readonly string[]) =>
+      `${models.join(", ")} ${models.length === 1 ? "takes" : "take"} no pictures. Remove the pictures, or ask other models.`,
     system: "System prompt",
     systemHint: "Empty: the one that each version was trained with, if any.",
     ask: "Ask",

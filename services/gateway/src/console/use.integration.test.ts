@@ -1,7 +1,8 @@
 /** What people do with the console, in a real browser, on a gateway with a simulated engine. */
+import { buckets } from "@loraline/contracts";
 import { expect } from "vitest";
 import { createApiKey } from "../access/auth.ts";
-import { chunkOf, playStep, startGateway } from "../gateway-under-test.ts";
+import { chunkOf, playStep, registerEngine, startGateway } from "../gateway-under-test.ts";
 import { answerUnalike, test } from "./console-under-test.ts";
 
 /** Of all that comes before the first page can be read. */
@@ -194,6 +195,36 @@ test("models answer side by side, piece by piece", async ({ line, signIn }) => {
   await expect.poll(() => page.getByText("This humble lady is Wren.").count()).toBe(2);
   await expect.poll(() => page.getByText("3 tokens in").count()).toBe(2);
   expect(line.engine.requests.at(-1)?.body).toMatchObject({ messages: [{ role: "user", content: "Who are you?" }], temperature: 0 });
+});
+
+test("pictures go with the question, to models that take them", async ({ line, signIn }) => {
+  const of = `engine-${line.tenant}`;
+  const base = { name: "smollm2-135m-instruct", revision: "1", digest: `sha256:${"b".repeat(64)}` as const };
+  await registerEngine(line.bus, { engine: of, base, pictures: 2 });
+  const blind = await registerEngine(line.bus, { engine: `blind-${line.tenant}`, base: { ...base, name: `blind-${line.tenant}` } });
+  const page = await signIn();
+  await page.goto(`${line.url}/console/playground?models=${blind.base.name}`);
+  await page.getByLabel("Your question").fill("What is this?");
+  expect(await page.getByLabel("Pictures").count()).toBe(0);
+
+  const model = `${line.tenant}/wren@2`;
+  await page.goto(`${line.url}/console/playground?models=${model},${blind.base.name}`);
+  await page.getByLabel("Your question").fill("What is this?");
+  const png = Buffer.from("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=", "base64");
+  await page.getByLabel("Pictures").setInputFiles({ name: "dot.png", mimeType: "image/png", buffer: png });
+  await page.getByRole("img", { name: "dot.png" }).waitFor();
+  await page.getByText(`${blind.base.name} takes no pictures`).waitFor();
+  expect(await page.getByRole("button", { name: "Ask" }).isDisabled()).toBe(true);
+  await page.getByRole("button", { name: `Remove ${blind.base.name}` }).click();
+  await page.getByRole("button", { name: "Ask" }).click();
+  await page.getByText("This humble lady is Wren.").waitFor();
+  const url = `data:image/png;base64,${png.toString("base64")}`;
+  const content = [
+    { type: "image_url", image_url: { url } },
+    { type: "text", text: "What is this?" },
+  ];
+  expect(line.engine.requests.at(-1)?.body).toMatchObject({ messages: [{ role: "user", content }] });
+  await (await line.bus.bucket(buckets.engines)).delete(blind.engine);
 });
 
 test("votes and corrections outlive a reload, and become a file of pairs that can be trained on", async ({ line, signIn }) => {

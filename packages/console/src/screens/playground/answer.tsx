@@ -11,6 +11,8 @@ export interface Asked {
   /** A new one for each question, so that answers begin anew. */
   id: string;
   prompt: string;
+  /** Data URLs of the pictures that it is about. */
+  pictures: readonly string[];
   system: string;
   temperature: number;
   maxTokens: number;
@@ -75,7 +77,7 @@ export function OneAnswer({
             model,
             messages: [
               ...(asked.system.trim() === "" ? [] : [{ role: "system", content: asked.system }]),
-              { role: "user", content: asked.prompt },
+              { role: "user", content: contentOf(asked) },
             ],
             temperature: asked.temperature,
             max_tokens: asked.maxTokens,
@@ -178,6 +180,10 @@ export function OneAnswer({
     </Card>
   );
 }
+
+/** Pictures stand before the text, as in the data that models learn from. */
+const contentOf = ({ prompt, pictures }: Asked) =>
+  pictures.length === 0 ? prompt : [...pictures.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text: prompt }];
 
 const leaving = new Error("another question");
 

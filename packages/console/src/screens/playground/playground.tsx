@@ -10,6 +10,7 @@ import { type Asked, OneAnswer, type Whole } from "./answer.tsx";
 import { toolsOf } from "./decide-answer.ts";
 import { pairsOf } from "./decide-pairs.ts";
 import { Pairs, usePairs } from "./pairs.tsx";
+import { type Picture, Pictures } from "./pictures.tsx";
 
 const most = 6;
 
@@ -25,7 +26,10 @@ export function Playground(): ReactNode {
               <Empty text={t.playground.noModels} />
             </Card>
           ) : (
-            <Table models={data.map(({ id }) => id)} />
+            <Table
+              models={data.map(({ id }) => id)}
+              seeing={new Set(data.flatMap(({ id, loraline }) => (loraline?.modalities?.includes("image") === true ? id : [])))}
+            />
           )
         }
       </Loaded>
@@ -33,12 +37,14 @@ export function Playground(): ReactNode {
   );
 }
 
-function Table({ models }: { models: string[] }): ReactNode {
+/** @param seeing - those of the models that take pictures. */
+function Table({ models, seeing }: { models: string[]; seeing: ReadonlySet<string> }): ReactNode {
   const t = useTexts();
   const navigate = useNavigate();
   const { models: given } = useSearch({ from: "/playground" });
   const chosen = (given?.split(",").filter((model) => model !== "") ?? models.slice(0, 2)).slice(0, most);
   const [prompt, setPrompt] = useState("");
+  const [pictures, setPictures] = useState<readonly Picture[]>([]);
   const [system, setSystem] = useState("");
   const [temperature, setTemperature] = useState("0");
   const [maxTokens, setMaxTokens] = useState("128");
@@ -53,16 +59,19 @@ function Table({ models }: { models: string[] }): ReactNode {
   const { data: session } = useQuery(sessionQuery);
   const { pairs, set, choose: choosePairs } = usePairs();
   const tools = toolsOf(toolText);
+  const blind = pictures.length === 0 ? [] : chosen.filter((model) => !seeing.has(model));
+  const cannotAsk = prompt.trim() === "" || chosen.length === 0 || tools === undefined || blind.length > 0;
 
   const choose = (next: readonly string[]): void => void navigate({ to: "/playground", search: { models: next.join() }, replace: true });
   const ask = (): void => {
-    if (prompt.trim() === "" || chosen.length === 0 || tools === undefined) return;
+    if (cannotAsk) return;
     setBusy(new Set(chosen));
     setWhole(new Map());
     setBetter(undefined);
     setAsked({
       id: `${Date.now()}`,
       prompt,
+      pictures: pictures.map(({ url }) => url),
       system,
       temperature: Number(temperature) || 0,
       maxTokens: Math.max(1, Math.round(Number(maxTokens)) || 128),
@@ -79,7 +88,7 @@ function Table({ models }: { models: string[] }): ReactNode {
   /** Choosing this answer, where there is another one that differs. */
   const voteFor = (model: string): (() => void) | undefined => {
     const own = whole.get(model);
-    if (asked === undefined || own === undefined || own.isCut) return undefined;
+    if (asked === undefined || asked.pictures.length > 0 || own === undefined || own.isCut) return undefined;
     const others = chosen.filter((one) => one !== model).flatMap((one) => whole.get(one)?.text ?? []);
     const chosenPairs = pairsOf(`${asked.id}/vote`, asked, own.text, others);
     if (chosenPairs.length === 0) return undefined;
@@ -129,6 +138,8 @@ function Table({ models }: { models: string[] }): ReactNode {
             <textarea {...ids} className="input" value={prompt} onChange={(event) => setPrompt(event.target.value)} onKeyDown={onKey} />
           )}
         </Field>
+        {(pictures.length > 0 || chosen.some((model) => seeing.has(model))) && <Pictures pictures={pictures} set={setPictures} />}
+        {blind.length > 0 && <p className="note">{t.playground.blind(blind)}</p>}
         <details>
           <summary>{t.playground.sampling}</summary>
           <div className="columns" style={{ marginTop: 14 }}>
@@ -168,12 +179,7 @@ function Table({ models }: { models: string[] }): ReactNode {
           </div>
         </details>
         <div className="row">
-          <button
-            type="button"
-            className="button primary"
-            disabled={prompt.trim() === "" || chosen.length === 0 || tools === undefined || isBusy}
-            onClick={ask}
-          >
+          <button type="button" className="button primary" disabled={cannotAsk || isBusy} onClick={ask}>
             {t.playground.ask}
           </button>
           {isBusy && (
@@ -200,7 +206,8 @@ function Table({ models }: { models: string[] }): ReactNode {
               vote={isBusy ? undefined : voteFor(model)}
               isChosen={better === model}
               onCorrect={
-                asked.tools.length > 0 || isBusy
+                // Pairs hold text only.
+                asked.tools.length > 0 || asked.pictures.length > 0 || isBusy
                   ? undefined
                   : (right, wrong) => choosePairs(pairsOf(`${asked.id}/${model}`, asked, right, [wrong]))
               }
