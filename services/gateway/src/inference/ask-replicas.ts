@@ -6,6 +6,7 @@ import type { Admission } from "../access/limits.ts";
 import type { GatewayContext } from "../context.ts";
 import { requestSpan } from "../tracing.ts";
 import { podOf, type ReplicaView, retryAfterOf } from "./decide-replicas.ts";
+import { withSaltedPictures } from "./engines/cache-salt.ts";
 import type { Routed } from "./decide-route.ts";
 import { engineErrorOf, type Renaming, renameModel, type TokenCount, usageOf } from "./engine-answer.ts";
 import { createEngineClient, type EngineAnswer, type RunningQuestion } from "./engine-client.ts";
@@ -205,7 +206,9 @@ function engineRequestOf({ path, body, routed, request }: AdmittedRequest, saltO
   // The engine counts the tokens of every answer, also for a client that did not ask for the count.
   const withUsage = body["stream"] === true && path !== "embeddings" ? { stream_options: { ...optionsOf(body), include_usage: true } } : {};
   const cache_salt = saltOf(request.caller.tenant, body["cache_salt"]);
-  return { path: `v1/${path}`, headers, body: JSON.stringify({ ...body, model: routed.engineModel, cache_salt, ...withUsage }) };
+  const withPictures = body["messages"] === undefined ? {} : { messages: withSaltedPictures(body["messages"], cache_salt) };
+  const sent = { ...body, ...withPictures, model: routed.engineModel, cache_salt, ...withUsage };
+  return { path: `v1/${path}`, headers, body: JSON.stringify(sent) };
 }
 
 /** Sends an answer that was collected: the engine's, or its error in OpenAI's shape. */

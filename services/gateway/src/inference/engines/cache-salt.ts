@@ -1,6 +1,7 @@
 /**
- * Salts of the engines' prefix caches. vLLM shares the computed beginnings of prompts among all requests, so that a tenant could find out by
- * the time of an answer what another one had asked. With a salt (`cache_salt`), only requests with the same one share them.
+ * Salts of the engines' caches. vLLM shares the computed beginnings of prompts, and what its tower made of pictures, among all requests, so
+ * that a tenant could find out by the time of an answer what another one had asked. With a salt (`cache_salt`), only requests with the same one
+ * share prompts. Pictures know no salt, but are known by their `uuid` where there is one.
  */
 import { createHmac, randomBytes } from "node:crypto";
 
@@ -25,3 +26,22 @@ export function createCacheSalt(secret = randomBytes(32).toString("hex")): (tena
     return made;
   };
 }
+
+/**
+ * The same messages, each picture with a `uuid` made of the salt and its bytes: equal pictures are one only within the same salt.
+ * @param messages - as judge-pictures.ts let them pass.
+ */
+export const withSaltedPictures = (messages: unknown, salt: string): unknown => {
+  if (!Array.isArray(messages)) return messages;
+  const salted = (part: unknown): unknown => {
+    const image = (part as { image_url?: unknown } | null)?.image_url;
+    const url = typeof image === "string" ? image : (image as { url?: unknown } | null | undefined)?.url;
+    if (typeof part !== "object" || typeof url !== "string") return part;
+    return { ...part, uuid: createHmac("sha256", salt).update(url).digest("base64url") };
+  };
+  return messages.map((message: unknown) => {
+    const content = (message as { content?: unknown } | null)?.content;
+    if (typeof content !== "object" || content === null) return message;
+    return { ...(message as object), content: Array.isArray(content) ? content.map(salted) : salted(content) };
+  });
+};

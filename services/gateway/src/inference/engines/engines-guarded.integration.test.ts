@@ -48,6 +48,30 @@ test("each tenant has a prefix cache of its own, which a client can only divide"
   await (await line.bus.bucket(buckets.replicas)).delete(`local.r-${tenant}`);
 });
 
+test("each tenant has pictures of its own, whatever the other sends", async ({ nc, tenant }) => {
+  await using line = await startGateway({ nc, tenant, projector: false });
+  await using engine = await startEngine(base);
+  await registerEngine(line.bus, { pictures: 2 });
+  await putReplica(line.bus, replicaOf(`r-${tenant}`, engine.url));
+  await expect.poll(async () => (await ask(line, line.key, "chat/completions", {})).status).toBe(200);
+  const [red, blue] = ["data:image/png;base64,cmVk", "data:image/png;base64,Ymx1ZQ=="];
+  const uuidsOf = async (key: string, ...urls: string[]) => {
+    const content = [...urls.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text: "What is this?" }];
+    expect((await ask(line, key, "chat/completions", { messages: [{ role: "user", content }] })).status).toBe(200);
+    const [message] = engine.requests.at(-1)?.body["messages"] as { content: { uuid?: string; image_url?: unknown }[] }[];
+    expect(message?.content.map(({ uuid: _, ...part }) => part)).toEqual(content);
+    return message?.content.map(({ uuid }) => uuid);
+  };
+  const [own, ofBlue, ofText] = (await uuidsOf(line.key, red, blue)) ?? [];
+  expect([own, ofBlue, ofText]).toEqual([expect.stringMatching(/^[\w-]{43}$/), expect.stringMatching(/^[\w-]{43}$/), undefined]);
+  expect(own).not.toBe(ofBlue);
+  expect(await uuidsOf(line.key, red)).toEqual([own, undefined]);
+  const [others] = (await uuidsOf(await line.keyFor(`${tenant}-other`), red)) ?? [];
+  expect(others).toMatch(/^[\w-]{43}$/);
+  expect(others).not.toBe(own);
+  await (await line.bus.bucket(buckets.replicas)).delete(`local.r-${tenant}`);
+});
+
 test("an address that no replica may have is not asked, and `engines` says why", async ({ nc, tenant }) => {
   let asked = 0;
   const secretServer = createServer((_request, response) => {

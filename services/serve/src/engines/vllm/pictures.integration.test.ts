@@ -46,7 +46,8 @@ afterAll(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 
-const chat = (model: string, url: string, more: object = {}): Promise<Response> =>
+/** @param uuid - the gateway gives each picture one, of its tenant and its bytes. */
+const chat = (model: string, url: string, more: object = {}, uuid?: string): Promise<Response> =>
   fetch(`${vllm.url}/v1/chat/completions`, {
     method: "POST",
     headers: { authorization: `Bearer ${vllmKey}`, "content-type": "application/json" },
@@ -56,7 +57,7 @@ const chat = (model: string, url: string, more: object = {}): Promise<Response> 
         {
           role: "user",
           content: [
-            { type: "image_url", image_url: { url } },
+            { type: "image_url", image_url: { url }, uuid },
             { type: "text", text: asked.question },
           ],
         },
@@ -71,7 +72,8 @@ const chat = (model: string, url: string, more: object = {}): Promise<Response> 
 async function shareNamed(model: string, salts = ["one"]): Promise<number> {
   const named = await Promise.all(
     asked.pictures.map(async ({ url, shape, colour }, i) => {
-      const answer = (await (await chat(model, url, { cache_salt: salts[i % salts.length] })).json()) as {
+      const salt = salts[i % salts.length] ?? "";
+      const answer = (await (await chat(model, url, { cache_salt: salt }, `${salt}-${i}`)).json()) as {
         choices: { message: { content: string } }[];
       };
       const said = answer.choices[0]?.message.content.toLowerCase() ?? "";
