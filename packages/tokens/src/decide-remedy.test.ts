@@ -4,7 +4,7 @@ import { explainTooFew } from "./decide-remedy.ts";
 const input = { records: 20, usable: 0, minRecords: 10, tokenize: { max_length: 64 }, method: "supervised" as const };
 it.each<[string, Record<string, number>, string, string, RegExp]>([
   ["preferences", { KIND_NOT_TRAINED: 20 }, "KIND_NOT_TRAINED", "dataset", /Set method to dpo, .* or give rows with one answer each\.$/],
-  ["images", { BASE_CANNOT_SEE: 20 }, "BASE_CANNOT_SEE", "dataset", /rows of text only\.$/],
+  ["images", { BASE_CANNOT_SEE: 20 }, "BASE_CANNOT_SEE", "dataset", /rows of text only, or take a base that is trained on pictures\.$/],
   ["answers that are cut", { TOO_LONG: 20 }, "TOO_FEW_RECORDS", "tokenize.max_length", /Raise tokenize\.max_length \(now 64\)/],
   [
     "the validation's own rows",
@@ -14,6 +14,14 @@ it.each<[string, Record<string, number>, string, string, RegExp]>([
     /set validation_overlap to keep\.$/,
   ],
   ["repetitions", { EXACT_DUPLICATE: 19 }, "TOO_FEW_RECORDS", "dedupe", /set dedupe to none\.$/],
+  [
+    "tools that the base cannot see",
+    { TOOLS_UNSUPPORTED: 12 },
+    "TOOLS_UNSUPPORTED",
+    "dataset",
+    /Remove the tool calls from the rows, or use/,
+  ],
+  ["templates that refuse", { TEMPLATE_REFUSES: 11, TOO_LONG: 1 }, "TOO_FEW_RECORDS", "dataset", /the roles must alternate/],
   ["nothing left out", {}, "TOO_FEW_RECORDS", "dataset", /Add records, or lower min_records\.$/],
 ])("names the remedy that helps against %s", (_, dropped, code, param, message) => {
   expect(explainTooFew({ ...input, dropped: new Map(Object.entries(dropped)) })).toMatchObject({

@@ -1,5 +1,5 @@
 /** Why so few records of a dataset can be trained on, and what helps: the same for a run and for a file that is only looked at. Pure. */
-import type { MethodType, Problem, RunSpec } from "@loraline/contracts";
+import { explainCode, type MethodType, type Problem, type RunSpec } from "@loraline/contracts";
 
 /** Settings of a run by which it is judged whether enough is left. */
 interface TooFewInput {
@@ -30,7 +30,7 @@ const otherKinds = {
   labels: "This method learns from answers that are labelled good or bad, or compared. Set method to supervised for single answers.",
 } as const;
 
-/** What helps against each reason. A reason without an entry is helped by more records. */
+/** What helps against each reason: here where that depends on the run, else as the table of codes has it. */
 function remedyOf(reason: string | undefined, { tokenize: { max_length }, method }: TooFewInput): Remedy {
   const trains = method === "kto" ? "labels" : method === "supervised" || method === "import" ? "answers" : "pairs";
   const few = (help: string, param = "dataset"): Remedy => ({ code: "TOO_FEW_RECORDS", help, param });
@@ -42,7 +42,11 @@ function remedyOf(reason: string | undefined, { tokenize: { max_length }, method
         param: trains === "answers" ? "dataset" : "method",
       };
     case "BASE_CANNOT_SEE":
-      return { code: "BASE_CANNOT_SEE", help: "They show images, and the base reads text only. Give rows of text only.", param: "dataset" };
+      return {
+        code: "BASE_CANNOT_SEE",
+        help: "They show images, and the base reads text only. Give rows of text only, or take a base that is trained on pictures.",
+        param: "dataset",
+      };
     case "NO_SUPERVISED":
       return { code: "NO_SUPERVISED_TOKENS", help: "Raise tokenize.max_length.", param: "tokenize.max_length" };
     case "TOO_LONG":
@@ -64,8 +68,12 @@ function remedyOf(reason: string | undefined, { tokenize: { max_length }, method
       return few("They nearly repeat other records: add records that say something else, or set dedupe to exact.", "dedupe");
     case "SEED_UNSUITABLE":
       return few("The template seed trains one question and one answer: set tokenize.template to base.", "tokenize.template");
-    default:
+    case undefined:
       return few("Add records, or lower min_records.");
+    default: {
+      const { meaning, remedy } = explainCode(reason) ?? { meaning: "", remedy: "Give other rows." };
+      return { code: reason, help: `${meaning} ${remedy}`.trim(), param: "dataset" };
+    }
   }
 }
 

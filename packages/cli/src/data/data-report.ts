@@ -142,6 +142,11 @@ const n = (value: number): string => value.toLocaleString("en");
 
 function describeTokens({ base, template, maxLength, lengths, supervised, dropped, atMaxLength }: TokenReport): string[] {
   const reasons = Object.entries(dropped);
+  if (lengths.count === 0) {
+    const why =
+      reasons.length === 0 ? "there are no records" : `left out: ${reasons.map(([code, many]) => `${many} (${code})`).join(", ")}`;
+    return [yellow(`none with ${base}: ${why}`)];
+  }
   return [
     `${n(lengths.total)} with ${base} (template ${template}), ${percent(supervised, lengths.total)} of them learned`,
     ...describeLengths(lengths, "tokens"),
