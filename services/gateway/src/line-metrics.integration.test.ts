@@ -47,7 +47,7 @@ test("runs, their stages, steps and ends are counted once by two gateways togeth
   await expect.poll(() => both(`loraline_train_steps_total{${of},base="${base}"}`)).toBeLessThanOrEqual(3);
   expect(await both(`loraline_trained_tokens_total{${of},base="${base}"}`)).toBe(600);
   for (const stage of ["tokenize", "queue", "train", "prove", "total"])
-    expect(await both(`loraline_run_stage_seconds_count{stage="${stage}"}`)).toBeGreaterThanOrEqual(1);
+    await expect.poll(() => both(`loraline_run_stage_seconds_count{stage="${stage}"}`)).toBeGreaterThanOrEqual(1);
 
   // The second attempt goes on from the checkpoint of step 5: steps 6 and 7 are two more, not seven.
   const resumed = ulid();

@@ -84,7 +84,9 @@ export function createLineMetrics(metrics: Metrics): LineMetrics {
         took("tokenize", after.requestedAt, after.tokens.at);
         tokenized.inc({ tenant, cached: String(after.tokens.cacheHit) }, after.tokens.totals.tokens);
       }
-      if (after.startedAt !== null && !before?.startedAt && after.tokens !== null) took("queue", after.tokens.at, after.startedAt);
+      // Another gateway may have had the earlier one of the two events in hand, so either may come last.
+      if (after.startedAt !== null && after.tokens !== null && !(before?.startedAt && before.tokens))
+        took("queue", after.tokens.at, after.startedAt);
       if (after.progress !== null) steps.inc({ tenant, base }, newSteps(before, after));
       checkpoints.inc({ tenant }, newCheckpoints(before, after));
       if (after.lostAttempts > (before?.lostAttempts ?? 0))

@@ -72,7 +72,8 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
     case "run.checkpointed.v1": {
       const { attempt, step, checkpoint, trainLoss, published } = event.data;
       const others = state.checkpoints.filter((known) => known.step !== step);
-      const checkpoints = [{ attempt, step, checkpoint, trainLoss: trainLoss ?? null, at: event.time, published }, ...others];
+      const added = { attempt, step, checkpoint, trainLoss: trainLoss ?? null, at: event.time, ...(published ? { published } : {}) };
+      const checkpoints = [added, ...others];
       return { ...next, checkpoints: checkpoints.sort((a, b) => b.step - a.step).slice(0, 50) };
     }
     case "run.attempt-ended.v1":
