@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { createNearDuplicates } from "./near-duplicates.ts";
+import type { Rec } from "@loraline/contracts";
+import { comparedText, createNearDuplicates } from "./near-duplicates.ts";
 
 const english = (n: number): string =>
   `Question ${n}: describe how a ship of type ${n * 7919} crosses the ${["northern", "southern", "inner", "outer"][n % 4]} sea number ${n * 104_729} in winter, and what its captain eats.`;
@@ -26,6 +27,28 @@ describe("near duplicates", () => {
     const found = Array.from({ length: 2000 }, (_, n) => index.add(english(n), n + 1)).filter((one) => one !== undefined);
     expect(found.length).toBeLessThan(60);
     expect(index.examined).toBe(2000);
+  });
+
+  it("takes one question about two pictures for two, and about the same picture for one", () => {
+    const about = (picture: string, line: number): Rec => ({
+      v: "lrec/1",
+      id: `sha256:${"0".repeat(64)}`,
+      kind: "chat",
+      task: "chat",
+      messages: [
+        { role: "user", content: `Look closely at this, and say in one sentence what it shows (${line}).` },
+        { role: "assistant", content: "A red circle on a white ground, seen from above." },
+      ],
+      media: [{ type: "image", ref: `sha256:${picture.repeat(64)}` }],
+      meta: { line, format: "messages" },
+    });
+    const index = createNearDuplicates();
+    expect(["a", "b", "c", "a"].map((picture, i) => index.add(comparedText(about(picture, i + 1)), i + 1)?.of)).toEqual([
+      undefined,
+      undefined,
+      undefined,
+      1,
+    ]);
   });
 
   it("says nothing of texts that are too short to compare", () => {

@@ -5,6 +5,7 @@
  * in 99; a meeting counts when at least `least` of the bins agree.
  */
 
+import { createHash } from "node:crypto";
 import type { Rec } from "@loraline/contracts";
 
 /** Numbers in a signature. */
@@ -27,8 +28,19 @@ export interface NearDuplicates {
   readonly examined: number;
 }
 
-/** @returns the text of a record that is compared with others: all but system prompts, which many records share. */
+/**
+ * @returns the text of a record that is compared with others: all but system prompts, which many records share. One question about two pictures
+ * is two questions, so a sign of the record's pictures stands in every gram.
+ */
 export function comparedText(record: Rec): string {
+  const text = textOf(record);
+  const refs = record.media?.map(({ ref }) => ref) ?? [];
+  if (refs.length === 0) return text;
+  const number = createHash("sha256").update(refs.join(" ")).digest().readUInt16BE();
+  return text.replaceAll(/.{1,2}/gsu, `$&${String.fromCharCode(firstIdeograph + (number % 0x5000))}`);
+}
+
+function textOf(record: Rec): string {
   const turns = [...(record.messages ?? []), ...(record.chosen ?? []), ...(record.rejected ?? [])].filter(({ role }) => role !== "system");
   return [
     ...turns.flatMap(({ reasoning, content, tool_calls: calls }) => [reasoning, content, calls]),
