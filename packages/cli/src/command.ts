@@ -79,6 +79,9 @@ export const orNone =
   (text: string): number | "none" =>
     text === "none" ? text : parse(text);
 
+/** Of an option that may be repeated. */
+export const repeated = (text: string, earlier: readonly string[] | undefined): string[] => [...(earlier ?? []), text];
+
 export const decimal = (text: string): number => {
   const value = Number(text);
   if (text.trim() === "" || !(value >= 0)) throw new InvalidArgumentError("Give a number from 0.");
