@@ -96,8 +96,8 @@ test-images: setup ## every Dockerfile is built by the Docker engine, and what c
 	$(VITEST) --project docker
 test-families: setup ## a tiny base of every family of multimodal bases and mixtures of experts, each on its own vLLM (some ten minutes)
 	LORALINE_FAMILIES=$${LORALINE_FAMILIES:-all} $(VITEST) --project engine services/serve/src/engines/vllm/families.integration.test.ts
-test-pictures: setup ## an adapter that names what pictures show, trained on sixty of them and proven on vLLM (some three minutes)
-	LORALINE_PICTURES=1 $(VITEST) --project engine services/serve/src/engines/vllm/pictures.integration.test.ts
+test-pictures: setup ## an adapter that names what pictures show, trained on sixty of them and proven on vLLM
+	$(VITEST) --project engine services/serve/src/engines/vllm/pictures.integration.test.ts
 test-python: ; python -m pytest -q --junitxml=$(REPORTS)/$@.xml services/train/trainer
 test-e2e: ; $(VITEST) --project e2e
 test-e2e-quick: ; $(VITEST) --project e2e tests/e2e/whole-path.test.ts

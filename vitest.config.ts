@@ -41,8 +41,7 @@ export default defineConfig({
         test: {
           name: "engine",
           include: realEngines,
-          // Takes three minutes: make test-pictures.
-          exclude: process.env["LORALINE_PICTURES"] === undefined ? [...excluded, "**/pictures.integration.test.ts"] : excluded,
+          exclude: excluded,
           fileParallelism: false,
           ...patience,
         },
