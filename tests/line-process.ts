@@ -44,7 +44,7 @@ export async function startLineUnderTest(stateDir: string, args: readonly string
   child.stderr.on("data", (chunk: Buffer) => (complaints += chunk.toString()));
   const url = await new Promise<string>((resolve, reject) => {
     createInterface({ input: child.stdout }).on("line", (text) => {
-      if (!text.startsWith("{")) return void (complaints += text);
+      if (!/^\{.*\}$/.test(text)) return void (complaints += `${text}\n`);
       const said = JSON.parse(text) as LineNews;
       news.push(said);
       if (said.kind === "up") resolve(said.url);
