@@ -136,9 +136,11 @@ def described(files):
 
 
 def checkpoint(step):
+    final = work / "checkpoints" / f"step-{step:08d}"
+    if final.exists():  # the stop came during a step at whose end it was saved
+        return
     if script.get("simulated"):
         published(f"step-{step:08d}")
-    final = work / "checkpoints" / f"step-{step:08d}"
     part = work / "checkpoints" / f".part-{step}"
     part.mkdir(parents=True)
     (part / "state.bin").write_text(state)
