@@ -18,9 +18,18 @@ export const sessionState = z.object({
   tenant: tenantName,
   key: z.string().nullable().describe("sha256 of the API key, hex, as in KV `keys`; null: it was begun with a token."),
   token: z.string().nullish().describe("The issuer's access token, encrypted with the installation's secret."),
+  refresh: z
+    .string()
+    .nullish()
+    .describe("What the issuer gives the next access token for, encrypted likewise. Absent: the session ends with its token."),
+  issuedAt: isoTime.nullish().describe("When the issuer gave the access token, and until when that holds."),
+  tokenEndsAt: isoTime.nullish(),
+  refreshingUntil: isoTime.nullish().describe("A gateway asks the issuer for the next token, and the others leave it to it until then."),
   createdAt: isoTime,
   expiresAt: isoTime,
 });
+
+export type SessionState = z.infer<typeof sessionState>;
 
 /** Body of `POST /v1/loraline/session`. */
 export const beginSessionBody = z.union(

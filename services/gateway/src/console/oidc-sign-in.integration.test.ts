@@ -1,6 +1,7 @@
 /** Signing in to the console at a real OIDC provider, in a real browser: code flow, PKCE, nonce, state. */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import type { Page } from "@loraline/testkit/browser";
 import Provider from "oidc-provider";
 import { describe, expect } from "vitest";
 import { startGateway } from "../gateway-under-test.ts";
@@ -23,20 +24,26 @@ const test = testOfConsole.extend("at", async ({ nc, tenant }, { onCleanup }) =>
   const oidc = { issuer, audience };
   const parameters = new URLSearchParams({ resource: audience }).toString();
   const oidcSignIn = { issuer, clientId: "console", scopes: "train infer", parameters };
-  const line = owned.use(await startGateway({ nc, tenant, projector: false, secret: "a secret of the line", oidc, oidcSignIn }));
+  const options = { nc, tenant, projector: false, secret: "a secret of the line", oidc, oidcSignIn };
+  const line = owned.use(await startGateway(options));
   const asked: URL[] = [];
+  /** Whether the issuer gives tokens by which a session can go on, and how long an access token lives. */
+  const gives = { accounts: true, refresh: false, seconds: 600 };
   const provider = new Provider(issuer, {
     clients: [
       {
         client_id: "console",
         token_endpoint_auth_method: "none",
         redirect_uris: [`${line.url}/console/oidc/callback`],
-        grant_types: ["authorization_code"],
+        grant_types: ["authorization_code", "refresh_token"],
         response_types: ["code"],
       },
     ],
-    findAccount: (_context, accountId) => ({ accountId, claims: () => ({ sub: accountId }) }),
+    findAccount: (_context, accountId) => (gives.accounts ? { accountId, claims: () => ({ sub: accountId }) } : undefined),
     extraTokenClaims: (_context, token) => ("accountId" in token && token.accountId === "nobody" ? {} : { tenant }),
+    issueRefreshToken: () => Promise.resolve(gives.refresh),
+    // Each may be used once; a second use ends all that came of it.
+    rotateRefreshToken: () => true,
     pkce: { required: () => true },
     cookies: { keys: ["a key of the test"] },
     features: {
@@ -47,7 +54,9 @@ const test = testOfConsole.extend("at", async ({ nc, tenant }, { onCleanup }) =>
         getResourceServerInfo: () => ({
           scope: "infer train promote admin",
           audience,
-          accessTokenTTL: 600,
+          get accessTokenTTL() {
+            return gives.seconds;
+          },
           accessTokenFormat: "jwt",
           jwt: { sign: { alg: "RS256" } },
         }),
@@ -59,8 +68,17 @@ const test = testOfConsole.extend("at", async ({ nc, tenant }, { onCleanup }) =>
     asked.push(new URL(request.url ?? "/", issuer));
     void answer(request, response);
   });
-  return { line, issuer, asked };
+  const second = async () => owned.use(await startGateway(options));
+  return { line, second, issuer, asked, gives, provider };
 });
+
+/** The pages of the issuer. */
+async function answerAs(page: Page, login: string): Promise<void> {
+  await page.locator("input[name=login]").fill(login);
+  await page.locator("input[name=password]").fill("x");
+  await page.getByRole("button", { name: "Sign-in" }).click();
+  await page.getByRole("button", { name: "Continue" }).click();
+}
 
 describe("at the issuer", () => {
   test("somebody signs in with the tenant and the scopes of the token, and out", { timeout: 120_000 }, async ({ at, browser }) => {
@@ -69,10 +87,7 @@ describe("at the issuer", () => {
     const page = await context.newPage();
     await page.goto(`${line.url}/console/`);
     await page.getByRole("link", { name: `Sign in at ${new URL(issuer).host}` }).click();
-    await page.locator("input[name=login]").fill("ada");
-    await page.locator("input[name=password]").fill("x");
-    await page.getByRole("button", { name: "Sign-in" }).click();
-    await page.getByRole("button", { name: "Continue" }).click();
+    await answerAs(page, "ada");
     await page.getByText(`oidc:ada · ${line.tenant}`).waitFor();
     expect(new URL(page.url()).pathname).toBe("/console/");
     const question = asked.find(({ pathname }) => pathname === "/auth")?.searchParams;
@@ -103,16 +118,54 @@ describe("at the issuer", () => {
     expect(data[1]?.details).toMatchObject({ with: "issuer" });
   });
 
+  test(
+    "a session outlives its token while the issuer gives the next one, of which all gateways ask for one",
+    { timeout: 120_000 },
+    async ({ at, browser }) => {
+      const { line, asked, gives, provider } = at;
+      Object.assign(gives, { refresh: true, seconds: 4 });
+      const issued: string[] = [];
+      const refused: string[] = [];
+      provider.on("grant.success", ({ oidc }) => issued.push(String(oidc.params?.["grant_type"])));
+      provider.on("grant.error", (_context, error) => refused.push(error.message));
+      await using context = await browser.newContext();
+      const page = await context.newPage();
+      await page.goto(`${line.url}/console/oidc/start`);
+      await answerAs(page, "ada");
+      await page.getByText(`oidc:ada · ${line.tenant}`).waitFor();
+      const [session] = (await context.cookies()).filter(({ name }) => /^loraline-\d/.test(name));
+      expect((session?.expires ?? 0) * 1000 - Date.now()).toBeGreaterThan(11 * 3600_000);
+      const second = await at.second();
+      const ask = (url: string) =>
+        fetch(`${url}/v1/loraline/session`, {
+          headers: { cookie: `loraline-${new URL(url).port}=${session?.value}`, "sec-fetch-site": "same-origin" },
+        });
+      while (issued.filter((grant) => grant === "refresh_token").length < 3) {
+        const answers = await Promise.all([line.url, second.url, line.url, second.url].map(ask));
+        expect(answers.map(({ status }) => status)).toEqual([200, 200, 200, 200]);
+      }
+      expect(refused).toEqual([]);
+      expect(asked.filter(({ pathname }) => pathname === "/token")).toHaveLength(issued.length);
+
+      // Somebody is shut out at the issuer.
+      gives.accounts = false;
+      await expect.poll(async () => (await ask(second.url)).status, { timeout: 20_000 }).toBe(401);
+      expect(await (await ask(line.url)).json()).toMatchObject({ error: { code: "session_ended" } });
+    },
+  );
+
   test("who has no tenant is told so, and no session begins", { timeout: 120_000 }, async ({ at: { line }, browser }) => {
     await using context = await browser.newContext();
     const page = await context.newPage();
     await page.goto(`${line.url}/console/oidc/start`);
-    await page.locator("input[name=login]").fill("nobody");
-    await page.locator("input[name=password]").fill("x");
-    await page.getByRole("button", { name: "Sign-in" }).click();
-    await page.getByRole("button", { name: "Continue" }).click();
+    await answerAs(page, "nobody");
     await page.getByText("tenant_missing").waitFor();
     expect((await context.cookies()).filter(({ name }) => /^loraline-\d/.test(name))).toEqual([]);
+  });
+
+  test("over https no other host of the domain can set the cookie of a sign-in", async ({ at: { line } }) => {
+    const begun = await fetch(`${line.url}/console/oidc/start`, { redirect: "manual", headers: { "x-forwarded-proto": "https" } });
+    expect(begun.headers.get("set-cookie")).toMatch(/^__Host-loraline-oidc=[^;]+; Path=\/; HttpOnly; SameSite=Lax; Max-Age=600; Secure$/);
   });
 
   test("an answer that was asked for by no browser, or by another one, begins no session", async ({ at: { line } }) => {

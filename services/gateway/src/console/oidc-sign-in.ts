@@ -2,31 +2,21 @@
 import { PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import {
-  allowInsecureRequests,
   AuthorizationResponseError,
   authorizationCodeGrant,
   buildAuthorizationUrl,
   calculatePKCECodeChallenge,
-  ClientSecretPost,
-  type Configuration,
-  discovery,
-  None,
   randomNonce,
   randomPKCECodeVerifier,
   randomState,
   ResponseBodyError,
 } from "openid-client";
 import { z } from "zod";
+import { type Issuer, type IssuerOptions, notOffered } from "./issuer.ts";
 import { cookieOf, isSecure, setSessionCookie } from "./session-cookie.ts";
 import type { Sessions } from "./sessions.ts";
 
-export interface OidcSignInOptions {
-  /** URL, exactly as in the tokens' `iss`. */
-  issuer: string;
-  /** As the issuer knows the console. */
-  clientId: string;
-  /** Absent: a public client, which PKCE alone protects. */
-  clientSecret?: string | undefined;
+export interface OidcSignInOptions extends IssuerOptions {
   /** What is asked for, beside `openid`, with spaces between. */
   scopes?: string | undefined;
   /** More parameters of the question, such as `resource=…` or `audience=…`: what makes the issuer give a token for this API. */
@@ -36,50 +26,39 @@ export interface OidcSignInOptions {
 }
 
 const started = z.object({ state: z.string(), nonce: z.string(), verifier: z.string() });
-const stateCookie = "loraline-oidc";
 /** How long somebody may take to sign in at the issuer. */
 const patienceS = 10 * 60;
 const paths = { start: "/console/oidc/start", callback: "/console/oidc/callback" };
 
+/** What one sign-in remembers meanwhile. Over https `__Host-` keeps other hosts of the domain from setting it. */
+const stateCookieOf = (request: FastifyRequest): string => (isSecure(request) ? "__Host-loraline-oidc" : "loraline-oidc");
+
 /** @param deps.seal - keeps what the browser brings back from being read or changed there. */
 export function oidcSignIn({
   options,
+  issuer,
   sessions,
   seal,
 }: {
   options: OidcSignInOptions | undefined;
+  issuer: Issuer | undefined;
   sessions: Sessions;
   seal: { close(text: string): string; open(sealed: string): string | undefined };
 }): (app: FastifyInstance) => void {
-  let known: Promise<Configuration> | undefined;
-  const issuerOf = ({ issuer, clientId, clientSecret }: OidcSignInOptions): Promise<Configuration> => {
-    const url = new URL(issuer);
-    known ??= discovery(url, clientId, undefined, clientSecret === undefined ? None() : ClientSecretPost(clientSecret), {
-      timeout: 5,
-      // As for tokens: an issuer may be reached by http inside of a cluster.
-      ...(url.protocol === "http:" ? { execute: [allowInsecureRequests] } : {}),
-    }).catch((error: unknown) => {
-      known = undefined; // asked again by the next one
-      throw new RetryLaterError("issuer_unreachable", 5000, `${issuer} cannot be asked now: ${(error as Error).message}. Try again.`, {
-        cause: error,
-      });
-    });
-    return known;
-  };
-  const configured = (): OidcSignInOptions => {
-    if (options !== undefined) return options;
-    throw new PermanentError("sign_in_not_offered", "This server has no issuer at which people sign in to the console.", { status: 404 });
+  const configured = (): { settings: OidcSignInOptions; issuer: Issuer } => {
+    if (options === undefined || issuer === undefined) throw notOffered();
+    return { settings: options, issuer };
   };
   const originOf = (request: FastifyRequest, { origin }: OidcSignInOptions): string =>
     origin ?? `${isSecure(request) ? "https" : "http"}://${request.headers.host ?? ""}`;
   // `Lax`, since the issuer sends the browser back from another site.
   const cookie = (request: FastifyRequest, value: string, seconds: number): string =>
-    `${stateCookie}=${value}; Path=/console/oidc; HttpOnly; SameSite=Lax; Max-Age=${seconds}${isSecure(request) ? "; Secure" : ""}`;
+    `${stateCookieOf(request)}=${value}; Path=/; HttpOnly; SameSite=Lax; Max-Age=${seconds}${isSecure(request) ? "; Secure" : ""}`;
 
   return (app) => {
     app.get(paths.start, async (request, reply) => {
-      const settings = configured();
-      const config = await issuerOf(settings);
+      const { settings, issuer } = configured();
+      const config = await issuer.configuration();
       const flow = { state: randomState(), nonce: randomNonce(), verifier: randomPKCECodeVerifier() };
       const url = buildAuthorizationUrl(config, {
         ...Object.fromEntries(new URLSearchParams(settings.parameters ?? "")),
@@ -99,19 +78,22 @@ export function oidcSignIn({
       // It says what went wrong on the console's own page, as a code: what the issuer or the address say is not repeated there.
       const failed = (code: string) => reply.header("set-cookie", cookie(request, "", 0)).redirect(`/console/#failed=${code}`, 303);
       try {
-        const settings = configured();
-        const sealed = cookieOf(request, stateCookie);
+        const { settings, issuer } = configured();
+        const sealed = cookieOf(request, stateCookieOf(request));
         const text = sealed === undefined ? undefined : seal.open(sealed);
         const flow = text === undefined ? undefined : started.parse(JSON.parse(text));
         if (flow === undefined) return await failed("sign_in_expired");
-        const config = await issuerOf(settings);
+        const config = await issuer.configuration();
         const tokens = await authorizationCodeGrant(config, new URL(request.url, originOf(request, settings)), {
           pkceCodeVerifier: flow.verifier,
           expectedState: flow.state,
           expectedNonce: flow.nonce,
           idTokenExpected: true,
         });
-        const { cookie: session, expiresAt } = await sessions.beginWithToken(tokens.access_token);
+        const { cookie: session, expiresAt } = await sessions.beginWithTokens({
+          access: tokens.access_token,
+          refresh: tokens.refresh_token,
+        });
         const seconds = Math.ceil((Date.parse(expiresAt) - Date.now()) / 1000);
         return await reply
           .header("set-cookie", [setSessionCookie(request, session, seconds), cookie(request, "", 0)])

@@ -1,10 +1,12 @@
 /** Sessions of browsers: a cookie stands for an API key, and is judged as the key itself is, each time. */
 import { createHmac, hash, randomBytes, timingSafeEqual } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Bus } from "@loraline/bus";
-import { buckets, everyKeyOf, sessionKey, sessionLastsMs, signInLinkLastsMs } from "@loraline/contracts";
+import { buckets, everyKeyOf, sessionKey, sessionLastsMs, type SessionState, signInLinkLastsMs } from "@loraline/contracts";
 import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
 import { decodeJwt } from "jose";
 import { type Caller, hashApiKey, type KeyCheck } from "../access/auth.ts";
+import type { IssuedTokens, Issuer } from "./issuer.ts";
 import type { createSeal } from "./seal.ts";
 
 export interface Sessions {
@@ -16,10 +18,10 @@ export interface Sessions {
   /** @throws PermanentError what the check of a key throws. */
   begin(apiKey: string): Promise<Begun>;
   /**
-   * With an access token of the issuer, with which the session ends.
+   * With the issuer's tokens. The session lasts for as long as the issuer gives the next access token; where it gives none, it ends with this one.
    * @throws PermanentError what the check of a token throws.
    */
-  beginWithToken(token: string): Promise<Begun>;
+  beginWithTokens(tokens: IssuedTokens): Promise<Begun>;
   /** @throws PermanentError 401 `link_used` */
   beginByLink(link: string): Promise<Begun>;
   /** @returns whether there was one. */
@@ -33,6 +35,11 @@ interface Begun {
   caller: Caller;
   expiresAt: string;
 }
+
+/** Before its end a token is replaced by the next one. Most issuers' tokens live for five minutes or more; of a shorter one it is the last third. */
+const refreshBeforeMs = 30_000;
+/** How long the issuer has to give it, before another gateway may ask. */
+const refreshWithinMs = 10_000;
 
 /** Sessions and links of one tenant at a time. */
 export const mostOfTenant = 500;
@@ -48,18 +55,22 @@ const used = (): PermanentError =>
 /** By what somebody signed in. */
 type Way = "key" | "link" | "issuer";
 
+type By = { key: string } | ({ key: null } & Pick<SessionState, "token" | "refresh" | "issuedAt" | "tokenEndsAt">);
+
 /** @param deps.secret - signs cookies and links, so that NATS is asked for none that was invented. All gateways of an installation have the same one. */
 export async function createSessions({
   bus,
   checkKey,
   secret,
   seal,
+  issuer,
   log,
 }: {
   bus: Pick<Bus, "bucket" | "audit">;
   checkKey: KeyCheck;
   secret: string | undefined;
   seal: ReturnType<typeof createSeal>;
+  issuer: Issuer | undefined;
   log: Log;
 }): Promise<Sessions> {
   const stored = await bus.bucket(buckets.sessions);
@@ -98,7 +109,7 @@ export async function createSessions({
     });
   const store = async (
     kind: "session" | "link",
-    by: { key: string } | { key: null; token: string },
+    by: By,
     tenant: string,
     lastsMs: number,
     noLaterThan: string | null,
@@ -114,12 +125,7 @@ export async function createSessions({
     return { token, expiresAt };
   };
   /** What cannot be recorded does not begin. */
-  const storeSession = async (
-    by: { key: string } | { key: null; token: string },
-    caller: Caller,
-    noLaterThan: string | null,
-    way: Way,
-  ): Promise<Begun> => {
+  const storeSession = async (by: By, caller: Caller, noLaterThan: string | null, way: Way): Promise<Begun> => {
     const recorded = (token: string, expiresAt: string): Promise<void> =>
       record("session.begin", token, caller, { with: way, expires_at: expiresAt }).catch((error: unknown) => {
         const message = `The audit log cannot be written (${(error as Error).message}), so nobody is signed in. Try again.`;
@@ -133,27 +139,83 @@ export async function createSessions({
     return storeSession({ key: keyHash }, caller, caller.key?.expiresAt ?? null, way);
   };
 
+  const tokenEndOf = (token: string): string => new Date((decodeJwt(token).exp ?? 0) * 1000).toISOString();
+  const sealed = ({ access, refresh }: IssuedTokens) => ({
+    token: seal.close(access),
+    ...(refresh === undefined || issuer === undefined ? {} : { refresh: seal.close(refresh) }),
+    tokenEndsAt: tokenEndOf(access),
+    issuedAt: new Date().toISOString(),
+  });
+  const isDue = ({ refresh, tokenEndsAt, issuedAt }: SessionState): boolean => {
+    if (!refresh || !tokenEndsAt) return false;
+    const lifetimeMs = Date.parse(tokenEndsAt) - Date.parse(issuedAt ?? tokenEndsAt);
+    return Date.parse(tokenEndsAt) - Date.now() < Math.min(refreshBeforeMs, lifetimeMs / 3);
+  };
+  const hasEnded = ({ tokenEndsAt }: SessionState): boolean => Date.parse(tokenEndsAt ?? "") <= Date.now();
+
+  /**
+   * The session with a token that holds for a while. Issuers take a second use of the same refresh token for theft, so of all requests of all
+   * gateways one asks; the others use the token they have, or wait. A gateway that dies here may have used it up: then somebody signs in again.
+   * @throws PermanentError 401 `session_ended`; RetryLaterError `issuer_unreachable`
+   */
+  const withFreshToken = async (key: string, found: SessionState): Promise<SessionState> => {
+    if (!isDue(found) || issuer === undefined) return found;
+    let mine: SessionState | undefined;
+    const now = await stored.change(key, (known) => {
+      const claimed = known === undefined || !isDue(known) || Date.parse(known.refreshingUntil ?? "") > Date.now();
+      mine = claimed ? undefined : { ...known, refreshingUntil: new Date(Date.now() + refreshWithinMs).toISOString() };
+      return mine;
+    });
+    if (now === undefined) throw ended();
+    if (mine === undefined) {
+      if (!hasEnded(now)) return now;
+      await sleep(100);
+      const later = (await stored.get(key))?.value;
+      if (later === undefined) throw ended();
+      return withFreshToken(key, later);
+    }
+    const refreshToken = seal.open(mine.refresh ?? "");
+    let issued: IssuedTokens | undefined;
+    try {
+      issued = refreshToken === undefined ? undefined : await issuer.refresh(refreshToken);
+    } catch (error) {
+      if (hasEnded(found)) throw error;
+      log.warn({ err: error, tenant: found.tenant }, "the issuer gave no next token yet");
+      return found;
+    }
+    if (issued === undefined) {
+      await stored.clear(key);
+      throw ended();
+    }
+    // Who signs out meanwhile stays signed out.
+    const next = await stored.change(key, (known) => known && { ...known, ...sealed(issued), refreshingUntil: null });
+    if (next === undefined) throw ended();
+    return next;
+  };
+
   /** Whoever the session is of is asked for anew, each time. */
-  const callerOf = async ({ key, token }: { key: string | null; token?: string | null | undefined }): Promise<Caller> => {
+  const callerOf = async ({ key, token, tenant }: SessionState): Promise<Caller> => {
     if (key !== null) return checkKey.byHash(key);
     const opened = token ? seal.open(token) : undefined;
     if (opened === undefined) throw ended();
-    return checkKey(`Bearer ${opened}`);
+    const caller = await checkKey(`Bearer ${opened}`);
+    // The issuer has moved somebody to another tenant: what the page shows is still the first one's.
+    if (caller.tenant !== tenant) throw ended();
+    return caller;
   };
 
   return {
-    async beginWithToken(token) {
-      const caller = await checkKey(`Bearer ${token}`);
+    async beginWithTokens(tokens) {
+      const caller = await checkKey(`Bearer ${tokens.access}`);
       // A key's check takes keys, too; what is no token of the issuer has no end by which the session could end.
-      const { exp } = decodeJwt(token);
-      const endsAt = new Date((exp ?? 0) * 1000).toISOString();
-      return storeSession({ key: null, token: seal.close(token) }, caller, endsAt, "issuer");
+      const by = sealed(tokens);
+      return storeSession({ key: null, ...by }, caller, "refresh" in by ? null : by.tokenEndsAt, "issuer");
     },
     async callerOf(cookie) {
       const key = keyOf(cookie);
       const session = key === undefined ? undefined : (await stored.get(key))?.value;
-      if (session?.kind !== "session" || Date.parse(session.expiresAt) <= Date.now()) throw ended();
-      return { ...(await callerOf(session)), sessionEndsAt: session.expiresAt };
+      if (key === undefined || session?.kind !== "session" || Date.parse(session.expiresAt) <= Date.now()) throw ended();
+      return { ...(await callerOf(await withFreshToken(key, session))), sessionEndsAt: session.expiresAt };
     },
     async begin(apiKey) {
       await checkKey(`Bearer ${apiKey}`);
