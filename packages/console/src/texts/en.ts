@@ -258,6 +258,8 @@ export const en = {
     estimate: (time: string, runs: number) =>
       `Training takes about ${time}: an estimate from ${s(runs, "earlier run")} of this method on this base. Waiting for a device comes on top.`,
     noEstimate: "How long it takes cannot be told yet: no run of this method on this base has ended.",
+    pictures: (n: number, records: number) => `${s(n, "picture")} in ${s(records, "record")}`,
+    pictureOf: (line: number) => `Picture of line ${line}`,
     pairs: (n: number) => `${s(n, "pair")} of a better and a worse answer.`,
     longerWins: (share: string) => `In ${share} of them the better one is the longer one; far from 50 %, length itself may be learned.`,
     noBase: "No engine serves a base yet. Wait until one is ready.",

@@ -236,6 +236,8 @@ export const zh: Texts = {
     codeHint: "用于终端、流水线或集群。",
     estimate: (time, runs) => `训练大约需要 ${time}：根据此基座上同一方法的 ${n(runs)} 次训练估计，不含等待设备的时间。`,
     noEstimate: "还无法估计所需时间：此基座上还没有用此方法完成的训练。",
+    pictures: (amount, records) => `${n(records)} 条记录中有 ${n(amount)} 张图片`,
+    pictureOf: (line) => `第 ${line} 行的图片`,
     pairs: (amount) => `${n(amount)} 对较好与较差的回答。`,
     longerWins: (share) => `其中 ${share} 较好的回答更长；若远离 50 %，模型可能只学到长度。`,
     noBase: "还没有引擎提供基座模型，请稍候。",

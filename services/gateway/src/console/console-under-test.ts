@@ -1,7 +1,9 @@
 /** For tests: a gateway with the built console, a simulated engine, and things of each kind to look at. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { startBrowser } from "@loraline/testkit/browser";
 import { buckets, type DatasetReport, events, type JobObject, type Proof, type SpanView } from "@loraline/contracts";
-import { putJson } from "@loraline/objects";
+import { type Objects, putJson, putPictureTable } from "@loraline/objects";
 import { test as testWithNats } from "@loraline/testkit";
 import { toFile } from "openai";
 import {
@@ -123,6 +125,14 @@ export const reportOfPairs: Partial<DatasetReport> = {
   },
 };
 
+/** What a report says of a file with pictures, of which one is stored. */
+export async function reportOfPictures(objects: Objects, tenant: string): Promise<Partial<DatasetReport>> {
+  const red = readFileSync(join(import.meta.dirname, "../../../../packages/tokens/testdata/pictures/red-square.png"));
+  const { digest, size } = await objects.put(tenant, "picture", red);
+  const sample = { digest, bytes: size, media_type: "image/png" as const, width: 24, height: 16, line: 1 };
+  return { pictures: { records: 60, count: 60, bytes: 60 * size, notFetched: 0, samples: [sample] } };
+}
+
 /** An engine's answer that is another one for adapters than for the base, with logprobs where they are asked for. */
 export const answerUnalike: Engine["answer"] = (body, response) => {
   const model = String(body["model"]);
@@ -164,7 +174,12 @@ export const test = testWithNats
     };
     const ingest = async (id: string, over: Partial<DatasetReport> = {}) => {
       const stored = await putJson(objects, tenant, "report", { ...report, ...over });
-      const manifest = { kind: "dataset" as const, digest: `sha256:${"a".repeat(64)}` as const, size: 1 };
+      const shown = over.pictures?.samples.map(({ line: _line, ...entry }) => entry) ?? [];
+      const pictures = await putPictureTable(objects, tenant, shown);
+      const counts = { records: 211, rejections: 3, formats: {}, chunks: [] };
+      const source = await objects.put(tenant, "raw", "{}");
+      const of = { version: 1, source, ...counts, report: stored, code: "test", ...(pictures && { pictures }) };
+      const manifest = await putJson(objects, tenant, "dataset", of);
       await bus.publish(
         events.datasetIngested,
         { tenant, id },

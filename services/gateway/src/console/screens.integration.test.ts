@@ -4,7 +4,7 @@ import { join } from "node:path";
 import axe from "axe-core";
 import type { Page } from "@loraline/testkit/browser";
 import { expect } from "vitest";
-import { answerUnalike, reportOfPairs, test } from "./console-under-test.ts";
+import { answerUnalike, reportOfPairs, reportOfPictures, test } from "./console-under-test.ts";
 
 const pictures = join(import.meta.dirname, "../../../../.cache/console-pictures");
 
@@ -13,7 +13,10 @@ type Prepare = (page: Page) => Promise<void>;
 type Screen = [path: string, there: string, prepare?: Prepare];
 
 /** Addresses of all screens, and something that is there when one has come. */
-const screensOf = ({ tenant, datasetId, runs }: { tenant: string; datasetId: string; runs: Record<string, string> }, pairsId: string) =>
+const screensOf = (
+  { tenant, datasetId, runs }: { tenant: string; datasetId: string; runs: Record<string, string> },
+  { pairs, shapes }: Record<"pairs" | "shapes", string>,
+) =>
   ({
     start: ["/", "Needs a decision"],
     runs: ["/runs", "captain"],
@@ -32,7 +35,14 @@ const screensOf = ({ tenant, datasetId, runs }: { tenant: string; datasetId: str
     ],
     "new-run": ["/new", "Drop a file here"],
     "new-run-settings": [`/new?dataset=${datasetId}`, "Name of the adapter"],
-    "new-run-pairs": [`/new?dataset=${pairsId}`, "a better and a worse answer"],
+    "new-run-pairs": [`/new?dataset=${pairs}`, "a better and a worse answer"],
+    "dataset-pictures": [
+      `/datasets/${shapes}`,
+      "60 pictures in 60 records",
+      async (page) => {
+        await expect.poll(() => page.evaluate("[...document.querySelectorAll('.thumbnail')].map((one) => one.naturalWidth)")).toEqual([24]);
+      },
+    ],
     adapters: ["/adapters", "wren"],
     adapter: ["/adapters/wren", "trying again"],
     playground: ["/playground", "Your question"],
@@ -119,6 +129,8 @@ test(
     line.engine.answer = answerUnalike;
     const pairs = await line.upload("answers.jsonl");
     await line.ingest(pairs.id, reportOfPairs);
+    const shapes = await line.upload("shapes.zip");
+    await line.ingest(shapes.id, await reportOfPictures(line.objects, line.tenant));
     const looks = {
       light: { colorScheme: "light" },
       dark: { colorScheme: "dark" },
@@ -128,7 +140,7 @@ test(
     for (const [look, options] of Object.entries(looks)) {
       const page = await signIn(options);
       const faults = faultsOf(page);
-      for (const [name, [path, there, prepare]] of Object.entries<Screen>(screensOf(line, pairs.id))) {
+      for (const [name, [path, there, prepare]] of Object.entries<Screen>(screensOf(line, { pairs: pairs.id, shapes: shapes.id }))) {
         await page.goto(`${line.url}/console${path}`);
         if (look !== "chinese") await page.getByText(there, { exact: false }).first().waitFor();
         await page.locator(".skeleton").first().waitFor({ state: "detached" });

@@ -2,6 +2,7 @@
 import type { DatasetReport } from "@loraline/contracts";
 import { type ReactNode, useState } from "react";
 import { api } from "../../data/api.ts";
+import { bytes } from "../../data/format.ts";
 import { saveResponse } from "../../data/save-file.ts";
 import { useTexts } from "../../texts/texts.tsx";
 import { Badge, Card } from "../../ui/controls.tsx";
@@ -11,7 +12,7 @@ const firstShown = 5;
 
 export function Report({ report, datasetId }: { report: DatasetReport; datasetId: string }): ReactNode {
   const t = useTexts();
-  const { rows, records, rejections, formats, warnings, exactDuplicates, preferences } = report;
+  const { rows, records, rejections, formats, warnings, exactDuplicates, preferences, pictures } = report;
   return (
     <>
       <Card title={t.newRun.report}>
@@ -35,6 +36,7 @@ export function Report({ report, datasetId }: { report: DatasetReport; datasetId
             )}
           </p>
         )}
+        {pictures && <Pictures pictures={pictures} datasetId={datasetId} />}
         {rejections > 0 && <Rejections report={report} datasetId={datasetId} />}
         {warnings.length > 0 && (
           <div className="stack-s">
@@ -99,6 +101,45 @@ function Rejections({
           </button>
         )}
       </div>
+    </div>
+  );
+}
+
+/** The server sends pictures as they were uploaded, and the browser makes them small. Larger ones are shown when somebody asks for them. */
+const smallEnough = 2_000_000;
+
+function Pictures({ pictures, datasetId }: { pictures: NonNullable<DatasetReport["pictures"]>; datasetId: string }): ReactNode {
+  const t = useTexts();
+  const { count, records, samples } = pictures;
+  return (
+    <div className="stack-s">
+      <p>
+        {t.newRun.pictures(count, records)} · {bytes(pictures.bytes)}
+      </p>
+      <ul className="row">
+        {samples.map(({ digest, line, width, height, bytes: size }) => (
+          <li key={digest}>
+            <a
+              href={`/v1/loraline/datasets/${datasetId}/pictures/${digest}`}
+              target="_blank"
+              rel="noreferrer"
+              title={`${t.newRun.line(line)}: ${width} × ${height}, ${bytes(size)}`}
+            >
+              {size > smallEnough ? (
+                t.newRun.pictureOf(line)
+              ) : (
+                <img
+                  className="thumbnail"
+                  src={`/v1/loraline/datasets/${datasetId}/pictures/${digest}`}
+                  alt={t.newRun.pictureOf(line)}
+                  loading="lazy"
+                  decoding="async"
+                />
+              )}
+            </a>
+          </li>
+        ))}
+      </ul>
     </div>
   );
 }
