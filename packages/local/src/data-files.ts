@@ -142,7 +142,8 @@ function problemOf(
   const dropped = new Map(Object.entries(tokens?.dropped ?? untrained(report, method)));
   const { records } = report;
   const usable = [...dropped.values()].reduce((left, lost) => left - lost, records);
-  if (usable < minRecords) return { ...explainTooFew({ records, usable, dropped, minRecords, tokenize: spec, method }), param: "file" };
+  if (usable < minRecords)
+    return { ...explainTooFew({ records, formats: report.formats, usable, dropped, minRecords, tokenize: spec, method }), param: "file" };
   if (tokens === undefined || tokens.supervised > 0) return null;
   return {
     code: "NO_SUPERVISED_TOKENS",

@@ -1,7 +1,14 @@
 import { expect, it } from "vitest";
 import { explainTooFew } from "./decide-remedy.ts";
 
-const input = { records: 20, usable: 0, minRecords: 10, tokenize: { max_length: 64 }, method: "supervised" as const };
+const input = {
+  records: 20,
+  formats: { instruction: 20 } as Record<string, number>,
+  usable: 0,
+  minRecords: 10,
+  tokenize: { max_length: 64 },
+  method: "supervised" as const,
+};
 it.each<[string, Record<string, number>, string, string, RegExp]>([
   ["preferences", { KIND_NOT_TRAINED: 20 }, "KIND_NOT_TRAINED", "dataset", /Set method to dpo, .* or give rows with one answer each\.$/],
   ["images", { BASE_CANNOT_SEE: 20 }, "BASE_CANNOT_SEE", "dataset", /rows of text only, or take a base that is trained on pictures\.$/],
@@ -29,6 +36,11 @@ it.each<[string, Record<string, number>, string, string, RegExp]>([
     param,
     message: expect.stringMatching(message) as string,
   });
+});
+
+it("of a few documents names the setting that makes each paragraph a record", () => {
+  const { message } = explainTooFew({ ...input, records: 1, usable: 1, formats: { text: 1 }, dropped: new Map() });
+  expect(message).toMatch(/^1 of the 1 records .* mapping `text_rows: paragraph`\.$/);
 });
 
 it("names a method that trains what there is, and no cutting of what is compared", () => {

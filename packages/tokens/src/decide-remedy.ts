@@ -11,6 +11,8 @@ interface TooFewInput {
   readonly minRecords: number;
   readonly tokenize: Pick<RunSpec["tokenize"], "max_length">;
   readonly method: MethodType;
+  /** Format to how many records have it. */
+  readonly formats: Readonly<Record<string, number>>;
   /** What was rejected when the file was read, in a sentence; absent: nothing. */
   readonly rejected?: string;
 }
@@ -31,7 +33,7 @@ const otherKinds = {
 } as const;
 
 /** What helps against each reason: here where that depends on the run, else as the table of codes has it. */
-function remedyOf(reason: string | undefined, { tokenize: { max_length }, method }: TooFewInput): Remedy {
+function remedyOf(reason: string | undefined, { tokenize: { max_length }, method, records, formats }: TooFewInput): Remedy {
   const trains = method === "kto" ? "labels" : method === "supervised" || method === "import" ? "answers" : "pairs";
   const few = (help: string, param = "dataset"): Remedy => ({ code: "TOO_FEW_RECORDS", help, param });
   switch (reason) {
@@ -69,7 +71,11 @@ function remedyOf(reason: string | undefined, { tokenize: { max_length }, method
     case "SEED_UNSUITABLE":
       return few("The template seed trains one question and one answer: set tokenize.template to base.", "tokenize.template");
     case undefined:
-      return few("Add records, or lower min_records.");
+      return few(
+        formats["text"] === records
+          ? "Add records, lower min_records, or make each paragraph of a document a record: mapping `text_rows: paragraph`."
+          : "Add records, or lower min_records.",
+      );
     default: {
       const { meaning, remedy } = explainCode(reason) ?? { meaning: "", remedy: "Give other rows." };
       return { code: reason, help: `${meaning} ${remedy}`.trim(), param: "dataset" };

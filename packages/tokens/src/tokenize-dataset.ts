@@ -445,6 +445,7 @@ async function tooFew(
   }
   return explainTooFew({
     records,
+    formats: dataset.formats,
     usable,
     dropped,
     minRecords: spec.min_records,

@@ -90,6 +90,14 @@ describe("loraline data check", { timeout: 180_000 }, () => {
     expect(page).toMatch(/7 rows: lines 1, 2, 3, 4, 5, … +FORMAT_UNKNOWN/);
     expect(page.split("\n\n")[1]?.match(/Did you mean `question`/g)).toHaveLength(1);
     expect(page).toMatch(/line 8 +EMPTY_ANSWER/);
+    const shots = join(dir, "shots.jsonl");
+    await writeFile(
+      shots,
+      Array.from({ length: 7 }, (_, n) => `${JSON.stringify({ file_name: `${n}.png`, text: `shot ${n}` })}\n`).join(""),
+    );
+    const missing = (await run("data", "check", shots)).out.split("\n\n")[1];
+    expect(missing?.match(/PICTURE_MISSING\n/g)).toHaveLength(1);
+    expect(missing).toMatch(/7 rows: lines 1, 2, 3, 4, 5, … +PICTURE_MISSING\n.*"0\.png" is not in the file/);
   });
 
   it("counts what is too long at this length as what cannot be trained on, unless it is to be trimmed", async () => {

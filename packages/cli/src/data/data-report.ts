@@ -90,8 +90,8 @@ function describeRejections(report: DatasetReport, rejections: readonly Rejectio
   for (const { line, code, message } of rejections) {
     // The message begins with the place, which stands in front of it already.
     const said = message.replace(/^(?:line|row|element) \d+(?: \(line \d+\))?: /, "");
-    // The place inside of a line, and what stands there, differ from line to line; the fault does not.
-    const key = `${code} ${said.replace(/ at column \d+|(?<=Unexpected token ).*?(?= is not valid JSON)/gs, "")}`;
+    // The place inside of a line, and what stands there, differ from line to line; the fault does not. Names of fields stand in backticks.
+    const key = `${code} ${said.replace(/ at column \d+|(?<=Unexpected token ).*?(?= is not valid JSON)|"[^"]*"|\([^()]*\)|\b[A-Z]{0,3}\d+\b/gs, "")}`;
     const group = groups.get(key) ?? { code, said, lines: [] };
     groups.set(key, group);
     group.lines.push(line);

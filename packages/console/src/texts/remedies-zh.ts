@@ -16,6 +16,7 @@ export const remedies: Readonly<Record<string, string>> = {
   CSV_HEADER: "请在第一行写出各列的名称，每个一次。",
   CSV_QUOTES: "请修正提示所指行的引号；单元格内的引号要写两遍。",
   CONLL_LINE: "请给每行一个词元及其标签，句子之间空一行。",
+  FORMULA_NOT_SAVED: "请用 Excel 或 LibreOffice 打开工作簿并保存，或用数值代替公式。",
   CSV_RAGGED: "每行的单元格数要与列数相同；含分隔符或换行的单元格请加引号。",
   ALL_ROWS_REJECTED: "请按提示修正第一行；若只是列名不同，请给出映射（docs/formats.md）。",
   TOO_MANY_UNKNOWN: "请在映射中说明这些行是什么，或设 `on_unknown: drop`，只用其余的行训练。",

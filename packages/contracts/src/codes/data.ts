@@ -45,6 +45,10 @@ export const fileCodes = defineArea(
       "A line of a CoNLL file has no tag, or no token.",
       "Give each line a token and its tag, and put a blank line between sentences.",
     ],
+    FORMULA_NOT_SAVED: [
+      "An Excel row has a formula whose value was not saved with it, as by a program that does not calculate.",
+      "Open the workbook in Excel or LibreOffice and save it, or write values in place of formulas.",
+    ],
     CSV_RAGGED: [
       "A row of a CSV file has more or fewer cells than its header.",
       "Give each row as many cells as there are columns; quote cells that hold a delimiter or a line end.",

@@ -41,6 +41,7 @@ export const datasetFormats = {
   "prompt-completion": { fields: ["prompt", "completion"], takes: [] },
   classification: { fields: ["text", "label"], takes: ["system", "instruction_template", "labels"] },
   text: { fields: ["text"], takes: [] },
+  "marked-turns": { fields: ["text"], takes: ["system"] },
 } as const satisfies Record<string, FormatFacts>;
 export type DatasetFormat = keyof typeof datasetFormats;
 

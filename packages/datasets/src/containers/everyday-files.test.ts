@@ -59,6 +59,33 @@ describe("a text that is not UTF-8", () => {
     expect(await read(bytes, { mapping: { encoding: encoding as "gb18030" } })).toMatchObject({ notes: [], records: expected.records });
   });
 
+  const latin = {
+    German: "Über was schreibst du?;Ich schreibe für Müller – schön groß.\nWo?;In München, fünf Straßen weiter.\n",
+    French: "Où êtes-vous allés ?;À l’hôtel près de la forêt, c’était très beau.\nQuand ?;L’été passé, garçon.\n",
+    Spanish: "¿Dónde está el niño?;Mañana estará aquí, señor.\n¿Qué?;¡Qué corazón!\n",
+    Italian: "Perché è così?;La città è più bella.\nQuando?;Più tardi sarà così.\n",
+    Swedish: "Vad är det för något?;Jag går på båten.\nVar?;Där små gröna äpplen växer.\n",
+  };
+  it.each(
+    Object.entries(latin).flatMap(
+      ([language, text]) =>
+        [
+          [language, "windows-1252", text],
+          [language, "macintosh", text],
+        ] as const,
+    ),
+  )("is not taken for another that knows its bytes: %s, %s", async (_, encoding, text) => {
+    const found = await read(iconv.encode(`question;answer\n${text}`, encoding));
+    expect(found.notes).toMatchObject([
+      { code: "ENCODING_DETECTED", message: expect.stringContaining(`read as ${encoding}: "`) as string },
+    ]);
+    expect(
+      said(found)
+        .map((pair) => pair.join(";"))
+        .join("\n"),
+    ).toBe(text.trim());
+  });
+
   it("is told with its first words, though a word takes up all the rest", async () => {
     const text = `${"Как дела? Хорошо, спасибо. Где ты живёшь? В Москве.\n".repeat(30)}${"a".repeat(200_000)}\n`;
     const found = await read(iconv.encode(text, "windows-1251"), { step: 1_000_000, name: "a.txt", maxRowBytes: 1_000_000 });
@@ -100,6 +127,15 @@ describe("plain text", () => {
     const found = await read(book, { name });
     expect(found).toMatchObject({ container: "text", rejections: [] });
     expect(said(found)).toEqual([[book.trim()]]);
+  });
+
+  it.each([
+    "12/01/2024, 10:05 - Anna: Rain?\n12/01/2024, 10:06 - Ben: I like rain.\n",
+    "[10:05 AM] Anna: Rain?\n[10:06 AM] Ben: I like rain.\n",
+  ])("may be a chat's export, which is no table", async (log) => {
+    const found = await read(log, { name: "chat.txt" });
+    expect(found).toMatchObject({ container: "text", rejections: [] });
+    expect(said(found)).toEqual([[log.trim()]]);
   });
 
   it("is paragraphs where the mapping says so, whatever the name", async () => {
@@ -264,6 +300,21 @@ describe("an Excel workbook", () => {
       ["6 × 7?", "42"],
     ]);
     expect(found.records.map(({ meta }) => meta.line)).toEqual([2, 4]);
+  });
+
+  it("names the cells whose formulas were saved without a value, and takes an empty value as such", async () => {
+    const cell = (name: string, body: string, type = "") => `<c r="${name}"${type}>${body}</c>`;
+    const openpyxl = `<row r="2">${cell("A2", "<f>1+1</f><v/>")}${cell("B2", '<f>A2&amp;"x"</f><v></v>', ' s="1"')}</row>`;
+    const shared = `<row r="3">${cell("A3", "<v>3</v>")}${cell("B3", '<f t="shared" si="0"/>')}</row>`;
+    const empty = `<row r="4">${cell("A4", "<v>4</v>")}${cell("B4", '<f>""</f><v></v>', ' t="str"')}</row>`;
+    const saved = `<row r="5">${cell("A5", "<v>5</v>")}${cell("B5", "<f>2*3</f><v>6</v>")}</row>`;
+    const found = await read(workbook({ rows: header + openpyxl + shared + empty + saved }));
+    expect(said(found)).toEqual([["5", "6"]]);
+    expect(found.rejections).toMatchObject([
+      { line: 2, code: "FORMULA_NOT_SAVED", message: expect.stringContaining("the cells A2, B2 hold formulas") as string },
+      { line: 3, code: "FORMULA_NOT_SAVED", message: expect.stringContaining("the cell B3 holds a formula") as string },
+      { line: 4, code: "EMPTY_ANSWER" },
+    ]);
   });
 
   it("rejects rows as CSV does, by their number in the sheet", async () => {

@@ -90,10 +90,18 @@ const aside = "\u0000";
 export function createDetector({ mapping, labels: counted }: DetectorOptions = {}): Detector {
   const { format, columns, system, instruction_template: source } = mapping ?? {};
   const ignored = mapping?.ignore === undefined ? undefined : new Set(mapping.ignore.map(plain));
-  const candidates = format === undefined ? signatures : signatures.filter((candidate) => candidate.format === format);
+  const candidates =
+    format === undefined
+      ? signatures.filter(({ byName }) => byName !== true)
+      : signatures.filter((candidate) => candidate.format === format);
   const template = source === undefined ? undefined : parseTemplate(source);
   let labels = mapping?.labels ?? counted;
-  const known = { language: mapping?.language ?? "auto", roles: mapping?.roles, labels: mapping?.labels } as Context["mapping"];
+  const known = {
+    format: mapping?.format,
+    language: mapping?.language ?? "auto",
+    roles: mapping?.roles,
+    labels: mapping?.labels,
+  } as Context["mapping"];
   const fixed = new Map(Object.entries(columns ?? {}));
   /** What the mapping reads although it is no field of the row itself: `data` of a column `data.answer`, and what its template names. */
   const readByMapping = new Set([

@@ -53,6 +53,21 @@ describe("a row as it is in", () => {
       "question-answer",
       { messages: [system("s"), user("q"), assistant("r")] },
     ],
+    [
+      "guanaco, in one text",
+      { text: "### Human: hi### Assistant: ho### Human: and?\n### Assistant: so" },
+      "marked-turns",
+      { messages: [user("hi"), assistant("ho"), user("and?"), assistant("so")] },
+    ],
+    [
+      "Alpaca's prompt, in one text",
+      { text: "Below is an instruction.\n\n### Instruction:\nAdd.\n\n### Input:\n1+1\n\n### Response:\n2" },
+      "marked-turns",
+      { messages: [system("Below is an instruction."), user("Add.\n1+1"), assistant("2")] },
+    ],
+    ["Anthropic's transcripts", { text: "\n\nHuman: q\n\nAssistant: a" }, "marked-turns", { messages: [user("q"), assistant("a")] }],
+    ["a text with headings", { text: "### Input:\na number\n### Output:\nits square" }, "text", { kind: "text" }],
+    ["a text that names people", { text: "He said: Human: I am. Assistant: I am not." }, "text", { kind: "text" }],
     ["MetaMathQA", { query: "q", response: "r", type: "t" }, "question-answer", { messages: [user("q"), assistant("r")] }],
     ["prompt and response", { prompt: "q", response: "r" }, "question-answer", { messages: [user("q"), assistant("r")] }],
     ["Chinese keys", { 问题: "天?", 答案: "蓝" }, "question-answer", { messages: [user("天?"), assistant("蓝")] }],
@@ -497,6 +512,12 @@ describe("a row is refused", () => {
       "FORMAT_UNKNOWN",
       /close to the format "prompt-completion", but `completion` is a list/,
     ],
+    [
+      "a message of Slack",
+      { type: "message", user: "U1", text: "ok", ts: "1700000000.0001" },
+      "FORMAT_UNKNOWN",
+      /one message of a Slack export.*format: text/,
+    ],
     ["text with entities", { text: "a", entities: [] }, "FORMAT_UNKNOWN", /close to the format "text", but `entities` stands beside it/],
     ["more tokens than labels", { tokens: ["a", "b"], labels: ["O"] }, "LENGTHS_DIFFER", /2 tokens and 1 labels/],
     ["an entity that begins inside", { tokens: ["a", "b"], labels: ["O", "I-PER"] }, "TAGS_ILLEGAL", /label 2, "I-PER", follows "O"/],
@@ -630,6 +651,13 @@ describe("a mapping", () => {
   });
   it("chooses between formats, or says why a row is not of the one", () => {
     const both = { messages: turns, text: "other" };
+    const marked = { text: "### Human: hi### Assistant: ho" };
+    expect(mapped({ format: "text" }, marked)).toMatchObject({ format: "text", body: { text: marked.text } });
+    expect(mapped({ format: "marked-turns", system: "s" }, marked)).toMatchObject({
+      body: { messages: [system("s"), user("hi"), assistant("ho")] },
+    });
+    expect(mapped({ format: "marked-turns" }, { text: "hi" })).toMatchObject({ code: "MESSAGE_INVALID" });
+    expect(mapped({ format: "text" }, { type: "message", text: "ok", ts: "1" })).toMatchObject({ format: "text" });
     expect(mapped({ format: "text" }, both)).toMatchObject({ format: "text", body: { text: "other" }, unusedKeys: ["messages"] });
     expect(mapped({ format: "conversation" }, both)).toMatchObject({ format: "conversation" });
     expect(mapped({ format: "code" }, both)).toMatchObject({

@@ -77,7 +77,7 @@ type Values<F extends Fields> = {
 
 /** What a conversion gets besides the values of its fields. */
 export interface Context {
-  readonly mapping: Pick<DatasetMapping, "language" | "roles" | "labels">;
+  readonly mapping: Pick<DatasetMapping, "format" | "language" | "roles" | "labels">;
   /** The mapping's `instruction_template`. */
   readonly template: Template | undefined;
   /** Classes of the whole file; null: too many for a prompt, or nobody knows; undefined: they have not been counted yet. */
@@ -111,6 +111,8 @@ export interface Signature {
   readonly fields: Fields;
   /** Keys that exclude this format, because their content would be lost. */
   readonly unless?: readonly string[];
+  /** It is tried only where the mapping names it. Without a mapping another format's conversion finds it. */
+  readonly byName?: boolean;
   readonly convert: (values: never, context: Context) => Conversion;
 }
 export const signature = <F extends Fields>(

@@ -26,6 +26,7 @@ import {
 import { convertTags } from "./convert-tags.ts";
 import { languageByScript, languageCode, languageName, languageOf, mostLabels, namesIn, prompt } from "./prompt-templates.ts";
 import { ask } from "./ask.ts";
+import { turnsOfMarkedText } from "./marked-turns.ts";
 import { mediaOf } from "./place-images.ts";
 import {
   type Body,
@@ -64,6 +65,12 @@ const image = may(textListOrObject, "images", "image_url", "image_path", "file_n
 const turns = needs(listOrJson, "conversation", "conversations", "dialogue", "dialog", "对话");
 const prompts = ["question", "instruction", "query"] as const;
 const preferred = ["preferred", "preferred_answer"] as const;
+const textField = needs(text, "content", "文本");
+/** Keys that say that a text is not all there is to learn. */
+const besideText =
+  "prompt instruction question query answer answers response responses output completion label labels entities tags spans summary chosen rejected role speaker parent_id".split(
+    " ",
+  );
 
 export const signatures: readonly Signature[] = [
   signature({
@@ -333,7 +340,7 @@ export const signatures: readonly Signature[] = [
     kind: "chat",
     unless: [...choices],
     fields: {
-      question: needs(text, "query", "prompt", "problem", "human", "user", "问题"),
+      question: needs(text, "query", "prompt", "problem", "human", "user", "问题", "質問"),
       answer: needs(text, "response", "output", "solution", "assistant", "答案", "回答"),
       system,
       history,
@@ -389,17 +396,47 @@ export const signatures: readonly Signature[] = [
   signature({
     format: "text",
     kind: "text",
-    fields: { text: needs(text, "content", "文本") },
-    unless:
-      "prompt instruction question query answer answers response responses output completion label labels entities tags spans summary chosen rejected role speaker parent_id".split(
-        " ",
-      ),
-    convert(values, { names }) {
-      if (isBlank(values.text)) return refuse("EMPTY_TEXT", `\`${names.text ?? "text"}\` is empty: there is nothing to learn from it`);
-      return { body: { kind: "text", task: "text", text: values.text } };
+    fields: { text: textField },
+    unless: besideText,
+    convert: convertText,
+  }),
+  // Of texts without a mapping `convertText` finds the marks.
+  signature({
+    format: "marked-turns",
+    kind: "text",
+    byName: true,
+    fields: { text: textField },
+    unless: besideText,
+    convert(values, context) {
+      const expected =
+        "`### Human: … ### Assistant: …`, `### Instruction: … ### Response: …` or `Human: …`, an empty line and `Assistant: …`";
+      const message = `\`${context.names.text ?? "text"}\` holds no marked turns; ${expected} is expected`;
+      return convertMarkedText(values.text, context) ?? refuse("MESSAGE_INVALID", message);
     },
   }),
 ];
+
+function convertMarkedText(text: string, context: Context): Conversion | undefined {
+  const turns = turnsOfMarkedText(text);
+  if (turns === undefined) return undefined;
+  const read = convertConversation(
+    { messages: turns, system: undefined, tools: undefined, image: undefined },
+    { ...context, exact: () => turns },
+  );
+  return typeof read === "object" && "body" in read ? { ...read, format: "marked-turns" } : read;
+}
+
+function convertText(values: { text: string }, context: Context): Conversion {
+  const { names, mapping, row } = context;
+  if (isBlank(values.text)) return refuse("EMPTY_TEXT", `\`${names.text ?? "text"}\` is empty: there is nothing to learn from it`);
+  if (mapping.format === undefined && row["type"] === "message" && typeof row["ts"] === "string") {
+    const message =
+      "the row is one message of a Slack export, which says nothing of what it answers. Join questions and answers first, as messages, or learn each message as a text of its own with the mapping's `format: text`.";
+    return refuse("FORMAT_UNKNOWN", message);
+  }
+  const turns = mapping.format === undefined ? convertMarkedText(values.text, context) : undefined;
+  return turns ?? { body: { kind: "text", task: "text", text: values.text } };
+}
 
 /** Records the name of the prompt template that was used, unless the mapping has its own template. */
 function written(asked: ReturnType<typeof ask>, context: Context, template: string): Conversion {

@@ -2,7 +2,7 @@
 import { PermanentError } from "@loraline/runtime";
 import { zipSync } from "fflate";
 import readWorkbook, { type CellValue } from "read-excel-file/node";
-import type { Note, RawRow } from "../raw-rows.ts";
+import { type Note, type RawRow, refused } from "../raw-rows.ts";
 import { shorten } from "../../formats/signature.ts";
 import { columnsOf, rowOfCells } from "../text/read-csv.ts";
 import type { Archive } from "./read-zip.ts";
@@ -59,7 +59,11 @@ export async function* readExcel(
     if (index < above) continue;
     const texts = cells.map(textOf);
     if (texts.every((text) => text.trim() === "")) continue;
-    if (columns === undefined) columns = columnsOf(texts, line);
+    const formulas = texts.flatMap((text, column) => (text === unsaved ? [cellName(column, line)] : []));
+    if (formulas.length > 0) {
+      const message = `row ${line}: ${formulas.length === 1 ? "the cell" : "the cells"} ${formulas.slice(0, 5).join(", ")}${formulas.length > 5 ? ", …" : ""} ${formulas.length === 1 ? "holds a formula" : "hold formulas"} whose value was not saved, and formulas are never evaluated. Open the workbook in Excel or LibreOffice and save it.`;
+      rows.push(refused(line, `row ${line}`, "FORMULA_NOT_SAVED", message));
+    } else if (columns === undefined) columns = columnsOf(texts, line);
     else {
       // A row ends with its last cell that is not empty.
       while (texts.length < columns.length) texts.push("");
@@ -80,10 +84,36 @@ export async function* readExcel(
 async function repacked(archive: Archive): Promise<Buffer> {
   const files: Record<string, Uint8Array> = {};
   for (const { name } of archive.files) {
-    if (/\.xml(?:\.rels)?$/.test(name)) files[name] = Buffer.concat(await Array.fromAsync(archive.open(name)));
+    if (!/\.xml(?:\.rels)?$/.test(name)) continue;
+    const xml = Buffer.concat(await Array.fromAsync(archive.open(name)));
+    files[name] = name.startsWith("xl/worksheets/") ? markFormulas(xml) : xml;
   }
   const { buffer, byteOffset, byteLength } = zipSync(files, { level: 0 });
   return Buffer.from(buffer, byteOffset, byteLength);
+}
+
+/** Stands in cells whose formula was saved without its value, as libraries write them that do not calculate. */
+const unsaved = "\uE000";
+const unsavedFormula =
+  /(<(?:\w{1,9}:)?c\b)([^<>]*)>\s*<((?:\w{1,9}:)?)f\b(?:[^<>]*\/>|[^<>]*>[^<>]*<\/\3f>)\s*(<\3v\s*\/>|<\3v>\s*<\/\3v>)?\s*<\/\3c>/g;
+
+/** The sheet with `unsaved` in such cells: the reader gives nothing for them, as for empty ones. */
+function markFormulas(xml: Buffer): Buffer {
+  // As Latin-1 any bytes are kept as they are.
+  const text = xml.toString("latin1");
+  const marked = text.replace(unsavedFormula, (whole: string, cell: string, attributes: string, prefix: string, empty?: string) => {
+    // The value of a formula may be an empty text, which is saved as such.
+    if (empty !== undefined && /\st=["']str["']/.test(attributes)) return whole;
+    return `${cell}${attributes.replace(/\st=(?:"[^"]*"|'[^']*')/, "")} t="str"><${prefix}v>&#xE000;</${prefix}v></${prefix}c>`;
+  });
+  return marked === text ? xml : Buffer.from(marked, "latin1");
+}
+
+/** Name of a cell by its column from 0 and its row from 1: `B4`. */
+function cellName(column: number, row: number): string {
+  let letters = "";
+  for (let left = column + 1; left > 0; left = Math.floor((left - 1) / 26)) letters = String.fromCharCode(65 + ((left - 1) % 26)) + letters;
+  return `${letters}${row}`;
 }
 
 const filledCells = (row: readonly (CellValue | null)[]): number => row.filter((cell) => textOf(cell).trim() !== "").length;

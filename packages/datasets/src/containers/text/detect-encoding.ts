@@ -22,10 +22,14 @@ const labels: Readonly<Record<string, string>> = {
   "windows-1253": "windows-1253",
   "windows-1254": "windows-1254",
   "windows-1257": "windows-1257",
+  macroman: "macintosh",
 };
 
 /** The detector is right in 99 % of files; below this confidence it had nothing to go by. */
 const leastConfidence = 0.03;
+
+/** Share of the characters beyond ASCII that may look odd in an encoding, above those in the best one: trade marks, formulas. */
+const mostOdd = 0.1;
 
 /** A byte that UTF-8 never has. It marks where the text was broken, so that only the row with the mark is rejected. */
 const broken = 0xff;
@@ -84,7 +88,7 @@ async function encodingOf(bytes: Buffer, isWhole: boolean, notes: Note[]): Promi
     const label = encoding === null ? undefined : whatwg(encoding);
     if (label !== undefined && !found.has(label) && fits(bytes, label, isWhole)) found.set(label, confidence);
   }
-  const [first, second] = [...found].toSorted((a, b) => b[1] - a[1]);
+  const [first, second] = plausible(bytes, found).toSorted((a, b) => b[1] - a[1]);
   const isUnclear =
     first === undefined ||
     first[1] < leastConfidence ||
@@ -104,6 +108,27 @@ async function encodingOf(bytes: Buffer, isWhole: boolean, notes: Note[]): Promi
     message: `the text is not UTF-8; it was read as ${label}: ${shown(bytes, label)}. If that is wrong, name the encoding in the mapping (\`encoding\`), or save the file as UTF-8.`,
   });
   return label;
+}
+
+/** What words do not have: a capital behind a small letter, a sign between letters, letters of two alphabets. ASCII is the same everywhere, and says nothing. */
+const odd =
+  /(?<=\p{Ll})(?!\p{ASCII})\p{Lu}|(?<=\p{L})[^\p{ASCII}\p{L}\p{M}\p{P}]|[^\p{ASCII}\p{L}\p{M}\p{P}](?=\p{L})|(?<=\p{L})[†‡‰¿¡§¶](?=\p{L})|(?<=\p{sc=Latn})[\p{sc=Cyrl}\p{sc=Grek}]|[\p{sc=Cyrl}\p{sc=Grek}](?=\p{sc=Latn})/gu;
+
+/**
+ * The encodings by which the bytes read like words. The detector weighs frequencies of letters, and confuses encodings that differ in a few
+ * accents; by the wrong one `für` is `fŸr`, `f¸r` or `fьr`. Mac OS Roman counts only where windows-1252 makes no words.
+ */
+function plausible(bytes: Buffer, found: ReadonlyMap<string, number>): [label: string, confidence: number][] {
+  const shares = new Map<string, number>();
+  for (const label of found.keys()) {
+    const text = new TextDecoder(label).decode(bytes);
+    const others = text.match(/\P{ASCII}/gu)?.length ?? 0;
+    shares.set(label, (text.match(odd)?.length ?? 0) / Math.max(1, others));
+  }
+  const best = Math.min(...shares.values());
+  const left = [...found].filter(([label]) => (shares.get(label) ?? 0) <= best + mostOdd);
+  const isWindows = left.some(([label]) => label === "windows-1252");
+  return left.filter(([label]) => !(label === "macintosh" && isWindows));
 }
 
 /** Results come with the names that Python has. */

@@ -49,8 +49,12 @@ export function recogniseCsv(head: string): Delimiter | undefined {
     : undefined;
 }
 
+/** How a line of a chat's export begins, such as WhatsApp's: `12/01/2024, 10:05 - Anna: `. */
+const timeOfMessage = /^\s*\[?\d{1,4}[./-]\d{1,2}[./-]\d{1,4},? \d{1,2}[:.]\d\d/;
+
 /** Whether the first rows have as many cells as the header: prose with a comma in its first line has not. */
 export function isTable(head: string, delimiter: Delimiter): boolean {
+  if (timeOfMessage.test(head)) return false;
   const rows = head
     .split("\n")
     .slice(0, -1)
