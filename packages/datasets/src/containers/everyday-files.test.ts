@@ -132,7 +132,8 @@ describe("plain text", () => {
   it.each([
     "12/01/2024, 10:05 - Anna: Rain?\n12/01/2024, 10:06 - Ben: I like rain.\n",
     "[10:05 AM] Anna: Rain?\n[10:06 AM] Ben: I like rain.\n",
-  ])("may be a chat's export, which is no table", async (log) => {
+    "One, two.\n\nThree, four.\n\nFive, six.\n\n",
+  ])("may be a chat's export or paragraphs with commas, which are no table: %#", async (log) => {
     const found = await read(log, { name: "chat.txt" });
     expect(found).toMatchObject({ container: "text", rejections: [] });
     expect(said(found)).toEqual([[log.trim()]]);

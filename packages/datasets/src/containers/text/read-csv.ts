@@ -55,12 +55,11 @@ const timeOfMessage = /^\s*\[?\d{1,4}[./-]\d{1,2}[./-]\d{1,4},? \d{1,2}[:.]\d\d/
 /** Whether the first rows have as many cells as the header: prose with a comma in its first line has not. */
 export function isTable(head: string, delimiter: Delimiter): boolean {
   if (timeOfMessage.test(head)) return false;
-  const rows = head
-    .split("\n")
-    .slice(0, -1)
-    .filter((row) => row.trim() !== "")
-    .slice(0, 20)
-    .map((row) => cellsOf(row.trimEnd(), delimiter)?.length);
+  const lines = head.split("\n").slice(0, -1);
+  const filled = lines.filter((line) => line.trim() !== "");
+  // Paragraphs stand apart, rows do not.
+  if (lines.length >= 2 * filled.length - 1 && filled.length > 1) return false;
+  const rows = filled.slice(0, 20).map((row) => cellsOf(row.trimEnd(), delimiter)?.length);
   return rows.length > 1 && (rows[0] ?? 0) > 1 && rows.every((count) => count === rows[0]);
 }
 
