@@ -43,10 +43,7 @@ def main() -> None:
 
         def make(name: str) -> conftest.Directory:
             lora = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
-            run = conftest.Directory(Path(folder) / name, given.base.resolve(), rows=rows[8:], held_out=rows[:8], lora=lora, training=training, probes=probes)
-            run.spec["probe_tokens"] = 4  # as the courier has it
-            (run.path / "spec.json").write_text(json.dumps(run.spec))
-            return run
+            return conftest.Directory(Path(folder) / name, given.base.resolve(), rows=rows[8:], held_out=rows[:8], lora=lora, training=training, probes=probes)
 
         def cold() -> list[conftest.Directory]:
             runs = [make(f"cold-{n}") for n in range(given.runs)]

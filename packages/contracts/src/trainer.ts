@@ -35,7 +35,6 @@ export const trainerSpec = z.object({
     .default([])
     .describe("Quantised bases made of `base/`, in these folders, on which the probes are recorded, too."),
   probes: z.array(probePrompt),
-  probe_tokens: z.int().default(16).describe("Greedy tokens recorded for each probe."),
   device: z.enum(["auto", "cuda", "cpu"]).default("auto").describe("`cuda`: without a GPU it is an error. `auto`: a GPU if there is one."),
 });
 export type TrainerSpec = z.infer<typeof trainerSpec>;
@@ -154,16 +153,16 @@ export const probeRecord = z.object({
     .describe(
       "The prompt as OpenAI's conversation, with its pictures as data URLs, by which a replica is asked; `input_ids` has their tokens. Absent: it has no pictures.",
     ),
-  base: z.object({ tokens: z.array(z.int()), logprobs: z.array(z.number()) }),
+  base: z.object({ tokens: z.array(z.int()), logprobs: z.array(z.number()) }).describe("Its likeliest token."),
   adapter: z.object({
-    tokens: z.array(z.int()).describe("Greedy continuation with the adapter."),
+    tokens: z.array(z.int()).describe("The likeliest token with the adapter. Older trainers recorded a greedy continuation."),
     logprobs: z.array(z.number()).describe("The adapter's logprobs of these tokens."),
-    base_logprobs: z.array(z.number()).describe("The base's logprobs of the same tokens, teacher-forced."),
+    base_logprobs: z.array(z.number()).describe("The base's logprobs of the same tokens, after the same ones."),
   }),
   first: z
     .object({ tokens: z.array(z.int()).min(1), base: z.array(z.number()), adapter: z.array(z.number()) })
     .describe(
-      "The likeliest tokens right after the prompt, those of base and adapter together, with both models' logprobs. This is what a replica is asked: one token of work, and unlike the greedy tokens of a well-trained adapter (logprob near 0 at any scale) it tells a wrong scale.",
+      "The likeliest tokens right after the prompt, those of base and adapter together, with both models' logprobs. This is what a replica is asked: one token of work, and unlike a greedy continuation of a well-trained adapter (logprob near 0 at any scale) it tells a wrong scale.",
     ),
 });
 export type ProbeRecord = z.infer<typeof probeRecord>;

@@ -50,8 +50,6 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
         if on_gpu:
             model.to("cuda")
         attempt.result["environment"] = compute.describe(compute_type, spec["training"]["seed"], on_gpu)
-        tokens = model.generation_config.eos_token_id
-        stop = set(tokens) if isinstance(tokens, list) else {tokens} - {None}
 
     with attempt.phase("save"):
         tensors = canonicalise.canonical_tensors(model)
@@ -59,9 +57,9 @@ def adopt(attempt, spec: dict, load_base, time_limit) -> None:
 
     with attempt.phase("probe"):
         with model.disable_adapter():
-            base = probes.record(model, spec, stop)
-        attempt.result["probes"] = probes.compare(model, spec, base, probes.record(model, spec, stop))
-        attempt.result["twins"] = probes.on_twins(model, spec, directory, stop)
+            base = probes.record(model, spec)
+        attempt.result["probes"] = probes.compare(spec, base, probes.record(model, spec))
+        attempt.result["twins"] = probes.on_twins(model, spec, directory)
 
     with attempt.phase("save"):
         attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, language_model.text_config(model).num_hidden_layers)

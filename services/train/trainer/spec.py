@@ -68,7 +68,6 @@ def read_spec(path: Path) -> dict:
     spec["twins"] = spec.get("twins") or []
     if not all(isinstance(twin, dict) and {"path", "digest"} <= set(twin) for twin in spec["twins"]):
         raise TrainerError("SPEC_INVALID", "each of twins needs a path and a digest.", "twins")
-    spec["probe_tokens"] = spec.get("probe_tokens", 16)
     spec["device"] = spec.get("device", "auto")
     if spec["device"] not in ("auto", "cuda", "cpu"):
         raise TrainerError("SPEC_INVALID", f"device must be auto, cuda or cpu, not {spec['device']!r}.", "device")

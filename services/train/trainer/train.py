@@ -269,7 +269,6 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             model.to("cuda")
         language_model.text_config(model).use_cache = False
         attempt.result["environment"] = compute.describe(compute_type, settings["seed"], on_gpu)
-        stop_tokens = as_set(model.generation_config.eos_token_id)
 
     with attempt.phase("self_test"):
         # With a GPU the self-test uses whole rows. On a CPU it uses a few sequences of each, because it takes time from training.
@@ -279,7 +278,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
     with attempt.phase("evaluate"):
         base_measured = objective.measure_base(model, evaluated)
     with attempt.phase("probe"), model.disable_adapter():
-        base_probes = probes.record(model, spec, stop_tokens)
+        base_probes = probes.record(model, spec)
 
     served = [(parameter, parameter.dtype) for parameter in model.parameters()]
     in_bf16 = settings["bf16"] and compute_type == compute.BF16
@@ -344,7 +343,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             attempt.emit({"type": "warning", "code": "CHECKPOINT_NOT_SERVABLE", "message": f"The checkpoint of step {step} cannot be asked: {error}"})
             return
         with as_served(), canonicalise.as_published(model, tensors):
-            found = probes.compare_first(spec, base_probes, probes.record(model, spec | {"probe_tokens": 1}, stop_tokens))
+            found = probes.compare(spec, base_probes, probes.record(model, spec))
         adapter = canonicalise.write_adapter(folder / name, tensors, spec, language_model.text_config(model).num_hidden_layers)
         partial = folder / f".{name}.json.partial"
         partial.write_text(json.dumps({"adapter": adapter, "probes": found, "environment": attempt.result["environment"]}))
@@ -433,8 +432,8 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             }
 
     with attempt.phase("probe"):
-        attempt.result["probes"] = probes.compare(model, spec, base_probes, probes.record(model, spec, stop_tokens))
-        attempt.result["twins"] = probes.on_twins(model, spec, directory, stop_tokens)
+        attempt.result["probes"] = probes.compare(spec, base_probes, probes.record(model, spec))
+        attempt.result["twins"] = probes.on_twins(model, spec, directory)
 
     with attempt.phase("save"):
         attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, language_model.text_config(model).num_hidden_layers)
@@ -628,10 +627,6 @@ def fingerprint_of(spec: dict, shards: Path) -> str:
         deciding["ranks"] = WORLD_SIZE
     files = [f"{path.name} {path.stat().st_size}" for path in sorted(shards.glob("train-*.arrow"))]
     return hashlib.sha256(json.dumps([deciding, files], sort_keys=True).encode()).hexdigest()
-
-
-def as_set(token_ids) -> set[int]:
-    return set(token_ids) if isinstance(token_ids, list) else {token_ids} - {None}
 
 
 def explain(error: Exception) -> TrainerError:

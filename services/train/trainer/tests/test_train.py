@@ -183,7 +183,7 @@ def test_probes_record_what_the_published_adapter_says(directory, monkeypatch):
 
     for probe in run.result["probes"]:
         prompt, said = probe["input_ids"], probe["adapter"]
-        assert len(said["tokens"]) == 6 or said["tokens"][-1] == 2
+        assert len(said["tokens"]) == len(probe["base"]["tokens"]) == 1
         greedy, expected = logprobs(prompt, said["tokens"])
         assert greedy == said["tokens"]
         assert said["logprobs"] == pytest.approx(expected, abs=0.03)
@@ -191,10 +191,10 @@ def test_probes_record_what_the_published_adapter_says(directory, monkeypatch):
             assert said["base_logprobs"] == pytest.approx(logprobs(prompt, said["tokens"])[1], abs=0.03)
             greedy, expected = logprobs(prompt, probe["base"]["tokens"])
         assert greedy == probe["base"]["tokens"] and probe["base"]["logprobs"] == pytest.approx(expected, abs=0.03)
-        assert said["logprobs"] != pytest.approx(said["base_logprobs"], abs=0.1)
 
         first = probe["first"]
         assert len(first["tokens"]) == len(set(first["tokens"])) >= 8 and said["tokens"][0] in first["tokens"]
+        assert first["adapter"] != pytest.approx(first["base"], abs=0.1)
         every = [logprobs(prompt, [token])[1][0] for token in first["tokens"]]
         assert first["adapter"] == pytest.approx(every, abs=0.03)
         with adapted.disable_adapter():
@@ -385,8 +385,8 @@ def test_a_checkpoint_is_published_as_a_run_of_so_many_steps_would_be(directory,
         assert ours["first"]["tokens"] == whole["first"]["tokens"]
         assert ours["first"]["adapter"] == pytest.approx(whole["first"]["adapter"], abs=2e-5)
         assert ours["first"]["base"] == whole["first"]["base"]
-        assert ours["adapter"]["tokens"] == whole["adapter"]["tokens"][:1]
-        assert ours["adapter"]["base_logprobs"] == pytest.approx(whole["adapter"]["base_logprobs"][:1], abs=0.02)
+        assert ours["adapter"]["tokens"] == whole["adapter"]["tokens"]
+        assert ours["adapter"]["base_logprobs"] == whole["adapter"]["base_logprobs"]
 
 
 def test_a_checkpoint_that_learned_nothing_is_not_published_and_the_run_goes_on(directory):
