@@ -2,7 +2,7 @@ export type { Audit } from "./audit/audit.ts";
 export { type Bus, createBus } from "./bus.ts";
 export { connectBus, connectFromEnv, type NatsAuth, natsAuthOf, natsEnv, natsSecretOf } from "./connect.ts";
 export type { HandlerContext, WaitReason } from "./consume/consume.ts";
-export { judgeNewAdapter } from "./quotas/adapter-quota.ts";
+export { countAdapters, judgeNewAdapter } from "./quotas/adapter-quota.ts";
 export { judgeWaitingRuns } from "./quotas/waiting-quota.ts";
 export { createDatasetQuota } from "./quotas/dataset-quota.ts";
 export { createHistoryQuota } from "./quotas/history-quota.ts";

@@ -5,7 +5,7 @@ import { type Log, natsOutage, PermanentError } from "@loraline/runtime";
 import type { z } from "zod";
 import { DeliverPolicy, jetstream, jetstreamManager, type StoredMsg } from "@nats-io/jetstream";
 import { Kvm, type KV } from "@nats-io/kv";
-import type { NatsConnection } from "@nats-io/transport-node";
+import type { MsgHdrs, NatsConnection } from "@nats-io/transport-node";
 import { checkStateSize, storeFullOr } from "./sizes.ts";
 
 /** NATS gives the last messages of at most 1,024 subjects for one request. */
@@ -163,7 +163,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       try {
         for (let pending = (await consumer.info()).num_pending; pending > 0; pending = (await consumer.info()).num_pending) {
           for await (const { subject, headers, info } of await consumer.fetch({ max_messages: pending, expires: 5000 })) {
-            found.push({ key: subject.slice(prefix.length), bytes: Number(headers?.get("Nats-Msg-Size") ?? 0) });
+            if (!isMark(headers)) found.push({ key: subject.slice(prefix.length), bytes: Number(headers?.get("Nats-Msg-Size") ?? 0) });
             if (info.pending === 0) break;
           }
         }
@@ -210,7 +210,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
       for (let from = 0; from < keys.length; from += manyAtOnce) {
         const subjects = keys.slice(from, from + manyAtOnce).map((key) => `${prefix}${key}`);
         for (const message of await storedMessages(direct.getLastMessagesFor(`KV_${def.name}`, { multi_last: subjects }))) {
-          if (message.header?.get("KV-Operation") || message.header?.get("Nats-Marker-Reason")) continue;
+          if (isMark(message.header)) continue;
           const key = message.subject.slice(prefix.length);
           const value = read(key, message.data, options);
           if (value !== undefined) found.push({ key, value, revision: message.seq });
@@ -231,8 +231,7 @@ export async function openBucket<T extends z.ZodType>(nc: NatsConnection, def: B
           for await (const { subject, headers, data, seq, info } of await consumer.fetch({ max_messages: pending, expires: 5000 })) {
             const key = subject.slice(prefix.length);
             // A key that changes meanwhile comes twice, and the last one counts.
-            const isGone = headers?.get("KV-Operation") || headers?.get("Nats-Marker-Reason");
-            const value = isGone ? undefined : read(key, data, options);
+            const value = isMark(headers) ? undefined : read(key, data, options);
             if (value === undefined) found.delete(key);
             else found.set(key, { key, value, revision: seq });
             if (info.pending === 0) break;
@@ -315,5 +314,8 @@ async function storedMessages(reading: Promise<AsyncIterable<StoredMsg>>): Promi
     throw error;
   }
 }
+
+/** What stands where an entry was deleted, or has expired. */
+const isMark = (headers: MsgHdrs | undefined): boolean => Boolean(headers?.get("KV-Operation") || headers?.get("Nats-Marker-Reason"));
 
 const isWrongRevision = (error: unknown): boolean => /wrong last sequence/i.test((error as Error).message);

@@ -622,6 +622,25 @@ describe("a checkpoint", () => {
   );
 });
 
+describe("a checkpoint whose adapter would be one more than its tenant may have", () => {
+  test("becomes no version, and no adapter, until there is room", { timeout: 60_000 }, async ({ serve, tenant, make }) => {
+    await using _controller = await serve.startController(serve.bus, { quotas: { tenants: { [tenant]: { adapters: 1 } } } });
+    await serve.train("parrot", await make());
+    await expect.poll(async () => (await serve.adapter("parrot"))?.versions.length, until).toBe(1);
+    const runId = await serve.checkpoint("pirate", 40, await make({ seed: 9 }));
+    const ask = (key: string) => serve.bus.publish(adapterCheckpointWanted, { tenant, id: "pirate" }, { runId, step: 40 }, { key });
+    await ask("1");
+    // The stream is a queue: what was worked on is removed.
+    await expect.poll(() => serve.bus.last(adapterCheckpointWanted, { tenant, id: "pirate" }), until).toBeUndefined();
+    expect(await serve.adapter("pirate")).toBeUndefined();
+    expect(await serve.bus.deadLetters.list(tenant)).toEqual([]);
+
+    await (await serve.bus.bucket(buckets.adapters)).delete(`${tenant}.parrot`);
+    await ask("2");
+    await expect.poll(async () => (await serve.adapter("pirate"))?.versions.map(({ status }) => status), until).toEqual(["desired"]);
+  });
+});
+
 describe("an adapter that is to be deleted", () => {
   test(
     "is given to the collector once no run trains it, and both answers are in the audit log",

@@ -2,13 +2,19 @@
 import { everyKeyOf, type Problem } from "@loraline/contracts";
 import type { KvBucket } from "../kv.ts";
 
+/** @param adapters - KV `adapters`. */
+export const countAdapters = async (adapters: Pick<KvBucket<unknown>, "sizes">, tenant: string): Promise<number> =>
+  (await adapters.sizes(everyKeyOf(tenant))).length;
+
 /** @param adapters - KV `adapters`, in which the adapter is not yet. */
 export async function judgeNewAdapter(
-  adapters: Pick<KvBucket<unknown>, "keys">,
+  adapters: Pick<KvBucket<unknown>, "keys" | "sizes">,
   { tenant, adapter, most }: { tenant: string; adapter: string; most: number | null },
 ): Promise<Problem | undefined> {
   if (most === null) return undefined;
-  const { length: used } = await adapters.keys(everyKeyOf(tenant));
+  if ((await adapters.keys(everyKeyOf(tenant))).length < most) return undefined;
+  // Those of adapters that were deleted are among the keys.
+  const used = await countAdapters(adapters, tenant);
   if (used < most) return undefined;
   return {
     code: "QUOTA_ADAPTERS",

@@ -88,7 +88,7 @@ export const specCodes = defineArea(
       "Delete datasets or adapters (`loraline storage` shows what takes the room), or have the operator raise the quota storageBytes.",
     ],
     QUOTA_ADAPTERS: [
-      "The run would make a new adapter, and the tenant has as many as it may have.",
+      "The run, or a checkpoint that is asked for, would make a new adapter, and the tenant has as many as it may have.",
       "Train a new version of one that exists, delete one, or have the operator raise the quota.",
     ],
   },

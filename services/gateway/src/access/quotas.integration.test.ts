@@ -6,12 +6,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { text } from "node:stream/consumers";
-import { buckets } from "@loraline/contracts";
+import { buckets, events } from "@loraline/contracts";
+import { putJson } from "@loraline/objects";
 import { test } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
-import { datasetIdOf } from "../openai-ids.ts";
-import { adapterOf, base, type GatewayUnderTest, putAdapter, registerEngine, startGateway, versionOf } from "../gateway-under-test.ts";
+import { datasetIdOf, runIdOf } from "../openai-ids.ts";
+import { adapterOf, base, type GatewayUnderTest, putAdapter, refOf, registerEngine, startGateway, versionOf } from "../gateway-under-test.ts";
 
 const uploaded = async (line: GatewayUnderTest, client = line.openai): Promise<string> => {
   const file = await toFile(Buffer.from('{"prompt":"ahoy","completion":"Arr"}\n'.repeat(20)), "d.jsonl");
@@ -49,6 +50,41 @@ describe("a run over its tenant's quota is refused", () => {
     const other = line.clientFor(await line.keyFor(`${tenant}-other`));
     expect(await create("parrot", {}, other, await uploaded(line, other))).toMatchObject({ status: "validating_files" });
   });
+});
+
+test("a checkpoint that is asked for by chat, and would be one adapter too many, is refused each time until there is room", async ({
+  nc,
+  tenant,
+}) => {
+  await using line = await started({ nc, tenant, quotas: { default: { adapters: 1 } } });
+  const { bus, objects, openai } = line;
+  const job = await openai.fineTuning.jobs.create({ model: base, training_file: await uploaded(line), suffix: "pirate" });
+  const at = { tenant, id: runIdOf(job.id) ?? "" };
+  const manifest = { version: 1, base: { name: base, revision: "1", digest: refOf("adapter").digest }, rank: 8, parameters: 1 };
+  const adapter = await putJson(objects, tenant, "adapter", { ...manifest, targetModules: ["q_proj"], files: [] });
+  await bus.publish(events.runStarted, at, { attempt: 1, job: "train-1" }, { key: "1" });
+  const published = { adapter, evidence: refOf("evidence"), rank: 8 };
+  await bus.publish(events.runCheckpointed, at, { attempt: 1, step: 10, checkpoint: refOf("checkpoint"), published }, { key: "1/10" });
+  await expect.poll(async () => (await openai.fineTuning.jobs.checkpoints.list(job.id)).data).toHaveLength(1);
+  const [{ fine_tuned_model_checkpoint: model } = { fine_tuned_model_checkpoint: "" }] = (
+    await openai.fineTuning.jobs.checkpoints.list(job.id)
+  ).data;
+  const ask = () => openai.chat.completions.create({ model, messages: [{ role: "user", content: "ahoy" }] });
+
+  // Another adapter came meanwhile.
+  await putAdapter(bus, adapterOf(tenant, "parrot", [versionOf(tenant, "parrot", 1)]));
+  for (let n = 0; n < 2; n++) {
+    await expect(ask()).rejects.toMatchObject({
+      status: 403,
+      code: "QUOTA_ADAPTERS",
+      message: expect.stringContaining('"pirate" would be a new adapter; this tenant has 1, and its quota is 1'),
+    });
+  }
+  const wanted = () => bus.last(events.adapterCheckpointWanted, { tenant, id: "pirate" });
+  expect(await wanted()).toBeUndefined();
+  await (await bus.bucket(buckets.adapters)).delete(`${tenant}.parrot`);
+  await expect(ask()).rejects.toMatchObject({ status: 503, code: "version_loading" });
+  expect((await wanted())?.data).toMatchObject({ runId: at.id, step: 10 });
 });
 
 test("a tenant whose events take all the room that they may gives no further commands, but for those that make room", async ({

@@ -1,9 +1,9 @@
 /** What a tenant may have at most, and how much of it is used. */
-import { type Bus, createDatasetQuota, createHistoryQuota, judgeRunByQuotas, judgeWaitingRuns, sumOf } from "@loraline/bus";
+import { type Bus, countAdapters, createDatasetQuota, createHistoryQuota, judgeNewAdapter, judgeRunByQuotas, judgeWaitingRuns, sumOf } from "@loraline/bus";
 import {
+  adapterKey,
   buckets,
   type EventDef,
-  everyKeyOf,
   grantedQuotas,
   type QuotaChoice,
   type QuotaName,
@@ -33,6 +33,8 @@ export interface GatewayQuotas {
   admitAdminAction(tenant: string): Promise<void>;
   /** @throws PermanentError 403 QUOTA_DATASETS if the tenant may not have one more. */
   admitDataset(tenant: string): Promise<void>;
+  /** @throws PermanentError 403 QUOTA_ADAPTERS if the adapter would be a new one, and the tenant may not have one more. */
+  admitAdapter(tenant: string, adapter: string): Promise<void>;
   /**
    * Counts an import of an adapter by this gateway, until it is disposed.
    * @throws PermanentError 429 QUOTA_IMPORTS.
@@ -62,13 +64,13 @@ export async function createGatewayQuotas({
   const of = (tenant: string): Quotas => quotasOf(tenant, settings, limits.all().get(tenant));
 
   const usedBy = async (tenant: string): Promise<Partial<Record<QuotaName, number>>> => {
-    const [runs, datasetCount, its] = await Promise.all([training.get(tenant), datasets.used(tenant), adapters.keys(everyKeyOf(tenant))]);
+    const [runs, datasetCount, its] = await Promise.all([training.get(tenant), datasets.used(tenant), countAdapters(adapters, tenant)]);
     return {
       storageBytes: sumOf(await bus.stored(tenant)),
       historyBytes: await history.used(tenant),
       adminActionsPerDay: await bus.audit.countOfDay(tenant),
       datasets: datasetCount,
-      adapters: its.length,
+      adapters: its,
       runsAtOnce: runs?.value.running ?? 0,
       gpusAtOnce: runs?.value.gpus ?? 0,
       runsWaiting: runs?.value.waiting ?? 0,
@@ -107,6 +109,12 @@ export async function createGatewayQuotas({
     async admitDataset(tenant) {
       const problem = await datasets.judge(tenant, of(tenant).datasets, false);
       if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { status: 403 });
+    },
+    async admitAdapter(tenant, adapter) {
+      const most = of(tenant).adapters;
+      if (most === null || (await adapters.get(adapterKey({ tenant, adapter }))) !== undefined) return;
+      const problem = await judgeNewAdapter(adapters, { tenant, adapter, most });
+      if (problem !== undefined) throw new PermanentError(problem.code, problem.message, { status: 403, param: problem.param });
     },
     beginImport(tenant) {
       const most = of(tenant).importsAtOnce;

@@ -1,11 +1,12 @@
 /** Tells serve which versions and checkpoints are asked for by name, so that they are loaded, loaded again, or stay loaded. */
 import type { Bus } from "@loraline/bus";
 import { adapterCheckpointWanted, adapterManifest, adapterVersionWanted } from "@loraline/contracts";
+import { enginesServing } from "@loraline/models";
 import { getJson } from "@loraline/objects";
 import { type Log, PermanentError, RetryLaterError } from "@loraline/runtime";
 import type { GatewayContext } from "../context.ts";
 import { type CheckpointName, checkpointModel } from "../openai-ids.ts";
-import type { NamedVersion } from "./decide-route.ts";
+import { enginesFor, type NamedVersion } from "./decide-route.ts";
 import { modelNotFound } from "./models.ts";
 
 /** Each is asked for at most once in so long, by all gateways together: NATS stores one message for each such period. */
@@ -32,8 +33,11 @@ export function createVersionAsker({ bus, log, now = Date.now }: { bus: Pick<Bus
   };
 }
 
-/** @returns to be called for a checkpoint that is no version; what it returns is the answer. */
-export function createCheckpointAsker({ state, objects, bus }: Pick<GatewayContext, "state" | "objects" | "bus">) {
+/**
+ * @returns to be called for a checkpoint that is no version; what it returns is the answer. It throws the answer QUOTA_ADAPTERS where serve
+ * would make no version of it.
+ */
+export function createCheckpointAsker({ state, objects, bus, table, quotas }: Pick<GatewayContext, "state" | "objects" | "bus" | "table" | "quotas">) {
   return async (named: CheckpointName, by: string): Promise<PermanentError | RetryLaterError> => {
     const { tenant, adapter, checkpoint } = named;
     const { runId, step } = checkpoint;
@@ -63,6 +67,9 @@ export function createCheckpointAsker({ state, objects, bus }: Pick<GatewayConte
       const remedy = `Ask for a newer one, or train again with a higher training.save_total_limit. A checkpoint that was asked in time stays as a version of ${adapter}`;
       return modelNotFound(model, `The checkpoint of step ${step} was removed. ${rule}. ${remedy}.`);
     }
+    if (enginesServing(enginesFor(table.view(), tenant), named.base).length === 0)
+      return modelNotFound(model, `The checkpoint of step ${step} cannot be asked: no engine serves its base "${named.base}" now.`);
+    await quotas.admitAdapter(tenant, adapter);
     const period = Math.floor(Date.now() / askEveryMs);
     await bus.publish(adapterCheckpointWanted, { tenant, id: adapter }, { runId, step, by }, { key: `${runId}-${step}-${period}` });
     return new RetryLaterError(

@@ -18,7 +18,10 @@ import { addVersion, versionOfCheckpoint } from "./decide-versions.ts";
 import { gateVersion } from "./gate-version.ts";
 import type { GateDeps } from "./on-run-trained.ts";
 
-/** Nothing happens when there is no such checkpoint any more: the gateway, which saw it a moment ago, says so to whoever asks again. */
+/**
+ * Nothing happens when there is no such checkpoint any more, or the adapter would be one more than its tenant may have: the gateway, which saw
+ * room a moment ago, says so to whoever asks again.
+ */
 export async function onCheckpointWanted(
   { at, data: { runId, step }, trace }: Received<typeof adapterCheckpointWanted>,
   deps: GateDeps & {
@@ -42,6 +45,11 @@ export async function onCheckpointWanted(
     const gated = await touch(objects, tenant, published)
       .then(() => gateVersion(judged, deps))
       .catch(unlessGone);
+    // A version that is refused would be kept, and its adapter with it: one more than the tenant may have.
+    if (known === undefined && gated.problem?.code === "QUOTA_ADAPTERS") {
+      log.info({ runId, step, adapter: nameOf(at), ...gated.problem }, "a checkpoint that is asked for becomes no version");
+      return;
+    }
     const system = (await bus.last(runTokenized, { tenant, id: runId }))?.data.system ?? null;
     const now = Date.now();
     await adapters.change(key, (current) => {
