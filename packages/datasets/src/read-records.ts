@@ -29,6 +29,8 @@ export interface ReadRecordsOptions {
   onShare?: ((share: number) => void) | undefined;
   /** Takes what records show. Absent: pictures are left where they are. */
   pictures?: Pick<PictureTaker, "take"> | undefined;
+  /** Called after each few milliseconds' work. Default: a turn of the event loop. */
+  breathe?: (() => Promise<void>) | undefined;
 }
 
 /** A batch of rows, in their order: rows = records + rejections. */
@@ -48,7 +50,7 @@ export interface Batch {
  */
 export async function readRecords(
   source: FileSource | readonly Part[],
-  { mapping, reopen, pictures, ...settings }: ReadRecordsOptions,
+  { mapping, reopen, pictures, breathe = () => nextTurn(), ...settings }: ReadRecordsOptions,
 ): Promise<{ container: Container; notes: readonly Note[]; batches: AsyncIterable<Batch> } | undefined> {
   const options = { ...settings, encoding: mapping?.encoding, textRows: mapping?.text_rows };
   const open = (from: FileSource | readonly Part[], more: { onShare?: typeof settings.onShare } = {}) =>
@@ -93,7 +95,7 @@ export async function readRecords(
         }
         count += rowsOfPart.length;
         yield mapping?.redact === true ? await redact(batch, places) : batch;
-        await nextTurn();
+        await breathe();
       }
     } catch (error) {
       if (!(error instanceof PermanentError) || !isFileFault(error)) throw error;

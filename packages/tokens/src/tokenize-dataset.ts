@@ -41,6 +41,8 @@ interface TokenizeDeps {
   objects: Objects;
   telemetry: Telemetry;
   signal: AbortSignal;
+  /** Called after each few milliseconds' work. Default: a turn of the event loop. */
+  breathe?: () => Promise<void>;
   shardBytes: number;
 }
 export type TokenizeResult = { kind: "tokenized"; ref: BlobRef; manifest: TokenManifest } | { kind: "rejected"; problem: Problem };
@@ -80,7 +82,7 @@ export function tokenizeKey({ base, spec, dataset, validation }: TokenizeInput):
  * OBJECT_CORRUPT, DISK_FULL
  */
 export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput): Promise<TokenizeResult> {
-  const { objects, telemetry, signal, shardBytes } = deps;
+  const { objects, telemetry, signal, breathe, shardBytes } = deps;
   const { tenant, base, spec, dataset, validation } = input;
   using store = createSequenceStore();
   const examples = examplesOf(spec.method);
@@ -142,6 +144,7 @@ export async function tokenizeDataset(deps: TokenizeDeps, input: TokenizeInput):
         pictured,
         shardBytes,
         signal,
+        breathe,
         put: (bytes) => objects.put(tenant, "shard", bytes),
       });
     const trainShards = await write(rowsOf(indices, together, bins));

@@ -50,7 +50,7 @@ export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, qu
       `its records take more than what is left of this tenant's quota storageBytes: there are ${stored} bytes in the store now, and ${most} are allowed. Upload fewer or shorter rows (what a mapping adds to each of them counts, too), delete datasets or adapters, or have the operator raise the quota.`,
     );
   };
-  return async (received: Received<typeof datasetReceived>, { log, signal }: HandlerContext): Promise<void> => {
+  return async (received: Received<typeof datasetReceived>, { log, signal, breathe }: HandlerContext): Promise<void> => {
     const { at } = received;
     const { blob, filename, parts, mapping } = received.data;
     const upload: Upload = { tenant: at.tenant, blob, filename, parts: parts ?? [], mapping: mapping ?? null };
@@ -72,7 +72,7 @@ export function onDatasetReceived({ bus, objects, telemetry, settings, fetch, qu
         });
         const fetchPicture = await createPictureFetch({ bus, fetch, quotas, settings: imports, signal }, at.tenant);
         const mayGoOn = () => checkRoom(at.tenant, uploaded);
-        const read = await ingestDataset({ objects, settings, signal, onRead, fetchPicture, checkRoom: mayGoOn }, upload);
+        const read = await ingestDataset({ objects, settings, signal, breathe, onRead, fetchPicture, checkRoom: mayGoOn }, upload);
         span.setAttribute("loraline.rejections", read.rejections);
         if (read.kind === "ingested") span.setAttribute("loraline.records", read.records);
         return read;

@@ -169,6 +169,7 @@ describe("the work queue of chunks", () => {
       signed: false,
       examples: "answers" as const,
       signal: stop.signal,
+      breathe: async () => {},
       delivery: 1,
       lookMs: 50,
       isDone,

@@ -25,6 +25,7 @@ const mostTimesGivenUp = 20;
 interface EncodeRun extends ChunkSettings {
   run: EventAddress;
   signal: AbortSignal;
+  breathe: () => Promise<void>;
   /** Number that differs between deliveries of the same request. */
   delivery: number;
   /** How often it is asked whether the run is over meanwhile, in milliseconds. */
@@ -39,11 +40,11 @@ export class TokensNotNeeded extends Error {}
 /** Chunks as sequences, in their order. @throws TokensNotNeeded; RetryLaterError; what `encodeChunk` throws; the signal's reason */
 export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chunks: readonly Chunk[]): AsyncGenerator<EncodedChunk> {
   const { bus, objects, code, windows } = deps;
-  const { run, base, spec, signed, examples, signal, delivery, lookMs = usualLookMs, isDone } = options;
+  const { run, base, spec, signed, examples, signal, breathe, delivery, lookMs = usualLookMs, isDone } = options;
   const { tenant } = run;
   if (chunks.reduce((sum, chunk) => sum + chunk.records, 0) <= fewRecords) {
     const encoder = createRecordEncoder(base, spec, examples);
-    for (const { blob } of chunks) yield encodeChunk(encoder, parseLines(await getText(objects, tenant, blob)), { signed, signal });
+    for (const { blob } of chunks) yield encodeChunk(encoder, parseLines(await getText(objects, tenant, blob)), { signed, signal, breathe });
     return;
   }
   const cache = await bus.bucket(buckets.cache);

@@ -214,6 +214,7 @@ async function tokenizeRecords(
     signed: spec.dedupe === "near",
     examples: examplesOf(spec.method),
     signal: context.signal,
+    breathe: context.breathe,
     delivery: received.seq * 1000 + context.deliveries,
     isDone: async () => (await cache.get(key)) !== undefined,
   };
@@ -231,7 +232,7 @@ async function tokenizeRecords(
       report((done += some[next++]?.records ?? 0));
     }
   }
-  const result = await tokenizeDataset({ objects, telemetry, signal: context.signal, shardBytes, encode }, input).catch(
+  const result = await tokenizeDataset({ objects, telemetry, signal: context.signal, breathe: context.breathe, shardBytes, encode }, input).catch(
     (error: unknown) => {
       if (error instanceof TokensNotNeeded) return { kind: "not-needed" as const };
       throw error;

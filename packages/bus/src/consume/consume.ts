@@ -27,6 +27,8 @@ export interface HandlerContext {
   log: Log;
   /** Aborted when the process shuts down; the message is then delivered again. */
   signal: AbortSignal;
+  /** To be called now and then by work that keeps the thread busy: lets others use it, first those of other tenants. */
+  breathe: () => Promise<void>;
   /** Who published the message, as far as it is proven; without a proof it can only have been the tenant's NATS user. */
   actor: Actor;
   deliveries: number;
@@ -93,6 +95,9 @@ const suspectedFrom = 3;
 /** Of messages in hand that wait, so that big ones of a tenant do not fill the memory. */
 const aheadBytes = 32 * 1024 ** 2;
 
+/** So many pulls, at least, fill what a process may have in hand ahead. */
+const aheadPulls = 16;
+
 /** A pull waits this long for a message. */
 const pullMs = 1000;
 
@@ -129,24 +134,46 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
     return tries.failed() < suspectedFrom ? String(seq) : "suspected";
   };
   const pulls = new Set<ConsumerMessages>();
-  const next = async (): Promise<JsMsg | null> => {
-    const pull = await consumer.fetch({ max_messages: 1, expires: pullMs });
+  const start = async (received: JsMsg): Promise<void> => {
+    // A message that waits for its turn stays in hand as one that is worked on does.
+    const heartbeat = setInterval(() => received.working(), def.ackWaitMs / 3);
+    const { subject, seq, data, info } = received;
+    const tries = createTries(waited, waitedKey({ durable: def.durable, seq }), info.deliveryCount);
+    // Waits only for what was delivered before. Where it cannot be read now, the handler waits until it can.
+    if (def.ordered !== true && info.deliveryCount > 1) await tries.load().catch(() => {});
+    const handle = (turn: Turn): Promise<void> =>
+      handleMessage({ ...deps, tries, turn, measured }, options, received, log, stopping.signal);
+    await lanes
+      .run({ lane: laneOf(received, tries), owner: tenantOfSubject(subject) ?? "", bytes: data.byteLength }, handle)
+      // Not acknowledged, so the broker delivers it again.
+      .catch((error: unknown) => log.error({ err: error }, "message not acknowledged; it will be delivered again"))
+      .finally(() => clearInterval(heartbeat));
+  };
+  /** @param most - messages that one request to the server may bring. */
+  const pullSome = async (most: number): Promise<void> => {
+    const pull = await consumer.fetch({ max_messages: most, expires: pullMs });
     pulls.add(pull);
     if (stopping.signal.aborted) endPull(pull);
     try {
-      for await (const message of pull) return message;
-      return null;
+      for await (const message of pull) {
+        if (stopping.signal.aborted) message.nak();
+        // Messages wait for each other, or for their tenant's turn, which must not keep this worker from messages of others.
+        else if (def.ordered === true || def.ahead !== undefined) void start(message);
+        else {
+          await start(message);
+          return;
+        }
+      }
     } finally {
       pulls.delete(pull);
     }
   };
   let failedPulls = 0;
-  const worker = async (): Promise<void> => {
+  const worker = async (most: number): Promise<void> => {
     while (!stopping.signal.aborted) {
       await lanes.room();
-      let message: JsMsg | null = null;
       try {
-        message = await next();
+        await pullSome(most);
         failedPulls = 0;
       } catch (error) {
         if (stopping.signal.aborted || deps.nc.isClosed()) return;
@@ -155,30 +182,12 @@ export async function consume<C extends ConsumerDef>(deps: ConsumeDeps, options:
         log[level]({ err: error, failedPulls }, "pull failed; trying again");
         await new Promise((resolve) => setTimeout(resolve, 250));
       }
-      if (message === null) continue;
-      if (stopping.signal.aborted) {
-        message.nak();
-        return;
-      }
-      const received = message;
-      // A message that waits for its turn stays in hand as one that is worked on does.
-      const heartbeat = setInterval(() => received.working(), def.ackWaitMs / 3);
-      const { subject, seq, data, info } = received;
-      const tries = createTries(waited, waitedKey({ durable: def.durable, seq }), info.deliveryCount);
-      // Waits only for what was delivered before. Where it cannot be read now, the handler waits until it can.
-      if (def.ordered !== true && info.deliveryCount > 1) await tries.load().catch(() => {});
-      const handle = (turn: Turn): Promise<void> =>
-        handleMessage({ ...deps, tries, turn, measured }, options, received, log, stopping.signal);
-      const done = lanes
-        .run({ lane: laneOf(received, tries), owner: tenantOfSubject(subject) ?? "", bytes: data.byteLength }, handle)
-        // Not acknowledged, so the broker delivers it again.
-        .catch((error: unknown) => log.error({ err: error }, "message not acknowledged; it will be delivered again"))
-        .finally(() => clearInterval(heartbeat));
-      // Messages wait for each other, or for their tenant's turn, which must not keep this worker from messages of others.
-      if (def.ordered !== true && def.ahead === undefined) await done;
     }
   };
-  const workers = Array.from({ length: def.concurrency }, worker);
+  // What may wait here is fetched many at a time, and by one, which keeps the order: with a round trip for each, what stands behind a tenant's
+  // thousand messages would be late however short its turn comes.
+  const workers =
+    def.ahead === undefined ? Array.from({ length: def.concurrency }, () => worker(1)) : [worker(Math.ceil(def.ahead / aheadPulls))];
   return {
     async [Symbol.asyncDispose]() {
       stopping.abort();
@@ -278,6 +287,7 @@ async function handleMessage<C extends ConsumerDef>(
     const context = {
       log: log.child({ [`${event.noun}Id`]: at.id, tenant: at.tenant }),
       signal,
+      breathe: () => deps.turn.breathe(),
       actor: actorOf(message, at.tenant, deps.lineSecret),
       deliveries,
       tries: tries.begun() + here.tries - tries.away() - here.away,

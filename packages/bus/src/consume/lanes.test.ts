@@ -50,6 +50,52 @@ it("has a spare place only for an owner of whom nothing runs", async () => {
   expect(began).toEqual(["a0", "a1", "b4"]);
 });
 
+/** Work in steps, each of which takes a millisecond of a clock that only work moves. */
+function working(places: number) {
+  let time = 0;
+  const lanes = createLanes({ places, now: () => time });
+  const steps: string[] = [];
+  let count = 0;
+  return {
+    steps,
+    work: (owner: string, number: number, busy: boolean) =>
+      lanes.run({ lane: String(count++), owner }, async ({ breathe }) => {
+        for (let n = 0; n < number; n++) {
+          steps.push(owner);
+          // A short task waits for answers of servers; a long one keeps the thread busy.
+          if (busy) {
+            time += 1;
+            await breathe();
+          } else await turn();
+        }
+        steps.push(`${owner} is done`);
+      }),
+    pass: (ms: number) => (time += ms),
+  };
+}
+
+it("has long tasks step aside for what others have just begun", async () => {
+  const { steps, work } = working(4);
+  const long = [work("loud", 40, true), work("loud", 40, true), work("loud", 40, true)];
+  while (steps.length < 60) await turn();
+  const from = steps.length;
+  await work("quiet", 10, false);
+  // Those that were under way each do the step that they had begun.
+  expect(steps.slice(from).filter((step) => step === "loud").length).toBeLessThanOrEqual(3);
+  await Promise.all(long);
+  expect(steps.filter((step) => step === "loud")).toHaveLength(120);
+});
+
+it("has nobody step aside for a task that is long itself, nor two for each other", async () => {
+  const { steps, work, pass } = working(4);
+  const one = work("a", 100, true);
+  const other = work("b", 400, true);
+  pass(300);
+  await Promise.all([one, other]);
+  expect(steps.lastIndexOf("a is done")).toBeLessThan(steps.lastIndexOf("b is done"));
+  expect(steps).toHaveLength(502);
+});
+
 it("has room while a place is free or fewer wait than may", async () => {
   const { add, lanes, began, end } = controlled({ places: 1, ahead: 2 });
   let rooms = 0;

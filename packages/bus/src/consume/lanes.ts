@@ -1,14 +1,39 @@
 /**
  * Order of work inside one process: tasks of one lane one after another, those of different lanes side by side. Who waits for a place gets it
- * in turns by owner, so that an owner of many tasks does not hold up one of few.
+ * in turns by owner, so that an owner of many tasks does not hold up one of few. Those that run share one thread: long ones step aside
+ * for what others have just begun, which is short as a rule and would otherwise wait for a part of each of them at each of its own steps.
  */
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
 
 /** The place of a running task among all that may run at once. */
 export interface Turn {
   /** Gives the place to others for `ms`, and waits until there is one again. Ends early when the signal aborts. */
   pause(ms: number, signal: AbortSignal): Promise<void>;
+  /**
+   * To be called now and then by work that keeps the thread busy: lets others use it. While other owners have tasks that began lately, it
+   * waits until these end, but no longer than its owner could work since it waited before, so that everybody has half of the time.
+   */
+  breathe(): Promise<void>;
 }
+
+/** A task that runs. */
+interface Place {
+  readonly owner: string;
+  readonly of: Owner;
+  readonly began: number;
+}
+
+/** What an owner has under way. */
+interface Owner {
+  readonly tasks: Set<Place>;
+  /** Since when its tasks could work. */
+  since: number;
+  /** While it steps aside. */
+  aside?: { over: Promise<void>; look(): void } | undefined;
+}
+
+/** Others step aside for a task that began within so many milliseconds. */
+const youngMs = 250;
 
 interface Task {
   lane: string;
@@ -36,12 +61,20 @@ interface LanesOptions {
   aheadBytes?: number | undefined;
   /** Places more that only an owner may take of whom nothing runs: the tasks of another may take long. Default 0. */
   spare?: number | undefined;
+  /** A clock in milliseconds, which only goes forward. */
+  now?: () => number;
 }
 
-export function createLanes({ places, ahead = 0, aheadBytes = Infinity, spare = 0 }: LanesOptions): Lanes {
+export function createLanes({
+  places,
+  ahead = 0,
+  aheadBytes = Infinity,
+  spare = 0,
+  now = () => performance.now(),
+}: LanesOptions): Lanes {
   const last = new Map<string, Promise<void>>();
-  /** Running tasks by owner; an owner without any is not in it. */
-  const running = new Map<string, number>();
+  /** Owners of running tasks; an owner without any is not in it. */
+  const running = new Map<string, Owner>();
   let taken = 0;
   /** Those who wait for a place, by owner. The first owner is the next in turn. */
   const waiting = new Map<string, (() => void)[]>();
@@ -51,9 +84,14 @@ export function createLanes({ places, ahead = 0, aheadBytes = Infinity, spare = 
   let watchers: (() => void)[] = [];
 
   const mayRun = (owner: string): boolean => taken < places || (taken < places + spare && !running.has(owner));
-  const begin = (owner: string): void => {
+  const begin = (owner: string): Place => {
     taken += 1;
-    running.set(owner, (running.get(owner) ?? 0) + 1);
+    const began = now();
+    const of = running.get(owner) ?? { tasks: new Set(), since: began };
+    running.set(owner, of);
+    const place: Place = { owner, of, began };
+    of.tasks.add(place);
+    return place;
   };
   const hasRoom = (): boolean => taken < places || (waitingCount < ahead && waitingBytes < aheadBytes);
   const wake = (): void => {
@@ -63,27 +101,25 @@ export function createLanes({ places, ahead = 0, aheadBytes = Infinity, spare = 
     for (const go of woken) go();
   };
 
-  const take = async (owner: string, bytes: number): Promise<void> => {
-    if (mayRun(owner)) {
-      begin(owner);
-      return;
-    }
+  const take = async (owner: string, bytes: number): Promise<Place> => {
+    if (mayRun(owner)) return begin(owner);
     waitingCount += 1;
     waitingBytes += bytes;
     // The place is handed over, so it is not counted as free in between.
-    await new Promise<void>((resolve) => {
+    const place = await new Promise<Place>((resolve) => {
+      const go = (): void => resolve(begin(owner));
       const queue = waiting.get(owner);
-      if (queue === undefined) waiting.set(owner, [resolve]);
-      else queue.push(resolve);
+      if (queue === undefined) waiting.set(owner, [go]);
+      else queue.push(go);
     });
     waitingBytes -= bytes;
     wake();
+    return place;
   };
-  const give = (owner: string): void => {
+  const give = (place: Place): void => {
     taken -= 1;
-    const left = (running.get(owner) ?? 1) - 1;
-    if (left === 0) running.delete(owner);
-    else running.set(owner, left);
+    place.of.tasks.delete(place);
+    if (place.of.tasks.size === 0) running.delete(place.owner);
     for (const [next, queue] of waiting) {
       if (!mayRun(next)) continue;
       const go = queue.shift();
@@ -91,29 +127,57 @@ export function createLanes({ places, ahead = 0, aheadBytes = Infinity, spare = 
       waiting.delete(next);
       if (queue.length > 0) waiting.set(next, queue);
       waitingCount -= 1;
-      begin(next);
       go?.();
       break;
     }
+    for (const { aside } of running.values()) aside?.look();
     wake();
   };
+
+  /** Whether another owner has a task that began lately. One that steps aside itself is not waited for, or both would. */
+  const hasYoung = (but: Owner): boolean => {
+    const since = now() - youngMs;
+    for (const of of running.values()) {
+      if (of === but || of.aside !== undefined) continue;
+      for (const { began } of of.tasks) if (began >= since) return true;
+    }
+    return false;
+  };
+  const stepAside = async (of: Owner): Promise<void> => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const timer = setTimeout(resolve, Math.min(now() - of.since, youngMs));
+    const over = promise.finally(() => {
+      clearTimeout(timer);
+      of.aside = undefined;
+      of.since = now();
+    });
+    of.aside = { over, look: () => void (hasYoung(of) || resolve()) };
+    await over;
+  };
+  const breathe = async ({ of }: Place): Promise<void> => {
+    await nextTurn();
+    if (of.aside !== undefined) await of.aside.over;
+    else if (now() - of.since >= 1 && hasYoung(of)) await stepAside(of);
+  };
+
   return {
     run({ lane, owner, bytes = 0 }, work) {
       const before = last.get(lane);
-      const turn: Turn = {
-        async pause(ms, signal) {
-          give(owner);
-          await sleep(ms, undefined, { signal }).catch(() => {});
-          await take(owner, bytes);
-        },
-      };
       const run = async (): Promise<void> => {
         if (before !== undefined) await before.catch(() => {});
-        await take(owner, bytes);
+        let place = await take(owner, bytes);
+        const turn: Turn = {
+          async pause(ms, signal) {
+            give(place);
+            await sleep(ms, undefined, { signal }).catch(() => {});
+            place = await take(owner, bytes);
+          },
+          breathe: () => breathe(place),
+        };
         try {
           await work(turn);
         } finally {
-          give(owner);
+          give(place);
         }
       };
       const running = run().finally(() => {

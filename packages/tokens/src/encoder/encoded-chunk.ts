@@ -54,11 +54,11 @@ const recordsPerBatch = 256;
 /** Kinds of records whose answers are rendered as conversations, where a method trains them. */
 const compared: ReadonlySet<Rec["kind"]> = new Set(["preference", "ranked", "unpaired"]);
 
-/** Equal records give equal chunks. @throws what `encode` throws; the signal's reason */
+/** Equal records give equal chunks. `breathe` is called after each few milliseconds' work. @throws what `encode` throws; the signal's reason */
 export async function encodeChunk(
   encoder: RecordEncoder,
   records: Iterable<Rec>,
-  { signed = false, signal }: { signed?: boolean; signal?: AbortSignal } = {},
+  { signed = false, signal, breathe }: { signed?: boolean; signal?: AbortSignal; breathe?: (() => Promise<void>) | undefined } = {},
 ): Promise<EncodedChunk> {
   const digests: string[] = [];
   const positions: number[] = [];
@@ -81,6 +81,7 @@ export async function encodeChunk(
   let needsTemplate = false;
   for (const batch of inBatches(records)) {
     signal?.throwIfAborted();
+    await breathe?.();
     for (const [at, result] of (await encoder.encode(batch)).entries()) {
       const record = batch[at] as Rec;
       const { id, kind, meta } = record;

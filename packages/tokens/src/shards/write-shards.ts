@@ -21,6 +21,8 @@ interface ShardOptions {
   shardBytes: number;
   put(bytes: AsyncIterable<Uint8Array>): Promise<BlobRef>;
   signal: AbortSignal;
+  /** Called after each few milliseconds' work. Default: a turn of the event loop. */
+  breathe?: (() => Promise<void>) | undefined;
 }
 
 /** Tokens per record batch: the part of a shard that a reader maps at once. */
@@ -40,7 +42,7 @@ type Columns = {
 
 /** Equal sequences and rows give equal bytes. */
 export async function writeShards(options: ShardOptions): Promise<TokenShard[]> {
-  const { store, rows, metadata, sided = false, pictured = false, shardBytes, put, signal } = options;
+  const { store, rows, metadata, sided = false, pictured = false, shardBytes, put, signal, breathe = () => nextTurn() } = options;
   const fields = [
     ...["input_ids", "labels", "seq_lengths", ...(sided ? ["sides"] : [])].map((name) => new Field(name, list(), true)),
     ...(pictured ? [new Field("pictures", texts(), true), new Field("picture_counts", list(), true)] : []),
@@ -58,7 +60,7 @@ export async function writeShards(options: ShardOptions): Promise<TokenShard[]> 
     batch = [];
     waiting = 0;
     signal.throwIfAborted();
-    await nextTurn();
+    await breathe();
   };
   const closeShard = async (): Promise<void> => {
     await closeBatch();
