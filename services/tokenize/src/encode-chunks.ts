@@ -44,7 +44,8 @@ export async function* encodeChunks(deps: ChunkWorkDeps, options: EncodeRun, chu
   const { tenant } = run;
   if (chunks.reduce((sum, chunk) => sum + chunk.records, 0) <= fewRecords) {
     const encoder = createRecordEncoder(base, spec, examples);
-    for (const { blob } of chunks) yield encodeChunk(encoder, parseLines(await getText(objects, tenant, blob)), { signed, signal, breathe });
+    for (const { blob } of chunks)
+      yield encodeChunk(encoder, parseLines(await getText(objects, tenant, blob)), { signed, signal, breathe });
     return;
   }
   const cache = await bus.bucket(buckets.cache);

@@ -232,12 +232,13 @@ async function tokenizeRecords(
       report((done += some[next++]?.records ?? 0));
     }
   }
-  const result = await tokenizeDataset({ objects, telemetry, signal: context.signal, breathe: context.breathe, shardBytes, encode }, input).catch(
-    (error: unknown) => {
-      if (error instanceof TokensNotNeeded) return { kind: "not-needed" as const };
-      throw error;
-    },
-  );
+  const result = await tokenizeDataset(
+    { objects, telemetry, signal: context.signal, breathe: context.breathe, shardBytes, encode },
+    input,
+  ).catch((error: unknown) => {
+    if (error instanceof TokensNotNeeded) return { kind: "not-needed" as const };
+    throw error;
+  });
   if (result.kind === "tokenized") await cache.put(key, { manifest: result.ref, at: new Date().toISOString() });
   await forgetChunks(deps, run, chunks);
   return result.kind === "tokenized" ? { ...result, cacheHit: false, init } : result;

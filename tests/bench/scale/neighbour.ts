@@ -62,7 +62,12 @@ export async function scaleNeighbour(): Promise<ScaleRow[]> {
       line.includes("gateway is listening") ? (JSON.parse(line) as { url: string }).url : undefined,
     ),
   );
-  const pids: Record<string, number | undefined> = { nats: nats.pid, engine: engine.process.pid, gateway: gateway.process.pid, bench: process.pid };
+  const pids: Record<string, number | undefined> = {
+    nats: nats.pid,
+    engine: engine.process.pid,
+    gateway: gateway.process.pid,
+    bench: process.pid,
+  };
   for (const service of ["ingest", "tokenize"]) {
     const { process: child } = owned.use(
       await node(`services/${service}/src/main.ts`, env, (line) => (/ready|started|serving/i.test(line) ? line : undefined)),

@@ -65,13 +65,7 @@ interface LanesOptions {
   now?: () => number;
 }
 
-export function createLanes({
-  places,
-  ahead = 0,
-  aheadBytes = Infinity,
-  spare = 0,
-  now = () => performance.now(),
-}: LanesOptions): Lanes {
+export function createLanes({ places, ahead = 0, aheadBytes = Infinity, spare = 0, now = () => performance.now() }: LanesOptions): Lanes {
   const last = new Map<string, Promise<void>>();
   /** Owners of running tasks; an owner without any is not in it. */
   const running = new Map<string, Owner>();

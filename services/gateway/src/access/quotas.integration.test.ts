@@ -12,7 +12,16 @@ import { test } from "@loraline/testkit";
 import { toFile } from "openai";
 import { describe, expect } from "vitest";
 import { datasetIdOf, runIdOf } from "../openai-ids.ts";
-import { adapterOf, base, type GatewayUnderTest, putAdapter, refOf, registerEngine, startGateway, versionOf } from "../gateway-under-test.ts";
+import {
+  adapterOf,
+  base,
+  type GatewayUnderTest,
+  putAdapter,
+  refOf,
+  registerEngine,
+  startGateway,
+  versionOf,
+} from "../gateway-under-test.ts";
 
 const uploaded = async (line: GatewayUnderTest, client = line.openai): Promise<string> => {
   const file = await toFile(Buffer.from('{"prompt":"ahoy","completion":"Arr"}\n'.repeat(20)), "d.jsonl");

@@ -1,5 +1,14 @@
 /** What a tenant may have at most, and how much of it is used. */
-import { type Bus, countAdapters, createDatasetQuota, createHistoryQuota, judgeNewAdapter, judgeRunByQuotas, judgeWaitingRuns, sumOf } from "@loraline/bus";
+import {
+  type Bus,
+  countAdapters,
+  createDatasetQuota,
+  createHistoryQuota,
+  judgeNewAdapter,
+  judgeRunByQuotas,
+  judgeWaitingRuns,
+  sumOf,
+} from "@loraline/bus";
 import {
   adapterKey,
   buckets,

@@ -37,7 +37,13 @@ export function createVersionAsker({ bus, log, now = Date.now }: { bus: Pick<Bus
  * @returns to be called for a checkpoint that is no version; what it returns is the answer. It throws the answer QUOTA_ADAPTERS where serve
  * would make no version of it.
  */
-export function createCheckpointAsker({ state, objects, bus, table, quotas }: Pick<GatewayContext, "state" | "objects" | "bus" | "table" | "quotas">) {
+export function createCheckpointAsker({
+  state,
+  objects,
+  bus,
+  table,
+  quotas,
+}: Pick<GatewayContext, "state" | "objects" | "bus" | "table" | "quotas">) {
   return async (named: CheckpointName, by: string): Promise<PermanentError | RetryLaterError> => {
     const { tenant, adapter, checkpoint } = named;
     const { runId, step } = checkpoint;
