@@ -582,3 +582,10 @@ volumes:
 {{- end -}}
 {{- $entry | toJson -}}
 {{- end -}}
+
+{{/* The list of engines that serve reads, as JSON. */}}
+{{- define "loraline.engineEntries" -}}
+{{- $entries := list -}}
+{{- range .Values.engines }}{{ $entries = append $entries (include "loraline.engineEntry" (include "loraline.engine" (list $ .) | fromJson) | fromJson) }}{{ end -}}
+{{- $entries | toJson -}}
+{{- end -}}

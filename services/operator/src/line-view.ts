@@ -9,6 +9,7 @@ const freshMs = buckets.replicas.ttlMs;
 export interface LineView extends AsyncDisposable {
   /** The engines that a tenant may use. */
   engines(tenant: string): EngineRecord[];
+  engine(name: string): EngineRecord | undefined;
   held(engine: string, version: AdapterVersion): Held;
   subscribe(listener: LineListener): Disposable;
 }
@@ -55,6 +56,7 @@ export async function createLineView({ bus }: { bus: Bus }): Promise<LineView> {
   }, 5000);
 
   return {
+    engine: (name) => engines.get(name),
     engines: (tenant) => [...engines.values()].filter(({ tenants }) => tenants?.includes(tenant) ?? true),
     held(engine, { engineName: loraName, replicas: placed }) {
       const found: Held = { proven: 0, of: 0, trouble: undefined };

@@ -11,6 +11,14 @@
  *   (core)                events                             create
  *   (core)                namespaces                         get      its own; a Role can grant that
  *
+ * For Engines, in the release's namespace:
+ *
+ *   loraline.dev          engines                            get list watch, their status: patch
+ *   apps                  deployments                        get list watch create patch delete
+ *   (core)                services, configmaps               get create patch delete; the template's ConfigMap: list watch
+ *   (core)                pods                               list
+ *   coordination.k8s.io   leases                             get create update
+ *
  * And of NATS: to publish dataset.import-requested, dataset.received, run.requested, run.cancel-requested and the adapter commands of
  * its tenants; to read the streams DATASETS, RUNS, ADAPTERS and DLQ, and KV runs, adapters, engines, replicas, holdings, limits and training; and to
  * write objects of kind `raw`.
@@ -42,6 +50,10 @@ const operatorEnv = z.object({
     .pipe(z.record(z.string(), tenantName))
     .default({})
     .describe('JSON, namespace to tenant, such as {"team-a": "acme"}; a namespace that is not named is the tenant of its name.'),
+  OPERATOR_ENGINE_TEMPLATE: z
+    .string()
+    .optional()
+    .describe("ConfigMap of the pod's namespace with the template of engines; absent: Engines do nothing."),
   POD_NAMESPACE: z.string().optional(),
   POD_NAME: z.string().optional().describe("Who holds the leases."),
 });
@@ -66,6 +78,10 @@ await runService({
       tenants,
       quotas: env.LORALINE_QUOTAS,
       identity: env.POD_NAME ?? `operator-${randomUUID()}`,
+      engines:
+        env.OPERATOR_ENGINE_TEMPLATE === undefined || env.POD_NAMESPACE === undefined
+          ? undefined
+          : { namespace: env.POD_NAMESPACE, templateName: env.OPERATOR_ENGINE_TEMPLATE },
       onProblem(namespace, problem) {
         if (problem === undefined) problems.delete(namespace);
         else problems.set(namespace, problem);

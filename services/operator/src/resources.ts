@@ -1,6 +1,14 @@
 /** The custom resources as the operator reads them. Their content is checked when it is used, because an older CRD may have allowed more. */
-import type { CoreV1Event, KubernetesObject, V1ConfigMap, V1Namespace } from "@kubernetes/client-node";
-import { type AdapterResourceSpec, type AdapterStatus, crdGroup, crdVersion, type FineTuneStatus } from "@loraline/contracts";
+import type { CoreV1Event, KubernetesObject, V1ConfigMap, V1Deployment, V1Namespace, V1Pod, V1Service } from "@kubernetes/client-node";
+import {
+  type AdapterResourceSpec,
+  type AdapterStatus,
+  crdGroup,
+  crdVersion,
+  type EngineResourceSpec,
+  type EngineResourceStatus,
+  type FineTuneStatus,
+} from "@loraline/contracts";
 import { resource } from "@loraline/kube";
 
 const apiVersion = `${crdGroup}/${crdVersion}`;
@@ -13,9 +21,17 @@ export interface Adapter extends KubernetesObject {
   spec?: AdapterResourceSpec;
   status?: AdapterStatus;
 }
+export interface Engine extends KubernetesObject {
+  spec?: EngineResourceSpec;
+  status?: EngineResourceStatus;
+}
 
 export const fineTunes = resource<FineTune>(apiVersion, "FineTune", "finetunes");
 export const adapters = resource<Adapter>(apiVersion, "Adapter", "adapters");
+export const engines = resource<Engine>(apiVersion, "Engine", "engines");
+export const deployments = resource<V1Deployment>("apps/v1", "Deployment", "deployments");
+export const services = resource<V1Service>("v1", "Service", "services");
+export const pods = resource<V1Pod>("v1", "Pod", "pods");
 export const configMaps = resource<V1ConfigMap>("v1", "ConfigMap", "configmaps");
 export const events = resource<CoreV1Event>("v1", "Event", "events");
 export const namespaces = resource<V1Namespace>("v1", "Namespace", "namespaces", false);

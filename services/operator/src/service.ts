@@ -1,6 +1,7 @@
 /**
  * The operator: lets users give Loraline's commands as Kubernetes resources. In each namespace that it serves, the operator process that
- * holds the namespace's Lease watches FineTunes and Adapters, and writes their state from NATS into their statuses.
+ * holds the namespace's Lease watches FineTunes and Adapters, and writes their state from NATS into their statuses. In the release's namespace it
+ * makes engines out of Engines, under a Lease of its own.
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Bus, createHistoryQuota, judgeWaitingRuns, watchQuotas } from "@loraline/bus";
@@ -9,6 +10,7 @@ import { type Kube, KubeError, resource, watch, withLease } from "@loraline/kube
 import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, type Telemetry } from "@loraline/runtime";
 import { createAdapters } from "./adapters.ts";
+import { serveEngines } from "./engines/engines.ts";
 import { createFineTunes } from "./fine-tunes.ts";
 import { tell } from "./kube-events.ts";
 import { createLineView } from "./line-view.ts";
@@ -30,6 +32,8 @@ export interface OperatorServiceDeps {
   /** Default: loraline-operator */
   leaseName?: string;
   leaseMs?: number;
+  /** Where Engines are made, and the ConfigMap with the chart's template for them; absent: Engines do nothing. */
+  engines?: { namespace: string; templateName: string } | undefined;
   /** Why a namespace cannot be served, in words; undefined: it can be served now. */
   onProblem?(namespace: string, problem: string | undefined): void;
 }
@@ -70,6 +74,13 @@ export async function createOperatorService(deps: OperatorServiceDeps): Promise<
       work: (lost) => serveNamespace(namespace, tenant, { ...deps, line, admitRun }, lost),
     });
   });
+  if (deps.engines !== undefined) {
+    const { namespace, templateName } = deps.engines;
+    const own = { kube, line, log: log.child({ namespace }), telemetry: deps.telemetry, namespace, templateName };
+    const work = (lost: AbortSignal) => serveEngines({ ...own, signal: lost });
+    const duration = leaseMs === undefined ? {} : { durationMs: leaseMs };
+    holding.push(withLease(kube, { namespace, name: "loraline-engines", identity, log, signal, ...duration, work }));
+  }
   return {
     async [Symbol.asyncDispose]() {
       ending.abort();

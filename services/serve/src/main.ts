@@ -10,6 +10,8 @@ import { describeBase } from "@loraline/models";
 import { createCollector } from "@loraline/storage";
 import { createServeService } from "./controller/service.ts";
 import { watchBases, withWhatWasKnown } from "./controller/engine-records.ts";
+import { readEngineSettings } from "./setup/describe-engines.ts";
+import { followEngineResources } from "./setup/engine-resources.ts";
 
 /** Empty: nothing is served yet. */
 const engineList = z.array(engineRecord.omit({ updatedAt: true }));
@@ -31,6 +33,10 @@ await runService({
       .string()
       .optional()
       .describe("Bases in Hugging Face's layout, by name: what is asked for is then judged by their modules before anything is spent."),
+    SERVE_ENGINE_RESOURCES: z
+      .string()
+      .optional()
+      .describe("JSON list of the settings of engines that come and go while serve runs; looked at again and again. It may be absent."),
     SERVE_ENGINES_FILE: z.string().describe("JSON list of engines: engine, base {name, revision, digest}, maxLoraRank, maxLoras, …"),
   }),
   async start({ env, log, telemetry, ...service }) {
@@ -51,8 +57,25 @@ await runService({
     for (const { engine, base, problem } of engines) {
       if (problem) log.error({ engine, base: base.name, ...problem }, `nothing new is made for this engine: ${problem.message}`);
     }
-    await forgetOthers(bucket, new Set(engines.map(({ engine }) => engine)), log);
-    running.use(await createServeService({ bus, objects, log, telemetry, engines, quotas: env.LORALINE_QUOTAS }));
+    const file = env.SERVE_ENGINE_RESOURCES;
+    const coming = file === undefined ? [] : await readEngineSettings(file, []).catch(() => undefined);
+    // Where it is not known which engines there are besides, none is forgotten.
+    if (coming !== undefined) await forgetOthers(bucket, new Set([...engines, ...coming].map(({ engine }) => engine)), log);
+    const serving = running.use(await createServeService({ bus, objects, log, telemetry, engines, quotas: env.LORALINE_QUOTAS }));
+    if (file !== undefined && dir !== undefined) {
+      const follower = await followEngineResources({
+        file,
+        basesDir: dir,
+        log,
+        async onEngine(described) {
+          const record = withWhatWasKnown(described, described.problem ? (await bucket.get(described.engine))?.value : undefined);
+          const modules = record.modules ?? (await modulesOf(record.base.name));
+          await serving.setEngine({ ...record, modules, updatedAt: new Date().toISOString() });
+        },
+        onGone: serving.removeEngine,
+      });
+      running.use(follower);
+    }
     running.use(await createCollector({ nc, bus, objects, log, inJetStream: env.S3_BUCKET === undefined }));
     if (dir !== undefined) running.use(watchBases({ engines: bucket, records: engines, basesDir: dir, log }));
     return running;

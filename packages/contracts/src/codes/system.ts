@@ -153,7 +153,7 @@ export const programCodes = defineArea(
 );
 
 export const operatorCodes = defineArea(
-  { title: "Kubernetes resources", where: "the status of a FineTune resource", sources: "services/operator", audience: "user" },
+  { title: "Kubernetes resources", where: "the status of a FineTune or an Engine", sources: "services/operator", audience: "user" },
   {
     CONFIGMAP_UNKNOWN: [
       "The ConfigMap that should hold the data does not exist in the namespace.",
@@ -163,6 +163,27 @@ export const operatorCodes = defineArea(
     CONFIGMAP_EMPTY: [
       "The key of the ConfigMap holds nothing.",
       "Put at least one training example there; the FineTune goes on by itself.",
+    ],
+    ENGINES_OFF: [
+      "The release makes no engines out of Engines.",
+      "Set the chart's values bases.volume and operator.engines.enabled, and upgrade the release.",
+      "operator",
+    ],
+    ENGINE_NAME_TAKEN: [
+      "The chart's values have an engine of this name.",
+      "Make the Engine under another name, or take the engine out of the values.",
+      "operator",
+    ],
+    ENGINE_BASE_TAKEN: [
+      "Another engine serves this base to the same tenants, and a run could not tell which of them is meant.",
+      "Give the other engine more replicas, or each engine its own tenants.",
+      "operator",
+    ],
+    ENGINE_INVALID: ["Settings of the Engine do not fit together.", "Correct the field that the message names.", "operator"],
+    ENGINE_START_FAILED: [
+      "A pod of the Engine ended before it served.",
+      "The message has the last words of the container; `kubectl logs` has the rest. What its check says takes another spec.",
+      "operator",
     ],
   },
 );

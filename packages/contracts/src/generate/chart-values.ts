@@ -271,7 +271,13 @@ export const chartValues = z.strictObject({
     }),
   }),
   serve: z.strictObject(service),
-  operator: z.strictObject({ ...service, enabled: z.boolean(), namespaces: z.array(dnsLabel), tenants: z.record(dnsLabel, tenantName) }),
+  operator: z.strictObject({
+    ...service,
+    enabled: z.boolean(),
+    engines: z.strictObject({ enabled: z.boolean() }),
+    namespaces: z.array(dnsLabel),
+    tenants: z.record(dnsLabel, tenantName),
+  }),
   agent: z.strictObject({ env, resources }),
   engines: z.array(
     z.strictObject({

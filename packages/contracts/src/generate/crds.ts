@@ -1,11 +1,13 @@
 /**
- * The custom resources `FineTune` and `Adapter`, and their CustomResourceDefinitions. Pure. A custom resource is another way to give the
- * commands that HTTP and NATS take, so its spec is the run spec; the state that NATS has is copied into its status.
+ * The custom resources and their CustomResourceDefinitions. Pure. `FineTune` and `Adapter` are another way to give the commands that HTTP and
+ * NATS take, so their specs are those of the commands; `Engine` is what the chart's `engines` say. The state that NATS has is copied into statuses.
  *
  * Kubernetes supports only a part of JSON Schema (its documentation: "structural schema"), so the schemas are converted. What it does not
  * support becomes a CEL rule where that is possible, and the operator checks it in any case.
  */
 import { z } from "zod";
+import { conditions, time } from "./conditions.ts";
+import { engineResourceSpec, engineResourceStatus } from "./engine-resource.ts";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
 import { importSource } from "../spec/import-source.ts";
 import { problem, traceparent, ulid } from "../names.ts";
@@ -55,17 +57,6 @@ export const fineTuneSpec = runSpecFields.omit({ dataset: true, validation: true
   validation: datasetOfResource.optional().describe("Dataset to evaluate on. Without it `holdout` rows are held out."),
 });
 
-const time = z.iso.datetime();
-const condition = z.object({
-  type: z.string(),
-  status: z.enum(["True", "False", "Unknown"]),
-  reason: z.string().describe("A word, or the code of a problem."),
-  message: z.string(),
-  observedGeneration: z.int(),
-  lastTransitionTime: time.describe("When `status` became what it is."),
-});
-export type Condition = z.infer<typeof condition>;
-const conditions = z.array(condition).meta({ "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"] });
 const heldOutLoss = z
   .object({ base: z.string(), adapter: z.string() })
   .describe("Loss (natural logarithm, per token) on the rows held out.");
@@ -299,7 +290,11 @@ function structural(node: Json): Json {
     const one = variants.filter(({ type }) => type !== "null");
     const objects = one.every(({ type }) => type === "object");
     if (one.length === 1 && one[0] !== undefined) return { ...structural(one[0]), ...common };
-    if (one.every(({ type }) => type === "integer" || type === "string")) return { ...common, "x-kubernetes-int-or-string": true };
+    if (one.every(({ type }) => type === "integer" || type === "string")) {
+      // It holds for texts only.
+      const [pattern] = one.flatMap((variant) => (typeof variant["pattern"] === "string" ? [variant["pattern"]] : []));
+      return { ...common, ...(pattern === undefined ? {} : { pattern }), "x-kubernetes-int-or-string": true };
+    }
     return objects ? { ...common, ...merged(one) } : { ...common, "x-kubernetes-preserve-unknown-fields": true };
   }
   const schema: Json = { ...common };
@@ -409,6 +404,34 @@ const adapterSchema = (): Json =>
     keep: keepRules,
   });
 
+const engineSchema = (): Json =>
+  withRules(schemaOf(engineResourceSpec), {
+    "": [
+      {
+        rule: "self.base == oldSelf.base",
+        message: "an Engine's base cannot be changed, for its adapters are of this base: make another Engine, and delete this one",
+        fieldPath: ".base",
+      },
+      {
+        rule: "!has(self.maxLoras) || !has(self.maxCpuLoras) || self.maxCpuLoras >= self.maxLoras",
+        message: "vLLM keeps at least as many adapters in memory as it has slots: raise maxCpuLoras to maxLoras or more",
+        fieldPath: ".maxCpuLoras",
+      },
+      {
+        rule: "!has(self.tensorParallelSize) || !has(self.gpus) || self.tensorParallelSize == 1 || self.tensorParallelSize <= self.gpus",
+        message: "each shard needs a GPU: tensorParallelSize may be at most gpus",
+        fieldPath: ".tensorParallelSize",
+      },
+    ],
+  });
+/** Of the object itself, because rules of the spec do not see its name. */
+const engineNameRules: Rule[] = [
+  {
+    rule: "self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$')",
+    message: "an Engine's name has lower-case letters, digits and dashes, at most 40",
+  },
+];
+
 interface Column {
   name: string;
   type: "string" | "integer" | "date" | "boolean";
@@ -428,6 +451,10 @@ function crd(of: {
   status: Json;
   required: string[];
   columns: Column[];
+  /** About the whole object. */
+  rules?: Rule[];
+  /** Paths for `kubectl scale` and autoscalers. */
+  scale?: { specReplicasPath: string; statusReplicasPath: string; labelSelectorPath: string };
 }): Json {
   return {
     apiVersion: "apiextensions.k8s.io/v1",
@@ -449,7 +476,7 @@ function crd(of: {
           name: crdVersion,
           served: true,
           storage: true,
-          subresources: { status: {} },
+          subresources: { status: {}, ...(of.scale === undefined ? {} : { scale: of.scale }) },
           additionalPrinterColumns: of.columns,
           schema: {
             openAPIV3Schema: {
@@ -457,6 +484,7 @@ function crd(of: {
               description: of.description,
               required: of.required,
               properties: { spec: of.spec, status: of.status },
+              ...(of.rules === undefined ? {} : { "x-kubernetes-validations": of.rules }),
             },
           },
         },
@@ -506,6 +534,27 @@ export const crds = (): Record<string, Json> => ({
       { name: "Canary", type: "string", jsonPath: ".status.canary" },
       age,
       { name: "Ready", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].reason", priority: 1 },
+    ],
+  }),
+  "engines.yaml": crd({
+    kind: "Engine",
+    plural: "engines",
+    shortNames: ["eng"],
+    description:
+      "An engine: copies of one base in vLLM that serve its adapters. The operator makes its Deployment, in the namespace of the release and nowhere else; all that the spec leaves out is as the chart's engineDefaults say. Deleting it ends the copies; the adapters of its base stay, and are served again by another engine of that base.",
+    spec: engineSchema(),
+    status: schemaOf(engineResourceStatus),
+    required: ["spec"],
+    rules: engineNameRules,
+    scale: { specReplicasPath: ".spec.replicas", statusReplicasPath: ".status.replicas", labelSelectorPath: ".status.selector" },
+    columns: [
+      { name: "Base", type: "string", jsonPath: ".spec.base" },
+      { name: "Replicas", type: "integer", jsonPath: ".status.replicas" },
+      { name: "Serving", type: "integer", jsonPath: ".status.readyReplicas" },
+      { name: "Ready", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].status" },
+      { name: "Reason", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].reason" },
+      age,
+      { name: "Message", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].message", priority: 1 },
     ],
   }),
 });

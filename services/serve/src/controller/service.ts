@@ -67,7 +67,13 @@ export interface ServeServiceDeps {
   quotas?: QuotaSettings;
 }
 
-export async function createServeService(deps: ServeServiceDeps): Promise<AsyncDisposable> {
+interface ServeService extends AsyncDisposable {
+  /** An engine that has come, or is another now. */
+  setEngine(record: EngineRecord): Promise<void>;
+  removeEngine(engine: string): Promise<void>;
+}
+
+export async function createServeService(deps: ServeServiceDeps): Promise<ServeService> {
   // A replica that was silent for ten minutes has another name when it comes back, or writes everything again.
   const { bus, objects, log, telemetry, resyncMs = 2000, replicaAwayMs = 30_000, replicaGoneMs = 10 * 60_000 } = deps;
   const eventDeps: AdapterEventDeps = { bus, log, telemetry };
@@ -231,6 +237,14 @@ export async function createServeService(deps: ServeServiceDeps): Promise<AsyncD
   }, resyncMs);
 
   return {
+    async setEngine(record) {
+      await engines.put(record.engine, record);
+      // Its agents wait to be told that what they are told is all.
+      assigner.complete([record.engine]);
+    },
+    async removeEngine(engine) {
+      await engines.delete(engine);
+    },
     async [Symbol.asyncDispose]() {
       clearInterval(resync);
       metrics[Symbol.dispose]();

@@ -20,15 +20,20 @@ import type { EngineKind } from "../engines/engine-kind.ts";
 import { engines } from "../engines/table.ts";
 import { readTwin } from "./read-twin.ts";
 
-/** @throws PermanentError ENGINES_INVALID with every problem */
-export async function readEngineSettings(file: string): Promise<EngineSettings[]> {
+/**
+ * @param without - what there is where the file is absent
+ * @throws PermanentError ENGINES_INVALID with every problem
+ */
+export async function readEngineSettings(file: string, without?: EngineSettings[]): Promise<EngineSettings[]> {
   const invalid = (why: string, cause?: unknown): PermanentError =>
     new PermanentError("ENGINES_INVALID", `${file} does not say what engines there are: ${why}`, { param: "ENGINES_CONFIG", cause });
   let given: unknown;
   try {
     given = JSON.parse(await readFile(file, "utf8"));
   } catch (error) {
-    throw invalid((error as Error).message, error);
+    const { code, message } = error as NodeJS.ErrnoException;
+    if (without !== undefined && (code === "ENOENT" || code === "ENOTDIR")) return without;
+    throw invalid(message, error);
   }
   const parsed = engineSettingsList.safeParse(given);
   if (!parsed.success) throw invalid(z.prettifyError(parsed.error).replaceAll("\n", " "));
