@@ -26,6 +26,8 @@ it("says which API server does not answer, and why", async () => {
       code: "KUBERNETES_UNREACHABLE",
       message: expect.stringMatching(new RegExp(`^the Kubernetes API at ${server} does not answer: .*disconnected`)),
     });
+    // Names of no object: a URL with one of them would ask for another.
+    for (const name of [".", ".."]) expect(await createKube({ kubeconfig }).get(configMaps, { namespace: "n", name })).toBeUndefined();
   } finally {
     balancer.close();
     await rm(dir, { recursive: true });

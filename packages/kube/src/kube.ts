@@ -158,7 +158,7 @@ export function createKube({ kubeconfig }: { kubeconfig?: string | undefined } =
   };
 
   return {
-    get: (of, at) => found(ask({ method: "GET", path: pathOf(of, at) })),
+    get: (of, at) => found(Promise.try(() => ask({ method: "GET", path: pathOf(of, at) }))),
     async list(of, { namespace, labelSelector, fieldSelector } = {}) {
       const items: never[] = [];
       let next: string | undefined;
@@ -248,6 +248,8 @@ const addressOf = ({ metadata }: KubernetesObject): Address => ({ namespace: met
 function pathOf({ apiVersion, plural, namespaced }: Resource, { namespace, name }: Partial<Address>): string {
   const group = apiVersion.includes("/") ? `/apis/${apiVersion}` : `/api/${apiVersion}`;
   if (name !== undefined && namespaced && namespace === undefined) throw new Error(`a ${plural} has a namespace; name it`);
+  // Of all that may be named, these two are not encoded, and a URL that ends with them is another object's.
+  if (name === "." || name === "..") throw new KubeError(404, "NotFound", `there are no ${plural} of the name "${name}"`);
   const scope = namespaced && namespace !== undefined ? `/namespaces/${encodeURIComponent(namespace)}` : "";
   return `${group}${scope}/${plural}${name === undefined ? "" : `/${encodeURIComponent(name)}`}`;
 }

@@ -8,6 +8,7 @@ import type { RouteDecision } from "./inference/decide-route.ts";
 import type { Limits } from "./access/limits.ts";
 import type { GatewayQuotas } from "./access/quotas.ts";
 import type { Uploads } from "./access/uploads.ts";
+import type { Downloads } from "./storage/downloads.ts";
 import type { GatewayMetrics } from "./metrics.ts";
 import type { RoutingTable } from "./inference/routing-table.ts";
 import type { StateReader } from "./state-reader.ts";
@@ -34,6 +35,7 @@ export interface GatewayContext {
   limits: Limits;
   quotas: GatewayQuotas;
   uploads: Uploads;
+  downloads: Downloads;
   usage: Usage;
   metrics: GatewayMetrics;
   keysOf: KeyCheck["keysOf"];

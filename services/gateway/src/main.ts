@@ -119,6 +119,8 @@ await runService({
         ...(env.HF_ENDPOINT === undefined ? {} : { hubEndpoint: env.HF_ENDPOINT }),
       },
       accessLog: env.ACCESS_LOG,
+      // A collector samples by itself, and what is kept here is kept for everybody.
+      ...(env.OTEL_EXPORTER_OTLP_ENDPOINT === undefined && spansDir === undefined ? { tracesPerMinute: 120 } : {}),
       chatTraceShare: env.TRACE_CHAT_SHARE ?? (spansDir === undefined && env.OTEL_EXPORTER_OTLP_ENDPOINT === undefined ? 0 : 1),
       bus,
       natsTenants: env.NATS_TENANTS,

@@ -32,3 +32,25 @@ test("an invented route of one tenant too many is counted under `other`", async 
     lines.find((line) => /^loraline_gateway_http_seconds_bucket\{le="0.01".* # \{trace_id="(ab){16}"\} 0.01 /.test(line)),
   ).toBeDefined();
 });
+
+test("a tenant with thousands of models takes no other tenant's series", async () => {
+  const registry = createMetrics();
+  let time = 0;
+  const metrics = createGatewayMetrics(registry, { cap: 20, now: () => time });
+  const answer = { route: "/v1/chat/completions", method: "POST", status: 404, error: "model_not_found", seconds: 0.01, traceId: undefined };
+  const model = (tenant: string, n: number) =>
+    metrics.model({ tenant, base: "b", adapter: `a${n}`, version: 1, engineModel: `${tenant}-${n}` });
+  for (let n = 0; n < 6000; n++) metrics.answered({ ...answer, tenant: "loud", model: `loud/a${n}` });
+  for (let n = 0; n < 30; n++) model("loud", n).unanswered();
+  time = 60_000;
+  metrics.answered({ ...answer, tenant: "quiet", model: "quiet/a" });
+  model("quiet", 0).unanswered();
+  const lines = (await registry.text()).split("\n");
+  const answers = lines.filter((line) => line.startsWith("loraline_gateway_http_requests_total{"));
+  expect(answers.filter((line) => line.includes('tenant="loud"')).length).toBe(1001);
+  expect(answers.find((line) => line.includes('tenant="loud",model="other"'))).toMatch(/ 5000$/);
+  expect(answers.find((line) => line.includes('tenant="quiet",model="quiet/a"'))).toMatch(/ 1$/);
+  const models = lines.filter((line) => line.startsWith("loraline_gateway_requests_total{"));
+  expect(models.some((line) => line.includes('tenant="quiet"'))).toBe(true);
+  expect(new Set(models.map((line) => /adapter="([^"]+)"/.exec(line)?.[1]))).not.toContain("a30");
+});

@@ -4,6 +4,8 @@ import { exemplarOf, type Metrics } from "@loraline/runtime";
 
 /** How many models have their own series; further models are counted as `other`. */
 const modelsAtMost = 200;
+/** A tenant with more models may lose the series of one to a tenant that has none. */
+const fewModels = 10;
 /** A model that was not asked for this long may lose its series to another model. */
 const idleAfterMs = 60 * 60_000;
 
@@ -60,6 +62,8 @@ interface EngineInMetrics {
 const answerLabels = ["route", "method", "code", "error", "tenant", "model"] as const;
 /** Further ones are counted under the tenant and model `other`. */
 const answerSeriesAtMost = 5000;
+/** Of one tenant; its further ones are counted under the model `other`: it has as many models as it likes, and each of them errors. */
+const answerSeriesOfTenant = 1000;
 const names = ["tenant", "base", "adapter", "version"] as const;
 const seconds = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 
@@ -171,29 +175,43 @@ export function createGatewayMetrics(
   const otherLabels = { tenant: "other", base: "other", adapter: "other", version: "other" };
   let other: Place | undefined;
 
-  /** Removes the series of idle models. @returns whether there is room for another model now */
-  const makeRoom = (): boolean => {
-    for (const [key, { labels, usedAt, busy }] of places) {
-      if (busy > 0 || now() - usedAt < idleAfterMs) continue;
-      places.delete(key);
-      for (const outcome of ["served", "failed", "ignored"]) requests.remove({ ...labels, outcome });
-      for (const kind of ["prompt", "completion"]) tokens.remove({ ...labels, kind });
-      firstByte.remove(labels);
-      duration.remove(labels);
-      inFlight.remove(labels);
-    }
+  const forget = (key: string, { labels }: Place): void => {
+    places.delete(key);
+    for (const outcome of ["served", "failed", "ignored"]) requests.remove({ ...labels, outcome });
+    for (const kind of ["prompt", "completion"]) tokens.remove({ ...labels, kind });
+    firstByte.remove(labels);
+    duration.remove(labels);
+    inFlight.remove(labels);
+  };
+  /**
+   * Removes the series of idle models; where there are none, that of the tenant with the most models which was not asked for longest, if it has
+   * more than a few and this one has none. @returns whether there is room for another model now
+   */
+  const makeRoom = (tenant: string): boolean => {
+    for (const [key, place] of places) if (place.busy === 0 && now() - place.usedAt >= idleAfterMs) forget(key, place);
+    if (places.size < cap) return true;
+    const byTenant = Map.groupBy(places, ([, { labels }]) => labels.tenant);
+    const most = [...byTenant.values()].reduce((a, b) => (b.length > a.length ? b : a), []);
+    if (byTenant.has(tenant) || most.length <= fewModels) return false;
+    const unused = most.filter(([, { busy }]) => busy === 0).toSorted(([, a], [, b]) => a.usedAt - b.usedAt)[0];
+    if (unused !== undefined) forget(...unused);
     return places.size < cap;
   };
   let triedAt = Number.NEGATIVE_INFINITY;
 
   const seriesOf = new Map<string, { inc(): void }>();
+  const countOf = new Map<string, number>();
   const series = (labels: Record<(typeof answerLabels)[number], string>): { inc(): void } => {
     const key = Object.values(labels).join(" ");
     let found = seriesOf.get(key);
     if (found === undefined) {
-      if (seriesOf.size >= answerSeriesAtMost && labels.tenant !== "other") return series({ ...labels, tenant: "other", model: "other" });
+      const { tenant, model } = labels;
+      const count = countOf.get(tenant) ?? 0;
+      if (count >= answerSeriesOfTenant && model !== "" && model !== "other") return series({ ...labels, model: "other" });
+      if (seriesOf.size >= answerSeriesAtMost && tenant !== "other") return series({ ...labels, tenant: "other", model: "other" });
       found = answers.labels(labels);
       seriesOf.set(key, found);
+      countOf.set(tenant, count + 1);
     }
     return found;
   };
@@ -212,7 +230,7 @@ export function createGatewayMetrics(
         // Making room goes over all models, so it is not tried with each request.
         const mayTry = now() - triedAt > 10_000;
         if (mayTry) triedAt = now();
-        if (!mayTry || !makeRoom()) {
+        if (!mayTry || !makeRoom(tenant)) {
           left.inc();
           other ??= placeOf(otherLabels);
           return other.metrics;

@@ -50,6 +50,7 @@ import { createLimits } from "./access/limits.ts";
 import { createGatewayQuotas, type GatewayQuotas } from "./access/quotas.ts";
 import { createTurns } from "./access/turns.ts";
 import { createUploads, type UploadSpeed } from "./access/uploads.ts";
+import { createDownloads } from "./storage/downloads.ts";
 import { deleteVersionRoutes } from "./adapters/delete-version.ts";
 import { ownAdapterName } from "./openai-ids.ts";
 import { loralineRoutes } from "./adapters/loraline-api.ts";
@@ -63,7 +64,7 @@ import { storageRoutes } from "./storage/storage.ts";
 import { deletionRoutes } from "./storage/deletions.ts";
 import { followTls, readTls, type TlsFiles } from "./server-tls.ts";
 import { createStateReader } from "./state-reader.ts";
-import { traced } from "./tracing.ts";
+import { createTraceAllowance, traced } from "./tracing.ts";
 import { createTraffic } from "./inference/traffic.ts";
 import { createUsage } from "./access/usage.ts";
 
@@ -122,6 +123,8 @@ export interface GatewayServiceOptions {
   imports?: ImportOptions;
   /** Share, from 0 to 1, of the chats without a `traceparent` that get a trace. Default 1. */
   chatTraceShare?: number | undefined;
+  /** Chats and reading requests of one tenant that get a span because they bring a `traceparent`. Default: all. */
+  tracesPerMinute?: number | undefined;
 }
 
 export interface Gateway extends AsyncDisposable {
@@ -173,7 +176,9 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     bodyLimitBytes = 32 * 1024 ** 2,
     readTrace = () => Promise.resolve([]),
     chatTraceShare = 1,
+    tracesPerMinute = Infinity,
   } = options;
+  const mayJoin = createTraceAllowance(tracesPerMinute);
   const watching = new AbortController();
   const abandoning = new AbortController();
   const owned = new AsyncDisposableStack();
@@ -209,6 +214,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       limits,
       quotas,
       uploads,
+      downloads: createDownloads(),
       usage: owned.use(await createUsage({ bus, log, gateway })),
       metrics,
       keysOf: checkKey.keysOf,
@@ -345,7 +351,7 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
         v1.addHook("preHandler", async (request) => checkBound(request, context));
         v1.addHook("onRoute", (route) => {
           const { join, sampled = false } = route.config ?? {};
-          route.handler = traced(telemetry, route.handler, { join, ...(sampled ? { share: chatTraceShare } : {}) });
+          route.handler = traced(telemetry, route.handler, { join, mayJoin, ...(sampled ? { share: chatTraceShare } : {}) });
         });
         for (const routes of [
           fileRoutes(context),

@@ -13,6 +13,24 @@ interface JoinedTrace {
 /** Chooses the trace of a request. It is called with the parsed request, before its span starts; `incoming` is the request's own traceparent. */
 export type JoinTrace = (request: FastifyRequest, incoming: string | undefined) => Promise<JoinedTrace>;
 
+/**
+ * Whether a request's own `traceparent` is heeded where requests are many: everybody's spans are kept in one place, and a tenant that sends one
+ * with each request would push out those of others.
+ * @param perMinute - of each tenant.
+ */
+export function createTraceAllowance(perMinute: number, now: () => number = Date.now): (tenant: string) => boolean {
+  let minute = 0;
+  const used = new Map<string, number>();
+  return (tenant) => {
+    const current = Math.floor(now() / 60_000);
+    if (current !== minute) used.clear();
+    minute = current;
+    const before = used.get(tenant) ?? 0;
+    used.set(tenant, before + 1);
+    return before < perMinute;
+  };
+}
+
 /** A valid incoming `traceparent`; undefined otherwise. */
 function incomingTraceparent(request: FastifyRequest): string | undefined {
   const header = request.headers["traceparent"];
@@ -21,22 +39,25 @@ function incomingTraceparent(request: FastifyRequest): string | undefined {
 
 /**
  * Runs the handler inside the request's span, which ends when the response has left or its reader has. The response
- * carries the span's `traceparent`. Who sends a `traceparent` always gets a span in that trace. Without one, reading (GET) gets none:
+ * carries the span's `traceparent`. Who sends a `traceparent` gets a span in that trace, of reading and chats as many as the tenant is allowed. Without one, reading (GET) gets none:
  * it would be a trace of one span for each poll. And of requests that begin a trace of their own only `share` get one; what
  * belongs to a trace of ours (the first answer of a new version ends the upload's) always does.
  */
 export function traced(
   telemetry: Telemetry,
   handler: RouteHandlerMethod,
-  { join, share = 1 }: { join?: JoinTrace | undefined; share?: number } = {},
+  { join, share, mayJoin = () => true }: { join?: JoinTrace | undefined; share?: number; mayJoin?: (tenant: string) => boolean } = {},
 ): RouteHandlerMethod {
   return async function (request, reply) {
-    const incoming = incomingTraceparent(request);
-    if (incoming === undefined && (request.method === "GET" || request.method === "HEAD")) return handler.call(this, request, reply);
+    const brought = incomingTraceparent(request);
+    const isRead = request.method === "GET" || request.method === "HEAD";
+    const isOneOfMany = isRead || share !== undefined;
+    const incoming = brought === undefined || (isOneOfMany && !mayJoin(request.caller.tenant)) ? undefined : brought;
+    if (incoming === undefined && isRead) return handler.call(this, request, reply);
     const startMs = Date.now() - reply.elapsedTime;
     const joined = (await join?.(request, incoming)) ?? {};
     const begins = incoming === undefined && (joined.parent ?? null) === null;
-    if (begins && share < 1 && Math.random() >= share) return handler.call(this, request, reply);
+    if (begins && share !== undefined && Math.random() >= share) return handler.call(this, request, reply);
     const span = telemetry.startSpan(`${request.method} ${request.routeOptions.url ?? request.url}`, {
       kind: "server",
       startMs,

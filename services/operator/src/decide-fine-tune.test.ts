@@ -133,3 +133,25 @@ test.for([
 ] as const)("%d seconds are %s", ([seconds, text]) => {
   expect(duration(seconds)).toBe(text);
 });
+
+it("names nothing of another namespace or tenant, whatever its fields say", () => {
+  const ids = { dataset: id, validation: id };
+  const wanted = (over: object) => decideWanted({ base: "b", adapter: "pirate", dataset: { id }, ...over }, ids, origin);
+  const foreign: [string, object][] = [
+    ["a ConfigMap of another namespace", { dataset: { configMap: { name: "../../other/configmaps/x", key: "a.jsonl" } } }],
+    ["what is above a ConfigMap", { dataset: { configMap: { name: "..", key: "a.jsonl" } } }],
+    ["a key that is no key", { dataset: { configMap: { name: "x", key: "../a.jsonl" } } }],
+    ["a Secret", { dataset: { secret: { name: "x", key: "a.jsonl" } } }],
+    ["a namespace", { namespace: "other" }],
+    ["a tenant", { tenant: "other" }],
+    ["another tenant's adapter", { adapter: "other/pirate" }],
+    ["a subject", { adapter: "pirate.>" }],
+    ["a dataset by another name", { dataset: { id: "other.01KB0000000000000000000DS1" } }],
+    ["an adapter to begin with, by a subject", { init_from: "other.pirate" }],
+  ];
+  for (const [what, over] of foreign) expect(wanted(over), what).toHaveProperty("problems");
+  // What a run says of its origin is the resource's, not what its author writes.
+  const claimed = { "loraline.dev/finetune": "other/tune", "loraline.dev/finetune-uid": "x", "loraline.dev/namespace-uid": "x" };
+  const found = wanted({ metadata: claimed });
+  expect("spec" in found && originOf({ spec: found.spec })).toEqual(origin);
+});

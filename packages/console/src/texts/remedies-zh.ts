@@ -401,6 +401,7 @@ export const remedies: Readonly<Record<string, string>> = {
   empty_file: "请发送至少一条训练样本。",
   file_too_large: "请拆分文件，或请运维人员提高网关的上传上限。",
   too_many_uploads: "请过一会儿再试；响应头 Retry-After 给出秒数。",
+  too_many_downloads: "请过一会儿再试，响应头 Retry-After 给出秒数；并少同时下载，关闭不再读取的下载。",
   too_many_bodies: "请过一会儿再试，响应头 Retry-After 给出秒数；并少同时发送大的请求。",
   request_too_slow: "请更快地发送，或分成更小的请求。",
   QUOTA_UPLOAD_RATE: "请过一会儿再试；若没有响应头 Retry-After，请拆分上传，或请运维人员提高配额 uploadBytesPerMinute。",

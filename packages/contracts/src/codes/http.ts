@@ -200,6 +200,10 @@ export const httpCodes = defineArea(
       "As many uploads as one gateway takes at once are under way.",
       "Try again after the seconds in the header Retry-After.",
     ],
+    too_many_downloads: [
+      "As many files as one tenant may download at once from one gateway are being downloaded: 64.",
+      "Try again after the seconds in the header Retry-After; download fewer at once, and close what is not read.",
+    ],
     too_many_bodies: [
       "The JSON bodies of requests that are under way at this gateway are more than it keeps in memory: of one tenant 64 MiB, or twice what one body may have.",
       "Try again after the seconds in the header Retry-After; send fewer large requests at once.",

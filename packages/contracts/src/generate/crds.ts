@@ -31,11 +31,15 @@ const datasetOfResource = z
     source: importSource.optional().describe("Fetched by the server: a URL, or a dataset of the hub."),
     configMap: z
       .strictObject({
-        name: z.string().min(1).max(253).describe("In the resource's namespace."),
+        name: z
+          .string()
+          .max(253)
+          .regex(/^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/)
+          .describe("In the resource's namespace."),
         key: z
           .string()
-          .min(1)
           .max(253)
+          .regex(/^[-._a-zA-Z0-9]+$/)
           .describe("Its ending says how the file is packed, as a file's name does: `data.jsonl`, `data.csv.gz`."),
       })
       .optional()

@@ -26,7 +26,7 @@ const cardFile = "README.md";
 type TakenFile = { name: string; blob: BlobRef } | { name: string; text: string };
 
 export async function takeAdapterRoutes(context: GatewayContext): Promise<(app: FastifyInstance) => void> {
-  const { bus, objects, state, table } = context;
+  const { bus, objects, state, table, downloads } = context;
   const audited = createAudited(context);
   const [adapters, holdings] = await Promise.all([bus.bucket(buckets.adapters), bus.bucket(buckets.holdings)]);
 
@@ -111,6 +111,7 @@ export async function takeAdapterRoutes(context: GatewayContext): Promise<(app: 
       void reply.header("content-type", "application/octet-stream").header("content-disposition", `attachment; filename="${file.name}"`);
       if ("text" in file) return reply.send(file.text);
       const { blob } = file;
+      downloads.begin(request.caller.tenant, reply);
       const deed = { action: "adapter.pull", target: `${known.adapter}@${known.version.version}`, details: { file: name } } as const;
       const bytes = await audited(request, deed, () => objects.get(request.caller.tenant, blob));
       return reply.header("content-length", file.blob.size).send(Readable.from(bytes, { objectMode: false }));

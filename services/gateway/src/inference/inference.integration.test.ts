@@ -713,4 +713,35 @@ describe("traces", () => {
         },
       ]);
   });
+
+  test("of a tenant that sends a `traceparent` with each request are as many as it is allowed; another's are its own", async ({
+    nc,
+    tenant,
+  }) => {
+    await using line = await startGateway({ nc, tenant, tracesPerMinute: 1, chatTraceShare: 0 });
+    const statuses = async (key: string): Promise<boolean[]> => {
+      const joined: boolean[] = [];
+      for (let n = 1; n <= 4; n++) {
+        const traceparent = `00-${String(n).repeat(32)}-8888888888888888-01`;
+        const chat = n % 2 === 0;
+        const answer = await fetch(`${line.url}/v1/${chat ? "chat/completions" : "models"}`, {
+          headers: { authorization: `Bearer ${key}`, traceparent, "content-type": "application/json" },
+          ...(chat ? { method: "POST", body: JSON.stringify({ model: "nothing", messages }) } : {}),
+        });
+        await answer.text();
+        joined.push(traceIdOf(answer.headers.get("traceparent")) === String(n).repeat(32));
+      }
+      return joined;
+    };
+    // A new minute may begin meanwhile.
+    const sums = (await Promise.all([statuses(line.key), statuses(await line.keyFor(`${tenant}-other`))])).map(
+      (joined) => joined.filter(Boolean).length,
+    );
+    for (const sum of sums) expect([1, 2]).toContain(sum);
+    const work = await fetch(`${line.url}/v1/files`, {
+      method: "POST",
+      headers: { authorization: `Bearer ${line.key}`, traceparent: `00-${"9".repeat(32)}-8888888888888888-01` },
+    });
+    expect(traceIdOf(work.headers.get("traceparent"))).toBe("9".repeat(32));
+  });
 });

@@ -26,7 +26,7 @@ import { requestSpan } from "../tracing.ts";
 /** How long an answer waits for the projector, so that lists already show the dataset. The answer is right also without it. */
 const foldWithinMs = 1000;
 
-export function datasetRoutes({ bus, objects, state, quotas }: GatewayContext): (app: FastifyInstance) => void {
+export function datasetRoutes({ bus, objects, state, quotas, downloads }: GatewayContext): (app: FastifyInstance) => void {
   const existing = async (request: FastifyRequest): Promise<DatasetState> => {
     const { id } = request.params as { id: string };
     const datasetId = datasetIdOf(id) ?? id;
@@ -79,6 +79,7 @@ export function datasetRoutes({ bus, objects, state, quotas }: GatewayContext): 
     // Sent as JSON Lines, because there may be as many rejections as the file has rows.
     app.get("/loraline/datasets/:id/rejections", async (request, reply) => {
       const { allRejections } = await reportOf(request);
+      downloads.begin(request.caller.tenant, reply);
       const lines = allRejections === null ? [] : await objects.get(request.caller.tenant, allRejections);
       return reply.header("content-type", "application/jsonl").send(Readable.from(lines, { objectMode: false }));
     });
@@ -88,6 +89,7 @@ export function datasetRoutes({ bus, objects, state, quotas }: GatewayContext): 
       const { datasetId, manifest } = await existing(request);
       const entry = manifest === null ? undefined : await pictureOf(tenant, manifest, digest);
       if (entry === undefined) throw notFound("picture", `${digest} of dataset ${datasetId}`, "digest");
+      downloads.begin(tenant, reply);
       const bytes = await objects.get(tenant, blobOfPicture(entry));
       return (
         reply

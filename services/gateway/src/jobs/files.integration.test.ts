@@ -1,5 +1,6 @@
 /** Uploads as the official Node SDK makes them, and as broken programs make them. */
 import { createHash } from "node:crypto";
+import { get } from "node:http";
 import { connect } from "node:net";
 import { buckets, events } from "@loraline/contracts";
 import { test as base } from "@loraline/testkit";
@@ -37,6 +38,36 @@ describe("files", () => {
     await expect(line.openai.files.retrieve(file.id)).rejects.toMatchObject({ status: 404, code: "not_found", param: "id" });
     await expect(line.openai.files.content(file.id)).rejects.toMatchObject({ status: 404 });
     expect((await line.openai.files.list()).data).toEqual([]);
+  });
+
+  test("are read back by so many at once of one tenant that slow readers cannot fill the gateway", async ({ nc, tenant }) => {
+    await using line = await startGateway({ nc, tenant });
+    const file = await upload(line, rows.repeat(30_000));
+    const path = `/v1/files/${file.id}/content`;
+    // Readers that ask, and then read nothing: what sockets hold is far less than the file.
+    const readers = await Promise.all(
+      Array.from(
+        { length: 64 },
+        () =>
+          new Promise<{ status: number | undefined; leave: () => void }>((resolve, reject) => {
+            const asked = get(`${line.url}${path}`, { agent: false, headers: { authorization: `Bearer ${line.key}` } }, (answer) => {
+              answer.pause();
+              resolve({ status: answer.statusCode, leave: () => void asked.destroy() });
+            }).on("error", reject);
+          }),
+      ),
+    );
+    expect(new Set(readers.map(({ status }) => status))).toEqual(new Set([200]));
+    const refused = await line.fetch(path);
+    expect([refused.status, refused.headers.get("retry-after")]).toEqual([503, "2"]);
+    expect(((await refused.json()) as { error: { code: string } }).error.code).toBe("too_many_downloads");
+    // Others are not concerned, and neither is all else that this tenant asks.
+    expect((await line.openai.files.list()).data).toHaveLength(1);
+    const other = line.clientFor(await line.keyFor(`${tenant}-other`));
+    const small = await other.files.create({ file: await toFile(Buffer.from(rows), "a.jsonl"), purpose: "fine-tune" });
+    expect(await (await other.files.content(small.id)).text()).toBe(rows);
+    for (const { leave } of readers) leave();
+    await expect.poll(async () => (await line.fetch(path)).status).toBe(200);
   });
 
   test("carry a mapping, which is checked before anything is announced", async ({ line }) => {

@@ -28,7 +28,7 @@ import { csvOf, metricsOf } from "./run-metrics.ts";
 import { type SpooledUpload, spoolUpload } from "./spool-upload.ts";
 
 export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => void {
-  const { bus, objects, state, quotas, uploads, uploadLimitBytes, spoolDir } = context;
+  const { bus, objects, state, quotas, uploads, downloads, uploadLimitBytes, spoolDir } = context;
   const audited = createAudited(context);
 
   const existing = async (request: FastifyRequest): Promise<DatasetState> => {
@@ -131,6 +131,7 @@ export function fileRoutes(context: GatewayContext): (app: FastifyInstance) => v
       const dataset = await existing(request);
       const { blob, filename } = dataset;
       if (blob === null) throw notFound("content of file", fileIdOf(dataset.datasetId), "id");
+      downloads.begin(request.caller.tenant, reply);
       const bytes = await objects.get(request.caller.tenant, blob);
       return reply
         .header("content-type", "application/octet-stream")
