@@ -37,7 +37,14 @@ test("a tenant with thousands of models takes no other tenant's series", async (
   const registry = createMetrics();
   let time = 0;
   const metrics = createGatewayMetrics(registry, { cap: 20, now: () => time });
-  const answer = { route: "/v1/chat/completions", method: "POST", status: 404, error: "model_not_found", seconds: 0.01, traceId: undefined };
+  const answer = {
+    route: "/v1/chat/completions",
+    method: "POST",
+    status: 404,
+    error: "model_not_found",
+    seconds: 0.01,
+    traceId: undefined,
+  };
   const model = (tenant: string, n: number) =>
     metrics.model({ tenant, base: "b", adapter: `a${n}`, version: 1, engineModel: `${tenant}-${n}` });
   for (let n = 0; n < 6000; n++) metrics.answered({ ...answer, tenant: "loud", model: `loud/a${n}` });
