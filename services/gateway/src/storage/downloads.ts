@@ -11,7 +11,7 @@ export interface Downloads {
 }
 
 /** Of one tenant at one gateway. Each holds a few hundred KiB. */
-export const downloadsOfTenant = 64;
+const downloadsOfTenant = 64;
 
 export function createDownloads(most = downloadsOfTenant): Downloads {
   const under = new Map<string, number>();
