@@ -99,6 +99,7 @@ const samples: Record<string, unknown> = {
   "training.load_best_model_at_end": true,
   "training.early_stopping_patience": 2,
   "training.early_stopping_threshold": 0.01,
+  "training.fsdp": true,
   "training.gradient_checkpointing": true,
   "training.seed": 9,
   "training.data_seed": 8,

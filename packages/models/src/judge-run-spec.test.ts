@@ -29,6 +29,8 @@ test.each([
     /is 32, which init_lora_weights pissa publishes as 64, .*up to 32/,
   ],
   [{ init_from: "pirate@3", lora: { init_lora_weights: "olora" } }, "SPEC_INVALID", "lora.init_lora_weights", /Remove one/],
+  [{ training: { fsdp: true }, lora: { init_lora_weights: "olora" } }, "SPEC_INVALID", "training.fsdp", /Remove one/],
+  [{ training: { fsdp: "full_shard" }, method: { type: "dpo" } }, "SETTING_NOT_FOR_METHOD", "training.fsdp", /reference/],
   [{ lora: { rank_pattern: { q_proj: 64 } } }, "RANK_TOO_HIGH", "lora.rank_pattern.q_proj", /up to 32/],
   [{ tokenize: { max_length: 4096 } }, "MAX_LENGTH_TOO_HIGH", "tokenize.max_length", /2048/],
   [{ lora: { target_modules: "(q_proj" } }, "TARGET_MODULES_INVALID", "lora.target_modules", /regular expression/],

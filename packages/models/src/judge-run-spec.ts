@@ -85,6 +85,11 @@ function judgePreferences(method: Method, spec: RunSpec, engine: EngineRecord): 
       (method.type === "dpo" || method.type === "kto") && beginsWithTheBase(spec.lora.init_lora_weights),
       "it changes the base during training, with which the method compares",
     ],
+    [
+      "training.fsdp",
+      (method.type === "dpo" || method.type === "kto") && isSharded(spec),
+      "its reference is computed by each GPU by itself, which needs the whole base",
+    ],
     ["method.label_smoothing", smooths, `loss_type ${method.type === "dpo" ? method.loss_type : ""} does not use it`],
   ];
   const problems = unfit.flatMap(([param, isUnfit, why]): Problem[] =>
@@ -125,8 +130,17 @@ function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
       message: `lora.init_lora_weights ${init} begins with a part of the base, and init_from with a version. Remove one of them.`,
     });
   }
+  if (isSharded(spec) && beginsWithTheBase(init)) {
+    problems.push({
+      code: "SPEC_INVALID",
+      param: "training.fsdp",
+      message: `training.fsdp leaves the base as it is, and lora.init_lora_weights ${init} changes it. Remove one of them.`,
+    });
+  }
   return [...problems, ...judgeTargets(spec.lora, engine)];
 }
+
+const isSharded = ({ training: { fsdp = false } }: RunSpec): boolean => fsdp === true || (fsdp !== false && fsdp.length > 0);
 
 /** Pure. @returns the problems of an imported adapter that the engine of its base can never serve; empty: nothing found, or no such engine. */
 export function judgeImport(

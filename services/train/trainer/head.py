@@ -55,7 +55,7 @@ def in_chunks(model, batch: dict, labels: torch.Tensor, of_chunk: OfChunk, token
 
     def chunk(hidden, labels):
         with cast():
-            logits = head(hidden.to(head.weight.dtype))
+            logits = head.forward(hidden.to(head.weight.dtype))  # without hooks: FSDP's would transfer once for each chunk
         return of_chunk(logits.float(), labels)
 
     parts = zip(hidden.split(tokens), labels.split(tokens), strict=True)

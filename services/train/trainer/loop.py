@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sharding
 import torch
 from packing import rows_within_budget
 from peft import PeftModel
@@ -21,7 +22,8 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from spec import TrainerError
 from torch import distributed
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 if TYPE_CHECKING:
     from objectives import Objective
@@ -78,8 +80,12 @@ class LoraTrainer(Trainer):
     noise_bounds: torch.Tensor  # where each sequence of the current batch begins and ends: [sequences + 1]
     sign_of_life = staticmethod(lambda: None)  # called in each forward and backward pass
 
-    def __init__(self, *, objective: "Objective", loraplus_lr_ratio: float | None, neftune_noise_alpha: float | None, **options):
-        super().__init__(data_collator=objective.flatten, **options)
+    def __init__(self, *, args: TrainingArguments, objective: "Objective", loraplus_lr_ratio: float | None, neftune_noise_alpha: float | None, **options):
+        # transformers makes no checkpoints of a base that is shared out, because an optimizer of its weights would be in parts. Here the
+        # adapter alone has an optimizer, and every process has all of it. The question is asked once, here.
+        strategy, args.save_strategy = args.save_strategy, SaveStrategy.NO
+        super().__init__(args=args, data_collator=objective.flatten, **options)
+        args.save_strategy = strategy
         self.objective = objective
         self.loss_is_scaled_for_ga = True  # micro-batches need no further division; see compute_loss
         self.loraplus_lr_ratio, self.noise_alpha = loraplus_lr_ratio, neftune_noise_alpha
@@ -127,12 +133,21 @@ class LoraTrainer(Trainer):
             self.meter.open_rewards = [a + b for a, b in zip(before, rewards, strict=True)]
         return loss * self.accelerator.num_processes  # gradients are averaged over the ranks
 
+    def _sync_replicated_trainable_parameters(self, model) -> None:
+        """transformers averages the gradients of a sharded base's adapter one by one, and not with gloo. See `training_step`."""
+
+    def _save(self, output_dir=None, state_dict=None):
+        """The adapter, which every process has whole: to ask a model for all its tensors is the work of all processes, and this one writes alone."""
+        super()._save(output_dir, {name: parameter.detach() for name, parameter in self.model.named_parameters() if parameter.requires_grad})
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.sign_of_life()
         self.noise_bounds = inputs["cu_seq_lens_q"]
         self.meter.tokens_seen += inputs["input_ids"].numel()
         self.meter.examples_seen += inputs["cu_seq_lens_q"].numel() - 1
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if sharding.is_sharded(self.model) and self.accelerator.sync_gradients:
+            sharding.average_gradients([parameter for parameter in self.model.parameters() if parameter.requires_grad])
         self.unread.append((self.state.global_step + 1, loss.detach()))
         if loss.device.type == "cpu":
             self.read_losses()
@@ -224,8 +239,9 @@ class Reporter(TrainerCallback):
 
     emit(line): appends to progress.jsonl. evaluate(): the loss on the evaluation rows, or None if there are none.
     best: remembers the best weights; None: the last ones are published. stop_wanted(): whether this process got SIGTERM. fingerprint: what a checkpoint must share with a run to continue it.
-    changed_base: see changed_base.py; None for most runs. publish(step): writes what it takes to serve the checkpoint; on the process
-    that writes files. compute_type: stands in each checkpoint, so that a process on another kind of processor goes on in it.
+    changed_base: see changed_base.py; None for most runs. publish(step): writes what it takes to serve the checkpoint; on all processes.
+    compute_type: stands in each checkpoint, so that a process on another kind of processor goes on in it. ranks: likewise, with how many
+    processes the run began.
     """
 
     def __init__(
@@ -240,12 +256,14 @@ class Reporter(TrainerCallback):
         stop_wanted,
         fingerprint,
         compute_type,
+        ranks,
         changed_base,
         publish,
     ):
         self.trainer, self.directory, self.emit, self.evaluate, self.publish = trainer, directory, emit, evaluate, publish
         self.eval_steps, self.best, self.save_total_limit = eval_steps, best, save_total_limit
         self.stop_wanted, self.fingerprint, self.compute_type, self.changed_base = stop_wanted, fingerprint, compute_type, changed_base
+        self.ranks = ranks
         self.stopped = False
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -316,14 +334,15 @@ class Reporter(TrainerCallback):
         self.trainer.read_losses()
         meter = self.trainer.meter.of_all_ranks()  # waits for all ranks, so all have written their files
         partial = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.publish(state.global_step)
         if state.is_world_process_zero:
             if self.best is not None:
                 self.best.save(partial)
             self.trainer.objective.save(partial)
             if self.changed_base is not None:
                 self.changed_base.save(partial)
-            self.publish(state.global_step)
-            name = commit_checkpoint(partial, self.directory, state.global_step, asdict(meter), self.fingerprint, self.compute_type)
+            about = {"step": state.global_step, "fingerprint": self.fingerprint, "compute_type": self.compute_type, "ranks": self.ranks}
+            name = commit_checkpoint(partial, self.directory, about, asdict(meter))
             self.emit({"type": "checkpoint", "step": state.global_step, "path": f"{self.directory.name}/{name}"})
             for old in sorted(self.directory.glob("step-*"))[: -self.save_total_limit]:
                 shutil.rmtree(old)
@@ -335,7 +354,7 @@ class Reporter(TrainerCallback):
         return (self.trainer.meter.tokens_seen - self.first_tokens) * sum_over_ranks(1) / max(time.monotonic() - self.started, 1e-9)
 
 
-def commit_checkpoint(partial: Path, directory: Path, step: int, meter: dict, fingerprint: str, compute_type: str) -> str:
+def commit_checkpoint(partial: Path, directory: Path, about: dict, meter: dict) -> str:
     """Adds our state, then the manifest with every file's digest, then renames. Returns the checkpoint's name."""
     for unwanted in ("training_args.bin", "README.md"):  # a pickle of this process; an empty model card
         (partial / unwanted).unlink(missing_ok=True)
@@ -346,14 +365,35 @@ def commit_checkpoint(partial: Path, directory: Path, step: int, meter: dict, fi
             path.chmod(0o644)  # safetensors makes files that only its own user reads; who stores them may be another one
             files.append({"path": str(path.relative_to(partial)), "size": path.stat().st_size, "sha256": digest(path)})
     with open(partial / MANIFEST, "w") as file:
-        json.dump({"version": 1, "step": step, "fingerprint": fingerprint, "compute_type": compute_type, "files": files}, file, indent=1)
+        json.dump({"version": 1, **about, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    target = directory / f"step-{step:08d}"
+    target = directory / f"step-{about['step']:08d}"
     if target.exists():  # an earlier process saved the same step of the same run
         shutil.rmtree(target)
     os.rename(partial, target)
     return target.name
+
+
+def ranks_of(checkpoint: Path, otherwise: int) -> int:
+    """With how many processes its run began. Older checkpoints do not say."""
+    try:
+        return json.loads((checkpoint / MANIFEST).read_text()).get("ranks", otherwise)
+    except (OSError, ValueError):
+        return otherwise
+
+
+def share_steps(settings: dict, begun_with: int, ranks: int) -> dict:
+    """
+    The settings with which `ranks` processes make the steps of a run that began with another number of them: the same rows in each step, in
+    fewer or more passes. Raises ValueError if they cannot be shared evenly.
+    """
+    size, passes = settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"]
+    rows = size * passes * begun_with
+    if rows % ranks:
+        raise ValueError(f"its steps have {rows} rows, which {ranks} processes cannot share evenly")
+    size = max(each for each in range(1, size + 1) if (rows // ranks) % each == 0)
+    return settings | {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // ranks // size}
 
 
 def check_checkpoint(path: Path, fingerprint: str) -> int:

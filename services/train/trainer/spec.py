@@ -64,6 +64,9 @@ def read_spec(path: Path) -> dict:
         if spec["method"]["type"] in ("dpo", "kto"):
             message = f"lora.init_lora_weights {begins} changes the base during training, which is what {spec['method']['type']} compares with. Remove it."
             raise TrainerError("SPEC_INVALID", message, "lora.init_lora_weights")
+    if spec["training"]["fsdp"] and (str(begins).startswith(("pissa", "olora")) or spec["method"]["type"] in ("dpo", "kto")):
+        what = f"method {spec['method']['type']}" if spec["method"]["type"] in ("dpo", "kto") else f"lora.init_lora_weights {begins}"
+        raise TrainerError("SPEC_INVALID", f"training.fsdp does not go with {what}, which needs the whole base in each process. Remove one.", "training.fsdp")
     spec["probes"] = spec.get("probes") or []
     spec["twins"] = spec.get("twins") or []
     if not all(isinstance(twin, dict) and {"path", "digest"} <= set(twin) for twin in spec["twins"]):

@@ -4,8 +4,9 @@ Trains one LoRA adapter with PEFT: a directory in, a directory out. It knows not
     python train.py DIR
     torchrun --nproc-per-node N train.py DIR
 
-With torchrun each rank trains on its share of every batch. Rank 0 writes all files, except that a failure is
-written by the first rank that meets one. On several machines each has its own DIR; rank 0's gets the results.
+With torchrun each rank trains on its share of every batch, with the whole base or, with training.fsdp, a part of it (sharding.py).
+Rank 0 writes all files, except that a failure is written by the first rank that meets one. On several machines each has its own DIR;
+rank 0's gets the results.
 
 In:
     DIR/spec.json       what to train; see spec.py
@@ -41,7 +42,7 @@ Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to 
     DEVICE_MISSING  OUT_OF_MEMORY  DISK_FULL  INTERNAL                                  the machine, or a bug
 
 A process may be killed at any time. Started again in the same directory, the trainer goes on from the newest complete
-checkpoint. On a CPU the losses are then bit for bit those of a run that was not interrupted.
+checkpoint. On a CPU the losses are then bit for bit those of a run that was not interrupted; with another number of ranks, up to rounding.
 
 After the last step SIGTERM is ignored: the remaining work takes seconds, less than starting again from a checkpoint.
 """
@@ -56,7 +57,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ from typing import TYPE_CHECKING, Any
 from spec import LORA_DEFAULTS, PREFERENCE_METHODS, TRAINING_DEFAULTS, TrainerError, read_spec
 
 if TYPE_CHECKING:
+    import torch
     from objectives import Objective
 
 # Set before torch and transformers are imported. `train` imports them late: the import takes seconds, and a wrong spec is refused first.
@@ -81,7 +83,7 @@ COUNT_EVERY_S = 2.0  # how often a phase that is counted says how far it is
 # checkpoints itself.
 OURS = (
     *("eval_steps", "eval_budget", "load_best_model_at_end", "early_stopping_patience", "early_stopping_threshold"),
-    *("save_total_limit", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio"),
+    *("save_total_limit", "fsdp", "label_smoothing_factor", "neftune_noise_alpha", "loraplus_lr_ratio"),
 )
 
 
@@ -117,6 +119,7 @@ class Attempt:
     def __init__(self, directory: Path):
         self.directory = directory
         self.stop_wanted = False
+        self.any_stop: Callable[[bool], bool] = lambda wanted: wanted  # processes that share a base ask each other, and stop at the same place
         self.last_sign = 0.0
         signal.signal(signal.SIGTERM, self.on_sigterm)
         if IS_WRITER:  # only rank 0 deletes old output, because other ranks may start later
@@ -168,7 +171,7 @@ class Attempt:
     @contextmanager
     def phase(self, name: str):
         """Names the current phase in progress.jsonl. A phase may happen more than once; its seconds are summed."""
-        if self.stop_wanted and name != "save" and not self.result["steps"]:
+        if name != "save" and not self.result["steps"] and self.any_stop(self.stop_wanted):
             raise Preempted
         started = time.monotonic()
         self.emit({"type": "phase", "phase": name, "state": "start"})
@@ -235,12 +238,20 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
                 "A GPU was asked for, and torch finds none. Is the driver there, and does the container get the device? On a CPU it"
                 " would take days; to train there anyway, ask for device cpu.",
             )
-        fingerprint = fingerprint_of(spec, directory / "shards")
-        checkpoint = newest_checkpoint(attempt, fingerprint)
-        compute_type = compute.BF16 if on_gpu else compute.native_type()
+        ranks, compute_type = WORLD_SIZE, compute.BF16 if on_gpu else compute.native_type()
+        sharded = bool(settings["fsdp"]) and WORLD_SIZE > 1
+        checkpoint = newest_checkpoint(attempt, spec)
         if checkpoint is not None:  # goes on as it began, so that all steps are of one kind
-            compute_type = json.loads((checkpoint / loop.MANIFEST).read_text()).get("compute_type", compute.BF16)
-        model = load_base(directory, compute_type)
+            manifest = json.loads((checkpoint / loop.MANIFEST).read_text())
+            ranks, compute_type = manifest.get("ranks", WORLD_SIZE), manifest.get("compute_type", compute.BF16)
+        fingerprint = fingerprint_of(spec, directory / "shards", ranks)
+        here = loop.share_steps(settings, ranks, WORLD_SIZE)
+        begun_in = getattr(torch, compute_type)
+        if sharded and not settings["bf16"]:
+            compute_type = compute.FP32  # parts of weights do not change their type before the first step, as whole ones do
+        model = load_base(directory, compute_type, sharded, f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else None)
+        if sharded:
+            attempt.any_stop = lambda wanted: loop.sum_over_ranks(wanted) > 0
         vocabulary = model.get_input_embeddings().num_embeddings
         objective = objective_of(spec)
         objective.counted = attempt.counted
@@ -254,25 +265,30 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
 
         with time_limit("applying lora's patterns to the base"):
             model = add_lora(model, lora, settings["seed"])
+        if begun_in != getattr(torch, compute_type):
+            with torch.no_grad():
+                for parameter in (each for each in model.parameters() if each.requires_grad):
+                    parameter.copy_(parameter.to(begun_in))  # PEFT draws it in the type of the base
         if (missed := language_model.missed_experts(model)) is not None:
             attempt.emit({"type": "warning", "code": "EXPERTS_NOT_ADAPTED", "message": missed})
         changed = None
         if lora["init_lora_weights"] in CHANGES_THE_BASE:
             changed = changed_base.ChangedBase(model, lora["init_lora_weights"], checkpoint, attempt.sign_of_life)
-        plan = loop.plan_evaluations(settings, rows, held_out, WORLD_SIZE)
+        plan = loop.plan_evaluations(settings, rows, held_out, ranks)
         evaluated = held_out.first(plan.rows)
 
         if spec["init"] is not None:
             canonicalise.start_from(model, directory / "init", spec["init"]["name"])
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            model.to("cuda")
+            if not sharded:
+                model.to("cuda")
         language_model.text_config(model).use_cache = False
         attempt.result["environment"] = compute.describe(compute_type, settings["seed"], on_gpu)
 
     with attempt.phase("self_test"):
         # With a GPU the self-test uses whole rows. On a CPU it uses a few sequences of each, because it takes time from training.
-        packing.prove_packing(model, rows, settings["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
+        packing.prove_packing(model, rows, here["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
 
     # The base's answers and evaluation are recorded before training: after the last step every second delays the result.
     with attempt.phase("evaluate"):
@@ -283,11 +299,10 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
     served = [(parameter, parameter.dtype) for parameter in model.parameters()]
     in_bf16 = settings["bf16"] and compute_type == compute.BF16
     if not in_bf16:
-        for parameter in model.parameters():  # not model.float(), which would also convert buffers, whose dtypes must stay
-            parameter.data = parameter.data.float()
+        convert(model.parameters(), torch.float32)
     if settings["gradient_checkpointing"]:
         model.enable_input_require_grads()
-    given: dict[str, Any] = {name: value for name, value in settings.items() if name not in OURS and value is not None} | {"bf16": in_bf16}
+    given: dict[str, Any] = {name: value for name, value in here.items() if name not in OURS and value is not None} | {"bf16": in_bf16}
     trainer = loop.LoraTrainer(
         objective=objective,
         loraplus_lr_ratio=settings["loraplus_lr_ratio"],
@@ -320,13 +335,12 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             changed.end()
         for parameter, dtype in served:
             if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+                convert([parameter], dtype)
         try:
             yield
         finally:
             if not in_bf16:
-                for parameter in model.parameters():
-                    parameter.data = parameter.data.float()
+                convert(model.parameters(), torch.float32)
             if changed is not None:
                 changed.begin()
             if wrapper is not None:
@@ -334,9 +348,9 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
 
     def publish_checkpoint(step: int) -> None:
         """Costs a pass over the probes, less than a step. Whoever cannot be served yet, as before anything is learned, is left out."""
-        folder = directory / "published"
-        folder.mkdir(exist_ok=True)
-        name = f"step-{step:08d}"
+        if not IS_WRITER and not sharded:
+            return
+        folder, name = directory / "published", f"step-{step:08d}"
         try:
             tensors = canonicalise.canonical_tensors(model, changed)
         except TrainerError as error:
@@ -344,6 +358,9 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             return
         with as_served(), canonicalise.as_published(model, tensors):
             found = probes.compare(spec, base_probes, probes.record(model, spec))
+        if not IS_WRITER:
+            return
+        folder.mkdir(exist_ok=True)
         adapter = canonicalise.write_adapter(folder / name, tensors, spec, language_model.text_config(model).num_hidden_layers)
         partial = folder / f".{name}.json.partial"
         partial.write_text(json.dumps({"adapter": adapter, "probes": found, "environment": attempt.result["environment"]}))
@@ -364,6 +381,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         stop_wanted=lambda: attempt.stop_wanted,
         fingerprint=fingerprint,
         compute_type=compute_type,
+        ranks=ranks,
         changed_base=changed,
         publish=publish_checkpoint,
     )
@@ -377,7 +395,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         with attempt.phase("reference"):
             key = hashlib.sha256(f"{fingerprint} {compute_type}".encode()).hexdigest()
             as_in_training = lambda: torch.autocast(model.device.type, torch.bfloat16, enabled=in_bf16)  # noqa: E731
-            if not objective.prepare(model, rows, directory, key, checkpoint, settings["per_device_train_batch_size"], as_in_training, attempt):
+            if not objective.prepare(model, rows, directory, key, checkpoint, here["per_device_train_batch_size"], as_in_training, attempt):
                 raise Preempted
 
     if changed is not None:
@@ -403,7 +421,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         if best is not None and meter.best is not None:
             best.restore()
             published_step = meter.best[0]
-    if not IS_WRITER:
+    if not IS_WRITER and not sharded:
         return
 
     with attempt.phase("save"):
@@ -412,7 +430,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         if changed is not None:
             changed.end()
         for parameter, dtype in served:
-            parameter.data = parameter.data.to(dtype)
+            convert([parameter], dtype)
         tensors = canonicalise.canonical_tensors(model, changed)
         canonicalise.load_published(model, tensors)
 
@@ -433,10 +451,19 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
 
     with attempt.phase("probe"):
         attempt.result["probes"] = probes.compare(spec, base_probes, probes.record(model, spec))
-        attempt.result["twins"] = probes.on_twins(model, spec, directory)
+        attempt.result["twins"] = [] if sharded else probes.on_twins(model, spec, directory)
 
+    if not IS_WRITER:
+        return
     with attempt.phase("save"):
         attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, language_model.text_config(model).num_hidden_layers)
+
+
+def convert(parameters: Iterable["torch.nn.Parameter"], dtype: "torch.dtype") -> None:
+    """Other than model.to(dtype), which would also convert buffers, whose types must stay."""
+    for parameter in parameters:
+        if parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def objective_of(spec: dict) -> "Objective":
@@ -470,30 +497,39 @@ class WarmBase:
 warm_base: WarmBase | None = None  # set in a process that was forked by warm.py
 
 
-def load_base(directory: Path, compute_type: str):
-    """The base in `compute_type`, "bfloat16" or "float32". Raises BASE_UNREADABLE."""
+def load_base(directory: Path, compute_type: str, sharded: bool = False, device: str | None = None):
+    """
+    The base in `compute_type`, "bfloat16" or "float32"; sharded: shared out among all processes. device: where its weights are read to; None:
+    the CPU's memory. Raises BASE_UNREADABLE.
+    """
     if warm_base is not None and warm_base.suits(directory / "base", compute_type):
         return warm_base.model
-    return read_base(directory / "base", compute_type)
+    return read_base(directory / "base", compute_type, sharded, device)
 
 
-def read_base(folder: Path, compute_type: str):
+def read_base(folder: Path, compute_type: str, sharded: bool = False, device: str | None = None):
     import attention
     import language_model
+    import sharding
     import torch
     import unpack
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     try:
-        if (packed := unpack.packing_of(folder)) is not None:
+        if sharded:
+            model = sharding.load(folder, getattr(torch, compute_type), WORLD_SIZE, attn_implementation="by_sequence", local_files_only=True)
+        elif (packed := unpack.packing_of(folder)) is not None:
             model = unpack.load(folder, packed, getattr(torch, compute_type), attn_implementation="by_sequence")
         else:
             load = language_model.auto_class_of(folder).from_pretrained
-            model = load(folder, dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True)
+            placed: dict[str, Any] = {} if device is None else {"device_map": {"": device}}
+            model = load(folder, dtype=getattr(torch, compute_type), attn_implementation="by_sequence", local_files_only=True, **placed)
         attention.use(model, attention.NAME)
         attention.recur_by_sequence(model)
         return model
+    except TrainerError:
+        raise
     except Exception as error:
         raise TrainerError("BASE_UNREADABLE", f"base/ is not a model that transformers can load: {error}", "base") from error
 
@@ -577,20 +613,27 @@ def add_lora(model, lora: dict, seed: int):
     return model
 
 
-def newest_checkpoint(attempt: Attempt, fingerprint: str) -> Path | None:
+def newest_checkpoint(attempt: Attempt, spec: dict) -> Path | None:
     """The complete checkpoint with the highest step, of resume/ and of what an earlier process left in checkpoints/."""
-    from loop import check_checkpoint
+    import loop
+
+    def check_checkpoint(path: Path) -> int:
+        """Its step. Raises ValueError"""
+        ranks = loop.ranks_of(path, WORLD_SIZE)
+        step = loop.check_checkpoint(path, fingerprint_of(spec, attempt.directory / "shards", ranks))
+        loop.share_steps(spec["training"], ranks, WORLD_SIZE)
+        return step
 
     found = {}
     given = attempt.directory / "resume"
     if given.exists():
         try:
-            found[check_checkpoint(given, fingerprint)] = given
+            found[check_checkpoint(given)] = given
         except ValueError as error:
             raise TrainerError("RESUME_INVALID", f"resume/ cannot be continued: {error}. Start without it, or from another checkpoint.", "resume") from error
     for path in (attempt.directory / "checkpoints").glob("step-*"):
         try:
-            found.setdefault(check_checkpoint(path, fingerprint), path)
+            found.setdefault(check_checkpoint(path), path)
         except ValueError as error:
             attempt.emit({"type": "warning", "code": "CHECKPOINT_IGNORED", "message": f"checkpoints/{path.name} is left aside: {error}."})
     for leftover in (attempt.directory / "checkpoints/.partial").glob("*"):
@@ -613,8 +656,11 @@ FIRST_FIELDS = {
 }
 
 
-def fingerprint_of(spec: dict, shards: Path) -> str:
-    """Returns a hash of everything that changes the training, so that a checkpoint is never continued with other settings."""
+def fingerprint_of(spec: dict, shards: Path, ranks: int = 1) -> str:
+    """
+    Returns a hash of everything that changes the training, so that a checkpoint is never continued with other settings. ranks: with so many
+    processes it began, which decides how many rows a step has.
+    """
     deciding = {"base": spec["base"]["digest"]}
     if spec["init"] is not None:
         deciding["init"] = spec["init"]["digest"]
@@ -623,8 +669,8 @@ def fingerprint_of(spec: dict, shards: Path) -> str:
         deciding[section] = {name: value for name, value in fields if name in FIRST_FIELDS[section] or value != defaults[name]}
     if spec["method"]["type"] in PREFERENCE_METHODS:
         deciding["method"] = spec["method"]
-    if WORLD_SIZE > 1:
-        deciding["ranks"] = WORLD_SIZE
+    if ranks > 1:
+        deciding["ranks"] = ranks
     files = [f"{path.name} {path.stat().st_size}" for path in sorted(shards.glob("train-*.arrow"))]
     return hashlib.sha256(json.dumps([deciding, files], sort_keys=True).encode()).hexdigest()
 

@@ -129,7 +129,7 @@ test.each([
   ["fp16", true, /bf16/],
   ["metric_for_best_model", "eval_accuracy", /eval_loss/],
   ["greater_is_better", true, /false/],
-  ["deepspeed", { zero_optimization: { stage: 3 } }, /gpus and nodes/],
+  ["deepspeed", { zero_optimization: { stage: 3 } }, /fsdp: true/],
   ["loss_type", "dft", /cross entropy/],
   ["resume_from_checkpoint", "./checkpoint-100", /import/],
 ])("training.%s is refused by name, with reason and remedy", (field, value, reason) => {

@@ -118,7 +118,7 @@ const judgedTrainingArguments: JudgedFields = {
       gradient_accumulation_kwargs: null,
     },
   ),
-  parallelism_config: refused("each device holds the whole base here", "Remove it, and ask for devices with gpus and nodes", {}),
+  parallelism_config: refused("devices share the rows, and with fsdp the base, and nothing else", "Remove it, or write fsdp: true", {}),
   dataloader_drop_last: refused("the last batch of an epoch is trained although it is smaller", removeIt, false),
   dataloader_num_workers: neutral(loading, 0),
   dataloader_pin_memory: neutral(loading, true, false),
@@ -136,9 +136,8 @@ const judgedTrainingArguments: JudgedFields = {
   ddp_static_graph: neutral(distributed),
   ddp_backend: neutral(distributed),
   ddp_timeout: neutral(distributed, 1800),
-  fsdp: refused("each device holds the whole base here", "Remove it, and ask for devices with gpus and nodes", "", [], false),
   fsdp_config: neutral("it belongs to fsdp", {}),
-  deepspeed: refused("each device holds the whole base here", "Remove it, and ask for devices with gpus and nodes", "", {}),
+  deepspeed: refused("a base is shared out among devices by FSDP2 here", "Remove it; to share the base out, write fsdp: true", "", {}),
   debug: neutral(telling, "", []),
   skip_memory_metrics: neutral(telling, true),
   do_train: neutral("a run always trains", true, false),
@@ -358,6 +357,14 @@ export const trainingFields = z
       .meta({ default: 0 })
       .describe("A held-out loss counts as lower if it is lower by more than this."),
     gradient_checkpointing: z.boolean().default(false).describe("Less memory, more time; the same gradients."),
+    fsdp: z
+      .union([z.boolean(), z.enum(["", "full_shard", "full_shard auto_wrap"]), z.array(z.enum(["full_shard", "auto_wrap"])).max(2)], {
+        error: 'must be true or "full_shard": the base is shared out whole (FSDP2), layer by layer',
+      })
+      .optional()
+      .describe(
+        "FSDP2: the base is shared out among the run's GPUs, for one that is larger than a GPU; the same numbers, more transfers. With one GPU it changes nothing.",
+      ),
     seed: z
       .int()
       .min(0)

@@ -1,10 +1,14 @@
 """Several processes, as torchrun starts them, on a CPU: the same adapter as one process makes of the same batches."""
 
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
+from unittest.mock import patch
 
 import pytest
 from conftest import ENVIRONMENT, TRAINER, make_rows
@@ -95,14 +99,164 @@ def test_the_rank_that_fails_says_why(directory):
     assert not (run.path / "adapter").exists()
 
 
-def test_a_checkpoint_of_one_process_is_not_continued_by_two(directory, monkeypatch):
+def test_a_checkpoint_whose_steps_cannot_be_shared_evenly_is_refused(directory, monkeypatch):
+    import loop
     import train
 
     run = directory(**TWO)
     spec, shards = train.read_spec(run.path / "spec.json"), run.path / "shards"
-    alone = train.fingerprint_of(spec, shards)
-    monkeypatch.setattr(train, "WORLD_SIZE", 2)
-    assert train.fingerprint_of(spec, shards) != alone
+    about = {"step": 4, "fingerprint": train.fingerprint_of(spec, shards, 2), "compute_type": "float32", "ranks": 2}
+    (run.path / "checkpoints/.partial/checkpoint-4").mkdir(parents=True)
+    loop.commit_checkpoint(run.path / "checkpoints/.partial/checkpoint-4", run.path / "checkpoints", about, {})
+    (run.path / "checkpoints/step-00000004").rename(run.path / "resume")
+    monkeypatch.setattr(train, "WORLD_SIZE", 3)
+    with pytest.raises(train.TrainerError, match="4 rows, which 3 processes cannot share evenly") as error:
+        train.newest_checkpoint(train.Attempt(run.path), spec)
+    assert error.value.code == "RESUME_INVALID"
+
+
+def forked(run, count: int, at=lambda: None) -> list[int]:
+    """Several processes on one run, forked from this one, which has imported everything. `at` is called in each first. Returns how each ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        if (child := os.fork()) == 0:
+            code = 3
+            try:
+                become_rank(rank, count, port)
+                at()
+                code = run.run()
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def become_rank(rank: int, count: int, port: int) -> None:
+    import loop
+    import preferences
+    import train
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    train.IS_WRITER, train.WORLD_SIZE = rank == 0, count
+    loop.RANK = preferences.RANK = rank
+
+
+def die_in_step(step: int):
+    """For `forked`: SIGKILL in the middle of this step."""
+
+    def at() -> None:
+        import loop
+
+        original = loop.LoraTrainer.training_step
+
+        def training_step(self, *arguments):
+            if self.state.global_step + 1 == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, *arguments)
+
+        patch.object(loop.LoraTrainer, "training_step", training_step).start()
+
+    return at
+
+
+SHARED_OUT = {"lora": {"lora_dropout": 0.0}, "training": {"learning_rate": 0.01, "num_train_epochs": 2, "save_steps": 3, "bf16": False}}
+
+
+def shared_out(directory, name: str, **training):
+    return directory(name, rows=ROWS, lora=SHARED_OUT["lora"], training=SHARED_OUT["training"] | training)
+
+
+def weights_of_checkpoint(run, step: int):
+    """The adapter in float32, as one vector."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(run.path / f"checkpoints/step-{step:08d}/adapter_model.safetensors")
+    return torch.cat([tensors[name].flatten().double() for name in sorted(tensors)])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_base):
+    """Two processes that each hold the whole base."""
+    from conftest import Directory
+
+    run = shared_out(lambda name, **options: Directory(tmp_path_factory.mktemp(name) / "run", tiny_base, **options), "whole", per_device_train_batch_size=2)
+    assert forked(run, 2) == [0, 0]
+    return run
+
+
+def test_a_base_that_is_shared_out_trains_the_very_same_adapter(directory, whole):
+    """FSDP2: the same bytes, in the layout that PEFT reads, although each process holds and reads its part of the base only."""
+
+    def note_parts() -> None:
+        import sharding
+        from loop import RANK
+
+        load = sharding.load
+
+        def load_and_note(*arguments, **options):
+            model = load(*arguments, **options)
+            held = {id(parameter): parameter.to_local() for parameter in model.parameters()}
+            (parts.path / f"held-{RANK}").write_text(str(sum(part.numel() for part in held.values())))
+            return model
+
+        patch.object(sharding, "load", load_and_note).start()
+
+    parts = shared_out(directory, "parts", per_device_train_batch_size=2, fsdp=True)
+    assert forked(parts, 2, note_parts) == [0, 0]
+    assert parts.result["loss_history"] == whole.result["loss_history"]
+    assert parts.result["adapter"]["files"] == whole.result["adapter"]["files"]
+    assert parts.result["evaluation"]["adapter_loss"] == pytest.approx(whole.result["evaluation"]["adapter_loss"], rel=1e-2)  # in float32, and in bf16
+    assert parts.result["probes"] and len(list((parts.path / "published").glob("*.json"))) == 2
+    held = [int((parts.path / f"held-{rank}").read_text()) for rank in (0, 1)]
+    import safetensors
+
+    with safetensors.safe_open(next((parts.path / "base").glob("*.safetensors")), "pt") as file:
+        assert sum(held) == sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118  no dict
+    assert max(held) < 0.51 * sum(held)
+
+
+def test_four_processes_begin_two_go_on_and_one_ends(directory, whole):
+    """Each is killed between two checkpoints; the next has another number of processes, with and without FSDP. The steps keep their rows."""
+    run = shared_out(directory, "run", per_device_train_batch_size=1, fsdp=True, gradient_checkpointing=True)
+    assert forked(run, 4, die_in_step(5)) == [-signal.SIGKILL] * 4
+    assert forked(run, 2, die_in_step(8)) == [-signal.SIGKILL] * 2
+    assert run.run() == 0
+    assert [step for step, _ in run.result["loss_history"]] == list(range(1, 9))
+    assert [loss for _, loss in run.result["loss_history"]] == pytest.approx([loss for _, loss in whole.result["loss_history"]], abs=1e-5)
+    assert run.result["tokens_seen"] == whole.result["tokens_seen"]
+    ours, theirs = weights_of_checkpoint(run, 6), weights_of_checkpoint(whole, 6)
+    assert (ours - theirs).norm() < 1e-6 * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "pictures"),
+    ],
+)
+def test_a_base_that_cannot_be_shared_out_is_refused(tmp_path, config, why):
+    import sharding
+    import torch
+
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(sharding.TrainerError, match=why) as error:
+        sharding.load(tmp_path, torch.float32, 2)
+    assert error.value.param == "training.fsdp"
+
+
+@pytest.mark.parametrize("options", [{"method": {"type": "dpo"}}, {"lora": {"init_lora_weights": "olora"}}])
+def test_what_needs_the_whole_base_in_each_process_does_not_go_with_fsdp(directory, options):
+    import spec
+
+    run = directory(training={"fsdp": "full_shard"}, **options)
+    with pytest.raises(spec.TrainerError, match="fsdp does not go with"):
+        spec.read_spec(run.path / "spec.json")
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_no_cpu(directory):
