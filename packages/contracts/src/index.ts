@@ -13,6 +13,7 @@ export * from "./events/fold-run.ts";
 export * from "./events/door.ts";
 export * from "./events/nats-permissions.ts";
 export * from "./events/streams.ts";
+export * from "./generate/base-resource.ts";
 export * from "./generate/chart-values.ts";
 export * from "./generate/conditions.ts";
 export * from "./generate/crds.ts";

@@ -254,7 +254,7 @@ it("takes every sample, and what docs/kubectl.md shows", async () => {
   const page = await readFile(join(root, "docs/kubectl.md"), "utf8");
   // One block is for Argo CD's own ConfigMap.
   const shown = [...page.matchAll(/```yaml\n([^]*?)```/g)].map(([, text = ""]) => text).filter((text) => text.startsWith("apiVersion"));
-  expect([samples.length, shown.length]).toEqual([3, 3]);
+  expect([samples.length, shown.length]).toEqual([3, 4]);
   for (const text of [...samples, ...shown]) {
     const { ok, said } = await kubectl(["create", "--dry-run=server", "-f", "-"], text);
     expect(ok, said).toBe(true);

@@ -11,9 +11,10 @@
  *   (core)                events                             create
  *   (core)                namespaces                         get      its own; a Role can grant that
  *
- * For Engines, in the release's namespace:
+ * For Bases and Engines, in the release's namespace:
  *
- *   loraline.dev          engines                            get list watch, their status: patch
+ *   loraline.dev          bases, engines                     get list watch, their status: patch
+ *   batch                 jobs                               get list watch create
  *   apps                  deployments                        get list watch create patch delete
  *   (core)                services, configmaps               get create patch delete; the template's ConfigMap: list watch
  *   (core)                pods                               list

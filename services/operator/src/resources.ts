@@ -1,8 +1,19 @@
 /** The custom resources as the operator reads them. Their content is checked when it is used, because an older CRD may have allowed more. */
-import type { CoreV1Event, KubernetesObject, V1ConfigMap, V1Deployment, V1Namespace, V1Pod, V1Service } from "@kubernetes/client-node";
+import type {
+  CoreV1Event,
+  KubernetesObject,
+  V1ConfigMap,
+  V1Deployment,
+  V1Job,
+  V1Namespace,
+  V1Pod,
+  V1Service,
+} from "@kubernetes/client-node";
 import {
   type AdapterResourceSpec,
   type AdapterStatus,
+  type BaseResourceSpec,
+  type BaseResourceStatus,
   crdGroup,
   crdVersion,
   type EngineResourceSpec,
@@ -25,10 +36,16 @@ export interface Engine extends KubernetesObject {
   spec?: EngineResourceSpec;
   status?: EngineResourceStatus;
 }
+export interface Base extends KubernetesObject {
+  spec?: BaseResourceSpec;
+  status?: BaseResourceStatus;
+}
 
 export const fineTunes = resource<FineTune>(apiVersion, "FineTune", "finetunes");
 export const adapters = resource<Adapter>(apiVersion, "Adapter", "adapters");
 export const engines = resource<Engine>(apiVersion, "Engine", "engines");
+export const bases = resource<Base>(apiVersion, "Base", "bases");
+export const jobs = resource<V1Job>("batch/v1", "Job", "jobs");
 export const deployments = resource<V1Deployment>("apps/v1", "Deployment", "deployments");
 export const services = resource<V1Service>("v1", "Service", "services");
 export const pods = resource<V1Pod>("v1", "Pod", "pods");

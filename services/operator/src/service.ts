@@ -1,7 +1,7 @@
 /**
  * The operator: lets users give Loraline's commands as Kubernetes resources. In each namespace that it serves, the operator process that
  * holds the namespace's Lease watches FineTunes and Adapters, and writes their state from NATS into their statuses. In the release's namespace it
- * makes engines out of Engines, under a Lease of its own.
+ * makes engines out of Engines and fetches Bases, under a Lease of its own.
  */
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Bus, createHistoryQuota, judgeWaitingRuns, watchQuotas } from "@loraline/bus";
@@ -10,6 +10,7 @@ import { type Kube, KubeError, resource, watch, withLease } from "@loraline/kube
 import type { Objects } from "@loraline/objects";
 import { type Log, PermanentError, type Telemetry } from "@loraline/runtime";
 import { createAdapters } from "./adapters.ts";
+import { serveBases } from "./engines/bases.ts";
 import { serveEngines } from "./engines/engines.ts";
 import { createFineTunes } from "./fine-tunes.ts";
 import { tell } from "./kube-events.ts";
@@ -77,7 +78,9 @@ export async function createOperatorService(deps: OperatorServiceDeps): Promise<
   if (deps.engines !== undefined) {
     const { namespace, templateName } = deps.engines;
     const own = { kube, line, log: log.child({ namespace }), telemetry: deps.telemetry, namespace, templateName };
-    const work = (lost: AbortSignal) => serveEngines({ ...own, signal: lost });
+    const work = async (lost: AbortSignal): Promise<void> => {
+      await Promise.all([serveEngines({ ...own, signal: lost }), serveBases({ ...own, signal: lost })]);
+    };
     const duration = leaseMs === undefined ? {} : { durationMs: leaseMs };
     holding.push(withLease(kube, { namespace, name: "loraline-engines", identity, log, signal, ...duration, work }));
   }

@@ -153,7 +153,7 @@ export const programCodes = defineArea(
 );
 
 export const operatorCodes = defineArea(
-  { title: "Kubernetes resources", where: "the status of a FineTune or an Engine", sources: "services/operator", audience: "user" },
+  { title: "Kubernetes resources", where: "the status of a FineTune, an Engine or a Base", sources: "services/operator", audience: "user" },
   {
     CONFIGMAP_UNKNOWN: [
       "The ConfigMap that should hold the data does not exist in the namespace.",
@@ -165,7 +165,7 @@ export const operatorCodes = defineArea(
       "Put at least one training example there; the FineTune goes on by itself.",
     ],
     ENGINES_OFF: [
-      "The release makes no engines out of Engines.",
+      "The release makes nothing of Engines and Bases.",
       "Set the chart's values bases.volume and operator.engines.enabled, and upgrade the release.",
       "operator",
     ],
@@ -180,6 +180,11 @@ export const operatorCodes = defineArea(
       "operator",
     ],
     ENGINE_INVALID: ["Settings of the Engine do not fit together.", "Correct the field that the message names.", "operator"],
+    BASE_NOT_READY: [
+      "The Job of a Base could not bring it onto the volume, or could not read it there.",
+      "The message has its last words. It is tried again, in the end every five minutes.",
+      "operator",
+    ],
     ENGINE_START_FAILED: [
       "A pod of the Engine ended before it served.",
       "The message has the last words of the container; `kubectl logs` has the rest. What its check says takes another spec.",

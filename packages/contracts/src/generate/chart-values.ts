@@ -275,6 +275,7 @@ export const chartValues = z.strictObject({
     ...service,
     enabled: z.boolean(),
     engines: z.strictObject({ enabled: z.boolean() }),
+    bases: z.strictObject({ volume, resources, podTemplate }),
     namespaces: z.array(dnsLabel),
     tenants: z.record(dnsLabel, tenantName),
   }),

@@ -1,11 +1,12 @@
 /**
  * The custom resources and their CustomResourceDefinitions. Pure. `FineTune` and `Adapter` are another way to give the commands that HTTP and
- * NATS take, so their specs are those of the commands; `Engine` is what the chart's `engines` say. The state that NATS has is copied into statuses.
+ * NATS take, so their specs are those of the commands; `Base` and `Engine` are of those who run the line. The state that NATS has is copied into statuses.
  *
  * Kubernetes supports only a part of JSON Schema (its documentation: "structural schema"), so the schemas are converted. What it does not
  * support becomes a CEL rule where that is possible, and the operator checks it in any case.
  */
 import { z } from "zod";
+import { baseResourceSpec, baseResourceStatus } from "./base-resource.ts";
 import { conditions, time } from "./conditions.ts";
 import { engineResourceSpec, engineResourceStatus } from "./engine-resource.ts";
 import { datasetMapping } from "../spec/dataset-mapping.ts";
@@ -428,6 +429,19 @@ const engineSchema = (): Json =>
       },
     ],
   });
+const baseSchema = (): Json =>
+  withRules(schemaOf(baseResourceSpec), {
+    "": [
+      {
+        rule: "self == oldSelf",
+        message: "a Base is one base for good, because adapters are of its bytes; make a new one with another name",
+      },
+      { rule: "has(self.hub) || !has(self.revision)", message: "revision goes with hub, which it is of", fieldPath: ".revision" },
+    ],
+  });
+const baseNameRules: Rule[] = [
+  { rule: "size(self.metadata.name) <= 63", message: "a Base's name has at most 63 characters: it is the folder's and a label of pods" },
+];
 /** Of the object itself, because rules of the spec do not see its name. */
 const engineNameRules: Rule[] = [
   {
@@ -538,6 +552,26 @@ export const crds = (): Record<string, Json> => ({
       { name: "Canary", type: "string", jsonPath: ".status.canary" },
       age,
       { name: "Ready", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].reason", priority: 1 },
+    ],
+  }),
+  "bases.yaml": crd({
+    kind: "Base",
+    plural: "bases",
+    shortNames: ["bs"],
+    description:
+      "A base on the volume of the bases, in the folder of its name. The operator has its files fetched once, in the namespace of the release and nowhere else, and tells which bytes they are. An Engine serves it. Deleting it leaves the folder.",
+    spec: baseSchema(),
+    status: schemaOf(baseResourceStatus),
+    required: ["spec"],
+    rules: baseNameRules,
+    columns: [
+      { name: "Hub", type: "string", jsonPath: ".spec.hub" },
+      { name: "Ready", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].status" },
+      { name: "Reason", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].reason" },
+      { name: "Digest", type: "string", jsonPath: ".status.digest" },
+      age,
+      { name: "Revision", type: "string", jsonPath: ".status.revision", priority: 1 },
+      { name: "Message", type: "string", jsonPath: ".status.conditions[?(@.type=='Ready')].message", priority: 1 },
     ],
   }),
   "engines.yaml": crd({

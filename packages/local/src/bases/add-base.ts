@@ -1,9 +1,9 @@
 /** Puts a base among those of this machine: a copy of a folder in Hugging Face's layout, or a model of the hub. It appears whole or not at all. */
-import { execFile } from "node:child_process";
 import { constants, copyFile, mkdir, mkdtemp, readdir, rename, rm, stat, writeFile } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import type { Writable } from "node:stream";
 import type { BaseOrigin, Digest } from "@loraline/contracts";
+import { fetchBase, requireBaseFiles } from "@loraline/models/adding";
 import { readBaseRef, requireBaseOrigin } from "@loraline/models/base-ref";
 import { PermanentError } from "@loraline/runtime";
 import { checkEngine, twinOf } from "@loraline/serve";
@@ -70,7 +70,7 @@ export async function addBase({ source, name: asked, derivedFrom, basesDir, ...o
   try {
     const files = join(partial, name);
     await mkdir(files);
-    const origin = isFolder ? await copyFolder(source, files) : await download({ hub: hub as string, revision, into: files, ...ofHub });
+    const origin = isFolder ? await copyFolder(source, files) : await fetchBase({ hub: hub as string, revision, into: files, ...ofHub });
     await judge(files, name, source);
     const { digest } = await readBaseRef(files);
     const ref = { name, revision: origin?.revision ?? (isFolder ? await revisionOf(source, digest) : undefined) ?? "unknown", digest };
@@ -107,60 +107,9 @@ const revisionOf = (source: string, digest: Digest): Promise<string | undefined>
     () => undefined,
   );
 
-const needed = ["config.json", "tokenizer.json"];
-
 /** Whether a base in Hugging Face's layout came, and one that the engine can serve with adapters. */
 async function judge(dir: string, name: string, source: string): Promise<void> {
-  const files = await readdir(dir);
-  const missing = needed.filter((file) => !files.includes(file));
-  if (!files.some((file) => file.endsWith(".safetensors"))) missing.push("*.safetensors");
-  if (missing.length > 0) {
-    throw new PermanentError(
-      "BASE_INVALID",
-      `${source} is no base in Hugging Face's layout: ${missing.join(", ")} ${missing.length === 1 ? "is" : "are"} missing. Weights must be safetensors, and the tokenizer a "fast" one (\`model.save_pretrained\` and \`tokenizer.save_pretrained\` write both).`,
-      { param: "source" },
-    );
-  }
+  await requireBaseFiles(dir, source);
   const { maxLoras, maxCpuLoras, maxLoraRank } = localDefaults;
   await checkEngine({ engine: name, base: name, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen: 1, gpus: 0 }, dir);
-}
-
-/** Prints `commit <sha>`, or why nothing came, as the last line. */
-const program = `
-import sys
-from huggingface_hub import HfApi, snapshot_download
-hub, revision, into = sys.argv[1:4]
-try:
-    commit = HfApi().model_info(hub, revision=revision or None, timeout=20).sha
-    snapshot_download(hub, revision=commit, local_dir=into, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*"],
-                      ignore_patterns=["*/*"])
-except Exception as error:
-    print(f"{type(error).__name__}: {error}".splitlines()[0])
-    sys.exit(1)
-print(f"commit {commit}")
-`;
-
-interface Download extends Pick<AddBase, "python" | "env" | "signal" | "progress"> {
-  hub: string;
-  revision: string | undefined;
-  into: string;
-}
-
-/** With huggingface_hub, which honours HF_ENDPOINT, HF_TOKEN and the proxies of the environment. */
-async function download({ hub, revision, into, python, env, signal, progress }: Download): Promise<BaseOrigin> {
-  const said = await new Promise<{ failed: boolean; last: string }>((done) => {
-    const child = execFile(python, ["-c", program, hub, revision ?? "", into], { env, signal }, (error, stdout) =>
-      done({ failed: error !== null, last: stdout.trim().split("\n").at(-1) ?? "" }),
-    );
-    child.stderr?.pipe(progress, { end: false });
-  });
-  await rm(join(into, ".cache"), { recursive: true, force: true });
-  const [, commit] = /^commit ([0-9a-f]+)$/.exec(said.last) ?? [];
-  if (!said.failed && commit !== undefined) return { hub, revision: commit };
-  throw new PermanentError(
-    "HUB_UNREACHABLE",
-    `${hub}${revision === undefined ? "" : `@${revision}`} did not come from the hub (${env.HF_ENDPOINT ?? "https://huggingface.co"}): ${said.last || "it gave no reason"}. ` +
-      "Set HF_ENDPOINT for a mirror and HF_TOKEN for a model that asks for one; or download it elsewhere, and add its folder.",
-    { param: "source" },
-  );
 }

@@ -11,9 +11,9 @@ export interface AcceptedEngines {
   refused: Map<string, Problem>;
 }
 
-const off: Problem = {
+export const enginesOff: Problem = {
   code: "ENGINES_OFF",
-  message: "the release makes no Engines: it needs the chart's values bases.volume and operator.engines.enabled.",
+  message: "the release makes nothing of Engines and Bases: it needs the chart's values bases.volume and operator.engines.enabled.",
   param: null,
 };
 
@@ -29,7 +29,7 @@ export function acceptEngines(
   for (const engine of [...engines].toSorted((a, b) => (age(a) < age(b) ? -1 : 1))) {
     const name = engine.metadata?.name ?? "";
     const before = kept.get(name);
-    const wanted = template === undefined || engine.spec === undefined ? off : settingsOf(name, engine.spec, template);
+    const wanted = template === undefined || engine.spec === undefined ? enginesOff : settingsOf(name, engine.spec, template);
     const problem =
       "code" in wanted ? wanted : judgeEngine(wanted, [...(template?.engines ?? []), ...settings.values()], template?.kind ?? "vllm");
     if (problem === undefined) settings.set(name, wanted as EngineSettings);

@@ -1,5 +1,5 @@
 /** Pure: the Deployment and the Service of an Engine, out of the template that the chart renders with the release's own settings. */
-import type { V1Deployment, V1OwnerReference, V1Service } from "@kubernetes/client-node";
+import type { V1Deployment, V1Job, V1OwnerReference, V1Service } from "@kubernetes/client-node";
 import {
   engineKindName,
   engineSettings,
@@ -20,6 +20,8 @@ const resources = z.looseObject({ requests: quantities.optional(), limits: quant
 export const engineTemplate = z.object({
   deployment: z.custom<V1Deployment>((value) => typeof value === "object" && value !== null),
   service: z.custom<V1Service>((value) => typeof value === "object" && value !== null),
+  /** Job of a Base. */
+  base: z.custom<V1Job>((value) => typeof value === "object" && value !== null),
   kind: engineKindName,
   /** The chart's engineDefaults, as the list of engines has them. */
   defaults: engineSettings.omit({ engine: true, base: true }).partial(),

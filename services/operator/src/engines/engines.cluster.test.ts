@@ -1,5 +1,5 @@
 /**
- * Engines on a real API server, with the chart's own template, roles and service account: what is made is the pod that the chart would make. The
+ * Engines and Bases on a real API server, with the chart's own template, roles and service account: what is made is the pod that the chart would make. The
  * Deployment controller, the kubelet and serve are played.
  */
 import { execFile, spawn } from "node:child_process";
@@ -7,7 +7,7 @@ import { writeFile } from "node:fs/promises";
 import { homedir } from "node:os";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
-import type { V1Deployment, V1Pod } from "@kubernetes/client-node";
+import type { V1Deployment, V1Job, V1Pod } from "@kubernetes/client-node";
 import { type Bus, createBus, ensureStreams } from "@loraline/bus";
 import { buckets, type Condition, engineSettingsList } from "@loraline/contracts";
 import { createKube, type Kube } from "@loraline/kube";
@@ -17,7 +17,7 @@ import { spawnNatsServer } from "@loraline/testkit";
 import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { parseAllDocuments } from "yaml";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { configMaps, deployments, type Engine, engines, pods, services } from "../resources.ts";
+import { bases, configMaps, deployments, type Engine, engines, jobs, pods, services } from "../resources.ts";
 import { createOperatorService } from "../service.ts";
 import { acceptEngines } from "./accept-engines.ts";
 
@@ -58,7 +58,12 @@ interface Rendered {
 /** What the chart makes; `engine` is one of its values' engines. */
 async function chartOf(...more: string[]): Promise<Rendered[]> {
   const chart = join(root, "helm/loraline");
-  const set = ["--set", "bases.volume.persistentVolumeClaim.claimName=bases", "--set-json", 'engineDefaults.tolerations=[{"key":"gpu"}]'];
+  const set = [
+    "--set",
+    "bases.volume.persistentVolumeClaim.claimName=bases,bases.volume.persistentVolumeClaim.readOnly=true",
+    "--set-json",
+    'engineDefaults.tolerations=[{"key":"gpu"}]',
+  ];
   const { stdout } = await promisify(execFile)(join(bin, "helm"), ["template", "loraline", chart, "-n", namespace, ...set, ...more], {
     env: { PATH: process.env["PATH"], HOME: homedir() },
     maxBuffer: 2 ** 26,
@@ -320,6 +325,81 @@ describe("an Engine", () => {
   });
 });
 
+describe("a Base", () => {
+  const ref = { name: "mistral", revision: "c0ffee", digest };
+  const ready = async (name: string) => {
+    const found = (await kube.get(bases, { namespace, name }))?.status?.conditions?.find(({ type }) => type === "Ready");
+    return found && { status: found.status, reason: found.reason, message: found.message };
+  };
+  /** As the Job's controller and the kubelet do. */
+  const playPod = async (job: V1Job, terminated: { exitCode: number; message: string }): Promise<void> => {
+    const { name = "", uid = "", labels = {} } = job.metadata ?? {};
+    const owner = { apiVersion: "batch/v1", kind: "Job", name, uid, controller: true };
+    await kube
+      .create(pods, {
+        metadata: { namespace, name: `${name}-x`, labels, ownerReferences: [owner] },
+        spec: job.spec?.template.spec ?? missing("a pod"),
+      } satisfies V1Pod)
+      .catch(() => {});
+    const state = { terminated };
+    const status = { containerStatuses: [{ name: "base", image: "i", imageID: "i", ready: false, restartCount: 1, state }] };
+    await kube.apply(pods, { metadata: { namespace, name: `${name}-x` }, status }, { manager: "kubelet", subresource: "status" });
+  };
+
+  it("is fetched by a Job that may write to the volume and has no credentials of the line, and is Ready when its digest is known", async () => {
+    await kube.create(bases, { metadata: { namespace, name: "mistral" }, spec: { hub: "mistralai/Mistral-7B", revision: "main" } });
+    const name = "loraline-base-mistral";
+    await expect.poll(() => kube.get(jobs, { namespace, name }), within).toBeDefined();
+    const job = (await kube.get(jobs, { namespace, name })) as V1Job;
+    const pod = job.spec?.template.spec;
+    expect(pod?.containers[0]?.env).toEqual(
+      expect.arrayContaining([
+        { name: "BASE_NAME", value: "mistral" },
+        { name: "BASE_HUB", value: "mistralai/Mistral-7B" },
+        { name: "BASE_REVISION", value: "main" },
+      ]),
+    );
+    expect(pod?.volumes?.map((volume) => [volume.name, volume.persistentVolumeClaim])).toEqual([
+      ["tmp", undefined],
+      ["bases", { claimName: "bases" }],
+    ]);
+    expect(pod?.automountServiceAccountToken).toBe(false);
+    await expect.poll(() => ready("mistral"), within).toMatchObject({ status: "Unknown", reason: "Fetching" });
+    await playPod(job, { exitCode: 1, message: "mistralai/Mistral-7B@main did not come from the hub" });
+    await expect
+      .poll(() => ready("mistral"), within)
+      .toMatchObject({ status: "False", reason: "BASE_NOT_READY", message: expect.stringContaining("did not come from the hub") });
+    await playPod(job, { exitCode: 0, message: JSON.stringify(ref) });
+    await expect.poll(() => ready("mistral"), within).toMatchObject({ status: "True", reason: "OnVolume" });
+    expect((await kube.get(bases, { namespace, name: "mistral" }))?.status).toMatchObject({
+      observedGeneration: 1,
+      digest,
+      revision: "c0ffee",
+    });
+    expect((await kubectl(["get", "base"])).out).toMatch(/mistral +mistralai\/Mistral-7B +True +OnVolume +sha256:d/);
+    // Its Job goes some time later, and is not made again.
+    await kube.delete(jobs, { namespace, name }, { propagation: "Background" });
+    await kubectl(["annotate", "base", "mistral", "seen=1"]);
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    expect(await kube.get(jobs, { namespace, name })).toBeUndefined();
+    const { code, out } = await kubectl(["patch", "base", "mistral", "--type=merge", "-p", '{"spec":{"revision":"next"}}']);
+    expect([code, out]).toEqual([1, expect.stringContaining("make a new one with another name")]);
+  });
+
+  it("without a hub is waited for, and one with a name that no Job can have gets one all the same", async () => {
+    await kube.create(bases, { metadata: { namespace, name: "by.hand" }, spec: {} });
+    await expect
+      .poll(async () => (await kube.list(jobs, { namespace })).items.map(({ metadata }) => metadata?.labels?.["loraline.dev/base"]), within)
+      .toContain("by.hand");
+    await expect.poll(() => ready("by.hand"), within).toMatchObject({ status: "Unknown", reason: "Reading" });
+    const refused = await kubectl(
+      ["create", "-f", "-"],
+      JSON.stringify({ apiVersion: "loraline.dev/v1alpha1", kind: "Base", metadata: { name: "x" }, spec: { revision: "main" } }),
+    );
+    expect([refused.code, refused.out]).toEqual([1, expect.stringContaining("revision goes with hub")]);
+  });
+});
+
 describe("at the door", () => {
   const object = (name: string, given: object) =>
     JSON.stringify({ apiVersion: "loraline.dev/v1alpha1", kind: "Engine", metadata: { name }, spec: given });
@@ -346,14 +426,17 @@ describe("at the door", () => {
     expect([code, out]).toEqual([1, expect.stringMatching(/spec\.base: Invalid value: .*make another Engine, and delete this one/)]);
   });
 
-  it("kubectl explain has a sentence for every field", async () => {
-    const { out } = await kubectl(["explain", "engine.spec", "--recursive=false"]);
+  it.each([
+    ["engine", 18],
+    ["base", 2],
+  ])("kubectl explain has a sentence for every field of %s", async (kind, most) => {
+    const { out } = await kubectl(["explain", `${kind}.spec`, "--recursive=false"]);
     const fields = out
       .slice(out.indexOf("FIELDS:"))
       .split(/\n(?= {2}\w+\t)/)
       .slice(1)
       .map((part) => [/^ +(\w+)/.exec(part)?.[1], part] as const);
-    expect(fields.length).toBeGreaterThan(18);
+    expect(fields.length).toBeGreaterThanOrEqual(most);
     expect(fields.filter(([, text]) => !/\n {4}[^\n]*[.;:]/.test(text) || text.includes("<no description>")).map(([name]) => name)).toEqual(
       [],
     );
