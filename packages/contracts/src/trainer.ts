@@ -72,6 +72,9 @@ export const progressLine = z.discriminatedUnion("type", [
     eta_seconds: z.number(),
   }),
   z.object({ type: z.literal("eval"), ...at, step: z.int(), eval_loss: z.number() }),
+  z
+    .object({ type: z.literal("adapter"), ...at })
+    .describe("`adapter/` and `adapter.json` are complete; what is evaluated now is this adapter."),
   z.object({ type: z.literal("checkpoint"), ...at, step: z.int(), path: z.string() }),
   z.object({ type: z.literal("warning"), ...at, code: z.string(), message: z.string() }),
 ]);
@@ -191,7 +194,7 @@ const writtenAdapter = z.object({
 
 /**
  * `published/step-NNNNNNNN.json`, beside the folder of that name: a checkpoint's adapter as it would be served. It is complete before the
- * progress line about its checkpoint is written.
+ * progress line about its checkpoint is written. `adapter.json` says the same of `adapter/`, while the adapter is still evaluated.
  */
 export const writtenCheckpoint = z.object({
   adapter: writtenAdapter,

@@ -14,6 +14,7 @@ import {
   foldRun,
   type ProbeRecord,
   type ReplicaState,
+  runAdapterWritten,
   runCheckpointed,
   runRequested,
   runSpec,
@@ -47,6 +48,12 @@ export interface ServeUnderTest extends AsyncDisposable {
     bytes: AdapterBytes,
     over?: { spec?: Partial<RunSpecInput>; evaluation?: Evaluation | null; traceparent?: string },
   ): Promise<string>;
+  /** Plays everything up to `run.adapter-written`; `finish` plays the rest, up to `run.trained`. `before`: what else is told of the run first. */
+  write(
+    adapter: string,
+    bytes: AdapterBytes,
+    over?: { before?: (runId: string) => Promise<unknown> },
+  ): Promise<{ runId: string; finish(evaluation?: Evaluation): Promise<void> }>;
   /** A run that trains, with a checkpoint that the projector has seen; returns the run's id. */
   checkpoint(adapter: string, step: number, bytes: AdapterBytes): Promise<string>;
   publishTrained(runId: string, data: EventInput<typeof runTrained>): Promise<void>;
@@ -119,6 +126,13 @@ export async function serveUnderTest(given: {
     });
     return { adapter, evidence, rank };
   };
+  const better: Evaluation = { base_loss: 3, adapter_loss: 1, rows: 4, supervised_tokens: 40 };
+  const finish = async (runId: string, bytes: AdapterBytes, evaluation: Evaluation | null, traceparent?: string): Promise<void> => {
+    const { adapter, evidence, rank } = await store(runId, bytes, evaluation);
+    const measured = { steps: 1, trainLoss: 1, trainedTokens: 1, tokensPerSecond: 1, evaluation, lastStepAt: new Date().toISOString() };
+    const made = { attempt: 1, adapter, evidence, rank, targetModules: ["q_proj"], parameters: 1 };
+    await bus.publish(runTrained, { tenant, id: runId }, { ...made, ...measured }, { traceparent });
+  };
   return {
     bus,
     objects,
@@ -128,32 +142,20 @@ export async function serveUnderTest(given: {
     telemetry,
     async train(adapter, bytes, over = {}) {
       const runId = ulid();
-      const at = { tenant, id: runId };
       const { traceparent } = over;
-      await bus.publish(runRequested, at, { spec: { base: original.name, adapter, dataset: ulid(), ...over.spec } }, { traceparent });
-      const evaluation =
-        over.evaluation === undefined ? { base_loss: 3, adapter_loss: 1, rows: 4, supervised_tokens: 40 } : over.evaluation;
-      const { adapter: manifest, evidence, rank } = await store(runId, bytes, evaluation);
-      await bus.publish(
-        runTrained,
-        at,
-        {
-          attempt: 1,
-          adapter: manifest,
-          evidence,
-          rank,
-          targetModules: ["q_proj"],
-          parameters: 1,
-          steps: 1,
-          trainLoss: 1,
-          trainedTokens: 1,
-          tokensPerSecond: 1,
-          evaluation,
-          lastStepAt: new Date().toISOString(),
-        },
-        { traceparent },
-      );
+      const spec = { base: original.name, adapter, dataset: ulid(), ...over.spec };
+      await bus.publish(runRequested, { tenant, id: runId }, { spec }, { traceparent });
+      await finish(runId, bytes, over.evaluation === undefined ? better : over.evaluation, traceparent);
       return runId;
+    },
+    async write(adapter, bytes, { before } = {}) {
+      const runId = ulid();
+      const at = { tenant, id: runId };
+      await bus.publish(runRequested, at, { spec: { base: original.name, adapter, dataset: ulid() } });
+      await before?.(runId);
+      const { adapter: manifest, evidence } = await store(runId, bytes, null);
+      await bus.publish(runAdapterWritten, at, { attempt: 1, adapter: manifest, evidence });
+      return { runId, finish: (evaluation = better) => finish(runId, bytes, evaluation) };
     },
     async checkpoint(adapter, step, bytes) {
       const runId = ulid();

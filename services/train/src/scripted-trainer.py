@@ -23,6 +23,7 @@ spec = json.loads((work / "spec.json").read_text())
 steps, save_steps, step_s = script.get("steps", 20), script.get("save_steps", 5), script.get("step_ms", 10) / 1000
 fault = script.get("faults", {}).get(str(spec["attempt"]), {})  # by attempt: {"kind": ..., "at": step}
 
+environment = {"compute_type": "float32", "device": "cpu", "instruction_set": None, "max_instruction_set": None, "threads": 1, "seed": 1, "libraries": {}}
 stop = False
 
 
@@ -121,7 +122,6 @@ def published(name):
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
         (folder / path).write_bytes(content)
-    environment = {"compute_type": "float32", "device": "cpu", "instruction_set": None, "max_instruction_set": None, "threads": 1, "seed": 1, "libraries": {}}
     write(work / "published" / f"{name}.json", {"adapter": described(files), "probes": list(probes), "environment": environment})
     probes[:] = before
 
@@ -222,6 +222,15 @@ files = simulated_adapter() if script.get("simulated") else hashes
 for name, content in files.items():
     (work / "adapter" / name).write_bytes(content)
 say("phase", phase="save", state="end")
+if "evaluate_ms" in script:
+    write(work / "adapter.json", {"adapter": described(files), "probes": probes, "environment": environment})
+    say("adapter")
+    say("phase", phase="evaluate", state="start")
+    if fault.get("kind") == "kill-in-evaluation":
+        time.sleep(script["evaluate_ms"] / 1000)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(script["evaluate_ms"] / 1000)
+    say("phase", phase="evaluate", state="end")
 result(
     "succeeded",
     step,

@@ -47,6 +47,7 @@ interface Script {
   step_ms?: number;
   linger_s?: number;
   simulated?: boolean;
+  evaluate_ms?: number;
   faults?: Record<number, { kind: string; at?: number; error?: object }> | undefined;
 }
 
@@ -290,6 +291,25 @@ describe("a run that nothing disturbs", () => {
     expect(trained?.trace?.split("-")[2]).toBe(train?.spanId);
   });
 
+  test("sends its adapter ahead while it is evaluated, with the probes that its evidence has, too", async () => {
+    await startTrain({ steps: 3, simulated: true, evaluate_ms: 1500 });
+    const at = await newRun();
+    await expect.poll(() => bus.last(events.runAdapterWritten, at), within).toBeDefined();
+    expect(await bus.last(events.runTrained, at)).toBeUndefined();
+    const ahead = events.runAdapterWritten.data.parse((await bus.last(events.runAdapterWritten, at))?.data);
+    const { files } = await getJson(objects, tenant, ahead.adapter, adapterManifest);
+    for (const { blob } of files) expect(await objects.head(tenant, blob)).toEqual({ size: blob.size });
+    const early = await getJson(objects, tenant, ahead.evidence, evidence);
+    expect(early).toMatchObject({ runId: at.id, adapter: ahead.adapter.digest, evaluation: null });
+
+    await ended(at);
+    const trained = events.runTrained.data.parse((await bus.last(events.runTrained, at))?.data);
+    expect(trained.adapter).toEqual(ahead.adapter);
+    const late = await getJson(objects, tenant, trained.evidence, evidence);
+    expect(late).toMatchObject({ probes: early.probes, environment: early.environment, evaluation: { base_loss: 4 } });
+    expect((await told(at)).filter(({ type }) => type === "run.adapter-written.v1")).toHaveLength(1);
+  });
+
   test("two trainings of the same give the same digest", async () => {
     await startTrain({ steps: 3 }, { slots: 2 });
     const [a, b] = [await newRun(), await newRun()];
@@ -511,13 +531,14 @@ describe("what can never work", () => {
 });
 
 describe("faults", () => {
-  const script = { steps: 20, save_steps: 4, step_ms: 30 };
+  const script = { steps: 20, save_steps: 4, step_ms: 30, evaluate_ms: 100 };
 
   test.each<[string, Script["faults"], number, string]>([
     ["killed in the middle", { 1: { kind: "kill", at: 10 } }, 8, "TRAINER_KILLED"],
     ["killed while it writes a checkpoint", { 1: { kind: "kill-in-checkpoint", at: 12 } }, 8, "TRAINER_KILLED"],
     ["killed before it could tell of a checkpoint", { 1: { kind: "kill-after-checkpoint", at: 12 } }, 12, "TRAINER_KILLED"],
     ["killed before the first checkpoint", { 1: { kind: "kill", at: 3 } }, 0, "TRAINER_KILLED"],
+    ["killed in its evaluation", { 1: { kind: "kill-in-evaluation" } }, 20, "TRAINER_KILLED"],
     ["crashed", { 1: { kind: "crash", at: 9 } }, 8, "TRAINER_CRASHED"],
     ["out of disk", { 1: { kind: "no-space", at: 9 } }, 8, "DISK_FULL"],
   ])("the trainer is %s: the next attempt goes on, to the same bytes", async (_, faults, from, code) => {

@@ -24,6 +24,7 @@ Out:
     DIR/published/      step-NNNNNNNN/ and step-NNNNNNNN.json: the adapter as it was at that checkpoint, as a server loads it, and its probes
     DIR/reference-*.partial   what dpo and kto know of the base so far, so that a killed process goes on there
     DIR/adapter/        what a server loads; see canonicalise.py
+    DIR/adapter.json    the same of it as step-NNNNNNNN.json of a checkpoint, as soon as it is complete: it is evaluated afterwards
     DIR/result.json     last of all, whole or not at all
 
 It computes in bf16 on a GPU and on a processor that does so natively, else in float32 (compute.py); result.json says which.
@@ -123,7 +124,8 @@ class Attempt:
         self.last_sign = 0.0
         signal.signal(signal.SIGTERM, self.on_sigterm)
         if IS_WRITER:  # only rank 0 deletes old output, because other ranks may start later
-            (directory / "result.json").unlink(missing_ok=True)
+            for name in ("result.json", "adapter.json"):
+                (directory / name).unlink(missing_ok=True)
         name = directory / "progress.jsonl" if IS_WRITER else os.devnull
         self.progress = open(name, "ab", buffering=0)  # noqa: SIM115  open until write_result
         self.result: dict[str, Any] = {
@@ -346,6 +348,14 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             if wrapper is not None:
                 model.forward = wrapper
 
+    def write_published(folder: Path, tensors: dict, found: list[dict]) -> dict:
+        """Writes an adapter into the folder, and beside it `<folder>.json`, which tells what a server needs to prove it. Returns the adapter's description."""
+        adapter = canonicalise.write_adapter(folder, tensors, spec, language_model.text_config(model).num_hidden_layers)
+        partial = folder.with_name(f".{folder.name}.json.partial")
+        partial.write_text(json.dumps({"adapter": adapter, "probes": found, "environment": attempt.result["environment"]}))
+        os.replace(partial, folder.with_name(f"{folder.name}.json"))
+        return adapter
+
     def publish_checkpoint(step: int) -> None:
         """Costs a pass over the probes, less than a step. Whoever cannot be served yet, as before anything is learned, is left out."""
         if not IS_WRITER and not sharded:
@@ -361,10 +371,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         if not IS_WRITER:
             return
         folder.mkdir(exist_ok=True)
-        adapter = canonicalise.write_adapter(folder / name, tensors, spec, language_model.text_config(model).num_hidden_layers)
-        partial = folder / f".{name}.json.partial"
-        partial.write_text(json.dumps({"adapter": adapter, "probes": found, "environment": attempt.result["environment"]}))
-        os.replace(partial, folder / f"{name}.json")
+        write_published(folder / name, tensors, found)
         for old in sorted(folder.glob("step-*.json"))[: -settings["save_total_limit"]]:
             old.unlink()
             shutil.rmtree(old.with_suffix(""), ignore_errors=True)
@@ -434,6 +441,15 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         tensors = canonicalise.canonical_tensors(model, changed)
         canonicalise.load_published(model, tensors)
 
+    with attempt.phase("probe"):
+        attempt.result["probes"] = probes.compare(spec, base_probes, probes.record(model, spec))
+
+    if IS_WRITER:
+        with attempt.phase("save"):
+            attempt.result["adapter"] = write_published(directory / "adapter", tensors, attempt.result["probes"])
+        if not spec["twins"]:  # else it lacks what their engines prove it by
+            attempt.emit({"type": "adapter"})
+
     with attempt.phase("evaluate"):
         if len(evaluated):
             measured = objective.measure(model, evaluated)
@@ -449,14 +465,9 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
                 "stopped_early": stopped_early,
             }
 
-    with attempt.phase("probe"):
-        attempt.result["probes"] = probes.compare(spec, base_probes, probes.record(model, spec))
-        attempt.result["twins"] = [] if sharded else probes.on_twins(model, spec, directory)
-
-    if not IS_WRITER:
-        return
-    with attempt.phase("save"):
-        attempt.result["adapter"] = canonicalise.write_adapter(directory / "adapter", tensors, spec, language_model.text_config(model).num_hidden_layers)
+    if spec["twins"] and not sharded:  # last, since the model keeps their weights
+        with attempt.phase("probe"):
+            attempt.result["twins"] = probes.on_twins(model, spec, directory)
 
 
 def convert(parameters: Iterable["torch.nn.Parameter"], dtype: "torch.dtype") -> None:

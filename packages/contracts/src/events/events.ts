@@ -172,6 +172,15 @@ export const runPreempted = defineEvent(
   "An attempt ended without a result, as told by releases before `run.attempt-ended`, which has taken its place; still read",
   lostAttempt,
 );
+export const runAdapterWritten = defineEvent(
+  "run.adapter-written.v1",
+  "The adapter and what proves it are in the object store, while the trainer still evaluates it. Replicas may load and prove it; nobody can ask it before `run.trained` has passed the gate",
+  z.object({
+    attempt: z.int().min(1),
+    adapter: blobRef.describe("Adapter manifest."),
+    evidence: blobRef.describe("The same probes that the evidence of `run.trained` has, and no evaluation yet."),
+  }),
+);
 export const runTrained = defineEvent(
   "run.trained.v1",
   "Adapter and evidence are complete in the object store",
@@ -402,6 +411,7 @@ export const events = {
   runCheckpointed,
   runAttemptEnded,
   runPreempted,
+  runAdapterWritten,
   runTrained,
   runFailed,
   runCancelRequested,

@@ -88,6 +88,8 @@ export function foldRun(state: RunState | undefined, event: RunEvent): RunState 
         // A run that has its adapter does not wait for another attempt.
         queue: state.phase === "trained" ? state.queue : { reason: event.data.code, message: event.data.message },
       };
+    case "run.adapter-written.v1": // the run still trains: its evaluation is open
+      return next;
     case "run.trained.v1": {
       const { attempt: _attempt, targetModules: _targetModules, ...trained } = event.data;
       return {

@@ -108,6 +108,7 @@ const needs = {
       e.runAttemptEnded,
       // During an upgrade, attempts that began before it go on with the courier of the older release, which publishes this event.
       e.runPreempted,
+      e.runAdapterWritten,
       e.runTrained,
       e.runFailed,
       e.runCancelled,
@@ -136,7 +137,13 @@ const needs = {
       // Of a tenant that is deleted.
       e.runCancelRequested,
     ],
-    consumes: [consumers.serveRunTrained, consumers.serveRunCancelRequested, consumers.serveAdapterCommands, consumers.serveVersionWanted],
+    consumes: [
+      consumers.serveRunTrained,
+      consumers.serveRunIncoming,
+      consumers.serveRunCancelRequested,
+      consumers.serveAdapterCommands,
+      consumers.serveVersionWanted,
+    ],
     readsHistory: [streams.RUNS, streams.ADAPTERS],
     reads: [
       buckets.limits,

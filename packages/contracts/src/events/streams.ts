@@ -267,6 +267,17 @@ export const consumers = {
     maxAckPending: 256,
     ordered: true,
   },
+  serveRunIncoming: {
+    durable: "serve-run-incoming",
+    stream: streams.RUNS,
+    // The first says what may be loaded ahead of its gate, the others that it will not come.
+    events: [events.runAdapterWritten, events.runAttemptEnded, events.runFailed, events.runCancelled],
+    ackWaitMs: 15_000,
+    maxDeliver: 6,
+    concurrency: 1,
+    maxAckPending: 256,
+    ordered: true,
+  },
   serveRunCancelRequested: {
     durable: "serve-run-cancel-requested",
     stream: streams.RUNS,

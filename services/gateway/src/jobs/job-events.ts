@@ -49,6 +49,8 @@ function tell(event: RunEvent, base: string): Told {
     case "run.attempt-ended.v1":
     case "run.preempted.v1":
       return { level: "warn", message: `Attempt ${event.data.attempt} ended early: ${event.data.message}`, data: { ...event.data } };
+    case "run.adapter-written.v1":
+      return { message: "The adapter is written: replicas may load it while it is evaluated", data: { digest: event.data.adapter.digest } };
     case "run.trained.v1": {
       const { evaluation, steps, trainLoss } = event.data;
       const judged =

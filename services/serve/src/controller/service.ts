@@ -1,6 +1,7 @@
 /**
  * Decides what is served: gates trained versions, writes what engines must hold into KV `adapters`, watches them converge, moves the alias.
  *
+ *   run.adapter-written ─► incoming: replicas may load and prove it, nobody can ask it
  *   run.trained ─► gate ─► accepted: desired ─► proven on every ready replica: served, alias moves (auto) ─► run.served
  *                   └────► refused ◄── a replica cannot be proven                       or its canary begins └─► run.failed
  *
@@ -36,11 +37,13 @@ import { createCanaries } from "./aliases/canary.ts";
 import type { AliasCommand } from "./aliases/decide-alias.ts";
 import { followAliasCommand } from "./aliases/follow-alias-command.ts";
 import { createAssigner } from "./placement/assign-versions.ts";
+import { createIncomingVersions } from "./placement/incoming-versions.ts";
 import { createPlacer } from "./placement/place-versions.ts";
 import { createReplicas, createReplicaSweep } from "./replicas.ts";
 import { createConvergence } from "./versions/convergence.ts";
 import { onAdapterDeleteRequested, onDeleteRequested, onKeepRequested, onVersionWanted } from "./versions/follow-keep-commands.ts";
 import { createKeeper } from "./versions/keep-versions.ts";
+import { onAdapterWritten } from "./versions/on-adapter-written.ts";
 import { onCancelRequested } from "./versions/on-cancel-requested.ts";
 import { onCheckpointWanted } from "./versions/on-checkpoint-wanted.ts";
 import { onRunTrained } from "./versions/on-run-trained.ts";
@@ -112,7 +115,8 @@ export async function createServeService(deps: ServeServiceDeps): Promise<ServeS
     log,
     signal,
   });
-  const assigner = await createAssigner({ assignments, states: adapterTable, log });
+  const incoming = createIncomingVersions((key) => assigner.onAdapter(key));
+  const assigner = await createAssigner({ assignments, states: adapterTable, incoming, log });
   const canaries = await createCanaries({ ...eventDeps, adapters, replicas: replicas.of, resyncMs, signal });
   const keeper = createKeeper({ ...eventDeps, adapters, states: adapterTable, replicas: replicas.of, resyncMs, signal });
   const convergence = createConvergence({
@@ -131,7 +135,12 @@ export async function createServeService(deps: ServeServiceDeps): Promise<ServeS
   keeper.onDue(convergence.consider);
   adapterTable.follow((key, state, before) => {
     assigner.onAdapter(key);
-    if (state !== undefined) placer.onAdapter(state);
+    if (state !== undefined) {
+      placer.onAdapter(state);
+      incoming.onAdapter(state);
+      const many = incoming.countOn(state.engine);
+      if (many > 0 && !placer.hasRoom(state.engine, many)) incoming.dropOn(state.engine);
+    }
     convergence.onAdapter(key, state, before);
     canaries.onAdapter(key, state);
     keeper.onAdapter(key, state);
@@ -165,6 +174,21 @@ export async function createServeService(deps: ServeServiceDeps): Promise<ServeS
     // The run's owner learns why it is not served.
     async onDeadLetter({ tenant, id, code, message, param }) {
       await bus.publish(runFailed, { tenant, id }, { code, message, param });
+    },
+  });
+  const notComing = async ({ at }: { at: EventAddress }): Promise<void> => incoming.drop(at.id);
+  const written = await bus.consume({
+    consumer: consumers.serveRunIncoming,
+    handlers: {
+      "run.adapter-written.v1": async (received) => {
+        // Whatever is wrong with it is told when the run has trained.
+        await onAdapterWritten(received, { ...eventDeps, objects, adapters, engines, placer, quotas, incoming }).catch((error: unknown) =>
+          log.warn({ err: error, runId: received.at.id }, "an adapter is not loaded ahead of its gate"),
+        );
+      },
+      "run.attempt-ended.v1": notComing,
+      "run.failed.v1": notComing,
+      "run.cancelled.v1": notComing,
     },
   });
   const audited = createAudited(bus.audit);
@@ -248,7 +272,7 @@ export async function createServeService(deps: ServeServiceDeps): Promise<ServeS
     async [Symbol.asyncDispose]() {
       clearInterval(resync);
       metrics[Symbol.dispose]();
-      await Promise.all([trained, cancels, commands, wishes].map((consuming) => consuming[Symbol.asyncDispose]()));
+      await Promise.all([trained, written, cancels, commands, wishes].map((consuming) => consuming[Symbol.asyncDispose]()));
       stopping.abort();
       await Promise.all([convergence[Symbol.asyncDispose](), assigner[Symbol.asyncDispose]()]);
     },

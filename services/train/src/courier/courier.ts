@@ -2,7 +2,7 @@
  * The main process of an attempt: fetches inputs, runs the trainer, publishes its progress, stores what it makes.
  *
  *   fetch ──► trainer ──► result ──► adapter files ──► manifest ──► evidence ──► run.trained ──► exit 0
- *     │          │ checkpoints are stored meanwhile
+ *     │          │ checkpoints are stored meanwhile, and the adapter while it is evaluated
  *     │          ├── can never work ────────────────────────────────────────────► run.failed ──► exit 10
  *     └──────────┴── stopped, killed, full disk ──► outcome.json ──► checkpoints ──► run.attempt-ended ──► exit 75
  *
@@ -75,7 +75,7 @@ async function runAttempt(attempt: AttemptContext): Promise<End> {
   let { end, lastStepAt } = await runTrainer(attempt, inputs);
   if (end.kind === "failed" && end.problem.code === "RESUME_INVALID" && inputs.resumedFromStep !== null) {
     // As after an update of the trainer. Training again from the start is slower, and better than a run that can never go on.
-    for (const name of ["resume", "checkpoints", "published", "progress.jsonl", "result.json"]) {
+    for (const name of ["resume", "checkpoints", "published", "progress.jsonl", "adapter.json", "result.json"]) {
       await rm(join(work, name), { recursive: true, force: true });
     }
     ({ end, lastStepAt } = await runTrainer(attempt, { tokens: inputs.tokens, resumedFromStep: null, resumeLost: end.problem.message }));

@@ -7,8 +7,9 @@ let relay: ProgressRelay;
 let sent: [key: string | undefined, data: unknown][];
 let spans: [name: string, startMs: number, endMs: number | undefined, error: string | undefined][];
 let checkpoints: [step: number, loss: number | null][];
+let adapters: number;
 beforeEach(() => {
-  [sent, spans, checkpoints] = [[], [], []];
+  [sent, spans, checkpoints, adapters] = [[], [], [], 0];
   relay = createProgressRelay({
     runId: "01KB000000000000000000RN01",
     attempt: 2,
@@ -19,6 +20,7 @@ beforeEach(() => {
     traceparent: "t",
     log,
     onCheckpoint: (step, loss) => void checkpoints.push([step, loss]),
+    onAdapter: () => void adapters++,
   });
 });
 const line = (value: object): void => relay.line(JSON.stringify({ time: 100, ...value }));
@@ -43,6 +45,7 @@ describe("progress of the trainer", () => {
     line({ type: "phase", phase: "train", state: "start" });
     step(11, { rewards_chosen: 0.2, rewards_rejected: null, rewards_margin: 0.5, rewards_accuracy: 1 });
     line({ type: "checkpoint", step: 11, path: "checkpoints/step-00000011" });
+    line({ type: "adapter" });
     line({ type: "eval", step: 11, eval_loss: 1.5 });
     line({ type: "phase", phase: "train", state: "end", time: 103 });
     line({ type: "phase", phase: "save", state: "start" });
@@ -56,6 +59,7 @@ describe("progress of the trainer", () => {
     expect(sent[1]?.[1]).toMatchObject({ attempt: 2, phase: "train", step: 11, totalSteps: 20, loss: 2, etaSeconds: 4 });
     expect(sent[1]?.[1]).toMatchObject({ rewardsChosen: 0.2, rewardsRejected: null, rewardsMargin: 0.5, rewardsAccuracy: 1 });
     expect(checkpoints).toEqual([[11, 2]]);
+    expect(adapters).toBe(1);
     expect(spans).toEqual([["train", 100_000, 103_000, undefined]]);
     expect(relay.where()).toBe("phase save, step 11 of 20");
   });

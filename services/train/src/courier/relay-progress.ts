@@ -16,6 +16,8 @@ interface ProgressRelayDeps {
   log: Log;
   /** A checkpoint is complete on disk. */
   onCheckpoint(step: number, trainLoss: number | null): void;
+  /** The adapter is complete on disk, and evaluated now. */
+  onAdapter(): void;
 }
 
 export interface ProgressRelay {
@@ -32,7 +34,7 @@ export interface ProgressRelay {
 }
 
 export function createProgressRelay(deps: ProgressRelayDeps): ProgressRelay {
-  const { runId, attempt, fromStep, eventKey, outbox, trainerTelemetry, traceparent, log, onCheckpoint } = deps;
+  const { runId, attempt, fromStep, eventKey, outbox, trainerTelemetry, traceparent, log, onCheckpoint, onAdapter } = deps;
   let phase = "start";
   let phaseSince = 0;
   let step = fromStep;
@@ -98,6 +100,9 @@ export function createProgressRelay(deps: ProgressRelayDeps): ProgressRelay {
         return;
       case "eval":
         publish(`eval-${line.step}`, { step: line.step, evalLoss: line.eval_loss });
+        return;
+      case "adapter":
+        onAdapter();
         return;
       case "checkpoint":
         onCheckpoint(line.step, loss);

@@ -12,6 +12,7 @@ import { decideEnd, type End } from "./decide-end.ts";
 import type { Inputs } from "./fetch-inputs.ts";
 import { followTrainer } from "./follow-trainer.ts";
 import { createProgressRelay } from "./relay-progress.ts";
+import { createSendAhead } from "./send-ahead.ts";
 import { launchArgs } from "./trainer-command.ts";
 import { createCheckpointUploads } from "./upload-checkpoints.ts";
 
@@ -42,6 +43,7 @@ export async function runTrainer(
     },
   });
   running.uploads = uploads;
+  running.ahead = createSendAhead(attempt, tokens);
   const relay = createProgressRelay({
     runId: spec.runId,
     attempt: spec.attempt,
@@ -52,6 +54,7 @@ export async function runTrainer(
     traceparent,
     log,
     onCheckpoint: uploads.add,
+    onAdapter: isFirstNode(attempt) ? running.ahead.begin : () => {},
   });
   if (resumeLost !== null) relay.warn({ code: "RESUME_LOST", message: `training again from the start: ${resumeLost}` });
 

@@ -53,6 +53,7 @@ function attemptOf(away: number, stop = new AbortController()): AttemptContext {
       },
     },
     outbox: { send: async (event: { type: string }) => void did.push(event.type) },
+    running: {},
     stop: stop.signal,
     telemetry,
     log,

@@ -28,8 +28,11 @@ export async function storeAdapter(
       return cancelled ? { code: "PREEMPTED", message: "the run was cancelled" } : undefined;
     },
   };
+  const ahead = await attempt.running.ahead?.recorded();
+  const isIt = ahead !== undefined && digestsOf(ahead.adapter) === digestsOf(trained);
+  const proven = isIt ? { ...result, probes: ahead.probes, environment: ahead.environment } : result;
   const stored = await telemetry.span("store adapter", {}, () =>
-    putAdapter({ spec, objects, work, tokens, folder: "adapter", written: trained, result, patience }),
+    putAdapter({ spec, objects, work, tokens, folder: "adapter", written: trained, result: proven, patience }),
   );
   await outbox.send(runTrained, {
     attempt: spec.attempt,
@@ -46,3 +49,6 @@ export async function storeAdapter(
   });
   log.info({ adapter: stored.adapter.digest }, "trained");
 }
+
+const digestsOf = ({ files }: { files: readonly { path: string; sha256: string }[] }): string =>
+  files.map(({ path, sha256 }) => `${path} ${sha256}`).join("\n");

@@ -209,6 +209,25 @@ def test_probes_record_what_the_published_adapter_says(directory, monkeypatch):
         assert first["base"] == pytest.approx(before[first["tokens"]].tolist(), abs=0.03)
 
 
+def test_the_adapter_is_complete_before_it_is_evaluated(directory, monkeypatch):
+    import packing
+
+    run = directory("run", training={"load_best_model_at_end": True, "eval_steps": 3})
+    evaluate, seen = packing.evaluate, []
+
+    def watching(model, sequences):
+        seen.append([line["type"] for line in run.lines("adapter")])
+        return evaluate(model, sequences)
+
+    monkeypatch.setattr(packing, "evaluate", watching)
+    assert run.run() == 0
+    assert seen[-1] == ["adapter"] and not any(seen[:-1])
+    written, result = json.loads((run.path / "adapter.json").read_text()), run.result
+    assert written == {name: result[name] for name in ("adapter", "probes", "environment")}
+    for file in written["adapter"]["files"]:  # of the best step
+        assert sha256(run.path / "adapter" / file["path"]) == file["sha256"]
+
+
 def test_accumulation_counts_tokens_not_batches(directory):
     """One batch of 4 rows, or 4 of 1: the same steps, as the loss is normalised by the supervised tokens of a step."""
     rows = make_rows(8, seed=3, packed=1) + make_rows(8, seed=4, packed=4)

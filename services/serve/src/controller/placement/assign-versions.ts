@@ -5,6 +5,7 @@ import { type AdapterState, assignment, type Assignment, assignmentsComplete, pa
 import { createKeyedQueue, type Log } from "@loraline/runtime";
 import type { WatchedTable } from "../watched-table.ts";
 import { assignmentsOf } from "./decide-assignments.ts";
+import type { IncomingVersions } from "./incoming-versions.ts";
 
 /** Adapters whose entries are written at once. */
 const concurrency = 32;
@@ -20,11 +21,13 @@ interface Assigner extends AsyncDisposable {
 export async function createAssigner({
   assignments,
   states,
+  incoming,
   log,
 }: {
   assignments: Pick<KvBucket<Assignment>, "entries" | "put" | "delete">;
   /** Every adapter as it is known now, by key. */
   states: Pick<WatchedTable<AdapterState>, "get">;
+  incoming: Pick<IncomingVersions, "of">;
   log: Log;
 }): Promise<Assigner> {
   /** By the adapter's key: keys of its entries, each with what stands there. */
@@ -57,7 +60,7 @@ export async function createAssigner({
         return;
       }
       const state = states.get(adapterKey);
-      const next = state === undefined ? new Map<string, Assignment>() : assignmentsOf(state);
+      const next = assignmentsOf(state, incoming.of(adapterKey));
       const ofAdapter = written.get(adapterKey) ?? new Map<string, string>();
       written.set(adapterKey, ofAdapter);
       await Promise.all(

@@ -18,6 +18,8 @@ export interface Placer {
   wake(engine: string, because: "replicas" | "holdings" | "limits"): void;
   /** Where a new version of this adapter is before it is placed: everywhere (null) or not yet anywhere. */
   initial(engine: string, known: AdapterState | undefined, placement: Placement | undefined): string[] | null;
+  /** Whether every replica of the engine has room for so many versions beside all that are wanted. */
+  hasRoom(engine: string, more: number): boolean;
 }
 
 const placementOf = ({ placement }: AdapterState): Placement => placement ?? { mode: "all" };
@@ -168,6 +170,10 @@ export function createPlacer({
     wake(name, because) {
       const known = engine(name);
       if (because === "limits" || (known.placed.size > 0 && (because === "replicas" || known.moving))) wake(name);
+    },
+    hasRoom(name, more) {
+      const record = engineOf(name);
+      return record !== undefined && fitsEverywhere(engine(name).wanted + more, record.maxCpuLoras);
     },
     initial(name, state, placement) {
       const record = engineOf(name);

@@ -53,8 +53,16 @@ describe("decideConvergence", () => {
       expect(decide({ a: "proven", b: other, c: "proven" })).toMatchObject([{ kind: "served", replicas: 2, of: 3 }]);
     }
     const long = { state: "proven" as const, proof: proof(time(laggardMs)) };
-    expect(decide({ a: long, b: "loading", c: undefined })).toMatchObject([{ kind: "served", replicas: 1, of: 3 }]);
-    expect(decide({ a: { ...long, proof: proof(time(laggardMs - 1)) }, b: "loading" })).toEqual([]);
+    const old = withVersions(1, { createdAt: time(2 * laggardMs) });
+    expect(decide({ a: long, b: "loading", c: undefined }, old)).toMatchObject([{ kind: "served", replicas: 1, of: 3 }]);
+    expect(decide({ a: { ...long, proof: proof(time(laggardMs - 1)) }, b: "loading" }, old)).toEqual([]);
+  });
+
+  it("counts a proof that was made ahead of the gate from the gate on", () => {
+    const ahead = { state: "proven" as const, proof: proof(time(2 * laggardMs)) };
+    const [{ createdAt } = { createdAt: "" }] = state.versions;
+    expect(decide({ a: ahead })).toMatchObject([{ kind: "served", provenAt: createdAt }]);
+    expect(decide({ a: ahead, b: "loading" })).toEqual([]);
   });
 
   it("refuses what no replica that can tell has proven", () => {

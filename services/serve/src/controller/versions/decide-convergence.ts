@@ -32,7 +32,10 @@ export function decideConvergence(state: AdapterState, replicas: Iterable<Replic
   const all = [...replicas];
   return openVersions(state).flatMap((version): Convergence[] => {
     const { holders, proven, pending, refused } = bucketReplicas(version, state.engine, all, now);
-    const proofs = proven.map(({ report }) => report.proof.provenAt).toSorted();
+    // A version that was proven ahead of its gate counts from its gate on.
+    const proofs = proven
+      .map(({ report: { proof } }) => [proof.provenAt, version.createdAt].toSorted().at(-1) ?? proof.provenAt)
+      .toSorted();
     const [first] = proofs;
     if (first !== undefined) {
       if (pending.length > 0 && now - Date.parse(first) < laggardMs) return [];
