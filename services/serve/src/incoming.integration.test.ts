@@ -120,7 +120,7 @@ test("one that another run of its adapter overtakes comes under its own number",
 
 test("it comes only where room is left beside it, and makes room for what is wanted", async ({ line }) => {
   const { engine, serve, make, loads } = line;
-  const names = () => [...engine.loaded.keys()].map((name) => name.split(".")[1]).toSorted();
+  const names = () => [...engine.loaded.keys()].map((name) => name.split(".")[1] ?? "").toSorted((a, b) => (a < b ? -1 : 1));
   const served = async (adapter: string, seed: number) => {
     const runId = await serve.train(adapter, await make(seed));
     await expect.poll(() => serve.history([runServed], runId), until).toHaveLength(1);

@@ -25,7 +25,10 @@ const patienceMs = 5000;
 
 export function createSendAhead(attempt: AttemptContext, tokens: Pick<TokenManifest, "base" | "templateDigest">): SendAhead {
   const { spec, bus, objects, work, at, traceparent, log } = attempt;
-  const failed = (error: unknown): undefined => void log.warn({ err: error }, "the adapter is not sent ahead");
+  const failed = (error: unknown): undefined => {
+    log.warn({ err: error }, "the adapter is not sent ahead");
+    return undefined;
+  };
   let record: Promise<Written | undefined> = Promise.resolve(undefined);
 
   const send = async (written: Written): Promise<void> => {
