@@ -6,7 +6,6 @@ import type { KeepTryingOptions, Log, Telemetry } from "@loraline/runtime";
 import type { AttemptSpec } from "../attempt/attempt-spec.ts";
 import type { RunningTrainer, TrainerHost } from "../trainer-host/trainer-host.ts";
 import type { Outbox } from "./outbox.ts";
-import type { SendAhead } from "./send-ahead.ts";
 import type { CheckpointUploads } from "./upload-checkpoints.ts";
 
 export interface CourierDeps {
@@ -48,7 +47,7 @@ export interface AttemptContext extends CourierDeps {
   /** Of the span `train`: every event and every phase of the trainer continues it. */
   traceparent: string;
   /** What exists from the trainer's start on. `conclude` ends it, whatever happened in between. */
-  running: { trainer?: RunningTrainer; uploads?: CheckpointUploads; ahead?: SendAhead };
+  running: { trainer?: RunningTrainer; uploads?: CheckpointUploads };
 }
 
 export const isFirstNode = ({ node = 0 }: Pick<AttemptContext, "node">): boolean => node === 0;

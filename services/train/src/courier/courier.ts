@@ -72,15 +72,19 @@ async function runAttempt(attempt: AttemptContext): Promise<End> {
   const patience = { log: attempt.log, givenUp, onWait: waitTeller(attempt, "fetch") };
   const inputs = await telemetry.span("fetch inputs", {}, () => fetchInputs({ ...attempt, patience }));
   if (stop.aborted) return { kind: "retry", ...stoppedEarly };
-  let { end, lastStepAt } = await runTrainer(attempt, inputs);
+  let { end, lastStepAt, ahead } = await runTrainer(attempt, inputs);
   if (end.kind === "failed" && end.problem.code === "RESUME_INVALID" && inputs.resumedFromStep !== null) {
     // As after an update of the trainer. Training again from the start is slower, and better than a run that can never go on.
     for (const name of ["resume", "checkpoints", "published", "progress.jsonl", "adapter.json", "result.json"]) {
       await rm(join(work, name), { recursive: true, force: true });
     }
-    ({ end, lastStepAt } = await runTrainer(attempt, { tokens: inputs.tokens, resumedFromStep: null, resumeLost: end.problem.message }));
+    ({ end, lastStepAt, ahead } = await runTrainer(attempt, {
+      tokens: inputs.tokens,
+      resumedFromStep: null,
+      resumeLost: end.problem.message,
+    }));
   }
-  if (end.kind === "trained" && isFirstNode(attempt)) await storeAdapter(attempt, inputs.tokens, end.result, lastStepAt);
+  if (end.kind === "trained" && isFirstNode(attempt)) await storeAdapter(attempt, inputs.tokens, { result: end.result, lastStepAt, ahead });
   return end;
 }
 

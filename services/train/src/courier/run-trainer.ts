@@ -12,17 +12,17 @@ import { decideEnd, type End } from "./decide-end.ts";
 import type { Inputs } from "./fetch-inputs.ts";
 import { followTrainer } from "./follow-trainer.ts";
 import { createProgressRelay } from "./relay-progress.ts";
-import { createSendAhead } from "./send-ahead.ts";
+import { createSendAhead, type SentAhead } from "./send-ahead.ts";
 import { launchArgs } from "./trainer-command.ts";
 import { createCheckpointUploads } from "./upload-checkpoints.ts";
 
 const defaultHangMs = 30 * 60_000;
 
-/** @returns how it ended, and when its last optimizer step ended (ISO 8601). */
+/** @returns how it ended, when its last optimizer step ended (ISO 8601), and what was sent ahead. */
 export async function runTrainer(
   attempt: AttemptContext,
   { tokens, resumedFromStep, resumeLost }: Inputs,
-): Promise<{ end: End; lastStepAt: string }> {
+): Promise<{ end: End; lastStepAt: string; ahead: SentAhead | undefined }> {
   const { spec, objects, outbox, trainerTelemetry, traceparent, log, work, stop, running, hangMs = defaultHangMs } = attempt;
   const trainer = await startTrainer(attempt);
   running.trainer = trainer;
@@ -43,7 +43,7 @@ export async function runTrainer(
     },
   });
   running.uploads = uploads;
-  running.ahead = createSendAhead(attempt, tokens);
+  const ahead = createSendAhead(attempt, tokens);
   const relay = createProgressRelay({
     runId: spec.runId,
     attempt: spec.attempt,
@@ -54,7 +54,7 @@ export async function runTrainer(
     traceparent,
     log,
     onCheckpoint: uploads.add,
-    onAdapter: isFirstNode(attempt) ? running.ahead.begin : () => {},
+    onAdapter: isFirstNode(attempt) ? ahead.begin : () => {},
   });
   if (resumeLost !== null) relay.warn({ code: "RESUME_LOST", message: `training again from the start: ${resumeLost}` });
 
@@ -84,7 +84,7 @@ export async function runTrainer(
     hangs,
   });
   relay.end(end.kind === "retry" ? end.code : end.kind === "failed" ? end.problem.code : undefined);
-  return { end, lastStepAt: relay.lastStepAt() };
+  return { end, lastStepAt: relay.lastStepAt(), ahead: await ahead.recorded() };
 }
 
 /** Whether the trainer begins only when the trainers of all nodes have met. Another node may wait for its device, for as long as it takes. */

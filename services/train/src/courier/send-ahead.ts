@@ -9,16 +9,14 @@ import { readTrainerJson } from "../attempt/trainer-files.ts";
 import { type AttemptContext, eventKeyOf } from "./attempt-context.ts";
 import { putAdapter } from "./put-adapter.ts";
 
-type Written = z.output<typeof writtenCheckpoint>;
+/** What was recorded of the adapter that was sent ahead. */
+export type SentAhead = z.output<typeof writtenCheckpoint>;
 
-export interface SendAhead {
+interface SendAhead {
   /** To be called when the trainer says that the adapter is complete on disk. */
   begin(this: void): void;
-  /**
-   * What was recorded of the adapter that was sent ahead; undefined: none was. The evidence of the run must have the same, since replicas
-   * may have proven the adapter by it.
-   */
-  recorded(): Promise<Written | undefined>;
+  /** undefined: none was sent. The evidence of the run must have the same, since replicas may have proven the adapter by it. */
+  recorded(): Promise<SentAhead | undefined>;
 }
 
 const patienceMs = 5000;
@@ -29,9 +27,9 @@ export function createSendAhead(attempt: AttemptContext, tokens: Pick<TokenManif
     log.warn({ err: error }, "the adapter is not sent ahead");
     return undefined;
   };
-  let record: Promise<Written | undefined> = Promise.resolve(undefined);
+  let record: Promise<SentAhead | undefined> = Promise.resolve(undefined);
 
-  const send = async (written: Written): Promise<void> => {
+  const send = async (written: SentAhead): Promise<void> => {
     const patience = {
       log,
       patienceMs,

@@ -27,6 +27,8 @@ const result = {
   loss_history: [],
 } as never;
 
+const lastStepAt = "2026-11-24T12:00:00.000Z";
+
 let work: string;
 let did: string[];
 beforeEach(() => {
@@ -53,7 +55,6 @@ function attemptOf(away: number, stop = new AbortController()): AttemptContext {
       },
     },
     outbox: { send: async (event: { type: string }) => void did.push(event.type) },
-    running: {},
     stop: stop.signal,
     telemetry,
     log,
@@ -61,14 +62,14 @@ function attemptOf(away: number, stop = new AbortController()): AttemptContext {
 }
 
 it("stores each only when all before it is there, and waits out a store that is away", async () => {
-  await storeAdapter(attemptOf(2), tokens, result, "2026-11-24T12:00:00.000Z");
+  await storeAdapter(attemptOf(2), tokens, { result, lastStepAt });
   expect(did).toEqual(["adapter-file", "adapter", "evidence", "run.trained.v1"]);
 });
 
 it("is given up when the run is cancelled, and only then", async () => {
   const stop = new AbortController();
   stop.abort();
-  const cancelled = storeAdapter(attemptOf(Infinity, stop), tokens, result, "2026-11-24T12:00:00.000Z");
+  const cancelled = storeAdapter(attemptOf(Infinity, stop), tokens, { result, lastStepAt });
   await expect(cancelled).rejects.toMatchObject({ code: "PREEMPTED", message: expect.stringMatching(/^the run was cancelled/) });
   expect(did).toEqual([]);
 });

@@ -4,6 +4,7 @@ import type { KeepTryingOptions } from "@loraline/runtime";
 import { type AttemptContext, isCancelRequested, waitTeller } from "./attempt-context.ts";
 import type { End } from "./decide-end.ts";
 import { putAdapter } from "./put-adapter.ts";
+import type { SentAhead } from "./send-ahead.ts";
 
 const patienceMs = 30 * 60_000;
 
@@ -14,8 +15,7 @@ const patienceMs = 30 * 60_000;
 export async function storeAdapter(
   attempt: AttemptContext,
   tokens: TokenManifest,
-  result: Extract<End, { kind: "trained" }>["result"],
-  lastStepAt: string,
+  { result, lastStepAt, ahead }: { result: Extract<End, { kind: "trained" }>["result"]; lastStepAt: string; ahead?: SentAhead | undefined },
 ): Promise<void> {
   const { spec, objects, work, stop, outbox, telemetry, log } = attempt;
   const { adapter: trained } = result;
@@ -28,7 +28,6 @@ export async function storeAdapter(
       return cancelled ? { code: "PREEMPTED", message: "the run was cancelled" } : undefined;
     },
   };
-  const ahead = await attempt.running.ahead?.recorded();
   const isIt = ahead !== undefined && digestsOf(ahead.adapter) === digestsOf(trained);
   const proven = isIt ? { ...result, probes: ahead.probes, environment: ahead.environment } : result;
   const stored = await telemetry.span("store adapter", {}, () =>
