@@ -216,6 +216,20 @@ describe("finds a wrong answer:", () => {
     line.history.push(chat(1, 500, { outcome: "refused", status: 404, code: "model_not_found" }));
     expect(findingsOf(line)).toEqual(["refused: anna by gateway-1#1 at 505: 404 model_not_found"]);
   });
+
+  it("of what is right and is refused for good", () => {
+    const line = wellDone();
+    const refused = { at: 700, until: 710, outcome: "refused" } as const;
+    const run = { kind: "run", adapter: "anna", run: undefined, ...refused } as const;
+    line.history.push(
+      { ...run, key: "k8", status: 429, code: "rate_limit_exceeded" },
+      { ...run, key: "k9", status: 403, code: "QUOTA_HISTORY" },
+    );
+    expect(findingsOf(line)).toEqual([]);
+    const upload = { kind: "upload", name: "a.jsonl", rows: 1, sha256: "x", file: undefined, ...refused } as const;
+    line.history.push({ ...run, key: "k10", status: 400, code: "invalid_spec" }, { ...upload, status: 404, code: undefined });
+    expect(findingsOf(line)).toEqual(["refused: upload a.jsonl at 710: 404 undefined", "refused: run k10 at 710: 400 invalid_spec"]);
+  });
 });
 
 describe("finds an alias that moved back:", () => {

@@ -17,6 +17,7 @@ export function checkHistory(history: readonly Entry[], stored: Stored): Finding
 
   for (const { what } of of("stuck")) report("stuck", what);
   checkFailedMessages(of("move"), stored, report);
+  checkRefusals([...of("upload"), ...of("run")], report);
   checkUploads(of("upload"), of("content"), stored, report);
   checkRuns(of("run"), stored, report);
   checkMoves(of("move"), of("seen"), stored, report);
@@ -27,6 +28,15 @@ export function checkHistory(history: readonly Entry[], stored: Stored): Finding
   const crashed = new Set(of("ended").flatMap(({ process, how }) => (how === "crashed" ? [process] : [])));
   checkUsage(chats, of("usage"), { tenant: start.tenant, stored, crashed }, report);
   return findings;
+}
+
+/** What clients upload and train is right, so it is refused only for a while, or because it is too much. A move may come too late. */
+function checkRefusals(asked: readonly (Of<"upload"> | Of<"run">)[], report: Report): void {
+  for (const entry of asked) {
+    const { outcome, status, code } = entry;
+    if (outcome !== "refused" || mayRefuse.has(status) || code?.startsWith("QUOTA_")) continue;
+    report("refused", `${entry.kind === "run" ? `run ${entry.key}` : `upload ${entry.name}`} at ${entry.until}: ${status} ${code}`);
+  }
 }
 
 /** A command of a user that cannot be done is a failed message too; there are no others. */

@@ -49,6 +49,21 @@ test("spans of two services that share a trace come back together, with parents,
   expect(processed).toMatchObject({ parentSpanId: upload!.spanId, attributes: { attempt: 1, "error.message": "broke" } });
 });
 
+test("what a tenant sent fills no trace, whatever attribute or error it is in", async () => {
+  const spansDir = await tempDir();
+  const telemetry = createTelemetry({ service: "gateway", spansDir });
+  const long = "x".repeat(1_000_000);
+  const traceId = "e".repeat(32);
+  const parent = `00-${traceId}-${"c".repeat(16)}-01`;
+  const asked = telemetry.span("ask", { parent, attributes: { model: long } }, () => Promise.reject(new Error(long)));
+  await expect(asked).rejects.toThrow("xxx");
+  telemetry.record("read", { parent, startMs: 1, endMs: 2, error: long });
+  await telemetry[Symbol.asyncDispose]();
+  const spans = await readSpans(spansDir, traceId);
+  expect(spans.map(({ name }) => name)).toEqual(["read", "ask"]);
+  expect(JSON.stringify(spans).length).toBeLessThan(20_000);
+});
+
 test("a trace that is not there, or a name that is no trace id, is empty", async () => {
   const spansDir = await tempDir();
   expect(await readSpans(spansDir, "a".repeat(32))).toEqual([]);

@@ -29,6 +29,9 @@ import {
 } from "@opentelemetry/sdk-trace-base";
 import { createMetrics, type Metrics } from "./metrics.ts";
 
+/** Characters of an attribute, and of an error's message: they may be what a tenant sent, and spans of all tenants share their room. */
+const mostCharacters = 4096;
+
 const propagator = new W3CTraceContextPropagator();
 let contextManagerInstalled = false;
 
@@ -109,6 +112,7 @@ export function createTelemetry({ service, spansDir, otlpEndpoint, keep, metrics
   const provider = new BasicTracerProvider({
     resource: resourceFromAttributes({ "service.name": service, "service.namespace": "loraline" }),
     spanProcessors,
+    spanLimits: { attributeValueLengthLimit: mostCharacters },
   });
   const tracer = (provider as TracerProvider).getTracer("loraline");
 
@@ -139,7 +143,7 @@ export function createTelemetry({ service, spansDir, otlpEndpoint, keep, metrics
       try {
         return await context.with(trace.setSpan(context.active(), span), () => work(span));
       } catch (error) {
-        span.setStatus({ code: SpanStatusCode.ERROR, message: error instanceof Error ? error.message : String(error) });
+        span.setStatus({ code: SpanStatusCode.ERROR, message: cut(error instanceof Error ? error.message : String(error)) });
         throw error;
       } finally {
         span.end();
@@ -147,7 +151,7 @@ export function createTelemetry({ service, spansDir, otlpEndpoint, keep, metrics
     },
     record(name, { endMs, error, ...options }) {
       const span = start(name, options);
-      if (error !== undefined) span.setStatus({ code: SpanStatusCode.ERROR, message: error });
+      if (error !== undefined) span.setStatus({ code: SpanStatusCode.ERROR, message: cut(error) });
       span.end(endMs);
     },
     traceparent() {
@@ -158,6 +162,8 @@ export function createTelemetry({ service, spansDir, otlpEndpoint, keep, metrics
     [Symbol.asyncDispose]: () => provider.shutdown(),
   };
 }
+
+const cut = (message: string): string => (message.length > mostCharacters ? `${message.slice(0, mostCharacters)}…` : message);
 
 /** A span as `readSpans` returns it; the shape of contracts' `SpanView`. */
 export interface StoredSpan {
