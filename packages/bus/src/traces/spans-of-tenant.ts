@@ -11,18 +11,23 @@ export function spansOfTenant(spans: readonly SpanView[], tenant: string): SpanV
   return spans.filter((span) => ownerOf(span) === tenant);
 }
 
+export const tenantAttribute = "loraline.tenant";
+
+/** What says whose a span is. */
+export type SpanPlace = Pick<SpanView, "spanId" | "parentSpanId" | "attributes">;
+
 /** @returns a function that says whose a span of the trace is; undefined: nobody's. */
-export function ownersOf(spans: readonly SpanView[]): (span: SpanView) => unknown {
+export function ownersOf(spans: readonly SpanPlace[]): (span: SpanPlace) => unknown {
   const byId = new Map(spans.map((span) => [span.spanId, span]));
   const owners = new Map<string, unknown>();
   return (span) => {
-    const above: SpanView[] = [];
-    let at: SpanView | undefined = span;
+    const above: SpanPlace[] = [];
+    let at: SpanPlace | undefined = span;
     let owner: unknown;
     // In forged spans a span can be its own ancestor.
     while (at !== undefined && owner === undefined && !above.includes(at)) {
       above.push(at);
-      owner = owners.get(at.spanId) ?? at.attributes["loraline.tenant"];
+      owner = owners.get(at.spanId) ?? at.attributes[tenantAttribute];
       at = at.parentSpanId === null ? undefined : byId.get(at.parentSpanId);
     }
     for (const { spanId } of above) owners.set(spanId, owner);

@@ -7,6 +7,9 @@ import type { NatsConnection } from "@nats-io/transport-node";
 /** Below NATS' default limit of 1 MiB a message, with attributes of a few KiB each. */
 const spansPerMessage = 100;
 
+/** A message may hold a hundred spans, of some KiB each at most. */
+const messagesAtOnce = 64;
+
 /** Where a service's telemetry keeps its spans. */
 export const spanSink = (nc: NatsConnection): SpanSink => {
   const js = jetstream(nc);
@@ -17,7 +20,10 @@ export const spanSink = (nc: NatsConnection): SpanSink => {
   };
 };
 
-/** Spans of one trace that are still kept, oldest first. */
+/** Of one trace. A run has some hundreds; whoever sends the same `traceparent` with each request makes a trace of any size. */
+export const mostSpansRead = 5000;
+
+/** Spans of one trace that are still kept, oldest first; of more than `mostSpansRead` those that came first. */
 export async function readKeptSpans(nc: NatsConnection, traceId: string): Promise<StoredSpan[]> {
   if (!/^[0-9a-f]{32}$/.test(traceId)) return [];
   const { direct } = await jetstreamManager(nc);
@@ -25,15 +31,15 @@ export async function readKeptSpans(nc: NatsConnection, traceId: string): Promis
   try {
     for (let seq = 1; ;) {
       const some = await Array.fromAsync(
-        await direct.getBatch(streams.SPANS.name, { seq, next_by_subj: spansSubject(traceId), batch: 256 }),
+        await direct.getBatch(streams.SPANS.name, { seq, next_by_subj: spansSubject(traceId), batch: messagesAtOnce }),
       );
       for (const message of some) spans.push(...message.json<StoredSpan[]>());
       const last = some.at(-1);
-      if (last === undefined || some.length < 256) break;
+      if (last === undefined || some.length < messagesAtOnce || spans.length >= mostSpansRead) break;
       seq = last.seq + 1;
     }
   } catch (error) {
     if (!/no messages|message not found|404/i.test((error as Error).message)) throw error;
   }
-  return spans.sort((a, b) => a.startMs - b.startMs);
+  return spans.slice(0, mostSpansRead).sort((a, b) => a.startMs - b.startMs);
 }
