@@ -8,6 +8,7 @@ export const auditActions = [
   "limit.set",
   "limit.remove",
   "failed-message.redrive",
+  "failed-message.delete",
   "dataset.delete",
   "run.cancel",
   "adapter.promote",
@@ -55,6 +56,7 @@ export type AuditEntry = z.infer<typeof auditEntry>;
 /** Of these a tenant's programs may do any number, so they are kept apart: they make no entry go that says who may do what. */
 const everyday: readonly string[] = [
   "failed-message.redrive",
+  "failed-message.delete",
   "dataset.delete",
   "run.cancel",
   "adapter.promote",

@@ -279,6 +279,17 @@ describe("loraline's own routes", () => {
     expect((await line.fetch(`/v1/loraline/dlq/${seq}/redrive`, { method: "POST" })).status).toBe(200);
     expect((await line.fetch(`/v1/loraline/dlq/${seq}`)).status).toBe(404);
   });
+
+  test("delete dead letters, which nobody else's key can", async ({ line, nc }) => {
+    const seq = await deadLetter(line, nc);
+    const stranger = await line.keyFor(`${line.tenant}-other`);
+    const headers = { authorization: `Bearer ${stranger}` };
+    const remove = (of: object = {}) => line.fetch(`/v1/loraline/dlq/${seq}`, { method: "DELETE", ...of });
+    expect((await remove({ headers })).status).toBe(404);
+    expect(await (await remove()).json()).toMatchObject({ seq, code: "CONTRACT_VIOLATION" });
+    expect((await remove()).status).toBe(404);
+    expect((await line.bus.deadLetters.list(line.tenant)).map((letter) => letter.seq)).not.toContain(seq);
+  });
 });
 
 describe("when the bus is away", () => {

@@ -94,6 +94,8 @@ export interface DeadLetters {
    * @throws PermanentError LETTER_UNKNOWN, LETTER_TOO_LARGE
    */
   redrive(seq: number, actor?: Actor): Promise<void>;
+  /** Removes a letter: its message is never processed. Removing one that is gone does nothing. */
+  remove(seq: number): Promise<void>;
 }
 
 /** @param secrets - as of `createBus`. */
@@ -201,8 +203,11 @@ export function createDeadLetters(
       // What was refused at the door is judged there again.
       const wasAtDoor = parseDeadLetterSubject(message.subject).stream === doorStream(tenantOfSubject(subject) ?? "").name;
       await jetstream(nc).publish(wasAtDoor ? doorSubject(subject) : subject, data, { headers: original, msgID });
+      await this.remove(seq);
+    },
+    async remove(seq) {
       const jsm = await jetstreamManager(nc);
-      await jsm.streams.deleteMessage(stream, seq);
+      if ((await stored({ seq })) !== null) await jsm.streams.deleteMessage(stream, seq);
     },
   };
 }

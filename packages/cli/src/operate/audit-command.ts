@@ -16,7 +16,7 @@ interface Flags {
 export const addAuditCommand: AddCommands = (program, { connect, print, env }) => {
   program
     .command("audit")
-    .description("who did what, newest first: keys, limits, promotions, rollbacks, deletions, cancellations, redriven messages")
+    .description("who did what, newest first: keys, limits, promotions, rollbacks, deletions, cancellations, redriven and deleted messages")
     .addOption(new Option("--action <action>", "only this action").choices([...auditActions]))
     .option("--target <id>", "only what was done to this: an adapter, a key's id, a run, a dataset")
     .option("--by <who>", "only of this one: a key's id or name, a token's subject, a NATS user, a resource")

@@ -33,4 +33,14 @@ export const addDlqCommands: AddCommands = (program, { connect, print, terminal 
       const failed = await (await connect()).redriveFailedMessage({ seq });
       print(failed, () => [`redriven: ${failed.subject}`]);
     });
+
+  dlq
+    .command("delete")
+    .alias("rm")
+    .description("delete a failed message: it is never processed")
+    .argument("<seq>", "its number in `dlq ls`", wholeNumber(1))
+    .action(async (seq: number) => {
+      const failed = await (await connect()).deleteFailedMessage({ seq });
+      print(failed, () => [`deleted: ${failed.subject}`]);
+    });
 };

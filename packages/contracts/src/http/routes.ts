@@ -917,6 +917,15 @@ export const httpRoutes = {
     answer: deadLetterView,
     refusals: [404, 409, 507],
   },
+  deleteFailedMessage: {
+    method: "DELETE",
+    path: "/v1/loraline/dlq/{seq}",
+    tag: "Failed messages",
+    summary: "Delete a failed message: it is never processed",
+    scopes: ["admin"],
+    answer: deadLetterView,
+    refusals: [404],
+  },
   beginSession: {
     method: "POST",
     path: "/v1/loraline/session",

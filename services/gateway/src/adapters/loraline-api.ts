@@ -239,6 +239,15 @@ export async function loralineRoutes(context: GatewayContext): Promise<(app: Fas
 
     app.get("/loraline/dlq", async (request) => ({ data: await bus.deadLetters.list(request.caller.tenant) }));
     app.get("/loraline/dlq/:seq", letterOf);
+    app.delete("/loraline/dlq/:seq", async (request) => {
+      const letter = await letterOf(request);
+      const { seq, subject, durable, code } = letter;
+      await audited(request, { action: "failed-message.delete", target: String(seq), details: { subject, durable, code } }, () =>
+        bus.deadLetters.remove(seq),
+      );
+      log.info({ letter: seq, subject, by: request.caller.by }, "failed message deleted");
+      return letter;
+    });
     app.post("/loraline/dlq/:seq/redrive", async (request) => {
       const letter = await letterOf(request);
       await checkRedrive(letter);
