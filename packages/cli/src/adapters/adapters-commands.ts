@@ -151,7 +151,6 @@ export const addAdaptersCommands: AddCommands = (program, { connect, env, global
 
   adapters
     .command("delete")
-    .alias("rm")
     .description("delete a whole adapter for good: all versions, the runs that made them, usage and limits")
     .argument("<adapter>", "name of the adapter")
     .action(async (adapter: string) => {

@@ -167,7 +167,6 @@ export const addDataCommands: AddCommands = (program, { root, terminal, connect,
 
   data
     .command("delete")
-    .alias("rm")
     .description("delete a dataset for good, with all that was made of it; adapters that were trained on it stay")
     .argument("<dataset>", "its id in `data ls`, or the file's id")
     .action(async (given: string) => {
