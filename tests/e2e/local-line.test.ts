@@ -3,7 +3,7 @@
  * one of them.
  */
 import { execFile } from "node:child_process";
-import { readdir, readFile, rm } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { expect, it } from "vitest";
@@ -23,7 +23,6 @@ it("an adapter that names what pictures show, on a second base, answers the same
   await Promise.all([
     python("samples/pictures/base.py", "--out", join(bases, seeing)),
     python("samples/pictures/rows.py", inScratch("shapes.zip"), inScratch("unseen")),
-    python("tests/e2e/foreign-adapter.py", source, foreign),
   ]);
   const unseen = await readdir(inScratch("unseen"));
   type At = { url: string; apiKey: string };
@@ -54,6 +53,9 @@ it("an adapter that names what pictures show, on a second base, answers the same
   {
     await using line = await startLineUnderTest(stateDir, ["--bases", bases, "--base", base, "--base", seeing]);
     expect(await modelsOf(line)).toEqual(expect.arrayContaining([base, seeing]));
+    // Which base it is for must be said before it is read.
+    await mkdir(foreign);
+    for (const name of ["adapter_config.json", "adapter_model.safetensors"]) await writeFile(join(foreign, name), "");
     expect(await loraline(line, ["adapters", "add", foreign])).toMatchObject({
       code: 2,
       err: expect.stringContaining(`${base}, ${seeing}`),
