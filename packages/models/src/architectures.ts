@@ -18,6 +18,18 @@ const idefics: Wrapper = { languageModel: "model.text_model." };
 
 const wrappers: Readonly<Record<string, Wrapper>> = {
   Qwen2VLForConditionalGeneration: inside,
+  Qwen2_5_VLForConditionalGeneration: inside,
+  Qwen3VLForConditionalGeneration: inside,
+  Qwen3_5ForConditionalGeneration: inside,
+  Gemma4ForConditionalGeneration: inside,
+  Llama4ForConditionalGeneration: {
+    languageModel: "language_model.model.",
+    // The proof of its tiny member says so (PROOF_SCALING); `permute_qk_weight_for_rotary` in vLLM's llama4.py is why.
+    refused: "vLLM 0.32 keeps its q_proj and k_proj in another order than an adapter's, and so applies adapters wrongly",
+  },
+  InternVLForConditionalGeneration: inside,
+  LlavaForConditionalGeneration: inside,
+  LlavaNextForConditionalGeneration: inside,
   Gemma3ForConditionalGeneration: inside,
   Mistral3ForConditionalGeneration: inside,
   SmolVLMForConditionalGeneration: idefics,

@@ -2,8 +2,8 @@
 A tiny random base of one family with an adapter that our trainer trained on it: python families-under-test.py FAMILY TOKENIZER OUT
 
 Writes OUT/FAMILY/, the base, with the tokenizer of the base in TOKENIZER; OUT/right/{adapter_config.json, adapter_model.safetensors}, as the trainer
-publishes it, and OUT/other/, the same weights under the names of another wrapper; OUT/result.json, the trainer's, last. Everything is
-computed in float32, in which trainer and engine agree to the fourth digit.
+publishes it, and OUT/other/, the same weights under the names of another wrapper; OUT/result.json, the trainer's, last. Where the engine can,
+all is computed in float32, in which trainer and engine agree to the fourth digit.
 """
 
 import json
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # the trainer takes it for a processor without bf16, and computes in float32
+NEEDS_BF16 = ("qwen3.5",)  # vLLM's CPU build has no other kernel for its linear attention
+if sys.argv[1] not in NEEDS_BF16:
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # the trainer takes it for a processor without bf16, and computes in float32
 import numpy as np
 import pyarrow as pa
 import torch
@@ -57,8 +59,8 @@ def qwen3_5():
     text = {
         **rope(mrope_section=[2, 1, 1], partial_rotary_factor=0.25, mrope_interleaved=True),
         "layer_types": ["linear_attention", "full_attention"],
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
     }
@@ -84,11 +86,13 @@ def gemma3():
 
 def gemma4():
     text = TEXT | TWO_KINDS | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "global_head_dim": 32}
-    return hf.Gemma4Config(text_config=text, vision_config=None, audio_config=None)
+    tower = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
+    ids = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "boi_token_id": IMAGE + 2, "eoi_token_id": IMAGE + 3}
+    return hf.Gemma4Config(text_config=text, vision_config=tower | {"position_embedding_size": 64}, audio_config=None, **ids)
 
 
 def llama4():
-    text = TEXT | {"intermediate_size": 64, "intermediate_size_mlp": 192, "num_local_experts": 2, "num_experts_per_tok": 1, "moe_layers": [1]}
+    text = TEXT | {"intermediate_size": 64, "intermediate_size_mlp": 192, "num_local_experts": 2, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2}
     tower = TOWER | {"intermediate_size": 256, "projector_input_dim": 128, "projector_output_dim": 128, "vision_output_dim": 128}
     return hf.Llama4Config(text_config=text, vision_config=tower, image_token_index=IMAGE)
 

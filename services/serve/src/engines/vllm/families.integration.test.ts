@@ -7,7 +7,7 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { baseRef, probeRecord } from "@loraline/contracts";
+import { baseRef, computeType, probeRecord } from "@loraline/contracts";
 import { judgeAdapter, readBaseModules, readServedParts, scanTensors } from "@loraline/models";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { z } from "zod";
@@ -22,13 +22,29 @@ const tokenizer = join(root, ".loraline/bases/smollm2-135m-instruct");
 const script = join(import.meta.dirname, "families-under-test.py");
 
 const inCi = ["gemma3", "smolvlm", "qwen3-moe"];
-const all = [...inCi, "qwen2-vl", "mistral3"];
+const all = [
+  ...inCi,
+  "qwen2-vl",
+  "qwen2.5-vl",
+  "qwen3-vl",
+  "qwen3.5",
+  "gemma4",
+  "mistral3",
+  "ministral3",
+  "internvl",
+  "llava",
+  "llava-next",
+];
 const asked = process.env["LORALINE_FAMILIES"];
 const families = asked === undefined ? inCi : asked === "all" ? all : asked.split(",");
 
-const trained = z.object({ environment: z.object({ compute_type: z.literal("float32") }), probes: z.array(probeRecord) });
+/** vLLM's CPU build has no other kernel for its linear attention. */
+const inBf16 = ["qwen3.5"];
+
+const trained = z.object({ environment: z.object({ compute_type: computeType }), probes: z.array(probeRecord) });
 
 describe.each(families)("%s", (family) => {
+  const replica = inBf16.includes(family) ? "bfloat16" : "float32";
   let dir = "";
   let baseDir = "";
   let vllm: Awaited<ReturnType<typeof startVllm>>;
@@ -41,7 +57,8 @@ describe.each(families)("%s", (family) => {
     base = baseRef.parse(JSON.parse(await readFile(join(baseDir, "base.json"), "utf8")));
     result = trained.parse(JSON.parse(await readFile(join(dir, "result.json"), "utf8")));
     const parts = await readServedParts(baseDir);
-    vllm = await startVllm({ root, base, baseDir, parts, logFile: join(dir, "vllm.log"), computeType: "float32" });
+    vllm = await startVllm({ root, base, baseDir, parts, logFile: join(dir, "vllm.log"), computeType: replica });
+    if (replica === "float32") expect(result.environment.compute_type).toBe("float32");
   }, 600_000);
   afterAll(async () => {
     await vllm?.[Symbol.asyncDispose]();
@@ -54,7 +71,7 @@ describe.each(families)("%s", (family) => {
     const loaded = await client.load(loraName, join(dir, kind));
     if (loaded.kind !== "done") return loaded;
     const measured = await measureProbes(client, { base: base.name, loraName, probes: result.probes });
-    return decideProof(measured, new Date().toISOString(), { recorded: "float32", replica: "float32" });
+    return decideProof(measured, new Date().toISOString(), { recorded: result.environment.compute_type, replica });
   };
 
   it("an adapter of our trainer is proven, and under the names of another wrapper it is not", { timeout: 120_000 }, async () => {

@@ -36,6 +36,7 @@ describe("judgeVllmSettings", () => {
     ["ARCHITECTURE_WITHOUT_LORA", {}, { architectures: ["FalconMambaForCausalLM"] }],
     ["BASE_MULTIMODAL", {}, { architectures: ["Phi3VForCausalLM"], vision_config: {} }],
     ["BASE_MULTIMODAL", {}, { architectures: ["UltravoxModel"], audio_config: {} }],
+    ["BASE_MULTIMODAL", {}, { architectures: ["Llama4ForConditionalGeneration"], vision_config: {} }],
     ["QUANTIZATION_MISMATCH", { quantization: "gptq" }, {}],
     ["QUANTIZATION_MISMATCH", { quantization: "awq" }, { quantization_config: { quant_method: "gptq" } }],
     ["QUANTIZATION_MISMATCH", { quantization: "fp8" }, { quantization_config: { quant_method: "awq" } }],
