@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-NEEDS_BF16 = ("qwen3.5",)  # vLLM's CPU build has no other kernel for its linear attention
-if sys.argv[1] not in NEEDS_BF16:
-    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # the trainer takes it for a processor without bf16, and computes in float32
 import numpy as np
 import pyarrow as pa
 import torch
@@ -26,6 +23,8 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 TRAINER = Path(__file__).resolve().parents[5] / "services/train/trainer/train.py"
+NEEDS_BF16 = ("qwen3.5",)  # vLLM's CPU build has no other kernel for its linear attention
+WITHOUT_BF16 = {"ONEDNN_MAX_CPU_ISA": "AVX2"}  # the trainer takes it for a processor without bf16, and computes in float32
 VOCABULARY, IMAGE = 49_280, 49_200  # SmolLM2's tokenizer has 49,152; ids of pictures come behind
 TEXT: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -184,7 +183,8 @@ def train(base: Path, directory: Path) -> None:
         "probes": [{"name": f"probe-{i}", "input_ids": random.integers(10, 400, size=8).tolist()} for i in range(4)],
     }
     (directory / "spec.json").write_text(json.dumps(spec))
-    ended = subprocess.run([sys.executable, str(TRAINER), str(directory)], capture_output=True, text=True, check=False)
+    env = os.environ | ({} if spec["base"]["name"] in NEEDS_BF16 else WITHOUT_BF16)
+    ended = subprocess.run([sys.executable, str(TRAINER), str(directory)], env=env, capture_output=True, text=True, check=False)
     if ended.returncode:
         sys.exit((directory / "result.json").read_text()[-2000:] if (directory / "result.json").exists() else ended.stderr[-2000:])
 
