@@ -1,5 +1,6 @@
 /** A real server as a child process that tests can kill and start again on the same port and files. */
 import { type ChildProcess, spawn } from "node:child_process";
+import { randomInt } from "node:crypto";
 import { once } from "node:events";
 import { existsSync, statfsSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -45,14 +46,23 @@ interface ServerCommand {
   ready?: RegExp;
 }
 
-/** A port that nothing listens on now. */
+/**
+ * A port that nothing listens on now. It is none of those that the system gives to clients (from 32768 on): while a server is down that a test
+ * has killed, one of these would take its port, and the server could never start again.
+ */
 export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address() as { port: number };
-  server.close();
-  await once(server, "close");
-  return port;
+  for (;;) {
+    const port = randomInt(12_000, 32_000);
+    const server = createServer();
+    const isFree = await new Promise<boolean>((resolve) => {
+      server.once("error", () => resolve(false));
+      server.listen(port, () => resolve(true));
+    });
+    if (!isFree) continue;
+    server.close();
+    await once(server, "close");
+    return port;
+  }
 }
 
 /** Starts a bundled server; disposing kills it and removes its files, unless `storeDir` was given. */
