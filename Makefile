@@ -4,7 +4,7 @@ REPORTS := .cache/reports
 CLUSTER_BIN := $(or $(LORALINE_CLUSTER_BIN),$(HOME)/.cache/loraline/cluster-bin)
 VITEST = vitest run --reporter=default --reporter=junit --outputFile.junit=$(REPORTS)/$@.xml
 
-.PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster bench-trl bench-warm soak check fmt generate clean test-unit test-integration test-engine test-families test-pictures \
+.PHONY: help setup installed demo demo-preferences up test test-quick test-all bench bench-cluster bench-trl bench-warm bench-memory test-gpu soak check fmt generate clean test-unit test-integration test-engine test-families test-pictures \
   test-python test-e2e test-e2e-quick test-faults test-images test-cluster test-api-server test-cluster-e2e cluster-bin cluster-up cluster-down chart manifests release
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,12 @@ bench-trl: setup .cache/bench-trl/.stamp .cache/bench-llama-factory/.stamp ## th
 
 bench-warm: setup ## eight short runs, each in a process of its own and in one that stays warm
 	.venv/bin/python tests/bench/warm.py --base .loraline/bases/smollm2-135m-instruct
+
+bench-memory: setup ## 200,000 tokens in one batch: the trainer's memory does not grow with the logits
+	.venv/bin/python tests/bench/tokens_in_memory.py
+
+test-gpu: setup ## the trainer on a GPU: parity, tokens per second and memory on bases of 7B and 1.5B with random weights (eight minutes on an H200)
+	.venv/bin/python tests/bench/gpu.py
 
 soak: setup ## kills, faults and load at random for SOAK_MINUTES (10), then a check of all that was answered; docs/contributing.md
 	@node --conditions=@loraline/source tests/soak/main.ts

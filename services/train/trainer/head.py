@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = 1 << 26  # 0.25 GiB in float32; their gradients and a copy in bf16 come to that
+LOGITS_AT_ONCE: int = 1 << 26  # 0.25 GiB in float32; their gradients and a copy in bf16 come to that
 
 # From logits [tokens, vocabulary] in float32 and expected tokens [tokens] to one or several tensors.
 OfChunk = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]

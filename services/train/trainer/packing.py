@@ -11,15 +11,18 @@ import hashlib
 from copy import copy
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attention
 import head
 import numpy as np
 import pictures
-import pyarrow as pa
 import torch
 from spec import TrainerError
 from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 COLUMNS = ("input_ids", "labels", "seq_lengths")
 
@@ -89,6 +92,8 @@ class Rows(torch.utils.data.Dataset):
 
     def read_shard(self, path: Path, vocabulary: int) -> list[tuple[dict, dict]]:
         """Returns each record batch as (flat values, row bounds), both by column. Raises SHARD_INVALID."""
+        import pyarrow as pa
+
         batches = []
         try:
             for batch in pa.ipc.open_stream(pa.memory_map(str(path))):
@@ -112,7 +117,7 @@ class Rows(torch.utils.data.Dataset):
             raise TrainerError("SHARD_INVALID", f"shards/{path.name}: {error}", f"shards/{path.name}") from error
         return batches
 
-    def read_pictures(self, batch: pa.RecordBatch, sequences: np.ndarray) -> tuple[list, list]:
+    def read_pictures(self, batch: "pa.RecordBatch", sequences: np.ndarray) -> tuple[list, list]:
         """The digests and counts of each row of a record batch. Raises ValueError."""
         digests, counts = batch.column("pictures").to_pylist(), batch.column("picture_counts").to_pylist()
         if any(sum(each) != len(named) for named, each in zip(digests, counts, strict=True)) or [len(each) for each in counts] != np.diff(sequences).tolist():

@@ -361,6 +361,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         if not IS_WRITER and not sharded:
             return
         folder, name = directory / "published", f"step-{step:08d}"
+        folder.mkdir(exist_ok=True)
         try:
             tensors = canonicalise.canonical_tensors(model, changed)
         except TrainerError as error:
@@ -370,7 +371,6 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             found = probes.compare(spec, base_probes, probes.record(model, spec))
         if not IS_WRITER:
             return
-        folder.mkdir(exist_ok=True)
         write_published(folder / name, tensors, found)
         for old in sorted(folder.glob("step-*.json"))[: -settings["save_total_limit"]]:
             old.unlink()

@@ -28,15 +28,15 @@ def tiny_base(tmp_path_factory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("base"))
 
 
-def make_tiny_base(directory: Path) -> Path:
+def make_tiny_base(directory: Path, width: int = 32) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=width,
+        intermediate_size=width * 3 // 2,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -11,7 +11,7 @@ import time
 from unittest.mock import patch
 
 import pytest
-from conftest import ENVIRONMENT, TRAINER, make_rows
+from conftest import ENVIRONMENT, TRAINER, VOCABULARY, make_rows
 
 ONE = {
     "lora": {"lora_dropout": 0.0},
@@ -222,8 +222,15 @@ def test_a_base_that_is_shared_out_trains_the_very_same_adapter(directory, whole
 
 def test_four_processes_begin_two_go_on_and_one_ends(directory, whole):
     """Each is killed between two checkpoints; the next has another number of processes, with and without FSDP. The steps keep their rows."""
+
+    def with_head_in_chunks() -> None:
+        import head
+
+        patch.object(head, "LOGITS_AT_ONCE", 5 * VOCABULARY).start()  # of other numbers in each process
+        die_in_step(5)()
+
     run = shared_out(directory, "run", per_device_train_batch_size=1, fsdp=True, gradient_checkpointing=True)
-    assert forked(run, 4, die_in_step(5)) == [-signal.SIGKILL] * 4
+    assert forked(run, 4, with_head_in_chunks) == [-signal.SIGKILL] * 4
     assert forked(run, 2, die_in_step(8)) == [-signal.SIGKILL] * 2
     assert run.run() == 0
     assert [step for step, _ in run.result["loss_history"]] == list(range(1, 9))

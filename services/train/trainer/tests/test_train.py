@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from unittest.mock import patch
 
 import compute
 import pytest
-from conftest import TRAINER, make_rows
+from conftest import TRAINER, make_rows, make_tiny_base
 
 
 def sha256(path) -> str:
@@ -310,6 +312,43 @@ def test_killed_at_any_step_it_ends_with_the_same_curve_and_bytes(directory, und
     assert again == list(range(1, step + 1)) + list(range((step - 1) // 4 * 4 + 1, 19))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_twice_and_resumed_it_gives_the_same_bytes_on_a_busy_machine(directory, tmp_path, threads):
+    """The base is so large that its products are shared by two threads."""
+    base = make_tiny_base(tmp_path / "wide", width=256)
+    settings = {"per_device_train_batch_size": 8, "max_steps": 5, "learning_rate": 0.002, "save_steps": 2, "logging_steps": 1}
+
+    def wire(at):
+        import torch
+
+        torch.set_num_threads(threads)
+        at()
+
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        runs = []
+        for name, deaths in (("once", []), ("twice", []), ("resumed", [die_after_step(3)])):
+            run = directory(f"{name}-{threads}", base, rows=make_rows(16, seed=1), training=settings)
+            for at in deaths:
+                run.run_and_die(lambda at=at: wire(at))
+            child = os.fork()
+            if child == 0:
+                try:
+                    wire(lambda: None)
+                    os._exit(run.run())
+                finally:
+                    os._exit(3)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            runs.append(run.result)
+    finally:
+        busy.kill()
+        busy.wait()
+    assert {run["environment"]["threads"] for run in runs} == {threads}
+    assert runs[0]["loss_history"] == runs[1]["loss_history"] == runs[2]["loss_history"]
+    assert runs[0]["adapter"] == runs[1]["adapter"] == runs[2]["adapter"]
+    assert runs[0]["probes"] == runs[1]["probes"] == runs[2]["probes"]
+
+
 def test_killed_twice_and_continued_elsewhere_from_an_uploaded_checkpoint(directory, undisturbed):
     first = directory("first", **LONG)
     first.run_and_die(die_after_step(6))
@@ -330,12 +369,12 @@ def test_killed_while_it_writes_a_checkpoint_it_goes_on_from_the_one_before(dire
 
         commit = loop.commit_checkpoint
 
-        def commit_or_die(partial, target, step, *rest):
-            if step == 8 and function == "digest":
+        def commit_or_die(partial, target, about, meter):
+            if about["step"] == 8 and function == "digest":
                 patch.object(loop, "digest", lambda path: os.kill(os.getpid(), signal.SIGKILL)).start()
-            if step == 8 and function == "rename":
+            if about["step"] == 8 and function == "rename":
                 patch.object(os, "rename", lambda *paths: os.kill(os.getpid(), signal.SIGKILL)).start()
-            return commit(partial, target, step, *rest)
+            return commit(partial, target, about, meter)
 
         patch.object(loop, "commit_checkpoint", commit_or_die).start()
 
