@@ -1,11 +1,13 @@
 /** A release is pushed to a registry on this machine, and used from there alone. (Images need base images, which cannot be had here.) */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { copyFileSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { ensureStreams } from "@loraline/bus";
 import { version } from "@loraline/contracts";
+import { spawnNatsServer } from "@loraline/testkit";
 import { afterAll, beforeAll, expect, it } from "vitest";
 
 const root = join(import.meta.dirname, "..");
@@ -73,3 +75,70 @@ it("the CLI is an npm package that needs no checkout", { timeout: 300_000 }, asy
   await expect(plugin("-n", "loraline", "runs")).rejects.toMatchObject({ code: 3, stderr: expect.stringContaining("kubectl loraline:") });
   await expect(loraline("up")).rejects.toMatchObject({ stderr: expect.stringContaining("PYTHON_MISSING") });
 });
+
+it(
+  "the typed client is an npm package with which a TypeScript program asks a real gateway, and a misspelt field is found before",
+  { timeout: 300_000 },
+  async () => {
+    const npm = ["install", "--no-audit", "--no-fund", "--prefer-offline", "--prefix", dir];
+    await run("npm", [...npm, join(root, `.cache/release/loraline-client-${version}.tgz`)], { env: { ...process.env, PATH: path } });
+    const program = `import { ApiError, createApiClient } from "@loraline/client";
+const [url = "", apiKey = ""] = process.argv.slice(2);
+const loraline = createApiClient({ url, apiKey });
+const body = new FormData();
+body.set("purpose", "fine-tune");
+body.set("file", new File(['{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\\n'], "a.jsonl"));
+const { id, filename } = await loraline.createFile({ body });
+const ids: string[] = (await loraline.listFiles()).data.map((file) => file.id);
+console.log(filename, ids.includes(id));
+await loraline.getRun({ run_id: "01KB0000000000000000000DS1" }).catch((error: unknown) => {
+  if (!(error instanceof ApiError)) throw error;
+  console.log(error.code, error.status);
+});
+`;
+    writeFileSync(join(dir, "program.ts"), program);
+    writeFileSync(join(dir, "wrong.ts"), program.replace("({ body })", "({ bdy: body })"));
+    // Strict, and with the package's declarations themselves checked.
+    const settings = { strict: true, noEmit: true, target: "es2023", lib: ["es2024", "dom"], module: "nodenext", types: ["node"] };
+    const typeRoots = [join(root, "node_modules/@types")];
+    const check = (file: string) => {
+      writeFileSync(join(dir, "tsconfig.json"), JSON.stringify({ compilerOptions: { ...settings, typeRoots }, files: [file] }));
+      return run(join(root, "node_modules/.bin/tsc"), ["-p", dir], { cwd: dir });
+    };
+    writeFileSync(
+      join(dir, "package.json"),
+      JSON.stringify({ ...(JSON.parse(readFileSync(join(dir, "package.json"), "utf8")) as object), type: "module" }),
+    );
+    await check("program.ts");
+    await expect(check("wrong.ts")).rejects.toMatchObject({ stdout: expect.stringContaining("'bdy' does not exist") });
+
+    await using nats = await spawnNatsServer();
+    const nc = await nats.connect();
+    await ensureStreams(nc);
+    const key = "ll-release-test-0123456789abcdefghijklmnopqrstuvwxyz";
+    const env = {
+      NATS_URL: nats.url,
+      HOST: "127.0.0.1",
+      PORT: "0",
+      BOOTSTRAP_TENANT: "acme",
+      BOOTSTRAP_API_KEY: key,
+      SPOOL_DIR: join(dir, "spool"),
+    };
+    const gateway = spawn(process.execPath, ["--conditions=@loraline/source", join(root, "services/gateway/src/main.ts")], {
+      env: { PATH: path, ...env },
+    });
+    const exited = once(gateway, "exit");
+    try {
+      let log = "";
+      for (const stream of [gateway.stdout, gateway.stderr]) stream.on("data", (text: Buffer) => (log += text.toString()));
+      const url = async () => /"url":"(http:[^"]+)"[^\n]*gateway is listening/.exec(log)?.[1];
+      await expect.poll(url, { timeout: 60_000 }).toBeDefined();
+      const { stdout } = await run(process.execPath, ["program.ts", (await url()) ?? "", key], { cwd: dir });
+      expect(stdout.trim().split("\n")).toEqual(["a.jsonl true", "not_found 404"]);
+    } finally {
+      gateway.kill("SIGTERM");
+      await exited;
+      await nc.close();
+    }
+  },
+);

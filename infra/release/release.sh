@@ -2,7 +2,7 @@
 # What a release consists of, for a registry of yours:
 #   REGISTRY/{services,agent,trainer}:VERSION   images from infra/images, with SBOM and provenance
 #   REGISTRY/charts/loraline:VERSION            the chart, as an OCI artefact
-#   .cache/release/                             CLI (npm package), chart, list of images for air gaps, checksums
+#   .cache/release/                             CLI and typed client (npm packages), chart, list of images for air gaps, checksums
 # usage: release.sh REGISTRY [--without-images] [--plain-http]
 #   NODE_IMAGE, PYTHON_IMAGE   base images of the images, pinned by digest (see infra/images/*.Dockerfile)
 #   COSIGN_KEY                 signs images and chart with cosign 3, if set (a file, or what cosign knows besides), in the registry alone
@@ -46,9 +46,11 @@ helm package helm/loraline --destination "$out" >/dev/null
 helm push "${plain[@]}" "$out/loraline-$version.tgz" "oci://$registry/charts" 2>&1 | tee "$out/chart.txt" >&2
 digests+=("$registry/charts/loraline@$(sed -n 's/^Digest: //p' "$out/chart.txt")")
 
-echo "release: CLI" >&2
-node --conditions=@loraline/source infra/release/pack-npm-main.ts "$out/cli"
-( cd "$out" && npm pack --silent ./cli >/dev/null && rm -r cli )
+echo "release: CLI and client" >&2
+for package in cli client; do
+  node --conditions=@loraline/source infra/release/pack-$package-main.ts "$out/$package"
+  ( cd "$out" && npm pack --silent ./$package >/dev/null && rm -r $package )
+done
 
 # Every image that an installation needs; with engines, so that theirs is among them.
 helm template loraline helm/loraline --set "image.registry=$registry" -f "${HELM_VALUES:-helm/loraline/tests/values/engine.yaml}" |
@@ -66,5 +68,5 @@ fi
 cat <<T
 # $version is in $registry. CLI and lists are in $out. From there:
 helm upgrade --install loraline oci://$registry/charts/loraline --version $version -n loraline --create-namespace --set image.registry=$registry -f values.yaml
-npm publish --access public $out/loraline-cli-$version.tgz
+npm publish --access public $out/loraline-cli-$version.tgz; npm publish --access public $out/loraline-client-$version.tgz
 T

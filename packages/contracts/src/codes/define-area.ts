@@ -11,26 +11,24 @@ export interface CodeEntry {
   readonly remedy: string;
 }
 
-interface CodeArea<Code extends string = string> {
-  readonly title: string;
-  /** What these codes come from, in a user's words: an action or a program. */
-  readonly where: string;
-  /** The packages and services that raise them. */
-  readonly sources: string;
-  readonly codes: Readonly<Record<Code, CodeEntry>>;
-}
-
 /** Meaning and remedy; the audience only where it differs from the area's. */
 type Row = readonly [meaning: string, remedy: string, audience?: Audience];
 
-export function defineArea<Code extends string>(
-  of: { title: string; where: string; sources: string; audience: Audience },
-  rows: Readonly<Record<Code, Row>>,
-): CodeArea<Code> {
+interface Area {
+  title: string;
+  /** What these codes come from, in a user's words: an action or a program. */
+  where: string;
+  /** The packages and services that raise them. */
+  sources: string;
+  audience: Audience;
+}
+
+// The type of what it returns has no name, so that declarations of the contracts can say it.
+export function defineArea<Code extends string>(of: Area, rows: Readonly<Record<Code, Row>>) {
   const entries = Object.entries<Row>(rows).map(([code, [meaning, remedy, audience = of.audience]]) => [
     code,
     { audience, meaning, remedy },
   ]);
   // One entry for each key of `rows`.
-  return { title: of.title, where: of.where, sources: of.sources, codes: Object.fromEntries(entries) as Record<Code, CodeEntry> };
+  return { title: of.title, where: of.where, sources: of.sources, codes: Object.fromEntries(entries) as Readonly<Record<Code, CodeEntry>> };
 }

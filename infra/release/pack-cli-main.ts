@@ -1,6 +1,6 @@
 /**
  * Makes the npm package `@loraline/cli`: the CLI and all that it imports in plain JavaScript, without a checkout and without Python.
- *   node --conditions=@loraline/source infra/release/pack-npm-main.ts FOLDER
+ *   node --conditions=@loraline/source infra/release/pack-cli-main.ts FOLDER
  * What starts a server (`up`, `demo`) and what merges weights needs a checkout, and says what is missing.
  */
 import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -11,7 +11,7 @@ import { parse } from "yaml";
 
 const root = join(import.meta.dirname, "../..");
 const [out] = process.argv.slice(2);
-if (out === undefined) throw new Error("usage: pack-npm-main.ts FOLDER");
+if (out === undefined) throw new Error("usage: pack-cli-main.ts FOLDER");
 const { catalog } = parse(readFileSync(join(root, "pnpm-workspace.yaml"), "utf8")) as { catalog: Record<string, string> };
 
 /** Native, so npm installs it for the machine. Everything else is in the bundle, our patches of it included. */
