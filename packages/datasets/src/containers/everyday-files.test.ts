@@ -316,6 +316,9 @@ describe("an Excel workbook", () => {
       { line: 3, code: "FORMULA_NOT_SAVED", message: expect.stringContaining("the cell B3 holds a formula") as string },
       { line: 4, code: "EMPTY_ANSWER" },
     ]);
+    // Whitespace without end is looked at once.
+    const blank = `<row r="2">${cell("A2", "<v>1</v>")}${cell("B2", `<f>1</f>${" ".repeat(2_000_000)}<v>7</v>`)}</row>`;
+    expect(said(await read(workbook({ rows: header + blank }), { step: 100_000 }))).toEqual([["1", "7"]]);
   });
 
   it("rejects rows as CSV does, by their number in the sheet", async () => {

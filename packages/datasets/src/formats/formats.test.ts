@@ -789,3 +789,34 @@ describe("any JSON value", () => {
     expect(seen.size).toBeGreaterThan(15);
   });
 });
+
+it("turns of a marked text hold its words, in their order, and nothing else", () => {
+  const marks = [
+    "### Human:",
+    "### Assistant: ",
+    "###Human:",
+    "### Instruction:\n",
+    "### Input:",
+    "### Response:",
+    "\n\nHuman: ",
+    "\n\nAssistant:",
+    "###",
+    "\n",
+  ];
+  fc.assert(
+    fc.property(fc.array(fc.oneof(fc.constantFrom(...marks), fc.string({ maxLength: 8 })), { maxLength: 12 }), (parts) => {
+      const text = parts.join("");
+      const found = read({ text });
+      if (isRefusal(found)) return;
+      let at = 0;
+      for (const { content } of found.body.messages ?? []) {
+        for (const word of content.split(/\s+/)) {
+          at = text.indexOf(word, at);
+          expect(at, `${word} of ${JSON.stringify(text)}`).not.toBe(-1);
+          at += word.length;
+        }
+      }
+    }),
+    { numRuns: 500 },
+  );
+});

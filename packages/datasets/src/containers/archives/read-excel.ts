@@ -95,7 +95,7 @@ async function repacked(archive: Archive): Promise<Buffer> {
 /** Stands in cells whose formula was saved without its value, as libraries write them that do not calculate. */
 const unsaved = "\uE000";
 const unsavedFormula =
-  /(<(?:\w{1,9}:)?c\b)([^<>]*)>\s*<((?:\w{1,9}:)?)f\b(?:[^<>]*\/>|[^<>]*>[^<>]*<\/\3f>)\s*(<\3v\s*\/>|<\3v>\s*<\/\3v>)?\s*<\/\3c>/g;
+  /(<(?:\w{1,9}:)?c\b)([^<>]*)>\s*<((?:\w{1,9}:)?)f\b(?:[^<>]*\/>|[^<>]*>[^<>]*<\/\3f>)(?:\s*(<\3v\s*\/>|<\3v>\s*<\/\3v>))?\s*<\/\3c>/g;
 
 /** The sheet with `unsaved` in such cells: the reader gives nothing for them, as for empty ones. */
 function markFormulas(xml: Buffer): Buffer {
