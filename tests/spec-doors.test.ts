@@ -111,6 +111,7 @@ const samples: Record<string, unknown> = {
   "tokenize.max_length": 512,
   "tokenize.too_long": "trim-prompt",
   "tokenize.packing": true,
+  quantization: "nf4",
   gate: "better-than-promoted",
   gate_accuracy: true,
   promote: "canary",

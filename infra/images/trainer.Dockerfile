@@ -5,7 +5,7 @@
 # PYTHON_IMAGE needs Python 3.11, for which the lock is made. CUDA's libraries come with torch's wheels; the driver is the node's.
 #
 # Installed is services/train/trainer/requirements.lock, the very lock that tests run, less what only engine and tests need
-# (NOT_TRAINING): torch 2.13 (CUDA 13), transformers, peft, accelerate, safetensors, pyarrow and their dependencies, by hash. Some small
+# (NOT_TRAINING): torch 2.13 (CUDA 13), transformers, peft, accelerate, safetensors, bitsandbytes, pyarrow and their dependencies, by hash. Some small
 # dependencies of vLLM stay: uv would have to resolve anew to know them, and then it is no longer the lock.
 ARG NODE_IMAGE
 ARG PYTHON_IMAGE
@@ -32,7 +32,7 @@ RUN awk -v drop="^(${NOT_TRAINING})==" '/^[^ #]/ { skip = $0 ~ drop } !skip' /tm
  && pip install --no-cache-dir --target /tmp/uv uv==0.13.9 \
  && /tmp/uv/bin/uv venv --python "$(command -v python3)" /opt/python \
  && /tmp/uv/bin/uv pip sync --no-cache --python /opt/python/bin/python --require-hashes /tmp/training.lock \
- && /opt/python/bin/python -c 'import torch, transformers, peft, accelerate, safetensors, pyarrow' \
+ && /opt/python/bin/python -c 'import torch, transformers, peft, accelerate, safetensors, pyarrow, bitsandbytes' \
  && rm -rf /tmp/*
 WORKDIR /app
 COPY --from=build /usr/local/bin/node /usr/local/bin/node

@@ -36,6 +36,7 @@ export * from "./spec/import-source.ts";
 export * from "./spec/judged-fields.ts";
 export * from "./spec/lora-fields.ts";
 export * from "./spec/method.ts";
+export * from "./spec/quantization.ts";
 export * from "./spec/run-spec.ts";
 export * from "./spec/training-fields.ts";
 export * from "./state.ts";

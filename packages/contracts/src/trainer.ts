@@ -5,6 +5,7 @@ import { blobRef, digest, fileRef, problem } from "./names.ts";
 import { initialAdapter, probePrompt } from "./records.ts";
 import { loraSpec } from "./spec/lora-fields.ts";
 import { preferenceFields } from "./spec/method.ts";
+import { quantization } from "./spec/quantization.ts";
 import { trainingSpec } from "./spec/training-fields.ts";
 
 /** The part of the run spec's method that the trainer needs; the method's files are in the trainer's folder. */
@@ -29,6 +30,7 @@ export const trainerSpec = z.object({
     .describe(
       "`supervised`: trains on `shards/`. `dpo`, `orpo`, `simpo`: on pairs, which are two adjacent sequences of a row, chosen (`sides` 1) before rejected (0). `kto`: on sequences that are good (1) or bad (0). `import`: nothing is trained; `import/` holds an adapter from elsewhere.",
     ),
+  quantization: quantization.nullish(),
   init: z.object({ name: z.string(), digest }).nullish().describe("The adapter in `init/` with which training begins. Absent: none."),
   twins: z
     .array(z.object({ path: z.string(), digest }))
@@ -173,6 +175,9 @@ export type ProbeRecord = z.infer<typeof probeRecord>;
 /** All that decides the last bits of a training, besides its data and settings. */
 const trainingEnvironment = z.object({
   compute_type: computeType.describe("Of the base, in training, evaluation and probes; with `bf16: false` training alone is in float32."),
+  quantization: quantization
+    .nullish()
+    .describe("How the base was held in training alone: evaluation and probes are of the base as it is. Absent: as it is."),
   device: z.string().describe("Name of the GPU, or the processor's architecture."),
   instruction_set: z.string().nullable().describe("The processor's, as torch uses it. Null on a GPU."),
   max_instruction_set: z.string().nullable().describe("The limit that oneDNN was given. Null: none."),

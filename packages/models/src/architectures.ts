@@ -70,6 +70,9 @@ export function wrapperOf(config: unknown): Wrapper | undefined {
   return name === undefined ? undefined : wrappers[name];
 }
 
+/** Whether a module's name is one of a language model in a wrapper. */
+export const isInWrapper = (module: string): boolean => [inside, idefics].some(({ languageModel }) => module.startsWith(languageModel));
+
 /** Whether layers of the language model are mixtures of experts. @param config - a model's config.json. */
 export function hasExperts(config: unknown): boolean {
   const fields = ["num_experts", "num_local_experts", "n_routed_experts"];

@@ -1,4 +1,5 @@
 /** Judges a run spec, and an adapter from elsewhere, against the engines before any work is done. */
+import { isInWrapper } from "./architectures.ts";
 import { expandModules } from "./base-modules.ts";
 import {
   beginsWithTheBase,
@@ -121,6 +122,20 @@ function judgeTraining(spec: RunSpec, engine: EngineRecord): Problem[] {
       code: "MAX_LENGTH_TOO_HIGH",
       param: "tokenize.max_length",
       message: `tokenize.max_length is ${spec.tokenize.max_length}, but engine "${engine.engine}" serves sequences up to ${engine.maxModelLen} tokens. Lower it, or, if the base was made for it, have the engine started with a longer context (on one machine: \`loraline up --max-model-len ${spec.tokenize.max_length}\`; in the chart: maxModelLen).`,
+    });
+  }
+  if (spec.quantization !== undefined && isSharded(spec)) {
+    problems.push({
+      code: "SPEC_INVALID",
+      param: "training.fsdp",
+      message: `training.fsdp shares the base out among the GPUs, and with quantization ${spec.quantization} each holds all of it. Remove one of them.`,
+    });
+  }
+  if (spec.quantization !== undefined && engine.modules?.some(({ names }) => isInWrapper(names)) === true) {
+    problems.push({
+      code: "QUANTIZATION_UNSUPPORTED",
+      param: "quantization",
+      message: `quantization: base "${engine.base.name}" is a language model in a multimodal wrapper, which is trained as it is. Remove quantization, or choose another base.`,
     });
   }
   if (spec.init_from !== undefined && beginsWithTheBase(init)) {

@@ -33,18 +33,24 @@ def native_type(cpuinfo: Path = Path("/proc/cpuinfo"), environment: Mapping[str,
     return BF16 if NATIVE_BF16 & set(named.partition(":")[2].split()) else FP32
 
 
-def describe(compute_type: str, seed: int, on_gpu: bool) -> dict:
+def describe(compute_type: str, seed: int, on_gpu: bool, quantization: str | None = None) -> dict:
     """`environment` of result.json: all that decides the last bits of a training, besides its data and settings."""
     import peft
     import torch
     import transformers
 
+    libraries = [torch, transformers, peft]
+    if quantization is not None:
+        import bitsandbytes
+
+        libraries.append(bitsandbytes)
     return {
         "compute_type": compute_type,
+        **({} if quantization is None else {"quantization": quantization}),
         "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
         "instruction_set": None if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "max_instruction_set": os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA"),
         "threads": torch.get_num_threads(),
         "seed": seed,
-        "libraries": {"python": platform.python_version(), **{each.__name__: str(each.__version__) for each in (torch, transformers, peft)}},
+        "libraries": {"python": platform.python_version(), **{each.__name__: str(each.__version__) for each in libraries}},
     }

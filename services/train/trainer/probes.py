@@ -6,9 +6,11 @@ It is one pass over all prompts, flattened as in training: every second of it de
 """
 
 import base64
+from functools import partial
 
 import numpy as np
 import pictures
+import quantised
 import torch
 import unpack
 from packing import flatten, inputs_of
@@ -100,28 +102,31 @@ def on_twins(model, spec: dict, directory) -> list[dict]:
     for twin in spec["twins"]:
         base = directory / twin["path"]
         packing = unpack.packing_of(base)
-        own = {name: weight for name in unpack.packed_names(base) if (weight := weight_of(model, name)) is not None}
+        own = {name: module for name in unpack.packed_names(base) if (module := linear_of(model, name)) is not None}
         if packing is None or own.keys() != set(unpack.packed_names(base)):
             continue
         for weight, original in replaced.values():
             weight.data.copy_(original)
         for name, values in unpack.packed_weights(base, packing):
-            weight = own[name]
+            if isinstance(own[name], quantised.QuantisedLinear):
+                continue
+            weight = own[name].weight
             replaced.setdefault(name, (weight, weight.data.cpu().clone() if len(spec["twins"]) > 1 else None))
             weight.data.copy_(values)
-        with model.disable_adapter():
-            without = record(model, spec)
-        found.append({"base": twin["digest"], "probes": compare(spec, without, record(model, spec))})
+        with quantised.with_weights(model, partial(unpack.packed_weight, base, packing)):
+            with model.disable_adapter():
+                without = record(model, spec)
+            found.append({"base": twin["digest"], "probes": compare(spec, without, record(model, spec))})
     return found
 
 
-def weight_of(model, name: str) -> torch.nn.Parameter | None:
-    """The base's own weight of this name, within the PEFT model."""
+def linear_of(model, name: str):
+    """The base's own module that has the weight of this name, within the PEFT model."""
     try:
         module = model.get_base_model().get_submodule(name.removesuffix(".weight"))
     except AttributeError:
         return None
-    return getattr(module, "base_layer", module).weight
+    return getattr(module, "base_layer", module)
 
 
 def first_tokens(base: torch.Tensor, adapter: torch.Tensor, likeliest: int = 32) -> dict:

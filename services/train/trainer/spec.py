@@ -32,6 +32,8 @@ LORA_DEFAULTS: dict[str, Any] = {name: field.get("default") for name, field in T
 TRAINING_DEFAULTS: dict[str, Any] = {name: field.get("default") for name, field in TABLES["training"]["fields"].items()}
 # Methods that learn from preferences: sides of pairs, or answers that are labelled good or bad.
 PREFERENCE_METHODS: tuple[str, ...] = tuple(TABLES["methodFields"])
+# How the base may be held in training: see quantised.py.
+QUANTIZATIONS: tuple[str, ...] = tuple(TABLES["quantizations"])
 
 
 def read_spec(path: Path) -> dict:
@@ -67,6 +69,7 @@ def read_spec(path: Path) -> dict:
     if spec["training"]["fsdp"] and (str(begins).startswith(("pissa", "olora")) or spec["method"]["type"] in ("dpo", "kto")):
         what = f"method {spec['method']['type']}" if spec["method"]["type"] in ("dpo", "kto") else f"lora.init_lora_weights {begins}"
         raise TrainerError("SPEC_INVALID", f"training.fsdp does not go with {what}, which needs the whole base in each process. Remove one.", "training.fsdp")
+    spec["quantization"] = check_quantization(spec.get("quantization"), spec)
     spec["probes"] = spec.get("probes") or []
     spec["twins"] = spec.get("twins") or []
     if not all(isinstance(twin, dict) and {"path", "digest"} <= set(twin) for twin in spec["twins"]):
@@ -110,6 +113,20 @@ def check_method(given: Any) -> dict:
         if wanted is not None:
             raise TrainerError("SPEC_INVALID", f"method.{name} must be {wanted}, not {method[name]!r}.", f"method.{name}")
     return method
+
+
+def check_quantization(given: Any, spec: dict) -> str | None:
+    """`quantization`, after what cannot go with it was refused."""
+    if given is not None and given not in QUANTIZATIONS:
+        raise TrainerError("SPEC_INVALID", f"quantization must be {' or '.join(QUANTIZATIONS)}, not {given!r}.", "quantization")
+    begins = str(spec["lora"]["init_lora_weights"])
+    if given is not None and begins.startswith(("pissa", "olora")):
+        message = f"lora.init_lora_weights {begins} changes the base's weights, which quantization {given} packs. Remove one of the two."
+        raise TrainerError("SPEC_INVALID", message, "lora.init_lora_weights")
+    if given is not None and spec["training"]["fsdp"]:
+        message = "training.fsdp shares the base out among the processes, and with quantization each holds all of it. Remove one of the two."
+        raise TrainerError("SPEC_INVALID", message, "training.fsdp")
+    return given
 
 
 def check_section(section: str, given: dict) -> dict:

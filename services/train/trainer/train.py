@@ -34,7 +34,7 @@ Exit code 0: trained. 75: stopped by SIGTERM after a checkpoint; start again to 
     SPEC_INVALID  LORA_FIELD_REFUSED  TRAINING_FIELD_REFUSED                            the spec
     NO_TARGET_MODULES  TARGET_MODULE_UNSUPPORTED  INIT_FROM_MISMATCH
     BASE_UNREADABLE  SHARD_INVALID  NO_SUPERVISED_TOKENS  RESUME_INVALID                the inputs
-    BASE_CANNOT_SEE  PICTURE_UNREADABLE
+    BASE_CANNOT_SEE  PICTURE_UNREADABLE  QUANTIZATION_UNSUPPORTED
     PATTERN_TOO_COSTLY                                                                  the spec's expressions
     ADAPTER_CONFIG_INVALID  ADAPTER_FEATURE_UNSUPPORTED  ADAPTER_UNREADABLE             what is adopted
     ADAPTER_EMPTY  ADAPTER_DTYPE  ADAPTER_NAN  ADAPTER_ZERO  ADAPTER_TENSOR_UNKNOWN
@@ -60,6 +60,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make a step five times slower on a busy machine
+# transformers and PEFT import it wherever they find it, which takes a second; quantised.py brings it back.
+sys.modules.setdefault("bitsandbytes", None)  # ty: ignore[no-matching-overload]  None is how Python says that there is no such module
 if "LOCAL_RANK" not in os.environ:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process, one GPU; more of them through torchrun
 IS_WRITER = int(os.environ.get("RANK", "0")) == 0
@@ -104,7 +107,7 @@ def main(directory: Path) -> int:
     except Exception as error:
         traceback.print_exc()
         shutil.rmtree(directory / "checkpoints/.partial", ignore_errors=True)  # also makes room for result.json
-        attempt.result |= {"status": "failed", "error": explain(error).as_dict()}
+        attempt.result |= {"status": "failed", "error": explain(error, attempt.memory_needed).as_dict()}
         code = 1
     attempt.write_result()
     return code
@@ -122,6 +125,7 @@ class Attempt:
         self.stop_wanted = False
         self.any_stop: Callable[[bool], bool] = lambda wanted: wanted  # processes that share a base ask each other, and stop at the same place
         self.last_sign = 0.0
+        self.memory_needed = ""  # in words, for whom runs out of it
         signal.signal(signal.SIGTERM, self.on_sigterm)
         if IS_WRITER:  # only rank 0 deletes old output, because other ranks may start later
             for name in ("result.json", "adapter.json"):
@@ -227,9 +231,11 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         import compute
         import language_model
         import loop
+        import memory
         import packing
         import pictures
         import probes
+        import quantised
         import torch
         from transformers import PrinterCallback, TrainingArguments
 
@@ -251,7 +257,10 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         begun_in = getattr(torch, compute_type)
         if sharded and not settings["bf16"]:
             compute_type = compute.FP32  # parts of weights do not change their type before the first step, as whole ones do
-        model = load_base(directory, compute_type, sharded, f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else None)
+        quantization = spec["quantization"]
+        needed = partial(memory.in_words, directory / "base", rank=lora["r"], dropout=lora["lora_dropout"] > 0)
+        attempt.memory_needed = needed(tokens=None)
+        model = load_base(directory, compute_type, sharded, f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else None, quantization)
         if sharded:
             attempt.any_stop = lambda wanted: loop.sum_over_ranks(wanted) > 0
         vocabulary = model.get_input_embeddings().num_embeddings
@@ -262,6 +271,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         held_out = objective.read(directory / "shards", "eval", vocabulary)
         if rows.dropped:
             attempt.emit({"type": "warning", "code": "ROWS_WITHOUT_LABELS", "message": f"{rows.dropped} rows have no supervised token and are left out."})
+        attempt.memory_needed = needed(tokens=packing.largest_batch(rows, settings["per_device_train_batch_size"])) if len(rows) else ""
         if not rows.supervised_tokens:
             raise TrainerError("NO_SUPERVISED_TOKENS", "No token of the training shards is supervised (all labels are -100): there is nothing to learn.")
 
@@ -286,16 +296,17 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             if not sharded:
                 model.to("cuda")
         language_model.text_config(model).use_cache = False
-        attempt.result["environment"] = compute.describe(compute_type, settings["seed"], on_gpu)
+        attempt.result["environment"] = compute.describe(compute_type, settings["seed"], on_gpu, quantization)
 
     with attempt.phase("self_test"):
         # With a GPU the self-test uses whole rows. On a CPU it uses a few sequences of each, because it takes time from training.
         packing.prove_packing(model, rows, here["per_device_train_batch_size"], max_rows=8, max_tokens=65_536 if on_gpu else 256)
 
     # The base's answers and evaluation are recorded before training: after the last step every second delays the result.
-    with attempt.phase("evaluate"):
+    as_stored = lambda: quantised.as_stored(model, directory / "base")  # noqa: E731
+    with attempt.phase("evaluate"), as_stored():
         base_measured = objective.measure_base(model, evaluated)
-    with attempt.phase("probe"), model.disable_adapter():
+    with attempt.phase("probe"), as_stored(), model.disable_adapter():
         base_probes = probes.record(model, spec)
 
     served = [(parameter, parameter.dtype) for parameter in model.parameters()]
@@ -339,7 +350,8 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
             if not parameter.requires_grad:
                 convert([parameter], dtype)
         try:
-            yield
+            with as_stored():
+                yield
         finally:
             if not in_bf16:
                 convert(model.parameters(), torch.float32)
@@ -355,6 +367,10 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         partial.write_text(json.dumps({"adapter": adapter, "probes": found, "environment": attempt.result["environment"]}))
         os.replace(partial, folder.with_name(f"{folder.name}.json"))
         return adapter
+
+    def held_out_loss() -> float:
+        with as_stored():
+            return objective.held_out_loss(base_measured, objective.measure(model, evaluated))
 
     def publish_checkpoint(step: int) -> None:
         """Costs a pass over the probes, less than a step. Whoever cannot be served yet, as before anything is learned, is left out."""
@@ -381,7 +397,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         trainer=trainer,
         directory=directory / "checkpoints",
         emit=attempt.emit,
-        evaluate=lambda: objective.held_out_loss(base_measured, objective.measure(model, evaluated)) if len(evaluated) else None,
+        evaluate=lambda: held_out_loss() if len(evaluated) else None,
         eval_steps=plan.every,
         best=best,
         save_total_limit=settings["save_total_limit"],
@@ -441,7 +457,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         tensors = canonicalise.canonical_tensors(model, changed)
         canonicalise.load_published(model, tensors)
 
-    with attempt.phase("probe"):
+    with attempt.phase("probe"), as_stored():
         attempt.result["probes"] = probes.compare(spec, base_probes, probes.record(model, spec))
 
     if IS_WRITER:
@@ -450,7 +466,7 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
         if not spec["twins"]:  # else it lacks what their engines prove it by
             attempt.emit({"type": "adapter"})
 
-    with attempt.phase("evaluate"):
+    with attempt.phase("evaluate"), as_stored():
         if len(evaluated):
             measured = objective.measure(model, evaluated)
             if best is None:  # else the curve has the last step already, and what is published may be of an earlier one
@@ -471,9 +487,9 @@ def train_adapter(attempt: Attempt, spec: dict) -> None:
 
 
 def convert(parameters: Iterable["torch.nn.Parameter"], dtype: "torch.dtype") -> None:
-    """Other than model.to(dtype), which would also convert buffers, whose types must stay."""
+    """Other than model.to(dtype), which would also convert buffers, whose types must stay. So must packed weights."""
     for parameter in parameters:
-        if parameter.dtype != dtype:
+        if parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
 
 
@@ -508,19 +524,22 @@ class WarmBase:
 warm_base: WarmBase | None = None  # set in a process that was forked by warm.py
 
 
-def load_base(directory: Path, compute_type: str, sharded: bool = False, device: str | None = None):
+def load_base(directory: Path, compute_type: str, sharded: bool = False, device: str | None = None, quantization: str | None = None):
     """
-    The base in `compute_type`, "bfloat16" or "float32"; sharded: shared out among all processes. device: where its weights are read to; None:
-    the CPU's memory. Raises BASE_UNREADABLE.
+    The base in `compute_type`, "bfloat16" or "float32"; sharded: shared out among all processes; with `quantization`: its linear layers packed.
+    device: where its weights are read to; None: the CPU's memory. Raises BASE_UNREADABLE, QUANTIZATION_UNSUPPORTED.
     """
+    if quantization is not None:
+        return read_base(directory / "base", compute_type, device=device, quantization=quantization)
     if warm_base is not None and warm_base.suits(directory / "base", compute_type):
         return warm_base.model
     return read_base(directory / "base", compute_type, sharded, device)
 
 
-def read_base(folder: Path, compute_type: str, sharded: bool = False, device: str | None = None):
+def read_base(folder: Path, compute_type: str, sharded: bool = False, device: str | None = None, quantization: str | None = None):
     import attention
     import language_model
+    import quantised
     import sharding
     import torch
     import unpack
@@ -528,7 +547,9 @@ def read_base(folder: Path, compute_type: str, sharded: bool = False, device: st
 
     disable_progress_bar()
     try:
-        if sharded:
+        if quantization is not None:
+            model = quantised.load(folder, quantization, getattr(torch, compute_type), device or "cpu", attn_implementation="by_sequence")
+        elif sharded:
             model = sharding.load(folder, getattr(torch, compute_type), WORLD_SIZE, attn_implementation="by_sequence", local_files_only=True)
         elif (packed := unpack.packing_of(folder)) is not None:
             model = unpack.load(folder, packed, getattr(torch, compute_type), attn_implementation="by_sequence")
@@ -680,14 +701,16 @@ def fingerprint_of(spec: dict, shards: Path, ranks: int = 1) -> str:
         deciding[section] = {name: value for name, value in fields if name in FIRST_FIELDS[section] or value != defaults[name]}
     if spec["method"]["type"] in PREFERENCE_METHODS:
         deciding["method"] = spec["method"]
+    if spec["quantization"] is not None:
+        deciding["quantization"] = spec["quantization"]
     if ranks > 1:
         deciding["ranks"] = ranks
     files = [f"{path.name} {path.stat().st_size}" for path in sorted(shards.glob("train-*.arrow"))]
     return hashlib.sha256(json.dumps([deciding, files], sort_keys=True).encode()).hexdigest()
 
 
-def explain(error: Exception) -> TrainerError:
-    """Turns any exception into a TrainerError with a stable code."""
+def explain(error: Exception, memory_needed: str = "") -> TrainerError:
+    """Turns any exception into a TrainerError with a stable code. memory_needed: a sentence for whom runs out of memory."""
     if isinstance(error, TrainerError):
         return error
     text = str(error)
@@ -698,8 +721,8 @@ def explain(error: Exception) -> TrainerError:
             "DISK_FULL", f"The disk is full: {text}. A checkpoint needs about 12 bytes for each trained parameter; free some space and start again."
         )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or re.search("not enough memory|can't allocate memory", text):
-        message = "Out of memory. Lower training.per_device_train_batch_size or tokenize.max_length, or set training.gradient_checkpointing."
-        return TrainerError("OUT_OF_MEMORY", f"{message} ({text})", "training.per_device_train_batch_size")
+        message = "Out of memory. Lower training.per_device_train_batch_size or tokenize.max_length, set training.gradient_checkpointing, or hold the base in fewer bits with quantization."
+        return TrainerError("OUT_OF_MEMORY", f"{message}{memory_needed} ({text})", "training.per_device_train_batch_size")
     return TrainerError("INTERNAL", f"{type(error).__name__}: {text}")
 
 

@@ -51,14 +51,19 @@ def packed_names(base: Path) -> Iterator[str]:
 
 def packed_weights(base: Path, packing: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and values of the weights that are packed, one at a time."""
-    for file in sorted(base.glob("*.safetensors")):
+    for name in packed_names(base):
+        yield name, packed_weight(base, packing, name)
+
+
+def packed_weight(base: Path, packing: dict[str, Any], name: str) -> torch.Tensor:
+    """The value of a weight that is packed."""
+    module = name.removesuffix(".weight")
+    parts = {}
+    for file in base.glob("*.safetensors"):
         with safe_open(file, "pt") as shard:
             names = set(shard.keys())
-            for name in sorted(names):
-                if name.endswith(".qweight"):
-                    module = name.removesuffix(".qweight")
-                    parts = {part: shard.get_tensor(module + part) for part in PARTS if module + part in names}
-                    yield f"{module}.weight", unpack(parts, packing)
+            parts |= {part: shard.get_tensor(module + part) for part in PARTS if module + part in names}
+    return unpack(parts, packing)
 
 
 def unpack(parts: dict[str, torch.Tensor], packing: dict[str, Any]) -> torch.Tensor:

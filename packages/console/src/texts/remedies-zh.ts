@@ -122,6 +122,7 @@ export const remedies: Readonly<Record<string, string>> = {
   RANK_TOO_HIGH: "请调低提示所指的字段，或让引擎以更高的秩启动：`loraline up --max-lora-rank`，或 chart 中的 maxLoraRank。",
   MAX_LENGTH_TOO_HIGH: "请调低，或让引擎以更长的上下文启动：`loraline up --max-model-len`，或 chart 中的 maxModelLen。",
   TARGET_MODULES_INVALID: '请给出名称列表、有效的表达式或 "all-linear"。',
+  QUANTIZATION_UNSUPPORTED: "请去掉 quantization。若基座是 GPTQ 或 AWQ 副本，请在量化前的基座上训练：副本也提供其适配器。",
   TARGET_MODULE_UNSUPPORTED: "请只写模型内的线性模块；提示列出了它们。",
   NO_TARGET_MODULES: "请用提示所列的名称。",
   PATTERN_TOO_COSTLY: "请用名称列表，或更简单的表达式。",

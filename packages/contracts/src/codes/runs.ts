@@ -53,6 +53,10 @@ export const specCodes = defineArea(
       "One of the named modules cannot be trained, or an adapter on it could not be served.",
       "Name only linear modules inside the model; the message lists them.",
     ],
+    QUANTIZATION_UNSUPPORTED: [
+      "`quantization` was asked for on a base that cannot be held so in training: a multimodal one, a mixture of experts, one that is packed already, or one whose files name weights otherwise.",
+      "Remove quantization. Of a GPTQ or AWQ copy train on the base that it was made of: the copy serves that base's adapters.",
+    ],
     NO_TARGET_MODULES: [
       "The base has no module of the given names, or none is left after exclude_modules.",
       "Use names that the message lists.",

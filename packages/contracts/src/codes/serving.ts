@@ -356,6 +356,10 @@ export const engineSettingsCodes = defineArea(
       "tensorParallelSize does not fit the base's number of attention heads or key/value heads.",
       "Use one of the values that the message lists.",
     ],
+    QUANTIZATION_NEEDS_GPU: [
+      "vLLM's CPU build has no kernel for this quantization.",
+      "Write fp8_per_channel, leave quantization out, or give the engine a GPU.",
+    ],
     KV_CACHE_UNSUPPORTED: ["An engine on the CPU does not support this kvCacheDtype.", "Use a type that the message lists."],
     MAX_MODEL_LEN_TOO_HIGH: [
       "maxModelLen is longer than the sequences that the base was made for.",

@@ -6,6 +6,7 @@ import { z } from "zod";
 import type { JudgedFields } from "../spec/judged-fields.ts";
 import { type MethodType, methodTypes, preferenceFields, type PreferenceType } from "../spec/method.ts";
 import { judgedLoraFields, loraFieldErrors, loraFields, ownLoraDefaults } from "../spec/lora-fields.ts";
+import { quantization } from "../spec/quantization.ts";
 import {
   judgedTrainingFields,
   ownTrainingDefaults,
@@ -47,6 +48,8 @@ interface TrainerFields {
   schedules: typeof schedules;
   /** Types of `method` that the trainer must support. */
   methods: readonly MethodType[];
+  /** Values of `quantization`. */
+  quantizations: readonly string[];
   /** Fields of `method` beside its type, for the methods that have some. */
   methodFields: Record<PreferenceType, Record<string, Json>>;
 }
@@ -67,6 +70,7 @@ export const trainerFields = (): TrainerFields => ({
   schedules,
   // A judge reaches the trainer as `supervised`: tokenize has made questions with one right answer of its pairs.
   methods: methodTypes.filter((type) => type !== "judge"),
+  quantizations: quantization.options,
   methodFields: {
     dpo: fieldsOf(z.object(preferenceFields.dpo), {}),
     orpo: fieldsOf(z.object(preferenceFields.orpo), {}),

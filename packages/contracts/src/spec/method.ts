@@ -131,6 +131,7 @@ export const trainingOnlyFields = [
   "lora",
   "training",
   "tokenize",
+  "quantization",
 ] as const;
 
 /** Methods that learn from preferences. */

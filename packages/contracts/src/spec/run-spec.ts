@@ -3,8 +3,9 @@ import { z } from "zod";
 import { priorityRange } from "../quotas.ts";
 import { adapterName, type Problem, ulid, versionName } from "../names.ts";
 import { isObject, movesOf, type Notice, notice, noticesOf, reasonOf } from "./judged-fields.ts";
-import { judgedLoraFields, loraSpec } from "./lora-fields.ts";
+import { beginsWithTheBase, judgedLoraFields, loraSpec } from "./lora-fields.ts";
 import { adapterImport, datasetRules, type Method, method, usualLearningRates } from "./method.ts";
+import { quantization } from "./quantization.ts";
 import { judgedTrainingFields, trainingSpec } from "./training-fields.ts";
 
 export const templates = z.enum(["base", "seed"]);
@@ -145,6 +146,7 @@ export const runSpecFields = z
     lora: loraSpec.prefault({}),
     training: trainingSpec.prefault({}),
     tokenize: tokenizeSpec.prefault({}),
+    quantization: quantization.optional(),
     gate: z
       .enum(["better-than-base", "better-than-promoted", "none"])
       .default("better-than-base")
@@ -265,6 +267,13 @@ const anyRun = runSpecFields
         code: "custom",
         path: ["training", "load_best_model_at_end"],
         message: "needs held-out rows to find the best step: give a validation dataset, or a holdout above 0",
+      });
+    }
+    if (spec.quantization !== undefined && beginsWithTheBase(spec.lora.init_lora_weights)) {
+      context.addIssue({
+        code: "custom",
+        path: ["lora", "init_lora_weights"],
+        message: `${spec.lora.init_lora_weights} changes the base's weights, which quantization ${spec.quantization} packs; remove one of the two`,
       });
     }
     const { needs, refuses } = datasetRules[methodOf(spec).type];

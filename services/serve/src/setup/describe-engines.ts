@@ -18,6 +18,7 @@ import { createBases, describeTemplate, readTemplate } from "@loraline/tokens";
 import { type BaseConfig, baseConfig } from "../engines/base-config.ts";
 import type { EngineKind } from "../engines/engine-kind.ts";
 import { engines } from "../engines/table.ts";
+import { roundsItself } from "../engines/vllm/judge-settings.ts";
 import { readTwin } from "./read-twin.ts";
 
 /**
@@ -85,8 +86,6 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
 /** Whether the engine is told to round what the base's files have in full. */
 const isRounded = ({ quantization, kvCacheDtype }: EngineSettings): boolean =>
   kvCacheDtype?.startsWith("fp8") === true || roundsItself.has(quantization ?? "");
-/** Ways of vLLM to quantise weights that are stored in full. */
-const roundsItself = new Set(["fp8", "mxfp8", "experts_int8", "torchao", "humming"]);
 
 /** What the proof has limits for. `auto` is what the base's config.json says, which may be anything. */
 const computeTypes: Partial<Record<NonNullable<EngineSettings["dtype"]>, ComputeType>> = {

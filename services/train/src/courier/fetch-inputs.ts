@@ -100,6 +100,7 @@ export async function fetchInputs(deps: {
       lora: attempt.runSpec.lora,
       training: attempt.runSpec.training,
       method: ofMethod.trainer,
+      quantization: attempt.runSpec.quantization,
       init: attempt.init && { name: `${attempt.init.adapter}@${attempt.init.version}`, digest: attempt.init.manifest.digest },
       twins,
       probes: tokens.probes,

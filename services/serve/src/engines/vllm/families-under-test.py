@@ -134,8 +134,13 @@ FAMILIES: dict[str, tuple[str, Callable[[], Any]]] = {
         "LlavaNextForConditionalGeneration",
         lambda: around(hf.LlavaNextConfig, "llama", "clip_vision_model", image_token_index=IMAGE, vision_feature_layer=-1, image_grid_pinpoints=[[28, 56]]),
     ),
+    # No wrapper: the base is held in so many bits in training, and served as it is.
+    "llama-nf4": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**TEXT)),
+    "llama-int8": ("LlamaForCausalLM", lambda: hf.LlamaConfig(**TEXT)),
     "qwen3-moe": ("Qwen3MoeForCausalLM", lambda: hf.Qwen3MoeConfig(**TEXT, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2)),
 }
+
+QUANTIZATION = {"llama-nf4": "nf4", "llama-int8": "int8"}
 
 
 def make_base(family: str, tokenizer: Path, out: Path) -> None:
@@ -179,6 +184,7 @@ def train(base: Path, directory: Path) -> None:
         "attempt": 1,
         "base": json.loads((base / "base.json").read_text()),
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0},
+        "quantization": QUANTIZATION.get(base.name),
         "training": {"per_device_train_batch_size": 2, "num_train_epochs": 3, "learning_rate": 0.01, "save_steps": 1000, "seed": 7},
         "probes": [{"name": f"probe-{i}", "input_ids": random.integers(10, 400, size=8).tolist()} for i in range(4)],
     }

@@ -1,6 +1,6 @@
 /**
  * Bases of many families on a real vLLM: a tiny random one of each with an adapter that our trainer trained is proven there, and the same
- * adapter under the names of another wrapper is not. CI tries one of each kind; LORALINE_FAMILIES=all (make test-families) all of them.
+ * adapter under the names of another wrapper is not; and one that was trained on a base in 4 or 8 bits, on the same base as it is. CI tries one of each kind; LORALINE_FAMILIES=all (make test-families) all of them.
  */
 import { execFile } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
@@ -21,7 +21,7 @@ const root = join(import.meta.dirname, "../../../../..");
 const tokenizer = join(root, ".loraline/bases/smollm2-135m-instruct");
 const script = join(import.meta.dirname, "families-under-test.py");
 
-const inCi = ["gemma3", "smolvlm", "qwen3-moe"];
+const inCi = ["gemma3", "smolvlm", "qwen3-moe", "llama-nf4"];
 const all = [
   ...inCi,
   "qwen2-vl",
@@ -34,6 +34,7 @@ const all = [
   "internvl",
   "llava",
   "llava-next",
+  "llama-int8",
 ];
 const asked = process.env["LORALINE_FAMILIES"];
 const families = asked === undefined ? inCi : asked === "all" ? all : asked.split(",");

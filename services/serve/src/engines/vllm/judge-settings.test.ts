@@ -43,6 +43,9 @@ describe("judgeVllmSettings", () => {
     ["QUANTIZATION_DTYPE", { dtype: "float32" }, { quantization_config: { quant_method: "gptq" } }],
     ["QUANTIZATION_DTYPE", { dtype: "float", quantization: "awq_marlin" }, { quantization_config: { quant_method: "awq" } }],
     ["QUANTIZATION_DTYPE", { dtype: "float32", quantization: "fp8" }, {}],
+    ["QUANTIZATION_DTYPE", { dtype: "float32", quantization: "fp8_per_channel" }, {}],
+    ["QUANTIZATION_NEEDS_GPU", { gpus: 0, quantization: "fp8" }, {}],
+    ["QUANTIZATION_NEEDS_GPU", { gpus: 0, quantization: "fp8_per_tensor" }, {}],
     ["QUANTIZATION_UNKNOWN", {}, { quantization_config: { quant_method: "bitsandbytes" } }],
     ["KV_CACHE_UNSUPPORTED", { gpus: 0, kvCacheDtype: "nvfp4" }, {}],
     ["MAX_MODEL_LEN_TOO_HIGH", { maxModelLen: 9000 }, {}],
@@ -68,7 +71,9 @@ describe("judgeVllmSettings", () => {
     for (const quantization of ["gptq", "gptq_marlin", "auto_gptq"])
       expect(codes({ quantization }, { quantization_config: { quant_method: "gptq" } })).toEqual([]);
     expect(codes({ quantization: "awq_marlin" }, { quantization_config: { quant_method: "awq" } })).toEqual([]);
-    expect(codes({ quantization: "fp8" })).toEqual([]);
+    for (const quantization of ["fp8", "fp8_per_channel", "fp8_per_tensor", "fp8_per_block"]) expect(codes({ quantization })).toEqual([]);
+    expect(codes({ gpus: 0, quantization: "fp8_per_channel" })).toEqual([]);
+    expect(codes({ gpus: 0, quantization: "fp8" }, { quantization_config: { quant_method: "fp8" } })).toEqual([]);
     expect(codes({ quantization: "fp8" }, { quantization_config: { quant_method: "fp8" } })).toEqual([]);
   });
 

@@ -117,12 +117,29 @@ const otherWays = new Set([
   "nvfp4",
   "humming",
 ]);
+/** Ways in which vLLM rounds weights itself that are stored in full, while it loads them. */
+export const roundsItself: ReadonlySet<string> = new Set([
+  "fp8_per_tensor",
+  "fp8_per_channel",
+  "fp8_per_block",
+  "mxfp8",
+  "mxfp4",
+  "nvfp4_per_token",
+  "int8_per_channel_weight_only",
+  "experts_int8",
+  "torchao",
+  "humming",
+  // An older name of fp8_per_tensor; of weights that are stored in FP8 it says only what config.json says.
+  "fp8",
+]);
+/** Of these, those that vLLM's CPU build cannot do (tried; fp8_per_block it can with AMX only). */
+const gpuRounding = new Set(["fp8", "fp8_per_tensor"]);
 /** These read weights of more than one kind. */
 const readsSeveral = new Set(["moe_wna16", "humming", "inc"]);
 const wayOf = (name: string): string => storedWays.find((names) => names.includes(name))?.[0] ?? name;
 
 /** Ways that vLLM does not compute with in float32. */
-const halfOnly = new Set(["gptq", "awq", "fp8"]);
+const halfOnly = new Set(["gptq", "awq", "fp8", "fp8_per_tensor", "fp8_per_channel", "fp8_per_block", "mxfp8"]);
 
 const cpuKvCaches = ["auto", "fp8", "fp8_e4m3", "fp8_e5m2"];
 
@@ -147,6 +164,13 @@ function judgeQuantization(settings: EngineSettings, base: BaseConfig, refuse: R
       "QUANTIZATION_MISMATCH",
       "quantization",
       `quantization is ${asked}, but the weights of base "${settings.base}" are not quantized (its config.json has no quantization_config). Leave it out, or choose weights that were stored so.`,
+    );
+  }
+  if (gpus === 0 && asked !== undefined && stored === undefined && gpuRounding.has(asked)) {
+    refuse(
+      "QUANTIZATION_NEEDS_GPU",
+      "quantization",
+      `quantization is ${asked}, for which vLLM's CPU build (gpus: 0) has no kernel: it ends while it loads base "${settings.base}". Write fp8_per_channel, or leave it out.`,
     );
   }
   const way = asked ?? stored;

@@ -1,4 +1,4 @@
-/** Adapters of the small base on real engines whose bases are 4-bit copies of it: proven there, and faults found there. */
+/** Adapters of the small base on real engines whose bases are 4-bit copies of it, or that round it to FP8 themselves: proven there, and faults found there. */
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -111,4 +111,53 @@ describe.each(["gptq", "awq"] as const)("vLLM with a base in %s", (kind) => {
       expect(failed?.data).toMatchObject({ code: "PROOF_DISAGREES" });
     },
   );
+});
+
+describe("vLLM that rounds weights and cache to FP8 itself", () => {
+  let base: BaseRef;
+  let vllm: Awaited<ReturnType<typeof startVllm>>;
+  let adapters = "";
+  let logs = "";
+  beforeAll(async () => {
+    logs = await mkdtemp(join(tmpdir(), "loraline-vllm-"));
+    base = baseRef.parse(await readBaseRef(smollm2Dir));
+    const args = ["--quantization=fp8_per_channel", "--kv-cache-dtype=fp8"];
+    [vllm, adapters] = await Promise.all([
+      startVllm({ root, base, logFile: join(logs, "vllm.log"), computeType: "bfloat16", args }),
+      makeAdapters(),
+    ]);
+  }, startMs);
+  afterAll(async () => {
+    await vllm?.[Symbol.asyncDispose]();
+    await rm(logs, { recursive: true, force: true });
+  });
+
+  const test = it.extend("serve", async ({ nc, tenant }, { onCleanup }) => {
+    const dir = await mkdtemp(join(tmpdir(), "loraline-serve-"));
+    const serve = await serveUnderTest({ nc, tenant, dir, base, record: { computeType: "bfloat16", rounded: true } });
+    const controller = await serve.startController();
+    const agent = await serve.startAgent(vllm.url, { healthMs: 200, engineKey: vllmKey });
+    onCleanup(async () => {
+      await agent[Symbol.asyncDispose]();
+      await controller[Symbol.asyncDispose]();
+      await serve[Symbol.asyncDispose]();
+      await rm(dir, { recursive: true, force: true });
+    });
+    return serve;
+  });
+
+  for (const [name, code] of [
+    ["right", undefined],
+    ["double", "PROOF_SCALING"],
+    ["half", "PROOF_SCALING"],
+    ["other", "PROOF_DISAGREES"],
+    ["shifted", "PROOF_WITHOUT_EFFECT"],
+  ] as const) {
+    test(`${name} is ${code === undefined ? "proven" : `refused: ${code}`}`, { timeout: 120_000 }, async ({ serve }) => {
+      const runId = await serve.train("pirate", await bytesOf(adapters, name));
+      await expect.poll(async () => (await serve.history([runFailed, runServed], runId)).length, until).toBe(1);
+      const [ended] = await serve.history([runFailed, runServed], runId);
+      expect(ended?.data).toMatchObject(code === undefined ? { adapter: "pirate" } : { code });
+    });
+  }
 });
