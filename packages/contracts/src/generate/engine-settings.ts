@@ -33,7 +33,9 @@ export const engineSettings = z.strictObject({
     .string()
     .regex(/^[a-z0-9][a-z0-9_-]*$/)
     .optional()
-    .describe("gptq, awq, fp8 for weights that are stored so; fp8_per_channel, fp8_per_tensor and what else vLLM knows to round those that are stored in full. Absent: what the base's files say."),
+    .describe(
+      "gptq, awq, fp8 for weights that are stored so; fp8_per_channel, fp8_per_tensor and what else vLLM knows to round those that are stored in full. Absent: what the base's files say.",
+    ),
   kvCacheDtype: z
     .string()
     .regex(/^[a-z0-9][a-z0-9_]*$/)
