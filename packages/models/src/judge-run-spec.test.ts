@@ -51,6 +51,17 @@ test("a run for a base whose files are missing is refused with the reason, unles
   expect(judgeRunSpec(specOf(minimal), [broken, { ...engine, engine: "other" }])).toEqual([]);
 });
 
+test("a base is held in fewer bits only as a whole, and only where it is no part of a wrapper", () => {
+  expect(judgeRunSpec(specOf({ ...minimal, quantization: "nf4" }), [engine])).toEqual([]);
+  expect(judgeRunSpec(specOf({ ...minimal, quantization: "nf4", training: { fsdp: true } }), [engine])).toMatchObject([
+    { code: "SPEC_INVALID", param: "training.fsdp" },
+  ]);
+  const modules = [{ names: "model.language_model.layers.{0-1}.self_attn.q_proj", shape: [64, 64] as [number, number] }];
+  expect(judgeRunSpec(specOf({ ...minimal, quantization: "int8" }), [{ ...engine, modules }])).toMatchObject([
+    { code: "QUANTIZATION_UNSUPPORTED", param: "quantization" },
+  ]);
+});
+
 test("a base that is served only as a quantised copy of it is judged by the copy's engine; one that is served itself by its own", () => {
   const derivedFrom = { name: "smollm2-135m-instruct", digest: engine.base.digest };
   const twin = { ...engine, engine: "twin", base: { ...engine.base, name: "smollm2-gptq" }, derivedFrom, maxLoraRank: 16 };

@@ -93,8 +93,8 @@ def in_words(base: Path, *, rank: int, tokens: int | None, dropout: bool = False
     if tokens is None:
         return f" The base's weights take {', '.join(f'{base_bytes(sizes, held) / GB:.1f} GB {names[held]}' for held in HELD)}."
 
-    def said(checkpointing: bool) -> str:
+    def said(sizes: Sizes, tokens: int, checkpointing: bool) -> str:
         found = [(held, training_bytes(sizes, rank=rank, tokens=tokens, quantization=held, checkpointing=checkpointing, dropout=dropout)) for held in HELD]
         return ", ".join(f"{size / GB:.1f} GB {names[held]}" for held, size in found)
 
-    return f" Reckoned for batches of {tokens} tokens: {said(False)}; with gradient_checkpointing {said(True)}."
+    return f" Reckoned for batches of {tokens} tokens: {said(sizes, tokens, False)}; with gradient_checkpointing {said(sizes, tokens, True)}."
