@@ -26,6 +26,7 @@ const cases: [string, string[]][] = [
   ["an engine", ["-f", values("engine")]],
   ["everything", ["-f", values("everything")]],
   ["no persistence, no policies", ["--set", "nats.persistence.enabled=false,networkPolicy.enabled=false,operator.enabled=false"]],
+  ["autoscalers", ["-f", values("engine"), "-f", values("autoscaling")]],
   ["NATS from elsewhere", ["--set", "nats.enabled=false,nats.url=nats://nats.nats:4222,nats.auth.existingSecret=nats"]],
 ];
 
@@ -117,7 +118,7 @@ describe.each(cases)("with %s", (_, args) => {
 
 it("its schema knows Kubernetes' own objects as the API server does (`vitest run --project cluster tests/chart.cluster.test.ts -u` writes them)", async () => {
   const documents = await Promise.all(
-    ["/openapi/v3/api/v1", "/openapi/v3/apis/networking.k8s.io/v1"].map(async (path) =>
+    ["/openapi/v3/api/v1", "/openapi/v3/apis/autoscaling/v2", "/openapi/v3/apis/networking.k8s.io/v1"].map(async (path) =>
       JSON.parse((await kubectl(["get", "--raw", path])).out),
     ),
   );
@@ -176,6 +177,31 @@ it("every object has the labels and annotations that are set for all", async () 
     expect(metadata.labels, `${kind} ${metadata.name}`).toMatchObject({ team: "ml" });
     expect(metadata.annotations, `${kind} ${metadata.name}`).toMatchObject({ "example.com/owner": "ml" });
   }
+});
+
+it("leaves the number of what is scaled by metrics to its autoscaler, as docs/operations.md shows", async () => {
+  const objects = await objectsOf("-f", values("engine"), "-f", values("autoscaling"));
+  const scalers = objects.filter(({ kind }) => kind === "HorizontalPodAutoscaler") as unknown as {
+    spec: { scaleTargetRef: { name: string }; metrics: { type: string }[] };
+  }[];
+  expect(scalers.map(({ spec }) => [spec.scaleTargetRef.name, spec.metrics.map(({ type }) => type)])).toEqual([
+    ["loraline-gateway", ["Resource", "Pods"]],
+    ["loraline-tokenize", ["External"]],
+    ["loraline-engine-qwen", ["Pods"]],
+  ]);
+  for (const { spec } of scalers)
+    expect(
+      objects.find(({ kind, metadata }) => kind === "Deployment" && metadata.name === spec.scaleTargetRef.name)?.spec,
+    ).not.toHaveProperty("replicas");
+  expect(readFileSync(join(root, "docs/operations.md"), "utf8")).toContain(readFileSync(values("autoscaling"), "utf8"));
+  for (const [set, words] of [
+    [
+      'engineDefaults.autoscaling={"enabled":true,"minReplicas":1,"maxReplicas":2,"metrics":[]}',
+      'engine "qwen": autoscaling is enabled, but has no metrics',
+    ],
+    ['tokenize.autoscaling={"enabled":true,"metrics":[{"type":"Pods","pod":{}}]}', "additional properties 'pod' not allowed"],
+  ] as const)
+    await expect(render("-f", values("engine"), "--set-json", set)).rejects.toMatchObject({ stderr: expect.stringContaining(words) });
 });
 
 it("sets no number of replicas where the number is null, and a budget where there may be several", async () => {

@@ -6,6 +6,7 @@ type Json = Record<string, unknown>;
 /** Schemas that are taken, with all that they refer to. */
 const takenShapes: readonly string[] = [
   "io.k8s.api.core.v1.PodTemplateSpec",
+  "io.k8s.api.autoscaling.v2.MetricSpec",
   "io.k8s.api.networking.v1.NetworkPolicyPeer",
   "io.k8s.api.networking.v1.NetworkPolicyEgressRule",
 ];

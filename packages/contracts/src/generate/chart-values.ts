@@ -60,12 +60,9 @@ const pod = {
 /** null leaves the number to whoever scales it: an autoscaler, or `kubectl scale`. */
 const replicas = count.nullish();
 const service = { replicas, env, resources, ...pod };
-const autoscaling = z.strictObject({
-  enabled: z.boolean(),
-  minReplicas: atLeastOne,
-  maxReplicas: atLeastOne,
-  targetCPU: z.int().min(1).max(1000),
-});
+const scaledBetween = { enabled: z.boolean(), minReplicas: atLeastOne, maxReplicas: atLeastOne };
+const metrics = listOf("io.k8s.api.autoscaling.v2.MetricSpec");
+const autoscaling = z.strictObject({ ...scaledBetween, targetCPU: z.int().min(1).max(1000).nullish(), metrics });
 
 const { kind, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen } = engineSettings.shape;
 const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, toolCallParser, extraArgs, ignore } = engineSettings.shape;
@@ -96,6 +93,7 @@ const engineKeys = {
   ignore: ignore.unwrap(),
   env,
   resources,
+  autoscaling: z.strictObject({ ...scaledBetween, metrics }),
   startupSeconds: atLeastOne,
   maxUnavailable: z.union([count, z.string().regex(/^[0-9]+%$/)]),
   maxSurge: z.union([count, z.string().regex(/^[0-9]+%$/)]),
