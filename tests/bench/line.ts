@@ -1,6 +1,7 @@
 /** Measures the whole pipeline, three times on a warm engine: the time of a run besides loading the base, training and evaluating. */
 import { join } from "node:path";
 import { readFile } from "node:fs/promises";
+import { nativeComputeType } from "@loraline/runtime";
 import { base, clientOf, eventually, root, runOver, scratchDir, startLineUnderTest } from "../line-under-test.ts";
 import { percentile, type Row } from "./table.ts";
 
@@ -61,7 +62,7 @@ export async function benchLine(): Promise<Row[]> {
     {
       what: "Line: training speed",
       value: `${figure(speeds, 0)} tokens/s`,
-      detail: `SmolLM2-135M, r 8, all linear modules, bf16; ${all(speeds)}`,
+      detail: `SmolLM2-135M, r 8, all linear modules, ${nativeComputeType(process.env)}; ${all(speeds)}`,
     },
   ];
 }
