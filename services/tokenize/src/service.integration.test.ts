@@ -564,8 +564,8 @@ describe("a process that dies", () => {
         bus: {
           ...bus,
           // On a busy machine it also tells how far it is, which is no work.
-          publish: ((...args: Parameters<Bus["publish"]>) =>
-            args[0].type === runProgress.type ? bus.publish(...args) : publish(...args)) as Bus["publish"],
+          publish: (event, at, data, options) =>
+            event.type === runProgress.type ? bus.publish(event, at, data, options) : publish(event, at, data, options),
           bucket: (async (def: { name: string }) =>
             def.name === "cache" ? { ...cache, put: dying(cache.put) } : bus.bucket(def as never)) as unknown as Bus["bucket"],
         },
