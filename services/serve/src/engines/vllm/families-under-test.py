@@ -86,7 +86,7 @@ def gemma3():
 def gemma4():
     text = TEXT | TWO_KINDS | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "global_head_dim": 32}
     tower = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
-    ids = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "boi_token_id": IMAGE + 2, "eoi_token_id": IMAGE + 3}
+    ids: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "boi_token_id": IMAGE + 2, "eoi_token_id": IMAGE + 3}
     return hf.Gemma4Config(text_config=text, vision_config=tower | {"position_embedding_size": 64}, audio_config=None, **ids)
 
 
