@@ -71,7 +71,8 @@ export function wrapperOf(config: unknown): Wrapper | undefined {
 }
 
 /** Whether a module's name is one of a language model in a wrapper. */
-export const isInWrapper = (module: string): boolean => [inside, idefics].some(({ languageModel }) => module.startsWith(languageModel));
+export const isInWrapper = (module: string): boolean =>
+  Object.values(wrappers).some(({ languageModel }) => module.startsWith(languageModel));
 
 /** Whether layers of the language model are mixtures of experts. @param config - a model's config.json. */
 export function hasExperts(config: unknown): boolean {

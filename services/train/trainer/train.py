@@ -144,6 +144,7 @@ class Attempt:
             "eval_history": [],
             "evaluation": None,
             "probes": [],
+            "twins": [],
             "adapter": None,
             "environment": None,
             "phases": {},
