@@ -11,7 +11,7 @@ as strictly as one that was trained without.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -211,7 +211,7 @@ def stored_names(base: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def with_weights(model, read: Callable[[str], torch.Tensor]) -> Iterator[None]:
+def with_weights(model, read: Callable[[str], torch.Tensor]) -> Generator[None]:
     """The model with weights that `read` gives by name, instead of those that are packed. Without packed layers it is the model as it is."""
     layers = layers_of(model)
     before = {name: layer.read for name, layer in layers.items()}
@@ -225,7 +225,7 @@ def with_weights(model, read: Callable[[str], torch.Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def as_stored(model, base: Path) -> Iterator[None]:
+def as_stored(model, base: Path) -> Generator[None]:
     """The model with the base's weights as they are in its files, by which it is served."""
     files = stored_names(base) if layers_of(model) else {}
     opened = {file: safe_open(file, "pt") for file in set(files.values())}
