@@ -1,9 +1,9 @@
 """
-Memory of a step by its tokens: a run of the trainer whose one batch has 50,000, then 200,000 tokens, over a vocabulary of 49,152.
+Memory of a step by its tokens: a run of the trainer whose one batch has 50,000, then 200,000 tokens, over a vocabulary of 16,384.
 
     .venv/bin/python tests/bench/tokens_in_memory.py [--tokens 50000 200000]
 
-The base is small (two layers of width 64), so that what a head needs would stand out: the logits of 200,000 tokens alone are 39 GB in float32.
+The base is small (two layers of width 64), so that what a head needs would stand out: the logits of 200,000 tokens alone are 13 GB in float32.
 It prints the peak of the process (resident set, from the kernel) for each run, and fails if that grows by more than the activations do.
 """
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(TRAINER / "tests"))
 import conftest  # noqa: E402  sets the threads, before torch is imported
 import numpy as np  # noqa: E402
 
-WIDTH, LAYERS, VOCABULARY, SEQUENCE, ROW = 64, 2, 49_152, 500, 5_000
+WIDTH, LAYERS, VOCABULARY, SEQUENCE, ROW = 64, 2, 16_384, 500, 5_000
 # Float32 numbers that a token leaves for the backward pass, generously: some forty of the width for each layer, and the head's input.
 ACTIVATIONS = 4 * WIDTH * (40 * LAYERS + 4)
 

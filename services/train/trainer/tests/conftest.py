@@ -14,7 +14,7 @@ import pytest
 TRAINER = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TRAINER))
 # One thread: the tiny model does not gain from more, tests share the machine, and a process with one may fork.
-os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 # transformers converts weights in threads, which torch refuses in a process that was forked.
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 ENVIRONMENT = dict(os.environ)

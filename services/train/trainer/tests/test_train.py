@@ -316,7 +316,7 @@ def test_killed_at_any_step_it_ends_with_the_same_curve_and_bytes(directory, und
 def test_twice_and_resumed_it_gives_the_same_bytes_on_a_busy_machine(directory, tmp_path, threads):
     """The base is so large that its products are shared by two threads."""
     base = make_tiny_base(tmp_path / "wide", width=256)
-    settings = {"per_device_train_batch_size": 8, "max_steps": 5, "learning_rate": 0.002, "save_steps": 2, "logging_steps": 1}
+    settings = {"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 0.002, "save_steps": 2}
 
     def wire(at):
         import torch
