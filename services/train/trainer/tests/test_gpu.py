@@ -3,16 +3,21 @@
 import json
 import sys
 
+import head
+import pytest
 from conftest import TRAINER
 
 sys.path.insert(0, str(TRAINER.parents[2] / "tests/bench"))
 
 
-def test_it_runs_in_miniature(tmp_path, monkeypatch, capsys):
-    import gpu
-    import head
+@pytest.fixture(autouse=True)
+def what_it_changes(monkeypatch):
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", head.LOGITS_AT_ONCE)
 
-    monkeypatch.setattr(head, "LOGITS_AT_ONCE", head.LOGITS_AT_ONCE)  # it changes this one
+
+def test_it_runs_in_miniature(tmp_path, capsys):
+    import gpu
+
     assert gpu.main(["--miniature", "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert [each["base"] for each in result["parity"]] == ["untied", "tied"]

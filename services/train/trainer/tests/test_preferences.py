@@ -374,14 +374,15 @@ def test_a_run_that_begins_with_a_version_compares_with_that_version(directory, 
     first = directory("first", **options, lora=lora, training=learning)
     assert first.run() == 0
     before = first.result["evaluation"]
-    assert before["preference"]["margin"] > 0.01
+    assert before["preference"]["margin"] > 0.5
 
     standing_still = begin_with(directory("second", **options, lora=lora, training=learning | {"max_steps": 1, "learning_rate": 1e-9}), first.path / "adapter")
     assert standing_still.run() == 0
     now = standing_still.result["evaluation"]
     assert now["base_loss"] == before["base_loss"]
     assert now["adapter_loss"] == pytest.approx(before["adapter_loss"], abs=2e-3)
-    assert now["preference"]["margin"] == pytest.approx(0, abs=2e-3)
+    # Rounding is others on other processors, and small beside what the version had learned.
+    assert abs(now["preference"]["margin"]) < before["preference"]["margin"] / 50
     if method == "dpo":
         assert losses(standing_still)[0] == pytest.approx(math.log(2), abs=1e-3)
         assert now["preference"]["loss"] == pytest.approx(math.log(2), abs=1e-3)
