@@ -1,16 +1,18 @@
 /**
- * An adapter that learned calls of tools, in OpenAI's shape and in glaive's, asked through the gateway by OpenAI's client and by Vercel's AI SDK. The
+ * An adapter that learned calls of tools, in OpenAI's shape and in glaive's, asked through the gateway by OpenAI's client and its Agents SDK, by Vercel's AI SDK and by LangChain. The
  * base is SmolLM2's weights under Qwen's template: it has never seen a call, so all that comes back was trained here. The parser is vLLM's.
  */
 import { copyFile, cp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { ChatOpenAI } from "@langchain/openai";
+import { Agent, OpenAIChatCompletionsModel, run, setTracingDisabled, tool as toolOfAgent } from "@openai/agents";
 import { generateText, stepCountIs, streamText, tool } from "ai";
 import { expect, it } from "vitest";
 import { z } from "zod";
 import { base, clientOf, eventually, fileWith, jsonLines, loraline, root, scratchDir, startLineUnderTest } from "../line-under-test.ts";
 
-const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+const parameters = { type: "object" as const, properties: { city: { type: "string" } }, required: ["city"] };
 const functions = [
   { name: "get_weather", description: "Weather of a city.", parameters },
   { name: "get_time", description: "Time in a city.", parameters },
@@ -109,4 +111,32 @@ it("calls the right tool for questions that it has not seen, where the base call
   expect((await streamed.toolCalls).map(({ toolName, input }) => [toolName, input])).toEqual([[first.name, expect.any(Object)]]);
   expect(executed).toHaveLength(2);
   await eventually("usage is counted", 30_000, async () => ((await streamed.usage).totalTokens ?? 0) > 0 || undefined);
+
+  const question = questions[first.name](first.city);
+  const chat = new ChatOpenAI({ model: "local/caller", apiKey, temperature: 0, maxTokens: 40, configuration: { baseURL: `${url}/v1` } });
+  const called = await chat.bindTools(tools).invoke(question);
+  expect(called.tool_calls?.map((call) => [call.name, call.args])).toEqual([[first.name, { city: first.city }]]);
+
+  setTracingDisabled(true);
+  const ofAgent = functions.map(({ name, description }) =>
+    toolOfAgent({
+      name,
+      description,
+      strict: false,
+      parameters: { ...parameters, additionalProperties: true },
+      execute: async (given) => {
+        executed.push(`${name} ${(given as { city: string }).city} of an agent`);
+        return "fine";
+      },
+    }),
+  );
+  const agent = new Agent({
+    name: "caller",
+    model: new OpenAIChatCompletionsModel(openai, "local/caller"),
+    tools: ofAgent,
+    modelSettings: { temperature: 0, maxTokens: 40 },
+  });
+  const { finalOutput } = await run(agent, question);
+  expect(finalOutput).toMatch(/\S/);
+  expect(executed.at(-1)).toBe(`${first.name} ${first.city} of an agent`);
 });
