@@ -589,3 +589,22 @@ volumes:
 {{- range .Values.engines }}{{ $entries = append $entries (include "loraline.engineEntry" (include "loraline.engine" (list $ .) | fromJson) | fromJson) }}{{ end -}}
 {{- $entries | toJson -}}
 {{- end -}}
+
+{{- define "loraline.disruptionBudget" -}}
+{{- $root := index . 0 -}}
+{{- $component := index . 1 -}}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  {{- include "loraline.metadata" (list $root $component (index . 2) (dict "labels" (index . 3))) | nindent 2 }}
+spec:
+  maxUnavailable: {{ ternary 0 1 (index . 4) }}
+  # A pod that does not work anyhow holds up no drain.
+  unhealthyPodEvictionPolicy: AlwaysAllow
+  selector:
+    matchLabels:
+      {{- include "loraline.selector" (list $root $component) | nindent 6 }}
+      {{- with index . 3 }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+{{- end -}}

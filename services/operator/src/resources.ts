@@ -7,6 +7,7 @@ import type {
   V1Job,
   V1Namespace,
   V1Pod,
+  V1PodDisruptionBudget,
   V1Service,
 } from "@kubernetes/client-node";
 import {
@@ -48,6 +49,7 @@ export const bases = resource<Base>(apiVersion, "Base", "bases");
 export const jobs = resource<V1Job>("batch/v1", "Job", "jobs");
 export const deployments = resource<V1Deployment>("apps/v1", "Deployment", "deployments");
 export const services = resource<V1Service>("v1", "Service", "services");
+export const disruptionBudgets = resource<V1PodDisruptionBudget>("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets");
 export const pods = resource<V1Pod>("v1", "Pod", "pods");
 export const configMaps = resource<V1ConfigMap>("v1", "ConfigMap", "configmaps");
 export const events = resource<CoreV1Event>("v1", "Event", "events");

@@ -1,5 +1,5 @@
-/** Pure: the Deployment and the Service of an Engine, out of the template that the chart renders with the release's own settings. */
-import type { V1Deployment, V1Job, V1OwnerReference, V1Service } from "@kubernetes/client-node";
+/** Pure: the Deployment, the Service and the PodDisruptionBudget of an Engine, out of the template that the chart renders with the release's own settings. */
+import type { V1Deployment, V1Job, V1OwnerReference, V1PodDisruptionBudget, V1Service } from "@kubernetes/client-node";
 import {
   engineKindName,
   engineSettings,
@@ -20,6 +20,10 @@ const resources = z.looseObject({ requests: quantities.optional(), limits: quant
 export const engineTemplate = z.object({
   deployment: z.custom<V1Deployment>((value) => typeof value === "object" && value !== null),
   service: z.custom<V1Service>((value) => typeof value === "object" && value !== null),
+  /** For an engine of several replicas. null: the release makes none. */
+  budget: z.custom<V1PodDisruptionBudget>((value) => typeof value === "object" && value !== null).nullish(),
+  /** Whether an engine of one replica has one, too, which keeps its node from being drained. */
+  keepSingle: z.boolean().default(false),
   /** Job of a Base. */
   base: z.custom<V1Job>((value) => typeof value === "object" && value !== null),
   kind: engineKindName,
@@ -50,6 +54,8 @@ const checksum = (settings: EngineSettings): string =>
 interface EngineObjects {
   deployment: V1Deployment;
   service: V1Service;
+  /** Absent: of an engine with one replica it would forbid nothing, or every drain. */
+  budget?: V1PodDisruptionBudget;
 }
 
 /** @param owner - the template's ConfigMap: with the release its objects go, too. */
@@ -65,7 +71,7 @@ export function engineObjects(of: {
   const filled = <T>(object: T): T =>
     JSON.parse(JSON.stringify(object).replaceAll("__ENGINE__", settings.engine).replaceAll("__BASE__", settings.base)) as T;
   /** Of a copy. */
-  const ours = <T extends V1Deployment | V1Service>(object: T): T => {
+  const ours = <T extends V1Deployment | V1Service | V1PodDisruptionBudget>(object: T): T => {
     const metadata = object.metadata ?? {};
     const { "helm.sh/chart": _chart, ...labels } = metadata.labels ?? {};
     metadata.namespace = namespace;
@@ -93,5 +99,10 @@ export function engineObjects(of: {
     const needs = { ...given, requests: withGpus(given.requests), limits: withGpus(given.limits) };
     container.resources = JSON.parse(JSON.stringify(needs)) as NonNullable<typeof container.resources>;
   }
-  return { deployment, service: ours(filled(template.service)) };
+  const service = ours(filled(template.service));
+  // Absent: an autoscaler says how many, and the Engine names no number yet.
+  const isSingle = replicas !== undefined && replicas !== null && replicas < 2;
+  if (!template.budget || (isSingle && !template.keepSingle)) return { deployment, service };
+  const budget = ours(filled(template.budget));
+  return { deployment, service, budget: { ...budget, spec: { ...budget.spec, maxUnavailable: isSingle ? 0 : 1 } } };
 }

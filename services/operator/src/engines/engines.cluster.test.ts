@@ -17,7 +17,7 @@ import { spawnNatsServer } from "@loraline/testkit";
 import { type ApiServer, startApiServer } from "@loraline/testkit/api-server";
 import { parseAllDocuments } from "yaml";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { bases, configMaps, deployments, type Engine, engines, jobs, pods, services } from "../resources.ts";
+import { bases, configMaps, deployments, disruptionBudgets, type Engine, engines, jobs, pods, services } from "../resources.ts";
 import { createOperatorService } from "../service.ts";
 import { acceptEngines } from "./accept-engines.ts";
 
@@ -214,9 +214,19 @@ describe("an Engine", () => {
   });
 
   it("is scaled as Deployments are, by kubectl and by autoscalers", async () => {
-    const { code, out } = await kubectl(["scale", "engine/qwen", "--replicas=3"]);
-    expect(code, out).toBe(0);
-    await expect.poll(async () => (await deployment("qwen"))?.spec?.replicas, within).toBe(3);
+    const scaleTo = async (replicas: number): Promise<void> => {
+      const { code, out } = await kubectl(["scale", "engine/qwen", `--replicas=${replicas}`]);
+      expect(code, out).toBe(0);
+      await expect.poll(async () => (await deployment("qwen"))?.spec?.replicas, within).toBe(replicas);
+    };
+    const budget = async () => (await kube.get(disruptionBudgets, { namespace, name: "loraline-engine-qwen" }))?.spec;
+    const oneAtATime = { maxUnavailable: 1, selector: { matchLabels: { "loraline.dev/engine": "qwen" } } };
+    expect(await budget()).toMatchObject(oneAtATime);
+    // Of a single replica it would forbid nothing, or every drain.
+    await scaleTo(1);
+    await expect.poll(budget, within).toBeUndefined();
+    await scaleTo(3);
+    await expect.poll(budget, within).toMatchObject(oneAtATime);
     const scale = JSON.parse(
       (await kubectl(["get", "--raw", `/apis/loraline.dev/v1alpha1/namespaces/${namespace}/engines/qwen/scale`])).out,
     ) as { status: object };
@@ -295,6 +305,7 @@ describe("an Engine", () => {
     await expect.poll(() => deployment("qwen"), within).toBeUndefined();
     await expect.poll(() => condition("next", "Accepted"), within).toMatchObject({ status: "True" });
     expect(await kube.get(services, { namespace, name: "loraline-engine-qwen" })).toBeUndefined();
+    expect(await kube.get(disruptionBudgets, { namespace, name: "loraline-engine-qwen" })).toBeUndefined();
     expect((await settings()).map(({ engine }) => engine)).toEqual(["small", "next"]);
   });
 

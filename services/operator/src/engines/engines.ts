@@ -9,7 +9,7 @@ import { createKeyedQueue, type KeyedQueue, type Log, type Telemetry } from "@lo
 import { isTrue } from "../conditions.ts";
 import { madeBy } from "../decide-adapter.ts";
 import type { LineView } from "../line-view.ts";
-import { configMaps, deployments, type Engine, engines, manager, pods, services } from "../resources.ts";
+import { configMaps, deployments, disruptionBudgets, type Engine, engines, manager, pods, services } from "../resources.ts";
 import { createStatusWriter, isOlder } from "../write-status.ts";
 import { type AcceptedEngines, acceptEngines } from "./accept-engines.ts";
 import { decideEngine } from "./decide-engine.ts";
@@ -70,6 +70,7 @@ export async function serveEngines({ kube, line, log, telemetry, namespace, temp
     if (metadata?.name === undefined) return;
     await kube.delete(deployments, { namespace, name: metadata.name }, { uid: metadata.uid, propagation: "Background" });
     await kube.delete(services, { namespace, name: metadata.name });
+    await kube.delete(disruptionBudgets, { namespace, name: metadata.name });
     log.info({ engine: name }, "the Engine is gone, and its Deployment with it");
   };
 
@@ -84,6 +85,8 @@ export async function serveEngines({ kube, line, log, telemetry, namespace, temp
       const all = engineObjects({ settings, spec: object.spec, template: template.content, namespace, owner: template.owner });
       deployment = await kube.apply(deployments, all.deployment, { manager });
       await kube.apply(services, all.service, { manager });
+      if (all.budget !== undefined) await kube.apply(disruptionBudgets, all.budget, { manager });
+      else await kube.delete(disruptionBudgets, { namespace, name: deployment.metadata?.name ?? "" });
     }
     const isServing =
       deployment !== undefined && isTrue(object.status?.conditions, "Ready") && (deployment.status?.unavailableReplicas ?? 0) === 0;
