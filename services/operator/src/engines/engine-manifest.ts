@@ -104,5 +104,6 @@ export function engineObjects(of: {
   const isSingle = replicas !== undefined && replicas !== null && replicas < 2;
   if (!template.budget || (isSingle && !template.keepSingle)) return { deployment, service };
   const budget = ours(filled(template.budget));
-  return { deployment, service, budget: { ...budget, spec: { ...budget.spec, maxUnavailable: isSingle ? 0 : 1 } } };
+  if (budget.spec !== undefined) budget.spec.maxUnavailable = isSingle ? 0 : 1;
+  return { deployment, service, budget };
 }
