@@ -14,6 +14,7 @@ import {
   doorSubject,
   filterFor,
   inboxPrefixOf,
+  datasetRejected,
   natsPermissions,
   runCancelRequested,
   runRequested,
@@ -236,6 +237,14 @@ it("a tenant gives commands for itself and follows its own events, and hears not
   const spec = { base: "none", adapter: "a", dataset: ulid() };
   expect((await bus.publish(runRequested, at, { spec, by: "acme" })).duplicate).toBe(false);
   await expect.poll(() => heard).toContain(subjectFor(runRequested, at));
+  // What services say comes from other accounts, about this tenant and others.
+  const ingest = createBus({ nc: await as("ingest", "p-ingest", inboxPrefixOf("ingest")), log, telemetry, source: "ingest" });
+  const why = { code: "ALL_ROWS_REJECTED", message: "none", param: null, report: null, rejections: 0 };
+  await ingest.publish(datasetRejected, { tenant: "umbrella", id: ulid() }, why);
+  const ofDataset = { tenant: "acme", id: ulid() };
+  await ingest.publish(datasetRejected, ofDataset, why);
+  await expect.poll(() => heard).toContain(subjectFor(datasetRejected, ofDataset));
+  expect(heard.filter((subject) => !subject.startsWith("loraline.acme."))).toEqual([]);
 
   for (const subject of [
     "loraline.>",

@@ -11,6 +11,7 @@ import {
   streams,
   type StreamDef,
   type StreamLimits,
+  toldSubject,
 } from "@loraline/contracts";
 import {
   AckPolicy,
@@ -25,6 +26,8 @@ import {
 import { Kvm } from "@nats-io/kv";
 import { natsFull } from "@loraline/runtime";
 import { type NatsConnection, nanos } from "@nats-io/transport-node";
+
+const everyEvent = "loraline.>";
 
 /** Every replica's agent and every gateway watches some buckets; a server of 2.15 allows a thousand unless told otherwise. */
 const watchersAtMost = 100_000;
@@ -64,6 +67,7 @@ export async function ensureStreams(
       max_age: nanos(def === streams.AUDIT && auditDays !== undefined ? auditDays * 24 * 60 * 60_000 : def.maxAgeMs),
       ...(def.maxPerSubject === undefined ? {} : { max_msgs_per_subject: def.maxPerSubject }),
       ...(def.storedAs === undefined ? {} : { subject_transform: { src: def.storedAs.from, dest: def.storedAs.to } }),
+      ...(def.tellsTenants === true ? { republish: { src: everyEvent, dest: toldSubject(everyEvent) } } : {}),
       ...(def.maxMessages === undefined ? {} : { max_msgs: def.maxMessages }),
       ...(def.maxMessageBytes === undefined ? {} : { max_msg_size: def.maxMessageBytes }),
       ...(def.mayExpire === true ? { allow_msg_ttl: true } : {}),

@@ -1,5 +1,5 @@
 /** Pure: NATS' accounts and users, the same as those of the chart (helm/loraline/templates/nats.yaml). */
-import { doorSubject, natsPermissions } from "@loraline/contracts";
+import { doorSubject, natsPermissions, toldSubject } from "@loraline/contracts";
 
 interface NatsAccountsOptions {
   tenants: readonly string[];
@@ -29,19 +29,21 @@ export function natsAccounts({ tenants, administrators = [], passwordOf }: NatsA
   const named = (texts: readonly string[], name: string): string[] => texts.map((text) => text.replaceAll("{tenant}", name));
   const ofEach = (texts: readonly string[]): string[] => tenants.flatMap((name) => named(texts, name));
   const answersMany = [...natsPermissions.manyAnswers, ...ofEach(natsPermissions.manyAnswers)];
-  /** `arrives`: the subject on which a message comes to the streams' account. */
+  /** `arrives`: the subject on which a message comes to the streams' account. `told`: the one on which it tells what is listened to. */
   const apart = [
     ...Object.entries(services).map(([user, { publish, subscribe }]) => ({
       user,
       publish: { allow: [...publish.allow, ...ofEach(perTenant[user] ?? [])] },
       subscribe,
       arrives: (subject: string) => subject,
+      told: (subject: string) => subject,
     })),
     ...tenants.map((name) => ({
       user: natsUserOf(name),
       publish: { allow: named(tenant.publish.allow, name) },
       subscribe: { allow: named(tenant.subscribe.allow, name) },
       arrives: doorSubject,
+      told: toldSubject,
     })),
   ];
   return {
@@ -51,8 +53,8 @@ export function natsAccounts({ tenants, administrators = [], passwordOf }: NatsA
         ...Object.entries(managers).map(([user, permissions]) => ({ user, password: passwordOf(user), permissions })),
         ...administrators.map((user) => ({ user, password: passwordOf(user) })),
       ],
-      exports: apart.flatMap(({ user, publish, subscribe, arrives }) => [
-        ...streamsOf(subscribe.allow).map((stream) => ({ stream, accounts: [user] })),
+      exports: apart.flatMap(({ user, publish, subscribe, arrives, told }) => [
+        ...streamsOf(subscribe.allow).map((subject) => ({ stream: told(subject), accounts: [user] })),
         ...publish.allow.map((subject) => ({
           service: arrives(subject),
           accounts: [user],
@@ -61,12 +63,15 @@ export function natsAccounts({ tenants, administrators = [], passwordOf }: NatsA
       ]),
     },
     ...Object.fromEntries(
-      apart.map(({ user, publish, subscribe, arrives }) => [
+      apart.map(({ user, publish, subscribe, arrives, told }) => [
         user,
         {
           users: [{ user, password: passwordOf(user), permissions: { publish, subscribe } }],
           imports: [
-            ...streamsOf(subscribe.allow).map((subject) => ({ stream: { account: mainAccount, subject } })),
+            ...streamsOf(subscribe.allow).map((subject) => ({
+              stream: { account: mainAccount, subject: told(subject) },
+              ...(told(subject) === subject ? {} : { to: subject }),
+            })),
             ...publish.allow.map((subject) => ({ service: { account: mainAccount, subject: arrives(subject) }, to: subject })),
           ],
         },

@@ -38,6 +38,12 @@ export const freeingCommands: readonly EventDef[] = [e.runCancelRequested, e.run
 /** Where a client's message on a subject `loraline.…` arrives. */
 export const doorSubject = (subject: string): string => subject.replace(/^loraline\./, "door.");
 
+/**
+ * Where an event is said once more, so that tenants' own clients hear it: services speak through imports of services, and NATS tells no stream's export of
+ * what came through one. The import of the tenant's account turns it back.
+ */
+export const toldSubject = (subject: string): string => subject.replace(/^loraline\./, "told.");
+
 /** Filter that matches this command of a tenant on its way to the door. */
 export const doorFilter = (event: EventDef, tenant: string): string => doorSubject(filterFor(event, { tenant }));
 

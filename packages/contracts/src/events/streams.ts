@@ -55,6 +55,8 @@ export interface StreamDef {
   readonly mayExpire?: true;
   /** Nobody can delete a message or purge the stream. NATS lets nobody take that back. */
   readonly appendOnly?: true;
+  /** What is stored is said once more where tenants' own clients hear it (`toldSubject`). */
+  readonly tellsTenants?: true;
   /** The stream is a queue: a message is removed once it is processed. Absent: the stream is a history. */
   readonly queue?: true;
 }
@@ -68,6 +70,7 @@ const isWish = (event: EventDef): boolean => (wishes as readonly EventDef[]).inc
 export const streams = {
   DATASETS: {
     name: "DATASETS",
+    tellsTenants: true,
     description: "History of every dataset",
     subjects: datasetEvents.map((event) => filterFor(event)),
     maxAgeMs: 0,
@@ -77,6 +80,7 @@ export const streams = {
   },
   RUNS: {
     name: "RUNS",
+    tellsTenants: true,
     description: "History of every run, without progress",
     subjects: runEvents.map((event) => filterFor(event)),
     maxAgeMs: 0,
@@ -85,6 +89,7 @@ export const streams = {
   },
   PROGRESS: {
     name: "PROGRESS",
+    tellsTenants: true,
     description: "How far work is, such as training steps, and commands that change nothing; short-lived",
     subjects: [
       filterFor(events.runProgress),
@@ -106,6 +111,7 @@ export const streams = {
   },
   ADAPTERS: {
     name: "ADAPTERS",
+    tellsTenants: true,
     description: "History of every adapter",
     subjects: subjectsOf((event) => event.noun === "adapter" && !isWish(event) && event !== events.adapterCommandRefused),
     maxAgeMs: 0,
