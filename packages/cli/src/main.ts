@@ -27,8 +27,9 @@ stdout.on("error", (error: NodeJS.ErrnoException) => {
 
 /** What somebody set, such as for a pager, counts more than what the terminal says. */
 const asked = Number(env.COLUMNS) > 0 ? Number(env.COLUMNS) : undefined;
-const width = asked ?? (stdout.isTTY ? stdout.columns : undefined);
-const columns = width ?? stderr.columns ?? 120;
+// A terminal that nobody told its size says 0.
+const width = asked ?? (stdout.isTTY ? stdout.columns || 80 : undefined);
+const columns = width ?? (stderr.columns || 120);
 const terminal = { out: stdout, err: stderr, in: stdin, columns, width, signal: interrupted.signal };
 /** The checkout; of the npm package, which has none, the folder that it is called in. */
 const root = env["LORALINE_ROOT"] ?? join(import.meta.dirname, "../../..");

@@ -47,6 +47,17 @@ export function describeData(file: string, { report, rejections, tokens }: Check
 export const describeWarnings = ({ warnings }: Pick<DatasetReport, "warnings">): string[] =>
   warnings.map(({ code, message, lines }) => `${yellow(code)} ${message}${linesOf(lines)}`);
 
+/** For whoever starts a run: what of the data it leaves out. */
+export function describeLeftOut(
+  { rows, rejections, reasons, firstRejections }: Pick<DatasetReport, "rows" | "rejections" | "reasons" | "firstRejections">,
+  datasetId: string,
+): string[] {
+  if (rejections === 0) return [];
+  const which = `${listOf(reasons)}${linesOf(firstRejections.map(({ line }) => line))}`;
+  const why = `\`loraline data report ${datasetId}\` says why.`;
+  return [`${yellow("left out")} ${rejections.toLocaleString("en")} of ${count(rows, "row")} cannot be used: ${which}. ${why}`];
+}
+
 /** A record as it is trained on. */
 export function describeSample({ line, format, segments }: Sample): string[] {
   const text = segments.map((segment) => (segment.trained ? trained(segment.text) : segment.text)).join("");

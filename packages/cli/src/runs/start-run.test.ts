@@ -64,13 +64,21 @@ it("says to ask the version that was just made, also where the alias still names
   expect(askedAs({ promoted: false, version: 2 }, run)).toBe("acme/pirate@2");
 });
 
-it("says what the report warns of, once the data is read", async () => {
+it("says what is left out and what the report warns of, once the data is read", async () => {
   const states = [{ settledAt: null }, { settledAt: "2026-11-24T12:00:00.000Z", error: null, datasetId: "D" }];
   const api = {
     getDataset: async () => (states.length > 1 ? states.shift() : states[0]),
-    getDatasetReport: async () => ({ warnings: [{ code: "SECRETS", count: 1, message: "texts look like secrets: jwt (1).", lines: [7] }] }),
+    getDatasetReport: async () => ({
+      rows: 20_000,
+      rejections: 2,
+      reasons: { BAD_JSON: 2 },
+      firstRejections: [{ line: 8 }, { line: 9 }],
+      warnings: [{ code: "SECRETS", count: 1, message: "texts look like secrets: jwt (1).", lines: [7] }],
+    }),
   } as unknown as ApiClient;
   const err = new PassThrough();
   await tellWarnings(api, "file-D", { err, columns: 80, signal: new AbortController().signal });
-  expect(err.read().toString()).toContain("SECRETS texts look like secrets: jwt (1). (line 7)");
+  const said = String(err.read());
+  expect(said).toContain("left out 2 of 20,000 rows cannot be used: BAD_JSON 2 (lines 8, 9). `loraline data report D` says why.");
+  expect(said).toContain("SECRETS texts look like secrets: jwt (1). (line 7)");
 });

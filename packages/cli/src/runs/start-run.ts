@@ -6,7 +6,7 @@ import type { ApiClient } from "@loraline/client";
 import type { DatasetMapping, Notice, RunState } from "@loraline/contracts";
 import { exitCodes, Failure } from "../failure.ts";
 import { followRun } from "./follow-run.ts";
-import { describeWarnings } from "../data/data-report.ts";
+import { describeLeftOut, describeWarnings } from "../data/data-report.ts";
 import { followDataset, importDataset, importSourceOf } from "../data/import-source.ts";
 import { localData, tellLeft } from "../data/tokenize-options.ts";
 import { readMapping } from "../data/mapping-file.ts";
@@ -138,7 +138,7 @@ export async function runAndFollow(api: ApiClient, options: RunFlags, terminal: 
   return follow(api, runId, options, terminal);
 }
 
-/** Says what the report warns of as soon as the data is read: before the training, which somebody may want to stop. */
+/** Says what is left out, and what the report warns of, as soon as the data is read: before the training, which somebody may want to stop. */
 export async function tellWarnings(
   api: Pick<ApiClient, "getDataset" | "getDatasetReport">,
   file: string,
@@ -147,7 +147,8 @@ export async function tellWarnings(
   try {
     const { error, datasetId } = await followDataset(api, file.replace(/^file-/, ""), terminal);
     if (error !== null) return;
-    for (const text of describeWarnings(await api.getDatasetReport({ dataset_id: datasetId }))) writeLine(terminal.err, text);
+    const report = await api.getDatasetReport({ dataset_id: datasetId });
+    for (const text of [...describeLeftOut(report, datasetId), ...describeWarnings(report)]) writeLine(terminal.err, text);
   } catch {
     // Whoever follows the run is told of Ctrl-C and of a server that is away.
   }
