@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { ApiClient } from "@loraline/client";
 import type { RunState } from "@loraline/contracts";
 import { PassThrough } from "node:stream";
+import { text } from "node:stream/consumers";
 import { expect, it } from "vitest";
 import { askedAs } from "./show-run.ts";
 import { startRun, tellWarnings } from "./start-run.ts";
@@ -78,7 +79,7 @@ it("says what is left out and what the report warns of, once the data is read", 
   } as unknown as ApiClient;
   const err = new PassThrough();
   await tellWarnings(api, "file-D", { err, columns: 80, signal: new AbortController().signal });
-  const said = String(err.read());
+  const said = await text(err.end());
   expect(said).toContain("left out 2 of 20,000 rows cannot be used: BAD_JSON 2 (lines 8, 9). `loraline data report D` says why.");
   expect(said).toContain("SECRETS texts look like secrets: jwt (1). (line 7)");
 });
