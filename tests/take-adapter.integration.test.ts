@@ -166,7 +166,8 @@ describe("loraline adapters pull", () => {
     });
   });
 
-  test("gives plain transformers what it needs to load the adapter with its base", async ({ line, dir }) => {
+  // Python, torch and peft are started six times, each for seconds on a busy machine.
+  test("gives plain transformers what it needs to load the adapter with its base", { timeout: 180_000 }, async ({ line, dir }) => {
     await registerEngine(line.bus);
     const [tiny, made] = [join(dir, "tiny"), join(dir, "made")];
     const expected = await python("make", tiny, made);
