@@ -1,5 +1,5 @@
 /** The OIDC issuer at which people sign in to the console: where it is asked, and what a refused or missing answer means. */
-import { PermanentError, RetryLaterError } from "@loraline/runtime";
+import { RetryLaterError } from "@loraline/runtime";
 import {
   allowInsecureRequests,
   ClientSecretPost,
@@ -62,13 +62,10 @@ export function createIssuer({ issuer, clientId, clientSecret }: IssuerOptions):
         const { access_token: access, refresh_token: refresh = token } = await refreshTokenGrant(config, token);
         return { access, refresh };
       } catch (error) {
-        if (error instanceof ResponseBodyError && error.status < 500 && error.status !== 429) return undefined;
+        // Any other answer, such as that this client's secret is wrong, is about the line, and ends nobody's session before its token.
+        if (error instanceof ResponseBodyError && error.error === "invalid_grant") return undefined;
         throw unreachable(error);
       }
     },
   };
 }
-
-/** Where no issuer is set. */
-export const notOffered = (): PermanentError =>
-  new PermanentError("sign_in_not_offered", "This server has no issuer at which people sign in to the console.", { status: 404 });

@@ -12,7 +12,7 @@ import {
   ResponseBodyError,
 } from "openid-client";
 import { z } from "zod";
-import { type Issuer, type IssuerOptions, notOffered } from "./issuer.ts";
+import type { Issuer, IssuerOptions } from "./issuer.ts";
 import { cookieOf, isSecure, setSessionCookie } from "./session-cookie.ts";
 import type { Sessions } from "./sessions.ts";
 
@@ -46,8 +46,8 @@ export function oidcSignIn({
   seal: { close(text: string): string; open(sealed: string): string | undefined };
 }): (app: FastifyInstance) => void {
   const configured = (): { settings: OidcSignInOptions; issuer: Issuer } => {
-    if (options === undefined || issuer === undefined) throw notOffered();
-    return { settings: options, issuer };
+    if (options !== undefined && issuer !== undefined) return { settings: options, issuer };
+    throw new PermanentError("sign_in_not_offered", "This server has no issuer at which people sign in to the console.", { status: 404 });
   };
   const originOf = (request: FastifyRequest, { origin }: OidcSignInOptions): string =>
     origin ?? `${isSecure(request) ? "https" : "http"}://${request.headers.host ?? ""}`;
