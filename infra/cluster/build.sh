@@ -70,6 +70,8 @@ part kubeconform v0.8.0 kubeconform install_ github.com/yannh/kubeconform/cmd/ku
 part helm v4.3.0 helm install_ helm.sh/helm/v4/cmd/helm@v4.3.0
 # A registry on loopback, for what a release pushes.
 part registry v0.22.1 registry install_ github.com/google/go-containerregistry/cmd/registry@v0.22.1
+# Puts SBOM and provenance beside an image.
+part oras v1.3.6 oras install_ oras.land/oras/cmd/oras@v1.3.6
 untt() { cd "$(module_dir github.com/helm-unittest/helm-unittest@v1.1.2)" && go build -ldflags '-s -w' -o "$out/untt" ./cmd/helm-unittest; }
 part untt v1.1.2 untt untt
 [ -n "$api_server" ] && exit 0

