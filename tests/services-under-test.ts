@@ -8,7 +8,7 @@ import { createWriteStream } from "node:fs";
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { createBus, ensureStreams } from "@loraline/bus";
-import { type BaseRef, buckets, type EngineRecord } from "@loraline/contracts";
+import { type BaseRef, buckets, type EngineRecord, inboxPrefixOf } from "@loraline/contracts";
 import { natsAccounts } from "@loraline/local";
 import { natsUserOf } from "@loraline/local/state";
 import { createJetStreamObjects } from "@loraline/objects";
@@ -70,7 +70,7 @@ export interface ServiceUnderTest {
 interface ServicesOptions {
   /** Folder for logs, attempts and adapters' files. */
   dir: string;
-  /** Where a service of this id finds NATS. */
+  /** Where a service of this id finds NATS. The server knows the users of `natsConfig`. */
   natsUrl: (id: string) => string;
   /** Added to the environment of all. */
   env?: Record<string, string>;
@@ -138,6 +138,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
     TRAIN_ATTEMPTS_DIR: join(dir, "attempts"),
     SERVE_ENGINES_FILE: enginesFile,
     TRAINER_SCRIPT: JSON.stringify(script),
+    TRAIN_COURIER_ENV: JSON.stringify(loginOf("courier")),
     ...env,
   };
 
@@ -180,6 +181,7 @@ export async function createServices({ dir, natsUrl, env = {}, script = {} }: Se
             LORALINE_TEST_CLOCK: clockFile,
             ...common,
             NATS_URL: natsUrl(id),
+            ...loginOf(program),
             PORT: String(port),
             HEALTH_PORT: String(healthPort),
             METRICS_PORT: String(metricsPort),
@@ -293,27 +295,39 @@ export async function announceLineIn(dir: string, line: SimulatedLine): Promise<
   await writeFile(join(dir, "nats-auth"), JSON.stringify({ [NATS_USER]: NATS_PASS }));
 }
 const passwordOf = (user: string): string => `p-${user}`;
+/** Each service is a user of its own, with the rights that it has in a cluster. */
+const loginOf = (user: string) => ({ NATS_USER: user, NATS_PASS: passwordOf(user), NATS_INBOX_PREFIX: inboxPrefixOf(user) });
 
-/** Tenants' programs need a password; the line's own ones may do everything without. @returns arguments of nats-server. */
-async function withTenants(dir: string, tenants: readonly string[]): Promise<string[]> {
-  const file = join(dir, "nats.conf");
+/**
+ * Accounts and users as in an installation, as configuration of nats-server. A test itself needs no password, and may do everything.
+ * @param tenants - whose own programs may connect.
+ */
+export function natsConfig(tenants: readonly string[] = []): string {
   const accounts = natsAccounts({ tenants, administrators: ["local"], passwordOf });
-  await writeFile(file, `no_auth_user: local\naccounts: ${JSON.stringify(accounts)}\n`);
-  return ["-c", file];
+  return `no_auth_user: local\naccounts: ${JSON.stringify(accounts)}\n`;
+}
+
+/** A NATS server for services that are processes of their own. @param more - arguments of nats-server. */
+export async function spawnNatsForServices(
+  dir: string,
+  { tenants = [], more = [] }: { tenants?: readonly string[]; more?: string[] } = {},
+) {
+  const file = join(dir, "nats.conf");
+  await writeFile(file, natsConfig(tenants));
+  return spawnNatsServer({ args: ["-c", file, ...more] });
 }
 
 /** A whole line: every service once, and as many gateways, and agents with simulated engines, as are asked for. */
 export const startSimulatedLine = (options: LineOptions): Promise<SimulatedLine> =>
   startOn(options, async () => {
-    const accounts = options.natsTenants === undefined ? [] : await withTenants(options.dir, options.natsTenants);
-    const nats = await spawnNatsServer({ args: [...accounts, ...(options.natsArgs ?? [])] });
+    const nats = await spawnNatsForServices(options.dir, { tenants: options.natsTenants ?? [], more: options.natsArgs ?? [] });
     return { nats, url: nats.url, replicas: 1 };
   });
 
 /** The same on three NATS servers. Each process knows all of them: one that starts while a server is away, as an attempt does, asks another. */
 export const startReplicatedLine = (options: LineOptions): Promise<SimulatedLine<NatsCluster>> =>
   startOn(options, async () => {
-    const nats = await spawnNatsCluster();
+    const nats = await spawnNatsCluster({ config: natsConfig(options.natsTenants) });
     return { nats, url: nats.servers.map(({ url }) => url).join(","), replicas: 3 };
   });
 

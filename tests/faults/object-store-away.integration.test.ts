@@ -5,10 +5,10 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { ensureStreams } from "@loraline/bus";
 import type { RunState } from "@loraline/contracts";
-import { spawnNatsServer, spawnS3Server, startProxy } from "@loraline/testkit";
+import { spawnS3Server, startProxy } from "@loraline/testkit";
 import { afterEach, beforeEach, expect, it } from "vitest";
 import { base, eventually, jsonLines, sampleRows, scratchDir } from "../line-under-test.ts";
-import { createServices, registerEngine } from "../services-under-test.ts";
+import { createServices, registerEngine, spawnNatsForServices } from "../services-under-test.ts";
 
 const outageMs = 40_000;
 
@@ -19,7 +19,7 @@ beforeEach(() => {
 afterEach(() => stack.disposeAsync(), 60_000);
 
 async function services(dir: string) {
-  const nats = stack.use(await spawnNatsServer());
+  const nats = stack.use(await spawnNatsForServices(dir));
   const s3 = stack.use(await spawnS3Server());
   const proxy = stack.use(await startProxy(s3.endpoint));
   const nc = await nats.connect();

@@ -18,7 +18,8 @@ export interface NatsCluster extends AsyncDisposable {
   snapshot(index: number): Promise<() => Promise<void>>;
 }
 
-export async function spawnNatsCluster(): Promise<NatsCluster> {
+/** @param config - more of each server's configuration, such as its accounts. */
+export async function spawnNatsCluster({ config = "" }: { config?: string } = {}): Promise<NatsCluster> {
   const owned = new AsyncDisposableStack();
   const names = ["n1", "n2", "n3"] as const;
   const dir = await mkdtemp(join(tmpdir(), "loraline-nats-cluster-"));
@@ -46,7 +47,7 @@ export async function spawnNatsCluster(): Promise<NatsCluster> {
 max_payload: 8MB
 jetstream { store_dir: ${JSON.stringify(storeDir)}, sync_interval: 1s }
 cluster { name: test, listen: "127.0.0.1:${routePorts[index]}", advertise: "127.0.0.1:1", routes: [${to.join(", ")}] }
-`,
+${config}`,
         );
         const server = await startServer(
           {

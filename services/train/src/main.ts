@@ -20,6 +20,21 @@ const trainEnv = z.object({
     .string()
     .optional()
     .describe("process: bases in Hugging Face's layout, each with a base.json. For the courier, which reads its own settings."),
+  TRAIN_COURIER_ENV: z
+    .string()
+    .transform((text, context) => {
+      try {
+        return JSON.parse(text) as unknown;
+      } catch {
+        context.addIssue({ code: "custom", message: "is no JSON" });
+        return z.NEVER;
+      }
+    })
+    .pipe(z.record(z.string(), z.string()))
+    .default({})
+    .describe(
+      "process: JSON object of variables that couriers get instead of those of this process, such as NATS_USER and NATS_PASS where each NATS user has its own rights.",
+    ),
   TRAIN_POD_FILE: z.string().optional().describe("kubernetes: JSON file that says how pods of attempts look; see job-manifest.ts."),
   TRAIN_CREDENTIALS_DIR: z
     .string()
@@ -52,14 +67,15 @@ await runService({
     }
     needed(env, "LORALINE_BASES_DIR");
     const dir = needed(env, "TRAIN_ATTEMPTS_DIR");
-    const warm = createWarmTrainers({ env: process.env, idleMs: env.LORALINE_WARM_SECONDS * 1000, logFile: `${dir}-warm.log`, log });
+    const courierEnv = { ...process.env, ...env.TRAIN_COURIER_ENV };
+    const warm = createWarmTrainers({ env: courierEnv, idleMs: env.LORALINE_WARM_SECONDS * 1000, logFile: `${dir}-warm.log`, log });
     running.use(warm);
     const launcher = await createProcessLauncher({
       dir,
       warm,
       slots: env.TRAIN_SLOTS,
       courierCommand: courierCommand(process.execPath),
-      env: process.env,
+      env: courierEnv,
       log,
     });
     running.use(launcher);
