@@ -302,7 +302,7 @@ const loginOf = (user: string) => ({ NATS_USER: user, NATS_PASS: passwordOf(user
  * Accounts and users as in an installation, as configuration of nats-server. A test itself needs no password, and may do everything.
  * @param tenants - whose own programs may connect.
  */
-export function natsConfig(tenants: readonly string[] = []): string {
+function natsConfig(tenants: readonly string[] = []): string {
   const accounts = natsAccounts({ tenants, administrators: ["local"], passwordOf });
   return `no_auth_user: local\naccounts: ${JSON.stringify(accounts)}\n`;
 }
