@@ -24,6 +24,8 @@ interface Sample {
   /** Above 1 is refused. */
   score: number;
   effect: number;
+  /** Share of the effect that could be missing without a refusal. */
+  unseen: number;
 }
 
 /** How far the proof is from its limits, as one number. */
@@ -83,7 +85,13 @@ export async function benchProof(): Promise<Row[]> {
           if (outcome.kind !== "done") throw new Error(`${loraName}: ${JSON.stringify(outcome)}`);
           const measured = await measureProbes(client, { base: baseName, loraName, probes: chooseProbes(probes) });
           const { proof } = decideProof(measured, new Date().toISOString(), { recorded: dtype, replica: dtype });
-          samples.push({ adapter, fault: fault.replace(/-\d+$/, ""), score: scoreOf(proof), effect: proof.effectExpected });
+          samples.push({
+            adapter,
+            fault: fault.replace(/-\d+$/, ""),
+            score: scoreOf(proof),
+            effect: proof.effectExpected,
+            unseen: proof.unseen ?? 1,
+          });
           await client.unload(loraName);
         }
       }
@@ -110,7 +118,7 @@ function rowsOf(kind: string, samples: readonly Sample[]): Row[] {
     return {
       what: `proof on ${kind}, ${group} adapters (effect ${effects})`,
       value: `AUROC ${auroc(scores("right"), broken).toFixed(3)}`,
-      detail: `${each}; refused: ${right.filter(({ score }) => score > 1).length} of ${right.length} right, ${found} of ${broken.length} broken`,
+      detail: `${each}; refused: ${right.filter(({ score }) => score > 1).length} of ${right.length} right, ${found} of ${broken.length} broken; could be missing unseen: ${right.map(({ unseen }) => `${(100 * unseen).toPrecision(2)} %`).join(", ")}`,
     };
   });
 }

@@ -39,6 +39,7 @@ describe("decideProof", () => {
       effectExpected: 5.725,
       baseAgreement: 0,
       scale: null,
+      unseen: expect.closeTo((proofLimits.bfloat16.agreement + proofLimits.bfloat16.agreementShare * 5.725) / 5.725, 3),
       answers: [{ base: -9, trainer: -0.1, replica: -0.1 }],
       provenAt: at,
     });
@@ -180,5 +181,49 @@ describe("answers of a real engine in float32", () => {
     const both = { recorded: "float32", replica: "float32" } as const;
     expect(codeOf(ofPair("weak on bfloat16", "right", both))).toBe("proven");
     expect(codeOf(ofPair("weak on bfloat16", "shifted", both))).toMatch(/PROOF_(WITHOUT_EFFECT|DISAGREES)/);
+  });
+});
+
+describe("what a proof could not have seen", () => {
+  /** The engine's right answers, as they would be if a share of the adapter's effect were missing. */
+  const lacking = (recorded: ProbeRecord["first"][], base: Answers, right: Answers, share: number, computed?: ComputedIn) =>
+    decideProof(
+      recorded.map((first, i) => ({
+        record: { ...record([], []), first },
+        base: base[i] ?? [],
+        adapter: (right[i] ?? []).map((logprob, k) => logprob - share * (logprob - (base[i]?.[k] ?? 0))),
+      })),
+      at,
+      computed,
+    );
+  const measured = [
+    ...Object.entries(effects).map(([name, { recorded, base, right }]) => ({ name, recorded, base, right, computed: undefined })),
+    ...Object.entries(pairs).map(([name, of]) => ({ ...of, name: `${name} in float32`, right: of.answers.right ?? [] })),
+  ];
+  it.each(measured)(
+    "$name: more than it says is refused when it is missing, and not much less",
+    ({ name, recorded, base, right, computed }) => {
+      const whole = lacking(recorded, base, right, 0, computed);
+      expect(codeOf(whole)).toBe("proven");
+      const unseen = whole.proof.unseen ?? Number.NaN;
+      for (const more of [1.02, 1.3, 2].map((by) => by * unseen).filter((share) => share < 1))
+        expect([more, codeOf(lacking(recorded, base, right, more, computed))]).toEqual([more, expect.stringMatching(/^PROOF_/)]);
+      expect(codeOf(lacking(recorded, base, right, 1, computed)), "all is missing").toBe("PROOF_WITHOUT_EFFECT");
+      // A faint adapter shows only 78 % of its effect when all is right; and where only the presence is proven, there is no less.
+      const less = unseen < 1 && name !== "faint" ? unseen / 3 : 0;
+      expect(codeOf(lacking(recorded, base, right, less, computed))).toBe("proven");
+    },
+  );
+
+  it("in float32 one layer of 30 is seen, in bf16 no single one; of what hardly trained only the presence is", () => {
+    const unseenOf = (name: string): number => real(name, "right").proof.unseen ?? Number.NaN;
+    for (const name of ["medium", "weak", "hardly"]) expect(ofPair(name, "right").proof.unseen).toBeLessThan(1 / 30 / 5);
+    expect(["strong", "medium", "weak", "faint", "hardly"].map((name) => unseenOf(name).toFixed(2))).toEqual([
+      "0.05",
+      "0.17",
+      "0.20",
+      "0.47",
+      "1.00",
+    ]);
   });
 });

@@ -76,6 +76,8 @@
  * So with another base's record only presence is proven, and for strong adapters that it is this one and not half of it. Allowed are 0.25 +
  * a quarter of the effect + 1.2 × the difference of the bases, which itself may be 2.5; the scale is judged from an effect of 12 times the
  * noise on, which is so for FP8 only.
+ *
+ * How much of the adapter could be missing within these limits, each proof says itself (`unseenShare`).
  */
 import type { ComputeType, ProbeRecord, Problem, Proof } from "@loraline/contracts";
 
@@ -175,6 +177,7 @@ export function decideProof(measured: readonly Measured[], at: string, computed:
     effectExpected: finite(effectExpected),
     baseAgreement: finite(baseAgreement),
     scale: slope === undefined ? null : { value: finite(slope.scale), error: finite(slope.error) },
+    unseen: unseenShare(slope, { effectExpected, agreementLimit, baseAgreement }),
     answers: measured.flatMap(answerOf),
     provenAt: at,
   };
@@ -229,10 +232,27 @@ export function decideProof(measured: readonly Measured[], at: string, computed:
   return { kind: "proven", proof };
 }
 
+/**
+ * The largest share of the recorded effect that could be missing while the replica is proven. A replica that lacks a share x, measured along the
+ * recorded effect, disagrees by x times the effect, give or take rounding, which the base's difference shows; and it has an angle of
+ * atan(1 − x), measured with the angle's standard error, of which 2.33 leave one case in a hundred. Either is refused beyond its limit.
+ */
+function unseenShare(
+  slope: Slope | undefined,
+  { effectExpected, agreementLimit, baseAgreement }: Record<"effectExpected" | "agreementLimit" | "baseAgreement", number>,
+): number {
+  const byAgreement = (agreementLimit + baseAgreement) / effectExpected;
+  const degrees = slope === undefined ? 45 : Math.min(45, slope.limit + 2.33 * slope.angleError);
+  const share = Math.min(1, byAgreement, 1 - Math.tan(((45 - degrees) * Math.PI) / 180));
+  return Number.isFinite(share) ? Math.ceil(share * 1e4) / 1e4 : 1;
+}
+
 interface Slope {
   /** How strongly the replica applies the adapter; 1: as strongly as the trainer recorded. */
   scale: number;
   error: number;
+  /** One standard error of the angle, in degrees. */
+  angleError: number;
   /** Degrees between the angle and 45°, and how many are allowed. */
   off: number;
   limit: number;
@@ -264,6 +284,7 @@ function slopeOf(measured: readonly Measured[], limits: ProofLimits): Slope | un
   return {
     scale: Math.tan(angle),
     error: error / Math.cos(angle) ** 2,
+    angleError: error * degrees,
     off: Math.abs(angle * degrees - 45),
     limit: limits.angle.least + limits.angle.perError * error * degrees + limits.angle.atNoise * (noise / recorded) ** 2,
     straight: angle * degrees > 8 && Math.sqrt(beside / total.tokens) <= 1.7 * noise,

@@ -11,10 +11,11 @@ export const modelOf = (run: RunState): string => `${run.tenant}/${run.spec.adap
 export const askedAs = (served: { promoted: boolean; version: number }, run: RunState): string =>
   served.promoted ? modelOf(run) : `${modelOf(run)}@${served.version}`;
 
-export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected, scale }: Proof): string =>
+export const proofLine = ({ probes, tokens, agreement, agreementLimit, effect, effectExpected, scale, unseen }: Proof): string =>
   `${probes} prompts, ${tokens} tokens: logprobs of engine and trainer differ by ${agreement.toFixed(4)} (limit ${agreementLimit.toFixed(2)}); ` +
   `the adapter moves the base by ${effect.toFixed(2)} (trainer: ${effectExpected.toFixed(2)}` +
-  (scale ? `; scale ${scale.value.toFixed(2)} ± ${scale.error.toFixed(2)})` : scale === null ? "; too little to tell its scale)" : ")");
+  (scale ? `; scale ${scale.value.toFixed(2)} ± ${scale.error.toFixed(2)})` : scale === null ? "; too little to tell its scale)" : ")") +
+  (typeof unseen === "number" && unseen < 1 ? `; up to ${(100 * unseen).toPrecision(2)} % of that could be missing unseen` : "");
 
 const phaseColor = (run: RunState): string => {
   if (run.phase === "served") return green(run.phase);

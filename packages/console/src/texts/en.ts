@@ -162,6 +162,9 @@ export const en = {
     deviation: "Replica against trainer",
     baseDeviation: "The same without the adapter",
     atMost: (limit: string) => `at most ${limit}`,
+    unseen: (share: string) =>
+      `So precise is the comparison: a part of the adapter with up to ${share} of its effect could be missing without being seen.`,
+    presenceOnly: "Its effect is so small that only its presence is proven, not that it is whole.",
     eachPrompt: "Each test prompt",
     eachPromptHint:
       "How likely the next token is that the adapter prefers: without the adapter, with it in the trainer, with it on the replica. The last two should lie on each other.",

@@ -143,6 +143,8 @@ export const zh: Texts = {
     deviation: "副本与训练器之差",
     baseDeviation: "不用适配器时之差",
     atMost: (limit) => `不超过 ${limit}`,
+    unseen: (share: string) => `比较的精度：若适配器缺少的部分不超过其效果的 ${share}，则可能看不出来。`,
+    presenceOnly: "其效果太小，只能证明适配器存在，无法证明它完整。",
     eachPrompt: "逐条测试提示",
     eachPromptHint: "适配器最倾向的下一个词元有多大可能：不带适配器、训练器中带适配器、副本上带适配器。后两者应当重合。",
     prompt: "提示",

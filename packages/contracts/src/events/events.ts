@@ -260,6 +260,12 @@ export const proof = z.object({
     .object({ value: z.number(), error: z.number().describe("One standard error.") })
     .nullish()
     .describe("By how much of the recorded effect the replica moves: 1 where all is right. Null: the effect is too small to tell."),
+  unseen: z
+    .number()
+    .nullish()
+    .describe(
+      "Share of the recorded effect, measured along it, up to which a part of the adapter could be missing without a refusal: what is missing beyond it is refused in 99 of 100 cases. 1: only that the adapter has an effect is proven. Absent in proofs of before.",
+    ),
   answers: z
     .array(
       z.object({

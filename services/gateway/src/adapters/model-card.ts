@@ -178,6 +178,9 @@ function proofLines({ proofs, version }: KnownOfVersion): string[] {
     `${proofs.length === 1 ? "One replica holds" : `${proofs.length} replicas hold`} it, proven. The one proven first (${first.provenAt}) was asked ${first.probes} prompts:`,
     "",
     `- log-probabilities of ${first.tokens} tokens differ from the trainer's by ${first.agreement.toFixed(4)} on average (limit ${first.agreementLimit.toFixed(2)});`,
-    `- the adapter moves the base's by ${first.effect.toFixed(2)} (in the trainer: ${first.effectExpected.toFixed(2)}).`,
+    `- the adapter moves the base's by ${first.effect.toFixed(2)} (in the trainer: ${first.effectExpected.toFixed(2)})` +
+      (typeof first.unseen === "number" && first.unseen < 1
+        ? `; up to ${(100 * first.unseen).toPrecision(2)} % of that could be missing unseen.`
+        : "."),
   ];
 }

@@ -76,6 +76,7 @@ const proof: Proof = {
   effectExpected: 0.691,
   baseAgreement: 0.018,
   scale: { value: 0.99, error: 0.02 },
+  unseen: 0.142,
   answers: [0.97, 0.62, 0.88, 0.34, 0.99, 0.71, 0.45, 0.93].map((trainer, n) => ({
     base: Math.log([0.02, 0.11, 0.3, 0.004, 0.41, 0.07, 0.19, 0.05][n] ?? 1),
     trainer: Math.log(trainer),

@@ -136,6 +136,7 @@ test("a run shows what was measured at each step, its checkpoints, its proof and
   const proof = page.getByRole("region", { name: "Does every replica answer with what was trained?" });
   await proof.getByText("8 test prompts, 64 tokens").waitFor();
   await proof.getByText("at most 0.15").waitFor();
+  await proof.getByText("with up to 14% of its effect could be missing").first().waitFor();
   await proof.getByText("The engine did not load it within 30 s").waitFor();
   await proof.getByText("Each test prompt").first().click();
   await proof.getByRole("row", { name: "2 11% 62% 61%" }).waitFor();

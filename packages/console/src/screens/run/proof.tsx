@@ -43,6 +43,11 @@ export function Proof({ adapter, version }: { adapter: string; version: number }
                       </p>
                     )}
                     {proof !== null && <Drawn proof={proof} />}
+                    {typeof proof?.unseen === "number" && (
+                      <p className="small soft">
+                        {proof.unseen < 1 ? t.run.unseen(percentOf(proof.unseen, t.language)) : t.run.presenceOnly}
+                      </p>
+                    )}
                     {proof?.answers && proof.answers.length > 0 && <Answers answers={proof.answers} replica={replica.slice(0, 12)} />}
                   </div>
                 </li>
@@ -86,6 +91,9 @@ function Drawn({ proof }: { proof: Measured }): ReactNode {
   );
 }
 
+const percentOf = (share: number, language: string): string =>
+  share.toLocaleString(language, { style: "percent", maximumSignificantDigits: 2 });
+
 const sides = [
   ["base", "--soft"],
   ["trainer", "--second"],
@@ -95,8 +103,7 @@ const sides = [
 /** Each test prompt by itself: how likely base, trainer and replica find the next token. What is right lies on top of one another. */
 function Answers({ answers, replica }: { answers: NonNullable<Measured["answers"]>; replica: string }): ReactNode {
   const t = useTexts();
-  const percent = (logprob: number): string =>
-    Math.exp(logprob).toLocaleString(t.language, { style: "percent", maximumSignificantDigits: 2 });
+  const percent = (logprob: number): string => percentOf(Math.exp(logprob), t.language);
   return (
     <details>
       <summary>{t.run.eachPrompt}</summary>
