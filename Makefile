@@ -104,7 +104,7 @@ test-families: setup ## a tiny base of every family of multimodal bases and mixt
 	LORALINE_FAMILIES=$${LORALINE_FAMILIES:-all} $(VITEST) --project engine services/serve/src/engines/vllm/families.integration.test.ts
 test-pictures: setup ## an adapter that names what pictures show, trained on sixty of them and proven on vLLM
 	$(VITEST) --project engine services/serve/src/engines/vllm/pictures.integration.test.ts
-test-python: ; python -m pytest -q --junitxml=$(REPORTS)/$@.xml services/train/trainer
+test-python: .cache/bench-trl/.stamp ; python -m pytest -q --junitxml=$(REPORTS)/$@.xml services/train/trainer
 test-e2e: ; $(VITEST) --project e2e
 test-e2e-quick: ; $(VITEST) --project e2e tests/e2e/whole-path.test.ts
 test-faults: ; $(VITEST) --project faults

@@ -5,13 +5,17 @@ The trainer on a GPU, in one go: parity, tokens per second, memory. At most eigh
     python tests/bench/gpu.py [--seconds 480] [--json FILE]     # where only torch, transformers, accelerate and peft are
     python tests/bench/gpu.py --miniature                       # tiny bases on any machine; a test of the trainer runs this
 
-Two bases are made here with random weights, in the shapes of Qwen2.5-7B and Qwen2.5-1.5B. Sequences of mixed lengths fill rows of 4096 tokens. For each base:
+Two bases are made here with random weights, in the shapes of Qwen2.5-7B and Qwen2.5-1.5B. Sequences of mixed lengths fill rows of 4096 tokens. For each base, as it is:
 
     parity      the self test of a run: the loss of each sequence in a packed row is that of the sequence alone, with transformers' eager attention
     loraline    the trainer's own loop on packed rows, with and without gradient checkpointing
     plain       the recipe of most tutorials, transformers.Trainer with padding, on the same sequences; its tokens are counted without the padding
+    trl         TRL's SFTTrainer as it is by default, which pads too, on the same sequences, counted likewise; where trl and datasets are installed
 
-It prints a table, writes JSON, and ends with 1 if a parity fails or nothing could be measured. What no longer fits into the time is left out and said to be.
+And with its linear layers in 4 bits (quantization: nf4), where bitsandbytes is installed: parity and loraline.
+
+It prints a table, writes JSON, and ends with 1 if a parity fails or nothing could be measured. What is not installed, or no longer fits into the time, is left out and
+said to be.
 """
 
 import argparse
@@ -20,25 +24,31 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "PASSIVE"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "PASSIVE", "TRL_EXPERIMENTAL_SILENCE": "1"}
 ROOT = Path(__file__).resolve().parents[2]
+MISSING = {name: find_spec(name) is None for name in ("trl", "datasets", "bitsandbytes")}  # asked before train.py hides the last one
 sys.path.insert(0, str(ROOT / "services/train/trainer"))
 
 import attention  # noqa: E402
 import head  # noqa: E402
+import language_model  # noqa: E402
 import loop  # noqa: E402
 import numpy as np  # noqa: E402
 import objectives  # noqa: E402
 import packing  # noqa: E402
+import quantised  # noqa: E402
 import spec  # noqa: E402
 import torch  # noqa: E402
 import train  # noqa: E402
 import transformers  # noqa: E402
-from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -114,6 +124,10 @@ class Rows(packing.Rows):
     def tokens(self) -> np.ndarray:
         return np.array([len(row["input_ids"]) for row in self.made])
 
+    def alone(self) -> list[dict]:
+        """The tokens and labels of each sequence."""
+        return [{name: sequence[name] for name in ("input_ids", "labels")} for row in self.made for sequence in packing.sequences_of(row)]
+
 
 class Padded:
     """The collator of the plain recipe: what transformers.DataCollatorForSeq2Seq makes of such rows. Notes the tokens of each batch."""
@@ -151,8 +165,8 @@ class Clock(TrainerCallback):
                 self.seconds = time.perf_counter() - self.began
 
 
-def arguments(scale: Scale, folder: str, batch: int, checkpointing: bool) -> TrainingArguments:
-    return TrainingArguments(
+def arguments(scale: Scale, folder: str, batch: int, checkpointing: bool, kind=TrainingArguments, **further):
+    return kind(
         output_dir=folder,
         per_device_train_batch_size=batch,
         max_steps=scale.warm + scale.timed,
@@ -167,6 +181,7 @@ def arguments(scale: Scale, folder: str, batch: int, checkpointing: bool) -> Tra
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=ON_GPU,
+        **further,
     )
 
 
@@ -190,9 +205,7 @@ def ours(model, scale: Scale, rows: Rows, folder: str, checkpointing: bool) -> t
 
 def plain(model, scale: Scale, rows: Rows, folder: str, checkpointing: bool) -> tuple[int, float]:
     attention.use(model.get_base_model(), "sdpa")
-    collator, sequences = Padded(), [sequence for row in rows.made for sequence in packing.sequences_of(row)]
-    for sequence in sequences:
-        del sequence["seq_lengths"]
+    collator, sequences = Padded(), rows.alone()
     trainer = Trainer(model=model, args=arguments(scale, folder, SEQUENCES_OF_THE_PLAIN_RECIPE, checkpointing), train_dataset=sequences, data_collator=collator)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(clock := Clock(scale.warm))
@@ -200,11 +213,52 @@ def plain(model, scale: Scale, rows: Rows, folder: str, checkpointing: bool) -> 
     return sum(collator.tokens[scale.warm : scale.warm + scale.timed]), clock.seconds
 
 
-CELLS = [("loraline", ours, False), ("loraline", ours, True), ("plain", plain, False), ("plain", plain, True)]
+def by_trl(model, scale: Scale, rows: Rows, folder: str, checkpointing: bool) -> tuple[int, float]:
+    from datasets import Dataset, disable_progress_bars
+    from tokenizers import Tokenizer, models
+    from trl import SFTConfig, SFTTrainer  # it has an environment of its own; see trl.in
+
+    disable_progress_bars()
+    attention.use(model.get_base_model(), "sdpa")
+    words = {f"<{token}>": token for token in range(model.config.vocab_size)}  # the rows are tokens already; it asks for a tokenizer all the same
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<0>")), eos_token="<1>", pad_token="<0>")
+    trainer: Any = SFTTrainer(
+        model=model,
+        args=arguments(scale, folder, SEQUENCES_OF_THE_PLAIN_RECIPE, checkpointing, SFTConfig, max_length=scale.row),
+        train_dataset=Dataset.from_list([{name: values.tolist() for name, values in sequence.items()} for sequence in rows.alone()]),
+        processing_class=tokenizer,
+    )
+    tokens, collate = [], trainer.data_collator
+
+    def counted(sequences: list[dict]) -> dict:
+        tokens.append(sum(len(sequence["input_ids"]) for sequence in sequences))
+        return collate(sequences)
+
+    trainer.data_collator = counted
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(clock := Clock(scale.warm))
+    trainer.train()
+    return sum(tokens[scale.warm : scale.warm + scale.timed]), clock.seconds
 
 
-def measure(model, name: str, scale: Scale, rows: Rows, run, checkpointing: bool) -> dict:
-    cell: dict[str, Any] = {"base": name, "gradient_checkpointing": checkpointing}
+@dataclass(frozen=True)
+class Cell:
+    """needs: packages that not every machine has."""
+
+    what: str
+    run: Callable[..., tuple[int, float]]
+    needs: tuple[str, ...] = ()
+
+
+# By what the base's linear layers are held in.
+CELLS = {
+    None: [Cell("loraline", ours), Cell("plain", plain), Cell("trl", by_trl, ("trl", "datasets"))],
+    "nf4": [Cell("loraline", ours, ("bitsandbytes",))],
+}
+
+
+def measure(model, scale: Scale, rows: Rows, run, checkpointing: bool) -> dict:
+    cell: dict[str, Any] = {}
     if ON_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -237,12 +291,19 @@ def parity(model, scale: Scale, rows: Rows) -> dict:
     return found | {"head_in_chunks": getattr(head.head_of(model), "is_all", None)}
 
 
-def make_base(shape: dict):
-    """A base with random weights, on the device, in the trainer's number format."""
+def make_base(shape: dict, quantization: str | None):
+    """A base with random weights, on the device, in the trainer's number format; with `quantization` its linear layers packed."""
     torch.manual_seed(0)
     with torch.device(DEVICE):
         model = Qwen2ForCausalLM._from_config(Qwen2Config(**shape), dtype=torch.bfloat16 if ON_GPU else torch.float32, attn_implementation=attention.NAME)
     model.config.use_cache = False
+    if quantization is not None:
+        for name, module in language_model.linear_modules(model).items():
+            with torch.device("meta"):
+                packed = quantised.QuantisedLinear(module.in_features, module.out_features, module.bias is not None, quantization)
+            packed.weight = torch.nn.Parameter(packed.pack(module.weight.data), requires_grad=False)
+            packed.bias = module.bias
+            model.set_submodule(name, packed)
     return model.eval()
 
 
@@ -262,21 +323,28 @@ def main(given: list[str]) -> int:
     result: dict[str, Any] = {"device": device, "torch": torch.__version__, "transformers": transformers.__version__, "row": scale.row, "rows": scale.rows}
     result |= {"miniature": options.miniature, "parity": [], "cells": []}
     print(f"{device}, torch {torch.__version__}, rows of {scale.row} tokens, {scale.rows} in each step")
-    for name, shape in scale.shapes.items():
-        base = make_base(shape)
-        rows = Rows(scale, scale.rows * (scale.warm + scale.timed), shape["vocab_size"])
-        model = train.add_lora(base, spec.check_lora({"r": 8, "lora_alpha": 16}), seed=0)
-        result["parity"].append({"base": name} | parity(model, scale, rows))
-        print(f"{name}: {json.dumps(result['parity'][-1])}", flush=True)
-        for what, run, checkpointing in CELLS:
-            if time.monotonic() - began > options.seconds * 0.85:
-                cell: dict[str, Any] = {"base": name, "gradient_checkpointing": checkpointing, "note": "left out: no time"}
+    for (name, shape), (quantization, cells) in product(scale.shapes.items(), CELLS.items()):
+        about: dict[str, Any] = {"base": name, "quantization": quantization}
+        missing = {cell: [each for each in cell.needs if MISSING[each]] for cell in cells}
+        late = time.monotonic() - began > options.seconds * 0.85
+        model = None
+        if not late and not all(missing.values()):
+            rows = Rows(scale, scale.rows * (scale.warm + scale.timed), shape["vocab_size"])
+            model = train.add_lora(make_base(shape, quantization), spec.check_lora({"r": 8, "lora_alpha": 16}), seed=0)
+            result["parity"].append(about | parity(model, scale, rows))
+            print(json.dumps(result["parity"][-1]), flush=True)
+        for cell, checkpointing in product(cells, (False, True)):
+            if missing[cell]:
+                found = {"note": f"left out: {', '.join(missing[cell])} not installed"}
+            elif model is None or time.monotonic() - began > options.seconds * 0.85:
+                found = {"note": "left out: no time"}
             else:
-                cell = measure(model, name, scale, rows, run, checkpointing)
-            result["cells"].append({"what": what} | cell)
-            speed, peak = cell.get("tokens_per_second", cell.get("note")), cell.get("peak_gib")
-            print(f"{name:8}{what:10}{'checkpointing' if checkpointing else '':15}{speed!s:>12} tokens/s{peak if peak is not None else '-':>8} GiB", flush=True)
-        del model, base
+                found = measure(model, scale, rows, cell.run, checkpointing)
+            result["cells"].append({"what": cell.what, **about, "gradient_checkpointing": checkpointing} | found)
+            speed = f"{found['tokens_per_second']} tokens/s" if "tokens_per_second" in found else found["note"]
+            peak = f"{found['peak_gib']} GiB" if found.get("peak_gib") is not None else ""
+            print(f"{name:8}{quantization or '':5}{cell.what:10}{'checkpointing' if checkpointing else '':15}{speed:>20}{peak:>12}", flush=True)
+        del model
         if ON_GPU:
             torch.cuda.empty_cache()
     result["seconds"] = round(time.monotonic() - began, 1)
