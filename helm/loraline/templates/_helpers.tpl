@@ -568,17 +568,31 @@ volumes:
 {{- $engine := dict -}}
 {{- range $key, $value := $root.Values.engineDefaults }}{{ $_ := set $engine $key $value }}{{ end -}}
 {{- range $key, $value := index . 1 }}{{ $_ := set $engine $key $value }}{{ end -}}
+{{- $_ := set $engine "wake" (merge (deepCopy ((index . 1).wake | default dict)) $root.Values.engineDefaults.wake) -}}
 {{- $engine | toJson -}}
 {{- end -}}
 
-{{/* The engine in the form that serve and the check read, as JSON. */}}
-{{- define "loraline.engineEntry" -}}
+{{/* With what an engine starts, in the form that serve and the check read, as JSON. Pods start anew when it is another. */}}
+{{- define "loraline.engineStart" -}}
 {{- $entry := dict "engine" .name "base" .base -}}
 {{- range $key := list "kind" "derivedFrom" "maxLoraRank" "maxLoras" "maxCpuLoras" "maxModelLen" "tenants" "tasks" "promptLogprobs" "dtype" "quantization" "kvCacheDtype" "prefixCaching" "tensorParallelSize" "gpus" "toolCallParser" "extraArgs" "ignore" -}}
 {{- $value := get $ $key -}}
 {{- if not (or (kindIs "invalid" $value) (and (kindIs "string" $value) (eq $value "")) (and (kindIs "slice" $value) (empty $value))) -}}
 {{- $_ := set $entry $key $value -}}
 {{- end -}}
+{{- end -}}
+{{- $entry | toJson -}}
+{{- end -}}
+
+{{/* The same, and how it is scaled to zero and back. */}}
+{{- define "loraline.engineEntry" -}}
+{{- $entry := include "loraline.engineStart" . | fromJson -}}
+{{- if .wake.enabled -}}
+{{- $wake := dict "waitSeconds" (int .wake.waitSeconds) -}}
+{{- with .wake.idleAfterSeconds }}{{ $_ := set $wake "idleAfterSeconds" (int .) }}{{ end -}}
+{{- $_ := set $entry "wake" $wake -}}
+{{- $_ := set $entry "replicas" (ternary (int .autoscaling.minReplicas) (int (.replicas | default 1)) .autoscaling.enabled) -}}
+{{- if .autoscaling.enabled }}{{ $_ := set $entry "autoscaled" true }}{{ end -}}
 {{- end -}}
 {{- $entry | toJson -}}
 {{- end -}}

@@ -48,6 +48,21 @@ const baseModules = z.array(
 );
 export type BaseModules = z.infer<typeof baseModules>;
 
+/** How an engine is scaled to zero and back. */
+export const engineWake = z
+  .strictObject({
+    waitSeconds: z.int().min(1).max(3600).describe("A request waits for so long while no replica is ready, instead of failing at once."),
+    idleAfterSeconds: z
+      .int()
+      .min(60)
+      .max(7 * 86_400)
+      .nullish()
+      .describe(
+        "Without a request for so long, the operator scales it to zero, and back when a request waits or a new version is to be proven. Absent: somebody else scales it, such as KEDA.",
+      ),
+  })
+  .describe("It may be scaled to zero, and requests that come then wait for it. Absent: they get 503 at once.");
+
 /** KV `engines`, by engine name. Serve writes it when it starts; every API and service reads it. */
 export const engineRecord = z.object({
   engine: z.string().describe("Name of the engine: one Deployment, or one local process."),
@@ -90,6 +105,13 @@ export const engineRecord = z.object({
   templateDigest: digest
     .nullish()
     .describe("sha256 of the chat template that the engine applies. Absent: not known, so nothing is judged by it."),
+  wake: engineWake
+    .extend({
+      replicas: z.int().min(1).describe("So many it has when it is awake; where it is autoscaled, at least."),
+      autoscaled: z.boolean().nullish().describe("Whether an autoscaler says how many it has when it is awake. Absent: none does."),
+    })
+    .nullish()
+    .describe(engineWake.description ?? ""),
   modules: baseModules.nullish().describe("The base's linear modules. Absent: not known, so nothing is judged by them."),
   template: z.string().max(longestTemplate).nullish().describe("Text of the chat template. Absent: not known, or longer than 64 KiB."),
   templateProbe: templateProbe.nullish().describe("What each replica must make of a conversation. Absent: replicas are not asked."),

@@ -70,12 +70,18 @@ export const assignmentsTo = ({ engine, replica }: { engine: string; replica: st
 ];
 
 /**
- * Bucket `traffic`, three entries of each gateway: `<gateway>` (requests in flight where none should come any more; also its sign of life),
- * `<gateway>.canary` (counts of canaries), `<gateway>.asked` (names that were asked for lately). Whoever reads one kind is told of no other.
+ * Bucket `traffic`, four entries of each gateway: `<gateway>` (requests in flight where none should come any more; also its sign of life),
+ * `<gateway>.canary` (counts of canaries), `<gateway>.asked` (names that were asked for lately), `<gateway>.demand` (engines that may
+ * be scaled to zero, and how many requests wait for each). Whoever reads one kind is told of no other.
  */
-export const trafficKeys = (gateway: string) => ({ inFlight: gateway, canary: `${gateway}.canary`, asked: `${gateway}.asked` });
+export const trafficKeys = (gateway: string) => ({
+  inFlight: gateway,
+  canary: `${gateway}.canary`,
+  asked: `${gateway}.asked`,
+  demand: `${gateway}.demand`,
+});
 /** Match one kind of entry of every gateway. */
-export const everyTraffic = { inFlight: "*", canary: "*.canary", asked: "*.asked" } as const;
+export const everyTraffic = { inFlight: "*", canary: "*.canary", asked: "*.asked", demand: "*.demand" } as const;
 
 /** Bucket `sessions`: `<tenant>.<sha256 of the cookie or link, hex>`; `everyKeyOf` matches a tenant's. */
 export const sessionKey = ({ tenant, hex }: { tenant: string; hex: string }): string => `${tenant}.${hex}`;

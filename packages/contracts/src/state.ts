@@ -426,7 +426,7 @@ export type ReplicaState = z.infer<typeof replicaState>;
  * What one gateway tells of its requests, to services that requests do not pass through: agents drain an adapter before they unload it, the
  * serve controller judges a canary, and the gateways advise about the working set. Each gets an entry of its own, with no more than it needs
  * (`trafficKeys`): agents the requests in flight on replicas to which no more of their kind are sent, the controller the names that are
- * compared in a canary, gateways the names that were asked for.
+ * compared in a canary, gateways the names that were asked for, the operator the engines that requests need.
  */
 export const trafficState = z.object({
   gateway: z.string(),
@@ -451,6 +451,12 @@ export const trafficState = z.object({
     }),
   ),
   asked: z.record(z.string(), z.array(z.string())).nullish().describe("Engine to names that were asked for since the last such entry."),
+  demand: z
+    .record(z.string(), z.int())
+    .nullish()
+    .describe(
+      "Of engines that may be scaled to zero those that were asked since the last such entry, each with the requests that wait for it.",
+    ),
 });
 export type TrafficState = z.infer<typeof trafficState>;
 

@@ -51,6 +51,8 @@ export interface GatewayContext {
   cacheSalt: (tenant: string, given: unknown) => string;
   /** What engines ask for as a key; absent: nothing. */
   engineKey: string | undefined;
+  /** Aborted when the gateway takes no more requests. */
+  closing: AbortSignal;
   /** Aborted when the gateway gives up on requests that outlived its shutdown. */
   signal: AbortSignal;
 }

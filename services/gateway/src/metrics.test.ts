@@ -8,7 +8,11 @@ test("an engine whose base is missing has a series that says so, for as long as 
   const metrics = createGatewayMetrics(registry);
   const problem = { code: "BASE_MISSING", message: "not here" };
   const replicas = { ready: 0, unready: 2, silent: 1 };
-  const engines = [engineRecord({ engine: "well" }), engineRecord({ engine: "ill", problem })].map((record) => ({ record, replicas }));
+  const engines = [engineRecord({ engine: "well" }), engineRecord({ engine: "ill", problem })].map((record) => ({
+    record,
+    replicas,
+    asleep: false,
+  }));
   metrics.engines(() => engines);
   const series = async (name: string) => (await registry.text()).split("\n").filter((line) => line.startsWith(`${name}{`));
   const labels = `engine="ill",base="${engines[1]?.record.base.name}"`;

@@ -50,6 +50,8 @@ export interface GatewayMetrics {
   retried(): void;
   /** Tells how many requests wait for their tenant's turn. */
   waitingForTurn(ask: () => number): void;
+  /** Tells for which engines requests wait, and how many. */
+  waitingForEngines(ask: () => ReadonlyMap<string, number>): void;
   /** Tells which engines there are, and how many of each one's replicas are in which state. */
   engines(ask: () => Iterable<EngineInMetrics>): void;
 }
@@ -57,6 +59,8 @@ export interface GatewayMetrics {
 interface EngineInMetrics {
   record: EngineRecord;
   replicas: { ready: number; silent: number; unready: number };
+  /** It was scaled to zero, and nobody has missed it. */
+  asleep: boolean;
 }
 
 const answerLabels = ["route", "method", "code", "error", "tenant", "model"] as const;
@@ -245,6 +249,17 @@ export function createGatewayMetrics(
     waitingForTurn(ask) {
       askWaiting = ask;
     },
+    waitingForEngines(ask) {
+      const gauge = metrics.gauge({
+        name: "loraline_gateway_waiting_for_engine",
+        help: "Requests that wait for an engine without a ready replica, which may be scaled to zero",
+        labels: ["engine"],
+      });
+      metrics.beforeScrape(() => {
+        gauge.reset();
+        for (const [engine, count] of ask()) gauge.set({ engine }, count);
+      });
+    },
     engines(ask) {
       const problems = metrics.gauge({
         name: "loraline_engine_problem",
@@ -256,13 +271,20 @@ export function createGatewayMetrics(
         help: "Replicas of an engine as this gateway sees them. state: ready; unready (says that it is not); silent (its agent says nothing, or it cannot be reached)",
         labels: ["engine", "base", "state"],
       });
+      const sleeping = metrics.gauge({
+        name: "loraline_engine_asleep",
+        help: "1: no replica is ready of an engine that may be scaled to zero, and no request has waited for it in vain",
+        labels: ["engine", "base"],
+      });
       metrics.beforeScrape(() => {
         problems.reset();
         replicas.reset();
-        for (const { record, replicas: count } of ask()) {
+        sleeping.reset();
+        for (const { record, replicas: count, asleep } of ask()) {
           const { engine, problem } = record;
           const base = record.base.name;
           if (problem) problems.set({ engine, base, code: problem.code }, 1);
+          if (record.wake) sleeping.set({ engine, base }, asleep ? 1 : 0);
           for (const state of ["ready", "unready", "silent"] as const) replicas.set({ engine, base, state }, count[state]);
         }
       });

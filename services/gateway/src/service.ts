@@ -181,6 +181,8 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
   const mayJoin = createTraceAllowance(tracesPerMinute);
   const watching = new AbortController();
   const abandoning = new AbortController();
+  /** What could go on for hours ends when the gateway begins to shut down. */
+  const endStreams = new AbortController();
   const owned = new AsyncDisposableStack();
   owned.defer(() => {
     watching.abort();
@@ -225,9 +227,11 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
       bodyLimitBytes,
       cacheSalt: createCacheSalt(options.secret),
       engineKey: options.engineKey,
+      closing: endStreams.signal,
       signal: abandoning.signal,
     };
     metrics.engines(() => context.table.engines());
+    metrics.waitingForEngines(() => traffic.waiting);
     const inference = owned.use(createInference(context));
     const partUploads = await partUploadRoutes(context);
     const responses = await responseRoutes(context, inference);
@@ -242,7 +246,6 @@ export async function createGatewayService(options: GatewayServiceOptions): Prom
     const signInAtIssuer = oidcSignIn({ options: options.oidcSignIn, issuer, sessions, seal });
     const changes = owned.use(await createChanges({ bus }));
     const pages = await consoleRoutes(options.consoleDir ?? builtConsole);
-    const endStreams = new AbortController();
     /** A key or token where one is given; else the session of a browser. */
     const checkCaller = async (request: FastifyRequest): Promise<Caller> => {
       const { authorization } = request.headers;

@@ -10,6 +10,7 @@ export interface LineView extends AsyncDisposable {
   /** The engines that a tenant may use. */
   engines(tenant: string): EngineRecord[];
   engine(name: string): EngineRecord | undefined;
+  allEngines(): Iterable<EngineRecord>;
   held(engine: string, version: AdapterVersion): Held;
   subscribe(listener: LineListener): Disposable;
 }
@@ -57,6 +58,7 @@ export async function createLineView({ bus }: { bus: Bus }): Promise<LineView> {
 
   return {
     engine: (name) => engines.get(name),
+    allEngines: () => engines.values(),
     engines: (tenant) => [...engines.values()].filter(({ tenants }) => tenants?.includes(tenant) ?? true),
     held(engine, { engineName: loraName, replicas: placed }) {
       const found: Held = { proven: 0, of: 0, trouble: undefined };

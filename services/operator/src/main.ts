@@ -21,8 +21,8 @@
  *   coordination.k8s.io   leases                             get create update
  *
  * And of NATS: to publish dataset.import-requested, dataset.received, run.requested, run.cancel-requested and the adapter commands of
- * its tenants; to read the streams DATASETS, RUNS, ADAPTERS and DLQ, and KV runs, adapters, engines, replicas, holdings, limits and training; and to
- * write objects of kind `raw`.
+ * its tenants; to read the streams DATASETS, RUNS, ADAPTERS and DLQ, and KV runs, adapters, engines, replicas, holdings, limits, training and traffic; and
+ * to write objects of kind `raw`.
  */
 import { randomUUID } from "node:crypto";
 import { joinBus, natsEnv, quotasEnv } from "@loraline/bus";

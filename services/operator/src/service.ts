@@ -13,6 +13,7 @@ import { createAdapters } from "./adapters.ts";
 import { serveBases } from "./engines/bases.ts";
 import { serveEngines } from "./engines/engines.ts";
 import { createFineTunes } from "./fine-tunes.ts";
+import { serveWake } from "./engines/wake.ts";
 import { tell } from "./kube-events.ts";
 import { createLineView } from "./line-view.ts";
 import type { RequestRunDeps } from "./request-run.ts";
@@ -35,6 +36,8 @@ export interface OperatorServiceDeps {
   leaseMs?: number;
   /** Where Engines are made, and the ConfigMap with the chart's template for them; absent: Engines do nothing. */
   engines?: { namespace: string; templateName: string } | undefined;
+  /** The clock by which engines are idle. */
+  now?: () => number;
   /** Why a namespace cannot be served, in words; undefined: it can be served now. */
   onProblem?(namespace: string, problem: string | undefined): void;
 }
@@ -77,9 +80,13 @@ export async function createOperatorService(deps: OperatorServiceDeps): Promise<
   });
   if (deps.engines !== undefined) {
     const { namespace, templateName } = deps.engines;
-    const own = { kube, line, log: log.child({ namespace }), telemetry: deps.telemetry, namespace, templateName };
+    const own = { kube, bus, line, log: log.child({ namespace }), telemetry: deps.telemetry, namespace, templateName };
     const work = async (lost: AbortSignal): Promise<void> => {
-      await Promise.all([serveEngines({ ...own, signal: lost }), serveBases({ ...own, signal: lost })]);
+      await Promise.all([
+        serveEngines({ ...own, signal: lost }),
+        serveBases({ ...own, signal: lost }),
+        serveWake({ ...own, now: deps.now, signal: lost }),
+      ]);
     };
     const duration = leaseMs === undefined ? {} : { durationMs: leaseMs };
     holding.push(withLease(kube, { namespace, name: "loraline-engines", identity, log, signal, ...duration, work }));

@@ -36,6 +36,7 @@ export async function scaleTraffic(): Promise<ScaleRow[]> {
   const table = {
     isRouted: ({ engineModel }: { engineModel: string }) => !/\.v9\./.test(engineModel),
     isAnyDraining: () => isDraining,
+    engine: () => undefined,
     comparedNames: () => canary,
   };
   for (let n = 0; n < agents; n++) await createTrafficView({ bus: toAgents.bus, replica: `r${n}`, signal });

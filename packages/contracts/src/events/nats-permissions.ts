@@ -194,7 +194,16 @@ const needs = {
   operator: {
     publishes: commands,
     readsHistory: [streams.DATASETS, streams.RUNS, streams.ADAPTERS],
-    reads: [buckets.runs, buckets.adapters, buckets.engines, buckets.replicas, buckets.holdings, buckets.limits, buckets.training],
+    reads: [
+      buckets.runs,
+      buckets.adapters,
+      buckets.engines,
+      buckets.replicas,
+      buckets.holdings,
+      buckets.limits,
+      buckets.training,
+      buckets.traffic,
+    ],
     readsStored: true,
     objects: "write",
     deadLetters: "read",

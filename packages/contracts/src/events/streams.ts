@@ -406,7 +406,7 @@ export const buckets = {
   traffic: {
     name: "traffic",
     description:
-      "What each gateway tells of its requests; keys <gateway> (in flight where no more should come; at least every 5 s), <gateway>.canary, <gateway>.asked",
+      "What each gateway tells of its requests; keys <gateway> (in flight where no more should come; at least every 5 s), <gateway>.canary, <gateway>.asked, <gateway>.demand",
     value: trafficState,
     ttlMs: 15_000,
   },

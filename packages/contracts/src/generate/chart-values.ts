@@ -3,6 +3,7 @@
  * and explains them. Rules about several values together are checked in templates/checks.yaml, with messages in sentences.
  */
 import { z } from "zod";
+import { engineWake } from "../engine.ts";
 import { engineSettings } from "./engine-settings.ts";
 import { alerts } from "../monitoring/alerts.ts";
 import { tenantName } from "../names.ts";
@@ -66,6 +67,7 @@ const autoscaling = z.strictObject({ ...scaledBetween, targetCPU: z.int().min(1)
 
 const { kind, maxLoras, maxCpuLoras, maxLoraRank, maxModelLen } = engineSettings.shape;
 const { dtype, tensorParallelSize, gpus, quantization, kvCacheDtype, toolCallParser, extraArgs, ignore } = engineSettings.shape;
+const wake = z.strictObject({ enabled: z.boolean(), ...engineWake.shape });
 /** A value that may be missing: in Helm's values `""` or null stands for a missing value. */
 const orEmpty = <T extends z.ZodType>(schema: T) => z.union([z.literal(""), schema]);
 const engineKeys = {
@@ -94,6 +96,7 @@ const engineKeys = {
   env,
   resources,
   autoscaling: z.strictObject({ ...scaledBetween, metrics }),
+  wake,
   startupSeconds: atLeastOne,
   maxUnavailable: z.union([count, z.string().regex(/^[0-9]+%$/)]),
   maxSurge: z.union([count, z.string().regex(/^[0-9]+%$/)]),
@@ -284,6 +287,7 @@ export const chartValues = z.strictObject({
       base: engineSettings.shape.base,
       derivedFrom: orEmpty(engineSettings.shape.derivedFrom.unwrap()).optional(),
       ...z.strictObject(engineKeys).partial().shape,
+      wake: wake.partial().optional(),
     }),
   ),
   engineDefaults: z.strictObject(engineKeys),

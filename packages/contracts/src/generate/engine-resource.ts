@@ -7,7 +7,7 @@ const quantities = z.record(
   z.string(),
   z.union([z.int(), z.string().regex(/^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$/, "a quantity, such as 500m or 16Gi")]),
 );
-const { base, derivedFrom, ...options } = engineSettings.omit({ engine: true, kind: true, replicas: true }).shape;
+const { base, derivedFrom, ...options } = engineSettings.omit({ engine: true, kind: true, replicas: true, autoscaled: true }).shape;
 
 /** `name`, `base` and what the engine needs; the rest is as the chart's `engineDefaults` say. */
 export const engineResourceSpec = z

@@ -1,6 +1,6 @@
 /** The settings with which an engine is started. Each kind of engine checks which of them can work: services/serve/src/engines. */
 import { z } from "zod";
-import { engineRecord } from "../engine.ts";
+import { engineRecord, engineWake } from "../engine.ts";
 
 /** The values that vLLM accepts; so for an adapter of rank 24 the value must be 32 or more. */
 const engineRanks = [1, 8, 16, 32, 64, 128, 256, 320, 512] as const;
@@ -23,7 +23,9 @@ export const engineSettings = z.strictObject({
     .regex(/^[\w][\w.-]{0,95}$/, "the name of one folder: letters, digits, dots, dashes and underscores")
     .optional()
     .describe("Of a quantised base: folder of the unquantised one that it was made of. Adapters of that base are served on this one, too."),
-  replicas: z.int().min(0).optional().describe("Copies of the engine. Only the Deployment uses it."),
+  replicas: z.int().min(0).optional().describe("Copies of the engine; of one with `wake` those that it has when it is awake."),
+  wake: engineWake.optional(),
+  autoscaled: z.boolean().optional().describe("Whether an autoscaler says how many it has when it is awake."),
   maxLoras: z.int().min(1).describe("Adapters in one batch: slots in the GPU's memory."),
   maxCpuLoras: z.int().min(1).describe("Adapters in the host's memory; at least maxLoras."),
   maxLoraRank: z.literal(engineRanks).describe(`Highest rank of an adapter: ${engineRanks.join(", ")}.`),

@@ -156,6 +156,7 @@ export const engineView = z.object({
   maxModelLen: z.int(),
   toolCallParser: engineRecord.shape.toolCallParser,
   pictures: engineRecord.shape.pictures,
+  wake: engineRecord.shape.wake,
   replicas: z.array(replicaReport.pick({ replica: true, ready: true, incarnation: true, counts: true, problem: true })),
   versions: z.int().describe("Adapter versions that are wanted on it, of all tenants."),
   asked: z.object({

@@ -26,7 +26,7 @@ const grewOrBegan = (by: string, series: string, window: string): string => {
 export const alerts: readonly Alert[] = [
   {
     name: "LoralineEngineDown",
-    expr: 'max by (namespace, engine, base) (loraline_engine_replicas{NS,state="ready"}) == 0',
+    expr: 'max by (namespace, engine, base) (loraline_engine_replicas{NS,state="ready"}) == 0 unless on (namespace, engine) min by (namespace, engine) (loraline_engine_asleep{NS}) == 1',
     for: "1m",
     severity: "critical",
     summary: "Engine {{ $labels.engine }} ({{ $labels.base }}) has no ready replica: its models answer 503",
@@ -37,7 +37,8 @@ export const alerts: readonly Alert[] = [
       "Restarts? `kubectl logs POD -c vllm --previous`, and the last state of the init container `check`, which names settings that cannot work.",
       "Running and not ready? `kubectl port-forward POD 8081` and `/readyz`: versions that are not proven yet, or a code such as `ENGINE_KEY_REFUSED` or `TEMPLATE_MISMATCH`.",
       "All ready? The gateways do not hear of them: `loraline_nats_up`, and `REPLICA_URL_REFUSED` in `loraline engines`.",
-      "Scaled to zero on purpose: silence it, or switch it off with `monitoring.rules.alerts`.",
+      "Scaled to zero by `wake`, and a request has waited for it in vain: its Deployment says `replicas: 0`? The operator's log says why (`engines.wake`); it hears of waiting requests from the gateways.",
+      "Scaled to zero by hand: silence it, or switch it off with `monitoring.rules.alerts`.",
     ],
   },
   {

@@ -27,6 +27,11 @@ export function decideAdvice({ engine, replicas, versions, asked, windowMs }: En
   const say = (level: Advice["level"], code: string, message: string): void => void found.push({ level, code, message });
 
   if (engine.problem) say("warn", engine.problem.code, `nothing new is made for base "${engine.base.name}": ${engine.problem.message}`);
+  if (ready === 0 && engine.wake && replicas.length === 0) {
+    const how = `The next request starts it, and waits for up to ${engine.wake.waitSeconds} s.`;
+    say("info", "ASLEEP", `engine "${engine.engine}" has no replica, because nobody has asked it. ${how}`);
+    return found;
+  }
   if (ready === 0) {
     say("warn", "NO_REPLICA", `no replica of engine "${engine.engine}" is ready: nothing of base "${engine.base.name}" is answered.`);
     return found;

@@ -31,6 +31,7 @@ export function enginesOf(view: RoutingView, { asked, windowMs }: Pick<WorkingSe
       maxModelLen,
       toolCallParser,
       pictures: pictures ?? 0,
+      wake: engine.wake ?? null,
       replicas,
       versions: versions.count,
       asked: { adapters, windowMs },

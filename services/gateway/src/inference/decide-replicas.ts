@@ -33,9 +33,9 @@ export interface EngineLoad {
   readonly requests: number;
   /** Replicas that are ready. */
   readonly replicas: number;
-  /** For how long none has been ready; undefined: one is. */
+  /** For how long none has been ready, or, of an engine that was scaled to zero, for how long somebody has asked for it; undefined: one is. */
   readonly awayMs?: number | undefined;
-  /** How long it took the last time that none was ready. */
+  /** How long it took the last time. */
   readonly lastAwayMs?: number | undefined;
 }
 

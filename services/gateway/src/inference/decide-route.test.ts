@@ -80,6 +80,7 @@ describe("decideRoute", () => {
       expect(route([replica("a", [v2])], model, withOne({ status: "retired" }))).toEqual({
         kind: "unavailable",
         code: "version_loading",
+        asleep: [],
         reason: expect.stringContaining("being loaded again") as string,
         retryAfterMs: 2000,
         counted: { model: "acme/pirate@1", base, adapter: "pirate", version: 1 },

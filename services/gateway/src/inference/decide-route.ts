@@ -73,6 +73,8 @@ export type RouteDecision =
       reason: string;
       retryAfterMs: number;
       named?: NamedVersion;
+      /** Engines without a ready replica that may be scaled to zero: it is worth waiting for one of them. Empty: none. */
+      asleep: readonly EngineRecord[];
       /** What the request is counted under. */
       counted: CountedModel;
     };
@@ -114,6 +116,7 @@ export function decideRoute(view: RoutingView, { tenant, model, sticky }: RouteR
         code: "model_not_ready",
         reason: `No replica of the base "${model}" is ready.`,
         retryAfterMs: Math.min(...groups.map(({ load }) => retryAfterOf(load))),
+        asleep: asleepOf(view, engines),
         counted: { model, base: model, adapter: null, version: null },
       };
     }
@@ -139,16 +142,18 @@ export const versionOfCheckpoint = (
 
 function decideVersion(view: RoutingView, adapter: RoutedAdapter, number: number | null, isNamed: boolean): RouteDecision {
   const name = `${adapter.tenant}/${adapter.adapter}`;
-  if (number === null) return notPromoted(name, adapter);
+  if (number === null) return notPromoted(view, name, adapter);
   const version = adapter.versions.find((candidate) => candidate.version === number);
   const counted = { model: `${name}@${number}`, base: adapter.base, adapter: adapter.adapter, version: number };
   if (version === undefined) return unknown;
   // Users of the alias keep their version loaded without asking.
   const named =
     !isNamed || number === adapter.alias ? {} : { named: { adapter: adapter.adapter, version: number, wanted: version.wanted ?? null } };
+  const engine = view.engine(adapter.engine);
+  const asleep = (): EngineRecord[] => (engine === undefined ? [] : asleepOf(view, [engine]));
   if (version.status === "retired") {
     const reason = `Version ${number} of ${name} was retired to make room for newer ones. It is being loaded again; ask again in a moment.`;
-    return { kind: "unavailable", code: "version_loading", reason, retryAfterMs: 2000, ...named, counted };
+    return { kind: "unavailable", code: "version_loading", reason, retryAfterMs: 2000, ...named, asleep: asleep(), counted };
   }
   if (version.status !== "desired") {
     const why = version.reason === null ? "" : `: ${version.reason.message}`;
@@ -156,12 +161,21 @@ function decideVersion(view: RoutingView, adapter: RoutedAdapter, number: number
   }
   const [best, ...others] = decideReplicas([view.provenOn(version.engineName)], version.engineName, {
     random: view.random,
-    slots: view.engine(adapter.engine)?.maxLoras,
+    slots: engine?.maxLoras,
   });
   if (best === undefined) {
     const why = notProven(view, adapter, version);
-    if (version.servedAt === null || !version.wanted) return { kind: "unavailable", code: "model_not_ready", ...why, ...named, counted };
-    return { kind: "unavailable", code: "version_loading", ...why, reason: `It is being loaded again: ${why.reason}`, ...named, counted };
+    if (version.servedAt === null || !version.wanted)
+      return { kind: "unavailable", code: "model_not_ready", ...why, ...named, asleep: asleep(), counted };
+    return {
+      kind: "unavailable",
+      code: "version_loading",
+      ...why,
+      reason: `It is being loaded again: ${why.reason}`,
+      ...named,
+      asleep: asleep(),
+      counted,
+    };
   }
   return { kind: "route", model: `${name}@${number}`, engineModel: version.engineName, version, replicas: [best, ...others], ...named };
 }
@@ -208,13 +222,15 @@ export function stickyKeyOf({ header, by, body }: { header?: unknown; by: string
   return `${by} ${(JSON.stringify(beginning) ?? "").slice(0, beginningLength)}`;
 }
 
-function notPromoted(name: string, adapter: RoutedAdapter): RouteDecision {
+function notPromoted(view: RoutingView, name: string, adapter: RoutedAdapter): RouteDecision {
   // Where nothing is promoted yet, there is nothing a canary could be compared with: it is promoted at once.
   const coming = adapter.versions.findLast(({ status, promote }) => status === "desired" && promote !== "manual");
   if (coming !== undefined) {
     const reason = `Version ${coming.version} of ${name} is being loaded and proven; no version is promoted yet.`;
     const counted = { model: name, base: adapter.base, adapter: adapter.adapter, version: null };
-    return { kind: "unavailable", code: "model_not_ready", reason, retryAfterMs: 2000, counted };
+    const engine = view.engine(adapter.engine);
+    const asleep = engine === undefined ? [] : asleepOf(view, [engine]);
+    return { kind: "unavailable", code: "model_not_ready", reason, retryAfterMs: 2000, asleep, counted };
   }
   const waiting = adapter.versions.findLast(({ status }) => status === "desired");
   return {
@@ -255,6 +271,9 @@ function notProven(view: RoutingView, adapter: RoutedAdapter, version: RoutedVer
   const why = reasons.length === 0 ? "none of the replicas that should hold it is there" : reasons.join("; ");
   return { reason: `${name} is proven nowhere now: ${why}.`, retryAfterMs };
 }
+
+const asleepOf = (view: RoutingView, engines: readonly EngineRecord[]): EngineRecord[] =>
+  engines.filter(({ engine, wake }) => wake && view.replicasOf(engine).load.replicas === 0);
 
 /** Engines a tenant may use. */
 export const enginesFor = ({ engines }: Pick<RoutingView, "engines">, tenant: string): EngineRecord[] =>

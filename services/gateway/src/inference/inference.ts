@@ -17,6 +17,7 @@ import { badRequest, RateLimitError } from "../errors.ts";
 import { type JoinTrace, requestSpan } from "../tracing.ts";
 import { createCheckpointAsker, createVersionAsker } from "./ask-for-versions.ts";
 import { createReplicaAsker } from "./ask-replicas.ts";
+import { createEngineWait } from "./engines/wait-for-engine.ts";
 import { createFirstRequests } from "./first-requests.ts";
 import { decideRoute, type RouteDecision, type Routed, type RouteRequest, stickyKeyOf } from "./decide-route.ts";
 import { type InferenceBody, type InferencePath, inferencePaths, judgeInferenceBody, mostTokensOf } from "./judge-inference-body.ts";
@@ -53,6 +54,7 @@ export function createInference(context: GatewayContext): Inference {
   const askForVersion = createVersionAsker(context);
   const askForCheckpoint = createCheckpointAsker(context);
   const isFirstRequest = createFirstRequests();
+  const waitForEngine = createEngineWait(context);
 
   const routeOf = async (asked: RouteRequest): Promise<RouteDecision> => {
     const decision = decideRoute(table.view(), asked);
@@ -75,15 +77,19 @@ export function createInference(context: GatewayContext): Inference {
   };
 
   /** @throws PermanentError 404 `model_not_found`; RetryLaterError `model_not_ready`, `version_loading` */
-  const choose = async (request: FastifyRequest, asked: RouteRequest): Promise<Routed> => {
-    const decision = request.routed ?? (await routeOf(asked));
+  const choose = async (request: FastifyRequest, reply: FastifyReply, asked: RouteRequest): Promise<Routed> => {
+    let decision = request.routed ?? (await routeOf(asked));
+    if (decision.kind === "unavailable") {
+      if (decision.named !== undefined) askForVersion(request.caller.tenant, decision.named);
+      decision = await waitForEngine(asked, decision, reply);
+    }
     request.routed = decision;
     if (decision.kind === "unknown" && decision.checkpoint !== undefined)
       throw await askForCheckpoint(decision.checkpoint, request.caller.by);
     if (decision.kind === "unknown") throw modelNotFound(asked.model, decision.reason);
     if (decision.named !== undefined) askForVersion(request.caller.tenant, decision.named);
     if (decision.kind === "unavailable") {
-      countUnanswered(context, request.caller.tenant, decision.counted);
+      if (!reply.raw.closed) countUnanswered(context, request.caller.tenant, decision.counted);
       throw new RetryLaterError(decision.code, decision.retryAfterMs, decision.reason);
     }
     return decision;
@@ -112,7 +118,7 @@ export function createInference(context: GatewayContext): Inference {
     joinVersion,
     async answer(question, request, reply) {
       const { path, body, asked, bytes, present } = question;
-      const first = await choose(request, asked);
+      const first = await choose(request, reply, asked);
       const admission = await admit(question, first, request);
       if (admission !== undefined) void reply.headers(admission.headers);
       // Decided again without a pause before `answer` counts this request, so that requests that come at once see each other.

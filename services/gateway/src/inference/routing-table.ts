@@ -30,7 +30,11 @@ export interface RoutingTable {
   view(): RoutingView;
   engine(name: string): EngineRecord | undefined;
   /** What there is of each engine, for metrics. */
-  engines(): { record: EngineRecord; replicas: { ready: number; unready: number; silent: number } }[];
+  engines(): { record: EngineRecord; replicas: { ready: number; unready: number; silent: number }; asleep: boolean }[];
+  /** Somebody waits for this engine, which may be scaled to zero. */
+  wanted(engine: string): void;
+  /** A request has waited for this engine in vain. */
+  waitedInVain(engine: string): void;
   /** Counts a request as in flight on a replica until the returned function is called; calling it again does nothing. */
   begin(replica: ReplicaView): () => void;
   /** It could not be reached: it is asked last until it is heard of again. */
@@ -148,7 +152,7 @@ export async function createRoutingTable({
         const replicas = { ready: 0, unready: 0, silent: 0 };
         for (const { fresh, state } of byEngine.get(record.engine)?.replicas ?? [])
           replicas[!fresh ? "silent" : state.ready ? "ready" : "unready"] += 1;
-        return { record, replicas };
+        return { record, replicas, asleep: Boolean(record.wake) && loadOf(record.engine).sleeps };
       });
     },
     isRouted({ engineModel, engine, replica }) {
@@ -158,6 +162,8 @@ export async function createRoutingTable({
     isAnyDraining: () =>
       known.values().some(({ state: { counts, problem } }) => (counts?.draining ?? 0) > 0 || problem?.code === "LEAVING"),
     comparedNames: adapters.comparedNames,
+    wanted: (engine) => loadOf(engine).want(),
+    waitedInVain: (engine) => loadOf(engine).giveUp(),
     unreachable({ state }) {
       const replica = known.get(replicaKey(state));
       if (replica !== undefined) replica.unreachableAt = now();
@@ -186,13 +192,27 @@ class MeasuredLoad implements EngineLoad {
   lastAwayMs: number | undefined;
   #wasReady = false;
   #awaySince: number | undefined;
+  /** Since when somebody has waited for one to be ready. */
+  #wantedSince: number | undefined;
+  #inVain = false;
   readonly #now: () => number;
   constructor(now: () => number) {
     this.#now = now;
     this.#awaySince = now();
   }
   get awayMs(): number | undefined {
-    return this.#awaySince === undefined ? undefined : this.#now() - this.#awaySince;
+    const since = this.#wantedSince ?? this.#awaySince;
+    return since === undefined ? undefined : this.#now() - since;
+  }
+  /** None is ready, and nobody has missed one yet. */
+  get sleeps(): boolean {
+    return this.replicas === 0 && !this.#inVain;
+  }
+  want(): void {
+    if (this.replicas === 0) this.#wantedSince ??= this.#now();
+  }
+  giveUp(): void {
+    if (this.replicas === 0) this.#inVain = true;
   }
   /** So many more replicas are ready, or fewer. */
   ready(more: number): void {
@@ -200,9 +220,11 @@ class MeasuredLoad implements EngineLoad {
     this.replicas += more;
     if (this.replicas > 0 && this.#awaySince !== undefined) {
       // The first time, the gateway may have started long after the engine.
-      if (this.#wasReady) this.lastAwayMs = this.awayMs;
+      if (this.#wasReady || this.#wantedSince !== undefined) this.lastAwayMs = this.awayMs;
       this.#wasReady = true;
       this.#awaySince = undefined;
+      this.#wantedSince = undefined;
+      this.#inVain = false;
     } else if (this.replicas === 0) this.#awaySince ??= this.#now();
   }
 }

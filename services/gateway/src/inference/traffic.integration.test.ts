@@ -4,7 +4,7 @@ import { buckets, trafficKeys } from "@loraline/contracts";
 import { createTelemetry } from "@loraline/runtime";
 import { test as testWithNats } from "@loraline/testkit";
 import { expect } from "vitest";
-import { quietLog } from "../gateway-under-test.ts";
+import { engineRecord, quietLog } from "../gateway-under-test.ts";
 import { createTraffic } from "./traffic.ts";
 
 const test = testWithNats.extend("line", async ({ nc }) => {
@@ -18,6 +18,7 @@ const test = testWithNats.extend("line", async ({ nc }) => {
     isRouted: ({ engineModel, replica }: { engineModel: string; replica: string }) => !table.out.has(`${engineModel} ${replica}`),
     isAnyDraining: () => table.draining,
     comparedNames: () => table.compared,
+    engine: (name: string) => (name === "sleepy" ? engineRecord({ engine: name, wake: { waitSeconds: 60, replicas: 1 } }) : undefined),
   };
   const clock = { time: 0 };
   const traffic = await createTraffic({ bus, log: quietLog, table, everyMs: 20, atLeastEveryMs: 5000, now: () => clock.time });
@@ -111,4 +112,34 @@ test("names that were asked for are told once for each pause, which grows with t
   clock.time += 1000;
   await expect.poll(async () => (await told())?.["local"]?.length).toBe(1000);
   await traffic[Symbol.asyncDispose]();
+});
+
+test("an engine that may be scaled to zero is told of when it is asked, again and again while it answers or is waited for, and then no more", async ({
+  line,
+}) => {
+  const { traffic, clock, keys, read } = line;
+  const bucket = async () => (await read(keys.demand))?.demand ?? null;
+  const tick = () => new Promise((resolve) => setTimeout(resolve, 100));
+  traffic.begin({ ...at, replica: "r1" }).end("served");
+  await tick();
+  expect(await bucket()).toBeNull();
+
+  const asked = traffic.begin({ engineModel: "sleepy-base", engine: "sleepy", replica: "r1" });
+  await expect.poll(bucket).toEqual({ sleepy: 0 });
+  const first = (await read(keys.demand))?.at;
+  // It goes on for long.
+  clock.time += 5000;
+  await expect.poll(async () => (await read(keys.demand))?.at).not.toBe(first);
+  asked.end("served");
+  const waits = [traffic.wait("sleepy"), traffic.wait("sleepy")];
+  await expect.poll(bucket).toEqual({ sleepy: 2 });
+  waits[0]?.[Symbol.dispose]();
+  waits[0]?.[Symbol.dispose]();
+  await expect.poll(bucket).toEqual({ sleepy: 1 });
+  waits[1]?.[Symbol.dispose]();
+  await expect.poll(bucket).toEqual({});
+  const last = (await read(keys.demand))?.at;
+  clock.time += 60_000;
+  await tick();
+  expect((await read(keys.demand))?.at).toBe(last);
 });

@@ -35,6 +35,10 @@ export interface Traffic extends AsyncDisposable {
   readonly gateway: string;
   /** Counts a request as in flight on a replica until it ends. */
   begin(at: { engineModel: string; engine: string; replica: string }): TrafficRequest;
+  /** Counts a request that waits for an engine without a replica, until it is disposed. */
+  wait(engine: string): Disposable;
+  /** Engines for which requests wait, with their number. */
+  readonly waiting: ReadonlyMap<string, number>;
 }
 
 /** Of requests in flight nobody reads the counts. */
@@ -68,7 +72,7 @@ export async function createTraffic({
   bus: Pick<Bus, "bucket">;
   log: Log;
   /** Where requests go, who waits for their end, and which names are compared. */
-  table: Pick<RoutingTable, "isRouted" | "isAnyDraining" | "comparedNames">;
+  table: Pick<RoutingTable, "isRouted" | "isAnyDraining" | "comparedNames" | "engine">;
   everyMs?: number;
   atLeastEveryMs?: number;
   now?: () => number;
@@ -81,6 +85,10 @@ export async function createTraffic({
   const told = { inFlight: { text: "", at: Number.NEGATIVE_INFINITY }, canary: { text: "", at: Number.NEGATIVE_INFINITY } };
   /** Engine to names that were asked for since they were told. */
   let asked = new Map<string, Set<string>>();
+  /** Engines that may be scaled to zero, and were asked since that was told. */
+  let needed = new Set<string>();
+  const waiting = new Map<string, number>();
+  const demandTold = { waiting: "{}", at: Number.NEGATIVE_INFINITY };
   let askedToldAt = Number.NEGATIVE_INFINITY;
   let reporting: Promise<unknown> = Promise.resolve();
   let ended = false;
@@ -102,7 +110,7 @@ export async function createTraffic({
     const window = { requests: recent.length, firstByteP50Ms: percentile(recent, 0.5), firstByteP95Ms: percentile(recent, 0.95) };
     return { engineName, engine, inFlight, total: { ...total }, window };
   };
-  const write = (key: string, rest: Pick<TrafficState, "engines" | "asked">): Promise<number> =>
+  const write = (key: string, rest: Pick<TrafficState, "engines" | "asked" | "demand">): Promise<number> =>
     bucket.put(key, { gateway, at: new Date().toISOString(), windowMs, ...rest });
   const isDue = (of: { text: string; at: number }, text: string, time: number): boolean =>
     of.text !== text || time - of.at >= atLeastEveryMs;
@@ -145,9 +153,24 @@ export async function createTraffic({
       asked: Object.fromEntries([...now].map(([engine, of]) => [engine, [...of].slice(0, most)])),
     });
   };
+  /** What an engine that may be scaled to zero is needed for: at once when a request begins to wait, and again and again while it is needed. */
+  const tellDemand = async (time: number): Promise<void> => {
+    for (const { engine, inFlight } of names.values()) if (inFlight.size > 0 && table.engine(engine)?.wake) needed.add(engine);
+    const text = JSON.stringify(Object.fromEntries(waiting));
+    if (text === demandTold.waiting && (needed.size + waiting.size === 0 || time - demandTold.at < atLeastEveryMs)) return;
+    const told = needed;
+    needed = new Set();
+    demandTold.at = time;
+    const demand = Object.fromEntries([...told, ...waiting.keys()].map((engine) => [engine, waiting.get(engine) ?? 0]));
+    await write(keys.demand, { engines: [], demand }).catch((error: unknown) => {
+      for (const engine of told) needed.add(engine);
+      throw error;
+    });
+    demandTold.waiting = text;
+  };
   const report = async (): Promise<void> => {
     const time = now();
-    await Promise.all([tellInFlight(time), tellCanaries(time), tellAsked(time)]);
+    await Promise.all([tellInFlight(time), tellCanaries(time), tellAsked(time), tellDemand(time)]);
   };
   const tick = (): void => {
     reporting = report().catch((error: unknown) => log.warn({ err: error }, "traffic was not told"));
@@ -175,6 +198,7 @@ export async function createTraffic({
         asked.set(engine, ofEngine);
       }
       ofEngine.add(engineModel);
+      if (table.engine(engine)?.wake) needed.add(engine);
       const began = now();
       let firstByteMs: number | undefined;
       let over = false;
@@ -200,6 +224,20 @@ export async function createTraffic({
           if (outcome === "failed") total.errors += 1;
           total.promptTokens += tokens?.prompt ?? 0;
           total.completionTokens += tokens?.completion ?? 0;
+        },
+      };
+    },
+    waiting,
+    wait(engine) {
+      waiting.set(engine, (waiting.get(engine) ?? 0) + 1);
+      let over = false;
+      return {
+        [Symbol.dispose]() {
+          if (over) return;
+          over = true;
+          const left = (waiting.get(engine) ?? 1) - 1;
+          if (left > 0) waiting.set(engine, left);
+          else waiting.delete(engine);
         },
       };
     },

@@ -83,7 +83,10 @@ export function decideEngine({ generation, before, refused, deployment, pods, re
   const ready = (): Said => {
     if (refused !== undefined) return said("False", refused.code, refused.message);
     if (record?.problem) return said("False", record.problem.code, record.problem.message);
-    if (settled && wanted === 0) return said("True", "ScaledToZero", "no replica is asked for");
+    if (settled && wanted === 0)
+      return record?.wake
+        ? said("True", "Asleep", "no replica is asked for, until a request waits for it or a new version is to be proven")
+        : said("True", "ScaledToZero", "no replica is asked for");
     if (settled && readyReplicas >= wanted && record !== undefined)
       return said("True", "Serving", `${readyReplicas} of ${wanted} replicas serve`);
     if (trouble !== undefined) return said("False", trouble.code, trouble.message);

@@ -41,14 +41,19 @@ export type EngineTemplate = z.infer<typeof engineTemplate>;
 
 /** The entry of an Engine in the list of engines that serve and the engine itself read; a problem, where it can be none. */
 export function settingsOf(name: string, spec: EngineResourceSpec, template: EngineTemplate): EngineSettings | Problem {
-  const { replicas: _own, resources: _needs, nodeSelector: _where, ...given } = spec;
+  const { replicas: own, resources: _needs, nodeSelector: _where, ...given } = spec;
   const parsed = engineSettings.safeParse({ ...template.defaults, ...given, engine: name, kind: template.kind });
-  if (parsed.success) return parsed.data;
+  if (parsed.success) {
+    const { wake, ...settings } = parsed.data;
+    const replicas = own ?? template.replicas ?? 1;
+    // None when it is awake: it is off, and nobody waits for it. Whoever else scales it says 0 for now.
+    return !wake || (replicas === 0 && wake.idleAfterSeconds) ? settings : { ...settings, wake, replicas: Math.max(1, replicas) };
+  }
   return { code: "ENGINE_INVALID", message: z.prettifyError(parsed.error).replaceAll("\n", " "), param: "spec" };
 }
 
-/** Pods start anew when the settings are others, also those that are no arguments. */
-const checksum = (settings: EngineSettings): string =>
+/** Pods start anew when the settings are others, also those that are no arguments, but for those that say how many there are. */
+const checksum = ({ wake: _wake, replicas: _replicas, ...settings }: EngineSettings): string =>
   (fnv1a(JSON.stringify(Object.entries(settings).toSorted(([a], [b]) => (a < b ? -1 : 1)))) >>> 0).toString(16);
 
 interface EngineObjects {
@@ -85,7 +90,7 @@ export function engineObjects(of: {
   if (deployment.spec === undefined || pod?.spec === undefined || container === undefined)
     throw new Error(`the template of engines has no container ${template.kind}`);
   const replicas = spec.replicas ?? template.replicas;
-  if (replicas === undefined || replicas === null) delete deployment.spec.replicas;
+  if (replicas === undefined || replicas === null || settings.wake?.idleAfterSeconds) delete deployment.spec.replicas;
   else deployment.spec.replicas = replicas;
   const metadata = (pod.metadata ??= {});
   metadata.annotations = { ...metadata.annotations, "checksum/engine": checksum(settings) };

@@ -9,7 +9,7 @@ import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import type { V1Deployment, V1Job, V1Pod } from "@kubernetes/client-node";
 import { type Bus, createBus, ensureStreams } from "@loraline/bus";
-import { buckets, type Condition, engineSettingsList } from "@loraline/contracts";
+import { buckets, type Condition, type EngineRecord, engineSettingsList, trafficKeys } from "@loraline/contracts";
 import { createKube, type Kube } from "@loraline/kube";
 import { createJetStreamObjects } from "@loraline/objects";
 import { createLog, createTelemetry, type Telemetry } from "@loraline/runtime";
@@ -33,6 +33,8 @@ let kube: Kube;
 let bus: Bus;
 let telemetry: Telemetry;
 const running = new AsyncDisposableStack();
+/** So far the operator's clock has been set forward, for engines that nobody asks. */
+let later = 0;
 
 const kubectl = (args: string[], input = ""): Promise<{ code: number | null; out: string }> =>
   new Promise((resolve, reject) => {
@@ -122,8 +124,16 @@ const playReady = async (name: string, ready: number, of = ready): Promise<void>
   });
 };
 /** As serve does when it has read the settings and the base. */
-const playServe = async (engine: string, base: string): Promise<void> => {
-  const record = { engine, base: { name: base, revision: "1", digest }, maxLoraRank: 64, maxLoras: 8, maxCpuLoras: 32, maxModelLen: 4096 };
+const playServe = async (engine: string, base: string, wake?: EngineRecord["wake"]): Promise<void> => {
+  const record = {
+    engine,
+    base: { name: base, revision: "1", digest },
+    wake,
+    maxLoraRank: 64,
+    maxLoras: 8,
+    maxCpuLoras: 32,
+    maxModelLen: 4096,
+  };
   await (await bus.bucket(buckets.engines)).put(engine, { ...record, updatedAt: new Date().toISOString() });
 };
 /** What a pod of the two has in common, whoever made it. */
@@ -168,6 +178,7 @@ beforeAll(async () => {
       identity: "one",
       tenants: new Map([[namespace, "acme"]]),
       engines: { namespace, templateName: "loraline-engine-template" },
+      now: () => performance.now() + later,
     }),
   );
 }, 120_000);
@@ -307,6 +318,88 @@ describe("an Engine", () => {
     expect(await kube.get(services, { namespace, name: "loraline-engine-qwen" })).toBeUndefined();
     expect(await kube.get(disruptionBudgets, { namespace, name: "loraline-engine-qwen" })).toBeUndefined();
     expect((await settings()).map(({ engine }) => engine)).toEqual(["small", "next"]);
+  });
+
+  describe("that may be scaled to zero, or an engine of the values", () => {
+    const wake = { waitSeconds: 60, idleAfterSeconds: 600 };
+    const replicasOf = async (name: string) => (await deployment(name))?.spec?.replicas;
+    const tell = async (gateway: string, demand?: Record<string, number>): Promise<void> => {
+      const bucket = await bus.bucket(buckets.traffic);
+      const entry = { gateway, at: new Date().toISOString(), windowMs: 60_000, engines: [] };
+      await bucket.put(trafficKeys(gateway).inFlight, entry);
+      if (demand !== undefined) await bucket.put(trafficKeys(gateway).demand, { ...entry, demand });
+    };
+    const twoLooks = () => new Promise((resolve) => setTimeout(resolve, 1200));
+    const begin = async (name: string, kind: "Engine" | "values"): Promise<void> => {
+      if (kind === "Engine") {
+        await make(name, { base: name, gpus: 0, replicas: 2, wake });
+        await expect
+          .poll(async () => (await settings()).find(({ engine }) => engine === name), within)
+          .toMatchObject({ wake, replicas: 2 });
+      } else {
+        const objects = (await chartOf(
+          ...chartEngine({ name, base: name, gpus: 0, replicas: 2, wake: { enabled: true, idleAfterSeconds: 600 } }),
+        )) as unknown as (V1Deployment & { data?: Record<string, string> })[];
+        const rendered = objects.find(({ kind: of, metadata }) => of === "Deployment" && metadata?.name === `loraline-engine-${name}`);
+        expect(rendered?.spec).not.toHaveProperty("replicas");
+        const list = objects.find(({ data }) => data?.["engines.json"] !== undefined)?.data?.["engines.json"] ?? "";
+        expect(engineSettingsList.parse(JSON.parse(list))).toMatchObject([{ engine: name, replicas: 2, wake: { waitSeconds: 240 } }]);
+        await applied([rendered]);
+      }
+      await playServe(name, name, { ...wake, replicas: 2 });
+      await expect.poll(() => replicasOf(name), within).toBe(2);
+      await playReady(name, 2);
+    };
+
+    it.each(["Engine", "values"] as const)(
+      "sleeps when nobody asks it, and is started by a request or a new version (%s)",
+      async (kind) => {
+        const name = `sleepy-${kind.toLowerCase()}`;
+        await begin(name, kind);
+        await twoLooks();
+        later += 601_000;
+        await tell("g1");
+        // One of two gateways says nothing, and may be answering.
+        await tell("g2");
+        later += 16_000;
+        await tell("g1");
+        await twoLooks();
+        expect(await replicasOf(name)).toBe(2);
+        await tell("g2");
+        await expect.poll(() => replicasOf(name), within).toBe(0);
+        await playReady(name, 0);
+        if (kind === "Engine")
+          await expect.poll(() => condition(name, "Ready"), within).toMatchObject({ status: "True", reason: "Asleep" });
+
+        await tell("g2", { [name]: 3 });
+        await expect.poll(() => replicasOf(name), within).toBe(2);
+        await playReady(name, 2);
+        await tell("g2", {});
+        await twoLooks();
+        later += 601_000;
+        await tell("g1");
+        await tell("g2");
+        await expect.poll(() => replicasOf(name), within).toBe(0);
+        await playReady(name, 0);
+
+        const adapters = await bus.bucket(buckets.adapters);
+        const version = {
+          version: 1,
+          engineName: "acme.pirate.v1.0123456789ab",
+          digest,
+          rank: 8,
+          status: "desired" as const,
+          servedAt: null,
+          reason: null,
+        };
+        const state = { tenant: "acme", adapter: `a-${name}`, engine: name, base: name, versions: [version], alias: null };
+        await adapters.put(`acme.a-${name}`, state as never);
+        await expect.poll(() => replicasOf(name), within).toBe(2);
+        await adapters.delete(`acme.a-${name}`);
+        if (kind === "Engine") await kube.delete(engines, { namespace, name });
+        await (await bus.bucket(buckets.engines)).delete(name);
+      },
+    );
   });
 
   it("is one only where the release may make engines: without a volume of bases the operator has no right to", async () => {

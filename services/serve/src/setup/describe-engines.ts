@@ -74,6 +74,7 @@ export async function describeEngines(settings: readonly EngineSettings[], bases
       tenants: tenants?.length === 0 ? null : tenants,
       tasks,
       promptLogprobs,
+      wake: own.wake && { ...own.wake, replicas: Math.max(1, own.replicas ?? 1), autoscaled: own.autoscaled },
       ...(await aboutBase().catch((error: unknown) => ({
         base: { name: base, revision: "unknown", digest: unreadDigest },
         problem: problemOfBase(error, engine, base),
